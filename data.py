@@ -1,0 +1,382 @@
+"""Stage 0. Turn any source into one contract on disk: data/<name>/.
+
+    python data.py shapes --out data/shapes                    500 images of coloured shapes, 224 px
+    python data.py moving --out data/moving                    200 clips of 17 frames, 64 px: which way does it move?
+    python data.py photos --out data/photos                    shapes on scikit-image's photographs, and crops of them
+    python data.py boxes --root DIR --format voc --out data/mine   a folder of images with VOC XML, CSV or COCO JSON boxes
+
+Writes shards `00000.pt` ... of at most 64 items and `index.yaml` last. An item is a dict:
+
+    id, source     str; a split never tears one source apart (60/20/20 by a hash of it)
+    frames         uint8 [T,H,W,3], or `encoded`: the file's own bytes, uint8 [bytes]
+    width, height  pixels
+    boxes          float32 [n,4], or [T,n,4] in a clip: xyxy of the visible part, pixels of the original frame
+    labels, names  n class names (the shape, say), and what one would call each object ("red circle")
+    mask           uint8 [H,W] or [T,H,W]: 0 background, i the i-th object
+    text, turns    a caption; [question, answer] pairs
+    direction, speed, camera   (clips) one of 8 directions or "still"; pixels a frame; background pixels a frame (dx, dy)
+
+Generated sets depend on --seed alone: the same bytes every time.
+"""
+import csv
+import io
+import json
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import check_writable, frames_of, load_items, parser, refuse, say, split_of, write_items
+
+COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 210), "yellow": (235, 205, 50),
+           "purple": (140, 50, 170), "cyan": (60, 200, 210)}
+SHAPES = {"circle": None, "triangle": (3, 0.5), "square": (4, 0.5**0.5), "star": (5, 0.45)}  # points, inner / outer radius
+DIRECTIONS = {"right": (1, 0), "down right": (1, 1), "down": (0, 1), "down left": (-1, 1),
+              "left": (-1, 0), "up left": (-1, -1), "up": (0, -1), "up right": (1, -1)}
+PHOTOGRAPHS = ("astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field",
+               "immunohistochemistry", "moon", "rocket", "colorwheel", "horse", "page", "text")
+
+
+# ---------------------------------------------------------------- drawing
+
+def coverage(shape, size, cx, cy, radius, angle):
+    """How much of each pixel a shape covers, float [size,size]. Every shape is star-convex: inside is r <= R(theta)."""
+    y, x = np.mgrid[:size, :size].astype(np.float32) + 0.5
+    dx, dy = x - cx, y - cy
+    r = np.hypot(dx, dy)
+    if SHAPES[shape] is None:
+        edge = radius
+    else:
+        points, inner = SHAPES[shape]
+        half = np.pi / points
+        theta = np.abs((np.arctan2(dx, -dy) - angle + half) % (2 * half) - half)  # 0 at a point, `half` at a notch
+        edge = radius * inner * np.sin(half) / (np.sin(theta) + inner * np.sin(half - theta))
+    return np.clip(edge - r + 0.5, 0, 1)
+
+
+def smooth_noise(rng, size, cells):
+    """Low-frequency noise in [-1, 1], float32 [size,size,1]: a coarse random grid, bicubically enlarged."""
+    grid = torch.from_numpy(rng.uniform(-1, 1, (1, 1, cells, cells)).astype(np.float32))
+    return torch.nn.functional.interpolate(grid, (size, size), mode="bicubic", align_corners=False)[0, 0, :, :, None].numpy().clip(-1, 1)
+
+
+def background(rng, size):
+    """A muted gradient with low-frequency texture, float32 [size,size,3] in 0..255."""
+    a, b = (rng.uniform(60, 200) + rng.uniform(-25, 25, 3) for _ in range(2))
+    direction = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    ramp = ((x * np.cos(direction) + y * np.sin(direction)) + 0.5)[..., None]
+    return (a + (b - a) * ramp + rng.uniform(0, 22) * smooth_noise(rng, size, int(rng.integers(3, 8)))).astype(np.float32)
+
+
+def draw(objects, canvas):
+    """Paint objects back to front. Returns the image uint8 [S,S,3], the mask uint8 [S,S] and visible boxes float32 [n,4]."""
+    size, image = canvas.shape[0], canvas.copy()
+    mask = np.zeros((size, size), np.uint8)
+    for i, o in enumerate(objects, 1):
+        alpha = coverage(o["shape"], size, o["cx"], o["cy"], o["radius"], o["angle"])
+        y, x = np.mgrid[:size, :size]
+        wave = np.sin((x * np.cos(o["angle"] + 1) + y * np.sin(o["angle"] + 1)) * 2 * np.pi / (o["radius"] * 0.7))
+        fill = np.asarray(o["rgb"], np.float32) * (1 - o["texture"] * (wave[..., None] > 0))
+        image += alpha[..., None] * (fill - image)
+        mask[alpha >= 0.5] = i
+    boxes = np.zeros((len(objects), 4), np.float32)
+    for i in range(len(objects)):
+        ys, xs = np.nonzero(mask == i + 1)
+        if len(ys):
+            boxes[i] = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+    return image.round().clip(0, 255).astype(np.uint8), mask, boxes
+
+
+def random_object(rng, size, colour, low, high):
+    """One object of radius `low`..`high` (fractions of the side), wholly inside the frame."""
+    radius = size * rng.uniform(low, high)
+    return {"colour": colour, "shape": str(rng.choice(list(SHAPES))), "radius": radius,
+            "cx": rng.uniform(radius, size - radius), "cy": rng.uniform(radius, size - radius), "angle": rng.uniform(-0.5, 0.5),
+            "texture": rng.choice([0, 0, 0.15, 0.3]), "rgb": np.clip(np.asarray(COLOURS[colour]) * rng.uniform(0.85, 1.1) + rng.uniform(-12, 12, 3), 0, 255)}
+
+
+def place_word(box, size):
+    """Where the centre of a box lies on a 3 x 3 grid, in words."""
+    cx, cy = (box[0] + box[2]) / 2 / size, (box[1] + box[3]) / 2 / size
+    words = [("left", "", "right")[min(int(cx * 3), 2)], ("top", "", "bottom")[min(int(cy * 3), 2)]]
+    return " ".join(w for w in reversed(words) if w) or "middle"
+
+
+def words_for(objects, boxes, size):
+    """A caption that names (sorted by colour, so its order says nothing of place) and question/answer turns."""
+    names = [f"{o['colour']} {o['shape']}" for o in objects]
+    text = "a " + " and a ".join(sorted(names))
+    turns = [["What is in the picture?", text]]
+    for o, name, box in zip(objects, names, boxes, strict=True):
+        turns += [[f"What shape is the {o['colour']} object?", o["shape"]], [f"Where is the {name}?", place_word(box, size)]]
+    return text, turns
+
+
+def scene(rng, size, canvas):
+    """One subject (radius 0.17-0.27 of the side) and up to three distractors (0.10-0.15); each keeps half of itself visible."""
+    while True:
+        colours = rng.permutation(list(COLOURS))[:rng.integers(1, 5)]
+        objects = [random_object(rng, size, str(c), *((0.10, 0.15) if i else (0.17, 0.27))) for i, c in enumerate(colours)]
+        image, mask, boxes = draw(objects, canvas)
+        alone = [draw([o], canvas)[1].sum() for o in objects] if len(objects) > 1 else [mask.sum()]
+        visible = [(mask == i + 1).sum() / alone[i] for i in range(len(objects))]
+        if min(visible) > 0.5:
+            return objects, image, mask, boxes, visible
+
+
+def still_item(rng, name, source, size, canvas):
+    objects, image, mask, boxes, visible = scene(rng, size, canvas)
+    text, turns = words_for(objects, boxes, size)
+    return {"id": name, "source": source, "width": size, "height": size, "frames": torch.from_numpy(image)[None],
+            "boxes": torch.from_numpy(boxes), "labels": [o["shape"] for o in objects], "names": [f"{o['colour']} {o['shape']}" for o in objects],
+            "mask": torch.from_numpy(mask), "visible": [float(v) for v in visible], "text": text, "turns": turns}
+
+
+# ---------------------------------------------------------------- sources
+
+def shapes(n, size, seed):
+    """Images of 1-4 coloured shapes with overlaps on varied backgrounds; every image is its own source."""
+    for i in range(n):
+        rng = np.random.default_rng([seed, i])
+        yield still_item(rng, f"shapes-{seed}-{i:05d}", f"shapes-{seed}-{i:05d}", size, background(rng, size))
+
+
+def photos(n, size, seed):
+    """Shapes pasted on crops of the photographs inside scikit-image; the photograph is the source."""
+    import skimage.data
+    pictures = {}
+    for name in PHOTOGRAPHS:
+        try:
+            picture = np.asarray(getattr(skimage.data, name)())
+        except Exception:  # scikit-image fetches some of its pictures from the network; those inside it are enough
+            continue
+        if picture.dtype == np.uint8:
+            pictures[name] = np.repeat(picture[..., None], 3, -1) if picture.ndim == 2 else picture[..., :3]
+    for i in range(n):
+        rng = np.random.default_rng([seed, i])
+        name = sorted(pictures)[i % len(pictures)]
+        picture = pictures[name]
+        side = int(rng.uniform(0.4, 1) * min(picture.shape[:2]))
+        top, left = (int(rng.integers(0, s - side + 1)) for s in picture.shape[:2])
+        crop = frames_of({"frames": torch.from_numpy(picture[top:top + side, left:left + side].copy())[None]}, size)
+        yield still_item(rng, f"photos-{seed}-{i:05d}", f"photos-{name}", size, crop[0].numpy().astype(np.float32))
+
+
+def moving(n, size, seed, frames=17):
+    """Clips of one moving shape: 8 directions, speeds, every tenth pair still, a third under camera motion.
+
+    Every scene comes twice, with its mirror image or its reverse, under one source. The position halfway is drawn
+    without regard to the direction, so that a single frame says little about it.
+    """
+    for i in range(n):
+        scene_number, twin = divmod(i, 2)
+        rng = np.random.default_rng([seed, scene_number])
+        colours = rng.permutation(list(COLOURS))
+        subject = random_object(rng, size, str(colours[0]), 0.12, 0.18)
+        others = [random_object(rng, size, str(c), 0.06, 0.09) for c in colours[1:rng.integers(1, 3)]]
+        direction = str(rng.choice(list(DIRECTIONS))) if scene_number % 10 else "still"
+        step = np.array(DIRECTIONS.get(direction, (0, 0)), float)
+        speed = rng.uniform(0.6, 1.4) * size / 64 if direction != "still" else 0.0
+        velocity = step / max(np.linalg.norm(step), 1) * speed
+        middle = rng.uniform(0.3, 0.7, 2) * size
+        camera = rng.integers(-1, 2, 2) if scene_number % 3 == 0 else np.zeros(2, int)
+        wide = background(rng, size + 2 * frames)
+        clip, masks, boxes = [], [], []
+        for t in range(frames):
+            at = middle + velocity * (t - (frames - 1) / 2)
+            top, left = frames + camera[1] * (t - frames // 2), frames + camera[0] * (t - frames // 2)
+            drawn = draw([*others, subject | {"cx": at[0], "cy": at[1]}], wide[top:top + size, left:left + size])
+            for store, x in zip((clip, masks, boxes), drawn, strict=True):
+                store.append(x)
+        clip, masks, boxes = np.stack(clip), np.stack(masks), np.stack(boxes)
+        kind = "original"
+        if twin and scene_number % 2:  # mirrored
+            clip, masks, kind, step, camera = clip[:, :, ::-1], masks[:, :, ::-1], "mirrored", step * (-1, 1), camera * (-1, 1)
+            boxes = np.stack([size - boxes[..., 2], boxes[..., 1], size - boxes[..., 0], boxes[..., 3]], -1) * (boxes.any(-1, keepdims=True))
+        elif twin:
+            clip, masks, boxes, kind, step, camera = clip[::-1], masks[::-1], boxes[::-1], "reversed", -step, -camera
+        direction = next((d for d, v in DIRECTIONS.items() if tuple(step) == v), "still")
+        names = [f"{o['colour']} {o['shape']}" for o in [*others, subject]]
+        yield {"id": f"moving-{seed}-{i:05d}", "source": f"moving-{seed}-{scene_number:05d}", "width": size, "height": size,
+               "frames": torch.from_numpy(clip.copy()), "mask": torch.from_numpy(masks.copy()),
+               "boxes": torch.from_numpy(boxes.astype(np.float32)), "labels": [o["shape"] for o in [*others, subject]], "names": names, "kind": kind, "direction": direction,
+               "speed": float(speed), "camera": [int(c) for c in camera], "text": f"a {names[-1]}",
+               "turns": [[f"Which way does the {names[-1]} move?", direction]]}
+
+
+def read_voc(root, annotations):
+    """Pascal VOC: one XML per image. Yields (file name, boxes, labels) or (file, problem)."""
+    for path in sorted(annotations.glob("*.xml")):
+        try:
+            tree = ET.parse(path).getroot()
+            found = [(o.findtext("name"), [float(o.find("bndbox").findtext(k)) for k in ("xmin", "ymin", "xmax", "ymax")])
+                     for o in tree.iter("object")]
+            yield tree.findtext("filename") or path.stem, [b for _, b in found], [n for n, _ in found]
+        except (ET.ParseError, AttributeError, TypeError, ValueError) as e:
+            yield path.name, f"not a readable VOC annotation ({e})"
+
+
+def read_csv(root, annotations):
+    """CSV with the columns filename, class, xmin, ymin, xmax, ymax; one row a box."""
+    with open(annotations, newline="") as f:
+        rows = csv.DictReader(f)
+        missing = {"filename", "class", "xmin", "ymin", "xmax", "ymax"} - set(rows.fieldnames or ())
+        if missing:
+            refuse(f"{annotations} lacks the columns {', '.join(sorted(missing))}; its header says {rows.fieldnames}")
+        files = {}
+        for line, row in enumerate(rows, 2):
+            boxes, labels = files.setdefault(row["filename"], ([], []))
+            try:
+                boxes.append([float(row[k]) for k in ("xmin", "ymin", "xmax", "ymax")])
+                labels.append(row["class"])
+            except (TypeError, ValueError):
+                yield row["filename"], f"line {line} of {annotations.name} has a coordinate that is no number"
+    for name, (boxes, labels) in files.items():
+        yield name, boxes, labels
+
+
+def read_coco(root, annotations):
+    """COCO instances: xywh boxes; crowds are left out, as in the usual training recipes."""
+    try:
+        content = json.loads(annotations.read_text())
+        classes = {c["id"]: c["name"] for c in content["categories"]}
+        images = {i["id"]: (i["file_name"], [], []) for i in content["images"]}
+    except (json.JSONDecodeError, KeyError, TypeError) as e:
+        refuse(f"{annotations} is not a COCO instances file ({type(e).__name__}: {e}); it needs images, categories and annotations")
+    for a in content["annotations"]:
+        if a["image_id"] not in images:
+            yield f"annotation {a.get('id')}", f"names image {a['image_id']}, which the file does not list"
+        elif not a.get("iscrowd"):
+            x, y, w, h = a["bbox"]
+            images[a["image_id"]][1].append([x, y, x + w, y + h])
+            images[a["image_id"]][2].append(classes.get(a["category_id"], f"category {a['category_id']}"))
+    seen = [name for name, _, _ in images.values()]
+    for name in sorted({n for n in seen if seen.count(n) > 1}):
+        yield name, "listed twice"
+    yield from images.values()
+
+
+FORMATS = {"voc": (read_voc, "annotations"), "csv": (read_csv, "labels.csv"), "coco": (read_coco, "annotations.json")}
+
+
+def boxes(root, form, annotations, classes, max_items, skip_bad):
+    """A folder of images with boxes. Every problem is listed; with `skip_bad` the good items go on and the count is kept."""
+    from PIL import Image
+    read, default = FORMATS[form]
+    root, annotations = Path(root), Path(annotations or Path(root) / default)
+    if not root.is_dir():
+        refuse(f"--root {root} is not a folder; give the folder that holds the images")
+    if not annotations.exists():
+        refuse(f"{annotations} does not exist; give the {form} annotations with --annotations")
+    files = {p.name: p for p in sorted(root.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp")}
+    items, problems, seen = [], [], set()
+    for name, *truth in tqdm(list(read(root, annotations)), desc="reading", unit="file"):
+        key, problem = Path(str(name)).name, None
+        if len(truth) == 1:
+            problems.append((name, truth[0]))
+            continue
+        found, labels = truth
+        path = files.get(key) or files.get(f"{key}.jpg") or files.get(f"{key}.png")
+        if path is None:
+            problem = f"no such image under {root}"
+        elif key in seen:
+            problem = "annotated twice (duplicate id)"
+        elif not found:
+            problem = "has no box"
+        elif classes and set(labels) - set(classes):
+            problem = f"unknown class {sorted(set(labels) - set(classes))[0]!r}; known: {', '.join(classes)}"
+        elif not classes and any(label.startswith("category ") for label in labels):
+            problem = f"unknown class {next(x for x in labels if x.startswith('category '))!r}; the file's categories do not list it"
+        else:
+            try:
+                encoded = path.read_bytes()
+                with Image.open(io.BytesIO(encoded)) as picture:
+                    picture.load()
+                    width, height = picture.size
+            except OSError as e:
+                problem = f"broken image ({e})"
+        seen.add(key)
+        if problem is None:
+            bad = [b for b in found if not (0 <= b[0] < b[2] <= width and 0 <= b[1] < b[3] <= height)]
+            if bad:
+                problem = f"box {bad[0]} (xyxy) does not lie inside the image of {width}x{height}"
+        if problem:
+            problems.append((name, problem))
+            continue
+        items.append({"id": key, "source": key, "width": width, "height": height, "encoded": torch.frombuffer(bytearray(encoded), dtype=torch.uint8),
+                      "boxes": torch.tensor(found, dtype=torch.float32), "labels": list(labels)})
+        if max_items and len(items) == max_items:
+            break
+    for name, problem in problems:
+        print(f"{name}: {problem}", file=sys.stderr)
+    if problems and not skip_bad:
+        refuse(f"{len(problems)} problems in {annotations}, listed above; mend them or go on without these items with --skip-bad")
+    if not items:
+        refuse(f"{annotations} leaves no usable item; check --root and --format")
+    return items, len(problems)
+
+
+def preview(items, path, columns=8, rows=5, tile=160):
+    """A contact sheet PNG: first (and for a clip last) frames with their boxes drawn."""
+    from PIL import Image, ImageDraw
+    sheet = Image.new("RGB", (columns * tile, rows * tile), "white")
+    cells = [(item, t) for item in items for t in ([0] if item["boxes"].ndim == 2 else [0, -1])][:columns * rows]
+    for k, (item, t) in enumerate(cells):
+        picture = Image.fromarray(frames_of(item, tile)[t].numpy())
+        scale = torch.tensor([tile / item["width"], tile / item["height"]] * 2)
+        for box, label in zip((item["boxes"] if item["boxes"].ndim == 2 else item["boxes"][t]) * scale, item.get("names", item["labels"]), strict=True):
+            if box[2] > box[0]:
+                ImageDraw.Draw(picture).rectangle(box.tolist(), outline="white", width=3)
+                ImageDraw.Draw(picture).rectangle(box.tolist(), outline="black")
+                ImageDraw.Draw(picture).text((box[0].item() + 3, box[1].item() + 2), label, fill="white", stroke_width=1, stroke_fill="black")
+        sheet.paste(picture, (k % columns * tile, k // columns * tile))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def get_args(argv):
+    p = parser(__doc__)
+    p.add_argument("source", nargs="?", default="shapes", choices=["shapes", "moving", "photos", "boxes"])
+    p.add_argument("--out", help="the folder to write (default: data/<source>)")
+    p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, moving 200, photos 200, boxes all)")
+    p.add_argument("--size", type=int, help="side in pixels of generated frames (default: 224; moving 64)")
+    p.add_argument("--root", help="boxes: the folder that holds the images")
+    p.add_argument("--annotations", help="boxes: default ROOT/annotations (voc), ROOT/labels.csv (csv), ROOT/annotations.json (coco)")
+    p.add_argument("--format", default="voc", choices=FORMATS, help="boxes (default: %(default)s)")
+    p.add_argument("--classes", help="boxes: the class names allowed, with commas between (default: any)")
+    p.add_argument("--skip-bad", action="store_true", help="boxes: go on without the items that have problems")
+    p.add_argument("--preview", action="store_true", help="also write preview.png, a contact sheet with boxes drawn")
+    return p.parse_args(argv)
+
+
+def main(argv=None):
+    args = get_args(argv)
+    if args.smoke:
+        args.n = args.n or 4
+    out = Path(args.out or f"data/{args.source}")
+    if args.n is not None and args.n < 1:
+        refuse(f"--n {args.n} leaves nothing to write; give 1 or more")
+    if args.source == "boxes" and not args.root:
+        refuse("--root is missing; give the folder that holds the images")
+    check_writable(out / "index.yaml")
+    meta = {"name": out.name, "source_kind": args.source, "data": "real" if args.source == "boxes" else "synthetic", "seed": args.seed, "skipped": 0}
+    if args.source == "boxes":
+        items, meta["skipped"] = boxes(args.root, args.format, args.annotations, args.classes and args.classes.split(","), args.n, args.skip_bad)
+    else:
+        n = args.n or {"shapes": 500}.get(args.source, 200)
+        generate = {"shapes": shapes, "moving": moving, "photos": photos}[args.source]
+        items = tqdm(generate(n, args.size or (64 if args.source == "moving" else 224), args.seed), total=n, desc=args.source, unit="item")
+    write_items(out, items, meta)
+    items, index = load_items(out)
+    if args.preview:
+        preview(items, out / "preview.png")
+    say(index, ("items", "sources", "train", "val", "test", "skipped"))
+    return index
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""Stage 1. What does a frozen network hold about each picture, layer by layer?
+
+    python extract.py --model tiny --data data/shapes --out results/tiny/shapes/features
+    python extract.py --model tiny --data data/shapes --out results/tiny/shapes/features-random --random-init
+
+Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face format. Writes, under --out,
+
+    <point>/00000.pt ...   features [n, t, h, w, D] fp16, raster order on the picture's own grid, 64 items a shard (t = 1 for images)
+    pooled.pt              for every point, mean and max over space: {point: [n, t, D]}
+    index.yaml             written last: per point the module, shape, dtype, bytes, non-finite values; seconds per item; run info
+
+Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger`, `language.<i>`, `latents`.
+One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
+complete is never computed again: kill it at any moment and run the same command to go on.
+"""
+import contextlib
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from common import (FEATURES, LOADERS, MODELS, POOLED, SHARD, check_writable, choose_device, find_model, frames_of, load_items, load_pt,
+                    load_yaml, parser, refuse, run_info, save_pt, save_yaml, say)
+
+PROMPT = "Describe the picture."  # follows the picture, so in a causal model it cannot change the picture's rows
+
+
+# ---------------------------------------------------------------- one forward pass that stops early
+
+class Seen(Exception):
+    """Every point has been captured: nothing deeper needs to be computed."""
+
+
+@torch.inference_mode()
+def capture(model, inputs, modules):
+    """Outputs of `modules` {point: module path} in one forward pass that ends with the last of them.
+
+    Outputs are cloned: transformers replaces some of them in place later (get_image_features does).
+    """
+    seen = {}
+
+    def hook(point):
+        def keep(module, args, output):
+            seen[point] = (output[0] if isinstance(output, tuple) else output).clone()
+            if len(seen) == len(modules):
+                raise Seen
+        return keep
+
+    handles = [model.get_submodule(path).register_forward_hook(hook(point)) for point, path in modules.items()]
+    try:
+        with contextlib.suppress(Seen):
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(seen) == len(modules), f"points never reached: {sorted(set(modules) - set(seen))}"
+    return seen
+
+
+# ---------------------------------------------------------------- families: where the points are, and the way back to raster order
+
+def unmerge(x, grid, merge):
+    """Merge-block order -> raster: [n*t*h*w, D] -> [n, t, h, w, D] for `grid` = (t, h, w) in patches."""
+    t, h, w = grid
+    x = x.reshape(-1, t, h // merge, w // merge, merge, merge, x.shape[-1])
+    return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(-1, t, h, w, x.shape[-1])
+
+
+def window_index(visual, grid_thw):
+    """Where Qwen2.5-VL's tower puts each merge block when it sorts them into attention windows."""
+    try:
+        from transformers.vision_utils import get_vision_window_index
+    except ImportError:  # transformers before 5.20 keeps it on the tower
+        return visual.get_window_index(grid_thw)[0]
+    return get_vision_window_index(grid_thw, visual.spatial_merge_size, visual.window_size, visual.patch_size)[0]
+
+
+def qwen2_5_vl(model, processor):
+    """Tower blocks are in window order, patch_embed in merge-block order, the merger in window order, language rows in raster order."""
+    visual, config = model.model.visual, model.config
+    merge = visual.spatial_merge_size
+
+    def inputs(frames):
+        text = processor.apply_chat_template([{"role": "user", "content": [
+            {"type": "image" if frames.shape[1] == 1 else "video"}, {"type": "text", "text": PROMPT}]}], tokenize=False, add_generation_prompt=True)
+        x = frames.permute(0, 1, 4, 2, 3)
+        size = {"size": {"shortest_edge": 1, "longest_edge": frames.shape[2] * frames.shape[3]}}  # frames are already at the size asked for
+        media = ({"images": [[f[0]] for f in x], "images_kwargs": size} if frames.shape[1] == 1 else
+                 {"videos": list(x), "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size}})
+        return processor(text=[text] * len(x), return_tensors="pt", **media)
+
+    def of(batch):
+        grid_thw = batch["image_grid_thw"] if "image_grid_thw" in batch else batch["video_grid_thw"]
+        assert (grid_thw == grid_thw[0]).all(), grid_thw
+        return grid_thw, grid_thw[0].tolist()
+
+    def patch_embed(x, batch):
+        return unmerge(x, of(batch)[1], merge)
+
+    def block(x, batch):
+        grid_thw, grid = of(batch)
+        back = window_index(visual, grid_thw).to(x.device).argsort()
+        return unmerge(x.reshape(-1, merge**2, x.shape[-1])[back].flatten(0, 1), grid, merge)
+
+    def merger(x, batch):
+        grid_thw, (t, h, w) = of(batch)
+        back = window_index(visual, grid_thw).to(x.device).argsort()
+        return x[back].reshape(-1, t, h // merge, w // merge, x.shape[-1])
+
+    def language(x, batch):
+        _, (t, h, w) = of(batch)
+        rows = (batch["input_ids"] == config.image_token_id) | (batch["input_ids"] == config.video_token_id)
+        return x[rows.to(x.device)].reshape(len(x), t, h // merge, w // merge, x.shape[-1])
+
+    points = {"patch_embed": ("model.visual.patch_embed", patch_embed)}
+    points |= {f"vision.{i}": (f"model.visual.blocks.{i}", block) for i in range(len(visual.blocks))}
+    points |= {"merger": ("model.visual.merger", merger)}
+    points |= {f"language.{i}": (f"model.language_model.layers.{i}", language) for i in range(len(model.model.language_model.layers))}
+    return inputs, points, visual.patch_size * merge
+
+
+def dinov2(model, processor):
+    """CLS (and registers) first, then patches in raster order; a clip is its frames, one by one."""
+    patch, first = model.config.patch_size, 1 + getattr(model.config, "num_register_tokens", 0)
+
+    def inputs(frames):
+        pixels = processor(list(frames.flatten(0, 1).permute(0, 3, 1, 2)), do_resize=False, do_center_crop=False, return_tensors="pt")
+        return pixels | {"frames": frames.shape[1]}
+
+    def grid(x, batch):
+        h, w = (s // patch for s in batch["pixel_values"].shape[-2:])
+        return x[:, first:].reshape(-1, batch["frames"], h, w, x.shape[-1])
+
+    points = {"patch_embed": ("embeddings", grid)}
+    points |= {f"vision.{i}": (f"encoder.layer.{i}", grid) for i in range(len(model.encoder.layer))}
+    return inputs, points, patch
+
+
+def ltx_vae(model, processor):
+    """Normalised latents, the space that LTX-Video's transformer works in: (mode - latents_mean) / latents_std, per channel."""
+    def inputs(frames):
+        step, side = model.temporal_compression_ratio, model.spatial_compression_ratio
+        if (frames.shape[1] - 1) % step or frames.shape[2] % side or frames.shape[3] % side:
+            refuse(f"{frames.shape[1]} frames of {frames.shape[2]} px: this autoencoder takes {step}k+1 frames and sides that are multiples of {side}; others it drops silently")
+        return {"sample": frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1}
+
+    def latents(x, batch):
+        return (x.permute(0, 2, 3, 4, 1) - model.latents_mean) / model.latents_std
+
+    return inputs, {"latents": ("encoder", latents)}, model.spatial_compression_ratio
+
+
+# model type in config.json -> (family, module whose forward is run). A new family is one function and one line here.
+FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "dinov2": dinov2, "ltx_vae": ltx_vae}
+
+
+def family_of(model):
+    return FAMILIES[getattr(model.config, "model_type", "ltx_vae")]
+
+
+# ---------------------------------------------------------------- the stage
+
+def quarters(points):
+    """Every point of a small model; of a deep one the embedding, the merger and four depths of each stack."""
+    chosen = []
+    for stack in ("vision", "language"):
+        names = [p for p in points if p.startswith(f"{stack}.")]
+        chosen += names if len(names) <= 8 else [names[round(len(names) * q / 4) - 1] for q in (1, 2, 3, 4)]
+    return [p for p in points if p in chosen or "." not in p]
+
+
+def pixel_grid(frames, grid):
+    """Raw pixels on the model's own coarsest grid: [n,T,S,S,3] -> [n, t, h, w, p*p*3] in [0, 1]; the first frame of each time step."""
+    t, h, w = grid
+    x = frames[:, torch.arange(t) * frames.shape[1] // t].float() / 255
+    n, p, q = len(x), x.shape[2] // h, x.shape[3] // w
+    return x[:, :, :h * p, :w * q].reshape(n, t, h, p, w, q, 3).permute(0, 1, 2, 4, 3, 5, 6).reshape(n, t, h, w, -1)
+
+
+def extract(run_model, items, size, batch, device):
+    """Features of some items, micro-batch by micro-batch: ({point: [n,t,h,w,D] fp32 on the CPU}, seconds of each forward pass)."""
+    parts, seconds = [], []
+    for i in range(0, len(items), batch):
+        frames = torch.stack([frames_of(item, size) for item in items[i:i + batch]])
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        features = run_model(frames)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - started) / len(frames))
+        smallest = min(features.values(), key=lambda x: x.shape[1:4].numel())
+        parts.append({"pixels": pixel_grid(frames, smallest.shape[1:4])} | {p: x.float().cpu() for p, x in features.items()})
+    return {p: torch.cat([part[p] for part in parts]) for p in parts[0]}, seconds
+
+
+def get_args(argv):
+    p = parser(__doc__)
+    p.add_argument("--model", default="tiny", help="a registry name or a folder in Hugging Face format (default: %(default)s)")
+    p.add_argument("--data", default="data/shapes", help="a folder that data.py wrote (default: %(default)s)")
+    p.add_argument("--out", help="default: results/<model>/<data>/features")
+    p.add_argument("--points", default="quarters", help="points with commas between, all, or quarters: four depths of each stack (default: %(default)s)")
+    p.add_argument("--size", type=int, help="side in pixels that frames are squashed to (default: the registry's for the model, images and clips apart)")
+    p.add_argument("--batch", type=int, default=8, help="micro-batch (default: %(default)s)")
+    p.add_argument("--random-init", action="store_true", help="the same architecture with untrained weights: a floor")
+    p.add_argument("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based), for cluster arrays")
+    p.add_argument("--list", action="store_true", help="print the registry and stop")
+    return p.parse_args(argv)
+
+
+def smoke_input(args, folder):
+    """A made-up data folder and a random small Dinov2 checkpoint, for --smoke."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    from common import write_items
+    g = torch.Generator().manual_seed(args.seed)
+    write_items(folder / "data", [{"id": f"noise-{i}", "source": f"noise-{i}", "width": 28, "height": 28,
+                                   "frames": torch.randint(0, 256, (1, 28, 28, 3), generator=g, dtype=torch.uint8)} for i in range(6)], {"data": "synthetic", "name": "noise"})
+    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)).save_pretrained(folder / "model")
+    BitImageProcessor().save_pretrained(folder / "model")
+    args.model, args.data, args.size, args.out = str(folder / "model"), str(folder / "data"), 28, args.out or str(folder / "features")
+
+
+def main(argv=None):
+    args, started = get_args(argv), time.time()
+    if args.list:
+        for name, entry in MODELS.items():
+            print(f"{name:16s} {entry['kind']:8s} {entry['size']:4d} px  {entry['path']}  {entry.get('note', '')}".rstrip())
+        return MODELS
+    if args.smoke:
+        import tempfile
+        smoke_input(args, Path(tempfile.mkdtemp()))
+    entry = find_model(args.model)
+    items, data = load_items(args.data)
+    out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")
+    check_writable(out / "index.yaml")
+    if args.batch < 1:
+        refuse(f"--batch {args.batch} is not positive; give 1 or more")
+    clip = "frames" in items[0] and len(items[0]["frames"]) > 1
+    size = args.size or entry["clip" if clip else "size"]
+    seed = args.seed if args.random_init else None
+    plan = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "size": size, "batch": args.batch, "points": args.points,
+            "random_seed": seed, "items": hashlib.sha256("\n".join(data["ids"]).encode()).hexdigest()[:16]}
+    if (out / "plan.yaml").exists() and (before := load_yaml(out / "plan.yaml")) != plan:
+        what = next(k for k in plan if before.get(k) != plan[k])
+        refuse(f"{out} holds features made with {what} {before.get(what)!r}, not {plan[what]!r}; delete the folder or give another --out")
+    save_yaml(out / "plan.yaml", plan)
+    shards = -(-len(items) // SHARD)
+    rank, ranks = (int(x) for x in args.shard.split("/")) if args.shard else (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    todo = [s for s in range(rank, shards, ranks) if not (out / "pooled" / f"{s:05d}.pt").exists()]
+
+    device, dtype, why = choose_device()
+    modules = load_yaml(out / "modules.yaml") if (out / "modules.yaml").exists() else {}
+    if todo or not modules:
+        print(f"device {device.type} ({why})")
+        model, processor = LOADERS[entry["kind"]](entry, device, dtype, seed)
+        inputs_of, points, multiple = family_of(model)(model, processor)
+        if size % multiple:
+            refuse(f"--size {size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(size // multiple, 1) * multiple}")
+        names = list(points) if args.points == "all" else quarters(points) if args.points == "quarters" else args.points.split(",")
+        if unknown := [n for n in names if n not in points]:
+            refuse(f"{args.model} has no point {unknown[0]!r}; its points are {', '.join(points)}")
+        modules = {n: points[n][0] for n in points if n in names}
+        save_yaml(out / "modules.yaml", modules)
+
+        def run_model(frames):
+            batch = inputs_of(frames)
+            given = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in batch.items() if torch.is_tensor(v)}
+            if entry["kind"] == "vae":
+                with torch.inference_mode():
+                    seen = {"latents": model.encode(given["sample"]).latent_dist.mode()}
+            else:
+                seen = capture(model, given, modules)
+            return {n: points[n][1](seen[n], batch) for n in modules}
+
+        for s in tqdm(todo, desc=f"{entry['name']} {Path(args.data).name}", unit="shard"):
+            part = items[s * SHARD:(s + 1) * SHARD]
+            ids = [i["id"] for i in part]
+            features, seconds = extract(run_model, part, size, args.batch, device)
+            for point, x in features.items():
+                save_pt(out / point / f"{s:05d}.pt", FEATURES, ids, {"point": point}, features=x.half())
+            pooled = {p: {"mean": x.mean((2, 3)), "max": x.amax((2, 3)), "shape": list(x.shape[1:]), "nonfinite": int((~x.half().isfinite()).sum())} for p, x in features.items()}
+            save_pt(out / "pooled" / f"{s:05d}.pt", POOLED, ids, {"seconds": seconds}, pooled=pooled)  # written last: this shard is complete
+
+    if ranks > 1 and not args.shard:
+        torch.distributed.init_process_group("gloo")
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        if rank:
+            return {}
+    if missing := [s for s in range(shards) if not (out / "pooled" / f"{s:05d}.pt").exists()]:
+        print(f"shards_missing {len(missing)} of {shards}: run the other --shard parts, then any of them again")
+        return {"shards_missing": len(missing)}
+
+    parts = [load_pt(out / "pooled" / f"{s:05d}.pt", POOLED) for s in range(shards)]
+    names = list(parts[0]["pooled"])
+    pooled = {p: {k: torch.cat([part["pooled"][p][k] for part in parts]) for k in ("mean", "max")} for p in names}
+    save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": entry["name"]}, pooled=pooled)
+    table = {p: {"module": modules.get(p, "the frames themselves"), "shape": parts[0]["pooled"][p]["shape"], "dtype": "float16",
+                 "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)} for p in names}
+    seconds = sorted(s for part in parts for s in part["meta"]["seconds"])
+    result = {"stage": "extract", "schema": FEATURES, "model": entry["name"], "kind": entry["kind"], "weights": plan["weights"], "data": data["data"],
+              "items": len(items), "size": size, "seconds_per_item": seconds[len(seconds) // 2], "bytes": sum(t["bytes"] for t in table.values()),
+              "nonfinite": sum(t["nonfinite"] for t in table.values()), "data_path": str(args.data), "shards": shards, "points": table, "ids": data["ids"],
+              "run": run_info(args, started, device=f"{device.type} ({why})", dtype=str(dtype), micro_batch=args.batch, script="extract.py")}
+    save_yaml(out / "index.yaml", result)
+    say(result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,353 @@
+"""Stage 2. What space and motion does each layer still hold, for the simplest decoder that could read it?
+
+    python probe.py --features results/tiny/shapes/features --random results/tiny/shapes/features-random --out results/tiny/shapes/probe.yaml
+    python probe.py --features results/tiny/moving/features --out results/tiny/moving/probe.yaml
+
+Reads features (extract.py) and the truth beside their pictures (data.py). Writes probe.yaml, and probe.pt with what was decoded for the test
+items at the chosen layers. Which probes run depends on the truth there is:
+
+    bbox_iou        closed-form ridge from the flattened token grid to the largest box; penalty by leave-one-out
+    spatial_iou     ridge from every token to the mask of its own cell (foreground: the masks, or the boxes where there are none)
+    map50           DETR-style set prediction, five seeds, mAP@0.5 by pycocotools
+    recon_*         ridge from every token to its own pixels: LPIPS, SSIM, edge F1 of that picture
+    direction_accuracy   (clips) ridge from pooled features to the direction of motion
+
+The layer is chosen on val, its score comes from test, and beside every score stand the floors from the same split: a constant, shuffled
+labels, raw pixels through the same probe, the same architecture with random weights (--random).
+"""
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common import (RESULT, box_iou, check_writable, coco_ap50, criterion, edge_f1, frames_of, holm, join, load_features, load_items, load_lpips,
+                    mask_iou, paired_test, parser, refuse, ridge, run_info, save_pt, save_yaml, say, split_indices, ssim, token_ridge,
+                    train_set_probe)
+
+MASK, PICTURE, SET_GRID = 48, 64, 8  # pixels a side of decoded masks and pictures; the most tokens a side that the set probe reads
+SEEDS = 5
+
+
+# ---------------------------------------------------------------- truth
+
+def box_truth(items):
+    """Boxes in 0..1 of the picture: the largest one [n,4]; per item all of them with class numbers; the class names."""
+    size = [torch.tensor([i["width"], i["height"]] * 2) for i in items]
+    every = [i["boxes"] / s for i, s in zip(items, size, strict=True)]
+    largest = torch.stack([b[(b[:, 2:] - b[:, :2]).prod(1).argmax()] for b in every])
+    names = sorted({label for i in items for label in i["labels"]})
+    return largest, [(b, torch.tensor([names.index(n) for n in i["labels"]])) for b, i in zip(every, items, strict=True)], names
+
+
+def foreground(items, side):
+    """Foreground of every item, [n, side, side] in 0..1 by area: masks where they exist, else the union of the boxes."""
+    out = []
+    for item in items:
+        if "mask" in item:
+            mask = (item["mask"] > 0).float()
+        else:
+            mask = torch.zeros(item["height"], item["width"])
+            for x1, y1, x2, y2 in item["boxes"].round().int().tolist():
+                mask[y1:y2, x1:x2] = 1
+        out.append(F.adaptive_avg_pool2d(mask[None], side)[0])
+    return torch.stack(out)
+
+
+# ---------------------------------------------------------------- cells: what belongs to one token
+
+def to_cells(maps, h, w):
+    """[n, c, h*s, w*s] -> [n, h*w, c*s*s]: what every token of an h x w grid has to predict."""
+    n, c, height, width = maps.shape
+    return maps.reshape(n, c, h, height // h, w, width // w).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w, -1)
+
+
+def from_cells(cells, h, w, channels, side):
+    """The inverse of `to_cells`, then resized to side x side (bilinear)."""
+    s = round((cells.shape[-1] / channels) ** 0.5)
+    maps = cells.reshape(len(cells), h, w, channels, s, s).permute(0, 3, 1, 4, 2, 5).reshape(len(cells), channels, h * s, w * s)
+    return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=True)
+
+
+def best_threshold(soft, truth):
+    """The threshold on a soft mask with the highest mean IoU (on validation items)."""
+    levels = torch.linspace(0.1, 0.9, 17)
+    return levels[torch.stack([mask_iou(soft > level, truth).mean() for level in levels]).argmax()]
+
+
+# ---------------------------------------------------------------- probes: features in, scores per item out
+
+def probe_boxes(x, largest, split, seed=0):
+    """{true, shuffled}: IoU of the ridge box with the largest true box, per item [n] (shuffled: [SEEDS, n]); and the boxes."""
+    g = torch.Generator().manual_seed(seed)
+    targets = {"true": largest}
+    for s in range(SEEDS):
+        wrong = largest.clone()
+        wrong[split["train"]] = largest[split["train"]][torch.randperm(len(split["train"]), generator=g)]
+        targets[f"shuffled{s}"] = wrong
+    boxes = ridge(x.flatten(1), targets, split["train"])
+    iou = {k: box_iou(b.clamp(0, 1), largest) for k, b in boxes.items()}
+    return iou["true"], torch.stack([iou[f"shuffled{s}"] for s in range(SEEDS)]), boxes["true"].clamp(0, 1)
+
+
+def probe_cells(x, masks, pictures, split):
+    """Token-wise ridge to masks and pixels. x [n,h,w,D] -> soft masks [n,MASK,MASK], pictures uint8 [n,PICTURE,PICTURE,3]."""
+    n, h, w, _ = x.shape
+    targets = {}
+    for name, maps, side in (("mask", masks[:, None], MASK), ("picture", pictures, PICTURE)):
+        s = max(-(-side // h), 1)
+        targets[name] = to_cells(F.interpolate(maps, (h * s, w * s), mode="bilinear", align_corners=False, antialias=True), h, w)
+    found = token_ridge(x.flatten(1, 2), targets, split["train"], split["val"])
+    soft = from_cells(found["mask"], h, w, 1, MASK)[:, 0]
+    picture = from_cells(found["picture"], h, w, 3, PICTURE).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
+    return soft, picture
+
+
+def mask_scores(soft, truth, split):
+    """IoU per item of the thresholded soft mask; the threshold is chosen on val."""
+    return mask_iou(soft > best_threshold(soft[split["val"]], truth[split["val"]]), truth)
+
+
+def probe_set(x, truth, classes, split, seed):
+    """Set prediction from tokens [n,h,w,D], read at no more than SET_GRID a side: val and test mAP@0.5 of each seed, with resamples of test."""
+    h, w = (min(s, SET_GRID) for s in x.shape[1:3])
+    x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (h, w)).permute(0, 2, 3, 1).flatten(1, 2)
+    predict = train_set_probe(x, (h, w), truth, classes, split["train"], split["val"], SEEDS, seed=seed)
+    out = {}
+    for part, n_boot in (("val", 0), ("test", 100)):
+        boxes, names, scores = predict(x[split[part]])
+        true = [(truth[i][0] * 1000, truth[i][1]) for i in split[part]]
+        runs = [coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot) for s in range(SEEDS)]
+        out[part] = torch.tensor([r[0] for r in runs])
+        out[f"{part}_draws"] = torch.tensor([r[3] for r in runs])  # [SEEDS, n_boot], the same resamples for every seed and probe
+    return out
+
+
+def set_criterion(runs, best, floors, n):
+    """The record of mAP@0.5: intervals from resampled images pooled over seeds, the paired gain from equal resamples."""
+    own, mean = runs[best], {k: f["test"].mean().item() for k, f in floors.items()}
+    worst = max(mean, key=mean.get)
+    draws, gain = own["test_draws"], own["test_draws"].mean(0) - floors[worst]["test_draws"].mean(0)
+    q = torch.tensor([0.025, 0.975])
+    score = own["test"].mean().item()
+    low, high = draws.flatten().quantile(q).tolist()
+    gain_low, gain_high = gain.quantile(q).tolist()
+    tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
+    return {"score": score, "low": low, "high": high, "better": "higher", "n": n, "sources": n, "floor": mean[worst], "floor_name": worst, "ceiling": 1.0,
+            "skill": (score - mean[worst]) / (1 - mean[worst]), "gain": score - mean[worst], "gain_low": gain_low, "gain_high": gain_high,
+            "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))), "layer": best, "seeds": SEEDS, "seed_std": own["test"].std().item(), "floors": mean}
+
+
+def one_hot(labels, names):
+    return F.one_hot(torch.tensor([names.index(n) for n in labels]), len(names)).float()
+
+
+def poolings(pooled):
+    """Views of a clip [n, ...] from space-pooled features: mean over time, every time step in order, change from first to last."""
+    x = pooled["mean"]
+    return {"mean": x.mean(1), "time": x.flatten(1), "change": torch.cat([x[:, -1] - x[:, 0], x.mean(1)], -1), "max": pooled["max"].flatten(1)}
+
+
+# ---------------------------------------------------------------- the two kinds of truth
+
+def space(args, items, split, read, points, read_random, progress):
+    """All probes of still pictures. Returns (criteria, layers, decoded)."""
+    largest, truth, names = box_truth(items)
+    masks = foreground(items, MASK)
+    solid = masks >= 0.5
+    frames = torch.cat([frames_of(i, PICTURE) for i in items])
+    pictures = frames.permute(0, 3, 1, 2).float() / 255
+    lpips, lpips_name = load_lpips()
+    test, val = split["test"], split["val"]
+    sources = [items[i]["source"] for i in test]
+
+    boxes, cells = {}, {}
+    for kind, reader, chosen in (("", read, points), ("random:", read_random, points if read_random else [])):
+        for point in progress(chosen, desc=f"{kind or 'trained:'} ridges"):
+            x = reader(point)[:, 0]
+            boxes[kind + point] = probe_boxes(x, largest, split, args.seed)
+            soft, picture = probe_cells(x, masks, pictures, split)
+            cells[kind + point] = {"spatial_iou": mask_scores(soft, solid, split), "ssim": ssim(picture, frames), "picture": picture, "soft": soft}
+    chosen_points = [p for p in points if p != "pixels"]
+
+    def best(score):
+        return max(chosen_points, key=lambda p: score(p)[val].mean())
+
+    def floors_of(score, layer, **more):
+        found = dict(more)
+        if "pixels" in boxes:
+            found["pixels"] = score("pixels")[test]
+        if read_random:
+            found["random_init"] = score(f"random:{layer}")[test]
+        return found
+
+    constant = largest[split["train"]].median(0).values
+    layer = best(lambda p: boxes[p][0])
+    criteria = {"bbox_iou": criterion(boxes[layer][0][test], floors_of(lambda p: boxes[p][0], layer, constant=box_iou(constant, largest[test]), shuffled=boxes[layer][1][:, test]),
+                                      sources, layer=layer, seed=args.seed, options_searched=len(chosen_points))}
+    decoded = {"boxes": boxes[layer][2][test].clone(), "true_boxes": largest[test].clone()}
+
+    position = mask_scores(masks[split["train"]].mean(0).expand_as(masks), solid, split)
+    g = torch.Generator().manual_seed(args.seed)
+    x = read(layer := best(lambda p: cells[p]["spatial_iou"]))[:, 0]
+    wrong = torch.arange(len(items))
+    wrong[split["train"]] = split["train"][torch.randperm(len(split["train"]), generator=g)]
+    shuffled_soft, shuffled_picture = probe_cells(x, masks[wrong], pictures[wrong], split)
+    through = F.interpolate(F.interpolate(masks[:, None], (h := x.shape[1] * max(-(-MASK // x.shape[1]), 1), h), mode="bilinear"), (MASK, MASK), mode="bilinear")[:, 0]
+    criteria["spatial_iou"] = criterion(
+        cells[layer]["spatial_iou"][test], floors_of(lambda p: cells[p]["spatial_iou"], layer, position_only=position[test], all_foreground=mask_iou(torch.ones_like(solid), solid)[test],
+                                                     shuffled=mask_scores(shuffled_soft, solid, split)[test]),
+        sources, ceiling=mask_iou(through >= 0.5, solid)[test].mean().item(), layer=layer, seed=args.seed, options_searched=len(chosen_points),
+        truth="masks" if "mask" in items[0] else "boxes")
+    decoded["masks"] = cells[layer]["soft"][test].clone()
+
+    layer = best(lambda p: cells[p]["ssim"])
+    mean_picture = pictures[split["train"]].mean(0).mul(255).round().byte().permute(1, 2, 0).expand(len(test), -1, -1, -1)
+    rows = {"own": cells[layer]["picture"][test], "mean_image": mean_picture, "shuffled": shuffled_picture[test]}
+    rows |= {"random_init": cells[f"random:{layer}"]["picture"][test]} if read_random else {}  # raw pixels would be a copy, hence no floor here
+    for key, measure, better, ceiling in (("recon_" + lpips_name, lpips, "lower", 0.0), ("recon_ssim", ssim, "higher", 1.0), ("recon_edge_f1", edge_f1, "higher", 1.0)):
+        scores = {name: measure(picture.contiguous(), frames[test]) for name, picture in rows.items()}
+        criteria[key] = criterion(scores.pop("own"), scores, sources, ceiling, better, layer=layer, seed=args.seed, options_searched=len(chosen_points))
+    decoded["pictures"] = cells[layer]["picture"][test].clone()
+
+    # The set probe is trained by gradient, so it runs at the two most promising layers only, and on every floor.
+    ranked = sorted(chosen_points, key=lambda p: -boxes[p][0][val].mean())[:2]
+    label_free = [truth[i] for i in wrong]
+    jobs = {p: (read(p), truth) for p in ranked} | {"position_only": (None, truth), "shuffled": (read(ranked[0]), label_free)}
+    jobs |= {"pixels": (read("pixels"), truth)} if "pixels" in boxes else {}
+    jobs |= {"random_init": (read_random(ranked[0]), truth)} if read_random else {}
+    runs = {}
+    for name in progress(jobs, desc="set prediction"):
+        x, labels = jobs[name]
+        x = (read(ranked[0])[split["train"]].mean(0).expand(len(items), -1, -1, -1, -1) if x is None else x)[:, 0]
+        labels = [labels[i] if i in set(split["train"].tolist()) else truth[i] for i in range(len(items))]
+        runs[name] = probe_set(x, labels, len(names), split, args.seed)
+    layer = max(ranked, key=lambda p: runs[p]["val"].mean())
+    criteria["map50"] = set_criterion(runs, layer, {k: r for k, r in runs.items() if k not in ranked}, len(test)) | {"options_searched": len(ranked), "classes": len(names)}
+
+    layers = {p: {"bbox_iou": boxes[p][0][test].mean(), "bbox_iou_val": boxes[p][0][val].mean(), "spatial_iou": cells[p]["spatial_iou"][test].mean(),
+                  "recon_ssim": cells[p]["ssim"][test].mean()} | ({"bbox_iou_random": boxes[f"random:{p}"][0][test].mean(),
+                  "spatial_iou_random": cells[f"random:{p}"]["spatial_iou"][test].mean()} if read_random else {}) for p in points}
+    floor = {"bbox_iou": box_iou(constant, largest[test]), "spatial_iou": position[test]}
+    p_values = {f"{p}/{task}": paired_test(s[test], floor[task], sources, seed=args.seed)["p"] for p in points
+                for task, s in (("bbox_iou", boxes[p][0]), ("spatial_iou", cells[p]["spatial_iou"]))}
+    for key, p in holm(p_values).items():
+        point, task = key.split("/")
+        layers[point][f"{task}_p_holm"] = p
+    for p in points:
+        layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = (criterion(boxes[p][0][test], {"constant": floor["bbox_iou"]}, sources)[k] for k in ("low", "high"))
+    return criteria, layers, decoded
+
+
+def motion(args, items, split, pooled, pooled_random, points):
+    """Direction of motion from space-pooled clip features, 8 ways, on the clips that move. Returns (criteria, layers, decoded)."""
+    moving = torch.tensor([i["direction"] != "still" for i in items])
+    split = {k: v[moving[v]] for k, v in split.items()}
+    names = sorted({i["direction"] for i in items} - {"still"})
+    truth = torch.tensor([names.index(i["direction"]) if i["direction"] != "still" else -1 for i in items])
+    y = one_hot([i["direction"] if i["direction"] != "still" else names[0] for i in items], names)
+    test, val, train = split["test"], split["val"], split["train"]
+    g = torch.Generator().manual_seed(args.seed)
+    targets = {"true": y}
+    for s in range(SEEDS):
+        wrong = y.clone()
+        wrong[train] = y[train][torch.randperm(len(train), generator=g)]
+        targets[f"shuffled{s}"] = wrong
+    correct = {}
+    for kind, source in (("", pooled), ("random:", pooled_random or {})):
+        for point in points if source else []:
+            for view, x in poolings(source[point]).items():
+                found = ridge(x, targets, train)
+                correct[kind + point, view] = {k: (z.argmax(1) == truth).float() for k, z in found.items()}
+    options = [(p, v) for p in points if p != "pixels" for v in ("mean", "time", "change", "max")]
+    layer, view = max(options, key=lambda o: correct[o]["true"][val].mean())
+    commonest = truth[train].bincount(minlength=len(names)).argmax()
+    floors = {"commonest": (truth[test] == commonest).float(), "shuffled": torch.stack([correct[layer, view][f"shuffled{s}"][test] for s in range(SEEDS)])}
+    if "pixels" in points:
+        floors["pixels"] = max((correct["pixels", v]["true"] for v in ("mean", "time", "change", "max")), key=lambda c: c[val].mean())[test]
+    if pooled_random:
+        floors["random_init"] = correct[f"random:{layer}", view]["true"][test]
+    sources = [items[i]["source"] for i in test]
+    criteria = {"direction_accuracy": criterion(correct[layer, view]["true"][test], floors, sources, layer=layer, pooling=view, seed=args.seed, options_searched=len(options))}
+    layers = {p: {f"direction_accuracy_{v}": correct[p, v]["true"][test].mean() for v in ("mean", "time", "change", "max")} for p in points}
+    p_values = {f"{p}/{v}": paired_test(correct[p, v]["true"][test], floors["commonest"], sources, seed=args.seed)["p"] for p in points for v in ("mean", "time", "change", "max")}
+    for key, p in holm(p_values).items():
+        layers[key.split("/")[0]][f"direction_accuracy_{key.split('/')[1]}_p_holm"] = p
+    return criteria, layers, {"correct": correct[layer, view]["true"][test].clone()}
+
+
+def smoke_input(args, folder):
+    """Planted features: an oracle point that holds the box, and a noise point."""
+    from common import FEATURES, POOLED, write_items
+    g = torch.Generator().manual_seed(args.seed)
+    corner = torch.rand(40, 2, generator=g) * 20
+    boxes = torch.cat([corner, corner + 6 + torch.rand(40, 2, generator=g) * 6], 1).round()
+    frames = torch.zeros(40, 1, 32, 32, 3, dtype=torch.uint8)
+    for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
+        f[0, y1:y2, x1:x2] = 255
+    ids = [f"box-{i}" for i in range(40)]
+    write_items(folder / "data", [{"id": i, "source": i, "width": 32, "height": 32, "frames": f, "boxes": b[None], "labels": ["box"]}
+                                  for i, f, b in zip(ids, frames, boxes, strict=True)], {"data": "synthetic", "name": "boxes"})
+    points = {"oracle": boxes[:, None, None, None].expand(-1, 1, 2, 2, -1) / 32, "noise": torch.randn(40, 1, 2, 2, 8, generator=g)}
+    for name, x in points.items():
+        save_pt(folder / "features" / name / "00000.pt", FEATURES, ids, {}, features=x.half().contiguous())
+    save_pt(folder / "features" / "pooled.pt", POOLED, ids, {}, pooled={k: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))} for k, x in points.items()})
+    save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic",
+                                                   "data_path": str(folder / "data"), "shards": 1, "points": {k: {"shape": list(x.shape[1:])} for k, x in points.items()}, "ids": ids})
+    args.features, args.out = str(folder / "features"), args.out or str(folder / "probe.yaml")
+
+
+def get_args(argv):
+    p = parser(__doc__)
+    p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
+    p.add_argument("--random", help="features of the same architecture with random weights (extract.py --random-init): a floor")
+    p.add_argument("--data", help="the data folder (default: the one the features were made from)")
+    p.add_argument("--points", help="points with commas between (default: all in the index)")
+    p.add_argument("--out", help="default: probe.yaml beside --features")
+    return p.parse_args(argv)
+
+
+def main(argv=None):
+    args, started = get_args(argv), time.time()
+    if args.smoke:
+        import tempfile
+        smoke_input(args, Path(tempfile.mkdtemp()))
+    index, read = load_features(args.features)
+    items, data = load_items(args.data or index["data_path"])
+    items = join(items, index, args.features)
+    split = split_indices(items, args.features)
+    out = Path(args.out or Path(args.features).parent / "probe.yaml")
+    check_writable(out)
+    points = args.points.split(",") if args.points else list(index["points"])
+    if unknown := [p for p in points if p not in index["points"]]:
+        refuse(f"{args.features} has no point {unknown[0]!r}; its points are {', '.join(index['points'])}")
+    random_index, read_random = load_features(args.random) if args.random else (None, None)
+    if random_index and (random_index["ids"] != index["ids"] or any(p not in random_index["points"] for p in points)):
+        refuse(f"{args.random} does not hold the same items and points as {args.features}; run extract.py --random-init with the same --data, --size and --points")
+
+    if "direction" in items[0]:
+        from common import POOLED, load_pt
+        pooled, pooled_random = (load_pt(Path(f) / "pooled.pt", POOLED)["pooled"] if f else None for f in (args.features, args.random))
+        criteria, layers, decoded = motion(args, items, split, pooled, pooled_random, points)
+    elif "boxes" in items[0]:
+        criteria, layers, decoded = space(args, items, split, read, points, read_random, lambda it, desc: tqdm(it, desc=desc, unit="point"))
+    else:
+        refuse(f"{index['data_path']} has neither boxes nor directions; probe.py needs one of them")
+
+    result = {"stage": "probe", "model": index["model"], "weights": index["weights"], "data": index["data"], "data_name": data["name"], "items": len(items),
+              **{k: len(v) for k, v in split.items()}}
+    for name, c in criteria.items():
+        result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_layer": c["layer"]}
+    if args.random is None:
+        result["random_init_floor"] = None
+        result["random_init_reason"] = "no --random features were given"
+    result |= {"criteria": criteria, "layers": layers, "run": run_info(args, started, script="probe.py")}
+    save_pt(out.with_suffix(".pt"), RESULT, [items[i]["id"] for i in split["test"]], {"stage": "probe"}, **decoded)
+    save_yaml(out, result)
+    say(result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

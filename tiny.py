@@ -1,0 +1,430 @@
+"""Train the embedded default: small models of the real library classes, on generated data, until they do their job.
+
+    make tiny                          everything: data, the four models, results/tiny/tiny.yaml
+    python tiny.py --only vae          one of vae, vlm, semantic, dino; run again to continue where it stopped
+
+Reads data/tiny-shapes and data/tiny-moving (`data.py`). Writes results/tiny/checkpoints/<model>/ (fp16, `save_pretrained`),
+results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) and their summary results/tiny/tiny.yaml.
+
+    vae       AutoencoderKLLTXVideo   reconstructs 64 px images and clips of 9 and 17 frames
+    vlm       Qwen2.5-VL              names colour and shape, says where things are and, on clips, which way they move
+    semantic  Qwen2.5-VL              the same network, trained only to name: no place, no motion in its loss
+    dino      Dinov2                  a masked image model: the patches it must fill in give dense features
+
+This is the only file that knows the small configurations; every other stage loads these folders as it loads a hub checkpoint.
+"""
+import functools
+import math
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common import LOADERS, _atomically, check_writable, find_model, frames_of, known, load_items, parser, run_info, save_yaml, say, split_of
+
+
+# ---------------------------------------------------------------- one training loop
+
+def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
+    """AdamW with warm-up and cosine decay; the batch of a step depends on (seed, step) alone, so a resumed run is the same run.
+
+    loss_of(model, rng) -> scalar. Returns the losses, one a step. Raises FloatingPointError on a non-finite loss.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * min(s / steps, 1))))
+    state, losses = folder / f"{name}.pt", []
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        losses = saved["losses"]
+    model.train()
+    for step in (bar := tqdm(range(len(losses), steps), initial=len(losses), total=steps, desc=name, unit="step")):
+        torch.manual_seed(seed * 1_000_003 + step)
+        loss = loss_of(model, np.random.default_rng([seed, step]))
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}; delete {state} and lower the learning rate")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if (step + 1) % 20 == 0:
+            bar.set_postfix(loss=f"{np.mean(losses[-20:]):.4f}")
+        if (step + 1) % 200 == 0 or step + 1 == steps:
+            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "losses": losses}
+            _atomically(state, lambda f, saved=saved: torch.save(saved, f))
+    model.eval()
+    return losses
+
+
+def fast(device):
+    """bf16 where the processor multiplies it natively (AMX, capability >= 8.0); fp32 weights and fp32 elsewhere."""
+    native = torch.cuda.get_device_capability() >= (8, 0) if device == "cuda" else torch.backends.mkldnn.is_available()
+    return torch.autocast(device, torch.bfloat16, enabled=native)
+
+
+# ---------------------------------------------------------------- the video autoencoder
+
+def vae_model():
+    from diffusers import AutoencoderKLLTXVideo
+    width, blocks = (64, 64, 64), 3
+    return AutoencoderKLLTXVideo(
+        latent_channels=16, block_out_channels=width, decoder_block_out_channels=width, down_block_types=("LTXVideoDownBlock3D",) * blocks,
+        layers_per_block=(2, 1, 1, 1), decoder_layers_per_block=(2, 1, 1, 1), spatio_temporal_scaling=(True, False, False),
+        decoder_spatio_temporal_scaling=(True, False, False), decoder_inject_noise=(False,) * (blocks + 1), upsample_residual=(False,) * blocks,
+        upsample_factor=(1,) * blocks, patch_size=4)
+
+
+def to_video(frames):
+    """uint8 [n,T,H,W,3] -> float [n,3,T,H,W] in [-1, 1], the range that LTX-Video's autoencoder takes."""
+    return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def vae_loss(images, clips, device):
+    """MSE + L1 on 16 images, or on 4 clips of 9 or 2 of 17 frames in nearly half the steps; a light KL keeps the latents bounded."""
+    def loss_of(model, rng):
+        if rng.random() < 0.45:
+            length = int(rng.choice([9, 17]))
+            start = int(rng.integers(0, 18 - length))
+            x = clips[rng.choice(len(clips), 36 // length, replace=False)][:, start:start + length]
+        else:
+            x = images[rng.choice(len(images), 16, replace=False)]
+        x = to_video(x).to(device).contiguous(memory_format=torch.channels_last_3d)
+        with fast(device):
+            latent = model.encode(x).latent_dist
+            y = model.decode(latent.sample()).sample
+        error = y.float() - x
+        return error.square().mean() + error.abs().mean() + 1e-5 * latent.kl().float().mean() / latent.mean[0].numel()
+    return loss_of
+
+
+@torch.no_grad()
+def vae_quality(model, images, clips, device):
+    """Mean absolute error (in [0, 1] colour) and SSIM on held-out images and clips, beside the frame's own median colour."""
+    from skimage.metrics import structural_similarity
+    report = {}
+    for kind, frames in (("image", images), ("clip9", clips[:64, :9]), ("clip17", clips[:64])):
+        out, blank = [], []
+        for x in to_video(frames).split(16):
+            y = model(x.to(device)).sample.float().clamp(-1, 1).cpu()
+            blank.append((x - x.flatten(3).median(-1).values[..., None, None]).abs().mean((1, 2, 3, 4)) / 2)
+            out.append(((y - x).abs().mean((1, 2, 3, 4)) / 2, x, y))
+        error, floor = torch.cat([e for e, _, _ in out]), torch.cat(blank)
+        pairs = [(a, b) for _, x, y in out for a, b in zip(x, y, strict=True)]
+        ssim = [structural_similarity(a[:, t].numpy(), b[:, t].numpy(), channel_axis=0, data_range=2) for a, b in pairs[:100] for t in range(0, a.shape[1], 4)]
+        report |= {f"{kind}_mae": error.mean(), f"{kind}_mae_blank": floor.mean(), f"{kind}_mae_ratio": error.mean() / floor.mean(), f"{kind}_ssim": np.mean(ssim)}
+    return report
+
+
+@torch.no_grad()
+def set_latent_statistics(model, images, device):
+    """Per-channel mean and standard deviation of the latents, which the decoder's users apply both ways."""
+    z = torch.cat([model.encode(x.to(device)).latent_dist.mode().cpu() for x in to_video(images[:1000]).split(50)])
+    model.latents_mean.copy_(z.mean((0, 2, 3, 4)))
+    model.latents_std.copy_(z.std((0, 2, 3, 4)))
+
+
+# ---------------------------------------------------------------- the vision-language model
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
+        "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif c.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+        "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+def vlm_processor(texts):
+    """Byte-level BPE learned on the training words (any text can be encoded), and Qwen2.5-VL's own image and video processors."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=448, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="right",
+        extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"})
+    size = {"shortest_edge": 16 * 16, "longest_edge": 224 * 224}
+    return Qwen2_5_VLProcessor(Qwen2VLImageProcessor(patch_size=8, size=size), tokenizer, Qwen2VLVideoProcessor(patch_size=8, size=size, cap_pixels_per_frame=False), chat_template=CHAT)
+
+
+def vlm_model(tokenizer):
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    token = tokenizer.convert_tokens_to_ids
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
+        vision_config={"depth": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "patch_size": 8, "window_size": 32, "initializer_range": 0.06,
+                       "fullatt_block_indexes": [1, 3], "out_hidden_size": 128},
+        text_config={"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.06,
+                     "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": token("<|im_end|>"),
+                     "pad_token_id": token("<|endoftext|>"),
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}},
+        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True))
+
+
+def for_training(model):
+    """The same arithmetic in fewer calls, for a CPU: the patch embedding as the matrix product that it is, and all attention windows
+    (equal by the choice of sizes) in one batched product, where the library runs one after another. Halves the step; saves nothing else.
+    """
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+    visual = model.model.visual
+    visual.patch_embed.forward = lambda x: x @ visual.patch_embed.proj.weight.flatten(1).T
+
+    def attend(self, hidden_states, cu_seqlens, position_embeddings, **kwargs):
+        n, window = len(hidden_states), int(cu_seqlens[1])
+        assert n % window == 0 and (cu_seqlens.diff() == window).all(), cu_seqlens
+        q, k, v = self.qkv(hidden_states).reshape(n, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
+        q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
+        q, k, v = (x.view(n // window, window, self.num_heads, -1).transpose(1, 2).to(v.dtype) for x in (q, k, v))
+        weights = (q @ k.transpose(-1, -2) * self.scaling).softmax(-1).to(v.dtype)
+        return self.proj((weights @ v).transpose(1, 2).reshape(n, -1))
+
+    for block in visual.blocks:
+        block.attn.forward = types.MethodType(attend, block.attn)
+    model.model.language_model.set_attn_implementation("eager")
+    return model
+
+
+class Namer(torch.nn.Module):
+    """The vision tower's own schooling, shared by both models: which of the 24 names are in the picture, never where.
+
+    Every token scores every name; the picture's score is the soft maximum over its tokens (multiple-instance learning, Ilse et al. 2018).
+    """
+
+    def __init__(self, visual, names):
+        super().__init__()
+        self.visual, self.head = visual, torch.nn.Linear(visual.config.out_hidden_size, names)
+
+    def forward(self, batch, present):
+        """present [n, names] in {0, 1} -> binary cross-entropy."""
+        tokens = self.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output.view(len(present), -1, self.head.in_features)
+        return F.binary_cross_entropy_with_logits(self.head(tokens).float().logsumexp(1), present)
+
+
+def namer_loss(images, processor, device):
+    frames, items = images
+    every = sorted({n for i in items for n in i["names"]})
+    present = torch.tensor([[float(n in i["names"]) for n in every] for i in items])
+
+    def loss_of(model, rng):
+        pick = rng.choice(len(items), 32, replace=False)
+        x = frames[pick]
+        x = x.flip(3) if rng.random() < 0.5 else x
+        x = x.transpose(2, 3) if rng.random() < 0.5 else x
+        batch = processor.image_processor([f[0].permute(2, 0, 1) for f in x], return_tensors="pt").to(device)
+        with fast(device):
+            return model(batch, present[pick].to(device))
+    return loss_of, len(every)
+
+
+def conversation(processor, frames, turns):
+    """One chat as text: the picture (one frame) or clip first, then the turns; an answer of None asks for it."""
+    messages = []
+    for i, (question, answer) in enumerate(turns):
+        media = [{"type": "image" if len(frames) == 1 else "video"}] if i == 0 else []
+        messages.append({"role": "user", "content": [*media, {"type": "text", "text": question}]})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=turns[-1][1] is None)
+
+
+def encode(processor, frames, texts, **more):
+    """The processor's whole output for a batch of pictures or clips (uint8 [n,T,H,W,3]) and texts."""
+    frames = frames.permute(0, 1, 4, 2, 3)
+    media = {"images": [[f[0]] for f in frames]} if frames.shape[1] == 1 else {"videos": list(frames), "videos_kwargs": {"do_sample_frames": False}}
+    return processor(text=texts, return_tensors="pt", padding=True, **media, **more)
+
+
+def answer_labels(ids, tokenizer):
+    """Labels that score the assistant's words and its end token only; everything else is -100."""
+    start, end, newline = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) + [tokenizer.encode("\n")[0]]
+    assistant = tokenizer.encode("assistant")
+    labels = torch.full_like(ids, -100)
+    for row, out in zip(ids.tolist(), labels, strict=True):
+        for i in (k for k, t in enumerate(row) if t == start and row[k + 1:k + 1 + len(assistant)] == assistant):
+            first = i + 2 + len(assistant)
+            assert row[first - 1] == newline, row[i:first]
+            last = row.index(end, first)
+            out[first:last + 1] = torch.tensor(row[first:last + 1])
+    return labels
+
+
+def vlm_loss(images, clips, processor, device, allowed):
+    """Cross-entropy of the answers on 24 pictures with up to four of their allowed turns, or on 8 clips every third step."""
+    def loss_of(model, rng):
+        moving = clips is not None and rng.random() < 0.34
+        frames, items = clips if moving else images
+        pick = rng.choice(len(items), min(len(items), 8 if moving else 24), replace=False)
+        turns = [[t for t in items[i]["turns"] if t[0].startswith(allowed)] for i in pick]
+        texts = [conversation(processor, frames[i], [t[k] for k in rng.permutation(len(t))[:4]]) for i, t in zip(pick, turns, strict=True)]
+        batch = encode(processor, frames[pick], texts).to(device)
+        with fast(device):
+            return model(**batch, labels=answer_labels(batch["input_ids"], processor.tokenizer)).loss
+    return loss_of
+
+
+@torch.no_grad()
+def ask(model, processor, frames, questions, batch=32, max_new_tokens=40):
+    """Greedy answers to one question per picture or clip (uint8 [n,T,H,W,3])."""
+    answers = []
+    for i in range(0, len(frames), batch):
+        texts = [conversation(processor, f, [(q, None)]) for f, q in zip(frames[i:i + batch], questions[i:i + batch], strict=True)]
+        inputs = encode(processor, frames[i:i + batch], texts, padding_side="left").to(model.device)
+        out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[:, inputs["input_ids"].shape[1]:]
+        answers += processor.batch_decode(out, skip_special_tokens=True)
+    return [a.strip() for a in answers]
+
+
+def accuracy_beside_floor(model, processor, frames, items, prefix):
+    """Accuracy on held-out questions that start with `prefix`, beside always giving the commonest answer."""
+    chosen = [(f, t) for f, i in zip(frames, items, strict=True) for t in i["turns"] if t[0].startswith(prefix)][:500]
+    answers = ask(model, processor, torch.stack([f for f, _ in chosen]), [t[0] for _, t in chosen])
+    truth = [t[1] for _, t in chosen]
+    return np.mean([a == t for a, t in zip(answers, truth, strict=True)]), max(truth.count(t) for t in set(truth)) / len(truth)
+
+
+def vlm_quality(model, processor, images, clips):
+    """Held-out accuracy of every kind of answer beside its floor. `naming`: objects whose colour and shape the caption names."""
+    frames, items = images[0][:300], images[1][:300]
+    captions = ask(model, processor, frames, ["What is in the picture?"] * len(items))
+    said = [set(c.removeprefix("a ").split(" and a ")) for c in captions]
+    pairs = [(label, s) for item, s in zip(items, said, strict=True) for label in item["names"]]
+    every = sorted({label for label, _ in pairs})
+    report = {"naming": np.mean([label in s for label, s in pairs]), "naming_floor": 1 / len(every),
+              "naming_precision": np.mean([name in i["names"] for i, s in zip(items, said, strict=True) for name in s]),
+              "colour": np.mean([any(n.startswith(label.split()[0]) for n in s) for label, s in pairs]), "colour_floor": 1 / 6}
+    for key, prefix, (f, i) in (("shape", "What shape", images), ("place", "Where is", images), ("direction", "Which way", clips)):
+        report[key], report[f"{key}_floor"] = accuracy_beside_floor(model, processor, f, i, prefix)
+    return report
+
+
+# ---------------------------------------------------------------- the spatial encoder
+
+def dino_model():
+    from transformers import Dinov2Config, Dinov2Model
+    return Dinov2Model(Dinov2Config(hidden_size=128, num_hidden_layers=6, num_attention_heads=4, mlp_ratio=3, image_size=96, patch_size=8, use_mask_token=True))
+
+
+def dino_processor():
+    from transformers import BitImageProcessor
+    return BitImageProcessor(do_resize=False, do_center_crop=False, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+
+
+class MaskedPatches(torch.nn.Module):
+    """SimMIM (Xie et al. 2022): hide half of the patches, predict their pixels from what is left with one linear layer."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.head = encoder, torch.nn.Linear(encoder.config.hidden_size, 3 * encoder.config.patch_size**2)
+
+    def forward(self, pixels, generator=None):
+        """pixels [n,3,H,W] -> (mean absolute error on hidden patches, the error of each picture's mean patch there)."""
+        p = self.encoder.config.patch_size
+        patches = pixels.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)  # [n, hw, 3pp]
+        hidden = torch.rand(patches.shape[:2], generator=generator) < 0.5
+        hidden = hidden.to(pixels.device)
+        out = self.head(self.encoder(pixels, bool_masked_pos=hidden).last_hidden_state[:, 1:])
+        mean = (patches * ~hidden[..., None]).sum(1, keepdim=True) / (~hidden).sum(1)[:, None, None]
+        return (out.float() - patches)[hidden].abs().mean(), (mean - patches)[hidden].abs().mean()
+
+
+# ---------------------------------------------------------------- main
+
+def pool(folder, size):
+    """((frames, items) to train on, (frames, items) held out): split by source, the test part held out."""
+    items, _ = load_items(folder)
+    parts = [[i for i in items if (split_of(i["source"]) == "test") == held_out] for held_out in (False, True)]
+    return [(torch.stack([frames_of(i, size) for i in p]), p) for p in parts]
+
+
+def train_vae(args, device, folder, save):
+    (images, _), (held_images, _) = pool(args.shapes, 64)
+    (clips, _), (held_clips, _) = pool(args.moving, 64)
+    model = vae_model().to(device, memory_format=torch.channels_last_3d)
+    losses = train("vae", model, vae_loss(images, clips, device), args.steps or 10000, 1.5e-3, args.seed, folder, weight_decay=0)
+    set_latent_statistics(model, images, device)
+    model, _ = save(model)
+    return losses, vae_quality(model, held_images[:400], held_clips, device)
+
+
+def train_vlm(args, device, folder, save, name="vlm", allowed=("What is", "What shape", "Where is", "Which way")):
+    images, held_images = pool(args.shapes, 96)
+    clips, held_clips = pool(args.moving, 64)
+    processor = vlm_processor(q for _, items in (images, clips) for i in items for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"])
+    model = for_training(vlm_model(processor.tokenizer)).to(device)
+    naming, names = namer_loss(images, processor, device)
+    tower = Namer(model.model.visual, names).to(device)
+    train("tower", tower, naming, args.steps or 3000, 1e-3, args.seed, folder)
+    loss_of = vlm_loss(images, clips if "Which way" in allowed else None, processor, device, allowed)
+    losses = train(name, model, loss_of, args.steps or 3000, 1.5e-3, args.seed, folder)
+    model, processor = save(model, processor)
+    return losses, vlm_quality(model, processor, held_images, held_clips)
+
+
+def train_dino(args, device, folder, save):
+    (images, _), (held, _) = pool(args.shapes, 96)
+    processor = dino_processor()
+
+    def pixels(frames):
+        return processor(list(frames[:, 0].permute(0, 3, 1, 2)), return_tensors="pt")["pixel_values"].to(device)
+
+    def loss_of(model, rng):
+        with fast(device):
+            return model(pixels(images[rng.choice(len(images), 32, replace=False)]))[0]
+
+    model = MaskedPatches(dino_model()).to(device)
+    losses = train("dino", model, loss_of, args.steps or 3000, 1e-3, args.seed, folder)
+    with torch.no_grad():
+        errors = np.array([[e.item() for e in model(pixels(x), torch.Generator().manual_seed(0))] for x in held[:512].split(64)]).mean(0)
+    save(model.encoder, processor)
+    return losses, {"masked_mae": errors[0], "masked_mae_mean_patch": errors[1], "masked_mae_ratio": errors[0] / errors[1]}
+
+
+def get_args(argv):
+    p = parser(__doc__)
+    p.add_argument("--only", help="train one model: vae, vlm, semantic or dino (default: all, then the summary)")
+    p.add_argument("--shapes", default="data/tiny-shapes", help="training images (default: %(default)s)")
+    p.add_argument("--moving", default="data/tiny-moving", help="training clips (default: %(default)s)")
+    p.add_argument("--out", default="results/tiny", help="where checkpoints and YAML go (default: %(default)s)")
+    p.add_argument("--steps", type=int, help="fewer steps than a full training, to try it")
+    return p.parse_args(argv)
+
+
+TRAIN = {"vae": ("vae", train_vae), "vlm": ("vlm", train_vlm), "dino": ("encoder", train_dino),
+         "semantic": ("vlm", functools.partial(train_vlm, name="semantic", allowed=("What is", "What shape")))}
+
+
+def main(argv=None):
+    args, started = get_args(argv), time.time()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    out = Path(args.out)
+    check_writable(out / "tiny.yaml")
+    for name in [args.only] if args.only else TRAIN:
+        kind, run = known(name, TRAIN, "model")
+        folder, size = out / "checkpoints" / name, {}
+
+        def save(model, processor=None, folder=folder, kind=kind, size=size):
+            """Write fp16, read back as any stage does: quality is measured on the very weights that are committed."""
+            size["parameters"] = sum(p.numel() for p in model.parameters())
+            for part in filter(None, (model.half(), processor)):
+                part.save_pretrained(folder)
+            save_yaml(folder / "weights.yaml", {"weights": "small", "trained_by": "tiny.py"})
+            return LOADERS[kind](find_model(str(folder)), device)
+
+        torch.manual_seed(args.seed)
+        losses, quality = run(args, device, out / "training", save)
+        every = max(len(losses) // 40, 1)
+        curve = {i: float(np.mean(losses[i - every:i])) for i in range(every, len(losses) + 1, every)}
+        result = {"stage": "tiny", "model": name, "weights": "small", "data": "synthetic", "steps": len(losses), **size, **quality,
+                  "loss": curve, "run": run_info(args, started, script="tiny.py")}
+        save_yaml(out / f"tiny-{name}.yaml", result)
+        say(result)
+
+
+if __name__ == "__main__":
+    main()
