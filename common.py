@@ -28,6 +28,7 @@ SHARD = 64  # items in a shard: small enough to lose little when killed, large e
 
 def refuse(sentence):
     """A user's mistake: one sentence naming the file, the value and the remedy, then exit code 2."""
+    sys.stdout.flush()
     print(f"error: {sentence}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -41,18 +42,20 @@ def known(name, table, what):
     refuse(f"unknown {what} {name!r}.{hint} Known: {', '.join(table)}.")
 
 
-def parser(doc, **defaults):
+def parser(doc, smoke=True):
     """argparse with the stage's docstring as its manual and the two flags that every stage has."""
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    p.add_argument("--smoke", action="store_true", help="seconds on a CPU, made-up input, the same code path")
-    p.set_defaults(**defaults)
+    if smoke:
+        p.add_argument("--smoke", action="store_true", help="seconds on a CPU, made-up input, the same code path")
     return p
 
 
 def check_writable(path):
     """Refuse before the work starts, not after it, when `path` cannot be written."""
     parent = Path(path).absolute().parent
+    if Path(path).is_dir():
+        refuse(f"{path} is a folder; give the name of a file")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         probe = parent / f".write-test-{os.getpid()}"
@@ -128,7 +131,7 @@ def save_yaml(path, result):
     """One small file made for grep: scalars first, one a line, then tables. Checked by loading it back."""
     result = plain(result)
     text = yaml.dump(result, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=160, allow_unicode=True)
-    assert yaml.safe_load(text) == result or "nan" in text, f"{path} does not survive YAML"
+    assert repr(yaml.safe_load(text)) == repr(result), f"{path} does not survive YAML"  # repr: nan is not equal to itself
     _atomically(path, lambda f: f.write(text.encode()))
 
 
@@ -139,7 +142,7 @@ def load_yaml(path, stage=None):
         refuse(f"{path} does not exist; run the stage that writes it" + (f" ({stage}.py)" if stage else ""))
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
+    except (yaml.YAMLError, UnicodeDecodeError):
         content = None
     if not isinstance(content, dict):
         refuse(f"{path} is not a YAML mapping; delete it and run the stage that writes it again")
@@ -203,8 +206,8 @@ def load_items(folder, fields=None):
     """All items of `data/<name>/` in order, frames memory-mapped; a refusal if the folder is not complete."""
     folder = Path(folder)
     index = load_yaml(folder / "index.yaml", "data")
-    if index["schema"] != ITEMS:
-        refuse(f"{folder}/index.yaml has schema {index['schema']!r} where {ITEMS!r} is wanted; run data.py again")
+    if index.get("schema") != ITEMS:
+        refuse(f"{folder}/index.yaml has schema {index.get('schema')!r} where {ITEMS!r} is wanted; run data.py again")
     items = [item for i in range(index["shards"]) for item in load_pt(folder / f"{i:05d}.pt", ITEMS)["items"]]
     if [i["id"] for i in items] != index["ids"]:
         refuse(f"the shards of {folder} do not hold the ids of its index.yaml; run data.py again")
@@ -272,7 +275,10 @@ def find_model(name):
         if not config.is_file():
             refuse(f"{name} has no config.json; give a folder written by save_pretrained")
         import json
-        found = json.loads(config.read_text())
+        try:
+            found = json.loads(config.read_text())
+        except ValueError:
+            refuse(f"{config} is not readable JSON; copy the checkpoint again")
         kind = known(found.get("model_type") or found.get("_class_name") or "none", KIND_OF_TYPE, f"model type in {config}")
         patch = (found.get("vision_config") or found).get("patch_size", 14) * (found.get("vision_config") or {}).get("spatial_merge_size", 1)
         size = 224 // patch * patch if kind != "vae" else 64
@@ -301,36 +307,47 @@ def choose_device():
 
 
 def _load(build, entry):
-    """Run a loader; what the hub or the folder lacks becomes one sentence with the remedy."""
+    """Run a loader; what the hub or the folder lacks becomes one sentence with the remedy.
+
+    `build` returns a processor, a config, or (model, loading info) whose missing weights are refused: they would be random.
+    """
+    where = entry["path"]
     try:
-        return build()
-    except (OSError, ValueError) as e:
-        where = entry["path"]
-        remedy = "check the folder" if Path(where).is_dir() else f"fetch it with `hf download {where}` where there is a network, then pass the folder as MODEL"
-        refuse(f"cannot load {where}: {str(e).splitlines()[0][:200]}; {remedy}")
+        found = build()
+    except Exception as e:  # OSError, ValueError, safetensors' own error, ...: whatever a library says of a broken or absent checkpoint
+        remedy = "copy the folder again" if Path(where).is_dir() else f"fetch it with `hf download {where}` where there is a network, then pass the folder as MODEL"
+        refuse(f"cannot load {where}: {(str(e).splitlines() or [type(e).__name__])[0][:200]}; {remedy}")
+    if isinstance(found, tuple):
+        model, info = found
+        if info["missing_keys"]:
+            refuse(f"{where} lacks weights ({sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} more), which would be random; copy the checkpoint again")
+        return model
+    return found
 
 
 def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, processor) of a vision-language model; with `random_seed` the same architecture, untrained."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-    processor = _load(lambda: AutoProcessor.from_pretrained(entry["path"]), entry)
-    if random_seed is None:
-        model = _load(lambda: AutoModelForImageTextToText.from_pretrained(entry["path"], dtype=dtype), entry)
-    else:
-        torch.manual_seed(random_seed)
-        model = AutoModelForImageTextToText.from_config(_load(lambda: AutoConfig.from_pretrained(entry["path"]), entry), dtype=dtype)
-    return model.to(device).eval(), processor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    return _load_transformers(AutoModelForImageTextToText, AutoProcessor, entry, device, dtype, random_seed)
 
 
 def load_encoder(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, image processor) of a spatial encoder."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
-    processor = _load(lambda: AutoImageProcessor.from_pretrained(entry["path"]), entry)
+    from transformers import AutoImageProcessor, AutoModel
+    return _load_transformers(AutoModel, AutoImageProcessor, entry, device, dtype, random_seed)
+
+
+def _load_transformers(model_class, processor_class, entry, device, dtype, random_seed):
+    from transformers import AutoConfig
+    from transformers.utils import logging
+    logging.disable_progress_bar()
+    path = entry["path"]
+    processor = _load(lambda: processor_class.from_pretrained(path), entry)
     if random_seed is None:
-        model = _load(lambda: AutoModel.from_pretrained(entry["path"], dtype=dtype), entry)
+        model = _load(lambda: model_class.from_pretrained(path, dtype=dtype, output_loading_info=True), entry)
     else:
         torch.manual_seed(random_seed)
-        model = AutoModel.from_config(_load(lambda: AutoConfig.from_pretrained(entry["path"]), entry), dtype=dtype)
+        model = model_class.from_config(_load(lambda: AutoConfig.from_pretrained(path), entry), dtype=dtype)
     return model.to(device).eval(), processor
 
 
@@ -339,7 +356,7 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     from diffusers import AutoencoderKLLTXVideo as Vae
     more = {"subfolder": entry["subfolder"]} if entry.get("subfolder") else {}
     if random_seed is None:
-        model = _load(lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, **more), entry)
+        model = _load(lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, output_loading_info=True, **more), entry)
     else:
         torch.manual_seed(random_seed)
         model = Vae.from_config(_load(lambda: Vae.load_config(entry["path"], **more), entry)).to(dtype)
@@ -355,8 +372,8 @@ def load_features(folder):
     """(index, read): the index of a features folder, and read(point) -> fp32 [n, t, h, w, D] in the index's order of ids."""
     folder = Path(folder)
     index = load_yaml(folder / "index.yaml", "extract")
-    if index["schema"] != FEATURES:
-        refuse(f"{folder}/index.yaml has schema {index['schema']!r} where {FEATURES!r} is wanted; run extract.py again")
+    if index.get("schema") != FEATURES:
+        refuse(f"{folder}/index.yaml has schema {index.get('schema')!r} where {FEATURES!r} is wanted; run extract.py again")
 
     def read(point):
         known(point, index["points"], f"point in {folder}")
@@ -455,7 +472,7 @@ def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, **m
     gain = paired_test(sign * torch.as_tensor(scores, dtype=torch.float64), sign * torch.as_tensor(floors[best], dtype=torch.float64), sources, seed=seed)
     room = ceiling - floor_means[best]
     return {"score": mean, "low": low, "high": high, "better": better, "n": len(sources), "sources": len(set(sources)),
-            "floor": floor_means[best], "floor_name": best, "ceiling": ceiling, "skill": (mean - floor_means[best]) / room if room else None, **gain, **more,
+            "floor": floor_means[best], "floor_name": best, "ceiling": ceiling, "skill": (mean - floor_means[best]) / room if sign * room > 0 else None, **gain, **more,
             "floors": floor_means}
 
 
@@ -575,6 +592,59 @@ def coco_ap50(truth, predictions, n_boot=200, seed=0):
     return value, *(np.quantile(draws, [0.025, 0.975]).tolist() if draws else (value, value)), draws
 
 
+# ---------------------------------------------------------------- truth beside the pictures
+
+MASK = 48  # pixels a side of a decoded mask
+
+def box_truth(items):
+    """Boxes in 0..1 of the picture: the largest one [n,4]; per item all of them with class numbers; the class names."""
+    size = [torch.tensor([i["width"], i["height"]] * 2) for i in items]
+    every = [i["boxes"] / s for i, s in zip(items, size, strict=True)]
+    largest = torch.stack([b[(b[:, 2:] - b[:, :2]).prod(1).argmax()] for b in every])
+    names = sorted({label for i in items for label in i["labels"]})
+    return largest, [(b, torch.tensor([names.index(n) for n in i["labels"]])) for b, i in zip(every, items, strict=True)], names
+
+
+def foreground(items, side):
+    """Foreground of every item, [n, side, side] in 0..1 by area: masks where they exist, else the union of the boxes."""
+    out = []
+    for item in items:
+        if "mask" in item:
+            mask = (item["mask"] > 0).float()
+        else:
+            mask = torch.zeros(item["height"], item["width"])
+            for x1, y1, x2, y2 in item["boxes"].round().int().tolist():
+                mask[y1:y2, x1:x2] = 1
+        out.append(torch.nn.functional.adaptive_avg_pool2d(mask[None], side)[0])
+    return torch.stack(out)
+
+
+# ---------------------------------------------------------------- cells: what belongs to one token
+
+def to_cells(maps, h, w):
+    """[n, c, h*s, w*s] -> [n, h*w, c*s*s]: what every token of an h x w grid has to predict."""
+    n, c, height, width = maps.shape
+    return maps.reshape(n, c, h, height // h, w, width // w).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w, -1)
+
+
+def from_cells(cells, h, w, channels, side):
+    """The inverse of `to_cells`, then resized to side x side (bilinear)."""
+    s = round((cells.shape[-1] / channels) ** 0.5)
+    maps = cells.reshape(len(cells), h, w, channels, s, s).permute(0, 3, 1, 4, 2, 5).reshape(len(cells), channels, h * s, w * s)
+    return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=True)
+
+
+def best_threshold(soft, truth):
+    """The threshold on a soft mask with the highest mean IoU (on validation items)."""
+    levels = torch.linspace(0.1, 0.9, 17)
+    return levels[torch.stack([mask_iou(soft > level, truth).mean() for level in levels]).argmax()]
+
+
+def mask_scores(soft, truth, split):
+    """IoU per item of the thresholded soft mask; the threshold is chosen on val."""
+    return mask_iou(soft > best_threshold(soft[split["val"]], truth[split["val"]]), truth)
+
+
 # ---------------------------------------------------------------- set prediction (DETR, Carion et al. 2020), all seeds in one batched network
 
 class SetProbe(torch.nn.Module):
@@ -583,7 +653,7 @@ class SetProbe(torch.nn.Module):
     A query's box is centred where its attention lies, plus a learned offset: positions need not be memorised.
     """
 
-    def __init__(self, tokens, grid, dim, classes, seeds, queries=6, width=64, seed=0):
+    def __init__(self, tokens, grid, dim, classes, seeds, queries=6, width=48, seed=0):
         super().__init__()
         g = torch.Generator().manual_seed(seed)
 
@@ -635,7 +705,7 @@ def set_loss(boxes, logits, truth):
     target = torch.full((seeds, n, queries), classes - 1)
     picked = []  # rows (seed, item, query) and the true box each stands for
     with torch.no_grad():
-        width = max(len(b) for b, _ in truth)
+        width = max(1, *(len(b) for b, _ in truth))
         padded = torch.stack([torch.nn.functional.pad(b, (0, 0, 0, width - len(b))) for b, _ in truth])  # [n, m, 4]
         names = torch.stack([torch.nn.functional.pad(c, (0, width - len(c))) for _, c in truth])
         a, b = boxes[:, :, :, None], padded[None, :, None]
@@ -656,7 +726,7 @@ def set_loss(boxes, logits, truth):
     return regression + (entropy * weight).sum((1, 2)) / weight.sum((1, 2))
 
 
-def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=80, batch=50, seed=0):
+def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=40, batch=50, seed=0):
     """Train the probe with early stopping on the validation loss, seed by seed. x [n, K, D]; truth per item (boxes [m,4] in 0..1, classes [m]).
 
     Returns predict(x) -> (boxes [S,n,Q,4], classes [S,n,Q], scores [S,n,Q]); the same standardisation is applied to any x.
@@ -693,6 +763,28 @@ def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=80, bat
         scores, names = logits.softmax(-1)[..., :-1].max(-1)
         return boxes.clamp(0, 1), names, scores
     return predict
+
+
+def ap_runs(predict, x, truth, pick, n_boot=100):
+    """mAP@0.5 of every seed on items `pick` of tokens x [n, K, D]: {ap [S], draws [S, n_boot]}, equal resamples for every seed and probe."""
+    boxes, names, scores = predict(x[pick])
+    true = [(truth[i][0] * 1000, truth[i][1]) for i in pick]
+    runs = [coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot) for s in range(len(boxes))]
+    return {"ap": torch.tensor([r[0] for r in runs]), "draws": torch.tensor([r[3] for r in runs])}
+
+
+def ap_criterion(own, floors, n, ceiling=1.0, **more):
+    """mAP's record, like `criterion`: the interval from resampled images pooled over seeds, the paired gain from equal resamples."""
+    means = {k: f["ap"].mean().item() for k, f in floors.items()}
+    best = max(means, key=means.get)
+    gain = own["draws"].mean(0) - floors[best]["draws"].mean(0)
+    q = torch.tensor([0.025, 0.975])
+    score, (low, high), (gain_low, gain_high) = own["ap"].mean().item(), own["draws"].flatten().quantile(q).tolist(), gain.quantile(q).tolist()
+    tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
+    room = ceiling - means[best]
+    return {"score": score, "low": low, "high": high, "better": "higher", "n": n, "sources": n, "floor": means[best], "floor_name": best, "ceiling": ceiling,
+            "skill": (score - means[best]) / room if room > 0 else None, "gain": score - means[best], "gain_low": gain_low, "gain_high": gain_high,
+            "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))), "seeds": len(own["ap"]), "seed_std": own["ap"].std().item(), **more, "floors": means}
 
 
 # ---------------------------------------------------------------- images

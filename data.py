@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import check_writable, frames_of, load_items, parser, refuse, say, split_of, write_items
+from common import check_writable, frames_of, load_items, parser, refuse, say, write_items
 
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 210), "yellow": (235, 205, 50),
            "purple": (140, 50, 170), "cyan": (60, 200, 210)}
@@ -188,7 +188,7 @@ def moving(n, size, seed, frames=17):
         clip, masks, boxes = [], [], []
         for t in range(frames):
             at = middle + velocity * (t - (frames - 1) / 2)
-            top, left = frames + camera[1] * (t - frames // 2), frames + camera[0] * (t - frames // 2)
+            top, left = (frames - c * (t - frames // 2) for c in (camera[1], camera[0]))
             drawn = draw([*others, subject | {"cx": at[0], "cy": at[1]}], wide[top:top + size, left:left + size])
             for store, x in zip((clip, masks, boxes), drawn, strict=True):
                 store.append(x)
@@ -222,21 +222,23 @@ def read_voc(root, annotations):
 
 def read_csv(root, annotations):
     """CSV with the columns filename, class, xmin, ymin, xmax, ymax; one row a box."""
+    if annotations.is_dir():
+        refuse(f"{annotations} is a folder; give the CSV file with --annotations")
     with open(annotations, newline="") as f:
         rows = csv.DictReader(f)
         missing = {"filename", "class", "xmin", "ymin", "xmax", "ymax"} - set(rows.fieldnames or ())
         if missing:
             refuse(f"{annotations} lacks the columns {', '.join(sorted(missing))}; its header says {rows.fieldnames}")
-        files = {}
+        files, broken = {}, {}
         for line, row in enumerate(rows, 2):
             boxes, labels = files.setdefault(row["filename"], ([], []))
             try:
                 boxes.append([float(row[k]) for k in ("xmin", "ymin", "xmax", "ymax")])
                 labels.append(row["class"])
             except (TypeError, ValueError):
-                yield row["filename"], f"line {line} of {annotations.name} has a coordinate that is no number"
-    for name, (boxes, labels) in files.items():
-        yield name, boxes, labels
+                broken[row["filename"]] = f"line {line} of {annotations.name} has a coordinate that is no number"
+    for name, truth in files.items():
+        yield (name, broken[name]) if name in broken else (name, *truth)
 
 
 def read_coco(root, annotations):
@@ -245,18 +247,15 @@ def read_coco(root, annotations):
         content = json.loads(annotations.read_text())
         classes = {c["id"]: c["name"] for c in content["categories"]}
         images = {i["id"]: (i["file_name"], [], []) for i in content["images"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
-        refuse(f"{annotations} is not a COCO instances file ({type(e).__name__}: {e}); it needs images, categories and annotations")
-    for a in content["annotations"]:
-        if a["image_id"] not in images:
-            yield f"annotation {a.get('id')}", f"names image {a['image_id']}, which the file does not list"
-        elif not a.get("iscrowd"):
-            x, y, w, h = a["bbox"]
-            images[a["image_id"]][1].append([x, y, x + w, y + h])
-            images[a["image_id"]][2].append(classes.get(a["category_id"], f"category {a['category_id']}"))
-    seen = [name for name, _, _ in images.values()]
-    for name in sorted({n for n in seen if seen.count(n) > 1}):
-        yield name, "listed twice"
+        found = [(a.get("id"), a["image_id"], a["category_id"], [float(v) for v in a["bbox"]]) for a in content["annotations"] if not a.get("iscrowd")]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        refuse(f"{annotations} is not a COCO instances file ({type(e).__name__}: {e}); it needs images, categories and annotations with bbox")
+    for name, image, category, (x, y, w, h) in found:
+        if image not in images:
+            yield f"annotation {name}", f"names image {image}, which the file does not list"
+        else:
+            images[image][1].append([x, y, x + w, y + h])
+            images[image][2].append(classes.get(category, f"category {category}"))
     yield from images.values()
 
 
@@ -272,8 +271,13 @@ def boxes(root, form, annotations, classes, max_items, skip_bad):
         refuse(f"--root {root} is not a folder; give the folder that holds the images")
     if not annotations.exists():
         refuse(f"{annotations} does not exist; give the {form} annotations with --annotations")
-    files = {p.name: p for p in sorted(root.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp")}
-    items, problems, seen = [], [], set()
+    if form == "voc" and not annotations.is_dir():
+        refuse(f"{annotations} is not a folder; VOC annotations are one XML file a picture, give their folder with --annotations")
+    files, items, problems, seen = {}, [], [], set()
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp")):
+        if path.name in files:
+            problems.append((path.name, f"is in {files[path.name].parent} and again in {path.parent}: annotations go by the file's name"))
+        files.setdefault(path.name, path)
     for name, *truth in tqdm(list(read(root, annotations)), desc="reading", unit="file"):
         key, problem = Path(str(name)).name, None
         if len(truth) == 1:
@@ -360,12 +364,14 @@ def main(argv=None):
     out = Path(args.out or f"data/{args.source}")
     if args.n is not None and args.n < 1:
         refuse(f"--n {args.n} leaves nothing to write; give 1 or more")
+    if args.size is not None and args.size < 16:
+        refuse(f"--size {args.size} is too small to draw in; give 16 or more")
     if args.source == "boxes" and not args.root:
         refuse("--root is missing; give the folder that holds the images")
     check_writable(out / "index.yaml")
     meta = {"name": out.name, "source_kind": args.source, "data": "real" if args.source == "boxes" else "synthetic", "seed": args.seed, "skipped": 0}
     if args.source == "boxes":
-        items, meta["skipped"] = boxes(args.root, args.format, args.annotations, args.classes and args.classes.split(","), args.n, args.skip_bad)
+        items, meta["skipped"] = boxes(args.root, args.format, args.annotations, args.classes and [c.strip() for c in args.classes.split(",")], args.n, args.skip_bad)
     else:
         n = args.n or {"shapes": 500}.get(args.source, 200)
         generate = {"shapes": shapes, "moving": moving, "photos": photos}[args.source]

@@ -22,8 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common import (FEATURES, LOADERS, MODELS, POOLED, SHARD, check_writable, choose_device, find_model, frames_of, load_items, load_pt,
-                    load_yaml, parser, refuse, run_info, save_pt, save_yaml, say)
+from common import FEATURES, LOADERS, MODELS, POOLED, SHARD, check_writable, choose_device, find_model, frames_of, load_items, load_pt, load_yaml, parser, refuse, run_info, save_pt, save_yaml, say
 
 PROMPT = "Describe the picture."  # follows the picture, so in a causal model it cannot change the picture's rows
 
@@ -61,6 +60,12 @@ def capture(model, inputs, modules):
 
 
 # ---------------------------------------------------------------- families: where the points are, and the way back to raster order
+#
+# A family is a function (model, processor) -> (inputs, points, multiple, first_frame):
+#   inputs(frames uint8 [n,T,S,S,3])   what the model's forward takes
+#   points {name: (module path, restore)}, in the order of execution; restore(output, inputs) -> [n, t, h, w, D] in raster order
+#   multiple                           the width of one token in pixels, of which a side must be a multiple
+#   first_frame(step)                  the first frame that a time step covers
 
 def unmerge(x, grid, merge):
     """Merge-block order -> raster: [n*t*h*w, D] -> [n, t, h, w, D] for `grid` = (t, h, w) in patches."""
@@ -119,7 +124,7 @@ def qwen2_5_vl(model, processor):
     points |= {f"vision.{i}": (f"model.visual.blocks.{i}", block) for i in range(len(visual.blocks))}
     points |= {"merger": ("model.visual.merger", merger)}
     points |= {f"language.{i}": (f"model.language_model.layers.{i}", language) for i in range(len(model.model.language_model.layers))}
-    return inputs, points, visual.patch_size * merge
+    return inputs, points, visual.patch_size * merge, lambda step: step * visual.config.temporal_patch_size
 
 
 def dinov2(model, processor):
@@ -136,7 +141,7 @@ def dinov2(model, processor):
 
     points = {"patch_embed": ("embeddings", grid)}
     points |= {f"vision.{i}": (f"encoder.layer.{i}", grid) for i in range(len(model.encoder.layer))}
-    return inputs, points, patch
+    return inputs, points, patch, lambda step: step
 
 
 def ltx_vae(model, processor):
@@ -150,7 +155,7 @@ def ltx_vae(model, processor):
     def latents(x, batch):
         return (x.permute(0, 2, 3, 4, 1) - model.latents_mean) / model.latents_std
 
-    return inputs, {"latents": ("encoder", latents)}, model.spatial_compression_ratio
+    return inputs, {"latents": ("encoder", latents)}, model.spatial_compression_ratio, lambda step: 0 if step == 0 else 1 + (step - 1) * model.temporal_compression_ratio
 
 
 # model type in config.json -> (family, module whose forward is run). A new family is one function and one line here.
@@ -172,15 +177,15 @@ def quarters(points):
     return [p for p in points if p in chosen or "." not in p]
 
 
-def pixel_grid(frames, grid):
+def pixel_grid(frames, grid, first_frame):
     """Raw pixels on the model's own coarsest grid: [n,T,S,S,3] -> [n, t, h, w, p*p*3] in [0, 1]; the first frame of each time step."""
     t, h, w = grid
-    x = frames[:, torch.arange(t) * frames.shape[1] // t].float() / 255
+    x = frames[:, [first_frame(k) for k in range(t)]].float() / 255
     n, p, q = len(x), x.shape[2] // h, x.shape[3] // w
     return x[:, :, :h * p, :w * q].reshape(n, t, h, p, w, q, 3).permute(0, 1, 2, 4, 3, 5, 6).reshape(n, t, h, w, -1)
 
 
-def extract(run_model, items, size, batch, device):
+def extract(run_model, first_frame, items, size, batch, device):
     """Features of some items, micro-batch by micro-batch: ({point: [n,t,h,w,D] fp32 on the CPU}, seconds of each forward pass)."""
     parts, seconds = [], []
     for i in range(0, len(items), batch):
@@ -193,8 +198,26 @@ def extract(run_model, items, size, batch, device):
             torch.cuda.synchronize()
         seconds.append((time.perf_counter() - started) / len(frames))
         smallest = min(features.values(), key=lambda x: x.shape[1:4].numel())
-        parts.append({"pixels": pixel_grid(frames, smallest.shape[1:4])} | {p: x.float().cpu() for p, x in features.items()})
+        parts.append({"pixels": pixel_grid(frames, smallest.shape[1:4], first_frame)} | {p: x.float().cpu() for p, x in features.items()})
     return {p: torch.cat([part[p] for part in parts]) for p in parts[0]}, seconds
+
+
+def fingerprint(path):
+    """What tells one checkpoint from another of the same name: the hub's name, or config and sizes of a local folder's files."""
+    if not Path(path).is_dir():
+        return path
+    files = sorted(f for f in Path(path).iterdir() if f.suffix in (".json", ".safetensors"))
+    return hashlib.sha256(b"".join(f.read_bytes() if f.suffix == ".json" else f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files)).hexdigest()[:16]
+
+
+def share(shard):
+    """(i, n): this process takes shards i, i+n, ...: from --shard i/n, or from torchrun's environment."""
+    if not shard:
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    i, _, n = shard.partition("/")
+    if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
+        refuse(f"--shard {shard!r} is not i/n with 0 <= i < n; the first of four is 0/4")
+    return int(i), int(n)
 
 
 def get_args(argv):
@@ -242,32 +265,33 @@ def main(argv=None):
     clip = "frames" in items[0] and len(items[0]["frames"]) > 1
     size = args.size or entry["clip" if clip else "size"]
     seed = args.seed if args.random_init else None
-    plan = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "size": size, "batch": args.batch, "points": args.points,
-            "random_seed": seed, "items": hashlib.sha256("\n".join(data["ids"]).encode()).hexdigest()[:16]}
+    device, dtype, why = choose_device()
+    plan = {"model": entry["name"], "checkpoint": fingerprint(entry["path"]), "weights": "random" if args.random_init else entry["weights"], "size": size, "batch": args.batch,
+            "points": args.points, "random_seed": seed, "dtype": str(dtype),
+            "items": hashlib.sha256("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed"))]).encode()).hexdigest()[:16]}
     if (out / "plan.yaml").exists() and (before := load_yaml(out / "plan.yaml")) != plan:
         what = next(k for k in plan if before.get(k) != plan[k])
         refuse(f"{out} holds features made with {what} {before.get(what)!r}, not {plan[what]!r}; delete the folder or give another --out")
-    save_yaml(out / "plan.yaml", plan)
     shards = -(-len(items) // SHARD)
-    rank, ranks = (int(x) for x in args.shard.split("/")) if args.shard else (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    rank, ranks = share(args.shard)
     todo = [s for s in range(rank, shards, ranks) if not (out / "pooled" / f"{s:05d}.pt").exists()]
-
-    device, dtype, why = choose_device()
     modules = load_yaml(out / "modules.yaml") if (out / "modules.yaml").exists() else {}
     if todo or not modules:
         print(f"device {device.type} ({why})")
         model, processor = LOADERS[entry["kind"]](entry, device, dtype, seed)
-        inputs_of, points, multiple = family_of(model)(model, processor)
+        inputs_of, points, multiple, first_frame = family_of(model)(model, processor)
         if size % multiple:
             refuse(f"--size {size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(size // multiple, 1) * multiple}")
         names = list(points) if args.points == "all" else quarters(points) if args.points == "quarters" else args.points.split(",")
         if unknown := [n for n in names if n not in points]:
             refuse(f"{args.model} has no point {unknown[0]!r}; its points are {', '.join(points)}")
         modules = {n: points[n][0] for n in points if n in names}
-        save_yaml(out / "modules.yaml", modules)
 
         def run_model(frames):
-            batch = inputs_of(frames)
+            batch = inputs_of(frames)  # refuses frames that the model cannot take, before anything is written
+            if not (out / "plan.yaml").exists():
+                save_yaml(out / "modules.yaml", modules)
+                save_yaml(out / "plan.yaml", plan)
             given = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in batch.items() if torch.is_tensor(v)}
             if entry["kind"] == "vae":
                 with torch.inference_mode():
@@ -279,7 +303,7 @@ def main(argv=None):
         for s in tqdm(todo, desc=f"{entry['name']} {Path(args.data).name}", unit="shard"):
             part = items[s * SHARD:(s + 1) * SHARD]
             ids = [i["id"] for i in part]
-            features, seconds = extract(run_model, part, size, args.batch, device)
+            features, seconds = extract(run_model, first_frame, part, size, args.batch, device)
             for point, x in features.items():
                 save_pt(out / point / f"{s:05d}.pt", FEATURES, ids, {"point": point}, features=x.half())
             pooled = {p: {"mean": x.mean((2, 3)), "max": x.amax((2, 3)), "shape": list(x.shape[1:]), "nonfinite": int((~x.half().isfinite()).sum())} for p, x in features.items()}

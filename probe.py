@@ -22,58 +22,43 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import (RESULT, box_iou, check_writable, coco_ap50, criterion, edge_f1, frames_of, holm, join, load_features, load_items, load_lpips,
-                    mask_iou, paired_test, parser, refuse, ridge, run_info, save_pt, save_yaml, say, split_indices, ssim, token_ridge,
-                    train_set_probe)
+from common import (
+    MASK,
+    RESULT,
+    ap_criterion,
+    ap_runs,
+    box_iou,
+    box_truth,
+    check_writable,
+    criterion,
+    edge_f1,
+    foreground,
+    frames_of,
+    from_cells,
+    holm,
+    join,
+    load_features,
+    load_items,
+    load_lpips,
+    mask_iou,
+    mask_scores,
+    paired_test,
+    parser,
+    refuse,
+    ridge,
+    run_info,
+    save_pt,
+    save_yaml,
+    say,
+    split_indices,
+    ssim,
+    to_cells,
+    token_ridge,
+    train_set_probe,
+)
 
-MASK, PICTURE, SET_GRID = 48, 64, 8  # pixels a side of decoded masks and pictures; the most tokens a side that the set probe reads
+PICTURE, SET_GRID = 64, 6  # pixels a side of decoded pictures; the most tokens a side that the set probe reads
 SEEDS = 5
-
-
-# ---------------------------------------------------------------- truth
-
-def box_truth(items):
-    """Boxes in 0..1 of the picture: the largest one [n,4]; per item all of them with class numbers; the class names."""
-    size = [torch.tensor([i["width"], i["height"]] * 2) for i in items]
-    every = [i["boxes"] / s for i, s in zip(items, size, strict=True)]
-    largest = torch.stack([b[(b[:, 2:] - b[:, :2]).prod(1).argmax()] for b in every])
-    names = sorted({label for i in items for label in i["labels"]})
-    return largest, [(b, torch.tensor([names.index(n) for n in i["labels"]])) for b, i in zip(every, items, strict=True)], names
-
-
-def foreground(items, side):
-    """Foreground of every item, [n, side, side] in 0..1 by area: masks where they exist, else the union of the boxes."""
-    out = []
-    for item in items:
-        if "mask" in item:
-            mask = (item["mask"] > 0).float()
-        else:
-            mask = torch.zeros(item["height"], item["width"])
-            for x1, y1, x2, y2 in item["boxes"].round().int().tolist():
-                mask[y1:y2, x1:x2] = 1
-        out.append(F.adaptive_avg_pool2d(mask[None], side)[0])
-    return torch.stack(out)
-
-
-# ---------------------------------------------------------------- cells: what belongs to one token
-
-def to_cells(maps, h, w):
-    """[n, c, h*s, w*s] -> [n, h*w, c*s*s]: what every token of an h x w grid has to predict."""
-    n, c, height, width = maps.shape
-    return maps.reshape(n, c, h, height // h, w, width // w).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w, -1)
-
-
-def from_cells(cells, h, w, channels, side):
-    """The inverse of `to_cells`, then resized to side x side (bilinear)."""
-    s = round((cells.shape[-1] / channels) ** 0.5)
-    maps = cells.reshape(len(cells), h, w, channels, s, s).permute(0, 3, 1, 4, 2, 5).reshape(len(cells), channels, h * s, w * s)
-    return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=True)
-
-
-def best_threshold(soft, truth):
-    """The threshold on a soft mask with the highest mean IoU (on validation items)."""
-    levels = torch.linspace(0.1, 0.9, 17)
-    return levels[torch.stack([mask_iou(soft > level, truth).mean() for level in levels]).argmax()]
 
 
 # ---------------------------------------------------------------- probes: features in, scores per item out
@@ -104,39 +89,12 @@ def probe_cells(x, masks, pictures, split):
     return soft, picture
 
 
-def mask_scores(soft, truth, split):
-    """IoU per item of the thresholded soft mask; the threshold is chosen on val."""
-    return mask_iou(soft > best_threshold(soft[split["val"]], truth[split["val"]]), truth)
-
-
 def probe_set(x, truth, classes, split, seed):
-    """Set prediction from tokens [n,h,w,D], read at no more than SET_GRID a side: val and test mAP@0.5 of each seed, with resamples of test."""
+    """Set prediction from tokens [n,h,w,D], read at no more than SET_GRID a side: mAP@0.5 of each seed on val and on test."""
     h, w = (min(s, SET_GRID) for s in x.shape[1:3])
     x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (h, w)).permute(0, 2, 3, 1).flatten(1, 2)
     predict = train_set_probe(x, (h, w), truth, classes, split["train"], split["val"], SEEDS, seed=seed)
-    out = {}
-    for part, n_boot in (("val", 0), ("test", 100)):
-        boxes, names, scores = predict(x[split[part]])
-        true = [(truth[i][0] * 1000, truth[i][1]) for i in split[part]]
-        runs = [coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot) for s in range(SEEDS)]
-        out[part] = torch.tensor([r[0] for r in runs])
-        out[f"{part}_draws"] = torch.tensor([r[3] for r in runs])  # [SEEDS, n_boot], the same resamples for every seed and probe
-    return out
-
-
-def set_criterion(runs, best, floors, n):
-    """The record of mAP@0.5: intervals from resampled images pooled over seeds, the paired gain from equal resamples."""
-    own, mean = runs[best], {k: f["test"].mean().item() for k, f in floors.items()}
-    worst = max(mean, key=mean.get)
-    draws, gain = own["test_draws"], own["test_draws"].mean(0) - floors[worst]["test_draws"].mean(0)
-    q = torch.tensor([0.025, 0.975])
-    score = own["test"].mean().item()
-    low, high = draws.flatten().quantile(q).tolist()
-    gain_low, gain_high = gain.quantile(q).tolist()
-    tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
-    return {"score": score, "low": low, "high": high, "better": "higher", "n": n, "sources": n, "floor": mean[worst], "floor_name": worst, "ceiling": 1.0,
-            "skill": (score - mean[worst]) / (1 - mean[worst]), "gain": score - mean[worst], "gain_low": gain_low, "gain_high": gain_high,
-            "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))), "layer": best, "seeds": SEEDS, "seed_std": own["test"].std().item(), "floors": mean}
+    return {part: ap_runs(predict, x, truth, split[part], n_boot) for part, n_boot in (("val", 0), ("test", 100))}
 
 
 def one_hot(labels, names):
@@ -223,8 +181,8 @@ def space(args, items, split, read, points, read_random, progress):
         x = (read(ranked[0])[split["train"]].mean(0).expand(len(items), -1, -1, -1, -1) if x is None else x)[:, 0]
         labels = [labels[i] if i in set(split["train"].tolist()) else truth[i] for i in range(len(items))]
         runs[name] = probe_set(x, labels, len(names), split, args.seed)
-    layer = max(ranked, key=lambda p: runs[p]["val"].mean())
-    criteria["map50"] = set_criterion(runs, layer, {k: r for k, r in runs.items() if k not in ranked}, len(test)) | {"options_searched": len(ranked), "classes": len(names)}
+    layer = max(ranked, key=lambda p: runs[p]["val"]["ap"].mean())
+    criteria["map50"] = ap_criterion(runs[layer]["test"], {k: r["test"] for k, r in runs.items() if k not in ranked}, len(test), layer=layer, options_searched=len(ranked), classes=len(names))
 
     layers = {p: {"bbox_iou": boxes[p][0][test].mean(), "bbox_iou_val": boxes[p][0][val].mean(), "spatial_iou": cells[p]["spatial_iou"][test].mean(),
                   "recon_ssim": cells[p]["ssim"][test].mean()} | ({"bbox_iou_random": boxes[f"random:{p}"][0][test].mean(),

@@ -4,7 +4,7 @@
     python tiny.py --only vae          one of vae, vlm, semantic, dino; run again to continue where it stopped
 
 Reads data/tiny-shapes and data/tiny-moving (`data.py`). Writes results/tiny/checkpoints/<model>/ (fp16, `save_pretrained`),
-results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) and their summary results/tiny/tiny.yaml.
+results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) and the headline numbers of all, results/tiny/tiny.yaml.
 
     vae       AutoencoderKLLTXVideo   reconstructs 64 px images and clips of 9 and 17 frames
     vlm       Qwen2.5-VL              names colour and shape, says where things are and, on clips, which way they move
@@ -24,7 +24,9 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import LOADERS, _atomically, check_writable, find_model, frames_of, known, load_items, parser, run_info, save_yaml, say, split_of
+from common import LOADERS, _atomically, check_writable, find_model, frames_of, known, load_items, load_yaml, parser, run_info, save_yaml, say, split_of
+
+SAVE_EVERY = 200  # steps
 
 
 # ---------------------------------------------------------------- one training loop
@@ -57,7 +59,7 @@ def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
         losses.append(loss.item())
         if (step + 1) % 20 == 0:
             bar.set_postfix(loss=f"{np.mean(losses[-20:]):.4f}")
-        if (step + 1) % 200 == 0 or step + 1 == steps:
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "losses": losses}
             _atomically(state, lambda f, saved=saved: torch.save(saved, f))
     model.eval()
@@ -186,7 +188,7 @@ def for_training(model):
 
     for block in visual.blocks:
         block.attn.forward = types.MethodType(attend, block.attn)
-    model.model.language_model.set_attn_implementation("eager")
+    model.model.language_model.set_attn_implementation("eager")  # sdpa's gradient is slow on a CPU
     return model
 
 
@@ -378,7 +380,8 @@ def train_dino(args, device, folder, save):
             return model(pixels(images[rng.choice(len(images), 32, replace=False)]))[0]
 
     model = MaskedPatches(dino_model()).to(device)
-    losses = train("dino", model, loss_of, args.steps or 3000, 1e-3, args.seed, folder)
+    model.encoder.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
+    losses = train("dino", model, loss_of, args.steps or 2500, 1e-3, args.seed, folder)
     with torch.no_grad():
         errors = np.array([[e.item() for e in model(pixels(x), torch.Generator().manual_seed(0))] for x in held[:512].split(64)]).mean(0)
     save(model.encoder, processor)
@@ -386,7 +389,7 @@ def train_dino(args, device, folder, save):
 
 
 def get_args(argv):
-    p = parser(__doc__)
+    p = parser(__doc__, smoke=False)
     p.add_argument("--only", help="train one model: vae, vlm, semantic or dino (default: all, then the summary)")
     p.add_argument("--shapes", default="data/tiny-shapes", help="training images (default: %(default)s)")
     p.add_argument("--moving", default="data/tiny-moving", help="training clips (default: %(default)s)")
@@ -424,6 +427,11 @@ def main(argv=None):
                   "loss": curve, "run": run_info(args, started, script="tiny.py")}
         save_yaml(out / f"tiny-{name}.yaml", result)
         say(result)
+    parts = {n: load_yaml(out / f"tiny-{n}.yaml", "tiny") for n in TRAIN if (out / f"tiny-{n}.yaml").is_file()}
+    summary = {"stage": "tiny", **{f"{n}_{k}": v for n, part in parts.items() for k, v in part.items() if isinstance(v, float)},
+               "seconds": {n: part["run"]["seconds"] for n, part in parts.items()}}
+    save_yaml(out / "tiny.yaml", summary)
+    return summary
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""Small random checkpoints of the real library classes, and small data folders: made once a session, in a temporary folder."""
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), 2))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than five seconds")
+
+
+@pytest.fixture(scope="session")
+def small_vlm(tmp_path_factory):
+    """Qwen2.5-VL, patch 8, merge 2; windows of 2x2 tokens, so that an image of 80 px (5x5 tokens) has nine of them, uneven ones too."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    from tiny import vlm_processor
+    folder = tmp_path_factory.mktemp("models") / "small-vlm"
+    processor = vlm_processor(["Describe the picture.", "Where is the red circle?", "a red circle and a blue star"])
+    tokenizer = processor.tokenizer
+    token = tokenizer.convert_tokens_to_ids
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig(
+        vision_config={"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 8, "window_size": 32, "initializer_range": 0.1,
+                       "fullatt_block_indexes": [1], "out_hidden_size": 32},
+        text_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.1,
+                     "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": token("<|im_end|>"),
+                     "pad_token_id": token("<|endoftext|>"), "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}},
+        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True)
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_dino(tmp_path_factory):
+    """Dinov2 of three layers, patch 8, made for 48 px: a grid of 6x6."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+    folder = tmp_path_factory.mktemp("models") / "small-dino"
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=48, patch_size=8, initializer_range=0.1)).save_pretrained(folder)
+    BitImageProcessor(do_resize=False, do_center_crop=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_vae(tmp_path_factory):
+    """LTX-Video's autoencoder with 8x compression in space and 2x in time, and latent statistics that are not 0 and 1."""
+    from diffusers import AutoencoderKLLTXVideo
+    folder = tmp_path_factory.mktemp("models") / "small-vae"
+    torch.manual_seed(0)
+    width = (16, 16, 16)
+    model = AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=width, decoder_block_out_channels=width, down_block_types=("LTXVideoDownBlock3D",) * 3,
+        layers_per_block=(1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1), spatio_temporal_scaling=(True, False, False),
+        decoder_spatio_temporal_scaling=(True, False, False), decoder_inject_noise=(False,) * 4, upsample_residual=(False,) * 3, upsample_factor=(1,) * 3, patch_size=4)
+    model.latents_mean.copy_(torch.linspace(-1, 1, 8))
+    model.latents_std.copy_(torch.linspace(0.5, 2, 8))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory):
+    """data.py's shapes: 60 images of 64 px."""
+    import data
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    data.main(["shapes", "--n", "60", "--size", "64", "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def moving_folder(tmp_path_factory):
+    """data.py's moving: 24 clips of 17 frames of 64 px."""
+    import data
+    folder = tmp_path_factory.mktemp("data") / "moving"
+    data.main(["moving", "--n", "24", "--out", str(folder)])
+    return folder

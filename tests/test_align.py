@@ -1,0 +1,367 @@
+"""Alignment on planted spaces: independent noise first, then the same space turned, scaled and blurred."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import pdist
+from scipy.stats import spearmanr
+
+import align
+import common
+
+
+@pytest.fixture
+def refused(capsys):
+    """Call something that must end with exit code 2 and one sentence that holds every given word."""
+    def check(call, *words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            call()
+        err = capsys.readouterr().err
+        assert stop.value.code == 2 and err.count("error: ") == 1 and "Traceback" not in err, err
+        sentence = err.split("error: ")[1].splitlines()[0]
+        for word in words:
+            assert str(word) in sentence, sentence
+    return check
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(n, d, seed):
+    return torch.randn(n, d, generator=generator(seed))
+
+
+def compare(x, y):
+    a, b = align.prepare(x), align.prepare(y)
+    return {m: align.COMPARE[m](a[m], b[m]).item() for m in align.COMPARE}
+
+
+def singles(n):
+    return [torch.tensor([i]) for i in range(n)]
+
+
+# ---------------------------------------------------------------- measures
+
+def test_cka_of_independent_noise_is_0_where_the_biased_one_is_not():
+    x, y = noise(200, 2000, 0), noise(200, 2000, 1)
+    assert abs(compare(x, y)["cka"]) < 0.02
+    k, l = (z.double() - z.double().mean(0) for z in (x, y))
+    k, l = k @ k.T, l @ l.T
+    assert (k * l).sum() / (k.norm() * l.norm()) > 0.8  # what counting the diagonal makes of nothing
+
+
+def test_cka_is_the_ratio_of_unbiased_hsic_by_its_published_formula():
+    def hsic(k, l):  # Song et al. 2012, equation 5
+        n, one = len(k), np.ones(len(k))
+        k, l = k - np.diag(np.diag(k)), l - np.diag(np.diag(l))
+        return (np.trace(k @ l) + (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ l @ one)) / (n * (n - 3))
+    x = noise(30, 5, 0)
+    y = x @ noise(5, 7, 1) + noise(30, 7, 2)
+    k, l = ((z @ z.T).double().numpy() for z in (x, y))
+    assert compare(x, y)["cka"] == pytest.approx(hsic(k, l) / math.sqrt(hsic(k, k) * hsic(l, l)), abs=1e-6)
+
+
+@pytest.mark.parametrize("turned", ["self", "rotated", "scaled", "shifted", "rotated, scaled and shifted"])
+def test_a_space_that_is_only_turned_scaled_or_shifted_is_the_same_space(turned):
+    x = noise(60, 12, 0).double()
+    y = x @ torch.linalg.qr(noise(12, 12, 1).double())[0] if "rotated" in turned else x
+    y = (y * 0.01 if "scaled" in turned else y) + (7 if "shifted" in turned else 0)
+    assert compare(x, y) == pytest.approx({"cka": 1, "spearman": 1, "recall10": 1}, abs=1e-9)
+
+
+def test_scaling_one_side_by_a_hundredth_changes_no_measure():
+    x = noise(60, 12, 0)
+    y = x + noise(60, 12, 1)
+    assert compare(x, y * 0.01) == pytest.approx(compare(x, y), abs=1e-5)
+
+
+def test_spearman_is_that_of_scipy_on_pairwise_distances():
+    x = noise(50, 9, 0).double()
+    y = x[:, :6] + 0.7 * noise(50, 6, 1).double()
+    expected = spearmanr(pdist(x.numpy()), pdist(y.numpy())).statistic
+    assert 0.2 < expected < 0.9
+    assert compare(x, y)["spearman"] == pytest.approx(expected, abs=1e-9)
+    assert abs(np.mean([compare(noise(50, 9, 2 * i), noise(50, 9, 2 * i + 1))["spearman"] for i in range(8)])) < 0.05
+
+
+def test_recall_of_independent_noise_is_its_chance_and_no_item_is_its_own_neighbour():
+    n, k = 200, 10
+    values = [compare(noise(n, 20, 2 * i), noise(n, 20, 2 * i + 1))["recall10"] for i in range(8)]
+    assert np.mean(values) == pytest.approx(k / (n - 1), abs=0.01)
+    near = align.prepare(noise(n, 20, 0))["recall10"]
+    assert not near.diagonal().any() and (near.sum(1) == k).all()
+
+
+def test_neighbours_are_the_nearest_items():
+    near = align.prepare(torch.arange(13.0)[:, None] ** 1.1, k=2)["recall10"]
+    assert near[0].nonzero().flatten().tolist() == [1, 2] and near[12].nonzero().flatten().tolist() == [10, 11]
+
+
+def test_recall_of_two_spaces_that_share_half_of_the_neighbours_is_one_half():
+    a, b = torch.zeros(4, 12, dtype=torch.bool), torch.zeros(4, 12, dtype=torch.bool)
+    a[:, :4], b[:, 2:6] = True, True
+    assert align.recall(a, b) == 0.5
+
+
+def test_every_measure_falls_as_noise_grows():
+    y = noise(120, 8, 0)
+    ladder = [compare(y + s * noise(120, 8, 1), y) for s in (0.1, 0.5, 1, 2, 5)]
+    for m in align.COMPARE:
+        values = [step[m] for step in ladder]
+        assert values == sorted(values, reverse=True) and values[0] > 0.75 and values[-1] < 0.3, (m, values)
+
+
+# ---------------------------------------------------------------- permutations and intervals
+
+@pytest.mark.parametrize("measure", ["cka", "spearman", "recall10"])
+def test_p_is_uniform_where_nothing_is_shared(measure):
+    ps = []
+    for k in range(150):
+        a, b = (align.prepare(noise(20, 5, 2 * k + j), k=3)[measure] for j in range(2))
+        ps.append(align.permutation_p(a, b, measure, singles(20), 39, k))
+    assert np.mean(np.array(ps) <= 0.05) <= 0.10, "too many small p-values"
+    assert 0.4 < np.mean(ps) < 0.65, np.mean(ps)  # ties of recall lift it a little above one half
+
+
+def test_p_is_as_small_as_can_be_where_a_relation_is_planted():
+    x = noise(40, 8, 0)
+    a, b = align.prepare(x), align.prepare(x + 0.5 * noise(40, 8, 1))
+    for m in align.COMPARE:
+        assert align.permutation_p(a[m], b[m], m, singles(40), 99, 0) == 0.01
+
+
+def test_sources_are_shuffled_whole_and_only_among_their_equals():
+    blocks = [torch.tensor(b) for b in ([0, 5], [1, 2], [3, 4, 6], [7, 8, 9], [10], [11, 12])]
+    seen = set()
+    for k in range(30):
+        order = align.shuffle(blocks, generator(k))
+        assert sorted(order.tolist()) == list(range(13))
+        for b in blocks:
+            moved = tuple(order[b].tolist())
+            assert moved in {tuple(c.tolist()) for c in blocks if len(c) == len(b)}
+        seen.add(tuple(order.tolist()))
+    assert len(seen) > 5
+
+
+def test_items_of_a_source_that_agree_make_no_small_p():
+    small = {"whole": 0, "torn": 0}
+    for k in range(100):
+        x, y = (noise(8, 6, 2 * k + j).repeat_interleave(4, 0) + 0.1 * noise(32, 6, 1000 + 2 * k + j) for j in range(2))
+        a, b = align.prepare(x)["spearman"], align.prepare(y)["spearman"]
+        whole = [torch.arange(4 * i, 4 * i + 4) for i in range(8)]
+        for name, blocks in (("whole", whole), ("torn", singles(32))):
+            small[name] += align.permutation_p(a, b, "spearman", blocks, 39, k) <= 0.05
+    assert small["whole"] <= 12 and small["torn"] > 50, small
+
+
+def test_interval_of_cka_holds_the_score_and_is_narrower_with_more_items():
+    def width(n):
+        x = noise(n, 6, 0)
+        value, low, high = align.jackknife(x, x + noise(n, 6, 1), "cka", singles(n))
+        assert low < value < high and value == pytest.approx(compare(x, x + noise(n, 6, 1))["cka"])
+        return high - low
+    assert 0 < width(400) < 0.7 * width(50)
+
+
+def test_interval_of_cka_covers_0_for_noise_about_95_times_in_100():
+    hits = 0
+    for k in range(60):
+        _, low, high = align.jackknife(noise(40, 6, 2 * k), noise(40, 6, 2 * k + 1), "cka", singles(40))
+        hits += low <= 0 <= high
+    assert hits >= 52, hits
+
+
+# ---------------------------------------------------------------- linear prediction
+
+SPLIT = {"train": torch.arange(40), "val": torch.arange(40, 60), "test": torch.arange(60, 90)}
+
+
+def token_r2(x, y, **more):
+    residual, variance, p, _ = align.token_r2(x, y, SPLIT, **more)
+    return 1 - (residual.sum() / variance.sum()).item(), p
+
+
+def test_r2_of_noise_is_0_and_its_p_is_not_small():
+    x, y = torch.randn(90, 9, 60, generator=generator(0)), torch.randn(90, 9, 4, generator=generator(1))
+    found, p = token_r2(x, y, n_perm=19, blocks=singles(40))
+    assert -0.1 < found < 0.02 and p > 0.1
+
+
+def test_r2_of_a_planted_map_is_1_less_its_noise_and_its_p_is_small():
+    x = torch.randn(90, 9, 12, generator=generator(0))
+    y = x @ torch.linalg.qr(noise(12, 12, 1))[0] + torch.randn(90, 9, 12, generator=generator(2))
+    found, p = token_r2(x, y, n_perm=19, blocks=singles(40))
+    assert found == pytest.approx(0.5, abs=0.05) and p == 0.05
+
+
+def test_r2_below_0_is_not_clipped():
+    x = torch.randn(90, 9, 6, generator=generator(0))
+    y = x @ noise(6, 3, 1)
+    y[60:] *= -1  # on test items the relation is turned round: residual 2y, R2 = 1 - 4
+    assert token_r2(x, y)[0] == pytest.approx(-3, abs=0.2)
+
+
+def test_features_that_hold_only_the_position_predict_nothing():
+    position = torch.randn(1, 9, 20, generator=generator(0))
+    y = 5 * torch.randn(1, 9, 3, generator=generator(1)) + torch.randn(90, 9, 3, generator=generator(2))
+    assert token_r2(position.expand(90, -1, -1), y)[0] == pytest.approx(0, abs=0.05)  # a plain R2 would be about 0.96
+    x = position + 1e-3 * torch.randn(90, 9, 20, generator=generator(3))
+    assert token_r2(x, y)[0] == pytest.approx(0, abs=0.05)
+
+
+def test_r2_interval_resamples_sources_and_not_items():
+    g = generator()
+    residual = torch.rand(20, generator=g, dtype=torch.float64).repeat_interleave(6)
+    variance = torch.ones(120, dtype=torch.float64)
+    value, low, high = align.ratio_bootstrap(residual, variance, [i // 6 for i in range(120)])
+    _, alone_low, alone_high = align.ratio_bootstrap(residual, variance, list(range(120)))
+    assert value == pytest.approx(1 - residual.mean().item()) and low < value < high
+    assert high - low > 1.8 * (alone_high - alone_low)  # sqrt(6) = 2.4
+
+
+@pytest.mark.parametrize(("side", "wanted"), [((4, 6), (2, 3)), ((2, 3), (4, 6))])
+def test_token_grids_are_pooled_or_repeated_cell_by_cell(side, wanted):
+    x = torch.arange(1.0, 1 + side[0] * side[1]).view(1, *side, 1)
+    found = align.match(x, *wanted).view(wanted)
+    assert found[0, 0] == (x[0, :2, :2].mean() if side == (4, 6) else 1)
+    assert found.mean() == pytest.approx(x.mean().item())
+
+
+# ---------------------------------------------------------------- the record
+
+def layer(score, val, n=101):
+    return {m: {"score": score, "low": score - 0.1, "high": score + 0.1, "p": 0.01, "val": val, "n": n} for m in align.MEASURES}
+
+
+def test_the_layer_is_chosen_on_val_though_another_is_better_in_the_report():
+    found = align.record({"a": layer(0.9, 0.1), "b": layer(0.6, 0.7)}, {}, None, "cka", 2)
+    assert (found["layer"], found["score"], found["options_searched"]) == ("b", 0.6, 2)
+    assert (found["floor_name"], found["floor"], found["gain_low"], found["gain_high"]) == ("chance", 0, pytest.approx(0.5), pytest.approx(0.7))
+
+
+def test_the_floor_is_the_best_of_chance_pixels_and_the_untrained_network():
+    layers, random = {"a": layer(0.6, 0.7)}, {"a": layer(0.4, 0.9)}
+    assert align.record(layers, {}, None, "recall10", 1)["floor"] == pytest.approx(0.1)  # 10 of 100 others
+    assert align.record(layers, random, layer(0.3, 0.3), "cka", 1)["floor_name"] == "random_init"
+    found = align.record(layers, random, layer(0.5, 0.5), "cka", 1)
+    assert found["floor_name"] == "pixels" and found["gain"] == pytest.approx(0.1) and found["skill"] == pytest.approx(0.2)
+    assert found["gain_low"] < 0 < found["gain_high"]  # both intervals are +- 0.1: the gain's is sqrt(2) as wide
+
+
+# ---------------------------------------------------------------- the stage
+
+IDS = [f"item-{i}" for i in range(60)]
+LATENTS = torch.randn(60, 1, 2, 2, 4, generator=generator(9))
+
+
+def plant(folder, points, ids=IDS, data=None, schema=common.FEATURES):
+    """A features folder as extract.py writes it; points {name: [n, t, h, w, D]}."""
+    for name, x in points.items():
+        common.save_pt(folder / name / "00000.pt", schema, ids, {}, features=x.half())
+    common.save_yaml(folder / "index.yaml", {"stage": "extract", "schema": schema, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data),
+                                             "shards": 1, "points": {k: {"shape": list(x.shape[1:])} for k, x in points.items()}, "ids": ids})
+    return str(folder)
+
+
+def world(tmp_path, points, target=LATENTS, ids=IDS, target_ids=None):
+    """Items, features and latents on disk; the arguments that main needs."""
+    frame = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    common.write_items(tmp_path / "data", [{"id": i, "source": i, "width": 8, "height": 8, "frames": frame} for i in ids], {"data": "synthetic", "name": "planted"})
+    return ["--features", plant(tmp_path / "features", points, ids, tmp_path / "data"), "--target", plant(tmp_path / "target", {"latents": target}, target_ids or ids, tmp_path / "data"),
+            "--permutations", "20"]
+
+
+def near(s, seed=1):
+    return LATENTS + s * torch.randn(LATENTS.shape, generator=generator(seed))
+
+
+def test_main_chooses_the_planted_layer_and_writes_what_it_prints(tmp_path, capsys):
+    out = tmp_path / "align.yaml"
+    result = align.main(["--smoke", "--out", str(out)])
+    found = common.load_yaml(out, "align")
+    printed = dict(line.split(" ", 1) for line in capsys.readouterr().out.strip().splitlines())
+    for m in align.MEASURES:
+        assert found[f"{m}_layer"] == result["criteria"][m]["layer"] == printed[f"{m}_layer"] == "rotated"
+        assert found[m] > 0.8 and found[m] == found["criteria"][m]["score"] and float(printed[m]) == found[m]
+        assert {f"{m}_low", f"{m}_high", f"{m}_floor", f"{m}_p"} <= found.keys()
+        noise_score = found["layers"]["independent"][m]
+        assert noise_score["score"] < 0.35 and noise_score["p_holm"] > 0.05
+        assert found["layers"]["rotated"][m]["low"] > noise_score["high"]
+    assert found["chance_recall10"] == pytest.approx(10 / (found["criteria"]["cka"]["n"] - 1), rel=1e-5)
+    assert found["run"]["seed"] == 0 and found["run"]["arguments"]["permutations"] == 50
+
+
+def test_main_puts_a_ladder_of_noise_in_order_and_writes_beside_the_features(tmp_path):
+    align.main(world(tmp_path, {f"layer.{k}": near(s) for k, s in enumerate((3.0, 1.0, 0.2))}))
+    found = common.load_yaml(tmp_path / "align.yaml", "align")
+    for m in align.MEASURES:
+        scores = [found["layers"][f"layer.{k}"][m]["score"] for k in range(3)]
+        assert scores == sorted(scores) and found[f"{m}_layer"] == "layer.2", (m, scores)
+
+
+def test_main_reports_pixels_and_the_untrained_network_as_floors_and_never_as_the_answer(tmp_path):
+    args = world(tmp_path, {"layer.1": near(0.5), "pixels": near(0.1, 2)})
+    untrained = plant(tmp_path / "random", {"layer.1": near(2.0, 3)}, data=tmp_path / "data")
+    found = align.main([*args, "--random", untrained])["criteria"]["cka"]
+    assert (found["layer"], found["floor_name"], set(found["floors"])) == ("layer.1", "pixels", {"chance", "pixels", "random_init"})
+    assert found["gain_high"] < 0 < found["floors"]["random_init"] < found["score"]
+
+
+def test_main_refuses_an_untrained_network_that_lacks_a_layer(tmp_path, refused):
+    args = world(tmp_path, {"layer.1": near(0.5), "layer.2": near(2.0)})
+    for name in ("layer.2", "layer.3"):  # without a floor that was asked for, the gain over the best floor would flatter
+        untrained = plant(tmp_path / name, {name: near(2.0, 3)}, data=tmp_path / "data")
+        refused(lambda untrained=untrained: align.main([*args, "--random", untrained]), untrained, "layer.1")
+
+
+def test_chance_of_recall_is_that_of_the_neighbours_that_are_counted(tmp_path):
+    some = {s: [k for k in range(60) if common.split_of(IDS[k]) == s][:4] for s in ("train", "val", "test")}
+    pick = some["train"] + some["val"] + some["test"]  # 8 items in the report: 6 neighbours each, of 7
+    found = align.main(world(tmp_path, {"a": near(1)[pick]}, LATENTS[pick], [IDS[k] for k in pick]))
+    assert found["chance_recall10"] == pytest.approx(6 / 7) and found["criteria"]["recall10"]["floor"] == pytest.approx(6 / 7)
+
+
+def test_main_of_noise_claims_nothing(tmp_path):
+    found = align.main(world(tmp_path, {"noise": torch.randn(60, 1, 2, 2, 4, generator=generator(6))}))
+    for m, record in found["criteria"].items():
+        assert record["p"] > 0.05 and record["gain_low"] < 0.05 and abs(record["gain"]) < 0.15, (m, record)
+
+
+def test_main_refuses_other_items_and_names_one(tmp_path, refused):
+    refused(lambda: align.main(world(tmp_path, {"a": near(1)}, target_ids=IDS[:-1] + ["stranger"])), "'item-59' is missing", tmp_path / "target")
+    refused(lambda: align.main(world(tmp_path, {"a": near(1)}, target_ids=IDS[::-1])), "other order")
+    args = world(tmp_path, {"a": near(1)})
+    refused(lambda: align.main([*args, "--random", plant(tmp_path / "random", {"a": near(1)}, IDS[::-1])]), tmp_path / "random")
+
+
+def test_main_refuses_features_that_are_not_finite(tmp_path, refused):
+    x = near(1)
+    x[3, 0, 1, 1, 2] = float("nan")
+    refused(lambda: align.main(world(tmp_path, {"layer.7": x})), "layer.7", "1 non-finite")
+
+
+def test_main_refuses_too_few_items(tmp_path, refused):
+    refused(lambda: align.main(world(tmp_path, {"a": near(1)[:9]}, LATENTS[:9], IDS[:9])), "9 items", "at least 10")
+
+
+def test_main_refuses_a_layer_that_is_the_same_for_every_item(tmp_path, refused):
+    refused(lambda: align.main(world(tmp_path, {"layer.7": near(1)[:1].expand(60, -1, -1, -1, -1)})), "layer.7", "same for every item")
+
+
+def test_main_refuses_latents_that_are_the_same_for_every_item(tmp_path, refused):
+    refused(lambda: align.main(world(tmp_path, {"layer.7": near(1)}, LATENTS[:1].expand(60, -1, -1, -1, -1))), "latents", "same for every item")
+
+
+def test_main_refuses_a_missing_folder_and_another_schema(tmp_path, refused):
+    args = world(tmp_path, {"a": near(1)})
+    refused(lambda: align.main(["--features", str(tmp_path / "nowhere"), *args[2:]]), tmp_path / "nowhere", "does not exist")
+    other = plant(tmp_path / "old", {"latents": LATENTS}, data=tmp_path / "data", schema="foresight.features.v0")
+    refused(lambda: align.main([*args, "--target", other]), "foresight.features.v0", common.FEATURES)
+
+
+def test_main_refuses_an_unwritable_place_before_the_work(tmp_path, refused):
+    (tmp_path / "file").write_text("")
+    refused(lambda: align.main([*world(tmp_path, {"a": near(1)}), "--out", str(tmp_path / "file" / "align.yaml")]), "cannot write", "--out")

@@ -1,0 +1,637 @@
+"""The shared instruments on worlds whose answer is known: each metric meets its null value before a real one."""
+import math
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import common
+
+
+@pytest.fixture
+def refused(capsys):
+    """Call something that must end with exit code 2 and one line on stderr that holds every given word."""
+    def check(call, *words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            call()
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert stop.value.code == 2
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        for word in words:
+            assert str(word) in lines[0], lines[0]
+    return check
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def r2(found, true):
+    return (1 - (found - true).square().sum() / (true - true.mean(0)).square().sum()).item()
+
+
+# ---------------------------------------------------------------- ridge
+
+def closed_form(x, y, train, penalty):
+    """Primal ridge with an unpenalised intercept, in fp64 by numpy."""
+    x, y = x.double().numpy(), y.double().numpy()
+    mx, my = x[train].mean(0), y[train].mean(0)
+    a = x[train] - mx
+    return (x - mx) @ np.linalg.solve(a.T @ a + penalty * np.eye(x.shape[1]), a.T @ (y[train] - my)) + my
+
+
+@pytest.mark.parametrize(("d", "noise"), [(6, 0.3), (6, 3.0), (40, 12.0)])  # d > n as well
+def test_ridge_predicts_with_the_penalty_that_brute_force_leave_one_out_chooses(d, noise):
+    g = generator(d)
+    n, n_train = 34, 24
+    x = torch.randn(n, d, generator=g) + 2
+    y = x @ torch.randn(d, 2, generator=g) + noise * torch.randn(n, 2, generator=g) + 5
+    train = torch.arange(n_train)
+    centred = (x[train] - x[train].mean(0)).double()
+    penalties = (common.PENALTIES * torch.linalg.eigvalsh(centred @ centred.T).mean()).tolist()
+    errors = []
+    for penalty in penalties:
+        left_out = [closed_form(x, y, [k for k in range(n_train) if k != i], penalty)[i] for i in range(n_train)]
+        errors.append(((np.stack(left_out) - y[train].numpy()) ** 2).mean())
+    found = common.ridge(x, {"task": y}, train)["task"]
+    assert 0 < np.argmin(errors) < len(errors) - 1, "the toy problem must have its optimum inside the range of penalties"
+    np.testing.assert_allclose(found.numpy(), closed_form(x, y, train, penalties[np.argmin(errors)]), rtol=1e-3, atol=1e-3)
+    neighbour = closed_form(x, y, train, penalties[np.argmin(errors) + 1])
+    assert np.abs(found.numpy() - neighbour).max() > 1e-2, "the neighbouring penalty must be told apart, or this test could not fail"
+
+
+def test_ridge_is_blind_to_the_scale_of_the_features():
+    g = generator()
+    x = torch.randn(80, 30, generator=g)
+    y = x[:, :3] + 0.5 * torch.randn(80, 3, generator=g)
+    big, small = (common.ridge(x * s, {"task": y}, torch.arange(50))["task"] for s in (1, 0.01))
+    torch.testing.assert_close(big, small, rtol=1e-3, atol=1e-3)
+
+
+def test_ridge_chooses_a_penalty_for_each_task_alone():
+    g = generator()
+    x = torch.randn(60, 20, generator=g)
+    easy, hard = x[:, :1], torch.randn(60, 1, generator=g)
+    train = torch.arange(40)
+    both = common.ridge(x, {"easy": easy, "hard": hard}, train)
+    torch.testing.assert_close(both["easy"], common.ridge(x, {"only": easy}, train)["only"])
+    assert r2(both["easy"][40:], easy[40:]) > 0.99
+
+
+def test_ridge_on_shuffled_boxes_is_no_better_than_a_constant_box():
+    g = generator()
+    n, train, test = 400, torch.arange(240), torch.arange(240, 400)
+    corner = torch.rand(n, 2, generator=g) * 0.5
+    boxes = torch.cat([corner, corner + 0.2 + 0.3 * torch.rand(n, 2, generator=g)], 1)
+    x = boxes @ torch.randn(4, 500, generator=g) + 0.05 * torch.randn(n, 500, generator=g)
+    wrong = boxes.clone()
+    wrong[train] = boxes[train][torch.randperm(len(train), generator=g)]
+    found = common.ridge(x, {"true": boxes, "shuffled": wrong}, train)
+    assert abs(r2(found["shuffled"][test], boxes[test])) < 0.1
+    constant = common.box_iou(boxes[train].mean(0).expand(len(test), 4), boxes[test]).mean()
+    assert common.box_iou(found["shuffled"][test], boxes[test]).mean() < constant + 0.03
+    assert common.box_iou(found["true"][test], boxes[test]).mean() > constant + 0.3
+
+
+def test_token_ridge_recovers_a_planted_linear_map():
+    g = generator()
+    x = torch.randn(40, 9, 12, generator=g) + 1
+    y = x @ torch.randn(12, 3, generator=g) + 4
+    found = common.token_ridge(x, {"task": y}, torch.arange(20), torch.arange(20, 30))["task"]
+    torch.testing.assert_close(found[30:], y[30:], rtol=1e-3, atol=1e-2)
+
+
+def test_token_ridge_finds_nothing_in_noise():
+    g = generator()
+    x, y = torch.randn(60, 9, 12, generator=g), torch.randn(60, 9, 3, generator=g)
+    found = common.token_ridge(x, {"task": y}, torch.arange(30), torch.arange(30, 45))["task"]
+    assert abs(r2(found[45:].flatten(0, 1), y[45:].flatten(0, 1))) < 0.05
+
+
+def test_token_ridge_never_looks_at_test_items():
+    g = generator()
+    x = torch.randn(40, 9, 12, generator=g)
+    y = x @ torch.randn(12, 3, generator=g) + torch.randn(40, 9, 3, generator=g)
+    train, val = torch.arange(20), torch.arange(20, 30)
+    before = common.token_ridge(x, {"task": y}, train, val)["task"]
+    x[30:], y[30:] = 1e3 * torch.randn(10, 9, 12, generator=g), 1e3
+    after = common.token_ridge(x, {"task": y}, train, val)["task"]
+    torch.testing.assert_close(before[:30], after[:30], rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------- statistics
+
+def test_bootstrap_interval_of_clustered_items_is_wider_than_of_independent_ones():
+    g = generator()
+    scores = torch.randn(30, generator=g).repeat_interleave(8) + 0.1 * torch.randn(240, generator=g)
+    _, low, high = common.bootstrap(scores, [i // 8 for i in range(240)])
+    _, alone_low, alone_high = common.bootstrap(scores, list(range(240)))
+    assert (high - low) > 2 * (alone_high - alone_low)  # the design effect is 8 items: sqrt(8) = 2.8
+
+
+def test_bootstrap_interval_covers_the_true_mean_about_95_times_in_100():
+    g = generator()
+    hits = 0
+    for k in range(200):
+        scores = 0.3 + torch.randn(50, generator=g).repeat_interleave(3) + torch.randn(150, generator=g)
+        _, low, high = common.bootstrap(scores, [i // 3 for i in range(150)], n_boot=500, seed=k)
+        hits += low <= 0.3 <= high
+    assert 0.89 <= hits / 200 <= 0.985, hits
+
+
+def test_bootstrap_weighs_items_not_sources():
+    large, small = [f"large-{i // 9}" for i in range(180)], [f"small-{i}" for i in range(20)]  # 20 sources of nine items, 20 of one
+    value, low, high = common.bootstrap([1.0] * 180 + [0.0] * 20, large + small, n_boot=500)
+    assert value == pytest.approx(0.9) and 0.8 < low < 0.9 < high < 0.97  # a mean of the sources' means would be about 0.5
+
+
+def test_bootstrap_of_seeds_adds_their_spread_to_the_interval():
+    g = generator()
+    items = 0.1 * torch.randn(100, generator=g)
+    sources = list(range(100))
+    agreeing = common.bootstrap(items.repeat(5, 1), sources)
+    spread = common.bootstrap(items + torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None], sources)
+    assert agreeing[0] == pytest.approx(items.mean().item(), abs=1e-6) == spread[0]
+    assert spread[2] - spread[1] > 5 * (agreeing[2] - agreeing[1])
+
+
+def test_paired_test_rejects_a_true_null_about_5_times_in_100_though_items_of_a_source_agree():
+    g = generator()
+    sources = [i // 4 for i in range(80)]
+    small = 0
+    for k in range(300):
+        a, b = (torch.randn(20, generator=g).repeat_interleave(4) for _ in range(2))
+        small += common.paired_test(a, b, sources, n_perm=199, seed=k)["p"] <= 0.05
+    assert 0.015 <= small / 300 <= 0.095, small  # 95% +- 3.5 standard errors; items taken as independent would give about 0.3
+
+
+def test_paired_test_sees_a_planted_difference_that_items_share():
+    g = generator()
+    difficulty = 5 * torch.randn(60, generator=g)
+    found = common.paired_test(difficulty + 0.5 + 0.2 * torch.randn(60, generator=g), difficulty, list(range(60)))
+    assert found["gain"] == pytest.approx(0.5, abs=0.1) and found["gain_low"] > 0.3
+    assert found["p"] == pytest.approx(1 / 2001)  # the smallest that 2000 permutations can give, never 0
+    back = common.paired_test(difficulty, difficulty + 0.5, list(range(60)))
+    assert back["gain"] == pytest.approx(-0.5) and back["gain_high"] < 0 and back["p"] < 0.001
+
+
+def test_paired_test_of_equal_scores_is_no_evidence():
+    found = common.paired_test([0.5] * 20, [0.5] * 20, list(range(20)))
+    assert found == {"gain": 0.0, "gain_low": 0.0, "gain_high": 0.0, "p": 1.0}
+
+
+def test_paired_test_compares_seeds_by_their_mean():
+    seeds = torch.tensor([[0.0, 2.0, 4.0, 6.0], [2.0, 4.0, 6.0, 8.0]])
+    assert common.paired_test(seeds, [0.0, 0.0, 0.0, 0.0], list("abcd"))["gain"] == 4.0
+
+
+def test_holm_agrees_with_a_hand_computed_example():
+    found = common.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})  # x3, x1 raised to c's, x2, x4
+    assert list(found) == ["a", "b", "c", "d"]
+    assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+    assert common.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+
+
+def test_criterion_of_a_score_that_should_be_low_has_a_positive_gain_when_it_is_low():
+    g = generator()
+    noise = 0.01 * torch.randn(30, generator=g)
+    found = common.criterion(0.2 + noise, {"bad": 0.9 + noise, "best": 0.5 + noise}, list(range(30)), ceiling=0.1, better="lower")
+    shift = noise.mean().item()
+    assert (found["floor_name"], found["better"]) == ("best", "lower")
+    assert found["gain"] == pytest.approx(0.3, abs=1e-6) and found["gain_low"] > 0
+    assert found["skill"] == pytest.approx(0.3 / (0.4 + shift), abs=1e-6)
+    assert found["low"] < found["score"] < found["high"]
+
+
+def test_criterion_of_a_score_that_should_be_high_takes_the_highest_floor():
+    found = common.criterion([0.6] * 8, {"constant": [0.4] * 8, "pixels": [0.2] * 8}, list("aabbccdd"), ceiling=0.8)
+    assert (found["floor_name"], found["n"], found["sources"]) == ("constant", 8, 4)
+    assert found["gain"] == pytest.approx(0.2) and found["skill"] == pytest.approx(0.5)
+    assert found["floors"] == pytest.approx({"constant": 0.4, "pixels": 0.2})
+
+
+@pytest.mark.parametrize(("better", "ceiling"), [("higher", 0.5), ("higher", 0.4), ("lower", 0.5), ("lower", 0.6)])
+def test_criterion_states_no_skill_where_the_ceiling_is_not_better_than_the_floor(better, ceiling):
+    assert common.criterion([0.7, 0.8], {"floor": [0.5, 0.5]}, ["a", "b"], ceiling=ceiling, better=better)["skill"] is None
+
+
+# ---------------------------------------------------------------- splits
+
+def test_split_of_gives_the_answers_it_has_always_given():
+    # the first 8 digits of `printf %s NAME | sha256sum`, modulo 100: 7, 55, 67, 63, 43
+    assert [common.split_of(name) for name in ("cat", "dog", "video-3", "photo.jpg", 7)] == ["train", "train", "val", "val", "train"]
+    assert common.split_of("item-2") == "test"
+
+
+def test_split_of_makes_parts_of_about_60_20_20():
+    splits = [common.split_of(f"source-{i}") for i in range(5000)]
+    assert {s: round(splits.count(s) / 5000, 1) for s in ("train", "val", "test")} == {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+def test_items_of_one_source_are_never_torn_and_every_item_is_somewhere():
+    items = [{"id": f"{s}-{k}", "source": f"video-{s}"} for k in range(3) for s in range(60)]
+    parts = common.split_indices(items, "a folder")
+    sources = [{items[i]["source"] for i in part.tolist()} for part in parts.values()]
+    assert sum(len(p) for p in parts.values()) == 180
+    assert sum(len(s) for s in sources) == len(set.union(*sources)) == 60
+
+
+def test_a_split_that_is_too_small_is_refused(refused):
+    refused(lambda: common.split_indices([{"source": "one"}] * 50, "some/folder"), "some/folder", "use more items")
+
+
+# ---------------------------------------------------------------- boxes, masks, detection
+
+def test_box_iou_of_hand_computed_pairs():
+    a = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [1, 1, 1, 1], [2, 2, 0, 0]])
+    b = torch.tensor([[3.0, 3, 4, 4], [1, 1, 3, 3], [0, 0, 2, 2], [0, 0, 2, 1], [1, 1, 1, 1], [0, 0, 2, 2]])
+    torch.testing.assert_close(common.box_iou(a, b), torch.tensor([0, 1 / 7, 1, 0.5, 0, 0]))
+
+
+def test_mask_iou_of_hand_computed_pairs():
+    a = torch.zeros(4, 4, 4, dtype=torch.bool)
+    b = a.clone()
+    a[1, :2], b[1, 2:] = True, True  # disjoint
+    a[2, :2], b[2, 1:3] = True, True  # one row of three in common
+    a[3, :2], b[3, :2] = True, True
+    torch.testing.assert_close(common.mask_iou(a, b), torch.tensor([1.0, 0, 1 / 3, 1]))
+
+
+def detections(n=12, seed=0):
+    """Truth of n pictures with two boxes each, in two classes; and the same as predictions."""
+    g = generator(seed)
+    truth = []
+    for _ in range(n):
+        corner = torch.rand(2, 2, generator=g) * 40 + torch.tensor([[0.0, 0], [500, 500]])
+        truth.append((torch.cat([corner, corner + 100], 1), torch.tensor([0, 1])))
+    return truth, [(b, c, torch.ones(len(b))) for b, c in truth]
+
+
+def test_ap50_of_a_perfect_detector_is_1_on_every_resample():
+    value, low, high, draws = common.coco_ap50(*detections(), n_boot=20)
+    assert (value, low, high) == (1, 1, 1) and len(draws) == 20
+
+
+def test_ap50_is_0_without_detections_and_with_the_wrong_classes():
+    truth, found = detections()
+    nothing = [(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0))] * len(truth)
+    assert common.coco_ap50(truth, nothing, n_boot=5)[:3] == (0, 0, 0)
+    assert common.coco_ap50(truth, [(b, 1 - c, s) for b, c, s in found], n_boot=5)[:3] == (0, 0, 0)
+
+
+def test_ap50_does_not_count_boxes_that_overlap_by_less_than_half():
+    truth, found = detections()
+    assert common.coco_ap50(truth, [(b + torch.tensor([30.0, 0, 30, 0]), c, s) for b, c, s in found], n_boot=0)[0] == pytest.approx(1)  # IoU 70 / 130
+    assert common.coco_ap50(truth, [(b + torch.tensor([40.0, 0, 40, 0]), c, s) for b, c, s in found], n_boot=0)[0] == 0  # IoU 60 / 140
+
+
+def test_ap50_of_half_the_boxes_is_51_of_101_recall_levels():
+    truth, found = detections()
+    nothing = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    value, low, high, draws = common.coco_ap50(truth, [f if i % 2 else nothing for i, f in enumerate(found)], n_boot=100)
+    assert value == pytest.approx(51 / 101)
+    assert low < value < high and high - low > 0.1
+    assert np.std(draws) > 0.05
+
+
+def test_ap50_charges_for_false_boxes_that_are_surer_than_the_true_ones():
+    truth, found = detections()
+    doubled = [(torch.cat([b + 300, b]), torch.cat([c, c]), torch.tensor([0.9, 0.9, 0.5, 0.5])) for b, c, _ in found]
+    assert common.coco_ap50(truth, doubled, n_boot=0)[0] == pytest.approx(0.5, abs=0.02)
+
+
+def test_ap_criterion_pairs_the_resamples_of_probe_and_floor():
+    draws = torch.rand(3, 100, generator=generator())
+    own, floor = {"ap": torch.tensor([0.5, 0.6, 0.7]), "draws": draws + 0.2}, {"ap": torch.tensor([0.4, 0.4, 0.4]), "draws": draws}
+    found = common.ap_criterion(own, {"constant": floor, "worse": {"ap": torch.zeros(3), "draws": draws * 0}}, n=30)
+    assert (found["floor_name"], found["n"], found["seeds"]) == ("constant", 30, 3)
+    assert found["score"] == pytest.approx(0.6) and found["skill"] == pytest.approx(0.2 / 0.6)
+    assert found["gain_low"] == pytest.approx(0.2, abs=1e-6) and found["gain_high"] == pytest.approx(0.2, abs=1e-6)  # unpaired it would be about 0.2 +- 0.8
+    null = common.ap_criterion(floor, {"same": floor}, n=30)
+    assert null["gain"] == 0 and null["p"] == 1
+
+
+# ---------------------------------------------------------------- set probe, cells, truth
+
+def planted_boxes(n=120, side=4, seed=0):
+    """One box a picture, of class 0 or 1; the tokens of its cells hold its class and corners (and noise): an oracle."""
+    g = generator(seed)
+    x, truth = 0.1 * torch.randn(n, side * side, 8, generator=g), []
+    for i in range(n):
+        low = torch.randint(0, side - 1, (2,), generator=g)
+        high = torch.minimum(low + torch.randint(1, 3, (2,), generator=g), torch.tensor(side))
+        name = int(torch.randint(2, (1,), generator=g))
+        box = torch.cat([low, high]).float() / side
+        cells = x[i].view(side, side, -1)[low[1]:high[1], low[0]:high[0]]
+        cells[..., name] += 2
+        cells[..., 2:6] += box
+        truth.append((box[None], torch.tensor([name])))
+    return x, truth
+
+
+def test_set_probe_learns_planted_boxes_and_a_shuffled_run_does_not():
+    x, truth = planted_boxes()
+    train, val, test = torch.arange(80), torch.arange(80, 100), torch.arange(100, 120)
+    wrong = [truth[i] for i in torch.randperm(100, generator=generator()).tolist()] + truth[100:]
+    iou, right = {}, {}
+    for name, labels in (("true", truth), ("shuffled", wrong)):
+        predict = common.train_set_probe(x, (4, 4), labels, 2, train, val, seeds=2, epochs=40, batch=40)
+        boxes, names, scores = predict(x[test])
+        surest = scores.argmax(-1, keepdim=True)
+        picked = boxes.gather(2, surest[..., None].expand(-1, -1, -1, 4))[:, :, 0]
+        iou[name] = common.box_iou(picked, torch.cat([truth[i][0] for i in test]).expand(2, -1, -1)).mean()
+        right[name] = (names.gather(2, surest)[..., 0] == torch.cat([truth[i][1] for i in test])).float().mean()
+    assert iou["true"] > 0.45 and iou["true"] > iou["shuffled"] + 0.2, iou
+    assert right["true"] > 0.9 and right["shuffled"] < 0.75, right
+
+
+def test_seeds_of_the_set_probe_differ_and_a_run_repeats_itself():
+    x, truth = planted_boxes(30)
+    runs = [common.train_set_probe(x, (4, 4), truth, 2, torch.arange(20), torch.arange(20, 30), seeds=2, epochs=3, batch=10, seed=7)(x)[0] for _ in range(2)]
+    assert torch.equal(runs[0], runs[1])
+    assert (runs[0][0] - runs[0][1]).abs().max() > 1e-3
+
+
+def test_set_loss_is_least_for_the_true_boxes_in_any_order():
+    boxes = torch.tensor([[[[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.8], [0, 0, 0.1, 0.1]]]])  # [1 seed, 1 picture, 3 queries, 4]
+    logits = torch.tensor([[[[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0]]]])
+    truth = [(boxes[0, 0, :2], torch.tensor([0, 1]))]
+    swapped = [(boxes[0, 0, [1, 0]], torch.tensor([1, 0]))]
+    assert common.set_loss(boxes, logits, truth) < 0.01
+    torch.testing.assert_close(common.set_loss(boxes, logits, truth), common.set_loss(boxes, logits, swapped))
+    assert common.set_loss(boxes, logits.flip(-1), truth) > 1 and common.set_loss(boxes + 0.3, logits, truth) > 1
+
+
+def test_cells_put_back_together_are_the_maps():
+    maps = torch.rand(3, 2, 4 * 6, 5 * 6, generator=generator())
+    cells = common.to_cells(maps, 4, 5)
+    assert cells.shape == (3, 20, 2 * 36)
+    torch.testing.assert_close(cells[1, 7].reshape(2, 6, 6), maps[1, :, 6:12, 12:18])  # row 1, column 2
+    square = maps[..., :24]
+    torch.testing.assert_close(common.from_cells(common.to_cells(square, 4, 4), 4, 4, 2, 24), square)
+
+
+def test_mask_threshold_is_chosen_on_val_and_not_on_test():
+    truth = torch.zeros(20, 8, 8, dtype=torch.bool)
+    truth[:, :4] = True
+    soft = torch.where(truth, 0.3, 0.12)
+    split = {"val": torch.arange(10), "test": torch.arange(10, 20)}
+    assert common.mask_scores(soft, truth, split).mean() == 1
+    soft[10:], truth[10:] = torch.where(truth[10:], 0.9, 0.6), True
+    assert common.mask_scores(soft, truth, split)[10:].mean() == 1  # a threshold of 0.2, from val; best on test would hide nothing here
+    soft[10:] = 0.12
+    assert common.mask_scores(soft, truth, split)[10:].mean() == 0
+
+
+def test_largest_box_and_foreground_are_fractions_of_the_picture():
+    item = {"width": 40, "height": 20, "boxes": torch.tensor([[0.0, 0, 4, 4], [20, 10, 40, 20]]), "labels": ["b", "a"]}
+    largest, every, names = common.box_truth([item])
+    torch.testing.assert_close(largest, torch.tensor([[0.5, 0.5, 1, 1]]))
+    assert names == ["a", "b"] and every[0][1].tolist() == [1, 0]
+    area = common.foreground([item], 2)[0]
+    torch.testing.assert_close(area, torch.tensor([[16 / 200, 0], [0, 1]]))
+
+
+# ---------------------------------------------------------------- images
+
+def pictures(n=2, side=48, seed=0):
+    return torch.randint(0, 256, (n, side, side, 3), generator=generator(seed)).byte()
+
+
+def bars(*columns, side=64):
+    """One picture, black and white by turns from the given columns on: [1, side, side, 3]."""
+    x = torch.zeros(1, side, side, 3, dtype=torch.uint8)
+    for k, column in enumerate(columns):
+        x[:, :, column:] = 255 * (1 - k % 2)
+    return x
+
+
+def test_ssim_of_noise_is_about_0_and_of_the_same_picture_1():
+    assert common.ssim(pictures(), pictures(seed=1)).abs().max() < 0.1
+    assert common.ssim(pictures(), pictures()).tolist() == [1, 1]
+
+
+def test_edge_f1_is_0_where_one_picture_has_no_edges_and_1_where_neither_has():
+    assert common.edge_f1(bars(), bars(32)).item() == common.edge_f1(bars(32), bars()).item() == 0
+    assert common.edge_f1(bars(), bars()).item() == 1
+
+
+def test_edge_f1_forgives_one_pixel_and_not_six():
+    assert common.edge_f1(bars(32), bars(32)).item() == 1
+    assert common.edge_f1(bars(33), bars(32)).item() == 1
+    assert common.edge_f1(bars(38), bars(32)).item() == 0
+
+
+def test_edge_f1_does_not_reward_two_edges_around_a_true_one():
+    true = bars(32)
+    true[:, :, 32] = 127  # a grey column in the middle: an edge one pixel wide
+    assert common.edge_f1(true, true).item() == 1
+    assert common.edge_f1(bars(31, 34), true).item() == pytest.approx(2 / 3, abs=0.05)  # edges at 30 and 34; one to many would say 1
+
+
+def test_lpips_without_its_backbone_says_so_in_its_name(monkeypatch, tmp_path):
+    def no_network(*_, **__):
+        raise urllib.error.URLError("no network")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", no_network)
+    state = torch.random.get_rng_state()
+    (distance, name), (again, _) = common.load_lpips(), common.load_lpips()
+    assert name == "lpips_random_backbone"
+    assert torch.equal(state, torch.random.get_rng_state()), "loading must not disturb the caller's random numbers"
+    a, b = pictures(side=64), pictures(side=64, seed=1)
+    assert distance(a, a).abs().max() == 0
+    assert distance(a, b).min() > 0 and torch.equal(distance(a, b), again(a, b))
+
+
+# ---------------------------------------------------------------- YAML
+
+@pytest.mark.parametrize(("given", "back"), [
+    (np.float32(0.5), 0.5), (np.int64(3), 3), (np.bool_(True), True), (torch.tensor(2.0), 2.0), (torch.tensor([[1, 2]]), [[1, 2]]),
+    (np.array([1.5, 2.0]), [1.5, 2.0]), (Path("a/b"), "a/b"), (torch.__version__, str(torch.__version__)), ((1, 2), [1, 2]), (None, None),
+    (1e-6, 1e-6), (1e22, 1e22), (-2.5e-9, -2.5e-9), (3.0, 3.0), (float("inf"), math.inf), (-math.inf, -math.inf), (10**12, 10**12),
+    (True, True), (False, False), ("no", "no"), ("1e-6", "1e-6"), ("1.5", "1.5"), ("2026-01-02", "2026-01-02"), ("null", "null"), ("~", "~"), ("", ""),
+    ("a: b # c", "a: b # c"), ("two\nlines", "two\nlines"), ("é", "é"), ({3: {"x": np.float64(1)}}, {"3": {"x": 1.0}}), ([], []), ({}, {})])
+def test_yaml_gives_back_the_value_and_the_type(tmp_path, given, back):
+    common.save_yaml(tmp_path / "x.yaml", {"stage": "s", "value": given})
+    found = common.load_yaml(tmp_path / "x.yaml", "s")["value"]
+    assert found == back and type(found) is type(back)
+
+
+def test_yaml_gives_back_nan(tmp_path):
+    common.save_yaml(tmp_path / "x.yaml", {"value": np.float64("nan"), "more": [float("nan"), 1e-7]})
+    found = common.load_yaml(tmp_path / "x.yaml")
+    assert math.isnan(found["value"]) and math.isnan(found["more"][0]) and found["more"][1] == 1e-7
+
+
+def test_yaml_has_its_scalars_one_a_line_for_grep(tmp_path):
+    common.save_yaml(tmp_path / "x.yaml", {"b": 0.25, "a": "x", "table": {"z": 1}})
+    assert (tmp_path / "x.yaml").read_text().splitlines()[:2] == ["b: 0.25", "a: x"]
+
+
+def test_a_yaml_that_is_missing_or_broken_or_of_another_stage_is_refused(tmp_path, refused):
+    path = tmp_path / "probe.yaml"
+    refused(lambda: common.load_yaml(path, "probe"), path, "probe.py")
+    for text in ("{", "just words", "", "[1, 2]"):
+        path.write_text(text)
+        refused(lambda: common.load_yaml(path), path)
+    path.write_text("stage: align\n")
+    refused(lambda: common.load_yaml(path, "probe"), path, "align", "probe")
+
+
+# ---------------------------------------------------------------- tensors on disk
+
+def test_tensors_come_back_as_they_were(tmp_path):
+    x = torch.randn(3, 4, generator=generator()).half()
+    common.save_pt(tmp_path / "deep" / "x.pt", "s.v1", ["a", "b", "c"], {"path": Path("p")}, x=x)
+    found = common.load_pt(tmp_path / "deep" / "x.pt", "s.v1")
+    assert torch.equal(found["x"], x) and found["x"].dtype == torch.float16
+    assert found["ids"] == ["a", "b", "c"] and found["meta"] == {"path": "p"}
+
+
+def test_a_pt_that_is_missing_or_broken_or_of_another_schema_is_refused(tmp_path, refused):
+    path = tmp_path / "x.pt"
+    refused(lambda: common.load_pt(path, "s.v1"), path, "does not exist")
+    common.save_pt(path, "s.v1", [], {}, x=torch.arange(1000))
+    refused(lambda: common.load_pt(path, "s.v2"), path, "s.v1", "s.v2")
+    whole = path.read_bytes()
+    for content in (b"", b"no tensor", whole[:len(whole) // 2]):
+        path.write_bytes(content)
+        refused(lambda: common.load_pt(path, "s.v1"), path, "cannot be read")
+    torch.save([1, 2], path)
+    refused(lambda: common.load_pt(path, "s.v1"), path)
+
+
+def test_a_pt_that_would_run_code_is_refused(tmp_path, refused):
+    torch.save({"schema": "s.v1", "x": Path("a")}, tmp_path / "x.pt")  # any class outside torch's list of safe ones
+    refused(lambda: common.load_pt(tmp_path / "x.pt", "s.v1"), "cannot be read")
+
+
+def test_a_crash_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    common.save_pt(path, "s.v1", ["old"], {})
+    before = path.read_bytes()
+
+    def half(content, f):
+        f.write(b"half a file")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        common.save_pt(path, "s.v1", ["new"], {})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_a_full_disk_while_writing_yaml_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "x.yaml"
+    common.save_yaml(path, {"old": 1})
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(common.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        common.save_yaml(path, {"new": 2})
+    assert common.load_yaml(path) == {"old": 1} and [p.name for p in tmp_path.iterdir()] == ["x.yaml"]
+
+
+def test_an_unwritable_place_is_refused_before_the_work(tmp_path, refused):
+    (tmp_path / "file").write_text("")
+    refused(lambda: common.check_writable(tmp_path / "file" / "deep" / "out.yaml"), "out.yaml", "--out")
+    refused(lambda: common.check_writable(tmp_path), tmp_path)  # a folder where a file is wanted
+    common.check_writable(tmp_path / "new" / "out.yaml")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+# ---------------------------------------------------------------- items
+
+def some_items(n, text=""):
+    return [{"id": f"{text}{i}", "source": f"s{i // 2}", "frames": torch.full((1, 4, 4, 3), i % 256, dtype=torch.uint8)} for i in range(n)]
+
+
+def test_items_come_back_in_order_and_stale_shards_go(tmp_path):
+    common.write_items(tmp_path, some_items(common.SHARD * 2 + 3, "old"), {"name": "x"})
+    common.write_items(tmp_path, iter(some_items(common.SHARD + 1)), {"name": "x"})
+    items, index = common.load_items(tmp_path)
+    assert [i["id"] for i in items] == [str(i) for i in range(common.SHARD + 1)]
+    assert (index["items"], index["shards"], len(list(tmp_path.glob("*.pt")))) == (common.SHARD + 1, 2, 2)
+    assert index["train"] + index["val"] + index["test"] == index["items"]
+    assert (common.frames_of(items[5]) == 5).all()
+
+
+def test_writing_items_that_was_cut_short_is_noticed(tmp_path, refused):
+    common.write_items(tmp_path, some_items(3), {"name": "x"})
+
+    def broken():
+        yield from some_items(common.SHARD + 1, "new")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        common.write_items(tmp_path, broken(), {"name": "x"})
+    refused(lambda: common.load_items(tmp_path), "index.yaml", "does not exist")
+
+
+def test_a_folder_without_items_and_one_with_foreign_shards_are_refused(tmp_path, refused):
+    common.write_items(tmp_path / "none", [], {"name": "x"})
+    refused(lambda: common.load_items(tmp_path / "none"), "holds no items")
+    common.write_items(tmp_path / "a", some_items(3), {"name": "x"})
+    common.write_items(tmp_path / "b", some_items(3, "other"), {"name": "x"})
+    (tmp_path / "b" / "00000.pt").rename(tmp_path / "a" / "00000.pt")
+    refused(lambda: common.load_items(tmp_path / "a"), "run data.py again")
+
+
+def test_frames_are_squashed_to_the_wanted_size_and_stay_bytes():
+    item = {"frames": torch.full((2, 30, 50, 3), 200, dtype=torch.uint8)}
+    found = common.frames_of(item, 14)
+    assert found.shape == (2, 14, 14, 3) and found.dtype == torch.uint8 and (found == 200).all()
+
+
+# ---------------------------------------------------------------- names
+
+def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest(refused):
+    table = {"shapes": 1, "moving": 2}
+    assert common.known("moving", table, "set") == 2
+    refused(lambda: common.known("shape", table, "set"), "unknown set 'shape'", "Did you mean 'shapes'?", "shapes, moving")
+    with pytest.raises(SystemExit):
+        common.known("zzz", table, "set")
+
+
+def test_a_model_that_does_not_exist_is_corrected(refused):
+    refused(lambda: common.find_model("qwen2.5-vl-2b"), "qwen2.5-vl-2b", "qwen2.5-vl-3b")
+    refused(lambda: common.find_model("dinov2-m"), "dinov2-m", "dinov2-l")
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path, refused):
+    refused(lambda: common.find_model(str(tmp_path)), tmp_path, "config.json")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    refused(lambda: common.find_model(str(tmp_path)), "bert", "dinov2")
+
+
+def test_a_local_folder_is_known_by_its_config_and_sized_to_whole_tokens(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl", "vision_config": {"patch_size": 14, "spatial_merge_size": 2}}')
+    found = common.find_model(str(tmp_path))
+    assert (found["kind"], found["weights"], found["name"]) == ("vlm", "unstated", tmp_path.name)
+    assert found["size"] % 28 == 0 and found["size"] > 0
+
+
+def test_every_size_in_the_registry_is_a_whole_number_of_tokens():
+    step = {"dinov2": 14, "qwen2.5": 28, "ltx": 32}
+    for name, entry in common.MODELS.items():
+        for prefix, pixels in step.items():
+            if name.startswith(prefix):
+                assert entry["size"] % pixels == 0 and entry["clip"] % pixels == 0, name
+
+
+def test_features_with_values_that_are_not_finite_are_refused(tmp_path, refused):
+    x = torch.ones(2, 1, 2, 2, 3)
+    x[1, 0, 0, 0, 0] = float("inf")
+    common.save_pt(tmp_path / "layer.1" / "00000.pt", common.FEATURES, ["a", "b"], {}, features=x.half())
+    common.save_yaml(tmp_path / "index.yaml", {"stage": "extract", "schema": common.FEATURES, "shards": 1, "points": {"layer.1": {}}, "ids": ["a", "b"]})
+    _, read = common.load_features(tmp_path)
+    refused(lambda: read("layer.1"), "layer.1", "1 non-finite")
+    refused(lambda: read("layer.2"), "layer.2", "Did you mean 'layer.1'?")
+
+
+def test_features_of_items_that_the_data_lack_are_refused(refused):
+    items = [{"id": "a"}, {"id": "b"}]
+    assert [i["id"] for i in common.join(items, {"ids": ["b", "a"]}, "f")] == ["b", "a"]
+    refused(lambda: common.join(items, {"ids": ["a", "z"], "data_path": "data/x"}, "feature/folder"), "'z'", "feature/folder", "data/x")

@@ -1,0 +1,419 @@
+"""Stage 0: what data.py writes is what it says, and every bad input is named."""
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from common import frames_of, load_items, load_yaml, split_of
+
+RACCOON = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "raccoon"
+SHARED = [("a.png", [(2, 3, 20, 30, "cat")]), ("b.png", [(0, 0, 40, 32, "dog"), (5, 6, 7, 8, "cat")]), ("c.png", [(10, 1, 39, 31, "cat")])]
+
+
+def refused(capsys, *argv):
+    """Run data.py, which must exit with code 2; what it wrote to stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        data.main([str(a) for a in argv])
+    assert e.value.code == 2
+    return capsys.readouterr().err
+
+
+def write_images(folder, truth=SHARED):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (name, _) in enumerate(truth):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def write_voc(folder, truth=SHARED):
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    for name, boxes in truth:
+        objects = "".join(f"<object><name>{c}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{x}</xmax><ymax>{y}</ymax></bndbox></object>" for a, b, x, y, c in boxes)
+        (folder / "annotations" / f"{Path(name).stem}.xml").write_text(f"<annotation><filename>{name}</filename>{objects}</annotation>")
+
+
+def write_csv(folder, truth=SHARED):
+    with open(folder / "labels.csv", "w", newline="") as f:
+        csv.writer(f).writerows([("filename", "class", "xmin", "ymin", "xmax", "ymax"), *((n, c, a, b, x, y) for n, boxes in truth for a, b, x, y, c in boxes)])
+
+
+def write_coco(folder, truth=SHARED, categories=("cat", "dog")):
+    content = {"images": [{"id": 7 + i, "file_name": n, "width": 40, "height": 32} for i, (n, _) in enumerate(truth)],
+               "categories": [{"id": 10 * (k + 1), "name": c} for k, c in enumerate(categories)],
+               "annotations": [{"id": 100 * i + j, "image_id": 7 + i, "iscrowd": 0, "bbox": [a, b, x - a, y - b], "category_id": 10 * (("cat", "dog").index(c) + 1)}
+                               for i, (_, boxes) in enumerate(truth) for j, (a, b, x, y, c) in enumerate(boxes)]}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return content
+
+
+WRITERS = {"voc": write_voc, "csv": write_csv, "coco": write_coco}
+
+
+def image_folder(tmp_path, form="csv", truth=SHARED):
+    folder = write_images(tmp_path / "in", truth)
+    WRITERS[form](folder, truth)
+    return folder
+
+
+# ---------------------------------------------------------------- generated sets
+
+def same(a, b):
+    if torch.is_tensor(a):
+        return torch.equal(a, b) and a.dtype == b.dtype
+    return all(same(a[k], b[k]) for k in a) and a.keys() == b.keys() if isinstance(a, dict) else a == b
+
+
+@pytest.mark.parametrize("source", ["shapes", "moving", "photos"])
+def test_same_seed_same_bytes_and_another_seed_other_pictures(tmp_path, source):
+    for out, seed in (("a", 3), ("b", 3), ("c", 4)):
+        data.main([source, "--n", "5", "--size", "32", "--seed", str(seed), "--out", str(tmp_path / out / "set")])
+    a, b, c = (load_items(tmp_path / out / "set")[0] for out in "abc")
+    assert all(same(x, y) for x, y in zip(a, b, strict=True))
+    for name in ("00000.pt", "index.yaml"):
+        assert (tmp_path / "a/set" / name).read_bytes() == (tmp_path / "b/set" / name).read_bytes()
+    assert not any(torch.equal(x["frames"], y["frames"]) for x, y in zip(a, c, strict=True))
+
+
+def test_an_item_does_not_depend_on_how_many_are_made():
+    few, many = list(data.shapes(3, 32, 0)), list(data.shapes(6, 32, 0))
+    assert all(same(x, y) for x, y in zip(few, many, strict=False))
+
+
+def test_shapes_have_one_to_four_objects_with_boxes_that_are_the_extents_of_the_mask(shapes_folder):
+    items, index = load_items(shapes_folder)
+    assert len(items) == index["items"] == 60
+    assert {len(i["boxes"]) for i in items} == {1, 2, 3, 4}
+    for item in items:
+        assert item["frames"].shape == (1, 64, 64, 3) and item["frames"].dtype == torch.uint8 and item["mask"].shape == (64, 64)
+        assert item["mask"].max() == len(item["boxes"])
+        for k, box in enumerate(item["boxes"].tolist(), 1):
+            y, x = torch.nonzero(item["mask"] == k, as_tuple=True)
+            assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+def test_shapes_labels_names_and_turns_agree_with_each_other_and_with_the_boxes(shapes_folder):
+    for item in load_items(shapes_folder)[0]:
+        assert len(item["labels"]) == len(item["names"]) == len(item["boxes"])
+        answers = dict(item["turns"])
+        for label, name, (x0, y0, x1, y1) in zip(item["labels"], item["names"], item["boxes"].tolist(), strict=True):
+            colour, shape = name.split()
+            assert shape == label and label in data.SHAPES and colour in data.COLOURS
+            assert answers[f"What shape is the {colour} object?"] == label
+            row, column = (int((a + b) / 2 / 64 * 3) for a, b in ((y0, y1), (x0, x1)))
+            assert answers[f"Where is the {name}?"] == (" ".join(w for w in (("top", "", "bottom")[row], ("left", "", "right")[column]) if w) or "middle")
+
+
+def test_shapes_are_painted_in_the_colour_that_their_name_says(shapes_folder):
+    for item in load_items(shapes_folder)[0]:
+        for k, name in enumerate(item["names"], 1):
+            mean = item["frames"][0][item["mask"] == k].float().mean(0)
+            nearest = min(data.COLOURS, key=lambda c: (torch.tensor(data.COLOURS[c]).float() / max(data.COLOURS[c]) - mean / mean.max()).norm())
+            assert nearest == name.split()[0]
+
+
+def test_captions_name_the_objects_in_sorted_order(shapes_folder):
+    items = load_items(shapes_folder)[0]
+    assert any(i["names"] != sorted(i["names"]) for i in items)
+    for item in items:
+        assert item["text"] == "a " + " and a ".join(sorted(item["names"]))
+
+
+def test_photos_have_photographs_as_sources_and_as_backgrounds():
+    items = list(data.photos(24, 64, 0))
+    names = {i["source"].removeprefix("photos-") for i in items}
+    assert names <= set(data.PHOTOGRAPHS) and 4 <= len(names) < 24
+    assert len({i["id"] for i in items}) == 24
+
+    def roughness(item):
+        x = item["frames"][0].float().mean(-1)
+        return ((x[1:] - x[:-1]).abs()[(item["mask"][1:] == 0) & (item["mask"][:-1] == 0)]).median()
+
+    assert max(roughness(i) for i in items) > 4 * max(roughness(i) for i in data.shapes(24, 64, 0))  # no gradient is as rough as gravel
+
+
+# ---------------------------------------------------------------- clips
+
+def centres(item):
+    """Centre of the subject's pixels (x, y) in every frame where it touches no edge of the frame; NaN elsewhere."""
+    found = []
+    for mask, box in zip(item["mask"], item["boxes"][:, -1], strict=True):
+        inside = box[0] > 0 and box[1] > 0 and box[2] < item["width"] and box[3] < item["height"]
+        y, x = torch.nonzero(mask == len(item["labels"]), as_tuple=True)
+        found.append([x.float().mean(), y.float().mean()] if inside else [float("nan")] * 2)
+    return torch.tensor(found)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return list(data.moving(240, 64, 1))
+
+
+def test_the_subject_moves_in_the_stated_direction_at_the_stated_speed(clips):
+    checked = Counter()
+    for item in clips:
+        at = centres(item)
+        seen = torch.nonzero(~at[:, 0].isnan())[:, 0]
+        if len(seen) < 6:
+            continue
+        first, last = seen[0], seen[-1]
+        velocity = (at[last] - at[first]) / (last - first)
+        step = torch.tensor(data.DIRECTIONS.get(item["direction"], (0, 0))).float()
+        expected = step / step.norm().clamp(min=1) * item["speed"]
+        assert (velocity - expected).norm() < 0.1, (item["id"], item["direction"], velocity, expected)
+        checked[item["direction"]] += 1
+    assert set(checked) == {*data.DIRECTIONS, "still"} and sum(checked.values()) > 120
+
+
+def test_still_clips_have_a_still_subject_and_speed_zero(clips):
+    still = [i for i in clips if i["direction"] == "still"]
+    assert len(still) == 24
+    for item in still:
+        assert item["speed"] == 0 and (item["boxes"] == item["boxes"][:1]).all() and (item["mask"] == item["mask"][:1]).all()
+
+
+def test_twins_share_a_source_and_their_answers_are_mirrored_or_reversed(clips):
+    kinds = Counter()
+    for a, b in zip(clips[::2], clips[1::2], strict=True):
+        assert a["source"] == b["source"] and a["id"] != b["id"] and a["kind"] == "original"
+        x, y = data.DIRECTIONS.get(a["direction"], (0, 0))
+        flip, wanted = (2, (-x, y)) if b["kind"] == "mirrored" else (0, (-x, -y))
+        assert torch.equal(b["frames"], a["frames"].flip(flip)) and torch.equal(b["mask"], a["mask"].flip(flip))
+        assert data.DIRECTIONS.get(b["direction"], (0, 0)) == wanted
+        assert b["turns"] == [[f"Which way does the {b['names'][-1]} move?", b["direction"]]] and a["speed"] == b["speed"]
+        kinds[b["kind"]] += 1
+    assert set(kinds) == {"mirrored", "reversed"} and min(kinds.values()) >= 50
+
+
+def test_boxes_of_clips_are_the_extents_of_the_mask_in_every_frame_mirrored_ones_too(clips):
+    for item in clips[:24]:
+        for mask, boxes in zip(item["mask"], item["boxes"], strict=True):
+            for k, box in enumerate(boxes.tolist(), 1):
+                y, x = torch.nonzero(mask == k, as_tuple=True)
+                assert box == ([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0, 0, 0, 0])
+
+
+def test_camera_motion_moves_the_background_by_the_stated_pixels_a_frame(clips):
+    with_camera = [i for i in clips if any(i["camera"])]
+    assert len(with_camera) > 40
+    for item in with_camera:
+        (dx, dy), (a, b) = item["camera"], item["frames"][7:9].float()
+        free = ((item["mask"][7] == 0) & (item["mask"][8].roll((-dy, -dx), (0, 1)) == 0))[2:-2, 2:-2]
+        difference = (b.roll((-dy, -dx), (0, 1)) - a).abs().sum(-1)[2:-2, 2:-2]  # what was at (x, y) is at (x + dx, y + dy) a frame later
+        assert difference[free].median() == 0, item["id"]
+
+
+def test_without_camera_motion_the_background_stands_still(clips):
+    for item in (i for i in clips if not any(i["camera"])):
+        free = (item["mask"][7] == 0) & (item["mask"][8] == 0)
+        assert (item["frames"][7].int() - item["frames"][8].int()).abs().sum(-1)[free].median() == 0
+
+
+def test_directions_are_about_equally_frequent(clips):
+    count = Counter(i["direction"] for i in clips)
+    assert set(count) == {*data.DIRECTIONS, "still"}
+    moving = [count[d] for d in data.DIRECTIONS]
+    assert max(moving) <= 3 * min(moving), count
+
+
+def test_the_first_frame_alone_says_little_about_the_direction(clips):
+    def cue(items):
+        return torch.stack([(i["boxes"][0, -1, :2] + i["boxes"][0, -1, 2:]) / 2 for i in items]), [i["direction"] for i in items]
+
+    x, y = cue(clips)
+    names = sorted(set(y))
+    centroid = torch.stack([x[[d == n for d in y]].mean(0) for n in names])
+    test_x, test_y = cue(list(data.moving(160, 64, 6)))
+    guess = [names[k] for k in torch.cdist(test_x, centroid).argmin(1)]
+    accuracy = sum(a == b for a, b in zip(guess, test_y, strict=True)) / len(test_y)
+    assert accuracy < 0.4, accuracy
+
+
+# ---------------------------------------------------------------- pictures with boxes
+
+def test_voc_csv_and_coco_give_the_same_items(tmp_path):
+    folder = write_images(tmp_path / "in")
+    read = {}
+    for form, write in WRITERS.items():
+        write(folder)
+        data.main(["boxes", "--root", str(folder), "--format", form, "--out", str(tmp_path / form)])
+        read[form] = {i["id"]: i for i in load_items(tmp_path / form)[0]}
+    for name, boxes in SHARED:
+        for items in read.values():
+            assert items[name]["boxes"].tolist() == [list(b[:4]) for b in boxes] and items[name]["labels"] == [b[4] for b in boxes]
+            assert (items[name]["width"], items[name]["height"]) == (40, 32)
+            assert torch.equal(frames_of(items[name])[0], torch.from_numpy(np.array(Image.open(folder / name))))
+
+
+def test_coco_crowds_are_left_out(tmp_path):
+    folder = write_images(tmp_path / "in")
+    content = write_coco(folder)
+    content["annotations"].append({"id": 9999, "image_id": 7, "iscrowd": 1, "bbox": [0, 0, 40, 32], "category_id": 10})
+    (folder / "annotations.json").write_text(json.dumps(content))
+    data.main(["boxes", "--root", str(folder), "--format", "coco", "--out", str(tmp_path / "out")])
+    assert [len(i["boxes"]) for i in load_items(tmp_path / "out")[0]] == [1, 2, 1]
+
+
+def break_image(folder):
+    (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:200])
+
+
+def add_row(*row):
+    def mend(folder):
+        with open(folder / "labels.csv", "a", newline="") as f:
+            csv.writer(f).writerow(row)
+    return mend
+
+
+BAD = {
+    "broken image": (break_image, "a.png: broken image", ()),
+    "box outside the image": (add_row("a.png", "cat", 5, 5, 41, 20), "a.png: box [5.0, 5.0, 41.0, 20.0]", ()),
+    "box inside out": (add_row("b.png", "cat", 9, 5, 4, 20), "b.png: box [9.0, 5.0, 4.0, 20.0]", ()),
+    "coordinate that is no number": (add_row("c.png", "cat", 1, 2, "three", 4), "c.png: line 6", ()),
+    "unknown class": (add_row("a.png", "bird", 1, 2, 3, 4), "a.png: unknown class 'bird'", ("--classes", "cat,dog")),
+    "missing file": (add_row("gone.png", "cat", 1, 2, 3, 4), "gone.png: no such image", ()),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_problem_is_listed_with_file_and_reason_and_nothing_is_written(tmp_path, capsys, case):
+    spoil, line, more = BAD[case]
+    folder = image_folder(tmp_path)
+    spoil(folder)
+    err = refused(capsys, "boxes", "--root", folder, "--format", "csv", "--out", tmp_path / "out", *more)
+    assert line in err and "1 problems" in err and "--skip-bad" in err
+    assert not (tmp_path / "out/index.yaml").exists() and not list((tmp_path / "out").glob("*.pt"))
+
+
+def test_every_problem_is_listed_not_only_the_first(tmp_path, capsys):
+    folder = image_folder(tmp_path)
+    break_image(folder)
+    add_row("b.png", "cat", 5, 5, 41, 20)(folder)
+    add_row("gone.png", "cat", 1, 2, 3, 4)(folder)
+    err = refused(capsys, "boxes", "--root", folder, "--format", "csv", "--out", tmp_path / "out")
+    assert all(s in err for s in ("a.png: broken", "b.png: box", "gone.png: no such", "3 problems"))
+
+
+def test_a_coco_category_that_the_file_does_not_list_is_refused(tmp_path, capsys):
+    folder = write_images(tmp_path / "in")
+    write_coco(folder, categories=("cat",))
+    assert "b.png: unknown class 'category 20'" in refused(capsys, "boxes", "--root", folder, "--format", "coco", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["voc", "coco"])
+def test_an_image_annotated_twice_is_refused(tmp_path, capsys, form):
+    folder = image_folder(tmp_path, form)
+    if form == "voc":
+        (folder / "annotations/again.xml").write_text((folder / "annotations/a.xml").read_text())
+    else:
+        content = write_coco(folder)
+        content["images"].append({"id": 99, "file_name": "a.png"})
+        content["annotations"].append({"id": 9999, "image_id": 99, "bbox": [1, 1, 5, 5], "category_id": 10})
+        (folder / "annotations.json").write_text(json.dumps(content))
+    err = refused(capsys, "boxes", "--root", folder, "--format", form, "--out", tmp_path / "out")
+    assert "a.png" in err and "twice" in err
+
+
+def test_an_xml_that_does_not_parse_is_named(tmp_path, capsys):
+    folder = image_folder(tmp_path, "voc")
+    (folder / "annotations/b.xml").write_text("<annotation><object>")
+    assert "b.xml: not a readable VOC annotation" in refused(capsys, "boxes", "--root", folder, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("missing", ["images", "annotations", "categories"])
+def test_a_json_that_is_not_coco_instances_is_refused(tmp_path, capsys, missing):
+    folder = image_folder(tmp_path, "coco")
+    content = write_coco(folder)
+    del content[missing]
+    (folder / "annotations.json").write_text(json.dumps(content))
+    err = refused(capsys, "boxes", "--root", folder, "--format", "coco", "--out", tmp_path / "out")
+    assert "annotations.json is not a COCO instances file" in err and missing in err
+
+
+def test_skip_bad_goes_on_with_the_good_items_and_records_how_many_it_left_out(tmp_path, capsys):
+    folder = image_folder(tmp_path)
+    break_image(folder)
+    add_row("gone.png", "cat", 1, 2, 3, 4)(folder)
+    index = data.main(["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out"), "--skip-bad"])
+    assert index["skipped"] == 2 and index["items"] == 2 and load_yaml(tmp_path / "out/index.yaml")["skipped"] == 2
+    assert [i["id"] for i in load_items(tmp_path / "out")[0]] == ["b.png", "c.png"]
+    assert "a.png: broken image" in capsys.readouterr().err
+
+
+def test_an_item_with_one_bad_row_is_left_out_whole(tmp_path):
+    folder = image_folder(tmp_path)
+    add_row("c.png", "cat", 1, 2, "three", 4)(folder)
+    index = data.main(["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out"), "--skip-bad"])
+    assert index["ids"] == ["a.png", "b.png"] and index["skipped"] == 1
+
+
+def test_max_items_reads_only_so_many(tmp_path):
+    data.main(["boxes", "--root", str(image_folder(tmp_path)), "--format", "csv", "--n", "2", "--out", str(tmp_path / "out")])
+    assert [i["id"] for i in load_items(tmp_path / "out")[0]] == ["a.png", "b.png"]
+
+
+def test_missing_root_and_missing_annotations_are_refused(tmp_path, capsys):
+    folder = write_images(tmp_path / "in")
+    assert "--root is missing" in refused(capsys, "boxes", "--out", tmp_path / "out")
+    assert "is not a folder" in refused(capsys, "boxes", "--root", tmp_path / "nowhere", "--out", tmp_path / "out")
+    err = refused(capsys, "boxes", "--root", folder, "--format", "csv", "--out", tmp_path / "out")
+    assert "labels.csv does not exist" in err and "--annotations" in err
+    assert "elsewhere.csv does not exist" in refused(capsys, "boxes", "--root", folder, "--format", "csv", "--annotations", tmp_path / "elsewhere.csv", "--out", tmp_path / "out")
+
+
+def test_a_csv_without_the_columns_is_refused_naming_them(tmp_path, capsys):
+    folder = write_images(tmp_path / "in")
+    (folder / "labels.csv").write_text("filename,class,xmin,ymin\na.png,cat,1,2\n")
+    assert "lacks the columns xmax, ymax" in refused(capsys, "boxes", "--root", folder, "--format", "csv", "--out", tmp_path / "out")
+
+
+# ---------------------------------------------------------------- the folder
+
+def test_preview_is_a_picture_with_something_in_it(tmp_path):
+    data.main(["shapes", "--n", "3", "--size", "32", "--out", str(tmp_path / "out"), "--preview"])
+    sheet = np.array(Image.open(tmp_path / "out/preview.png"))
+    assert sheet.shape == (800, 1280, 3) and (sheet[:160, :480] == 255).all(-1).mean() < 0.2 and (sheet[160:] == 255).all()
+
+
+def test_writing_fewer_items_leaves_no_stale_shards(tmp_path):
+    for n, shards in ((130, 3), (5, 1)):
+        data.main(["shapes", "--n", str(n), "--size", "16", "--out", str(tmp_path / "out")])
+        assert len(list((tmp_path / "out").glob("*.pt"))) == shards and len(load_items(tmp_path / "out")[0]) == n
+
+
+def test_the_index_counts_splits_by_source(moving_folder):
+    items, index = load_items(moving_folder)
+    splits = Counter(split_of(i["source"]) for i in items)
+    assert {s: index[s] for s in ("train", "val", "test")} == {s: splits[s] for s in ("train", "val", "test")}
+    assert index["items"] == 24 and index["sources"] == 12 and index["data"] == "synthetic"
+
+
+def test_an_out_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    err = refused(capsys, "shapes", "--n", "2", "--size", "16", "--out", tmp_path / "file" / "below")
+    assert "cannot write" in err and "--out" in err
+
+
+@pytest.mark.parametrize("n", ["0", "-3"])
+def test_n_below_one_is_refused(tmp_path, capsys, n):
+    assert f"--n {n}" in refused(capsys, "shapes", "--n", n, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- real photographs
+
+@pytest.mark.skipif(not RACCOON.is_dir(), reason=f"no real photographs at {RACCOON}")
+def test_the_raccoon_photographs_give_200_items_with_217_boxes_the_same_from_voc_and_csv(tmp_path):
+    read = {}
+    for form in ("voc", "csv"):
+        index = data.main(["boxes", "--root", str(RACCOON), "--format", form, "--classes", "raccoon", "--out", str(tmp_path / form)])
+        items = load_items(tmp_path / form)[0]
+        assert index["items"] == 200 and index["data"] == "real" and index["skipped"] == 0 and sum(len(i["boxes"]) for i in items) == 217
+        read[form] = {i["id"]: sorted(i["boxes"].tolist()) for i in items}
+    assert read["voc"] == read["csv"]

@@ -1,0 +1,536 @@
+"""Stage 1: features are the library's own hidden states, at the right place of the right picture, and survive a kill."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import extract
+from common import LOADERS, find_model, load_features, load_items, write_items
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_set(folder, clips):
+    """A data folder of given frames: uint8 [n,T,H,W,3]."""
+    write_items(folder, [{"id": f"i{k:04d}", "source": f"i{k:04d}", "width": c.shape[2], "height": c.shape[1], "frames": c.clone()} for k, c in enumerate(clips)],
+                {"data": "synthetic", "name": folder.name})
+    return folder
+
+
+def noise(n, size, frames=1, seed=0):
+    return torch.randint(0, 256, (n, frames, size, size, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def run(model, data, out, *more):
+    return extract.main(["--model", str(model), "--data", str(data), "--out", str(out), *(str(m) for m in more)])
+
+
+def refused(capsys, *argv):
+    """Run extract.py, which must exit with code 2; what it wrote to stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        extract.main([str(a) for a in argv])
+    assert e.value.code == 2
+    return capsys.readouterr().err
+
+
+def load(folder):
+    entry = find_model(str(folder))
+    model, processor = LOADERS[entry["kind"]](entry)
+    return (model, *extract.family_of(model)(model, processor)[:2])
+
+
+def features(loaded, frames):
+    """{point: [n,t,h,w,D] fp32} of uint8 frames [n,T,H,W,3], and the inputs that the model was given."""
+    model, inputs_of, points = loaded
+    batch = inputs_of(frames)
+    given = {k: v for k, v in batch.items() if torch.is_tensor(v)}
+    seen = extract.capture(model, given, {n: path for n, (path, _) in points.items()})
+    return {n: points[n][1](seen[n], batch) for n in points}, given
+
+
+@pytest.fixture(scope="module")
+def vlm(small_vlm):
+    return load(small_vlm)
+
+
+@pytest.fixture(scope="module")
+def dino(small_dino):
+    return load(small_dino)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """200 items, four shards."""
+    return write_set(tmp_path_factory.mktemp("data") / "many", noise(200, 48))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_dino, many, tmp_path_factory):
+    out = tmp_path_factory.mktemp("features") / "whole"
+    run(small_dino, many, out, "--size", 48, "--points", "all", "--batch", 4)
+    return out
+
+
+# ---------------------------------------------------------------- the same numbers as the library's own
+
+def test_language_features_are_the_hidden_states_of_the_image_rows(vlm):
+    model = vlm[0]
+    found, given = features(vlm, noise(3, 80))
+    with torch.inference_mode():
+        hidden = model(**given, output_hidden_states=True).hidden_states
+    rows = given["input_ids"] == model.config.image_token_id
+    assert len(hidden) == 4 and rows.sum(1).tolist() == [25] * 3
+    for i in range(3):
+        x = found[f"language.{i}"]
+        assert x.shape == (3, 1, 5, 5, 32)
+        x = model.model.language_model.norm(x) if i == 2 else x  # the library's last hidden state is after the final norm
+        torch.testing.assert_close(x.reshape(-1, 32), hidden[i + 1][rows], atol=1e-5, rtol=1e-5)
+
+
+def test_the_merger_is_what_the_library_puts_in_the_place_of_the_image_tokens(vlm):
+    model = vlm[0]
+    found, given = features(vlm, noise(2, 80))
+    with torch.inference_mode():
+        embedded = model(**given, output_hidden_states=True).hidden_states[0]
+    rows = given["input_ids"] == model.config.image_token_id
+    torch.testing.assert_close(found["merger"].reshape(-1, 32), embedded[rows], atol=1e-5, rtol=1e-5)
+
+
+def test_dinov2_features_are_the_hidden_states_without_the_class_token(dino):
+    model = dino[0]
+    found, given = features(dino, noise(3, 48))
+    with torch.inference_mode():
+        hidden = model(**given, output_hidden_states=True).hidden_states
+    for point, x in zip(["patch_embed", "vision.0", "vision.1", "vision.2"], hidden, strict=True):
+        torch.testing.assert_close(found[point].reshape(3, 36, 32), x[:, 1:], atol=1e-5, rtol=1e-5)
+
+
+def test_latents_are_the_mode_normalised_per_channel(small_vae, tmp_path):
+    frames = noise(3, 32, frames=5)
+    run(small_vae, write_set(tmp_path / "data", frames), tmp_path / "out", "--size", 32)
+    model = LOADERS["vae"](find_model(str(small_vae)))[0]
+    with torch.inference_mode():
+        mode = model.encode(frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist.mode()  # [n, C, t, h, w]
+    expected = (mode - model.latents_mean.view(1, -1, 1, 1, 1)) / model.latents_std.view(1, -1, 1, 1, 1)
+    assert expected.shape == (3, 8, 3, 4, 4) and model.latents_std.std() > 0.1
+    torch.testing.assert_close(load_features(tmp_path / "out")[1]("latents"), expected.permute(0, 2, 3, 4, 1), atol=2e-3, rtol=2e-3)  # stored in fp16
+
+
+def test_window_order_is_undone_the_same_as_with_one_window(small_vlm, vlm):
+    """With full attention in every block the order of windows cannot matter; a window as large as the image leaves merge-block order."""
+    model, inputs_of, points = vlm
+    frames = noise(2, 80)
+    one_window = load(small_vlm)
+    one_window[0].model.visual.window_size = 1000
+    for visual in (model.model.visual, one_window[0].model.visual):
+        full, visual.fullatt_block_indexes = visual.fullatt_block_indexes, [0, 1, 2]
+    try:
+        index = extract.window_index(model.model.visual, torch.tensor([[1, 10, 10]]))
+        assert index.tolist() != list(range(25))  # the order is a real one
+        windows, single = features(vlm, frames)[0], features(one_window, frames)[0]
+    finally:
+        model.model.visual.fullatt_block_indexes = full
+    for point in points:
+        torch.testing.assert_close(windows[point], single[point], atol=1e-5, rtol=1e-5)
+
+
+def test_stopping_early_gives_the_same_bits_as_a_full_pass_and_computes_nothing_deeper(vlm):
+    model, inputs_of, points = vlm
+    batch = inputs_of(noise(2, 80))
+    wanted = {n: points[n][0] for n in ("patch_embed", "vision.1", "merger", "language.0")}
+    calls = []
+    handles = [model.model.language_model.layers[1].register_forward_hook(lambda *a: calls.append(1)), model.lm_head.register_forward_hook(lambda *a: calls.append(1))]
+    early = extract.capture(model, dict(batch), wanted)
+    assert not calls
+    full = {}
+
+    def keep(name):
+        return lambda module, args, output: full.__setitem__(name, (output[0] if isinstance(output, tuple) else output).clone())
+
+    handles += [model.get_submodule(path).register_forward_hook(keep(n)) for n, path in wanted.items()]
+    with torch.inference_mode():
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    assert len(calls) == 2 and all(torch.equal(early[n], full[n]) for n in wanted)
+
+
+def test_a_batch_of_one_agrees_with_a_batch_of_eight(vlm, dino):
+    for loaded, frames in ((vlm, noise(8, 80)), (vlm, noise(8, 48, frames=4)), (dino, noise(8, 48))):
+        together = features(loaded, frames)[0]
+        for k in (0, 5, 7):
+            alone = features(loaded, frames[k:k + 1])[0]
+            for point, x in alone.items():
+                torch.testing.assert_close(x[0], together[point][k], atol=1e-4, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- the right place: one bright token on black
+
+def bright_cells(grid, cell, frames=1):
+    """Black, then for every token of a grid a picture with that token's cell bright (textured): uint8 [1 + grid*grid, T, S, S, 3]."""
+    pictures = torch.zeros(1 + grid * grid, frames, grid * cell, grid * cell, 3, dtype=torch.uint8)
+    for k in range(grid * grid):
+        y, x = divmod(k, grid)
+        pictures[1 + k, :, y * cell:(y + 1) * cell, x * cell:(x + 1) * cell] = 255
+    return pictures
+
+
+def peaks(x, grid):
+    """Raster number of the token where each picture differs most from the first, [n]; and that difference, [n, grid, grid]."""
+    difference = (x[1:] - x[:1]).norm(dim=-1).mean(1)  # [n, h, w]
+    factor = difference.shape[-1] // grid
+    difference = difference.unflatten(2, (grid, factor)).unflatten(1, (grid, factor)).amax((2, 4))
+    return difference.flatten(1).argmax(1), difference
+
+
+def check_geometry(found, grid, exact):
+    for point, x in found.items():
+        where, difference = peaks(x, grid)
+        assert where.tolist() == list(range(grid * grid)), point
+        if point in exact:
+            assert (difference.flatten(1) > 1e-6).sum(1).tolist() == [1] * grid**2, point
+
+
+def test_every_point_of_the_vlm_sees_a_bright_token_where_it_is(vlm):
+    check_geometry(features(vlm, bright_cells(5, 16))[0], 5, {"patch_embed"})
+
+
+def test_every_point_of_the_tower_sees_a_bright_patch_where_it_is_inside_its_token(vlm):
+    found = features(vlm, bright_cells(10, 8))[0]
+    check_geometry({p: x for p, x in found.items() if x.shape[2] == 10}, 10, {"patch_embed"})
+
+
+def test_a_windowed_block_sees_a_bright_token_only_inside_its_own_window(vlm):
+    _, difference = peaks(features(vlm, bright_cells(5, 16))[0]["vision.0"], 5)
+    window = torch.tensor([0, 0, 1, 1, 2])
+    for k, seen in enumerate(difference > 1e-6):
+        y, x = divmod(k, 5)
+        assert torch.equal(seen, (window == window[y])[:, None] & (window == window[x])[None])
+
+
+def test_every_point_of_dinov2_sees_a_bright_patch_where_it_is(dino):
+    check_geometry(features(dino, bright_cells(6, 8))[0], 6, {"patch_embed"})
+
+
+@pytest.mark.parametrize("which, size, grid", [("small_vlm", 80, 5), ("small_dino", 48, 6)])
+def test_features_and_pixels_on_disk_see_a_bright_token_where_it_is(request, tmp_path, which, size, grid):
+    data = write_set(tmp_path / "data", bright_cells(grid, size // grid))
+    run(request.getfixturevalue(which), data, tmp_path / "out", "--size", size, "--points", "all")
+    index, read = load_features(tmp_path / "out")
+    assert read("pixels").shape == (1 + grid**2, 1, grid, grid, (size // grid) ** 2 * 3)
+    check_geometry({p: read(p) for p in index["points"]}, grid, {"pixels"})
+
+
+def test_latents_follow_a_bright_token_over_the_grid(small_vae, tmp_path):
+    """A random autoencoder smears a token over its neighbours; away from the border it smears every token alike."""
+    places = [(12, 12), (12, 15), (9, 12), (14, 10)]
+    pictures = torch.zeros(1 + len(places), 1, 200, 200, 3, dtype=torch.uint8)
+    for picture, (y, x) in zip(pictures[1:, 0], places, strict=True):
+        picture[y * 8:y * 8 + 8, x * 8:x * 8 + 8] = 255
+    run(small_vae, write_set(tmp_path / "data", pictures), tmp_path / "out", "--size", 200)
+    _, read = load_features(tmp_path / "out")
+    assert peaks(read("pixels"), 25)[0].tolist() == [y * 25 + x for y, x in places]
+    latents = read("latents")[:, 0]
+    difference = latents[1:] - latents[0]
+    size = difference.norm(dim=-1)
+    along = torch.arange(25.)
+    centre = [((s.sum(1) * along).sum() / s.sum(), (s.sum(0) * along).sum() / s.sum()) for s in size]
+    for (y, x), (cy, cx), d in zip(places, centre, difference, strict=True):
+        assert abs(cy - y) < 0.7 and abs(cx - x) < 0.7, (y, x, cy, cx)
+        torch.testing.assert_close(d[y - 2:y + 3, x - 2:x + 3], difference[0, 10:15, 10:15], atol=0.02 * size.max().item(), rtol=0)
+
+
+# ---------------------------------------------------------------- the right time step
+
+def bright_frames(frames, size):
+    """Black, then clips of which one frame is bright: uint8 [1 + T, T, S, S, 3]."""
+    clips = torch.zeros(1 + frames, frames, size, size, 3, dtype=torch.uint8)
+    for t in range(frames):
+        clips[1 + t, t] = 255
+    return clips
+
+
+def times(x):
+    """The time step where each clip differs most from the first, [n]."""
+    return (x[1:] - x[:1]).norm(dim=-1).mean((2, 3)).argmax(1).tolist()
+
+
+def test_two_frames_make_one_time_step_of_the_vlm(vlm):
+    found = features(vlm, bright_frames(6, 48))[0]
+    assert found["language.0"].shape == (7, 3, 3, 3, 32) and found["vision.0"].shape == (7, 3, 6, 6, 32)
+    for point, x in found.items():
+        assert times(x) == [0, 0, 1, 1, 2, 2], point
+
+
+def test_every_frame_is_a_time_step_of_dinov2(dino):
+    found = features(dino, bright_frames(3, 48))[0]
+    for point, x in found.items():
+        assert x.shape == (4, 3, 6, 6, 32) and times(x) == [0, 1, 2], point
+
+
+def test_the_first_latent_is_the_first_frame_and_every_other_one_two_frames(small_vae, tmp_path):
+    run(small_vae, write_set(tmp_path / "data", bright_frames(5, 32)), tmp_path / "out", "--size", 32)
+    x = load_features(tmp_path / "out")[1]("latents")
+    difference = (x[1:] - x[:1]).norm(dim=-1).mean((2, 3))  # [frame, t]
+    assert [int((d > 1e-3).nonzero()[0]) for d in difference] == [0, 1, 1, 2, 2]  # the encoder is causal: nothing before
+
+
+@pytest.mark.parametrize("which, first", [("small_vlm", [0, 2, 4]), ("small_vae", [0, 1, 3])])
+def test_pixels_of_a_time_step_are_its_first_frame(request, tmp_path, which, first):
+    clips = torch.arange(5, dtype=torch.uint8)[None, :, None, None, None].expand(1, 5, 32, 32, 3) * 40
+    run(request.getfixturevalue(which), write_set(tmp_path / "data", clips), tmp_path / "out", "--size", 32)
+    pixels = load_features(tmp_path / "out")[1]("pixels")[0]
+    assert (pixels.mean((1, 2, 3)) * 255 / 40).round().int().tolist() == first
+
+
+# ---------------------------------------------------------------- files, resume, shards
+
+def point_files(out):
+    return {str(p.relative_to(out)): p for p in sorted(out.glob("*/*.pt")) if p.parent.name != "pooled"}
+
+
+def same_features(a, b):
+    files, others = point_files(a), point_files(b)
+    return files.keys() == others.keys() and all(files[k].read_bytes() == others[k].read_bytes() for k in files)
+
+
+def test_the_index_says_what_is_on_disk(uninterrupted, many):
+    index, read = load_features(uninterrupted)
+    assert list(index["points"]) == ["pixels", "patch_embed", "vision.0", "vision.1", "vision.2"]
+    assert index["ids"] == load_items(many)[1]["ids"] and index["shards"] == 4 and index["nonfinite"] == 0
+    for point, entry in index["points"].items():
+        assert entry["bytes"] == sum(f.stat().st_size for f in (uninterrupted / point).glob("*.pt")) > 0
+        assert list(read(point).shape) == [200, *entry["shape"]]
+    assert index["bytes"] == sum(f.stat().st_size for f in point_files(uninterrupted).values())
+
+
+def test_pooled_is_the_mean_and_the_largest_of_the_grid(uninterrupted):
+    index, read = load_features(uninterrupted)
+    pooled = torch.load(uninterrupted / "pooled.pt", weights_only=True)
+    assert pooled["ids"] == index["ids"] and pooled["pooled"].keys() == index["points"].keys()
+    for point, both in pooled["pooled"].items():
+        x = read(point)
+        torch.testing.assert_close(both["mean"], x.mean((2, 3)), atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(both["max"], x.amax((2, 3)), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_gives_the_same_bits_and_computes_no_shard_twice(small_dino, many, uninterrupted, tmp_path):
+    out = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, ROOT / "extract.py", "--model", small_dino, "--data", many, "--out", out, "--size", "48", "--points", "all", "--batch", "4"],
+                               cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
+    deadline = time.time() + 60
+    while not (out / "pooled/00000.pt").exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
+    done = sorted(p.stem for p in (out / "pooled").glob("*.pt"))
+    assert not (out / "index.yaml").exists() and 1 <= len(done) < 4
+    before = {k: p.stat().st_mtime_ns for k, p in point_files(out).items() if p.stem in done}
+    run(small_dino, many, out, "--size", 48, "--points", "all", "--batch", 4)
+    after = point_files(out)
+    assert before and all(after[k].stat().st_mtime_ns == t for k, t in before.items())
+    assert same_features(out, uninterrupted)
+
+
+def test_shards_computed_apart_give_the_same_bytes_as_one_process(small_dino, many, uninterrupted, tmp_path):
+    more = ("--size", 48, "--points", "all", "--batch", 4)
+    assert run(small_dino, many, tmp_path / "out", *more, "--shard", "0/2") == {"shards_missing": 2}
+    assert not (tmp_path / "out/index.yaml").exists()
+    index = run(small_dino, many, tmp_path / "out", *more, "--shard", "1/2")
+    assert index["items"] == 200 and same_features(tmp_path / "out", uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("data") / "few", noise(6, 48))
+
+
+@pytest.mark.parametrize("what, more", [("size", ("--size", 64)), ("batch", ("--size", 48, "--batch", 2)), ("points", ("--size", 48, "--points", "vision.0")),
+                                        ("weights", ("--size", 48, "--random-init"))])
+def test_other_settings_in_the_same_out_are_refused_by_name(small_dino, few, tmp_path, capsys, what, more):
+    run(small_dino, few, tmp_path / "out", "--size", 48)
+    before = {k: p.read_bytes() for k, p in point_files(tmp_path / "out").items()}
+    err = refused(capsys, "--model", small_dino, "--data", few, "--out", tmp_path / "out", *more)
+    assert f"made with {what} " in err and "--out" in err
+    assert before == {k: p.read_bytes() for k, p in point_files(tmp_path / "out").items()}
+
+
+def test_other_items_in_the_same_out_are_refused(small_dino, few, tmp_path, capsys):
+    run(small_dino, few, tmp_path / "out", "--size", 48)
+    other = write_set(tmp_path / "other", noise(7, 48))
+    assert "made with items" in refused(capsys, "--model", small_dino, "--data", other, "--out", tmp_path / "out", "--size", 48)
+
+
+def test_another_checkpoint_of_the_same_name_in_the_same_out_is_refused(small_dino, few, tmp_path, capsys):
+    from transformers import Dinov2Model
+    run(small_dino, few, tmp_path / "out", "--size", 48)
+    other = shutil.copytree(small_dino, tmp_path / "elsewhere" / small_dino.name)
+    model = Dinov2Model.from_pretrained(small_dino)
+    model.encoder.layer[0].mlp.fc1.weight.data.mul_(2)
+    model.save_pretrained(other)
+    refused(capsys, "--model", other, "--data", few, "--out", tmp_path / "out", "--size", 48)
+
+
+def test_a_mended_command_runs_in_the_folder_where_the_first_was_refused(small_dino, few, tmp_path, capsys):
+    refused(capsys, "--model", small_dino, "--data", few, "--out", tmp_path / "out", "--size", 48, "--points", "vision.9")
+    assert run(small_dino, few, tmp_path / "out", "--size", 48, "--points", "vision.1")["items"] == 6
+
+
+def test_random_weights_differ_from_the_checkpoint_and_depend_on_the_seed_alone(small_dino, few, tmp_path):
+    more = ("--size", 48, "--points", "vision.2")
+    seeds = {"trained": (), "a": ("--random-init", "--seed", 1), "b": ("--random-init", "--seed", 1), "c": ("--random-init", "--seed", 2)}
+    x = {}
+    for name, flags in seeds.items():
+        index = run(small_dino, few, tmp_path / name, *more, *flags)
+        assert (index["weights"] == "random") == (name != "trained")
+        x[name] = load_features(tmp_path / name)[1]("vision.2")
+    assert torch.equal(x["a"], x["b"])
+    assert (x["a"] - x["trained"]).abs().mean() > 0.01 and (x["a"] - x["c"]).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("which", ["small_vlm", "small_vae"])
+def test_random_weights_are_reproducible_for_the_other_kinds(request, few, tmp_path, which):
+    for out in ("a", "b"):
+        run(request.getfixturevalue(which), few, tmp_path / out, "--size", 48, "--random-init", "--seed", 3)
+    assert same_features(tmp_path / "a", tmp_path / "b")
+
+
+def test_values_that_overflow_fp16_are_counted_and_refused_when_read(small_dino, few, tmp_path, capsys):
+    from transformers import Dinov2Model
+    model = Dinov2Model.from_pretrained(small_dino)
+    model.encoder.layer[2].layer_scale2.lambda1.data[:4] = 1e8
+    folder = shutil.copytree(small_dino, tmp_path / "model")
+    model.save_pretrained(folder)
+    index = run(folder, few, tmp_path / "out", "--size", 48)
+    stored = torch.load(tmp_path / "out/vision.2/00000.pt", weights_only=True)["features"]
+    assert index["points"]["vision.2"]["nonfinite"] == index["nonfinite"] == int((~stored.isfinite()).sum()) > 0
+    assert index["points"]["vision.1"]["nonfinite"] == 0
+    with pytest.raises(SystemExit):
+        load_features(tmp_path / "out")[1]("vision.2")
+    assert "non-finite" in capsys.readouterr().err
+
+
+def test_smoke_needs_no_input(tmp_path):
+    index = extract.main(["--smoke", "--out", str(tmp_path / "out")])
+    assert index["items"] == 6 and set(index["points"]) == {"pixels", "patch_embed", "vision.0", "vision.1"}
+
+
+# ---------------------------------------------------------------- bad input
+
+def test_unknown_names_are_refused_with_the_nearest_one(few, tmp_path, capsys):
+    assert "Did you mean 'dinov2-s'?" in refused(capsys, "--model", "dino2-s", "--data", few, "--out", tmp_path / "out")
+    err = refused(capsys, "--model", "qwen2.5-vl-2b", "--data", few, "--out", tmp_path / "out")
+    assert "does not exist" in err and "qwen2.5-vl-3b" in err
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(few, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in refused(capsys, "--model", tmp_path / "empty", "--data", few, "--out", tmp_path / "out")
+    (tmp_path / "empty/config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert "unknown model type" in refused(capsys, "--model", tmp_path / "empty", "--data", few, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_checkpoint_whose_file_is_cut_short_is_refused(small_dino, few, tmp_path, capsys, name):
+    folder = shutil.copytree(small_dino, tmp_path / "model")
+    (folder / name).write_bytes((folder / name).read_bytes()[:150])
+    assert str(folder) in refused(capsys, "--model", folder, "--data", few, "--out", tmp_path / "out", "--size", 48)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(small_dino, few, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+    folder = shutil.copytree(small_dino, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "layer.1." not in k}, folder / "model.safetensors", {"format": "pt"})
+    assert str(folder) in refused(capsys, "--model", folder, "--data", few, "--out", tmp_path / "out", "--size", 48)
+
+
+def test_an_unknown_point_is_refused_with_the_known_ones(small_dino, few, tmp_path, capsys):
+    err = refused(capsys, "--model", small_dino, "--data", few, "--out", tmp_path / "out", "--size", 48, "--points", "vision.0,vision.3")
+    assert "no point 'vision.3'" in err and "patch_embed, vision.0, vision.1, vision.2" in err
+
+
+@pytest.mark.parametrize("which, size, offered", [("small_dino", 50, 48), ("small_vlm", 88, 80), ("small_vae", 36, 32)])
+def test_a_size_that_is_no_multiple_is_refused_with_one_that_is(request, few, tmp_path, capsys, which, size, offered):
+    err = refused(capsys, "--model", request.getfixturevalue(which), "--data", few, "--out", tmp_path / "out", "--size", size)
+    assert f"--size {size} is not a multiple" in err and f"give {offered}" in err
+
+
+def test_missing_and_empty_data_are_refused(small_dino, tmp_path, capsys):
+    assert "does not exist" in refused(capsys, "--model", small_dino, "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
+    write_items(tmp_path / "empty", [], {"data": "synthetic"})
+    assert "no items" in refused(capsys, "--model", small_dino, "--data", tmp_path / "empty", "--out", tmp_path / "out")
+    (tmp_path / "empty/index.yaml").write_text("")
+    assert "index.yaml" in refused(capsys, "--model", small_dino, "--data", tmp_path / "empty", "--out", tmp_path / "out")
+
+
+def test_a_number_of_frames_that_the_autoencoder_would_cut_is_refused(small_vae, tmp_path, capsys):
+    data = write_set(tmp_path / "data", noise(2, 32, frames=8))
+    err = refused(capsys, "--model", small_vae, "--data", data, "--out", tmp_path / "out", "--size", 32)
+    assert "8 frames" in err and "2k+1" in err
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_the_model_is_loaded(small_dino, few, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setitem(extract.LOADERS, "encoder", None)
+    assert "cannot write" in refused(capsys, "--model", small_dino, "--data", few, "--out", tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("shard", ["1", "a/b", "2/2", "-1/2", "0/0"])
+def test_a_shard_that_makes_no_sense_is_refused(small_dino, few, tmp_path, capsys, shard):
+    assert "--shard" in refused(capsys, "--model", small_dino, "--data", few, "--out", tmp_path / "out", "--size", 48, f"--shard={shard}")
+
+
+def test_a_hub_name_without_a_network_is_refused_at_once_with_the_remedy(few, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    started = time.time()
+    assert "hf download facebook/dinov2-small" in refused(capsys, "--model", "dinov2-s", "--data", few, "--out", tmp_path / "out")
+    assert time.time() - started < 10
+
+
+# ---------------------------------------------------------------- full-size models, without their weights
+
+def resolved(model):
+    """The points of a full-size model, every one of which must be a module of it."""
+    points = extract.family_of(model)(model, None)[1]
+    for path, _ in points.values():
+        model.get_submodule(path)
+    return points
+
+
+def test_the_points_of_qwen2_5_vl_7b_exist():
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    config = Qwen2_5_VLConfig(
+        vision_config={"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584, "patch_size": 14, "window_size": 112},
+        text_config={"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064})
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    points = resolved(model)
+    assert len(points) == 1 + 32 + 1 + 28
+    assert extract.quarters(points) == ["patch_embed", "vision.7", "vision.15", "vision.23", "vision.31", "merger", "language.6", "language.13", "language.20", "language.27"]
+    assert extract.family_of(model)(model, None)[2] == 28
+
+
+def test_the_points_of_dinov2_large_and_of_ltx_video_exist():
+    from diffusers import AutoencoderKLLTXVideo
+    from transformers import Dinov2Config, Dinov2Model
+    with torch.device("meta"):
+        dino, vae = Dinov2Model(Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14)), AutoencoderKLLTXVideo()
+    assert list(resolved(dino)) == ["patch_embed", *(f"vision.{i}" for i in range(24))]
+    assert list(resolved(vae)) == ["latents"]
+    assert extract.family_of(vae)(vae, None)[2] == 32
+
+
+def test_the_registry_offers_images_and_clips_in_sizes_that_the_full_models_take():
+    multiple = {"qwen2.5-vl-3b": 28, "qwen2.5-vl-7b": 28, "dinov2-s": 14, "dinov2-b": 14, "dinov2-l": 14, "dinov2-g": 14, "ltx": 32}
+    assert set(multiple) <= set(extract.MODELS)
+    assert all(extract.MODELS[m][k] % p == 0 for m, p in multiple.items() for k in ("size", "clip"))

@@ -1,0 +1,97 @@
+"""What holds for the house as a whole: scripts that stand alone, Make that computes nothing twice, results one can grep."""
+import ast
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from common import HERE
+
+STAGES = ["data", "extract", "probe", "align", "adapt", "verify"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+
+
+def run(*command, cwd=HERE, **more):
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, **more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_smokes_from_a_folder_with_only_itself_and_common(stage, tmp_path):
+    for name in (stage, "common"):
+        shutil.copy(HERE / f"{name}.py", tmp_path)
+    done = run(sys.executable, f"{stage}.py", "--smoke", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    key, value = done.stdout.strip().splitlines()[-1].split(maxsplit=1)
+    assert key and value
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_imports_another(stage):
+    names = set()
+    for node in ast.walk(ast.parse((HERE / f"{stage}.py").read_text())):
+        if isinstance(node, ast.Import):
+            names |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    assert not names & ({*STAGES, "tiny"} - {stage})
+
+
+@pytest.mark.parametrize("stage", ["probe", "align", "verify"])
+def test_stages_that_only_read_tensors_do_not_import_the_heavy_libraries(stage):
+    done = run(sys.executable, "-c", f"import sys, {stage}; print([m for m in ('transformers', 'diffusers', 'matplotlib', 'torchvision', 'skimage', 'scipy') if m in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_states_its_commands_and_flags_in_help(stage):
+    done = run(sys.executable, f"{stage}.py", "--help")
+    assert f"python {stage}.py" in done.stdout and "--seed" in done.stdout and "--smoke" in done.stdout
+
+
+def test_make_help_lists_the_targets_and_the_defaults_in_force():
+    done = run("make", "-s", "help", "MODEL=tiny-semantic")
+    assert "make gate1" in done.stdout and "MODEL=tiny-semantic" in done.stdout and "VAE=tiny-vae" in done.stdout
+
+
+def test_requirements_pin_every_package_exactly():
+    lines = [line for line in (HERE / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines and all("==" in line for line in lines)
+
+
+def copied(folder):
+    """A clone's worth of files: scripts, Makefile and the committed checkpoints."""
+    for name in [f"{s}.py" for s in STAGES] + ["common.py", "Makefile", "requirements.txt"]:
+        shutil.copy(HERE / name, folder)
+    shutil.copytree(HERE / "results" / "tiny" / "checkpoints", folder / "results" / "tiny" / "checkpoints")
+
+
+@pytest.mark.slow
+def test_gate1_runs_from_nothing_then_recomputes_nothing_and_an_edited_probe_reruns_probe_and_gate_only(tmp_path):
+    copied(tmp_path)
+    make = ["make", "gate1", f"PY={sys.executable}"]
+    first = run(*make, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    verdict = yaml.safe_load((tmp_path / "results/tiny/shapes/gate1.yaml").read_text())
+    assert verdict["verdict"] in ("PROCEED", "PIVOT", "STOP", "INCONCLUSIVE") and f"verdict {verdict['verdict']}" in first.stdout
+    assert "small weights, synthetic data" in verdict["headline"]
+    assert (tmp_path / "results/tiny/shapes/gate1.png").stat().st_size > 20_000
+
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".pt", ".yaml", ".png")}
+    second = run(*make, cwd=tmp_path)
+    assert second.returncode == 0 and [line for line in second.stdout.splitlines() if "verdict" in line] == [line for line in first.stdout.splitlines() if "verdict" in line]
+    assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
+
+    would = run("make", "-n", "gate1", f"PY={sys.executable}", "-W", "probe.py", cwd=tmp_path).stdout
+    assert "probe.py --features" in would and "verify.py --gate" in would and "extract.py" not in would and "adapt.py" not in would
+    for found in (tmp_path / "results").rglob("*.yaml"):
+        assert isinstance(yaml.safe_load(found.read_text()), dict)
+    assert len(run("grep", "-r", "^bbox_iou:", "results/", cwd=tmp_path).stdout.splitlines()) >= 2
+
+    probe = yaml.safe_load((tmp_path / "results/tiny/shapes/probe.yaml").read_text())["criteria"]["bbox_iou"]
+    assert probe["gain_low"] > 0 and set(probe["floors"]) == {"constant", "shuffled", "pixels", "random_init"}, "the token grid must clear every floor"
+    strict = run(*make, "STRICT=1", "SET=bbox_iou=0.99", cwd=tmp_path)
+    assert strict.returncode == 2 and "bbox_iou" in strict.stdout  # Make turns the script's 3 into its own 2

@@ -1,0 +1,129 @@
+"""The embedded default: what is committed does its job, and the training that made it learns."""
+import pytest
+import torch
+
+import common
+import data
+import tiny
+
+CHECKPOINTS = common.HERE / "results" / "tiny" / "checkpoints"
+
+
+def summary():
+    return common.load_yaml(common.HERE / "results" / "tiny" / "tiny.yaml", "tiny")
+
+
+def test_the_committed_models_name_what_they_see():
+    found = summary()
+    for model in ("vlm", "semantic"):
+        assert found[f"{model}_naming"] >= 0.95 > 0.5 > found[f"{model}_naming_floor"]
+
+
+def test_the_place_model_answers_where_and_which_way_above_its_floor():
+    found = summary()
+    assert found["vlm_place"] > 2 * found["vlm_place_floor"] and found["vlm_direction"] > 2 * found["vlm_direction_floor"]
+
+
+def test_the_autoencoder_is_not_the_blank_frame():
+    found = summary()
+    for kind in ("image", "clip9", "clip17"):
+        assert found[f"vae_{kind}_mae"] <= found[f"vae_{kind}_mae_blank"] / 4
+        assert found[f"vae_{kind}_ssim"] >= 0.9
+
+
+def test_the_encoder_fills_hidden_patches_better_than_their_mean():
+    assert summary()["dino_masked_mae"] < 0.5 * summary()["dino_masked_mae_mean_patch"]
+
+
+def test_all_checkpoints_together_stay_within_40_megabytes():
+    assert sum(f.stat().st_size for f in CHECKPOINTS.rglob("*") if f.is_file()) < 40e6
+
+
+@pytest.mark.slow
+def test_the_committed_vlm_reads_fresh_pictures_as_its_yaml_says(tmp_path):
+    data.main(["shapes", "--n", "40", "--seed", "77", "--out", str(tmp_path / "shapes")])
+    items, _ = common.load_items(tmp_path / "shapes")
+    model, processor = common.load_vlm(common.find_model("tiny"))
+    frames = torch.stack([common.frames_of(i, 96) for i in items])
+    said = tiny.ask(model, processor, frames, ["What is in the picture?"] * len(items))
+    named = [n in s for i, s in zip(items, said, strict=True) for n in i["names"]]
+    assert sum(named) / len(named) > 0.9
+    shuffled = [n in s for i, s in zip(items, said[1:] + said[:1], strict=True) for n in i["names"]]
+    assert sum(shuffled) / len(shuffled) < 0.4
+
+
+@pytest.mark.slow
+def test_the_committed_autoencoder_reconstructs_fresh_pictures(tmp_path):
+    data.main(["shapes", "--n", "24", "--seed", "78", "--out", str(tmp_path / "shapes")])
+    items, _ = common.load_items(tmp_path / "shapes")
+    vae, _ = common.load_video_vae(common.find_model("tiny-vae"))
+    frames = torch.stack([common.frames_of(i, 64) for i in items])
+    found = tiny.vae_quality(vae, frames, frames.expand(-1, 17, -1, -1, -1), "cpu")
+    assert found["image_mae_ratio"] < 0.25 and found["image_ssim"] > 0.88
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pools")
+    data.main(["shapes", "--size", "96", "--n", "200", "--seed", "5", "--out", str(folder / "shapes")])
+    data.main(["moving", "--n", "60", "--seed", "5", "--out", str(folder / "moving")])
+    return folder
+
+
+def train(pools, out, name, steps):
+    return tiny.main(["--only", name, "--shapes", str(pools / "shapes"), "--moving", str(pools / "moving"), "--out", str(out), "--steps", str(steps)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae", "vlm", "dino"])
+def test_a_short_training_learns_and_leaves_a_checkpoint_that_loads(pools, tmp_path, name):
+    train(pools, tmp_path, name, 60)
+    found = common.load_yaml(tmp_path / f"tiny-{name}.yaml", "tiny")
+    curve = list(found["loss"].values())
+    assert sum(curve[-5:]) / 5 < 0.8 * curve[0]
+    entry = common.find_model(str(tmp_path / "checkpoints" / name))
+    assert entry["weights"] == "small"
+    model, _ = common.LOADERS[entry["kind"]](entry)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_a_training_that_was_interrupted_ends_where_an_uninterrupted_one_does(pools, tmp_path, monkeypatch):
+    train(pools, tmp_path / "whole", "dino", 8)
+    real, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def stop(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(tiny, "SAVE_EVERY", 4)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(pools, tmp_path / "broken", "dino", 8)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", real)
+    train(pools, tmp_path / "broken", "dino", 8)
+    a, b = (torch.load(tmp_path / k / "training" / "dino.pt", weights_only=True) for k in ("whole", "broken"))
+    assert a["losses"] == b["losses"] and len(a["losses"]) == 8
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+
+
+def test_only_the_answers_carry_loss():
+    processor = tiny.vlm_processor(["What is in the picture?", "a red circle", "user\n", "assistant\n"])
+    frames = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    text = tiny.conversation(processor, frames, [("What is in the picture?", "a red circle"), ("What is in the picture?", "a red")])
+    ids = tiny.encode(processor, frames[None], [text])["input_ids"]
+    labels = tiny.answer_labels(ids, processor.tokenizer)
+    assert processor.tokenizer.decode(ids[labels != -100]) == "a red circle<|im_end|>a red<|im_end|>"
+
+
+def test_the_training_shortcut_computes_what_the_library_computes():
+    processor = tiny.vlm_processor(["What is in the picture?", "a red circle", "user\n", "assistant\n"])
+    torch.manual_seed(0)
+    model = tiny.vlm_model(processor.tokenizer).eval()
+    frames = torch.randint(0, 256, (3, 1, 96, 96, 3), dtype=torch.uint8)
+    batch = tiny.encode(processor, frames, [tiny.conversation(processor, f, [("What is in the picture?", None)]) for f in frames])
+    with torch.no_grad():
+        before, after = model(**batch).logits, tiny.for_training(model)(**batch).logits
+    assert (before - after).abs().max() < 1e-4 * before.abs().max()
