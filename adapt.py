@@ -74,9 +74,9 @@ class Mlp(torch.nn.Module):
 
 
 class Queries(torch.nn.Module):
-    """One learned query for every latent place attends to all tokens, twice (the plan's query adapter)."""
+    """One learned query for every latent place attends to all tokens (the plan's query adapter)."""
 
-    def __init__(self, grid, dim, out_grid, channels, width=128, layers=2):
+    def __init__(self, grid, dim, out_grid, channels, width=96, layers=1):
         super().__init__()
         self.out_grid = out_grid
         self.embed, self.position = torch.nn.Linear(dim, width), torch.nn.Parameter(torch.randn(grid[0] * grid[1], width) * 0.1)
@@ -233,7 +233,7 @@ def get_args(argv):
     p.add_argument("--vae", default="tiny-vae", help="the decoder (default: %(default)s)")
     p.add_argument("--judge", default="tiny-dino", help="the frozen encoder that looks at decoded pictures (default: %(default)s)")
     p.add_argument("--bridges", default="mlp,queries", help="which to try (default: %(default)s)")
-    p.add_argument("--epochs", type=int, default=50, help="at most; the best on val is kept (default: %(default)s)")
+    p.add_argument("--epochs", type=int, default=30, help="at most; the best on val is kept (default: %(default)s)")
     p.add_argument("--batch", type=int, default=32, help="(default: %(default)s)")
     p.add_argument("--out", help="default: adapt-latents.yaml beside --features")
     return p.parse_args(argv)

@@ -69,14 +69,24 @@ def recall(a, b):
     return (a & b).sum() / a.sum()
 
 
-def prepare(x, k=10):
-    """{measure: matrix} of flattened features [n, d]: each measure is then one product of two such matrices."""
-    x = x.double()
-    x = (x - x.mean(0)) / (x - x.mean(0)).square().mean().sqrt().clamp(min=1e-300)
-    gram = x @ x.T / x.shape[1]
-    square = gram.diagonal()
-    distances = (square[:, None] + square[None] - 2 * gram).clamp(min=0).sqrt()
-    return {"cka": u_centre(gram), "spearman": ranks(distances), "recall10": neighbours(distances, min(k, len(x) - 2))}
+def gram_of(x):
+    """Gram matrix of flattened features [n, d] about their mean, in fp64, scaled so that its size does not depend on theirs."""
+    x = x.double() - x.double().mean(0)
+    gram = x @ x.T
+    return gram / gram.diagonal().mean().clamp(min=1e-300)
+
+
+def prepare(gram, names=("cka", "spearman", "recall10"), k=10):
+    """{measure: matrix} of a Gram matrix [n, n]: each measure is then one product of two such matrices. A subset's Gram is a part of the whole's."""
+    out = {}
+    if "cka" in names:
+        out["cka"] = u_centre(gram)
+    if "spearman" in names or "recall10" in names:
+        square = gram.diagonal()
+        distances = (square[:, None] + square[None] - 2 * gram).clamp(min=0).sqrt()
+        out |= {"spearman": ranks(distances)} if "spearman" in names else {}
+        out |= {"recall10": neighbours(distances, min(k, len(gram) - 2))} if "recall10" in names else {}
+    return out
 
 
 COMPARE = {"cka": cka, "spearman": spearman, "recall10": recall}
@@ -104,16 +114,16 @@ def shuffle(blocks, g):
 
 
 def jackknife(x, y, measure, blocks, folds=20):
-    """95% interval by deleting blocks of sources (a bootstrap would repeat items, and a repeated item is its own nearest neighbour)."""
-    value = COMPARE[measure](prepare(x)[measure], prepare(y)[measure]).item()
+    """(value, low, high) from two Gram matrices: 95% interval by deleting blocks of sources (a bootstrap would repeat items, and a repeated
+    item is its own nearest neighbour)."""
+    def value(keep):
+        return COMPARE[measure](*(prepare(gram[keep][:, keep], (measure,))[measure] for gram in (x, y))).item()
+
     folds = min(folds, len(blocks))
-    values = []
-    for f in range(folds):
-        keep = torch.cat([b for i, b in enumerate(blocks) if i % folds != f])
-        values.append(COMPARE[measure](prepare(x[keep])[measure], prepare(y[keep])[measure]).item())
-    v = torch.tensor(values)
+    v = torch.tensor([value(torch.cat([b for i, b in enumerate(blocks) if i % folds != f])) for f in range(folds)])
     half = 1.96 * ((folds - 1) / folds * (v - v.mean()).square().sum()).sqrt().item()
-    return value, value - half, value + half
+    whole = value(torch.arange(len(x)))
+    return whole, whole - half, whole + half
 
 
 # ---------------------------------------------------------------- linear prediction of the latents
@@ -174,12 +184,12 @@ def measure_layer(x, y, items, split, args):
     """All measures of one layer: {measure: {score, low, high, p, val}}. x, y: [n, h, w, d]."""
     report = torch.cat([split["train"], split["test"]])
     blocks = sources_in(items, report)
-    flat = x.flatten(1), y.flatten(1)
-    a, b = (prepare(z[report]) for z in flat)
-    va, vb = (prepare(z[split["val"]]) for z in flat)
+    grams = [gram_of(z.flatten(1)[report]) for z in (x, y)]
+    a, b = (prepare(gram) for gram in grams)
+    va, vb = (prepare(gram_of(z.flatten(1)[split["val"]])) for z in (x, y))
     out = {}
     for m in COMPARE:
-        score, low, high = jackknife(flat[0][report], flat[1][report], m, blocks)
+        score, low, high = jackknife(*grams, m, blocks)
         out[m] = {"score": score, "low": low, "high": high, "p": permutation_p(a[m], b[m], m, blocks, args.permutations, args.seed),
                   "val": COMPARE[m](va[m], vb[m]).item(), "n": len(report)}
     side = min(x.shape[1], y.shape[1]), min(x.shape[2], y.shape[2])

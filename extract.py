@@ -76,10 +76,7 @@ def unmerge(x, grid, merge):
 
 def window_index(visual, grid_thw):
     """Where Qwen2.5-VL's tower puts each merge block when it sorts them into attention windows."""
-    try:
-        from transformers.vision_utils import get_vision_window_index
-    except ImportError:  # transformers before 5.20 keeps it on the tower
-        return visual.get_window_index(grid_thw)[0]
+    from transformers.vision_utils import get_vision_window_index
     return get_vision_window_index(grid_thw, visual.spatial_merge_size, visual.window_size, visual.patch_size)[0]
 
 

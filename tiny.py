@@ -1,19 +1,18 @@
 """Train the embedded default: small models of the real library classes, on generated data, until they do their job.
 
     make tiny                          everything: data, the four models, results/tiny/tiny.yaml
-    python tiny.py --only vae          one of vae, vlm, semantic, dino; run again to continue where it stopped
+    python tiny.py --only vae          one of vae, semantic, vlm, dino; run again to continue where it stopped
 
 Reads data/tiny-shapes and data/tiny-moving (`data.py`). Writes results/tiny/checkpoints/<model>/ (fp16, `save_pretrained`),
 results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) and the headline numbers of all, results/tiny/tiny.yaml.
 
     vae       AutoencoderKLLTXVideo   reconstructs 64 px images and clips of 9 and 17 frames
-    vlm       Qwen2.5-VL              names colour and shape, says where things are and, on clips, which way they move
-    semantic  Qwen2.5-VL              the same network, trained only to name: no place, no motion in its loss
+    semantic  Qwen2.5-VL              names colour and shape: no place, no motion in its loss
+    vlm       Qwen2.5-VL              goes on from there: says where things are and, on clips, which way they move
     dino      Dinov2                  a masked image model: the patches it must fill in give dense features
 
 This is the only file that knows the small configurations; every other stage loads these folders as it loads a hub checkpoint.
 """
-import functools
 import math
 import time
 import types
@@ -24,9 +23,11 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import LOADERS, _atomically, check_writable, find_model, frames_of, known, load_items, load_yaml, parser, run_info, save_yaml, say, split_of
+from common import LOADERS, _atomically, check_writable, find_model, frames_of, known, load_items, load_yaml, parser, refuse, run_info, save_yaml, say, split_of
+from data import DIRECTIONS
 
 SAVE_EVERY = 200  # steps
+NAMING = ("What is", "What shape")  # how the questions begin that ask for a name
 
 
 # ---------------------------------------------------------------- one training loop
@@ -164,7 +165,8 @@ def vlm_model(tokenizer):
         text_config={"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.06,
                      "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": token("<|im_end|>"),
                      "pad_token_id": token("<|endoftext|>"),
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}},
+                     # 16 frequencies, the last 12 for rows and columns: with the usual theta of 10000 a grid of 6 x 6 would turn them by hundredths of a radian
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 6, 6]}},
         image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True))
 
@@ -256,17 +258,52 @@ def answer_labels(ids, tokenizer):
     return labels
 
 
+class WithMotion(torch.nn.Module):
+    """The VLM and, for the schooling of its tower on clips, one linear layer that reads the direction off the merger's pooled tokens."""
+
+    def __init__(self, vlm):
+        super().__init__()
+        self.vlm, self.direction = vlm, torch.nn.Linear(2 * vlm.config.vision_config.out_hidden_size, len(DIRECTIONS) + 1)
+        vlm.model.visual.merger.register_forward_hook(lambda module, args, output: setattr(self, "tokens", output))
+
+    def forward(self, batch, labels, direction=None):
+        """Cross-entropy of the answers; with `direction` [n] also that of the pooled tokens' guess."""
+        loss = self.vlm(**batch, labels=labels).loss
+        if direction is None:
+            return loss
+        tokens = self.tokens.view(len(direction), -1, self.tokens.shape[-1])
+        return loss + F.cross_entropy(self.direction(torch.cat([tokens.mean(1), tokens.amax(1)], -1)).float(), direction)
+
+
+def turned(clips, directions, rng):
+    """Clips [n,T,H,W,3] mirrored, transposed or reversed at random, and what becomes of their directions: 16 times the data."""
+    steps = [DIRECTIONS.get(d, (0, 0)) for d in directions]
+    for axis, map_step in ((3, lambda x, y: (-x, y)), (2, lambda x, y: (x, -y)), (1, lambda x, y: (-x, -y))):
+        if rng.random() < 0.5:
+            clips, steps = clips.flip(axis), [map_step(*s) for s in steps]
+    if rng.random() < 0.5:
+        clips, steps = clips.transpose(2, 3), [(y, x) for x, y in steps]
+    words = {v: k for k, v in DIRECTIONS.items()} | {(0, 0): "still"}
+    return clips, [words[s] for s in steps]
+
+
 def vlm_loss(images, clips, processor, device, allowed):
-    """Cross-entropy of the answers on 24 pictures with up to four of their allowed turns, or on 8 clips every third step."""
+    """A loss on 24 pictures with up to four of their allowed turns, or, in two of five steps, on 16 clips with the question of direction."""
+    words = [*DIRECTIONS, "still"]
+
     def loss_of(model, rng):
-        moving = clips is not None and rng.random() < 0.34
+        moving, direction = clips is not None and rng.random() < 0.4, None
         frames, items = clips if moving else images
-        pick = rng.choice(len(items), min(len(items), 8 if moving else 24), replace=False)
-        turns = [[t for t in items[i]["turns"] if t[0].startswith(allowed)] for i in pick]
-        texts = [conversation(processor, frames[i], [t[k] for k in rng.permutation(len(t))[:4]]) for i, t in zip(pick, turns, strict=True)]
-        batch = encode(processor, frames[pick], texts).to(device)
+        pick = rng.choice(len(items), 16 if moving else 24, replace=False)
+        x, turns = frames[pick], [[t for t in items[i]["turns"] if t[0].startswith(allowed)] for i in pick]
+        if moving:
+            x, answers = turned(x, [items[i]["direction"] for i in pick], rng)
+            turns = [[(t[0][0], answer)] for t, answer in zip(turns, answers, strict=True)]
+            direction = torch.tensor([words.index(a) for a in answers], device=device)
+        texts = [conversation(processor, f, [t[k] for k in rng.permutation(len(t))[:4]]) for f, t in zip(x, turns, strict=True)]
+        batch = encode(processor, x, texts).to(device)
         with fast(device):
-            return model(**batch, labels=answer_labels(batch["input_ids"], processor.tokenizer)).loss
+            return model(batch, answer_labels(batch["input_ids"], processor.tokenizer), direction)
     return loss_of
 
 
@@ -344,6 +381,13 @@ def pool(folder, size):
     return [(torch.stack([frames_of(i, size) for i in p]), p) for p in parts]
 
 
+def vlm_parts(args, device):
+    """(images, clips) as `pool` gives them, the processor, an untrained model."""
+    images, clips = pool(args.shapes, 96), pool(args.moving, 64)
+    processor = vlm_processor(q for _, items in (images[0], clips[0]) for i in items for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"])
+    return images, clips, processor, for_training(vlm_model(processor.tokenizer)).to(device)
+
+
 def train_vae(args, device, folder, save):
     (images, _), (held_images, _) = pool(args.shapes, 64)
     (clips, _), (held_clips, _) = pool(args.moving, 64)
@@ -354,18 +398,26 @@ def train_vae(args, device, folder, save):
     return losses, vae_quality(model, held_images[:400], held_clips, device)
 
 
-def train_vlm(args, device, folder, save, name="vlm", allowed=("What is", "What shape", "Where is", "Which way")):
-    images, held_images = pool(args.shapes, 96)
-    clips, held_clips = pool(args.moving, 64)
-    processor = vlm_processor(q for _, items in (images, clips) for i in items for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"])
-    model = for_training(vlm_model(processor.tokenizer)).to(device)
-    naming, names = namer_loss(images, processor, device)
-    tower = Namer(model.model.visual, names).to(device)
-    train("tower", tower, naming, args.steps or 3000, 1e-3, args.seed, folder)
-    loss_of = vlm_loss(images, clips if "Which way" in allowed else None, processor, device, allowed)
-    losses = train(name, model, loss_of, args.steps or 3000, 1.5e-3, args.seed, folder)
+def train_semantic(args, device, folder, save):
+    """First the tower alone, by naming; then the whole model, by questions of name only."""
+    images, clips, processor, model = vlm_parts(args, device)
+    naming, names = namer_loss(images[0], processor, device)
+    train("tower", Namer(model.model.visual, names).to(device), naming, args.steps or 3000, 1e-3, args.seed, folder)
+    losses = train("semantic", WithMotion(model).to(device), vlm_loss(images[0], None, processor, device, NAMING), args.steps or 2000, 1.5e-3, args.seed, folder)
     model, processor = save(model, processor)
-    return losses, vlm_quality(model, processor, held_images, held_clips)
+    return losses, vlm_quality(model, processor, images[1], clips[1])
+
+
+def train_vlm(args, device, folder, save):
+    """Goes on where `semantic` stopped, now with questions of place and, on clips, of motion among the others."""
+    if not (folder / "semantic.pt").exists():
+        refuse(f"{folder}/semantic.pt does not exist; run --only semantic first, from which this model goes on")
+    images, clips, processor, model = vlm_parts(args, device)
+    model = WithMotion(model).to(device)
+    model.load_state_dict({k: v for k, v in torch.load(folder / "semantic.pt", weights_only=True)["model"].items() if k.startswith("vlm.")}, strict=False)
+    losses = train("vlm", model, vlm_loss(images[0], clips[0], processor, device, (*NAMING, "Where is", "Which way")), args.steps or 3000, 1e-3, args.seed, folder)
+    model, processor = save(model.vlm, processor)
+    return losses, vlm_quality(model, processor, images[1], clips[1])
 
 
 def train_dino(args, device, folder, save):
@@ -390,7 +442,7 @@ def train_dino(args, device, folder, save):
 
 def get_args(argv):
     p = parser(__doc__, smoke=False)
-    p.add_argument("--only", help="train one model: vae, vlm, semantic or dino (default: all, then the summary)")
+    p.add_argument("--only", help="train one model: vae, semantic, vlm or dino (default: all, then the summary)")
     p.add_argument("--shapes", default="data/tiny-shapes", help="training images (default: %(default)s)")
     p.add_argument("--moving", default="data/tiny-moving", help="training clips (default: %(default)s)")
     p.add_argument("--out", default="results/tiny", help="where checkpoints and YAML go (default: %(default)s)")
@@ -398,8 +450,7 @@ def get_args(argv):
     return p.parse_args(argv)
 
 
-TRAIN = {"vae": ("vae", train_vae), "vlm": ("vlm", train_vlm), "dino": ("encoder", train_dino),
-         "semantic": ("vlm", functools.partial(train_vlm, name="semantic", allowed=("What is", "What shape")))}
+TRAIN = {"vae": ("vae", train_vae), "semantic": ("vlm", train_semantic), "vlm": ("vlm", train_vlm), "dino": ("encoder", train_dino)}
 
 
 def main(argv=None):

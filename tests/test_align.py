@@ -26,6 +26,10 @@ def refused(capsys):
     return check
 
 
+def prepared(x, **more):
+    return align.prepare(align.gram_of(x), **more)
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -35,7 +39,7 @@ def noise(n, d, seed):
 
 
 def compare(x, y):
-    a, b = align.prepare(x), align.prepare(y)
+    a, b = prepared(x), prepared(y)
     return {m: align.COMPARE[m](a[m], b[m]).item() for m in align.COMPARE}
 
 
@@ -91,12 +95,12 @@ def test_recall_of_independent_noise_is_its_chance_and_no_item_is_its_own_neighb
     n, k = 200, 10
     values = [compare(noise(n, 20, 2 * i), noise(n, 20, 2 * i + 1))["recall10"] for i in range(8)]
     assert np.mean(values) == pytest.approx(k / (n - 1), abs=0.01)
-    near = align.prepare(noise(n, 20, 0))["recall10"]
+    near = prepared(noise(n, 20, 0))["recall10"]
     assert not near.diagonal().any() and (near.sum(1) == k).all()
 
 
 def test_neighbours_are_the_nearest_items():
-    near = align.prepare(torch.arange(13.0)[:, None] ** 1.1, k=2)["recall10"]
+    near = prepared(torch.arange(13.0)[:, None] ** 1.1, k=2)["recall10"]
     assert near[0].nonzero().flatten().tolist() == [1, 2] and near[12].nonzero().flatten().tolist() == [10, 11]
 
 
@@ -120,7 +124,7 @@ def test_every_measure_falls_as_noise_grows():
 def test_p_is_uniform_where_nothing_is_shared(measure):
     ps = []
     for k in range(150):
-        a, b = (align.prepare(noise(20, 5, 2 * k + j), k=3)[measure] for j in range(2))
+        a, b = (prepared(noise(20, 5, 2 * k + j), k=3)[measure] for j in range(2))
         ps.append(align.permutation_p(a, b, measure, singles(20), 39, k))
     assert np.mean(np.array(ps) <= 0.05) <= 0.10, "too many small p-values"
     assert 0.4 < np.mean(ps) < 0.65, np.mean(ps)  # ties of recall lift it a little above one half
@@ -128,7 +132,7 @@ def test_p_is_uniform_where_nothing_is_shared(measure):
 
 def test_p_is_as_small_as_can_be_where_a_relation_is_planted():
     x = noise(40, 8, 0)
-    a, b = align.prepare(x), align.prepare(x + 0.5 * noise(40, 8, 1))
+    a, b = prepared(x), prepared(x + 0.5 * noise(40, 8, 1))
     for m in align.COMPARE:
         assert align.permutation_p(a[m], b[m], m, singles(40), 99, 0) == 0.01
 
@@ -150,7 +154,7 @@ def test_items_of_a_source_that_agree_make_no_small_p():
     small = {"whole": 0, "torn": 0}
     for k in range(100):
         x, y = (noise(8, 6, 2 * k + j).repeat_interleave(4, 0) + 0.1 * noise(32, 6, 1000 + 2 * k + j) for j in range(2))
-        a, b = align.prepare(x)["spearman"], align.prepare(y)["spearman"]
+        a, b = prepared(x)["spearman"], prepared(y)["spearman"]
         whole = [torch.arange(4 * i, 4 * i + 4) for i in range(8)]
         for name, blocks in (("whole", whole), ("torn", singles(32))):
             small[name] += align.permutation_p(a, b, "spearman", blocks, 39, k) <= 0.05
@@ -160,7 +164,7 @@ def test_items_of_a_source_that_agree_make_no_small_p():
 def test_interval_of_cka_holds_the_score_and_is_narrower_with_more_items():
     def width(n):
         x = noise(n, 6, 0)
-        value, low, high = align.jackknife(x, x + noise(n, 6, 1), "cka", singles(n))
+        value, low, high = align.jackknife(align.gram_of(x), align.gram_of(x + noise(n, 6, 1)), "cka", singles(n))
         assert low < value < high and value == pytest.approx(compare(x, x + noise(n, 6, 1))["cka"])
         return high - low
     assert 0 < width(400) < 0.7 * width(50)
@@ -169,7 +173,7 @@ def test_interval_of_cka_holds_the_score_and_is_narrower_with_more_items():
 def test_interval_of_cka_covers_0_for_noise_about_95_times_in_100():
     hits = 0
     for k in range(60):
-        _, low, high = align.jackknife(noise(40, 6, 2 * k), noise(40, 6, 2 * k + 1), "cka", singles(40))
+        _, low, high = align.jackknife(align.gram_of(noise(40, 6, 2 * k)), align.gram_of(noise(40, 6, 2 * k + 1)), "cka", singles(40))
         hits += low <= 0 <= high
     assert hits >= 52, hits
 

@@ -1,0 +1,208 @@
+"""Probes on worlds whose answer is known: planted features, null first."""
+import pytest
+import torch
+
+import probe
+from common import FEATURES, POOLED, box_iou, load_pt, load_yaml, save_pt, save_yaml, split_of, to_cells, write_items
+
+N = 120
+IDS = [f"item-{i:03d}" for i in range(N)]
+
+
+def boxes_of(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.rand(N, 2, generator=g) * 16
+    return torch.cat([corner, corner + 6 + torch.rand(N, 2, generator=g) * 9], 1).round()
+
+
+def frames_with(boxes):
+    frames = torch.full((N, 1, 32, 32, 3), 40, dtype=torch.uint8)
+    for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
+        f[0, y1:y2, x1:x2] = 200
+    return frames
+
+
+def plant(folder, points, data=None, **index):
+    """A features folder that holds `points` {name: [n,t,h,w,D]}."""
+    ids = index.pop("ids", IDS)
+    for name, x in points.items():
+        save_pt(folder / name / "00000.pt", FEATURES, ids, {}, features=x.half())
+    save_pt(folder / "pooled.pt", POOLED, ids, {}, pooled={k: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))} for k, x in points.items()})
+    save_yaml(folder / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data), "shards": 1,
+                                      "points": {k: {"shape": list(x.shape[1:])} for k, x in points.items()}, "ids": ids} | index)
+    return str(folder)
+
+
+@pytest.fixture
+def world(tmp_path):
+    boxes = boxes_of()
+    write_items(tmp_path / "data", [{"id": i, "source": i, "width": 32, "height": 32, "frames": f, "boxes": b[None], "labels": ["box"]}
+                                    for i, f, b in zip(IDS, frames_with(boxes), boxes, strict=True)], {"data": "synthetic", "name": "boxes"})
+    return tmp_path, boxes / 32
+
+
+def cells(boxes, side=4, fine=4):
+    """Every token's own piece of the foreground at 16 x 16: a token grid [n, 1, side, side, fine*fine] that a linear map can read."""
+    at = (torch.arange(side * fine) + 0.5) / (side * fine)
+    inside = [(at > boxes[:, k, None]) & (at < boxes[:, k + 2, None]) for k in (0, 1)]
+    mask = (inside[1][:, :, None] & inside[0][:, None]).float()
+    return to_cells(mask[:, None], side, side).unflatten(1, (side, side))[:, None]
+
+
+def oracle(boxes):
+    """The box itself in every token, so that a linear probe can read it exactly."""
+    return boxes[:, None, None, None].expand(-1, 1, 4, 4, -1).contiguous()
+
+
+def noise(seed, dim=6):
+    return torch.randn(N, 1, 4, 4, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def run(world, points, random=None, **more):
+    folder, _ = world
+    plant(folder / "features", points, folder / "data", **more)
+    arguments = ["--features", str(folder / "features"), "--out", str(folder / "probe.yaml")]
+    if random:
+        arguments += ["--random", plant(folder / "random", random, folder / "data")]
+    return probe.main(arguments)
+
+
+@pytest.mark.slow
+def test_noise_is_no_better_than_the_constant_box_and_passes_for_nothing(world):
+    found = run(world, {"noise": noise(1)}, {"noise": noise(2)})["criteria"]
+    assert found["bbox_iou"]["gain_low"] <= 0 and found["spatial_iou"]["gain_low"] <= 0
+    assert found["map50"]["gain_low"] <= 0.02
+
+
+@pytest.mark.slow
+def test_the_oracle_is_read_and_chosen_and_clears_every_floor(world):
+    _, boxes = world
+    found = run(world, {"noise": noise(1), "oracle": torch.cat([oracle(boxes), cells(boxes)], -1)}, {"noise": noise(2), "oracle": noise(3)})
+    for name, least in (("bbox_iou", 0.75), ("spatial_iou", 0.75), ("map50", 0.4)):
+        c = found["criteria"][name]
+        assert c["layer"] == "oracle" and c["score"] > least and c["gain_low"] > 0 and c["low"] <= c["score"] <= c["high"], (name, c)
+    assert found["layers"]["oracle"]["bbox_iou_p_holm"] < 0.05 < found["layers"]["noise"]["bbox_iou_p_holm"]
+    decoded = load_pt(world[0] / "probe.pt", "foresight.result.v1")
+    assert decoded["ids"] == [i for i in IDS if split_of(i) == "test"]
+    assert box_iou(decoded["boxes"], decoded["true_boxes"]).mean().item() == pytest.approx(found["bbox_iou"], abs=1e-6)
+    assert load_yaml(world[0] / "probe.yaml", "probe")["bbox_iou"] == pytest.approx(found["bbox_iou"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_more_noise_on_the_oracle_scores_less(world):
+    _, boxes = world
+    found = run(world, {f"oracle.{k}": oracle(boxes) + s * noise(k, 4) for k, s in enumerate((0.0, 0.3, 3.0))})["layers"]
+    assert found["oracle.0"]["bbox_iou"] > found["oracle.1"]["bbox_iou"] > found["oracle.2"]["bbox_iou"]
+
+
+def test_features_that_hold_the_position_only_gain_nothing():
+    boxes = boxes_of() / 32
+    split = {s: torch.tensor([k for k, i in enumerate(IDS) if split_of(i) == s]) for s in ("train", "val", "test")}
+    position = torch.randn(1, 1, 4, 4, 8, generator=torch.Generator().manual_seed(0)).expand(N, -1, -1, -1, -1) + 1e-3 * noise(5, 8)
+    constant = box_iou(boxes[split["train"]].median(0).values, boxes[split["test"]]).mean()
+    assert probe.probe_boxes(position, boxes, split)[0][split["test"]].mean() < constant + 0.03
+
+
+def test_shuffled_labels_give_the_floor_whatever_the_features_hold():
+    boxes = boxes_of() / 32
+    split = {s: torch.tensor([k for k, i in enumerate(IDS) if split_of(i) == s]) for s in ("train", "val", "test")}
+    true, shuffled, _ = probe.probe_boxes(oracle(boxes), boxes, split)
+    constant = box_iou(boxes[split["train"]].median(0).values, boxes[split["test"]]).mean()
+    assert true[split["test"]].mean() > 0.95 and shuffled[:, split["test"]].mean() < constant + 0.05
+
+
+def test_a_layer_that_only_the_test_items_favour_is_not_chosen(world):
+    _, boxes = world
+    test = torch.tensor([split_of(i) == "test" for i in IDS])
+    cheat = torch.where(test[:, None, None, None, None], oracle(boxes), noise(4, 4))
+    split = {s: torch.tensor([k for k, i in enumerate(IDS) if split_of(i) == s]) for s in ("train", "val", "test")}
+    assert probe.probe_boxes(cheat, boxes, split)[0][split["val"]].mean() < probe.probe_boxes(oracle(boxes) + 0.3 * noise(6, 4), boxes, split)[0][split["val"]].mean()
+
+
+# ---------------------------------------------------------------- motion
+
+DIRECTIONS = ["down", "down left", "down right", "left", "right", "up", "up left", "up right"]
+
+
+@pytest.fixture
+def clips(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    truth = [DIRECTIONS[k] for k in torch.randint(8, (N,), generator=g)]
+    write_items(tmp_path / "data", [{"id": i, "source": i, "width": 8, "height": 8, "frames": torch.zeros(3, 8, 8, 3, dtype=torch.uint8), "boxes": torch.zeros(3, 1, 4),
+                                     "labels": ["box"], "direction": d} for i, d in zip(IDS, truth, strict=True)], {"data": "synthetic", "name": "clips"})
+    code = torch.nn.functional.one_hot(torch.tensor([DIRECTIONS.index(d) for d in truth]), 8).float()
+    return tmp_path, code
+
+
+def test_direction_is_chance_on_noise_and_read_where_it_is_planted(clips):
+    folder, code = clips
+    dull = torch.randn(N, 3, 2, 2, 8, generator=torch.Generator().manual_seed(1))
+    late = dull.clone()
+    late[:, 2] += 5 * code[:, None, None]  # only the last time step knows
+    found = run(clips, {"dull": dull, "late": late}, {"dull": dull.flip(0), "late": dull.flip(0)})
+    c = found["criteria"]["direction_accuracy"]
+    assert c["layer"] == "late" and c["score"] > 0.9 and c["gain_low"] > 0
+    assert found["layers"]["dull"]["direction_accuracy_mean"] < 0.35 and found["layers"]["late"]["direction_accuracy_time_p_holm"] < 0.05
+    assert set(c["floors"]) == {"commonest", "shuffled", "random_init"} and c["floors"]["shuffled"] < 0.3
+
+
+# ---------------------------------------------------------------- bad input: one sentence, exit 2
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as e:
+        probe.main([str(a) for a in arguments])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.count("error:") == 1, err
+    return err
+
+
+def test_missing_features_are_refused(tmp_path, capsys):
+    assert "extract.py" in refused(capsys, "--features", tmp_path / "nowhere")
+
+
+def test_features_with_nan_are_refused(world, capsys):
+    bad = noise(1)
+    bad[3, 0, 1, 1] = float("nan")
+    folder = plant(world[0] / "features", {"bad": bad}, world[0] / "data")
+    assert "non-finite" in refused(capsys, "--features", folder, "--out", world[0] / "probe.yaml")
+    assert not (world[0] / "probe.yaml").exists()
+
+
+def test_ids_that_the_data_lack_are_refused(world, capsys):
+    folder = plant(world[0] / "features", {"a": noise(1)}, world[0] / "data", ids=[f"other-{i}" for i in range(N)])
+    assert "other-0" in refused(capsys, "--features", folder)
+
+
+def test_a_foreign_schema_is_refused(world, capsys):
+    folder = plant(world[0] / "features", {"a": noise(1)}, world[0] / "data", schema="somebody.else.v3")
+    assert "somebody.else.v3" in refused(capsys, "--features", folder)
+
+
+def test_one_item_is_refused(tmp_path, capsys):
+    write_items(tmp_path / "data", [{"id": "one", "source": "one", "width": 8, "height": 8, "frames": torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "boxes": torch.ones(1, 4), "labels": ["box"]}],
+                {"data": "synthetic", "name": "one"})
+    folder = plant(tmp_path / "features", {"a": noise(1)[:1]}, tmp_path / "data", ids=["one"])
+    assert "split" in refused(capsys, "--features", folder)
+
+
+def test_an_empty_set_is_refused(tmp_path, capsys):
+    write_items(tmp_path / "data", [], {"data": "synthetic", "name": "none"})
+    folder = plant(tmp_path / "features", {"a": noise(1)[:0]}, tmp_path / "data", ids=[])
+    assert "no items" in refused(capsys, "--features", folder)
+
+
+def test_an_unknown_point_is_refused(world, capsys):
+    folder = plant(world[0] / "features", {"a": noise(1)}, world[0] / "data")
+    assert "'b'" in refused(capsys, "--features", folder, "--points", "b")
+
+
+def test_an_untrained_network_of_other_items_is_refused(world, capsys):
+    folder = plant(world[0] / "features", {"a": noise(1)}, world[0] / "data")
+    other = plant(world[0] / "random", {"a": noise(1)[:-1]}, world[0] / "data", ids=IDS[:-1])
+    assert "random" in refused(capsys, "--features", folder, "--random", other)
+
+
+def test_an_unwritable_place_is_refused(world, capsys):
+    folder = plant(world[0] / "features", {"a": noise(1)}, world[0] / "data")
+    (world[0] / "file").write_text("")
+    assert "cannot write" in refused(capsys, "--features", folder, "--out", world[0] / "file" / "probe.yaml")
