@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import FEATURES, check_writable, holm, join, load_features, load_items, parser, refuse, run_info, save_pt, save_yaml, say, split_indices, token_ridge
+from common import check_writable, holm, join, load_features, load_items, parser, refuse, run_info, save_yaml, say, split_indices, token_ridge
 
 MEASURES = ("cka", "linear_r2", "spearman", "recall10")
 
@@ -221,7 +221,7 @@ def record(layers, random, pixels, measure, n_options):
 
 def smoke_input(args, folder):
     """Two made-up encoders of the same 60 items: one a rotation of the other plus noise, one independent."""
-    from common import write_items
+    from common import plant_features, write_items
     g = torch.Generator().manual_seed(args.seed)
     ids = [f"item-{i}" for i in range(60)]
     write_items(folder / "data", [{"id": i, "source": i, "width": 8, "height": 8, "frames": torch.zeros(1, 8, 8, 3, dtype=torch.uint8)} for i in ids],
@@ -229,11 +229,8 @@ def smoke_input(args, folder):
     y = torch.randn(60, 1, 2, 2, 4, generator=g)
     spaces = {"features": {"rotated": y @ torch.linalg.qr(torch.randn(4, 4, generator=g))[0] + 0.1 * torch.randn(y.shape, generator=g),
                            "independent": torch.randn(60, 1, 2, 2, 4, generator=g)}, "target": {"latents": y}}
-    for folder_name, points in spaces.items():
-        for name, x in points.items():
-            save_pt(folder / folder_name / name / "00000.pt", FEATURES, ids, {}, features=x.half())
-        save_yaml(folder / folder_name / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic",
-                                                        "data_path": str(folder / "data"), "shards": 1, "points": {k: {"shape": list(x.shape[1:])} for k, x in points.items()}, "ids": ids})
+    for name, points in spaces.items():
+        plant_features(folder / name, ids, points, folder / "data")
     args.features, args.target, args.out, args.permutations = str(folder / "features"), str(folder / "target"), args.out or str(folder / "align.yaml"), 50
 
 

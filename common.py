@@ -388,6 +388,17 @@ def load_features(folder):
     return index, read
 
 
+def plant_features(folder, ids, points, data_path, **more):
+    """Write made-up features {point: [n, t, h, w, D]} as extract.py would: for --smoke and for tests on worlds whose answer is known."""
+    folder = Path(folder)
+    for name, x in points.items():
+        save_pt(folder / name / "00000.pt", FEATURES, ids, {}, features=x.half().contiguous())
+    save_pt(folder / "pooled.pt", POOLED, ids, {}, pooled={k: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))} for k, x in points.items()})
+    save_yaml(folder / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data_path),
+                                      "shards": 1, "points": {k: {"shape": list(x.shape[1:])} for k, x in points.items()}, "ids": ids} | more)
+    return str(folder)
+
+
 def join(items, index, folder):
     """The items in the order of a features index; a refusal naming the first id that one side lacks."""
     by_id = {i["id"]: i for i in items}

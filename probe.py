@@ -237,7 +237,7 @@ def motion(args, items, split, pooled, pooled_random, points):
 
 def smoke_input(args, folder):
     """Planted features: an oracle point that holds the box, and a noise point."""
-    from common import FEATURES, POOLED, write_items
+    from common import plant_features, write_items
     g = torch.Generator().manual_seed(args.seed)
     corner = torch.rand(40, 2, generator=g) * 20
     boxes = torch.cat([corner, corner + 6 + torch.rand(40, 2, generator=g) * 6], 1).round()
@@ -248,11 +248,7 @@ def smoke_input(args, folder):
     write_items(folder / "data", [{"id": i, "source": i, "width": 32, "height": 32, "frames": f, "boxes": b[None], "labels": ["box"]}
                                   for i, f, b in zip(ids, frames, boxes, strict=True)], {"data": "synthetic", "name": "boxes"})
     points = {"oracle": boxes[:, None, None, None].expand(-1, 1, 2, 2, -1) / 32, "noise": torch.randn(40, 1, 2, 2, 8, generator=g)}
-    for name, x in points.items():
-        save_pt(folder / "features" / name / "00000.pt", FEATURES, ids, {}, features=x.half().contiguous())
-    save_pt(folder / "features" / "pooled.pt", POOLED, ids, {}, pooled={k: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))} for k, x in points.items()})
-    save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic",
-                                                   "data_path": str(folder / "data"), "shards": 1, "points": {k: {"shape": list(x.shape[1:])} for k, x in points.items()}, "ids": ids})
+    plant_features(folder / "features", ids, points, folder / "data")
     args.features, args.out = str(folder / "features"), args.out or str(folder / "probe.yaml")
 
 

@@ -392,7 +392,7 @@ def train_vae(args, device, folder, save):
     (images, _), (held_images, _) = pool(args.shapes, 64)
     (clips, _), (held_clips, _) = pool(args.moving, 64)
     model = vae_model().to(device, memory_format=torch.channels_last_3d)
-    losses = train("vae", model, vae_loss(images, clips, device), args.steps or 10000, 1.5e-3, args.seed, folder, weight_decay=0)
+    losses = train("vae", model, vae_loss(images, clips, device), args.steps or 13000, 1.5e-3, args.seed, folder, weight_decay=0)
     set_latent_statistics(model, images, device)
     model, _ = save(model)
     return losses, vae_quality(model, held_images[:400], held_clips, device)
@@ -479,8 +479,7 @@ def main(argv=None):
         save_yaml(out / f"tiny-{name}.yaml", result)
         say(result)
     parts = {n: load_yaml(out / f"tiny-{n}.yaml", "tiny") for n in TRAIN if (out / f"tiny-{n}.yaml").is_file()}
-    summary = {"stage": "tiny", **{f"{n}_{k}": v for n, part in parts.items() for k, v in part.items() if isinstance(v, float)},
-               "seconds": {n: part["run"]["seconds"] for n, part in parts.items()}}
+    summary = {"stage": "tiny", **{f"{n}_{k}": v for n, part in parts.items() for k, v in part.items() if isinstance(v, float)}}
     save_yaml(out / "tiny.yaml", summary)
     return summary
 

@@ -68,16 +68,17 @@ def judge(record, threshold, better="higher"):
 
 
 def stand_in(record):
-    """An LPIPS record with an unpublished backbone, rewritten as skill between its floor and its ceiling; None when the VAE is no better than the floor."""
-    room = record["ceiling"] - record["floor"]
+    """An LPIPS record with an unpublished backbone, rewritten as skill between the mean image and the VAE; None when the VAE is no better than that."""
+    floor = record.get("floors", {}).get("mean_image", record["floor"])
+    room = record["ceiling"] - floor
     if room >= 0:
         return None
 
     def skill(x):
-        return (x - record["floor"]) / room
+        return (x - floor) / room
     low, high = sorted((skill(record["low"]), skill(record["high"])))
-    return {**record, "score": skill(record["score"]), "low": low, "high": high, "floor": 0.0, "ceiling": 1.0, "better": "higher",
-            "gain": skill(record["score"]), "gain_low": record["gain_low"] / -room, "gain_high": record["gain_high"] / -room}
+    return {**record, "score": skill(record["score"]), "low": low, "high": high, "floor": 0.0, "floor_name": "mean_image", "ceiling": 1.0, "better": "higher",
+            "gain": record["gain"] / -room, "gain_low": record["gain_low"] / -room, "gain_high": record["gain_high"] / -room}
 
 
 def decide(judged, encoder):

@@ -86,3 +86,19 @@ def moving_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "moving"
     data.main(["moving", "--n", "24", "--out", str(folder)])
     return folder
+
+
+@pytest.fixture
+def refused(capsys):
+    """Call something that must end with exit code 2 and one sentence on stderr that holds every given word."""
+    def check(call, *words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            call()
+        err = capsys.readouterr().err
+        assert stop.value.code == 2 and err.count("error: ") == 1 and "Traceback" not in err, err
+        sentence = err.split("error: ")[1].strip()
+        assert len(sentence.splitlines()) == 1, sentence
+        for word in words:
+            assert str(word) in sentence, sentence
+    return check

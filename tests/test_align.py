@@ -11,21 +11,6 @@ import align
 import common
 
 
-@pytest.fixture
-def refused(capsys):
-    """Call something that must end with exit code 2 and one sentence that holds every given word."""
-    def check(call, *words):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            call()
-        err = capsys.readouterr().err
-        assert stop.value.code == 2 and err.count("error: ") == 1 and "Traceback" not in err, err
-        sentence = err.split("error: ")[1].splitlines()[0]
-        for word in words:
-            assert str(word) in sentence, sentence
-    return check
-
-
 def prepared(x, **more):
     return align.prepare(align.gram_of(x), **more)
 

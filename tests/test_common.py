@@ -10,21 +10,6 @@ import torch
 import common
 
 
-@pytest.fixture
-def refused(capsys):
-    """Call something that must end with exit code 2 and one line on stderr that holds every given word."""
-    def check(call, *words):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            call()
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert stop.value.code == 2
-        assert len(lines) == 1 and lines[0].startswith("error: "), lines
-        for word in words:
-            assert str(word) in lines[0], lines[0]
-    return check
-
-
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import probe
-from common import FEATURES, POOLED, box_iou, load_pt, load_yaml, save_pt, save_yaml, split_of, to_cells, write_items
+from common import box_iou, load_pt, load_yaml, plant_features, split_of, to_cells, write_items
 
 N = 120
 IDS = [f"item-{i:03d}" for i in range(N)]
@@ -22,15 +22,9 @@ def frames_with(boxes):
     return frames
 
 
-def plant(folder, points, data=None, **index):
+def plant(folder, points, data=None, ids=None, **index):
     """A features folder that holds `points` {name: [n,t,h,w,D]}."""
-    ids = index.pop("ids", IDS)
-    for name, x in points.items():
-        save_pt(folder / name / "00000.pt", FEATURES, ids, {}, features=x.half())
-    save_pt(folder / "pooled.pt", POOLED, ids, {}, pooled={k: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))} for k, x in points.items()})
-    save_yaml(folder / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data), "shards": 1,
-                                      "points": {k: {"shape": list(x.shape[1:])} for k, x in points.items()}, "ids": ids} | index)
-    return str(folder)
+    return plant_features(folder, IDS if ids is None else ids, points, data, **index)
 
 
 @pytest.fixture

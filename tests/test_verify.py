@@ -8,21 +8,6 @@ import common
 import verify
 
 
-@pytest.fixture
-def refused(capsys):
-    """Call something that must end with exit code 2 and one line on stderr that holds every given word."""
-    def check(call, *words):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            call()
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert stop.value.code == 2
-        assert len(lines) == 1 and lines[0].startswith("error: "), lines
-        for word in words:
-            assert str(word) in lines[0], lines[0]
-    return check
-
-
 def record(score, half=0.02, floor=0.1, ceiling=1.0, gain_half=0.02, n=100, better="higher"):
     gain = (score - floor) * (1 if better == "higher" else -1)
     return {"score": score, "low": score - half, "high": score + half, "floor": floor, "floor_name": "constant", "ceiling": ceiling,
