@@ -130,7 +130,8 @@ _Dumper.add_representer(float, lambda d, v: d.represent_scalar(
 def save_yaml(path, result):
     """One small file made for grep: scalars first, one a line, then tables. Checked by loading it back."""
     result = plain(result)
-    text = yaml.dump(result, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=160, allow_unicode=True)
+    text = "".join(yaml.dump({k: v}, Dumper=_Dumper, sort_keys=False, default_flow_style=None if isinstance(v, (dict, list)) else False, width=160, allow_unicode=True)
+                   for k, v in result.items())  # key by key: every headline on a line of its own, rows of a table on one line each
     assert repr(yaml.safe_load(text)) == repr(result), f"{path} does not survive YAML"  # repr: nan is not equal to itself
     _atomically(path, lambda f: f.write(text.encode()))
 
