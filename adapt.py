@@ -41,6 +41,7 @@ from common import (
     load_lpips,
     load_video_vae,
     load_yaml,
+    made_up_folder,
     mask_scores,
     parser,
     refuse,
@@ -240,8 +241,7 @@ def get_args(argv):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.smoke:
-        import tempfile
-        smoke_input(args, Path(tempfile.mkdtemp()))
+        smoke_input(args, made_up_folder())
     index, read = load_features(args.features)
     target, read_target = load_features(args.latents)
     random_index, read_random = load_features(args.random) if args.random else (None, None)

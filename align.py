@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import check_writable, holm, join, load_features, load_items, parser, refuse, run_info, save_yaml, say, split_indices, token_ridge
+from common import check_writable, clusters, holm, join, load_features, load_items, made_up_folder, parser, refuse, run_info, save_yaml, say, split_indices, token_ridge
 
 MEASURES = ("cka", "linear_r2", "spearman", "recall10")
 
@@ -157,10 +157,10 @@ def token_r2(x, y, split, seed=0, n_perm=0, blocks=()):
 
 def ratio_bootstrap(residual, variance, sources, n_boot=2000, seed=0):
     """Mean and 95% interval of 1 - sum(residual) / sum(variance), resampling sources."""
-    names = {s: i for i, s in enumerate(dict.fromkeys(sources))}
-    cluster = torch.tensor([names[s] for s in sources])
-    sums = [torch.zeros(len(names), dtype=torch.float64).index_add_(0, cluster, v) for v in (residual, variance)]
-    pick = torch.randint(len(names), (n_boot, len(names)), generator=torch.Generator().manual_seed(seed))
+    cluster = clusters(sources)
+    n = int(cluster.max()) + 1
+    sums = [torch.zeros(n, dtype=torch.float64).index_add_(0, cluster, v) for v in (residual, variance)]
+    pick = torch.randint(n, (n_boot, n), generator=torch.Generator().manual_seed(seed))
     draws = 1 - sums[0][pick].sum(1) / sums[1][pick].sum(1)
     return (1 - residual.sum() / variance.sum()).item(), *draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
 
@@ -247,8 +247,7 @@ def get_args(argv):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.smoke:
-        import tempfile
-        smoke_input(args, Path(tempfile.mkdtemp()))
+        smoke_input(args, made_up_folder())
     index, read = load_features(args.features)
     target, read_target = load_features(args.target)
     if index["ids"] != target["ids"]:

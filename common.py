@@ -51,6 +51,16 @@ def parser(doc, smoke=True):
     return p
 
 
+def made_up_folder():
+    """A new folder for the made-up input of --smoke, removed when the process ends."""
+    import atexit
+    import shutil
+    import tempfile
+    folder = Path(tempfile.mkdtemp(prefix="foresight-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def check_writable(path):
     """Refuse before the work starts, not after it, when `path` cannot be written."""
     parent = Path(path).absolute().parent
@@ -419,7 +429,7 @@ def split_indices(items, folder, least=4):
 
 # ---------------------------------------------------------------- statistics
 
-def _clusters(sources):
+def clusters(sources):
     """Index of each item's source: [n] in 0 .. C-1."""
     names = {s: i for i, s in enumerate(dict.fromkeys(sources))}
     return torch.tensor([names[s] for s in sources])
@@ -432,7 +442,7 @@ def bootstrap(scores, sources, n_boot=2000, seed=0):
     """
     scores = torch.as_tensor(scores, dtype=torch.float64)
     scores = scores[None] if scores.ndim == 1 else scores
-    cluster = _clusters(sources)
+    cluster = clusters(sources)
     count = torch.bincount(cluster).double()
     total = torch.zeros(len(scores), len(count), dtype=torch.float64).index_add_(1, cluster, scores)
     g = torch.Generator().manual_seed(seed)
@@ -456,7 +466,7 @@ def paired_test(a, b, sources, n_perm=2000, seed=0):
 
     difference = per_item(a) - per_item(b)
     mean, low, high = bootstrap(difference, sources, seed=seed)
-    cluster = _clusters(sources)
+    cluster = clusters(sources)
     total = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, difference)
     signs = torch.randint(2, (n_perm, len(total)), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
     exceed = ((signs @ total).abs() >= total.sum().abs() - 1e-12).sum().item()

@@ -22,7 +22,27 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common import FEATURES, LOADERS, MODELS, POOLED, SHARD, check_writable, choose_device, find_model, frames_of, load_items, load_pt, load_yaml, parser, refuse, run_info, save_pt, save_yaml, say
+from common import (
+    FEATURES,
+    LOADERS,
+    MODELS,
+    POOLED,
+    SHARD,
+    check_writable,
+    choose_device,
+    find_model,
+    frames_of,
+    load_items,
+    load_pt,
+    load_yaml,
+    made_up_folder,
+    parser,
+    refuse,
+    run_info,
+    save_pt,
+    save_yaml,
+    say,
+)
 
 PROMPT = "Describe the picture."  # follows the picture, so in a causal model it cannot change the picture's rows
 
@@ -155,7 +175,7 @@ def ltx_vae(model, processor):
     return inputs, {"latents": ("encoder", latents)}, model.spatial_compression_ratio, lambda step: 0 if step == 0 else 1 + (step - 1) * model.temporal_compression_ratio
 
 
-# model type in config.json -> (family, module whose forward is run). A new family is one function and one line here.
+# model type in config.json -> family. A new one is a function above and a line here.
 FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "dinov2": dinov2, "ltx_vae": ltx_vae}
 
 
@@ -251,8 +271,7 @@ def main(argv=None):
             print(f"{name:16s} {entry['kind']:8s} {entry['size']:4d} px  {entry['path']}  {entry.get('note', '')}".rstrip())
         return MODELS
     if args.smoke:
-        import tempfile
-        smoke_input(args, Path(tempfile.mkdtemp()))
+        smoke_input(args, made_up_folder())
     entry = find_model(args.model)
     items, data = load_items(args.data)
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")

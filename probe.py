@@ -27,6 +27,7 @@ from common import (
     RESULT,
     ap_criterion,
     ap_runs,
+    bootstrap,
     box_iou,
     box_truth,
     check_writable,
@@ -40,6 +41,7 @@ from common import (
     load_features,
     load_items,
     load_lpips,
+    made_up_folder,
     mask_iou,
     mask_scores,
     paired_test,
@@ -194,7 +196,7 @@ def space(args, items, split, read, points, read_random, progress):
         point, task = key.split("/")
         layers[point][f"{task}_p_holm"] = p
     for p in points:
-        layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = (criterion(boxes[p][0][test], {"constant": floor["bbox_iou"]}, sources)[k] for k in ("low", "high"))
+        layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = bootstrap(boxes[p][0][test], sources, seed=args.seed)[1:]
     return criteria, layers, decoded
 
 
@@ -265,8 +267,7 @@ def get_args(argv):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.smoke:
-        import tempfile
-        smoke_input(args, Path(tempfile.mkdtemp()))
+        smoke_input(args, made_up_folder())
     index, read = load_features(args.features)
     items, data = load_items(args.data or index["data_path"])
     items = join(items, index, args.features)

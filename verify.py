@@ -16,7 +16,7 @@ import math
 import time
 from pathlib import Path
 
-from common import RESULT, check_writable, frames_of, load_items, load_pt, load_yaml, parser, plain, refuse, run_info, save_yaml
+from common import RESULT, check_writable, frames_of, load_items, load_pt, load_yaml, made_up_folder, parser, plain, refuse, run_info, save_yaml
 
 # What each gate asks: must or should, the side that is good, the threshold, where the score is read. Thresholds are those of the evaluation plan
 # that this project grew from; figures of its earlier study stand beside ours for comparison and judge nothing.
@@ -293,8 +293,7 @@ def main(argv=None):
         result = load_yaml(args.show, "gate")
     else:
         if args.smoke:
-            import tempfile
-            smoke_input(args, Path(tempfile.mkdtemp()))
+            smoke_input(args, made_up_folder())
         args.changed = overrides(args.set)
         if not Path(args.results).is_dir():
             refuse(f"{args.results} is not a folder; give --results, where the stages wrote their YAML")
