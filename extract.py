@@ -45,6 +45,7 @@ from common import (
 )
 
 PROMPT = "Describe the picture."  # follows the picture, so in a causal model it cannot change the picture's rows
+RATE = 2.0  # frames a second that a clip is said to have, the rate at which Qwen2.5-VL samples videos; left unsaid it would be 24, and all time steps share one position
 
 
 # ---------------------------------------------------------------- one forward pass that stops early
@@ -111,7 +112,8 @@ def qwen2_5_vl(model, processor):
         x = frames.permute(0, 1, 4, 2, 3)
         size = {"size": {"shortest_edge": 1, "longest_edge": frames.shape[2] * frames.shape[3]}}  # frames are already at the size asked for
         media = ({"images": [[f[0]] for f in x], "images_kwargs": size} if frames.shape[1] == 1 else
-                 {"videos": list(x), "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size}})
+                 {"videos": list(x), "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
+                  "video_metadata": [{"fps": RATE, "total_num_frames": len(f)} for f in x]})
         return processor(text=[text] * len(x), return_tensors="pt", **media)
 
     def of(batch):

@@ -270,6 +270,15 @@ def test_two_frames_make_one_time_step_of_the_vlm(vlm):
         assert times(x) == [0, 0, 1, 1, 2, 2], point
 
 
+def test_time_steps_of_a_clip_have_positions_of_their_own(vlm):
+    """A clip without a rate counts as 24 frames a second, and the language model then gives all its time steps one position."""
+    model, inputs_of, _ = vlm
+    given = inputs_of(noise(2, 64, frames=6))
+    positions = model.model.get_rope_index(given["input_ids"], given["mm_token_type_ids"], video_grid_thw=given["video_grid_thw"], second_per_grid_ts=given["second_per_grid_ts"])[0]
+    time = positions[0][given["input_ids"] == model.config.video_token_id].view(2, 3, 16)
+    assert (time == time[..., :1]).all() and (time[:, 1:] > time[:, :-1]).all()
+
+
 def test_every_frame_is_a_time_step_of_dinov2(dino):
     found = features(dino, bright_frames(3, 48))[0]
     for point, x in found.items():
@@ -339,6 +348,14 @@ def test_killed_and_run_again_gives_the_same_bits_and_computes_no_shard_twice(sm
     after = point_files(out)
     assert before and all(after[k].stat().st_mtime_ns == t for k, t in before.items())
     assert same_features(out, uninterrupted)
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_same_bytes_as_one_process(small_dino, many, uninterrupted, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "extract.py")]
+    subprocess.run([*launch, "--model", str(small_dino), "--data", str(many), "--out", str(tmp_path / "out"), "--size", "48", "--points", "all", "--batch", "4"],
+                   check=True, capture_output=True, timeout=300)
+    assert load_items(many)[1]["ids"] == load_features(tmp_path / "out")[0]["ids"] and same_features(tmp_path / "out", uninterrupted)
 
 
 def test_shards_computed_apart_give_the_same_bytes_as_one_process(small_dino, many, uninterrupted, tmp_path):
