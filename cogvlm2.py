@@ -1,0 +1,283 @@
+"""CogVLM2 (Hong et al. 2024, arXiv 2408.16500; visual expert: Wang et al. 2023, arXiv 2311.03079) in plain torch.
+
+    from cogvlm2 import CogVLM2
+    model = CogVLM2.from_pretrained(folder, dtype=torch.bfloat16)     # a local copy of zai-org/cogvlm2-llama3-chat-19B
+    inputs = model.inputs(pixels, model.tokenizer("Question: Where is the cup? Answer:").input_ids)
+    answer = model.generate(**inputs, max_new_tokens=64)
+
+No maintained library has this architecture, and the code on the hub needs xformers and triton. Module names are those of the published
+safetensors, so a checkpoint loads as it is. An image is 1344 px: 96 x 96 patches and a class token through a tower of 63 layers, 2 x 2 patches to
+one token by a strided convolution, then 48 x 48 tokens between `boi` and `eoi` in a language model of 32 layers, each of which has a second set of
+weights, the visual expert, for image rows. Of 39.0 GB of weights in bf16, 8.6 are the tower's.
+"""
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+PLACEHOLDER = 128002  # the id that stands in `input_ids` where an image row will be; its embedding is never used
+
+
+# ---------------------------------------------------------------- the tower
+
+class PatchEmbedding(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.proj = nn.Conv2d(c.in_channels, c.hidden_size, c.patch_size, c.patch_size)
+        self.cls_embedding = nn.Parameter(torch.zeros(1, c.hidden_size))
+        self.position_embedding = nn.Embedding(c.num_positions, c.hidden_size)
+
+    def forward(self, pixels):
+        """[n, 3, S, S] -> [n, 1 + hw, D], the class token first."""
+        x = self.proj(pixels).flatten(2).transpose(1, 2)
+        return torch.cat([self.cls_embedding.expand(len(x), -1, -1), x], 1) + self.position_embedding.weight
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.heads = c.num_heads
+        self.query_key_value, self.dense = nn.Linear(c.hidden_size, 3 * c.hidden_size), nn.Linear(c.hidden_size, c.hidden_size)
+
+    def forward(self, x):
+        q, k, v = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # each [n, heads, K, d]
+        return self.dense(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class VisionMlp(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(c.hidden_size, c.intermediate_size), nn.Linear(c.intermediate_size, c.hidden_size)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class VisionLayer(nn.Module):
+    """The norm sits after each sub-layer, inside the residual; there is none before, and none at the end of the tower."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.attention, self.mlp = VisionAttention(c), VisionMlp(c)
+        self.input_layernorm, self.post_attention_layernorm = (nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps) for _ in range(2))
+
+    def forward(self, x):
+        x = x + self.input_layernorm(self.attention(x))
+        return x + self.post_attention_layernorm(self.mlp(x))
+
+
+class Projector(nn.Module):
+    def __init__(self, c, width, inner):
+        super().__init__()
+        self.linear_proj, self.norm1 = nn.Linear(c.hidden_size, width, bias=False), nn.LayerNorm(width)
+        self.gate_proj, self.dense_h_to_4h = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.dense_4h_to_h = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x):
+        x = F.gelu(self.norm1(self.linear_proj(x)))
+        return self.dense_4h_to_h(F.silu(self.gate_proj(x)) * self.dense_h_to_4h(x))
+
+
+class Vision(nn.Module):
+    def __init__(self, c, width, inner):
+        super().__init__()
+        self.patch_embedding = PatchEmbedding(c)
+        self.transformer = nn.Module()
+        self.transformer.layers = nn.ModuleList(VisionLayer(c) for _ in range(c.num_hidden_layers))
+        self.conv = nn.Conv2d(c.hidden_size, c.hidden_size, 2, 2)
+        self.linear_proj = Projector(c, width, inner)
+        self.boi, self.eoi = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(2))
+
+    def forward(self, pixels):
+        """[n, 3, S, S] -> [n, hw / 4 + 2, width]: boi, the merged patches in raster order, eoi."""
+        x = self.patch_embedding(pixels)
+        for layer in self.transformer.layers:
+            x = layer(x)
+        side = round((x.shape[1] - 1) ** 0.5)
+        x = self.conv(x[:, 1:].transpose(1, 2).unflatten(2, (side, side)))
+        x = self.linear_proj(x.flatten(2).transpose(1, 2))
+        return torch.cat([self.boi.expand(len(x), -1, -1), x, self.eoi.expand(len(x), -1, -1)], 1)
+
+
+# ---------------------------------------------------------------- the language model and its visual expert
+
+class RMSNorm(nn.Module):
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x):
+        y = x.float()
+        return (self.weight * y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)  # multiplied in fp32, then cast
+
+
+class Rotary(nn.Module):
+    """Half-split rotary embedding by position id; `inv_freq` is in the checkpoint."""
+
+    def __init__(self, dim, base=500000.0):
+        super().__init__()
+        self.register_buffer("inv_freq", base ** (-torch.arange(0, dim, 2).float() / dim))
+
+    def forward(self, x, position_ids):
+        """x [n, heads, K, d], position_ids [n, K] -> x, turned."""
+        angle = (position_ids[:, None, :, None] * self.inv_freq.float()).repeat(1, 1, 1, 2)
+        a, b = x.chunk(2, -1)
+        return x * angle.cos().to(x.dtype) + torch.cat([-b, a], -1) * angle.sin().to(x.dtype)
+
+
+def by_expert(x, expert, vision, language):
+    """Rows [n, K, D] through `vision` where `expert` [n, K] is true, through `language` elsewhere."""
+    if not expert.any():
+        return language(x)
+    rows = language(x[~expert])
+    out = rows.new_empty(*x.shape[:2], rows.shape[-1])
+    out[~expert], out[expert] = rows, vision(x[expert])
+    return out
+
+
+class Attention(nn.Module):
+    """One joint causal attention over all rows; only the projections are the expert's own."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.dim = c.hidden_size // c.num_attention_heads
+        self.split = [c.hidden_size, c.num_multi_query_heads * self.dim, c.num_multi_query_heads * self.dim]
+        self.rotary_emb = Rotary(self.dim)
+        self.vision_expert_query_key_value = nn.Linear(c.hidden_size, sum(self.split))
+        self.language_expert_query_key_value = nn.Linear(c.hidden_size, sum(self.split), bias=False)
+        self.vision_expert_dense, self.language_expert_dense = (nn.Linear(c.hidden_size, c.hidden_size, bias=False) for _ in range(2))
+
+    def forward(self, x, expert, position_ids, cache=None):
+        """cache: a dict that holds the keys and values of earlier rows, to which these are added."""
+        mixed = by_expert(x, expert, self.vision_expert_query_key_value, self.language_expert_query_key_value)
+        q, k, v = (z.unflatten(-1, (-1, self.dim)).transpose(1, 2) for z in mixed.split(self.split, -1))
+        q, k = self.rotary_emb(q, position_ids), self.rotary_emb(k, position_ids)
+        if cache is not None:
+            if cache:
+                k, v = torch.cat([cache["k"], k], 2), torch.cat([cache["v"], v], 2)
+            cache |= {"k": k, "v": v}
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True)
+        return by_expert(out.transpose(1, 2).flatten(2), expert, self.vision_expert_dense, self.language_expert_dense)
+
+
+class Mlp(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(c.hidden_size, c.intermediate_size, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class ExpertMlp(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.language_mlp, self.vision_mlp = Mlp(c), Mlp(c)
+
+    def forward(self, x, expert):
+        return by_expert(x, expert, self.vision_mlp, self.language_mlp)
+
+
+class Layer(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.self_attn, self.mlp = Attention(c), ExpertMlp(c)
+        self.input_layernorm, self.post_attention_layernorm = (RMSNorm(c.hidden_size, c.rms_norm_eps) for _ in range(2))
+
+    def forward(self, x, expert, position_ids, cache=None):
+        x = x + self.self_attn(self.input_layernorm(x), expert, position_ids, cache)
+        return x + self.mlp(self.post_attention_layernorm(x), expert)
+
+
+def expert_rows(token_type_ids):
+    """[n, K] of 0 (text) and 1 (image) -> bool: a row is the expert's when it and the next one are the image's, so boi is, and eoi is not."""
+    return (token_type_ids == 1) & (F.pad(token_type_ids[:, 1:], (0, 1)) == 1)
+
+
+def image_positions(token_type_ids):
+    """[n, K] -> position ids: all patches of an image share one, so BOS 0, boi 1, patches 2, eoi 3, text 4, 5, ..."""
+    image, before, after = token_type_ids == 1, F.pad(token_type_ids[:, :-1], (1, 0)) == 1, F.pad(token_type_ids[:, 1:], (0, 1)) == 1
+    inner = image & before & after  # neither boi nor eoi
+    step = ~(inner & F.pad(inner[:, :-1], (1, 0)))  # the first patch counts, the others stay
+    return step.long().cumsum(1) - 1
+
+
+class CogVLM2(nn.Module):
+    def __init__(self, config):
+        """config: the checkpoint's config.json as a dict."""
+        super().__init__()
+        self.config = c = SimpleNamespace(**config | {"vision_config": SimpleNamespace(**config["vision_config"])})
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.model.vision = Vision(c.vision_config, c.hidden_size, c.intermediate_size)
+        self.model.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        self.model.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+
+    @classmethod
+    def from_pretrained(cls, folder, dtype=torch.float32):
+        """Load a folder in the hub's layout (config.json, safetensors and, beside more than one, their index).
+
+        Raises FileNotFoundError for a missing file, KeyError naming the first weight that the folder lacks or has too many.
+        """
+        from safetensors import safe_open
+        folder = Path(folder)
+        with torch.device("meta"):
+            model = cls(json.loads((folder / "config.json").read_text()))
+        index = folder / "model.safetensors.index.json"
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+        state = {}
+        for file in files:
+            with safe_open(folder / file, "pt") as f:
+                state |= {k: (t if k.endswith("inv_freq") else t.to(dtype)) for k in f.keys() for t in [f.get_tensor(k)]}  # noqa: SIM118
+        if wrong := sorted(set(model.state_dict()) ^ set(state)):
+            raise KeyError(f"{folder} and this architecture do not have the same weights: {wrong[0]} and {len(wrong) - 1} more")
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+    def inputs(self, pixels, text_ids):
+        """What `forward` takes for images [n, 3, S, S] with one prompt (token ids without BOS): input_ids, token_type_ids [n, K], pixels."""
+        v = self.config.vision_config
+        rows = (v.image_size // v.patch_size) ** 2 // 4 + 2
+        ids = torch.tensor([self.config.bos_token_id, *[min(PLACEHOLDER, self.config.vocab_size - 1)] * rows, *text_ids])
+        types = torch.tensor([0, *[1] * rows, *[0] * len(text_ids)])
+        return {"input_ids": ids.expand(len(pixels), -1), "token_type_ids": types.expand(len(pixels), -1), "pixels": pixels}
+
+    def embed(self, input_ids, token_type_ids, pixels=None):
+        """Rows [n, K, D] with the images' own in their places."""
+        x = self.model.embed_tokens(input_ids)
+        if pixels is not None:
+            x = x.masked_scatter((token_type_ids == 1)[..., None], self.model.vision(pixels).to(x.dtype))
+        return x
+
+    def forward(self, input_ids, token_type_ids, pixels=None, position_ids=None, cache=None, logits_to_keep=0):
+        """Logits [n, K, vocabulary] in fp32; with `logits_to_keep` of the last rows only. cache: a list of one dict a layer, or None."""
+        x = self.embed(input_ids, token_type_ids, pixels)
+        position_ids = image_positions(token_type_ids) if position_ids is None else position_ids
+        expert = expert_rows(token_type_ids)
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, expert, position_ids, None if cache is None else cache[i])
+        return self.lm_head(self.model.norm(x[:, -logits_to_keep:])).float()
+
+    @torch.inference_mode()
+    def generate(self, input_ids, token_type_ids, pixels=None, max_new_tokens=128):
+        """Greedy continuation with a key-value cache: new token ids [n, <= max_new_tokens]; rows that ended are filled with eos."""
+        eos = torch.as_tensor(self.config.eos_token_id, device=input_ids.device).flatten()
+        cache, out = [{} for _ in self.model.layers], []
+        position = image_positions(token_type_ids)[:, -1:]
+        logits = self(input_ids, token_type_ids, pixels, cache=cache, logits_to_keep=1)
+        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for _ in range(max_new_tokens):
+            token = logits[:, -1].argmax(-1).masked_fill(done, int(eos[0]))
+            out.append(token)
+            done |= torch.isin(token, eos)
+            if done.all():
+                break
+            position = position + 1
+            logits = self(token[:, None], torch.zeros_like(token[:, None]), position_ids=position, cache=cache)
+        return torch.stack(out, 1)
