@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common import tensors_of
+
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 PLACEHOLDER = 128002  # the id that stands in `input_ids` where an image row will be; its embedding is never used
 
@@ -211,7 +213,7 @@ class CogVLM2(nn.Module):
     def __init__(self, config):
         """config: the checkpoint's config.json as a dict."""
         super().__init__()
-        self.config = c = SimpleNamespace(**config | {"vision_config": SimpleNamespace(**config["vision_config"])})
+        self.config = c = SimpleNamespace(**config | {"model_type": "cogvlm2", "vision_config": SimpleNamespace(**config["vision_config"])})
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.model.vision = Vision(c.vision_config, c.hidden_size, c.intermediate_size)
@@ -225,16 +227,10 @@ class CogVLM2(nn.Module):
 
         Raises FileNotFoundError for a missing file, KeyError naming the first weight that the folder lacks or has too many.
         """
-        from safetensors import safe_open
         folder = Path(folder)
         with torch.device("meta"):
             model = cls(json.loads((folder / "config.json").read_text()))
-        index = folder / "model.safetensors.index.json"
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-        state = {}
-        for file in files:
-            with safe_open(folder / file, "pt") as f:
-                state |= {k: (t if k.endswith("inv_freq") else t.to(dtype)) for k in f.keys() for t in [f.get_tensor(k)]}  # noqa: SIM118
+        state = {k: t if k.endswith("inv_freq") else t.to(dtype) for k, t in tensors_of(folder)}
         if wrong := sorted(set(model.state_dict()) ^ set(state)):
             raise KeyError(f"{folder} and this architecture do not have the same weights: {wrong[0]} and {len(wrong) - 1} more")
         model.load_state_dict(state, assign=True)

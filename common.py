@@ -264,6 +264,12 @@ MODELS = {
     "tiny-vae": {"kind": "vae", "path": f"{TINY}/vae", "size": 64, "clip": 64},
     "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224, "note": "research licence"},
     "qwen2.5-vl-7b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-7B-Instruct", "size": 448, "clip": 224},
+    "qwen2-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen2-VL-2B-Instruct", "size": 448, "clip": 224},
+    "internvl3-1b": {"kind": "vlm", "path": "OpenGVLab/InternVL3-1B-hf", "size": 448, "clip": 448},
+    "internvl3-8b": {"kind": "vlm", "path": "OpenGVLab/InternVL3-8B-hf", "size": 448, "clip": 448},
+    "internvl2": {"kind": "vlm", "type": "internvl_chat", "path": "OpenGVLab/InternVL2-8B", "size": 448, "clip": 448},
+    "internvl2-26b": {"kind": "vlm", "type": "internvl_chat", "path": "OpenGVLab/InternVL2-26B", "size": 448, "clip": 448},
+    "cogvlm2": {"kind": "vlm", "type": "cogvlm2", "path": "zai-org/cogvlm2-llama3-chat-19B", "size": 1344, "clip": 1344, "note": "Llama 3 licence"},
     "dinov2-s": {"kind": "encoder", "path": "facebook/dinov2-small", "size": 448, "clip": 224},
     "dinov2-b": {"kind": "encoder", "path": "facebook/dinov2-base", "size": 448, "clip": 224},
     "dinov2-l": {"kind": "encoder", "path": "facebook/dinov2-large", "size": 448, "clip": 224},
@@ -274,7 +280,7 @@ MODELS = {
 MISNOMERS = {
     "qwen2.5-vl-2b": "Qwen2.5-VL comes in 3B, 7B, 32B and 72B; 2B exists for Qwen2-VL and Qwen3-VL. Use qwen2.5-vl-3b",
 }
-KIND_OF_TYPE = {"qwen2_5_vl": "vlm", "dinov2": "encoder", "AutoencoderKLLTXVideo": "vae"}
+KIND_OF_TYPE = {"qwen2_vl": "vlm", "qwen2_5_vl": "vlm", "internvl": "vlm", "internvl_chat": "vlm", "cogvlm2": "vlm", "dinov2": "encoder", "AutoencoderKLLTXVideo": "vae"}
 
 
 def find_model(name):
@@ -290,10 +296,15 @@ def find_model(name):
             found = json.loads(config.read_text())
         except ValueError:
             refuse(f"{config} is not readable JSON; copy the checkpoint again")
-        kind = known(found.get("model_type") or found.get("_class_name") or "none", KIND_OF_TYPE, f"model type in {config}")
-        patch = (found.get("vision_config") or found).get("patch_size", 14) * (found.get("vision_config") or {}).get("spatial_merge_size", 1)
-        size = 224 // patch * patch if kind != "vae" else 64
-        entry = {"kind": kind, "path": name, "size": size, "clip": size}
+        kind_of = "cogvlm2" if found.get("architectures") == ["CogVLMForCausalLM"] else found.get("model_type") or found.get("_class_name") or "none"
+        kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
+        vision = found.get("vision_config") or found
+        if kind_of in ("internvl", "internvl_chat", "cogvlm2"):  # learned positions: one size
+            size = vision["image_size"] if isinstance(vision["image_size"], int) else vision["image_size"][0]
+        else:
+            token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)
+            size = 64 if kind == "vae" else 224 // token * token
+        entry = {"kind": kind, "type": kind_of, "path": name, "size": size, "clip": size}
     else:
         entry = dict(known(name, MODELS, "model"))
         if entry["path"].startswith(TINY):
@@ -338,6 +349,8 @@ def _load(build, entry):
 
 def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, processor) of a vision-language model; with `random_seed` the same architecture, untrained."""
+    if entry.get("type") in OWN_LAYOUT:
+        return OWN_LAYOUT[entry["type"]](entry, device, dtype, random_seed)
     from transformers import AutoModelForImageTextToText, AutoProcessor
     return _load_transformers(AutoModelForImageTextToText, AutoProcessor, entry, device, dtype, random_seed)
 
@@ -374,6 +387,116 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     return model.to(device).eval(), None
 
 
+# ---------------------------------------------------------------- checkpoints that no library loads as they are
+
+def fetch(entry):
+    """The local folder of a checkpoint: itself, or the hub's snapshot of the files that are read."""
+    if Path(entry["path"]).is_dir():
+        return Path(entry["path"])
+    from huggingface_hub import snapshot_download
+    return Path(_load(lambda: snapshot_download(entry["path"], revision=entry.get("revision"), allow_patterns=["*.json", "*.safetensors"]), entry))
+
+
+def tensors_of(folder):
+    """(name, tensor) of every weight in a folder of safetensors, one file after another."""
+    import json
+
+    from safetensors import safe_open
+    index = folder / "model.safetensors.index.json"
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    for file in files:
+        with safe_open(folder / file, "pt") as f:
+            yield from ((name, f.get_tensor(name)) for name in f.keys())  # noqa: SIM118
+
+
+def load_cogvlm2(entry, device="cpu", dtype=torch.float32, random_seed=None):
+    """(CogVLM2, tokenizer): our own port, for the code on the hub needs xformers and triton."""
+    import json
+
+    from transformers import AutoTokenizer
+    try:
+        from cogvlm2 import CogVLM2
+    except ImportError:
+        refuse(f"cogvlm2.py is not beside {__file__}; copy it there, {entry['name']} needs it")
+    folder = fetch(entry)
+    tokenizer = _load(lambda: AutoTokenizer.from_pretrained(folder), entry)
+    if random_seed is None:
+        model = _load(lambda: CogVLM2.from_pretrained(folder, dtype), entry)
+    else:
+        torch.manual_seed(random_seed)
+        model = CogVLM2(_load(lambda: json.loads((folder / "config.json").read_text()), entry)).to(dtype)
+    return model.to(device).eval(), tokenizer
+
+
+def _internvl2_config(old):
+    """InternVL2's own config.json (InternViT and InternLM2, Chen et al. 2024) as the native class's."""
+    from transformers import InternVLConfig, LlamaConfig
+    v, t = old["vision_config"], old["llm_config"]
+    vision = {k: v[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "norm_type", "layer_norm_eps", "hidden_act")}
+    vision |= {"image_size": [v["image_size"]] * 2, "patch_size": [v["patch_size"]] * 2, "attention_bias": v["qkv_bias"], "use_qk_norm": v["qk_normalization"], "use_mean_pooling": True}
+    text = {k: t[k] for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "hidden_act",
+                              "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")}
+    scaling = t.get("rope_scaling") or {}
+    rope = {"rope_type": scaling.get("type", "default"), "rope_theta": float(t["rope_theta"]), **({"factor": scaling["factor"]} if scaling else {})}
+    return InternVLConfig(vision_config=vision, text_config=LlamaConfig(**text, rope_parameters=rope, tie_word_embeddings=False).to_dict(), downsample_ratio=old["downsample_ratio"],
+                          vision_feature_layer=old["select_layer"], image_token_id=old.get("img_context_token_id", t["vocab_size"] - 1), tie_word_embeddings=False)
+
+
+INTERNVL2_KEYS = [  # (original, native): applied in order as regular expressions
+    (r"^vision_model\.embeddings\.class_embedding", "model.vision_tower.embeddings.cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding", "model.vision_tower.embeddings.position_embeddings"),
+    (r"^vision_model\.embeddings\.patch_embedding", "model.vision_tower.embeddings.patch_embeddings.projection"),
+    (r"^vision_model\.encoder\.layers\.", "model.vision_tower.encoder.layer."),
+    (r"\.ls([12])$", r".lambda_\1"), (r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.projection_layer."), (r"\.attn\.([qk])_norm\.", r".attention.\1_norm."),
+    (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."), (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."), (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
+    (r"^language_model\.output\.", "lm_head."), (r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."), (r"^language_model\.model\.", "model.language_model."),
+    (r"\.attention\.wo\.", ".self_attn.o_proj."), (r"\.feed_forward\.w1\.", ".mlp.gate_proj."), (r"\.feed_forward\.w3\.", ".mlp.up_proj."), (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
+    (r"\.attention_norm\.", ".input_layernorm."), (r"\.ffn_norm\.", ".post_attention_layernorm."),
+]
+
+
+def _internvl2_weights(name, tensor, config):
+    """One weight of the original layout -> [(native name, tensor)]: renamed, and the fused projections split."""
+    import re
+    for old, new in INTERNVL2_KEYS:
+        name = re.sub(old, new, name)
+    if name.endswith((".attn.qkv.weight", ".attn.qkv.bias")):
+        head, _, kind = name.rpartition(".attn.qkv.")
+        return [(f"{head}.attention.{x}_proj.{kind}", part) for x, part in zip("qkv", tensor.chunk(3), strict=True)]
+    if name.endswith(".attention.wqkv.weight"):  # for every key-value head: its query heads, the key, the value
+        groups = config.text_config.num_key_value_heads
+        per = config.text_config.num_attention_heads // groups
+        parts = tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)
+        return [(name.replace("attention.wqkv", f"self_attn.{x}_proj"), part.flatten(0, 2)) for x, part in zip("qkv", parts, strict=True)]
+    return [(name, tensor)]
+
+
+def load_internvl2(entry, device="cpu", dtype=torch.float32, random_seed=None):
+    """(InternVLForConditionalGeneration, None) of InternVL2 in its original layout, through a key map onto the native class.
+
+    Its tokenizer needs code from the hub, which we do not run; the picture's rows need none of its words.
+    """
+    import json
+
+    from transformers import InternVLForConditionalGeneration
+    folder = fetch(entry)
+    old = _load(lambda: json.loads((folder / "config.json").read_text()), entry)
+    if old["llm_config"].get("model_type", "internlm2") != "internlm2":
+        refuse(f"{entry['path']} has a language model of type {old['llm_config']['model_type']!r}; InternVL2's 8B and 26B have internlm2, for others take an InternVL3 in the native layout")
+    config = _internvl2_config(old)
+    if random_seed is not None:
+        torch.manual_seed(random_seed)
+        return InternVLForConditionalGeneration(config).to(device, dtype).eval(), None
+
+    def build():
+        state = {new: part.to(dtype) for name, tensor in tensors_of(folder) for new, part in _internvl2_weights(name, tensor, config)}
+        return InternVLForConditionalGeneration.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
+    model = _load(build, entry)
+    return model.to(device).eval(), None
+
+
+OWN_LAYOUT = {"cogvlm2": load_cogvlm2, "internvl_chat": load_internvl2}
 LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "vae": load_video_vae}
 
 

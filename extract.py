@@ -101,8 +101,9 @@ def window_index(visual, grid_thw):
     return get_vision_window_index(grid_thw, visual.spatial_merge_size, visual.window_size, visual.patch_size)[0]
 
 
-def qwen2_5_vl(model, processor):
-    """Tower blocks are in window order, patch_embed in merge-block order, the merger in window order, language rows in raster order."""
+def qwen2_vl(model, processor):
+    """patch_embed is in merge-block order, language rows in raster order. Qwen2.5-VL's blocks and merger are in window order, Qwen2-VL's, which has
+    no windows, in merge-block order and raster order of the merged tokens."""
     visual, config = model.model.visual, model.config
     merge = visual.spatial_merge_size
 
@@ -124,15 +125,16 @@ def qwen2_5_vl(model, processor):
     def patch_embed(x, batch):
         return unmerge(x, of(batch)[1], merge)
 
+    def in_order(x, grid_thw):
+        return x[window_index(visual, grid_thw).to(x.device).argsort()] if hasattr(visual, "window_size") else x
+
     def block(x, batch):
         grid_thw, grid = of(batch)
-        back = window_index(visual, grid_thw).to(x.device).argsort()
-        return unmerge(x.reshape(-1, merge**2, x.shape[-1])[back].flatten(0, 1), grid, merge)
+        return unmerge(in_order(x.reshape(-1, merge**2, x.shape[-1]), grid_thw).flatten(0, 1), grid, merge)
 
     def merger(x, batch):
         grid_thw, (t, h, w) = of(batch)
-        back = window_index(visual, grid_thw).to(x.device).argsort()
-        return x[back].reshape(-1, t, h // merge, w // merge, x.shape[-1])
+        return in_order(x, grid_thw).reshape(-1, t, h // merge, w // merge, x.shape[-1])
 
     def language(x, batch):
         _, (t, h, w) = of(batch)
@@ -143,7 +145,59 @@ def qwen2_5_vl(model, processor):
     points |= {f"vision.{i}": (f"model.visual.blocks.{i}", block) for i in range(len(visual.blocks))}
     points |= {"merger": ("model.visual.merger", merger)}
     points |= {f"language.{i}": (f"model.language_model.layers.{i}", language) for i in range(len(model.model.language_model.layers))}
-    return inputs, points, visual.patch_size * merge, lambda step: step * visual.config.temporal_patch_size
+    return inputs, points, visual.config.patch_size * merge, lambda step: step * visual.config.temporal_patch_size
+
+
+def pictures(x, batch):
+    """Tokens of single pictures [n*t, side*side, D] in raster order -> [n, t, side, side, D]."""
+    side = round(x.shape[1] ** 0.5)
+    assert side * side == x.shape[1], x.shape
+    return x.reshape(-1, batch["frames"], side, side, x.shape[-1])
+
+
+def normalised(frames, mean, std):
+    """uint8 [n,T,S,S,3] -> [n*T, 3, S, S], standardised per channel: for checkpoints whose image processor is code on the hub."""
+    return ((frames.flatten(0, 1).float() / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+
+
+def internvl(model, processor):
+    """InternVL, and InternVL2 in the native class. A picture of the tower's own size is one tile; a clip is its frames, one by one. CLS first in the
+    tower; the projector's tokens are 2 x 2 patches each, in raster order, and so are the language rows."""
+    config = model.config
+    side = config.vision_config.image_size[0]
+    rows = round((side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
+
+    def inputs(frames):
+        # Only words before the picture can change its rows, so none are needed: BOS and as many places as the picture has rows.
+        ids = torch.tensor([config.text_config.bos_token_id or 0, *[config.image_token_id] * rows]).expand(frames.shape[0] * frames.shape[1], -1)
+        pixels = normalised(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "frames": frames.shape[1]}
+
+    def without_first(x, batch):  # CLS in the tower, BOS in the language model
+        return pictures(x[:, 1:], batch)
+
+    points = {"patch_embed": ("model.vision_tower.embeddings.patch_embeddings", pictures)}
+    points |= {f"vision.{i}": (f"model.vision_tower.encoder.layer.{i}", without_first) for i in range(config.vision_config.num_hidden_layers)}
+    points |= {"merger": ("model.multi_modal_projector", pictures)}
+    points |= {f"language.{i}": (f"model.language_model.layers.{i}", without_first) for i in range(config.text_config.num_hidden_layers)}
+    return inputs, points, side, lambda step: step
+
+
+def cogvlm2(model, processor):
+    """CLS first in the tower; 2 x 2 patches to a token by the connector's convolution; in the language model BOS, boi, the tokens, eoi, words."""
+    from cogvlm2 import IMAGE_MEAN, IMAGE_STD
+    vision = model.config.vision_config
+    text = processor(f"Question: {PROMPT} Answer:", add_special_tokens=False).input_ids
+
+    def inputs(frames):
+        return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text) | {"frames": frames.shape[1]}
+
+    rows = (vision.image_size // vision.patch_size) ** 2 // 4
+    points = {"patch_embed": ("model.vision.patch_embedding", lambda x, batch: pictures(x[:, 1:], batch))}
+    points |= {f"vision.{i}": (f"model.vision.transformer.layers.{i}", lambda x, batch: pictures(x[:, 1:], batch)) for i in range(vision.num_hidden_layers)}
+    points |= {"conv": ("model.vision.conv", lambda x, batch: pictures(x.flatten(2).transpose(1, 2), batch)), "merger": ("model.vision.linear_proj", pictures)}
+    points |= {f"language.{i}": (f"model.layers.{i}", lambda x, batch: pictures(x[:, 2:2 + rows], batch)) for i in range(model.config.num_hidden_layers)}
+    return inputs, points, vision.image_size, lambda step: step
 
 
 def dinov2(model, processor):
@@ -178,7 +232,7 @@ def ltx_vae(model, processor):
 
 
 # model type in config.json -> family. A new one is a function above and a line here.
-FAMILIES = {"qwen2_5_vl": qwen2_5_vl, "dinov2": dinov2, "ltx_vae": ltx_vae}
+FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "internvl": internvl, "cogvlm2": cogvlm2, "dinov2": dinov2, "ltx_vae": ltx_vae}
 
 
 def family_of(model):

@@ -42,6 +42,77 @@ def small_vlm(tmp_path_factory):
     return folder
 
 
+def tokens_of(tokenizer, **names):
+    """Ids of special tokens and what every small language model shares."""
+    return {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
+            "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "initializer_range": 0.1, **names}
+
+
+@pytest.fixture(scope="session")
+def small_qwen2vl(tmp_path_factory):
+    """Qwen2-VL: patch 8, merge 2, no windows."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+
+    from tiny import vlm_processor
+    folder = tmp_path_factory.mktemp("models") / "small-qwen2vl"
+    made = vlm_processor(["Describe the picture.", "a red circle"])
+    processor = Qwen2VLProcessor(made.image_processor, made.tokenizer, made.video_processor, chat_template=made.chat_template)
+    token = made.tokenizer.convert_tokens_to_ids
+    torch.manual_seed(0)
+    Qwen2VLForConditionalGeneration(Qwen2VLConfig(
+        vision_config={"depth": 3, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2, "patch_size": 8, "initializer_range": 0.1},
+        text_config=tokens_of(made.tokenizer, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
+                              rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}),
+        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_internvl(tmp_path_factory):
+    """InternVL of 48 px, patch 8: 6x6 patches and CLS, 3x3 tokens."""
+    from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor, InternVLVideoProcessor, LlamaConfig, PreTrainedTokenizerFast
+
+    from tiny import vlm_processor
+    folder = tmp_path_factory.mktemp("models") / "small-internvl"
+    torch.manual_seed(0)
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vlm_processor(["Describe the picture."]).tokenizer.backend_tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+                                        extra_special_tokens=names)
+    InternVLProcessor(GotOcr2ImageProcessor(size={"height": 48, "width": 48}), tokenizer, InternVLVideoProcessor(), image_seq_length=9).save_pretrained(folder)
+    text = LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2))
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": [48, 48], "patch_size": [8, 8], "attention_bias": True,
+              "initializer_range": 0.1, "layer_scale_init_value": 1.0}
+    InternVLForConditionalGeneration(InternVLConfig(vision_config=vision, text_config=text.to_dict(), image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), tie_word_embeddings=False)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_cogvlm2(tmp_path_factory):
+    """CogVLM2 of 56 px, patch 14: 4x4 patches and CLS, 2x2 tokens; in the hub's layout, with a tokenizer."""
+    import json
+
+    from safetensors.torch import save_file
+
+    from cogvlm2 import CogVLM2
+    from tiny import vlm_processor
+    folder = tmp_path_factory.mktemp("models") / "small-cogvlm2"
+    vlm_processor(["Question: Describe the picture. Answer:"]).tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = {"architectures": ["CogVLMForCausalLM"], "vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+              "num_multi_query_heads": 2, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
+              "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "num_hidden_layers": 3, "num_positions": 17, "patch_size": 14, "image_size": 56,
+                                "in_channels": 3, "layer_norm_eps": 1e-6}}
+    model = CogVLM2(config)
+    for name, p in model.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(p, std=0.6 if "linear_proj" in name else 0.1)  # what the picture says must not drown in what attention adds
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({k: v.clone() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_dino(tmp_path_factory):
     """Dinov2 of three layers, patch 8, made for 48 px: a grid of 6x6."""

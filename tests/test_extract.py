@@ -15,6 +15,7 @@ import extract
 from common import LOADERS, find_model, load_features, load_items, write_items
 
 ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT.parent / "shared" / "golden"
 
 
 def write_set(folder, clips):
@@ -102,6 +103,19 @@ def test_the_merger_is_what_the_library_puts_in_the_place_of_the_image_tokens(vl
         embedded = model(**given, output_hidden_states=True).hidden_states[0]
     rows = given["input_ids"] == model.config.image_token_id
     torch.testing.assert_close(found["merger"].reshape(-1, 32), embedded[rows], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("which, size, rows", [("small_qwen2vl", 64, 16), ("small_internvl", 48, 9)])
+def test_language_features_of_other_families_are_the_hidden_states_of_the_image_rows(request, which, size, rows):
+    model, *_ = loaded = load(request.getfixturevalue(which))
+    found, given = features(loaded, noise(2, size))
+    with torch.inference_mode():
+        hidden = model(**{k: v for k, v in given.items() if k != "frames"}, output_hidden_states=True).hidden_states
+    at = given["input_ids"] == model.config.image_token_id
+    assert at.sum(1).tolist() == [rows] * 2
+    torch.testing.assert_close(found["merger"].reshape(-1, 32), hidden[0][at], atol=1e-5, rtol=1e-5)
+    for i in range(2):  # the last hidden state is after the final norm
+        torch.testing.assert_close(found[f"language.{i}"].reshape(-1, 32), hidden[i + 1][at], atol=1e-5, rtol=1e-5)
 
 
 def test_dinov2_features_are_the_hidden_states_without_the_class_token(dino):
@@ -206,6 +220,28 @@ def test_every_point_of_the_vlm_sees_a_bright_token_where_it_is(vlm):
 def test_every_point_of_the_tower_sees_a_bright_patch_where_it_is_inside_its_token(vlm):
     found = features(vlm, bright_cells(10, 8))[0]
     check_geometry({p: x for p, x in found.items() if x.shape[2] == 10}, 10, {"patch_embed"})
+
+
+@pytest.mark.parametrize("which, grid, cell", [("small_qwen2vl", 4, 16), ("small_internvl", 3, 16), ("small_cogvlm2", 2, 28)])
+def test_every_point_of_the_other_families_sees_a_bright_token_where_it_is(request, which, grid, cell):
+    found = features(load(request.getfixturevalue(which)), bright_cells(grid, cell))[0]
+    check_geometry(found, grid, {"patch_embed"})
+    assert {x.shape[2] for x in found.values()} == {grid, 2 * grid}
+
+
+@pytest.mark.parametrize("which, grid, cell", [("small_qwen2vl", 8, 8), ("small_internvl", 6, 8), ("small_cogvlm2", 4, 14)])
+def test_every_block_of_the_other_towers_sees_a_bright_patch_where_it_is_inside_its_token(request, which, grid, cell):
+    found = features(load(request.getfixturevalue(which)), bright_cells(grid, cell))[0]
+    check_geometry({p: x for p, x in found.items() if x.shape[2] == grid}, grid, {"patch_embed"})
+
+
+@pytest.mark.parametrize("which, size", [("small_internvl", 48), ("small_cogvlm2", 56)])
+def test_a_clip_through_a_model_of_single_pictures_is_its_frames_one_by_one(request, which, size):
+    loaded, clips = load(request.getfixturevalue(which)), noise(2, size, frames=3)
+    found, alone = features(loaded, clips)[0], features(loaded, clips[1:, 2:])[0]
+    for point, x in found.items():
+        assert x.shape[:2] == (2, 3)
+        torch.testing.assert_close(x[1, 2], alone[point][0, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_a_windowed_block_sees_a_bright_token_only_inside_its_own_window(vlm):
@@ -535,6 +571,85 @@ def test_the_points_of_qwen2_5_vl_7b_exist():
     assert len(points) == 1 + 32 + 1 + 28
     assert extract.quarters(points) == ["patch_embed", "vision.7", "vision.15", "vision.23", "vision.31", "merger", "language.6", "language.13", "language.20", "language.27"]
     assert extract.family_of(model)(model, None)[2] == 28
+
+
+def test_the_points_of_qwen2_vl_2b_exist():
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+    text = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936}
+    with torch.device("meta"):
+        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16}, text_config=text))
+    assert len(resolved(model)) == 1 + 32 + 1 + 28 and extract.family_of(model)(model, None)[2] == 28
+
+
+def test_the_points_of_cogvlm2_exist():
+    from test_cogvlm2 import FULL
+
+    from cogvlm2 import CogVLM2
+    with torch.device("meta"):
+        model = CogVLM2(FULL)
+    points = extract.family_of(model)(model, lambda text, **more: type("Encoded", (), {"input_ids": [1]}))[1]
+    assert all(model.get_submodule(path) is not None for path, _ in points.values())
+    assert list(points) == ["patch_embed", *(f"vision.{i}" for i in range(63)), "conv", "merger", *(f"language.{i}" for i in range(32))]
+
+
+INTERNVL2 = {  # the published numbers: vision tower, language model
+    "internvl2": ({"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "qk_normalization": False, "norm_type": "layer_norm", "qkv_bias": True},
+                  {"vocab_size": 92553, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}),
+    "internvl2-26b": ({"hidden_size": 3200, "num_hidden_layers": 45, "num_attention_heads": 25, "intermediate_size": 12800, "qk_normalization": True, "norm_type": "rms_norm", "qkv_bias": False},
+                      {"vocab_size": 92553, "hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 48, "num_attention_heads": 48, "num_key_value_heads": 8})}
+
+
+def internvl2_layout(vision, text):
+    """{name: shape} of the original layout, from its own description."""
+    d, m, n = vision["hidden_size"], vision["intermediate_size"], text["hidden_size"]
+    out = {"vision_model.embeddings.class_embedding": (1, 1, d), "vision_model.embeddings.position_embedding": (1, 1025, d), "vision_model.embeddings.patch_embedding.weight": (d, 3, 14, 14),
+           "vision_model.embeddings.patch_embedding.bias": (d,), "mlp1.0.weight": (4 * d,), "mlp1.0.bias": (4 * d,), "mlp1.1.weight": (n, 4 * d), "mlp1.1.bias": (n,), "mlp1.3.weight": (n, n),
+           "mlp1.3.bias": (n,), "language_model.model.norm.weight": (n,), **{f"language_model.{k}.weight": (text["vocab_size"], n) for k in ("model.tok_embeddings", "output")}}
+    for i in range(vision["num_hidden_layers"]):
+        layer = {"ls1": (d,), "ls2": (d,), "attn.qkv.weight": (3 * d, d), "attn.proj.weight": (d, d), "attn.proj.bias": (d,), "norm1.weight": (d,), "norm2.weight": (d,),
+                 "mlp.fc1.weight": (m, d), "mlp.fc1.bias": (m,), "mlp.fc2.weight": (d, m), "mlp.fc2.bias": (d,)}
+        layer |= {"attn.qkv.bias": (3 * d,)} if vision["qkv_bias"] else {}
+        layer |= {"norm1.bias": (d,), "norm2.bias": (d,)} if vision["norm_type"] == "layer_norm" else {"attn.q_norm.weight": (d,), "attn.k_norm.weight": (d,)}
+        out |= {f"vision_model.encoder.layers.{i}.{k}": v for k, v in layer.items()}
+    q, kv, f = n, n // text["num_attention_heads"] * text["num_key_value_heads"], text["intermediate_size"]
+    for i in range(text["num_hidden_layers"]):
+        layer = {"attention.wqkv": (q + 2 * kv, n), "attention.wo": (n, n), "feed_forward.w1": (f, n), "feed_forward.w3": (f, n), "feed_forward.w2": (n, f), "attention_norm": (n,), "ffn_norm": (n,)}
+        out |= {f"language_model.model.layers.{i}.{k}.weight": v for k, v in layer.items()}
+    return out
+
+
+@pytest.mark.parametrize("name", INTERNVL2)
+def test_internvl2s_own_layout_maps_onto_every_weight_of_the_native_class_at_full_size(name):
+    from transformers import InternVLForConditionalGeneration
+
+    import common
+    vision, text = INTERNVL2[name]
+    config = common._internvl2_config({
+        "vision_config": vision | {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "image_size": 448, "patch_size": 14}, "downsample_ratio": 0.5, "select_layer": -1,
+        "llm_config": text | {"rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 32768, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "rope_theta": 1000000,
+                              "rope_scaling": {"type": "dynamic", "factor": 2.0}}})
+    with torch.device("meta"):
+        model = InternVLForConditionalGeneration(config)
+        old = {k: torch.empty(*shape) for k, shape in internvl2_layout(vision, text).items()}
+    found = {k: tuple(x.shape) for old_name, tensor in old.items() for k, x in common._internvl2_weights(old_name, tensor, config)}
+    assert found == {k: tuple(x.shape) for k, x in model.state_dict().items()}
+    points = resolved(model)
+    assert len(points) == 2 + vision["num_hidden_layers"] + text["num_hidden_layers"] and extract.family_of(model)(model, None)[2] == 448
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"{GOLDEN} is not there: outputs of the original implementation come beside the repository, not in it")
+def test_internvl2_in_its_own_layout_computes_what_the_original_does_at_every_recorded_point():
+    folder = GOLDEN / "internvl2-tiny-a"
+    entry = find_model(str(folder))
+    assert entry["kind"] == "vlm" and entry["size"] == 56
+    model, _ = LOADERS["vlm"](entry)
+    golden = torch.load(folder / "golden.pt", weights_only=True)
+    points = {"vision_embeddings": "model.vision_tower.embeddings", "projector": "model.multi_modal_projector", "logits": "lm_head",
+              **{f"vision_block_{i}": f"model.vision_tower.encoder.layer.{i}" for i in range(3)}, **{f"llm_layer_{i}": f"model.language_model.layers.{i}" for i in range(3)}}
+    assert set(points) == set(golden["expected"])
+    seen = extract.capture(model, {"input_ids": golden["input_ids"], "pixel_values": golden["pixel_values"]}, points)
+    for name, expected in golden["expected"].items():
+        assert (seen[name].view_as(expected) - expected).abs().max() < 1e-4, name
 
 
 def test_the_points_of_dinov2_large_and_of_ltx_video_exist():
