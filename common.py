@@ -265,6 +265,7 @@ MODELS = {
     "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224, "note": "research licence"},
     "qwen2.5-vl-7b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-7B-Instruct", "size": 448, "clip": 224},
     "qwen2-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen2-VL-2B-Instruct", "size": 448, "clip": 224},
+    "qwen3-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen3-VL-2B-Instruct", "size": 448, "clip": 224},
     "internvl3-1b": {"kind": "vlm", "path": "OpenGVLab/InternVL3-1B-hf", "size": 448, "clip": 448},
     "internvl3-8b": {"kind": "vlm", "path": "OpenGVLab/InternVL3-8B-hf", "size": 448, "clip": 448},
     "internvl2": {"kind": "vlm", "type": "internvl_chat", "path": "OpenGVLab/InternVL2-8B", "size": 448, "clip": 448},
@@ -274,13 +275,15 @@ MODELS = {
     "dinov2-b": {"kind": "encoder", "path": "facebook/dinov2-base", "size": 448, "clip": 224},
     "dinov2-l": {"kind": "encoder", "path": "facebook/dinov2-large", "size": 448, "clip": 224},
     "dinov2-g": {"kind": "encoder", "path": "facebook/dinov2-giant", "size": 448, "clip": 224},
+    "dinov3": {"kind": "encoder", "path": "facebook/dinov3-vits16-pretrain-lvd1689m", "size": 448, "clip": 224, "note": "gated: accept its licence on the hub"},
     "ltx": {"kind": "vae", "path": "Lightricks/LTX-Video", "subfolder": "vae", "size": 224, "clip": 224},
 }
 # Names that were written down somewhere and do not exist, with what is meant.
 MISNOMERS = {
     "qwen2.5-vl-2b": "Qwen2.5-VL comes in 3B, 7B, 32B and 72B; 2B exists for Qwen2-VL and Qwen3-VL. Use qwen2.5-vl-3b",
 }
-KIND_OF_TYPE = {"qwen2_vl": "vlm", "qwen2_5_vl": "vlm", "internvl": "vlm", "internvl_chat": "vlm", "cogvlm2": "vlm", "dinov2": "encoder", "AutoencoderKLLTXVideo": "vae"}
+KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2"), "vlm"), **dict.fromkeys(("dinov2", "dinov3_vit"), "encoder"),
+                "AutoencoderKLLTXVideo": "vae"}
 
 
 def find_model(name):

@@ -102,8 +102,8 @@ def window_index(visual, grid_thw):
 
 
 def qwen2_vl(model, processor):
-    """patch_embed is in merge-block order, language rows in raster order. Qwen2.5-VL's blocks and merger are in window order, Qwen2-VL's, which has
-    no windows, in merge-block order and raster order of the merged tokens."""
+    """patch_embed is in merge-block order, language rows in raster order. Qwen2.5-VL's blocks and merger are in window order; those of Qwen2-VL and
+    Qwen3-VL, which have no windows, in merge-block order and raster order of the merged tokens. Qwen3-VL's DeepStack mergers are like its merger."""
     visual, config = model.model.visual, model.config
     merge = visual.spatial_merge_size
 
@@ -111,10 +111,10 @@ def qwen2_vl(model, processor):
         text = processor.apply_chat_template([{"role": "user", "content": [
             {"type": "image" if frames.shape[1] == 1 else "video"}, {"type": "text", "text": PROMPT}]}], tokenize=False, add_generation_prompt=True)
         x = frames.permute(0, 1, 4, 2, 3)
-        size = {"size": {"shortest_edge": 1, "longest_edge": frames.shape[2] * frames.shape[3]}}  # frames are already at the size asked for
+        size = {"size": {"shortest_edge": 1, "longest_edge": frames.shape[1:4].numel()}}  # frames are already at the size asked for; Qwen3-VL counts all pixels of a clip
         media = ({"images": [[f[0]] for f in x], "images_kwargs": size} if frames.shape[1] == 1 else
                  {"videos": list(x), "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
-                  "video_metadata": [{"fps": RATE, "total_num_frames": len(f)} for f in x]})
+                  "video_metadata": [{"fps": RATE, "total_num_frames": len(f), "frames_indices": list(range(len(f)))} for f in x]})
         return processor(text=[text] * len(x), return_tensors="pt", **media)
 
     def of(batch):
@@ -143,6 +143,7 @@ def qwen2_vl(model, processor):
 
     points = {"patch_embed": ("model.visual.patch_embed", patch_embed)}
     points |= {f"vision.{i}": (f"model.visual.blocks.{i}", block) for i in range(len(visual.blocks))}
+    points |= {f"deepstack.{i}": (f"model.visual.deepstack_merger_list.{i}", merger) for i in range(len(getattr(visual, "deepstack_merger_list", ())))}
     points |= {"merger": ("model.visual.merger", merger)}
     points |= {f"language.{i}": (f"model.language_model.layers.{i}", language) for i in range(len(model.model.language_model.layers))}
     return inputs, points, visual.config.patch_size * merge, lambda step: step * visual.config.temporal_patch_size
@@ -200,8 +201,9 @@ def cogvlm2(model, processor):
     return inputs, points, vision.image_size, lambda step: step
 
 
-def dinov2(model, processor):
+def dino(model, processor):
     """CLS (and registers) first, then patches in raster order; a clip is its frames, one by one."""
+    layers = "model.layer" if model.config.model_type == "dinov3_vit" else "encoder.layer"
     patch, first = model.config.patch_size, 1 + getattr(model.config, "num_register_tokens", 0)
 
     def inputs(frames):
@@ -213,7 +215,7 @@ def dinov2(model, processor):
         return x[:, first:].reshape(-1, batch["frames"], h, w, x.shape[-1])
 
     points = {"patch_embed": ("embeddings", grid)}
-    points |= {f"vision.{i}": (f"encoder.layer.{i}", grid) for i in range(len(model.encoder.layer))}
+    points |= {f"vision.{i}": (f"{layers}.{i}", grid) for i in range(len(model.get_submodule(layers)))}
     return inputs, points, patch, lambda step: step
 
 
@@ -232,7 +234,7 @@ def ltx_vae(model, processor):
 
 
 # model type in config.json -> family. A new one is a function above and a line here.
-FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "internvl": internvl, "cogvlm2": cogvlm2, "dinov2": dinov2, "ltx_vae": ltx_vae}
+FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, "internvl": internvl, "cogvlm2": cogvlm2, "dinov2": dino, "dinov3_vit": dino, "ltx_vae": ltx_vae}
 
 
 def family_of(model):

@@ -70,6 +70,41 @@ def small_qwen2vl(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_qwen3vl(tmp_path_factory):
+    """Qwen3-VL: patch 8, merge 2, two DeepStack mergers whose output is added inside the first two language layers."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    from tiny import vlm_processor
+    folder = tmp_path_factory.mktemp("models") / "small-qwen3vl"
+    made = vlm_processor(["Describe the picture.", "a red circle"])
+    size = {"shortest_edge": 16 * 16, "longest_edge": 224 * 224}
+    video = Qwen3VLVideoProcessor(patch_size=8, size=size)
+    Qwen3VLProcessor(made.image_processor, made.tokenizer, video, chat_template=made.chat_template).save_pretrained(folder)
+    token = made.tokenizer.convert_tokens_to_ids
+    torch.manual_seed(0)
+    Qwen3VLForConditionalGeneration(Qwen3VLConfig(
+        vision_config={"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 8, "out_hidden_size": 32, "num_position_embeddings": 64,
+                       "deepstack_visual_indexes": [0, 1], "initializer_range": 0.1},
+        text_config=tokens_of(made.tokenizer, num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=2048,
+                              rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], "mrope_interleaved": True}),
+        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_dinov3(tmp_path_factory):
+    """DINOv3 of three layers, patch 8, with two registers."""
+    from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor, DINOv3ViTModel
+    folder = tmp_path_factory.mktemp("models") / "small-dinov3"
+    torch.manual_seed(0)
+    DINOv3ViTModel(DINOv3ViTConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=48, patch_size=8, num_register_tokens=2,
+                                   initializer_range=0.1, layerscale_value=0.5)).save_pretrained(folder)
+    DINOv3ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def small_internvl(tmp_path_factory):
     """InternVL of 48 px, patch 8: 6x6 patches and CLS, 3x3 tokens."""
     from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor, InternVLVideoProcessor, LlamaConfig, PreTrainedTokenizerFast
@@ -84,7 +119,8 @@ def small_internvl(tmp_path_factory):
     text = LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2))
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": [48, 48], "patch_size": [8, 8], "attention_bias": True,
               "initializer_range": 0.1, "layer_scale_init_value": 1.0}
-    InternVLForConditionalGeneration(InternVLConfig(vision_config=vision, text_config=text.to_dict(), image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), tie_word_embeddings=False)).save_pretrained(folder)
+    config = InternVLConfig(vision_config=vision, text_config=text.to_dict(), image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), tie_word_embeddings=False)
+    InternVLForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
 
@@ -100,8 +136,8 @@ def small_cogvlm2(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "small-cogvlm2"
     vlm_processor(["Question: Describe the picture. Answer:"]).tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = {"architectures": ["CogVLMForCausalLM"], "vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-              "num_multi_query_heads": 2, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
+    config = {"architectures": ["CogVLMForCausalLM"], "vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+              "num_attention_heads": 4, "num_multi_query_heads": 2, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
               "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "num_hidden_layers": 3, "num_positions": 17, "patch_size": 14, "image_size": 56,
                                 "in_channels": 3, "layer_norm_eps": 1e-6}}
     model = CogVLM2(config)

@@ -105,7 +105,7 @@ def test_the_merger_is_what_the_library_puts_in_the_place_of_the_image_tokens(vl
     torch.testing.assert_close(found["merger"].reshape(-1, 32), embedded[rows], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("which, size, rows", [("small_qwen2vl", 64, 16), ("small_internvl", 48, 9)])
+@pytest.mark.parametrize("which, size, rows", [("small_qwen2vl", 64, 16), ("small_qwen3vl", 64, 16), ("small_internvl", 48, 9)])
 def test_language_features_of_other_families_are_the_hidden_states_of_the_image_rows(request, which, size, rows):
     model, *_ = loaded = load(request.getfixturevalue(which))
     found, given = features(loaded, noise(2, size))
@@ -116,6 +116,15 @@ def test_language_features_of_other_families_are_the_hidden_states_of_the_image_
     torch.testing.assert_close(found["merger"].reshape(-1, 32), hidden[0][at], atol=1e-5, rtol=1e-5)
     for i in range(2):  # the last hidden state is after the final norm
         torch.testing.assert_close(found[f"language.{i}"].reshape(-1, 32), hidden[i + 1][at], atol=1e-5, rtol=1e-5)
+
+
+def test_dinov3_features_are_the_hidden_states_without_the_class_token_and_registers(small_dinov3):
+    model, *_ = loaded = load(small_dinov3)
+    found, given = features(loaded, noise(3, 64))
+    with torch.inference_mode():
+        hidden = model(**given, output_hidden_states=True).hidden_states
+    for point, x in zip(["patch_embed", "vision.0", "vision.1", "vision.2"], hidden, strict=True):
+        torch.testing.assert_close(found[point].reshape(3, 64, 32), x[:, 3:], atol=1e-5, rtol=1e-5)
 
 
 def test_dinov2_features_are_the_hidden_states_without_the_class_token(dino):
@@ -222,14 +231,14 @@ def test_every_point_of_the_tower_sees_a_bright_patch_where_it_is_inside_its_tok
     check_geometry({p: x for p, x in found.items() if x.shape[2] == 10}, 10, {"patch_embed"})
 
 
-@pytest.mark.parametrize("which, grid, cell", [("small_qwen2vl", 4, 16), ("small_internvl", 3, 16), ("small_cogvlm2", 2, 28)])
+@pytest.mark.parametrize("which, grid, cell", [("small_qwen2vl", 4, 16), ("small_qwen3vl", 4, 16), ("small_internvl", 3, 16), ("small_cogvlm2", 2, 28)])
 def test_every_point_of_the_other_families_sees_a_bright_token_where_it_is(request, which, grid, cell):
     found = features(load(request.getfixturevalue(which)), bright_cells(grid, cell))[0]
     check_geometry(found, grid, {"patch_embed"})
     assert {x.shape[2] for x in found.values()} == {grid, 2 * grid}
 
 
-@pytest.mark.parametrize("which, grid, cell", [("small_qwen2vl", 8, 8), ("small_internvl", 6, 8), ("small_cogvlm2", 4, 14)])
+@pytest.mark.parametrize("which, grid, cell", [("small_qwen2vl", 8, 8), ("small_qwen3vl", 8, 8), ("small_internvl", 6, 8), ("small_cogvlm2", 4, 14), ("small_dinov3", 6, 8)])
 def test_every_block_of_the_other_towers_sees_a_bright_patch_where_it_is_inside_its_token(request, which, grid, cell):
     found = features(load(request.getfixturevalue(which)), bright_cells(grid, cell))[0]
     check_geometry({p: x for p, x in found.items() if x.shape[2] == grid}, grid, {"patch_embed"})
@@ -299,8 +308,9 @@ def times(x):
     return (x[1:] - x[:1]).norm(dim=-1).mean((2, 3)).argmax(1).tolist()
 
 
-def test_two_frames_make_one_time_step_of_the_vlm(vlm):
-    found = features(vlm, bright_frames(6, 48))[0]
+@pytest.mark.parametrize("which", ["small_vlm", "small_qwen2vl", "small_qwen3vl"])
+def test_two_frames_make_one_time_step_of_the_vlm(request, which):
+    found = features(load(request.getfixturevalue(which)), bright_frames(6, 48))[0]
     assert found["language.0"].shape == (7, 3, 3, 3, 32) and found["vision.0"].shape == (7, 3, 6, 6, 32)
     for point, x in found.items():
         assert times(x) == [0, 0, 1, 1, 2, 2], point
