@@ -276,14 +276,18 @@ MODELS = {
     "dinov2-l": {"kind": "encoder", "path": "facebook/dinov2-large", "size": 448, "clip": 224},
     "dinov2-g": {"kind": "encoder", "path": "facebook/dinov2-giant", "size": 448, "clip": 224},
     "dinov3": {"kind": "encoder", "path": "facebook/dinov3-vits16-pretrain-lvd1689m", "size": 448, "clip": 224, "note": "gated: accept its licence on the hub"},
+    "siglip2": {"kind": "encoder", "path": "google/siglip2-base-patch16-224", "size": 224, "clip": 224},
+    "owlvit": {"kind": "encoder", "path": "google/owlvit-base-patch32", "size": 768, "clip": 768},
+    "owlv2": {"kind": "encoder", "path": "google/owlv2-base-patch16-ensemble", "size": 960, "clip": 960},
+    "vjepa2": {"kind": "encoder", "type": "vjepa2", "path": "facebook/vjepa2-vitl-fpc64-256", "size": 256, "clip": 256},
     "ltx": {"kind": "vae", "path": "Lightricks/LTX-Video", "subfolder": "vae", "size": 224, "clip": 224},
 }
 # Names that were written down somewhere and do not exist, with what is meant.
 MISNOMERS = {
     "qwen2.5-vl-2b": "Qwen2.5-VL comes in 3B, 7B, 32B and 72B; 2B exists for Qwen2-VL and Qwen3-VL. Use qwen2.5-vl-3b",
 }
-KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2"), "vlm"), **dict.fromkeys(("dinov2", "dinov3_vit"), "encoder"),
-                "AutoencoderKLLTXVideo": "vae"}
+KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2"), "vlm"),
+                **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "vjepa2"), "encoder"), "AutoencoderKLLTXVideo": "vae"}
 
 
 def find_model(name):
@@ -302,8 +306,9 @@ def find_model(name):
         kind_of = "cogvlm2" if found.get("architectures") == ["CogVLMForCausalLM"] else found.get("model_type") or found.get("_class_name") or "none"
         kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
         vision = found.get("vision_config") or found
-        if kind_of in ("internvl", "internvl_chat", "cogvlm2"):  # learned positions: one size
-            size = vision["image_size"] if isinstance(vision["image_size"], int) else vision["image_size"][0]
+        side = vision.get("crop_size") or vision.get("image_size")
+        if kind_of in ("internvl", "internvl_chat", "cogvlm2", "siglip", "owlvit", "owlv2", "vjepa2"):  # positions for one size
+            size = side if isinstance(side, int) else side[0]
         else:
             token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)
             size = 64 if kind == "vae" else 224 // token * token
@@ -360,8 +365,8 @@ def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None):
 
 def load_encoder(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, image processor) of a spatial encoder."""
-    from transformers import AutoImageProcessor, AutoModel
-    return _load_transformers(AutoModel, AutoImageProcessor, entry, device, dtype, random_seed)
+    from transformers import AutoImageProcessor, AutoModel, AutoVideoProcessor
+    return _load_transformers(AutoModel, AutoVideoProcessor if entry.get("type") == "vjepa2" else AutoImageProcessor, entry, device, dtype, random_seed)
 
 
 def _load_transformers(model_class, processor_class, entry, device, dtype, random_seed):

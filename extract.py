@@ -201,22 +201,46 @@ def cogvlm2(model, processor):
     return inputs, points, vision.image_size, lambda step: step
 
 
-def dino(model, processor):
-    """CLS (and registers) first, then patches in raster order; a clip is its frames, one by one."""
-    layers = "model.layer" if model.config.model_type == "dinov3_vit" else "encoder.layer"
-    patch, first = model.config.patch_size, 1 + getattr(model.config, "num_register_tokens", 0)
+def tower(prefix, layers, first=0, any_size=False, words=False):
+    """The family of an image encoder: `first` tokens (CLS, registers) and then patches in raster order; a clip is its frames, one by one.
+
+    any_size: positions are interpolated or rotary, else learned for one size. words: the model also has a text side that wants input.
+    """
+    def family(model, processor):
+        config = getattr(model.config, "vision_config", model.config)
+        patch, skip = config.patch_size, first + getattr(config, "num_register_tokens", 0)
+
+        def inputs(frames):
+            pixels = processor(list(frames.flatten(0, 1).permute(0, 3, 1, 2)), do_resize=False, do_center_crop=False, return_tensors="pt")
+            text = {"input_ids": torch.zeros(len(pixels["pixel_values"]), 2, dtype=torch.long)} if words else {}
+            return pixels | text | {"frames": frames.shape[1]}
+
+        def grid(x, batch):
+            h, w = (s // patch for s in batch["pixel_values"].shape[-2:])
+            return x[:, skip:].reshape(-1, batch["frames"], h, w, x.shape[-1])
+
+        points = {"patch_embed": (f"{prefix}embeddings", grid)}
+        points |= {f"vision.{i}": (f"{prefix}{layers}.{i}", grid) for i in range(len(model.get_submodule(f"{prefix}{layers}")))}
+        return inputs, points, patch if any_size else config.image_size, lambda step: step
+    return family
+
+
+def vjepa2(model, processor):
+    """Pairs of frames to a time step, in raster order, time first; a still picture is shown twice. Every token sees the whole clip, the future too."""
+    patch, pair = model.config.patch_size, model.config.tubelet_size
 
     def inputs(frames):
-        pixels = processor(list(frames.flatten(0, 1).permute(0, 3, 1, 2)), do_resize=False, do_center_crop=False, return_tensors="pt")
-        return pixels | {"frames": frames.shape[1]}
+        frames = frames.expand(-1, pair, -1, -1, -1) if frames.shape[1] == 1 else frames[:, :frames.shape[1] // pair * pair]
+        pixels = normalised(frames, processor.image_mean, processor.image_std).unflatten(0, frames.shape[:2])
+        return {"pixel_values_videos": pixels, "skip_predictor": True}
 
     def grid(x, batch):
-        h, w = (s // patch for s in batch["pixel_values"].shape[-2:])
-        return x[:, first:].reshape(-1, batch["frames"], h, w, x.shape[-1])
+        _, t, _, h, w = batch["pixel_values_videos"].shape
+        return x.reshape(len(x), t // pair, h // patch, w // patch, x.shape[-1])
 
-    points = {"patch_embed": ("embeddings", grid)}
-    points |= {f"vision.{i}": (f"{layers}.{i}", grid) for i in range(len(model.get_submodule(layers)))}
-    return inputs, points, patch, lambda step: step
+    points = {"patch_embed": ("encoder.embeddings", grid)}
+    points |= {f"vision.{i}": (f"encoder.layer.{i}", grid) for i in range(len(model.encoder.layer))}
+    return inputs, points, model.config.crop_size, lambda step: pair * step
 
 
 def ltx_vae(model, processor):
@@ -234,7 +258,10 @@ def ltx_vae(model, processor):
 
 
 # model type in config.json -> family. A new one is a function above and a line here.
-FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, "internvl": internvl, "cogvlm2": cogvlm2, "dinov2": dino, "dinov3_vit": dino, "ltx_vae": ltx_vae}
+FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, "internvl": internvl, "cogvlm2": cogvlm2, "vjepa2": vjepa2, "ltx_vae": ltx_vae,
+            "dinov2": tower("", "encoder.layer", first=1, any_size=True), "dinov3_vit": tower("", "model.layer", first=1, any_size=True),
+            "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": tower("vision_model.", "encoder.layers", first=1, words=True),
+            "owlv2": tower("vision_model.", "encoder.layers", first=1, words=True)}
 
 
 def family_of(model):
@@ -366,7 +393,7 @@ def main(argv=None):
             if not (out / "plan.yaml").exists():
                 save_yaml(out / "modules.yaml", modules)
                 save_yaml(out / "plan.yaml", plan)
-            given = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in batch.items() if torch.is_tensor(v)}
+            given = {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in batch.items() if k != "frames"}
             if entry["kind"] == "vae":
                 with torch.inference_mode():
                     seen = {"latents": model.encode(given["sample"]).latent_dist.mode()}

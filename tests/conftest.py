@@ -104,6 +104,44 @@ def small_dinov3(tmp_path_factory):
     return folder
 
 
+SIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="session")
+def small_siglip(tmp_path_factory):
+    """SigLIP, fixed at 48 px, patch 8, no CLS; its text side is never run."""
+    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
+    folder = tmp_path_factory.mktemp("models") / "small-siglip"
+    torch.manual_seed(0)
+    SiglipModel(SiglipConfig(vision_config=SIDE | {"image_size": 48, "patch_size": 8}, text_config=SIDE | {"vocab_size": 64, "projection_size": 32})).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 48, "width": 48}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_owlvit(tmp_path_factory):
+    """OWL-ViT, fixed at 48 px, patch 8, CLS at 0."""
+    from transformers import OwlViTConfig, OwlViTImageProcessor, OwlViTModel
+    folder = tmp_path_factory.mktemp("models") / "small-owlvit"
+    torch.manual_seed(0)
+    text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    OwlViTModel(OwlViTConfig(vision_config=SIDE | {"image_size": 48, "patch_size": 8}, text_config=text)).save_pretrained(folder)
+    OwlViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_vjepa2(tmp_path_factory):
+    """V-JEPA 2, 48 px, patch 8, two frames a time step."""
+    from transformers import VJEPA2Config, VJEPA2Model, VJEPA2VideoProcessor
+    folder = tmp_path_factory.mktemp("models") / "small-vjepa2"
+    torch.manual_seed(0)
+    VJEPA2Model(VJEPA2Config(patch_size=8, crop_size=48, frames_per_clip=6, hidden_size=48, num_attention_heads=2, num_hidden_layers=3, mlp_ratio=2, pred_hidden_size=24,
+                             pred_num_attention_heads=1, pred_num_hidden_layers=1, initializer_range=0.1)).save_pretrained(folder)
+    VJEPA2VideoProcessor(crop_size=48).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_internvl(tmp_path_factory):
     """InternVL of 48 px, patch 8: 6x6 patches and CLS, 3x3 tokens."""

@@ -52,7 +52,7 @@ def features(loaded, frames):
     """{point: [n,t,h,w,D] fp32} of uint8 frames [n,T,H,W,3], and the inputs that the model was given."""
     model, inputs_of, points = loaded
     batch = inputs_of(frames)
-    given = {k: v for k, v in batch.items() if torch.is_tensor(v)}
+    given = {k: v for k, v in batch.items() if k != "frames"}
     seen = extract.capture(model, given, {n: path for n, (path, _) in points.items()})
     return {n: points[n][1](seen[n], batch) for n in points}, given
 
@@ -110,7 +110,7 @@ def test_language_features_of_other_families_are_the_hidden_states_of_the_image_
     model, *_ = loaded = load(request.getfixturevalue(which))
     found, given = features(loaded, noise(2, size))
     with torch.inference_mode():
-        hidden = model(**{k: v for k, v in given.items() if k != "frames"}, output_hidden_states=True).hidden_states
+        hidden = model(**given, output_hidden_states=True).hidden_states
     at = given["input_ids"] == model.config.image_token_id
     assert at.sum(1).tolist() == [rows] * 2
     torch.testing.assert_close(found["merger"].reshape(-1, 32), hidden[0][at], atol=1e-5, rtol=1e-5)
@@ -118,13 +118,22 @@ def test_language_features_of_other_families_are_the_hidden_states_of_the_image_
         torch.testing.assert_close(found[f"language.{i}"].reshape(-1, 32), hidden[i + 1][at], atol=1e-5, rtol=1e-5)
 
 
-def test_dinov3_features_are_the_hidden_states_without_the_class_token_and_registers(small_dinov3):
-    model, *_ = loaded = load(small_dinov3)
-    found, given = features(loaded, noise(3, 64))
+@pytest.mark.parametrize("which, size, first", [("small_dinov3", 64, 3), ("small_siglip", 48, 0), ("small_owlvit", 48, 1), ("small_vjepa2", 48, 0)])
+def test_features_of_other_encoders_are_the_hidden_states_without_the_first_tokens(request, which, size, first):
+    model, *_ = loaded = load(request.getfixturevalue(which))
+    found, given = features(loaded, noise(3, size))
+    given = {k: v for k, v in given.items() if k != "input_ids"}
     with torch.inference_mode():
-        hidden = model(**given, output_hidden_states=True).hidden_states
-    for point, x in zip(["patch_embed", "vision.0", "vision.1", "vision.2"], hidden, strict=True):
-        torch.testing.assert_close(found[point].reshape(3, 64, 32), x[:, 3:], atol=1e-5, rtol=1e-5)
+        hidden = getattr(model, "vision_model", model)(**given, output_hidden_states=True).hidden_states
+    for i in range(2):  # the last one may be after the final norm, the first one before a norm that the embeddings end in
+        torch.testing.assert_close(found[f"vision.{i}"].flatten(1, 3), hidden[i + 1][:, first:], atol=1e-5, rtol=1e-5)
+    assert found["patch_embed"].shape == found["vision.0"].shape == (3, 1, size // 8, size // 8, hidden[0].shape[-1])
+
+
+def test_a_still_picture_is_shown_to_vjepa2_twice(small_vjepa2):
+    loaded, picture = load(small_vjepa2), noise(2, 48)
+    still, clip = features(loaded, picture)[0], features(loaded, picture.expand(-1, 2, -1, -1, -1))[0]
+    assert all(torch.equal(still[p], clip[p]) for p in still)
 
 
 def test_dinov2_features_are_the_hidden_states_without_the_class_token(dino):
@@ -238,7 +247,8 @@ def test_every_point_of_the_other_families_sees_a_bright_token_where_it_is(reque
     assert {x.shape[2] for x in found.values()} == {grid, 2 * grid}
 
 
-@pytest.mark.parametrize("which, grid, cell", [("small_qwen2vl", 8, 8), ("small_qwen3vl", 8, 8), ("small_internvl", 6, 8), ("small_cogvlm2", 4, 14), ("small_dinov3", 6, 8)])
+@pytest.mark.parametrize("which, grid, cell", [("small_qwen2vl", 8, 8), ("small_qwen3vl", 8, 8), ("small_internvl", 6, 8), ("small_cogvlm2", 4, 14), ("small_dinov3", 6, 8),
+                                               ("small_siglip", 6, 8), ("small_owlvit", 6, 8), ("small_vjepa2", 6, 8)])
 def test_every_block_of_the_other_towers_sees_a_bright_patch_where_it_is_inside_its_token(request, which, grid, cell):
     found = features(load(request.getfixturevalue(which)), bright_cells(grid, cell))[0]
     check_geometry({p: x for p, x in found.items() if x.shape[2] == grid}, grid, {"patch_embed"})
@@ -308,10 +318,10 @@ def times(x):
     return (x[1:] - x[:1]).norm(dim=-1).mean((2, 3)).argmax(1).tolist()
 
 
-@pytest.mark.parametrize("which", ["small_vlm", "small_qwen2vl", "small_qwen3vl"])
-def test_two_frames_make_one_time_step_of_the_vlm(request, which):
+@pytest.mark.parametrize("which", ["small_vlm", "small_qwen2vl", "small_qwen3vl", "small_vjepa2"])
+def test_two_frames_make_one_time_step(request, which):
     found = features(load(request.getfixturevalue(which)), bright_frames(6, 48))[0]
-    assert found["language.0"].shape == (7, 3, 3, 3, 32) and found["vision.0"].shape == (7, 3, 6, 6, 32)
+    assert found["vision.0"].shape[:4] == (7, 3, 6, 6) and all(x.shape[:2] == (7, 3) for x in found.values())
     for point, x in found.items():
         assert times(x) == [0, 0, 1, 1, 2, 2], point
 
