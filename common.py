@@ -266,6 +266,13 @@ MODELS = {
     "qwen2.5-vl-7b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-7B-Instruct", "size": 448, "clip": 224},
     "qwen2-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen2-VL-2B-Instruct", "size": 448, "clip": 224},
     "qwen3-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen3-VL-2B-Instruct", "size": 448, "clip": 224},
+    "llava-next": {"kind": "vlm", "path": "llava-hf/llava-v1.6-mistral-7b-hf", "size": 336, "clip": 336},
+    "llava-next-vicuna-7b": {"kind": "vlm", "path": "llava-hf/llava-v1.6-vicuna-7b-hf", "size": 336, "clip": 336},
+    "llava-next-vicuna-13b": {"kind": "vlm", "path": "llava-hf/llava-v1.6-vicuna-13b-hf", "size": 336, "clip": 336},
+    "llava-interleave-0.5b": {"kind": "vlm", "path": "llava-hf/llava-interleave-qwen-0.5b-hf", "size": 384, "clip": 384},
+    "llava-interleave": {"kind": "vlm", "path": "llava-hf/llava-interleave-qwen-7b-hf", "size": 384, "clip": 384},
+    "llava-onevision-0.5b": {"kind": "vlm", "path": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "size": 384, "clip": 384},
+    "llava-onevision": {"kind": "vlm", "path": "llava-hf/llava-onevision-qwen2-7b-ov-hf", "size": 384, "clip": 384},
     "internvl3-1b": {"kind": "vlm", "path": "OpenGVLab/InternVL3-1B-hf", "size": 448, "clip": 448},
     "internvl3-8b": {"kind": "vlm", "path": "OpenGVLab/InternVL3-8B-hf", "size": 448, "clip": 448},
     "internvl2": {"kind": "vlm", "type": "internvl_chat", "path": "OpenGVLab/InternVL2-8B", "size": 448, "clip": 448},
@@ -286,7 +293,7 @@ MODELS = {
 MISNOMERS = {
     "qwen2.5-vl-2b": "Qwen2.5-VL comes in 3B, 7B, 32B and 72B; 2B exists for Qwen2-VL and Qwen3-VL. Use qwen2.5-vl-3b",
 }
-KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2"), "vlm"),
+KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2", "llava", "llava_next", "llava_onevision"), "vlm"),
                 **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "vjepa2"), "encoder"), "AutoencoderKLLTXVideo": "vae"}
 
 
@@ -307,7 +314,7 @@ def find_model(name):
         kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
         vision = found.get("vision_config") or found
         side = vision.get("crop_size") or vision.get("image_size")
-        if kind_of in ("internvl", "internvl_chat", "cogvlm2", "siglip", "owlvit", "owlv2", "vjepa2"):  # positions for one size
+        if not kind_of.startswith(("qwen", "dino", "Auto")):  # positions for one size
             size = side if isinstance(side, int) else side[0]
         else:
             token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)

@@ -167,20 +167,76 @@ def internvl(model, processor):
     config = model.config
     side = config.vision_config.image_size[0]
     rows = round((side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
+    # Only words before the picture can change its rows; InternVL2's tokenizer is code on the hub, so there BOS is all of them.
+    before, behind = around_picture(processor, processor.image_token) if processor else ([config.text_config.bos_token_id], [])
+    before += [processor.start_image_token_id] if processor else []
 
     def inputs(frames):
-        # Only words before the picture can change its rows, so none are needed: BOS and as many places as the picture has rows.
-        ids = torch.tensor([config.text_config.bos_token_id or 0, *[config.image_token_id] * rows]).expand(frames.shape[0] * frames.shape[1], -1)
+        ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(frames.shape[0] * frames.shape[1], -1)
         pixels = normalised(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "frames": frames.shape[1]}
 
-    def without_first(x, batch):  # CLS in the tower, BOS in the language model
+    def without_first(x, batch):
         return pictures(x[:, 1:], batch)
+
+    def language(x, batch):
+        return pictures(x[:, len(before):len(before) + rows], batch)
 
     points = {"patch_embed": ("model.vision_tower.embeddings.patch_embeddings", pictures)}
     points |= {f"vision.{i}": (f"model.vision_tower.encoder.layer.{i}", without_first) for i in range(config.vision_config.num_hidden_layers)}
     points |= {"merger": ("model.multi_modal_projector", pictures)}
-    points |= {f"language.{i}": (f"model.language_model.layers.{i}", without_first) for i in range(config.text_config.num_hidden_layers)}
+    points |= {f"language.{i}": (f"model.language_model.layers.{i}", language) for i in range(config.text_config.num_hidden_layers)}
+    return inputs, points, side, lambda step: step
+
+
+def around_picture(processor, place):
+    """Token ids of the chat prompt before and behind the picture's placeholder."""
+    text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}], tokenize=False, add_generation_prompt=True)
+    before, found, behind = text.partition(place)
+    assert found, (place, text)
+    return processor.tokenizer(before).input_ids, processor.tokenizer(behind, add_special_tokens=False).input_ids
+
+
+def llava(model, processor):
+    """LLaVA (Interleave), LLaVA-NeXT and LLaVA-OneVision; a clip is its frames, one by one. A picture of the tower's own side S is read in one piece.
+    At 2S or 3S, NeXT and OneVision cut it into tiles (AnyRes, Liu et al. 2024) and their grid is the mosaic: in the language model it stands behind
+    the small whole picture, a newline token after every row."""
+    config = model.config
+    side, tiled = config.vision_config.image_size, config.model_type != "llava"
+    p = side // config.vision_config.patch_size
+    before, behind = around_picture(processor, processor.image_token)
+
+    def inputs(frames):
+        k = frames.shape[2] // side
+        if k > (3 if tiled else 1):
+            refuse(f"{frames.shape[2]} px are {k} x {k} tiles of {side} px, and {config.model_type} takes {'3 x 3' if tiled else 'one'} at most; give --size {side}")
+        pixels, rows = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std), p * p
+        more = {}
+        if tiled:
+            config.image_grid_pinpoints = [[k * side, k * side]]  # no padding, and at S no tiles but the picture once more
+            whole = torch.nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+            tiles = pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+            pixels, more = torch.cat([whole[:, None], tiles], 1), {"image_sizes": torch.tensor([[k * side, k * side]] * len(pixels))}
+            rows += k * p * (k * p + 1)
+        ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(len(pixels), -1)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "frames": frames.shape[1], "tiles": k, **more}
+
+    def patches(x, batch):
+        k, x = batch["tiles"], x[:, -p * p:]  # CLIP has a class token, SigLIP none
+        if tiled:
+            x = x.unflatten(0, (-1, 1 + k * k))[:, -k * k:].flatten(0, 1)  # at S the one tile is the picture itself
+        return pictures(x.reshape(-1, k, k, p, p, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(1, 4), batch)
+
+    def language(x, batch):
+        k, x = batch["tiles"], x[:, len(before):]
+        if k > 1:
+            x = x[:, p * p:p * p + k * p * (k * p + 1)].unflatten(1, (k * p, k * p + 1))[:, :, :-1].flatten(1, 2)
+        return pictures(x[:, :k * p * k * p], batch)
+
+    points = {"patch_embed": ("model.vision_tower.embeddings", patches)}
+    points |= {f"vision.{i}": (f"model.vision_tower.encoder.layers.{i}", patches) for i in range(config.vision_config.num_hidden_layers)}
+    points |= {"merger": ("model.multi_modal_projector", patches)}
+    points |= {f"language.{i}": (f"model.language_model.layers.{i}", language) for i in range(config.text_config.num_hidden_layers)}
     return inputs, points, side, lambda step: step
 
 
@@ -258,7 +314,8 @@ def ltx_vae(model, processor):
 
 
 # model type in config.json -> family. A new one is a function above and a line here.
-FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, "internvl": internvl, "cogvlm2": cogvlm2, "vjepa2": vjepa2, "ltx_vae": ltx_vae,
+FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, "llava": llava, "llava_next": llava, "llava_onevision": llava,
+            "internvl": internvl, "cogvlm2": cogvlm2, "vjepa2": vjepa2, "ltx_vae": ltx_vae,
             "dinov2": tower("", "encoder.layer", first=1, any_size=True), "dinov3_vit": tower("", "model.layer", first=1, any_size=True),
             "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": tower("vision_model.", "encoder.layers", first=1, words=True),
             "owlv2": tower("vision_model.", "encoder.layers", first=1, words=True)}
@@ -393,7 +450,7 @@ def main(argv=None):
             if not (out / "plan.yaml").exists():
                 save_yaml(out / "modules.yaml", modules)
                 save_yaml(out / "plan.yaml", plan)
-            given = {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in batch.items() if k != "frames"}
+            given = {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in batch.items() if type(v) is not int}
             if entry["kind"] == "vae":
                 with torch.inference_mode():
                     seen = {"latents": model.encode(given["sample"]).latent_dist.mode()}

@@ -48,6 +48,49 @@ def tokens_of(tokenizer, **names):
             "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "initializer_range": 0.1, **names}
 
 
+def bare_tokenizer(**more):
+    """The small models' byte-level tokenizer without their names for image tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    from tiny import vlm_processor
+    return PreTrainedTokenizerFast(tokenizer_object=vlm_processor(["Describe the picture."]).tokenizer.backend_tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", **more)
+
+
+def chat(place):
+    """The small models' chat template, with another placeholder for a picture."""
+    from tiny import CHAT
+    return CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", place)
+
+
+@pytest.fixture(scope="session")
+def small_llavas(tmp_path_factory):
+    """{kind: folder} of LLaVA and LLaVA-OneVision on SigLIP, LLaVA-NeXT on CLIP (with a class token): 48 px, patch 8, 6x6 tokens a tile."""
+    import transformers as t
+    base, tokenizer = tmp_path_factory.mktemp("models"), bare_tokenizer()
+    tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
+    text = t.LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2))
+    size, pinpoints = {"height": 48, "width": 48}, [[48, 96], [96, 48], [96, 96], [144, 144]]
+    siglip = t.SiglipVisionConfig(**SIDE, image_size=48, patch_size=8)
+    clip = t.CLIPVisionConfig(**SIDE, image_size=48, patch_size=8)
+    ids = {"image_token_id": tokenizer.convert_tokens_to_ids("<image>"), "image_token_index": tokenizer.convert_tokens_to_ids("<image>"), "tie_word_embeddings": False}
+    video = {"video_token_id": tokenizer.convert_tokens_to_ids("<video>"), "video_token_index": tokenizer.convert_tokens_to_ids("<video>")}
+    more = {"chat_template": chat("<image>"), "patch_size": 8}
+    made = {
+        "llava": (t.LlavaForConditionalGeneration, t.LlavaConfig(vision_config=siglip, text_config=text, vision_feature_select_strategy="full", vision_feature_layer=-1, **ids),
+                  t.LlavaProcessor(t.SiglipImageProcessor(size=size), tokenizer, vision_feature_select_strategy="full", **more)),
+        "llava_next": (t.LlavaNextForConditionalGeneration, t.LlavaNextConfig(vision_config=clip, text_config=text, image_grid_pinpoints=pinpoints, **ids),
+                       t.LlavaNextProcessor(t.LlavaNextImageProcessor(size={"shortest_edge": 48}, crop_size=size, image_grid_pinpoints=pinpoints), tokenizer,
+                                            vision_feature_select_strategy="default", num_additional_image_tokens=1, **more)),
+        "llava_onevision": (t.LlavaOnevisionForConditionalGeneration, t.LlavaOnevisionConfig(vision_config=siglip, text_config=text, image_grid_pinpoints=pinpoints, **ids, **video),
+                            t.LlavaOnevisionProcessor(t.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints), tokenizer, t.LlavaOnevisionVideoProcessor(size=size),
+                                                      num_image_tokens=36, vision_feature_select_strategy="full", chat_template=chat("<image>")))}
+    for kind, (model_class, config, processor) in made.items():
+        torch.manual_seed(0)
+        model_class(config).save_pretrained(base / kind)
+        processor.save_pretrained(base / kind)
+    return {kind: base / kind for kind in made}
+
+
 @pytest.fixture(scope="session")
 def small_qwen2vl(tmp_path_factory):
     """Qwen2-VL: patch 8, merge 2, no windows."""
@@ -145,15 +188,12 @@ def small_vjepa2(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_internvl(tmp_path_factory):
     """InternVL of 48 px, patch 8: 6x6 patches and CLS, 3x3 tokens."""
-    from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor, InternVLVideoProcessor, LlamaConfig, PreTrainedTokenizerFast
-
-    from tiny import vlm_processor
+    from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor, InternVLVideoProcessor, LlamaConfig
     folder = tmp_path_factory.mktemp("models") / "small-internvl"
     torch.manual_seed(0)
     names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vlm_processor(["Describe the picture."]).tokenizer.backend_tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                        extra_special_tokens=names)
-    InternVLProcessor(GotOcr2ImageProcessor(size={"height": 48, "width": 48}), tokenizer, InternVLVideoProcessor(), image_seq_length=9).save_pretrained(folder)
+    tokenizer = bare_tokenizer(extra_special_tokens=names)
+    InternVLProcessor(GotOcr2ImageProcessor(size={"height": 48, "width": 48}), tokenizer, InternVLVideoProcessor(), image_seq_length=9, chat_template=chat("<IMG_CONTEXT>")).save_pretrained(folder)
     text = LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2))
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": [48, 48], "patch_size": [8, 8], "attention_bias": True,
               "initializer_range": 0.1, "layer_scale_init_value": 1.0}

@@ -52,7 +52,7 @@ def features(loaded, frames):
     """{point: [n,t,h,w,D] fp32} of uint8 frames [n,T,H,W,3], and the inputs that the model was given."""
     model, inputs_of, points = loaded
     batch = inputs_of(frames)
-    given = {k: v for k, v in batch.items() if k != "frames"}
+    given = {k: v for k, v in batch.items() if type(v) is not int}
     seen = extract.capture(model, given, {n: path for n, (path, _) in points.items()})
     return {n: points[n][1](seen[n], batch) for n in points}, given
 
@@ -116,6 +116,35 @@ def test_language_features_of_other_families_are_the_hidden_states_of_the_image_
     torch.testing.assert_close(found["merger"].reshape(-1, 32), hidden[0][at], atol=1e-5, rtol=1e-5)
     for i in range(2):  # the last hidden state is after the final norm
         torch.testing.assert_close(found[f"language.{i}"].reshape(-1, 32), hidden[i + 1][at], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind, size", [("llava", 48), ("llava_next", 48), ("llava_next", 96), ("llava_onevision", 48), ("llava_onevision", 96)])
+def test_llavas_language_features_are_the_rows_of_the_picture_or_of_its_mosaic_without_newlines(small_llavas, kind, size):
+    model, *_ = loaded = load(small_llavas[kind])
+    found, given = features(loaded, noise(2, size))
+    with torch.inference_mode():
+        hidden = model(**given, output_hidden_states=True).hidden_states
+    at = given["input_ids"] == model.config.image_token_id
+    rows = [h[at].view(2, -1, 32) for h in hidden]
+    assert rows[0].shape[1] == {("llava", 48): 36, ("llava_next", 48): 78, ("llava_next", 96): 36 + 12 * 13, ("llava_onevision", 48): 78, ("llava_onevision", 96): 36 + 12 * 13}[kind, size]
+    if size == 96:
+        mosaic = [r[:, 36:].view(2, 12, 13, 32) for r in rows]
+        assert torch.equal(mosaic[0][:, :, 12], model.model.image_newline.expand(2, 12, 32))
+        rows = [m[:, :, :12] for m in mosaic]
+    else:
+        rows = [r[:, :36].view(2, 6, 6, 32) for r in rows]
+    torch.testing.assert_close(found["merger"][:, 0], rows[0], atol=1e-5, rtol=1e-5)
+    for i in range(2):
+        torch.testing.assert_close(found[f"language.{i}"][:, 0], rows[i + 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind, grid", [("llava", 6), ("llava_next", 6), ("llava_next", 12), ("llava_onevision", 6), ("llava_onevision", 12)])
+def test_every_point_of_a_llava_sees_a_bright_patch_where_it_is(small_llavas, kind, grid):
+    check_geometry({k: x for k, x in features(load(small_llavas[kind]), bright_cells(grid, 8))[0].items() if not k.startswith("language")}, grid, {"patch_embed"})
+
+
+def test_more_tiles_than_a_llava_takes_are_refused(small_llavas, few, tmp_path, capsys):
+    assert "give --size 48" in refused(capsys, "--model", small_llavas["llava"], "--data", few, "--out", tmp_path / "out", "--size", 96)
 
 
 @pytest.mark.parametrize("which, size, first", [("small_dinov3", 64, 3), ("small_siglip", 48, 0), ("small_owlvit", 48, 1), ("small_vjepa2", 48, 0)])
