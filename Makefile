@@ -29,7 +29,7 @@ CHECKPOINTS := $(addprefix results/tiny/tiny-,$(addsuffix .yaml,vae vlm semantic
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 test test-fast smoke lint tiny clean FORCE
+.PHONY: help gate1 test test-fast bench smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -102,6 +102,8 @@ test: $(SETUP)  ## set up, then every test
 	$(PY) -m pytest -q tests
 test-fast: $(SETUP)  ## the tests that take about a minute
 	$(PY) -m pytest -q tests -m "not slow"
+bench: $(SETUP)  ## speed as ratios against named peers, all in one run: results/bench.yaml
+	$(PY) tests/bench.py
 smoke: $(SETUP)  ## every stage on made-up input
 	for stage in data extract probe align adapt verify; do $(PY) $$stage.py --smoke || exit 1; done
 lint: $(SETUP)  ## ruff

@@ -172,6 +172,7 @@ def internvl(model, processor):
     before += [processor.start_image_token_id] if processor else []
 
     def inputs(frames):
+        one_size(frames, side)
         ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(frames.shape[0] * frames.shape[1], -1)
         pixels = normalised(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "frames": frames.shape[1]}
@@ -187,6 +188,12 @@ def internvl(model, processor):
     points |= {"merger": ("model.multi_modal_projector", pictures)}
     points |= {f"language.{i}": (f"model.language_model.layers.{i}", language) for i in range(config.text_config.num_hidden_layers)}
     return inputs, points, side, lambda step: step
+
+
+def one_size(frames, side):
+    """Refuse frames that are not of the one size for which a tower has learned positions."""
+    if frames.shape[2] != side:
+        refuse(f"{frames.shape[2]} px: this model has learned positions for {side} px alone; give --size {side}")
 
 
 def around_picture(processor, place):
@@ -247,6 +254,7 @@ def cogvlm2(model, processor):
     text = processor(f"Question: {PROMPT} Answer:", add_special_tokens=False).input_ids
 
     def inputs(frames):
+        one_size(frames, vision.image_size)
         return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text) | {"frames": frames.shape[1]}
 
     rows = (vision.image_size // vision.patch_size) ** 2 // 4
@@ -267,6 +275,8 @@ def tower(prefix, layers, first=0, any_size=False, words=False):
         patch, skip = config.patch_size, first + getattr(config, "num_register_tokens", 0)
 
         def inputs(frames):
+            if not any_size:
+                one_size(frames, config.image_size)
             pixels = processor(list(frames.flatten(0, 1).permute(0, 3, 1, 2)), do_resize=False, do_center_crop=False, return_tensors="pt")
             text = {"input_ids": torch.zeros(len(pixels["pixel_values"]), 2, dtype=torch.long)} if words else {}
             return pixels | text | {"frames": frames.shape[1]}
@@ -286,6 +296,7 @@ def vjepa2(model, processor):
     patch, pair = model.config.patch_size, model.config.tubelet_size
 
     def inputs(frames):
+        one_size(frames, model.config.crop_size)
         frames = frames.expand(-1, pair, -1, -1, -1) if frames.shape[1] == 1 else frames[:, :frames.shape[1] // pair * pair]
         pixels = normalised(frames, processor.image_mean, processor.image_std).unflatten(0, frames.shape[:2])
         return {"pixel_values_videos": pixels, "skip_predictor": True}

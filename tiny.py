@@ -24,9 +24,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common import LOADERS, _atomically, check_writable, find_model, frames_of, known, load_items, load_yaml, parser, refuse, run_info, save_yaml, say, split_of
-from data import DIRECTIONS
+from data import COLOURS, DIRECTIONS, SHAPES, place_word
 
 SAVE_EVERY = 200  # steps
+FILM = {"fps": 2.0}  # the rate that extract.py, too, says clips have
+NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 NAMING = ("What is", "What shape")  # how the questions begin that ask for a name
 
 
@@ -68,7 +70,7 @@ def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
 
 
 def fast(device):
-    """bf16 where the processor multiplies it natively (AMX, capability >= 8.0); fp32 weights and fp32 elsewhere."""
+    """bf16 products where they are faster (a CPU's AVX512-BF16 or AMX, capability >= 8.0); weights and all else fp32."""
     native = torch.cuda.get_device_capability() >= (8, 0) if device == "cuda" else torch.backends.mkldnn.is_available()
     return torch.autocast(device, torch.bfloat16, enabled=native)
 
@@ -85,15 +87,41 @@ def vae_model():
         upsample_factor=(1,) * blocks, patch_size=4)
 
 
+def flatten_stills(model):
+    """The same arithmetic for a picture, in a third of the work: before its first frame and behind its last one a clip is padded with copies, so
+    over a clip of one frame a convolution in time and space is a convolution in space by the sum of its kernel over time.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
+
+    def convolve(self, x):
+        if x.shape[2] > 1:
+            return LTXVideoCausalConv3d.forward(self, x)
+        return F.conv2d(x[:, :, 0], self.conv.weight.sum(2), self.conv.bias, self.conv.stride[1:], self.conv.padding[1:])[:, :, None]
+
+    for module in model.modules():
+        if isinstance(module, LTXVideoCausalConv3d):
+            module.forward = types.MethodType(convolve, module)
+    return model
+
+
+def dissimilarity(x, y, window=7, c1=(0.01 * 2)**2, c2=(0.03 * 2)**2):
+    """1 - SSIM (Wang et al. 2004, uniform window) of videos [n,3,T,H,W] in [-1, 1], differentiable; as a loss: Zhao et al. 2017."""
+    def mean(z):
+        return F.avg_pool2d(z.transpose(1, 2).flatten(0, 1), window, 1)
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    return 1 - ((2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean()
+
+
 def to_video(frames):
     """uint8 [n,T,H,W,3] -> float [n,3,T,H,W] in [-1, 1], the range that LTX-Video's autoencoder takes."""
     return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 def vae_loss(images, clips, device):
-    """MSE + L1 on 16 images, or on 4 clips of 9 or 2 of 17 frames in nearly half the steps; a light KL keeps the latents bounded."""
+    """MSE + L1 + a tenth of 1 - SSIM on 16 images, or in three of ten steps on 4 clips of 9 or 2 of 17 frames; a light KL keeps the latents bounded."""
     def loss_of(model, rng):
-        if rng.random() < 0.45:
+        if rng.random() < 0.3:
             length = int(rng.choice([9, 17]))
             start = int(rng.integers(0, 18 - length))
             x = clips[rng.choice(len(clips), 36 // length, replace=False)][:, start:start + length]
@@ -104,7 +132,7 @@ def vae_loss(images, clips, device):
             latent = model.encode(x).latent_dist
             y = model.decode(latent.sample()).sample
         error = y.float() - x
-        return error.square().mean() + error.abs().mean() + 1e-5 * latent.kl().float().mean() / latent.mean[0].numel()
+        return error.square().mean() + error.abs().mean() + 0.1 * dissimilarity(x, y.float()) + 1e-5 * latent.kl().float().mean() / latent.mean[0].numel()
     return loss_of
 
 
@@ -160,13 +188,14 @@ def vlm_model(tokenizer):
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     token = tokenizer.convert_tokens_to_ids
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
-        vision_config={"depth": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "patch_size": 8, "window_size": 32, "initializer_range": 0.06,
+        vision_config={"depth": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "patch_size": 8, "window_size": 32, "initializer_range": 0.06, "tokens_per_second": 1,
                        "fullatt_block_indexes": [1, 3], "out_hidden_size": 128},
         text_config={"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.06,
                      "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": token("<|im_end|>"),
                      "pad_token_id": token("<|endoftext|>"),
-                     # 16 frequencies, the last 12 for rows and columns: with the usual theta of 10000 a grid of 6 x 6 would turn them by hundredths of a radian
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 6, 6]}},
+                     # 16 frequencies, 4 for time, 6 for rows, 6 for columns: the usual theta of 10000 would turn a grid's columns by thousandths of a radian,
+                     # and a theta of 10 would leave no slow one, by which words find what they mean whatever the distance
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]}},
         image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True))
 
@@ -194,26 +223,72 @@ def for_training(model):
     return model
 
 
-class Namer(torch.nn.Module):
-    """The vision tower's own schooling, shared by both models: which of the 24 names are in the picture, never where.
+# ---------------------------------------------------------------- what the visual tokens can be asked to tell
 
-    Every token scores every name; the picture's score is the soft maximum over its tokens (multiple-instance learning, Ilse et al. 2018).
+# What a vector (x, y) from the centre, or of motion, is called; `place_word` and DIRECTIONS of data.py say the same.
+PLACE_WORDS = {(x, y): f"{row} {column}".strip() or "middle" for y, row in enumerate(("top", "", "bottom"), -1) for x, column in enumerate(("left", "", "right"), -1)}
+MOTION_WORDS = {v: k for k, v in DIRECTIONS.items()} | {(0, 0): "still"}
+
+
+def truths(items, grid, every=2):
+    """owner [n, t, grid, grid]: which object covers at least an eighth of a token's cell in every second frame (0: none). told [n, 5, 3]: of every
+    object, and of none (-100), its name's number and a vector: the third of the picture where its centre lies, seen from the middle, or in clips
+    the way it moves.
     """
+    masks = torch.stack([i["mask"] if i["mask"].ndim == 3 else i["mask"][None] for i in items])[:, ::every]
+    cells = masks.unflatten(3, (grid, -1)).unflatten(2, (grid, -1))
+    share = torch.stack([(cells == k).float().mean((3, 5)) for k in range(1, 5)])
+    owner = torch.where(share.amax(0) >= 0.125, share.argmax(0) + 1, 0)
+    told, vectors = torch.full((len(items), 5, 3), -100), {word: v for v, word in [*PLACE_WORDS.items(), *MOTION_WORDS.items()]}
+    for row, item in zip(told, items, strict=True):
+        for k, name in enumerate(item["names"]):
+            clip, subject = "direction" in item, k == len(item["names"]) - 1
+            word = place_word(item["boxes"][k].numpy(), item["width"]) if not clip else item["direction"] if subject else "still"
+            row[k + 1] = torch.tensor([NAMES.index(name), *vectors[word]])
+    return owner, told
 
-    def __init__(self, visual, names):
+
+def turn(frames, owner, told, rng):
+    """Pictures [n,1,S,S,3] mirrored left to right at random; clips [n,T,S,S,3] also upside down, transposed and reversed in time; with their owners
+    and vectors. (Pictures are not turned over: upright shapes are what is asked for.)"""
+    told, nothing, clip = told.clone(), told == -100, frames.shape[1] > 1
+    for axis, sign in ((3, (1, -1, 1)), *([(2, (1, 1, -1)), (1, (1, -1, -1))] if clip else [])):
+        if rng.random() < 0.5:
+            frames, owner, told = frames.flip(axis), owner.flip(axis), told * torch.tensor(sign)
+    if clip and rng.random() < 0.5:
+        frames, owner, told = frames.transpose(2, 3), owner.transpose(2, 3), told[..., [0, 2, 1]]
+    return frames, owner, told.masked_fill(nothing, -100)
+
+
+def tokens_tell(owner, told):
+    """[3, tokens]: of every token in raster order the number of its object's name, and 0, 1 or 2 for -1, 0 or 1 along x and y; -100 where there is none."""
+    classes = torch.where(told == -100, told, told + torch.tensor([0, 1, 1]))
+    return classes[torch.arange(len(told))[:, None], owner.flatten(1)].flatten(0, 1).T
+
+
+def told_loss(guesses, truth, parts):
+    """Sum of the cross-entropies of what the tokens tell: guesses [tokens, sum(parts)], truth [len(parts), tokens], -100 for nothing to tell."""
+    pairs = zip(guesses.float().split(parts, 1), truth.to(guesses.device), strict=True)
+    return sum(F.cross_entropy(guess, t) for guess, t in pairs if (t >= 0).any())
+
+
+class Eyes(torch.nn.Module):
+    """The vision tower and one linear layer off its merger: the tower's own schooling, after which the layer is thrown away."""
+
+    def __init__(self, visual, out):
         super().__init__()
-        self.visual, self.head = visual, torch.nn.Linear(visual.config.out_hidden_size, names)
+        self.visual, self.head = visual, torch.nn.Linear(visual.config.out_hidden_size, out)
 
-    def forward(self, batch, present):
-        """present [n, names] in {0, 1} -> binary cross-entropy."""
-        tokens = self.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output.view(len(present), -1, self.head.in_features)
-        return F.binary_cross_entropy_with_logits(self.head(tokens).float().logsumexp(1), present)
+    def forward(self, pixels, grid_thw):
+        """-> [tokens, out], in raster order."""
+        return self.head(self.visual(pixels, grid_thw=grid_thw).pooler_output).float()
 
 
-def namer_loss(images, processor, device):
+def naming_loss(images, processor, device):
+    """Which of the 24 names are in the picture, never where: every token scores every name, the picture's score is the soft maximum over its tokens
+    (multiple-instance learning, Ilse et al. 2018)."""
     frames, items = images
-    every = sorted({n for i in items for n in i["names"]})
-    present = torch.tensor([[float(n in i["names"]) for n in every] for i in items])
+    present = torch.tensor([[float(n in i["names"]) for n in NAMES] for i in items])
 
     def loss_of(model, rng):
         pick = rng.choice(len(items), 32, replace=False)
@@ -222,8 +297,26 @@ def namer_loss(images, processor, device):
         x = x.transpose(2, 3) if rng.random() < 0.5 else x
         batch = processor.image_processor([f[0].permute(2, 0, 1) for f in x], return_tensors="pt").to(device)
         with fast(device):
-            return model(batch, present[pick].to(device))
-    return loss_of, len(every)
+            scores = model(batch["pixel_values"], batch["image_grid_thw"]).unflatten(0, (len(x), -1)).logsumexp(1)
+        return F.binary_cross_entropy_with_logits(scores, present[pick].to(device))
+    return loss_of
+
+
+def motion_loss(clips, processor, device):
+    """Two frames of a clip: every token on an object tells its name and which way it moves. Frames next to one another alone (a pixel of motion)
+    teach nothing in 600 steps; among pairs up to four frames apart the near ones are learnt too.
+    """
+    frames, items = clips
+    owner, told = truths(items, 4, every=1)
+
+    def loss_of(model, rng):
+        pick, gap = rng.choice(len(items), 96), rng.integers(1, 5, 96)
+        first = (rng.random(96) * (frames.shape[1] - gap)).astype(int)
+        x, own, tell = turn(torch.stack([frames[pick, first], frames[pick, first + gap]], 1), owner[pick, first][:, None], told[pick], rng)
+        batch = processor.video_processor(list(x.permute(0, 1, 4, 2, 3)), do_sample_frames=False, return_tensors="pt").to(device)
+        with fast(device):
+            return told_loss(model(batch["pixel_values_videos"], batch["video_grid_thw"]), tokens_tell(own, tell), (len(NAMES), 3, 3))
+    return loss_of
 
 
 def conversation(processor, frames, turns):
@@ -240,7 +333,8 @@ def conversation(processor, frames, turns):
 def encode(processor, frames, texts, **more):
     """The processor's whole output for a batch of pictures or clips (uint8 [n,T,H,W,3]) and texts."""
     frames = frames.permute(0, 1, 4, 2, 3)
-    media = {"images": [[f[0]] for f in frames]} if frames.shape[1] == 1 else {"videos": list(frames), "videos_kwargs": {"do_sample_frames": False}}
+    media = {"images": [[f[0]] for f in frames]} if frames.shape[1] == 1 else {
+        "videos": list(frames), "videos_kwargs": {"do_sample_frames": False}, "video_metadata": [FILM | {"total_num_frames": frames.shape[1]}] * len(frames)}
     return processor(text=texts, return_tensors="pt", padding=True, **media, **more)
 
 
@@ -258,52 +352,49 @@ def answer_labels(ids, tokenizer):
     return labels
 
 
-class WithMotion(torch.nn.Module):
-    """The VLM and, for the schooling of its tower on clips, one linear layer that reads the direction off the merger's pooled tokens."""
+class Schooling(torch.nn.Module):
+    """The VLM and a linear head that trains it and is then thrown away. Off the second language layer, every visual token that lies on an object
+    tells its name, the third of the columns and rows where its centre lies and, in clips, the sign of its motion along both axes: rotary
+    attention knows only relative positions, words for places need absolute ones, and the answer then has but to look the object up.
+    """
 
     def __init__(self, vlm):
         super().__init__()
-        self.vlm, self.direction = vlm, torch.nn.Linear(2 * vlm.config.vision_config.out_hidden_size, len(DIRECTIONS) + 1)
-        vlm.model.visual.merger.register_forward_hook(lambda module, args, output: setattr(self, "tokens", output))
+        self.vlm, self.parts = vlm, (len(NAMES), 3, 3, 3, 3)
+        self.tell = torch.nn.Linear(vlm.config.text_config.hidden_size, sum(self.parts))
+        vlm.model.language_model.layers[1].register_forward_hook(lambda module, args, output: setattr(self, "seen", output))
 
-    def forward(self, batch, labels, direction=None):
-        """Cross-entropy of the answers; with `direction` [n] also that of the pooled tokens' guess."""
+    def forward(self, batch, labels, told=None):
+        """Cross-entropy of the answers; with `told` [5, tokens] (-100: nothing to tell) also of what the tokens tell."""
         loss = self.vlm(**batch, labels=labels).loss
-        if direction is None:
-            return loss
-        tokens = self.tokens.view(len(direction), -1, self.tokens.shape[-1])
-        return loss + F.cross_entropy(self.direction(torch.cat([tokens.mean(1), tokens.amax(1)], -1)).float(), direction)
-
-
-def turned(clips, directions, rng):
-    """Clips [n,T,H,W,3] mirrored, transposed or reversed at random, and what becomes of their directions: 16 times the data."""
-    steps = [DIRECTIONS.get(d, (0, 0)) for d in directions]
-    for axis, map_step in ((3, lambda x, y: (-x, y)), (2, lambda x, y: (x, -y)), (1, lambda x, y: (-x, -y))):
-        if rng.random() < 0.5:
-            clips, steps = clips.flip(axis), [map_step(*s) for s in steps]
-    if rng.random() < 0.5:
-        clips, steps = clips.transpose(2, 3), [(y, x) for x, y in steps]
-    words = {v: k for k, v in DIRECTIONS.items()} | {(0, 0): "still"}
-    return clips, [words[s] for s in steps]
+        if told is not None:
+            ids, config = batch["input_ids"], self.vlm.config
+            loss = loss + told_loss(self.tell(self.seen[(ids == config.image_token_id) | (ids == config.video_token_id)]), told, self.parts)
+        return loss
 
 
 def vlm_loss(images, clips, processor, device, allowed):
-    """A loss on 24 pictures with up to four of their allowed turns, or, in two of five steps, on 16 clips with the question of direction."""
-    words = [*DIRECTIONS, "still"]
+    """A loss on 24 pictures with up to six of their allowed turns or, where there are clips, in a third of the steps on 16 of them."""
+    sets = [(*images, *truths(images[1], 6), PLACE_WORDS), *([(*clips, *truths(clips[1], 4), MOTION_WORDS)] if clips else [])]
 
     def loss_of(model, rng):
-        moving, direction = clips is not None and rng.random() < 0.4, None
-        frames, items = clips if moving else images
+        moving = bool(clips) and rng.random() < 1 / 3
+        frames, items, owner, told, words = sets[moving]
         pick = rng.choice(len(items), 16 if moving else 24, replace=False)
-        x, turns = frames[pick], [[t for t in items[i]["turns"] if t[0].startswith(allowed)] for i in pick]
-        if moving:
-            x, answers = turned(x, [items[i]["direction"] for i in pick], rng)
-            turns = [[(t[0][0], answer)] for t, answer in zip(turns, answers, strict=True)]
-            direction = torch.tensor([words.index(a) for a in answers], device=device)
-        texts = [conversation(processor, f, [t[k] for k in rng.permutation(len(t))[:4]]) for f, t in zip(x, turns, strict=True)]
+        x, owner, told = turn(frames[pick], owner[pick], told[pick], rng)
+        texts = []
+        for k, i in enumerate(pick):
+            says = {name: words[tuple(v)] for name, v in zip(items[i]["names"], told[k, 1:, 1:].tolist(), strict=False)}
+            answer = {f"Where is the {name}?": word for name, word in says.items()} | {f"Which way does the {name} move?": word for name, word in says.items()}
+            turns = [(q, answer.get(q, a)) for q, a in items[i]["turns"] if q.startswith(allowed)]
+            texts.append(conversation(processor, x[k], [turns[j] for j in rng.permutation(len(turns))[:6]]))
         batch = encode(processor, x, texts).to(device)
+        if clips:
+            told = tokens_tell(owner, told)
+            nothing = torch.full_like(told[1:], -100)
+            told = torch.cat([told[:1], nothing, told[1:]] if moving else [told, nothing])
         with fast(device):
-            return model(batch, answer_labels(batch["input_ids"], processor.tokenizer), direction)
+            return model(batch, answer_labels(batch["input_ids"], processor.tokenizer), told if clips else None)
     return loss_of
 
 
@@ -392,7 +483,7 @@ def train_vae(args, device, folder, save):
     (images, _), (held_images, _) = pool(args.shapes, 64)
     (clips, _), (held_clips, _) = pool(args.moving, 64)
     model = vae_model().to(device, memory_format=torch.channels_last_3d)
-    losses = train("vae", model, vae_loss(images, clips, device), args.steps or 13000, 1.5e-3, args.seed, folder, weight_decay=0)
+    losses = train("vae", flatten_stills(model), vae_loss(images, clips, device), args.steps or 11000, 1.5e-3, args.seed, folder, weight_decay=0)
     set_latent_statistics(model, images, device)
     model, _ = save(model)
     return losses, vae_quality(model, held_images[:400], held_clips, device)
@@ -401,9 +492,8 @@ def train_vae(args, device, folder, save):
 def train_semantic(args, device, folder, save):
     """First the tower alone, by naming; then the whole model, by questions of name only."""
     images, clips, processor, model = vlm_parts(args, device)
-    naming, names = namer_loss(images[0], processor, device)
-    train("tower", Namer(model.model.visual, names).to(device), naming, args.steps or 3000, 1e-3, args.seed, folder)
-    losses = train("semantic", WithMotion(model).to(device), vlm_loss(images[0], None, processor, device, NAMING), args.steps or 2000, 1.5e-3, args.seed, folder)
+    train("tower", Eyes(model.model.visual, len(NAMES)).to(device), naming_loss(images[0], processor, device), args.steps or 3000, 1e-3, args.seed, folder)
+    losses = train("semantic", Schooling(model).to(device), vlm_loss(images[0], None, processor, device, NAMING), args.steps or 2300, 1.5e-3, args.seed, folder)
     model, processor = save(model, processor)
     return losses, vlm_quality(model, processor, images[1], clips[1])
 
@@ -413,8 +503,9 @@ def train_vlm(args, device, folder, save):
     if not (folder / "semantic.pt").exists():
         refuse(f"{folder}/semantic.pt does not exist; run --only semantic first, from which this model goes on")
     images, clips, processor, model = vlm_parts(args, device)
-    model = WithMotion(model).to(device)
+    model = Schooling(model).to(device)
     model.load_state_dict({k: v for k, v in torch.load(folder / "semantic.pt", weights_only=True)["model"].items() if k.startswith("vlm.")}, strict=False)
+    train("motion", Eyes(model.vlm.model.visual, len(NAMES) + 6).to(device), motion_loss(clips[0], processor, device), args.steps or 800, 1e-3, args.seed, folder)
     losses = train("vlm", model, vlm_loss(images[0], clips[0], processor, device, (*NAMING, "Where is", "Which way")), args.steps or 3000, 1e-3, args.seed, folder)
     model, processor = save(model.vlm, processor)
     return losses, vlm_quality(model, processor, images[1], clips[1])
@@ -454,12 +545,12 @@ TRAIN = {"vae": ("vae", train_vae), "semantic": ("vlm", train_semantic), "vlm": 
 
 
 def main(argv=None):
-    args, started = get_args(argv), time.time()
+    args = get_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     out = Path(args.out)
     check_writable(out / "tiny.yaml")
     for name in [args.only] if args.only else TRAIN:
-        kind, run = known(name, TRAIN, "model")
+        started, (kind, run) = time.time(), known(name, TRAIN, "model")
         folder, size = out / "checkpoints" / name, {}
 
         def save(model, processor=None, folder=folder, kind=kind, size=size):

@@ -143,6 +143,12 @@ def test_every_point_of_a_llava_sees_a_bright_patch_where_it_is(small_llavas, ki
     check_geometry({k: x for k, x in features(load(small_llavas[kind]), bright_cells(grid, 8))[0].items() if not k.startswith("language")}, grid, {"patch_embed"})
 
 
+@pytest.mark.parametrize("which, size", [("small_internvl", 48), ("small_cogvlm2", 56), ("small_siglip", 48), ("small_vjepa2", 48)])
+def test_another_size_than_the_one_with_positions_is_refused_and_leaves_nothing(request, few, tmp_path, capsys, which, size):
+    err = refused(capsys, "--model", request.getfixturevalue(which), "--data", few, "--out", tmp_path / "out", "--size", 2 * size)
+    assert f"give --size {size}" in err and not list((tmp_path / "out").rglob("*.*"))
+
+
 def test_more_tiles_than_a_llava_takes_are_refused(small_llavas, few, tmp_path, capsys):
     assert "give --size 48" in refused(capsys, "--model", small_llavas["llava"], "--data", few, "--out", tmp_path / "out", "--size", 96)
 

@@ -64,7 +64,7 @@ def test_requirements_pin_every_package_exactly():
 
 def copied(folder):
     """A clone's worth of files: scripts, Makefile and the committed checkpoints."""
-    for name in [f"{s}.py" for s in STAGES] + ["common.py", "Makefile", "requirements.txt"]:
+    for name in [f"{s}.py" for s in STAGES] + ["common.py", "cogvlm2.py", "Makefile", "requirements.txt"]:
         shutil.copy(HERE / name, folder)
     shutil.copytree(HERE / "results" / "tiny" / "checkpoints", folder / "results" / "tiny" / "checkpoints")
 
@@ -95,3 +95,16 @@ def test_gate1_runs_from_nothing_then_recomputes_nothing_and_an_edited_probe_rer
     assert probe["gain_low"] > 0 and set(probe["floors"]) == {"constant", "shuffled", "pixels", "random_init"}, "the token grid must clear every floor"
     strict = run(*make, "STRICT=1", "SET=bbox_iou=0.99", cwd=tmp_path)
     assert strict.returncode == 2 and "bbox_iou" in strict.stdout  # Make turns the script's 3 into its own 2
+
+
+@pytest.mark.slow
+def test_gate1_goes_through_every_stage_for_a_cogvlm2_folder(tmp_path, small_cogvlm2):
+    import data
+    copied(tmp_path)
+    data.main(["shapes", "--n", "100", "--size", "64", "--out", str(tmp_path / "data/shapes")])
+    data.main(["moving", "--n", "60", "--out", str(tmp_path / "data/moving")])
+    done = run("make", "gate1", f"PY={sys.executable}", f"MODEL={small_cogvlm2}", "VAE=tiny-vae", "ENCODER=tiny-dino", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    verdict = yaml.safe_load((tmp_path / "results/small-cogvlm2/shapes/gate1.yaml").read_text())
+    assert verdict["verdict"] in ("PIVOT", "STOP", "INCONCLUSIVE") and verdict["criteria"]["bbox_iou"]["answer"] != "PASS"
+    assert "unstated weights" in verdict["headline"] and verdict["criteria"]["direction_accuracy"]["score"] is not None

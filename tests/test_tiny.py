@@ -1,4 +1,5 @@
 """The embedded default: what is committed does its job, and the training that made it learns."""
+import numpy as np
 import pytest
 import torch
 
@@ -120,6 +121,52 @@ def test_only_the_answers_carry_loss():
     ids = tiny.encode(processor, frames[None], [text])["input_ids"]
     labels = tiny.answer_labels(ids, processor.tokenizer)
     assert processor.tokenizer.decode(ids[labels != -100]) == "a red circle<|im_end|>a red<|im_end|>"
+
+
+@pytest.mark.parametrize("kind", ["shapes", "moving"])
+def test_what_is_said_of_a_picture_turns_with_it(kind, shapes_folder, moving_folder):
+    """The pictures here are their own masks, so after every turn the truth can be read off them again."""
+    items, _ = common.load_items({"shapes": shapes_folder, "moving": moving_folder}[kind])
+    masks = torch.stack([i["mask"] if kind == "moving" else i["mask"][None] for i in items])
+    owner, told = tiny.truths(items, 4)
+    seen = set()
+    for seed in range(12):
+        x, own, tell = tiny.turn(masks[..., None], owner, told, np.random.default_rng(seed))
+        x = x[..., 0]
+        assert torch.equal(own, tiny.truths([i | {"mask": m if kind == "moving" else m[0]} for i, m in zip(items, x, strict=True)], 4)[0])
+        assert torch.equal(tell[..., 0], told[..., 0]) and torch.equal(tell == -100, told == -100)
+        for item, mask, row in zip(items, x, tell, strict=True):
+            k = len(item["names"])  # the last object: in clips the one that moves
+            ends = [(m == k).nonzero().float() for m in mask[[0, -1]]]
+            if kind == "moving":
+                if min(len(e) for e in ends) > 150:  # wholly inside the frame at both ends
+                    x_and_y = (ends[1].mean(0) - ends[0].mean(0)).flip(0)
+                    assert row[k, 1:].tolist() == [int(s) for s in torch.where(x_and_y.abs() > 4, x_and_y.sign(), 0)]
+            else:
+                middle = (ends[0].amin(0) + ends[0].amax(0) + 1).flip(0) / 2 / 64
+                if ((middle * 3) % 1).sub(0.5).abs().max() < 0.45:  # not on the line between two places
+                    assert row[k, 1:].tolist() == [int(c * 3) - 1 for c in middle]
+        seen.add(tuple(tell.flatten().tolist()))
+    assert len(seen) > 1  # it did turn
+
+
+def test_over_one_frame_the_flattened_autoencoder_computes_what_the_library_computes():
+    torch.manual_seed(0)
+    model = tiny.vae_model()
+    for frames in (1, 5):
+        x = torch.rand(2, 3, frames, 32, 32) * 2 - 1
+        with torch.no_grad():
+            before = model(x).sample
+            after = tiny.flatten_stills(model)(x).sample
+        assert before.std() > 0.01 and (before - after).abs().max() < 1e-4
+
+
+def test_dissimilarity_is_scikit_images():
+    from skimage.metrics import structural_similarity
+    x, y = torch.rand(2, 3, 2, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y = 0.7 * x + 0.3 * y
+    expected = 1 - sum(structural_similarity(x[:, t].numpy(), y[:, t].numpy(), channel_axis=0, data_range=2, use_sample_covariance=False) for t in range(2)) / 2
+    assert abs(tiny.dissimilarity(x[None], y[None]).item() - expected) < 1e-4 and tiny.dissimilarity(x[None], x[None]).abs() < 1e-5
 
 
 def test_the_training_shortcut_computes_what_the_library_computes():
