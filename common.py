@@ -380,20 +380,20 @@ def _load_transformers(model_class, processor_class, entry, device, dtype, rando
     from transformers import AutoConfig
     from transformers.utils import logging
     logging.disable_progress_bar()
-    path = entry["path"]
-    processor = _load(lambda: processor_class.from_pretrained(path), entry)
+    path, pin = entry["path"], {"revision": entry["revision"]} if entry.get("revision") else {}
+    processor = _load(lambda: processor_class.from_pretrained(path, **pin), entry)
     if random_seed is None:
-        model = _load(lambda: model_class.from_pretrained(path, dtype=dtype, output_loading_info=True), entry)
+        model = _load(lambda: model_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **pin), entry)
     else:
         torch.manual_seed(random_seed)
-        model = model_class.from_config(_load(lambda: AutoConfig.from_pretrained(path), entry), dtype=dtype)
+        model = model_class.from_config(_load(lambda: AutoConfig.from_pretrained(path, **pin), entry), dtype=dtype)
     return model.to(device).eval(), processor
 
 
 def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, None) of the video autoencoder; frames must be 8k+1 for LTX-Video's own, which drops the rest silently."""
     from diffusers import AutoencoderKLLTXVideo as Vae
-    more = {"subfolder": entry["subfolder"]} if entry.get("subfolder") else {}
+    more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
     if random_seed is None:
         model = _load(lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, output_loading_info=True, **more), entry)
     else:
@@ -410,6 +410,14 @@ def fetch(entry):
         return Path(entry["path"])
     from huggingface_hub import snapshot_download
     return Path(_load(lambda: snapshot_download(entry["path"], revision=entry.get("revision"), allow_patterns=["*.json", "*.safetensors"]), entry))
+
+
+def resolved_commit(entry):
+    """The commit of the hub's repository that was loaded (from the local cache), or None for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+    config = "/".join(filter(None, (entry.get("subfolder"), "config.json")))
+    found = None if Path(entry["path"]).is_dir() else try_to_load_from_cache(entry["path"], config, revision=entry.get("revision"))
+    return Path(found).parents[config.count("/")].name if isinstance(found, str) else None
 
 
 def tensors_of(folder):

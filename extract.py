@@ -38,6 +38,7 @@ from common import (
     made_up_folder,
     parser,
     refuse,
+    resolved_commit,
     run_info,
     save_pt,
     save_yaml,
@@ -399,6 +400,7 @@ def get_args(argv):
     p.add_argument("--size", type=int, help="side in pixels that frames are squashed to (default: the registry's for the model, images and clips apart)")
     p.add_argument("--batch", type=int, default=8, help="micro-batch (default: %(default)s)")
     p.add_argument("--random-init", action="store_true", help="the same architecture with untrained weights: a floor")
+    p.add_argument("--revision", help="of a hub repository: a branch, tag or commit (default: its newest); the commit found is recorded")
     p.add_argument("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based), for cluster arrays")
     p.add_argument("--list", action="store_true", help="print the registry and stop")
     return p.parse_args(argv)
@@ -425,7 +427,9 @@ def main(argv=None):
         return MODELS
     if args.smoke:
         smoke_input(args, made_up_folder())
-    entry = find_model(args.model)
+    entry = find_model(args.model) | {"revision": args.revision}
+    if args.revision and Path(entry["path"]).is_dir():
+        refuse(f"--revision {args.revision} goes with a repository on the hub, and {entry['path']} is a folder; leave it out")
     items, data = load_items(args.data)
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")
     check_writable(out / "index.yaml")
@@ -435,7 +439,8 @@ def main(argv=None):
     size = args.size or entry["clip" if clip else "size"]
     seed = args.seed if args.random_init else None
     device, dtype, why = choose_device()
-    plan = {"model": entry["name"], "checkpoint": fingerprint(entry["path"]), "weights": "random" if args.random_init else entry["weights"], "size": size, "batch": args.batch,
+    plan = {"model": entry["name"], "checkpoint": fingerprint(entry["path"]), "revision": args.revision,
+            "weights": "random" if args.random_init else entry["weights"], "size": size, "batch": args.batch,
             "points": args.points, "random_seed": seed, "dtype": str(dtype),
             "items": hashlib.sha256("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed"))]).encode()).hexdigest()[:16]}
     if (out / "plan.yaml").exists() and (before := load_yaml(out / "plan.yaml")) != plan:
@@ -498,7 +503,8 @@ def main(argv=None):
     result = {"stage": "extract", "schema": FEATURES, "model": entry["name"], "kind": entry["kind"], "weights": plan["weights"], "data": data["data"],
               "items": len(items), "size": size, "seconds_per_item": seconds[len(seconds) // 2], "bytes": sum(t["bytes"] for t in table.values()),
               "nonfinite": sum(t["nonfinite"] for t in table.values()), "data_path": str(args.data), "shards": shards, "points": table, "ids": data["ids"],
-              "run": run_info(args, started, device=f"{device.type} ({why})", dtype=str(dtype), micro_batch=args.batch, script="extract.py")}
+              "run": run_info(args, started, device=f"{device.type} ({why})", dtype=str(dtype), micro_batch=args.batch,
+                              model_revision=resolved_commit(entry), script="extract.py")}
     save_yaml(out / "index.yaml", result)
     say(result)
     return result

@@ -598,6 +598,24 @@ def test_a_shard_that_makes_no_sense_is_refused(small_dino, few, tmp_path, capsy
     assert "--shard" in refused(capsys, "--model", small_dino, "--data", few, "--out", tmp_path / "out", "--size", 48, f"--shard={shard}")
 
 
+def test_a_cached_hub_repository_is_loaded_at_the_revision_asked_for_and_its_commit_recorded(small_dino, few, tmp_path, capsys, monkeypatch):
+    import huggingface_hub.constants
+
+    import common
+    repository = tmp_path / "hub" / "models--somebody--dino"
+    for commit, ref in (("a" * 40, "main"), ("b" * 40, "v2")):
+        shutil.copytree(small_dino, repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / ref).write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setitem(common.MODELS, "cached", {"kind": "encoder", "path": "somebody/dino", "size": 48, "clip": 48})
+    for revision, commit in ((None, "a" * 40), ("v2", "b" * 40)):
+        index = run("cached", few, tmp_path / commit, *(["--revision", revision] if revision else []))
+        assert index["weights"] == "pretrained" and index["run"]["model_revision"] == commit
+    assert "--revision v2" in refused(capsys, "--model", small_dino, "--data", few, "--out", tmp_path / "out", "--revision", "v2")
+    assert run(small_dino, few, tmp_path / "folder")["run"]["model_revision"] is None
+
+
 def test_a_hub_name_without_a_network_is_refused_at_once_with_the_remedy(few, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     started = time.time()
