@@ -9,7 +9,8 @@ Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face
     pooled.pt              for every point, mean and max over space: {point: [n, t, D]}
     index.yaml             written last: per point the module, shape, dtype, bytes, non-finite values; seconds per item; run info
 
-Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger`, `language.<i>`, `latents`.
+Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger` (or projector), `language.<i>`, `latents`;
+CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`.
 One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
 complete is never computed again: kill it at any moment and run the same command to go on.
 """

@@ -22,14 +22,15 @@ def test_the_committed_models_name_what_they_see():
 
 def test_the_place_model_answers_where_and_which_way_above_its_floor():
     found = summary()
-    assert found["vlm_place"] > found["vlm_place_floor"] + 0.05 and found["vlm_direction"] > found["vlm_direction_floor"] + 0.05
+    assert found["vlm_place"] >= 0.6 > 2 * found["vlm_place_floor"] and found["vlm_direction"] >= 0.9 > 0.2 > found["vlm_direction_floor"]
+    assert found["semantic_place"] == 0 == found["semantic_direction"]  # never asked, so it does not even use the words
 
 
 def test_the_autoencoder_is_not_the_blank_frame():
     found = summary()
     for kind in ("image", "clip9", "clip17"):
         assert found[f"vae_{kind}_mae"] <= found[f"vae_{kind}_mae_blank"] / 4
-        assert found[f"vae_{kind}_ssim"] > (0.89 if kind == "image" else 0.9)
+        assert found[f"vae_{kind}_ssim"] >= 0.9
 
 
 def test_the_encoder_fills_hidden_patches_better_than_their_mean():
@@ -60,7 +61,7 @@ def test_the_committed_autoencoder_reconstructs_fresh_pictures(tmp_path):
     vae, _ = common.load_video_vae(common.find_model("tiny-vae"))
     frames = torch.stack([common.frames_of(i, 64) for i in items])
     found = tiny.vae_quality(vae, frames, frames.expand(-1, 17, -1, -1, -1), "cpu")
-    assert found["image_mae_ratio"] < 0.25 and found["image_ssim"] > 0.88
+    assert found["image_mae_ratio"] < 0.25 and found["image_ssim"] > 0.9
 
 
 @pytest.fixture(scope="module")
