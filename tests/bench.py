@@ -27,15 +27,15 @@ def seconds(call):
     return time.perf_counter() - started
 
 
-def race(ours, peer, rounds=5):
+def race(ours, theirs, rounds=5):
     """(median seconds of ours, of the peer's, the median of the rounds' ratios), in turn, after a warm-up of each."""
-    ours(), peer()
-    pairs = [(seconds(ours), seconds(peer)) for _ in range(rounds)]
+    ours(), theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
     return *(statistics.median(p[k] for p in pairs) for k in (0, 1)), statistics.median(b / a for a, b in pairs)
 
 
-def row(ours, peer, aim, same, rounds=5, **more):
-    a, b, ratio = race(ours, peer, rounds)
+def row(ours, theirs, aim, same, rounds=5, **more):
+    a, b, ratio = race(ours, theirs, rounds)
     return {"ratio": ratio, "aim": aim, "met": bool(ratio >= aim and same), "same_numbers": bool(same), "seconds": a, "peer_seconds": b, **more}
 
 
@@ -47,8 +47,8 @@ def early_exit():
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
         vision_config={"depth": 4, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 256, "fullatt_block_indexes": [1, 3]},
-        text_config={"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 32000,
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}},
+        text_config={"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 4,
+                     "vocab_size": 32000, "bos_token_id": None, "eos_token_id": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}},
         image_token_id=31000, vision_start_token_id=31001, tie_word_embeddings=False)).eval()
     grid = torch.tensor([[1, 16, 16]] * 4)
     ids = torch.tensor([[31001, *[31000] * 64, *range(40)]] * 4)
@@ -72,10 +72,10 @@ def reading():
         pick = torch.randperm(64, generator=torch.Generator().manual_seed(0))[:8]
 
         def ours():
-            return common.load_pt(path, common.FEATURES)["features"][pick].clone()
+            return common.load_pt(path, common.FEATURES)["features"][pick]  # indexing by a tensor copies
 
         def peer():
-            return torch.load(path, weights_only=True)["features"][pick].clone()
+            return torch.load(path, weights_only=True)["features"][pick]
 
         return row(ours, peer, 10, torch.equal(ours(), peer()), peer="torch.load of the whole file", what=f"8 items of {path.stat().st_size / 1e9:.2f} GB, warm")
 
