@@ -55,6 +55,25 @@ def test_the_committed_vlm_reads_fresh_pictures_as_its_yaml_says(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_committed_vlm_tells_direction_from_motion_and_not_from_a_frame(tmp_path):
+    data.main(["moving", "--n", "60", "--seed", "79", "--out", str(tmp_path / "moving")])
+    items, _ = common.load_items(tmp_path / "moving")
+    model, processor = common.load_vlm(common.find_model("tiny"))
+    clips, truth = torch.stack([common.frames_of(i, 64) for i in items]), [i["direction"] for i in items]
+
+    def says(x):
+        return tiny.ask(model, processor, x, [i["turns"][0][0] for i in items])
+
+    def agree(found, expected):
+        return np.mean([a == b for a, b in zip(found, expected, strict=True)])
+
+    back = [tiny.MOTION_WORDS[tuple(-c for c in tiny.DIRECTIONS.get(d, (0, 0)))] for d in truth]
+    assert agree(says(clips), truth) > 0.9 and agree(says(clips.flip(1)), back) > 0.9
+    assert agree(says(clips[:, 8:9].expand(-1, 17, -1, -1, -1)), ["still"] * len(items)) > 0.9
+    assert agree(says(clips.roll(2, 0)), truth) < 0.4  # another scene's clip
+
+
+@pytest.mark.slow
 def test_the_committed_autoencoder_reconstructs_fresh_pictures(tmp_path):
     data.main(["shapes", "--n", "24", "--seed", "78", "--out", str(tmp_path / "shapes")])
     items, _ = common.load_items(tmp_path / "shapes")
