@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import difflib
 import hashlib
+import json
 import os
 import platform
 import resource
@@ -305,7 +306,6 @@ def find_model(name):
         config = Path(name) / "config.json"
         if not config.is_file():
             refuse(f"{name} has no config.json; give a folder written by save_pretrained")
-        import json
         try:
             found = json.loads(config.read_text())
         except ValueError:
@@ -364,30 +364,41 @@ def _load(build, entry):
 
 def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, processor) of a vision-language model; with `random_seed` the same architecture, untrained."""
-    if entry.get("type") in OWN_LAYOUT:
-        return OWN_LAYOUT[entry["type"]](entry, device, dtype, random_seed)
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    return _load_transformers(AutoModelForImageTextToText, AutoProcessor, entry, device, dtype, random_seed)
+    return _load_whole(entry, device, dtype, random_seed)
 
 
 def load_encoder(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, image processor) of a spatial encoder."""
-    from transformers import AutoImageProcessor, AutoModel, AutoVideoProcessor
-    return _load_transformers(AutoModel, AutoVideoProcessor if entry.get("type") == "vjepa2" else AutoImageProcessor, entry, device, dtype, random_seed)
+    return _load_whole(entry, device, dtype, random_seed)
 
 
-def _load_transformers(model_class, processor_class, entry, device, dtype, random_seed):
-    from transformers import AutoConfig
+def _load_whole(entry, device, dtype, random_seed):
+    if random_seed is not None:
+        build, processor, _ = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
+        torch.manual_seed(random_seed)
+        return build().to(device).eval(), processor
+    if entry.get("type") in OWN_LAYOUT:
+        model, processor, weights = skeleton(entry, dtype, device)
+        _load(lambda: fill(model, weights, weights.like, device), entry)
+        return model, processor
+    model_class, processor_class = auto_classes(entry)
+    processor = _load(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
+    return _load(lambda: model_class.from_pretrained(entry["path"], dtype=dtype, output_loading_info=True, **pin(entry)), entry).to(device).eval(), processor
+
+
+def pin(entry):
+    """The revision of a hub repository, where one is asked for."""
+    return {"revision": entry["revision"]} if entry.get("revision") else {}
+
+
+def auto_classes(entry):
+    """transformers' (model, processor) classes for a kind of model."""
+    import transformers as t
     from transformers.utils import logging
     logging.disable_progress_bar()
-    path, pin = entry["path"], {"revision": entry["revision"]} if entry.get("revision") else {}
-    processor = _load(lambda: processor_class.from_pretrained(path, **pin), entry)
-    if random_seed is None:
-        model = _load(lambda: model_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **pin), entry)
-    else:
-        torch.manual_seed(random_seed)
-        model = model_class.from_config(_load(lambda: AutoConfig.from_pretrained(path, **pin), entry), dtype=dtype)
-    return model.to(device).eval(), processor
+    if entry["kind"] == "vlm":
+        return t.AutoModelForImageTextToText, t.AutoProcessor
+    return t.AutoModel, t.AutoVideoProcessor if entry.get("type") == "vjepa2" else t.AutoImageProcessor
 
 
 def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
@@ -402,14 +413,82 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     return model.to(device).eval(), None
 
 
-# ---------------------------------------------------------------- checkpoints that no library loads as they are
+# ---------------------------------------------------------------- weights, one by one
+#
+# A layout is a function (entry, dtype) -> (build, processor, names): build() makes the network with weights of its own, and
+# names(model) -> (own, parts) says what a tensor of the checkpoint becomes: own(name) the model's names of it, parts(name, tensor) its parts.
 
-def fetch(entry):
-    """The local folder of a checkpoint: itself, or the hub's snapshot of the files that are read."""
+def skeleton(entry, dtype, device="cpu"):
+    """(model, processor, weights): a network whose parameters hold nothing yet (meta device) and whose buffers are real; `weights` brings what is asked for."""
+    from accelerate import init_empty_weights
+    build, processor, names = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
+    with init_empty_weights(include_buffers=False):
+        model = build().eval().requires_grad_(False)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)
+    return model, processor, _load(lambda: Weights(entry, model, *names(model)), entry)
+
+
+class Weights:
+    """The tensors of a checkpoint's safetensors under the names of `model`'s parameters, each read from its file when asked for.
+
+    Raises FileNotFoundError where there are no safetensors, KeyError naming the first weight that the checkpoint lacks.
+    """
+
+    def __init__(self, entry, model, own, parts=lambda name, tensor: [tensor]):
+        self.entry, self.parts, self.files, self.bytes = entry, parts, {}, 0
+        index = hub_file(entry, "model.safetensors.index.json")
+        if not index and not hub_file(entry, "model.safetensors"):
+            raise FileNotFoundError("there is no model.safetensors")
+        stored = json.loads(index.read_text())["weight_map"] if index else dict.fromkeys(self.open("model.safetensors").keys(), "model.safetensors")
+        self.like = {name: x.to("meta") for name, x in model.state_dict().items()}
+        self.where = {name: (file, key, k) for key, file in stored.items() for k, name in enumerate(own(key))}
+        tied = getattr(model, "all_tied_weights_keys", {})
+        self.where |= {name: self.where[tied[name]] for name in self.like if name not in self.where and tied.get(name) in self.where}
+        if missing := sorted(set(self.like) - set(self.where)):
+            raise KeyError(f"weights are missing ({missing[0]} and {len(missing) - 1} more), which would be random")
+
+    def open(self, file):
+        from safetensors import safe_open
+        if file not in self.files:
+            self.files[file] = safe_open(hub_file(self.entry, file), "pt")
+        return self.files[file]
+
+    def read(self, names):
+        """(name, tensor on the CPU in the model's dtype) of each; copied, for a mapped tensor is read later, by whoever touches it first."""
+        wanted = {}
+        for name in names:
+            wanted.setdefault(self.where[name][:2], []).append(name)
+        for (file, key), group in wanted.items():
+            tensor = self.open(file).get_tensor(key)
+            self.bytes += tensor.nbytes
+            parts = self.parts(key, tensor)
+            for name in group:
+                yield name, parts[self.where[name][2]].to(self.like[name].dtype, copy=True)
+
+    def size(self, names):
+        """Bytes in memory."""
+        return sum(self.like[name].nbytes for name in names)
+
+
+@torch.inference_mode(False)  # what inference mode makes cannot become a parameter
+def fill(model, weights, names, device="cpu"):
+    """Bring weights into the model, in place."""
+    model.load_state_dict({name: x.to(device) for name, x in weights.read(names)}, strict=False, assign=True)
+
+
+def hub_file(entry, name):
+    """Path of one file of a checkpoint, fetched from the hub where it must be, or None if there is no such file."""
     if Path(entry["path"]).is_dir():
-        return Path(entry["path"])
-    from huggingface_hub import snapshot_download
-    return Path(_load(lambda: snapshot_download(entry["path"], revision=entry.get("revision"), allow_patterns=["*.json", "*.safetensors"]), entry))
+        return Path(entry["path"], name) if Path(entry["path"], name).is_file() else None
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+    revision = resolved_commit(entry) or entry.get("revision")
+    found = try_to_load_from_cache(entry["path"], name, revision=revision)
+    with contextlib.suppress(EntryNotFoundError):
+        return Path(found if isinstance(found, str) else hf_hub_download(entry["path"], name, revision=revision))
 
 
 def resolved_commit(entry):
@@ -420,35 +499,56 @@ def resolved_commit(entry):
     return Path(found).parents[config.count("/")].name if isinstance(found, str) else None
 
 
-def tensors_of(folder):
-    """(name, tensor) of every weight in a folder of safetensors, one file after another."""
-    import json
+def native_layout(entry, dtype):
+    """transformers' own classes; its rules say what became of a name since the checkpoint was written."""
+    from transformers import AutoConfig
+    model_class, processor_class = auto_classes(entry)
+    config = _load(lambda: AutoConfig.from_pretrained(entry["path"], **pin(entry)), entry)
+    processor = _load(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
 
-    from safetensors import safe_open
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    for file in files:
-        with safe_open(folder / file, "pt") as f:
-            yield from ((name, f.get_tensor(name)) for name in f.keys())  # noqa: SIM118
+    def names(model):
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+        rules, known_names = get_model_conversion_mapping(model), model.state_dict()
+        assert all(isinstance(rule, WeightRenaming) for rule in rules), rules  # a rule that computes would need all its tensors at once
+
+        def own(name):
+            new, _ = rename_source_key(name, rules, [], model.base_model_prefix, known_names)
+            if new not in known_names and name in known_names:  # written after the renaming
+                new = name
+            return [new]
+        return (own,)
+    return lambda: model_class.from_config(config, dtype=dtype), processor, names
 
 
-def load_cogvlm2(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(CogVLM2, tokenizer): our own port, for the code on the hub needs xformers and triton."""
-    import json
+def config_of(entry):
+    """config.json as a dict."""
+    def read():
+        path = hub_file(entry, "config.json")
+        if path is None:
+            raise FileNotFoundError("there is no config.json")
+        return json.loads(path.read_text())
+    return _load(read, entry)
 
+
+def cogvlm2_layout(entry, dtype):
+    """Our own port, for the code on the hub needs xformers and triton; it has the names of the checkpoint. The processor is the tokenizer."""
     from transformers import AutoTokenizer
     try:
         from cogvlm2 import CogVLM2
     except ImportError:
         refuse(f"cogvlm2.py is not beside {__file__}; copy it there, {entry['name']} needs it")
-    folder = fetch(entry)
-    tokenizer = _load(lambda: AutoTokenizer.from_pretrained(folder), entry)
-    if random_seed is None:
-        model = _load(lambda: CogVLM2.from_pretrained(folder, dtype), entry)
-    else:
-        torch.manual_seed(random_seed)
-        model = CogVLM2(_load(lambda: json.loads((folder / "config.json").read_text()), entry)).to(dtype)
-    return model.to(device).eval(), tokenizer
+    config = config_of(entry)
+    tokenizer = _load(lambda: AutoTokenizer.from_pretrained(entry["path"], **pin(entry)), entry)
+
+    def build():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # of parameters alone: the rotary frequencies stay fp32
+        try:
+            return CogVLM2(config)
+        finally:
+            torch.set_default_dtype(before)
+    return build, tokenizer, lambda model: (lambda name: [name],)
 
 
 def _internvl2_config(old):
@@ -479,47 +579,42 @@ INTERNVL2_KEYS = [  # (original, native): applied in order as regular expression
 ]
 
 
-def _internvl2_weights(name, tensor, config):
-    """One weight of the original layout -> [(native name, tensor)]: renamed, and the fused projections split."""
+def _internvl2_names(name):
+    """The native names of a weight of the original layout: renamed, and those of fused projections three."""
     import re
     for old, new in INTERNVL2_KEYS:
         name = re.sub(old, new, name)
-    if name.endswith((".attn.qkv.weight", ".attn.qkv.bias")):
-        head, _, kind = name.rpartition(".attn.qkv.")
-        return [(f"{head}.attention.{x}_proj.{kind}", part) for x, part in zip("qkv", tensor.chunk(3), strict=True)]
-    if name.endswith(".attention.wqkv.weight"):  # for every key-value head: its query heads, the key, the value
+    if ".attn.qkv." in name:
+        return [name.replace("attn.qkv", f"attention.{x}_proj") for x in "qkv"]
+    if ".attention.wqkv." in name:
+        return [name.replace("attention.wqkv", f"self_attn.{x}_proj") for x in "qkv"]
+    return [name]
+
+
+def _internvl2_parts(name, tensor, config):
+    """The weights that a weight of the original layout becomes, one for each name."""
+    if ".attn.qkv." in name:
+        return tensor.chunk(3)
+    if ".attention.wqkv." in name:  # for every key-value head: its query heads, the key, the value
         groups = config.text_config.num_key_value_heads
         per = config.text_config.num_attention_heads // groups
-        parts = tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)
-        return [(name.replace("attention.wqkv", f"self_attn.{x}_proj"), part.flatten(0, 2)) for x, part in zip("qkv", parts, strict=True)]
-    return [(name, tensor)]
+        return [part.flatten(0, 2) for part in tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)]
+    return [tensor]
 
 
-def load_internvl2(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(InternVLForConditionalGeneration, None) of InternVL2 in its original layout, through a key map onto the native class.
-
-    Its tokenizer needs code from the hub, which we do not run; the picture's rows need none of its words.
-    """
-    import json
-
+def internvl2_layout(entry, dtype):
+    """InternVL2 in its original layout, through a key map onto the native class. No processor: its tokenizer needs code from the hub, which we do
+    not run, and the picture's rows need none of its words."""
     from transformers import InternVLForConditionalGeneration
-    folder = fetch(entry)
-    old = _load(lambda: json.loads((folder / "config.json").read_text()), entry)
+    old = config_of(entry)
     if old["llm_config"].get("model_type", "internlm2") != "internlm2":
         refuse(f"{entry['path']} has a language model of type {old['llm_config']['model_type']!r}; InternVL2's 8B and 26B have internlm2, for others take an InternVL3 in the native layout")
     config = _internvl2_config(old)
-    if random_seed is not None:
-        torch.manual_seed(random_seed)
-        return InternVLForConditionalGeneration(config).to(device, dtype).eval(), None
-
-    def build():
-        state = {new: part.to(dtype) for name, tensor in tensors_of(folder) for new, part in _internvl2_weights(name, tensor, config)}
-        return InternVLForConditionalGeneration.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
-    model = _load(build, entry)
-    return model.to(device).eval(), None
+    return (lambda: InternVLForConditionalGeneration._from_config(config, dtype=dtype), None,
+            lambda model: (_internvl2_names, lambda name, tensor: _internvl2_parts(name, tensor, config)))
 
 
-OWN_LAYOUT = {"cogvlm2": load_cogvlm2, "internvl_chat": load_internvl2}
+OWN_LAYOUT = {"cogvlm2": cogvlm2_layout, "internvl_chat": internvl2_layout}
 LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "vae": load_video_vae}
 
 

@@ -704,7 +704,8 @@ def test_internvl2s_own_layout_maps_onto_every_weight_of_the_native_class_at_ful
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
         old = {k: torch.empty(*shape) for k, shape in internvl2_layout(vision, text).items()}
-    found = {k: tuple(x.shape) for old_name, tensor in old.items() for k, x in common._internvl2_weights(old_name, tensor, config)}
+    found = {k: tuple(x.shape) for name, tensor in old.items()
+             for k, x in zip(common._internvl2_names(name), common._internvl2_parts(name, tensor, config), strict=True)}
     assert found == {k: tuple(x.shape) for k, x in model.state_dict().items()}
     points = resolved(model)
     assert len(points) == 2 + vision["num_hidden_layers"] + text["num_hidden_layers"] and extract.family_of(model)(model, None)[2] == 448
