@@ -418,8 +418,9 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
 # A layout is a function (entry, dtype) -> (build, processor, names): build() makes the network with weights of its own, and
 # names(model) -> (own, parts) says what a tensor of the checkpoint becomes: own(name) the model's names of it, parts(name, tensor) its parts.
 
-def skeleton(entry, dtype, device="cpu"):
-    """(model, processor, weights): a network whose parameters hold nothing yet (meta device) and whose buffers are real; `weights` brings what is asked for."""
+def skeleton(entry, dtype, device="cpu", random_seed=None):
+    """(model, processor, weights): a network whose parameters hold nothing yet (meta device) and whose buffers are real; `weights` brings what is asked
+    for, from the checkpoint or, with `random_seed`, untrained."""
     from accelerate import init_empty_weights
     build, processor, names = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
     with init_empty_weights(include_buffers=False):
@@ -428,7 +429,7 @@ def skeleton(entry, dtype, device="cpu"):
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
                 module._buffers[name] = buffer.to(device)
-    return model, processor, _load(lambda: Weights(entry, model, *names(model)), entry)
+    return model, processor, Untrained(model, random_seed) if random_seed is not None else _load(lambda: Weights(entry, model, *names(model)), entry)
 
 
 class Weights:
@@ -440,8 +441,6 @@ class Weights:
     def __init__(self, entry, model, own, parts=lambda name, tensor: [tensor]):
         self.entry, self.parts, self.files, self.bytes = entry, parts, {}, 0
         index = hub_file(entry, "model.safetensors.index.json")
-        if not index and not hub_file(entry, "model.safetensors"):
-            raise FileNotFoundError("there is no model.safetensors")
         stored = json.loads(index.read_text())["weight_map"] if index else dict.fromkeys(self.open("model.safetensors").keys(), "model.safetensors")
         self.like = {name: x.to("meta") for name, x in model.state_dict().items()}
         self.where = {name: (file, key, k) for key, file in stored.items() for k, name in enumerate(own(key))}
@@ -453,8 +452,15 @@ class Weights:
     def open(self, file):
         from safetensors import safe_open
         if file not in self.files:
-            self.files[file] = safe_open(hub_file(self.entry, file), "pt")
+            path = hub_file(self.entry, file)
+            if path is None:
+                raise FileNotFoundError(f"there is no {file}")
+            self.files[file] = safe_open(path, "pt")
         return self.files[file]
+
+    def ready(self, names):
+        """Open the files of these weights: one that is missing or cut short is refused now, not on the way."""
+        _load(lambda: [self.open(file) for file in {self.where[name][0] for name in names}], self.entry)
 
     def read(self, names):
         """(name, tensor on the CPU in the model's dtype) of each; copied, for a mapped tensor is read later, by whoever touches it first."""
@@ -471,6 +477,28 @@ class Weights:
     def size(self, names):
         """Bytes in memory."""
         return sum(self.like[name].nbytes for name in names)
+
+
+class Untrained:
+    """Weights that are a function of the seed and their name alone, so that the order of reading does not matter: matrices N(0, 0.02^2), which is
+    these families' initializer_range, scales one, biases zero. Buffers are left as they are."""
+
+    size = Weights.size
+
+    def ready(self, names):
+        """Nothing to open."""
+
+    def __init__(self, model, seed):
+        self.seed, self.bytes, self.like = seed, 0, {name: x.to("meta") for name, x in model.named_parameters()}
+
+    def read(self, names):
+        for name in names:
+            x = torch.empty_like(self.like[name], device="cpu")
+            if x.ndim > 1:
+                g = torch.Generator().manual_seed(int(hashlib.sha256(f"{self.seed} {name}".encode()).hexdigest()[:15], 16))
+                yield name, x.normal_(0, 0.02, generator=g)
+            else:
+                yield name, x.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 @torch.inference_mode(False)  # what inference mode makes cannot become a parameter
@@ -508,16 +536,26 @@ def native_layout(entry, dtype):
 
     def names(model):
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
+        from transformers.core_model_loading import Chunk, WeightRenaming, rename_source_key
         rules, known_names = get_model_conversion_mapping(model), model.state_dict()
-        assert all(isinstance(rule, WeightRenaming) for rule in rules), rules  # a rule that computes would need all its tensors at once
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        splits = [rule for rule in rules if rule not in renamings]  # DINOv2's gated MLP, once one matrix
+        assert all(len(rule.source_patterns) == len(rule.operations) == 1 and isinstance(rule.operations[0], Chunk) for rule in splits), rules
+
+        def rename(name):
+            new, split = rename_source_key(name, renamings, splits, model.base_model_prefix, known_names)
+            if new not in known_names and name in known_names:  # written after the renaming
+                return name, None
+            return new, next((rule for rule in splits if split in rule.source_patterns), None)
 
         def own(name):
-            new, _ = rename_source_key(name, rules, [], model.base_model_prefix, known_names)
-            if new not in known_names and name in known_names:  # written after the renaming
-                new = name
-            return [new]
-        return (own,)
+            new, split = rename(name)
+            return [new.replace(split.target_patterns[0], target) for target in split.target_patterns] if split else [new]
+
+        def parts(name, tensor):
+            _, split = rename(name)
+            return tensor.chunk(len(split.target_patterns), split.operations[0].dim) if split else [tensor]
+        return own, parts
     return lambda: model_class.from_config(config, dtype=dtype), processor, names
 
 

@@ -14,10 +14,15 @@ CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`.
 One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
 complete is never computed again: kill it at any moment and run the same command to go on.
 """
+import collections
 import contextlib
+import functools
 import hashlib
+import math
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -31,6 +36,7 @@ from common import (
     SHARD,
     check_writable,
     choose_device,
+    fill,
     find_model,
     frames_of,
     load_items,
@@ -44,6 +50,7 @@ from common import (
     save_pt,
     save_yaml,
     say,
+    skeleton,
 )
 
 PROMPT = "Describe the picture."  # follows the picture, so in a causal model it cannot change the picture's rows
@@ -56,30 +63,206 @@ class Seen(Exception):
     """Every point has been captured: nothing deeper needs to be computed."""
 
 
-@torch.inference_mode()
-def capture(model, inputs, modules):
-    """Outputs of `modules` {point: module path} in one forward pass that ends with the last of them.
+@contextlib.contextmanager
+def watching(model, modules):
+    """run(inputs, seen={}) -> outputs of `modules` {point: module path} in one forward pass that ends with the last of them; several threads may run at once.
 
     Outputs are cloned: transformers replaces some of them in place later (get_image_features does).
     """
-    seen = {}
+    here = threading.local()
 
     def hook(point):
         def keep(module, args, output):
-            seen[point] = (output[0] if isinstance(output, tuple) else output).clone()
-            if len(seen) == len(modules):
+            here.seen[point] = (output[0] if isinstance(output, tuple) else output).clone()
+            here.left.discard(point)
+            if not here.left:
                 raise Seen
         return keep
 
-    handles = [model.get_submodule(path).register_forward_hook(hook(point)) for point, path in modules.items()]
-    try:
+    @torch.inference_mode()
+    def run(inputs, seen=None):
+        here.seen, here.left = {} if seen is None else seen, set(modules)
         with contextlib.suppress(Seen):
             model(**inputs)
+        assert not here.left, f"points never reached: {sorted(here.left)}"
+        return here.seen
+
+    handles = [model.get_submodule(path).register_forward_hook(hook(point)) for point, path in modules.items()]
+    try:
+        yield run
     finally:
         for handle in handles:
             handle.remove()
-    assert len(seen) == len(modules), f"points never reached: {sorted(set(modules) - set(seen))}"
-    return seen
+
+
+def capture(model, inputs, modules):
+    """`watching` for a single pass."""
+    with watching(model, modules) as run:
+        return run(inputs)
+
+
+@contextlib.contextmanager
+def latents_of(vae):
+    """`watching` for an autoencoder, whose latents are no module's output: run(inputs) -> {"latents": the mode}."""
+    @torch.inference_mode()
+    def run(inputs):
+        return {"latents": vae.encode(inputs["sample"]).latent_dist.mode()}
+    yield run
+
+
+# ---------------------------------------------------------------- weights when they are needed, and not before
+
+LATER = ("lm_head", "text_model", "predictor", "decoder")  # beside the stacks; hardly ever called before the last point has been seen
+
+
+class Network:
+    """A network whose weights are read in part: what lies outside the stacks and the layers up to the deepest point asked for; LATER when it is called.
+
+    `layers` are the modules of the points vision.<i> and language.<i>, `wanted` those of them that a pass to the deepest point runs through.
+    """
+
+    def __init__(self, model, weights, device, points, deepest):
+        self.model, self.weights, self.device = model, weights, device
+        self.layers = [path for name, (path, _) in points.items() if name.startswith(("vision.", "language."))]
+        reached = list(points)[:list(points).index(deepest) + 1]
+        self.wanted = [path for path in self.layers if path in {points[name][0] for name in reached}]
+        later = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in LATER and not any(layer.startswith(f"{path}.") for layer in self.layers)]
+        self.names = {path: [name for name in weights.like if name.startswith(f"{path}.")] for path in [*self.layers, *later]}
+        apart = {name for names in self.names.values() for name in names}
+        self.outside = [name for name in weights.like if name not in apart]
+        for path in later:
+            self.when_called(path, functools.partial(self.fill_and_go_on, path))
+
+    def when_called(self, path, call):
+        """call(*args, **kwargs) in the place of a module's forward; hooks on the module see no difference."""
+        self.model.get_submodule(path).forward = call
+
+    @torch.inference_mode()
+    def layer(self, path, *args, **kwargs):
+        module = self.model.get_submodule(path)
+        return type(module).forward(module, *args, **kwargs)
+
+    def fill_and_go_on(self, path, *args, **kwargs):
+        fill(self.model, self.weights, self.names[path], self.device)
+        del self.model.get_submodule(path).forward
+        return self.layer(path, *args, **kwargs)
+
+    def weights_of(self, layers):
+        """Names of what lies outside the stacks, and of some layers' weights."""
+        return [*self.outside, *(name for path in layers for name in self.names[path])]
+
+    def fill(self, layers):
+        fill(self.model, self.weights, self.weights_of(layers), self.device)
+
+    def largest(self, n):
+        return sorted(self.wanted, key=lambda path: self.weights.size(self.names[path]))[-n:]
+
+    def bytes(self, layers):
+        return self.weights.size(self.weights_of(layers))
+
+
+# ---------------------------------------------------------------- layer streaming: every item through one layer before the next is read
+
+class Pass(threading.Thread):
+    """The forward pass of one micro-batch, which stands still in front of every layer until the layer's output is there.
+
+    The model's own code runs between the layers, whatever it does there (merging, DeepStack, masks, rotary embeddings); the layers run in the main thread.
+    """
+
+    def __init__(self, forward, inputs):
+        super().__init__(daemon=True)
+        self.forward, self.inputs, self.seen, self.at, self.error, self.given_up = forward, inputs, {}, None, None, False
+        self.go, self.stands = threading.Semaphore(0), threading.Semaphore(0)
+
+    def run(self):
+        try:
+            self.forward(self.inputs, self.seen)
+        except BaseException as e:  # raised again where it can be seen
+            self.error = e
+        self.at = None
+        self.stands.release()
+
+    def ask(self, *at):
+        """Called by a layer's stand-in, in this thread."""
+        self.at = at
+        self.stands.release()
+        self.go.acquire()
+        if self.given_up:
+            raise Seen
+        output, self.output = self.output, None
+        return output
+
+    def on(self, output):
+        """Go on with a layer's output, to the next layer or to the end."""
+        self.output, self.at = output, None
+        self.go.release()
+        self.wait()
+
+    def wait(self):
+        self.stands.acquire()
+        if self.error:
+            raise self.error
+
+    def give_up(self):
+        self.given_up = True
+        self.go.release()
+
+    def bytes(self):
+        """What it holds while it stands: its inputs, the residual stream, masks, rotary embeddings."""
+        from torch.utils._pytree import tree_leaves
+        return sum(x.nbytes for x in {id(x): x for x in tree_leaves((self.inputs, self.at)) if torch.is_tensor(x)}.values())
+
+
+def stream(network, forward, batches, budget, drain):
+    """Take as many micro-batches (inputs of `forward`) as fit the budget of bytes through the network, layer by layer; how many these were.
+
+    A reader thread brings the next layer while one computes, so two are in memory at once. drain(k, seen) takes what micro-batch k has seen so far.
+    """
+    model, weights, device = network.model, network.weights, network.device
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None  # on a stream of its own a copy runs beside the layer that computes
+
+    def read(path):
+        if not side:
+            return dict(weights.read(network.names[path]))
+        with torch.cuda.stream(side):
+            state = {name: x.pin_memory().to(device, non_blocking=True) for name, x in weights.read(network.names[path])}
+            side.synchronize()
+        return state
+
+    for path in network.layers:
+        network.when_called(path, lambda *args, path=path, **kwargs: threading.current_thread().ask(path, args, kwargs))
+    passes, held, following = [], 0, dict(zip(network.wanted, network.wanted[1:], strict=False))
+    with ThreadPoolExecutor(1) as reader, tqdm(total=len(network.wanted), unit="layer") as bar:
+        try:
+            ahead = {path: reader.submit(read, path) for path in network.wanted[:1]}
+            for inputs in batches:
+                passes.append(one := Pass(forward, inputs))
+                one.start()
+                one.wait()
+                drain(len(passes) - 1, one.seen)
+                held += one.bytes()
+                if held + one.bytes() > budget:
+                    break
+            while live := [k for k, one in enumerate(passes) if one.at]:
+                path = passes[live[0]].at[0]
+                state = (ahead.pop(path, None) or reader.submit(read, path)).result()
+                ahead = {p: reader.submit(read, p) for p in [following.get(path)] if p}
+                model.load_state_dict(state, strict=False, assign=True)
+                for k in live:
+                    where, args, kwargs = passes[k].at
+                    assert where == path, (where, path)  # the same code runs for every micro-batch, so all stand in front of the same layer
+                    passes[k].on(network.layer(path, *args, **kwargs))
+                    del args, kwargs  # the input of a layer goes when its output is there
+                    drain(k, passes[k].seen)
+                for x in state.values():
+                    if side:
+                        x.record_stream(torch.cuda.current_stream())
+                model.load_state_dict({name: weights.like[name] for name in state}, strict=False, assign=True)
+                bar.update()
+        finally:
+            for one in passes:
+                one.give_up()
+    return len(passes)
 
 
 # ---------------------------------------------------------------- families: where the points are, and the way back to raster order
@@ -357,21 +540,138 @@ def pixel_grid(frames, grid, first_frame):
     return x[:, :, :h * p, :w * q].reshape(n, t, h, p, w, q, 3).permute(0, 1, 2, 4, 3, 5, 6).reshape(n, t, h, w, -1)
 
 
-def extract(run_model, first_frame, items, size, batch, device):
-    """Features of some items, micro-batch by micro-batch: ({point: [n,t,h,w,D] fp32 on the CPU}, seconds of each forward pass)."""
-    parts, seconds = [], []
-    for i in range(0, len(items), batch):
-        frames = torch.stack([frames_of(item, size) for item in items[i:i + batch]])
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        features = run_model(frames)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append((time.perf_counter() - started) / len(frames))
-        smallest = min(features.values(), key=lambda x: x.shape[1:4].numel())
-        parts.append({"pixels": pixel_grid(frames, smallest.shape[1:4], first_frame)} | {p: x.float().cpu() for p, x in features.items()})
-    return {p: torch.cat([part[p] for part in parts]) for p in parts[0]}, seconds
+class Writer:
+    """A thread that writes files in the order given while the next features are computed; it never lags by more than a few."""
+
+    def __init__(self):
+        self.pool, self.jobs = ThreadPoolExecutor(1), collections.deque()
+
+    def __call__(self, *args, **kwargs):
+        self.jobs.append(self.pool.submit(save_pt, *args, **kwargs))
+        while len(self.jobs) > 4:
+            self.jobs.popleft().result()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.pool.shutdown()
+        for job in self.jobs:
+            job.result()
+
+
+class Shard:
+    """Features of up to 64 items as they come in, micro-batch by micro-batch and points in any order. A point is written when its last part is
+    there; pooled/<shard>.pt, written last, marks the shard as complete."""
+
+    def __init__(self, out, number, items, size, batch, points, write):
+        self.out, self.file, self.items, self.size, self.batch, self.write = out, f"{number:05d}.pt", items, size, batch, write
+        self.ids = [item["id"] for item in items]
+        self.parts, self.pooled = {point: {} for point in points}, {}
+        self.starts = list(range(0, len(items), batch))
+
+    def frames(self, k):
+        """Micro-batch k: uint8 [n, T, size, size, 3]."""
+        return torch.stack([frames_of(item, self.size) for item in self.items[self.starts[k]:self.starts[k] + self.batch]])
+
+    def add(self, k, point, x):
+        """Features [n, t, h, w, D] of micro-batch k."""
+        if point not in self.parts:  # a second attempt, after memory ran out
+            return
+        half, x = x.half(), x.float()
+        self.parts[point][k] = half.cpu(), x.mean((2, 3)).cpu(), x.amax((2, 3)).cpu(), int((~half.isfinite()).sum())
+        if len(self.parts[point]) == len(self.starts):
+            halves, means, maxima, nonfinite = zip(*(part for _, part in sorted(self.parts.pop(point).items())), strict=True)
+            whole = torch.cat(halves)
+            self.pooled[point] = {"mean": torch.cat(means), "max": torch.cat(maxima), "shape": list(whole.shape[1:]), "nonfinite": sum(nonfinite)}
+            self.write(self.out / point / self.file, FEATURES, self.ids, {"point": point}, features=whole)
+
+    def finish(self, names, first_frame, seconds):
+        """Write the pictures' own pixels on the coarsest grid, then what marks the shard as complete."""
+        coarsest = min((p["shape"][:3] for p in self.pooled.values()), key=math.prod)
+        self.parts["pixels"] = {}
+        for k in range(len(self.starts)):
+            self.add(k, "pixels", pixel_grid(self.frames(k), coarsest, first_frame))
+        self.write(self.out / "pooled" / self.file, POOLED, self.ids, {"seconds": seconds}, pooled={p: self.pooled[p] for p in ("pixels", *names)})
+
+
+def on(batch, device, dtype):
+    """What the model's forward takes, on its device and in its dtype; plain numbers are for `restore` alone."""
+    return {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in batch.items() if type(v) is not int}
+
+
+def one_by_one(run, inputs_of, restore, shards, device, dtype, finish):
+    """Features of every shard, micro-batch after micro-batch; seconds are those of preparing and running each."""
+    for shard in shards:
+        seconds = []
+        for k in range(len(shard.starts)):
+            frames = shard.frames(k)
+            wait_for(device)
+            started = time.perf_counter()
+            batch = inputs_of(frames)
+            features = {point: restore(point, x, batch) for point, x in run(on(batch, device, dtype)).items()}
+            wait_for(device)
+            seconds.append((time.perf_counter() - started) / len(frames))
+            for point, x in features.items():
+                shard.add(k, point, x)
+        finish(shard, seconds)
+
+
+def layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budget):
+    """The same features by streaming, in as few rounds as the budget of bytes allows. A pass has no seconds of its own: none are recorded."""
+    jobs = [(shard, k) for shard in shards for k in range(len(shard.starts))]
+    while jobs:
+        batches = []
+
+        def inputs(jobs=jobs, batches=batches):
+            for shard, k in jobs:
+                batches.append(inputs_of(shard.frames(k)))
+                yield on(batches[-1], network.device, dtype)
+
+        def drain(i, seen, jobs=jobs, batches=batches):
+            shard, k = jobs[i]
+            for point in list(seen):
+                shard.add(k, point, restore(point, seen.pop(point), batches[i]))
+
+        try:
+            done = stream(network, run, inputs(), budget, drain)
+        except torch.OutOfMemoryError:
+            if len(batches) < 2:
+                raise
+            budget, done = budget / 2, 0
+            torch.cuda.empty_cache()
+        for shard in dict.fromkeys(shard for shard, _ in jobs[:done]):
+            if not shard.parts:
+                finish(shard, [])
+        jobs = jobs[done:]
+
+
+def wait_for(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def memory_size(text):
+    """'15GB' -> bytes, in units of 10^9."""
+    number, unit = text[:-2], {"GB": 1e9, "MB": 1e6}.get(text[-2:].upper())
+    try:
+        if unit and float(number) > 0:
+            return float(number) * unit
+    except ValueError:
+        pass
+    refuse(f"--max-memory {text!r} is not a size; give one as 15GB or 800MB")
+
+
+def memory_left(device, most):
+    """Bytes that weights and activations may take: what is free, and no more than `most` for the whole process where it is given."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        if most:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, most / torch.cuda.get_device_properties(device).total_memory), device)
+        return min(free, most or free)
+    import psutil
+    free = psutil.virtual_memory().available
+    return min(free, most - psutil.Process().memory_info().rss) if most else free
 
 
 def fingerprint(path):
@@ -402,6 +702,8 @@ def get_args(argv):
     p.add_argument("--batch", type=int, default=8, help="micro-batch (default: %(default)s)")
     p.add_argument("--random-init", action="store_true", help="the same architecture with untrained weights: a floor")
     p.add_argument("--revision", help="of a hub repository: a branch, tag or commit (default: its newest); the commit found is recorded")
+    p.add_argument("--stream", action="store_true", help="take all items through one layer before the next is read; chosen by itself when the weights do not fit")
+    p.add_argument("--max-memory", help="15GB: use no more of the GPU's (on a CPU: the process's) memory")
     p.add_argument("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based), for cluster arrays")
     p.add_argument("--list", action="store_true", help="print the registry and stop")
     return p.parse_args(argv)
@@ -418,6 +720,75 @@ def smoke_input(args, folder):
     Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)).save_pretrained(folder / "model")
     BitImageProcessor().save_pretrained(folder / "model")
     args.model, args.data, args.size, args.out = str(folder / "model"), str(folder / "data"), 28, args.out or str(folder / "features")
+
+
+def agree(out, plan):
+    """Refuse to go on in a folder that was begun with other settings."""
+    if (out / "plan.yaml").exists() and (before := load_yaml(out / "plan.yaml")) != plan:
+        what = next(k for k in plan if before.get(k) != plan[k])
+        refuse(f"{out} holds features made with {what} {before.get(what)!r}, not {plan[what]!r}; delete the folder or give another --out")
+
+
+def chosen(args, points):
+    """{point: module path} of what --points asks for, in the order of execution."""
+    names = list(points) if args.points == "all" else quarters(points) if args.points == "quarters" else args.points.split(",")
+    if unknown := [n for n in names if n not in points]:
+        refuse(f"{args.model} has no point {unknown[0]!r}; its points are {', '.join(points)}")
+    return {n: points[n][0] for n in points if n in names}
+
+
+def compute(args, entry, plan, items, out, todo, device, dtype):
+    """Compute and write the shards `todo`; ({point: module path}, bytes of weights that were read)."""
+    most, seed = memory_size(args.max_memory) if args.max_memory else None, args.seed if args.random_init else None
+    network, streamed = None, False
+    if entry["kind"] == "vae":
+        if args.stream:
+            refuse(f"{args.model} is an autoencoder, not a stack of layers, and small: leave --stream out")
+        model, processor = LOADERS["vae"](entry, device, dtype, seed)
+    else:
+        model, processor, weights = skeleton(entry, dtype, device, seed)
+    make_inputs, points, multiple, first_frame = family_of(model)(model, processor)
+    if args.size % multiple:
+        refuse(f"--size {args.size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(args.size // multiple, 1) * multiple}")
+    modules = chosen(args, points)
+    if entry["kind"] != "vae":
+        network = Network(model, weights, device, points, list(modules)[-1])
+        weights.ready(network.weights_of(network.wanted))
+        whole, least, limit = network.bytes(network.wanted), network.bytes(network.largest(2)), memory_left(device, most)
+        streamed = args.stream or 1.2 * whole > limit  # a fifth for activations
+        print(f"weights {whole / 1e9:.2f} GB, memory {limit / 1e9:.1f} GB: {'layer by layer' if streamed else 'at once'}")
+        if streamed and least > limit:
+            refuse(f"{args.model} needs {least / 1e9:.2f} GB even layer by layer, and there are {limit / 1e9:.2f}; free some, or raise --max-memory")
+        if args.random_init and streamed:  # the library's own initialisation needs the whole network at once
+            plan["random_seed"] = f"{seed}, by name"
+            agree(out, plan)
+        if args.random_init and not streamed:
+            model, processor = LOADERS[entry["kind"]](entry, device, dtype, seed)
+            make_inputs, points, *_ = family_of(model)(model, processor)
+        else:
+            network.fill([] if streamed else network.wanted)
+
+    def inputs_of(frames):
+        batch = make_inputs(frames)  # refuses frames that the model cannot take, before anything is written
+        if not (out / "plan.yaml").exists():
+            save_yaml(out / "modules.yaml", modules)
+            save_yaml(out / "plan.yaml", plan)
+        return batch
+
+    def restore(point, x, batch):
+        return points[point][1](x, batch)
+
+    def finish(shard, seconds):
+        shard.finish(modules, first_frame, seconds)
+
+    with Writer() as write, watching(model, modules) if network else latents_of(model) as run:
+        shards = (Shard(out, s, items[s * SHARD:(s + 1) * SHARD], args.size, args.batch, modules, write) for s in todo)
+        if streamed:
+            layer_by_layer(network, run, inputs_of, restore, list(shards), dtype, finish, (limit - least) / 2)  # half for what comes to be held on the way
+        else:
+            shards = tqdm(shards, desc=f"{entry['name']} {Path(args.data).name}", unit="shard", total=len(todo))
+            one_by_one(run, inputs_of, restore, shards, device, dtype, finish)
+    return modules, network.weights.bytes if network else None
 
 
 def main(argv=None):
@@ -437,52 +808,20 @@ def main(argv=None):
     if args.batch < 1:
         refuse(f"--batch {args.batch} is not positive; give 1 or more")
     clip = "frames" in items[0] and len(items[0]["frames"]) > 1
-    size = args.size or entry["clip" if clip else "size"]
-    seed = args.seed if args.random_init else None
+    args.size = args.size or entry["clip" if clip else "size"]
     device, dtype, why = choose_device()
     plan = {"model": entry["name"], "checkpoint": fingerprint(entry["path"]), "revision": args.revision,
-            "weights": "random" if args.random_init else entry["weights"], "size": size, "batch": args.batch,
-            "points": args.points, "random_seed": seed, "dtype": str(dtype),
+            "weights": "random" if args.random_init else entry["weights"], "size": args.size, "batch": args.batch,
+            "points": args.points, "random_seed": args.seed if args.random_init else None, "dtype": str(dtype),
             "items": hashlib.sha256("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed"))]).encode()).hexdigest()[:16]}
-    if (out / "plan.yaml").exists() and (before := load_yaml(out / "plan.yaml")) != plan:
-        what = next(k for k in plan if before.get(k) != plan[k])
-        refuse(f"{out} holds features made with {what} {before.get(what)!r}, not {plan[what]!r}; delete the folder or give another --out")
+    agree(out, plan)
     shards = -(-len(items) // SHARD)
     rank, ranks = share(args.shard)
     todo = [s for s in range(rank, shards, ranks) if not (out / "pooled" / f"{s:05d}.pt").exists()]
-    modules = load_yaml(out / "modules.yaml") if (out / "modules.yaml").exists() else {}
+    modules, read = load_yaml(out / "modules.yaml") if (out / "modules.yaml").exists() else {}, None
     if todo or not modules:
         print(f"device {device.type} ({why})")
-        model, processor = LOADERS[entry["kind"]](entry, device, dtype, seed)
-        inputs_of, points, multiple, first_frame = family_of(model)(model, processor)
-        if size % multiple:
-            refuse(f"--size {size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(size // multiple, 1) * multiple}")
-        names = list(points) if args.points == "all" else quarters(points) if args.points == "quarters" else args.points.split(",")
-        if unknown := [n for n in names if n not in points]:
-            refuse(f"{args.model} has no point {unknown[0]!r}; its points are {', '.join(points)}")
-        modules = {n: points[n][0] for n in points if n in names}
-
-        def run_model(frames):
-            batch = inputs_of(frames)  # refuses frames that the model cannot take, before anything is written
-            if not (out / "plan.yaml").exists():
-                save_yaml(out / "modules.yaml", modules)
-                save_yaml(out / "plan.yaml", plan)
-            given = {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in batch.items() if type(v) is not int}
-            if entry["kind"] == "vae":
-                with torch.inference_mode():
-                    seen = {"latents": model.encode(given["sample"]).latent_dist.mode()}
-            else:
-                seen = capture(model, given, modules)
-            return {n: points[n][1](seen[n], batch) for n in modules}
-
-        for s in tqdm(todo, desc=f"{entry['name']} {Path(args.data).name}", unit="shard"):
-            part = items[s * SHARD:(s + 1) * SHARD]
-            ids = [i["id"] for i in part]
-            features, seconds = extract(run_model, first_frame, part, size, args.batch, device)
-            for point, x in features.items():
-                save_pt(out / point / f"{s:05d}.pt", FEATURES, ids, {"point": point}, features=x.half())
-            pooled = {p: {"mean": x.mean((2, 3)), "max": x.amax((2, 3)), "shape": list(x.shape[1:]), "nonfinite": int((~x.half().isfinite()).sum())} for p, x in features.items()}
-            save_pt(out / "pooled" / f"{s:05d}.pt", POOLED, ids, {"seconds": seconds}, pooled=pooled)  # written last: this shard is complete
+        modules, read = compute(args, entry, plan, items, out, todo, device, dtype)
 
     if ranks > 1 and not args.shard:
         torch.distributed.init_process_group("gloo")
@@ -500,11 +839,11 @@ def main(argv=None):
     save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": entry["name"]}, pooled=pooled)
     table = {p: {"module": modules.get(p, "the frames themselves"), "shape": parts[0]["pooled"][p]["shape"], "dtype": "float16",
                  "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)} for p in names}
-    seconds = sorted(s for part in parts for s in part["meta"]["seconds"])
+    seconds = sorted(s for part in parts for s in part["meta"]["seconds"])  # none where layers were streamed: a pass has no seconds of its own
     result = {"stage": "extract", "schema": FEATURES, "model": entry["name"], "kind": entry["kind"], "weights": plan["weights"], "data": data["data"],
-              "items": len(items), "size": size, "seconds_per_item": seconds[len(seconds) // 2], "bytes": sum(t["bytes"] for t in table.values()),
+              "items": len(items), "size": args.size, "seconds_per_item": seconds[len(seconds) // 2] if seconds else None, "bytes": sum(t["bytes"] for t in table.values()),
               "nonfinite": sum(t["nonfinite"] for t in table.values()), "data_path": str(args.data), "shards": shards, "points": table, "ids": data["ids"],
-              "run": run_info(args, started, device=f"{device.type} ({why})", dtype=str(dtype), micro_batch=args.batch,
+              "run": run_info(args, started, device=f"{device.type} ({why})", dtype=str(dtype), micro_batch=args.batch, streamed=not seconds, weights_read_gb=read and read / 1e9,
                               model_revision=resolved_commit(entry), script="extract.py")}
     save_yaml(out / "index.yaml", result)
     say(result)
