@@ -545,14 +545,19 @@ def load_features(folder):
     return index, read
 
 
-def plant_features(folder, ids, points, data_path, **more):
+def with_grid(index):
+    """The points of a features index whose tokens have a place in the picture; the others store [n, t, 1, K, D]."""
+    return [p for p, row in index["points"].items() if row.get("grid", True)]
+
+
+def plant_features(folder, ids, points, data_path, gridless=(), **more):
     """Write made-up features {point: [n, t, h, w, D]} as extract.py would: for --smoke and for tests on worlds whose answer is known."""
     folder = Path(folder)
     for name, x in points.items():
         save_pt(folder / name / "00000.pt", FEATURES, ids, {}, features=x.half().contiguous())
     save_pt(folder / "pooled.pt", POOLED, ids, {}, pooled={k: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))} for k, x in points.items()})
     save_yaml(folder / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data_path),
-                                      "shards": 1, "points": {k: {"shape": list(x.shape[1:])} for k, x in points.items()}, "ids": ids} | more)
+                                      "shards": 1, "points": {k: {"shape": list(x.shape[1:])} | ({"grid": False} if k in gridless else {}) for k, x in points.items()}, "ids": ids} | more)
     return str(folder)
 
 
