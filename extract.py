@@ -10,12 +10,15 @@ Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face
     index.yaml             written last: per point the module, shape, dtype, bytes, non-finite values; seconds per item; run info
 
 Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger` (or projector), `language.<i>`, `latents`;
-CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`.
+CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`, Grounding DINO `scale.<i>` and `encoder.<i>`, OWL-ViT and OWLv2 `class_head` and `box_head`.
+Where K tokens have no place in the picture (Kosmos-2 behind its tower) features are [n, t, 1, K, D] and the point's row in index.yaml says
+`grid: false`. The pixels are cut by the coarsest grid there is; where no point has a grid there is no `pixels`.
 One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
 complete is never computed again: kill it at any moment and run the same command to go on.
 """
 import contextlib
 import hashlib
+import math
 import os
 import time
 from pathlib import Path
@@ -47,6 +50,8 @@ from common import (
 )
 
 PROMPT = "Describe the picture."  # follows the picture, so in a causal model it cannot change the picture's rows
+CAPTION = "What does the image describe?"  # what Florence-2's processor makes of <CAPTION>; its encoder lets the picture's rows see these words
+OBJECT = "an object."  # Grounding DINO's text: its encoder mixes text and picture, so this too is part of what is measured
 RATE = 2.0  # frames a second that a clip is said to have, the rate at which Qwen2.5-VL samples videos; left unsaid it would be 24, and all time steps share one position
 
 
@@ -86,9 +91,17 @@ def capture(model, inputs, modules):
 #
 # A family is a function (model, processor) -> (inputs, points, multiple, first_frame):
 #   inputs(frames uint8 [n,T,S,S,3])   what the model's forward takes
-#   points {name: (module path, restore)}, in the order of execution; restore(output, inputs) -> [n, t, h, w, D] in raster order
+#   points {name: (module path, restore)}, in the order of execution; restore(output, inputs) -> [n, t, h, w, D] in raster order;
+#          (module path, restore, NO_GRID) where tokens have no place in the picture: [n, t, 1, K, D]
 #   multiple                           the width of one token in pixels, of which a side must be a multiple
 #   first_frame(step)                  the first frame that a time step covers
+
+NO_GRID = "no grid"
+
+
+def without_grid(points):
+    return {name for name, point in points.items() if NO_GRID in point}
+
 
 def unmerge(x, grid, merge):
     """Merge-block order -> raster: [n*t*h*w, D] -> [n, t, h, w, D] for `grid` = (t, h, w) in patches."""
@@ -156,6 +169,11 @@ def pictures(x, batch):
     side = round(x.shape[1] ** 0.5)
     assert side * side == x.shape[1], x.shape
     return x.reshape(-1, batch["frames"], side, side, x.shape[-1])
+
+
+def maps(x, batch):
+    """Feature maps of single pictures [n*t, D, h, w] -> [n, t, h, w, D]."""
+    return x.permute(0, 2, 3, 1).unflatten(0, (-1, batch["frames"]))
 
 
 def normalised(frames, mean, std):
@@ -267,6 +285,81 @@ def cogvlm2(model, processor):
     return inputs, points, vision.image_size, lambda step: step
 
 
+def kosmos2(model, processor):
+    """CLS first in the tower. Learned queries then gather what the patches hold (64 of them, Peng et al. 2023): they and their rows in the language
+    model have no place in the picture. A clip is its frames, one by one."""
+    config = model.config
+
+    def inputs(frames):
+        one_size(frames, config.vision_config.image_size)
+        x = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
+        given = processor(images=x, text=[PROMPT] * len(x), num_image_tokens=config.latent_query_num, do_resize=False, do_center_crop=False, return_tensors="pt")
+        return {**given, "frames": frames.shape[1]}
+
+    def queries(x, batch):
+        return x.reshape(-1, batch["frames"], 1, config.latent_query_num, x.shape[-1])
+
+    def language(x, batch):
+        return queries(x[batch["image_embeds_position_mask"].bool().to(x.device)], batch)
+
+    points = {"patch_embed": ("vision_model.model.embeddings", lambda x, batch: pictures(x[:, 1:], batch))}
+    points |= {f"vision.{i}": (f"vision_model.model.encoder.layers.{i}", lambda x, batch: pictures(x[:, 1:], batch)) for i in range(config.vision_config.num_hidden_layers)}
+    points |= {"merger": ("image_to_text_projection", queries, NO_GRID)}
+    points |= {f"language.{i}": (f"text_model.model.layers.{i}", language, NO_GRID) for i in range(config.text_config.layers)}
+    return inputs, points, config.vision_config.image_size, lambda step: step
+
+
+def florence2(model, processor):
+    """vision.<i> are DaViT's blocks through all four stages (Ding et al. 2022), each stage on a grid of its own, half the one before. The projector puts
+    the mean of all places first, which is left out here. language.<i> are the encoder's layers; unlike in a causal model the words behind the picture
+    change its rows. The decoder only looks at the encoder's output: it has no rows of the picture. A clip is its frames, one by one."""
+    config, blocks = model.config, model.model.vision_tower.blocks
+    multiple = math.prod(config.vision_config.patch_stride)
+
+    def inputs(frames):
+        words = processor.tokenizer(processor.tokenizer.bos_token + CAPTION + processor.tokenizer.eos_token, add_special_tokens=False).input_ids
+        side, most = frames.shape[2] // multiple, min(config.vision_config.max_position_embeddings, math.isqrt(config.text_config.max_position_embeddings - 1 - len(words)))
+        if side > most:
+            refuse(f"{frames.shape[2]} px are {side} x {side} tokens, and this model has positions for {most} x {most}; give --size {most * multiple} or less")
+        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+        ids = torch.tensor([config.image_token_id] * (1 + side * side) + words).expand(len(pixels), -1)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "frames": frames.shape[1]}
+
+    def language(x, batch):
+        return pictures(x[:, 1:(batch["input_ids"][0] == config.image_token_id).sum()], batch)
+
+    points = {"patch_embed": ("model.vision_tower.convs.0", maps)}
+    points |= {f"vision.{i}": (f"model.vision_tower.blocks.{path}", maps) for i, path in enumerate(f"{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage)))}
+    points |= {"merger": ("model.multi_modal_projector", lambda x, batch: pictures(x[:, 1:], batch))}
+    points |= {f"language.{i}": (f"model.language_model.encoder.layers.{i}", language) for i in range(config.text_config.encoder_layers)}
+    return inputs, points, multiple, lambda step: step
+
+
+def grounding_dino(model, processor):
+    """vision.<i> are Swin's blocks through all stages, each stage on a grid of its own; scale.<i> what the encoder is given: grids of 8, 16, 32 and 64 px a
+    token. encoder.<i> sees all scales at once and the text; stored is its 16 px scale, the finest whose grid is no larger than other encoders' (48 x 48 at
+    768 px, where 8 px would be 9216 tokens). A clip is its frames, one by one."""
+    swin = model.model.backbone.conv_encoder.model
+    strides = [swin.config.patch_size * 2 ** (stage - 1) for stage in swin.config.out_indices]
+    strides += [strides[-1] * 2 ** (k + 1) for k in range(model.config.num_feature_levels - len(strides))]
+    kept = min(1, len(strides) - 1)
+
+    def inputs(frames):
+        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+        return {"input_ids": torch.tensor(processor.tokenizer(OBJECT).input_ids).expand(len(pixels), -1), "pixel_values": pixels, "frames": frames.shape[1]}
+
+    def encoder(x, batch):
+        return pictures(x.split([(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides], 1)[kept], batch)
+
+    below = "model.backbone.conv_encoder.model.swin"
+    points = {"patch_embed": (f"{below}.embeddings", pictures)}
+    points |= {f"vision.{i}": (f"{below}.encoder.layers.{path}", pictures) for i, path in enumerate(f"{s}.blocks.{b}" for s, depth in enumerate(swin.config.depths) for b in range(depth))}
+    points |= {f"scale.{i}": (f"model.input_proj_vision.{i}", maps) for i in range(len(strides))}
+    # A layer returns a tuple of tuples; what its deformable part returns is the picture's share of it.
+    points |= {f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder) for i in range(model.config.encoder_layers)}
+    return inputs, points, max(strides[-1], swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)), lambda step: step
+
+
 def tower(prefix, layers, first=0, any_size=False, words=False):
     """The family of an image encoder: `first` tokens (CLS, registers) and then patches in raster order; a clip is its frames, one by one.
 
@@ -290,6 +383,21 @@ def tower(prefix, layers, first=0, any_size=False, words=False):
         points = {"patch_embed": (f"{prefix}embeddings", grid)}
         points |= {f"vision.{i}": (f"{prefix}{layers}.{i}", grid) for i in range(len(model.get_submodule(f"{prefix}{layers}")))}
         return inputs, points, patch if any_size else config.image_size, lambda step: step
+    return family
+
+
+def owl(name):
+    """OWL-ViT and OWLv2: their tower, and for every patch what the heads say: class_head its class embedding before it is normalised and compared with words,
+    box_head the box's four numbers as offsets, before the patch's place is added and a sigmoid saturates them at the border. Neither depends on the words."""
+    def family(model, processor):
+        _, points, multiple, first_frame = tower(f"{name}.vision_model.", "encoder.layers", first=1)(model, processor)
+
+        def inputs(frames):
+            one_size(frames, multiple)
+            pixels = normalised(frames, processor.image_mean, processor.image_std)  # OWLv2's own processor cannot leave the size as it is
+            return {"input_ids": torch.zeros(len(pixels), 2, dtype=torch.long), "pixel_values": pixels, "frames": frames.shape[1]}
+
+        return inputs, points | {"class_head": ("class_head.dense0", pictures), "box_head": ("box_head", pictures)}, multiple, first_frame
     return family
 
 
@@ -328,10 +436,9 @@ def ltx_vae(model, processor):
 
 # model type in config.json -> family. A new one is a function above and a line here.
 FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, "llava": llava, "llava_next": llava, "llava_onevision": llava,
-            "internvl": internvl, "cogvlm2": cogvlm2, "vjepa2": vjepa2, "ltx_vae": ltx_vae,
+            "internvl": internvl, "cogvlm2": cogvlm2, "kosmos-2": kosmos2, "florence2": florence2, "grounding-dino": grounding_dino, "vjepa2": vjepa2, "ltx_vae": ltx_vae,
             "dinov2": tower("", "encoder.layer", first=1, any_size=True), "dinov3_vit": tower("", "model.layer", first=1, any_size=True),
-            "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": tower("vision_model.", "encoder.layers", first=1, words=True),
-            "owlv2": tower("vision_model.", "encoder.layers", first=1, words=True)}
+            "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": owl("owlvit"), "owlv2": owl("owlv2")}
 
 
 def family_of(model):
@@ -343,7 +450,7 @@ def family_of(model):
 def quarters(points):
     """Every point of a small model; of a deep one the embedding, the merger and four depths of each stack."""
     chosen = []
-    for stack in ("vision", "language"):
+    for stack in ("vision", "scale", "encoder", "language"):
         names = [p for p in points if p.startswith(f"{stack}.")]
         chosen += names if len(names) <= 8 else [names[round(len(names) * q / 4) - 1] for q in (1, 2, 3, 4)]
     return [p for p in points if p in chosen or "." not in p]
@@ -357,7 +464,7 @@ def pixel_grid(frames, grid, first_frame):
     return x[:, :, :h * p, :w * q].reshape(n, t, h, p, w, q, 3).permute(0, 1, 2, 4, 3, 5, 6).reshape(n, t, h, w, -1)
 
 
-def extract(run_model, first_frame, items, size, batch, device):
+def extract(run_model, first_frame, items, size, batch, device, gridless=()):
     """Features of some items, micro-batch by micro-batch: ({point: [n,t,h,w,D] fp32 on the CPU}, seconds of each forward pass)."""
     parts, seconds = [], []
     for i in range(0, len(items), batch):
@@ -369,8 +476,9 @@ def extract(run_model, first_frame, items, size, batch, device):
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append((time.perf_counter() - started) / len(frames))
-        smallest = min(features.values(), key=lambda x: x.shape[1:4].numel())
-        parts.append({"pixels": pixel_grid(frames, smallest.shape[1:4], first_frame)} | {p: x.float().cpu() for p, x in features.items()})
+        grids = [x.shape[1:4] for p, x in features.items() if p not in gridless]
+        pixels = {"pixels": pixel_grid(frames, min(grids, key=lambda g: g.numel()), first_frame)} if grids else {}
+        parts.append(pixels | {p: x.float().cpu() for p, x in features.items()})
     return {p: torch.cat([part[p] for part in parts]) for p in parts[0]}, seconds
 
 
@@ -460,7 +568,7 @@ def main(argv=None):
         names = list(points) if args.points == "all" else quarters(points) if args.points == "quarters" else args.points.split(",")
         if unknown := [n for n in names if n not in points]:
             refuse(f"{args.model} has no point {unknown[0]!r}; its points are {', '.join(points)}")
-        modules = {n: points[n][0] for n in points if n in names}
+        modules, gridless = {n: points[n][0] for n in points if n in names}, without_grid(points)
 
         def run_model(frames):
             batch = inputs_of(frames)  # refuses frames that the model cannot take, before anything is written
@@ -478,10 +586,11 @@ def main(argv=None):
         for s in tqdm(todo, desc=f"{entry['name']} {Path(args.data).name}", unit="shard"):
             part = items[s * SHARD:(s + 1) * SHARD]
             ids = [i["id"] for i in part]
-            features, seconds = extract(run_model, first_frame, part, size, args.batch, device)
+            features, seconds = extract(run_model, first_frame, part, size, args.batch, device, gridless)
             for point, x in features.items():
                 save_pt(out / point / f"{s:05d}.pt", FEATURES, ids, {"point": point}, features=x.half())
-            pooled = {p: {"mean": x.mean((2, 3)), "max": x.amax((2, 3)), "shape": list(x.shape[1:]), "nonfinite": int((~x.half().isfinite()).sum())} for p, x in features.items()}
+            pooled = {p: {"mean": x.mean((2, 3)), "max": x.amax((2, 3)), "shape": list(x.shape[1:]), "nonfinite": int((~x.half().isfinite()).sum())}
+                      | ({"grid": False} if p in gridless else {}) for p, x in features.items()}
             save_pt(out / "pooled" / f"{s:05d}.pt", POOLED, ids, {"seconds": seconds}, pooled=pooled)  # written last: this shard is complete
 
     if ranks > 1 and not args.shard:
@@ -499,7 +608,8 @@ def main(argv=None):
     pooled = {p: {k: torch.cat([part["pooled"][p][k] for part in parts]) for k in ("mean", "max")} for p in names}
     save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": entry["name"]}, pooled=pooled)
     table = {p: {"module": modules.get(p, "the frames themselves"), "shape": parts[0]["pooled"][p]["shape"], "dtype": "float16",
-                 "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)} for p in names}
+                 "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)}
+             | ({} if parts[0]["pooled"][p].get("grid", True) else {"grid": False}) for p in names}
     seconds = sorted(s for part in parts for s in part["meta"]["seconds"])
     result = {"stage": "extract", "schema": FEATURES, "model": entry["name"], "kind": entry["kind"], "weights": plan["weights"], "data": data["data"],
               "items": len(items), "size": size, "seconds_per_item": seconds[len(seconds) // 2], "bytes": sum(t["bytes"] for t in table.values()),
