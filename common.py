@@ -279,14 +279,18 @@ MODELS = {
     "internvl2": {"kind": "vlm", "type": "internvl_chat", "path": "OpenGVLab/InternVL2-8B", "size": 448, "clip": 448},
     "internvl2-26b": {"kind": "vlm", "type": "internvl_chat", "path": "OpenGVLab/InternVL2-26B", "size": 448, "clip": 448},
     "cogvlm2": {"kind": "vlm", "type": "cogvlm2", "path": "zai-org/cogvlm2-llama3-chat-19B", "size": 1344, "clip": 1344, "note": "Llama 3 licence"},
+    "kosmos-2": {"kind": "vlm", "path": "microsoft/kosmos-2-patch14-224", "size": 224, "clip": 224},
+    "florence-2": {"kind": "vlm", "path": "florence-community/Florence-2-base", "size": 768, "clip": 768},
+    "florence-2-large": {"kind": "vlm", "path": "florence-community/Florence-2-large", "size": 768, "clip": 768},
     "dinov2-s": {"kind": "encoder", "path": "facebook/dinov2-small", "size": 448, "clip": 224},
     "dinov2-b": {"kind": "encoder", "path": "facebook/dinov2-base", "size": 448, "clip": 224},
     "dinov2-l": {"kind": "encoder", "path": "facebook/dinov2-large", "size": 448, "clip": 224},
     "dinov2-g": {"kind": "encoder", "path": "facebook/dinov2-giant", "size": 448, "clip": 224},
     "dinov3": {"kind": "encoder", "path": "facebook/dinov3-vits16-pretrain-lvd1689m", "size": 448, "clip": 224, "note": "gated: accept its licence on the hub"},
     "siglip2": {"kind": "encoder", "path": "google/siglip2-base-patch16-224", "size": 224, "clip": 224},
-    "owlvit": {"kind": "encoder", "path": "google/owlvit-base-patch32", "size": 768, "clip": 768},
-    "owlv2": {"kind": "encoder", "path": "google/owlv2-base-patch16-ensemble", "size": 960, "clip": 960},
+    "owlvit": {"kind": "encoder", "type": "owlvit", "path": "google/owlvit-base-patch32", "size": 768, "clip": 768},
+    "owlv2": {"kind": "encoder", "type": "owlv2", "path": "google/owlv2-base-patch16-ensemble", "size": 960, "clip": 960},
+    "grounding-dino": {"kind": "encoder", "type": "grounding-dino", "path": "IDEA-Research/grounding-dino-tiny", "size": 768, "clip": 768},
     "vjepa2": {"kind": "encoder", "type": "vjepa2", "path": "facebook/vjepa2-vitl-fpc64-256", "size": 256, "clip": 256},
     "ltx": {"kind": "vae", "path": "Lightricks/LTX-Video", "subfolder": "vae", "size": 224, "clip": 224},
 }
@@ -294,8 +298,8 @@ MODELS = {
 MISNOMERS = {
     "qwen2.5-vl-2b": "Qwen2.5-VL comes in 3B, 7B, 32B and 72B; 2B exists for Qwen2-VL and Qwen3-VL. Use qwen2.5-vl-3b",
 }
-KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2", "llava", "llava_next", "llava_onevision"), "vlm"),
-                **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "vjepa2"), "encoder"), "AutoencoderKLLTXVideo": "vae"}
+KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2", "llava", "llava_next", "llava_onevision", "kosmos-2", "florence2"), "vlm"),
+                **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"), "AutoencoderKLLTXVideo": "vae"}
 
 
 def find_model(name):
@@ -313,7 +317,7 @@ def find_model(name):
         kind_of = "cogvlm2" if found.get("architectures") == ["CogVLMForCausalLM"] else found.get("model_type") or found.get("_class_name") or "none"
         kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
         vision = found.get("vision_config") or found
-        side = vision.get("crop_size") or vision.get("image_size")
+        side = vision.get("crop_size") or vision.get("image_size") or 768  # Florence-2 and Grounding DINO state none, for they take others too
         if not kind_of.startswith(("qwen", "dino", "Auto")):  # positions for one size
             size = side if isinstance(side, int) else side[0]
         else:
@@ -367,6 +371,13 @@ def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None):
     return _load_whole(entry, device, dtype, random_seed)
 
 
+# model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO has no heads of interest, but AutoModel
+# would miss a layer norm that Swin's backbone never uses, and that files of older versions of transformers do not hold.
+DETECTOR = "AutoModelForZeroShotObjectDetection"
+ENCODER_CLASSES = {"owlvit": (DETECTOR, "AutoImageProcessor"), "owlv2": (DETECTOR, "AutoImageProcessor"), "grounding-dino": (DETECTOR, "AutoProcessor"),
+                   "vjepa2": ("AutoModel", "AutoVideoProcessor")}
+
+
 def load_encoder(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, image processor) of a spatial encoder."""
     return _load_whole(entry, device, dtype, random_seed)
@@ -393,12 +404,11 @@ def pin(entry):
 
 def auto_classes(entry):
     """transformers' (model, processor) classes for a kind of model."""
-    import transformers as t
+    import transformers
     from transformers.utils import logging
     logging.disable_progress_bar()
-    if entry["kind"] == "vlm":
-        return t.AutoModelForImageTextToText, t.AutoProcessor
-    return t.AutoModel, t.AutoVideoProcessor if entry.get("type") == "vjepa2" else t.AutoImageProcessor
+    vlm, encoder = ("AutoModelForImageTextToText", "AutoProcessor"), ENCODER_CLASSES.get(entry.get("type"), ("AutoModel", "AutoImageProcessor"))
+    return (getattr(transformers, name) for name in (vlm if entry["kind"] == "vlm" else encoder))
 
 
 def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
@@ -678,14 +688,19 @@ def load_features(folder):
     return index, read
 
 
-def plant_features(folder, ids, points, data_path, **more):
+def with_grid(index):
+    """The points of a features index whose tokens have a place in the picture; the others store [n, t, 1, K, D]."""
+    return [p for p, row in index["points"].items() if row.get("grid", True)]
+
+
+def plant_features(folder, ids, points, data_path, gridless=(), **more):
     """Write made-up features {point: [n, t, h, w, D]} as extract.py would: for --smoke and for tests on worlds whose answer is known."""
     folder = Path(folder)
     for name, x in points.items():
         save_pt(folder / name / "00000.pt", FEATURES, ids, {}, features=x.half().contiguous())
     save_pt(folder / "pooled.pt", POOLED, ids, {}, pooled={k: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))} for k, x in points.items()})
     save_yaml(folder / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data_path),
-                                      "shards": 1, "points": {k: {"shape": list(x.shape[1:])} for k, x in points.items()}, "ids": ids} | more)
+                                      "shards": 1, "points": {k: {"shape": list(x.shape[1:])} | ({"grid": False} if k in gridless else {}) for k, x in points.items()}, "ids": ids} | more)
     return str(folder)
 
 

@@ -10,7 +10,9 @@ Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face
     index.yaml             written last: per point the module, shape, dtype, bytes, non-finite values; seconds per item; run info
 
 Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger` (or projector), `language.<i>`, `latents`;
-CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`.
+CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`, Grounding DINO `scale.<i>` and `encoder.<i>`, OWL-ViT and OWLv2 `class_head` and `box_head`.
+Where K tokens have no place in the picture (Kosmos-2 behind its tower) features are [n, t, 1, K, D] and the point's row in index.yaml says
+`grid: false`. The pixels are cut by the coarsest grid there is; where no point has a grid there is no `pixels`.
 One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
 complete is never computed again: kill it at any moment and run the same command to go on.
 """
@@ -54,6 +56,8 @@ from common import (
 )
 
 PROMPT = "Describe the picture."  # follows the picture, so in a causal model it cannot change the picture's rows
+CAPTION = "What does the image describe?"  # what Florence-2's processor makes of <CAPTION>; its encoder lets the picture's rows see these words
+OBJECT = "an object."  # Grounding DINO's text: its encoder mixes text and picture, so this too is part of what is measured
 RATE = 2.0  # frames a second that a clip is said to have, the rate at which Qwen2.5-VL samples videos; left unsaid it would be 24, and all time steps share one position
 
 
@@ -123,7 +127,7 @@ class Network:
 
     def __init__(self, model, weights, device, points, deepest):
         self.model, self.weights, self.device = model, weights, device
-        self.layers = [path for name, (path, _) in points.items() if name.startswith(("vision.", "language."))]
+        self.layers = [point[0] for name, point in points.items() if name.startswith(("vision.", "language."))]
         reached = list(points)[:list(points).index(deepest) + 1]
         self.wanted = [path for path in self.layers if path in {points[name][0] for name in reached}]
         later = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in LATER and not any(layer.startswith(f"{path}.") for layer in self.layers)]
@@ -269,9 +273,17 @@ def stream(network, forward, batches, budget, drain):
 #
 # A family is a function (model, processor) -> (inputs, points, multiple, first_frame):
 #   inputs(frames uint8 [n,T,S,S,3])   what the model's forward takes
-#   points {name: (module path, restore)}, in the order of execution; restore(output, inputs) -> [n, t, h, w, D] in raster order
+#   points {name: (module path, restore)}, in the order of execution; restore(output, inputs) -> [n, t, h, w, D] in raster order;
+#          (module path, restore, NO_GRID) where tokens have no place in the picture: [n, t, 1, K, D]
 #   multiple                           the width of one token in pixels, of which a side must be a multiple
 #   first_frame(step)                  the first frame that a time step covers
+
+NO_GRID = "no grid"
+
+
+def without_grid(points):
+    return {name for name, point in points.items() if NO_GRID in point}
+
 
 def unmerge(x, grid, merge):
     """Merge-block order -> raster: [n*t*h*w, D] -> [n, t, h, w, D] for `grid` = (t, h, w) in patches."""
@@ -339,6 +351,11 @@ def pictures(x, batch):
     side = round(x.shape[1] ** 0.5)
     assert side * side == x.shape[1], x.shape
     return x.reshape(-1, batch["frames"], side, side, x.shape[-1])
+
+
+def maps(x, batch):
+    """Feature maps of single pictures [n*t, D, h, w] -> [n, t, h, w, D]."""
+    return x.permute(0, 2, 3, 1).unflatten(0, (-1, batch["frames"]))
 
 
 def normalised(frames, mean, std):
@@ -450,6 +467,81 @@ def cogvlm2(model, processor):
     return inputs, points, vision.image_size, lambda step: step
 
 
+def kosmos2(model, processor):
+    """CLS first in the tower. Learned queries then gather what the patches hold (64 of them, Peng et al. 2023): they and their rows in the language
+    model have no place in the picture. A clip is its frames, one by one."""
+    config = model.config
+
+    def inputs(frames):
+        one_size(frames, config.vision_config.image_size)
+        x = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
+        given = processor(images=x, text=[PROMPT] * len(x), num_image_tokens=config.latent_query_num, do_resize=False, do_center_crop=False, return_tensors="pt")
+        return {**given, "frames": frames.shape[1]}
+
+    def queries(x, batch):
+        return x.reshape(-1, batch["frames"], 1, config.latent_query_num, x.shape[-1])
+
+    def language(x, batch):
+        return queries(x[batch["image_embeds_position_mask"].bool().to(x.device)], batch)
+
+    points = {"patch_embed": ("vision_model.model.embeddings", lambda x, batch: pictures(x[:, 1:], batch))}
+    points |= {f"vision.{i}": (f"vision_model.model.encoder.layers.{i}", lambda x, batch: pictures(x[:, 1:], batch)) for i in range(config.vision_config.num_hidden_layers)}
+    points |= {"merger": ("image_to_text_projection", queries, NO_GRID)}
+    points |= {f"language.{i}": (f"text_model.model.layers.{i}", language, NO_GRID) for i in range(config.text_config.layers)}
+    return inputs, points, config.vision_config.image_size, lambda step: step
+
+
+def florence2(model, processor):
+    """vision.<i> are DaViT's blocks through all four stages (Ding et al. 2022), each stage on a grid of its own, half the one before. The projector puts
+    the mean of all places first, which is left out here. language.<i> are the encoder's layers; unlike in a causal model the words behind the picture
+    change its rows. The decoder only looks at the encoder's output: it has no rows of the picture. A clip is its frames, one by one."""
+    config, blocks = model.config, model.model.vision_tower.blocks
+    multiple = math.prod(config.vision_config.patch_stride)
+
+    def inputs(frames):
+        words = processor.tokenizer(processor.tokenizer.bos_token + CAPTION + processor.tokenizer.eos_token, add_special_tokens=False).input_ids
+        side, most = frames.shape[2] // multiple, min(config.vision_config.max_position_embeddings, math.isqrt(config.text_config.max_position_embeddings - 1 - len(words)))
+        if side > most:
+            refuse(f"{frames.shape[2]} px are {side} x {side} tokens, and this model has positions for {most} x {most}; give --size {most * multiple} or less")
+        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+        ids = torch.tensor([config.image_token_id] * (1 + side * side) + words).expand(len(pixels), -1)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "frames": frames.shape[1]}
+
+    def language(x, batch):
+        return pictures(x[:, 1:(batch["input_ids"][0] == config.image_token_id).sum()], batch)
+
+    points = {"patch_embed": ("model.vision_tower.convs.0", maps)}
+    points |= {f"vision.{i}": (f"model.vision_tower.blocks.{path}", maps) for i, path in enumerate(f"{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage)))}
+    points |= {"merger": ("model.multi_modal_projector", lambda x, batch: pictures(x[:, 1:], batch))}
+    points |= {f"language.{i}": (f"model.language_model.encoder.layers.{i}", language) for i in range(config.text_config.encoder_layers)}
+    return inputs, points, multiple, lambda step: step
+
+
+def grounding_dino(model, processor):
+    """vision.<i> are Swin's blocks through all stages, each stage on a grid of its own; scale.<i> what the encoder is given: grids of 8, 16, 32 and 64 px a
+    token. encoder.<i> sees all scales at once and the text; stored is its 16 px scale, the finest whose grid is no larger than other encoders' (48 x 48 at
+    768 px, where 8 px would be 9216 tokens). A clip is its frames, one by one."""
+    swin = model.model.backbone.conv_encoder.model
+    strides = [swin.config.patch_size * 2 ** (stage - 1) for stage in swin.config.out_indices]
+    strides += [strides[-1] * 2 ** (k + 1) for k in range(model.config.num_feature_levels - len(strides))]
+    kept = min(1, len(strides) - 1)
+
+    def inputs(frames):
+        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+        return {"input_ids": torch.tensor(processor.tokenizer(OBJECT).input_ids).expand(len(pixels), -1), "pixel_values": pixels, "frames": frames.shape[1]}
+
+    def encoder(x, batch):
+        return pictures(x.split([(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides], 1)[kept], batch)
+
+    below = "model.backbone.conv_encoder.model.swin"
+    points = {"patch_embed": (f"{below}.embeddings", pictures)}
+    points |= {f"vision.{i}": (f"{below}.encoder.layers.{path}", pictures) for i, path in enumerate(f"{s}.blocks.{b}" for s, depth in enumerate(swin.config.depths) for b in range(depth))}
+    points |= {f"scale.{i}": (f"model.input_proj_vision.{i}", maps) for i in range(len(strides))}
+    # A layer returns a tuple of tuples; what its deformable part returns is the picture's share of it.
+    points |= {f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder) for i in range(model.config.encoder_layers)}
+    return inputs, points, max(strides[-1], swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)), lambda step: step
+
+
 def tower(prefix, layers, first=0, any_size=False, words=False):
     """The family of an image encoder: `first` tokens (CLS, registers) and then patches in raster order; a clip is its frames, one by one.
 
@@ -473,6 +565,21 @@ def tower(prefix, layers, first=0, any_size=False, words=False):
         points = {"patch_embed": (f"{prefix}embeddings", grid)}
         points |= {f"vision.{i}": (f"{prefix}{layers}.{i}", grid) for i in range(len(model.get_submodule(f"{prefix}{layers}")))}
         return inputs, points, patch if any_size else config.image_size, lambda step: step
+    return family
+
+
+def owl(name):
+    """OWL-ViT and OWLv2: their tower, and for every patch what the heads say: class_head its class embedding before it is normalised and compared with words,
+    box_head the box's four numbers as offsets, before the patch's place is added and a sigmoid saturates them at the border. Neither depends on the words."""
+    def family(model, processor):
+        _, points, multiple, first_frame = tower(f"{name}.vision_model.", "encoder.layers", first=1)(model, processor)
+
+        def inputs(frames):
+            one_size(frames, multiple)
+            pixels = normalised(frames, processor.image_mean, processor.image_std)  # OWLv2's own processor cannot leave the size as it is
+            return {"input_ids": torch.zeros(len(pixels), 2, dtype=torch.long), "pixel_values": pixels, "frames": frames.shape[1]}
+
+        return inputs, points | {"class_head": ("class_head.dense0", pictures), "box_head": ("box_head", pictures)}, multiple, first_frame
     return family
 
 
@@ -511,10 +618,9 @@ def ltx_vae(model, processor):
 
 # model type in config.json -> family. A new one is a function above and a line here.
 FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, "llava": llava, "llava_next": llava, "llava_onevision": llava,
-            "internvl": internvl, "cogvlm2": cogvlm2, "vjepa2": vjepa2, "ltx_vae": ltx_vae,
+            "internvl": internvl, "cogvlm2": cogvlm2, "kosmos-2": kosmos2, "florence2": florence2, "grounding-dino": grounding_dino, "vjepa2": vjepa2, "ltx_vae": ltx_vae,
             "dinov2": tower("", "encoder.layer", first=1, any_size=True), "dinov3_vit": tower("", "model.layer", first=1, any_size=True),
-            "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": tower("vision_model.", "encoder.layers", first=1, words=True),
-            "owlv2": tower("vision_model.", "encoder.layers", first=1, words=True)}
+            "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": owl("owlvit"), "owlv2": owl("owlv2")}
 
 
 def family_of(model):
@@ -526,7 +632,7 @@ def family_of(model):
 def quarters(points):
     """Every point of a small model; of a deep one the embedding, the merger and four depths of each stack."""
     chosen = []
-    for stack in ("vision", "language"):
+    for stack in ("vision", "scale", "encoder", "language"):
         names = [p for p in points if p.startswith(f"{stack}.")]
         chosen += names if len(names) <= 8 else [names[round(len(names) * q / 4) - 1] for q in (1, 2, 3, 4)]
     return [p for p in points if p in chosen or "." not in p]
@@ -586,13 +692,15 @@ class Shard:
             self.pooled[point] = {"mean": torch.cat(means), "max": torch.cat(maxima), "shape": list(whole.shape[1:]), "nonfinite": sum(nonfinite)}
             self.write(self.out / point / self.file, FEATURES, self.ids, {"point": point}, features=whole)
 
-    def finish(self, names, first_frame, seconds):
-        """Write the pictures' own pixels on the coarsest grid, then what marks the shard as complete."""
-        coarsest = min((p["shape"][:3] for p in self.pooled.values()), key=math.prod)
-        self.parts["pixels"] = {}
-        for k in range(len(self.starts)):
-            self.add(k, "pixels", pixel_grid(self.frames(k), coarsest, first_frame))
-        self.write(self.out / "pooled" / self.file, POOLED, self.ids, {"seconds": seconds}, pooled={p: self.pooled[p] for p in ("pixels", *names)})
+    def finish(self, names, gridless, first_frame, seconds):
+        """Write the pictures' own pixels on the coarsest grid there is, then what marks the shard as complete."""
+        for name in gridless & set(names):
+            self.pooled[name]["grid"] = False
+        if grids := [p["shape"][:3] for p in self.pooled.values() if p.get("grid", True)]:
+            names, self.parts["pixels"] = ["pixels", *names], {}
+            for k in range(len(self.starts)):
+                self.add(k, "pixels", pixel_grid(self.frames(k), min(grids, key=math.prod), first_frame))
+        self.write(self.out / "pooled" / self.file, POOLED, self.ids, {"seconds": seconds}, pooled={p: self.pooled[p] for p in names})
 
 
 def on(batch, device, dtype):
@@ -779,7 +887,7 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
         return points[point][1](x, batch)
 
     def finish(shard, seconds):
-        shard.finish(modules, first_frame, seconds)
+        shard.finish(modules, without_grid(points), first_frame, seconds)
 
     with Writer() as write, watching(model, modules) if network else latents_of(model) as run:
         shards = (Shard(out, s, items[s * SHARD:(s + 1) * SHARD], args.size, args.batch, modules, write) for s in todo)
@@ -838,7 +946,8 @@ def main(argv=None):
     pooled = {p: {k: torch.cat([part["pooled"][p][k] for part in parts]) for k in ("mean", "max")} for p in names}
     save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": entry["name"]}, pooled=pooled)
     table = {p: {"module": modules.get(p, "the frames themselves"), "shape": parts[0]["pooled"][p]["shape"], "dtype": "float16",
-                 "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)} for p in names}
+                 "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)}
+             | ({} if parts[0]["pooled"][p].get("grid", True) else {"grid": False}) for p in names}
     seconds = sorted(s for part in parts for s in part["meta"]["seconds"])  # none where layers were streamed: a pass has no seconds of its own
     result = {"stage": "extract", "schema": FEATURES, "model": entry["name"], "kind": entry["kind"], "weights": plan["weights"], "data": data["data"],
               "items": len(items), "size": args.size, "seconds_per_item": seconds[len(seconds) // 2] if seconds else None, "bytes": sum(t["bytes"] for t in table.values()),

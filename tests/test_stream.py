@@ -18,7 +18,7 @@ from common import find_model, load_features, load_yaml, skeleton
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {"small_vlm": 80, "small_qwen2vl": 64, "small_qwen3vl": 64, "small_internvl": 48, "small_cogvlm2": 56, "small_dino": 48, "small_dinov3": 48, "small_siglip": 48,
-            "small_owlvit": 48, "small_vjepa2": 48, "llava": 48, "llava_next": 96, "llava_onevision": 96}
+            "small_owlvit": 48, "small_owlv2": 48, "small_vjepa2": 48, "small_kosmos2": 48, "small_florence2": 64, "small_grounding_dino": 64, "llava": 48, "llava_next": 96, "llava_onevision": 96}
 
 
 @pytest.fixture
@@ -60,13 +60,15 @@ def test_weights_brought_one_by_one_compute_what_the_library_does_with_its_own_l
     entry, frames = find_model(str(folder)), noise(2, FAMILIES[which])
     model, processor, weights = skeleton(entry, torch.float32)
     inputs_of, points, *_ = extract.family_of(model)(model, processor)
-    extract.Network(model, weights, torch.device("cpu"), points, list(points)[-1]).fill([path for name, (path, _) in points.items() if name.startswith(("vision.", "language."))])
+    extract.Network(model, weights, torch.device("cpu"), points, list(points)[-1]).fill([point[0] for name, point in points.items() if name.startswith(("vision.", "language."))])
     batch = inputs_of(frames)
     given = extract.on(batch, torch.device("cpu"), torch.float32)
-    ours = extract.capture(model, given, {n: path for n, (path, _) in points.items()})
+    ours = extract.capture(model, given, {n: point[0] for n, point in points.items()})
     whole, inputs_of, points = load(folder)
-    theirs = extract.capture(whole, given, {n: path for n, (path, _) in points.items()})
-    assert all(torch.equal(ours[n], theirs[n]) for n in points)
+    theirs = extract.capture(whole, given, {n: point[0] for n, point in points.items()})
+    for n in points:  # not to the bit: where a weight lies in memory decides which kernel a product takes
+        torch.testing.assert_close(ours[n], theirs[n], atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(x, whole.state_dict()[name]) for name, x in model.state_dict().items() if not x.is_meta)
 
 
 @pytest.mark.parametrize("which", ["small_vlm", "small_internvl", "small_vjepa2"])
