@@ -160,7 +160,9 @@ class Attention(nn.Module):
             if cache:
                 k, v = torch.cat([cache["k"], k], 2), torch.cat([cache["v"], v], 2)
             cache |= {"k": k, "v": v}
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True)
+        new, all_rows = q.shape[2], k.shape[2]
+        mask = None if new in (1, all_rows) else torch.ones(new, all_rows, dtype=torch.bool, device=x.device).tril(all_rows - new)  # is_causal counts from the first key
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=new == all_rows > 1, enable_gqa=True)
         return by_expert(out.transpose(1, 2).flatten(2), expert, self.vision_expert_dense, self.language_expert_dense)
 
 

@@ -20,6 +20,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import inspect
 import math
 import os
 import threading
@@ -69,7 +70,8 @@ class Seen(Exception):
 
 @contextlib.contextmanager
 def watching(model, modules):
-    """run(inputs, seen={}) -> outputs of `modules` {point: module path} in one forward pass that ends with the last of them; several threads may run at once.
+    """run(inputs, seen={}, only=modules) -> outputs of `modules` {point: module path} in one forward pass that ends with the last of them; several
+    threads may run at once.
 
     Outputs are cloned: transformers replaces some of them in place later (get_image_features does).
     """
@@ -77,6 +79,8 @@ def watching(model, modules):
 
     def hook(point):
         def keep(module, args, output):
+            if point not in here.only:
+                return
             here.seen[point] = (output[0] if isinstance(output, tuple) else output).clone()
             here.left.discard(point)
             if not here.left:
@@ -84,8 +88,8 @@ def watching(model, modules):
         return keep
 
     @torch.inference_mode()
-    def run(inputs, seen=None):
-        here.seen, here.left = {} if seen is None else seen, set(modules)
+    def run(inputs, seen=None, only=modules):
+        here.seen, here.only, here.left = {} if seen is None else seen, only, set(only)
         with contextlib.suppress(Seen):
             model(**inputs)
         assert not here.left, f"points never reached: {sorted(here.left)}"
@@ -305,8 +309,7 @@ def qwen2_vl(model, processor):
     merge = visual.spatial_merge_size
 
     def inputs(frames):
-        text = processor.apply_chat_template([{"role": "user", "content": [
-            {"type": "image" if frames.shape[1] == 1 else "video"}, {"type": "text", "text": PROMPT}]}], tokenize=False, add_generation_prompt=True)
+        text = chat(processor, PROMPT, "image" if frames.shape[1] == 1 else "video")
         x = frames.permute(0, 1, 4, 2, 3)
         size = {"size": {"shortest_edge": 1, "longest_edge": frames.shape[1:4].numel()}}  # frames are already at the size asked for; Qwen3-VL counts all pixels of a clip
         media = ({"images": [[f[0]] for f in x], "images_kwargs": size} if frames.shape[1] == 1 else
@@ -371,7 +374,8 @@ def internvl(model, processor):
     rows = round((side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
     # Only words before the picture can change its rows; InternVL2's tokenizer is code on the hub, so there BOS is all of them.
     before, behind = around_picture(processor, processor.image_token) if processor else ([config.text_config.bos_token_id], [])
-    before += [processor.start_image_token_id] if processor else []
+    if processor:
+        before, behind = [*before, processor.start_image_token_id], [processor.end_image_token_id, *behind]
 
     def inputs(frames):
         one_size(frames, side)
@@ -398,11 +402,15 @@ def one_size(frames, side):
         refuse(f"{frames.shape[2]} px: this model has learned positions for {side} px alone; give --size {side}")
 
 
+def chat(processor, words, kind="image"):
+    """The prompt as text: the picture's placeholder, then the words, in the model's chat template."""
+    return processor.apply_chat_template([{"role": "user", "content": [{"type": kind}, {"type": "text", "text": words}]}], tokenize=False, add_generation_prompt=True)
+
+
 def around_picture(processor, place):
     """Token ids of the chat prompt before and behind the picture's placeholder."""
-    text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}], tokenize=False, add_generation_prompt=True)
-    before, found, behind = text.partition(place)
-    assert found, (place, text)
+    before, found, behind = chat(processor, PROMPT).partition(place)
+    assert found, (place, before)
     return processor.tokenizer(before).input_ids, processor.tokenizer(behind, add_special_tokens=False).input_ids
 
 
@@ -627,6 +635,66 @@ def family_of(model):
     return FAMILIES[getattr(model.config, "model_type", "ltx_vae")]
 
 
+# ---------------------------------------------------------------- several questions about a picture, which is computed once
+
+ASKABLE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl", "cogvlm2")  # causal, with words behind the picture
+ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+def up_to_the_picture(model, batch):
+    """The inputs without the words behind the picture, which are kept as `behind`, and with an empty cache for the picture's keys and values."""
+    from transformers import DynamicCache
+    if model.config.model_type == "cogvlm2":
+        end = int((batch["token_type_ids"][0] == 1).nonzero()[-1]) + 1
+        more = {"cache": [{} for _ in range(model.config.num_hidden_layers)]}
+    else:
+        places = [token for name in ("image_token_id", "video_token_id") if (token := getattr(model.config, name, None)) is not None]
+        end = int(torch.isin(batch["input_ids"][0], torch.tensor(places)).nonzero()[-1]) + 1
+        more = {"past_key_values": DynamicCache(), "use_cache": True}
+    return {k: v[:, :end] if k in ROWS else v for k, v in batch.items()} | more | {"behind": tuple(batch["input_ids"][0, end:].tolist())}
+
+
+def words_behind(model, processor, batch, question):
+    """Token ids of what stands behind the picture when `question` is asked in the place of PROMPT."""
+    def tokens(words):
+        if model.config.model_type == "cogvlm2":
+            return processor(f"Question: {words} Answer:", add_special_tokens=False).input_ids
+        kind = "video" if "video_grid_thw" in batch else "image"
+        return processor.tokenizer(chat(processor, words, kind).rpartition(getattr(processor, f"{kind}_token"))[2], add_special_tokens=False).input_ids
+
+    usual, behind = tokens(PROMPT), batch["behind"]
+    first = behind[:len(behind) - len(usual)]  # what the processor itself puts there: the end of an image
+    assert behind == (*first, *usual), (behind, usual)
+    return [*first, *tokens(question)]
+
+
+def positions_behind(model, given, words):
+    """Position ids of words [n, k] behind the picture, by the library's own rules: under M-RoPE a picture takes fewer positions than it has rows."""
+    if model.config.model_type == "cogvlm2":
+        from cogvlm2 import image_positions
+        return image_positions(given["token_type_ids"])[:, -1:] + 1 + torch.arange(words.shape[1], device=words.device)
+    end = given["input_ids"].shape[1]
+    if not hasattr(model.model, "get_rope_index"):
+        return torch.arange(end, end + words.shape[1], device=words.device)[None]
+    rows = {"mm_token_type_ids": 0, "attention_mask": 1}
+    rows = {name: torch.cat([given[name], torch.full_like(words, fill)], 1) for name, fill in rows.items()}
+    more = {name: given[name] for name in inspect.signature(model.model.get_rope_index).parameters if name in given and name not in ROWS}
+    return model.model.get_rope_index(torch.cat([given["input_ids"], words], 1), **rows, **more)[0][..., end:]
+
+
+def ask(model, run, given, ids, points):
+    """Hidden states of the last of the words `ids` behind the picture, {point: [sequences, D]}, in a pass over these words alone."""
+    words = torch.tensor([ids] * len(given["input_ids"]), device=given["input_ids"].device)
+    inputs = {"input_ids": words, "position_ids": positions_behind(model, given, words)}
+    if "cache" in given:
+        seen = run(inputs | {"token_type_ids": torch.zeros_like(words), "cache": [dict(layer) for layer in given["cache"]]}, only=points)
+    else:
+        mask = torch.ones(len(words), given["input_ids"].shape[1] + len(ids), dtype=torch.long, device=words.device)
+        seen = run(inputs | {"attention_mask": mask, "past_key_values": given["past_key_values"], "use_cache": True}, only=points)
+        given["past_key_values"].crop(-len(ids))
+    return {point: x[:, -1] for point, x in seen.items()}
+
+
 # ---------------------------------------------------------------- the stage
 
 def quarters(points):
@@ -704,12 +772,15 @@ class Shard:
 
 
 def on(batch, device, dtype):
-    """What the model's forward takes, on its device and in its dtype; plain numbers are for `restore` alone."""
-    return {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in batch.items() if type(v) is not int}
+    """What the model's forward takes, on its device and in its dtype; plain numbers and tuples are for us alone."""
+    return {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in batch.items() if type(v) not in (int, tuple)}
 
 
-def one_by_one(run, inputs_of, restore, shards, device, dtype, finish):
-    """Features of every shard, micro-batch after micro-batch; seconds are those of preparing and running each."""
+def one_by_one(run, inputs_of, restore, shards, device, dtype, finish, questions=None):
+    """Features of every shard, micro-batch after micro-batch; seconds are those of preparing and running each.
+
+    questions(batch, given) -> {point: features} of what is asked afterwards; its seconds are not counted.
+    """
     for shard in shards:
         seconds = []
         for k in range(len(shard.starts)):
@@ -717,9 +788,11 @@ def one_by_one(run, inputs_of, restore, shards, device, dtype, finish):
             wait_for(device)
             started = time.perf_counter()
             batch = inputs_of(frames)
-            features = {point: restore(point, x, batch) for point, x in run(on(batch, device, dtype)).items()}
+            given = on(batch, device, dtype)
+            features = {point: restore(point, x, batch) for point, x in run(given).items()}
             wait_for(device)
             seconds.append((time.perf_counter() - started) / len(frames))
+            features |= questions(batch, given) if questions else {}
             for point, x in features.items():
                 shard.add(k, point, x)
         finish(shard, seconds)
@@ -757,6 +830,15 @@ def layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budg
 def wait_for(device):
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def read_questions(path):
+    """The lines of a text file."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        refuse(f"--questions {path} cannot be read; give a text file with a question a line")
+    return lines or refuse(f"--questions {path} is empty; give a text file with a question a line")
 
 
 def memory_size(text):
@@ -812,6 +894,7 @@ def get_args(argv):
     p.add_argument("--revision", help="of a hub repository: a branch, tag or commit (default: its newest); the commit found is recorded")
     p.add_argument("--stream", action="store_true", help="take all items through one layer before the next is read; chosen by itself when the weights do not fit")
     p.add_argument("--max-memory", help="15GB: use no more of the GPU's (on a CPU: the process's) memory")
+    p.add_argument("--questions", help="a text file, a question a line: adds asked.<i>, what language layer i holds at the end of each question; the picture is computed once")
     p.add_argument("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based), for cluster arrays")
     p.add_argument("--list", action="store_true", help="print the registry and stop")
     return p.parse_args(argv)
@@ -833,8 +916,8 @@ def smoke_input(args, folder):
 def agree(out, plan):
     """Refuse to go on in a folder that was begun with other settings."""
     if (out / "plan.yaml").exists() and (before := load_yaml(out / "plan.yaml")) != plan:
-        what = next(k for k in plan if before.get(k) != plan[k])
-        refuse(f"{out} holds features made with {what} {before.get(what)!r}, not {plan[what]!r}; delete the folder or give another --out")
+        what = next(k for k in before | plan if before.get(k) != plan.get(k))
+        refuse(f"{out} holds features made with {what} {before.get(what)!r}, not {plan.get(what)!r}; delete the folder or give another --out")
 
 
 def chosen(args, points):
@@ -876,27 +959,41 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
         else:
             network.fill([] if streamed else network.wanted)
 
+    if args.questions and (streamed or network is None or model.config.model_type not in ASKABLE or not processor):
+        refuse(f"--questions needs {'the whole model at once: leave --stream out' if streamed else f'a causal language model with a tokenizer, which {args.model} has not: leave it out'}")
+    questions = plan.get("questions", [])
+    asked = {f"asked.{name.partition('.')[2]}": name for name in modules if questions and name.startswith("language.")}
+    if questions and not asked:
+        refuse(f"--questions is about language layers, and --points {args.points} names none; give some of {', '.join(p for p in points if p.startswith('language.'))}")
+
     def inputs_of(frames):
         batch = make_inputs(frames)  # refuses frames that the model cannot take, before anything is written
+        if questions:
+            batch = up_to_the_picture(model, batch)
         if not (out / "plan.yaml").exists():
-            save_yaml(out / "modules.yaml", modules)
+            save_yaml(out / "modules.yaml", modules | {new: modules[old] for new, old in asked.items()})
             save_yaml(out / "plan.yaml", plan)
         return batch
 
     def restore(point, x, batch):
         return points[point][1](x, batch)
 
+    def questions_about(batch, given):
+        found = [ask(model, run, given, words_behind(model, processor, batch, question), set(asked.values())) for question in questions]
+        steps = batch.get("frames", 1)
+        return {new: torch.stack([f[old] for f in found], 1).unflatten(0, (-1, steps))[:, :, None] for new, old in asked.items()}  # [n, t, 1, questions, D]
+
     def finish(shard, seconds):
-        shard.finish(modules, without_grid(points), first_frame, seconds)
+        shard.finish([*modules, *asked], without_grid(points) | set(asked), first_frame, seconds)
 
     with Writer() as write, watching(model, modules) if network else latents_of(model) as run:
-        shards = (Shard(out, s, items[s * SHARD:(s + 1) * SHARD], args.size, args.batch, modules, write) for s in todo)
+        shards = (Shard(out, s, items[s * SHARD:(s + 1) * SHARD], args.size, args.batch, [*modules, *asked], write) for s in todo)
         if streamed:
             layer_by_layer(network, run, inputs_of, restore, list(shards), dtype, finish, (limit - least) / 2)  # half for what comes to be held on the way
         else:
             shards = tqdm(shards, desc=f"{entry['name']} {Path(args.data).name}", unit="shard", total=len(todo))
-            one_by_one(run, inputs_of, restore, shards, device, dtype, finish)
-    return modules, network.weights.bytes if network else None
+            one_by_one(run, inputs_of, restore, shards, device, dtype, finish, questions_about if questions else None)
+    return modules | {new: modules[old] for new, old in asked.items()}, network.weights.bytes if network else None
 
 
 def main(argv=None):
@@ -922,6 +1019,8 @@ def main(argv=None):
             "weights": "random" if args.random_init else entry["weights"], "size": args.size, "batch": args.batch,
             "points": args.points, "random_seed": args.seed if args.random_init else None, "dtype": str(dtype),
             "items": hashlib.sha256("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed"))]).encode()).hexdigest()[:16]}
+    if args.questions:
+        plan["questions"] = read_questions(args.questions)
     agree(out, plan)
     shards = -(-len(items) // SHARD)
     rank, ranks = share(args.shard)

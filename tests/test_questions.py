@@ -1,0 +1,104 @@
+"""Several questions about one picture: what the language model holds at the end of each, with the picture computed once."""
+import pytest
+import torch
+from test_extract import GOLDEN, load, noise, refused, run, write_set
+
+import extract
+from common import LOADERS, find_model, load_features
+
+QUESTIONS = ["Where is the red circle?", "What moves?", "Is there a blue square to the left of the green one?"]
+FAMILIES = {"small_vlm": 80, "small_qwen2vl": 64, "small_qwen3vl": 64, "small_internvl": 48, "small_cogvlm2": 56, "llava": 48, "llava_next": 96, "llava_onevision": 96}
+
+
+@pytest.fixture
+def folder_of(request):
+    def find(which):
+        return request.getfixturevalue("small_llavas")[which] if which.startswith("llava") else request.getfixturevalue(which)
+    return find
+
+
+@pytest.fixture
+def questions(tmp_path):
+    (tmp_path / "questions.txt").write_text("\n\n".join(QUESTIONS))
+    return tmp_path / "questions.txt"
+
+
+def last_rows(folder, frames, monkeypatch):
+    """{point: [n, questions, D]} of the last row in a full pass for every question."""
+    found = []
+    for question in QUESTIONS:
+        monkeypatch.setattr(extract, "PROMPT", question)
+        model, inputs_of, points = load(folder)
+        batch = inputs_of(frames)
+        layers = {n: point[0] for n, point in points.items() if n.startswith("language.")}
+        found.append({n: x[:, -1] for n, x in extract.capture(model, extract.on(batch, torch.device("cpu"), torch.float32), layers).items()})
+    monkeypatch.undo()
+    return {n: torch.stack([f[n] for f in found], 1) for n in found[0]}
+
+
+@pytest.mark.parametrize("which", FAMILIES)
+def test_what_is_held_at_the_end_of_a_question_is_what_a_pass_over_picture_and_question_gives(folder_of, questions, tmp_path, monkeypatch, which):
+    frames = noise(5, FAMILIES[which])
+    data = write_set(tmp_path / "data", frames)
+    run(folder_of(which), data, tmp_path / "plain", "--points", "all", "--size", FAMILIES[which], "--batch", 2)
+    index = run(folder_of(which), data, tmp_path / "asked", "--points", "all", "--size", FAMILIES[which], "--batch", 2, "--questions", questions)
+    plain, asked = load_features(tmp_path / "plain")[1], load_features(tmp_path / "asked")[1]
+    for point in load_features(tmp_path / "plain")[0]["points"]:
+        torch.testing.assert_close(plain(point), asked(point), atol=2e-3, rtol=2e-3)  # stored in fp16
+    expected = last_rows(folder_of(which), frames, monkeypatch)
+    assert len(expected) == 3
+    for layer, x in expected.items():
+        point = layer.replace("language", "asked")
+        assert index["points"][point]["shape"] == [1, 1, 3, x.shape[-1]] and index["points"][point]["grid"] is False
+        torch.testing.assert_close(asked(point)[:, 0, 0], x, atol=2e-3, rtol=2e-3)
+        assert (x[:, 0] - x[:, 1]).abs().max() > 0.01 and (x[0] - x[1]).abs().max() > 1e-3  # both the question and the picture matter
+
+
+@pytest.mark.parametrize("which", ["small_vlm", "small_qwen3vl"])
+def test_questions_about_a_clip(folder_of, questions, tmp_path, monkeypatch, which):
+    clips = noise(2, 64, frames=4)
+    run(folder_of(which), write_set(tmp_path / "data", clips), tmp_path / "asked", "--points", "language.1", "--size", 64, "--questions", questions)
+    asked = load_features(tmp_path / "asked")[1]("asked.1")
+    assert asked.shape == (2, 1, 1, 3, 32)
+    torch.testing.assert_close(asked[:, 0, 0], last_rows(folder_of(which), clips, monkeypatch)["language.1"], atol=2e-3, rtol=2e-3)
+
+
+def test_a_model_of_single_pictures_is_asked_about_every_frame(small_internvl, questions, tmp_path):
+    clips = noise(2, 48, frames=3)
+    run(small_internvl, write_set(tmp_path / "clips", clips), tmp_path / "a", "--points", "language.1", "--questions", questions)
+    run(small_internvl, write_set(tmp_path / "frames", clips.flatten(0, 1)[:, None]), tmp_path / "b", "--points", "language.1", "--questions", questions)
+    one, other = load_features(tmp_path / "a")[1]("asked.1"), load_features(tmp_path / "b")[1]("asked.1")
+    assert one.shape == (2, 3, 1, 3, 32)
+    torch.testing.assert_close(one.flatten(0, 1)[:, None], other, atol=2e-3, rtol=2e-3)
+
+
+def test_the_picture_is_computed_once(small_vlm, questions, tmp_path, monkeypatch):
+    rows = []
+    entry = find_model(str(small_vlm))
+    model = LOADERS["vlm"](entry)[0]
+    kind, forward = type(model.model.language_model.layers[0]), type(model.model.language_model.layers[0]).forward
+    monkeypatch.setattr(kind, "forward", lambda self, x, *a, **k: (rows.append(x.shape[1]), forward(self, x, *a, **k))[1])
+    run(small_vlm, write_set(tmp_path / "data", noise(1, 80)), tmp_path / "out", "--points", "language.0", "--size", 80, "--questions", questions)
+    processor = LOADERS["vlm"](entry)[1]
+    wordless = len(processor.tokenizer(extract.chat(processor, "").rpartition(processor.image_token)[2]).input_ids)
+    assert rows[1:] == [wordless + len(processor.tokenizer(question).input_ids) for question in QUESTIONS] and 25 < rows[0] < 40
+
+
+def test_questions_that_cannot_be_asked_are_refused(small_vlm, small_dino, small_vae, questions, tmp_path, capsys):
+    data = write_set(tmp_path / "data", noise(2, 48))
+    ask = ("--data", data, "--out", tmp_path / "out", "--size", 48, "--questions")
+    assert "causal language model" in refused(capsys, "--model", small_dino, *ask, questions)
+    assert "leave it out" in refused(capsys, "--model", small_vae, "--data", data, "--out", tmp_path / "out", "--size", 32, "--questions", questions)
+    assert "leave --stream out" in refused(capsys, "--model", small_vlm, *ask, questions, "--stream")
+    assert "names none" in refused(capsys, "--model", small_vlm, *ask, questions, "--points", "merger")
+    assert "cannot be read" in refused(capsys, "--model", small_vlm, *ask, tmp_path / "nowhere.txt")
+    (tmp_path / "empty.txt").write_text("\n\n")
+    assert "is empty" in refused(capsys, "--model", small_vlm, *ask, tmp_path / "empty.txt")
+    run(small_vlm, data, tmp_path / "out", "--size", 48)
+    assert "made with questions None" in refused(capsys, "--model", small_vlm, *ask, questions)
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"{GOLDEN} is not there: checkpoints in the original layout come beside the repository, not in it")
+def test_internvl2_has_no_tokenizer_and_so_cannot_be_asked(questions, tmp_path, capsys):
+    data = write_set(tmp_path / "data", noise(2, 56))
+    assert "tokenizer" in refused(capsys, "--model", GOLDEN / "internvl2-tiny-a", "--data", data, "--out", tmp_path / "out", "--questions", questions)
