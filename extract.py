@@ -2,6 +2,8 @@
 
     python extract.py --model tiny --data data/shapes --out results/tiny/shapes/features
     python extract.py --model tiny --data data/shapes --out results/tiny/shapes/features-random --random-init
+    python extract.py --model cogvlm2 --data data/shapes --stream --max-memory 15GB        # 39 GB of weights, layer by layer
+    python extract.py --model dinov2-l+qwen2.5-vl-7b --data data/shapes                     # two encoders side by side
 
 Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face format. Writes, under --out,
 
@@ -16,6 +18,8 @@ Where K tokens have no place in the picture (Kosmos-2 behind its tower) features
 One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
 complete is never computed again: kill it at any moment and run the same command to go on.
 """
+import argparse
+import atexit
 import collections
 import contextlib
 import functools
@@ -54,6 +58,7 @@ from common import (
     save_yaml,
     say,
     skeleton,
+    with_grid,
 )
 
 PROMPT = "Describe the picture."  # follows the picture, so in a causal model it cannot change the picture's rows
@@ -760,15 +765,18 @@ class Shard:
             self.pooled[point] = {"mean": torch.cat(means), "max": torch.cat(maxima), "shape": list(whole.shape[1:]), "nonfinite": sum(nonfinite)}
             self.write(self.out / point / self.file, FEATURES, self.ids, {"point": point}, features=whole)
 
-    def finish(self, names, gridless, first_frame, seconds):
-        """Write the pictures' own pixels on the coarsest grid there is, then what marks the shard as complete."""
-        for name in gridless & set(names):
+    def add_pixels(self, gridless, first_frame):
+        """The pictures' own pixels on the coarsest grid there is: the floor."""
+        for name in gridless & set(self.pooled):
             self.pooled[name]["grid"] = False
-        if grids := [p["shape"][:3] for p in self.pooled.values() if p.get("grid", True)]:
-            names, self.parts["pixels"] = ["pixels", *names], {}
+        if grids := [row["shape"][:3] for row in self.pooled.values() if row.get("grid", True)]:
+            self.parts["pixels"] = {}
             for k in range(len(self.starts)):
                 self.add(k, "pixels", pixel_grid(self.frames(k), min(grids, key=math.prod), first_frame))
-        self.write(self.out / "pooled" / self.file, POOLED, self.ids, {"seconds": seconds}, pooled={p: self.pooled[p] for p in names})
+
+    def finish(self, names, seconds):
+        """Write what marks the shard as complete."""
+        self.write(self.out / "pooled" / self.file, POOLED, self.ids, {"seconds": seconds}, pooled={p: self.pooled[p] for p in ("pixels", *names) if p in self.pooled})
 
 
 def on(batch, device, dtype):
@@ -887,7 +895,7 @@ def get_args(argv):
     p.add_argument("--model", default="tiny", help="a registry name or a folder in Hugging Face format (default: %(default)s)")
     p.add_argument("--data", default="data/shapes", help="a folder that data.py wrote (default: %(default)s)")
     p.add_argument("--out", help="default: results/<model>/<data>/features")
-    p.add_argument("--points", default="quarters", help="points with commas between, all, or quarters: four depths of each stack (default: %(default)s)")
+    p.add_argument("--points", default="quarters", help="points with commas between, all, last, or quarters: four depths of each stack (default: %(default)s)")
     p.add_argument("--size", type=int, help="side in pixels that frames are squashed to (default: the registry's for the model, images and clips apart)")
     p.add_argument("--batch", type=int, default=8, help="micro-batch (default: %(default)s)")
     p.add_argument("--random-init", action="store_true", help="the same architecture with untrained weights: a floor")
@@ -922,7 +930,7 @@ def agree(out, plan):
 
 def chosen(args, points):
     """{point: module path} of what --points asks for, in the order of execution."""
-    names = list(points) if args.points == "all" else quarters(points) if args.points == "quarters" else args.points.split(",")
+    names = {"all": list(points), "quarters": quarters(points), "last": list(points)[-1:]}.get(args.points) or args.points.split(",")
     if unknown := [n for n in names if n not in points]:
         refuse(f"{args.model} has no point {unknown[0]!r}; its points are {', '.join(points)}")
     return {n: points[n][0] for n in points if n in names}
@@ -984,7 +992,8 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
         return {new: torch.stack([f[old] for f in found], 1).unflatten(0, (-1, steps))[:, :, None] for new, old in asked.items()}  # [n, t, 1, questions, D]
 
     def finish(shard, seconds):
-        shard.finish([*modules, *asked], without_grid(points) | set(asked), first_frame, seconds)
+        shard.add_pixels(without_grid(points) | set(asked), first_frame)
+        shard.finish([*modules, *asked], seconds)
 
     with Writer() as write, watching(model, modules) if network else latents_of(model) as run:
         shards = (Shard(out, s, items[s * SHARD:(s + 1) * SHARD], args.size, args.batch, [*modules, *asked], write) for s in todo)
@@ -996,14 +1005,43 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
     return modules | {new: modules[old] for new, old in asked.items()}, network.weights.bytes if network else None
 
 
-def main(argv=None):
-    args, started = get_args(argv), time.time()
-    if args.list:
-        for name, entry in MODELS.items():
-            print(f"{name:16s} {entry['kind']:8s} {entry['size']:4d} px  {entry['path']}  {entry.get('note', '')}".rstrip())
-        return MODELS
-    if args.smoke:
-        smoke_input(args, made_up_folder())
+def done(out, shard):
+    return (out / "pooled" / f"{shard:05d}.pt").exists()
+
+
+def meet(ranks):
+    """Wait until every rank of torchrun is here."""
+    if ranks > 1:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+            atexit.register(torch.distributed.destroy_process_group)
+        torch.distributed.barrier()
+
+
+def conclude(args, started, out, data, modules, facts, **run):
+    """Write pooled.pt and, last, index.yaml, if every shard is there; the result."""
+    shards = -(-len(data["ids"]) // SHARD)
+    if missing := [s for s in range(shards) if not done(out, s)]:
+        print(f"shards_missing {len(missing)} of {shards}: run the other --shard parts, then any of them again")
+        return {"shards_missing": len(missing)}
+    parts = [load_pt(out / "pooled" / f"{s:05d}.pt", POOLED) for s in range(shards)]
+    names = list(parts[0]["pooled"])
+    pooled = {p: {k: torch.cat([part["pooled"][p][k] for part in parts]) for k in ("mean", "max")} for p in names}
+    save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": facts["model"]}, pooled=pooled)
+    table = {p: {"module": modules.get(p, "the frames themselves"), "shape": parts[0]["pooled"][p]["shape"], "dtype": "float16",
+                 "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)}
+             | ({} if parts[0]["pooled"][p].get("grid", True) else {"grid": False}) for p in names}
+    seconds = sorted(s for part in parts for s in part["meta"]["seconds"])  # none where layers were streamed: a pass has no seconds of its own
+    result = {"stage": "extract", "schema": FEATURES, **facts, "data": data["data"], "items": len(data["ids"]), "size": args.size,
+              "seconds_per_item": seconds[len(seconds) // 2] if seconds else None, "bytes": sum(t["bytes"] for t in table.values()),
+              "nonfinite": sum(t["nonfinite"] for t in table.values()), "data_path": str(args.data), "shards": shards, "points": table, "ids": data["ids"],
+              "run": run_info(args, started, micro_batch=args.batch, streamed=not seconds, script="extract.py", **run)}
+    save_yaml(out / "index.yaml", result)
+    say(result)
+    return result
+
+
+def one_model(args, started):
     entry = find_model(args.model) | {"revision": args.revision}
     if args.revision and Path(entry["path"]).is_dir():
         refuse(f"--revision {args.revision} goes with a repository on the hub, and {entry['path']} is a folder; leave it out")
@@ -1022,40 +1060,88 @@ def main(argv=None):
     if args.questions:
         plan["questions"] = read_questions(args.questions)
     agree(out, plan)
-    shards = -(-len(items) // SHARD)
     rank, ranks = share(args.shard)
-    todo = [s for s in range(rank, shards, ranks) if not (out / "pooled" / f"{s:05d}.pt").exists()]
+    todo = [s for s in range(rank, -(-len(items) // SHARD), ranks) if not done(out, s)]
     modules, read = load_yaml(out / "modules.yaml") if (out / "modules.yaml").exists() else {}, None
     if todo or not modules:
         print(f"device {device.type} ({why})")
         modules, read = compute(args, entry, plan, items, out, todo, device, dtype)
-
-    if ranks > 1 and not args.shard:
-        torch.distributed.init_process_group("gloo")
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    if not args.shard:
+        meet(ranks)
         if rank:
             return {}
-    if missing := [s for s in range(shards) if not (out / "pooled" / f"{s:05d}.pt").exists()]:
-        print(f"shards_missing {len(missing)} of {shards}: run the other --shard parts, then any of them again")
-        return {"shards_missing": len(missing)}
+    return conclude(args, started, out, data, modules, {"model": entry["name"], "kind": entry["kind"], "weights": plan["weights"]}, device=f"{device.type} ({why})",
+                    dtype=str(dtype), weights_read_gb=read and read / 1e9, model_revision=resolved_commit(entry))
 
-    parts = [load_pt(out / "pooled" / f"{s:05d}.pt", POOLED) for s in range(shards)]
-    names = list(parts[0]["pooled"])
-    pooled = {p: {k: torch.cat([part["pooled"][p][k] for part in parts]) for k in ("mean", "max")} for p in names}
-    save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": entry["name"]}, pooled=pooled)
-    table = {p: {"module": modules.get(p, "the frames themselves"), "shape": parts[0]["pooled"][p]["shape"], "dtype": "float16",
-                 "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)}
-             | ({} if parts[0]["pooled"][p].get("grid", True) else {"grid": False}) for p in names}
-    seconds = sorted(s for part in parts for s in part["meta"]["seconds"])  # none where layers were streamed: a pass has no seconds of its own
-    result = {"stage": "extract", "schema": FEATURES, "model": entry["name"], "kind": entry["kind"], "weights": plan["weights"], "data": data["data"],
-              "items": len(items), "size": args.size, "seconds_per_item": seconds[len(seconds) // 2] if seconds else None, "bytes": sum(t["bytes"] for t in table.values()),
-              "nonfinite": sum(t["nonfinite"] for t in table.values()), "data_path": str(args.data), "shards": shards, "points": table, "ids": data["ids"],
-              "run": run_info(args, started, device=f"{device.type} ({why})", dtype=str(dtype), micro_batch=args.batch, streamed=not seconds, weights_read_gb=read and read / 1e9,
-                              model_revision=resolved_commit(entry), script="extract.py")}
-    save_yaml(out / "index.yaml", result)
-    say(result)
-    return result
+
+# ---------------------------------------------------------------- two encoders side by side
+
+def fuse(a, b):
+    """Features [n, t, h, w, D] of two encoders beside each other on the coarser grid, [n, t, h, w, D']. Where one grid is a whole multiple of the other
+    every token in a cell is kept, else they are averaged; time steps are averaged."""
+    t, h, w = (min(x, y) for x, y in zip(a.shape[1:4], b.shape[1:4], strict=True))
+
+    def match(x):
+        if x.shape[2] % h == 0 and x.shape[3] % w == 0:
+            x = x.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
+        return torch.nn.functional.adaptive_avg_pool3d(x.movedim(-1, 1), (t, h, w)).movedim(1, -1)
+    return torch.cat([match(a), match(b)], -1)
+
+
+def side_by_side(args, started):
+    """`a+b`: the features of both in folders of their own under --out, and for each point of b with a grid `fused.<point>`: it, beside a's last point."""
+    names = args.model.split("+")
+    if len(names) != 2 or args.questions:
+        refuse(f"--model {args.model} with --questions: ask one model alone" if args.questions else f"--model {args.model} names {len(names)} models; give two, a+b")
+    entries = [find_model(name) for name in names]
+    if len({entry["name"] for entry in entries}) == 1:
+        refuse(f"--model {args.model} names the same model twice; give two that differ")
+    items, data = load_items(args.data)
+    facts = {"model": "+".join(entry["name"] for entry in entries), "kind": entries[1]["kind"]}
+    out = Path(args.out or f"results/{facts['model']}/{Path(args.data).name}/features")
+    rank, ranks = share(args.shard)
+    for entry, name, points in zip(entries, names, ("last", args.points), strict=True):
+        print(f"-- {entry['name']}")
+        found = one_model(argparse.Namespace(**vars(args) | {"model": name, "points": points, "out": str(out / entry["name"])}), started)
+        if "shards_missing" in found:
+            return found
+    meet(ranks)
+    a, b = (load_yaml(out / entry["name"] / "index.yaml", "extract") for entry in entries)
+    left, right = ([p for p in with_grid(index) if p != "pixels"] for index in (a, b))
+    if not (left and right):
+        refuse(f"{(b if left else a)['model']} has no tokens with a place in the picture at these --points, and so none to stand beside the other's")
+    modules = {f"fused.{p}": f"{a['model']}: {a['points'][left[0]]['module']}, {b['model']}: {b['points'][p]['module']}" for p in right}
+    with Writer() as write:
+        for s in tqdm([s for s in range(rank, a["shards"], ranks) if not done(out, s)], desc="fused", unit="shard"):
+            shard = Shard(out, s, items[s * SHARD:(s + 1) * SHARD], None, SHARD, ["pixels", *modules], write)
+
+            def read(index, point, file=shard.file):
+                return load_pt(out / index["model"] / point / file, FEATURES)["features"].float()
+
+            shard.add(0, "pixels", read(min(a, b, key=lambda index: math.prod(index["points"]["pixels"]["shape"][:3])), "pixels"))
+            for p in right:
+                shard.add(0, f"fused.{p}", fuse(read(a, left[0]), read(b, p)))
+            seconds = [load_pt(out / index["model"] / "pooled" / shard.file, POOLED)["meta"]["seconds"] for index in (a, b)]
+            shard.finish(modules, [x + y for x, y in zip(*seconds, strict=True)])
+    if not args.shard:
+        meet(ranks)
+        if rank:
+            return {}
+    args.size = b["size"]
+    kinds = ("random", "unstated", "small", "pretrained")
+    return conclude(args, started, out, data, modules, facts | {"weights": min(a["weights"], b["weights"], key=kinds.index)}, parts={i["model"]: i["run"] for i in (a, b)})
+
+
+def main(argv=None):
+    args, started = get_args(argv), time.time()
+    if args.list:
+        for name, entry in MODELS.items():
+            print(f"{name:16s} {entry['kind']:8s} {entry['size']:4d} px  {entry['path']}  {entry.get('note', '')}".rstrip())
+        return MODELS
+    if args.smoke:
+        smoke_input(args, made_up_folder())
+    two = "+" in args.model and not Path(args.model).exists()
+    return (side_by_side if two else one_model)(args, started)
 
 
 if __name__ == "__main__":
