@@ -29,6 +29,7 @@ from common import (
     MODELS,
     POOLED,
     SHARD,
+    TINY,
     check_writable,
     choose_device,
     find_model,
@@ -407,6 +408,40 @@ def get_args(argv):
     return p.parse_args(argv)
 
 
+BESIDES = {"cogvlm2": "conv", "qwen3_vl": "deepstack.0-2"}  # points between tower and merger that a family has and others have not
+
+
+def described(entry):
+    """A row of --list from an entry of the registry alone; what it does not state is "-".
+
+    tokens and bytes of one image (of the registry's size) at one point of the tower / at the merger or one point of the language model, in fp16.
+    GB of GPU memory with weights of 2 bytes: whole = 2 (all - head); streamed = 2 (outside the layer stacks + 2 of the largest layer) + a margin for
+    activations of one image = 1 + 32 x the tokens x width of the wider stack (16 rows as wide as the stream, of 2 bytes: q, k, v, the gated MLP, residuals).
+    """
+    row = {"repository": entry["path"], "revision": "local" if entry["path"].startswith(TINY) else entry.get("revision") or "newest", "params_B": "-", "licence": entry.get("licence", "-"),
+           "points": "-", "px": entry["size"], "tokens": "-", "kB": "-", "GB_whole": "-", "GB_streamed": "-"}
+    if "vision" not in entry:
+        return row
+    layers, patch, width = entry["vision"]
+    stacks = [((entry["size"] // patch) ** 2, width)]
+    points = ["patch_embed", f"vision.0-{layers - 1}"] if layers else ["latents"]
+    points += [BESIDES[entry["type"]]] if entry["type"] in BESIDES else []
+    if entry["language"]:
+        layers, merge, width = entry["language"]
+        stacks.append(((entry["size"] // patch // merge) ** 2, width))
+        points += ["merger", f"language.0-{layers - 1}"]
+    streamed = 2 * (entry["outside"] + 2 * entry["layer"]) + 1 + 32e-9 * max(n * width for n, width in stacks)
+    return row | {"params_B": f"{entry['params']:.3g}", "points": " ".join(points), "tokens": "/".join(str(n) for n, _ in stacks), "kB": "/".join(f"{2 * n * width / 1000:.0f}" for n, width in stacks),
+                  "GB_whole": f"{2 * (entry['params'] - entry['head']):.3g}", "GB_streamed": f"{streamed:.1f}" if entry["layer"] else "-"}
+
+
+def aligned(rows):
+    """Lines of dicts with the same keys, the columns aligned under the keys."""
+    rows = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
+    return ["  ".join(f"{x!s:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def smoke_input(args, folder):
     """A made-up data folder and a random small Dinov2 checkpoint, for --smoke."""
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
@@ -423,8 +458,8 @@ def smoke_input(args, folder):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.list:
-        for name, entry in MODELS.items():
-            print(f"{name:16s} {entry['kind']:8s} {entry['size']:4d} px  {entry['path']}  {entry.get('note', '')}".rstrip())
+        print(*aligned([{"name": name} | described(entry) for name, entry in MODELS.items()]), sep="\n")
+        print("tokens and kB (fp16) of one image at one point: in the tower / at the merger and in the language model; GB of GPU memory with weights of 2 bytes")
         return MODELS
     if args.smoke:
         smoke_input(args, made_up_folder())
