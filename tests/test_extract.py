@@ -623,7 +623,7 @@ def test_a_hub_name_without_a_network_is_refused_at_once_with_the_remedy(few, tm
     assert time.time() - started < 10
 
 
-# ---------------------------------------------------------------- full-size models, without their weights
+# ---------------------------------------------------------------- InternVL2's own layout (full-size models without their weights: test_registry.py)
 
 def resolved(model):
     """The points of a full-size model, every one of which must be a module of it."""
@@ -631,38 +631,6 @@ def resolved(model):
     for path, _ in points.values():
         model.get_submodule(path)
     return points
-
-
-def test_the_points_of_qwen2_5_vl_7b_exist():
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    config = Qwen2_5_VLConfig(
-        vision_config={"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584, "patch_size": 14, "window_size": 112},
-        text_config={"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064})
-    with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(config)
-    points = resolved(model)
-    assert len(points) == 1 + 32 + 1 + 28
-    assert extract.quarters(points) == ["patch_embed", "vision.7", "vision.15", "vision.23", "vision.31", "merger", "language.6", "language.13", "language.20", "language.27"]
-    assert extract.family_of(model)(model, None)[2] == 28
-
-
-def test_the_points_of_qwen2_vl_2b_exist():
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-    text = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936}
-    with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16}, text_config=text))
-    assert len(resolved(model)) == 1 + 32 + 1 + 28 and extract.family_of(model)(model, None)[2] == 28
-
-
-def test_the_points_of_cogvlm2_exist():
-    from test_cogvlm2 import FULL
-
-    from cogvlm2 import CogVLM2
-    with torch.device("meta"):
-        model = CogVLM2(FULL)
-    points = extract.family_of(model)(model, lambda text, **more: type("Encoded", (), {"input_ids": [1]}))[1]
-    assert all(model.get_submodule(path) is not None for path, _ in points.values())
-    assert list(points) == ["patch_embed", *(f"vision.{i}" for i in range(63)), "conv", "merger", *(f"language.{i}" for i in range(32))]
 
 
 INTERNVL2 = {  # the published numbers: vision tower, language model
@@ -723,19 +691,3 @@ def test_internvl2_in_its_own_layout_computes_what_the_original_does_at_every_re
     seen = extract.capture(model, {"input_ids": golden["input_ids"], "pixel_values": golden["pixel_values"]}, points)
     for name, expected in golden["expected"].items():
         assert (seen[name].view_as(expected) - expected).abs().max() < 1e-4, name
-
-
-def test_the_points_of_dinov2_large_and_of_ltx_video_exist():
-    from diffusers import AutoencoderKLLTXVideo
-    from transformers import Dinov2Config, Dinov2Model
-    with torch.device("meta"):
-        dino, vae = Dinov2Model(Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14)), AutoencoderKLLTXVideo()
-    assert list(resolved(dino)) == ["patch_embed", *(f"vision.{i}" for i in range(24))]
-    assert list(resolved(vae)) == ["latents"]
-    assert extract.family_of(vae)(vae, None)[2] == 32
-
-
-def test_the_registry_offers_images_and_clips_in_sizes_that_the_full_models_take():
-    multiple = {"qwen2.5-vl-3b": 28, "qwen2.5-vl-7b": 28, "dinov2-s": 14, "dinov2-b": 14, "dinov2-l": 14, "dinov2-g": 14, "ltx": 32}
-    assert set(multiple) <= set(extract.MODELS)
-    assert all(extract.MODELS[m][k] % p == 0 for m, p in multiple.items() for k in ("size", "clip"))
