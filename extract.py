@@ -10,12 +10,14 @@ Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face
     index.yaml             written last: per point the module, shape, dtype, bytes, non-finite values; seconds per item; run info
 
 Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger` (or projector), `language.<i>`, `latents`;
-CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`.
+CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`. The plan's own names, L1-L5 (LLaVA), I1-I5 (InternVL) and C1-C4 (CogVLM2), are understood
+by `--points`; what is stored is named as above.
 One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
 complete is never computed again: kill it at any moment and run the same command to go on.
 """
 import contextlib
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -27,9 +29,11 @@ from common import (
     FEATURES,
     LOADERS,
     MODELS,
+    OWN_LAYOUT,
     POOLED,
     SHARD,
     TINY,
+    _load,
     check_writable,
     choose_device,
     find_model,
@@ -335,18 +339,63 @@ FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, 
             "owlv2": tower("vision_model.", "encoder.layers", first=1, words=True)}
 
 
+# The plan's names of points: letter -> (the families that have it, what 1, 2, ... are). `last` is the tower's last layer that the projector reads.
+FIVE = ("patch_embed", "vision.middle", "vision.last", "merger", "language.middle")
+ALIASES = {"L": (("llava", "llava_next", "llava_onevision"), FIVE), "I": (("internvl", "internvl_chat"), FIVE),
+           "C": (("cogvlm2",), ("patch_embed", "vision.last", "merger", "language.middle"))}
+
+
+def depths(entry):
+    """(layers of the tower, the last of them that the projector reads, layers of the language model): of the registry, or of a folder's config.json."""
+    if "vision" in entry:
+        tower, language, read = entry["vision"][0], entry["language"][0], entry.get("read", -1)
+    elif entry["type"] in OWN_LAYOUT:
+        config = json.loads(Path(entry["path"], "config.json").read_text())
+        tower, language, read = config["vision_config"]["num_hidden_layers"], config.get("llm_config", config)["num_hidden_layers"], config.get("select_layer", -1)
+    else:
+        from transformers import AutoConfig  # a folder's config.json may leave out what is the library's default
+        config = _load(lambda: AutoConfig.from_pretrained(entry["path"]), entry)
+        tower, language, read = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers, config.vision_feature_layer
+    read = read[-1] if isinstance(read, list) else read
+    return tower, read + tower if read < 0 else read - 1, language
+
+
+def own_names(names, entry):
+    """`--points` with the plan's names (L3, c2, ...) replaced by the model's own, before it is loaded; other names stay as they are."""
+    def own(name):
+        letter, number = name[:1].upper(), name[1:]
+        if letter not in ALIASES or not number.isdigit():
+            return name
+        types, meant = ALIASES[letter]
+        if entry.get("type") not in types:
+            refuse(f"{name} is a point of {', '.join(types)}, and {entry['name']} is of type {entry.get('type')}; give its own names, or --points all")
+        if not 1 <= int(number) <= len(meant):
+            refuse(f"{name} is no point: {', '.join(types)} have {letter}1 to {letter}{len(meant)}")
+        stack, _, place = meant[int(number) - 1].partition(".")
+        if not place:
+            return stack
+        tower, last, language = depths(entry)
+        return f"{stack}.{last if place == 'last' else at_depth(tower if stack == 'vision' else language, 0.5)}"
+    return ",".join(own(name) for name in names.split(","))
+
+
 def family_of(model):
     return FAMILIES[getattr(model.config, "model_type", "ltx_vae")]
 
 
 # ---------------------------------------------------------------- the stage
 
+def at_depth(layers, part):
+    """The layer (0-based) after which `part` of a stack has been computed."""
+    return round(layers * part) - 1
+
+
 def quarters(points):
     """Every point of a small model; of a deep one the embedding, the merger and four depths of each stack."""
     chosen = []
     for stack in ("vision", "language"):
         names = [p for p in points if p.startswith(f"{stack}.")]
-        chosen += names if len(names) <= 8 else [names[round(len(names) * q / 4) - 1] for q in (1, 2, 3, 4)]
+        chosen += names if len(names) <= 8 else [names[at_depth(len(names), q / 4)] for q in (1, 2, 3, 4)]
     return [p for p in points if p in chosen or "." not in p]
 
 
@@ -398,7 +447,8 @@ def get_args(argv):
     p.add_argument("--model", default="tiny", help="a registry name or a folder in Hugging Face format (default: %(default)s)")
     p.add_argument("--data", default="data/shapes", help="a folder that data.py wrote (default: %(default)s)")
     p.add_argument("--out", help="default: results/<model>/<data>/features")
-    p.add_argument("--points", default="quarters", help="points with commas between, all, or quarters: four depths of each stack (default: %(default)s)")
+    p.add_argument("--points", default="quarters", help="points with commas between, all, or quarters: four depths of each stack; "
+                   "the plan's L1-L5, I1-I5, C1-C4 are understood (default: %(default)s)")
     p.add_argument("--size", type=int, help="side in pixels that frames are squashed to (default: the registry's for the model, images and clips apart)")
     p.add_argument("--batch", type=int, default=8, help="micro-batch (default: %(default)s)")
     p.add_argument("--random-init", action="store_true", help="the same architecture with untrained weights: a floor")
@@ -466,6 +516,7 @@ def main(argv=None):
     entry = find_model(args.model) | {"revision": args.revision}
     if args.revision and Path(entry["path"]).is_dir():
         refuse(f"--revision {args.revision} goes with a repository on the hub, and {entry['path']} is a folder; leave it out")
+    args.points = own_names(args.points, entry)
     items, data = load_items(args.data)
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")
     check_writable(out / "index.yaml")

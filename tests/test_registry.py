@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_cogvlm2 import FULL
-from test_extract import INTERNVL2
+from test_extract import INTERNVL2, features, load, noise, run, write_set
 
 import common
 import extract
@@ -216,6 +216,67 @@ def test_shapes_that_come_out_of_the_full_size_model_are_the_stated_ones(name):
 def test_quarters_of_a_deep_model_are_four_depths_of_each_stack():
     assert extract.quarters(full("qwen2.5-vl-7b")[2]) == ["patch_embed", "vision.7", "vision.15", "vision.23", "vision.31", "merger",
                                                           "language.6", "language.13", "language.20", "language.27"]
+
+
+# ---------------------------------------------------------------- the plan's names of points
+
+@pytest.mark.parametrize("name, expected", [
+    ("llava-next", "patch_embed,vision.11,vision.22,merger,language.15"), ("llava-next-vicuna-13b", "patch_embed,vision.11,vision.22,merger,language.19"),
+    ("llava-interleave", "patch_embed,vision.12,vision.25,merger,language.15"), ("llava-onevision", "patch_embed,vision.12,vision.25,merger,language.13"),
+    ("internvl3-8b", "patch_embed,vision.11,vision.23,merger,language.13"), ("internvl2", "patch_embed,vision.11,vision.23,merger,language.15"),
+    ("internvl2-26b", "patch_embed,vision.21,vision.44,merger,language.23"), ("cogvlm2", "patch_embed,vision.62,merger,language.15")])
+def test_the_plans_names_of_a_model_of_the_registry_are_known_without_its_files(name, expected):
+    letter = {"l": "L", "i": "I", "c": "C"}[name[0]]
+    names = [f"{letter}{k + 1}" for k in range(expected.count(",") + 1)]
+    assert extract.own_names(",".join(names), common.find_model(name)) == extract.own_names(",".join(names).lower(), common.find_model(name)) == expected
+    points, own = full(name)[2], expected.split(",")
+    assert set(own) <= set(points) and own[-1] in extract.quarters(points) and (letter == "C" or own[1] in extract.quarters(points))
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith(("llava", "internvl"))])
+def test_the_layer_that_the_projector_reads_is_the_published_one(name):
+    read = full(name)[0].config.vision_feature_layer
+    assert extract.depths(common.find_model(name)) == (MODELS[name]["vision"][0], MODELS[name]["vision"][0] + read, MODELS[name]["language"][0])
+
+
+SMALL = {"llava": ("L", 48, "patch_embed vision.1 vision.2 merger language.1"), "llava_next": ("L", 48, "patch_embed vision.1 vision.1 merger language.1"),
+         "llava_onevision": ("L", 48, "patch_embed vision.1 vision.2 merger language.1"), "small_internvl": ("I", 48, "patch_embed vision.1 vision.2 merger language.1"),
+         "small_cogvlm2": ("C", 56, "patch_embed vision.2 merger language.1")}
+
+
+@pytest.mark.parametrize("which", SMALL)
+def test_the_plans_names_are_stored_and_recorded_as_the_models_own(request, small_llavas, tmp_path, which):
+    letter, size, expected = SMALL[which]
+    folder = small_llavas[which] if which in small_llavas else request.getfixturevalue(which)
+    data, own = write_set(tmp_path / "data", noise(2, size)), list(dict.fromkeys(expected.split()))
+    index = run(folder, data, tmp_path / "out", "--points", ",".join(f"{letter}{k + 1}" for k in range(len(expected.split()))))
+    assert list(index["points"]) == ["pixels", *own] and index["run"]["arguments"]["points"] == expected.replace(" ", ",")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pt") if p.parent.name in own}
+    assert run(folder, data, tmp_path / "out", "--points", expected.replace(" ", ","))["points"] == index["points"]  # the same settings: nothing is computed again
+    assert before and before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_the_last_vision_layer_of_the_plan_is_what_the_projector_reads(small_llavas):
+    """Its output, through the projector alone, is the merger's."""
+    for kind in ("llava", "llava_next"):
+        loaded = load(small_llavas[kind])
+        found, _ = features(loaded, noise(2, 48))
+        last = extract.own_names("L3", common.find_model(str(small_llavas[kind])))
+        with torch.inference_mode():
+            again = loaded[0].model.multi_modal_projector(found[last])
+        torch.testing.assert_close(again, found["merger"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("point, has", [("L3", "llava, llava_next, llava_onevision"), ("i2", "internvl, internvl_chat"), ("C4", "cogvlm2")])
+def test_a_plans_name_of_another_family_is_refused_before_anything_is_loaded(small_dino, tmp_path, refused, monkeypatch, point, has):
+    monkeypatch.setattr(extract, "LOADERS", None)
+    for model in (small_dino, "qwen2.5-vl-7b", "tiny"):
+        refused(lambda model=model: extract.main(["--model", str(model), "--data", str(tmp_path), "--points", f"patch_embed,{point}"]), point, has)
+
+
+def test_a_number_that_the_plan_has_not_is_refused(refused):
+    refused(lambda: extract.own_names("C5", common.find_model("cogvlm2")), "C5", "C1 to C4")
+    assert extract.own_names("conv,latents,language.3,all", common.find_model("cogvlm2")) == "conv,latents,language.3,all"
 
 
 # ---------------------------------------------------------------- the list
