@@ -322,18 +322,54 @@ FACTS = {
 }
 for _name, _row in FACTS.items():
     MODELS[_name] |= dict(zip(("type", "licence", "params", "head", "outside", "layer", "vision", "language"), _row, strict=True))
-# Names that were written down somewhere and do not exist, with what is meant.
+# Names that people write for what does not exist or is something else (in lower case, with or without the owner): what it is, and what to use.
 MISNOMERS = {
-    "qwen2.5-vl-2b": "Qwen2.5-VL comes in 3B, 7B, 32B and 72B; 2B exists for Qwen2-VL and Qwen3-VL. Use qwen2.5-vl-3b",
+    **dict.fromkeys(("qwen2.5-vl-2b", "qwen2.5-vl-2b-instruct"),
+                    "does not exist: Qwen2.5-VL comes in 3B, 7B, 32B and 72B, and 2B exists for Qwen2-VL and Qwen3-VL; use qwen2-vl-2b or qwen2.5-vl-3b"),
+    "qwen2.5-vl": "comes in several sizes; use qwen2.5-vl-3b or qwen2.5-vl-7b",
+    "qwen2-vl": "comes in several sizes; use qwen2-vl-2b",
+    "qwen3-vl": "comes in several sizes; use qwen3-vl-2b",
+    **dict.fromkeys(("qwen-vl", "qwen-vl-chat"), "is the model of 2023, which needs code from the hub; use qwen2-vl-2b"),
+    **dict.fromkeys(("cogvlm2-grounding", "cogvlm2-grounding-generalist", "cogvlm2-grounding-generalist-hf"),
+                    "does not exist: no variant of CogVLM2 that prints boxes was released, only one of CogVLM 1, which is another architecture; use cogvlm2 and ask it all the same"),
+    **dict.fromkeys(("cogvlm", "cogvlm-chat-hf", "cogvlm-grounding-generalist-hf"), "is CogVLM 1, another architecture; use cogvlm2"),
+    "thudm/cogvlm2-llama3-chat-19b": "has moved to zai-org/cogvlm2-llama3-chat-19B; use cogvlm2",
+    "cogvlm2-llama3-chat-19b-int4": "is quantised by its own code; use cogvlm2",
+    **dict.fromkeys(("cogvlm2-video", "cogvlm2-video-llama3-chat"), "is another architecture; use cogvlm2, which takes a clip frame by frame"),
+    "llava": "is a family of models; use llava-next, llava-interleave or llava-onevision",
+    **dict.fromkeys(("llava-1.6", "llava-v1.6", "llava-v1.6-7b"), "comes with three language models; use llava-next, llava-next-vicuna-7b or llava-next-vicuna-13b"),
+    "llava-v1.6-mistral-7b": "is in LLaVA's own layout, which no library loads; use llava-next, the same weights",
+    "llava-v1.6-vicuna-7b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-7b, the same weights",
+    "llava-v1.6-vicuna-13b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-13b, the same weights",
+    **dict.fromkeys(("llava-next-interleave", "llava-next-interleave-qwen-7b", "llava-next-interleave-qwen-7b-hf"),
+                    "is in LLaVA's own layout, and its tower is SigLIP's (27 x 27), not CLIP's; use llava-interleave, the same weights"),
+    "llava-next-interleave-qwen-0.5b": "is in LLaVA's own layout, which no library loads; use llava-interleave-0.5b, the same weights",
+    "llava-onevision-qwen2-7b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision, the same weights",
+    "llava-onevision-qwen2-0.5b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision-0.5b, the same weights",
+    "internvl3": "comes in several sizes; use internvl3-1b or internvl3-8b",
+    "opengvlab/internvl3-1b": "is in a layout that needs code from the hub; use internvl3-1b, the same weights in OpenGVLab/InternVL3-1B-hf",
+    "opengvlab/internvl3-8b": "is in a layout that needs code from the hub; use internvl3-8b, the same weights in OpenGVLab/InternVL3-8B-hf",
+    "microsoft/florence-2-base": "needs code from the hub; use florence-community/Florence-2-base, the same weights",
+    "microsoft/florence-2-large": "needs code from the hub; use florence-community/Florence-2-large, the same weights",
+    "dinov2": "comes in several sizes; use dinov2-s, dinov2-b, dinov2-l or dinov2-g",
+    "siglip": "is the older model; use siglip2",
+    **dict.fromkeys(("vjepa", "v-jepa"), "is the older model, which no library loads; use vjepa2"),
+    **dict.fromkeys(("ltx-2", "ltx2"), "has another autoencoder; use ltx"),
 }
 KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2", "llava", "llava_next", "llava_onevision"), "vlm"),
                 **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "vjepa2"), "encoder"), "AutoencoderKLLTXVideo": "vae"}
 
 
+def registry_name(name):
+    """The registry's own name for `name`: itself in any case, its repository on the hub, or the repository without its owner."""
+    for own, entry in MODELS.items():
+        if name.lower() in (own, *(() if entry["path"].startswith(TINY) else (entry["path"].lower(), Path(entry["path"]).name.lower()))):
+            return own
+    return name
+
+
 def find_model(name):
     """The registry's entry for a name or a local folder in Hugging Face format: kind, path, size, clip, weights."""
-    if name in MISNOMERS:
-        refuse(f"{name!r} does not exist: {MISNOMERS[name]}.")
     if name not in MODELS and Path(name).is_dir():
         config = Path(name) / "config.json"
         if not config.is_file():
@@ -354,6 +390,9 @@ def find_model(name):
             size = 64 if kind == "vae" else 224 // token * token
         entry = {"kind": kind, "type": kind_of, "path": name, "size": size, "clip": size}
     else:
+        if said := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
+            refuse(f"{name!r} {said}")
+        name = registry_name(name)
         entry = dict(known(name, MODELS, "model"))
         if entry["path"].startswith(TINY):
             entry["path"] = str(HERE / entry["path"])

@@ -1,5 +1,6 @@
 """The shared instruments on worlds whose answer is known: each metric meets its null value before a real one."""
 import math
+import re
 import urllib.error
 from pathlib import Path
 
@@ -583,6 +584,35 @@ def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest(refused)
 def test_a_model_that_does_not_exist_is_corrected(refused):
     refused(lambda: common.find_model("qwen2.5-vl-2b"), "qwen2.5-vl-2b", "qwen2.5-vl-3b")
     refused(lambda: common.find_model("dinov2-m"), "dinov2-m", "dinov2-l")
+
+
+@pytest.mark.parametrize("name", common.MISNOMERS)
+def test_a_misnomer_is_refused_in_one_sentence_with_a_name_that_works(refused, name):
+    said = common.MISNOMERS[name]
+    for written in (name, name.upper(), *([] if "/" in name else [f"somebody/{name}"])):
+        refused(lambda written=written: common.find_model(written), f"{written!r} {said}")
+    offered = re.findall(r"[\w.-]+", said.split("; use ")[1].split(", the same weights")[0].split(", which")[0].split(" and ask")[0].replace(" or ", " "))
+    assert offered and all(o in common.MODELS for o in offered if not o.startswith(("florence", "Florence"))), offered
+    assert common.registry_name(name) == name, "a name that works needs no correction"
+
+
+@pytest.mark.parametrize("written, own", [("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2.5-vl-7b"), ("Qwen2.5-VL-3B", "qwen2.5-vl-3b"), ("qwen2.5-vl-7b-instruct", "qwen2.5-vl-7b"),
+                                          ("internvl2-8b", "internvl2"), ("OpenGVLab/InternVL3-8B-hf", "internvl3-8b"), ("llava-hf/llava-v1.6-mistral-7b-hf", "llava-next"),
+                                          ("zai-org/cogvlm2-llama3-chat-19B", "cogvlm2"), ("facebook/dinov2-large", "dinov2-l"), ("Lightricks/LTX-Video", "ltx"), ("dinov2-giant", "dinov2-g")])
+def test_a_repository_of_the_registry_is_its_entry(written, own):
+    assert common.find_model(written) == common.find_model(own) and common.find_model(own)["name"] == own
+
+
+def test_a_folder_of_the_name_of_a_misnomer_or_a_repository_is_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("qwen2.5-vl", "facebook/dinov2-large"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text('{"model_type": "dinov2", "patch_size": 8}')
+        assert common.find_model(name)["path"] == name and common.find_model(name)["weights"] == "unstated"
+
+
+def test_the_small_models_answer_to_their_own_names_alone(refused):
+    refused(lambda: common.find_model("vlm"), "unknown model 'vlm'")
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path, refused):
