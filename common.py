@@ -415,6 +415,44 @@ def choose_device():
     return torch.device("cuda"), torch.float16, f"{name}, capability {major}.{minor} has no bf16 units: fp16"
 
 
+def _trouble(error, entry):
+    """What stands behind a library's exception, and the remedy, in one clause: transformers hides the hub's own exceptions in the cause of an OSError."""
+    import re
+    from importlib.metadata import version
+
+    from huggingface_hub import errors
+    where, seen = entry["path"], []
+    part = entry.get("subfolder")
+    fetch = f"fetch it with `hf download {where}{f' --include {part}/*' if part else ''}` where there is a network, then pass the folder{f' {part} in it' if part else ''} as MODEL"
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    text = " ".join(str(e) for e in seen)
+    status = {getattr(getattr(e, "response", None), "status_code", None) for e in seen}
+
+    def has(*kinds):
+        return any(isinstance(e, kinds) for e in seen)
+
+    if has(errors.GatedRepoError) or (status & {401, 403} and not has(errors.RepositoryNotFoundError)):
+        return f"it is gated; accept its licence at https://huggingface.co/{where}, then `hf auth login`"
+    if has(errors.RevisionNotFoundError):
+        return f"it has no revision {entry.get('revision')!r}; see https://huggingface.co/{where}/commits/main, or leave --revision out"
+    if has(errors.RepositoryNotFoundError):
+        return "the hub has no such repository, or it is private; check the name, or `hf auth login`"
+    if "trust_remote_code" in text:
+        names = {n.lower(): own for own, e in MODELS.items() if e["path"] != where and not e["path"].startswith(TINY) for n in (own, Path(e["path"]).name)}
+        near = difflib.get_close_matches(Path(where).name.lower(), names, 1, 0.8)
+        return f"it needs code from the hub, which is not run here; use {names[near[0]] if near else 'a model of `python extract.py --list`'}"
+    wanted = re.search(r"transformers *[><=!~]=? *[\d.]+", text)
+    if wanted or "does not recognize this architecture" in text:
+        return f"it needs {wanted[0] if wanted else 'a newer transformers'}, and {version('transformers')} is installed; `pip install -U transformers`"
+    if has(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) or any(
+            type(e).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "socket") and getattr(e, "response", None) is None for e in seen):
+        return f"{'HF_HUB_OFFLINE is set' if has(errors.OfflineModeIsEnabled) else 'the hub cannot be reached'}; {fetch}"
+    said = (str(seen[0]).splitlines() or [""])[0][:200].rstrip(". ") or type(seen[0]).__name__
+    return f"{said}; {'copy the folder again' if Path(where).is_dir() else fetch}"
+
+
 def _load(build, entry):
     """Run a loader; what the hub or the folder lacks becomes one sentence with the remedy.
 
@@ -424,14 +462,33 @@ def _load(build, entry):
     try:
         found = build()
     except Exception as e:  # OSError, ValueError, safetensors' own error, ...: whatever a library says of a broken or absent checkpoint
-        remedy = "copy the folder again" if Path(where).is_dir() else f"fetch it with `hf download {where}` where there is a network, then pass the folder as MODEL"
-        refuse(f"cannot load {where}: {(str(e).splitlines() or [type(e).__name__])[0][:200]}; {remedy}")
+        refuse(f"cannot load {where}: {_trouble(e, entry)}")
     if isinstance(found, tuple):
         model, info = found
         if info["missing_keys"]:
             refuse(f"{where} lacks weights ({sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} more), which would be random; copy the checkpoint again")
         return model
     return found
+
+
+def _reach(entry):
+    """(path, {revision}) from which transformers can load `entry` without waiting.
+
+    It asks for each of several files six times, which takes minutes where there is no network: so the hub is asked for one file, once, and without a
+    network the cached snapshot is read as a folder.
+    """
+    path, pin = entry["path"], {"revision": entry["revision"]} if entry.get("revision") else {}
+    if Path(path).is_dir():
+        return path, pin
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+    try:
+        get_hf_file_metadata(hf_hub_url(path, "config.json", subfolder=entry.get("subfolder"), **pin), timeout=10)
+    except Exception as e:
+        cached = None if isinstance(e, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)) else _cached(entry)
+        if not cached:
+            refuse(f"cannot load {path}: {_trouble(e, entry)}")
+        return str(cached), {}
+    return path, pin
 
 
 def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None):
@@ -452,7 +509,8 @@ def _load_transformers(model_class, processor_class, entry, device, dtype, rando
     from transformers import AutoConfig
     from transformers.utils import logging
     logging.disable_progress_bar()
-    path, pin = entry["path"], {"revision": entry["revision"]} if entry.get("revision") else {}
+    path, pin = _reach(entry)
+    pin |= {"trust_remote_code": False}  # left unsaid, transformers asks on the terminal
     processor = _load(lambda: processor_class.from_pretrained(path, **pin), entry)
     if random_seed is None:
         model = _load(lambda: model_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **pin), entry)
@@ -465,12 +523,13 @@ def _load_transformers(model_class, processor_class, entry, device, dtype, rando
 def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, None) of the video autoencoder; frames must be 8k+1 for LTX-Video's own, which drops the rest silently."""
     from diffusers import AutoencoderKLLTXVideo as Vae
-    more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
+    path, pin = _reach(entry)
+    more = pin | ({"subfolder": entry["subfolder"]} if "subfolder" in entry else {})
     if random_seed is None:
-        model = _load(lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, output_loading_info=True, **more), entry)
+        model = _load(lambda: Vae.from_pretrained(path, torch_dtype=dtype, output_loading_info=True, **more), entry)
     else:
         torch.manual_seed(random_seed)
-        model = Vae.from_config(_load(lambda: Vae.load_config(entry["path"], **more), entry)).to(dtype)
+        model = Vae.from_config(_load(lambda: Vae.load_config(path, **more), entry)).to(dtype)
     return model.to(device).eval(), None
 
 
@@ -478,18 +537,25 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
 
 def fetch(entry):
     """The local folder of a checkpoint: itself, or the hub's snapshot of the files that are read."""
-    if Path(entry["path"]).is_dir():
-        return Path(entry["path"])
+    path, _ = _reach(entry)
+    if Path(path).is_dir():
+        return Path(path)
     from huggingface_hub import snapshot_download
     return Path(_load(lambda: snapshot_download(entry["path"], revision=entry.get("revision"), allow_patterns=["*.json", "*.safetensors"]), entry))
 
 
-def resolved_commit(entry):
-    """The commit of the hub's repository that was loaded (from the local cache), or None for a folder."""
+def _cached(entry):
+    """The folder in the local cache that holds the hub's repository at the revision asked for, or None."""
     from huggingface_hub import try_to_load_from_cache
     config = "/".join(filter(None, (entry.get("subfolder"), "config.json")))
-    found = None if Path(entry["path"]).is_dir() else try_to_load_from_cache(entry["path"], config, revision=entry.get("revision"))
-    return Path(found).parents[config.count("/")].name if isinstance(found, str) else None
+    found = try_to_load_from_cache(entry["path"], config, revision=entry.get("revision"))
+    return Path(found).parents[config.count("/")] if isinstance(found, str) else None
+
+
+def resolved_commit(entry):
+    """The commit of the hub's repository that was loaded (from the local cache), or None for a folder."""
+    found = None if Path(entry["path"]).is_dir() else _cached(entry)
+    return found and found.name
 
 
 def tensors_of(folder):
@@ -514,7 +580,7 @@ def load_cogvlm2(entry, device="cpu", dtype=torch.float32, random_seed=None):
     except ImportError:
         refuse(f"cogvlm2.py is not beside {__file__}; copy it there, {entry['name']} needs it")
     folder = fetch(entry)
-    tokenizer = _load(lambda: AutoTokenizer.from_pretrained(folder), entry)
+    tokenizer = _load(lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False), entry)
     if random_seed is None:
         model = _load(lambda: CogVLM2.from_pretrained(folder, dtype), entry)
     else:
