@@ -7,7 +7,8 @@ Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face
 
     <point>/00000.pt ...   features [n, t, h, w, D] fp16, raster order on the picture's own grid, 64 items a shard (t = 1 for images)
     pooled.pt              for every point, mean and max over space: {point: [n, t, D]}
-    index.yaml             written last: per point the module, shape, dtype, bytes, non-finite values; seconds per item; run info
+    index.yaml             written last: per point the module, shape, dtype, bytes, non-finite values, and `causal: false` where a time step of
+                           a clip has seen later frames; seconds per item; run info
 
 Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger` (or projector), `language.<i>`, `latents`;
 CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`. The plan's own names, L1-L5 (LLaVA), I1-I5 (InternVL) and C1-C4 (CogVLM2), are understood
@@ -339,6 +340,15 @@ FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, 
             "owlv2": tower("vision_model.", "encoder.layers", first=1, words=True)}
 
 
+NON_CAUSAL = {"vjepa2": "vision."}  # model type -> points whose time steps see later frames too; LTX-Video's autoencoder says by its config
+
+
+def sees_later_frames(model, point):
+    """Whether a time step of `point` depends on frames that come after it: such features may not stand for what was known at that time."""
+    kind = getattr(model.config, "model_type", "ltx_vae")
+    return not model.config.encoder_causal if kind == "ltx_vae" else point.startswith(NON_CAUSAL.get(kind, "none"))
+
+
 # The plan's names of points: letter -> (the families that have it, what 1, 2, ... are). `last` is the tower's last layer that the projector reads.
 FIVE = ("patch_embed", "vision.middle", "vision.last", "merger", "language.middle")
 ALIASES = {"L": (("llava", "llava_next", "llava_onevision"), FIVE), "I": (("internvl", "internvl_chat"), FIVE),
@@ -568,7 +578,8 @@ def main(argv=None):
             for point, x in features.items():
                 save_pt(out / point / f"{s:05d}.pt", FEATURES, ids, {"point": point}, features=x.half())
             pooled = {p: {"mean": x.mean((2, 3)), "max": x.amax((2, 3)), "shape": list(x.shape[1:]), "nonfinite": int((~x.half().isfinite()).sum())} for p, x in features.items()}
-            save_pt(out / "pooled" / f"{s:05d}.pt", POOLED, ids, {"seconds": seconds}, pooled=pooled)  # written last: this shard is complete
+            later = [p for p in modules if sees_later_frames(model, p)]
+            save_pt(out / "pooled" / f"{s:05d}.pt", POOLED, ids, {"seconds": seconds, "non_causal": later}, pooled=pooled)  # written last: this shard is complete
 
     if ranks > 1 and not args.shard:
         torch.distributed.init_process_group("gloo")
@@ -586,6 +597,8 @@ def main(argv=None):
     save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": entry["name"]}, pooled=pooled)
     table = {p: {"module": modules.get(p, "the frames themselves"), "shape": parts[0]["pooled"][p]["shape"], "dtype": "float16",
                  "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)} for p in names}
+    for p in parts[0]["meta"].get("non_causal", ()):
+        table[p]["causal"] = False
     seconds = sorted(s for part in parts for s in part["meta"]["seconds"])
     result = {"stage": "extract", "schema": FEATURES, "model": entry["name"], "kind": entry["kind"], "weights": plan["weights"], "data": data["data"],
               "items": len(items), "size": size, "seconds_per_item": seconds[len(seconds) // 2], "bytes": sum(t["bytes"] for t in table.values()),

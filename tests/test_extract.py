@@ -391,6 +391,63 @@ def test_pixels_of_a_time_step_are_its_first_frame(request, tmp_path, which, fir
     assert (pixels.mean((1, 2, 3)) * 255 / 40).round().int().tolist() == first
 
 
+# ---------------------------------------------------------------- causality: no time step has seen a later frame, or the index says so
+
+CLIPS = {"small_vlm": (48, 6), "small_qwen2vl": (48, 6), "small_qwen3vl": (48, 6), "small_internvl": (48, 3), "small_cogvlm2": (56, 3), "small_dino": (48, 3), "small_dinov3": (48, 3),
+         "small_siglip": (48, 3), "small_owlvit": (48, 3), "small_vjepa2": (48, 6), "llava": (48, 3), "llava_next": (48, 3), "llava_onevision": (48, 3), "small_vae": (32, 5), "seeing_vae": (32, 5)}
+
+
+@pytest.fixture(scope="module")
+def seeing_vae(small_vae, tmp_path_factory):
+    """The small autoencoder with an encoder that pads both ways in time."""
+    from diffusers import AutoencoderKLLTXVideo
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "seeing-vae"
+    AutoencoderKLLTXVideo.from_config(AutoencoderKLLTXVideo.load_config(small_vae), encoder_causal=False).save_pretrained(folder)
+    return folder
+
+
+def clip_features(folder, clips):
+    """{point: [n,t,h,w,D]}, the model and first_frame of any small checkpoint, the autoencoder too."""
+    entry = find_model(str(folder))
+    model, processor = LOADERS[entry["kind"]](entry)
+    inputs_of, points, _, first_frame = extract.family_of(model)(model, processor)
+    if entry["kind"] != "vae":
+        return features((model, inputs_of, points), clips)[0], model, first_frame
+    with torch.inference_mode():
+        mode = model.encode(inputs_of(clips)["sample"]).latent_dist.mode()
+    return {"latents": points["latents"][1](mode, {})}, model, first_frame
+
+
+@pytest.mark.parametrize("which", CLIPS)
+def test_later_frames_change_no_earlier_time_step_of_a_causal_point_and_do_of_the_others(request, small_llavas, which):
+    size, frames = CLIPS[which]
+    folder = small_llavas[which] if which in small_llavas else request.getfixturevalue(which)
+    clips, moved = noise(2, size, frames=frames), {}
+    x, model, first_frame = clip_features(folder, clips)
+    steps = next(iter(x.values())).shape[1]
+    assert steps > 1 and all(f.shape[1] == steps for f in x.values())
+    for step in range(steps - 1):
+        other = clips.clone()
+        other[:, first_frame(step + 1):] = noise(2, size, frames=frames, seed=1)[:, first_frame(step + 1):]
+        for point, y in clip_features(folder, other)[0].items():
+            moved[point] = max(moved.get(point, 0), (y[:, :step + 1] - x[point][:, :step + 1]).abs().max().item())
+            assert (y[:, step + 1:] - x[point][:, step + 1:]).abs().max() > 1e-3, "the change must be seen where it is"
+    assert moved.keys() == x.keys()
+    for point, by in moved.items():
+        assert by > 1e-3 if extract.sees_later_frames(model, point) else by < 1e-6, (point, by)
+    assert {p for p in x if extract.sees_later_frames(model, p)} == {"small_vjepa2": {f"vision.{i}" for i in range(3)}, "seeing_vae": {"latents"}}.get(which, set())
+
+
+@pytest.mark.parametrize("which, expected", [("small_vjepa2", {"vision.0", "vision.1", "vision.2"}), ("seeing_vae", {"latents"}), ("small_vae", set()), ("small_dino", set())])
+def test_the_index_marks_what_has_seen_later_frames(request, tmp_path, which, expected):
+    size, frames = CLIPS[which]
+    folder, data = request.getfixturevalue(which), write_set(tmp_path / "data", noise(2, size, frames=frames))
+    for _ in range(2):  # the second time nothing is computed, and the model is not loaded
+        points = run(folder, data, tmp_path / "out", "--size", size)["points"]
+        assert {p for p, row in points.items() if row.get("causal") is False} == expected and not any(row.get("causal", False) for row in points.values())
+
+
 # ---------------------------------------------------------------- files, resume, shards
 
 def point_files(out):
