@@ -54,6 +54,7 @@ from common import (
     to_cells,
     token_ridge,
     train_set_probe,
+    with_grid,
 )
 
 SEEDS = 5
@@ -255,9 +256,11 @@ def main(argv=None):
         refuse(f"{index['data_path']} has no boxes, by which decoded pictures are judged; use a set that has them")
     point = args.point or (load_yaml(args.align, "align")["linear_r2_layer"] if args.align else None)
     if point is None:
-        refuse("no layer is named; give --align align.yaml or --point")
+        refuse("no layer is named; give --point, or --align with an align.yaml that recommends one (linear_r2_layer)")
     if point not in index["points"]:
         refuse(f"{args.features} has no point {point!r}; its points are {', '.join(index['points'])}")
+    if point not in with_grid(index):
+        refuse(f"the tokens of {point} have no place in the picture, and a bridge goes from places to places; give --point one of {', '.join(with_grid(index))}")
     if unknown := [b for b in args.bridges.split(",") if b not in BRIDGES]:
         refuse(f"unknown bridge {unknown[0]!r}; known: {', '.join(BRIDGES)}")
     vae_entry, judge_entry = find_model(args.vae), find_model(args.judge)

@@ -11,6 +11,7 @@ Reads features of the same items from two encoders (extract.py). Writes align.ya
 
 each with a p-value from permuting the items of one side (in the pairing, sources whole), Holm's correction over layers, and an interval. CKA,
 Spearman and recall have no parameters: the layer is chosen on val, they are reported on the other items. R2 is fitted on train, reported on test.
+A layer whose tokens have no place in the picture (`grid: false` in the index) has no linear_r2: it has no cells to predict latents from.
 """
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import check_writable, clusters, holm, join, load_features, load_items, made_up_folder, parser, refuse, run_info, save_yaml, say, split_indices, token_ridge
+from common import check_writable, clusters, holm, join, load_features, load_items, made_up_folder, parser, refuse, run_info, save_yaml, say, split_indices, token_ridge, with_grid
 
 MEASURES = ("cka", "linear_r2", "spearman", "recall10")
 
@@ -180,8 +181,8 @@ def sources_in(items, pick):
     return [torch.tensor(v) for v in found.values()]
 
 
-def measure_layer(x, y, items, split, args):
-    """All measures of one layer: {measure: {score, low, high, p, val}}. x, y: [n, h, w, d]."""
+def measure_layer(x, y, items, split, args, grid=True):
+    """All measures of one layer: {measure: {score, low, high, p, val}}. x, y: [n, h, w, d]. Without a grid x has no cells: no linear R2."""
     report = torch.cat([split["train"], split["test"]])
     blocks = sources_in(items, report)
     grams = [gram_of(z.flatten(1)[report]) for z in (x, y)]
@@ -192,6 +193,8 @@ def measure_layer(x, y, items, split, args):
         score, low, high = jackknife(*grams, m, blocks)
         out[m] = {"score": score, "low": low, "high": high, "p": permutation_p(a[m], b[m], m, blocks, args.permutations, args.seed),
                   "val": COMPARE[m](va[m], vb[m]).item(), "n": len(report)}
+    if not grid:
+        return out
     side = min(x.shape[1], y.shape[1]), min(x.shape[2], y.shape[2])
     tokens = match(x, *side), match(y, *side)
     residual, variance, p, found = token_r2(*tokens, split, args.seed, args.permutations // 10, sources_in(items, split["train"]))
@@ -281,21 +284,24 @@ def main(argv=None):
         varied(read, point, args.features)
 
     def measured(reader, point):
-        return measure_layer(reader(point).mean(1), y, items, split, args)
+        return measure_layer(reader(point).mean(1), y, items, split, args, point in with_grid(index))
 
     layers = {p: measured(read, p) for p in tqdm(points, desc="layers", unit="layer")}
     random = {p: measured(read_random, p) for p in tqdm([p for p in points if args.random and p != "pixels"], desc="untrained", unit="layer")}
     pixels = layers.get("pixels")
     own = {p: v for p, v in layers.items() if p != "pixels"}
-    adjusted = holm({f"{p}/{m}": own[p][m]["p"] for p in own for m in MEASURES})
+    adjusted = holm({f"{p}/{m}": own[p][m]["p"] for p in own for m in own[p]})
     for key, p in adjusted.items():
         own[key.split("/")[0]][key.split("/")[1]]["p_holm"] = p
-    criteria = {m: record(own, random, pixels, m, len(own)) for m in MEASURES}
+    having = {m: {p: v for p, v in own.items() if m in v} for m in MEASURES}
+    criteria = {m: record(having[m], random, pixels, m, len(having[m])) for m in MEASURES if having[m]}
     result = {"stage": "align", "model": index["model"], "target": target["model"], "weights": index["weights"], "target_weights": target["weights"],
               "data": index["data"], "data_name": data["name"], "items": len(items), "chance_recall10": chance(criteria["recall10"]["n"])}
     for name, c in criteria.items():
         result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_p": c["p"], f"{name}_layer": c["layer"]}
-    result |= {"criteria": criteria, "layers": {p: {m: v[m] for m in MEASURES} for p, v in layers.items()}, "run": run_info(args, started, script="align.py")}
+    if "linear_r2" not in criteria:
+        result |= {"linear_r2": None, "linear_r2_layer": None, "linear_r2_reason": "no layer's tokens have a place in the picture"}
+    result |= {"criteria": criteria, "layers": {p: {m: v[m] for m in MEASURES if m in v} for p, v in layers.items()}, "run": run_info(args, started, script="align.py")}
     save_yaml(out, result)
     say(result)
     return result

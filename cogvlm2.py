@@ -18,8 +18,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common import tensors_of
-
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 PLACEHOLDER = 128002  # the id that stands in `input_ids` where an image row will be; its embedding is never used
 
@@ -227,10 +225,13 @@ class CogVLM2(nn.Module):
 
         Raises FileNotFoundError for a missing file, KeyError naming the first weight that the folder lacks or has too many.
         """
+        from safetensors.torch import load_file
         folder = Path(folder)
         with torch.device("meta"):
             model = cls(json.loads((folder / "config.json").read_text()))
-        state = {k: t if k.endswith("inv_freq") else t.to(dtype) for k, t in tensors_of(folder)}
+        index = folder / "model.safetensors.index.json"
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+        state = {k: t if k.endswith("inv_freq") else t.to(dtype) for file in files for k, t in load_file(folder / file).items()}
         if wrong := sorted(set(model.state_dict()) ^ set(state)):
             raise KeyError(f"{folder} and this architecture do not have the same weights: {wrong[0]} and {len(wrong) - 1} more")
         model.load_state_dict(state, assign=True)

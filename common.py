@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import difflib
 import hashlib
+import json
 import os
 import platform
 import resource
@@ -279,6 +280,9 @@ MODELS = {
     "internvl2": {"kind": "vlm", "path": "OpenGVLab/InternVL2-8B", "size": 448, "clip": 448},
     "internvl2-26b": {"kind": "vlm", "path": "OpenGVLab/InternVL2-26B", "size": 448, "clip": 448},
     "cogvlm2": {"kind": "vlm", "path": "zai-org/cogvlm2-llama3-chat-19B", "size": 1344, "clip": 1344},
+    "kosmos-2": {"kind": "vlm", "type": "kosmos-2", "path": "microsoft/kosmos-2-patch14-224", "size": 224, "clip": 224},
+    "florence-2": {"kind": "vlm", "type": "florence2", "path": "florence-community/Florence-2-base", "size": 768, "clip": 768},
+    "florence-2-large": {"kind": "vlm", "type": "florence2", "path": "florence-community/Florence-2-large", "size": 768, "clip": 768},
     "dinov2-s": {"kind": "encoder", "path": "facebook/dinov2-small", "size": 448, "clip": 224},
     "dinov2-b": {"kind": "encoder", "path": "facebook/dinov2-base", "size": 448, "clip": 224},
     "dinov2-l": {"kind": "encoder", "path": "facebook/dinov2-large", "size": 448, "clip": 224},
@@ -287,6 +291,7 @@ MODELS = {
     "siglip2": {"kind": "encoder", "path": "google/siglip2-base-patch16-224", "size": 224, "clip": 224},
     "owlvit": {"kind": "encoder", "path": "google/owlvit-base-patch32", "size": 768, "clip": 768},
     "owlv2": {"kind": "encoder", "path": "google/owlv2-base-patch16-ensemble", "size": 960, "clip": 960},
+    "grounding-dino": {"kind": "encoder", "type": "grounding-dino", "path": "IDEA-Research/grounding-dino-tiny", "size": 768, "clip": 768},
     "vjepa2": {"kind": "encoder", "path": "facebook/vjepa2-vitl-fpc64-256", "size": 256, "clip": 256},
     "ltx": {"kind": "vae", "path": "Lightricks/LTX-Video", "subfolder": "vae", "size": 224, "clip": 224},
 }
@@ -315,8 +320,8 @@ FACTS = {
     "dinov2-g": ("dinov2", "Apache 2.0", 1.1365, 0, 0.003015, 0.02834, (40, 14, 1536), None),
     "dinov3": ("dinov3_vit", "DINOv3, gated", 0.0216, 0, 0.000298, 0.001775, (12, 16, 384), None),
     "siglip2": ("siglip", "Apache 2.0", 0.3752, 0, 0.2901, 0.007088, (12, 16, 768), None),
-    "owlvit": ("owlvit", "Apache 2.0", 0.1525, 0, 0.0674, 0.007088, (12, 32, 768), None),
-    "owlv2": ("owlv2", "Apache 2.0", 0.153, 0, 0.068, 0.007088, (12, 16, 768), None),
+    "owlvit": ("owlvit", "Apache 2.0", 0.1532, 0, 0.06818, 0.007088, (12, 32, 768), None),
+    "owlv2": ("owlv2", "Apache 2.0", 0.155, 0, 0.06991, 0.007088, (12, 16, 768), None),
     "vjepa2": ("vjepa2", "MIT", 0.326, 0, 0.02366, 0.0126, (24, 16, 1024), None),
     "ltx": ("AutoencoderKLLTXVideo", "LTX open weights", 0.4192, 0, 0.4192, 0, (0, 32, 128), None),
 }
@@ -356,8 +361,8 @@ MISNOMERS = {
     **dict.fromkeys(("vjepa", "v-jepa"), "is the older model, which no library loads; use vjepa2"),
     **dict.fromkeys(("ltx-2", "ltx2"), "has another autoencoder; use ltx"),
 }
-KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2", "llava", "llava_next", "llava_onevision"), "vlm"),
-                **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "vjepa2"), "encoder"), "AutoencoderKLLTXVideo": "vae"}
+KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2", "llava", "llava_next", "llava_onevision", "kosmos-2", "florence2"), "vlm"),
+                **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"), "AutoencoderKLLTXVideo": "vae"}
 
 
 def registry_name(name):
@@ -374,7 +379,6 @@ def find_model(name):
         config = Path(name) / "config.json"
         if not config.is_file():
             refuse(f"{name} has no config.json; give a folder written by save_pretrained")
-        import json
         try:
             found = json.loads(config.read_text())
         except ValueError:
@@ -382,7 +386,7 @@ def find_model(name):
         kind_of = "cogvlm2" if found.get("architectures") == ["CogVLMForCausalLM"] else found.get("model_type") or found.get("_class_name") or "none"
         kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
         vision = found.get("vision_config") or found
-        side = vision.get("crop_size") or vision.get("image_size")
+        side = vision.get("crop_size") or vision.get("image_size") or 768  # Florence-2 and Grounding DINO state none, for they take others too
         if not kind_of.startswith(("qwen", "dino", "Auto")):  # positions for one size
             size = side if isinstance(side, int) else side[0]
         else:
@@ -472,76 +476,189 @@ def _load(build, entry):
 
 
 def _reach(entry):
-    """(path, {revision}) from which transformers can load `entry` without waiting.
+    """The entry as it can be loaded without waiting.
 
-    It asks for each of several files six times, which takes minutes where there is no network: so the hub is asked for one file, once, and without a
-    network the cached snapshot is read as a folder.
+    transformers asks for each of several files six times, which takes minutes where there is no network: so the hub is asked for one file, once, and
+    without a network the cached snapshot is read as a folder.
     """
-    path, pin = entry["path"], {"revision": entry["revision"]} if entry.get("revision") else {}
+    path = entry["path"]
     if Path(path).is_dir():
-        return path, pin
+        return entry
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
     try:
-        get_hf_file_metadata(hf_hub_url(path, "config.json", subfolder=entry.get("subfolder"), **pin), timeout=10)
+        get_hf_file_metadata(hf_hub_url(path, "config.json", subfolder=entry.get("subfolder"), revision=entry.get("revision")), timeout=10)
     except Exception as e:
         cached = None if isinstance(e, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)) else _cached(entry)
         if not cached:
             refuse(f"cannot load {path}: {_trouble(e, entry)}")
-        return str(cached), {}
-    return path, pin
+        return entry | {"path": str(cached), "revision": None}
+    return entry
 
 
 def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, processor) of a vision-language model; with `random_seed` the same architecture, untrained."""
-    if entry.get("type") in OWN_LAYOUT:
-        return OWN_LAYOUT[entry["type"]](entry, device, dtype, random_seed)
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    return _load_transformers(AutoModelForImageTextToText, AutoProcessor, entry, device, dtype, random_seed)
+    return _load_whole(entry, device, dtype, random_seed)
+
+
+# model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO has no heads of interest, but AutoModel
+# would miss a layer norm that Swin's backbone never uses, and that files of older versions of transformers do not hold.
+DETECTOR = "AutoModelForZeroShotObjectDetection"
+ENCODER_CLASSES = {"owlvit": (DETECTOR, "AutoImageProcessor"), "owlv2": (DETECTOR, "AutoImageProcessor"), "grounding-dino": (DETECTOR, "AutoProcessor"),
+                   "vjepa2": ("AutoModel", "AutoVideoProcessor")}
 
 
 def load_encoder(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, image processor) of a spatial encoder."""
-    from transformers import AutoImageProcessor, AutoModel, AutoVideoProcessor
-    return _load_transformers(AutoModel, AutoVideoProcessor if entry.get("type") == "vjepa2" else AutoImageProcessor, entry, device, dtype, random_seed)
+    return _load_whole(entry, device, dtype, random_seed)
 
 
-def _load_transformers(model_class, processor_class, entry, device, dtype, random_seed):
-    from transformers import AutoConfig
+def _load_whole(entry, device, dtype, random_seed):
+    entry = _reach(entry)
+    if random_seed is not None:
+        build, processor, _ = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
+        torch.manual_seed(random_seed)
+        return build().to(device).eval(), processor
+    if entry.get("type") in OWN_LAYOUT:
+        model, processor, weights = skeleton(entry, dtype, device)
+        _load(lambda: fill(model, weights, weights.like, device), entry)
+        return model, processor
+    model_class, processor_class = auto_classes(entry)
+    processor = _load(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
+    return _load(lambda: model_class.from_pretrained(entry["path"], dtype=dtype, output_loading_info=True, **pin(entry)), entry).to(device).eval(), processor
+
+
+def pin(entry):
+    """The revision of a hub repository, where one is asked for; and no code from it, about which transformers would ask on the terminal."""
+    return {"trust_remote_code": False} | ({"revision": entry["revision"]} if entry.get("revision") else {})
+
+
+def auto_classes(entry):
+    """transformers' (model, processor) classes for a kind of model."""
+    import transformers
     from transformers.utils import logging
     logging.disable_progress_bar()
-    path, pin = _reach(entry)
-    pin |= {"trust_remote_code": False}  # left unsaid, transformers asks on the terminal
-    processor = _load(lambda: processor_class.from_pretrained(path, **pin), entry)
-    if random_seed is None:
-        model = _load(lambda: model_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **pin), entry)
-    else:
-        torch.manual_seed(random_seed)
-        model = model_class.from_config(_load(lambda: AutoConfig.from_pretrained(path, **pin), entry), dtype=dtype)
-    return model.to(device).eval(), processor
+    vlm, encoder = ("AutoModelForImageTextToText", "AutoProcessor"), ENCODER_CLASSES.get(entry.get("type"), ("AutoModel", "AutoImageProcessor"))
+    return (getattr(transformers, name) for name in (vlm if entry["kind"] == "vlm" else encoder))
 
 
 def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, None) of the video autoencoder; frames must be 8k+1 for LTX-Video's own, which drops the rest silently."""
     from diffusers import AutoencoderKLLTXVideo as Vae
-    path, pin = _reach(entry)
-    more = pin | ({"subfolder": entry["subfolder"]} if "subfolder" in entry else {})
+    entry = _reach(entry)
+    more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
     if random_seed is None:
-        model = _load(lambda: Vae.from_pretrained(path, torch_dtype=dtype, output_loading_info=True, **more), entry)
+        model = _load(lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, output_loading_info=True, **more), entry)
     else:
         torch.manual_seed(random_seed)
-        model = Vae.from_config(_load(lambda: Vae.load_config(path, **more), entry)).to(dtype)
+        model = Vae.from_config(_load(lambda: Vae.load_config(entry["path"], **more), entry)).to(dtype)
     return model.to(device).eval(), None
 
 
-# ---------------------------------------------------------------- checkpoints that no library loads as they are
+# ---------------------------------------------------------------- weights, one by one
+#
+# A layout is a function (entry, dtype) -> (build, processor, names): build() makes the network with weights of its own, and
+# names(model) -> (own, parts) says what a tensor of the checkpoint becomes: own(name) the model's names of it, parts(name, tensor) its parts.
 
-def fetch(entry):
-    """The local folder of a checkpoint: itself, or the hub's snapshot of the files that are read."""
-    path, _ = _reach(entry)
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-    return Path(_load(lambda: snapshot_download(entry["path"], revision=entry.get("revision"), allow_patterns=["*.json", "*.safetensors"]), entry))
+def skeleton(entry, dtype, device="cpu", random_seed=None):
+    """(model, processor, weights): a network whose parameters hold nothing yet (meta device) and whose buffers are real; `weights` brings what is asked
+    for, from the checkpoint or, with `random_seed`, untrained."""
+    from accelerate import init_empty_weights
+    entry = _reach(entry)
+    build, processor, names = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
+    with init_empty_weights(include_buffers=False):
+        model = build().eval().requires_grad_(False)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)
+    return model, processor, Untrained(model, random_seed) if random_seed is not None else _load(lambda: Weights(entry, model, *names(model)), entry)
+
+
+class Weights:
+    """The tensors of a checkpoint's safetensors under the names of `model`'s parameters, each read from its file when asked for.
+
+    Raises FileNotFoundError where there are no safetensors, KeyError naming the first weight that the checkpoint lacks.
+    """
+
+    def __init__(self, entry, model, own, parts=lambda name, tensor: [tensor]):
+        self.entry, self.parts, self.files, self.bytes = entry, parts, {}, 0
+        index = hub_file(entry, "model.safetensors.index.json")
+        stored = json.loads(index.read_text())["weight_map"] if index else dict.fromkeys(self.open("model.safetensors").keys(), "model.safetensors")
+        self.like = {name: x.to("meta") for name, x in model.state_dict().items()}
+        self.where = {name: (file, key, k) for key, file in stored.items() for k, name in enumerate(own(key))}
+        tied = getattr(model, "all_tied_weights_keys", {})
+        self.where |= {name: self.where[tied[name]] for name in self.like if name not in self.where and tied.get(name) in self.where}
+        if missing := sorted(set(self.like) - set(self.where)):
+            raise KeyError(f"weights are missing ({missing[0]} and {len(missing) - 1} more), which would be random")
+
+    def open(self, file):
+        from safetensors import safe_open
+        if file not in self.files:
+            path = hub_file(self.entry, file)
+            if path is None:
+                raise FileNotFoundError(f"there is no {file}")
+            self.files[file] = safe_open(path, "pt")
+        return self.files[file]
+
+    def ready(self, names):
+        """Open the files of these weights: one that is missing or cut short is refused now, not on the way."""
+        _load(lambda: [self.open(file) for file in {self.where[name][0] for name in names}], self.entry)
+
+    def read(self, names):
+        """(name, tensor on the CPU in the model's dtype) of each; copied, for a mapped tensor is read later, by whoever touches it first."""
+        wanted = {}
+        for name in names:
+            wanted.setdefault(self.where[name][:2], []).append(name)
+        for (file, key), group in wanted.items():
+            tensor = self.open(file).get_tensor(key)
+            self.bytes += tensor.nbytes
+            parts = self.parts(key, tensor)
+            for name in group:
+                yield name, parts[self.where[name][2]].to(self.like[name].dtype, copy=True)
+
+    def size(self, names):
+        """Bytes in memory."""
+        return sum(self.like[name].nbytes for name in names)
+
+
+class Untrained:
+    """Weights that are a function of the seed and their name alone, so that the order of reading does not matter: matrices N(0, 0.02^2), which is
+    these families' initializer_range, scales one, biases zero. Buffers are left as they are."""
+
+    size = Weights.size
+
+    def ready(self, names):
+        """Nothing to open."""
+
+    def __init__(self, model, seed):
+        self.seed, self.bytes, self.like = seed, 0, {name: x.to("meta") for name, x in model.named_parameters()}
+
+    def read(self, names):
+        for name in names:
+            x = torch.empty_like(self.like[name], device="cpu")
+            if x.ndim > 1:
+                g = torch.Generator().manual_seed(int(hashlib.sha256(f"{self.seed} {name}".encode()).hexdigest()[:15], 16))
+                yield name, x.normal_(0, 0.02, generator=g)
+            else:
+                yield name, x.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+@torch.inference_mode(False)  # what inference mode makes cannot become a parameter
+def fill(model, weights, names, device="cpu"):
+    """Bring weights into the model, in place."""
+    model.load_state_dict({name: x.to(device) for name, x in weights.read(names)}, strict=False, assign=True)
+
+
+def hub_file(entry, name):
+    """Path of one file of a checkpoint, fetched from the hub where it must be, or None if there is no such file."""
+    if Path(entry["path"]).is_dir():
+        return Path(entry["path"], name) if Path(entry["path"], name).is_file() else None
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+    revision = resolved_commit(entry) or entry.get("revision")
+    found = try_to_load_from_cache(entry["path"], name, revision=revision)
+    with contextlib.suppress(EntryNotFoundError):
+        return Path(found if isinstance(found, str) else hf_hub_download(entry["path"], name, revision=revision))
 
 
 def _cached(entry):
@@ -558,35 +675,66 @@ def resolved_commit(entry):
     return found and found.name
 
 
-def tensors_of(folder):
-    """(name, tensor) of every weight in a folder of safetensors, one file after another."""
-    import json
+def native_layout(entry, dtype):
+    """transformers' own classes; its rules say what became of a name since the checkpoint was written."""
+    from transformers import AutoConfig
+    model_class, processor_class = auto_classes(entry)
+    config = _load(lambda: AutoConfig.from_pretrained(entry["path"], **pin(entry)), entry)
+    processor = _load(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
 
-    from safetensors import safe_open
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    for file in files:
-        with safe_open(folder / file, "pt") as f:
-            yield from ((name, f.get_tensor(name)) for name in f.keys())  # noqa: SIM118
+    def names(model):
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import Chunk, WeightRenaming, rename_source_key
+        rules, known_names = get_model_conversion_mapping(model), model.state_dict()
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        splits = [rule for rule in rules if rule not in renamings]  # DINOv2's gated MLP, once one matrix
+        assert all(len(rule.source_patterns) == len(rule.operations) == 1 and isinstance(rule.operations[0], Chunk) for rule in splits), rules
+
+        def rename(name):
+            new, split = rename_source_key(name, renamings, splits, model.base_model_prefix, known_names)
+            if new not in known_names and name in known_names:  # written after the renaming
+                return name, None
+            return new, next((rule for rule in splits if split in rule.source_patterns), None)
+
+        def own(name):
+            new, split = rename(name)
+            return [new.replace(split.target_patterns[0], target) for target in split.target_patterns] if split else [new]
+
+        def parts(name, tensor):
+            _, split = rename(name)
+            return tensor.chunk(len(split.target_patterns), split.operations[0].dim) if split else [tensor]
+        return own, parts
+    return lambda: model_class.from_config(config, dtype=dtype), processor, names
 
 
-def load_cogvlm2(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(CogVLM2, tokenizer): our own port, for the code on the hub needs xformers and triton."""
-    import json
+def config_of(entry):
+    """config.json as a dict."""
+    def read():
+        path = hub_file(entry, "config.json")
+        if path is None:
+            raise FileNotFoundError("there is no config.json")
+        return json.loads(path.read_text())
+    return _load(read, entry)
 
+
+def cogvlm2_layout(entry, dtype):
+    """Our own port, for the code on the hub needs xformers and triton; it has the names of the checkpoint. The processor is the tokenizer."""
     from transformers import AutoTokenizer
     try:
         from cogvlm2 import CogVLM2
     except ImportError:
         refuse(f"cogvlm2.py is not beside {__file__}; copy it there, {entry['name']} needs it")
-    folder = fetch(entry)
-    tokenizer = _load(lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False), entry)
-    if random_seed is None:
-        model = _load(lambda: CogVLM2.from_pretrained(folder, dtype), entry)
-    else:
-        torch.manual_seed(random_seed)
-        model = CogVLM2(_load(lambda: json.loads((folder / "config.json").read_text()), entry)).to(dtype)
-    return model.to(device).eval(), tokenizer
+    config = config_of(entry)
+    tokenizer = _load(lambda: AutoTokenizer.from_pretrained(entry["path"], **pin(entry)), entry)
+
+    def build():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # of parameters alone: the rotary frequencies stay fp32
+        try:
+            return CogVLM2(config)
+        finally:
+            torch.set_default_dtype(before)
+    return build, tokenizer, lambda model: (lambda name: [name],)
 
 
 def _internvl2_config(old):
@@ -617,47 +765,42 @@ INTERNVL2_KEYS = [  # (original, native): applied in order as regular expression
 ]
 
 
-def _internvl2_weights(name, tensor, config):
-    """One weight of the original layout -> [(native name, tensor)]: renamed, and the fused projections split."""
+def _internvl2_names(name):
+    """The native names of a weight of the original layout: renamed, and those of fused projections three."""
     import re
     for old, new in INTERNVL2_KEYS:
         name = re.sub(old, new, name)
-    if name.endswith((".attn.qkv.weight", ".attn.qkv.bias")):
-        head, _, kind = name.rpartition(".attn.qkv.")
-        return [(f"{head}.attention.{x}_proj.{kind}", part) for x, part in zip("qkv", tensor.chunk(3), strict=True)]
-    if name.endswith(".attention.wqkv.weight"):  # for every key-value head: its query heads, the key, the value
+    if ".attn.qkv." in name:
+        return [name.replace("attn.qkv", f"attention.{x}_proj") for x in "qkv"]
+    if ".attention.wqkv." in name:
+        return [name.replace("attention.wqkv", f"self_attn.{x}_proj") for x in "qkv"]
+    return [name]
+
+
+def _internvl2_parts(name, tensor, config):
+    """The weights that a weight of the original layout becomes, one for each name."""
+    if ".attn.qkv." in name:
+        return tensor.chunk(3)
+    if ".attention.wqkv." in name:  # for every key-value head: its query heads, the key, the value
         groups = config.text_config.num_key_value_heads
         per = config.text_config.num_attention_heads // groups
-        parts = tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)
-        return [(name.replace("attention.wqkv", f"self_attn.{x}_proj"), part.flatten(0, 2)) for x, part in zip("qkv", parts, strict=True)]
-    return [(name, tensor)]
+        return [part.flatten(0, 2) for part in tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)]
+    return [tensor]
 
 
-def load_internvl2(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(InternVLForConditionalGeneration, None) of InternVL2 in its original layout, through a key map onto the native class.
-
-    Its tokenizer needs code from the hub, which we do not run; the picture's rows need none of its words.
-    """
-    import json
-
+def internvl2_layout(entry, dtype):
+    """InternVL2 in its original layout, through a key map onto the native class. No processor: its tokenizer needs code from the hub, which we do
+    not run, and the picture's rows need none of its words."""
     from transformers import InternVLForConditionalGeneration
-    folder = fetch(entry)
-    old = _load(lambda: json.loads((folder / "config.json").read_text()), entry)
+    old = config_of(entry)
     if old["llm_config"].get("model_type", "internlm2") != "internlm2":
         refuse(f"{entry['path']} has a language model of type {old['llm_config']['model_type']!r}; InternVL2's 8B and 26B have internlm2, for others take an InternVL3 in the native layout")
     config = _internvl2_config(old)
-    if random_seed is not None:
-        torch.manual_seed(random_seed)
-        return InternVLForConditionalGeneration(config).to(device, dtype).eval(), None
-
-    def build():
-        state = {new: part.to(dtype) for name, tensor in tensors_of(folder) for new, part in _internvl2_weights(name, tensor, config)}
-        return InternVLForConditionalGeneration.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
-    model = _load(build, entry)
-    return model.to(device).eval(), None
+    return (lambda: InternVLForConditionalGeneration._from_config(config, dtype=dtype), None,
+            lambda model: (_internvl2_names, lambda name, tensor: _internvl2_parts(name, tensor, config)))
 
 
-OWN_LAYOUT = {"cogvlm2": load_cogvlm2, "internvl_chat": load_internvl2}
+OWN_LAYOUT = {"cogvlm2": cogvlm2_layout, "internvl_chat": internvl2_layout}
 LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "vae": load_video_vae}
 
 
@@ -683,14 +826,19 @@ def load_features(folder):
     return index, read
 
 
-def plant_features(folder, ids, points, data_path, **more):
+def with_grid(index):
+    """The points of a features index whose tokens have a place in the picture; the others store [n, t, 1, K, D]."""
+    return [p for p, row in index["points"].items() if row.get("grid", True)]
+
+
+def plant_features(folder, ids, points, data_path, gridless=(), **more):
     """Write made-up features {point: [n, t, h, w, D]} as extract.py would: for --smoke and for tests on worlds whose answer is known."""
     folder = Path(folder)
     for name, x in points.items():
         save_pt(folder / name / "00000.pt", FEATURES, ids, {}, features=x.half().contiguous())
     save_pt(folder / "pooled.pt", POOLED, ids, {}, pooled={k: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))} for k, x in points.items()})
     save_yaml(folder / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data_path),
-                                      "shards": 1, "points": {k: {"shape": list(x.shape[1:])} for k, x in points.items()}, "ids": ids} | more)
+                                      "shards": 1, "points": {k: {"shape": list(x.shape[1:])} | ({"grid": False} if k in gridless else {}) for k, x in points.items()}, "ids": ids} | more)
     return str(folder)
 
 

@@ -11,16 +11,23 @@ Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face
                            a clip has seen later frames; seconds per item; run info
 
 Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger` (or projector), `language.<i>`, `latents`;
-CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`. The plan's own names, L1-L5 (LLaVA), I1-I5 (InternVL) and C1-C4 (CogVLM2), are understood
-by `--points`; what is stored is named as above.
+CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`, Grounding DINO `scale.<i>` and `encoder.<i>`, OWL-ViT and OWLv2 `class_head` and `box_head`.
+Where K tokens have no place in the picture (Kosmos-2 behind its tower) features are [n, t, 1, K, D] and the point's row in index.yaml says
+`grid: false`. The pixels are cut by the coarsest grid there is; where no point has a grid there is no `pixels`.
+The plan's own names, L1-L5 (LLaVA), I1-I5 (InternVL) and C1-C4 (CogVLM2), are understood by `--points`; what is stored is named as above.
 One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
 complete is never computed again: kill it at any moment and run the same command to go on.
 """
+import collections
 import contextlib
+import functools
 import hashlib
 import json
+import math
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -37,6 +44,7 @@ from common import (
     _load,
     check_writable,
     choose_device,
+    fill,
     find_model,
     frames_of,
     load_items,
@@ -50,9 +58,12 @@ from common import (
     save_pt,
     save_yaml,
     say,
+    skeleton,
 )
 
 PROMPT = "Describe the picture."  # follows the picture, so in a causal model it cannot change the picture's rows
+CAPTION = "What does the image describe?"  # what Florence-2's processor makes of <CAPTION>; its encoder lets the picture's rows see these words
+OBJECT = "an object."  # Grounding DINO's text: its encoder mixes text and picture, so this too is part of what is measured
 RATE = 2.0  # frames a second that a clip is said to have, the rate at which Qwen2.5-VL samples videos; left unsaid it would be 24, and all time steps share one position
 
 
@@ -62,39 +73,223 @@ class Seen(Exception):
     """Every point has been captured: nothing deeper needs to be computed."""
 
 
-@torch.inference_mode()
-def capture(model, inputs, modules):
-    """Outputs of `modules` {point: module path} in one forward pass that ends with the last of them.
+@contextlib.contextmanager
+def watching(model, modules):
+    """run(inputs, seen={}) -> outputs of `modules` {point: module path} in one forward pass that ends with the last of them; several threads may run at once.
 
     Outputs are cloned: transformers replaces some of them in place later (get_image_features does).
     """
-    seen = {}
+    here = threading.local()
 
     def hook(point):
         def keep(module, args, output):
-            seen[point] = (output[0] if isinstance(output, tuple) else output).clone()
-            if len(seen) == len(modules):
+            here.seen[point] = (output[0] if isinstance(output, tuple) else output).clone()
+            here.left.discard(point)
+            if not here.left:
                 raise Seen
         return keep
 
-    handles = [model.get_submodule(path).register_forward_hook(hook(point)) for point, path in modules.items()]
-    try:
+    @torch.inference_mode()
+    def run(inputs, seen=None):
+        here.seen, here.left = {} if seen is None else seen, set(modules)
         with contextlib.suppress(Seen):
             model(**inputs)
+        assert not here.left, f"points never reached: {sorted(here.left)}"
+        return here.seen
+
+    handles = [model.get_submodule(path).register_forward_hook(hook(point)) for point, path in modules.items()]
+    try:
+        yield run
     finally:
         for handle in handles:
             handle.remove()
-    assert len(seen) == len(modules), f"points never reached: {sorted(set(modules) - set(seen))}"
-    return seen
+
+
+def capture(model, inputs, modules):
+    """`watching` for a single pass."""
+    with watching(model, modules) as run:
+        return run(inputs)
+
+
+@contextlib.contextmanager
+def latents_of(vae):
+    """`watching` for an autoencoder, whose latents are no module's output: run(inputs) -> {"latents": the mode}."""
+    @torch.inference_mode()
+    def run(inputs):
+        return {"latents": vae.encode(inputs["sample"]).latent_dist.mode()}
+    yield run
+
+
+# ---------------------------------------------------------------- weights when they are needed, and not before
+
+LATER = ("lm_head", "text_model", "predictor", "decoder")  # beside the stacks; hardly ever called before the last point has been seen
+
+
+class Network:
+    """A network whose weights are read in part: what lies outside the stacks and the layers up to the deepest point asked for; LATER when it is called.
+
+    `layers` are the modules of the points vision.<i> and language.<i>, `wanted` those of them that a pass to the deepest point runs through.
+    """
+
+    def __init__(self, model, weights, device, points, deepest):
+        self.model, self.weights, self.device = model, weights, device
+        self.layers = [point[0] for name, point in points.items() if name.startswith(("vision.", "language."))]
+        reached = list(points)[:list(points).index(deepest) + 1]
+        self.wanted = [path for path in self.layers if path in {points[name][0] for name in reached}]
+        later = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in LATER and not any(layer.startswith(f"{path}.") for layer in self.layers)]
+        self.names = {path: [name for name in weights.like if name.startswith(f"{path}.")] for path in [*self.layers, *later]}
+        apart = {name for names in self.names.values() for name in names}
+        self.outside = [name for name in weights.like if name not in apart]
+        for path in later:
+            self.when_called(path, functools.partial(self.fill_and_go_on, path))
+
+    def when_called(self, path, call):
+        """call(*args, **kwargs) in the place of a module's forward; hooks on the module see no difference."""
+        self.model.get_submodule(path).forward = call
+
+    @torch.inference_mode()
+    def layer(self, path, *args, **kwargs):
+        module = self.model.get_submodule(path)
+        return type(module).forward(module, *args, **kwargs)
+
+    def fill_and_go_on(self, path, *args, **kwargs):
+        fill(self.model, self.weights, self.names[path], self.device)
+        del self.model.get_submodule(path).forward
+        return self.layer(path, *args, **kwargs)
+
+    def weights_of(self, layers):
+        """Names of what lies outside the stacks, and of some layers' weights."""
+        return [*self.outside, *(name for path in layers for name in self.names[path])]
+
+    def fill(self, layers):
+        fill(self.model, self.weights, self.weights_of(layers), self.device)
+
+    def largest(self, n):
+        return sorted(self.wanted, key=lambda path: self.weights.size(self.names[path]))[-n:]
+
+    def bytes(self, layers):
+        return self.weights.size(self.weights_of(layers))
+
+
+# ---------------------------------------------------------------- layer streaming: every item through one layer before the next is read
+
+class Pass(threading.Thread):
+    """The forward pass of one micro-batch, which stands still in front of every layer until the layer's output is there.
+
+    The model's own code runs between the layers, whatever it does there (merging, DeepStack, masks, rotary embeddings); the layers run in the main thread.
+    """
+
+    def __init__(self, forward, inputs):
+        super().__init__(daemon=True)
+        self.forward, self.inputs, self.seen, self.at, self.error, self.given_up = forward, inputs, {}, None, None, False
+        self.go, self.stands = threading.Semaphore(0), threading.Semaphore(0)
+
+    def run(self):
+        try:
+            self.forward(self.inputs, self.seen)
+        except BaseException as e:  # raised again where it can be seen
+            self.error = e
+        self.at = None
+        self.stands.release()
+
+    def ask(self, *at):
+        """Called by a layer's stand-in, in this thread."""
+        self.at = at
+        self.stands.release()
+        self.go.acquire()
+        if self.given_up:
+            raise Seen
+        output, self.output = self.output, None
+        return output
+
+    def on(self, output):
+        """Go on with a layer's output, to the next layer or to the end."""
+        self.output, self.at = output, None
+        self.go.release()
+        self.wait()
+
+    def wait(self):
+        self.stands.acquire()
+        if self.error:
+            raise self.error
+
+    def give_up(self):
+        self.given_up = True
+        self.go.release()
+
+    def bytes(self):
+        """What it holds while it stands: its inputs, the residual stream, masks, rotary embeddings."""
+        from torch.utils._pytree import tree_leaves
+        return sum(x.nbytes for x in {id(x): x for x in tree_leaves((self.inputs, self.at)) if torch.is_tensor(x)}.values())
+
+
+def stream(network, forward, batches, budget, drain):
+    """Take as many micro-batches (inputs of `forward`) as fit the budget of bytes through the network, layer by layer; how many these were.
+
+    A reader thread brings the next layer while one computes, so two are in memory at once. drain(k, seen) takes what micro-batch k has seen so far.
+    """
+    model, weights, device = network.model, network.weights, network.device
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None  # on a stream of its own a copy runs beside the layer that computes
+
+    def read(path):
+        if not side:
+            return dict(weights.read(network.names[path]))
+        with torch.cuda.stream(side):
+            state = {name: x.pin_memory().to(device, non_blocking=True) for name, x in weights.read(network.names[path])}
+            side.synchronize()
+        return state
+
+    for path in network.layers:
+        network.when_called(path, lambda *args, path=path, **kwargs: threading.current_thread().ask(path, args, kwargs))
+    passes, held, following = [], 0, dict(zip(network.wanted, network.wanted[1:], strict=False))
+    with ThreadPoolExecutor(1) as reader, tqdm(total=len(network.wanted), unit="layer") as bar:
+        try:
+            ahead = {path: reader.submit(read, path) for path in network.wanted[:1]}
+            for inputs in batches:
+                passes.append(one := Pass(forward, inputs))
+                one.start()
+                one.wait()
+                drain(len(passes) - 1, one.seen)
+                held += one.bytes()
+                if held + one.bytes() > budget:
+                    break
+            while live := [k for k, one in enumerate(passes) if one.at]:
+                path = passes[live[0]].at[0]
+                state = (ahead.pop(path, None) or reader.submit(read, path)).result()
+                ahead = {p: reader.submit(read, p) for p in [following.get(path)] if p}
+                model.load_state_dict(state, strict=False, assign=True)
+                for k in live:
+                    where, args, kwargs = passes[k].at
+                    assert where == path, (where, path)  # the same code runs for every micro-batch, so all stand in front of the same layer
+                    passes[k].on(network.layer(path, *args, **kwargs))
+                    del args, kwargs  # the input of a layer goes when its output is there
+                    drain(k, passes[k].seen)
+                for x in state.values():
+                    if side:
+                        x.record_stream(torch.cuda.current_stream())
+                model.load_state_dict({name: weights.like[name] for name in state}, strict=False, assign=True)
+                bar.update()
+        finally:
+            for one in passes:
+                one.give_up()
+    return len(passes)
 
 
 # ---------------------------------------------------------------- families: where the points are, and the way back to raster order
 #
 # A family is a function (model, processor) -> (inputs, points, multiple, first_frame):
 #   inputs(frames uint8 [n,T,S,S,3])   what the model's forward takes
-#   points {name: (module path, restore)}, in the order of execution; restore(output, inputs) -> [n, t, h, w, D] in raster order
+#   points {name: (module path, restore)}, in the order of execution; restore(output, inputs) -> [n, t, h, w, D] in raster order;
+#          (module path, restore, NO_GRID) where tokens have no place in the picture: [n, t, 1, K, D]
 #   multiple                           the width of one token in pixels, of which a side must be a multiple
 #   first_frame(step)                  the first frame that a time step covers
+
+NO_GRID = "no grid"
+
+
+def without_grid(points):
+    return {name for name, point in points.items() if NO_GRID in point}
+
 
 def unmerge(x, grid, merge):
     """Merge-block order -> raster: [n*t*h*w, D] -> [n, t, h, w, D] for `grid` = (t, h, w) in patches."""
@@ -162,6 +357,11 @@ def pictures(x, batch):
     side = round(x.shape[1] ** 0.5)
     assert side * side == x.shape[1], x.shape
     return x.reshape(-1, batch["frames"], side, side, x.shape[-1])
+
+
+def maps(x, batch):
+    """Feature maps of single pictures [n*t, D, h, w] -> [n, t, h, w, D]."""
+    return x.permute(0, 2, 3, 1).unflatten(0, (-1, batch["frames"]))
 
 
 def normalised(frames, mean, std):
@@ -273,6 +473,81 @@ def cogvlm2(model, processor):
     return inputs, points, vision.image_size, lambda step: step
 
 
+def kosmos2(model, processor):
+    """CLS first in the tower. Learned queries then gather what the patches hold (64 of them, Peng et al. 2023): they and their rows in the language
+    model have no place in the picture. A clip is its frames, one by one."""
+    config = model.config
+
+    def inputs(frames):
+        one_size(frames, config.vision_config.image_size)
+        x = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
+        given = processor(images=x, text=[PROMPT] * len(x), num_image_tokens=config.latent_query_num, do_resize=False, do_center_crop=False, return_tensors="pt")
+        return {**given, "frames": frames.shape[1]}
+
+    def queries(x, batch):
+        return x.reshape(-1, batch["frames"], 1, config.latent_query_num, x.shape[-1])
+
+    def language(x, batch):
+        return queries(x[batch["image_embeds_position_mask"].bool().to(x.device)], batch)
+
+    points = {"patch_embed": ("vision_model.model.embeddings", lambda x, batch: pictures(x[:, 1:], batch))}
+    points |= {f"vision.{i}": (f"vision_model.model.encoder.layers.{i}", lambda x, batch: pictures(x[:, 1:], batch)) for i in range(config.vision_config.num_hidden_layers)}
+    points |= {"merger": ("image_to_text_projection", queries, NO_GRID)}
+    points |= {f"language.{i}": (f"text_model.model.layers.{i}", language, NO_GRID) for i in range(config.text_config.layers)}
+    return inputs, points, config.vision_config.image_size, lambda step: step
+
+
+def florence2(model, processor):
+    """vision.<i> are DaViT's blocks through all four stages (Ding et al. 2022), each stage on a grid of its own, half the one before. The projector puts
+    the mean of all places first, which is left out here. language.<i> are the encoder's layers; unlike in a causal model the words behind the picture
+    change its rows. The decoder only looks at the encoder's output: it has no rows of the picture. A clip is its frames, one by one."""
+    config, blocks = model.config, model.model.vision_tower.blocks
+    multiple = math.prod(config.vision_config.patch_stride)
+
+    def inputs(frames):
+        words = processor.tokenizer(processor.tokenizer.bos_token + CAPTION + processor.tokenizer.eos_token, add_special_tokens=False).input_ids
+        side, most = frames.shape[2] // multiple, min(config.vision_config.max_position_embeddings, math.isqrt(config.text_config.max_position_embeddings - 1 - len(words)))
+        if side > most:
+            refuse(f"{frames.shape[2]} px are {side} x {side} tokens, and this model has positions for {most} x {most}; give --size {most * multiple} or less")
+        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+        ids = torch.tensor([config.image_token_id] * (1 + side * side) + words).expand(len(pixels), -1)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "frames": frames.shape[1]}
+
+    def language(x, batch):
+        return pictures(x[:, 1:(batch["input_ids"][0] == config.image_token_id).sum()], batch)
+
+    points = {"patch_embed": ("model.vision_tower.convs.0", maps)}
+    points |= {f"vision.{i}": (f"model.vision_tower.blocks.{path}", maps) for i, path in enumerate(f"{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage)))}
+    points |= {"merger": ("model.multi_modal_projector", lambda x, batch: pictures(x[:, 1:], batch))}
+    points |= {f"language.{i}": (f"model.language_model.encoder.layers.{i}", language) for i in range(config.text_config.encoder_layers)}
+    return inputs, points, multiple, lambda step: step
+
+
+def grounding_dino(model, processor):
+    """vision.<i> are Swin's blocks through all stages, each stage on a grid of its own; scale.<i> what the encoder is given: grids of 8, 16, 32 and 64 px a
+    token. encoder.<i> sees all scales at once and the text; stored is its 16 px scale, the finest whose grid is no larger than other encoders' (48 x 48 at
+    768 px, where 8 px would be 9216 tokens). A clip is its frames, one by one."""
+    swin = model.model.backbone.conv_encoder.model
+    strides = [swin.config.patch_size * 2 ** (stage - 1) for stage in swin.config.out_indices]
+    strides += [strides[-1] * 2 ** (k + 1) for k in range(model.config.num_feature_levels - len(strides))]
+    kept = min(1, len(strides) - 1)
+
+    def inputs(frames):
+        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+        return {"input_ids": torch.tensor(processor.tokenizer(OBJECT).input_ids).expand(len(pixels), -1), "pixel_values": pixels, "frames": frames.shape[1]}
+
+    def encoder(x, batch):
+        return pictures(x.split([(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides], 1)[kept], batch)
+
+    below = "model.backbone.conv_encoder.model.swin"
+    points = {"patch_embed": (f"{below}.embeddings", pictures)}
+    points |= {f"vision.{i}": (f"{below}.encoder.layers.{path}", pictures) for i, path in enumerate(f"{s}.blocks.{b}" for s, depth in enumerate(swin.config.depths) for b in range(depth))}
+    points |= {f"scale.{i}": (f"model.input_proj_vision.{i}", maps) for i in range(len(strides))}
+    # A layer returns a tuple of tuples; what its deformable part returns is the picture's share of it.
+    points |= {f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder) for i in range(model.config.encoder_layers)}
+    return inputs, points, max(strides[-1], swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)), lambda step: step
+
+
 def tower(prefix, layers, first=0, any_size=False, words=False):
     """The family of an image encoder: `first` tokens (CLS, registers) and then patches in raster order; a clip is its frames, one by one.
 
@@ -296,6 +571,21 @@ def tower(prefix, layers, first=0, any_size=False, words=False):
         points = {"patch_embed": (f"{prefix}embeddings", grid)}
         points |= {f"vision.{i}": (f"{prefix}{layers}.{i}", grid) for i in range(len(model.get_submodule(f"{prefix}{layers}")))}
         return inputs, points, patch if any_size else config.image_size, lambda step: step
+    return family
+
+
+def owl(name):
+    """OWL-ViT and OWLv2: their tower, and for every patch what the heads say: class_head its class embedding before it is normalised and compared with words,
+    box_head the box's four numbers as offsets, before the patch's place is added and a sigmoid saturates them at the border. Neither depends on the words."""
+    def family(model, processor):
+        _, points, multiple, first_frame = tower(f"{name}.vision_model.", "encoder.layers", first=1)(model, processor)
+
+        def inputs(frames):
+            one_size(frames, multiple)
+            pixels = normalised(frames, processor.image_mean, processor.image_std)  # OWLv2's own processor cannot leave the size as it is
+            return {"input_ids": torch.zeros(len(pixels), 2, dtype=torch.long), "pixel_values": pixels, "frames": frames.shape[1]}
+
+        return inputs, points | {"class_head": ("class_head.dense0", pictures), "box_head": ("box_head", pictures)}, multiple, first_frame
     return family
 
 
@@ -334,10 +624,9 @@ def ltx_vae(model, processor):
 
 # model type in config.json -> family. A new one is a function above and a line here.
 FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, "llava": llava, "llava_next": llava, "llava_onevision": llava,
-            "internvl": internvl, "cogvlm2": cogvlm2, "vjepa2": vjepa2, "ltx_vae": ltx_vae,
+            "internvl": internvl, "cogvlm2": cogvlm2, "kosmos-2": kosmos2, "florence2": florence2, "grounding-dino": grounding_dino, "vjepa2": vjepa2, "ltx_vae": ltx_vae,
             "dinov2": tower("", "encoder.layer", first=1, any_size=True), "dinov3_vit": tower("", "model.layer", first=1, any_size=True),
-            "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": tower("vision_model.", "encoder.layers", first=1, words=True),
-            "owlv2": tower("vision_model.", "encoder.layers", first=1, words=True)}
+            "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": owl("owlvit"), "owlv2": owl("owlv2")}
 
 
 NON_CAUSAL = {"vjepa2": "vision."}  # model type -> points whose time steps see later frames too; LTX-Video's autoencoder says by its config
@@ -403,7 +692,7 @@ def at_depth(layers, part):
 def quarters(points):
     """Every point of a small model; of a deep one the embedding, the merger and four depths of each stack."""
     chosen = []
-    for stack in ("vision", "language"):
+    for stack in ("vision", "scale", "encoder", "language"):
         names = [p for p in points if p.startswith(f"{stack}.")]
         chosen += names if len(names) <= 8 else [names[at_depth(len(names), q / 4)] for q in (1, 2, 3, 4)]
     return [p for p in points if p in chosen or "." not in p]
@@ -417,21 +706,143 @@ def pixel_grid(frames, grid, first_frame):
     return x[:, :, :h * p, :w * q].reshape(n, t, h, p, w, q, 3).permute(0, 1, 2, 4, 3, 5, 6).reshape(n, t, h, w, -1)
 
 
-def extract(run_model, first_frame, items, size, batch, device):
-    """Features of some items, micro-batch by micro-batch: ({point: [n,t,h,w,D] fp32 on the CPU}, seconds of each forward pass)."""
-    parts, seconds = [], []
-    for i in range(0, len(items), batch):
-        frames = torch.stack([frames_of(item, size) for item in items[i:i + batch]])
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        features = run_model(frames)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append((time.perf_counter() - started) / len(frames))
-        smallest = min(features.values(), key=lambda x: x.shape[1:4].numel())
-        parts.append({"pixels": pixel_grid(frames, smallest.shape[1:4], first_frame)} | {p: x.float().cpu() for p, x in features.items()})
-    return {p: torch.cat([part[p] for part in parts]) for p in parts[0]}, seconds
+class Writer:
+    """A thread that writes files in the order given while the next features are computed; it never lags by more than a few."""
+
+    def __init__(self):
+        self.pool, self.jobs = ThreadPoolExecutor(1), collections.deque()
+
+    def __call__(self, *args, **kwargs):
+        self.jobs.append(self.pool.submit(save_pt, *args, **kwargs))
+        while len(self.jobs) > 4:
+            self.jobs.popleft().result()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.pool.shutdown()
+        for job in self.jobs:
+            job.result()
+
+
+class Shard:
+    """Features of up to 64 items as they come in, micro-batch by micro-batch and points in any order. A point is written when its last part is
+    there; pooled/<shard>.pt, written last, marks the shard as complete."""
+
+    def __init__(self, out, number, items, size, batch, points, write):
+        self.out, self.file, self.items, self.size, self.batch, self.write = out, f"{number:05d}.pt", items, size, batch, write
+        self.ids = [item["id"] for item in items]
+        self.parts, self.pooled = {point: {} for point in points}, {}
+        self.starts = list(range(0, len(items), batch))
+
+    def frames(self, k):
+        """Micro-batch k: uint8 [n, T, size, size, 3]."""
+        return torch.stack([frames_of(item, self.size) for item in self.items[self.starts[k]:self.starts[k] + self.batch]])
+
+    def add(self, k, point, x):
+        """Features [n, t, h, w, D] of micro-batch k."""
+        if point not in self.parts:  # a second attempt, after memory ran out
+            return
+        half, x = x.half(), x.float()
+        self.parts[point][k] = half.cpu(), x.mean((2, 3)).cpu(), x.amax((2, 3)).cpu(), int((~half.isfinite()).sum())
+        if len(self.parts[point]) == len(self.starts):
+            halves, means, maxima, nonfinite = zip(*(part for _, part in sorted(self.parts.pop(point).items())), strict=True)
+            whole = torch.cat(halves)
+            self.pooled[point] = {"mean": torch.cat(means), "max": torch.cat(maxima), "shape": list(whole.shape[1:]), "nonfinite": sum(nonfinite)}
+            self.write(self.out / point / self.file, FEATURES, self.ids, {"point": point}, features=whole)
+
+    def finish(self, names, gridless, later, first_frame, seconds):
+        """Write the pictures' own pixels on the coarsest grid there is, then what marks the shard as complete. gridless, later: points without a place
+        in the picture, and those that have seen later frames."""
+        for name in gridless & set(names):
+            self.pooled[name]["grid"] = False
+        for name in later & set(names):
+            self.pooled[name]["causal"] = False
+        if grids := [p["shape"][:3] for p in self.pooled.values() if p.get("grid", True)]:
+            names, self.parts["pixels"] = ["pixels", *names], {}
+            for k in range(len(self.starts)):
+                self.add(k, "pixels", pixel_grid(self.frames(k), min(grids, key=math.prod), first_frame))
+        self.write(self.out / "pooled" / self.file, POOLED, self.ids, {"seconds": seconds}, pooled={p: self.pooled[p] for p in names})
+
+
+def on(batch, device, dtype):
+    """What the model's forward takes, on its device and in its dtype; plain numbers are for `restore` alone."""
+    return {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in batch.items() if type(v) is not int}
+
+
+def one_by_one(run, inputs_of, restore, shards, device, dtype, finish):
+    """Features of every shard, micro-batch after micro-batch; seconds are those of preparing and running each."""
+    for shard in shards:
+        seconds = []
+        for k in range(len(shard.starts)):
+            frames = shard.frames(k)
+            wait_for(device)
+            started = time.perf_counter()
+            batch = inputs_of(frames)
+            features = {point: restore(point, x, batch) for point, x in run(on(batch, device, dtype)).items()}
+            wait_for(device)
+            seconds.append((time.perf_counter() - started) / len(frames))
+            for point, x in features.items():
+                shard.add(k, point, x)
+        finish(shard, seconds)
+
+
+def layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budget):
+    """The same features by streaming, in as few rounds as the budget of bytes allows. A pass has no seconds of its own: none are recorded."""
+    jobs = [(shard, k) for shard in shards for k in range(len(shard.starts))]
+    while jobs:
+        batches = []
+
+        def inputs(jobs=jobs, batches=batches):
+            for shard, k in jobs:
+                batches.append(inputs_of(shard.frames(k)))
+                yield on(batches[-1], network.device, dtype)
+
+        def drain(i, seen, jobs=jobs, batches=batches):
+            shard, k = jobs[i]
+            for point in list(seen):
+                shard.add(k, point, restore(point, seen.pop(point), batches[i]))
+
+        try:
+            done = stream(network, run, inputs(), budget, drain)
+        except torch.OutOfMemoryError:
+            if len(batches) < 2:
+                raise
+            budget, done = budget / 2, 0
+            torch.cuda.empty_cache()
+        for shard in dict.fromkeys(shard for shard, _ in jobs[:done]):
+            if not shard.parts:
+                finish(shard, [])
+        jobs = jobs[done:]
+
+
+def wait_for(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def memory_size(text):
+    """'15GB' -> bytes, in units of 10^9."""
+    number, unit = text[:-2], {"GB": 1e9, "MB": 1e6}.get(text[-2:].upper())
+    try:
+        if unit and float(number) > 0:
+            return float(number) * unit
+    except ValueError:
+        pass
+    refuse(f"--max-memory {text!r} is not a size; give one as 15GB or 800MB")
+
+
+def memory_left(device, most):
+    """Bytes that weights and activations may take: what is free, and no more than `most` for the whole process where it is given."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        if most:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, most / torch.cuda.get_device_properties(device).total_memory), device)
+        return min(free, most or free)
+    import psutil
+    free = psutil.virtual_memory().available
+    return min(free, most - psutil.Process().memory_info().rss) if most else free
 
 
 def fingerprint(path):
@@ -463,12 +874,14 @@ def get_args(argv):
     p.add_argument("--batch", type=int, default=8, help="micro-batch (default: %(default)s)")
     p.add_argument("--random-init", action="store_true", help="the same architecture with untrained weights: a floor")
     p.add_argument("--revision", help="of a hub repository: a branch, tag or commit (default: its newest); the commit found is recorded")
+    p.add_argument("--stream", action="store_true", help="take all items through one layer before the next is read; chosen by itself when the weights do not fit")
+    p.add_argument("--max-memory", help="15GB: use no more of the GPU's (on a CPU: the process's) memory")
     p.add_argument("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based), for cluster arrays")
     p.add_argument("--list", action="store_true", help="print the registry and stop")
     return p.parse_args(argv)
 
 
-BESIDES = {"cogvlm2": "conv", "qwen3_vl": "deepstack.0-2"}  # points between tower and merger that a family has and others have not
+BESIDES = {"cogvlm2": "conv", "qwen3_vl": "deepstack.0-2", **dict.fromkeys(("owlvit", "owlv2"), "class_head box_head")}  # points behind the tower that others have not
 
 
 def described(entry):
@@ -515,6 +928,75 @@ def smoke_input(args, folder):
     args.model, args.data, args.size, args.out = str(folder / "model"), str(folder / "data"), 28, args.out or str(folder / "features")
 
 
+def agree(out, plan):
+    """Refuse to go on in a folder that was begun with other settings."""
+    if (out / "plan.yaml").exists() and (before := load_yaml(out / "plan.yaml")) != plan:
+        what = next(k for k in plan if before.get(k) != plan[k])
+        refuse(f"{out} holds features made with {what} {before.get(what)!r}, not {plan[what]!r}; delete the folder or give another --out")
+
+
+def chosen(args, points):
+    """{point: module path} of what --points asks for, in the order of execution."""
+    names = list(points) if args.points == "all" else quarters(points) if args.points == "quarters" else args.points.split(",")
+    if unknown := [n for n in names if n not in points]:
+        refuse(f"{args.model} has no point {unknown[0]!r}; its points are {', '.join(points)}")
+    return {n: points[n][0] for n in points if n in names}
+
+
+def compute(args, entry, plan, items, out, todo, device, dtype):
+    """Compute and write the shards `todo`; ({point: module path}, bytes of weights that were read)."""
+    most, seed = memory_size(args.max_memory) if args.max_memory else None, args.seed if args.random_init else None
+    network, streamed = None, False
+    if entry["kind"] == "vae":
+        if args.stream:
+            refuse(f"{args.model} is an autoencoder, not a stack of layers, and small: leave --stream out")
+        model, processor = LOADERS["vae"](entry, device, dtype, seed)
+    else:
+        model, processor, weights = skeleton(entry, dtype, device, seed)
+    make_inputs, points, multiple, first_frame = family_of(model)(model, processor)
+    if args.size % multiple:
+        refuse(f"--size {args.size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(args.size // multiple, 1) * multiple}")
+    modules = chosen(args, points)
+    if entry["kind"] != "vae":
+        network = Network(model, weights, device, points, list(modules)[-1])
+        weights.ready(network.weights_of(network.wanted))
+        whole, least, limit = network.bytes(network.wanted), network.bytes(network.largest(2)), memory_left(device, most)
+        streamed = args.stream or 1.2 * whole > limit  # a fifth for activations
+        print(f"weights {whole / 1e9:.2f} GB, memory {limit / 1e9:.1f} GB: {'layer by layer' if streamed else 'at once'}")
+        if streamed and least > limit:
+            refuse(f"{args.model} needs {least / 1e9:.2f} GB even layer by layer, and there are {limit / 1e9:.2f}; free some, or raise --max-memory")
+        if args.random_init and streamed:  # the library's own initialisation needs the whole network at once
+            plan["random_seed"] = f"{seed}, by name"
+            agree(out, plan)
+        if args.random_init and not streamed:
+            model, processor = LOADERS[entry["kind"]](entry, device, dtype, seed)
+            make_inputs, points, *_ = family_of(model)(model, processor)
+        else:
+            network.fill([] if streamed else network.wanted)
+
+    def inputs_of(frames):
+        batch = make_inputs(frames)  # refuses frames that the model cannot take, before anything is written
+        if not (out / "plan.yaml").exists():
+            save_yaml(out / "modules.yaml", modules)
+            save_yaml(out / "plan.yaml", plan)
+        return batch
+
+    def restore(point, x, batch):
+        return points[point][1](x, batch)
+
+    def finish(shard, seconds):
+        shard.finish(modules, without_grid(points), {p for p in points if sees_later_frames(model, p)}, first_frame, seconds)
+
+    with Writer() as write, watching(model, modules) if network else latents_of(model) as run:
+        shards = (Shard(out, s, items[s * SHARD:(s + 1) * SHARD], args.size, args.batch, modules, write) for s in todo)
+        if streamed:
+            layer_by_layer(network, run, inputs_of, restore, list(shards), dtype, finish, (limit - least) / 2)  # half for what comes to be held on the way
+        else:
+            shards = tqdm(shards, desc=f"{entry['name']} {Path(args.data).name}", unit="shard", total=len(todo))
+            one_by_one(run, inputs_of, restore, shards, device, dtype, finish)
+    return modules, network.weights.bytes if network else None
+
+
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.list:
@@ -533,53 +1015,20 @@ def main(argv=None):
     if args.batch < 1:
         refuse(f"--batch {args.batch} is not positive; give 1 or more")
     clip = "frames" in items[0] and len(items[0]["frames"]) > 1
-    size = args.size or entry["clip" if clip else "size"]
-    seed = args.seed if args.random_init else None
+    args.size = args.size or entry["clip" if clip else "size"]
     device, dtype, why = choose_device()
     plan = {"model": entry["name"], "checkpoint": fingerprint(entry["path"]), "revision": args.revision,
-            "weights": "random" if args.random_init else entry["weights"], "size": size, "batch": args.batch,
-            "points": args.points, "random_seed": seed, "dtype": str(dtype),
+            "weights": "random" if args.random_init else entry["weights"], "size": args.size, "batch": args.batch,
+            "points": args.points, "random_seed": args.seed if args.random_init else None, "dtype": str(dtype),
             "items": hashlib.sha256("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed"))]).encode()).hexdigest()[:16]}
-    if (out / "plan.yaml").exists() and (before := load_yaml(out / "plan.yaml")) != plan:
-        what = next(k for k in plan if before.get(k) != plan[k])
-        refuse(f"{out} holds features made with {what} {before.get(what)!r}, not {plan[what]!r}; delete the folder or give another --out")
+    agree(out, plan)
     shards = -(-len(items) // SHARD)
     rank, ranks = share(args.shard)
     todo = [s for s in range(rank, shards, ranks) if not (out / "pooled" / f"{s:05d}.pt").exists()]
-    modules = load_yaml(out / "modules.yaml") if (out / "modules.yaml").exists() else {}
+    modules, read = load_yaml(out / "modules.yaml") if (out / "modules.yaml").exists() else {}, None
     if todo or not modules:
         print(f"device {device.type} ({why})")
-        model, processor = LOADERS[entry["kind"]](entry, device, dtype, seed)
-        inputs_of, points, multiple, first_frame = family_of(model)(model, processor)
-        if size % multiple:
-            refuse(f"--size {size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(size // multiple, 1) * multiple}")
-        names = list(points) if args.points == "all" else quarters(points) if args.points == "quarters" else args.points.split(",")
-        if unknown := [n for n in names if n not in points]:
-            refuse(f"{args.model} has no point {unknown[0]!r}; its points are {', '.join(points)}")
-        modules = {n: points[n][0] for n in points if n in names}
-
-        def run_model(frames):
-            batch = inputs_of(frames)  # refuses frames that the model cannot take, before anything is written
-            if not (out / "plan.yaml").exists():
-                save_yaml(out / "modules.yaml", modules)
-                save_yaml(out / "plan.yaml", plan)
-            given = {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in batch.items() if type(v) is not int}
-            if entry["kind"] == "vae":
-                with torch.inference_mode():
-                    seen = {"latents": model.encode(given["sample"]).latent_dist.mode()}
-            else:
-                seen = capture(model, given, modules)
-            return {n: points[n][1](seen[n], batch) for n in modules}
-
-        for s in tqdm(todo, desc=f"{entry['name']} {Path(args.data).name}", unit="shard"):
-            part = items[s * SHARD:(s + 1) * SHARD]
-            ids = [i["id"] for i in part]
-            features, seconds = extract(run_model, first_frame, part, size, args.batch, device)
-            for point, x in features.items():
-                save_pt(out / point / f"{s:05d}.pt", FEATURES, ids, {"point": point}, features=x.half())
-            pooled = {p: {"mean": x.mean((2, 3)), "max": x.amax((2, 3)), "shape": list(x.shape[1:]), "nonfinite": int((~x.half().isfinite()).sum())} for p, x in features.items()}
-            later = [p for p in modules if sees_later_frames(model, p)]
-            save_pt(out / "pooled" / f"{s:05d}.pt", POOLED, ids, {"seconds": seconds, "non_causal": later}, pooled=pooled)  # written last: this shard is complete
+        modules, read = compute(args, entry, plan, items, out, todo, device, dtype)
 
     if ranks > 1 and not args.shard:
         torch.distributed.init_process_group("gloo")
@@ -596,14 +1045,13 @@ def main(argv=None):
     pooled = {p: {k: torch.cat([part["pooled"][p][k] for part in parts]) for k in ("mean", "max")} for p in names}
     save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": entry["name"]}, pooled=pooled)
     table = {p: {"module": modules.get(p, "the frames themselves"), "shape": parts[0]["pooled"][p]["shape"], "dtype": "float16",
-                 "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)} for p in names}
-    for p in parts[0]["meta"].get("non_causal", ()):
-        table[p]["causal"] = False
-    seconds = sorted(s for part in parts for s in part["meta"]["seconds"])
+                 "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)}
+             | {k: False for k in ("grid", "causal") if not parts[0]["pooled"][p].get(k, True)} for p in names}
+    seconds = sorted(s for part in parts for s in part["meta"]["seconds"])  # none where layers were streamed: a pass has no seconds of its own
     result = {"stage": "extract", "schema": FEATURES, "model": entry["name"], "kind": entry["kind"], "weights": plan["weights"], "data": data["data"],
-              "items": len(items), "size": size, "seconds_per_item": seconds[len(seconds) // 2], "bytes": sum(t["bytes"] for t in table.values()),
+              "items": len(items), "size": args.size, "seconds_per_item": seconds[len(seconds) // 2] if seconds else None, "bytes": sum(t["bytes"] for t in table.values()),
               "nonfinite": sum(t["nonfinite"] for t in table.values()), "data_path": str(args.data), "shards": shards, "points": table, "ids": data["ids"],
-              "run": run_info(args, started, device=f"{device.type} ({why})", dtype=str(dtype), micro_batch=args.batch,
+              "run": run_info(args, started, device=f"{device.type} ({why})", dtype=str(dtype), micro_batch=args.batch, streamed=not seconds, weights_read_gb=read and read / 1e9,
                               model_revision=resolved_commit(entry), script="extract.py")}
     save_yaml(out / "index.yaml", result)
     say(result)

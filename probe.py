@@ -12,6 +12,7 @@ items at the chosen layers. Which probes run depends on the truth there is:
     recon_*         ridge from every token to its own pixels: LPIPS, SSIM, edge F1 of that picture
     direction_accuracy   (clips) ridge from pooled features to the direction of motion
 
+Points whose tokens have no place in the picture (`grid: false` in the index) are asked for the direction only.
 The layer is chosen on val, its score comes from test, and beside every score stand the floors from the same split: a constant, shuffled
 labels, raw pixels through the same probe, the same architecture with random weights (--random).
 """
@@ -57,6 +58,7 @@ from common import (
     to_cells,
     token_ridge,
     train_set_probe,
+    with_grid,
 )
 
 PICTURE, SET_GRID = 64, 6  # pixels a side of decoded pictures; the most tokens a side that the set probe reads
@@ -286,6 +288,13 @@ def main(argv=None):
         pooled, pooled_random = (load_pt(Path(f) / "pooled.pt", POOLED)["pooled"] if f else None for f in (args.features, args.random))
         criteria, layers, decoded = motion(args, items, split, pooled, pooled_random, points)
     elif "boxes" in items[0]:
+        gridless = [p for p in points if p not in with_grid(index)]
+        points = [p for p in points if p not in gridless]
+        if not set(points) - {"pixels"}:
+            refuse(f"{', '.join(gridless) or 'pixels'} in {args.features}: boxes and masks are read from tokens that have a place in the picture; "
+                   f"give --points with one that has, of {', '.join(p for p in with_grid(index) if p != 'pixels') or 'a folder extracted with such points'}")
+        if gridless:
+            print(f"left out, for their tokens have no place in the picture: {', '.join(gridless)}")
         criteria, layers, decoded = space(args, items, split, read, points, read_random, lambda it, desc: tqdm(it, desc=desc, unit="point"))
     else:
         refuse(f"{index['data_path']} has neither boxes nor directions; probe.py needs one of them")

@@ -163,13 +163,88 @@ def small_siglip(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_owlvit(tmp_path_factory):
-    """OWL-ViT, fixed at 48 px, patch 8, CLS at 0."""
-    from transformers import OwlViTConfig, OwlViTImageProcessor, OwlViTModel
+    """OWL-ViT with its heads, fixed at 48 px, patch 8, CLS at 0."""
+    from transformers import OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor
     folder = tmp_path_factory.mktemp("models") / "small-owlvit"
     torch.manual_seed(0)
     text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    OwlViTModel(OwlViTConfig(vision_config=SIDE | {"image_size": 48, "patch_size": 8}, text_config=text)).save_pretrained(folder)
+    OwlViTForObjectDetection(OwlViTConfig(vision_config=SIDE | {"image_size": 48, "patch_size": 8}, text_config=text, projection_dim=32)).save_pretrained(folder)
     OwlViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_owlv2(tmp_path_factory):
+    """OWLv2 with its heads, fixed at 48 px, patch 8, CLS at 0."""
+    from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor
+    folder = tmp_path_factory.mktemp("models") / "small-owlv2"
+    torch.manual_seed(0)
+    text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    Owlv2ForObjectDetection(Owlv2Config(vision_config=SIDE | {"image_size": 48, "patch_size": 8}, text_config=text, projection_dim=32)).save_pretrained(folder)
+    Owlv2ImageProcessor(size={"height": 48, "width": 48}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_kosmos2(tmp_path_factory):
+    """Kosmos-2 of 48 px, patch 8: 6x6 patches and CLS, 5 latent queries."""
+    from transformers import CLIPImageProcessor, Kosmos2Config, Kosmos2ForConditionalGeneration, Kosmos2Processor
+    folder = tmp_path_factory.mktemp("models") / "small-kosmos2"
+    torch.manual_seed(0)
+    processor = Kosmos2Processor(CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}), bare_tokenizer(bos_token="<s>", unk_token="<unk>"), 4)
+    text = {"vocab_size": len(processor.tokenizer), "embed_dim": 32, "layers": 3, "ffn_dim": 64, "attention_heads": 2, "init_std": 0.1,
+            "pad_token_id": processor.tokenizer.pad_token_id, "bos_token_id": processor.tokenizer.bos_token_id, "eos_token_id": processor.tokenizer.eos_token_id}
+    vision = SIDE | {"image_size": 48, "patch_size": 8, "initializer_range": 0.1}
+    Kosmos2ForConditionalGeneration(Kosmos2Config(text_config=text, vision_config=vision, latent_query_num=5)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def own_cell_first(model):
+    """Random convolutions that overlap look at their neighbours' cells as much as at their own; trained ones do not. Weaken what lies outside."""
+    for conv in model.modules():
+        if isinstance(conv, torch.nn.Conv2d) and conv.kernel_size > conv.stride:
+            inside = torch.zeros(conv.kernel_size)
+            inside[conv.padding[0]:conv.padding[0] + conv.stride[0], conv.padding[1]:conv.padding[1] + conv.stride[1]] = 1
+            conv.weight.data *= inside.clamp(min=0.1)
+
+
+@pytest.fixture(scope="session")
+def small_florence2(tmp_path_factory):
+    """Florence-2 with stages of 4, 8 and 16 px a token, the second of two blocks; windows of 3x3; an encoder of three layers."""
+    from transformers import CLIPImageProcessor, Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
+    folder = tmp_path_factory.mktemp("models") / "small-florence2"
+    torch.manual_seed(0)
+    tokenizer = bare_tokenizer(bos_token="<s>", extra_special_tokens={"image_token": "<image>"})
+    images = CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False, image_mean=(0.485, 0.456, 0.406), image_std=(0.229, 0.224, 0.225))
+    images.image_seq_length = 17
+    processor = Florence2Processor(images, tokenizer)
+    vision = {"depths": (1, 2, 1), "patch_size": (7, 3, 3), "patch_stride": (4, 2, 2), "patch_padding": (3, 1, 1), "patch_prenorm": (False, True, True), "embed_dim": (16, 32, 32),
+              "num_heads": (2, 2, 2), "num_groups": (2, 2, 2), "window_size": 3, "projection_dim": 32, "max_position_embeddings": 8, "initializer_range": 0.1}
+    text = {"model_type": "bart", "vocab_size": len(tokenizer), "d_model": 32, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 128, "init_std": 0.1, "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": tokenizer.eos_token_id}
+    model = Florence2ForConditionalGeneration(Florence2Config(vision_config=vision, text_config=text, image_token_id=tokenizer.image_token_id))
+    own_cell_first(model)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_grounding_dino(tmp_path_factory):
+    """Grounding DINO on a Swin of three stages (4, 8, 16 px a token, windows of 3x3, the second shifted) with scales of 8, 16 and 32 px."""
+    from transformers import BertConfig, GroundingDinoConfig, GroundingDinoForObjectDetection, GroundingDinoImageProcessor, GroundingDinoProcessor, SwinConfig
+    folder = tmp_path_factory.mktemp("models") / "small-grounding-dino"
+    torch.manual_seed(0)
+    tokenizer = bare_tokenizer()
+    swin = SwinConfig(image_size=64, patch_size=4, embed_dim=16, depths=[2, 2, 1], num_heads=[2, 2, 2], window_size=3, out_indices=[2, 3], initializer_range=0.1)
+    bert = BertConfig(**{k: v for k, v in SIDE.items() if k != "num_hidden_layers"}, num_hidden_layers=1, vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.1)
+    model = GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=swin, text_config=bert, num_queries=4, encoder_layers=3, encoder_ffn_dim=64, encoder_attention_heads=2,
+                                                                decoder_layers=2, decoder_ffn_dim=64, decoder_attention_heads=2, d_model=32, num_feature_levels=3))
+    own_cell_first(model)
+    model.save_pretrained(folder)
+    GroundingDinoProcessor(GroundingDinoImageProcessor(), tokenizer).save_pretrained(folder)
     return folder
 
 

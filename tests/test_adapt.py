@@ -118,6 +118,13 @@ def test_bad_input_is_refused_in_one_sentence(made, tmp_path, capsys):
     assert "unknown model" in refused(capsys, *changed(vae="tiny-vea"))
     assert "a vae and an encoder are needed" in refused(capsys, *changed(vae=str(folder / "judge")))
     assert "--align" in refused(capsys, "--features", folder / "features", "--latents", folder / "latents")
+    save_yaml(tmp_path / "align.yaml", {"stage": "align", "linear_r2_layer": None})  # what align.py says where no layer has a grid
+    assert "linear_r2_layer" in refused(capsys, "--features", folder / "features", "--latents", folder / "latents", "--align", tmp_path / "align.yaml")
+    gridless = load_yaml(folder / "features" / "index.yaml")
+    gridless["points"] |= {"merger": {"shape": [1, 1, 5, 8], "grid": False}}
+    save_yaml(tmp_path / "gridless" / "index.yaml", gridless)
+    err = refused(capsys, *changed(features=tmp_path / "gridless", point="merger"))
+    assert "merger have no place in the picture" in err and "--point one of rotated" in err
     (tmp_path / "file").write_text("")
     assert "cannot write" in refused(capsys, *changed(out=tmp_path / "file" / "x.yaml"))
     index = load_yaml(folder / "latents" / "index.yaml")

@@ -246,20 +246,22 @@ IDS = [f"item-{i}" for i in range(60)]
 LATENTS = torch.randn(60, 1, 2, 2, 4, generator=generator(9))
 
 
-def plant(folder, points, ids=IDS, data=None, schema=common.FEATURES):
+def plant(folder, points, ids=IDS, data=None, schema=common.FEATURES, gridless=()):
     """A features folder as extract.py writes it; points {name: [n, t, h, w, D]}."""
     for name, x in points.items():
         common.save_pt(folder / name / "00000.pt", schema, ids, {}, features=x.half())
+    rows = {k: {"shape": list(x.shape[1:])} | ({"grid": False} if k in gridless else {}) for k, x in points.items()}
     common.save_yaml(folder / "index.yaml", {"stage": "extract", "schema": schema, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data),
-                                             "shards": 1, "points": {k: {"shape": list(x.shape[1:])} for k, x in points.items()}, "ids": ids})
+                                             "shards": 1, "points": rows, "ids": ids})
     return str(folder)
 
 
-def world(tmp_path, points, target=LATENTS, ids=IDS, target_ids=None):
+def world(tmp_path, points, target=LATENTS, ids=IDS, target_ids=None, gridless=()):
     """Items, features and latents on disk; the arguments that main needs."""
     frame = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
     common.write_items(tmp_path / "data", [{"id": i, "source": i, "width": 8, "height": 8, "frames": frame} for i in ids], {"data": "synthetic", "name": "planted"})
-    return ["--features", plant(tmp_path / "features", points, ids, tmp_path / "data"), "--target", plant(tmp_path / "target", {"latents": target}, target_ids or ids, tmp_path / "data"),
+    return ["--features", plant(tmp_path / "features", points, ids, tmp_path / "data", gridless=gridless),
+            "--target", plant(tmp_path / "target", {"latents": target}, target_ids or ids, tmp_path / "data"),
             "--permutations", "20"]
 
 
@@ -354,3 +356,27 @@ def test_main_refuses_a_missing_folder_and_another_schema(tmp_path, refused):
 def test_main_refuses_an_unwritable_place_before_the_work(tmp_path, refused):
     (tmp_path / "file").write_text("")
     refused(lambda: align.main([*world(tmp_path, {"a": near(1)}), "--out", str(tmp_path / "file" / "align.yaml")]), "cannot write", "--out")
+
+
+# ---------------------------------------------------------------- tokens without a place in the picture
+
+def queries(s):
+    """The latents, mixed over their places into five tokens, plus noise."""
+    mixed = noise(5, 4, 20) @ LATENTS.flatten(1, 3)
+    return (mixed + s * torch.randn(mixed.shape, generator=generator(21)))[:, None, None]
+
+
+def test_a_layer_without_a_grid_is_compared_as_a_whole_and_predicts_no_cell(tmp_path):
+    points = {"placed": near(1.0), "queries": queries(0.1)}
+    untrained = plant(tmp_path / "random", {p: torch.randn(x.shape, generator=generator(22)) for p, x in points.items()}, data=tmp_path / "data", gridless=("queries",))
+    align.main([*world(tmp_path, points, gridless=("queries",)), "--random", untrained])
+    found = common.load_yaml(tmp_path / "align.yaml", "align")
+    assert set(found["layers"]["queries"]) == {"cka", "spearman", "recall10"} and set(found["layers"]["placed"]) == set(align.MEASURES)
+    assert (found["cka_layer"], found["linear_r2_layer"]) == ("queries", "placed")
+    assert (found["criteria"]["cka"]["options_searched"], found["criteria"]["linear_r2"]["options_searched"]) == (2, 1)
+
+
+def test_layers_without_a_grid_alone_have_no_r2_and_the_yaml_says_why(tmp_path):
+    found = align.main(world(tmp_path, {"queries": queries(0.5)}, gridless=("queries",)))
+    assert found["linear_r2"] is None and found["linear_r2_layer"] is None and "place" in found["linear_r2_reason"]
+    assert "linear_r2" not in found["criteria"] and found["cka_layer"] == "queries"

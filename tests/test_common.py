@@ -596,8 +596,8 @@ def test_a_misnomer_is_refused_in_one_sentence_with_a_name_that_works(refused, n
     said = common.MISNOMERS[name]
     for written in (name, name.upper(), *([] if "/" in name else [f"somebody/{name}"])):
         refused(lambda written=written: common.find_model(written), f"{written!r} {said}")
-    offered = re.findall(r"[\w.-]+", said.split("; use ")[1].split(", the same weights")[0].split(", which")[0].split(" and ask")[0].replace(" or ", " "))
-    assert offered and all(o in common.MODELS for o in offered if not o.startswith(("florence", "Florence"))), offered
+    offered = re.findall(r"[\w./-]+", said.split("; use ")[1].split(", the same weights")[0].split(", which")[0].split(" and ask")[0].replace(" or ", " "))
+    assert offered and all(common.registry_name(o) in common.MODELS for o in offered), offered
     assert common.registry_name(name) == name, "a name that works needs no correction"
 
 
@@ -701,7 +701,7 @@ def test_what_the_hub_says_becomes_one_sentence_with_the_remedy(monkeypatch, ref
 
 def folder_with(folder, **config):
     (folder / "config.json").write_text(json.dumps(config))
-    return {"path": str(folder), "name": folder.name}
+    return {"path": str(folder), "name": folder.name, "kind": "encoder"}
 
 
 def test_a_model_type_that_is_too_new_is_refused_with_the_version_that_is_installed(tmp_path, refused):

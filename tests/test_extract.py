@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import extract
-from common import LOADERS, find_model, load_features, load_items, write_items
+from common import LOADERS, find_model, load_features, load_items, with_grid, write_items
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -53,7 +53,7 @@ def features(loaded, frames):
     model, inputs_of, points = loaded
     batch = inputs_of(frames)
     given = {k: v for k, v in batch.items() if type(v) is not int}
-    seen = extract.capture(model, given, {n: path for n, (path, _) in points.items()})
+    seen = extract.capture(model, given, {n: point[0] for n, point in points.items()})
     return {n: points[n][1](seen[n], batch) for n in points}, given
 
 
@@ -159,7 +159,7 @@ def test_features_of_other_encoders_are_the_hidden_states_without_the_first_toke
     found, given = features(loaded, noise(3, size))
     given = {k: v for k, v in given.items() if k != "input_ids"}
     with torch.inference_mode():
-        hidden = getattr(model, "vision_model", model)(**given, output_hidden_states=True).hidden_states
+        hidden = getattr(getattr(model, "owlvit", model), "vision_model", model)(**given, output_hidden_states=True).hidden_states
     for i in range(2):  # the last one may be after the final norm, the first one before a norm that the embeddings end in
         torch.testing.assert_close(found[f"vision.{i}"].flatten(1, 3), hidden[i + 1][:, first:], atol=1e-5, rtol=1e-5)
     assert found["patch_embed"].shape == found["vision.0"].shape == (3, 1, size // 8, size // 8, hidden[0].shape[-1])
@@ -394,7 +394,8 @@ def test_pixels_of_a_time_step_are_its_first_frame(request, tmp_path, which, fir
 # ---------------------------------------------------------------- causality: no time step has seen a later frame, or the index says so
 
 CLIPS = {"small_vlm": (48, 6), "small_qwen2vl": (48, 6), "small_qwen3vl": (48, 6), "small_internvl": (48, 3), "small_cogvlm2": (56, 3), "small_dino": (48, 3), "small_dinov3": (48, 3),
-         "small_siglip": (48, 3), "small_owlvit": (48, 3), "small_vjepa2": (48, 6), "llava": (48, 3), "llava_next": (48, 3), "llava_onevision": (48, 3), "small_vae": (32, 5), "seeing_vae": (32, 5)}
+         "small_siglip": (48, 3), "small_owlvit": (48, 3), "small_owlv2": (48, 3), "small_kosmos2": (48, 3), "small_florence2": (64, 3), "small_grounding_dino": (64, 3), "small_vjepa2": (48, 6),
+         "llava": (48, 3), "llava_next": (48, 3), "llava_onevision": (48, 3), "small_vae": (32, 5), "seeing_vae": (32, 5)}
 
 
 @pytest.fixture(scope="module")
@@ -685,7 +686,7 @@ def test_a_hub_name_without_a_network_is_refused_at_once_with_the_remedy(few, tm
 def resolved(model):
     """The points of a full-size model, every one of which must be a module of it."""
     points = extract.family_of(model)(model, None)[1]
-    for path, _ in points.values():
+    for path, *_ in points.values():
         model.get_submodule(path)
     return points
 
@@ -729,7 +730,8 @@ def test_internvl2s_own_layout_maps_onto_every_weight_of_the_native_class_at_ful
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
         old = {k: torch.empty(*shape) for k, shape in internvl2_layout(vision, text).items()}
-    found = {k: tuple(x.shape) for old_name, tensor in old.items() for k, x in common._internvl2_weights(old_name, tensor, config)}
+    found = {k: tuple(x.shape) for name, tensor in old.items()
+             for k, x in zip(common._internvl2_names(name), common._internvl2_parts(name, tensor, config), strict=True)}
     assert found == {k: tuple(x.shape) for k, x in model.state_dict().items()}
     points = resolved(model)
     assert len(points) == 2 + vision["num_hidden_layers"] + text["num_hidden_layers"] and extract.family_of(model)(model, None)[2] == 448
@@ -748,3 +750,176 @@ def test_internvl2_in_its_own_layout_computes_what_the_original_does_at_every_re
     seen = extract.capture(model, {"input_ids": golden["input_ids"], "pixel_values": golden["pixel_values"]}, points)
     for name, expected in golden["expected"].items():
         assert (seen[name].view_as(expected) - expected).abs().max() < 1e-4, name
+
+
+def test_the_points_of_kosmos_2_florence_2_grounding_dino_and_owlv2_exist():
+    import transformers as t
+    with torch.device("meta"):
+        made = {name: getattr(t, f"{name}{task}")(getattr(t, f"{name}Config")()) for name, task in
+                (("Kosmos2", "ForConditionalGeneration"), ("Florence2", "ForConditionalGeneration"), ("GroundingDino", "ForObjectDetection"), ("Owlv2", "ForObjectDetection"))}
+    points = {name: resolved(model) for name, model in made.items()}
+    assert [len(points[name]) for name in made] == [1 + 24 + 1 + 24, 1 + 12 + 1 + 12, 1 + 12 + 4 + 6, 1 + 12 + 2]  # the defaults are those of the published files
+    assert [extract.family_of(model)(model, None)[2] for model in made.values()] == [224, 32, 64, 768]
+    assert extract.without_grid(points["Kosmos2"]) == {"merger", *(f"language.{i}" for i in range(24))} and not any(extract.without_grid(points[n]) for n in ("Florence2", "GroundingDino", "Owlv2"))
+    assert extract.quarters(points["GroundingDino"]) == ["patch_embed", "vision.2", "vision.5", "vision.8", "vision.11", *(f"scale.{i}" for i in range(4)), *(f"encoder.{i}" for i in range(6))]
+
+
+# ---------------------------------------------------------------- towers of several grids, heads, and tokens without a place
+
+NEW = {"small_kosmos2": 48, "small_florence2": 64, "small_grounding_dino": 64, "small_owlvit": 48, "small_owlv2": 48}
+
+
+def same(found, expected):
+    torch.testing.assert_close(found.flatten(0, 1), expected.reshape(found.flatten(0, 1).shape), atol=1e-5, rtol=1e-5)
+
+
+def test_kosmos2s_features_are_the_librarys_patches_queries_and_rows(small_kosmos2):
+    model, *_ = loaded = load(small_kosmos2)
+    found, given = features(loaded, noise(3, 48))
+    with torch.inference_mode():
+        out = model(**given, output_hidden_states=True)
+        tower = model.vision_model(given["pixel_values"], output_hidden_states=True).hidden_states
+    rows = given["image_embeds_position_mask"].bool()
+    assert rows[0].nonzero().flatten().tolist() == [2, 3, 4, 5, 6]  # behind <s> and <image>
+    assert all(found[p].shape == (3, 1, 1, 5, 32) for p in ("merger", "language.0", "language.2"))
+    same(found["merger"], out.image_embeds)
+    for i in range(3):
+        same(found[f"vision.{i}"], tower[i + 1][:, 1:])
+        x = found[f"language.{i}"]
+        same(model.text_model.model.layer_norm(x) if i == 2 else x, out.hidden_states[i + 1][rows])  # the library's last hidden state is after the final norm
+
+
+def test_florence2s_features_are_the_librarys_blocks_tokens_and_encoder_rows_without_the_mean_of_all_places(small_florence2):
+    from transformers import AutoProcessor
+    model, *_ = loaded = load(small_florence2)
+    frames = noise(3, 64)
+    found, given = features(loaded, frames)
+    own = AutoProcessor.from_pretrained(small_florence2)(text=["<CAPTION>"] * 3, images=list(frames[:, 0].permute(0, 3, 1, 2)), return_tensors="pt")
+    assert torch.equal(own["input_ids"], given["input_ids"]) and (own["pixel_values"] - given["pixel_values"]).abs().max() < 1e-5
+    with torch.inference_mode():
+        hidden = model(**given, output_hidden_states=True).encoder_hidden_states
+        last = model.model.vision_tower(given["pixel_values"]).last_hidden_state
+        tokens = model.get_image_features(given["pixel_values"]).pooler_output
+    at = given["input_ids"] == model.config.image_token_id
+    assert at.sum(1).tolist() == [17] * 3
+    same(found["vision.3"], last.flatten(2).transpose(1, 2))
+    same(found["merger"], tokens[:, 1:])
+    placed = model.model.multi_modal_projector.image_position_embed(last) + last  # what the first token is a mean of
+    torch.testing.assert_close(model.model.multi_modal_projector.image_proj_norm(model.model.multi_modal_projector.image_projection(
+        placed.flatten(2).mean(2) + model.model.multi_modal_projector.visual_temporal_embed.pos_idx_to_embed[0])), tokens[:, 0], atol=1e-5, rtol=1e-5)
+    for i in range(3):
+        same(found[f"language.{i}"], hidden[i + 1][at].view(3, 17, 32)[:, 1:])
+    assert {p: x.shape[2] for p, x in found.items()} == {"patch_embed": 16, "vision.0": 16, "vision.1": 8, "vision.2": 8, "vision.3": 4, "merger": 4, **{f"language.{i}": 4 for i in range(3)}}
+
+
+def test_grounding_dinos_features_are_the_librarys_stages_scales_and_the_encoders_second_scale(small_grounding_dino):
+    model, *_ = loaded = load(small_grounding_dino)
+    found, given = features(loaded, noise(3, 64))
+    with torch.inference_mode():
+        out = model(**given, output_hidden_states=True)
+        stages = model.model.backbone.conv_encoder.model(given["pixel_values"], output_hidden_states=True).hidden_states
+    for i, (point, side) in enumerate((("patch_embed", 16), ("vision.1", 16), ("vision.3", 8), ("vision.4", 4))):
+        assert found[point].shape[2:4] == (side, side)
+        if i:
+            same(found[point], stages[i].flatten(2).transpose(1, 2))
+    encoder = out.encoder_vision_hidden_states
+    assert encoder[0].shape[1] == 64 + 16 + 4 and len(encoder) == 4
+    for i, x in enumerate(encoder[0].split([64, 16, 4], 1)):  # what goes into the encoder
+        same(found[f"scale.{i}"], x)
+    for i in range(3):
+        same(found[f"encoder.{i}"], encoder[i + 1][:, 64:80])
+
+
+@pytest.mark.parametrize("which, name", [("small_owlvit", "owlvit"), ("small_owlv2", "owlv2")])
+def test_the_heads_of_owl_vit_and_owlv2_are_what_the_library_makes_boxes_and_class_embeddings_of(request, which, name):
+    model, *_ = loaded = load(request.getfixturevalue(which))
+    found, given = features(loaded, noise(3, 48))
+    with torch.inference_mode():
+        out = model(**given)
+        words = model(**{**given, "input_ids": torch.tensor([[1, 5, 7, 2]]).expand(3, -1)})
+        hidden = getattr(model, name).vision_model(given["pixel_values"], output_hidden_states=True).hidden_states
+    same((found["box_head"].flatten(1, 3) + model.box_bias).sigmoid().view(3, 1, 36, 4), out.pred_boxes)
+    same(torch.nn.functional.normalize(found["class_head"], dim=-1), out.class_embeds)
+    assert torch.equal(words.pred_boxes, out.pred_boxes) and torch.equal(words.class_embeds, out.class_embeds) and not torch.equal(words.logits, out.logits)
+    for i in range(2):
+        same(found[f"vision.{i}"], hidden[i + 1][:, 1:])
+
+
+@pytest.mark.parametrize("which, grid, cell, exact", [("small_kosmos2", 6, 8, {"patch_embed"}), ("small_owlvit", 6, 8, {"patch_embed"}), ("small_owlv2", 6, 8, {"patch_embed"}),
+                                                      ("small_florence2", 4, 16, set()), ("small_grounding_dino", 4, 16, {"patch_embed"})])
+def test_every_point_with_a_grid_of_the_new_families_sees_a_bright_patch_where_it_is(request, which, grid, cell, exact):
+    loaded, pictures = load(request.getfixturevalue(which)), bright_cells(grid, cell)
+    if which == "small_grounding_dino":  # its group norms take out the mean over space: on plain black any patch would change all places alike
+        pictures = torch.where(pictures > 0, pictures, noise(1, grid * cell))
+    placed = {p: x for p, x in features(loaded, pictures)[0].items() if p not in extract.without_grid(loaded[2])}
+    check_geometry({p: x for p, x in placed.items() if x.shape[2] >= grid}, grid, exact)
+    coarse = {p: x for p, x in placed.items() if x.shape[2] < grid}
+    assert set(coarse) == ({"scale.2"} if which == "small_grounding_dino" else set())
+    for x in coarse.values():
+        assert (x[1:] - x[:1]).norm(dim=-1).flatten(1).argmax(1).tolist() == [k // 8 * 2 + k % 4 // 2 for k in range(16)]
+
+
+@pytest.mark.parametrize("which, size", NEW.items())
+def test_a_clip_through_the_new_families_is_its_frames_one_by_one(request, which, size):
+    loaded, clips = load(request.getfixturevalue(which)), noise(2, size, frames=3)
+    found, alone = features(loaded, clips)[0], features(loaded, clips[1:, 2:])[0]
+    for point, x in found.items():
+        assert x.shape[:2] == (2, 3) and (x.shape[2] == 1) == (point in extract.without_grid(loaded[2]))
+        torch.testing.assert_close(x[1, 2], alone[point][0, 0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("which, size, words, before, behind", [("small_florence2", 64, "CAPTION", "merger", "language.0"), ("small_grounding_dino", 64, "OBJECT", "scale.1", "encoder.0")])
+def test_an_encoder_that_mixes_words_and_picture_changes_with_the_words_and_what_lies_before_does_not(request, which, size, words, before, behind, monkeypatch):
+    loaded = load(request.getfixturevalue(which))
+    found = features(loaded, noise(2, size))[0]
+    monkeypatch.setattr(extract, words, "Where is the red circle?")
+    other = features(loaded, noise(2, size))[0]
+    assert torch.equal(found[before], other[before]) and not torch.equal(found[behind], other[behind])
+
+
+@pytest.mark.parametrize("which, size, coarsest", [("small_kosmos2", 48, 6), ("small_florence2", 64, 4), ("small_grounding_dino", 64, 2), ("small_owlvit", 48, 6), ("small_owlv2", 48, 6)])
+def test_the_new_families_go_through_the_stage_and_the_index_says_where_there_is_no_grid(request, tmp_path, which, size, coarsest):
+    model, data = request.getfixturevalue(which), write_set(tmp_path / "data", noise(3, size, frames=2))
+    run(model, data, tmp_path / "out", "--size", size, "--points", "all")
+    (tmp_path / "out/index.yaml").unlink()
+    run(model, data, tmp_path / "out", "--size", size, "--points", "all")  # the index is made again without loading the model
+    index, read = load_features(tmp_path / "out")
+    loaded = load(model)
+    assert set(index["points"]) == {"pixels", *loaded[2]}
+    assert {p for p, row in index["points"].items() if row.get("grid") is False} == extract.without_grid(loaded[2]) == set(index["points"]) - set(with_grid(index))
+    assert read("pixels").shape == (3, 2, coarsest, coarsest, (size // coarsest) ** 2 * 3) and index["nonfinite"] == 0
+    found = features(loaded, noise(3, size, frames=2))[0]
+    for point, x in found.items():
+        torch.testing.assert_close(read(point), x, atol=5e-3, rtol=5e-3)  # stored in fp16
+
+
+def test_points_without_a_grid_alone_are_extracted_without_pixels(small_kosmos2, tmp_path):
+    data = write_set(tmp_path / "data", noise(3, 48))
+    index = run(small_kosmos2, data, tmp_path / "out", "--size", 48, "--points", "merger,language.1")
+    assert {p: (row["shape"], row["grid"]) for p, row in index["points"].items()} == {p: ([1, 1, 5, 32], False) for p in ("merger", "language.1")}
+    pooled = torch.load(tmp_path / "out/pooled.pt", weights_only=True)["pooled"]
+    assert pooled["merger"]["mean"].shape == pooled["merger"]["max"].shape == (3, 1, 32)
+
+
+@pytest.mark.parametrize("which, size, offered", [("small_kosmos2", 96, 48), ("small_owlv2", 96, 48), ("small_florence2", 144, 128), ("small_florence2", 72, 64), ("small_grounding_dino", 80, 64)])
+def test_sizes_that_the_new_families_have_no_positions_or_no_whole_tokens_for_are_refused(request, few, tmp_path, capsys, which, size, offered):
+    err = refused(capsys, "--model", request.getfixturevalue(which), "--data", few, "--out", tmp_path / "out", "--size", size)
+    assert f"give --size {offered}" in err or f"give {offered}" in err
+    assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_florence2_and_grounding_dino_take_other_sizes(small_florence2, small_grounding_dino):
+    assert features(load(small_florence2), noise(1, 96))[0]["language.2"].shape == (1, 1, 6, 6, 32)
+    found = features(load(small_grounding_dino), noise(1, 96))[0]
+    assert found["encoder.2"].shape == (1, 1, 6, 6, 32) and found["scale.2"].shape == (1, 1, 3, 3, 32)
+
+
+def test_a_grounding_dino_that_lacks_the_unused_norm_of_its_backbone_is_loaded(small_grounding_dino, tmp_path):
+    from safetensors.torch import load_file, save_file
+    folder = shutil.copytree(small_grounding_dino, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    without = {k: v for k, v in weights.items() if "swin.layernorm" not in k}
+    assert len(without) == len(weights) - 2
+    save_file(without, folder / "model.safetensors", {"format": "pt"})
+    found, other = (features(load(f), noise(1, 64))[0] for f in (folder, small_grounding_dino))
+    assert all(torch.equal(found[p], other[p]) for p in found)

@@ -140,6 +140,31 @@ def test_direction_is_chance_on_noise_and_read_where_it_is_planted(clips):
     assert set(c["floors"]) == {"commonest", "shuffled", "random_init"} and c["floors"]["shuffled"] < 0.3
 
 
+def test_the_direction_is_read_from_points_without_a_grid_too(clips):
+    folder, code = clips
+    dull = torch.randn(N, 3, 1, 5, 8, generator=torch.Generator().manual_seed(1))
+    found = run(clips, {"dull": dull, "queries": dull + 5 * code[:, None, None, None] * torch.tensor([0.0, 0.5, 1.0])[:, None, None]}, gridless=("dull", "queries"))
+    assert found["direction_accuracy_layer"] == "queries" and found["direction_accuracy"] > 0.9
+
+
+# ---------------------------------------------------------------- tokens without a place in the picture
+
+@pytest.mark.slow
+def test_spatial_probes_leave_out_points_without_a_grid_whatever_they_hold(world, capsys):
+    _, boxes = world
+    queries = boxes[:, None, None, None].expand(-1, 1, 1, 5, -1).contiguous()  # the answer itself, but nowhere
+    found = run(world, {"noise": noise(1), "queries": queries}, gridless=("queries",))
+    assert list(found["layers"]) == ["noise"] and {c["layer"] for c in found["criteria"].values()} == {"noise"}
+    assert "no place in the picture: queries" in capsys.readouterr().out
+
+
+def test_spatial_probes_of_points_without_a_grid_alone_are_refused_with_those_that_have_one(world, capsys):
+    folder = plant(world[0] / "features", {"pixels": noise(2), "placed": noise(1), "queries": torch.randn(N, 1, 1, 5, 8)}, world[0] / "data", gridless=("queries",))
+    for points in ("queries", "pixels,queries"):
+        err = refused(capsys, "--features", folder, "--points", points)
+        assert "queries" in err and "no place" not in err.split("--points")[1] and "of placed" in err
+
+
 # ---------------------------------------------------------------- bad input: one sentence, exit 2
 
 def refused(capsys, *arguments):

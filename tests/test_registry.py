@@ -46,10 +46,10 @@ def internvl2(name):
     return build
 
 
-def encoder(kind, **config):
+def encoder(kind, task="Model", **config):
     def build():
         import transformers
-        return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**config))
+        return getattr(transformers, f"{kind}{task}")(getattr(transformers, f"{kind}Config")(**config))
     return build
 
 
@@ -72,6 +72,7 @@ def siglip_llava(kind, text, tied):
                vision_feature_layer=-1, vision_feature_select_strategy="full")
 
 
+OWL = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 49408}
 PUBLISHED = {
     "qwen2-vl-2b": hub("Qwen2VL", QWEN2_VISION | {"hidden_size": 1536}, qwen2(1536, 8960, 28, 12, 2, 151936), True),
@@ -97,10 +98,8 @@ PUBLISHED = {
     "dinov3": encoder("DINOv3ViT", hidden_size=384, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=6, image_size=224, patch_size=16, num_register_tokens=4),
     "siglip2": encoder("Siglip", vision_config={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
                        text_config={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 256000, "projection_size": 768}),
-    "owlvit": encoder("OwlViT", vision_config={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 768, "patch_size": 32},
-                      text_config=TEXT, projection_dim=512),
-    "owlv2": encoder("Owlv2", vision_config={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 960, "patch_size": 16},
-                     text_config=TEXT, projection_dim=512),
+    "owlvit": encoder("OwlViT", "ForObjectDetection", vision_config=OWL | {"image_size": 768, "patch_size": 32}, text_config=TEXT, projection_dim=512),
+    "owlv2": encoder("Owlv2", "ForObjectDetection", vision_config=OWL | {"image_size": 960, "patch_size": 16}, text_config=TEXT, projection_dim=512),
     "vjepa2": encoder("VJEPA2", hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, mlp_ratio=4, crop_size=256, patch_size=16, tubelet_size=2, frames_per_clip=64,
                       pred_hidden_size=384, pred_num_hidden_layers=12, pred_num_attention_heads=12, pred_num_mask_tokens=10),
     "ltx": ltx,
@@ -179,7 +178,7 @@ def test_the_numbers_of_parameters_are_the_stated_ones(name):
     layers = [numel(model.get_submodule(path)) for point, (path, _) in points.items() if point.startswith(("vision.", "language."))]
     assert numel(model) / 1e9 == pytest.approx(entry["params"], rel=0.01)
     assert head / 1e9 == pytest.approx(entry["head"], rel=0.01) and max(layers, default=0) / 1e9 == pytest.approx(entry["layer"], rel=0.01)
-    assert (numel(model) - head - sum(layers)) / 1e9 == pytest.approx(entry["outside"], rel=0.02)
+    assert (numel(model) - head - sum(layers)) / 1e9 == pytest.approx(entry["outside"], rel=0.01)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -203,7 +202,7 @@ def test_shapes_that_come_out_of_the_full_size_model_are_the_stated_ones(name):
     else:
         seen = extract.capture(model, given, modules)
     found = {point: tuple(points[point][1](x, batch).shape) for point, x in seen.items() if name != "ltx"} or {"latents": (2, 1, *seen["latents"].shape[3:], seen["latents"].shape[1])}
-    expected = {point: (2, 1, side, side, width) for point in modules}
+    expected = {point: (2, 1, side, side, {"class_head": 512, "box_head": 4}.get(point, width)) for point in modules}
     if entry["language"]:
         layers, merge, width = entry["language"]
         expected |= {point: (2, 1, side // merge, side // merge, width) for point in modules if point == "merger" or point.startswith("deepstack")}

@@ -229,6 +229,9 @@ def test_the_latency_of_the_encoder_is_a_share_of_the_models(tmp_path, monkeypat
     assert (found["score"], found["answer"]) == (pytest.approx(0.2), "PASS")
     nothing = verify.main(args)["criteria"]["latency_overhead"]
     assert (nothing["score"], nothing["answer"]) == (None, "INCONCLUSIVE") and "--encoder" in nothing["reason"]
+    common.save_yaml(index, common.load_yaml(index) | {"seconds_per_item": None})
+    streamed = verify.main([*args, "--encoder", str(tmp_path / "encoder")])["criteria"]["latency_overhead"]
+    assert (streamed["score"], streamed["answer"]) == (None, "INCONCLUSIVE") and "streamed" in streamed["reason"]
 
 
 def unpublished(content):
