@@ -257,55 +257,124 @@ def split_of(source):
 # ---------------------------------------------------------------- models by name
 
 # kind: vlm | encoder | vae.  size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video.
+# read: the tower's hidden state that the projector reads, where it is not the last. What a published checkpoint is stands in FACTS.
 TINY = "results/tiny/checkpoints"
 MODELS = {
-    "tiny": {"kind": "vlm", "path": f"{TINY}/vlm", "size": 96, "clip": 64, "vae": "tiny-vae", "encoder": "tiny-dino"},
-    "tiny-semantic": {"kind": "vlm", "path": f"{TINY}/semantic", "size": 96, "clip": 64, "vae": "tiny-vae", "encoder": "tiny-dino"},
-    "tiny-dino": {"kind": "encoder", "path": f"{TINY}/dino", "size": 96, "clip": 64, "vae": "tiny-vae"},
-    "tiny-vae": {"kind": "vae", "path": f"{TINY}/vae", "size": 64, "clip": 64},
-    "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224, "note": "research licence"},
+    "tiny": {"kind": "vlm", "type": "qwen2_5_vl", "path": f"{TINY}/vlm", "size": 96, "clip": 64, "vae": "tiny-vae", "encoder": "tiny-dino"},
+    "tiny-semantic": {"kind": "vlm", "type": "qwen2_5_vl", "path": f"{TINY}/semantic", "size": 96, "clip": 64, "vae": "tiny-vae", "encoder": "tiny-dino"},
+    "tiny-dino": {"kind": "encoder", "type": "dinov2", "path": f"{TINY}/dino", "size": 96, "clip": 64, "vae": "tiny-vae"},
+    "tiny-vae": {"kind": "vae", "type": "AutoencoderKLLTXVideo", "path": f"{TINY}/vae", "size": 64, "clip": 64},
+    "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224},
     "qwen2.5-vl-7b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-7B-Instruct", "size": 448, "clip": 224},
     "qwen2-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen2-VL-2B-Instruct", "size": 448, "clip": 224},
     "qwen3-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen3-VL-2B-Instruct", "size": 448, "clip": 224},
-    "llava-next": {"kind": "vlm", "path": "llava-hf/llava-v1.6-mistral-7b-hf", "size": 336, "clip": 336},
-    "llava-next-vicuna-7b": {"kind": "vlm", "path": "llava-hf/llava-v1.6-vicuna-7b-hf", "size": 336, "clip": 336},
-    "llava-next-vicuna-13b": {"kind": "vlm", "path": "llava-hf/llava-v1.6-vicuna-13b-hf", "size": 336, "clip": 336},
+    "llava-next": {"kind": "vlm", "path": "llava-hf/llava-v1.6-mistral-7b-hf", "size": 336, "clip": 336, "read": -2},
+    "llava-next-vicuna-7b": {"kind": "vlm", "path": "llava-hf/llava-v1.6-vicuna-7b-hf", "size": 336, "clip": 336, "read": -2},
+    "llava-next-vicuna-13b": {"kind": "vlm", "path": "llava-hf/llava-v1.6-vicuna-13b-hf", "size": 336, "clip": 336, "read": -2},
     "llava-interleave-0.5b": {"kind": "vlm", "path": "llava-hf/llava-interleave-qwen-0.5b-hf", "size": 384, "clip": 384},
     "llava-interleave": {"kind": "vlm", "path": "llava-hf/llava-interleave-qwen-7b-hf", "size": 384, "clip": 384},
     "llava-onevision-0.5b": {"kind": "vlm", "path": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "size": 384, "clip": 384},
     "llava-onevision": {"kind": "vlm", "path": "llava-hf/llava-onevision-qwen2-7b-ov-hf", "size": 384, "clip": 384},
     "internvl3-1b": {"kind": "vlm", "path": "OpenGVLab/InternVL3-1B-hf", "size": 448, "clip": 448},
     "internvl3-8b": {"kind": "vlm", "path": "OpenGVLab/InternVL3-8B-hf", "size": 448, "clip": 448},
-    "internvl2": {"kind": "vlm", "type": "internvl_chat", "path": "OpenGVLab/InternVL2-8B", "size": 448, "clip": 448},
-    "internvl2-26b": {"kind": "vlm", "type": "internvl_chat", "path": "OpenGVLab/InternVL2-26B", "size": 448, "clip": 448},
-    "cogvlm2": {"kind": "vlm", "type": "cogvlm2", "path": "zai-org/cogvlm2-llama3-chat-19B", "size": 1344, "clip": 1344, "note": "Llama 3 licence"},
-    "kosmos-2": {"kind": "vlm", "path": "microsoft/kosmos-2-patch14-224", "size": 224, "clip": 224},
-    "florence-2": {"kind": "vlm", "path": "florence-community/Florence-2-base", "size": 768, "clip": 768},
-    "florence-2-large": {"kind": "vlm", "path": "florence-community/Florence-2-large", "size": 768, "clip": 768},
+    "internvl2": {"kind": "vlm", "path": "OpenGVLab/InternVL2-8B", "size": 448, "clip": 448},
+    "internvl2-26b": {"kind": "vlm", "path": "OpenGVLab/InternVL2-26B", "size": 448, "clip": 448},
+    "cogvlm2": {"kind": "vlm", "path": "zai-org/cogvlm2-llama3-chat-19B", "size": 1344, "clip": 1344},
+    "kosmos-2": {"kind": "vlm", "type": "kosmos-2", "path": "microsoft/kosmos-2-patch14-224", "size": 224, "clip": 224},
+    "florence-2": {"kind": "vlm", "type": "florence2", "path": "florence-community/Florence-2-base", "size": 768, "clip": 768},
+    "florence-2-large": {"kind": "vlm", "type": "florence2", "path": "florence-community/Florence-2-large", "size": 768, "clip": 768},
     "dinov2-s": {"kind": "encoder", "path": "facebook/dinov2-small", "size": 448, "clip": 224},
     "dinov2-b": {"kind": "encoder", "path": "facebook/dinov2-base", "size": 448, "clip": 224},
     "dinov2-l": {"kind": "encoder", "path": "facebook/dinov2-large", "size": 448, "clip": 224},
     "dinov2-g": {"kind": "encoder", "path": "facebook/dinov2-giant", "size": 448, "clip": 224},
-    "dinov3": {"kind": "encoder", "path": "facebook/dinov3-vits16-pretrain-lvd1689m", "size": 448, "clip": 224, "note": "gated: accept its licence on the hub"},
+    "dinov3": {"kind": "encoder", "path": "facebook/dinov3-vits16-pretrain-lvd1689m", "size": 448, "clip": 224},
     "siglip2": {"kind": "encoder", "path": "google/siglip2-base-patch16-224", "size": 224, "clip": 224},
-    "owlvit": {"kind": "encoder", "type": "owlvit", "path": "google/owlvit-base-patch32", "size": 768, "clip": 768},
-    "owlv2": {"kind": "encoder", "type": "owlv2", "path": "google/owlv2-base-patch16-ensemble", "size": 960, "clip": 960},
+    "owlvit": {"kind": "encoder", "path": "google/owlvit-base-patch32", "size": 768, "clip": 768},
+    "owlv2": {"kind": "encoder", "path": "google/owlv2-base-patch16-ensemble", "size": 960, "clip": 960},
     "grounding-dino": {"kind": "encoder", "type": "grounding-dino", "path": "IDEA-Research/grounding-dino-tiny", "size": 768, "clip": 768},
-    "vjepa2": {"kind": "encoder", "type": "vjepa2", "path": "facebook/vjepa2-vitl-fpc64-256", "size": 256, "clip": 256},
+    "vjepa2": {"kind": "encoder", "path": "facebook/vjepa2-vitl-fpc64-256", "size": 256, "clip": 256},
     "ltx": {"kind": "vae", "path": "Lightricks/LTX-Video", "subfolder": "vae", "size": 224, "clip": 224},
 }
-# Names that were written down somewhere and do not exist, with what is meant.
+# name: (model type, licence, billions of parameters: all, the head (0: shared with the embedding), outside the layer stacks (without the head), the largest layer;
+# tower: (layers, patch in pixels, width); language model: (layers, merge, width), merge x merge patches to one token). tests/test_registry.py builds each at full size.
+FACTS = {
+    "qwen2.5-vl-3b": ("qwen2_5_vl", "Qwen research", 3.755, 0, 0.3494, 0.0771, (32, 14, 1280), (36, 2, 2048)),
+    "qwen2.5-vl-7b": ("qwen2_5_vl", "Apache 2.0", 8.292, 0.545, 0.5911, 0.2331, (32, 14, 1280), (28, 2, 3584)),
+    "qwen2-vl-2b": ("qwen2_vl", "Apache 2.0", 2.209, 0, 0.269, 0.0468, (32, 14, 1280), (28, 2, 1536)),
+    "qwen3-vl-2b": ("qwen3_vl", "Apache 2.0", 2.128, 0, 0.4158, 0.0503, (24, 16, 1024), (28, 2, 2048)),
+    "llava-next": ("llava_next", "Apache 2.0", 7.567, 0.1313, 0.1535, 0.2181, (24, 14, 1024), (32, 1, 4096)),
+    "llava-next-vicuna-7b": ("llava_next", "Llama 2", 7.063, 0.1313, 0.1535, 0.2024, (24, 14, 1024), (32, 1, 4096)),
+    "llava-next-vicuna-13b": ("llava_next", "Llama 2", 13.351, 0.1642, 0.1968, 0.3172, (24, 14, 1024), (40, 1, 5120)),
+    "llava-interleave-0.5b": ("llava", "Qwen research", 0.864, 0, 0.1594, 0.01524, (26, 14, 1152), (24, 1, 1024)),
+    "llava-interleave": ("llava", "Qwen research", 8.141, 0.6226, 0.6456, 0.2024, (26, 14, 1152), (32, 1, 4096)),
+    "llava-onevision-0.5b": ("llava_onevision", "Apache 2.0", 0.8937, 0, 0.1396, 0.01524, (26, 14, 1152), (24, 1, 896)),
+    "llava-onevision": ("llava_onevision", "Apache 2.0", 8.03, 0.545, 0.5635, 0.2331, (26, 14, 1152), (28, 1, 3584)),
+    "internvl3-1b": ("internvl", "Qwen", 0.9382, 0.1359, 0.142, 0.01491, (24, 14, 1024), (24, 2, 896)),
+    "internvl3-8b": ("internvl", "Qwen", 7.944, 0.5436, 0.5728, 0.2331, (24, 14, 1024), (28, 2, 3584)),
+    "internvl2": ("internvl_chat", "MIT", 8.075, 0.3791, 0.4143, 0.2181, (24, 14, 1024), (32, 2, 4096)),
+    "internvl2-26b": ("internvl_chat", "MIT", 25.514, 0.5686, 0.6902, 0.3901, (45, 14, 3200), (48, 2, 6144)),
+    "cogvlm2": ("cogvlm2", "CogVLM2, Llama 3", 19.503, 0.5253, 0.7393, 0.4362, (63, 14, 1792), (32, 2, 4096)),
+    "dinov2-s": ("dinov2", "Apache 2.0", 0.02206, 0, 0.000754, 0.001775, (12, 14, 384), None),
+    "dinov2-b": ("dinov2", "Apache 2.0", 0.08658, 0, 0.001508, 0.007089, (12, 14, 768), None),
+    "dinov2-l": ("dinov2", "Apache 2.0", 0.3044, 0, 0.00201, 0.0126, (24, 14, 1024), None),
+    "dinov2-g": ("dinov2", "Apache 2.0", 1.1365, 0, 0.003015, 0.02834, (40, 14, 1536), None),
+    "dinov3": ("dinov3_vit", "DINOv3, gated", 0.0216, 0, 0.000298, 0.001775, (12, 16, 384), None),
+    "siglip2": ("siglip", "Apache 2.0", 0.3752, 0, 0.2901, 0.007088, (12, 16, 768), None),
+    "owlvit": ("owlvit", "Apache 2.0", 0.1532, 0, 0.06818, 0.007088, (12, 32, 768), None),
+    "owlv2": ("owlv2", "Apache 2.0", 0.155, 0, 0.06991, 0.007088, (12, 16, 768), None),
+    "vjepa2": ("vjepa2", "MIT", 0.326, 0, 0.02366, 0.0126, (24, 16, 1024), None),
+    "ltx": ("AutoencoderKLLTXVideo", "LTX open weights", 0.4192, 0, 0.4192, 0, (0, 32, 128), None),
+}
+for _name, _row in FACTS.items():
+    MODELS[_name] |= dict(zip(("type", "licence", "params", "head", "outside", "layer", "vision", "language"), _row, strict=True))
+# Names that people write for what does not exist or is something else (in lower case, with or without the owner): what it is, and what to use.
 MISNOMERS = {
-    "qwen2.5-vl-2b": "Qwen2.5-VL comes in 3B, 7B, 32B and 72B; 2B exists for Qwen2-VL and Qwen3-VL. Use qwen2.5-vl-3b",
+    **dict.fromkeys(("qwen2.5-vl-2b", "qwen2.5-vl-2b-instruct"),
+                    "does not exist: Qwen2.5-VL comes in 3B, 7B, 32B and 72B, and 2B exists for Qwen2-VL and Qwen3-VL; use qwen2-vl-2b or qwen2.5-vl-3b"),
+    "qwen2.5-vl": "comes in several sizes; use qwen2.5-vl-3b or qwen2.5-vl-7b",
+    "qwen2-vl": "comes in several sizes; use qwen2-vl-2b",
+    "qwen3-vl": "comes in several sizes; use qwen3-vl-2b",
+    **dict.fromkeys(("qwen-vl", "qwen-vl-chat"), "is the model of 2023, which needs code from the hub; use qwen2-vl-2b"),
+    **dict.fromkeys(("cogvlm2-grounding", "cogvlm2-grounding-generalist", "cogvlm2-grounding-generalist-hf"),
+                    "does not exist: no variant of CogVLM2 that prints boxes was released, only one of CogVLM 1, which is another architecture; use cogvlm2 and ask it all the same"),
+    **dict.fromkeys(("cogvlm", "cogvlm-chat-hf", "cogvlm-grounding-generalist-hf"), "is CogVLM 1, another architecture; use cogvlm2"),
+    "thudm/cogvlm2-llama3-chat-19b": "has moved to zai-org/cogvlm2-llama3-chat-19B; use cogvlm2",
+    "cogvlm2-llama3-chat-19b-int4": "is quantised by its own code; use cogvlm2",
+    **dict.fromkeys(("cogvlm2-video", "cogvlm2-video-llama3-chat"), "is another architecture; use cogvlm2, which takes a clip frame by frame"),
+    "llava": "is a family of models; use llava-next, llava-interleave or llava-onevision",
+    **dict.fromkeys(("llava-1.6", "llava-v1.6", "llava-v1.6-7b"), "comes with three language models; use llava-next, llava-next-vicuna-7b or llava-next-vicuna-13b"),
+    "llava-v1.6-mistral-7b": "is in LLaVA's own layout, which no library loads; use llava-next, the same weights",
+    "llava-v1.6-vicuna-7b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-7b, the same weights",
+    "llava-v1.6-vicuna-13b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-13b, the same weights",
+    **dict.fromkeys(("llava-next-interleave", "llava-next-interleave-qwen-7b", "llava-next-interleave-qwen-7b-hf"),
+                    "is in LLaVA's own layout, and its tower is SigLIP's (27 x 27), not CLIP's; use llava-interleave, the same weights"),
+    "llava-next-interleave-qwen-0.5b": "is in LLaVA's own layout, which no library loads; use llava-interleave-0.5b, the same weights",
+    "llava-onevision-qwen2-7b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision, the same weights",
+    "llava-onevision-qwen2-0.5b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision-0.5b, the same weights",
+    "internvl3": "comes in several sizes; use internvl3-1b or internvl3-8b",
+    "opengvlab/internvl3-1b": "is in a layout that needs code from the hub; use internvl3-1b, the same weights in OpenGVLab/InternVL3-1B-hf",
+    "opengvlab/internvl3-8b": "is in a layout that needs code from the hub; use internvl3-8b, the same weights in OpenGVLab/InternVL3-8B-hf",
+    "microsoft/florence-2-base": "needs code from the hub; use florence-community/Florence-2-base, the same weights",
+    "microsoft/florence-2-large": "needs code from the hub; use florence-community/Florence-2-large, the same weights",
+    "dinov2": "comes in several sizes; use dinov2-s, dinov2-b, dinov2-l or dinov2-g",
+    "siglip": "is the older model; use siglip2",
+    **dict.fromkeys(("vjepa", "v-jepa"), "is the older model, which no library loads; use vjepa2"),
+    **dict.fromkeys(("ltx-2", "ltx2"), "has another autoencoder; use ltx"),
 }
 KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2", "llava", "llava_next", "llava_onevision", "kosmos-2", "florence2"), "vlm"),
                 **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"), "AutoencoderKLLTXVideo": "vae"}
 
 
+def registry_name(name):
+    """The registry's own name for `name`: itself in any case, its repository on the hub, or the repository without its owner."""
+    for own, entry in MODELS.items():
+        if name.lower() in (own, *(() if entry["path"].startswith(TINY) else (entry["path"].lower(), Path(entry["path"]).name.lower()))):
+            return own
+    return name
+
+
 def find_model(name):
     """The registry's entry for a name or a local folder in Hugging Face format: kind, path, size, clip, weights."""
-    if name in MISNOMERS:
-        refuse(f"{name!r} does not exist: {MISNOMERS[name]}.")
     if name not in MODELS and Path(name).is_dir():
         config = Path(name) / "config.json"
         if not config.is_file():
@@ -325,6 +394,9 @@ def find_model(name):
             size = 64 if kind == "vae" else 224 // token * token
         entry = {"kind": kind, "type": kind_of, "path": name, "size": size, "clip": size}
     else:
+        if said := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
+            refuse(f"{name!r} {said}")
+        name = registry_name(name)
         entry = dict(known(name, MODELS, "model"))
         if entry["path"].startswith(TINY):
             entry["path"] = str(HERE / entry["path"])
@@ -347,6 +419,44 @@ def choose_device():
     return torch.device("cuda"), torch.float16, f"{name}, capability {major}.{minor} has no bf16 units: fp16"
 
 
+def _trouble(error, entry):
+    """What stands behind a library's exception, and the remedy, in one clause: transformers hides the hub's own exceptions in the cause of an OSError."""
+    import re
+    from importlib.metadata import version
+
+    from huggingface_hub import errors
+    where, seen = entry["path"], []
+    part = entry.get("subfolder")
+    fetch = f"fetch it with `hf download {where}{f' --include {part}/*' if part else ''}` where there is a network, then pass the folder{f' {part} in it' if part else ''} as MODEL"
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    text = " ".join(str(e) for e in seen)
+    status = {getattr(getattr(e, "response", None), "status_code", None) for e in seen}
+
+    def has(*kinds):
+        return any(isinstance(e, kinds) for e in seen)
+
+    if has(errors.GatedRepoError) or (status & {401, 403} and not has(errors.RepositoryNotFoundError)):
+        return f"it is gated; accept its licence at https://huggingface.co/{where}, then `hf auth login`"
+    if has(errors.RevisionNotFoundError):
+        return f"it has no revision {entry.get('revision')!r}; see https://huggingface.co/{where}/commits/main, or leave --revision out"
+    if has(errors.RepositoryNotFoundError):
+        return "the hub has no such repository, or it is private; check the name, or `hf auth login`"
+    if "trust_remote_code" in text:
+        names = {n.lower(): own for own, e in MODELS.items() if e["path"] != where and not e["path"].startswith(TINY) for n in (own, Path(e["path"]).name)}
+        near = difflib.get_close_matches(Path(where).name.lower(), names, 1, 0.8)
+        return f"it needs code from the hub, which is not run here; use {names[near[0]] if near else 'a model of `python extract.py --list`'}"
+    wanted = re.search(r"transformers *[><=!~]=? *[\d.]+", text)
+    if wanted or "does not recognize this architecture" in text:
+        return f"it needs {wanted[0] if wanted else 'a newer transformers'}, and {version('transformers')} is installed; `pip install -U transformers`"
+    if has(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) or any(
+            type(e).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "socket") and getattr(e, "response", None) is None for e in seen):
+        return f"{'HF_HUB_OFFLINE is set' if has(errors.OfflineModeIsEnabled) else 'the hub cannot be reached'}; {fetch}"
+    said = (str(seen[0]).splitlines() or [""])[0][:200].rstrip(". ") or type(seen[0]).__name__
+    return f"{said}; {'copy the folder again' if Path(where).is_dir() else fetch}"
+
+
 def _load(build, entry):
     """Run a loader; what the hub or the folder lacks becomes one sentence with the remedy.
 
@@ -356,14 +466,33 @@ def _load(build, entry):
     try:
         found = build()
     except Exception as e:  # OSError, ValueError, safetensors' own error, ...: whatever a library says of a broken or absent checkpoint
-        remedy = "copy the folder again" if Path(where).is_dir() else f"fetch it with `hf download {where}` where there is a network, then pass the folder as MODEL"
-        refuse(f"cannot load {where}: {(str(e).splitlines() or [type(e).__name__])[0][:200]}; {remedy}")
+        refuse(f"cannot load {where}: {_trouble(e, entry)}")
     if isinstance(found, tuple):
         model, info = found
         if info["missing_keys"]:
             refuse(f"{where} lacks weights ({sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} more), which would be random; copy the checkpoint again")
         return model
     return found
+
+
+def _reach(entry):
+    """The entry as it can be loaded without waiting.
+
+    transformers asks for each of several files six times, which takes minutes where there is no network: so the hub is asked for one file, once, and
+    without a network the cached snapshot is read as a folder.
+    """
+    path = entry["path"]
+    if Path(path).is_dir():
+        return entry
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+    try:
+        get_hf_file_metadata(hf_hub_url(path, "config.json", subfolder=entry.get("subfolder"), revision=entry.get("revision")), timeout=10)
+    except Exception as e:
+        cached = None if isinstance(e, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)) else _cached(entry)
+        if not cached:
+            refuse(f"cannot load {path}: {_trouble(e, entry)}")
+        return entry | {"path": str(cached), "revision": None}
+    return entry
 
 
 def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None):
@@ -384,6 +513,7 @@ def load_encoder(entry, device="cpu", dtype=torch.float32, random_seed=None):
 
 
 def _load_whole(entry, device, dtype, random_seed):
+    entry = _reach(entry)
     if random_seed is not None:
         build, processor, _ = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
         torch.manual_seed(random_seed)
@@ -398,8 +528,8 @@ def _load_whole(entry, device, dtype, random_seed):
 
 
 def pin(entry):
-    """The revision of a hub repository, where one is asked for."""
-    return {"revision": entry["revision"]} if entry.get("revision") else {}
+    """The revision of a hub repository, where one is asked for; and no code from it, about which transformers would ask on the terminal."""
+    return {"trust_remote_code": False} | ({"revision": entry["revision"]} if entry.get("revision") else {})
 
 
 def auto_classes(entry):
@@ -414,6 +544,7 @@ def auto_classes(entry):
 def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, None) of the video autoencoder; frames must be 8k+1 for LTX-Video's own, which drops the rest silently."""
     from diffusers import AutoencoderKLLTXVideo as Vae
+    entry = _reach(entry)
     more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
     if random_seed is None:
         model = _load(lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, output_loading_info=True, **more), entry)
@@ -432,6 +563,7 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
     """(model, processor, weights): a network whose parameters hold nothing yet (meta device) and whose buffers are real; `weights` brings what is asked
     for, from the checkpoint or, with `random_seed`, untrained."""
     from accelerate import init_empty_weights
+    entry = _reach(entry)
     build, processor, names = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
     with init_empty_weights(include_buffers=False):
         model = build().eval().requires_grad_(False)
@@ -529,12 +661,18 @@ def hub_file(entry, name):
         return Path(found if isinstance(found, str) else hf_hub_download(entry["path"], name, revision=revision))
 
 
-def resolved_commit(entry):
-    """The commit of the hub's repository that was loaded (from the local cache), or None for a folder."""
+def _cached(entry):
+    """The folder in the local cache that holds the hub's repository at the revision asked for, or None."""
     from huggingface_hub import try_to_load_from_cache
     config = "/".join(filter(None, (entry.get("subfolder"), "config.json")))
-    found = None if Path(entry["path"]).is_dir() else try_to_load_from_cache(entry["path"], config, revision=entry.get("revision"))
-    return Path(found).parents[config.count("/")].name if isinstance(found, str) else None
+    found = try_to_load_from_cache(entry["path"], config, revision=entry.get("revision"))
+    return Path(found).parents[config.count("/")] if isinstance(found, str) else None
+
+
+def resolved_commit(entry):
+    """The commit of the hub's repository that was loaded (from the local cache), or None for a folder."""
+    found = None if Path(entry["path"]).is_dir() else _cached(entry)
+    return found and found.name
 
 
 def native_layout(entry, dtype):

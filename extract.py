@@ -9,12 +9,14 @@ Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face
 
     <point>/00000.pt ...   features [n, t, h, w, D] fp16, raster order on the picture's own grid, 64 items a shard (t = 1 for images)
     pooled.pt              for every point, mean and max over space: {point: [n, t, D]}
-    index.yaml             written last: per point the module, shape, dtype, bytes, non-finite values; seconds per item; run info
+    index.yaml             written last: per point the module, shape, dtype, bytes, non-finite values, and `causal: false` where a time step of
+                           a clip has seen later frames; seconds per item; run info
 
 Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger` (or projector), `language.<i>`, `latents`;
 CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`, Grounding DINO `scale.<i>` and `encoder.<i>`, OWL-ViT and OWLv2 `class_head` and `box_head`.
 Where K tokens have no place in the picture (Kosmos-2 behind its tower) features are [n, t, 1, K, D] and the point's row in index.yaml says
 `grid: false`. The pixels are cut by the coarsest grid there is; where no point has a grid there is no `pixels`.
+The plan's own names, L1-L5 (LLaVA), I1-I5 (InternVL) and C1-C4 (CogVLM2), are understood by `--points`; what is stored is named as above.
 One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
 complete is never computed again: kill it at any moment and run the same command to go on.
 """
@@ -25,6 +27,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import json
 import math
 import os
 import threading
@@ -39,8 +42,11 @@ from common import (
     FEATURES,
     LOADERS,
     MODELS,
+    OWN_LAYOUT,
     POOLED,
     SHARD,
+    TINY,
+    _load,
     check_writable,
     choose_device,
     fill,
@@ -636,6 +642,55 @@ FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, 
             "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": owl("owlvit"), "owlv2": owl("owlv2")}
 
 
+NON_CAUSAL = {"vjepa2": "vision."}  # model type -> points whose time steps see later frames too; LTX-Video's autoencoder says by its config
+
+
+def sees_later_frames(model, point):
+    """Whether a time step of `point` depends on frames that come after it: such features may not stand for what was known at that time."""
+    kind = getattr(model.config, "model_type", "ltx_vae")
+    return not model.config.encoder_causal if kind == "ltx_vae" else point.startswith(NON_CAUSAL.get(kind, "none"))
+
+
+# The plan's names of points: letter -> (the families that have it, what 1, 2, ... are). `last` is the tower's last layer that the projector reads.
+FIVE = ("patch_embed", "vision.middle", "vision.last", "merger", "language.middle")
+ALIASES = {"L": (("llava", "llava_next", "llava_onevision"), FIVE), "I": (("internvl", "internvl_chat"), FIVE),
+           "C": (("cogvlm2",), ("patch_embed", "vision.last", "merger", "language.middle"))}
+
+
+def depths(entry):
+    """(layers of the tower, the last of them that the projector reads, layers of the language model): of the registry, or of a folder's config.json."""
+    if "vision" in entry:
+        tower, language, read = entry["vision"][0], entry["language"][0], entry.get("read", -1)
+    elif entry["type"] in OWN_LAYOUT:
+        config = json.loads(Path(entry["path"], "config.json").read_text())
+        tower, language, read = config["vision_config"]["num_hidden_layers"], config.get("llm_config", config)["num_hidden_layers"], config.get("select_layer", -1)
+    else:
+        from transformers import AutoConfig  # a folder's config.json may leave out what is the library's default
+        config = _load(lambda: AutoConfig.from_pretrained(entry["path"]), entry)
+        tower, language, read = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers, config.vision_feature_layer
+    read = read[-1] if isinstance(read, list) else read
+    return tower, read + tower if read < 0 else read - 1, language
+
+
+def own_names(names, entry):
+    """`--points` with the plan's names (L3, c2, ...) replaced by the model's own, before it is loaded; other names stay as they are."""
+    def own(name):
+        letter, number = name[:1].upper(), name[1:]
+        if letter not in ALIASES or not number.isdigit():
+            return name
+        types, meant = ALIASES[letter]
+        if entry.get("type") not in types:
+            refuse(f"{name} is a point of {', '.join(types)}, and {entry['name']} is of type {entry.get('type')}; give its own names, or --points all")
+        if not 1 <= int(number) <= len(meant):
+            refuse(f"{name} is no point: {', '.join(types)} have {letter}1 to {letter}{len(meant)}")
+        stack, _, place = meant[int(number) - 1].partition(".")
+        if not place:
+            return stack
+        tower, last, language = depths(entry)
+        return f"{stack}.{last if place == 'last' else at_depth(tower if stack == 'vision' else language, 0.5)}"
+    return ",".join(own(name) for name in names.split(","))
+
+
 def family_of(model):
     return FAMILIES[getattr(model.config, "model_type", "ltx_vae")]
 
@@ -702,12 +757,17 @@ def ask(model, run, given, ids, points):
 
 # ---------------------------------------------------------------- the stage
 
+def at_depth(layers, part):
+    """The layer (0-based) after which `part` of a stack has been computed."""
+    return round(layers * part) - 1
+
+
 def quarters(points):
     """Every point of a small model; of a deep one the embedding, the merger and four depths of each stack."""
     chosen = []
     for stack in ("vision", "scale", "encoder", "language"):
         names = [p for p in points if p.startswith(f"{stack}.")]
-        chosen += names if len(names) <= 8 else [names[round(len(names) * q / 4) - 1] for q in (1, 2, 3, 4)]
+        chosen += names if len(names) <= 8 else [names[at_depth(len(names), q / 4)] for q in (1, 2, 3, 4)]
     return [p for p in points if p in chosen or "." not in p]
 
 
@@ -765,10 +825,14 @@ class Shard:
             self.pooled[point] = {"mean": torch.cat(means), "max": torch.cat(maxima), "shape": list(whole.shape[1:]), "nonfinite": sum(nonfinite)}
             self.write(self.out / point / self.file, FEATURES, self.ids, {"point": point}, features=whole)
 
-    def add_pixels(self, gridless, first_frame):
+    def mark(self, **what):
+        """grid=names, causal=names: points without a place in the picture, and those that have seen later frames."""
+        for key, names in what.items():
+            for name in names & set(self.pooled):
+                self.pooled[name][key] = False
+
+    def add_pixels(self, first_frame):
         """The pictures' own pixels on the coarsest grid there is: the floor."""
-        for name in gridless & set(self.pooled):
-            self.pooled[name]["grid"] = False
         if grids := [row["shape"][:3] for row in self.pooled.values() if row.get("grid", True)]:
             self.parts["pixels"] = {}
             for k in range(len(self.starts)):
@@ -895,7 +959,8 @@ def get_args(argv):
     p.add_argument("--model", default="tiny", help="a registry name or a folder in Hugging Face format (default: %(default)s)")
     p.add_argument("--data", default="data/shapes", help="a folder that data.py wrote (default: %(default)s)")
     p.add_argument("--out", help="default: results/<model>/<data>/features")
-    p.add_argument("--points", default="quarters", help="points with commas between, all, last, or quarters: four depths of each stack (default: %(default)s)")
+    p.add_argument("--points", default="quarters", help="points with commas between, all, last, or quarters: four depths of each stack; "
+                   "the plan's L1-L5, I1-I5, C1-C4 are understood (default: %(default)s)")
     p.add_argument("--size", type=int, help="side in pixels that frames are squashed to (default: the registry's for the model, images and clips apart)")
     p.add_argument("--batch", type=int, default=8, help="micro-batch (default: %(default)s)")
     p.add_argument("--random-init", action="store_true", help="the same architecture with untrained weights: a floor")
@@ -906,6 +971,40 @@ def get_args(argv):
     p.add_argument("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based), for cluster arrays")
     p.add_argument("--list", action="store_true", help="print the registry and stop")
     return p.parse_args(argv)
+
+
+BESIDES = {"cogvlm2": "conv", "qwen3_vl": "deepstack.0-2", **dict.fromkeys(("owlvit", "owlv2"), "class_head box_head")}  # points behind the tower that others have not
+
+
+def described(entry):
+    """A row of --list from an entry of the registry alone; what it does not state is "-".
+
+    tokens and bytes of one image (of the registry's size) at one point of the tower / at the merger or one point of the language model, in fp16.
+    GB of GPU memory with weights of 2 bytes: whole = 2 (all - head); streamed = 2 (outside the layer stacks + 2 of the largest layer) + a margin for
+    activations of one image = 1 + 32 x the tokens x width of the wider stack (16 rows as wide as the stream, of 2 bytes: q, k, v, the gated MLP, residuals).
+    """
+    row = {"repository": entry["path"], "revision": "local" if entry["path"].startswith(TINY) else entry.get("revision") or "newest", "params_B": "-", "licence": entry.get("licence", "-"),
+           "points": "-", "px": entry["size"], "tokens": "-", "kB": "-", "GB_whole": "-", "GB_streamed": "-"}
+    if "vision" not in entry:
+        return row
+    layers, patch, width = entry["vision"]
+    stacks = [((entry["size"] // patch) ** 2, width)]
+    points = ["patch_embed", f"vision.0-{layers - 1}"] if layers else ["latents"]
+    points += [BESIDES[entry["type"]]] if entry["type"] in BESIDES else []
+    if entry["language"]:
+        layers, merge, width = entry["language"]
+        stacks.append(((entry["size"] // patch // merge) ** 2, width))
+        points += ["merger", f"language.0-{layers - 1}"]
+    streamed = 2 * (entry["outside"] + 2 * entry["layer"]) + 1 + 32e-9 * max(n * width for n, width in stacks)
+    return row | {"params_B": f"{entry['params']:.3g}", "points": " ".join(points), "tokens": "/".join(str(n) for n, _ in stacks), "kB": "/".join(f"{2 * n * width / 1000:.0f}" for n, width in stacks),
+                  "GB_whole": f"{2 * (entry['params'] - entry['head']):.3g}", "GB_streamed": f"{streamed:.1f}" if entry["layer"] else "-"}
+
+
+def aligned(rows):
+    """Lines of dicts with the same keys, the columns aligned under the keys."""
+    rows = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
+    return ["  ".join(f"{x!s:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def smoke_input(args, folder):
@@ -992,7 +1091,8 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
         return {new: torch.stack([f[old] for f in found], 1).unflatten(0, (-1, steps))[:, :, None] for new, old in asked.items()}  # [n, t, 1, questions, D]
 
     def finish(shard, seconds):
-        shard.add_pixels(without_grid(points) | set(asked), first_frame)
+        shard.mark(grid=without_grid(points) | set(asked), causal={p for p in points if sees_later_frames(model, p)})
+        shard.add_pixels(first_frame)
         shard.finish([*modules, *asked], seconds)
 
     with Writer() as write, watching(model, modules) if network else latents_of(model) as run:
@@ -1030,7 +1130,7 @@ def conclude(args, started, out, data, modules, facts, **run):
     save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": facts["model"]}, pooled=pooled)
     table = {p: {"module": modules.get(p, "the frames themselves"), "shape": parts[0]["pooled"][p]["shape"], "dtype": "float16",
                  "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)}
-             | ({} if parts[0]["pooled"][p].get("grid", True) else {"grid": False}) for p in names}
+             | {k: False for k in ("grid", "causal") if not parts[0]["pooled"][p].get(k, True)} for p in names}
     seconds = sorted(s for part in parts for s in part["meta"]["seconds"])  # none where layers were streamed: a pass has no seconds of its own
     result = {"stage": "extract", "schema": FEATURES, **facts, "data": data["data"], "items": len(data["ids"]), "size": args.size,
               "seconds_per_item": seconds[len(seconds) // 2] if seconds else None, "bytes": sum(t["bytes"] for t in table.values()),
@@ -1045,6 +1145,7 @@ def one_model(args, started):
     entry = find_model(args.model) | {"revision": args.revision}
     if args.revision and Path(entry["path"]).is_dir():
         refuse(f"--revision {args.revision} goes with a repository on the hub, and {entry['path']} is a folder; leave it out")
+    args.points = own_names(args.points, entry)
     items, data = load_items(args.data)
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")
     check_writable(out / "index.yaml")
@@ -1121,6 +1222,7 @@ def side_by_side(args, started):
             shard.add(0, "pixels", read(min(a, b, key=lambda index: math.prod(index["points"]["pixels"]["shape"][:3])), "pixels"))
             for p in right:
                 shard.add(0, f"fused.{p}", fuse(read(a, left[0]), read(b, p)))
+            shard.mark(causal={f"fused.{p}" for p in right if not (a["points"][left[0]].get("causal", True) and b["points"][p].get("causal", True))})
             seconds = [load_pt(out / index["model"] / "pooled" / shard.file, POOLED)["meta"]["seconds"] for index in (a, b)]
             shard.finish(modules, [x + y for x, y in zip(*seconds, strict=True)])
     if not args.shard:
@@ -1135,8 +1237,8 @@ def side_by_side(args, started):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.list:
-        for name, entry in MODELS.items():
-            print(f"{name:16s} {entry['kind']:8s} {entry['size']:4d} px  {entry['path']}  {entry.get('note', '')}".rstrip())
+        print(*aligned([{"name": name} | described(entry) for name, entry in MODELS.items()]), sep="\n")
+        print("tokens and kB (fp16) of one image at one point: in the tower / at the merger and in the language model; GB of GPU memory with weights of 2 bytes")
         return MODELS
     if args.smoke:
         smoke_input(args, made_up_folder())

@@ -1,7 +1,13 @@
 """The shared instruments on worlds whose answer is known: each metric meets its null value before a real one."""
+import json
 import math
+import os
+import re
+import subprocess
+import sys
 import urllib.error
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -585,6 +591,35 @@ def test_a_model_that_does_not_exist_is_corrected(refused):
     refused(lambda: common.find_model("dinov2-m"), "dinov2-m", "dinov2-l")
 
 
+@pytest.mark.parametrize("name", common.MISNOMERS)
+def test_a_misnomer_is_refused_in_one_sentence_with_a_name_that_works(refused, name):
+    said = common.MISNOMERS[name]
+    for written in (name, name.upper(), *([] if "/" in name else [f"somebody/{name}"])):
+        refused(lambda written=written: common.find_model(written), f"{written!r} {said}")
+    offered = re.findall(r"[\w./-]+", said.split("; use ")[1].split(", the same weights")[0].split(", which")[0].split(" and ask")[0].replace(" or ", " "))
+    assert offered and all(common.registry_name(o) in common.MODELS for o in offered), offered
+    assert common.registry_name(name) == name, "a name that works needs no correction"
+
+
+@pytest.mark.parametrize("written, own", [("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2.5-vl-7b"), ("Qwen2.5-VL-3B", "qwen2.5-vl-3b"), ("qwen2.5-vl-7b-instruct", "qwen2.5-vl-7b"),
+                                          ("internvl2-8b", "internvl2"), ("OpenGVLab/InternVL3-8B-hf", "internvl3-8b"), ("llava-hf/llava-v1.6-mistral-7b-hf", "llava-next"),
+                                          ("zai-org/cogvlm2-llama3-chat-19B", "cogvlm2"), ("facebook/dinov2-large", "dinov2-l"), ("Lightricks/LTX-Video", "ltx"), ("dinov2-giant", "dinov2-g")])
+def test_a_repository_of_the_registry_is_its_entry(written, own):
+    assert common.find_model(written) == common.find_model(own) and common.find_model(own)["name"] == own
+
+
+def test_a_folder_of_the_name_of_a_misnomer_or_a_repository_is_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("qwen2.5-vl", "facebook/dinov2-large"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text('{"model_type": "dinov2", "patch_size": 8}')
+        assert common.find_model(name)["path"] == name and common.find_model(name)["weights"] == "unstated"
+
+
+def test_the_small_models_answer_to_their_own_names_alone(refused):
+    refused(lambda: common.find_model("vlm"), "unknown model 'vlm'")
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path, refused):
     refused(lambda: common.find_model(str(tmp_path)), tmp_path, "config.json")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
@@ -604,6 +639,113 @@ def test_every_size_in_the_registry_is_a_whole_number_of_tokens():
         for prefix, pixels in step.items():
             if name.startswith(prefix):
                 assert entry["size"] % pixels == 0 and entry["clip"] % pixels == 0, name
+
+
+# ---------------------------------------------------------------- a checkpoint that does not load: one sentence, with the remedy
+
+REPOSITORY = "facebook/dinov2-small"
+
+
+def hub_error(name, status):
+    """One of huggingface_hub's own exceptions, as a response with this status raises it."""
+    from huggingface_hub import errors
+    response = SimpleNamespace(status_code=status, headers={}, request=SimpleNamespace(url="https://huggingface.co", method="GET"))
+    return getattr(errors, name)(f"{status} Client Error.", response=response)
+
+
+def network_error(name):
+    """What the library raises without a network; of its HTTP client, the very exception of a port where nobody listens."""
+    import huggingface_hub
+    if name == "client":
+        try:
+            huggingface_hub.get_hf_file_metadata("http://127.0.0.1:9/none")
+        except Exception as e:
+            return e
+    return getattr(huggingface_hub.errors, name)("no network") if hasattr(huggingface_hub.errors, name) else {"ConnectionError": ConnectionError, "TimeoutError": TimeoutError}[name]("no network")
+
+
+def fails_with(monkeypatch, error, wrapped, where):
+    """Loading dinov2-s fails with `error`, in transformers (as the cause of an OSError, when `wrapped`) or already when the hub is asked for its config."""
+    import huggingface_hub
+    import transformers
+
+    def fail(*args, **more):
+        if wrapped:
+            raise OSError("a long story.\nMore of it.") from error
+        raise error
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail if where == "hub" else lambda *args, **more: None)
+    if where == "processor":
+        monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", fail)
+    elif where == "model":
+        monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", lambda *args, **more: None)
+        monkeypatch.setattr(transformers.AutoModel, "from_pretrained", fail)
+
+
+@pytest.mark.parametrize("where", ["hub", "processor", "model"])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("make, words", [
+    (lambda: hub_error("GatedRepoError", 403), (f"https://huggingface.co/{REPOSITORY}", "licence", "`hf auth login`")),
+    (lambda: hub_error("GatedRepoError", 401), ("licence", "`hf auth login`")),
+    (lambda: hub_error("HfHubHTTPError", 403), ("licence", "`hf auth login`")),
+    (lambda: hub_error("RepositoryNotFoundError", 401), ("no such repository", "`hf auth login`")),
+    (lambda: hub_error("RevisionNotFoundError", 404), ("no revision 'v9'", f"https://huggingface.co/{REPOSITORY}/commits/main", "--revision")),
+    (lambda: network_error("OfflineModeIsEnabled"), ("HF_HUB_OFFLINE", f"`hf download {REPOSITORY}`", "MODEL")),
+    *[(lambda name=name: network_error(name), ("cannot be reached", f"`hf download {REPOSITORY}`", "MODEL")) for name in ("LocalEntryNotFoundError", "ConnectionError", "TimeoutError", "client")],
+], ids=lambda x: "" if callable(x) else x[0])
+def test_what_the_hub_says_becomes_one_sentence_with_the_remedy(monkeypatch, refused, make, words, wrapped, where):
+    import huggingface_hub.constants
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # read from the environment when it was imported
+    error = make()
+    fails_with(monkeypatch, error, wrapped, where)
+    refused(lambda: common.load_encoder(common.find_model("dinov2-s") | {"revision": "v9"}), f"cannot load {REPOSITORY}: ", *words)
+
+
+def folder_with(folder, **config):
+    (folder / "config.json").write_text(json.dumps(config))
+    return {"path": str(folder), "name": folder.name, "kind": "encoder"}
+
+
+def test_a_model_type_that_is_too_new_is_refused_with_the_version_that_is_installed(tmp_path, refused):
+    import transformers
+    entry = folder_with(tmp_path, model_type="qwen9_vl")
+    refused(lambda: common._load(lambda: transformers.AutoConfig.from_pretrained(tmp_path), entry), tmp_path, "newer transformers", f"{transformers.__version__} is installed", "pip install -U")
+    refused(lambda: common._load(lambda: transformers.utils.versions.require_version("transformers>=99.0"), entry), "transformers>=99.0", f"{transformers.__version__} is installed")
+
+
+def test_a_checkpoint_that_needs_code_from_the_hub_is_refused_with_the_entry_to_use_instead(tmp_path, refused):
+    from transformers import AutoConfig
+    for name, instead in (("InternVL3-8B", "use internvl3-8b"), ("something-else", "`python extract.py --list`")):
+        (tmp_path / name).mkdir()
+        entry = folder_with(tmp_path / name, model_type="internvl_chat", auto_map={"AutoConfig": "configuration_own.Own"})
+        refused(lambda e=entry: common._load(lambda: AutoConfig.from_pretrained(e["path"], trust_remote_code=False), e), tmp_path / name, "code from the hub", instead)
+
+
+def test_transformers_never_asks_on_the_terminal_whether_to_run_code(monkeypatch, tmp_path, refused):
+    entry = folder_with(tmp_path, model_type="own", auto_map={"AutoConfig": "configuration_own.Own", "AutoModel": "modelling_own.Own"})
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "BitImageProcessor"}')
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked"))
+    refused(lambda: common.load_encoder(entry), "code from the hub")
+
+
+def test_a_part_of_a_repository_is_fetched_as_that_part(monkeypatch, refused):
+    import huggingface_hub
+
+    def fail(*args, **more):
+        raise ConnectionError("no network")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
+    refused(lambda: common.load_video_vae(common.find_model("ltx")), "`hf download Lightricks/LTX-Video --include vae/*`", "the folder vae in it")
+
+
+@pytest.mark.parametrize("name", ["cogvlm2", "dinov2-s"])
+def test_a_model_of_the_hub_without_a_network_is_refused_in_seconds(shapes_folder, tmp_path, name):
+    """A port where nobody listens, so that a machine with a network cannot pass or fail otherwise; transformers by itself would go on trying for minutes."""
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "extract.py", "--model", name, "--data", str(shapes_folder), "--out", str(tmp_path / "out")], cwd=common.HERE,
+                          capture_output=True, text=True, env=environment, timeout=60)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: cannot load ") and f"`hf download {common.MODELS[name]['path']}`" in lines[0] and not list((tmp_path / "out").rglob("*.*"))
 
 
 def test_features_with_values_that_are_not_finite_are_refused(tmp_path, refused):

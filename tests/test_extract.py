@@ -391,6 +391,64 @@ def test_pixels_of_a_time_step_are_its_first_frame(request, tmp_path, which, fir
     assert (pixels.mean((1, 2, 3)) * 255 / 40).round().int().tolist() == first
 
 
+# ---------------------------------------------------------------- causality: no time step has seen a later frame, or the index says so
+
+CLIPS = {"small_vlm": (48, 6), "small_qwen2vl": (48, 6), "small_qwen3vl": (48, 6), "small_internvl": (48, 3), "small_cogvlm2": (56, 3), "small_dino": (48, 3), "small_dinov3": (48, 3),
+         "small_siglip": (48, 3), "small_owlvit": (48, 3), "small_owlv2": (48, 3), "small_kosmos2": (48, 3), "small_florence2": (64, 3), "small_grounding_dino": (64, 3), "small_vjepa2": (48, 6),
+         "llava": (48, 3), "llava_next": (48, 3), "llava_onevision": (48, 3), "small_vae": (32, 5), "seeing_vae": (32, 5)}
+
+
+@pytest.fixture(scope="module")
+def seeing_vae(small_vae, tmp_path_factory):
+    """The small autoencoder with an encoder that pads both ways in time."""
+    from diffusers import AutoencoderKLLTXVideo
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "seeing-vae"
+    AutoencoderKLLTXVideo.from_config(AutoencoderKLLTXVideo.load_config(small_vae), encoder_causal=False).save_pretrained(folder)
+    return folder
+
+
+def clip_features(folder, clips):
+    """{point: [n,t,h,w,D]}, the model and first_frame of any small checkpoint, the autoencoder too."""
+    entry = find_model(str(folder))
+    model, processor = LOADERS[entry["kind"]](entry)
+    inputs_of, points, _, first_frame = extract.family_of(model)(model, processor)
+    if entry["kind"] != "vae":
+        return features((model, inputs_of, points), clips)[0], model, first_frame
+    with torch.inference_mode():
+        mode = model.encode(inputs_of(clips)["sample"]).latent_dist.mode()
+    return {"latents": points["latents"][1](mode, {})}, model, first_frame
+
+
+@pytest.mark.parametrize("which", CLIPS)
+def test_later_frames_change_no_earlier_time_step_of_a_causal_point_and_do_of_the_others(request, small_llavas, which):
+    size, frames = CLIPS[which]
+    folder = small_llavas[which] if which in small_llavas else request.getfixturevalue(which)
+    clips, moved = noise(2, size, frames=frames), {}
+    x, model, first_frame = clip_features(folder, clips)
+    steps = next(iter(x.values())).shape[1]
+    assert steps > 1 and all(f.shape[1] == steps for f in x.values())
+    for step in range(steps - 1):
+        other = clips.clone()
+        other[:, first_frame(step + 1):] = noise(2, size, frames=frames, seed=1)[:, first_frame(step + 1):]
+        for point, y in clip_features(folder, other)[0].items():
+            moved[point] = max(moved.get(point, 0), (y[:, :step + 1] - x[point][:, :step + 1]).abs().max().item())
+            assert (y[:, step + 1:] - x[point][:, step + 1:]).abs().max() > 1e-3, "the change must be seen where it is"
+    assert moved.keys() == x.keys()
+    for point, by in moved.items():
+        assert by > 1e-3 if extract.sees_later_frames(model, point) else by < 1e-6, (point, by)
+    assert {p for p in x if extract.sees_later_frames(model, p)} == {"small_vjepa2": {f"vision.{i}" for i in range(3)}, "seeing_vae": {"latents"}}.get(which, set())
+
+
+@pytest.mark.parametrize("which, expected", [("small_vjepa2", {"vision.0", "vision.1", "vision.2"}), ("seeing_vae", {"latents"}), ("small_vae", set()), ("small_dino", set())])
+def test_the_index_marks_what_has_seen_later_frames(request, tmp_path, which, expected):
+    size, frames = CLIPS[which]
+    folder, data = request.getfixturevalue(which), write_set(tmp_path / "data", noise(2, size, frames=frames))
+    for _ in range(2):  # the second time nothing is computed, and the model is not loaded
+        points = run(folder, data, tmp_path / "out", "--size", size)["points"]
+        assert {p for p, row in points.items() if row.get("causal") is False} == expected and not any(row.get("causal", False) for row in points.values())
+
+
 # ---------------------------------------------------------------- files, resume, shards
 
 def point_files(out):
@@ -623,7 +681,7 @@ def test_a_hub_name_without_a_network_is_refused_at_once_with_the_remedy(few, tm
     assert time.time() - started < 10
 
 
-# ---------------------------------------------------------------- full-size models, without their weights
+# ---------------------------------------------------------------- InternVL2's own layout (full-size models without their weights: test_registry.py)
 
 def resolved(model):
     """The points of a full-size model, every one of which must be a module of it."""
@@ -631,38 +689,6 @@ def resolved(model):
     for path, *_ in points.values():
         model.get_submodule(path)
     return points
-
-
-def test_the_points_of_qwen2_5_vl_7b_exist():
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    config = Qwen2_5_VLConfig(
-        vision_config={"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584, "patch_size": 14, "window_size": 112},
-        text_config={"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064})
-    with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(config)
-    points = resolved(model)
-    assert len(points) == 1 + 32 + 1 + 28
-    assert extract.quarters(points) == ["patch_embed", "vision.7", "vision.15", "vision.23", "vision.31", "merger", "language.6", "language.13", "language.20", "language.27"]
-    assert extract.family_of(model)(model, None)[2] == 28
-
-
-def test_the_points_of_qwen2_vl_2b_exist():
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-    text = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936}
-    with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16}, text_config=text))
-    assert len(resolved(model)) == 1 + 32 + 1 + 28 and extract.family_of(model)(model, None)[2] == 28
-
-
-def test_the_points_of_cogvlm2_exist():
-    from test_cogvlm2 import FULL
-
-    from cogvlm2 import CogVLM2
-    with torch.device("meta"):
-        model = CogVLM2(FULL)
-    points = extract.family_of(model)(model, lambda text, **more: type("Encoded", (), {"input_ids": [1]}))[1]
-    assert all(model.get_submodule(path) is not None for path, _ in points.values())
-    assert list(points) == ["patch_embed", *(f"vision.{i}" for i in range(63)), "conv", "merger", *(f"language.{i}" for i in range(32))]
 
 
 INTERNVL2 = {  # the published numbers: vision tower, language model
@@ -724,22 +750,6 @@ def test_internvl2_in_its_own_layout_computes_what_the_original_does_at_every_re
     seen = extract.capture(model, {"input_ids": golden["input_ids"], "pixel_values": golden["pixel_values"]}, points)
     for name, expected in golden["expected"].items():
         assert (seen[name].view_as(expected) - expected).abs().max() < 1e-4, name
-
-
-def test_the_points_of_dinov2_large_and_of_ltx_video_exist():
-    from diffusers import AutoencoderKLLTXVideo
-    from transformers import Dinov2Config, Dinov2Model
-    with torch.device("meta"):
-        dino, vae = Dinov2Model(Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14)), AutoencoderKLLTXVideo()
-    assert list(resolved(dino)) == ["patch_embed", *(f"vision.{i}" for i in range(24))]
-    assert list(resolved(vae)) == ["latents"]
-    assert extract.family_of(vae)(vae, None)[2] == 32
-
-
-def test_the_registry_offers_images_and_clips_in_sizes_that_the_full_models_take():
-    multiple = {"qwen2.5-vl-3b": 28, "qwen2.5-vl-7b": 28, "dinov2-s": 14, "dinov2-b": 14, "dinov2-l": 14, "dinov2-g": 14, "ltx": 32}
-    assert set(multiple) <= set(extract.MODELS)
-    assert all(extract.MODELS[m][k] % p == 0 for m, p in multiple.items() for k in ("size", "clip"))
 
 
 def test_the_points_of_kosmos_2_florence_2_grounding_dino_and_owlv2_exist():

@@ -1,0 +1,308 @@
+"""The registry says what the published checkpoints are: each one built at full size without its weights, and held against what stands there."""
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_cogvlm2 import FULL
+from test_extract import INTERNVL2, features, load, noise, run, write_set
+
+import common
+import extract
+from common import MODELS
+
+# ---------------------------------------------------------------- the published config.json of every entry, as far as it decides shapes
+#
+# A new entry of the registry is a line in common.FACTS and one here: how its class is built, from published numbers alone.
+
+
+def qwen2(width, inner, layers, heads, groups, vocabulary, **more):
+    return {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": groups, "vocab_size": vocabulary, **more}
+
+
+QWEN2_VISION = {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "patch_size": 14}
+QWEN2_5_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}
+QWEN3_VISION = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "patch_size": 16, "num_position_embeddings": 2304, "deepstack_visual_indexes": [5, 11, 17]}
+CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}
+SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16, "image_size": 384, "patch_size": 14, "vision_use_head": False}
+INTERN = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": [448, 448], "patch_size": [14, 14], "attention_bias": True}
+
+
+def hub(kind, vision, text, tied, **more):
+    """`kind` is the class's name without Config or ForConditionalGeneration."""
+    def build():
+        import transformers
+        return getattr(transformers, f"{kind}ForConditionalGeneration")(getattr(transformers, f"{kind}Config")(vision_config=vision, text_config=text, tie_word_embeddings=tied, **more))
+    return build
+
+
+def internvl2(name):
+    def build():
+        from transformers import InternVLForConditionalGeneration
+        vision, text = INTERNVL2[name]
+        return InternVLForConditionalGeneration(common._internvl2_config({
+            "vision_config": vision | {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "image_size": 448, "patch_size": 14}, "downsample_ratio": 0.5, "select_layer": -1,
+            "llm_config": text | {"rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 32768, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "rope_theta": 1000000}}))
+    return build
+
+
+def encoder(kind, task="Model", **config):
+    def build():
+        import transformers
+        return getattr(transformers, f"{kind}{task}")(getattr(transformers, f"{kind}Config")(**config))
+    return build
+
+
+def cogvlm2():
+    from cogvlm2 import CogVLM2
+    return CogVLM2(FULL)
+
+
+def ltx():
+    from diffusers import AutoencoderKLLTXVideo
+    return AutoencoderKLLTXVideo()  # the library's defaults are version 0.9.0's, the one in diffusers' layout in the repository's folder `vae`
+
+
+def llava_next(text):
+    return hub("LlavaNext", {"model_type": "clip_vision_model", **CLIP}, text, False, vision_feature_layer=-2, vision_feature_select_strategy="default")
+
+
+def siglip_llava(kind, text, tied):
+    return hub(kind, {"model_type": "siglip_vision_model", **SIGLIP}, {"model_type": "qwen2", **text, "tie_word_embeddings": tied}, tied,
+               vision_feature_layer=-1, vision_feature_select_strategy="full")
+
+
+OWL = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 49408}
+PUBLISHED = {
+    "qwen2-vl-2b": hub("Qwen2VL", QWEN2_VISION | {"hidden_size": 1536}, qwen2(1536, 8960, 28, 12, 2, 151936), True),
+    "qwen2.5-vl-3b": hub("Qwen2_5_VL", QWEN2_5_VISION | {"out_hidden_size": 2048}, qwen2(2048, 11008, 36, 16, 2, 151936), True),
+    "qwen2.5-vl-7b": hub("Qwen2_5_VL", QWEN2_5_VISION | {"out_hidden_size": 3584}, qwen2(3584, 18944, 28, 28, 4, 152064), False),
+    "qwen3-vl-2b": hub("Qwen3VL", QWEN3_VISION | {"out_hidden_size": 2048}, qwen2(2048, 6144, 28, 16, 8, 151936, head_dim=128), True),
+    "llava-next": llava_next({"model_type": "mistral", **qwen2(4096, 14336, 32, 32, 8, 32064)}),
+    "llava-next-vicuna-7b": llava_next({"model_type": "llama", **qwen2(4096, 11008, 32, 32, 32, 32064)}),
+    "llava-next-vicuna-13b": llava_next({"model_type": "llama", **qwen2(5120, 13824, 40, 40, 40, 32064)}),
+    "llava-interleave-0.5b": siglip_llava("Llava", qwen2(1024, 2816, 24, 16, 16, 152000), True),  # not sure: that the head is tied, and the 152000
+    "llava-interleave": siglip_llava("Llava", qwen2(4096, 11008, 32, 32, 32, 152000), False),  # not sure: the 152000
+    "llava-onevision-0.5b": siglip_llava("LlavaOnevision", qwen2(896, 4864, 24, 14, 2, 152000), True),
+    "llava-onevision": siglip_llava("LlavaOnevision", qwen2(3584, 18944, 28, 28, 4, 152064), False),  # not sure: 152064 or 152128
+    "internvl3-1b": hub("InternVL", INTERN, {"model_type": "qwen2", **qwen2(896, 4864, 24, 14, 2, 151674)}, False),
+    "internvl3-8b": hub("InternVL", INTERN, {"model_type": "qwen2", **qwen2(3584, 18944, 28, 28, 4, 151674)}, False),
+    "internvl2": internvl2("internvl2"),
+    "internvl2-26b": internvl2("internvl2-26b"),  # not sure: the tower's 25 heads and 12800; the language model's numbers are internlm2-20b's
+    "cogvlm2": cogvlm2,
+    "dinov2-s": encoder("Dinov2", hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14),
+    "dinov2-b": encoder("Dinov2", hidden_size=768, num_hidden_layers=12, num_attention_heads=12, image_size=518, patch_size=14),
+    "dinov2-l": encoder("Dinov2", hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14),
+    "dinov2-g": encoder("Dinov2", hidden_size=1536, num_hidden_layers=40, num_attention_heads=24, image_size=518, patch_size=14, use_swiglu_ffn=True),
+    "dinov3": encoder("DINOv3ViT", hidden_size=384, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=6, image_size=224, patch_size=16, num_register_tokens=4),
+    "siglip2": encoder("Siglip", vision_config={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
+                       text_config={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 256000, "projection_size": 768}),
+    "owlvit": encoder("OwlViT", "ForObjectDetection", vision_config=OWL | {"image_size": 768, "patch_size": 32}, text_config=TEXT, projection_dim=512),
+    "owlv2": encoder("Owlv2", "ForObjectDetection", vision_config=OWL | {"image_size": 960, "patch_size": 16}, text_config=TEXT, projection_dim=512),
+    "vjepa2": encoder("VJEPA2", hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, mlp_ratio=4, crop_size=256, patch_size=16, tubelet_size=2, frames_per_clip=64,
+                      pred_hidden_size=384, pred_num_hidden_layers=12, pred_num_attention_heads=12, pred_num_mask_tokens=10),
+    "ltx": ltx,
+}
+
+
+class Processor:
+    """What the families ask of a processor, without a tokenizer from the hub."""
+    image_token, start_image_token_id, end_image_token_id, image_mean, image_std = "<image>", 1, 2, (0.5,) * 3, (0.5,) * 3
+
+    def __init__(self):
+        self.tokenizer = self.image_processor = self
+
+    def apply_chat_template(self, *args, **more):
+        return "before <image> behind"
+
+    def __call__(self, given, **more):
+        return SimpleNamespace(input_ids=[3, 4]) if isinstance(given, str) else {"pixel_values": torch.stack(given).float()}
+
+
+def qwen_processor(config):
+    """The library's own for Qwen's families: patches in merge-block order and a row for every merged token."""
+    from transformers import Qwen2VLImageProcessor
+
+    from tiny import vlm_processor
+    made = vlm_processor(["Describe the picture."])
+    config.image_token_id = made.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    return type(made)(Qwen2VLImageProcessor(patch_size=config.vision_config.patch_size), made.tokenizer, made.video_processor, chat_template=made.chat_template)
+
+
+@cache
+def full(name):
+    """(model on the meta device, inputs, points, multiple) of an entry of the registry."""
+    with torch.device("meta"):
+        model = PUBLISHED[name]()
+    kind = getattr(model.config, "model_type", "")
+    processor = qwen_processor(model.config) if kind.startswith("qwen") else None if name.startswith("internvl2") else Processor()
+    return (model, *extract.family_of(model)(model, processor)[:3])
+
+
+def numel(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+# ---------------------------------------------------------------- what stands in the registry is what the full-size classes are
+
+def spelt_out(points):
+    """patch_embed vision.0-2 -> [patch_embed, vision.0, vision.1, vision.2]"""
+    names = []
+    for word in points.split():
+        stack, _, last = word.partition(".0-")
+        names += [f"{stack}.{i}" for i in range(int(last) + 1)] if last else [word]
+    return names
+
+
+def test_every_entry_that_states_facts_is_built_here_and_every_model_of_the_hub_states_them():
+    assert set(PUBLISHED) == {name for name, entry in MODELS.items() if "params" in entry}
+    for name in PUBLISHED:
+        assert common.KIND_OF_TYPE[MODELS[name]["type"]] == MODELS[name]["kind"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_points_of_the_full_size_model_are_the_listed_ones_and_exist(name):
+    model, _, points, multiple = full(name)
+    assert list(points) == spelt_out(extract.described(MODELS[name])["points"])
+    for path, _ in points.values():
+        model.get_submodule(path)
+    assert MODELS[name]["size"] % multiple == 0 and MODELS[name]["clip"] % multiple == 0
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_numbers_of_parameters_are_the_stated_ones(name):
+    model, _, points, _ = full(name)
+    entry, tied = MODELS[name], name in ("qwen2.5-vl-3b", "qwen2-vl-2b", "qwen3-vl-2b", "llava-interleave-0.5b", "llava-onevision-0.5b")
+    head = numel(model.lm_head) if hasattr(model, "lm_head") and not tied else 0
+    layers = [numel(model.get_submodule(path)) for point, (path, _) in points.items() if point.startswith(("vision.", "language."))]
+    assert numel(model) / 1e9 == pytest.approx(entry["params"], rel=0.01)
+    assert head / 1e9 == pytest.approx(entry["head"], rel=0.01) and max(layers, default=0) / 1e9 == pytest.approx(entry["layer"], rel=0.01)
+    assert (numel(model) - head - sum(layers)) / 1e9 == pytest.approx(entry["outside"], rel=0.01)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_that_come_out_of_the_full_size_model_are_the_stated_ones(name):
+    """The tower and the merger run on the meta device, on the family's own inputs at the registry's size; rows of the language model are empty ones, put into order.
+
+    Qwen's towers compute angles from the grid's numbers, which the meta device has not, so their blocks, too, are taken to return what they are given.
+    """
+    model, inputs, points, _ = full(name)
+    entry = MODELS[name]
+    _, patch, width = entry["vision"]
+    side = entry["size"] // patch
+    batch = inputs(torch.zeros(2, 1, entry["size"], entry["size"], 3, dtype=torch.uint8))
+    given = {k: x.to("meta") if torch.is_tensor(x) and not k.endswith(("_thw", "_sizes")) else x for k, x in batch.items() if type(x) is not int}
+    modules = {point: path for point, (path, _) in points.items() if not point.startswith("language.")}
+    if name == "ltx":
+        seen = {"latents": model.encode(given["sample"]).latent_dist.mode()}
+    elif name.startswith("qwen"):
+        stream = model.model.visual.patch_embed(given["pixel_values"])
+        seen = {point: model.get_submodule(path)(stream) if point.startswith(("merger", "deepstack")) else stream for point, path in modules.items()}
+    else:
+        seen = extract.capture(model, given, modules)
+    found = {point: tuple(points[point][1](x, batch).shape) for point, x in seen.items() if name != "ltx"} or {"latents": (2, 1, *seen["latents"].shape[3:], seen["latents"].shape[1])}
+    expected = {point: (2, 1, side, side, {"class_head": 512, "box_head": 4}.get(point, width)) for point in modules}
+    if entry["language"]:
+        layers, merge, width = entry["language"]
+        expected |= {point: (2, 1, side // merge, side // merge, width) for point in modules if point == "merger" or point.startswith("deepstack")}
+        expected |= {"conv": (2, 1, side // merge, side // merge, expected["vision.0"][-1])} if "conv" in modules else {}
+        rows = torch.zeros(1).expand(*batch["input_ids"].shape, width)
+        assert points[f"language.{layers - 1}"][1](rows, batch).shape == (2, 1, side // merge, side // merge, width)
+    assert found == expected
+
+
+def test_quarters_of_a_deep_model_are_four_depths_of_each_stack():
+    assert extract.quarters(full("qwen2.5-vl-7b")[2]) == ["patch_embed", "vision.7", "vision.15", "vision.23", "vision.31", "merger",
+                                                          "language.6", "language.13", "language.20", "language.27"]
+
+
+# ---------------------------------------------------------------- the plan's names of points
+
+@pytest.mark.parametrize("name, expected", [
+    ("llava-next", "patch_embed,vision.11,vision.22,merger,language.15"), ("llava-next-vicuna-13b", "patch_embed,vision.11,vision.22,merger,language.19"),
+    ("llava-interleave", "patch_embed,vision.12,vision.25,merger,language.15"), ("llava-onevision", "patch_embed,vision.12,vision.25,merger,language.13"),
+    ("internvl3-8b", "patch_embed,vision.11,vision.23,merger,language.13"), ("internvl2", "patch_embed,vision.11,vision.23,merger,language.15"),
+    ("internvl2-26b", "patch_embed,vision.21,vision.44,merger,language.23"), ("cogvlm2", "patch_embed,vision.62,merger,language.15")])
+def test_the_plans_names_of_a_model_of_the_registry_are_known_without_its_files(name, expected):
+    letter = {"l": "L", "i": "I", "c": "C"}[name[0]]
+    names = [f"{letter}{k + 1}" for k in range(expected.count(",") + 1)]
+    assert extract.own_names(",".join(names), common.find_model(name)) == extract.own_names(",".join(names).lower(), common.find_model(name)) == expected
+    points, own = full(name)[2], expected.split(",")
+    assert set(own) <= set(points) and own[-1] in extract.quarters(points) and (letter == "C" or own[1] in extract.quarters(points))
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith(("llava", "internvl"))])
+def test_the_layer_that_the_projector_reads_is_the_published_one(name):
+    read = full(name)[0].config.vision_feature_layer
+    assert extract.depths(common.find_model(name)) == (MODELS[name]["vision"][0], MODELS[name]["vision"][0] + read, MODELS[name]["language"][0])
+
+
+SMALL = {"llava": ("L", 48, "patch_embed vision.1 vision.2 merger language.1"), "llava_next": ("L", 48, "patch_embed vision.1 vision.1 merger language.1"),
+         "llava_onevision": ("L", 48, "patch_embed vision.1 vision.2 merger language.1"), "small_internvl": ("I", 48, "patch_embed vision.1 vision.2 merger language.1"),
+         "small_cogvlm2": ("C", 56, "patch_embed vision.2 merger language.1")}
+
+
+@pytest.mark.parametrize("which", SMALL)
+def test_the_plans_names_are_stored_and_recorded_as_the_models_own(request, small_llavas, tmp_path, which):
+    letter, size, expected = SMALL[which]
+    folder = small_llavas[which] if which in small_llavas else request.getfixturevalue(which)
+    data, own = write_set(tmp_path / "data", noise(2, size)), list(dict.fromkeys(expected.split()))
+    index = run(folder, data, tmp_path / "out", "--points", ",".join(f"{letter}{k + 1}" for k in range(len(expected.split()))))
+    assert list(index["points"]) == ["pixels", *own] and index["run"]["arguments"]["points"] == expected.replace(" ", ",")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pt") if p.parent.name in own}
+    assert run(folder, data, tmp_path / "out", "--points", expected.replace(" ", ","))["points"] == index["points"]  # the same settings: nothing is computed again
+    assert before and before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_the_last_vision_layer_of_the_plan_is_what_the_projector_reads(small_llavas):
+    """Its output, through the projector alone, is the merger's."""
+    for kind in ("llava", "llava_next"):
+        loaded = load(small_llavas[kind])
+        found, _ = features(loaded, noise(2, 48))
+        last = extract.own_names("L3", common.find_model(str(small_llavas[kind])))
+        with torch.inference_mode():
+            again = loaded[0].model.multi_modal_projector(found[last])
+        torch.testing.assert_close(again, found["merger"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("point, has", [("L3", "llava, llava_next, llava_onevision"), ("i2", "internvl, internvl_chat"), ("C4", "cogvlm2")])
+def test_a_plans_name_of_another_family_is_refused_before_anything_is_loaded(small_dino, tmp_path, refused, monkeypatch, point, has):
+    monkeypatch.setattr(extract, "LOADERS", None)
+    for model in (small_dino, "qwen2.5-vl-7b", "tiny"):
+        refused(lambda model=model: extract.main(["--model", str(model), "--data", str(tmp_path), "--points", f"patch_embed,{point}"]), point, has)
+
+
+def test_a_number_that_the_plan_has_not_is_refused(refused):
+    refused(lambda: extract.own_names("C5", common.find_model("cogvlm2")), "C5", "C1 to C4")
+    assert extract.own_names("conv,latents,language.3,all", common.find_model("cogvlm2")) == "conv,latents,language.3,all"
+
+
+# ---------------------------------------------------------------- the list
+
+def test_the_list_needs_no_heavy_library_and_says_what_it_derives():
+    import os
+    import subprocess
+    import sys
+    done = subprocess.run([sys.executable, "-c", "import sys, extract; extract.main(['--list']); assert not {'transformers', 'diffusers', 'huggingface_hub'} & set(sys.modules)"],
+                          cwd=common.HERE, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    head, *lines, _ = done.stdout.splitlines()
+    columns = {name: head.index(name) for name in head.split()}
+    rows = {line.split()[0]: {name: line[at:].split("  ")[0].strip() for name, at in columns.items()} for line in lines}
+    assert list(rows) == list(MODELS)
+    row = rows["qwen2.5-vl-7b"]
+    assert row["repository"] == "Qwen/Qwen2.5-VL-7B-Instruct" and row["revision"] == "newest" and row["params_B"] == "8.29" and row["licence"] == "Apache 2.0"
+    assert row["points"] == "patch_embed vision.0-31 merger language.0-27" and row["tokens"] == "1024/256" and row["kB"] == "2621/1835" and row["GB_whole"] == "15.5"
+    assert "gated" in rows["dinov3"]["licence"] and rows["tiny"]["params_B"] == "-" and rows["tiny"]["revision"] == "local"
+
+
+def test_the_memory_of_cogvlm2_is_its_weights_without_the_head_and_streamed_fits_a_small_card():
+    row = extract.described(MODELS["cogvlm2"])
+    assert float(row["GB_whole"]) == pytest.approx((39006214656 - 2 * 128256 * 4096) / 1e9, rel=0.01)
+    streamed = 2 * (0.739 + 2 * 0.436) + 1 + 32 * 9216 * 1792 / 1e9
+    assert float(row["GB_streamed"]) == pytest.approx(streamed, rel=0.02) and streamed < 15
+
+
+def test_a_pinned_revision_is_listed():
+    assert extract.described(MODELS["dinov2-s"] | {"revision": "abc"})["revision"] == "abc"
