@@ -12,6 +12,7 @@ LAUNCH ?=
 STRICT ?=
 SET ?=
 POINTS ?= quarters
+MEMORY ?=
 
 # PY=python uses the environment one is in (Kaggle); otherwise .venv is made once, with the exact versions of requirements.txt.
 ifeq ($(origin PY),undefined)
@@ -34,7 +35,7 @@ CHECKPOINTS := $(addprefix results/tiny/tiny-,$(addsuffix .yaml,vae vlm semantic
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
-	@echo "  MODEL=$(MODEL) DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) POINTS=$(POINTS) LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
+	@echo "  MODEL=$(MODEL) DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) POINTS=$(POINTS) MEMORY=$(MEMORY) LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
 
 # ---- set-up, once
@@ -57,11 +58,11 @@ data/%/index.yaml: | data.py $(SETUP)
 
 define FEATURES
 results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features/index.yaml: data/$(2)/index.yaml | extract.py $(SETUP)
-	$(RUN) extract.py --model $(1) --data data/$(2) --points $(POINTS) --seed $(SEED) --out $$(@D)
+	$(RUN) extract.py --model $(1) --data data/$(2) --points $(3) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $$(@D)
 results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features-random/index.yaml: data/$(2)/index.yaml | extract.py $(SETUP)
-	$(RUN) extract.py --model $(1) --data data/$(2) --points $(POINTS) --seed $(SEED) --random-init --out $$(@D)
+	$(RUN) extract.py --model $(1) --data data/$(2) --points $(3) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --random-init --out $$(@D)
 endef
-$(foreach m,$(sort $(MODEL) $(VAE) $(ENCODER)),$(foreach d,$(sort $(DATA) moving),$(eval $(call FEATURES,$(m),$(d)))))
+$(foreach m,$(sort $(MODEL) $(VAE) $(ENCODER)),$(foreach d,$(sort $(DATA) moving),$(eval $(call FEATURES,$(m),$(d),$(if $(filter $(m),$(MODEL)),$(POINTS),quarters)))))  # POINTS are the model's own
 
 # ---- stages
 

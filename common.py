@@ -412,11 +412,13 @@ def choose_device():
     """(device, dtype, why): bf16 on capability >= 8.0, fp16 on older cards, fp32 on a CPU (fp16 is ~250 times slower there)."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), torch.float32, "no GPU: fp32 on the CPU"
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # every rank of torchrun has a GPU of its own
+    torch.cuda.set_device(device)
     major, minor = torch.cuda.get_device_capability()
     name = torch.cuda.get_device_name()
     if major >= 8:  # is_bf16_supported() would count emulation
-        return torch.device("cuda"), torch.bfloat16, f"{name}, capability {major}.{minor}: bf16"
-    return torch.device("cuda"), torch.float16, f"{name}, capability {major}.{minor} has no bf16 units: fp16"
+        return device, torch.bfloat16, f"{name}, capability {major}.{minor}: bf16"
+    return device, torch.float16, f"{name}, capability {major}.{minor} has no bf16 units: fp16"
 
 
 def _trouble(error, entry):
