@@ -425,12 +425,15 @@ def around_picture(processor, place):
     return processor.tokenizer(before).input_ids, processor.tokenizer(behind, add_special_tokens=False).input_ids
 
 
+TILED = ("llava_next", "llava_onevision")
+
+
 def llava(model, processor):
     """LLaVA (Interleave), LLaVA-NeXT and LLaVA-OneVision; a clip is its frames, one by one. A picture of the tower's own side S is read in one piece.
     At 2S or 3S, NeXT and OneVision cut it into tiles (AnyRes, Liu et al. 2024) and their grid is the mosaic: in the language model it stands behind
     the small whole picture, a newline token after every row."""
     config = model.config
-    side, tiled = config.vision_config.image_size, config.model_type != "llava"
+    side, tiled = config.vision_config.image_size, config.model_type in TILED
     p = side // config.vision_config.patch_size
     before, behind = around_picture(processor, processor.image_token)
 
@@ -886,12 +889,13 @@ def layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budg
             for point in list(seen):
                 shard.add(k, point, restore(point, seen.pop(point), batches[i]))
 
-        try:
+        done = 0
+        with contextlib.suppress(torch.OutOfMemoryError):
             done = stream(network, run, inputs(), budget, drain)
-        except torch.OutOfMemoryError:
+        if not done:  # what was written stays; the rest is tried again in smaller rounds
             if len(batches) < 2:
-                raise
-            budget, done = budget / 2, 0
+                refuse(f"one micro-batch does not fit in the memory beside two layers; give a --batch smaller than {len(jobs[0][0].ids[:jobs[0][0].batch])}")
+            budget /= 2
             torch.cuda.empty_cache()
         for shard in dict.fromkeys(shard for shard, _ in jobs[:done]):
             if not shard.parts:
@@ -962,6 +966,7 @@ def get_args(argv):
     p.add_argument("--points", default="quarters", help="points with commas between, all, last, or quarters: four depths of each stack; "
                    "the plan's L1-L5, I1-I5, C1-C4 are understood (default: %(default)s)")
     p.add_argument("--size", type=int, help="side in pixels that frames are squashed to (default: the registry's for the model, images and clips apart)")
+    p.add_argument("--tiles", choices=("base", "all"), help="of LLaVA-NeXT and LLaVA-OneVision: the whole picture in one piece, or its mosaic of 2 x 2 tiles (--size takes 3 x 3 too)")
     p.add_argument("--batch", type=int, default=8, help="micro-batch (default: %(default)s)")
     p.add_argument("--random-init", action="store_true", help="the same architecture with untrained weights: a floor")
     p.add_argument("--revision", help="of a hub repository: a branch, tag or commit (default: its newest); the commit found is recorded")
@@ -1152,7 +1157,9 @@ def one_model(args, started):
     if args.batch < 1:
         refuse(f"--batch {args.batch} is not positive; give 1 or more")
     clip = "frames" in items[0] and len(items[0]["frames"]) > 1
-    args.size = args.size or entry["clip" if clip else "size"]
+    if args.tiles and (args.size or entry.get("type") not in TILED):
+        refuse(f"--tiles goes with {' and '.join(TILED)}, in the place of --size; give {args.model} a --size")
+    args.size = args.size or entry["clip" if clip else "size"] * (2 if args.tiles == "all" else 1)
     device, dtype, why = choose_device()
     plan = {"model": entry["name"], "checkpoint": fingerprint(entry["path"]), "revision": args.revision,
             "weights": "random" if args.random_init else entry["weights"], "size": args.size, "batch": args.batch,

@@ -149,6 +149,28 @@ def test_another_size_than_the_one_with_positions_is_refused_and_leaves_nothing(
     assert f"give --size {size}" in err and not list((tmp_path / "out").rglob("*.*"))
 
 
+def test_tiles_are_the_size_of_the_whole_picture_or_twice_that(small_llavas, small_dino, few, tmp_path, capsys):
+    for tiles, side in (("base", 6), ("all", 12)):
+        index = run(small_llavas["llava_next"], few, tmp_path / tiles, "--tiles", tiles, "--points", "merger")
+        assert index["points"]["merger"]["shape"] == [1, side, side, 32] and index["size"] == 8 * side
+    for model, more in ((small_dino, ()), (small_llavas["llava"], ()), (small_llavas["llava_next"], ("--size", 96))):
+        assert "--tiles goes with llava_next" in refused(capsys, "--model", model, "--data", few, "--out", tmp_path / "out", "--tiles", "all", *more)
+
+
+@pytest.mark.parametrize("which", ["small_dino", "small_vlm", "small_internvl"])
+def test_a_picture_that_is_not_square_is_squashed_and_a_bright_patch_stays_at_its_share_of_it(request, tmp_path, which):
+    frames = torch.zeros(7, 1, 24, 120, 3, dtype=torch.uint8)
+    for k in range(6):
+        y, x = divmod(k, 3)
+        frames[1 + k, :, 12 * y:12 * y + 12, 40 * x:40 * x + 40] = 255
+    run(request.getfixturevalue(which), write_set(tmp_path / "data", frames), tmp_path / "out", "--size", 48, "--points", "patch_embed,vision.0")
+    read = load_features(tmp_path / "out")[1]
+    for point in ("patch_embed", "vision.0"):
+        x = read(point)[:, 0]
+        cells = (x[1:] - x[:1]).norm(dim=-1).unflatten(1, (2, -1)).unflatten(3, (3, -1)).mean((2, 4))
+        assert cells.flatten(1).argmax(1).tolist() == list(range(6)), point
+
+
 def test_more_tiles_than_a_llava_takes_are_refused(small_llavas, few, tmp_path, capsys):
     assert "give --size 48" in refused(capsys, "--model", small_llavas["llava"], "--data", few, "--out", tmp_path / "out", "--size", 96)
 

@@ -180,6 +180,14 @@ def test_running_out_of_memory_on_the_way_halves_the_round_and_loses_nothing(sma
     assert same_features(tmp_path / "whole", tmp_path / "streamed")
 
 
+def test_a_single_micro_batch_that_does_not_fit_is_refused_with_a_smaller_one(small_vlm, few, tmp_path, monkeypatch, capsys):
+    def never(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("made up")
+
+    monkeypatch.setattr(extract.Network, "layer", never)
+    assert "--batch smaller than 6" in refused(capsys, "--model", small_vlm, "--data", few, "--out", tmp_path / "out", "--size", 80, "--stream", "--batch", 64)
+
+
 def test_untrained_weights_by_name_are_the_same_in_any_order_and_depend_on_the_seed(small_cogvlm2, few, tmp_path, capsys):
     out = {seed: tmp_path / str(seed) for seed in (1, 2)}
     for seed in out:
