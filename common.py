@@ -280,9 +280,9 @@ MODELS = {
     "internvl2": {"kind": "vlm", "path": "OpenGVLab/InternVL2-8B", "size": 448, "clip": 448},
     "internvl2-26b": {"kind": "vlm", "path": "OpenGVLab/InternVL2-26B", "size": 448, "clip": 448},
     "cogvlm2": {"kind": "vlm", "path": "zai-org/cogvlm2-llama3-chat-19B", "size": 1344, "clip": 1344},
-    "kosmos-2": {"kind": "vlm", "type": "kosmos-2", "path": "microsoft/kosmos-2-patch14-224", "size": 224, "clip": 224},
-    "florence-2": {"kind": "vlm", "type": "florence2", "path": "florence-community/Florence-2-base", "size": 768, "clip": 768},
-    "florence-2-large": {"kind": "vlm", "type": "florence2", "path": "florence-community/Florence-2-large", "size": 768, "clip": 768},
+    "kosmos-2": {"kind": "vlm", "path": "microsoft/kosmos-2-patch14-224", "size": 224, "clip": 224},
+    "florence-2": {"kind": "vlm", "path": "florence-community/Florence-2-base", "size": 768, "clip": 768},
+    "florence-2-large": {"kind": "vlm", "path": "florence-community/Florence-2-large", "size": 768, "clip": 768},
     "dinov2-s": {"kind": "encoder", "path": "facebook/dinov2-small", "size": 448, "clip": 224},
     "dinov2-b": {"kind": "encoder", "path": "facebook/dinov2-base", "size": 448, "clip": 224},
     "dinov2-l": {"kind": "encoder", "path": "facebook/dinov2-large", "size": 448, "clip": 224},
@@ -291,12 +291,13 @@ MODELS = {
     "siglip2": {"kind": "encoder", "path": "google/siglip2-base-patch16-224", "size": 224, "clip": 224},
     "owlvit": {"kind": "encoder", "path": "google/owlvit-base-patch32", "size": 768, "clip": 768},
     "owlv2": {"kind": "encoder", "path": "google/owlv2-base-patch16-ensemble", "size": 960, "clip": 960},
-    "grounding-dino": {"kind": "encoder", "type": "grounding-dino", "path": "IDEA-Research/grounding-dino-tiny", "size": 768, "clip": 768},
+    "grounding-dino": {"kind": "encoder", "path": "IDEA-Research/grounding-dino-tiny", "size": 768, "clip": 768},
     "vjepa2": {"kind": "encoder", "path": "facebook/vjepa2-vitl-fpc64-256", "size": 256, "clip": 256},
     "ltx": {"kind": "vae", "path": "Lightricks/LTX-Video", "subfolder": "vae", "size": 224, "clip": 224},
 }
 # name: (model type, licence, billions of parameters: all, the head (0: shared with the embedding), outside the layer stacks (without the head), the largest layer;
-# tower: (layers, patch in pixels, width); language model: (layers, merge, width), merge x merge patches to one token). tests/test_registry.py builds each at full size.
+# tower: (layers, patch in pixels, width), with layers (a, b, ...) of stages, each of which halves the side of the grid and doubles the width of the one before;
+# language model: (layers, merge, width), merge x merge patches to one token, or (1, K): K tokens without a grid). tests/test_registry.py builds each at full size.
 FACTS = {
     "qwen2.5-vl-3b": ("qwen2_5_vl", "Qwen research", 3.755, 0, 0.3494, 0.0771, (32, 14, 1280), (36, 2, 2048)),
     "qwen2.5-vl-7b": ("qwen2_5_vl", "Apache 2.0", 8.292, 0.545, 0.5911, 0.2331, (32, 14, 1280), (28, 2, 3584)),
@@ -314,6 +315,9 @@ FACTS = {
     "internvl2": ("internvl_chat", "MIT", 8.075, 0.3791, 0.4143, 0.2181, (24, 14, 1024), (32, 2, 4096)),
     "internvl2-26b": ("internvl_chat", "MIT", 25.514, 0.5686, 0.6902, 0.3901, (45, 14, 3200), (48, 2, 6144)),
     "cogvlm2": ("cogvlm2", "CogVLM2, Llama 3", 19.503, 0.5253, 0.7393, 0.4362, (63, 14, 1792), (32, 2, 4096)),
+    "kosmos-2": ("kosmos-2", "MIT", 1.6645, 0, 0.1531, 0.05038, (24, 14, 1024), (24, (1, 64), 2048)),
+    "florence-2": ("florence2", "MIT", 0.2314, 0, 0.1048, 0.02523, ((1, 1, 9, 1), 4, 128), (6, 1, 768)),
+    "florence-2-large": ("florence2", "MIT", 0.7765, 0, 0.2895, 0.1008, ((1, 1, 9, 1), 4, 256), (12, 1, 1024)),
     "dinov2-s": ("dinov2", "Apache 2.0", 0.02206, 0, 0.000754, 0.001775, (12, 14, 384), None),
     "dinov2-b": ("dinov2", "Apache 2.0", 0.08658, 0, 0.001508, 0.007089, (12, 14, 768), None),
     "dinov2-l": ("dinov2", "Apache 2.0", 0.3044, 0, 0.00201, 0.0126, (24, 14, 1024), None),
@@ -322,6 +326,7 @@ FACTS = {
     "siglip2": ("siglip", "Apache 2.0", 0.3752, 0, 0.2901, 0.007088, (12, 16, 768), None),
     "owlvit": ("owlvit", "Apache 2.0", 0.1532, 0, 0.06818, 0.007088, (12, 32, 768), None),
     "owlv2": ("owlv2", "Apache 2.0", 0.155, 0, 0.06991, 0.007088, (12, 16, 768), None),
+    "grounding-dino": ("grounding-dino", "Apache 2.0", 0.1723, 0, 0.1463, 0.007092, ((2, 2, 6, 2), 4, 96), None),
     "vjepa2": ("vjepa2", "MIT", 0.326, 0, 0.02366, 0.0126, (24, 16, 1024), None),
     "ltx": ("AutoencoderKLLTXVideo", "LTX open weights", 0.4192, 0, 0.4192, 0, (0, 32, 128), None),
 }

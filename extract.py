@@ -978,13 +978,15 @@ def get_args(argv):
     return p.parse_args(argv)
 
 
-BESIDES = {"cogvlm2": "conv", "qwen3_vl": "deepstack.0-2", **dict.fromkeys(("owlvit", "owlv2"), "class_head box_head")}  # points behind the tower that others have not
+# Points behind the tower that others have not.
+BESIDES = {"cogvlm2": "conv", "qwen3_vl": "deepstack.0-2", "grounding-dino": "scale.0-3 encoder.0-5", **dict.fromkeys(("owlvit", "owlv2"), "class_head box_head")}
 
 
 def described(entry):
     """A row of --list from an entry of the registry alone; what it does not state is "-".
 
-    tokens and bytes of one image (of the registry's size) at one point of the tower / at the merger or one point of the language model, in fp16.
+    tokens and bytes of one image (of the registry's size) at one point of the tower (of its first-last stage, if it has several) / at the merger or one
+    point of the language model, in fp16.
     GB of GPU memory with weights of 2 bytes: whole = 2 (all - head); streamed = 2 (outside the layer stacks + 2 of the largest layer) + a margin for
     activations of one image = 1 + 32 x the tokens x width of the wider stack (16 rows as wide as the stream, of 2 bytes: q, k, v, the gated MLP, residuals).
     """
@@ -993,15 +995,21 @@ def described(entry):
     if "vision" not in entry:
         return row
     layers, patch, width = entry["vision"]
-    stacks = [((entry["size"] // patch) ** 2, width)]
-    points = ["patch_embed", f"vision.0-{layers - 1}"] if layers else ["latents"]
+    stages = layers if isinstance(layers, tuple) else (layers,)
+    sides = [entry["size"] // (patch << stage) for stage in range(len(stages))]
+    stacks = [[(side ** 2, width << stage) for stage, side in enumerate(sides)]]
+    points = ["patch_embed", f"vision.0-{sum(stages) - 1}"] if layers else ["latents"]
     points += [BESIDES[entry["type"]]] if entry["type"] in BESIDES else []
     if entry["language"]:
         layers, merge, width = entry["language"]
-        stacks.append(((entry["size"] // patch // merge) ** 2, width))
+        stacks.append([(math.prod(merge) if isinstance(merge, tuple) else (sides[-1] // merge) ** 2, width)])
         points += ["merger", f"language.0-{layers - 1}"]
-    streamed = 2 * (entry["outside"] + 2 * entry["layer"]) + 1 + 32e-9 * max(n * width for n, width in stacks)
-    return row | {"params_B": f"{entry['params']:.3g}", "points": " ".join(points), "tokens": "/".join(str(n) for n, _ in stacks), "kB": "/".join(f"{2 * n * width / 1000:.0f}" for n, width in stacks),
+    streamed = 2 * (entry["outside"] + 2 * entry["layer"]) + 1 + 32e-9 * max(n * width for stack in stacks for n, width in stack)
+
+    def both(shown):
+        return "/".join("-".join(dict.fromkeys(f"{shown(*stack[k]):.0f}" for k in (0, -1))) for stack in stacks)
+
+    return row | {"params_B": f"{entry['params']:.3g}", "points": " ".join(points), "tokens": both(lambda n, width: n), "kB": both(lambda n, width: 2 * n * width / 1000),
                   "GB_whole": f"{2 * (entry['params'] - entry['head']):.3g}", "GB_streamed": f"{streamed:.1f}" if entry["layer"] else "-"}
 
 
@@ -1245,7 +1253,7 @@ def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.list:
         print(*aligned([{"name": name} | described(entry) for name, entry in MODELS.items()]), sep="\n")
-        print("tokens and kB (fp16) of one image at one point: in the tower / at the merger and in the language model; GB of GPU memory with weights of 2 bytes")
+        print("tokens and kB (fp16) of one image at one point: in the tower (its first-last stage) / at the merger and in the language model; GB of GPU memory with weights of 2 bytes")
         return MODELS
     if args.smoke:
         smoke_input(args, made_up_folder())

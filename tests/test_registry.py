@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import bare_tokenizer
 from test_cogvlm2 import FULL
 from test_extract import INTERNVL2, features, load, noise, run, write_set
 
@@ -72,6 +73,14 @@ def siglip_llava(kind, text, tied):
                vision_feature_layer=-1, vision_feature_select_strategy="full")
 
 
+def florence2(vision, width, layers, positions):
+    """microsoft's file has 51289 tokens, the converted one the picture's behind them; not sure: that its embedding is filled up to 51328 rows."""
+    heads = width // 64
+    return hub("Florence2", {"depths": (1, 1, 9, 1), "embed_dim": vision, "num_heads": [x // 32 for x in vision], "num_groups": [x // 32 for x in vision], "projection_dim": width},
+               {"model_type": "bart", "vocab_size": 51328, "d_model": width, "max_position_embeddings": positions, **{f"{part}_{k}": x for part in ("encoder", "decoder") for k, x in
+                (("layers", layers), ("attention_heads", heads), ("ffn_dim", 4 * width))}}, True)
+
+
 OWL = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 49408}
 PUBLISHED = {
@@ -91,6 +100,10 @@ PUBLISHED = {
     "internvl2": internvl2("internvl2"),
     "internvl2-26b": internvl2("internvl2-26b"),  # not sure: the tower's 25 heads and 12800; the language model's numbers are internlm2-20b's
     "cogvlm2": cogvlm2,
+    "kosmos-2": hub("Kosmos2", {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 224, "patch_size": 14},
+                    {"vocab_size": 65037, "embed_dim": 2048, "layers": 24, "ffn_dim": 8192, "attention_heads": 32, "max_position_embeddings": 2048}, True, latent_query_num=64),
+    "florence-2": florence2((128, 256, 512, 1024), 768, 6, 1024),
+    "florence-2-large": florence2((256, 512, 1024, 2048), 1024, 12, 4096),
     "dinov2-s": encoder("Dinov2", hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14),
     "dinov2-b": encoder("Dinov2", hidden_size=768, num_hidden_layers=12, num_attention_heads=12, image_size=518, patch_size=14),
     "dinov2-l": encoder("Dinov2", hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14),
@@ -100,6 +113,9 @@ PUBLISHED = {
                        text_config={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 256000, "projection_size": 768}),
     "owlvit": encoder("OwlViT", "ForObjectDetection", vision_config=OWL | {"image_size": 768, "patch_size": 32}, text_config=TEXT, projection_dim=512),
     "owlv2": encoder("Owlv2", "ForObjectDetection", vision_config=OWL | {"image_size": 960, "patch_size": 16}, text_config=TEXT, projection_dim=512),
+    "grounding-dino": encoder("GroundingDino", "ForObjectDetection", d_model=256, encoder_layers=6, decoder_layers=6, encoder_ffn_dim=2048, decoder_ffn_dim=2048, num_feature_levels=4, num_queries=900,
+                              backbone_config={"model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "out_indices": [2, 3, 4]},
+                              text_config={"model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 30522}),
     "vjepa2": encoder("VJEPA2", hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, mlp_ratio=4, crop_size=256, patch_size=16, tubelet_size=2, frames_per_clip=64,
                       pred_hidden_size=384, pred_num_hidden_layers=12, pred_num_attention_heads=12, pred_num_mask_tokens=10),
     "ltx": ltx,
@@ -108,7 +124,8 @@ PUBLISHED = {
 
 class Processor:
     """What the families ask of a processor, without a tokenizer from the hub."""
-    image_token, start_image_token_id, end_image_token_id, image_mean, image_std = "<image>", 1, 2, (0.5,) * 3, (0.5,) * 3
+    image_token, bos_token, eos_token, start_image_token_id, end_image_token_id = "<image>", "<s>", "</s>", 1, 2
+    image_mean, image_std = (0.5,) * 3, (0.5,) * 3
 
     def __init__(self):
         self.tokenizer = self.image_processor = self
@@ -130,13 +147,19 @@ def qwen_processor(config):
     return type(made)(Qwen2VLImageProcessor(patch_size=config.vision_config.patch_size), made.tokenizer, made.video_processor, chat_template=made.chat_template)
 
 
+def kosmos_processor():
+    """The library's own, which says where the queries stand."""
+    from transformers import CLIPImageProcessor, Kosmos2Processor
+    return Kosmos2Processor(CLIPImageProcessor(), bare_tokenizer(bos_token="<s>", unk_token="<unk>"), 4)
+
+
 @cache
 def full(name):
     """(model on the meta device, inputs, points, multiple) of an entry of the registry."""
     with torch.device("meta"):
         model = PUBLISHED[name]()
     kind = getattr(model.config, "model_type", "")
-    processor = qwen_processor(model.config) if kind.startswith("qwen") else None if name.startswith("internvl2") else Processor()
+    processor = qwen_processor(model.config) if kind.startswith("qwen") else kosmos_processor() if kind == "kosmos-2" else None if name.startswith("internvl2") else Processor()
     return (model, *extract.family_of(model)(model, processor)[:3])
 
 
@@ -156,7 +179,7 @@ def spelt_out(points):
 
 
 def test_every_entry_that_states_facts_is_built_here_and_every_model_of_the_hub_states_them():
-    assert set(PUBLISHED) == {name for name, entry in MODELS.items() if "params" in entry}
+    assert set(PUBLISHED) == set(common.FACTS) == {name for name, entry in MODELS.items() if not entry["path"].startswith(common.TINY)}
     for name in PUBLISHED:
         assert common.KIND_OF_TYPE[MODELS[name]["type"]] == MODELS[name]["kind"]
 
@@ -165,17 +188,19 @@ def test_every_entry_that_states_facts_is_built_here_and_every_model_of_the_hub_
 def test_the_points_of_the_full_size_model_are_the_listed_ones_and_exist(name):
     model, _, points, multiple = full(name)
     assert list(points) == spelt_out(extract.described(MODELS[name])["points"])
-    for path, _ in points.values():
+    for path, *_ in points.values():
         model.get_submodule(path)
+    spread = MODELS[name]["language"] and type(MODELS[name]["language"][1]) is tuple  # over tokens that have no grid
+    assert extract.without_grid(points) == ({p for p in points if p.startswith(("merger", "language."))} if spread else set())
     assert MODELS[name]["size"] % multiple == 0 and MODELS[name]["clip"] % multiple == 0
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_numbers_of_parameters_are_the_stated_ones(name):
     model, _, points, _ = full(name)
-    entry, tied = MODELS[name], name in ("qwen2.5-vl-3b", "qwen2-vl-2b", "qwen3-vl-2b", "llava-interleave-0.5b", "llava-onevision-0.5b")
+    entry, tied = MODELS[name], name in ("qwen2.5-vl-3b", "qwen2-vl-2b", "qwen3-vl-2b", "llava-interleave-0.5b", "llava-onevision-0.5b", "florence-2", "florence-2-large")
     head = numel(model.lm_head) if hasattr(model, "lm_head") and not tied else 0
-    layers = [numel(model.get_submodule(path)) for point, (path, _) in points.items() if point.startswith(("vision.", "language."))]
+    layers = [numel(model.get_submodule(path)) for point, (path, *_) in points.items() if point.startswith(("vision.", "language."))]
     assert numel(model) / 1e9 == pytest.approx(entry["params"], rel=0.01)
     assert head / 1e9 == pytest.approx(entry["head"], rel=0.01) and max(layers, default=0) / 1e9 == pytest.approx(entry["layer"], rel=0.01)
     assert (numel(model) - head - sum(layers)) / 1e9 == pytest.approx(entry["outside"], rel=0.01)
@@ -183,17 +208,21 @@ def test_the_numbers_of_parameters_are_the_stated_ones(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_shapes_that_come_out_of_the_full_size_model_are_the_stated_ones(name):
-    """The tower and the merger run on the meta device, on the family's own inputs at the registry's size; rows of the language model are empty ones, put into order.
+    """The tower and the merger run on the meta device, on the family's own inputs at the registry's size; rows of the language model and of Grounding
+    DINO's encoder, which compares its grids' numbers, are empty ones, put into order.
 
     Qwen's towers compute angles from the grid's numbers, which the meta device has not, so their blocks, too, are taken to return what they are given.
+    Where a tower has stages, each block is held against its own stage's grid and width.
     """
     model, inputs, points, _ = full(name)
     entry = MODELS[name]
-    _, patch, width = entry["vision"]
+    layers, patch, width = entry["vision"]
     side = entry["size"] // patch
+    stages = layers if type(layers) is tuple else (layers,)
+    blocks = [(side // 2 ** stage, width * 2 ** stage) for stage, depth in enumerate(stages) for _ in range(depth)]
     batch = inputs(torch.zeros(2, 1, entry["size"], entry["size"], 3, dtype=torch.uint8))
     given = {k: x.to("meta") if torch.is_tensor(x) and not k.endswith(("_thw", "_sizes")) else x for k, x in batch.items() if type(x) is not int}
-    modules = {point: path for point, (path, _) in points.items() if not point.startswith("language.")}
+    modules = {point: path for point, (path, *_) in points.items() if not point.startswith(("language.", "encoder."))}
     if name == "ltx":
         seen = {"latents": model.encode(given["sample"]).latent_dist.mode()}
     elif name.startswith("qwen"):
@@ -203,12 +232,18 @@ def test_shapes_that_come_out_of_the_full_size_model_are_the_stated_ones(name):
         seen = extract.capture(model, given, modules)
     found = {point: tuple(points[point][1](x, batch).shape) for point, x in seen.items() if name != "ltx"} or {"latents": (2, 1, *seen["latents"].shape[3:], seen["latents"].shape[1])}
     expected = {point: (2, 1, side, side, {"class_head": 512, "box_head": 4}.get(point, width)) for point in modules}
+    expected |= {f"vision.{i}": (2, 1, side, side, width) for i, (side, width) in enumerate(blocks)}
+    if name == "grounding-dino":
+        expected |= {f"scale.{i}": (2, 1, 96 >> i, 96 >> i, 256) for i in range(4)}
+        rows = torch.zeros(2, sum((96 >> i) ** 2 for i in range(4)), 256)
+        assert points["encoder.5"][1](rows, batch).shape == (2, 1, 48, 48, 256)
     if entry["language"]:
         layers, merge, width = entry["language"]
-        expected |= {point: (2, 1, side // merge, side // merge, width) for point in modules if point == "merger" or point.startswith("deepstack")}
-        expected |= {"conv": (2, 1, side // merge, side // merge, expected["vision.0"][-1])} if "conv" in modules else {}
+        grid = merge if type(merge) is tuple else (blocks[-1][0] // merge,) * 2
+        expected |= {point: (2, 1, *grid, width) for point in modules if point == "merger" or point.startswith("deepstack")}
+        expected |= {"conv": (2, 1, *grid, expected["vision.0"][-1])} if "conv" in modules else {}
         rows = torch.zeros(1).expand(*batch["input_ids"].shape, width)
-        assert points[f"language.{layers - 1}"][1](rows, batch).shape == (2, 1, side // merge, side // merge, width)
+        assert points[f"language.{layers - 1}"][1](rows, batch).shape == (2, 1, *grid, width)
     assert found == expected
 
 
@@ -294,6 +329,11 @@ def test_the_list_needs_no_heavy_library_and_says_what_it_derives():
     row = rows["qwen2.5-vl-7b"]
     assert row["repository"] == "Qwen/Qwen2.5-VL-7B-Instruct" and row["revision"] == "newest" and row["params_B"] == "8.29" and row["licence"] == "Apache 2.0"
     assert row["points"] == "patch_embed vision.0-31 merger language.0-27" and row["tokens"] == "1024/256" and row["kB"] == "2621/1835" and row["GB_whole"] == "15.5"
+    row = rows["florence-2-large"]  # four grids, each half the side and twice the width of the one before
+    assert row["points"] == "patch_embed vision.0-11 merger language.0-11" and row["tokens"] == "36864-576/576" and row["kB"] == "18874-2359/1180" and row["GB_whole"] == "1.55"
+    row = rows["grounding-dino"]
+    assert row["points"] == "patch_embed vision.0-11 scale.0-3 encoder.0-5" and row["tokens"] == "36864-576" and row["kB"] == "7078-885" and row["licence"] == "Apache 2.0"
+    assert rows["kosmos-2"]["points"] == "patch_embed vision.0-23 merger language.0-23" and rows["kosmos-2"]["tokens"] == "256/64" and rows["kosmos-2"]["kB"] == "524/262"
     assert "gated" in rows["dinov3"]["licence"] and rows["tiny"]["params_B"] == "-" and rows["tiny"]["revision"] == "local"
 
 
