@@ -5,6 +5,10 @@
 
 A row says what was measured, its peer, the ratio (peer's seconds / ours), the ratio aimed at, and whether the two gave the same numbers.
 """
+import collections
+import contextlib
+import json
+import os
 import statistics
 import subprocess
 import sys
@@ -27,16 +31,147 @@ def seconds(call):
     return time.perf_counter() - started
 
 
-def race(ours, theirs, rounds=5):
-    """(median seconds of ours, of the peer's, the median of the rounds' ratios), in turn, after a warm-up of each."""
-    ours(), theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
-    return *(statistics.median(p[k] for p in pairs) for k in (0, 1)), statistics.median(b / a for a, b in pairs)
+def in_turn(calls, rounds):
+    """{name: seconds of every round} of calls that alternate."""
+    found = [{name: seconds(call) for name, call in calls.items()} for _ in range(rounds)]
+    return {name: [f[name] for f in found] for name in calls}
+
+
+def judged(ours, theirs, aim, same, **more):
+    """A row from the seconds of every round, ours and the peer's."""
+    ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+    return {"ratio": ratio, "aim": aim, "met": bool(ratio >= aim and same), "same_numbers": bool(same), "seconds": statistics.median(ours), "peer_seconds": statistics.median(theirs), **more}
 
 
 def row(ours, theirs, aim, same, rounds=5, **more):
-    a, b, ratio = race(ours, theirs, rounds)
-    return {"ratio": ratio, "aim": aim, "met": bool(ratio >= aim and same), "same_numbers": bool(same), "seconds": a, "peer_seconds": b, **more}
+    """In turn, after a warm-up of each."""
+    ours(), theirs()
+    return judged(*in_turn({"ours": ours, "theirs": theirs}, rounds).values(), aim, same, **more)
+
+
+# ---------------------------------------------------------------- the peers of layer streaming
+
+def apart(module, layers, here, prefix=""):
+    """accelerate's device map: {path: "disk" for each of the `layers`, `here` for all that lies beside them}."""
+    found = dict.fromkeys((prefix + name for name, _ in module.named_parameters(recurse=False)), here)
+    for name, child in module.named_children():
+        path = prefix + name
+        inside = any(layer.startswith(f"{path}.") for layer in layers)
+        found |= {path: "disk"} if path in layers else apart(child, layers, here, f"{path}.") if inside else {path: here}
+    return found
+
+
+class Parts(dict):
+    """{name: None} of weights that are one tensor in the checkpoint and several in the model; each is read when asked for, which accelerate's own index cannot say."""
+
+    def __init__(self, weights, names):
+        super().__init__(dict.fromkeys(names))
+        self.weights = weights
+
+    def __getitem__(self, name):
+        return next(x for _, x in self.weights.read([name]))
+
+
+def offloaded(network, folder=None):
+    """accelerate's offload of the layers of a network from skeleton(), which is taken over: all else stays in memory, as when layers are streamed.
+
+    Layers are read in place, from the checkpoint's own safetensors, or, with `folder`, from one file a weight that accelerate.utils writes there as disk_offload() does.
+    """
+    from accelerate import dispatch_model
+    from accelerate.utils import offload_state_dict
+    model, weights, here = network.model, network.weights, "cpu" if network.device.type == "cpu" else "cuda:0"
+    in_layers = [name for path in network.layers for name in network.names[path]]
+    buffers = {name for name, _ in model.named_buffers()}
+    at_hand = set(network.outside) | (buffers & set(in_layers)) | {name for path, names in network.names.items() if path not in network.layers for name in names}
+    for path in network.names:
+        model.get_submodule(path).__dict__.pop("forward", None)
+    common.fill(model, weights, sorted(at_hand), network.device)
+    names = [name for name in in_layers if name not in at_hand]
+    if folder:
+        offload_state_dict(folder, dict(weights.read(names)))
+        given = {"offload_dir": folder}
+    else:
+        count = collections.Counter(weights.where[name][:2] for name in names)
+        whole = [name for name in names if count[weights.where[name][:2]] == 1]
+        given = {"offload_index": {name: {"safetensors_file": str(common.hub_file(weights.entry, weights.where[name][0])), "weight_name": weights.where[name][1],
+                                          "dtype": str(weights.like[name].dtype).removeprefix("torch.")} for name in whole},
+                 "state_dict": Parts(weights, set(names) - set(whole))}
+    return dispatch_model(model, apart(model, set(network.layers), here), main_device=here, **given)
+
+
+def one_after_another(model, points, batches, before=None):
+    """[{point: output on the CPU}] of every micro-batch, by the capture that stops at the last point."""
+    seen = []
+    with extract.watching(model, points) as run:
+        for batch in batches:
+            if before:
+                before()
+            seen.append({point: x.cpu() for point, x in run(batch).items()})
+    return seen
+
+
+def streamed(network, points, batches, budget=float("inf")):
+    """The same by layer streaming, in as many rounds as the budget of bytes needs."""
+    seen = []
+    with extract.watching(network.model, points) as run:
+        while len(seen) < len(batches):
+            begun = len(seen)
+            found = collections.defaultdict(dict)
+
+            def drain(k, outputs, found=found):
+                for point in list(outputs):
+                    found[k][point] = outputs.pop(point).cpu()
+
+            done = extract.stream(network, run, iter(batches[begun:]), budget, drain)
+            seen += [found[k] for k in range(done)]
+    return seen
+
+
+def difference(a, b):
+    """The largest absolute difference between two lists of features."""
+    assert len(a) == len(b) and all(set(x) == set(y) for x, y in zip(a, b, strict=True))
+    return max((x[point].float() - y[point].float()).abs().max().item() for x, y in zip(a, b, strict=True) for point in x)
+
+
+def forget(*files):
+    """Take files out of the page cache, as a checkpoint larger than the memory drives itself out."""
+    for file in files:
+        with open(file, "rb") as f:
+            os.fsync(f.fileno())
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def checkpoint(layers=24, width=1024, inner=4096):
+    """Folder with a Qwen2.5-VL of 1.5 GB, nearly all of it language layers, and a chat template of the picture alone: reading outweighs computing on a CPU, as it does on a GPU."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    from tiny import vlm_processor
+    processor = vlm_processor(["Describe the picture."])
+    processor.chat_template = "<|vision_start|><|image_pad|><|vision_end|>"
+    tokenizer = processor.tokenizer
+    special = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in
+               (("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"), ("vision_end", "vision_end"))}
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
+            vision_config={"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "patch_size": 8, "window_size": 32, "fullatt_block_indexes": [1], "out_hidden_size": width},
+            text_config={"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": len(tokenizer),
+                         "bos_token_id": None, "eos_token_id": None, "pad_token_id": tokenizer.pad_token_id,
+                         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [width // 64, width // 64 * 3 // 2, width // 64 * 3 // 2]}},
+            **special, tie_word_embeddings=True))
+        model.save_pretrained(folder, max_shard_size="100GB")
+        processor.save_pretrained(folder)
+        del model
+        yield Path(folder)
+
+
+def network_of(folder, deepest, device="cpu", dtype=torch.float32):
+    """(Network, inputs(frames), points) of a checkpoint whose weights are not read yet."""
+    entry = common.find_model(str(folder))
+    model, processor, weights = common.skeleton(entry, dtype, device)
+    inputs_of, points, *_ = extract.family_of(model)(model, processor)
+    return extract.Network(model, weights, torch.device(device), points, deepest), inputs_of, points
 
 
 # ---------------------------------------------------------------- rows
@@ -87,14 +222,112 @@ def start():
     return row(lambda: run("probe.py", "--help"), lambda: run("-c", "import torch"), 1 / 1.15, True, peer="import torch", what="probe.py --help")
 
 
-ROWS = {"early_exit": early_exit, "reading": reading, "start": start}
+def streaming(pictures=12, layers=24, width=1024, inner=4096, rounds=3):
+    """Every picture through one layer before the next is read, against accelerate's offload, which reads every layer again for every micro-batch.
+
+    Warm, safetensors in place cost accelerate nothing on a CPU: it computes with the mapped pages. They are only ever warm where the checkpoint fits into memory
+    beside the work; cold, the page cache is emptied before each of the peer's passes and once before ours.
+    """
+    with checkpoint(layers, width, inner) as folder, tempfile.TemporaryDirectory() as one_by_one:
+        deepest, file = f"language.{layers - 1}", folder / "model.safetensors"
+        network, inputs_of, points = network_of(folder, deepest)
+        network.fill([])
+        points = {name: points[name][0] for name in (f"language.{layers // 2 - 1}", deepest)}
+        own, in_place = offloaded(network_of(folder, deepest)[0], one_by_one), offloaded(network_of(folder, deepest)[0])
+        frames = torch.randint(0, 256, (pictures, 1, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+        def compare(batch, aim):
+            batches = [inputs_of(f) for f in frames.split(batch)]
+
+            def ours(cold=False):
+                if cold:
+                    forget(file)
+                return streamed(network, points, batches)
+
+            def peer(model, cold=False):
+                return one_after_another(model, points, batches, (lambda: forget(file)) if cold else None)
+
+            features = ours()
+            apart = {name: difference(features, peer(model)) for name, model in (("own", own), ("in_place", in_place))}
+            found = in_turn({"ours": ours, "own": lambda: peer(own), "in_place": lambda: peer(in_place), "ours_cold": lambda: ours(cold=True), "cold": lambda: peer(in_place, cold=True)}, rounds)
+            what = f"{pictures} pictures, {file.stat().st_size / 1e9:.2f} GB of weights, micro-batches of {batch}"
+
+            def one(ours, theirs, which, peer):
+                return judged(found[ours], found[theirs], aim, apart[which] == 0, peer=f"accelerate's disk offload, {peer}", what=what, difference=apart[which])
+
+            return {f"batch{batch}": one("ours", "own", "own", "its own folder, warm"), f"batch{batch}_in_place": one("ours", "in_place", "in_place", "safetensors in place, warm"),
+                    f"batch{batch}_cold": one("ours_cold", "cold", "in_place", "safetensors in place, cold")}
+
+        return compare(1, 5) | compare(4, 2)
+
+
+READ = """
+import ctypes, gc, json, mmap, sys
+sys.path.insert(0, {root!r})
+sys.argv = ["extract.py"]
+import extract
+from bench import forget
+
+def extraction(out):
+    extract.main(["--model", {folder!r}, "--data", {data!r}, "--out", {folder!r} + out, "--points", {point!r}, "--size", "32"])
+
+def library(out):
+    from transformers import AutoModelForImageTextToText
+    AutoModelForImageTextToText.from_pretrained({folder!r}, dtype="float32")
+
+def read_bytes():
+    return int(open("/proc/self/io").read().split("read_bytes: ")[1].split()[0])
+
+def in_cache(path):
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as m:
+        pages = -(-len(m) // mmap.PAGESIZE)
+        found = (ctypes.c_ubyte * pages)()
+        whole = (ctypes.c_char * len(m)).from_buffer(m)
+        failed = ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(whole)), ctypes.c_size_t(len(m)), found)
+        del whole
+        return None if failed else sum(x & 1 for x in found) * mmap.PAGESIZE
+
+{which}("/warm-up")  # imports are read from the disk too
+gc.collect()  # pages that are still mapped cannot be forgotten
+forget({file!r})
+left, before = in_cache({file!r}), read_bytes()
+{which}("/measured")
+print(json.dumps({{"left": left, "read_bytes": read_bytes() - before, "in_cache": in_cache({file!r})}}))
+"""
+
+
+def bytes_read(layers=24, width=1024, inner=4096):
+    """What a process reads of the checkpoint for a point in the middle of the language model, against the bytes of the weights that the point needs."""
+    with checkpoint(layers, width, inner) as folder, tempfile.TemporaryDirectory() as data:
+        point, file = f"language.{layers // 2 - 1}", folder / "model.safetensors"
+        frames = torch.randint(0, 256, (2, 1, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        common.write_items(data, [{"id": str(i), "source": str(i), "width": 32, "height": 32, "frames": f} for i, f in enumerate(frames)], {"data": "synthetic", "name": "noise"})
+        network = network_of(folder, point)[0]
+        needed, counted = network.bytes(network.wanted), {}
+        for which in ("extraction", "library"):
+            script = READ.format(root=str(ROOT), folder=str(folder), data=data, point=point, file=str(file), which=which)
+            done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "tests")})
+            counted[which] = json.loads(done.stdout.strip().splitlines()[-1])
+        how = "read_bytes" if all(c["read_bytes"] > 0 for c in counted.values()) else "in_cache"
+        ours, theirs = (counted[which][how] for which in ("extraction", "library"))
+        assert needed <= ours, (needed, counted)
+        return {"ratio": ours / needed, "aim": 1.1, "met": bool(ours <= 1.1 * needed), "same_numbers": True, "bytes": ours, "needed": needed, "of": file.stat().st_size, "peer_ratio": theirs / needed,
+                "counted": {"read_bytes": "/proc/self/io", "in_cache": "pages of the file in the page cache afterwards"}[how],
+                "peer": "the bytes of the layers needed; the library's from_pretrained reads peer_ratio of them",
+                "what": f"weights read for language layer {layers // 2} of {layers}", "counts": counted}
+
+
+ROWS = {"early_exit": early_exit, "streaming": streaming, "bytes": bytes_read, "reading": reading, "start": start}
 
 
 def main(names):
     started, rows = time.time(), {}
     for name in names or ROWS:
-        rows[name] = common.known(name, ROWS, "row")()
-        print(name, common.plain(rows[name]), flush=True)
+        found = common.known(name, ROWS, "row")()
+        found = {name: found} if "ratio" in found else {f"{name}_{k}": r for k, r in found.items()}
+        for each, r in found.items():
+            print(each, common.plain(r), flush=True)
+        rows |= found
     if not names:
         out = {"stage": "bench", "threads": torch.get_num_threads(), **{f"{k}_ratio": r["ratio"] for k, r in rows.items()}, "rows": rows,
                "run": {"seconds": time.time() - started, "versions": {"torch": str(torch.__version__)}}}
