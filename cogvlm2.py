@@ -151,8 +151,8 @@ class Attention(nn.Module):
         self.language_expert_query_key_value = nn.Linear(c.hidden_size, sum(self.split), bias=False)
         self.vision_expert_dense, self.language_expert_dense = (nn.Linear(c.hidden_size, c.hidden_size, bias=False) for _ in range(2))
 
-    def forward(self, x, expert, position_ids, cache=None):
-        """cache: a dict that holds the keys and values of earlier rows, to which these are added."""
+    def forward(self, x, expert, position_ids, cache=None, mask=None):
+        """cache: a dict that holds the keys and values of earlier rows, to which these are added. mask: [n, 1, K, all rows], true where a row may look."""
         mixed = by_expert(x, expert, self.vision_expert_query_key_value, self.language_expert_query_key_value)
         q, k, v = (z.unflatten(-1, (-1, self.dim)).transpose(1, 2) for z in mixed.split(self.split, -1))
         q, k = self.rotary_emb(q, position_ids), self.rotary_emb(k, position_ids)
@@ -161,8 +161,9 @@ class Attention(nn.Module):
                 k, v = torch.cat([cache["k"], k], 2), torch.cat([cache["v"], v], 2)
             cache |= {"k": k, "v": v}
         new, all_rows = q.shape[2], k.shape[2]
-        mask = None if new in (1, all_rows) else torch.ones(new, all_rows, dtype=torch.bool, device=x.device).tril(all_rows - new)  # is_causal counts from the first key
-        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=new == all_rows > 1, enable_gqa=True)
+        if mask is None and 1 < new < all_rows:  # is_causal would count from the first key
+            mask = torch.ones(new, all_rows, dtype=torch.bool, device=x.device).tril(all_rows - new)
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and new > 1, enable_gqa=True)
         return by_expert(out.transpose(1, 2).flatten(2), expert, self.vision_expert_dense, self.language_expert_dense)
 
 
@@ -191,8 +192,8 @@ class Layer(nn.Module):
         self.self_attn, self.mlp = Attention(c), ExpertMlp(c)
         self.input_layernorm, self.post_attention_layernorm = (RMSNorm(c.hidden_size, c.rms_norm_eps) for _ in range(2))
 
-    def forward(self, x, expert, position_ids, cache=None):
-        x = x + self.self_attn(self.input_layernorm(x), expert, position_ids, cache)
+    def forward(self, x, expert, position_ids, cache=None, mask=None):
+        x = x + self.self_attn(self.input_layernorm(x), expert, position_ids, cache, mask)
         return x + self.mlp(self.post_attention_layernorm(x), expert)
 
 
@@ -254,13 +255,13 @@ class CogVLM2(nn.Module):
             x = x.masked_scatter((token_type_ids == 1)[..., None], self.model.vision(pixels).to(x.dtype))
         return x
 
-    def forward(self, input_ids, token_type_ids, pixels=None, position_ids=None, cache=None, logits_to_keep=0):
-        """Logits [n, K, vocabulary] in fp32; with `logits_to_keep` of the last rows only. cache: a list of one dict a layer, or None."""
+    def forward(self, input_ids, token_type_ids, pixels=None, position_ids=None, cache=None, mask=None, logits_to_keep=0):
+        """Logits [n, K, vocabulary] in fp32; with `logits_to_keep` of the last rows only. cache: a list of one dict a layer, or None; mask: see Attention."""
         x = self.embed(input_ids, token_type_ids, pixels)
         position_ids = image_positions(token_type_ids) if position_ids is None else position_ids
         expert = expert_rows(token_type_ids)
         for i, layer in enumerate(self.model.layers):
-            x = layer(x, expert, position_ids, None if cache is None else cache[i])
+            x = layer(x, expert, position_ids, None if cache is None else cache[i], mask)
         return self.lm_head(self.model.norm(x[:, -logits_to_keep:])).float()
 
     @torch.inference_mode()

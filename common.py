@@ -464,7 +464,7 @@ def _trouble(error, entry):
     return f"{said}; {'copy the folder again' if Path(where).is_dir() else fetch}"
 
 
-def _load(build, entry):
+def attempt(build, entry):
     """Run a loader; what the hub or the folder lacks becomes one sentence with the remedy.
 
     `build` returns a processor, a config, or (model, loading info) whose missing weights are refused: they would be random.
@@ -527,11 +527,11 @@ def _load_whole(entry, device, dtype, random_seed):
         return build().to(device).eval(), processor
     if entry.get("type") in OWN_LAYOUT:
         model, processor, weights = skeleton(entry, dtype, device)
-        _load(lambda: fill(model, weights, weights.like, device), entry)
+        attempt(lambda: fill(model, weights, weights.like, device), entry)
         return model, processor
     model_class, processor_class = auto_classes(entry)
-    processor = _load(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
-    return _load(lambda: model_class.from_pretrained(entry["path"], dtype=dtype, output_loading_info=True, **pin(entry)), entry).to(device).eval(), processor
+    processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
+    return attempt(lambda: model_class.from_pretrained(entry["path"], dtype=dtype, output_loading_info=True, **pin(entry)), entry).to(device).eval(), processor
 
 
 def pin(entry):
@@ -554,10 +554,10 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     entry = _reach(entry)
     more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
     if random_seed is None:
-        model = _load(lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, output_loading_info=True, **more), entry)
+        model = attempt(lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, output_loading_info=True, **more), entry)
     else:
         torch.manual_seed(random_seed)
-        model = Vae.from_config(_load(lambda: Vae.load_config(entry["path"], **more), entry)).to(dtype)
+        model = Vae.from_config(attempt(lambda: Vae.load_config(entry["path"], **more), entry)).to(dtype)
     return model.to(device).eval(), None
 
 
@@ -578,7 +578,7 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
                 module._buffers[name] = buffer.to(device)
-    return model, processor, Untrained(model, random_seed) if random_seed is not None else _load(lambda: Weights(entry, model, *names(model)), entry)
+    return model, processor, Untrained(model, random_seed) if random_seed is not None else attempt(lambda: Weights(entry, model, *names(model)), entry)
 
 
 class Weights:
@@ -609,7 +609,7 @@ class Weights:
 
     def ready(self, names):
         """Open the files of these weights: one that is missing or cut short is refused now, not on the way."""
-        _load(lambda: [self.open(file) for file in {self.where[name][0] for name in names}], self.entry)
+        attempt(lambda: [self.open(file) for file in {self.where[name][0] for name in names}], self.entry)
 
     def read(self, names):
         """(name, tensor on the CPU in the model's dtype) of each; copied, for a mapped tensor is read later, by whoever touches it first."""
@@ -686,8 +686,8 @@ def native_layout(entry, dtype):
     """transformers' own classes; its rules say what became of a name since the checkpoint was written."""
     from transformers import AutoConfig
     model_class, processor_class = auto_classes(entry)
-    config = _load(lambda: AutoConfig.from_pretrained(entry["path"], **pin(entry)), entry)
-    processor = _load(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
+    config = attempt(lambda: AutoConfig.from_pretrained(entry["path"], **pin(entry)), entry)
+    processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
 
     def names(model):
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -721,7 +721,7 @@ def config_of(entry):
         if path is None:
             raise FileNotFoundError("there is no config.json")
         return json.loads(path.read_text())
-    return _load(read, entry)
+    return attempt(read, entry)
 
 
 def cogvlm2_layout(entry, dtype):
@@ -732,7 +732,7 @@ def cogvlm2_layout(entry, dtype):
     except ImportError:
         refuse(f"cogvlm2.py is not beside {__file__}; copy it there, {entry['name']} needs it")
     config = config_of(entry)
-    tokenizer = _load(lambda: AutoTokenizer.from_pretrained(entry["path"], **pin(entry)), entry)
+    tokenizer = attempt(lambda: AutoTokenizer.from_pretrained(entry["path"], **pin(entry)), entry)
 
     def build():
         before = torch.get_default_dtype()

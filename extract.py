@@ -46,7 +46,7 @@ from common import (
     POOLED,
     SHARD,
     TINY,
-    _load,
+    attempt,
     check_writable,
     choose_device,
     fill,
@@ -669,7 +669,7 @@ def depths(entry):
         tower, language, read = config["vision_config"]["num_hidden_layers"], config.get("llm_config", config)["num_hidden_layers"], config.get("select_layer", -1)
     else:
         from transformers import AutoConfig  # a folder's config.json may leave out what is the library's default
-        config = _load(lambda: AutoConfig.from_pretrained(entry["path"]), entry)
+        config = attempt(lambda: AutoConfig.from_pretrained(entry["path"]), entry)
         tower, language, read = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers, config.vision_feature_layer
     read = read[-1] if isinstance(read, list) else read
     return tower, read + tower if read < 0 else read - 1, language
@@ -738,24 +738,33 @@ def positions_behind(model, given, words):
         return image_positions(given["token_type_ids"])[:, -1:] + 1 + torch.arange(words.shape[1], device=words.device)
     end = given["input_ids"].shape[1]
     if not hasattr(model.model, "get_rope_index"):
-        return torch.arange(end, end + words.shape[1], device=words.device)[None]
+        return torch.arange(end, end + words.shape[1], device=words.device).expand(words.shape)
     rows = {"mm_token_type_ids": 0, "attention_mask": 1}
     rows = {name: torch.cat([given[name], torch.full_like(words, fill)], 1) for name, fill in rows.items()}
     more = {name: given[name] for name in inspect.signature(model.model.get_rope_index).parameters if name in given and name not in ROWS}
     return model.model.get_rope_index(torch.cat([given["input_ids"], words], 1), **rows, **more)[0][..., end:]
 
 
-def ask(model, run, given, ids, points):
-    """Hidden states of the last of the words `ids` behind the picture, {point: [sequences, D]}, in a pass over these words alone."""
-    words = torch.tensor([ids] * len(given["input_ids"]), device=given["input_ids"].device)
-    inputs = {"input_ids": words, "position_ids": positions_behind(model, given, words)}
+def ask(model, run, given, questions, points, dtype):
+    """Hidden states of the last row of every question, {point: [sequences, questions, D]}, in one pass over the questions alone.
+
+    questions: lists of token ids. They stand one after another, each at the positions it would have alone, and see the picture and themselves.
+    """
+    ids = torch.tensor([token for question in questions for token in question], device=given["input_ids"].device)
+    lengths = torch.tensor([len(question) for question in questions], device=ids.device)
+    n, end = given["input_ids"].shape
+    number = torch.arange(len(questions), device=ids.device).repeat_interleave(lengths)
+    place = torch.arange(len(ids), device=ids.device) - (lengths.cumsum(0) - lengths)[number]
+    longest = torch.zeros(n, int(lengths.max()), dtype=torch.long, device=ids.device)
+    sees = (number[:, None] == number) & (place[:, None] >= place)  # [rows, rows]
+    sees = torch.cat([sees.new_ones(len(ids), end), sees], 1).expand(n, 1, -1, -1)
+    inputs = {"input_ids": ids.expand(n, -1), "position_ids": positions_behind(model, given, longest)[..., place]}
     if "cache" in given:
-        seen = run(inputs | {"token_type_ids": torch.zeros_like(words), "cache": [dict(layer) for layer in given["cache"]]}, only=points)
+        inputs |= {"token_type_ids": torch.zeros_like(inputs["input_ids"]), "mask": sees, "cache": given["cache"]}
     else:
-        mask = torch.ones(len(words), given["input_ids"].shape[1] + len(ids), dtype=torch.long, device=words.device)
-        seen = run(inputs | {"attention_mask": mask, "past_key_values": given["past_key_values"], "use_cache": True}, only=points)
-        given["past_key_values"].crop(-len(ids))
-    return {point: x[:, -1] for point, x in seen.items()}
+        mask = torch.zeros(sees.shape, dtype=dtype, device=ids.device).masked_fill(~sees, torch.finfo(dtype).min)
+        inputs |= {"attention_mask": mask, "past_key_values": given["past_key_values"], "use_cache": True}
+    return {point: x[:, lengths.cumsum(0) - 1] for point, x in run(inputs, only=points).items()}
 
 
 # ---------------------------------------------------------------- the stage
@@ -790,7 +799,7 @@ class Writer:
 
     def __call__(self, *args, **kwargs):
         self.jobs.append(self.pool.submit(save_pt, *args, **kwargs))
-        while len(self.jobs) > 4:
+        while len(self.jobs) > 2:
             self.jobs.popleft().result()
 
     def __enter__(self):
@@ -1099,9 +1108,8 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
         return points[point][1](x, batch)
 
     def questions_about(batch, given):
-        found = [ask(model, run, given, words_behind(model, processor, batch, question), set(asked.values())) for question in questions]
-        steps = batch.get("frames", 1)
-        return {new: torch.stack([f[old] for f in found], 1).unflatten(0, (-1, steps))[:, :, None] for new, old in asked.items()}  # [n, t, 1, questions, D]
+        found = ask(model, run, given, [words_behind(model, processor, batch, question) for question in questions], set(asked.values()), dtype)
+        return {new: found[old].unflatten(0, (-1, batch.get("frames", 1)))[:, :, None] for new, old in asked.items()}  # [n, t, 1, questions, D]
 
     def finish(shard, seconds):
         shard.mark(grid=without_grid(points) | set(asked), causal={p for p in points if sees_later_frames(model, p)})

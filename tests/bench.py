@@ -199,6 +199,39 @@ def early_exit():
     return row(lambda: extract.capture(model, given, points), whole, 2.5, same, rounds=9, peer="transformers output_hidden_states=True", what="exit at language layer 6 of 12")
 
 
+def questions(count=8, tokens=512, words=24):
+    """The last row of several questions about one picture, whose rows are computed once, against a pass over picture and question for each."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
+        vision_config={"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 512, "fullatt_block_indexes": [1]},
+        text_config={"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 32000,
+                     "bos_token_id": None, "eos_token_id": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}},
+        image_token_id=31000, video_token_id=31003, vision_start_token_id=31001, tie_word_embeddings=False)).eval()
+    asked = torch.randint(0, 30000, (count, words), generator=torch.Generator().manual_seed(0))
+    points = {"language.5": "model.language_model.layers.5"}
+
+    def inputs(*ids):
+        ids = torch.tensor([[31001, *[31000] * tokens, 31002, *ids]])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 32, tokens // 8]]), "mm_token_type_ids": (ids == 31000).long()}
+
+    pixels = torch.randn(4 * tokens, 1176)
+    with extract.watching(model, points) as run:
+        def ours():
+            picture = extract.up_to_the_picture(model, inputs())
+            picture.pop("behind")
+            run(picture)
+            return extract.ask(model, run, picture, [[31002, *ids] for ids in asked.tolist()], set(points), torch.float32)["language.5"][0]
+
+        def peer():
+            return torch.cat([run(inputs(*ids))["language.5"][:, -1] for ids in asked.tolist()])
+
+        apart = (ours() - peer()).abs().max().item()
+        bound = count * (tokens + 2 + words) / (tokens + 1 + count * (1 + words))
+        return row(ours, peer, 0.9 * bound, apart < 1e-4, rounds=9, token_ratio=bound, largest_difference=apart, peer="a pass over picture and question for each",
+                   what=f"{count} questions about {tokens} tokens of a picture")
+
+
 def reading():
     """Eight random items of a 1 GB shard, mapped, against reading the whole file."""
     with tempfile.TemporaryDirectory() as folder:
@@ -317,7 +350,7 @@ def bytes_read(layers=24, width=1024, inner=4096):
                 "what": f"weights read for language layer {layers // 2} of {layers}", "counts": counted}
 
 
-ROWS = {"early_exit": early_exit, "streaming": streaming, "bytes": bytes_read, "reading": reading, "start": start}
+ROWS = {"early_exit": early_exit, "questions": questions, "streaming": streaming, "bytes": bytes_read, "reading": reading, "start": start}
 
 
 def main(names):

@@ -87,6 +87,17 @@ def test_text_after_an_image_does_not_change_its_rows():
     assert torch.allclose(short, long, atol=1e-6)
 
 
+@torch.inference_mode()
+def test_words_that_come_several_at_a_time_after_a_cache_see_what_they_would_in_one_pass():
+    model, words = small(), [9, 8, 7, 6]
+    given = model.inputs(torch.randn(2, 3, 56, 56), words)
+    whole, cache = model(**given), [{}, {}]
+    model(given["input_ids"][:, :-4], given["token_type_ids"][:, :-4], given["pixels"], cache=cache)
+    positions = cogvlm2.image_positions(given["token_type_ids"])[:, -4:]
+    rest = model(given["input_ids"][:, -4:], given["token_type_ids"][:, -4:], position_ids=positions, cache=cache)
+    torch.testing.assert_close(rest, whole[:, -4:], atol=1e-4, rtol=1e-4)
+
+
 def test_positions_and_experts_follow_the_image():
     given = small().inputs(torch.zeros(1, 3, 56, 56), [5, 6])
     assert cogvlm2.image_positions(given["token_type_ids"]).tolist() == [[0, 1, 2, 2, 2, 2, 3, 4, 5]]

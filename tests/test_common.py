@@ -709,8 +709,8 @@ def folder_with(folder, **config):
 def test_a_model_type_that_is_too_new_is_refused_with_the_version_that_is_installed(tmp_path, refused):
     import transformers
     entry = folder_with(tmp_path, model_type="qwen9_vl")
-    refused(lambda: common._load(lambda: transformers.AutoConfig.from_pretrained(tmp_path), entry), tmp_path, "newer transformers", f"{transformers.__version__} is installed", "pip install -U")
-    refused(lambda: common._load(lambda: transformers.utils.versions.require_version("transformers>=99.0"), entry), "transformers>=99.0", f"{transformers.__version__} is installed")
+    refused(lambda: common.attempt(lambda: transformers.AutoConfig.from_pretrained(tmp_path), entry), tmp_path, "newer transformers", f"{transformers.__version__} is installed", "pip install -U")
+    refused(lambda: common.attempt(lambda: transformers.utils.versions.require_version("transformers>=99.0"), entry), "transformers>=99.0", f"{transformers.__version__} is installed")
 
 
 def test_a_checkpoint_that_needs_code_from_the_hub_is_refused_with_the_entry_to_use_instead(tmp_path, refused):
@@ -718,7 +718,7 @@ def test_a_checkpoint_that_needs_code_from_the_hub_is_refused_with_the_entry_to_
     for name, instead in (("InternVL3-8B", "use internvl3-8b"), ("something-else", "`python extract.py --list`")):
         (tmp_path / name).mkdir()
         entry = folder_with(tmp_path / name, model_type="internvl_chat", auto_map={"AutoConfig": "configuration_own.Own"})
-        refused(lambda e=entry: common._load(lambda: AutoConfig.from_pretrained(e["path"], trust_remote_code=False), e), tmp_path / name, "code from the hub", instead)
+        refused(lambda e=entry: common.attempt(lambda: AutoConfig.from_pretrained(e["path"], trust_remote_code=False), e), tmp_path / name, "code from the hub", instead)
 
 
 def test_transformers_never_asks_on_the_terminal_whether_to_run_code(monkeypatch, tmp_path, refused):

@@ -81,7 +81,7 @@ def test_the_picture_is_computed_once(small_vlm, questions, tmp_path, monkeypatc
     run(small_vlm, write_set(tmp_path / "data", noise(1, 80)), tmp_path / "out", "--points", "language.0", "--size", 80, "--questions", questions)
     processor = LOADERS["vlm"](entry)[1]
     wordless = len(processor.tokenizer(extract.chat(processor, "").rpartition(processor.image_token)[2]).input_ids)
-    assert rows[1:] == [wordless + len(processor.tokenizer(question).input_ids) for question in QUESTIONS] and 25 < rows[0] < 40
+    assert rows[1:] == [sum(wordless + len(processor.tokenizer(question).input_ids) for question in QUESTIONS)] and 25 < rows[0] < 40
 
 
 def test_questions_that_cannot_be_asked_are_refused(small_vlm, small_dino, small_vae, questions, tmp_path, capsys):
