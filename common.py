@@ -933,8 +933,13 @@ def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, **m
     gain = paired_test(sign * torch.as_tensor(scores, dtype=torch.float64), sign * torch.as_tensor(floors[best], dtype=torch.float64), sources, seed=seed)
     room = ceiling - floor_means[best]
     return {"score": mean, "low": low, "high": high, "better": better, "n": len(sources), "sources": len(set(sources)),
-            "floor": floor_means[best], "floor_name": best, "ceiling": ceiling, "skill": (mean - floor_means[best]) / room if sign * room > 0 else None, **gain, **more,
-            "floors": floor_means}
+            "floor": floor_means[best], "floor_name": best, "ceiling": ceiling, "skill": (mean - floor_means[best]) / room if sign * room > 0 else None, **gain,
+            "mde": detectable(gain["gain_low"], gain["gain_high"]), **more, "floors": floor_means}
+
+
+def detectable(low, high):
+    """The smallest gain that a two-sided test at 5% finds with a power of 80% at this n: (1.96 + 0.84) standard errors, of which a 95% interval has 2 x 1.96."""
+    return (1.96 + 0.84) * (high - low) / (2 * 1.96)
 
 
 # ---------------------------------------------------------------- linear maps
@@ -1245,7 +1250,7 @@ def ap_criterion(own, floors, n, ceiling=1.0, **more):
     room = ceiling - means[best]
     return {"score": score, "low": low, "high": high, "better": "higher", "n": n, "sources": n, "floor": means[best], "floor_name": best, "ceiling": ceiling,
             "skill": (score - means[best]) / room if room > 0 else None, "gain": score - means[best], "gain_low": gain_low, "gain_high": gain_high,
-            "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))), "seeds": len(own["ap"]), "seed_std": own["ap"].std().item(), **more, "floors": means}
+            "mde": detectable(gain_low, gain_high), "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))), "seeds": len(own["ap"]), "seed_std": own["ap"].std().item(), **more, "floors": means}
 
 
 # ---------------------------------------------------------------- images

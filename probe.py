@@ -111,6 +111,29 @@ def poolings(pooled):
     return {"mean": x.mean(1), "time": x.flatten(1), "change": torch.cat([x[:, -1] - x[:, 0], x.mean(1)], -1), "max": pooled["max"].flatten(1)}
 
 
+def strata(items, largest, train):
+    """{"size small": [n] bool, ...}: by the share of the picture that the largest box covers (terciles of the training items), the number of objects,
+    and whether any two of their boxes overlap."""
+    area = (largest[:, 2:] - largest[:, :2]).prod(1)
+    low, high = area[train].quantile(torch.tensor([1 / 3, 2 / 3]))
+    number = torch.tensor([len(i["boxes"]) for i in items])
+    overlap = torch.tensor([bool((box_iou(i["boxes"][:, None], i["boxes"]) - torch.eye(len(i["boxes"])) > 0).any()) for i in items])
+    return {"size small": area <= low, "size medium": (area > low) & (area <= high), "size large": area > high, "objects 1": number == 1, "objects 2": number == 2,
+            "objects 3+": number >= 3, "overlap no": (number > 1) & ~overlap, "overlap yes": overlap}
+
+
+def by_stratum(groups, scores, floors, test, sources, seed):
+    """{stratum: {n, <task>, <task>_low, <task>_high, <task>_floor}} on the test items; scores, floors: {task: [n_test]}. Strata of under 5 items say only their n."""
+    out = {}
+    for name, member in groups.items():
+        pick = member[test]
+        out[name] = row = {"n": int(pick.sum())}
+        for task in scores if row["n"] >= 5 else ():
+            mean, low, high = bootstrap(scores[task][pick], [s for s, m in zip(sources, pick, strict=True) if m], seed=seed)
+            row |= {task: mean, f"{task}_low": low, f"{task}_high": high, f"{task}_floor": floors[task][pick].mean().item()}
+    return out
+
+
 # ---------------------------------------------------------------- the two kinds of truth
 
 def space(args, items, split, read, points, read_random, progress):
@@ -197,6 +220,9 @@ def space(args, items, split, read, points, read_random, progress):
     for key, p in holm(p_values).items():
         point, task = key.split("/")
         layers[point][f"{task}_p_holm"] = p
+    at = {task: criteria[task]["layer"] for task in floor}
+    decoded["strata"] = by_stratum(strata(items, largest, split["train"]), {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]},
+                                   floor, test, sources, args.seed)
     for p in points:
         layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = bootstrap(boxes[p][0][test], sources, seed=args.seed)[1:]
     return criteria, layers, decoded
@@ -306,6 +332,8 @@ def main(argv=None):
     if args.random is None:
         result["random_init_floor"] = None
         result["random_init_reason"] = "no --random features were given"
+    if "strata" in decoded:
+        result["strata"] = decoded.pop("strata")
     result |= {"criteria": criteria, "layers": layers, "run": run_info(args, started, script="probe.py")}
     save_pt(out.with_suffix(".pt"), RESULT, [items[i]["id"] for i in split["test"]], {"stage": "probe"}, **decoded)
     save_yaml(out, result)

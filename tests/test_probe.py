@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import probe
-from common import box_iou, load_pt, load_yaml, plant_features, split_of, to_cells, write_items
+from common import box_iou, criterion, load_pt, load_yaml, plant_features, split_of, to_cells, write_items
 
 N = 120
 IDS = [f"item-{i:03d}" for i in range(N)]
@@ -87,6 +87,31 @@ def test_more_noise_on_the_oracle_scores_less(world):
     _, boxes = world
     found = run(world, {f"oracle.{k}": oracle(boxes) + s * noise(k, 4) for k, s in enumerate((0.0, 0.3, 3.0))})["layers"]
     assert found["oracle.0"]["bbox_iou"] > found["oracle.1"]["bbox_iou"] > found["oracle.2"]["bbox_iou"]
+
+
+def test_strata_split_the_test_items_and_their_scores():
+    box = torch.tensor
+    items = [{"boxes": box(b)} for b in ([[0., 0, 4, 4]], [[0., 0, 20, 20]], [[0., 0, 30, 30], [10., 10, 12, 12]], [[0., 0, 8, 8], [9., 9, 12, 12], [20., 20, 30, 30]])]
+    largest = torch.tensor([[0, 0, 4, 4], [0, 0, 20, 20], [0, 0, 30, 30], [20, 20, 30, 30]]) / 32
+    groups = {k: v.tolist() for k, v in probe.strata(items, largest, torch.arange(4)).items()}
+    assert groups["objects 1"] == [True, True, False, False] and groups["objects 2"] == [False, False, True, False] and groups["objects 3+"] == [False, False, False, True]
+    assert groups["overlap yes"] == [False, False, True, False] and groups["overlap no"] == [False, False, False, True]
+    assert [sum(groups[f"size {k}"][i] for k in ("small", "medium", "large")) for i in range(4)] == [1] * 4 and groups["size small"][0] and groups["size large"][2]
+    member = {"even": torch.arange(40) % 2 == 0, "first": torch.arange(40) < 3}
+    test = torch.arange(20, 40)
+    found = probe.by_stratum(member | {"some": torch.arange(40) < 24}, {"iou": (test % 2 == 0).float()}, {"iou": torch.full((20,), 0.25)}, test, [str(i) for i in range(20)], 0)
+    assert found["even"] == {"n": 10, "iou": 1.0, "iou_low": 1.0, "iou_high": 1.0, "iou_floor": 0.25} and found["first"] == {"n": 0} and found["some"] == {"n": 4}
+
+
+def test_the_detectable_gain_is_found_four_times_in_five():
+    g, n, found = torch.Generator().manual_seed(0), 200, []
+    sources = [str(i) for i in range(n)]
+    for _ in range(120):
+        floor = torch.rand(n, generator=g)
+        null = criterion(floor + 0.1 * torch.randn(n, generator=g), {"floor": floor}, sources)
+        shifted = criterion(floor + 0.1 * torch.randn(n, generator=g) + null["mde"], {"floor": floor}, sources)
+        found.append(shifted["gain_low"] > 0)
+    assert 0.68 <= sum(found) / len(found) <= 0.91  # a standard error of 0.037 around 0.80
 
 
 def test_features_that_hold_the_position_only_gain_nothing():
