@@ -20,6 +20,8 @@ import time
 import warnings
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine spinning threads slow a pass tenfold, and the one with most threads of its own least: libgomp then stops spinning
+
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,7 +248,7 @@ def streaming(pictures=32, layers=24, width=1024, inner=4096, rounds=3):
     """Every picture through one layer before the next is read, against accelerate's offload, which reads every layer again for every micro-batch.
 
     Warm, safetensors in place cost accelerate nothing on a CPU: it computes with the mapped pages. They are only ever warm where the checkpoint fits into memory
-    beside the work; cold, the page cache is emptied before each of the peer's passes and once before ours.
+    beside the work; cold, the page cache is emptied before each of the peer's passes and once before ours. all_in_memory_seconds is what computing alone takes: it bounds both.
     """
     with checkpoint(layers, width, inner) as folder, tempfile.TemporaryDirectory() as one_by_one:
         deepest, file = f"language.{layers - 1}", folder / "model.safetensors"
@@ -254,13 +256,15 @@ def streaming(pictures=32, layers=24, width=1024, inner=4096, rounds=3):
         network.fill([])
         points = {name: points[name][0] for name in (f"language.{layers // 2 - 1}", deepest)}
         own, in_place = offloaded(network_of(folder, deepest)[0], one_by_one), offloaded(network_of(folder, deepest)[0])
+        held = network_of(folder, deepest)[0]
+        held.fill(held.wanted)
         frames = torch.randint(0, 256, (pictures, 1, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
         def compare(batch, pictures, aim):
             batches = [inputs_of(f) for f in frames[:pictures].split(batch)]
 
             def drop():
-                forget(file, network.weights, own.weights, in_place.weights)
+                forget(file, network.weights, own.weights, in_place.weights, held.weights)
                 left.append(in_cache(file))
 
             def ours(cold=False):
@@ -273,13 +277,15 @@ def streaming(pictures=32, layers=24, width=1024, inner=4096, rounds=3):
 
             features, left = ours(), []
             apart = {name: difference(features, peer(each)) for name, each in (("own", own), ("in_place", in_place))}
-            found = in_turn({"ours": ours, "own": lambda: peer(own), "in_place": lambda: peer(in_place), "ours_cold": lambda: ours(cold=True), "cold": lambda: peer(in_place, cold=True)}, rounds)
+            found = in_turn({"ours": ours, "own": lambda: peer(own), "in_place": lambda: peer(in_place), "ours_cold": lambda: ours(cold=True), "cold": lambda: peer(in_place, cold=True),
+                             "held": lambda: peer(held)}, rounds)
             what = f"{pictures} pictures, {file.stat().st_size / 1e9:.2f} GB of weights, micro-batches of {batch}"
 
             assert not any(left), f"{max(left)} bytes of {file} stayed in the page cache"
 
             def one(ours, theirs, which, peer):
-                return judged(found[ours], found[theirs], aim, apart[which] == 0, peer=f"accelerate's disk offload, {peer}", what=what, difference=apart[which])
+                return judged(found[ours], found[theirs], aim, apart[which] == 0, peer=f"accelerate's disk offload, {peer}", what=what, difference=apart[which],
+                              all_in_memory_seconds=statistics.median(found["held"]))
 
             return {f"batch{batch}": one("ours", "own", "own", "its own folder, warm"), f"batch{batch}_in_place": one("ours", "in_place", "in_place", "safetensors in place, warm"),
                     f"batch{batch}_cold": one("ours_cold", "cold", "in_place", "safetensors in place, cold")}
