@@ -938,12 +938,11 @@ def memory_size(text):
 
 
 def memory_left(device, most):
-    """Bytes that weights and activations may take: what is free, and no more than `most` for the whole process where it is given."""
+    """Bytes that weights and activations may take: what is free, and where `most` is given no more than it together with what the process already holds."""
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        if most:
-            torch.cuda.set_per_process_memory_fraction(min(1.0, most / torch.cuda.get_device_properties(device).total_memory), device)
-        return min(free, most or free)
+        free, total = torch.cuda.mem_get_info(device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total) if most else 1.0, device)  # of torch's own; the driver's context comes on top
+        return min(free, most - torch.cuda.memory_reserved(device)) if most else free
     import psutil
     free = psutil.virtual_memory().available
     return min(free, most - psutil.Process().memory_info().rss) if most else free

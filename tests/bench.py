@@ -7,14 +7,20 @@ A row says what was measured, its peer, the ratio (peer's seconds / ours), the r
 """
 import collections
 import contextlib
+import ctypes
+import gc
 import json
+import mmap
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine spinning threads slow a pass tenfold, and the one with most threads of its own least: libgomp then stops spinning
 
 import torch
 
@@ -96,17 +102,20 @@ def offloaded(network, folder=None):
         given = {"offload_index": {name: {"safetensors_file": str(common.hub_file(weights.entry, weights.where[name][0])), "weight_name": weights.where[name][1],
                                           "dtype": str(weights.like[name].dtype).removeprefix("torch.")} for name in whole},
                  "state_dict": Parts(weights, set(names) - set(whole))}
-    return dispatch_model(model, apart(model, set(network.layers), here), main_device=here, **given)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The following device_map keys")  # single parameters, CogVLM2's boi and eoi
+        dispatch_model(model, apart(model, set(network.layers), here), main_device=here, **given)
+    return network
 
 
-def one_after_another(model, points, batches, before=None):
+def one_after_another(network, points, batches, before=None):
     """[{point: output on the CPU}] of every micro-batch, by the capture that stops at the last point."""
     seen = []
-    with extract.watching(model, points) as run:
+    with extract.watching(network.model, points) as run:
         for batch in batches:
             if before:
                 before()
-            seen.append({point: x.cpu() for point, x in run(batch).items()})
+            seen.append({point: x.cpu() for point, x in run(extract.on(batch, network.device, network.dtype)).items()})
     return seen
 
 
@@ -122,7 +131,7 @@ def streamed(network, points, batches, budget=float("inf")):
                 for point in list(outputs):
                     found[k][point] = outputs.pop(point).cpu()
 
-            done = extract.stream(network, run, iter(batches[begun:]), budget, drain)
+            done = extract.stream(network, run, (extract.on(batch, network.device, network.dtype) for batch in batches[begun:]), budget, drain)
             seen += [found[k] for k in range(done)]
     return seen
 
@@ -133,12 +142,23 @@ def difference(a, b):
     return max((x[point].float() - y[point].float()).abs().max().item() for x, y in zip(a, b, strict=True) for point in x)
 
 
-def forget(*files):
-    """Take files out of the page cache, as a checkpoint larger than the memory drives itself out."""
-    for file in files:
-        with open(file, "rb") as f:
-            os.fsync(f.fileno())
-            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def in_cache(file):
+    """Bytes of a file that are in the page cache, or None where the kernel does not say."""
+    with open(file, "rb") as f, mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as m:
+        found, whole = (ctypes.c_ubyte * -(-len(m) // mmap.PAGESIZE))(), (ctypes.c_char * len(m)).from_buffer(m)
+        failed = ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(whole)), ctypes.c_size_t(len(m)), found)
+        del whole
+        return None if failed else sum(x & 1 for x in found) * mmap.PAGESIZE
+
+
+def forget(file, *readers):
+    """Take a checkpoint's file out of the page cache, as one larger than the memory drives itself out; what the readers (Weights) have mapped must go first."""
+    for weights in readers:
+        weights.files.clear()
+    gc.collect()
+    with open(file, "rb") as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextlib.contextmanager
@@ -171,7 +191,9 @@ def network_of(folder, deepest, device="cpu", dtype=torch.float32):
     entry = common.find_model(str(folder))
     model, processor, weights = common.skeleton(entry, dtype, device)
     inputs_of, points, *_ = extract.family_of(model)(model, processor)
-    return extract.Network(model, weights, torch.device(device), points, deepest), inputs_of, points
+    network = extract.Network(model, weights, torch.device(device), points, deepest)
+    network.dtype = dtype
+    return network, inputs_of, points
 
 
 # ---------------------------------------------------------------- rows
@@ -255,11 +277,11 @@ def start():
     return row(lambda: run("probe.py", "--help"), lambda: run("-c", "import torch"), 1 / 1.15, True, peer="import torch", what="probe.py --help")
 
 
-def streaming(pictures=12, layers=24, width=1024, inner=4096, rounds=3):
+def streaming(pictures=32, layers=24, width=1024, inner=4096, rounds=3):
     """Every picture through one layer before the next is read, against accelerate's offload, which reads every layer again for every micro-batch.
 
     Warm, safetensors in place cost accelerate nothing on a CPU: it computes with the mapped pages. They are only ever warm where the checkpoint fits into memory
-    beside the work; cold, the page cache is emptied before each of the peer's passes and once before ours.
+    beside the work; cold, the page cache is emptied before each of the peer's passes and once before ours. all_in_memory_seconds is what computing alone takes: it bounds both.
     """
     with checkpoint(layers, width, inner) as folder, tempfile.TemporaryDirectory() as one_by_one:
         deepest, file = f"language.{layers - 1}", folder / "model.safetensors"
@@ -267,39 +289,47 @@ def streaming(pictures=12, layers=24, width=1024, inner=4096, rounds=3):
         network.fill([])
         points = {name: points[name][0] for name in (f"language.{layers // 2 - 1}", deepest)}
         own, in_place = offloaded(network_of(folder, deepest)[0], one_by_one), offloaded(network_of(folder, deepest)[0])
+        held = network_of(folder, deepest)[0]
+        held.fill(held.wanted)
         frames = torch.randint(0, 256, (pictures, 1, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
-        def compare(batch, aim):
-            batches = [inputs_of(f) for f in frames.split(batch)]
+        def compare(batch, pictures, aim):
+            batches = [inputs_of(f) for f in frames[:pictures].split(batch)]
+
+            def drop():
+                forget(file, network.weights, own.weights, in_place.weights, held.weights)
+                left.append(in_cache(file))
 
             def ours(cold=False):
                 if cold:
-                    forget(file)
+                    drop()
                 return streamed(network, points, batches)
 
-            def peer(model, cold=False):
-                return one_after_another(model, points, batches, (lambda: forget(file)) if cold else None)
+            def peer(network, cold=False):
+                return one_after_another(network, points, batches, drop if cold else None)
 
-            features = ours()
-            apart = {name: difference(features, peer(model)) for name, model in (("own", own), ("in_place", in_place))}
-            found = in_turn({"ours": ours, "own": lambda: peer(own), "in_place": lambda: peer(in_place), "ours_cold": lambda: ours(cold=True), "cold": lambda: peer(in_place, cold=True)}, rounds)
+            features, left = ours(), []
+            apart = {name: difference(features, peer(each)) for name, each in (("own", own), ("in_place", in_place))}
+            found = in_turn({"ours": ours, "own": lambda: peer(own), "in_place": lambda: peer(in_place), "ours_cold": lambda: ours(cold=True), "cold": lambda: peer(in_place, cold=True),
+                             "held": lambda: peer(held)}, rounds)
             what = f"{pictures} pictures, {file.stat().st_size / 1e9:.2f} GB of weights, micro-batches of {batch}"
 
+            assert not any(left), f"{max(left)} bytes of {file} stayed in the page cache"
+
             def one(ours, theirs, which, peer):
-                return judged(found[ours], found[theirs], aim, apart[which] == 0, peer=f"accelerate's disk offload, {peer}", what=what, difference=apart[which])
+                return judged(found[ours], found[theirs], aim, apart[which] == 0, peer=f"accelerate's disk offload, {peer}", what=what, difference=apart[which],
+                              all_in_memory_seconds=statistics.median(found["held"]))
 
             return {f"batch{batch}": one("ours", "own", "own", "its own folder, warm"), f"batch{batch}_in_place": one("ours", "in_place", "in_place", "safetensors in place, warm"),
                     f"batch{batch}_cold": one("ours_cold", "cold", "in_place", "safetensors in place, cold")}
 
-        return compare(1, 5) | compare(4, 2)
+        return compare(1, pictures // 2, 5) | compare(4, pictures, 2)
 
 
 READ = """
-import ctypes, gc, json, mmap, sys
-sys.path.insert(0, {root!r})
+import json, sys
 sys.argv = ["extract.py"]
-import extract
-from bench import forget
+from bench import extract, forget, in_cache
 
 def extraction(out):
     extract.main(["--model", {folder!r}, "--data", {data!r}, "--out", {folder!r} + out, "--points", {point!r}, "--size", "32"])
@@ -311,17 +341,7 @@ def library(out):
 def read_bytes():
     return int(open("/proc/self/io").read().split("read_bytes: ")[1].split()[0])
 
-def in_cache(path):
-    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as m:
-        pages = -(-len(m) // mmap.PAGESIZE)
-        found = (ctypes.c_ubyte * pages)()
-        whole = (ctypes.c_char * len(m)).from_buffer(m)
-        failed = ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(whole)), ctypes.c_size_t(len(m)), found)
-        del whole
-        return None if failed else sum(x & 1 for x in found) * mmap.PAGESIZE
-
 {which}("/warm-up")  # imports are read from the disk too
-gc.collect()  # pages that are still mapped cannot be forgotten
 forget({file!r})
 left, before = in_cache({file!r}), read_bytes()
 {which}("/measured")
@@ -338,7 +358,7 @@ def bytes_read(layers=24, width=1024, inner=4096):
         network = network_of(folder, point)[0]
         needed, counted = network.bytes(network.wanted), {}
         for which in ("extraction", "library"):
-            script = READ.format(root=str(ROOT), folder=str(folder), data=data, point=point, file=str(file), which=which)
+            script = READ.format(folder=str(folder), data=data, point=point, file=str(file), which=which)
             done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "tests")})
             counted[which] = json.loads(done.stdout.strip().splitlines()[-1])
         how = "read_bytes" if all(c["read_bytes"] > 0 for c in counted.values()) else "in_cache"

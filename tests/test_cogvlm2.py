@@ -4,15 +4,12 @@ import json
 import pytest
 import torch
 from conftest import ROOT
+from published import COGVLM2
 
 import cogvlm2
 
 GOLDEN = ROOT.parent / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"{GOLDEN} is not there: outputs of the original implementation come beside the repository, not in it")
-FULL = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_multi_query_heads": 8, "rms_norm_eps": 1e-5,
-        "bos_token_id": 128000, "eos_token_id": [128001, 128009],
-        "vision_config": {"hidden_size": 1792, "intermediate_size": 15360, "num_heads": 16, "num_hidden_layers": 63, "num_positions": 9217, "patch_size": 14, "image_size": 1344,
-                          "in_channels": 3, "layer_norm_eps": 1e-6}}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +63,7 @@ def test_generating_with_a_cache_is_generating_without(golden):
 def test_the_weights_at_full_size_are_the_published_ones():
     index = json.loads((GOLDEN / "cogvlm2-index.json").read_text())
     with torch.device("meta"):
-        state = cogvlm2.CogVLM2(FULL).state_dict()
+        state = cogvlm2.CogVLM2(COGVLM2).state_dict()
     assert set(state) == set(index["weight_map"]) and len(state) == 1221
     assert 2 * sum(x.numel() for x in state.values()) == index["metadata"]["total_size"]
 
@@ -74,7 +71,7 @@ def test_the_weights_at_full_size_are_the_published_ones():
 def small():
     torch.manual_seed(0)
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "num_hidden_layers": 2, "num_positions": 17, "patch_size": 14, "image_size": 56, "in_channels": 3, "layer_norm_eps": 1e-6}
-    model = cogvlm2.CogVLM2(FULL | {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_multi_query_heads": 2,
+    model = cogvlm2.CogVLM2(COGVLM2 | {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_multi_query_heads": 2,
                                     "bos_token_id": 1, "eos_token_id": 2, "vision_config": vision})
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import bare_tokenizer
-from test_cogvlm2 import FULL
-from test_extract import INTERNVL2, features, load, noise, run, write_set
+from published import COGVLM2, INTERNVL2, internvl2_config
+from test_extract import features, load, noise, run, write_set
 
 import common
 import extract
@@ -41,9 +41,7 @@ def internvl2(name):
     def build():
         from transformers import InternVLForConditionalGeneration
         vision, text = INTERNVL2[name]
-        return InternVLForConditionalGeneration(common._internvl2_config({
-            "vision_config": vision | {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "image_size": 448, "patch_size": 14}, "downsample_ratio": 0.5, "select_layer": -1,
-            "llm_config": text | {"rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 32768, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "rope_theta": 1000000}}))
+        return InternVLForConditionalGeneration(common._internvl2_config(internvl2_config(vision, text)))
     return build
 
 
@@ -56,7 +54,7 @@ def encoder(kind, task="Model", **config):
 
 def cogvlm2():
     from cogvlm2 import CogVLM2
-    return CogVLM2(FULL)
+    return CogVLM2(COGVLM2)
 
 
 def ltx():
