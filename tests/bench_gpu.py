@@ -340,7 +340,8 @@ def writing(at):
         return points[point][1](x, given)
 
     def finish(shard, seconds):
-        shard.finish(modules, set(), lambda step: 2 * step, seconds)
+        shard.add_pixels(lambda step: 2 * step)
+        shard.finish(modules, seconds)
 
     def extraction(out, write):
         with extract.watching(model, modules) as run:
