@@ -1129,13 +1129,15 @@ def done(out, shard):
     return (out / "pooled" / f"{shard:05d}.pt").exists()
 
 
-def meet(ranks):
-    """Wait until every rank of torchrun is here."""
-    if ranks > 1:
+def meet(args):
+    """Wait until every rank of torchrun is here; whether this one goes on alone."""
+    if not args.shard and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
             atexit.register(torch.distributed.destroy_process_group)
         torch.distributed.barrier()
+        return torch.distributed.get_rank() == 0
+    return True
 
 
 def conclude(args, started, out, data, modules, facts, **run):
@@ -1189,10 +1191,8 @@ def one_model(args, started):
     if todo or not modules:
         print(f"device {device.type} ({why})")
         modules, read = compute(args, entry, plan, items, out, todo, device, dtype)
-    if not args.shard:
-        meet(ranks)
-        if rank:
-            return {}
+    if not meet(args):
+        return {}
     return conclude(args, started, out, data, modules, {"model": entry["name"], "kind": entry["kind"], "weights": plan["weights"]}, device=f"{device.type} ({why})",
                     dtype=str(dtype), weights_read_gb=read and read / 1e9, model_revision=resolved_commit(entry))
 
@@ -1228,7 +1228,7 @@ def side_by_side(args, started):
         found = one_model(argparse.Namespace(**vars(args) | {"model": name, "points": points, "out": str(out / entry["name"])}), started)
         if "shards_missing" in found:
             return found
-    meet(ranks)
+    meet(args)
     a, b = (load_yaml(out / entry["name"] / "index.yaml", "extract") for entry in entries)
     left, right = ([p for p in with_grid(index) if p != "pixels"] for index in (a, b))
     if not (left and right):
@@ -1247,10 +1247,8 @@ def side_by_side(args, started):
             shard.mark(causal={f"fused.{p}" for p in right if not (a["points"][left[0]].get("causal", True) and b["points"][p].get("causal", True))})
             seconds = [load_pt(out / index["model"] / "pooled" / shard.file, POOLED)["meta"]["seconds"] for index in (a, b)]
             shard.finish(modules, [x + y for x, y in zip(*seconds, strict=True)])
-    if not args.shard:
-        meet(ranks)
-        if rank:
-            return {}
+    if not meet(args):
+        return {}
     args.size = b["size"]
     kinds = ("random", "unstated", "small", "pretrained")
     return conclude(args, started, out, data, modules, facts | {"weights": min(a["weights"], b["weights"], key=kinds.index)}, parts={i["model"]: i["run"] for i in (a, b)})
