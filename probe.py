@@ -81,14 +81,18 @@ def probe_boxes(x, largest, split, seed=0):
 
 
 def probe_cells(x, masks, pictures, split):
-    """Token-wise ridge to masks and pixels. x [n,h,w,D] -> soft masks [n,MASK,MASK], pictures uint8 [n,PICTURE,PICTURE,3]."""
+    """Token-wise ridge to masks and pixels. x [n,h,w,D] -> soft masks [n,MASK,MASK], pictures uint8 [n,PICTURE,PICTURE,3] (None where `pictures` is)."""
     n, h, w, _ = x.shape
     targets = {}
     for name, maps, side in (("mask", masks[:, None], MASK), ("picture", pictures, PICTURE)):
+        if maps is None:
+            continue
         s = max(-(-side // h), 1)
         targets[name] = to_cells(F.interpolate(maps, (h * s, w * s), mode="bilinear", align_corners=False, antialias=True), h, w)
     found = token_ridge(x.flatten(1, 2), targets, split["train"], split["val"])
     soft = from_cells(found["mask"], h, w, 1, MASK)[:, 0]
+    if pictures is None:
+        return soft, None
     picture = from_cells(found["picture"], h, w, 3, PICTURE).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
     return soft, picture
 
@@ -109,6 +113,37 @@ def poolings(pooled):
     """Views of a clip [n, ...] from space-pooled features: mean over time, every time step in order, change from first to last."""
     x = pooled["mean"]
     return {"mean": x.mean(1), "time": x.flatten(1), "change": torch.cat([x[:, -1] - x[:, 0], x.mean(1)], -1), "max": pooled["max"].flatten(1)}
+
+
+# ---------------------------------------------------------------- scores per item in, the criterion's record out
+
+def best_point(found, val):
+    """The point with the highest mean score on val; found {point: [n]}, in which `random:<point>` is the untrained network's."""
+    return max((p for p in found if p != "pixels" and not p.startswith("random:")), key=lambda p: found[p][val].mean())
+
+
+def floors_of(found, layer, test, **more):
+    """Floors on the test items: those of `more`, then raw pixels and the untrained network where they were probed."""
+    return more | {name: found[point][test] for name, point in (("pixels", "pixels"), ("random_init", f"random:{layer}")) if point in found}
+
+
+def box_criterion(boxes, largest, split, sources, seed=0):
+    """bbox_iou from {point: what probe_boxes returned}, at the point that is best on val."""
+    test, iou = split["test"], {p: found[0] for p, found in boxes.items()}
+    layer, constant = best_point(iou, split["val"]), largest[split["train"]].median(0).values
+    return criterion(iou[layer][test], floors_of(iou, layer, test, constant=box_iou(constant, largest[test]), shuffled=boxes[layer][1][:, test]), sources,
+                     layer=layer, seed=seed, options_searched=sum(p != "pixels" and not p.startswith("random:") for p in iou))
+
+
+def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
+    """spatial_iou from {point: IoU [n]} at the point that is best on val; `shuffled`: IoU [n] of a probe on that point's tokens, side x side, and wrong labels."""
+    test, solid, layer = split["test"], masks >= 0.5, best_point(iou, split["val"])
+    position = mask_scores(masks[split["train"]].mean(0).expand_as(masks), solid, split)
+    h = side * max(-(-MASK // side), 1)
+    through = F.interpolate(F.interpolate(masks[:, None], (h, h), mode="bilinear"), (MASK, MASK), mode="bilinear")[:, 0]
+    return criterion(iou[layer][test], floors_of(iou, layer, test, position_only=position[test], all_foreground=mask_iou(torch.ones_like(solid), solid)[test], shuffled=shuffled[test]),
+                     sources, ceiling=mask_iou(through >= 0.5, solid)[test].mean().item(), layer=layer, seed=seed,
+                     options_searched=sum(p != "pixels" and not p.startswith("random:") for p in iou), **more)
 
 
 # ---------------------------------------------------------------- the two kinds of truth
@@ -133,38 +168,19 @@ def space(args, items, split, read, points, read_random, progress):
             cells[kind + point] = {"spatial_iou": mask_scores(soft, solid, split), "ssim": ssim(picture, frames), "picture": picture, "soft": soft}
     chosen_points = [p for p in points if p != "pixels"]
 
-    def best(score):
-        return max(chosen_points, key=lambda p: score(p)[val].mean())
+    criteria = {"bbox_iou": box_criterion(boxes, largest, split, sources, args.seed)}
+    decoded = {"boxes": boxes[criteria["bbox_iou"]["layer"]][2][test].clone(), "true_boxes": largest[test].clone()}
 
-    def floors_of(score, layer, **more):
-        found = dict(more)
-        if "pixels" in boxes:
-            found["pixels"] = score("pixels")[test]
-        if read_random:
-            found["random_init"] = score(f"random:{layer}")[test]
-        return found
-
-    constant = largest[split["train"]].median(0).values
-    layer = best(lambda p: boxes[p][0])
-    criteria = {"bbox_iou": criterion(boxes[layer][0][test], floors_of(lambda p: boxes[p][0], layer, constant=box_iou(constant, largest[test]), shuffled=boxes[layer][1][:, test]),
-                                      sources, layer=layer, seed=args.seed, options_searched=len(chosen_points))}
-    decoded = {"boxes": boxes[layer][2][test].clone(), "true_boxes": largest[test].clone()}
-
-    position = mask_scores(masks[split["train"]].mean(0).expand_as(masks), solid, split)
     g = torch.Generator().manual_seed(args.seed)
-    x = read(layer := best(lambda p: cells[p]["spatial_iou"]))[:, 0]
+    spatial = {p: c["spatial_iou"] for p, c in cells.items()}
+    x = read(layer := best_point(spatial, val))[:, 0]
     wrong = torch.arange(len(items))
     wrong[split["train"]] = split["train"][torch.randperm(len(split["train"]), generator=g)]
     shuffled_soft, shuffled_picture = probe_cells(x, masks[wrong], pictures[wrong], split)
-    through = F.interpolate(F.interpolate(masks[:, None], (h := x.shape[1] * max(-(-MASK // x.shape[1]), 1), h), mode="bilinear"), (MASK, MASK), mode="bilinear")[:, 0]
-    criteria["spatial_iou"] = criterion(
-        cells[layer]["spatial_iou"][test], floors_of(lambda p: cells[p]["spatial_iou"], layer, position_only=position[test], all_foreground=mask_iou(torch.ones_like(solid), solid)[test],
-                                                     shuffled=mask_scores(shuffled_soft, solid, split)[test]),
-        sources, ceiling=mask_iou(through >= 0.5, solid)[test].mean().item(), layer=layer, seed=args.seed, options_searched=len(chosen_points),
-        truth="masks" if "mask" in items[0] else "boxes")
+    criteria["spatial_iou"] = mask_criterion(spatial, mask_scores(shuffled_soft, solid, split), masks, x.shape[1], split, sources, args.seed, truth="masks" if "mask" in items[0] else "boxes")
     decoded["masks"] = cells[layer]["soft"][test].clone()
 
-    layer = best(lambda p: cells[p]["ssim"])
+    layer = best_point({p: c["ssim"] for p, c in cells.items()}, val)
     mean_picture = pictures[split["train"]].mean(0).mul(255).round().byte().permute(1, 2, 0).expand(len(test), -1, -1, -1)
     rows = {"own": cells[layer]["picture"][test], "mean_image": mean_picture, "shuffled": shuffled_picture[test]}
     rows |= {"random_init": cells[f"random:{layer}"]["picture"][test]} if read_random else {}  # raw pixels would be a copy, hence no floor here
@@ -191,6 +207,7 @@ def space(args, items, split, read, points, read_random, progress):
     layers = {p: {"bbox_iou": boxes[p][0][test].mean(), "bbox_iou_val": boxes[p][0][val].mean(), "spatial_iou": cells[p]["spatial_iou"][test].mean(),
                   "recon_ssim": cells[p]["ssim"][test].mean()} | ({"bbox_iou_random": boxes[f"random:{p}"][0][test].mean(),
                   "spatial_iou_random": cells[f"random:{p}"]["spatial_iou"][test].mean()} if read_random else {}) for p in points}
+    constant, position = largest[split["train"]].median(0).values, mask_scores(masks[split["train"]].mean(0).expand_as(masks), solid, split)
     floor = {"bbox_iou": box_iou(constant, largest[test]), "spatial_iou": position[test]}
     p_values = {f"{p}/{task}": paired_test(s[test], floor[task], sources, seed=args.seed)["p"] for p in points
                 for task, s in (("bbox_iou", boxes[p][0]), ("spatial_iou", cells[p]["spatial_iou"]))}
