@@ -208,7 +208,7 @@ def smoke_input(args, folder):
     BitImageProcessor().save_pretrained(folder / "judge")
     corner = torch.rand(40, 2) * 40
     boxes = torch.cat([corner, corner + 12 + torch.rand(40, 2) * 10], 1).round()
-    frames = torch.zeros(40, 1, 64, 64, 3, dtype=torch.uint8)
+    frames = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 64, 64, 3)  # no two pictures alike, whatever the boxes
     for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
         f[0, y1:y2, x1:x2] = 255
     ids = [f"box-{i}" for i in range(40)]

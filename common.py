@@ -857,8 +857,41 @@ def join(items, index, folder):
     return [by_id[i] for i in index["ids"]]
 
 
+def twins(items):
+    """Groups of items, as lists of their numbers, that hold the same picture to the byte.
+
+    The middle of every picture is compared first, so that of a large set only the suspects are read whole. Pictures of one value throughout are left
+    out: nothing in them can be recognised.
+    """
+    def groups(numbers, key):
+        found = {}
+        for k in numbers:
+            found.setdefault(key(k), []).append(k)
+        return [g for g in found.values() if len(g) > 1]
+
+    def content(k):
+        return items[k]["frames" if "frames" in items[k] else "encoded"].flatten()
+
+    def middle(k):
+        x = content(k)
+        return len(x), x[len(x) // 2:][:4096].numpy().tobytes()
+
+    suspects = [g for g in groups([k for k, i in enumerate(items) if "frames" in i or "encoded" in i], middle)]
+    same = [g for s in suspects for g in groups(s, lambda k: hashlib.sha256(content(k).numpy()).digest())]
+    return [g for g in same if content(g[0]).min() != content(g[0]).max()]
+
+
 def split_indices(items, folder, least=4):
-    """{train, val, test: indices}, by source; a refusal when a part is too small to say anything."""
+    """{train, val, test: indices}, by source; a refusal when a part is too small to say anything, or knows an item of another: a split leak."""
+    names = [i["id"] for i in items if "id" in i]
+    if len(set(names)) < len(names):
+        refuse(f"split leak: {folder} holds {next(n for n in names if names.count(n) > 1)!r} more than once; give every item an id of its own, or leave one out")
+    for group in twins(items):
+        splits = {split_of(items[k]["source"]): k for k in group}
+        if len(splits) > 1:
+            (one, a), (other, b) = list(splits.items())[:2]
+            refuse(f"split leak: {items[a]['id']!r} ({one}) and {items[b]['id']!r} ({other}) of {folder} are one picture under two sources "
+                   f"({len(group)} items hold it); give them the same source, or leave all but one out")
     parts = {s: torch.tensor([k for k, i in enumerate(items) if split_of(i["source"]) == s], dtype=torch.long) for s in ("train", "val", "test")}
     for name, part in parts.items():
         if len(part) < least:
@@ -921,6 +954,19 @@ def holm(p_values):
     return {name: adjusted[name] for name in p_values}
 
 
+BLIND = ("constant", "position_only", "all_foreground", "commonest", "mean_image")  # controls that see no features
+
+
+def leak(floors, gain_low, ceiling):
+    """"shuffled" when the shuffled labels beat every blind control by more than a tenth of the room above it, else None.
+
+    A probe that was taught wrong labels knows no more of the right ones than a constant does; if it scores higher, the answer reaches the scores by
+    another way: through a normaliser, say, that was fitted on it. floors: {control: mean}; gain_low(control): the interval's lower end of shuffled - control.
+    """
+    blind = [k for k in BLIND if k in floors]
+    return "shuffled" if "shuffled" in floors and blind and all(gain_low(k) > 0.1 * abs(ceiling - floors[k]) for k in blind) else None
+
+
 def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, **more):
     """One score as every stage records it: interval, best floor, paired gain over that floor, ceiling and skill.
 
@@ -930,11 +976,16 @@ def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, **m
     mean, low, high = bootstrap(scores, sources, seed=seed)
     floor_means = {name: bootstrap(f, sources, n_boot=1)[0] for name, f in floors.items()}
     best = max(floor_means, key=lambda name: sign * floor_means[name])
-    gain = paired_test(sign * torch.as_tensor(scores, dtype=torch.float64), sign * torch.as_tensor(floors[best], dtype=torch.float64), sources, seed=seed)
+    def against(own, name):
+        return paired_test(sign * torch.as_tensor(own, dtype=torch.float64), sign * torch.as_tensor(floors[name], dtype=torch.float64), sources, seed=seed)
+
+    gain = against(scores, best)
     room = ceiling - floor_means[best]
+    if leak(floor_means, lambda k: sign * (floor_means["shuffled"] - floor_means[k]), ceiling):  # the intervals only where there is a suspicion
+        more["leak"] = leak(floor_means, lambda k: against(floors["shuffled"], k)["gain_low"], ceiling)
     return {"score": mean, "low": low, "high": high, "better": better, "n": len(sources), "sources": len(set(sources)),
-            "floor": floor_means[best], "floor_name": best, "ceiling": ceiling, "skill": (mean - floor_means[best]) / room if sign * room > 0 else None, **gain, **more,
-            "floors": floor_means}
+            "floor": floor_means[best], "floor_name": best, "ceiling": ceiling, "skill": (mean - floor_means[best]) / room if sign * room > 0 else None, **gain,
+            "leak": None, **more, "floors": floor_means}
 
 
 # ---------------------------------------------------------------- linear maps
@@ -1243,9 +1294,10 @@ def ap_criterion(own, floors, n, ceiling=1.0, **more):
     score, (low, high), (gain_low, gain_high) = own["ap"].mean().item(), own["draws"].flatten().quantile(q).tolist(), gain.quantile(q).tolist()
     tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
     room = ceiling - means[best]
+    found = leak(means, lambda k: (floors["shuffled"]["draws"].mean(0) - floors[k]["draws"].mean(0)).quantile(0.025).item(), ceiling)
     return {"score": score, "low": low, "high": high, "better": "higher", "n": n, "sources": n, "floor": means[best], "floor_name": best, "ceiling": ceiling,
             "skill": (score - means[best]) / room if room > 0 else None, "gain": score - means[best], "gain_low": gain_low, "gain_high": gain_high,
-            "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))), "seeds": len(own["ap"]), "seed_std": own["ap"].std().item(), **more, "floors": means}
+            "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))), "seeds": len(own["ap"]), "seed_std": own["ap"].std().item(), "leak": found, **more, "floors": means}
 
 
 # ---------------------------------------------------------------- images

@@ -14,7 +14,7 @@ items at the chosen layers. Which probes run depends on the truth there is:
 
 Points whose tokens have no place in the picture (`grid: false` in the index) are asked for the direction only.
 The layer is chosen on val, its score comes from test, and beside every score stand the floors from the same split: a constant, shuffled
-labels, raw pixels through the same probe, the same architecture with random weights (--random).
+labels, raw pixels through the same probe, the same architecture with random weights (--random). `leak` names a control that scores what it cannot know.
 """
 import time
 from pathlib import Path
@@ -262,7 +262,7 @@ def smoke_input(args, folder):
     g = torch.Generator().manual_seed(args.seed)
     corner = torch.rand(40, 2, generator=g) * 20
     boxes = torch.cat([corner, corner + 6 + torch.rand(40, 2, generator=g) * 6], 1).round()
-    frames = torch.zeros(40, 1, 32, 32, 3, dtype=torch.uint8)
+    frames = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 32, 32, 3)  # no two pictures alike, whatever the boxes
     for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
         f[0, y1:y2, x1:x2] = 255
     ids = [f"box-{i}" for i in range(40)]
@@ -320,6 +320,8 @@ def main(argv=None):
               **{k: len(v) for k, v in split.items()}}
     for name, c in criteria.items():
         result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_layer": c["layer"]}
+    leaks = [f"{c['leak']} on {name}" for name, c in criteria.items() if c["leak"]]
+    result["leak"] = f"a control that cannot know the answer does: {', '.join(leaks)}" if leaks else None
     if args.random is None:
         result["random_init_floor"] = None
         result["random_init_reason"] = "no --random features were given"

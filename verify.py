@@ -8,7 +8,7 @@ originals, VAE and bridge reconstructions; true and decoded boxes. A criterion i
 
     PASS           when its interval clears the threshold and its paired gain over the best floor excludes zero
     FAIL           when its interval lies on the wrong side, or a test with the power to see it finds nothing above the floor
-    INCONCLUSIVE   otherwise, with the number of items that would decide
+    INCONCLUSIVE   otherwise, with the number of items that would decide; or, whatever the score, where a control that cannot know knows: a leak
 
 `plain_pass` is the bare comparison of an earlier plan, recorded beside it. `--set bbox_iou=0.5` overrides a threshold and is recorded.
 """
@@ -49,6 +49,8 @@ def judge(record, threshold, better="higher"):
     above_floor = record["gain_low"] > 0
     answer = {"answer": "INCONCLUSIVE", "plain_pass": sign * (record["score"] - threshold) > 0}
     room = abs(record["ceiling"] - record["floor"])
+    if record.get("leak"):
+        return answer | {"reason": f"leak: the control {record['leak']!r} scores {record['floors'][record['leak']]:.3f}, which it cannot without the answer; mend that first"}
     if far < 0:
         return answer | {"answer": "FAIL", "reason": "the interval lies on the wrong side of the threshold"}
     if near > 0 and above_floor:

@@ -234,6 +234,63 @@ def test_a_split_that_is_too_small_is_refused(refused):
     refused(lambda: common.split_indices([{"source": "one"}] * 50, "some/folder"), "some/folder", "use more items")
 
 
+def pictured(n=60, blank=()):
+    """Items with a picture of noise each, of one colour at the numbers in `blank`."""
+    noise = torch.randint(0, 256, (n, 1, 8, 8, 3), generator=generator()).byte()
+    return [{"id": f"item-{i}", "source": f"item-{i}", "frames": torch.full_like(x, 7) if i in blank else x} for i, x in enumerate(noise)]
+
+
+def in_split(items, name):
+    return next(i for i in items if common.split_of(i["source"]) == name)
+
+
+@pytest.mark.parametrize("form", ["frames", "encoded"])
+def test_one_picture_in_train_and_in_test_under_other_names_is_refused_as_a_split_leak(refused, form):
+    items = pictured()
+    if form == "encoded":
+        items = [{"id": i["id"], "source": i["source"], "encoded": i["frames"].flatten()} for i in items]
+    a, b = in_split(items, "train"), in_split(items, "test")
+    common.split_indices(items, "some/folder")
+    b[form] = a[form].clone()
+    refused(lambda: common.split_indices(items, "some/folder"), "split leak", a["id"], b["id"], "some/folder", "the same source")
+    b["source"] = a["source"]  # as the sentence says
+    common.split_indices(items, "some/folder")
+
+
+def test_pictures_that_differ_in_one_byte_or_hold_one_colour_are_no_split_leak():
+    items = pictured(blank=range(10, 40))
+    a, b = in_split(items, "train"), in_split(items, "test")
+    b["frames"] = a["frames"].clone()
+    b["frames"][0, 7, 7, 2] ^= 1
+    assert common.twins(items) == []
+    common.split_indices(items, "some/folder")
+
+
+def test_an_id_that_stands_twice_is_refused_as_a_split_leak(refused):
+    items = pictured()
+    items[5]["id"] = items[3]["id"]
+    refused(lambda: common.split_indices(items, "some/folder"), "split leak", "item-3", "more than once")
+
+
+def test_shuffled_labels_that_score_above_every_blind_control_are_a_leak_and_those_at_its_level_are_not():
+    noise = 0.05 * torch.rand(60, generator=generator())
+    sources = list(range(60))
+
+    def of(shuffled, **more):
+        return common.criterion(0.9 + noise, {"constant": 0.4 + noise, "shuffled": shuffled + noise.flip(0)}, sources, **more)["leak"]
+    assert of(0.4) is None and of(0.45) is None  # a tenth of the room is 0.06
+    assert of(0.6) == "shuffled"
+    assert of(0.2, better="lower", ceiling=0.0) == "shuffled" and of(0.6, better="lower", ceiling=0.0) is None
+    assert common.criterion(0.9 + noise, {"pixels": 0.4 + noise, "shuffled": 0.9 + noise}, sources)["leak"] is None  # no blind control to compare with
+
+
+def test_a_leak_into_map_is_named_too():
+    draws = torch.rand(3, 100, generator=generator()) / 10
+    low, high = ({"ap": torch.full((3,), x), "draws": x + draws} for x in (0.1, 0.8))
+    assert common.ap_criterion(high, {"position_only": low, "shuffled": high}, n=30)["leak"] == "shuffled"
+    assert common.ap_criterion(high, {"position_only": low, "shuffled": low}, n=30)["leak"] is None
+
+
 # ---------------------------------------------------------------- boxes, masks, detection
 
 def test_box_iou_of_hand_computed_pairs():

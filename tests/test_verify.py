@@ -61,6 +61,12 @@ def test_a_score_that_is_not_a_number_never_passes():
     assert verify.judge(broken, 0.5)["answer"] == "INCONCLUSIVE"
 
 
+@pytest.mark.parametrize("score", [0.1, 0.9])
+def test_a_leak_is_neither_passed_nor_held_against_the_model_and_the_control_is_named(score):
+    found = verify.judge(record(score) | {"leak": "shuffled", "floors": {"constant": 0.1, "shuffled": 0.85}}, 0.5)
+    assert found["answer"] == "INCONCLUSIVE" and "leak" in found["reason"] and "shuffled" in found["reason"] and "0.850" in found["reason"]
+
+
 # ---------------------------------------------------------------- the stand-in for LPIPS
 
 def lpips(score, floor=0.9, ceiling=0.1, half=0.02):
