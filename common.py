@@ -954,24 +954,17 @@ def holm(p_values):
     return {name: adjusted[name] for name in p_values}
 
 
-# Controls that see no features. Not the mean image: a map that knows not even the place answers with one colour, and a plain picture may have the better SSIM.
-BLIND = ("constant", "position_only", "all_foreground", "commonest")
+def known_too_well(gain_low, floor, ceiling):
+    """Does a control beat another, which bounds what it can know, by more than a tenth of the room? gain_low: the lower end of the interval of its gain."""
+    return gain_low > 0.1 * abs(ceiling - floor)
 
 
-def leak(floors, gain_low, ceiling):
-    """"shuffled" when the shuffled labels beat every blind control by more than a tenth of the room above it, else None.
-
-    A probe that was taught wrong labels knows no more of the right ones than a constant does; if it scores higher, the answer reaches the scores by
-    another way: through a normaliser, say, that was fitted on it. floors: {control: mean}; gain_low(control): the interval's lower end of shuffled - control.
-    """
-    blind = [k for k in BLIND if k in floors]
-    return "shuffled" if "shuffled" in floors and blind and all(gain_low(k) > 0.1 * abs(ceiling - floors[k]) for k in blind) else None
-
-
-def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, **more):
+def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, blind=None, **more):
     """One score as every stage records it: interval, best floor, paired gain over that floor, ceiling and skill.
 
     scores: [n] or [seeds, n], a value per test item; floors: {name: the same}. `better` says which way is good; the gain is positive when good.
+    blind: the floor that sees no features and so bounds what shuffled labels can score. Where these score higher all the same, the answer reaches the scores
+    by another way, say a normaliser that was fitted on it: `leak` is then "shuffled".
     """
     sign = 1 if better == "higher" else -1
     mean, low, high = bootstrap(scores, sources, seed=seed)
@@ -982,11 +975,10 @@ def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, **m
 
     gain = against(scores, best)
     room = ceiling - floor_means[best]
-    if leak(floor_means, lambda k: sign * (floor_means["shuffled"] - floor_means[k]), ceiling):  # the intervals only where there is a suspicion
-        more["leak"] = leak(floor_means, lambda k: against(floors["shuffled"], k)["gain_low"], ceiling)
+    leak = blind and known_too_well(against(floors["shuffled"], blind)["gain_low"], floor_means[blind], ceiling)
     return {"score": mean, "low": low, "high": high, "better": better, "n": len(sources), "sources": len(set(sources)),
             "floor": floor_means[best], "floor_name": best, "ceiling": ceiling, "skill": (mean - floor_means[best]) / room if sign * room > 0 else None, **gain,
-            "leak": None, **more, "floors": floor_means}
+            "leak": "shuffled" if leak else None, **more, "floors": floor_means}
 
 
 # ---------------------------------------------------------------- linear maps
@@ -1286,7 +1278,7 @@ def ap_runs(predict, x, truth, pick, n_boot=100):
     return {"ap": torch.tensor([r[0] for r in runs]), "draws": torch.tensor([r[3] for r in runs])}
 
 
-def ap_criterion(own, floors, n, ceiling=1.0, **more):
+def ap_criterion(own, floors, n, ceiling=1.0, blind=None, **more):
     """mAP's record, like `criterion`: the interval from resampled images pooled over seeds, the paired gain from equal resamples."""
     means = {k: f["ap"].mean().item() for k, f in floors.items()}
     best = max(means, key=means.get)
@@ -1295,10 +1287,10 @@ def ap_criterion(own, floors, n, ceiling=1.0, **more):
     score, (low, high), (gain_low, gain_high) = own["ap"].mean().item(), own["draws"].flatten().quantile(q).tolist(), gain.quantile(q).tolist()
     tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
     room = ceiling - means[best]
-    found = leak(means, lambda k: (floors["shuffled"]["draws"].mean(0) - floors[k]["draws"].mean(0)).quantile(0.025).item(), ceiling)
+    leak = blind and known_too_well((floors["shuffled"]["draws"] - floors[blind]["draws"]).mean(0).quantile(0.025).item(), means[blind], ceiling)
     return {"score": score, "low": low, "high": high, "better": "higher", "n": n, "sources": n, "floor": means[best], "floor_name": best, "ceiling": ceiling,
             "skill": (score - means[best]) / room if room > 0 else None, "gain": score - means[best], "gain_low": gain_low, "gain_high": gain_high,
-            "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))), "seeds": len(own["ap"]), "seed_std": own["ap"].std().item(), "leak": found, **more, "floors": means}
+            "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))), "seeds": len(own["ap"]), "seed_std": own["ap"].std().item(), "leak": "shuffled" if leak else None, **more, "floors": means}
 
 
 # ---------------------------------------------------------------- images

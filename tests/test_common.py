@@ -272,23 +272,21 @@ def test_an_id_that_stands_twice_is_refused_as_a_split_leak(refused):
     refused(lambda: common.split_indices(items, "some/folder"), "split leak", "item-3", "more than once")
 
 
-def test_shuffled_labels_that_score_above_every_blind_control_are_a_leak_and_those_at_its_level_are_not():
+def test_shuffled_labels_that_score_above_the_blind_control_are_a_leak_and_those_at_its_level_are_not():
     noise = 0.05 * torch.rand(60, generator=generator())
-    sources = list(range(60))
 
-    def of(shuffled, **more):
-        return common.criterion(0.9 + noise, {"constant": 0.4 + noise, "shuffled": shuffled + noise.flip(0)}, sources, **more)["leak"]
+    def of(shuffled, blind="constant", **more):
+        return common.criterion(0.9 + noise, {"constant": 0.4 + noise, "shuffled": shuffled + noise.flip(0)}, list(range(60)), blind=blind, **more)["leak"]
     assert of(0.4) is None and of(0.45) is None  # a tenth of the room is 0.06
-    assert of(0.6) == "shuffled"
+    assert of(0.6) == "shuffled" and of(0.6, blind=None) is None
     assert of(0.2, better="lower", ceiling=0.0) == "shuffled" and of(0.6, better="lower", ceiling=0.0) is None
-    assert common.criterion(0.9 + noise, {"pixels": 0.4 + noise, "shuffled": 0.9 + noise}, sources)["leak"] is None  # no blind control to compare with
 
 
 def test_a_leak_into_map_is_named_too():
     draws = torch.rand(3, 100, generator=generator()) / 10
     low, high = ({"ap": torch.full((3,), x), "draws": x + draws} for x in (0.1, 0.8))
-    assert common.ap_criterion(high, {"position_only": low, "shuffled": high}, n=30)["leak"] == "shuffled"
-    assert common.ap_criterion(high, {"position_only": low, "shuffled": low}, n=30)["leak"] is None
+    assert common.ap_criterion(high, {"position_only": low, "shuffled": high}, n=30, blind="position_only")["leak"] == "shuffled"
+    assert common.ap_criterion(high, {"position_only": low, "shuffled": low}, n=30, blind="position_only")["leak"] is None
 
 
 # ---------------------------------------------------------------- boxes, masks, detection

@@ -4,7 +4,7 @@ import torch
 
 import probe
 import verify
-from common import box_iou, load_pt, load_yaml, plant_features, split_of, to_cells, write_items
+from common import MASK, box_iou, from_cells, load_pt, load_yaml, mask_scores, plant_features, split_of, to_cells, write_items
 
 N = 120
 IDS = [f"item-{i:03d}" for i in range(N)]
@@ -126,6 +126,19 @@ def test_labels_normalised_by_their_own_answers_are_a_leak_that_the_shuffled_con
     assert found["leak"] == "shuffled" and found["score"] > 0.9
     answer = verify.judge(found, verify.GATE1["bbox_iou"]["threshold"])
     assert answer["answer"] == "INCONCLUSIVE" and "leak: the control 'shuffled'" in answer["reason"]
+
+
+def test_shuffled_masks_that_the_true_threshold_mends_are_not_called_a_leak():
+    boxes = boxes_of() / 32
+    split = {s: torch.tensor([k for k, i in enumerate(IDS) if split_of(i) == s]) for s in ("train", "val", "test")}
+    x = cells(boxes)[:, 0]
+    masks = torch.nn.functional.interpolate(from_cells(x.flatten(1, 2), 4, 4, 1, 16), (MASK, MASK))[:, 0]
+    wrong = torch.arange(N)
+    wrong[split["train"]] = split["train"].roll(1)
+    own, shuffled = (mask_scores(probe.probe_cells(x, m, None, split)[0], masks >= 0.5, split) for m in (masks, masks[wrong]))
+    found = probe.mask_criterion({"own": own}, shuffled, masks, 4, split, [IDS[i] for i in split["test"]])
+    assert found["leak"] is None and verify.judge(found, verify.GATE1["spatial_iou"]["threshold"])["answer"] == "PASS"
+    assert found["floors"]["shuffled"] > max(found["floors"]["position_only"], found["floors"]["all_foreground"]) + 0.1
 
 
 # ---------------------------------------------------------------- motion
