@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import math
 import os
 import platform
 import resource
@@ -907,8 +908,21 @@ def clusters(sources):
     return torch.tensor([names[s] for s in sources])
 
 
+def widened(mean, low, high, n):
+    """A 95% percentile interval from resampling n sources, made as wide as Student's t asks: (low, high).
+
+    Percentiles are too narrow by sqrt((n - 1) / n), and are those of a normal distribution where few sources need the t of n - 1 degrees (Hesterberg 2015,
+    section 3.2): by 2% at n = 100, by 11% at 18, by half at 5. A single source says nothing of others: no bounds.
+    """
+    from scipy.special import stdtrit
+    if n < 2:
+        return -math.inf, math.inf
+    factor = float(stdtrit(n - 1, 0.975)) / 1.959964 * (n / (n - 1)) ** 0.5
+    return mean - factor * (mean - low), mean + factor * (high - mean)
+
+
 def bootstrap(scores, sources, n_boot=2000, seed=0):
-    """Mean and 95% percentile interval of `scores` [n] or [seeds, n], resampling sources (and seeds) with replacement.
+    """Mean and 95% interval of `scores` [n] or [seeds, n], resampling sources (and seeds) with replacement: percentiles, `widened`.
 
     Items of one source stay together (cluster bootstrap; Field & Welsh 2007).
     """
@@ -923,8 +937,8 @@ def bootstrap(scores, sources, n_boot=2000, seed=0):
     means = (weights @ total.T) / (weights @ count)[:, None]  # [n_boot, seeds]
     picked = torch.randint(len(scores), means.shape, generator=g) if len(scores) > 1 else torch.zeros_like(means, dtype=torch.long)
     means = means.gather(1, picked).mean(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return scores.mean().item(), low, high
+    mean = scores.mean().item()
+    return mean, *widened(mean, *means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), len(count))
 
 
 def paired_test(a, b, sources, n_perm=2000, seed=0):

@@ -133,6 +133,22 @@ def test_bootstrap_interval_covers_the_true_mean_about_95_times_in_100():
     assert 0.89 <= hits / 200 <= 0.985, hits
 
 
+@pytest.mark.parametrize("sources", [2, 3, 5])
+def test_bootstrap_of_few_sources_is_as_wide_as_students_t_asks(sources):
+    g = generator()
+    outside = 0
+    for k in range(300):
+        _, low, high = common.bootstrap(torch.randn(sources, generator=g).repeat_interleave(4), [i // 4 for i in range(4 * sources)], n_boot=500, seed=k)
+        outside += low > 0  # percentiles alone: 0.25, 0.12, 0.08
+    assert outside / 300 <= 0.055, outside
+
+
+def test_the_interval_of_many_sources_is_that_of_percentiles_and_a_single_source_has_none():
+    assert common.widened(0.5, 0.4, 0.7, 10**6) == pytest.approx((0.4, 0.7), abs=1e-5)
+    assert common.widened(0.5, 0.4, 0.7, 5) == pytest.approx((0.5 - 0.1 * 1.5838, 0.5 + 0.2 * 1.5838), abs=1e-4)  # 2.7764 / 1.96 * sqrt(5 / 4)
+    assert common.bootstrap([0.2, 0.4], ["a", "a"])[1:] == (-np.inf, np.inf)
+
+
 def test_bootstrap_weighs_items_not_sources():
     large, small = [f"large-{i // 9}" for i in range(180)], [f"small-{i}" for i in range(20)]  # 20 sources of nine items, 20 of one
     value, low, high = common.bootstrap([1.0] * 180 + [0.0] * 20, large + small, n_boot=500)
