@@ -1066,8 +1066,8 @@ def mask_iou(a, b):
     return torch.where(union > 0, inter / union.clamp(min=1), 1.0)
 
 
-def coco_ap50(truth, predictions, n_boot=200, seed=0):
-    """mAP at IoU 0.5 by pycocotools, with a 95% interval from resampling images.
+def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
+    """mAP at IoU 0.5 by pycocotools, with a 95% interval (percentiles) from resampling images, those of one source together.
 
     truth: per image (boxes [m,4] xyxy, classes [m]); predictions: per image (boxes [q,4], classes [q], scores [q]).
     Returns (ap, low, high, the resampled values, in the same order of resamples for every call). Images are matched once; a resample only accumulates again.
@@ -1107,7 +1107,9 @@ def coco_ap50(truth, predictions, n_boot=200, seed=0):
             return float(precision[precision > -1].mean()) if (precision > -1).any() else 0.0
 
         value = ap(np.arange(len(truth)))
-        draws = [ap(rng.integers(0, len(truth), len(truth))) for _ in range(n_boot)]
+        cluster = clusters(range(len(truth)) if sources is None else sources).numpy()
+        members = np.split(np.argsort(cluster, kind="stable"), np.cumsum(np.bincount(cluster))[:-1])
+        draws = [ap(np.concatenate([members[c] for c in rng.integers(0, len(members), len(members))])) for _ in range(n_boot)]
     return value, *(np.quantile(draws, [0.025, 0.975]).tolist() if draws else (value, value)), draws
 
 
@@ -1284,25 +1286,28 @@ def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=40, bat
     return predict
 
 
-def ap_runs(predict, x, truth, pick, n_boot=100):
-    """mAP@0.5 of every seed on items `pick` of tokens x [n, K, D]: {ap [S], draws [S, n_boot]}, equal resamples for every seed and probe."""
+def ap_runs(predict, x, truth, pick, n_boot=100, sources=None):
+    """mAP@0.5 of every seed on items `pick` of tokens x [n, K, D]: {ap [S], draws [S, n_boot]}, equal resamples (of the items' sources) for every seed and probe."""
     boxes, names, scores = predict(x[pick])
     true = [(truth[i][0] * 1000, truth[i][1]) for i in pick]
-    runs = [coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot) for s in range(len(boxes))]
+    runs = [coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot, sources=sources) for s in range(len(boxes))]
     return {"ap": torch.tensor([r[0] for r in runs]), "draws": torch.tensor([r[3] for r in runs])}
 
 
-def ap_criterion(own, floors, n, ceiling=1.0, blind=None, **more):
-    """mAP's record, like `criterion`: the interval from resampled images pooled over seeds, the paired gain from equal resamples."""
+def ap_criterion(own, floors, sources, ceiling=1.0, blind=None, **more):
+    """mAP's record, like `criterion`: the interval from resampled sources pooled over seeds, the paired gain from equal resamples. sources: of every test item."""
     means = {k: f["ap"].mean().item() for k, f in floors.items()}
     best = max(means, key=means.get)
     gain = own["draws"].mean(0) - floors[best]["draws"].mean(0)
     q = torch.tensor([0.025, 0.975])
     score, (low, high), (gain_low, gain_high) = own["ap"].mean().item(), own["draws"].flatten().quantile(q).tolist(), gain.quantile(q).tolist()
+    n, count = len(sources), len(set(sources))
+    low, high = widened(score, low, high, count)
+    gain_low, gain_high = widened(score - means[best], gain_low, gain_high, count)
     tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
     room = ceiling - means[best]
     leak = blind and known_too_well((floors["shuffled"]["draws"] - floors[blind]["draws"]).mean(0).quantile(0.025).item(), means[blind], ceiling)
-    return {"score": score, "low": low, "high": high, "better": "higher", "n": n, "sources": n, "floor": means[best], "floor_name": best, "ceiling": ceiling,
+    return {"score": score, "low": low, "high": high, "better": "higher", "n": n, "sources": count, "floor": means[best], "floor_name": best, "ceiling": ceiling,
             "skill": (score - means[best]) / room if room > 0 else None, "gain": score - means[best], "gain_low": gain_low, "gain_high": gain_high,
             "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))), "seeds": len(own["ap"]), "seed_std": own["ap"].std().item(), "leak": "shuffled" if leak else None, **more, "floors": means}
 

@@ -97,12 +97,12 @@ def probe_cells(x, masks, pictures, split):
     return soft, picture
 
 
-def probe_set(x, truth, classes, split, seed):
-    """Set prediction from tokens [n,h,w,D], read at no more than SET_GRID a side: mAP@0.5 of each seed on val and on test."""
+def probe_set(x, truth, classes, split, seed, sources):
+    """Set prediction from tokens [n,h,w,D], read at no more than SET_GRID a side: mAP@0.5 of each seed on val and on test, whose `sources` are resampled."""
     h, w = (min(s, SET_GRID) for s in x.shape[1:3])
     x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (h, w)).permute(0, 2, 3, 1).flatten(1, 2)
     predict = train_set_probe(x, (h, w), truth, classes, split["train"], split["val"], SEEDS, seed=seed)
-    return {part: ap_runs(predict, x, truth, split[part], n_boot) for part, n_boot in (("val", 0), ("test", 100))}
+    return {"val": ap_runs(predict, x, truth, split["val"], 0), "test": ap_runs(predict, x, truth, split["test"], sources=sources)}
 
 
 def one_hot(labels, names):
@@ -203,9 +203,9 @@ def space(args, items, split, read, points, read_random, progress):
         x, labels = jobs[name]
         x = (read(ranked[0])[split["train"]].mean(0).expand(len(items), -1, -1, -1, -1) if x is None else x)[:, 0]
         labels = [labels[i] if i in set(split["train"].tolist()) else truth[i] for i in range(len(items))]
-        runs[name] = probe_set(x, labels, len(names), split, args.seed)
+        runs[name] = probe_set(x, labels, len(names), split, args.seed, sources)
     layer = max(ranked, key=lambda p: runs[p]["val"]["ap"].mean())
-    criteria["map50"] = ap_criterion(runs[layer]["test"], {k: r["test"] for k, r in runs.items() if k not in ranked}, len(test),
+    criteria["map50"] = ap_criterion(runs[layer]["test"], {k: r["test"] for k, r in runs.items() if k not in ranked}, sources,
                                      blind="position_only", layer=layer, options_searched=len(ranked), classes=len(names))
 
     layers = {p: {"bbox_iou": boxes[p][0][test].mean(), "bbox_iou_val": boxes[p][0][val].mean(), "spatial_iou": cells[p]["spatial_iou"][test].mean(),

@@ -301,8 +301,8 @@ def test_shuffled_labels_that_score_above_the_blind_control_are_a_leak_and_those
 def test_a_leak_into_map_is_named_too():
     draws = torch.rand(3, 100, generator=generator()) / 10
     low, high = ({"ap": torch.full((3,), x), "draws": x + draws} for x in (0.1, 0.8))
-    assert common.ap_criterion(high, {"position_only": low, "shuffled": high}, n=30, blind="position_only")["leak"] == "shuffled"
-    assert common.ap_criterion(high, {"position_only": low, "shuffled": low}, n=30, blind="position_only")["leak"] is None
+    assert common.ap_criterion(high, {"position_only": low, "shuffled": high}, sources=range(30), blind="position_only")["leak"] == "shuffled"
+    assert common.ap_criterion(high, {"position_only": low, "shuffled": low}, sources=range(30), blind="position_only")["leak"] is None
 
 
 # ---------------------------------------------------------------- boxes, masks, detection
@@ -337,6 +337,17 @@ def test_ap50_of_a_perfect_detector_is_1_on_every_resample():
     assert (value, low, high) == (1, 1, 1) and len(draws) == 20
 
 
+def test_the_interval_of_ap_resamples_sources_and_not_images():
+    truth, found = detections(60)
+    nothing = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    found = [f if i % 20 < 10 else nothing for i, f in enumerate(found)]  # a source of ten is found or missed as one
+    alone, together = (common.coco_ap50(truth, found, n_boot=200, sources=s) for s in (None, [i // 10 for i in range(60)]))
+    assert alone[0] == together[0] and np.std(together[3]) > 2 * np.std(alone[3])  # sqrt(10) = 3.2
+    runs, none = {"ap": torch.tensor([together[0]] * 2), "draws": torch.tensor([together[3]] * 2)}, {"none": {"ap": torch.zeros(2), "draws": torch.zeros(2, 200)}}
+    record = common.ap_criterion(runs, none, [i // 10 for i in range(60)])
+    assert (record["n"], record["sources"]) == (60, 6) and record["low"] < common.ap_criterion(runs, none, range(60))["low"]
+
+
 def test_ap50_is_0_without_detections_and_with_the_wrong_classes():
     truth, found = detections()
     nothing = [(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0))] * len(truth)
@@ -368,11 +379,11 @@ def test_ap50_charges_for_false_boxes_that_are_surer_than_the_true_ones():
 def test_ap_criterion_pairs_the_resamples_of_probe_and_floor():
     draws = torch.rand(3, 100, generator=generator())
     own, floor = {"ap": torch.tensor([0.5, 0.6, 0.7]), "draws": draws + 0.2}, {"ap": torch.tensor([0.4, 0.4, 0.4]), "draws": draws}
-    found = common.ap_criterion(own, {"constant": floor, "worse": {"ap": torch.zeros(3), "draws": draws * 0}}, n=30)
+    found = common.ap_criterion(own, {"constant": floor, "worse": {"ap": torch.zeros(3), "draws": draws * 0}}, sources=range(30))
     assert (found["floor_name"], found["n"], found["seeds"]) == ("constant", 30, 3)
     assert found["score"] == pytest.approx(0.6) and found["skill"] == pytest.approx(0.2 / 0.6)
     assert found["gain_low"] == pytest.approx(0.2, abs=1e-6) and found["gain_high"] == pytest.approx(0.2, abs=1e-6)  # unpaired it would be about 0.2 +- 0.8
-    null = common.ap_criterion(floor, {"same": floor}, n=30)
+    null = common.ap_criterion(floor, {"same": floor}, sources=range(30))
     assert null["gain"] == 0 and null["p"] == 1
 
 
