@@ -30,7 +30,7 @@ CHECKPOINTS := $(addprefix results/tiny/tiny-,$(addsuffix .yaml,vae vlm semantic
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 test test-fast bench bench-gpu smoke lint tiny clean FORCE
+.PHONY: help gate1 test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -107,10 +107,12 @@ bench: $(SETUP)  ## speed as ratios against named peers, all in one run: results
 	$(PY) tests/bench.py
 bench-gpu: $(SETUP)  ## the same on a CUDA device with networks of full size: results/bench-gpu.yaml (needs 64 GB of disk)
 	$(PY) tests/bench_gpu.py
+calibrate: $(SETUP)  ## how often gate 1 itself is wrong, on planted worlds: results/calibrate.yaml and .png (about 10 minutes)
+	$(PY) tests/calibrate.py
 smoke: $(SETUP)  ## every stage on made-up input
 	for stage in data extract probe align adapt verify; do $(PY) $$stage.py --smoke || exit 1; done
 lint: $(SETUP)  ## ruff
 	$(PY) -m ruff check .
 clean:  ## remove data/ and results that are not part of the repository
-	rm -rf data $(filter-out results/tiny results/bench.yaml results/bench-gpu.yaml,$(wildcard results/*)) $(filter-out results/tiny/checkpoints,$(filter-out %.yaml,$(wildcard results/tiny/*)))
+	rm -rf data $(filter-out results/tiny results/bench.yaml results/bench-gpu.yaml results/calibrate.yaml results/calibrate.png,$(wildcard results/*)) $(filter-out results/tiny/checkpoints,$(filter-out %.yaml,$(wildcard results/tiny/*)))
 FORCE:

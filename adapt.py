@@ -184,11 +184,12 @@ def judged(tokens, rows, items, split, epochs, seed):
     def shrink(x):
         return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1).flatten(1, 2)
 
+    sources = [items[i]["source"] for i in test]
     predict = train_set_probe(shrink(tokens["originals"]), side, truth, len(classes), split["train"], split["val"], 1, epochs=epochs, seed=seed)
     test_truth, everything = [truth[i] for i in test], torch.arange(len(test))
-    runs = {"originals": ap_runs(predict, shrink(tokens["originals"]), truth, test)}
+    runs = {"originals": ap_runs(predict, shrink(tokens["originals"]), truth, test, sources=sources)}
     for k in names:
-        each = [ap_runs(predict, x, test_truth, everything) for x in shrink(tokens[k]).unflatten(0, (-1, len(test)))]
+        each = [ap_runs(predict, x, test_truth, everything, sources=sources) for x in shrink(tokens[k]).unflatten(0, (-1, len(test)))]
         runs[k] = {key: torch.cat([e[key] for e in each]) for key in ("ap", "draws")}
     return of_test, runs
 
@@ -208,7 +209,7 @@ def smoke_input(args, folder):
     BitImageProcessor().save_pretrained(folder / "judge")
     corner = torch.rand(40, 2) * 40
     boxes = torch.cat([corner, corner + 12 + torch.rand(40, 2) * 10], 1).round()
-    frames = torch.zeros(40, 1, 64, 64, 3, dtype=torch.uint8)
+    frames = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 64, 64, 3)  # no two pictures alike, whatever the boxes
     for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
         f[0, y1:y2, x1:x2] = 255
     ids = [f"box-{i}" for i in range(40)]
@@ -313,7 +314,7 @@ def main(argv=None):
         criteria[key] = criterion(table["bridge"], {k: table[k] for k in floors}, sources, ceiling=table["vae"].mean().item(),
                                   better="lower" if key.startswith("lpips") else "higher", seed=args.seed, layer=point, options_searched=len(trained),
                                   controls={k: table[k].mean() for k in controls})
-    criteria["recon_map50"] = ap_criterion(runs["bridge"], {k: runs[k] for k in floors}, n, ceiling=runs["vae"]["ap"].mean().item(), layer=point, options_searched=len(trained),
+    criteria["recon_map50"] = ap_criterion(runs["bridge"], {k: runs[k] for k in floors}, sources, ceiling=runs["vae"]["ap"].mean().item(), layer=point, options_searched=len(trained),
                                            controls={k: runs[k]["ap"].mean() for k in controls})
     result = {"stage": "adapt", "mode": "latents", "model": index["model"], "decoder": vae_entry["name"], "judge": judge_entry["name"], "weights": index["weights"],
               "decoder_weights": vae_entry["weights"], "data": index["data"], "data_name": data["name"], "bridge": bridge, "layer": point,

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import check_writable, clusters, holm, join, load_features, load_items, made_up_folder, parser, refuse, run_info, save_yaml, say, split_indices, token_ridge, with_grid
+from common import check_writable, clusters, holm, join, load_features, load_items, made_up_folder, parser, refuse, run_info, save_yaml, say, split_indices, token_ridge, widened, with_grid
 
 MEASURES = ("cka", "linear_r2", "spearman", "recall10")
 
@@ -116,13 +116,15 @@ def shuffle(blocks, g):
 
 def jackknife(x, y, measure, blocks, folds=20):
     """(value, low, high) from two Gram matrices: 95% interval by deleting blocks of sources (a bootstrap would repeat items, and a repeated
-    item is its own nearest neighbour)."""
+    item is its own nearest neighbour); Student's t of as many blocks."""
+    from scipy.special import stdtrit
+
     def value(keep):
         return COMPARE[measure](*(prepare(gram[keep][:, keep], (measure,))[measure] for gram in (x, y))).item()
 
     folds = min(folds, len(blocks))
     v = torch.tensor([value(torch.cat([b for i, b in enumerate(blocks) if i % folds != f])) for f in range(folds)])
-    half = 1.96 * ((folds - 1) / folds * (v - v.mean()).square().sum()).sqrt().item()
+    half = float(stdtrit(folds - 1, 0.975)) * ((folds - 1) / folds * (v - v.mean()).square().sum()).sqrt().item()
     whole = value(torch.arange(len(x)))
     return whole, whole - half, whole + half
 
@@ -163,7 +165,8 @@ def ratio_bootstrap(residual, variance, sources, n_boot=2000, seed=0):
     sums = [torch.zeros(n, dtype=torch.float64).index_add_(0, cluster, v) for v in (residual, variance)]
     pick = torch.randint(n, (n_boot, n), generator=torch.Generator().manual_seed(seed))
     draws = 1 - sums[0][pick].sum(1) / sums[1][pick].sum(1)
-    return (1 - residual.sum() / variance.sum()).item(), *draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    value = (1 - residual.sum() / variance.sum()).item()
+    return value, *widened(value, *draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), n)
 
 
 # ---------------------------------------------------------------- the stage

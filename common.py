@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import math
 import os
 import platform
 import resource
@@ -857,8 +858,41 @@ def join(items, index, folder):
     return [by_id[i] for i in index["ids"]]
 
 
+def twins(items):
+    """Groups of items, as lists of their numbers, that hold the same picture to the byte.
+
+    The middle of every picture is compared first, so that of a large set only the suspects are read whole. Pictures of one value throughout are left
+    out: nothing in them can be recognised.
+    """
+    def groups(numbers, key):
+        found = {}
+        for k in numbers:
+            found.setdefault(key(k), []).append(k)
+        return [g for g in found.values() if len(g) > 1]
+
+    def content(k):
+        return items[k]["frames" if "frames" in items[k] else "encoded"].flatten()
+
+    def middle(k):
+        x = content(k)
+        return len(x), x[len(x) // 2:][:4096].numpy().tobytes()
+
+    suspects = [g for g in groups([k for k, i in enumerate(items) if "frames" in i or "encoded" in i], middle)]
+    same = [g for s in suspects for g in groups(s, lambda k: hashlib.sha256(content(k).numpy()).digest())]
+    return [g for g in same if content(g[0]).min() != content(g[0]).max()]
+
+
 def split_indices(items, folder, least=4):
-    """{train, val, test: indices}, by source; a refusal when a part is too small to say anything."""
+    """{train, val, test: indices}, by source; a refusal when a part is too small to say anything, or knows an item of another: a split leak."""
+    names = [i["id"] for i in items if "id" in i]
+    if len(set(names)) < len(names):
+        refuse(f"split leak: {folder} holds {next(n for n in names if names.count(n) > 1)!r} more than once; give every item an id of its own, or leave one out")
+    for group in twins(items):
+        splits = {split_of(items[k]["source"]): k for k in group}
+        if len(splits) > 1:
+            (one, a), (other, b) = list(splits.items())[:2]
+            refuse(f"split leak: {items[a]['id']!r} ({one}) and {items[b]['id']!r} ({other}) of {folder} are one picture under two sources "
+                   f"({len(group)} items hold it); give them the same source, or leave all but one out")
     parts = {s: torch.tensor([k for k, i in enumerate(items) if split_of(i["source"]) == s], dtype=torch.long) for s in ("train", "val", "test")}
     for name, part in parts.items():
         if len(part) < least:
@@ -874,8 +908,21 @@ def clusters(sources):
     return torch.tensor([names[s] for s in sources])
 
 
+def widened(mean, low, high, n):
+    """A 95% percentile interval from resampling n sources, made as wide as Student's t asks: (low, high).
+
+    Percentiles are too narrow by sqrt((n - 1) / n), and are those of a normal distribution where few sources need the t of n - 1 degrees (Hesterberg 2015,
+    section 3.2): by 2% at n = 100, by 11% at 18, by half at 5. A single source says nothing of others: no bounds.
+    """
+    from scipy.special import stdtrit
+    if n < 2:
+        return -math.inf, math.inf
+    factor = float(stdtrit(n - 1, 0.975)) / 1.959964 * (n / (n - 1)) ** 0.5
+    return mean - factor * (mean - low), mean + factor * (high - mean)
+
+
 def bootstrap(scores, sources, n_boot=2000, seed=0):
-    """Mean and 95% percentile interval of `scores` [n] or [seeds, n], resampling sources (and seeds) with replacement.
+    """Mean and 95% interval of `scores` [n] or [seeds, n], resampling sources (and seeds) with replacement: percentiles, `widened`.
 
     Items of one source stay together (cluster bootstrap; Field & Welsh 2007).
     """
@@ -890,8 +937,8 @@ def bootstrap(scores, sources, n_boot=2000, seed=0):
     means = (weights @ total.T) / (weights @ count)[:, None]  # [n_boot, seeds]
     picked = torch.randint(len(scores), means.shape, generator=g) if len(scores) > 1 else torch.zeros_like(means, dtype=torch.long)
     means = means.gather(1, picked).mean(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return scores.mean().item(), low, high
+    mean = scores.mean().item()
+    return mean, *widened(mean, *means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), len(count))
 
 
 def paired_test(a, b, sources, n_perm=2000, seed=0):
@@ -921,20 +968,31 @@ def holm(p_values):
     return {name: adjusted[name] for name in p_values}
 
 
-def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, **more):
+def known_too_well(gain_low, floor, ceiling):
+    """Does a control beat another, which bounds what it can know, by more than a tenth of the room? gain_low: the lower end of the interval of its gain."""
+    return gain_low > 0.1 * abs(ceiling - floor)
+
+
+def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, blind=None, **more):
     """One score as every stage records it: interval, best floor, paired gain over that floor, ceiling and skill.
 
     scores: [n] or [seeds, n], a value per test item; floors: {name: the same}. `better` says which way is good; the gain is positive when good.
+    blind: the floor that sees no features and so bounds what shuffled labels can score. Where these score higher all the same, the answer reaches the scores
+    by another way, say a normaliser that was fitted on it: `leak` is then "shuffled".
     """
     sign = 1 if better == "higher" else -1
     mean, low, high = bootstrap(scores, sources, seed=seed)
     floor_means = {name: bootstrap(f, sources, n_boot=1)[0] for name, f in floors.items()}
     best = max(floor_means, key=lambda name: sign * floor_means[name])
-    gain = paired_test(sign * torch.as_tensor(scores, dtype=torch.float64), sign * torch.as_tensor(floors[best], dtype=torch.float64), sources, seed=seed)
+    def against(own, name):
+        return paired_test(sign * torch.as_tensor(own, dtype=torch.float64), sign * torch.as_tensor(floors[name], dtype=torch.float64), sources, seed=seed)
+
+    gain = against(scores, best)
     room = ceiling - floor_means[best]
+    leak = blind and known_too_well(against(floors["shuffled"], blind)["gain_low"], floor_means[blind], ceiling)
     return {"score": mean, "low": low, "high": high, "better": better, "n": len(sources), "sources": len(set(sources)),
             "floor": floor_means[best], "floor_name": best, "ceiling": ceiling, "skill": (mean - floor_means[best]) / room if sign * room > 0 else None, **gain,
-            "mde": detectable(gain["gain_low"], gain["gain_high"]), **more, "floors": floor_means}
+            "mde": detectable(gain["gain_low"], gain["gain_high"]), "leak": "shuffled" if leak else None, **more, "floors": floor_means}
 
 
 def detectable(low, high):
@@ -1013,8 +1071,8 @@ def mask_iou(a, b):
     return torch.where(union > 0, inter / union.clamp(min=1), 1.0)
 
 
-def coco_ap50(truth, predictions, n_boot=200, seed=0):
-    """mAP at IoU 0.5 by pycocotools, with a 95% interval from resampling images.
+def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
+    """mAP at IoU 0.5 by pycocotools, with a 95% interval (percentiles) from resampling images, those of one source together.
 
     truth: per image (boxes [m,4] xyxy, classes [m]); predictions: per image (boxes [q,4], classes [q], scores [q]).
     Returns (ap, low, high, the resampled values, in the same order of resamples for every call). Images are matched once; a resample only accumulates again.
@@ -1054,7 +1112,9 @@ def coco_ap50(truth, predictions, n_boot=200, seed=0):
             return float(precision[precision > -1].mean()) if (precision > -1).any() else 0.0
 
         value = ap(np.arange(len(truth)))
-        draws = [ap(rng.integers(0, len(truth), len(truth))) for _ in range(n_boot)]
+        cluster = clusters(range(len(truth)) if sources is None else sources).numpy()
+        members = np.split(np.argsort(cluster, kind="stable"), np.cumsum(np.bincount(cluster))[:-1])
+        draws = [ap(np.concatenate([members[c] for c in rng.integers(0, len(members), len(members))])) for _ in range(n_boot)]
     return value, *(np.quantile(draws, [0.025, 0.975]).tolist() if draws else (value, value)), draws
 
 
@@ -1231,26 +1291,31 @@ def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=40, bat
     return predict
 
 
-def ap_runs(predict, x, truth, pick, n_boot=100):
-    """mAP@0.5 of every seed on items `pick` of tokens x [n, K, D]: {ap [S], draws [S, n_boot]}, equal resamples for every seed and probe."""
+def ap_runs(predict, x, truth, pick, n_boot=100, sources=None):
+    """mAP@0.5 of every seed on items `pick` of tokens x [n, K, D]: {ap [S], draws [S, n_boot]}, equal resamples (of the items' sources) for every seed and probe."""
     boxes, names, scores = predict(x[pick])
     true = [(truth[i][0] * 1000, truth[i][1]) for i in pick]
-    runs = [coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot) for s in range(len(boxes))]
+    runs = [coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot, sources=sources) for s in range(len(boxes))]
     return {"ap": torch.tensor([r[0] for r in runs]), "draws": torch.tensor([r[3] for r in runs])}
 
 
-def ap_criterion(own, floors, n, ceiling=1.0, **more):
-    """mAP's record, like `criterion`: the interval from resampled images pooled over seeds, the paired gain from equal resamples."""
+def ap_criterion(own, floors, sources, ceiling=1.0, blind=None, **more):
+    """mAP's record, like `criterion`: the interval from resampled sources pooled over seeds, the paired gain from equal resamples. sources: of every test item."""
     means = {k: f["ap"].mean().item() for k, f in floors.items()}
     best = max(means, key=means.get)
     gain = own["draws"].mean(0) - floors[best]["draws"].mean(0)
     q = torch.tensor([0.025, 0.975])
     score, (low, high), (gain_low, gain_high) = own["ap"].mean().item(), own["draws"].flatten().quantile(q).tolist(), gain.quantile(q).tolist()
+    n, count = len(sources), len(set(sources))
+    low, high = widened(score, low, high, count)
+    gain_low, gain_high = widened(score - means[best], gain_low, gain_high, count)
     tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
     room = ceiling - means[best]
-    return {"score": score, "low": low, "high": high, "better": "higher", "n": n, "sources": n, "floor": means[best], "floor_name": best, "ceiling": ceiling,
+    leak = blind and known_too_well((floors["shuffled"]["draws"] - floors[blind]["draws"]).mean(0).quantile(0.025).item(), means[blind], ceiling)
+    return {"score": score, "low": low, "high": high, "better": "higher", "n": n, "sources": count, "floor": means[best], "floor_name": best, "ceiling": ceiling,
             "skill": (score - means[best]) / room if room > 0 else None, "gain": score - means[best], "gain_low": gain_low, "gain_high": gain_high,
-            "mde": detectable(gain_low, gain_high), "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))), "seeds": len(own["ap"]), "seed_std": own["ap"].std().item(), **more, "floors": means}
+            "mde": detectable(gain_low, gain_high), "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))),
+            "seeds": len(own["ap"]), "seed_std": own["ap"].std().item(), "leak": "shuffled" if leak else None, **more, "floors": means}
 
 
 # ---------------------------------------------------------------- images

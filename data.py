@@ -19,6 +19,7 @@ Writes shards `00000.pt` ... of at most 64 items and `index.yaml` last. An item 
 Generated sets depend on --seed alone: the same bytes every time.
 """
 import csv
+import hashlib
 import io
 import json
 import sys
@@ -273,7 +274,7 @@ def boxes(root, form, annotations, classes, max_items, skip_bad):
         refuse(f"{annotations} does not exist; give the {form} annotations with --annotations")
     if form == "voc" and not annotations.is_dir():
         refuse(f"{annotations} is not a folder; VOC annotations are one XML file a picture, give their folder with --annotations")
-    files, items, problems, seen = {}, [], [], set()
+    files, items, problems, seen, first = {}, [], [], set(), {}
     for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp")):
         if path.name in files:
             problems.append((path.name, f"is in {files[path.name].parent} and again in {path.parent}: annotations go by the file's name"))
@@ -311,7 +312,8 @@ def boxes(root, form, annotations, classes, max_items, skip_bad):
         if problem:
             problems.append((name, problem))
             continue
-        items.append({"id": key, "source": key, "width": width, "height": height, "encoded": torch.frombuffer(bytearray(encoded), dtype=torch.uint8),
+        source = first.setdefault(hashlib.sha256(encoded).digest(), key)  # a photograph under two names is one source, or a split would tear it apart
+        items.append({"id": key, "source": source, "width": width, "height": height, "encoded": torch.frombuffer(bytearray(encoded), dtype=torch.uint8),
                       "boxes": torch.tensor(found, dtype=torch.float32), "labels": list(labels)})
         if max_items and len(items) == max_items:
             break

@@ -14,7 +14,7 @@ items at the chosen layers. Which probes run depends on the truth there is:
 
 Points whose tokens have no place in the picture (`grid: false` in the index) are asked for the direction only.
 The layer is chosen on val, its score comes from test, and beside every score stand the floors from the same split: a constant, shuffled
-labels, raw pixels through the same probe, the same architecture with random weights (--random).
+labels, raw pixels through the same probe, the same architecture with random weights (--random). `leak` names a control that scores what it cannot know.
 """
 import time
 from pathlib import Path
@@ -81,24 +81,28 @@ def probe_boxes(x, largest, split, seed=0):
 
 
 def probe_cells(x, masks, pictures, split):
-    """Token-wise ridge to masks and pixels. x [n,h,w,D] -> soft masks [n,MASK,MASK], pictures uint8 [n,PICTURE,PICTURE,3]."""
+    """Token-wise ridge to masks and pixels. x [n,h,w,D] -> soft masks [n,MASK,MASK], pictures uint8 [n,PICTURE,PICTURE,3] (None where `pictures` is)."""
     n, h, w, _ = x.shape
     targets = {}
     for name, maps, side in (("mask", masks[:, None], MASK), ("picture", pictures, PICTURE)):
+        if maps is None:
+            continue
         s = max(-(-side // h), 1)
         targets[name] = to_cells(F.interpolate(maps, (h * s, w * s), mode="bilinear", align_corners=False, antialias=True), h, w)
     found = token_ridge(x.flatten(1, 2), targets, split["train"], split["val"])
     soft = from_cells(found["mask"], h, w, 1, MASK)[:, 0]
+    if pictures is None:
+        return soft, None
     picture = from_cells(found["picture"], h, w, 3, PICTURE).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
     return soft, picture
 
 
-def probe_set(x, truth, classes, split, seed):
-    """Set prediction from tokens [n,h,w,D], read at no more than SET_GRID a side: mAP@0.5 of each seed on val and on test."""
+def probe_set(x, truth, classes, split, seed, sources):
+    """Set prediction from tokens [n,h,w,D], read at no more than SET_GRID a side: mAP@0.5 of each seed on val and on test, whose `sources` are resampled."""
     h, w = (min(s, SET_GRID) for s in x.shape[1:3])
     x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (h, w)).permute(0, 2, 3, 1).flatten(1, 2)
     predict = train_set_probe(x, (h, w), truth, classes, split["train"], split["val"], SEEDS, seed=seed)
-    return {part: ap_runs(predict, x, truth, split[part], n_boot) for part, n_boot in (("val", 0), ("test", 100))}
+    return {"val": ap_runs(predict, x, truth, split["val"], 0), "test": ap_runs(predict, x, truth, split["test"], sources=sources)}
 
 
 def one_hot(labels, names):
@@ -134,6 +138,40 @@ def by_stratum(groups, scores, floors, test, sources, seed):
     return out
 
 
+# ---------------------------------------------------------------- scores per item in, the criterion's record out
+
+def best_point(found, val):
+    """The point with the highest mean score on val; found {point: [n]}, in which `random:<point>` is the untrained network's."""
+    return max((p for p in found if p != "pixels" and not p.startswith("random:")), key=lambda p: found[p][val].mean())
+
+
+def floors_of(found, layer, test, **more):
+    """Floors on the test items: those of `more`, then raw pixels and the untrained network where they were probed."""
+    return more | {name: found[point][test] for name, point in (("pixels", "pixels"), ("random_init", f"random:{layer}")) if point in found}
+
+
+def box_criterion(boxes, largest, split, sources, seed=0):
+    """bbox_iou from {point: what probe_boxes returned}, at the point that is best on val."""
+    test, iou = split["test"], {p: found[0] for p, found in boxes.items()}
+    layer, constant = best_point(iou, split["val"]), largest[split["train"]].median(0).values
+    return criterion(iou[layer][test], floors_of(iou, layer, test, constant=box_iou(constant, largest[test]), shuffled=boxes[layer][1][:, test]), sources,
+                     blind="constant", layer=layer, seed=seed, options_searched=sum(p != "pixels" and not p.startswith("random:") for p in iou))
+
+
+def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
+    """spatial_iou from {point: IoU [n]} at the point that is best on val; `shuffled`: IoU [n] of a probe on that point's tokens, side x side, and wrong labels.
+
+    That control may honestly beat the others: another picture's mask still says that the middle is foreground, and the threshold is chosen on true masks.
+    """
+    test, solid, layer = split["test"], masks >= 0.5, best_point(iou, split["val"])
+    position = mask_scores(masks[split["train"]].mean(0).expand_as(masks), solid, split)
+    h = side * max(-(-MASK // side), 1)
+    through = F.interpolate(F.interpolate(masks[:, None], (h, h), mode="bilinear"), (MASK, MASK), mode="bilinear")[:, 0]
+    return criterion(iou[layer][test], floors_of(iou, layer, test, position_only=position[test], all_foreground=mask_iou(torch.ones_like(solid), solid)[test], shuffled=shuffled[test]),
+                     sources, ceiling=mask_iou(through >= 0.5, solid)[test].mean().item(), layer=layer, seed=seed,
+                     options_searched=sum(p != "pixels" and not p.startswith("random:") for p in iou), **more)
+
+
 # ---------------------------------------------------------------- the two kinds of truth
 
 def space(args, items, split, read, points, read_random, progress):
@@ -156,38 +194,19 @@ def space(args, items, split, read, points, read_random, progress):
             cells[kind + point] = {"spatial_iou": mask_scores(soft, solid, split), "ssim": ssim(picture, frames), "picture": picture, "soft": soft}
     chosen_points = [p for p in points if p != "pixels"]
 
-    def best(score):
-        return max(chosen_points, key=lambda p: score(p)[val].mean())
+    criteria = {"bbox_iou": box_criterion(boxes, largest, split, sources, args.seed)}
+    decoded = {"boxes": boxes[criteria["bbox_iou"]["layer"]][2][test].clone(), "true_boxes": largest[test].clone()}
 
-    def floors_of(score, layer, **more):
-        found = dict(more)
-        if "pixels" in boxes:
-            found["pixels"] = score("pixels")[test]
-        if read_random:
-            found["random_init"] = score(f"random:{layer}")[test]
-        return found
-
-    constant = largest[split["train"]].median(0).values
-    layer = best(lambda p: boxes[p][0])
-    criteria = {"bbox_iou": criterion(boxes[layer][0][test], floors_of(lambda p: boxes[p][0], layer, constant=box_iou(constant, largest[test]), shuffled=boxes[layer][1][:, test]),
-                                      sources, layer=layer, seed=args.seed, options_searched=len(chosen_points))}
-    decoded = {"boxes": boxes[layer][2][test].clone(), "true_boxes": largest[test].clone()}
-
-    position = mask_scores(masks[split["train"]].mean(0).expand_as(masks), solid, split)
     g = torch.Generator().manual_seed(args.seed)
-    x = read(layer := best(lambda p: cells[p]["spatial_iou"]))[:, 0]
+    spatial = {p: c["spatial_iou"] for p, c in cells.items()}
+    x = read(layer := best_point(spatial, val))[:, 0]
     wrong = torch.arange(len(items))
     wrong[split["train"]] = split["train"][torch.randperm(len(split["train"]), generator=g)]
     shuffled_soft, shuffled_picture = probe_cells(x, masks[wrong], pictures[wrong], split)
-    through = F.interpolate(F.interpolate(masks[:, None], (h := x.shape[1] * max(-(-MASK // x.shape[1]), 1), h), mode="bilinear"), (MASK, MASK), mode="bilinear")[:, 0]
-    criteria["spatial_iou"] = criterion(
-        cells[layer]["spatial_iou"][test], floors_of(lambda p: cells[p]["spatial_iou"], layer, position_only=position[test], all_foreground=mask_iou(torch.ones_like(solid), solid)[test],
-                                                     shuffled=mask_scores(shuffled_soft, solid, split)[test]),
-        sources, ceiling=mask_iou(through >= 0.5, solid)[test].mean().item(), layer=layer, seed=args.seed, options_searched=len(chosen_points),
-        truth="masks" if "mask" in items[0] else "boxes")
+    criteria["spatial_iou"] = mask_criterion(spatial, mask_scores(shuffled_soft, solid, split), masks, x.shape[1], split, sources, args.seed, truth="masks" if "mask" in items[0] else "boxes")
     decoded["masks"] = cells[layer]["soft"][test].clone()
 
-    layer = best(lambda p: cells[p]["ssim"])
+    layer = best_point({p: c["ssim"] for p, c in cells.items()}, val)
     mean_picture = pictures[split["train"]].mean(0).mul(255).round().byte().permute(1, 2, 0).expand(len(test), -1, -1, -1)
     rows = {"own": cells[layer]["picture"][test], "mean_image": mean_picture, "shuffled": shuffled_picture[test]}
     rows |= {"random_init": cells[f"random:{layer}"]["picture"][test]} if read_random else {}  # raw pixels would be a copy, hence no floor here
@@ -207,13 +226,15 @@ def space(args, items, split, read, points, read_random, progress):
         x, labels = jobs[name]
         x = (read(ranked[0])[split["train"]].mean(0).expand(len(items), -1, -1, -1, -1) if x is None else x)[:, 0]
         labels = [labels[i] if i in set(split["train"].tolist()) else truth[i] for i in range(len(items))]
-        runs[name] = probe_set(x, labels, len(names), split, args.seed)
+        runs[name] = probe_set(x, labels, len(names), split, args.seed, sources)
     layer = max(ranked, key=lambda p: runs[p]["val"]["ap"].mean())
-    criteria["map50"] = ap_criterion(runs[layer]["test"], {k: r["test"] for k, r in runs.items() if k not in ranked}, len(test), layer=layer, options_searched=len(ranked), classes=len(names))
+    criteria["map50"] = ap_criterion(runs[layer]["test"], {k: r["test"] for k, r in runs.items() if k not in ranked}, sources,
+                                     blind="position_only", layer=layer, options_searched=len(ranked), classes=len(names))
 
     layers = {p: {"bbox_iou": boxes[p][0][test].mean(), "bbox_iou_val": boxes[p][0][val].mean(), "spatial_iou": cells[p]["spatial_iou"][test].mean(),
                   "recon_ssim": cells[p]["ssim"][test].mean()} | ({"bbox_iou_random": boxes[f"random:{p}"][0][test].mean(),
                   "spatial_iou_random": cells[f"random:{p}"]["spatial_iou"][test].mean()} if read_random else {}) for p in points}
+    constant, position = largest[split["train"]].median(0).values, mask_scores(masks[split["train"]].mean(0).expand_as(masks), solid, split)
     floor = {"bbox_iou": box_iou(constant, largest[test]), "spatial_iou": position[test]}
     p_values = {f"{p}/{task}": paired_test(s[test], floor[task], sources, seed=args.seed)["p"] for p in points
                 for task, s in (("bbox_iou", boxes[p][0]), ("spatial_iou", cells[p]["spatial_iou"]))}
@@ -257,7 +278,8 @@ def motion(args, items, split, pooled, pooled_random, points):
     if pooled_random:
         floors["random_init"] = correct[f"random:{layer}", view]["true"][test]
     sources = [items[i]["source"] for i in test]
-    criteria = {"direction_accuracy": criterion(correct[layer, view]["true"][test], floors, sources, layer=layer, pooling=view, seed=args.seed, options_searched=len(options))}
+    criteria = {"direction_accuracy": criterion(correct[layer, view]["true"][test], floors, sources, blind="commonest", layer=layer, pooling=view, seed=args.seed,
+                                                options_searched=len(options))}
     layers = {p: {f"direction_accuracy_{v}": correct[p, v]["true"][test].mean() for v in ("mean", "time", "change", "max")} for p in points}
     p_values = {f"{p}/{v}": paired_test(correct[p, v]["true"][test], floors["commonest"], sources, seed=args.seed)["p"] for p in points for v in ("mean", "time", "change", "max")}
     for key, p in holm(p_values).items():
@@ -271,7 +293,7 @@ def smoke_input(args, folder):
     g = torch.Generator().manual_seed(args.seed)
     corner = torch.rand(40, 2, generator=g) * 20
     boxes = torch.cat([corner, corner + 6 + torch.rand(40, 2, generator=g) * 6], 1).round()
-    frames = torch.zeros(40, 1, 32, 32, 3, dtype=torch.uint8)
+    frames = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 32, 32, 3)  # no two pictures alike, whatever the boxes
     for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
         f[0, y1:y2, x1:x2] = 255
     ids = [f"box-{i}" for i in range(40)]
@@ -329,6 +351,8 @@ def main(argv=None):
               **{k: len(v) for k, v in split.items()}}
     for name, c in criteria.items():
         result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_layer": c["layer"]}
+    leaks = [f"{c['leak']} on {name}" for name, c in criteria.items() if c["leak"]]
+    result["leak"] = f"a control that cannot know the answer does: {', '.join(leaks)}" if leaks else None
     if args.random is None:
         result["random_init_floor"] = None
         result["random_init_reason"] = "no --random features were given"

@@ -7,8 +7,8 @@ Reads the YAML that probe.py, align.py and adapt.py wrote. Writes gate1.yaml, an
 originals, VAE and bridge reconstructions; true and decoded boxes. A criterion is
 
     PASS           when its interval clears the threshold and its paired gain over the best floor excludes zero
-    FAIL           when its interval lies on the wrong side, or a test with the power to see it finds nothing above the floor
-    INCONCLUSIVE   otherwise, with the number of items that would decide
+    FAIL           when its interval lies on the wrong side, or the gain over the floor can be no more than a tenth of the room above it
+    INCONCLUSIVE   otherwise, with the number of items that would decide; or, whatever the score, where a control that cannot know knows: a leak
 
 `plain_pass` is the bare comparison of an earlier plan, recorded beside it. `--set bbox_iou=0.5` overrides a threshold and is recorded.
 """
@@ -38,23 +38,26 @@ GATE1 = {
 }
 SPATIAL = ("spatial_iou", "bbox_iou", "map50")
 STAND_IN = 0.5  # skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the published one
+ROUNDING = 1e-3  # a gain that the printed table rounds away; it matters where a floor reaches the ceiling
 
 
 def judge(record, threshold, better="higher"):
     """Three answers. record: score, low, high, gain, gain_low, gain_high, floor, ceiling, n. -> {answer, plain_pass, reason, n_needed}."""
     sign = 1 if better == "higher" else -1
     if not all(math.isfinite(record[k]) for k in ("score", "low", "high", "gain_low", "gain_high", "floor", "ceiling")):
-        return {"answer": "INCONCLUSIVE", "plain_pass": False, "reason": "the score is not a number"}
+        return {"answer": "INCONCLUSIVE", "plain_pass": False, "reason": "the score is not a number, or its interval has no bounds (a single source has none)"}
     near, far = sorted((sign * (record["low"] - threshold), sign * (record["high"] - threshold)))
     above_floor = record["gain_low"] > 0
     answer = {"answer": "INCONCLUSIVE", "plain_pass": sign * (record["score"] - threshold) > 0}
     room = abs(record["ceiling"] - record["floor"])
+    if record.get("leak"):
+        return answer | {"reason": f"leak: the control {record['leak']!r} scores {record['floors'][record['leak']]:.3f}, which it cannot without the answer; mend that first"}
     if far < 0:
         return answer | {"answer": "FAIL", "reason": "the interval lies on the wrong side of the threshold"}
+    if record["gain_high"] < max(0.1 * room, ROUNDING):  # asked first, or enough items would turn the same small gain from a failure into a pass
+        return answer | {"answer": "FAIL", "reason": f"no more than a tenth of the room above the floor ({record['floor_name']}) can be there"}
     if near > 0 and above_floor:
         return answer | {"answer": "PASS", "reason": "the interval clears the threshold and the gain over the best floor excludes zero"}
-    if not above_floor and record["gain_high"] < 0.1 * room:
-        return answer | {"answer": "FAIL", "reason": f"no more than a tenth of the room above the floor ({record['floor_name']}) can be there"}
     # Half-widths shrink with the square root of n: how many items until both questions are settled, if the scores stay as they are.
     needs = []
     if near <= 0:

@@ -133,6 +133,22 @@ def test_bootstrap_interval_covers_the_true_mean_about_95_times_in_100():
     assert 0.89 <= hits / 200 <= 0.985, hits
 
 
+@pytest.mark.parametrize("sources", [2, 3, 5])
+def test_bootstrap_of_few_sources_is_as_wide_as_students_t_asks(sources):
+    g = generator()
+    outside = 0
+    for k in range(300):
+        _, low, high = common.bootstrap(torch.randn(sources, generator=g).repeat_interleave(4), [i // 4 for i in range(4 * sources)], n_boot=500, seed=k)
+        outside += low > 0  # percentiles alone: 0.25, 0.12, 0.08
+    assert outside / 300 <= 0.055, outside
+
+
+def test_the_interval_of_many_sources_is_that_of_percentiles_and_a_single_source_has_none():
+    assert common.widened(0.5, 0.4, 0.7, 10**6) == pytest.approx((0.4, 0.7), abs=1e-5)
+    assert common.widened(0.5, 0.4, 0.7, 5) == pytest.approx((0.5 - 0.1 * 1.5838, 0.5 + 0.2 * 1.5838), abs=1e-4)  # 2.7764 / 1.96 * sqrt(5 / 4)
+    assert common.bootstrap([0.2, 0.4], ["a", "a"])[1:] == (-np.inf, np.inf)
+
+
 def test_bootstrap_weighs_items_not_sources():
     large, small = [f"large-{i // 9}" for i in range(180)], [f"small-{i}" for i in range(20)]  # 20 sources of nine items, 20 of one
     value, low, high = common.bootstrap([1.0] * 180 + [0.0] * 20, large + small, n_boot=500)
@@ -234,6 +250,61 @@ def test_a_split_that_is_too_small_is_refused(refused):
     refused(lambda: common.split_indices([{"source": "one"}] * 50, "some/folder"), "some/folder", "use more items")
 
 
+def pictured(n=60, blank=()):
+    """Items with a picture of noise each, of one colour at the numbers in `blank`."""
+    noise = torch.randint(0, 256, (n, 1, 8, 8, 3), generator=generator()).byte()
+    return [{"id": f"item-{i}", "source": f"item-{i}", "frames": torch.full_like(x, 7) if i in blank else x} for i, x in enumerate(noise)]
+
+
+def in_split(items, name):
+    return next(i for i in items if common.split_of(i["source"]) == name)
+
+
+@pytest.mark.parametrize("form", ["frames", "encoded"])
+def test_one_picture_in_train_and_in_test_under_other_names_is_refused_as_a_split_leak(refused, form):
+    items = pictured()
+    if form == "encoded":
+        items = [{"id": i["id"], "source": i["source"], "encoded": i["frames"].flatten()} for i in items]
+    a, b = in_split(items, "train"), in_split(items, "test")
+    common.split_indices(items, "some/folder")
+    b[form] = a[form].clone()
+    refused(lambda: common.split_indices(items, "some/folder"), "split leak", a["id"], b["id"], "some/folder", "the same source")
+    b["source"] = a["source"]  # as the sentence says
+    common.split_indices(items, "some/folder")
+
+
+def test_pictures_that_differ_in_one_byte_or_hold_one_colour_are_no_split_leak():
+    items = pictured(blank=range(10, 40))
+    a, b = in_split(items, "train"), in_split(items, "test")
+    b["frames"] = a["frames"].clone()
+    b["frames"][0, 7, 7, 2] ^= 1
+    assert common.twins(items) == []
+    common.split_indices(items, "some/folder")
+
+
+def test_an_id_that_stands_twice_is_refused_as_a_split_leak(refused):
+    items = pictured()
+    items[5]["id"] = items[3]["id"]
+    refused(lambda: common.split_indices(items, "some/folder"), "split leak", "item-3", "more than once")
+
+
+def test_shuffled_labels_that_score_above_the_blind_control_are_a_leak_and_those_at_its_level_are_not():
+    noise = 0.05 * torch.rand(60, generator=generator())
+
+    def of(shuffled, blind="constant", **more):
+        return common.criterion(0.9 + noise, {"constant": 0.4 + noise, "shuffled": shuffled + noise.flip(0)}, list(range(60)), blind=blind, **more)["leak"]
+    assert of(0.4) is None and of(0.45) is None  # a tenth of the room is 0.06
+    assert of(0.6) == "shuffled" and of(0.6, blind=None) is None
+    assert of(0.2, better="lower", ceiling=0.0) == "shuffled" and of(0.6, better="lower", ceiling=0.0) is None
+
+
+def test_a_leak_into_map_is_named_too():
+    draws = torch.rand(3, 100, generator=generator()) / 10
+    low, high = ({"ap": torch.full((3,), x), "draws": x + draws} for x in (0.1, 0.8))
+    assert common.ap_criterion(high, {"position_only": low, "shuffled": high}, sources=range(30), blind="position_only")["leak"] == "shuffled"
+    assert common.ap_criterion(high, {"position_only": low, "shuffled": low}, sources=range(30), blind="position_only")["leak"] is None
+
+
 # ---------------------------------------------------------------- boxes, masks, detection
 
 def test_box_iou_of_hand_computed_pairs():
@@ -264,6 +335,17 @@ def detections(n=12, seed=0):
 def test_ap50_of_a_perfect_detector_is_1_on_every_resample():
     value, low, high, draws = common.coco_ap50(*detections(), n_boot=20)
     assert (value, low, high) == (1, 1, 1) and len(draws) == 20
+
+
+def test_the_interval_of_ap_resamples_sources_and_not_images():
+    truth, found = detections(60)
+    nothing = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    found = [f if i % 20 < 10 else nothing for i, f in enumerate(found)]  # a source of ten is found or missed as one
+    alone, together = (common.coco_ap50(truth, found, n_boot=200, sources=s) for s in (None, [i // 10 for i in range(60)]))
+    assert alone[0] == together[0] and np.std(together[3]) > 2 * np.std(alone[3])  # sqrt(10) = 3.2
+    runs, none = {"ap": torch.tensor([together[0]] * 2), "draws": torch.tensor([together[3]] * 2)}, {"none": {"ap": torch.zeros(2), "draws": torch.zeros(2, 200)}}
+    record = common.ap_criterion(runs, none, [i // 10 for i in range(60)])
+    assert (record["n"], record["sources"]) == (60, 6) and record["low"] < common.ap_criterion(runs, none, range(60))["low"]
 
 
 def test_ap50_is_0_without_detections_and_with_the_wrong_classes():
@@ -297,11 +379,11 @@ def test_ap50_charges_for_false_boxes_that_are_surer_than_the_true_ones():
 def test_ap_criterion_pairs_the_resamples_of_probe_and_floor():
     draws = torch.rand(3, 100, generator=generator())
     own, floor = {"ap": torch.tensor([0.5, 0.6, 0.7]), "draws": draws + 0.2}, {"ap": torch.tensor([0.4, 0.4, 0.4]), "draws": draws}
-    found = common.ap_criterion(own, {"constant": floor, "worse": {"ap": torch.zeros(3), "draws": draws * 0}}, n=30)
+    found = common.ap_criterion(own, {"constant": floor, "worse": {"ap": torch.zeros(3), "draws": draws * 0}}, sources=range(30))
     assert (found["floor_name"], found["n"], found["seeds"]) == ("constant", 30, 3)
     assert found["score"] == pytest.approx(0.6) and found["skill"] == pytest.approx(0.2 / 0.6)
     assert found["gain_low"] == pytest.approx(0.2, abs=1e-6) and found["gain_high"] == pytest.approx(0.2, abs=1e-6)  # unpaired it would be about 0.2 +- 0.8
-    null = common.ap_criterion(floor, {"same": floor}, n=30)
+    null = common.ap_criterion(floor, {"same": floor}, sources=range(30))
     assert null["gain"] == 0 and null["p"] == 1
 
 

@@ -320,6 +320,13 @@ def test_an_image_annotated_twice_is_refused(tmp_path, capsys, form):
     assert "a.png" in err and "twice" in err
 
 
+def test_a_photograph_under_two_names_is_one_source(tmp_path):
+    folder = image_folder(tmp_path, truth=[*SHARED, ("z.png", SHARED[0][1])])
+    (folder / "z.png").write_bytes((folder / SHARED[0][0]).read_bytes())
+    data.main(["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out")])
+    assert {i["id"]: i["source"] for i in load_items(tmp_path / "out")[0]} == {name: name for name, _ in SHARED} | {"z.png": SHARED[0][0]}
+
+
 def test_an_xml_that_does_not_parse_is_named(tmp_path, capsys):
     folder = image_folder(tmp_path, "voc")
     (folder / "annotations/b.xml").write_text("<annotation><object>")

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 import probe
-from common import box_iou, criterion, load_pt, load_yaml, plant_features, split_of, to_cells, write_items
+import verify
+from common import MASK, box_iou, criterion, from_cells, load_pt, load_yaml, mask_scores, plant_features, split_of, to_cells, write_items
 
 N = 120
 IDS = [f"item-{i:03d}" for i in range(N)]
@@ -66,6 +67,7 @@ def test_noise_is_no_better_than_the_constant_box_and_passes_for_nothing(world):
     found = run(world, {"noise": noise(1)}, {"noise": noise(2)})["criteria"]
     assert found["bbox_iou"]["gain_low"] <= 0 and found["spatial_iou"]["gain_low"] <= 0
     assert found["map50"]["gain_low"] <= 0.02
+    assert load_yaml(world[0] / "probe.yaml", "probe")["leak"] is None
 
 
 @pytest.mark.slow
@@ -136,6 +138,32 @@ def test_a_layer_that_only_the_test_items_favour_is_not_chosen(world):
     cheat = torch.where(test[:, None, None, None, None], oracle(boxes), noise(4, 4))
     split = {s: torch.tensor([k for k, i in enumerate(IDS) if split_of(i) == s]) for s in ("train", "val", "test")}
     assert probe.probe_boxes(cheat, boxes, split)[0][split["val"]].mean() < probe.probe_boxes(oracle(boxes) + 0.3 * noise(6, 4), boxes, split)[0][split["val"]].mean()
+
+
+def test_labels_normalised_by_their_own_answers_are_a_leak_that_the_shuffled_control_names():
+    boxes = boxes_of() / 32
+    split = {s: torch.tensor([k for k, i in enumerate(IDS) if split_of(i) == s]) for s in ("train", "val", "test")}
+    centre, size = (boxes[:, :2] + boxes[:, 2:]).repeat(1, 2) / 2, (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    normalised = (boxes - centre) / size / 2 + 0.5  # IoU does not change when both boxes are moved and scaled back
+    sources = [IDS[i] for i in split["test"]]
+    assert probe.box_criterion({"noise": probe.probe_boxes(noise(1), boxes, split)}, boxes, split, sources)["leak"] is None
+    found = probe.box_criterion({"noise": probe.probe_boxes(noise(1), normalised, split)}, boxes, split, sources)
+    assert found["leak"] == "shuffled" and found["score"] > 0.9
+    answer = verify.judge(found, verify.GATE1["bbox_iou"]["threshold"])
+    assert answer["answer"] == "INCONCLUSIVE" and "leak: the control 'shuffled'" in answer["reason"]
+
+
+def test_shuffled_masks_that_the_true_threshold_mends_are_not_called_a_leak():
+    boxes = boxes_of() / 32
+    split = {s: torch.tensor([k for k, i in enumerate(IDS) if split_of(i) == s]) for s in ("train", "val", "test")}
+    x = cells(boxes)[:, 0]
+    masks = torch.nn.functional.interpolate(from_cells(x.flatten(1, 2), 4, 4, 1, 16), (MASK, MASK))[:, 0]
+    wrong = torch.arange(N)
+    wrong[split["train"]] = split["train"].roll(1)
+    own, shuffled = (mask_scores(probe.probe_cells(x, m, None, split)[0], masks >= 0.5, split) for m in (masks, masks[wrong]))
+    found = probe.mask_criterion({"own": own}, shuffled, masks, 4, split, [IDS[i] for i in split["test"]])
+    assert found["leak"] is None and verify.judge(found, verify.GATE1["spatial_iou"]["threshold"])["answer"] == "PASS"
+    assert found["floors"]["shuffled"] > max(found["floors"]["position_only"], found["floors"]["all_foreground"]) + 0.1
 
 
 # ---------------------------------------------------------------- motion
@@ -233,6 +261,18 @@ def test_an_empty_set_is_refused(tmp_path, capsys):
     write_items(tmp_path / "data", [], {"data": "synthetic", "name": "none"})
     folder = plant(tmp_path / "features", {"a": noise(1)[:0]}, tmp_path / "data", ids=[])
     assert "no items" in refused(capsys, "--features", folder)
+
+
+def test_a_picture_that_stands_in_two_splits_is_refused_as_a_split_leak(tmp_path, capsys):
+    boxes = boxes_of()
+    frames = frames_with(boxes)
+    test = next(k for k, i in enumerate(IDS) if split_of(i) == "test")
+    train = next(k for k, i in enumerate(IDS) if split_of(i) == "train")
+    frames[test], boxes[test] = frames[train], boxes[train]
+    write_items(tmp_path / "data", [{"id": i, "source": i, "width": 32, "height": 32, "frames": f, "boxes": b[None], "labels": ["box"]} for i, f, b in zip(IDS, frames, boxes, strict=True)],
+                {"data": "synthetic", "name": "boxes"})
+    err = refused(capsys, "--features", plant(tmp_path / "features", {"a": noise(1)}, tmp_path / "data"))
+    assert "split leak" in err and IDS[test] in err and IDS[train] in err and not (tmp_path / "probe.yaml").exists()
 
 
 def test_an_unknown_point_is_refused(world, capsys):

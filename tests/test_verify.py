@@ -34,7 +34,7 @@ def test_a_score_over_the_threshold_that_a_constant_box_beats_fails():
     assert found["answer"] == "FAIL" and found["plain_pass"] and "constant" in found["reason"]
 
 
-@pytest.mark.parametrize("score", [0.58, 0.61, 0.62])
+@pytest.mark.parametrize("score", [0.58, 0.61, 0.68])
 @pytest.mark.parametrize("gain_half", [0.01, 0.2])
 def test_no_score_passes_whose_gain_over_the_floor_may_be_zero(score, gain_half):
     r = record(score, floor=0.61, gain_half=gain_half)
@@ -45,6 +45,20 @@ def test_a_gain_that_a_weak_test_cannot_tell_from_zero_is_inconclusive_and_not_a
     found = verify.judge(record(0.65, floor=0.6, gain_half=0.1, n=30), 0.5)
     assert found["answer"] == "INCONCLUSIVE" and "constant" in found["reason"]
     assert found["n_needed"] in (120, 121)  # the gain is half of its half-width: four times as many items
+
+
+def test_a_single_source_decides_nothing():
+    found = verify.judge(record(0.9) | {"low": -math.inf, "high": math.inf, "gain_low": -math.inf, "gain_high": math.inf}, 0.5)
+    assert found["answer"] == "INCONCLUSIVE" and "single source" in found["reason"]
+
+
+@pytest.mark.parametrize(("floor", "gain", "half", "answer"), [
+    (0.61, 0.012, 0.010, "FAIL"), (0.61, 0.012, 0.013, "FAIL"),  # at most 0.025, of 0.39 that the floor leaves: what more items show of it changes nothing
+    (0.61, 0.06, 0.010, "PASS"), (0.61, 0.06, 0.07, "INCONCLUSIVE"),
+    (0.9999, 8e-5, 1e-5, "FAIL")])  # a floor at the ceiling: rounding is no gain
+def test_a_gain_that_can_only_be_negligible_fails_though_it_excludes_zero(floor, gain, half, answer):
+    found = verify.judge(record(floor + gain, 1e-6, floor=floor, gain_half=half), 0.5)
+    assert found["answer"] == answer and (answer != "FAIL" or "constant" in found["reason"])
 
 
 def test_inconclusive_says_how_many_items_would_decide():
@@ -59,6 +73,12 @@ def test_inconclusive_says_how_many_items_would_decide():
 def test_a_score_that_is_not_a_number_never_passes():
     broken = {**record(0.9), "score": math.nan, "low": math.nan, "high": math.nan}
     assert verify.judge(broken, 0.5)["answer"] == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize("score", [0.1, 0.9])
+def test_a_leak_is_neither_passed_nor_held_against_the_model_and_the_control_is_named(score):
+    found = verify.judge(record(score) | {"leak": "shuffled", "floors": {"constant": 0.1, "shuffled": 0.85}}, 0.5)
+    assert found["answer"] == "INCONCLUSIVE" and "leak" in found["reason"] and "shuffled" in found["reason"] and "0.850" in found["reason"]
 
 
 # ---------------------------------------------------------------- the stand-in for LPIPS
