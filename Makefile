@@ -4,7 +4,7 @@ MODEL ?= tiny
 DATA ?= shapes
 SEED ?= 0
 VAE ?= $(if $(filter tiny%,$(MODEL)),tiny-vae,ltx)
-ENCODER ?= $(if $(filter tiny%,$(MODEL)),tiny-dino,dinov2-l)
+ENCODER ?= $(if $(filter tiny%,$(MODEL)),tiny-dinov2,dinov2-l)
 ROOT ?=
 ANNOTATIONS ?=
 FORMAT ?= voc
@@ -26,7 +26,6 @@ R := results/$(M)/$(DATA)
 MOTION := results/$(M)/moving
 V := results/$(notdir $(VAE))/$(DATA)
 E := results/$(notdir $(ENCODER))/$(DATA)
-CHECKPOINTS := $(addprefix results/tiny/tiny-,$(addsuffix .yaml,vae vlm semantic dino))
 
 .DELETE_ON_ERROR:
 .SECONDARY:

@@ -1,7 +1,7 @@
 """Stage 4. Can a small adapter turn a model's tokens into pictures through a frozen video decoder?
 
     python adapt.py --features results/tiny/shapes/features --latents results/tiny-vae/shapes/features --align results/tiny/shapes/align.yaml \\
-        --vae tiny-vae --judge tiny-dino --out results/tiny/shapes/adapt-latents.yaml
+        --vae tiny-vae --judge tiny-dinov2 --out results/tiny/shapes/adapt-latents.yaml
 
 Reads features and latents of the same pictures (extract.py), the recommended layer (align.py; or --point). Trains two bridges, five seeds each,
 on the train split; the better one on val is decoded by the VAE. Writes adapt-latents.yaml, adapt-latents.pt (pictures of eight test items) and
@@ -232,7 +232,7 @@ def get_args(argv):
     p.add_argument("--align", help="align.yaml whose recommended layer (linear R2, chosen on val) is taken")
     p.add_argument("--point", help="take this point instead")
     p.add_argument("--vae", default="tiny-vae", help="the decoder (default: %(default)s)")
-    p.add_argument("--judge", default="tiny-dino", help="the frozen encoder that looks at decoded pictures (default: %(default)s)")
+    p.add_argument("--judge", default="tiny-dinov2", help="the frozen encoder that looks at decoded pictures (default: %(default)s)")
     p.add_argument("--bridges", default="mlp,queries", help="which to try (default: %(default)s)")
     p.add_argument("--epochs", type=int, default=30, help="at most; the best on val is kept (default: %(default)s)")
     p.add_argument("--batch", type=int, default=32, help="(default: %(default)s)")

@@ -240,6 +240,15 @@ class CogVLM2(nn.Module):
         model.load_state_dict(state, assign=True)
         return model.eval()
 
+    def save_pretrained(self, folder, dtype=torch.float32):
+        """Write what `from_pretrained` reads; `inv_freq` stays in fp32."""
+        from safetensors.torch import save_file
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {k: vars(v) if k == "vision_config" else v for k, v in vars(self.config).items()}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file({k: t.to(t.dtype if k.endswith("inv_freq") else dtype).contiguous() for k, t in self.state_dict().items()}, folder / "model.safetensors")
+
     def inputs(self, pixels, text_ids):
         """What `forward` takes for images [n, 3, S, S] with one prompt (token ids without BOS): input_ids, token_type_ids [n, K], pixels."""
         v = self.config.vision_config

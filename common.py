@@ -261,9 +261,12 @@ def split_of(source):
 # read: the tower's hidden state that the projector reads, where it is not the last. What a published checkpoint is stands in FACTS.
 TINY = "results/tiny/checkpoints"
 MODELS = {
-    "tiny": {"kind": "vlm", "type": "qwen2_5_vl", "path": f"{TINY}/vlm", "size": 96, "clip": 64, "vae": "tiny-vae", "encoder": "tiny-dino"},
-    "tiny-semantic": {"kind": "vlm", "type": "qwen2_5_vl", "path": f"{TINY}/semantic", "size": 96, "clip": 64, "vae": "tiny-vae", "encoder": "tiny-dino"},
-    "tiny-dino": {"kind": "encoder", "type": "dinov2", "path": f"{TINY}/dino", "size": 96, "clip": 64, "vae": "tiny-vae"},
+    "tiny": {"kind": "vlm", "type": "qwen2_5_vl", "path": f"{TINY}/vlm", "size": 96, "clip": 64, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
+    "tiny-semantic": {"kind": "vlm", "type": "qwen2_5_vl", "path": f"{TINY}/semantic", "size": 96, "clip": 64, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
+    "tiny-dinov2": {"kind": "encoder", "type": "dinov2", "path": f"{TINY}/dinov2", "size": 96, "clip": 64, "vae": "tiny-vae"},
+    "tiny-llava-next": {"kind": "vlm", "type": "llava_next", "path": f"{TINY}/llava-next", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
+    "tiny-internvl2": {"kind": "vlm", "type": "internvl", "path": f"{TINY}/internvl2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
+    "tiny-cogvlm2": {"kind": "vlm", "type": "cogvlm2", "path": f"{TINY}/cogvlm2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-vae": {"kind": "vae", "type": "AutoencoderKLLTXVideo", "path": f"{TINY}/vae", "size": 64, "clip": 64},
     "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224},
     "qwen2.5-vl-7b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-7B-Instruct", "size": 448, "clip": 224},
@@ -1005,31 +1008,48 @@ def detectable(low, high):
 PENALTIES = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eigenvalue, so that scaling the features changes nothing
 
 
-def ridge(x, targets, train):
-    """Dual ridge regression with an unpenalised intercept; the penalty of every task by exact leave-one-out on the training items.
+def spectrum(kernels, train):
+    """What ridge regression needs to know of L feature matrices: (kernel [L, n, m] centred on the m items `train`, eigenvalues [L, m], eigenvectors [L, m, m]).
 
-    x [n, d] fp32; targets {task: [n, c]}; train: indices. Returns {task: predictions [n, c]}. One Gram matrix and one fp64 `eigh`
-    serve all tasks and penalties. Leave-one-out: e_i / (1 - H_ii), H = 11'/n + K (K + aI)^-1 (Golub, Heath & Wahba 1979).
+    kernels [L, n, >= n columns of train]: inner products of all items with all items, of any centring. fp64 throughout; one batched `eigh`.
     """
-    x = x - x[train].mean(0)
-    gram = (x @ x[train].T).double()  # [n, n_train]
-    values, vectors = torch.linalg.eigh(gram[train])
-    values = values.clamp(min=0)
-    scale = values.mean().clamp(min=1e-300)
-    out = {}
-    for task, y in targets.items():
-        y = y.double()
-        mean = y[train].mean(0)
-        coordinates = vectors.T @ (y[train] - mean)
-        errors = []
-        for penalty in PENALTIES * scale:
-            shrink = values / (values + penalty)
-            hat = 1 / len(train) + (vectors.square() * shrink).sum(1)
-            residual = (y[train] - mean) - vectors @ (shrink[:, None] * coordinates)
-            errors.append((residual / (1 - hat).clamp(min=1e-9)[:, None]).square().mean())
-        penalty = PENALTIES[torch.stack(errors).argmin()] * scale
-        out[task] = (gram @ (vectors @ (coordinates / (values + penalty)[:, None])) + mean).float()
+    k = kernels[..., train].double()
+    rows, columns = k.mean(2, keepdim=True), k[:, train].mean(1, keepdim=True)
+    k = k - rows - columns + columns.mean(2, keepdim=True)
+    values, vectors = torch.linalg.eigh(k[:, train])
+    return k, values.clamp(min=0), vectors
+
+
+def solve_ridge(k, values, vectors, targets, train):
+    """Dual ridge regression of every layer on every task, the penalty of each by exact leave-one-out: {task: (predictions [L, n, c], its errors [L, c])}.
+
+    targets {task: [n, c]}; the errors are mean squares of the left-out. Leave-one-out: e_i / (1 - H_ii), H = 11'/m + K (K + aI)^-1 (Golub, Heath & Wahba 1979).
+    """
+    y = torch.cat(list(targets.values()), 1).double()
+    mean = y[train].mean(0)
+    y = y[train] - mean
+    coordinates = vectors.mT @ y  # [L, m, C]
+    scale = values.mean(1).clamp(min=1e-300)
+    errors = []
+    for penalty in PENALTIES[:, None].to(scale.device) * scale:
+        shrink = values / (values + penalty[:, None])
+        hat = 1 / len(train) + vectors.square() @ shrink[..., None]
+        residual = (y - vectors @ (shrink[..., None] * coordinates)) / (1 - hat).clamp(min=1e-9)
+        errors.append(residual.square().mean(1))
+    errors, out, first = torch.stack(errors), {}, 0  # [penalties, L, C]
+    for task, t in targets.items():
+        part = slice(first, first := first + t.shape[1])
+        best = errors[..., part].mean(2).argmin(0)  # [L]
+        penalty = PENALTIES.to(best.device)[best] * scale
+        found = k @ (vectors @ (coordinates[..., part] / (values + penalty[:, None])[..., None])) + mean[part]
+        out[task] = found.float(), errors[best, torch.arange(len(best)), part]
     return out
+
+
+def ridge(x, targets, train):
+    """Dual ridge with an unpenalised intercept, one Gram matrix and one `eigh` for all tasks and penalties. x [n, d] fp32 -> {task: predictions [n, c]}."""
+    x = x - x[train].mean(0)
+    return {task: found[0] for task, (found, _) in solve_ridge(*spectrum((x @ x.T)[None], train), targets, train).items()}
 
 
 def token_ridge(x, targets, train, val):
@@ -1174,17 +1194,20 @@ def mask_scores(soft, truth, split):
 # ---------------------------------------------------------------- set prediction (DETR, Carion et al. 2020), all seeds in one batched network
 
 class SetProbe(torch.nn.Module):
-    """Queries attend to frozen tokens and say (box, class or nothing). Every parameter carries a leading axis of seeds.
+    """Queries attend to frozen tokens and say (box, class or nothing). Every parameter carries a leading axis of runs: of J jobs (their tokens), S seeds each.
 
-    A query's box is centred where its attention lies, plus a learned offset: positions need not be memorised.
+    A query's box is centred where its attention lies, plus a learned offset: positions need not be memorised. `softplus` [J]: the jobs whose sizes are
+    coded by a softplus instead of a sigmoid.
     """
 
-    def __init__(self, tokens, grid, dim, classes, seeds, queries=6, width=48, seed=0):
+    def __init__(self, tokens, grid, dim, classes, seeds, queries=6, width=48, seed=0, softplus=(False,)):
         super().__init__()
-        g = torch.Generator().manual_seed(seed)
+        g, jobs = torch.Generator().manual_seed(seed), len(softplus)
+        self.register_buffer("softplus", torch.tensor(softplus).repeat_interleave(seeds)[:, None, None, None])
 
         def weight(*shape, scale=None):
-            return torch.nn.Parameter(torch.randn(seeds, *shape, generator=g) * (scale or shape[-2] ** -0.5))
+            one = torch.randn(seeds, *shape, generator=g) * (scale or shape[-2] ** -0.5)
+            return torch.nn.Parameter(one.repeat(jobs, *[1] * len(shape)))  # the same start for every job
 
         h, w = grid
         ys, xs = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
@@ -1196,9 +1219,9 @@ class SetProbe(torch.nn.Module):
         self.heads = 4
 
     def forward(self, x):
-        """x [n, K, D] -> boxes [S, n, Q, 4] xyxy in 0..1 of the picture, logits [S, n, Q, classes + 1] (last: nothing)."""
-        t = torch.einsum("nkd,sdm->snkm", x, self.embed) + self.position[:, None]
-        q = self.query[:, None].expand(-1, len(x), -1, -1)
+        """x [J, n, K, D] -> boxes [J * S, n, Q, 4] xyxy in 0..1 of the picture, logits [J * S, n, Q, classes + 1] (last: nothing)."""
+        t = torch.einsum("jnkd,jsdm->jsnkm", x, self.embed.unflatten(0, (len(x), -1))).flatten(0, 1) + self.position[:, None]
+        q = self.query[:, None].expand(-1, x.shape[1], -1, -1)
         norm = torch.nn.functional.layer_norm
         for layer in range(2):
             parts = [z.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for z in (
@@ -1211,7 +1234,8 @@ class SetProbe(torch.nn.Module):
         q = norm(q, q.shape[-1:])
         code = torch.einsum("snqm,smo->snqo", q, self.box)
         centre = (attention.mean(2) @ self.centres).logit(1e-4) + code[..., :2]
-        centre, size = centre.sigmoid(), (code[..., 2:] - 1).sigmoid()
+        size = torch.where(self.softplus, torch.nn.functional.softplus(code[..., 2:] - 1), (code[..., 2:] - 1).sigmoid())
+        centre = centre.sigmoid()
         return torch.cat([centre - size / 2, centre + size / 2], -1), torch.einsum("snqm,smo->snqo", q, self.name)
 
 
@@ -1225,57 +1249,60 @@ def giou_loss(a, b):
 
 
 def set_loss(boxes, logits, truth):
-    """DETR's loss: Hungarian matching (scipy), then 5 L1 + 2 GIoU + cross-entropy with weight 0.1 on `nothing`. -> [S] losses, one a seed."""
+    """DETR's loss: Hungarian matching (scipy), then 5 L1 + 2 GIoU + cross-entropy with weight 0.1 on `nothing`. -> [S] losses, one a run.
+
+    truth: per item (boxes [m,4], classes [m]), or one such list for each of J jobs, whose S / J runs stand together.
+    """
     from scipy.optimize import linear_sum_assignment
     seeds, n, queries, classes = logits.shape
-    target = torch.full((seeds, n, queries), classes - 1)
-    picked = []  # rows (seed, item, query) and the true box each stands for
+    jobs = truth if isinstance(truth[0], list) else [truth]
     with torch.no_grad():
-        width = max(1, *(len(b) for b, _ in truth))
-        padded = torch.stack([torch.nn.functional.pad(b, (0, 0, 0, width - len(b))) for b, _ in truth])  # [n, m, 4]
-        names = torch.stack([torch.nn.functional.pad(c, (0, width - len(c))) for _, c in truth])
-        a, b = boxes[:, :, :, None], padded[None, :, None]
-        cost = 5 * (a - b).abs().sum(-1) + 2 * giou_loss(a, b) - logits.softmax(-1).gather(-1, names[None, :, None].expand(seeds, n, queries, width))
-        cost = cost.cpu().numpy()
-    for s in range(seeds):
-        for i, (_, c) in enumerate(truth):
-            for q, j in zip(*linear_sum_assignment(cost[s, i, :, :len(c)]), strict=True):
-                picked.append((s, i, q, j))
-                target[s, i, q] = c[j]
-    s, i, q, j = torch.tensor(picked).T
-    target = target.to(boxes.device)
-    found, wanted = boxes[s, i, q], padded[i, j].to(boxes.device)
+        width = max(1, *(len(b) for job in jobs for b, _ in job))
+        padded = torch.stack([torch.stack([torch.nn.functional.pad(b, (0, 0, 0, width - len(b))) for b, _ in job]) for job in jobs])  # [J, n, m, 4]
+        names = torch.stack([torch.stack([torch.nn.functional.pad(c, (0, width - len(c))) for _, c in job]) for job in jobs])
+        padded, names = (z.repeat_interleave(seeds // len(jobs), 0).to(boxes.device) for z in (padded, names))
+        a, b = boxes[:, :, :, None], padded[:, :, None]
+        cost = 5 * (a - b).abs().sum(-1) + 2 * giou_loss(a, b) - logits.softmax(-1).gather(-1, names[:, :, None].expand(seeds, n, queries, width))
+        cost, count = cost.cpu().numpy(), [[len(c) for _, c in job] for job in jobs]
+    picked = [(s, i, q, j) for s in range(seeds) for i in range(n)  # rows (run, item, query) and the true box each stands for
+              for q, j in zip(*linear_sum_assignment(cost[s, i, :, :count[s * len(jobs) // seeds][i]]), strict=True)]
+    s, i, q, j = torch.tensor(picked, device=boxes.device).reshape(-1, 4).T
+    target = torch.full((seeds, n, queries), classes - 1, device=boxes.device).index_put((s, i, q), names[s, i, j])
+    found, wanted = boxes[s, i, q], padded[s, i, j]
     per_box = 5 * (found - wanted).abs().sum(-1) + 2 * giou_loss(found, wanted)
-    regression = torch.zeros(seeds, device=boxes.device).index_add(0, s.to(boxes.device), per_box) / max(len(picked) / seeds, 1)
+    matched = torch.bincount(s, minlength=seeds).clamp(min=1)
+    regression = torch.zeros(seeds, device=boxes.device).index_add(0, s, per_box) / matched
     weight = torch.where(target == classes - 1, 0.1, 1.0)
     entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none").view_as(weight)
     return regression + (entropy * weight).sum((1, 2)) / weight.sum((1, 2))
 
 
-def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=40, batch=50, seed=0):
-    """Train the probe with early stopping on the validation loss, seed by seed. x [n, K, D]; truth per item (boxes [m,4] in 0..1, classes [m]).
+def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=40, batch=50, seed=0, softplus=(False,), early_stopping=True):
+    """Train the probe with early stopping on the validation loss, run by run. x [n, K, D]; truth per item (boxes [m,4] in 0..1, classes [m]).
 
-    Returns predict(x) -> (boxes [S,n,Q,4], classes [S,n,Q], scores [S,n,Q]); the same standardisation is applied to any x.
+    Several jobs at once, S = J x seeds: x [J, n, K, D], a list of truths, a `softplus` of J entries. Returns predict(x) -> (boxes [S,n,Q,4], classes [S,n,Q],
+    scores [S,n,Q]); the same standardisation is applied to any x.
     """
-    mean, std = x[train].mean((0, 1)), x[train].std((0, 1)).clamp(min=1e-6)
+    x, truth = (x, truth) if x.ndim == 4 else (x[None], [truth])
+    mean, std = x[:, train].mean((1, 2), keepdim=True), x[:, train].flatten(1, 2).std(1).clamp(min=1e-6)[:, None, None]
     x = (x - mean) / std
-    model = SetProbe(x.shape[1], grid, x.shape[2], classes, seeds, seed=seed)
+    model = SetProbe(x.shape[2], grid, x.shape[3], classes, seeds, seed=seed, softplus=softplus)
     steps = epochs * max(len(train) // batch, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     g = torch.Generator().manual_seed(seed)
-    best, kept = torch.full((seeds,), float("inf")), [p.detach().clone() for p in model.parameters()]
+    best, kept = torch.full((len(x) * seeds,), float("inf")), [p.detach().clone() for p in model.parameters()]
     for step in range(steps):
         pick = train[torch.randperm(len(train), generator=g)[:batch]]
-        loss = set_loss(*model(x[pick]), [truth[i] for i in pick])
+        loss = set_loss(*model(x[:, pick]), [[job[i] for i in pick] for job in truth])
         optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward()  # seeds share no parameter, so each gets its own gradient
+        loss.sum().backward()  # runs share no parameter, so each gets its own gradient
         optimizer.step()
         schedule.step()
         if (step + 1) % (5 * max(len(train) // batch, 1)) == 0 or step + 1 == steps:
             with torch.no_grad():
-                loss = set_loss(*model(x[val]), [truth[i] for i in val])
-            better = loss < best
+                loss = set_loss(*model(x[:, val]), [[job[i] for i in val] for job in truth])
+            better = loss < best if early_stopping else torch.ones_like(loss, dtype=torch.bool)
             best = torch.where(better, loss, best)
             for old, new in zip(kept, model.parameters(), strict=True):
                 old[better] = new.detach()[better]
@@ -1285,15 +1312,15 @@ def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=40, bat
 
     @torch.no_grad()
     def predict(x):
-        boxes, logits = model((x - mean) / std)
+        boxes, logits = model(((x if x.ndim == 4 else x[None]) - mean) / std)
         scores, names = logits.softmax(-1)[..., :-1].max(-1)
         return boxes.clamp(0, 1), names, scores
     return predict
 
 
 def ap_runs(predict, x, truth, pick, n_boot=100, sources=None):
-    """mAP@0.5 of every seed on items `pick` of tokens x [n, K, D]: {ap [S], draws [S, n_boot]}, equal resamples (of the items' sources) for every seed and probe."""
-    boxes, names, scores = predict(x[pick])
+    """mAP@0.5 of every run on items `pick` of tokens x [n, K, D] (or of J jobs): {ap [S], draws [S, n_boot]}, equal resamples (of the items' sources) for every run."""
+    boxes, names, scores = predict(x[..., pick, :, :])
     true = [(truth[i][0] * 1000, truth[i][1]) for i in pick]
     runs = [coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot, sources=sources) for s in range(len(boxes))]
     return {"ap": torch.tensor([r[0] for r in runs]), "draws": torch.tensor([r[3] for r in runs])}

@@ -1,7 +1,7 @@
 """Train the embedded default: small models of the real library classes, on generated data, until they do their job.
 
-    make tiny                          everything: data, the four models, results/tiny/tiny.yaml
-    python tiny.py --only vae          one of vae, semantic, vlm, dino; run again to continue where it stopped
+    make tiny                          everything: data, the models, results/tiny/tiny.yaml
+    python tiny.py --only vae          one of them; run again to continue where it stopped
 
 Reads data/tiny-shapes and data/tiny-moving (`data.py`). Writes results/tiny/checkpoints/<model>/ (fp16, `save_pretrained`),
 results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) and the headline numbers of all, results/tiny/tiny.yaml.
@@ -9,10 +9,12 @@ results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) a
     vae       AutoencoderKLLTXVideo   reconstructs 64 px images and clips of 9 and 17 frames
     semantic  Qwen2.5-VL              names colour and shape: no place, no motion in its loss
     vlm       Qwen2.5-VL              goes on from there: says where things are and, on clips, which way they move
-    dino      Dinov2                  a masked image model: the patches it must fill in give dense features
+    dinov2    Dinov2                  a masked image model: the patches it must fill in give dense features
+    llava-next, internvl2, cogvlm2    LLaVA-NeXT (CLIP, no merging), InternVL (pixel shuffle) and CogVLM2 (visual expert), taught on pictures to name and to place
 
 This is the only file that knows the small configurations; every other stage loads these folders as it loads a hub checkpoint.
 """
+import functools
 import math
 import time
 import types
@@ -23,6 +25,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from cogvlm2 import IMAGE_MEAN, IMAGE_STD, CogVLM2
 from common import LOADERS, _atomically, check_writable, find_model, frames_of, known, load_items, load_yaml, parser, refuse, run_info, save_yaml, say, split_of
 from data import COLOURS, DIRECTIONS, SHAPES, place_word
 
@@ -170,16 +173,20 @@ CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is str
         "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
-def vlm_processor(texts):
-    """Byte-level BPE learned on the training words (any text can be encoded), and Qwen2.5-VL's own image and video processors."""
+def learned_tokenizer(texts, **names):
+    """Byte-level BPE learned on the training words; any text can be encoded. names: what the family's processor calls its special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    from transformers import PreTrainedTokenizerFast
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=448, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="right",
-        extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"})
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="right", extra_special_tokens=names)
+
+
+def vlm_processor(texts):
+    """The learned tokenizer and Qwen2.5-VL's own image and video processors."""
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    tokenizer = learned_tokenizer(texts, image_token="<|image_pad|>", video_token="<|video_pad|>", vision_start_token="<|vision_start|>", vision_end_token="<|vision_end|>")
     size = {"shortest_edge": 16 * 16, "longest_edge": 224 * 224}
     return Qwen2_5_VLProcessor(Qwen2VLImageProcessor(patch_size=8, size=size), tokenizer, Qwen2VLVideoProcessor(patch_size=8, size=size, cap_pixels_per_frame=False), chat_template=CHAT)
 
@@ -352,6 +359,23 @@ def answer_labels(ids, tokenizer):
     return labels
 
 
+def lesson(model, processor, frames, chats):
+    """(inputs of `model`, labels) for pictures or clips (uint8 [n,T,H,W,3]) and a chat about each: what the assistant says is scored, all else is -100."""
+    if isinstance(model, CogVLM2):
+        return cogvlm2_lesson(model, processor, frames, chats)
+    batch = encode(processor, frames, [conversation(processor, f, turns) for f, turns in zip(frames, chats, strict=True)])
+    return batch, answer_labels(batch["input_ids"], processor.tokenizer)
+
+
+def picture_rows(model, batch, each):
+    """[n, K] bool: the first `each` rows of every picture or clip, in raster order. (LLaVA-NeXT shows a picture twice, CogVLM2 puts it between two rows of its own.)"""
+    if isinstance(model, CogVLM2):
+        rows = (batch["token_type_ids"] == 1) & (F.pad(batch["token_type_ids"], (1, 0))[:, :-1] == 1)
+    else:
+        rows = (batch["input_ids"] == model.config.image_token_id) | (batch["input_ids"] == getattr(model.config, "video_token_id", None))
+    return rows & (rows.cumsum(1) <= each)
+
+
 class Schooling(torch.nn.Module):
     """The VLM and a linear head that trains it and is then thrown away. Off the second language layer, every visual token that lies on an object
     tells its name, the third of the columns and rows where its centre lies and, in clips, the sign of its motion along both axes: rotary
@@ -361,53 +385,61 @@ class Schooling(torch.nn.Module):
     def __init__(self, vlm):
         super().__init__()
         self.vlm, self.parts = vlm, (len(NAMES), 3, 3, 3, 3)
-        self.tell = torch.nn.Linear(vlm.config.text_config.hidden_size, sum(self.parts))
-        vlm.model.language_model.layers[1].register_forward_hook(lambda module, args, output: setattr(self, "seen", output))
+        language = vlm.model if isinstance(vlm, CogVLM2) else vlm.model.language_model
+        self.tell = torch.nn.Linear(language.embed_tokens.embedding_dim, sum(self.parts))
+        language.layers[1].register_forward_hook(lambda module, args, output: setattr(self, "seen", output))
 
     def forward(self, batch, labels, told=None):
         """Cross-entropy of the answers; with `told` [5, tokens] (-100: nothing to tell) also of what the tokens tell."""
-        loss = self.vlm(**batch, labels=labels).loss
+        out = self.vlm(**batch)
+        logits = out if torch.is_tensor(out) else out.logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         if told is not None:
-            ids, config = batch["input_ids"], self.vlm.config
-            loss = loss + told_loss(self.tell(self.seen[(ids == config.image_token_id) | (ids == config.video_token_id)]), told, self.parts)
+            rows = picture_rows(self.vlm, batch, told.shape[1] // len(labels))
+            loss = loss + told_loss(self.tell(self.seen[rows]), told, self.parts)
         return loss
 
 
-def vlm_loss(images, clips, processor, device, allowed):
-    """A loss on 24 pictures with up to six of their allowed turns or, where there are clips, in a third of the steps on 16 of them."""
-    sets = [(*images, *truths(images[1], 6), PLACE_WORDS), *([(*clips, *truths(clips[1], 4), MOTION_WORDS)] if clips else [])]
+def vlm_loss(images, clips, processor, device, allowed, grid=6):
+    """A loss on 24 pictures with up to six of their allowed turns or, where there are clips, in a third of the steps on 16 of them. grid: tokens a side."""
+    sets = [(*images, *truths(images[1], grid), PLACE_WORDS), *([(*clips, *truths(clips[1], 4), MOTION_WORDS)] if clips else [])]
 
     def loss_of(model, rng):
         moving = bool(clips) and rng.random() < 1 / 3
         frames, items, owner, told, words = sets[moving]
         pick = rng.choice(len(items), 16 if moving else 24, replace=False)
         x, owner, told = turn(frames[pick], owner[pick], told[pick], rng)
-        texts = []
+        chats = []
         for k, i in enumerate(pick):
             says = {name: words[tuple(v)] for name, v in zip(items[i]["names"], told[k, 1:, 1:].tolist(), strict=False)}
             answer = {f"Where is the {name}?": word for name, word in says.items()} | {f"Which way does the {name} move?": word for name, word in says.items()}
             turns = [(q, answer.get(q, a)) for q, a in items[i]["turns"] if q.startswith(allowed)]
-            texts.append(conversation(processor, x[k], [turns[j] for j in rng.permutation(len(turns))[:6]]))
-        batch = encode(processor, x, texts).to(device)
-        if clips:
+            chats.append([turns[j] for j in rng.permutation(len(turns))[:6]])
+        batch, labels = lesson(model.vlm, processor, x, chats)
+        tells = clips or "Where is" in allowed
+        if tells:
             told = tokens_tell(owner, told)
             nothing = torch.full_like(told[1:], -100)
             told = torch.cat([told[:1], nothing, told[1:]] if moving else [told, nothing])
         with fast(device):
-            return model(batch, answer_labels(batch["input_ids"], processor.tokenizer), told if clips else None)
+            return model({k: v.to(device) for k, v in batch.items()}, labels.to(device), told if tells else None)
     return loss_of
 
 
 @torch.no_grad()
 def ask(model, processor, frames, questions, batch=32, max_new_tokens=40):
-    """Greedy answers to one question per picture or clip (uint8 [n,T,H,W,3])."""
-    answers = []
-    for i in range(0, len(frames), batch):
-        texts = [conversation(processor, f, [(q, None)]) for f, q in zip(frames[i:i + batch], questions[i:i + batch], strict=True)]
-        inputs = encode(processor, frames[i:i + batch], texts, padding_side="left").to(model.device)
-        out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[:, inputs["input_ids"].shape[1]:]
-        answers += processor.batch_decode(out, skip_special_tokens=True)
-    return [a.strip() for a in answers]
+    """Greedy answers to one question per picture or clip (uint8 [n,T,H,W,3]); those who are asked the same go together, so that nothing is padded."""
+    answers = {}
+    for question in dict.fromkeys(questions):
+        for pick in torch.tensor([i for i, q in enumerate(questions) if q == question]).split(batch):
+            if isinstance(model, CogVLM2):
+                inputs = model.inputs(cogvlm2_pixels(frames[pick]), processor(f"Question: {question} Answer:").input_ids)
+                out, tokenizer = model.generate(**{k: v.to(model.lm_head.weight.device) for k, v in inputs.items()}, max_new_tokens=max_new_tokens), processor
+            else:
+                inputs = encode(processor, frames[pick], [conversation(processor, frames[i], [(question, None)]) for i in pick]).to(model.device)
+                out, tokenizer = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[:, inputs["input_ids"].shape[1]:], processor.tokenizer
+            answers |= zip(pick.tolist(), tokenizer.batch_decode(out, skip_special_tokens=True), strict=True)
+    return [answers[i].strip() for i in range(len(questions))]
 
 
 def accuracy_beside_floor(model, processor, frames, items, prefix):
@@ -418,8 +450,8 @@ def accuracy_beside_floor(model, processor, frames, items, prefix):
     return np.mean([a == t for a, t in zip(answers, truth, strict=True)]), max(truth.count(t) for t in set(truth)) / len(truth)
 
 
-def vlm_quality(model, processor, images, clips):
-    """Held-out accuracy of every kind of answer beside its floor. `naming`: objects whose colour and shape the caption names."""
+def vlm_quality(model, processor, images, clips=None):
+    """Held-out accuracy of every kind of answer beside its floor (of motion where there are clips). `naming`: objects whose colour and shape the caption names."""
     frames, items = images[0][:300], images[1][:300]
     captions = ask(model, processor, frames, ["What is in the picture?"] * len(items))
     said = [set(c.removeprefix("a ").split(" and a ")) for c in captions]
@@ -428,19 +460,133 @@ def vlm_quality(model, processor, images, clips):
     report = {"naming": np.mean([label in s for label, s in pairs]), "naming_floor": 1 / len(every),
               "naming_precision": np.mean([name in i["names"] for i, s in zip(items, said, strict=True) for name in s]),
               "colour": np.mean([any(n.startswith(label.split()[0]) for n in s) for label, s in pairs]), "colour_floor": 1 / 6}
-    for key, prefix, (f, i) in (("shape", "What shape", images), ("place", "Where is", images), ("direction", "Which way", clips)):
+    for key, prefix, (f, i) in (("shape", "What shape", images), ("place", "Where is", images), *([("direction", "Which way", clips)] if clips else [])):
         report[key], report[f"{key}_floor"] = accuracy_beside_floor(model, processor, f, i, prefix)
     return report
 
 
+# ---------------------------------------------------------------- the other families: a tower with learned positions, a projector, a language model
+
+WIDTH = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+COGVLM2_CHAT = "Question: {} Answer:"
+
+
+def llama(tokenizer):
+    """The language model of LLaVA-NeXT and of InternVL2."""
+    token = tokenizer.convert_tokens_to_ids
+    return {"model_type": "llama", **WIDTH, "num_key_value_heads": 2, "initializer_range": 0.06, "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "bos_token_id": None,
+            "eos_token_id": token("<|im_end|>"), "pad_token_id": token("<|endoftext|>")}
+
+
+def llava_next(texts):
+    """96 px, patches of 12 px, 8 x 8 tokens a tile, none merged: (processor, model, tokens a side, pixels and whatever else [n] -> [n, tokens, D])."""
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextImageProcessor, LlavaNextProcessor
+    tokenizer, pinpoints = learned_tokenizer(texts, image_token="<|image_pad|>"), [[96, 96], [192, 192], [288, 288]]
+    images = LlavaNextImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}, image_grid_pinpoints=pinpoints)
+    processor = LlavaNextProcessor(images, tokenizer, patch_size=12, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT)
+    vision = {"model_type": "clip_vision_model", **WIDTH, "image_size": 96, "patch_size": 12, "initializer_range": 0.06}
+    model = LlavaNextForConditionalGeneration(LlavaNextConfig(
+        vision_config=vision, text_config=llama(tokenizer), image_grid_pinpoints=pinpoints, vision_feature_layer=-1, image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<|image_pad|>"), tie_word_embeddings=True))
+    return processor, model, 8, lambda batch: model.model.multi_modal_projector(model.model.vision_tower(batch["pixel_values"][:, 0]).last_hidden_state[:, 1:])
+
+
+def internvl2(texts):
+    """96 px, patches of 8 px, 2 x 2 of them shuffled into one of 6 x 6 tokens."""
+    from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor, InternVLVideoProcessor
+    tokenizer = learned_tokenizer(texts, start_image_token="<|vision_start|>", end_image_token="<|vision_end|>", context_image_token="<|image_pad|>", video_token="<|video_pad|>")
+    images, size = GotOcr2ImageProcessor, {"height": 96, "width": 96}
+    template = CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>")  # the processor adds both itself
+    processor = InternVLProcessor(images(size=size, crop_to_patches=False), tokenizer, InternVLVideoProcessor(size=size), image_seq_length=36, chat_template=template)
+    vision = {**WIDTH, "image_size": [96, 96], "patch_size": [8, 8], "attention_bias": True, "initializer_range": 0.06, "layer_scale_init_value": 1.0}
+    model = InternVLForConditionalGeneration(InternVLConfig(
+        vision_config=vision, text_config=llama(tokenizer), image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"), tie_word_embeddings=True))
+    return processor, model, 6, lambda batch: model.model.get_image_features(batch["pixel_values"]).pooler_output
+
+
+def cogvlm2(texts):
+    """96 px, patches of 8 px, 2 x 2 of them convolved into one of 6 x 6 tokens; three language layers, each with its visual expert."""
+    tokenizer = learned_tokenizer([*texts, COGVLM2_CHAT])
+    token = tokenizer.convert_tokens_to_ids
+    model = CogVLM2({"architectures": ["CogVLMForCausalLM"], "vocab_size": len(tokenizer) + 1, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3,
+                     "num_attention_heads": 4, "num_multi_query_heads": 2, "rms_norm_eps": 1e-5, "bos_token_id": token("<|im_start|>"), "eos_token_id": token("<|im_end|>"),
+                     "vision_config": {"hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "num_hidden_layers": 4, "num_positions": 145, "patch_size": 8, "image_size": 96,
+                                       "in_channels": 3, "layer_norm_eps": 1e-6}})
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+            torch.nn.init.normal_(module.weight, std=0.06)
+    return tokenizer, model, 6, lambda batch: model.model.vision(batch["pixels"])[:, 1:-1]
+
+
+def cogvlm2_pixels(frames):
+    """uint8 [n,1,S,S,3] -> [n,3,S,S] as CogVLM2 takes them."""
+    return (frames[:, 0].permute(0, 3, 1, 2) / 255 - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None]
+
+
+def cogvlm2_lesson(model, tokenizer, frames, chats):
+    """What `lesson` returns: Question: ... Answer: ... after the picture, one pair after another, each answer with its end."""
+    end, rows = tokenizer.eos_token, []
+    for turns in chats:
+        parts = [(tokenizer(text).input_ids, scored) for q, a in turns for text, scored in ((COGVLM2_CHAT.format(q), False), (f" {a}{end}", True))]
+        rows.append(([i for ids, _ in parts for i in ids], [i if scored else -100 for ids, scored in parts for i in ids]))
+    longest = max(len(ids) for ids, _ in rows)
+    batch = model.inputs(cogvlm2_pixels(frames), [0] * longest)
+    ids, labels = batch["input_ids"].clone(), torch.full_like(batch["input_ids"], -100)
+    for k, (words, scored) in enumerate(rows):
+        ids[k, -longest:len(ids[k]) - longest + len(words)] = torch.tensor(words)
+        labels[k, -longest:len(ids[k]) - longest + len(words)] = torch.tensor(scored)
+    return batch | {"input_ids": ids}, labels
+
+
+class Looking(torch.nn.Module):
+    """The tower, the projector and one linear layer off it: their schooling, after which the layer is thrown away."""
+
+    def __init__(self, vlm, see, out):
+        super().__init__()
+        self.vlm, self.see, self.head = vlm, see, torch.nn.Linear(128, out)
+
+    def forward(self, batch):
+        return self.head(self.see(batch).flatten(0, 1)).float()
+
+
+def telling_loss(images, processor, device, grid):
+    """Every token on an object tells its name and the third of the columns and rows where its centre lies."""
+    frames, items = images
+    owner, told = truths(items, grid)
+
+    def loss_of(model, rng):
+        pick = rng.choice(len(items), 32, replace=False)
+        x, own, tell = turn(frames[pick], owner[pick], told[pick], rng)
+        batch, _ = lesson(model.vlm, processor, x, [[("What is in the picture?", "")]] * len(x))
+        with fast(device):
+            return told_loss(model({k: v.to(device) for k, v in batch.items()}), tokens_tell(own, tell), (len(NAMES), 3, 3))
+    return loss_of
+
+
+def train_cousin(name, args, device, folder, save):
+    """The tower and projector first, by what their tokens can tell; then the whole model, by questions of name and place."""
+    images = pool(args.shapes, 96)
+    processor, model, grid, see = COUSINS[name](q for i in images[0][1] for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"])
+    if not isinstance(model, CogVLM2):
+        model.set_attn_implementation("eager")  # sdpa's gradient is slow on a CPU
+    model = model.to(device)
+    train(f"{name}-tower", Looking(model, see, len(NAMES) + 6).to(device), telling_loss(images[0], processor, device, grid), args.steps or 1200, 1e-3, args.seed, folder)
+    losses = train(name, Schooling(model).to(device), vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid), args.steps or 2000, 1e-3, args.seed, folder)
+    model, processor = save(model, processor)
+    return losses, vlm_quality(model, processor, images[1])
+
+
+COUSINS = {"llava-next": llava_next, "internvl2": internvl2, "cogvlm2": cogvlm2}
+
+
 # ---------------------------------------------------------------- the spatial encoder
 
-def dino_model():
+def dinov2_model():
     from transformers import Dinov2Config, Dinov2Model
     return Dinov2Model(Dinov2Config(hidden_size=128, num_hidden_layers=6, num_attention_heads=4, mlp_ratio=3, image_size=96, patch_size=8, use_mask_token=True))
 
 
-def dino_processor():
+def dinov2_processor():
     from transformers import BitImageProcessor
     return BitImageProcessor(do_resize=False, do_center_crop=False, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 
@@ -511,9 +657,9 @@ def train_vlm(args, device, folder, save):
     return losses, vlm_quality(model, processor, images[1], clips[1])
 
 
-def train_dino(args, device, folder, save):
+def train_dinov2(args, device, folder, save):
     (images, _), (held, _) = pool(args.shapes, 96)
-    processor = dino_processor()
+    processor = dinov2_processor()
 
     def pixels(frames):
         return processor(list(frames[:, 0].permute(0, 3, 1, 2)), return_tensors="pt")["pixel_values"].to(device)
@@ -522,9 +668,9 @@ def train_dino(args, device, folder, save):
         with fast(device):
             return model(pixels(images[rng.choice(len(images), 32, replace=False)]))[0]
 
-    model = MaskedPatches(dino_model()).to(device)
+    model = MaskedPatches(dinov2_model()).to(device)
     model.encoder.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
-    losses = train("dino", model, loss_of, args.steps or 2500, 1e-3, args.seed, folder)
+    losses = train("dinov2", model, loss_of, args.steps or 2500, 1e-3, args.seed, folder)
     with torch.no_grad():
         errors = np.array([[e.item() for e in model(pixels(x), torch.Generator().manual_seed(0))] for x in held[:512].split(64)]).mean(0)
     save(model.encoder, processor)
@@ -533,7 +679,7 @@ def train_dino(args, device, folder, save):
 
 def get_args(argv):
     p = parser(__doc__, smoke=False)
-    p.add_argument("--only", help="train one model: vae, semantic, vlm or dino (default: all, then the summary)")
+    p.add_argument("--only", help="train one model: vae, semantic, vlm, dinov2, llava-next, internvl2 or cogvlm2 (default: all, then the summary)")
     p.add_argument("--shapes", default="data/tiny-shapes", help="training images (default: %(default)s)")
     p.add_argument("--moving", default="data/tiny-moving", help="training clips (default: %(default)s)")
     p.add_argument("--out", default="results/tiny", help="where checkpoints and YAML go (default: %(default)s)")
@@ -541,7 +687,8 @@ def get_args(argv):
     return p.parse_args(argv)
 
 
-TRAIN = {"vae": ("vae", train_vae), "semantic": ("vlm", train_semantic), "vlm": ("vlm", train_vlm), "dino": ("encoder", train_dino)}
+TRAIN = {"vae": ("vae", train_vae), "semantic": ("vlm", train_semantic), "vlm": ("vlm", train_vlm), "dinov2": ("encoder", train_dinov2),
+         **{name: ("vlm", functools.partial(train_cousin, name)) for name in COUSINS}}
 
 
 def main(argv=None):
@@ -556,8 +703,12 @@ def main(argv=None):
         def save(model, processor=None, folder=folder, kind=kind, size=size):
             """Write fp16, read back as any stage does: quality is measured on the very weights that are committed."""
             size["parameters"] = sum(p.numel() for p in model.parameters())
-            for part in filter(None, (model.half(), processor)):
-                part.save_pretrained(folder)
+            if isinstance(model, CogVLM2):
+                model.save_pretrained(folder, torch.float16)
+            else:
+                model.half().save_pretrained(folder)
+            if processor:
+                processor.save_pretrained(folder)
             save_yaml(folder / "weights.yaml", {"weights": "small", "trained_by": "tiny.py"})
             return LOADERS[kind](find_model(str(folder)), device)
 

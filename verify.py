@@ -1,6 +1,6 @@
 """Stage 6. The verdicts: every criterion held against its threshold, and what follows.
 
-    python verify.py --gate 1 --results results/tiny/shapes --motion results/tiny/moving --encoder results/tiny-dino/shapes
+    python verify.py --gate 1 --results results/tiny/shapes --motion results/tiny/moving --encoder results/tiny-dinov2/shapes
     python verify.py --print results/tiny/shapes/gate1.yaml
 
 Reads the YAML that probe.py, align.py and adapt.py wrote. Writes gate1.yaml, and gate1.png: scores per layer with their intervals and floors;

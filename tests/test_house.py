@@ -103,7 +103,7 @@ def test_gate1_goes_through_every_stage_for_a_cogvlm2_folder(tmp_path, small_cog
     copied(tmp_path)
     data.main(["shapes", "--n", "100", "--size", "64", "--out", str(tmp_path / "data/shapes")])
     data.main(["moving", "--n", "60", "--out", str(tmp_path / "data/moving")])
-    done = run("make", "gate1", f"PY={sys.executable}", f"MODEL={small_cogvlm2}", "VAE=tiny-vae", "ENCODER=tiny-dino", cwd=tmp_path)
+    done = run("make", "gate1", f"PY={sys.executable}", f"MODEL={small_cogvlm2}", "VAE=tiny-vae", "ENCODER=tiny-dinov2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     verdict = yaml.safe_load((tmp_path / "results/small-cogvlm2/shapes/gate1.yaml").read_text())
     assert verdict["verdict"] in ("PIVOT", "STOP", "INCONCLUSIVE") and verdict["criteria"]["bbox_iou"]["answer"] != "PASS"

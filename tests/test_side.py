@@ -71,7 +71,7 @@ def test_ranks_and_shards_side_by_side(small_dino, small_vlm, pictures, tmp_path
 
 def test_pairs_that_make_no_sense_are_refused(small_dino, small_vlm, small_kosmos2, pictures, tmp_path, capsys):
     more = ("--data", pictures, "--out", tmp_path / "out", "--size", 48)
-    assert "names 3 models" in refused(capsys, "--model", "tiny+tiny-dino+tiny-vae", *more)
+    assert "names 3 models" in refused(capsys, "--model", "tiny+tiny-dinov2+tiny-vae", *more)
     assert "Did you mean 'dinov2-l'" in refused(capsys, "--model", "dinov2l+tiny", *more)
     assert "same model twice" in refused(capsys, "--model", f"{small_dino}+{small_dino}", *more)
     assert "none to stand beside" in refused(capsys, "--model", f"{small_dino}+{small_kosmos2}", *more, "--points", "merger")

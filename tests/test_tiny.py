@@ -34,7 +34,7 @@ def test_the_autoencoder_is_not_the_blank_frame():
 
 
 def test_the_encoder_fills_hidden_patches_better_than_their_mean():
-    assert summary()["dino_masked_mae"] < 0.5 * summary()["dino_masked_mae_mean_patch"]
+    assert summary()["dinov2_masked_mae"] < 0.5 * summary()["dinov2_masked_mae_mean_patch"]
 
 
 def test_all_checkpoints_together_stay_within_40_megabytes():
@@ -96,7 +96,7 @@ def train(pools, out, name, steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vae", "vlm", "dino"])
+@pytest.mark.parametrize("name", ["vae", "vlm", "dinov2", "llava-next", "internvl2", "cogvlm2"])
 def test_a_short_training_learns_and_leaves_a_checkpoint_that_loads(pools, tmp_path, name):
     if name == "vlm":
         with pytest.raises(SystemExit):  # goes on from `semantic`, and says so
@@ -114,7 +114,7 @@ def test_a_short_training_learns_and_leaves_a_checkpoint_that_loads(pools, tmp_p
 
 @pytest.mark.slow
 def test_a_training_that_was_interrupted_ends_where_an_uninterrupted_one_does(pools, tmp_path, monkeypatch):
-    train(pools, tmp_path / "whole", "dino", 8)
+    train(pools, tmp_path / "whole", "dinov2", 8)
     real, calls = torch.nn.utils.clip_grad_norm_, []
 
     def stop(*args, **kwargs):
@@ -126,10 +126,10 @@ def test_a_training_that_was_interrupted_ends_where_an_uninterrupted_one_does(po
     monkeypatch.setattr(tiny, "SAVE_EVERY", 4)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", stop)
     with pytest.raises(KeyboardInterrupt):
-        train(pools, tmp_path / "broken", "dino", 8)
+        train(pools, tmp_path / "broken", "dinov2", 8)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", real)
-    train(pools, tmp_path / "broken", "dino", 8)
-    a, b = (torch.load(tmp_path / k / "training" / "dino.pt", weights_only=True) for k in ("whole", "broken"))
+    train(pools, tmp_path / "broken", "dinov2", 8)
+    a, b = (torch.load(tmp_path / k / "training" / "dinov2.pt", weights_only=True) for k in ("whole", "broken"))
     assert a["losses"] == b["losses"] and len(a["losses"]) == 8
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
 
