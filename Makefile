@@ -29,7 +29,7 @@ E := results/$(notdir $(ENCODER))/$(DATA)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 resolution test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -73,6 +73,18 @@ $(R)/align.yaml: $(R)/features/index.yaml $(R)/features-random/index.yaml $(V)/f
 
 $(R)/adapt-latents.yaml: $(R)/align.yaml adapt.py common.py
 	$(PY) adapt.py --features $(R)/features --random $(R)/features-random --latents $(V)/features --align $(R)/align.yaml --vae $(VAE) --judge $(ENCODER) --seed $(SEED) --out $@
+
+# ---- what resolution does (tiles of LLaVA-NeXT: a SIZES entry of twice or three times the tower's own)
+
+SIZES ?= $(if $(filter tiny%,$(MODEL)),64 96 144 192,224 336 448)
+
+$(R)@%/features/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
+	$(RUN) extract.py --model $(MODEL) --data data/$(DATA) --points $(POINTS) --size $* $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $(@D)
+$(R)@%/features-random/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
+	$(RUN) extract.py --model $(MODEL) --data data/$(DATA) --points $(POINTS) --size $* $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --random-init --out $(@D)
+$(R)-resolution.yaml: $(foreach s,$(SIZES),$(R)@$(s)/probe.yaml) probe.py common.py
+	$(PY) probe.py --compare $(foreach s,$(SIZES),$(R)@$(s)) --seed $(SEED) --out $@
+resolution: $(R)-resolution.yaml  ## probes at the SIZES in pixels, paired item by item with the first: results/<model>/<data>-resolution.yaml
 
 # ---- gates
 

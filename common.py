@@ -1277,11 +1277,11 @@ def set_loss(boxes, logits, truth):
     return regression + (entropy * weight).sum((1, 2)) / weight.sum((1, 2))
 
 
-def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=40, batch=50, seed=0, softplus=(False,), early_stopping=True):
+def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=40, batch=50, seed=0, softplus=(False,)):
     """Train the probe with early stopping on the validation loss, run by run. x [n, K, D]; truth per item (boxes [m,4] in 0..1, classes [m]).
 
-    Several jobs at once, S = J x seeds: x [J, n, K, D], a list of truths, a `softplus` of J entries. Returns predict(x) -> (boxes [S,n,Q,4], classes [S,n,Q],
-    scores [S,n,Q]); the same standardisation is applied to any x.
+    Several jobs at once, S = J x seeds: x [J, n, K, D], a list of truths, `softplus` of J entries. Returns predict(x, last=False) -> (boxes [S,n,Q,4],
+    classes [S,n,Q], scores [S,n,Q]), with `last` of the weights after the last step; the same standardisation is applied to any x.
     """
     x, truth = (x, truth) if x.ndim == 4 else (x[None], [truth])
     mean, std = x[:, train].mean((1, 2), keepdim=True), x[:, train].flatten(1, 2).std(1).clamp(min=1e-6)[:, None, None]
@@ -1302,17 +1302,15 @@ def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=40, bat
         if (step + 1) % (5 * max(len(train) // batch, 1)) == 0 or step + 1 == steps:
             with torch.no_grad():
                 loss = set_loss(*model(x[:, val]), [[job[i] for i in val] for job in truth])
-            better = loss < best if early_stopping else torch.ones_like(loss, dtype=torch.bool)
+            better = loss < best
             best = torch.where(better, loss, best)
             for old, new in zip(kept, model.parameters(), strict=True):
                 old[better] = new.detach()[better]
-    with torch.no_grad():
-        for p, k in zip(model.parameters(), kept, strict=True):
-            p.copy_(k)
+    weights = {last: dict(zip((name for name, _ in model.named_parameters()), w, strict=True)) for last, w in ((False, kept), (True, list(model.parameters())))}
 
     @torch.no_grad()
-    def predict(x):
-        boxes, logits = model(((x if x.ndim == 4 else x[None]) - mean) / std)
+    def predict(x, last=False):
+        boxes, logits = torch.func.functional_call(model, weights[last], (((x if x.ndim == 4 else x[None]) - mean) / std,))
         scores, names = logits.softmax(-1)[..., :-1].max(-1)
         return boxes.clamp(0, 1), names, scores
     return predict

@@ -2,20 +2,28 @@
 
     python probe.py --features results/tiny/shapes/features --random results/tiny/shapes/features-random --out results/tiny/shapes/probe.yaml
     python probe.py --features results/tiny/moving/features --out results/tiny/moving/probe.yaml
+    python probe.py --compare results/tiny/shapes@64 results/tiny/shapes@96 --out results/tiny/shapes-resolution.yaml
 
-Reads features (extract.py) and the truth beside their pictures (data.py). Writes probe.yaml, and probe.pt with what was decoded for the test
-items at the chosen layers. Which probes run depends on the truth there is:
+Reads features (extract.py) and the truth beside their pictures (data.py). Writes probe.yaml, probe.png, and probe.pt with what was decoded for the test
+items at the chosen layers, and their scores. With --compare it reads such results of one data set, say at several resolutions, and pairs them item by item.
+Which probes run depends on the truth there is:
 
     bbox_iou        closed-form ridge from the flattened token grid to the largest box; penalty by leave-one-out
+    ladder          the same box by probes of declared size, five seeds, on true and on shuffled labels: ridge, MLPs of one and two hidden layers, attentive pooling
+    mdl_*           bits an item that the boxes cost when they are sent one block after another, each coded by the ridge on the blocks before (online code)
     spatial_iou     ridge from every token to the mask of its own cell (foreground: the masks, or the boxes where there are none)
-    map50           DETR-style set prediction, five seeds, mAP@0.5 by pycocotools
+    map50           DETR-style set prediction with early stopping, five seeds, two codes of a box's size, mAP@0.5 by pycocotools
     recon_*         ridge from every token to its own pixels: LPIPS, SSIM, edge F1 of that picture
     direction_accuracy   (clips) ridge from pooled features to the direction of motion
 
 Points whose tokens have no place in the picture (`grid: false` in the index) are asked for the direction only.
-The layer is chosen on val, its score comes from test, and beside every score stand the floors from the same split: a constant, shuffled
-labels, raw pixels through the same probe, the same architecture with random weights (--random). `leak` names a control that scores what it cannot know.
+The layer is chosen on val, its score comes from test, and beside every score stand the floors from the same split: a constant, the class's own
+constant, shuffled labels, another item's features, raw pixels and their principal components through the same probe, the same architecture with random
+weights (--random). Position embeddings alone are the same for every item, so no probe of them beats the constant or, token by token, the position-only mask.
+`leak` names a control that scores what it cannot know.
 """
+import functools
+import math
 import time
 from pathlib import Path
 
@@ -37,22 +45,28 @@ from common import (
     foreground,
     frames_of,
     from_cells,
+    giou_loss,
     holm,
     join,
     load_features,
     load_items,
     load_lpips,
+    load_pt,
+    load_yaml,
     made_up_folder,
     mask_iou,
     mask_scores,
     paired_test,
     parser,
+    plain,
     refuse,
     ridge,
     run_info,
     save_pt,
     save_yaml,
     say,
+    solve_ridge,
+    spectrum,
     split_indices,
     ssim,
     to_cells,
@@ -61,23 +75,149 @@ from common import (
     with_grid,
 )
 
-PICTURE, SET_GRID = 64, 6  # pixels a side of decoded pictures; the most tokens a side that the set probe reads
-SEEDS = 5
+PICTURE, SET_GRID = 64, 6  # pixels a side of decoded pictures; the most tokens a side that trained probes read
+COMPONENTS, TOKEN = 256, 128  # principal components of the flattened grid, of a token: what trained probes read, so that their size is the same for every layer and model
+SEEDS, STEPS, HIDDEN, QUERIES = 5, 240, 64, 4  # of the ladder
 
 
 # ---------------------------------------------------------------- probes: features in, scores per item out
 
-def probe_boxes(x, largest, split, seed=0):
-    """{true, shuffled}: IoU of the ridge box with the largest true box, per item [n] (shuffled: [SEEDS, n]); and the boxes."""
-    g = torch.Generator().manual_seed(seed)
-    targets = {"true": largest}
+def box_targets(largest, split, seed=0):
+    """{true, shuffled0 ... shuffled4}: the boxes [n,4], and what they are when those of the training items are dealt anew."""
+    g, targets = torch.Generator().manual_seed(seed), {"true": largest}
     for s in range(SEEDS):
         wrong = largest.clone()
         wrong[split["train"]] = largest[split["train"]][torch.randperm(len(split["train"]), generator=g)]
         targets[f"shuffled{s}"] = wrong
-    boxes = ridge(x.flatten(1), targets, split["train"])
-    iou = {k: box_iou(b.clamp(0, 1), largest) for k, b in boxes.items()}
-    return iou["true"], torch.stack([iou[f"shuffled{s}"] for s in range(SEEDS)]), boxes["true"].clamp(0, 1)
+    return targets
+
+
+def box_scores(found, largest):
+    """IoU of ridge boxes with the largest true box per item [n] (shuffled: [SEEDS, n]), and the boxes; found: {task: [n,4]}."""
+    iou = {k: box_iou(b.clamp(0, 1), largest) for k, b in found.items()}
+    return iou["true"], torch.stack([iou[f"shuffled{s}"] for s in range(SEEDS)]), found["true"].clamp(0, 1)
+
+
+def probe_boxes(x, largest, split, seed=0):
+    """`box_scores` of the ridge from flattened features x [n, ...]."""
+    return box_scores(ridge(x.flatten(1), box_targets(largest, split, seed), split["train"]), largest)
+
+
+def gram(x, train):
+    """Inner products of all items [n, n]; centred first, for a large mean costs fp32 its digits."""
+    x = x.flatten(1)
+    x = x - x[train].mean(0)
+    return x @ x.T
+
+
+def turned(x):
+    """x [..., r] under a random rotation. Principal components as they are would give an optimiser that scales every weight alike a few large inputs and many
+    tiny ones; made equally large, they would drown in noise."""
+    g = torch.Generator().manual_seed(0)
+    return x @ torch.linalg.qr(torch.randn(x.shape[-1], x.shape[-1], generator=g, dtype=torch.float64))[0].to(x.dtype)
+
+
+def components(k, values, vectors, most=COMPONENTS):
+    """The first principal components of L layers, `turned`, [L, n, most], from what `spectrum` returned; of mean square one."""
+    values, vectors = (z[..., -most:].flip(-1) for z in (values, vectors))
+    x = turned(k @ (vectors * (values + 1e-12 * values[..., :1] + 1e-300).rsqrt()[:, None]))
+    return (x / x.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-150)).float()
+
+
+def token_components(x, train, most=TOKEN):
+    """Tokens [n,h,w,D] at no more than SET_GRID a side, standardised, [n, K, most]: their first principal components, `turned`, or padded with zeros; and that grid."""
+    h, w = (min(s, SET_GRID) for s in x.shape[1:3])
+    x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (h, w)).permute(0, 2, 3, 1).flatten(1, 2)
+    x = (x - x[train].mean((0, 1))) / x[train].flatten(0, 1).std(0).clamp(min=1e-6)
+    if x.shape[-1] > most:
+        rows = x[train].flatten(0, 1)
+        x = turned(x @ torch.linalg.eigh((rows.T @ rows).double())[1][:, -most:].float())
+    return F.pad(x, (0, most - x.shape[-1])), (h, w)
+
+
+def online_bits(kernels, y, split, seed=0, bins=64):
+    """Bits an item of y [n,c] in 0..1, told to one of `bins`, by the online code of L layers: [L] (Voita & Titov 2020, eq. 3).
+
+    The training items are sent in blocks that end at 1/16, 1/8, ... of them. The first costs log2(bins) a number, every later one what a normal distribution
+    around the ridge on all before it says, of the width of its leave-one-out error (mixed with 1% of a uniform one, or a single surprise costs everything).
+    """
+    order = split["train"][torch.randperm(len(split["train"]), generator=torch.Generator().manual_seed(seed))]
+    ends = sorted({max(len(order) * 2**k // 16, 4) for k in range(5)})
+    bits = torch.full((len(kernels),), float(ends[0] * y.shape[1] * math.log2(bins)), dtype=torch.float64)
+    edges = (y.double() * bins).floor().clamp(0, bins - 1) / bins
+    for first, last in zip(ends, ends[1:], strict=False):
+        mean, error = solve_ridge(*spectrum(kernels, order[:first]), {"y": y}, order[:first])["y"]
+        block = order[first:last]
+        normal = torch.distributions.Normal(mean[:, block].double(), error.clamp(min=1e-8).sqrt()[:, None])
+        mass = normal.cdf(edges[block] + 1 / bins) - normal.cdf(edges[block])
+        bits -= torch.log2(0.99 * mass + 0.01 / bins).sum((1, 2))
+    return bits / ends[-1]
+
+
+# The rungs between ridge and set prediction. x: what they read of L layers; every weight is [L, G, ...], G the runs (labels x seeds) that read the same x.
+
+def mlp1(w, x):
+    """One hidden layer on the components of the flattened grid. x [L, n, r] -> [L, G, n, 4]."""
+    return (torch.einsum("lnr,lgrh->lgnh", x, w["in"]) + w["in_bias"]).relu() @ w["out"] + w["out_bias"]
+
+
+def mlp2(w, x):
+    """Two hidden layers."""
+    h = (torch.einsum("lnr,lgrh->lgnh", x, w["in"]) + w["in_bias"]).relu()
+    return (h @ w["middle"] + w["middle_bias"]).relu() @ w["out"] + w["out_bias"]
+
+
+def attentive(w, x):
+    """Learned queries gather tokens, whose last two numbers are their place (attentive pooling; Chen et al. 2024, section 3.4). x [L, n, K, r + 2]."""
+    weights = torch.einsum("lnkr,lgrq->lgnqk", x, w["query"]).softmax(-1)
+    return torch.einsum("lgnqk,lnkr->lgnqr", weights, x).flatten(-2) @ w["out"] + w["out_bias"]
+
+
+RUNGS = {"mlp1": (mlp1, lambda r: {"in": (r, HIDDEN), "in_bias": (1, HIDDEN), "out": (HIDDEN, 4), "out_bias": (1, 4)}),
+         "mlp2": (mlp2, lambda r: {"in": (r, HIDDEN), "in_bias": (1, HIDDEN), "middle": (HIDDEN, HIDDEN), "middle_bias": (1, HIDDEN), "out": (HIDDEN, 4), "out_bias": (1, 4)}),
+         "attentive": (attentive, lambda r: {"query": (r, QUERIES), "out": (QUERIES * r, 4), "out_bias": (1, 4)})}
+
+
+def box_loss(boxes, truth):
+    """5 L1 + 2 GIoU, as in DETR, of rows [..., 4] -> [...]."""
+    return 5 * (boxes - truth).abs().sum(-1) + 2 * giou_loss(boxes, truth)
+
+
+def train_rung(rung, x, targets, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, only=None):
+    """Boxes [L, T, seeds, n, 4] of one rung on L layers x [L, n, ...] and T kinds of labels [T, n, 4], all trained at once, each kept where its validation loss
+    was lowest; and the parameters of one. only: one seed of them."""
+    forward, shapes = RUNGS[rung]
+    g, shapes = torch.Generator().manual_seed(seed), shapes(x.shape[-1])
+    start = {k: torch.zeros(seeds, *shape) if k.endswith("bias") else torch.randn(seeds, *shape, generator=g) * shape[0] ** -0.5 for k, shape in shapes.items()}
+    start, seeds = (start, seeds) if only is None else ({k: w[only:only + 1] for k, w in start.items()}, 1)
+    groups = len(targets) * seeds
+    weights = {k: w.repeat(len(x), len(targets), 1, 1).requires_grad_() for k, w in start.items()}  # the same start for every layer and kind of labels
+    optimizer = torch.optim.AdamW(weights.values(), lr=5e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+    labels = targets.repeat_interleave(seeds, 0)  # [G, n, 4]
+
+    def boxes(items):
+        code = forward(weights, x[:, items])
+        centre, size = code[..., :2].sigmoid(), (code[..., 2:] - 1).sigmoid()
+        return torch.cat([centre - size / 2, centre + size / 2], -1)
+
+    best, kept = torch.full((len(x), groups), math.inf), {k: w.detach().clone() for k, w in weights.items()}
+    for step in range(steps):
+        pick = split["train"][torch.randperm(len(split["train"]), generator=g)[:batch]]
+        optimizer.zero_grad(set_to_none=True)
+        box_loss(boxes(pick), labels[:, pick]).mean(-1).sum().backward()  # groups share no weight, so each gets its own gradient
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 20 == 0 or step + 1 == steps:
+            with torch.no_grad():
+                loss = box_loss(boxes(split["val"]), labels[:, split["val"]]).mean(-1)
+                better = loss < best
+                best = torch.where(better, loss, best)
+                for k, w in weights.items():
+                    kept[k][better] = w[better]
+    weights = kept
+    with torch.no_grad():
+        return boxes(slice(None)).clamp(0, 1).unflatten(1, (len(targets), seeds)), sum(math.prod(shape) for shape in shapes.values())
 
 
 def probe_cells(x, masks, pictures, split):
@@ -97,12 +237,15 @@ def probe_cells(x, masks, pictures, split):
     return soft, picture
 
 
-def probe_set(x, truth, classes, split, seed, sources):
-    """Set prediction from tokens [n,h,w,D], read at no more than SET_GRID a side: mAP@0.5 of each seed on val and on test, whose `sources` are resampled."""
-    h, w = (min(s, SET_GRID) for s in x.shape[1:3])
-    x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (h, w)).permute(0, 2, 3, 1).flatten(1, 2)
-    predict = train_set_probe(x, (h, w), truth, classes, split["train"], split["val"], SEEDS, seed=seed)
-    return {"val": ap_runs(predict, x, truth, split["val"], 0), "test": ap_runs(predict, x, truth, split["test"], sources=sources)}
+def probe_sets(jobs, grid, truth, classes, split, seed, sources):
+    """Set prediction of {name: (tokens [n, K, r], labels, softplus)} on an h x w grid, all trained side by side: {name: {val, test, last: {ap, draws}}} of
+    mAP@0.5, each [SEEDS], against `truth`; on test the `sources` are resampled; last: on test without early stopping."""
+    x, labels, softplus = zip(*jobs.values(), strict=True)
+    x = torch.stack(x)
+    predict = train_set_probe(x, grid, list(labels), classes, split["train"], split["val"], SEEDS, seed=seed, softplus=softplus)
+    runs = {"val": ap_runs(predict, x, truth, split["val"], 0), "test": ap_runs(predict, x, truth, split["test"], sources=sources),
+            "last": ap_runs(functools.partial(predict, last=True), x, truth, split["test"], 0)}
+    return {name: {which: {key: value[k * SEEDS:(k + 1) * SEEDS] for key, value in run.items()} for which, run in runs.items()} for k, name in enumerate(jobs)}
 
 
 def one_hot(labels, names):
@@ -150,12 +293,21 @@ def floors_of(found, layer, test, **more):
     return more | {name: found[point][test] for name, point in (("pixels", "pixels"), ("random_init", f"random:{layer}")) if point in found}
 
 
-def box_criterion(boxes, largest, split, sources, seed=0):
-    """bbox_iou from {point: what probe_boxes returned}, at the point that is best on val."""
+def box_criterion(boxes, largest, split, sources, seed=0, **floors):
+    """bbox_iou from {point: what probe_boxes returned}, at the point that is best on val; floors: further ones on the test items."""
     test, iou = split["test"], {p: found[0] for p, found in boxes.items()}
     layer, constant = best_point(iou, split["val"]), largest[split["train"]].median(0).values
-    return criterion(iou[layer][test], floors_of(iou, layer, test, constant=box_iou(constant, largest[test]), shuffled=boxes[layer][1][:, test]), sources,
+    floors |= {"constant": box_iou(constant, largest[test]), "shuffled": boxes[layer][1][:, test], "shuffled_images": box_iou(boxes[layer][2][test.roll(1)], largest[test])}
+    return criterion(iou[layer][test], floors_of(iou, layer, test, **floors), sources,
                      blind="constant", layer=layer, seed=seed, options_searched=sum(p != "pixels" and not p.startswith("random:") for p in iou))
+
+
+def class_constant(items, largest, train):
+    """The median box of the largest object's class on the training items, for every item [n,4]: what its name alone tells of its place."""
+    biggest = [(i["boxes"][:, 2:] - i["boxes"][:, :2]).prod(1).argmax() for i in items]
+    names = [i["labels"][k] for i, k in zip(items, biggest, strict=True)]
+    of = {name: largest[[i for i in train.tolist() if names[i] == name]] for name in set(names)}
+    return torch.stack([of[name].median(0).values if len(of[name]) else largest[train].median(0).values for name in names])
 
 
 def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
@@ -174,67 +326,103 @@ def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
 
 # ---------------------------------------------------------------- the two kinds of truth
 
+def ladder(kernels, tokens, boxes, names, largest, split, seed, progress):
+    """{layer: {rung: IoU on test, rung_shuffled: the same of probes trained on shuffled labels}}, {rung: parameters} for the L layers `names`.
+
+    kernels [L, n, n]; tokens {layer: ([n, K, r], grid)}; boxes {layer: what probe_boxes returned}. The difference of the two is the rung's selectivity
+    (Hewitt & Liang 2019): what it reads and does not merely learn by heart.
+    """
+    test, targets = split["test"], box_targets(largest, split, seed)
+    targets = torch.stack([targets["true"], targets["shuffled0"]])
+    x = components(*spectrum(kernels, split["train"]))
+    rows = {p: {"ridge": boxes[p][0][test].mean(), "ridge_shuffled": boxes[p][1][:, test].mean()} for p in names}
+    jobs = {"mlp1": [(names, x)], "mlp2": [(names, x)], "attentive": []}
+    for grid in dict.fromkeys(tokens[p][1] for p in names):
+        same, place = [p for p in names if tokens[p][1] == grid], torch.cartesian_prod(*(torch.linspace(-1, 1, s + 2)[1:-1] for s in grid))
+        z = torch.stack([tokens[p][0] for p in same])
+        jobs["attentive"].append((same, torch.cat([z, place.expand(*z.shape[:2], -1, -1)], -1)))
+    parameters = {"ridge": 4 * (kernels.shape[1] if len(split["train"]) > kernels.shape[1] else len(split["train"]))}
+    for rung in progress(jobs, desc="ladder"):
+        for same, z in jobs[rung]:
+            found, parameters[rung] = train_rung(rung, z, targets, split, seed=seed)
+            iou = box_iou(found[..., test, :], largest[test]).mean((-1, -2))  # [L, 2]
+            for p, (true, wrong) in zip(same, iou, strict=True):
+                rows[p] |= {rung: true, f"{rung}_shuffled": wrong}
+    return rows, parameters
+
+
 def space(args, items, split, read, points, read_random, progress):
-    """All probes of still pictures. Returns (criteria, layers, decoded)."""
+    """All probes of still pictures. Returns (criteria, layers, decoded, tables)."""
     largest, truth, names = box_truth(items)
     masks = foreground(items, MASK)
     solid = masks >= 0.5
     frames = torch.cat([frames_of(i, PICTURE) for i in items])
     pictures = frames.permute(0, 3, 1, 2).float() / 255
     lpips, lpips_name = load_lpips()
-    test, val = split["test"], split["val"]
+    train, val, test = split["train"], split["val"], split["test"]
+    judged = torch.cat([val, test])
     sources = [items[i]["source"] for i in test]
 
-    boxes, cells = {}, {}
+    kernels, tokens, cells = {}, {}, {}
     for kind, reader, chosen in (("", read, points), ("random:", read_random, points if read_random else [])):
         for point in progress(chosen, desc=f"{kind or 'trained:'} ridges"):
             x = reader(point)[:, 0]
-            boxes[kind + point] = probe_boxes(x, largest, split, args.seed)
+            kernels[kind + point], tokens[kind + point] = gram(x, train), token_components(x, train)
             soft, picture = probe_cells(x, masks, pictures, split)
-            cells[kind + point] = {"spatial_iou": mask_scores(soft, solid, split), "ssim": ssim(picture, frames), "picture": picture, "soft": soft}
-    chosen_points = [p for p in points if p != "pixels"]
+            cells[kind + point] = {"spatial_iou": mask_scores(soft, solid, split), "ssim": torch.zeros(len(items), dtype=torch.float64), "picture": picture, "soft": soft}
+            cells[kind + point]["ssim"][judged] = ssim(picture[judged], frames[judged])
+    kernels["pixel_pca"] = gram(components(*spectrum(gram(pictures, train)[None], train))[0], train)
+    trained = [p for p in points if p != "pixels"]
 
-    criteria = {"bbox_iou": box_criterion(boxes, largest, split, sources, args.seed)}
+    # All layers, labels and penalties of the box ridge in one solve.
+    every = torch.stack(list(kernels.values()))
+    found = solve_ridge(*spectrum(every, train), box_targets(largest, split, args.seed), train)
+    boxes = {p: box_scores({task: f[k] for task, (f, _) in found.items()}, largest) for k, p in enumerate(kernels)}
+    pixel_pca = boxes.pop("pixel_pca")[0][test]
+    criteria = {"bbox_iou": box_criterion(boxes, largest, split, sources, args.seed, pixel_pca=pixel_pca, class_constant=box_iou(class_constant(items, largest, train), largest)[test])}
     decoded = {"boxes": boxes[criteria["bbox_iou"]["layer"]][2][test].clone(), "true_boxes": largest[test].clone()}
 
     g = torch.Generator().manual_seed(args.seed)
     spatial = {p: c["spatial_iou"] for p, c in cells.items()}
     x = read(layer := best_point(spatial, val))[:, 0]
     wrong = torch.arange(len(items))
-    wrong[split["train"]] = split["train"][torch.randperm(len(split["train"]), generator=g)]
+    wrong[train] = train[torch.randperm(len(train), generator=g)]
     shuffled_soft, shuffled_picture = probe_cells(x, masks[wrong], pictures[wrong], split)
     criteria["spatial_iou"] = mask_criterion(spatial, mask_scores(shuffled_soft, solid, split), masks, x.shape[1], split, sources, args.seed, truth="masks" if "mask" in items[0] else "boxes")
-    decoded["masks"] = cells[layer]["soft"][test].clone()
+    decoded |= {"masks": cells[layer]["soft"][test].clone(), "spatial_iou": spatial[layer][test].clone(), "bbox_iou": boxes[criteria["bbox_iou"]["layer"]][0][test].clone()}
 
     layer = best_point({p: c["ssim"] for p, c in cells.items()}, val)
-    mean_picture = pictures[split["train"]].mean(0).mul(255).round().byte().permute(1, 2, 0).expand(len(test), -1, -1, -1)
-    rows = {"own": cells[layer]["picture"][test], "mean_image": mean_picture, "shuffled": shuffled_picture[test]}
+    side = read(layer).shape[2]
+    blur = F.interpolate(F.adaptive_avg_pool2d(pictures[test], side), (PICTURE, PICTURE), mode="bilinear", antialias=True)
+    mean_picture = pictures[train].mean(0).expand(len(test), -1, -1, -1)
+    rows = {"own": cells[layer]["picture"][test], "shuffled": shuffled_picture[test]}
+    rows |= {name: p.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1) for name, p in (("mean_image", mean_picture), ("blur", blur))}  # blur: one colour a token
     rows |= {"random_init": cells[f"random:{layer}"]["picture"][test]} if read_random else {}  # raw pixels would be a copy, hence no floor here
     for key, measure, better, ceiling in (("recon_" + lpips_name, lpips, "lower", 0.0), ("recon_ssim", ssim, "higher", 1.0), ("recon_edge_f1", edge_f1, "higher", 1.0)):
         scores = {name: measure(picture.contiguous(), frames[test]) for name, picture in rows.items()}
-        criteria[key] = criterion(scores.pop("own"), scores, sources, ceiling, better, layer=layer, seed=args.seed, options_searched=len(chosen_points))
+        criteria[key] = criterion(scores.pop("own"), scores, sources, ceiling, better, layer=layer, seed=args.seed, options_searched=len(trained))
     decoded["pictures"] = cells[layer]["picture"][test].clone()
 
-    # The set probe is trained by gradient, so it runs at the two most promising layers only, and on every floor.
-    ranked = sorted(chosen_points, key=lambda p: -boxes[p][0][val].mean())[:2]
-    label_free = [truth[i] for i in wrong]
-    jobs = {p: (read(p), truth) for p in ranked} | {"position_only": (None, truth), "shuffled": (read(ranked[0]), label_free)}
-    jobs |= {"pixels": (read("pixels"), truth)} if "pixels" in boxes else {}
-    jobs |= {"random_init": (read_random(ranked[0]), truth)} if read_random else {}
+    # The set probe is trained by gradient, so it runs at the two most promising layers only, and on every floor; the better layer's floors count.
+    ranked = sorted(trained, key=lambda p: -boxes[p][0][val].mean())[:2]
+    x, grid = tokens[ranked[0]]
+    jobs = {(p, "sigmoid"): (p, truth, False) for p in ranked} | {(ranked[0], "softplus"): (ranked[0], truth, True)}
+    jobs |= {"shuffled": (ranked[0], [truth[i] for i in wrong], False)} | ({"pixels": ("pixels", truth, False)} if "pixels" in tokens else {})
+    jobs |= {"random_init": (f"random:{ranked[0]}", truth, False)} if read_random else {}
+    jobs = {name: (tokens[p], *job) for name, (p, *job) in jobs.items()} | {"position_only": ((x[train].mean(0).expand_as(x), grid), truth, False)}
     runs = {}
-    for name in progress(jobs, desc="set prediction"):
-        x, labels = jobs[name]
-        x = (read(ranked[0])[split["train"]].mean(0).expand(len(items), -1, -1, -1, -1) if x is None else x)[:, 0]
-        labels = [labels[i] if i in set(split["train"].tolist()) else truth[i] for i in range(len(items))]
-        runs[name] = probe_set(x, labels, len(names), split, args.seed, sources)
-    layer = max(ranked, key=lambda p: runs[p]["val"]["ap"].mean())
-    criteria["map50"] = ap_criterion(runs[layer]["test"], {k: r["test"] for k, r in runs.items() if k not in ranked}, sources,
-                                     blind="position_only", layer=layer, options_searched=len(ranked), classes=len(names))
+    for grid in progress(dict.fromkeys(t[1] for t, *_ in jobs.values()), desc="set prediction"):
+        runs |= probe_sets({name: (t[0], *job) for name, (t, *job) in jobs.items() if t[1] == grid}, grid, truth, len(names), split, args.seed, sources)
+    best = max((name for name in runs if isinstance(name, tuple)), key=lambda name: runs[name]["val"]["ap"].mean())
+    floors = ("shuffled", "pixels", "random_init", "position_only")
+    criteria["map50"] = ap_criterion(runs[best]["test"], {k: runs[k]["test"] for k in floors if k in runs}, sources, blind="position_only", layer=best[0], size_code=best[1],
+                                     options_searched=1 + len(ranked), classes=len(names), sigmoid_sizes=runs[ranked[0], "sigmoid"]["test"]["ap"].mean(),
+                                     softplus_sizes=runs[ranked[0], "softplus"]["test"]["ap"].mean(), without_early_stopping=runs[best]["last"]["ap"].mean())
 
     layers = {p: {"bbox_iou": boxes[p][0][test].mean(), "bbox_iou_val": boxes[p][0][val].mean(), "spatial_iou": cells[p]["spatial_iou"][test].mean(),
                   "recon_ssim": cells[p]["ssim"][test].mean()} | ({"bbox_iou_random": boxes[f"random:{p}"][0][test].mean(),
                   "spatial_iou_random": cells[f"random:{p}"]["spatial_iou"][test].mean()} if read_random else {}) for p in points}
-    constant, position = largest[split["train"]].median(0).values, mask_scores(masks[split["train"]].mean(0).expand_as(masks), solid, split)
+    constant, position = largest[train].median(0).values, mask_scores(masks[train].mean(0).expand_as(masks), solid, split)
     floor = {"bbox_iou": box_iou(constant, largest[test]), "spatial_iou": position[test]}
     p_values = {f"{p}/{task}": paired_test(s[test], floor[task], sources, seed=args.seed)["p"] for p in points
                 for task, s in (("bbox_iou", boxes[p][0]), ("spatial_iou", cells[p]["spatial_iou"]))}
@@ -242,11 +430,19 @@ def space(args, items, split, read, points, read_random, progress):
         point, task = key.split("/")
         layers[point][f"{task}_p_holm"] = p
     at = {task: criteria[task]["layer"] for task in floor}
-    decoded["strata"] = by_stratum(strata(items, largest, split["train"]), {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]},
-                                   floor, test, sources, args.seed)
+    tables = {"strata": by_stratum(strata(items, largest, train), {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]},
+                                   floor, test, sources, args.seed)}
     for p in points:
         layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = bootstrap(boxes[p][0][test], sources, seed=args.seed)[1:]
-    return criteria, layers, decoded
+
+    at = [list(kernels).index(p) for p in points]
+    tables["ladder"], tables["ladder_parameters"] = ladder(every[at], tokens, boxes, points, largest, split, args.seed, progress)
+    y, dealt = largest.clamp(0, 1), box_targets(largest, split, args.seed)["shuffled0"].clamp(0, 1)
+    bits = {"mdl_bits": online_bits(every[at], y, split, args.seed), "mdl_bits_shuffled": online_bits(every[at], dealt, split, args.seed)}
+    if read_random:
+        bits["mdl_bits_random"] = online_bits(every[[list(kernels).index(f"random:{p}") for p in points]], y, split, args.seed)
+    tables["mdl"] = {p: {name: b[k] for name, b in bits.items()} | {"compression": 4 * math.log2(64) / bits["mdl_bits"][k]} for k, p in enumerate(points)}
+    return criteria, layers, decoded, tables
 
 
 def motion(args, items, split, pooled, pooled_random, points):
@@ -284,7 +480,88 @@ def motion(args, items, split, pooled, pooled_random, points):
     p_values = {f"{p}/{v}": paired_test(correct[p, v]["true"][test], floors["commonest"], sources, seed=args.seed)["p"] for p in points for v in ("mean", "time", "change", "max")}
     for key, p in holm(p_values).items():
         layers[key.split("/")[0]][f"direction_accuracy_{key.split('/')[1]}_p_holm"] = p
-    return criteria, layers, {"correct": correct[layer, view]["true"][test].clone()}
+    return criteria, layers, {"correct": correct[layer, view]["true"][test].clone()}, {}
+
+
+# ---------------------------------------------------------------- several results side by side; the picture
+
+def compare(folders, seed=0):
+    """What probe.py found in each folder on the same test items, the first one the reference of every paired gain; Holm over all of them."""
+    found = {Path(f).name: (load_yaml(Path(f) / "probe.yaml", "probe"), load_pt(Path(f) / "probe.pt", RESULT), load_yaml(Path(f) / "features" / "index.yaml", "extract")) for f in folders}
+    if len(found) < 2:
+        refuse(f"--compare {' '.join(folders)} names {len(found)} results; give two or more folders of different names, each with probe.yaml, probe.pt and features/")
+    (first, (_, reference, _)), rows, p_values = next(iter(found.items())), {}, {}
+    sources = {i["id"]: i["source"] for i in load_items(next(iter(found.values()))[2]["data_path"])[0]}
+    for name, (result, scores, index) in found.items():
+        if scores["ids"] != reference["ids"]:
+            refuse(f"{name} was tested on other items than {first}; compare results of one data set")
+        rows[name] = {"model": result["model"], "size": index["size"]}
+        for task in ("bbox_iou", "spatial_iou"):
+            c = result["criteria"][task]
+            grid = index["points"][c["layer"]]["shape"][1:3]
+            rows[name] |= {task: c["score"], f"{task}_low": c["low"], f"{task}_high": c["high"], f"{task}_floor": c["floor"], f"{task}_layer": c["layer"], f"{task}_grid": f"{grid[0]}x{grid[1]}"}
+            if name != first:
+                test = paired_test(scores[task], reference[task], [sources[i] for i in reference["ids"]], seed=seed)
+                rows[name] |= {f"{task}_{k}": test[k] for k in ("gain", "gain_low", "gain_high")}
+                p_values[f"{name}/{task}"] = test["p"]
+    for key, p in holm(p_values).items():
+        name, task = key.rsplit("/", 1)
+        rows[name][f"{task}_p_holm"] = p
+    best = {task: max(rows, key=lambda name: rows[name][task]) for task in ("bbox_iou", "spatial_iou")}
+    scores = {f"{task}_{name}": row[task] for name, row in rows.items() for task in best}
+    return {"stage": "probe-compare", "reference": first, **{f"{task}_best": name for task, name in best.items()}, **scores, "rows": rows}
+
+
+def picture(result, path):
+    """probe.png: score against the size of the probe; along the layers; what the labels cost; by stratum."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    layers, rungs, constant = [p for p in result["layers"] if p != "pixels"], result["ladder_parameters"], result["criteria"]["bbox_iou"]["floors"]["constant"]
+    figure, axes = plt.subplots(2, 2, figsize=(15, 10), layout="constrained")
+    order = sorted(rungs, key=rungs.get)
+    colours = plt.get_cmap("viridis")(torch.linspace(0, 0.9, len(layers)).numpy())
+    for p, colour in zip(layers, colours, strict=True):
+        axes[0, 0].plot([rungs[r] for r in order], [result["ladder"][p][r] for r in order], "o-", color=colour, label=p)
+        axes[0, 0].plot([rungs[r] for r in order], [result["ladder"][p][f"{r}_shuffled"] for r in order], "x:", color=colour, lw=0.8)
+    axes[0, 0].set_xscale("log")
+    axes[0, 0].set_xticks([rungs[r] for r in order], [f"{r}\n{rungs[r]}" for r in order])
+    axes[0, 0].minorticks_off()
+    axes[0, 0].axhline(constant, color="black", lw=1)
+    axes[0, 0].text(rungs[order[0]], constant, " a constant box", va="bottom", fontsize=8)
+    axes[0, 0].set(title="A larger probe: where is the largest object?  (x: the same probe taught shuffled labels)", xlabel="probe and its trained numbers", ylabel="IoU of the box, test items")
+    axes[0, 0].legend(fontsize=7, ncols=2, title="layer", title_fontsize=8)
+    at = range(len(layers))
+    axes[0, 1].plot(at, [result["layers"][p]["bbox_iou"] for p in layers], "o-", label="ridge, trained network")
+    axes[0, 1].fill_between(at, *([result["layers"][p][f"bbox_iou_{end}"] for p in layers] for end in ("low", "high")), alpha=0.2, label="95% interval")
+    axes[0, 1].plot(at, [max(result["ladder"][p][r] for r in rungs) for p in layers], "^-", label="best probe of the ladder")
+    if "bbox_iou_random" in result["layers"][layers[0]]:
+        axes[0, 1].plot(at, [result["layers"][p]["bbox_iou_random"] for p in layers], "s--", label="ridge, untrained network")
+    for k, (name, value) in enumerate(result["criteria"]["bbox_iou"]["floors"].items()):
+        if name != "random_init":
+            axes[0, 1].axhline(value, lw=1, ls=":", color=f"C{k + 3}", label=f"floor: {name.replace('_', ' ')}")
+    axes[0, 1].set(title="Along the layers: where is the largest object?", ylabel="IoU of the box, test items")
+    for name, style, label in (("mdl_bits", "o-", "trained network"), ("mdl_bits_random", "s--", "untrained network"), ("mdl_bits_shuffled", "x:", "shuffled labels")):
+        if name in result["mdl"][layers[0]]:
+            axes[1, 0].plot(at, [result["mdl"][p][name] for p in layers], style, label=label)
+    axes[1, 0].axhline(4 * math.log2(64), color="black", lw=1, label="no code: 6 bits a coordinate")
+    axes[1, 0].set(title="What the boxes cost to send, given the features  (less is better)", ylabel="bits an item")
+    for axis in (axes[0, 1], axes[1, 0]):
+        axis.set_xticks(list(at), layers, rotation=60, ha="right", fontsize=8)
+        axis.legend(fontsize=8)
+    strata = {name: row for name, row in result["strata"].items() if "bbox_iou" in row}
+    for k, (task, label) in enumerate((("bbox_iou", "box"), ("spatial_iou", "mask"))):
+        x = [i + 0.35 * k for i in range(len(strata))]
+        score = torch.tensor([[r[task], r[f"{task}_low"], r[f"{task}_high"]] for r in strata.values()])
+        axes[1, 1].bar(x, score[:, 0], 0.33, color=f"C{k}", label=f"{label}, 95% interval")
+        axes[1, 1].errorbar(x, score[:, 0], (score[:, :1] - score[:, 1:] * torch.tensor([1.0, 1.0])).abs().T, fmt="none", color="black", capsize=2)
+        axes[1, 1].scatter(x, [r[f"{task}_floor"] for r in strata.values()], marker="_", s=200, color="red", zorder=3, label="floor: position only" if k else None)
+    axes[1, 1].set_xticks([i + 0.17 for i in range(len(strata))], [f"{name}\nn={row['n']}" for name, row in strata.items()], rotation=40, ha="right", fontsize=8)
+    axes[1, 1].set(title="Which objects", ylabel="IoU, test items", ylim=(0, 1))
+    axes[1, 1].legend(fontsize=8, loc="lower right")
+    figure.suptitle(f"{result['model']} on {result['data_name']}: {result['test']} test items, {result['weights']} weights, {result['data']} data", fontsize=13)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
 
 
 def smoke_input(args, folder):
@@ -310,12 +587,20 @@ def get_args(argv):
     p.add_argument("--random", help="features of the same architecture with random weights (extract.py --random-init): a floor")
     p.add_argument("--data", help="the data folder (default: the one the features were made from)")
     p.add_argument("--points", help="points with commas between (default: all in the index)")
-    p.add_argument("--out", help="default: probe.yaml beside --features")
+    p.add_argument("--compare", nargs="+", metavar="DIR", help="results of this stage on the same items, the first one the reference: two or more folders")
+    p.add_argument("--out", help="default: probe.yaml beside --features; compare.yaml beside the first of --compare")
     return p.parse_args(argv)
 
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
+    if args.compare:
+        out = Path(args.out or Path(args.compare[0]).parent / "compare.yaml")
+        check_writable(out)
+        result = compare(args.compare, args.seed) | {"run": run_info(args, started, script="probe.py")}
+        save_yaml(out, result)
+        say(result)
+        return result
     if args.smoke:
         smoke_input(args, made_up_folder())
     index, read = load_features(args.features)
@@ -332,9 +617,9 @@ def main(argv=None):
         refuse(f"{args.random} does not hold the same items and points as {args.features}; run extract.py --random-init with the same --data, --size and --points")
 
     if "direction" in items[0]:
-        from common import POOLED, load_pt
+        from common import POOLED
         pooled, pooled_random = (load_pt(Path(f) / "pooled.pt", POOLED)["pooled"] if f else None for f in (args.features, args.random))
-        criteria, layers, decoded = motion(args, items, split, pooled, pooled_random, points)
+        criteria, layers, decoded, tables = motion(args, items, split, pooled, pooled_random, points)
     elif "boxes" in items[0]:
         gridless = [p for p in points if p not in with_grid(index)]
         points = [p for p in points if p not in gridless]
@@ -343,7 +628,7 @@ def main(argv=None):
                    f"give --points with one that has, of {', '.join(p for p in with_grid(index) if p != 'pixels') or 'a folder extracted with such points'}")
         if gridless:
             print(f"left out, for their tokens have no place in the picture: {', '.join(gridless)}")
-        criteria, layers, decoded = space(args, items, split, read, points, read_random, lambda it, desc: tqdm(it, desc=desc, unit="point"))
+        criteria, layers, decoded, tables = space(args, items, split, read, points, read_random, lambda it, desc: tqdm(it, desc=desc, unit="point"))
     else:
         refuse(f"{index['data_path']} has neither boxes nor directions; probe.py needs one of them")
 
@@ -356,11 +641,11 @@ def main(argv=None):
     if args.random is None:
         result["random_init_floor"] = None
         result["random_init_reason"] = "no --random features were given"
-    if "strata" in decoded:
-        result["strata"] = decoded.pop("strata")
-    result |= {"criteria": criteria, "layers": layers, "run": run_info(args, started, script="probe.py")}
+    result |= {"criteria": criteria, "layers": layers, **tables, "run": run_info(args, started, script="probe.py")}
     save_pt(out.with_suffix(".pt"), RESULT, [items[i]["id"] for i in split["test"]], {"stage": "probe"}, **decoded)
     save_yaml(out, result)
+    if "ladder" in result:
+        picture(plain(result), out.with_suffix(".png"))
     say(result)
     return result
 

@@ -433,7 +433,7 @@ def ask(model, processor, frames, questions, batch=32, max_new_tokens=40):
     for question in dict.fromkeys(questions):
         for pick in torch.tensor([i for i, q in enumerate(questions) if q == question]).split(batch):
             if isinstance(model, CogVLM2):
-                inputs = model.inputs(cogvlm2_pixels(frames[pick]), processor(f"Question: {question} Answer:").input_ids)
+                inputs = model.inputs(normalised(frames[pick], *CLIP), processor(f"Question: {question} Answer:").input_ids)
                 out, tokenizer = model.generate(**{k: v.to(model.lm_head.weight.device) for k, v in inputs.items()}, max_new_tokens=max_new_tokens), processor
             else:
                 inputs = encode(processor, frames[pick], [conversation(processor, frames[i], [(question, None)]) for i in pick]).to(model.device)
@@ -469,6 +469,7 @@ def vlm_quality(model, processor, images, clips=None):
 
 WIDTH = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
 COGVLM2_CHAT = "Question: {} Answer:"
+CLIP, IMAGENET = (IMAGE_MEAN, IMAGE_STD), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def llama(tokenizer):
@@ -479,7 +480,7 @@ def llama(tokenizer):
 
 
 def llava_next(texts):
-    """96 px, patches of 12 px, 8 x 8 tokens a tile, none merged: (processor, model, tokens a side, pixels and whatever else [n] -> [n, tokens, D])."""
+    """96 px, patches of 12 px, 8 x 8 tokens a tile, none merged: (processor, model, tokens a side, pixels [n,3,96,96] -> [n, tokens, D], their mean and deviation)."""
     from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextImageProcessor, LlavaNextProcessor
     tokenizer, pinpoints = learned_tokenizer(texts, image_token="<|image_pad|>"), [[96, 96], [192, 192], [288, 288]]
     images = LlavaNextImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}, image_grid_pinpoints=pinpoints)
@@ -488,7 +489,7 @@ def llava_next(texts):
     model = LlavaNextForConditionalGeneration(LlavaNextConfig(
         vision_config=vision, text_config=llama(tokenizer), image_grid_pinpoints=pinpoints, vision_feature_layer=-1, image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         image_token_index=tokenizer.convert_tokens_to_ids("<|image_pad|>"), tie_word_embeddings=True))
-    return processor, model, 8, lambda batch: model.model.multi_modal_projector(model.model.vision_tower(batch["pixel_values"][:, 0]).last_hidden_state[:, 1:])
+    return processor, model, 8, lambda pixels: model.model.multi_modal_projector(model.model.vision_tower(pixels).last_hidden_state[:, 1:]), CLIP
 
 
 def internvl2(texts):
@@ -501,7 +502,7 @@ def internvl2(texts):
     vision = {**WIDTH, "image_size": [96, 96], "patch_size": [8, 8], "attention_bias": True, "initializer_range": 0.06, "layer_scale_init_value": 1.0}
     model = InternVLForConditionalGeneration(InternVLConfig(
         vision_config=vision, text_config=llama(tokenizer), image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"), tie_word_embeddings=True))
-    return processor, model, 6, lambda batch: model.model.get_image_features(batch["pixel_values"]).pooler_output
+    return processor, model, 6, lambda pixels: model.model.get_image_features(pixels).pooler_output, IMAGENET
 
 
 def cogvlm2(texts):
@@ -515,12 +516,12 @@ def cogvlm2(texts):
     for module in model.modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
             torch.nn.init.normal_(module.weight, std=0.06)
-    return tokenizer, model, 6, lambda batch: model.model.vision(batch["pixels"])[:, 1:-1]
+    return tokenizer, model, 6, lambda pixels: model.model.vision(pixels)[:, 1:-1], CLIP
 
 
-def cogvlm2_pixels(frames):
-    """uint8 [n,1,S,S,3] -> [n,3,S,S] as CogVLM2 takes them."""
-    return (frames[:, 0].permute(0, 3, 1, 2) / 255 - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None]
+def normalised(frames, mean, std):
+    """uint8 [n,1,S,S,3] -> [n,3,S,S], standardised per channel."""
+    return (frames[:, 0].permute(0, 3, 1, 2) / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 def cogvlm2_lesson(model, tokenizer, frames, chats):
@@ -530,7 +531,7 @@ def cogvlm2_lesson(model, tokenizer, frames, chats):
         parts = [(tokenizer(text).input_ids, scored) for q, a in turns for text, scored in ((COGVLM2_CHAT.format(q), False), (f" {a}{end}", True))]
         rows.append(([i for ids, _ in parts for i in ids], [i if scored else -100 for ids, scored in parts for i in ids]))
     longest = max(len(ids) for ids, _ in rows)
-    batch = model.inputs(cogvlm2_pixels(frames), [0] * longest)
+    batch = model.inputs(normalised(frames, *CLIP), [0] * longest)
     ids, labels = batch["input_ids"].clone(), torch.full_like(batch["input_ids"], -100)
     for k, (words, scored) in enumerate(rows):
         ids[k, -longest:len(ids[k]) - longest + len(words)] = torch.tensor(words)
@@ -545,11 +546,11 @@ class Looking(torch.nn.Module):
         super().__init__()
         self.vlm, self.see, self.head = vlm, see, torch.nn.Linear(128, out)
 
-    def forward(self, batch):
-        return self.head(self.see(batch).flatten(0, 1)).float()
+    def forward(self, pixels):
+        return self.head(self.see(pixels).flatten(0, 1)).float()
 
 
-def telling_loss(images, processor, device, grid):
+def telling_loss(images, norm, device, grid):
     """Every token on an object tells its name and the third of the columns and rows where its centre lies."""
     frames, items = images
     owner, told = truths(items, grid)
@@ -557,21 +558,20 @@ def telling_loss(images, processor, device, grid):
     def loss_of(model, rng):
         pick = rng.choice(len(items), 32, replace=False)
         x, own, tell = turn(frames[pick], owner[pick], told[pick], rng)
-        batch, _ = lesson(model.vlm, processor, x, [[("What is in the picture?", "")]] * len(x))
         with fast(device):
-            return told_loss(model({k: v.to(device) for k, v in batch.items()}), tokens_tell(own, tell), (len(NAMES), 3, 3))
+            return told_loss(model(normalised(x, *norm).to(device)), tokens_tell(own, tell), (len(NAMES), 3, 3))
     return loss_of
 
 
 def train_cousin(name, args, device, folder, save):
     """The tower and projector first, by what their tokens can tell; then the whole model, by questions of name and place."""
     images = pool(args.shapes, 96)
-    processor, model, grid, see = COUSINS[name](q for i in images[0][1] for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"])
+    processor, model, grid, see, norm = COUSINS[name](q for i in images[0][1] for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"])
     if not isinstance(model, CogVLM2):
         model.set_attn_implementation("eager")  # sdpa's gradient is slow on a CPU
     model = model.to(device)
-    train(f"{name}-tower", Looking(model, see, len(NAMES) + 6).to(device), telling_loss(images[0], processor, device, grid), args.steps or 1200, 1e-3, args.seed, folder)
-    losses = train(name, Schooling(model).to(device), vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid), args.steps or 2000, 1e-3, args.seed, folder)
+    train(f"{name}-tower", Looking(model, see, len(NAMES) + 6).to(device), telling_loss(images[0], norm, device, grid), args.steps or 4000, 1e-3, args.seed, folder)
+    losses = train(name, Schooling(model).to(device), vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid), args.steps or 1500, 1e-3, args.seed, folder)
     model, processor = save(model, processor)
     return losses, vlm_quality(model, processor, images[1])
 

@@ -370,7 +370,65 @@ def bytes_read(layers=24, width=1024, inner=4096):
                 "what": f"weights read for language layer {layers // 2} of {layers}", "counts": counted}
 
 
-ROWS = {"early_exit": early_exit, "questions": questions, "streaming": streaming, "bytes": bytes_read, "reading": reading, "start": start}
+def ridge(layers=10, seeds=5, n=500, width=4096, targets=4):
+    """Ridge of every layer on the labels and on four shuffles of them, penalty by leave-one-out: one solve, against scikit-learn a layer and a labelling at a time."""
+    from sklearn.linear_model import Ridge, RidgeCV
+    from sklearn.model_selection import GridSearchCV
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(layers, n, width, generator=g) * (torch.arange(1, width + 1) ** -0.5)
+    train, test = torch.arange(n * 3 // 5), torch.arange(n * 3 // 5, n)
+    y = x[0] @ torch.randn(width, targets, generator=g) + torch.randn(n, targets, generator=g)
+    tasks = {f"{s}": torch.cat([y[train[torch.randperm(len(train), generator=g)]] if s else y[train], y[test]]) for s in range(seeds)}
+    found, alphas = {}, {}
+
+    def grams():
+        return torch.stack([(z := a - a[train].mean(0)) @ z.T for a in x])
+
+    def ours():
+        found["ours"] = torch.stack([v for v, _ in common.solve_ridge(*common.spectrum(grams(), train), tasks, train).values()], 1)
+
+    for k, a in enumerate(x):  # the same penalties, as scikit-learn counts them
+        alphas[k] = (common.PENALTIES * (a[train].double() - a[train].double().mean(0)).square().sum() / len(train)).numpy()
+
+    def each(search):
+        found["theirs"] = torch.stack([torch.stack([torch.from_numpy(search(alphas[k]).fit(a[train].double().numpy(), t[train].double().numpy()).predict(a.double().numpy()))
+                                                    for t in tasks.values()]) for k, a in enumerate(x)])
+
+    def r2(p, t):
+        return 1 - (p - t)[test].square().sum(0) / (t[test] - t[test].mean(0)).square().sum(0)
+
+    def apart():
+        return max((r2(found["ours"][k, s].double(), t.double()) - r2(found["theirs"][k, s], t.double())).abs().max().item() for k in range(layers) for s, t in enumerate(tasks.values()))
+
+    ours(), each(lambda a: RidgeCV(a))
+    difference = apart()
+    rows = {"cv": row(ours, lambda: each(lambda a: RidgeCV(a)), 4, difference < 1e-6, rounds=3, r2_difference=difference, peer="scikit-learn RidgeCV")}
+    once = seconds(lambda: GridSearchCV(Ridge(), {"alpha": alphas[0]}, cv=5).fit(x[0, train].double().numpy(), y[train].double().numpy()))  # one of layers x seeds: all would take minutes
+    mine = rows["cv"]["seconds"]
+    return rows | {"grid": {"ratio": once * layers * seeds / mine, "aim": 100, "met": once * layers * seeds / mine >= 100, "same_numbers": difference < 1e-6, "seconds": mine,
+                            "peer_seconds": once * layers * seeds, "peer": f"scikit-learn GridSearchCV of Ridge, 5 folds: one fit x {layers * seeds}"}}
+
+
+def gradient_probes(layers=10, n=300):
+    """MLP probes of all layers and seeds trained as one, against a loop over them; the same weights at the start, the same batches."""
+    import probe
+    g = torch.Generator().manual_seed(0)
+    x, corner = torch.randn(layers, n, probe.COMPONENTS, generator=g), torch.rand(n, 2, generator=g) * 0.5
+    boxes = torch.cat([corner, corner + 0.3], 1)
+    split, found = {"train": torch.arange(n * 3 // 5), "val": torch.arange(n * 3 // 5, n * 4 // 5)}, {}
+
+    def ours():
+        found["ours"] = probe.train_rung("mlp1", x, boxes[None], split)[0][:, 0]
+
+    def theirs():
+        found["theirs"] = torch.stack([torch.stack([probe.train_rung("mlp1", a[None], boxes[None], split, only=s)[0][0, 0, 0] for s in range(probe.SEEDS)]) for a in x])
+
+    ours(), theirs()
+    difference = (found["ours"] - found["theirs"]).abs().median().item()
+    return row(ours, theirs, 3, difference < 1e-3, rounds=3, median_difference=difference, peer=f"a loop over {layers} layers x {probe.SEEDS} seeds")
+
+
+ROWS = {"early_exit": early_exit, "questions": questions, "streaming": streaming, "bytes": bytes_read, "reading": reading, "start": start, "ridge": ridge, "gradient_probes": gradient_probes}
 
 
 def main(names):

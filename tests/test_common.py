@@ -87,6 +87,51 @@ def test_ridge_on_shuffled_boxes_is_no_better_than_a_constant_box():
     assert common.box_iou(found["true"][test], boxes[test]).mean() > constant + 0.3
 
 
+def test_ridge_has_the_r2_of_scikit_learn():
+    """The same penalties, the same leave-one-out, of wide, tall and nearly collinear features."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.metrics import r2_score
+    for seed, (n, d, noise) in enumerate(((120, 600, 0.5), (200, 20, 0.1), (90, 90, 3.0))):
+        g = generator(seed)
+        x = torch.randn(n, d, generator=g)
+        x[:, 1] = x[:, 0] + 1e-3 * x[:, 1]
+        y = x @ torch.randn(d, 3, generator=g) + noise * d**0.5 * torch.randn(n, 3, generator=g) + 7
+        train, test = torch.arange(n * 2 // 3), torch.arange(n * 2 // 3, n)
+        centred = x[train].double() - x[train].double().mean(0)
+        theirs = RidgeCV(alphas=(common.PENALTIES * centred.square().sum() / len(train)).numpy()).fit(x[train].double().numpy(), y[train].double().numpy())
+        ours = common.ridge(x, {"y": y}, train)["y"]
+        assert r2_score(y[test], ours[test]) == pytest.approx(r2_score(y[test], theirs.predict(x[test].double().numpy())), abs=1e-6)
+
+
+def test_many_layers_in_one_solve_are_each_layer_alone():
+    g, train = generator(3), torch.arange(40)
+    layers, y = [torch.randn(60, d, generator=g) for d in (5, 80, 200)], {"a": torch.randn(60, 2, generator=g), "b": torch.randn(60, 1, generator=g)}
+    found = common.solve_ridge(*common.spectrum(torch.stack([x @ x.T for x in layers]), train), y, train)
+    for k, x in enumerate(layers):
+        alone = common.ridge(x, y, train)
+        for task in y:
+            torch.testing.assert_close(found[task][0][k], alone[task], atol=1e-4, rtol=1e-4)
+
+
+def test_the_error_that_ridge_reports_is_that_of_leaving_each_item_out():
+    x, y, train = torch.randn(30, 8, generator=generator(4)), torch.randn(30, 1, generator=generator(5)), torch.arange(30)
+    _, error = common.solve_ridge(*common.spectrum((x @ x.T)[None], train), {"y": y}, train)["y"]
+    penalties = common.PENALTIES
+    try:
+        left_out = []
+        for penalty in penalties:
+            common.PENALTIES, missed = penalty[None], []
+            for i in range(30):
+                others = torch.cat([train[:i], train[i + 1:]])
+                scale = (x - x.mean(0)).square().sum() / 30 / ((x[others] - x[others].mean(0)).square().sum() / 29)  # the penalty is that of all items
+                common.PENALTIES = penalty[None] * scale
+                missed.append((common.ridge(x, {"y": y}, others)["y"][i] - y[i]).square().item())
+            left_out.append(sum(missed) / 30)
+    finally:
+        common.PENALTIES = penalties
+    assert error.item() == pytest.approx(min(left_out), rel=1e-3)
+
+
 def test_token_ridge_recovers_a_planted_linear_map():
     g = generator()
     x = torch.randn(40, 9, 12, generator=g) + 1
@@ -330,6 +375,50 @@ def detections(n=12, seed=0):
         corner = torch.rand(2, 2, generator=g) * 40 + torch.tensor([[0.0, 0], [500, 500]])
         truth.append((torch.cat([corner, corner + 100], 1), torch.tensor([0, 1])))
     return truth, [(b, c, torch.ones(len(b))) for b, c in truth]
+
+
+def stock_ap50(truth, found, folder):
+    """pycocotools as its documentation uses it: two JSON files, loadRes, COCOeval; mAP at IoU 0.5."""
+    import json
+
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+    xywh = [[[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in b.tolist()] for b, *_ in truth]
+    rows = [{"image_id": i, "category_id": int(c), "bbox": box, "area": box[2] * box[3], "iscrowd": 0} for i, (_, cs) in enumerate(truth) for box, c in zip(xywh[i], cs, strict=True)]
+    content = {"images": [{"id": i} for i in range(len(truth))], "categories": [{"id": c} for c in sorted({r["category_id"] for r in rows})],
+               "annotations": [r | {"id": k + 1} for k, r in enumerate(rows)]}
+    (folder / "truth.json").write_text(json.dumps(content))
+    results = [{"image_id": i, "category_id": int(c), "bbox": [x1, y1, x2 - x1, y2 - y1], "score": s} for i, (b, cs, ss) in enumerate(found)
+               for (x1, y1, x2, y2), c, s in zip(b.tolist(), cs, ss.tolist(), strict=True)]
+    (folder / "found.json").write_text(json.dumps(results))
+    coco = COCO(folder / "truth.json")
+    run = COCOeval(coco, coco.loadRes(str(folder / "found.json")), "bbox")
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    return run.stats[1]
+
+
+A, B, FAR = [10.0, 10, 50, 50], [100.0, 100, 180, 160], [400.0, 400, 440, 440]
+HAND_MADE = {  # name: (truth per picture, found per picture: box, class, score)
+    "a picture without truth": ([[(A, 0)], []], [[(A, 0, 0.9)], [(A, 0, 0.95)]]),
+    "duplicates of one box": ([[(A, 0), (B, 0)]], [[(A, 0, 0.9), (A, 0, 0.8), (B, 0, 0.7)]]),
+    "a duplicate that is surer than another's first": ([[(A, 0)], [(B, 0)]], [[(A, 0, 0.9), (A, 0, 0.8)], [(B, 0, 0.5)]]),
+    "ties within a picture": ([[(A, 0), (B, 0)]], [[(FAR, 0, 0.5), (A, 0, 0.5), (B, 0, 0.5)]]),
+    "ties across pictures": ([[(A, 0)], [(B, 0)], [(A, 0)]], [[(FAR, 0, 0.5)], [(B, 0, 0.5)], [(A, 0, 0.5), (FAR, 0, 0.5)]]),
+    "a class that is never found": ([[(A, 0), (B, 1)]], [[(A, 0, 0.9)]]),
+    "the right box under the wrong name": ([[(A, 0), (B, 1)]], [[(A, 1, 0.9), (B, 1, 0.8)]]),
+    "one box that could be two": ([[(A, 0), ([12.0, 10, 52, 50], 0)]], [[([11.0, 10, 51, 50], 0, 0.9), ([11.0, 10, 51, 50], 0, 0.9)]]),
+    "nothing found": ([[(A, 0)]], [[(FAR, 0, 0.9)]]),
+}
+
+
+@pytest.mark.parametrize("case", HAND_MADE)
+def test_ap50_is_what_pycocotools_says_of_hand_made_cases(case, tmp_path):
+    truth, found = HAND_MADE[case]
+    truth = [(torch.tensor([b for b, _ in p]).reshape(-1, 4), torch.tensor([c for _, c in p])) for p in truth]
+    found = [(torch.tensor([b for b, *_ in p]).reshape(-1, 4), torch.tensor([c for _, c, _ in p]), torch.tensor([s for *_, s in p])) for p in found]
+    assert common.coco_ap50(truth, found, n_boot=0)[0] == pytest.approx(stock_ap50(truth, found, tmp_path), abs=1e-12)
 
 
 def test_ap50_of_a_perfect_detector_is_1_on_every_resample():

@@ -1,0 +1,190 @@
+"""The ladder of probes, the online code and their controls on worlds whose answer is known: nulls first."""
+import math
+
+import pytest
+import torch
+
+import common
+import probe
+from common import box_iou
+
+N = 240
+SPLIT = {"train": torch.arange(0, 144), "val": torch.arange(144, 192), "test": torch.arange(192, N)}
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def boxes_of(seed=0, n=N):
+    g = generator(seed)
+    corner = torch.rand(n, 2, generator=g) * 0.5
+    return torch.cat([corner, corner + 0.2 + torch.rand(n, 2, generator=g) * 0.3], 1)
+
+
+def constant(boxes):
+    return box_iou(boxes[SPLIT["train"]].median(0).values, boxes[SPLIT["test"]]).mean().item()
+
+
+def scored(rung, x, boxes, **more):
+    found, parameters = probe.train_rung(rung, x[None], boxes[None], SPLIT, seeds=2, **more)
+    return box_iou(found[0, 0][:, SPLIT["test"]], boxes[SPLIT["test"]]).mean().item(), parameters
+
+
+def tokens_with_place(x):
+    """[n, h, w, D] -> what the attentive rung reads, [n, hw, D + 2]."""
+    n, h, w, _ = x.shape
+    place = torch.cartesian_prod(torch.linspace(-1, 1, h + 2)[1:-1], torch.linspace(-1, 1, w + 2)[1:-1])
+    return torch.cat([x.flatten(1, 2), place.expand(n, -1, -1)], -1)
+
+
+def marked(boxes, side=6, dim=8, seed=1):
+    """Tokens that hold noise, and a mark where the centre of the box lies."""
+    x = torch.randn(len(boxes), side, side, dim, generator=generator(seed)) * 0.3
+    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2 * side).long().clamp(0, side - 1)
+    x[torch.arange(len(boxes)), centre[:, 1], centre[:, 0], 0] += 4
+    return x
+
+
+@pytest.mark.parametrize("rung", probe.RUNGS)
+def test_no_rung_beats_the_constant_box_on_noise(rung):
+    boxes, noise = boxes_of(), torch.randn(N, 36, 10, generator=generator(3))
+    x = noise if rung == "attentive" else noise.flatten(1)[:, :64]
+    assert scored(rung, x, boxes)[0] < constant(boxes) + 0.03
+
+
+@pytest.mark.parametrize("rung", probe.RUNGS)
+def test_every_rung_reads_what_is_there_and_declares_its_size(rung):
+    boxes = boxes_of()
+    x = tokens_with_place(marked(boxes)) if rung == "attentive" else torch.cat([boxes, torch.randn(N, 4, generator=generator(1))], 1) @ torch.randn(8, 8, generator=generator(2))
+    score, parameters = scored(rung, x, boxes)
+    assert score > constant(boxes) + 0.1
+    assert parameters == {"mlp1": 8 * 64 + 64 + 64 * 4 + 4, "mlp2": 8 * 64 + 64 + 64 * 64 + 64 + 64 * 4 + 4, "attentive": 10 * 4 + 4 * 10 * 4 + 4}[rung]
+
+
+def test_a_hidden_layer_reads_what_no_linear_map_can():
+    """The sign of a product says which of two places the object is at."""
+    g = generator(5)
+    x = torch.randn(N, 2, generator=g)
+    boxes = torch.where((x.prod(1) > 0)[:, None], torch.tensor([0.0, 0, 0.4, 0.4]), torch.tensor([0.6, 0.6, 1, 1])) + 0.0
+    straight = common.ridge(x, {"y": boxes}, SPLIT["train"])["y"]
+    assert box_iou(straight[SPLIT["test"]].clamp(0, 1), boxes[SPLIT["test"]]).mean() < 0.2 < 0.55 < scored("mlp1", x, boxes)[0]
+
+
+def test_labels_dealt_anew_teach_no_rung_where_things_are():
+    boxes = boxes_of()
+    targets = probe.box_targets(boxes, SPLIT)
+    assert set(targets) == {"true", *(f"shuffled{s}" for s in range(5))} and torch.equal(targets["true"], boxes)
+    for wrong in (targets["shuffled0"], targets["shuffled4"]):
+        assert torch.equal(wrong[SPLIT["test"]], boxes[SPLIT["test"]]) and torch.equal(wrong[SPLIT["val"]], boxes[SPLIT["val"]])
+        assert not torch.equal(wrong[:144], boxes[:144]) and torch.equal(wrong[:144].sort(0).values, boxes[:144].sort(0).values)
+    found, _ = probe.train_rung("mlp1", boxes[None], torch.stack([boxes, targets["shuffled0"]]), SPLIT, seeds=2)
+    true, shuffled = box_iou(found[0][..., SPLIT["test"], :], boxes[SPLIT["test"]]).mean((1, 2))
+    assert true > 0.8 and shuffled < constant(boxes) + 0.03
+
+
+def test_layers_and_labels_that_train_together_are_each_alone():
+    boxes, g = boxes_of(), generator(7)
+    x, labels = torch.randn(3, N, 6, generator=g), torch.stack([boxes, boxes.roll(1, 0)])
+    together, _ = probe.train_rung("mlp2", x, labels, SPLIT, seeds=2, steps=40)
+    alone = torch.stack([torch.stack([torch.stack([probe.train_rung("mlp2", a[None], y[None], SPLIT, seeds=2, steps=40, only=s)[0][0, 0, 0] for s in range(2)]) for y in labels]) for a in x])
+    torch.testing.assert_close(together, alone, atol=2e-3, rtol=0)
+
+
+def test_early_stopping_keeps_the_weights_of_the_lowest_validation_loss():
+    """Labels of the training items alone are noise: the longer it trains, the worse; what is kept is no worse than the start."""
+    boxes, x = boxes_of(), torch.randn(N, 64, generator=generator(9))
+    short, long = (probe.box_loss(probe.train_rung("mlp2", x[None], boxes[None], SPLIT, seeds=2, steps=s)[0][0, 0][:, SPLIT["val"]], boxes[SPLIT["val"]]).mean().item() for s in (20, 240))
+    assert long <= short + 0.05
+
+
+# ---------------------------------------------------------------- the online code
+
+def bits(x, y, seed=0):
+    return probe.online_bits((x @ x.T)[None], y, SPLIT, seed).item()
+
+
+def test_features_of_noise_shorten_no_code():
+    """Beyond what the boxes' own distribution gives: that of a constant feature."""
+    boxes = boxes_of()
+    blind = bits(torch.ones(N, 1), boxes)
+    assert blind - 0.3 < bits(torch.randn(N, 50, generator=generator(1)), boxes) and blind < 4 * math.log2(64)
+
+
+def test_numbers_drawn_evenly_cost_their_bits():
+    y = torch.rand(N, 2, generator=generator(2))
+    assert bits(torch.ones(N, 1), y) == pytest.approx(2 * math.log2(64), abs=0.5)
+
+
+def test_the_oracle_needs_little_more_than_its_first_block():
+    boxes = boxes_of()
+    first = 9 / 144 * 4 * math.log2(64)
+    assert first < bits(torch.cat([boxes, torch.ones(N, 1)], 1), boxes) < first + 4 * math.log2(64) / 6
+    noisy = [bits(boxes + s * torch.randn(N, 4, generator=generator(3)), boxes) for s in (0.02, 0.1, 0.5)]
+    assert noisy == sorted(noisy)
+
+
+def test_shuffled_boxes_cost_as_much_as_without_features():
+    boxes = boxes_of()
+    wrong = probe.box_targets(boxes, SPLIT)["shuffled0"]
+    assert bits(boxes, wrong) > bits(torch.ones(N, 1), boxes) - 0.3
+
+
+def test_the_code_reads_the_training_items_only():
+    boxes, x = boxes_of(), torch.randn(N, 20, generator=generator(4))
+    before = bits(x, boxes)
+    x[SPLIT["test"]], boxes[SPLIT["val"]] = 100.0, 0.9
+    assert bits(x, boxes) == pytest.approx(before, rel=1e-6)
+
+
+# ---------------------------------------------------------------- what the rungs read; controls
+
+def test_principal_components_keep_what_a_ridge_reads():
+    x, train = torch.randn(N, 30, generator=generator(1)) @ torch.randn(30, 400, generator=generator(2)), SPLIT["train"]
+    y = x[:, :3].contiguous()
+    parts = probe.components(*common.spectrum(probe.gram(x, train)[None], train), most=40)[0]
+    assert parts.shape == (N, 40) and parts.square().mean() == pytest.approx(1, rel=1e-4)
+    torch.testing.assert_close(common.ridge(parts, {"y": y}, train)["y"], common.ridge(x, {"y": y}, train)["y"], atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("dim", [8, 300])
+def test_tokens_are_brought_to_one_size(dim):
+    x = torch.randn(40, 12, 12, dim, generator=generator(1))
+    tokens, grid = probe.token_components(x, torch.arange(30))
+    assert tokens.shape == (40, 36, probe.TOKEN) and grid == (6, 6) and tokens.isfinite().all()
+    assert probe.token_components(x[:, :2, :3], torch.arange(30))[1] == (2, 3)
+
+
+def test_the_class_constant_knows_the_name_and_no_more():
+    left, right = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[20.0, 20, 30, 30]])
+    items = [{"boxes": left if i % 2 else right, "labels": ["cup" if i % 2 else "cat"], "width": 32, "height": 32} for i in range(20)] + [{"boxes": left, "labels": ["dog"], "width": 32, "height": 32}]
+    largest, _, _ = common.box_truth(items)
+    found = probe.class_constant(items, largest, torch.arange(12))
+    assert torch.equal(found[:20], largest[:20]) and torch.equal(found[20], largest[:12].median(0).values)  # an unknown name: everybody's constant
+
+
+def test_another_items_features_say_nothing(tmp_path):
+    boxes = boxes_of()
+    record = probe.box_criterion({"oracle": probe.probe_boxes(boxes, boxes, SPLIT)}, boxes, SPLIT, [str(i) for i in range(48)])
+    assert record["floors"]["shuffled_images"] < constant(boxes) + 0.02 < 0.9 < record["score"]
+
+
+# ---------------------------------------------------------------- results side by side
+
+def test_results_are_compared_item_by_item(tmp_path, refused):
+    ids = [f"i{k}" for k in range(40)]
+    common.write_items(tmp_path / "data", [{"id": i, "source": i, "width": 8, "height": 8, "frames": torch.full((1, 8, 8, 3), k, dtype=torch.uint8)} for k, i in enumerate(ids)],
+                       {"data": "synthetic", "name": "noise"})
+    base = torch.rand(40, generator=generator(0))
+    for name, scores, size in (("low", base * 0.5, 64), ("same", base * 0.5, 96), ("high", base * 0.5 + 0.2, 128)):
+        record = {"score": scores.mean(), "low": 0.0, "high": 1.0, "floor": 0.1, "layer": "merger"}
+        common.save_yaml(tmp_path / name / "probe.yaml", {"stage": "probe", "model": "made-up", "criteria": {"bbox_iou": record, "spatial_iou": record}})
+        common.save_pt(tmp_path / name / "probe.pt", common.RESULT, ids, {}, bbox_iou=scores, spatial_iou=scores)
+        common.save_yaml(tmp_path / name / "features" / "index.yaml", {"stage": "extract", "size": size, "data_path": str(tmp_path / "data"), "points": {"merger": {"shape": [1, 6, 6, 8]}}})
+    found = probe.main(["--compare", *(str(tmp_path / n) for n in ("low", "same", "high")), "--out", str(tmp_path / "compare.yaml")])
+    rows = common.load_yaml(tmp_path / "compare.yaml", "probe-compare")["rows"]
+    assert found["bbox_iou_best"] == "high" and rows["high"]["bbox_iou_gain"] == pytest.approx(0.2, abs=1e-5) and rows["high"]["bbox_iou_p_holm"] < 0.01
+    assert rows["same"]["bbox_iou_gain"] == 0 and rows["same"]["bbox_iou_p_holm"] == 1 and rows["same"]["bbox_iou_grid"] == "6x6" and rows["same"]["size"] == 96
+    refused(lambda: probe.main(["--compare", str(tmp_path / "low")]), "--compare", "two or more")
+    common.save_pt(tmp_path / "same" / "probe.pt", common.RESULT, ids[::-1], {}, bbox_iou=base, spatial_iou=base)
+    refused(lambda: probe.main(["--compare", str(tmp_path / "low"), str(tmp_path / "same")]), "other items")
