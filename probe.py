@@ -244,6 +244,7 @@ def space(args, items, split, read, points, read_random, progress):
     at = {task: criteria[task]["layer"] for task in floor}
     decoded["strata"] = by_stratum(strata(items, largest, split["train"]), {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]},
                                    floor, test, sources, args.seed)
+    decoded |= {"sources": sources, "scores": {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]}}  # by which models are paired
     for p in points:
         layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = bootstrap(boxes[p][0][test], sources, seed=args.seed)[1:]
     return criteria, layers, decoded

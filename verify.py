@@ -38,7 +38,13 @@ GATE1 = {
 }
 SPATIAL = ("spatial_iou", "bbox_iou", "map50")
 STAND_IN = 0.5  # skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the published one
+NO_INTERVAL, STREAMED = "a ratio of two medians, no interval", "features were streamed layer by layer, which times no single pass"
 ROUNDING = 1e-3  # a gain that the printed table rounds away; it matters where a floor reaches the ceiling
+
+
+def negligible(record):
+    """Can the gain over the best floor be no more than a tenth of the room above it?"""
+    return record["gain_high"] < max(0.1 * abs(record["ceiling"] - record["floor"]), ROUNDING)
 
 
 def judge(record, threshold, better="higher"):
@@ -49,12 +55,11 @@ def judge(record, threshold, better="higher"):
     near, far = sorted((sign * (record["low"] - threshold), sign * (record["high"] - threshold)))
     above_floor = record["gain_low"] > 0
     answer = {"answer": "INCONCLUSIVE", "plain_pass": sign * (record["score"] - threshold) > 0}
-    room = abs(record["ceiling"] - record["floor"])
     if record.get("leak"):
         return answer | {"reason": f"leak: the control {record['leak']!r} scores {record['floors'][record['leak']]:.3f}, which it cannot without the answer; mend that first"}
     if far < 0:
         return answer | {"answer": "FAIL", "reason": "the interval lies on the wrong side of the threshold"}
-    if record["gain_high"] < max(0.1 * room, ROUNDING):  # asked first, or enough items would turn the same small gain from a failure into a pass
+    if negligible(record):  # asked first, or enough items would turn the same small gain from a failure into a pass
         return answer | {"answer": "FAIL", "reason": f"no more than a tenth of the room above the floor ({record['floor_name']}) can be there"}
     if near > 0 and above_floor:
         return answer | {"answer": "PASS", "reason": "the interval clears the threshold and the gain over the best floor excludes zero"}
@@ -80,8 +85,32 @@ def stand_in(record):
     def skill(x):
         return (x - floor) / room
     low, high = sorted((skill(record["low"]), skill(record["high"])))
-    return {**record, "score": skill(record["score"]), "low": low, "high": high, "floor": 0.0, "floor_name": "mean_image", "ceiling": 1.0, "better": "higher",
+    return {**record, "score": skill(record["score"]), "low": low, "high": high, "floor": 0.0, "floor_name": "mean_image", "ceiling": 1.0, "better": "higher", "skill_of": skill,
             "gain": record["gain"] / -room, "gain_low": record["gain_low"] / -room, "gain_high": record["gain_high"] / -room}
+
+
+def held(criteria, name, rule, threshold, source):
+    """(row, record): a criterion's record held against the threshold, LPIPS without its published backbone by the stand-in. What was not measured says so; its record is None."""
+    record, better, row = criteria.get(name), rule.get("better", "higher"), {"threshold": threshold, "source": source}
+    missing = f"{rule['from']} measured no {name}"
+    if name == "lpips" and record is None and "lpips_random_backbone" in criteria:
+        record, better, missing = stand_in(criteria["lpips_random_backbone"]), "higher", "the VAE's own reconstruction is no better than the mean image"
+        row = {"threshold": STAND_IN, "source": "skill between the mean image and the VAE: LPIPS has no published backbone here", "stand_in": True}
+    if record is None:
+        return row | {"score": None, "answer": "INCONCLUSIVE", "plain_pass": None, "reason": missing}, None
+    keep = ("score", "low", "high", "floor", "floor_name", "ceiling", "gain", "gain_low", "gain_high", "p", "skill", "layer", "n", "options_searched")
+    row |= {k: record[k] for k in keep if k in record} | judge(record, row["threshold"], better)
+    if rule.get("accepted") and row["answer"] != "PASS":
+        row |= {"accepted": judge(record, rule["accepted"], better)["answer"], "accepted_threshold": rule["accepted"]}
+    return row, record
+
+
+def timed(score, why, threshold, source):
+    """The row of a ratio of two medians, which has no interval; score None: not measured."""
+    row = {"threshold": threshold, "source": source, "score": score}
+    if score is None:
+        return row | {"answer": "INCONCLUSIVE", "plain_pass": None, "reason": why}
+    return row | {"answer": "PASS" if score < threshold else "FAIL", "plain_pass": score < threshold, "reason": why}
 
 
 def decide(judged, encoder):
@@ -116,42 +145,28 @@ def gate1(args, thresholds):
                                (motion, args.motion, ("model",)), (encoder_probe, args.encoder, ("data_name",))):
         if other and (key := next((k for k in keys if other[k] != probe[k]), None)):
             refuse(f"{where} is about {key} {other[key]!r}, {folder}/probe.yaml about {probe[key]!r}; give results that belong together")
-    timed = {}  # {which: seconds per item, or None where layers were streamed}
+    seconds = {}  # {which: seconds per item, or None where layers were streamed}
     for name, where in (("model", folder), ("encoder", args.encoder), ("reference", args.reference)):
         index = Path(where) / "features" / "index.yaml" if where else None
         if index and (name != "reference" or index.is_file()):
-            timed[name] = load_yaml(index, "extract")["seconds_per_item"]
+            seconds[name] = load_yaml(index, "extract")["seconds_per_item"]
 
     records = {"probe": probe["criteria"], "align": align["criteria"], "adapt": adapt["criteria"], "motion": motion["criteria"] if motion else {}}
     def ratio(a, b, missing):
-        if timed.get(a) and timed.get(b):
-            return timed[a] / timed[b], "a ratio of two medians, no interval"
-        return None, "features were streamed layer by layer, which times no single pass" if None in (timed.get(a, 0), timed.get(b, 0)) else missing
+        if seconds.get(a) and seconds.get(b):
+            return seconds[a] / seconds[b], NO_INTERVAL
+        return None, STREAMED if None in (seconds.get(a, 0), seconds.get(b, 0)) else missing
 
     times = {"latency_overhead": ratio("encoder", "model", "no --encoder was given"),
              "inference_ratio": (1.0, "the reference itself") if probe["model"] == "qwen2.5-vl-7b" else ratio("model", "reference", "no Qwen2.5-VL features of the same data were given (--reference)")}
     judged = {}
     for name, rule in GATE1.items():
-        better, threshold = rule.get("better", "higher"), thresholds[name]
-        row = {"level": rule["level"], "threshold": threshold, "source": PLAN if name not in args.changed else "--set"}
+        source = PLAN if name not in args.changed else "--set"
         if rule["from"] == "time":
-            score, why = times[name]
-            row |= {"score": score, "answer": "INCONCLUSIVE", "plain_pass": None, "reason": why} if score is None else {
-                "score": score, "answer": "PASS" if score < threshold else "FAIL", "plain_pass": score < threshold, "reason": why}
-        else:
-            record = records[rule["from"]].get(name)
-            if name == "lpips" and record is None and "lpips_random_backbone" in records["adapt"]:
-                record, better, threshold = stand_in(records["adapt"]["lpips_random_backbone"]), "higher", STAND_IN
-                row |= {"stand_in": True, "threshold": threshold, "source": "skill between the mean image and the VAE: LPIPS has no published backbone here"}
-            if record is None and row.get("stand_in"):
-                row |= {"score": None, "answer": "INCONCLUSIVE", "plain_pass": None, "reason": "the VAE's own reconstruction is no better than the mean image"}
-            elif record is None:
-                row |= {"score": None, "answer": "INCONCLUSIVE", "plain_pass": None, "reason": f"{rule['from']} measured no {name}"}
-            else:
-                keep = ("score", "low", "high", "floor", "floor_name", "ceiling", "gain", "gain_low", "gain_high", "p", "skill", "layer", "n", "options_searched")
-                row |= {k: record[k] for k in keep if k in record} | judge(record, threshold, better)
-                if "accepted" in rule and row["answer"] != "PASS" and name not in args.changed:
-                    row |= {"accepted": judge(record, rule["accepted"], better)["answer"], "accepted_threshold": rule["accepted"]}
+            row = timed(*times[name], thresholds[name], source)
+        else:  # a threshold that was set has no second one below it
+            row, _ = held(records[rule["from"]], name, rule if name not in args.changed else rule | {"accepted": None}, thresholds[name], source)
+        row = {"level": rule["level"]} | row
         judged[name] = row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
     encoder = {k: judge(encoder_probe["criteria"][k], thresholds[k]) for k in SPATIAL} if encoder_probe else {}
     verdict, why = decide(judged, encoder)
