@@ -148,6 +148,11 @@ def save_yaml(path, result):
     _atomically(path, lambda f: f.write(text.encode()))
 
 
+def save_text(path, text):
+    """A page for people."""
+    _atomically(path, lambda f: f.write(text.encode()))
+
+
 def load_yaml(path, stage=None):
     """Read one of our YAML files; refuse a missing or broken one, or one that another stage wrote."""
     path = Path(path)
