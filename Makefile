@@ -92,7 +92,7 @@ gate1: $(R)/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA
 
 # ---- screening
 
-results/screen/screen.yaml: $(S:=/probe.yaml) $(S:=/adapt-latents.yaml) verify.py common.py results/screen/.asked
+results/screen/screen.yaml: $(S:=/probe.yaml) $(addsuffix /adapt-latents.yaml,$(filter-out $(E),$(S))) verify.py common.py results/screen/.asked
 	$(PY) verify.py --screen $(S) --set "$(SET)" --seed $(SEED) --out $(@D) > /dev/null
 
 results/screen/.asked: FORCE  # changes only when the models, the data or SET do

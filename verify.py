@@ -295,7 +295,7 @@ SCREEN = {
     "spatial_iou": {"weight": 40, "threshold": 0.50, "from": "probe"},
     "bbox_iou": {"weight": 20, "threshold": 0.40, "from": "probe"},
     "lpips": {"weight": 15, "threshold": 0.40, "from": "adapt", "better": "lower"},
-    "speed": {"weight": 15, "threshold": 3.0, "from": "time", "better": "lower"},  # seconds per item, over those of REFERENCE or else of the first model given
+    "speed": {"weight": 15, "threshold": 3.0, "from": "time", "better": "lower"},  # seconds per item, over those of REFERENCE or else of the first VLM given
     "integration": {"weight": 10, "threshold": None, "from": "facts"},  # the share of CHECKS that hold
 }
 REFERENCE = "qwen2.5-vl-7b"
@@ -345,48 +345,56 @@ def measured(folder):
     folder = Path(folder)
     if not folder.is_dir():
         refuse(f"{folder} is not a folder; give --screen the folders of the stages' YAML")
-    probe, adapt, index = load_yaml(folder / "probe.yaml", "probe"), load_yaml(folder / "adapt-latents.yaml", "adapt"), load_yaml(folder / "features" / "index.yaml", "extract")
-    decoded, bridged = load_pt(folder / "probe.pt", RESULT), load_pt(folder / "adapt-latents.pt", RESULT)
-    for name, other in (("adapt-latents.yaml", adapt), ("features/index.yaml", index)):
-        if other["model"] != probe["model"]:
-            refuse(f"{folder}/{name} is about model {other['model']!r}, probe.yaml about {probe['model']!r}; give results that belong together")
-    for stage, found in (("probe", decoded), ("adapt", bridged)):
+    probe, index = load_yaml(folder / "probe.yaml", "probe"), load_yaml(folder / "features" / "index.yaml", "extract")
+    name, given = probe["model"], str(index.get("run", {}).get("arguments", {}).get("model") or "")
+    entry = MODELS.get(name) or (find_model(given) if Path(given, "config.json").is_file() else {})
+    kind = "hybrid" if "+" in name else entry.get("kind") or ("vlm" if any(p.startswith("language.") for p in index["points"]) else "encoder")
+    stages = [("probe", "probe", probe)]
+    if kind == "vlm" or (folder / "adapt-latents.yaml").is_file():  # what only stands beside a model in a hybrid need not drive the decoder
+        stages.append(("adapt-latents", "adapt", load_yaml(folder / "adapt-latents.yaml", "adapt")))
+    for stem, what in (("features/index", index), *((stem, found) for stem, _, found in stages)):
+        if what["model"] != name:
+            refuse(f"{folder}/{stem}.yaml is about model {what['model']!r}, probe.yaml about {name!r}; give results that belong together")
+    scores, criteria, every, tested = {}, {}, {}, []
+    for stem, stage, result in stages:
+        found = load_pt(folder / f"{stem}.pt", RESULT)
         if "scores" not in found:
-            refuse(f"{folder} has no scores of single items from {stage}.py, by which models are compared; run it again" + (" on pictures with boxes" if stage == "probe" else ""))
-    if decoded["ids"] != bridged["test_ids"]:
+            refuse(f"{folder}/{stem}.pt has no scores of single items, by which models are compared; run {stage}.py again, on pictures with boxes")
+        tested.append(found["ids" if stage == "probe" else "test_ids"])
+        every |= result["criteria"]
+        for key, x in found["scores"].items():
+            scores[key], criteria[key] = x.double().reshape(-1, len(tested[-1])).mean(0), result["criteria"][key]  # mean over seeds
+            if abs(scores[key].mean().item() - criteria[key]["score"]) > 1e-3:
+                refuse(f"{folder}: {key} is {scores[key].mean():.3f} in {stem}.pt and {criteria[key]['score']:.3f} in {stem}.yaml, which are of different runs; run {stage}.py again")
+        if stage == "probe":
+            sources = found["sources"]
+    if any(ids != tested[0] for ids in tested):
         refuse(f"{folder}: probe.py and adapt.py tested different items; run both again on the same features")
-    scores = {name: x.double().reshape(-1, len(decoded["ids"])).mean(0) for name, x in (decoded["scores"] | bridged["scores"]).items()}
-    criteria = {name: c for name, c in (probe["criteria"] | adapt["criteria"]).items() if name in scores}
-    for name, x in scores.items():
-        if abs(x.mean().item() - criteria[name]["score"]) > 1e-3:
-            refuse(f"{folder}: the items' {name} has the mean {x.mean():.3f}, its YAML says {criteria[name]['score']:.3f}; the two are of different runs: run the stage again")
-    given = str(index.get("run", {}).get("arguments", {}).get("model") or "")
-    entry = MODELS.get(probe["model"]) or (find_model(given) if Path(given, "config.json").is_file() else {})
-    kind = "hybrid" if "+" in probe["model"] else entry.get("kind") or ("vlm" if any(p.startswith("language.") for p in index["points"]) else "encoder")
-    return {"name": probe["model"], "folder": str(folder), "kind": kind, "weights": probe["weights"], "data": probe["data"], "data_name": probe["data_name"], "decoder": adapt["decoder"],
-            "ids": index["ids"], "test": decoded["ids"], "sources": decoded["sources"], "scores": scores, "criteria": criteria, "all": probe["criteria"] | adapt["criteria"],
-            "seconds": index["seconds_per_item"], "checks": integration(index, entry)}
+    return {"name": name, "folder": str(folder), "kind": kind, "weights": probe["weights"], "data": probe["data"], "data_name": probe["data_name"], "ids": index["ids"], "test": tested[0],
+            "sources": sources, "scores": scores, "criteria": criteria, "all": every, "decoder": stages[-1][2].get("decoder"), "seconds": index["seconds_per_item"],
+            "checks": integration(index, entry)}
 
 
 def together(models):
-    """Refuse what cannot be compared item by item; put all test items into the order of the first model's."""
-    first, names = models[0], [m["name"] for m in models]
+    """Refuse what cannot be compared item by item; put all test items into the order of the first VLM's, which is returned."""
+    first, names = next((m for m in models if m["kind"] == "vlm"), models[0]), [m["name"] for m in models]
     if len(models) < 2:
         refuse(f"--screen compares models, and {first['folder']} is one; give two folders or more")
-    if all(m["kind"] != "vlm" for m in models):
+    if first["kind"] != "vlm":
         refuse(f"--screen is given no model of vision and language among {', '.join(names)}; add one")
     for m in models:
-        what = next((k for k in ("data_name", "data", "decoder") if m[k] != first[k]), None)
+        what = next((k for k in ("data_name", "data", "decoder") if m[k] != first[k] and m[k]), None)
         if names.count(m["name"]) > 1:
             refuse(f"--screen is given {m['name']!r} more than once; give every model once")
         if what:
             refuse(f"{m['folder']} has {what.replace('_', ' ')} {m[what]!r}, {first['folder']} {first[what]!r}; compare models on the same data and decoder")
         if set(m["ids"]) != set(first["ids"]) or set(m["test"]) != set(first["test"]) or dict(zip(m["test"], m["sources"], strict=True)) != dict(zip(first["test"], first["sources"], strict=True)):
             refuse(f"{m['folder']} and {first['folder']} do not hold the same items in the same split; run the stages of both on the same data folder")
-        if set(m["scores"]) != set(first["scores"]):
+        if set(m["scores"]) - set(first["scores"]):
             refuse(f"{m['folder']} has {', '.join(m['scores'])}, {first['folder']} {', '.join(first['scores'])}; run adapt.py of both with, or both without, the published LPIPS backbone")
         order = [m["test"].index(i) for i in first["test"]]
         m["scores"] = {name: x[order] for name, x in m["scores"].items()}
+    return first
 
 
 def component(x, row):
@@ -461,11 +469,11 @@ def fallbacks(models, judged):
 def screen(args, thresholds):
     """Compare models on the same items. Returns the result to be saved: `models` with their ranks, `criteria` model by model, `comparisons` of the first with every other."""
     models = [measured(folder) for folder in args.screen]
-    together(models)
-    sources, generator = models[0]["sources"], torch.Generator().manual_seed(args.seed)
+    lead = together(models)
+    sources, generator = lead["sources"], torch.Generator().manual_seed(args.seed)
     n = len(set(sources))
     weights = resampled(n, DRAWS, generator)[:, clusters(sources)]  # one set of resamples for all models: they are paired
-    reference = next((m for m in models if m["name"] == REFERENCE), models[0])
+    reference = next((m for m in models if m["name"] == REFERENCE), lead)
     for m in models:
         m |= rows_of(m, reference, thresholds, args.changed, weights)
         m["excluded"] = excluded(m)
@@ -528,11 +536,11 @@ def screen(args, thresholds):
     else:
         advice = "none yet: no model that can be chosen passes spatial IoU, and not all fail"
     stood_in = any(row.get("stand_in") for m in models for row in m["rows"].values())
-    kinds = f"{' and '.join(sorted({m['weights'] for m in models}))} weights, {models[0]['data']} data" + ("; LPIPS by a stand-in" if stood_in else "")
+    kinds = f"{' and '.join(sorted({m['weights'] for m in models}))} weights, {lead['data']} data" + ("; LPIPS by a stand-in" if stood_in else "")
     result = {"stage": "screen", "outcome": outcome, "headline": f"{outcome} ({kinds}): {advice}", "first": first and first["name"], "second": pool[1]["name"] if len(pool) > 1 else None,
               "tie": bool(ties), "confidence": first and first["first_probability"], "fallback": fallback["way"] if outcome == "FAILURE" else None,
-              "instrument_check": any(m["weights"] != "pretrained" for m in models), "weights": " and ".join(sorted({m["weights"] for m in models})), "data": models[0]["data"],
-              "data_name": models[0]["data_name"], "decoder": models[0]["decoder"], "speed_reference": reference["name"], "items": len(sources), "sources": n, "overridden": args.changed,
+              "instrument_check": any(m["weights"] != "pretrained" for m in models), "weights": " and ".join(sorted({m["weights"] for m in models})), "data": lead["data"],
+              "data_name": lead["data_name"], "decoder": lead["decoder"], "speed_reference": reference["name"], "items": len(sources), "sources": n, "overridden": args.changed,
               "weights_percent": {k: SCREEN[k]["weight"] / sum(SCREEN[j]["weight"] for j in names) * 100 for k in names}, "left_out": left_out,
               "models": {m["name"]: {k: m[k] for k in ("kind", "weights", "weighted", "low", "high", "rank", "first_probability", "decision", "why", "excluded")} for m in models},
               "comparisons": comparisons, "fallbacks": ways, "criteria": {m["name"]: {k: {x: y for x, y in row.items() if x != "earns"} for k, row in m["rows"].items()} for m in models},
@@ -572,9 +580,10 @@ def caution(result):
 def summary(result):
     """phase1-summary.md: every model and criterion, the earlier study's figures beside ours."""
     models, criteria, stood_in = result["models"], result["criteria"], any(row["lpips"].get("stand_in") for row in result["criteria"].values())
-    any_row, mark = next(iter(criteria.values())), {True: "yes", False: "no", None: "unknown"}
-    heads = [k + "*" * bool(row.get("stand_in")) + f" ({result['weights_percent'][k]:.0f}%" * (k in result["weights_percent"]) + " (left out" * (k not in result["weights_percent"])
-             + ("" if row["threshold"] is None else f", {'<' if row['better'] == 'lower' else '>'} {row['threshold']:g}") + ")" for k, row in any_row.items()]
+    any_row, mark = next(rows for name, rows in criteria.items() if models[name]["kind"] == "vlm"), {True: "yes", False: "no", None: "unknown"}
+    share = {k: f"{result['weights_percent'][k]:.0f}%" if k in result["weights_percent"] else "left out" for k in SCREEN}
+    limit = {k: "" if row["threshold"] is None else f", {'<' if row['better'] == 'lower' else '>'} {row['threshold']:g}" for k, row in any_row.items()}
+    heads = [f"{k}{'*' if any_row[k].get('stand_in') else ''} ({share[k]}{limit[k]})" for k in SCREEN]
     rows = [[name, m["kind"], *(spoken(criteria[name][k]) for k in SCREEN), standing(m), m["rank"] or "-", number(m["first_probability"]), decision_of(m)] for name, m in models.items()]
     text = f"# Phase 1 screening: {result['outcome']}\n\n{result['headline']}\n\n" + caution(result)
     text += f"{result['items']} test items of {result['sources']} sources of {result['data_name']}, decoder {result['decoder']}; intervals 95%, of resampled sources.\n\n"
@@ -682,7 +691,7 @@ def screen_picture(result, path):
         if models[name]["weighted"] is not None and math.isfinite(models[name]["low"]):
             axis.plot([models[name]["low"], models[name]["high"]], [y, y], color="black", lw=2)
         m = models[name]
-        said = f"{left:.3f}  " + (f"rank {m['rank']}, first in {100 * m['first_probability']:.0f}%" if ranked else f"no rank ({m['kind'] if m['kind'] != 'vlm' else 'excluded'})")
+        said = f"{number(m['weighted'])}  " + (f"rank {m['rank']}, first in {100 * m['first_probability']:.0f}%" if ranked else f"no rank ({m['kind'] if m['kind'] != 'vlm' else 'excluded'})")
         axis.text(max(left, models[name]["high"] or 0) + 0.02, y, said, va="center", fontsize=9)
     axis.axvline(0.5, color="black", lw=1.2)
     axis.set(title="Weighted score (0.5: meets every threshold)", xlim=(0, 1.55), xticks=[0, 0.25, 0.5, 0.75, 1])
