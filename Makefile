@@ -1,10 +1,12 @@
 # Foresight: each stage is a script, each gate a decision. `make help` lists what there is.
 
 MODEL ?= tiny
+MODELS ?= tiny tiny-semantic tiny-llava-next tiny-internvl2 tiny-cogvlm2 tiny-dinov2
 DATA ?= shapes
 SEED ?= 0
-VAE ?= $(if $(filter tiny%,$(MODEL)),tiny-vae,ltx)
-ENCODER ?= $(if $(filter tiny%,$(MODEL)),tiny-dinov2,dinov2-l)
+COMPARED := $(if $(filter screen,$(MAKECMDGOALS)),$(MODELS))
+VAE ?= $(if $(filter tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-vae,ltx)
+ENCODER ?= $(if $(filter tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-dinov2,dinov2-l)
 ROOT ?=
 ANNOTATIONS ?=
 FORMAT ?= voc
@@ -26,15 +28,16 @@ R := results/$(M)/$(DATA)
 MOTION := results/$(M)/moving
 V := results/$(notdir $(VAE))/$(DATA)
 E := results/$(notdir $(ENCODER))/$(DATA)
+S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 resolution test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 screen resolution test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
-	@echo "  MODEL=$(MODEL) DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) POINTS=$(POINTS) MEMORY=$(MEMORY) LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
+	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) POINTS=$(POINTS) MEMORY=$(MEMORY) LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
 
 # ---- set-up, once
@@ -61,18 +64,18 @@ results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features/index.yaml: data/$(2)/inde
 results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features-random/index.yaml: data/$(2)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(1) --data data/$(2) --points $(3) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --random-init --out $$(@D)
 endef
-$(foreach m,$(sort $(MODEL) $(VAE) $(ENCODER)),$(foreach d,$(sort $(DATA) moving),$(eval $(call FEATURES,$(m),$(d),$(if $(filter $(m),$(MODEL)),$(POINTS),quarters)))))  # POINTS are the model's own
+$(foreach m,$(sort $(MODEL) $(COMPARED) $(VAE) $(ENCODER)),$(foreach d,$(sort $(DATA) moving),$(eval $(call FEATURES,$(m),$(d),$(if $(filter $(m),$(MODEL) $(COMPARED)),$(POINTS),quarters)))))  # POINTS are the models' own
 
 # ---- stages
 
 results/%/probe.yaml: results/%/features/index.yaml results/%/features-random/index.yaml probe.py common.py
 	$(PY) probe.py --features results/$*/features --random results/$*/features-random --seed $(SEED) --out $@
 
-$(R)/align.yaml: $(R)/features/index.yaml $(R)/features-random/index.yaml $(V)/features/index.yaml align.py common.py
-	$(PY) align.py --features $(R)/features --random $(R)/features-random --target $(V)/features --seed $(SEED) --out $@
+results/%/$(DATA)/align.yaml: results/%/$(DATA)/features/index.yaml results/%/$(DATA)/features-random/index.yaml $(V)/features/index.yaml align.py common.py
+	$(PY) align.py --features $(@D)/features --random $(@D)/features-random --target $(V)/features --seed $(SEED) --out $@
 
-$(R)/adapt-latents.yaml: $(R)/align.yaml adapt.py common.py
-	$(PY) adapt.py --features $(R)/features --random $(R)/features-random --latents $(V)/features --align $(R)/align.yaml --vae $(VAE) --judge $(ENCODER) --seed $(SEED) --out $@
+results/%/$(DATA)/adapt-latents.yaml: results/%/$(DATA)/align.yaml adapt.py common.py
+	$(PY) adapt.py --features $(@D)/features --random $(@D)/features-random --latents $(V)/features --align $< --vae $(VAE) --judge $(ENCODER) --seed $(SEED) --out $@
 
 # ---- what resolution does (tiles of LLaVA-NeXT: a SIZES entry of twice or three times the tower's own)
 
@@ -96,6 +99,17 @@ $(R)/.set: FORCE  # changes only when SET does, so that a new threshold judges a
 	@mkdir -p $(@D); echo '$(SET)' | cmp -s - $@ || echo '$(SET)' > $@
 
 gate1: $(R)/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA, then the verdict
+	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
+
+# ---- screening
+
+results/screen/screen.yaml: $(S:=/probe.yaml) $(addsuffix /adapt-latents.yaml,$(filter-out $(E),$(S))) verify.py common.py results/screen/.asked
+	$(PY) verify.py --screen $(S) --set "$(SET)" --seed $(SEED) --out $(@D) > /dev/null
+
+results/screen/.asked: FORCE  # changes only when the models, the data or SET do
+	@mkdir -p $(@D); echo '$(S) $(SET)' | cmp -s - $@ || echo '$(S) $(SET)' > $@
+
+screen: results/screen/screen.yaml  ## which of MODELS? every stage for each on DATA, then the comparison: results/screen/
 	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
 
 # ---- the embedded default

@@ -148,6 +148,11 @@ def save_yaml(path, result):
     _atomically(path, lambda f: f.write(text.encode()))
 
 
+def save_text(path, text):
+    """A page for people."""
+    _atomically(path, lambda f: f.write(text.encode()))
+
+
 def load_yaml(path, stage=None):
     """Read one of our YAML files; refuse a missing or broken one, or one that another stage wrote."""
     path = Path(path)
@@ -911,17 +916,22 @@ def clusters(sources):
     return torch.tensor([names[s] for s in sources])
 
 
-def widened(mean, low, high, n):
-    """A 95% percentile interval from resampling n sources, made as wide as Student's t asks: (low, high).
+def widened(mean, low, high, n, tail=0.025):
+    """A percentile interval (95%, or `tail` left out on either side) from resampling n sources, made as wide as Student's t asks: (low, high).
 
     Percentiles are too narrow by sqrt((n - 1) / n), and are those of a normal distribution where few sources need the t of n - 1 degrees (Hesterberg 2015,
     section 3.2): by 2% at n = 100, by 11% at 18, by half at 5. A single source says nothing of others: no bounds.
     """
-    from scipy.special import stdtrit
+    from scipy.special import ndtri, stdtrit
     if n < 2:
         return -math.inf, math.inf
-    factor = float(stdtrit(n - 1, 0.975)) / 1.959964 * (n / (n - 1)) ** 0.5
+    factor = float(stdtrit(n - 1, 1 - tail) / ndtri(1 - tail)) * (n / (n - 1)) ** 0.5
     return mean - factor * (mean - low), mean + factor * (high - mean)
+
+
+def resampled(n, n_boot, g):
+    """How often each of n sources is drawn in each of n_boot resamples with replacement, [n_boot, n]."""
+    return torch.zeros(n_boot, n, dtype=torch.float64).scatter_add_(1, torch.randint(n, (n_boot, n), generator=g), torch.ones(1, dtype=torch.float64).expand(n_boot, n))
 
 
 def bootstrap(scores, sources, n_boot=2000, seed=0):
@@ -935,8 +945,7 @@ def bootstrap(scores, sources, n_boot=2000, seed=0):
     count = torch.bincount(cluster).double()
     total = torch.zeros(len(scores), len(count), dtype=torch.float64).index_add_(1, cluster, scores)
     g = torch.Generator().manual_seed(seed)
-    weights = torch.zeros(n_boot, len(count), dtype=torch.float64)
-    weights.scatter_add_(1, torch.randint(len(count), (n_boot, len(count)), generator=g), torch.ones(1, dtype=torch.float64).expand(n_boot, len(count)))
+    weights = resampled(len(count), n_boot, g)
     means = (weights @ total.T) / (weights @ count)[:, None]  # [n_boot, seeds]
     picked = torch.randint(len(scores), means.shape, generator=g) if len(scores) > 1 else torch.zeros_like(means, dtype=torch.long)
     means = means.gather(1, picked).mean(1)

@@ -389,7 +389,7 @@ def space(args, items, split, read, points, read_random, progress):
     wrong[train] = train[torch.randperm(len(train), generator=g)]
     shuffled_soft, shuffled_picture = probe_cells(x, masks[wrong], pictures[wrong], split)
     criteria["spatial_iou"] = mask_criterion(spatial, mask_scores(shuffled_soft, solid, split), masks, x.shape[1], split, sources, args.seed, truth="masks" if "mask" in items[0] else "boxes")
-    decoded |= {"masks": cells[layer]["soft"][test].clone(), "spatial_iou": spatial[layer][test].clone(), "bbox_iou": boxes[criteria["bbox_iou"]["layer"]][0][test].clone()}
+    decoded["masks"] = cells[layer]["soft"][test].clone()
 
     layer = best_point({p: c["ssim"] for p, c in cells.items()}, val)
     side = read(layer).shape[2]
@@ -432,6 +432,7 @@ def space(args, items, split, read, points, read_random, progress):
     at = {task: criteria[task]["layer"] for task in floor}
     tables = {"strata": by_stratum(strata(items, largest, train), {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]},
                                    floor, test, sources, args.seed)}
+    decoded |= {"sources": sources, "scores": {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]}}  # by which models are paired
     for p in points:
         layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = bootstrap(boxes[p][0][test], sources, seed=args.seed)[1:]
 
@@ -491,7 +492,6 @@ def compare(folders, seed=0):
     if len(found) < 2:
         refuse(f"--compare {' '.join(folders)} names {len(found)} results; give two or more folders of different names, each with probe.yaml, probe.pt and features/")
     (first, (_, reference, _)), rows, p_values = next(iter(found.items())), {}, {}
-    sources = {i["id"]: i["source"] for i in load_items(next(iter(found.values()))[2]["data_path"])[0]}
     for name, (result, scores, index) in found.items():
         if scores["ids"] != reference["ids"]:
             refuse(f"{name} was tested on other items than {first}; compare results of one data set")
@@ -501,7 +501,7 @@ def compare(folders, seed=0):
             grid = index["points"][c["layer"]]["shape"][1:3]
             rows[name] |= {task: c["score"], f"{task}_low": c["low"], f"{task}_high": c["high"], f"{task}_floor": c["floor"], f"{task}_layer": c["layer"], f"{task}_grid": f"{grid[0]}x{grid[1]}"}
             if name != first:
-                test = paired_test(scores[task], reference[task], [sources[i] for i in reference["ids"]], seed=seed)
+                test = paired_test(scores["scores"][task], reference["scores"][task], reference["sources"], seed=seed)
                 rows[name] |= {f"{task}_{k}": test[k] for k in ("gain", "gain_low", "gain_high")}
                 p_values[f"{name}/{task}"] = test["p"]
     for key, p in holm(p_values).items():

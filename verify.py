@@ -2,6 +2,7 @@
 
     python verify.py --gate 1 --results results/tiny/shapes --motion results/tiny/moving --encoder results/tiny-dinov2/shapes
     python verify.py --print results/tiny/shapes/gate1.yaml
+    python verify.py --screen results/tiny/shapes results/tiny-semantic/shapes results/tiny-dinov2/shapes --out results/screen
 
 Reads the YAML that probe.py, align.py and adapt.py wrote. Writes gate1.yaml, and gate1.png: scores per layer with their intervals and floors;
 originals, VAE and bridge reconstructions; true and decoded boxes. A criterion is
@@ -11,12 +12,43 @@ originals, VAE and bridge reconstructions; true and decoded boxes. A criterion i
     INCONCLUSIVE   otherwise, with the number of items that would decide; or, whatever the score, where a control that cannot know knows: a leak
 
 `plain_pass` is the bare comparison of an earlier plan, recorded beside it. `--set bbox_iou=0.5` overrides a threshold and is recorded.
+
+--screen asks which of several models: the same answers on every model's test items, and a weighted score (SCREEN, MATRIX) whose resamples all models share.
+Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md, screen.png and screen.yaml; `told_apart` says whether the first is more than tied.
 """
+import json
 import math
 import time
 from pathlib import Path
 
-from common import RESULT, check_writable, frames_of, load_items, load_pt, load_yaml, made_up_folder, parser, plain, refuse, run_info, save_yaml
+import torch
+
+from common import (
+    HERE,
+    MODELS,
+    OWN_LAYOUT,
+    RESULT,
+    TINY,
+    check_writable,
+    clusters,
+    find_model,
+    frames_of,
+    load_items,
+    load_pt,
+    load_yaml,
+    made_up_folder,
+    parser,
+    plain,
+    refuse,
+    resampled,
+    run_info,
+    save_pt,
+    save_text,
+    save_yaml,
+    say,
+    widened,
+    write_items,
+)
 
 # What each gate asks: must or should, the side that is good, the threshold, where the score is read. Thresholds are those of the evaluation plan
 # that this project grew from; figures of its earlier study stand beside ours for comparison and judge nothing.
@@ -38,7 +70,13 @@ GATE1 = {
 }
 SPATIAL = ("spatial_iou", "bbox_iou", "map50")
 STAND_IN = 0.5  # skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the published one
+NO_INTERVAL, STREAMED = "a ratio of two medians, no interval", "features were streamed layer by layer, which times no single pass"
 ROUNDING = 1e-3  # a gain that the printed table rounds away; it matters where a floor reaches the ceiling
+
+
+def negligible(record):
+    """Can the gain over the best floor be no more than a tenth of the room above it?"""
+    return record["gain_high"] < max(0.1 * abs(record["ceiling"] - record["floor"]), ROUNDING)
 
 
 def judge(record, threshold, better="higher"):
@@ -49,12 +87,11 @@ def judge(record, threshold, better="higher"):
     near, far = sorted((sign * (record["low"] - threshold), sign * (record["high"] - threshold)))
     above_floor = record["gain_low"] > 0
     answer = {"answer": "INCONCLUSIVE", "plain_pass": sign * (record["score"] - threshold) > 0}
-    room = abs(record["ceiling"] - record["floor"])
     if record.get("leak"):
         return answer | {"reason": f"leak: the control {record['leak']!r} scores {record['floors'][record['leak']]:.3f}, which it cannot without the answer; mend that first"}
     if far < 0:
         return answer | {"answer": "FAIL", "reason": "the interval lies on the wrong side of the threshold"}
-    if record["gain_high"] < max(0.1 * room, ROUNDING):  # asked first, or enough items would turn the same small gain from a failure into a pass
+    if negligible(record):  # asked first, or enough items would turn the same small gain from a failure into a pass
         return answer | {"answer": "FAIL", "reason": f"no more than a tenth of the room above the floor ({record['floor_name']}) can be there"}
     if near > 0 and above_floor:
         return answer | {"answer": "PASS", "reason": "the interval clears the threshold and the gain over the best floor excludes zero"}
@@ -80,8 +117,32 @@ def stand_in(record):
     def skill(x):
         return (x - floor) / room
     low, high = sorted((skill(record["low"]), skill(record["high"])))
-    return {**record, "score": skill(record["score"]), "low": low, "high": high, "floor": 0.0, "floor_name": "mean_image", "ceiling": 1.0, "better": "higher",
+    return {**record, "score": skill(record["score"]), "low": low, "high": high, "floor": 0.0, "floor_name": "mean_image", "ceiling": 1.0, "better": "higher", "skill_of": skill,
             "gain": record["gain"] / -room, "gain_low": record["gain_low"] / -room, "gain_high": record["gain_high"] / -room}
+
+
+def held(criteria, name, rule, threshold, source):
+    """(row, record): a criterion's record held against the threshold, LPIPS without its published backbone by the stand-in. What was not measured says so; its record is None."""
+    record, better, row = criteria.get(name), rule.get("better", "higher"), {"threshold": threshold, "source": source}
+    missing = f"{rule['from']} measured no {name}"
+    if name == "lpips" and record is None and "lpips_random_backbone" in criteria:
+        record, better, missing = stand_in(criteria["lpips_random_backbone"]), "higher", "the VAE's own reconstruction is no better than the mean image"
+        row = {"threshold": STAND_IN, "source": "skill between the mean image and the VAE: LPIPS has no published backbone here", "stand_in": True}
+    if record is None:
+        return row | {"score": None, "answer": "INCONCLUSIVE", "plain_pass": None, "reason": missing}, None
+    keep = ("score", "low", "high", "floor", "floor_name", "ceiling", "gain", "gain_low", "gain_high", "p", "skill", "layer", "n", "options_searched")
+    row |= {k: record[k] for k in keep if k in record} | judge(record, row["threshold"], better)
+    if rule.get("accepted") and row["answer"] != "PASS":
+        row |= {"accepted": judge(record, rule["accepted"], better)["answer"], "accepted_threshold": rule["accepted"]}
+    return row, record
+
+
+def timed(score, why, threshold, source):
+    """The row of a ratio of two medians, which has no interval; score None: not measured."""
+    row = {"threshold": threshold, "source": source, "score": score}
+    if score is None:
+        return row | {"answer": "INCONCLUSIVE", "plain_pass": None, "reason": why}
+    return row | {"answer": "PASS" if score < threshold else "FAIL", "plain_pass": score < threshold, "reason": why}
 
 
 def decide(judged, encoder):
@@ -116,42 +177,28 @@ def gate1(args, thresholds):
                                (motion, args.motion, ("model",)), (encoder_probe, args.encoder, ("data_name",))):
         if other and (key := next((k for k in keys if other[k] != probe[k]), None)):
             refuse(f"{where} is about {key} {other[key]!r}, {folder}/probe.yaml about {probe[key]!r}; give results that belong together")
-    timed = {}  # {which: seconds per item, or None where layers were streamed}
+    seconds = {}  # {which: seconds per item, or None where layers were streamed}
     for name, where in (("model", folder), ("encoder", args.encoder), ("reference", args.reference)):
         index = Path(where) / "features" / "index.yaml" if where else None
         if index and (name != "reference" or index.is_file()):
-            timed[name] = load_yaml(index, "extract")["seconds_per_item"]
+            seconds[name] = load_yaml(index, "extract")["seconds_per_item"]
 
     records = {"probe": probe["criteria"], "align": align["criteria"], "adapt": adapt["criteria"], "motion": motion["criteria"] if motion else {}}
     def ratio(a, b, missing):
-        if timed.get(a) and timed.get(b):
-            return timed[a] / timed[b], "a ratio of two medians, no interval"
-        return None, "features were streamed layer by layer, which times no single pass" if None in (timed.get(a, 0), timed.get(b, 0)) else missing
+        if seconds.get(a) and seconds.get(b):
+            return seconds[a] / seconds[b], NO_INTERVAL
+        return None, STREAMED if None in (seconds.get(a, 0), seconds.get(b, 0)) else missing
 
     times = {"latency_overhead": ratio("encoder", "model", "no --encoder was given"),
              "inference_ratio": (1.0, "the reference itself") if probe["model"] == "qwen2.5-vl-7b" else ratio("model", "reference", "no Qwen2.5-VL features of the same data were given (--reference)")}
     judged = {}
     for name, rule in GATE1.items():
-        better, threshold = rule.get("better", "higher"), thresholds[name]
-        row = {"level": rule["level"], "threshold": threshold, "source": PLAN if name not in args.changed else "--set"}
+        source = PLAN if name not in args.changed else "--set"
         if rule["from"] == "time":
-            score, why = times[name]
-            row |= {"score": score, "answer": "INCONCLUSIVE", "plain_pass": None, "reason": why} if score is None else {
-                "score": score, "answer": "PASS" if score < threshold else "FAIL", "plain_pass": score < threshold, "reason": why}
-        else:
-            record = records[rule["from"]].get(name)
-            if name == "lpips" and record is None and "lpips_random_backbone" in records["adapt"]:
-                record, better, threshold = stand_in(records["adapt"]["lpips_random_backbone"]), "higher", STAND_IN
-                row |= {"stand_in": True, "threshold": threshold, "source": "skill between the mean image and the VAE: LPIPS has no published backbone here"}
-            if record is None and row.get("stand_in"):
-                row |= {"score": None, "answer": "INCONCLUSIVE", "plain_pass": None, "reason": "the VAE's own reconstruction is no better than the mean image"}
-            elif record is None:
-                row |= {"score": None, "answer": "INCONCLUSIVE", "plain_pass": None, "reason": f"{rule['from']} measured no {name}"}
-            else:
-                keep = ("score", "low", "high", "floor", "floor_name", "ceiling", "gain", "gain_low", "gain_high", "p", "skill", "layer", "n", "options_searched")
-                row |= {k: record[k] for k in keep if k in record} | judge(record, threshold, better)
-                if "accepted" in rule and row["answer"] != "PASS" and name not in args.changed:
-                    row |= {"accepted": judge(record, rule["accepted"], better)["answer"], "accepted_threshold": rule["accepted"]}
+            row = timed(*times[name], thresholds[name], source)
+        else:  # a threshold that was set has no second one below it
+            row, _ = held(records[rule["from"]], name, rule if name not in args.changed else rule | {"accepted": None}, thresholds[name], source)
+        row = {"level": rule["level"]} | row
         judged[name] = row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
     encoder = {k: judge(encoder_probe["criteria"][k], thresholds[k]) for k in SPATIAL} if encoder_probe else {}
     verdict, why = decide(judged, encoder)
@@ -167,8 +214,6 @@ def gate1(args, thresholds):
 
 def show(result):
     """The verdict as a table that a person reads."""
-    def number(x):
-        return f"{x:.3f}" if isinstance(x, float) else "-" if x is None else str(x)
     print(f"\nGate {result['gate']}: {result['model']} on {result['data_name']}, decoder {result['decoder']}\n")
     print(f"{'criterion':20s} {'':6s} {'score':>7s}  {'95% interval':17s} {'threshold':>9s}  {'best floor':27s} {'ceiling':>7s}  answer")
     for name, row in result["criteria"].items():
@@ -239,11 +284,446 @@ def picture(folder, path):
     plt.close(figure)
 
 
+# ---------------------------------------------------------------- screening: which of several models
+
+# What the choice weighs, in percent, and the thresholds: SELECTION's. The scale between is ours: a component is 0.5 at its threshold and linear within 0..1,
+# score / (2 threshold), or 1 - score / (2 threshold) where lower is better; so a weighted score of 0.5 is a model that just meets every threshold. The
+# stand-in for LPIPS has its own threshold, STAND_IN. What a floor scores as well, or what has a leak, earns nothing. A component that one
+# model of vision and language lacks is left out for all, and the weights of the others are made to sum to 1 again.
+SELECTION = "evaluation plan, E-P4.7"
+SCREEN = {
+    "spatial_iou": {"weight": 40, "threshold": 0.50, "from": "probe"},
+    "bbox_iou": {"weight": 20, "threshold": 0.40, "from": "probe"},
+    "lpips": {"weight": 15, "threshold": 0.40, "from": "adapt", "better": "lower"},
+    "speed": {"weight": 15, "threshold": 3.0, "from": "time", "better": "lower"},  # seconds per item, over those of REFERENCE or else of the first VLM given
+    "integration": {"weight": 10, "threshold": None, "from": "facts"},  # the share of CHECKS that hold
+}
+REFERENCE = "qwen2.5-vl-7b"
+CHECKS = {
+    "grid": "its tokens keep their place in the picture inside the language model",
+    "library": "a maintained library's class reads it, no layout of ours",
+    "clips": "it reads the frames of a clip together, not one by one",
+    "licence": "its licence permits any use",
+    "t4": "its weights fit the 15 GB of a T4 in half precision",
+}
+PERMISSIVE, TOGETHER = ("Apache 2.0", "MIT"), ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "vjepa2")
+GROUNDED = ("kosmos-2", "florence-2", "florence-2-large", "grounding-dino")
+# The decision matrix for one model, reconstructed from the thresholds (the names are ours; 0.30, below which a hybrid is not worth it, is the plan's). The
+# first row that holds decides. a: the answers; near: spatial IoU's at MARGINAL.
+MARGINAL = 0.30
+MATRIX = (
+    ("PROCEED", "every criterion passes: this model alone", lambda a, near: set(a.values()) == {"PASS"}),
+    ("PROCEED WITH ADAPTER", "spatial IoU passes; boxes or LPIPS fail", lambda a, near: a["spatial_iou"] == "PASS" and "FAIL" in (a["bbox_iou"], a["lpips"])),
+    ("PARTIAL", "spatial IoU passes; what does not pass is undecided, or too slow", lambda a, near: a["spatial_iou"] == "PASS"),
+    ("INCONCLUSIVE", "spatial IoU is undecided", lambda a, near: a["spatial_iou"] == "INCONCLUSIVE"),
+    ("HYBRID", f"spatial IoU is below its threshold and above {MARGINAL}: a spatial encoder beside it", lambda a, near: near == "PASS"),
+    ("INCONCLUSIVE", f"spatial IoU fails; whether {MARGINAL} is reached is undecided", lambda a, near: near == "INCONCLUSIVE"),
+    ("FALLBACK", f"spatial IoU is below {MARGINAL}, or its floor is as good", lambda a, near: True),
+)
+DRAWS = 4000
+
+
+def safetensors_header(path):
+    """{tensor: dtype, shape, offsets} of a safetensors file: eight bytes of length, then JSON."""
+    with open(path, "rb") as f:
+        return json.loads(f.read(int.from_bytes(f.read(8), "little")))
+
+
+def integration(index, entry):
+    """{check: True, False or None (unknown)} of CHECKS, from a features index and what the registry, or a folder of weights, says of the model."""
+    language = [row.get("grid", True) for point, row in index["points"].items() if point.startswith("language.")]
+    billions, kind, path = entry.get("params"), entry.get("type"), entry.get("path", "")
+    if billions is None and (files := list((HERE / path).glob("*.safetensors")) if path else []):
+        billions = sum(math.prod(tensor["shape"]) for file in files for name, tensor in safetensors_header(file).items() if name != "__metadata__") / 1e9
+    own = path.startswith(TINY)  # trained here, under this repository's licence
+    return {"grid": all(language) if language else None, "library": kind not in OWN_LAYOUT if kind else None, "clips": kind in TOGETHER if kind else None,
+            "licence": own or (entry["licence"] in PERMISSIVE if "licence" in entry else None), "t4": None if billions is None else 2 * billions <= 15}
+
+
+def measured(folder):
+    """What the stages wrote of one model in `folder`, by which it is compared with others; a refusal where the files are not of one model."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        refuse(f"{folder} is not a folder; give --screen the folders of the stages' YAML")
+    probe, index = load_yaml(folder / "probe.yaml", "probe"), load_yaml(folder / "features" / "index.yaml", "extract")
+    name, given = probe["model"], str(index.get("run", {}).get("arguments", {}).get("model") or "")
+    entry = MODELS.get(name) or (find_model(given) if Path(given, "config.json").is_file() else {})
+    kind = "hybrid" if "+" in name else entry.get("kind") or ("vlm" if any(p.startswith("language.") for p in index["points"]) else "encoder")
+    stages = [("probe", "probe", probe)]
+    if kind == "vlm" or (folder / "adapt-latents.yaml").is_file():  # what only stands beside a model in a hybrid need not drive the decoder
+        stages.append(("adapt-latents", "adapt", load_yaml(folder / "adapt-latents.yaml", "adapt")))
+    for stem, what in (("features/index", index), *((stem, found) for stem, _, found in stages)):
+        if what["model"] != name:
+            refuse(f"{folder}/{stem}.yaml is about model {what['model']!r}, probe.yaml about {name!r}; give results that belong together")
+    scores, criteria, every, tested = {}, {}, {}, []
+    for stem, stage, result in stages:
+        found = load_pt(folder / f"{stem}.pt", RESULT)
+        if "scores" not in found:
+            refuse(f"{folder}/{stem}.pt has no scores of single items, by which models are compared; run {stage}.py again, on pictures with boxes")
+        tested.append(found["ids" if stage == "probe" else "test_ids"])
+        every |= result["criteria"]
+        for key, x in found["scores"].items():
+            scores[key], criteria[key] = x.double().reshape(-1, len(tested[-1])).mean(0), result["criteria"][key]  # mean over seeds
+            if abs(scores[key].mean().item() - criteria[key]["score"]) > 1e-3:
+                refuse(f"{folder}: {key} is {scores[key].mean():.3f} in {stem}.pt and {criteria[key]['score']:.3f} in {stem}.yaml, which are of different runs; run {stage}.py again")
+        if stage == "probe":
+            sources = found["sources"]
+    if any(ids != tested[0] for ids in tested):
+        refuse(f"{folder}: probe.py and adapt.py tested different items; run both again on the same features")
+    return {"name": name, "folder": str(folder), "kind": kind, "weights": probe["weights"], "data": probe["data"], "data_name": probe["data_name"], "ids": index["ids"], "test": tested[0],
+            "sources": sources, "scores": scores, "criteria": criteria, "all": every, "decoder": stages[-1][2].get("decoder"), "seconds": index["seconds_per_item"],
+            "checks": integration(index, entry)}
+
+
+def together(models):
+    """Refuse what cannot be compared item by item; put all test items into the order of the first VLM's, which is returned."""
+    first, names = next((m for m in models if m["kind"] == "vlm"), models[0]), [m["name"] for m in models]
+    if len(models) < 2:
+        refuse(f"--screen compares models, and {first['folder']} is one; give two folders or more")
+    if first["kind"] != "vlm":
+        refuse(f"--screen is given no model of vision and language among {', '.join(names)}; add one")
+    for m in models:
+        what = next((k for k in ("data_name", "data", "decoder") if m[k] != first[k] and m[k]), None)
+        if names.count(m["name"]) > 1:
+            refuse(f"--screen is given {m['name']!r} more than once; give every model once")
+        if what:
+            refuse(f"{m['folder']} has {what.replace('_', ' ')} {m[what]!r}, {first['folder']} {first[what]!r}; compare models on the same data and decoder")
+        if set(m["ids"]) != set(first["ids"]) or set(m["test"]) != set(first["test"]) or dict(zip(m["test"], m["sources"], strict=True)) != dict(zip(first["test"], first["sources"], strict=True)):
+            refuse(f"{m['folder']} and {first['folder']} do not hold the same items in the same split; run the stages of both on the same data folder")
+        if set(m["scores"]) - set(first["scores"]):
+            refuse(f"{m['folder']} has {', '.join(m['scores'])}, {first['folder']} {', '.join(first['scores'])}; run adapt.py of both with, or both without, the published LPIPS backbone")
+        order = [m["test"].index(i) for i in first["test"]]
+        m["scores"] = {name: x[order] for name, x in m["scores"].items()}
+    return first
+
+
+def component(x, row):
+    """A score, or draws of it, on the scale of SCREEN: 0.5 at the row's threshold, 0 where nothing is earned."""
+    x = torch.as_tensor(x, dtype=torch.float64)
+    if row["threshold"] is None:
+        return x
+    x = x / (2 * row["threshold"])
+    return (1 - x if row["better"] == "lower" else x).clamp(0, 1) * row["earns"]
+
+
+def rows_of(m, reference, thresholds, changed, weights):
+    """{criterion: its row} of a model, with its component of the weighted score and that component's draws under `weights` [DRAWS, n test items]."""
+    rows, draws = {}, {}
+    for name, rule in SCREEN.items():
+        source, record, better = SELECTION if name not in changed else "--set", None, rule.get("better", "higher")
+        if name == "speed":
+            known = m["seconds"] and reference["seconds"]
+            row = timed(m["seconds"] / reference["seconds"] if known else None, f"{NO_INTERVAL}; {reference['name']} is 1" if known else STREAMED, thresholds[name], source)
+        elif name == "integration":
+            known = [v for v in m["checks"].values() if v is not None]
+            row = {"threshold": None, "source": source, "score": sum(known) / len(known) if known else None, "answer": None, "reason": "the share of what holds", "checks": m["checks"]}
+        else:
+            row, record = held(m["criteria"], name, rule, thresholds[name], source)
+            better = "higher" if row.get("stand_in") else better
+        row |= {"better": better, "earns": not (record and (record.get("leak") or negligible(record))), "leak": (record or {}).get("leak")}
+        row["component"] = None if row["score"] is None else component(row["score"], row).item()
+        if record:
+            x = m["scores"]["lpips_random_backbone" if row.get("stand_in") else name]
+            draws[name] = component((weights @ (record["skill_of"](x) if row.get("stand_in") else x)) / weights.sum(1), row)
+        elif row["score"] is not None:
+            draws[name] = torch.full((len(weights),), row["component"], dtype=torch.float64)
+        rows[name] = row
+    near = judge(m["criteria"]["spatial_iou"], MARGINAL)["answer"]
+    answers = {name: rows[name]["answer"] for name in ("spatial_iou", "bbox_iou", "lpips", "speed")}
+    decision, reason = next((verdict, why) for verdict, why, holds in MATRIX if holds(answers, near))
+    return {"rows": rows, "draws": draws, "decision": decision, "why": reason}
+
+
+def excluded(m):
+    """Why a model cannot be the VLM of choice, whatever its weighted score; None where it can."""
+    spatial = m["rows"]["spatial_iou"]
+    if m["kind"] != "vlm":
+        return f"of kind {m['kind']}: judged as what stands in a hybrid, not as the VLM of choice"
+    if leaks := [name for name, row in m["rows"].items() if row["leak"]]:
+        return f"a leak in {', '.join(leaks)}: mend that first"
+    if not spatial["gain_low"] > 0:
+        return f"its spatial IoU may be no better than its floor ({spatial['floor_name']} {spatial['floor']:.3f})"
+    return None
+
+
+def fallbacks(models, judged):
+    """The plan's ways out when no model passes, in its order: [{way, evidence, holds: True, False or None (not measured or undecided)}]."""
+    def said(m):
+        row = m["rows"]["spatial_iou"]
+        return f"{m['name']} spatial IoU {row['score']:.3f} [{row['low']:.3f}, {row['high']:.3f}] {row['answer']}"
+
+    def evidence(which):
+        answers = [m["rows"]["spatial_iou"]["answer"] for m in which]
+        return {"evidence": "; ".join(said(m) for m in which) or "not measured: none is among the models", "holds": True if "PASS" in answers else False if set(answers) == {"FAIL"} else None}
+
+    grounded = [m for m in models if m["name"] in GROUNDED]
+    marginal = max(judged, key=lambda m: m["rows"]["spatial_iou"]["score"], default=None)
+    misses = [f"{name} by {abs(row['score'] - row['threshold']):.3f}" for name, row in marginal["rows"].items() if row["score"] is not None and row["answer"] == "FAIL"] if marginal else []
+    return [{"way": "hybrid", **evidence([m for m in models if m["kind"] != "vlm" and m not in grounded])},
+            {"way": "grounding-specialised models (Kosmos-2, Florence-2, Grounding DINO)", **evidence(grounded)},
+            {"way": "fine-tuned encoder", "evidence": "not measured", "holds": None},
+            {"way": "accept marginal", "evidence": f"{marginal['name']} misses {', '.join(misses) or 'nothing for certain'}" if marginal else "no model is above its floor",
+             "holds": None if marginal else False}]
+
+
+def screen(args, thresholds):
+    """Compare models on the same items. Returns the result to be saved: `models` with their ranks, `criteria` model by model, `comparisons` of the first with every other."""
+    models = [measured(folder) for folder in args.screen]
+    lead = together(models)
+    sources, generator = lead["sources"], torch.Generator().manual_seed(args.seed)
+    n = len(set(sources))
+    weights = resampled(n, DRAWS, generator)[:, clusters(sources)]  # one set of resamples for all models: they are paired
+    reference = next((m for m in models if m["name"] == REFERENCE), lead)
+    for m in models:
+        m |= rows_of(m, reference, thresholds, args.changed, weights)
+        m["excluded"] = excluded(m)
+    vlms = [m for m in models if m["kind"] == "vlm"]
+    left_out = {name: [m["name"] for m in vlms if m["rows"][name]["score"] is None] for name in SCREEN}
+    left_out = {name: who for name, who in left_out.items() if who}
+
+    def weighted(parts, names):
+        return sum(SCREEN[k]["weight"] * parts[k] for k in names) / sum(SCREEN[k]["weight"] for k in names) if all(parts.get(k) is not None for k in names) else None
+
+    def interval(value, draws, tail=0.025):
+        return widened(value, *draws.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist(), n, tail)
+
+    names = [k for k in SCREEN if k not in left_out]
+    for m in models:
+        parts = {k: row["component"] for k, row in m["rows"].items()}
+        m["weighted"], m["weighted_draws"] = weighted(parts, names), weighted(m["draws"], names)
+        m["low"], m["high"] = interval(m["weighted"], m["weighted_draws"]) if m["weighted"] is not None else (None, None)
+        m["rank"] = m["first_probability"] = None
+
+    # Of those that can be chosen, where any passes spatial IoU, the others are out: weights do not buy what the first criterion denies.
+    able = [m for m in vlms if not m["excluded"]]
+    passing = [m for m in able if m["rows"]["spatial_iou"]["answer"] == "PASS"]
+    for m in able if passing else []:
+        m["excluded"] = None if m in passing else "it does not pass spatial IoU, and others do"
+    pool = sorted(passing or able, key=lambda m: -m["weighted"])
+    comparisons = {}
+    if pool:
+        every = torch.stack([m["weighted_draws"] for m in pool])
+        best = (every >= every.max(0).values - 1e-9).double()
+        for rank, (m, share) in enumerate(zip(pool, (best / best.sum(0)).mean(1).tolist(), strict=True), 1):
+            m |= {"rank": rank, "first_probability": share}
+        # The first was chosen by these very scores, so its difference from each of the others is held at 1 - 0.05 / (others) (Bonferroni). Speed has
+        # no interval and must not decide alone: the difference has to exclude zero without it too.
+        first, tail = pool[0], 0.025 / max(len(pool) - 1, 1)
+        for other in pool[1:]:
+            row = {}
+            for key, using in (("", names), ("_without_speed", [k for k in names if k != "speed"])):
+                value = weighted({k: first["rows"][k]["component"] - other["rows"][k]["component"] for k in using}, using)
+                low, high = interval(value, weighted({k: first["draws"][k] - other["draws"][k] for k in using}, using), tail)
+                row |= {f"difference{key}": value, f"low{key}": low, f"high{key}": high}
+            by = {k: SCREEN[k]["weight"] / sum(SCREEN[j]["weight"] for j in names) * (first["rows"][k]["component"] - other["rows"][k]["component"]) for k in names}
+            comparisons[other["name"]] = row | {"level": 1 - 2 * tail, "told_apart": min(row["low"], row["low_without_speed"]) > 0, **{f"by_{k}": v for k, v in by.items()}}
+    ties = [name for name, row in comparisons.items() if not row["told_apart"]]
+
+    decisions = [m["decision"] for m in able]
+    if "PROCEED" in decisions:
+        outcome = "SUCCESS"
+    elif passing:  # speed does not count: the reference has it by definition
+        outcome = "PARTIAL SUCCESS" if any("PASS" in (m["rows"]["bbox_iou"]["answer"], m["rows"]["lpips"]["answer"]) for m in passing) else "SPATIAL ONLY"
+    else:
+        outcome = "FAILURE" if all(m["rows"]["spatial_iou"]["answer"] == "FAIL" for m in vlms) else "INCONCLUSIVE"
+    ways = fallbacks(models, able)
+    fallback = next((w for holds in (True, None) for w in ways if w["holds"] is holds), ways[-1])
+    first = pool[0] if pool else None
+    if passing:
+        advice = f"{'a tie of ' + ', '.join([first['name'], *ties]) + ': none can be told from the first' if ties else first['name']}; {first['decision']}, {first['why']}"
+    elif outcome == "FAILURE":
+        advice = f"no model alone; fallback: {fallback['way']} ({fallback['evidence']})"
+    else:
+        advice = "none yet: no model that can be chosen passes spatial IoU, and not all fail"
+    stood_in = any(row.get("stand_in") for m in models for row in m["rows"].values())
+    kinds = f"{' and '.join(sorted({m['weights'] for m in models}))} weights, {lead['data']} data" + ("; LPIPS by a stand-in" if stood_in else "")
+    result = {"stage": "screen", "outcome": outcome, "headline": f"{outcome} ({kinds}): {advice}", "first": first and first["name"], "second": pool[1]["name"] if len(pool) > 1 else None,
+              "tie": bool(ties), "confidence": first and first["first_probability"], "fallback": fallback["way"] if outcome == "FAILURE" else None,
+              "instrument_check": any(m["weights"] != "pretrained" for m in models), "weights": " and ".join(sorted({m["weights"] for m in models})), "data": lead["data"],
+              "data_name": lead["data_name"], "decoder": lead["decoder"], "speed_reference": reference["name"], "items": len(sources), "sources": n, "overridden": args.changed,
+              "weights_percent": {k: SCREEN[k]["weight"] / sum(SCREEN[j]["weight"] for j in names) * 100 for k in names}, "left_out": left_out,
+              "models": {m["name"]: {k: m[k] for k in ("kind", "weights", "weighted", "low", "high", "rank", "first_probability", "decision", "why", "excluded")} for m in models},
+              "comparisons": comparisons, "fallbacks": ways, "criteria": {m["name"]: {k: {x: y for x, y in row.items() if x != "earns"} for k, row in m["rows"].items()} for m in models},
+              "figures": {m["name"]: {k: m["all"][k]["score"] for k, rule in GATE1.items() if "earlier" in rule and k in m["all"]} for m in models}}
+    return result
+
+
+def number(x):
+    return f"{x:.3f}" if isinstance(x, float) else "-" if x is None else str(x)
+
+
+def spoken(row):
+    """A criterion's row in a cell: score [interval] floor, answer."""
+    interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else ""
+    floor = f", floor {row['floor']:.3f} {row['floor_name']}" if "floor" in row else ""
+    return number(row["score"]) + interval + floor + (f": {row['answer']}" if row["answer"] else "")
+
+
+def table(head, rows):
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in [head, ["---"] * len(head), *rows])
+
+
+def decision_of(m):
+    return m["decision"] if m["kind"] == "vlm" else f"as if alone: {m['decision']}"
+
+
+def standing(m):
+    """A model's weighted score, rank and chance in words."""
+    return f"{number(m['weighted'])}" + (f" [{m['low']:.3f}, {m['high']:.3f}]" if m["weighted"] is not None else "")
+
+
+def caution(result):
+    """The first lines of both pages where the weights are not published ones."""
+    return f"**An instrument check, not a finding about large models**: the weights are {result['weights']}, and show only that the instrument runs and what it says.\n\n" * result["instrument_check"]
+
+
+def summary(result):
+    """phase1-summary.md: every model and criterion, the earlier study's figures beside ours."""
+    models, criteria, stood_in = result["models"], result["criteria"], any(row["lpips"].get("stand_in") for row in result["criteria"].values())
+    any_row, mark = next(rows for name, rows in criteria.items() if models[name]["kind"] == "vlm"), {True: "yes", False: "no", None: "unknown"}
+    share = {k: f"{result['weights_percent'][k]:.0f}%" if k in result["weights_percent"] else "left out" for k in SCREEN}
+    limit = {k: "" if row["threshold"] is None else f", {'<' if row['better'] == 'lower' else '>'} {row['threshold']:g}" for k, row in any_row.items()}
+    heads = [f"{k}{'*' if any_row[k].get('stand_in') else ''} ({share[k]}{limit[k]})" for k in SCREEN]
+    rows = [[name, m["kind"], *(spoken(criteria[name][k]) for k in SCREEN), standing(m), m["rank"] or "-", number(m["first_probability"]), decision_of(m)] for name, m in models.items()]
+    text = f"# Phase 1 screening: {result['outcome']}\n\n{result['headline']}\n\n" + caution(result)
+    text += f"{result['items']} test items of {result['sources']} sources of {result['data_name']}, decoder {result['decoder']}; intervals 95%, of resampled sources.\n\n"
+    text += table(["model", "kind", *heads, "weighted score", "rank", "chance of being first", "decision"], rows) + "\n"
+    text += "* LPIPS has no published backbone here: skill between the mean image (0) and the VAE (1).\n" * stood_in
+    text += f"* Speed is seconds per item over those of {result['speed_reference']}: two medians of one run each, without an interval.\n"
+    text += "".join(f"* {k} is left out of the weighted score of all, for it is unknown of {', '.join(who)}; the other weights make up 100%.\n" for k, who in result["left_out"].items())
+    text += "".join(f"* {name} has no rank: {m['excluded']}.\n" for name, m in models.items() if m["excluded"])
+    text += f"* A component is 0.5 at its threshold and linear, within 0 and 1; what a floor scores as well earns nothing. Weights and thresholds: {SELECTION}; the scale is ours.\n"
+    text += "\n## Integration\n\n" + table(["check", *models], [[f"{CHECKS[c]} ({c})", *(mark[criteria[m]["integration"]["checks"][c]] for m in models)] for c in CHECKS])
+    earlier = sorted({who for rule in GATE1.values() for who in rule.get("earlier", {})}, reverse=True)
+    text += "\n## Beside the earlier study\n\nIts figures are of other data and instruments; they stand here for comparison and judge nothing.\n\n"
+    shown = [k for k, rule in GATE1.items() if rule["from"] in ("probe", "adapt")]
+    text += table(["", *(f"{who} (earlier study)" for who in earlier), *models],
+                  [[k, *(number(GATE1[k]["earlier"].get(who)) for who in earlier), *(number(result["figures"][m].get(k)) for m in models)] for k in shown])
+    text += "\n## The decision matrix\n\n" + table(["decision", "when (the first row that holds)", "models"],
+                                                    [[verdict, why, ", ".join(n for n, m in models.items() if m["why"] == why) or "-"] for verdict, why, _ in MATRIX])
+    return text
+
+
+def recommendation(result):
+    """final-recommendation.md: the top two, what to do, how sure, why, what would change it, what nobody measured."""
+    models, first, second = result["models"], result["first"], result["second"]
+    text = f"# Recommendation: {result['headline'].partition(': ')[2]}\n\n" + caution(result)
+    text += f"Outcome {result['outcome']}: {result['weights']} weights, {result['data']} data.\n\n"
+    if not first:
+        text += "No model can be ranked.\n\n" + "".join(f"* {name}: {m['excluded']}\n" for name, m in models.items())
+    else:
+        top = [n for n in (first, second) if n]
+        text += "## Top two\n\n" + table(["rank", "model", "weighted score", "chance of being first", "decision"],
+                                           [[models[n]["rank"], n, standing(models[n]), number(models[n]["first_probability"]), f"{models[n]['decision']}: {models[n]['why']}"] for n in top])
+        text += "\n## Confidence\n\n"
+        for name, row in result["comparisons"].items():
+            text += (f"* {first} over {name}: {row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], without speed {row['difference_without_speed']:+.4f} "
+                     f"[{row['low_without_speed']:+.4f}, {row['high_without_speed']:+.4f}]: {'told apart' if row['told_apart'] else '**a tie**'}. "
+                     f"By criterion: {', '.join(f'{k[3:]} {v:+.4f}' for k, v in row.items() if k.startswith('by_'))}.\n")
+        text += "" if result["comparisons"] else f"* {first} is the only one that can be chosen: nothing to compare.\n"
+        if result["comparisons"]:
+            text += (f"\nDifferences are paired on the same items; since the first was chosen by these scores, each interval is at {next(iter(result['comparisons'].values()))['level']:.4g} "
+                     "(Bonferroni over the others). A winner's excludes zero with and without speed, which has no interval of its own.\n")
+    text += "\n## What would change it\n\n"
+    for name, row in result["comparisons"].items():
+        if not row["told_apart"]:
+            half, gap = (row["high_without_speed"] - row["low_without_speed"]) / 2, abs(row["difference_without_speed"])
+            text += f"* {name}: " + (f"about {int(result['items'] * (half / gap) ** 2) + 1} test items would tell it from {first}, if the scores stay" if gap > half / 100
+                                     else f"no number of items that one can have tells it from {first}; choose by cost") + "\n"
+    open_ones = [(name, k, row) for name, rows in result["criteria"].items() if models[name]["kind"] == "vlm" for k, row in rows.items() if row["answer"] not in ("PASS", None)]
+    text += "".join(f"* {name}, {k} {row['answer']}: {row['reason']}" + (f" (n = {row['n_needed']} would decide)" if row.get("n_needed") else "") + "\n" for name, k, row in open_ones)
+    text += "" if result["tie"] or open_ones else "* other data, or another threshold (`--set`); nothing is undecided here.\n"
+    if result["outcome"] == "FAILURE":
+        text += "\n## Fallbacks, in the plan's order\n\n" + table(
+            ["way", "holds", "evidence"], [[w["way"], {True: "yes", False: "no", None: "open"}[w["holds"]], w["evidence"]] for w in result["fallbacks"]])
+    unknown = [f"{name}: {c}" for name, rows in result["criteria"].items() for c, v in rows["integration"]["checks"].items() if v is None and models[name]["kind"] == "vlm"]
+    text += "\n## Not measured\n\n* An interval for speed: seconds are medians of one run each, on whatever else the machine did.\n* What the choice of layer, made on val, adds to the uncertainty.\n"
+    text += "".join(f"* {k} of {', '.join(who)}; left out for all.\n" for k, who in result["left_out"].items()) + (f"* Integration, unknown: {', '.join(unknown)}.\n" if unknown else "")
+    return text + ("* Published weights: none of these is a model that one would deploy.\n" if result["instrument_check"] else "")
+
+
+def show_screen(result):
+    """The comparison as a table that a person reads, then `key value`."""
+    print(f"\nScreening on {result['data_name']}, decoder {result['decoder']}, {result['items']} test items\n")
+    print(f"{'model':24s} {'spatial IoU':28s} {'box IoU':28s} {'LPIPS' + ('*' if 'stand-in' in result['headline'] else ''):28s} {'speed':12s} {'integr.':7s} {'weighted':24s} {'rank':4s} decision")
+    for name, m in result["models"].items():
+        rows = result["criteria"][name]
+        cells = [number(row["score"]) + (f" [{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else "") + f" {row['answer']}" for row in (rows[k] for k in ("spatial_iou", "bbox_iou", "lpips"))]
+        print(f"{name:24s} {cells[0]:28s} {cells[1]:28s} {cells[2]:28s} {number(rows['speed']['score']) + ' ' + rows['speed']['answer']:12s} {number(rows['integration']['score']):7s} "
+              f"{standing(m):24s} {m['rank'] or '-':<4} {m['decision'] if m['kind'] == 'vlm' else m['kind']}")
+    print()
+    say(result)
+
+
+def screen_picture(result, path):
+    """screen.png: a dot with its interval per criterion and model, thresholds and floors; the weighted scores, stacked."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+    models, criteria = result["models"], result["criteria"]
+    names = sorted(models, key=lambda n: (models[n]["rank"] or 99, models[n]["kind"] != "vlm"))
+    colour = {"PASS": "#1a7f37", "FAIL": "#c0392b", "INCONCLUSIVE": "#b7791f"}
+    title = {"spatial_iou": "Mask IoU", "bbox_iou": "Box IoU", "lpips": "LPIPS (lower is better)", "speed": f"Time per item, times {result['speed_reference']}'s\n(lower is better, no interval)"}
+    figure, axes = plt.subplots(1, 5, figsize=(18, 2.4 + 0.55 * len(names)), width_ratios=[1, 1, 1, 1, 1.5], sharey=True, layout="constrained")
+    for axis, (key, words) in zip(axes, title.items(), strict=False):
+        stood_in = any(criteria[n][key].get("stand_in") for n in names)
+        for y, name in enumerate(names):
+            row = criteria[name][key]
+            if row["score"] is None:
+                axis.text(0.5, y, "not measured", transform=axis.get_yaxis_transform(), ha="center", va="center", color="grey", fontsize=9)
+                continue
+            if "low" in row:
+                axis.plot([row["low"], row["high"]], [y, y], color=colour[row["answer"]], lw=3, solid_capstyle="butt")
+                axis.plot([row["floor"]] * 2, [y - 0.3, y + 0.3], color="black", lw=1.2, ls=":")
+            axis.plot(row["score"], y, "o", ms=8, color=colour[row["answer"]])
+        axis.axvline(criteria[names[0]][key]["threshold"], color="black", lw=1.2)
+        axis.set(title="LPIPS by a stand-in: skill\n0 mean image, 1 the autoencoder" if stood_in else words)
+        axis.set_xlim(*((0, 1) if key != "speed" else (0, None)))
+        axis.grid(axis="x", color="0.9")
+    axis = axes[-1]
+    for y, name in enumerate(names):
+        left, ranked = 0.0, models[name]["rank"] is not None
+        for k, key in enumerate(result["weights_percent"]):
+            part = (criteria[name][key]["component"] or 0) * result["weights_percent"][key] / 100
+            axis.barh(y, part, left=left, color=f"C{k}", alpha=1 if ranked else 0.35, height=0.6, label=f"{key.replace('_', ' ')} ({result['weights_percent'][key]:.0f}%)" if y == 0 else None)
+            left += part
+        if models[name]["weighted"] is not None and math.isfinite(models[name]["low"]):
+            axis.plot([models[name]["low"], models[name]["high"]], [y, y], color="black", lw=2)
+        m = models[name]
+        said = f"{number(m['weighted'])}  " + (f"rank {m['rank']}, first in {100 * m['first_probability']:.0f}%" if ranked else f"no rank ({m['kind'] if m['kind'] != 'vlm' else 'excluded'})")
+        axis.text(max(left, models[name]["high"] or 0) + 0.02, y, said, va="center", fontsize=9)
+    axis.axvline(0.5, color="black", lw=1.2)
+    axis.set(title="Weighted score (0.5: meets every threshold)", xlim=(0, 1.55), xticks=[0, 0.25, 0.5, 0.75, 1])
+    axes[0].set_yticks(range(len(names)), names, fontsize=11)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    marks = [Line2D([], [], marker="o", lw=3, color=c, label=f"{a.lower()}, 95% interval") for a, c in colour.items()]
+    marks += [Line2D([], [], color="black", lw=1.2, label="threshold"), Line2D([], [], color="black", lw=1.2, ls=":", label="best floor")]
+    figure.legend(handles=[*marks, *axis.get_legend_handles_labels()[0]], loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    words = result["headline"]
+    figure.suptitle(words if len(words) < 190 else words[:187] + "...", fontsize=11)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def save_screen(result, folder):
+    """{model}-spatial.yaml, phase1-summary.md, final-recommendation.md, screen.png and, last, screen.yaml."""
+    for name, m in result["models"].items():
+        rows = result["criteria"][name]
+        head = {f"{k}{'_' + part if part != 'score' else ''}": rows[k][part] for k in SCREEN for part in ("score", "low", "high", "floor", "answer", "stand_in") if part in rows[k]}
+        save_yaml(folder / f"{name}-spatial.yaml", {"stage": "screen", "model": name, **head, "weighted": m["weighted"], "weighted_low": m["low"], "weighted_high": m["high"], "rank": m["rank"],
+                  "first_probability": m["first_probability"], "decision": m["decision"], "why": m["why"], "excluded": m["excluded"], "kind": m["kind"],
+                  "weights": m["weights"], **{k: result[k] for k in ("data", "data_name", "decoder")}, "criteria": rows, "run": result["run"]})
+    save_text(folder / "phase1-summary.md", summary(result))
+    save_text(folder / "final-recommendation.md", recommendation(result))
+    screen_picture(result, folder / "screen.png")
+    save_yaml(folder / "screen.yaml", result)
+
+
+# ---------------------------------------------------------------- the command line
+
 def smoke_input(args, folder):
     """Made-up stage results of a model that passes everything, with the pictures that the figure needs."""
-    import torch
-
-    from common import save_pt, write_items
     head = {"model": "made-up", "data_name": "noise", "weights": "random", "data": "synthetic"}
     record = {"score": 0.9, "low": 0.85, "high": 0.95, "floor": 0.1, "floor_name": "constant", "ceiling": 1.0, "gain": 0.8, "gain_low": 0.7, "gain_high": 0.9, "p": 0.001, "n": 20,
               "skill": 0.9, "layer": "vision.0", "floors": {"constant": 0.1}}
@@ -255,11 +735,23 @@ def smoke_input(args, folder):
     save_yaml(folder / "motion" / "probe.yaml", {"stage": "probe", **head, "criteria": of["motion"]})
     ids = [f"noise-{i}" for i in range(8)]
     write_items(folder / "data", [{"id": i, "source": i, "width": 16, "height": 16, "frames": torch.randint(0, 256, (1, 16, 16, 3)).byte()} for i in ids], {"data": "synthetic", "name": "noise"})
-    save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "data_path": str(folder / "data"), "seconds_per_item": 0.1})
-    box = torch.tensor([[0.1, 0.1, 0.6, 0.6]]).repeat(8, 1)
-    save_pt(folder / "probe.pt", RESULT, ids, {}, boxes=box, true_boxes=box)
-    save_pt(folder / "adapt-latents.pt", RESULT, ids, {}, **{k: torch.zeros(8, 16, 16, 3, dtype=torch.uint8) for k in ("original", "vae", "bridge")})
+    save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "model": "made-up", "data_path": str(folder / "data"), "seconds_per_item": 0.1, "ids": ids,
+                                                   "points": {"vision.0": {}, "language.0": {}}})
+    box, score = torch.tensor([[0.1, 0.1, 0.6, 0.6]]).repeat(8, 1), torch.linspace(0.85, 0.95, 8)
+    save_pt(folder / "probe.pt", RESULT, ids, {}, boxes=box, true_boxes=box, sources=ids, scores={"bbox_iou": score, "spatial_iou": score})
+    save_pt(folder / "adapt-latents.pt", RESULT, ids, {}, **{k: torch.zeros(8, 16, 16, 3, dtype=torch.uint8) for k in ("original", "vae", "bridge")}, test_ids=ids,
+            scores={"lpips": 1 - score})
     args.results, args.motion, args.encoder, args.out = str(folder), str(folder / "motion"), None, args.out or str(folder / "gate1.yaml")
+
+
+def second_model(folder):
+    """The made-up results once more, under another name."""
+    import shutil
+    other = folder / "other"
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns("other"))
+    for path in (other / "probe.yaml", other / "adapt-latents.yaml", other / "features" / "index.yaml"):
+        save_yaml(path, load_yaml(path) | {"model": "made-up-too"})
+    return str(other)
 
 
 GATES = {1: gate1}
@@ -272,20 +764,21 @@ def get_args(argv):
     p.add_argument("--motion", help="the folder of the same model's results on clips")
     p.add_argument("--encoder", help="a spatial encoder's results on the same data: evidence for the hybrid, and its latency")
     p.add_argument("--reference", help="Qwen2.5-VL's results on the same data, for the inference ratio")
+    p.add_argument("--screen", nargs="+", metavar="FOLDER", help="compare models instead: the folders of their stages' YAML, on the same data")
     p.add_argument("--set", default="", help="thresholds to override, name=value with spaces or commas between")
-    p.add_argument("--out", help="default: gate<N>.yaml in --results")
+    p.add_argument("--out", help="default: gate<N>.yaml in --results; with --screen a folder, results/screen")
     p.add_argument("--print", dest="show", metavar="YAML", help="print a verdict that is there and stop")
-    p.add_argument("--strict", action="store_true", help="exit with 3 unless the verdict is PROCEED")
+    p.add_argument("--strict", action="store_true", help="exit with 3 unless the verdict is PROCEED, the screening's outcome SUCCESS")
     return p.parse_args(argv)
 
 
-def overrides(text):
+def overrides(text, rules=GATE1):
     """{criterion: threshold} from `name=value ...`; a refusal for an unknown name or a value that is no number."""
     changed = {}
     for pair in text.replace(",", " ").split():
         name, _, value = pair.partition("=")
-        if name not in GATE1:
-            refuse(f"--set {pair!r} names no criterion; known: {', '.join(GATE1)}")
+        if rules.get(name, {}).get("threshold") is None:
+            refuse(f"--set {pair!r} names no criterion; known: {', '.join(k for k, r in rules.items() if r['threshold'] is not None)}")
         try:
             changed[name] = float(value)
             if not math.isfinite(changed[name]):
@@ -298,10 +791,16 @@ def overrides(text):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.show:
-        result = load_yaml(args.show, "gate")
+        result = load_yaml(args.show, "screen" if Path(args.show).name == "screen.yaml" else "gate")
+    elif args.screen:
+        args.changed, out = overrides(args.set, SCREEN), Path(args.out or "results/screen")
+        check_writable(out / "screen.yaml")
+        result = plain(screen(args, {n: args.changed.get(n, r["threshold"]) for n, r in SCREEN.items()}) | {"run": run_info(args, started, script="verify.py")})
+        save_screen(result, out)
     else:
         if args.smoke:
-            smoke_input(args, made_up_folder())
+            smoke_input(args, folder := made_up_folder())
+            main(["--screen", args.results, second_model(folder), "--out", str(folder / "screen")])
         args.changed = overrides(args.set)
         if not Path(args.results).is_dir():
             refuse(f"{args.results} is not a folder; give --results, where the stages wrote their YAML")
@@ -311,8 +810,8 @@ def main(argv=None):
         result["run"] = run_info(args, started, script="verify.py")
         save_yaml(out, result)
         picture(Path(args.results), out.with_suffix(".png"))
-    show(result)
-    if args.strict and result["verdict"] != "PROCEED":
+    (show if result["stage"] == "gate" else show_screen)(result)
+    if args.strict and result.get("verdict", result.get("outcome")) not in ("PROCEED", "SUCCESS"):
         raise SystemExit(3)
     return result
 

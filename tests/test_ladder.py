@@ -173,18 +173,16 @@ def test_another_items_features_say_nothing(tmp_path):
 
 def test_results_are_compared_item_by_item(tmp_path, refused):
     ids = [f"i{k}" for k in range(40)]
-    common.write_items(tmp_path / "data", [{"id": i, "source": i, "width": 8, "height": 8, "frames": torch.full((1, 8, 8, 3), k, dtype=torch.uint8)} for k, i in enumerate(ids)],
-                       {"data": "synthetic", "name": "noise"})
     base = torch.rand(40, generator=generator(0))
     for name, scores, size in (("low", base * 0.5, 64), ("same", base * 0.5, 96), ("high", base * 0.5 + 0.2, 128)):
         record = {"score": scores.mean(), "low": 0.0, "high": 1.0, "floor": 0.1, "layer": "merger"}
         common.save_yaml(tmp_path / name / "probe.yaml", {"stage": "probe", "model": "made-up", "criteria": {"bbox_iou": record, "spatial_iou": record}})
-        common.save_pt(tmp_path / name / "probe.pt", common.RESULT, ids, {}, bbox_iou=scores, spatial_iou=scores)
-        common.save_yaml(tmp_path / name / "features" / "index.yaml", {"stage": "extract", "size": size, "data_path": str(tmp_path / "data"), "points": {"merger": {"shape": [1, 6, 6, 8]}}})
+        common.save_pt(tmp_path / name / "probe.pt", common.RESULT, ids, {}, sources=ids, scores={"bbox_iou": scores, "spatial_iou": scores})
+        common.save_yaml(tmp_path / name / "features" / "index.yaml", {"stage": "extract", "size": size, "points": {"merger": {"shape": [1, 6, 6, 8]}}})
     found = probe.main(["--compare", *(str(tmp_path / n) for n in ("low", "same", "high")), "--out", str(tmp_path / "compare.yaml")])
     rows = common.load_yaml(tmp_path / "compare.yaml", "probe-compare")["rows"]
     assert found["bbox_iou_best"] == "high" and rows["high"]["bbox_iou_gain"] == pytest.approx(0.2, abs=1e-5) and rows["high"]["bbox_iou_p_holm"] < 0.01
     assert rows["same"]["bbox_iou_gain"] == 0 and rows["same"]["bbox_iou_p_holm"] == 1 and rows["same"]["bbox_iou_grid"] == "6x6" and rows["same"]["size"] == 96
     refused(lambda: probe.main(["--compare", str(tmp_path / "low")]), "--compare", "two or more")
-    common.save_pt(tmp_path / "same" / "probe.pt", common.RESULT, ids[::-1], {}, bbox_iou=base, spatial_iou=base)
+    common.save_pt(tmp_path / "same" / "probe.pt", common.RESULT, ids[::-1], {}, sources=ids, scores={"bbox_iou": base, "spatial_iou": base})
     refused(lambda: probe.main(["--compare", str(tmp_path / "low"), str(tmp_path / "same")]), "other items")
