@@ -2,6 +2,8 @@
 
     python probe.py --features results/tiny/shapes/features --random results/tiny/shapes/features-random --out results/tiny/shapes/probe.yaml
     python probe.py --features results/tiny/moving/features --out results/tiny/moving/probe.yaml
+    python probe.py --features results/tiny/shapes/features --directions results/tiny/shapes/directions.pt    # for extract.py --ask --remove
+    python probe.py --features results/tiny/shapes/features --answers results/tiny/shapes/answers.pt          # writes binding.yaml
 
 Reads features (extract.py) and the truth beside their pictures (data.py). Writes probe.yaml, and probe.pt with what was decoded for the test
 items at the chosen layers. Which probes run depends on the truth there is:
@@ -15,7 +17,16 @@ items at the chosen layers. Which probes run depends on the truth there is:
 Points whose tokens have no place in the picture (`grid: false` in the index) are asked for the direction only.
 The layer is chosen on val, its score comes from test, and beside every score stand the floors from the same split: a constant, shuffled
 labels, raw pixels through the same probe, the same architecture with random weights (--random). `leak` names a control that scores what it cannot know.
+
+binding.yaml asks whether the model says what can be read (extract.py --ask), on the same items, those of the test split:
+
+    <kind>_own       what it answers, parsed: one of the nine words for a place (for motion: eight and still), IoU for a box; unparsed answers score 0
+    <kind>_probe     place, direction: a ridge from every token to what it holds finds the tokens of the object asked about, another from a token to the column
+                     and the row (or the two signs) of its object says where; layer chosen on val. box: the ridge of bbox_iou
+    <kind>_gap       probe less own, paired;  <kind>_told: the same probe where truth tells it the tokens
+    <kind>_causal    yes, no or inconclusive: does the answer change more often without the directions of --directions than without as much along random ones?
 """
+import re
 import time
 from pathlib import Path
 
@@ -24,10 +35,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common import (
+    ANSWERS,
+    DIRECTIONS,
     MASK,
     RESULT,
+    WORDS,
     ap_criterion,
     ap_runs,
+    asked_object,
     bootstrap,
     box_iou,
     box_truth,
@@ -42,6 +57,7 @@ from common import (
     load_features,
     load_items,
     load_lpips,
+    load_pt,
     made_up_folder,
     mask_iou,
     mask_scores,
@@ -63,6 +79,7 @@ from common import (
 
 PICTURE, SET_GRID = 64, 6  # pixels a side of decoded pictures; the most tokens a side that the set probe reads
 SEEDS = 5
+LEAST = 0.05  # of the answers: a change rarer than that is none
 
 
 # ---------------------------------------------------------------- probes: features in, scores per item out
@@ -287,6 +304,261 @@ def motion(args, items, split, pooled, pooled_random, points):
     return criteria, layers, {"correct": correct[layer, view]["true"][test].clone()}
 
 
+# ---------------------------------------------------------------- what a model says: words and boxes in text
+
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+FOUR = re.compile(rf"[\[(]\s*{NUMBER}\s*,\s*{NUMBER}\s*(?:,|\)\s*,?\s*\()\s*{NUMBER}\s*,\s*{NUMBER}\s*[\]);]")  # [a, b, c, d], the first of [[a,b,c,d;...]], (a,b),(c,d)
+
+
+def parse_box(text, scale="thousandths", side=None):
+    """The first box in an answer, xyxy in 0..1, or None: what stands there is no box, or lies outside the picture.
+
+    scale of bare numbers: thousandths, fractions, or pixels of a picture of `side` px; fractions are recognised under any scale. Kosmos-2's cells of a
+    32 x 32 grid (corner cells, by their centres), Florence-2's thousand bins (centres) and PaliGemma's 1024ths (y first) say their own.
+    """
+    if len(cells := re.findall(r"<patch_index_(\d{4})>", text)[:2]) == 2:
+        (x1, y1), (x2, y2) = ((int(c) % 32, int(c) // 32) for c in cells)
+        grow = 0.5 if x1 == x2 or y1 == y2 else 0.0  # one row or column of cells is taken whole, as the library's processor does
+        box = [(x1 + 0.5 - grow) / 32, (y1 + 0.5 - grow) / 32, (x2 + 0.5 + grow) / 32, (y2 + 0.5 + grow) / 32]
+    elif len(bins := re.findall(r"<loc_(\d{1,3})>", text)[:4]) == 4:
+        box = [(int(b) + 0.5) / 1000 for b in bins]
+    elif len(bins := re.findall(r"<loc(\d{4})>", text)[:4]) == 4:
+        box = [int(bins[k]) / 1024 for k in (1, 0, 3, 2)]
+    elif found := FOUR.search(text):
+        box = [float(n) for n in found.groups()]
+        if not ("." in found.group() and max(box) <= 1):
+            box = [n / {"thousandths": 1000, "fractions": 1, "pixels": side}[scale] for n in box]
+    else:
+        return None
+    (x1, x2), (y1, y2) = sorted(box[::2]), sorted(box[1::2])
+    return [x1, y1, x2, y2] if min(x1, y1) >= 0 and max(x2, y2) <= 1 else None
+
+
+SIDES = {"left": (-1, None), "right": (1, None), **dict.fromkeys(("top", "upper", "up"), (None, -1)), **dict.fromkeys(("bottom", "lower", "down"), (None, 1))}
+MIDDLE = {"place": r"middle|cent(?:er|re)", "direction": r"still|stationary|static|motionless|stands?"}
+DENIED = re.compile(r"\b(?:no|not|cannot|neither|unclear)\b|n['\u2019]t\b")
+RELATIVE = re.compile(r"\b(?:left|right|top|bottom)(?:[- ]hand)?(?: side| edge| corner)? of (?!(?:the |this |an? )?(?:\w+ )?(?:image|picture|photo|photograph|frame|scene|canvas|screen)\b)")
+
+
+def parse_word(text, kind):
+    """One of WORDS[kind] that an answer says in whatever words ("in the upper left corner"), or None: it says none, several that exclude each other, denies
+    something, or names a place relative to something else in the picture."""
+    text = text.lower()
+    if kind == "direction":
+        if re.search(r"\b(?:not|n['\u2019]t)\b.*\bmov|\bno (?:motion|movement)", text.replace("n't", " not")):
+            return "still"
+        text = re.sub(r"\bfrom\b.*?\bto(?:wards?)?\b", "", text)  # where it came from is not where it goes
+        text = re.sub(r"\bof\b.*", "", text) if "towards" not in text and RELATIVE.search(text) else text
+    elif RELATIVE.search(text):
+        return None
+    if DENIED.search(text):
+        return None
+    said = re.findall(r"\b(left|right|top|upper|up|bottom|lower|down)(?:[- ]?(?:wards?|most|hand))?\b", re.sub(r"\bright (?=in |at |there)", "", text))
+    column, row = ({SIDES[w][axis] for w in said} - {None} for axis in (0, 1))
+    if len(column) > 1 or len(row) > 1 or not (said or re.search(rf"\b(?:{MIDDLE[kind]})\b", text)):
+        return None
+    return WORDS[kind][1 + (row.pop() if row else 0)][1 + (column.pop() if column else 0)]
+
+
+# ---------------------------------------------------------------- binding: what a probe reads, what the model says, what it says without what the probe reads
+
+def where(item, kind):
+    """(column, row) of 0, 1, 2: the ninth in which the centre of the object asked about lies, or which way it moves."""
+    if kind == "direction":
+        return next((c, r) for r, words in enumerate(WORDS[kind]) for c, word in enumerate(words) if word == item["direction"])
+    x1, y1, x2, y2 = item["boxes"][asked_object(item)[0]].tolist()
+    return tuple(min(int((a + b) / 2 / side * 3), 2) for a, b, side in ((x1, x2, item["width"]), (y1, y2, item["height"])))
+
+
+def covered(item, k, grid):
+    """The share of every token's cell that object k covers, [t*h*w]: by its mask, or its box where there is none."""
+    if "mask" in item:
+        mask = (item["mask"] == k + 1).float()
+    else:
+        mask = torch.zeros(item["height"], item["width"])
+        x1, y1, x2, y2 = item["boxes"][k].round().int().tolist()
+        mask[y1:y2, x1:x2] = 1
+    return F.adaptive_avg_pool3d(mask.view(1, -1, *mask.shape[-2:]), grid).flatten()
+
+
+def tokens_of(items, grid):
+    """What tokens of a grid (t, h, w) lie on: `on` [n, K] bool, the object asked about; `holds` [n, K, C], the share of each name; `asked` [n], its name's number."""
+    every = [item.get("names", item["labels"]) for item in items]
+    names = {name: c for c, name in enumerate(sorted({name for labels in every for name in labels}))}
+    holds, on, objects = torch.zeros(len(items), grid[0] * grid[1] * grid[2], len(names)), [], [asked_object(item) for item in items]
+    for i, (item, labels) in enumerate(zip(items, every, strict=True)):
+        shares = [covered(item, k, grid) for k in range(len(labels))]
+        for share, label in zip(shares, labels, strict=True):
+            holds[i, :, names[label]] += share
+        own = shares[objects[i][0]]
+        on.append(own >= own.max() / 2)  # half of the best: a small object, too, has a token
+    return torch.stack(on), holds, torch.tensor([names[name] for _, name in objects])
+
+
+def read_words(x, on, holds, asked, truth, split):
+    """{found, told: (column, row) [n, 2]} read from tokens x [n, K, D]; truth [n, 2]. `told` is given the tokens on the object, `found` looks for them by its name."""
+    n, k, _ = x.shape
+    rows = {part: (on & torch.isin(torch.arange(n), split[part])[:, None]).flatten().nonzero()[:, 0] for part in ("train", "val")}
+    thirds = F.one_hot(truth, 3).flatten(1).float().repeat_interleave(k, 0)[:, None]  # [nK, 1, 6]
+    says = token_ridge(x.reshape(n * k, 1, -1), {"word": thirds}, rows["train"], rows["val"])["word"].view(n, k, 6)
+    score = token_ridge(x, {"name": holds}, split["train"], split["val"])["name"][torch.arange(n), :, asked].clamp(min=1e-9)
+    weights = {"found": score * (score >= score.amax(1, keepdim=True) / 2), "told": on.float()}
+    return {name: (w[..., None] * says).sum(1).view(n, 2, 3).argmax(-1) for name, w in weights.items()}
+
+
+def concept(x, on, truth, train):
+    """(directions [k, D] orthonormal, mean [D]): what tokens on the object, of train items, have to do with its column and row. Without their component along the
+    directions the cross-covariance is zero there, so that no linear map can read column or row (Belrose et al. 2023, theorem 3.1; the
+    orthogonal projection is that of Haghighatkhah et al. 2022), which removing one probe's weights would not achieve."""
+    rows = x[train][on[train]].double()
+    z = F.one_hot(truth[train], 3).flatten(1).double().repeat_interleave(on[train].sum(1), 0)
+    mean = rows.mean(0)
+    _, size, directions = torch.linalg.svd((z - z.mean(0)).T @ (rows - mean), full_matrices=False)
+    return directions[size > 1e-6 * size[0]].float(), mean.float()
+
+
+def readable(points, items, split, read, kind, index):
+    """{point: {found, told: right [n] 0/1, x [n, K, D], on [n, K]}}."""
+    truth, out, seen = torch.tensor([where(i, kind) for i in items]), {}, {}
+    for point in tqdm(points, desc="words", unit="point"):
+        x = read(point)[index]
+        grid = tuple(x.shape[1:4])
+        seen[grid] = seen.get(grid) or tokens_of(items, grid)
+        x, (on, holds, asked) = x.flatten(1, 3), seen[grid]
+        out[point] = {name: (found == truth).all(1).float() for name, found in read_words(x, on, holds, asked, truth, split).items()}
+    return out
+
+
+def asked_items(items, split):
+    """The items that something can be asked about, and where they stand: (items, index [m], split)."""
+    index = torch.tensor([k for k, i in enumerate(items) if asked_object(i)], dtype=torch.long)
+    number = {int(k): m for m, k in enumerate(index)}
+    return [items[k] for k in index], index, {part: torch.tensor([number[int(k)] for k in v if int(k) in number], dtype=torch.long) for part, v in split.items()}
+
+
+def write_directions(args, items, split, read, points, model):
+    """--directions: at the language layer whose tokens say best on val where their object is; not the last one, from which nothing is read any more."""
+    kind = "direction" if "direction" in items[0] else "place"
+    items, index, split = asked_items(items, split)
+    points = [p for p in points if p != "pixels"] if args.points else [p for p in points if p.startswith("language.")][:-1]
+    if not points:
+        refuse(f"{args.features} has no two language layers; give --points the one at which to remove")
+    found = readable(points, items, split, read, kind, index)
+    point = max(found, key=lambda p: found[p]["told"][split["val"]].mean())
+    x, truth = read(point)[index], torch.tensor([where(i, kind) for i in items])
+    on, holds, asked = tokens_of(items, tuple(x.shape[1:4]))
+    x = x.flatten(1, 3)
+    directions, mean = concept(x, on, truth, split["train"])
+    after = read_words(x - (x - mean) @ directions.T @ directions, on, holds, asked, truth, split)["told"]
+    test = split["test"]
+    save_pt(args.directions, DIRECTIONS, [], {"model": model, "point": point, "kind": kind}, directions=directions, mean=mean)
+    result = {"stage": "directions", "point": point, "kind": kind, "directions": len(directions), "told_accuracy": found[point]["told"][test].mean(),
+              "told_accuracy_after": (after == truth).all(1).float()[test].mean(), "commonest": commonest(truth, split).mean(),
+              "energy": ((x - mean)[on] @ directions.T).square().sum() / (x - mean)[on].square().sum()}
+    say(result)
+    return result
+
+
+def commonest(truth, split):
+    """Right or wrong [n_test] when the answer is always the commonest of the train items. truth [n, 2]."""
+    words = truth[:, 0] * 3 + truth[:, 1]
+    return (words[split["test"]] == words[split["train"]].bincount().argmax()).float()
+
+
+def others(score):
+    """What the answers score [q] when each is given to another item: the mean of a score matrix [answers, items] off its diagonal."""
+    return (score.sum(0) - score.diagonal()) / max(len(score) - 1, 1)
+
+
+def understood(texts, kind, meta):
+    """Parsed answers: boxes [4] or words; None where there is nothing to parse."""
+    if kind == "box":
+        return [b and torch.tensor(b) for b in (parse_box(t, meta["scale"], meta["size"]) for t in texts)]
+    return [parse_word(t, kind.partition("_")[0]) for t in texts]
+
+
+def right(answers, truth):
+    """[answers, items]: 1 where a word is the true one, IoU of a box with the true one; 0 for None."""
+    if torch.is_tensor(truth):
+        return torch.stack([torch.zeros(len(truth)) if a is None else box_iou(a, truth) for a in answers])
+    return torch.tensor([[float(a == t) for t in truth] for a in answers])
+
+
+def differ(a, b):
+    """0/1 per item: the parsed answer is another one; a box, if it overlaps the first by less than half."""
+    return torch.tensor([float((x is None) != (y is None) if x is None or y is None else bool(box_iou(x, y) < 0.5) if torch.is_tensor(x) else x != y) for x, y in zip(a, b, strict=True)])
+
+
+def effect(runs, truth, sources, seed):
+    """What removing does beside removing as much at random: {changed, changed_random, changed_gain, ..., lost, lost_p, causal}. runs: {run: parsed answers}."""
+    own, drawn = runs["own"], [a for name, a in runs.items() if name.startswith("random")]
+    changed, by_chance = differ(own, runs["removed"]), torch.stack([differ(own, a) for a in drawn])
+    test = paired_test(changed, by_chance, sources, seed=seed)
+    score, random = right(runs["removed"], truth).diagonal(), torch.stack([right(a, truth).diagonal() for a in drawn])
+    lost = paired_test(random, score[None], sources, seed=seed)
+    causal = "yes" if test["gain_low"] > 0 else "no" if test["gain_high"] < LEAST else "inconclusive"
+    return {"changed": changed.mean(), "changed_random": by_chance.mean(), **{f"changed_{k}": v for k, v in test.items()}, "score": score.mean(), "score_random": random.mean(),
+            **{f"lost_{k}": v for k, v in lost.items()}, "causal": causal}
+
+
+def binding(args, items, split, read, points):
+    """binding.yaml's content: for every kind of question what the model says beside what is read, and what it says without what is read."""
+    said = load_pt(args.answers, ANSWERS)
+    items, index, split = asked_items(items, split)
+    largest, kind = None, "direction" if "direction" in items[0] else "place"
+    number = {items[k]["id"]: k for k in split["test"].tolist()}
+    if set(said["ids"]) != set(number):
+        refuse(f"{args.answers} does not answer for the test items of {args.features}; run extract.py --ask with the same --data")
+    words, truth = readable(points, items, split, read, kind, index), torch.tensor([where(i, kind) for i in items])
+    at = {name: best_point({p: f[name] for p, f in words.items()}, split["val"]) for name in ("found", "told")}
+    table, p_values = {}, {}
+    for asked in dict.fromkeys(said["kinds"]):
+        rows = [k for k, other in enumerate(said["kinds"]) if other == asked]
+        order = [number[said["ids"][k]] for k in rows]
+        place = torch.tensor([split["test"].tolist().index(k) for k in order])  # in what is given per test item
+        sources = [items[k]["source"] for k in order]
+        runs = {run: understood([texts[k] for k in rows], asked, said["meta"]) for run, texts in said["answers"].items()}
+        if asked == "box":
+            largest = box_truth(items)[0]
+            probes = {p: probe_boxes(read(p)[index][:, 0], largest, split, args.seed) for p in points}
+            layer = best_point({p: found[0] for p, found in probes.items()}, split["val"])
+            target, probe, told = largest[order], probes[layer][0][order], {}
+            floors = {"constant": box_iou(largest[split["train"]].median(0).values, target)}
+        else:
+            layer, target = at["found"], [WORDS[kind][r][c] for c, r in truth[order].tolist()]
+            probe, told = words[layer]["found"][order], {"told": words[at["told"]]["told"][order].mean(), "told_layer": at["told"]}
+            floors = {"commonest": commonest(truth, split)[place]}
+        scores = right(runs["own"], target)
+        own = criterion(scores.diagonal(), floors | {"shuffled": others(scores)}, sources, seed=args.seed)
+        gap = paired_test(probe, scores.diagonal(), sources, seed=args.seed)
+        mean, low, high = bootstrap(probe, sources, seed=args.seed)
+        table[asked] = {"own": own["score"], "own_low": own["low"], "own_high": own["high"], "floor": own["floor"], "floor_name": own["floor_name"], "own_gain_low": own["gain_low"],
+                        "unparsed": sum(a is None for a in runs["own"]) / len(rows), "probe": mean, "probe_low": low, "probe_high": high, "probe_layer": layer, **told,
+                        "gap": gap["gain"], "gap_low": gap["gain_low"], "gap_high": gap["gain_high"], "gap_p": gap["p"], "n": len(rows), "floors": own["floors"]}
+        p_values[asked, "gap"] = gap["p"]
+        if "removed" in runs:
+            table[asked] |= {"effect": effect(runs, target, sources, args.seed)}
+            p_values |= {(asked, test): table[asked]["effect"][f"{test}_p"] for test in ("changed", "lost")}
+    for (asked, test), p in holm(p_values).items():
+        (table[asked] if test == "gap" else table[asked]["effect"])[f"{test}_p_holm"] = p
+    headline = {f"{asked}_{k}": row[k] for asked, row in table.items() for k in ("own", "floor", "probe", "gap", "gap_low", "gap_high", "unparsed")}
+    headline |= {f"{asked}_{k}": row["effect"][k] for asked, row in table.items() if "effect" in row for k in ("changed", "changed_random", "causal")}
+    return headline | {"removed_at": said["meta"]["point"], "kinds": table, "options_searched": len(points)}
+
+
+def said_and_read(args, started, items, split, index, read, points, out):
+    """--directions or --answers, in the place of the probes."""
+    if "boxes" not in items[0]:
+        refuse(f"{index['data_path']} has no boxes, and so nothing of which the place could be asked")
+    if args.directions:
+        return write_directions(args, items, split, read, points, index["model"])
+    result = {"stage": "binding", "model": index["model"], "weights": index["weights"], "data": index["data"], **binding(args, items, split, read, points),
+              "run": run_info(args, started, script="probe.py")}
+    save_yaml(out, result)
+    say(result)
+    return result
+
+
 def smoke_input(args, folder):
     """Planted features: an oracle point that holds the box, and a noise point."""
     from common import plant_features, write_items
@@ -310,7 +582,9 @@ def get_args(argv):
     p.add_argument("--random", help="features of the same architecture with random weights (extract.py --random-init): a floor")
     p.add_argument("--data", help="the data folder (default: the one the features were made from)")
     p.add_argument("--points", help="points with commas between (default: all in the index)")
-    p.add_argument("--out", help="default: probe.yaml beside --features")
+    p.add_argument("--directions", help="write what extract.py --ask --remove takes out of a language layer (--points: at another place), and nothing else")
+    p.add_argument("--answers", help="what extract.py --ask wrote: score it beside what can be read from the features")
+    p.add_argument("--out", help="default: probe.yaml (with --answers: binding.yaml) beside --features")
     return p.parse_args(argv)
 
 
@@ -322,7 +596,7 @@ def main(argv=None):
     items, data = load_items(args.data or index["data_path"])
     items = join(items, index, args.features)
     split = split_indices(items, args.features)
-    out = Path(args.out or Path(args.features).parent / "probe.yaml")
+    out = Path(args.directions or args.out or Path(args.features).parent / ("binding.yaml" if args.answers else "probe.yaml"))
     check_writable(out)
     points = args.points.split(",") if args.points else list(index["points"])
     if unknown := [p for p in points if p not in index["points"]]:
@@ -331,8 +605,10 @@ def main(argv=None):
     if random_index and (random_index["ids"] != index["ids"] or any(p not in random_index["points"] for p in points)):
         refuse(f"{args.random} does not hold the same items and points as {args.features}; run extract.py --random-init with the same --data, --size and --points")
 
+    if args.directions or args.answers:
+        return said_and_read(args, started, items, split, index, read, [p for p in points if p in with_grid(index)], out)
     if "direction" in items[0]:
-        from common import POOLED, load_pt
+        from common import POOLED
         pooled, pooled_random = (load_pt(Path(f) / "pooled.pt", POOLED)["pooled"] if f else None for f in (args.features, args.random))
         criteria, layers, decoded = motion(args, items, split, pooled, pooled_random, points)
     elif "boxes" in items[0]:
