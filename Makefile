@@ -13,6 +13,7 @@ STRICT ?=
 SET ?=
 POINTS ?= quarters
 MEMORY ?=
+AT ?=
 
 # PY=python uses the environment one is in (Kaggle); otherwise .venv is made once, with the exact versions of requirements.txt.
 ifeq ($(origin PY),undefined)
@@ -30,7 +31,7 @@ CHECKPOINTS := $(addprefix results/tiny/tiny-,$(addsuffix .yaml,vae vlm semantic
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -74,6 +75,17 @@ $(R)/align.yaml: $(R)/features/index.yaml $(R)/features-random/index.yaml $(V)/f
 
 $(R)/adapt-latents.yaml: $(R)/align.yaml adapt.py common.py
 	$(PY) adapt.py --features $(R)/features --random $(R)/features-random --latents $(V)/features --align $(R)/align.yaml --vae $(VAE) --judge $(ENCODER) --seed $(SEED) --out $@
+
+# What the model says of what can be read. Answers are costly, like features: they are not thrown away for an edit of the script, but for other features.
+results/%/directions.pt: results/%/features/index.yaml | probe.py common.py
+	$(PY) probe.py --features results/$*/features --seed $(SEED) --directions $@ $(if $(AT),--points $(AT))
+$(R)/answers.pt: $(R)/directions.pt | extract.py
+	$(PY) extract.py --model $(MODEL) --data data/$(DATA) --ask --remove $< --seed $(SEED) --out $@
+$(R)/binding.yaml: $(R)/answers.pt probe.py common.py
+	$(PY) probe.py --features $(R)/features --answers $< --seed $(SEED) --out $@ > /dev/null
+
+binding: $(R)/binding.yaml  ## what can be read of place (DATA=moving: of motion), what the model says, and whether it says it by what is read
+	@sed '/^kinds:/,$$d' $<
 
 # ---- gates
 

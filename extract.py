@@ -22,9 +22,9 @@ One forward pass stops as soon as the last point has been seen, so the head and 
 complete is never computed again: kill it at any moment and run the same command to go on.
 
 --ask writes no features but the model's own greedy answers to questions about the test items: where the largest object is (or which way the clip's
-object moves), openly and with the possible answers listed, and for its box in the words that the model's family was taught. answers.pt holds ids, kinds,
+object moves), openly and with the possible answers listed, for its box in the words that the model's family was taught, and for a caption. answers.pt holds ids, kinds,
 questions [q] and answers {run: [q]}; answers.yaml the same for grep. The run "own" is the model as it is; with --remove FILE (of probe.py) there
-are "removed", without what FILE's directions hold of the picture, and "random0" ... without as much along random ones. A run that is there is not repeated.
+are "removed", without what the picture's rows hold along FILE's directions, and "random0" ... without as much along random ones. A run that is there is not repeated.
 """
 import argparse
 import atexit
@@ -1223,16 +1223,20 @@ JSON_BOX, SENTENCE_BOX = "Locate the {}, output its bbox coordinates using JSON 
 GROUNDING = {"qwen2_vl": ("Detect the bounding box of the {}.", "thousandths"), "qwen2_5_vl": (JSON_BOX, "pixels"), "qwen3_vl": (JSON_BOX, "thousandths"),
              "internvl": (SENTENCE_BOX.format("<ref>the {}</ref>"), "thousandths"), "cogvlm2": ("Where is the {}? Answer in [[x0,y0,x1,y1]] format.", "thousandths"),
              **dict.fromkeys(("llava", "llava_next", "llava_onevision"), (SENTENCE_BOX.format("the {}."), "fractions"))}
+CAPTIONED = "What is in the picture?"
 OPENLY = {"place": "Where is the {}?", "direction": "Which way does the {} move?"}
-DRAWS = 5  # random subspaces beside the one that is removed
+DRAWS, LONGEST = 5, 64  # random subspaces beside the one that is removed; tokens of an answer
 
 
-def questions_about(item, locate):
-    """{kind: question} about the item's object: place or direction, openly and with the possible answers listed; in pictures also its box, asked as `locate`."""
+def questions_to(item, locate):
+    """{kind: question} about the item's object: place or direction, openly and with the possible answers listed; in pictures also its box, asked as `locate`, and,
+    where there is a caption, for that: an answer that has nothing to do with place."""
     kind, name = "direction" if "direction" in item else "place", asked_object(item)[1]
     openly = OPENLY[kind].format(name)
-    listed = f"{openly} Answer with one of: {', '.join(word for row in WORDS[kind] for word in row)}."
-    return {kind: openly, f"{kind}_listed": listed} | ({"box": locate.format(name)} if kind == "place" else {})
+    questions = {kind: openly, f"{kind}_listed": f"{openly} Answer with one of: {', '.join(word for row in WORDS[kind] for word in row)}."}
+    if kind == "place":
+        questions |= {"box": locate.format(name)} | ({"caption": CAPTIONED} if "text" in item else {})
+    return questions
 
 
 def less_along(x, directions, mean, random=None):
@@ -1271,7 +1275,7 @@ def asking(model, processor, batch, question):
     return {k: torch.cat([v, behind[k]], 1) if k in ROWS else v for k, v in given.items() if k not in ("cache", "past_key_values", "use_cache", "behind")}
 
 
-def says(model, processor, inputs_of, pictures, questions, batch, device, dtype, longest=64, point=None, change=None):
+def says(model, processor, inputs_of, pictures, questions, batch, device, dtype, point=None, change=None):
     """The greedy answer to each question about its picture (a function that gives uint8 [T,S,S,3]): list of str. Equal questions are asked together, so nothing is padded.
 
     point, change: (name, module path) of a module whose output is changed where it is the picture's.
@@ -1285,7 +1289,7 @@ def says(model, processor, inputs_of, pictures, questions, batch, device, dtype,
             given = on(asking(model, processor, inputs_of(torch.stack([pictures[k]() for k in numbers])), question), device, dtype)
             rows = picture_rows(model, given) if point and point[0].startswith("language.") else None
             with torch.inference_mode(), changed(model, point[1], change, rows) if point else contextlib.nullcontext():
-                tokens = model.generate(**given, **own, max_new_tokens=longest)
+                tokens = model.generate(**given, **own, max_new_tokens=LONGEST)
             tokens = tokens if model.config.model_type == "cogvlm2" else tokens[:, given["input_ids"].shape[1]:]
             for k, answer in zip(numbers, getattr(processor, "tokenizer", processor).batch_decode(tokens, skip_special_tokens=True), strict=True):
                 answers[k] = answer.strip()
@@ -1332,7 +1336,7 @@ def ask_model(args, started):
     check_writable(out)
     size, (locate, scale) = args.size or entry["clip" if clip else "size"], GROUNDING[entry["type"]]
     found = read_directions(args, entry) if args.remove else None
-    rows = [(item, kind, question) for item in asked for kind, question in questions_about(item, locate).items()]
+    rows = [(item, kind, question) for item in asked for kind, question in questions_to(item, locate).items()]
     questions, kinds, ids = [q for *_, q in rows], [kind for _, kind, _ in rows], [item["id"] for item, *_ in rows]
     device, dtype, why = choose_device()
     meta = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "data": data["data"], "data_path": str(args.data), "size": size, "scale": scale,

@@ -23,8 +23,11 @@ binding.yaml asks whether the model says what can be read (extract.py --ask), on
     <kind>_own       what it answers, parsed: one of the nine words for a place (for motion: eight and still), IoU for a box; unparsed answers score 0
     <kind>_probe     place, direction: a ridge from every token to what it holds finds the tokens of the object asked about, another from a token to the column
                      and the row (or the two signs) of its object says where; layer chosen on val. box: the ridge of bbox_iou
-    <kind>_gap       probe less own, paired;  <kind>_told: the same probe where truth tells it the tokens
+    <kind>_gap       probe less own, paired;  <kind>_withheld: yes, no or inconclusive: does the probe beat both the model and its own best floor?
     <kind>_causal    yes, no or inconclusive: does the answer change more often without the directions of --directions than without as much along random ones?
+
+In the tables `told` is the same probe where truth tells it the tokens, `lost` what the answer loses by the removal beside the random ones.
+The caption stands there as an answer that has nothing to do with place.
 """
 import re
 import time
@@ -418,14 +421,13 @@ def concept(x, on, truth, train):
 
 
 def readable(points, items, split, read, kind, index):
-    """{point: {found, told: right [n] 0/1, x [n, K, D], on [n, K]}}."""
+    """{point: {found, told: whether the word is right, [n] 0/1}}; index: where the items stand in the features."""
     truth, out, seen = torch.tensor([where(i, kind) for i in items]), {}, {}
     for point in tqdm(points, desc="words", unit="point"):
         x = read(point)[index]
         grid = tuple(x.shape[1:4])
         seen[grid] = seen.get(grid) or tokens_of(items, grid)
-        x, (on, holds, asked) = x.flatten(1, 3), seen[grid]
-        out[point] = {name: (found == truth).all(1).float() for name, found in read_words(x, on, holds, asked, truth, split).items()}
+        out[point] = {name: (found == truth).all(1).float() for name, found in read_words(x.flatten(1, 3), *seen[grid], truth, split).items()}
     return out
 
 
@@ -471,10 +473,10 @@ def others(score):
 
 
 def understood(texts, kind, meta):
-    """Parsed answers: boxes [4] or words; None where there is nothing to parse."""
+    """Parsed answers: boxes [4], words, captions; None where there is nothing to parse."""
     if kind == "box":
         return [b and torch.tensor(b) for b in (parse_box(t, meta["scale"], meta["size"]) for t in texts)]
-    return [parse_word(t, kind.partition("_")[0]) for t in texts]
+    return [t.lower() or None if kind == "caption" else parse_word(t, kind.partition("_")[0]) for t in texts]
 
 
 def right(answers, truth):
@@ -489,61 +491,71 @@ def differ(a, b):
     return torch.tensor([float((x is None) != (y is None) if x is None or y is None else bool(box_iou(x, y) < 0.5) if torch.is_tensor(x) else x != y) for x, y in zip(a, b, strict=True)])
 
 
+def verdict(*tests):
+    """yes where every paired gain excludes zero, no where one of them is surely under LEAST, else inconclusive."""
+    return "yes" if min(t["gain_low"] for t in tests) > 0 else "no" if min(t["gain_high"] for t in tests) < LEAST else "inconclusive"
+
+
 def effect(runs, truth, sources, seed):
-    """What removing does beside removing as much at random: {changed, changed_random, changed_gain, ..., lost, lost_p, causal}. runs: {run: parsed answers}."""
+    """What removing does beside removing as much at random. runs: {run: parsed answers}. causal is None where the model says nothing that could change."""
     own, drawn = runs["own"], [a for name, a in runs.items() if name.startswith("random")]
     changed, by_chance = differ(own, runs["removed"]), torch.stack([differ(own, a) for a in drawn])
-    test = paired_test(changed, by_chance, sources, seed=seed)
     score, random = right(runs["removed"], truth).diagonal(), torch.stack([right(a, truth).diagonal() for a in drawn])
-    lost = paired_test(random, score[None], sources, seed=seed)
-    causal = "yes" if test["gain_low"] > 0 else "no" if test["gain_high"] < LEAST else "inconclusive"
-    return {"changed": changed.mean(), "changed_random": by_chance.mean(), **{f"changed_{k}": v for k, v in test.items()}, "score": score.mean(), "score_random": random.mean(),
-            **{f"lost_{k}": v for k, v in lost.items()}, "causal": causal}
+    tests = {"changed": paired_test(changed, by_chance, sources, seed=seed), "lost": paired_test(random, score, sources, seed=seed)}
+    return {"changed": changed.mean(), "changed_random": by_chance.mean(), "removed": score.mean(), "random": random.mean(),
+            **{f"{name}_{k}": v for name, test in tests.items() for k, v in test.items()}, "causal": verdict(tests["changed"]) if any(a is not None for a in own) else None}
+
+
+def beside(own, probe, floors, sources, seed):
+    """What the model says [n] beside what is read [n], each with floors of its own; withheld: does the probe beat both the model and its own best floor?"""
+    row, found = {}, {"own": criterion(own, floors[0], sources, seed=seed), "probe": criterion(probe, floors[1], sources, seed=seed)}
+    for name, c in found.items():
+        row |= {name: c["score"]} | {f"{name}_{k}": c[k] for k in ("low", "high", "floor", "floor_name", "gain_low", "gain_high", "floors")}
+    gap = paired_test(probe, own, sources, seed=seed)
+    return row | {"gap": gap["gain"], "gap_low": gap["gain_low"], "gap_high": gap["gain_high"], "gap_p": gap["p"], "withheld": verdict(gap, found["probe"])}
 
 
 def binding(args, items, split, read, points):
     """binding.yaml's content: for every kind of question what the model says beside what is read, and what it says without what is read."""
     said = load_pt(args.answers, ANSWERS)
     items, index, split = asked_items(items, split)
-    largest, kind = None, "direction" if "direction" in items[0] else "place"
-    number = {items[k]["id"]: k for k in split["test"].tolist()}
+    number = {items[k]["id"]: m for m, k in enumerate(split["test"].tolist())}
     if set(said["ids"]) != set(number):
         refuse(f"{args.answers} does not answer for the test items of {args.features}; run extract.py --ask with the same --data")
+    kind, test = "direction" if "direction" in items[0] else "place", split["test"]
     words, truth = readable(points, items, split, read, kind, index), torch.tensor([where(i, kind) for i in items])
-    at = {name: best_point({p: f[name] for p, f in words.items()}, split["val"]) for name in ("found", "told")}
-    table, p_values = {}, {}
+    layer = {name: best_point({p: f[name] for p, f in words.items()}, split["val"]) for name in ("found", "told")}
+    table = {}
     for asked in dict.fromkeys(said["kinds"]):
         rows = [k for k, other in enumerate(said["kinds"]) if other == asked]
-        order = [number[said["ids"][k]] for k in rows]
-        place = torch.tensor([split["test"].tolist().index(k) for k in order])  # in what is given per test item
-        sources = [items[k]["source"] for k in order]
+        place = torch.tensor([number[said["ids"][k]] for k in rows])  # among the test items
+        here = [items[k] for k in test[place]]
+        sources = [i["source"] for i in here]
         runs = {run: understood([texts[k] for k in rows], asked, said["meta"]) for run, texts in said["answers"].items()}
-        if asked == "box":
-            largest = box_truth(items)[0]
-            probes = {p: probe_boxes(read(p)[index][:, 0], largest, split, args.seed) for p in points}
-            layer = best_point({p: found[0] for p, found in probes.items()}, split["val"])
-            target, probe, told = largest[order], probes[layer][0][order], {}
-            floors = {"constant": box_iou(largest[split["train"]].median(0).values, target)}
-        else:
-            layer, target = at["found"], [WORDS[kind][r][c] for c, r in truth[order].tolist()]
-            probe, told = words[layer]["found"][order], {"told": words[at["told"]]["told"][order].mean(), "told_layer": at["told"]}
-            floors = {"commonest": commonest(truth, split)[place]}
+        target = box_truth(items)[0][test[place]] if asked == "box" else [i["text"].lower() if asked == "caption" else WORDS[kind][r][c] for i in here for c, r in [where(i, kind)]]
         scores = right(runs["own"], target)
-        own = criterion(scores.diagonal(), floors | {"shuffled": others(scores)}, sources, seed=args.seed)
-        gap = paired_test(probe, scores.diagonal(), sources, seed=args.seed)
-        mean, low, high = bootstrap(probe, sources, seed=args.seed)
-        table[asked] = {"own": own["score"], "own_low": own["low"], "own_high": own["high"], "floor": own["floor"], "floor_name": own["floor_name"], "own_gain_low": own["gain_low"],
-                        "unparsed": sum(a is None for a in runs["own"]) / len(rows), "probe": mean, "probe_low": low, "probe_high": high, "probe_layer": layer, **told,
-                        "gap": gap["gain"], "gap_low": gap["gain_low"], "gap_high": gap["gain_high"], "gap_p": gap["p"], "n": len(rows), "floors": own["floors"]}
-        p_values[asked, "gap"] = gap["p"]
-        if "removed" in runs:
-            table[asked] |= {"effect": effect(runs, target, sources, args.seed)}
-            p_values |= {(asked, test): table[asked]["effect"][f"{test}_p"] for test in ("changed", "lost")}
-    for (asked, test), p in holm(p_values).items():
-        (table[asked] if test == "gap" else table[asked]["effect"])[f"{test}_p_holm"] = p
-    headline = {f"{asked}_{k}": row[k] for asked, row in table.items() for k in ("own", "floor", "probe", "gap", "gap_low", "gap_high", "unparsed")}
-    headline |= {f"{asked}_{k}": row["effect"][k] for asked, row in table.items() if "effect" in row for k in ("changed", "changed_random", "causal")}
-    return headline | {"removed_at": said["meta"]["point"], "kinds": table, "options_searched": len(points)}
+        own, shuffled = scores.diagonal(), {"shuffled": others(scores)}
+        row = table[asked] = {"n": len(rows), "unparsed": sum(a is None for a in runs["own"]) / len(rows)}
+        if asked == "caption":
+            row |= {"own": own.mean(), "own_floor": shuffled["shuffled"].mean()}
+        else:
+            if asked == "box":
+                largest = box_truth(items)[0]
+                read_of = {p: probe_boxes(read(p)[index][:, 0], largest, split, args.seed)[0] for p in points}
+                at, blind, more = best_point(read_of, split["val"]), {"constant": box_iou(largest[split["train"]].median(0).values, largest[test])}, {}
+            else:
+                read_of, at, blind = {p: f["found"] for p, f in words.items()}, layer["found"], {"commonest": commonest(truth, split)}
+                more = {"told": words[layer["told"]]["told"][test][place].mean(), "told_layer": layer["told"]}
+            blind = {name: floor[place] for name, floor in blind.items()}
+            pixels = {"pixels": read_of["pixels"][test][place]} if "pixels" in read_of else {}
+            row |= beside(own, read_of[at][test][place], (blind | shuffled, blind | pixels), sources, args.seed) | {"probe_layer": at, **more}
+        row |= effect(runs, target, sources, args.seed) if "removed" in runs else {}
+    for test in ("gap_p", "changed_p", "lost_p"):
+        for asked, p in holm({asked: row[test] for asked, row in table.items() if test in row and not (row.get("causal", "") is None and test != "gap_p")}).items():
+            table[asked][f"{test}_holm"] = p
+    shown = ("own", "own_floor", "unparsed", "probe", "probe_floor", "gap", "gap_low", "gap_high", "withheld", "changed", "changed_random", "causal")
+    headline = {f"{asked}_{k}": row[k] for asked, row in table.items() for k in shown if k in row}
+    return headline | {"removed_at": said["meta"]["point"], "options_searched": len(set(points) - {"pixels"}), "kinds": table}
 
 
 def said_and_read(args, started, items, split, index, read, points, out):
