@@ -339,22 +339,19 @@ def parse_box(text, scale="thousandths", side=None):
 
 SIDES = {"left": (-1, None), "right": (1, None), **dict.fromkeys(("top", "upper", "up"), (None, -1)), **dict.fromkeys(("bottom", "lower", "down"), (None, 1))}
 MIDDLE = {"place": r"middle|cent(?:er|re)", "direction": r"still|stationary|static|motionless|stands?"}
-DENIED = re.compile(r"\b(?:no|not|cannot|neither|unclear)\b|n['\u2019]t\b")
+DENIED = re.compile(r"\b(?:no|not|cannot|neither|unclear)\b")
 RELATIVE = re.compile(r"\b(?:left|right|top|bottom)(?:[- ]hand)?(?: side| edge| corner)? of (?!(?:the |this |an? )?(?:\w+ )?(?:image|picture|photo|photograph|frame|scene|canvas|screen)\b)")
 
 
 def parse_word(text, kind):
     """One of WORDS[kind] that an answer says in whatever words ("in the upper left corner"), or None: it says none, several that exclude each other, denies
     something, or names a place relative to something else in the picture."""
-    text = text.lower()
+    text = text.lower().replace("\u2019", "'").replace("n't", " not")
     if kind == "direction":
-        if re.search(r"\b(?:not|n['\u2019]t)\b.*\bmov|\bno (?:motion|movement)", text.replace("n't", " not")):
+        if re.search(r"\bnot\b.*\bmov|\bno (?:motion|movement)", text):
             return "still"
         text = re.sub(r"\bfrom\b.*?\bto(?:wards?)?\b", "", text)  # where it came from is not where it goes
-        text = re.sub(r"\bof\b.*", "", text) if "towards" not in text and RELATIVE.search(text) else text
-    elif RELATIVE.search(text):
-        return None
-    if DENIED.search(text):
+    if DENIED.search(text) or kind == "place" and RELATIVE.search(text):
         return None
     said = re.findall(r"\b(left|right|top|upper|up|bottom|lower|down)(?:[- ]?(?:wards?|most|hand))?\b", re.sub(r"\bright (?=in |at |there)", "", text))
     column, row = ({SIDES[w][axis] for w in said} - {None} for axis in (0, 1))
@@ -371,6 +368,11 @@ def where(item, kind):
         return next((c, r) for r, words in enumerate(WORDS[kind]) for c, word in enumerate(words) if word == item["direction"])
     x1, y1, x2, y2 = item["boxes"][asked_object(item)[0]].tolist()
     return tuple(min(int((a + b) / 2 / side * 3), 2) for a, b, side in ((x1, x2, item["width"]), (y1, y2, item["height"])))
+
+
+def word_of(item, kind):
+    column, row = where(item, kind)
+    return WORDS[kind][row][column]
 
 
 def covered(item, k, grid):
@@ -394,7 +396,7 @@ def tokens_of(items, grid):
         for share, label in zip(shares, labels, strict=True):
             holds[i, :, names[label]] += share
         own = shares[objects[i][0]]
-        on.append(own >= own.max() / 2)  # half of the best: a small object, too, has a token
+        on.append((own > 0) & (own >= own.max() / 2))  # half of the best: a small object, too, has a token
     return torch.stack(on), holds, torch.tensor([names[name] for _, name in objects])
 
 
@@ -411,8 +413,8 @@ def read_words(x, on, holds, asked, truth, split):
 
 def concept(x, on, truth, train):
     """(directions [k, D] orthonormal, mean [D]): what tokens on the object, of train items, have to do with its column and row. Without their component along the
-    directions the cross-covariance is zero there, so that no linear map can read column or row (Belrose et al. 2023, theorem 3.1; the
-    orthogonal projection is that of Haghighatkhah et al. 2022), which removing one probe's weights would not achieve."""
+    directions the cross-covariance is zero, and no linear map reads column or row from those tokens better than a constant does (Belrose et al. 2023, LEACE; the
+    orthogonal projection is Haghighatkhah et al. 2022's). Removing the weights of one probe would leave what another can read."""
     rows = x[train][on[train]].double()
     z = F.one_hot(truth[train], 3).flatten(1).double().repeat_interleave(on[train].sum(1), 0)
     mean = rows.mean(0)
@@ -455,16 +457,16 @@ def write_directions(args, items, split, read, points, model):
     test = split["test"]
     save_pt(args.directions, DIRECTIONS, [], {"model": model, "point": point, "kind": kind}, directions=directions, mean=mean)
     result = {"stage": "directions", "point": point, "kind": kind, "directions": len(directions), "told_accuracy": found[point]["told"][test].mean(),
-              "told_accuracy_after": (after == truth).all(1).float()[test].mean(), "commonest": commonest(truth, split).mean(),
+              "told_accuracy_after": (after == truth).all(1).float()[test].mean(), "commonest": commonest(truth, split["train"], test).mean(),
               "energy": ((x - mean)[on] @ directions.T).square().sum() / (x - mean)[on].square().sum()}
     say(result)
     return result
 
 
-def commonest(truth, split):
+def commonest(truth, train, test):
     """Right or wrong [n_test] when the answer is always the commonest of the train items. truth [n, 2]."""
     words = truth[:, 0] * 3 + truth[:, 1]
-    return (words[split["test"]] == words[split["train"]].bincount().argmax()).float()
+    return (words[test] == words[train].bincount().argmax()).float()
 
 
 def others(score):
@@ -499,11 +501,13 @@ def verdict(*tests):
 def effect(runs, truth, sources, seed):
     """What removing does beside removing as much at random. runs: {run: parsed answers}. causal is None where the model says nothing that could change."""
     own, drawn = runs["own"], [a for name, a in runs.items() if name.startswith("random")]
+    if all(a is None for a in own):
+        return {"causal": None}
     changed, by_chance = differ(own, runs["removed"]), torch.stack([differ(own, a) for a in drawn])
     score, random = right(runs["removed"], truth).diagonal(), torch.stack([right(a, truth).diagonal() for a in drawn])
     tests = {"changed": paired_test(changed, by_chance, sources, seed=seed), "lost": paired_test(random, score, sources, seed=seed)}
     return {"changed": changed.mean(), "changed_random": by_chance.mean(), "removed": score.mean(), "random": random.mean(),
-            **{f"{name}_{k}": v for name, test in tests.items() for k, v in test.items()}, "causal": verdict(tests["changed"]) if any(a is not None for a in own) else None}
+            **{f"{name}_{k}": v for name, test in tests.items() for k, v in test.items()}, "causal": verdict(tests["changed"])}
 
 
 def beside(own, probe, floors, sources, seed):
@@ -515,44 +519,44 @@ def beside(own, probe, floors, sources, seed):
     return row | {"gap": gap["gain"], "gap_low": gap["gain_low"], "gap_high": gap["gain_high"], "gap_p": gap["p"], "withheld": verdict(gap, found["probe"])}
 
 
-def binding(args, items, split, read, points):
+def binding(args, items, split, read, points, model):
     """binding.yaml's content: for every kind of question what the model says beside what is read, and what it says without what is read."""
     said = load_pt(args.answers, ANSWERS)
     items, index, split = asked_items(items, split)
     number = {items[k]["id"]: m for m, k in enumerate(split["test"].tolist())}
-    if set(said["ids"]) != set(number):
-        refuse(f"{args.answers} does not answer for the test items of {args.features}; run extract.py --ask with the same --data")
-    kind, test = "direction" if "direction" in items[0] else "place", split["test"]
+    if said["meta"]["model"] != model or set(said["ids"]) != set(number):
+        refuse(f"{args.answers} holds answers of {said['meta']['model']} that are not to the test items of {args.features} ({model}); run extract.py --ask with the same --model and --data")
+    kind, test, largest = "direction" if "direction" in items[0] else "place", split["test"], None
     words, truth = readable(points, items, split, read, kind, index), torch.tensor([where(i, kind) for i in items])
     layer = {name: best_point({p: f[name] for p, f in words.items()}, split["val"]) for name in ("found", "told")}
     table = {}
     for asked in dict.fromkeys(said["kinds"]):
         rows = [k for k, other in enumerate(said["kinds"]) if other == asked]
-        place = torch.tensor([number[said["ids"][k]] for k in rows])  # among the test items
-        here = [items[k] for k in test[place]]
+        picked = test[torch.tensor([number[said["ids"][k]] for k in rows])]
+        here = [items[k] for k in picked]
         sources = [i["source"] for i in here]
         runs = {run: understood([texts[k] for k in rows], asked, said["meta"]) for run, texts in said["answers"].items()}
-        target = box_truth(items)[0][test[place]] if asked == "box" else [i["text"].lower() if asked == "caption" else WORDS[kind][r][c] for i in here for c, r in [where(i, kind)]]
+        if asked == "box":
+            largest = box_truth(items)[0]
+        target = largest[picked] if asked == "box" else [i["text"].lower() if asked == "caption" else word_of(i, kind) for i in here]
         scores = right(runs["own"], target)
-        own, shuffled = scores.diagonal(), {"shuffled": others(scores)}
+        own, shuffled = scores.diagonal(), others(scores)
         row = table[asked] = {"n": len(rows), "unparsed": sum(a is None for a in runs["own"]) / len(rows)}
         if asked == "caption":
-            row |= {"own": own.mean(), "own_floor": shuffled["shuffled"].mean()}
+            row |= {"own": own.mean(), "own_floor": shuffled.mean()}
         else:
             if asked == "box":
-                largest = box_truth(items)[0]
-                read_of = {p: probe_boxes(read(p)[index][:, 0], largest, split, args.seed)[0] for p in points}
-                at, blind, more = best_point(read_of, split["val"]), {"constant": box_iou(largest[split["train"]].median(0).values, largest[test])}, {}
+                found = {p: probe_boxes(read(p)[index][:, 0], largest, split, args.seed)[0] for p in points}
+                at, blind, more = best_point(found, split["val"]), {"constant": box_iou(largest[split["train"]].median(0).values, target)}, {}
             else:
-                read_of, at, blind = {p: f["found"] for p, f in words.items()}, layer["found"], {"commonest": commonest(truth, split)}
-                more = {"told": words[layer["told"]]["told"][test][place].mean(), "told_layer": layer["told"]}
-            blind = {name: floor[place] for name, floor in blind.items()}
-            pixels = {"pixels": read_of["pixels"][test][place]} if "pixels" in read_of else {}
-            row |= beside(own, read_of[at][test][place], (blind | shuffled, blind | pixels), sources, args.seed) | {"probe_layer": at, **more}
+                found, at, blind = {p: f["found"] for p, f in words.items()}, layer["found"], {"commonest": commonest(truth, split["train"], picked)}
+                more = {"told": words[layer["told"]]["told"][picked].mean(), "told_layer": layer["told"]}
+            pixels = {"pixels": found["pixels"][picked]} if "pixels" in found else {}
+            row |= beside(own, found[at][picked], (blind | {"shuffled": shuffled}, blind | pixels), sources, args.seed) | {"probe_layer": at, **more}
         row |= effect(runs, target, sources, args.seed) if "removed" in runs else {}
-    for test in ("gap_p", "changed_p", "lost_p"):
-        for asked, p in holm({asked: row[test] for asked, row in table.items() if test in row and not (row.get("causal", "") is None and test != "gap_p")}).items():
-            table[asked][f"{test}_holm"] = p
+    for p_value in ("gap_p", "changed_p", "lost_p"):
+        for asked, p in holm({asked: row[p_value] for asked, row in table.items() if p_value in row}).items():
+            table[asked][f"{p_value}_holm"] = p
     shown = ("own", "own_floor", "unparsed", "probe", "probe_floor", "gap", "gap_low", "gap_high", "withheld", "changed", "changed_random", "causal")
     headline = {f"{asked}_{k}": row[k] for asked, row in table.items() for k in shown if k in row}
     return headline | {"removed_at": said["meta"]["point"], "options_searched": len(set(points) - {"pixels"}), "kinds": table}
@@ -564,7 +568,7 @@ def said_and_read(args, started, items, split, index, read, points, out):
         refuse(f"{index['data_path']} has no boxes, and so nothing of which the place could be asked")
     if args.directions:
         return write_directions(args, items, split, read, points, index["model"])
-    result = {"stage": "binding", "model": index["model"], "weights": index["weights"], "data": index["data"], **binding(args, items, split, read, points),
+    result = {"stage": "binding", "model": index["model"], "weights": index["weights"], "data": index["data"], **binding(args, items, split, read, points, index["model"]),
               "run": run_info(args, started, script="probe.py")}
     save_yaml(out, result)
     say(result)

@@ -230,7 +230,7 @@ def score(world, points, runs, kind="place"):
     folder, items, _, _ = world
     ids = [i["id"] for i in items if split_of(i["source"]) == "test"]
     plant_features(folder / "features", [i["id"] for i in items], points, folder / "data")
-    save_pt(folder / "answers.pt", ANSWERS, ids, {"scale": "thousandths", "size": 32, "point": "language.0"}, kinds=[kind] * len(ids), questions=[""] * len(ids), answers=runs)
+    save_pt(folder / "answers.pt", ANSWERS, ids, {"model": "planted", "scale": "thousandths", "size": 32, "point": "language.0"}, kinds=[kind] * len(ids), questions=[""] * len(ids), answers=runs)
     return probe.main(["--features", str(folder / "features"), "--answers", str(folder / "answers.pt")])
 
 
@@ -251,7 +251,7 @@ def test_a_constant_answer_scores_the_constant_floor_and_shows_no_effect(world):
 
 def test_answers_that_say_nothing_score_nothing_and_have_no_effect_to_speak_of(world):
     found = score(world, {"language.0": knows(world)}, dict.fromkeys(("own", "removed", "random0"), said_in(world, lambda word, k: "a box")))
-    assert found["place_own"] == 0 and found["place_unparsed"] == 1 and found["place_causal"] is None
+    assert found["place_own"] == 0 and found["place_unparsed"] == 1 and found["place_causal"] is None and "place_changed" not in found
     assert found["place_probe"] > 0.95 and found["place_withheld"] == "yes"
 
 
@@ -285,6 +285,18 @@ def test_the_directions_are_found_where_place_is_and_take_it_away(world, refused
     assert saved["directions"].shape == (4, 15) and saved["meta"]["point"] == "language.1"
     plant_features(folder / "features", [i["id"] for i in world[1]], {"language.0": world[3]}, folder / "data")
     refused(lambda: probe.main(["--features", str(folder / "features"), "--directions", str(folder / "d.pt")]), "no two language layers")
+
+
+def test_answers_of_another_model_are_refused(world, refused):
+    score(world, {"language.0": world[3]}, {"own": said_in(world)})
+    answers = load_pt(world[0] / "answers.pt", ANSWERS)
+    save_pt(world[0] / "answers.pt", ANSWERS, answers["ids"], answers["meta"] | {"model": "other"}, kinds=answers["kinds"], answers=answers["answers"])
+    refused(lambda: probe.main(["--features", str(world[0] / "features"), "--answers", str(world[0] / "answers.pt")]), "answers of other", "--ask")
+
+
+def test_noise_says_no_more_than_the_commonest_word(world):
+    row = score(world, {"language.0": world[3]}, {"own": said_in(world, lambda word, k: "?")})["kinds"]["place"]
+    assert row["probe_gain_low"] <= 0 and row["withheld"] != "yes" and row["told"] < row["probe_floor"] + 0.15
 
 
 # ---------------------------------------------------------------- the small models
