@@ -15,6 +15,7 @@ STRICT ?=
 SET ?=
 POINTS ?= quarters
 MEMORY ?=
+AT ?=
 
 # PY=python uses the environment one is in (Kaggle); otherwise .venv is made once, with the exact versions of requirements.txt.
 ifeq ($(origin PY),undefined)
@@ -32,12 +33,12 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 screen resolution test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
-	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) POINTS=$(POINTS) MEMORY=$(MEMORY) LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
+	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
 
 # ---- set-up, once
@@ -89,6 +90,17 @@ $(R)-resolution.yaml: $(foreach s,$(SIZES),$(R)@$(s)/probe.yaml) probe.py common
 	$(PY) probe.py --compare $(foreach s,$(SIZES),$(R)@$(s)) --seed $(SEED) --out $@
 resolution: $(R)-resolution.yaml  ## probes at the SIZES in pixels, paired item by item with the first: results/<model>/<data>-resolution.yaml
 
+# What the model says of what can be read. Answers are costly, like features: they are not thrown away for an edit of the script, but for other features.
+results/%/directions.pt: results/%/features/index.yaml | explain.py common.py
+	$(PY) explain.py --features results/$*/features --seed $(SEED) --directions $@ $(if $(AT),--points $(AT))
+$(R)/answers.pt: $(R)/directions.pt | extract.py
+	$(PY) extract.py --model $(MODEL) --data data/$(DATA) --ask --remove $< --seed $(SEED) --out $@
+$(R)/binding.yaml: $(R)/answers.pt explain.py common.py
+	$(PY) explain.py --features $(R)/features --answers $< --seed $(SEED) --out $@ > /dev/null
+
+binding: $(R)/binding.yaml  ## what can be read of place (DATA=moving: of motion), what the model says, and whether it says it by what is read
+	@sed '/^kinds:/,$$d' $<
+
 # ---- gates
 
 $(R)/gate1.yaml: $(R)/probe.yaml $(MOTION)/probe.yaml $(R)/align.yaml $(R)/adapt-latents.yaml $(E)/probe.yaml verify.py common.py $(R)/.set
@@ -135,7 +147,7 @@ bench-gpu: $(SETUP)  ## the same on a CUDA device with networks of full size: re
 calibrate: $(SETUP)  ## how often gate 1 itself is wrong, on planted worlds: results/calibrate.yaml and .png (about 10 minutes)
 	$(PY) tests/calibrate.py
 smoke: $(SETUP)  ## every stage on made-up input
-	for stage in data extract probe align adapt verify; do $(PY) $$stage.py --smoke || exit 1; done
+	for stage in data extract probe align adapt verify explain; do $(PY) $$stage.py --smoke || exit 1; done
 lint: $(SETUP)  ## ruff
 	$(PY) -m ruff check .
 clean:  ## remove data/ and results that are not part of the repository

@@ -23,6 +23,7 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 ITEMS, FEATURES, POOLED, RESULT = "foresight.items.v1", "foresight.features.v1", "foresight.pooled.v1", "foresight.result.v1"
+ANSWERS, DIRECTIONS = "foresight.answers.v1", "foresight.directions.v1"
 SHARD = 64  # items in a shard: small enough to lose little when killed, large enough to read in one go
 
 
@@ -1158,6 +1159,21 @@ def box_truth(items):
     largest = torch.stack([b[(b[:, 2:] - b[:, :2]).prod(1).argmax()] for b in every])
     names = sorted({label for i in items for label in i["labels"]})
     return largest, [(b, torch.tensor([names.index(n) for n in i["labels"]])) for b, i in zip(every, items, strict=True)], names
+
+
+# What the ninths of a picture are called (as data.py's place_word does), and the ways something moves: rows from top to bottom, columns from left to right.
+WORDS = {"place": (("top left", "top", "top right"), ("left", "middle", "right"), ("bottom left", "bottom", "bottom right")),
+         "direction": (("up left", "up", "up right"), ("left", "still", "right"), ("down left", "down", "down right"))}
+
+
+def asked_object(item):
+    """(number, name) of the object that questions are about: of a picture the largest, of a clip the one that moves, the last. None where there is no object,
+    or where its name stands for another one too."""
+    names = item.get("names", item["labels"])
+    if not names:
+        return None
+    k = len(names) - 1 if "direction" in item else int((item["boxes"][:, 2:] - item["boxes"][:, :2]).prod(1).argmax())
+    return (k, names[k]) if names.count(names[k]) == 1 else None
 
 
 def foreground(items, side):

@@ -4,6 +4,7 @@
     python extract.py --model tiny --data data/shapes --out results/tiny/shapes/features-random --random-init
     python extract.py --model cogvlm2 --data data/shapes --stream --max-memory 15GB        # 39 GB of weights, layer by layer
     python extract.py --model dinov2-l+qwen2.5-vl-7b --data data/shapes                     # two encoders side by side
+    python extract.py --model tiny --data data/shapes --ask --out results/tiny/shapes/answers.pt      # what the model itself says; see below
 
 Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face format. Writes, under --out,
 
@@ -19,6 +20,11 @@ Where K tokens have no place in the picture (Kosmos-2 behind its tower) features
 The plan's own names, L1-L5 (LLaVA), I1-I5 (InternVL) and C1-C4 (CogVLM2), are understood by `--points`; what is stored is named as above.
 One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
 complete is never computed again: kill it at any moment and run the same command to go on.
+
+--ask writes no features but the model's own greedy answers to questions about the test items: where the largest object is (or which way the clip's
+object moves), openly and with the possible answers listed, for its box in the words that the model's family was taught, and for a caption. answers.pt holds ids, kinds,
+questions [q] and answers {run: [q]}; answers.yaml the same for grep. The run "own" is the model as it is; with --remove FILE (of explain.py) there
+are "removed", without what the picture's rows hold along FILE's directions, and "random0" ... without as much along random ones. A run that is there is not repeated.
 """
 import argparse
 import atexit
@@ -39,6 +45,8 @@ import torch
 from tqdm import tqdm
 
 from common import (
+    ANSWERS,
+    DIRECTIONS,
     FEATURES,
     LOADERS,
     MODELS,
@@ -46,6 +54,8 @@ from common import (
     POOLED,
     SHARD,
     TINY,
+    WORDS,
+    asked_object,
     attempt,
     check_writable,
     choose_device,
@@ -64,6 +74,7 @@ from common import (
     save_yaml,
     say,
     skeleton,
+    split_of,
     with_grid,
 )
 
@@ -704,16 +715,20 @@ ASKABLE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_o
 ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
+def picture_rows(model, batch):
+    """Which rows of the prompt are the picture's: bool [sequences, rows]. A mosaic's newlines and CogVLM2's boi and eoi are among them."""
+    if model.config.model_type == "cogvlm2":
+        return batch["token_type_ids"] == 1
+    places = [token for name in ("image_token_id", "video_token_id") if (token := getattr(model.config, name, None)) is not None]
+    return torch.isin(batch["input_ids"], torch.tensor(places, device=batch["input_ids"].device))
+
+
 def up_to_the_picture(model, batch):
     """The inputs without the words behind the picture, which are kept as `behind`, and with an empty cache for the picture's keys and values."""
     from transformers import DynamicCache
-    if model.config.model_type == "cogvlm2":
-        end = int((batch["token_type_ids"][0] == 1).nonzero()[-1]) + 1
-        more = {"cache": [{} for _ in range(model.config.num_hidden_layers)]}
-    else:
-        places = [token for name in ("image_token_id", "video_token_id") if (token := getattr(model.config, name, None)) is not None]
-        end = int(torch.isin(batch["input_ids"][0], torch.tensor(places)).nonzero()[-1]) + 1
-        more = {"past_key_values": DynamicCache(), "use_cache": True}
+    end = int(picture_rows(model, batch)[0].nonzero()[-1]) + 1
+    cogvlm2 = model.config.model_type == "cogvlm2"
+    more = {"cache": [{} for _ in range(model.config.num_hidden_layers)]} if cogvlm2 else {"past_key_values": DynamicCache(), "use_cache": True}
     return {k: v[:, :end] if k in ROWS else v for k, v in batch.items()} | more | {"behind": tuple(batch["input_ids"][0, end:].tolist())}
 
 
@@ -970,7 +985,7 @@ def get_args(argv):
     p = parser(__doc__)
     p.add_argument("--model", default="tiny", help="a registry name or a folder in Hugging Face format (default: %(default)s)")
     p.add_argument("--data", default="data/shapes", help="a folder that data.py wrote (default: %(default)s)")
-    p.add_argument("--out", help="default: results/<model>/<data>/features")
+    p.add_argument("--out", help="default: results/<model>/<data>/features, or answers.pt")
     p.add_argument("--points", default="quarters", help="points with commas between, all, last, or quarters: four depths of each stack; "
                    "the plan's L1-L5, I1-I5, C1-C4 are understood (default: %(default)s)")
     p.add_argument("--size", type=int, help="side in pixels that frames are squashed to (default: the registry's for the model, images and clips apart)")
@@ -981,6 +996,8 @@ def get_args(argv):
     p.add_argument("--stream", action="store_true", help="take all items through one layer before the next is read; chosen by itself when the weights do not fit")
     p.add_argument("--max-memory", help="15GB: use no more of the GPU's (on a CPU: the process's) memory")
     p.add_argument("--questions", help="a text file, a question a line: adds asked.<i>, what language layer i holds at the end of each question; the picture is computed once")
+    p.add_argument("--ask", action="store_true", help="write the model's own answers to questions about the test items, and no features")
+    p.add_argument("--remove", help="with --ask: a file of explain.py --directions; also ask the model without what it names, and without as much along random directions")
     p.add_argument("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based), for cluster arrays")
     p.add_argument("--list", action="store_true", help="print the registry and stop")
     return p.parse_args(argv)
@@ -1197,6 +1214,157 @@ def one_model(args, started):
                     dtype=str(dtype), weights_read_gb=read and read / 1e9, model_revision=resolved_commit(entry))
 
 
+# ---------------------------------------------------------------- what the model itself says, and what it says without a direction
+
+# model type -> (how its family was taught to be asked for a box, the scale of the coordinates that it answers with). Qwen2.5-VL: pixels of the resized
+# picture (Bai et al. 2025); Qwen2-VL, Qwen3-VL and InternVL: thousandths of the side; LLaVA: fractions. CogVLM2 was not released in a variant that
+# prints boxes: it is asked in the words of CogVLM 1.
+JSON_BOX, SENTENCE_BOX = "Locate the {}, output its bbox coordinates using JSON format.", "Please provide the bounding box coordinate of the region this sentence describes: {}"
+GROUNDING = {"qwen2_vl": ("Detect the bounding box of the {}.", "thousandths"), "qwen2_5_vl": (JSON_BOX, "pixels"), "qwen3_vl": (JSON_BOX, "thousandths"),
+             "internvl": (SENTENCE_BOX.format("<ref>the {}</ref>"), "thousandths"), "cogvlm2": ("Where is the {}? Answer in [[x0,y0,x1,y1]] format.", "thousandths"),
+             **dict.fromkeys(("llava", "llava_next", "llava_onevision"), (SENTENCE_BOX.format("the {}."), "fractions"))}
+CAPTIONED = "What is in the picture?"
+OPENLY = {"place": "Where is the {}?", "direction": "Which way does the {} move?"}
+DRAWS, LONGEST = 5, 64  # random subspaces beside the one that is removed; tokens of an answer
+
+
+def questions_to(item, locate):
+    """{kind: question} about the item's object: place or direction, openly and with the possible answers listed; in pictures also its box, asked as `locate`, and,
+    where there is a caption, for that: an answer that has nothing to do with place."""
+    kind, name = "direction" if "direction" in item else "place", asked_object(item)[1]
+    openly = OPENLY[kind].format(name)
+    questions = {kind: openly, f"{kind}_listed": f"{openly} Answer with one of: {', '.join(word for row in WORDS[kind] for word in row)}."}
+    if kind == "place":
+        questions |= {"box": locate.format(name)} | ({"caption": CAPTIONED} if "text" in item else {})
+    return questions
+
+
+def less_along(x, directions, mean, random=None):
+    """x [..., D] without what of x - mean lies along the orthonormal rows of `directions` [k, D]; with `random`, other such rows: without as much, row by row, along those."""
+    along = (x - mean) @ directions.T @ directions
+    if random is not None:
+        other = (x - mean) @ random.T @ random
+        along = other * (along.norm(dim=-1, keepdim=True) / other.norm(dim=-1, keepdim=True).clamp(min=1e-30))
+    return x - along
+
+
+@contextlib.contextmanager
+def changed(model, path, change, rows):
+    """While it lasts a module puts out change(x [..., D]) in the picture's rows: of a layer of the language model `rows`, bool [sequences, rows of the prompt],
+    elsewhere (rows None) all there are."""
+    def hook(module, args, output):
+        x = output[0] if isinstance(output, tuple) else output
+        if rows is not None and x.shape[:2] != rows.shape:
+            return None  # a word of the answer
+        new = change(x.float()).to(x.dtype)
+        new = new if rows is None else torch.where(rows[..., None], new, x)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = model.get_submodule(path).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def asking(model, processor, batch, question):
+    """What `generate` takes: a family's inputs with `question` in the place of PROMPT."""
+    given = up_to_the_picture(model, batch)
+    words = torch.tensor(words_behind(model, processor, given, question)).expand(len(given["input_ids"]), -1)
+    behind = {"input_ids": words, "attention_mask": torch.ones_like(words), "token_type_ids": torch.zeros_like(words), "mm_token_type_ids": torch.zeros_like(words)}
+    return {k: torch.cat([v, behind[k]], 1) if k in ROWS else v for k, v in given.items() if k not in ("cache", "past_key_values", "use_cache", "behind")}
+
+
+def says(model, processor, inputs_of, pictures, questions, batch, device, dtype, point=None, change=None):
+    """The greedy answer to each question about its picture (a function that gives uint8 [T,S,S,3]): list of str. Equal questions are asked together, so nothing is padded.
+
+    point, change: (name, module path) of a module whose output is changed where it is the picture's.
+    """
+    answers, together = [None] * len(questions), {}
+    for k, question in enumerate(questions):
+        together.setdefault(question, []).append(k)
+    own = {} if model.config.model_type == "cogvlm2" else {"do_sample": False, "pad_token_id": model.generation_config.pad_token_id or 0}
+    for question, members in tqdm(together.items(), unit="question"):
+        for numbers in (members[k:k + batch] for k in range(0, len(members), batch)):
+            given = on(asking(model, processor, inputs_of(torch.stack([pictures[k]() for k in numbers])), question), device, dtype)
+            rows = picture_rows(model, given) if point and point[0].startswith("language.") else None
+            with torch.inference_mode(), changed(model, point[1], change, rows) if point else contextlib.nullcontext():
+                tokens = model.generate(**given, **own, max_new_tokens=LONGEST)
+            tokens = tokens if model.config.model_type == "cogvlm2" else tokens[:, given["input_ids"].shape[1]:]
+            for k, answer in zip(numbers, getattr(processor, "tokenizer", processor).batch_decode(tokens, skip_special_tokens=True), strict=True):
+                answers[k] = answer.strip()
+    return answers
+
+
+def read_directions(args, entry):
+    """--remove: what explain.py --directions wrote, for this model."""
+    found = load_pt(args.remove, DIRECTIONS)
+    if found["meta"]["model"] != entry["name"]:
+        refuse(f"--remove {args.remove} was made from features of {found['meta']['model']}, not of {entry['name']}; run explain.py --directions on its own")
+    return found
+
+
+def removals(points, found, model, seed, device):
+    """{run: (point, change)}: FILE's directions, and DRAWS random subspaces of as many."""
+    if (point := found["meta"]["point"]) == [p for p in points if p.startswith("language.")][-1]:
+        refuse(f"{point} is the last layer, from which nothing reads the picture's rows any more; give explain.py --directions an earlier one with --points")
+    directions, mean = found["directions"].to(device), found["mean"].to(device)
+    g = torch.Generator().manual_seed(seed)
+    drawn = [torch.linalg.qr(torch.randn(directions.shape[::-1], generator=g)).Q.T.to(device) for _ in range(DRAWS)]
+    return {name: ((point, points[point][0]), functools.partial(less_along, directions=directions, mean=mean, random=random))
+            for name, random in {"removed": None, **{f"random{k}": d for k, d in enumerate(drawn)}}.items()}
+
+
+def ask_model(args, started):
+    """--ask: every run's answers to the questions about the test items, in answers.pt and answers.yaml."""
+    entry = find_model(args.model) | {"revision": args.revision}
+    if entry.get("type") not in GROUNDING:
+        refuse(f"--ask needs a causal language model with a tokenizer, of type {', '.join(GROUNDING)}; {args.model} is of type {entry.get('type')}")
+    if args.stream or args.questions or args.shard or args.tiles:
+        refuse("--ask reads the whole model at once and writes no features: leave --stream, --questions, --shard and --tiles out")
+    items, data = load_items(args.data)
+    if "boxes" not in items[0]:
+        refuse(f"{args.data} has no boxes, and so nothing of which the place could be asked; give a folder with boxes or clips of data.py")
+    clip = "direction" in items[0]
+    if clip and not entry["type"].startswith("qwen"):
+        refuse(f"{args.model} takes a clip frame by frame and cannot be asked which way something moves; give a Qwen model, or pictures")
+    test = [i for i in items if split_of(i["source"]) == "test"]
+    asked = [i for i in test if asked_object(i)]
+    if not asked:
+        refuse(f"{args.data} has no test item whose largest object has a name of its own; use more items")
+    out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/answers{'-random' if args.random_init else ''}.pt")
+    check_writable(out)
+    size, (locate, scale) = args.size or entry["clip" if clip else "size"], GROUNDING[entry["type"]]
+    found = read_directions(args, entry) if args.remove else None
+    rows = [(item, kind, question) for item in asked for kind, question in questions_to(item, locate).items()]
+    questions, kinds, ids = [q for *_, q in rows], [kind for _, kind, _ in rows], [item["id"] for item, *_ in rows]
+    device, dtype, why = choose_device()
+    meta = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "data": data["data"], "data_path": str(args.data), "size": size, "scale": scale,
+            "checkpoint": fingerprint(entry["path"]), "revision": args.revision, "seed": args.seed, "dtype": str(dtype), "point": found and found["meta"]["point"],
+            "removed": found and hashlib.sha256(found["directions"].numpy().tobytes() + found["mean"].numpy().tobytes()).hexdigest()[:16]}
+    before = load_pt(out, ANSWERS) if out.is_file() else None
+    answers = before["answers"] if before and before["meta"] == meta and before["questions"] == questions and before["ids"] == ids else {}
+    wanted = ["own", *(["removed", *(f"random{k}" for k in range(DRAWS))] if found else [])]
+    if todo := [run for run in wanted if run not in answers]:
+        print(f"device {device.type} ({why})")
+        model, processor = LOADERS["vlm"](entry, device, dtype, args.seed if args.random_init else None)
+        inputs_of, points, multiple, _ = family_of(model)(model, processor)
+        if size % multiple:
+            refuse(f"--size {size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(size // multiple, 1) * multiple}")
+        runs = {"own": (None, None)} | (removals(points, found, model, args.seed, device) if found else {})
+        pictures = [functools.partial(frames_of, item, size) for item, *_ in rows]
+        for run in todo:
+            point, change = runs[run]
+            answers[run] = says(model, processor, inputs_of, pictures, questions, args.batch, device, dtype, point=point, change=change)
+            save_pt(out, ANSWERS, ids, meta, kinds=kinds, questions=questions, answers=answers)
+    result = {"stage": "ask", **{k: meta[k] for k in ("model", "weights", "data", "point")}, "items": len(asked), "left_out": len(test) - len(asked), "questions": len(rows), "runs": len(answers),
+              "answers": [{"id": i, "question": q, **{run: answers[run][k] for run in wanted}} for k, (i, q) in enumerate(zip(ids, questions, strict=True))],
+              "run": run_info(args, started, script="extract.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(entry))}
+    save_yaml(out.with_suffix(".yaml"), result)
+    say(result)
+    return result
+
+
 # ---------------------------------------------------------------- two encoders side by side
 
 def fuse(a, b):
@@ -1262,6 +1430,10 @@ def main(argv=None):
         return MODELS
     if args.smoke:
         smoke_input(args, made_up_folder())
+    if args.remove and not args.ask:
+        refuse("--remove changes what the model answers: give --ask with it")
+    if args.ask:
+        return ask_model(args, started)
     two = "+" in args.model and not Path(args.model).exists()
     return (side_by_side if two else one_model)(args, started)
 

@@ -1,0 +1,376 @@
+"""Stage 7. Is what the model says true, and does it say what can be read from it?
+
+    python explain.py --features results/tiny/shapes/features --directions results/tiny/shapes/directions.pt    # for extract.py --ask --remove
+    python explain.py --features results/tiny/shapes/features --answers results/tiny/shapes/answers.pt          # writes binding.yaml
+
+Reads features and the model's own answers (extract.py --ask), and the truth beside their pictures (data.py). binding.yaml asks of the test items:
+
+    <kind>_own       what it answers, parsed: one of the nine words for a place (for motion: eight and still), IoU for a box; unparsed answers score 0
+    <kind>_probe     place, direction: a ridge from every token to what it holds finds the tokens of the object asked about, another from a token to the column
+                     and the row (or the two signs) of its object says where; layer chosen on val. box: the ridge of bbox_iou
+    <kind>_gap       probe less own, paired;  <kind>_withheld: yes, no or inconclusive: does the probe beat both the model and its own best floor?
+    <kind>_causal    yes, no or inconclusive: does the answer change more often without the directions of --directions than without as much along random ones?
+
+In the tables `told` is the same probe where truth tells it the tokens, `lost` what the answer loses by the removal beside the random ones.
+The caption stands there as an answer that has nothing to do with place.
+"""
+import re
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common import (
+    ANSWERS,
+    DIRECTIONS,
+    WORDS,
+    asked_object,
+    box_iou,
+    box_truth,
+    check_writable,
+    criterion,
+    holm,
+    join,
+    load_features,
+    load_items,
+    load_pt,
+    made_up_folder,
+    paired_test,
+    parser,
+    plant_features,
+    refuse,
+    ridge,
+    run_info,
+    save_pt,
+    save_yaml,
+    say,
+    split_indices,
+    split_of,
+    token_ridge,
+    with_grid,
+    write_items,
+)
+
+LEAST = 0.05  # of the answers: a change rarer than that is none
+
+
+# ---------------------------------------------------------------- what a model says: words and boxes in text
+
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+FOUR = re.compile(rf"[\[(]\s*{NUMBER}\s*,\s*{NUMBER}\s*(?:,|\)\s*,?\s*\()\s*{NUMBER}\s*,\s*{NUMBER}\s*[\]);]")  # [a, b, c, d], the first of [[a,b,c,d;...]], (a,b),(c,d)
+
+
+def parse_box(text, scale="thousandths", side=None):
+    """The first box in an answer, xyxy in 0..1, or None: what stands there is no box, or lies outside the picture.
+
+    scale of bare numbers: thousandths, fractions, or pixels of a picture of `side` px; fractions are recognised under any scale. Kosmos-2's cells of a
+    32 x 32 grid (corner cells, by their centres), Florence-2's thousand bins (centres) and PaliGemma's 1024ths (y first) say their own.
+    """
+    if len(cells := re.findall(r"<patch_index_(\d{4})>", text)[:2]) == 2:
+        (x1, y1), (x2, y2) = ((int(c) % 32, int(c) // 32) for c in cells)
+        grow = 0.5 if x1 == x2 or y1 == y2 else 0.0  # one row or column of cells is taken whole, as the library's processor does
+        box = [(x1 + 0.5 - grow) / 32, (y1 + 0.5 - grow) / 32, (x2 + 0.5 + grow) / 32, (y2 + 0.5 + grow) / 32]
+    elif len(bins := re.findall(r"<loc_(\d{1,3})>", text)[:4]) == 4:
+        box = [(int(b) + 0.5) / 1000 for b in bins]
+    elif len(bins := re.findall(r"<loc(\d{4})>", text)[:4]) == 4:
+        box = [int(bins[k]) / 1024 for k in (1, 0, 3, 2)]
+    elif found := FOUR.search(text):
+        box = [float(n) for n in found.groups()]
+        if not ("." in found.group() and max(box) <= 1):
+            box = [n / {"thousandths": 1000, "fractions": 1, "pixels": side}[scale] for n in box]
+    else:
+        return None
+    (x1, x2), (y1, y2) = sorted(box[::2]), sorted(box[1::2])
+    return [x1, y1, x2, y2] if min(x1, y1) >= 0 and max(x2, y2) <= 1 else None
+
+
+SIDES = {"left": (-1, None), "right": (1, None), **dict.fromkeys(("top", "upper", "up"), (None, -1)), **dict.fromkeys(("bottom", "lower", "down"), (None, 1))}
+MIDDLE = {"place": r"middle|cent(?:er|re)", "direction": r"still|stationary|static|motionless|stands?"}
+DENIED = re.compile(r"\b(?:no|not|cannot|neither|unclear)\b")
+RELATIVE = re.compile(r"\b(?:left|right|top|bottom)(?:[- ]hand)?(?: side| edge| corner)? of (?!(?:the |this |an? )?(?:\w+ )?(?:image|picture|photo|photograph|frame|scene|canvas|screen)\b)")
+
+
+def parse_word(text, kind):
+    """One of WORDS[kind] that an answer says in whatever words ("in the upper left corner"), or None: it says none, several that exclude each other, denies
+    something, or names a place relative to something else in the picture."""
+    text = text.lower().replace("\u2019", "'").replace("n't", " not")
+    if kind == "direction":
+        if re.search(r"\bnot\b.*\bmov|\bno (?:motion|movement)", text):
+            return "still"
+        text = re.sub(r"\bfrom\b.*?\bto(?:wards?)?\b", "", text)  # where it came from is not where it goes
+    if DENIED.search(text) or kind == "place" and RELATIVE.search(text):
+        return None
+    said = re.findall(r"\b(left|right|top|upper|up|bottom|lower|down)(?:[- ]?(?:wards?|most|hand))?\b", re.sub(r"\bright (?=in |at |there)", "", text))
+    column, row = ({SIDES[w][axis] for w in said} - {None} for axis in (0, 1))
+    if len(column) > 1 or len(row) > 1 or not (said or re.search(rf"\b(?:{MIDDLE[kind]})\b", text)):
+        return None
+    return WORDS[kind][1 + (row.pop() if row else 0)][1 + (column.pop() if column else 0)]
+
+
+# ---------------------------------------------------------------- binding: what a probe reads, what the model says, what it says without what the probe reads
+
+def where(item, kind):
+    """(column, row) of 0, 1, 2: the ninth in which the centre of the object asked about lies, or which way it moves."""
+    if kind == "direction":
+        return next((c, r) for r, words in enumerate(WORDS[kind]) for c, word in enumerate(words) if word == item["direction"])
+    x1, y1, x2, y2 = item["boxes"][asked_object(item)[0]].tolist()
+    return tuple(min(int((a + b) / 2 / side * 3), 2) for a, b, side in ((x1, x2, item["width"]), (y1, y2, item["height"])))
+
+
+def word_of(item, kind):
+    column, row = where(item, kind)
+    return WORDS[kind][row][column]
+
+
+def covered(item, k, grid):
+    """The share of every token's cell that object k covers, [t*h*w]: by its mask, or its box where there is none."""
+    if "mask" in item:
+        mask = (item["mask"] == k + 1).float()
+    else:
+        mask = torch.zeros(item["height"], item["width"])
+        x1, y1, x2, y2 = item["boxes"][k].round().int().tolist()
+        mask[y1:y2, x1:x2] = 1
+    return F.adaptive_avg_pool3d(mask.view(1, -1, *mask.shape[-2:]), grid).flatten()
+
+
+def tokens_of(items, grid):
+    """What tokens of a grid (t, h, w) lie on: `on` [n, K] bool, the object asked about; `holds` [n, K, C], the share of each name; `asked` [n], its name's number."""
+    every = [item.get("names", item["labels"]) for item in items]
+    names = {name: c for c, name in enumerate(sorted({name for labels in every for name in labels}))}
+    holds, on, objects = torch.zeros(len(items), grid[0] * grid[1] * grid[2], len(names)), [], [asked_object(item) for item in items]
+    for i, (item, labels) in enumerate(zip(items, every, strict=True)):
+        shares = [covered(item, k, grid) for k in range(len(labels))]
+        for share, label in zip(shares, labels, strict=True):
+            holds[i, :, names[label]] += share
+        own = shares[objects[i][0]]
+        on.append((own > 0) & (own >= own.max() / 2))  # half of the best: a small object, too, has a token
+    return torch.stack(on), holds, torch.tensor([names[name] for _, name in objects])
+
+
+def read_words(x, on, holds, asked, truth, split):
+    """{found, told: (column, row) [n, 2]} read from tokens x [n, K, D]; truth [n, 2]. `told` is given the tokens on the object, `found` looks for them by its name."""
+    n, k, _ = x.shape
+    rows = {part: (on & torch.isin(torch.arange(n), split[part])[:, None]).flatten().nonzero()[:, 0] for part in ("train", "val")}
+    thirds = F.one_hot(truth, 3).flatten(1).float().repeat_interleave(k, 0)[:, None]  # [nK, 1, 6]
+    says = token_ridge(x.reshape(n * k, 1, -1), {"word": thirds}, rows["train"], rows["val"])["word"].view(n, k, 6)
+    score = token_ridge(x, {"name": holds}, split["train"], split["val"])["name"][torch.arange(n), :, asked].clamp(min=1e-9)
+    weights = {"found": score * (score >= score.amax(1, keepdim=True) / 2), "told": on.float()}
+    return {name: (w[..., None] * says).sum(1).view(n, 2, 3).argmax(-1) for name, w in weights.items()}
+
+
+def concept(x, on, truth, train):
+    """(directions [k, D] orthonormal, mean [D]): what tokens on the object, of train items, have to do with its column and row. Without their component along the
+    directions the cross-covariance is zero, and no linear map reads column or row from those tokens better than a constant does (Belrose et al. 2023, LEACE; the
+    orthogonal projection is Haghighatkhah et al. 2022's). Removing the weights of one probe would leave what another can read."""
+    rows = x[train][on[train]].double()
+    z = F.one_hot(truth[train], 3).flatten(1).double().repeat_interleave(on[train].sum(1), 0)
+    mean = rows.mean(0)
+    _, size, directions = torch.linalg.svd((z - z.mean(0)).T @ (rows - mean), full_matrices=False)
+    return directions[size > 1e-6 * size[0]].float(), mean.float()
+
+
+def best_point(found, val):
+    """The point with the highest mean score on val; found {point: [n]}."""
+    return max((p for p in found if p != "pixels"), key=lambda p: found[p][val].mean())
+
+
+def readable(points, items, split, read, kind, index):
+    """{point: {found, told: whether the word is right, [n] 0/1}}; index: where the items stand in the features."""
+    truth, out, seen = torch.tensor([where(i, kind) for i in items]), {}, {}
+    for point in tqdm(points, desc="words", unit="point"):
+        x = read(point)[index]
+        grid = tuple(x.shape[1:4])
+        seen[grid] = seen.get(grid) or tokens_of(items, grid)
+        out[point] = {name: (found == truth).all(1).float() for name, found in read_words(x.flatten(1, 3), *seen[grid], truth, split).items()}
+    return out
+
+
+def asked_items(items, split):
+    """The items that something can be asked about, and where they stand: (items, index [m], split)."""
+    index = torch.tensor([k for k, i in enumerate(items) if asked_object(i)], dtype=torch.long)
+    number = {int(k): m for m, k in enumerate(index)}
+    return [items[k] for k in index], index, {part: torch.tensor([number[int(k)] for k in v if int(k) in number], dtype=torch.long) for part, v in split.items()}
+
+
+def write_directions(args, items, split, read, points, model):
+    """--directions: at the language layer whose tokens say best on val where their object is; not the last one, from which nothing is read any more."""
+    kind = "direction" if "direction" in items[0] else "place"
+    items, index, split = asked_items(items, split)
+    points = [p for p in points if p != "pixels"] if args.points else [p for p in points if p.startswith("language.")][:-1]
+    if not points:
+        refuse(f"{args.features} has no two language layers; give --points the one at which to remove")
+    found = readable(points, items, split, read, kind, index)
+    point = max(found, key=lambda p: found[p]["told"][split["val"]].mean())
+    x, truth = read(point)[index], torch.tensor([where(i, kind) for i in items])
+    on, holds, asked = tokens_of(items, tuple(x.shape[1:4]))
+    x = x.flatten(1, 3)
+    directions, mean = concept(x, on, truth, split["train"])
+    after = read_words(x - (x - mean) @ directions.T @ directions, on, holds, asked, truth, split)["told"]
+    test = split["test"]
+    save_pt(args.directions, DIRECTIONS, [], {"model": model, "point": point, "kind": kind}, directions=directions, mean=mean)
+    result = {"stage": "directions", "point": point, "kind": kind, "directions": len(directions), "told_accuracy": found[point]["told"][test].mean(),
+              "told_accuracy_after": (after == truth).all(1).float()[test].mean(), "commonest": commonest(truth, split["train"], test).mean(),
+              "energy": ((x - mean)[on] @ directions.T).square().sum() / (x - mean)[on].square().sum()}
+    say(result)
+    return result
+
+
+def commonest(truth, train, test):
+    """Right or wrong [n_test] when the answer is always the commonest of the train items. truth [n, 2]."""
+    words = truth[:, 0] * 3 + truth[:, 1]
+    return (words[test] == words[train].bincount().argmax()).float()
+
+
+def others(score):
+    """What the answers score [q] when each is given to another item: the mean of a score matrix [answers, items] off its diagonal."""
+    return (score.sum(0) - score.diagonal()) / max(len(score) - 1, 1)
+
+
+def understood(texts, kind, meta):
+    """Parsed answers: boxes [4], words, captions; None where there is nothing to parse."""
+    if kind == "box":
+        return [b and torch.tensor(b) for b in (parse_box(t, meta["scale"], meta["size"]) for t in texts)]
+    return [t.lower() or None if kind == "caption" else parse_word(t, kind.partition("_")[0]) for t in texts]
+
+
+def right(answers, truth):
+    """[answers, items]: 1 where a word is the true one, IoU of a box with the true one; 0 for None."""
+    if torch.is_tensor(truth):
+        return torch.stack([torch.zeros(len(truth)) if a is None else box_iou(a, truth) for a in answers])
+    return torch.tensor([[float(a == t) for t in truth] for a in answers])
+
+
+def differ(a, b):
+    """0/1 per item: the parsed answer is another one; a box, if it overlaps the first by less than half."""
+    return torch.tensor([float((x is None) != (y is None) if x is None or y is None else bool(box_iou(x, y) < 0.5) if torch.is_tensor(x) else x != y) for x, y in zip(a, b, strict=True)])
+
+
+def verdict(*tests):
+    """yes where every paired gain excludes zero, no where one of them is surely under LEAST, else inconclusive."""
+    return "yes" if min(t["gain_low"] for t in tests) > 0 else "no" if min(t["gain_high"] for t in tests) < LEAST else "inconclusive"
+
+
+def effect(runs, truth, sources, seed):
+    """What removing does beside removing as much at random. runs: {run: parsed answers}. causal is None where the model says nothing that could change."""
+    own, drawn = runs["own"], [a for name, a in runs.items() if name.startswith("random")]
+    if all(a is None for a in own):
+        return {"causal": None}
+    changed, by_chance = differ(own, runs["removed"]), torch.stack([differ(own, a) for a in drawn])
+    score, random = right(runs["removed"], truth).diagonal(), torch.stack([right(a, truth).diagonal() for a in drawn])
+    tests = {"changed": paired_test(changed, by_chance, sources, seed=seed), "lost": paired_test(random, score, sources, seed=seed)}
+    return {"changed": changed.mean(), "changed_random": by_chance.mean(), "removed": score.mean(), "random": random.mean(),
+            **{f"{name}_{k}": v for name, test in tests.items() for k, v in test.items()}, "causal": verdict(tests["changed"])}
+
+
+def beside(own, probe, floors, sources, seed):
+    """What the model says [n] beside what is read [n], each with floors of its own; withheld: does the probe beat both the model and its own best floor?"""
+    row, found = {}, {"own": criterion(own, floors[0], sources, seed=seed), "probe": criterion(probe, floors[1], sources, seed=seed)}
+    for name, c in found.items():
+        row |= {name: c["score"]} | {f"{name}_{k}": c[k] for k in ("low", "high", "floor", "floor_name", "gain_low", "gain_high", "floors")}
+    gap = paired_test(probe, own, sources, seed=seed)
+    return row | {"gap": gap["gain"], "gap_low": gap["gain_low"], "gap_high": gap["gain_high"], "gap_p": gap["p"], "withheld": verdict(gap, found["probe"])}
+
+
+def binding(args, items, split, read, points, model):
+    """binding.yaml's content: for every kind of question what the model says beside what is read, and what it says without what is read."""
+    said = load_pt(args.answers, ANSWERS)
+    items, index, split = asked_items(items, split)
+    number = {items[k]["id"]: m for m, k in enumerate(split["test"].tolist())}
+    if said["meta"]["model"] != model or set(said["ids"]) != set(number):
+        refuse(f"{args.answers} holds answers of {said['meta']['model']} that are not to the test items of {args.features} ({model}); run extract.py --ask with the same --model and --data")
+    kind, test, largest = "direction" if "direction" in items[0] else "place", split["test"], None
+    words, truth = readable(points, items, split, read, kind, index), torch.tensor([where(i, kind) for i in items])
+    layer = {name: best_point({p: f[name] for p, f in words.items()}, split["val"]) for name in ("found", "told")}
+    table = {}
+    for asked in dict.fromkeys(said["kinds"]):
+        rows = [k for k, other in enumerate(said["kinds"]) if other == asked]
+        picked = test[torch.tensor([number[said["ids"][k]] for k in rows])]
+        here = [items[k] for k in picked]
+        sources = [i["source"] for i in here]
+        runs = {run: understood([texts[k] for k in rows], asked, said["meta"]) for run, texts in said["answers"].items()}
+        if asked == "box":
+            largest = box_truth(items)[0]
+        target = largest[picked] if asked == "box" else [i["text"].lower() if asked == "caption" else word_of(i, kind) for i in here]
+        scores = right(runs["own"], target)
+        own, shuffled = scores.diagonal(), others(scores)
+        row = table[asked] = {"n": len(rows), "unparsed": sum(a is None for a in runs["own"]) / len(rows)}
+        if asked == "caption":
+            row |= {"own": own.mean(), "own_floor": shuffled.mean()}
+        else:
+            if asked == "box":
+                found = {p: box_iou(ridge(read(p)[index].flatten(1), {"box": largest}, split["train"])["box"].clamp(0, 1), largest) for p in points}
+                at, blind, more = best_point(found, split["val"]), {"constant": box_iou(largest[split["train"]].median(0).values, target)}, {}
+            else:
+                found, at, blind = {p: f["found"] for p, f in words.items()}, layer["found"], {"commonest": commonest(truth, split["train"], picked)}
+                more = {"told": words[layer["told"]]["told"][picked].mean(), "told_layer": layer["told"]}
+            pixels = {"pixels": found["pixels"][picked]} if "pixels" in found else {}
+            row |= beside(own, found[at][picked], (blind | {"shuffled": shuffled}, blind | pixels), sources, args.seed) | {"probe_layer": at, **more}
+        row |= effect(runs, target, sources, args.seed) if "removed" in runs else {}
+    for p_value in ("gap_p", "changed_p", "lost_p"):
+        for asked, p in holm({asked: row[p_value] for asked, row in table.items() if p_value in row}).items():
+            table[asked][f"{p_value}_holm"] = p
+    shown = ("own", "own_floor", "unparsed", "probe", "probe_floor", "gap", "gap_low", "gap_high", "withheld", "changed", "changed_random", "causal")
+    headline = {f"{asked}_{k}": row[k] for asked, row in table.items() for k in shown if k in row}
+    return headline | {"removed_at": said["meta"]["point"], "options_searched": len(set(points) - {"pixels"}), "kinds": table}
+
+
+def smoke_input(args, folder):
+    """Tokens that know where their object is, and a model that says so, and no longer does without what they know."""
+    g = torch.Generator().manual_seed(args.seed)
+    corner = torch.rand(60, 2, generator=g) * 20
+    boxes = torch.cat([corner, corner + 8], 1).round()
+    ids, frames = [f"box-{i}" for i in range(60)], torch.randint(0, 256, (60, 1, 32, 32, 3), generator=g, dtype=torch.uint8)
+    items = [{"id": i, "source": i, "width": 32, "height": 32, "frames": f, "boxes": b[None], "labels": ["box"]} for i, f, b in zip(ids, frames, boxes, strict=True)]
+    write_items(folder / "data", items, {"data": "synthetic", "name": "boxes"})
+    on = tokens_of(items, (1, 6, 6))[0].view(-1, 1, 6, 6, 1).float()
+    thirds = F.one_hot(torch.tensor([where(i, "place") for i in items]), 3).flatten(1)[:, None, None, None]
+    plant_features(folder / "features", ids, {"language.0": torch.cat([torch.randn(60, 1, 6, 6, 4, generator=g) * 0.1, on, on * thirds], -1)}, folder / "data")
+    test = [i for i in items if split_of(i["source"]) == "test"]
+    says = [f"in the {word_of(i, 'place')}" for i in test]
+    save_pt(folder / "answers.pt", ANSWERS, [i["id"] for i in test], {"model": "planted", "scale": "thousandths", "size": 32, "point": "language.0"},
+            kinds=["place"] * len(test), questions=["Where is the box?"] * len(test), answers={"own": says, "removed": ["in the middle"] * len(test), "random0": says})
+    args.features, args.answers, args.out = str(folder / "features"), str(folder / "answers.pt"), args.out or str(folder / "binding.yaml")
+
+
+def get_args(argv):
+    p = parser(__doc__)
+    p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
+    p.add_argument("--data", help="the data folder (default: the one the features were made from)")
+    p.add_argument("--points", help="points with commas between (default: all in the index)")
+    p.add_argument("--directions", help="write what extract.py --ask --remove takes out of a language layer (--points: at another place), and nothing else")
+    p.add_argument("--answers", help="what extract.py --ask wrote: score it beside what can be read from the features")
+    p.add_argument("--out", help="default: binding.yaml beside --features")
+    return p.parse_args(argv)
+
+
+def main(argv=None):
+    args, started = get_args(argv), time.time()
+    if args.smoke:
+        smoke_input(args, made_up_folder())
+    if not (args.directions or args.answers):
+        refuse("explain.py needs --answers, what extract.py --ask wrote, or --directions, where to write what --ask --remove takes out")
+    index, read = load_features(args.features)
+    items, _ = load_items(args.data or index["data_path"])
+    items = join(items, index, args.features)
+    split = split_indices(items, args.features)
+    out = Path(args.directions or args.out or Path(args.features).parent / "binding.yaml")
+    check_writable(out)
+    points = args.points.split(",") if args.points else list(index["points"])
+    if unknown := [p for p in points if p not in index["points"]]:
+        refuse(f"{args.features} has no point {unknown[0]!r}; its points are {', '.join(index['points'])}")
+    points = [p for p in points if p in with_grid(index)]
+    if "boxes" not in items[0]:
+        refuse(f"{index['data_path']} has no boxes, and so nothing of which the place could be asked")
+    if args.directions:
+        return write_directions(args, items, split, read, points, index["model"])
+    result = {"stage": "binding", "model": index["model"], "weights": index["weights"], "data": index["data"], **binding(args, items, split, read, points, index["model"]),
+              "run": run_info(args, started, script="explain.py")}
+    save_yaml(out, result)
+    say(result)
+    return result
+
+
+if __name__ == "__main__":
+    main()
