@@ -72,6 +72,9 @@ $(foreach m,$(sort $(MODEL) $(COMPARED) $(VAE) $(ENCODER)),$(foreach d,$(sort $(
 results/%/probe.yaml: results/%/features/index.yaml results/%/features-random/index.yaml probe.py common.py
 	$(PY) probe.py --features results/$*/features --random results/$*/features-random --seed $(SEED) --out $@
 
+results/%/$(DATA)/probe.yaml: results/%/$(DATA)/features/index.yaml results/%/$(DATA)/features-random/index.yaml $(V)/features/index.yaml probe.py common.py
+	$(PY) probe.py --features $(@D)/features --random $(@D)/features-random $(if $(filter moving,$(DATA)),,--oracle $(V)/features) --seed $(SEED) --out $@
+
 results/%/$(DATA)/align.yaml: results/%/$(DATA)/features/index.yaml results/%/$(DATA)/features-random/index.yaml $(V)/features/index.yaml align.py common.py
 	$(PY) align.py --features $(@D)/features --random $(@D)/features-random --target $(V)/features --seed $(SEED) --out $@
 

@@ -14,6 +14,7 @@ Which probes run depends on the truth there is:
     spatial_iou     ridge from every token to the mask of its own cell (foreground: the masks, or the boxes where there are none)
     map50           DETR-style set prediction with early stopping, five seeds, two codes of a box's size, mAP@0.5 by pycocotools
     recon_*         ridge from every token to its own pixels: LPIPS, SSIM, edge F1 of that picture
+    decoder_*       the same by a trained decoder of one size for every model, at the layer of bbox_iou; its ceiling is what it makes of --oracle's latents
     direction_accuracy   (clips) ridge from pooled features to the direction of motion
 
 Points whose tokens have no place in the picture (`grid: false` in the index) are asked for the direction only.
@@ -78,6 +79,7 @@ from common import (
 PICTURE, SET_GRID = 64, 6  # pixels a side of decoded pictures; the most tokens a side that trained probes read
 COMPONENTS, TOKEN = 256, 128  # principal components of the flattened grid, of a token: what trained probes read, so that their size is the same for every layer and model
 SEEDS, STEPS, HIDDEN, QUERIES = 5, 240, 64, 4  # of the ladder
+DECODER = {"seeds": 3, "steps": 160, "hidden": 128, "grid": 8}  # of the reconstruction decoder: tokens a side are at most `grid`
 
 
 # ---------------------------------------------------------------- probes: features in, scores per item out
@@ -124,9 +126,9 @@ def components(k, values, vectors, most=COMPONENTS):
     return (x / x.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-150)).float()
 
 
-def token_components(x, train, most=TOKEN):
-    """Tokens [n,h,w,D] at no more than SET_GRID a side, standardised, [n, K, most]: their first principal components, `turned`, or padded with zeros; and that grid."""
-    h, w = (min(s, SET_GRID) for s in x.shape[1:3])
+def token_components(x, train, most=TOKEN, side=SET_GRID):
+    """Tokens [n,h,w,D] at no more than `side` a side, standardised, [n, K, most]: their first principal components, `turned`, or padded with zeros; and that grid."""
+    h, w = (min(s, side) for s in x.shape[1:3])
     x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (h, w)).permute(0, 2, 3, 1).flatten(1, 2)
     x = (x - x[train].mean((0, 1))) / x[train].flatten(0, 1).std(0).clamp(min=1e-6)
     if x.shape[-1] > most:
@@ -235,6 +237,45 @@ def probe_cells(x, masks, pictures, split):
         return soft, None
     picture = from_cells(found["picture"], h, w, 3, PICTURE).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
     return soft, picture
+
+
+def train_decoder(x, frames, split, seed=0, batch=16):
+    """Pictures uint8 [J, seeds, n, PICTURE, PICTURE, 3] that decoders of one size make of J sets of tokens x [J, n, K, r] on square grids of one side: token by
+    token, one hidden layer, squared error, early stopping; and the parameters of one."""
+    jobs, n, tokens, r = x.shape
+    side, seeds, hidden = math.isqrt(tokens), DECODER["seeds"], DECODER["hidden"]
+    fine = side * -(-PICTURE // side)
+    pictures = frames.permute(0, 3, 1, 2).float() / 255
+    cells = to_cells(F.interpolate(pictures, (fine, fine), mode="bilinear", align_corners=False, antialias=True), side, side)  # [n, K, c]
+    mean = cells[split["train"]].mean((0, 1))
+    g = torch.Generator().manual_seed(seed)
+    weights = [(torch.randn(seeds, i, o, generator=g) * i**-0.5).repeat(jobs, 1, 1, 1).requires_grad_() for i, o in ((r, hidden), (hidden, cells.shape[-1]))]
+    weights[1:1] = [torch.zeros(jobs, seeds, 1, hidden, requires_grad=True)]
+    optimizer = torch.optim.AdamW(weights, lr=3e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=DECODER["steps"])
+
+    def decode(items):
+        rows = x[:, items].flatten(1, 2)[:, None]  # [J, 1, n * K, r]
+        return ((rows @ weights[0] + weights[1]).relu() @ weights[2]).unflatten(2, (-1, tokens)) + mean
+
+    best, kept = torch.full((jobs, seeds), math.inf), [w.detach().clone() for w in weights]
+    for step in range(DECODER["steps"]):
+        pick = split["train"][torch.randperm(len(split["train"]), generator=g)[:batch]]
+        optimizer.zero_grad(set_to_none=True)
+        (decode(pick) - cells[pick]).square().mean((2, 3, 4)).sum().backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 20 == 0:
+            with torch.no_grad():
+                loss = (decode(split["val"]) - cells[split["val"]]).square().mean((2, 3, 4))
+                better = loss < best
+                best = torch.where(better, loss, best)
+                for old, new in zip(kept, weights, strict=True):
+                    old[better] = new[better]
+    weights = kept
+    with torch.no_grad():
+        out = from_cells(decode(torch.arange(n)).flatten(0, 2), side, side, 3, PICTURE)
+    return out.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).unflatten(0, (jobs, seeds, n)), sum(w[0, 0].numel() for w in weights)
 
 
 def probe_sets(jobs, grid, truth, classes, split, seed, sources):
@@ -351,7 +392,26 @@ def ladder(kernels, tokens, boxes, names, largest, split, seed, progress):
     return rows, parameters
 
 
-def space(args, items, split, read, points, read_random, progress):
+def reconstruction(jobs, frames, floors, measures, split, sources, layer, seed):
+    """{decoder_<measure>: its record} of trained decoders. jobs {own, random_init, oracle: tokens [n,h,w,D]}; floors {name: pictures of the test items}."""
+    test, found = split["test"], {}
+    tokens = {name: token_components(x, split["train"], side=DECODER["grid"]) for name, x in jobs.items()}
+    for grid in dict.fromkeys(grid for _, grid in tokens.values()):
+        same = [name for name in tokens if tokens[name][1] == grid]
+        pictures, parameters = train_decoder(torch.stack([tokens[name][0] for name in same]), frames, split, seed)
+        found |= dict(zip(same, pictures[:, :, test], strict=True))
+    floors = {name: p[None] for name, p in floors.items()} | {"shuffled_images": found["own"].roll(1, 1)} | {name: p for name, p in found.items() if name == "random_init"}
+    out = {}
+    for name, (measure, better, ceiling) in measures.items():
+        scores = {k: torch.stack([measure(run.contiguous(), frames[test]) for run in p]) for k, p in (floors | {"own": found["own"]}).items()}
+        if "oracle" in found:
+            ceiling = torch.stack([measure(run.contiguous(), frames[test]) for run in found["oracle"]]).mean().item()
+        out[f"decoder_{name}"] = criterion(scores.pop("own"), scores, sources, ceiling, better, layer=layer, seed=seed, options_searched=1, parameters=parameters,
+                                           ceiling_is="the same decoder on the oracle's latents" if "oracle" in found else "a perfect copy")
+    return out
+
+
+def space(args, items, split, read, points, read_random, read_oracle, progress):
     """All probes of still pictures. Returns (criteria, layers, decoded, tables)."""
     largest, truth, names = box_truth(items)
     masks = foreground(items, MASK)
@@ -402,6 +462,11 @@ def space(args, items, split, read, points, read_random, progress):
         scores = {name: measure(picture.contiguous(), frames[test]) for name, picture in rows.items()}
         criteria[key] = criterion(scores.pop("own"), scores, sources, ceiling, better, layer=layer, seed=args.seed, options_searched=len(trained))
     decoded["pictures"] = cells[layer]["picture"][test].clone()
+    layer = criteria["bbox_iou"]["layer"]
+    if len(set(read(layer).shape[2:4])) == 1:  # square grids
+        jobs = {"own": read(layer)[:, 0]} | ({"random_init": read_random(layer)[:, 0]} if read_random else {}) | ({"oracle": read_oracle("latents")[:, 0]} if read_oracle else {})
+        criteria |= reconstruction(jobs, frames, {name: rows[name] for name in ("mean_image", "blur")}, {lpips_name: (lpips, "lower", 0.0), "ssim": (ssim, "higher", 1.0)},
+                                   split, sources, layer, args.seed)
 
     # The set probe is trained by gradient, so it runs at the two most promising layers only, and on every floor; the better layer's floors count.
     ranked = sorted(trained, key=lambda p: -boxes[p][0][val].mean())[:2]
@@ -585,6 +650,7 @@ def get_args(argv):
     p = parser(__doc__)
     p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
     p.add_argument("--random", help="features of the same architecture with random weights (extract.py --random-init): a floor")
+    p.add_argument("--oracle", help="features of the video decoder's own autoencoder (extract.py --model tiny-vae): the ceiling of decoder_*")
     p.add_argument("--data", help="the data folder (default: the one the features were made from)")
     p.add_argument("--points", help="points with commas between (default: all in the index)")
     p.add_argument("--compare", nargs="+", metavar="DIR", help="results of this stage on the same items, the first one the reference: two or more folders")
@@ -615,6 +681,9 @@ def main(argv=None):
     random_index, read_random = load_features(args.random) if args.random else (None, None)
     if random_index and (random_index["ids"] != index["ids"] or any(p not in random_index["points"] for p in points)):
         refuse(f"{args.random} does not hold the same items and points as {args.features}; run extract.py --random-init with the same --data, --size and --points")
+    oracle_index, read_oracle = load_features(args.oracle) if args.oracle else (None, None)
+    if oracle_index and (oracle_index["ids"] != index["ids"] or "latents" not in oracle_index["points"]):
+        refuse(f"{args.oracle} does not hold the latents of the same items as {args.features}; run extract.py with an autoencoder as --model and the same --data")
 
     if "direction" in items[0]:
         from common import POOLED
@@ -628,7 +697,7 @@ def main(argv=None):
                    f"give --points with one that has, of {', '.join(p for p in with_grid(index) if p != 'pixels') or 'a folder extracted with such points'}")
         if gridless:
             print(f"left out, for their tokens have no place in the picture: {', '.join(gridless)}")
-        criteria, layers, decoded, tables = space(args, items, split, read, points, read_random, lambda it, desc: tqdm(it, desc=desc, unit="point"))
+        criteria, layers, decoded, tables = space(args, items, split, read, points, read_random, read_oracle, lambda it, desc: tqdm(it, desc=desc, unit="point"))
     else:
         refuse(f"{index['data_path']} has neither boxes nor directions; probe.py needs one of them")
 

@@ -186,3 +186,33 @@ def test_results_are_compared_item_by_item(tmp_path, refused):
     refused(lambda: probe.main(["--compare", str(tmp_path / "low")]), "--compare", "two or more")
     common.save_pt(tmp_path / "same" / "probe.pt", common.RESULT, ids[::-1], {}, sources=ids, scores={"bbox_iou": base, "spatial_iou": base})
     refused(lambda: probe.main(["--compare", str(tmp_path / "low"), str(tmp_path / "same")]), "other items")
+
+
+# ---------------------------------------------------------------- reconstruction
+
+def pictures_of(n=60, seed=0):
+    """Pictures of 8 x 8 coloured cells, and tokens that hold each cell's colour."""
+    colours = torch.rand(n, 8, 8, 3, generator=generator(seed))
+    return colours.repeat_interleave(8, 1).repeat_interleave(8, 2).mul(255).round().byte(), colours
+
+
+def test_a_decoder_of_one_size_reads_colours_that_are_there_and_none_from_noise():
+    frames, colours = pictures_of()
+    split = {"train": torch.arange(40), "val": torch.arange(40, 50), "test": torch.arange(50, 60)}
+    noise = torch.randn(60, 8, 8, 20, generator=generator(1))
+    sets = [probe.token_components(x, split["train"], side=8)[0] for x in (colours, noise)]
+    found, parameters = probe.train_decoder(torch.stack(sets), frames, split)
+    assert found.shape == (2, 3, 60, 64, 64, 3) and parameters == probe.TOKEN * 128 + 128 + 128 * 8 * 8 * 3
+    error = (found.float() - frames).abs().mean((1, 3, 4, 5))[:, split["test"]].mean(1)
+    blank = (frames[:40].float().mean(0) - frames[50:]).abs().mean()
+    assert error[0] < 0.4 * blank and 0.9 * blank < error[1] < 1.1 * blank
+
+
+def test_the_record_of_a_decoder_names_its_floors_and_its_oracle():
+    frames, colours = pictures_of()
+    split = {"train": torch.arange(40), "val": torch.arange(40, 50), "test": torch.arange(50, 60)}
+    grey = frames[:40].float().mean(0).byte().expand(10, -1, -1, -1)
+    jobs = {"own": colours + 0.1 * torch.randn(60, 8, 8, 3, generator=generator(2)), "oracle": colours, "random_init": torch.randn(60, 8, 8, 5, generator=generator(3))}
+    found = probe.reconstruction(jobs, frames, {"mean_image": grey}, {"ssim": (common.ssim, "higher", 1.0)}, split, [str(i) for i in range(10)], "merger", 0)["decoder_ssim"]
+    assert set(found["floors"]) == {"mean_image", "shuffled_images", "random_init"} and found["floors"]["random_init"] < found["score"] < found["ceiling"] < 1
+    assert found["gain_low"] > 0 and "oracle" in found["ceiling_is"] and found["parameters"] > 0
