@@ -116,7 +116,7 @@ $(R)/.set: FORCE  # changes only when SET does, so that a new threshold judges a
 gate1: $(R)/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA, then the verdict
 	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
 
-# ---- screening
+# ---- screening. The encoder that judges pictures, if it is among MODELS, stands there for the hybrid: it is probed and needs no bridge of its own.
 
 results/screen/screen.yaml: $(S:=/probe.yaml) $(addsuffix /adapt-latents.yaml,$(filter-out $(E),$(S))) verify.py common.py results/screen/.asked
 	$(PY) verify.py --screen $(S) --set "$(SET)" --seed $(SEED) --out $(@D) > /dev/null

@@ -308,8 +308,8 @@ CHECKS = {
 }
 PERMISSIVE, TOGETHER = ("Apache 2.0", "MIT"), ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "vjepa2")
 GROUNDED = ("kosmos-2", "florence-2", "florence-2-large", "grounding-dino")
-# The decision matrix for one model, reconstructed from the thresholds (the names are ours; 0.30, below which a hybrid is not worth it, is the plan's). The
-# first row that holds decides. a: the answers; near: spatial IoU's at MARGINAL.
+# The decision matrix for one model, reconstructed from the thresholds: its rows, their names and 0.30, below which a hybrid is not worth it, are ours, not
+# quoted from the plan. The first row that holds decides. a: the answers; near: spatial IoU's at MARGINAL.
 MARGINAL = 0.30
 MATRIX = (
     ("PROCEED", "every criterion passes: this model alone", lambda a, near: set(a.values()) == {"PASS"}),
@@ -477,6 +477,8 @@ def screen(args, thresholds):
     for m in models:
         m |= rows_of(m, reference, thresholds, args.changed, weights)
         m["excluded"] = excluded(m)
+        if m["kind"] != "vlm":
+            m["decision"] = m["why"] = None  # the matrix is about a model alone
     vlms = [m for m in models if m["kind"] == "vlm"]
     left_out = {name: [m["name"] for m in vlms if m["rows"][name]["score"] is None] for name in SCREEN}
     left_out = {name: who for name, who in left_out.items() if who}
@@ -505,7 +507,7 @@ def screen(args, thresholds):
         every = torch.stack([m["weighted_draws"] for m in pool])
         best = (every >= every.max(0).values - 1e-9).double()
         for rank, (m, share) in enumerate(zip(pool, (best / best.sum(0)).mean(1).tolist(), strict=True), 1):
-            m |= {"rank": rank, "first_probability": share}
+            m |= {"rank": rank, "first_probability": share if len(pool) > 1 else None}  # alone, it is first without having beaten any
         # The first was chosen by these very scores, so its difference from each of the others is held at 1 - 0.05 / (others) (Bonferroni). Speed has
         # no interval and must not decide alone: the difference has to exclude zero without it too.
         first, tail = pool[0], 0.025 / max(len(pool) - 1, 1)
@@ -531,6 +533,8 @@ def screen(args, thresholds):
     first = pool[0] if pool else None
     if passing:
         advice = f"{'a tie of ' + ', '.join([first['name'], *ties]) + ': none can be told from the first' if ties else first['name']}; {first['decision']}, {first['why']}"
+        if first["decision"] != "PROCEED" and outcome == "SUCCESS":
+            advice += f"; but {', '.join(m['name'] for m in passing if m['decision'] == 'PROCEED')} passes every criterion"
     elif outcome == "FAILURE":
         advice = f"no model alone; fallback: {fallback['way']} ({fallback['evidence']})"
     else:
@@ -563,10 +567,6 @@ def table(head, rows):
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in [head, ["---"] * len(head), *rows])
 
 
-def decision_of(m):
-    return m["decision"] if m["kind"] == "vlm" else f"as if alone: {m['decision']}"
-
-
 def standing(m):
     """A model's weighted score, rank and chance in words."""
     return f"{number(m['weighted'])}" + (f" [{m['low']:.3f}, {m['high']:.3f}]" if m["weighted"] is not None else "")
@@ -584,7 +584,7 @@ def summary(result):
     share = {k: f"{result['weights_percent'][k]:.0f}%" if k in result["weights_percent"] else "left out" for k in SCREEN}
     limit = {k: "" if row["threshold"] is None else f", {'<' if row['better'] == 'lower' else '>'} {row['threshold']:g}" for k, row in any_row.items()}
     heads = [f"{k}{'*' if any_row[k].get('stand_in') else ''} ({share[k]}{limit[k]})" for k in SCREEN]
-    rows = [[name, m["kind"], *(spoken(criteria[name][k]) for k in SCREEN), standing(m), m["rank"] or "-", number(m["first_probability"]), decision_of(m)] for name, m in models.items()]
+    rows = [[name, m["kind"], *(spoken(criteria[name][k]) for k in SCREEN), standing(m), m["rank"] or "-", number(m["first_probability"]), m["decision"] or "-"] for name, m in models.items()]
     text = f"# Phase 1 screening: {result['outcome']}\n\n{result['headline']}\n\n" + caution(result)
     text += f"{result['items']} test items of {result['sources']} sources of {result['data_name']}, decoder {result['decoder']}; intervals 95%, of resampled sources.\n\n"
     text += table(["model", "kind", *heads, "weighted score", "rank", "chance of being first", "decision"], rows) + "\n"
@@ -650,7 +650,7 @@ def show_screen(result):
         rows = result["criteria"][name]
         cells = [number(row["score"]) + (f" [{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else "") + f" {row['answer']}" for row in (rows[k] for k in ("spatial_iou", "bbox_iou", "lpips"))]
         print(f"{name:24s} {cells[0]:28s} {cells[1]:28s} {cells[2]:28s} {number(rows['speed']['score']) + ' ' + rows['speed']['answer']:12s} {number(rows['integration']['score']):7s} "
-              f"{standing(m):24s} {m['rank'] or '-':<4} {m['decision'] if m['kind'] == 'vlm' else m['kind']}")
+              f"{standing(m):24s} {m['rank'] or '-':<4} {m['decision'] or m['kind']}")
     print()
     say(result)
 
@@ -691,10 +691,11 @@ def screen_picture(result, path):
         if models[name]["weighted"] is not None and math.isfinite(models[name]["low"]):
             axis.plot([models[name]["low"], models[name]["high"]], [y, y], color="black", lw=2)
         m = models[name]
-        said = f"{number(m['weighted'])}  " + (f"rank {m['rank']}, first in {100 * m['first_probability']:.0f}%" if ranked else f"no rank ({m['kind'] if m['kind'] != 'vlm' else 'excluded'})")
+        chance = "" if m["first_probability"] is None else f", first in {100 * m['first_probability']:.0f}%"
+        said = f"{number(m['weighted'])}  " + (f"rank {m['rank']}{chance}" if ranked else f"no rank ({m['kind'] if m['kind'] != 'vlm' else 'excluded'})")
         axis.text(max(left, models[name]["high"] or 0) + 0.02, y, said, va="center", fontsize=9)
     axis.axvline(0.5, color="black", lw=1.2)
-    axis.set(title="Weighted score (0.5: meets every threshold)", xlim=(0, 1.55), xticks=[0, 0.25, 0.5, 0.75, 1])
+    axis.set(title="Weighted score (0.5: just at every threshold)", xlim=(0, 1.55), xticks=[0, 0.25, 0.5, 0.75, 1])
     axes[0].set_yticks(range(len(names)), names, fontsize=11)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     marks = [Line2D([], [], marker="o", lw=3, color=c, label=f"{a.lower()}, 95% interval") for a, c in colour.items()]

@@ -1,6 +1,9 @@
 """Screening: made-up results whose answer is known, from a clear winner to none at all, and the pages that people read."""
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from PIL import Image
 
 import common
 import verify
+from common import HERE
 
 N = 60  # test items, two of a source
 IDS = [f"item-{i:02d}" for i in range(N)]
@@ -81,7 +85,7 @@ def test_a_leak_never_wins_and_is_named(tmp_path, ask):
 
 def test_an_encoder_is_judged_and_never_chosen(tmp_path, ask):
     found = ask(made(tmp_path, "model", spatial=0.6), made(tmp_path, "encoder", spatial=0.95, bbox=0.9, kind="encoder"))
-    assert found["first"] == "model" and found["second"] is None and found["models"]["encoder"]["rank"] is None and "hybrid" in found["models"]["encoder"]["excluded"]
+    assert found["first"] == "model" and found["second"] is found["confidence"] is None and found["models"]["encoder"]["rank"] is None and "hybrid" in found["models"]["encoder"]["excluded"]
     assert found["criteria"]["encoder"]["spatial_iou"]["component"] > found["criteria"]["model"]["spatial_iou"]["component"]
 
 
@@ -193,6 +197,11 @@ def test_success_partial_success_and_failure(scores, outcome, tmp_path, ask):
     assert ask(*(made(tmp_path, f"m{k}", *s, floor=0.05) for k, s in enumerate(scores)))["outcome"] == outcome
 
 
+def test_a_first_that_needs_an_adapter_does_not_hide_one_that_passes_everything(tmp_path, ask):
+    found = ask(made(tmp_path, "a", spatial=0.95, bbox=0.3), made(tmp_path, "b", spatial=0.6, bbox=0.5))
+    assert found["first"] == "a" and "PROCEED WITH ADAPTER" in found["headline"] and found["headline"].endswith("but b passes every criterion")
+
+
 def test_weights_do_not_buy_what_the_first_criterion_denies(tmp_path, ask):
     found = ask(made(tmp_path, "boxes", spatial=0.44, bbox=0.8, lpips=0.06), made(tmp_path, "space", spatial=0.56, bbox=0.3, lpips=0.6))
     assert found["models"]["boxes"]["weighted"] > found["models"]["space"]["weighted"] and found["first"] == "space" and found["models"]["boxes"]["rank"] is None
@@ -299,6 +308,36 @@ def test_another_split_other_runs_and_old_results_are_refused(tmp_path, ask, ref
     refused(lambda: ask(a, made(tmp_path, "d")), "same split")
     monkeypatch.setattr("test_screen.IDS", [f"other-{i}" for i in range(N)])
     refused(lambda: ask(a, made(tmp_path, "e", ids=["train-0", *(f"item-{i:02d}" for i in range(N))])), "same items")
+
+
+def make(*arguments, cwd=HERE):
+    return subprocess.run(["make", *arguments, f"PY={sys.executable}"], cwd=cwd, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+
+
+def test_make_screen_asks_every_stage_once_of_every_model_and_no_bridge_of_the_judge():
+    would = make("-n", "-W", "data.py", "screen", "MODELS=qwen2.5-vl-7b llava-next dinov2-l", "DATA=photos").stdout.splitlines()
+    count = {stage: sum(f" {stage}.py " in line for line in would) for stage in ("extract", "probe", "align", "adapt", "verify")}
+    assert count == {"extract": 7, "probe": 3, "align": 2, "adapt": 2, "verify": 2}, would  # features and untrained ones of three, latents of one decoder
+    assert any("--vae ltx --judge dinov2-l" in line for line in would)
+    compared = next(line for line in would if "--screen" in line)
+    assert "--screen results/qwen2.5-vl-7b/photos results/llava-next/photos results/dinov2-l/photos" in compared
+
+
+@pytest.mark.slow
+def test_make_screen_compares_two_models_from_nothing_and_recomputes_nothing(tmp_path):
+    import data
+    for file in [*HERE.glob("*.py"), HERE / "Makefile"]:
+        shutil.copy(file, tmp_path)
+    shutil.copytree(HERE / "results" / "tiny" / "checkpoints", tmp_path / "results" / "tiny" / "checkpoints")
+    data.main(["shapes", "--n", "80", "--size", "64", "--out", str(tmp_path / "data" / "shapes")])
+    first = make("screen", "MODELS=tiny tiny-semantic", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    found = common.load_yaml(tmp_path / "results" / "screen" / "screen.yaml", "screen")
+    assert {found["first"], found["second"]} == {"tiny", "tiny-semantic"} and found["tie"] and found["instrument_check"], found["headline"]  # they differ in motion, not in place
+    assert found["headline"] in first.stdout and all(all(rows["integration"]["checks"].values()) for rows in found["criteria"].values())
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".pt", ".yaml", ".png", ".md")}
+    assert make("screen", "MODELS=tiny tiny-semantic", cwd=tmp_path).returncode == 0 and stamps == {p: p.stat().st_mtime_ns for p in stamps}
+    assert "verify.py --screen" in make("-n", "screen", "MODELS=tiny-semantic tiny", cwd=tmp_path).stdout, "the first model is the reference: another order is another comparison"
 
 
 def test_intervals_are_numbers(tmp_path, ask):
