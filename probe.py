@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from common import (
     MASK,
+    POOLED,
     RESULT,
     ap_criterion,
     ap_runs,
@@ -42,6 +43,7 @@ from common import (
     load_features,
     load_items,
     load_lpips,
+    load_pt,
     made_up_folder,
     mask_iou,
     mask_scores,
@@ -287,6 +289,14 @@ def motion(args, items, split, pooled, pooled_random, points):
     return criteria, layers, {"correct": correct[layer, view]["true"][test].clone()}
 
 
+def read_pooled(folder, points):
+    """{point: {mean, max: [n, t, D]}} of a features folder; a refusal where a value is not finite."""
+    pooled = load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"]
+    if bad := [p for p in points if not all(x.isfinite().all() for x in (pooled[p]["mean"], pooled[p]["max"]))]:
+        refuse(f"{folder}/pooled.pt holds non-finite values at {bad[0]}; extract again in bf16 or fp32, or leave the point out")
+    return pooled
+
+
 def smoke_input(args, folder):
     """Planted features: an oracle point that holds the box, and a noise point."""
     from common import plant_features, write_items
@@ -332,8 +342,7 @@ def main(argv=None):
         refuse(f"{args.random} does not hold the same items and points as {args.features}; run extract.py --random-init with the same --data, --size and --points")
 
     if "direction" in items[0]:
-        from common import POOLED, load_pt
-        pooled, pooled_random = (load_pt(Path(f) / "pooled.pt", POOLED)["pooled"] if f else None for f in (args.features, args.random))
+        pooled, pooled_random = (read_pooled(f, points) if f else None for f in (args.features, args.random))
         criteria, layers, decoded = motion(args, items, split, pooled, pooled_random, points)
     elif "boxes" in items[0]:
         gridless = [p for p in points if p not in with_grid(index)]

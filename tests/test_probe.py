@@ -200,6 +200,12 @@ def test_the_direction_is_read_from_points_without_a_grid_too(clips):
     assert found["direction_accuracy_layer"] == "queries" and found["direction_accuracy"] > 0.9
 
 
+def test_pooled_features_with_nan_are_refused(clips, capsys):
+    bad = torch.randn(N, 3, 2, 2, 8)
+    bad[3, 0, 1, 1] = float("nan")
+    assert "non-finite" in refused(capsys, "--features", plant(clips[0] / "features", {"bad": bad}, clips[0] / "data"))
+
+
 # ---------------------------------------------------------------- tokens without a place in the picture
 
 @pytest.mark.slow
