@@ -16,6 +16,7 @@ SET ?=
 POINTS ?= quarters
 MEMORY ?=
 AT ?=
+FROZEN ?= first middle
 
 # PY=python uses the environment one is in (Kaggle); otherwise .venv is made once, with the exact versions of requirements.txt.
 ifeq ($(origin PY),undefined)
@@ -38,7 +39,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
-	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
+	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
 
 # ---- set-up, once
@@ -54,6 +55,8 @@ ifneq ($(ROOT),)
 data/$(DATA)/index.yaml: | data.py $(SETUP)
 	$(PY) data.py boxes --root $(ROOT) --format $(FORMAT) $(if $(ANNOTATIONS),--annotations $(ANNOTATIONS)) --out $(@D) --seed $(SEED) --preview
 endif
+data/moving-%/index.yaml: | data.py $(SETUP)
+	$(PY) data.py moving --freeze $* --out $(@D) --seed $(SEED) --preview
 data/%/index.yaml: | data.py $(SETUP)
 	$(PY) data.py $* --out $(@D) --seed $(SEED) --preview
 
@@ -65,9 +68,13 @@ results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features/index.yaml: data/$(2)/inde
 results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features-random/index.yaml: data/$(2)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(1) --data data/$(2) --points $(3) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --random-init --out $$(@D)
 endef
-$(foreach m,$(sort $(MODEL) $(COMPARED) $(VAE) $(ENCODER)),$(foreach d,$(sort $(DATA) moving),$(eval $(call FEATURES,$(m),$(d),$(if $(filter $(m),$(MODEL) $(COMPARED)),$(POINTS),quarters)))))  # POINTS are the models' own
+$(foreach m,$(sort $(MODEL) $(COMPARED) $(VAE) $(ENCODER)),$(foreach d,$(sort $(DATA) moving $(FROZEN:%=moving-%)),$(eval $(call FEATURES,$(m),$(d),$(if $(filter $(m),$(MODEL) $(COMPARED)),$(POINTS),quarters)))))  # POINTS are the models' own
 
 # ---- stages
+
+results/%/moving/probe.yaml: results/%/moving/features/index.yaml results/%/moving/features-random/index.yaml $(foreach f,$(FROZEN),results/%/moving-$(f)/features/index.yaml) probe.py common.py
+	$(PY) probe.py --features results/$*/moving/features --random results/$*/moving/features-random \
+		$(if $(FROZEN),--frozen $(foreach f,$(FROZEN),results/$*/moving-$(f)/features)) --seed $(SEED) --out $@
 
 results/%/probe.yaml: results/%/features/index.yaml results/%/features-random/index.yaml probe.py common.py
 	$(PY) probe.py --features results/$*/features --random results/$*/features-random --seed $(SEED) --out $@

@@ -2,6 +2,7 @@
 
     python data.py shapes --out data/shapes                    500 images of coloured shapes, 224 px
     python data.py moving --out data/moving                    200 clips of 17 frames, 64 px: which way does it move?
+    python data.py moving --freeze first --out data/moving-first   the same clips showing their first (or middle) frame throughout: controls
     python data.py photos --out data/photos                    shapes on scikit-image's photographs, and crops of them
     python data.py boxes --root DIR --format voc --out data/mine   a folder of images with VOC XML, CSV or COCO JSON boxes
 
@@ -209,6 +210,13 @@ def moving(n, size, seed, frames=17):
                "turns": [[f"Which way does the {names[-1]} move?", direction]]}
 
 
+def freeze(clips, frame):
+    """The same clips, answers and all, showing their `first` or `middle` frame throughout: what is still read from them is not motion."""
+    for clip in clips:
+        length = len(clip["frames"])
+        yield clip | {k: clip[k][[0 if frame == "first" else length // 2] * length] for k in ("frames", "mask", "boxes")}
+
+
 def read_voc(root, annotations):
     """Pascal VOC: one XML per image. Yields (file name, boxes, labels) or (file, problem)."""
     for path in sorted(annotations.glob("*.xml")):
@@ -350,6 +358,7 @@ def get_args(argv):
     p.add_argument("--out", help="the folder to write (default: data/<source>)")
     p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, moving 200, photos 200, boxes all)")
     p.add_argument("--size", type=int, help="side in pixels of generated frames (default: 224; moving 64)")
+    p.add_argument("--freeze", choices=["first", "middle"], help="moving: show this frame throughout; ids, sources and answers stay (default --out: data/moving-<frame>)")
     p.add_argument("--root", help="boxes: the folder that holds the images")
     p.add_argument("--annotations", help="boxes: default ROOT/annotations (voc), ROOT/labels.csv (csv), ROOT/annotations.json (coco)")
     p.add_argument("--format", default="voc", choices=FORMATS, help="boxes (default: %(default)s)")
@@ -363,21 +372,25 @@ def main(argv=None):
     args = get_args(argv)
     if args.smoke:
         args.n = args.n or 4
-    out = Path(args.out or f"data/{args.source}")
+    out = Path(args.out or f"data/{args.source}" + (f"-{args.freeze}" if args.freeze else ""))
     if args.n is not None and args.n < 1:
         refuse(f"--n {args.n} leaves nothing to write; give 1 or more")
     if args.size is not None and args.size < 16:
         refuse(f"--size {args.size} is too small to draw in; give 16 or more")
+    if args.freeze and args.source != "moving":
+        refuse(f"--freeze {args.freeze} is about clips, and {args.source} are stills; use it with moving")
     if args.source == "boxes" and not args.root:
         refuse("--root is missing; give the folder that holds the images")
     check_writable(out / "index.yaml")
     meta = {"name": out.name, "source_kind": args.source, "data": "real" if args.source == "boxes" else "synthetic", "seed": args.seed, "skipped": 0}
+    meta |= {"freeze": args.freeze} if args.freeze else {}
     if args.source == "boxes":
         items, meta["skipped"] = boxes(args.root, args.format, args.annotations, args.classes and [c.strip() for c in args.classes.split(",")], args.n, args.skip_bad)
     else:
         n = args.n or {"shapes": 500}.get(args.source, 200)
         generate = {"shapes": shapes, "moving": moving, "photos": photos}[args.source]
-        items = tqdm(generate(n, args.size or (64 if args.source == "moving" else 224), args.seed), total=n, desc=args.source, unit="item")
+        items = generate(n, args.size or (64 if args.source == "moving" else 224), args.seed)
+        items = tqdm(freeze(items, args.freeze) if args.freeze else items, total=n, desc=args.source, unit="item")
     write_items(out, items, meta)
     items, index = load_items(out)
     if args.preview:

@@ -1,7 +1,7 @@
 """Stage 2. What space and motion does each layer still hold, for the simplest decoder that could read it?
 
     python probe.py --features results/tiny/shapes/features --random results/tiny/shapes/features-random --out results/tiny/shapes/probe.yaml
-    python probe.py --features results/tiny/moving/features --out results/tiny/moving/probe.yaml
+    python probe.py --features results/tiny/moving/features --frozen results/tiny/moving-first/features results/tiny/moving-middle/features
     python probe.py --compare results/tiny/shapes@64 results/tiny/shapes@96 --out results/tiny/shapes-resolution.yaml
 
 Reads features (extract.py) and the truth beside their pictures (data.py). Writes probe.yaml, probe.png, and probe.pt with what was decoded for the test
@@ -15,13 +15,16 @@ Which probes run depends on the truth there is:
     map50           DETR-style set prediction with early stopping, five seeds, two codes of a box's size, mAP@0.5 by pycocotools
     recon_*         ridge from every token to its own pixels: LPIPS, SSIM, edge F1 of that picture
     decoder_*       the same by a trained decoder of one size for every model, at the layer of bbox_iou; its ceiling is what it makes of --oracle's latents
-    direction_accuracy   (clips) ridge from pooled features to the direction of motion
+    direction_accuracy   (clips that move) ridge from features pooled over space to the direction of motion in the picture, eight ways
+    direction_flip       of a clip and its mirrored or reversed twin: is the second answer the flip of the first?
+    speed_r2, camera_r2  the same ridge to the speed and to the camera's own (dx, dy), pixels a frame: held-out R2
+    frozen_<frame>       the direction's probe on clips that show one frame throughout (--frozen): without motion it should know nothing
 
 Points whose tokens have no place in the picture (`grid: false` in the index) are asked for the direction only.
 The layer is chosen on val, its score comes from test, and beside every score stand the floors from the same split: a constant, the class's own
 constant, shuffled labels, another item's features, raw pixels and their principal components through the same probe, the same architecture with random
-weights (--random). Position embeddings alone are the same for every item, so no probe of them beats the constant or, token by token, the position-only mask.
-`leak` names a control that scores what it cannot know.
+weights (--random), and for clips the best probe trained on frozen ones (first_frame: what the starting position gives away). Position embeddings alone are
+the same for every item, so no probe of them beats the constant or, token by token, the position-only mask. `leak` names a control that scores what it cannot know.
 """
 import functools
 import math
@@ -34,6 +37,7 @@ from tqdm import tqdm
 
 from common import (
     MASK,
+    POOLED,
     RESULT,
     ap_criterion,
     ap_runs,
@@ -49,6 +53,8 @@ from common import (
     giou_loss,
     holm,
     join,
+    known,
+    known_too_well,
     load_features,
     load_items,
     load_lpips,
@@ -80,6 +86,8 @@ PICTURE, SET_GRID = 64, 6  # pixels a side of decoded pictures; the most tokens 
 COMPONENTS, TOKEN = 256, 128  # principal components of the flattened grid, of a token: what trained probes read, so that their size is the same for every layer and model
 SEEDS, STEPS, HIDDEN, QUERIES = 5, 240, 64, 4  # of the ladder
 DECODER = {"seeds": 3, "steps": 160, "hidden": 128, "grid": 8}  # of the reconstruction decoder: tokens a side are at most `grid`
+WAYS = {"down": (0, 1), "down left": (-1, 1), "down right": (1, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "up left": (-1, -1), "up right": (1, -1)}  # y points down
+FLIPS = {"mirrored": (-1, 1), "reversed": (-1, -1)}  # what becomes of a velocity
 
 
 # ---------------------------------------------------------------- probes: features in, scores per item out
@@ -289,25 +297,106 @@ def probe_sets(jobs, grid, truth, classes, split, seed, sources):
     return {name: {which: {key: value[k * SEEDS:(k + 1) * SEEDS] for key, value in run.items()} for which, run in runs.items()} for k, name in enumerate(jobs)}
 
 
-def one_hot(labels, names):
-    return F.one_hot(torch.tensor([names.index(n) for n in labels]), len(names)).float()
-
-
 def poolings(pooled):
     """Views of a clip [n, ...] from space-pooled features: mean over time, every time step in order, change from first to last."""
     x = pooled["mean"]
     return {"mean": x.mean(1), "time": x.flatten(1), "change": torch.cat([x[:, -1] - x[:, 0], x.mean(1)], -1), "max": pooled["max"].flatten(1)}
 
 
+def read_motion(pooled, points, targets, train, also=()):
+    """Ridge from every pooling of every point: {(point, pooling): {task: predictions [1 + also, n, c]}}, of these clips and, through the same map, of others in their place.
+
+    pooled, and each of `also`: {point: {mean, max: [n, t, D]}}; targets {task: [n, c]}.
+    """
+    found = {}
+    for point in points:
+        views = [poolings(p[point]) for p in (pooled, *also)]
+        for view in views[0]:
+            z = ridge(torch.cat([v[view] for v in views]), targets, train)
+            found[point, view] = {task: x.unflatten(0, (len(views), -1)) for task, x in z.items()}
+    return found
+
+
+def with_shuffled(targets, train, seed):
+    """{task: [n, c]} and beside each task SEEDS copies `<task>/<s>` whose training rows are exchanged, equally for all tasks."""
+    g, out = torch.Generator().manual_seed(seed), dict(targets)
+    for s in range(SEEDS):
+        order = train[torch.randperm(len(train), generator=g)]
+        out |= {f"{task}/{s}": y.index_copy(0, train, y[order]) for task, y in targets.items()}
+    return out
+
+
+def unit_ways():
+    return F.normalize(torch.tensor(list(WAYS.values())).float())  # [8, 2]
+
+
+def nearest_way(velocity):
+    """Which of WAYS lies nearest to (dx, dy): [n, 2] -> [n], -1 where nothing moves."""
+    return torch.where(velocity.norm(dim=1) > 1e-6, (velocity @ unit_ways().T).argmax(1), -1)
+
+
+def twin_pairs(items, way, pick):
+    """{kind: [m, 2]}: clips of `pick` and their mirrored or reversed twins, whose true answers differ (straight up stays up in a mirror)."""
+    original, pairs = {items[i]["source"]: i for i in pick.tolist() if items[i].get("kind") == "original"}, {}
+    for i in pick.tolist():
+        kind, first = items[i].get("kind"), original.get(items[i]["source"])
+        if kind in FLIPS and first is not None and way[i] != way[first]:
+            pairs.setdefault(kind, []).append([first, i])
+    return {kind: torch.tensor(p) for kind, p in sorted(pairs.items()) if len(p) > 1}
+
+
+def flips(answer, pairs):
+    """(own, permuted), both [m], from answers [n] among WAYS: is a pair's second answer the flip of its first, and how often is another pair's second answer
+    of the same kind. An answer that stays as it is has not flipped."""
+    own, permuted = [], []
+    for kind, pair in pairs.items():
+        table = nearest_way(unit_ways() * torch.tensor(FLIPS[kind]))
+        first, second = answer[pair].T
+        match = ((table[first][:, None] == second) & (first[:, None] != second)).float()
+        own.append(match.diagonal())
+        permuted.append((match.sum(1) - match.diagonal()) / (len(pair) - 1))
+    return torch.cat(own), torch.cat(permuted)
+
+
+def r2_shares(z, y, split):
+    """[n]: what each clip adds to R2, (its squared distance from the training mean - squared error) / mean of the former in its part of the split. z, y [n, c].
+
+    Their mean over a part is 1 - error / variance, and the training mean itself scores 0 on every clip.
+    """
+    error, spread = ((y - x).square().sum(1) for x in (z, y[split["train"]].mean(0)))
+    out = spread - error
+    for part in split.values():
+        out[part] /= spread[part].mean()
+    return out
+
+
+def terciles(name, words, x, train):
+    """{"<name> <word>": [n] bool}: x [n] cut at the terciles of the training items."""
+    low, high = x[train].quantile(torch.tensor([1 / 3, 2 / 3]))
+    return {f"{name} {word}": member for word, member in zip(words, (x <= low, (x > low) & (x <= high), x > high), strict=True)}
+
+
 def strata(items, largest, train):
     """{"size small": [n] bool, ...}: by the share of the picture that the largest box covers (terciles of the training items), the number of objects,
-    and whether any two of their boxes overlap."""
+    whether any two of their boxes overlap and, where the items tell, whether something hides more than a twentieth of the object in the largest box."""
     area = (largest[:, 2:] - largest[:, :2]).prod(1)
-    low, high = area[train].quantile(torch.tensor([1 / 3, 2 / 3]))
     number = torch.tensor([len(i["boxes"]) for i in items])
     overlap = torch.tensor([bool((box_iou(i["boxes"][:, None], i["boxes"]) - torch.eye(len(i["boxes"])) > 0).any()) for i in items])
-    return {"size small": area <= low, "size medium": (area > low) & (area <= high), "size large": area > high, "objects 1": number == 1, "objects 2": number == 2,
-            "objects 3+": number >= 3, "overlap no": (number > 1) & ~overlap, "overlap yes": overlap}
+    groups = terciles("size", ("small", "medium", "large"), area, train)
+    groups |= {"objects 1": number == 1, "objects 2": number == 2, "objects 3+": number >= 3, "overlap no": (number > 1) & ~overlap, "overlap yes": overlap}
+    if all("visible" in i for i in items):
+        hidden = torch.tensor([i["visible"][(i["boxes"][:, 2:] - i["boxes"][:, :2]).prod(1).argmax()] <= 0.95 for i in items])
+        groups |= {"occlusion none": ~hidden, "occlusion partly": hidden}
+    return groups
+
+
+def motion_strata(items, way, background, train):
+    """{"kind original": [n] bool, ...}: by twin, by camera motion (`camera turns it`: relative to the background the way is another one) and by terciles of the speed."""
+    groups = {f"kind {k}": torch.tensor([i["kind"] == k for i in items]) for k in ("original", *FLIPS)} if "kind" in items[0] else {}
+    if background is not None:
+        camera = torch.tensor([any(i["camera"]) for i in items])
+        groups |= {"camera no": ~camera, "camera yes": camera, "camera turns it": camera & (background != way)}
+    return groups | (terciles("speed", ("slow", "medium", "fast"), torch.tensor([i["speed"] for i in items]), train) if "speed" in items[0] else {})
 
 
 def by_stratum(groups, scores, floors, test, sources, seed):
@@ -382,7 +471,7 @@ def ladder(kernels, tokens, boxes, names, largest, split, seed, progress):
         same, place = [p for p in names if tokens[p][1] == grid], torch.cartesian_prod(*(torch.linspace(-1, 1, s + 2)[1:-1] for s in grid))
         z = torch.stack([tokens[p][0] for p in same])
         jobs["attentive"].append((same, torch.cat([z, place.expand(*z.shape[:2], -1, -1)], -1)))
-    parameters = {"ridge": 4 * (kernels.shape[1] if len(split["train"]) > kernels.shape[1] else len(split["train"]))}
+    parameters = {"ridge": 4 * (len(split["train"]) + 1)}  # as many as it has in its dual form, and an intercept
     for rung in progress(jobs, desc="ladder"):
         for same, z in jobs[rung]:
             found, parameters[rung] = train_rung(rung, z, targets, split, seed=seed)
@@ -511,42 +600,111 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     return criteria, layers, decoded, tables
 
 
-def motion(args, items, split, pooled, pooled_random, points):
-    """Direction of motion from space-pooled clip features, 8 ways, on the clips that move. Returns (criteria, layers, decoded)."""
+def motion_truth(items, split):
+    """(way [n], background [n], targets {task: [n, c]}): the number of the true way in the picture (-1: still); the way relative to the background, which
+    itself moves by `camera` (None where that is not told); and what a ridge is asked for, where the clips tell it and it varies in every part of the split."""
+    numbers = {"still": -1} | {name: k for k, name in enumerate(WAYS)}
+    way, background = torch.tensor([known(i["direction"], numbers, "direction") for i in items]), None
+    told = {f"{key}_r2": torch.tensor([i[key] for i in items]).float().reshape(len(items), -1) for key in ("speed", "camera") if all(key in i for i in items)}
+    if len(told) == 2:
+        background = nearest_way(unit_ways()[way] * told["speed_r2"] - told["camera_r2"])
+    varied = {task: y for task, y in told.items() if all((y[part] != y[part[0]]).any() for part in split.values())}
+    return way, background, {"direction_accuracy": F.one_hot(way.clamp(min=0), len(WAYS)).float()} | varied
+
+
+def motion_criterion(task, score, y, readers, split, sources, still=(), seed=0):
+    """(record, answers {name: [n, c]}): one task at the point and pooling that are best on val, and what the features (`own`) and their floors answer.
+
+    score(answer [n, c]) -> [n]; y [n, c]; readers {who: what read_motion returned}. The untrained network is asked at the same point and pooling; raw pixels,
+    and probes trained on frozen clips, at their own best ones. still: the frozen clips that stand behind the features' own in readers["own"].
+    """
+    def best(who, pixels=False):
+        return max((o for o in readers[who] if (o[0] == "pixels") == pixels), key=lambda o: score(readers[who][o][task][0])[split["val"]].mean())
+
+    test, own, (layer, view) = split["test"], readers["own"], best("own")
+    blind = "commonest" if task == "direction_accuracy" else "constant"
+    answers = {"own": own[layer, view][task][0], blind: y[split["train"]].mean(0).expand_as(y)}
+    answers |= {who: r[(layer, view) if who == "random_init" else best(who)][task][0] for who, r in readers.items() if who != "own"}
+    answers |= {f"frozen_{frame}": own[layer, view][task][k] for k, frame in enumerate(still, 1)}
+    answers |= {"pixels": own[best("own", pixels=True)][task][0]} if any(p == "pixels" for p, _ in own) else {}
+    floors = {name: score(z)[test] for name, z in answers.items() if name != "own"}
+    floors["shuffled"] = torch.stack([score(own[layer, view][f"{task}/{s}"][0])[test] for s in range(SEEDS)])
+    return criterion(score(answers["own"])[test], floors, sources, blind=blind, layer=layer, pooling=view, seed=seed, options_searched=sum(p != "pixels" for p, _ in own)), answers
+
+
+def motion(args, items, split, pooled, pooled_random, points, frozen=None):
+    """What moves, from space-pooled features of the clips that move. Returns (criteria, layers, decoded, tables).
+
+    frozen {"first" | "middle": pooled features of the same clips, each showing that frame throughout}. They are used twice: the probe trained on moving
+    clips answers them, which it should not be able to (frozen_<frame>), and a probe trained on them is a floor (<frame>_frame).
+    """
+    frozen = frozen or {}
     moving = torch.tensor([i["direction"] != "still" for i in items])
     split = {k: v[moving[v]] for k, v in split.items()}
-    names = sorted({i["direction"] for i in items} - {"still"})
-    truth = torch.tensor([names.index(i["direction"]) if i["direction"] != "still" else -1 for i in items])
-    y = one_hot([i["direction"] if i["direction"] != "still" else names[0] for i in items], names)
-    test, val, train = split["test"], split["val"], split["train"]
-    g = torch.Generator().manual_seed(args.seed)
-    targets = {"true": y}
-    for s in range(SEEDS):
-        wrong = y.clone()
-        wrong[train] = y[train][torch.randperm(len(train), generator=g)]
-        targets[f"shuffled{s}"] = wrong
-    correct = {}
-    for kind, source in (("", pooled), ("random:", pooled_random or {})):
-        for point in points if source else []:
-            for view, x in poolings(source[point]).items():
-                found = ridge(x, targets, train)
-                correct[kind + point, view] = {k: (z.argmax(1) == truth).float() for k, z in found.items()}
-    options = [(p, v) for p in points if p != "pixels" for v in ("mean", "time", "change", "max")]
-    layer, view = max(options, key=lambda o: correct[o]["true"][val].mean())
-    commonest = truth[train].bincount(minlength=len(names)).argmax()
-    floors = {"commonest": (truth[test] == commonest).float(), "shuffled": torch.stack([correct[layer, view][f"shuffled{s}"][test] for s in range(SEEDS)])}
-    if "pixels" in points:
-        floors["pixels"] = max((correct["pixels", v]["true"] for v in ("mean", "time", "change", "max")), key=lambda c: c[val].mean())[test]
-    if pooled_random:
-        floors["random_init"] = correct[f"random:{layer}", view]["true"][test]
+    test, train = split["test"], split["train"]
     sources = [items[i]["source"] for i in test]
-    criteria = {"direction_accuracy": criterion(correct[layer, view]["true"][test], floors, sources, blind="commonest", layer=layer, pooling=view, seed=args.seed,
-                                                options_searched=len(options))}
-    layers = {p: {f"direction_accuracy_{v}": correct[p, v]["true"][test].mean() for v in ("mean", "time", "change", "max")} for p in points}
-    p_values = {f"{p}/{v}": paired_test(correct[p, v]["true"][test], floors["commonest"], sources, seed=args.seed)["p"] for p in points for v in ("mean", "time", "change", "max")}
-    for key, p in holm(p_values).items():
-        layers[key.split("/")[0]][f"direction_accuracy_{key.split('/')[1]}_p_holm"] = p
-    return criteria, layers, {"correct": correct[layer, view]["true"][test].clone()}, {}
+    way, background, targets = motion_truth(items, split)
+    readers = {"own": read_motion(pooled, points, with_shuffled(targets, train, args.seed), train, frozen.values())}
+    readers |= {f"{frame}_frame": read_motion(x, points, targets, train) for frame, x in frozen.items()}
+    readers |= {"random_init": read_motion(pooled_random, points, targets, train)} if pooled_random else {}
+
+    def correct(z, truth=way):
+        return (z.argmax(1) == truth).float()
+
+    scores = {task: correct if task == "direction_accuracy" else lambda z, y=y: r2_shares(z, y, split) for task, y in targets.items()}
+    found = {task: motion_criterion(task, score, targets[task], readers, split, sources, frozen, args.seed) for task, score in scores.items()}
+    criteria, answers = {task: c for task, (c, _) in found.items()}, found["direction_accuracy"][1]
+    direction, commonest = criteria["direction_accuracy"], correct(answers["commonest"])[test]
+    where = {key: direction[key] for key in ("layer", "pooling", "options_searched")} | {"seed": args.seed}
+    for frame in frozen:
+        criteria[f"frozen_{frame}"] = criterion(correct(answers[f"frozen_{frame}"])[test], {"commonest": commonest}, sources, **where)
+    # The middle frame knows nothing of the direction (the first may). A tenth of the room, for by chance the commonest answer in training is rare in test.
+    if "middle" in frozen and known_too_well(criteria["frozen_middle"]["gain_low"], direction["floors"]["commonest"], 1.0):
+        direction["leak"] = direction["leak"] or "frozen_middle"
+    if pairs := twin_pairs(items, way, test):
+        flipped = {name: flips(z.argmax(1), pairs) for name, z in answers.items()}
+        criteria["direction_flip"] = criterion(flipped["own"][0], {"permuted": flipped["own"][1]} | {name: f for name, (f, _) in flipped.items() if name != "own"},
+                                               [items[i]["source"] for i in torch.cat(list(pairs.values()))[:, 0]], **where)
+
+    layers, camera = {p: {} for p in points}, test[torch.tensor([any(items[i].get("camera", ())) for i in test])]
+    p_values = holm({o: paired_test(correct(z["direction_accuracy"][0])[test], commonest, sources, seed=args.seed)["p"] for o, z in readers["own"].items()})
+    for (point, view), z in readers["own"].items():
+        row = {task: score(z[task][0])[test].mean() for task, score in scores.items()}
+        z = z["direction_accuracy"]
+        row |= {f"frozen_{frame}": correct(z[k])[test].mean() for k, frame in enumerate(frozen, 1)}
+        row |= {f"{frame}_frame": correct(readers[f"{frame}_frame"][point, view]["direction_accuracy"][0])[test].mean() for frame in frozen}
+        row |= {"direction_flip": flips(z[0].argmax(1), pairs)[0].mean()} if pairs else {}
+        if background is not None and len(camera):
+            row |= {"camera_accuracy": correct(z[0])[camera].mean(), "background_accuracy": correct(z[0], background)[camera].mean()}
+        layers[point] |= {f"{name}_{view}": x for name, x in row.items()} | {f"direction_accuracy_{view}_p_holm": p_values[point, view]}
+
+    truths = {"direction_accuracy": way} | ({"direction_accuracy_background": background} if background is not None else {})
+    own, blind = ({name: correct(answers[who], truth)[test] for name, truth in truths.items()} for who in ("own", "commonest"))
+    strata = by_stratum(motion_strata(items, way, background, train), own, blind, test, sources, args.seed)
+    return criteria, layers, {"correct": own["direction_accuracy"].clone()}, {"strata": strata}
+
+
+def read_pooled(folder, points):
+    """{point: {mean, max: [n, t, D]}} of a features folder; a refusal where a value is not finite."""
+    pooled = load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"]
+    if bad := [p for p in points if not all(x.isfinite().all() for x in (pooled[p]["mean"], pooled[p]["max"]))]:
+        refuse(f"{folder}/pooled.pt holds non-finite values at {bad[0]}; extract again in bf16 or fp32, or leave the point out")
+    return pooled
+
+
+def read_frozen(folders, features, index, points):
+    """{"first" | "middle": pooled features} of frozen clips, in the order of the index of the moving ones; a refusal unless they are the same clips seen by the same network."""
+    found = {}
+    for folder in folders:
+        other, _ = load_features(folder)
+        frame = load_yaml(Path(other["data_path"]) / "index.yaml", "data").get("freeze")
+        if frame is None:
+            refuse(f"{other['data_path']}, of which {folder} has features, holds clips that are not frozen; make them with data.py moving --freeze first or middle")
+        if (other["model"], other["weights"]) != (index["model"], index["weights"]) or any(p not in other["points"] for p in points) or set(other["ids"]) != set(index["ids"]):
+            refuse(f"{folder} does not hold the same items and points of the same network as {features}; run extract.py with the same --model, --size and --points on clips of the same --n and --seed")
+        order = [other["ids"].index(i) for i in index["ids"]]
+        found[frame] = {p: {k: x[order] for k, x in row.items()} for p, row in read_pooled(folder, points).items() if p in points}
+    return found
 
 
 # ---------------------------------------------------------------- several results side by side; the picture
@@ -651,6 +809,7 @@ def get_args(argv):
     p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
     p.add_argument("--random", help="features of the same architecture with random weights (extract.py --random-init): a floor")
     p.add_argument("--oracle", help="features of the video decoder's own autoencoder (extract.py --model tiny-vae): the ceiling of decoder_*")
+    p.add_argument("--frozen", nargs="+", default=[], help="clips: features of the same clips frozen (data.py moving --freeze): floors, and a check that motion is what is read")
     p.add_argument("--data", help="the data folder (default: the one the features were made from)")
     p.add_argument("--points", help="points with commas between (default: all in the index)")
     p.add_argument("--compare", nargs="+", metavar="DIR", help="results of this stage on the same items, the first one the reference: two or more folders")
@@ -685,10 +844,11 @@ def main(argv=None):
     if oracle_index and (oracle_index["ids"] != index["ids"] or "latents" not in oracle_index["points"]):
         refuse(f"{args.oracle} does not hold the latents of the same items as {args.features}; run extract.py with an autoencoder as --model and the same --data")
 
+    if args.frozen and "direction" not in items[0]:
+        refuse(f"--frozen is about clips, and {index['data_path']} tells of no direction; leave it out, or give --features of clips")
     if "direction" in items[0]:
-        from common import POOLED
-        pooled, pooled_random = (load_pt(Path(f) / "pooled.pt", POOLED)["pooled"] if f else None for f in (args.features, args.random))
-        criteria, layers, decoded, tables = motion(args, items, split, pooled, pooled_random, points)
+        pooled, pooled_random = (read_pooled(f, points) if f else None for f in (args.features, args.random))
+        criteria, layers, decoded, tables = motion(args, items, split, pooled, pooled_random, points, read_frozen(args.frozen, args.features, index, points))
     elif "boxes" in items[0]:
         gridless = [p for p in points if p not in with_grid(index)]
         points = [p for p in points if p not in gridless]

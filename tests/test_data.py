@@ -235,6 +235,21 @@ def test_the_first_frame_alone_says_little_about_the_direction(clips):
     assert accuracy < 0.4, accuracy
 
 
+@pytest.mark.parametrize(("frame", "t"), [("first", 0), ("middle", 8)])
+def test_frozen_clips_show_one_frame_and_keep_everything_else(tmp_path, moving_folder, frame, t):
+    data.main(["moving", "--n", "24", "--freeze", frame, "--out", str(tmp_path / "set")])
+    items, index = load_items(tmp_path / "set")
+    assert index["freeze"] == frame and "freeze" not in load_items(moving_folder)[1]
+    for item, clip in zip(items, load_items(moving_folder)[0], strict=True):
+        for k in ("frames", "mask", "boxes"):
+            assert item[k].shape == clip[k].shape and (item[k] == clip[k][t]).all()
+        assert all(item[k] == clip[k] for k in item if k not in ("frames", "mask", "boxes")) and item.keys() == clip.keys()
+
+
+def test_freezing_stills_is_refused(refused):
+    refused(lambda: data.main(["shapes", "--freeze", "first"]), "--freeze first", "moving")
+
+
 # ---------------------------------------------------------------- pictures with boxes
 
 def test_voc_csv_and_coco_give_the_same_items(tmp_path):

@@ -1,10 +1,14 @@
 """Probes on worlds whose answer is known: planted features, null first."""
+from argparse import Namespace
+
 import pytest
 import torch
 
+import data
+import extract
 import probe
 import verify
-from common import MASK, box_iou, criterion, from_cells, load_pt, load_yaml, mask_scores, plant_features, split_of, to_cells, write_items
+from common import HERE, MASK, box_iou, criterion, from_cells, load_pt, load_yaml, mask_scores, plant_features, split_of, to_cells, write_items
 
 N = 120
 IDS = [f"item-{i:03d}" for i in range(N)]
@@ -99,6 +103,11 @@ def test_strata_split_the_test_items_and_their_scores():
     assert groups["objects 1"] == [True, True, False, False] and groups["objects 2"] == [False, False, True, False] and groups["objects 3+"] == [False, False, False, True]
     assert groups["overlap yes"] == [False, False, True, False] and groups["overlap no"] == [False, False, False, True]
     assert [sum(groups[f"size {k}"][i] for k in ("small", "medium", "large")) for i in range(4)] == [1] * 4 and groups["size small"][0] and groups["size large"][2]
+    assert not any(k.startswith("occlusion") for k in groups)
+    for item, visible in zip(items, ([1.0], [0.96], [0.95, 1.0], [0.2, 0.3, 1.0]), strict=True):
+        item["visible"] = visible
+    groups = {k: v.tolist() for k, v in probe.strata(items, largest, torch.arange(4)).items()}
+    assert groups["occlusion partly"] == [False, False, True, False] and groups["occlusion none"] == [True, True, False, True]  # of the largest box's object
     member = {"even": torch.arange(40) % 2 == 0, "first": torch.arange(40) < 3}
     test = torch.arange(20, 40)
     found = probe.by_stratum(member | {"some": torch.arange(40) < 24}, {"iou": (test % 2 == 0).float()}, {"iou": torch.full((20,), 0.25)}, test, [str(i) for i in range(20)], 0)
@@ -198,6 +207,166 @@ def test_the_direction_is_read_from_points_without_a_grid_too(clips):
     dull = torch.randn(N, 3, 1, 5, 8, generator=torch.Generator().manual_seed(1))
     found = run(clips, {"dull": dull, "queries": dull + 5 * code[:, None, None, None] * torch.tensor([0.0, 0.5, 1.0])[:, None, None]}, gridless=("dull", "queries"))
     assert found["direction_accuracy_layer"] == "queries" and found["direction_accuracy"] > 0.9
+
+
+RAMP = torch.tensor([-1.0, 0.0, 1.0])[:, None]  # of a clip's three time steps
+
+
+def scenes(n=400, seed=0):
+    """Clips in twins as data.py's moving tells them, without frames: items, their split, and per clip velocity, camera, middle, start [n, 2]."""
+    g = torch.Generator().manual_seed(seed)
+    unit, items = probe.unit_ways(), []
+    velocity, middle = torch.zeros(n, 2), torch.rand(n // 2, 2, generator=g).mul(26).sub(13).repeat_interleave(2, 0)  # pixels from the centre
+    camera = torch.zeros(n, 2)
+    for i in range(0, n, 2):
+        way, speed, kind = int(torch.randint(8, (1,), generator=g)), 0.6 + 0.8 * torch.rand(1, generator=g).item(), "mirrored" if i % 4 else "reversed"
+        flip = torch.tensor(probe.FLIPS[kind])
+        velocity[i], velocity[i + 1] = unit[way] * speed, unit[way] * speed * flip
+        middle[i + 1] = middle[i] * (flip if kind == "mirrored" else 1)
+        if i % 6 == 0:
+            camera[i] = torch.randint(-1, 2, (2,), generator=g)
+            camera[i + 1] = camera[i] * flip
+        for k, name in ((i, "original"), (i + 1, kind)):
+            items.append({"id": f"clip-{k}", "source": f"scene-{i}", "kind": name, "direction": list(probe.WAYS)[probe.nearest_way(velocity[k:k + 1])], "speed": speed,
+                          "camera": camera[k].int().tolist()})
+    split = {s: torch.tensor([k for k, i in enumerate(items) if split_of(i["source"]) == s]) for s in ("train", "val", "test")}
+    return items, split, velocity, camera, middle, middle - 8 * velocity
+
+
+def watch(items, split, own, first=None, middle=None, random=None):
+    """probe.motion on features [n, 3, D] of a single point, and of the same clips frozen."""
+    pooled = [x if x is None else {"own": {"mean": x, "max": x}} for x in (own, random, first, middle)]
+    frozen = {k: x for k, x in zip(("first", "middle"), pooled[2:], strict=True) if x}
+    return probe.motion(Namespace(seed=0), items, split, *pooled[:2], ["own"], frozen)
+
+
+def code_of(velocity):
+    """[n, 2] -> [n, 8]: the nearest way as a linear probe can read it exactly."""
+    return torch.nn.functional.one_hot(probe.nearest_way(velocity).clamp(min=0), 8).float()
+
+
+def still(x):
+    """[n, D] -> the features [n, 3, D] of clips in which nothing changes."""
+    return x[:, None].expand(-1, 3, -1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_neither_tells_nor_flips_nor_leaks(seed):
+    items, split, *_ = scenes(seed=seed)
+    x = torch.randn(4, len(items), 3, 8, generator=torch.Generator().manual_seed(seed))
+    criteria, layers, _ = watch(items, split, *x)
+    assert set(criteria) == {"direction_accuracy", "direction_flip", "speed_r2", "camera_r2", "frozen_first", "frozen_middle"}
+    for name, c in criteria.items():
+        assert c["gain_low"] <= 0 and c["leak"] is None and (c["score"] < 0.3 if "r2" not in name else c["score"] < 0.1), (name, c)
+    assert min(v for k, v in layers["own"].items() if k.endswith("p_holm")) > 0.05
+
+
+def test_an_oracle_of_velocity_tells_flips_and_knows_nothing_of_frozen_clips():
+    items, split, velocity, camera, middle, start = scenes()
+    told = torch.cat([code_of(velocity), velocity.norm(dim=1, keepdim=True), camera], 1)[:, None] * RAMP
+    own, first, centre = (torch.cat([still(place), x], -1) for place, x in ((start, told), (start, 0 * told), (middle, 0 * told)))
+    criteria, layers, decoded = watch(items, split, own, first, centre)
+    c = criteria["direction_accuracy"]
+    assert c["score"] == 1 and c["leak"] is None and verify.judge(c, 0.8)["answer"] == "PASS"
+    assert c["floors"]["first_frame"] > c["floors"]["commonest"] + 0.1  # where the subject starts says something of where it goes
+    assert criteria["direction_flip"]["score"] == 1 and criteria["direction_flip"]["floors"]["permuted"] < 0.3
+    assert criteria["speed_r2"]["score"] > 0.99 and criteria["camera_r2"]["score"] > 0.99
+    assert criteria["frozen_middle"]["gain_low"] <= 0 <= criteria["frozen_middle"]["gain_high"]
+    assert layers["own"]["direction_flip_time"] == 1 and layers["own"]["direction_accuracy_mean"] < 0.5
+    for k in ("kind original", "kind mirrored", "kind reversed", "camera no", "camera yes", "speed slow", "speed medium", "speed fast"):
+        assert decoded["strata"][k]["direction_accuracy"] == 1 and decoded["strata"][k]["n"] >= 5, k
+
+
+def test_features_of_the_starting_position_alone_gain_nothing_over_the_first_frame():
+    items, split, _, _, middle, start = scenes()
+    c = watch(items, split, still(start), still(start), still(middle))[0]
+    assert c["direction_accuracy"]["score"] > c["direction_accuracy"]["floors"]["commonest"] + 0.1
+    assert c["direction_accuracy"]["score"] == c["direction_accuracy"]["floors"]["first_frame"] and c["direction_accuracy"]["leak"] is None
+    assert verify.judge(c["direction_accuracy"], 0.1)["answer"] != "PASS"  # without this floor it would
+    assert verify.judge(watch(items, split, still(start))[0]["direction_accuracy"], 0.1)["answer"] == "PASS"
+
+
+def test_an_appearance_that_gives_the_direction_away_does_not_flip_and_is_a_leak_by_name():
+    items, split, velocity, *_ = scenes()
+    colour = code_of(velocity[::2]).repeat_interleave(2, 0)  # the original's way, in both twins
+    c = watch(items, split, still(colour), still(colour), still(colour))[0]
+    assert c["direction_accuracy"]["score"] > 0.4 and c["direction_flip"]["score"] == 0 and c["direction_flip"]["gain_high"] < 0
+    assert c["direction_accuracy"]["leak"] == "frozen_middle" and c["frozen_middle"]["gain_low"] > 0
+    answer = verify.judge(c["direction_accuracy"], 0.1)
+    assert answer["answer"] == "INCONCLUSIVE" and "leak: the control 'frozen_middle'" in answer["reason"]
+
+
+def test_motion_relative_to_the_background_is_told_from_motion_in_the_picture():
+    items, split, velocity, camera, *_ = scenes()
+    for moved, kept, lost in ((velocity, "direction_accuracy", "direction_accuracy_background"), (velocity - camera, "direction_accuracy_background", "direction_accuracy")):
+        found = watch(items, split, code_of(moved)[:, None] * RAMP)[2]["strata"]["camera turns it"]
+        assert found[kept] > found[lost] + 0.5 and found[f"{kept}_low"] > found[f"{lost}_high"], found
+
+
+def test_a_flip_is_an_answer_that_changes_as_the_clip_did():
+    names = list(probe.WAYS)
+    items = [{"source": str(i // 2), "kind": ("original", "mirrored" if i < 8 else "reversed")[i % 2]} for i in range(14)]
+    said = ["left", "right", "up left", "up right", "up", "up", "down right", "down left", "up", "down", "left", "right", "down left", "up right"]
+    way = torch.tensor([names.index(d) for d in said])
+    pairs = probe.twin_pairs(items, way, torch.arange(14))
+    assert pairs["mirrored"].tolist() == [[0, 1], [2, 3], [6, 7]] and pairs["reversed"].tolist() == [[8, 9], [10, 11], [12, 13]]  # straight up stays up in a mirror
+    own, permuted = probe.flips(way, pairs)
+    assert own.tolist() == [1] * 6 and permuted.tolist() == [0] * 6
+    assert probe.flips(torch.full((14,), names.index("up")), pairs)[0].sum() == 0  # the same answer twice, even one that a mirror leaves as it is
+    reverse = probe.nearest_way(-probe.unit_ways())
+    wrong = way.clone()
+    wrong[1], wrong[7] = reverse[way[0]], reverse[way[6]]
+    assert probe.flips(wrong, pairs)[0].tolist() == [1, 1, 0, 1, 1, 1]  # left to right is both; down right must not become up left in a mirror
+    assert probe.twin_pairs(items, way, torch.tensor([0, 1, 2, 5, 8])) == {}
+
+
+def test_the_training_mean_has_r2_zero_on_every_clip_and_the_truth_one_on_average():
+    y, split = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)), {"train": torch.arange(10), "val": torch.arange(10, 20), "test": torch.arange(20, 30)}
+    assert probe.r2_shares(y[:10].mean(0).expand_as(y), y, split).abs().max() == 0
+    assert probe.r2_shares(y, y, split)[20:].mean().item() == pytest.approx(1) and probe.r2_shares(-y, y, split)[20:].mean() < 0
+
+
+@pytest.fixture(scope="module")
+def frozen_folders(tmp_path_factory):
+    """A small `moving`, as it is and frozen: data and features of the committed default, a point before and one after it has seen time."""
+    folder = tmp_path_factory.mktemp("frozen")
+    for name, more in (("moving", []), ("first", ["--freeze", "first"]), ("middle", ["--freeze", "middle"])):
+        data.main(["moving", "--n", "80", "--out", str(folder / "data" / name), *more])
+        extract.main(["--model", str(HERE / "results/tiny/checkpoints/vlm"), "--data", str(folder / "data" / name), "--points", "patch_embed,merger", "--out", str(folder / name)])
+    return folder
+
+
+@pytest.mark.slow
+def test_the_small_default_reads_motion_and_not_one_frame(frozen_folders):
+    out = frozen_folders / "probe.yaml"
+    probe.main(["--features", str(frozen_folders / "moving"), "--frozen", str(frozen_folders / "middle"), str(frozen_folders / "first"), "--out", str(out)])
+    found = load_yaml(out, "probe")
+    c = found["criteria"]["direction_accuracy"]
+    assert c["layer"] == "merger" and c["gain_low"] > 0 and {"first_frame", "middle_frame", "frozen_first", "frozen_middle"} < set(c["floors"])
+    assert found["leak"] is None and found["frozen_middle"] < found["direction_accuracy_low"] and found["direction_flip"] > found["direction_flip_floor"]
+    assert found["strata"]["kind original"]["n"] + found["strata"]["kind mirrored"]["n"] + found["strata"]["kind reversed"]["n"] == c["n"]
+    assert {"first_frame_time", "frozen_middle_time", "speed_r2_time", "camera_r2_time", "direction_flip_time"} < set(found["layers"]["merger"])
+
+
+@pytest.mark.slow
+def test_frozen_features_of_other_clips_or_of_another_network_are_refused(frozen_folders, tmp_path, capsys):
+    features = ("--features", frozen_folders / "moving", "--out", tmp_path / "probe.yaml", "--frozen")
+    assert "not frozen" in refused(capsys, *features, frozen_folders / "moving")
+    ids = load_yaml(frozen_folders / "first" / "index.yaml")["ids"]
+    planted = plant(tmp_path / "planted", {p: torch.randn(80, 3, 2, 2, 4) for p in ("pixels", "patch_embed", "merger")}, frozen_folders / "data" / "first", ids=ids)
+    assert "same network" in refused(capsys, *features, planted)
+    assert not (tmp_path / "probe.yaml").exists()
+
+
+def test_frozen_clips_beside_stills_are_refused(world, capsys):
+    folder = plant(world[0] / "features", {"a": noise(1)}, world[0] / "data")
+    assert "no direction" in refused(capsys, "--features", folder, "--frozen", folder)
+
+
+def test_pooled_features_with_nan_are_refused(clips, capsys):
+    bad = torch.randn(N, 3, 2, 2, 8)
+    bad[3, 0, 1, 1] = float("nan")
+    assert "non-finite" in refused(capsys, "--features", plant(clips[0] / "features", {"bad": bad}, clips[0] / "data"))
 
 
 # ---------------------------------------------------------------- tokens without a place in the picture
