@@ -254,7 +254,7 @@ def still(x):
 def test_noise_neither_tells_nor_flips_nor_leaks(seed):
     items, split, *_ = scenes(seed=seed)
     x = torch.randn(4, len(items), 3, 8, generator=torch.Generator().manual_seed(seed))
-    criteria, layers, _ = watch(items, split, *x)
+    criteria, layers, *_ = watch(items, split, *x)
     assert set(criteria) == {"direction_accuracy", "direction_flip", "speed_r2", "camera_r2", "frozen_first", "frozen_middle"}
     for name, c in criteria.items():
         assert c["gain_low"] <= 0 and c["leak"] is None and (c["score"] < 0.3 if "r2" not in name else c["score"] < 0.1), (name, c)
@@ -265,7 +265,7 @@ def test_an_oracle_of_velocity_tells_flips_and_knows_nothing_of_frozen_clips():
     items, split, velocity, camera, middle, start = scenes()
     told = torch.cat([code_of(velocity), velocity.norm(dim=1, keepdim=True), camera], 1)[:, None] * RAMP
     own, first, centre = (torch.cat([still(place), x], -1) for place, x in ((start, told), (start, 0 * told), (middle, 0 * told)))
-    criteria, layers, decoded = watch(items, split, own, first, centre)
+    criteria, layers, _, tables = watch(items, split, own, first, centre)
     c = criteria["direction_accuracy"]
     assert c["score"] == 1 and c["leak"] is None and verify.judge(c, 0.8)["answer"] == "PASS"
     assert c["floors"]["first_frame"] > c["floors"]["commonest"] + 0.1  # where the subject starts says something of where it goes
@@ -274,7 +274,7 @@ def test_an_oracle_of_velocity_tells_flips_and_knows_nothing_of_frozen_clips():
     assert criteria["frozen_middle"]["gain_low"] <= 0 <= criteria["frozen_middle"]["gain_high"]
     assert layers["own"]["direction_flip_time"] == 1 and layers["own"]["direction_accuracy_mean"] < 0.5
     for k in ("kind original", "kind mirrored", "kind reversed", "camera no", "camera yes", "speed slow", "speed medium", "speed fast"):
-        assert decoded["strata"][k]["direction_accuracy"] == 1 and decoded["strata"][k]["n"] >= 5, k
+        assert tables["strata"][k]["direction_accuracy"] == 1 and tables["strata"][k]["n"] >= 5, k
 
 
 def test_features_of_the_starting_position_alone_gain_nothing_over_the_first_frame():
@@ -299,7 +299,7 @@ def test_an_appearance_that_gives_the_direction_away_does_not_flip_and_is_a_leak
 def test_motion_relative_to_the_background_is_told_from_motion_in_the_picture():
     items, split, velocity, camera, *_ = scenes()
     for moved, kept, lost in ((velocity, "direction_accuracy", "direction_accuracy_background"), (velocity - camera, "direction_accuracy_background", "direction_accuracy")):
-        found = watch(items, split, code_of(moved)[:, None] * RAMP)[2]["strata"]["camera turns it"]
+        found = watch(items, split, code_of(moved)[:, None] * RAMP)[3]["strata"]["camera turns it"]
         assert found[kept] > found[lost] + 0.5 and found[f"{kept}_low"] > found[f"{lost}_high"], found
 
 
