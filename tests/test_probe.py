@@ -332,7 +332,8 @@ def frozen_folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("frozen")
     for name, more in (("moving", []), ("first", ["--freeze", "first"]), ("middle", ["--freeze", "middle"])):
         data.main(["moving", "--n", "80", "--out", str(folder / "data" / name), *more])
-        extract.main(["--model", str(HERE / "results/tiny/checkpoints/vlm"), "--data", str(folder / "data" / name), "--points", "patch_embed,merger", "--out", str(folder / name)])
+        extract.main(["--model", str(HERE / "results/tiny/checkpoints/vlm"), "--data", str(folder / "data" / name), "--size", "64", "--points", "patch_embed,merger",
+                      "--out", str(folder / name)])
     return folder
 
 
