@@ -61,6 +61,7 @@ def test_identical_copies_are_a_tie(tmp_path, ask):
 def test_timing_noise_alone_makes_no_winner_of_identical_copies(tmp_path, ask):
     found = ask(made(tmp_path, "a", seconds=0.1), made(tmp_path, "b", seconds=0.13))
     row = found["comparisons"]["b"]
+    assert "choose by cost" in (tmp_path / "out" / "final-recommendation.md").read_text()
     assert row["low"] > 0 and found["tie"], "speed has no interval: its difference looks certain and must not decide"
 
 
