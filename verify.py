@@ -627,9 +627,10 @@ def recommendation(result):
     text += "\n## What would change it\n\n"
     for name, row in result["comparisons"].items():
         if not row["told_apart"]:
-            half, gap = (row["high_without_speed"] - row["low_without_speed"]) / 2, abs(row["difference_without_speed"])
-            text += f"* {name}: " + (f"about {int(result['items'] * (half / gap) ** 2) + 1} test items would tell it from {first}, if the scores stay" if gap > half / 100
-                                     else f"no number of items that one can have tells it from {first}; choose by cost") + "\n"
+            half, gap = (row["high_without_speed"] - row["low_without_speed"]) / 2, row["difference_without_speed"]
+            words = (f"about {int(result['items'] * (half / gap) ** 2) + 1} test items would tell it from {first}, if the scores stay" if gap > half / 100
+                     else f"without speed it is no worse than {first}, which no number of items turns into a winner; choose by cost")
+            text += f"* {name}: {words}.\n"
     open_ones = [(name, k, row) for name, rows in result["criteria"].items() if models[name]["kind"] == "vlm" for k, row in rows.items() if row["answer"] not in ("PASS", None)]
     text += "".join(f"* {name}, {k} {row['answer']}: {row['reason']}" + (f" (n = {row['n_needed']} would decide)" if row.get("n_needed") else "") + "\n" for name, k, row in open_ones)
     text += "" if result["tie"] or open_ones else "* other data, or another threshold (`--set`); nothing is undecided here.\n"
