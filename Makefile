@@ -125,13 +125,13 @@ gate1: $(R)/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA
 
 # ---- screening. The encoder that judges pictures, if it is among MODELS, stands there for the hybrid: it is probed and needs no bridge of its own.
 
-results/screen/screen.yaml: $(S:=/probe.yaml) $(addsuffix /adapt-latents.yaml,$(filter-out $(E),$(S))) verify.py common.py results/screen/.asked
+results/screen/screen.yaml: $(S:=/probe.yaml) verify.py common.py results/screen/.asked
 	$(PY) verify.py --screen $(S) --set "$(SET)" --seed $(SEED) --out $(@D) > /dev/null
 
 results/screen/.asked: FORCE  # changes only when the models, the data or SET do
 	@mkdir -p $(@D); echo '$(S) $(SET)' | cmp -s - $@ || echo '$(S) $(SET)' > $@
 
-screen: results/screen/screen.yaml  ## which of MODELS? every stage for each on DATA, then the comparison: results/screen/
+screen: results/screen/screen.yaml  ## which of MODELS? features and probes of each on DATA, then the comparison: results/screen/
 	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
 
 # ---- the embedded default

@@ -4,7 +4,7 @@
         --vae tiny-vae --judge tiny-dinov2 --out results/tiny/shapes/adapt-latents.yaml
 
 Reads features and latents of the same pictures (extract.py), the recommended layer (align.py; or --point). Trains two bridges, five seeds each,
-on the train split; the better one on val is decoded by the VAE. Writes adapt-latents.yaml, adapt-latents.pt (pictures of eight test items, LPIPS of all) and
+on the train split; the better one on val is decoded by the VAE. Writes adapt-latents.yaml, adapt-latents.pt (pictures of eight test items) and
 adapter.pt (the first seed's weights and all that is needed to load them alone). Scores of the decoded test pictures:
 
     lpips, ssim, edge_f1    against the original at the decoder's resolution
@@ -327,8 +327,7 @@ def main(argv=None):
                "criteria": criteria, "bridges": {k: {"val_mse": val_loss[k], "seconds": seconds[k], "parameters": sum(p.numel() for p in v[0][0].parameters())} for k, v in trained.items()},
                "run": run_info(args, started, script="adapt.py", device=f"{device.type} ({why})", dtype=str(dtype))}
     ids = [items[i]["id"] for i in test]
-    save_pt(out.with_suffix(".pt"), RESULT, ids[:8], {"stage": "adapt"}, original=originals[test[:8]].clone(), vae=rows["vae"][:8].clone(), bridge=rows["bridge"][:8].clone(),
-            test_ids=ids, scores={lpips_name: scores[lpips_name]["bridge"]})  # [seeds, n]: by which models are paired
+    save_pt(out.with_suffix(".pt"), RESULT, ids[:8], {"stage": "adapt"}, original=originals[test[:8]].clone(), vae=rows["vae"][:8].clone(), bridge=rows["bridge"][:8].clone())
     save_pt(out.parent / "adapter.pt", "foresight.adapter.v1", [], {"bridge": bridge, "point": point, "grid": list(x.shape[1:]), "out_grid": list(y.shape[1:]), "model": index["model"],
                                                                     "decoder": vae_entry["name"]}, weights=trained[bridge][0][0].state_dict())
     save_yaml(out, result)

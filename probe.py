@@ -85,7 +85,7 @@ from common import (
 PICTURE, SET_GRID = 64, 6  # pixels a side of decoded pictures; the most tokens a side that trained probes read
 COMPONENTS, TOKEN = 256, 128  # principal components of the flattened grid, of a token: what trained probes read, so that their size is the same for every layer and model
 SEEDS, STEPS, HIDDEN, QUERIES = 5, 240, 64, 4  # of the ladder
-DECODER = {"seeds": 3, "steps": 160, "hidden": 128, "grid": 8}  # of the reconstruction decoder: tokens a side are at most `grid`
+DECODER = {"seeds": 3, "steps": 240, "hidden": 128, "grid": 8}  # of the reconstruction decoder: tokens a side are at most `grid`
 WAYS = {"down": (0, 1), "down left": (-1, 1), "down right": (1, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "up left": (-1, -1), "up right": (1, -1)}  # y points down
 FLIPS = {"mirrored": (-1, 1), "reversed": (-1, -1)}  # what becomes of a velocity
 
@@ -257,10 +257,11 @@ def train_decoder(x, frames, split, seed=0, batch=16):
     cells = to_cells(F.interpolate(pictures, (fine, fine), mode="bilinear", align_corners=False, antialias=True), side, side)  # [n, K, c]
     mean = cells[split["train"]].mean((0, 1))
     g = torch.Generator().manual_seed(seed)
-    weights = [(torch.randn(seeds, i, o, generator=g) * i**-0.5).repeat(jobs, 1, 1, 1).requires_grad_() for i, o in ((r, hidden), (hidden, cells.shape[-1]))]
+    sizes = ((r, hidden, r**-0.5), (hidden, cells.shape[-1], 0.05 * hidden**-0.5))  # close to the mean picture at the start
+    weights = [(torch.randn(seeds, i, o, generator=g) * scale).repeat(jobs, 1, 1, 1).requires_grad_() for i, o, scale in sizes]
     weights[1:1] = [torch.zeros(jobs, seeds, 1, hidden, requires_grad=True)]
-    optimizer = torch.optim.AdamW(weights, lr=3e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=DECODER["steps"])
+    optimizer = torch.optim.AdamW(weights, lr=2e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=DECODER["steps"])
 
     def decode(items):
         rows = x[:, items].flatten(1, 2)[:, None]  # [J, 1, n * K, r]
@@ -481,22 +482,23 @@ def ladder(kernels, tokens, boxes, names, largest, split, seed, progress):
     return rows, parameters
 
 
-def reconstruction(jobs, frames, floors, measures, split, sources, layer, seed):
-    """{decoder_<measure>: its record} of trained decoders. jobs {own, random_init, oracle: tokens [n,h,w,D]}; floors {name: pictures of the test items}."""
+def reconstruction(jobs, frames, others, measures, split, sources, layer, seed):
+    """{decoder_<measure>: (its record, scores [seeds, n_test])} of trained decoders. jobs {own, random_init, oracle: tokens [n,h,w,D]}; others {mean_image, blur:
+    pictures of the test items}. Blur, one colour a token, and the untrained network are controls, no floors: a copy is what is asked for, and both are near one."""
     test, found = split["test"], {}
     tokens = {name: token_components(x, split["train"], side=DECODER["grid"]) for name, x in jobs.items()}
     for grid in dict.fromkeys(grid for _, grid in tokens.values()):
         same = [name for name in tokens if tokens[name][1] == grid]
         pictures, parameters = train_decoder(torch.stack([tokens[name][0] for name in same]), frames, split, seed)
         found |= dict(zip(same, pictures[:, :, test], strict=True))
-    floors = {name: p[None] for name, p in floors.items()} | {"shuffled_images": found["own"].roll(1, 1)} | {name: p for name, p in found.items() if name == "random_init"}
+    found |= {name: p[None] for name, p in others.items()} | {"shuffled_images": found["own"].roll(1, 1)}
     out = {}
     for name, (measure, better, ceiling) in measures.items():
-        scores = {k: torch.stack([measure(run.contiguous(), frames[test]) for run in p]) for k, p in (floors | {"own": found["own"]}).items()}
-        if "oracle" in found:
-            ceiling = torch.stack([measure(run.contiguous(), frames[test]) for run in found["oracle"]]).mean().item()
-        out[f"decoder_{name}"] = criterion(scores.pop("own"), scores, sources, ceiling, better, layer=layer, seed=seed, options_searched=1, parameters=parameters,
-                                           ceiling_is="the same decoder on the oracle's latents" if "oracle" in found else "a perfect copy")
+        scores = {k: torch.stack([measure(run.contiguous(), frames[test]) for run in p]) for k, p in found.items()}
+        record = criterion(scores["own"], {k: scores[k] for k in ("mean_image", "shuffled_images")}, sources, scores["oracle"].mean().item() if "oracle" in scores else ceiling, better,
+                           layer=layer, seed=seed, options_searched=1, parameters=parameters, controls={k: scores[k].mean() for k in ("blur", "random_init") if k in scores},
+                           ceiling_is="the same decoder on the oracle's latents" if "oracle" in scores else "a perfect copy")
+        out[f"decoder_{name}"] = record, scores["own"]
     return out
 
 
@@ -554,8 +556,10 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     layer = criteria["bbox_iou"]["layer"]
     if len(set(read(layer).shape[2:4])) == 1:  # square grids
         jobs = {"own": read(layer)[:, 0]} | ({"random_init": read_random(layer)[:, 0]} if read_random else {}) | ({"oracle": read_oracle("latents")[:, 0]} if read_oracle else {})
-        criteria |= reconstruction(jobs, frames, {name: rows[name] for name in ("mean_image", "blur")}, {lpips_name: (lpips, "lower", 0.0), "ssim": (ssim, "higher", 1.0)},
-                                   split, sources, layer, args.seed)
+        made = reconstruction(jobs, frames, {name: rows[name] for name in ("mean_image", "blur")}, {lpips_name: (lpips, "lower", 0.0), "ssim": (ssim, "higher", 1.0)},
+                              split, sources, layer, args.seed)
+        criteria |= {name: record for name, (record, _) in made.items()}
+        decoded["scores"] = {f"decoder_{lpips_name}": made[f"decoder_{lpips_name}"][1]}
 
     # The set probe is trained by gradient, so it runs at the two most promising layers only, and on every floor; the better layer's floors count.
     ranked = sorted(trained, key=lambda p: -boxes[p][0][val].mean())[:2]
@@ -586,7 +590,8 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     at = {task: criteria[task]["layer"] for task in floor}
     tables = {"strata": by_stratum(strata(items, largest, train), {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]},
                                    floor, test, sources, args.seed)}
-    decoded |= {"sources": sources, "scores": {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]}}  # by which models are paired
+    decoded["scores"] = {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]} | decoded.get("scores", {})  # by which models are paired
+    decoded["sources"] = sources
     for p in points:
         layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = bootstrap(boxes[p][0][test], sources, seed=args.seed)[1:]
 
@@ -862,7 +867,7 @@ def main(argv=None):
         refuse(f"{index['data_path']} has neither boxes nor directions; probe.py needs one of them")
 
     result = {"stage": "probe", "model": index["model"], "weights": index["weights"], "data": index["data"], "data_name": data["name"], "items": len(items),
-              **{k: len(v) for k, v in split.items()}}
+              **{k: len(v) for k, v in split.items()}} | ({"oracle": oracle_index["model"]} if oracle_index else {})
     for name, c in criteria.items():
         result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_layer": c["layer"]}
     leaks = [f"{c['leak']} on {name}" for name, c in criteria.items() if c["leak"]]

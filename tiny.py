@@ -567,11 +567,10 @@ def train_cousin(name, args, device, folder, save):
     """The tower and projector first, by what their tokens can tell; then the whole model, by questions of name and place."""
     images = pool(args.shapes, 96)
     processor, model, grid, see, norm = COUSINS[name](q for i in images[0][1] for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"])
-    if not isinstance(model, CogVLM2):
-        model.set_attn_implementation("eager")  # sdpa's gradient is slow on a CPU
     model = model.to(device)
-    train(f"{name}-tower", Looking(model, see, len(NAMES) + 6).to(device), telling_loss(images[0], norm, device, grid), args.steps or 4000, 1e-3, args.seed, folder)
-    losses = train(name, Schooling(model).to(device), vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid), args.steps or 1500, 1e-3, args.seed, folder)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the fused kernel's gradient is slow on a CPU
+        train(f"{name}-tower", Looking(model, see, len(NAMES) + 6).to(device), telling_loss(images[0], norm, device, grid), args.steps or 4000, 1e-3, args.seed, folder)
+        losses = train(name, Schooling(model).to(device), vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid), args.steps or 1500, 1e-3, args.seed, folder)
     model, processor = save(model, processor)
     return losses, vlm_quality(model, processor, images[1])
 

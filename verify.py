@@ -294,7 +294,7 @@ SELECTION = "evaluation plan, E-P4.7"
 SCREEN = {
     "spatial_iou": {"weight": 40, "threshold": 0.50, "from": "probe"},
     "bbox_iou": {"weight": 20, "threshold": 0.40, "from": "probe"},
-    "lpips": {"weight": 15, "threshold": 0.40, "from": "adapt", "better": "lower"},
+    "lpips": {"weight": 15, "threshold": 0.40, "from": "probe", "better": "lower"},  # of the decoder that has one size for all models
     "speed": {"weight": 15, "threshold": 3.0, "from": "time", "better": "lower"},  # seconds per item, over those of REFERENCE or else of the first VLM given
     "integration": {"weight": 10, "threshold": None, "from": "facts"},  # the share of CHECKS that hold
 }
@@ -349,29 +349,18 @@ def measured(folder):
     name, given = probe["model"], str(index.get("run", {}).get("arguments", {}).get("model") or "")
     entry = MODELS.get(name) or (find_model(given) if Path(given, "config.json").is_file() else {})
     kind = "hybrid" if "+" in name else entry.get("kind") or ("vlm" if any(p.startswith("language.") for p in index["points"]) else "encoder")
-    stages = [("probe", "probe", probe)]
-    if kind == "vlm" or (folder / "adapt-latents.yaml").is_file():  # what only stands beside a model in a hybrid need not drive the decoder
-        stages.append(("adapt-latents", "adapt", load_yaml(folder / "adapt-latents.yaml", "adapt")))
-    for stem, what in (("features/index", index), *((stem, found) for stem, _, found in stages)):
-        if what["model"] != name:
-            refuse(f"{folder}/{stem}.yaml is about model {what['model']!r}, probe.yaml about {name!r}; give results that belong together")
-    scores, criteria, every, tested = {}, {}, {}, []
-    for stem, stage, result in stages:
-        found = load_pt(folder / f"{stem}.pt", RESULT)
-        if "scores" not in found:
-            refuse(f"{folder}/{stem}.pt has no scores of single items, by which models are compared; run {stage}.py again, on pictures with boxes")
-        tested.append(found["ids" if stage == "probe" else "test_ids"])
-        every |= result["criteria"]
-        for key, x in found["scores"].items():
-            scores[key], criteria[key] = x.double().reshape(-1, len(tested[-1])).mean(0), result["criteria"][key]  # mean over seeds
-            if abs(scores[key].mean().item() - criteria[key]["score"]) > 1e-3:
-                refuse(f"{folder}: {key} is {scores[key].mean():.3f} in {stem}.pt and {criteria[key]['score']:.3f} in {stem}.yaml, which are of different runs; run {stage}.py again")
-        if stage == "probe":
-            sources = found["sources"]
-    if any(ids != tested[0] for ids in tested):
-        refuse(f"{folder}: probe.py and adapt.py tested different items; run both again on the same features")
-    return {"name": name, "folder": str(folder), "kind": kind, "weights": probe["weights"], "data": probe["data"], "data_name": probe["data_name"], "ids": index["ids"], "test": tested[0],
-            "sources": sources, "scores": scores, "criteria": criteria, "all": every, "decoder": stages[-1][2].get("decoder"), "seconds": index["seconds_per_item"],
+    if index["model"] != name:
+        refuse(f"{folder}/features/index.yaml is about model {index['model']!r}, probe.yaml about {name!r}; give results that belong together")
+    found, scores, criteria = load_pt(folder / "probe.pt", RESULT), {}, {}
+    if "scores" not in found:
+        refuse(f"{folder}/probe.pt has no scores of single items, by which models are compared; run probe.py again, on pictures with boxes")
+    for key, x in found["scores"].items():
+        short = key.removeprefix("decoder_")
+        scores[short], criteria[short] = x.double().reshape(-1, len(found["ids"])).mean(0), probe["criteria"][key]  # mean over seeds
+        if abs(scores[short].mean().item() - criteria[short]["score"]) > 1e-3:
+            refuse(f"{folder}: {key} is {scores[short].mean():.3f} in probe.pt and {criteria[short]['score']:.3f} in probe.yaml, which are of different runs; run probe.py again")
+    return {"name": name, "folder": str(folder), "kind": kind, "weights": probe["weights"], "data": probe["data"], "data_name": probe["data_name"], "ids": index["ids"], "test": found["ids"],
+            "sources": found["sources"], "scores": scores, "criteria": criteria, "all": probe["criteria"], "decoder": probe.get("oracle"), "seconds": index["seconds_per_item"],
             "checks": integration(index, entry)}
 
 
@@ -383,7 +372,7 @@ def together(models):
     if first["kind"] != "vlm":
         refuse(f"--screen is given no model of vision and language among {', '.join(names)}; add one")
     for m in models:
-        what = next((k for k in ("data_name", "data", "decoder") if m[k] != first[k] and m[k]), None)
+        what = next((k for k in ("data_name", "data", "decoder") if m[k] != first[k]), None)
         if names.count(m["name"]) > 1:
             refuse(f"--screen is given {m['name']!r} more than once; give every model once")
         if what:
@@ -391,7 +380,7 @@ def together(models):
         if set(m["ids"]) != set(first["ids"]) or set(m["test"]) != set(first["test"]) or dict(zip(m["test"], m["sources"], strict=True)) != dict(zip(first["test"], first["sources"], strict=True)):
             refuse(f"{m['folder']} and {first['folder']} do not hold the same items in the same split; run the stages of both on the same data folder")
         if set(m["scores"]) - set(first["scores"]):
-            refuse(f"{m['folder']} has {', '.join(m['scores'])}, {first['folder']} {', '.join(first['scores'])}; run adapt.py of both with, or both without, the published LPIPS backbone")
+            refuse(f"{m['folder']} has {', '.join(m['scores'])}, {first['folder']} {', '.join(first['scores'])}; run probe.py of both with, or both without, the published LPIPS backbone")
         order = [m["test"].index(i) for i in first["test"]]
         m["scores"] = {name: x[order] for name, x in m["scores"].items()}
     return first
@@ -731,7 +720,8 @@ def smoke_input(args, folder):
               "skill": 0.9, "layer": "vision.0", "floors": {"constant": 0.1}}
     low = record | {"score": 0.1, "low": 0.05, "high": 0.15, "floor": 0.9, "ceiling": 0.0}
     of = {stage: {n: low if n == "lpips" else record for n, r in GATE1.items() if r["from"] == stage} for stage in ("probe", "adapt", "align", "motion")}
-    save_yaml(folder / "probe.yaml", {"stage": "probe", **head, "bbox_iou_layer": "vision.0", "criteria": of["probe"], "layers": {"vision.0": {"bbox_iou": 0.9, "spatial_iou": 0.9}}})
+    save_yaml(folder / "probe.yaml", {"stage": "probe", **head, "bbox_iou_layer": "vision.0", "oracle": "vae", "criteria": of["probe"] | {"decoder_lpips": low},
+                                       "layers": {"vision.0": {"bbox_iou": 0.9, "spatial_iou": 0.9}}})
     save_yaml(folder / "align.yaml", {"stage": "align", **head, "target": "vae", "criteria": of["align"], "layers": {"vision.0": {n: record for n in of["align"]}}})
     save_yaml(folder / "adapt-latents.yaml", {"stage": "adapt", **head, "decoder": "vae", "decoder_weights": "random", "criteria": of["adapt"]})
     save_yaml(folder / "motion" / "probe.yaml", {"stage": "probe", **head, "criteria": of["motion"]})
@@ -740,9 +730,8 @@ def smoke_input(args, folder):
     save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "model": "made-up", "data_path": str(folder / "data"), "seconds_per_item": 0.1, "ids": ids,
                                                    "points": {"vision.0": {}, "language.0": {}}})
     box, score = torch.tensor([[0.1, 0.1, 0.6, 0.6]]).repeat(8, 1), torch.linspace(0.85, 0.95, 8)
-    save_pt(folder / "probe.pt", RESULT, ids, {}, boxes=box, true_boxes=box, sources=ids, scores={"bbox_iou": score, "spatial_iou": score})
-    save_pt(folder / "adapt-latents.pt", RESULT, ids, {}, **{k: torch.zeros(8, 16, 16, 3, dtype=torch.uint8) for k in ("original", "vae", "bridge")}, test_ids=ids,
-            scores={"lpips": 1 - score})
+    save_pt(folder / "probe.pt", RESULT, ids, {}, boxes=box, true_boxes=box, sources=ids, scores={"bbox_iou": score, "spatial_iou": score, "decoder_lpips": 1 - score})
+    save_pt(folder / "adapt-latents.pt", RESULT, ids, {}, **{k: torch.zeros(8, 16, 16, 3, dtype=torch.uint8) for k in ("original", "vae", "bridge")})
     args.results, args.motion, args.encoder, args.out = str(folder), str(folder / "motion"), None, args.out or str(folder / "gate1.yaml")
 
 
@@ -751,7 +740,7 @@ def second_model(folder):
     import shutil
     other = folder / "other"
     shutil.copytree(folder, other, ignore=shutil.ignore_patterns("other"))
-    for path in (other / "probe.yaml", other / "adapt-latents.yaml", other / "features" / "index.yaml"):
+    for path in (other / "probe.yaml", other / "features" / "index.yaml"):
         save_yaml(path, load_yaml(path) | {"model": "made-up-too"})
     return str(other)
 

@@ -30,12 +30,11 @@ def made(root, name, spatial=0.8, bbox=0.7, lpips=0.2, seconds=0.1, noise=0.05, 
         criteria[key] = common.criterion(scores[key], floors, SOURCES, ceiling=0.05 if lower else 1.0, better="lower" if lower else "higher", layer="vision.0")
         criteria[key]["leak"] = leak if key == "spatial_iou" else None
     head = {"model": name, "data_name": "noise", "weights": "random", "data": "synthetic"}
-    common.save_yaml(folder / "probe.yaml", {"stage": "probe", **head, "criteria": {k: c for k, c in criteria.items() if k != lpips_name}})
-    common.save_yaml(folder / "adapt-latents.yaml", {"stage": "adapt", **head, "decoder": "vae", "criteria": {lpips_name: criteria[lpips_name]}})
+    decoder = {lpips_name: f"decoder_{lpips_name}"}
+    common.save_yaml(folder / "probe.yaml", {"stage": "probe", **head, "oracle": "vae", "criteria": {decoder.get(k, k): c for k, c in criteria.items()}})
     points = {"vision.0": {}} | ({"language.0": {}} if kind == "vlm" else {})
     common.save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "model": name, "seconds_per_item": seconds, "ids": ["train-0", *IDS], "points": points} | index)
-    common.save_pt(folder / "probe.pt", common.RESULT, IDS, {}, sources=SOURCES, scores={k: x for k, x in scores.items() if k != lpips_name})
-    common.save_pt(folder / "adapt-latents.pt", common.RESULT, IDS[:8], {}, test_ids=IDS, scores={lpips_name: scores[lpips_name][None].repeat(5, 1)})
+    common.save_pt(folder / "probe.pt", common.RESULT, IDS, {}, sources=SOURCES, scores={decoder.get(k, k): x[None].repeat(3, 1) if k == lpips_name else x for k, x in scores.items()})
     return str(folder)
 
 
@@ -90,16 +89,6 @@ def test_an_encoder_is_judged_and_never_chosen(tmp_path, ask):
     assert found["criteria"]["encoder"]["spatial_iou"]["component"] > found["criteria"]["model"]["spatial_iou"]["component"]
 
 
-def test_an_encoder_needs_no_bridge_and_a_vlm_does(tmp_path, ask, refused):
-    folders = [made(tmp_path, "encoder", kind="encoder"), made(tmp_path, "model")]
-    for name in ("adapt-latents.yaml", "adapt-latents.pt"):
-        (tmp_path / "encoder" / name).unlink()
-    found = ask(*folders)
-    assert found["first"] == "model" and found["criteria"]["encoder"]["lpips"]["score"] is None and found["left_out"] == {} and found["decoder"] == "vae"
-    (tmp_path / "model" / "adapt-latents.yaml").unlink()
-    refused(lambda: ask(*folders), "adapt-latents.yaml", "does not exist")
-
-
 # ---------------------------------------------------------------- a winner
 
 def test_a_clear_winner_wins_with_its_confidence(tmp_path, ask):
@@ -116,9 +105,7 @@ def test_models_are_paired_on_items_whatever_their_order(tmp_path, ask):
     pt = tmp_path / "b" / "probe.pt"
     content = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in common.load_pt(pt, common.RESULT).items()}
     back = list(range(N))[::-1]
-    common.save_pt(pt, common.RESULT, [IDS[i] for i in back], {}, sources=[SOURCES[i] for i in back], scores={k: x[back] for k, x in content["scores"].items()})
-    other = common.load_pt(tmp_path / "b" / "adapt-latents.pt", common.RESULT)
-    common.save_pt(tmp_path / "b" / "adapt-latents.pt", common.RESULT, IDS[:8], {}, test_ids=[IDS[i] for i in back], scores={"lpips": other["scores"]["lpips"][:, back].clone()})
+    common.save_pt(pt, common.RESULT, [IDS[i] for i in back], {}, sources=[SOURCES[i] for i in back], scores={k: x[..., back].clone() for k, x in content["scores"].items()})
     found = ask(*folders)
     row = found["comparisons"]["b"]
     assert not found["tie"] and row["high"] - row["low"] < 1e-5, "a constant difference on every item is certain, though items differ by far more"
@@ -287,10 +274,10 @@ def test_folders_that_do_not_belong_together_are_refused(tmp_path, ask, refused)
     c = made(tmp_path, "c", ids=["train-1", *IDS])
     refused(lambda: ask(a, c), "same items")
     d = made(tmp_path, "d")
-    change(tmp_path / "d" / "adapt-latents.yaml", model="another")  # a VLM's own bridge
+    change(tmp_path / "d" / "features" / "index.yaml", model="another")
     refused(lambda: ask(a, d), "another", "'d'")
     g = made(tmp_path, "g")
-    change(tmp_path / "g" / "adapt-latents.yaml", decoder="ltx")
+    change(tmp_path / "g" / "probe.yaml", oracle="ltx")
     refused(lambda: ask(a, g), "ltx", "decoder")
     refused(lambda: ask(a, made(tmp_path, "h", lpips_name="lpips_random_backbone")), "backbone")
     assert not (tmp_path / "out" / "screen.yaml").exists()
@@ -315,11 +302,11 @@ def make(*arguments, cwd=HERE):
     return subprocess.run(["make", *arguments, f"PY={sys.executable}"], cwd=cwd, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
-def test_make_screen_asks_every_stage_once_of_every_model_and_no_bridge_of_the_judge():
+def test_make_screen_asks_features_and_probes_once_of_every_model():
     would = make("-n", "-W", "data.py", "screen", "MODELS=qwen2.5-vl-7b llava-next dinov2-l", "DATA=photos").stdout.splitlines()
     count = {stage: sum(f" {stage}.py " in line for line in would) for stage in ("extract", "probe", "align", "adapt", "verify")}
-    assert count == {"extract": 7, "probe": 3, "align": 2, "adapt": 2, "verify": 2}, would  # features and untrained ones of three, latents of one decoder
-    assert any("--vae ltx --judge dinov2-l" in line for line in would)
+    assert count == {"extract": 7, "probe": 3, "align": 0, "adapt": 0, "verify": 2}, would  # features and untrained ones of three, latents of one decoder
+    assert any("--oracle results/ltx/photos/features" in line for line in would)
     compared = next(line for line in would if "--screen" in line)
     assert "--screen results/qwen2.5-vl-7b/photos results/llava-next/photos results/dinov2-l/photos" in compared
 
