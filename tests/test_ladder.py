@@ -213,7 +213,8 @@ def test_the_record_of_a_decoder_names_its_floors_its_controls_and_its_oracle():
     split = {"train": torch.arange(40), "val": torch.arange(40, 50), "test": torch.arange(50, 60)}
     grey = frames[:40].float().mean(0).byte().expand(10, -1, -1, -1)
     jobs = {"own": colours + 0.1 * torch.randn(60, 8, 8, 3, generator=generator(2)), "oracle": colours, "random_init": torch.randn(60, 8, 8, 5, generator=generator(3))}
-    record, scores = probe.reconstruction(jobs, frames, {"mean_image": grey, "blur": frames[50:]}, {"ssim": (common.ssim, "higher", 1.0)}, split, [str(i) for i in range(10)], "merger", 0)["decoder_ssim"]
+    sources = [str(i) for i in range(10)]
+    record, scores = probe.reconstruction(jobs, frames, {"mean_image": grey, "blur": frames[50:]}, {"ssim": (common.ssim, "higher", 1.0)}, split, sources, "merger", 0)["decoder_ssim"]
     assert set(record["floors"]) == {"mean_image", "shuffled_images"} and scores.shape == (3, 10) and record["score"] == pytest.approx(scores.mean().item())
     assert record["controls"]["random_init"] < record["score"] < record["ceiling"] < record["controls"]["blur"] == 1  # blur is the picture itself here
     assert record["gain_low"] > 0 and "oracle" in record["ceiling_is"] and record["parameters"] > 0
