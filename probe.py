@@ -193,17 +193,37 @@ def box_loss(boxes, truth):
     return 5 * (boxes - truth).abs().sum(-1) + 2 * giou_loss(boxes, truth)
 
 
+def fit(weights, loss_of, split, steps, lr, batch, generator):
+    """Minimise loss_of(items) [*runs] over weights {name: [*runs, ...]} in place, each run kept where its validation loss was lowest: AdamW, one cycle.
+    Runs share no weight, so each gets its own gradient."""
+    for w in weights.values():
+        w.requires_grad_()
+    optimizer = torch.optim.AdamW(weights.values(), weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    best, kept = torch.tensor(math.inf), {k: w.detach().clone() for k, w in weights.items()}
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        loss_of(split["train"][torch.randperm(len(split["train"]), generator=generator)[:batch]]).sum().backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 20 == 0 or step + 1 == steps:
+            with torch.no_grad():
+                loss = loss_of(split["val"])
+                better = loss < best
+                best = torch.where(better, loss, best)
+                for k, w in weights.items():
+                    kept[k][better] = w[better]
+    weights |= kept
+
+
 def train_rung(rung, x, targets, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, only=None):
-    """Boxes [L, T, seeds, n, 4] of one rung on L layers x [L, n, ...] and T kinds of labels [T, n, 4], all trained at once, each kept where its validation loss
-    was lowest; and the parameters of one. only: one seed of them."""
+    """Boxes [L, T, seeds, n, 4] of one rung on L layers x [L, n, ...] and T kinds of labels [T, n, 4], all trained at once, with early stopping; and the
+    parameters of one. only: one seed of them."""
     forward, shapes = RUNGS[rung]
     g, shapes = torch.Generator().manual_seed(seed), shapes(x.shape[-1])
     start = {k: torch.zeros(seeds, *shape) if k.endswith("bias") else torch.randn(seeds, *shape, generator=g) * shape[0] ** -0.5 for k, shape in shapes.items()}
     start, seeds = (start, seeds) if only is None else ({k: w[only:only + 1] for k, w in start.items()}, 1)
-    groups = len(targets) * seeds
-    weights = {k: w.repeat(len(x), len(targets), 1, 1).requires_grad_() for k, w in start.items()}  # the same start for every layer and kind of labels
-    optimizer = torch.optim.AdamW(weights.values(), lr=5e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+    weights = {k: w.repeat(len(x), len(targets), 1, 1) for k, w in start.items()}  # the same start for every layer and kind of labels
     labels = targets.repeat_interleave(seeds, 0)  # [G, n, 4]
 
     def boxes(items):
@@ -211,23 +231,8 @@ def train_rung(rung, x, targets, split, seeds=SEEDS, steps=STEPS, batch=100, see
         centre, size = code[..., :2].sigmoid(), (code[..., 2:] - 1).sigmoid()
         return torch.cat([centre - size / 2, centre + size / 2], -1)
 
-    best, kept = torch.full((len(x), groups), math.inf), {k: w.detach().clone() for k, w in weights.items()}
-    for step in range(steps):
-        pick = split["train"][torch.randperm(len(split["train"]), generator=g)[:batch]]
-        optimizer.zero_grad(set_to_none=True)
-        box_loss(boxes(pick), labels[:, pick]).mean(-1).sum().backward()  # groups share no weight, so each gets its own gradient
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 20 == 0 or step + 1 == steps:
-            with torch.no_grad():
-                loss = box_loss(boxes(split["val"]), labels[:, split["val"]]).mean(-1)
-                better = loss < best
-                best = torch.where(better, loss, best)
-                for k, w in weights.items():
-                    kept[k][better] = w[better]
-    weights = kept
-    with torch.no_grad():
-        return boxes(slice(None)).clamp(0, 1).unflatten(1, (len(targets), seeds)), sum(math.prod(shape) for shape in shapes.values())
+    fit(weights, lambda items: box_loss(boxes(items), labels[:, items]).mean(-1), split, steps, 1e-2, batch, g)
+    return boxes(slice(None)).clamp(0, 1).unflatten(1, (len(targets), seeds)), sum(math.prod(shape) for shape in shapes.values())
 
 
 def probe_cells(x, masks, pictures, split):
@@ -251,40 +256,20 @@ def train_decoder(x, frames, split, seed=0, batch=16):
     """Pictures uint8 [J, seeds, n, PICTURE, PICTURE, 3] that decoders of one size make of J sets of tokens x [J, n, K, r] on square grids of one side: token by
     token, one hidden layer, squared error, early stopping; and the parameters of one."""
     jobs, n, tokens, r = x.shape
-    side, seeds, hidden = math.isqrt(tokens), DECODER["seeds"], DECODER["hidden"]
+    side, seeds, hidden, g = math.isqrt(tokens), DECODER["seeds"], DECODER["hidden"], torch.Generator().manual_seed(seed)
     fine = side * -(-PICTURE // side)
-    pictures = frames.permute(0, 3, 1, 2).float() / 255
-    cells = to_cells(F.interpolate(pictures, (fine, fine), mode="bilinear", align_corners=False, antialias=True), side, side)  # [n, K, c]
+    cells = to_cells(F.interpolate(frames.permute(0, 3, 1, 2).float() / 255, (fine, fine), mode="bilinear", align_corners=False, antialias=True), side, side)  # [n, K, c]
     mean = cells[split["train"]].mean((0, 1))
-    g = torch.Generator().manual_seed(seed)
-    sizes = ((r, hidden, r**-0.5), (hidden, cells.shape[-1], 0.05 * hidden**-0.5))  # close to the mean picture at the start
-    weights = [(torch.randn(seeds, i, o, generator=g) * scale).repeat(jobs, 1, 1, 1).requires_grad_() for i, o, scale in sizes]
-    weights[1:1] = [torch.zeros(jobs, seeds, 1, hidden, requires_grad=True)]
-    optimizer = torch.optim.AdamW(weights, lr=2e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=DECODER["steps"])
+    sizes = {"in": (r, hidden, r**-0.5), "out": (hidden, cells.shape[-1], 0.05 * hidden**-0.5)}  # close to the mean picture at the start
+    weights = {name: (torch.randn(seeds, i, o, generator=g) * scale).repeat(jobs, 1, 1, 1) for name, (i, o, scale) in sizes.items()} | {"bias": torch.zeros(jobs, seeds, 1, hidden)}
 
     def decode(items):
         rows = x[:, items].flatten(1, 2)[:, None]  # [J, 1, n * K, r]
-        return ((rows @ weights[0] + weights[1]).relu() @ weights[2]).unflatten(2, (-1, tokens)) + mean
+        return ((rows @ weights["in"] + weights["bias"]).relu() @ weights["out"]).unflatten(2, (-1, tokens)) + mean
 
-    best, kept = torch.full((jobs, seeds), math.inf), [w.detach().clone() for w in weights]
-    for step in range(DECODER["steps"]):
-        pick = split["train"][torch.randperm(len(split["train"]), generator=g)[:batch]]
-        optimizer.zero_grad(set_to_none=True)
-        (decode(pick) - cells[pick]).square().mean((2, 3, 4)).sum().backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 20 == 0:
-            with torch.no_grad():
-                loss = (decode(split["val"]) - cells[split["val"]]).square().mean((2, 3, 4))
-                better = loss < best
-                best = torch.where(better, loss, best)
-                for old, new in zip(kept, weights, strict=True):
-                    old[better] = new[better]
-    weights = kept
-    with torch.no_grad():
-        out = from_cells(decode(torch.arange(n)).flatten(0, 2), side, side, 3, PICTURE)
-    return out.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).unflatten(0, (jobs, seeds, n)), sum(w[0, 0].numel() for w in weights)
+    fit(weights, lambda items: (decode(items) - cells[items]).square().mean((2, 3, 4)), split, DECODER["steps"], 4e-3, batch, g)
+    out = from_cells(decode(torch.arange(n)).flatten(0, 2), side, side, 3, PICTURE)
+    return out.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).unflatten(0, (jobs, seeds, n)), sum(w[0, 0].numel() for w in weights.values())
 
 
 def probe_sets(jobs, grid, truth, classes, split, seed, sources):

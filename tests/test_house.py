@@ -10,7 +10,7 @@ import yaml
 
 from common import HERE
 
-STAGES = ["data", "extract", "probe", "align", "adapt", "verify"]
+STAGES = ["data", "extract", "probe", "align", "adapt", "verify", "explain"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
 
 
@@ -40,7 +40,7 @@ def test_no_stage_imports_another(stage):
     assert not names & ({*STAGES, "tiny"} - {stage})
 
 
-@pytest.mark.parametrize("stage", ["probe", "align", "verify"])
+@pytest.mark.parametrize("stage", ["probe", "align", "verify", "explain"])
 def test_stages_that_only_read_tensors_do_not_import_the_heavy_libraries(stage):
     done = run(sys.executable, "-c", f"import sys, {stage}; print([m for m in ('transformers', 'diffusers', 'matplotlib', 'torchvision', 'skimage', 'scipy') if m in sys.modules])")
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
@@ -92,7 +92,8 @@ def test_gate1_runs_from_nothing_then_recomputes_nothing_and_an_edited_probe_rer
     assert len(run("grep", "-r", "^bbox_iou:", "results/", cwd=tmp_path).stdout.splitlines()) >= 2
 
     probe = yaml.safe_load((tmp_path / "results/tiny/shapes/probe.yaml").read_text())["criteria"]["bbox_iou"]
-    assert probe["gain_low"] > 0 and set(probe["floors"]) == {"constant", "shuffled", "pixels", "random_init"}, "the token grid must clear every floor"
+    assert set(probe["floors"]) == {"constant", "class_constant", "shuffled", "shuffled_images", "pixels", "pixel_pca", "random_init"}
+    assert probe["gain_low"] > 0, "the token grid must clear every floor"
     strict = run(*make, "STRICT=1", "SET=bbox_iou=0.99", cwd=tmp_path)
     assert strict.returncode == 2 and "bbox_iou" in strict.stdout  # Make turns the script's 3 into its own 2
 
