@@ -398,12 +398,13 @@ def internvl(model, processor):
     before, behind = around_picture(processor, processor.image_token) if processor else ([config.text_config.bos_token_id], [])
     if processor:
         before, behind = [*before, processor.start_image_token_id], [processor.end_image_token_id, *behind]
+    own = processor and processor.image_processor
+    mean, std = (own.image_mean, own.image_std) if own else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def inputs(frames):
         one_size(frames, side)
         ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(frames.shape[0] * frames.shape[1], -1)
-        pixels = normalised(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "frames": frames.shape[1]}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": normalised(frames, mean, std), "frames": frames.shape[1]}
 
     def without_first(x, batch):
         return pictures(x[:, 1:], batch)

@@ -469,7 +469,7 @@ def vlm_quality(model, processor, images, clips=None):
 
 WIDTH = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
 COGVLM2_CHAT = "Question: {} Answer:"
-CLIP, IMAGENET = (IMAGE_MEAN, IMAGE_STD), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = IMAGE_MEAN, IMAGE_STD  # by which all three standardise pictures
 
 
 def llama(tokenizer):
@@ -502,7 +502,7 @@ def internvl2(texts):
     vision = {**WIDTH, "image_size": [96, 96], "patch_size": [8, 8], "attention_bias": True, "initializer_range": 0.06, "layer_scale_init_value": 1.0}
     model = InternVLForConditionalGeneration(InternVLConfig(
         vision_config=vision, text_config=llama(tokenizer), image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"), tie_word_embeddings=True))
-    return processor, model, 6, lambda pixels: model.model.get_image_features(pixels).pooler_output, IMAGENET
+    return processor, model, 6, lambda pixels: model.model.get_image_features(pixels).pooler_output, CLIP
 
 
 def cogvlm2(texts):

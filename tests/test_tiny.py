@@ -26,6 +26,13 @@ def test_the_place_model_answers_where_and_which_way_above_its_floor():
     assert found["semantic_place"] == 0 == found["semantic_direction"]  # never asked, so it does not even use the words
 
 
+@pytest.mark.parametrize("model", tiny.COUSINS)
+def test_the_other_families_name_and_place_far_above_their_floors(model):
+    found = summary()
+    assert found[f"{model}_naming"] > 0.7 > 10 * found[f"{model}_naming_floor"] and found[f"{model}_place"] > 0.8 > 3 * found[f"{model}_place_floor"]
+    assert sum(f.stat().st_size for f in (CHECKPOINTS / model).iterdir()) < 4e6
+
+
 def test_the_autoencoder_is_not_the_blank_frame():
     found = summary()
     for kind in ("image", "clip9", "clip17"):
@@ -52,6 +59,19 @@ def test_the_committed_vlm_reads_fresh_pictures_as_its_yaml_says(tmp_path):
     assert sum(named) / len(named) > 0.9
     shuffled = [n in s for i, s in zip(items, said[1:] + said[:1], strict=True) for n in i["names"]]
     assert sum(shuffled) / len(shuffled) < 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", tiny.COUSINS)
+def test_the_other_families_place_fresh_pictures(model, tmp_path):
+    data.main(["shapes", "--n", "60", "--seed", "77", "--out", str(tmp_path / "shapes")])
+    items, _ = common.load_items(tmp_path / "shapes")
+    network, processor = common.load_vlm(common.find_model(f"tiny-{model}"))
+    asked = [next(t for t in i["turns"] if t[0].startswith("Where is")) for i in items]
+    frames = torch.stack([common.frames_of(i, 96) for i in items])
+    said = tiny.ask(network, processor, frames, [q for q, _ in asked])
+    assert np.mean([a == t for a, (_, t) in zip(said, asked, strict=True)]) > 0.7
+    assert np.mean([a == t for a, (_, t) in zip(said[1:] + said[:1], asked, strict=True)]) < 0.4  # another picture's answer
 
 
 @pytest.mark.slow
@@ -132,6 +152,22 @@ def test_a_training_that_was_interrupted_ends_where_an_uninterrupted_one_does(po
     a, b = (torch.load(tmp_path / k / "training" / "dinov2.pt", weights_only=True) for k in ("whole", "broken"))
     assert a["losses"] == b["losses"] and len(a["losses"]) == 8
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+
+
+@pytest.mark.parametrize("name", tiny.COUSINS)
+def test_only_the_answers_carry_loss_in_every_family_and_only_the_pictures_own_rows_tell(name):
+    processor, model, grid, see, norm = tiny.COUSINS[name](["What is in the picture?", "Where is the red circle?", "a red circle", "top left", "user\n", "assistant\n"])
+    tokenizer, frames = getattr(processor, "tokenizer", processor), torch.zeros(2, 1, 96, 96, 3, dtype=torch.uint8)
+    batch, labels = tiny.lesson(model, processor, frames, [[("What is in the picture?", "a red circle"), ("Where is the red circle?", "top left")], [("Where is the red circle?", "top left")]])
+    said = [tokenizer.decode(ids[row != -100]).replace(" ", "") for ids, row in zip(batch["input_ids"], labels, strict=True)]
+    assert said == ["aredcircle<|im_end|>topleft<|im_end|>", "topleft<|im_end|>"]
+    rows = tiny.picture_rows(model, batch, grid * grid)
+    assert rows.sum(1).tolist() == [grid * grid] * 2 and see(tiny.normalised(frames, *norm)).shape == (2, grid * grid, 128)
+    seen = {}
+    model.model.get_submodule("layers.0" if name == "cogvlm2" else "language_model.layers.0").register_forward_hook(lambda module, args, out: seen.update(x=args[0] if args else None))
+    with torch.no_grad():
+        model(**batch)
+        torch.testing.assert_close(seen["x"][rows].view(2, grid * grid, -1), see(tiny.normalised(frames, *norm)), atol=1e-4, rtol=1e-4)
 
 
 def test_only_the_answers_carry_loss():
