@@ -55,8 +55,8 @@ ifneq ($(ROOT),)
 data/$(DATA)/index.yaml: | data.py $(SETUP)
 	$(PY) data.py boxes --root $(ROOT) --format $(FORMAT) $(if $(ANNOTATIONS),--annotations $(ANNOTATIONS)) --out $(@D) --seed $(SEED) --preview
 endif
-data/moving-%/index.yaml: | data.py $(SETUP)
-	$(PY) data.py moving --freeze $* --out $(@D) --seed $(SEED) --preview
+data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
+	$(PY) data.py moving --freeze $* --clips $(<D) --out $(@D) --seed $(SEED) --preview
 data/%/index.yaml: | data.py $(SETUP)
 	$(PY) data.py $* --out $(@D) --seed $(SEED) --preview
 
@@ -90,7 +90,7 @@ results/%/$(DATA)/adapt-latents.yaml: results/%/$(DATA)/align.yaml adapt.py comm
 
 # ---- what resolution does (tiles of LLaVA-NeXT: a SIZES entry of twice or three times the tower's own)
 
-SIZES ?= $(if $(filter tiny%,$(MODEL)),64 96 144 192,224 336 448)
+SIZES ?= $(if $(filter tiny%,$(MODEL)),64 96 144,224 336 448)
 
 $(R)@%/features/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(MODEL) --data data/$(DATA) --points $(POINTS) --size $* $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $(@D)

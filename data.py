@@ -2,7 +2,7 @@
 
     python data.py shapes --out data/shapes                    500 images of coloured shapes, 224 px
     python data.py moving --out data/moving                    200 clips of 17 frames, 64 px: which way does it move?
-    python data.py moving --freeze first --out data/moving-first   the same clips showing their first (or middle) frame throughout: controls
+    python data.py moving --freeze first --clips data/moving --out data/moving-first   the same clips showing their first (or middle) frame throughout
     python data.py photos --out data/photos                    shapes on scikit-image's photographs, and crops of them
     python data.py boxes --root DIR --format voc --out data/mine   a folder of images with VOC XML, CSV or COCO JSON boxes
 
@@ -214,7 +214,7 @@ def freeze(clips, frame):
     """The same clips, answers and all, showing their `first` or `middle` frame throughout: what is still read from them is not motion."""
     for clip in clips:
         length = len(clip["frames"])
-        yield clip | {k: clip[k][[0 if frame == "first" else length // 2] * length] for k in ("frames", "mask", "boxes")}
+        yield clip | {k: clip[k][[0 if frame == "first" else length // 2] * length] for k in ("frames", "mask", "boxes") if k in clip}
 
 
 def read_voc(root, annotations):
@@ -359,6 +359,7 @@ def get_args(argv):
     p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, moving 200, photos 200, boxes all)")
     p.add_argument("--size", type=int, help="side in pixels of generated frames (default: 224; moving 64)")
     p.add_argument("--freeze", choices=["first", "middle"], help="moving: show this frame throughout; ids, sources and answers stay (default --out: data/moving-<frame>)")
+    p.add_argument("--clips", help="with --freeze: a data folder whose clips to freeze (default: those that --n, --size and --seed generate)")
     p.add_argument("--root", help="boxes: the folder that holds the images")
     p.add_argument("--annotations", help="boxes: default ROOT/annotations (voc), ROOT/labels.csv (csv), ROOT/annotations.json (coco)")
     p.add_argument("--format", default="voc", choices=FORMATS, help="boxes (default: %(default)s)")
@@ -379,6 +380,8 @@ def main(argv=None):
         refuse(f"--size {args.size} is too small to draw in; give 16 or more")
     if args.freeze and args.source != "moving":
         refuse(f"--freeze {args.freeze} is about clips, and {args.source} are stills; use it with moving")
+    if args.clips and not args.freeze:
+        refuse(f"--clips {args.clips} goes with --freeze first or middle; leave it out")
     if args.source == "boxes" and not args.root:
         refuse("--root is missing; give the folder that holds the images")
     check_writable(out / "index.yaml")
@@ -389,8 +392,14 @@ def main(argv=None):
     else:
         n = args.n or {"shapes": 500}.get(args.source, 200)
         generate = {"shapes": shapes, "moving": moving, "photos": photos}[args.source]
-        items = generate(n, args.size or (64 if args.source == "moving" else 224), args.seed)
-        items = tqdm(freeze(items, args.freeze) if args.freeze else items, total=n, desc=args.source, unit="item")
+        if args.clips:
+            items, index = load_items(args.clips)
+            meta |= {"data": index["data"], "seed": index.get("seed")}
+            if len(items[0].get("frames", ())) < 2:
+                refuse(f"{args.clips} holds no clips; give --clips a data folder of clips")
+        else:
+            items = generate(n, args.size or (64 if args.source == "moving" else 224), args.seed)
+        items = tqdm(freeze(items, args.freeze) if args.freeze else items, total=len(items) if args.clips else n, desc=args.source, unit="item")
     write_items(out, items, meta)
     items, index = load_items(out)
     if args.preview:

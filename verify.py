@@ -577,7 +577,7 @@ def summary(result):
     text = f"# Phase 1 screening: {result['outcome']}\n\n{result['headline']}\n\n" + caution(result)
     text += f"{result['items']} test items of {result['sources']} sources of {result['data_name']}, decoder {result['decoder']}; intervals 95%, of resampled sources.\n\n"
     text += table(["model", "kind", *heads, "weighted score", "rank", "chance of being first", "decision"], rows) + "\n"
-    text += "* LPIPS has no published backbone here: skill between the mean image (0) and the VAE (1).\n" * stood_in
+    text += "* LPIPS has no published backbone here: skill between the mean image (0) and what the same decoder makes of the autoencoder's own latents (1).\n" * stood_in
     text += f"* Speed is seconds per item over those of {result['speed_reference']}: two medians of one run each, without an interval.\n"
     text += "".join(f"* {k} is left out of the weighted score of all, for it is unknown of {', '.join(who)}; the other weights make up 100%.\n" for k, who in result["left_out"].items())
     text += "".join(f"* {name} has no rank: {m['excluded']}.\n" for name, m in models.items() if m["excluded"])
@@ -668,8 +668,8 @@ def screen_picture(result, path):
                 axis.plot([row["floor"]] * 2, [y - 0.3, y + 0.3], color="black", lw=1.2, ls=":")
             axis.plot(row["score"], y, "o", ms=8, color=colour[row["answer"]])
         axis.axvline(criteria[names[0]][key]["threshold"], color="black", lw=1.2)
-        axis.set(title="LPIPS by a stand-in: skill\n0 mean image, 1 the autoencoder" if stood_in else words)
-        axis.set_xlim(*((0, 1) if key != "speed" else (0, None)))
+        axis.set(title="LPIPS by a stand-in: skill\n0 mean image, 1 the autoencoder's latents" if stood_in else words)
+        axis.set_xlim(*((0, 1.05) if key != "speed" else (0, None)))
         axis.grid(axis="x", color="0.9")
     axis = axes[-1]
     for y, name in enumerate(names):

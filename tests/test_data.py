@@ -235,9 +235,10 @@ def test_the_first_frame_alone_says_little_about_the_direction(clips):
     assert accuracy < 0.4, accuracy
 
 
+@pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize(("frame", "t"), [("first", 0), ("middle", 8)])
-def test_frozen_clips_show_one_frame_and_keep_everything_else(tmp_path, moving_folder, frame, t):
-    data.main(["moving", "--n", "24", "--freeze", frame, "--out", str(tmp_path / "set")])
+def test_frozen_clips_show_one_frame_and_keep_everything_else(tmp_path, moving_folder, frame, t, given):
+    data.main(["moving", *(["--clips", str(moving_folder)] if given else ["--n", "24"]), "--freeze", frame, "--out", str(tmp_path / "set")])
     items, index = load_items(tmp_path / "set")
     assert index["freeze"] == frame and "freeze" not in load_items(moving_folder)[1]
     for item, clip in zip(items, load_items(moving_folder)[0], strict=True):
@@ -248,6 +249,11 @@ def test_frozen_clips_show_one_frame_and_keep_everything_else(tmp_path, moving_f
 
 def test_freezing_stills_is_refused(refused):
     refused(lambda: data.main(["shapes", "--freeze", "first"]), "--freeze first", "moving")
+
+
+def test_clips_to_freeze_must_be_clips(refused, shapes_folder, moving_folder, tmp_path):
+    refused(lambda: data.main(["moving", "--clips", str(moving_folder), "--out", str(tmp_path / "a")]), "--clips", "--freeze")
+    refused(lambda: data.main(["moving", "--freeze", "first", "--clips", str(shapes_folder), "--out", str(tmp_path / "a")]), str(shapes_folder), "no clips")
 
 
 # ---------------------------------------------------------------- pictures with boxes
