@@ -1021,9 +1021,9 @@ PENALTIES = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eig
 def spectrum(kernels, train):
     """What ridge regression needs to know of L feature matrices: (kernel [L, n, m] centred on the m items `train`, eigenvalues [L, m], eigenvectors [L, m, m]).
 
-    kernels [L, n, >= n columns of train]: inner products of all items with all items, of any centring. fp64 throughout; one batched `eigh`.
+    kernels: inner products of all items with all items [L, n, n], or with those of `train` alone [L, n, m < n], of any centring. fp64; one batched `eigh`.
     """
-    k = kernels[..., train].double()
+    k = (kernels[..., train] if kernels.shape[1] == kernels.shape[2] else kernels).double()
     rows, columns = k.mean(2, keepdim=True), k[:, train].mean(1, keepdim=True)
     k = k - rows - columns + columns.mean(2, keepdim=True)
     values, vectors = torch.linalg.eigh(k[:, train])
@@ -1059,7 +1059,8 @@ def solve_ridge(k, values, vectors, targets, train):
 def ridge(x, targets, train):
     """Dual ridge with an unpenalised intercept, one Gram matrix and one `eigh` for all tasks and penalties. x [n, d] fp32 -> {task: predictions [n, c]}."""
     x = x - x[train].mean(0)
-    return {task: found[0] for task, (found, _) in solve_ridge(*spectrum((x @ x.T)[None], train), targets, train).items()}
+    kernel = x @ (x[train] if len(train) < len(x) else x).T
+    return {task: found[0] for task, (found, _) in solve_ridge(*spectrum(kernel[None], train), targets, train).items()}
 
 
 def token_ridge(x, targets, train, val):

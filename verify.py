@@ -668,7 +668,7 @@ def screen_picture(result, path):
                 axis.plot([row["floor"]] * 2, [y - 0.3, y + 0.3], color="black", lw=1.2, ls=":")
             axis.plot(row["score"], y, "o", ms=8, color=colour[row["answer"]])
         axis.axvline(criteria[names[0]][key]["threshold"], color="black", lw=1.2)
-        axis.set(title="LPIPS by a stand-in: skill\n0 mean image, 1 the autoencoder's latents" if stood_in else words)
+        axis.set(title="LPIPS by a stand-in: skill\n0 mean image, 1 VAE latents" if stood_in else words)
         axis.set_xlim(*((0, 1.05) if key != "speed" else (0, None)))
         axis.grid(axis="x", color="0.9")
     axis = axes[-1]
