@@ -1040,19 +1040,17 @@ def solve_ridge(k, values, vectors, targets, train):
     y = y[train] - mean
     coordinates = vectors.mT @ y  # [L, m, C]
     scale = values.mean(1).clamp(min=1e-300)
-    errors = []
-    for penalty in PENALTIES[:, None].to(scale.device) * scale:
-        shrink = values / (values + penalty[:, None])
-        hat = 1 / len(train) + vectors.square() @ shrink[..., None]
-        residual = (y - vectors @ (shrink[..., None] * coordinates)) / (1 - hat).clamp(min=1e-9)
-        errors.append(residual.square().mean(1))
-    errors, out, first = torch.stack(errors), {}, 0  # [penalties, L, C]
+    penalties = PENALTIES.to(scale.device) * scale[:, None]  # [L, P]
+    shrink = values[..., None] / (values[..., None] + penalties[:, None])  # [L, m, P]
+    hat = 1 / len(train) + vectors.square() @ shrink
+    fitted = vectors @ (shrink[..., None] * coordinates[:, :, None]).flatten(2)  # all penalties in one product
+    residual = (y[:, None] - fitted.unflatten(2, (len(PENALTIES), -1))) / (1 - hat).clamp(min=1e-9)[..., None]
+    errors, out, first = residual.square().mean(1), {}, 0  # [L, P, C]
     for task, t in targets.items():
         part = slice(first, first := first + t.shape[1])
-        best = errors[..., part].mean(2).argmin(0)  # [L]
-        penalty = PENALTIES.to(best.device)[best] * scale
-        found = k @ (vectors @ (coordinates[..., part] / (values + penalty[:, None])[..., None])) + mean[part]
-        out[task] = found.float(), errors[best, torch.arange(len(best)), part]
+        every, best = torch.arange(len(k)), errors[..., part].mean(2).argmin(1)  # [L]
+        found = k @ (vectors @ (coordinates[..., part] / (values + penalties[every, best][:, None])[..., None])) + mean[part]
+        out[task] = found.float(), errors[every, best, part]
     return out
 
 
@@ -1377,19 +1375,24 @@ def ssim(a, b):
     return torch.tensor([structural_similarity(x.numpy(), y.numpy(), channel_axis=-1) for x, y in zip(a, b, strict=True)], dtype=torch.float64)
 
 
-def edge_f1(a, b, radius=2.0, sigma=1.5):
-    """F1 of Canny edges (scikit-image), matched one to one within `radius` pixels: uint8 [n,H,W,3] (predicted, true) -> [n].
+def edges(pictures, sigma=1.5):
+    """Canny edges (scikit-image) of uint8 [n,H,W,3]: bool [n,H,W]."""
+    from skimage.color import rgb2gray
+    from skimage.feature import canny
+    return torch.from_numpy(np.stack([canny(rgb2gray(x.numpy()), sigma=sigma) for x in pictures]))
 
-    One-to-one, so that a thick blur of edges earns nothing (Martin, Fowlkes & Malik 2004). Two pictures without edges agree (1).
+
+def match_edges(a, b, radius=2.0):
+    """F1 of edge maps (predicted, true), bool [n,H,W] -> [n], matched one to one within `radius` pixels.
+
+    One-to-one, so that a thick blur of edges earns nothing (Martin, Fowlkes & Malik 2004). Two maps without edges agree (1).
     """
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import maximum_bipartite_matching
     from scipy.spatial import cKDTree
-    from skimage.color import rgb2gray
-    from skimage.feature import canny
     out = []
     for x, y in zip(a, b, strict=True):
-        p, q = (np.argwhere(canny(rgb2gray(i.numpy()), sigma=sigma)) for i in (x, y))
+        p, q = np.argwhere(x.numpy()), np.argwhere(y.numpy())
         if len(p) == 0 or len(q) == 0:
             out.append(float(len(p) == len(q)))
             continue
@@ -1399,6 +1402,11 @@ def edge_f1(a, b, radius=2.0, sigma=1.5):
         hits = (maximum_bipartite_matching(csr_matrix((np.ones(len(rows)), (rows, columns)), (len(q), len(p)))) >= 0).sum()
         out.append(2 * hits / (len(p) + len(q)))
     return torch.tensor(out, dtype=torch.float64)
+
+
+def edge_f1(a, b):
+    """`match_edges` of the Canny edges of pictures: uint8 [n,H,W,3] (predicted, true) -> [n]."""
+    return match_edges(edges(a), edges(b))
 
 
 def load_lpips(device="cpu"):

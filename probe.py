@@ -12,6 +12,7 @@ Which probes run depends on the truth there is:
     ladder          the same box by probes of declared size, five seeds, on true and on shuffled labels: ridge, MLPs of one and two hidden layers, attentive pooling
     mdl_*           bits an item that the boxes cost when they are sent one block after another, each coded by the ridge on the blocks before (online code)
     spatial_iou     ridge from every token to the mask of its own cell (foreground: the masks, or the boxes where there are none)
+    edge_probe_f1   the same ridge to the Canny edges of the picture in that cell, thinned; F1 of edges matched one to one within 2 px
     map50           DETR-style set prediction with early stopping, five seeds, two codes of a box's size, mAP@0.5 by pycocotools
     recon_*         ridge from every token to its own pixels: LPIPS, SSIM, edge F1 of that picture
     decoder_*       the same by a trained decoder of one size for every model, at the layer of bbox_iou; its ceiling is what it makes of --oracle's latents
@@ -31,6 +32,7 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -47,6 +49,7 @@ from common import (
     check_writable,
     criterion,
     edge_f1,
+    edges,
     foreground,
     frames_of,
     from_cells,
@@ -63,6 +66,7 @@ from common import (
     made_up_folder,
     mask_iou,
     mask_scores,
+    match_edges,
     paired_test,
     parser,
     plain,
@@ -235,21 +239,37 @@ def train_rung(rung, x, targets, split, seeds=SEEDS, steps=STEPS, batch=100, see
     return boxes(slice(None)).clamp(0, 1).unflatten(1, (len(targets), seeds)), sum(math.prod(shape) for shape in shapes.values())
 
 
-def probe_cells(x, masks, pictures, split):
-    """Token-wise ridge to masks and pixels. x [n,h,w,D] -> soft masks [n,MASK,MASK], pictures uint8 [n,PICTURE,PICTURE,3] (None where `pictures` is)."""
-    n, h, w, _ = x.shape
+def probe_cells(x, maps, split):
+    """Token-wise ridge to what lies in each token's own cell. x [n,h,w,D]; maps {name: [n,c,S,S]} -> {name: the same, as the tokens tell it}."""
+    h, w = x.shape[1:3]
     targets = {}
-    for name, maps, side in (("mask", masks[:, None], MASK), ("picture", pictures, PICTURE)):
-        if maps is None:
-            continue
-        s = max(-(-side // h), 1)
-        targets[name] = to_cells(F.interpolate(maps, (h * s, w * s), mode="bilinear", align_corners=False, antialias=True), h, w)
+    for name, m in maps.items():
+        s = -(-m.shape[-1] // h)
+        targets[name] = to_cells(F.interpolate(m, (h * s, w * s), mode="bilinear", align_corners=False, antialias=True), h, w)
     found = token_ridge(x.flatten(1, 2), targets, split["train"], split["val"])
-    soft = from_cells(found["mask"], h, w, 1, MASK)[:, 0]
-    if pictures is None:
-        return soft, None
-    picture = from_cells(found["picture"], h, w, 3, PICTURE).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
-    return soft, picture
+    return {name: from_cells(found[name], h, w, *m.shape[1:3]) for name, m in maps.items()}
+
+
+def to_pictures(maps):
+    """[n,3,H,W] in 0..1 -> uint8 [n,H,W,3]."""
+    return maps.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
+
+
+def edge_scores(soft, truth, split, judge):
+    """F1 [n] of edges from soft maps [n,S,S], thresholded, thinned and matched with bool `truth` (Martin, Fowlkes & Malik 2004); one threshold for all, the best
+    on val (on 32 items of it). Items outside the parts `judge` are left at nan."""
+    from skimage.morphology import skeletonize
+
+    def f1(items, level):
+        thin = torch.from_numpy(np.stack([skeletonize(x) for x in (soft[items] > level).numpy()]))
+        return match_edges(thin, truth[items])
+
+    few = split["val"][:32]
+    level = max((0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5), key=lambda level: f1(few, level).mean())
+    out = torch.full((len(soft),), math.nan, dtype=torch.float64)
+    for part in judge:
+        out[split[part]] = f1(split[part], level)
+    return out
 
 
 def train_decoder(x, frames, split, seed=0, batch=16):
@@ -269,7 +289,7 @@ def train_decoder(x, frames, split, seed=0, batch=16):
 
     fit(weights, lambda items: (decode(items) - cells[items]).square().mean((2, 3, 4)), split, DECODER["steps"], 4e-3, batch, g)
     out = from_cells(decode(torch.arange(n)).flatten(0, 2), side, side, 3, PICTURE)
-    return out.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).unflatten(0, (jobs, seeds, n)), sum(w[0, 0].numel() for w in weights.values())
+    return to_pictures(out).unflatten(0, (jobs, seeds, n)), sum(w[0, 0].numel() for w in weights.values())
 
 
 def probe_sets(jobs, grid, truth, classes, split, seed, sources):
@@ -493,7 +513,8 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     masks = foreground(items, MASK)
     solid = masks >= 0.5
     frames = torch.cat([frames_of(i, PICTURE) for i in items])
-    pictures = frames.permute(0, 3, 1, 2).float() / 255
+    pictures, outlines = frames.permute(0, 3, 1, 2).float() / 255, edges(frames)
+    maps = {"mask": masks[:, None], "picture": pictures, "edge": outlines[:, None].float()}
     lpips, lpips_name = load_lpips()
     train, val, test = split["train"], split["val"], split["test"]
     judged = torch.cat([val, test])
@@ -504,8 +525,10 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
         for point in progress(chosen, desc=f"{kind or 'trained:'} ridges"):
             x = reader(point)[:, 0]
             kernels[kind + point], tokens[kind + point] = gram(x, train), token_components(x, train)
-            soft, picture = probe_cells(x, masks, pictures, split)
-            cells[kind + point] = {"spatial_iou": mask_scores(soft, solid, split), "ssim": torch.zeros(len(items), dtype=torch.float64), "picture": picture, "soft": soft}
+            found = probe_cells(x, maps, split)
+            soft, picture = found["mask"][:, 0], to_pictures(found["picture"])
+            cells[kind + point] = {"spatial_iou": mask_scores(soft, solid, split), "ssim": torch.zeros(len(items), dtype=torch.float64), "picture": picture, "soft": soft,
+                                   "edge": edge_scores(found["edge"][:, 0], outlines, split, ("val", "test"))}
             cells[kind + point]["ssim"][judged] = ssim(picture[judged], frames[judged])
     kernels["pixel_pca"] = gram(components(*spectrum(gram(pictures, train)[None], train))[0], train)
     trained = [p for p in points if p != "pixels"]
@@ -523,16 +546,23 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     x = read(layer := best_point(spatial, val))[:, 0]
     wrong = torch.arange(len(items))
     wrong[train] = train[torch.randperm(len(train), generator=g)]
-    shuffled_soft, shuffled_picture = probe_cells(x, masks[wrong], pictures[wrong], split)
-    criteria["spatial_iou"] = mask_criterion(spatial, mask_scores(shuffled_soft, solid, split), masks, x.shape[1], split, sources, args.seed, truth="masks" if "mask" in items[0] else "boxes")
+    shuffled = probe_cells(x, {name: m[wrong] for name, m in maps.items()}, split)
+    criteria["spatial_iou"] = mask_criterion(spatial, mask_scores(shuffled["mask"][:, 0], solid, split), masks, x.shape[1], split, sources, args.seed, truth="masks" if "mask" in items[0] else "boxes")
     decoded["masks"] = cells[layer]["soft"][test].clone()
+
+    outlined = {p: c["edge"] for p, c in cells.items()}
+    layer = best_point(outlined, val)
+    beside = {"position_only": outlines[train].float().mean(0).expand(len(items), -1, -1), "shuffled": shuffled["edge"][:, 0], "ceiling": outlines.float()}
+    beside = {name: edge_scores(soft, outlines, split, ["test"])[test] for name, soft in beside.items()}
+    ceiling = beside.pop("ceiling").mean().item()  # the truth itself, thinned
+    criteria["edge_probe_f1"] = criterion(outlined[layer][test], floors_of(outlined, layer, test, **beside), sources, ceiling, layer=layer, seed=args.seed, options_searched=len(trained))
 
     layer = best_point({p: c["ssim"] for p, c in cells.items()}, val)
     side = read(layer).shape[2]
     blur = F.interpolate(F.adaptive_avg_pool2d(pictures[test], side), (PICTURE, PICTURE), mode="bilinear", antialias=True)
     mean_picture = pictures[train].mean(0).expand(len(test), -1, -1, -1)
-    rows = {"own": cells[layer]["picture"][test], "shuffled": shuffled_picture[test]}
-    rows |= {name: p.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1) for name, p in (("mean_image", mean_picture), ("blur", blur))}  # blur: one colour a token
+    rows = {"own": cells[layer]["picture"][test], "shuffled": to_pictures(shuffled["picture"][test])}
+    rows |= {name: to_pictures(p) for name, p in (("mean_image", mean_picture), ("blur", blur))}  # blur: one colour a token
     rows |= {"random_init": cells[f"random:{layer}"]["picture"][test]} if read_random else {}  # raw pixels would be a copy, hence no floor here
     for key, measure, better, ceiling in (("recon_" + lpips_name, lpips, "lower", 0.0), ("recon_ssim", ssim, "higher", 1.0), ("recon_edge_f1", edge_f1, "higher", 1.0)):
         scores = {name: measure(picture.contiguous(), frames[test]) for name, picture in rows.items()}
@@ -563,7 +593,7 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
                                      softplus_sizes=runs[ranked[0], "softplus"]["test"]["ap"].mean(), without_early_stopping=runs[best]["last"]["ap"].mean())
 
     layers = {p: {"bbox_iou": boxes[p][0][test].mean(), "bbox_iou_val": boxes[p][0][val].mean(), "spatial_iou": cells[p]["spatial_iou"][test].mean(),
-                  "recon_ssim": cells[p]["ssim"][test].mean()} | ({"bbox_iou_random": boxes[f"random:{p}"][0][test].mean(),
+                  "edge_probe_f1": cells[p]["edge"][test].mean(), "recon_ssim": cells[p]["ssim"][test].mean()} | ({"bbox_iou_random": boxes[f"random:{p}"][0][test].mean(),
                   "spatial_iou_random": cells[f"random:{p}"]["spatial_iou"][test].mean()} if read_random else {}) for p in points}
     constant, position = largest[train].median(0).values, mask_scores(masks[train].mean(0).expand_as(masks), solid, split)
     floor = {"bbox_iou": box_iou(constant, largest[test]), "spatial_iou": position[test]}
@@ -767,7 +797,7 @@ def picture(result, path):
         x = [i + 0.35 * k for i in range(len(strata))]
         score = torch.tensor([[r[task], r[f"{task}_low"], r[f"{task}_high"]] for r in strata.values()])
         axes[1, 1].bar(x, score[:, 0], 0.33, color=f"C{k}", label=f"{label}, 95% interval")
-        axes[1, 1].errorbar(x, score[:, 0], (score[:, :1] - score[:, 1:] * torch.tensor([1.0, 1.0])).abs().T, fmt="none", color="black", capsize=2)
+        axes[1, 1].errorbar(x, score[:, 0].numpy(), (score[:, :1] - score[:, 1:]).abs().T.numpy(), fmt="none", color="black", capsize=2)
         axes[1, 1].scatter(x, [r[f"{task}_floor"] for r in strata.values()], marker="_", s=200, color="red", zorder=3, label="floor: position only" if k else None)
     axes[1, 1].set_xticks([i + 0.17 for i in range(len(strata))], [f"{name}\nn={row['n']}" for name, row in strata.items()], rotation=40, ha="right", fontsize=8)
     axes[1, 1].set(title="Which objects", ylabel="IoU, test items", ylim=(0, 1))

@@ -172,7 +172,8 @@ def mask_world(pool, kind, n, g, noise=0.0):
     masks = pool.masks[pick]
     wrong = torch.arange(len(pick))
     wrong[split["train"]] = split["train"][torch.randperm(TRAIN, generator=g)]
-    own, control, shuffled = (common.mask_scores(probe.probe_cells(x, m, None, split)[0], masks >= 0.5, split) for x, m in ((own, masks), (control, masks), (own, masks[wrong])))
+    soft = [probe.probe_cells(x, {"mask": m[:, None]}, split)["mask"][:, 0] for x, m in ((own, masks), (control, masks), (own, masks[wrong]))]
+    own, control, shuffled = (common.mask_scores(x, masks >= 0.5, split) for x in soft)
     return {"spatial_iou": on_parts(split, lambda s: probe.mask_criterion({"own": own, "random:own": control}, shuffled, masks, SIDE, s, sources_of(s, "test")), known)}
 
 

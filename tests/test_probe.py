@@ -8,7 +8,7 @@ import data
 import extract
 import probe
 import verify
-from common import HERE, MASK, box_iou, criterion, from_cells, load_pt, load_yaml, mask_scores, plant_features, split_of, to_cells, write_items
+from common import HERE, MASK, box_iou, criterion, edges, from_cells, load_pt, load_yaml, mask_scores, match_edges, plant_features, split_of, to_cells, write_items
 
 N = 120
 IDS = [f"item-{i:03d}" for i in range(N)]
@@ -71,6 +71,7 @@ def test_noise_is_no_better_than_the_constant_box_and_passes_for_nothing(world):
     found = run(world, {"noise": noise(1)}, {"noise": noise(2)})["criteria"]
     assert found["bbox_iou"]["gain_low"] <= 0 and found["spatial_iou"]["gain_low"] <= 0
     assert found["map50"]["gain_low"] <= 0.02
+    assert found["edge_probe_f1"]["gain_low"] <= 0
     assert load_yaml(world[0] / "probe.yaml", "probe")["leak"] is None
 
 
@@ -169,10 +170,34 @@ def test_shuffled_masks_that_the_true_threshold_mends_are_not_called_a_leak():
     masks = torch.nn.functional.interpolate(from_cells(x.flatten(1, 2), 4, 4, 1, 16), (MASK, MASK))[:, 0]
     wrong = torch.arange(N)
     wrong[split["train"]] = split["train"].roll(1)
-    own, shuffled = (mask_scores(probe.probe_cells(x, m, None, split)[0], masks >= 0.5, split) for m in (masks, masks[wrong]))
+    own, shuffled = (mask_scores(probe.probe_cells(x, {"mask": m[:, None]}, split)["mask"][:, 0], masks >= 0.5, split) for m in (masks, masks[wrong]))
     found = probe.mask_criterion({"own": own}, shuffled, masks, 4, split, [IDS[i] for i in split["test"]])
     assert found["leak"] is None and verify.judge(found, verify.GATE1["spatial_iou"]["threshold"])["answer"] == "PASS"
     assert found["floors"]["shuffled"] > max(found["floors"]["position_only"], found["floors"]["all_foreground"]) + 0.1
+
+
+def outlines():
+    """(tokens [N, 4, 4, 64] that hold the edges of their own cell, the edges [N, 32, 32], a split)."""
+    found = edges(torch.cat(list(frames_with(boxes_of()))))
+    return to_cells(found[:, None].float(), 4, 4).unflatten(1, (4, 4)), found, {s: torch.tensor([k for k, i in enumerate(IDS) if split_of(i) == s]) for s in ("train", "val", "test")}
+
+
+def test_edges_read_from_noise_are_no_better_than_the_mean_of_all_edges():
+    _, true, split = outlines()
+    maps = {"edge": true[:, None].float()}
+    blind, found = (probe.edge_scores(soft, true, split, ["test"])[split["test"]] for soft in
+                    (maps["edge"][split["train"]].mean(0).expand(N, -1, -1), probe.probe_cells(noise(1)[:, 0], maps, split)["edge"][:, 0]))
+    assert found.mean() < blind.mean() + 0.03 and blind.mean() < 0.6
+
+
+def test_edges_that_the_tokens_hold_are_read_and_a_thick_blur_of_them_is_thinned():
+    x, true, split = outlines()
+    soft = probe.probe_cells(x, {"edge": true[:, None].float()}, split)["edge"][:, 0]
+    found = probe.edge_scores(soft, true, split, ["test"])
+    assert found[split["test"]].mean() > 0.9 and found[split["train"]].isnan().all()  # not 1: thinning takes corners away, from the truth as well
+    blurred = torch.nn.functional.avg_pool2d(true[:, None].float(), 3, 1, 1)[:, 0]
+    assert probe.edge_scores(blurred, true, split, ["test"])[split["test"]].mean() > 0.85
+    assert match_edges(blurred > 0, true).mean() < 0.6  # as it is, it earns nothing: edges are matched one to one
 
 
 # ---------------------------------------------------------------- motion
