@@ -570,12 +570,13 @@ def train_cousin(name, args, device, folder, save):
     model = model.to(device)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the fused kernel's gradient is slow on a CPU
         train(f"{name}-tower", Looking(model, see, len(NAMES) + 6).to(device), telling_loss(images[0], norm, device, grid), args.steps or 4000, 1e-3, args.seed, folder)
-        losses = train(name, Schooling(model).to(device), vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid), args.steps or 1500, 1e-3, args.seed, folder)
+        losses = train(name, Schooling(model).to(device), vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid), args.steps or QUESTIONS[name], 1e-3, args.seed, folder)
     model, processor = save(model, processor)
     return losses, vlm_quality(model, processor, images[1])
 
 
 COUSINS = {"llava-next": llava_next, "internvl2": internvl2, "cogvlm2": cogvlm2}
+QUESTIONS = {"llava-next": 3000, "internvl2": 1500, "cogvlm2": 3000}  # steps; these two learn more slowly to name than to place
 
 
 # ---------------------------------------------------------------- the spatial encoder
