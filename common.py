@@ -1066,23 +1066,19 @@ def token_ridge(x, targets, train, val):
 
     x [n, K, d]; targets {task: [n, K, c]}. Returns {task: predictions [n, K, c]}. Leave-one-token-out would leak: neighbours share a picture.
     """
-    mean = x[train].mean((0, 1))
-    x = x - mean
-    rows = x[train].flatten(0, 1)
+    x = x - x[train].mean((0, 1))
+    rows, y = x[train].flatten(0, 1), torch.cat(list(targets.values()), -1)
+    centre = y[train].mean((0, 1))
     values, vectors = torch.linalg.eigh((rows.T @ rows).double())
     values = values.clamp(min=0)
-    out = {}
-    for task, y in targets.items():
-        centre = y[train].mean((0, 1))
-        coordinates = vectors.T @ (rows.T @ (y[train] - centre).flatten(0, 1)).double()
-        best = None
-        for penalty in PENALTIES * values.mean().clamp(min=1e-300):
-            weight = (vectors @ (coordinates / (values + penalty)[:, None])).float()
-            error = (x[val] @ weight + centre - y[val]).square().mean()
-            if best is None or error < best[0]:
-                best = error, weight
-        out[task] = x @ best[1] + centre
-    return out
+    coordinates = vectors.T @ (rows.T @ (y[train] - centre).flatten(0, 1)).double()
+    penalties = PENALTIES.to(values.device) * values.mean().clamp(min=1e-300)
+    turned, wanted = x[val].flatten(0, 1) @ vectors.float(), (y[val] - centre).flatten(0, 1)
+    errors = torch.stack([(turned @ (coordinates / (values + p)[:, None]).float() - wanted).square().mean(0) for p in penalties])  # [penalties, C]
+    widths = [t.shape[-1] for t in targets.values()]
+    best = torch.stack([e.mean(1).argmin() for e in errors.split(widths, 1)]).repeat_interleave(torch.tensor(widths))
+    weight = (vectors @ (coordinates / (values[:, None] + penalties[best]))).float()
+    return dict(zip(targets, (x @ weight + centre).split(widths, -1), strict=True))
 
 
 # ---------------------------------------------------------------- boxes, masks, detection

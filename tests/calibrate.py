@@ -187,16 +187,20 @@ def align_world(pool, kind, n, g, noise=0.0):
     part = n // 3
     pick, split = pool.world(part, g, 0 if known else REST - 500, n - part)
     own, control = features(kind, pool.codes["latents"], pool, pick, g, noise)
-    target, items = pool.codes["latents"][pick], [{"source": str(i)} for i in range(len(pick))]
-    layers = {"own": align.measure_layer(own, target, items, split, Arguments)}
-    random = {"own": align.measure_layer(control, target, items, split, Arguments)} if kind == "random_network" else {}
+    target, items = pool.codes["latents"][pick][:, None], [{"source": str(i)} for i in range(len(pick))]
+
+    def measured(x):
+        return align.measure_layers({"own": lambda: x[:, None]}, target, items, split, Arguments, names=("cka", "spearman", "recall10"))
+
+    layers, _ = measured(own)
+    random = measured(control)[0] if kind == "random_network" else {}
     found = {m: (align.record(layers, random, None, m, 1), None) for m in align.MEASURES}
     if not known:
-        residual, variance, *_ = align.token_r2(*(x.flatten(1, 2) for x in (own, target)), split | {"test": split["rest"]})
-        found["linear_r2"] = found["linear_r2"][0], {"score": 1 - (residual.sum() / variance.sum()).item(), "floor": 0.0}
-        spaces = [align.prepare(align.gram_of(x[split["rest"]].flatten(1))) for x in (own, target)]
+        rest, fit = split["rest"], align.token_r2(*(x.flatten(1, -2) for x in (own, target)), split)
+        found["linear_r2"] = found["linear_r2"][0], {"score": align.r2_of(fit, rest), "floor": 0.0}
+        spaces = [[align.space_of(x[rest])] for x in (own, target)]
         for m in ("cka", "spearman"):
-            found[m] = found[m][0], {"score": align.COMPARE[m](*(s[m] for s in spaces)).item(), "floor": 0.0}
+            found[m] = found[m][0], {"score": align.pairs(*spaces, m).item(), "floor": 0.0}
     return found
 
 
