@@ -1,18 +1,32 @@
-"""Stage 3. Can the two spaces be bridged: a model's layers and a video decoder's latents?
+"""Stage 3. Can the two spaces be bridged: a model's layers and a video decoder's latents, or two models' layers?
 
     python align.py --features results/tiny/shapes/features --target results/tiny-vae/shapes/features --out results/tiny/shapes/align.yaml
+    python align.py --features results/tiny/shapes/features --target results/tiny-dinov2/shapes/features --out results/tiny/shapes/align-tiny-dinov2.yaml
 
-Reads features of the same items from two encoders (extract.py). Writes align.yaml: for every layer,
+Reads features of the same items from two encoders (extract.py). Writes align.yaml and align.png; with --study also a report in words. For every layer,
 
     cka          debiased linear CKA of the flattened token grids (Kornblith et al. 2019; unbiased HSIC, Song et al. 2012)
-    linear_r2    held-out R2 of a ridge from each token to the latents in its cell, variance left after each position's own mean (never clipped)
-    spearman     Spearman correlation of the items' pairwise distances (representational similarity analysis)
-    recall10     share of an item's 10 nearest neighbours that both spaces have in common; chance is k / (n - 1)
+    cknna        the same between mutual nearest neighbours only (Huh et al. 2024, appendix A)
+    linear_r2    held-out R2 of a ridge from each token to the target in its cell, variance left after each position's own mean (never clipped)
+    linear_r2_back   the other way: from the target to the layer's first 32 principal components
+    spearman     Spearman correlation of the items' pairwise distances (representational similarity analysis; Kriegeskorte et al. 2008)
+    recall10     share of an item's 10 nearest neighbours that both spaces have in common (mutual k-nearest-neighbour alignment, Huh et al. 2024); items of
+                 its own source are no neighbours. Chance is k / (n - 1), with one item a source
+    procrustes   held-out: how much of the target's principal components the layer's explain after the rotation and scale that fit best on train
+                 (Schoenemann 1966)
 
-each with a p-value from permuting the items of one side (in the pairing, sources whole), Holm's correction over layers, and an interval. CKA,
-Spearman and recall have no parameters: the layer is chosen on val, they are reported on the other items. R2 is fitted on train, reported on test.
-A layer whose tokens have no place in the picture (`grid: false` in the index) has no linear_r2: it has no cells to predict latents from.
+Except for the three that are fitted, an encoder is turned into one matrix of items x items a measure, of norm one, and alignment is the inner product of
+two such matrices. So a permutation of items is a permutation of rows and columns, and all layers are compared with all targets in one product.
+
+Nulls: items of the target are permuted, whole sources among sources of equal size, all layers alike: `p` (add one), and `p_max` of the largest of all
+layers (Westfall & Young 1993). R2's p is that of its target's first 4 principal components. The layer is chosen on val; R2 is fitted on train and reported on
+test, as Procrustes is; the others have no parameters and are reported on train and test together. Intervals leave out sources (jackknife) or resample them.
+`partial` says what is left of CKA and Spearman when the object's position, the mean colour and the luminance are taken out of both sides, `pooled` holds all
+layers x all points of the target as means over space, `dimension` three estimates of how many numbers a space varies in, `controls` what must come out as 1,
+in order, or as nothing. A layer whose tokens have no place in the picture (`grid: false`) predicts no cells.
 """
+import functools
+import math
 import time
 from pathlib import Path
 
@@ -20,88 +34,158 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import check_writable, clusters, holm, join, load_features, load_items, made_up_folder, parser, refuse, run_info, save_yaml, say, split_indices, token_ridge, widened, with_grid
+from common import (
+    POOLED,
+    box_truth,
+    check_writable,
+    clusters,
+    frames_of,
+    join,
+    known,
+    load_features,
+    load_items,
+    load_pt,
+    made_up_folder,
+    parser,
+    plain,
+    refuse,
+    resampled,
+    run_info,
+    save_text,
+    save_yaml,
+    say,
+    solve_ridge,
+    spectrum,
+    split_indices,
+    token_ridge,
+    widened,
+    with_grid,
+)
 
-MEASURES = ("cka", "linear_r2", "spearman", "recall10")
+MEASURES = ("cka", "linear_r2", "spearman", "recall10")  # of gate 1
+PAIRED = ("cka", "cknna", "spearman", "recall10")  # cosines of two matrices
+K, RECALLS = 10, (1, 5, 10, 20)  # neighbours
+EXACT, BATCH, BINS = 2500, 20000, 65536  # items whose matrices are held whole and whose distances are sorted; items of one batch; bins of distances above EXACT
+REDUCED, BACK, ROTATED = 4, 32, 32  # principal components that R2's permutations, R2 backwards and Procrustes are about
+EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.258}  # of an earlier study of Qwen2.5-VL-7B, biased or in-sample as far as is known
 
 
-# ---------------------------------------------------------------- measures of two Gram or distance matrices
+# ---------------------------------------------------------------- one space: a matrix of items x items a measure
 
-def u_centre(gram):
-    """U-centring with a zero diagonal: the inner product of two such matrices is an unbiased HSIC (Szekely & Rizzo 2014; Song et al. 2012)."""
-    n = len(gram)
-    k = gram - torch.diag(gram.diagonal())
-    rows = k.sum(1, keepdim=True) / (n - 2)
-    k = k - rows - rows.T + k.sum() / ((n - 1) * (n - 2))
-    return k - torch.diag(k.diagonal())
-
-
-def cka(k, l):
-    """Debiased CKA of U-centred Gram matrices: 0 in expectation for independent features, whatever their width."""
-    return (k * l).sum() / (k.square().sum() * l.square().sum()).sqrt()
+def space_of(x, sources=None):
+    """What the measures need of one space, features [n, ...]: centred, of mean square norm one, fp32; its Gram matrix up to EXACT items."""
+    x = x.flatten(1)
+    x = (x - x.mean(0, dtype=torch.float64)).float()
+    x = x / x.square().sum(1).mean().sqrt().clamp(min=1e-30)
+    return of_gram(x @ x.T, sources) if len(x) <= EXACT else {"x": x, "n": len(x), "square": x.square().sum(1), "sums": x @ x.sum(0), "owner": sources and clusters(sources)}
 
 
-def ranks(distances):
-    """Standardised ranks of the pairwise distances as a symmetric matrix with a zero diagonal; ties (rare in floats) in order of appearance."""
-    n = len(distances)
-    above = torch.triu_indices(n, n, 1)
-    values = distances[above[0], above[1]]
-    order = torch.empty_like(values).scatter_(0, values.argsort(), torch.arange(len(values), dtype=values.dtype))
-    order = (order - order.mean()) / order.std(correction=0)
-    out = torch.zeros_like(distances)
-    out[above[0], above[1]] = order
+def of_gram(gram, sources=None):
+    """The same from a Gram matrix [n, n]; that of a part of the items is a part of the whole's."""
+    return {"gram": gram, "n": len(gram), "square": gram.diagonal().clone(), "sums": gram.sum(1), "owner": sources and clusters(sources)}
+
+
+def part_of(space, keep):
+    gram = space["gram"][keep][:, keep]
+    return of_gram(gram) | {"owner": space["owner"] if space["owner"] is None else space["owner"][keep]}
+
+
+def distances(space, rows):
+    """Squared distances of the items `rows` to all [b, n]."""
+    gram = space["gram"][rows] if "gram" in space else space["x"][rows] @ space["x"].T
+    return (space["square"][rows, None] + space["square"] - 2 * gram).clamp(min=0)
+
+
+def u_centred(space, rows):
+    """Rows of the U-centred Gram matrix, diagonal zero: an inner product of two such is an unbiased HSIC (Szekely & Rizzo 2014; Song et al. 2012)."""
+    n = space["n"]
+    gram = space["gram"][rows] if "gram" in space else space["x"][rows] @ space["x"].T
+    sums = (space["sums"] - space["square"]) / (n - 2)
+    return (gram - sums[rows, None] - sums + sums.sum() / (n - 1)).index_put_((torch.arange(len(rows)), rows), torch.tensor(0.0, dtype=gram.dtype))
+
+
+def neighbours(space, rows, k=K):
+    """1.0 where an item is among the k nearest of the row's, which are of other sources; [b, n]."""
+    d, owner = distances(space, rows), torch.arange(space["n"]) if space["owner"] is None else space["owner"]
+    d = d.masked_fill(owner[rows, None] == owner, math.inf)
+    near = d.topk(most_neighbours(owner, k), largest=False).indices
+    return torch.zeros_like(d).scatter_(1, near, 1.0)
+
+
+def most_neighbours(owner, k):
+    """k, or as many as every item can have, less one: all others would be the same neighbours in any space."""
+    return max(min(k, len(owner) - int(owner.bincount().max()) - 1), 1)
+
+
+def exact_ranks(space):
+    """Ranks of the pairwise distances about their mean [n, n], equal ones sharing their mean rank, diagonal zero."""
+    above = torch.triu_indices(space["n"], space["n"], 1)
+    values, order = distances(space, torch.arange(space["n"]))[above[0], above[1]].sort()
+    _, inverse, counts = values.unique_consecutive(return_inverse=True, return_counts=True)
+    middle = counts.cumsum(0) - (counts + 1) / 2 - (len(values) - 1) / 2
+    out = torch.zeros(space["n"], space["n"])
+    out[above[0][order], above[1][order]] = middle[inverse].float()
     return out + out.T
 
 
-def spearman(a, b):
-    """Spearman correlation of two rank matrices (each pair counts once)."""
-    n = len(a)
-    return (a * b).sum() / (n * (n - 1))
+def binned_ranks(space, rows, block=256):
+    """Rows of the same, distances d in BINS of d / (d + their median), so that no outlier takes the others' bins."""
+    def bins(d):
+        return (d / (d + space["median"]) * BINS).int().clamp(max=BINS - 1)
+
+    everything = torch.arange(space["n"])
+    if "ranks" not in space:
+        space["median"] = distances(space, everything[:: max(space["n"] // 64, 1)]).sqrt().median().clamp(min=1e-30)
+        counts = torch.zeros(BINS, dtype=torch.float64)
+        for part in everything.split(block):
+            d = distances(space, part).sqrt_()
+            counts += bins(d).flatten().bincount(minlength=BINS)
+        counts[0] -= space["n"]  # the diagonal
+        space["ranks"] = (counts.cumsum(0) - counts / 2 - counts.sum() / 2).float()
+    found = space["ranks"][bins(distances(space, rows).sqrt_())]
+    return found.index_put_((torch.arange(len(rows)), rows), torch.tensor(0.0))
 
 
-def neighbours(distances, k):
-    """Boolean [n, n]: the k nearest neighbours of every item, itself excluded."""
-    d = distances + torch.diag(torch.full((len(distances),), float("inf"), dtype=distances.dtype))
-    return torch.zeros_like(d, dtype=torch.bool).scatter_(1, d.topk(k, largest=False).indices, True)
+def matrix(space, measure, rows, k=K):
+    """Rows of the matrix that stands for the space under a measure [b, n]; its norm is not one yet."""
+    if measure == "cka":
+        return u_centred(space, rows)
+    if measure == "cknna":
+        return u_centred(space, rows) * neighbours(space, rows, k)
+    if measure == "spearman":
+        return exact_ranks(space)[rows] if "gram" in space else binned_ranks(space, rows)
+    return neighbours(space, rows, k)
 
 
-def recall(a, b):
-    """Mean share of neighbours in common (mutual k-nearest-neighbour alignment, Huh et al. 2024)."""
-    return (a & b).sum() / a.sum()
+# ---------------------------------------------------------------- all spaces with all
+
+def pairs(a, b, measure, k=K, block=256):
+    """Alignment of L spaces a with M spaces b of the same n items, [L, M]. Above EXACT items nothing of n x n is ever held: rows come by blocks."""
+    n = a[0]["n"]
+    cross, squares = torch.zeros(len(a), len(b), dtype=torch.float64), [torch.zeros(len(side), dtype=torch.float64) for side in (a, b)]
+    for rows in torch.arange(n).split(n if n <= EXACT else block):
+        held = [torch.stack([matrix(s, measure, rows, k).flatten() for s in side]) for side in (a, b)]
+        cross += (held[0] @ held[1].T).double()
+        for square, h in zip(squares, held, strict=True):
+            square += h.square().sum(1).double()
+    return cross / (squares[0][:, None] * squares[1]).sqrt()
 
 
-def gram_of(x):
-    """Gram matrix of flattened features [n, d] about their mean, in fp64, scaled so that its size does not depend on theirs."""
-    x = x.double() - x.double().mean(0)
-    gram = x @ x.T
-    return gram / gram.diagonal().mean().clamp(min=1e-300)
+def compare(xs, ys, measure, sources=None, k=K):
+    """`pairs` of features [n, ...]; above BATCH items the mean over batches of about equal size, each of whole sources (Nguyen et al. 2021: HSIC of a batch is unbiased)."""
+    n = len(xs[0])
+    batches = [torch.arange(n)] if n <= BATCH else torch.arange(n).tensor_split(math.ceil(n / BATCH))
+    if len(batches) > 1 and sources:  # sources in order, so that few are torn
+        order = clusters(sources).argsort(stable=True)
+        batches = [order[part] for part in batches]
+    found = [pairs(*([space_of(x[part], sources and [sources[i] for i in part.tolist()]) for x in side] for side in (xs, ys)), measure, k) for part in batches]
+    return torch.stack(found).mean(0)
 
 
-def prepare(gram, names=("cka", "spearman", "recall10"), k=10):
-    """{measure: matrix} of a Gram matrix [n, n]: each measure is then one product of two such matrices. A subset's Gram is a part of the whole's."""
-    out = {}
-    if "cka" in names:
-        out["cka"] = u_centre(gram)
-    if "spearman" in names or "recall10" in names:
-        square = gram.diagonal()
-        distances = (square[:, None] + square[None] - 2 * gram).clamp(min=0).sqrt()
-        out |= {"spearman": ranks(distances)} if "spearman" in names else {}
-        out |= {"recall10": neighbours(distances, min(k, len(gram) - 2))} if "recall10" in names else {}
-    return out
-
-
-COMPARE = {"cka": cka, "spearman": spearman, "recall10": recall}
-
-
-def permutation_p(a, b, measure, blocks, n_perm, seed):
-    """Add-one p-value of `measure` when the items of b are permuted; items of one source move together (equal-sized sources swap)."""
-    observed = COMPARE[measure](a, b)
-    g = torch.Generator().manual_seed(seed)
-    exceed = 0
-    for _ in range(n_perm):
-        order = shuffle(blocks, g)
-        exceed += int(not COMPARE[measure](a, b[order][:, order]) < observed)  # so that nan counts against
-    return (1 + exceed) / (1 + n_perm)
+def held(spaces, measure, k=K):
+    """The spaces' whole matrices, of norm one [L, n, n]."""
+    found = torch.stack([matrix(s, measure, torch.arange(s["n"]), k) for s in spaces])
+    return found / found.flatten(1).norm(dim=1)[:, None, None].clamp(min=1e-30)
 
 
 def shuffle(blocks, g):
@@ -114,98 +198,196 @@ def shuffle(blocks, g):
     return order
 
 
-def jackknife(x, y, measure, blocks, folds=20):
-    """(value, low, high) from two Gram matrices: 95% interval by deleting blocks of sources (a bootstrap would repeat items, and a repeated
-    item is its own nearest neighbour); Student's t of as many blocks."""
+def permuted(a, b, symmetric, blocks, n_perm, seed):
+    """What alignment is when the items of one side are permuted, all its spaces alike: [n_perm, L, M], from matrices a [L, n, n] and b [M, n, n] of norm one."""
+    if len(b) > len(a):
+        return permuted(b, a, symmetric, blocks, n_perm, seed).mT
+    n, g = a.shape[1], torch.Generator().manual_seed(seed)
+    at = torch.triu_indices(n, n, 1) if symmetric else torch.cartesian_prod(torch.arange(n), torch.arange(n)).T
+    fixed, moved = a[:, at[0], at[1]] * (2 if symmetric else 1), b.permute(1, 2, 0).reshape(n * n, -1)  # a pair's values lie side by side
+    out = []
+    for _ in range(n_perm):
+        order = shuffle(blocks, g)
+        out.append(fixed @ moved[order[at[0]] * n + order[at[1]]])
+    return torch.stack(out)
+
+
+def p_values(observed, null):
+    """(p [...], p_max [...]) of observed [...] against null [P, ...]: one by one, and against the largest of all at every permutation (Westfall & Young 1993)."""
+    over = [~(x < observed - 1e-6) for x in (null, null.reshape(len(null), -1).amax(1).view(-1, *[1] * observed.ndim))]  # equal but for rounding counts against, and so does nan
+    return [(1 + x.sum(0)) / (1 + len(null)) for x in over]
+
+
+def jackknife(a, b, measure, blocks, folds=20, k=K):
+    """(value, low, high), each [L, M]: 95% interval by deleting groups of sources (a bootstrap would repeat items, and a repeated item is its own nearest
+    neighbour); Student's t of as many groups."""
     from scipy.special import stdtrit
-
-    def value(keep):
-        return COMPARE[measure](*(prepare(gram[keep][:, keep], (measure,))[measure] for gram in (x, y))).item()
-
     folds = min(folds, len(blocks))
-    v = torch.tensor([value(torch.cat([b for i, b in enumerate(blocks) if i % folds != f])) for f in range(folds)])
-    half = float(stdtrit(folds - 1, 0.975)) * ((folds - 1) / folds * (v - v.mean()).square().sum()).sqrt().item()
-    whole = value(torch.arange(len(x)))
+    kept = [torch.cat([b for i, b in enumerate(blocks) if i % folds != f]) for f in range(folds)]
+    v = torch.stack([pairs([part_of(s, keep) for s in a], [part_of(s, keep) for s in b], measure, k) for keep in kept])
+    half = float(stdtrit(folds - 1, 0.975)) * ((folds - 1) / folds * (v - v.mean(0)).square().sum(0)).sqrt()
+    whole = pairs(a, b, measure, k)
     return whole, whole - half, whole + half
 
 
-# ---------------------------------------------------------------- linear prediction of the latents
+def without(matrices, others):
+    """Matrices [L, n, n] less their projections on `others` [Z, n, n], of norm one: of U-centred ones the inner product is then the partial distance correlation
+    (Szekely & Rizzo 2014, section 3), of ranks the partial Mantel correlation (Smouse et al. 1986)."""
+    basis = torch.linalg.qr(others.flatten(1).T)[0]
+    flat = matrices.flatten(1)
+    left = flat - (flat @ basis) @ basis.T
+    return (left / left.norm(dim=1, keepdim=True).clamp(min=1e-30)).view_as(matrices)
 
-def match(x, h, w):
-    """Token grid [n, H, W, d] resampled to h x w: pooled where it is finer, repeated where it is coarser; [n, h*w, d]."""
-    return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (h, w)).flatten(2).transpose(1, 2)
+
+def biased_cka(x, y):
+    """The usual CKA, which counts every item's likeness to itself: of independent noise it is 0.85 at n = 50, d = 3584."""
+    grams = [(g := space_of(z)["gram"]) - g.mean(0) - g.mean(1, keepdim=True) + g.mean() for z in (x, y)]
+    return ((grams[0] * grams[1]).sum() / (grams[0].norm() * grams[1].norm())).item()
+
+
+# ---------------------------------------------------------------- maps that are fitted
+
+def match(x, t, h, w):
+    """Token grid [n, T, H, W, d] resampled to t x h x w: pooled where it is finer, repeated where it is coarser; [n, t*h*w, d]."""
+    return F.adaptive_avg_pool3d(x.permute(0, 4, 1, 2, 3), (t, h, w)).flatten(2).transpose(1, 2)
+
+
+def principal(rows, most):
+    """The first principal directions of rows [m, d] about their mean, [d, most], and the mean."""
+    mean = rows.mean(0)
+    centred = (rows - mean).double()
+    return torch.linalg.eigh(centred.T @ centred)[1][:, -most:].flip(1).float(), mean
 
 
 def token_r2(x, y, split, seed=0, n_perm=0, blocks=()):
-    """Held-out R2 of a token-wise ridge: 1 - residual / variance around each position's training mean, per test item and overall.
+    """A token-wise ridge from x [n, K, d] to y [n, K, c] about each position's training mean; penalty by val.
 
-    x [n, K, d], y [n, K, c]. Returns (residual [n_test], variance [n_test], p): R2 is 1 - sum / sum. p permutes whole training pictures.
+    Returns {residual, variance: [n, c] squared error and spread of every item; reduced: R2 on test of y's first REDUCED principal components; null: the same
+    with training pictures permuted, [n_perm]}. Held-out R2 is 1 - sum residual / sum variance.
     """
-    y = y - y[split["train"]].mean(0)  # a decoder that knew the position alone would score 0
-    x = x - x[split["train"]].mean(0)
-    targets = {"true": y}
-    g = torch.Generator().manual_seed(seed)
+    train, test = split["train"], split["test"]
+    y = y - y[train].mean(0)  # a decoder that knew the position alone would score 0
+    x = x - x[train].mean(0)
+    targets, g = {"true": y}, torch.Generator().manual_seed(seed)
+    if n_perm:
+        small = targets["reduced"] = y @ principal(y[train].flatten(0, 1), REDUCED)[0]
     for i in range(n_perm):
-        wrong = y.clone()
-        wrong[split["train"]] = y[split["train"]][shuffle(blocks, g)]
-        targets[f"null{i}"] = wrong
-    found = token_ridge(x, targets, split["train"], split["val"])
-    test, true = split["test"], y[split["test"]].double()
-    residual = {k: (z[test].double() - true).square().sum((1, 2)) for k, z in found.items()}
-    variance = true.square().sum((1, 2))
-    total = {k: 1 - (r.sum() / variance.sum()).item() for k, r in residual.items()}
-    p = (1 + sum(total[f"null{i}"] >= total["true"] for i in range(n_perm))) / (1 + n_perm)
-    return residual["true"], variance, p, found["true"]
+        targets[f"null{i}"] = small.index_copy(0, train, small[train][shuffle(blocks, g)])
+    found = token_ridge(x, targets, train, split["val"])
+
+    def r2(z, true):
+        return 1 - ((z - true)[test].square().sum() / true[test].square().sum()).item()
+
+    out = {"residual": (found["true"] - y).double().square().sum(1), "variance": y.double().square().sum(1)}
+    return out | ({"reduced": r2(found["reduced"], small), "null": torch.tensor([r2(found[f"null{i}"], small) for i in range(n_perm)])} if n_perm else {})
+
+
+def r2_of(fit, pick):
+    """Held-out R2 of the items `pick`."""
+    return 1 - (fit["residual"][pick].sum() / fit["variance"][pick].sum()).item()
+
+
+def ratio_draws(residual, variance, sources, n_boot=2000, seed=0):
+    """1 - sum(residual) / sum(variance) of resampled sources [n_boot], from values per item [n], and the number of sources."""
+    cluster = clusters(sources)
+    n = int(cluster.max()) + 1
+    sums = [torch.zeros(n, dtype=torch.float64).index_add_(0, cluster, v) for v in (residual, variance)]
+    times = resampled(n, n_boot, torch.Generator().manual_seed(seed))
+    return 1 - (times @ sums[0]) / (times @ sums[1]), n
 
 
 def ratio_bootstrap(residual, variance, sources, n_boot=2000, seed=0):
     """Mean and 95% interval of 1 - sum(residual) / sum(variance), resampling sources."""
-    cluster = clusters(sources)
-    n = int(cluster.max()) + 1
-    sums = [torch.zeros(n, dtype=torch.float64).index_add_(0, cluster, v) for v in (residual, variance)]
-    pick = torch.randint(n, (n_boot, n), generator=torch.Generator().manual_seed(seed))
-    draws = 1 - sums[0][pick].sum(1) / sums[1][pick].sum(1)
+    draws, n = ratio_draws(residual, variance, sources, n_boot, seed)
     value = (1 - residual.sum() / variance.sum()).item()
     return value, *widened(value, *draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), n)
 
 
+def procrustes(x, y, train, test, most=ROTATED):
+    """Held-out share of the spread of y's principal components that x's explain after rotation and scale: x [n, ...], y [n, ...] -> float, below 0 for nothing."""
+    scores = []
+    for z in (x, y):
+        z = z.flatten(1)
+        z = z - z[train].mean(0)
+        kernel = (z[train] @ z[train].T).double()
+        values, vectors = torch.linalg.eigh(kernel)
+        keep = min(most, len(train) // 3)
+        scores.append((z @ z[train].T).double() @ vectors[:, -keep:] / values[-keep:].clamp(min=1e-12 * values[-1]).sqrt())
+    u, s, v = torch.linalg.svd(scores[0][train].T @ scores[1][train])
+    found = scores[0] @ (u @ v) * (s.sum() / scores[0][train].square().sum())
+    return 1 - ((found - scores[1])[test].square().sum() / scores[1][test].square().sum()).item()
+
+
+# ---------------------------------------------------------------- how many numbers a space varies in
+
+def intrinsic_dimension(x, seed=0, k=20):
+    """{two_nn, mle, participation: at all items, and `<name>_half`, `<name>_quarter` at random parts of them} of features [n, d], and `agree`.
+
+    TwoNN (Facco et al. 2017) by maximum likelihood without the largest tenth of ratios; MLE (Levina & Bickel 2004) with the mean of inverses (MacKay & Ghahramani 2005);
+    participation ratio of the covariance. Copies of an item are left out, for their distance is zero. They agree when none is twice another.
+    """
+    x = x.flatten(1).double().unique(dim=0)
+    g, out = torch.Generator().manual_seed(seed), {}
+    for name, share in (("", 1), ("_half", 2), ("_quarter", 4)):
+        z = x[torch.randperm(len(x), generator=g)[:max(len(x) // share, 6)]]
+        z = z - z.mean(0)
+        near = torch.cdist(z, z).topk(min(k, len(z) - 1) + 1, largest=False).values[:, 1:].clamp(min=1e-30)
+        ratio = (near[:, 1] / near[:, 0]).log().sort().values
+        kept = ratio[:max(int(0.9 * len(ratio)), 1)]
+        censored = (len(ratio) - len(kept)) * kept[-1]
+        inverse = (near[:, -1:] / near[:, :-1]).log().mean(1)
+        spread = torch.linalg.eigvalsh(z @ z.T if len(z) < z.shape[1] else z.T @ z).clamp(min=0)
+        found = {"two_nn": len(kept) / (kept.sum() + censored).clamp(min=1e-30), "mle": (1 / inverse.mean().clamp(min=1e-30)) * (near.shape[1] - 2) / (near.shape[1] - 1),
+                 "participation": spread.sum().square() / spread.square().sum().clamp(min=1e-300)}
+        out |= {f"{key}{name}": value.item() for key, value in found.items()}
+    whole = [out[key] for key in ("two_nn", "mle", "participation")]
+    return out | {"agree": bool(max(whole) < 2 * min(whole))}
+
+
 # ---------------------------------------------------------------- the stage
 
-def chance(n, k=10):
-    """Share of k nearest neighbours that two unrelated spaces of n items have in common."""
+def chance(n, k=K):
+    """Share of k nearest neighbours that two unrelated spaces of n items have in common, one item a source."""
     return min(k, n - 2) / (n - 1)
 
 
-def sources_in(items, pick):
-    """Positions within `pick` of every source, as index tensors."""
+def blocks_of(sources):
+    """Positions of every source's items, as index tensors."""
     found = {}
-    for position, i in enumerate(pick.tolist()):
-        found.setdefault(items[i]["source"], []).append(position)
+    for position, s in enumerate(sources):
+        found.setdefault(s, []).append(position)
     return [torch.tensor(v) for v in found.values()]
 
 
-def measure_layer(x, y, items, split, args, grid=True):
-    """All measures of one layer: {measure: {score, low, high, p, val}}. x, y: [n, h, w, d]. Without a grid x has no cells: no linear R2."""
-    report = torch.cat([split["train"], split["test"]])
-    blocks = sources_in(items, report)
-    grams = [gram_of(z.flatten(1)[report]) for z in (x, y)]
-    a, b = (prepare(gram) for gram in grams)
-    va, vb = (prepare(gram_of(z.flatten(1)[split["val"]])) for z in (x, y))
-    out = {}
-    for m in COMPARE:
-        score, low, high = jackknife(*grams, m, blocks)
-        out[m] = {"score": score, "low": low, "high": high, "p": permutation_p(a[m], b[m], m, blocks, args.permutations, args.seed),
-                  "val": COMPARE[m](va[m], vb[m]).item(), "n": len(report)}
-    if not grid:
-        return out
-    side = min(x.shape[1], y.shape[1]), min(x.shape[2], y.shape[2])
-    tokens = match(x, *side), match(y, *side)
-    residual, variance, p, found = token_r2(*tokens, split, args.seed, args.permutations // 10, sources_in(items, split["train"]))
-    score, low, high = ratio_bootstrap(residual, variance, [items[i]["source"] for i in split["test"]], seed=args.seed)
-    centred = (tokens[1] - tokens[1][split["train"]].mean(0))[split["val"]]
-    out["linear_r2"] = {"score": score, "low": low, "high": high, "p": p, "n": len(split["test"]),
-                        "val": 1 - ((found[split["val"]] - centred).square().sum() / centred.square().sum()).item()}
-    return out
+def measure_layers(layers, y, items, split, args, gridless=(), names=PAIRED, n_perm=None, desc=None):
+    """{layer: {measure: {score, low, high, p, p_max, val, n}}}, {layer: what token_r2 found}. layers {name: function that reads [n, t, h, w, d]}, y [n, t, h, w, d]."""
+    report, n_perm = torch.cat([split["train"], split["test"]]), args.permutations if n_perm is None else n_perm
+    sources, of_val, of_test = ([items[i]["source"] for i in pick.tolist()] for pick in (report, split["val"], split["test"]))
+    blocks, train_blocks = blocks_of(sources), blocks_of([items[i]["source"] for i in split["train"].tolist()])
+    target, target_val = ([space_of(y[pick], s)] for pick, s in ((report, sources), (split["val"], of_val)))
+    spaces, spaces_val, fits, out = [], [], {}, {p: {} for p in layers}
+    for p, read in tqdm(layers.items(), desc=desc, unit="layer", disable=desc is None):
+        x = read()
+        spaces.append(space_of(x[report], sources))
+        spaces_val.append(space_of(x[split["val"]], of_val))
+        if p not in gridless:
+            side = [min(a, b) for a, b in zip(x.shape[1:4], y.shape[1:4], strict=True)]
+            fits[p] = token_r2(match(x, *side), match(y, *side), split, args.seed, n_perm // 2, train_blocks)
+    for m in names:
+        score, low, high = (v[:, 0] for v in jackknife(spaces, target, m, blocks))
+        val = pairs(spaces_val, target_val, m)[:, 0]
+        null = permuted(held(spaces, m), held(target, m), m in ("cka", "spearman"), blocks, n_perm, args.seed)[..., 0] if n_perm else torch.zeros(0, len(score))
+        p, p_max = p_values(score, null) if n_perm else (None, None)
+        for k, layer in enumerate(layers):
+            out[layer][m] = {"score": score[k].item(), "low": low[k].item(), "high": high[k].item(), "val": val[k].item(), "n": len(report)}
+            out[layer][m] |= {"p": p[k].item(), "p_max": p_max[k].item()} if n_perm else {}
+    largest = torch.stack([f["null"] for f in fits.values()]).amax(0) if fits and n_perm else None
+    for layer, fit in fits.items():
+        score, low, high = ratio_bootstrap(*(fit[k][split["test"]].sum(1) for k in ("residual", "variance")), of_test, seed=args.seed)
+        out[layer]["linear_r2"] = {"score": score, "low": low, "high": high, "val": r2_of(fit, split["val"]), "n": len(split["test"])}
+        if n_perm:
+            out[layer]["linear_r2"] |= {key: (1 + (null >= fit["reduced"]).sum().item()) / (1 + len(null)) for key, null in (("p", fit["null"]), ("p_max", largest))}
+    return out, fits
 
 
 def record(layers, random, pixels, measure, n_options):
@@ -222,7 +404,213 @@ def record(layers, random, pixels, measure, n_options):
     gain = own["score"] - floors[name]
     return {"score": own["score"], "low": own["low"], "high": own["high"], "better": "higher", "n": own["n"], "floor": floors[name], "floor_name": name, "ceiling": 1.0,
             "skill": gain / (1 - floors[name]), "gain": gain, "gain_low": gain - (half[0] ** 2 + other[1] ** 2) ** 0.5, "gain_high": gain + (half[1] ** 2 + other[0] ** 2) ** 0.5,
-            "p": own["p"], "layer": best, "options_searched": n_options, "floors": floors}
+            "p": own["p"], "p_max": own["p_max"], "layer": best, "options_searched": n_options, "floors": floors}
+
+
+def recommendation(fits, items, split, seed):
+    """{recommended, recommended_share: of resampled val sources under which it is still the best, runner_up}: the layer with the highest R2 on val."""
+    val = split["val"]
+    sources = [items[i]["source"] for i in val.tolist()]
+    draws = torch.stack([ratio_draws(f["residual"][val].sum(1), f["variance"][val].sum(1), sources, seed=seed)[0] for f in fits.values()])
+    order = sorted(fits, key=lambda p: -r2_of(fits[p], val))
+    return {"recommended": order[0], "recommended_share": (draws.argmax(0) == list(fits).index(order[0])).double().mean().item(), "runner_up": order[1] if len(order) > 1 else None}
+
+
+def nuisances(items):
+    """{position, colour, luminance: [n, c]}, standardised: where the largest object is, the picture's mean colour, and its luminance's mean and spread (Rec. 601)."""
+    pictures = [frames_of(i).float() / 255 for i in items]
+    grey = [x @ torch.tensor([0.299, 0.587, 0.114]) for x in pictures]
+    found = {"position": (box_truth(items)[0][:, :2] + box_truth(items)[0][:, 2:]) / 2} if all("boxes" in i for i in items) else {}
+    found |= {"colour": torch.stack([x.mean((0, 1, 2)) for x in pictures]), "luminance": torch.stack([torch.stack([x.mean(), x.std()]) for x in grey])}
+    return {name: (x - x.mean(0)) / x.std(0).clamp(min=1e-9) for name, x in found.items() if (x.std(0) > 0).any()}
+
+
+def partial(x, y, items, report, blocks, args):
+    """{measure: {plain, without_<nuisance>, without_all, p}}: alignment of two spaces when nuisances are taken out of both; p of the last, by permuting what is left of one."""
+    found, out = nuisances([items[i] for i in report.tolist()]), {}
+    for m in ("cka", "spearman"):
+        a, b = (held([s], m) for s in (x, y))
+        row = out[m] = {"plain": (a * b).sum().item()}
+        if not found:
+            continue
+        others = held([space_of(z) for z in found.values()], m)
+        for name, chosen in [*((f"without_{name}", others[k:k + 1]) for k, name in enumerate(found)), ("without_all", others)]:
+            left = without(a, chosen), without(b, chosen)
+            row[name] = (left[0] * left[1]).sum().item()
+        null = permuted(*left, True, blocks, args.permutations, args.seed)
+        row["p"] = p_values(torch.tensor(row["without_all"]), null[:, 0, 0])[0].item()
+    return out
+
+
+def pooled_matrix(xs, ys, items, split, args):
+    """Means over space of all layers x all points of the target: {measure: {layer: {point: value}}}, {measure: the pair that is best on val, its score, p and p_max}.
+
+    xs, ys: {point: [n, t, d]}. linear_r2: ridge from a layer to the first BACK principal components of a point, fitted on train, penalty by leave-one-out, on test.
+    """
+    report, val, tables, best = torch.cat([split["train"], split["test"]]), split["val"], {}, {}
+    sources, of_val = ([items[i]["source"] for i in pick.tolist()] for pick in (report, val))
+    some = whole_sources(sources, EXACT)  # beyond that many items the permutations are of a part of them
+    blocks = blocks_of([sources[i] for i in some.tolist()])
+    of_some = [[space_of(x[report][some], [sources[i] for i in some.tolist()]) for x in side.values()] for side in (xs, ys)]
+    for m in ("cka", "spearman", "recall10"):
+        score, on_val = compare([x[report] for x in xs.values()], [y[report] for y in ys.values()], m, sources), compare([x[val] for x in xs.values()], [y[val] for y in ys.values()], m, of_val)
+        null = permuted(*(held(s, m) for s in of_some), m != "recall10", blocks, args.permutations, args.seed)
+        p, p_max = p_values(pairs(*of_some, m), null)
+        layer, point = divmod(int(on_val.argmax()), len(ys))
+        best[m] = {"layer": list(xs)[layer], "point": list(ys)[point], "score": score[layer, point].item(), "p": p[layer, point].item(), "p_max": p_max[layer, point].item(),
+                   "options_searched": score.numel(), "permuted_items": len(some)}
+        tables[m] = score
+    train, test = split["train"], split["test"]
+    targets = {}
+    for name, y in ys.items():
+        y = y.flatten(1)
+        directions, mean = principal(y[train], min(BACK, y.shape[1], len(train) - 1))
+        targets[name] = (y - mean) @ directions
+    kernels = torch.stack([(z := (x := v.flatten(1)) - x[train].mean(0)) @ z[train].T for v in xs.values()])
+    found = solve_ridge(*spectrum(kernels, train), targets, train)
+    tables["linear_r2"] = torch.stack([1 - (f[:, test] - targets[name][test]).square().sum((1, 2)) / targets[name][test].square().sum() for name, (f, _) in found.items()], 1)
+    return {m: {p: dict(zip(ys, row.tolist(), strict=True)) for p, row in zip(xs, table, strict=True)} for m, table in tables.items()}, best
+
+
+def whole_sources(sources, most):
+    """The first items of whole sources, at most `most`."""
+    kept, n = [], 0
+    for block in blocks_of(sources):
+        if n + len(block) > most:
+            break
+        kept, n = [*kept, block], n + len(block)
+    return torch.cat(kept).sort().values
+
+
+def controls(x, y, items, split, args):
+    """{measure: {self, rotated, ladder, noise, shuffled}} of a layer x [n, ...] with itself, itself turned, itself under growing noise; noise, or the layer dealt anew, with the
+    target y; and which of these did not come out as they must: one, one, falling, nothing, nothing."""
+    report, g = torch.cat([split["train"], split["test"]]), torch.Generator().manual_seed(args.seed)
+    sources = [items[i]["source"] for i in report.tolist()]
+    blocks, x = blocks_of(sources), x[report]
+    x = (x - x.mean(0)) / x.std().clamp(min=1e-30)
+    turn = torch.linalg.qr(torch.randn(x.shape[-1], x.shape[-1], generator=g))[0]
+    noise = x.std(0).mean() * torch.randn(x.shape, generator=g)
+    made = {"self": x, "rotated": x @ turn} | {f"noise {s}": x + s * noise for s in (0.5, 1, 2, 4)}
+    own, target = space_of(x, sources), space_of(y[report], sources)
+    nothing = [space_of(torch.randn(x.shape, generator=g), sources), space_of(x[shuffle(blocks, g)], sources)]
+    spaces, out, broken = [space_of(z, sources) for z in made.values()], {}, []
+    for m in PAIRED:
+        known_ones, none = pairs(spaces, [own], m)[:, 0].tolist(), pairs(nothing, [target], m)[:, 0].tolist()
+        null = permuted(held([own], m), held([target], m), m in ("cka", "spearman"), blocks, args.permutations, args.seed).flatten()
+        out[m] = {"self": known_ones[0], "rotated": known_ones[1], "ladder": known_ones[2:], "noise": none[0], "shuffled": none[1]}
+        limit, sd = (null.mean() + 5 * null.std()).item() - 1e-6, null.std().item()  # less rounding: a shuffle that does nothing must be seen
+        holds = {"self": known_ones[0] > 0.999, "rotated": known_ones[1] > 0.98, "ladder": all(b < a + sd for a, b in zip(known_ones[1:], known_ones[2:], strict=False)),
+                 "noise": none[0] < limit, "shuffled": none[1] < limit}
+        broken += [f"{name} of {m}" for name, well in holds.items() if not well]
+    return out, broken
+
+
+def at_layer(name, x, y, fit, items, split, args, grid):
+    """What is asked of the recommended layer only. x, y: [n, t, h, w, d]."""
+    report = torch.cat([split["train"], split["test"]])
+    sources = [items[i]["source"] for i in report.tolist()]
+    blocks, spaces = blocks_of(sources), [space_of(z[report], sources) for z in (x, y)]
+    out = {"layer": name, "recall": {f"{k}": {"score": pairs(spaces[:1], spaces[1:], "recall10", k).item(), "chance": chance(len(report), k)} for k in RECALLS if k < len(report) - 2}}
+    out["procrustes"] = procrustes(x, y, split["train"], split["test"])
+    if grid:
+        side = [min(a, b) for a, b in zip(x.shape[1:4], y.shape[1:4], strict=True)]
+        x_cells, y_cells = match(x, *side), match(y, *side)
+        directions, mean = principal(x_cells[split["train"]].flatten(0, 1), min(BACK, x.shape[-1]))
+        back = token_r2(y_cells, (x_cells - mean) @ directions, split, args.seed)
+        score, low, high = ratio_bootstrap(*(back[k][split["test"]].sum(1) for k in ("residual", "variance")), [items[i]["source"] for i in split["test"].tolist()], seed=args.seed)
+        out |= {"linear_r2_back": score, "linear_r2_back_low": low, "linear_r2_back_high": high}
+    if args.biased:
+        flat = x.flatten(1)[report], y.flatten(1)[report]
+        g = torch.Generator().manual_seed(args.seed)
+        out |= {"cka_biased": biased_cka(*flat), "cka_biased_null": sum(biased_cka(flat[0], flat[1][shuffle(blocks, g)]) for _ in range(20)) / 20}
+    return out | {"partial": partial(*spaces, items, report, blocks, args)}
+
+
+def channels(fits, test):
+    """{layer: R2 of every channel of the target on test}, never clipped; null where a channel is constant."""
+    return {p: [1 - r / v if v > 0 else None for r, v in zip(*(f[k][test].sum(0).tolist() for k in ("residual", "variance")), strict=True)] for p, f in fits.items()}
+
+
+# ---------------------------------------------------------------- what people look at
+
+def picture(result, path):
+    """align.png: scores per layer beside their floors; R2 per layer and channel; pooled layers x points of the target."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    layers = [p for p in result["layers"] if p != "pixels"]
+    figure, axes = plt.subplots(1, 3, figsize=(20, 2.8 + 0.32 * len(layers)), layout="constrained")
+
+    def heat(axis, rows, columns, title, text=True, low=0.0):
+        values = torch.tensor([[math.nan if v is None else v for v in row] for row in rows])
+        shown = axis.imshow(values.numpy(), aspect="auto", cmap="viridis", vmin=low, vmax=1)
+        axis.set_xticks(range(len(columns)), columns, rotation=45 if max(map(len, map(str, columns))) > 3 else 0, ha="right" if max(map(len, map(str, columns))) > 3 else "center", fontsize=8)
+        axis.set_yticks(range(len(rows)), layers, fontsize=8)
+        axis.set_title(title, fontsize=10)
+        for i, row in enumerate(values.tolist() if text else ()):
+            for j, v in enumerate(row):
+                axis.text(j, i, "-" if math.isnan(v) else f"{v:.2f}", ha="center", va="center", fontsize=8, color="black" if v > 0.6 else "white")
+        return shown
+
+    names = [m for m in (*PAIRED, "linear_r2") if any(m in result["layers"][p] for p in layers)]
+    columns = [f"{m}{side}" for m in names for side in ("", "\nuntrained") if not side or "untrained" in result]
+    rows = [[row.get(p, {}).get(m, {}).get("score") for m in names for row in ([result["layers"], result["untrained"]] if "untrained" in result else [result["layers"]])] for p in layers]
+    heat(axes[0], rows, columns, f"How alike: {result['model']}'s tokens and {result['target']} {result['target_point']}")
+    if result.get("channels"):
+        table = result["channels"]
+        heat(axes[1], [table.get(p, [None] * len(next(iter(table.values())))) for p in layers], [str(c) for c in range(len(next(iter(table.values()))))],
+             f"What a linear map predicts of each channel of {result['target_point']}\n(held-out R2; below 0 is drawn as 0)", text=len(next(iter(table.values()))) <= 16)
+    else:
+        axes[1].axis("off")
+    table = result["pooled"]["cka"]
+    points = list(next(iter(table.values())))
+    shown = heat(axes[2], [[table.get(p, {}).get(t) for t in points] for p in layers], points, f"Debiased CKA of means over space, with {result['target']}", text=len(points) <= 16)
+    figure.colorbar(shown, ax=axes[2])
+    figure.suptitle(f"{result['data_name']}: {result['items']} items, {result['data']} data, {result['weights']} weights; recommended layer {result.get('recommended')}", fontsize=12)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def study(r):
+    """The report in words, from the YAML's numbers."""
+    def interval(c):
+        return f"{c['score']:.3f} [{c['low']:.3f}, {c['high']:.3f}]"
+
+    lines = [f"# Can {r['model']} be bridged to {r['target']}?", "",
+             f"{r['items']} items of {r['data_name']} ({r['data']} data, {r['weights']} weights; the target's are {r['target_weights']}). Written from align.yaml.", "", "## Which layer", ""]
+    if r.get("recommended"):
+        best = r["layers"][r["recommended"]]["linear_r2"]
+        sure, rest = r["recommended_share"], f"; next comes {r['runner_up']}" if r["runner_up"] else ""
+        lines += [f"**{r['recommended']}**, by held-out linear R2, chosen on the validation items ({best['val']:.3f}); on the test items {interval(best)}. "
+                  f"When the validation sources are resampled it is the best of {len(r['channels'])} layers in {sure:.0%} of the cases{rest}. "
+                  + ("That settles it." if sure > 0.95 else "Others may be as good: these items do not settle it."), ""]
+    else:
+        lines += [f"None can be recommended: {r['linear_r2_reason']}.", ""]
+    lines += ["| measure | layer | score | best floor | p, all layers together | earlier study (Qwen2.5-VL-7B) |", "|---|---|---|---|---|---|"]
+    lines += [f"| {m} | {c['layer']} | {interval(c)} | {c['floor']:.3f} {c['floor_name']} | {c['p_max']:.3f} | {EARLIER[m]} |" for m, c in r["criteria"].items()]
+    above = [m for m, c in r["criteria"].items() if c["gain_low"] > 0]
+    lines += ["", (f"Above their best floor: {', '.join(above)}. " if above else "None is above its best floor: what is alike is alike without training, or in the pixels already. ")
+              + "The earlier study had other data; as far as is known its CKA counted items' likeness to themselves, and its R2 may be in-sample. "
+              "The figures stand side by side, and are not the same quantity.", ""]
+    at = r["at_layer"]
+    lines += [f"## More about {at['layer']}", ""]
+    if "linear_r2_back" in at:
+        back = {k: at[f"linear_r2_back{k and '_' + k}"] for k in ("", "low", "high")}
+        lines += [f"* The other way, from the target to the layer's first {BACK} principal components: R2 {back['']:.3f} [{back['low']:.3f}, {back['high']:.3f}]."]
+    lines += [f"* A rotation and a scale alone (held-out Procrustes, {ROTATED} components): {at['procrustes']:.3f}.",
+              "* Neighbours in common: " + ", ".join(f"{v['score']:.3f} of {k} (chance {v['chance']:.3f})" for k, v in at["recall"].items()) + "."]
+    for m, row in at["partial"].items():
+        if "without_all" in row:
+            lines += [f"* {m}: {row['plain']:.3f}; without " + ", ".join(f"{k.removeprefix('without_')} {v:.3f}" for k, v in row.items() if k.startswith("without_")) + f" (p {row['p']:.3f})."]
+    lines += ["", "## Means over space, all layers x all points of the target", ""]
+    lines += [f"* {m}: best pair on the validation items {b['layer']} - {b['point']}, {b['score']:.3f} (p of the largest of {b['options_searched']}: {b['p_max']:.3f})."
+              for m, b in r["pooled_best"].items()]
+    lines += ["", "## In how many numbers the spaces vary", "", "| space | TwoNN | MLE | participation ratio | do they agree? |", "|---|---|---|---|---|"]
+    lines += [f"| {p} | {d['two_nn']:.1f} | {d['mle']:.1f} | {d['participation']:.1f} | {'yes' if d['agree'] else 'no'} |" for p, d in r["dimension"].items()]
+    lines += ["", "## Controls", "", "All came out as they must: a space with itself and turned is 1, noise takes it down step by step, noise and shuffled items are nothing." if r["controls_hold"]
+              else f"**Not as they must be: {', '.join(r['controls_broken'])}.** Trust nothing above before this is understood.", ""]
+    return "\n".join(lines)
 
 
 def smoke_input(args, folder):
@@ -243,9 +631,12 @@ def smoke_input(args, folder):
 def get_args(argv):
     p = parser(__doc__)
     p.add_argument("--features", default="results/tiny/shapes/features", help="the model's features (default: %(default)s)")
-    p.add_argument("--target", default="results/tiny-vae/shapes/features", help="the decoder's latents (default: %(default)s)")
+    p.add_argument("--target", default="results/tiny-vae/shapes/features", help="features of the decoder's autoencoder, or of another model (default: %(default)s)")
+    p.add_argument("--target-point", help="the target's point that tokens are compared with (default: latents, or the one whose means are nearest to any layer's on val)")
     p.add_argument("--random", help="features of the untrained network: a floor")
-    p.add_argument("--permutations", type=int, default=200, help="of items, for p-values; R2 takes a tenth (default: %(default)s)")
+    p.add_argument("--permutations", type=int, default=200, help="of items, for p-values; R2 takes half (default: %(default)s)")
+    p.add_argument("--biased", action="store_true", help="print the usual, biased CKA beside, with what it makes of permuted items")
+    p.add_argument("--study", help="write the report in words to this file")
     p.add_argument("--out", help="default: align.yaml beside --features")
     return p.parse_args(argv)
 
@@ -254,6 +645,8 @@ def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.smoke:
         smoke_input(args, made_up_folder())
+    if args.permutations < 1:
+        refuse(f"--permutations {args.permutations}: at least one is needed for a p-value; 200 is the default")
     index, read = load_features(args.features)
     target, read_target = load_features(args.target)
     if index["ids"] != target["ids"]:
@@ -269,43 +662,60 @@ def main(argv=None):
     split = split_indices(items, args.features)
     out = Path(args.out or Path(args.features).parent / "align.yaml")
     check_writable(out)
+    if args.study:
+        check_writable(args.study)
 
     points = list(index["points"])
     if not set(points) - {"pixels"}:
         refuse(f"{args.features} holds no layer but the pixels; extract some")
     if lacking := [p for p in points if args.random and p != "pixels" and p not in random_index["points"]]:
         refuse(f"{args.random} lacks {lacking[0]}; run extract.py --random-init with the same --points as {args.features}")
+    targets = [p for p in target["points"] if p != "pixels"]
+    if args.target_point:
+        known(args.target_point, target["points"], f"point in {args.target}")
 
     def varied(reader, point, where):
-        x = reader(point).mean(1)  # a clip's time steps are averaged; pictures have one
+        x = reader(point)
         if x.flatten(1).std(0).max() == 0:
             refuse(f"{point} in {where} is the same for every item; its network or its data is broken, extract again")
         return x
 
-    y = varied(read_target, "latents", args.target)
-    for point in points:  # before the bar and the work
-        varied(read, point, args.features)
+    for reader, names, where in ((read_target, targets, args.target), (read, points, args.features)):  # before the bar and the work
+        for point in names:
+            varied(reader, point, where)
+    xs, ys = ({p: load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"][p]["mean"].float() for p in names}
+              for folder, names in ((args.features, [p for p in points if p != "pixels"]), (args.target, targets)))
+    pooled, best = pooled_matrix(xs, ys, items, split, args)
+    point = args.target_point or ("latents" if "latents" in targets else best["cka"]["point"])
+    y = read_target(point)
 
-    def measured(reader, point):
-        return measure_layer(reader(point).mean(1), y, items, split, args, point in with_grid(index))
-
-    layers = {p: measured(read, p) for p in tqdm(points, desc="layers", unit="layer")}
-    random = {p: measured(read_random, p) for p in tqdm([p for p in points if args.random and p != "pixels"], desc="untrained", unit="layer")}
-    pixels = layers.get("pixels")
-    own = {p: v for p, v in layers.items() if p != "pixels"}
-    adjusted = holm({f"{p}/{m}": own[p][m]["p"] for p in own for m in own[p]})
-    for key, p in adjusted.items():
-        own[key.split("/")[0]][key.split("/")[1]]["p_holm"] = p
+    gridless = set(points) - set(with_grid(index)) | (set(points) if point not in with_grid(target) else set())
+    layers, fits = measure_layers({p: functools.partial(read, p) for p in points}, y, items, split, args, gridless, desc="layers")
+    untrained = [p for p in points if args.random and p != "pixels"]
+    random, _ = measure_layers({p: functools.partial(read_random, p) for p in untrained}, y, items, split, args, gridless, n_perm=0, desc="untrained") if untrained else ({}, {})
+    pixels, own = layers.get("pixels"), {p: v for p, v in layers.items() if p != "pixels"}
+    fits.pop("pixels", None)
     having = {m: {p: v for p, v in own.items() if m in v} for m in MEASURES}
     criteria = {m: record(having[m], random, pixels, m, len(having[m])) for m in MEASURES if having[m]}
-    result = {"stage": "align", "model": index["model"], "target": target["model"], "weights": index["weights"], "target_weights": target["weights"],
-              "data": index["data"], "data_name": data["name"], "items": len(items), "chance_recall10": chance(criteria["recall10"]["n"])}
+    chosen = recommendation(fits, items, split, args.seed) if fits else {"recommended": None}
+    layer = chosen["recommended"] or criteria["cka"]["layer"]
+    x = read(layer)
+    checks, broken = controls(x, y, items, split, args)
+    result = {"stage": "align", "model": index["model"], "target": target["model"], "target_point": point, "weights": index["weights"], "target_weights": target["weights"],
+              "data": index["data"], "data_name": data["name"], "items": len(items), "chance_recall10": chance(criteria["recall10"]["n"]), **chosen}
     for name, c in criteria.items():
-        result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_p": c["p"], f"{name}_layer": c["layer"]}
+        result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_p": c["p"], f"{name}_p_max": c["p_max"], f"{name}_layer": c["layer"]}
     if "linear_r2" not in criteria:
         result |= {"linear_r2": None, "linear_r2_layer": None, "linear_r2_reason": "no layer's tokens have a place in the picture"}
-    result |= {"criteria": criteria, "layers": {p: {m: v[m] for m in MEASURES if m in v} for p, v in layers.items()}, "run": run_info(args, started, script="align.py")}
+    result |= {"controls_hold": not broken, "controls_broken": broken, "criteria": criteria, "layers": {p: {m: v[m] for m in (*PAIRED, "linear_r2") if m in v} for p, v in layers.items()}}
+    result |= {"untrained": {p: {m: {k: v[m][k] for k in ("score", "low", "high")} for m in v} for p, v in random.items()}} if random else {}
+    result |= {"at_layer": at_layer(layer, x, y, fits.get(layer), items, split, args, layer not in gridless), "channels": channels(fits, split["test"]), "controls": checks,
+               "dimension": {p: intrinsic_dimension(v, args.seed) for p, v in (xs | {f"{target['model']} {p}": v for p, v in ys.items()}).items()},
+               "pooled_best": best, "pooled": pooled, "run": run_info(args, started, script="align.py")}
     save_yaml(out, result)
+    picture(plain(result), out.with_suffix(".png"))
+    if args.study:
+        save_text(args.study, study(plain(result)))
     say(result)
     return result
 

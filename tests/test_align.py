@@ -4,15 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
 import align
 import common
-
-
-def prepared(x, **more):
-    return align.prepare(align.gram_of(x), **more)
 
 
 def generator(seed=0):
@@ -23,9 +20,17 @@ def noise(n, d, seed):
     return torch.randn(n, d, generator=generator(seed))
 
 
-def compare(x, y):
-    a, b = prepared(x), prepared(y)
-    return {m: align.COMPARE[m](a[m], b[m]).item() for m in align.COMPARE}
+PLAIN = ("cka", "spearman", "recall10")
+
+
+def compare(x, y, k=10, names=PLAIN):
+    return {m: align.pairs([align.space_of(x)], [align.space_of(y)], m, k).item() for m in names}
+
+
+def p_of(x, y, measure, blocks, n_perm, seed, k=10):
+    a, b = ([align.space_of(z)] for z in (x, y))
+    null = align.permuted(align.held(a, measure, k), align.held(b, measure, k), measure != "recall10", blocks, n_perm, seed)
+    return align.p_values(align.pairs(a, b, measure, k), null)[0].item()
 
 
 def singles(n):
@@ -58,7 +63,7 @@ def test_a_space_that_is_only_turned_scaled_or_shifted_is_the_same_space(turned)
     x = noise(60, 12, 0).double()
     y = x @ torch.linalg.qr(noise(12, 12, 1).double())[0] if "rotated" in turned else x
     y = (y * 0.01 if "scaled" in turned else y) + (7 if "shifted" in turned else 0)
-    assert compare(x, y) == pytest.approx({"cka": 1, "spearman": 1, "recall10": 1}, abs=1e-9)
+    assert compare(x, y) == pytest.approx({"cka": 1, "spearman": 1, "recall10": 1}, abs=1e-5)
 
 
 def test_scaling_one_side_by_a_hundredth_changes_no_measure():
@@ -72,7 +77,7 @@ def test_spearman_is_that_of_scipy_on_pairwise_distances():
     y = x[:, :6] + 0.7 * noise(50, 6, 1).double()
     expected = spearmanr(pdist(x.numpy()), pdist(y.numpy())).statistic
     assert 0.2 < expected < 0.9
-    assert compare(x, y)["spearman"] == pytest.approx(expected, abs=1e-9)
+    assert compare(x, y)["spearman"] == pytest.approx(expected, abs=1e-6)
     assert abs(np.mean([compare(noise(50, 9, 2 * i), noise(50, 9, 2 * i + 1))["spearman"] for i in range(8)])) < 0.05
 
 
@@ -80,25 +85,90 @@ def test_recall_of_independent_noise_is_its_chance_and_no_item_is_its_own_neighb
     n, k = 200, 10
     values = [compare(noise(n, 20, 2 * i), noise(n, 20, 2 * i + 1))["recall10"] for i in range(8)]
     assert np.mean(values) == pytest.approx(k / (n - 1), abs=0.01)
-    near = prepared(noise(n, 20, 0))["recall10"]
+    near = align.neighbours(align.space_of(noise(n, 20, 0)), torch.arange(n))
     assert not near.diagonal().any() and (near.sum(1) == k).all()
 
 
 def test_neighbours_are_the_nearest_items():
-    near = prepared(torch.arange(13.0)[:, None] ** 1.1, k=2)["recall10"]
+    near = align.neighbours(align.space_of(torch.arange(13.0)[:, None] ** 1.1), torch.arange(13), 2)
     assert near[0].nonzero().flatten().tolist() == [1, 2] and near[12].nonzero().flatten().tolist() == [10, 11]
 
 
 def test_recall_of_two_spaces_that_share_half_of_the_neighbours_is_one_half():
-    a, b = torch.zeros(4, 12, dtype=torch.bool), torch.zeros(4, 12, dtype=torch.bool)
-    a[:, :4], b[:, 2:6] = True, True
-    assert align.recall(a, b) == 0.5
+    pairs, half = torch.tensor([0, 0.1, 10, 10.1, 20, 20.1, 30, 30.1]), torch.tensor([0, 0.1, 10, 30, 20, 20.1, 30.1, 10.1])  # two of four pairs stay together
+    assert compare(pairs[:, None], half[:, None], 1, ["recall10"])["recall10"] == pytest.approx(0.5)
+
+
+def test_neighbours_of_an_items_own_source_do_not_count():
+    twins, sources = [noise(40, 8, k).repeat_interleave(2, 0) + 0.01 * noise(80, 8, 9 + k) for k in range(2)], [str(i // 2) for i in range(80)]
+    for given, expected in ((None, 0.5), (sources, 1 / 39)):
+        found = align.pairs(*([align.space_of(x, given)] for x in twins), "recall10", 2).item()
+        assert found == pytest.approx(expected, abs=0.05), given
+    near = align.neighbours(align.space_of(twins[0], sources), torch.arange(80), 2)
+    assert not near.view(40, 2, 40, 2).diagonal(dim1=0, dim2=2).any() and (near.sum(1) == 2).all()
+
+
+def test_cknna_is_its_published_formula_on_u_centred_kernels():
+    x, y, k = noise(25, 6, 0).double(), noise(25, 6, 1).double(), 4
+    y = x + 0.5 * y
+    values, near = [], []
+    for z in (x, y):
+        gram = z @ z.T
+        gram.fill_diagonal_(0)
+        r = gram.sum(1) / 23
+        values.append(gram - r[:, None] - r + r.sum() / 24)
+        d = torch.cdist(z, z).fill_diagonal_(math.inf)
+        near.append(torch.zeros(25, 25).scatter_(1, d.topk(k, largest=False).indices, 1.0))
+    both = (near[0] * near[1] * values[0] * values[1]).sum()
+    expected = both / ((near[0] * values[0] ** 2).sum() * (near[1] * values[1] ** 2).sum()).sqrt()  # Huh et al. 2024, equation 15: alpha(i, j) is 1 between mutual neighbours
+    assert compare(x, y, k, ["cknna"])["cknna"] == pytest.approx(expected.item(), abs=1e-5) and 0.1 < expected < 0.95
+
+
+def test_equal_distances_share_their_mean_rank():
+    x = torch.randint(3, (30, 2), generator=generator(0)).double()
+    y = x + (torch.randint(3, (30, 2), generator=generator(1)) > 1)
+    a, b = (pdist(z.numpy()) ** 2 for z in (x, y))
+    assert len(set(a)) < 10
+    assert align.pairs([align.of_gram(x @ x.T)], [align.of_gram(y @ y.T)], "spearman").item() == pytest.approx(spearmanr(a, b).statistic, abs=1e-6)
+
+
+@pytest.mark.parametrize("outlier", [1, 1000])
+def test_ranks_in_bins_are_nearly_the_sorted_ones_whatever_an_outlier_does(monkeypatch, outlier):
+    x = noise(300, 12, 0)
+    y = x + noise(300, 12, 1)
+    x[0] *= outlier
+    exact = compare(x, y)["spearman"]
+    monkeypatch.setattr(align, "EXACT", 10)
+    assert compare(x, y)["spearman"] == pytest.approx(exact, abs=1e-4) and 0.1 < exact < 0.95
+
+
+@pytest.mark.parametrize("measure", align.PAIRED)
+def test_rows_by_blocks_give_what_whole_matrices_give_and_scale_is_nothing(monkeypatch, measure):
+    spaces = [noise(150, 9, 0), noise(150, 9, 0) + noise(150, 9, 1), noise(150, 4, 2)]
+    whole = align.compare(spaces, spaces[::-1], measure)
+    monkeypatch.setattr(align, "EXACT", 10)
+    blocks = align.pairs([align.space_of(x) for x in spaces], [align.space_of(x * 0.01) for x in spaces[::-1]], measure, block=64)
+    assert torch.allclose(blocks, whole, atol=1e-4) and torch.allclose(whole[[0, 1, 2], [2, 1, 0]], torch.ones(3, dtype=torch.float64), atol=1e-4)
+
+
+def test_batches_of_many_items_are_unbiased(monkeypatch):
+    x = noise(400, 20, 0)
+    y = x[:, :10] + 0.5 * noise(400, 10, 1)
+    whole = {m: align.compare([x], [y], m).item() for m in ("cka", "spearman")}
+    monkeypatch.setattr(align, "BATCH", 100)
+    for m, value in whole.items():
+        assert align.compare([x], [y], m, [str(i // 2) for i in range(400)]).item() == pytest.approx(value, abs=0.03)
+        assert abs(align.compare([noise(400, 900, 4)], [noise(400, 900, 5)], m).item()) < 0.05
+
+
+def test_biased_cka_of_noise_is_what_the_option_says_of_it():
+    assert align.biased_cka(noise(50, 3584, 0), noise(50, 3584, 1)) > 0.8 and abs(compare(noise(50, 3584, 0), noise(50, 3584, 1))["cka"]) < 0.05
 
 
 def test_every_measure_falls_as_noise_grows():
     y = noise(120, 8, 0)
     ladder = [compare(y + s * noise(120, 8, 1), y) for s in (0.1, 0.5, 1, 2, 5)]
-    for m in align.COMPARE:
+    for m in PLAIN:
         values = [step[m] for step in ladder]
         assert values == sorted(values, reverse=True) and values[0] > 0.75 and values[-1] < 0.3, (m, values)
 
@@ -109,17 +179,49 @@ def test_every_measure_falls_as_noise_grows():
 def test_p_is_uniform_where_nothing_is_shared(measure):
     ps = []
     for k in range(150):
-        a, b = (prepared(noise(20, 5, 2 * k + j), k=3)[measure] for j in range(2))
-        ps.append(align.permutation_p(a, b, measure, singles(20), 39, k))
+        ps.append(p_of(noise(20, 5, 2 * k), noise(20, 5, 2 * k + 1), measure, singles(20), 39, k, 3))
     assert np.mean(np.array(ps) <= 0.05) <= 0.10, "too many small p-values"
     assert 0.4 < np.mean(ps) < 0.65, np.mean(ps)  # ties of recall lift it a little above one half
 
 
 def test_p_is_as_small_as_can_be_where_a_relation_is_planted():
     x = noise(40, 8, 0)
-    a, b = prepared(x), prepared(x + 0.5 * noise(40, 8, 1))
-    for m in align.COMPARE:
-        assert align.permutation_p(a[m], b[m], m, singles(40), 99, 0) == 0.01
+    for m in PLAIN:
+        assert p_of(x, x + 0.5 * noise(40, 8, 1), m, singles(40), 99, 0) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("measure", align.PAIRED)
+def test_permuting_matrices_is_permuting_items(measure):
+    x, y = [noise(30, 5, 0), noise(30, 5, 1)], [noise(30, 5, k) for k in (2, 3, 4)]
+    null = align.permuted(*(align.held([align.space_of(z) for z in side], measure, 3) for side in (x, y)), measure in ("cka", "spearman"), singles(30), 4, 0)
+    g = generator(0)
+    for found in null:
+        order = align.shuffle(singles(30), g)  # the smaller side, x, is permuted
+        expected = align.pairs([align.space_of(z[order]) for z in x], [align.space_of(z) for z in y], measure, 3)
+        assert torch.allclose(found.double(), expected, atol=1e-5)
+
+
+def test_the_largest_of_many_layers_of_noise_is_not_found_remarkable():
+    alone, together = [], []
+    for k in range(60):
+        layers, target = [align.space_of(noise(20, 4, 100 * k + j)) for j in range(8)], [align.space_of(noise(20, 4, 100 * k + 50))]
+        p, p_max = align.p_values(align.pairs(layers, target, "cka"), align.permuted(align.held(layers, "cka"), align.held(target, "cka"), True, singles(20), 39, k))
+        alone.append(p.min().item() <= 0.05)
+        together.append(p_max.min().item() <= 0.05)
+    assert np.mean(alone) > 0.15 and np.mean(together) <= 0.12, (np.mean(alone), np.mean(together))
+
+
+def test_what_two_spaces_share_only_through_a_nuisance_is_taken_out_and_the_rest_is_left():
+    z, own = noise(200, 2, 0), noise(200, 3, 1)
+    spaces = [align.space_of(torch.cat([3 * z, extra], 1)) for extra in (noise(200, 3, 2), noise(200, 3, 3), own, own + 0.2 * noise(200, 3, 4))]
+    for m in ("cka", "spearman"):
+        a, b, c, d = align.held(spaces, m)
+        nuisance = align.held([align.space_of(z)], m)
+        assert (a * b).sum() > 0.5 and (c * d).sum() > 0.5
+        left = align.without(torch.stack([a, b, c, d]), nuisance)
+        assert abs((left[0] * left[1]).sum()) < 0.1 and (left[2] * left[3]).sum() > 0.4
+    xy, xz, yz = (a * b).sum(), (a * nuisance[0]).sum(), (b * nuisance[0]).sum()
+    assert (left[0] * left[1]).sum() == pytest.approx(((xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)).sqrt()).item(), abs=1e-4)  # partial correlation
 
 
 def test_sources_are_shuffled_whole_and_only_among_their_equals():
@@ -139,17 +241,16 @@ def test_items_of_a_source_that_agree_make_no_small_p():
     small = {"whole": 0, "torn": 0}
     for k in range(100):
         x, y = (noise(8, 6, 2 * k + j).repeat_interleave(4, 0) + 0.1 * noise(32, 6, 1000 + 2 * k + j) for j in range(2))
-        a, b = prepared(x)["spearman"], prepared(y)["spearman"]
         whole = [torch.arange(4 * i, 4 * i + 4) for i in range(8)]
         for name, blocks in (("whole", whole), ("torn", singles(32))):
-            small[name] += align.permutation_p(a, b, "spearman", blocks, 39, k) <= 0.05
+            small[name] += p_of(x, y, "spearman", blocks, 39, k) <= 0.05
     assert small["whole"] <= 12 and small["torn"] > 50, small
 
 
 def test_interval_of_cka_holds_the_score_and_is_narrower_with_more_items():
     def width(n):
         x = noise(n, 6, 0)
-        value, low, high = align.jackknife(align.gram_of(x), align.gram_of(x + noise(n, 6, 1)), "cka", singles(n))
+        value, low, high = (v.item() for v in align.jackknife([align.space_of(x)], [align.space_of(x + noise(n, 6, 1))], "cka", singles(n)))
         assert low < value < high and value == pytest.approx(compare(x, x + noise(n, 6, 1))["cka"])
         return high - low
     assert 0 < width(400) < 0.7 * width(50)
@@ -158,7 +259,7 @@ def test_interval_of_cka_holds_the_score_and_is_narrower_with_more_items():
 def test_interval_of_cka_covers_0_for_noise_about_95_times_in_100():
     hits = 0
     for k in range(60):
-        _, low, high = align.jackknife(align.gram_of(noise(40, 6, 2 * k)), align.gram_of(noise(40, 6, 2 * k + 1)), "cka", singles(40))
+        _, low, high = align.jackknife([align.space_of(noise(40, 6, 2 * k))], [align.space_of(noise(40, 6, 2 * k + 1))], "cka", singles(40))
         hits += low <= 0 <= high
     assert hits >= 52, hits
 
@@ -169,8 +270,8 @@ SPLIT = {"train": torch.arange(40), "val": torch.arange(40, 60), "test": torch.a
 
 
 def token_r2(x, y, **more):
-    residual, variance, p, _ = align.token_r2(x, y, SPLIT, **more)
-    return 1 - (residual.sum() / variance.sum()).item(), p
+    fit = align.token_r2(x, y, SPLIT, **more)
+    return align.r2_of(fit, SPLIT["test"]), (1 + (fit["null"] >= fit["reduced"]).sum().item()) / (1 + len(fit["null"])) if "null" in fit else None
 
 
 def test_r2_of_noise_is_0_and_its_p_is_not_small():
@@ -211,18 +312,41 @@ def test_r2_interval_resamples_sources_and_not_items():
     assert high - low > 1.8 * (alone_high - alone_low)  # sqrt(6) = 2.4
 
 
+def test_procrustes_sees_a_rotation_and_a_scale_and_not_noise():
+    train, test, x = torch.arange(120), torch.arange(120, 180), noise(180, 10, 0) * torch.arange(1, 11)
+    turn = torch.linalg.qr(noise(10, 10, 1))[0]
+    assert align.procrustes(x, 5 * x @ turn + 3, train, test) == pytest.approx(1, abs=1e-5)
+    assert align.procrustes(x, noise(180, 10, 2), train, test) < 0.02
+
+
+@pytest.mark.parametrize("d", [2, 5])
+def test_dimension_of_a_flat_piece_is_its_own_and_copies_change_nothing(d):
+    x = torch.rand(800, d, generator=generator(0)) @ torch.linalg.qr(noise(20, d, 1))[0].T
+    found = align.intrinsic_dimension(torch.cat([x, x[:50]]))
+    for name in ("two_nn", "mle", "participation", "two_nn_half", "participation_quarter"):
+        assert found[name] == pytest.approx(d, rel=0.2), (name, found)
+    assert found["mle_quarter"] < found["mle"] + 0.1  # few items: too small, as is known of it
+    assert found["agree"]
+
+
+def test_dimension_of_a_curled_line_is_one_to_its_neighbours_and_more_to_its_covariance_and_they_do_not_agree():
+    t = torch.rand(600, 1, generator=generator(0))
+    found = align.intrinsic_dimension(torch.cat([torch.sin(k * t * 6.28) for k in (1, 2, 3)] + [torch.cos(k * t * 6.28) for k in (1, 2, 3)], 1))
+    assert found["two_nn"] == pytest.approx(1, rel=0.15) and found["mle"] == pytest.approx(1, rel=0.25) and found["participation"] > 4 and not found["agree"]
+
+
 @pytest.mark.parametrize(("side", "wanted"), [((4, 6), (2, 3)), ((2, 3), (4, 6))])
 def test_token_grids_are_pooled_or_repeated_cell_by_cell(side, wanted):
-    x = torch.arange(1.0, 1 + side[0] * side[1]).view(1, *side, 1)
-    found = align.match(x, *wanted).view(wanted)
-    assert found[0, 0] == (x[0, :2, :2].mean() if side == (4, 6) else 1)
+    x = torch.arange(1.0, 1 + side[0] * side[1]).view(1, 1, *side, 1)
+    found = align.match(x, 1, *wanted).view(wanted)
+    assert found[0, 0] == (x[0, 0, :2, :2].mean() if side == (4, 6) else 1)
     assert found.mean() == pytest.approx(x.mean().item())
 
 
 # ---------------------------------------------------------------- the record
 
 def layer(score, val, n=101):
-    return {m: {"score": score, "low": score - 0.1, "high": score + 0.1, "p": 0.01, "val": val, "n": n} for m in align.MEASURES}
+    return {m: {"score": score, "low": score - 0.1, "high": score + 0.1, "p": 0.01, "p_max": 0.02, "val": val, "n": n} for m in align.MEASURES}
 
 
 def test_the_layer_is_chosen_on_val_though_another_is_better_in_the_report():
@@ -251,6 +375,7 @@ def plant(folder, points, ids=IDS, data=None, schema=common.FEATURES, gridless=(
     for name, x in points.items():
         common.save_pt(folder / name / "00000.pt", schema, ids, {}, features=x.half())
     rows = {k: {"shape": list(x.shape[1:])} | ({"grid": False} if k in gridless else {}) for k, x in points.items()}
+    common.save_pt(folder / "pooled.pt", common.POOLED, ids, {}, pooled={k: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))} for k, x in points.items()})
     common.save_yaml(folder / "index.yaml", {"stage": "extract", "schema": schema, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data),
                                              "shards": 1, "points": rows, "ids": ids})
     return str(folder)
@@ -279,7 +404,7 @@ def test_main_chooses_the_planted_layer_and_writes_what_it_prints(tmp_path, caps
         assert found[m] > 0.8 and found[m] == found["criteria"][m]["score"] and float(printed[m]) == found[m]
         assert {f"{m}_low", f"{m}_high", f"{m}_floor", f"{m}_p"} <= found.keys()
         noise_score = found["layers"]["independent"][m]
-        assert noise_score["score"] < 0.35 and noise_score["p_holm"] > 0.05
+        assert noise_score["score"] < 0.35 and noise_score["p_max"] > 0.05
         assert found["layers"]["rotated"][m]["low"] > noise_score["high"]
     assert found["chance_recall10"] == pytest.approx(10 / (found["criteria"]["cka"]["n"] - 1), rel=1e-5)
     assert found["run"]["seed"] == 0 and found["run"]["arguments"]["permutations"] == 50
@@ -313,6 +438,67 @@ def test_chance_of_recall_is_that_of_the_neighbours_that_are_counted(tmp_path):
     pick = some["train"] + some["val"] + some["test"]  # 8 items in the report: 6 neighbours each, of 7
     found = align.main(world(tmp_path, {"a": near(1)[pick]}, LATENTS[pick], [IDS[k] for k in pick]))
     assert found["chance_recall10"] == pytest.approx(6 / 7) and found["criteria"]["recall10"]["floor"] == pytest.approx(6 / 7)
+
+
+def test_main_compares_all_layers_with_all_points_of_another_model_and_chooses_the_pair_on_val(tmp_path):
+    args = world(tmp_path, {"near": near(0.2), "far": near(3.0)})
+    plant(tmp_path / "target", {"vision.0": near(4.0, 5), "vision.1": near(0.1, 6)}, data=tmp_path / "data")
+    align.main(args)
+    found = common.load_yaml(tmp_path / "align.yaml", "align")
+    assert found["target_point"] == "vision.1" and {p: set(row) for p, row in found["pooled"]["cka"].items()} == {p: {"vision.0", "vision.1"} for p in ("near", "far")}
+    for m in ("cka", "spearman", "recall10"):
+        b = found["pooled_best"][m]
+        assert (b["layer"], b["point"], b["options_searched"]) == ("near", "vision.1", 4) and b["p_max"] == pytest.approx(1 / 21, abs=1e-4)
+        assert b["score"] == max(v for row in found["pooled"][m].values() for v in row.values())
+    assert found["pooled"]["linear_r2"]["near"]["vision.1"] > 0.8 > 0.3 > found["pooled"]["linear_r2"]["far"]["vision.1"]
+    align.main([*args, "--target-point", "vision.0"])
+    assert common.load_yaml(tmp_path / "align.yaml", "align")["linear_r2"] < 0.3
+
+
+def test_main_refuses_a_point_that_the_target_lacks_and_no_permutations(tmp_path, refused):
+    args = world(tmp_path, {"a": near(1)})
+    refused(lambda: align.main([*args, "--target-point", "latent"]), "latent", "latents")
+    refused(lambda: align.main([*args, "--permutations", "0"]), "--permutations 0")
+
+
+def test_main_says_how_sure_the_choice_of_a_layer_is(tmp_path):
+    assert align.main(world(tmp_path, {"a": near(0.2), "b": near(2.0, 2)}))["recommended_share"] == 1
+    same = align.main(world(tmp_path, {"a": near(1.0, 1), "b": near(1.0, 2)}))
+    assert 0.2 < same["recommended_share"] < 0.99 and {same["recommended"], same["runner_up"]} == {"a", "b"}
+
+
+def test_channels_that_are_not_there_score_below_zero_and_are_not_clipped(tmp_path):
+    x = near(0.1)
+    x[..., 2:] = torch.randn(60, 1, 2, 2, 2, generator=generator(8))
+    align.main(world(tmp_path, {"a": x}))
+    good, bad = (common.load_yaml(tmp_path / "align.yaml", "align")["channels"]["a"][k] for k in (slice(0, 2), slice(2, 4)))
+    assert min(good) > 0.9 and max(bad) < 0.1 and min(bad) < 0
+
+
+def test_the_report_is_written_from_the_yaml_beside_a_picture_and_the_biased_figure_only_on_request(tmp_path):
+    args = [*world(tmp_path, {"a": near(0.3), "b": near(1.0, 2)}), "--study", str(tmp_path / "study.md")]
+    align.main(args)
+    found = common.load_yaml(tmp_path / "align.yaml", "align")
+    text = (tmp_path / "study.md").read_text()
+    for words in ("**a**", f"{found['cka']:.3f} [{found['cka_low']:.3f}, {found['cka_high']:.3f}]", "0.687", "0.258", f"Procrustes, 32 components): {found['at_layer']['procrustes']:.3f}"):
+        assert words in text, words
+    assert "cka_biased" not in found["at_layer"] and text == align.study(found)
+    with Image.open(tmp_path / "align.png") as picture:
+        low, high = picture.convert("L").getextrema()
+        assert min(picture.size) > 200 and low < 50 and high > 200
+    at = align.main([*args, "--biased"])["at_layer"]
+    assert at["cka_biased"] > found["layers"]["a"]["cka"]["score"] and at["cka_biased_null"] > 0.1
+
+
+def test_a_control_that_does_not_hold_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(align, "shuffle", lambda blocks, g: torch.arange(sum(len(b) for b in blocks)))  # nothing is shuffled
+    found = align.main(world(tmp_path, {"a": near(1.0)}))
+    assert not found["controls_hold"] and "shuffled of cka" in found["controls_broken"] and "Trust nothing" in align.study(common.plain(found))
+
+
+def test_time_steps_of_clips_are_matched_as_rows_and_columns_are():
+    x = torch.arange(8.0).view(1, 4, 1, 2, 1)
+    assert align.match(x, 2, 1, 2).flatten().tolist() == [1, 2, 5, 6]
 
 
 def test_main_of_noise_claims_nothing(tmp_path):
@@ -371,7 +557,7 @@ def test_a_layer_without_a_grid_is_compared_as_a_whole_and_predicts_no_cell(tmp_
     untrained = plant(tmp_path / "random", {p: torch.randn(x.shape, generator=generator(22)) for p, x in points.items()}, data=tmp_path / "data", gridless=("queries",))
     align.main([*world(tmp_path, points, gridless=("queries",)), "--random", untrained])
     found = common.load_yaml(tmp_path / "align.yaml", "align")
-    assert set(found["layers"]["queries"]) == {"cka", "spearman", "recall10"} and set(found["layers"]["placed"]) == set(align.MEASURES)
+    assert set(found["layers"]["queries"]) == set(align.PAIRED) and set(found["layers"]["placed"]) == {*align.PAIRED, "linear_r2"}
     assert (found["cka_layer"], found["linear_r2_layer"]) == ("queries", "placed")
     assert (found["criteria"]["cka"]["options_searched"], found["criteria"]["linear_r2"]["options_searched"]) == (2, 1)
 
