@@ -16,6 +16,7 @@ SET ?=
 POINTS ?= quarters
 MEMORY ?=
 AT ?=
+TARGET ?=
 FROZEN ?= first middle
 
 # PY=python uses the environment one is in (Kaggle); otherwise .venv is made once, with the exact versions of requirements.txt.
@@ -34,12 +35,12 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 align screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
-	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
+	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
 
 # ---- set-up, once
@@ -68,7 +69,7 @@ results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features/index.yaml: data/$(2)/inde
 results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features-random/index.yaml: data/$(2)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(1) --data data/$(2) --points $(3) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --random-init --out $$(@D)
 endef
-$(foreach m,$(sort $(MODEL) $(COMPARED) $(VAE) $(ENCODER)),$(foreach d,$(sort $(DATA) moving $(FROZEN:%=moving-%)),$(eval $(call FEATURES,$(m),$(d),$(if $(filter $(m),$(MODEL) $(COMPARED)),$(POINTS),quarters)))))  # POINTS are the models' own
+$(foreach m,$(sort $(MODEL) $(COMPARED) $(VAE) $(ENCODER) $(TARGET)),$(foreach d,$(sort $(DATA) moving $(FROZEN:%=moving-%)),$(eval $(call FEATURES,$(m),$(d),$(if $(filter $(m),$(MODEL) $(COMPARED)),$(POINTS),quarters)))))  # POINTS are the models' own
 
 # ---- stages
 
@@ -83,10 +84,20 @@ results/%/$(DATA)/probe.yaml: results/%/$(DATA)/features/index.yaml results/%/$(
 	$(PY) probe.py --features $(@D)/features --random $(@D)/features-random $(if $(filter moving,$(DATA)),,--oracle $(V)/features) --seed $(SEED) --out $@
 
 results/%/$(DATA)/align.yaml: results/%/$(DATA)/features/index.yaml results/%/$(DATA)/features-random/index.yaml $(V)/features/index.yaml align.py common.py
-	$(PY) align.py --features $(@D)/features --random $(@D)/features-random --target $(V)/features --seed $(SEED) --out $@
+	$(PY) align.py --features $(@D)/features --random $(@D)/features-random --target $(V)/features --study $(patsubst %/,%,$(dir $(@D)))/alignment-study.md --seed $(SEED) --out $@
 
 results/%/$(DATA)/adapt-latents.yaml: results/%/$(DATA)/align.yaml adapt.py common.py
 	$(PY) adapt.py --features $(@D)/features --random $(@D)/features-random --latents $(V)/features --align $< --vae $(VAE) --judge $(ENCODER) --seed $(SEED) --out $@
+
+# ---- alignment with TARGET's every point instead of the decoder's latents
+
+ifneq ($(TARGET),)
+$(R)/align-$(notdir $(TARGET)).yaml: $(R)/features/index.yaml $(R)/features-random/index.yaml results/$(notdir $(TARGET))/$(DATA)/features/index.yaml align.py common.py
+	$(PY) align.py --features $(R)/features --random $(R)/features-random --target results/$(notdir $(TARGET))/$(DATA)/features --seed $(SEED) --out $@
+endif
+
+align: $(R)/align$(if $(TARGET),-$(notdir $(TARGET))).yaml  ## where MODEL and the decoder's latents, or another TARGET=model, are alike: align.yaml, align.png, alignment-study.md
+	@sed '/^criteria:/,$$d' $<
 
 # ---- what resolution does (tiles of LLaVA-NeXT: a SIZES entry of twice or three times the tower's own)
 

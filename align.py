@@ -65,7 +65,8 @@ from common import (
 MEASURES = ("cka", "linear_r2", "spearman", "recall10")  # of gate 1
 PAIRED = ("cka", "cknna", "spearman", "recall10")  # cosines of two matrices
 K, RECALLS = 10, (1, 5, 10, 20)  # neighbours
-EXACT, BATCH, BINS = 2500, 20000, 65536  # items whose matrices are held whole and whose distances are sorted; items of one batch; bins of distances above EXACT
+EXACT, BATCH = 2500, 20000  # items whose matrices are held whole, of one batch
+SORTED, BINS = EXACT, 65536  # items whose distances are sorted; bins of distances where they are not
 REDUCED, BACK, ROTATED = 4, 32, 32  # principal components that R2's permutations, R2 backwards and Procrustes are about
 EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.258}  # of an earlier study of Qwen2.5-VL-7B, biased or in-sample as far as is known
 
@@ -74,10 +75,17 @@ EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.25
 
 def space_of(x, sources=None):
     """What the measures need of one space, features [n, ...]: centred, of mean square norm one, fp32; its Gram matrix up to EXACT items."""
-    x = x.flatten(1)
-    x = (x - x.mean(0, dtype=torch.float64)).float()
+    x = x.flatten(1).float()
+    x = x - x.mean(0, dtype=torch.float64).float()
     x = x / x.square().sum(1).mean().sqrt().clamp(min=1e-30)
-    return of_gram(x @ x.T, sources) if len(x) <= EXACT else {"x": x, "n": len(x), "square": x.square().sum(1), "sums": x @ x.sum(0), "owner": sources and clusters(sources)}
+    if len(x) > EXACT:
+        return {"x": x, "n": len(x), "square": x.square().sum(1), "sums": x @ x.sum(0), "owner": sources and clusters(sources)}
+    gram = torch.empty(len(x), len(x))
+    for a in range(0, len(x), 128):  # its upper half, and that again
+        b = a + 128
+        gram[a:b, a:] = x[a:b] @ x[a:].T
+        gram[b:, a:b] = gram[a:b, b:].T
+    return of_gram(gram, sources)
 
 
 def of_gram(gram, sources=None):
@@ -90,18 +98,23 @@ def part_of(space, keep):
     return of_gram(gram) | {"owner": space["owner"] if space["owner"] is None else space["owner"][keep]}
 
 
-def distances(space, rows):
-    """Squared distances of the items `rows` to all [b, n]."""
-    gram = space["gram"][rows] if "gram" in space else space["x"][rows] @ space["x"].T
-    return (space["square"][rows, None] + space["square"] - 2 * gram).clamp(min=0)
+def gram_rows(space, rows, first=0):
+    return space["x"][rows] @ space["x"][first:].T if "x" in space else (space["gram"] if len(rows) == space["n"] else space["gram"][rows])[:, first:]
+
+
+def distances(space, rows, first=0):
+    """Squared distances of the items `rows` to all from number `first` on, [b, n - first]."""
+    return torch.add(space["square"][rows, None] + space["square"][first:], gram_rows(space, rows, first), alpha=-2).clamp_(min=0)
 
 
 def u_centred(space, rows):
     """Rows of the U-centred Gram matrix, diagonal zero: an inner product of two such is an unbiased HSIC (Szekely & Rizzo 2014; Song et al. 2012)."""
     n = space["n"]
-    gram = space["gram"][rows] if "gram" in space else space["x"][rows] @ space["x"].T
     sums = (space["sums"] - space["square"]) / (n - 2)
-    return (gram - sums[rows, None] - sums + sums.sum() / (n - 1)).index_put_((torch.arange(len(rows)), rows), torch.tensor(0.0, dtype=gram.dtype))
+    found = gram_rows(space, rows) - sums[rows, None]
+    found -= sums - sums.sum() / (n - 1)
+    found[torch.arange(len(rows)), rows] = 0
+    return found
 
 
 def neighbours(space, rows, k=K):
@@ -117,33 +130,45 @@ def most_neighbours(owner, k):
     return max(min(k, len(owner) - int(owner.bincount().max()) - 1), 1)
 
 
+@functools.lru_cache(2)
+def above(n):
+    """Where the pairs i < j lie in a flattened n x n matrix."""
+    i, j = torch.triu_indices(n, n, 1)
+    return i * n + j
+
+
 def exact_ranks(space):
     """Ranks of the pairwise distances about their mean [n, n], equal ones sharing their mean rank, diagonal zero."""
-    above = torch.triu_indices(space["n"], space["n"], 1)
-    values, order = distances(space, torch.arange(space["n"]))[above[0], above[1]].sort()
-    _, inverse, counts = values.unique_consecutive(return_inverse=True, return_counts=True)
-    middle = counts.cumsum(0) - (counts + 1) / 2 - (len(values) - 1) / 2
-    out = torch.zeros(space["n"], space["n"])
-    out[above[0][order], above[1][order]] = middle[inverse].float()
-    return out + out.T
+    n, at = space["n"], above(space["n"])
+    values = distances(space, torch.arange(n)).flatten()[at].float()
+    values, order = values.view(torch.int32).sort()  # the bits of positive floats are in their order, and integers are sorted by their digits
+    ranks = torch.arange(len(values), dtype=torch.float32) - (len(values) - 1) / 2
+    if (values[1:] == values[:-1]).any():
+        _, inverse, counts = values.unique_consecutive(return_inverse=True, return_counts=True)
+        ranks = (counts.cumsum(0) - (counts + 1) / 2 - (len(values) - 1) / 2)[inverse].float()
+    out = torch.zeros(n * n)
+    out[at[order]] = ranks
+    return out.view(n, n) + out.view(n, n).T
 
 
-def binned_ranks(space, rows, block=256):
+def binned_ranks(space, rows, block=128):
     """Rows of the same, distances d in BINS of d / (d + their median), so that no outlier takes the others' bins."""
-    def bins(d):
-        return (d / (d + space["median"]) * BINS).int().clamp(max=BINS - 1)
+    def bins(part, first=0):
+        d = distances(space, part, first).sqrt_()
+        return d.div_(d + space["median"]).mul_(BINS).int()
 
     everything = torch.arange(space["n"])
     if "ranks" not in space:
         space["median"] = distances(space, everything[:: max(space["n"] // 64, 1)]).sqrt().median().clamp(min=1e-30)
-        counts = torch.zeros(BINS, dtype=torch.float64)
-        for part in everything.split(block):
-            d = distances(space, part).sqrt_()
-            counts += bins(d).flatten().bincount(minlength=BINS)
-        counts[0] -= space["n"]  # the diagonal
+        counts = torch.zeros(BINS + 1, dtype=torch.float64)
+        for part in everything.split(block):  # pairs of this block once and once again, as they stand there; pairs with later items twice
+            found = bins(part, int(part[0]))
+            counts += found[:, :len(part)].flatten().bincount(minlength=BINS + 1) + 2 * found[:, len(part):].flatten().bincount(minlength=BINS + 1)
+        counts[0] -= space["n"]  # an item's distance to itself is zero
         space["ranks"] = (counts.cumsum(0) - counts / 2 - counts.sum() / 2).float()
-    found = space["ranks"][bins(distances(space, rows).sqrt_())]
-    return found.index_put_((torch.arange(len(rows)), rows), torch.tensor(0.0))
+    found = space["ranks"].index_select(0, bins(rows).flatten()).view(len(rows), -1)
+    found[torch.arange(len(rows)), rows] = 0
+    return found
 
 
 def matrix(space, measure, rows, k=K):
@@ -153,13 +178,13 @@ def matrix(space, measure, rows, k=K):
     if measure == "cknna":
         return u_centred(space, rows) * neighbours(space, rows, k)
     if measure == "spearman":
-        return exact_ranks(space)[rows] if "gram" in space else binned_ranks(space, rows)
+        return exact_ranks(space) if space["n"] <= min(SORTED, EXACT) else binned_ranks(space, rows)
     return neighbours(space, rows, k)
 
 
 # ---------------------------------------------------------------- all spaces with all
 
-def pairs(a, b, measure, k=K, block=256):
+def pairs(a, b, measure, k=K, block=128):
     """Alignment of L spaces a with M spaces b of the same n items, [L, M]. Above EXACT items nothing of n x n is ever held: rows come by blocks."""
     n = a[0]["n"]
     cross, squares = torch.zeros(len(a), len(b), dtype=torch.float64), [torch.zeros(len(side), dtype=torch.float64) for side in (a, b)]

@@ -13,7 +13,8 @@ Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face
     index.yaml             written last: per point the module, shape, dtype, bytes, non-finite values, and `causal: false` where a time step of
                            a clip has seen later frames; seconds per item; run info
 
-Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger` (or projector), `language.<i>`, `latents`;
+Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger` (or projector), `language.<i>`;
+an autoencoder has `latents` (the mode, normalised as the video model wants it), `latents-raw` and `latents-sample`;
 CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`, Grounding DINO `scale.<i>` and `encoder.<i>`, OWL-ViT and OWLv2 `class_head` and `box_head`.
 Where K tokens have no place in the picture (Kosmos-2 behind its tower) features are [n, t, 1, K, D] and the point's row in index.yaml says
 `grid: false`. The pixels are cut by the coarsest grid there is; where no point has a grid there is no `pixels`.
@@ -38,6 +39,7 @@ import math
 import os
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -133,10 +135,15 @@ def capture(model, inputs, modules):
 
 @contextlib.contextmanager
 def latents_of(vae):
-    """`watching` for an autoencoder, whose latents are no module's output: run(inputs) -> {"latents": the mode}."""
+    """`watching` for an autoencoder, whose latents are no module's output: run(inputs) -> {"latents", "latents-raw": the mode; "latents-sample": a draw}.
+
+    The noise of a draw depends on its item's own first frame, not on the batch that it comes in.
+    """
     @torch.inference_mode()
     def run(inputs):
-        return {"latents": vae.encode(inputs["sample"]).latent_dist.mode()}
+        posterior = vae.encode(inputs["sample"]).latent_dist
+        noise = [torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(zlib.crc32(x[:, 0].float().cpu().numpy().tobytes()))) for x in inputs["sample"]]
+        return {"latents": posterior.mode(), "latents-raw": posterior.mode(), "latents-sample": posterior.mean + posterior.std * torch.stack(noise).to(posterior.mean)}
     yield run
 
 
@@ -637,7 +644,7 @@ def vjepa2(model, processor):
 
 
 def ltx_vae(model, processor):
-    """Normalised latents, the space that LTX-Video's transformer works in: (mode - latents_mean) / latents_std, per channel."""
+    """Normalised latents, the space that LTX-Video's transformer works in: (mode - latents_mean) / latents_std, per channel; the same as they are, and of a draw."""
     def inputs(frames):
         step, side = model.temporal_compression_ratio, model.spatial_compression_ratio
         if (frames.shape[1] - 1) % step or frames.shape[2] % side or frames.shape[3] % side:
@@ -647,7 +654,8 @@ def ltx_vae(model, processor):
     def latents(x, batch):
         return (x.permute(0, 2, 3, 4, 1) - model.latents_mean) / model.latents_std
 
-    return inputs, {"latents": ("encoder", latents)}, model.spatial_compression_ratio, lambda step: 0 if step == 0 else 1 + (step - 1) * model.temporal_compression_ratio
+    points = {"latents": ("encoder", latents), "latents-raw": ("encoder", lambda x, batch: x.permute(0, 2, 3, 4, 1)), "latents-sample": ("encoder", latents)}
+    return inputs, points, model.spatial_compression_ratio, lambda step: 0 if step == 0 else 1 + (step - 1) * model.temporal_compression_ratio
 
 
 # model type in config.json -> family. A new one is a function above and a line here.
@@ -1024,7 +1032,7 @@ def described(entry):
     stages = layers if isinstance(layers, tuple) else (layers,)
     sides = [entry["size"] // (patch << stage) for stage in range(len(stages))]
     stacks = [[(side ** 2, width << stage) for stage, side in enumerate(sides)]]
-    points = ["patch_embed", f"vision.0-{sum(stages) - 1}"] if layers else ["latents"]
+    points = ["patch_embed", f"vision.0-{sum(stages) - 1}"] if layers else ["latents", "latents-raw", "latents-sample"]
     points += [BESIDES[entry["type"]]] if entry["type"] in BESIDES else []
     if entry["language"]:
         layers, merge, width = entry["language"]

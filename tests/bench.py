@@ -428,7 +428,66 @@ def gradient_probes(layers=10, n=300):
     return row(ours, theirs, 3, difference < 1e-3, rounds=3, median_difference_after_20_steps=difference, peer=f"a loop over {layers} layers x {probe.SEEDS} seeds")
 
 
-ROWS = {"early_exit": early_exit, "questions": questions, "streaming": streaming, "bytes": bytes_read, "reading": reading, "start": start, "ridge": ridge, "gradient_probes": gradient_probes}
+def alignment(layers=12, n=1024, width=1024):
+    """All layers of one model with all of another, each prepared once, against the usual pairwise way: for every pair both Gram matrices, their HSICs, sorted
+    neighbours; scipy's Spearman of the pairwise distances (4 of the pairs timed, the others taken to cost as much)."""
+    from scipy.spatial.distance import pdist
+    from scipy.stats import spearmanr
+
+    import align
+    g = torch.Generator().manual_seed(0)
+    xs = [torch.randn(n, width, generator=g) * torch.arange(1, width + 1) ** -0.5 for _ in range(layers)]
+    ys = [x + torch.randn(n, width, generator=g) * torch.arange(1, width + 1) ** -0.5 for x in xs]
+    found, exact = {}, align.SORTED
+
+    def hsic(k, l):  # unbiased (Song et al. 2012, equation 5)
+        k, l = k.clone().fill_diagonal_(0), l.clone().fill_diagonal_(0)
+        return ((k * l).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * (k @ l).sum() / (n - 2)) / (n * (n - 3))
+
+    def pair_cka(x, y):
+        k, l = x @ x.T, y @ y.T
+        return hsic(k, l) / (hsic(k, k) * hsic(l, l)).sqrt()
+
+    def pair_neighbours(x, y):
+        near = [torch.zeros(n, n).scatter_(1, torch.cdist(z, z).fill_diagonal_(torch.inf).argsort(1)[:, :10], 1.0) for z in (x, y)]
+        return (near[0] * near[1]).sum() / (10 * n)
+
+    def pair_spearman(x, y):
+        return torch.tensor(spearmanr(pdist(x.numpy()), pdist(y.numpy())).statistic)
+
+    def ours(measure):
+        found["ours"] = align.compare(xs, ys, measure)
+
+    def theirs(pair):
+        found["theirs"] = torch.stack([torch.stack([pair(x, y) for y in ys]) for x in xs]).double()
+
+    rows = {}
+    for name, measure, pair, tolerance in (("cka", "cka", pair_cka, 1e-4), ("neighbours", "recall10", pair_neighbours, 2e-4)):
+        ours(measure), theirs(pair)
+        difference = (found["ours"] - found["theirs"]).abs().max().item()
+        rows[name] = row(lambda m=measure: ours(m), lambda p=pair: theirs(p), 25, difference < tolerance, rounds=3, difference=difference, peer="pairwise, torch")
+    for name, sorted_up_to, aim, tolerance in (("spearman", exact, 30, 1e-5), ("spearman_binned", 0, 80, 1e-4)):
+        align.SORTED = sorted_up_to
+        ours("spearman")
+        pairs, mine = [], []
+        for k in range(4):
+            pairs.append(seconds(lambda k=k: found.update(pair=pair_spearman(xs[k], ys[-k]))) * layers**2)
+            difference = max(0 if k == 0 else difference, abs(found["pair"].item() - found["ours"][k, -k].item()))
+            mine.append(seconds(lambda: ours("spearman")))
+        rows[name] = judged(mine, pairs, aim, difference < tolerance, difference=difference, peer=f"scipy's pdist and spearmanr: one pair x {layers**2}")
+        align.SORTED = exact
+    many = [torch.randn(5000, 64, generator=g) for _ in range(2)]
+    many[1] += many[0]
+    apart = [torch.from_numpy(pdist(x.numpy())).float() for x in many]
+    theirs_one = row(lambda: found.update(one=align.compare(many[:1], many[1:], "spearman").item()), lambda: found.update(scipy=spearmanr(*(d.numpy() for d in apart)).statistic), 15, True, rounds=2,
+                     peer="scipy's spearmanr of 12.5 million distances that are given; ours computes them as well")
+    difference = abs(found["one"] - found["scipy"])
+    rows["spearman_5000"] = theirs_one | {"difference": difference, "same_numbers": difference < 1e-4, "met": bool(theirs_one["met"] and difference < 1e-4)}
+    return rows
+
+
+ROWS = {"early_exit": early_exit, "questions": questions, "streaming": streaming, "bytes": bytes_read, "reading": reading, "start": start,
+        "ridge": ridge, "gradient_probes": gradient_probes, "alignment": alignment}
 
 
 def main(names):

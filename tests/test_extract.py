@@ -214,6 +214,22 @@ def test_latents_are_the_mode_normalised_per_channel(small_vae, tmp_path):
     torch.testing.assert_close(load_features(tmp_path / "out")[1]("latents"), expected.permute(0, 2, 3, 4, 1), atol=2e-3, rtol=2e-3)  # stored in fp16
 
 
+def test_raw_latents_are_the_mode_and_a_draw_lies_around_it_wherever_the_item_stands_in_a_batch(small_vae, tmp_path):
+    frames = noise(3, 32, frames=5)
+    model = LOADERS["vae"](find_model(str(small_vae)))[0]
+    with torch.inference_mode():
+        posterior = model.encode(frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist
+    found = []
+    for batch in ("1", "3"):
+        run(small_vae, write_set(tmp_path / f"data{batch}", frames), tmp_path / batch, "--size", 32, "--batch", batch)
+        found.append({p: load_features(tmp_path / batch)[1](p) for p in ("latents-raw", "latents-sample")})
+    torch.testing.assert_close(found[0]["latents-raw"], posterior.mode().permute(0, 2, 3, 4, 1), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(found[0]["latents-sample"], found[1]["latents-sample"], atol=2e-3, rtol=2e-3)
+    sample = found[0]["latents-sample"].permute(0, 4, 1, 2, 3) * model.latents_std.view(1, -1, 1, 1, 1) + model.latents_mean.view(1, -1, 1, 1, 1)
+    drawn = (sample - posterior.mean) / posterior.std
+    assert abs(drawn.mean()) < 0.15 and 0.85 < drawn.std() < 1.15 and not torch.allclose(drawn[0], drawn[1])
+
+
 def test_window_order_is_undone_the_same_as_with_one_window(small_vlm, vlm):
     """With full attention in every block the order of windows cannot matter; a window as large as the image leaves merge-block order."""
     model, inputs_of, points = vlm
@@ -463,7 +479,8 @@ def test_later_frames_change_no_earlier_time_step_of_a_causal_point_and_do_of_th
     assert {p for p in x if extract.sees_later_frames(model, p)} == {"small_vjepa2": {f"vision.{i}" for i in range(3)}, "seeing_vae": {"latents"}}.get(which, set())
 
 
-@pytest.mark.parametrize("which, expected", [("small_vjepa2", {"vision.0", "vision.1", "vision.2"}), ("seeing_vae", {"latents"}), ("small_vae", set()), ("small_dino", set())])
+@pytest.mark.parametrize("which, expected", [("small_vjepa2", {"vision.0", "vision.1", "vision.2"}), ("seeing_vae", {"latents", "latents-raw", "latents-sample"}),
+                                             ("small_vae", set()), ("small_dino", set())])
 def test_the_index_marks_what_has_seen_later_frames(request, tmp_path, which, expected):
     size, frames = CLIPS[which]
     folder, data = request.getfixturevalue(which), write_set(tmp_path / "data", noise(2, size, frames=frames))

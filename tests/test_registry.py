@@ -222,13 +222,13 @@ def test_shapes_that_come_out_of_the_full_size_model_are_the_stated_ones(name):
     given = {k: x.to("meta") if torch.is_tensor(x) and not k.endswith(("_thw", "_sizes")) else x for k, x in batch.items() if type(x) is not int}
     modules = {point: path for point, (path, *_) in points.items() if not point.startswith(("language.", "encoder."))}
     if name == "ltx":
-        seen = {"latents": model.encode(given["sample"]).latent_dist.mode()}
+        seen = dict.fromkeys(points, model.encode(given["sample"]).latent_dist.mode())
     elif name.startswith("qwen"):
         stream = model.model.visual.patch_embed(given["pixel_values"])
         seen = {point: model.get_submodule(path)(stream) if point.startswith(("merger", "deepstack")) else stream for point, path in modules.items()}
     else:
         seen = extract.capture(model, given, modules)
-    found = {point: tuple(points[point][1](x, batch).shape) for point, x in seen.items() if name != "ltx"} or {"latents": (2, 1, *seen["latents"].shape[3:], seen["latents"].shape[1])}
+    found = {point: tuple(points[point][1](x, batch).shape) for point, x in seen.items() if name != "ltx"} or {p: (2, 1, *x.shape[3:], x.shape[1]) for p, x in seen.items()}
     expected = {point: (2, 1, side, side, {"class_head": 512, "box_head": 4}.get(point, width)) for point in modules}
     expected |= {f"vision.{i}": (2, 1, side, side, width) for i, (side, width) in enumerate(blocks)}
     if name == "grounding-dino":
