@@ -36,7 +36,6 @@ from tqdm import tqdm
 
 from common import (
     POOLED,
-    box_truth,
     check_writable,
     clusters,
     frames_of,
@@ -371,9 +370,10 @@ def intrinsic_dimension(x, seed=0, k=20):
 
 # ---------------------------------------------------------------- the stage
 
-def chance(n, k=K):
-    """Share of k nearest neighbours that two unrelated spaces of n items have in common, one item a source."""
-    return min(k, n - 2) / (n - 1)
+def chance(sources, k=K):
+    """Share of k nearest neighbours that two unrelated spaces have in common: k / (n - 1) with one item a source, for an item's own source does not count."""
+    owner = clusters(sources)
+    return (most_neighbours(owner, k) / (len(owner) - owner.bincount()[owner])).mean().item()
 
 
 def blocks_of(sources):
@@ -404,7 +404,7 @@ def measure_layers(layers, y, items, split, args, gridless=(), names=PAIRED, n_p
         null = permuted(held(spaces, m), held(target, m), m in ("cka", "spearman"), blocks, n_perm, args.seed)[..., 0] if n_perm else torch.zeros(0, len(score))
         p, p_max = p_values(score, null) if n_perm else (None, None)
         for k, layer in enumerate(layers):
-            out[layer][m] = {"score": score[k].item(), "low": low[k].item(), "high": high[k].item(), "val": val[k].item(), "n": len(report)}
+            out[layer][m] = {"score": score[k].item(), "low": low[k].item(), "high": high[k].item(), "val": val[k].item(), "n": len(report)} | ({"chance": chance(sources)} if m == "recall10" else {})
             out[layer][m] |= {"p": p[k].item(), "p_max": p_max[k].item()} if n_perm else {}
     largest = torch.stack([f["null"] for f in fits.values()]).amax(0) if fits and n_perm else None
     for layer, fit in fits.items():
@@ -419,7 +419,7 @@ def record(layers, random, pixels, measure, n_options):
     """The criterion's record at the layer that is best on val; floors are chance, raw pixels and the untrained network."""
     best = max(layers, key=lambda p: layers[p][measure]["val"])
     own = layers[best][measure]
-    floors = {"chance": chance(own["n"]) if measure == "recall10" else 0.0}
+    floors = {"chance": own.get("chance", 0.0)}
     floors |= {"pixels": pixels[measure]["score"]} if pixels else {}
     floors |= {"random_init": random[best][measure]["score"]} if random else {}
     name = max(floors, key=floors.get)
@@ -442,10 +442,15 @@ def recommendation(fits, items, split, seed):
 
 
 def nuisances(items):
-    """{position, colour, luminance: [n, c]}, standardised: where the largest object is, the picture's mean colour, and its luminance's mean and spread (Rec. 601)."""
+    """{position, colour, luminance: [n, c]}, standardised: where the largest object is (of a clip: on the mean), the mean colour, the luminance's mean and spread (Rec. 601)."""
+    def centre(item):
+        boxes = item["boxes"].view(-1, *item["boxes"].shape[-2:]) / torch.tensor([item["width"], item["height"]] * 2)  # [frames, objects, 4]
+        largest = boxes[:, (boxes[0, :, 2:] - boxes[0, :, :2]).prod(1).argmax()]
+        return (largest[:, :2] + largest[:, 2:]).mean(0) / 2
+
     pictures = [frames_of(i).float() / 255 for i in items]
     grey = [x @ torch.tensor([0.299, 0.587, 0.114]) for x in pictures]
-    found = {"position": (box_truth(items)[0][:, :2] + box_truth(items)[0][:, 2:]) / 2} if all("boxes" in i for i in items) else {}
+    found = {"position": torch.stack([centre(i) for i in items])} if all(i.get("boxes", torch.empty(0)).numel() for i in items) else {}
     found |= {"colour": torch.stack([x.mean((0, 1, 2)) for x in pictures]), "luminance": torch.stack([torch.stack([x.mean(), x.std()]) for x in grey])}
     return {name: (x - x.mean(0)) / x.std(0).clamp(min=1e-9) for name, x in found.items() if (x.std(0) > 0).any()}
 
@@ -536,7 +541,7 @@ def at_layer(name, x, y, fit, items, split, args, grid):
     report = torch.cat([split["train"], split["test"]])
     sources = [items[i]["source"] for i in report.tolist()]
     blocks, spaces = blocks_of(sources), [space_of(z[report], sources) for z in (x, y)]
-    out = {"layer": name, "recall": {f"{k}": {"score": pairs(spaces[:1], spaces[1:], "recall10", k).item(), "chance": chance(len(report), k)} for k in RECALLS if k < len(report) - 2}}
+    out = {"layer": name, "recall": {f"{k}": {"score": pairs(spaces[:1], spaces[1:], "recall10", k).item(), "chance": chance(sources, k)} for k in RECALLS if k < len(report) - 2}}
     out["procrustes"] = procrustes(x, y, split["train"], split["test"])
     if grid:
         side = [min(a, b) for a, b in zip(x.shape[1:4], y.shape[1:4], strict=True)]
@@ -724,10 +729,10 @@ def main(argv=None):
     criteria = {m: record(having[m], random, pixels, m, len(having[m])) for m in MEASURES if having[m]}
     chosen = recommendation(fits, items, split, args.seed) if fits else {"recommended": None}
     layer = chosen["recommended"] or criteria["cka"]["layer"]
-    x = read(layer)
+    x, single = read(layer), torch.tensor(sorted({i["source"]: k for k, i in enumerate(items)}.values()))  # one item a source: twins are too near to each other
     checks, broken = controls(x, y, items, split, args)
     result = {"stage": "align", "model": index["model"], "target": target["model"], "target_point": point, "weights": index["weights"], "target_weights": target["weights"],
-              "data": index["data"], "data_name": data["name"], "items": len(items), "chance_recall10": chance(criteria["recall10"]["n"]), **chosen}
+              "data": index["data"], "data_name": data["name"], "items": len(items), "chance_recall10": criteria["recall10"]["floors"]["chance"], **chosen}
     for name, c in criteria.items():
         result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_p": c["p"], f"{name}_p_max": c["p_max"], f"{name}_layer": c["layer"]}
     if "linear_r2" not in criteria:
@@ -735,7 +740,7 @@ def main(argv=None):
     result |= {"controls_hold": not broken, "controls_broken": broken, "criteria": criteria, "layers": {p: {m: v[m] for m in (*PAIRED, "linear_r2") if m in v} for p, v in layers.items()}}
     result |= {"untrained": {p: {m: {k: v[m][k] for k in ("score", "low", "high")} for m in v} for p, v in random.items()}} if random else {}
     result |= {"at_layer": at_layer(layer, x, y, fits.get(layer), items, split, args, layer not in gridless), "channels": channels(fits, split["test"]), "controls": checks,
-               "dimension": {p: intrinsic_dimension(v, args.seed) for p, v in (xs | {f"{target['model']} {p}": v for p, v in ys.items()}).items()},
+               "dimension": {p: intrinsic_dimension(v[single], args.seed) for p, v in (xs | {f"{target['model']} {p}": v for p, v in ys.items()}).items()},
                "pooled_best": best, "pooled": pooled, "run": run_info(args, started, script="align.py")}
     save_yaml(out, result)
     picture(plain(result), out.with_suffix(".png"))

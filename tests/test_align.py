@@ -104,6 +104,7 @@ def test_neighbours_of_an_items_own_source_do_not_count():
     for given, expected in ((None, 0.5), (sources, 1 / 39)):
         found = align.pairs(*([align.space_of(x, given)] for x in twins), "recall10", 2).item()
         assert found == pytest.approx(expected, abs=0.05), given
+    assert align.chance(sources, 2) == pytest.approx(2 / 78) and align.chance(list(range(80)), 2) == pytest.approx(2 / 79)
     near = align.neighbours(align.space_of(twins[0], sources), torch.arange(80), 2)
     assert not near.view(40, 2, 40, 2).diagonal(dim1=0, dim2=2).any() and (near.sum(1) == 2).all()
 
@@ -222,6 +223,17 @@ def test_what_two_spaces_share_only_through_a_nuisance_is_taken_out_and_the_rest
         assert abs((left[0] * left[1]).sum()) < 0.1 and (left[2] * left[3]).sum() > 0.4
     xy, xz, yz = (a * b).sum(), (a * nuisance[0]).sum(), (b * nuisance[0]).sum()
     assert (left[0] * left[1]).sum() == pytest.approx(((xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)).sqrt()).item(), abs=1e-4)  # partial correlation
+
+
+def test_nuisances_are_where_the_largest_object_is_its_pictures_colour_and_light():
+    def item(x, value, frames=1):
+        boxes = torch.tensor([[[x, 0.0, x + 4, 4], [0, 0, 1, 1]]]).repeat(frames, 1, 1)
+        return {"width": 16, "height": 16, "frames": torch.full((frames, 16, 16, 3), value, dtype=torch.uint8), "boxes": boxes if frames > 1 else boxes[0]}
+    for frames in (1, 3):
+        found = align.nuisances([item(x, v, frames) for x, v in ((0, 10), (4, 20), (8, 60))])
+        assert found["position"][:, 0] == pytest.approx([-1, 0, 1], abs=1e-5) and not found["position"][:, 1].any()  # standardised; none moves down
+        assert found["colour"].shape == (3, 3) and found["luminance"][0, 0] < found["luminance"][1, 0] < found["luminance"][2, 0]
+    assert "position" not in align.nuisances([item(0, 10) | {"boxes": torch.empty(0, 4)}, item(4, 30)])
 
 
 def test_sources_are_shuffled_whole_and_only_among_their_equals():
@@ -346,7 +358,7 @@ def test_token_grids_are_pooled_or_repeated_cell_by_cell(side, wanted):
 # ---------------------------------------------------------------- the record
 
 def layer(score, val, n=101):
-    return {m: {"score": score, "low": score - 0.1, "high": score + 0.1, "p": 0.01, "p_max": 0.02, "val": val, "n": n} for m in align.MEASURES}
+    return {m: {"score": score, "low": score - 0.1, "high": score + 0.1, "p": 0.01, "p_max": 0.02, "val": val, "n": n} | ({"chance": 0.1} if m == "recall10" else {}) for m in align.MEASURES}
 
 
 def test_the_layer_is_chosen_on_val_though_another_is_better_in_the_report():
