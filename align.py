@@ -384,28 +384,42 @@ def blocks_of(sources):
     return [torch.tensor(v) for v in found.values()]
 
 
+def reported(items, split):
+    """(report, some, their sources): numbers of the items that measures without parameters are reported on, train and test; and of those, whole sources with at most
+    EXACT items together, that intervals, permutations and all that is asked of one layer are about."""
+    report = torch.cat([split["train"], split["test"]])
+    kept, n = [], 0
+    for block in blocks_of([items[i]["source"] for i in report.tolist()]):
+        if kept and n + len(block) > EXACT:
+            break
+        kept, n = [*kept, block[:EXACT]], n + len(block)
+    some = report[torch.cat(kept).sort().values]
+    return report, some, *([items[i]["source"] for i in pick.tolist()] for pick in (report, some))
+
+
 def measure_layers(layers, y, items, split, args, gridless=(), names=PAIRED, n_perm=None, desc=None):
     """{layer: {measure: {score, low, high, p, p_max, val, n}}}, {layer: what token_r2 found}. layers {name: function that reads [n, t, h, w, d]}, y [n, t, h, w, d]."""
-    report, n_perm = torch.cat([split["train"], split["test"]]), args.permutations if n_perm is None else n_perm
-    sources, of_val, of_test = ([items[i]["source"] for i in pick.tolist()] for pick in (report, split["val"], split["test"]))
-    blocks, train_blocks = blocks_of(sources), blocks_of([items[i]["source"] for i in split["train"].tolist()])
-    target, target_val = ([space_of(y[pick], s)] for pick, s in ((report, sources), (split["val"], of_val)))
-    spaces, spaces_val, fits, out = [], [], {}, {p: {} for p in layers}
+    n_perm, (report, some, sources, of_some) = args.permutations if n_perm is None else n_perm, reported(items, split)
+    of_val, of_test, of_train = ([items[i]["source"] for i in split[part].tolist()] for part in ("val", "test", "train"))
+    target, target_val = ([space_of(y[pick], s)] for pick, s in ((some, of_some), (split["val"], of_val)))
+    spaces, spaces_val, scores, fits, out = [], [], {m: [] for m in names}, {}, {p: {} for p in layers}
     for p, read in tqdm(layers.items(), desc=desc, unit="layer", disable=desc is None):
         x = read()
-        spaces.append(space_of(x[report], sources))
+        spaces.append(space_of(x[some], of_some))
         spaces_val.append(space_of(x[split["val"]], of_val))
+        for m in names if len(some) < len(report) else ():
+            scores[m].append(compare([x[report]], [y[report]], m, sources)[0, 0])
         if p not in gridless:
             side = [min(a, b) for a, b in zip(x.shape[1:4], y.shape[1:4], strict=True)]
-            fits[p] = token_r2(match(x, *side), match(y, *side), split, args.seed, n_perm // 2, train_blocks)
+            fits[p] = token_r2(match(x, *side), match(y, *side), split, args.seed, n_perm // 2, blocks_of(of_train))
     for m in names:
-        score, low, high = (v[:, 0] for v in jackknife(spaces, target, m, blocks))
-        val = pairs(spaces_val, target_val, m)[:, 0]
-        null = permuted(held(spaces, m), held(target, m), m in ("cka", "spearman"), blocks, n_perm, args.seed)[..., 0] if n_perm else torch.zeros(0, len(score))
-        p, p_max = p_values(score, null) if n_perm else (None, None)
+        found, low, high = (v[:, 0] for v in jackknife(spaces, target, m, blocks_of(of_some)))
+        score, val = torch.stack(scores[m]) if scores[m] else found, pairs(spaces_val, target_val, m)[:, 0]
+        p, p_max = p_values(found, permuted(held(spaces, m), held(target, m), m in ("cka", "spearman"), blocks_of(of_some), n_perm, args.seed)[..., 0]) if n_perm else (None, None)
         for k, layer in enumerate(layers):
-            out[layer][m] = {"score": score[k].item(), "low": low[k].item(), "high": high[k].item(), "val": val[k].item(), "n": len(report)} | ({"chance": chance(sources)} if m == "recall10" else {})
-            out[layer][m] |= {"p": p[k].item(), "p_max": p_max[k].item()} if n_perm else {}
+            row = out[layer][m] = {"score": score[k].item(), "low": (score + low - found)[k].item(), "high": (score + high - found)[k].item(), "val": val[k].item(), "n": len(report)}
+            row |= {"chance": chance(sources)} if m == "recall10" else {}
+            row |= {"p": p[k].item(), "p_max": p_max[k].item()} if n_perm else {}
     largest = torch.stack([f["null"] for f in fits.values()]).amax(0) if fits and n_perm else None
     for layer, fit in fits.items():
         score, low, high = ratio_bootstrap(*(fit[k][split["test"]].sum(1) for k in ("residual", "variance")), of_test, seed=args.seed)
@@ -455,9 +469,9 @@ def nuisances(items):
     return {name: (x - x.mean(0)) / x.std(0).clamp(min=1e-9) for name, x in found.items() if (x.std(0) > 0).any()}
 
 
-def partial(x, y, items, report, blocks, args):
+def partial(x, y, items, some, blocks, args):
     """{measure: {plain, without_<nuisance>, without_all, p}}: alignment of two spaces when nuisances are taken out of both; p of the last, by permuting what is left of one."""
-    found, out = nuisances([items[i] for i in report.tolist()]), {}
+    found, out = nuisances([items[i] for i in some.tolist()]), {}
     for m in ("cka", "spearman"):
         a, b = (held([s], m) for s in (x, y))
         row = out[m] = {"plain": (a * b).sum().item()}
@@ -477,15 +491,13 @@ def pooled_matrix(xs, ys, items, split, args):
 
     xs, ys: {point: [n, t, d]}. linear_r2: ridge from a layer to the first BACK principal components of a point, fitted on train, penalty by leave-one-out, on test.
     """
-    report, val, tables, best = torch.cat([split["train"], split["test"]]), split["val"], {}, {}
-    sources, of_val = ([items[i]["source"] for i in pick.tolist()] for pick in (report, val))
-    some = whole_sources(sources, EXACT)  # beyond that many items the permutations are of a part of them
-    blocks = blocks_of([sources[i] for i in some.tolist()])
-    of_some = [[space_of(x[report][some], [sources[i] for i in some.tolist()]) for x in side.values()] for side in (xs, ys)]
+    (report, some, sources, of_some), val, tables, best = reported(items, split), split["val"], {}, {}
+    of_val, blocks = [items[i]["source"] for i in val.tolist()], blocks_of(of_some)
+    spaces = [[space_of(x[some], of_some) for x in side.values()] for side in (xs, ys)]
     for m in ("cka", "spearman", "recall10"):
         score, on_val = compare([x[report] for x in xs.values()], [y[report] for y in ys.values()], m, sources), compare([x[val] for x in xs.values()], [y[val] for y in ys.values()], m, of_val)
-        null = permuted(*(held(s, m) for s in of_some), m != "recall10", blocks, args.permutations, args.seed)
-        p, p_max = p_values(pairs(*of_some, m), null)
+        null = permuted(*(held(s, m) for s in spaces), m != "recall10", blocks, args.permutations, args.seed)
+        p, p_max = p_values(pairs(*spaces, m), null)
         layer, point = divmod(int(on_val.argmax()), len(ys))
         best[m] = {"layer": list(xs)[layer], "point": list(ys)[point], "score": score[layer, point].item(), "p": p[layer, point].item(), "p_max": p_max[layer, point].item(),
                    "options_searched": score.numel(), "permuted_items": len(some)}
@@ -502,27 +514,16 @@ def pooled_matrix(xs, ys, items, split, args):
     return {m: {p: dict(zip(ys, row.tolist(), strict=True)) for p, row in zip(xs, table, strict=True)} for m, table in tables.items()}, best
 
 
-def whole_sources(sources, most):
-    """The first items of whole sources, at most `most`."""
-    kept, n = [], 0
-    for block in blocks_of(sources):
-        if n + len(block) > most:
-            break
-        kept, n = [*kept, block], n + len(block)
-    return torch.cat(kept).sort().values
-
-
 def controls(x, y, items, split, args):
     """{measure: {self, rotated, ladder, noise, shuffled}} of a layer x [n, ...] with itself, itself turned, itself under growing noise; noise, or the layer dealt anew, with the
     target y; and which of these did not come out as they must: one, one, falling, nothing, nothing."""
-    report, g = torch.cat([split["train"], split["test"]]), torch.Generator().manual_seed(args.seed)
-    sources = [items[i]["source"] for i in report.tolist()]
-    blocks, x = blocks_of(sources), x[report]
+    (_, some, _, sources), g = reported(items, split), torch.Generator().manual_seed(args.seed)
+    blocks, x = blocks_of(sources), x[some]
     x = (x - x.mean(0)) / x.std().clamp(min=1e-30)
     turn = torch.linalg.qr(torch.randn(x.shape[-1], x.shape[-1], generator=g))[0]
     noise = x.std(0).mean() * torch.randn(x.shape, generator=g)
     made = {"self": x, "rotated": x @ turn} | {f"noise {s}": x + s * noise for s in (0.5, 1, 2, 4)}
-    own, target = space_of(x, sources), space_of(y[report], sources)
+    own, target = space_of(x, sources), space_of(y[some], sources)
     nothing = [space_of(torch.randn(x.shape, generator=g), sources), space_of(x[shuffle(blocks, g)], sources)]
     spaces, out, broken = [space_of(z, sources) for z in made.values()], {}, []
     for m in PAIRED:
@@ -538,10 +539,9 @@ def controls(x, y, items, split, args):
 
 def at_layer(name, x, y, fit, items, split, args, grid):
     """What is asked of the recommended layer only. x, y: [n, t, h, w, d]."""
-    report = torch.cat([split["train"], split["test"]])
-    sources = [items[i]["source"] for i in report.tolist()]
-    blocks, spaces = blocks_of(sources), [space_of(z[report], sources) for z in (x, y)]
-    out = {"layer": name, "recall": {f"{k}": {"score": pairs(spaces[:1], spaces[1:], "recall10", k).item(), "chance": chance(sources, k)} for k in RECALLS if k < len(report) - 2}}
+    _, some, _, sources = reported(items, split)
+    blocks, spaces = blocks_of(sources), [space_of(z[some], sources) for z in (x, y)]
+    out = {"layer": name, "recall": {f"{k}": {"score": pairs(spaces[:1], spaces[1:], "recall10", k).item(), "chance": chance(sources, k)} for k in RECALLS if k < len(some) - 2}}
     out["procrustes"] = procrustes(x, y, split["train"], split["test"])
     if grid:
         side = [min(a, b) for a, b in zip(x.shape[1:4], y.shape[1:4], strict=True)]
@@ -551,10 +551,10 @@ def at_layer(name, x, y, fit, items, split, args, grid):
         score, low, high = ratio_bootstrap(*(back[k][split["test"]].sum(1) for k in ("residual", "variance")), [items[i]["source"] for i in split["test"].tolist()], seed=args.seed)
         out |= {"linear_r2_back": score, "linear_r2_back_low": low, "linear_r2_back_high": high}
     if args.biased:
-        flat = x.flatten(1)[report], y.flatten(1)[report]
+        flat = x.flatten(1)[some], y.flatten(1)[some]
         g = torch.Generator().manual_seed(args.seed)
         out |= {"cka_biased": biased_cka(*flat), "cka_biased_null": sum(biased_cka(flat[0], flat[1][shuffle(blocks, g)]) for _ in range(20)) / 20}
-    return out | {"partial": partial(*spaces, items, report, blocks, args)}
+    return out | {"partial": partial(*spaces, items, some, blocks, args)}
 
 
 def channels(fits, test):
@@ -741,7 +741,7 @@ def main(argv=None):
     result |= {"untrained": {p: {m: {k: v[m][k] for k in ("score", "low", "high")} for m in v} for p, v in random.items()}} if random else {}
     result |= {"at_layer": at_layer(layer, x, y, fits.get(layer), items, split, args, layer not in gridless), "channels": channels(fits, split["test"]), "controls": checks,
                "dimension": {p: intrinsic_dimension(v[single], args.seed) for p, v in (xs | {f"{target['model']} {p}": v for p, v in ys.items()}).items()},
-               "pooled_best": best, "pooled": pooled, "run": run_info(args, started, script="align.py")}
+               "permuted_items": len(reported(items, split)[1]), "pooled_best": best, "pooled": pooled, "run": run_info(args, started, script="align.py")}
     save_yaml(out, result)
     picture(plain(result), out.with_suffix(".png"))
     if args.study:

@@ -473,6 +473,19 @@ def test_main_refuses_a_point_that_the_target_lacks_and_no_permutations(tmp_path
     refused(lambda: align.main([*args, "--permutations", "0"]), "--permutations 0")
 
 
+def test_with_more_items_than_are_held_at_once_scores_are_of_all_and_permutations_of_some(tmp_path, monkeypatch):
+    args = world(tmp_path, {"a": near(0.5), "b": near(2.0, 2)})
+    whole = align.main(args)
+    monkeypatch.setattr(align, "EXACT", 25)
+    some = align.main(args)
+    assert some["permuted_items"] == 25 < whole["permuted_items"] == whole["criteria"]["cka"]["n"]
+    for m in ("cka", "cknna", "spearman", "recall10"):
+        for layer in "ab":
+            one, other = (r["layers"][layer][m] for r in (whole, some))
+            assert other["score"] == pytest.approx(one["score"], abs=1e-3) and other["n"] == one["n"] and other["low"] < other["score"] < other["high"]
+    assert some["pooled"]["spearman"]["a"]["latents"] == pytest.approx(whole["pooled"]["spearman"]["a"]["latents"], abs=1e-3) and some["controls_hold"]
+
+
 def test_main_says_how_sure_the_choice_of_a_layer_is(tmp_path):
     assert align.main(world(tmp_path, {"a": near(0.2), "b": near(2.0, 2)}))["recommended_share"] == 1
     same = align.main(world(tmp_path, {"a": near(1.0, 1), "b": near(1.0, 2)}))
