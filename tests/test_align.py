@@ -1,5 +1,7 @@
 """Alignment on planted spaces: independent noise first, then the same space turned, scaled and blurred."""
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -591,3 +593,11 @@ def test_layers_without_a_grid_alone_have_no_r2_and_the_yaml_says_why(tmp_path):
     found = align.main(world(tmp_path, {"queries": queries(0.5)}, gridless=("queries",)))
     assert found["linear_r2"] is None and found["linear_r2_layer"] is None and "place" in found["linear_r2_reason"]
     assert "linear_r2" not in found["criteria"] and found["cka_layer"] == "queries"
+
+
+def test_make_align_extracts_what_it_compares_and_writes_the_report():
+    def would(*arguments):
+        return subprocess.run(["make", "-n", "-W", "data.py", "align", "MODEL=llava-next", "DATA=photos", f"PY={sys.executable}", *arguments], cwd=common.HERE, capture_output=True, text=True).stdout
+    first, second = would(), would("TARGET=dinov2-l")
+    assert "--target results/ltx/photos/features --study results/llava-next/alignment-study.md" in first and first.count("extract.py --model") == 3
+    assert "--target results/dinov2-l/photos/features" in second and "--out results/llava-next/photos/align-dinov2-l.yaml" in second and "extract.py --model dinov2-l" in second
