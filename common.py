@@ -263,7 +263,7 @@ def split_of(source):
 
 # ---------------------------------------------------------------- models by name
 
-# kind: vlm | encoder | vae.  size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video.
+# kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json).  size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video.
 # read: the tower's hidden state that the projector reads, where it is not the last. What a published checkpoint is stands in FACTS.
 TINY = "results/tiny/checkpoints"
 MODELS = {
@@ -274,6 +274,7 @@ MODELS = {
     "tiny-internvl2": {"kind": "vlm", "type": "internvl", "path": f"{TINY}/internvl2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-cogvlm2": {"kind": "vlm", "type": "cogvlm2", "path": f"{TINY}/cogvlm2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-vae": {"kind": "vae", "type": "AutoencoderKLLTXVideo", "path": f"{TINY}/vae", "size": 64, "clip": 64},
+    "tiny-ltx": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": f"{TINY}/ltx", "size": 64, "clip": 64, "vae": "tiny-vae"},
     "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224},
     "qwen2.5-vl-7b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-7B-Instruct", "size": 448, "clip": 224},
     "qwen2-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen2-VL-2B-Instruct", "size": 448, "clip": 224},
@@ -377,7 +378,9 @@ MISNOMERS = {
     **dict.fromkeys(("ltx-2", "ltx2"), "has another autoencoder; use ltx"),
 }
 KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2", "llava", "llava_next", "llava_onevision", "kosmos-2", "florence2"), "vlm"),
-                **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"), "AutoencoderKLLTXVideo": "vae"}
+                **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"), "AutoencoderKLLTXVideo": "vae", "LTXImageToVideoPipeline": "video"}
+
+CONFIGS = "config.json", "model_index.json"  # what says which class a folder holds: of one model, of a pipeline
 
 
 def registry_name(name):
@@ -391,8 +394,8 @@ def registry_name(name):
 def find_model(name):
     """The registry's entry for a name or a local folder in Hugging Face format: kind, path, size, clip, weights."""
     if name not in MODELS and Path(name).is_dir():
-        config = Path(name) / "config.json"
-        if not config.is_file():
+        config = next((Path(name) / f for f in CONFIGS if Path(name, f).is_file()), None)
+        if not config:
             refuse(f"{name} has no config.json; give a folder written by save_pretrained")
         try:
             found = json.loads(config.read_text())
@@ -402,11 +405,11 @@ def find_model(name):
         kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
         vision = found.get("vision_config") or found
         side = vision.get("crop_size") or vision.get("image_size") or 768  # Florence-2 and Grounding DINO state none, for they take others too
-        if not kind_of.startswith(("qwen", "dino", "Auto")):  # positions for one size
+        if not kind_of.startswith(("qwen", "dino", "Auto", "LTX")):  # positions for one size
             size = side if isinstance(side, int) else side[0]
         else:
             token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)
-            size = 64 if kind == "vae" else 224 // token * token
+            size = 64 if kind in ("vae", "video") else 224 // token * token
         entry = {"kind": kind, "type": kind_of, "path": name, "size": size, "clip": size}
     else:
         if said := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
@@ -415,7 +418,7 @@ def find_model(name):
         entry = dict(known(name, MODELS, "model"))
         if entry["path"].startswith(TINY):
             entry["path"] = str(HERE / entry["path"])
-            if not Path(entry["path"], "config.json").is_file():
+            if not any(Path(entry["path"], f).is_file() for f in CONFIGS):
                 refuse(f"{entry['path']} is missing; run `make tiny`, which trains it")
     note = Path(entry["path"]) / "weights.yaml"
     local = Path(entry["path"]).is_dir()
@@ -503,7 +506,7 @@ def _reach(entry):
         return entry
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
     try:
-        get_hf_file_metadata(hf_hub_url(path, "config.json", subfolder=entry.get("subfolder"), revision=entry.get("revision")), timeout=10)
+        get_hf_file_metadata(hf_hub_url(path, CONFIGS[entry.get("kind") == "video"], subfolder=entry.get("subfolder"), revision=entry.get("revision")), timeout=10)
     except Exception as e:
         cached = None if isinstance(e, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)) else _cached(entry)
         if not cached:
@@ -571,6 +574,19 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     return model.to(device).eval(), None
 
 
+def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
+    """(diffusers' LTXImageToVideoPipeline, None); `LTXConditionPipeline(**pipeline.components)` has the same parts and takes several frames.
+
+    A folder that leaves the autoencoder out is given the registry's `vae`, or the folder vae beside it.
+    """
+    from diffusers import LTXImageToVideoPipeline
+    entry = _reach(entry | {"kind": "video", "subfolder": None})
+    where, more = Path(entry["path"]), {"revision": entry["revision"]} if entry.get("revision") else {}
+    if (where / "model_index.json").is_file() and not (where / "vae").is_dir():
+        more["vae"] = load_video_vae(find_model(entry.get("vae") or str(where.with_name("vae"))), device, dtype)[0]
+    return attempt(lambda: LTXImageToVideoPipeline.from_pretrained(entry["path"], torch_dtype=dtype, **more), entry).to(device), None
+
+
 # ---------------------------------------------------------------- weights, one by one
 #
 # A layout is a function (entry, dtype) -> (build, processor, names): build() makes the network with weights of its own, and
@@ -580,6 +596,8 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
     """(model, processor, weights): a network whose parameters hold nothing yet (meta device) and whose buffers are real; `weights` brings what is asked
     for, from the checkpoint or, with `random_seed`, untrained."""
     from accelerate import init_empty_weights
+    if entry.get("kind") == "video":
+        refuse(f"{entry['path']} is a video pipeline, of which no features are read; give its autoencoder, {entry.get('vae', 'the folder vae')}")
     entry = _reach(entry)
     build, processor, names = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
     with init_empty_weights(include_buffers=False):
@@ -681,7 +699,7 @@ def hub_file(entry, name):
 def _cached(entry):
     """The folder in the local cache that holds the hub's repository at the revision asked for, or None."""
     from huggingface_hub import try_to_load_from_cache
-    config = "/".join(filter(None, (entry.get("subfolder"), "config.json")))
+    config = "/".join(filter(None, (entry.get("subfolder"), CONFIGS[entry.get("kind") == "video"])))
     found = try_to_load_from_cache(entry["path"], config, revision=entry.get("revision"))
     return Path(found).parents[config.count("/")] if isinstance(found, str) else None
 
@@ -818,7 +836,7 @@ def internvl2_layout(entry, dtype):
 
 
 OWN_LAYOUT = {"cogvlm2": cogvlm2_layout, "internvl_chat": internvl2_layout}
-LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "vae": load_video_vae}
+LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "vae": load_video_vae, "video": load_video_pipeline}
 
 
 # ---------------------------------------------------------------- features on disk

@@ -10,6 +10,7 @@ results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) a
     semantic  Qwen2.5-VL              names colour and shape: no place, no motion in its loss
     vlm       Qwen2.5-VL              goes on from there: says where things are and, on clips, which way they move
     dinov2    Dinov2                  a masked image model: the patches it must fill in give dense features
+    ltx       LTX-Video transformer   goes on with a clip from its first frame and a prompt that says which way, or from several frames
     llava-next, internvl2, cogvlm2    LLaVA-NeXT (CLIP, no merging), InternVL (pixel shuffle) and CogVLM2 (visual expert), taught on pictures to name and to place
 
 This is the only file that knows the small configurations; every other stage loads these folders as it loads a hub checkpoint.
@@ -609,6 +610,177 @@ class MaskedPatches(torch.nn.Module):
         return (out.float() - patches)[hidden].abs().mean(), (mean - patches)[hidden].abs().mean()
 
 
+# ---------------------------------------------------------------- the video transformer
+
+FRAMES = 9  # of a film: 5 latent frames of 8 x 8 tokens
+
+
+def films(items, seed, copies):
+    """(uint8 [n,9,64,64,3], captions): of every clip `copies` windows in time, each mirrored, turned over, transposed or reversed at random, and its words with it.
+
+    Only clips in which something moves before a still background: where the camera goes, neither prompt nor first frame tells.
+    """
+    rng, frames, captions = np.random.default_rng(seed), [], []
+    for item in (i for i in items if i["direction"] != "still" and not any(i["camera"])):
+        for _ in range(copies):
+            first = int(rng.integers(0, len(item["frames"]) - FRAMES + 1))
+            x, _, told = turn(frames_of(item, 64)[None, first:first + FRAMES], torch.zeros(1, 1, 1, 1), torch.tensor([[[0, *DIRECTIONS[item["direction"]]]]]), rng)
+            frames.append(x[0])
+            captions.append(caption(item["names"][-1], MOTION_WORDS[tuple(told[0, 0, 1:].tolist())]))
+    return torch.stack(frames), captions
+
+
+def caption(name, direction):
+    return f"the {name} moves {direction}"
+
+
+@torch.no_grad()
+def film_latents(vae, frames, device):
+    """Normalised latents [n,16,5,8,8] of films, the same arithmetic as in LTX's pipelines; their own noise is a thousandth of their spread."""
+    vae = vae.to(memory_format=torch.channels_last_3d)
+    mean, std = (s.view(1, -1, 1, 1, 1) for s in (vae.latents_mean, vae.latents_std))
+    latents = []
+    for x in tqdm(frames.split(16), desc="latents", unit="batch"):
+        with fast(device):
+            z = vae.encode(to_video(x).to(device).contiguous(memory_format=torch.channels_last_3d)).latent_dist.mode()
+        latents.append(((z.float() - mean) / std).cpu())
+    return torch.cat(latents)
+
+
+def t5_tokenizer(texts):
+    """The learned tokenizer with T5's habit: an end token after every text, so that an empty prompt, too, has something to attend to."""
+    from tokenizers.processors import TemplateProcessing
+    tokenizer = learned_tokenizer(texts)
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)])
+    return tokenizer
+
+
+class Film(torch.nn.Module):
+    """LTX-Video's transformer and a text encoder of T5's class, which learn together."""
+
+    def __init__(self, tokenizer, width=192, layers=4):
+        from diffusers import LTXVideoTransformer3DModel
+        from transformers import T5Config, T5EncoderModel
+        super().__init__()
+        self.text_encoder = T5EncoderModel(T5Config(
+            vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", dropout_rate=0.0, is_encoder_decoder=False,
+            use_cache=False, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id))
+        self.transformer = LTXVideoTransformer3DModel(in_channels=16, out_channels=16, num_attention_heads=width // 32, attention_head_dim=32, cross_attention_dim=width,
+                                                      num_layers=layers, caption_channels=64)
+
+    def forward(self, x, sigma, ids, mask, seconds):
+        """x [n,16,T,8,8] of which frame t has noise sigma [n,T]; ids and mask [n,128] of the prompts; seconds [T] -> the velocity, noise - clean, like x."""
+        n, _, t, h, w = x.shape
+        places = torch.stack(torch.meshgrid(seconds, torch.arange(h, device=x.device) * 8.0, torch.arange(w, device=x.device) * 8.0, indexing="ij")).flatten(1)
+        longest = int(mask.sum(1).max())  # what is masked has no weight: the encoder sees the padding, as in the pipelines, the transformer need not
+        out = self.transformer(x.flatten(2).transpose(1, 2), self.text_encoder(ids)[0][:, :longest], 1000 * sigma.repeat_interleave(h * w, 1), mask[:, :longest],
+                               video_coords=places.expand(n, -1, -1), return_dict=False)[0]
+        return out.transpose(1, 2).unflatten(2, (t, h, w))
+
+
+def noised(clean, noise, sigma):
+    """Rectified flow (Liu et al. 2022): (the straight line from clean [n,C,T,H,W] to noise at sigma [n,T], the velocity along it)."""
+    s = sigma[:, None, :, None, None]
+    return (1 - s) * clean + s * noise, noise - clean
+
+
+def film_loss(latents, captions, tokenizer, device, batch=8):
+    """Squared error of the velocity on the frames that are not given. Given, clean and at time 0, are the first latent frame with a prompt that says which
+    way, or two or three frames, mostly with none: then they show it. Few steps will be taken from pure noise, so high noise is drawn more often.
+    """
+    words = tokenizer([*captions, ""], padding="max_length", max_length=128, return_tensors="pt")
+    ids, mask, steps = words.input_ids, words.attention_mask, torch.arange(latents.shape[2])
+
+    def loss_of(model, rng):
+        pick = rng.choice(len(captions), batch, replace=False)
+        given = np.where(rng.random(batch) < 0.6, 1, rng.integers(2, 4, batch))
+        says = np.where(rng.random(batch) < np.where(given == 1, 0.1, 0.8), len(captions), pick)  # the last: the empty prompt
+        level = torch.from_numpy(1 - 0.95 * rng.random(batch) ** 2).float()
+        free = steps >= torch.from_numpy(given)[:, None]
+        clean = latents[pick].float()
+        x, velocity = noised(clean, torch.randn_like(clean), level[:, None] * free)
+        seconds = (2 * steps if rng.random() < 0.5 else (2 * steps - 1).clamp(min=0)) / 25  # LTXImageToVideoPipeline and LTXConditionPipeline differ here by a frame
+        with fast(device):
+            out = model(*(z.to(device) for z in (x, level[:, None] * free, ids[says], mask[says], seconds)))
+        error = (out.float().cpu() - velocity).square().mean((1, 3, 4))
+        return error[free].mean()
+    return loss_of
+
+
+def film_folder(folder, model, tokenizer):
+    """What diffusers' pipelines read, in fp16, without the autoencoder: that is kept once, in the folder vae beside it."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline
+    LTXImageToVideoPipeline(FlowMatchEulerDiscreteScheduler(), None, model.text_encoder.half(), tokenizer, model.transformer.half()).save_pretrained(folder)
+
+
+@torch.no_grad()
+def continued(pipeline, frames, given, prompts, steps=6, seed=0, batch=32):
+    """Films uint8 [n,9,64,64,3] whose first `given` frames are those of `frames`: with one given by LTXImageToVideoPipeline, with more by LTXConditionPipeline."""
+    from diffusers import LTXConditionPipeline
+    from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+    run = pipeline if given == 1 else LTXConditionPipeline(**pipeline.components)
+    run.set_progress_bar_config(disable=True)
+    even = np.linspace(1000, 1000 / steps, steps)  # as the first pipeline takes them; the second's own spend half of them near pure noise
+    made = []
+    for at in tqdm(torch.arange(len(frames)).split(batch), desc=f"films from {given}", unit="batch"):
+        x = frames[at, :given].permute(0, 1, 4, 2, 3).float() / 255
+        start = {"image": x[:, 0], "num_inference_steps": steps} if given == 1 else {"conditions": LTXVideoCondition(video=x), "timesteps": even}
+        out = run(**start, prompt=[prompts[i] for i in at], height=x.shape[3], width=x.shape[4], num_frames=frames.shape[1], guidance_scale=1.0,
+                  generator=torch.Generator().manual_seed(seed), output_type="pt")
+        made.append((out.frames.permute(0, 1, 3, 4, 2) * 255).round().byte().cpu())
+    return torch.cat(made)
+
+
+def whereabouts(frames, masks):
+    """Centre [n,T,2] (x, y; pixels) of what has the colour of the object that `masks` [n,H,W] marks in the first frame; nan where little has."""
+    first, masks = frames[:, 0].float(), masks.float()[..., None]
+    colour = (first * masks).sum((1, 2)) / masks.sum((1, 2))
+    near = (-((frames.float() - colour[:, None, None, None]).square().sum(-1) / 60**2)).exp()
+    near = torch.where(near > 0.3, near, 0)
+    near = near * (near.sum((2, 3), keepdim=True) > 0.4 * masks.sum((1, 2))[:, None, None])
+    y, x = torch.meshgrid(*(torch.arange(s) + 0.5 for s in frames.shape[2:4]), indexing="ij")
+    return torch.stack([(near * c).sum((2, 3)) / near.sum((2, 3)) for c in (x, y)], -1)
+
+
+def heading(centres, least=0.7):
+    """The word for the way from the first to the last of centres [n,T,2]: the nearest of the eight, "still" below `least` pixels, "" where nothing was found."""
+    words = list(DIRECTIONS)
+    vectors = F.normalize(torch.tensor([DIRECTIONS[w] for w in words]).float(), dim=1)
+    way = centres[:, -1] - centres[:, 0]
+    return ["" if v.isnan().any() else "still" if v.norm() < least else words[int((vectors @ v).argmax())] for v in way]
+
+
+def film_quality(pipeline, items, device, count=128):
+    """Of held-out clips' middle nine frames: the share whose object moves the way it should, and the mean absolute error (in [0, 1] colour) of the frames
+    that were not given, of all pixels and of those that change, beside the clips themselves, their reconstruction and the last given frame held still.
+    `continued`: five frames are given and no prompt. `told_back`: the prompt says the opposite, and that is what counts as right.
+    """
+    items = [i for i in items if i["direction"] != "still" and not any(i["camera"])][:count]
+    at = [(len(i["frames"]) - FRAMES) // 2 for i in items]
+    real = torch.stack([frames_of(i, 64)[k:k + FRAMES] for i, k in zip(items, at, strict=True)])
+    masks = torch.stack([i["mask"][k:k + FRAMES] == len(i["names"]) for i, k in zip(items, at, strict=True)])
+    truth, names = [i["direction"] for i in items], [i["names"][-1] for i in items]
+    back = [MOTION_WORDS[tuple(-c for c in DIRECTIONS[d])] for d in truth]
+    with torch.no_grad():
+        vae = torch.cat([pipeline.vae(to_video(x).to(device)).sample.clamp(-1, 1).cpu() for x in real.split(16)])
+    vae = ((vae + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1)
+
+    def right(films, given, way=truth):
+        found = heading(whereabouts(films[:, given - 1:], masks[:, given - 1]))
+        return np.mean([a == b for a, b in zip(found, way, strict=True)])
+
+    report = {"clips": len(items), "direction_chance": max(truth.count(t) for t in set(truth)) / len(truth)}
+    for key, given, prompts in (("", 1, [caption(n, d) for n, d in zip(names, truth, strict=True)]), ("continued_", 5, [""] * len(items))):
+        films = continued(pipeline, real, given, prompts)
+        changing = (real[:, given:].int() - real[:, given - 1:given].int()).abs().amax(-1) > 12
+        for suffix, x in (("", films), ("_real", real), ("_vae", vae), ("_frozen", real[:, given - 1:given].expand_as(real))):
+            error = (x[:, given:].float() - real[:, given:].float()).abs().mean(-1) / 255
+            report |= {f"{key}direction{suffix}": right(x, given), f"{key}mae{suffix}": error.mean(), f"{key}mae_changing{suffix}": error[changing].mean()}
+    report["told_back_direction"] = right(continued(pipeline, real, 1, [caption(n, d) for n, d in zip(names, back, strict=True)]), 1, back)
+    return report
+
+
 # ---------------------------------------------------------------- main
 
 def pool(folder, size):
@@ -677,9 +849,28 @@ def train_dinov2(args, device, folder, save):
     return losses, {"masked_mae": errors[0], "masked_mae_mean_patch": errors[1], "masked_mae_ratio": errors[0] / errors[1]}
 
 
+def train_ltx(args, device, folder, save):
+    """The latents of the films are computed once and kept beside the training's state."""
+    vae, cache = folder.parent / "checkpoints" / "vae", folder / "ltx-latents.pt"
+    if not vae.is_dir():
+        refuse(f"{vae} does not exist; run --only vae first, whose latents this model learns")
+    items, _ = load_items(args.moving)
+    parts = [[i for i in items if (split_of(i["source"]) == "test") == held_out] for held_out in (False, True)]
+    if not cache.exists():
+        frames, captions = films(parts[0], args.seed, 4)
+        latents = film_latents(LOADERS["vae"](find_model(str(vae)), device)[0], frames, device).half()
+        _atomically(cache, lambda f: torch.save({"latents": latents, "captions": captions}, f))
+    kept = torch.load(cache, weights_only=True)
+    tokenizer = t5_tokenizer(kept["captions"])
+    model = Film(tokenizer).to(device)
+    losses = train("ltx", model, film_loss(kept["latents"], kept["captions"], tokenizer, device), args.steps or 2000, 1.5e-3, args.seed, folder, weight_decay=0.01)
+    pipeline, _ = save(model, tokenizer)
+    return losses, film_quality(pipeline, parts[1], device)
+
+
 def get_args(argv):
     p = parser(__doc__, smoke=False)
-    p.add_argument("--only", help="train one model: vae, semantic, vlm, dinov2, llava-next, internvl2 or cogvlm2 (default: all, then the summary)")
+    p.add_argument("--only", help="train one model: vae, semantic, vlm, dinov2, ltx, llava-next, internvl2 or cogvlm2 (default: all, then the summary)")
     p.add_argument("--shapes", default="data/tiny-shapes", help="training images (default: %(default)s)")
     p.add_argument("--moving", default="data/tiny-moving", help="training clips (default: %(default)s)")
     p.add_argument("--out", default="results/tiny", help="where checkpoints and YAML go (default: %(default)s)")
@@ -687,7 +878,7 @@ def get_args(argv):
     return p.parse_args(argv)
 
 
-TRAIN = {"vae": ("vae", train_vae), "semantic": ("vlm", train_semantic), "vlm": ("vlm", train_vlm), "dinov2": ("encoder", train_dinov2),
+TRAIN = {"vae": ("vae", train_vae), "semantic": ("vlm", train_semantic), "vlm": ("vlm", train_vlm), "dinov2": ("encoder", train_dinov2), "ltx": ("video", train_ltx),
          **{name: ("vlm", functools.partial(train_cousin, name)) for name in COUSINS}}
 
 
@@ -705,9 +896,11 @@ def main(argv=None):
             size["parameters"] = sum(p.numel() for p in model.parameters())
             if isinstance(model, CogVLM2):
                 model.save_pretrained(folder, torch.float16)
+            elif isinstance(model, Film):
+                film_folder(folder, model, processor)
             else:
                 model.half().save_pretrained(folder)
-            if processor:
+            if processor and not isinstance(model, Film):
                 processor.save_pretrained(folder)
             save_yaml(folder / "weights.yaml", {"weights": "small", "trained_by": "tiny.py"})
             return LOADERS[kind](find_model(str(folder)), device)

@@ -234,3 +234,146 @@ def test_the_training_shortcut_computes_what_the_library_computes():
     with torch.no_grad():
         before, after = model(**batch).logits, tiny.for_training(model)(**batch).logits
     assert (before - after).abs().max() < 1e-4 * before.abs().max()
+
+
+# ---------------------------------------------------------------- the video transformer
+
+@pytest.fixture(scope="module")
+def film():
+    """The committed pipeline."""
+    return common.load_video_pipeline(common.find_model("tiny-ltx"))[0]
+
+
+def test_the_committed_video_transformer_is_small_and_leaves_the_autoencoder_where_it_is(film):
+    entry = common.find_model("tiny-ltx")
+    assert entry["kind"] == "video" and entry["weights"] == "small" and not (CHECKPOINTS / "ltx" / "vae").exists()
+    assert sum(f.stat().st_size for f in (CHECKPOINTS / "ltx").rglob("*") if f.is_file()) < 6e6
+    assert film.transformer.config.caption_channels == film.text_encoder.config.d_model == 64
+    assert film.transformer.config.in_channels == film.vae.config.latent_channels == 16
+    assert (film.vae_spatial_compression_ratio, film.vae_temporal_compression_ratio) == (8, 2)
+
+
+def test_a_folder_of_the_pipeline_is_known_by_its_index_and_finds_the_autoencoder_beside_it(tmp_path):
+    for name in ("ltx", "vae"):
+        (tmp_path / name).symlink_to(CHECKPOINTS / name)
+    entry = common.find_model(str(tmp_path / "ltx"))
+    assert entry["kind"] == "video" and (entry["size"], entry["clip"]) == (64, 64)
+    pipeline, _ = common.LOADERS["video"](entry)
+    assert all(p.isfinite().all() for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae) for p in part.parameters())
+
+
+def test_a_whole_pipeline_as_the_hub_has_it_loads_by_the_same_function(film, tmp_path, refused):
+    film.save_pretrained(tmp_path)
+    pipeline, _ = common.load_video_pipeline(common.find_model("ltx") | {"path": str(tmp_path)})
+    for part in ("vae", "text_encoder", "transformer"):
+        assert all(torch.equal(a, b) for a, b in zip(getattr(film, part).parameters(), getattr(pipeline, part).parameters(), strict=True))
+    refused(lambda: common.load_video_pipeline(common.find_model("ltx")), "cannot load Lightricks/LTX-Video", "`hf download Lightricks/LTX-Video`")
+
+
+def test_no_features_are_read_from_a_video_pipeline(refused):
+    refused(lambda: common.skeleton(common.find_model("tiny-ltx"), torch.float32), "is a video pipeline", "tiny-vae")
+
+
+def test_the_straight_line_from_clean_to_noise_has_the_velocity_that_leads_back():
+    clean, noise = torch.randn(2, 3, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    sigma = torch.linspace(0, 1, 15).view(3, 5)
+    x, velocity = tiny.noised(clean, noise, sigma)
+    torch.testing.assert_close(x - sigma[:, None, :, None, None] * velocity, clean, atol=1e-5, rtol=1e-5)
+    assert torch.equal(x[0, :, 0], clean[0, :, 0]) and torch.allclose(x[2, :, 4], noise[2, :, 4])
+
+
+@pytest.mark.parametrize("given", [1, 3])
+def test_a_transformer_that_knew_the_clip_would_lead_both_pipelines_back_to_it(film, monkeypatch, given):
+    """It returns noise - clean, the target of the training; the frames that are given keep time 0 and come back as they went in."""
+    frames = torch.randint(0, 256, (2, tiny.FRAMES, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    clean = tiny.film_latents(film.vae, frames, "cpu")
+    packed, times = clean.flatten(2).transpose(1, 2), []
+
+    def knows(hidden_states, timestep, **more):
+        times.append(timestep)
+        return ((hidden_states - packed) / (timestep / 1000).clamp(min=1e-3)[..., None],)
+
+    monkeypatch.setattr(film.transformer, "forward", knows)
+    monkeypatch.setattr(film.vae, "decode", lambda z, *args, **more: (z.repeat_interleave(2, 2)[:, :3],))  # the latents themselves, as a clip
+    seen = {}
+    monkeypatch.setattr(type(film), "_denormalize_latents", staticmethod(lambda z, *a: seen.update(z=z) or z))
+    from diffusers import LTXConditionPipeline
+    monkeypatch.setattr(LTXConditionPipeline, "_denormalize_latents", staticmethod(lambda z, *a: seen.update(z=z) or z))
+    tiny.continued(film, frames, 2 * given - 1, ["", ""], steps=4)
+    assert (seen["z"] - clean).abs().max() < 0.1 < (seen["z"] - clean.flip(0)).abs().max()  # the given latents are drawn, with a thousandth of spread
+    first = times[0].view(2, 5, 64)
+    assert (first[:, :given] == 0).all() and (first[:, given:] == 1000).all() and [t.max().item() for t in times] == [1000, 750, 500, 250]
+
+
+def test_the_training_calls_the_transformer_as_the_pipelines_do():
+    tokenizer = tiny.t5_tokenizer(["the red circle moves left", "the blue star moves up right"])
+    torch.manual_seed(0)
+    model = tiny.Film(tokenizer).eval()
+    words = tokenizer(["the red circle moves left", ""], padding="max_length", max_length=128, return_tensors="pt")
+    assert words.attention_mask.sum(1).tolist()[1] == 1 and words.input_ids[1, 0] == tokenizer.eos_token_id
+    x, sigma = torch.randn(2, 16, 5, 8, 8), torch.rand(2, 5)
+    with torch.no_grad():
+        ours = model(x, sigma, words.input_ids, words.attention_mask, 2 * torch.arange(5) / 25)
+        theirs = model.transformer(x.flatten(2).transpose(1, 2), model.text_encoder(words.input_ids)[0], 1000 * sigma.repeat_interleave(64, 1), words.attention_mask,
+                                   num_frames=5, height=8, width=8, rope_interpolation_scale=(2 / 25, 8, 8), return_dict=False)[0]
+    assert ours.shape == x.shape and ours.std() > 0.01
+    torch.testing.assert_close(ours.flatten(2).transpose(1, 2), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_words_turn_with_the_films_and_only_motion_before_a_still_background_is_filmed(moving_folder):
+    """The frames here are the mask of what moves, so the way it goes can be read off them."""
+    items, _ = common.load_items(moving_folder)
+    masks = [i | {"frames": (i["mask"] == len(i["names"]))[..., None].expand(-1, -1, -1, 3).byte() * 255} for i in items]
+    frames, captions = tiny.films(masks, 0, 6)
+    assert len(frames) == len(captions) == 6 * sum(i["direction"] != "still" and not any(i["camera"]) for i in items)
+    assert frames.shape[1:] == (tiny.FRAMES, 64, 64, 3)
+    whole = (frames[..., 0] > 0).flatten(2).sum(2)
+    kept = [k for k, area in enumerate(whole) if area.min() > 0.97 * area.max()]  # wholly in sight
+    read = tiny.heading(tiny.whereabouts(frames[kept], frames[kept, 0, ..., 0] > 0))
+    assert len(set(captions)) > len(items) / 4 and len(kept) > 10 and [captions[k].split(" moves ")[1] for k in kept] == read
+
+
+def test_the_way_is_read_off_real_clips_and_a_frozen_one_goes_nowhere(moving_folder):
+    items = [i for i in common.load_items(moving_folder)[0] if i["direction"] != "still"]
+    clips, masks = torch.stack([i["frames"] for i in items]), torch.stack([i["mask"][4] == len(i["names"]) for i in items])
+    read = tiny.heading(tiny.whereabouts(clips[:, 4:13], masks))
+    assert np.mean([a == i["direction"] for a, i in zip(read, items, strict=True)]) > 0.9
+    assert set(tiny.heading(tiny.whereabouts(clips[:, 4:5].expand(-1, 9, -1, -1, -1), masks))) == {"still"}
+    assert set(tiny.heading(tiny.whereabouts(torch.cat([clips[:, 4:5], clips[:, :1] * 0], 1), masks))) == {""}  # a blank frame is no motion either
+
+
+def test_the_video_transformer_goes_the_way_it_is_told_and_the_way_it_was_going():
+    found = summary()
+    for key in ("", "continued_"):
+        assert found[f"ltx_{key}direction_real"] > 0.95 and found[f"ltx_{key}direction_frozen"] == 0  # the measure
+        assert found[f"ltx_{key}direction"] > 0.8 > 0.3 > found["ltx_direction_chance"]
+        assert found[f"ltx_{key}mae_changing_vae"] < found[f"ltx_{key}mae_changing"] < 0.8 * found[f"ltx_{key}mae_changing_frozen"]
+    assert found["ltx_told_back_direction"] > 0.8  # it is the prompt that leads, not the picture
+
+
+@pytest.mark.slow
+def test_the_committed_video_transformer_continues_fresh_clips(film, tmp_path):
+    data.main(["moving", "--n", "60", "--seed", "83", "--out", str(tmp_path / "moving")])
+    items, _ = common.load_items(tmp_path / "moving")
+    found = tiny.film_quality(film, items, "cpu", count=24)
+    assert found["clips"] == 24 and found["direction_chance"] < 0.35 and found["direction_frozen"] == found["continued_direction_frozen"] == 0
+    assert found["direction"] > 0.7 and found["continued_direction"] > 0.7 and found["told_back_direction"] > 0.7
+    for key in ("", "continued_"):
+        assert found[f"{key}mae_changing"] < 0.9 * found[f"{key}mae_changing_frozen"]
+    moving = [i for i in items if i["direction"] != "still" and not any(i["camera"])][:4]
+    real = torch.stack([i["frames"][:tiny.FRAMES] for i in moving])
+    made = tiny.continued(film, real, 1, [tiny.caption(i["names"][-1], i["direction"]) for i in moving])
+    assert made.shape == real.shape and (made[:, 0].float() - real[:, 0].float()).abs().mean() / 255 < 0.015  # the first frame comes back
+
+
+@pytest.mark.slow
+def test_a_short_training_of_the_video_transformer_learns_and_leaves_a_pipeline_that_loads(pools, tmp_path):
+    with pytest.raises(SystemExit):  # needs the autoencoder, and says so
+        train(pools, tmp_path, "ltx", 2)
+    (tmp_path / "checkpoints").mkdir(exist_ok=True)
+    (tmp_path / "checkpoints" / "vae").symlink_to(CHECKPOINTS / "vae")
+    train(pools, tmp_path, "ltx", 40)
+    found = common.load_yaml(tmp_path / "tiny-ltx.yaml", "tiny")
+    curve = list(found["loss"].values())
+    assert sum(curve[-5:]) / 5 < 0.9 * curve[0] and found["direction_real"] > 0.8 and found["direction_frozen"] == 0
+    assert common.LOADERS["video"](common.find_model(str(tmp_path / "checkpoints" / "ltx")))[0].transformer.config.num_layers == 4
