@@ -612,7 +612,7 @@ class MaskedPatches(torch.nn.Module):
 
 # ---------------------------------------------------------------- the video transformer
 
-FRAMES = 9  # of a film: 5 latent frames of 8 x 8 tokens
+FRAMES = 9  # of a film: 5 latent frames of 8 x 8 tokens; longer ones are never shown
 
 
 def films(items, seed, copies):
@@ -753,7 +753,8 @@ def heading(centres, least=0.7):
 
 def film_quality(pipeline, items, device, count=128):
     """Of held-out clips' middle nine frames: the share whose object moves the way it should, and the mean absolute error (in [0, 1] colour) of the frames
-    that were not given, of all pixels and of those that change, beside the clips themselves, their reconstruction and the last given frame held still.
+    that were not given, of all pixels and of those that change, beside the clips themselves, their reconstruction, and the last given frame held still,
+    as it is and reconstructed (what the autoencoder loses, every film of this model loses too).
     `continued`: five frames are given and no prompt. `told_back`: the prompt says the opposite, and that is what counts as right.
     """
     items = [i for i in items if i["direction"] != "still" and not any(i["camera"])][:count]
@@ -762,9 +763,11 @@ def film_quality(pipeline, items, device, count=128):
     masks = torch.stack([i["mask"][k:k + FRAMES] == len(i["names"]) for i, k in zip(items, at, strict=True)])
     truth, names = [i["direction"] for i in items], [i["names"][-1] for i in items]
     back = [MOTION_WORDS[tuple(-c for c in DIRECTIONS[d])] for d in truth]
-    with torch.no_grad():
-        vae = torch.cat([pipeline.vae(to_video(x).to(device)).sample.clamp(-1, 1).cpu() for x in real.split(16)])
-    vae = ((vae + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1)
+
+    @torch.no_grad()
+    def reconstructed(films):
+        out = torch.cat([pipeline.vae(to_video(x).to(device)).sample.clamp(-1, 1).cpu() for x in films.split(16)])
+        return ((out + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1)
 
     def right(films, given, way=truth):
         found = heading(whereabouts(films[:, given - 1:], masks[:, given - 1]))
@@ -772,9 +775,10 @@ def film_quality(pipeline, items, device, count=128):
 
     report = {"clips": len(items), "direction_chance": max(truth.count(t) for t in set(truth)) / len(truth)}
     for key, given, prompts in (("", 1, [caption(n, d) for n, d in zip(names, truth, strict=True)]), ("continued_", 5, [""] * len(items))):
-        films = continued(pipeline, real, given, prompts)
+        films, still = continued(pipeline, real, given, prompts), real[:, given - 1:given].expand_as(real)
         changing = (real[:, given:].int() - real[:, given - 1:given].int()).abs().amax(-1) > 12
-        for suffix, x in (("", films), ("_real", real), ("_vae", vae), ("_frozen", real[:, given - 1:given].expand_as(real))):
+        report[f"{key}direction_real"] = right(real, given)
+        for suffix, x in (("", films), ("_vae", reconstructed(real)), ("_frozen", still), ("_frozen_vae", reconstructed(still))):
             error = (x[:, given:].float() - real[:, given:].float()).abs().mean(-1) / 255
             report |= {f"{key}direction{suffix}": right(x, given), f"{key}mae{suffix}": error.mean(), f"{key}mae_changing{suffix}": error[changing].mean()}
     report["told_back_direction"] = right(continued(pipeline, real, 1, [caption(n, d) for n, d in zip(names, back, strict=True)]), 1, back)
