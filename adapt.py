@@ -141,6 +141,16 @@ def decode(vae, latents, batch=16):
 
 
 @torch.inference_mode()
+def round_trip(vae, frames, latents):
+    """How far, on the mean and of 255, what stored latents [n,t,h,w,C] decode to lies from the autoencoder's own reconstruction of uint8 frames [n,H,W,3]:
+    nothing but rounding, unless they are another autoencoder's, or normalised one way only."""
+    x = frames.permute(0, 3, 1, 2)[:, :, None].to(vae.device, vae.dtype) / 127.5 - 1
+    own = vae.encode(x).latent_dist.mode().permute(0, 2, 3, 4, 1)
+    own = decode(vae, (own - vae.latents_mean) / vae.latents_std)
+    return (decode(vae, latents).int() - own.int()).abs().float().mean().item()
+
+
+@torch.inference_mode()
 def judge_tokens(model, processor, size, pictures, device, batch=32):
     """Patch tokens of the frozen judge, [n, h, w, D] fp32, of uint8 pictures [n, H, W, 3]."""
     out = []
@@ -274,6 +284,11 @@ def main(argv=None):
     x = (x - x[split["train"]].mean((0, 1, 2))) / x[split["train"]].std((0, 1, 2)).clamp(min=1e-6)
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
+    test, size = split["test"], target["size"]
+    vae, _ = load_video_vae(vae_entry, device, dtype)
+    originals = torch.cat([frames_of(i, size) for i in items])
+    if (away := round_trip(vae, originals[:4], y[:4, None])) > 2:
+        refuse(f"{args.latents} does not hold latents of {args.vae}: decoded, they lie {away:.1f} of 255 from its own reconstruction; extract them with --model {args.vae}")
     trained, seconds = {}, {}
     for kind in args.bridges.split(","):
         began = time.time()
@@ -281,10 +296,6 @@ def main(argv=None):
         seconds[kind] = time.time() - began
     val_loss = {k: sum(v for _, v in runs) / SEEDS for k, runs in trained.items()}
     bridge = min(val_loss, key=val_loss.get)
-
-    test, size = split["test"], target["size"]
-    vae, _ = load_video_vae(vae_entry, device, dtype)
-    originals = torch.cat([frames_of(i, size) for i in items])
 
     def pictures_of(models, x):
         with torch.inference_mode():

@@ -537,7 +537,7 @@ def controls(x, y, items, split, args):
     return out, broken
 
 
-def at_layer(name, x, y, fit, items, split, args, grid):
+def at_layer(name, x, y, items, split, args, grid):
     """What is asked of the recommended layer only. x, y: [n, t, h, w, d]."""
     _, some, _, sources = reported(items, split)
     blocks, spaces = blocks_of(sources), [space_of(z[some], sources) for z in (x, y)]
@@ -736,10 +736,10 @@ def main(argv=None):
     for name, c in criteria.items():
         result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_p": c["p"], f"{name}_p_max": c["p_max"], f"{name}_layer": c["layer"]}
     if "linear_r2" not in criteria:
-        result |= {"linear_r2": None, "linear_r2_layer": None, "linear_r2_reason": "no layer's tokens have a place in the picture"}
+        result |= {"linear_r2": None, "linear_r2_layer": None, "linear_r2_reason": "no layer's tokens, or not those of the target, have a place in the picture"}
     result |= {"controls_hold": not broken, "controls_broken": broken, "criteria": criteria, "layers": {p: {m: v[m] for m in (*PAIRED, "linear_r2") if m in v} for p, v in layers.items()}}
     result |= {"untrained": {p: {m: {k: v[m][k] for k in ("score", "low", "high")} for m in v} for p, v in random.items()}} if random else {}
-    result |= {"at_layer": at_layer(layer, x, y, fits.get(layer), items, split, args, layer not in gridless), "channels": channels(fits, split["test"]), "controls": checks,
+    result |= {"at_layer": at_layer(layer, x, y, items, split, args, layer not in gridless), "channels": channels(fits, split["test"]), "controls": checks,
                "dimension": {p: intrinsic_dimension(v[single], args.seed) for p, v in (xs | {f"{target['model']} {p}": v for p, v in ys.items()}).items()},
                "permuted_items": len(reported(items, split)[1]), "pooled_best": best, "pooled": pooled, "run": run_info(args, started, script="align.py")}
     save_yaml(out, result)

@@ -1423,8 +1423,8 @@ def edge_f1(a, b):
     return match_edges(edges(a), edges(b))
 
 
-def load_lpips(device="cpu"):
-    """(distance, name): LPIPS with AlexNet (Zhang et al. 2018) on uint8 [n,H,W,3] pairs -> [n].
+def lpips_model(device="cpu"):
+    """(module, name): LPIPS with AlexNet (Zhang et al. 2018), of pictures [n,3,H,W] in -1..1.
 
     The package ships the linear heads; the backbone comes from torch's cache or the network. Without either the backbone is random
     (seeded) and the name is `lpips_random_backbone`: that number never stands against a published threshold.
@@ -1444,7 +1444,23 @@ def load_lpips(device="cpu"):
             name, model = "lpips_random_backbone", lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         finally:
             socket.setdefaulttimeout(before)
-    model = model.to(device).eval()
+    return model.to(device).eval().requires_grad_(False), name
+
+
+def lpips_features(model, pictures):
+    """What LPIPS compares of pictures [n,3,H,W]: the backbone's features at five depths, of norm one at every place. Of a target that does not change they
+    can be kept, which saves its passes through the backbone in training."""
+    return [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in model.net(model.scaling_layer(pictures))]
+
+
+def lpips_to(model, pictures, features):
+    """LPIPS [n] of pictures [n,3,H,W] to those whose `lpips_features` are given; differentiable."""
+    return sum(head((x - y).square()).mean((1, 2, 3)) for head, x, y in zip(model.lins, lpips_features(model, pictures), features, strict=True))
+
+
+def load_lpips(device="cpu"):
+    """(distance, name): LPIPS of uint8 [n,H,W,3] pairs -> [n]; see lpips_model."""
+    model, name = lpips_model(device)
 
     @torch.inference_mode()
     def distance(a, b, batch=64):

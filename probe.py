@@ -550,6 +550,7 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     criteria["spatial_iou"] = mask_criterion(spatial, mask_scores(shuffled["mask"][:, 0], solid, split), masks, x.shape[1], split, sources, args.seed, truth="masks" if "mask" in items[0] else "boxes")
     decoded["masks"] = cells[layer]["soft"][test].clone()
 
+    # Shuffled labels may score here: where a token is far from the mean, so is what any map makes of it, and the threshold is chosen on true edges.
     outlined = {p: c["edge"] for p, c in cells.items()}
     layer = best_point(outlined, val)
     beside = {"position_only": outlines[train].float().mean(0).expand(len(items), -1, -1), "shuffled": shuffled["edge"][:, 0], "ceiling": outlines.float()}

@@ -428,6 +428,28 @@ def gradient_probes(layers=10, n=300):
     return row(ours, theirs, 3, difference < 1e-3, rounds=3, median_difference_after_20_steps=difference, peer=f"a loop over {layers} layers x {probe.SEEDS} seeds")
 
 
+def lpips_targets(n=8, side=64):
+    """A training step of LPIPS, forward and backward, when the target's features are kept."""
+    model, _ = common.lpips_model()
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(n, 3, side, side, generator=g) * 2 - 1 for _ in range(2))
+    kept, found = common.lpips_features(model, y), {}
+
+    def step(name, loss):
+        z = x.clone().requires_grad_()
+        loss(z).sum().backward()
+        found[name] = z.grad
+
+    def ours():
+        step("ours", lambda z: common.lpips_to(model, z, kept))
+
+    def theirs():
+        step("theirs", lambda z: model(z, y))
+
+    ours(), theirs()
+    return row(ours, theirs, 1.4, torch.allclose(found["ours"], found["theirs"], atol=1e-8, rtol=1e-4), rounds=15, peer="lpips, both pictures through the backbone")
+
+
 def alignment(layers=12, n=1024, width=1024):
     """All layers of one model with all of another, each prepared once, against the usual pairwise way: for every pair both Gram matrices, their HSICs, sorted
     neighbours; scipy's Spearman of the pairwise distances (4 of the pairs timed, the others taken to cost as much)."""
@@ -487,7 +509,7 @@ def alignment(layers=12, n=1024, width=1024):
 
 
 ROWS = {"early_exit": early_exit, "questions": questions, "streaming": streaming, "bytes": bytes_read, "reading": reading, "start": start,
-        "ridge": ridge, "gradient_probes": gradient_probes, "alignment": alignment}
+        "ridge": ridge, "gradient_probes": gradient_probes, "alignment": alignment, "lpips_targets": lpips_targets}
 
 
 def main(names):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import adapt
-from common import find_model, load_items, load_pt, load_video_vae, load_yaml, save_yaml
+from common import find_model, load_features, load_items, load_pt, load_video_vae, load_yaml, plant_features, save_yaml
 
 
 def split(n=90):
@@ -127,6 +127,9 @@ def test_bad_input_is_refused_in_one_sentence(made, tmp_path, capsys):
     assert "merger have no place in the picture" in err and "--point one of rotated" in err
     (tmp_path / "file").write_text("")
     assert "cannot write" in refused(capsys, *changed(out=tmp_path / "file" / "x.yaml"))
+    half = {"latents": load_features(folder / "latents")[1]("latents") / 2 + 1}  # as if normalised one way only
+    plant_features(tmp_path / "half", load_yaml(folder / "latents" / "index.yaml")["ids"], half, folder / "data", size=64)
+    assert "does not hold latents of" in refused(capsys, *changed(latents=tmp_path / "half"))
     index = load_yaml(folder / "latents" / "index.yaml")
     save_yaml(tmp_path / "other" / "index.yaml", index | {"ids": index["ids"][::-1]})
     assert "same items" in refused(capsys, *changed(latents=tmp_path / "other"))

@@ -594,6 +594,17 @@ def test_edge_f1_does_not_reward_two_edges_around_a_true_one():
     assert common.edge_f1(bars(31, 34), true).item() == pytest.approx(2 / 3, abs=0.05)  # edges at 30 and 34; one to many would say 1
 
 
+def test_lpips_of_kept_features_is_that_of_the_package_and_so_is_its_gradient():
+    model, _ = common.lpips_model()
+    x, y = (torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(k)) * 2 - 1 for k in range(2))
+    plain, kept = x.clone().requires_grad_(), x.clone().requires_grad_()
+    theirs, ours = model(plain, y).flatten(), common.lpips_to(model, kept, common.lpips_features(model, y))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    theirs.sum().backward(), ours.sum().backward()
+    torch.testing.assert_close(kept.grad, plain.grad, atol=1e-8, rtol=1e-4)
+    assert common.lpips_to(model, y, common.lpips_features(model, y)).abs().max() < 1e-9
+
+
 def test_lpips_without_its_backbone_says_so_in_its_name(monkeypatch, tmp_path):
     def no_network(*_, **__):
         raise urllib.error.URLError("no network")

@@ -196,6 +196,7 @@ def pictures_of(n=60, seed=0):
     return colours.repeat_interleave(8, 1).repeat_interleave(8, 2).mul(255).round().byte(), colours
 
 
+@pytest.mark.slow
 def test_a_decoder_of_one_size_reads_colours_that_are_there_and_none_from_noise():
     frames, colours = pictures_of()
     split = {"train": torch.arange(40), "val": torch.arange(40, 50), "test": torch.arange(50, 60)}
@@ -208,6 +209,7 @@ def test_a_decoder_of_one_size_reads_colours_that_are_there_and_none_from_noise(
     assert error[0] < 0.4 * blank and 0.9 * blank < error[1] < 1.1 * blank
 
 
+@pytest.mark.slow
 def test_the_record_of_a_decoder_names_its_floors_its_controls_and_its_oracle():
     frames, colours = pictures_of()
     split = {"train": torch.arange(40), "val": torch.arange(40, 50), "test": torch.arange(50, 60)}
