@@ -152,7 +152,7 @@ data/tiny-shapes/index.yaml: | data.py $(SETUP)
 data/tiny-moving/index.yaml: | data.py $(SETUP)
 	$(PY) data.py moving --n 3000 --seed 1001 --out $(@D)
 
-tiny: data/tiny-shapes/index.yaml data/tiny-moving/index.yaml  ## train the embedded default again from nothing (at most 2 hours on 2 cores; resumes)
+tiny: data/tiny-shapes/index.yaml data/tiny-moving/index.yaml  ## train the embedded default again from nothing (three hours on 2 cores; resumes)
 	$(PY) tiny.py --seed $(SEED)
 
 # ---- checks

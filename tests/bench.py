@@ -1,10 +1,11 @@
 """Speed as ratios against named peers, both measured in this run: medians of alternating rounds after a warm-up.
 
     make bench                       every row, results/bench.yaml
-    python tests/bench.py reading    some rows
+    python tests/bench.py reading    some rows, the others there stay as they are
 
 A row says what was measured, its peer, the ratio (peer's seconds / ours), the ratio aimed at, and whether the two gave the same numbers.
 """
+import argparse
 import collections
 import contextlib
 import ctypes
@@ -513,17 +514,18 @@ ROWS = {"early_exit": early_exit, "questions": questions, "streaming": streaming
 
 
 def main(names):
-    started, rows = time.time(), {}
+    """Rows that were asked for replace their namesakes in results/bench.yaml; each says of which commit it is, and with how many threads."""
+    out, rows = ROOT / "results" / "bench.yaml", {}
     for name in names or ROWS:
+        started = time.time()
         found = common.known(name, ROWS, "row")()
         found = {name: found} if "ratio" in found else {f"{name}_{k}": r for k, r in found.items()}
+        run = common.run_info(argparse.Namespace(seed=0, row=name), started, script="tests/bench.py", threads=torch.get_num_threads())
         for each, r in found.items():
+            rows[each] = r | {"run": run}
             print(each, common.plain(r), flush=True)
-        rows |= found
-    if not names:
-        out = {"stage": "bench", "threads": torch.get_num_threads(), **{f"{k}_ratio": r["ratio"] for k, r in rows.items()}, "rows": rows,
-               "run": {"seconds": time.time() - started, "versions": {"torch": str(torch.__version__)}}}
-        common.save_yaml(ROOT / "results" / "bench.yaml", out)
+    rows = (common.load_yaml(out, "bench")["rows"] if names and out.is_file() else {}) | rows
+    common.save_yaml(out, {"stage": "bench", **{f"{k}_ratio": r["ratio"] for k, r in rows.items()}, "rows": rows})
 
 
 if __name__ == "__main__":
