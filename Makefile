@@ -172,5 +172,5 @@ smoke: $(SETUP)  ## every stage on made-up input
 lint: $(SETUP)  ## ruff
 	$(PY) -m ruff check .
 clean:  ## remove data/ and results that are not part of the repository
-	rm -rf data $(filter-out results/tiny results/bench.yaml results/bench-gpu.yaml results/calibrate.yaml results/calibrate.png,$(wildcard results/*)) $(filter-out results/tiny/checkpoints,$(filter-out %.yaml,$(wildcard results/tiny/*)))
+	rm -rf data $(filter-out results/tiny results/bench.yaml results/bench-gpu.yaml results/calibrate.yaml results/calibrate.png results/cka-null.yaml results/cka-null.png,$(wildcard results/*)) $(filter-out results/tiny/checkpoints,$(filter-out %.yaml,$(wildcard results/tiny/*)))
 FORCE:

@@ -3,12 +3,13 @@ import math
 import subprocess
 import sys
 
+import cka_null
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.spatial.distance import pdist
-from scipy.stats import spearmanr
+from scipy.stats import kstest, spearmanr
 
 import align
 import common
@@ -191,6 +192,20 @@ def test_p_is_as_small_as_can_be_where_a_relation_is_planted():
     x = noise(40, 8, 0)
     for m in PLAIN:
         assert p_of(x, x + 0.5 * noise(40, 8, 1), m, singles(40), 99, 0) == pytest.approx(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "biased"), [(50, 0.84), (100, 0.74), (500, 0.42), (2000, 0.2)])
+def test_cka_of_independent_gaussians_is_0_on_the_mean_where_the_biased_one_is_far_from_it(n, biased):
+    found = cka_null.measure(n, cka_null.DRAWS[n], seed=1)
+    assert abs(found["debiased"]) < 0.01 and found["biased"] == pytest.approx(biased, abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", ["cka", "spearman"])
+def test_p_is_uniform_under_the_null_by_kolmogorov_and_smirnov(measure):
+    ps = [p_of(noise(24, 5, 2 * k), noise(24, 5, 2 * k + 1), measure, singles(24), 199, k) for k in range(200)]
+    assert kstest(np.array(ps) - np.random.default_rng(0).uniform(0, 1 / 200, 200), "uniform").pvalue > 0.01  # a p lies on a grid of 1 / 200
 
 
 @pytest.mark.parametrize("measure", align.PAIRED)
@@ -430,6 +445,13 @@ def test_main_puts_a_ladder_of_noise_in_order_and_writes_beside_the_features(tmp
     for m in align.MEASURES:
         scores = [found["layers"][f"layer.{k}"][m]["score"] for k in range(3)]
         assert scores == sorted(scores) and found[f"{m}_layer"] == "layer.2", (m, scores)
+
+
+def test_main_finds_the_layer_that_a_linear_map_of_the_latents_was_planted_in(tmp_path):
+    turned = LATENTS @ torch.randn(4, 9, generator=generator(30))
+    found = align.main(world(tmp_path, {"before": near(0.5, 2), "here": turned, "after": near(0.5, 3)}))
+    assert found["recommended"] == found["linear_r2_layer"] == "here" and found["linear_r2"] > 0.99 and found["recommended_share"] == 1
+    assert all(r > 0.99 for r in found["channels"]["here"]) and found["at_layer"]["linear_r2_back"] > 0.99
 
 
 def test_main_reports_pixels_and_the_untrained_network_as_floors_and_never_as_the_answer(tmp_path):
