@@ -80,8 +80,8 @@ def space_of(x, sources=None):
     if len(x) > EXACT:
         return {"x": x, "n": len(x), "square": x.square().sum(1), "sums": x @ x.sum(0), "owner": sources and clusters(sources)}
     gram = torch.empty(len(x), len(x))
-    for a in range(0, len(x), 128):  # its upper half, and that again
-        b = a + 128
+    for a in range(0, len(x), 256):  # its upper half, and that again
+        b = a + 256
         gram[a:b, a:] = x[a:b] @ x[a:].T
         gram[b:, a:b] = gram[a:b, b:].T
     return of_gram(gram, sources)
@@ -118,8 +118,12 @@ def u_centred(space, rows):
 
 def neighbours(space, rows, k=K):
     """1.0 where an item is among the k nearest of the row's, which are of other sources; [b, n]."""
-    d, owner = distances(space, rows), torch.arange(space["n"]) if space["owner"] is None else space["owner"]
-    d = d.masked_fill(owner[rows, None] == owner, math.inf)
+    d, owner = distances(space, rows), space["owner"]
+    if owner is None:
+        owner = torch.arange(space["n"])
+        d[torch.arange(len(rows)), rows] = math.inf
+    else:
+        d.masked_fill_(owner[rows, None] == owner, math.inf)
     near = d.topk(most_neighbours(owner, k), largest=False).indices
     return torch.zeros_like(d).scatter_(1, near, 1.0)
 
@@ -191,7 +195,7 @@ def pairs(a, b, measure, k=K, block=128):
         held = [torch.stack([matrix(s, measure, rows, k).flatten() for s in side]) for side in (a, b)]
         cross += (held[0] @ held[1].T).double()
         for square, h in zip(squares, held, strict=True):
-            square += h.square().sum(1).double()
+            square += torch.linalg.vecdot(h, h).double()
     return cross / (squares[0][:, None] * squares[1]).sqrt()
 
 
