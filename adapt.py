@@ -1,11 +1,17 @@
-"""Stage 4. Can a small adapter turn a model's tokens into pictures through a frozen video decoder?
+"""Stage 4. Can a small adapter turn a model's tokens into what a frozen video decoder takes?
 
     python adapt.py --features results/tiny/shapes/features --latents results/tiny-vae/shapes/features --align results/tiny/shapes/align.yaml \\
         --vae tiny-vae --judge tiny-dinov2 --out results/tiny/shapes/adapt-latents.yaml
+    python adapt.py --mode scaling --features ... --latents ... --align ... --vae ltx          # is a bridge of 10M parameters as good as one of 100M?
+    python adapt.py --mode ablation --features ... --at results/tiny/shapes@64/features ...    # which bridge, layer, resolution; how many samples?
+    python adapt.py --mode hybrid --features ... --spatial results/tiny-dinov2/shapes/features ...   # does the model add to a spatial encoder?
+    python adapt.py --mode video --features results/tiny/moving/features --video tiny-ltx --into prompt    # an adapter for predict.py
+    torchrun --nproc-per-node=8 adapt.py --mode scaling ...                                    # the same global batch, shared out
 
-Reads features and latents of the same pictures (extract.py), the recommended layer (align.py; or --point). Trains two bridges, five seeds each,
-on the train split; the better one on val is decoded by the VAE. Writes adapt-latents.yaml, adapt-latents.pt (pictures of eight test items) and
-adapter.pt (the first seed's weights and all that is needed to load them alone). Scores of the decoded test pictures:
+Reads features and latents of the same pictures (extract.py), the recommended layer (align.py; or --point). Every mode trains bridges on the train split,
+seed by seed, keeps the epoch that is best on val, decodes the test pictures by the frozen VAE and writes adapt-<mode>.yaml, .pt (pictures of eight test
+items), .png, and adapter.pt with adapter.yaml: the first seed's weights and all that is needed to load them alone (`--init` starts from them). A run that
+was killed goes on where it stopped. Scores of the decoded test pictures:
 
     lpips, ssim, edge_f1    against the original at the decoder's resolution
     recon_spatial_iou       foreground that the frozen judge's tokens show through a linear map fitted on the originals
@@ -13,8 +19,14 @@ adapter.pt (the first seed's weights and all that is needed to load them alone).
 
 beside the VAE's own reconstruction (ceiling), the mean image and another item's picture (floors), and the same bridge from an untrained network.
 """
+import copy
+import hashlib
+import math
+import os
 import time
+from bisect import bisect_right
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch.nn import functional as F
@@ -23,28 +35,42 @@ from tqdm import tqdm
 from common import (
     MASK,
     RESULT,
+    _atomically,
     ap_criterion,
     ap_runs,
+    bootstrap,
     box_truth,
     check_writable,
     choose_device,
+    clusters,
     criterion,
     edge_f1,
     find_model,
+    flatten_stills,
     foreground,
     frames_of,
     from_cells,
+    holm,
     join,
+    known,
     load_encoder,
     load_features,
     load_items,
     load_lpips,
+    load_pt,
+    load_video_pipeline,
     load_video_vae,
+    load_vlm,
     load_yaml,
+    lpips_features,
+    lpips_model,
+    lpips_to,
     made_up_folder,
     mask_scores,
+    paired_test,
     parser,
     refuse,
+    resampled,
     run_info,
     save_pt,
     save_yaml,
@@ -54,101 +80,283 @@ from common import (
     to_cells,
     token_ridge,
     train_set_probe,
+    widened,
     with_grid,
 )
 
-SEEDS = 5
+# Of each mode: seeds; the loss; epochs by the squared error of latents before it (the decoder's gradient leads nowhere from noise), epochs by it at most, epochs without a better
+# val after which a training ends (None: equal steps for all), batch, peak learning rate. Loss, epochs, batch and rate are the plan's but for gate 1's.
+PLAN = {"seeds": 3, "loss": "pixels", "warm": 10, "epochs": 50, "patience": 10, "batch": 8, "lr": 1e-4}
+SETTINGS = {"latents": {"seeds": 5, "loss": "latents", "warm": 0, "epochs": 30, "patience": None, "batch": 32, "lr": 2e-3}, "scaling": PLAN | {"patience": None},
+            "ablation": PLAN, "hybrid": PLAN, "video": PLAN | {"loss": "words", "warm": 0}}
+LADDER = 5, 10, 20, 50, 100  # millions of parameters, for tokens of Qwen2.5-VL-7B's width
+REFERENCE_WIDTH = 3584
+FRACTIONS = 0.125, 0.25, 0.5  # of the training items
+ADAPTER = "foresight.adapter.v2"
 
 
 # ---------------------------------------------------------------- bridges: tokens [n, h, w, D] -> latents [n, H, W, C]
+#
+# Each is built from the token sets' grids and widths, the latents' grid and channels; `width` and `inner` are free, and by them a bridge gets the size it is asked for.
 
 class Mlp(torch.nn.Module):
     """Tokens resampled to the latent grid, then the same two-layer MLP at every place."""
 
-    def __init__(self, grid, dim, out_grid, channels, width=256):
+    def __init__(self, grids, dims, out_grid, channels, width=256, inner=None):
         super().__init__()
-        self.out_grid = out_grid
-        self.net = torch.nn.Sequential(torch.nn.LayerNorm(dim), torch.nn.Linear(dim, width), torch.nn.GELU(), torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, channels))
+        self.out_grid, inner = out_grid, inner or width
+        self.net = torch.nn.Sequential(torch.nn.LayerNorm(dims[0]), torch.nn.Linear(dims[0], width), torch.nn.GELU(), torch.nn.Linear(width, inner), torch.nn.GELU(), torch.nn.Linear(inner, channels))
 
     def forward(self, x):
-        x = F.interpolate(x.permute(0, 3, 1, 2), self.out_grid, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
-        return self.net(x)
+        return self.net(resample(x, self.out_grid))
+
+
+class Bottleneck(torch.nn.Module):
+    """A residual bottleneck on every token (Houlsby et al. 2019), then one linear map to the latents."""
+
+    def __init__(self, grids, dims, out_grid, channels, width=64, inner=None):
+        super().__init__()
+        self.out_grid, inner = out_grid, inner or width
+        self.narrow = torch.nn.Sequential(torch.nn.LayerNorm(dims[0]), torch.nn.Linear(dims[0], width), torch.nn.GELU(), torch.nn.Linear(width, inner), torch.nn.GELU(),
+                                          torch.nn.Linear(inner, dims[0]))
+        self.out = torch.nn.Linear(dims[0], channels)
+
+    def forward(self, x):
+        return self.out(resample(x + self.narrow(x), self.out_grid))
 
 
 class Queries(torch.nn.Module):
     """One learned query for every latent place attends to all tokens (the plan's query adapter)."""
 
-    def __init__(self, grid, dim, out_grid, channels, width=96, layers=1):
+    def __init__(self, grids, dims, out_grid, channels, width=96, inner=None, layers=1):
         super().__init__()
         self.out_grid = out_grid
-        self.embed, self.position = torch.nn.Linear(dim, width), torch.nn.Parameter(torch.randn(grid[0] * grid[1], width) * 0.1)
-        self.query = torch.nn.Parameter(torch.randn(out_grid[0] * out_grid[1], width) * 0.1)
-        self.layers = torch.nn.ModuleList(torch.nn.TransformerDecoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True) for _ in range(layers))
+        self.embed, self.position = torch.nn.Linear(dims[0], width), torch.nn.Parameter(torch.randn(math.prod(grids[0]), width) * 0.1)
+        self.query = torch.nn.Parameter(torch.randn(math.prod(out_grid), width) * 0.1)
+        self.layers = torch.nn.ModuleList(attention(width, inner) for _ in range(layers))
         self.out = torch.nn.Linear(width, channels)
 
     def forward(self, x):
-        memory = self.embed(F.layer_norm(x.flatten(1, 2), x.shape[-1:])) + self.position
+        memory = self.embed(F.layer_norm(x.flatten(1, -2), x.shape[-1:])) + self.position
         q = self.query.expand(len(x), -1, -1)
         for layer in self.layers:  # queries see the tokens, then one another
             q = layer(q, memory)
         return self.out(q).unflatten(1, self.out_grid)
 
 
-BRIDGES = {"mlp": Mlp, "queries": Queries}
+class Perceiver(torch.nn.Module):
+    """A few learned vectors gather what the tokens hold (Perceiver's resampler: Jaegle et al. 2021, Alayrac et al. 2022); the queries of all latent places see only these."""
+
+    def __init__(self, grids, dims, out_grid, channels, width=96, inner=None, vectors=16):
+        super().__init__()
+        self.gather = Queries(grids, dims, (vectors,), width, width, inner)
+        self.spread = Queries([(vectors,)], [width], out_grid, channels, width, inner)
+
+    def forward(self, x):
+        return self.spread(self.gather(x))
 
 
-def train_bridge(kind, x, y, split, seed, epochs, batch, device):
-    """Fit a bridge to normalised latents (mean squared error), keep the epoch that is best on val. Returns (module, val loss)."""
+class Fusion(torch.nn.Module):
+    """Spatial tokens attend to semantic ones (cross-attention at the spatial grid); what they hold then is resampled and mapped at every latent place."""
+
+    def __init__(self, grids, dims, out_grid, channels, width=96, inner=None):
+        super().__init__()
+        self.out_grid, self.grid = out_grid, tuple(grids[0])
+        self.embed = torch.nn.ModuleList(torch.nn.Linear(d, width) for d in dims)
+        self.position = torch.nn.ParameterList(torch.nn.Parameter(torch.randn(math.prod(g), width) * 0.1) for g in grids)
+        self.layer = attention(width, inner)
+        self.out = torch.nn.Sequential(torch.nn.LayerNorm(width), torch.nn.Linear(width, 2 * width), torch.nn.GELU(), torch.nn.Linear(2 * width, channels))
+
+    def tokens(self, *sets):
+        """The fused tokens [n, h, w, width] at the spatial grid; sets: spatial [n, h, w, D], semantic [n, h', w', D']. A set of zeros stays one: nothing is read from it."""
+        spatial, semantic = (e(F.layer_norm(x.flatten(1, -2), x.shape[-1:])) + p for e, p, x in zip(self.embed, self.position, sets, strict=True))
+        return self.layer(spatial, semantic).unflatten(1, self.grid)
+
+    def forward(self, *sets):
+        return self.out(resample(self.tokens(*sets), self.out_grid))
+
+
+class Lora(torch.nn.Module):
+    """LoRA (Hu et al. 2022; peft) on queries and values inside the model itself, and one linear map from a language layer's rows of the picture to the latents.
+
+    It reads pictures, not stored tokens: `inputs` are the processor's of one batch.
+    """
+
+    def __init__(self, vlm, path, grid, out_grid, channels, rank=8):
+        from peft import LoraConfig, get_peft_model
+        super().__init__()
+        self.grid, self.out_grid, self.rows = tuple(grid[:2]), out_grid, vlm.config.image_token_id
+        self.vlm = get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"]))
+        self.module = self.vlm.get_base_model().get_submodule(path)
+        self.out = torch.nn.Linear(grid[2], channels)
+
+    def tokens(self, inputs):
+        """[n, h, w, D] of the layer; the pass ends there."""
+        caught = []
+
+        def stop(module, args, output):
+            caught.append(output[0] if isinstance(output, tuple) else output)
+            raise _Reached
+        handle = self.module.register_forward_hook(stop)
+        try:
+            self.vlm(**inputs)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return caught[0][inputs["input_ids"] == self.rows].unflatten(0, (-1, *self.grid)).float()
+
+    def forward(self, inputs):
+        x = self.tokens(inputs)
+        return self.out(resample(F.layer_norm(x, x.shape[-1:]), self.out_grid))
+
+
+class _Reached(Exception):
+    pass
+
+
+def resample(x, grid):
+    """Tokens [n, h, w, D] at another grid, bilinear."""
+    return F.interpolate(x.permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+
+
+def attention(width, inner=None):
+    return torch.nn.TransformerDecoderLayer(width, 4, inner or 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+
+
+BRIDGES = {"mlp": Mlp, "bottleneck": Bottleneck, "queries": Queries, "perceiver": Perceiver, "fusion": Fusion}
+
+
+def sized(kind, target, *shape):
+    """{width, inner} of the bridge of `target` parameters within 5%, the width as large as it goes. Raises ValueError where there is none: fewer than the smallest has."""
+    def count(**free):
+        with torch.device("meta"):
+            return sum(p.numel() for p in BRIDGES[kind](*shape, **free).parameters())
+
+    width = 4 * bisect_right(range(1, 4096), target, key=lambda w: count(width=4 * w))
+    if not width:
+        raise ValueError(f"the smallest {kind} bridge has {count(width=4)} parameters")
+    inner = max(bisect_right(range(1, 1 << 16), target, key=lambda i: count(width=width, inner=i)), 1)
+    found = count(width=width, inner=inner)
+    if abs(found - target) > 0.05 * target:
+        raise ValueError(f"the {kind} bridge nearest to {target} parameters has {found}")
+    return {"width": width, "inner": inner}
+
+
+# ---------------------------------------------------------------- training
+
+def ranks():
+    """(rank, number) of torchrun's processes; the first call with more than one joins them."""
+    n = int(os.environ.get("WORLD_SIZE", 1))
+    if n > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return int(os.environ.get("RANK", 0)), n
+
+
+def learned(model):
+    """What a training changes: the parameters that want a gradient (of LoRA: not the model's own)."""
+    return {k: p for k, p in model.named_parameters() if p.requires_grad}
+
+
+def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
+    """Fit what build() gives, keep the epoch that is best on val. Returns (module, {val, epoch, steps, seconds_per_step}).
+
+    loss_of(module, items, g, part, warm): the mean loss of those of `items` that slice `part` names, warm while the first epochs last; whatever it draws from g it
+    draws for all of them, so that under torchrun, where every rank takes a part of each batch, the gradient is that of the whole batch. how: SETTINGS' entries. `state`: a file, written every
+    epoch, from which a killed training goes on as if it had not been; it is used only by a training of equal settings. `ids`: the items' names.
+    Raises FloatingPointError, with the step and the items, where the loss is not finite.
+    """
+    rank, n = ranks()
     torch.manual_seed(seed)
-    model = BRIDGES[kind](tuple(x.shape[1:3]), x.shape[3], tuple(y.shape[1:3]), y.shape[3]).to(device)
-    batch = min(batch, len(split["train"]))
-    steps = epochs * (len(split["train"]) // batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    model = build().to(device)
+    net = torch.nn.parallel.DistributedDataParallel(model) if n > 1 else model
+    batch = min(how["batch"], len(split["train"]))
+    per_epoch = len(split["train"]) // batch
+    optimizer = torch.optim.AdamW(learned(model).values(), lr=how["lr"], weight_decay=0.01)
+    last = how["warm"] + how["epochs"]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how["lr"], total_steps=last * per_epoch)
     g = torch.Generator().manual_seed(seed)
-    best, kept = float("inf"), None
-    for epoch in range(epochs):
+    best, epoch, seconds, kept = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}
+    if state and state.is_file() and (saved := torch.load(state, weights_only=True))["how"] == how:
+        model.load_state_dict(saved["model"], strict=False)
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        g.set_state(saved["g"])
+        best, epoch, seconds, kept = (saved[k] for k in ("best", "epoch", "seconds", "kept"))
+    while epoch < last and (how["patience"] is None or epoch - best["epoch"] < how["patience"]):
+        began, warm = time.time(), epoch < how["warm"]
         model.train()
-        for pick in split["train"][torch.randperm(len(split["train"]), generator=g)].split(batch)[:len(split["train"]) // batch]:
-            loss = (model(x[pick].to(device)) - y[pick].to(device)).square().mean()
+        order = split["train"][torch.randperm(len(split["train"]), generator=g)]
+        for k, pick in enumerate(order.split(batch)[:per_epoch]):
+            loss = loss_of(net, pick, g, slice(rank, None, n), warm)
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"{kind}: loss {loss.item()} in epoch {epoch}, items {pick.tolist()}")
+                raise FloatingPointError(f"the loss is {loss.item()} at step {epoch * per_epoch + k}, epoch {epoch}, items {', '.join(str(ids[i] if ids else i) for i in pick.tolist())}; lower --lr")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(learned(model).values(), 1.0)
             optimizer.step()
             schedule.step()
+        seconds += 0 if warm else time.time() - began
+        epoch += 1
         model.eval()
-        with torch.no_grad():
-            loss = (model(x[split["val"]].to(device)) - y[split["val"]].to(device)).square().mean().item()
-        if loss < best:
-            best, kept = loss, {k: v.clone() for k, v in model.state_dict().items()}
-    model.load_state_dict(kept)
-    return model, best
+        if not warm:
+            with torch.no_grad():
+                fixed = torch.Generator().manual_seed(seed)  # the same noise in every epoch, where there is any
+                val = sum(loss_of(model, p, fixed, slice(None), False).item() * len(p) for p in split["val"].split(64)) / len(split["val"])
+            if val < best["val"]:
+                best, kept = {"val": val, "epoch": epoch}, {k: v.detach().cpu().clone() for k, v in learned(model).items()}
+        if state and rank == 0:
+            saved = {"how": how, "model": learned(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "g": g.get_state(),
+                     "best": best, "epoch": epoch, "seconds": seconds, "kept": kept}
+            _atomically(state, lambda f, saved=saved: torch.save(saved, f))
+    model.load_state_dict(kept, strict=False)
+    return model.eval(), best | {"steps": epoch * per_epoch, "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch)}
+
+
+# ---------------------------------------------------------------- the decoder
+
+def pictures_of(vae, z):
+    """Normalised latents [n, h, w, C] -> pictures [n, 3, H, W] in -1..1 (not clipped); differentiable."""
+    z = (z.to(vae.device, vae.dtype) * vae.latents_std + vae.latents_mean).permute(0, 3, 1, 2)[:, :, None]
+    # 0.05 is the decode_timestep of LTX-Video's own pipelines, for autoencoders that are conditioned on it
+    more = {"temb": torch.full((len(z),), 0.05, device=z.device, dtype=z.dtype)} if vae.config.timestep_conditioning else {}
+    return vae.decode(z, **more).sample[:, :, 0].float()
 
 
 @torch.inference_mode()
 def decode(vae, latents, batch=16):
-    """Normalised latents [n, t, h, w, C] -> pictures uint8 [n, H, W, 3] (the first frame)."""
-    out = []
-    for z in latents.split(batch):
-        z = (z.to(vae.device, vae.dtype) * vae.latents_std + vae.latents_mean).permute(0, 4, 1, 2, 3)
-        # 0.05 is the decode_timestep of LTX-Video's own pipelines, for autoencoders that are conditioned on it
-        more = {"temb": torch.full((len(z),), 0.05, device=z.device, dtype=z.dtype)} if vae.config.timestep_conditioning else {}
-        x = vae.decode(z, **more).sample[:, :, 0].float().cpu()
-        out.append(((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1))
-    return torch.cat(out)
+    """Normalised latents [n, h, w, C] -> pictures uint8 [n, H, W, 3]."""
+    return torch.cat([((pictures_of(vae, z).cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1) for z in latents.split(batch)])
+
+
+def to_floats(frames):
+    """uint8 [n, H, W, 3] -> [n, 3, H, W] in -1..1."""
+    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.inference_mode()
 def round_trip(vae, frames, latents):
-    """How far, on the mean and of 255, what stored latents [n,t,h,w,C] decode to lies from the autoencoder's own reconstruction of uint8 frames [n,H,W,3]:
+    """How far, on the mean and of 255, what stored latents [n,h,w,C] decode to lies from the autoencoder's own reconstruction of uint8 frames [n,H,W,3]:
     nothing but rounding, unless they are another autoencoder's, or normalised one way only."""
-    x = frames.permute(0, 3, 1, 2)[:, :, None].to(vae.device, vae.dtype) / 127.5 - 1
-    own = vae.encode(x).latent_dist.mode().permute(0, 2, 3, 4, 1)
+    own = vae.encode(to_floats(frames)[:, :, None].to(vae.device, vae.dtype)).latent_dist.mode()[:, :, 0].permute(0, 2, 3, 1)
     own = decode(vae, (own - vae.latents_mean) / vae.latents_std)
     return (decode(vae, latents).int() - own.int()).abs().float().mean().item()
 
+
+def pixel_loss(vae, lpips, pictures):
+    """loss(latents [k, h, w, C], items): LPIPS + 0.1 L2 of what they decode to against pictures uint8 [n, H, W, 3], whose features are kept."""
+    with torch.inference_mode():
+        parts = [lpips_features(lpips, to_floats(p).to(vae.device)) for p in pictures.split(64)]
+    kept = [torch.cat(level).clone() for level in zip(*parts, strict=True)]
+
+    def loss(z, items):
+        x = pictures_of(vae, z)
+        target = to_floats(pictures[items]).to(x.device)
+        return lpips_to(lpips, x, [level[items] for level in kept]).mean() + 0.1 * (x - target).square().mean()
+    return loss
+
+
+# ---------------------------------------------------------------- scores of decoded pictures
 
 @torch.inference_mode()
 def judge_tokens(model, processor, size, pictures, device, batch=32):
@@ -162,7 +370,10 @@ def judge_tokens(model, processor, size, pictures, device, batch=32):
     return torch.cat(out)
 
 
-# ---------------------------------------------------------------- the stage
+def shrink(x, side=6):
+    """Tokens [n, h, w, D] of at most 6 x 6 places, in a row, as a set probe takes them."""
+    return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (min(x.shape[1], side), min(x.shape[2], side))).permute(0, 2, 3, 1).flatten(1, 2)
+
 
 def judged(tokens, rows, items, split, epochs, seed):
     """Spatial IoU and mAP of decoded pictures as the judge sees them. tokens: {name: [n or S*n_test, h, w, D]}; `originals` holds all items.
@@ -189,13 +400,8 @@ def judged(tokens, rows, items, split, epochs, seed):
         of_test[k] = torch.stack([mask_scores(b, truth, split)[n:] for b in both])
 
     _, truth, classes = box_truth(items)
-    side = min(h, 6), min(w, 6)
-
-    def shrink(x):
-        return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1).flatten(1, 2)
-
     sources = [items[i]["source"] for i in test]
-    predict = train_set_probe(shrink(tokens["originals"]), side, truth, len(classes), split["train"], split["val"], 1, epochs=epochs, seed=seed)
+    predict = train_set_probe(shrink(tokens["originals"]), (min(h, 6), min(w, 6)), truth, len(classes), split["train"], split["val"], 1, epochs=epochs, seed=seed)
     test_truth, everything = [truth[i] for i in test], torch.arange(len(test))
     runs = {"originals": ap_runs(predict, shrink(tokens["originals"]), truth, test, sources=sources)}
     for k in names:
@@ -203,6 +409,734 @@ def judged(tokens, rows, items, split, epochs, seed):
         runs[k] = {key: torch.cat([e[key] for e in each]) for key in ("ap", "draws")}
     return of_test, runs
 
+
+def ratio(a, b, sources, n_boot=2000, seed=0):
+    """Mean of a / mean of b, scores [seeds, n] of the same items, with a 95% interval: equal resamples of sources for both, seeds drawn for each."""
+    cluster = clusters(sources)
+    count = torch.bincount(cluster).double()
+    g = torch.Generator().manual_seed(seed)
+    weights = resampled(len(count), n_boot, g)
+    draws = []
+    for x in (a, b):
+        totals = torch.zeros(len(x), len(count), dtype=torch.float64).index_add_(1, cluster, x.double())
+        means = weights @ totals.T / (weights @ count)[:, None]
+        draws.append(means.gather(1, torch.randint(len(x), means.shape, generator=g)).mean(1))
+    mean = (a.double().mean() / b.double().mean()).item()
+    return mean, *widened(mean, *(draws[0] / draws[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), len(count))
+
+
+# ---------------------------------------------------------------- what all modes need
+
+def moments_of(x, train):
+    """Mean and standard deviation [D] of every channel of x [n, ..., D] over the train items."""
+    axes = tuple(range(x.ndim - 1))
+    return x[train].mean(axes), x[train].std(axes).clamp(min=1e-6)
+
+
+def checked_features(folder, index):
+    """(index, read) of features of the same items as those of `index`."""
+    other, read = load_features(folder)
+    if other["ids"] != index["ids"]:
+        refuse(f"{folder} and the other features do not hold the same items; extract both from the same data folder")
+    return other, read
+
+
+def checked_point(args, index, folder):
+    """The layer asked for or recommended, of clips the middle one of the language model's, if its tokens have a place in the picture."""
+    layers = [p for p in with_grid(index) if p.startswith("language.")]
+    point = args.point or (load_yaml(args.align, "align")["linear_r2_layer"] if args.align else layers[(len(layers) - 1) // 2] if args.mode == "video" and layers else None)
+    if point is None:
+        refuse("no layer is named; give --point, or --align with an align.yaml that recommends one (linear_r2_layer)")
+    if point not in index["points"]:
+        refuse(f"{folder} has no point {point!r}; its points are {', '.join(index['points'])}")
+    if point not in with_grid(index):
+        refuse(f"the tokens of {point} have no place in the picture, and a bridge goes from places to places; give --point one of {', '.join(with_grid(index))}")
+    return point
+
+
+def settings(args):
+    """SETTINGS of the mode, with what the command line says."""
+    how = SETTINGS[args.mode] | {k: getattr(args, k) for k in SETTINGS[args.mode] if getattr(args, k) is not None}
+    if how["batch"] % (n := ranks()[1]):
+        refuse(f"--batch {how['batch']} cannot be shared out evenly among {n} ranks; give a multiple")
+    return how
+
+
+def prepare(args):
+    """Everything that is checked before a model is loaded, and then what every mode of pictures works on."""
+    w = SimpleNamespace(args=args, seed=args.seed)
+    w.index, w.read = load_features(args.features)
+    target, read_target = checked_features(args.latents, w.index)
+    items, w.data = load_items(w.index["data_path"])
+    w.items, w.ids = join(items, w.index, args.features), w.index["ids"]
+    w.split = split_indices(w.items, args.features)
+    if "boxes" not in w.items[0]:
+        refuse(f"{w.index['data_path']} has no boxes, by which decoded pictures are judged; use a set that has them")
+    w.point = checked_point(args, w.index, args.features)
+    w.random = checked_features(args.random, w.index)[1] if args.random else None
+    w.spatial = checked_features(args.spatial, w.index) if args.spatial else None
+    w.others = [checked_features(folder, w.index) for folder in args.at or ()]
+    for other, _ in w.others:
+        if w.point not in other["points"]:
+            refuse(f"--at: the features at {other['size']} px have no point {w.point!r}; extract them with the same --points")
+    for kind in args.bridges.split(","):
+        known(kind, BRIDGES | {"lora": Lora}, "bridge")
+    w.vae_entry, w.judge_entry = find_model(args.vae), find_model(args.judge)
+    if w.vae_entry["kind"] != "vae" or w.judge_entry["kind"] != "encoder":
+        refuse(f"--vae {args.vae} is a {w.vae_entry['kind']} and --judge {args.judge} a {w.judge_entry['kind']}; a vae and an encoder are needed")
+    w.out = Path(args.out or Path(args.features).parent / f"adapt-{args.mode}.yaml")
+    check_writable(w.out)
+    w.how = settings(args)
+    w.init = load_pt(args.init, ADAPTER) if args.init else None
+    w.y = read_target("latents")[:, 0]
+    w.sources = [w.items[i]["source"] for i in w.split["test"]]
+    w.device, w.dtype, w.why = choose_device()
+    print(f"device {w.device.type} ({w.why})")
+    w.vae = flatten_stills(load_video_vae(w.vae_entry, w.device, w.dtype)[0]).requires_grad_(False)
+    w.originals = torch.cat([frames_of(i, target["size"]) for i in w.items])
+    if (away := round_trip(w.vae, w.originals[:4], w.y[:4])) > 2:
+        refuse(f"{args.latents} does not hold latents of {args.vae}: decoded, they lie {away:.1f} of 255 from its own reconstruction; extract them with --model {args.vae}")
+    w.lpips, w.lpips_name = load_lpips(w.device)
+    if w.how["loss"] == "pixels":
+        w.pixel_loss = pixel_loss(w.vae, lpips_model(w.device)[0], w.originals)
+    return w
+
+
+def arm(w, kind, *sets, train=None, target=None, free=None, **facts):
+    """One thing to be trained: a bridge of `kind` from token sets [n, h, w, D] that all items have, on `train` items, of `target` parameters or with its `free` settings."""
+    moments = [moments_of(x, w.split["train"]) for x in sets]
+    sets = [(x - mean) / std for x, (mean, std) in zip(sets, moments, strict=True)]
+    shape = [tuple(x.shape[1:3]) for x in sets], [x.shape[3] for x in sets], tuple(w.y.shape[1:3]), w.y.shape[3]
+    free = sized(kind, target, *shape) if target else free or {}
+    return {"bridge": kind, "shape": shape, "free": free, "moments": moments, "build": lambda: BRIDGES[kind](*shape, **free), "train": w.split["train"] if train is None else train,
+            "inputs": lambda items: [x[items].to(w.device) for x in sets], **facts}
+
+
+def parameters(module):
+    return sum(p.numel() for p in learned(module).values())
+
+
+def run_arms(w, arms):
+    """Train every arm, seed by seed: {name: [(module, record)]}. States of unfinished ones lie in a folder beside the result, under the name of all they depend on."""
+    folder, trained = w.out.with_suffix(".training"), {}
+    known_by = hashlib.sha256(f"{w.index['run']['arguments'] if 'run' in w.index else w.index} {w.point} {w.vae_entry['name']}".encode()).hexdigest()[:8]
+    for name, a in arms.items():
+        def loss_of(module, items, g, part, warm, a=a):
+            z = module(*a["inputs"](items[part]))
+            return w.pixel_loss(z, items[part]) if w.how["loss"] == "pixels" and not warm else (z - w.y[items[part]].to(z.device)).square().mean()
+
+        def build(a=a):
+            module = a["build"]()
+            if a.get("init"):
+                a["kept"] = start_from(module, w.init["weights"])
+            return module
+        split = {"train": a["train"], "val": w.split["val"]}
+        how = w.how | {"arm": name, "bridge": a["bridge"], **a["free"], "items": len(a["train"])}
+        trained[name] = [train(build, loss_of, split, w.seed + s, how, w.device, folder / f"{known_by}-{name}-{w.seed + s}.pt", w.ids)
+                         for s in tqdm(range(w.how["seeds"]), desc=name, unit="seed")]
+    return trained
+
+
+@torch.inference_mode()
+def decoded(w, models, a):
+    """Test pictures uint8 [S * n_test, H, W, 3] of every seed's module, seeds one after another."""
+    return torch.cat([decode(w.vae, torch.cat([m(*a["inputs"](p)).cpu() for p in w.split["test"].split(64)])) for m, _ in models])
+
+
+def controls(w):
+    """The pictures that any bridge stands between: the autoencoder's own, and the mean image."""
+    test = w.split["test"]
+    return {"vae": decode(w.vae, w.y[test]), "mean_image": w.originals[w.split["train"]].float().mean(0).round().byte().expand(len(test), -1, -1, -1)}
+
+
+def scored(w, rows, measures=None):
+    """{measure: {name: [S, n_test]}} of decoded pictures {name: uint8 [S * n_test, H, W, 3]} against the originals."""
+    measures, truth, n = measures or {w.lpips_name: w.lpips, "ssim": ssim, "edge_f1": edge_f1}, w.originals[w.split["test"]], len(w.split["test"])
+    return {key: {k: measure(p.contiguous(), truth.repeat(len(p) // n, 1, 1, 1)).unflatten(0, (-1, n)) for k, p in rows.items()} for key, measure in measures.items()}
+
+
+def others(pictures, n):
+    """Each test item's pictures [S * n, ...] given to the next item."""
+    return pictures.unflatten(0, (-1, n)).roll(1, 1).flatten(0, 1)
+
+
+def facts(w):
+    """The headline's first lines: what was measured with what."""
+    return {"stage": "adapt", "mode": w.args.mode, "model": w.index["model"], "decoder": w.vae_entry["name"], "judge": w.judge_entry["name"], "weights": w.index["weights"],
+            "decoder_weights": w.vae_entry["weights"], "data": w.index["data"], "data_name": w.data["name"], "layer": w.point}
+
+
+def headline(criteria, lpips_name):
+    out = {}
+    for name, c in criteria.items():
+        out |= {name: c["score"], **{f"{name}_{k}": c[k] for k in ("low", "high", "floor", "ceiling", "skill")}}
+    if lpips_name != "lpips":
+        out |= {"lpips": None, "lpips_reason": "the backbone's published weights are neither in torch's cache nor within reach of the network"}
+    return out
+
+
+def conclude(w, result, started, pictures, adapter):
+    """Write everything: pictures of eight test items, the first seed's bridge of `adapter` = (arm, module), the YAML last."""
+    test = w.split["test"]
+    w.args.out = str(w.out)
+    result["run"] = run_info(w.args, started, script="adapt.py", device=f"{w.device.type} ({w.why})", dtype=str(w.dtype), ranks=ranks()[1], **w.how)
+    save_pt(w.out.with_suffix(".pt"), RESULT, [w.items[i]["id"] for i in test[:8]], {"stage": "adapt"}, original=w.originals[test[:8]].clone(),
+            **{k: p[:8].clone() for k, p in pictures.items()})
+    a, module = adapter
+    write_adapter(w.out.parent / ("adapter.pt" if w.args.mode == "latents" else f"adapter-{w.args.mode}.pt"), module, a,
+                  {"into": "latents", "model": w.index["model"], "point": w.point, "size": w.index["size"], "decoder": w.vae_entry["name"]})
+    save_yaml(w.out, result)
+    for f in w.out.with_suffix(".training").glob("*.pt"):
+        f.unlink()
+    say(result)
+    return result
+
+
+# ---------------------------------------------------------------- adapters on disk
+
+def write_adapter(path, module, a, meta, outputs=None):
+    """adapter.pt, with all that is needed to use it alone (`load_adapter`), and a YAML beside it that says what it is. outputs: mean and std of what it was
+    trained to give, if that was standardised."""
+    grids, dims, out_grid, channels = a["shape"]
+    meta = meta | {"bridge": a["bridge"], "grids": [list(g) for g in grids], "dims": list(dims), "out_grid": list(out_grid), "channels": channels, "free": a["free"]}
+    save_pt(path, ADAPTER, [], meta, weights={k: p.detach().cpu().clone() for k, p in learned(module).items()}, tokens=[torch.stack(m) for m in a.get("moments", ())],
+            outputs=torch.stack(outputs) if outputs else torch.tensor([[0.0], [1.0]]))
+    save_yaml(path.with_suffix(".yaml"), {"stage": "adapter", **meta, "parameters": parameters(module), "file": path.name, "reads": "tokens of `point` of pictures at `size` pixels, fp32",
+                                          "gives": "latents, normalised by the decoder's own mean and standard deviation" if meta["into"] == "latents" else "prompt embeddings"})
+
+
+def load_adapter(path):
+    """(function from token sets, as extract.py stores them, to what the adapter gives; its meta). LoRA's lies inside its model: build Lora and load its weights there."""
+    saved = load_pt(path, ADAPTER)
+    m = saved["meta"]
+    module = BRIDGES[m["bridge"]]([tuple(g) for g in m["grids"]], m["dims"], tuple(m["out_grid"]), m["channels"], **m["free"])
+    module.load_state_dict(saved["weights"])
+    module.eval()
+
+    @torch.inference_mode()
+    def use(*sets):
+        mean, std = saved["outputs"]
+        return module(*((x - t[0]) / t[1] for x, t in zip(sets, saved["tokens"], strict=True))) * std + mean
+    return use, m
+
+
+def start_from(module, weights):
+    """Copy those of `weights` whose name and shape the module has: (numbers kept, numbers of the module). What meets another model's tokens stays as drawn."""
+    own = learned(module)
+    same = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    module.load_state_dict(same, strict=False)
+    return sum(v.numel() for v in same.values()), parameters(module)
+
+
+# ---------------------------------------------------------------- gate 1: do the latents suffice?
+
+def latents(w, started):
+    x = w.read(w.point)[:, 0]
+    arms = {kind: arm(w, kind, x) for kind in w.args.bridges.split(",")}
+    trained = run_arms(w, arms)
+    val_loss = {k: sum(r["val"] for _, r in runs) / len(runs) for k, runs in trained.items()}
+    bridge = min(val_loss, key=val_loss.get)
+    if w.random:
+        arms["random_init"] = arm(w, bridge, w.random(w.point)[:, 0])
+        trained |= run_arms(w, {"random_init": arms["random_init"]})
+    if ranks()[0]:
+        return {}
+    n = len(w.split["test"])
+    rows = {"bridge": decoded(w, trained[bridge], arms[bridge]), **controls(w)}
+    rows["other_item"] = others(rows["bridge"], n)
+    if w.random:
+        rows["random_init"] = decoded(w, trained["random_init"], arms["random_init"])
+    scores = scored(w, rows)
+    scores["recon_spatial_iou"], runs = looked_at(w, rows)
+
+    # The untrained network is a control here, not a floor: its first layers still hold nearly every pixel, and a faithful copy is what is asked for.
+    criteria, floors, beside = {}, ["mean_image", "other_item"], [k for k in rows if k == "random_init"]
+    for key, table in scores.items():
+        criteria[key] = criterion(table["bridge"], {k: table[k] for k in floors}, w.sources, ceiling=table["vae"].mean().item(), better=better(key), seed=w.seed, layer=w.point,
+                                  options_searched=len(val_loss), controls={k: table[k].mean() for k in beside})
+    criteria["recon_map50"] = ap_criterion(runs["bridge"], {k: runs[k] for k in floors}, w.sources, ceiling=runs["vae"]["ap"].mean().item(), layer=w.point,
+                                           options_searched=len(val_loss), controls={k: runs[k]["ap"].mean() for k in beside})
+    table = {k: {"val_mse": val_loss[k], "seconds": sum(r["seconds_per_step"] * r["steps"] for _, r in trained[k]), "parameters": parameters(trained[k][0][0])} for k in val_loss}
+    result = facts(w) | {"bridge": bridge, "parameters": table[bridge]["parameters"], **headline(criteria, w.lpips_name),
+                         "judge_spatial_iou_originals": scores["recon_spatial_iou"]["originals"].mean(), "judge_map50_originals": runs["originals"]["ap"].mean(),
+                         "criteria": criteria, "bridges": table}
+    return conclude(w, result, started, {"vae": rows["vae"], "bridge": rows["bridge"]}, (arms[bridge], trained[bridge][0][0]))
+
+
+def better(key):
+    return "lower" if key.startswith("lpips") else "higher"
+
+
+def looked_at(w, rows):
+    """`judged` of decoded pictures {name: uint8}."""
+    judge, processor = load_encoder(w.judge_entry, w.device, w.dtype)
+    tokens = {k: judge_tokens(judge, processor, w.judge_entry["size"], p, w.device) for k, p in tqdm((rows | {"originals": w.originals}).items(), desc="judge", unit="set")}
+    return judged(tokens, rows, w.items, w.split, 30, w.seed)
+
+
+# ---------------------------------------------------------------- is a small bridge as good as a large one?
+
+def ladder(w, dim):
+    """{name: parameters} of the plan's ladder, and by what it was scaled: a bridge's parameters grow with the square of the width of the tokens that it reads."""
+    scale = 1.0 if w.index["weights"] == "pretrained" or w.args.unscaled else (dim / REFERENCE_WIDTH) ** 2
+    return {f"{m}M": round(m * 1e6 * scale) for m in LADDER}, scale
+
+
+def scaling(w, started):
+    x = w.read(w.point)[:, 0]
+    rungs, scale = ladder(w, x.shape[3])
+    kind = w.args.bridges.split(",")[0]
+    try:
+        arms = {name: arm(w, kind, x, target=size) for name, size in rungs.items()}
+    except ValueError as e:
+        refuse(f"--bridges {kind}: {e}, and the ladder asks for {', '.join(map(str, rungs.values()))}; take another bridge")
+    trained = run_arms(w, arms)
+    if ranks()[0]:
+        return {}
+    rows = {name: decoded(w, trained[name], a) for name, a in arms.items()} | controls(w)
+    rows["other_item"] = others(rows["10M"], len(w.split["test"]))
+    scores = scored(w, rows)
+    criteria = {key: criterion(table["10M"], {k: table[k] for k in ("mean_image", "other_item")}, w.sources, ceiling=table["vae"].mean().item(), better=better(key), seed=w.seed,
+                               layer=w.point, options_searched=1) for key, table in scores.items()}
+    large, small = scores[w.lpips_name]["100M"], scores[w.lpips_name]["10M"]
+    score, low, high = ratio(large, small, w.sources, seed=w.seed)
+    # two bridges that both learned nothing are equally good: the gain that must exclude zero is that of the small one over the floors
+    criteria["parameter_efficiency"] = criteria[w.lpips_name] | {"score": score, "low": low, "high": high, "better": "higher", "lpips_100M": large.mean(), "lpips_10M": small.mean(),
+                                                                 "stand_in": w.lpips_name != "lpips"}
+    against = {name: paired_test(scores[w.lpips_name]["10M"], scores[w.lpips_name][name], w.sources, seed=w.seed) for name in rungs if name != "10M"}
+    adjusted = holm({k: t["p"] for k, t in against.items()})
+    table = {}
+    for name, a in arms.items():
+        table[name] = {"parameters": parameters(trained[name][0][0]), "wanted": rungs[name], **a["free"], "seconds_per_step": median(r["seconds_per_step"] for _, r in trained[name]),
+                       "steps": trained[name][0][1]["steps"], "best_epoch": [r["epoch"] for _, r in trained[name]], "val_loss": [r["val"] for _, r in trained[name]]}
+        for key, t in scores.items():
+            table[name] |= dict(zip((key, f"{key}_low", f"{key}_high"), bootstrap(t[name], w.sources, seed=w.seed), strict=True)) | {f"{key}_seeds": t[name].mean(1).tolist()}
+        if name in against:
+            table[name] |= {"worse_than_10M": -against[name]["gain"], "worse_low": -against[name]["gain_high"], "worse_high": -against[name]["gain_low"], "p_holm": adjusted[name]}
+    result = facts(w) | {"bridge": kind, "parameter_efficiency": score, "parameter_efficiency_low": low, "parameter_efficiency_high": high,
+                         "training_time_ratio": table["100M"]["seconds_per_step"] / table["10M"]["seconds_per_step"], "ladder_scale": scale,
+                         "ladder": "millions of parameters as they stand" if scale == 1 else
+                                   f"5 to 100 million parameters times ({x.shape[3]} / {REFERENCE_WIDTH})^2, the tokens' width against Qwen2.5-VL-7B's",
+                         **headline({k: c for k, c in criteria.items() if k != "parameter_efficiency"}, w.lpips_name), "criteria": criteria, "sizes": table}
+    result = conclude(w, result, started, {"vae": rows["vae"], **{k: rows[k] for k in arms}}, (arms["10M"], trained["10M"][0][0]))
+    scaling_picture(w.out.with_suffix(".png"), result, w.lpips_name, {k: t.mean() for k, t in scores[w.lpips_name].items()})
+    return result
+
+
+def median(x):
+    x = sorted(x)
+    return x[len(x) // 2]
+
+
+def strips(figure, saved, names, title):
+    """Rows of test pictures: the original and each of `names`."""
+    grid = figure.subplots(len(names) + 1, len(saved["ids"]), squeeze=False)
+    for row, name in enumerate(["original", *names]):
+        for k, axis in enumerate(grid[row]):
+            axis.imshow(saved[name][k].numpy())
+            axis.set(xticks=[], yticks=[])
+        grid[row, 0].set_ylabel(name.replace("_", "\n"), fontsize=9, rotation=0, ha="right", va="center")
+    figure.suptitle(title, fontsize=11)
+
+
+def scaling_picture(path, result, measure, means):
+    """The error against the number of parameters, and the same test pictures by every size."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    sizes = result["sizes"]
+    figure = plt.figure(figsize=(13, 13), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.35])
+    axis = top.subplots()
+    at = [s["parameters"] for s in sizes.values()]
+    axis.plot(at, [s[measure] for s in sizes.values()], "o-", color="C0", label="mean of the seeds, 95% interval")
+    axis.fill_between(at, [s[f"{measure}_low"] for s in sizes.values()], [s[f"{measure}_high"] for s in sizes.values()], color="C0", alpha=0.2)
+    for x, s in zip(at, sizes.values(), strict=True):
+        axis.plot([x] * len(s[f"{measure}_seeds"]), s[f"{measure}_seeds"], ".", color="C3", ms=5, label="a seed" if x == at[0] else None)
+    for k, (name, words) in enumerate((("mean_image", "the mean image"), ("other_item", "another item's picture"), ("vae", "the autoencoder's own"))):
+        axis.axhline(means[name], color=f"C{k + 4}", ls=":", label=words)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xticks(at, [f"{name}\n{x:,}" for name, x in zip(sizes, at, strict=True)])
+    axis.minorticks_off()
+    axis.set(xlabel="rung of the ladder, trained parameters of the bridge", ylabel=f"{measure} (lower is better)",
+             title=f"{result['model']} {result['layer']} to {result['decoder']}, bridge {result['bridge']}: error of 100M / 10M = {result['parameter_efficiency']:.3f} "
+                   f"[{result['parameter_efficiency_low']:.3f}, {result['parameter_efficiency_high']:.3f}]")
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    strips(bottom, load_pt(path.with_suffix(".pt"), RESULT), ["vae", *sizes], "Test pictures through the frozen decoder")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------- which bridge, layer, resolution; how many samples?
+
+def lora_arm(w):
+    """The LoRA bridge: pictures through the VLM itself up to the deepest stored language layer.
+
+    Refused unless what the untouched model says there equals the stored features: then rows, order and size are those that all other bridges read.
+    """
+    layers = [p for p in with_grid(w.index) if p.startswith("language.")]
+    if w.index.get("kind") != "vlm" or not layers:
+        refuse(f"a LoRA bridge lies inside a language model, and {w.args.features} holds no language layer of one; leave lora out of --bridges")
+    point, size = layers[-1], w.index["size"]
+    vlm, processor = load_vlm(find_model(w.index["model"]), w.device, w.dtype)
+    vlm.requires_grad_(False)
+    text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the picture."}]}], add_generation_prompt=True)
+
+    def inputs(items):
+        frames = [[frames_of(w.items[i], size)[0].permute(2, 0, 1)] for i in items]
+        batch = processor(text=[text] * len(frames), images=frames, images_kwargs={"size": {"shortest_edge": 1, "longest_edge": size * size}}, return_tensors="pt")
+        return [{k: v.to(w.device, w.dtype) if v.is_floating_point() else v.to(w.device) for k, v in batch.items()}]
+
+    stored, out, some = w.read(point)[:, 0], (tuple(w.y.shape[1:3]), w.y.shape[3]), w.split["train"][:2]
+    grid = tuple(stored.shape[1:])
+
+    def build():
+        return Lora(copy.deepcopy(vlm), w.index["points"][point]["module"], grid, *out)
+
+    with torch.inference_mode():
+        own = build().to(w.device).tokens(*inputs(some)).cpu()
+    if own.shape != stored[some].shape or (own - stored[some]).norm() > 0.01 * stored[some].norm():
+        refuse(f"{w.index['model']} does not give back the stored features of {point}, so its rows are not those of the picture's grid; leave lora out of --bridges")
+    return {"bridge": "lora", "shape": ([grid[:2]], [grid[2]], *out), "free": {}, "train": w.split["train"], "inputs": inputs, "point": point, "build": build}
+
+
+def ablation(w, started):
+    """Each arm differs in one thing from the first: the first of --bridges, at the recommended layer, on all train items."""
+    kinds, train_items = w.args.bridges.split(","), w.split["train"]
+    x = w.read(w.point)[:, 0]
+    target = parameters(BRIDGES[kinds[0]]([tuple(x.shape[1:3])], [x.shape[3]], tuple(w.y.shape[1:3]), w.y.shape[3]))
+    arms, groups = {kinds[0]: arm(w, kinds[0], x)}, {"bridge": [kinds[0]], "point": [kinds[0]], "size": [kinds[0]], "samples": [kinds[0]]}
+
+    def add(group, name, a):
+        arms[name] = a
+        groups[group].append(name)
+
+    for kind in kinds[1:]:
+        if kind == "lora":
+            add("bridge", "lora", lora_arm(w))
+        else:
+            try:
+                add("bridge", kind, arm(w, kind, x, target=target))
+            except ValueError:  # a wide bridge cannot be as small; it is taken at its smallest
+                add("bridge", kind, arm(w, kind, x, free={"width": 4}))
+    if w.args.align:
+        val = {p: r["linear_r2"]["val"] for p, r in load_yaml(w.args.align, "align")["layers"].items() if p in w.index["points"] and p not in ("pixels", w.point)}
+        for p in sorted(val, key=val.get, reverse=True)[:2]:
+            if p in with_grid(w.index):
+                add("point", p, arm(w, kinds[0], w.read(p)[:, 0], point=p))
+    for other, read in w.others:
+        if other["size"] != w.index["size"]:
+            add("size", f"{other['size']} px", arm(w, kinds[0], read(w.point)[:, 0], size=other["size"]))
+    for f in FRACTIONS:
+        few = train_items[:max(int(f * len(train_items)), w.how["batch"])]
+        add("samples", f"{len(few)} items", arm(w, kinds[0], x, train=few))
+    if w.init:
+        a = arm(w, w.init["meta"]["bridge"], x, free=w.init["meta"]["free"])
+        groups["init"] = ["from scratch", "from --init"]
+        arms |= {"from scratch": a, "from --init": a | {"init": True}}
+    trained = run_arms(w, arms)
+    if ranks()[0]:
+        return {}
+    rows = {name: decoded(w, trained[name], a) for name, a in arms.items()} | controls(w)
+    scores = scored(w, rows, {w.lpips_name: w.lpips, "ssim": ssim})
+    base = scores[w.lpips_name]
+    against = {name: paired_test(base[name], base["from scratch" if name == "from --init" else kinds[0]], w.sources, seed=w.seed) for name in arms if name != kinds[0]}
+    adjusted = holm({k: t["p"] for k, t in against.items()})
+    table = {}
+    for name, a in arms.items():
+        table[name] = {"bridge": a["bridge"], "parameters": parameters(trained[name][0][0]), "point": a.get("point", w.point), "size": a.get("size", w.index["size"]), "items": len(a["train"]),
+                       "best_epoch": [r["epoch"] for _, r in trained[name]], "seconds_per_step": median(r["seconds_per_step"] for _, r in trained[name])}
+        table[name] |= {"kept_parameters": a["kept"][0]} if "kept" in a else {}
+        for key, t in scores.items():
+            table[name] |= dict(zip((key, f"{key}_low", f"{key}_high"), bootstrap(t[name], w.sources, seed=w.seed), strict=True))
+        if name in against:
+            table[name] |= {"worse": against[name]["gain"], "worse_low": against[name]["gain_low"], "worse_high": against[name]["gain_high"], "p_holm": adjusted[name]}
+    best = {group: min(names, key=lambda name: table[name][w.lpips_name]) for group, names in groups.items() if len(names) > 1}
+    result = facts(w) | {"bridge": kinds[0], **{f"best_{group}": name for group, name in best.items()},
+                         **{f"{w.lpips_name}_{k}": base[k].mean() for k in ("vae", "mean_image")}, "groups": groups, "arms": table}
+    result = conclude(w, result, started, {"vae": rows["vae"], **{k: rows[k] for k in arms}}, (arms[kinds[0]], trained[kinds[0]][0][0]))
+    bars(w.out.with_suffix(".png"), {g: {name: table[name] for name in names} for g, names in groups.items() if len(names) > 1}, w.lpips_name,
+         {k: base[k].mean() for k in ("vae", "mean_image")}, f"{result['model']} to {result['decoder']}: one thing changed at a time, {w.how['seeds']} seeds", ["vae", *arms])
+    return result
+
+
+def bars(path, groups, measure, lines, title, names):
+    """Points with their intervals, a panel for each group, and the same test pictures by every arm."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure = plt.figure(figsize=(14, 4 + 1.15 * (len(names) + 1)), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[4, 1.15 * (len(names) + 1)])
+    for axis, (group, arms) in zip(top.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True):
+        for k, row in enumerate(arms.values()):
+            axis.errorbar(k, row[measure], [[row[measure] - row[f"{measure}_low"]], [row[f"{measure}_high"] - row[measure]]], fmt="o", color="C0" if k == 0 else "C1", capsize=4)
+        for k, (name, value) in enumerate(lines.items()):
+            axis.axhline(value, color=f"C{k + 4}", ls=":", label={"vae": "the autoencoder's own", "mean_image": "the mean image"}.get(name, name))
+        axis.set_xticks(range(len(arms)), list(arms), rotation=40, ha="right", fontsize=8)
+        axis.set(title=group, xlim=(-0.5, len(arms) - 0.5))
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:.3f}")
+        axis.yaxis.set_minor_formatter("{x:.3f}")
+    axis.legend(fontsize=8)
+    top.supylabel(f"{measure} (lower is better)", fontsize=9)
+    top.suptitle(title, fontsize=11)
+    strips(bottom, load_pt(path.with_suffix(".pt"), RESULT), names, "Test pictures through the frozen decoder, first seed")
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------- does the model add to a spatial encoder?
+
+def hybrid(w, started):
+    """Fusion of a spatial encoder's tokens with the model's, against everything that could help in their place. The best control on val is what it must beat."""
+    if not w.spatial:
+        refuse("--mode hybrid needs --spatial, features of a spatial encoder of the same pictures")
+    index, read = w.spatial
+    last = [p for p in with_grid(index) if p != "pixels"][-1]
+    n = len(w.items)
+    s, v = read(last)[:, 0], w.read(w.point)[:, 0]
+    g = torch.Generator().manual_seed(w.seed)
+    shuffled = torch.arange(n)
+    for part in w.split.values():
+        shuffled[part] = part[torch.randperm(len(part), generator=g)]
+    second = {"fused": v, "zero": torch.zeros_like(v), "noise": torch.randn(v.shape, generator=g), "shuffled": v[shuffled], "twice": s}
+    if w.random:
+        second["random"] = w.random(w.point)[:, 0]
+    second["oracle"] = w.y
+    arms = {name: arm(w, "fusion", s, x) for name, x in second.items()}
+    size = parameters(arms["fused"]["build"]())
+    arms |= {"spatial": arm(w, "mlp", s), "spatial_wide": arm(w, "mlp", s, target=size), "model": arm(w, "mlp", v, target=size)}
+    trained = run_arms(w, arms)
+    if ranks()[0]:
+        return {}
+    rows = {name: decoded(w, trained[name], a) for name, a in arms.items()} | controls(w)
+    scores = scored(w, rows, {w.lpips_name: w.lpips, "ssim": ssim})
+    scores["recon_spatial_iou"], runs = looked_at(w, rows)
+    val = {name: sum(r["val"] for _, r in trained[name]) / len(trained[name]) for name in arms}
+    rivals = [name for name in arms if name not in ("fused", "oracle", "model")]  # what has not seen this item's tokens of the trained model
+    criteria = {}
+    for key, table in scores.items():
+        criteria[key] = criterion(table["fused"], {k: table[k] for k in (*rivals, "mean_image")}, w.sources, ceiling=table["vae"].mean().item(), better=better(key), seed=w.seed, layer=w.point,
+                                  options_searched=len(rivals), controls={k: table[k].mean() for k in ("model", "oracle")})
+    maps = detections(w, trained, arms, [name for name in ("fused", "zero", "noise", "twice", "shuffled") if name in arms])
+    criteria["fused_map50"] = ap_criterion(maps["fused"], {k: m for k, m in maps.items() if k != "fused"}, w.sources, layer=w.point, options_searched=len(maps) - 1)
+    adds, repairs = criteria[w.lpips_name], paired_test(scores[w.lpips_name]["model"], scores[w.lpips_name]["fused"], w.sources, seed=w.seed)
+    answer = {"model_adds": says(adds, adds["ceiling"] - adds["floor"]), "spatial_adds": says(repairs, scores[w.lpips_name]["vae"].mean() - scores[w.lpips_name]["model"].mean())}
+    table = {name: {"bridge": a["bridge"], "parameters": parameters(trained[name][0][0]), "val_loss": val[name], "best_epoch": [r["epoch"] for _, r in trained[name]]} for name, a in arms.items()}
+    for name, row in table.items():
+        for key, t in scores.items():
+            row |= dict(zip((key, f"{key}_low", f"{key}_high"), bootstrap(t[name], w.sources, seed=w.seed), strict=True))
+        row |= {"recon_map50": runs[name]["ap"].mean()} | ({"fused_map50": maps[name]["ap"].mean()} if name in maps else {})
+    result = facts(w) | {"spatial": index["model"], "spatial_layer": last, **answer}
+    for name, test in (("model_adds", adds), ("spatial_adds", repairs)):
+        result |= {f"{name}_{k}": test[k] for k in ("gain", "gain_low", "gain_high", "p")}
+    result |= {"rival": adds["floor_name"], **overhead(w), **headline(criteria, w.lpips_name), "criteria": criteria, "arms": table}
+    names = {"mean_image": "the mean image", "fused": "spatial + model", "spatial": "spatial alone", "spatial_wide": "spatial alone, wider", "twice": "spatial + itself",
+             "zero": "spatial + zeros", "noise": "spatial + noise",
+             "shuffled": "spatial + another item's", "random": "spatial + untrained model", "model": "model alone", "oracle": "spatial + true latents"}
+    result = conclude(w, result, started, {"vae": rows["vae"], **{k: rows[k] for k in arms}}, (arms["fused"], trained["fused"][0][0]))
+    bars(w.out.with_suffix(".png"), {f"{index['model']} {last} + {w.index['model']} {w.point}": {words: table[k] for k, words in names.items() if k in table}}, w.lpips_name,
+         {k: scores[w.lpips_name][k].mean() for k in ("vae", "mean_image")}, f"Does {w.index['model']} add to {index['model']}? {answer['model_adds']}: {adds['gain']:+.4f} "
+         f"[{adds['gain_low']:+.4f}, {adds['gain_high']:+.4f}] over the best control ({names[adds['floor_name']]})", ["vae", *arms])
+    return result
+
+
+def detections(w, trained, arms, names):
+    """{name: ap runs} of a set probe (five seeds) on the fused tokens of each arm's first seed."""
+    _, truth, classes = box_truth(w.items)
+    out = {}
+    for name in names:
+        with torch.inference_mode():
+            x = torch.cat([trained[name][0][0].tokens(*arms[name]["inputs"](p)).cpu() for p in torch.arange(len(w.items)).split(64)])
+        predict = train_set_probe(shrink(x).clone(), (min(x.shape[1], 6), min(x.shape[2], 6)), truth, len(classes), w.split["train"], w.split["val"], seed=w.seed)
+        out[name] = ap_runs(predict, shrink(x), truth, w.split["test"], sources=w.sources)
+    return out
+
+
+def says(test, room):
+    """yes where the gain excludes zero, no where it can be no more than a tenth of what is left to gain, else inconclusive."""
+    return "yes" if test["gain_low"] > 0 else "no" if test["gain_high"] < 0.1 * abs(room) else "inconclusive"
+
+
+def overhead(w):
+    """The second encoder's seconds an item over the model's; in one run, if both folders were written by extract.py --model a+b."""
+    a, b = w.spatial[0].get("seconds_per_item"), w.index.get("seconds_per_item")
+    if not (a and b):
+        return {"latency_overhead": None, "latency_reason": "layers were streamed, which times no single pass"}
+    return {"latency_overhead": a / b, "latency_in_one_run": Path(w.args.spatial).parent == Path(w.args.features).parent}
+
+
+# ---------------------------------------------------------------- an adapter for the video transformer
+
+def captioned(item):
+    """What is said of a clip: the words that the small video model was taught, where the item names an object and its motion, else its text."""
+    if "direction" in item and "names" in item:
+        return f"the {item['names'][-1]} moves {item['direction']}"
+    return item.get("text", "")
+
+
+def film_world(args):
+    """Everything that is checked before a model is loaded, then clips, tokens and the frozen video model."""
+    w = SimpleNamespace(args=args, seed=args.seed)
+    w.index, w.read = load_features(args.features)
+    items, w.data = load_items(w.index["data_path"])
+    w.items, w.ids = join(items, w.index, args.features), w.index["ids"]
+    w.split = split_indices(w.items, args.features)
+    w.point = checked_point(args, w.index, args.features)
+    frames = args.frames
+    if frames < 9 or frames % 8 != 1:
+        refuse(f"--frames {frames} is not 8k+1, of which LTX-Video's autoencoder would silently drop some; give {max(frames // 8, 1) * 8 + 1}")
+    if short := [i for i in w.items if len(i.get("frames", ())) < frames]:
+        refuse(f"{w.index['data_path']}: {short[0]['id']!r} has {len(short[0].get('frames', ()))} frames where {frames} are wanted; give --frames fewer, or a folder of clips")
+    if args.into not in ("prompt", "caption", "latents"):
+        refuse(f"--into {args.into!r} is no place where an adapter enters; known: prompt, caption, latents")
+    if args.into != "latents" and not all(captioned(i) for i in w.items) and settings(args)["loss"] == "words":
+        refuse(f"{w.index['data_path']} has clips without text, which --loss words learns; use --loss flow")
+    entry = find_model(args.video)
+    if entry["kind"] != "video":
+        refuse(f"--video {args.video} is a {entry['kind']}; a video pipeline is needed, such as tiny-ltx or ltx-video")
+    size = args.size or entry["clip"]
+    if size % 32:
+        refuse(f"--size {size} is not a multiple of 32, as LTX-Video wants; give {max(round(size / 32), 1) * 32}")
+    w.how, w.init = settings(args), load_pt(args.init, ADAPTER) if args.init else None
+    if w.how["loss"] not in ("words", "flow"):
+        refuse(f"--loss {w.how['loss']} is for pictures; --mode video knows words and flow")
+    w.out = Path(args.out or Path(args.features).parent / "adapt-video.yaml")
+    check_writable(w.out)
+    w.device, w.dtype, w.why = choose_device()
+    print(f"device {w.device.type} ({w.why})")
+    w.entry, w.pipeline = entry, load_video_pipeline(entry, w.device, w.dtype)[0]
+    for part in (w.pipeline.transformer, w.pipeline.text_encoder, w.pipeline.vae):
+        part.requires_grad_(False)
+    w.films = torch.stack([frames_of(i, size)[(len(i["frames"]) - frames) // 2:][:frames] for i in w.items])
+    return w
+
+
+@torch.inference_mode()
+def film_latents(w):
+    """Normalised latents [n, t, h, w, C] of the clips' middle frames."""
+    vae, out = w.pipeline.vae, []
+    for x in tqdm(w.films.split(8), desc="latents", unit="batch"):
+        z = vae.encode((x.permute(0, 4, 1, 2, 3).to(w.device, w.dtype)) / 127.5 - 1).latent_dist.mode().permute(0, 2, 3, 4, 1)
+        out.append(((z - vae.latents_mean) / vae.latents_std).float().cpu())
+    return torch.cat(out)
+
+
+@torch.inference_mode()
+def spoken(w, prompts, length):
+    """The text encoder's embeddings [n, length, C] of prompts, cut to the positions that the longest of them fills, and after `caption_projection` where the adapter enters there."""
+    out = []
+    for k in range(0, len(prompts), 64):
+        x = w.pipeline.encode_prompt(prompts[k:k + 64], do_classifier_free_guidance=False, device=w.device)[0][:, :length]
+        out.append((w.pipeline.transformer.caption_projection(x) if w.args.into == "caption" else x).float().cpu())
+    return torch.cat(out)
+
+
+def velocity(w, x, sigma, embeds):
+    """The transformer's velocity [n, t, h, w, C] at noised latents x of the same shape; sigma [n, t], 0 for frames that are given; embeds [n, L, C'] enter at --into."""
+    n, t, h, wide, _ = x.shape
+    transformer, vae = w.pipeline.transformer, w.pipeline.vae
+    words = embeds if w.args.into == "prompt" else embeds.new_zeros(n, embeds.shape[1], transformer.config.caption_channels)
+    hook = transformer.caption_projection.register_forward_hook(lambda *_: embeds.to(w.dtype)) if w.args.into == "caption" else None
+    scale = vae.temporal_compression_ratio / 25, vae.spatial_compression_ratio, vae.spatial_compression_ratio
+    try:
+        out = transformer(x.flatten(1, 3).to(w.dtype), words.to(w.dtype), 1000 * sigma.repeat_interleave(h * wide, 1).to(w.dtype), torch.ones(n, embeds.shape[1], device=x.device, dtype=w.dtype),
+                          num_frames=t, height=h, width=wide, rope_interpolation_scale=scale, return_dict=False)[0]
+    finally:
+        if hook:
+            hook.remove()
+    return out.float().unflatten(1, (t, h, wide))
+
+
+def flow_error(w, clean, embeds, g, part=slice(None)):
+    """Squared error [k] of the velocity on all but the first latent frame, which is given (rectified flow, Liu et al. 2022), of those clips of clean [n, t, h, w, C] that `part` names.
+    High noise, where the film is decided, is drawn more often."""
+    noise, level = torch.randn(clean.shape, generator=g)[part], (1 - 0.95 * torch.rand(len(clean), generator=g) ** 2)[part]
+    clean = clean[part]
+    sigma = level[:, None] * (torch.arange(clean.shape[1]) > 0)
+    s = sigma[:, :, None, None, None]
+    x = ((1 - s) * clean + s * noise).to(w.device)
+    out = velocity(w, x, sigma.to(w.device), embeds)
+    return (out[:, 1:] - (noise - clean)[:, 1:].to(w.device)).square().mean((1, 2, 3, 4))
+
+
+def video(args, started):
+    """An adapter from a clip's tokens to what the video transformer takes as a prompt (--into prompt), after its projection (caption), or to the clip's latents."""
+    w = film_world(args)
+    x = w.read(w.point).flatten(1, 2)  # [n, t h, w, D]: a clip's time steps one under another
+    moments = moments_of(x, w.split["train"])
+    x = (x - moments[0]) / moments[1]
+    kind = args.bridges.split(",")[0]
+    if kind not in ("queries", "perceiver"):
+        refuse(f"--bridges {kind} keeps a picture's places, and a prompt has none; --mode video takes queries or perceiver")
+    clean, prompts = film_latents(w), [captioned(i) for i in w.items]
+    if args.into == "latents":
+        w.y = clean.flatten(1, 3)
+    else:
+        length = int(w.pipeline.tokenizer(prompts, padding=True, return_tensors="pt").attention_mask.sum(1).max())
+        w.y = spoken(w, prompts, length)
+    grid = tuple(w.y.shape[1:2])
+    a = {"bridge": kind, "shape": ([tuple(x.shape[1:3])], [x.shape[3]], grid, w.y.shape[2]), "free": {"width": args.width} if args.width else {}, "train": w.split["train"],
+         "moments": [moments], "inputs": lambda items: [x[items].to(w.device)]}
+    # Standardised targets: an embedding's channels differ in spread by orders of magnitude, and the small ones tell words apart as well as the large.
+    mean, std = moments_of(w.y, w.split["train"])
+
+    def outputs(module, items):
+        return module(*a["inputs"](items)) * std.to(w.device) + mean.to(w.device)
+
+    def loss_of(module, items, g, part, warm):
+        if w.how["loss"] == "flow" and args.into != "latents" and not warm:
+            return flow_error(w, clean[items], outputs(module, items[part]), g, part).mean()
+        return (module(*a["inputs"](items[part])) - ((w.y[items[part]] - mean) / std).to(w.device)).square().mean()
+
+    def build():
+        module = BRIDGES[kind](*a["shape"], **a["free"])
+        if w.init:
+            a["kept"] = start_from(module, w.init["weights"])
+        return module
+
+    folder = w.out.with_suffix(".training")
+    trained = [train(build, loss_of, w.split, w.seed + s, w.how | {"into": args.into, "point": w.point, "of": w.index["model"]}, w.device, folder / f"{args.into}-{w.seed + s}.pt", w.ids)
+               for s in tqdm(range(w.how["seeds"]), desc=f"into {args.into}", unit="seed")]
+    if ranks()[0]:
+        return {}
+    with torch.inference_mode():
+        made = torch.stack([torch.cat([outputs(m, p).float().cpu() for p in torch.arange(len(x)).split(64)]) for m, _ in trained])  # [S, n, L, C]
+    test, sources = w.split["test"], [w.items[i]["source"] for i in w.split["test"]]
+    result = {"stage": "adapt", "mode": "video", "into": args.into, "model": w.index["model"], "decoder": w.entry["name"], "weights": w.index["weights"], "decoder_weights": w.entry["weights"],
+              "data": w.index["data"], "data_name": w.data["name"], "layer": w.point, "bridge": kind, "loss": w.how["loss"], "parameters": parameters(trained[0][0]),
+              "seen": "the whole clip: what the adapter says is an upper bound, no prediction"}
+    spread = (w.y[test] - mean) / std
+    error = torch.stack([(((m[test] - mean) / std - spread).square().mean((1, 2))) for m in made])
+    floors = {"mean": spread.square().mean((1, 2))[None], "other_clip": torch.stack([(((m[test.roll(1)] - mean) / std - spread).square().mean((1, 2))) for m in made])}
+    criteria = {"embedding_error": criterion(error, floors, sources, ceiling=0.0, better="lower", seed=w.seed, layer=w.point, options_searched=1)}
+    if args.into != "latents":
+        told = {"adapter": made, "text": w.y[None], "empty": spoken(w, [""], w.y.shape[1]).expand(1, len(x), -1, -1), "other_clip": made[:, torch.arange(len(x)).roll(1)]}
+        errors = {}
+        for name, embeds in told.items():  # the same noise for all of them, drawn four times
+            with torch.inference_mode():
+                errors[name] = torch.stack([torch.cat([flow_error(w, clean[p], e[p].to(w.device), torch.Generator().manual_seed(1000 * k + int(p[0]))).cpu() for p in test.split(16)])
+                                            for e in embeds for k in range(4)]).unflatten(0, (len(embeds), 4)).mean(1)
+        criteria["flow_error"] = criterion(errors["adapter"], {k: errors[k] for k in ("empty", "other_clip")}, sources, ceiling=errors["text"].mean().item(), better="lower", seed=w.seed,
+                                           layer=w.point, options_searched=1)
+    result |= headline(criteria, "lpips") | {"criteria": criteria, "seeds": [{"val_loss": r["val"], "epoch": r["epoch"], "seconds_per_step": r["seconds_per_step"]} for _, r in trained]}
+    result |= {"init": args.init, "kept_parameters": a["kept"][0]} if w.init else {}
+    args.out = str(w.out)
+    result["run"] = run_info(args, started, script="adapt.py", device=f"{w.device.type} ({w.why})", dtype=str(w.dtype), ranks=ranks()[1], **w.how)
+    meta = {"into": args.into, "model": w.index["model"], "point": w.point, "decoder": w.entry["name"], "weights": w.index["weights"], "frames": args.frames, "data_path": w.index["data_path"]}
+    ids = [i["id"] for i in w.items]
+    content = {"latents": made[0].unflatten(1, clean.shape[1:4]).half()} if args.into == "latents" else {"embeds": made[0].half()}
+    save_pt(w.out.parent / f"conditioning-{args.into}.pt", RESULT, ids, meta, **content)
+    write_adapter(w.out.parent / f"adapter-{args.into}.pt", trained[0][0], a, meta | {"size": w.index["size"]}, (mean, std))
+    save_yaml(w.out, result)
+    for f in folder.glob("*.pt"):
+        f.unlink()
+    say(result)
+    return result
+
+
+# ---------------------------------------------------------------- the stage
 
 def smoke_input(args, folder):
     """A small random autoencoder and Dinov2 judge, squares as pictures, and features that are the latents themselves, rotated."""
@@ -228,122 +1162,59 @@ def smoke_input(args, folder):
     vae, _ = load_video_vae(find_model(str(folder / "vae")))
     with torch.no_grad():
         z = vae.encode(frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist.mode().permute(0, 2, 3, 4, 1)
-    for name, point, x in (("features", "rotated", z @ torch.linalg.qr(torch.randn(4, 4))[0]), ("latents", "latents", z)):
+    turned = z @ torch.linalg.qr(torch.randn(4, 4))[0]
+    for name, point, x in (("features", "rotated", turned), ("latents", "latents", z), ("spatial", "half", turned[..., :2]), ("random", "rotated", torch.randn(z.shape))):
         plant_features(folder / name, ids, {point: x}, folder / "data", size=64)
-    args.features, args.latents, args.point, args.epochs = str(folder / "features"), str(folder / "latents"), "rotated", 2
-    args.vae, args.judge, args.out = str(folder / "vae"), str(folder / "judge"), args.out or str(folder / "adapt-latents.yaml")
+    args.features, args.latents, args.point, args.epochs = str(folder / "features"), str(folder / "latents"), "rotated", args.epochs or 2
+    args.spatial, args.unscaled, args.seeds = str(folder / "spatial"), False, args.seeds or (SETTINGS[args.mode]["seeds"] if args.mode == "latents" else 2)
+    args.vae, args.judge, args.out = str(folder / "vae"), str(folder / "judge"), args.out or str(folder / f"adapt-{args.mode}.yaml")
+
+
+MODES = {"latents": latents, "scaling": scaling, "ablation": ablation, "hybrid": hybrid}
 
 
 def get_args(argv):
     p = parser(__doc__)
+    p.add_argument("--mode", default="latents", choices=[*MODES, "video"],
+                   help="gate 1's latents; gate 2's scaling, ablation and hybrid; video: an adapter for the video transformer (default: %(default)s)")
     p.add_argument("--features", default="results/tiny/shapes/features", help="the model's features (default: %(default)s)")
     p.add_argument("--latents", default="results/tiny-vae/shapes/features", help="the decoder's latents of the same pictures (default: %(default)s)")
-    p.add_argument("--random", help="features of the untrained network: a floor")
-    p.add_argument("--align", help="align.yaml whose recommended layer (linear R2, chosen on val) is taken")
-    p.add_argument("--point", help="take this point instead")
+    p.add_argument("--random", help="features of the untrained network: a control")
+    p.add_argument("--spatial", help="hybrid: features of a spatial encoder of the same pictures")
+    p.add_argument("--at", nargs="*", help="ablation: features of the same pictures at other sizes")
+    p.add_argument("--align", help="align.yaml whose recommended layer (linear R2, chosen on val) is taken; ablation takes the next two as well")
+    p.add_argument("--point", help="take this point instead (default of video: the middle one of the stored language layers)")
     p.add_argument("--vae", default="tiny-vae", help="the decoder (default: %(default)s)")
     p.add_argument("--judge", default="tiny-dinov2", help="the frozen encoder that looks at decoded pictures (default: %(default)s)")
-    p.add_argument("--bridges", default="mlp,queries", help="which to try (default: %(default)s)")
-    p.add_argument("--epochs", type=int, default=30, help="at most; the best on val is kept (default: %(default)s)")
-    p.add_argument("--batch", type=int, default=32, help="(default: %(default)s)")
-    p.add_argument("--out", help="default: adapt-latents.yaml beside --features")
-    return p.parse_args(argv)
+    p.add_argument("--video", default="tiny-ltx", help="video: the video pipeline (default: %(default)s)")
+    p.add_argument("--into", default="prompt", help="video: where the adapter enters: prompt, caption (after its projection) or latents (default: %(default)s)")
+    p.add_argument("--frames", type=int, default=9, help="video: the middle frames of a clip that are taken, 8k+1 (default: %(default)s)")
+    p.add_argument("--size", type=int, help="video: side in pixels, a multiple of 32 (default: the registry's for the pipeline)")
+    p.add_argument("--width", type=int, help="video: the bridge's width")
+    p.add_argument("--bridges", help="of latents the better one on val is taken; scaling and video take the first; ablation compares (default: mlp,queries; scaling mlp, video queries; "
+                   "ablation queries,mlp,perceiver,bottleneck,lora)")
+    p.add_argument("--init", help="an adapter.pt to start from, another model's perhaps: what has the same shape is kept; ablation compares it with a start from scratch")
+    p.add_argument("--loss", choices=("latents", "pixels", "words", "flow"), help="squared error of latents; LPIPS + 0.1 L2 of the decoded picture; video: squared error of the "
+                   "text encoder's embeddings of the clip's words, or of the transformer's velocity")
+    p.add_argument("--unscaled", action="store_true", help="scaling: the ladder of 5 to 100 million parameters as it stands, for a small model too")
+    for name, kind, words in (("seeds", int, "trainings of each bridge"),
+                              ("warm", int, "epochs by the squared error of latents (video: of the words' embeddings) before those by --loss"), ("epochs", int, "at most; the best on val is kept"),
+                              ("patience", int, "epochs without a better val after which a training ends"),
+                              ("batch", int, "of all ranks together"), ("lr", float, "peak learning rate of AdamW's one cycle")):
+        p.add_argument(f"--{name}", type=kind, help=f"{words} (default: {', '.join(f'{m} {s[name]}' for m, s in SETTINGS.items())})")
+    p.add_argument("--out", help="default: adapt-<mode>.yaml beside --features")
+    args = p.parse_args(argv)
+    args.bridges = args.bridges or {"latents": "mlp,queries", "ablation": "queries,mlp,perceiver,bottleneck,lora"}.get(args.mode, "queries" if args.mode == "video" else "mlp")
+    return args
 
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
+    if args.mode == "video":
+        return video(args, started)
     if args.smoke:
         smoke_input(args, made_up_folder())
-    index, read = load_features(args.features)
-    target, read_target = load_features(args.latents)
-    random_index, read_random = load_features(args.random) if args.random else (None, None)
-    for other, where in ((target, args.latents), (random_index, args.random)):
-        if other and other["ids"] != index["ids"]:
-            refuse(f"{where} and {args.features} do not hold the same items; extract both from the same data folder")
-    items, data = load_items(index["data_path"])
-    items = join(items, index, args.features)
-    split = split_indices(items, args.features)
-    if "boxes" not in items[0]:
-        refuse(f"{index['data_path']} has no boxes, by which decoded pictures are judged; use a set that has them")
-    point = args.point or (load_yaml(args.align, "align")["linear_r2_layer"] if args.align else None)
-    if point is None:
-        refuse("no layer is named; give --point, or --align with an align.yaml that recommends one (linear_r2_layer)")
-    if point not in index["points"]:
-        refuse(f"{args.features} has no point {point!r}; its points are {', '.join(index['points'])}")
-    if point not in with_grid(index):
-        refuse(f"the tokens of {point} have no place in the picture, and a bridge goes from places to places; give --point one of {', '.join(with_grid(index))}")
-    if unknown := [b for b in args.bridges.split(",") if b not in BRIDGES]:
-        refuse(f"unknown bridge {unknown[0]!r}; known: {', '.join(BRIDGES)}")
-    vae_entry, judge_entry = find_model(args.vae), find_model(args.judge)
-    if vae_entry["kind"] != "vae" or judge_entry["kind"] != "encoder":
-        refuse(f"--vae {args.vae} is a {vae_entry['kind']} and --judge {args.judge} a {judge_entry['kind']}; a vae and an encoder are needed")
-    out = Path(args.out or Path(args.features).parent / "adapt-latents.yaml")
-    check_writable(out)
-
-    x, y = read(point)[:, 0], read_target("latents")[:, 0]
-    x = (x - x[split["train"]].mean((0, 1, 2))) / x[split["train"]].std((0, 1, 2)).clamp(min=1e-6)
-    device, dtype, why = choose_device()
-    print(f"device {device.type} ({why})")
-    test, size = split["test"], target["size"]
-    vae, _ = load_video_vae(vae_entry, device, dtype)
-    originals = torch.cat([frames_of(i, size) for i in items])
-    if (away := round_trip(vae, originals[:4], y[:4, None])) > 2:
-        refuse(f"{args.latents} does not hold latents of {args.vae}: decoded, they lie {away:.1f} of 255 from its own reconstruction; extract them with --model {args.vae}")
-    trained, seconds = {}, {}
-    for kind in args.bridges.split(","):
-        began = time.time()
-        trained[kind] = [train_bridge(kind, x, y, split, args.seed + s, args.epochs, args.batch, device) for s in tqdm(range(SEEDS), desc=kind, unit="seed")]
-        seconds[kind] = time.time() - began
-    val_loss = {k: sum(v for _, v in runs) / SEEDS for k, runs in trained.items()}
-    bridge = min(val_loss, key=val_loss.get)
-
-    def pictures_of(models, x):
-        with torch.inference_mode():
-            return torch.cat([decode(vae, m(x[test].to(device)).cpu()[:, None]) for m, _ in models])  # seeds one after another
-
-    n = len(test)
-    rows = {"bridge": pictures_of(trained[bridge], x), "vae": decode(vae, y[test][:, None]),
-            "mean_image": originals[split["train"]].float().mean(0).round().byte().expand(n, -1, -1, -1)}
-    rows["other_item"] = rows["bridge"].unflatten(0, (SEEDS, n)).roll(1, 1).flatten(0, 1)
-    if read_random:
-        r = read_random(point)[:, 0]
-        r = (r - r[split["train"]].mean((0, 1, 2))) / r[split["train"]].std((0, 1, 2)).clamp(min=1e-6)
-        rows["random_init"] = pictures_of([train_bridge(bridge, r, y, split, args.seed + s, args.epochs, args.batch, device) for s in tqdm(range(SEEDS), desc="untrained", unit="seed")], r)
-
-    lpips, lpips_name = load_lpips(device)
-    sources = [items[i]["source"] for i in test]
-    scores = {}
-    for key, measure in ((lpips_name, lpips), ("ssim", ssim), ("edge_f1", edge_f1)):
-        scores[key] = {k: measure(p.contiguous(), originals[test].repeat(len(p) // n, 1, 1, 1)).unflatten(0, (-1, n)) for k, p in rows.items()}
-    judge, processor = load_encoder(judge_entry, device, dtype)
-    tokens = {k: judge_tokens(judge, processor, judge_entry["size"], p, device) for k, p in tqdm((rows | {"originals": originals}).items(), desc="judge", unit="set")}
-    scores["recon_spatial_iou"], runs = judged(tokens, rows, items, split, args.epochs, args.seed)
-
-    # The untrained network is a control here, not a floor: its first layers still hold nearly every pixel, and a faithful copy is what is asked for.
-    criteria, floors, controls = {}, ["mean_image", "other_item"], [k for k in rows if k == "random_init"]
-    for key, table in scores.items():
-        criteria[key] = criterion(table["bridge"], {k: table[k] for k in floors}, sources, ceiling=table["vae"].mean().item(),
-                                  better="lower" if key.startswith("lpips") else "higher", seed=args.seed, layer=point, options_searched=len(trained),
-                                  controls={k: table[k].mean() for k in controls})
-    criteria["recon_map50"] = ap_criterion(runs["bridge"], {k: runs[k] for k in floors}, sources, ceiling=runs["vae"]["ap"].mean().item(), layer=point, options_searched=len(trained),
-                                           controls={k: runs[k]["ap"].mean() for k in controls})
-    result = {"stage": "adapt", "mode": "latents", "model": index["model"], "decoder": vae_entry["name"], "judge": judge_entry["name"], "weights": index["weights"],
-              "decoder_weights": vae_entry["weights"], "data": index["data"], "data_name": data["name"], "bridge": bridge, "layer": point,
-              "parameters": sum(p.numel() for p in trained[bridge][0][0].parameters())}
-    for name, c in criteria.items():
-        result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_ceiling": c["ceiling"], f"{name}_skill": c["skill"]}
-    if lpips_name != "lpips":
-        result |= {"lpips": None, "lpips_reason": "the backbone's published weights are neither in torch's cache nor within reach of the network"}
-    result |= {"judge_spatial_iou_originals": scores["recon_spatial_iou"]["originals"].mean(), "judge_map50_originals": runs["originals"]["ap"].mean(),
-               "criteria": criteria, "bridges": {k: {"val_mse": val_loss[k], "seconds": seconds[k], "parameters": sum(p.numel() for p in v[0][0].parameters())} for k, v in trained.items()},
-               "run": run_info(args, started, script="adapt.py", device=f"{device.type} ({why})", dtype=str(dtype))}
-    ids = [items[i]["id"] for i in test]
-    save_pt(out.with_suffix(".pt"), RESULT, ids[:8], {"stage": "adapt"}, original=originals[test[:8]].clone(), vae=rows["vae"][:8].clone(), bridge=rows["bridge"][:8].clone())
-    save_pt(out.parent / "adapter.pt", "foresight.adapter.v1", [], {"bridge": bridge, "point": point, "grid": list(x.shape[1:]), "out_grid": list(y.shape[1:]), "model": index["model"],
-                                                                    "decoder": vae_entry["name"]}, weights=trained[bridge][0][0].state_dict())
-    save_yaml(out, result)
-    say(result)
-    return result
+    return MODES[args.mode](prepare(args), started)
 
 
 if __name__ == "__main__":

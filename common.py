@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -572,6 +573,23 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
         torch.manual_seed(random_seed)
         model = Vae.from_config(attempt(lambda: Vae.load_config(entry["path"], **more), entry)).to(dtype)
     return model.to(device).eval(), None
+
+
+def flatten_stills(model):
+    """The same arithmetic for a picture, in a third of the work: before its first frame and behind its last one a clip is padded with copies, so
+    over a clip of one frame a convolution in time and space is a convolution in space by the sum of its kernel over time.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
+
+    def convolve(self, x):
+        if x.shape[2] > 1:
+            return LTXVideoCausalConv3d.forward(self, x)
+        return torch.nn.functional.conv2d(x[:, :, 0], self.conv.weight.sum(2), self.conv.bias, self.conv.stride[1:], self.conv.padding[1:])[:, :, None]
+
+    for module in model.modules():
+        if isinstance(module, LTXVideoCausalConv3d):
+            module.forward = types.MethodType(convolve, module)
+    return model
 
 
 def load_video_pipeline(entry, device="cpu", dtype=torch.float32):

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from cogvlm2 import IMAGE_MEAN, IMAGE_STD, CogVLM2
-from common import LOADERS, _atomically, check_writable, find_model, frames_of, known, load_items, load_yaml, parser, refuse, run_info, save_yaml, say, split_of
+from common import LOADERS, _atomically, check_writable, find_model, flatten_stills, frames_of, known, load_items, load_yaml, parser, refuse, run_info, save_yaml, say, split_of
 from data import COLOURS, DIRECTIONS, SHAPES, place_word
 
 SAVE_EVERY = 200  # steps
@@ -89,23 +89,6 @@ def vae_model():
         layers_per_block=(2, 1, 1, 1), decoder_layers_per_block=(2, 1, 1, 1), spatio_temporal_scaling=(True, False, False),
         decoder_spatio_temporal_scaling=(True, False, False), decoder_inject_noise=(False,) * (blocks + 1), upsample_residual=(False,) * blocks,
         upsample_factor=(1,) * blocks, patch_size=4)
-
-
-def flatten_stills(model):
-    """The same arithmetic for a picture, in a third of the work: before its first frame and behind its last one a clip is padded with copies, so
-    over a clip of one frame a convolution in time and space is a convolution in space by the sum of its kernel over time.
-    """
-    from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
-
-    def convolve(self, x):
-        if x.shape[2] > 1:
-            return LTXVideoCausalConv3d.forward(self, x)
-        return F.conv2d(x[:, :, 0], self.conv.weight.sum(2), self.conv.bias, self.conv.stride[1:], self.conv.padding[1:])[:, :, None]
-
-    for module in model.modules():
-        if isinstance(module, LTXVideoCausalConv3d):
-            module.forward = types.MethodType(convolve, module)
-    return model
 
 
 def dissimilarity(x, y, window=7, c1=(0.01 * 2)**2, c2=(0.03 * 2)**2):

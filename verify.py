@@ -1,6 +1,7 @@
 """Stage 6. The verdicts: every criterion held against its threshold, and what follows.
 
     python verify.py --gate 1 --results results/tiny/shapes --motion results/tiny/moving --encoder results/tiny-dinov2/shapes
+    python verify.py --gate 2 --results results/tiny/shapes --motion results/tiny/moving
     python verify.py --print results/tiny/shapes/gate1.yaml
     python verify.py --screen results/tiny/shapes results/tiny-semantic/shapes results/tiny-dinov2/shapes --out results/screen
 
@@ -53,6 +54,7 @@ from common import (
 # What each gate asks: must or should, the side that is good, the threshold, where the score is read. Thresholds are those of the evaluation plan
 # that this project grew from; figures of its earlier study stand beside ours for comparison and judge nothing.
 PLAN = "evaluation plan, phase 1"
+FROZEN = "a picture that stands still would score as well: what the film shows is not told from that by temporal_closeness"
 GATE1 = {
     "spatial_iou": {"level": "must", "threshold": 0.60, "from": "probe", "earlier": {"qwen2.5-vl-7b": 0.559, "dinov2-l hybrid": 0.837}},
     "bbox_iou": {"level": "must", "threshold": 0.50, "from": "probe", "earlier": {"qwen2.5-vl-7b": 0.104}},
@@ -67,6 +69,14 @@ GATE1 = {
     "direction_accuracy": {"level": "should", "threshold": 0.80, "from": "motion"},
     "latency_overhead": {"level": "should", "threshold": 0.25, "from": "time", "better": "lower", "earlier": {"dinov2-l hybrid": 0.319}},
     "inference_ratio": {"level": "should", "threshold": 2.0, "from": "time", "better": "lower"},
+}
+GATE2 = {
+    "parameter_efficiency": {"level": "must", "threshold": 0.90, "from": "scaling", "earlier": {"LPIPS of 100M / of 10M": 0.346 / 0.289}},
+    "lpips": {"level": "must", "threshold": 0.35, "from": "scaling", "better": "lower", "earlier": {"10M": 0.289, "100M": 0.346, "query adapter": 0.212}},
+    "temporal_consistency": {"level": "should", "threshold": 0.70, "from": "coherence", "accepted": 0.69,
+                             "earlier": {"first frame only": 0.690, "all frames": 0.681, "conditioned": 0.588, "baseline": 0.686}},
+    "temporal_closeness": {"level": "should", "threshold": 0.50, "from": "coherence"},
+    "semantic_accuracy": {"level": "should", "threshold": 0.65, "from": "films"},
 }
 SPATIAL = ("spatial_iou", "bbox_iou", "map50")
 STAND_IN = 0.5  # skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the published one
@@ -212,6 +222,53 @@ def gate1(args, thresholds):
     return result
 
 
+def decide2(judged, hybrid):
+    """The decision of gate 2: (verdict, why). hybrid: adapt-hybrid.yaml, where it was measured."""
+    must = {k: j for k, j in judged.items() if j["level"] == "must"}
+    if all(j["answer"] == "PASS" for j in must.values()):
+        weak = [k for k, j in judged.items() if j["answer"] == "FAIL"]
+        return "PROCEED", "a small bridge is enough" + (f"; but {', '.join(weak)} fail" if weak else "")
+    if must["lpips"]["answer"] == "FAIL":
+        if hybrid and hybrid["spatial_adds"] == "yes":
+            return "PIVOT", f"to the hybrid: a small bridge from the model alone fails lpips, and {hybrid['spatial']} beside it adds {hybrid['spatial_adds_gain']:.4f}"
+        return "STOP", "a small bridge fails lpips" + (", and a spatial encoder beside the model is not shown to add anything" if hybrid else "; the hybrid was not measured")
+    if must["parameter_efficiency"]["answer"] == "FAIL":
+        return "PIVOT", "to a larger bridge: 10M parameters are worse than 100M"
+    open_ones = [k for k, j in must.items() if j["answer"] != "PASS"]
+    return "INCONCLUSIVE", f"investigate {', '.join(open_ones)}: {'; '.join(must[k]['reason'] for k in open_ones)}"
+
+
+def gate2(args, thresholds):
+    """Judge gate 2 from the stages' YAML: of pictures in --results, of clips in --motion. Returns the result to be saved."""
+    folder = Path(args.results)
+    scaling = load_yaml(folder / "adapt-scaling.yaml", "adapt")
+    beside = {"ablation": folder / "adapt-ablation.yaml", "hybrid": folder / "adapt-hybrid.yaml"}
+    if args.motion:
+        beside |= {"coherence": Path(args.motion) / "predict-coherence.yaml", "films": Path(args.motion) / "explain-films.yaml"}
+    stages = {"scaling": scaling} | {name: load_yaml(path) for name, path in beside.items() if path.is_file()}
+    for name, other in stages.items():
+        if other.get("model") not in (scaling["model"], None):
+            refuse(f"{beside[name]} is about model {other['model']!r}, {folder}/adapt-scaling.yaml about {scaling['model']!r}; give results that belong together")
+    judged = {}
+    for name, rule in GATE2.items():
+        criteria = stages.get(rule["from"], {}).get("criteria", {})
+        row, _ = held(criteria, name, rule if name not in args.changed else rule | {"accepted": None}, thresholds[name], PLAN if name not in args.changed else "--set")
+        judged[name] = {"level": rule["level"]} | row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
+    judged["parameter_efficiency"] |= {"stand_in": True} if "lpips_random_backbone" in scaling else {}
+    if judged["temporal_consistency"]["answer"] == "PASS" and judged["temporal_closeness"]["answer"] != "PASS":
+        judged["temporal_consistency"] |= {"answer": judged["temporal_closeness"]["answer"], "reason": FROZEN}
+    hybrid, coherence = stages.get("hybrid"), stages.get("coherence", {})
+    verdict, why = decide2(judged, hybrid)
+    kinds = f"{scaling['weights']} weights, {scaling['data']} data" + ("; LPIPS by a stand-in" if judged["lpips"].get("stand_in") else "")
+    result = {"stage": "gate", "gate": 2, "verdict": verdict, "headline": f"{verdict} ({kinds}): {why}", "model": scaling["model"], "data_name": scaling["data_name"],
+              "weights": scaling["weights"], "data": scaling["data"], "decoder": scaling["decoder"], "decoder_weights": scaling["decoder_weights"], "video": coherence.get("video")}
+    result |= {name: row["score"] for name, row in judged.items()}
+    result |= {"plain_verdict": "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP", "overridden": args.changed,
+               **{k: hybrid[k] for k in ("spatial", "model_adds", "spatial_adds") if hybrid}, **{k: v for k, v in stages.get("ablation", {}).items() if k.startswith("best_")},
+               "ladder_scale": scaling["ladder_scale"], "training_time_ratio": scaling["training_time_ratio"], "criteria": judged}
+    return result
+
+
 def show(result):
     """The verdict as a table that a person reads."""
     print(f"\nGate {result['gate']}: {result['model']} on {result['data_name']}, decoder {result['decoder']}\n")
@@ -223,7 +280,11 @@ def show(result):
         print(f"{name + ('*' if row.get('stand_in') else ''):20s} {row['level']:6s} {number(row['score']):>7s}  {interval:17s} {number(float(row['threshold'])):>9s}  {floor:27s} "
               f"{number(row.get('ceiling')):>7s}  {row['answer']}{more}")
     if result["criteria"]["lpips"].get("stand_in"):
-        print("* skill between the mean image and the VAE: the published LPIPS backbone is not on this machine")
+        ratio = "; the ratio of errors is that of a backbone with random weights" if "parameter_efficiency" in result["criteria"] else ""
+        print(f"* skill between the mean image and the VAE: the published LPIPS backbone is not on this machine{ratio}")
+    for name, words in (("model_adds", f"does {result['model']} add to {result.get('spatial')}?"), ("spatial_adds", f"does {result.get('spatial')} add to {result['model']}?")):
+        if name in result:
+            print(f"{words} {result[name]}")
     print(f"\nverdict {result['verdict']}\nheadline {result['headline']}")
 
 
@@ -725,6 +786,12 @@ def smoke_input(args, folder):
     save_yaml(folder / "align.yaml", {"stage": "align", **head, "target": "vae", "criteria": of["align"], "layers": {"vision.0": {n: record for n in of["align"]}}})
     save_yaml(folder / "adapt-latents.yaml", {"stage": "adapt", **head, "decoder": "vae", "decoder_weights": "random", "criteria": of["adapt"]})
     save_yaml(folder / "motion" / "probe.yaml", {"stage": "probe", **head, "criteria": of["motion"]})
+    of = {stage: {n: low if n == "lpips" else record for n, r in GATE2.items() if r["from"] == stage} for stage in ("scaling", "coherence", "films")}
+    of["scaling"]["parameter_efficiency"] = record | {"score": 1.1, "low": 1.05, "high": 1.15}
+    save_yaml(folder / "adapt-scaling.yaml", {"stage": "adapt", **head, "decoder": "vae", "decoder_weights": "random", "ladder_scale": 1.0, "training_time_ratio": 2.0, "criteria": of["scaling"]})
+    save_yaml(folder / "adapt-hybrid.yaml", {"stage": "adapt", **head, "spatial": "made-up-encoder", "model_adds": "no", "spatial_adds": "yes", "spatial_adds_gain": 0.02})
+    save_yaml(folder / "motion" / "predict-coherence.yaml", {"stage": "predict", **head, "video": "made-up-video", "criteria": of["coherence"]})
+    save_yaml(folder / "motion" / "explain-films.yaml", {"stage": "films", **head, "criteria": of["films"]})
     ids = [f"noise-{i}" for i in range(8)]
     write_items(folder / "data", [{"id": i, "source": i, "width": 16, "height": 16, "frames": torch.randint(0, 256, (1, 16, 16, 3)).byte()} for i in ids], {"data": "synthetic", "name": "noise"})
     save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "model": "made-up", "data_path": str(folder / "data"), "seconds_per_item": 0.1, "ids": ids,
@@ -732,7 +799,7 @@ def smoke_input(args, folder):
     box, score = torch.tensor([[0.1, 0.1, 0.6, 0.6]]).repeat(8, 1), torch.linspace(0.85, 0.95, 8)
     save_pt(folder / "probe.pt", RESULT, ids, {}, boxes=box, true_boxes=box, sources=ids, scores={"bbox_iou": score, "spatial_iou": score, "decoder_lpips": 1 - score})
     save_pt(folder / "adapt-latents.pt", RESULT, ids, {}, **{k: torch.zeros(8, 16, 16, 3, dtype=torch.uint8) for k in ("original", "vae", "bridge")})
-    args.results, args.motion, args.encoder, args.out = str(folder), str(folder / "motion"), None, args.out or str(folder / "gate1.yaml")
+    args.results, args.motion, args.encoder, args.out = str(folder), str(folder / "motion"), None, args.out or str(folder / f"gate{args.gate}.yaml")
 
 
 def second_model(folder):
@@ -745,7 +812,7 @@ def second_model(folder):
     return str(other)
 
 
-GATES = {1: gate1}
+GATES = {1: (gate1, GATE1), 2: (gate2, GATE2)}
 
 
 def get_args(argv):
@@ -792,15 +859,17 @@ def main(argv=None):
         if args.smoke:
             smoke_input(args, folder := made_up_folder())
             main(["--screen", args.results, second_model(folder), "--out", str(folder / "screen")])
-        args.changed = overrides(args.set)
+        judged, rules = GATES[args.gate]
+        args.changed = overrides(args.set, rules)
         if not Path(args.results).is_dir():
             refuse(f"{args.results} is not a folder; give --results, where the stages wrote their YAML")
         out = Path(args.out or Path(args.results) / f"gate{args.gate}.yaml")
         check_writable(out)
-        result = plain(GATES[args.gate](args, {n: args.changed.get(n, r["threshold"]) for n, r in GATE1.items()}))
+        result = plain(judged(args, {n: args.changed.get(n, r["threshold"]) for n, r in rules.items()}))
         result["run"] = run_info(args, started, script="verify.py")
         save_yaml(out, result)
-        picture(Path(args.results), out.with_suffix(".png"))
+        if args.gate == 1:  # of gate 2 every stage draws its own
+            picture(Path(args.results), out.with_suffix(".png"))
     (show if result["stage"] == "gate" else show_screen)(result)
     if args.strict and result.get("verdict", result.get("outcome")) not in ("PROCEED", "SUCCESS"):
         raise SystemExit(3)

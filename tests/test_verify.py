@@ -311,3 +311,53 @@ def test_a_results_folder_that_does_not_exist_is_refused_and_not_made(tmp_path, 
 def test_an_unwritable_place_is_refused_before_the_work(tmp_path, monkeypatch, refused):
     (tmp_path / "file").write_text("")
     refused(lambda: verify.main([*made(tmp_path, monkeypatch), "--out", str(tmp_path / "file" / "gate1.yaml")]), "cannot write", "--out")
+
+
+# ---------------------------------------------------------------- gate 2
+
+def gate2(folder, *more, **changes):
+    args = verify.get_args(["--gate", "2"])
+    verify.smoke_input(args, folder)
+    for stem, change in changes.items():
+        path = next(p for p in (folder / f"{stem.replace('_', '-')}.yaml", folder / "motion" / f"{stem.replace('_', '-')}.yaml") if p.is_file())
+        content = common.load_yaml(path)
+        change(content)
+        common.save_yaml(path, content)
+    return verify.main(["--gate", "2", "--results", str(folder), "--motion", str(folder / "motion"), *more])
+
+
+WRONG_SIDE = {"score": 0.5, "low": 0.45, "high": 0.55}
+
+
+@pytest.mark.parametrize(("verdict", "word", "changes"), [
+    ("PROCEED", "small bridge is enough", {}),
+    ("PROCEED", "semantic_accuracy fail", {"explain_films": criteria("semantic_accuracy", **WRONG_SIDE)}),
+    ("PIVOT", "larger bridge", {"adapt_scaling": criteria("parameter_efficiency", **WRONG_SIDE)}),
+    ("PIVOT", "to the hybrid", {"adapt_scaling": criteria("lpips", **WRONG_SIDE)}),
+    ("STOP", "not shown to add", {"adapt_scaling": criteria("lpips", **WRONG_SIDE), "adapt_hybrid": lambda c: c.update(spatial_adds="inconclusive")}),
+    ("INCONCLUSIVE", "parameter_efficiency", {"adapt_scaling": criteria("parameter_efficiency", score=0.92, low=0.85, high=0.99)}),
+    ("INCONCLUSIVE", "may be zero", {"adapt_scaling": criteria("parameter_efficiency", gain=0.3, gain_low=-0.1, gain_high=0.7)})])  # equal because both learned nothing
+def test_gate_2_decides_by_its_table(tmp_path, verdict, word, changes):
+    found = gate2(tmp_path, **changes)
+    assert found["verdict"] == verdict and word in found["headline"], found["headline"]
+    assert set(found["criteria"]) == set(verify.GATE2) and common.load_yaml(tmp_path / "gate2.yaml", "gate")["verdict"] == verdict
+
+
+def test_a_frozen_film_does_not_pass_for_its_temporal_consistency(tmp_path):
+    frozen = {"score": 0.02, "low": 0.0, "high": 0.04, "gain": 0.01, "gain_low": 0.0, "gain_high": 0.02}
+    found = gate2(tmp_path, predict_coherence=criteria("temporal_closeness", **frozen))
+    row = found["criteria"]["temporal_consistency"]
+    assert (row["answer"], row["plain_pass"], row["reason"]) == ("FAIL", True, verify.FROZEN)
+
+
+def test_gate_2_without_films_says_what_was_not_measured(tmp_path, capsys):
+    args = verify.get_args(["--gate", "2"])
+    verify.smoke_input(args, tmp_path)
+    found = verify.main(["--gate", "2", "--results", str(tmp_path)])
+    assert found["criteria"]["semantic_accuracy"]["score"] is None and "films measured no semantic_accuracy" in found["criteria"]["semantic_accuracy"]["reason"]
+    assert "does made-up add to made-up-encoder? no" in capsys.readouterr().out
+
+
+def test_gate_2_refuses_results_of_another_model(tmp_path, refused):
+    refused(lambda: gate2(tmp_path, adapt_hybrid=lambda c: c.update(model="another")), "another", "belong together")
+    refused(lambda: gate2(tmp_path, "--set", "bbox_iou=0.5"), "parameter_efficiency")
