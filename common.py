@@ -576,11 +576,16 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     return model.to(device).eval(), None
 
 
-def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
-    """(diffusers' LTXImageToVideoPipeline, None); `LTXConditionPipeline(**pipeline.components)` has the same parts and takes several frames.
+def autoencoder_of(entry):
+    """The entry of a pipeline's autoencoder, for load_video_vae: in the pipeline's repository or folder, or, where a folder leaves it out, the registry's `vae` or the folder vae beside it."""
+    where = Path(entry["path"])
+    if where.is_dir() and not (where / "vae").is_dir():
+        return find_model(entry.get("vae") or str(where.with_name("vae")))
+    return entry | {"kind": "vae", "subfolder": "vae"}
 
-    A folder that leaves the autoencoder out is given the registry's `vae`, or the folder vae beside it.
-    """
+
+def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
+    """(diffusers' LTXImageToVideoPipeline, None), its autoencoder by autoencoder_of; `LTXConditionPipeline(**pipeline.components)` has the same parts and takes several frames."""
     import diffusers
     import transformers
     entry = _reach(entry | {"kind": "video", "subfolder": None})
@@ -593,8 +598,7 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
             load = functools.partial(getattr(library, name).from_pretrained, entry["path"], subfolder=part, output_loading_info=True, **more)
             named = entry | {"path": str(where / part)} if where.is_dir() else entry
             parts[part] = attempt(lambda load=load, library=library: load(**{"torch_dtype" if library is diffusers else "dtype": dtype}), named)
-    beside = (where / "model_index.json").is_file() and not (where / "vae").is_dir()
-    parts["vae"] = load_video_vae(find_model(entry.get("vae") or str(where.with_name("vae"))) if beside else entry | {"subfolder": "vae"}, device, dtype)[0]
+    parts["vae"] = load_video_vae(autoencoder_of(entry), device, dtype)[0]
     return attempt(lambda: diffusers.LTXImageToVideoPipeline.from_pretrained(entry["path"], torch_dtype=dtype, **parts, **more), entry).to(device), None
 
 

@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 from common import (
     RESULT,
+    autoencoder_of,
     bootstrap,
     check_writable,
     choose_device,
@@ -81,7 +82,7 @@ WORDS_SEEN = 128  # tokens of a prompt, as LTX-Video's pipelines cut them
 DECODE = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
 NULLS = "real", "vae", "frozen", "shuffled", "vae_shuffled"
 NOTHING = 1e-9  # cosines are no more exact than this
-NOTES = {"all": "hands over the answer: an upper bound, not a prediction", "warp_error": "of the first draw",
+NOTES = {"all": "hands over the answer: an upper bound, not a prediction", "warp_error": "of the first draw", "temporal_consistency": "what moves too little scores above the clips, what is frozen 1",
          "strength": "of the first draw; frames are noised by 1 - strength, embeddings go from the empty prompt's (0) to the adapter's (1)"}
 
 
@@ -292,9 +293,8 @@ def geometry(entry):
         except ValueError:
             refuse(f"{path} is not readable JSON; copy the checkpoint again")
 
-    t = config(entry, "transformer/config.json")
-    inside = not Path(entry["path"]).is_dir() or Path(entry["path"], "vae").is_dir()
-    vae = config(entry, "vae/config.json") if inside else config(find_model(entry.get("vae") or str(Path(entry["path"]).with_name("vae"))), "config.json")
+    t, vae = config(entry, "transformer/config.json"), autoencoder_of(entry)
+    vae = config(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
     with init_empty_weights():
         vae = AutoencoderKLLTXVideo.from_config(vae)
     return {"time": vae.temporal_compression_ratio, "space": vae.spatial_compression_ratio, "latents": vae.config.latent_channels, "prompt": t["caption_channels"],
@@ -318,7 +318,7 @@ def windows(items, frames, size):
         if len(item["frames"]) < frames:
             refuse(f"{item['id']} has {len(item['frames'])} frames, {frames} are needed; give a smaller --frames, or longer clips")
         first = (len(item["frames"]) - frames) // 2
-        cut = {k: item[k][first:first + frames].clone() for k in ("frames", "mask", "boxes") if k in item and len(item[k]) == len(item["frames"])}
+        cut = {k: item[k][first:first + frames].clone() for k, axes in (("frames", 4), ("mask", 3), ("boxes", 3)) if k in item and item[k].ndim == axes}
         cut["frames"] = frames_of(cut, size)
         if "mask" in cut:
             cut["mask"] = F.interpolate(cut["mask"][:, None].float(), (size, size), mode="nearest")[:, 0].byte()
@@ -375,7 +375,8 @@ def picture(result, strips, words, path):
               "decoded_closeness": "to that of its reconstruction\n(right: 1)",
               "temporal_ratio": "motion over the clip's own\n(right: 1)", "direction_right": "share that moves the right way\n(right: 1)"}
     bottom.suptitle(f"The same in numbers, of all clips (orange: {result['conditioning']}; grey: not generated)", fontsize=11)
-    for k, (axis, (name, title)) in enumerate(zip(bottom.subplots(1, len(titles), sharey=True), titles.items(), strict=True)):
+    charts = bottom.subplots(1, len(titles), sharey=True)
+    for axis, (name, title) in zip(charts, titles.items(), strict=True):
         axis.set_title(title, fontsize=10)
         if table["real"][name] is None:
             continue
@@ -388,9 +389,8 @@ def picture(result, strips, words, path):
             axis.set_xlim(min(value) - 0.2 * (1 - min(value)), 1 + 0.02 * (1 - min(value)))
         else:
             axis.set_xlim(-0.01, 1.02 if name != "temporal_ratio" else 1.1 * min(max(*value, 1.0), 5.0))
-        if k == 0:
-            axis.invert_yaxis()
-            axis.legend(loc="lower left", fontsize=8)
+    charts[0].invert_yaxis()
+    bottom.legend(*charts[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -489,9 +489,9 @@ def coherence(args, started):
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    vae = find_model(entry["vae"])["path"] if entry.get("vae") else Path(entry["path"]).with_name("vae")
-    settings = {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(vae)], "geometry": shape, "steps": args.steps, "seed": args.seed, "dtype": str(dtype), **DECODE,
-                "clips": digest(real.numpy().tobytes()), "words": digest(str(words).encode()), "adapter": adapter and digest(str(adapter[0]["into"]).encode() + adapter[1].numpy().tobytes())}
+    settings = {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": shape, "steps": args.steps, "seed": args.seed, "dtype": str(dtype), **DECODE,
+                "clips": digest(real.numpy().tobytes()), "words": digest(str(words).encode()),
+                "adapter": adapter and digest(str(adapter[0]["into"]).encode() + adapter[1].numpy().tobytes())}
     judge, processor = load_encoder(judge_entry, device, dtype)  # if it cannot be loaded, better now than after hours of films
     parts = {f"{n}-{s}": (n, 1.0, s) for n in names for s in range(args.seeds)} | {f"{n}@{x:g}-0": (n, x, 0) for n in names if n in SWEPT for x in args.strengths if 0 < x < 1}
     parts, seconds = made(entry, out.with_name(out.stem + "-parts"), parts, settings, items, adapter, args.batch)
