@@ -6,6 +6,7 @@ are imported inside the functions that need them, so a stage that only reads ten
 import argparse
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -264,7 +265,8 @@ def split_of(source):
 
 # ---------------------------------------------------------------- models by name
 
-# kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json).  size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video.
+# kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json).  size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video;
+# frames: of a film, what a small pipeline was trained on.
 # read: the tower's hidden state that the projector reads, where it is not the last. What a published checkpoint is stands in FACTS.
 TINY = "results/tiny/checkpoints"
 MODELS = {
@@ -275,7 +277,7 @@ MODELS = {
     "tiny-internvl2": {"kind": "vlm", "type": "internvl", "path": f"{TINY}/internvl2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-cogvlm2": {"kind": "vlm", "type": "cogvlm2", "path": f"{TINY}/cogvlm2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-vae": {"kind": "vae", "type": "AutoencoderKLLTXVideo", "path": f"{TINY}/vae", "size": 64, "clip": 64},
-    "tiny-ltx": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": f"{TINY}/ltx", "size": 64, "clip": 64, "vae": "tiny-vae"},
+    "tiny-ltx": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": f"{TINY}/ltx", "size": 64, "clip": 64, "frames": 9, "vae": "tiny-vae"},
     "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224},
     "qwen2.5-vl-7b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-7B-Instruct", "size": 448, "clip": 224},
     "qwen2-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen2-VL-2B-Instruct", "size": 448, "clip": 224},
@@ -592,17 +594,30 @@ def flatten_stills(model):
     return model
 
 
-def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
-    """(diffusers' LTXImageToVideoPipeline, None); `LTXConditionPipeline(**pipeline.components)` has the same parts and takes several frames.
+def autoencoder_of(entry):
+    """The entry of a pipeline's autoencoder, for load_video_vae: in the pipeline's repository or folder, or, where a folder leaves it out, the registry's `vae` or the folder vae beside it."""
+    where = Path(entry["path"])
+    if where.is_dir() and not (where / "vae").is_dir():
+        return find_model(entry.get("vae") or str(where.with_name("vae")))
+    return entry | {"kind": "vae", "subfolder": "vae"}
 
-    A folder that leaves the autoencoder out is given the registry's `vae`, or the folder vae beside it.
-    """
-    from diffusers import LTXImageToVideoPipeline
+
+def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
+    """(diffusers' LTXImageToVideoPipeline, None), its autoencoder by autoencoder_of; `LTXConditionPipeline(**pipeline.components)` has the same parts and takes several frames."""
+    import diffusers
+    import transformers
     entry = _reach(entry | {"kind": "video", "subfolder": None})
     where, more = Path(entry["path"]), {"revision": entry["revision"]} if entry.get("revision") else {}
-    if (where / "model_index.json").is_file() and not (where / "vae").is_dir():
-        more["vae"] = load_video_vae(find_model(entry.get("vae") or str(where.with_name("vae"))), device, dtype)[0]
-    return attempt(lambda: LTXImageToVideoPipeline.from_pretrained(entry["path"], torch_dtype=dtype, **more), entry).to(device), None
+    stored = attempt(lambda: diffusers.LTXImageToVideoPipeline.load_config(entry["path"], **more), entry)
+    parts = {}
+    for part, library in (("transformer", diffusers), ("text_encoder", transformers)):  # one by one, for the pipeline would draw weights that are missing without a word
+        name = (stored.get(part) or [None, None])[1]
+        if name:
+            load = functools.partial(getattr(library, name).from_pretrained, entry["path"], subfolder=part, output_loading_info=True, **more)
+            named = entry | {"path": str(where / part)} if where.is_dir() else entry
+            parts[part] = attempt(lambda load=load, library=library: load(**{"torch_dtype" if library is diffusers else "dtype": dtype}), named)
+    parts["vae"] = load_video_vae(autoencoder_of(entry), device, dtype)[0]
+    return attempt(lambda: diffusers.LTXImageToVideoPipeline.from_pretrained(entry["path"], torch_dtype=dtype, **parts, **more), entry).to(device), None
 
 
 # ---------------------------------------------------------------- weights, one by one
@@ -720,6 +735,14 @@ def _cached(entry):
     config = "/".join(filter(None, (entry.get("subfolder"), CONFIGS[entry.get("kind") == "video"])))
     found = try_to_load_from_cache(entry["path"], config, revision=entry.get("revision"))
     return Path(found).parents[config.count("/")] if isinstance(found, str) else None
+
+
+def fingerprint(path):
+    """What tells one checkpoint from another of the same name: the hub's name, or the JSON and the sizes of a local folder's files."""
+    if not Path(path).is_dir():
+        return path
+    files = sorted(f for f in Path(path).rglob("*") if f.suffix in (".json", ".safetensors"))
+    return hashlib.sha256(b"".join(f.read_bytes() if f.suffix == ".json" else f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files)).hexdigest()[:16]
 
 
 def resolved_commit(entry):
@@ -1221,6 +1244,35 @@ def foreground(items, side):
     return torch.stack(out)
 
 
+def caption(item):
+    """What a film is asked for: of a named object with a direction in the words that the small pipeline was taught, else the item's own text."""
+    return f"the {item['names'][-1]} moves {item['direction']}" if item.get("names") and "direction" in item else item.get("text")
+
+
+# ---------------------------------------------------------------- which way something goes in a film
+
+def whereabouts(frames, masks):
+    """Centre [n,T,2] (x, y; pixels) of what has the colour of the object that `masks` [n,H,W] marks in the first frame; nan where little has.
+
+    frames: uint8 [n,T,H,W,3].
+    """
+    first, masks = frames[:, 0].float(), masks.float()[..., None]
+    colour = (first * masks).sum((1, 2)) / masks.sum((1, 2))
+    near = (-((frames.float() - colour[:, None, None, None]).square().sum(-1) / 60**2)).exp()
+    near = torch.where(near > 0.3, near, 0)
+    near = near * (near.sum((2, 3), keepdim=True) > 0.4 * masks.sum((1, 2))[:, None, None])
+    y, x = torch.meshgrid(*(torch.arange(s) + 0.5 for s in frames.shape[2:4]), indexing="ij")
+    return torch.stack([(near * c).sum((2, 3)) / near.sum((2, 3)) for c in (x, y)], -1)
+
+
+def heading(centres, least=0.7):
+    """The word for the way from the first to the last of centres [n,T,2]: the nearest of the eight, "still" below `least` pixels, "" where nothing was found."""
+    ways = {word: (column - 1, row - 1) for row, words in enumerate(WORDS["direction"]) for column, word in enumerate(words) if word != "still"}
+    vectors = torch.nn.functional.normalize(torch.tensor(list(ways.values())).float(), dim=1)
+    way = centres[:, -1] - centres[:, 0]
+    return ["" if v.isnan().any() else "still" if v.norm() < least else list(ways)[int((vectors @ v).argmax())] for v in way]
+
+
 # ---------------------------------------------------------------- cells: what belongs to one token
 
 def to_cells(maps, h, w):
@@ -1474,6 +1526,18 @@ def lpips_features(model, pictures):
 def lpips_to(model, pictures, features):
     """LPIPS [n] of pictures [n,3,H,W] to those whose `lpips_features` are given; differentiable."""
     return sum(head((x - y).square()).mean((1, 2, 3)) for head, x, y in zip(model.lins, lpips_features(model, pictures), features, strict=True))
+
+
+@torch.inference_mode()
+def judge_tokens(model, processor, size, pictures, device, batch=32):
+    """Patch tokens of a frozen encoder of DINO's kind, [n, h, w, D] fp32, of uint8 pictures [n, H, W, 3] squashed to `size`."""
+    out = []
+    for x in pictures.split(batch):
+        frames = frames_of({"frames": x}, size).permute(0, 3, 1, 2)
+        pixels = processor(list(frames), do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"].to(device, model.dtype)
+        tokens = model(pixels).last_hidden_state[:, 1 + getattr(model.config, "num_register_tokens", 0):]
+        out.append(tokens.float().cpu().unflatten(1, (size // model.config.patch_size,) * 2))
+    return torch.cat(out)
 
 
 def load_lpips(device="cpu"):

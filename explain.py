@@ -2,6 +2,7 @@
 
     python explain.py --features results/tiny/shapes/features --directions results/tiny/shapes/directions.pt    # for extract.py --ask --remove
     python explain.py --features results/tiny/shapes/features --answers results/tiny/shapes/answers.pt          # writes binding.yaml
+    python explain.py --films results/tiny/moving/films --answers results/tiny/moving/films-answers.pt          # writes explain-films.yaml
 
 Reads features and the model's own answers (extract.py --ask), and the truth beside their pictures (data.py). binding.yaml asks of the test items:
 
@@ -13,6 +14,9 @@ Reads features and the model's own answers (extract.py --ask), and the truth bes
 
 In the tables `told` is the same probe where truth tells it the tokens, `lost` what the answer loses by the removal beside the random ones.
 The caption stands there as an answer that has nothing to do with place.
+
+With --films, of predict.py: does a model that watches generated films say the way that was asked for? explain-films.yaml holds for every conditioning the share of answers
+that do, asked openly and with the words listed, and semantic_accuracy: of the main conditioning, asked in the way in which the clips themselves are answered better.
 """
 import re
 import time
@@ -27,6 +31,7 @@ from common import (
     DIRECTIONS,
     WORDS,
     asked_object,
+    bootstrap,
     box_iou,
     box_truth,
     check_writable,
@@ -316,6 +321,44 @@ def binding(args, items, split, read, points, model):
     return headline | {"removed_at": said["meta"]["point"], "options_searched": len(set(points) - {"pixels"}), "kinds": table}
 
 
+# ---------------------------------------------------------------- films: what a model says that watches what was generated
+
+def about_films(args, started):
+    """explain-films.yaml: of every conditioning the share of answers that name the direction asked for; floors are those to frozen films, to other clips, and the commonest word."""
+    items, index = load_items(args.films)
+    said, film = load_pt(args.answers, ANSWERS), {i["id"]: i for i in items}
+    if "conditioning" not in index or "direction" not in items[0]:
+        refuse(f"{args.films} holds no films of clips with a direction; give the folder films that predict.py writes")
+    if not set(said["ids"]) <= set(film) or "direction" not in said["kinds"]:
+        refuse(f"{args.answers} holds no answers to questions of direction about {args.films}; run extract.py --ask --data {args.films}")
+    scores, silent, clips = {}, {}, {}
+    for kind in dict.fromkeys(said["kinds"]):
+        for name in dict.fromkeys(i["conditioning"] for i in items):
+            rows = [k for k, i in enumerate(said["ids"]) if said["kinds"][k] == kind and film[i]["conditioning"] == name]
+            answers = understood([said["answers"]["own"][k] for k in rows], kind, said["meta"])
+            clips[name] = [film[said["ids"][k]] for k in rows]
+            scores[kind, name], silent[kind, name] = right(answers, [i["direction"] for i in clips[name]]), sum(a is None for a in answers) / max(len(rows), 1)
+    main, kinds = index["conditioning"], list(dict.fromkeys(said["kinds"]))
+    if incomplete := [name for name in ("real", "frozen", main) if [i["id"].rpartition("/")[0] for i in clips.get(name, [])] != [i["id"].rpartition("/")[0] for i in clips[main]]]:
+        refuse(f"{args.answers} lacks answers about films of {incomplete[0]}; run extract.py --ask --data {args.films} again")
+    truth, sources = [i["direction"] for i in clips[main]], [i["source"] for i in clips[main]]
+    kind = max(kinds, key=lambda k: scores[k, "real"].diagonal().mean())
+    usual = index.get("commonest") or max(sorted(set(truth)), key=truth.count)
+    floors = {"commonest": torch.tensor([float(t == usual) for t in truth]), "frozen": scores[kind, "frozen"].diagonal(), "other_item": others(scores[kind, main])}
+    c = criterion(scores[kind, main].diagonal(), floors, sources, ceiling=scores[kind, "real"].diagonal().mean().item(), seed=args.seed, conditioning=main, kind=kind,
+                  unparsed=silent[kind, main], options_searched=len(kinds))
+    table = {name: {"n": len(here)} for name, here in clips.items()}
+    for (asked, name), score in scores.items():
+        values = bootstrap(score.diagonal(), [i["source"] for i in clips[name]], seed=args.seed)
+        table[name] |= dict(zip((asked, f"{asked}_low", f"{asked}_high"), values, strict=True)) | {f"{asked}_unparsed": silent[asked, name]}
+    result = {"stage": "films", **{k: said["meta"][k] for k in ("model", "weights")}, "data": index["data"], "data_name": index["name"], **{k: index[k] for k in ("video", "video_weights")},
+              "conditioning": main, "kind": kind, "semantic_accuracy": c["score"], **{f"semantic_accuracy_{k}": c[k] for k in ("low", "high", "floor", "floor_name", "ceiling", "skill")},
+              "unparsed": silent[kind, main], "criteria": {"semantic_accuracy": c}, "conditionings": table, "run": run_info(args, started, script="explain.py")}
+    save_yaml(args.out, result)
+    say(result)
+    return result
+
+
 def smoke_input(args, folder):
     """Tokens that know where their object is, and a model that says so, and no longer does without what they know."""
     g = torch.Generator().manual_seed(args.seed)
@@ -341,7 +384,8 @@ def get_args(argv):
     p.add_argument("--points", help="points with commas between (default: all in the index)")
     p.add_argument("--directions", help="write what extract.py --ask --remove takes out of a language layer (--points: at another place), and nothing else")
     p.add_argument("--answers", help="what extract.py --ask wrote: score it beside what can be read from the features")
-    p.add_argument("--out", help="default: binding.yaml beside --features")
+    p.add_argument("--films", help="films that predict.py wrote: score the --answers to questions about them, and nothing else")
+    p.add_argument("--out", help="default: binding.yaml beside --features, explain-films.yaml beside --films")
     return p.parse_args(argv)
 
 
@@ -351,6 +395,12 @@ def main(argv=None):
         smoke_input(args, made_up_folder())
     if not (args.directions or args.answers):
         refuse("explain.py needs --answers, what extract.py --ask wrote, or --directions, where to write what --ask --remove takes out")
+    if args.films:
+        if not args.answers or args.directions:
+            refuse("--films goes with --answers, what extract.py --ask wrote about them, and not with --directions")
+        args.out = Path(args.out or Path(args.films).parent / "explain-films.yaml")
+        check_writable(args.out)
+        return about_films(args, started)
     index, read = load_features(args.features)
     items, _ = load_items(args.data or index["data_path"])
     items = join(items, index, args.features)

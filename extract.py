@@ -63,6 +63,7 @@ from common import (
     choose_device,
     fill,
     find_model,
+    fingerprint,
     frames_of,
     load_items,
     load_pt,
@@ -970,14 +971,6 @@ def memory_left(device, most):
     import psutil
     free = psutil.virtual_memory().available
     return min(free, most - psutil.Process().memory_info().rss) if most else free
-
-
-def fingerprint(path):
-    """What tells one checkpoint from another of the same name: the hub's name, or config and sizes of a local folder's files."""
-    if not Path(path).is_dir():
-        return path
-    files = sorted(f for f in Path(path).iterdir() if f.suffix in (".json", ".safetensors"))
-    return hashlib.sha256(b"".join(f.read_bytes() if f.suffix == ".json" else f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files)).hexdigest()[:16]
 
 
 def share(shard):

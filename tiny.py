@@ -27,7 +27,25 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from cogvlm2 import IMAGE_MEAN, IMAGE_STD, CogVLM2
-from common import LOADERS, _atomically, check_writable, find_model, flatten_stills, frames_of, known, load_items, load_yaml, parser, refuse, run_info, save_yaml, say, split_of
+from common import (
+    LOADERS,
+    _atomically,
+    check_writable,
+    find_model,
+    flatten_stills,
+    frames_of,
+    heading,
+    known,
+    load_items,
+    load_yaml,
+    parser,
+    refuse,
+    run_info,
+    save_yaml,
+    say,
+    split_of,
+    whereabouts,
+)
 from data import COLOURS, DIRECTIONS, SHAPES, place_word
 
 SAVE_EVERY = 200  # steps
@@ -713,25 +731,6 @@ def continued(pipeline, frames, given, prompts, steps=6, seed=0, batch=32):
                   generator=torch.Generator().manual_seed(seed), output_type="pt")
         made.append((out.frames.permute(0, 1, 3, 4, 2) * 255).round().byte().cpu())
     return torch.cat(made)
-
-
-def whereabouts(frames, masks):
-    """Centre [n,T,2] (x, y; pixels) of what has the colour of the object that `masks` [n,H,W] marks in the first frame; nan where little has."""
-    first, masks = frames[:, 0].float(), masks.float()[..., None]
-    colour = (first * masks).sum((1, 2)) / masks.sum((1, 2))
-    near = (-((frames.float() - colour[:, None, None, None]).square().sum(-1) / 60**2)).exp()
-    near = torch.where(near > 0.3, near, 0)
-    near = near * (near.sum((2, 3), keepdim=True) > 0.4 * masks.sum((1, 2))[:, None, None])
-    y, x = torch.meshgrid(*(torch.arange(s) + 0.5 for s in frames.shape[2:4]), indexing="ij")
-    return torch.stack([(near * c).sum((2, 3)) / near.sum((2, 3)) for c in (x, y)], -1)
-
-
-def heading(centres, least=0.7):
-    """The word for the way from the first to the last of centres [n,T,2]: the nearest of the eight, "still" below `least` pixels, "" where nothing was found."""
-    words = list(DIRECTIONS)
-    vectors = F.normalize(torch.tensor([DIRECTIONS[w] for w in words]).float(), dim=1)
-    way = centres[:, -1] - centres[:, 0]
-    return ["" if v.isnan().any() else "still" if v.norm() < least else words[int((vectors @ v).argmax())] for v in way]
 
 
 def film_quality(pipeline, items, device, count=128):

@@ -11,7 +11,7 @@ import yaml
 
 from common import HERE
 
-STAGES = ["data", "extract", "probe", "align", "adapt", "verify", "explain"]
+STAGES = ["data", "extract", "probe", "align", "adapt", "predict", "verify", "explain"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
 
 

@@ -1,0 +1,601 @@
+"""Stage 5. Does conditioning break a video decoder's sense of time?
+
+    python predict.py --mode coherence --video tiny-ltx --data data/moving --judge tiny-dinov2 --out results/tiny/moving/predict-coherence.yaml
+    python predict.py --mode coherence --video tiny-ltx --data data/moving --judge tiny-dinov2 --adapter results/tiny/moving/conditioning.pt --out results/tiny/moving/predict-coherence.yaml
+
+Reads clips (data.py), a pipeline of LTX-Video's kind and, with --adapter, what a model's tokens were turned into (adapt.py). Of the middle --frames of every test
+clip it makes films under each of --conditionings, with noise that depends on the clip and on the number of the draw alone, so that films of one clip differ by their
+conditioning and by nothing else:
+
+    none         an empty prompt, no frame            keyframes    first, middle and last frame, an empty prompt
+    text         the clip's caption, no frame         all          every frame: hands over the answer, an upper bound and no prediction
+    first        the first frame, an empty prompt     first+text   the first frame and the caption
+    adapter      the first frame, and in the place of the prompt what --adapter holds for the clip (of latents: in the place of the frame)
+
+Beside them stand the clips themselves (real), their reconstruction (vae), their first frame throughout (frozen) and the frames of both in random order (shuffled,
+vae_shuffled). Measures:
+
+    temporal_consistency   mean cosine of adjacent frames' patch tokens in the frozen judge; a frozen picture scores 1
+    temporal_closeness     with d = 1 - temporal_consistency: the smaller over the larger of a film's d and its clip's; a frozen picture scores 0 where anything moves
+    decoded_closeness      the same beside the clip's reconstruction: where the autoencoder blurs, the judge sees less change in all that it decodes, and a film can be close to no clip
+    temporal_ratio         motion energy (mean absolute difference of adjacent frames, colours in [0, 1]) of the films over that of their clips
+    flicker_ratio          the same of flicker, the mean absolute second difference in time
+    warp_error             mean absolute difference, in grey, of a frame and its successor warped back along optical flow (Lai et al. 2018, without their mask of what is covered)
+    direction_right        share of films in which the object moves as in its clip, by tracking its colour; of clips with a still camera and a moving object
+
+Writes predict-coherence.yaml (criteria, a table of conditionings and of strengths), .png and .pt (films of a few clips, uint8 [n, T, H, W, 3]), films/ (a data folder of all
+films of the first draw, id `<clip>/<conditioning>`, which extract.py --ask takes) and predict-coherence-parts/ (films as made: a second run makes only what is missing).
+"""
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common import (
+    RESULT,
+    autoencoder_of,
+    bootstrap,
+    caption,
+    check_writable,
+    choose_device,
+    clusters,
+    criterion,
+    find_model,
+    fingerprint,
+    frames_of,
+    heading,
+    holm,
+    hub_file,
+    judge_tokens,
+    known,
+    load_encoder,
+    load_items,
+    load_pt,
+    load_video_pipeline,
+    made_up_folder,
+    paired_test,
+    parser,
+    plain,
+    refuse,
+    run_info,
+    save_pt,
+    save_yaml,
+    say,
+    split_of,
+    whereabouts,
+    write_items,
+)
+
+# name: (frames that are shown, as fractions of the film, or "all"; what stands in the place of the prompt)
+CONDITIONINGS = {"none": ((), "empty"), "text": ((), "caption"), "first": ((0,), "empty"), "first+text": ((0,), "caption"), "keyframes": ((0, 0.5, 1), "empty"), "all": ("all", "empty"),
+                 "adapter": ((0,), "adapter")}
+SWEPT = {"first": "none", "adapter": "first"}  # at strength 0 the one is the other
+WORDS_SEEN = 128  # tokens of a prompt, as LTX-Video's pipelines cut them
+# What LTX-Video's documentation gives for autoencoders that are conditioned on a time step; others ignore it.
+DECODE = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+NULLS = "real", "vae", "frozen", "shuffled", "vae_shuffled"
+NOTHING = 1e-9  # cosines are no more exact than this
+NOTES = {"all": "hands over the answer: an upper bound, not a prediction", "warp_error": "of the first draw", "temporal_consistency": "what moves too little scores above the clips, what is frozen 1",
+         "strength": "of the first draw; frames are noised by 1 - strength, embeddings go from the empty prompt's (0) to the adapter's (1)"}
+
+
+def digest(content):
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- films
+
+def noise_of(ids, seed):
+    """A generator for each clip: its noise depends on its id and the seed, not on the batch, the order or the device."""
+    return [torch.Generator().manual_seed(int(hashlib.sha256(f"{seed} {i}".encode()).hexdigest()[:15], 16)) for i in ids]
+
+
+def sampler(pipeline, steps, tokens):
+    """(LTXConditionPipeline of the same parts, its time steps): those that LTXImageToVideoPipeline takes for so many latent tokens.
+
+    The second pipeline takes any number of frames, but spends half of its own steps near pure noise, and cannot shift them by the size of the film
+    as the published scheduler wants.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline
+    from diffusers.pipelines.ltx.pipeline_ltx_image2video import calculate_shift
+    from diffusers.utils import logging
+    logging.set_verbosity_error()  # time steps without sigmas are warned of at every batch: a scheduler that shifts nothing makes the right ones of them
+    scheduler = pipeline.scheduler
+    shift = (scheduler.config.get(k, v) for k, v in (("base_image_seq_len", 256), ("max_image_seq_len", 4096), ("base_shift", 0.5), ("max_shift", 1.15)))
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=calculate_shift(tokens, *shift))
+    run = LTXConditionPipeline(**pipeline.components | {"scheduler": FlowMatchEulerDiscreteScheduler()})
+    run.set_progress_bar_config(disable=True)
+    return run, scheduler.timesteps.tolist()
+
+
+def encoded(pipeline, texts):
+    """(embeddings [n, L, C], mask [n, L]) of prompts, L those of the longest: what is masked has no weight, and need not be computed."""
+    different = list(dict.fromkeys(texts))
+    with torch.inference_mode():
+        embeds, mask, *_ = pipeline.encode_prompt(different, do_classifier_free_guidance=False, max_sequence_length=WORDS_SEEN)
+    rows, longest = [different.index(t) for t in texts], int(mask.sum(1).max())
+    return embeds[rows, :longest], mask[rows, :longest]
+
+
+def towards(empty, tokens, strength):
+    """From the empty prompt [K, C], repeated, to tokens [n, L, C]: attention to a token many times is attention to it once, so 0 is the empty prompt."""
+    return torch.lerp(empty[torch.arange(tokens.shape[1]) % len(empty)].expand_as(tokens), tokens, strength)
+
+
+@contextlib.contextmanager
+def projected(transformer, tokens):
+    """While it lasts caption_projection puts out tokens [n, L, inner], whatever the prompt; None: it is left alone."""
+    handle = transformer.caption_projection.register_forward_hook(lambda module, given, output: None if tokens is None else tokens.to(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.inference_mode()
+def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead=None, batch=16):
+    """Films uint8 [n, T, H, W, 3] of clips `ids`, shape (T, H, W).
+
+    shown: [(frame number, uint8 [n, k, H, W, 3])], k = 1 or a length the autoencoder takes; prompt: (embeddings [n, L, C], mask [n, L]); instead: [n, L, inner] in the
+    place of caption_projection's output. The frames shown get no noise of their own (image_cond_noise_scale 0), so that strengths differ in strength alone.
+    """
+    from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+    made = []
+    for at in tqdm(torch.arange(len(ids)).split(batch), desc="films", unit="batch", leave=False):
+        conditions = [LTXVideoCondition(video=x[at].permute(0, 1, 4, 2, 3).float() / 255, frame_index=k, strength=strength) for k, x in shown]
+        with projected(run.transformer, None if instead is None else instead[at]):
+            out = run(conditions=conditions or None, prompt_embeds=prompt[0][at], prompt_attention_mask=prompt[1][at], num_frames=shape[0], height=shape[1], width=shape[2], timesteps=timesteps,
+                      guidance_scale=1.0, image_cond_noise_scale=0.0, generator=noise_of([ids[i] for i in at], seed), output_type="pt", **DECODE)
+        made.append((out.frames.float().permute(0, 1, 3, 4, 2) * 255).round().clamp(0, 255).byte().cpu())
+    return torch.cat(made)
+
+
+@torch.inference_mode()
+def decoded(vae, latents, batch=16):
+    """Normalised latents [n, t, h, w, C] -> films uint8 [n, T, H, W, 3]."""
+    out = []
+    for z in latents.split(batch):
+        z = (z.to(vae.device, vae.dtype) * vae.latents_std.to(vae.device, vae.dtype) + vae.latents_mean.to(vae.device, vae.dtype)).permute(0, 4, 1, 2, 3)
+        x = vae.decode(z, torch.full((len(z),), DECODE["decode_timestep"], device=z.device, dtype=z.dtype) if vae.config.timestep_conditioning else None).sample
+        out.append(((x.float().cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1))
+    return torch.cat(out)
+
+
+@torch.inference_mode()
+def reconstructed(vae, real, batch=16):
+    """uint8 [n, T, H, W, 3] through the autoencoder and back."""
+    z = torch.cat([vae.encode(x.permute(0, 4, 1, 2, 3).to(vae.device, vae.dtype) / 127.5 - 1).latent_dist.mode().permute(0, 2, 3, 4, 1) for x in real.split(batch)])
+    return decoded(vae, (z - vae.latents_mean.to(z)) / vae.latents_std.to(z), batch)
+
+
+# ---------------------------------------------------------------- measures of films uint8 [n, T, H, W, 3]: one number a clip, [n]
+
+def shuffled(real, seed):
+    """Every clip's frames in an order of its own."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.stack([x[torch.randperm(len(x), generator=g)] for x in real])
+
+
+def consistency(tokens):
+    """Mean cosine of adjacent frames, of all their tokens [n, T, ...] at once: their mean over the picture would hardly see a small object move."""
+    x = tokens.flatten(2).double()
+    return F.cosine_similarity(x[:, 1:], x[:, :-1], dim=-1).mean(1)
+
+
+def closeness(d, d_real):
+    """The smaller over the larger of two mean distances of adjacent frames; 1 where neither film moves, 0 where one does."""
+    d, d_real = (torch.where(x < NOTHING, 0.0, x) for x in torch.broadcast_tensors(d, d_real))
+    large = torch.maximum(d, d_real)
+    return torch.where(large == 0, 1.0, torch.minimum(d, d_real) / large.clamp(min=NOTHING))
+
+
+def others(d, d_real, sources):
+    """closeness [seeds, n] of clips to films that were made for clips of other sources, on the mean of these."""
+    cluster = clusters(sources)
+    weights = (cluster[:, None] != cluster).double()
+    return (closeness(d[:, :, None], d_real) * weights).sum(1) / weights.sum(0).clamp(min=1)
+
+
+def motion_energy(x):
+    """Mean absolute difference of adjacent frames, colours in [0, 1]."""
+    return x.double().diff(dim=1).abs().flatten(1).mean(1) / 255
+
+
+def flicker(x):
+    """Mean absolute second difference in time, colours in [0, 1]: an object that moves on steadily adds little, one that comes and goes much."""
+    return x.double().diff(n=2, dim=1).abs().flatten(1).mean(1) / 255
+
+
+def warp_error(x):
+    """Mean absolute difference of a frame's grey and its successor's, warped back along iterative Lucas-Kanade flow (scikit-image)."""
+    from skimage.registration import optical_flow_ilk
+    from skimage.transform import warp
+    grey = (x.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255).numpy()
+    grid = np.mgrid[:grey.shape[2], :grey.shape[3]].astype(np.float32)
+    return torch.tensor([np.mean([np.abs(a - warp(b, grid + optical_flow_ilk(a, b, radius=5, num_warp=4), mode="edge")).mean() for a, b in zip(clip, clip[1:], strict=False)])
+                         for clip in grey], dtype=torch.float64)
+
+
+def ratio(own, real):
+    """Per clip [seeds, n], with the mean of own [seeds, n] over the mean of real [n] for its mean: so that resampling clips gives the interval of a ratio of means
+    (linearised; Cochran 1977, section 6.4). A mean of ratios would be that of the clips which hardly move. None where nothing moves at all."""
+    whole = own.mean() / real.mean()
+    return whole + (own - whole * real) / real.mean() if real.mean() > 0 else None
+
+
+def measured(x, real, look, going, warped=True):
+    """{measure: [n]} of films. look: frames [T, H, W, 3] -> tokens [T, h, w, D]; going: (numbers of the clips in which something goes somewhere, masks of it in their
+    first frames, the words for where), `direction_right` is theirs, [m]; `warp_error` takes its time, and is left out unless `warped`."""
+    found = {"temporal_consistency": torch.cat([consistency(look(clip)[None]) for clip in x]), "motion_energy": motion_energy(x), "flicker": flicker(x)}
+    if warped:
+        found["warp_error"] = warp_error(x)
+    numbers, masks, words = going
+    if numbers:  # the colour is that of the clip, not of what stands there in the film
+        way = heading(whereabouts(torch.cat([real[numbers, :1], x[numbers]], 1), masks)[:, 1:])
+        found["direction_right"] = torch.tensor([a == b for a, b in zip(way, words, strict=True)], dtype=torch.float64)
+    return found
+
+
+def compared(own, real, vae, sources, going_sources, seed):
+    """Every measure of one conditioning's {measure: [seeds, n]} beside the clips' own and their reconstruction's, with an interval: one row of the table."""
+    d, d_real, d_vae = (1 - x["temporal_consistency"] for x in (own, real, vae))
+    columns = {"temporal_consistency": 1 - d, "temporal_closeness": closeness(d, d_real), "decoded_closeness": closeness(d, d_vae),
+               "temporal_ratio": ratio(own["motion_energy"], real["motion_energy"]), "flicker_ratio": ratio(own["flicker"], real["flicker"]),
+               **{k: own.get(k) for k in ("warp_error", "motion_energy", "flicker", "direction_right")}}
+    row = {}
+    for name, x in columns.items():
+        values = (None,) * 3 if x is None else bootstrap(x, going_sources if name == "direction_right" else sources, seed=seed)
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    return row
+
+
+def judged(own, main, sources, seed):
+    """{criteria, gains} of the main conditioning: the gains paired over every other one, with Holm's adjustment over these. own: {name: {measure: [seeds, n]}}."""
+    names, criteria, gains = [n for n in own if n not in NULLS], {}, {}
+    d = {n: 1 - x["temporal_consistency"] for n, x in own.items()}
+    for measure, like, ceiling, mixed in (("temporal_consistency", None, "real", "shuffled"), ("temporal_closeness", "real", "vae", "shuffled"),
+                                          ("decoded_closeness", "vae", "vae", "vae_shuffled")):
+        score = {n: closeness(x, d[like]) if like else 1 - x for n, x in d.items()}
+        floors = {"shuffled": score[mixed]} | ({"frozen": score["frozen"], "other_clip": others(d[main], d[like], sources)} if like else {})
+        criteria[measure] = criterion(score[main], floors, sources, ceiling=score[ceiling].mean().item(), seed=seed, conditioning=main, draws=len(score[main]),
+                                      controls={n: score[n].mean() for n in ("real", "frozen", *names) if n != main and n not in floors})
+        gains[measure] = {n: paired_test(score[main], score[n], sources, seed=seed) for n in names if n != main}
+        for n, p in holm({n: t["p"] for n, t in gains[measure].items()}).items():
+            gains[measure][n]["p_holm"] = p
+    return {"criteria": criteria, "gains": gains}
+
+
+# ---------------------------------------------------------------- what is refused before a model is loaded
+
+def geometry(entry):
+    """What the pipeline's configurations say: frames and pixels to a latent, its channels, the width of a prompt's tokens before and after caption_projection."""
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKLLTXVideo
+
+    def config(entry, name):
+        path = hub_file(entry, name)
+        if path is None:
+            refuse(f"{entry['path']} has no {name}; copy the checkpoint again")
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            refuse(f"{path} is not readable JSON; copy the checkpoint again")
+
+    t, vae = config(entry, "transformer/config.json"), autoencoder_of(entry)
+    vae = config(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
+    with init_empty_weights():
+        vae = AutoencoderKLLTXVideo.from_config(vae)
+    return {"time": vae.temporal_compression_ratio, "space": vae.spatial_compression_ratio, "latents": vae.config.latent_channels, "prompt": t["caption_channels"],
+            "caption": t["num_attention_heads"] * t["attention_head_dim"]}
+
+
+def check_shape(frames, size, shape, name):
+    """LTX-Video's autoencoder drops frames silently: nobody else checks."""
+    r, side = shape["time"], math.lcm(32, shape["space"])
+    if frames < r + 1 or frames % r != 1:
+        below = max((frames - 1) // r, 1) * r + 1
+        refuse(f"--frames {frames} is not {r}k+1, and the autoencoder of {name} would drop what is over; give {below} or {below + r}")
+    if size < side or size % side:
+        refuse(f"--size {size} is not a multiple of {side}, which {name} needs; give {max(size // side, 1) * side} or {(max(size // side, 1) + 1) * side}")
+
+
+def windows(items, frames, size):
+    """Items cut to their middle frames and squashed to size x size: boxes and masks with them."""
+    out = []
+    for item in items:
+        if len(item["frames"]) < frames:
+            refuse(f"{item['id']} has {len(item['frames'])} frames, {frames} are needed; give a smaller --frames, or longer clips")
+        first = (len(item["frames"]) - frames) // 2
+        cut = {k: item[k][first:first + frames].clone() for k, axes in (("frames", 4), ("mask", 3), ("boxes", 3)) if k in item and item[k].ndim == axes}
+        cut["frames"] = frames_of(cut, size)
+        if "mask" in cut:
+            cut["mask"] = F.interpolate(cut["mask"][:, None].float(), (size, size), mode="nearest")[:, 0].byte()
+        if "boxes" in cut:
+            cut["boxes"] = cut["boxes"] * torch.tensor([size / item["width"], size / item["height"]] * 2)
+        out.append({k: v for k, v in item.items() if k not in ("mask", "boxes")} | cut | {"width": size, "height": size})
+    return out
+
+
+def read_adapter(path, ids, shape, frames, size):
+    """(meta, what the adapter holds for the clips `ids`, fp32): [n, L, C], or latents [n, t, h, w, C]."""
+    found = load_pt(path, RESULT)
+    into = known(str(found["meta"].get("into")), {k: k for k in ("prompt", "caption", "latents")}, f"kind of conditioning in {path}")
+    x, number = found.get("latents" if into == "latents" else "embeds"), {i: k for k, i in enumerate(found["ids"])}
+    if missing := [i for i in ids if i not in number]:
+        refuse(f"{path} holds nothing for {missing[0]!r} (and {len(missing) - 1} more); it was made of other clips, run adapt.py on --data")
+    if x is None or x.ndim != (5 if into == "latents" else 3) or x.shape[-1] != shape[into]:
+        refuse(f"{path} holds {'nothing' if x is None else f'{tuple(x.shape)}'} for into={into}, where --video takes a width of {shape[into]}; run adapt.py for this decoder")
+    most = (frames - 1) // shape["time"] + 1, size // shape["space"], size // shape["space"]
+    if into == "latents" and (x.shape[1] > most[0] or x.shape[2:4] != most[1:]):
+        refuse(f"{path} holds latents of {tuple(x.shape[1:4])}, where a film of --frames {frames} and --size {size} has {most}; run adapt.py for films of this size")
+    x = x[[number[i] for i in ids]].float()
+    if not x.isfinite().all():
+        refuse(f"{path} holds {int((~x.isfinite()).sum())} values that are not finite; run adapt.py again")
+    return found["meta"], x
+
+
+# ---------------------------------------------------------------- picture
+
+def picture(result, strips, words, path):
+    """Films of a few clips, a row a conditioning, a column a clip, five of their frames from left to right; below, what was measured."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    names, count = list(strips), len(words)
+    figure = plt.figure(figsize=(5.6 * count, 1.15 * len(names) + 4.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.15 * len(names), 4.6])
+    axes = top.subplots(len(names), count, squeeze=False)
+    for r, name in enumerate(names):
+        for c in range(count):
+            clip, axis = strips[name][c], axes[r][c]
+            shown = clip[[round(k * (len(clip) - 1) / 4) for k in range(5)]].numpy()
+            axis.imshow(np.concatenate([np.pad(f, ((0, 0), (0, 3), (0, 0)), constant_values=255) for f in shown], 1), interpolation="nearest")
+            axis.set(xticks=[], yticks=[], title=words[c] if r == 0 else "")
+            axis.spines[:].set_visible(False)
+            if c == 0:
+                axis.set_ylabel(name, rotation=0, ha="right", va="center", fontweight="bold" if name in ("real", result["conditioning"]) else None)
+    top.suptitle(f"Films by {result['video']}: five frames each, time from left to right (asked for, where the caption is given: above)", fontsize=11)
+    table = result["conditionings"]
+    rows = [n for n in table if n not in ("real", "frozen")]
+    colours = ["tab:orange" if n == result["conditioning"] else "lightgrey" if n in NULLS else "tab:blue" for n in rows]
+    titles = {"temporal_consistency": "cosine of adjacent frames\n(right: as in the clips)",
+              "temporal_closeness": "closeness to the clip's change\n(right: 1)",
+              "decoded_closeness": "to that of its reconstruction\n(right: 1)",
+              "temporal_ratio": "motion over the clip's own\n(right: 1)", "direction_right": "share that moves the right way\n(right: 1)"}
+    bottom.suptitle(f"The same in numbers, of all clips (orange: {result['conditioning']}; grey: not generated)", fontsize=11)
+    charts = bottom.subplots(1, len(titles), sharey=True)
+    for axis, (name, title) in zip(charts, titles.items(), strict=True):
+        axis.set_title(title, fontsize=10)
+        if table["real"][name] is None:
+            continue
+        value, *ends = ([table[n][f"{name}{end}"] for n in rows] for end in ("", "_low", "_high"))
+        error = np.nan_to_num(np.abs(np.array(ends) - value), posinf=0)
+        axis.barh(rows, value, xerr=error, color=colours, height=0.7)
+        axis.axvline(table["real"][name], color="black", label="the clips themselves")
+        axis.axvline(table["frozen"][name], color="tab:red", ls="--", lw=2, label="first frame, frozen")
+        if name == "temporal_consistency":  # cosines lie close together
+            axis.set_xlim(min(value) - 0.2 * (1 - min(value)), 1 + 0.02 * (1 - min(value)))
+        else:
+            axis.set_xlim(-0.01, 1.02 if name != "temporal_ratio" else 1.1 * min(max(*value, 1.0), 5.0))
+    charts[0].invert_yaxis()
+    bottom.legend(*charts[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------- the stage
+
+def checked(args):
+    """(pipeline's entry, judge's entry, conditionings, geometry): what can be refused by the command line and the configurations alone; fills in the defaults."""
+    entry, judge = find_model(args.video), find_model(args.judge)
+    if entry["kind"] != "video":
+        refuse(f"--video {args.video} is a {entry['kind']}; give tiny-ltx, or the folder of a whole pipeline, with model_index.json, as `hf download Lightricks/LTX-Video` fetches it")
+    if judge["kind"] != "encoder" or not judge["type"].startswith("dino"):
+        refuse(f"--judge {args.judge} is a {judge['kind']} of type {judge['type']}; an encoder of DINO's kind is needed, say tiny-dinov2 or dinov2-b")
+    names = list(dict.fromkeys(args.conditionings.split(","))) if args.conditionings else [n for n in CONDITIONINGS if n != "adapter" or args.adapter]
+    for name in names:
+        known(name, CONDITIONINGS, "conditioning")
+    if ("adapter" in names) != bool(args.adapter):
+        refuse("the conditioning adapter and a file --adapter go together; give both or neither")
+    try:
+        args.strengths = sorted({float(s) for s in str(args.strengths).split(",") if s})
+    except ValueError:
+        refuse(f"--strengths {args.strengths} are not numbers with commas between")
+    if args.strengths and not 0 <= args.strengths[0] <= args.strengths[-1] <= 1:
+        refuse(f"--strengths {','.join(f'{s:g}' for s in args.strengths)} leave the range from 0 to 1")
+    if small := [k for k in ("steps", "seeds", "batch", "clips") if getattr(args, k) is not None and getattr(args, k) < 1]:
+        refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
+    args.frames, args.size, shape = args.frames or entry.get("frames", 9), args.size or entry["clip"], geometry(entry)
+    check_shape(args.frames, args.size, shape, entry["name"])
+    return entry, judge, names, shape
+
+
+def made(entry, folder, parts, settings, items, adapter, batch):
+    """({part: films uint8 [n, T, H, W, 3], mapped from disk}, seconds that making them took). A part that is there, of the same settings and clips, is not made again.
+
+    parts: {name: (conditioning, strength, number of the draw)}; `vae`, the clips' reconstruction, is added to them.
+    """
+    ids, real, (meta, held) = [i["id"] for i in items], torch.stack([i["frames"] for i in items]), adapter or ({}, None)
+    shape, unit = real.shape[1:4], settings["geometry"]
+    latent = (shape[0] - 1) // unit["time"] + 1, shape[1] // unit["space"], shape[2] // unit["space"]
+
+    @functools.cache
+    def loaded():
+        model = load_video_pipeline(entry, *choose_device()[:2])[0]
+        if model.text_encoder is None:
+            refuse(f"{entry['path']} has no text encoder, and the empty prompt, too, has to be encoded; copy the whole checkpoint")
+        embeds, mask = encoded(model, [""])
+        return model, embeds[0][mask[0].bool()], encoded(model, [caption(i) or "" for i in items]), *sampler(model, settings["steps"], math.prod(latent))
+
+    def film(name, strength, draw):
+        (model, empty, words, run, timesteps), (places, says) = loaded(), CONDITIONINGS[name]
+        shown = [(0, real)] if places == "all" else [(k, real[:, k:k + 1]) for k in (round(f * (shape[0] - 1)) for f in places)]
+        nothing, instead = (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty))), None
+        prompt = words if says == "caption" else nothing
+        if says == "adapter" and meta["into"] == "latents":
+            shown = [(0, decoded(model.vae, held, batch))]
+        elif says == "adapter":
+            tokens = held.to(empty)
+            prompt = (towards(empty, tokens, strength) if meta["into"] == "prompt" else nothing[0][:, :1].expand(-1, tokens.shape[1], -1)), empty.new_ones(tokens.shape[:2])
+            if meta["into"] == "caption":
+                with torch.inference_mode():
+                    instead = towards(model.transformer.caption_projection(empty), tokens, strength)
+            strength = 1.0  # of the frame
+        return films(run, timesteps, ids, shape, shown, prompt, settings["seed"] + draw, strength, instead, batch)
+
+    def there(part):
+        found = load_pt(folder / f"{part}.pt", RESULT) if (folder / f"{part}.pt").is_file() else None
+        return found if found and found["meta"] == wanted[part] and found["ids"] == ids else None
+
+    parts = {"vae": None, **parts}
+    wanted = {part: plain(settings | {"job": job} | ({} if job and job[0] == "adapter" else {"adapter": None})) for part, job in parts.items()}
+    if todo := [part for part in parts if not there(part)]:
+        loaded()
+    for part in tqdm(todo, desc="films", unit="part"):
+        began = time.time()
+        new = film(*parts[part]) if parts[part] else reconstructed(loaded()[0].vae, real, batch)
+        save_pt(folder / f"{part}.pt", RESULT, ids, wanted[part], films=new, seconds=time.time() - began)
+    found = {part: there(part) for part in parts}
+    return {part: x["films"] for part, x in found.items()}, sum(x["seconds"] for part, x in found.items() if parts[part])
+
+
+def coherence(args, started):
+    """predict-coherence.yaml's content, and what stands beside it."""
+    entry, judge_entry, names, shape = checked(args)
+    every, data = load_items(args.data)
+    items = [i for i in every if split_of(i["source"]) == "test" and len(i.get("frames", ())) > 1][:args.clips]
+    if not items:
+        refuse(f"{args.data} has no clips in its test split; give a folder with clips, and more of them (data.py moving)")
+    items = windows(items, args.frames, args.size)
+    ids, sources, words, real = [i["id"] for i in items], [i["source"] for i in items], [caption(i) for i in items], torch.stack([i["frames"] for i in items])
+    if any(CONDITIONINGS[n][1] == "caption" for n in names) and None in words:
+        refuse(f"{ids[words.index(None)]!r} of {args.data} has no text to ask a film for; leave text and first+text out of --conditionings")
+    adapter = read_adapter(args.adapter, ids, shape, args.frames, args.size) if args.adapter else None
+    model = adapter and adapter[0].get("model")
+    args.out = out = Path(args.out or f"results/{model or entry['name']}/{Path(args.data).name}/predict-coherence.yaml")
+    check_writable(out)
+
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    settings = {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": shape, "steps": args.steps, "seed": args.seed, "dtype": str(dtype), **DECODE,
+                "clips": digest(real.numpy().tobytes()), "words": digest(str(words).encode()),
+                "adapter": adapter and digest(str(adapter[0]["into"]).encode() + adapter[1].numpy().tobytes())}
+    judge, processor = load_encoder(judge_entry, device, dtype)  # if it cannot be loaded, better now than after hours of films
+    parts = {f"{n}-{s}": (n, 1.0, s) for n in names for s in range(args.seeds)} | {f"{n}@{x:g}-0": (n, x, 0) for n in names if n in SWEPT for x in args.strengths if 0 < x < 1}
+    parts, seconds = made(entry, out.with_name(out.stem + "-parts"), parts, settings, items, adapter, args.batch)
+    parts = {"real": real, "vae": parts.pop("vae"), "frozen": real[:, :1].expand_as(real), "shuffled": shuffled(real, args.seed)} | parts
+    parts["vae_shuffled"] = shuffled(parts["vae"], args.seed)
+
+    look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
+    going = [k for k, i in enumerate(items) if {"mask", "direction", "names", "camera"} <= set(i) and i["direction"] != "still" and not any(i["camera"])]
+    masks = torch.stack([items[k]["mask"][0] == len(items[k]["names"]) for k in going]) if going else None
+    found = {part: measured(x, real, look, (going, masks, [items[k]["direction"] for k in going]), part.partition("-")[2] in ("", "0") and "@" not in part)
+             for part, x in tqdm(parts.items(), desc="measured", unit="part")}
+    own = {n: found[n] for n in NULLS} | {n: {k: x if k == "warp_error" else torch.stack([found[f"{n}-{s}"][k] for s in range(args.seeds)]) for k, x in found[f"{n}-0"].items()} for n in names}
+
+    def row(x):
+        return compared(x, own["real"], own["vae"], sources, [sources[k] for k in going], args.seed)
+
+    table, main = {n: row(x) for n, x in own.items()}, next((n for n in ("adapter", "first+text") if n in names), names[-1])
+    swept = {n: {x: f"{SWEPT[n]}-0" if x == 0 else f"{n}-0" if x == 1 else f"{n}@{x:g}-0" for x in sorted({0.0, *args.strengths, 1.0})} for n in names if n in SWEPT}
+    into = adapter and adapter[0]["into"]
+    result = {"stage": "predict", "mode": "coherence", "model": model, "video": entry["name"], "video_weights": entry["weights"], "weights": adapter and adapter[0].get("weights") or entry["weights"],
+              "data": data["data"], "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], "conditioning": main}
+    for name, beside in (("temporal_consistency", ("real", "frozen", "shuffled")), ("temporal_closeness", ("vae", "frozen", "shuffled")),
+                         ("decoded_closeness", ("frozen",)), ("temporal_ratio", ()), ("flicker_ratio", ()), ("warp_error", ("real",)), ("direction_right", ("real",))):
+        result |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {f"{name}_{b}": table[b][name] for b in beside}
+    result |= {"clips": len(ids), "sources": len(set(sources)), "direction_clips": len(going), "still_clips": int((1 - own["real"]["temporal_consistency"] < NOTHING).sum()),
+               "seeds": args.seeds, "seeds_are": "draws of noise: nothing is trained here", "steps": args.steps, "frames": args.frames, "size": args.size, "adapter_into": into,
+               "films_seconds": seconds, "films_per_second": (len(parts) - len(NULLS)) * len(ids) / max(seconds, 1e-9), **judged(own, main, sources, args.seed), "conditionings": table,
+               "strength": {n: {f"{x:g}": row(found[part]) for x, part in rows.items() if part in found} for n, rows in swept.items()},
+               "notes": NOTES | ({"adapter": "its latents are decoded, and the film is conditioned on these frames"} if into == "latents" else {}),
+               "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
+
+    shown = {"real": real, "frozen": parts["frozen"]} | {n: parts[f"{n}-0"] for n in names}
+    taught = [i["direction"] for i in every if "direction" in i and split_of(i["source"]) == "train"]
+    write_items(out.parent / "films", (item | {"id": f"{item['id']}/{n}", "frames": x[k].clone(), "conditioning": n} for n, x in shown.items() for k, item in enumerate(items)),
+                {"name": f"{data['name']}-films", "source_kind": "films", "data": data["data"], "seed": args.seed, "data_path": str(args.data), "model": model, "video": entry["name"],
+                 "video_weights": entry["weights"], "conditioning": main, "commonest": max(sorted(set(taught)), key=taught.count) if taught else None})
+    few = (going or list(range(len(ids))))[::max(len(going or ids) // 3, 1)][:3]
+    strips, few_words = {n: x[few].clone() for n, x in ({"real": real, "vae": parts["vae"]} | shown).items()}, [words[k] or ids[k] for k in few]
+    save_pt(out.with_suffix(".pt"), RESULT, [ids[k] for k in few], {"stage": "predict", "mode": "coherence", "words": few_words}, films=strips)
+    picture(result, strips, few_words, out.with_suffix(".png"))
+    save_yaml(out, result)
+    return result
+
+
+MODES = {"coherence": coherence}
+
+
+def smoke_input(args, folder):
+    """A small random pipeline of diffusers' real classes and a Dinov2 judge, squares that move right, and an adapter's file of noise."""
+    from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline, LTXVideoTransformer3DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+    torch.manual_seed(args.seed)
+    words = Tokenizer(models.WordLevel({w: k for k, w in enumerate(("<pad>", "</s>", "<unk>", "the", "square", "moves", "right"))}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    two = {"block_out_channels": (16, 16), "decoder_block_out_channels": (16, 16), "spatio_temporal_scaling": (True, False), "decoder_spatio_temporal_scaling": (True, False)}
+    vae = AutoencoderKLLTXVideo(latent_channels=4, down_block_types=("LTXVideoDownBlock3D",) * 2, layers_per_block=(1,) * 3, decoder_layers_per_block=(1,) * 3, decoder_inject_noise=(False,) * 3,
+                                upsample_residual=(False,) * 2, upsample_factor=(1,) * 2, patch_size=4, **two)
+    LTXImageToVideoPipeline(
+        FlowMatchEulerDiscreteScheduler(), vae, T5EncoderModel(T5Config(vocab_size=7, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)),
+        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>"),
+        LTXVideoTransformer3DModel(in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32, num_layers=1, caption_channels=16)
+    ).save_pretrained(folder / "ltx")
+    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8)).save_pretrained(folder / "judge")
+    BitImageProcessor().save_pretrained(folder / "judge")
+    items = []
+    for k in range(24):
+        mask = torch.zeros(7, 32, 32, dtype=torch.uint8)
+        for t in range(7):
+            mask[t, 4 + k % 16:12 + k % 16, 4 + 2 * t:12 + 2 * t] = 1
+        frames = torch.where(mask[..., None] > 0, torch.tensor([200, 30, 30]), torch.full((3,), 60 + 5 * k)).byte()
+        items.append({"id": f"clip-{k}", "source": f"clip-{k}", "width": 32, "height": 32, "frames": frames, "mask": mask, "labels": ["square"], "names": ["square"],
+                      "direction": "right", "camera": [0, 0], "boxes": torch.tensor([[[4 + 2 * t, 4 + k % 16, 12 + 2 * t, 12 + k % 16]] for t in range(7)]).float(), "text": "a square"})
+    write_items(folder / "data", items, {"data": "synthetic", "name": "squares"})
+    save_pt(folder / "conditioning.pt", RESULT, [i["id"] for i in items], {"into": "prompt", "model": "planted", "weights": "random"}, embeds=torch.randn(24, 3, 16).half())
+    args.video, args.judge, args.data, args.adapter = str(folder / "ltx"), str(folder / "judge"), str(folder / "data"), str(folder / "conditioning.pt")
+    args.frames, args.size, args.steps, args.seeds, args.strengths, args.out = 5, 32, 2, 2, "0.5", args.out or str(folder / "predict-coherence.yaml")
+
+
+def get_args(argv):
+    p = parser(__doc__)
+    p.add_argument("--mode", default="coherence", help=f"what is asked: {', '.join(MODES)} (default: %(default)s)")
+    p.add_argument("--video", default="tiny-ltx", help="the pipeline: a registry name or a folder with model_index.json (default: %(default)s)")
+    p.add_argument("--data", default="data/moving", help="a folder of clips that data.py wrote (default: %(default)s)")
+    p.add_argument("--judge", default="tiny-dinov2", help="the frozen encoder whose features are compared (default: %(default)s)")
+    p.add_argument("--adapter", help="what a model's tokens were turned into for this decoder, by clip (adapt.py)")
+    p.add_argument("--conditionings", help=f"with commas between (default: {', '.join(n for n in CONDITIONINGS if n != 'adapter')}, and adapter where there is one)")
+    p.add_argument("--strengths", default="0.25,0.5,0.75", help=f"between 0 and 1, tried beside these for {' and '.join(SWEPT)} (default: %(default)s)")
+    p.add_argument("--frames", type=int, help="of a film, the middle ones of a clip (default: the registry's for the pipeline, else 9)")
+    p.add_argument("--size", type=int, help="side in pixels that clips are squashed to (default: the registry's for the pipeline)")
+    p.add_argument("--steps", type=int, default=6, help="of denoising (default: %(default)s)")
+    p.add_argument("--seeds", type=int, default=3, help="draws of noise (default: %(default)s)")
+    p.add_argument("--clips", type=int, help="only so many of the test clips")
+    p.add_argument("--batch", type=int, default=16, help="films at a time; changes no film (default: %(default)s)")
+    p.add_argument("--out", help="default: results/<model>/<data>/predict-coherence.yaml; films/ and the parts beside it")
+    return p.parse_args(argv)
+
+
+def main(argv=None):
+    args, started = get_args(argv), time.time()
+    mode = known(args.mode, MODES, "mode")
+    if args.smoke:
+        smoke_input(args, made_up_folder())
+    result = mode(args, started)
+    say(result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

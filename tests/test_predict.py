@@ -1,0 +1,404 @@
+"""Films under conditionings: the measures on films whose answer is known, the pipeline's calls, what is refused, what a kill leaves."""
+import argparse
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import common
+import explain
+import extract
+import predict
+from common import RESULT, load_items, load_pt, load_yaml, save_pt, split_of, write_items
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(folder, arguments, result) of a run on made-up squares with a small random pipeline."""
+    folder = tmp_path_factory.mktemp("predict")
+    args = argparse.Namespace(seed=0, out=None)
+    predict.smoke_input(args, folder)
+    arguments = [x for k in ("video", "judge", "data", "adapter", "frames", "size", "steps", "seeds", "strengths", "out") for x in (f"--{k}", str(getattr(args, k)))]
+    return folder, arguments, predict.main(arguments)
+
+
+def changed(arguments, **new):
+    """The same command line with other values; None leaves a flag out."""
+    flags = dict(zip(arguments[::2], arguments[1::2], strict=True)) | {f"--{k}": v if v is None else str(v) for k, v in new.items()}
+    return [x for k, v in flags.items() if v is not None for x in (k, v)]
+
+
+@pytest.fixture(scope="module")
+def small(made):
+    """(LTXConditionPipeline, time steps, autoencoder) of the small random pipeline."""
+    pipeline, _ = common.load_video_pipeline(common.find_model(str(made[0] / "ltx")))
+    return *predict.sampler(pipeline, 2, 48), pipeline.vae
+
+
+def moving(n=6, frames=9, side=32, step=2):
+    """(films of a square that moves right, masks of it in the first frame), the background's grey another in every film."""
+    films = torch.full((n, frames, side, side, 3), 90, dtype=torch.uint8) + (10 * torch.arange(n).view(-1, 1, 1, 1, 1)).byte()
+    for t in range(frames):
+        films[:, t, 12:20, 2 + step * t:10 + step * t] = torch.tensor([210, 30, 30], dtype=torch.uint8)
+    masks = torch.zeros(n, side, side, dtype=torch.bool)
+    masks[:, 12:20, 2:10] = True
+    return films, masks
+
+
+def look(clip):
+    """Tokens of a judge that sees every pixel."""
+    return clip.float()[:, ::4, ::4] / 255
+
+
+# ---------------------------------------------------------------- measures
+
+def test_a_frozen_film_is_wholly_consistent_and_not_close_and_does_not_move():
+    real, masks = moving()
+    frozen = real[:, :1].expand_as(real)
+    found, own = (predict.measured(x, real, look, (list(range(6)), masks, ["right"] * 6)) for x in (frozen, real))
+    assert (found["temporal_consistency"] == 1).all() or (1 - found["temporal_consistency"]).abs().max() < 1e-12
+    assert (predict.closeness(1 - found["temporal_consistency"], 1 - own["temporal_consistency"]) == 0).all()
+    assert all((found[k] == 0).all() for k in ("motion_energy", "flicker", "direction_right")) and found["warp_error"].max() < 1e-6
+    assert (own["direction_right"] == 1).all() and (own["motion_energy"] > 0).all()
+
+
+def test_a_clip_is_as_close_as_can_be_to_itself_and_shuffling_it_costs_consistency_and_flickers():
+    real, masks = moving()
+    own, mixed = (predict.measured(x, real, look, ([], None, [])) for x in (real, predict.shuffled(real, 0)))
+    d = 1 - own["temporal_consistency"]
+    assert (predict.closeness(d, d) == 1).all() and predict.ratio(own["motion_energy"], own["motion_energy"]).mean() == pytest.approx(1)
+    assert (mixed["temporal_consistency"] < own["temporal_consistency"]).all() and (mixed["flicker"] > 2 * own["flicker"]).all() and (mixed["warp_error"] > own["warp_error"]).all()
+    assert (predict.closeness(1 - mixed["temporal_consistency"], d) < 0.9).all() and "direction_right" not in own
+
+
+def test_closeness_treats_too_much_change_as_too_little_and_knows_that_nothing_moves():
+    d = torch.tensor([0.1, 0.4, 0.2, 0.0, 0.1, 1e-16], dtype=torch.float64)
+    real = torch.tensor([0.2, 0.2, 0.2, 0.0, 0.0, 0.2], dtype=torch.float64)
+    assert predict.closeness(d, real).tolist() == pytest.approx([0.5, 0.5, 1, 1, 0, 0])
+
+
+def test_films_of_other_clips_are_those_of_other_sources():
+    d, real = torch.tensor([[0.1, 0.2, 0.4]], dtype=torch.float64), torch.tensor([0.1, 0.1, 0.4], dtype=torch.float64)
+    assert predict.others(d, real, ["a", "a", "b"])[0].tolist() == pytest.approx([0.25, 0.25, (0.25 + 0.5) / 2])
+
+
+def test_the_ratio_is_that_of_means_and_its_interval_that_of_a_ratio():
+    g = torch.Generator().manual_seed(0)
+    real = torch.rand(400, generator=g).double() + 0.2
+    scores = predict.ratio(2 * real[None], real)
+    assert scores.mean() == pytest.approx(2) and scores.std() < 1e-9  # films that always move twice as much leave no doubt
+    noisy = predict.ratio(real[torch.randperm(400, generator=g)][None], real)
+    assert noisy.mean() == pytest.approx(1) and noisy.std() > 0.1
+    assert predict.ratio(real[None], 0 * real) is None
+
+
+def test_a_film_that_goes_the_other_way_or_that_shows_something_else_is_not_right():
+    real, masks = moving()
+    going = list(range(6)), masks, ["right"] * 6
+    x = real.clone()
+    x[1], x[2], x[3, 1:] = real[1].flip(0), real[2, :1], 0  # backwards, frozen, gone
+    assert predict.measured(x, real, look, going, warped=False)["direction_right"].tolist() == [1, 0, 0, 0, 1, 1]
+
+
+# ---------------------------------------------------------------- what is asked of the pipeline
+
+def test_captions_are_those_the_small_pipeline_was_taught():
+    import tiny
+    item = {"names": ["blue star", "red circle"], "direction": "up left", "text": "a red circle"}
+    assert predict.caption(item) == tiny.caption("red circle", "up left") and predict.caption({"text": "a cat"}) == "a cat" and predict.caption({}) is None
+
+
+def test_noise_is_the_clips_own_whatever_the_batch_and_the_conditioning(made, small, monkeypatch):
+    run, steps, vae = small
+    real = torch.stack([i["frames"][1:6] for i in load_items(made[0] / "data")[0][:3]])
+    ids, shape, g = ["a", "b", "c"], (5, 32, 32), torch.Generator().manual_seed(0)
+    prompt = torch.randn(3, 2, 16, generator=g), torch.ones(3, 2)
+    whole = predict.films(run, steps, ids, shape, [(0, real[:, :1])], prompt, 0)
+    alone = predict.films(run, steps, ids, shape, [(0, real[:, :1])], prompt, 0, batch=1)
+    turned = predict.films(run, steps, ids[::-1], shape, [(0, real[:, :1].flip(0))], tuple(x.flip(0) for x in prompt), 0, batch=2).flip(0)
+    assert whole.shape == (3, 5, 32, 32, 3) and (whole.int() - alone.int()).abs().max() <= 1 and (whole.int() - turned.int()).abs().max() <= 1
+    assert (whole.int() - predict.films(run, steps, ids, shape, [(0, real[:, :1])], prompt, 1).int()).abs().max() > 1
+    started = []
+    step = type(run.scheduler).step
+    monkeypatch.setattr(type(run.scheduler), "step", lambda self, v, t, x, **more: started.append((t, x[:, -16:])) or step(self, v, t, x, **more))
+    predict.films(run, steps, ids, shape, [(0, real[:, :1])], prompt, 0)
+    predict.films(run, steps, ids, shape, [], prompt, 0)
+    assert torch.equal(started[0][1], started[2][1]) and started[0][0] == 1000  # pure noise in the last latent frame of both
+
+
+def test_what_is_put_in_the_place_of_the_prompt_reaches_the_transformer(small):
+    run, steps, _ = small
+    g = torch.Generator().manual_seed(0)
+    ids, shape, ones = ["a", "b"], (5, 32, 32), torch.ones(2, 3)
+    one, other = torch.randn(2, 2, 3, 16, generator=g) * 20
+    films = [predict.films(run, steps, ids, shape, [], (x, ones), 0) for x in (one, other)]
+    assert (films[0].int() - films[1].int()).abs().float().mean() > 0.1
+    with torch.no_grad():
+        inside = run.transformer.caption_projection(one)
+    by_hook = predict.films(run, steps, ids, shape, [], (other, ones), 0, instead=inside, batch=1)
+    assert (by_hook.int() - films[0].int()).abs().max() <= 1
+    assert not run.transformer.caption_projection._forward_hooks
+
+
+def test_strength_0_is_no_conditioning_at_all_and_1_is_the_whole(made, small, monkeypatch):
+    from diffusers.models.autoencoders.autoencoder_kl_ltx import DiagonalGaussianDistribution
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)  # an untrained autoencoder's latents are drawn from far and wide
+    run, steps, vae = small
+    real = torch.stack([i["frames"][1:6] for i in load_items(made[0] / "data")[0][:2]])
+    g = torch.Generator().manual_seed(0)
+    empty, tokens = torch.randn(1, 16, generator=g), torch.randn(2, 3, 16, generator=g) * 20
+    prompt = empty.expand(2, -1, -1), torch.ones(2, 1)
+    ids, shape, ones = ["a", "b"], (5, 32, 32), torch.ones(2, 3)
+    none, weak, first = (predict.films(run, steps, ids, shape, shown, prompt, 0, strength) for shown, strength in (([], 1.0), ([(0, real[:, :1])], 0.0), ([(0, real[:, :1])], 1.0)))
+    assert (none.int() - weak.int()).abs().max() <= 1 < (none.int() - first.int()).abs().max()
+    assert (predict.films(run, steps, ids, shape, [], (predict.towards(empty, tokens, 0.0), ones), 0).int() - none.int()).abs().max() <= 1
+    assert torch.equal(predict.towards(empty, tokens, 1.0), tokens)
+    every = predict.films(run, steps, ids, shape, [(0, real)], prompt, 0)
+    assert (every.int() - predict.reconstructed(vae, real).int()).abs().max() <= 1
+    keys = predict.films(run, steps, ids, shape, [(k, real[:, k:k + 1]) for k in (0, 2, 4)], prompt, 0)
+    assert not torch.equal(keys, first)
+
+
+def test_time_steps_are_those_of_the_pipeline_with_one_picture_also_where_they_depend_on_the_size(small):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    run, steps, _ = small
+    assert steps == [1000, 500]
+    shifting = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, shift_terminal=0.1)
+    parts = argparse.Namespace(scheduler=shifting, components=run.components | {"scheduler": shifting})
+    again, steps = predict.sampler(parts, 4, 1024)
+    sigma = np.linspace(1, 0.25, 4)
+    sigma = math.exp(0.95) / (math.exp(0.95) + 1 / sigma - 1)
+    assert steps == pytest.approx(1000 * (1 - (1 - sigma) * 0.9 / (1 - sigma[-1])), rel=1e-4)  # shifted, stretched to end at 0.1
+    again.scheduler.set_timesteps(timesteps=steps)
+    assert again.scheduler.timesteps.tolist() == pytest.approx(steps)
+
+
+def test_the_published_transformer_has_every_point_of_injection_and_the_autoencoder_its_compression():
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+    with init_empty_weights():
+        t, vae = LTXVideoTransformer3DModel(), AutoencoderKLLTXVideo()
+    assert len(t.transformer_blocks) == 28 and sum(p.numel() for p in t.parameters()) / 1e9 == pytest.approx(1.92, abs=0.01)
+    assert t.proj_in.weight.shape == (2048, 128) and t.config.caption_channels == 4096
+    assert (t.caption_projection.linear_1.in_features, t.caption_projection.linear_2.out_features) == (4096, 2048)
+    assert all(b.attn2.to_k.weight.shape == (2048, 2048) for b in t.transformer_blocks)
+    assert (vae.spatial_compression_ratio, vae.temporal_compression_ratio, vae.config.latent_channels) == (32, 8, 128)
+    seen = {}
+    for name in ("proj_in", "caption_projection", "transformer_blocks.27.attn2"):
+        t.get_submodule(name).register_forward_hook(lambda module, given, output, name=name: seen.update({name: tuple(output.shape)}))
+    with torch.device("meta"):
+        t(torch.empty(1, 3 * 4 * 4, 128), torch.empty(1, 128, 4096), torch.empty(1, 48), torch.ones(1, 128), num_frames=3, height=4, width=4, rope_interpolation_scale=(8 / 25, 32, 32))
+    assert seen == {"proj_in": (1, 48, 2048), "caption_projection": (1, 128, 2048), "transformer_blocks.27.attn2": (1, 48, 2048)}
+
+
+# ---------------------------------------------------------------- the stage
+
+def test_the_yaml_holds_every_conditioning_beside_the_clips_and_the_nulls(made):
+    folder, _, result = made
+    found = load_yaml(folder / "predict-coherence.yaml", "predict")
+    names = list(predict.CONDITIONINGS)
+    assert list(found["conditionings"]) == [*predict.NULLS, *names] and found["conditioning"] == "adapter" and found["model"] == "planted"
+    assert found["temporal_consistency_frozen"] == 1 and found["temporal_closeness_frozen"] == 0 and found["direction_right_real"] == 1 and found["conditionings"]["frozen"]["temporal_ratio"] == 0
+    assert set(found["criteria"]["temporal_consistency"]["floors"]) == {"shuffled"} and set(found["criteria"]["temporal_closeness"]["floors"]) == {"frozen", "shuffled", "other_clip"}
+    assert found["criteria"]["temporal_consistency"]["controls"]["frozen"] == 1 and found["criteria"]["temporal_consistency"]["ceiling"] == found["temporal_consistency_real"]
+    assert set(found["gains"]["temporal_closeness"]) == set(names) - {"adapter"} and found["gains"]["temporal_consistency"]["first"]["p_holm"] >= found["gains"]["temporal_consistency"]["first"]["p"]
+    assert list(found["strength"]) == ["first", "adapter"] and list(found["strength"]["first"]) == ["0", "0.5", "1"]
+    assert found["weights"] == "random" and found["video_weights"] == "unstated" and found["data"] == "synthetic"
+    assert (folder / "predict-coherence.png").stat().st_size > 20_000
+    saved = load_pt(folder / "predict-coherence.pt", RESULT)
+    assert saved["films"]["adapter"].shape == (len(saved["ids"]), 5, 32, 32, 3) and result["clips"] == len([i for i in range(24) if split_of(f"clip-{i}") == "test"])
+
+
+def test_films_are_a_data_folder_with_the_truth_of_their_windows(made):
+    films, index = load_items(made[0] / "films")
+    clips = {i["id"]: i for i in load_items(made[0] / "data")[0]}
+    assert index["test"] == len(films) and index["conditioning"] == "adapter" and index["commonest"] == "right"
+    for film in films:
+        clip, _, name = film["id"].partition("/")
+        assert film["conditioning"] == name and film["source"] == clips[clip]["source"] and film["frames"].shape == (5, 32, 32, 3) and film["boxes"].shape == (5, 1, 4)
+        assert torch.equal(film["mask"], clips[clip]["mask"][1:6]) and torch.equal(film["boxes"], clips[clip]["boxes"][1:6])
+        if name in ("real", "frozen"):
+            assert torch.equal(film["frames"], clips[clip]["frames"][1:6] if name == "real" else clips[clip]["frames"][1:2].expand(5, -1, -1, -1))
+
+
+def test_windows_scale_boxes_and_masks_with_the_frames():
+    mask = torch.zeros(7, 64, 64, dtype=torch.uint8)
+    mask[:, 16:32, 8:24] = 1
+    item = {"id": "a", "source": "a", "width": 64, "height": 64, "frames": torch.zeros(7, 64, 64, 3, dtype=torch.uint8), "mask": mask, "boxes": torch.tensor([[[8.0, 16, 24, 32]]] * 7)}
+    cut, = predict.windows([item], 5, 32)
+    assert cut["frames"].shape == (5, 32, 32, 3) and cut["boxes"][0, 0].tolist() == [4, 8, 12, 16] and cut["width"] == cut["height"] == 32
+    assert cut["mask"].sum() == 5 * 64 and cut["mask"][0, 8:16, 4:12].all()
+
+
+def test_what_was_made_is_not_made_again_and_a_run_cut_short_goes_on_to_the_same_end(made, tmp_path, monkeypatch):
+    folder, arguments, _ = made
+    arguments = changed(arguments, out=tmp_path / "x.yaml", clips=2)
+    monkeypatch.setattr(predict, "picture", lambda *args: None)
+    result = predict.main(arguments)
+    with monkeypatch.context() as without:
+        without.setattr(predict, "load_video_pipeline", None)
+        again = predict.main(changed(arguments, batch=1))
+    assert again["conditionings"] == result["conditionings"] and again["films_seconds"] == result["films_seconds"]
+    (tmp_path / "x-parts" / "first-1.pt").unlink()
+    (tmp_path / "x-parts" / "adapter@0.5-0.pt").unlink()
+    seen, films = [], predict.films
+    monkeypatch.setattr(predict, "films", lambda *args, **more: seen.append(args[2]) or films(*args, **more))
+    again = predict.main(arguments)
+    assert len(seen) == 2 and again["conditionings"] == result["conditionings"] and again["strength"] == result["strength"]
+    seen.clear()
+    held = load_pt(folder / "conditioning.pt", RESULT)
+    save_pt(tmp_path / "other.pt", RESULT, held["ids"], held["meta"], embeds=-held["embeds"])
+    predict.main(changed(arguments, adapter=tmp_path / "other.pt"))
+    assert len(seen) == 3  # the adapter's two draws and its strength; the others do not know it
+    seen.clear()
+    predict.main(changed(arguments, adapter=None, conditionings="none,first", steps=1))
+    assert len(seen) == 5
+
+
+def test_an_adapter_after_the_projection_and_one_of_latents_go_in_where_they_belong(made, tmp_path):
+    folder, arguments, result = made
+    held, few = load_pt(folder / "conditioning.pt", RESULT), {"conditionings": "first,adapter", "strengths": "", "seeds": 1}
+    pipeline, _ = common.load_video_pipeline(common.find_model(str(folder / "ltx")))
+    with torch.no_grad():
+        after = pipeline.transformer.caption_projection(held["embeds"].float())
+    save_pt(tmp_path / "caption.pt", RESULT, held["ids"], held["meta"] | {"into": "caption"}, embeds=after)
+    predict.main(changed(arguments, out=tmp_path / "caption" / "x.yaml", adapter=tmp_path / "caption.pt", **few))
+    own, there = (load_pt(f / "adapter-0.pt", RESULT)["films"].int() for f in (tmp_path / "caption" / "x-parts", folder / "predict-coherence-parts"))
+    assert (own - there).abs().max() <= 1
+    items = [i for i in load_items(folder / "data")[0] if split_of(i["source"]) == "test"]
+    real = torch.stack([i["frames"][1:6] for i in items])
+    with torch.no_grad():
+        z = pipeline.vae.encode(real.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist.mode().permute(0, 2, 3, 4, 1)
+    z = (z - pipeline.vae.latents_mean) / pipeline.vae.latents_std
+    save_pt(tmp_path / "latents.pt", RESULT, [i["id"] for i in items], held["meta"] | {"into": "latents"}, latents=z[:, :1].clone())
+    found = predict.main(changed(arguments, out=tmp_path / "latents" / "x.yaml", adapter=tmp_path / "latents.pt", **few))
+    assert found["adapter_into"] == "latents" and "decoded" in found["notes"]["adapter"]
+    films = load_pt(tmp_path / "latents" / "x-parts" / "adapter-0.pt", RESULT)["films"]
+    shown = predict.reconstructed(pipeline.vae, predict.decoded(pipeline.vae, z[:, :1]))  # a frame that went through the autoencoder twice
+    assert (films[:, 0].float() - shown[:, 0].float()).abs().mean() < (films[:, 0].float() - shown[:, 0].float().roll(1, 0)).abs().mean()
+
+
+def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp_path, refused, monkeypatch):
+    folder, arguments, _ = made
+    monkeypatch.setattr(predict, "load_video_pipeline", None)
+    monkeypatch.setattr(predict, "load_encoder", None)
+
+    def ask(**new):
+        return lambda: predict.main(changed(arguments, out=tmp_path / "x.yaml", **new))
+
+    refused(ask(frames=6), "--frames 6 is not 2k+1", "5 or 7")
+    refused(ask(frames=1), "2k+1", "3 or 5")
+    refused(ask(size=40), "--size 40", "32 or 64")
+    refused(ask(size=16), "multiple of 32")
+    refused(ask(frames=9), "clip-", "has 7 frames, 9 are needed")
+    refused(ask(conditionings="first,frist"), "'frist'", "'first'")
+    refused(ask(conditionings="first"), "adapter", "both or neither")
+    refused(ask(adapter=None, conditionings="adapter"), "both or neither")
+    refused(ask(strengths="0.5,2"), "0.5,2")
+    refused(ask(strengths="half"), "not numbers")
+    refused(ask(seeds=0), "--seeds 0")
+    refused(ask(mode="dream"), "'dream'", "coherence")
+    refused(ask(video="tiny-vae"), "is a vae", "model_index.json")
+    refused(ask(video="tiny-lxt"), "tiny-ltx")
+    refused(ask(judge="tiny-vae"), "DINO")
+    refused(ask(data=tmp_path / "nowhere"), "does not exist")
+    items, _ = load_items(folder / "data")
+    write_items(tmp_path / "train", [i for i in items if split_of(i["source"]) == "train"], {"data": "synthetic", "name": "train"})
+    refused(ask(data=tmp_path / "train"), "no clips in its test split")
+    write_items(tmp_path / "mute", [{k: v for k, v in i.items() if k not in ("text", "direction")} for i in items], {"data": "synthetic", "name": "mute"})
+    refused(ask(data=tmp_path / "mute"), "no text")
+    held = load_pt(folder / "conditioning.pt", RESULT)
+
+    def adapter(ids=held["ids"], into="prompt", **content):
+        save_pt(tmp_path / "a.pt", RESULT, ids, held["meta"] | {"into": into}, **content)
+        return ask(adapter=tmp_path / "a.pt")
+
+    refused(adapter(embeds=torch.zeros(24, 3, 8)), "(24, 3, 8)", "a width of 16")
+    refused(adapter(into="caption", embeds=held["embeds"]), "a width of 32")
+    refused(adapter(into="latents", embeds=held["embeds"]), "a width of 4")
+    refused(adapter(into="latents", latents=torch.zeros(24, 4, 4, 4, 4)), "(4, 4, 4)", "(3, 4, 4)")
+    refused(adapter(into="dreams", embeds=held["embeds"]), "'dreams'", "latents")
+    refused(adapter(ids=[f"other-{i}" for i in held["ids"]], embeds=held["embeds"]), "other clips")
+    refused(adapter(embeds=held["embeds"] / 0), "not finite")
+    (tmp_path / "file").write_text("")
+    refused(lambda: predict.main(changed(arguments, out=tmp_path / "file" / "x.yaml")), "cannot write")
+
+
+@pytest.mark.parametrize("part", ["transformer/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors", "transformer/config.json"])
+def test_a_checkpoint_that_is_cut_short_or_lacks_a_part_is_refused_by_name(made, tmp_path, refused, part):
+    folder, arguments, _ = made
+    ask = changed(arguments, out=tmp_path / "x.yaml", video=tmp_path / "ltx", conditionings="none", adapter=None)
+    shutil.copytree(folder / "ltx", tmp_path / "ltx")
+    whole = (tmp_path / "ltx" / part).read_bytes()
+    (tmp_path / "ltx" / part).write_bytes(whole[:len(whole) // 2])
+    refused(lambda: predict.main(ask), tmp_path / "ltx", "again")
+    (tmp_path / "ltx" / part).unlink()
+    refused(lambda: predict.main(ask), tmp_path / "ltx", "again")
+    assert not (tmp_path / "x.yaml").exists()
+
+
+def test_weights_that_a_part_lacks_are_refused_and_not_drawn(made, tmp_path, refused):
+    from safetensors.torch import load_file, save_file
+    folder, arguments, _ = made
+    shutil.copytree(folder / "ltx", tmp_path / "ltx")
+    for part, file in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model"), ("transformer", "diffusion_pytorch_model")):
+        path = tmp_path / "ltx" / part / f"{file}.safetensors"
+        whole = load_file(path)
+        gone = next(k for k in sorted(whole) if k.endswith(".weight") and "shared" not in k)
+        save_file({k: v for k, v in whole.items() if k != gone}, path, {"format": "pt"})
+        refused(lambda: predict.main(changed(arguments, out=tmp_path / "x.yaml", video=tmp_path / "ltx", conditionings="none", adapter=None)), tmp_path / "ltx", gone)
+        save_file(whole, path, {"format": "pt"})
+
+
+# ---------------------------------------------------------------- what a model says of films (explain.py)
+
+def planted_films(folder, say):
+    """films/ and answers about them: say(kind, conditioning, k, direction) -> the answer about the k-th clip."""
+    words = ("left", "right", "up", "down")
+    clips = [{"id": f"c{k}/{name}", "source": f"c{k}", "width": 8, "height": 8, "frames": torch.zeros(5, 8, 8, 3, dtype=torch.uint8), "labels": ["star"], "names": ["star"],
+              "boxes": torch.zeros(5, 1, 4), "direction": words[k % 4], "conditioning": name} for name in ("real", "frozen", "first+text") for k in range(24)]
+    write_items(folder / "films", clips, {"data": "synthetic", "name": "films", "conditioning": "first+text", "commonest": "up", "video": "tiny-ltx", "video_weights": "small"})
+    rows = [(i["id"], kind, say(kind, i["conditioning"], k % 24, i["direction"])) for k, i in enumerate(clips) for kind in ("direction", "direction_listed")]
+    ids, kinds, said = zip(*rows, strict=True)
+    meta = {"model": "planted", "weights": "random", "scale": "pixels", "size": 8}
+    save_pt(folder / "answers.pt", common.ANSWERS, ids, meta, kinds=list(kinds), questions=[""] * len(ids), answers={"own": list(said)})
+    return explain.main(["--films", str(folder / "films"), "--answers", str(folder / "answers.pt")])
+
+
+def test_answers_that_name_what_was_asked_for_are_counted_and_frozen_films_are_a_floor(tmp_path):
+    def says(kind, name, k, direction):
+        return {"real": f"it moves {direction}", "frozen": "it stands still", "first+text": f"to the {direction}" if k % 4 or k < 12 else "away"}[name] if kind == "direction" else "up"
+    found = planted_films(tmp_path, says)
+    assert found["kind"] == "direction" and found["semantic_accuracy"] == pytest.approx(21 / 24) and found["semantic_accuracy_ceiling"] == 1 and found["unparsed"] == pytest.approx(3 / 24)
+    c = load_yaml(tmp_path / "explain-films.yaml", "films")["criteria"]["semantic_accuracy"]
+    assert c["floors"]["commonest"] == 0.25 and c["floors"]["frozen"] == 0 and 0 < c["floors"]["other_item"] < 0.25 and c["gain_low"] > 0
+    assert found["conditionings"]["first+text"]["direction_listed"] == 0.25 and found["conditionings"]["real"]["direction"] == 1
+
+
+def test_a_model_that_always_says_the_same_is_no_better_than_the_commonest_word(tmp_path, refused):
+    found = planted_films(tmp_path, lambda *a: "up")
+    assert found["semantic_accuracy"] == found["semantic_accuracy_floor"] == 0.25 and found["criteria"]["semantic_accuracy"]["gain_low"] <= 0
+    answers = load_pt(tmp_path / "answers.pt", common.ANSWERS)
+    save_pt(tmp_path / "half.pt", common.ANSWERS, answers["ids"][:100], answers["meta"], kinds=answers["kinds"][:100], answers={"own": answers["answers"]["own"][:100]})
+    refused(lambda: explain.main(["--films", str(tmp_path / "films"), "--answers", str(tmp_path / "half.pt")]), "lacks answers", "--ask")
+    refused(lambda: explain.main(["--films", str(tmp_path / "films")]), "--answers")
+
+
+# ---------------------------------------------------------------- the small models
+
+@pytest.mark.slow
+def test_tiny_ltx_goes_where_it_is_told_and_tiny_says_so(tmp_path):
+    import data
+    data.main(["moving", "--n", "120", "--seed", "83", "--out", str(tmp_path / "moving")])
+    found = predict.main(["--data", str(tmp_path / "moving"), "--clips", "16", "--seeds", "1", "--strengths", "", "--conditionings", "first,first+text,all",
+                          "--out", str(tmp_path / "predict-coherence.yaml")])
+    table = found["conditionings"]
+    assert found["conditioning"] == "first+text" and found["frames"] == 9 and found["direction_right"] > 0.6 and found["direction_right_real"] > 0.9 and table["frozen"]["direction_right"] == 0
+    assert table["first"]["direction_right"] < found["direction_right"] and table["all"]["direction_right"] > 0.8
+    assert found["temporal_closeness"] > table["frozen"]["temporal_closeness"]
+    extract.main(["--model", "tiny", "--data", str(tmp_path / "films"), "--ask", "--out", str(tmp_path / "answers.pt")])
+    said = explain.main(["--films", str(tmp_path / "films"), "--answers", str(tmp_path / "answers.pt")])
+    told, mute = said["conditionings"]["first+text"], said["conditionings"]["frozen"]
+    assert told["direction"] > mute["direction"] + 0.2 and said["conditionings"]["real"]["direction"] > mute["direction"] + 0.2 and said["unparsed"] == 0
