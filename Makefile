@@ -5,8 +5,15 @@ MODELS ?= tiny tiny-semantic tiny-llava-next tiny-internvl2 tiny-cogvlm2 tiny-di
 DATA ?= shapes
 SEED ?= 0
 COMPARED := $(if $(filter screen,$(MAKECMDGOALS)),$(MODELS))
+
+# make gate2 MODEL=dinov2-l+qwen2.5-vl-7b: the first is the hybrid's spatial encoder, the second the model
+ifneq ($(and $(findstring +,$(MODEL)),$(filter gate2,$(MAKECMDGOALS))),)
+ENCODER := $(firstword $(subst +, ,$(MODEL)))
+override MODEL := $(lastword $(subst +, ,$(MODEL)))
+endif
 VAE ?= $(if $(filter tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-vae,ltx)
 ENCODER ?= $(if $(filter tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-dinov2,dinov2-l)
+VIDEO ?= $(if $(filter tiny%,$(MODEL)),tiny-ltx,ltx-video)
 ROOT ?=
 ANNOTATIONS ?=
 FORMAT ?= voc
@@ -35,7 +42,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 align screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 align screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -132,6 +139,38 @@ $(R)/.set: FORCE  # changes only when SET does, so that a new threshold judges a
 	@mkdir -p $(@D); echo '$(SET)' | cmp -s - $@ || echo '$(SET)' > $@
 
 gate1: $(R)/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA, then the verdict
+	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
+
+# ---- gate 2. Both encoders in one run, so that what the second one costs is measured; small bridges of the small models learn faster than at the plan's 1e-4
+
+GATE2 ?= $(if $(filter tiny%,$(MODEL)),--lr 2e-3)
+LADDER ?= $(if $(filter tiny%,$(MODEL)),--warm 15 --epochs 4)
+ARMS ?= $(if $(filter tiny%,$(MODEL)),--loss latents --epochs 6)
+H := results/$(notdir $(ENCODER))+$(M)/$(DATA)/features
+PICTURES = --latents $(V)/features --align $(R)/align.yaml --vae $(VAE) --judge $(ENCODER) --seed $(SEED) $(GATE2)
+
+$(H)/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
+	$(RUN) extract.py --model $(ENCODER)+$(MODEL) --data data/$(DATA) --points $(POINTS) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $(@D)
+$(R)/adapt-scaling.yaml: $(R)/align.yaml adapt.py common.py
+	$(RUN) adapt.py --mode scaling --features $(R)/features $(PICTURES) $(LADDER) --out $@
+$(R)/adapt-ablation.yaml: $(R)/align.yaml $(foreach s,$(SIZES),$(R)@$(s)/features/index.yaml) adapt.py common.py
+	$(RUN) adapt.py --mode ablation --features $(R)/features $(PICTURES) $(ARMS) --at $(foreach s,$(SIZES),$(R)@$(s)/features) --out $@
+$(R)/adapt-hybrid.yaml: $(R)/align.yaml $(H)/index.yaml adapt.py common.py
+	$(RUN) adapt.py --mode hybrid --features $(H)/$(M) --spatial $(H)/$(notdir $(ENCODER)) --random $(R)/features-random $(PICTURES) $(ARMS) --out $@
+
+$(MOTION)/adapt-video.yaml: $(MOTION)/features/index.yaml adapt.py common.py
+	$(RUN) adapt.py --mode video --features $(MOTION)/features --video $(VIDEO) --into prompt --seed $(SEED) $(GATE2) --out $@
+$(MOTION)/predict-coherence.yaml: $(MOTION)/adapt-video.yaml predict.py common.py
+	$(PY) predict.py --mode coherence --video $(VIDEO) --data data/moving --judge $(ENCODER) --adapter $(@D)/conditioning-prompt.pt --seed $(SEED) --out $@
+$(MOTION)/films/answers.pt: $(MOTION)/predict-coherence.yaml | extract.py
+	$(PY) extract.py --model $(MODEL) --data $(@D) --ask --seed $(SEED) --out $@
+$(MOTION)/explain-films.yaml: $(MOTION)/films/answers.pt explain.py common.py
+	$(PY) explain.py --films $(<D) --answers $< --seed $(SEED) --out $@
+
+$(R)/gate2.yaml: $(R)/adapt-scaling.yaml $(R)/adapt-ablation.yaml $(R)/adapt-hybrid.yaml $(MOTION)/predict-coherence.yaml $(MOTION)/explain-films.yaml verify.py common.py $(R)/.set
+	$(PY) verify.py --gate 2 --results $(R) --motion $(MOTION) --set "$(SET)" --seed $(SEED) --out $@ > /dev/null
+
+gate2: $(R)/gate2.yaml  ## can a small adapter bridge, does a second encoder repair, does the decoder still move naturally?
 	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
 
 # ---- screening. The encoder that judges pictures, if it is among MODELS, stands there for the hybrid: it is probed and needs no bridge of its own.

@@ -40,6 +40,7 @@ from common import (
     ap_runs,
     bootstrap,
     box_truth,
+    caption,
     check_writable,
     choose_device,
     clusters,
@@ -52,6 +53,7 @@ from common import (
     from_cells,
     holm,
     join,
+    judge_tokens,
     known,
     load_encoder,
     load_features,
@@ -157,23 +159,24 @@ class Perceiver(torch.nn.Module):
 
 
 class Fusion(torch.nn.Module):
-    """Spatial tokens attend to semantic ones (cross-attention at the spatial grid); what they hold then is resampled and mapped at every latent place."""
+    """Spatial tokens, at the decoder's grid, attend to semantic ones (cross-attention); what they hold then is mapped at every latent place."""
 
     def __init__(self, grids, dims, out_grid, channels, width=96, inner=None):
         super().__init__()
-        self.out_grid, self.grid = out_grid, tuple(grids[0])
+        self.out_grid = out_grid
         self.embed = torch.nn.ModuleList(torch.nn.Linear(d, width) for d in dims)
-        self.position = torch.nn.ParameterList(torch.nn.Parameter(torch.randn(math.prod(g), width) * 0.1) for g in grids)
+        self.position = torch.nn.ParameterList(torch.nn.Parameter(torch.randn(math.prod(g), width) * 0.1) for g in (out_grid, grids[1]))
         self.layer = attention(width, inner)
         self.out = torch.nn.Sequential(torch.nn.LayerNorm(width), torch.nn.Linear(width, 2 * width), torch.nn.GELU(), torch.nn.Linear(2 * width, channels))
 
-    def tokens(self, *sets):
-        """The fused tokens [n, h, w, width] at the spatial grid; sets: spatial [n, h, w, D], semantic [n, h', w', D']. A set of zeros stays one: nothing is read from it."""
-        spatial, semantic = (e(F.layer_norm(x.flatten(1, -2), x.shape[-1:])) + p for e, p, x in zip(self.embed, self.position, sets, strict=True))
-        return self.layer(spatial, semantic).unflatten(1, self.grid)
+    def tokens(self, spatial, semantic):
+        """The fused tokens [n, H, W, width] at the decoder's grid; spatial [n, h, w, D], semantic [n, h', w', D']. A set of zeros stays one: nothing is read from it."""
+        sets = resample(spatial, self.out_grid), semantic
+        spatial, semantic = (e(F.layer_norm(x.flatten(1, 2), x.shape[-1:])) + p for e, p, x in zip(self.embed, self.position, sets, strict=True))
+        return self.layer(spatial, semantic).unflatten(1, self.out_grid)
 
-    def forward(self, *sets):
-        return self.out(resample(self.tokens(*sets), self.out_grid))
+    def forward(self, spatial, semantic):
+        return self.out(self.tokens(spatial, semantic))
 
 
 class Lora(torch.nn.Module):
@@ -277,7 +280,8 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how["lr"], total_steps=last * per_epoch)
     g = torch.Generator().manual_seed(seed)
     best, epoch, seconds, kept = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}
-    if state and state.is_file() and (saved := torch.load(state, weights_only=True))["how"] == how:
+    saved = torch.load(state, weights_only=True) if state and state.is_file() else {}
+    if saved.get("how") == how and {k: v.shape for k, v in saved["model"].items()} == {k: v.shape for k, v in learned(model).items()}:
         model.load_state_dict(saved["model"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
@@ -357,18 +361,6 @@ def pixel_loss(vae, lpips, pictures):
 
 
 # ---------------------------------------------------------------- scores of decoded pictures
-
-@torch.inference_mode()
-def judge_tokens(model, processor, size, pictures, device, batch=32):
-    """Patch tokens of the frozen judge, [n, h, w, D] fp32, of uint8 pictures [n, H, W, 3]."""
-    out = []
-    for x in pictures.split(batch):
-        frames = frames_of({"frames": x}, size).permute(0, 3, 1, 2)
-        pixels = processor(list(frames), do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"].to(device, model.dtype)
-        tokens = model(pixels).last_hidden_state[:, 1 + getattr(model.config, "num_register_tokens", 0):]
-        out.append(tokens.float().cpu().unflatten(1, (size // model.config.patch_size,) * 2))
-    return torch.cat(out)
-
 
 def shrink(x, side=6):
     """Tokens [n, h, w, D] of at most 6 x 6 places, in a row, as a set probe takes them."""
@@ -771,14 +763,14 @@ def scaling_picture(path, result, measure, means):
 # ---------------------------------------------------------------- which bridge, layer, resolution; how many samples?
 
 def lora_arm(w):
-    """The LoRA bridge: pictures through the VLM itself up to the deepest stored language layer.
+    """The LoRA bridge: pictures through the VLM itself up to the middle one of the stored language layers.
 
     Refused unless what the untouched model says there equals the stored features: then rows, order and size are those that all other bridges read.
     """
     layers = [p for p in with_grid(w.index) if p.startswith("language.")]
     if w.index.get("kind") != "vlm" or not layers:
         refuse(f"a LoRA bridge lies inside a language model, and {w.args.features} holds no language layer of one; leave lora out of --bridges")
-    point, size = layers[-1], w.index["size"]
+    point, size = layers[(len(layers) - 1) // 2], w.index["size"]
     vlm, processor = load_vlm(find_model(w.index["model"]), w.device, w.dtype)
     vlm.requires_grad_(False)
     text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the picture."}]}], add_generation_prompt=True)
@@ -969,13 +961,6 @@ def overhead(w):
 
 # ---------------------------------------------------------------- an adapter for the video transformer
 
-def captioned(item):
-    """What is said of a clip: the words that the small video model was taught, where the item names an object and its motion, else its text."""
-    if "direction" in item and "names" in item:
-        return f"the {item['names'][-1]} moves {item['direction']}"
-    return item.get("text", "")
-
-
 def film_world(args):
     """Everything that is checked before a model is loaded, then clips, tokens and the frozen video model."""
     w = SimpleNamespace(args=args, seed=args.seed)
@@ -991,7 +976,7 @@ def film_world(args):
         refuse(f"{w.index['data_path']}: {short[0]['id']!r} has {len(short[0].get('frames', ()))} frames where {frames} are wanted; give --frames fewer, or a folder of clips")
     if args.into not in ("prompt", "caption", "latents"):
         refuse(f"--into {args.into!r} is no place where an adapter enters; known: prompt, caption, latents")
-    if args.into != "latents" and not all(captioned(i) for i in w.items) and settings(args)["loss"] == "words":
+    if args.into != "latents" and not all(caption(i) for i in w.items) and settings(args)["loss"] == "words":
         refuse(f"{w.index['data_path']} has clips without text, which --loss words learns; use --loss flow")
     entry = find_model(args.video)
     if entry["kind"] != "video":
@@ -1070,7 +1055,7 @@ def video(args, started):
     kind = args.bridges.split(",")[0]
     if kind not in ("queries", "perceiver"):
         refuse(f"--bridges {kind} keeps a picture's places, and a prompt has none; --mode video takes queries or perceiver")
-    clean, prompts = film_latents(w), [captioned(i) for i in w.items]
+    clean, prompts = film_latents(w), [caption(i) for i in w.items]
     if args.into == "latents":
         w.y = clean.flatten(1, 3)
     else:

@@ -106,13 +106,13 @@ def distances(space, rows, first=0):
     return torch.add(space["square"][rows, None] + space["square"][first:], gram_rows(space, rows, first), alpha=-2).clamp_(min=0)
 
 
-def u_centred(space, rows):
-    """Rows of the U-centred Gram matrix, diagonal zero: an inner product of two such is an unbiased HSIC (Szekely & Rizzo 2014; Song et al. 2012)."""
+def u_centred(space, rows, first=0):
+    """Rows of the U-centred Gram matrix, diagonal zero, from column `first` on: an inner product of two such is an unbiased HSIC (Szekely & Rizzo 2014; Song et al. 2012)."""
     n = space["n"]
     sums = (space["sums"] - space["square"]) / (n - 2)
-    found = gram_rows(space, rows) - sums[rows, None]
-    found -= sums - sums.sum() / (n - 1)
-    found[torch.arange(len(rows)), rows] = 0
+    found = gram_rows(space, rows, first) - sums[rows, None]
+    found -= sums[first:] - sums.sum() / (n - 1)
+    found[torch.arange(len(rows)), rows - first] = 0
     return found
 
 
@@ -140,22 +140,27 @@ def above(n):
     return i * n + j
 
 
-def exact_ranks(space):
-    """Ranks of the pairwise distances about their mean [n, n], equal ones sharing their mean rank, diagonal zero."""
-    n, at = space["n"], above(space["n"])
-    values = distances(space, torch.arange(n)).flatten()[at].float()
+def sorted_ranks(space):
+    """Ranks of the distances of the pairs i < j about their mean, [n (n - 1) / 2] in the order of `above`; equal ones share their mean rank."""
+    n = space["n"]
+    values = distances(space, torch.arange(n)).flatten()[above(n)].float()
     values, order = values.view(torch.int32).sort()  # the bits of positive floats are in their order, and integers are sorted by their digits
     ranks = torch.arange(len(values), dtype=torch.float32) - (len(values) - 1) / 2
     if (values[1:] == values[:-1]).any():
         _, inverse, counts = values.unique_consecutive(return_inverse=True, return_counts=True)
         ranks = (counts.cumsum(0) - (counts + 1) / 2 - (len(values) - 1) / 2)[inverse].float()
-    out = torch.zeros(n * n)
-    out[at[order]] = ranks
-    return out.view(n, n) + out.view(n, n).T
+    return torch.empty(len(values)).index_copy_(0, order, ranks)
 
 
-def binned_ranks(space, rows, block=128):
-    """Rows of the same, distances d in BINS of d / (d + their median), so that no outlier takes the others' bins."""
+def exact_ranks(space):
+    """The same as a symmetric matrix [n, n], diagonal zero."""
+    n = space["n"]
+    out = torch.zeros(n * n).index_copy_(0, above(n), sorted_ranks(space)).view(n, n)
+    return out + out.T
+
+
+def binned_ranks(space, rows, first=0, block=128):
+    """Rows of the same from column `first` on, distances d in BINS of d / (d + their median), so that no outlier takes the others' bins."""
     def bins(part, first=0):
         d = distances(space, part, first).sqrt_()
         return d.div_(d + space["median"]).mul_(BINS).int()
@@ -169,33 +174,50 @@ def binned_ranks(space, rows, block=128):
             counts += found[:, :len(part)].flatten().bincount(minlength=BINS + 1) + 2 * found[:, len(part):].flatten().bincount(minlength=BINS + 1)
         counts[0] -= space["n"]  # an item's distance to itself is zero
         space["ranks"] = (counts.cumsum(0) - counts / 2 - counts.sum() / 2).float()
-    found = space["ranks"].index_select(0, bins(rows).flatten()).view(len(rows), -1)
-    found[torch.arange(len(rows)), rows] = 0
+    found = space["ranks"].index_select(0, bins(rows, first).flatten()).view(len(rows), -1)
+    found[torch.arange(len(rows)), rows - first] = 0
     return found
 
 
-def matrix(space, measure, rows, k=K):
-    """Rows of the matrix that stands for the space under a measure [b, n]; its norm is not one yet."""
+def matrix(space, measure, rows, k=K, first=0):
+    """Rows of the matrix that stands for the space under a measure [b, n], of a symmetric one from column `first` on; its norm is not one yet."""
     if measure == "cka":
-        return u_centred(space, rows)
+        return u_centred(space, rows, first)
     if measure == "cknna":
         return u_centred(space, rows) * neighbours(space, rows, k)
     if measure == "spearman":
-        return exact_ranks(space) if space["n"] <= min(SORTED, EXACT) else binned_ranks(space, rows)
+        return exact_ranks(space) if is_sorted(space["n"]) else binned_ranks(space, rows, first)
     return neighbours(space, rows, k)
 
 
 # ---------------------------------------------------------------- all spaces with all
 
+def is_sorted(n):
+    return n <= min(SORTED, EXACT)
+
+
 def pairs(a, b, measure, k=K, block=128):
-    """Alignment of L spaces a with M spaces b of the same n items, [L, M]. Above EXACT items nothing of n x n is ever held: rows come by blocks."""
-    n = a[0]["n"]
+    """Alignment of L spaces a with M spaces b of the same n items, [L, M]. Of symmetric matrices the half above the diagonal is enough; it comes by blocks of rows,
+    small enough for a processor's cache, and above EXACT items nothing of n x n is ever held."""
+    n, symmetric = a[0]["n"], measure in ("cka", "spearman")
+
+    def values():
+        if measure == "spearman" and is_sorted(n):
+            yield [torch.stack([sorted_ranks(s) for s in side]) for side in (a, b)]
+            return
+        for rows in torch.arange(n).split(block if symmetric or n > EXACT else n):
+            first = int(rows[0]) if symmetric else 0
+            parts = [torch.stack([matrix(s, measure, rows, k, first) for s in side]) for side in (a, b)]
+            if symmetric:
+                for part in parts:
+                    part[:, :, :len(rows)].triu_()
+            yield [part.flatten(1) for part in parts]
+
     cross, squares = torch.zeros(len(a), len(b), dtype=torch.float64), [torch.zeros(len(side), dtype=torch.float64) for side in (a, b)]
-    for rows in torch.arange(n).split(n if n <= EXACT else block):
-        held = [torch.stack([matrix(s, measure, rows, k).flatten() for s in side]) for side in (a, b)]
-        cross += (held[0] @ held[1].T).double()
-        for square, h in zip(squares, held, strict=True):
-            square += torch.linalg.vecdot(h, h).double()
+    for both in values():
+        cross += (both[0] @ both[1].T).double()
+        for square, x in zip(squares, both, strict=True):
+            square += torch.linalg.vecdot(x, x).double()
     return cross / (squares[0][:, None] * squares[1]).sqrt()
 
 
