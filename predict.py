@@ -489,8 +489,8 @@ def coherence(args, started):
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    settings = {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": shape, "steps": args.steps, "seed": args.seed, "dtype": str(dtype), **DECODE,
-                "clips": digest(real.numpy().tobytes()), "words": digest(str(words).encode()),
+    settings = {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": shape, "steps": args.steps, "seed": args.seed,
+                "dtype": str(dtype), **DECODE, "clips": digest(real.numpy().tobytes()), "words": digest(str(words).encode()),
                 "adapter": adapter and digest(str(adapter[0]["into"]).encode() + adapter[1].numpy().tobytes())}
     judge, processor = load_encoder(judge_entry, device, dtype)  # if it cannot be loaded, better now than after hours of films
     parts = {f"{n}-{s}": (n, 1.0, s) for n in names for s in range(args.seeds)} | {f"{n}@{x:g}-0": (n, x, 0) for n in names if n in SWEPT for x in args.strengths if 0 < x < 1}
