@@ -144,8 +144,9 @@ gate1: $(R)/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA
 # ---- gate 2. Both encoders in one run, so that what the second one costs is measured; small bridges of the small models learn faster than at the plan's 1e-4
 
 GATE2 ?= $(if $(filter tiny%,$(MODEL)),--lr 2e-3)
-LADDER ?= $(if $(filter tiny%,$(MODEL)),--warm 15 --epochs 4)
-ARMS ?= $(if $(filter tiny%,$(MODEL)),--loss latents --epochs 6)
+LADDER ?= $(if $(filter tiny%,$(MODEL)),--warm 12 --epochs 3)
+ARMS ?= $(if $(filter tiny%,$(MODEL)),--loss latents --epochs 4)
+FILMS ?= $(if $(filter tiny%,$(MODEL)),--seeds 2 --strengths 0.5)
 H := results/$(notdir $(ENCODER))+$(M)/$(DATA)/features
 PICTURES = --latents $(V)/features --align $(R)/align.yaml --vae $(VAE) --judge $(ENCODER) --seed $(SEED) $(GATE2)
 
@@ -161,7 +162,7 @@ $(R)/adapt-hybrid.yaml: $(R)/align.yaml $(H)/index.yaml adapt.py common.py
 $(MOTION)/adapt-video.yaml: $(MOTION)/features/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode video --features $(MOTION)/features --video $(VIDEO) --into prompt --seed $(SEED) $(GATE2) --out $@
 $(MOTION)/predict-coherence.yaml: $(MOTION)/adapt-video.yaml predict.py common.py
-	$(PY) predict.py --mode coherence --video $(VIDEO) --data data/moving --judge $(ENCODER) --adapter $(@D)/conditioning-prompt.pt --seed $(SEED) --out $@
+	$(PY) predict.py --mode coherence --video $(VIDEO) --data data/moving --judge $(ENCODER) --adapter $(@D)/conditioning-prompt.pt --seed $(SEED) $(FILMS) --out $@
 $(MOTION)/films/answers.pt: $(MOTION)/predict-coherence.yaml | extract.py
 	$(PY) extract.py --model $(MODEL) --data $(@D) --ask --seed $(SEED) --out $@
 $(MOTION)/explain-films.yaml: $(MOTION)/films/answers.pt explain.py common.py

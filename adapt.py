@@ -6,6 +6,7 @@
     python adapt.py --mode ablation --features ... --at results/tiny/shapes@64/features ...    # which bridge, layer, resolution; how many samples?
     python adapt.py --mode hybrid --features ... --spatial results/tiny-dinov2/shapes/features ...   # does the model add to a spatial encoder?
     python adapt.py --mode video --features results/tiny/moving/features --video tiny-ltx --into prompt    # an adapter for predict.py
+    python adapt.py --apply results/tiny/moving/adapter-prompt.pt --features results/tiny/other/features    # what it says of other clips
     torchrun --nproc-per-node=8 adapt.py --mode scaling ...                                    # the same global batch, shared out
 
 Reads features and latents of the same pictures (extract.py), the recommended layer (align.py; or --point). Every mode trains bridges on the train split,
@@ -552,6 +553,23 @@ def others(pictures, n):
     return pictures.unflatten(0, (-1, n)).roll(1, 1).flatten(0, 1)
 
 
+def worse(w, errors, beside):
+    """{name: by how much its errors [seeds, n] are larger than those of beside[name], paired, with Holm's adjustment over all}."""
+    found = {name: paired_test(errors[name], errors[other], w.sources, seed=w.seed) for name, other in beside.items()}
+    adjusted = holm({name: t["p"] for name, t in found.items()})
+    return {name: {"worse": t["gain"], "worse_low": t["gain_low"], "worse_high": t["gain_high"], "worse_than": beside[name], "p_holm": adjusted[name]} for name, t in found.items()}
+
+
+def row_of(w, a, trained, scores, more=None):
+    """What a table says of one arm: what it is, how it was trained, its scores {measure: [seeds, n]} with their intervals."""
+    row = {"bridge": a["bridge"], "parameters": parameters(trained[0][0]), **a["free"], "point": a.get("point", w.point), "size": a.get("size", w.index["size"]), "items": len(a["train"]),
+           "steps": [r["steps"] for _, r in trained], "best_epoch": [r["epoch"] for _, r in trained], "val_loss": [r["val"] for _, r in trained],
+           "seconds_per_step": sorted(r["seconds_per_step"] for _, r in trained)[len(trained) // 2]} | ({"kept_parameters": a["kept"][0]} if "kept" in a else {})
+    for key, x in scores.items():
+        row |= dict(zip((key, f"{key}_low", f"{key}_high"), bootstrap(x, w.sources, seed=w.seed), strict=True)) | {f"{key}_seeds": x.mean(1).tolist()}
+    return row | (more or {})
+
+
 def facts(w):
     """The headline's first lines: what was measured with what."""
     return {"stage": "adapt", "mode": w.args.mode, "model": w.index["model"], "decoder": w.vae_entry["name"], "judge": w.judge_entry["name"], "weights": w.index["weights"],
@@ -593,7 +611,8 @@ def write_adapter(path, module, a, meta, outputs=None):
     meta = meta | {"bridge": a["bridge"], "grids": [list(g) for g in grids], "dims": list(dims), "out_grid": list(out_grid), "channels": channels, "free": a["free"]}
     save_pt(path, ADAPTER, [], meta, weights={k: p.detach().cpu().clone() for k, p in learned(module).items()}, tokens=[torch.stack(m) for m in a.get("moments", ())],
             outputs=torch.stack(outputs) if outputs else torch.tensor([[0.0], [1.0]]))
-    save_yaml(path.with_suffix(".yaml"), {"stage": "adapter", **meta, "parameters": parameters(module), "file": path.name, "reads": "tokens of `point` of pictures at `size` pixels, fp32",
+    save_yaml(path.with_suffix(".yaml"), {"stage": "adapter", **meta, "parameters": parameters(module), "file": path.name,
+                                          "reads": "tokens of `point` at `size` pixels, fp32: of pictures [n, h, w, D], of clips [n, t h, w, D]",
                                           "gives": "latents, normalised by the decoder's own mean and standard deviation" if meta["into"] == "latents" else "prompt embeddings"})
 
 
@@ -695,16 +714,8 @@ def scaling(w, started):
     # two bridges that both learned nothing are equally good: the gain that must exclude zero is that of the small one over the floors
     criteria["parameter_efficiency"] = criteria[w.lpips_name] | {"score": score, "low": low, "high": high, "better": "higher", "lpips_100M": large.mean(), "lpips_10M": small.mean(),
                                                                  "stand_in": w.lpips_name != "lpips"}
-    against = {name: paired_test(scores[w.lpips_name]["10M"], scores[w.lpips_name][name], w.sources, seed=w.seed) for name in rungs if name != "10M"}
-    adjusted = holm({k: t["p"] for k, t in against.items()})
-    table = {}
-    for name, a in arms.items():
-        table[name] = {"parameters": parameters(trained[name][0][0]), "wanted": rungs[name], **a["free"], "seconds_per_step": median(r["seconds_per_step"] for _, r in trained[name]),
-                       "steps": trained[name][0][1]["steps"], "best_epoch": [r["epoch"] for _, r in trained[name]], "val_loss": [r["val"] for _, r in trained[name]]}
-        for key, t in scores.items():
-            table[name] |= dict(zip((key, f"{key}_low", f"{key}_high"), bootstrap(t[name], w.sources, seed=w.seed), strict=True)) | {f"{key}_seeds": t[name].mean(1).tolist()}
-        if name in against:
-            table[name] |= {"worse_than_10M": -against[name]["gain"], "worse_low": -against[name]["gain_high"], "worse_high": -against[name]["gain_low"], "p_holm": adjusted[name]}
+    against = worse(w, scores[w.lpips_name], {name: "10M" for name in rungs if name != "10M"})
+    table = {name: row_of(w, a, trained[name], {key: t[name] for key, t in scores.items()}, against.get(name)) | {"wanted": rungs[name]} for name, a in arms.items()}
     result = facts(w) | {"bridge": kind, "parameter_efficiency": score, "parameter_efficiency_low": low, "parameter_efficiency_high": high,
                          "training_time_ratio": table["100M"]["seconds_per_step"] / table["10M"]["seconds_per_step"], "ladder_scale": scale,
                          "ladder": "millions of parameters as they stand" if scale == 1 else
@@ -713,11 +724,6 @@ def scaling(w, started):
     result = conclude(w, result, started, {"vae": rows["vae"], **{k: rows[k] for k in arms}}, (arms["10M"], trained["10M"][0][0]))
     scaling_picture(w.out.with_suffix(".png"), result, w.lpips_name, {k: t.mean() for k, t in scores[w.lpips_name].items()})
     return result
-
-
-def median(x):
-    x = sorted(x)
-    return x[len(x) // 2]
 
 
 def strips(figure, saved, names, title):
@@ -833,17 +839,8 @@ def ablation(w, started):
     rows = {name: decoded(w, trained[name], a) for name, a in arms.items()} | controls(w)
     scores = scored(w, rows, {w.lpips_name: w.lpips, "ssim": ssim})
     base = scores[w.lpips_name]
-    against = {name: paired_test(base[name], base["from scratch" if name == "from --init" else kinds[0]], w.sources, seed=w.seed) for name in arms if name != kinds[0]}
-    adjusted = holm({k: t["p"] for k, t in against.items()})
-    table = {}
-    for name, a in arms.items():
-        table[name] = {"bridge": a["bridge"], "parameters": parameters(trained[name][0][0]), "point": a.get("point", w.point), "size": a.get("size", w.index["size"]), "items": len(a["train"]),
-                       "best_epoch": [r["epoch"] for _, r in trained[name]], "seconds_per_step": median(r["seconds_per_step"] for _, r in trained[name])}
-        table[name] |= {"kept_parameters": a["kept"][0]} if "kept" in a else {}
-        for key, t in scores.items():
-            table[name] |= dict(zip((key, f"{key}_low", f"{key}_high"), bootstrap(t[name], w.sources, seed=w.seed), strict=True))
-        if name in against:
-            table[name] |= {"worse": against[name]["gain"], "worse_low": against[name]["gain_low"], "worse_high": against[name]["gain_high"], "p_holm": adjusted[name]}
+    against = worse(w, base, {name: "from scratch" if name == "from --init" else kinds[0] for name in arms if name != kinds[0]})
+    table = {name: row_of(w, a, trained[name], {key: t[name] for key, t in scores.items()}, against.get(name)) for name, a in arms.items()}
     best = {group: min(names, key=lambda name: table[name][w.lpips_name]) for group, names in groups.items() if len(names) > 1}
     result = facts(w) | {"bridge": kinds[0], **{f"best_{group}": name for group, name in best.items()},
                          **{f"{w.lpips_name}_{k}": base[k].mean() for k in ("vae", "mean_image")}, "groups": groups, "arms": table}
@@ -905,7 +902,6 @@ def hybrid(w, started):
     rows = {name: decoded(w, trained[name], a) for name, a in arms.items()} | controls(w)
     scores = scored(w, rows, {w.lpips_name: w.lpips, "ssim": ssim})
     scores["recon_spatial_iou"], runs = looked_at(w, rows)
-    val = {name: sum(r["val"] for _, r in trained[name]) / len(trained[name]) for name in arms}
     rivals = [name for name in arms if name not in ("fused", "oracle", "model")]  # what has not seen this item's tokens of the trained model
     criteria = {}
     for key, table in scores.items():
@@ -915,11 +911,9 @@ def hybrid(w, started):
     criteria["fused_map50"] = ap_criterion(maps["fused"], {k: m for k, m in maps.items() if k != "fused"}, w.sources, layer=w.point, options_searched=len(maps) - 1)
     adds, repairs = criteria[w.lpips_name], paired_test(scores[w.lpips_name]["model"], scores[w.lpips_name]["fused"], w.sources, seed=w.seed)
     answer = {"model_adds": says(adds, adds["ceiling"] - adds["floor"]), "spatial_adds": says(repairs, scores[w.lpips_name]["vae"].mean() - scores[w.lpips_name]["model"].mean())}
-    table = {name: {"bridge": a["bridge"], "parameters": parameters(trained[name][0][0]), "val_loss": val[name], "best_epoch": [r["epoch"] for _, r in trained[name]]} for name, a in arms.items()}
-    for name, row in table.items():
-        for key, t in scores.items():
-            row |= dict(zip((key, f"{key}_low", f"{key}_high"), bootstrap(t[name], w.sources, seed=w.seed), strict=True))
-        row |= {"recon_map50": runs[name]["ap"].mean()} | ({"fused_map50": maps[name]["ap"].mean()} if name in maps else {})
+    table = {name: row_of(w, a, trained[name], {key: t[name] for key, t in scores.items()}) | {"recon_map50": runs[name]["ap"].mean()} for name, a in arms.items()}
+    for name, runs_of in maps.items():
+        table[name]["fused_map50"] = runs_of["ap"].mean()
     result = facts(w) | {"spatial": index["model"], "spatial_layer": last, **answer}
     for name, test in (("model_adds", adds), ("spatial_adds", repairs)):
         result |= {f"{name}_{k}": test[k] for k in ("gain", "gain_low", "gain_high", "p")}
@@ -1110,6 +1104,7 @@ def video(args, started):
     args.out = str(w.out)
     result["run"] = run_info(args, started, script="adapt.py", device=f"{w.device.type} ({w.why})", dtype=str(w.dtype), ranks=ranks()[1], **w.how)
     meta = {"into": args.into, "model": w.index["model"], "point": w.point, "decoder": w.entry["name"], "weights": w.index["weights"], "frames": args.frames, "data_path": w.index["data_path"]}
+    meta |= {"latent_grid": list(clean.shape[1:4])} if args.into == "latents" else {}
     ids = [i["id"] for i in w.items]
     content = {"latents": made[0].unflatten(1, clean.shape[1:4]).half()} if args.into == "latents" else {"embeds": made[0].half()}
     save_pt(w.out.parent / f"conditioning-{args.into}.pt", RESULT, ids, meta, **content)
@@ -1117,6 +1112,28 @@ def video(args, started):
     save_yaml(w.out, result)
     for f in folder.glob("*.pt"):
         f.unlink()
+    say(result)
+    return result
+
+
+def apply(args, started):
+    """What a trained adapter says of other items: conditioning-<into>.pt, which predict.py --adapter takes."""
+    use, meta = load_adapter(args.apply)
+    index, read = load_features(args.features)
+    if meta["point"] not in index["points"]:
+        refuse(f"{args.apply} reads {meta['point']}, which {args.features} does not hold; its points are {', '.join(index['points'])}")
+    x = read(meta["point"])
+    x = x[:, 0] if x.shape[1] == 1 else x.flatten(1, 2)
+    if list(x.shape[1:]) != [*meta["grids"][0], meta["dims"][0]] or len(meta["dims"]) > 1:
+        refuse(f"{args.apply} reads {len(meta['dims'])} token set(s) of {meta['grids']} places and width {meta['dims']}, and {args.features} holds {list(x.shape[1:])} at {meta['point']}; "
+               "extract with the same model, size and frames, or train on these with --init")
+    out = Path(args.out or Path(args.features).parent / f"conditioning-{meta['into']}.pt")
+    check_writable(out)
+    given = torch.cat([use(part) for part in x.split(64)]).half()
+    meta = meta | {"model": index["model"], "weights": index["weights"], "data_path": index["data_path"]}
+    content = {"embeds": given} if meta["into"] != "latents" else {"latents": given.unflatten(1, meta["latent_grid"]) if "latent_grid" in meta else given[:, None]}
+    save_pt(out, RESULT, index["ids"], meta, **content)
+    result = {"stage": "adapt", "mode": "apply", "adapter": args.apply, **{k: meta[k] for k in ("into", "model", "decoder", "point")}, "items": len(given), "out": str(out)}
     say(result)
     return result
 
@@ -1179,6 +1196,7 @@ def get_args(argv):
     p.add_argument("--bridges", help="of latents the better one on val is taken; scaling and video take the first; ablation compares (default: mlp,queries; scaling mlp, video queries; "
                    "ablation queries,mlp,perceiver,bottleneck,lora)")
     p.add_argument("--init", help="an adapter.pt to start from, another model's perhaps: what has the same shape is kept; ablation compares it with a start from scratch")
+    p.add_argument("--apply", help="an adapter.pt: write what it says of --features, and train nothing")
     p.add_argument("--loss", choices=("latents", "pixels", "words", "flow"), help="squared error of latents; LPIPS + 0.1 L2 of the decoded picture; video: squared error of the "
                    "text encoder's embeddings of the clip's words, or of the transformer's velocity")
     p.add_argument("--unscaled", action="store_true", help="scaling: the ladder of 5 to 100 million parameters as it stands, for a small model too")
@@ -1195,6 +1213,8 @@ def get_args(argv):
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
+    if args.apply:
+        return apply(args, started)
     if args.mode == "video":
         return video(args, started)
     if args.smoke:

@@ -308,6 +308,7 @@ MODELS = {
     "grounding-dino": {"kind": "encoder", "path": "IDEA-Research/grounding-dino-tiny", "size": 768, "clip": 768},
     "vjepa2": {"kind": "encoder", "path": "facebook/vjepa2-vitl-fpc64-256", "size": 256, "clip": 256},
     "ltx": {"kind": "vae", "path": "Lightricks/LTX-Video", "subfolder": "vae", "size": 224, "clip": 224},
+    "ltx-video": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": "Lightricks/LTX-Video", "size": 512, "clip": 512, "frames": 25, "vae": "ltx"},
 }
 # name: (model type, licence, billions of parameters: all, the head (0: shared with the embedding), outside the layer stacks (without the head), the largest layer;
 # tower: (layers, patch in pixels, width), with layers (a, b, ...) of stages, each of which halves the side of the grid and doubles the width of the one before;
@@ -388,6 +389,8 @@ CONFIGS = "config.json", "model_index.json"  # what says which class a folder ho
 
 def registry_name(name):
     """The registry's own name for `name`: itself in any case, its repository on the hub, or the repository without its owner."""
+    if name.lower() in MODELS:
+        return name.lower()
     for own, entry in MODELS.items():
         if name.lower() in (own, *(() if entry["path"].startswith(TINY) else (entry["path"].lower(), Path(entry["path"]).name.lower()))):
             return own

@@ -224,7 +224,7 @@ def test_the_ladder_in_full(made, tmp_path, monkeypatch):
     found = load_yaml(tmp_path / "s.yaml", "adapt")
     for row in found["sizes"].values():
         assert abs(row["parameters"] - row["wanted"]) <= 0.05 * row["wanted"]
-    assert len({row["steps"] for row in found["sizes"].values()}) == 1
+    assert len({step for row in found["sizes"].values() for step in row["steps"]}) == 1  # early stopping is off
     assert found["parameter_efficiency_low"] < found["parameter_efficiency"] < found["parameter_efficiency_high"]
     assert found["criteria"]["parameter_efficiency"]["stand_in"] == ("lpips_random_backbone" in found) and "200" in found["ladder"]
     assert (tmp_path / "s.png").stat().st_size > 20000
@@ -273,6 +273,29 @@ def test_an_ablation_changes_one_thing_at_a_time_and_a_start_from_a_trained_adap
     assert found["arms"]["from --init"]["worse_high"] < 0 and (tmp_path / "a.png").is_file()
 
 
+@pytest.mark.slow
+def test_an_adapter_learns_to_say_what_the_text_encoder_would_and_from_noise_it_learns_nothing(tmp_path):
+    import data
+    data.main(["moving", "--n", "60", "--out", str(tmp_path / "clips")])
+    items, _ = load_items(tmp_path / "clips")
+    words = sorted({w for i in items for w in (*i["names"][-1].split(), i["direction"])})
+    told = torch.tensor([[float(w in (*i["names"][-1].split(), i["direction"])) for w in words] for i in items])[:, None, None, None].expand(-1, 2, 2, 2, -1)
+    noise = torch.randn(told.shape, generator=torch.Generator().manual_seed(0))
+    gains = {}
+    for name, x in (("told", told), ("noise", noise)):
+        plant_features(tmp_path / name, [i["id"] for i in items], {"language.0": x}, tmp_path / "clips", size=64)
+        adapt.main(["--mode", "video", "--features", str(tmp_path / name), "--lr", "3e-3", "--epochs", "40", "--seeds", "2", "--out", str(tmp_path / name / "video.yaml")])
+        found = load_yaml(tmp_path / name / "video.yaml", "adapt")
+        gains[name] = [found["criteria"][k]["gain_low"] for k in ("embedding_error", "flow_error")]
+    assert min(gains["told"]) > 0 and gains["noise"][0] < 0.02, gains
+    kept = load_pt(tmp_path / "told" / "conditioning-prompt.pt", "foresight.result.v1")
+    use, meta = adapt.load_adapter(tmp_path / "told" / "adapter-prompt.pt")
+    assert kept["ids"] == [i["id"] for i in items] and kept["meta"]["into"] == meta["into"] == "prompt" and kept["embeds"].shape[2] == 64
+    assert (use(told.half().float().flatten(1, 2)) - kept["embeds"].float()).abs().max() < 1e-2
+    adapt.main(["--apply", str(tmp_path / "told" / "adapter-prompt.pt"), "--features", str(tmp_path / "told"), "--out", str(tmp_path / "again.pt")])
+    assert torch.equal(load_pt(tmp_path / "again.pt", "foresight.result.v1")["embeds"], kept["embeds"])
+
+
 def refused(capsys, *arguments):
     with pytest.raises(SystemExit) as e:
         adapt.main([str(a) for a in arguments])
@@ -297,6 +320,7 @@ def test_bad_input_is_refused_in_one_sentence(made, tmp_path, capsys):
     assert "lora out of --bridges" in but(mode="ablation", bridges="mlp,lora")
     assert "foresight.adapter" in but(mode="ablation", init=folder / "adapt-latents.pt")
     assert "give 9" in but(mode="video", frames=12)
+    assert "reads rotated" in refused(capsys, "--apply", folder / "adapter.pt", "--features", folder / "latents")
     assert "has 1 frames" in but(mode="video", frames=9)
     assert "--align" in refused(capsys, "--features", folder / "features", "--latents", folder / "latents")
     save_yaml(tmp_path / "align.yaml", {"stage": "align", "linear_r2_layer": None})  # what align.py says where no layer has a grid

@@ -177,7 +177,7 @@ def spelt_out(points):
 
 
 def test_every_entry_that_states_facts_is_built_here_and_every_model_of_the_hub_states_them():
-    assert set(PUBLISHED) == set(common.FACTS) == {name for name, entry in MODELS.items() if not entry["path"].startswith(common.TINY)}
+    assert set(PUBLISHED) == set(common.FACTS) == {name for name, entry in MODELS.items() if not entry["path"].startswith(common.TINY) and entry["kind"] != "video"}  # test_predict.py builds pipelines
     for name in PUBLISHED:
         assert common.KIND_OF_TYPE[MODELS[name]["type"]] == MODELS[name]["kind"]
 

@@ -345,9 +345,14 @@ def test_gate_2_decides_by_its_table(tmp_path, verdict, word, changes):
 
 def test_a_frozen_film_does_not_pass_for_its_temporal_consistency(tmp_path):
     frozen = {"score": 0.02, "low": 0.0, "high": 0.04, "gain": 0.01, "gain_low": 0.0, "gain_high": 0.02}
-    found = gate2(tmp_path, predict_coherence=criteria("temporal_closeness", **frozen))
+    found = gate2(tmp_path, predict_coherence=criteria("decoded_closeness", **frozen))
     row = found["criteria"]["temporal_consistency"]
     assert (row["answer"], row["plain_pass"], row["reason"]) == ("FAIL", True, verify.FROZEN)
+
+
+def test_a_model_that_does_not_see_the_clips_themselves_cannot_judge_films(tmp_path):
+    row = gate2(tmp_path, explain_films=criteria("semantic_accuracy", ceiling=0.6, **WRONG_SIDE))["criteria"]["semantic_accuracy"]
+    assert row["answer"] == "INCONCLUSIVE" and "0.600" in row["reason"]
 
 
 def test_gate_2_without_films_says_what_was_not_measured(tmp_path, capsys):
