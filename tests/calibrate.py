@@ -250,13 +250,14 @@ def bridge_world(pool, kind, n, g, noise=0.0):
     turn = torch.linalg.qr(torch.randn(y.shape[-1], y.shape[-1], generator=g))[0]
     x = {"oracle": y @ turn, "noisy": y @ turn + noise * torch.randn(y.shape, generator=g), "constant": torch.ones_like(y),
          "position": torch.randn(y[:1].shape, generator=g).expand_as(y) + 1e-3 * torch.randn(y.shape, generator=g), "shuffled": (y @ turn)[torch.randperm(len(y), generator=g)]}[kind]
-    models = [adapt.train_bridge("mlp", x, y, split, s, 15, 32, torch.device("cpu"))[0] for s in range(2)]
+    shape, how = ([x.shape[1:3]], [x.shape[3]], tuple(y.shape[1:3]), y.shape[3]), adapt.SETTINGS["latents"] | {"epochs": 15}
+    models = [adapt.train(lambda: adapt.Mlp(*shape), lambda m, items, *_: (m(x[items]) - y[items]).square().mean(), split, s, how)[0] for s in range(2)]
     originals = torch.cat([pool.items[i]["frames"] for i in pick.tolist()])
 
     def of(s):
         test = s["test"]
         with torch.inference_mode():
-            rows = {"bridge": torch.cat([adapt.decode(decoder["vae"], m(x[test])[:, None]) for m in models]), "vae": decoder["pictures"][pick[test]],
+            rows = {"bridge": torch.cat([adapt.decode(decoder["vae"], m(x[test])) for m in models]), "vae": decoder["pictures"][pick[test]],
                     "mean_image": originals[split["train"]].float().mean(0).round().byte().expand(len(test), -1, -1, -1)}
         rows["other_item"] = rows["bridge"].unflatten(0, (2, -1)).roll(1, 1).flatten(0, 1)
         out = {}
@@ -277,8 +278,8 @@ def with_decoder(pool):
         latents = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(16)]).permute(0, 2, 3, 4, 1)
     with contextlib.redirect_stderr(io.StringIO()):
         distance, name = common.load_lpips()
-    latents = (latents - vae.latents_mean) / vae.latents_std
-    pool.decoder = {"vae": vae, "latents": latents[:, 0], "pictures": adapt.decode(vae, latents), "lpips": distance, "stand_in": name != "lpips"}
+    latents = ((latents - vae.latents_mean) / vae.latents_std)[:, 0]
+    pool.decoder = {"vae": vae, "latents": latents, "pictures": adapt.decode(vae, latents), "lpips": distance, "stand_in": name != "lpips"}
 
 
 def answered(name, found, kind, n, where, offset=None):
