@@ -47,7 +47,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
-	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
+	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
 
 # ---- set-up, once
@@ -148,14 +148,15 @@ LADDER ?= $(if $(filter tiny%,$(MODEL)),--warm 12 --epochs 3)
 ARMS ?= $(if $(filter tiny%,$(MODEL)),--loss latents --epochs 4)
 FILMS ?= $(if $(filter tiny%,$(MODEL)),--seeds 2 --strengths 0.5)
 H := results/$(notdir $(ENCODER))+$(M)/$(DATA)/features
+OTHER := $(filter-out $(if $(filter tiny%,$(MODEL)),96,448),$(SIZES))  # sizes beside the model's own
 PICTURES = --latents $(V)/features --align $(R)/align.yaml --vae $(VAE) --judge $(ENCODER) --seed $(SEED) $(GATE2)
 
 $(H)/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(ENCODER)+$(MODEL) --data data/$(DATA) --points $(POINTS) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $(@D)
 $(R)/adapt-scaling.yaml: $(R)/align.yaml adapt.py common.py
 	$(RUN) adapt.py --mode scaling --features $(R)/features $(PICTURES) $(LADDER) --out $@
-$(R)/adapt-ablation.yaml: $(R)/align.yaml $(foreach s,$(SIZES),$(R)@$(s)/features/index.yaml) adapt.py common.py
-	$(RUN) adapt.py --mode ablation --features $(R)/features $(PICTURES) $(ARMS) --at $(foreach s,$(SIZES),$(R)@$(s)/features) --out $@
+$(R)/adapt-ablation.yaml: $(R)/align.yaml $(foreach s,$(OTHER),$(R)@$(s)/features/index.yaml) adapt.py common.py
+	$(RUN) adapt.py --mode ablation --features $(R)/features $(PICTURES) $(ARMS) --at $(foreach s,$(OTHER),$(R)@$(s)/features) --out $@
 $(R)/adapt-hybrid.yaml: $(R)/align.yaml $(H)/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode hybrid --features $(H)/$(M) --spatial $(H)/$(notdir $(ENCODER)) --random $(R)/features-random $(PICTURES) $(ARMS) --out $@
 
@@ -208,7 +209,7 @@ bench-gpu: $(SETUP)  ## the same on a CUDA device with networks of full size: re
 calibrate: $(SETUP)  ## how often gate 1 itself is wrong, on planted worlds: results/calibrate.yaml and .png (about 10 minutes)
 	$(PY) tests/calibrate.py
 smoke: $(SETUP)  ## every stage on made-up input
-	for stage in data extract probe align adapt verify explain; do $(PY) $$stage.py --smoke || exit 1; done
+	for stage in data extract probe align adapt predict verify explain; do $(PY) $$stage.py --smoke || exit 1; done
 lint: $(SETUP)  ## ruff
 	$(PY) -m ruff check .
 clean:  ## remove data/ and results that are not part of the repository

@@ -20,10 +20,10 @@ was killed goes on where it stopped. Scores of the decoded test pictures:
 
 beside the VAE's own reconstruction (ceiling), the mean image and another item's picture (floors), and the same bridge from an untrained network.
 """
-import copy
 import hashlib
 import math
 import os
+import pickle
 import time
 from bisect import bisect_right
 from pathlib import Path
@@ -181,18 +181,28 @@ class Fusion(torch.nn.Module):
 
 
 class Lora(torch.nn.Module):
-    """LoRA (Hu et al. 2022; peft) on queries and values inside the model itself, and one linear map from a language layer's rows of the picture to the latents.
+    """LoRA (Hu et al. 2022; peft) on queries and values of the language model's layers up to one, and a linear map from its rows of the picture to the latents.
 
-    It reads pictures, not stored tokens: `inputs` are the processor's of one batch.
+    It reads pictures, not stored tokens: `inputs` are the processor's of one batch. There is one copy of the model, whatever the number of seeds: `reset` draws anew.
     """
 
     def __init__(self, vlm, path, grid, out_grid, channels, rank=8):
         from peft import LoraConfig, get_peft_model
         super().__init__()
-        self.grid, self.out_grid, self.rows = tuple(grid[:2]), out_grid, vlm.config.image_token_id
-        self.vlm = get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"]))
+        self.grid, self.out_grid, self.rows, last = tuple(grid[:2]), out_grid, vlm.config.image_token_id, int(path.rpartition(".")[2])
+        self.vlm = get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=rf".*language_model\.layers\.({'|'.join(map(str, range(last + 1)))})\.self_attn\.[qv]_proj"))
         self.module = self.vlm.get_base_model().get_submodule(path)
         self.out = torch.nn.Linear(grid[2], channels)
+
+    def reset(self):
+        """As at first: peft's initialisation, by which nothing is changed yet."""
+        for name, p in learned(self).items():
+            if "lora_A" in name:
+                torch.nn.init.kaiming_uniform_(p, a=5**0.5)
+            elif "lora_B" in name:
+                torch.nn.init.zeros_(p)
+        self.out.reset_parameters()
+        return self
 
     def tokens(self, inputs):
         """[n, h, w, D] of the layer; the pass ends there."""
@@ -281,7 +291,10 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how["lr"], total_steps=last * per_epoch)
     g = torch.Generator().manual_seed(seed)
     best, epoch, seconds, kept = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}
-    saved = torch.load(state, weights_only=True) if state and state.is_file() else {}
+    try:
+        saved = torch.load(state, map_location="cpu", weights_only=True) if state and state.is_file() else {}
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        refuse(f"{state} is not readable; delete it, and its training starts again")
     if saved.get("how") == how and {k: v.shape for k, v in saved["model"].items()} == {k: v.shape for k, v in learned(model).items()}:
         model.load_state_dict(saved["model"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
@@ -308,6 +321,10 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
             with torch.no_grad():
                 fixed = torch.Generator().manual_seed(seed)  # the same noise in every epoch, where there is any
                 val = sum(loss_of(model, p, fixed, slice(None), False).item() * len(p) for p in split["val"].split(64)) / len(split["val"])
+            if n > 1:  # all end at the same epoch, whatever the rounding of each
+                shared = torch.tensor(val, device=device, dtype=torch.float64)
+                torch.distributed.broadcast(shared, 0)
+                val = shared.item()
             if val < best["val"]:
                 best, kept = {"val": val, "epoch": epoch}, {k: v.detach().cpu().clone() for k, v in learned(model).items()}
         if state and rank == 0:
@@ -315,17 +332,20 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
                      "best": best, "epoch": epoch, "seconds": seconds, "kept": kept}
             _atomically(state, lambda f, saved=saved: torch.save(saved, f))
     model.load_state_dict(kept, strict=False)
-    return model.eval(), best | {"steps": epoch * per_epoch, "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch)}
+    return model.eval(), best | {"weights": kept, "steps": epoch * per_epoch, "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch)}
 
 
 # ---------------------------------------------------------------- the decoder
 
+def at_step(vae, z):
+    """The time step that LTX-Video's own pipelines decode at, for autoencoders that are conditioned on one."""
+    return {"temb": torch.full((len(z),), 0.05, device=z.device, dtype=z.dtype)} if vae.config.timestep_conditioning else {}
+
+
 def pictures_of(vae, z):
     """Normalised latents [n, h, w, C] -> pictures [n, 3, H, W] in -1..1 (not clipped); differentiable."""
     z = (z.to(vae.device, vae.dtype) * vae.latents_std + vae.latents_mean).permute(0, 3, 1, 2)[:, :, None]
-    # 0.05 is the decode_timestep of LTX-Video's own pipelines, for autoencoders that are conditioned on it
-    more = {"temb": torch.full((len(z),), 0.05, device=z.device, dtype=z.dtype)} if vae.config.timestep_conditioning else {}
-    return vae.decode(z, **more).sample[:, :, 0].float()
+    return vae.decode(z, **at_step(vae, z)).sample[:, :, 0].float()
 
 
 @torch.inference_mode()
@@ -343,21 +363,23 @@ def to_floats(frames):
 def round_trip(vae, frames, latents):
     """How far, on the mean and of 255, what stored latents [n,h,w,C] decode to lies from the autoencoder's own reconstruction of uint8 frames [n,H,W,3]:
     nothing but rounding, unless they are another autoencoder's, or normalised one way only."""
-    own = vae.encode(to_floats(frames)[:, :, None].to(vae.device, vae.dtype)).latent_dist.mode()[:, :, 0].permute(0, 2, 3, 1)
-    own = decode(vae, (own - vae.latents_mean) / vae.latents_std)
-    return (decode(vae, latents).int() - own.int()).abs().float().mean().item()
+    z = vae.encode(to_floats(frames)[:, :, None].to(vae.device, vae.dtype)).latent_dist.mode()
+    torch.manual_seed(0)  # of decoders that add noise
+    own = vae.decode(z, **at_step(vae, z)).sample[:, :, 0].float().cpu()
+    torch.manual_seed(0)
+    return (decode(vae, latents).float() - ((own + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)).abs().mean().item()
 
 
 def pixel_loss(vae, lpips, pictures):
     """loss(latents [k, h, w, C], items): LPIPS + 0.1 L2 of what they decode to against pictures uint8 [n, H, W, 3], whose features are kept."""
     with torch.inference_mode():
-        parts = [lpips_features(lpips, to_floats(p).to(vae.device)) for p in pictures.split(64)]
+        parts = [[level.cpu() for level in lpips_features(lpips, to_floats(p).to(vae.device))] for p in pictures.split(64)]
     kept = [torch.cat(level).clone() for level in zip(*parts, strict=True)]
 
     def loss(z, items):
         x = pictures_of(vae, z)
         target = to_floats(pictures[items]).to(x.device)
-        return lpips_to(lpips, x, [level[items] for level in kept]).mean() + 0.1 * (x - target).square().mean()
+        return lpips_to(lpips, x, [level[items].to(x.device) for level in kept]).mean() + 0.1 * (x - target).square().mean()
     return loss
 
 
@@ -447,11 +469,24 @@ def checked_point(args, index, folder):
     return point
 
 
-def settings(args):
-    """SETTINGS of the mode, with what the command line says."""
+def settings(args, items):
+    """SETTINGS of the mode, with what the command line says; `items` there are to train on."""
     how = SETTINGS[args.mode] | {k: getattr(args, k) for k in SETTINGS[args.mode] if getattr(args, k) is not None}
-    if how["batch"] % (n := ranks()[1]):
-        refuse(f"--batch {how['batch']} cannot be shared out evenly among {n} ranks; give a multiple")
+    for name, least in (("seeds", 1), ("warm", 0), ("epochs", 1), ("patience", 1), ("batch", 1)):
+        if how[name] is not None and how[name] < least:
+            refuse(f"--{name} {how[name]} leaves nothing to train; give {least} or more")
+    if not 0 < how["lr"] < 1:
+        refuse(f"--lr {how['lr']} is no learning rate; give one between 0 and 1, such as 1e-4")
+    losses = ("words", "flow") if args.mode == "video" else ("latents", "pixels")
+    if how["loss"] not in losses:
+        refuse(f"--loss {how['loss']} is not for --mode {args.mode}; it knows {' and '.join(losses)}")
+    if args.width and args.width % 4:
+        refuse(f"--width {args.width} cannot be shared out among four heads; give {args.width // 4 * 4 + 4}")
+    how["batch"], n = min(how["batch"], items), ranks()[1]
+    if how["batch"] % n:
+        refuse(f"a batch of {how['batch']} (--batch, at most the {items} items there are) cannot be shared out evenly among {n} ranks; give a multiple of {n}")
+    if args.init and args.mode not in ("ablation", "video"):
+        refuse(f"--init goes with --mode ablation, which compares it with a start from scratch, and with video; leave it out of {args.mode}")
     return how
 
 
@@ -472,20 +507,26 @@ def prepare(args):
     for other, _ in w.others:
         if w.point not in other["points"]:
             refuse(f"--at: the features at {other['size']} px have no point {w.point!r}; extract them with the same --points")
-    for kind in args.bridges.split(","):
-        known(kind, BRIDGES | {"lora": Lora}, "bridge")
+    if args.mode == "ablation" and not args.bridges:
+        args.bridges = "mlp,queries,perceiver,bottleneck" + (",lora" if can_lora(w.index) else "")
+    kinds, single = args.bridges.split(","), {k: v for k, v in BRIDGES.items() if k != "fusion"}
+    for k, kind in enumerate(kinds):
+        known(kind, single | ({"lora": Lora} if args.mode == "ablation" and k else {}), "bridge")
     w.vae_entry, w.judge_entry = find_model(args.vae), find_model(args.judge)
     if w.vae_entry["kind"] != "vae" or w.judge_entry["kind"] != "encoder":
         refuse(f"--vae {args.vae} is a {w.vae_entry['kind']} and --judge {args.judge} a {w.judge_entry['kind']}; a vae and an encoder are needed")
     w.out = Path(args.out or Path(args.features).parent / f"adapt-{args.mode}.yaml")
     check_writable(w.out)
-    w.how = settings(args)
+    w.how = settings(args, len(w.split["train"]))
     w.init = load_pt(args.init, ADAPTER) if args.init else None
+    if w.init and w.init["meta"]["bridge"] not in single:
+        refuse(f"--init {args.init} holds a bridge of kind {w.init['meta']['bridge']}, which reads two token sets; give one of {', '.join(single)}")
     w.y = read_target("latents")[:, 0]
     w.sources = [w.items[i]["source"] for i in w.split["test"]]
     w.device, w.dtype, w.why = choose_device()
     print(f"device {w.device.type} ({w.why})")
-    w.vae = flatten_stills(load_video_vae(w.vae_entry, w.device, w.dtype)[0]).requires_grad_(False)
+    w.full = torch.float32 if w.dtype == torch.float16 else w.dtype  # in fp16 the gradients of a mean over pixels are zero
+    w.vae = flatten_stills(load_video_vae(w.vae_entry, w.device, w.full)[0]).requires_grad_(False)
     w.originals = torch.cat([frames_of(i, target["size"]) for i in w.items])
     if (away := round_trip(w.vae, w.originals[:4], w.y[:4])) > 2:
         refuse(f"{args.latents} does not hold latents of {args.vae}: decoded, they lie {away:.1f} of 255 from its own reconstruction; extract them with --model {args.vae}")
@@ -498,11 +539,10 @@ def prepare(args):
 def arm(w, kind, *sets, train=None, target=None, free=None, **facts):
     """One thing to be trained: a bridge of `kind` from token sets [n, h, w, D] that all items have, on `train` items, of `target` parameters or with its `free` settings."""
     moments = [moments_of(x, w.split["train"]) for x in sets]
-    sets = [(x - mean) / std for x, (mean, std) in zip(sets, moments, strict=True)]
     shape = [tuple(x.shape[1:3]) for x in sets], [x.shape[3] for x in sets], tuple(w.y.shape[1:3]), w.y.shape[3]
     free = sized(kind, target, *shape) if target else free or {}
     return {"bridge": kind, "shape": shape, "free": free, "moments": moments, "build": lambda: BRIDGES[kind](*shape, **free), "train": w.split["train"] if train is None else train,
-            "inputs": lambda items: [x[items].to(w.device) for x in sets], **facts}
+            "inputs": lambda items: [((x[items] - mean) / std).to(w.device) for x, (mean, std) in zip(sets, moments, strict=True)], **facts}
 
 
 def parameters(module):
@@ -512,8 +552,9 @@ def parameters(module):
 def run_arms(w, arms):
     """Train every arm, seed by seed: {name: [(module, record)]}. States of unfinished ones lie in a folder beside the result, under the name of all they depend on."""
     folder, trained = w.out.with_suffix(".training"), {}
-    known_by = hashlib.sha256(f"{w.index['run']['arguments'] if 'run' in w.index else w.index} {w.point} {w.vae_entry['name']}".encode()).hexdigest()[:8]
     for name, a in arms.items():
+        depends = [*(x for pair in a.get("moments", ()) for x in pair), *moments_of(w.y, a["train"]), *(w.init["weights"].values() if a.get("init") else ())]
+        known_by = hashlib.sha256(b"".join(x.float().numpy().tobytes() for x in depends)).hexdigest()[:12]  # other features, latents or weights are another training
         def loss_of(module, items, g, part, warm, a=a):
             z = module(*a["inputs"](items[part]))
             return w.pixel_loss(z, items[part]) if w.how["loss"] == "pixels" and not warm else (z - w.y[items[part]].to(z.device)).square().mean()
@@ -524,7 +565,8 @@ def run_arms(w, arms):
                 a["kept"] = start_from(module, w.init["weights"])
             return module
         split = {"train": a["train"], "val": w.split["val"]}
-        how = w.how | {"arm": name, "bridge": a["bridge"], **a["free"], "items": len(a["train"])}
+        more = len(w.split["train"]) / len(a["train"])  # where there are fewer items there are more epochs: as many steps
+        how = w.how | {k: w.how[k] and round(w.how[k] * more) for k in ("warm", "epochs", "patience")} | {"arm": name, "bridge": a["bridge"], **a["free"], "items": len(a["train"])}
         trained[name] = [train(build, loss_of, split, w.seed + s, how, w.device, folder / f"{known_by}-{name}-{w.seed + s}.pt", w.ids)
                          for s in tqdm(range(w.how["seeds"]), desc=name, unit="seed")]
     return trained
@@ -533,7 +575,11 @@ def run_arms(w, arms):
 @torch.inference_mode()
 def decoded(w, models, a):
     """Test pictures uint8 [S * n_test, H, W, 3] of every seed's module, seeds one after another."""
-    return torch.cat([decode(w.vae, torch.cat([m(*a["inputs"](p)).cpu() for p in w.split["test"].split(64)])) for m, _ in models])
+    out = []
+    for m, record in models:
+        m.load_state_dict(record["weights"], strict=False)  # LoRA's seeds share one module
+        out.append(decode(w.vae, torch.cat([m(*a["inputs"](p)).cpu() for p in w.split["test"].split(64)])))
+    return torch.cat(out)
 
 
 def controls(w):
@@ -687,6 +733,20 @@ def looked_at(w, rows):
 
 # ---------------------------------------------------------------- is a small bridge as good as a large one?
 
+def step_ratio(w, a, b, rounds=15):
+    """Median seconds of a training step of arm a over those of b, the two taking turns, so that what else the machine does meets both."""
+    seconds, modules = {0: [], 1: []}, [x["build"]().to(w.device) for x in (a, b)]
+    for k in range(rounds):
+        for which, (x, module) in enumerate(zip((a, b), modules, strict=True)):
+            items = w.split["train"][torch.arange(k, k + w.how["batch"]) % len(w.split["train"])]
+            began = time.perf_counter()
+            z = module(*x["inputs"](items))
+            loss = w.pixel_loss(z, items) if w.how["loss"] == "pixels" else (z - w.y[items].to(z.device)).square().mean()
+            torch.autograd.grad(loss, list(module.parameters()))[0].sum().item()  # waits for the device
+            seconds[which].append(time.perf_counter() - began)
+    return sorted(seconds[0])[rounds // 2] / sorted(seconds[1])[rounds // 2]
+
+
 def ladder(w, dim):
     """{name: parameters} of the plan's ladder, and by what it was scaled: a bridge's parameters grow with the square of the width of the tokens that it reads."""
     scale = 1.0 if w.index["weights"] == "pretrained" or w.args.unscaled else (dim / REFERENCE_WIDTH) ** 2
@@ -711,13 +771,17 @@ def scaling(w, started):
                                layer=w.point, options_searched=1) for key, table in scores.items()}
     large, small = scores[w.lpips_name]["100M"], scores[w.lpips_name]["10M"]
     score, low, high = ratio(large, small, w.sources, seed=w.seed)
+    plain = {"error_ratio": score, "error_ratio_low": low, "error_ratio_high": high}
+    if w.lpips_name != "lpips":  # an untrained backbone's errors are not held against a threshold for LPIPS: skill between the mean image and the VAE stands in, of 10M over that of 100M
+        floor, ceiling = (scores[w.lpips_name][k].mean() for k in ("mean_image", "vae"))
+        score, low, high = ratio((small - floor) / (ceiling - floor), (large - floor) / (ceiling - floor), w.sources, seed=w.seed)
     # two bridges that both learned nothing are equally good: the gain that must exclude zero is that of the small one over the floors
-    criteria["parameter_efficiency"] = criteria[w.lpips_name] | {"score": score, "low": low, "high": high, "better": "higher", "lpips_100M": large.mean(), "lpips_10M": small.mean(),
+    criteria["parameter_efficiency"] = criteria[w.lpips_name] | {"score": score, "low": low, "high": high, "better": "higher", "lpips_100M": large.mean(), "lpips_10M": small.mean(), **plain,
                                                                  "stand_in": w.lpips_name != "lpips"}
     against = worse(w, scores[w.lpips_name], {name: "10M" for name in rungs if name != "10M"})
     table = {name: row_of(w, a, trained[name], {key: t[name] for key, t in scores.items()}, against.get(name)) | {"wanted": rungs[name]} for name, a in arms.items()}
-    result = facts(w) | {"bridge": kind, "parameter_efficiency": score, "parameter_efficiency_low": low, "parameter_efficiency_high": high,
-                         "training_time_ratio": table["100M"]["seconds_per_step"] / table["10M"]["seconds_per_step"], "ladder_scale": scale,
+    result = facts(w) | {"bridge": kind, "parameter_efficiency": score, "parameter_efficiency_low": low, "parameter_efficiency_high": high, **plain,
+                         "training_time_ratio": step_ratio(w, arms["100M"], arms["10M"]), "ladder_scale": scale,
                          "ladder": "millions of parameters as they stand" if scale == 1 else
                                    f"5 to 100 million parameters times ({x.shape[3]} / {REFERENCE_WIDTH})^2, the tokens' width against Qwen2.5-VL-7B's",
                          **headline({k: c for k, c in criteria.items() if k != "parameter_efficiency"}, w.lpips_name), "criteria": criteria, "sizes": table}
@@ -758,8 +822,8 @@ def scaling_picture(path, result, measure, means):
     axis.set_xticks(at, [f"{name}\n{x:,}" for name, x in zip(sizes, at, strict=True)])
     axis.minorticks_off()
     axis.set(xlabel="rung of the ladder, trained parameters of the bridge", ylabel=f"{measure} (lower is better)",
-             title=f"{result['model']} {result['layer']} to {result['decoder']}, bridge {result['bridge']}: error of 100M / 10M = {result['parameter_efficiency']:.3f} "
-                   f"[{result['parameter_efficiency_low']:.3f}, {result['parameter_efficiency_high']:.3f}]")
+             title=f"{result['model']} {result['layer']} to {result['decoder']}, bridge {result['bridge']}: error of 100M / 10M = {result['error_ratio']:.3f} "
+                   f"[{result['error_ratio_low']:.3f}, {result['error_ratio_high']:.3f}]")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     strips(bottom, load_pt(path.with_suffix(".pt"), RESULT), ["vae", *sizes], "Test pictures through the frozen decoder")
     figure.savefig(path, dpi=80)
@@ -768,39 +832,41 @@ def scaling_picture(path, result, measure, means):
 
 # ---------------------------------------------------------------- which bridge, layer, resolution; how many samples?
 
+def can_lora(index):
+    """Has the model these features are of language layers, and a processor that is asked as `lora_arm` asks it?"""
+    return index.get("kind") == "vlm" and find_model(index["model"]).get("type", "").startswith("qwen") and any(p.startswith("language.") for p in with_grid(index))
+
+
 def lora_arm(w):
     """The LoRA bridge: pictures through the VLM itself up to the middle one of the stored language layers.
 
     Refused unless what the untouched model says there equals the stored features: then rows, order and size are those that all other bridges read.
     """
     layers = [p for p in with_grid(w.index) if p.startswith("language.")]
-    if w.index.get("kind") != "vlm" or not layers:
-        refuse(f"a LoRA bridge lies inside a language model, and {w.args.features} holds no language layer of one; leave lora out of --bridges")
+    if not can_lora(w.index):
+        refuse(f"a LoRA bridge lies inside a language model of Qwen's family, and {w.args.features} holds no language layer of one; leave lora out of --bridges")
     point, size = layers[(len(layers) - 1) // 2], w.index["size"]
-    vlm, processor = load_vlm(find_model(w.index["model"]), w.device, w.dtype)
+    vlm, processor = load_vlm(find_model(w.index["model"]), w.device, w.full)
     vlm.requires_grad_(False)
     text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the picture."}]}], add_generation_prompt=True)
 
     def inputs(items):
         frames = [[frames_of(w.items[i], size)[0].permute(2, 0, 1)] for i in items]
         batch = processor(text=[text] * len(frames), images=frames, images_kwargs={"size": {"shortest_edge": 1, "longest_edge": size * size}}, return_tensors="pt")
-        return [{k: v.to(w.device, w.dtype) if v.is_floating_point() else v.to(w.device) for k, v in batch.items()}]
+        return [{k: v.to(w.device, w.full) if v.is_floating_point() else v.to(w.device) for k, v in batch.items()}]
 
     stored, out, some = w.read(point)[:, 0], (tuple(w.y.shape[1:3]), w.y.shape[3]), w.split["train"][:2]
     grid = tuple(stored.shape[1:])
-
-    def build():
-        return Lora(copy.deepcopy(vlm), w.index["points"][point]["module"], grid, *out)
-
+    module = Lora(vlm, w.index["points"][point]["module"], grid, *out).to(w.device)
     with torch.inference_mode():
-        own = build().to(w.device).tokens(*inputs(some)).cpu()
-    if own.shape != stored[some].shape or (own - stored[some]).norm() > 0.01 * stored[some].norm():
+        own = module.tokens(*inputs(some)).cpu()
+    if own.shape != stored[some].shape or (own - stored[some]).norm() > 0.02 * stored[some].norm():
         refuse(f"{w.index['model']} does not give back the stored features of {point}, so its rows are not those of the picture's grid; leave lora out of --bridges")
-    return {"bridge": "lora", "shape": ([grid[:2]], [grid[2]], *out), "free": {}, "train": w.split["train"], "inputs": inputs, "point": point, "build": build}
+    return {"bridge": "lora", "shape": ([grid[:2]], [grid[2]], *out), "free": {}, "train": w.split["train"], "inputs": inputs, "point": point, "build": module.reset}
 
 
 def ablation(w, started):
-    """Each arm differs in one thing from the first: the first of --bridges, at the recommended layer, on all train items."""
+    """Each arm differs in one thing from the first: the first of --bridges, at the recommended layer, on all train items. Fewer items are gone over more often, for equal steps."""
     kinds, train_items = w.args.bridges.split(","), w.split["train"]
     x = w.read(w.point)[:, 0]
     target = parameters(BRIDGES[kinds[0]]([tuple(x.shape[1:3])], [x.shape[3]], tuple(w.y.shape[1:3]), w.y.shape[3]))
@@ -820,9 +886,8 @@ def ablation(w, started):
                 add("bridge", kind, arm(w, kind, x, free={"width": 4}))
     if w.args.align:
         val = {p: r["linear_r2"]["val"] for p, r in load_yaml(w.args.align, "align")["layers"].items() if p in w.index["points"] and p not in ("pixels", w.point)}
-        for p in sorted(val, key=val.get, reverse=True)[:2]:
-            if p in with_grid(w.index):
-                add("point", p, arm(w, kinds[0], w.read(p)[:, 0], point=p))
+        for p in sorted((p for p in val if p in with_grid(w.index)), key=val.get, reverse=True)[:2]:
+            add("point", p, arm(w, kinds[0], w.read(p)[:, 0], point=p))
     for other, read in w.others:
         if other["size"] != w.index["size"]:
             add("size", f"{other['size']} px", arm(w, kinds[0], read(w.point)[:, 0], size=other["size"]))
@@ -841,11 +906,14 @@ def ablation(w, started):
     base = scores[w.lpips_name]
     against = worse(w, base, {name: "from scratch" if name == "from --init" else kinds[0] for name in arms if name != kinds[0]})
     table = {name: row_of(w, a, trained[name], {key: t[name] for key, t in scores.items()}, against.get(name)) for name, a in arms.items()}
-    best = {group: min(names, key=lambda name: table[name][w.lpips_name]) for group, names in groups.items() if len(names) > 1}
+    groups = {group: names for group, names in groups.items() if len(names) > 1}
+    first = {"bridge": kinds[0], "point": w.point, "size": f"{w.index['size']} px", "samples": f"{len(train_items)} items"}  # what the first arm is called in each
+    called = {group: {name: first.get(group, name) if name == kinds[0] else name for name in names} for group, names in groups.items()}
+    best = {group: called[group][min(names, key=lambda name: sum(table[name]["val_loss"]))] for group, names in groups.items()}  # chosen on val
     result = facts(w) | {"bridge": kinds[0], **{f"best_{group}": name for group, name in best.items()},
                          **{f"{w.lpips_name}_{k}": base[k].mean() for k in ("vae", "mean_image")}, "groups": groups, "arms": table}
     result = conclude(w, result, started, {"vae": rows["vae"], **{k: rows[k] for k in arms}}, (arms[kinds[0]], trained[kinds[0]][0][0]))
-    bars(w.out.with_suffix(".png"), {g: {name: table[name] for name in names} for g, names in groups.items() if len(names) > 1}, w.lpips_name,
+    bars(w.out.with_suffix(".png"), {group: {words: table[name] for name, words in names.items()} for group, names in called.items()}, w.lpips_name,
          {k: base[k].mean() for k in ("vae", "mean_image")}, f"{result['model']} to {result['decoder']}: one thing changed at a time, {w.how['seeds']} seeds", ["vae", *arms])
     return result
 
@@ -865,8 +933,8 @@ def bars(path, groups, measure, lines, title, names):
         axis.set_xticks(range(len(arms)), list(arms), rotation=40, ha="right", fontsize=8)
         axis.set(title=group, xlim=(-0.5, len(arms) - 0.5))
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:.3f}")
-        axis.yaxis.set_minor_formatter("{x:.3f}")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
     axis.legend(fontsize=8)
     top.supylabel(f"{measure} (lower is better)", fontsize=9)
     top.suptitle(title, fontsize=11)
@@ -878,7 +946,7 @@ def bars(path, groups, measure, lines, title, names):
 # ---------------------------------------------------------------- does the model add to a spatial encoder?
 
 def hybrid(w, started):
-    """Fusion of a spatial encoder's tokens with the model's, against everything that could help in their place. The best control on val is what it must beat."""
+    """Fusion of a spatial encoder's tokens with the model's, against everything that could help in their place. It must beat the best of them."""
     if not w.spatial:
         refuse("--mode hybrid needs --spatial, features of a spatial encoder of the same pictures")
     index, read = w.spatial
@@ -895,32 +963,34 @@ def hybrid(w, started):
     second["oracle"] = w.y
     arms = {name: arm(w, "fusion", s, x) for name, x in second.items()}
     size = parameters(arms["fused"]["build"]())
-    arms |= {"spatial": arm(w, "mlp", s), "spatial_wide": arm(w, "mlp", s, target=size), "model": arm(w, "mlp", v, target=size)}
+    arms |= {"spatial": arm(w, "mlp", s), "spatial_wide": arm(w, "mlp", s, target=size), "model": arm(w, "mlp", v, target=size), "model_twice": arm(w, "fusion", v, v)}
     trained = run_arms(w, arms)
     if ranks()[0]:
         return {}
     rows = {name: decoded(w, trained[name], a) for name, a in arms.items()} | controls(w)
     scores = scored(w, rows, {w.lpips_name: w.lpips, "ssim": ssim})
     scores["recon_spatial_iou"], runs = looked_at(w, rows)
-    rivals = [name for name in arms if name not in ("fused", "oracle", "model")]  # what has not seen this item's tokens of the trained model
+    rivals = [name for name in arms if name not in ("fused", "oracle", "model", "model_twice")]  # what has not seen this item's tokens of the trained model
     criteria = {}
     for key, table in scores.items():
         criteria[key] = criterion(table["fused"], {k: table[k] for k in (*rivals, "mean_image")}, w.sources, ceiling=table["vae"].mean().item(), better=better(key), seed=w.seed, layer=w.point,
-                                  options_searched=len(rivals), controls={k: table[k].mean() for k in ("model", "oracle")})
+                                  options_searched=len(rivals), controls={k: table[k].mean() for k in ("model", "model_twice", "oracle")})
     maps = detections(w, trained, arms, [name for name in ("fused", "zero", "noise", "twice", "shuffled") if name in arms])
     criteria["fused_map50"] = ap_criterion(maps["fused"], {k: m for k, m in maps.items() if k != "fused"}, w.sources, layer=w.point, options_searched=len(maps) - 1)
-    adds, repairs = criteria[w.lpips_name], paired_test(scores[w.lpips_name]["model"], scores[w.lpips_name]["fused"], w.sources, seed=w.seed)
-    answer = {"model_adds": says(adds, adds["ceiling"] - adds["floor"]), "spatial_adds": says(repairs, scores[w.lpips_name]["vae"].mean() - scores[w.lpips_name]["model"].mean())}
+    errors = scores[w.lpips_name]
+    alone = min(("model", "model_twice"), key=lambda k: errors[k].mean())  # the better of a bridge at every place and of one with attention, which the fused tokens have too
+    adds, repairs = criteria[w.lpips_name], paired_test(errors[alone], errors["fused"], w.sources, seed=w.seed)
+    answer = {"model_adds": says(adds, adds["ceiling"] - adds["floor"]), "spatial_adds": says(repairs, errors["vae"].mean() - errors[alone].mean())}
     table = {name: row_of(w, a, trained[name], {key: t[name] for key, t in scores.items()}) | {"recon_map50": runs[name]["ap"].mean()} for name, a in arms.items()}
     for name, runs_of in maps.items():
         table[name]["fused_map50"] = runs_of["ap"].mean()
     result = facts(w) | {"spatial": index["model"], "spatial_layer": last, **answer}
     for name, test in (("model_adds", adds), ("spatial_adds", repairs)):
         result |= {f"{name}_{k}": test[k] for k in ("gain", "gain_low", "gain_high", "p")}
-    result |= {"rival": adds["floor_name"], **overhead(w), **headline(criteria, w.lpips_name), "criteria": criteria, "arms": table}
+    result |= {"rival": adds["floor_name"], "model_alone": alone, **overhead(w), **headline(criteria, w.lpips_name), "criteria": criteria, "arms": table}
     names = {"mean_image": "the mean image", "fused": "spatial + model", "spatial": "spatial alone", "spatial_wide": "spatial alone, wider", "twice": "spatial + itself",
              "zero": "spatial + zeros", "noise": "spatial + noise",
-             "shuffled": "spatial + another item's", "random": "spatial + untrained model", "model": "model alone", "oracle": "spatial + true latents"}
+             "shuffled": "spatial + another item's", "random": "spatial + untrained model", "model": "model alone", "model_twice": "model + itself", "oracle": "spatial + true latents"}
     result = conclude(w, result, started, {"vae": rows["vae"], **{k: rows[k] for k in arms}}, (arms["fused"], trained["fused"][0][0]))
     bars(w.out.with_suffix(".png"), {f"{index['model']} {last} + {w.index['model']} {w.point}": {words: table[k] for k, words in names.items() if k in table}}, w.lpips_name,
          {k: scores[w.lpips_name][k].mean() for k in ("vae", "mean_image")}, f"Does {w.index['model']} add to {index['model']}? {answer['model_adds']}: {adds['gain']:+.4f} "
@@ -963,28 +1033,30 @@ def film_world(args):
     w.items, w.ids = join(items, w.index, args.features), w.index["ids"]
     w.split = split_indices(w.items, args.features)
     w.point = checked_point(args, w.index, args.features)
-    frames = args.frames
+    entry = find_model(args.video)
+    if entry["kind"] != "video":
+        refuse(f"--video {args.video} is a {entry['kind']}; a video pipeline is needed, such as tiny-ltx or ltx-video")
+    args.frames = frames = args.frames or entry.get("frames", 9)
     if frames < 9 or frames % 8 != 1:
         refuse(f"--frames {frames} is not 8k+1, of which LTX-Video's autoencoder would silently drop some; give {max(frames // 8, 1) * 8 + 1}")
     if short := [i for i in w.items if len(i.get("frames", ())) < frames]:
         refuse(f"{w.index['data_path']}: {short[0]['id']!r} has {len(short[0].get('frames', ()))} frames where {frames} are wanted; give --frames fewer, or a folder of clips")
     if args.into not in ("prompt", "caption", "latents"):
         refuse(f"--into {args.into!r} is no place where an adapter enters; known: prompt, caption, latents")
-    if args.into != "latents" and not all(caption(i) for i in w.items) and settings(args)["loss"] == "words":
+    if args.into != "latents" and not all(caption(i) for i in w.items) and (args.loss or SETTINGS["video"]["loss"]) == "words":
         refuse(f"{w.index['data_path']} has clips without text, which --loss words learns; use --loss flow")
-    entry = find_model(args.video)
-    if entry["kind"] != "video":
-        refuse(f"--video {args.video} is a {entry['kind']}; a video pipeline is needed, such as tiny-ltx or ltx-video")
     size = args.size or entry["clip"]
     if size % 32:
         refuse(f"--size {size} is not a multiple of 32, as LTX-Video wants; give {max(round(size / 32), 1) * 32}")
-    w.how, w.init = settings(args), load_pt(args.init, ADAPTER) if args.init else None
-    if w.how["loss"] not in ("words", "flow"):
-        refuse(f"--loss {w.how['loss']} is for pictures; --mode video knows words and flow")
+    w.how, w.init = settings(args, len(w.split["train"])), load_pt(args.init, ADAPTER) if args.init else None
+    w.kind = args.bridges.split(",")[0]
+    if w.kind not in ("queries", "perceiver"):
+        refuse(f"--bridges {w.kind} keeps a picture's places, and a prompt has none; --mode video takes queries or perceiver")
     w.out = Path(args.out or Path(args.features).parent / "adapt-video.yaml")
     check_writable(w.out)
     w.device, w.dtype, w.why = choose_device()
     print(f"device {w.device.type} ({w.why})")
+    w.dtype = torch.float32 if w.dtype == torch.float16 and w.how["loss"] == "flow" else w.dtype  # in fp16 the gradient through the transformer is lost
     w.entry, w.pipeline = entry, load_video_pipeline(entry, w.device, w.dtype)[0]
     for part in (w.pipeline.transformer, w.pipeline.text_encoder, w.pipeline.vae):
         part.requires_grad_(False)
@@ -1004,39 +1076,41 @@ def film_latents(w):
 
 @torch.inference_mode()
 def spoken(w, prompts, length):
-    """The text encoder's embeddings [n, length, C] of prompts, cut to the positions that the longest of them fills, and after `caption_projection` where the adapter enters there."""
-    out = []
+    """(embeddings [n, length, C], mask [n, length]) of prompts by the text encoder, cut to `length` positions, and after `caption_projection` where the adapter enters there."""
+    out, masks = [], []
     for k in range(0, len(prompts), 64):
-        x = w.pipeline.encode_prompt(prompts[k:k + 64], do_classifier_free_guidance=False, device=w.device)[0][:, :length]
+        x, mask, *_ = w.pipeline.encode_prompt(prompts[k:k + 64], do_classifier_free_guidance=False, device=w.device)
+        x = x[:, :length]
         out.append((w.pipeline.transformer.caption_projection(x) if w.args.into == "caption" else x).float().cpu())
-    return torch.cat(out)
+        masks.append(mask[:, :length].cpu())
+    return torch.cat(out), torch.cat(masks)
 
 
-def velocity(w, x, sigma, embeds):
-    """The transformer's velocity [n, t, h, w, C] at noised latents x of the same shape; sigma [n, t], 0 for frames that are given; embeds [n, L, C'] enter at --into."""
+def velocity(w, x, sigma, embeds, mask):
+    """The transformer's velocity [n, t, h, w, C] at noised latents x of the same shape; sigma [n, t], 0 for frames that are given; embeds [n, L, C'], which enter at --into, and
+    their mask [n, L]. Positions are those of LTXConditionPipeline."""
     n, t, h, wide, _ = x.shape
-    transformer, vae = w.pipeline.transformer, w.pipeline.vae
+    transformer, r, side = w.pipeline.transformer, w.pipeline.vae.temporal_compression_ratio, w.pipeline.vae.spatial_compression_ratio
+    axes = (torch.arange(t, device=x.device) * r + 1 - r).clamp(min=0) / 25, torch.arange(h, device=x.device) * float(side), torch.arange(wide, device=x.device) * float(side)
+    coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1).expand(n, -1, -1)
     words = embeds if w.args.into == "prompt" else embeds.new_zeros(n, embeds.shape[1], transformer.config.caption_channels)
     hook = transformer.caption_projection.register_forward_hook(lambda *_: embeds.to(w.dtype)) if w.args.into == "caption" else None
-    scale = vae.temporal_compression_ratio / 25, vae.spatial_compression_ratio, vae.spatial_compression_ratio
     try:
-        out = transformer(x.flatten(1, 3).to(w.dtype), words.to(w.dtype), 1000 * sigma.repeat_interleave(h * wide, 1).to(w.dtype), torch.ones(n, embeds.shape[1], device=x.device, dtype=w.dtype),
-                          num_frames=t, height=h, width=wide, rope_interpolation_scale=scale, return_dict=False)[0]
+        out = transformer(x.flatten(1, 3).to(w.dtype), words.to(w.dtype), 1000 * sigma.repeat_interleave(h * wide, 1), mask.to(x.device, w.dtype), video_coords=coordinates, return_dict=False)[0]
     finally:
         if hook:
             hook.remove()
     return out.float().unflatten(1, (t, h, wide))
 
 
-def flow_error(w, clean, embeds, g, part=slice(None)):
+def flow_error(w, clean, embeds, mask, g, part=slice(None)):
     """Squared error [k] of the velocity on all but the first latent frame, which is given (rectified flow, Liu et al. 2022), of those clips of clean [n, t, h, w, C] that `part` names.
     High noise, where the film is decided, is drawn more often."""
     noise, level = torch.randn(clean.shape, generator=g)[part], (1 - 0.95 * torch.rand(len(clean), generator=g) ** 2)[part]
     clean = clean[part]
     sigma = level[:, None] * (torch.arange(clean.shape[1]) > 0)
     s = sigma[:, :, None, None, None]
-    x = ((1 - s) * clean + s * noise).to(w.device)
-    out = velocity(w, x, sigma.to(w.device), embeds)
+    out = velocity(w, ((1 - s) * clean + s * noise).to(w.device), sigma.to(w.device), embeds, mask)
     return (out[:, 1:] - (noise - clean)[:, 1:].to(w.device)).square().mean((1, 2, 3, 4))
 
 
@@ -1046,15 +1120,13 @@ def video(args, started):
     x = w.read(w.point).flatten(1, 2)  # [n, t h, w, D]: a clip's time steps one under another
     moments = moments_of(x, w.split["train"])
     x = (x - moments[0]) / moments[1]
-    kind = args.bridges.split(",")[0]
-    if kind not in ("queries", "perceiver"):
-        refuse(f"--bridges {kind} keeps a picture's places, and a prompt has none; --mode video takes queries or perceiver")
+    kind = w.kind
     clean, prompts = film_latents(w), [caption(i) for i in w.items]
     if args.into == "latents":
         w.y = clean.flatten(1, 3)
     else:
         length = int(w.pipeline.tokenizer(prompts, padding=True, return_tensors="pt").attention_mask.sum(1).max())
-        w.y = spoken(w, prompts, length)
+        w.y, said = spoken(w, prompts, length)
     grid = tuple(w.y.shape[1:2])
     a = {"bridge": kind, "shape": ([tuple(x.shape[1:3])], [x.shape[3]], grid, w.y.shape[2]), "free": {"width": args.width} if args.width else {}, "train": w.split["train"],
          "moments": [moments], "inputs": lambda items: [x[items].to(w.device)]}
@@ -1066,7 +1138,8 @@ def video(args, started):
 
     def loss_of(module, items, g, part, warm):
         if w.how["loss"] == "flow" and args.into != "latents" and not warm:
-            return flow_error(w, clean[items], outputs(module, items[part]), g, part).mean()
+            given = outputs(module, items[part])
+            return flow_error(w, clean[items], given, given.new_ones(given.shape[:2]), g, part).mean()
         return (module(*a["inputs"](items[part])) - ((w.y[items[part]] - mean) / std).to(w.device)).square().mean()
 
     def build():
@@ -1091,11 +1164,13 @@ def video(args, started):
     floors = {"mean": spread.square().mean((1, 2))[None], "other_clip": torch.stack([(((m[test.roll(1)] - mean) / std - spread).square().mean((1, 2))) for m in made])}
     criteria = {"embedding_error": criterion(error, floors, sources, ceiling=0.0, better="lower", seed=w.seed, layer=w.point, options_searched=1)}
     if args.into != "latents":
-        told = {"adapter": made, "text": w.y[None], "empty": spoken(w, [""], w.y.shape[1]).expand(1, len(x), -1, -1), "other_clip": made[:, torch.arange(len(x)).roll(1)]}
+        (nothing, empty), all_of = spoken(w, [""], w.y.shape[1]), torch.ones(made.shape[1:3])
+        told = {"adapter": (made, all_of), "text": (w.y[None], said), "empty": (nothing.expand(1, len(x), -1, -1), empty.expand(len(x), -1)),
+                "other_clip": (made[:, torch.arange(len(x)).roll(1)], all_of)}
         errors = {}
-        for name, embeds in told.items():  # the same noise for all of them, drawn four times
+        for name, (embeds, mask) in told.items():  # the same noise for all of them, drawn four times
             with torch.inference_mode():
-                errors[name] = torch.stack([torch.cat([flow_error(w, clean[p], e[p].to(w.device), torch.Generator().manual_seed(1000 * k + int(p[0]))).cpu() for p in test.split(16)])
+                errors[name] = torch.stack([torch.cat([flow_error(w, clean[p], e[p].to(w.device), mask[p], torch.Generator().manual_seed(1000 * k + int(p[0]))).cpu() for p in test.split(16)])
                                             for e in embeds for k in range(4)]).unflatten(0, (len(embeds), 4)).mean(1)
         criteria["flow_error"] = criterion(errors["adapter"], {k: errors[k] for k in ("empty", "other_clip")}, sources, ceiling=errors["text"].mean().item(), better="lower", seed=w.seed,
                                            layer=w.point, options_searched=1)
@@ -1122,6 +1197,8 @@ def apply(args, started):
     index, read = load_features(args.features)
     if meta["point"] not in index["points"]:
         refuse(f"{args.apply} reads {meta['point']}, which {args.features} does not hold; its points are {', '.join(index['points'])}")
+    if index["model"] != meta["model"]:
+        refuse(f"{args.apply} was trained on {meta['model']}, and {args.features} is of {index['model']}, whose tokens mean other things; start from it with --init instead")
     x = read(meta["point"])
     x = x[:, 0] if x.shape[1] == 1 else x.flatten(1, 2)
     if list(x.shape[1:]) != [*meta["grids"][0], meta["dims"][0]] or len(meta["dims"]) > 1:
@@ -1148,9 +1225,12 @@ def smoke_input(args, folder):
     from common import plant_features, write_items
     torch.manual_seed(args.seed)
     one = (16,)
-    AutoencoderKLLTXVideo(latent_channels=4, block_out_channels=one, decoder_block_out_channels=one, down_block_types=("LTXVideoDownBlock3D",), layers_per_block=(1, 1),
+    vae = AutoencoderKLLTXVideo(latent_channels=4, block_out_channels=one, decoder_block_out_channels=one, down_block_types=("LTXVideoDownBlock3D",), layers_per_block=(1, 1),
                           decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(False,), decoder_spatio_temporal_scaling=(False,), decoder_inject_noise=(False, False),
-                          upsample_residual=(False,), upsample_factor=(1,), patch_size=8).save_pretrained(folder / "vae")
+                          upsample_residual=(False,), upsample_factor=(1,), patch_size=8)
+    vae.latents_mean.uniform_(-1, 1)  # so that one who normalises one way only is found out
+    vae.latents_std.uniform_(0.5, 2)
+    vae.save_pretrained(folder / "vae")
     Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=28)).save_pretrained(folder / "judge")
     BitImageProcessor().save_pretrained(folder / "judge")
     corner = torch.rand(40, 2) * 40
@@ -1164,6 +1244,7 @@ def smoke_input(args, folder):
     vae, _ = load_video_vae(find_model(str(folder / "vae")))
     with torch.no_grad():
         z = vae.encode(frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist.mode().permute(0, 2, 3, 4, 1)
+    z = (z - vae.latents_mean) / vae.latents_std
     turned = z @ torch.linalg.qr(torch.randn(4, 4))[0]
     for name, point, x in (("features", "rotated", turned), ("latents", "latents", z), ("spatial", "half", turned[..., :2]), ("random", "rotated", torch.randn(z.shape))):
         plant_features(folder / name, ids, {point: x}, folder / "data", size=64)
@@ -1190,11 +1271,11 @@ def get_args(argv):
     p.add_argument("--judge", default="tiny-dinov2", help="the frozen encoder that looks at decoded pictures (default: %(default)s)")
     p.add_argument("--video", default="tiny-ltx", help="video: the video pipeline (default: %(default)s)")
     p.add_argument("--into", default="prompt", help="video: where the adapter enters: prompt, caption (after its projection) or latents (default: %(default)s)")
-    p.add_argument("--frames", type=int, default=9, help="video: the middle frames of a clip that are taken, 8k+1 (default: %(default)s)")
+    p.add_argument("--frames", type=int, help="video: the middle frames of a clip that are taken, 8k+1 (default: the registry's for the pipeline, else 9)")
     p.add_argument("--size", type=int, help="video: side in pixels, a multiple of 32 (default: the registry's for the pipeline)")
     p.add_argument("--width", type=int, help="video: the bridge's width")
     p.add_argument("--bridges", help="of latents the better one on val is taken; scaling and video take the first; ablation compares (default: mlp,queries; scaling mlp, video queries; "
-                   "ablation queries,mlp,perceiver,bottleneck,lora)")
+                   "ablation mlp,queries,perceiver,bottleneck and, of Qwen's family, lora)")
     p.add_argument("--init", help="an adapter.pt to start from, another model's perhaps: what has the same shape is kept; ablation compares it with a start from scratch")
     p.add_argument("--apply", help="an adapter.pt: write what it says of --features, and train nothing")
     p.add_argument("--loss", choices=("latents", "pixels", "words", "flow"), help="squared error of latents; LPIPS + 0.1 L2 of the decoded picture; video: squared error of the "
@@ -1207,7 +1288,7 @@ def get_args(argv):
         p.add_argument(f"--{name}", type=kind, help=f"{words} (default: {', '.join(f'{m} {s[name]}' for m, s in SETTINGS.items())})")
     p.add_argument("--out", help="default: adapt-<mode>.yaml beside --features")
     args = p.parse_args(argv)
-    args.bridges = args.bridges or {"latents": "mlp,queries", "ablation": "queries,mlp,perceiver,bottleneck,lora"}.get(args.mode, "queries" if args.mode == "video" else "mlp")
+    args.bridges = args.bridges or {"latents": "mlp,queries", "ablation": None, "video": "queries"}.get(args.mode, "mlp")
     return args
 
 
@@ -1216,6 +1297,8 @@ def main(argv=None):
     if args.apply:
         return apply(args, started)
     if args.mode == "video":
+        if args.smoke:
+            refuse("--smoke makes pictures up, and no clips; leave --mode video out, or give it results/tiny/moving/features")
         return video(args, started)
     if args.smoke:
         smoke_input(args, made_up_folder())

@@ -266,7 +266,7 @@ def split_of(source):
 # ---------------------------------------------------------------- models by name
 
 # kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json).  size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video;
-# frames: of a film, what a small pipeline was trained on.
+# frames, steps, guidance: of a film.
 # read: the tower's hidden state that the projector reads, where it is not the last. What a published checkpoint is stands in FACTS.
 TINY = "results/tiny/checkpoints"
 MODELS = {
@@ -308,7 +308,7 @@ MODELS = {
     "grounding-dino": {"kind": "encoder", "path": "IDEA-Research/grounding-dino-tiny", "size": 768, "clip": 768},
     "vjepa2": {"kind": "encoder", "path": "facebook/vjepa2-vitl-fpc64-256", "size": 256, "clip": 256},
     "ltx": {"kind": "vae", "path": "Lightricks/LTX-Video", "subfolder": "vae", "size": 224, "clip": 224},
-    "ltx-video": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": "Lightricks/LTX-Video", "size": 512, "clip": 512, "frames": 25, "vae": "ltx"},
+    "ltx-video": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": "Lightricks/LTX-Video", "size": 512, "clip": 512, "frames": 17, "steps": 40, "guidance": 3.0, "vae": "ltx"},
 }
 # name: (model type, licence, billions of parameters: all, the head (0: shared with the embedding), outside the layer stacks (without the head), the largest layer;
 # tower: (layers, patch in pixels, width), with layers (a, b, ...) of stages, each of which halves the side of the grid and doubles the width of the one before;

@@ -132,8 +132,9 @@ def towards(empty, tokens, strength):
 
 @contextlib.contextmanager
 def projected(transformer, tokens):
-    """While it lasts caption_projection puts out tokens [n, L, inner], whatever the prompt; None: it is left alone."""
-    handle = transformer.caption_projection.register_forward_hook(lambda module, given, output: None if tokens is None else tokens.to(output))
+    """While it lasts caption_projection puts out tokens [n, L, inner], whatever the prompt (under guidance: behind those of the empty one); None: it is left alone."""
+    handle = transformer.caption_projection.register_forward_hook(
+        lambda module, given, output: None if tokens is None else torch.cat([output[:len(output) - len(tokens)], tokens.to(output)]))
     try:
         yield
     finally:
@@ -141,8 +142,8 @@ def projected(transformer, tokens):
 
 
 @torch.inference_mode()
-def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead=None, batch=16):
-    """Films uint8 [n, T, H, W, 3] of clips `ids`, shape (T, H, W).
+def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead=None, batch=16, guidance=1.0, empty=None):
+    """Films uint8 [n, T, H, W, 3] of clips `ids`, shape (T, H, W); guidance above 1 away from the empty prompt, its tokens [K, C] (Ho & Salimans 2022).
 
     shown: [(frame number, uint8 [n, k, H, W, 3])], k = 1 or a length the autoencoder takes; prompt: (embeddings [n, L, C], mask [n, L]); instead: [n, L, inner] in the
     place of caption_projection's output. The frames shown get no noise of their own (image_cond_noise_scale 0), so that strengths differ in strength alone.
@@ -151,9 +152,13 @@ def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead
     made = []
     for at in tqdm(torch.arange(len(ids)).split(batch), desc="films", unit="batch", leave=False):
         conditions = [LTXVideoCondition(video=x[at].permute(0, 1, 4, 2, 3).float() / 255, frame_index=k, strength=strength) for k, x in shown]
+        away = {}
+        if guidance > 1:
+            nothing = empty[torch.arange(prompt[0].shape[1]) % len(empty)].expand_as(prompt[0][at])  # again and again, which is as once
+            away = {"negative_prompt_embeds": nothing, "negative_prompt_attention_mask": torch.ones_like(prompt[1][at])}
         with projected(run.transformer, None if instead is None else instead[at]):
             out = run(conditions=conditions or None, prompt_embeds=prompt[0][at], prompt_attention_mask=prompt[1][at], num_frames=shape[0], height=shape[1], width=shape[2], timesteps=timesteps,
-                      guidance_scale=1.0, image_cond_noise_scale=0.0, generator=noise_of([ids[i] for i in at], seed), output_type="pt", **DECODE)
+                      guidance_scale=guidance, **away, image_cond_noise_scale=0.0, generator=noise_of([ids[i] for i in at], seed), output_type="pt", **DECODE)
         made.append((out.frames.float().permute(0, 1, 3, 4, 2) * 255).round().clamp(0, 255).byte().cpu())
     return torch.cat(made)
 
@@ -206,12 +211,12 @@ def others(d, d_real, sources):
 
 def motion_energy(x):
     """Mean absolute difference of adjacent frames, colours in [0, 1]."""
-    return x.double().diff(dim=1).abs().flatten(1).mean(1) / 255
+    return torch.stack([clip.float().diff(dim=0).abs().mean() for clip in x]).double() / 255
 
 
 def flicker(x):
     """Mean absolute second difference in time, colours in [0, 1]: an object that moves on steadily adds little, one that comes and goes much."""
-    return x.double().diff(n=2, dim=1).abs().flatten(1).mean(1) / 255
+    return torch.stack([clip.float().diff(n=2, dim=0).abs().mean() for clip in x]).double() / 255
 
 
 def warp_error(x):
@@ -397,7 +402,7 @@ def checked(args):
     """(pipeline's entry, judge's entry, conditionings, geometry): what can be refused by the command line and the configurations alone; fills in the defaults."""
     entry, judge = find_model(args.video), find_model(args.judge)
     if entry["kind"] != "video":
-        refuse(f"--video {args.video} is a {entry['kind']}; give tiny-ltx, or the folder of a whole pipeline, with model_index.json, as `hf download Lightricks/LTX-Video` fetches it")
+        refuse(f"--video {args.video} is a {entry['kind']}; give tiny-ltx, ltx-video, or the folder of a whole pipeline, with model_index.json")
     if judge["kind"] != "encoder" or not judge["type"].startswith("dino"):
         refuse(f"--judge {args.judge} is a {judge['kind']} of type {judge['type']}; an encoder of DINO's kind is needed, say tiny-dinov2 or dinov2-b")
     names = list(dict.fromkeys(args.conditionings.split(","))) if args.conditionings else [n for n in CONDITIONINGS if n != "adapter" or args.adapter]
@@ -414,6 +419,7 @@ def checked(args):
     if small := [k for k in ("steps", "seeds", "batch", "clips") if getattr(args, k) is not None and getattr(args, k) < 1]:
         refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
     args.frames, args.size, shape = args.frames or entry.get("frames", 9), args.size or entry["clip"], geometry(entry)
+    args.steps, args.guidance = args.steps or entry.get("steps", 6), args.guidance or entry.get("guidance", 1.0)
     check_shape(args.frames, args.size, shape, entry["name"])
     return entry, judge, names, shape
 
@@ -449,7 +455,7 @@ def made(entry, folder, parts, settings, items, adapter, batch):
                 with torch.inference_mode():
                     instead = towards(model.transformer.caption_projection(empty), tokens, strength)
             strength = 1.0  # of the frame
-        return films(run, timesteps, ids, shape, shown, prompt, settings["seed"] + draw, strength, instead, batch)
+        return films(run, timesteps, ids, shape, shown, prompt, settings["seed"] + draw, strength, instead, batch, settings["guidance"], empty)
 
     def there(part):
         found = load_pt(folder / f"{part}.pt", RESULT) if (folder / f"{part}.pt").is_file() else None
@@ -485,7 +491,7 @@ def coherence(args, started):
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    settings = {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": shape, "steps": args.steps, "seed": args.seed,
+    settings = {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": shape, "steps": args.steps, "guidance": args.guidance, "seed": args.seed,
                 "dtype": str(dtype), **DECODE, "clips": digest(real.numpy().tobytes()), "words": digest(str(words).encode()),
                 "adapter": adapter and digest(str(adapter[0]["into"]).encode() + adapter[1].numpy().tobytes())}
     judge, processor = load_encoder(judge_entry, device, dtype)  # if it cannot be loaded, better now than after hours of films
@@ -513,7 +519,8 @@ def coherence(args, started):
                          ("decoded_closeness", ("frozen",)), ("temporal_ratio", ()), ("flicker_ratio", ()), ("warp_error", ("real",)), ("direction_right", ("real",))):
         result |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {f"{name}_{b}": table[b][name] for b in beside}
     result |= {"clips": len(ids), "sources": len(set(sources)), "direction_clips": len(going), "still_clips": int((1 - own["real"]["temporal_consistency"] < NOTHING).sum()),
-               "seeds": args.seeds, "seeds_are": "draws of noise: nothing is trained here", "steps": args.steps, "frames": args.frames, "size": args.size, "adapter_into": into,
+               "seeds": args.seeds, "seeds_are": "draws of noise: nothing is trained here", "steps": args.steps, "guidance": args.guidance,
+               "frames": args.frames, "size": args.size, "adapter_into": into,
                "films_seconds": seconds, "films_per_second": (len(parts) - len(NULLS)) * len(ids) / max(seconds, 1e-9), **judged(own, main, sources, args.seed), "conditionings": table,
                "strength": {n: {f"{x:g}": row(found[part]) for x, part in rows.items() if part in found} for n, rows in swept.items()},
                "notes": NOTES | ({"adapter": "its latents are decoded, and the film is conditioned on these frames"} if into == "latents" else {}),
@@ -547,6 +554,8 @@ def smoke_input(args, folder):
     two = {"block_out_channels": (16, 16), "decoder_block_out_channels": (16, 16), "spatio_temporal_scaling": (True, False), "decoder_spatio_temporal_scaling": (True, False)}
     vae = AutoencoderKLLTXVideo(latent_channels=4, down_block_types=("LTXVideoDownBlock3D",) * 2, layers_per_block=(1,) * 3, decoder_layers_per_block=(1,) * 3, decoder_inject_noise=(False,) * 3,
                                 upsample_residual=(False,) * 2, upsample_factor=(1,) * 2, patch_size=4, **two)
+    vae.latents_mean.uniform_(-1, 1)  # so that one who normalises one way only is found out
+    vae.latents_std.uniform_(0.5, 2)
     LTXImageToVideoPipeline(
         FlowMatchEulerDiscreteScheduler(), vae, T5EncoderModel(T5Config(vocab_size=7, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)),
         PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>"),
@@ -579,7 +588,8 @@ def get_args(argv):
     p.add_argument("--strengths", default="0.25,0.5,0.75", help=f"between 0 and 1, tried beside these for {' and '.join(SWEPT)} (default: %(default)s)")
     p.add_argument("--frames", type=int, help="of a film, the middle ones of a clip (default: the registry's for the pipeline, else 9)")
     p.add_argument("--size", type=int, help="side in pixels that clips are squashed to (default: the registry's for the pipeline)")
-    p.add_argument("--steps", type=int, default=6, help="of denoising (default: %(default)s)")
+    p.add_argument("--steps", type=int, help="of denoising (default: the registry's for the pipeline, else 6)")
+    p.add_argument("--guidance", type=float, help="classifier-free, away from the empty prompt; 1 is none (default: the registry's for the pipeline, else 1)")
     p.add_argument("--seeds", type=int, default=3, help="draws of noise (default: %(default)s)")
     p.add_argument("--clips", type=int, help="only so many of the test clips")
     p.add_argument("--batch", type=int, default=16, help="films at a time; changes no film (default: %(default)s)")

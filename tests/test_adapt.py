@@ -178,8 +178,17 @@ def test_decoding_stored_latents_equals_the_autoencoders_own_reconstruction(made
         x = frames.permute(0, 3, 1, 2)[:, :, None].float() / 127.5 - 1
         z = vae.encode(x).latent_dist.mode()
         own = ((vae.decode(z).sample[:, :, 0] + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    normalised = (z.permute(0, 2, 3, 4, 1) - vae.latents_mean) / vae.latents_std
-    assert (adapt.decode(vae, normalised[:, 0]).int() - own.int()).abs().max() <= 1
+    normalised = ((z.permute(0, 2, 3, 4, 1) - vae.latents_mean) / vae.latents_std)[:, 0]
+    assert (adapt.decode(vae, normalised).int() - own.int()).abs().max() <= 1
+    assert adapt.round_trip(vae, frames, normalised) < 0.01 and adapt.round_trip(vae, frames, z[:, :, 0].permute(0, 2, 3, 1)) > 2  # and not normalised at all
+
+
+def test_the_round_trip_sees_a_decoding_that_does_not_undo_the_normalisation(made, monkeypatch):
+    folder, _, _ = made
+    vae, _ = load_video_vae(find_model(str(folder / "vae")))
+    frames = torch.cat([i["frames"] for i in load_items(folder / "data")[0][:4]])
+    monkeypatch.setattr(adapt, "pictures_of", lambda vae, z: vae.decode(z.permute(0, 3, 1, 2)[:, :, None]).sample[:, :, 0].float())
+    assert adapt.round_trip(vae, frames, load_features(folder / "latents")[1]("latents")[:4, 0]) > 2
 
 
 def test_the_pixels_loss_is_lpips_and_a_tenth_of_l2_of_the_decoded_picture(made):
@@ -254,9 +263,10 @@ def test_the_hybrid_says_that_the_model_adds_what_the_encoder_lacks_and_that_noi
     folder, arguments = halves
     adapt.main(changed(arguments, features=folder / features, out=tmp_path / "h.yaml"))
     found = load_yaml(tmp_path / "h.yaml", "adapt")
-    assert set(found["arms"]) == {"fused", "zero", "noise", "shuffled", "twice", "random", "oracle", "spatial", "spatial_wide", "model"}
+    assert set(found["arms"]) == {"fused", "zero", "noise", "shuffled", "twice", "random", "oracle", "spatial", "spatial_wide", "model", "model_twice"}
     assert found["model_adds"] == answer, (found["model_adds_gain_low"], found["model_adds_gain_high"])
     assert found["spatial_adds"] == "yes"
+    assert found["arms"]["model_twice"]["bridge"] == "fusion"
     sizes = {k: found["arms"][k]["parameters"] for k in ("fused", "spatial_wide", "model", "spatial")}
     assert abs(sizes["spatial_wide"] / sizes["fused"] - 1) < 0.05 > abs(sizes["model"] / sizes["fused"] - 1)
 
@@ -271,6 +281,23 @@ def test_an_ablation_changes_one_thing_at_a_time_and_a_start_from_a_trained_adap
     assert found["groups"]["bridge"] == ["mlp", "queries", "bottleneck"] and len(found["groups"]["samples"]) == 4 and found["groups"]["init"] == ["from scratch", "from --init"]
     assert found["arms"]["from --init"]["kept_parameters"] == found["arms"]["from --init"]["parameters"]  # the same model: everything fits
     assert found["arms"]["from --init"]["worse_high"] < 0 and (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.slow
+def test_lora_starts_as_the_model_itself_trains_only_what_the_layer_reads_and_learns(tmp_path):
+    import data
+    import extract
+    data.main(["shapes", "--n", "60", "--size", "96", "--out", str(tmp_path / "data")])
+    for model, points in (("tiny", "language.0,language.1,language.2"), ("tiny-vae", "latents")):
+        extract.main(["--model", model, "--data", str(tmp_path / "data"), "--points", points, "--out", str(tmp_path / model)])
+    adapt.main(["--mode", "ablation", "--features", str(tmp_path / "tiny"), "--latents", str(tmp_path / "tiny-vae"), "--point", "language.1", "--bridges", "mlp,lora", "--seeds", "2", "--warm", "0",
+                "--epochs", "4", "--lr", "5e-3", "--loss", "latents", "--out", str(tmp_path / "a.yaml")])
+    found = load_yaml(tmp_path / "a.yaml", "adapt")["arms"]["lora"]
+    assert found["point"] == "language.1" and min(found["best_epoch"]) > 1 and found["val_loss"][0] != found["val_loss"][1]
+    # rank 8 on queries and values of two layers (width 128, keys and values of as many heads as the configuration says), and a linear map to 16 channels
+    heads = load_yaml(find_model("tiny")["path"] + "/config.json")["text_config"]
+    width, values = heads["hidden_size"], heads["hidden_size"] // heads["num_attention_heads"] * heads["num_key_value_heads"]
+    assert found["parameters"] == 2 * 8 * ((width + width) + (width + values)) + 16 * (width + 1)
 
 
 @pytest.mark.slow
@@ -296,6 +323,18 @@ def test_an_adapter_learns_to_say_what_the_text_encoder_would_and_from_noise_it_
     assert torch.equal(load_pt(tmp_path / "again.pt", "foresight.result.v1")["embeds"], kept["embeds"])
 
 
+@pytest.mark.parametrize("into", ["prompt", "caption"])
+def test_the_published_transformer_takes_what_an_adapter_gives_at_either_place(into):
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+    with init_empty_weights():
+        pipeline = argparse.Namespace(transformer=LTXVideoTransformer3DModel(), vae=AutoencoderKLLTXVideo())
+    w = argparse.Namespace(pipeline=pipeline, args=argparse.Namespace(into=into), dtype=torch.float32)
+    with torch.device("meta"):
+        out = adapt.velocity(w, torch.empty(2, 3, 4, 4, 128), torch.empty(2, 3), torch.empty(2, 32, 4096 if into == "prompt" else 2048), torch.ones(2, 32))
+    assert out.shape == (2, 3, 4, 4, 128)
+
+
 def refused(capsys, *arguments):
     with pytest.raises(SystemExit) as e:
         adapt.main([str(a) for a in arguments])
@@ -317,7 +356,19 @@ def test_bad_input_is_refused_in_one_sentence(made, tmp_path, capsys):
     assert "a vae and an encoder are needed" in but(vae=str(folder / "judge"))
     assert "--spatial" in but(mode="hybrid")
     assert "the smallest queries bridge" in but(mode="scaling", bridges="queries")
-    assert "lora out of --bridges" in but(mode="ablation", bridges="mlp,lora")
+    assert "unknown bridge 'fusion'" in but(mode="latents", bridges="fusion")
+    assert "unknown bridge 'lora'" in but(mode="ablation", bridges="lora")
+    assert "no learning rate" in but(lr=-1)
+    assert "--seeds 0" in but(seeds=0)
+    assert "--epochs 0" in but(epochs=0)
+    assert "--batch 0" in but(batch=0)
+    assert "latents and pixels" in but(loss="flow")
+    assert "--init goes with" in but(init=folder / "adapter.pt")
+    assert "leave --mode video out" in refused(capsys, "--smoke", "--mode", "video")
+    index = load_yaml(folder / "features" / "index.yaml")
+    save_yaml(tmp_path / "cousin" / "index.yaml", index | {"kind": "vlm", "model": "tiny-llava-next"})
+    (tmp_path / "cousin" / "rotated").symlink_to(folder / "features" / "rotated")
+    assert "Qwen's family" in but(mode="ablation", bridges="mlp,lora", features=tmp_path / "cousin")
     assert "foresight.adapter" in but(mode="ablation", init=folder / "adapt-latents.pt")
     assert "give 9" in but(mode="video", frames=12)
     assert "reads rotated" in refused(capsys, "--apply", folder / "adapter.pt", "--features", folder / "latents")

@@ -267,6 +267,11 @@ def test_an_adapter_after_the_projection_and_one_of_latents_go_in_where_they_bel
     predict.main(changed(arguments, out=tmp_path / "caption" / "x.yaml", adapter=tmp_path / "caption.pt", **few))
     own, there = (load_pt(f / "adapter-0.pt", RESULT)["films"].int() for f in (tmp_path / "caption" / "x-parts", folder / "predict-coherence-parts"))
     assert (own - there).abs().max() <= 1
+    guided = {}
+    for into in ("prompt", "caption"):  # away from the empty prompt, wherever the adapter enters
+        predict.main(changed(arguments, out=tmp_path / f"guided-{into}" / "x.yaml", adapter=folder / "conditioning.pt" if into == "prompt" else tmp_path / "caption.pt", guidance=4, **few))
+        guided[into] = load_pt(tmp_path / f"guided-{into}" / "x-parts" / "adapter-0.pt", RESULT)["films"].int()
+    assert (guided["prompt"] - guided["caption"]).abs().max() <= 1 < (guided["prompt"] - there).abs().max()
     items = [i for i in load_items(folder / "data")[0] if split_of(i["source"]) == "test"]
     real = torch.stack([i["frames"][1:6] for i in items])
     with torch.no_grad():

@@ -331,10 +331,12 @@ WRONG_SIDE = {"score": 0.5, "low": 0.45, "high": 0.55}
 
 @pytest.mark.parametrize(("verdict", "word", "changes"), [
     ("PROCEED", "small bridge is enough", {}),
-    ("PROCEED", "semantic_accuracy fail", {"explain_films": criteria("semantic_accuracy", **WRONG_SIDE)}),
+    ("PROCEED", "semantic_accuracy fails", {"explain_films": criteria("semantic_accuracy", **WRONG_SIDE)}),
     ("PIVOT", "larger bridge", {"adapt_scaling": criteria("parameter_efficiency", **WRONG_SIDE)}),
     ("PIVOT", "to the hybrid", {"adapt_scaling": criteria("lpips", **WRONG_SIDE)}),
-    ("STOP", "not shown to add", {"adapt_scaling": criteria("lpips", **WRONG_SIDE), "adapt_hybrid": lambda c: c.update(spatial_adds="inconclusive")}),
+    ("STOP", "does not repair", {"adapt_scaling": criteria("lpips", **WRONG_SIDE), "adapt_hybrid": lambda c: c.update(spatial_adds="no")}),
+    ("STOP", "does not repair", {"adapt_scaling": criteria("lpips", **WRONG_SIDE), "adapt_hybrid": criteria("lpips", **WRONG_SIDE)}),
+    ("INCONCLUSIVE", "is undecided", {"adapt_scaling": criteria("lpips", **WRONG_SIDE), "adapt_hybrid": lambda c: c.update(spatial_adds="inconclusive")}),
     ("INCONCLUSIVE", "parameter_efficiency", {"adapt_scaling": criteria("parameter_efficiency", score=0.92, low=0.85, high=0.99)}),
     ("INCONCLUSIVE", "may be zero", {"adapt_scaling": criteria("parameter_efficiency", gain=0.3, gain_low=-0.1, gain_high=0.7)})])  # equal because both learned nothing
 def test_gate_2_decides_by_its_table(tmp_path, verdict, word, changes):
@@ -351,14 +353,31 @@ def test_a_frozen_film_does_not_pass_for_its_temporal_consistency(tmp_path):
 
 
 def test_a_model_that_does_not_see_the_clips_themselves_cannot_judge_films(tmp_path):
-    row = gate2(tmp_path, explain_films=criteria("semantic_accuracy", ceiling=0.6, **WRONG_SIDE))["criteria"]["semantic_accuracy"]
-    assert row["answer"] == "INCONCLUSIVE" and "0.600" in row["reason"]
+    for ceiling in (0.6, 0.0):
+        row = gate2(tmp_path, explain_films=criteria("semantic_accuracy", ceiling=ceiling, **WRONG_SIDE))["criteria"]["semantic_accuracy"]
+        assert row["answer"] == "INCONCLUSIVE" and f"{ceiling:.3f}" in row["reason"]
+
+
+def test_films_that_were_not_made_with_the_models_adapter_say_nothing_of_the_model(tmp_path):
+    found = gate2(tmp_path, predict_coherence=lambda c: c.update(conditioning="first+text"))
+    assert {found["criteria"][k]["score"] for k in ("temporal_consistency", "decoded_closeness", "semantic_accuracy")} == {None}
+
+
+def test_without_the_hybrid_a_failing_bridge_is_a_pivot_that_was_not_tested(tmp_path):
+    args = verify.get_args(["--gate", "2"])
+    verify.smoke_input(args, tmp_path)
+    content = common.load_yaml(tmp_path / "adapt-scaling.yaml")
+    criteria("lpips", **WRONG_SIDE)(content)
+    common.save_yaml(tmp_path / "adapt-scaling.yaml", content)
+    (tmp_path / "adapt-hybrid.yaml").unlink()
+    found = verify.main(["--gate", "2", "--results", str(tmp_path)])
+    assert found["verdict"] == "PIVOT" and "untested" in found["headline"]
 
 
 def test_gate_2_without_films_says_what_was_not_measured(tmp_path, capsys):
     args = verify.get_args(["--gate", "2"])
     verify.smoke_input(args, tmp_path)
-    found = verify.main(["--gate", "2", "--results", str(tmp_path)])
+    found = verify.main(["--gate", "2", "--results", str(tmp_path)])  # no --motion
     assert found["criteria"]["semantic_accuracy"]["score"] is None and "films measured no semantic_accuracy" in found["criteria"]["semantic_accuracy"]["reason"]
     assert "does made-up add to made-up-encoder? no" in capsys.readouterr().out
 
