@@ -20,10 +20,12 @@ was killed goes on where it stopped. Scores of the decoded test pictures:
 
 beside the VAE's own reconstruction (ceiling), the mean image and another item's picture (floors), and the same bridge from an untrained network.
 """
+import atexit
 import hashlib
 import math
 import os
 import pickle
+import shutil
 import time
 from bisect import bisect_right
 from pathlib import Path
@@ -264,6 +266,7 @@ def ranks():
     n = int(os.environ.get("WORLD_SIZE", 1))
     if n > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(torch.distributed.destroy_process_group)
     return int(os.environ.get("RANK", 0)), n
 
 
@@ -549,12 +552,17 @@ def parameters(module):
     return sum(p.numel() for p in learned(module).values())
 
 
+def digest(*tensors):
+    """Twelve letters for the name of a training's state: of other features, latents or weights it is another training."""
+    return hashlib.sha256(b"".join(x.float().numpy().tobytes() for x in tensors)).hexdigest()[:12]
+
+
 def run_arms(w, arms):
     """Train every arm, seed by seed: {name: [(module, record)]}. States of unfinished ones lie in a folder beside the result, under the name of all they depend on."""
     folder, trained = w.out.with_suffix(".training"), {}
     for name, a in arms.items():
-        depends = [*(x for pair in a.get("moments", ()) for x in pair), *moments_of(w.y, a["train"]), *(w.init["weights"].values() if a.get("init") else ())]
-        known_by = hashlib.sha256(b"".join(x.float().numpy().tobytes() for x in depends)).hexdigest()[:12]  # other features, latents or weights are another training
+        known_by = digest(*(x for pair in a.get("moments", ()) for x in pair), *moments_of(w.y, a["train"]), *(w.init["weights"].values() if a.get("init") else ()))
+
         def loss_of(module, items, g, part, warm, a=a):
             z = module(*a["inputs"](items[part]))
             return w.pixel_loss(z, items[part]) if w.how["loss"] == "pixels" and not warm else (z - w.y[items[part]].to(z.device)).square().mean()
@@ -562,7 +570,7 @@ def run_arms(w, arms):
         def build(a=a):
             module = a["build"]()
             if a.get("init"):
-                a["kept"] = start_from(module, w.init["weights"])
+                a["kept"] = start_from(module, w.init["weights"], w.args.init)
             return module
         split = {"train": a["train"], "val": w.split["val"]}
         more = len(w.split["train"]) / len(a["train"])  # where there are fewer items there are more epochs: as many steps
@@ -642,8 +650,7 @@ def conclude(w, result, started, pictures, adapter):
     write_adapter(w.out.parent / ("adapter.pt" if w.args.mode == "latents" else f"adapter-{w.args.mode}.pt"), module, a,
                   {"into": "latents", "model": w.index["model"], "point": w.point, "size": w.index["size"], "decoder": w.vae_entry["name"]})
     save_yaml(w.out, result)
-    for f in w.out.with_suffix(".training").glob("*.pt"):
-        f.unlink()
+    shutil.rmtree(w.out.with_suffix(".training"), ignore_errors=True)
     say(result)
     return result
 
@@ -677,10 +684,12 @@ def load_adapter(path):
     return use, m
 
 
-def start_from(module, weights):
-    """Copy those of `weights` whose name and shape the module has: (numbers kept, numbers of the module). What meets another model's tokens stays as drawn."""
+def start_from(module, weights, path):
+    """Copy those of `weights`, of an adapter at `path`, whose name and shape the module has: (numbers kept, numbers of the module). What meets another model's tokens stays as drawn."""
     own = learned(module)
     same = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    if not same:
+        refuse(f"--init {path} has nothing in common with the bridge that is to be trained; give one of the same kind and width")
     module.load_state_dict(same, strict=False)
     return sum(v.numel() for v in same.values()), parameters(module)
 
@@ -1127,6 +1136,8 @@ def video(args, started):
     else:
         length = int(w.pipeline.tokenizer(prompts, padding=True, return_tensors="pt").attention_mask.sum(1).max())
         w.y, said = spoken(w, prompts, length)
+        again = torch.arange(length) % said.sum(1, keepdim=True).long()  # behind its end a prompt begins anew: what stands there has no mask to hide it
+        w.y = w.y.gather(1, again[:, :, None].expand_as(w.y))
     grid = tuple(w.y.shape[1:2])
     a = {"bridge": kind, "shape": ([tuple(x.shape[1:3])], [x.shape[3]], grid, w.y.shape[2]), "free": {"width": args.width} if args.width else {}, "train": w.split["train"],
          "moments": [moments], "inputs": lambda items: [x[items].to(w.device)]}
@@ -1145,11 +1156,12 @@ def video(args, started):
     def build():
         module = BRIDGES[kind](*a["shape"], **a["free"])
         if w.init:
-            a["kept"] = start_from(module, w.init["weights"])
+            a["kept"] = start_from(module, w.init["weights"], args.init)
         return module
 
     folder = w.out.with_suffix(".training")
-    trained = [train(build, loss_of, w.split, w.seed + s, w.how | {"into": args.into, "point": w.point, "of": w.index["model"]}, w.device, folder / f"{args.into}-{w.seed + s}.pt", w.ids)
+    state = str(folder / f"{digest(*moments, mean, std)}-{args.into}")
+    trained = [train(build, loss_of, w.split, w.seed + s, w.how | {"into": args.into, "point": w.point, "of": w.index["model"]}, w.device, Path(f"{state}-{w.seed + s}.pt"), w.ids)
                for s in tqdm(range(w.how["seeds"]), desc=f"into {args.into}", unit="seed")]
     if ranks()[0]:
         return {}
@@ -1185,8 +1197,7 @@ def video(args, started):
     save_pt(w.out.parent / f"conditioning-{args.into}.pt", RESULT, ids, meta, **content)
     write_adapter(w.out.parent / f"adapter-{args.into}.pt", trained[0][0], a, meta | {"size": w.index["size"]}, (mean, std))
     save_yaml(w.out, result)
-    for f in folder.glob("*.pt"):
-        f.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
     say(result)
     return result
 
