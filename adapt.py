@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common import (
+    DECODE_STEP,
     MASK,
     RESULT,
     _atomically,
@@ -44,16 +45,21 @@ from common import (
     bootstrap,
     box_truth,
     caption,
+    check_shape,
     check_writable,
     choose_device,
     clusters,
     criterion,
+    decode_films,
     edge_f1,
+    encode_films,
     find_model,
     flatten_stills,
     foreground,
     frames_of,
     from_cells,
+    from_latents,
+    geometry,
     holm,
     join,
     judge_tokens,
@@ -340,21 +346,14 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
 
 # ---------------------------------------------------------------- the decoder
 
-def at_step(vae, z):
-    """The time step that LTX-Video's own pipelines decode at, for autoencoders that are conditioned on one."""
-    return {"temb": torch.full((len(z),), 0.05, device=z.device, dtype=z.dtype)} if vae.config.timestep_conditioning else {}
-
-
 def pictures_of(vae, z):
     """Normalised latents [n, h, w, C] -> pictures [n, 3, H, W] in -1..1 (not clipped); differentiable."""
-    z = (z.to(vae.device, vae.dtype) * vae.latents_std + vae.latents_mean).permute(0, 3, 1, 2)[:, :, None]
-    return vae.decode(z, **at_step(vae, z)).sample[:, :, 0].float()
+    return from_latents(vae, z[:, None])[:, :, 0]
 
 
-@torch.inference_mode()
 def decode(vae, latents, batch=16):
     """Normalised latents [n, h, w, C] -> pictures uint8 [n, H, W, 3]."""
-    return torch.cat([((pictures_of(vae, z).cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1) for z in latents.split(batch)])
+    return decode_films(vae, latents[:, None], batch)[:, 0]
 
 
 def to_floats(frames):
@@ -368,7 +367,7 @@ def round_trip(vae, frames, latents):
     nothing but rounding, unless they are another autoencoder's, or normalised one way only."""
     z = vae.encode(to_floats(frames)[:, :, None].to(vae.device, vae.dtype)).latent_dist.mode()
     torch.manual_seed(0)  # of decoders that add noise
-    own = vae.decode(z, **at_step(vae, z)).sample[:, :, 0].float().cpu()
+    own = vae.decode(z, torch.full((len(z),), DECODE_STEP).to(z) if vae.config.timestep_conditioning else None).sample[:, :, 0].float().cpu()
     torch.manual_seed(0)
     return (decode(vae, latents).float() - ((own + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)).abs().mean().item()
 
@@ -1046,17 +1045,14 @@ def film_world(args):
     if entry["kind"] != "video":
         refuse(f"--video {args.video} is a {entry['kind']}; a video pipeline is needed, such as tiny-ltx or ltx-video")
     args.frames = frames = args.frames or entry.get("frames", 9)
-    if frames < 9 or frames % 8 != 1:
-        refuse(f"--frames {frames} is not 8k+1, of which LTX-Video's autoencoder would silently drop some; give {max(frames // 8, 1) * 8 + 1}")
+    size = args.size or entry["clip"]
+    check_shape(frames, size, geometry(entry), entry["name"])
     if short := [i for i in w.items if len(i.get("frames", ())) < frames]:
         refuse(f"{w.index['data_path']}: {short[0]['id']!r} has {len(short[0].get('frames', ()))} frames where {frames} are wanted; give --frames fewer, or a folder of clips")
     if args.into not in ("prompt", "caption", "latents"):
         refuse(f"--into {args.into!r} is no place where an adapter enters; known: prompt, caption, latents")
     if args.into != "latents" and not all(caption(i) for i in w.items) and (args.loss or SETTINGS["video"]["loss"]) == "words":
         refuse(f"{w.index['data_path']} has clips without text, which --loss words learns; use --loss flow")
-    size = args.size or entry["clip"]
-    if size % 32:
-        refuse(f"--size {size} is not a multiple of 32, as LTX-Video wants; give {max(round(size / 32), 1) * 32}")
     w.how, w.init = settings(args, len(w.split["train"])), load_pt(args.init, ADAPTER) if args.init else None
     w.kind = args.bridges.split(",")[0]
     if w.kind not in ("queries", "perceiver"):
@@ -1071,16 +1067,6 @@ def film_world(args):
         part.requires_grad_(False)
     w.films = torch.stack([frames_of(i, size)[(len(i["frames"]) - frames) // 2:][:frames] for i in w.items])
     return w
-
-
-@torch.inference_mode()
-def film_latents(w):
-    """Normalised latents [n, t, h, w, C] of the clips' middle frames."""
-    vae, out = w.pipeline.vae, []
-    for x in tqdm(w.films.split(8), desc="latents", unit="batch"):
-        z = vae.encode((x.permute(0, 4, 1, 2, 3).to(w.device, w.dtype)) / 127.5 - 1).latent_dist.mode().permute(0, 2, 3, 4, 1)
-        out.append(((z - vae.latents_mean) / vae.latents_std).float().cpu())
-    return torch.cat(out)
 
 
 @torch.inference_mode()
@@ -1130,7 +1116,7 @@ def video(args, started):
     moments = moments_of(x, w.split["train"])
     x = (x - moments[0]) / moments[1]
     kind = w.kind
-    clean, prompts = film_latents(w), [caption(i) for i in w.items]
+    clean, prompts = encode_films(w.pipeline.vae, w.films, 8), [caption(i) for i in w.items]
     if args.into == "latents":
         w.y = clean.flatten(1, 3)
     else:

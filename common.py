@@ -597,6 +597,31 @@ def flatten_stills(model):
     return model
 
 
+DECODE_STEP = 0.05  # the time step that LTX-Video's own pipelines decode at, for autoencoders that are conditioned on one
+
+
+def from_latents(vae, z):
+    """Normalised latents [n, t, h, w, C] -> films [n, 3, T, H, W] in -1..1, not clipped; differentiable."""
+    z = (z.to(vae.device, vae.dtype) * vae.latents_std.to(vae.device, vae.dtype) + vae.latents_mean.to(vae.device, vae.dtype)).permute(0, 4, 1, 2, 3)
+    return vae.decode(z, torch.full((len(z),), DECODE_STEP, device=z.device, dtype=z.dtype) if vae.config.timestep_conditioning else None).sample.float()
+
+
+@torch.inference_mode()
+def decode_films(vae, latents, batch=16):
+    """Normalised latents [n, t, h, w, C] -> films uint8 [n, T, H, W, 3]."""
+    return torch.cat([((from_latents(vae, z).cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1) for z in latents.split(batch)])
+
+
+@torch.inference_mode()
+def encode_films(vae, films, batch=16):
+    """Films uint8 [n, T, H, W, 3] -> normalised latents [n, t, h, w, C] (the mode), fp32 on the CPU."""
+    out = []
+    for x in films.split(batch):
+        z = vae.encode(x.permute(0, 4, 1, 2, 3).to(vae.device, vae.dtype) / 127.5 - 1).latent_dist.mode().permute(0, 2, 3, 4, 1)
+        out.append(((z - vae.latents_mean.to(z)) / vae.latents_std.to(z)).float().cpu())
+    return torch.cat(out)
+
+
 def autoencoder_of(entry):
     """The entry of a pipeline's autoencoder, for load_video_vae: in the pipeline's repository or folder, or, where a folder leaves it out, the registry's `vae` or the folder vae beside it."""
     where = Path(entry["path"])
@@ -621,6 +646,38 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
             parts[part] = attempt(lambda load=load, library=library: load(**{"torch_dtype" if library is diffusers else "dtype": dtype}), named)
     parts["vae"] = load_video_vae(autoencoder_of(entry), device, dtype)[0]
     return attempt(lambda: diffusers.LTXImageToVideoPipeline.from_pretrained(entry["path"], torch_dtype=dtype, **parts, **more), entry).to(device), None
+
+
+def geometry(entry):
+    """What the pipeline's configurations say: frames and pixels to a latent, its channels, the width of a prompt's tokens before and after caption_projection."""
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKLLTXVideo
+
+    def config(entry, name):
+        path = hub_file(entry, name)
+        if path is None:
+            refuse(f"{entry['path']} has no {name}; copy the checkpoint again")
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            refuse(f"{path} is not readable JSON; copy the checkpoint again")
+
+    t, vae = config(entry, "transformer/config.json"), autoencoder_of(entry)
+    vae = config(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
+    with init_empty_weights():
+        vae = AutoencoderKLLTXVideo.from_config(vae)
+    return {"time": vae.temporal_compression_ratio, "space": vae.spatial_compression_ratio, "latents": vae.config.latent_channels, "prompt": t["caption_channels"],
+            "caption": t["num_attention_heads"] * t["attention_head_dim"]}
+
+
+def check_shape(frames, size, shape, name):
+    """LTX-Video's autoencoder drops frames silently: nobody else checks."""
+    r, side = shape["time"], math.lcm(32, shape["space"])
+    if frames < r + 1 or frames % r != 1:
+        below = max((frames - 1) // r, 1) * r + 1
+        refuse(f"--frames {frames} is not {r}k+1, and the autoencoder of {name} would drop what is over; give {below} or {below + r}")
+    if size < side or size % side:
+        refuse(f"--size {size} is not a multiple of {side}, which {name} needs; give {max(size // side, 1) * side} or {(max(size // side, 1) + 1) * side}")
 
 
 # ---------------------------------------------------------------- weights, one by one

@@ -29,7 +29,6 @@ films of the first draw, id `<clip>/<conditioning>`, which extract.py --ask take
 import contextlib
 import functools
 import hashlib
-import json
 import math
 import time
 from pathlib import Path
@@ -40,20 +39,24 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common import (
+    DECODE_STEP,
     RESULT,
     autoencoder_of,
     bootstrap,
     caption,
+    check_shape,
     check_writable,
     choose_device,
     clusters,
     criterion,
+    decode_films,
+    encode_films,
     find_model,
     fingerprint,
     frames_of,
+    geometry,
     heading,
     holm,
-    hub_file,
     judge_tokens,
     known,
     load_encoder,
@@ -80,7 +83,7 @@ CONDITIONINGS = {"none": ((), "empty"), "text": ((), "caption"), "first": ((0,),
 SWEPT = {"first": "none", "adapter": "first"}  # at strength 0 the one is the other
 WORDS_SEEN = 128  # tokens of a prompt, as LTX-Video's pipelines cut them
 # What LTX-Video's documentation gives for autoencoders that are conditioned on a time step; others ignore it.
-DECODE = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+DECODE = {"decode_timestep": DECODE_STEP, "decode_noise_scale": 0.025}
 NULLS = "real", "vae", "frozen", "shuffled", "vae_shuffled"
 NOTHING = 1e-9  # cosines are no more exact than this
 NOTES = {"all": "hands over the answer: an upper bound, not a prediction", "warp_error": "of the first draw", "temporal_consistency": "what moves too little scores above the clips, what is frozen 1",
@@ -161,24 +164,6 @@ def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead
                       guidance_scale=guidance, **away, image_cond_noise_scale=0.0, generator=noise_of([ids[i] for i in at], seed), output_type="pt", **DECODE)
         made.append((out.frames.float().permute(0, 1, 3, 4, 2) * 255).round().clamp(0, 255).byte().cpu())
     return torch.cat(made)
-
-
-@torch.inference_mode()
-def decoded(vae, latents, batch=16):
-    """Normalised latents [n, t, h, w, C] -> films uint8 [n, T, H, W, 3]."""
-    out = []
-    for z in latents.split(batch):
-        z = (z.to(vae.device, vae.dtype) * vae.latents_std.to(vae.device, vae.dtype) + vae.latents_mean.to(vae.device, vae.dtype)).permute(0, 4, 1, 2, 3)
-        x = vae.decode(z, torch.full((len(z),), DECODE["decode_timestep"], device=z.device, dtype=z.dtype) if vae.config.timestep_conditioning else None).sample
-        out.append(((x.float().cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1))
-    return torch.cat(out)
-
-
-@torch.inference_mode()
-def reconstructed(vae, real, batch=16):
-    """uint8 [n, T, H, W, 3] through the autoencoder and back."""
-    z = torch.cat([vae.encode(x.permute(0, 4, 1, 2, 3).to(vae.device, vae.dtype) / 127.5 - 1).latent_dist.mode().permute(0, 2, 3, 4, 1) for x in real.split(batch)])
-    return decoded(vae, (z - vae.latents_mean.to(z)) / vae.latents_std.to(z), batch)
 
 
 # ---------------------------------------------------------------- measures of films uint8 [n, T, H, W, 3]: one number a clip, [n]
@@ -279,38 +264,6 @@ def judged(own, main, sources, seed):
 
 
 # ---------------------------------------------------------------- what is refused before a model is loaded
-
-def geometry(entry):
-    """What the pipeline's configurations say: frames and pixels to a latent, its channels, the width of a prompt's tokens before and after caption_projection."""
-    from accelerate import init_empty_weights
-    from diffusers import AutoencoderKLLTXVideo
-
-    def config(entry, name):
-        path = hub_file(entry, name)
-        if path is None:
-            refuse(f"{entry['path']} has no {name}; copy the checkpoint again")
-        try:
-            return json.loads(path.read_text())
-        except ValueError:
-            refuse(f"{path} is not readable JSON; copy the checkpoint again")
-
-    t, vae = config(entry, "transformer/config.json"), autoencoder_of(entry)
-    vae = config(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
-    with init_empty_weights():
-        vae = AutoencoderKLLTXVideo.from_config(vae)
-    return {"time": vae.temporal_compression_ratio, "space": vae.spatial_compression_ratio, "latents": vae.config.latent_channels, "prompt": t["caption_channels"],
-            "caption": t["num_attention_heads"] * t["attention_head_dim"]}
-
-
-def check_shape(frames, size, shape, name):
-    """LTX-Video's autoencoder drops frames silently: nobody else checks."""
-    r, side = shape["time"], math.lcm(32, shape["space"])
-    if frames < r + 1 or frames % r != 1:
-        below = max((frames - 1) // r, 1) * r + 1
-        refuse(f"--frames {frames} is not {r}k+1, and the autoencoder of {name} would drop what is over; give {below} or {below + r}")
-    if size < side or size % side:
-        refuse(f"--size {size} is not a multiple of {side}, which {name} needs; give {max(size // side, 1) * side} or {(max(size // side, 1) + 1) * side}")
-
 
 def windows(items, frames, size):
     """Items cut to their middle frames and squashed to size x size: boxes and masks with them."""
@@ -447,7 +400,7 @@ def made(entry, folder, parts, settings, items, adapter, batch):
         nothing, instead = (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty))), None
         prompt = words if says == "caption" else nothing
         if says == "adapter" and meta["into"] == "latents":
-            shown = [(0, decoded(model.vae, held, batch))]
+            shown = [(0, decode_films(model.vae, held, batch))]
         elif says == "adapter":
             tokens = held.to(empty)
             prompt = (towards(empty, tokens, strength) if meta["into"] == "prompt" else nothing[0][:, :1].expand(-1, tokens.shape[1], -1)), empty.new_ones(tokens.shape[:2])
@@ -467,7 +420,7 @@ def made(entry, folder, parts, settings, items, adapter, batch):
         loaded()
     for part in tqdm(todo, desc="films", unit="part"):
         began = time.time()
-        new = film(*parts[part]) if parts[part] else reconstructed(loaded()[0].vae, real, batch)
+        new = film(*parts[part]) if parts[part] else decode_films(vae := loaded()[0].vae, encode_films(vae, real, batch), batch)
         save_pt(folder / f"{part}.pt", RESULT, ids, wanted[part], films=new, seconds=time.time() - began)
     found = {part: there(part) for part in parts}
     return {part: x["films"] for part, x in found.items()}, sum(x["seconds"] for part, x in found.items() if parts[part])

@@ -156,7 +156,7 @@ def test_strength_0_is_no_conditioning_at_all_and_1_is_the_whole(made, small, mo
     assert (predict.films(run, steps, ids, shape, [], (predict.towards(empty, tokens, 0.0), ones), 0).int() - none.int()).abs().max() <= 1
     assert torch.equal(predict.towards(empty, tokens, 1.0), tokens)
     every = predict.films(run, steps, ids, shape, [(0, real)], prompt, 0)
-    assert (every.int() - predict.reconstructed(vae, real).int()).abs().max() <= 1
+    assert (every.int() - common.decode_films(vae, common.encode_films(vae, real)).int()).abs().max() <= 1
     keys = predict.films(run, steps, ids, shape, [(k, real[:, k:k + 1]) for k in (0, 2, 4)], prompt, 0)
     assert not torch.equal(keys, first)
 
@@ -281,7 +281,7 @@ def test_an_adapter_after_the_projection_and_one_of_latents_go_in_where_they_bel
     found = predict.main(changed(arguments, out=tmp_path / "latents" / "x.yaml", adapter=tmp_path / "latents.pt", **few))
     assert found["adapter_into"] == "latents" and "decoded" in found["notes"]["adapter"]
     films = load_pt(tmp_path / "latents" / "x-parts" / "adapter-0.pt", RESULT)["films"]
-    shown = predict.reconstructed(pipeline.vae, predict.decoded(pipeline.vae, z[:, :1]))  # a frame that went through the autoencoder twice
+    shown = common.decode_films(pipeline.vae, common.encode_films(pipeline.vae, common.decode_films(pipeline.vae, z[:, :1])))  # a frame that went through the autoencoder twice
     assert (films[:, 0].float() - shown[:, 0].float()).abs().mean() < (films[:, 0].float() - shown[:, 0].float().roll(1, 0)).abs().mean()
 
 
