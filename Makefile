@@ -147,7 +147,6 @@ GATE2 ?= $(if $(filter tiny%,$(MODEL)),--lr 2e-3)
 LADDER ?= $(if $(filter tiny%,$(MODEL)),--warm 12 --epochs 3)
 ARMS ?= $(if $(filter tiny%,$(MODEL)),--loss latents --epochs 4)
 FILMS ?= $(if $(filter tiny%,$(MODEL)),--seeds 2 --strengths 0.5)
-ONE := $(if $(filter tiny%,$(MODEL)),OMP_NUM_THREADS=1)  # products this small are faster on one core
 H := results/$(notdir $(ENCODER))+$(M)/$(DATA)/features
 OTHER := $(filter-out $(if $(filter tiny%,$(MODEL)),96,448),$(SIZES))  # sizes beside the model's own
 PICTURES = --latents $(V)/features --align $(R)/align.yaml --vae $(VAE) --judge $(ENCODER) --seed $(SEED) $(GATE2)
@@ -157,12 +156,12 @@ $(H)/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
 $(R)/adapt-scaling.yaml: $(R)/align.yaml adapt.py common.py
 	$(RUN) adapt.py --mode scaling --features $(R)/features $(PICTURES) $(LADDER) --out $@
 $(R)/adapt-ablation.yaml: $(R)/align.yaml $(foreach s,$(OTHER),$(R)@$(s)/features/index.yaml) adapt.py common.py
-	$(ONE) $(RUN) adapt.py --mode ablation --features $(R)/features $(PICTURES) $(ARMS) --at $(foreach s,$(OTHER),$(R)@$(s)/features) --out $@
+	$(RUN) adapt.py --mode ablation --features $(R)/features $(PICTURES) $(ARMS) --at $(foreach s,$(OTHER),$(R)@$(s)/features) --out $@
 $(R)/adapt-hybrid.yaml: $(R)/align.yaml $(H)/index.yaml adapt.py common.py
-	$(ONE) $(RUN) adapt.py --mode hybrid --features $(H)/$(M) --spatial $(H)/$(notdir $(ENCODER)) --random $(R)/features-random $(PICTURES) $(ARMS) --out $@
+	$(RUN) adapt.py --mode hybrid --features $(H)/$(M) --spatial $(H)/$(notdir $(ENCODER)) --random $(R)/features-random $(PICTURES) $(ARMS) --out $@
 
 $(MOTION)/adapt-video.yaml: $(MOTION)/features/index.yaml adapt.py common.py
-	$(ONE) $(RUN) adapt.py --mode video --features $(MOTION)/features --video $(VIDEO) --into prompt --seed $(SEED) $(GATE2) --out $@
+	$(RUN) adapt.py --mode video --features $(MOTION)/features --video $(VIDEO) --into prompt --seed $(SEED) $(GATE2) --out $@
 $(MOTION)/predict-coherence.yaml: $(MOTION)/adapt-video.yaml predict.py common.py
 	$(PY) predict.py --mode coherence --video $(VIDEO) --data data/moving --judge $(ENCODER) --adapter $(@D)/conditioning-prompt.pt --seed $(SEED) $(FILMS) --out $@
 $(MOTION)/films/answers.pt: $(MOTION)/predict-coherence.yaml | extract.py

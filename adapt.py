@@ -104,6 +104,7 @@ LADDER = 5, 10, 20, 50, 100  # millions of parameters, for tokens of Qwen2.5-VL-
 REFERENCE_WIDTH = 3584
 FRACTIONS = 0.125, 0.25, 0.5  # of the training items
 ADAPTER = "foresight.adapter.v2"
+SAVE_SECONDS = 20  # between two states of a training: a disk may take a second to say that it holds one
 
 
 # ---------------------------------------------------------------- bridges: tokens [n, h, w, D] -> latents [n, H, W, C]
@@ -285,8 +286,8 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
     """Fit what build() gives, keep the epoch that is best on val. Returns (module, {val, epoch, steps, seconds_per_step}).
 
     loss_of(module, items, g, part, warm): the mean loss of those of `items` that slice `part` names, warm while the first epochs last; whatever it draws from g it
-    draws for all of them, so that under torchrun, where every rank takes a part of each batch, the gradient is that of the whole batch. how: SETTINGS' entries. `state`: a file, written every
-    epoch, from which a killed training goes on as if it had not been; it is used only by a training of equal settings. `ids`: the items' names.
+    draws for all of them, so that under torchrun, where every rank takes a part of each batch, the gradient is that of the whole batch. how: SETTINGS' entries. `state`: a file, written at the end
+    of an epoch, from which a killed training goes on as if it had not been; it is used only by a training of equal settings. `ids`: the items' names.
     Raises FloatingPointError, with the step and the items, where the loss is not finite.
     """
     rank, n = ranks()
@@ -299,7 +300,7 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
     last = how["warm"] + how["epochs"]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how["lr"], total_steps=last * per_epoch)
     g = torch.Generator().manual_seed(seed)
-    best, epoch, seconds, kept = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}
+    best, epoch, seconds, kept, written = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}, time.time()
     try:
         saved = torch.load(state, map_location="cpu", weights_only=True) if state and state.is_file() else {}
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
@@ -336,7 +337,8 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
                 val = shared.item()
             if val < best["val"]:
                 best, kept = {"val": val, "epoch": epoch}, {k: v.detach().cpu().clone() for k, v in learned(model).items()}
-        if state and rank == 0:
+        if state and rank == 0 and time.time() - written > SAVE_SECONDS:
+            written = time.time()
             saved = {"how": how, "model": learned(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "g": g.get_state(),
                      "best": best, "epoch": epoch, "seconds": seconds, "kept": kept}
             _atomically(state, lambda f, saved=saved: torch.save(saved, f))

@@ -75,6 +75,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
         write(path, content)
         if torch.load(path, weights_only=True)["epoch"] == 2:
             raise Killed
+    monkeypatch.setattr(adapt, "SAVE_SECONDS", -1)
     monkeypatch.setattr(adapt, "_atomically", die_after_two)
     with pytest.raises(Killed):
         trained("queries", x, y, split(), epochs=4, state=tmp_path / "state.pt")
