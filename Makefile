@@ -144,8 +144,8 @@ gate1: $(R)/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA
 # ---- gate 2. Both encoders in one run, so that what the second one costs is measured; small bridges of the small models learn faster than at the plan's 1e-4
 
 GATE2 ?= $(if $(filter tiny%,$(MODEL)),--lr 2e-3)
-LADDER ?= $(if $(filter tiny%,$(MODEL)),--warm 12 --epochs 3)
-ARMS ?= $(if $(filter tiny%,$(MODEL)),--loss latents --epochs 4)
+LADDER ?= $(if $(filter tiny%,$(MODEL)),--warm 8 --epochs 3)
+ARMS ?= $(if $(filter tiny%,$(MODEL)),--loss latents --epochs 3)
 FILMS ?= $(if $(filter tiny%,$(MODEL)),--seeds 2 --strengths 0.5)
 H := results/$(notdir $(ENCODER))+$(M)/$(DATA)/features
 OTHER := $(filter-out $(if $(filter tiny%,$(MODEL)),96,448),$(SIZES))  # sizes beside the model's own
