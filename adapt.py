@@ -511,8 +511,6 @@ def prepare(args):
     for other, _ in w.others:
         if w.point not in other["points"]:
             refuse(f"--at: the features at {other['size']} px have no point {w.point!r}; extract them with the same --points")
-    if args.mode == "ablation" and not args.bridges:
-        args.bridges = "mlp,queries,perceiver,bottleneck" + (",lora" if can_lora(w.index) else "")
     kinds, single = args.bridges.split(","), {k: v for k, v in BRIDGES.items() if k != "fusion"}
     for k, kind in enumerate(kinds):
         known(kind, single | ({"lora": Lora} if args.mode == "ablation" and k else {}), "bridge")
@@ -842,18 +840,13 @@ def scaling_picture(path, result, measure, means):
 
 # ---------------------------------------------------------------- which bridge, layer, resolution; how many samples?
 
-def can_lora(index):
-    """Has the model these features are of language layers, and a processor that is asked as `lora_arm` asks it?"""
-    return index.get("kind") == "vlm" and find_model(index["model"]).get("type", "").startswith("qwen") and any(p.startswith("language.") for p in with_grid(index))
-
-
 def lora_arm(w):
     """The LoRA bridge: pictures through the VLM itself up to the middle one of the stored language layers.
 
     Refused unless what the untouched model says there equals the stored features: then rows, order and size are those that all other bridges read.
     """
     layers = [p for p in with_grid(w.index) if p.startswith("language.")]
-    if not can_lora(w.index):
+    if w.index.get("kind") != "vlm" or not find_model(w.index["model"]).get("type", "").startswith("qwen") or not layers:
         refuse(f"a LoRA bridge lies inside a language model of Qwen's family, and {w.args.features} holds no language layer of one; leave lora out of --bridges")
     point, size = layers[(len(layers) - 1) // 2], w.index["size"]
     vlm, processor = load_vlm(find_model(w.index["model"]), w.device, w.full)
@@ -1274,7 +1267,7 @@ def get_args(argv):
     p.add_argument("--size", type=int, help="video: side in pixels, a multiple of 32 (default: the registry's for the pipeline)")
     p.add_argument("--width", type=int, help="video: the bridge's width")
     p.add_argument("--bridges", help="of latents the better one on val is taken; scaling and video take the first; ablation compares (default: mlp,queries; scaling mlp, video queries; "
-                   "ablation mlp,queries,perceiver,bottleneck and, of Qwen's family, lora)")
+                   "ablation mlp,queries,perceiver,bottleneck; lora, which goes through the model itself at every step, is asked for by name)")
     p.add_argument("--init", help="an adapter.pt to start from, another model's perhaps: what has the same shape is kept; ablation compares it with a start from scratch")
     p.add_argument("--apply", help="an adapter.pt: write what it says of --features, and train nothing")
     p.add_argument("--loss", choices=("latents", "pixels", "words", "flow"), help="squared error of latents; LPIPS + 0.1 L2 of the decoded picture; video: squared error of the "
@@ -1287,7 +1280,7 @@ def get_args(argv):
         p.add_argument(f"--{name}", type=kind, help=f"{words} (default: {', '.join(f'{m} {s[name]}' for m, s in SETTINGS.items())})")
     p.add_argument("--out", help="default: adapt-<mode>.yaml beside --features")
     args = p.parse_args(argv)
-    args.bridges = args.bridges or {"latents": "mlp,queries", "ablation": None, "video": "queries"}.get(args.mode, "mlp")
+    args.bridges = args.bridges or {"latents": "mlp,queries", "ablation": "mlp,queries,perceiver,bottleneck", "video": "queries"}.get(args.mode, "mlp")
     return args
 
 

@@ -193,6 +193,22 @@ def test_the_published_transformer_has_every_point_of_injection_and_the_autoenco
     assert seen == {"proj_in": (1, 48, 2048), "caption_projection": (1, 128, 2048), "transformer_blocks.27.attn2": (1, 48, 2048)}
 
 
+def test_the_published_pipeline_is_read_from_its_configurations_and_what_does_not_fit_it_is_refused(tmp_path, refused):
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+    with init_empty_weights():
+        LTXVideoTransformer3DModel().save_config(tmp_path / "ltx" / "transformer")
+        AutoencoderKLLTXVideo().save_config(tmp_path / "ltx" / "vae")
+    (tmp_path / "ltx" / "model_index.json").write_text('{"_class_name": "LTXPipeline"}')
+    shape = common.geometry({"kind": "video", "name": "ltx-video", "path": str(tmp_path / "ltx")})
+    assert shape == {"time": 8, "space": 32, "latents": 128, "prompt": 4096, "caption": 2048}
+    common.check_shape(17, 512, shape, "ltx-video")
+    refused(lambda: common.check_shape(24, 512, shape, "ltx-video"), "8k+1", "give 17 or 25")
+    refused(lambda: common.check_shape(17, 500, shape, "ltx-video"), "multiple of 32", "480 or 512")
+    save_pt(tmp_path / "narrow.pt", RESULT, ["a"], {"into": "prompt"}, embeds=torch.zeros(1, 3, 64))
+    refused(lambda: predict.read_adapter(str(tmp_path / "narrow.pt"), ["a"], shape, 17, 512), "64", "4096")
+
+
 # ---------------------------------------------------------------- the stage
 
 def test_the_yaml_holds_every_conditioning_beside_the_clips_and_the_nulls(made):
