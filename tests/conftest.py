@@ -57,7 +57,7 @@ def bare_tokenizer(**more):
 
 
 def chat(place):
-    """The small models' chat template, with another placeholder for a picture."""
+    """The small models' chat template; `place` stands in it where the picture goes."""
     from tiny import CHAT
     return CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", place)
 
