@@ -3,6 +3,8 @@
     python data.py shapes --out data/shapes                    500 images of coloured shapes, 224 px
     python data.py moving --out data/moving                    200 clips of 17 frames, 64 px: which way does it move?
     python data.py moving --freeze first --clips data/moving --out data/moving-first   the same clips showing their first (or middle) frame throughout
+    python data.py moving --frames 24 --out data/future        the same, longer: eight frames of past and sixteen to be predicted
+    python data.py cut --clips data/future --first 0 --frames 8 --out data/future-past     frames 0 ... 7 of every clip, and nothing of the others
     python data.py photos --out data/photos                    shapes on scikit-image's photographs, and crops of them
     python data.py boxes --root DIR --format voc --out data/mine   a folder of images with VOC XML, CSV or COCO JSON boxes
 
@@ -20,6 +22,7 @@ Writes shards `00000.pt` ... of at most 64 items and `index.yaml` last. An item 
 Generated sets depend on --seed alone: the same bytes every time.
 """
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -217,6 +220,15 @@ def freeze(clips, frame):
         yield clip | {k: clip[k][[0 if frame == "first" else length // 2] * length] for k in ("frames", "mask", "boxes") if k in clip}
 
 
+def cut(clips, first, frames):
+    """`frames` frames of every clip from number `first` on, with the truth about them: whoever is given these has not seen the others."""
+    for clip in clips:
+        if len(clip.get("frames", ())) < first + frames:
+            refuse(f"{clip['id']} has {len(clip.get('frames', ()))} frames, and frames {first} to {first + frames - 1} are wanted; give smaller --first or --frames")
+        length = len(clip["frames"])
+        yield clip | {k: clip[k][first:first + frames].clone() for k in ("frames", "mask", "boxes") if k in clip and len(clip[k]) == length}
+
+
 def read_voc(root, annotations):
     """Pascal VOC: one XML per image. Yields (file name, boxes, labels) or (file, problem)."""
     for path in sorted(annotations.glob("*.xml")):
@@ -354,12 +366,14 @@ def preview(items, path, columns=8, rows=5, tile=160):
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("source", nargs="?", default="shapes", choices=["shapes", "moving", "photos", "boxes"])
+    p.add_argument("source", nargs="?", default="shapes", choices=["shapes", "moving", "cut", "photos", "boxes"])
     p.add_argument("--out", help="the folder to write (default: data/<source>)")
     p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, moving 200, photos 200, boxes all)")
     p.add_argument("--size", type=int, help="side in pixels of generated frames (default: 224; moving 64)")
     p.add_argument("--freeze", choices=["first", "middle"], help="moving: show this frame throughout; ids, sources and answers stay (default --out: data/moving-<frame>)")
-    p.add_argument("--clips", help="with --freeze: a data folder whose clips to freeze (default: those that --n, --size and --seed generate)")
+    p.add_argument("--clips", help="with --freeze or cut: a data folder whose clips to freeze or to cut (default, of --freeze: those that --n, --size and --seed generate)")
+    p.add_argument("--frames", type=int, help="moving: of a clip (default: 17); cut: how many")
+    p.add_argument("--first", type=int, default=0, help="cut: the number of the first frame (default: %(default)s)")
     p.add_argument("--root", help="boxes: the folder that holds the images")
     p.add_argument("--annotations", help="boxes: default ROOT/annotations (voc), ROOT/labels.csv (csv), ROOT/annotations.json (coco)")
     p.add_argument("--format", default="voc", choices=FORMATS, help="boxes (default: %(default)s)")
@@ -380,8 +394,12 @@ def main(argv=None):
         refuse(f"--size {args.size} is too small to draw in; give 16 or more")
     if args.freeze and args.source != "moving":
         refuse(f"--freeze {args.freeze} is about clips, and {args.source} are stills; use it with moving")
-    if args.clips and not args.freeze:
-        refuse(f"--clips {args.clips} goes with --freeze first or middle; leave it out")
+    if args.clips and not args.freeze and args.source != "cut":
+        refuse(f"--clips {args.clips} goes with --freeze first or middle, or with cut; leave it out")
+    if args.source == "cut" and not (args.clips and args.frames and args.out):
+        refuse("cut takes some frames of clips that are there; give --clips their folder, --frames how many, and --out where to")
+    if args.frames is not None and args.frames < 1 or args.first < 0:
+        refuse(f"--frames {args.frames} from --first {args.first} on are no frames; give 1 or more, from 0 or more on")
     if args.source == "boxes" and not args.root:
         refuse("--root is missing; give the folder that holds the images")
     check_writable(out / "index.yaml")
@@ -391,15 +409,17 @@ def main(argv=None):
         items, meta["skipped"] = boxes(args.root, args.format, args.annotations, args.classes and [c.strip() for c in args.classes.split(",")], args.n, args.skip_bad)
     else:
         n = args.n or {"shapes": 500}.get(args.source, 200)
-        generate = {"shapes": shapes, "moving": moving, "photos": photos}[args.source]
+        generate = {"shapes": shapes, "moving": functools.partial(moving, frames=args.frames or 17), "photos": photos}.get(args.source)
         if args.clips:
             items, index = load_items(args.clips)
-            meta |= {"data": index["data"], "seed": index.get("seed")}
+            meta |= {"data": index["data"], "seed": index.get("seed")} | ({"cut_from": index["name"], "first": args.first, "frames": args.frames} if args.source == "cut" else {})
+            n = len(items)
             if len(items[0].get("frames", ())) < 2:
                 refuse(f"{args.clips} holds no clips; give --clips a data folder of clips")
         else:
             items = generate(n, args.size or (64 if args.source == "moving" else 224), args.seed)
-        items = tqdm(freeze(items, args.freeze) if args.freeze else items, total=len(items) if args.clips else n, desc=args.source, unit="item")
+        items = cut(items, args.first, args.frames) if args.source == "cut" else freeze(items, args.freeze) if args.freeze else items
+        items = tqdm(items, total=n, desc=args.source, unit="item")
     write_items(out, items, meta)
     items, index = load_items(out)
     if args.preview:

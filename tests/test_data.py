@@ -258,6 +258,23 @@ def test_clips_to_freeze_must_be_clips(refused, shapes_folder, moving_folder, tm
 
 # ---------------------------------------------------------------- pictures with boxes
 
+def test_cut_clips_hold_those_frames_and_nothing_of_the_others(tmp_path):
+    data.main(["moving", "--n", "4", "--frames", "12", "--out", str(tmp_path / "long")])
+    index = data.main(["cut", "--clips", str(tmp_path / "long"), "--first", "2", "--frames", "3", "--out", str(tmp_path / "short")])
+    whole, part = (load_items(tmp_path / name)[0] for name in ("long", "short"))
+    for a, b in zip(whole, part, strict=True):
+        assert (a["id"], a["source"], a["direction"]) == (b["id"], b["source"], b["direction"]) and len(a["frames"]) == 12
+        for k in ("frames", "mask", "boxes"):
+            assert torch.equal(b[k], a[k][2:5]), k
+            assert b[k].untyped_storage().nbytes() < a[k].untyped_storage().nbytes(), k
+    assert (index["cut_from"], index["first"], index["frames"]) == ("long", 2, 3)
+
+
+@pytest.mark.parametrize("given, said", [([], "give --clips"), (["--frames", "0"], "are no frames"), (["--frames", "18"], "has 17 frames"), (["--frames", "3", "--first", "15"], "frames 15 to 17")])
+def test_a_cut_that_cannot_be_made_is_refused(refused, moving_folder, tmp_path, given, said):
+    refused(lambda: data.main(["cut", "--clips", str(moving_folder), "--out", str(tmp_path / "x"), *given]), said)
+
+
 def test_voc_csv_and_coco_give_the_same_items(tmp_path):
     folder = write_images(tmp_path / "in")
     read = {}
