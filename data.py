@@ -222,11 +222,9 @@ def freeze(clips, frame):
 
 def cut(clips, first, frames):
     """`frames` frames of every clip from number `first` on, with the truth about them: whoever is given these has not seen the others."""
-    for clip in clips:
-        if len(clip.get("frames", ())) < first + frames:
-            refuse(f"{clip['id']} has {len(clip.get('frames', ()))} frames, and frames {first} to {first + frames - 1} are wanted; give smaller --first or --frames")
-        length = len(clip["frames"])
-        yield clip | {k: clip[k][first:first + frames].clone() for k in ("frames", "mask", "boxes") if k in clip and len(clip[k]) == length}
+    if short := [c for c in clips if len(c.get("frames", ())) < first + frames]:
+        refuse(f"{short[0]['id']} has {len(short[0].get('frames', ()))} frames, and frames {first} to {first + frames - 1} are wanted; give smaller --first or --frames")
+    return (c | {k: c[k][first:first + frames].clone() for k in ("frames", "mask", "boxes") if k in c and len(c[k]) == len(c["frames"])} for c in clips)
 
 
 def read_voc(root, annotations):
@@ -396,7 +394,7 @@ def main(argv=None):
         refuse(f"--freeze {args.freeze} is about clips, and {args.source} are stills; use it with moving")
     if args.clips and not args.freeze and args.source != "cut":
         refuse(f"--clips {args.clips} goes with --freeze first or middle, or with cut; leave it out")
-    if args.source == "cut" and not (args.clips and args.frames and args.out):
+    if args.source == "cut" and not (args.clips and args.frames is not None and args.out):
         refuse("cut takes some frames of clips that are there; give --clips their folder, --frames how many, and --out where to")
     if args.frames is not None and args.frames < 1 or args.first < 0:
         refuse(f"--frames {args.frames} from --first {args.first} on are no frames; give 1 or more, from 0 or more on")
