@@ -20,11 +20,8 @@ was killed goes on where it stopped. Scores of the decoded test pictures:
 
 beside the VAE's own reconstruction (ceiling), the mean image and another item's picture (floors), and the same bridge from an untrained network.
 """
-import atexit
 import hashlib
 import math
-import os
-import pickle
 import shutil
 import time
 from bisect import bisect_right
@@ -39,9 +36,10 @@ from common import (
     DECODE_STEP,
     MASK,
     RESULT,
-    _atomically,
+    Tuned,
     ap_criterion,
     ap_runs,
+    attention,
     bootstrap,
     box_truth,
     caption,
@@ -58,12 +56,12 @@ from common import (
     foreground,
     frames_of,
     from_cells,
-    from_latents,
     geometry,
     holm,
     join,
     judge_tokens,
     known,
+    learned,
     load_encoder,
     load_features,
     load_items,
@@ -73,14 +71,15 @@ from common import (
     load_video_vae,
     load_vlm,
     load_yaml,
-    lpips_features,
     lpips_model,
-    lpips_to,
     made_up_folder,
     mask_scores,
     paired_test,
     parser,
+    pixel_loss,
+    ranks,
     refuse,
+    resample,
     resampled,
     run_info,
     save_pt,
@@ -89,7 +88,9 @@ from common import (
     split_indices,
     ssim,
     to_cells,
+    to_floats,
     token_ridge,
+    train,
     train_set_probe,
     widened,
     with_grid,
@@ -104,7 +105,6 @@ LADDER = 5, 10, 20, 50, 100  # millions of parameters, for tokens of Qwen2.5-VL-
 REFERENCE_WIDTH = 3584
 FRACTIONS = 0.125, 0.25, 0.5  # of the training items
 ADAPTER = "foresight.adapter.v2"
-SAVE_SECONDS = 20  # between two states of a training: a disk may take a second to say that it holds one
 
 
 # ---------------------------------------------------------------- bridges: tokens [n, h, w, D] -> latents [n, H, W, C]
@@ -190,61 +190,20 @@ class Fusion(torch.nn.Module):
 
 
 class Lora(torch.nn.Module):
-    """LoRA (Hu et al. 2022; peft) on queries and values of the language model's layers up to one, and a linear map from its rows of the picture to the latents.
+    """LoRA inside the VLM up to a language layer, and a linear map from its rows of the picture to the latents. It reads pictures, not stored tokens."""
 
-    It reads pictures, not stored tokens: `inputs` are the processor's of one batch. There is one copy of the model, whatever the number of seeds: `reset` draws anew.
-    """
-
-    def __init__(self, vlm, path, grid, out_grid, channels, rank=8):
-        from peft import LoraConfig, get_peft_model
+    def __init__(self, tuned, out_grid, channels):
         super().__init__()
-        self.grid, self.out_grid, self.rows, last = tuple(grid[:2]), out_grid, vlm.config.image_token_id, int(path.rpartition(".")[2])
-        self.vlm = get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=rf".*language_model\.layers\.({'|'.join(map(str, range(last + 1)))})\.self_attn\.[qv]_proj"))
-        self.module = self.vlm.get_base_model().get_submodule(path)
-        self.out = torch.nn.Linear(grid[2], channels)
+        self.tuned, self.out_grid, self.out = tuned, out_grid, torch.nn.Linear(tuned.grid[-1], channels)
 
     def reset(self):
-        """As at first: peft's initialisation, by which nothing is changed yet."""
-        for name, p in learned(self).items():
-            if "lora_A" in name:
-                torch.nn.init.kaiming_uniform_(p, a=5**0.5)
-            elif "lora_B" in name:
-                torch.nn.init.zeros_(p)
+        self.tuned.reset()
         self.out.reset_parameters()
         return self
 
-    def tokens(self, inputs):
-        """[n, h, w, D] of the layer; the pass ends there."""
-        caught = []
-
-        def stop(module, args, output):
-            caught.append(output[0] if isinstance(output, tuple) else output)
-            raise _Reached
-        handle = self.module.register_forward_hook(stop)
-        try:
-            self.vlm(**inputs)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return caught[0][inputs["input_ids"] == self.rows].unflatten(0, (-1, *self.grid)).float()
-
     def forward(self, inputs):
-        x = self.tokens(inputs)
+        x = self.tuned(inputs)
         return self.out(resample(F.layer_norm(x, x.shape[-1:]), self.out_grid))
-
-
-class _Reached(Exception):
-    pass
-
-
-def resample(x, grid):
-    """Tokens [n, h, w, D] at another grid, bilinear."""
-    return F.interpolate(x.permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
-
-
-def attention(width, inner=None):
-    return torch.nn.TransformerDecoderLayer(width, 4, inner or 2 * width, dropout=0.0, batch_first=True, norm_first=True)
 
 
 BRIDGES = {"mlp": Mlp, "bottleneck": Bottleneck, "queries": Queries, "perceiver": Perceiver, "fusion": Fusion}
@@ -266,101 +225,11 @@ def sized(kind, target, *shape):
     return {"width": width, "inner": inner}
 
 
-# ---------------------------------------------------------------- training
-
-def ranks():
-    """(rank, number) of torchrun's processes; the first call with more than one joins them."""
-    n = int(os.environ.get("WORLD_SIZE", 1))
-    if n > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        atexit.register(torch.distributed.destroy_process_group)
-    return int(os.environ.get("RANK", 0)), n
-
-
-def learned(model):
-    """What a training changes: the parameters that want a gradient (of LoRA: not the model's own)."""
-    return {k: p for k, p in model.named_parameters() if p.requires_grad}
-
-
-def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
-    """Fit what build() gives, keep the epoch that is best on val. Returns (module, {val, epoch, steps, seconds_per_step}).
-
-    loss_of(module, items, g, part, warm): the mean loss of those of `items` that slice `part` names, warm while the first epochs last; whatever it draws from g it
-    draws for all of them, so that under torchrun, where every rank takes a part of each batch, the gradient is that of the whole batch. how: SETTINGS' entries. `state`: a file, written at the end
-    of an epoch, from which a killed training goes on as if it had not been; it is used only by a training of equal settings. `ids`: the items' names.
-    Raises FloatingPointError, with the step and the items, where the loss is not finite.
-    """
-    rank, n = ranks()
-    torch.manual_seed(seed)
-    model = build().to(device)
-    net = torch.nn.parallel.DistributedDataParallel(model) if n > 1 else model
-    batch = min(how["batch"], len(split["train"]))
-    per_epoch = len(split["train"]) // batch
-    optimizer = torch.optim.AdamW(learned(model).values(), lr=how["lr"], weight_decay=0.01)
-    last = how["warm"] + how["epochs"]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how["lr"], total_steps=last * per_epoch)
-    g = torch.Generator().manual_seed(seed)
-    best, epoch, seconds, kept, written = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}, time.time()
-    try:
-        saved = torch.load(state, map_location="cpu", weights_only=True) if state and state.is_file() else {}
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
-        refuse(f"{state} is not readable; delete it, and its training starts again")
-    if saved.get("how") == how and {k: v.shape for k, v in saved["model"].items()} == {k: v.shape for k, v in learned(model).items()}:
-        model.load_state_dict(saved["model"], strict=False)
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        g.set_state(saved["g"])
-        best, epoch, seconds, kept = (saved[k] for k in ("best", "epoch", "seconds", "kept"))
-    while epoch < last and (how["patience"] is None or epoch - best["epoch"] < how["patience"]):
-        began, warm = time.time(), epoch < how["warm"]
-        model.train()
-        order = split["train"][torch.randperm(len(split["train"]), generator=g)]
-        for k, pick in enumerate(order.split(batch)[:per_epoch]):
-            loss = loss_of(net, pick, g, slice(rank, None, n), warm)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss.item()} at step {epoch * per_epoch + k}, epoch {epoch}, items {', '.join(str(ids[i] if ids else i) for i in pick.tolist())}; lower --lr")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(learned(model).values(), 1.0)
-            optimizer.step()
-            schedule.step()
-        seconds += 0 if warm else time.time() - began
-        epoch += 1
-        model.eval()
-        if not warm:
-            with torch.no_grad():
-                fixed = torch.Generator().manual_seed(seed)  # the same noise in every epoch, where there is any
-                val = sum(loss_of(model, p, fixed, slice(None), False).item() * len(p) for p in split["val"].split(64)) / len(split["val"])
-            if n > 1:  # all end at the same epoch, whatever the rounding of each
-                shared = torch.tensor(val, device=device, dtype=torch.float64)
-                torch.distributed.broadcast(shared, 0)
-                val = shared.item()
-            if val < best["val"]:
-                best, kept = {"val": val, "epoch": epoch}, {k: v.detach().cpu().clone() for k, v in learned(model).items()}
-        if state and rank == 0 and time.time() - written > SAVE_SECONDS:
-            written = time.time()
-            saved = {"how": how, "model": learned(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "g": g.get_state(),
-                     "best": best, "epoch": epoch, "seconds": seconds, "kept": kept}
-            _atomically(state, lambda f, saved=saved: torch.save(saved, f))
-    model.load_state_dict(kept, strict=False)
-    return model.eval(), best | {"weights": kept, "steps": epoch * per_epoch, "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch)}
-
-
 # ---------------------------------------------------------------- the decoder
-
-def pictures_of(vae, z):
-    """Normalised latents [n, h, w, C] -> pictures [n, 3, H, W] in -1..1 (not clipped); differentiable."""
-    return from_latents(vae, z[:, None])[:, :, 0]
-
 
 def decode(vae, latents, batch=16):
     """Normalised latents [n, h, w, C] -> pictures uint8 [n, H, W, 3]."""
     return decode_films(vae, latents[:, None], batch)[:, 0]
-
-
-def to_floats(frames):
-    """uint8 [n, H, W, 3] -> [n, 3, H, W] in -1..1."""
-    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.inference_mode()
@@ -372,19 +241,6 @@ def round_trip(vae, frames, latents):
     own = vae.decode(z, torch.full((len(z),), DECODE_STEP).to(z) if vae.config.timestep_conditioning else None).sample[:, :, 0].float().cpu()
     torch.manual_seed(0)
     return (decode(vae, latents).float() - ((own + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)).abs().mean().item()
-
-
-def pixel_loss(vae, lpips, pictures):
-    """loss(latents [k, h, w, C], items): LPIPS + 0.1 L2 of what they decode to against pictures uint8 [n, H, W, 3], whose features are kept."""
-    with torch.inference_mode():
-        parts = [[level.cpu() for level in lpips_features(lpips, to_floats(p).to(vae.device))] for p in pictures.split(64)]
-    kept = [torch.cat(level).clone() for level in zip(*parts, strict=True)]
-
-    def loss(z, items):
-        x = pictures_of(vae, z)
-        target = to_floats(pictures[items]).to(x.device)
-        return lpips_to(lpips, x, [level[items].to(x.device) for level in kept]).mean() + 0.1 * (x - target).square().mean()
-    return loss
 
 
 # ---------------------------------------------------------------- scores of decoded pictures
@@ -860,9 +716,9 @@ def lora_arm(w):
 
     stored, out, some = w.read(point)[:, 0], (tuple(w.y.shape[1:3]), w.y.shape[3]), w.split["train"][:2]
     grid = tuple(stored.shape[1:])
-    module = Lora(vlm, w.index["points"][point]["module"], grid, *out).to(w.device)
+    module = Lora(Tuned(vlm, w.index["points"][point]["module"], grid, vlm.config.image_token_id), *out).to(w.device)
     with torch.inference_mode():
-        own = module.tokens(*inputs(some)).cpu()
+        own = module.tuned(*inputs(some)).cpu()
     if own.shape != stored[some].shape or (own - stored[some]).norm() > 0.02 * stored[some].norm():
         refuse(f"{w.index['model']} does not give back the stored features of {point}, so its rows are not those of the picture's grid; leave lora out of --bridges")
     return {"bridge": "lora", "shape": ([grid[:2]], [grid[2]], *out), "free": {}, "train": w.split["train"], "inputs": inputs, "point": point, "build": module.reset}

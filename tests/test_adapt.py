@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import adapt
+import common
 from common import HERE, find_model, load_features, load_items, load_pt, load_video_vae, load_yaml, lpips_model, plant_features, save_yaml, split_indices
 
 SINGLE = [kind for kind in adapt.BRIDGES if kind != "fusion"]
@@ -69,17 +70,17 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
 
     class Killed(Exception):
         pass
-    write = adapt._atomically
+    write = common._atomically
 
     def die_after_two(path, content):
         write(path, content)
         if torch.load(path, weights_only=True)["epoch"] == 2:
             raise Killed
-    monkeypatch.setattr(adapt, "SAVE_SECONDS", -1)
-    monkeypatch.setattr(adapt, "_atomically", die_after_two)
+    monkeypatch.setattr(common, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(common, "_atomically", die_after_two)
     with pytest.raises(Killed):
         trained("queries", x, y, split(), epochs=4, state=tmp_path / "state.pt")
-    monkeypatch.setattr(adapt, "_atomically", write)
+    monkeypatch.setattr(common, "_atomically", write)
     resumed, again = trained("queries", x, y, split(), epochs=4, state=tmp_path / "state.pt")
     assert again["val"] == record["val"] and all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
     other, _ = trained("queries", x, y, split(), epochs=4, lr=1e-3, state=tmp_path / "state.pt")  # of other settings: not taken up
@@ -199,7 +200,7 @@ def test_the_pixels_loss_is_lpips_and_a_tenth_of_l2_of_the_decoded_picture(made)
     z = torch.randn(3, 8, 8, 4, generator=torch.Generator().manual_seed(0))[:, :pictures.shape[1] // 8, :pictures.shape[2] // 8].requires_grad_()
     items = torch.tensor([4, 0, 2])
     loss = adapt.pixel_loss(vae, lpips, pictures)(z, items)
-    x, target = adapt.pictures_of(vae, z), adapt.to_floats(pictures[items])
+    x, target = common.pictures_of(vae, z), adapt.to_floats(pictures[items])
     plain = lpips(x, target).mean() + 0.1 * (x - target).square().mean()
     assert torch.allclose(loss, plain, atol=1e-6)
     assert torch.allclose(torch.autograd.grad(loss, z)[0], torch.autograd.grad(plain, z)[0], atol=1e-6)
