@@ -208,7 +208,7 @@ def warp_error(x):
     """Mean absolute difference of a frame's grey and its successor's, warped back along iterative Lucas-Kanade flow (scikit-image)."""
     from skimage.registration import optical_flow_ilk
     from skimage.transform import warp
-    grey = (x.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255).numpy()
+    grey = grey_of(x).numpy()
     grid = np.mgrid[:grey.shape[2], :grey.shape[3]].astype(np.float32)
     return torch.tensor([np.mean([np.abs(a - warp(b, grid + optical_flow_ilk(a, b, radius=5, num_warp=4), mode="edge")).mean() for a, b in zip(clip, clip[1:], strict=False)])
                          for clip in grey], dtype=torch.float64)
@@ -261,6 +261,39 @@ def judged(own, main, sources, seed):
         for n, p in holm({n: t["p"] for n, t in gains[measure].items()}).items():
             gains[measure][n]["p_holm"] = p
     return {"criteria": criteria, "gains": gains}
+
+
+# ---------------------------------------------------------------- what a future costs nothing to guess
+
+def grey_of(x):
+    """Luma (BT.601) in [0, 1], fp32, of uint8 [..., 3]."""
+    return x.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255
+
+
+def advected(past, most):
+    """The last of `past` frames uint8 [n, P, H, W, 3] carried on by its own optical flow (iterative Lucas-Kanade, scikit-image): uint8 [n, most, H, W, 3].
+
+    The flow from the last frame back to the one before is carried on with the picture, frame by frame, so that what moves goes on moving where it has come to.
+    """
+    from skimage.registration import optical_flow_ilk
+    grey, (height, width) = grey_of(past[:, -2:]).numpy(), past.shape[2:4]
+    flow = torch.from_numpy(np.stack([optical_flow_ilk(b, a, radius=5, num_warp=4) for a, b in grey])).float()  # [n, 2 (rows, columns), H, W]: where each pixel was
+    x, grid = torch.cat([past[:, -1].permute(0, 3, 1, 2).float(), flow], 1), torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
+    out = []
+    for _ in range(most):
+        at = (grid + x[:, 3:]).flip(1).permute(0, 2, 3, 1)  # [n, H, W, 2 (x, y)]
+        x = F.grid_sample(x, 2 * at / torch.tensor([width - 1, height - 1]) - 1, mode="bilinear", padding_mode="border", align_corners=True)
+        out.append(x[:, :3].round().clamp(0, 255).byte().permute(0, 2, 3, 1))
+    return torch.stack(out, 1)
+
+
+def pixel_errors(own, truth, last, least=25):
+    """{l1, moving_l1, still_l1: [n, h]} of films uint8 [n, h, H, W, 3] against the truth: mean absolute difference, colours in [0, 1], of the whole frame, of where the truth differs
+    from the last frame seen [n, H, W, 3] by more than `least` of 255 in some colour, and of the rest; nan where there is no such place."""
+    error = (own.float() - truth.float()).abs().mean(-1) / 255
+    moving = (truth.int() - last[:, None].int()).abs().amax(-1) > least
+    return {"l1": error.mean((2, 3)).double(), "moving_l1": ((error * moving).sum((2, 3)) / moving.sum((2, 3))).double(),
+            "still_l1": ((error * ~moving).sum((2, 3)) / (~moving).sum((2, 3))).double()}
 
 
 # ---------------------------------------------------------------- what is refused before a model is loaded
