@@ -298,12 +298,12 @@ def pixel_errors(own, truth, last, least=25):
 
 # ---------------------------------------------------------------- what is refused before a model is loaded
 
-def windows(items, frames, size):
+def windows(items, frames, size, flag="--frames"):
     """Items cut to their middle frames and squashed to size x size: boxes and masks with them."""
     out = []
     for item in items:
         if len(item["frames"]) < frames:
-            refuse(f"{item['id']} has {len(item['frames'])} frames, {frames} are needed; give a smaller --frames, or longer clips")
+            refuse(f"{item['id']} has {len(item['frames'])} frames, {frames} are needed; give a smaller {flag}, or longer clips")
         first = (len(item["frames"]) - frames) // 2
         cut = {k: item[k][first:first + frames].clone() for k, axes in (("frames", 4), ("mask", 3), ("boxes", 3)) if k in item and item[k].ndim == axes}
         cut["frames"] = frames_of(cut, size)
@@ -410,25 +410,43 @@ def checked(args):
     return entry, judge, names, shape
 
 
-def made(entry, folder, parts, settings, items, adapter, batch):
-    """({part: films uint8 [n, T, H, W, 3], mapped from disk}, seconds that making them took). A part that is there, of the same settings and clips, is not made again.
-
-    parts: {name: (conditioning, strength, number of the draw)}; `vae`, the clips' reconstruction, is added to them.
-    """
-    ids, real, (meta, held) = [i["id"] for i in items], torch.stack([i["frames"] for i in items]), adapter or ({}, None)
-    shape, unit = real.shape[1:4], settings["geometry"]
+def opened(entry, shape, unit, steps, words):
+    """(pipeline, the empty prompt's tokens [K, C], (embeddings, mask) of words, LTXConditionPipeline, its time steps) for films of shape (T, H, W)."""
+    model = load_video_pipeline(entry, *choose_device()[:2])[0]
+    if model.text_encoder is None:
+        refuse(f"{entry['path']} has no text encoder, and the empty prompt, too, has to be encoded; copy the whole checkpoint")
+    embeds, mask = encoded(model, [""])
     latent = (shape[0] - 1) // unit["time"] + 1, shape[1] // unit["space"], shape[2] // unit["space"]
+    return model, embeds[0][mask[0].bool()], encoded(model, words), *sampler(model, steps, math.prod(latent))
 
-    @functools.cache
-    def loaded():
-        model = load_video_pipeline(entry, *choose_device()[:2])[0]
-        if model.text_encoder is None:
-            refuse(f"{entry['path']} has no text encoder, and the empty prompt, too, has to be encoded; copy the whole checkpoint")
-        embeds, mask = encoded(model, [""])
-        return model, embeds[0][mask[0].bool()], encoded(model, [caption(i) or "" for i in items]), *sampler(model, settings["steps"], math.prod(latent))
 
-    def film(name, strength, draw):
-        (model, empty, words, run, timesteps), (places, says) = loaded(), CONDITIONINGS[name]
+def kept(folder, ids, wanted, load, make):
+    """{part: {films: uint8 [n, T, H, W, 3], mapped from disk, seconds: that making them took, ...}}. wanted: {part: settings}; a part that is there, of the same settings and clips,
+    is not made again, the others are by make(part, *load())."""
+    def there(part):
+        found = load_pt(folder / f"{part}.pt", RESULT) if (folder / f"{part}.pt").is_file() else None
+        return found if found and found["meta"] == wanted[part] and found["ids"] == ids else None
+
+    wanted = plain(wanted)
+    todo = [part for part in wanted if not there(part)]
+    pipeline = load() if todo else None
+    for part in tqdm(todo, desc="films", unit="part"):
+        began = time.time()
+        new = make(part, *pipeline)
+        save_pt(folder / f"{part}.pt", RESULT, ids, wanted[part], films=new, seconds=time.time() - began)
+    return {part: there(part) for part in wanted}
+
+
+def made(entry, folder, parts, settings, items, adapter, batch):
+    """({part: films uint8 [n, T, H, W, 3]}, seconds that making them took). parts: {name: (conditioning, strength, number of the draw)}; `vae`, the clips' reconstruction, is added to them."""
+    ids, real, (meta, held) = [i["id"] for i in items], torch.stack([i["frames"] for i in items]), adapter or ({}, None)
+    shape = real.shape[1:4]
+
+    def film(part, model, empty, words, run, timesteps):
+        if part == "vae":
+            return decode_films(model.vae, encode_films(model.vae, real, batch), batch)
+        name, strength, draw = parts[part]
+        places, says = CONDITIONINGS[name]
         shown = [(0, real)] if places == "all" else [(k, real[:, k:k + 1]) for k in (round(f * (shape[0] - 1)) for f in places)]
         nothing, instead = (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty))), None
         prompt = words if says == "caption" else nothing
@@ -443,20 +461,9 @@ def made(entry, folder, parts, settings, items, adapter, batch):
             strength = 1.0  # of the frame
         return films(run, timesteps, ids, shape, shown, prompt, settings["seed"] + draw, strength, instead, batch, settings["guidance"], empty)
 
-    def there(part):
-        found = load_pt(folder / f"{part}.pt", RESULT) if (folder / f"{part}.pt").is_file() else None
-        return found if found and found["meta"] == wanted[part] and found["ids"] == ids else None
-
-    parts = {"vae": None, **parts}
-    wanted = {part: plain(settings | {"job": job} | ({} if job and job[0] == "adapter" else {"adapter": None})) for part, job in parts.items()}
-    if todo := [part for part in parts if not there(part)]:
-        loaded()
-    for part in tqdm(todo, desc="films", unit="part"):
-        began = time.time()
-        new = film(*parts[part]) if parts[part] else decode_films(vae := loaded()[0].vae, encode_films(vae, real, batch), batch)
-        save_pt(folder / f"{part}.pt", RESULT, ids, wanted[part], films=new, seconds=time.time() - began)
-    found = {part: there(part) for part in parts}
-    return {part: x["films"] for part, x in found.items()}, sum(x["seconds"] for part, x in found.items() if parts[part])
+    wanted = {part: settings | {"job": job} | ({} if job and job[0] == "adapter" else {"adapter": None}) for part, job in {"vae": None, **parts}.items()}
+    found = kept(folder, ids, wanted, lambda: opened(entry, shape, settings["geometry"], settings["steps"], [caption(i) or "" for i in items]), film)
+    return {part: x["films"] for part, x in found.items()}, sum(x["seconds"] for part, x in found.items() if part != "vae")
 
 
 def coherence(args, started):
