@@ -335,6 +335,19 @@ def read_adapter(path, ids, shape, frames, size):
 
 # ---------------------------------------------------------------- picture
 
+def draw_strips(figure, strips, words, at, bold):
+    """The frames `at` of films {name: uint8 [n, T, H, W, 3]}, a row a name, a column a clip."""
+    axes = figure.subplots(len(strips), len(words), squeeze=False)
+    for r, (name, films) in enumerate(strips.items()):
+        for c, axis in enumerate(axes[r]):
+            shown = films[c][at].numpy()
+            axis.imshow(np.concatenate([np.pad(f, ((0, 0), (0, 3), (0, 0)), constant_values=255) for f in shown], 1), interpolation="nearest")
+            axis.set(xticks=[], yticks=[], title=words[c] if r == 0 else "")
+            axis.spines[:].set_visible(False)
+            if c == 0:
+                axis.set_ylabel(name, rotation=0, ha="right", va="center", fontweight="bold" if name in bold else None)
+
+
 def picture(result, strips, words, path):
     """Films of a few clips, a row a conditioning, a column a clip, five of their frames from left to right; below, what was measured."""
     import matplotlib
@@ -343,16 +356,7 @@ def picture(result, strips, words, path):
     names, count = list(strips), len(words)
     figure = plt.figure(figsize=(5.6 * count, 1.15 * len(names) + 4.6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.15 * len(names), 4.6])
-    axes = top.subplots(len(names), count, squeeze=False)
-    for r, name in enumerate(names):
-        for c in range(count):
-            clip, axis = strips[name][c], axes[r][c]
-            shown = clip[[round(k * (len(clip) - 1) / 4) for k in range(5)]].numpy()
-            axis.imshow(np.concatenate([np.pad(f, ((0, 0), (0, 3), (0, 0)), constant_values=255) for f in shown], 1), interpolation="nearest")
-            axis.set(xticks=[], yticks=[], title=words[c] if r == 0 else "")
-            axis.spines[:].set_visible(False)
-            if c == 0:
-                axis.set_ylabel(name, rotation=0, ha="right", va="center", fontweight="bold" if name in ("real", result["conditioning"]) else None)
+    draw_strips(top, strips, words, [round(k * (len(strips["real"][0]) - 1) / 4) for k in range(5)], ("real", result["conditioning"]))
     top.suptitle(f"Films by {result['video']}: five frames each, time from left to right (asked for, where the caption is given: above)", fontsize=11)
     table = result["conditionings"]
     rows = [n for n in table if n not in ("real", "frozen")]
@@ -402,10 +406,11 @@ def checked(args):
         refuse(f"--strengths {args.strengths} are not numbers with commas between")
     if args.strengths and not 0 <= args.strengths[0] <= args.strengths[-1] <= 1:
         refuse(f"--strengths {','.join(f'{s:g}' for s in args.strengths)} leave the range from 0 to 1")
-    if small := [k for k in ("steps", "seeds", "batch", "clips") if getattr(args, k) is not None and getattr(args, k) < 1]:
+    if small := [k for k in ("steps", "seeds", "batch", "clips", "past", "horizon") if getattr(args, k) is not None and getattr(args, k) < 1]:
         refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
     args.frames, args.size, shape = args.frames or entry.get("frames", 9), args.size or entry["clip"], geometry(entry)
     args.steps, args.guidance = args.steps or entry.get("steps", 6), args.guidance or entry.get("guidance", 1.0)
+    args.seeds = args.seeds or (3 if args.mode == "coherence" else 1)
     check_shape(args.frames, args.size, shape, entry["name"])
     return entry, judge, names, shape
 
@@ -532,7 +537,277 @@ def coherence(args, started):
     return result
 
 
-MODES = {"coherence": coherence}
+# ---------------------------------------------------------------- mode continue: what comes next
+
+# name: (which frames are shown first, what stands in the place of the prompt). The first is the main one: nothing tells it the action.
+CONTINUATIONS = {"past": ("past", "empty"), "past+text": ("past", "caption"), "first": ("last", "empty"), "first+text": ("last", "caption"), "text": ("none", "caption")}
+BASELINES = "copy", "flow", "vae", "mean", "nearest"
+HORIZONS = 1, 2, 4, 8, 16
+SHIFTS = 0, -1, 1, -2, 2  # of the truth, in frames: of equals the first counts
+CONTINUE_NOTES = {
+    "motion": "measured on the last frame seen and all that are predicted; the step from that frame, which is real, to the first decoded one is in the motion energy of vae and of every continuation",
+    "temporal_ratio": "what flickers scores high too: of the shuffled future (controls) it is above 1; read it beside l1 and direction_right",
+    "moving_l1": "where the truth differs from the last frame seen: only of clips in which something does",
+    "best_shift": "the shift of the truth, in frames, at which a row has its lowest l1: above 0 it runs ahead, below 0 it lags"}
+
+
+def span(past, frames, r):
+    """How many of the last frames a window is shown: the largest r*j+1 that the autoencoder takes, of at most `past` frames and of at most half a film of `frames`, rounded up."""
+    return (min(past, (frames + 1) // 2) - 1) // r * r + 1
+
+
+def continued(shoot, shown, k, horizon):
+    """`horizon` frames uint8 [n, horizon, H, W, 3] after those shown [n, j, H, W, 3] (j = 0: none), window by window: shoot(frames to be shown, number of the window) -> films that begin with
+    these. Every window after the first is shown the last k frames so far."""
+    x, j, number = shown, shown.shape[1], 0
+    while x.shape[1] < j + horizon:
+        given = x[:, -k:] if number else x
+        x, number = torch.cat([x, shoot(given, number)[:, given.shape[1]:]], 1), number + 1
+    return x[:, j:j + horizon]
+
+
+def reconstructed(vae, clips, most, r, batch):
+    """The last `most` frames of clips [n, T, H, W, 3] after the autoencoder, which takes r*j+1 frames: with as many before them as that needs (where the clip begins later: its first frame again)."""
+    at = torch.arange(clips.shape[1] - 1 - -(-(most - 1) // r) * r, clips.shape[1]).clamp(min=0)
+    return decode_films(vae, encode_films(vae, clips[:, at], batch), batch)[:, -most:]
+
+
+def remembered(train, seen, frames, size):
+    """(mean, nearest) uint8 [n, h, H, W, 3] of train clips cut to `frames`: their mean future, and the future of the one whose past is nearest to `seen` [n, P, H, W, 3] (squared error)."""
+    flat, past, total, best = seen.flatten(1).float() / 255, seen.shape[1], 0, torch.full((len(seen),), -math.inf)
+    nearest = torch.zeros(len(seen), frames - past, *seen.shape[2:], dtype=torch.uint8)
+    for item in train:
+        x = windows([item], frames, size, "--past or --horizon")[0]["frames"]
+        own = x[:past].flatten().float() / 255
+        near = flat @ own - own @ own / 2
+        nearest[near > best], best, total = x[past:], torch.maximum(near, best), total + x[past:].double()
+    return (total / len(train)).round().byte().expand_as(nearest), nearest
+
+
+def best_shift(own, clips, past):
+    """The shift of the truth (SHIFTS) at which films [n, h, H, W, 3] of what follows the first `past` frames of clips have the lowest l1: over the same frames for all; None where too few."""
+    at = torch.arange(max(2 - past, 0), own.shape[1] - 2)
+    if not len(at):
+        return None
+    errors = [np.mean([(x[at].float() - c[past + at + s].float()).abs().mean().item() for x, c in zip(own, clips, strict=True)]) for s in SHIFTS]
+    return SHIFTS[int(np.argmin(errors))]
+
+
+def averaged(name, x, sources, seed):
+    """{name, _low, _high} of scores [seeds, n] that are nan for clips in which there is nothing to score; None where there is no other."""
+    keep = (~x.isnan().any(0)).nonzero().flatten().tolist()
+    values = bootstrap(x[:, keep], [sources[k] for k in keep], seed=seed) if keep else (None,) * 3
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
+def gained(own, base, sources, seed):
+    """What errors [seeds, n] are less than a baseline's [1, n]: paired_test, and beside it Wilcoxon's signed ranks of the sources' means (scipy); None where nothing is scored."""
+    from scipy.stats import wilcoxon
+    less = base.mean(0) - own.mean(0)
+    keep = (~less.isnan()).nonzero().flatten().tolist()
+    if not keep:
+        return None
+    cluster = clusters([sources[k] for k in keep])
+    means = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, less[keep]) / torch.bincount(cluster)
+    return paired_test(less[keep], 0 * less[keep], [sources[k] for k in keep], seed=seed) | {"p_wilcoxon": float(wilcoxon(means.numpy()).pvalue) if means.abs().max() > 0 else 1.0}
+
+
+def adjusted(gains):
+    """{name: gain}, with Holm's adjustment over the names."""
+    found = {n: g for n, g in gains.items() if g}
+    for key in ("p", "p_wilcoxon"):
+        for n, p in holm({n: g[key] for n, g in found.items()}).items():
+            found[n][f"{key}_holm"] = p
+    return gains
+
+
+def asked_clips(args):
+    """(all items, test items cut to --past and --horizon, train items, index): what can be refused by the data alone."""
+    every, data = load_items(args.data)
+    test, train = ([i for i in every if split_of(i["source"]) == split and len(i.get("frames", ())) > 1] for split in ("test", "train"))
+    for split, found in (("test", test), ("train", train)):
+        if not found:
+            refuse(f"{args.data} has no clips in its {split} split; give a folder with clips, and more of them (data.py moving)")
+    return every, windows(test[:args.clips], args.past + args.horizon, args.size, "--past or --horizon"), train, data
+
+
+def continuation(args, started):
+    """Mode continue: predict-continue.yaml's content, and what stands beside it."""
+    entry, judge_entry, _, unit = checked(args)
+    names = list(dict.fromkeys(args.continuations.split(",")))
+    for name in names:
+        known(name, CONTINUATIONS, "continuation")
+    every, items, train, data = asked_clips(args)
+    ids, sources, words, clips = [i["id"] for i in items], [i["source"] for i in items], [caption(i) for i in items], torch.stack([i["frames"] for i in items])
+    if any(CONTINUATIONS[n][1] == "caption" for n in names) and None in words:
+        refuse(f"{ids[words.index(None)]!r} of {args.data} has no text to ask a film for; give --continuations {','.join(n for n, (_, says) in CONTINUATIONS.items() if says == 'empty')}")
+    args.out = out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/predict-continue.yaml")
+    check_writable(out)
+
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    judge, processor = load_encoder(judge_entry, device, dtype)
+    past, horizon, k, shape = args.past, args.horizon, span(args.past, args.frames, unit["time"]), (args.frames, args.size, args.size)
+    seen, last, truth = clips[:, :past], clips[:, past - 1], clips[:, past:]
+    settings = {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": unit, "steps": args.steps, "guidance": args.guidance, "seed": args.seed,
+                "frames": args.frames, "past": past, "horizon": horizon, "dtype": str(dtype), **DECODE, "clips": digest(clips.numpy().tobytes()), "words": digest(str(words).encode())}
+    jobs = {"vae": None} | {f"{n}-{s}": (n, s) for n in names for s in range(args.seeds)}
+
+    def film(part, model, empty, told, run, timesteps):
+        if part == "vae":
+            return reconstructed(model.vae, clips, horizon, unit["time"], args.batch)
+        (places, says), draw = CONTINUATIONS[jobs[part][0]], jobs[part][1]
+        prompt = told if says == "caption" else (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty)))
+        first = {"past": k, "last": 1, "none": 0}[places]
+
+        def shoot(given, number):
+            return films(run, timesteps, ids, shape, [(0, given)] if given.shape[1] else [], prompt, f"{args.seed + draw} {number}", batch=args.batch, guidance=args.guidance, empty=empty)
+        return continued(shoot, seen[:, past - first:], k, horizon)
+
+    made = kept(out.with_name(out.stem + "-parts"), ids, {part: settings | {"job": job} for part, job in jobs.items()},
+                lambda: opened(entry, shape, unit, args.steps, [w or "" for w in words]), film)
+    mean, nearest = remembered(train, seen, past + horizon, args.size)
+    carried = advected(seen[:, [-2, -1]] if past > 1 else seen[:, [-1, -1]], horizon)  # of one frame nothing is known but itself
+    futures = {"real": truth[None], "copy": last[None, :, None].expand(1, *truth.shape), "flow": carried[None], "vae": made["vae"]["films"][None], "mean": mean[None], "nearest": nearest[None],
+               "shuffled": shuffled(truth, args.seed)[None]} | {n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}  # [draws, n, horizon, H, W, 3]
+
+    look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
+    whole = {n: [torch.cat([last[:, None], y], 1) for y in x] for n, x in futures.items()}
+    going = [i for i, item in enumerate(items) if {"mask", "direction", "names", "camera"} <= set(item) and item["direction"] != "still" and not any(item["camera"])
+             and (item["mask"][past - 1] == len(item["names"])).any()]
+    masks = torch.stack([items[i]["mask"][past - 1] == len(items[i]["names"]) for i in going]) if going else None
+    way = going, masks, [items[i]["direction"] for i in going]
+    own, errors = {}, {}
+    for n, x in tqdm(whole.items(), desc="measured", unit="row"):
+        found = [measured(y, whole["real"][0], look, way, warped=False) for y in x]
+        own[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}
+        found = [pixel_errors(y, truth, last) for y in futures[n]]
+        errors[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}  # [draws, n, horizon]
+    told = told_continue(args, names, errors, own, sources, [sources[i] for i in going])
+    main, table = names[0], told["continuations"]
+    for n, row in table.items():
+        row |= {"static": bool(own[n]["motion_energy"].mean() < 0.1 * own["vae"]["motion_energy"].mean()), "best_shift": best_shift(futures[n][0], clips, past)}
+    result = {"stage": "predict", "mode": "continue", "model": None, "video": entry["name"], "video_weights": entry["weights"], "weights": entry["weights"], "data": data["data"],
+              "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], "conditioning": main,
+              **headlines(told, main), "static": table[main]["static"], "best_shift": table[main]["best_shift"], "clips": len(ids), "sources": len(set(sources)),
+              "moving_clips": int((~errors["real"]["moving_l1"].isnan()).any(2).sum()), "direction_clips": len(going), "seeds": args.seeds, "seeds_are": "draws of noise: nothing is trained here",
+              "past": past, "horizon": horizon, "shown": k, "frames": args.frames, "size": args.size, "steps": args.steps, "guidance": args.guidance,
+              "films_seconds": sum(made[p]["seconds"] for p in jobs if p != "vae"), **told, "seconds": {p: x["seconds"] for p, x in made.items()}, "notes": CONTINUE_NOTES,
+              "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
+
+    shown = {n: whole[n][0] for n in ("real", "vae", "copy", *names)}
+    acts = [a for a in (i.get("action", i.get("direction")) for i in every if split_of(i["source"]) == "train") if a is not None]
+    write_items(out.parent / "films", (cut(item, past - 1) | {"id": f"{item['id']}/{n}", "frames": x[i].clone(), "conditioning": n} for n, x in shown.items() for i, item in enumerate(items)),
+                {"name": f"{data['name']}-films", "source_kind": "films", "data": data["data"], "seed": args.seed, "data_path": str(args.data), "model": None, "video": entry["name"],
+                 "video_weights": entry["weights"], "conditioning": main, "commonest": max(sorted(set(acts)), key=acts.count) if acts else None,
+                 "actions": sorted({a for a in (i.get("action", i.get("direction")) for i in every) if a is not None})[:200]})
+    few = (going or list(range(len(ids))))[::max(len(going or ids) // 3, 1)][:3]
+    strips, few_words = {n: whole[n][0][few] for n in ("real", "vae", "copy", "flow", *names)}, [words[i] or ids[i] for i in few]
+    continued_picture(result, strips, few_words, out.with_suffix(".png"))
+    animation({n: x for n, x in strips.items() if n in ("real", "copy", "flow", *names[:2])}, few_words, out.with_suffix(".gif"))
+    save_yaml(out, result)
+    return result
+
+
+def cut(item, first):
+    """The item from frame `first` on: boxes and mask with it."""
+    return {key: x[first:].clone() if key in ("mask", "boxes") and len(x) == len(item["frames"]) else x for key, x in item.items()}
+
+
+def told_continue(args, names, errors, own, sources, going_sources):
+    """{criteria, gains, continuations, horizons} of pixel_errors {row: {measure: [draws, n, horizon]}} and measured {row: {measure: [draws, n]}}."""
+    rows, horizons, seed = [*BASELINES, *names], [h for h in HORIZONS if h <= args.horizon], args.seed
+    overall = {n: {m: x.nanmean(2) for m, x in e.items()} for n, e in errors.items()}
+    table = {}
+    for n in ("real", *rows):
+        row = compared(own[n], {m: x[0] for m, x in own["real"].items()}, {m: x[0] for m, x in own["vae"].items()}, sources, going_sources, seed)
+        table[n] = {k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources, seed).items()} | {k: v for k, v in row.items() if not k.startswith("warp_error")}
+    gains = {m: {base: adjusted({n: gained(overall[n][m], overall[base][m], sources, seed) for n in names}) for base in ("copy", "flow")} for m in ("l1", "moving_l1")}
+    at = {}
+    for h in horizons:
+        e = {n: {m: x[:, :, h - 1] for m, x in errors[n].items()} for n in rows}
+        at[h] = {n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources, seed).items()} for n in rows}
+        for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
+            for base in ("copy", "flow"):
+                for n, g in adjusted({n: gained(e[n][m], e[base][m], sources, seed) for n in names}).items():
+                    at[h][n] |= {f"{prefix}gain_over_{base}{end}": g and g[f"{key}"] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p_holm", "p_holm"))}
+    main, criteria = names[0], {}
+    energy = {n: ratio(x["motion_energy"], own["real"]["motion_energy"][0]) for n, x in own.items()}
+    if energy["real"] is not None:
+        criteria["temporal_ratio"] = criterion(energy[main], {n: energy[n] for n in ("copy", "mean")}, sources, ceiling=energy["vae"].mean().item(), seed=seed, conditioning=main, draws=args.seeds,
+                                               controls={n: energy[n].mean() for n in ("real", "shuffled", "flow", "nearest", *names) if n != main})
+    for m in ("l1", "moving_l1"):
+        keep = (~overall["real"][m][0].isnan()).nonzero().flatten().tolist()
+        if keep:
+            score = {n: overall[n][m][:, keep] for n in rows}
+            criteria[m] = criterion(score[main], {n: score[n] for n in BASELINES if n != "vae"}, [sources[i] for i in keep], ceiling=score["vae"].mean().item(), better="lower", seed=seed,
+                                    conditioning=main, draws=args.seeds, controls={n: score[n].mean() for n in names if n != main})
+    return {"criteria": criteria, "gains": gains, "continuations": table, "horizons": at}
+
+
+def headlines(told, main):
+    """The main continuation's scores, those of the baselines beside them, and its gains over these."""
+    table, found = told["continuations"], {}
+    for name, beside in (("temporal_ratio", ("vae",)), ("l1", ("copy", "flow", "vae")), ("moving_l1", ("copy", "flow", "vae")), ("decoded_closeness", ("copy", "flow")),
+                         ("temporal_consistency", ("real", "vae", "copy")), ("direction_right", ("real", "vae", "flow"))):
+        found |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {f"{name}_{b}": table[b][name] for b in beside}
+    for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
+        for base, gains in told["gains"][m].items():
+            found |= {f"{prefix}gain_over_{base}{end}": gains[main] and gains[main][key] for end, key in
+                      (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p", "p"), ("_p_holm", "p_holm"), ("_p_wilcoxon", "p_wilcoxon"))}
+    return found
+
+
+def continued_picture(result, strips, words, path):
+    """Films of a few clips: the last frame seen and the frames of every horizon, from left to right; below, the error by horizon."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    names, count, horizons = list(strips), len(words), list(result["horizons"])
+    figure = plt.figure(figsize=(6.6 * count, 1.15 * len(names) + 5.2), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.15 * len(names), 5.2])
+    draw_strips(top, strips, words, [0, *horizons], ("real", result["conditioning"]))
+    top.suptitle(f"What {result['video']} makes of the last {result['shown']} frames, or of the last: from left to right the last frame seen, then {', '.join(f'+{h}' for h in horizons)}", fontsize=11)
+    bottom.suptitle(f"Error by horizon in frames, colours in [0, 1], mean of {result['clips']} clips with 95% intervals (lower is better; grey: nothing is generated)", fontsize=11)
+    colours = dict(zip([n for n in result["continuations"] if n not in BASELINES], ["black", "tab:orange", "tab:red", "tab:blue", "tab:cyan", "tab:green"], strict=False))
+    charts = bottom.subplots(1, 3, width_ratios=[1, 1, 0.6])
+    for axis, (m, title) in zip(charts, {"l1": "whole frame", "moving_l1": "where the truth has changed since the last frame seen"}.items(), strict=False):
+        for r, n in enumerate(result["horizons"][horizons[0]]):
+            value, low, high = (np.array([result["horizons"][h][n][f"{m}{end}"] for h in horizons], float) for end in ("", "_low", "_high"))
+            axis.errorbar(np.arange(len(horizons)) + 0.03 * (r - 4), value, yerr=np.nan_to_num(np.maximum([value - low, high - value], 0), posinf=0), label=n, capsize=2, lw=2,
+                          color=colours.get(n, "0.55"), ls="-" if n in colours else {"copy": "--", "flow": ":", "vae": "-.", "mean": (0, (1, 3)), "nearest": (0, (5, 3))}[n])
+        axis.set(title=title, xlabel="frames after the last one seen", xticks=range(len(horizons)), xticklabels=horizons, ylim=(0, None))
+    rows = [n for n in result["continuations"] if n not in ("mean", "copy") and result["continuations"][n]["temporal_ratio"] is not None]
+    charts[2].barh(rows, [result["continuations"][n]["temporal_ratio"] for n in rows], color=[colours.get(n, "0.7") for n in rows])
+    charts[2].axvline(1, color="black", lw=1)
+    charts[2].set_title("motion over the clips' own (right: 1)")
+    charts[2].invert_yaxis()
+    bottom.legend(*charts[0].get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def animation(strips, words, path):
+    """Films of a few clips side by side as a GIF: a column a name, a row a clip; the last frame seen, then what was predicted."""
+    from PIL import Image, ImageDraw, ImageFont
+    clips, frames, side = next(iter(strips.values())).shape[:3]
+    zoom, bar = max(192 // side, 1), 22
+    wide, font, pages = side * zoom + 6, ImageFont.load_default(14), []
+    for t in range(frames):
+        page = Image.new("RGB", (wide * len(strips), bar + clips * (side * zoom + bar)), "white")
+        pen = ImageDraw.Draw(page)
+        for c, (name, x) in enumerate(strips.items()):
+            pen.text((c * wide + 4, 3), name, "black", font)
+            for r in range(clips):
+                y = bar + r * (side * zoom + bar)
+                page.paste(Image.fromarray(x[r, t].numpy()).resize((side * zoom,) * 2, Image.Resampling.NEAREST), (c * wide + 3, y))
+                if c == 0:
+                    pen.text((4, y + side * zoom + 2), f"{'last frame seen' if t == 0 else f'+{t}'}: {words[r]}", "black", font)
+        pages.append(page.quantize(128, dither=Image.Dither.NONE))
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=[1200, *[200] * (frames - 2), 1200][:frames], loop=0, optimize=True)
+
+
+MODES = {"coherence": coherence, "continue": continuation}
 
 
 def smoke_input(args, folder):
@@ -567,7 +842,8 @@ def smoke_input(args, folder):
     write_items(folder / "data", items, {"data": "synthetic", "name": "squares"})
     save_pt(folder / "conditioning.pt", RESULT, [i["id"] for i in items], {"into": "prompt", "model": "planted", "weights": "random"}, embeds=torch.randn(24, 3, 16).half())
     args.video, args.judge, args.data, args.adapter = str(folder / "ltx"), str(folder / "judge"), str(folder / "data"), str(folder / "conditioning.pt")
-    args.frames, args.size, args.steps, args.seeds, args.strengths, args.out = 5, 32, 2, 2, "0.5", args.out or str(folder / "predict-coherence.yaml")
+    args.frames, args.size, args.steps, args.seeds, args.strengths, args.past, args.horizon = 5, 32, 2, 2, "0.5", 3, 4
+    args.out = args.out or str(folder / f"predict-{args.mode}.yaml")
 
 
 def get_args(argv):
@@ -579,14 +855,17 @@ def get_args(argv):
     p.add_argument("--adapter", help="what a model's tokens were turned into for this decoder, by clip (adapt.py)")
     p.add_argument("--conditionings", help=f"with commas between (default: {', '.join(n for n in CONDITIONINGS if n != 'adapter')}, and adapter where there is one)")
     p.add_argument("--strengths", default="0.25,0.5,0.75", help=f"between 0 and 1, tried beside these for {' and '.join(SWEPT)} (default: %(default)s)")
+    p.add_argument("--past", type=int, default=8, help="continue, futures: frames of a clip that are seen (default: %(default)s)")
+    p.add_argument("--horizon", type=int, default=16, help="continue: frames that are predicted (default: %(default)s)")
+    p.add_argument("--continuations", default=",".join(CONTINUATIONS), help="continue: with commas between, the main one first (default: %(default)s)")
     p.add_argument("--frames", type=int, help="of a film, the middle ones of a clip (default: the registry's for the pipeline, else 9)")
     p.add_argument("--size", type=int, help="side in pixels that clips are squashed to (default: the registry's for the pipeline)")
     p.add_argument("--steps", type=int, help="of denoising (default: the registry's for the pipeline, else 6)")
     p.add_argument("--guidance", type=float, help="classifier-free, away from the empty prompt; 1 is none (default: the registry's for the pipeline, else 1)")
-    p.add_argument("--seeds", type=int, default=3, help="draws of noise (default: %(default)s)")
+    p.add_argument("--seeds", type=int, help="draws of noise (default: 3 for coherence, else 1)")
     p.add_argument("--clips", type=int, help="only so many of the test clips")
     p.add_argument("--batch", type=int, default=16, help="films at a time; changes no film (default: %(default)s)")
-    p.add_argument("--out", help="default: results/<model>/<data>/predict-coherence.yaml; films/ and the parts beside it")
+    p.add_argument("--out", help="default: results/<model>/<data>/predict-<mode>.yaml; films/ and the parts beside it")
     return p.parse_args(argv)
 
 

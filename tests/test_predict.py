@@ -18,7 +18,7 @@ from common import RESULT, load_items, load_pt, load_yaml, save_pt, split_of, wr
 def made(tmp_path_factory):
     """(folder, arguments, result) of a run on made-up squares with a small random pipeline."""
     folder = tmp_path_factory.mktemp("predict")
-    args = argparse.Namespace(seed=0, out=None)
+    args = argparse.Namespace(mode="coherence", seed=0, out=None)
     predict.smoke_input(args, folder)
     arguments = [x for k in ("video", "judge", "data", "adapter", "frames", "size", "steps", "seeds", "strengths", "out") for x in (f"--{k}", str(getattr(args, k)))]
     return folder, arguments, predict.main(arguments)
