@@ -567,8 +567,8 @@ def continued(shoot, shown, k, horizon):
 
 
 def reconstructed(vae, clips, most, r, batch):
-    """The last `most` frames of clips [n, T, H, W, 3] after the autoencoder, which takes r*j+1 frames: with as many before them as that needs (where the clip begins later: its first frame again)."""
-    at = torch.arange(clips.shape[1] - 1 - -(-(most - 1) // r) * r, clips.shape[1]).clamp(min=0)
+    """The last `most` frames of clips [n, T, H, W, 3] after the autoencoder, which takes r*j+1 frames: with at least one before them (where the clip begins later: its first again)."""
+    at = torch.arange(clips.shape[1] - 1 - -(-most // r) * r, clips.shape[1]).clamp(min=0)
     return decode_films(vae, encode_films(vae, clips[:, at], batch), batch)[:, -most:]
 
 
@@ -631,6 +631,39 @@ def asked_clips(args):
     return every, windows(test[:args.clips], args.past + args.horizon, args.size, "--past or --horizon"), train, data
 
 
+def named(items, path, why):
+    """(ids, sources, captions, clips uint8 [n, T, H, W, 3]); why: for what each needs its caption, or None."""
+    ids, words = [i["id"] for i in items], [caption(i) for i in items]
+    if why and None in words:
+        refuse(f"{ids[words.index(None)]!r} of {path} has no text to ask a film for, and {why}")
+    return ids, [i["source"] for i in items], words, torch.stack([i["frames"] for i in items])
+
+
+def settings_of(args, entry, unit, dtype, clips, words):
+    """What films of the same clips have in common: if anything of it is another, they are made again."""
+    return {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": unit, "steps": args.steps, "guidance": args.guidance, "seed": args.seed,
+            "frames": args.frames, "past": args.past, "horizon": args.horizon, "dtype": str(dtype), **DECODE, "clips": digest(clips.numpy().tobytes()), "words": digest(str(words).encode())}
+
+
+def goers(items, first):
+    """(numbers of the clips in which an object moves before a still camera and is seen in frame `first`, masks of it there, the words for where it goes)."""
+    going = [i for i, item in enumerate(items) if {"mask", "direction", "names", "camera"} <= set(item) and item["direction"] != "still" and not any(item["camera"])
+             and (item["mask"][first] == len(item["names"])).any()]
+    return going, torch.stack([items[i]["mask"][first] == len(items[i]["names"]) for i in going]) if going else None, [items[i]["direction"] for i in going]
+
+
+def followed(x, last, going, horizons):
+    """{h: [m]}: has the object gone the right way by frame h of films [n, T, H, W, 3], and can it still be found? last: real frames [n, H, W, 3], of which it has its colour; going: as of goers."""
+    numbers, masks, words = going
+    centres = whereabouts(torch.cat([last[numbers, None], x[numbers]], 1), masks)[:, 1:] if numbers else None
+    return {h: torch.tensor([a == b for a, b in zip(heading(centres[:, :h + 1]), words, strict=True)] if numbers else [], dtype=torch.float64) for h in horizons}
+
+
+def carried_on(seen, horizon):
+    """advected; of a single frame nothing is known but itself."""
+    return advected(seen if seen.shape[1] > 1 else seen.expand(-1, 2, -1, -1, -1), horizon)
+
+
 def continuation(args, started):
     """Mode continue: predict-continue.yaml's content, and what stands beside it."""
     entry, judge_entry, _, unit = checked(args)
@@ -638,9 +671,8 @@ def continuation(args, started):
     for name in names:
         known(name, CONTINUATIONS, "continuation")
     every, items, train, data = asked_clips(args)
-    ids, sources, words, clips = [i["id"] for i in items], [i["source"] for i in items], [caption(i) for i in items], torch.stack([i["frames"] for i in items])
-    if any(CONTINUATIONS[n][1] == "caption" for n in names) and None in words:
-        refuse(f"{ids[words.index(None)]!r} of {args.data} has no text to ask a film for; give --continuations {','.join(n for n, (_, says) in CONTINUATIONS.items() if says == 'empty')}")
+    told = [n for n in names if CONTINUATIONS[n][1] == "caption"]
+    ids, sources, words, clips = named(items, args.data, f"{' and '.join(told)} of --continuations ask for one; give others" if told else None)
     args.out = out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/predict-continue.yaml")
     check_writable(out)
 
@@ -649,8 +681,7 @@ def continuation(args, started):
     judge, processor = load_encoder(judge_entry, device, dtype)
     past, horizon, k, shape = args.past, args.horizon, span(args.past, args.frames, unit["time"]), (args.frames, args.size, args.size)
     seen, last, truth = clips[:, :past], clips[:, past - 1], clips[:, past:]
-    settings = {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": unit, "steps": args.steps, "guidance": args.guidance, "seed": args.seed,
-                "frames": args.frames, "past": past, "horizon": horizon, "dtype": str(dtype), **DECODE, "clips": digest(clips.numpy().tobytes()), "words": digest(str(words).encode())}
+    settings = settings_of(args, entry, unit, dtype, clips, words)
     jobs = {"vae": None} | {f"{n}-{s}": (n, s) for n in names for s in range(args.seeds)}
 
     def film(part, model, empty, told, run, timesteps):
@@ -667,23 +698,23 @@ def continuation(args, started):
     made = kept(out.with_name(out.stem + "-parts"), ids, {part: settings | {"job": job} for part, job in jobs.items()},
                 lambda: opened(entry, shape, unit, args.steps, [w or "" for w in words]), film)
     mean, nearest = remembered(train, seen, past + horizon, args.size)
-    carried = advected(seen[:, [-2, -1]] if past > 1 else seen[:, [-1, -1]], horizon)  # of one frame nothing is known but itself
+    carried = carried_on(seen, horizon)
     futures = {"real": truth[None], "copy": last[None, :, None].expand(1, *truth.shape), "flow": carried[None], "vae": made["vae"]["films"][None], "mean": mean[None], "nearest": nearest[None],
                "shuffled": shuffled(truth, args.seed)[None]} | {n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}  # [draws, n, horizon, H, W, 3]
 
     look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
     whole = {n: [torch.cat([last[:, None], y], 1) for y in x] for n, x in futures.items()}
-    going = [i for i, item in enumerate(items) if {"mask", "direction", "names", "camera"} <= set(item) and item["direction"] != "still" and not any(item["camera"])
-             and (item["mask"][past - 1] == len(item["names"])).any()]
-    masks = torch.stack([items[i]["mask"][past - 1] == len(items[i]["names"]) for i in going]) if going else None
-    way = going, masks, [items[i]["direction"] for i in going]
-    own, errors = {}, {}
+    way, horizons = goers(items, past - 1), [h for h in HORIZONS if h <= horizon]
+    going = way[0]
+    own, errors, right = {}, {}, {}
     for n, x in tqdm(whole.items(), desc="measured", unit="row"):
         found = [measured(y, whole["real"][0], look, way, warped=False) for y in x]
         own[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}
         found = [pixel_errors(y, truth, last) for y in futures[n]]
         errors[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}  # [draws, n, horizon]
-    told = told_continue(args, names, errors, own, sources, [sources[i] for i in going])
+        found = [followed(y, last, way, horizons) for y in x]
+        right[n] = {h: torch.stack([f[h] for f in found]) for h in horizons}
+    told = told_continue(args, names, errors, own, right, sources, [sources[i] for i in going])
     main, table = names[0], told["continuations"]
     for n, row in table.items():
         row |= {"static": bool(own[n]["motion_energy"].mean() < 0.1 * own["vae"]["motion_energy"].mean()), "best_shift": best_shift(futures[n][0], clips, past)}
@@ -714,9 +745,9 @@ def cut(item, first):
     return {key: x[first:].clone() if key in ("mask", "boxes") and len(x) == len(item["frames"]) else x for key, x in item.items()}
 
 
-def told_continue(args, names, errors, own, sources, going_sources):
-    """{criteria, gains, continuations, horizons} of pixel_errors {row: {measure: [draws, n, horizon]}} and measured {row: {measure: [draws, n]}}."""
-    rows, horizons, seed = [*BASELINES, *names], [h for h in HORIZONS if h <= args.horizon], args.seed
+def told_continue(args, names, errors, own, right, sources, going_sources):
+    """{criteria, gains, continuations, horizons} of pixel_errors {row: {measure: [draws, n, horizon]}}, measured {row: {measure: [draws, n]}} and followed {row: {h: [draws, m]}}."""
+    rows, seed = [*BASELINES, *names], args.seed
     overall = {n: {m: x.nanmean(2) for m, x in e.items()} for n, e in errors.items()}
     table = {}
     for n in ("real", *rows):
@@ -724,9 +755,9 @@ def told_continue(args, names, errors, own, sources, going_sources):
         table[n] = {k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources, seed).items()} | {k: v for k, v in row.items() if not k.startswith("warp_error")}
     gains = {m: {base: adjusted({n: gained(overall[n][m], overall[base][m], sources, seed) for n in names}) for base in ("copy", "flow")} for m in ("l1", "moving_l1")}
     at = {}
-    for h in horizons:
+    for h in right["real"]:
         e = {n: {m: x[:, :, h - 1] for m, x in errors[n].items()} for n in rows}
-        at[h] = {n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources, seed).items()} for n in rows}
+        at[h] = {n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources, seed).items()} | averaged("direction_right", right[n][h], going_sources, seed) for n in rows}
         for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
             for base in ("copy", "flow"):
                 for n, g in adjusted({n: gained(e[n][m], e[base][m], sources, seed) for n in names}).items():
@@ -768,7 +799,7 @@ def continued_picture(result, strips, words, path):
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.15 * len(names), 5.2])
     draw_strips(top, strips, words, [0, *horizons], ("real", result["conditioning"]))
     top.suptitle(f"What {result['video']} makes of the last {result['shown']} frames, or of the last: from left to right the last frame seen, then {', '.join(f'+{h}' for h in horizons)}", fontsize=11)
-    bottom.suptitle(f"Error by horizon in frames, colours in [0, 1], mean of {result['clips']} clips with 95% intervals (lower is better; grey: nothing is generated)", fontsize=11)
+    bottom.suptitle(f"Mean absolute error by horizon, colours in [0, 1], {result['clips']} clips, 95% intervals (grey: not generated; what is not on the chart is higher)", fontsize=11)
     colours = dict(zip([n for n in result["continuations"] if n not in BASELINES], ["black", "tab:orange", "tab:red", "tab:blue", "tab:cyan", "tab:green"], strict=False))
     charts = bottom.subplots(1, 3, width_ratios=[1, 1, 0.6])
     for axis, (m, title) in zip(charts, {"l1": "whole frame", "moving_l1": "where the truth has changed since the last frame seen"}.items(), strict=False):
@@ -776,7 +807,8 @@ def continued_picture(result, strips, words, path):
             value, low, high = (np.array([result["horizons"][h][n][f"{m}{end}"] for h in horizons], float) for end in ("", "_low", "_high"))
             axis.errorbar(np.arange(len(horizons)) + 0.03 * (r - 4), value, yerr=np.nan_to_num(np.maximum([value - low, high - value], 0), posinf=0), label=n, capsize=2, lw=2,
                           color=colours.get(n, "0.55"), ls="-" if n in colours else {"copy": "--", "flow": ":", "vae": "-.", "mean": (0, (1, 3)), "nearest": (0, (5, 3))}[n])
-        axis.set(title=title, xlabel="frames after the last one seen", xticks=range(len(horizons)), xticklabels=horizons, ylim=(0, None))
+        axis.set(title=title, xlabel="frames after the last one seen", xticks=range(len(horizons)), xticklabels=horizons,
+                 ylim=(0, 1.3 * max(result["horizons"][h][n][f"{m}_high"] or 0 for h in horizons for n in ("copy", "vae", result["conditioning"])) or 1))
     rows = [n for n in result["continuations"] if n not in ("mean", "copy") and result["continuations"][n]["temporal_ratio"] is not None]
     charts[2].barh(rows, [result["continuations"][n]["temporal_ratio"] for n in rows], color=[colours.get(n, "0.7") for n in rows])
     charts[2].axvline(1, color="black", lw=1)
@@ -803,11 +835,141 @@ def animation(strips, words, path):
                 page.paste(Image.fromarray(x[r, t].numpy()).resize((side * zoom,) * 2, Image.Resampling.NEAREST), (c * wide + 3, y))
                 if c == 0:
                     pen.text((4, y + side * zoom + 2), f"{'last frame seen' if t == 0 else f'+{t}'}: {words[r]}", "black", font)
-        pages.append(page.quantize(128, dither=Image.Dither.NONE))
+        pages.append(page.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE))
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=[1200, *[200] * (frames - 2), 1200][:frames], loop=0, optimize=True)
 
 
-MODES = {"coherence": coherence, "continue": continuation}
+# ---------------------------------------------------------------- mode futures: several, and which of them is believed
+
+EXPERTS = {"semantics": "{}", "motion": "{}, steady continuous motion", "permanence": "{}, objects keep their shape and colour", "physics": "{}, natural physics"}
+COUNTS = 1, 2, 4, 6  # candidates, of the curve
+FUTURES_NOTES = {"one": "the first candidate: the past and an empty prompt, as mode continue makes it; every other has noise of its own, a prompt and a guidance",
+                 "oracle": "picks the lowest error, of each measure, and so knows the outcome: what picking could reach at most; worst: the highest", "random": "the mean over all candidates",
+                 "oracle_share": "of the error that the oracle saves beside the first candidate, how much a picker does"}
+
+
+def candidates(n, high):
+    """[(expert or None, guidance, number of the draw)]: the plain one, then the experts in turn, without guidance, with, and so on; each with noise of its own."""
+    names = list(EXPERTS)
+    return [(None, 1.0, 0)] + [(names[(i - 1) % len(names)], (1.0, high)[(i - 1) // len(names) % 2], i) for i in range(1, n)]
+
+
+def beliefs(x, seen, carried, close):
+    """{name: [c, n]}, higher is better, of candidates uint8 [c, n, h, H, W, 3] without the outcome: nearness to the mean of the others (agreement) and to flow carried on [n, h, H, W, 3] (flow);
+    a first step as large as those of the frames seen [n, P, H, W, 3] (continuity); the judge's tokens near those of the last of them, close [c, n] (consistency); the mean of all their ranks."""
+    from scipy.stats import rankdata
+    steps = seen.float().diff(dim=1).abs().mean((1, 2, 3, 4)) if seen.shape[1] > 1 else torch.zeros(len(seen))
+    total = sum(y.float() for y in x)
+    found = {"agreement": torch.stack([-((total - y.float()) / max(len(x) - 1, 1) - y.float()).abs().mean((1, 2, 3, 4)) for y in x]),
+             "continuity": torch.stack([-((y[:, 0].float() - seen[:, -1].float()).abs().mean((1, 2, 3)) - steps).abs() for y in x]),
+             "flow": torch.stack([-(y.float() - carried.float()).abs().mean((1, 2, 3, 4)) for y in x]), "consistency": close}
+    return found | {"mean_rank": torch.from_numpy(np.mean([rankdata(s.numpy(), axis=0) for s in found.values()], axis=0))}
+
+
+def picked(errors, x, seen, carried, close, right):
+    """{picker: {l1, moving_l1 [n], direction_right [m]}} among candidates: errors {measure: [c, n]}, right [c, m] and its clips' numbers, the rest as for beliefs."""
+    right, numbers = right
+    found = {"one": {m: e[0] for m, e in errors.items()} | {"direction_right": right[0]}, "random": {m: e.mean(0) for m, e in errors.items()} | {"direction_right": right.mean(0)}}
+    for name, belief in beliefs(x, seen, carried, close).items():
+        pick = torch.from_numpy(belief.numpy().argmax(0))[None]  # of equals the first
+        found[name] = {m: e.gather(0, pick)[0] for m, e in errors.items()} | {"direction_right": right.gather(0, pick[:, numbers])[0]}
+    return found | {"oracle": {m: e.amin(0) for m, e in errors.items()} | {"direction_right": right.amax(0)}, "worst": {m: e.amax(0) for m, e in errors.items()} | {"direction_right": right.amin(0)}}
+
+
+def futures(args, started):
+    """Mode futures: predict-futures.yaml's content, and its picture."""
+    entry, judge_entry, _, unit = checked(args)
+    if args.candidates < 2:
+        refuse(f"--candidates {args.candidates} leaves nothing to choose from; give 2 or more")
+    k, shape = span(args.past, args.frames, unit["time"]), (args.frames, args.size, args.size)
+    args.horizon, high = args.frames - k, args.guidance if args.guidance > 1 else 2.0
+    _, items, _, data = asked_clips(args)
+    ids, sources, words, clips = named(items, args.data, "every expert's prompt is made of it")
+    args.out = out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/predict-futures.yaml")
+    check_writable(out)
+
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    judge, processor = load_encoder(judge_entry, device, dtype)
+    seen, last, truth, rows = clips[:, :args.past], clips[:, args.past - 1], clips[:, args.past:], list(EXPERTS)
+    jobs = {f"candidate-{i}": job for i, job in enumerate(candidates(args.candidates, high))}
+
+    def film(part, model, empty, told, run, timesteps):
+        expert, guidance, draw = jobs[part]
+        at = slice(len(ids) * rows.index(expert), len(ids) * (rows.index(expert) + 1)) if expert else None
+        prompt = tuple(x[at] for x in told) if expert else (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty)))
+        return films(run, timesteps, ids, shape, [(0, seen[:, -k:])], prompt, f"{args.seed + draw} 0", batch=args.batch, guidance=guidance, empty=empty)[:, k:]
+
+    settings = settings_of(args, entry, unit, dtype, clips, words)
+    made = kept(out.with_name(out.stem + "-parts"), ids, {part: settings | {"job": job, "prompts": EXPERTS} for part, job in jobs.items()},
+                lambda: opened(entry, shape, unit, args.steps, [template.format(w) for template in EXPERTS.values() for w in words]), film)
+    x = [made[part]["films"] for part in jobs]
+
+    look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
+    here = look(last).flatten(1).double()
+    close = torch.stack([torch.stack([F.cosine_similarity(a[None], look(film).flatten(1).double()).mean() for a, film in zip(here, y, strict=True)]) for y in tqdm(x, desc="measured", unit="part")])
+    way, carried = goers(items, args.past - 1), carried_on(seen, args.horizon)
+    right = torch.stack([followed(torch.cat([last[:, None], y], 1), last, way, [args.horizon])[args.horizon] for y in x])
+    found = [pixel_errors(y, truth, last) for y in x]
+    errors = {m: torch.stack([f[m].nanmean(1) for f in found]) for m in ("l1", "moving_l1")}
+    curve = {n: picked({m: e[:n] for m, e in errors.items()}, x[:n], seen, carried, close[:n], (right[:n], way[0])) for n in sorted({c for c in COUNTS if c <= len(x)} | {len(x)})}
+    best = curve[len(x)]
+    rankers = [p for p in best if p not in ("one", "random", "oracle", "worst")]
+
+    def row(scores):
+        return {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, scores[m][None], sources, args.seed).items()} | averaged(
+            "direction_right", scores["direction_right"][None], [sources[i] for i in way[0]], args.seed)
+
+    table = {p: row(scores) for p, scores in best.items()}
+    gains = {m: {p: gained(best[p][m][None], best["one"][m][None], sources, args.seed) for p in best if p != "one"} for m in errors}
+    criteria = {}
+    for m, g in gains.items():
+        adjusted({p: g[p] for p in rankers})
+        room = table["one"][m] - table["oracle"][m] if table["one"][m] is not None else 0
+        for p in table:
+            table[p][f"{m}_oracle_share"] = (table["one"][m] - table[p][m]) / room if room > 0 else None
+        keep = (~errors[m][0].isnan()).nonzero().flatten().tolist()
+        if keep:
+            criteria[m] = criterion(best["mean_rank"][m][keep], {p: best[p][m][keep] for p in ("one", "random")}, [sources[i] for i in keep], ceiling=best["oracle"][m][keep].mean().item(),
+                                    better="lower", seed=args.seed, picker="mean_rank", controls={p: best[p][m][keep].mean() for p in (*rankers, "worst") if p != "mean_rank"})
+    result = {"stage": "predict", "mode": "futures", "model": None, "video": entry["name"], "video_weights": entry["weights"], "weights": entry["weights"], "data": data["data"],
+              "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], "picker": "mean_rank"}
+    for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
+        g = gains[m]["mean_rank"]
+        result |= {f"{m}{end}": table["mean_rank"][f"{m}{end}"] for end in ("", "_low", "_high")} | {f"{m}_{p}": table[p][m] for p in ("one", "random", "oracle", "worst")}
+        result |= {f"{prefix}gain_over_one{end}": g and g[key] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p", "p"), ("_p_holm", "p_holm"))}
+        result |= {f"{prefix}oracle_share": table["mean_rank"][f"{m}_oracle_share"]}
+    result |= {"direction_right": table["mean_rank"]["direction_right"], "direction_right_one": table["one"]["direction_right"], "clips": len(ids), "sources": len(set(sources)),
+               "direction_clips": len(way[0]), "candidates": len(x), "past": args.past, "shown": k, "horizon": args.horizon, "frames": args.frames, "size": args.size, "steps": args.steps,
+               "films_seconds": sum(y["seconds"] for y in made.values()), "criteria": criteria, "gains": gains, "pickers": table,
+               "curve": {n: {p: row(s) for p, s in c.items()} for n, c in curve.items()},
+               "experts": {part: {"expert": expert, "guidance": g, "draw": draw, **{m: e[i].nanmean() for m, e in errors.items()}} for i, (part, (expert, g, draw)) in enumerate(jobs.items())},
+               "notes": FUTURES_NOTES, "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
+    futures_picture(result, out.with_suffix(".png"))
+    save_yaml(out, result)
+    return result
+
+
+def futures_picture(result, path):
+    """The error of what every picker picks, by the number of candidates."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    style = {"one": ("black", "--"), "random": ("0.5", "--"), "oracle": ("tab:green", ":"), "worst": ("tab:red", ":"), "mean_rank": ("tab:orange", "-")}
+    for axis, (m, title) in zip(axes, {"l1": "whole frame", "moving_l1": "where the truth has changed since the last frame seen"}.items(), strict=True):
+        for p in result["pickers"]:
+            colour, line = style.get(p, (None, "-"))
+            value = np.array([c[p][m] for c in result["curve"].values()], float)  # None: nan
+            axis.plot(list(result["curve"]), value, marker="o", label=p, color=colour, ls=line, lw=2.5 if p == "mean_rank" else 1.5)
+        axis.set(title=title, xlabel="candidates", ylabel="mean absolute error, colours in [0, 1]", xticks=list(result["curve"]))
+    figure.suptitle(f"Several futures by {result['video']}: the error of the one picked (without the outcome; oracle and worst know it), {result['clips']} clips, {result['horizon']} frames ahead")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, frameon=False)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+MODES = {"coherence": coherence, "continue": continuation, "futures": futures}
 
 
 def smoke_input(args, folder):
@@ -858,6 +1020,7 @@ def get_args(argv):
     p.add_argument("--past", type=int, default=8, help="continue, futures: frames of a clip that are seen (default: %(default)s)")
     p.add_argument("--horizon", type=int, default=16, help="continue: frames that are predicted (default: %(default)s)")
     p.add_argument("--continuations", default=",".join(CONTINUATIONS), help="continue: with commas between, the main one first (default: %(default)s)")
+    p.add_argument("--candidates", type=int, default=6, help="futures: films of a clip to choose from (default: %(default)s)")
     p.add_argument("--frames", type=int, help="of a film, the middle ones of a clip (default: the registry's for the pipeline, else 9)")
     p.add_argument("--size", type=int, help="side in pixels that clips are squashed to (default: the registry's for the pipeline)")
     p.add_argument("--steps", type=int, help="of denoising (default: the registry's for the pipeline, else 6)")
