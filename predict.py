@@ -1,4 +1,4 @@
-"""Stage 5. Does conditioning break a video decoder's sense of time?
+"""Stage 5. Does conditioning break a video decoder's sense of time, and what does it make of the past?
 
     python predict.py --mode coherence --video tiny-ltx --data data/moving --judge tiny-dinov2 --out results/tiny/moving/predict-coherence.yaml
     python predict.py --mode coherence --video tiny-ltx --data data/moving --judge tiny-dinov2 --adapter results/tiny/moving/conditioning.pt --out results/tiny/moving/predict-coherence.yaml
@@ -25,6 +25,24 @@ vae_shuffled). Measures:
 
 Writes predict-coherence.yaml (criteria, a table of conditionings and of strengths), .png and .pt (films of a few clips, uint8 [n, T, H, W, 3]), films/ (a data folder of all
 films of the first draw, id `<clip>/<conditioning>`, which extract.py --ask takes) and predict-coherence-parts/ (films as made: a second run makes only what is missing).
+
+What comes next:
+
+    python predict.py --mode continue --video tiny-ltx --data data/future --judge tiny-dinov2 --past 8 --horizon 16 --out results/tiny/future/predict-continue.yaml
+    python predict.py --mode futures --video tiny-ltx --data data/future --judge tiny-dinov2 --candidates 6 --out results/tiny/future/predict-futures.yaml
+
+Of the middle --past + --horizon frames of every test clip the last are predicted, without a model of our own, by continuations:
+
+    past    the last frames seen, as many as a window is shown, an empty prompt: nothing tells the action       past+text    and the clip's caption
+    first   the last frame seen, an empty prompt             first+text   and the caption                       text         the caption alone
+
+A film that is shorter than the horizon is carried on in windows: every one after the first is shown the last frames so far. Beside them stand copy (the last frame seen), flow (carried on),
+vae (the real future through the autoencoder: the ceiling), mean and nearest (of the futures of train clips). Measures: l1, moving_l1 and still_l1 (mean absolute difference, colours in [0, 1],
+of the whole frame, of where the truth has changed since the last frame seen, and of the rest) by horizon and of all frames, with paired gains over copy and flow; those above, on the last
+frame seen and all predicted ones; best_shift (frames that a row runs ahead) and static (motion energy under a tenth of the vae's). Writes predict-continue.yaml, .png, .gif, films/ and parts.
+
+Mode futures makes --candidates of every clip's first window (by noise, prompt and guidance), and has one picked by what is known without the outcome: agreement with the others, continuity,
+flow, consistency, and the mean of their ranks. Writes predict-futures.yaml: the errors of what is picked, of the first, a random, the best and the worst, by the number of candidates; and .png.
 """
 import contextlib
 import functools
@@ -593,6 +611,12 @@ def best_shift(own, clips, past):
     return SHIFTS[int(np.argmin(errors))]
 
 
+def erred(x, truth, last):
+    """pixel_errors of films [draws, n, h, H, W, 3], clip by clip for the sake of memory: [draws, n, h]."""
+    found = [[pixel_errors(*(z[i:i + 1] for z in (y, truth, last))) for i in range(len(y))] for y in x]
+    return {m: torch.stack([torch.cat([f[m] for f in row]) for row in found]) for m in found[0][0]}
+
+
 def averaged(name, x, sources, seed):
     """{name, _low, _high} of scores [seeds, n] that are nan for clips in which there is nothing to score; None where there is no other."""
     keep = (~x.isnan().any(0)).nonzero().flatten().tolist()
@@ -710,11 +734,10 @@ def continuation(args, started):
     for n, x in tqdm(whole.items(), desc="measured", unit="row"):
         found = [measured(y, whole["real"][0], look, way, warped=False) for y in x]
         own[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}
-        found = [pixel_errors(y, truth, last) for y in futures[n]]
-        errors[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}  # [draws, n, horizon]
         found = [followed(y, last, way, horizons) for y in x]
         right[n] = {h: torch.stack([f[h] for f in found]) for h in horizons}
-    told = told_continue(args, names, errors, own, right, sources, [sources[i] for i in going])
+        errors[n] = erred(futures[n], truth, last)
+    told = scored(args, names, errors, own, right, sources, [sources[i] for i in going])
     main, table = names[0], told["continuations"]
     for n, row in table.items():
         row |= {"static": bool(own[n]["motion_energy"].mean() < 0.1 * own["vae"]["motion_energy"].mean()), "best_shift": best_shift(futures[n][0], clips, past)}
@@ -745,7 +768,7 @@ def cut(item, first):
     return {key: x[first:].clone() if key in ("mask", "boxes") and len(x) == len(item["frames"]) else x for key, x in item.items()}
 
 
-def told_continue(args, names, errors, own, right, sources, going_sources):
+def scored(args, names, errors, own, right, sources, going_sources):
     """{criteria, gains, continuations, horizons} of pixel_errors {row: {measure: [draws, n, horizon]}}, measured {row: {measure: [draws, n]}} and followed {row: {h: [draws, m]}}."""
     rows, seed = [*BASELINES, *names], args.seed
     overall = {n: {m: x.nanmean(2) for m, x in e.items()} for n, e in errors.items()}
@@ -910,8 +933,7 @@ def futures(args, started):
     close = torch.stack([torch.stack([F.cosine_similarity(a[None], look(film).flatten(1).double()).mean() for a, film in zip(here, y, strict=True)]) for y in tqdm(x, desc="measured", unit="part")])
     way, carried = goers(items, args.past - 1), carried_on(seen, args.horizon)
     right = torch.stack([followed(torch.cat([last[:, None], y], 1), last, way, [args.horizon])[args.horizon] for y in x])
-    found = [pixel_errors(y, truth, last) for y in x]
-    errors = {m: torch.stack([f[m].nanmean(1) for f in found]) for m in ("l1", "moving_l1")}
+    errors = {m: e.nanmean(2) for m, e in erred(x, truth, last).items() if m != "still_l1"}  # [candidates, n]
     curve = {n: picked({m: e[:n] for m, e in errors.items()}, x[:n], seen, carried, close[:n], (right[:n], way[0])) for n in sorted({c for c in COUNTS if c <= len(x)} | {len(x)})}
     best = curve[len(x)]
     rankers = [p for p in best if p not in ("one", "random", "oracle", "worst")]

@@ -301,3 +301,16 @@ def test_the_plain_candidate_is_what_continue_makes_and_resumes(made, tmp_path, 
     assert (tmp_path / "f.png").stat().st_size > 10_000
     different = [load_pt(tmp_path / "f-parts" / f"candidate-{i}.pt", RESULT)["films"] for i in range(6)]
     assert all(not torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
+
+
+# ---------------------------------------------------------------- the small models
+
+@pytest.mark.slow
+def test_tiny_ltx_shown_the_past_beats_a_copy_where_something_moves(tmp_path):
+    import data
+    data.main(["moving", "--frames", "12", "--n", "120", "--seed", "83", "--out", str(tmp_path / "moving")])
+    found = predict.main(["--mode", "continue", "--data", str(tmp_path / "moving"), "--horizon", "4", "--clips", "20", "--continuations", "past,first", "--out", str(tmp_path / "x.yaml")])
+    at, table = found["horizons"][4], found["continuations"]
+    assert found["clips"] == 20 and found["shown"] == 5 and not found["static"] and table["copy"]["static"]
+    assert at["past"]["moving_gain_over_copy_low"] > 0 and at["past"]["moving_l1"] < at["first"]["moving_l1"] and at["past"]["moving_l1"] > at["vae"]["moving_l1"]
+    assert found["direction_right_real"] > 0.9 and found["direction_right"] > table["first"]["direction_right"] and table["copy"]["direction_right"] == 0
