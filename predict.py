@@ -38,8 +38,9 @@ Of the middle --past + --horizon frames of every test clip the last are predicte
 
 A film that is shorter than the horizon is carried on in windows: every one after the first is shown the last frames so far. Beside them stand copy (the last frame seen), flow (carried on),
 vae (the real future through the autoencoder: the ceiling), mean and nearest (of the futures of train clips). Measures: l1, moving_l1 and still_l1 (mean absolute difference, colours in [0, 1],
-of the whole frame, of where the truth has changed since the last frame seen, and of the rest) by horizon and of all frames, with paired gains over copy and flow; those above, on the last
-frame seen and all predicted ones; best_shift (frames that a row runs ahead) and static (motion energy under a tenth of the vae's). Writes predict-continue.yaml, .png, .gif, films/ and parts.
+of the whole frame, of where the truth has changed since the last frame seen, and of the rest) by horizon and of all frames, with paired gains over copy and flow; those above, motion of the
+predicted frames alone, the others with the last frame seen before them; jump (the step from that frame); best_shift (frames that a row runs ahead); static (motion energy under a tenth of the
+vae's). Writes predict-continue.yaml, .png, .gif, films/ and predict-continue-parts/.
 
 Mode futures makes --candidates of every clip's first window (by noise, prompt and guidance), and has one picked by what is known without the outcome: agreement with the others, continuity,
 flow, consistency, and the mean of their ranks. Writes predict-futures.yaml: the errors of what is picked, of the first, a random, the best and the worst, by the number of candidates; and .png.
@@ -563,8 +564,8 @@ BASELINES = "copy", "flow", "vae", "mean", "nearest"
 HORIZONS = 1, 2, 4, 8, 16
 SHIFTS = 0, -1, 1, -2, 2  # of the truth, in frames: of equals the first counts
 CONTINUE_NOTES = {
-    "motion": "measured on the last frame seen and all that are predicted; the step from that frame, which is real, to the first decoded one is in the motion energy of vae and of every continuation",
-    "temporal_ratio": "what flickers scores high too: of the shuffled future (controls) it is above 1; read it beside l1 and direction_right",
+    "temporal_ratio": "of the predicted frames alone, as flicker: the step from the last frame seen, which is real, to a decoded or another picture is no motion, but jump. "
+                      "What flickers scores high too: of the shuffled future (controls) it is above 1; read it beside l1 and direction_right",
     "moving_l1": "where the truth differs from the last frame seen: only of clips in which something does",
     "best_shift": "the shift of the truth, in frames, at which a row has its lowest l1: above 0 it runs ahead, below 0 it lags"}
 
@@ -723,24 +724,27 @@ def continuation(args, started):
                 lambda: opened(entry, shape, unit, args.steps, [w or "" for w in words]), film)
     mean, nearest = remembered(train, seen, past + horizon, args.size)
     carried = carried_on(seen, horizon)
-    futures = {"real": truth[None], "copy": last[None, :, None].expand(1, *truth.shape), "flow": carried[None], "vae": made["vae"]["films"][None], "mean": mean[None], "nearest": nearest[None],
-               "shuffled": shuffled(truth, args.seed)[None]} | {n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}  # [draws, n, horizon, H, W, 3]
+    ahead = {"real": truth[None], "copy": last[None, :, None].expand(1, *truth.shape), "flow": carried[None], "vae": made["vae"]["films"][None], "mean": mean[None], "nearest": nearest[None]} | {
+        n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}  # [draws, n, horizon, H, W, 3]
 
     look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
-    whole = {n: [torch.cat([last[:, None], y], 1) for y in x] for n, x in futures.items()}
+    whole = {n: [torch.cat([last[:, None], y], 1) for y in x] for n, x in ahead.items()}
     way, horizons = goers(items, past - 1), [h for h in HORIZONS if h <= horizon]
     going = way[0]
     own, errors, right = {}, {}, {}
     for n, x in tqdm(whole.items(), desc="measured", unit="row"):
         found = [measured(y, whole["real"][0], look, way, warped=False) for y in x]
         own[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}
+        own[n] |= {"motion_energy": torch.stack([motion_energy(y) for y in ahead[n]]), "flicker": torch.stack([flicker(y) for y in ahead[n]]),
+                   "jump": torch.stack([motion_energy(y[:, :2]) for y in x])}
         found = [followed(y, last, way, horizons) for y in x]
         right[n] = {h: torch.stack([f[h] for f in found]) for h in horizons}
-        errors[n] = erred(futures[n], truth, last)
+        errors[n] = erred(ahead[n], truth, last)
+    own["shuffled"] = {"motion_energy": motion_energy(shuffled(truth, args.seed))[None]}
     told = scored(args, names, errors, own, right, sources, [sources[i] for i in going])
     main, table = names[0], told["continuations"]
     for n, row in table.items():
-        row |= {"static": bool(own[n]["motion_energy"].mean() < 0.1 * own["vae"]["motion_energy"].mean()), "best_shift": best_shift(futures[n][0], clips, past)}
+        row |= {"static": bool(own[n]["motion_energy"].mean() < 0.1 * own["vae"]["motion_energy"].mean()), "best_shift": best_shift(ahead[n][0], clips, past)}
     result = {"stage": "predict", "mode": "continue", "model": None, "video": entry["name"], "video_weights": entry["weights"], "weights": entry["weights"], "data": data["data"],
               "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], "conditioning": main,
               **headlines(told, main), "static": table[main]["static"], "best_shift": table[main]["best_shift"], "clips": len(ids), "sources": len(set(sources)),
@@ -775,7 +779,8 @@ def scored(args, names, errors, own, right, sources, going_sources):
     table = {}
     for n in ("real", *rows):
         row = compared(own[n], {m: x[0] for m, x in own["real"].items()}, {m: x[0] for m, x in own["vae"].items()}, sources, going_sources, seed)
-        table[n] = {k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources, seed).items()} | {k: v for k, v in row.items() if not k.startswith("warp_error")}
+        table[n] = {k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources, seed).items()} | {k: v for k, v in row.items() if not k.startswith("warp_error")} | averaged(
+            "jump", own[n]["jump"], sources, seed)
     gains = {m: {base: adjusted({n: gained(overall[n][m], overall[base][m], sources, seed) for n in names}) for base in ("copy", "flow")} for m in ("l1", "moving_l1")}
     at = {}
     for h in right["real"]:
@@ -837,7 +842,7 @@ def continued_picture(result, strips, words, path):
     charts[2].axvline(1, color="black", lw=1)
     charts[2].set_title("motion over the clips' own (right: 1)")
     charts[2].invert_yaxis()
-    bottom.legend(*charts[0].get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False)
+    bottom.legend(*charts[0].get_legend_handles_labels(), loc="outside lower center", ncols=10, handlelength=4, frameon=False)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -846,19 +851,18 @@ def animation(strips, words, path):
     """Films of a few clips side by side as a GIF: a column a name, a row a clip; the last frame seen, then what was predicted."""
     from PIL import Image, ImageDraw, ImageFont
     clips, frames, side = next(iter(strips.values())).shape[:3]
-    zoom, bar = max(192 // side, 1), 22
-    wide, font, pages = side * zoom + 6, ImageFont.load_default(14), []
+    side, bar, font, pages = side * (160 // side) or 160, 22, ImageFont.load_default(14), []
     for t in range(frames):
-        page = Image.new("RGB", (wide * len(strips), bar + clips * (side * zoom + bar)), "white")
+        page = Image.new("RGB", ((side + 6) * len(strips), bar + clips * (side + bar)), "white")
         pen = ImageDraw.Draw(page)
         for c, (name, x) in enumerate(strips.items()):
-            pen.text((c * wide + 4, 3), name, "black", font)
+            pen.text((c * (side + 6) + 4, 3), name, "black", font)
             for r in range(clips):
-                y = bar + r * (side * zoom + bar)
-                page.paste(Image.fromarray(x[r, t].numpy()).resize((side * zoom,) * 2, Image.Resampling.NEAREST), (c * wide + 3, y))
+                y = bar + r * (side + bar)
+                page.paste(Image.fromarray(x[r, t].numpy()).resize((side, side), Image.Resampling.NEAREST), (c * (side + 6) + 3, y))
                 if c == 0:
-                    pen.text((4, y + side * zoom + 2), f"{'last frame seen' if t == 0 else f'+{t}'}: {words[r]}", "black", font)
-        pages.append(page.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE))
+                    pen.text((4, y + side + 2), f"{'last frame seen' if t == 0 else f'+{t}'}: {words[r]}", "black", font)
+        pages.append(page.quantize(palette=page.quantize(256, Image.Quantize.MAXCOVERAGE)))  # dithered
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=[1200, *[200] * (frames - 2), 1200][:frames], loop=0, optimize=True)
 
 
@@ -978,10 +982,11 @@ def futures_picture(result, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    style = {"one": ("black", "--"), "random": ("0.5", "--"), "oracle": ("tab:green", ":"), "worst": ("tab:red", ":"), "mean_rank": ("tab:orange", "-")}
+    style = {"one": ("black", "--"), "random": ("0.5", "--"), "oracle": ("tab:green", ":"), "worst": ("tab:red", ":"), "mean_rank": ("tab:orange", "-"), "agreement": ("tab:blue", "-"),
+             "continuity": ("tab:purple", "-"), "flow": ("tab:cyan", "-"), "consistency": ("tab:brown", "-")}
     for axis, (m, title) in zip(axes, {"l1": "whole frame", "moving_l1": "where the truth has changed since the last frame seen"}.items(), strict=True):
         for p in result["pickers"]:
-            colour, line = style.get(p, (None, "-"))
+            colour, line = style[p]
             value = np.array([c[p][m] for c in result["curve"].values()], float)  # None: nan
             axis.plot(list(result["curve"]), value, marker="o", label=p, color=colour, ls=line, lw=2.5 if p == "mean_rank" else 1.5)
         axis.set(title=title, xlabel="candidates", ylabel="mean absolute error, colours in [0, 1]", xticks=list(result["curve"]))

@@ -197,11 +197,11 @@ def test_films_begin_with_the_last_frame_seen_and_keep_the_truth_of_what_they_sh
 def test_the_animation_shows_every_frame_of_every_panel(made):
     from PIL import Image
     gif = Image.open(made[0] / "predict-continue.gif")
-    assert gif.n_frames == 5 and gif.size[0] > 5 * 6 * 32 and (made[0] / "predict-continue.gif").stat().st_size < 3e6
+    assert gif.n_frames == 5 and gif.size[0] > 5 * 5 * 32 and (made[0] / "predict-continue.gif").stat().st_size < 3e6
     gif.seek(4)
     page = torch.from_numpy(np.array(gif.convert("RGB"))).int()
     wide = gif.size[0] // 5
-    real, copied = page[22:22 + 192, 3:195], page[22:22 + 192, wide + 3:wide + 195]
+    real, copied = page[22:182, 3:163], page[22:182, wide + 3:wide + 163]
     assert (real - copied).abs().max() > 50
 
 
@@ -308,7 +308,7 @@ def test_the_plain_candidate_is_what_continue_makes_and_resumes(made, tmp_path, 
 @pytest.mark.slow
 def test_tiny_ltx_shown_the_past_beats_a_copy_where_something_moves(tmp_path):
     import data
-    data.main(["moving", "--frames", "12", "--n", "120", "--seed", "83", "--out", str(tmp_path / "moving")])
+    data.main(["moving", "--frames", "12", "--n", "140", "--seed", "83", "--out", str(tmp_path / "moving")])
     found = predict.main(["--mode", "continue", "--data", str(tmp_path / "moving"), "--horizon", "4", "--clips", "20", "--continuations", "past,first", "--out", str(tmp_path / "x.yaml")])
     at, table = found["horizons"][4], found["continuations"]
     assert found["clips"] == 20 and found["shown"] == 5 and not found["static"] and table["copy"]["static"]
