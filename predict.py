@@ -605,10 +605,10 @@ def remembered(train, seen, frames, size):
 
 def best_shift(own, clips, past):
     """The shift of the truth (SHIFTS) at which films [n, h, H, W, 3] of what follows the first `past` frames of clips have the lowest l1: over the same frames for all; None where too few."""
-    at = torch.arange(max(2 - past, 0), own.shape[1] - 2)
-    if not len(at):
+    first, end = max(2 - past, 0), own.shape[1] - 2
+    if first >= end:
         return None
-    errors = [np.mean([(x[at].float() - c[past + at + s].float()).abs().mean().item() for x, c in zip(own, clips, strict=True)]) for s in SHIFTS]
+    errors = [np.mean([(x[first:end].float() - c[past + first + s:past + end + s].float()).abs().mean().item() for x, c in zip(own, clips, strict=True)]) for s in SHIFTS]
     return SHIFTS[int(np.argmin(errors))]
 
 
@@ -696,8 +696,8 @@ def continuation(args, started):
     for name in names:
         known(name, CONTINUATIONS, "continuation")
     every, items, train, data = asked_clips(args)
-    told = [n for n in names if CONTINUATIONS[n][1] == "caption"]
-    ids, sources, words, clips = named(items, args.data, f"{' and '.join(told)} of --continuations ask for one; give others" if told else None)
+    asking = [n for n in names if CONTINUATIONS[n][1] == "caption"]
+    ids, sources, words, clips = named(items, args.data, f"{' and '.join(asking)} of --continuations ask for one; give others" if asking else None)
     args.out = out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/predict-continue.yaml")
     check_writable(out)
 
@@ -709,11 +709,11 @@ def continuation(args, started):
     settings = settings_of(args, entry, unit, dtype, clips, words)
     jobs = {"vae": None} | {f"{n}-{s}": (n, s) for n in names for s in range(args.seeds)}
 
-    def film(part, model, empty, told, run, timesteps):
+    def film(part, model, empty, captions, run, timesteps):
         if part == "vae":
             return reconstructed(model.vae, clips, horizon, unit["time"], args.batch)
         (places, says), draw = CONTINUATIONS[jobs[part][0]], jobs[part][1]
-        prompt = told if says == "caption" else (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty)))
+        prompt = captions if says == "caption" else (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty)))
         first = {"past": k, "last": 1, "none": 0}[places]
 
         def shoot(given, number):
@@ -723,9 +723,8 @@ def continuation(args, started):
     made = kept(out.with_name(out.stem + "-parts"), ids, {part: settings | {"job": job} for part, job in jobs.items()},
                 lambda: opened(entry, shape, unit, args.steps, [w or "" for w in words]), film)
     mean, nearest = remembered(train, seen, past + horizon, args.size)
-    carried = carried_on(seen, horizon)
-    ahead = {"real": truth[None], "copy": last[None, :, None].expand(1, *truth.shape), "flow": carried[None], "vae": made["vae"]["films"][None], "mean": mean[None], "nearest": nearest[None]} | {
-        n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}  # [draws, n, horizon, H, W, 3]
+    ahead = {"real": truth[None], "copy": last[None, :, None].expand(1, *truth.shape), "flow": carried_on(seen, horizon)[None], "vae": made["vae"]["films"][None], "mean": mean[None],
+             "nearest": nearest[None]} | {n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}  # [draws, n, horizon, H, W, 3]
 
     look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
     whole = {n: [torch.cat([last[:, None], y], 1) for y in x] for n, x in ahead.items()}
@@ -789,7 +788,7 @@ def scored(args, names, errors, own, right, sources, going_sources):
         for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
             for base in ("copy", "flow"):
                 for n, g in adjusted({n: gained(e[n][m], e[base][m], sources, seed) for n in names}).items():
-                    at[h][n] |= {f"{prefix}gain_over_{base}{end}": g and g[f"{key}"] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p_holm", "p_holm"))}
+                    at[h][n] |= {f"{prefix}gain_over_{base}{end}": g and g[key] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p_holm", "p_holm"))}
     main, criteria = names[0], {}
     energy = {n: ratio(x["motion_energy"], own["real"]["motion_energy"][0]) for n, x in own.items()}
     if energy["real"] is not None:
@@ -921,10 +920,10 @@ def futures(args, started):
     seen, last, truth, rows = clips[:, :args.past], clips[:, args.past - 1], clips[:, args.past:], list(EXPERTS)
     jobs = {f"candidate-{i}": job for i, job in enumerate(candidates(args.candidates, high))}
 
-    def film(part, model, empty, told, run, timesteps):
+    def film(part, model, empty, prompts, run, timesteps):
         expert, guidance, draw = jobs[part]
         at = slice(len(ids) * rows.index(expert), len(ids) * (rows.index(expert) + 1)) if expert else None
-        prompt = tuple(x[at] for x in told) if expert else (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty)))
+        prompt = tuple(x[at] for x in prompts) if expert else (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty)))
         return films(run, timesteps, ids, shape, [(0, seen[:, -k:])], prompt, f"{args.seed + draw} 0", batch=args.batch, guidance=guidance, empty=empty)[:, k:]
 
     settings = settings_of(args, entry, unit, dtype, clips, words)

@@ -222,6 +222,12 @@ def test_what_was_made_is_not_made_again_and_a_run_cut_short_goes_on_to_the_same
     assert len(seen) == 2 + 2 + 1
 
 
+def test_one_frame_ahead_of_one_seen_has_no_motion_to_compare_and_says_so(drawn):
+    found = drawn(lambda given, number: given[:, -1:].expand(-1, 4, -1, -1, -1), continuations="past", past=1, horizon=1)
+    assert found["shown"] == 1 and found["temporal_ratio"] is None and "temporal_ratio" not in found["criteria"] and found["best_shift"] is None and found["gain_over_flow"] == 0
+    assert list(found["horizons"]) == [1] and found["l1"] == found["l1_copy"] == found["l1_flow"] > 0 and not found["static"]
+
+
 def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp_path, refused, monkeypatch):
     folder, arguments, _ = made
     monkeypatch.setattr(predict, "load_video_pipeline", None)
@@ -301,6 +307,13 @@ def test_the_plain_candidate_is_what_continue_makes_and_resumes(made, tmp_path, 
     assert (tmp_path / "f.png").stat().st_size > 10_000
     different = [load_pt(tmp_path / "f-parts" / f"candidate-{i}.pt", RESULT)["films"] for i in range(6)]
     assert all(not torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["continue", "futures"])
+def test_smoke_takes_the_same_path(tmp_path, mode):
+    found = predict.main(["--smoke", "--mode", mode, "--out", str(tmp_path / "x.yaml")])
+    assert found["clips"] > 0 and load_yaml(tmp_path / "x.yaml", "predict")["mode"] == mode and (tmp_path / "x.png").is_file()
 
 
 # ---------------------------------------------------------------- the small models
