@@ -394,7 +394,7 @@ def shown(path, fps, rate):
 
 
 def middle_frames(path, frames, fps, size):
-    """The middle `frames` frames of a video, uint8 [T,size,size,3], and the degrees (counterclockwise) by which they were turned to stand upright.
+    """The middle `frames` frames of a video, uint8 [T,size,size,3], and by how many degrees they were turned to the right to stand upright.
 
     Decoding stops after the last of them and no other is kept. Where the middle is, the header says; where it does not, or says too much, the video is decoded twice.
     """
@@ -403,8 +403,8 @@ def middle_frames(path, frames, fps, size):
     def middle(length):
         first, kept, turned = (length - frames) // 2, [], 0
         for _, frame in itertools.islice(shown(path, fps, rate), first, first + frames):
-            turned = round(frame.rotation / 90) % 4
-            picture = np.rot90(frame.to_ndarray(format="rgb24"), turned).copy()
+            turned = round(-frame.rotation / 90) % 4  # FFmpeg counts to the left
+            picture = np.rot90(frame.to_ndarray(format="rgb24"), -turned).copy()
             kept.append(frames_of({"frames": torch.from_numpy(picture)[None]}, size))
         return kept, 90 * turned
 
@@ -544,7 +544,7 @@ def clips(rows, frames, fps, size, skip_bad, notes):
             bad = True
             continue
         if turned:
-            notes.append((row["id"], "rotated", f"is stored on its side, turned by {turned} degrees"))
+            notes.append((row["id"], "rotated", f"is not stored upright, turned by {turned} degrees to the right"))
         if skip_bad or not bad:
             yield {"id": row["id"], "source": twin["source"], "width": size, "height": size, "frames": shot, **row["truth"]}
 
