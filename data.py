@@ -25,7 +25,7 @@ Writes shards `00000.pt` ... of at most 64 items and `index.yaml` last. An item 
     action, template           (clips) what is done, one of a set: a label, a template of Something-Something, or of `moving` the direction
     direction, speed, camera   (moving) one of 8 directions or "still"; pixels a frame; background pixels a frame (dx, dy)
 
-Real clips have no boxes, labels and mask. Generated sets depend on --seed alone: the same bytes every time.
+Real clips have no boxes, labels or mask. Generated sets depend on --seed alone: the same bytes every time.
 """
 import csv
 import functools
@@ -416,7 +416,7 @@ def middle_frames(path, frames, fps, size):
         if len(kept) < frames:
             length, end = 0, 0.0
             for time, _ in shown(path, fps, rate):
-                length, end = length + 1, time + 1 / rate
+                length, end = length + 1, time + 1 / (fps or rate)
             if end < 0.9 * seconds:
                 raise Unusable("broken", f"ends after {end:.2f} of {seconds:.2f} seconds")
             if length < frames:
@@ -461,11 +461,13 @@ def read_labels(root, annotations):
     """Rows of a CSV with the columns filename, label and, if wanted, split (train, val, test or nothing) and source: one row a clip."""
     if not annotations.is_file():
         refuse(f"{annotations} is not a file; give the CSV of labels with --annotations")
-    with open(annotations, newline="", encoding="utf-8-sig") as f:  # Excel begins a file with a byte order mark
-        table = csv.DictReader(f)
-        if missing := {"filename", "label"} - set(table.fieldnames or ()):
-            refuse(f"{annotations} lacks the columns {', '.join(sorted(missing))}; its header says {table.fieldnames}")
-        table = [{k: (row.get(k) or "").strip() for k in ("filename", "label", "split", "source")} for row in table]
+    try:
+        table = csv.DictReader(io.StringIO(annotations.read_text(encoding="utf-8-sig")))  # Excel begins a file with a byte order mark
+    except UnicodeDecodeError as e:
+        refuse(f"{annotations} is not UTF-8 ({e.reason} at byte {e.start}); save it as such")
+    if missing := {"filename", "label"} - set(table.fieldnames or ()):
+        refuse(f"{annotations} lacks the columns {', '.join(sorted(missing))}; its header says {table.fieldnames}")
+    table = [{k: (row.get(k) or "").strip() for k in ("filename", "label", "split", "source")} for row in table]
     rows, said = [], {}
     for line, row in enumerate(table, 2):
         name, label, part, source = row["filename"] or f"line {line}", row["label"], row["split"], row["source"] or row["filename"]
@@ -552,7 +554,7 @@ def clips(rows, frames, fps, size, skip_bad, notes):
 def write_clips(out, rows, frames, fps, size, skip_bad, meta):
     """Clips are decoded and written one shard at a time, beside what `out` holds; that goes only when all is well."""
     notes, part = [], out / ".part"
-    if folder := fps and next((r["id"] for r in rows if r["path"].is_dir()), None):
+    if folder := fps and next((r["id"] for r in rows if not r["problem"] and r["path"].is_dir()), None):
         refuse(f"{folder} is a folder of frames, which states no rate; leave --fps {fps:g} out")
     shutil.rmtree(part, ignore_errors=True)
     try:

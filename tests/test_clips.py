@@ -211,7 +211,8 @@ def test_a_clip_that_breaks_while_the_last_shard_is_written_loses_nothing_either
     monkeypatch.setattr(common, "SHARD", 1)
     spoilt(tmp_path / "in", film)
     table(tmp_path / "in", ("good.mp4", "x"), ("twice.mp4", "x"), (name, "x"))
-    read(table(tmp_path / "fine", ("g.mp4", "x")) if encode(tmp_path / "fine/g.mp4", film) else None, tmp_path / "out", "--frames", 10)
+    encode(tmp_path / "fine/g.mp4", film)
+    read(table(tmp_path / "fine", ("g.mp4", "x")), tmp_path / "out", "--frames", 10)
     before = content_of(tmp_path / "out")
     refused(lambda: read(tmp_path / "in", tmp_path / "out", "--frames", 10), "1 of 3 clips")
     assert content_of(tmp_path / "out") == before
@@ -225,8 +226,16 @@ def test_where_every_clip_is_bad_nothing_is_written(tmp_path, refused):
 def test_a_clip_slower_than_the_rate_is_named(tmp_path, film, refused, capsys):
     encode(tmp_path / "a.webm", film)
     refused(lambda: read(table(tmp_path, ("a.webm", "x")), tmp_path / "out", "--fps", 24), "1 of 1 clips")
-    index = read(table(tmp_path, ("a.webm", "x"), ("b.mp4", "x")) if encode(tmp_path / "b.mp4", film, rate=30) else None, tmp_path / "out", "--fps", 24, "--skip-bad")[1]
+    encode(tmp_path / "b.mp4", film, rate=30)
+    index = read(table(tmp_path, ("a.webm", "x"), ("b.mp4", "x")), tmp_path / "out", "--fps", 24, "--skip-bad")[1]
     assert index["skipped_kinds"] == {"slow": 1} and "a.webm: has 12 frames a second" in capsys.readouterr().err
+
+
+def test_a_clip_that_is_short_at_the_rate_wanted_is_not_called_broken(tmp_path, film, capsys):
+    encode(tmp_path / "a.mp4", film[:30], rate=30)
+    encode(tmp_path / "b.mp4", film)
+    index = read(table(tmp_path, ("a.mp4", "x"), ("b.mp4", "x")), tmp_path / "out", "--fps", 6, "--frames", 10, "--skip-bad")[1]
+    assert index["skipped_kinds"] == {"short": 1} and "a.mp4: has 6 frames at 6 a second, and 10 are wanted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -238,6 +247,8 @@ def test_what_cannot_be_meant_is_refused(tmp_path, film, refused, arguments, wor
 
 def test_a_csv_without_labels_a_missing_root_and_a_rate_of_stills_are_refused(tmp_path, refused):
     refused(lambda: read(table(tmp_path, ("a", "x"), header=("filename", "class")), tmp_path / "out"), "lacks the columns label")
+    (tmp_path / "labels.csv").write_bytes("filename,label\na,sch\u00f6n\n".encode("latin-1"))
+    refused(lambda: read(tmp_path, tmp_path / "out"), "labels.csv is not UTF-8")
     refused(lambda: data.main(["clips", "--out", str(tmp_path / "out")]), "--root is missing")
     refused(lambda: data.main(["shapes", "--fps", "3", "--out", str(tmp_path / "out")]), "--fps 3 with shapes")
 
