@@ -17,6 +17,11 @@ VIDEO ?= $(if $(filter tiny%,$(MODEL)),tiny-ltx,ltx-video)
 ROOT ?=
 ANNOTATIONS ?=
 FORMAT ?= voc
+FRAMES ?= 24
+FPS ?=
+CLIPSIZE ?=
+N ?=
+PAST ?= 8
 LAUNCH ?=
 STRICT ?=
 SET ?=
@@ -49,6 +54,7 @@ help:  ## this list, with the defaults in force
 	@echo
 	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
+	@echo "  own clips with labels: DATA=name ROOT=folder FORMAT=clips ANNOTATIONS=file; Something-Something v2: DATA=ssv2 ROOT=folder; FRAMES=$(FRAMES) FPS=$(FPS) CLIPSIZE=$(CLIPSIZE) N=$(N) PAST=$(PAST)"
 
 # ---- set-up, once
 
@@ -60,11 +66,19 @@ help:  ## this list, with the defaults in force
 # ---- data. Scripts are order-only here and for extraction: what they wrote is costly, and is not thrown away for an edit.
 
 ifneq ($(ROOT),)
+CLIPS := $(if $(filter ssv2,$(DATA)),ssv2,$(filter clips,$(FORMAT)))
 data/$(DATA)/index.yaml: | data.py $(SETUP)
-	$(PY) data.py boxes --root $(ROOT) --format $(FORMAT) $(if $(ANNOTATIONS),--annotations $(ANNOTATIONS)) --out $(@D) --seed $(SEED) --preview
+	$(PY) data.py $(if $(CLIPS),$(CLIPS) --frames $(FRAMES) $(if $(FPS),--fps $(FPS)) $(if $(CLIPSIZE),--size $(CLIPSIZE)),boxes --format $(FORMAT)) --root $(ROOT) \
+		$(if $(ANNOTATIONS),--annotations $(ANNOTATIONS)) $(if $(N),--n $(N)) --out $(@D) --seed $(SEED) --preview
 endif
-data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
+data/moving-first/index.yaml data/moving-middle/index.yaml: data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
 	$(PY) data.py moving --freeze $* --clips $(<D) --out $(@D) --seed $(SEED) --preview
+data/future/index.yaml: | data.py $(SETUP)
+	$(PY) data.py moving --frames 24 --n 300 --out $(@D) --seed $(SEED) --preview
+data/%-past/index.yaml: data/%/index.yaml | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
+	$(PY) data.py cut --clips $(<D) --first 0 --frames $(PAST) --out $(@D) --seed $(SEED)
+data/%-last/index.yaml: data/%/index.yaml | data.py $(SETUP)
+	$(PY) data.py cut --clips $(<D) --first $$(($(PAST) - 1)) --frames 1 --out $(@D) --seed $(SEED)
 data/%/index.yaml: | data.py $(SETUP)
 	$(PY) data.py $* --out $(@D) --seed $(SEED) --preview
 

@@ -259,7 +259,13 @@ def frames_of(item, size=None):
 
 
 def split_of(source):
-    """train (60%), val (20%) or test (20%): a function of the source alone, so every stage agrees, today and next year."""
+    """train (60%), val (20%) or test (20%): a function of the source alone, so every stage agrees, today and next year.
+
+    A source that says its own split is obeyed: `train:...`, `val:...` or `test:...`, for data with a published split. Any other is hashed.
+    """
+    said, colon, _ = str(source).partition(":")
+    if colon and said in ("train", "val", "test"):
+        return said
     bucket = int(hashlib.sha256(str(source).encode()).hexdigest()[:8], 16) % 100
     return "train" if bucket < 60 else "val" if bucket < 80 else "test"
 
