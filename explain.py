@@ -404,17 +404,19 @@ OPPOSITES = ("push", "pull"), ("open", "close"), ("cover", "uncover"), ("fold", 
 ACROSS = (r"(?:from )?(?:the )?{0} (?:side |edge )?(?:\w+ )?to(?:wards?)? (?:the )?{1}\b|to(?:wards?)? the {1} ?(?:side)?\b(?! to| of)|\b{1}wards?\b|"
           r"(?:camera|moves?|moving|slides?|sliding|pans?|turns?|turning) (?:to the )?{1}\b(?! to)")
 WAYS = ({"right": ACROSS.format("left", "right"), "left": ACROSS.format("right", "left")},
-        {"up": r"\bup(?:wards?)?\b(?! ?(?:side|right))", "down": r"\bdown(?:wards?)?\b"}, {"towards": r"\bcloser\b|\btowards?\b(?! the (?:left|right))", "away": r"\baway\b|\bf[au]rther\b|\bapart\b"},
-        {"into": r"\binto\b|\binside\b|\bin (?:the|a|an|it|something|some)\b", "out of": r"\bout\b|\bfrom (?:inside|within)\b"}, {"onto": r"\bonto\b|\bon top\b|\bon\b", "off": r"\boff\b"},
+        {"up": r"\bup(?:wards?)?\b(?! ?(?:side|right))", "down": r"(?<!upside[ -])\bdown(?:wards?)?\b"},
+        {"towards": r"\bcloser\b|\btowards?\b(?! the (?:left|right))", "away": r"\baway\b|\bf[au]rther\b|\bapart\b"},
+        {"into": r"\binto\b(?! (?:two|half|halves|pieces))|\binside\b|\bin (?:the|a|an|it|something|some)\b", "out of": r"\bout\b|\bfrom (?:inside|within)\b"},
+        {"onto": r"\bonto\b|\bon top\b|\bon\b", "off": r"\boff\b"},
         {"behind": r"\bbehind\b"}, {"in front of": r"\bin front of\b"}, {"next to": r"\bnext to\b|\bbeside\b|\balongside\b"}, {"under": r"\bunder(?:neath)?\b|\bbeneath\b|\bbelow\b"},
-        {"over": r"\bover\b|\babove\b"}, {"upright": r"\bupright\b"}, {"upside down": r"\bupside[- ]down\b"}, {"between": r"\btwo (?:pieces|halves)\b|\bin half\b"})
+        {"over": r"\bover\b|\babove\b"}, {"upright": r"\bupright\b"}, {"upside down": r"\bupside[- ]down\b"}, {"in two": r"\btwo (?:pieces|halves|parts)\b|\bhalf\b"})
 IMPLIED = {"lift": "up", "fall": "down", "approach": "towards"}  # said by the verb itself
 FEIGNED = {"pretend": r"\b(?:pretend|feign|mim(?:e|ing)|fake)\w*", "fail": r"\b(?:fail|unable|unsuccessful|attempt)\w*|\btr(?:y|ies|ied|ying)\b"}
 PHRASES = (re.compile(r"\b((?:pick|open|fold|cover|tear|pil|stack|set|stand)\w*(?: (?:it|them|something|the \w+))?) up\b"),  # no way is meant
            re.compile(r"\b((?:put|set|plac|lay|sit)\w*(?: (?:it|them|something|the \w+))?) down\b"))
-CLAUSE = re.compile(r",|\(|\b(?:but|so that|so it|so|until|then|without|while|because|and then|that quickly|like)\b")
+CLAUSE = re.compile(r",|\(|\b(?:but|so that|so it|so|until|then|without|while|because|that|like|with something (?:on|in) it)\b")
 NEVER = re.compile(r"\b(?:not|never|without|instead of|rather than|no longer)\b.*?(?=[,.;]|\bbut\b|$)")
-ASIDE = re.compile(r"\bin (?:the|this|a) (?:short )?(?:video|clip|scene|footage|film|image|picture|background|foreground)\b|\bin (?:his|her|their|one|the|a) hands?\b")
+ASIDE = re.compile(r"\bin (?:the|this|a) (?:short )?(?:video|clip|scene|footage|film|image|picture|background|foreground|air)\b|\bin (?:his|her|their|one|the|a) hands?\b")
 
 
 def stem(word):
@@ -479,7 +481,7 @@ def action_of(item):
 
 
 def another(clip, action, actions, seed):
-    """The action of a clip drawn from those [n] with another action: the same whatever is generated of this clip, and whichever clips are left out before it."""
+    """The action of a clip drawn from those [n] with another action: the same for all films of this clip."""
     different = [a for a in actions if a != action]
     return different[int(hashlib.sha256(f"{seed} {clip}".encode()).hexdigest()[:15], 16) % len(different)]
 
@@ -611,7 +613,7 @@ def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
     for end, name in (("", main), ("_real", "real")):
         true, false = (table[name].get(f"{question}-{k}", {}) for question in YES)
         headline |= {f"yes_bias{end}{part}": false.get(value) for part, value in (("", "share"), ("_low", "low"), ("_high", "high"))}
-        headline |= {f"yes_gap{end}": None if None in (true.get("share"), false.get("share")) else true["share"] - false["share"]}
+        headline |= {f"yes_unparsed{end}": false.get("unparsed"), f"yes_gap{end}": None if None in (true.get("share"), false.get("share")) else true["share"] - false["share"]}
     return headline | {"unparsed": more["unparsed"], "options_searched": len(searched), "criteria": criteria, "conditionings": table}
 
 
