@@ -78,6 +78,12 @@ def test_where_nothing_is_recalled_of_real_clips_there_is_nothing_to_retain(plan
     assert result["retention"] is None and "real clip" in result["retention_reason"] and set(result["criteria"]) == {"action_recall"}
 
 
+def test_films_that_are_answered_as_their_clips_retain_all_without_doubt(planted):
+    result = planted(lambda k, *_: true(k) if k % 2 else wrong(k))
+    assert result["action_recall_generated_high"] - result["action_recall_generated_low"] > 0.15  # of recall there is doubt, of the ratio none
+    assert [result[f"retention{end}"] for end in ("", "_low", "_high")] == pytest.approx([1, 1, 1])
+
+
 # ---------------------------------------------------------------- recall that is known
 
 KNOWN = {"real": lambda k: k % 10 < 8, "vae": lambda k: k % 5 < 3, "past": lambda k: k % 5 in (1, 4), "first": lambda k: k % 10 == 3}
