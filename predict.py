@@ -80,7 +80,9 @@ from common import (
     parser,
     pixel_loss,
     plain,
+    qwen_inputs,
     ranks,
+    ratio,
     refuse,
     ridge,
     run_info,
@@ -230,13 +232,6 @@ def warp_error(x):
     grid = np.mgrid[:grey.shape[2], :grey.shape[3]].astype(np.float32)
     return torch.tensor([np.mean([np.abs(a - warp(b, grid + optical_flow_ilk(a, b, radius=5, num_warp=4), mode="edge")).mean() for a, b in zip(clip, clip[1:], strict=False)])
                          for clip in grey], dtype=torch.float64)
-
-
-def ratio(own, real):
-    """Per clip [seeds, n], with the mean of own [seeds, n] over the mean of real [n] for its mean: so that resampling clips gives the interval of a ratio of means
-    (linearised; Cochran 1977, section 6.4). A mean of ratios would be that of the clips which hardly move. None where nothing moves at all."""
-    whole = own.mean() / real.mean()
-    return whole + (own - whole * real) / real.mean() if real.mean() > 0 else None
 
 
 def measured(x, real, look, going, warped=True):
@@ -435,13 +430,15 @@ def whole_past(path, past, name):
 def latent_world(args):
     """Everything that is checked before a model is loaded; then clips, tokens of the past and the latents of every frame."""
     w = types.SimpleNamespace(args=args, seed=args.seed)
-    names = args.variants.split(",") if args.variants else [n for n in VARIANTS if n != "lora"]
-    w.variants = {name: known(name, VARIANTS, "variant") for name in dict.fromkeys([*names, *CONTROLS])}
     if not args.features:
         refuse("--mode latents needs --features, those of the past: data.py cut, then extract.py")
     if small := [k for k in ("past", "seeds", "epochs", "batch", "clips") if getattr(args, k) is not None and getattr(args, k) < 1]:
         refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
     w.index, w.read = load_features(args.features)
+    w.language = [p for p in with_grid(w.index) if p.startswith("language.")]
+    cannot = {"last": not args.last, "language": not w.language}  # what by default is left out
+    names = args.variants.split(",") if args.variants else [n for n, v in VARIANTS.items() if not cannot.get(v["reads"]) and ("rank" not in v or find_model(w.index["model"])["type"].startswith("qwen"))]
+    w.variants = {name: known(name, VARIANTS, "variant") for name in dict.fromkeys([*names, *CONTROLS])}
     items, w.data = load_items(args.data)
     whole_past(w.index["data_path"], args.past, w.data["name"])
     w.items = join(items, w.index | {"data_path": args.data}, args.features)
@@ -467,7 +464,6 @@ def latent_world(args):
     points = [p for p in with_grid(w.index) if p != "pixels" and (w.last is None or p in w.last["points"])]
     if args.point and args.point not in points:
         refuse(f"--point {args.point} is not among the points of {args.features} that have a grid: {', '.join(points)}")
-    w.language = [p for p in points if p.startswith("language.")]
     if not w.language and any(v["reads"] == "language" for v in w.variants.values()):
         refuse(f"{args.features} holds no language layer, at which pixels and lora read; leave them out of --variants")
     w.device, w.dtype, w.why = choose_device()
@@ -520,13 +516,9 @@ def tuned_model(w, rank):
         refuse(f"lora lies inside a language model of Qwen's family, and {entry['name']} is a {entry.get('type')}; leave it out of --variants")
     vlm, processor = load_vlm(entry, w.device, torch.float32 if w.dtype == torch.float16 else w.dtype)
     vlm.requires_grad_(False)
-    text = processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Describe the picture."}]}], tokenize=False, add_generation_prompt=True)
 
     def inputs(items):
-        films = [frames_of({"frames": w.items[k]["frames"][:w.args.past]}, size).permute(0, 3, 1, 2) for k in items]
-        about = {"do_sample_frames": False, "cap_pixels_per_frame": False, "size": {"shortest_edge": 1, "longest_edge": w.args.past * size * size}}
-        batch = processor(text=[text] * len(films), videos=films, videos_kwargs=about, return_tensors="pt",
-                          video_metadata=[{"fps": 2.0, "total_num_frames": len(f), "frames_indices": list(range(len(f)))} for f in films])
+        batch = qwen_inputs(processor, torch.stack([frames_of({"frames": w.items[k]["frames"][:w.args.past]}, size) for k in items]), "Describe the clip.")
         return {k: v.to(w.device, vlm.dtype) if v.is_floating_point() else v.to(w.device) for k, v in batch.items()}
 
     point, some = middle(w.language), w.split["train"][:2]
@@ -1107,7 +1099,7 @@ def get_args(argv):
     p.add_argument("--features", help="latents: what extract.py wrote of data.py's cut of the past")
     p.add_argument("--last", help="latents: the same of the past's last frame alone")
     p.add_argument("--vae", default="tiny-vae", help="latents: the autoencoder whose latents are predicted (default: %(default)s)")
-    p.add_argument("--variants", help=f"latents: with commas between (default: all but lora): {', '.join(VARIANTS)}")
+    p.add_argument("--variants", help=f"latents: with commas between (default: all that the features allow): {', '.join(VARIANTS)}")
     p.add_argument("--point", help="latents: the layer to read (default: the one from which a ridge predicts val clips best)")
     p.add_argument("--epochs", type=int, help=f"latents: at most (default: {TRAINING['epochs']})")
     p.add_argument("--lr", type=float, help=f"latents: peak learning rate (default: {TRAINING['lr']})")

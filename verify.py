@@ -888,7 +888,8 @@ def smoke_input(args, folder):
     row = {"cosine": 0.9, "cosine_low": 0.85, "cosine_high": 0.95, "cosine_copy": 0.5, "gain": 0.4, "gain_low": 0.3, "gain_high": 0.5, "p_holm": 0.01, "skill": 0.8, "l1": 0.01, "clips": 20,
            "static": False, "best_shift": 0}
     save_yaml(folder / "predict-latents.yaml", {"stage": "predict", **head, "decoder": "vae", "variant": "delta", "predicts": "delta", "layer": "vision.0",
-                                                "baselines": {"copy": row | {"cosine": 0.5}}, "variants": {"delta": row}, "horizons": {"delta": {1: row, 16: row}}, "quarters_of_motion": {"delta": {"quarter_4": row}},
+                                                "baselines": {"copy": row | {"cosine": 0.5}}, "variants": {"delta": row}, "horizons": {"delta": {1: row, 16: row}},
+                                                "quarters_of_motion": {"delta": {"quarter_4": row}},
                                                 "criteria": {k: record for k in ("prediction", "beyond_extrapolation")}})
     ids = [f"noise-{i}" for i in range(8)]
     write_items(folder / "data", [{"id": i, "source": i, "width": 16, "height": 16, "frames": torch.randint(0, 256, (1, 16, 16, 3)).byte()} for i in ids], {"data": "synthetic", "name": "noise"})
