@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 from common import (
     DECODE_STEP,
+    MODELS,
     RESULT,
     Tuned,
     attention,
@@ -437,7 +438,8 @@ def latent_world(args):
     w.index, w.read = load_features(args.features)
     w.language = [p for p in with_grid(w.index) if p.startswith("language.")]
     cannot = {"last": not args.last, "language": not w.language}  # what by default is left out
-    names = args.variants.split(",") if args.variants else [n for n, v in VARIANTS.items() if not cannot.get(v["reads"]) and ("rank" not in v or find_model(w.index["model"])["type"].startswith("qwen"))]
+    qwen = MODELS.get(w.index["model"], {}).get("type", "").startswith("qwen")
+    names = args.variants.split(",") if args.variants else [n for n, v in VARIANTS.items() if not cannot.get(v["reads"]) and ("rank" not in v or qwen)]
     w.variants = {name: known(name, VARIANTS, "variant") for name in dict.fromkeys([*names, *CONTROLS])}
     items, w.data = load_items(args.data)
     whole_past(w.index["data_path"], args.past, w.data["name"])
