@@ -887,10 +887,11 @@ def smoke_input(args, folder):
     save_yaml(folder / "motion" / "explain-films.yaml", {"stage": "films", **head, "criteria": of["films"]})
     row = {"cosine": 0.9, "cosine_low": 0.85, "cosine_high": 0.95, "cosine_copy": 0.5, "gain": 0.4, "gain_low": 0.3, "gain_high": 0.5, "p_holm": 0.01, "skill": 0.8, "l1": 0.01, "clips": 20,
            "static": False, "best_shift": 0}
-    save_yaml(folder / "predict-latents.yaml", {"stage": "predict", **head, "decoder": "vae", "variant": "delta", "predicts": "delta", "layer": "vision.0",
-                                                "baselines": {"copy": row | {"cosine": 0.5}}, "variants": {"delta": row}, "horizons": {"delta": {1: row, 16: row}},
-                                                "quarters_of_motion": {"delta": {"quarter_4": row}},
+    save_yaml(folder / "predict-latents.yaml", {"stage": "predict", **head, "decoder": "vae", "variant": "delta", "predicts": "delta", "layer": "vision.0", "variants": {"delta": row},
+                                                "baselines": {"copy": row | {"cosine": 0.5}}, "horizons": {"delta": {1: row, 16: row}}, "quarters_of_motion": {"delta": {"quarter_4": row}},
                                                 "criteria": {k: record for k in ("prediction", "beyond_extrapolation")}})
+    save_yaml(folder / "predict-continue.yaml", {"stage": "predict", **head, "model": None, "video": "made-up-video", "video_weights": "random", "criteria": {"temporal_ratio": record}})
+    save_yaml(folder / "explain-describe.yaml", {"stage": "describe", **head, "data_name": "noise-films", "criteria": {"retention": record | {"score": 0.96, "low": 0.92, "high": 1.0}}})
     ids = [f"noise-{i}" for i in range(8)]
     write_items(folder / "data", [{"id": i, "source": i, "width": 16, "height": 16, "frames": torch.randint(0, 256, (1, 16, 16, 3)).byte()} for i in ids], {"data": "synthetic", "name": "noise"})
     save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "model": "made-up", "data_path": str(folder / "data"), "seconds_per_item": 0.1, "ids": ids,
