@@ -3,6 +3,7 @@
 MODEL ?= tiny
 MODELS ?= tiny tiny-semantic tiny-llava-next tiny-internvl2 tiny-cogvlm2 tiny-dinov2
 DATA ?= shapes
+comma := ,
 SEED ?= 0
 COMPARED := $(if $(filter screen,$(MAKECMDGOALS)),$(MODELS))
 
@@ -17,6 +18,11 @@ VIDEO ?= $(if $(filter tiny%,$(MODEL)),tiny-ltx,ltx-video)
 ROOT ?=
 ANNOTATIONS ?=
 FORMAT ?= voc
+FRAMES ?= 24
+FPS ?=
+CLIPSIZE ?=
+N ?=
+PAST ?= 8
 LAUNCH ?=
 STRICT ?=
 SET ?=
@@ -38,17 +44,20 @@ R := results/$(M)/$(DATA)
 MOTION := results/$(M)/moving
 V := results/$(notdir $(VAE))/$(DATA)
 E := results/$(notdir $(ENCODER))/$(DATA)
+CLIP := $(if $(filter shapes,$(DATA)),future,$(DATA))
+P := results/$(M)/$(CLIP)
 S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 align screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 align screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
 	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
+	@echo "  own clips with labels: DATA=name ROOT=folder FORMAT=clips ANNOTATIONS=file; Something-Something v2: DATA=ssv2 ROOT=folder; FRAMES=$(FRAMES) FPS=$(FPS) CLIPSIZE=$(CLIPSIZE) N=$(N) PAST=$(PAST)"
 
 # ---- set-up, once
 
@@ -60,11 +69,19 @@ help:  ## this list, with the defaults in force
 # ---- data. Scripts are order-only here and for extraction: what they wrote is costly, and is not thrown away for an edit.
 
 ifneq ($(ROOT),)
+CLIPS := $(if $(filter ssv2,$(DATA)),ssv2,$(filter clips,$(FORMAT)))
 data/$(DATA)/index.yaml: | data.py $(SETUP)
-	$(PY) data.py boxes --root $(ROOT) --format $(FORMAT) $(if $(ANNOTATIONS),--annotations $(ANNOTATIONS)) --out $(@D) --seed $(SEED) --preview
+	$(PY) data.py $(if $(CLIPS),$(CLIPS) --frames $(FRAMES) $(if $(FPS),--fps $(FPS)) $(if $(CLIPSIZE),--size $(CLIPSIZE)),boxes --format $(FORMAT)) --root $(ROOT) \
+		$(if $(ANNOTATIONS),--annotations $(ANNOTATIONS)) $(if $(N),--n $(N)) --out $(@D) --seed $(SEED) --preview
 endif
-data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
+data/moving-first/index.yaml data/moving-middle/index.yaml: data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
 	$(PY) data.py moving --freeze $* --clips $(<D) --out $(@D) --seed $(SEED) --preview
+data/future/index.yaml: | data.py $(SETUP)
+	$(PY) data.py moving --frames 24 --n 300 --out $(@D) --seed $(SEED) --preview
+data/%-past/index.yaml: data/%/index.yaml | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
+	$(PY) data.py cut --clips $(<D) --first 0 --frames $(PAST) --out $(@D) --seed $(SEED)
+data/%-last/index.yaml: data/%/index.yaml | data.py $(SETUP)
+	$(PY) data.py cut --clips $(<D) --first $$(($(PAST) - 1)) --frames 1 --out $(@D) --seed $(SEED)
 data/%/index.yaml: | data.py $(SETUP)
 	$(PY) data.py $* --out $(@D) --seed $(SEED) --preview
 
@@ -76,7 +93,7 @@ results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features/index.yaml: data/$(2)/inde
 results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features-random/index.yaml: data/$(2)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(1) --data data/$(2) --points $(3) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --random-init --out $$(@D)
 endef
-$(foreach m,$(sort $(MODEL) $(COMPARED) $(VAE) $(ENCODER) $(TARGET)),$(foreach d,$(sort $(DATA) moving $(FROZEN:%=moving-%)),$(eval $(call FEATURES,$(m),$(d),$(if $(filter $(m),$(MODEL) $(COMPARED)),$(POINTS),quarters)))))  # POINTS are the models' own
+$(foreach m,$(sort $(MODEL) $(COMPARED) $(VAE) $(ENCODER) $(TARGET)),$(foreach d,$(sort $(DATA) moving $(FROZEN:%=moving-%) $(CLIP)-past $(CLIP)-last),$(eval $(call FEATURES,$(m),$(d),$(if $(filter $(m),$(MODEL) $(COMPARED)),$(POINTS),quarters)))))  # POINTS are the models' own
 
 # ---- stages
 
@@ -173,6 +190,31 @@ $(R)/gate2.yaml: $(R)/adapt-scaling.yaml $(R)/adapt-ablation.yaml $(R)/adapt-hyb
 	$(PY) verify.py --gate 2 --results $(R) --motion $(MOTION) --set "$(SET)" --seed $(SEED) --out $@ > /dev/null
 
 gate2: $(R)/gate2.yaml  ## can a small adapter bridge, does a second encoder repair, does the decoder still move naturally?
+	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
+
+# ---- gate 3, on clips: DATA, or data/future
+
+WATCHED ?= $(if $(filter tiny%,$(MODEL)),3$(comma)8$(comma)16$(comma)17,3$(comma)8$(comma)16)
+PREDICT ?=
+CONTINUE ?=
+FUTURES ?=
+
+$(P)/predict-latents.yaml: $(P)-past/features/index.yaml $(P)-last/features/index.yaml predict.py common.py
+	$(RUN) predict.py --mode latents --data data/$(CLIP) --features $(P)-past/features --last $(P)-last/features --vae $(VAE) --past $(PAST) --seed $(SEED) $(PREDICT) --out $@
+$(P)/predict-continue.yaml: data/$(CLIP)/index.yaml predict.py common.py
+	$(PY) predict.py --mode continue --video $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(CONTINUE) --out $@
+$(P)/predict-futures.yaml: data/$(CLIP)/index.yaml predict.py common.py
+	$(PY) predict.py --mode futures --video $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(FUTURES) --out $@
+$(P)/explain-describe.yaml: $(P)/predict-continue.yaml explain.py common.py
+	$(PY) explain.py --mode describe --model $(MODEL) --films $(@D)/films --frames $(WATCHED) --seed $(SEED) --out $@
+$(P)/gate3.yaml: $(P)/predict-latents.yaml $(P)/predict-continue.yaml $(P)/predict-futures.yaml $(P)/explain-describe.yaml verify.py common.py $(P)/.set
+	$(PY) verify.py --gate 3 --results $(@D) --set "$(SET)" --seed $(SEED) --out $@ > /dev/null
+ifneq ($(P),$(R))
+$(P)/.set: FORCE
+	@mkdir -p $(@D); echo '$(SET)' | cmp -s - $@ || echo '$(SET)' > $@
+endif
+
+gate3: $(P)/gate3.yaml  ## does anything predict better than copying the last frame? in latent space; or by a video model that the model then describes
 	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
 
 # ---- screening. The encoder that judges pictures, if it is among MODELS, stands there for the hybrid: it is probed and needs no bridge of its own.

@@ -77,6 +77,7 @@ from common import (
     paired_test,
     parser,
     pixel_loss,
+    qwen_inputs,
     ranks,
     refuse,
     resample,
@@ -707,11 +708,9 @@ def lora_arm(w):
     point, size = layers[(len(layers) - 1) // 2], w.index["size"]
     vlm, processor = load_vlm(find_model(w.index["model"]), w.device, w.full)
     vlm.requires_grad_(False)
-    text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the picture."}]}], add_generation_prompt=True)
 
     def inputs(items):
-        frames = [[frames_of(w.items[i], size)[0].permute(2, 0, 1)] for i in items]
-        batch = processor(text=[text] * len(frames), images=frames, images_kwargs={"size": {"shortest_edge": 1, "longest_edge": size * size}}, return_tensors="pt")
+        batch = qwen_inputs(processor, torch.stack([frames_of(w.items[i], size) for i in items]), "Describe the picture.")
         return [{k: v.to(w.device, w.full) if v.is_floating_point() else v.to(w.device) for k, v in batch.items()}]
 
     stored, out, some = w.read(point)[:, 0], (tuple(w.y.shape[1:3]), w.y.shape[3]), w.split["train"][:2]

@@ -259,7 +259,13 @@ def frames_of(item, size=None):
 
 
 def split_of(source):
-    """train (60%), val (20%) or test (20%): a function of the source alone, so every stage agrees, today and next year."""
+    """train (60%), val (20%) or test (20%): a function of the source alone, so every stage agrees, today and next year.
+
+    A source that says its own split is obeyed: `train:...`, `val:...` or `test:...`, for data with a published split. Any other is hashed.
+    """
+    said, colon, _ = str(source).partition(":")
+    if colon and said in ("train", "val", "test"):
+        return said
     bucket = int(hashlib.sha256(str(source).encode()).hexdigest()[:8], 16) % 100
     return "train" if bucket < 60 else "val" if bucket < 80 else "test"
 
@@ -941,6 +947,30 @@ OWN_LAYOUT = {"cogvlm2": cogvlm2_layout, "internvl_chat": internvl2_layout}
 LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "vae": load_video_vae, "video": load_video_pipeline}
 
 
+# ---------------------------------------------------------------- what is put to a vision-language model
+
+RATE = 2.0  # frames a second that a clip is said to have, the rate at which Qwen2.5-VL samples videos; left unsaid it would be 24, and all time steps share one position
+
+
+def chat(processor, words, kind="image", count=1):
+    """The prompt as text: placeholders of `count` pictures, or of a video, then the words, in the model's chat template."""
+    return processor.apply_chat_template([{"role": "user", "content": [{"type": kind}] * count + [{"type": "text", "text": words}]}], tokenize=False, add_generation_prompt=True)
+
+
+def qwen_inputs(processor, frames, words, at=None):
+    """What a processor of Qwen's families makes of pictures (T = 1) or clips, uint8 [n,T,H,W,3], and the same words to each.
+
+    at: (the numbers of these frames in their clips, how long those are), where a clip's frames are not all given: it moves on further from one to the next.
+    """
+    text, x = chat(processor, words, "image" if frames.shape[1] == 1 else "video"), frames.permute(0, 1, 4, 2, 3)
+    size = {"size": {"shortest_edge": 1, "longest_edge": frames.shape[1:4].numel()}}  # frames are already at the size asked for; Qwen3-VL counts all pixels of a clip
+    numbers, whole = at or (range(frames.shape[1]), frames.shape[1])
+    media = ({"images": [[f[0]] for f in x], "images_kwargs": size} if frames.shape[1] == 1 else
+             {"videos": list(x), "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
+              "video_metadata": [{"fps": RATE, "total_num_frames": whole, "frames_indices": list(numbers)}] * len(x)})
+    return processor(text=[text] * len(x), return_tensors="pt", **media)
+
+
 # ---------------------------------------------------------------- features on disk
 
 def load_features(folder):
@@ -1090,6 +1120,13 @@ def paired_test(a, b, sources, n_perm=2000, seed=0):
     signs = torch.randint(2, (n_perm, len(total)), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
     exceed = ((signs @ total).abs() >= total.sum().abs() - 1e-12).sum().item()
     return {"gain": mean, "gain_low": low, "gain_high": high, "p": (1 + exceed) / (1 + n_perm)}
+
+
+def ratio(own, real):
+    """Per item, with the mean of own [n] or [seeds, n] over the mean of real [n] for its mean: so that resampling items gives the interval of a ratio of means
+    (linearised; Cochran 1977, section 6.4). A mean of ratios would be that of the items which score least. None where all of real is zero."""
+    whole = own.mean() / real.mean()
+    return whole + (own - whole * real) / real.mean() if real.mean() > 0 else None
 
 
 def holm(p_values):

@@ -7,34 +7,46 @@
     python data.py cut --clips data/future --first 0 --frames 8 --out data/future-past     frames 0 ... 7 of every clip, and nothing of the others
     python data.py photos --out data/photos                    shapes on scikit-image's photographs, and crops of them
     python data.py boxes --root DIR --format voc --out data/mine   a folder of images with VOC XML, CSV or COCO JSON boxes
+    python data.py clips --root DIR --fps 12 --out data/mine   videos, or folders of frames, and labels.csv: filename,label and, if wanted, split,source
+    python data.py ssv2 --root ROOT --n 1000 --out data/ssv2   Something-Something v2 as published: ROOT/20bn-something-something-v2/*.webm and its JSON files
+
+Of a video the middle --frames frames are kept, squashed to --size. What cannot be used is named, file by file, and nothing is written (--skip-bad: it is
+counted and left out); videos that phones store on their side are turned upright, and counted.
 
 Writes shards `00000.pt` ... of at most 64 items and `index.yaml` last. An item is a dict:
 
-    id, source     str; a split never tears one source apart (60/20/20 by a hash of it)
+    id, source     str; a split never tears one source apart (60/20/20 by a hash of it, or as it says: `train:...`, `val:...`, `test:...`)
     frames         uint8 [T,H,W,3], or `encoded`: the file's own bytes, uint8 [bytes]
     width, height  pixels
     boxes          float32 [n,4], or [T,n,4] in a clip: xyxy of the visible part, pixels of the original frame
     labels, names  n class names (the shape, say), and what one would call each object ("red circle")
     mask           uint8 [H,W] or [T,H,W]: 0 background, i the i-th object
     text, turns    a caption; [question, answer] pairs
-    direction, speed, camera   (clips) one of 8 directions or "still"; pixels a frame; background pixels a frame (dx, dy)
+    action, template           (clips) what is done, one of a set: a label, a template of Something-Something, or of `moving` the direction
+    direction, speed, camera   (moving) one of 8 directions or "still"; pixels a frame; background pixels a frame (dx, dy)
 
-Generated sets depend on --seed alone: the same bytes every time.
+Real clips have no boxes, labels or mask. Generated sets depend on --seed alone: the same bytes every time.
 """
 import csv
 import functools
 import hashlib
 import io
+import itertools
 import json
+import os
+import re
+import shutil
 import sys
+import textwrap
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import check_writable, frames_of, load_items, parser, refuse, say, write_items
+from common import check_writable, frames_of, load_items, load_yaml, parser, refuse, save_yaml, say, write_items
 
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 210), "yellow": (235, 205, 50),
            "purple": (140, 50, 170), "cyan": (60, 200, 210)}
@@ -208,7 +220,7 @@ def moving(n, size, seed, frames=17):
         names = [f"{o['colour']} {o['shape']}" for o in [*others, subject]]
         yield {"id": f"moving-{seed}-{i:05d}", "source": f"moving-{seed}-{scene_number:05d}", "width": size, "height": size,
                "frames": torch.from_numpy(clip.copy()), "mask": torch.from_numpy(masks.copy()),
-               "boxes": torch.from_numpy(boxes.astype(np.float32)), "labels": [o["shape"] for o in [*others, subject]], "names": names, "kind": kind, "direction": direction,
+               "boxes": torch.from_numpy(boxes.astype(np.float32)), "labels": [o["shape"] for o in [*others, subject]], "names": names, "kind": kind, "direction": direction, "action": direction,
                "speed": float(speed), "camera": [int(c) for c in camera], "text": f"a {names[-1]}",
                "turns": [[f"Which way does the {names[-1]} move?", direction]]}
 
@@ -344,15 +356,242 @@ def boxes(root, form, annotations, classes, max_items, skip_bad):
     return items, len(problems)
 
 
+# ---------------------------------------------------------------- real clips
+
+class Unusable(Exception):
+    """Why a clip cannot be used: (kind, reason)."""
+
+
+def header(path, fps):
+    """What a video says of itself: (frames, or frames of `fps` a second; seconds; frames a second), 0 for the first two where it does not say."""
+    import av
+    with av.open(path) as file:
+        if not file.streams.video:
+            raise Unusable("empty", "holds no video")
+        stream = file.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate
+        if not rate:
+            raise Unusable("broken", "states no frame rate")
+        if fps and fps > 1.01 * rate:
+            raise Unusable("slow", f"has {float(rate):g} frames a second, and {fps:g} are wanted: some would stand twice")
+        seconds = float(stream.duration * stream.time_base if stream.duration else (file.duration or 0) / av.time_base)
+        return (not fps and stream.frames) or (int((fps or rate) * (seconds - 0.5 / rate)) + 1 if seconds else 0), seconds, rate
+
+
+def shown(path, fps, rate):
+    """The frames of a video one after the other as (seconds since the first, PyAV frame): all, or of each 1 / fps of a second the nearest."""
+    import av
+    with av.open(path) as file:
+        tick, start = 0, None
+        for number, frame in enumerate(file.decode(video=0)):
+            if frame.is_corrupt:
+                raise Unusable("broken", f"frame {number} is damaged")
+            seconds = number / rate if frame.time is None or file.format.name == "avi" else frame.time  # AVI holds no times: what is made up for H.264 is out of order
+            start = seconds if start is None else start
+            if not fps or seconds - start >= tick / fps - 0.5 / rate:
+                tick += 1
+                yield seconds - start, frame
+
+
+def middle_frames(path, frames, fps, size):
+    """The middle `frames` frames of a video, uint8 [T,size,size,3], and by how many degrees they were turned to the right to stand upright.
+
+    Decoding stops after the last of them and no other is kept. Where the middle is, the header says; where it does not, or says too much, the video is decoded twice.
+    """
+    import av
+
+    def middle(length):
+        first, kept, turned = (length - frames) // 2, [], 0
+        for _, frame in itertools.islice(shown(path, fps, rate), first, first + frames):
+            turned = round(-frame.rotation / 90) % 4  # FFmpeg counts to the left
+            picture = np.rot90(frame.to_ndarray(format="rgb24"), -turned).copy()
+            kept.append(frames_of({"frames": torch.from_numpy(picture)[None]}, size))
+        return kept, 90 * turned
+
+    if not path.stat().st_size:
+        raise Unusable("empty", "has no bytes")
+    try:
+        length, seconds, rate = header(path, fps)
+        kept, turned = middle(length) if length >= frames else ([], 0)
+        if len(kept) < frames:
+            length, end = 0, 0.0
+            for time, _ in shown(path, fps, rate):
+                length, end = length + 1, time + 1 / (fps or rate)
+            if end < 0.9 * seconds:
+                raise Unusable("broken", f"ends after {end:.2f} of {seconds:.2f} seconds")
+            if length < frames:
+                raise Unusable(*("short", f"has {length} frames{f' at {fps:g} a second' if fps else ''}, and {frames} are wanted") if length else ("empty", "holds no frame"))
+            kept, turned = middle(length)
+    except (av.FFmpegError, OSError, ValueError) as e:
+        raise Unusable("broken", f"cannot be decoded ({getattr(e, 'strerror', None) or e})") from e
+    return torch.cat(kept), turned
+
+
+def pictures_in(folder):
+    """The JPEG and PNG files of a folder by name, numbers as numbers: frame_10 comes after frame_9."""
+    return sorted((p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png")), key=lambda p: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)])
+
+
+def middle_pictures(folder, frames, size):
+    """The middle `frames` pictures of a folder, uint8 [T,size,size,3]; no other is opened."""
+    from PIL import Image
+    files = pictures_in(folder)
+    if len(files) < frames:
+        raise Unusable(*("short", f"has {len(files)} frames, and {frames} are wanted") if files else ("empty", "holds no JPEG or PNG"))
+    kept, first = [], (len(files) - frames) // 2
+    for path in files[first:first + frames]:
+        try:
+            with Image.open(path) as picture:
+                kept.append(frames_of({"frames": torch.from_numpy(np.array(picture.convert("RGB")))[None]}, size))
+        except (OSError, SyntaxError, ValueError) as e:  # Pillow's word for a broken PNG is SyntaxError
+            raise Unusable("broken", f"{path.name} cannot be decoded ({e})") from e
+    return torch.cat(kept)
+
+
+def content_hash(path):
+    """SHA-256 of a file, or of the pictures of a folder in their order."""
+    found = hashlib.sha256()
+    for part in pictures_in(path) if path.is_dir() else [path]:
+        with open(part, "rb") as f:
+            found.update(hashlib.file_digest(f, "sha256").digest())
+    return found.digest()
+
+
+def read_labels(root, annotations):
+    """Rows of a CSV with the columns filename, label and, if wanted, split (train, val, test or nothing) and source: one row a clip."""
+    if not annotations.is_file():
+        refuse(f"{annotations} is not a file; give the CSV of labels with --annotations")
+    try:
+        table = csv.DictReader(io.StringIO(annotations.read_text(encoding="utf-8-sig")))  # Excel begins a file with a byte order mark
+    except UnicodeDecodeError as e:
+        refuse(f"{annotations} is not UTF-8 ({e.reason} at byte {e.start}); save it as such")
+    if missing := {"filename", "label"} - set(table.fieldnames or ()):
+        refuse(f"{annotations} lacks the columns {', '.join(sorted(missing))}; its header says {table.fieldnames}")
+    table = [{k: (row.get(k) or "").strip() for k in ("filename", "label", "split", "source")} for row in table]
+    rows, said = [], {}
+    for line, row in enumerate(table, 2):
+        name, label, part, source = row["filename"] or f"line {line}", row["label"], row["split"], row["source"] or row["filename"]
+        other = said.setdefault(source, part)
+        problem = (("missing", "names no file") if not row["filename"] else ("label", "has no label") if not label
+                   else ("split", f"says split {part!r}; known: train, val, test") if part not in ("", "train", "val", "test")
+                   else ("split", f"source {source!r} is in {part or 'no split'} here and in {other or 'no split'} elsewhere; a split must not tear it apart") if part != other else None)
+        rows.append({"id": name, "path": root / name, "source": f"{part}:{source}" if part else source, "part": part, "problem": problem,
+                     "truth": {"action": label, "text": label.replace("_", " ")}})
+    return rows
+
+
+def read_ssv2(root):
+    """Rows of Something-Something v2 (Goyal et al. 2017) as published: its train list gives train and val (75/25 by a hash of the id), its validation list test.
+
+    The answers of the published test list are withheld, so it is not read.
+    """
+    def published(name):
+        found = [p for p in (root / name, root / "labels" / name) if p.is_file()]
+        if not found:
+            refuse(f"{name} is neither in {root} nor in {root}/labels; give the folder that holds the published files with --root")
+        try:
+            return json.loads(found[0].read_text())
+        except ValueError as e:
+            refuse(f"{found[0]} is not JSON ({e}); fetch it again")
+
+    videos, rows = root / "20bn-something-something-v2", []
+    if not videos.is_dir():
+        refuse(f"{videos} is not a folder; give the folder above the published videos with --root")
+    classes = published("something-something-v2-labels.json")
+    for part in ("train", "validation"):
+        try:
+            for entry in published(f"something-something-v2-{part}.json"):
+                name, template = str(entry["id"]), entry["template"]
+                action = template.replace("[", "").replace("]", "")
+                split = "test" if part == "validation" else "train" if int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 100 < 75 else "val"
+                rows.append({"id": name, "path": videos / f"{name}.webm", "source": f"{split}:{name}", "part": part,
+                             "problem": None if action in classes else ("label", f"template {action!r} is not in something-something-v2-labels.json"),
+                             "truth": {"action": action, "text": entry["label"], "template": template}})
+        except (KeyError, TypeError, AttributeError) as e:
+            refuse(f"something-something-v2-{part}.json is not a list of {{id, label, template}} ({type(e).__name__}: {e}); fetch it again")
+    return rows
+
+
+def choose(rows, n, seed):
+    """n rows in their order: as many of each part as its share of all, within a part as many of each action (one after the other, while it has any), by `seed`."""
+    rng, taken, before = np.random.default_rng(seed), [], 0
+    for part in sorted({r["part"] for r in rows}):
+        members, of_action, turn = [k for k in rng.permutation(len(rows)).tolist() if rows[k]["part"] == part], Counter(), {}
+        for k in members:
+            turn[k] = of_action[rows[k]["truth"]["action"]]
+            of_action[rows[k]["truth"]["action"]] += 1
+        share = round(n * (before + len(members)) / len(rows)) - round(n * before / len(rows))
+        taken += sorted(members, key=turn.get)[:share]
+        before += len(members)
+    return [rows[k] for k in sorted(taken)]
+
+
+def clips(rows, frames, fps, size, skip_bad, notes):
+    """Items of rows, one decoded at a time. `notes` gets what there is to say, (id, kind, reason); once a clip is bad the rest is only checked, unless skip_bad."""
+    seen, first, bad = set(), {}, False
+    for row in tqdm(rows, desc="clips", unit="clip"):
+        path = row["path"]
+        try:
+            if row["problem"] or row["id"] in seen:
+                raise Unusable(*row["problem"] or ("duplicate", "is listed twice"))
+            seen.add(row["id"])
+            if not path.exists():
+                raise Unusable("missing", f"no such clip ({path})")
+            shot, turned = (middle_pictures(path, frames, size), 0) if path.is_dir() else middle_frames(path, frames, fps, size)
+            twin = first.setdefault(content_hash(path), row)  # a clip under two names is one source, or a split would tear it apart
+            if twin["part"] != row["part"]:
+                raise Unusable("split", f"is the same clip as {twin['id']}, which is listed in {twin['part'] or 'no split'}, and this in {row['part'] or 'no split'}")
+        except Unusable as e:
+            notes.append((row["id"], *e.args))
+            bad = True
+            continue
+        if turned:
+            notes.append((row["id"], "rotated", f"is not stored upright, turned by {turned} degrees to the right"))
+        if skip_bad or not bad:
+            yield {"id": row["id"], "source": twin["source"], "width": size, "height": size, "frames": shot, **row["truth"]}
+
+
+def write_clips(out, rows, frames, fps, size, skip_bad, meta):
+    """Clips are decoded and written one shard at a time, beside what `out` holds; that goes only when all is well."""
+    notes, part = [], out / ".part"
+    if folder := fps and next((r["id"] for r in rows if not r["problem"] and r["path"].is_dir()), None):
+        refuse(f"{folder} is a folder of frames, which states no rate; leave --fps {fps:g} out")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        write_items(part, clips(rows, frames, fps, size, skip_bad, notes), meta)
+        index = load_yaml(part / "index.yaml")
+        for name, _, reason in notes:
+            print(f"{name}: {reason}", file=sys.stderr)
+        kinds = Counter(kind for _, kind, _ in notes)
+        rotated, skipped = kinds.pop("rotated", 0), kinds.total()
+        if skipped and not skip_bad:
+            refuse(f"{skipped} of {len(rows)} clips have problems, listed above; mend them or go on without these clips with --skip-bad")
+        if not index["items"]:
+            refuse(f"none of {len(rows)} clips is usable; check --root, --frames and --fps")
+        for stale in (out / "index.yaml", *out.glob("*.pt")):
+            stale.unlink(missing_ok=True)
+        for shard in part.glob("*.pt"):
+            os.replace(shard, out / shard.name)
+        ids = index.pop("ids")
+        save_yaml(out / "index.yaml", index | {"skipped": skipped, "skipped_kinds": dict(sorted(kinds.items())), "rotated": rotated, "ids": ids})
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- the folder
+
 def preview(items, path, columns=8, rows=5, tile=160):
-    """A contact sheet PNG: first (and for a clip last) frames with their boxes drawn."""
+    """A contact sheet PNG: first (and for a clip last) frames with their boxes drawn, or else with the words for what is done."""
     from PIL import Image, ImageDraw
     sheet = Image.new("RGB", (columns * tile, rows * tile), "white")
-    cells = [(item, t) for item in items for t in ([0] if item["boxes"].ndim == 2 else [0, -1])][:columns * rows]
+    cells = [(item, t) for item in items for t in ([0, -1] if len(item.get("frames", ())) > 1 else [0])][:columns * rows]
     for k, (item, t) in enumerate(cells):
         picture = Image.fromarray(frames_of(item, tile)[t].numpy())
+        if "boxes" not in item:
+            ImageDraw.Draw(picture).text((3, 2), textwrap.fill(item["action"], tile // 7), fill="white", stroke_width=1, stroke_fill="black")
         scale = torch.tensor([tile / item["width"], tile / item["height"]] * 2)
-        for box, label in zip((item["boxes"] if item["boxes"].ndim == 2 else item["boxes"][t]) * scale, item.get("names", item["labels"]), strict=True):
+        found = item.get("boxes", torch.zeros(0, 4))
+        for box, label in zip((found if found.ndim == 2 else found[t]) * scale, item.get("names", item.get("labels", [])), strict=True):
             if box[2] > box[0]:
                 ImageDraw.Draw(picture).rectangle(box.tolist(), outline="white", width=3)
                 ImageDraw.Draw(picture).rectangle(box.tolist(), outline="black")
@@ -364,20 +603,21 @@ def preview(items, path, columns=8, rows=5, tile=160):
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("source", nargs="?", default="shapes", choices=["shapes", "moving", "cut", "photos", "boxes"])
+    p.add_argument("source", nargs="?", default="shapes", choices=["shapes", "moving", "cut", "photos", "boxes", "clips", "ssv2"])
     p.add_argument("--out", help="the folder to write (default: data/<source>)")
-    p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, moving 200, photos 200, boxes all)")
-    p.add_argument("--size", type=int, help="side in pixels of generated frames (default: 224; moving 64)")
+    p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, moving 200, photos 200, else all); of clips as many of each action, by --seed")
+    p.add_argument("--size", type=int, help="side in pixels of generated frames and of clips (default: 224; moving 64)")
     p.add_argument("--freeze", choices=["first", "middle"], help="moving: show this frame throughout; ids, sources and answers stay (default --out: data/moving-<frame>)")
     p.add_argument("--clips", help="with --freeze or cut: a data folder whose clips to freeze or to cut (default, of --freeze: those that --n, --size and --seed generate)")
-    p.add_argument("--frames", type=int, help="moving: of a clip (default: 17); cut: how many")
+    p.add_argument("--frames", type=int, help="of a clip (default: moving 17, clips and ssv2 24); cut: how many")
+    p.add_argument("--fps", type=float, help="clips, ssv2: frames a second (default: every frame)")
     p.add_argument("--first", type=int, default=0, help="cut: the number of the first frame (default: %(default)s)")
-    p.add_argument("--root", help="boxes: the folder that holds the images")
-    p.add_argument("--annotations", help="boxes: default ROOT/annotations (voc), ROOT/labels.csv (csv), ROOT/annotations.json (coco)")
+    p.add_argument("--root", help="boxes, clips: the folder that holds them; ssv2: the folder of the published files")
+    p.add_argument("--annotations", help="default ROOT/annotations (voc), ROOT/labels.csv (csv, clips), ROOT/annotations.json (coco)")
     p.add_argument("--format", default="voc", choices=FORMATS, help="boxes (default: %(default)s)")
     p.add_argument("--classes", help="boxes: the class names allowed, with commas between (default: any)")
-    p.add_argument("--skip-bad", action="store_true", help="boxes: go on without the items that have problems")
-    p.add_argument("--preview", action="store_true", help="also write preview.png, a contact sheet with boxes drawn")
+    p.add_argument("--skip-bad", action="store_true", help="boxes, clips, ssv2: go on without the items that have problems")
+    p.add_argument("--preview", action="store_true", help="also write preview.png, a contact sheet with boxes or actions drawn")
     return p.parse_args(argv)
 
 
@@ -398,13 +638,22 @@ def main(argv=None):
         refuse("cut takes some frames of clips that are there; give --clips their folder, --frames how many, and --out where to")
     if args.frames is not None and args.frames < 1 or args.first < 0:
         refuse(f"--frames {args.frames} from --first {args.first} on are no frames; give 1 or more, from 0 or more on")
-    if args.source == "boxes" and not args.root:
-        refuse("--root is missing; give the folder that holds the images")
+    real = args.source in ("boxes", "clips", "ssv2")
+    if real and not args.root:
+        refuse(f"--root is missing; give the folder that holds the {'images' if args.source == 'boxes' else 'clips'}")
+    if args.fps is not None and (args.source not in ("clips", "ssv2") or not args.fps > 0):
+        refuse(f"--fps {args.fps:g} with {args.source} is no rate to read clips at; give more than 0 with clips or ssv2, or leave it out")
     check_writable(out / "index.yaml")
-    meta = {"name": out.name, "source_kind": args.source, "data": "real" if args.source == "boxes" else "synthetic", "seed": args.seed, "skipped": 0}
+    meta = {"name": out.name, "source_kind": args.source, "data": "real" if real else "synthetic", "seed": args.seed}
     meta |= {"freeze": args.freeze} if args.freeze else {}
-    if args.source == "boxes":
+    if args.source in ("clips", "ssv2"):
+        root, frames, size = Path(args.root), args.frames or 24, args.size or 224
+        rows = read_ssv2(root) if args.source == "ssv2" else read_labels(root, Path(args.annotations or root / "labels.csv"))
+        rows = choose(rows, args.n, args.seed) if args.n and args.n < len(rows) else rows
+        write_clips(out, rows, frames, args.fps, size, args.skip_bad, meta | {"frames": frames, "fps": args.fps, "size": size})
+    elif args.source == "boxes":
         items, meta["skipped"] = boxes(args.root, args.format, args.annotations, args.classes and [c.strip() for c in args.classes.split(",")], args.n, args.skip_bad)
+        write_items(out, items, meta)
     else:
         n = args.n or {"shapes": 500}.get(args.source, 200)
         generate = {"shapes": shapes, "moving": functools.partial(moving, frames=args.frames or 17), "photos": photos}.get(args.source)
@@ -417,12 +666,11 @@ def main(argv=None):
         else:
             items = generate(n, args.size or (64 if args.source == "moving" else 224), args.seed)
         items = cut(items, args.first, args.frames) if args.source == "cut" else freeze(items, args.freeze) if args.freeze else items
-        items = tqdm(items, total=n, desc=args.source, unit="item")
-    write_items(out, items, meta)
+        write_items(out, tqdm(items, total=n, desc=args.source, unit="item"), meta | {"skipped": 0})
     items, index = load_items(out)
     if args.preview:
         preview(items, out / "preview.png")
-    say(index, ("items", "sources", "train", "val", "test", "skipped"))
+    say(index, ("items", "sources", "train", "val", "test", "skipped", "rotated"))
     return index
 
 

@@ -17,7 +17,20 @@ The caption stands there as an answer that has nothing to do with place.
 
 With --films, of predict.py: does a model that watches generated films say the way that was asked for? explain-films.yaml holds for every conditioning the share of answers
 that do, asked openly and with the words listed, and semantic_accuracy: of the main conditioning, asked in the way in which the clips themselves are answered better.
+
+    python explain.py --mode describe --model tiny --films results/tiny/future/films --frames 3,8,16 --out results/tiny/future/explain-describe.yaml
+
+asks the model itself what happens in films, or in a folder of clips that have an action or a direction, by a number of frames. Of the test clips:
+
+    action_recall_real, _generated   the share of clips, and of films of the main conditioning, whose action is said; asked openly (the item's own question), with the actions
+                                     listed, or for a sentence: in the way, and with the number of frames, in which more real clips' actions are said
+    retention                        generated over real, paired by clip; of the other conditionings too (vae: the clip through the autoencoder, copy: its last frame seen)
+    yes_bias, yes_gap                how often "does it do this?" is answered yes when it does not; how much more often when it does
+
+Floors are films that show no action (copy, frozen), what is said of other clips (other_item) and the commonest action. Answers are kept in <out>-answers.pt; a run that was killed goes on.
 """
+import functools
+import hashlib
 import re
 import time
 from pathlib import Path
@@ -29,23 +42,34 @@ from tqdm import tqdm
 from common import (
     ANSWERS,
     DIRECTIONS,
+    RATE,
     WORDS,
     asked_object,
     bootstrap,
     box_iou,
     box_truth,
+    chat,
     check_writable,
+    choose_device,
     criterion,
+    find_model,
+    fingerprint,
+    frames_of,
     holm,
     join,
     load_features,
     load_items,
     load_pt,
+    load_vlm,
     made_up_folder,
     paired_test,
     parser,
+    plain,
     plant_features,
+    qwen_inputs,
+    ratio,
     refuse,
+    resolved_commit,
     ridge,
     run_info,
     save_pt,
@@ -359,6 +383,304 @@ def about_films(args, started):
     return result
 
 
+# ---------------------------------------------------------------- describe: what a model says happens in clips, real and generated, and whether that is what happens
+
+# Verbs and the words that count for them: those of Something-Something's 174 templates (Goyal et al. 2017), and of work with the hands. Written before any film was looked at,
+# and frozen: a synonym added because a model happened to say it would be fitted to the answers that it judges. Irregular forms stand here; `stem` does the others.
+SYNONYMS = {words.split()[0]: words.split() for words in re.split(r";\s*", """
+    push shove nudge; pull drag tug yank; move shift slide glide travel bring brought carry relocate transfer; slide slid glide slip push move; lift raise hoist elevate; pick grab take took
+    taken lift collect; drop fall fell fallen release; fall fell fallen drop tumble descend; throw threw thrown toss fling hurl; catch caught; put place set lay laid insert position deposit; lay
+    laid place put set; place put set lay laid position; take took taken remove grab pick retrieve; remove take took taken pull lift withdraw detach; turn rotate flip pan; rotate turn spin spun;
+    flip turn; roll; spin spun rotate twirl whirl; open unlock; close shut; fold crease; unfold unroll spread; tear tore torn rip; cover hide hid hidden wrap; uncover reveal expose unwrap;
+    reveal uncover expose; pour tip empty fill; fill pour; spill spilt pour overflow; sprinkle scatter dust; spread smear; scoop spoon ladle; hold held grip grasp; show shown display present
+    hold held; touch tap feel felt; tap touch knock; poke prod jab tap; hit strike struck knock bang smack slap; collide crash bump hit; squeeze squash press compress crush; press push squeeze;
+    bend bent flex; break broke broken snap; twist wring wrung turn; wring wrung twist squeeze; tilt tip lean slant incline; tip tilt knock topple; lean leant prop rest; stack pile; pile stack
+    heap; plug insert connect; attach fasten stick stuck fix connect join clip; detach remove disconnect unclip; connect attach plug join; stick stuck attach glue insert; insert put push place
+    plug; stuff cram push put; bury cover; dig dug; wipe clean rub; clean wipe wash; scrape scratch; stretch pull extend; approach near; bounce; deflect bounce; float; burn burnt; hang hung;
+    pass hand give gave; cut slice chop; pack box wrap; unpack; scan read; write wrote written fill; assemble build built construct; stand stood
+""".strip())}
+OPPOSITES = ("push", "pull"), ("open", "close"), ("cover", "uncover"), ("fold", "unfold"), ("lift", "drop"), ("attach", "detach"), ("pack", "unpack")  # not put and take: who puts a thing has taken it
+# Where it goes: of those in one group another one contradicts. (Prepositions of place contradict nothing: much happens "on the table".)
+ACROSS = (r"(?:from )?(?:the )?{0} (?:side |edge )?(?:\w+ )?to(?:wards?)? (?:the )?{1}\b|to(?:wards?)? the {1} ?(?:side)?\b(?! to| of)|\b{1}wards?\b|"
+          r"(?:camera|moves?|moving|slides?|sliding|pans?|turns?|turning) (?:to the )?{1}\b(?! to)")
+WAYS = ({"right": ACROSS.format("left", "right"), "left": ACROSS.format("right", "left")},
+        {"up": r"\bup(?:wards?)?\b(?! ?(?:side|right))", "down": r"(?<!upside[ -])\bdown(?:wards?)?\b"},
+        {"towards": r"\bcloser\b|\btowards?\b(?! the (?:left|right))", "away": r"\baway\b|\bf[au]rther\b|\bapart\b"},
+        {"into": r"\binto\b(?! (?:two|half|halves|pieces))|\binside\b|\bin (?:the|a|an|it|something|some)\b", "out of": r"\bout\b|\bfrom (?:inside|within)\b"},
+        {"onto": r"\bonto\b|\bon top\b|\bon\b", "off": r"\boff\b"},
+        {"behind": r"\bbehind\b"}, {"in front of": r"\bin front of\b"}, {"next to": r"\bnext to\b|\bbeside\b|\balongside\b"}, {"under": r"\bunder(?:neath)?\b|\bbeneath\b|\bbelow\b"},
+        {"over": r"\bover\b|\babove\b"}, {"upright": r"\bupright\b"}, {"upside down": r"\bupside[- ]down\b"}, {"in two": r"\btwo (?:pieces|halves|parts)\b|\bhalf\b"})
+IMPLIED = {"lift": "up", "fall": "down", "approach": "towards"}  # said by the verb itself
+FEIGNED = {"pretend": r"\b(?:pretend|feign|mim(?:e|ing)|fake)\w*", "fail": r"\b(?:fail|unable|unsuccessful|attempt)\w*|\btr(?:y|ies|ied|ying)\b"}
+PHRASES = (re.compile(r"\b((?:pick|open|fold|cover|tear|pil|stack|set|stand)\w*(?: (?:it|them|something|the \w+))?) up\b"),  # no way is meant
+           re.compile(r"\b((?:put|set|plac|lay|sit)\w*(?: (?:it|them|something|the \w+))?) down\b"))
+CLAUSE = re.compile(r",|\(|\b(?:but|so that|so it|so|until|then|without|while|because|that|like|with something (?:on|in) it)\b")
+NEVER = re.compile(r"\b(?:not|never|without|instead of|rather than|no longer)\b.*?(?=[,.;]|\bbut\b|$)")
+ASIDE = re.compile(r"\bin (?:the|this|a) (?:short )?(?:video|clip|scene|footage|film|image|picture|background|foreground|air)\b|\bin (?:his|her|their|one|the|a) hands?\b")
+
+
+def stem(word):
+    """A verb without its ending: moves, moved, moving -> mov."""
+    word = next((word[:-len(end)] for end in ("ing", "ed", "es", "s") if word.endswith(end) and len(word) - len(end) >= 3), word)
+    word = word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
+    return word[:-1] + "y" if word.endswith("i") else word.removesuffix("e")
+
+
+STEMS = {verb: {stem(w) for w in words} for verb, words in SYNONYMS.items()}
+LEADING = {stem(verb): verb for verb in SYNONYMS}
+
+
+def told(text, label=False):
+    """What a sentence says, {stems, ways, feigned}, but for what it denies; of a label, without the ways that go without saying for its verb."""
+    text = text.lower().replace("\u2019", "'").replace("n't", " not")
+    feigned = {name for name, pattern in FEIGNED.items() if re.search(pattern, text)}
+    text = ASIDE.sub("", NEVER.sub("", text))
+    for phrase in PHRASES:
+        text = phrase.sub(r"\1", text)
+    stems = {stem(w) for w in re.findall("[a-z]+", text)}
+    ways = {way for group in WAYS for way, pattern in group.items() if re.search(pattern, text)}
+    return {"stems": stems, "ways": ways | {way for verb, way in IMPLIED.items() if not label and stems & STEMS[verb]}, "feigned": feigned}
+
+
+@functools.cache
+def wanted(action):
+    """What has to be said of an action, a label or template: (its verb in the table or None, stems of all its words, ways of its first clause, all ways, what is feigned)."""
+    label = re.sub(r"[\[\]]", "", action.lower())
+    words, whole = [stem(w) for w in re.findall("[a-z]+", label)], told(label, True)
+    return next((LEADING[w] for w in words if w in LEADING), None), set(words), told(CLAUSE.split(label)[0], True)["ways"], whole["ways"], whole["feigned"]
+
+
+def recalled(said, action):
+    """Does what was `told` tell the action? Its verb, or a synonym, has to be said, and every way it goes, and nothing that excludes one of these; and that somebody pretends,
+    tries or fails, of such an action and of no other. Of a label whose verb is not in the table: all its words."""
+    verb, words, ways, all_ways, feigned = wanted(action)
+    if verb is None:
+        return bool(words) and words <= said["stems"]
+    opposite = {stem(b) for pair in OPPOSITES for a, b in (pair, pair[::-1]) if a == verb} - words
+    if not said["stems"] & STEMS[verb] or said["stems"] & opposite or said["feigned"] - feigned or bool(said["feigned"]) != bool(feigned):
+        return False
+    return ways <= said["ways"] and not any(ways & set(group) and (said["ways"] - all_ways) & set(group) for group in WAYS)
+
+
+# ---------------------------------------------------------------- describe: films are asked about
+
+FRAMES_AS = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "video"), **dict.fromkeys(("llava", "llava_next", "llava_onevision", "internvl"), "pictures")}
+DESCRIBE, CHOOSE = "Describe what happens in this video in one sentence.", "Which of these happens in this video?"
+NAMING, YES = ("asked", "options", "described"), ("yes_true", "yes_false")  # of equal recall the earlier of NAMING is taken
+STILL = "copy", "frozen"  # conditionings whose films show no action: one frame throughout
+OPTIONS, LONGEST = 30, 64  # actions in a list, at most; tokens of an answer
+
+
+def spread(length, k):
+    """The numbers of k of a clip's frames, evenly from the first to the last; of a shorter clip all."""
+    return list(range(length)) if k >= length else [round(i * (length - 1) / (k - 1)) for i in range(k)]
+
+
+def action_of(item):
+    return item.get("action") or item.get("direction")
+
+
+def another(clip, action, actions, seed):
+    """The action of a clip drawn from those [n] with another action: the same for all films of this clip."""
+    different = [a for a in actions if a != action]
+    return different[int(hashlib.sha256(f"{seed} {clip}".encode()).hexdigest()[:15], 16) % len(different)]
+
+
+def questions_about(films, actions, options, seed):
+    """{kind: a question for each film}. actions: {clip: action}; options: the actions to choose from."""
+    words = {w for row in WORDS["direction"] for w in row}
+    openly = [i["turns"][0][0] for i in films] if all(i.get("turns") for i in films) else None
+
+    def happens(item, action):
+        if action in words and item.get("names"):
+            return f"Does the {item['names'][-1]} {'stand' if action == 'still' else 'move'} {action}? Answer yes or no."
+        return f"Does this happen in the video: {action}? Answer yes or no."
+
+    questions = {"described": [DESCRIBE] * len(films)} | ({"asked": openly} if openly else {})
+    if 1 < len(options) <= OPTIONS:
+        questions["options"] = [f"{q} Answer with one of: {', '.join(options)}." for q in openly or [CHOOSE] * len(films)]
+    if len(set(actions.values())) > 1:
+        questions["yes_true"] = [happens(i, action_of(i)) for i in films]
+        questions["yes_false"] = [happens(i, another(clip_of(i), action_of(i), list(actions.values()), seed)) for i in films]
+    return questions
+
+
+def clip_of(item):
+    return item["id"].rpartition("/")[0] if "conditioning" in item else item["id"]
+
+
+@torch.inference_mode()
+def answers_to(model, processor, frames, question, at):
+    """The greedy answers to one question about films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]: list of str. Nothing is padded."""
+    kind = model.config.model_type
+    if FRAMES_AS[kind] == "video":
+        given = qwen_inputs(processor, frames, question, at)
+    else:
+        whole = {"images_kwargs": {"crop_to_patches": False}} if kind == "internvl" else {}  # a frame is one tile, as in the model's videos
+        given = processor(text=[chat(processor, question, count=frames.shape[1])] * len(frames), images=[list(film.permute(0, 3, 1, 2)) for film in frames], return_tensors="pt", **whole)
+    given = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in given.items()}
+    tokens = model.generate(**given, do_sample=False, max_new_tokens=LONGEST, pad_token_id=model.generation_config.pad_token_id or 0)
+    return [text.strip() for text in processor.batch_decode(tokens[:, given["input_ids"].shape[1]:], skip_special_tokens=True)]
+
+
+def ask_films(films, questions, counts, entry, where, out, meta, batch):
+    """{(kind, k): an answer for each film}; what `out` holds of the same films, questions and model is not asked again. where: (device, dtype)."""
+    ids, before = [i["id"] for i in films], load_pt(out, ANSWERS) if out.is_file() else None
+    answers = before["answers"] if before and (before["ids"], before["meta"], before.get("questions")) == (ids, plain(meta), questions) else {}
+    todo = [(kind, k) for k in counts for kind in questions if f"{kind}-{k}" not in answers]
+    model, processor = load_vlm(entry, *where) if todo else (None, None)
+    with tqdm(total=len(todo) * len(films), desc="asked", unit="film") as bar:
+        for kind, k in todo:
+            together, texts = {}, [None] * len(films)
+            for n, (item, question) in enumerate(zip(films, questions[kind], strict=True)):
+                together.setdefault((question, len(item["frames"])), []).append(n)
+            for (question, length), members in together.items():
+                at = spread(length, k)
+                for some in (members[n:n + batch] for n in range(0, len(members), batch)):
+                    shown = torch.stack([frames_of({"frames": films[n]["frames"][at]}, meta["size"]) for n in some])
+                    for n, text in zip(some, answers_to(model, processor, shown, question, (at, length)), strict=True):
+                        texts[n] = text
+                    bar.update(len(some))
+            answers = answers | {f"{kind}-{k}": texts}
+            save_pt(out, ANSWERS, ids, meta, questions=questions, answers=answers)
+    return {(kind, k): answers[f"{kind}-{k}"] for k in counts for kind in questions}
+
+
+# ---------------------------------------------------------------- describe: what is said is scored
+
+def option(text, options):
+    """The one option that an answer names, longest first: "up left" is not "up" as well. None: it names none or several, or denies it."""
+    text, named = text.lower(), []
+    for o in sorted(options, key=len, reverse=True):
+        rest = re.sub(rf"(?<!\w){re.escape(o.lower().rstrip('.'))}(?!\w)", " ", text)
+        named += [o] if rest != text else []
+        text = rest
+    return named[0] if len(named) == 1 and not DENIED.search(text.replace("n't", " not")) else None
+
+
+def names_actions(texts, kind, actions):
+    """Which of the actions each answer names, bool [answers, actions]."""
+    if kind == "options":
+        said = [option(t, actions) for t in texts]
+        return torch.tensor([[s == a for a in actions] for s in said])
+    if "still" in actions:  # the nine words for a direction
+        said = [parse_word(t, "direction") for t in texts]
+        return torch.tensor([[s == a for a in actions] for s in said])
+    return torch.tensor([[recalled(s, a) for a in actions] for s in map(told, texts)])
+
+
+def yes_share(texts, sources, seed):
+    """{share, low, high, unparsed}: how many of the answers that begin with yes or no say yes."""
+    said = [m and m.group(1).lower() == "yes" for m in (re.match(r"\W*(yes|no)\b", t, re.IGNORECASE) for t in texts)]
+    heard = [k for k, s in enumerate(said) if s is not None]
+    values = bootstrap(torch.tensor([float(said[k]) for k in heard]), [sources[k] for k in heard], seed=seed) if heard else (None,) * 3
+    return dict(zip(("share", "low", "high"), values, strict=True)) | {"unparsed": 1 - len(heard) / len(texts)}
+
+
+def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
+    """What of explain-describe.yaml follows from the answers: {(kind, k): texts}, the films of the first of `names` first, in each the clips of `truth` [n], their actions."""
+    n, score, table = len(truth), {}, {name: {"n": len(truth)} for name in names}
+    column = torch.tensor([vocabulary.index(a) for a in truth])
+    for (kind, k), texts in answers.items():
+        for place, name in enumerate(names):
+            own = texts[place * n:(place + 1) * n]
+            if kind in YES:
+                table[name][f"{kind}-{k}"] = yes_share(own, sources, seed)
+            else:
+                said = names_actions(own, kind, vocabulary)
+                score[name, kind, k] = said[:, column].double()  # [answers, clips]
+                recall = bootstrap(score[name, kind, k].diagonal(), sources, seed=seed)
+                table[name][f"{kind}-{k}"] = dict(zip(("recall", "low", "high"), recall, strict=True)) | {"unparsed": (~said.any(1)).double().mean()}
+    searched = [(kind, k) for name, kind, k in score if name == "real"]
+    kind, k = max(searched, key=lambda s: (score["real", *s].diagonal().mean(), s[1], -NAMING.index(s[0])))  # by the clips themselves alone
+    right = {name: score[name, kind, k].diagonal() for name in names}
+    real, generated = right["real"], main != "real"
+    floors = {"other_item": others(score[main, kind, k]), "commonest": torch.tensor([float(t == usual) for t in truth]).double()} | {x: right[x] for x in STILL if x in right and x != main}
+    more = {"seed": seed, "conditioning": main, "kind": kind, "frames": k, "options_searched": len(searched), "unparsed": table[main][f"{kind}-{k}"]["unparsed"]}
+    criteria = {"action_recall": criterion(right[main], floors, sources, ceiling=real.mean().item() if generated else 1.0, **more)}
+    if generated and real.any():
+        kept = {name: ratio(x, real) for name, x in right.items() if name != "real"}
+        criteria["retention"] = criterion(kept[main], {name: ratio(x, real) for name, x in floors.items()}, sources, ceiling=kept["vae"].mean().item() if "vae" in kept else 1.0, **more)
+        for name, x in kept.items():
+            table[name] |= dict(zip(("retention", "retention_low", "retention_high"), bootstrap(x, sources, seed=seed), strict=True))
+    headline = {"kind": kind, "frames": k}
+    for word, row in (("real", table["real"][f"{kind}-{k}"]), ("generated", table[main][f"{kind}-{k}"] if generated else {})):
+        headline |= {f"action_recall_{word}{end}": row.get(value) for end, value in (("", "recall"), ("_low", "low"), ("_high", "high"))}
+    headline |= {f"retention{end}": table[main].get(f"retention{end}") for end in ("", "_low", "_high")}
+    headline["retention_reason"] = None if "retention" in criteria else "no action of a real clip is recalled, so there is none to retain" if generated else "there are no generated films"
+    headline |= {f"retention_{name}": table[name].get("retention") for name in names if name not in ("real", main)}
+    headline |= {f"action_recall_{name}": value for name, value in criteria["action_recall"]["floors"].items()}
+    for end, name in (("", main), ("_real", "real")):
+        true, false = (table[name].get(f"{question}-{k}", {}) for question in YES)
+        headline |= {f"yes_bias{end}{part}": false.get(value) for part, value in (("", "share"), ("_low", "low"), ("_high", "high"))}
+        headline |= {f"yes_unparsed{end}": false.get("unparsed"), f"yes_gap{end}": None if None in (true.get("share"), false.get("share")) else true["share"] - false["share"]}
+    return headline | {"unparsed": more["unparsed"], "options_searched": len(searched), "criteria": criteria, "conditionings": table}
+
+
+def films_to_describe(items, index, folder, clips):
+    """{conditioning: films of the test clips, one of each clip, in the same order}; a plain folder of clips holds real ones."""
+    films = {}
+    for i in items:
+        if split_of(i["source"]) == "test":
+            if len(i.get("frames", ())) < 2 or not isinstance(action_of(i), str):
+                what = "has neither action nor direction" if len(i.get("frames", ())) > 1 else "is no clip"
+                refuse(f"{i['id']} of {folder} {what}; give films that predict.py wrote, or clips of actions")
+            films.setdefault(i.get("conditioning", "real"), []).append(i)
+    if not films:
+        refuse(f"{folder} has no item in its test split; give a folder with more clips")
+    ids = [clip_of(i) for i in films.get("real", ())]
+    if lacking := [name for name in ("real", index.get("conditioning", "real"), *films) if not ids or [clip_of(i) for i in films.get(name, ())] != ids]:
+        refuse(f"{folder} lacks films of {lacking[0]}, or has them of other clips than the real ones; run predict.py again")
+    return {name: these[:clips] for name, these in films.items()}
+
+
+def describe(args, started):
+    """explain-describe.yaml: what a model says happens in films, beside what does."""
+    entry = find_model(args.model)
+    if entry.get("type") not in FRAMES_AS:
+        refuse(f"--model {args.model} is of type {entry.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b")
+    if small := [k for k in ("clips", "size", "batch") if getattr(args, k) is not None and getattr(args, k) < 1]:
+        refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
+    counts = args.frames.split(",")
+    if not all(k.isdecimal() and int(k) > 1 for k in counts):
+        refuse(f"--frames {args.frames} are not numbers of 2 or more with commas between; give, say, 3,8,16")
+    items, index = load_items(args.films)
+    films, main = films_to_describe(items, index, args.films, args.clips), index.get("conditioning", "real")
+    real, every = films["real"], [i for these in films.values() for i in these]
+    longest = max(len(i["frames"]) for i in every)
+    used = {int(k): min(int(k), longest) for k in counts}
+    actions, directions = {clip_of(i): action_of(i) for i in real}, [w for row in WORDS["direction"] for w in row]
+    options = sorted({*filter(None, map(action_of, items)), *(str(a) for a in index.get("actions") or ())})
+    questions = questions_about(every, actions, options, args.seed)
+    out = Path(args.out or Path(args.films).parent / "explain-describe.yaml")
+    check_writable(out)
+
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    digest = hashlib.sha256()
+    for i in every:
+        digest.update(i["frames"].numpy().tobytes())
+    size = args.size or entry["clip"]
+    meta = {"mode": "describe", "model": entry["name"], "weights": entry["weights"], "checkpoint": fingerprint(entry["path"]), "data": index["data"], "size": size, "rate": RATE, "dtype": str(dtype),
+            "films": digest.hexdigest()[:16]}
+    answers = ask_films(every, questions, sorted(set(used.values())), entry, (device, dtype), out.with_name(f"{out.stem}-answers.pt"), meta, args.batch)
+
+    truth = [action_of(i) for i in real]
+    taught = [action_of(i) for i in items if split_of(i["source"]) == "train" and action_of(i)] or truth
+    usual = index.get("commonest") or max(sorted(set(taught)), key=taught.count)
+    vocabulary = directions if set(options) <= set(directions) else options
+    found = survived(answers, list(films), main, truth, vocabulary, usual, [i["source"] for i in real], args.seed)
+    result = {"stage": "describe", "model": entry["name"], "weights": entry["weights"], "data": index["data"], "data_name": index["name"], "video": index.get("video"),
+              "video_weights": index.get("video_weights"), "conditioning": main, **{k: x for k, x in found.items() if not isinstance(x, dict)}, "clips": len(real),
+              "sources": len({i["source"] for i in real}), "frames_as": FRAMES_AS[entry["type"]], "size": size, "frames_used": used, **{k: x for k, x in found.items() if isinstance(x, dict)},
+              "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(entry))}
+    save_yaml(out, result)
+    say(result)
+    return result
+
+
+# ---------------------------------------------------------------- the stage
+
 def smoke_input(args, folder):
     """Tokens that know where their object is, and a model that says so, and no longer does without what they know."""
     g = torch.Generator().manual_seed(args.seed)
@@ -379,18 +701,28 @@ def smoke_input(args, folder):
 
 def get_args(argv):
     p = parser(__doc__)
+    p.add_argument("--mode", default="answers", choices=["answers", "describe"], help="score answers, or ask what happens in films (default: %(default)s)")
     p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
     p.add_argument("--data", help="the data folder (default: the one the features were made from)")
     p.add_argument("--points", help="points with commas between (default: all in the index)")
     p.add_argument("--directions", help="write what extract.py --ask --remove takes out of a language layer (--points: at another place), and nothing else")
     p.add_argument("--answers", help="what extract.py --ask wrote: score it beside what can be read from the features")
-    p.add_argument("--films", help="films that predict.py wrote: score the --answers to questions about them, and nothing else")
-    p.add_argument("--out", help="default: binding.yaml beside --features, explain-films.yaml beside --films")
+    p.add_argument("--films", help="films that predict.py wrote: score the --answers to questions about them, and nothing else; describe: these, or a folder of clips")
+    p.add_argument("--model", default="tiny", help="describe: the vision-language model (default: %(default)s)")
+    p.add_argument("--frames", default="3,8,16", help="describe: numbers of frames to show of a film, with commas between (default: %(default)s)")
+    p.add_argument("--clips", type=int, help="describe: only so many of the test clips")
+    p.add_argument("--size", type=int, help="describe: side in pixels that frames are squashed to (default: the registry's for the model)")
+    p.add_argument("--batch", type=int, default=16, help="describe: films at a time (default: %(default)s)")
+    p.add_argument("--out", help="default: binding.yaml beside --features, explain-films.yaml beside --films (--mode describe: explain-describe.yaml)")
     return p.parse_args(argv)
 
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
+    if args.mode == "describe":
+        if not args.films or args.smoke or args.answers or args.directions:
+            refuse("--mode describe needs --films, a folder of films or of clips, and goes without --smoke, --answers and --directions")
+        return describe(args, started)
     if args.smoke:
         smoke_input(args, made_up_folder())
     if not (args.directions or args.answers):

@@ -59,6 +59,7 @@ from common import (
     WORDS,
     asked_object,
     attempt,
+    chat,
     check_writable,
     choose_device,
     fill,
@@ -70,6 +71,7 @@ from common import (
     load_yaml,
     made_up_folder,
     parser,
+    qwen_inputs,
     refuse,
     resolved_commit,
     run_info,
@@ -84,7 +86,6 @@ from common import (
 PROMPT = "Describe the picture."  # follows the picture, so in a causal model it cannot change the picture's rows
 CAPTION = "What does the image describe?"  # what Florence-2's processor makes of <CAPTION>; its encoder lets the picture's rows see these words
 OBJECT = "an object."  # Grounding DINO's text: its encoder mixes text and picture, so this too is part of what is measured
-RATE = 2.0  # frames a second that a clip is said to have, the rate at which Qwen2.5-VL samples videos; left unsaid it would be 24, and all time steps share one position
 
 
 # ---------------------------------------------------------------- one forward pass that stops early
@@ -339,13 +340,7 @@ def qwen2_vl(model, processor):
     merge = visual.spatial_merge_size
 
     def inputs(frames):
-        text = chat(processor, PROMPT, "image" if frames.shape[1] == 1 else "video")
-        x = frames.permute(0, 1, 4, 2, 3)
-        size = {"size": {"shortest_edge": 1, "longest_edge": frames.shape[1:4].numel()}}  # frames are already at the size asked for; Qwen3-VL counts all pixels of a clip
-        media = ({"images": [[f[0]] for f in x], "images_kwargs": size} if frames.shape[1] == 1 else
-                 {"videos": list(x), "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
-                  "video_metadata": [{"fps": RATE, "total_num_frames": len(f), "frames_indices": list(range(len(f)))} for f in x]})
-        return processor(text=[text] * len(x), return_tensors="pt", **media)
+        return qwen_inputs(processor, frames, PROMPT)
 
     def of(batch):
         grid_thw = batch["image_grid_thw"] if "image_grid_thw" in batch else batch["video_grid_thw"]
@@ -431,11 +426,6 @@ def one_size(frames, side):
     """Refuse frames that are not of the one size for which a tower has learned positions."""
     if frames.shape[2] != side:
         refuse(f"{frames.shape[2]} px: this model has learned positions for {side} px alone; give --size {side}")
-
-
-def chat(processor, words, kind="image"):
-    """The prompt as text: the picture's placeholder, then the words, in the model's chat template."""
-    return processor.apply_chat_template([{"role": "user", "content": [{"type": kind}, {"type": "text", "text": words}]}], tokenize=False, add_generation_prompt=True)
 
 
 def around_picture(processor, place):

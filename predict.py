@@ -49,7 +49,9 @@ import contextlib
 import functools
 import hashlib
 import math
+import shutil
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +61,10 @@ from tqdm import tqdm
 
 from common import (
     DECODE_STEP,
+    MODELS,
     RESULT,
+    Tuned,
+    attention,
     autoencoder_of,
     bootstrap,
     caption,
@@ -72,27 +77,43 @@ from common import (
     encode_films,
     find_model,
     fingerprint,
+    flatten_stills,
     frames_of,
     geometry,
     heading,
     holm,
+    join,
     judge_tokens,
     known,
     load_encoder,
+    load_features,
     load_items,
+    load_lpips,
     load_pt,
     load_video_pipeline,
+    load_video_vae,
+    load_vlm,
+    load_yaml,
+    lpips_model,
     made_up_folder,
     paired_test,
     parser,
+    pixel_loss,
     plain,
+    qwen_inputs,
+    ranks,
+    ratio,
     refuse,
+    ridge,
     run_info,
     save_pt,
     save_yaml,
     say,
+    split_indices,
     split_of,
+    train,
     whereabouts,
+    with_grid,
     write_items,
 )
 
@@ -233,13 +254,6 @@ def warp_error(x):
                          for clip in grey], dtype=torch.float64)
 
 
-def ratio(own, real):
-    """Per clip [seeds, n], with the mean of own [seeds, n] over the mean of real [n] for its mean: so that resampling clips gives the interval of a ratio of means
-    (linearised; Cochran 1977, section 6.4). A mean of ratios would be that of the clips which hardly move. None where nothing moves at all."""
-    whole = own.mean() / real.mean()
-    return whole + (own - whole * real) / real.mean() if real.mean() > 0 else None
-
-
 def measured(x, real, look, going, warped=True):
     """{measure: [n]} of films. look: frames [T, H, W, 3] -> tokens [T, h, w, D]; going: (numbers of the clips in which something goes somewhere, masks of it in their
     first frames, the words for where), `direction_right` is theirs, [m]; `warp_error` takes its time, and is left out unless `warped`."""
@@ -313,6 +327,509 @@ def pixel_errors(own, truth, last, least=25):
     moving = (truth.int() - last[:, None].int()).abs().amax(-1) > least
     return {"l1": error.mean((2, 3)).double(), "moving_l1": ((error * moving).sum((2, 3)) / moving.sum((2, 3))).double(),
             "still_l1": ((error * ~moving).sum((2, 3)) / (~moving).sum((2, 3))).double()}
+
+
+# ---------------------------------------------------------------- prediction in latent space: a model's tokens of the past -> the autoencoder's latents of a frame to come
+
+# What a variant reads (of the past or of its last frame alone), how the past is joined over time, what is added, what it learns. `blind` and `latents` are controls: in the
+# model's place the first reads the last frame's latents, the second those of the whole past.
+VARIANTS = {
+    "sanity": {"reads": "last", "horizons": (0,)},
+    "single": {"reads": "last"},
+    "action": {"reads": "last", "action": True},
+    "multi": {"reads": "past"},
+    "temporal": {"reads": "past", "time": "both"},
+    "causal": {"reads": "past", "time": "causal"},
+    "delta": {"reads": "past", "time": "causal", "delta": True},
+    "contrastive": {"reads": "past", "time": "causal", "loss": "contrastive"},
+    "pixels": {"reads": "language", "time": "causal", "loss": "pixels"},
+    "lora": {"reads": "language", "time": "causal", "loss": "pixels", "rank": 64},
+    "blind": {"reads": "present", "delta": True},
+    "latents": {"reads": "latents", "time": "causal", "delta": True},
+}
+CONTROLS = "blind", "latents"
+HORIZONS = 1, 2, 4, 8, 16
+SHIFTS = -2, -1, 0, 1, 2
+FRACTIONS = 1 / 16, 1 / 8, 1 / 4, 1 / 2  # of the training clips, beside all of them
+TEMPERATURE = 0.07
+TRAINING = {"epochs": 60, "patience": 20, "batch": 32, "lr": 1e-3}
+STATIC = 0.1  # of the motion that the autoencoder shows
+
+
+def merged(x, most=6):
+    """Tokens [n, t, h, w, D] of at most `most` places a side: neighbours are put behind one another, f x f to a token (as Qwen's merger does, without its layers), so nothing is lost;
+    where no f divides the grid they are averaged."""
+    h, w = x.shape[2:4]
+    f = next((f for f in range(1, max(h, w) + 1) if h % f == w % f == 0 and max(h, w) // f <= most), None)
+    if f is None or f * f > 16:
+        return F.adaptive_avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), (min(h, most), min(w, most))).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+    return x.unflatten(3, (-1, f)).unflatten(2, (-1, f)).permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
+
+
+class Predictor(torch.nn.Module):
+    """Tokens of the past [n, t, h, w, D] -> latents [n, H, W, C] of a frame `horizon` (a number in its list) ahead: one query for every latent place and horizon.
+
+    time: None, every token is seen as it is; "both", those of one place first see each other over time; "causal", only the earlier ones, and what is read is the last.
+    actions: how many there are to be told one of. delta: what is put out is the difference to the present's latents, at first nothing.
+    """
+
+    def __init__(self, grid, out_grid, channels, horizons, time=None, actions=0, delta=False, width=64):
+        super().__init__()
+        t, h, w, d = merged(torch.empty(1, *grid, device="meta")).shape[1:]
+        self.out_grid, self.time, self.delta = out_grid, time, delta
+        self.embed, self.place, self.moment = torch.nn.Linear(d, width), torch.nn.Parameter(torch.randn(h * w, width) * 0.1), torch.nn.Parameter(torch.randn(t, 1, width) * 0.1)
+        if time:
+            self.over_time = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True), 2, enable_nested_tensor=False)
+        self.query, self.horizon = torch.nn.Parameter(torch.randn(math.prod(out_grid), width) * 0.1), torch.nn.Parameter(torch.randn(len(horizons), 1, width) * 0.1)
+        self.action = torch.nn.Embedding(actions, width) if actions else None
+        self.layers = torch.nn.ModuleList(attention(width) for _ in range(2))
+        self.out = torch.nn.Linear(width, channels)
+        if delta:
+            torch.nn.init.zeros_(self.out.weight)
+            torch.nn.init.zeros_(self.out.bias)
+
+    def forward(self, x, horizon, present, action):
+        """x [n, t, h, w, D], horizon [n], present [n, H, W, C], action [n]."""
+        x = merged(x)
+        n, t = x.shape[:2]
+        memory = self.embed(F.layer_norm(x.flatten(2, 3), x.shape[-1:])) + self.place + self.moment  # [n, t, hw, width]
+        if self.time:
+            mask = torch.nn.Transformer.generate_square_subsequent_mask(t, device=x.device) if self.time == "causal" else None
+            memory = self.over_time(memory.transpose(1, 2).flatten(0, 1), mask).unflatten(0, (n, -1)).transpose(1, 2)
+            memory = memory[:, -1:] if self.time == "causal" else memory
+        query = self.query + self.horizon[horizon]
+        memory = memory.flatten(1, 2)
+        if self.action is not None:
+            memory = torch.cat([memory, self.action(action)[:, None]], 1)
+        for layer in self.layers:
+            query = layer(query, memory)
+        z = self.out(query).unflatten(1, self.out_grid)
+        return present + z if self.delta else z
+
+
+class Through(torch.nn.Module):
+    """A Predictor behind a VLM under LoRA (common.Tuned), whose tokens it reads."""
+
+    def __init__(self, tuned, head):
+        super().__init__()
+        self.tuned, self.head = tuned, head
+
+    def forward(self, x, *more):
+        return self.head(self.tuned(x), *more)
+
+
+def info_nce(own, truth, hard, temperature=TEMPERATURE):
+    """InfoNCE (van den Oord et al. 2018) of cosines: own [n, ...] must be nearer to its truth [n, ...] than to the truths of the others and to the item's own `hard` negatives [n, k, ...]."""
+    own, truth, hard = F.normalize(own.flatten(1), dim=1), F.normalize(truth.flatten(1), dim=1), F.normalize(hard.flatten(2), dim=2)
+    scores = torch.cat([own @ truth.T, torch.einsum("nd,nkd->nk", own, hard)], 1) / temperature
+    return F.cross_entropy(scores, torch.arange(len(own), device=own.device))
+
+
+def latent_cosine(a, b):
+    """Cosine of whole frames' latents [..., H, W, C]."""
+    return F.cosine_similarity(a.flatten(-3).double(), b.flatten(-3).double(), dim=-1)
+
+
+def signed_rank(difference, sources):
+    """Wilcoxon's two-sided p (scipy) of differences [n], those of one source averaged first: clips of one source are no independent pairs. 1 where there is no difference at all."""
+    from scipy.stats import wilcoxon
+    cluster = clusters(sources)
+    means = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, difference.double()) / torch.bincount(cluster)
+    return float(wilcoxon(means.numpy()).pvalue) if means.abs().max() > 0 else 1.0
+
+
+def whole_past(path, past, name):
+    """The data folder that features were made of, if it holds the first `past` frames of clips of the folder `name` and no others: an encoder that mixes frames has not seen what comes."""
+    index = load_yaml(Path(path) / "index.yaml", "data")
+    found = index.get("cut_from"), index.get("first", 0) + index.get("frames", 0)
+    if found != (name, past):
+        refuse(f"{path} is no cut of {name} that ends with frame {past - 1}, so its features may have seen the future; make it with data.py cut --clips data/{name} --first 0 --frames {past}")
+    return index
+
+
+def latent_world(args):
+    """Everything that is checked before a model is loaded; then clips, tokens of the past and the latents of every frame."""
+    w = types.SimpleNamespace(args=args, seed=args.seed)
+    if not args.features:
+        refuse("--mode latents needs --features, those of the past: data.py cut, then extract.py")
+    if small := [k for k in ("past", "seeds", "epochs", "batch", "clips") if getattr(args, k) is not None and getattr(args, k) < 1]:
+        refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
+    w.index, w.read = load_features(args.features)
+    w.language = [p for p in with_grid(w.index) if p.startswith("language.")]
+    cannot = {"last": not args.last, "language": not w.language}  # what by default is left out
+    qwen = MODELS.get(w.index["model"], {}).get("type", "").startswith("qwen")
+    names = args.variants.split(",") if args.variants else [n for n, v in VARIANTS.items() if not cannot.get(v["reads"]) and ("rank" not in v or qwen)]
+    w.variants = {name: known(name, VARIANTS, "variant") for name in dict.fromkeys([*names, *CONTROLS])}
+    items, w.data = load_items(args.data)
+    whole_past(w.index["data_path"], args.past, w.data["name"])
+    w.items = join(items, w.index | {"data_path": args.data}, args.features)
+    w.split, w.sources = split_indices(w.items, args.features), [i["source"] for i in w.items]
+    w.test_sources = [w.sources[k] for k in w.split["test"]]
+    w.length = min(len(i.get("frames", ())) for i in w.items)
+    w.horizons = [h for h in HORIZONS if args.past + h <= w.length]
+    if not w.horizons:
+        refuse(f"{args.data} has clips of {w.length} frames, and behind --past {args.past} nothing is left to predict; give longer clips")
+    w.last = None
+    if any(v["reads"] == "last" for v in w.variants.values()):
+        if not args.last:
+            refuse(f"the variants {', '.join(n for n, v in w.variants.items() if v['reads'] == 'last')} read the last frame alone; give --last its features, or leave them out of --variants")
+        last, w.read_last = load_features(args.last)
+        if whole_past(last["data_path"], args.past, w.data["name"]).get("frames") != 1 or last["ids"] != w.index["ids"] or last["model"] != w.index["model"]:
+            refuse(f"--last {args.last} does not hold one frame of every clip of {args.features}, by the same model; make it with data.py cut --first {args.past - 1} --frames 1 and extract.py")
+        w.last = last
+    vae = find_model(args.vae)
+    if vae["kind"] != "vae":
+        refuse(f"--vae {args.vae} is a {vae['kind']}; a vae is needed")
+    w.out = Path(args.out or Path(args.features).parent / "predict-latents.yaml")
+    check_writable(w.out)
+    points = [p for p in with_grid(w.index) if p != "pixels" and (w.last is None or p in w.last["points"])]
+    if args.point and args.point not in points:
+        refuse(f"--point {args.point} is not among the points of {args.features} that have a grid: {', '.join(points)}")
+    if not w.language and any(v["reads"] == "language" for v in w.variants.values()):
+        refuse(f"{args.features} holds no language layer, at which pixels and lora read; leave them out of --variants")
+    w.device, w.dtype, w.why = choose_device()
+    print(f"device {w.device.type} ({w.why})")
+    full = torch.float32 if w.dtype == torch.float16 else w.dtype
+    w.vae_entry, w.vae = vae, flatten_stills(load_video_vae(vae, w.device, full)[0]).requires_grad_(False)
+    size = args.size or vae["clip"]
+    w.frames = torch.stack([frames_of({"frames": i["frames"][:w.length]}, size) for i in w.items])  # uint8 [n, T, H, W, 3]
+    w.z = encode_films(w.vae, tqdm_flat(w.frames), 64)[:, 0].unflatten(0, w.frames.shape[:2])  # [n, T, h, w, C]
+    w.present = w.z[:, args.past - 1]
+    w.future = w.z[:, [args.past - 1 + h for h in w.horizons]]
+    names = [str(i.get("action", i.get("direction"))) for i in w.items]
+    w.actions = {a: k for k, a in enumerate(sorted({names[k] for k in w.split["train"]}))}
+    w.action = torch.tensor([w.actions.get(a, 0) for a in names])
+    w.lpips, w.lpips_name = load_lpips(w.device)
+    w.how = TRAINING | {k: getattr(args, k) for k in ("epochs", "batch", "lr") if getattr(args, k) is not None}
+    w.point, w.options = (args.point, 1) if args.point else (tells_most(w, points), len(points))
+    return w
+
+
+def tqdm_flat(films):
+    return films.flatten(0, 1)[:, None]
+
+
+def tells_most(w, points):
+    """The layer from which a ridge reads, of val clips, best what the latents of the middle horizon differ by from the present's."""
+    change = (w.future - w.present[:, None])[:, len(w.horizons) // 2].flatten(1)
+    val, error = w.split["val"], {}
+    for point in tqdm(points, desc="layers", unit="point"):
+        error[point] = (ridge(w.read(point).flatten(1), {"change": change}, w.split["train"])["change"] - change)[val].square().mean().item()
+    return min(error, key=error.get)
+
+
+def reading(w, name):
+    """(function from items to what a variant reads, grid, function that makes its module from that grid's Predictor)."""
+    v = w.variants[name]
+    x = {"present": lambda: w.present[:, None], "latents": lambda: w.z[:, :w.args.past], "last": lambda: w.read_last(w.point), "past": lambda: w.read(w.point),
+         "language": lambda: w.read(middle(w.language))}[v["reads"]]()
+    return lambda items: x[items].to(w.device), tuple(x.shape[1:])
+
+
+def middle(points):
+    return points[(len(points) - 1) // 2]
+
+
+def tuned_model(w, rank):
+    """(Tuned VLM, function from items to its inputs): clips of the past, as extract.py gives them to it. Refused unless the untouched model says what the stored features say."""
+    entry, size = find_model(w.index["model"]), w.index["size"]
+    if not entry.get("type", "").startswith("qwen"):
+        refuse(f"lora lies inside a language model of Qwen's family, and {entry['name']} is a {entry.get('type')}; leave it out of --variants")
+    vlm, processor = load_vlm(entry, w.device, torch.float32 if w.dtype == torch.float16 else w.dtype)
+    vlm.requires_grad_(False)
+
+    def inputs(items):
+        batch = qwen_inputs(processor, torch.stack([frames_of({"frames": w.items[k]["frames"][:w.args.past]}, size) for k in items]), "Describe the clip.")
+        return {k: v.to(w.device, vlm.dtype) if v.is_floating_point() else v.to(w.device) for k, v in batch.items()}
+
+    point, some = middle(w.language), w.split["train"][:2]
+    stored = w.read(point)
+    tuned = Tuned(vlm, w.index["points"][point]["module"], stored.shape[1:], vlm.config.video_token_id, rank).to(w.device)
+    with torch.inference_mode():
+        own = tuned(inputs(some)).cpu()
+    if (own - stored[some]).norm() > 0.02 * stored[some].norm():
+        refuse(f"{w.index['model']} does not give back the stored features of {point}; extract them again, or leave lora out of --variants")
+    return tuned, inputs
+
+
+def train_variant(w, name, train_items=None, seeds=None):
+    """[(module, record)] of every seed, and the function that reads items for it. Fewer items are gone over more often, for as many steps."""
+    v, items = w.variants[name], w.split["train"] if train_items is None else train_items
+    read, grid = reading(w, name)
+    horizons = v.get("horizons", w.horizons)
+    shape = grid, tuple(w.present.shape[1:3]), w.present.shape[3], horizons
+    free = {"time": v.get("time"), "delta": v.get("delta", False), "actions": len(w.actions) if v.get("action") else 0}
+    steps, few_steps = (max(len(x) // min(w.how["batch"], len(x)), 1) for x in (w.split["train"], items))  # of an epoch
+    loss = v.get("loss", "latents")
+    how = w.how | {k: round(w.how[k] * steps / few_steps) for k in ("epochs", "patience")} | {"warm": 0, "variant": name, "point": w.point, "items": len(items)}
+    if loss == "pixels":
+        few = max(how["epochs"] // 10, 1)
+        how |= {"warm": 0 if "rank" in v else how["epochs"] - few, "epochs": few, "patience": None}
+    trained, tuned = [], None
+    if "rank" in v:
+        tuned, read = tuned_model(w, v["rank"])
+
+    def loss_of(module, picked, g, part, warm):
+        k = torch.randint(len(horizons), (len(picked),), generator=g)[part]
+        i = picked[part]
+        truth = w.present[i] if horizons == (0,) else w.future[i, k]
+        z = module(read(i), k.to(w.device), w.present[i].to(w.device), w.action[i].to(w.device))
+        error = (z - truth.to(z.device)).square().mean()
+        if loss == "pixels" and not warm:
+            return w.pixel_loss(z, i * len(horizons) + k)
+        if loss == "contrastive":  # the present and another moment of the same clip are what a copy would be
+            others = torch.stack([w.present[i], w.future[i, (k + 1) % len(horizons)]], 1)
+            return info_nce(z, truth.to(z.device), others.to(z.device)) + error
+        return error
+
+    if loss == "pixels" and not hasattr(w, "pixel_loss"):
+        pictures = w.frames[:, [w.args.past - 1 + h for h in w.horizons]].flatten(0, 1)
+        w.pixel_loss = pixel_loss(w.vae, lpips_model(w.device)[0], pictures)
+    for s in tqdm(range(seeds or w.args.seeds), desc=name, unit="seed"):
+        def build(s=s):
+            head = Predictor(*shape, **free)
+            if tuned is None:
+                return head
+            if start := w.trained.get("pixels"):  # as far as the frozen model brings it
+                head.load_state_dict(start[s][1]["weights"])
+            return Through(tuned.reset(), head)
+        known_by = digest(w.z[items].numpy().tobytes() + str(sorted(how.items())).encode())
+        trained.append(train(build, loss_of, {"train": items, "val": w.split["val"]}, w.seed + s, how, w.device, w.out.with_suffix(".training") / f"{known_by}-{name}-{s}.pt", w.index["ids"]))
+    return trained, read
+
+
+@torch.inference_mode()
+def foretold(w, name, trained, read, items):
+    """Latents [seeds, n, horizons, H, W, C] that a variant's modules say of `items`."""
+    horizons, out = w.variants[name].get("horizons", w.horizons), []
+    for module, record in trained:
+        module.load_state_dict(record["weights"], strict=False)  # LoRA's seeds share one module
+        rows = [torch.stack([module(read(p), torch.full((len(p),), k, device=w.device), w.present[p].to(w.device), w.action[p].to(w.device)).float().cpu() for k in range(len(horizons))], 1)
+                for p in items.split(64)]
+        out.append(torch.cat(rows))
+    return torch.stack(out)
+
+
+def guesses(w):
+    """{baseline: latents [1, n_test, horizons, H, W, C]} and, of those made of pixels, {baseline: uint8 [n_test, horizons, H, W, 3]}."""
+    test, train_items, p, ahead = w.split["test"], w.split["train"], w.args.past, torch.tensor(w.horizons)
+    past, n = w.z[:, :p], len(test)
+    slope = (past[test, -1] - past[test, 0]) / max(p - 1, 1)  # of the whole past: of two frames it would be mostly noise
+    near = torch.cdist(past[test].flatten(1), past[train_items].flatten(1)).argmin(1)
+    flow = advected(w.frames[test, :p], max(w.horizons))[:, ahead - 1]
+    last = w.frames[test, p - 1][:, None].expand(-1, len(ahead), -1, -1, -1)
+    latent = {"copy": w.present[test][:, None].expand_as(w.future[test]), "linear": w.present[test][:, None] + slope[:, None] * ahead.view(1, -1, 1, 1, 1),
+              "flow": encode_films(w.vae, tqdm_flat(flow), 64)[:, 0].unflatten(0, (n, -1)), "mean_future": w.future[train_items].mean(0).expand_as(w.future[test]),
+              "nearest": w.future[train_items[near]], "oracle": w.future[test]}
+    return {k: x[None] for k, x in latent.items()}, {"copy": last, "flow": flow}
+
+
+def scored_rows(w, latent, pixels):
+    """{row: {cosine, l1, moving_l1, still_l1, lpips: [seeds, n, horizons]}}, and the decoded first draws {row: uint8 [n, horizons, H, W, 3]}. `pixels` are decoded already: those
+    of latents [seeds, n, horizons, ...] by the autoencoder."""
+    test = w.split["test"]
+    truth, last = w.frames[test][:, [w.args.past - 1 + h for h in w.horizons]], w.frames[test, w.args.past - 1]
+    found, shown = {}, {}
+    for name, z in tqdm(latent.items(), desc="scored", unit="row"):
+        films = [decode_films(w.vae, x.flatten(0, 1)[:, None], 64)[:, 0].unflatten(0, x.shape[:2]) for x in z]
+        scores = [pixel_errors(x, truth, last) | {w.lpips_name: w.lpips(x.flatten(0, 1), truth.flatten(0, 1)).unflatten(0, x.shape[:2])} for x in films]
+        found[name] = {"cosine": latent_cosine(z, w.future[test])} | {k: torch.stack([s[k] for s in scores]) for k in scores[0]}
+        shown[name] = films[0]
+    for name, x in pixels.items():  # without the autoencoder between
+        scores = pixel_errors(x, truth, last) | {w.lpips_name: w.lpips(x.flatten(0, 1).contiguous(), truth.flatten(0, 1)).unflatten(0, x.shape[:2])}
+        found[name] |= {f"raw_{k}": y[None] for k, y in scores.items()}
+    return found, shown
+
+
+def best_shift(w, z):
+    """By how many frames the truth must be moved to be most like latents [seeds, n, horizons, ...] of test clips; 0 where the time is right. None where no horizon has room."""
+    inside = [(k, h) for k, h in enumerate(w.horizons) if h + min(SHIFTS) >= 0 and w.args.past - 1 + h + max(SHIFTS) < w.length]
+    if not inside:
+        return None
+    at = {s: torch.stack([latent_cosine(z[:, :, k], w.z[w.split["test"], w.args.past - 1 + h + s]).mean() for k, h in inside]).mean().item() for s in SHIFTS}
+    return max(at, key=lambda s: (round(at[s], 9), -abs(s)))
+
+
+def row_of(w, scores, z, shown, copy, oracle):
+    """What the table says of one row: every score with its interval, gain and skill over copy, timing, and whether it moves at all."""
+    row = {}
+    for key, x in scores.items():
+        x = x.nanmean(2) if "moving" in key else x.mean(2)
+        keep = ~x.isnan().any(0)
+        if keep.any():
+            row |= dict(zip((key, f"{key}_low", f"{key}_high"), bootstrap(x[:, keep], [s for s, k in zip(w.test_sources, keep.tolist(), strict=True) if k], seed=w.seed), strict=True))
+    gain = scores["cosine"].mean(2) - copy["cosine"].mean(2)
+    test = paired_test(scores["cosine"].mean(2), copy["cosine"].mean(2), w.test_sources, seed=w.seed)
+    present = decode_films(w.vae, w.present[w.split["test"]][:, None], 64)[:, 0]
+    moves = [(x.float() - present[:, None].float()).abs().mean().item() for x in (shown, oracle)]
+    return row | {"gain": test["gain"], "gain_low": test["gain_low"], "gain_high": test["gain_high"], "p": signed_rank(gain.mean(0), w.test_sources),
+                  "skill": 1 - ((1 - scores["cosine"]).mean() / (1 - copy["cosine"]).mean()).item(), "l1_skill": 1 - (scores["l1"].mean() / copy["l1"].mean()).item(),
+                  "movement": moves[0] / moves[1] if moves[1] > 0 else None, "static": moves[0] < STATIC * moves[1], "best_shift": best_shift(w, z)}
+
+
+def by_group(w, scores, copy, groups):
+    """{group: mean cosine, gain over copy with its interval} of {group: (numbers of test clips, numbers of horizons)}."""
+    table = {}
+    for name, (clips, ahead) in groups.items():
+        a, b = (x["cosine"][:, clips][:, :, ahead].mean(2) for x in (scores, copy))
+        t = paired_test(a, b.expand_as(a), [w.test_sources[k] for k in clips], seed=w.seed)
+        table[name] = {"cosine": a.mean(), "cosine_copy": b.mean(), "gain": t["gain"], "gain_low": t["gain_low"], "gain_high": t["gain_high"], "clips": len(clips)}
+    return table
+
+
+def power_law(sizes, errors):
+    """(a, b, c) of error = a + b n^-c, a >= 0, by least squares (scipy); None where there are fewer than four sizes, no error or no fit."""
+    from scipy.optimize import curve_fit
+    n, y = np.array(sizes, float), np.array(errors, float)
+    if len(n) < 4 or y.min() <= 0:
+        return None
+    try:
+        found, _ = curve_fit(lambda n, a, b, c: a + b * (n / n.max()) ** -c, n, y, p0=(0.5 * y.min(), 0.5 * y.min(), 0.5), bounds=([0, 0, 0], [y.min(), np.inf, 4]), maxfev=5000)
+    except RuntimeError:
+        return None
+    return {"floor": found[0], "scale": found[1], "exponent": found[2], "formula": f"floor + scale * (n / {int(n.max())}) ** -exponent"}
+
+
+def scaling(w, name, copy_error):
+    """Test error (1 - cosine) of one variant trained on five sizes of the training set, in steps as many, and the curve through them."""
+    items, table = w.split["train"], {}
+    for f in (*FRACTIONS, 1.0):
+        few = items[:max(round(f * len(items)), 2)]
+        trained, read = (w.trained[name], w.reads[name]) if f == 1 else train_variant(w, name, few)
+        error = 1 - latent_cosine(foretold(w, name, trained, read, w.split["test"]), w.future[w.split["test"]]).mean(2)
+        values = bootstrap(error, w.test_sources, seed=w.seed)
+        table[len(few)] = dict(zip(("error", "error_low", "error_high"), values, strict=True))
+    fit = power_law(list(table), [r["error"] for r in table.values()])
+    need = None
+    if fit and fit["floor"] < copy_error and fit["scale"] > 0 and fit["exponent"] > 0:
+        need = max(table) * (fit["scale"] / (copy_error - fit["floor"])) ** (1 / fit["exponent"])
+    return {"variant": name, "copy_error": copy_error, "fit": fit, "clips_to_reach_copy": need, "sizes": table}
+
+
+def latents(args, started):
+    """predict-latents.yaml's content: every variant against every baseline, on the same clips."""
+    w = latent_world(args)
+    w.trained, w.reads, latent, val = {}, {}, {}, {}
+    for name in w.variants:
+        w.trained[name], w.reads[name] = train_variant(w, name)
+        if ranks()[0] == 0:
+            latent[name] = foretold(w, name, w.trained[name], w.reads[name], w.split["test"])
+            if name != "sanity":
+                val[name] = latent_cosine(foretold(w, name, w.trained[name], w.reads[name], w.split["val"]), w.future[w.split["val"]]).mean().item()
+    asked = [n for n in w.variants if n not in CONTROLS and n != "sanity"]
+    best = max(asked, key=val.get) if asked and val else None
+    if ranks()[0]:
+        if not args.no_scaling:
+            scaling(w, best, 0.0)
+        return {}
+    sanity = latent.pop("sanity", None)
+    guess, pixels = guesses(w)
+    scores, shown = scored_rows(w, guess | latent, pixels)
+    copy = scores["copy"]
+    rows = {name: row_of(w, scores[name], z, shown[name], copy, shown["oracle"]) for name, z in (guess | latent).items()}
+    for name, p in holm({name: rows[name]["p"] for name in asked}).items():
+        rows[name]["p_holm"] = p
+        for floor in ("blind", "mean_future", "nearest"):
+            t = paired_test(scores[name]["cosine"].mean(2), scores[floor]["cosine"].mean(2), w.test_sources, seed=w.seed)
+            rows[name] |= {f"gain_over_{floor}{end}": t[f"gain{end}"] for end in ("", "_low", "_high")}
+    predicts = [n for n in asked if rows[n]["p_holm"] < 0.05 and all(rows[n][f"gain{over}_low"] > 0 for over in ("", "_over_blind", "_over_mean_future", "_over_nearest"))]
+    test = w.split["test"]
+    motion = (w.frames[test][:, [args.past - 1 + h for h in w.horizons]].float() - w.frames[test, args.past - 1][:, None].float()).abs().mean((1, 2, 3, 4)) / 255
+    order, every = motion.argsort(), list(range(len(w.horizons)))
+    quarters = {f"quarter_{k + 1}": (part.tolist(), every) for k, part in enumerate(order.tensor_split(4))}
+    own = {name: s["cosine"].mean(2) for name, s in scores.items()}
+    cosine = criterion(own[best], {k: own[k] for k in ("copy", "mean_future", "nearest", "blind")}, w.test_sources, seed=w.seed, variant=best, layer=w.point, options_searched=len(asked),
+                       controls={"latents": own["latents"].mean()})
+    beyond = criterion(own[best], {k: own[k] for k in ("linear", "flow")}, w.test_sources, seed=w.seed, variant=best)
+    l1 = criterion(scores[best]["l1"].mean(2), {"copy": copy["l1"].mean(2)[0], "raw_copy": copy["raw_l1"].mean(2)[0], "blind": scores["blind"]["l1"].mean(2)}, w.test_sources,
+                   ceiling=scores["oracle"]["l1"].mean().item(), better="lower", seed=w.seed, variant=best)
+    result = {"stage": "predict", "mode": "latents", "model": w.index["model"], "decoder": w.vae_entry["name"], "weights": w.index["weights"], "decoder_weights": w.vae_entry["weights"],
+              "data": w.data["data"], "data_name": w.data["name"], "layer": w.point, "layers_searched": w.options, "variant": best, "predicts": ", ".join(predicts) or "none",
+              "cosine": rows[best]["cosine"], "cosine_low": rows[best]["cosine_low"], "cosine_high": rows[best]["cosine_high"], "cosine_copy": rows["copy"]["cosine"],
+              **{k: rows[best][k] for k in ("gain", "gain_low", "gain_high", "p_holm", "skill", "static", "best_shift")}, "gain_over_blind": rows[best]["gain_over_blind"],
+              "l1": rows[best]["l1"], "l1_copy": rows["copy"]["l1"], "l1_raw_copy": rows["copy"]["raw_l1"], "l1_oracle": rows["oracle"]["l1"],
+              "past": args.past, "clips": len(test), "train_clips": len(w.split["train"]), "sources": len(set(w.test_sources)), "seeds": args.seeds,
+              "sanity_cosine": None if sanity is None else latent_cosine(sanity, w.present[test][:, None]).mean(),
+              "sanity_cosine_mean": None if sanity is None else latent_cosine(w.present[w.split["train"]].mean(0).expand_as(w.present[test]), w.present[test]).mean(),
+              "criteria": {"prediction": cosine, "beyond_extrapolation": beyond, "prediction_l1": l1}, "variants": {n: rows[n] for n in (*asked, *CONTROLS)},
+              "baselines": {n: rows[n] for n in guess},
+              "horizons": {n: by_group(w, scores[n], copy, {h: (list(range(len(test))), [k]) for k, h in enumerate(w.horizons)}) for n in (*asked, *CONTROLS, *guess) if n != "copy"},
+              "quarters_of_motion": {n: by_group(w, scores[n], copy, quarters) for n in (*asked, *CONTROLS)}, "motion": [motion[part].mean() for part in order.tensor_split(4)],
+              "val_cosine": val, "scaling": None if args.no_scaling else scaling(w, best, (1 - copy["cosine"]).mean().item()),
+              "notes": {"cosine": "of whole frames' latents, on the mean of the horizons", "copy": "the last frame's own latents; raw_ scores are of its pixels, without the autoencoder between",
+                        "blind": "a variant that reads the last frame's latents and no model", "latents": "the latents of the whole past in the model's place",
+                        "p": "Wilcoxon's signed rank over means of sources",
+                        "predicts": "gain over copy by Holm's p below 0.05, and over blind, mean_future and nearest by intervals above zero",
+                        "moving_l1": "where the truth differs from the last frame by more than 25 of 255"},
+              "training": {n: {"steps": [r["steps"] for _, r in t], "best_epoch": [r["epoch"] for _, r in t], "seconds_per_step": [r["seconds_per_step"] for _, r in t]} for n, t in w.trained.items()}}
+    if w.lpips_name != "lpips":
+        result |= {"lpips": None, "lpips_reason": "the backbone's published weights are neither in torch's cache nor within reach of the network"}
+    result["run"] = run_info(args, started, script="predict.py", device=f"{w.device.type} ({w.why})", dtype=str(w.dtype), ranks=ranks()[1], **w.how)
+    some = torch.tensor([int(order[k]) for k in (len(order) // 2, -len(order) // 4, -1)])
+    strips = {"past": w.frames[test[some]][:, torch.linspace(0, args.past - 1, len(w.horizons)).round().long()], "real": w.frames[test[some]][:, [args.past - 1 + h for h in w.horizons]],
+              "copy": pixels["copy"][some], "flow": pixels["flow"][some], **{n: shown[n][some] for n in ("oracle", *asked, *CONTROLS)}}
+    save_pt(w.out.with_suffix(".pt"), RESULT, [w.index["ids"][test[k]] for k in some], {"stage": "predict", "mode": "latents", "horizons": w.horizons}, films={k: x.clone() for k, x in strips.items()})
+    latent_picture(result, strips, w.out.with_suffix(".png"))
+    save_yaml(w.out, result)
+    shutil.rmtree(w.out.with_suffix(".training"), ignore_errors=True)
+    return result
+
+
+def latent_picture(result, strips, path):
+    """Three clips by every variant, a column a horizon; gain over copy, by horizon and by quarter of motion; error against training clips."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    names, horizons = list(strips), list(result["horizons"][result["variant"]])
+    figure = plt.figure(figsize=(17, 0.95 * len(names) + 9), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[0.95 * len(names), 9])
+    axes = top.subplots(len(names), 3, squeeze=False)
+    for r, name in enumerate(names):
+        for c in range(3):
+            axis, clip = axes[r][c], strips[name][min(c, len(strips[name]) - 1)].numpy()
+            axis.imshow(np.concatenate([np.pad(f, ((0, 0), (0, 3), (0, 0)), constant_values=255) for f in clip], 1), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if c == 0:
+                axis.set_ylabel(name, rotation=0, ha="right", va="center", fontweight="bold" if name == result["variant"] else None)
+            if r in (0, 1):
+                axis.set_title("the past, from left to right" if r == 0 else "ahead by " + ", ".join(map(str, horizons)) + " frames", fontsize=9)
+    (a, b), (c, d) = bottom.subplots(2, 2, gridspec_kw={"width_ratios": [3, 2]})
+    rows = result["baselines"] | result["variants"]
+    shown = [n for n in rows if n not in ("oracle", "copy", "mean_future")]
+    value, low, high = (np.array([rows[n][k] for n in shown]) for k in ("gain", "gain_low", "gain_high"))
+    colours = ["tab:orange" if n == result["variant"] else "tab:blue" if n in result["variants"] and n not in CONTROLS else "grey" for n in shown]
+    a.barh(shown, value, xerr=np.abs(np.stack([low, high]) - value), color=colours)
+    a.axvline(0, color="black")
+    a.invert_yaxis()
+    a.set_title("gain in cosine over copying the last frame (grey: no model; orange: chosen on val)", fontsize=10)
+    lines = [n for n in (result["variant"], "delta", "blind", "latents", "flow", "linear") if n in result["horizons"]]
+    for name in dict.fromkeys(lines):
+        t = result["horizons"][name]
+        y = np.array([t[h]["gain"] for h in horizons])
+        b.errorbar(range(len(horizons)), y, np.abs(np.array([[t[h]["gain_low"], t[h]["gain_high"]] for h in horizons]).T - y), label=name, marker="o", capsize=3)
+    b.set(xticks=range(len(horizons)), xticklabels=horizons, xlabel="frames ahead", title="gain by horizon")
+    for name in dict.fromkeys(n for n in lines if n in result["quarters_of_motion"]):
+        t = list(result["quarters_of_motion"][name].values())
+        y = np.array([r["gain"] for r in t])
+        c.errorbar(range(4), y, np.abs(np.array([[r["gain_low"], r["gain_high"]] for r in t]).T - y), label=name, marker="o", capsize=3)
+    c.set(xticks=range(4), xticklabels=[f"{m:.3f}" for m in plain(result["motion"])], xlabel="quarters of clips by their motion (mean absolute change)", title="gain by motion")
+    for axis in (b, c):
+        axis.axhline(0, color="black", lw=1)
+        axis.legend(fontsize=8)
+    if s := result["scaling"]:
+        n, rows = list(s["sizes"]), list(s["sizes"].values())
+        y = np.array(plain([r["error"] for r in rows]))
+        d.errorbar(n, y, np.abs(np.array(plain([[r["error_low"], r["error_high"]] for r in rows])).T - y), marker="o", ls="", capsize=3, label=s["variant"])
+        if s["fit"]:
+            x = np.geomspace(min(n), 8 * max(n), 60)
+            d.plot(x, s["fit"]["floor"] + s["fit"]["scale"] * (x / max(n)) ** -s["fit"]["exponent"], ls="--", label="power law, beyond the data a guess")
+        d.axhline(s["copy_error"], color="black", lw=1, label="copy")
+        d.set(xscale="log", xlabel="training clips", title="error (1 - cosine) by training clips")
+        d.legend(fontsize=8)
+    figure.suptitle(f"{result['model']} ({result['layer']}) to {result['decoder']}: does anything predict better than copying the last frame? {result['predicts']}", fontsize=12)
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
 
 
 # ---------------------------------------------------------------- what is refused before a model is loaded
@@ -428,8 +945,8 @@ def checked(args):
     if small := [k for k in ("steps", "seeds", "batch", "clips", "past", "horizon") if getattr(args, k) is not None and getattr(args, k) < 1]:
         refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
     args.frames, args.size, shape = args.frames or entry.get("frames", 9), args.size or entry["clip"], geometry(entry)
+    args.batch = args.batch or 16
     args.steps, args.guidance = args.steps or entry.get("steps", 6), args.guidance or entry.get("guidance", 1.0)
-    args.seeds = args.seeds or (3 if args.mode == "coherence" else 1)
     check_shape(args.frames, args.size, shape, entry["name"])
     return entry, judge, names, shape
 
@@ -561,8 +1078,6 @@ def coherence(args, started):
 # name: (which frames are shown first, what stands in the place of the prompt). The first is the main one: nothing tells it the action.
 CONTINUATIONS = {"past": ("past", "empty"), "past+text": ("past", "caption"), "first": ("last", "empty"), "first+text": ("last", "caption"), "text": ("none", "caption")}
 BASELINES = "copy", "flow", "vae", "mean", "nearest"
-HORIZONS = 1, 2, 4, 8, 16
-SHIFTS = 0, -1, 1, -2, 2  # of the truth, in frames: of equals the first counts
 CONTINUE_NOTES = {
     "temporal_ratio": "of the predicted frames alone, as flicker: the step from the last frame seen, which is real, to a decoded or another picture is no motion, but jump. "
                       "What flickers scores high too: of the shuffled future (controls) it is above 1; read it beside l1 and direction_right",
@@ -603,13 +1118,14 @@ def remembered(train, seen, frames, size):
     return (total / len(train)).round().byte().expand_as(nearest), nearest
 
 
-def best_shift(own, clips, past):
-    """The shift of the truth (SHIFTS) at which films [n, h, H, W, 3] of what follows the first `past` frames of clips have the lowest l1: over the same frames for all; None where too few."""
-    first, end = max(2 - past, 0), own.shape[1] - 2
+def running_ahead(own, clips, past):
+    """The shift of the truth (SHIFTS; of equals the least) at which films [n, h, H, W, 3] of what follows the first `past` frames of clips have the lowest l1, over the same frames for all;
+    None where too few."""
+    first, end = max(-min(SHIFTS) - past, 0), own.shape[1] - max(SHIFTS)
     if first >= end:
         return None
-    errors = [np.mean([(x[first:end].float() - c[past + first + s:past + end + s].float()).abs().mean().item() for x, c in zip(own, clips, strict=True)]) for s in SHIFTS]
-    return SHIFTS[int(np.argmin(errors))]
+    errors = [np.mean([(x[first:end].float() - c[past + first + s:past + end + s].float()).abs().mean().item() for x, c in zip(own, clips, strict=True)]) for s in sorted(SHIFTS, key=abs)]
+    return sorted(SHIFTS, key=abs)[int(np.argmin(errors))]
 
 
 def erred(x, truth, last):
@@ -626,15 +1142,11 @@ def averaged(name, x, sources, seed):
 
 
 def gained(own, base, sources, seed):
-    """What errors [seeds, n] are less than a baseline's [1, n]: paired_test, and beside it Wilcoxon's signed ranks of the sources' means (scipy); None where nothing is scored."""
-    from scipy.stats import wilcoxon
+    """What errors [seeds, n] are less than a baseline's [1, n]: paired_test, and beside it Wilcoxon's signed ranks of the sources' means; None where nothing is scored."""
     less = base.mean(0) - own.mean(0)
     keep = (~less.isnan()).nonzero().flatten().tolist()
-    if not keep:
-        return None
-    cluster = clusters([sources[k] for k in keep])
-    means = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, less[keep]) / torch.bincount(cluster)
-    return paired_test(less[keep], 0 * less[keep], [sources[k] for k in keep], seed=seed) | {"p_wilcoxon": float(wilcoxon(means.numpy()).pvalue) if means.abs().max() > 0 else 1.0}
+    few = [sources[k] for k in keep]
+    return paired_test(less[keep], 0 * less[keep], few, seed=seed) | {"p_wilcoxon": signed_rank(less[keep], few)} if keep else None
 
 
 def adjusted(gains):
@@ -743,7 +1255,7 @@ def continuation(args, started):
     told = scored(args, names, errors, own, right, sources, [sources[i] for i in going])
     main, table = names[0], told["continuations"]
     for n, row in table.items():
-        row |= {"static": bool(own[n]["motion_energy"].mean() < 0.1 * own["vae"]["motion_energy"].mean()), "best_shift": best_shift(ahead[n][0], clips, past)}
+        row |= {"static": bool(own[n]["motion_energy"].mean() < STATIC * own["vae"]["motion_energy"].mean()), "best_shift": running_ahead(ahead[n][0], clips, past)}
     result = {"stage": "predict", "mode": "continue", "model": None, "video": entry["name"], "video_weights": entry["weights"], "weights": entry["weights"], "data": data["data"],
               "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], "conditioning": main,
               **headlines(told, main), "static": table[main]["static"], "best_shift": table[main]["best_shift"], "clips": len(ids), "sources": len(set(sources)),
@@ -995,7 +1507,7 @@ def futures_picture(result, path):
     plt.close(figure)
 
 
-MODES = {"coherence": coherence, "continue": continuation, "futures": futures}
+MODES = {"coherence": coherence, "latents": latents, "continue": continuation, "futures": futures}
 
 
 def smoke_input(args, folder):
@@ -1043,7 +1555,6 @@ def get_args(argv):
     p.add_argument("--adapter", help="what a model's tokens were turned into for this decoder, by clip (adapt.py)")
     p.add_argument("--conditionings", help=f"with commas between (default: {', '.join(n for n in CONDITIONINGS if n != 'adapter')}, and adapter where there is one)")
     p.add_argument("--strengths", default="0.25,0.5,0.75", help=f"between 0 and 1, tried beside these for {' and '.join(SWEPT)} (default: %(default)s)")
-    p.add_argument("--past", type=int, default=8, help="continue, futures: frames of a clip that are seen (default: %(default)s)")
     p.add_argument("--horizon", type=int, default=16, help="continue: frames that are predicted (default: %(default)s)")
     p.add_argument("--continuations", default=",".join(CONTINUATIONS), help="continue: with commas between, the main one first (default: %(default)s)")
     p.add_argument("--candidates", type=int, default=6, help="futures: films of a clip to choose from (default: %(default)s)")
@@ -1051,11 +1562,23 @@ def get_args(argv):
     p.add_argument("--size", type=int, help="side in pixels that clips are squashed to (default: the registry's for the pipeline)")
     p.add_argument("--steps", type=int, help="of denoising (default: the registry's for the pipeline, else 6)")
     p.add_argument("--guidance", type=float, help="classifier-free, away from the empty prompt; 1 is none (default: the registry's for the pipeline, else 1)")
-    p.add_argument("--seeds", type=int, help="draws of noise (default: 3 for coherence, else 1)")
+    p.add_argument("--seeds", type=int, help="draws of noise, or of weights (default: 3, for continue 1)")
     p.add_argument("--clips", type=int, help="only so many of the test clips")
-    p.add_argument("--batch", type=int, default=16, help="films at a time; changes no film (default: %(default)s)")
+    p.add_argument("--batch", type=int, help="films at a time, which changes no film (default: 16); latents: clips of a training step (default: 32)")
+    p.add_argument("--past", type=int, default=8, help="frames that are seen (default: %(default)s)")
+    p.add_argument("--features", help="latents: what extract.py wrote of data.py's cut of the past")
+    p.add_argument("--last", help="latents: the same of the past's last frame alone")
+    p.add_argument("--vae", default="tiny-vae", help="latents: the autoencoder whose latents are predicted (default: %(default)s)")
+    p.add_argument("--variants", help=f"latents: with commas between (default: all that the features allow): {', '.join(VARIANTS)}")
+    p.add_argument("--point", help="latents: the layer to read (default: the one from which a ridge predicts val clips best)")
+    p.add_argument("--epochs", type=int, help=f"latents: at most (default: {TRAINING['epochs']})")
+    p.add_argument("--lr", type=float, help=f"latents: peak learning rate (default: {TRAINING['lr']})")
+    p.add_argument("--no-scaling", action="store_true", help="latents: leave out the trainings on fewer clips")
     p.add_argument("--out", help="default: results/<model>/<data>/predict-<mode>.yaml; films/ and the parts beside it")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.seeds is None:
+        args.seeds = 1 if args.mode == "continue" else 3
+    return args
 
 
 def main(argv=None):

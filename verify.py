@@ -2,6 +2,7 @@
 
     python verify.py --gate 1 --results results/tiny/shapes --motion results/tiny/moving --encoder results/tiny-dinov2/shapes
     python verify.py --gate 2 --results results/tiny/shapes --motion results/tiny/moving
+    python verify.py --gate 3 --results results/tiny/future
     python verify.py --print results/tiny/shapes/gate1.yaml
     python verify.py --screen results/tiny/shapes results/tiny-semantic/shapes results/tiny-dinov2/shapes --out results/screen
 
@@ -77,6 +78,15 @@ GATE2 = {
                              "earlier": {"first frame only": 0.690, "all frames": 0.681, "conditioned": 0.588, "baseline": 0.686}},
     "decoded_closeness": {"level": "should", "threshold": 0.50, "from": "coherence"},  # ours: a picture that stands still scores 0
     "semantic_accuracy": {"level": "should", "threshold": 0.65, "from": "films"},
+}
+# Gate 3 passes by either: what predicts in latent space, or the pair of the pivot. `gain`: what is held against the threshold is the paired gain over the best floor.
+GATE3 = {
+    "prediction": {"level": "either", "threshold": 0.0, "from": "latents", "gain": True, "earlier": {"cosine of predictions": "0.930-0.941", "of the copy": "0.975-0.979"}},
+    "retention": {"level": "or", "threshold": 0.90, "from": "describe", "earlier": {"action recall on generated / on real clips": 0.70 / 0.75}},
+    "temporal_ratio": {"level": "or", "threshold": 0.80, "from": "continue", "earlier": {"LTX-Video": 0.89}},
+    "beyond_extrapolation": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
+    "longest_horizon": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
+    "most_motion": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
 }
 SPATIAL = ("spatial_iou", "bbox_iou", "map50")
 STAND_IN = 0.5  # skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the published one
@@ -278,9 +288,81 @@ def gate2(args, thresholds):
     return result
 
 
+def decide3(judged, variant):
+    """The decision of gate 3: (verdict, why)."""
+    prediction, words, motion = (judged[k] for k in ("prediction", "retention", "temporal_ratio"))
+    if prediction["answer"] == "PASS":
+        return "PROCEED", f"by prediction: {variant} is better than copying the last frame and than what knows no model"
+    if words["answer"] == motion["answer"] == "PASS":
+        return "PROCEED", "by pivot: the video model predicts, and the model describes what it sees there"
+    failed = [k for k, row in judged.items() if row["level"] == "or" and row["answer"] == "FAIL"]
+    if prediction["answer"] == "FAIL" and failed:
+        return "STOP", f"nothing predicts better than what costs nothing, and the pivot fails {', '.join(failed)}"
+    open_ones = [k for k in ("prediction", "retention", "temporal_ratio") if judged[k]["answer"] == "INCONCLUSIVE"]
+    return "INCONCLUSIVE", f"investigate {', '.join(open_ones)}: {'; '.join(judged[k]['reason'] for k in open_ones)}"
+
+
+def as_gain(record):
+    """A record whose score is the gain itself: zero is its floor, the room above the floor its ceiling."""
+    room = record["ceiling"] - record["floor"]
+    return record | {"score": record["gain"], "low": record["gain_low"], "high": record["gain_high"], "floor": 0.0, "ceiling": room if record.get("better") != "lower" else -room}
+
+
+def gate3(args, thresholds):
+    """Judge gate 3 from the YAML of predict.py (latents, continue, futures) and explain.py (describe) in --results. Returns the result to be saved."""
+    folder = Path(args.results)
+    paths = {"latents": "predict-latents.yaml", "continue": "predict-continue.yaml", "describe": "explain-describe.yaml", "futures": "predict-futures.yaml"}
+    stages = {name: load_yaml(folder / path) for name, path in paths.items() if (folder / path).is_file()}
+    if "latents" not in stages and not {"continue", "describe"} <= set(stages):
+        refuse(f"{folder} holds neither predict-latents.yaml nor predict-continue.yaml with explain-describe.yaml; run make gate3, or predict.py by hand")
+    first = stages.get("latents") or stages["describe"]
+    for name, other in stages.items():
+        if other.get("model") not in (first["model"], None) or other["data_name"].removesuffix("-films") != first["data_name"].removesuffix("-films"):
+            refuse(f"{folder / paths[name]} is about {other.get('model')} on {other['data_name']}, the others about {first['model']} on {first['data_name']}; give results that belong together")
+    latents, criteria = stages.get("latents", {}), {name: s.get("criteria", {}) for name, s in stages.items()}
+    if latents:
+        own = latents["horizons"][latents["variant"]]
+        last, most = own[max(own)], latents["quarters_of_motion"][latents["variant"]]["quarter_4"]
+        for name, row in (("longest_horizon", last), ("most_motion", most)):
+            criteria["latents"][name] = row | {"score": row["cosine"], "floor": row["cosine_copy"], "floor_name": "copy", "ceiling": 1.0, "n": row["clips"]}
+    judged = {}
+    for name, rule in GATE3.items():
+        here = criteria.get(rule["from"], {})
+        here = {name: as_gain(here[name])} if rule.get("gain") and name in here else here
+        row, _ = held(here, name, rule, thresholds[name], PLAN if name not in args.changed else "--set")
+        judged[name] = {"level": rule["level"]} | row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
+    if latents and judged["prediction"]["answer"] == "PASS" and latents["variant"] not in latents["predicts"].split(", "):
+        judged["prediction"] |= {"answer": "INCONCLUSIVE", "reason": "among as many variants as were tried, a gain like this may be chance (Holm)"}
+    if judged["temporal_ratio"]["answer"] == "PASS" and judged["temporal_ratio"]["low"] > 1 / judged["temporal_ratio"]["threshold"]:
+        judged["temporal_ratio"] |= {"answer": "INCONCLUSIVE", "reason": "more changes from frame to frame than in the clips, as where films flicker"}
+    verdict, why = decide3(judged, latents.get("variant"))
+    pivot = stages.get("continue", {})
+    result = {"stage": "gate", "gate": 3, "verdict": verdict, "headline": f"{verdict} ({first['weights']} weights, {first['data']} data): {why}", "model": first["model"],
+              "data_name": first["data_name"].removesuffix("-films"), "weights": first["weights"], "data": first["data"], "decoder": latents.get("decoder"), "video": pivot.get("video"),
+              "video_weights": pivot.get("video_weights")}
+    result |= {name: row["score"] for name, row in judged.items()}
+    plain_pivot = judged["retention"]["plain_pass"] and judged["temporal_ratio"]["plain_pass"]
+    result |= {"plain_verdict": "PROCEED" if judged["prediction"]["plain_pass"] or plain_pivot else "STOP", "overridden": args.changed, "criteria": judged}
+    if latents:
+        keep = ("cosine", "cosine_low", "cosine_high", "gain", "gain_low", "gain_high", "p", "p_holm", "gain_over_blind", "skill", "l1", "moving_l1", "raw_l1", "static", "best_shift")
+        result |= {k: latents[k] for k in ("variant", "predicts", "layer")}
+        result["table"] = {n: {k: row[k] for k in keep if k in row} for n, row in (latents["variants"] | latents["baselines"]).items()}
+    return result
+
+
+def show_predictions(table):
+    """Every variant and baseline of gate 3, best first."""
+    print(f"\n{'':14s} {'cosine':>7s}  {'95% interval':17s} {'gain over copy':>14s}  {'95% interval':19s} {'p (Holm)':>8s} {'skill':>7s} {'L1':>7s}  remarks")
+    for name, row in sorted(table.items(), key=lambda item: -item[1]["cosine"]):
+        shift = row.get("best_shift")
+        said = ["static"] * bool(row["static"]) + [f"best {abs(shift)} frame{'s' * (abs(shift) > 1)} {'late' if shift < 0 else 'early'}"] * bool(shift)
+        print(f"{name:14s} {row['cosine']:7.4f}  [{row['cosine_low']:.4f}, {row['cosine_high']:.4f}]  {row['gain']:+14.4f}  [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]  "
+              f"{number(row.get('p_holm')):>7s} {row['skill']:+7.3f} {row['l1']:7.4f}  {', '.join(said)}")
+
+
 def show(result):
     """The verdict as a table that a person reads."""
-    print(f"\nGate {result['gate']}: {result['model']} on {result['data_name']}, decoder {result['decoder']}\n")
+    print(f"\nGate {result['gate']}: {result['model']} on {result['data_name']}, decoder {result['decoder'] or result.get('video')}\n")
     print(f"{'criterion':20s} {'':6s} {'score':>7s}  {'95% interval':17s} {'threshold':>9s}  {'best floor':27s} {'ceiling':>7s}  answer")
     for name, row in result["criteria"].items():
         interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else "-"
@@ -288,7 +370,9 @@ def show(result):
         more = f" (n = {row['n_needed']} would decide)" if row.get("n_needed") else f" (accepted at {row['accepted_threshold']})" if row.get("accepted") == "PASS" else ""
         print(f"{name + ('*' if row.get('stand_in') else ''):20s} {row['level']:6s} {number(row['score']):>7s}  {interval:17s} {number(float(row['threshold'])):>9s}  {floor:27s} "
               f"{number(row.get('ceiling')):>7s}  {row['answer']}{more}")
-    if result["criteria"]["lpips"].get("stand_in"):
+    if "table" in result:
+        show_predictions(result["table"])
+    if result["criteria"].get("lpips", {}).get("stand_in"):
         ratio = "; parameter_efficiency is the ratio of such skills, 10M over 100M" if "parameter_efficiency" in result["criteria"] else ""
         print(f"* skill between the mean image and the VAE: the published LPIPS backbone is not on this machine{ratio}")
     for name, words in (("model_adds", f"does {result['model']} add to {result.get('spatial')}?"), ("spatial_adds", f"does {result.get('spatial')} add to {result['model']}?")):
@@ -801,6 +885,13 @@ def smoke_input(args, folder):
     save_yaml(folder / "adapt-hybrid.yaml", {"stage": "adapt", **head, "spatial": "made-up-encoder", "model_adds": "no", "spatial_adds": "yes", "criteria": {"lpips": low}})
     save_yaml(folder / "motion" / "predict-coherence.yaml", {"stage": "predict", **head, "video": "made-up-video", "conditioning": "adapter", "criteria": of["coherence"]})
     save_yaml(folder / "motion" / "explain-films.yaml", {"stage": "films", **head, "criteria": of["films"]})
+    row = {"cosine": 0.9, "cosine_low": 0.85, "cosine_high": 0.95, "cosine_copy": 0.5, "gain": 0.4, "gain_low": 0.3, "gain_high": 0.5, "p_holm": 0.01, "skill": 0.8, "l1": 0.01, "clips": 20,
+           "static": False, "best_shift": 0}
+    save_yaml(folder / "predict-latents.yaml", {"stage": "predict", **head, "decoder": "vae", "variant": "delta", "predicts": "delta", "layer": "vision.0", "variants": {"delta": row},
+                                                "baselines": {"copy": row | {"cosine": 0.5}}, "horizons": {"delta": {1: row, 16: row}}, "quarters_of_motion": {"delta": {"quarter_4": row}},
+                                                "criteria": {k: record for k in ("prediction", "beyond_extrapolation")}})
+    save_yaml(folder / "predict-continue.yaml", {"stage": "predict", **head, "model": None, "video": "made-up-video", "video_weights": "random", "criteria": {"temporal_ratio": record}})
+    save_yaml(folder / "explain-describe.yaml", {"stage": "describe", **head, "data_name": "noise-films", "criteria": {"retention": record | {"score": 0.96, "low": 0.92, "high": 1.0}}})
     ids = [f"noise-{i}" for i in range(8)]
     write_items(folder / "data", [{"id": i, "source": i, "width": 16, "height": 16, "frames": torch.randint(0, 256, (1, 16, 16, 3)).byte()} for i in ids], {"data": "synthetic", "name": "noise"})
     save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "model": "made-up", "data_path": str(folder / "data"), "seconds_per_item": 0.1, "ids": ids,
@@ -821,7 +912,7 @@ def second_model(folder):
     return str(other)
 
 
-GATES = {1: (gate1, GATE1), 2: (gate2, GATE2)}
+GATES = {1: (gate1, GATE1), 2: (gate2, GATE2), 3: (gate3, GATE3)}
 
 
 def get_args(argv):
@@ -877,7 +968,7 @@ def main(argv=None):
         result = plain(judged(args, {n: args.changed.get(n, r["threshold"]) for n, r in rules.items()}))
         result["run"] = run_info(args, started, script="verify.py")
         save_yaml(out, result)
-        if args.gate == 1:  # of gate 2 every stage draws its own
+        if args.gate == 1:  # of the others every stage draws its own
             picture(Path(args.results), out.with_suffix(".png"))
     (show if result["stage"] == "gate" else show_screen)(result)
     if args.strict and result.get("verdict", result.get("outcome")) not in ("PROCEED", "SUCCESS"):

@@ -1,6 +1,7 @@
 """What holds for the house as a whole: scripts that stand alone, Make that computes nothing twice, results one can grep."""
 import ast
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -112,3 +113,36 @@ def test_gate1_goes_through_every_stage_for_a_cogvlm2_folder(tmp_path, small_cog
     verdict = yaml.safe_load((tmp_path / "results/small-cogvlm2/shapes/gate1.yaml").read_text())
     assert verdict["verdict"] in ("PIVOT", "STOP", "INCONCLUSIVE") and verdict["criteria"]["bbox_iou"]["answer"] != "PASS"
     assert "unstated weights" in verdict["headline"] and verdict["criteria"]["direction_accuracy"]["score"] is not None
+
+
+@pytest.mark.slow
+def test_gate3_runs_on_something_something_made_small(tmp_path):
+    """The published layout, fifty webm clips of moving shapes; the command line is that of the real set."""
+    import av
+
+    import data
+    copied(tmp_path)
+    root, lists, said = tmp_path / "ssv2", {"train": [], "validation": []}, {}
+    (root / "20bn-something-something-v2").mkdir(parents=True)
+    for k, item in enumerate(i for i in data.moving(120, 64, 5, frames=14) if i["direction"] in ("left", "right", "up", "down")):
+        template = f"Pushing [something] {item['direction']}"
+        said[template.replace("[", "").replace("]", "")] = str(len(said))
+        lists["validation" if k % 3 == 2 else "train"].append({"id": str(k), "label": template.replace("[something]", item["names"][-1]), "template": template, "placeholders": [item["names"][-1]]})
+        with av.open(str(root / f"20bn-something-something-v2/{k}.webm"), "w") as file:
+            stream = file.add_stream("libvpx-vp9", rate=12)
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p"
+            for frame in item["frames"].numpy():
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            file.mux(stream.encode())
+    for name, entries in lists.items():
+        (root / f"something-something-v2-{name}.json").write_text(json.dumps(entries))
+    (root / "something-something-v2-labels.json").write_text(json.dumps(dict.fromkeys(said, "0")))
+    done = run("make", "gate3", "DATA=ssv2", f"ROOT={root}", f"PY={sys.executable}", "FRAMES=12", "CLIPSIZE=64", "PREDICT=--variants single,delta --seeds 1 --epochs 2 --no-scaling",
+               "CONTINUE=--horizon 4 --continuations past,text", "FUTURES=--candidates 2", "WATCHED=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = yaml.safe_load((tmp_path / "results/tiny/ssv2/gate3.yaml").read_text())
+    assert found["verdict"] in ("PROCEED", "STOP", "INCONCLUSIVE") and found["data"] == "real" and {"single", "delta", "blind", "copy", "flow", "oracle"} <= set(found["table"])
+    assert {"copy", "past", "text", "vae"} <= set(yaml.safe_load((tmp_path / "results/tiny/ssv2/predict-continue.yaml").read_text())["continuations"])
+    again = run("make", "gate3", "DATA=ssv2", f"ROOT={root}", f"PY={sys.executable}", "FRAMES=12", "CLIPSIZE=64", cwd=tmp_path)
+    assert again.returncode == 0 and "predict.py" not in again.stdout and f"verdict {found['verdict']}" in again.stdout

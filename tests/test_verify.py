@@ -385,3 +385,64 @@ def test_gate_2_without_films_says_what_was_not_measured(tmp_path, capsys):
 def test_gate_2_refuses_results_of_another_model(tmp_path, refused):
     refused(lambda: gate2(tmp_path, adapt_hybrid=lambda c: c.update(model="another")), "another", "belong together")
     refused(lambda: gate2(tmp_path, "--set", "bbox_iou=0.5"), "parameter_efficiency")
+
+
+# ---------------------------------------------------------------- gate 3
+
+def gate3(folder, *more, without=(), **changes):
+    args = verify.get_args(["--gate", "3"])
+    verify.smoke_input(args, folder)
+    for stem, change in changes.items():
+        path = folder / f"{stem.replace('_', '-')}.yaml"
+        content = common.load_yaml(path)
+        change(content)
+        common.save_yaml(path, content)
+    for stem in without:
+        (folder / f"{stem}.yaml").unlink()
+    return verify.main(["--gate", "3", "--results", str(folder), *more])
+
+
+NO_GAIN, SOME_GAIN = {"gain": -0.3, "gain_low": -0.4, "gain_high": -0.2}, {"gain": 0.1, "gain_low": -0.1, "gain_high": 0.3}
+FEW_WORDS, MANY_WORDS = {"score": 0.5, "low": 0.4, "high": 0.6}, {"score": 0.93, "low": 0.85, "high": 1.0}
+
+
+@pytest.mark.parametrize(("verdict", "word", "changes"), [
+    ("PROCEED", "by prediction: delta", {}),
+    ("PROCEED", "by prediction: delta", {"explain_describe": criteria("retention", **FEW_WORDS)}),
+    ("PROCEED", "by pivot", {"predict_latents": criteria("prediction", **NO_GAIN)}),
+    ("PROCEED", "by pivot", {"predict_latents": criteria("prediction", **SOME_GAIN)}),
+    ("STOP", "fails retention", {"predict_latents": criteria("prediction", **NO_GAIN), "explain_describe": criteria("retention", **FEW_WORDS)}),
+    ("STOP", "fails temporal_ratio", {"predict_latents": criteria("prediction", **NO_GAIN), "predict_continue": criteria("temporal_ratio", **FEW_WORDS)}),
+    ("INCONCLUSIVE", "spans the threshold", {"predict_latents": criteria("prediction", **NO_GAIN), "explain_describe": criteria("retention", **MANY_WORDS)}),
+    ("INCONCLUSIVE", "flicker", {"predict_latents": criteria("prediction", **NO_GAIN), "predict_continue": criteria("temporal_ratio", score=2.0, low=1.8, high=2.2)}),
+    ("INCONCLUSIVE", "prediction", {"predict_latents": criteria("prediction", **SOME_GAIN), "explain_describe": criteria("retention", **FEW_WORDS)})])
+def test_gate_3_decides_by_its_table(tmp_path, verdict, word, changes):
+    found = gate3(tmp_path, **changes)
+    assert found["verdict"] == verdict and word in found["headline"], found["headline"]
+    assert set(found["criteria"]) == set(verify.GATE3) and common.load_yaml(tmp_path / "gate3.yaml", "gate")["verdict"] == verdict
+
+
+def test_a_gain_that_holm_takes_away_is_no_prediction(tmp_path):
+    found = gate3(tmp_path, predict_latents=lambda c: c.update(predicts="none"))
+    assert found["criteria"]["prediction"]["answer"] == "INCONCLUSIVE" and "Holm" in found["criteria"]["prediction"]["reason"] and "by pivot" in found["headline"]
+
+
+def test_a_gain_is_what_gate_3_holds_against_zero_not_the_score(tmp_path):
+    row = gate3(tmp_path, predict_latents=criteria("prediction", score=0.99, low=0.98, high=1.0, **NO_GAIN))["criteria"]["prediction"]
+    assert (row["answer"], row["score"], row["floor"]) == ("FAIL", -0.3, 0.0)
+
+
+def test_gate_3_says_what_was_not_measured_and_refuses_where_nothing_was(tmp_path, refused):
+    found = gate3(tmp_path / "a", without=["predict-continue", "explain-describe"])
+    assert found["verdict"] == "PROCEED" and found["criteria"]["retention"]["score"] is None and "describe measured no retention" in found["criteria"]["retention"]["reason"]
+    found = gate3(tmp_path / "b", without=["predict-latents"])
+    assert "by pivot" in found["headline"] and found["criteria"]["prediction"]["score"] is None and "table" not in found
+    refused(lambda: gate3(tmp_path / "c", without=["predict-latents", "predict-continue"]), "make gate3")
+    refused(lambda: gate3(tmp_path / "d", explain_describe=lambda c: c.update(model="another")), "another", "belong together")
+
+
+def test_gate_3_prints_every_variant_and_baseline_best_first_and_names_what_stands_still(tmp_path, capsys):
+    row = {"cosine": 0.5, "static": True, "best_shift": -2}
+    gate3(tmp_path, predict_latents=lambda c: c["baselines"].update(copy=c["baselines"]["copy"] | row))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("delta ", "copy "))]
+    assert lines[0].startswith("delta") and "static, best 2 frames late" in lines[1]

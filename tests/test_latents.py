@@ -1,0 +1,258 @@
+"""Prediction in latent space: found where the future can be known, not found where it cannot, and never by having seen it."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import data
+import extract
+import predict
+from common import load_features, load_items, load_yaml, plant_features, write_items
+
+PAST, LENGTH, N = 4, 14, 90
+
+
+def autoencoder(folder):
+    from diffusers import AutoencoderKLLTXVideo
+    torch.manual_seed(0)
+    one = (16,)
+    AutoencoderKLLTXVideo(latent_channels=4, block_out_channels=one, decoder_block_out_channels=one, down_block_types=("LTXVideoDownBlock3D",), layers_per_block=(1, 1),
+                          decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(False,), decoder_spatio_temporal_scaling=(False,), decoder_inject_noise=(False, False),
+                          upsample_residual=(False,), upsample_factor=(1,), patch_size=8).save_pretrained(folder)
+
+
+def world(folder, kind):
+    """Clips whose future has one of four colours, which the tokens of the past name and no frame of it shows ("known"); whose every frame is noise, and so are the tokens ("noise");
+    or whose frames never change ("still"). Returns the command line."""
+    g = torch.Generator().manual_seed(1)
+    which, colours = torch.arange(N) % 4, torch.tensor([[220, 40, 40], [40, 200, 60], [50, 60, 220], [230, 220, 60]])
+    frames = torch.randint(0, 256, (N, LENGTH, 32, 32, 3), generator=g).byte()
+    frames = F.interpolate(frames.flatten(0, 1).permute(0, 3, 1, 2).float(), scale_factor=0.25, mode="area").repeat_interleave(4, 2).repeat_interleave(4, 3).byte()
+    frames = frames.permute(0, 2, 3, 1).unflatten(0, (N, LENGTH))
+    if kind == "known":
+        frames[:, PAST:] = colours[which][:, None, None, None].byte()
+    if kind == "still":
+        frames = frames[:, :1].expand_as(frames).clone()
+    write_items(folder / "clips", ({"id": f"clip-{k}", "source": f"clip-{k}", "width": 32, "height": 32, "frames": f.clone(), "action": str(int(c))}
+                                   for k, (f, c) in enumerate(zip(frames, which, strict=True))), {"data": "synthetic", "name": "clips"})
+    for name, first, count in (("past", 0, PAST), ("last", PAST - 1, 1)):
+        data.main(["cut", "--clips", str(folder / "clips"), "--first", str(first), "--frames", str(count), "--out", str(folder / name)])
+        t = max(count // 2, 1)
+        told = F.one_hot(which, 4).view(N, 1, 1, 1, 4).expand(-1, t, 2, 2, -1) * float(kind == "known")
+        plant_features(folder / f"{name}-features", [f"clip-{k}" for k in range(N)], {"language.0": told + 0.1 * torch.randn(N, t, 2, 2, 4, generator=g)}, folder / name, size=32)
+    autoencoder(folder / "vae")
+    return ["--mode", "latents", "--data", folder / "clips", "--features", folder / "past-features", "--last", folder / "last-features", "--vae", folder / "vae", "--past", PAST,
+            "--size", 32, "--seeds", 2, "--epochs", 30, "--batch", 16, "--lr", 3e-3, "--out", folder / "predict-latents.yaml"]
+
+
+def run(line, **new):
+    flags = dict(zip(map(str, line[::2]), map(str, line[1::2]), strict=True)) | {f"--{k.replace('_', '-')}": v if v is None else str(v) for k, v in new.items()}
+    return predict.main([x for k, v in flags.items() if v is not None for x in (k, v)])
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("known")
+    line = world(folder, "known")
+    return folder, line, run(line, variants="sanity,single,multi,causal,delta,contrastive")
+
+
+# ---------------------------------------------------------------- nulls, then what can be known
+
+def test_noise_is_not_predictable_though_everything_beats_its_copy(tmp_path):
+    found = run(world(tmp_path, "noise"), variants="multi,delta")
+    rows = found["variants"]
+    assert found["predicts"] == "none"
+    assert rows["multi"]["gain"] > 0.2  # a mean is nearer to noise than other noise is: copy alone would be a floor that flatters
+    assert all(rows[n]["gain_over_mean_future"] < 0.01 for n in ("multi", "delta")) and found["criteria"]["prediction"]["gain_low"] <= 0
+    assert found["criteria"]["prediction"]["floor_name"] == "mean_future"
+
+
+def test_where_nothing_moves_copying_is_perfect_and_nothing_gains(tmp_path):
+    found = run(world(tmp_path, "still"), variants="delta")
+    assert found["cosine_copy"] == pytest.approx(1) and found["baselines"]["flow"]["l1"] <= found["baselines"]["oracle"]["l1"] + 0.05
+    assert found["predicts"] == "none" and found["variants"]["delta"]["gain_high"] <= 1e-9
+    assert found["motion"] == pytest.approx([0, 0, 0, 0])
+
+
+def test_a_future_that_the_tokens_name_is_found_predictable(known):
+    folder, _, found = known
+    assert {"single", "multi", "causal", "contrastive"} <= set(found["predicts"].split(", "))  # a difference has to take the present's noise away as well, which takes longer
+    rows = found["variants"]
+    assert rows["multi"]["cosine"] > 0.9 and rows["blind"]["cosine"] < rows["multi"]["cosine"] - 0.1 and rows["latents"]["cosine"] < rows["multi"]["cosine"] - 0.1
+    c = found["criteria"]["prediction"]
+    assert c["gain_low"] > 0 and c["floors"].keys() == {"copy", "mean_future", "nearest", "blind"} and found["variant"] in rows and found["gain"] > 0.5
+    assert not rows["multi"]["static"] and rows["multi"]["p_holm"] < 0.01 and set(found["horizons"]["multi"]) == {1, 2, 4, 8}
+    assert load_yaml(folder / "predict-latents.yaml", "predict")["cosine"] == pytest.approx(found["cosine"], rel=1e-4)
+    assert (folder / "predict-latents.png").stat().st_size > 20_000 and not (folder / "predict-latents.training").exists()
+
+
+def test_the_oracle_is_the_ceiling_and_copy_has_neither_gain_nor_skill(known):
+    _, _, found = known
+    rows = found["baselines"]
+    assert rows["oracle"]["cosine"] == pytest.approx(1) and rows["oracle"]["skill"] == pytest.approx(1) and rows["oracle"]["movement"] == pytest.approx(1)
+    assert rows["copy"]["gain"] == 0 and rows["copy"]["skill"] == 0 and rows["copy"]["static"] and rows["copy"]["p"] == 1
+    assert all(rows["oracle"]["l1"] <= rows[n]["l1"] for n in ("copy", "linear", "mean_future", "nearest"))
+
+
+def test_sanity_reconstructs_the_present_better_than_the_mean_does_and_stands_in_no_gain(known):
+    _, _, found = known
+    assert "sanity" not in found["variants"] and found["sanity_cosine"] is not None and found["sanity_cosine"] > found["sanity_cosine_mean"] - 0.05
+
+
+def test_more_clips_are_never_fewer_and_the_curve_stands_in_the_yaml(known):
+    _, _, found = known
+    sizes = list(found["scaling"]["sizes"])
+    assert len(sizes) == 5 and sizes == sorted(sizes) and sizes[-1] == found["train_clips"]
+    errors = [r["error"] for r in found["scaling"]["sizes"].values()]
+    assert errors[-1] < errors[0] and found["scaling"]["fit"]["exponent"] > 0 and found["scaling"]["copy_error"] > errors[-1]
+
+
+def test_a_run_again_says_the_same(known):
+    _, line, found = known
+    again = run(line, variants="multi", no_scaling=None, out=str(known[0] / "again.yaml"))
+    assert again["variants"]["multi"]["cosine"] == pytest.approx(found["variants"]["multi"]["cosine"], abs=1e-6)
+
+
+# ---------------------------------------------------------------- leaks
+
+@pytest.mark.slow
+def test_features_of_the_past_do_not_change_with_the_future(tmp_path):
+    data.main(["moving", "--n", "4", "--frames", "12", "--out", str(tmp_path / "clips")])
+    items, index = load_items(tmp_path / "clips")
+    for k, i in enumerate(items):
+        i["frames"] = i["frames"].clone()
+        i["frames"][4:] = k
+    write_items(tmp_path / "other", items, {"data": "synthetic", "name": "clips"})
+    for name in ("clips", "other"):
+        data.main(["cut", "--clips", str(tmp_path / name), "--frames", "4", "--out", str(tmp_path / f"{name}-past")])
+        extract.main(["--model", "tiny", "--data", str(tmp_path / f"{name}-past"), "--points", "language.0,language.1", "--out", str(tmp_path / f"{name}-features")])
+    (a, read_a), (_, read_b) = (load_features(tmp_path / f"{name}-features") for name in ("clips", "other"))
+    assert all(torch.equal(read_a(p), read_b(p)) for p in ("language.0", "language.1")) and a["points"]["language.0"]["shape"][0] == 2
+
+
+def test_features_that_may_have_seen_the_future_are_refused(known, refused, tmp_path):
+    folder, line, _ = known
+    for name, path in (("whole", folder / "clips"), ("longer", tmp_path / "cut")):
+        if name == "longer":
+            data.main(["cut", "--clips", str(folder / "clips"), "--frames", str(PAST + 1), "--out", str(path)])
+        plant_features(tmp_path / name, [f"clip-{k}" for k in range(N)], {"language.0": torch.randn(N, 2, 2, 2, 4)}, path)
+        refused(lambda name=name: run(line, features=tmp_path / name), "may have seen the future", "data.py cut")
+
+
+def test_the_time_of_a_prediction_that_is_some_frames_off_is_found():
+    g = torch.Generator().manual_seed(0)
+    z = torch.cumsum(torch.randn(20, 30, 2, 2, 3, generator=g), 1)
+    w = SimpleNamespace(args=SimpleNamespace(past=8), horizons=[1, 2, 4, 8, 16], length=30, z=z, split={"test": torch.arange(20)})
+    for shift in predict.SHIFTS:
+        own = torch.stack([z[:, 7 + h + shift] for h in w.horizons], 1)[None]
+        assert predict.best_shift(w, own) == shift
+    assert predict.best_shift(w, z[:, 7:8].expand(-1, 5, -1, -1, -1)[None]) == -2  # a copy is most like the earliest truth there is
+    assert predict.best_shift(SimpleNamespace(**vars(w) | {"horizons": [1]}), own[:, :, :1]) is None
+
+
+def test_a_causal_past_sees_nothing_later_and_a_joined_one_does():
+    x, seen = torch.randn(3, 4, 2, 2, 5), []
+    later = x.clone()
+    later[:, 3] = torch.randn(3, 2, 2, 5)
+    for time in ("causal", "both"):
+        torch.manual_seed(0)
+        m = predict.Predictor((4, 2, 2, 5), (2, 2), 3, [1, 2], time).eval()
+        m.over_time.register_forward_hook(lambda module, given, out: seen.append(out))
+        with torch.no_grad():
+            for given in (x, later):
+                m(given, torch.zeros(3, dtype=torch.long), torch.zeros(3, 2, 2, 3), torch.zeros(3, dtype=torch.long))
+    assert torch.allclose(seen[0][:, :3], seen[1][:, :3], atol=1e-6) and not torch.allclose(seen[2][:, :3], seen[3][:, :3], atol=1e-3)
+
+
+# ---------------------------------------------------------------- parts
+
+def test_a_difference_starts_as_a_copy():
+    present = torch.randn(3, 2, 2, 3)
+    z = predict.Predictor((4, 2, 2, 5), (2, 2), 3, [1, 2], "causal", delta=True)(torch.randn(3, 4, 2, 2, 5), torch.tensor([0, 1, 0]), present, torch.zeros(3, dtype=torch.long))
+    assert torch.equal(z, present)
+
+
+@pytest.mark.parametrize(("grid", "shape"), [((4, 8, 8, 3), (4, 4, 4, 12)), ((1, 12, 12, 3), (1, 6, 6, 12)), ((2, 6, 6, 3), (2, 6, 6, 3)), ((1, 16, 16, 3), (1, 4, 4, 48)),
+                                             ((1, 13, 13, 3), (1, 6, 6, 3)), ((1, 1, 9, 3), (1, 1, 6, 3)), ((1, 96, 96, 2), (1, 6, 6, 2))])
+def test_neighbours_are_put_together_without_loss_where_the_grid_allows(grid, shape):
+    x = torch.randn(2, *grid)
+    y = predict.merged(x)
+    assert tuple(y.shape[1:]) == shape
+    if x.numel() == y.numel():
+        assert torch.equal(x.flatten().sort().values, y.flatten().sort().values) and torch.equal(y[:, :, 0, 0, :3], x[:, :, 0, 0])
+
+
+def test_info_nce_is_cross_entropy_and_minds_the_present():
+    g = torch.Generator().manual_seed(0)
+    truth, hard = torch.randn(5, 2, 3, generator=g), torch.randn(5, 2, 2, 3, generator=g)
+    own, n = truth + 0.1 * torch.randn(truth.shape, generator=g), F.normalize
+    rows = [torch.cat([n(truth.flatten(1), dim=1) @ n(own[k].flatten(), dim=0), n(hard[k].flatten(1), dim=1) @ n(own[k].flatten(), dim=0)]) / predict.TEMPERATURE for k in range(5)]
+    by_hand = torch.stack([-r.log_softmax(0)[k] for k, r in enumerate(rows)]).mean()
+    assert torch.allclose(predict.info_nce(own, truth, hard), by_hand, atol=1e-6)
+    assert predict.info_nce(hard[:, 0], truth, hard) > predict.info_nce(own, truth, hard) + 1
+
+
+def test_signed_rank_is_scipys_over_means_of_sources_and_small_no_oftener_than_it_says_where_there_is_nothing():
+    from scipy.stats import wilcoxon
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(12, generator=g)
+    assert predict.signed_rank(x, list("abcdefghijkl")) == wilcoxon(x.double().numpy()).pvalue
+    assert predict.signed_rank(x, list("aabbccddeeff")) == wilcoxon(x.double().view(6, 2).mean(1).numpy()).pvalue
+    assert predict.signed_rank(torch.zeros(4), list("abcd")) == 1.0
+    draws = torch.tensor([predict.signed_rank(torch.randn(20, generator=g), list(range(20))) for _ in range(1000)])
+    assert all(abs((draws < p).float().mean() - p) < 0.05 for p in (0.05, 0.25, 0.5, 0.75))
+
+
+def test_a_planted_power_law_is_found():
+    n = np.array([10, 20, 40, 80, 160])
+    fit = predict.power_law(n.tolist(), (0.1 + 0.3 * (n / 160) ** -0.5).tolist())
+    assert fit["floor"] == pytest.approx(0.1, abs=0.01) and fit["exponent"] == pytest.approx(0.5, abs=0.05) and predict.power_law([1, 2], [0.2, 0.1]) is None
+
+
+def test_flow_carries_on_what_moves_and_leaves_what_stands():
+    films = torch.full((2, 14, 48, 48, 3), 90, dtype=torch.uint8)
+    for t in range(14):
+        films[0, t, 20:30, 6 + 2 * t:16 + 2 * t] = torch.tensor([240, 200, 30], dtype=torch.uint8)
+    films[1, :, 20:30, 10:20] = 200
+    on = predict.advected(films[:, :6], 8)
+    errors = predict.pixel_errors(on, films[:, 6:], films[:, 5])
+    copied = predict.pixel_errors(films[:, 5:6].expand_as(films[:, 6:]), films[:, 6:], films[:, 5])
+    assert (errors["l1"][0] < 0.6 * copied["l1"][0]).all() and torch.equal(on[1], films[1, 6:])
+    assert errors["moving_l1"][1].isnan().all() and (errors["still_l1"][1] == 0).all()
+    whole = predict.pixel_errors(films[:, 6:], films[:, 6:], films[:, 5])
+    assert (whole["l1"] == 0).all()
+
+
+@pytest.mark.slow
+def test_lora_starts_as_the_frozen_model_and_reads_the_rows_that_extract_reads(tmp_path):
+    data.main(["moving", "--n", "40", "--frames", "9", "--out", str(tmp_path / "clips")])
+    for name, first, count in (("past", 0, 4), ("last", 3, 1)):
+        data.main(["cut", "--clips", str(tmp_path / "clips"), "--first", str(first), "--frames", str(count), "--out", str(tmp_path / name)])
+        extract.main(["--model", "tiny", "--data", str(tmp_path / name), "--points", "language.0,language.1", "--out", str(tmp_path / f"{name}-features")])
+    found = predict.main(["--mode", "latents", "--data", str(tmp_path / "clips"), "--features", str(tmp_path / "past-features"), "--past", "4", "--variants", "pixels,lora", "--seeds", "1",
+                          "--epochs", "6", "--no-scaling", "--out", str(tmp_path / "found.yaml")])
+    assert {"pixels", "lora"} < set(found["variants"]) and found["variants"]["lora"]["cosine"] != found["variants"]["pixels"]["cosine"]
+    assert found["training"]["lora"]["steps"][0] < found["training"]["pixels"]["steps"][0]  # goes on from there
+
+
+# ---------------------------------------------------------------- what is refused
+
+def test_bad_input_costs_one_sentence(known, refused, tmp_path):
+    folder, line, _ = known
+
+    def but(*words, **new):
+        refused(lambda: run(line, **new), *words)
+
+    but("unknown variant 'detla'", "delta", variants="detla")
+    but("needs --features", features=None)
+    but("give --last its features", last=None, variants="single")
+    but("--seeds 0", seeds=0)
+    but("--point language.9", "language.0", point="language.9")
+    but("a vae is needed", vae="tiny-dinov2")
+    but("may have seen the future", past=PAST + 1)
+    but("is a folder", out=tmp_path)
+    plant_features(tmp_path / "seen", [f"clip-{k}" for k in range(N)], {"vision.0": torch.randn(N, 2, 2, 2, 4)}, folder / "past")
+    but("holds no language layer", features=tmp_path / "seen", last=None, variants="pixels")
