@@ -3,7 +3,6 @@
 MODEL ?= tiny
 MODELS ?= tiny tiny-semantic tiny-llava-next tiny-internvl2 tiny-cogvlm2 tiny-dinov2
 DATA ?= shapes
-comma := ,
 SEED ?= 0
 COMPARED := $(if $(filter screen,$(MAKECMDGOALS)),$(MODELS))
 
@@ -194,8 +193,8 @@ gate2: $(R)/gate2.yaml  ## can a small adapter bridge, does a second encoder rep
 
 # ---- gate 3, on clips: DATA, or data/future
 
-WATCHED ?= $(if $(filter tiny%,$(MODEL)),3$(comma)8$(comma)16$(comma)17,3$(comma)8$(comma)16)
-PREDICT ?=
+WATCHED ?= 3,8,16
+PREDICT ?= $(if $(filter tiny%,$(MODEL)),--epochs 40)
 CONTINUE ?=
 FUTURES ?=
 

@@ -284,7 +284,7 @@ MODELS = {
     "tiny-internvl2": {"kind": "vlm", "type": "internvl", "path": f"{TINY}/internvl2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-cogvlm2": {"kind": "vlm", "type": "cogvlm2", "path": f"{TINY}/cogvlm2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-vae": {"kind": "vae", "type": "AutoencoderKLLTXVideo", "path": f"{TINY}/vae", "size": 64, "clip": 64},
-    "tiny-ltx": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": f"{TINY}/ltx", "size": 64, "clip": 64, "frames": 9, "vae": "tiny-vae"},
+    "tiny-ltx": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": f"{TINY}/ltx", "size": 64, "clip": 64, "frames": 9, "steps": 4, "vae": "tiny-vae"},
     "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224},
     "qwen2.5-vl-7b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-7B-Instruct", "size": 448, "clip": 224},
     "qwen2-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen2-VL-2B-Instruct", "size": 448, "clip": 224},

@@ -486,8 +486,8 @@ def another(clip, action, actions, seed):
     return different[int(hashlib.sha256(f"{seed} {clip}".encode()).hexdigest()[:15], 16) % len(different)]
 
 
-def questions_about(films, actions, options, seed):
-    """{kind: a question for each film}. actions: {clip: action}; options: the actions to choose from."""
+def questions_about(films, actions, options, seed, main="real"):
+    """{kind: a question for each film, or None: yes and no are asked of the clips themselves and of `main` alone}. actions: {clip: action}; options: the actions to choose from."""
     words = {w for row in WORDS["direction"] for w in row}
     openly = [i["turns"][0][0] for i in films] if all(i.get("turns") for i in films) else None
 
@@ -500,8 +500,9 @@ def questions_about(films, actions, options, seed):
     if 1 < len(options) <= OPTIONS:
         questions["options"] = [f"{q} Answer with one of: {', '.join(options)}." for q in openly or [CHOOSE] * len(films)]
     if len(set(actions.values())) > 1:
-        questions["yes_true"] = [happens(i, action_of(i)) for i in films]
-        questions["yes_false"] = [happens(i, another(clip_of(i), action_of(i), list(actions.values()), seed)) for i in films]
+        here = [i.get("conditioning", "real") in ("real", main) for i in films]
+        questions["yes_true"] = [happens(i, action_of(i)) if h else None for i, h in zip(films, here, strict=True)]
+        questions["yes_false"] = [happens(i, another(clip_of(i), action_of(i), list(actions.values()), seed)) if h else None for i, h in zip(films, here, strict=True)]
     return questions
 
 
@@ -524,16 +525,22 @@ def answers_to(model, processor, frames, question, at):
 
 
 def ask_films(films, questions, counts, entry, where, out, meta, batch):
-    """{(kind, k): an answer for each film}; what `out` holds of the same films, questions and model is not asked again. where: (device, dtype)."""
+    """{(kind, k): an answer for each film}; what `out` holds of the same films, questions and model is not asked again. where: (device, dtype).
+
+    The first of NAMING that there is is asked with every number of frames, the other kinds with the largest.
+    """
     ids, before = [i["id"] for i in films], load_pt(out, ANSWERS) if out.is_file() else None
     answers = before["answers"] if before and (before["ids"], before["meta"], before.get("questions")) == (ids, plain(meta), questions) else {}
-    todo = [(kind, k) for k in counts for kind in questions if f"{kind}-{k}" not in answers]
+    first = next(kind for kind in NAMING if kind in questions)
+    wanted = [(kind, k) for k in counts for kind in questions if kind == first or k == max(counts)]
+    todo = [(kind, k) for kind, k in wanted if f"{kind}-{k}" not in answers]
     model, processor = load_vlm(entry, *where) if todo else (None, None)
-    with tqdm(total=len(todo) * len(films), desc="asked", unit="film") as bar:
+    with tqdm(total=sum(q is not None for kind, _ in todo for q in questions[kind]), desc="asked", unit="film") as bar:
         for kind, k in todo:
             together, texts = {}, [None] * len(films)
             for n, (item, question) in enumerate(zip(films, questions[kind], strict=True)):
-                together.setdefault((question, len(item["frames"])), []).append(n)
+                if question is not None:
+                    together.setdefault((question, len(item["frames"])), []).append(n)
             for (question, length), members in together.items():
                 at = spread(length, k)
                 for some in (members[n:n + batch] for n in range(0, len(members), batch)):
@@ -543,7 +550,7 @@ def ask_films(films, questions, counts, entry, where, out, meta, batch):
                     bar.update(len(some))
             answers = answers | {f"{kind}-{k}": texts}
             save_pt(out, ANSWERS, ids, meta, questions=questions, answers=answers)
-    return {(kind, k): answers[f"{kind}-{k}"] for k in counts for kind in questions}
+    return {(kind, k): answers[f"{kind}-{k}"] for kind, k in wanted}
 
 
 # ---------------------------------------------------------------- describe: what is said is scored
@@ -584,6 +591,8 @@ def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
     for (kind, k), texts in answers.items():
         for place, name in enumerate(names):
             own = texts[place * n:(place + 1) * n]
+            if kind in YES and own[0] is None:
+                continue
             if kind in YES:
                 table[name][f"{kind}-{k}"] = yes_share(own, sources, seed)
             else:
@@ -610,8 +619,9 @@ def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
     headline["retention_reason"] = None if "retention" in criteria else "no action of a real clip is recalled, so there is none to retain" if generated else "there are no generated films"
     headline |= {f"retention_{name}": table[name].get("retention") for name in names if name not in ("real", main)}
     headline |= {f"action_recall_{name}": value for name, value in criteria["action_recall"]["floors"].items()}
+    most = max(k for _, _, k in score)
     for end, name in (("", main), ("_real", "real")):
-        true, false = (table[name].get(f"{question}-{k}", {}) for question in YES)
+        true, false = (table[name].get(f"{question}-{most}", {}) for question in YES)
         headline |= {f"yes_bias{end}{part}": false.get(value) for part, value in (("", "share"), ("_low", "low"), ("_high", "high"))}
         headline |= {f"yes_unparsed{end}": false.get("unparsed"), f"yes_gap{end}": None if None in (true.get("share"), false.get("share")) else true["share"] - false["share"]}
     return headline | {"unparsed": more["unparsed"], "options_searched": len(searched), "criteria": criteria, "conditionings": table}
@@ -651,7 +661,7 @@ def describe(args, started):
     used = {int(k): min(int(k), longest) for k in counts}
     actions, directions = {clip_of(i): action_of(i) for i in real}, [w for row in WORDS["direction"] for w in row]
     options = sorted({*filter(None, map(action_of, items)), *(str(a) for a in index.get("actions") or ())})
-    questions = questions_about(every, actions, options, args.seed)
+    questions = questions_about(every, actions, options, args.seed, main)
     out = Path(args.out or Path(args.films).parent / "explain-describe.yaml")
     check_writable(out)
 

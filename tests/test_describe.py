@@ -109,7 +109,9 @@ def test_the_question_and_the_number_of_frames_are_chosen_by_the_clips_themselve
         best = (question.endswith("move?"), frames) == (True, 3)
         return true(k) if best == (name == "real") and k % 10 else wrong(k)
     result = planted(says, "--frames", "2,3,4")
-    assert (result["kind"], result["frames"], result["options_searched"]) == ("asked", 3, 9) and result["retention"] == 0
+    assert (result["kind"], result["frames"], result["options_searched"]) == ("asked", 3, 5) and result["retention"] == 0  # asked with all three numbers, listed and described with the largest
+    assert set(result["conditionings"]["past"]) >= {"asked-2", "asked-3", "asked-4", "options-4", "described-4"} and "described-3" not in result["conditionings"]["past"]
+    assert "yes_true-4" in result["conditionings"]["past"] and not any(k.startswith("yes") for k in result["conditionings"]["copy"])
     assert result["conditionings"]["past"]["described-4"]["recall"] == pytest.approx(0.9)
     result = planted(lambda k, *_: true(k), "--frames", "2,4,3")
     assert (result["kind"], result["frames"]) == ("asked", 4)

@@ -83,7 +83,7 @@ def test_a_future_that_the_tokens_name_is_found_predictable(known):
     rows = found["variants"]
     assert rows["multi"]["cosine"] > 0.9 and rows["blind"]["cosine"] < rows["multi"]["cosine"] - 0.1 and rows["latents"]["cosine"] < rows["multi"]["cosine"] - 0.1
     c = found["criteria"]["prediction"]
-    assert c["gain_low"] > 0 and c["floors"].keys() == {"copy", "mean_future", "nearest", "blind"} and found["variant"] in rows and found["gain"] > 0.5
+    assert c["gain_low"] > 0 and c["floors"].keys() == {"copy", "mean_future", "nearest", "blind"} and found["variant"] in rows and found["gain"] > 0.3
     assert not rows["multi"]["static"] and rows["multi"]["p_holm"] < 0.01 and set(found["horizons"]["multi"]) == {1, 2, 4, 8}
     assert load_yaml(folder / "predict-latents.yaml", "predict")["cosine"] == pytest.approx(found["cosine"], rel=1e-4)
     assert (folder / "predict-latents.png").stat().st_size > 20_000 and not (folder / "predict-latents.training").exists()
