@@ -161,7 +161,7 @@ gate1: $(R)/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA
 
 GATE2 ?= $(if $(filter tiny%,$(MODEL)),--lr 2e-3)
 LADDER ?= $(if $(filter tiny%,$(MODEL)),--warm 8 --epochs 3)
-ARMS ?= $(if $(filter tiny%,$(MODEL)),--loss latents --epochs 3)
+ARMS ?= $(if $(filter tiny%,$(MODEL)),--loss latents --warm 4 --epochs 4)
 FILMS ?= $(if $(filter tiny%,$(MODEL)),--seeds 2 --strengths 0.5)
 H := results/$(notdir $(ENCODER))+$(M)/$(DATA)/features
 OTHER := $(filter-out $(if $(filter tiny%,$(MODEL)),96,448),$(SIZES))  # sizes beside the model's own
