@@ -104,6 +104,7 @@ from common import (
     ranks,
     ratio,
     refuse,
+    resample,
     ridge,
     run_info,
     save_pt,
@@ -331,8 +332,8 @@ def pixel_errors(own, truth, last, least=25):
 
 # ---------------------------------------------------------------- prediction in latent space: a model's tokens of the past -> the autoencoder's latents of a frame to come
 
-# What a variant reads (of the past or of its last frame alone), how the past is joined over time, what is added, what it learns. `blind` and `latents` are controls: in the
-# model's place the first reads the last frame's latents, the second those of the whole past.
+# What a variant reads (the past; its last frame alone; the past at the middle language layer, which LoRA can change), how the past is joined over time, what is added, what it learns.
+# `blind` and `latents` are controls: in the model's place the first reads the last frame's latents, the second those of the whole past.
 VARIANTS = {
     "sanity": {"reads": "last", "horizons": (0,)},
     "single": {"reads": "last"},
@@ -342,7 +343,8 @@ VARIANTS = {
     "causal": {"reads": "past", "time": "causal"},
     "delta": {"reads": "past", "time": "causal", "delta": True},
     "contrastive": {"reads": "past", "time": "causal", "loss": "contrastive"},
-    "pixels": {"reads": "language", "time": "causal", "loss": "pixels"},
+    "pixels": {"reads": "past", "time": "causal", "loss": "pixels"},
+    "language": {"reads": "language", "time": "causal"},
     "lora": {"reads": "language", "time": "causal", "loss": "pixels", "rank": 64},
     "blind": {"reads": "present", "delta": True},
     "latents": {"reads": "latents", "time": "causal", "delta": True},
@@ -367,14 +369,19 @@ def merged(x, most=6):
 
 
 class Predictor(torch.nn.Module):
-    """Tokens of the past [n, t, h, w, D] -> latents [n, H, W, C] of a frame `horizon` (a number in its list) ahead: one query for every latent place and horizon.
+    """Tokens of the past [n, t, h, w, D] -> latents [n, H, W, C] of a frame `horizon` (a number in its list) ahead: one query for every latent place and horizon, which begins with
+    what all time steps hold at its own place. moments: (mean, std) [D] by which tokens are standardised.
 
     time: None, every token is seen as it is; "both", those of one place first see each other over time; "causal", only the earlier ones, and what is read is the last.
     actions: how many there are to be told one of. delta: what is put out is the difference to the present's latents, at first nothing.
     """
 
-    def __init__(self, grid, out_grid, channels, horizons, time=None, actions=0, delta=False, width=64):
+    def __init__(self, grid, out_grid, channels, horizons, time=None, actions=0, delta=False, moments=None, width=64):
         super().__init__()
+        mean, std = moments or (torch.zeros(grid[3]), torch.ones(grid[3]))
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.here = torch.nn.Linear(grid[0] * grid[3], width)
         t, h, w, d = merged(torch.empty(1, *grid, device="meta")).shape[1:]
         self.out_grid, self.time, self.delta = out_grid, time, delta
         self.embed, self.place, self.moment = torch.nn.Linear(d, width), torch.nn.Parameter(torch.randn(h * w, width) * 0.1), torch.nn.Parameter(torch.randn(t, 1, width) * 0.1)
@@ -390,14 +397,15 @@ class Predictor(torch.nn.Module):
 
     def forward(self, x, horizon, present, action):
         """x [n, t, h, w, D], horizon [n], present [n, H, W, C], action [n]."""
-        x = merged(x)
+        x = (x - self.mean) / self.std
         n, t = x.shape[:2]
-        memory = self.embed(F.layer_norm(x.flatten(2, 3), x.shape[-1:])) + self.place + self.moment  # [n, t, hw, width]
+        here = resample(x.flatten(0, 1), self.out_grid).unflatten(0, (n, t)).permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)  # [n, HW, t D]
+        memory = self.embed(merged(x).flatten(2, 3)) + self.place + self.moment  # [n, t, hw, width]
         if self.time:
             mask = torch.nn.Transformer.generate_square_subsequent_mask(t, device=x.device) if self.time == "causal" else None
             memory = self.over_time(memory.transpose(1, 2).flatten(0, 1), mask).unflatten(0, (n, -1)).transpose(1, 2)
             memory = memory[:, -1:] if self.time == "causal" else memory
-        query = self.query + self.horizon[horizon]
+        query = self.query + self.horizon[horizon] + self.here(here)
         memory = memory.flatten(1, 2)
         if self.action is not None:
             memory = torch.cat([memory, self.action(action)[:, None]], 1)
@@ -460,6 +468,8 @@ def latent_world(args):
     qwen = MODELS.get(w.index["model"], {}).get("type", "").startswith("qwen")
     names = args.variants.split(",") if args.variants else [n for n, v in VARIANTS.items() if not cannot.get(v["reads"]) and ("rank" not in v or qwen)]
     w.variants = {name: known(name, VARIANTS, "variant") for name in dict.fromkeys([*names, *CONTROLS])}
+    if not set(w.variants) - {"sanity", *CONTROLS}:
+        refuse(f"--variants {args.variants} leave nothing that predicts; add one of {', '.join(n for n in VARIANTS if n not in ('sanity', *CONTROLS))}")
     items, w.data = load_items(args.data)
     whole_past(w.index["data_path"], args.past, w.data["name"])
     w.items = join(items, w.index | {"data_path": args.data}, args.features)
@@ -519,11 +529,12 @@ def tells_most(w, points):
 
 
 def reading(w, name):
-    """(function from items to what a variant reads, grid, function that makes its module from that grid's Predictor)."""
+    """(function from items to what a variant reads, grid, (mean, std) of its channels over train clips)."""
     v = w.variants[name]
     x = {"present": lambda: w.present[:, None], "latents": lambda: w.z[:, :w.args.past], "last": lambda: w.read_last(w.point), "past": lambda: w.read(w.point),
          "language": lambda: w.read(middle(w.language))}[v["reads"]]()
-    return lambda items: x[items].to(w.device), tuple(x.shape[1:])
+    rows = x[w.split["train"]].flatten(0, -2)
+    return lambda items: x[items].to(w.device), tuple(x.shape[1:]), (rows.mean(0), rows.std(0).clamp(min=1e-6))
 
 
 def middle(points):
@@ -555,16 +566,16 @@ def tuned_model(w, rank):
 def train_variant(w, name, train_items=None, seeds=None):
     """[(module, record)] of every seed, and the function that reads items for it. Fewer items are gone over more often, for as many steps."""
     v, items = w.variants[name], w.split["train"] if train_items is None else train_items
-    read, grid = reading(w, name)
+    read, grid, moments = reading(w, name)
     horizons = v.get("horizons", w.horizons)
     shape = grid, tuple(w.present.shape[1:3]), w.present.shape[3], horizons
-    free = {"time": v.get("time"), "delta": v.get("delta", False), "actions": len(w.actions) if v.get("action") else 0}
+    free = {"time": v.get("time"), "delta": v.get("delta", False), "actions": len(w.actions) if v.get("action") else 0, "moments": moments}
     steps, few_steps = (max(len(x) // min(w.how["batch"], len(x)), 1) for x in (w.split["train"], items))  # of an epoch
     loss = v.get("loss", "latents")
     how = w.how | {k: round(w.how[k] * steps / few_steps) for k in ("epochs", "patience")} | {"warm": 0, "variant": name, "point": w.point, "items": len(items)}
     if loss == "pixels":
         few = max(how["epochs"] // 10, 1)
-        how |= {"warm": 0 if "rank" in v else how["epochs"] - few, "epochs": few, "patience": None}
+        how |= {"warm": 0 if w.trained.get("language") and "rank" in v else how["epochs"] - few, "epochs": few, "patience": None}
     trained, tuned = [], None
     if "rank" in v:
         tuned, read = tuned_model(w, v["rank"])
@@ -590,10 +601,10 @@ def train_variant(w, name, train_items=None, seeds=None):
             head = Predictor(*shape, **free)
             if tuned is None:
                 return head
-            if start := w.trained.get("pixels"):  # as far as the frozen model brings it
-                head.load_state_dict(start[s][1]["weights"])
+            if start := w.trained.get("language"):  # as far as the frozen model brings it
+                head.load_state_dict(start[s][1]["weights"], strict=False)
             return Through(tuned.reset(), head)
-        known_by = digest(w.z[items].numpy().tobytes() + str(sorted(how.items())).encode())
+        known_by = digest(w.z[items].numpy().tobytes() + torch.cat(moments).numpy().tobytes() + str(sorted(how.items())).encode())
         trained.append(train(build, loss_of, {"train": items, "val": w.split["val"]}, w.seed + s, how, w.device, w.out.with_suffix(".training") / f"{known_by}-{name}-{s}.pt", w.index["ids"]))
     return trained, read
 
@@ -690,18 +701,15 @@ def power_law(sizes, errors):
     return {"floor": found[0], "scale": found[1], "exponent": found[2], "formula": f"floor + scale * (n / {int(n.max())}) ** -exponent"}
 
 
-def scaling(w, name, copy_error):
-    """Test error (1 - cosine) of one variant trained on five sizes of the training set, in steps as many, and the curve through them."""
-    items, table = w.split["train"], {}
-    for f in (*FRACTIONS, 1.0):
-        few = items[:max(round(f * len(items)), 2)]
-        trained, read = (w.trained[name], w.reads[name]) if f == 1 else train_variant(w, name, few)
+def scaling(w, name, smaller, copy_error):
+    """Test error (1 - cosine) of one variant trained on five sizes of the training set, in steps as many, and the curve through them. smaller: {clips: (trained, read)}."""
+    table = {}
+    for n, (trained, read) in (smaller | {len(w.split["train"]): (w.trained[name], w.reads[name])}).items():
         error = 1 - latent_cosine(foretold(w, name, trained, read, w.split["test"]), w.future[w.split["test"]]).mean(2)
-        values = bootstrap(error, w.test_sources, seed=w.seed)
-        table[len(few)] = dict(zip(("error", "error_low", "error_high"), values, strict=True))
+        table[n] = dict(zip(("error", "error_low", "error_high"), bootstrap(error, w.test_sources, seed=w.seed), strict=True))
     fit = power_law(list(table), [r["error"] for r in table.values()])
     need = None
-    if fit and fit["floor"] < copy_error and fit["scale"] > 0 and fit["exponent"] > 0:
+    if fit and fit["floor"] < copy_error < fit["floor"] + fit["scale"] and fit["exponent"] > 0.01:
         need = max(table) * (fit["scale"] / (copy_error - fit["floor"])) ** (1 / fit["exponent"])
     return {"variant": name, "copy_error": copy_error, "fit": fit, "clips_to_reach_copy": need, "sizes": table}
 
@@ -717,11 +725,11 @@ def latents(args, started):
             if name != "sanity":
                 val[name] = latent_cosine(foretold(w, name, w.trained[name], w.reads[name], w.split["val"]), w.future[w.split["val"]]).mean().item()
     asked = [n for n in w.variants if n not in CONTROLS and n != "sanity"]
-    best = max(asked, key=val.get) if asked and val else None
+    scaled = None if args.no_scaling else next((n for n in ("causal", "multi", "single", *asked) if n in asked), None)  # not a difference, which is a copy where it learns nothing
+    smaller = {len(few): train_variant(w, scaled, few) for few in (w.split["train"][:max(round(f * len(w.split["train"])), 2)] for f in FRACTIONS)} if scaled else {}
     if ranks()[0]:
-        if not args.no_scaling:
-            scaling(w, best, 0.0)
         return {}
+    best = max(asked, key=val.get)
     sanity = latent.pop("sanity", None)
     guess, pixels = guesses(w)
     scores, shown = scored_rows(w, guess | latent, pixels)
@@ -755,7 +763,7 @@ def latents(args, started):
               "baselines": {n: rows[n] for n in guess},
               "horizons": {n: by_group(w, scores[n], copy, {h: (list(range(len(test))), [k]) for k, h in enumerate(w.horizons)}) for n in (*asked, *CONTROLS, *guess) if n != "copy"},
               "quarters_of_motion": {n: by_group(w, scores[n], copy, quarters) for n in (*asked, *CONTROLS)}, "motion": [motion[part].mean() for part in order.tensor_split(4)],
-              "val_cosine": val, "scaling": None if args.no_scaling else scaling(w, best, (1 - copy["cosine"]).mean().item()),
+              "val_cosine": val, "scaling": scaling(w, scaled, smaller, (1 - copy["cosine"]).mean().item()) if scaled else None,
               "notes": {"cosine": "of whole frames' latents, on the mean of the horizons", "copy": "the last frame's own latents; raw_ scores are of its pixels, without the autoencoder between",
                         "blind": "a variant that reads the last frame's latents and no model", "latents": "the latents of the whole past in the model's place",
                         "p": "Wilcoxon's signed rank over means of sources",
