@@ -194,7 +194,7 @@ gate2: $(R)/gate2.yaml  ## can a small adapter bridge, does a second encoder rep
 # ---- gate 3, on clips: DATA, or data/future
 
 WATCHED ?= 3,8,16
-PREDICT ?= $(if $(filter tiny%,$(MODEL)),--epochs 40)
+PREDICT ?= $(if $(filter tiny%,$(MODEL)),--epochs 30)
 CONTINUE ?=
 FUTURES ?=
 

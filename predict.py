@@ -1,4 +1,4 @@
-"""Stage 5. Does conditioning break a video decoder's sense of time, and what does it make of the past?
+"""Stage 5. Does anything predict better than copying the last frame; and does conditioning break a video decoder's sense of time?
 
     python predict.py --mode coherence --video tiny-ltx --data data/moving --judge tiny-dinov2 --out results/tiny/moving/predict-coherence.yaml
     python predict.py --mode coherence --video tiny-ltx --data data/moving --judge tiny-dinov2 --adapter results/tiny/moving/conditioning.pt --out results/tiny/moving/predict-coherence.yaml
@@ -25,6 +25,17 @@ vae_shuffled). Measures:
 
 Writes predict-coherence.yaml (criteria, a table of conditionings and of strengths), .png and .pt (films of a few clips, uint8 [n, T, H, W, 3]), films/ (a data folder of all
 films of the first draw, id `<clip>/<conditioning>`, which extract.py --ask takes) and predict-coherence-parts/ (films as made: a second run makes only what is missing).
+
+Prediction in latent space:
+
+    python predict.py --mode latents --data data/future --features results/tiny/future-past/features --last results/tiny/future-last/features --vae tiny-vae --out results/tiny/future/predict-latents.yaml
+
+From a model's tokens of the past (of a cut that holds nothing else: data.py cut), the autoencoder's latents of the frame 1, 2, 4, 8 and 16 frames ahead. Variants, all of one loop and one
+head of learned queries: sanity (the present), single (the last frame alone), action (and the action's name), multi (all eight), temporal and causal (a transformer over time), delta (the
+difference to the present), contrastive (InfoNCE), pixels (LPIPS + 0.1 L2 through the decoder), language (the middle language layer) and lora (that layer under LoRA, by pixels). Beside them
+copy, linear and flow (carried on), mean_future, nearest (train clip), oracle (the truth encoded), and the controls blind (reads the last frame's latents in the model's place) and latents
+(those of the whole past). Cosine of latents, l1, LPIPS, l1 where the truth has moved; gain over copy (paired; Wilcoxon's p over sources, Holm over variants) by horizon and by quarter of motion;
+`predicts` names what gains over copy and over all that sees no model. `scaling`: one variant on five sizes of the training set, and a power law through them.
 
 What comes next:
 
@@ -391,9 +402,8 @@ class Predictor(torch.nn.Module):
         self.action = torch.nn.Embedding(actions, width) if actions else None
         self.layers = torch.nn.ModuleList(attention(width) for _ in range(2))
         self.out = torch.nn.Linear(width, channels)
-        if delta:
-            torch.nn.init.zeros_(self.out.weight)
-            torch.nn.init.zeros_(self.out.bias)
+        torch.nn.init.zeros_(self.out.weight)  # begins with nothing, as a difference with a copy: what cannot be learned is not answered with noise
+        torch.nn.init.zeros_(self.out.bias)
 
     def forward(self, x, horizon, present, action):
         """x [n, t, h, w, D], horizon [n], present [n, H, W, C], action [n]."""
@@ -564,18 +574,19 @@ def tuned_model(w, rank):
 
 
 def train_variant(w, name, train_items=None, seeds=None):
-    """[(module, record)] of every seed, and the function that reads items for it. Fewer items are gone over more often, for as many steps."""
+    """[(module, record)] of every seed, and the function that reads items for it."""
     v, items = w.variants[name], w.split["train"] if train_items is None else train_items
     read, grid, moments = reading(w, name)
     horizons = v.get("horizons", w.horizons)
     shape = grid, tuple(w.present.shape[1:3]), w.present.shape[3], horizons
     free = {"time": v.get("time"), "delta": v.get("delta", False), "actions": len(w.actions) if v.get("action") else 0, "moments": moments}
-    steps, few_steps = (max(len(x) // min(w.how["batch"], len(x)), 1) for x in (w.split["train"], items))  # of an epoch
-    loss = v.get("loss", "latents")
-    how = w.how | {k: round(w.how[k] * steps / few_steps) for k in ("epochs", "patience")} | {"warm": 0, "variant": name, "point": w.point, "items": len(items)}
+    loss, how = v.get("loss", "latents"), w.how | {"warm": 0, "variant": name, "point": w.point, "items": len(items)}
+    over = items.repeat(-(-len(w.split["train"]) // len(items)))[:len(w.split["train"])]  # an epoch has as many steps, whatever the number of clips
     if loss == "pixels":
         few = max(how["epochs"] // 10, 1)
         how |= {"warm": 0 if w.trained.get("language") and "rank" in v else how["epochs"] - few, "epochs": few, "patience": None}
+    if "rank" in v:
+        how["lr"] /= 10  # what is trained already is not to be thrown about
     trained, tuned = [], None
     if "rank" in v:
         tuned, read = tuned_model(w, v["rank"])
@@ -605,7 +616,7 @@ def train_variant(w, name, train_items=None, seeds=None):
                 head.load_state_dict(start[s][1]["weights"], strict=False)
             return Through(tuned.reset(), head)
         known_by = digest(w.z[items].numpy().tobytes() + torch.cat(moments).numpy().tobytes() + str(sorted(how.items())).encode())
-        trained.append(train(build, loss_of, {"train": items, "val": w.split["val"]}, w.seed + s, how, w.device, w.out.with_suffix(".training") / f"{known_by}-{name}-{s}.pt", w.index["ids"]))
+        trained.append(train(build, loss_of, {"train": over, "val": w.split["val"]}, w.seed + s, how, w.device, w.out.with_suffix(".training") / f"{known_by}-{name}-{s}.pt", w.index["ids"]))
     return trained, read
 
 

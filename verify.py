@@ -322,7 +322,7 @@ def gate3(args, thresholds):
     latents, criteria = stages.get("latents", {}), {name: s.get("criteria", {}) for name, s in stages.items()}
     if latents:
         own = latents["horizons"][latents["variant"]]
-        last, most = own[max(own)], latents["quarters_of_motion"][latents["variant"]]["quarter_4"]
+        last, most = own[max(own, key=int)], latents["quarters_of_motion"][latents["variant"]]["quarter_4"]
         for name, row in (("longest_horizon", last), ("most_motion", most)):
             criteria["latents"][name] = row | {"score": row["cosine"], "floor": row["cosine_copy"], "floor_name": "copy", "ceiling": 1.0, "n": row["clips"]}
     judged = {}
@@ -351,11 +351,11 @@ def gate3(args, thresholds):
 
 
 def show_predictions(table):
-    """Every variant and baseline of gate 3, best first."""
+    """Every variant and baseline of gate 3, best first; late: more like the truth of an earlier frame."""
     print(f"\n{'':14s} {'cosine':>7s}  {'95% interval':17s} {'gain over copy':>14s}  {'95% interval':19s} {'p (Holm)':>8s} {'skill':>7s} {'L1':>7s}  remarks")
     for name, row in sorted(table.items(), key=lambda item: -item[1]["cosine"]):
         shift = row.get("best_shift")
-        said = ["static"] * bool(row["static"]) + [f"best {abs(shift)} frame{'s' * (abs(shift) > 1)} {'late' if shift < 0 else 'early'}"] * bool(shift)
+        said = ["static"] * bool(row["static"]) + [f"{abs(shift)} or more frames {'late' if shift < 0 else 'early'}" if abs(shift) == 2 else f"a frame {'late' if shift < 0 else 'early'}"] * bool(shift)
         print(f"{name:14s} {row['cosine']:7.4f}  [{row['cosine_low']:.4f}, {row['cosine_high']:.4f}]  {row['gain']:+14.4f}  [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]  "
               f"{number(row.get('p_holm')):>7s} {row['skill']:+7.3f} {row['l1']:7.4f}  {', '.join(said)}")
 
