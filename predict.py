@@ -28,7 +28,7 @@ films of the first draw, id `<clip>/<conditioning>`, which extract.py --ask take
 
 Prediction in latent space:
 
-    python predict.py --mode latents --data data/future --features results/tiny/future-past/features --last results/tiny/future-last/features --vae tiny-vae --out results/tiny/future/predict-latents.yaml
+    python predict.py --mode latents --data data/future --features results/tiny/future-past/features --last results/tiny/future-last/features --out results/tiny/future/predict-latents.yaml
 
 From a model's tokens of the past (of a cut that holds nothing else: data.py cut), the autoencoder's latents of the frame 1, 2, 4, 8 and 16 frames ahead. Variants, all of one loop and one
 head of learned queries: sanity (the present), single (the last frame alone), action (and the action's name), multi (all eight), temporal and causal (a transformer over time), delta (the

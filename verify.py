@@ -354,8 +354,8 @@ def show_predictions(table):
     """Every variant and baseline of gate 3, best first; late: more like the truth of an earlier frame."""
     print(f"\n{'':14s} {'cosine':>7s}  {'95% interval':17s} {'gain over copy':>14s}  {'95% interval':19s} {'p (Holm)':>8s} {'skill':>7s} {'L1':>7s}  remarks")
     for name, row in sorted(table.items(), key=lambda item: -item[1]["cosine"]):
-        shift = row.get("best_shift")
-        said = ["static"] * bool(row["static"]) + [f"{abs(shift)} or more frames {'late' if shift < 0 else 'early'}" if abs(shift) == 2 else f"a frame {'late' if shift < 0 else 'early'}"] * bool(shift)
+        shift = row.get("best_shift") or 0
+        said = ["static"] * bool(row["static"]) + [("2 or more frames " if abs(shift) == 2 else "a frame ") + ("late" if shift < 0 else "early")] * bool(shift)
         print(f"{name:14s} {row['cosine']:7.4f}  [{row['cosine_low']:.4f}, {row['cosine_high']:.4f}]  {row['gain']:+14.4f}  [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]  "
               f"{number(row.get('p_holm')):>7s} {row['skill']:+7.3f} {row['l1']:7.4f}  {', '.join(said)}")
 
