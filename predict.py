@@ -111,6 +111,7 @@ from common import (
     parser,
     pixel_loss,
     plain,
+    plant_features,
     qwen_inputs,
     ranks,
     ratio,
@@ -1551,7 +1552,7 @@ def smoke_input(args, folder):
     Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8)).save_pretrained(folder / "judge")
     BitImageProcessor().save_pretrained(folder / "judge")
     items = []
-    for k in range(24):
+    for k in range(32):
         mask = torch.zeros(7, 32, 32, dtype=torch.uint8)
         for t in range(7):
             mask[t, 4 + k % 16:12 + k % 16, 4 + 2 * t:12 + 2 * t] = 1
@@ -1559,9 +1560,14 @@ def smoke_input(args, folder):
         items.append({"id": f"clip-{k}", "source": f"clip-{k}", "width": 32, "height": 32, "frames": frames, "mask": mask, "labels": ["square"], "names": ["square"],
                       "direction": "right", "camera": [0, 0], "boxes": torch.tensor([[[4 + 2 * t, 4 + k % 16, 12 + 2 * t, 12 + k % 16]] for t in range(7)]).float(), "text": "a square"})
     write_items(folder / "data", items, {"data": "synthetic", "name": "squares"})
-    save_pt(folder / "conditioning.pt", RESULT, [i["id"] for i in items], {"into": "prompt", "model": "planted", "weights": "random"}, embeds=torch.randn(24, 3, 16).half())
+    save_pt(folder / "conditioning.pt", RESULT, [i["id"] for i in items], {"into": "prompt", "model": "planted", "weights": "random"}, embeds=torch.randn(32, 3, 16).half())
     args.video, args.judge, args.data, args.adapter = str(folder / "ltx"), str(folder / "judge"), str(folder / "data"), str(folder / "conditioning.pt")
-    args.frames, args.size, args.steps, args.seeds, args.strengths, args.past, args.horizon = 5, 32, 2, 2, "0.5", 3, 4
+    for name, first, count in (("past", 0, 3), ("last", 2, 1)):
+        write_items(folder / name, (i | {k: i[k][first:first + count].clone() for k in ("frames", "mask", "boxes")} for i in items),
+                    {"data": "synthetic", "name": name, "cut_from": "squares", "first": first, "frames": count})
+        plant_features(folder / f"{name}-features", [i["id"] for i in items], {"language.0": torch.randn(32, 1, 2, 2, 4)}, folder / name, size=32)
+    args.features, args.last, args.vae = str(folder / "past-features"), str(folder / "last-features"), str(folder / "ltx" / "vae")
+    args.frames, args.size, args.steps, args.seeds, args.strengths, args.past, args.horizon, args.epochs = 5, 32, 2, 2, "0.5", 3, 4, 2
     args.out = args.out or str(folder / f"predict-{args.mode}.yaml")
 
 

@@ -238,6 +238,12 @@ def test_lora_starts_as_the_frozen_model_and_reads_the_rows_that_extract_reads(t
     assert found["training"]["lora"]["steps"][0] < found["training"]["pixels"]["steps"][0]  # goes on from there
 
 
+@pytest.mark.slow
+def test_it_smokes():
+    found = predict.main(["--mode", "latents", "--smoke"])
+    assert {"single", "multi", "delta", "language", "pixels"} <= set(found["variants"]) and "lora" not in found["variants"]
+
+
 # ---------------------------------------------------------------- what is refused
 
 def test_bad_input_costs_one_sentence(known, refused, tmp_path):

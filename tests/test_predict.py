@@ -224,7 +224,7 @@ def test_the_yaml_holds_every_conditioning_beside_the_clips_and_the_nulls(made):
     assert found["weights"] == "random" and found["video_weights"] == "unstated" and found["data"] == "synthetic"
     assert (folder / "predict-coherence.png").stat().st_size > 20_000
     saved = load_pt(folder / "predict-coherence.pt", RESULT)
-    assert saved["films"]["adapter"].shape == (len(saved["ids"]), 5, 32, 32, 3) and result["clips"] == len([i for i in range(24) if split_of(f"clip-{i}") == "test"])
+    assert saved["films"]["adapter"].shape == (len(saved["ids"]), 5, 32, 32, 3) and result["clips"] == len([i for i in range(32) if split_of(f"clip-{i}") == "test"])
 
 
 def test_films_are_a_data_folder_with_the_truth_of_their_windows(made):
