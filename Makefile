@@ -17,11 +17,11 @@ VIDEO ?= $(if $(filter tiny%,$(MODEL)),tiny-ltx,ltx-video)
 ROOT ?=
 ANNOTATIONS ?=
 FORMAT ?= voc
-FRAMES ?= 24
+FRAMES ?= $(shell echo $$(($(PAST) + 16)))
 FPS ?=
 CLIPSIZE ?=
 N ?=
-PAST ?= 8
+PAST ?= $(if $(filter tiny%,$(MODEL)),8,9)
 LAUNCH ?=
 STRICT ?=
 SET ?=
@@ -76,10 +76,12 @@ endif
 data/moving-first/index.yaml data/moving-middle/index.yaml: data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
 	$(PY) data.py moving --freeze $* --clips $(<D) --out $(@D) --seed $(SEED) --preview
 data/future/index.yaml: | data.py $(SETUP)
-	$(PY) data.py moving --frames 24 --n 300 --out $(@D) --seed $(SEED) --preview
-data/%-past/index.yaml: data/%/index.yaml | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
+	$(PY) data.py moving --frames $(FRAMES) --n 300 --out $(@D) --seed $(SEED) --preview
+data/%-past/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
 	$(PY) data.py cut --clips $(<D) --first 0 --frames $(PAST) --out $(@D) --seed $(SEED)
-data/%-last/index.yaml: data/%/index.yaml | data.py $(SETUP)
+data/.past: FORCE  # changes only when PAST does
+	@mkdir -p $(@D); echo '$(PAST)' | cmp -s - $@ || echo '$(PAST)' > $@
+data/%-last/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)
 	$(PY) data.py cut --clips $(<D) --first $$(($(PAST) - 1)) --frames 1 --out $(@D) --seed $(SEED)
 data/%/index.yaml: | data.py $(SETUP)
 	$(PY) data.py $* --out $(@D) --seed $(SEED) --preview
@@ -198,11 +200,11 @@ PREDICT ?= $(if $(filter tiny%,$(MODEL)),--epochs 30)
 CONTINUE ?=
 FUTURES ?=
 
-$(P)/predict-latents.yaml: $(P)-past/features/index.yaml $(P)-last/features/index.yaml predict.py common.py
-	$(RUN) predict.py --mode latents --data data/$(CLIP) --features $(P)-past/features --last $(P)-last/features --vae $(VAE) --past $(PAST) --seed $(SEED) $(PREDICT) --out $@
-$(P)/predict-continue.yaml: data/$(CLIP)/index.yaml predict.py common.py
+$(P)/predict-latents.yaml: $(P)-past/features/index.yaml $(P)-last/features/index.yaml $(P)-past/features-random/index.yaml predict.py common.py
+	$(RUN) predict.py --mode latents --data data/$(CLIP) --features $(P)-past/features --last $(P)-last/features --random $(P)-past/features-random --vae $(VAE) --past $(PAST) --seed $(SEED) $(PREDICT) --out $@
+$(P)/predict-continue.yaml: data/$(CLIP)/index.yaml data/.past predict.py common.py
 	$(PY) predict.py --mode continue --video $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(CONTINUE) --out $@
-$(P)/predict-futures.yaml: data/$(CLIP)/index.yaml predict.py common.py
+$(P)/predict-futures.yaml: data/$(CLIP)/index.yaml data/.past predict.py common.py
 	$(PY) predict.py --mode futures --video $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(FUTURES) --out $@
 $(P)/explain-describe.yaml: $(P)/predict-continue.yaml explain.py common.py
 	$(PY) explain.py --mode describe --model $(MODEL) --films $(@D)/films --frames $(WATCHED) --seed $(SEED) --out $@

@@ -345,7 +345,7 @@ def pixel_errors(own, truth, last, least=25):
 # ---------------------------------------------------------------- prediction in latent space: a model's tokens of the past -> the autoencoder's latents of a frame to come
 
 # What a variant reads (the past; its last frame alone; the past at the middle language layer, which LoRA can change), how the past is joined over time, what is added, what it learns.
-# `blind` and `latents` are controls: in the model's place the first reads the last frame's latents, the second those of the whole past.
+# The last three are controls: in the model's place they read the last frame's latents, those of the whole past, and the tokens of the untrained network.
 VARIANTS = {
     "sanity": {"reads": "last", "horizons": (0,)},
     "single": {"reads": "last"},
@@ -360,8 +360,10 @@ VARIANTS = {
     "lora": {"reads": "language", "time": "causal", "loss": "pixels", "rank": 64},
     "blind": {"reads": "present", "delta": True},
     "latents": {"reads": "latents", "time": "causal", "delta": True},
+    "untrained": {"reads": "random", "time": "causal", "delta": True},
 }
-CONTROLS = "blind", "latents"
+CONTROLS = "blind", "latents", "untrained"
+KNOW_NOTHING = "copy", "mean_future", "nearest", *CONTROLS  # what has to be beaten, beside the copy: it has seen no model that learned
 HORIZONS = 1, 2, 4, 8, 16
 SHIFTS = -2, -1, 0, 1, 2
 FRACTIONS = 1 / 16, 1 / 8, 1 / 4, 1 / 2  # of the training clips, beside all of them
@@ -440,7 +442,9 @@ class Through(torch.nn.Module):
 def info_nce(own, truth, hard, temperature=TEMPERATURE):
     """InfoNCE (van den Oord et al. 2018) of cosines: own [n, ...] must be nearer to its truth [n, ...] than to the truths of the others and to the item's own `hard` negatives [n, k, ...]."""
     own, truth, hard = F.normalize(own.flatten(1), dim=1), F.normalize(truth.flatten(1), dim=1), F.normalize(hard.flatten(2), dim=2)
-    scores = torch.cat([own @ truth.T, torch.einsum("nd,nkd->nk", own, hard)], 1) / temperature
+    others, own_others = truth @ truth.T, torch.einsum("nd,nkd->nk", truth, hard)
+    same = torch.cat([others.fill_diagonal_(0), own_others], 1) > 1 - 1e-6  # where nothing moves the present is the truth, and no negative
+    scores = torch.cat([own @ truth.T, torch.einsum("nd,nkd->nk", own, hard)], 1).masked_fill(same, -1) / temperature
     return F.cross_entropy(scores, torch.arange(len(own), device=own.device))
 
 
@@ -457,13 +461,13 @@ def signed_rank(difference, sources):
     return float(wilcoxon(means.numpy()).pvalue) if means.abs().max() > 0 else 1.0
 
 
-def whole_past(path, past, name):
-    """The data folder that features were made of, if it holds the first `past` frames of clips of the folder `name` and no others: an encoder that mixes frames has not seen what comes."""
+def whole_past(path, first, frames, name):
+    """Refuse a data folder that is not the cut of clips of the folder `name` that begins with frame `first` and has `frames`: an encoder that mixes frames has not seen what comes."""
     index = load_yaml(Path(path) / "index.yaml", "data")
-    found = index.get("cut_from"), index.get("first", 0) + index.get("frames", 0)
-    if found != (name, past):
-        refuse(f"{path} is no cut of {name} that ends with frame {past - 1}, so its features may have seen the future; make it with data.py cut --clips data/{name} --first 0 --frames {past}")
-    return index
+    found = index.get("cut_from"), index.get("first"), index.get("frames")
+    if found != (name, first, frames):
+        refuse(f"{path} is not frames {first} to {first + frames - 1} of {name}, so its features may have seen the future; "
+               f"make it with data.py cut --clips data/{name} --first {first} --frames {frames}")
 
 
 def latent_world(args):
@@ -471,18 +475,24 @@ def latent_world(args):
     w = types.SimpleNamespace(args=args, seed=args.seed)
     if not args.features:
         refuse("--mode latents needs --features, those of the past: data.py cut, then extract.py")
-    if small := [k for k in ("past", "seeds", "epochs", "batch", "clips") if getattr(args, k) is not None and getattr(args, k) < 1]:
+    if small := [k for k in ("past", "seeds", "epochs", "batch") if getattr(args, k) is not None and getattr(args, k) < 1]:
         refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
     w.index, w.read = load_features(args.features)
     w.language = [p for p in with_grid(w.index) if p.startswith("language.")]
-    cannot = {"last": not args.last, "language": not w.language}  # what by default is left out
-    qwen = MODELS.get(w.index["model"], {}).get("type", "").startswith("qwen")
-    names = args.variants.split(",") if args.variants else [n for n, v in VARIANTS.items() if not cannot.get(v["reads"]) and ("rank" not in v or qwen)]
-    w.variants = {name: known(name, VARIANTS, "variant") for name in dict.fromkeys([*names, *CONTROLS])}
-    if not set(w.variants) - {"sanity", *CONTROLS}:
-        refuse(f"--variants {args.variants} leave nothing that predicts; add one of {', '.join(n for n in VARIANTS if n not in ('sanity', *CONTROLS))}")
+    cannot = {"last": not args.last, "language": not w.language, "random": not args.random}  # what by default is left out
+    entry = MODELS.get(w.index["model"], {})
+    room = memory_free() > 4.8e9 * entry.get("params", 0)  # fp32, and what a step needs
+    can = {"rank": entry.get("type", "").startswith("qwen") and args.past > 1 and room}
+    names = args.variants.split(",") if args.variants else [n for n, v in VARIANTS.items() if not cannot.get(v["reads"]) and can.get("rank" if "rank" in v else None, True)]
+    for name in names:
+        known(name, VARIANTS, "variant")
+    w.variants = {name: v for name, v in VARIANTS.items() if name in names or name in CONTROLS and not cannot.get(v["reads"])}
+    if not set(w.variants) - {"sanity", "action", *CONTROLS}:
+        refuse(f"--variants {args.variants} leave nothing that predicts; add one of {', '.join(n for n in VARIANTS if n not in ('sanity', 'action', *CONTROLS))}")
+    if "lora" in w.variants and args.past < 2:
+        refuse("--past 1 is one picture, and lora reads clips; leave it out of --variants")
     items, w.data = load_items(args.data)
-    whole_past(w.index["data_path"], args.past, w.data["name"])
+    whole_past(w.index["data_path"], 0, args.past, w.data["name"])
     w.items = join(items, w.index | {"data_path": args.data}, args.features)
     w.split, w.sources = split_indices(w.items, args.features), [i["source"] for i in w.items]
     w.test_sources = [w.sources[k] for k in w.split["test"]]
@@ -495,15 +505,18 @@ def latent_world(args):
         if not args.last:
             refuse(f"the variants {', '.join(n for n, v in w.variants.items() if v['reads'] == 'last')} read the last frame alone; give --last its features, or leave them out of --variants")
         last, w.read_last = load_features(args.last)
-        if whole_past(last["data_path"], args.past, w.data["name"]).get("frames") != 1 or last["ids"] != w.index["ids"] or last["model"] != w.index["model"]:
-            refuse(f"--last {args.last} does not hold one frame of every clip of {args.features}, by the same model; make it with data.py cut --first {args.past - 1} --frames 1 and extract.py")
+        whole_past(last["data_path"], args.past - 1, 1, w.data["name"])
         w.last = last
+    random, w.read_random = load_features(args.random) if args.random else (w.index, None)
+    for flag, other in (("--last", w.last or w.index), ("--random", random)):
+        if other["ids"] != w.index["ids"] or other["model"] != w.index["model"]:
+            refuse(f"{flag} is not about the clips and the model of {args.features}; extract both with the same --model of cuts of the same clips")
     vae = find_model(args.vae)
     if vae["kind"] != "vae":
         refuse(f"--vae {args.vae} is a {vae['kind']}; a vae is needed")
     w.out = Path(args.out or Path(args.features).parent / "predict-latents.yaml")
     check_writable(w.out)
-    points = [p for p in with_grid(w.index) if p != "pixels" and (w.last is None or p in w.last["points"])]
+    points = [p for p in with_grid(w.index) if p != "pixels" and (w.last is None or p in w.last["points"]) and p in random["points"]]
     if args.point and args.point not in points:
         refuse(f"--point {args.point} is not among the points of {args.features} that have a grid: {', '.join(points)}")
     if not w.language and any(v["reads"] == "language" for v in w.variants.values()):
@@ -519,11 +532,18 @@ def latent_world(args):
     w.future = w.z[:, [args.past - 1 + h for h in w.horizons]]
     names = [str(i.get("action", i.get("direction"))) for i in w.items]
     w.actions = {a: k for k, a in enumerate(sorted({names[k] for k in w.split["train"]}))}
-    w.action = torch.tensor([w.actions.get(a, 0) for a in names])
+    w.action = torch.tensor([w.actions.get(a, len(w.actions)) for a in names])  # the last number: never taught
     w.lpips, w.lpips_name = load_lpips(w.device)
     w.how = TRAINING | {k: getattr(args, k) for k in ("epochs", "batch", "lr") if getattr(args, k) is not None}
     w.point, w.options = (args.point, 1) if args.point else (tells_most(w, points), len(points))
+    w.read, w.read_last, w.read_random = (read and functools.cache(read) for read in (w.read, getattr(w, "read_last", None), w.read_random))  # of the layer chosen there is one copy
+    w.tuned = tuned_model(w, w.variants["lora"]["rank"]) if "lora" in w.variants else None
     return w
+
+
+def memory_free():
+    """Bytes of the device's memory that are free; of a CPU's as much as one likes."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else math.inf
 
 
 def tqdm_flat(films):
@@ -543,7 +563,7 @@ def reading(w, name):
     """(function from items to what a variant reads, grid, (mean, std) of its channels over train clips)."""
     v = w.variants[name]
     x = {"present": lambda: w.present[:, None], "latents": lambda: w.z[:, :w.args.past], "last": lambda: w.read_last(w.point), "past": lambda: w.read(w.point),
-         "language": lambda: w.read(middle(w.language))}[v["reads"]]()
+         "random": lambda: w.read_random(w.point), "language": lambda: w.read(middle(w.language))}[v["reads"]]()
     rows = x[w.split["train"]].flatten(0, -2)
     return lambda items: x[items].to(w.device), tuple(x.shape[1:]), (rows.mean(0), rows.std(0).clamp(min=1e-6))
 
@@ -580,7 +600,7 @@ def train_variant(w, name, train_items=None, seeds=None):
     read, grid, moments = reading(w, name)
     horizons = v.get("horizons", w.horizons)
     shape = grid, tuple(w.present.shape[1:3]), w.present.shape[3], horizons
-    free = {"time": v.get("time"), "delta": v.get("delta", False), "actions": len(w.actions) if v.get("action") else 0, "moments": moments}
+    free = {"time": v.get("time"), "delta": v.get("delta", False), "actions": len(w.actions) + 1 if v.get("action") else 0, "moments": moments}
     loss, how = v.get("loss", "latents"), w.how | {"warm": 0, "variant": name, "point": w.point, "items": len(items)}
     over = items.repeat(-(-len(w.split["train"]) // len(items)))[:len(w.split["train"])]  # an epoch has as many steps, whatever the number of clips
     if loss == "pixels":
@@ -590,7 +610,7 @@ def train_variant(w, name, train_items=None, seeds=None):
         how["lr"] /= 10  # what is trained already is not to be thrown about
     trained, tuned = [], None
     if "rank" in v:
-        tuned, read = tuned_model(w, v["rank"])
+        tuned, read = w.tuned
 
     def loss_of(module, picked, g, part, warm):
         k = torch.randint(len(horizons), (len(picked),), generator=g)[part]
@@ -599,15 +619,16 @@ def train_variant(w, name, train_items=None, seeds=None):
         z = module(read(i), k.to(w.device), w.present[i].to(w.device), w.action[i].to(w.device))
         error = (z - truth.to(z.device)).square().mean()
         if loss == "pixels" and not warm:
-            return w.pixel_loss(z, i * len(horizons) + k)
+            return w.pixel_loss(z, w.place[i] * len(horizons) + k)
         if loss == "contrastive":  # the present and another moment of the same clip are what a copy would be
-            others = torch.stack([w.present[i], w.future[i, (k + 1) % len(horizons)]], 1)
+            others = torch.stack([w.present[i], *([w.future[i, (k + 1) % len(horizons)]] if len(horizons) > 1 else [])], 1)
             return info_nce(z, truth.to(z.device), others.to(z.device)) + error
         return error
 
     if loss == "pixels" and not hasattr(w, "pixel_loss"):
-        pictures = w.frames[:, [w.args.past - 1 + h for h in w.horizons]].flatten(0, 1)
-        w.pixel_loss = pixel_loss(w.vae, lpips_model(w.device)[0], pictures)
+        seen = torch.cat([w.split["train"], w.split["val"]])
+        w.place = torch.zeros(len(w.items), dtype=torch.long).index_put((seen,), torch.arange(len(seen)))
+        w.pixel_loss = pixel_loss(w.vae, lpips_model(w.device)[0], w.frames[seen][:, [w.args.past - 1 + h for h in w.horizons]].flatten(0, 1))
     for s in tqdm(range(seeds or w.args.seeds), desc=name, unit="seed"):
         def build(s=s):
             head = Predictor(*shape, **free)
@@ -617,7 +638,7 @@ def train_variant(w, name, train_items=None, seeds=None):
                 head.load_state_dict(start[s][1]["weights"], strict=False)
             return Through(tuned.reset(), head)
         known_by = digest(w.z[items].numpy().tobytes() + torch.cat(moments).numpy().tobytes() + str(sorted(how.items())).encode())
-        trained.append(train(build, loss_of, {"train": over, "val": w.split["val"]}, w.seed + s, how, w.device, w.out.with_suffix(".training") / f"{known_by}-{name}-{s}.pt", w.index["ids"]))
+        trained.append(train(build, loss_of, {"train": over, "val": w.split["val"]}, w.seed + s, how, w.device, w.out.with_suffix(".training") / f"{known_by}-{name}-{w.seed + s}.pt", w.index["ids"]))
     return trained, read
 
 
@@ -627,8 +648,10 @@ def foretold(w, name, trained, read, items):
     horizons, out = w.variants[name].get("horizons", w.horizons), []
     for module, record in trained:
         module.load_state_dict(record["weights"], strict=False)  # LoRA's seeds share one module
-        rows = [torch.stack([module(read(p), torch.full((len(p),), k, device=w.device), w.present[p].to(w.device), w.action[p].to(w.device)).float().cpu() for k in range(len(horizons))], 1)
-                for p in items.split(64)]
+        head, rows = getattr(module, "head", module), []
+        for p in items.split(64):
+            x = module.tuned(read(p)) if head is not module else read(p)  # once for all horizons
+            rows.append(torch.stack([head(x, torch.full((len(p),), k, device=w.device), w.present[p].to(w.device), w.action[p].to(w.device)).float().cpu() for k in range(len(horizons))], 1))
         out.append(torch.cat(rows))
     return torch.stack(out)
 
@@ -639,7 +662,7 @@ def guesses(w):
     past, n = w.z[:, :p], len(test)
     slope = (past[test, -1] - past[test, 0]) / max(p - 1, 1)  # of the whole past: of two frames it would be mostly noise
     near = torch.cdist(past[test].flatten(1), past[train_items].flatten(1)).argmin(1)
-    flow = advected(w.frames[test, :p], max(w.horizons))[:, ahead - 1]
+    flow = carried_on(w.frames[test, :p], max(w.horizons))[:, ahead - 1]
     last = w.frames[test, p - 1][:, None].expand(-1, len(ahead), -1, -1, -1)
     latent = {"copy": w.present[test][:, None].expand_as(w.future[test]), "linear": w.present[test][:, None] + slope[:, None] * ahead.view(1, -1, 1, 1, 1),
               "flow": encode_films(w.vae, tqdm_flat(flow), 64)[:, 0].unflatten(0, (n, -1)), "mean_future": w.future[train_items].mean(0).expand_as(w.future[test]),
@@ -681,22 +704,34 @@ def row_of(w, scores, z, shown, copy, oracle):
         keep = ~x.isnan().any(0)
         if keep.any():
             row |= dict(zip((key, f"{key}_low", f"{key}_high"), bootstrap(x[:, keep], [s for s, k in zip(w.test_sources, keep.tolist(), strict=True) if k], seed=w.seed), strict=True))
-    gain = scores["cosine"].mean(2) - copy["cosine"].mean(2)
-    test = paired_test(scores["cosine"].mean(2), copy["cosine"].mean(2), w.test_sources, seed=w.seed)
-    present = decode_films(w.vae, w.present[w.split["test"]][:, None], 64)[:, 0]
-    moves = [(x.float() - present[:, None].float()).abs().mean().item() for x in (shown, oracle)]
-    return row | {"gain": test["gain"], "gain_low": test["gain_low"], "gain_high": test["gain_high"], "p": signed_rank(gain.mean(0), w.test_sources),
-                  "skill": 1 - ((1 - scores["cosine"]).mean() / (1 - copy["cosine"]).mean()).item(), "l1_skill": 1 - (scores["l1"].mean() / copy["l1"].mean()).item(),
-                  "movement": moves[0] / moves[1] if moves[1] > 0 else None, "static": moves[0] < STATIC * moves[1], "best_shift": best_shift(w, z)}
+    for key in ("cosine", "l1", "moving_l1", w.lpips_name):  # what is gained over the copy, of errors what is saved
+        sign = 1 if key == "cosine" else -1
+        gain = sign * (scores[key].nanmean(2).mean(0) - copy[key].nanmean(2).mean(0))
+        keep = (~gain.isnan()).nonzero().flatten().tolist()
+        if keep:
+            few = [w.test_sources[k] for k in keep]
+            test = paired_test(gain[keep], torch.zeros(len(keep)), few, seed=w.seed)
+            name = "" if key == "cosine" else f"{key}_"
+            row |= {f"{name}gain": test["gain"], f"{name}gain_low": test["gain_low"], f"{name}gain_high": test["gain_high"], f"{name}p": signed_rank(gain[keep], few)}
+    steps = [(x[:, 1:].float() - x[:, :-1].float()).abs().mean().item() for x in (shown, oracle)] if len(w.horizons) > 1 else (0, 0)  # from one horizon to the next
+    moves = steps[0] / steps[1] if steps[1] > 0 else None
+    return row | {"skill": 1 - ((1 - scores["cosine"]).mean() / (1 - copy["cosine"]).mean()).item(), "l1_skill": 1 - (scores["l1"].mean() / copy["l1"].mean()).item(),
+                  "movement": moves, "static": moves is not None and moves < STATIC, "best_shift": best_shift(w, z)}
 
 
-def by_group(w, scores, copy, groups):
-    """{group: mean cosine, gain over copy with its interval} of {group: (numbers of test clips, numbers of horizons)}."""
+def by_group(w, scores, floors, groups):
+    """{group: mean cosine, gain over copy, gain over the best of `floors` (its mean over seeds and clips) with intervals} of {group: (numbers of test clips, numbers of horizons)}."""
+    def of(x, clips, ahead):
+        return x["cosine"][:, clips][:, :, ahead].mean(2)
+
     table = {}
     for name, (clips, ahead) in groups.items():
-        a, b = (x["cosine"][:, clips][:, :, ahead].mean(2) for x in (scores, copy))
-        t = paired_test(a, b.expand_as(a), [w.test_sources[k] for k in clips], seed=w.seed)
-        table[name] = {"cosine": a.mean(), "cosine_copy": b.mean(), "gain": t["gain"], "gain_low": t["gain_low"], "gain_high": t["gain_high"], "clips": len(clips)}
+        own, others, few = of(scores, clips, ahead), {f: of(x, clips, ahead) for f, x in floors.items()}, [w.test_sources[k] for k in clips]
+        best = max(others, key=lambda f: others[f].mean())
+        table[name] = {"cosine": own.mean(), "cosine_copy": others["copy"].mean(), "floor": others[best].mean(), "floor_name": best, "clips": len(clips)}
+        for key, f in (("gain", "copy"), ("gain_over_floor", best)):
+            t = paired_test(own, others[f], few, seed=w.seed)
+            table[name] |= {key: t["gain"], f"{key}_low": t["gain_low"], f"{key}_high": t["gain_high"]}
     return table
 
 
@@ -729,40 +764,38 @@ def scaling(w, name, smaller, copy_error):
 def latents(args, started):
     """predict-latents.yaml's content: every variant against every baseline, on the same clips."""
     w = latent_world(args)
-    w.trained, w.reads, latent, val = {}, {}, {}, {}
+    w.trained, w.reads = {}, {}
     for name in w.variants:
         w.trained[name], w.reads[name] = train_variant(w, name)
-        if ranks()[0] == 0:
-            latent[name] = foretold(w, name, w.trained[name], w.reads[name], w.split["test"])
-            if name != "sanity":
-                val[name] = latent_cosine(foretold(w, name, w.trained[name], w.reads[name], w.split["val"]), w.future[w.split["val"]]).mean().item()
     asked = [n for n in w.variants if n not in CONTROLS and n != "sanity"]
     scaled = None if args.no_scaling else next((n for n in ("causal", "multi", "single", *asked) if n in asked), None)  # not a difference, which is a copy where it learns nothing
-    smaller = {len(few): train_variant(w, scaled, few) for few in (w.split["train"][:max(round(f * len(w.split["train"])), 2)] for f in FRACTIONS)} if scaled else {}
+    train_items = w.split["train"][torch.randperm(len(w.split["train"]), generator=torch.Generator().manual_seed(w.seed))]
+    smaller = {len(few): train_variant(w, scaled, few) for few in (train_items[:max(round(f * len(train_items)), 2)] for f in FRACTIONS)} if scaled else {}
     if ranks()[0]:
         return {}
-    best = max(asked, key=val.get)
+    latent = {n: foretold(w, n, w.trained[n], w.reads[n], w.split["test"]) for n in tqdm(w.variants, desc="foretold", unit="variant")}
+    val = {n: latent_cosine(foretold(w, n, w.trained[n], w.reads[n], w.split["val"]), w.future[w.split["val"]]).mean().item() for n in w.variants if n != "sanity"}
+    best = max((n for n in asked if n != "action"), key=val.get)  # who is told what happens is no candidate
     sanity = latent.pop("sanity", None)
     guess, pixels = guesses(w)
     scores, shown = scored_rows(w, guess | latent, pixels)
-    copy = scores["copy"]
+    copy, own, floors = scores["copy"], {name: s["cosine"].mean(2) for name, s in scores.items()}, [n for n in KNOW_NOTHING if n in scores]
     rows = {name: row_of(w, scores[name], z, shown[name], copy, shown["oracle"]) for name, z in (guess | latent).items()}
     for name, p in holm({name: rows[name]["p"] for name in asked}).items():
         rows[name]["p_holm"] = p
-        for floor in ("blind", "mean_future", "nearest"):
-            t = paired_test(scores[name]["cosine"].mean(2), scores[floor]["cosine"].mean(2), w.test_sources, seed=w.seed)
+        for floor in floors[1:]:
+            t = paired_test(own[name], own[floor], w.test_sources, seed=w.seed)
             rows[name] |= {f"gain_over_{floor}{end}": t[f"gain{end}"] for end in ("", "_low", "_high")}
-    predicts = [n for n in asked if rows[n]["p_holm"] < 0.05 and all(rows[n][f"gain{over}_low"] > 0 for over in ("", "_over_blind", "_over_mean_future", "_over_nearest"))]
+    predicts = [n for n in asked if n != "action" and rows[n]["p_holm"] < 0.05 and all(rows[n][f"gain{over}_low"] > 0 for over in ("", *(f"_over_{f}" for f in floors[1:])))]
     test = w.split["test"]
     motion = (w.frames[test][:, [args.past - 1 + h for h in w.horizons]].float() - w.frames[test, args.past - 1][:, None].float()).abs().mean((1, 2, 3, 4)) / 255
     order, every = motion.argsort(), list(range(len(w.horizons)))
     quarters = {f"quarter_{k + 1}": (part.tolist(), every) for k, part in enumerate(order.tensor_split(4))}
-    own = {name: s["cosine"].mean(2) for name, s in scores.items()}
-    cosine = criterion(own[best], {k: own[k] for k in ("copy", "mean_future", "nearest", "blind")}, w.test_sources, seed=w.seed, variant=best, layer=w.point, options_searched=len(asked),
-                       controls={"latents": own["latents"].mean()})
+    cosine = criterion(own[best], {k: own[k] for k in floors}, w.test_sources, seed=w.seed, variant=best, layer=w.point, options_searched=len(asked))
     beyond = criterion(own[best], {k: own[k] for k in ("linear", "flow")}, w.test_sources, seed=w.seed, variant=best)
     l1 = criterion(scores[best]["l1"].mean(2), {"copy": copy["l1"].mean(2)[0], "raw_copy": copy["raw_l1"].mean(2)[0], "blind": scores["blind"]["l1"].mean(2)}, w.test_sources,
                    ceiling=scores["oracle"]["l1"].mean().item(), better="lower", seed=w.seed, variant=best)
+    learned_rows, beside = [*asked, *(n for n in CONTROLS if n in w.variants)], {k: scores[k] for k in floors}
     result = {"stage": "predict", "mode": "latents", "model": w.index["model"], "decoder": w.vae_entry["name"], "weights": w.index["weights"], "decoder_weights": w.vae_entry["weights"],
               "data": w.data["data"], "data_name": w.data["name"], "layer": w.point, "layers_searched": w.options, "variant": best, "predicts": ", ".join(predicts) or "none",
               "cosine": rows[best]["cosine"], "cosine_low": rows[best]["cosine_low"], "cosine_high": rows[best]["cosine_high"], "cosine_copy": rows["copy"]["cosine"],
@@ -771,15 +804,17 @@ def latents(args, started):
               "past": args.past, "clips": len(test), "train_clips": len(w.split["train"]), "sources": len(set(w.test_sources)), "seeds": args.seeds,
               "sanity_cosine": None if sanity is None else latent_cosine(sanity, w.present[test][:, None]).mean(),
               "sanity_cosine_mean": None if sanity is None else latent_cosine(w.present[w.split["train"]].mean(0).expand_as(w.present[test]), w.present[test]).mean(),
-              "criteria": {"prediction": cosine, "beyond_extrapolation": beyond, "prediction_l1": l1}, "variants": {n: rows[n] for n in (*asked, *CONTROLS)},
+              "criteria": {"prediction": cosine, "beyond_extrapolation": beyond, "prediction_l1": l1}, "variants": {n: rows[n] for n in learned_rows},
               "baselines": {n: rows[n] for n in guess},
-              "horizons": {n: by_group(w, scores[n], copy, {h: (list(range(len(test))), [k]) for k, h in enumerate(w.horizons)}) for n in (*asked, *CONTROLS, *guess) if n != "copy"},
-              "quarters_of_motion": {n: by_group(w, scores[n], copy, quarters) for n in (*asked, *CONTROLS)}, "motion": [motion[part].mean() for part in order.tensor_split(4)],
+              "horizons": {n: by_group(w, scores[n], beside, {h: (list(range(len(test))), [k]) for k, h in enumerate(w.horizons)}) for n in (*learned_rows, *guess) if n != "copy"},
+              "quarters_of_motion": {n: by_group(w, scores[n], beside, quarters) for n in learned_rows}, "motion": [motion[part].mean() for part in order.tensor_split(4)],
               "val_cosine": val, "scaling": scaling(w, scaled, smaller, (1 - copy["cosine"]).mean().item()) if scaled else None,
               "notes": {"cosine": "of whole frames' latents, on the mean of the horizons", "copy": "the last frame's own latents; raw_ scores are of its pixels, without the autoencoder between",
                         "blind": "a variant that reads the last frame's latents and no model", "latents": "the latents of the whole past in the model's place",
+                        "action": "is told what happens, and so is no candidate", "untrained": "reads the same network before it learned anything",
+                        "static": "from one horizon to the next a tenth of what the oracle changes, or less",
                         "p": "Wilcoxon's signed rank over means of sources",
-                        "predicts": "gain over copy by Holm's p below 0.05, and over blind, mean_future and nearest by intervals above zero",
+                        "predicts": f"gain over copy by Holm's p below 0.05, and over {', '.join(floors[1:])} by intervals above zero",
                         "moving_l1": "where the truth differs from the last frame by more than 25 of 255"},
               "training": {n: {"steps": [r["steps"] for _, r in t], "best_epoch": [r["epoch"] for _, r in t], "seconds_per_step": [r["seconds_per_step"] for _, r in t]} for n, t in w.trained.items()}}
     if w.lpips_name != "lpips":
@@ -787,7 +822,7 @@ def latents(args, started):
     result["run"] = run_info(args, started, script="predict.py", device=f"{w.device.type} ({w.why})", dtype=str(w.dtype), ranks=ranks()[1], **w.how)
     some = torch.tensor([int(order[k]) for k in (len(order) // 2, -len(order) // 4, -1)])
     strips = {"past": w.frames[test[some]][:, torch.linspace(0, args.past - 1, len(w.horizons)).round().long()], "real": w.frames[test[some]][:, [args.past - 1 + h for h in w.horizons]],
-              "copy": pixels["copy"][some], "flow": pixels["flow"][some], **{n: shown[n][some] for n in ("oracle", *asked, *CONTROLS)}}
+              "copy": pixels["copy"][some], "flow": pixels["flow"][some], **{n: shown[n][some] for n in ("oracle", *learned_rows)}}
     save_pt(w.out.with_suffix(".pt"), RESULT, [w.index["ids"][test[k]] for k in some], {"stage": "predict", "mode": "latents", "horizons": w.horizons}, films={k: x.clone() for k, x in strips.items()})
     latent_picture(result, strips, w.out.with_suffix(".png"))
     save_yaml(w.out, result)
@@ -1185,6 +1220,8 @@ def asked_clips(args):
     for split, found in (("test", test), ("train", train)):
         if not found:
             refuse(f"{args.data} has no clips in its {split} split; give a folder with clips, and more of them (data.py moving)")
+    if short := [i for i in train if len(i["frames"]) < args.past + args.horizon]:
+        refuse(f"{short[0]['id']} has {len(short[0]['frames'])} frames, {args.past + args.horizon} are needed; give a smaller --past or --horizon, or longer clips")
     return every, windows(test[:args.clips], args.past + args.horizon, args.size, "--past or --horizon"), train, data
 
 
@@ -1227,6 +1264,10 @@ def continuation(args, started):
     names = list(dict.fromkeys(args.continuations.split(",")))
     for name in names:
         known(name, CONTINUATIONS, "continuation")
+    k, r = span(args.past, args.frames, unit["time"]), unit["time"]
+    if k == 1 < args.past and any(CONTINUATIONS[n][0] == "past" for n in names):
+        refuse(f"--past {args.past} shows {entry['name']} one frame: its autoencoder takes {r}j+1, and a film of --frames {args.frames} is shown half of them at most; give --past {r + 1} "
+               "and longer --frames if need be, or leave past and past+text out of --continuations")
     every, items, train, data = asked_clips(args)
     asking = [n for n in names if CONTINUATIONS[n][1] == "caption"]
     ids, sources, words, clips = named(items, args.data, f"{' and '.join(asking)} of --continuations ask for one; give others" if asking else None)
@@ -1236,7 +1277,7 @@ def continuation(args, started):
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
     judge, processor = load_encoder(judge_entry, device, dtype)
-    past, horizon, k, shape = args.past, args.horizon, span(args.past, args.frames, unit["time"]), (args.frames, args.size, args.size)
+    past, horizon, shape = args.past, args.horizon, (args.frames, args.size, args.size)
     seen, last, truth = clips[:, :past], clips[:, past - 1], clips[:, past:]
     settings = settings_of(args, entry, unit, dtype, clips, words)
     jobs = {"vae": None} | {f"{n}-{s}": (n, s) for n in names for s in range(args.seeds)}
@@ -1249,7 +1290,8 @@ def continuation(args, started):
         first = {"past": k, "last": 1, "none": 0}[places]
 
         def shoot(given, number):
-            return films(run, timesteps, ids, shape, [(0, given)] if given.shape[1] else [], prompt, f"{args.seed + draw} {number}", batch=args.batch, guidance=args.guidance, empty=empty)
+            return films(run, timesteps, ids, shape, [(0, given)] if given.shape[1] else [], prompt, f"{args.seed + draw} {number}", batch=args.batch,
+                         guidance=args.guidance if says == "caption" else 1.0, empty=empty)  # away from the empty prompt nothing leads but words
         return continued(shoot, seen[:, past - first:], k, horizon)
 
     made = kept(out.with_name(out.stem + "-parts"), ids, {part: settings | {"job": job} for part, job in jobs.items()},
@@ -1593,6 +1635,7 @@ def get_args(argv):
     p.add_argument("--past", type=int, default=8, help="frames that are seen (default: %(default)s)")
     p.add_argument("--features", help="latents: what extract.py wrote of data.py's cut of the past")
     p.add_argument("--last", help="latents: the same of the past's last frame alone")
+    p.add_argument("--random", help="latents: features of the past by the untrained network (extract.py --random-init), for the control untrained")
     p.add_argument("--vae", default="tiny-vae", help="latents: the autoencoder whose latents are predicted (default: %(default)s)")
     p.add_argument("--variants", help=f"latents: with commas between (default: all that the features allow): {', '.join(VARIANTS)}")
     p.add_argument("--point", help="latents: the layer to read (default: the one from which a ridge predicts val clips best)")

@@ -414,6 +414,10 @@ FEW_WORDS, MANY_WORDS = {"score": 0.5, "low": 0.4, "high": 0.6}, {"score": 0.93,
     ("STOP", "fails retention", {"predict_latents": criteria("prediction", **NO_GAIN), "explain_describe": criteria("retention", **FEW_WORDS)}),
     ("STOP", "fails temporal_ratio", {"predict_latents": criteria("prediction", **NO_GAIN), "predict_continue": criteria("temporal_ratio", **FEW_WORDS)}),
     ("INCONCLUSIVE", "spans the threshold", {"predict_latents": criteria("prediction", **NO_GAIN), "explain_describe": criteria("retention", **MANY_WORDS)}),
+    ("STOP", "fails continuation", {"predict_latents": criteria("prediction", **NO_GAIN), "predict_continue": lambda c: c.update(moving_gain_over_copy_low=-0.05, moving_gain_over_copy_high=-0.01)}),
+    ("INCONCLUSIVE", "told in words", {"predict_latents": criteria("prediction", **NO_GAIN), "predict_continue": lambda c: c.update(conditioning="past+text")}),
+    ("INCONCLUSIVE", "reconstruct the present", {"predict_latents": lambda c: (criteria("prediction", **NO_GAIN)(c), c.update(sanity_cosine=0.5, sanity_cosine_mean=0.25)),
+                                                 "explain_describe": criteria("retention", **FEW_WORDS)}),
     ("INCONCLUSIVE", "flicker", {"predict_latents": criteria("prediction", **NO_GAIN), "predict_continue": criteria("temporal_ratio", score=2.0, low=1.8, high=2.2)}),
     ("INCONCLUSIVE", "prediction", {"predict_latents": criteria("prediction", **SOME_GAIN), "explain_describe": criteria("retention", **FEW_WORDS)})])
 def test_gate_3_decides_by_its_table(tmp_path, verdict, word, changes):
@@ -442,7 +446,7 @@ def test_gate_3_says_what_was_not_measured_and_refuses_where_nothing_was(tmp_pat
 
 
 def test_the_longest_horizon_is_the_largest_number_not_the_last_word(tmp_path):
-    found = gate3(tmp_path, predict_latents=lambda c: c["horizons"]["delta"].update({"8": c["horizons"]["delta"]["1"] | {"gain": 0.123}}))
+    found = gate3(tmp_path, predict_latents=lambda c: c["horizons"]["delta"].update({"8": c["horizons"]["delta"]["1"] | {"gain_over_floor": 0.123}}))
     assert found["criteria"]["longest_horizon"]["score"] == 0.4
 
 
