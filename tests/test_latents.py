@@ -80,7 +80,6 @@ def test_where_nothing_moves_copying_is_perfect_and_nothing_gains(tmp_path):
 def test_a_future_that_the_tokens_name_is_found_predictable(known):
     folder, _, found = known
     assert {"single", "multi", "causal"} <= set(found["predicts"].split(", "))  # a difference has to take the present's noise away as well, which takes longer
-    assert found["variants"]["contrastive"]["gain_low"] > 0  # though clips of the same colour are its negatives
     rows = found["variants"]
     assert rows["multi"]["cosine"] > 0.9 and rows["blind"]["cosine"] < rows["multi"]["cosine"] - 0.1 and rows["latents"]["cosine"] < rows["multi"]["cosine"] - 0.1
     c = found["criteria"]["prediction"]
