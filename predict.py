@@ -494,8 +494,8 @@ def latent_world(args):
     items, w.data = load_items(args.data)
     whole_past(w.index["data_path"], 0, args.past, w.data["name"])
     w.items = join(items, w.index | {"data_path": args.data}, args.features)
-    w.split, w.sources = split_indices(w.items, args.features), [i["source"] for i in w.items]
-    w.test_sources = [w.sources[k] for k in w.split["test"]]
+    w.split = split_indices(w.items, args.features)
+    w.test_sources = [w.items[k]["source"] for k in w.split["test"]]
     w.length = min(len(i.get("frames", ())) for i in w.items)
     w.horizons = [h for h in HORIZONS if args.past + h <= w.length]
     if not w.horizons:
@@ -520,14 +520,14 @@ def latent_world(args):
     if args.point and args.point not in points:
         refuse(f"--point {args.point} is not among the points of {args.features} that have a grid: {', '.join(points)}")
     if not w.language and any(v["reads"] == "language" for v in w.variants.values()):
-        refuse(f"{args.features} holds no language layer, at which pixels and lora read; leave them out of --variants")
+        refuse(f"{args.features} holds no language layer, at which language and lora read; leave them out of --variants")
     w.device, w.dtype, w.why = choose_device()
     print(f"device {w.device.type} ({w.why})")
     full = torch.float32 if w.dtype == torch.float16 else w.dtype
     w.vae_entry, w.vae = vae, flatten_stills(load_video_vae(vae, w.device, full)[0]).requires_grad_(False)
     size = args.size or vae["clip"]
     w.frames = torch.stack([frames_of({"frames": i["frames"][:w.length]}, size) for i in w.items])  # uint8 [n, T, H, W, 3]
-    w.z = encode_films(w.vae, tqdm_flat(w.frames), 64)[:, 0].unflatten(0, w.frames.shape[:2])  # [n, T, h, w, C]
+    w.z = encode_films(w.vae, stills(w.frames), 64)[:, 0].unflatten(0, w.frames.shape[:2])  # [n, T, h, w, C]
     w.present = w.z[:, args.past - 1]
     w.future = w.z[:, [args.past - 1 + h for h in w.horizons]]
     names = [str(i.get("action", i.get("direction"))) for i in w.items]
@@ -546,7 +546,8 @@ def memory_free():
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else math.inf
 
 
-def tqdm_flat(films):
+def stills(films):
+    """Every frame of films [n, T, H, W, 3] as a film of its own, [n T, 1, H, W, 3]."""
     return films.flatten(0, 1)[:, None]
 
 
@@ -594,7 +595,7 @@ def tuned_model(w, rank):
     return tuned, inputs
 
 
-def train_variant(w, name, train_items=None, seeds=None):
+def train_variant(w, name, train_items=None):
     """[(module, record)] of every seed, and the function that reads items for it."""
     v, items = w.variants[name], w.split["train"] if train_items is None else train_items
     read, grid, moments = reading(w, name)
@@ -629,7 +630,7 @@ def train_variant(w, name, train_items=None, seeds=None):
         seen = torch.cat([w.split["train"], w.split["val"]])
         w.place = torch.zeros(len(w.items), dtype=torch.long).index_put((seen,), torch.arange(len(seen)))
         w.pixel_loss = pixel_loss(w.vae, lpips_model(w.device)[0], w.frames[seen][:, [w.args.past - 1 + h for h in w.horizons]].flatten(0, 1))
-    for s in tqdm(range(seeds or w.args.seeds), desc=name, unit="seed"):
+    for s in tqdm(range(w.args.seeds), desc=name, unit="seed"):
         def build(s=s):
             head = Predictor(*shape, **free)
             if tuned is None:
@@ -665,7 +666,7 @@ def guesses(w):
     flow = carried_on(w.frames[test, :p], max(w.horizons))[:, ahead - 1]
     last = w.frames[test, p - 1][:, None].expand(-1, len(ahead), -1, -1, -1)
     latent = {"copy": w.present[test][:, None].expand_as(w.future[test]), "linear": w.present[test][:, None] + slope[:, None] * ahead.view(1, -1, 1, 1, 1),
-              "flow": encode_films(w.vae, tqdm_flat(flow), 64)[:, 0].unflatten(0, (n, -1)), "mean_future": w.future[train_items].mean(0).expand_as(w.future[test]),
+              "flow": encode_films(w.vae, stills(flow), 64)[:, 0].unflatten(0, (n, -1)), "mean_future": w.future[train_items].mean(0).expand_as(w.future[test]),
               "nearest": w.future[train_items[near]], "oracle": w.future[test]}
     return {k: x[None] for k, x in latent.items()}, {"copy": last, "flow": flow}
 
