@@ -70,6 +70,7 @@ def test_noise_is_not_predictable_though_everything_beats_its_copy(tmp_path):
     assert found["criteria"]["prediction"]["floor_name"] in ("mean_future", "blind", "latents")
 
 
+@pytest.mark.slow
 def test_where_nothing_moves_copying_is_perfect_and_nothing_gains(tmp_path):
     found = run(world(tmp_path, "still"), "--no-scaling", variants="delta")
     assert found["cosine_copy"] == pytest.approx(1) and found["baselines"]["flow"]["l1"] <= found["baselines"]["oracle"]["l1"] + 0.05
@@ -110,6 +111,7 @@ def test_more_clips_are_never_fewer_and_the_curve_stands_in_the_yaml(known):
     assert errors[-1] < errors[0] and found["scaling"]["fit"]["exponent"] > 0 and found["scaling"]["copy_error"] > errors[-1]
 
 
+@pytest.mark.slow
 def test_a_run_again_says_the_same(known):
     _, line, found = known
     again = run(line, "--no-scaling", variants="multi", out=str(known[0] / "again.yaml"))
@@ -203,12 +205,14 @@ def test_where_the_present_is_the_truth_it_is_no_negative():
     assert torch.allclose(alone, predict.info_nce(truth, truth, -truth[:, None]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_action_is_told_and_so_never_chosen_nor_said_to_predict(known):
     folder, line, _ = known
     found = run(line, "--no-scaling", variants="action,single", out=str(folder / "told.yaml"))
     assert found["variant"] == "single" and found["predicts"] == "single" and found["variants"]["action"]["gain"] > 0.3
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_a_floor_where_its_features_are_given(known, refused, tmp_path):
     folder, line, _ = known
     names = [f"clip-{k}" for k in range(N)]
