@@ -6,7 +6,7 @@
     python verify.py --print results/tiny/shapes/gate1.yaml
     python verify.py --screen results/tiny/shapes results/tiny-semantic/shapes results/tiny-dinov2/shapes --out results/screen
 
-Reads the YAML that probe.py, align.py and adapt.py wrote. Writes gate1.yaml, and gate1.png: scores per layer with their intervals and floors;
+Reads the YAML that the stages before it wrote. Writes gate<N>.yaml, and gate1.png: scores per layer with their intervals and floors;
 originals, VAE and bridge reconstructions; true and decoded boxes. A criterion is
 
     PASS           when its interval clears the threshold and its paired gain over the best floor excludes zero
