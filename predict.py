@@ -34,8 +34,9 @@ From a model's tokens of the past (of a cut that holds nothing else: data.py cut
 head of learned queries: sanity (the present), single (the last frame alone), action (and the action's name), multi (all eight), temporal and causal (a transformer over time), delta (the
 difference to the present), contrastive (InfoNCE), pixels (LPIPS + 0.1 L2 through the decoder), language (the middle language layer) and lora (that layer under LoRA, by pixels). Beside them
 copy, linear and flow (carried on), mean_future, nearest (train clip), oracle (the truth encoded), and the controls blind (reads the last frame's latents in the model's place), latents
-(those of the whole past) and untrained (--random: the same network before it learned). Cosine of latents, l1, LPIPS, l1 where the truth has moved; gain over copy (paired; Wilcoxon's p over sources, Holm over variants) by horizon and by quarter of motion;
-`predicts` names what gains over copy, mean_future, nearest and the controls. `scaling`: one variant on five sizes of the training set, and a power law through them.
+(those of the whole past) and untrained (--random: the same network before it learned). Cosine of latents, l1, LPIPS, l1 where the truth has moved; gain over copy (paired; Wilcoxon's p over
+sources, Holm over variants) by horizon and by quarter of motion; `predicts` names what gains over copy, mean_future, nearest and the controls. `scaling`: one variant on five sizes of the
+training set, and a power law through them.
 
 What comes next:
 
