@@ -28,6 +28,7 @@ asks the model itself what happens in films, or in a folder of clips that have a
     yes_bias, yes_gap                how often "does it do this?" is answered yes when it does not; how much more often when it does
 
 Floors are films that show no action (copy, frozen), what is said of other clips (other_item) and the commonest action. Answers are kept in <out>-answers.pt; a run that was killed goes on.
+<out>-said.pt holds which of the actions each film's answer names, bool `said` [films, actions], as scored: for verify.py --words.
 """
 import functools
 import hashlib
@@ -43,6 +44,7 @@ from common import (
     ANSWERS,
     DIRECTIONS,
     RATE,
+    RESULT,
     WORDS,
     asked_object,
     bootstrap,
@@ -680,6 +682,9 @@ def describe(args, started):
     usual = index.get("commonest") or max(sorted(set(taught)), key=taught.count)
     vocabulary = directions if set(options) <= set(directions) else options
     found = survived(answers, list(films), main, truth, vocabulary, usual, [i["source"] for i in real], args.seed)
+    asked = found["kind"], found["frames"]
+    save_pt(out.with_name(f"{out.stem}-said.pt"), RESULT, [i["id"] for i in every], meta | {"kind": asked[0], "frames": asked[1]}, actions=vocabulary,
+            said=names_actions(answers[asked], asked[0], vocabulary))
     result = {"stage": "describe", "model": entry["name"], "weights": entry["weights"], "data": index["data"], "data_name": index["name"], "video": index.get("video"),
               "video_weights": index.get("video_weights"), "conditioning": main, **{k: x for k, x in found.items() if not isinstance(x, dict)}, "clips": len(real),
               "sources": len({i["source"] for i in real}), "frames_as": FRAMES_AS[entry["type"]], "size": size, "frames_used": used, **{k: x for k, x in found.items() if isinstance(x, dict)},

@@ -20,10 +20,13 @@ Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md
 """
 import json
 import math
+import random
 import time
+import types
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from common import (
     HERE,
@@ -32,11 +35,18 @@ from common import (
     RESULT,
     TINY,
     check_writable,
+    choose_device,
     clusters,
+    decode_films,
+    encode_films,
     find_model,
     frames_of,
+    heading,
+    load_features,
     load_items,
+    load_lpips,
     load_pt,
+    load_video_vae,
     load_yaml,
     made_up_folder,
     parser,
@@ -48,6 +58,9 @@ from common import (
     save_text,
     save_yaml,
     say,
+    split_of,
+    ssim,
+    whereabouts,
     widened,
     write_items,
 )
@@ -88,6 +101,14 @@ GATE3 = {
     "beyond_extrapolation": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
     "longest_horizon": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
     "most_motion": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
+}
+# Gate 4's second must is a paired gain over the best verifier that reads latents.
+GATE4 = {
+    "pixel_auroc": {"level": "must", "threshold": 0.80, "from": "verify"},
+    "pixel_over_latent": {"level": "must", "threshold": 0.0, "from": "verify", "gain": True},
+    "selective_risk": {"level": "should", "threshold": 0.0, "from": "verify"},  # what accepting in the verifier's order saves beside a random order, on the mean of all coverages
+    "conformal_error": {"level": "should", "threshold": 0.10, "from": "verify", "better": "lower"},  # ours, as are the next two: the error that was promised
+    "made_auroc": {"level": "should", "threshold": 0.80, "from": "verify"},  # of films that the video model made, instead of planted ones
 }
 SPATIAL = ("spatial_iou", "bbox_iou", "map50")
 STAND_IN = 0.5  # skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the published one
@@ -363,6 +384,44 @@ def gate3(args, thresholds):
     return result
 
 
+def decide4(judged, result):
+    """The decision of gate 4: (verdict, why)."""
+    must = {k: row for k, row in judged.items() if row["level"] == "must"}
+    if wrong := (result["audit"] or {}).get("disagreements"):
+        return "INCONCLUSIVE", f"the rollouts do not bear out what is written of them: {wrong[0]}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
+    if all(row["answer"] == "PASS" for row in must.values()):
+        return "PROCEED", f"pixels can verify: {result['pixel_verifier']} tells right predictions from wrong ones, better than any latents do"
+    if must["pixel_auroc"]["answer"] == "FAIL":
+        return "STOP", f"no verifier that reads pixels tells right predictions from wrong ones well enough; the best is {result['pixel_verifier']}"
+    if must["pixel_auroc"]["answer"] == "PASS" and must["pixel_over_latent"]["answer"] == "FAIL":
+        return "PIVOT", f"to latents: {result['latent_verifier']} tells right predictions from wrong ones as well as pixels do"
+    open_ones = [k for k, row in must.items() if row["answer"] != "PASS"]
+    return "INCONCLUSIVE", f"investigate {', '.join(open_ones)}: {'; '.join(must[k]['reason'] for k in open_ones)}"
+
+
+def gate4(args, thresholds):
+    """Judge gate 4 from verify.yaml in --results. Returns the result to be saved."""
+    path = Path(args.results) / "verify.yaml"
+    found = load_yaml(path, "verify")
+    criteria, judged = dict(found["criteria"]), {}
+    error = found["conformal_error"]
+    criteria["conformal_error"] = {"score": error, "low": found["conformal_error_low"], "high": found["conformal_error_high"], "floor": 1.0, "floor_name": "accept_all", "ceiling": 0.0,
+                                   "gain": 1 - error, "gain_low": 1 - found["conformal_error_high"], "gain_high": 1 - found["conformal_error_low"], "n": found["planted_test"]}
+    for name, rule in GATE4.items():
+        here = {name: as_gain(criteria[name])} if rule.get("gain") and name in criteria else criteria
+        row, _ = held(here, name, rule, thresholds[name], PLAN if name not in args.changed else "--set")
+        judged[name] = {"level": rule["level"]} | row
+    verdict, why = decide4(judged, found)
+    kept = ("pixel_verifier", "latent_verifier", "latent_auroc", "words_auroc", "base_risk", "aurc", "conformal_promised", "conformal_accepted_right")
+    result = {"stage": "gate", "gate": 4, "verdict": verdict, "headline": f"{verdict} ({found['weights']} weights, {found['data']} data): {why}", "model": found["model"],
+              "data_name": found["data_name"], "weights": found["weights"], "data": found["data"], "decoder": found["decoder"]}
+    result |= {name: row["score"] for name, row in judged.items()} | {k: found[k] for k in kept if k in found}
+    result |= {"plain_verdict": "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP", "overridden": args.changed, "criteria": judged}
+    chosen = [found[k] for k in ("pixel_verifier", "latent_verifier", "words_verifier") if k in found]
+    result["flagged"] = {name: {kind: row["flagged"] for kind, row in found["verifiers"][name]["kinds"].items()} for name in chosen}
+    return result
+
+
 def show_predictions(table):
     """Every variant and baseline of gate 3, best first; late: more like the truth of an earlier frame."""
     print(f"\n{'':14s} {'cosine':>7s}  {'95% interval':17s} {'gain over copy':>14s}  {'95% interval':19s} {'p (Holm)':>8s} {'skill':>7s} {'L1':>7s}  remarks")
@@ -447,6 +506,681 @@ def picture(folder, path):
         axis.set(xticks=[], yticks=[])
         axis.set_axis_on() if axis.images else axis.set_axis_off()
     bottom.suptitle(f"Largest box: true (white), decoded from {probe['bbox_iou_layer']} (red)", fontsize=11)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------- rollouts: was the prediction right, and who can tell
+
+# What is planted: is it right? Every film has been through the autoencoder, as every generated one has, so that no verifier can go by the looks of a decoder.
+PLANTED = {"right": True, "pasted": True, "blurred": True, "late": True, "direction": False, "speed": False, "vanished": False, "identity": False}
+WRONG = [kind for kind, right in PLANTED.items() if not right]
+HORIZONS = 1, 2, 4, 8, 16  # frames that a verifier is given
+ALARMS = 0.05  # share of right predictions of val that are flagged, where detection is counted
+PROMISED = GATE4["conformal_error"]["threshold"]  # share of wrong predictions that a conformal verifier lets pass at most
+RESPLITS, RESAMPLES = 100, 2000
+MOVED = 10  # of 255, Physics-IQ's threshold
+NOTES = {"flagged": f"where {ALARMS:.0%} of val's right films are; of words, which are asked of test alone, of test's", "still_frames": "in which nothing moves by Physics-IQ's masks: two empty masks overlap by 1",
+         "made": "films of the video model, right where they follow the object (direction, position within its radius, identity); position_error is what says so, and no verifier of them",
+         "conformal": "every source lends one wrong film; half of the sources calibrate, the others count, over 100 halvings. conformal_error_of_val: calibrated on val's; conformal_error_made: that "
+                      "bound on films of the video model, which are not exchangeable with planted ones: nothing is promised there"}
+
+
+def sprite(frame, mask):
+    """(pixels [h, w, 3], mask [h, w], corner (y, x)) of what a mask [H, W] marks in a frame [H, W, 3]."""
+    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return frame[box], mask[box], (int(rows[0]), int(columns[0]))
+
+
+def paste(background, pixels, mask, corner):
+    """A background [H, W, 3] with a sprite at corner (y, x); what leaves the frame is cut off."""
+    out, (height, width) = background.clone(), mask.shape
+    y, x = corner
+    top, left, bottom, right = max(y, 0), max(x, 0), min(y + height, out.shape[0]), min(x + width, out.shape[1])
+    if top < bottom and left < right:
+        part, hole = slice(top - y, bottom - y), slice(left - x, right - x)
+        out[top:bottom, left:right] = torch.where(mask[part, hole][..., None], pixels[part, hole], out[top:bottom, left:right])
+    return out
+
+
+def empty_stage(frames, masks):
+    """What is behind the object of masks [T, H, W] in frames [T, H, W, 3]: the median of the frames in which a place is free, painted in from around where none is."""
+    from scipy.ndimage import binary_dilation
+    from skimage.restoration import inpaint_biharmonic
+    covered = torch.from_numpy(binary_dilation(masks.numpy(), [[[0] * 3] * 3, [[1] * 3] * 3, [[0] * 3] * 3]))
+    behind = torch.where(covered[..., None], math.nan, frames.float()).nanmedian(0).values
+    hidden = covered.all(0)
+    if hidden.any():
+        behind = torch.from_numpy(inpaint_biharmonic(behind.nan_to_num().numpy() / 255, hidden.numpy(), channel_axis=-1)).float() * 255
+    return behind.round().clamp(0, 255).byte()
+
+
+def plant(frames, masks, stranger, past, draw):
+    """{kind: film uint8 [1 + h, H, W, 3]} that begins with the last frame seen, of a clip frames [T, H, W, 3] whose object masks [T, H, W] mark, before a still camera.
+
+    right: the outcome; pasted: the same cut out and pasted where it was, as the wrong ones are made, so that no seam tells; blurred by 2% of the side; late by a frame. Wrong are direction (turned
+    by 45 to 315 degrees), speed (half to double), identity (`stranger`, the sprite of another clip's object, goes the same way) and vanished (before two thirds are over). draw(n): a number below
+    n, the clip's own. Without masks (None) nothing is cut out: direction is the past played backwards, speed the outcome at half its own, and pasted, identity and vanished are not there.
+    """
+    from scipy.ndimage import gaussian_filter
+    film = frames[past - 1:]
+    length = len(film)
+    blurred = torch.from_numpy(gaussian_filter(film[1:].float().numpy(), (0, 0.02 * film.shape[1], 0.02 * film.shape[1], 0))).round().byte()
+    found = {"right": film, "blurred": torch.cat([film[:1], blurred]), "late": film[[0, *range(length - 1)]]}
+    if masks is None:
+        return found | {"direction": frames[[max(past - 1 - t, 0) for t in range(length)]], "speed": film[[t // 2 for t in range(length)]]}
+    stage, here = empty_stage(frames, masks), [sprite(f, m) if m.any() else None for f, m in zip(film, masks[past - 1:], strict=True)]
+    start = torch.tensor(here[0][2])
+    steps = [None if s is None else (torch.tensor(s[2]) - start).float() for s in here]  # (y, x) pixels since the last frame seen
+    angle, pace, until = math.pi / 4 * (1 + draw(7)), (0.5, 0.7, 1.4, 2.0)[draw(4)], 1 + draw(max(2 * length // 3, 1))
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    centred = (torch.tensor(here[0][1].shape) - torch.tensor(stranger[1].shape)) / 2
+
+    def along(change, pixels=here[0][0], mask=here[0][1]):
+        return torch.stack([film[0], *(stage if s is None else paste(stage, pixels, mask, (start + change(s).round().int()).tolist()) for s in steps[1:])])
+
+    return found | {"pasted": along(lambda s: s), "direction": along(lambda s: turn @ s), "speed": along(lambda s: pace * s), "identity": along(lambda s: s + centred, *stranger[:2]),
+                    "vanished": torch.stack([*film[:until], *[stage] * (length - until)])}
+
+
+def through(vae, films, ratio, batch=16):
+    """Films [n, 1 + h, H, W, 3] through the autoencoder, which takes r*j+1 frames: with their first frame repeated before them; the first, which is real, as it was."""
+    more = -(films.shape[1] - 1) % ratio
+    seen = decode_films(vae, encode_films(vae, torch.cat([films[:, :1].expand(-1, more, -1, -1, -1), films], 1), batch), batch)[:, more:]
+    return torch.cat([films[:, :1], seen[:, 1:]], 1)
+
+
+def to_plant(args):
+    """(clips, {clip: {conditioning: film}}, index of the clips, how many were left out): what can be refused before a model is loaded. Of every clip the middle --past + --horizon frames, as predict.py takes."""
+    items, data = load_items(args.plant)
+    wanted = args.past + args.horizon
+    clips = [i for i in items if split_of(i["source"]) != "train" and len(i.get("frames", ())) > 1]
+    if not clips:
+        refuse(f"{args.plant} has no clips in its val and test splits; give a folder with clips, and more of them (data.py moving)")
+    if short := [i for i in clips if len(i["frames"]) < wanted]:
+        refuse(f"{short[0]['id']} of {args.plant} has {len(short[0]['frames'])} frames, {wanted} are needed; give a smaller --past or --horizon, or longer clips")
+    many = len(clips)
+    start = {i["id"]: (len(i["frames"]) - wanted) // 2 for i in clips}
+    clips = [i | {k: i[k][start[i["id"]]:start[i["id"]] + wanted] for k in ("frames", "mask", "boxes") if k in i} for i in clips]
+    if any("mask" in i and "names" in i for i in clips):  # what cannot be cut out before a still camera, or goes nowhere, is left out
+        clips = [i for i in clips if "mask" in i and "names" in i and i.get("direction") != "still" and not any(i.get("camera", (0,))) and subject(i)[args.past - 1].any()]
+    if len(clips) < 4 or {split_of(i["source"]) for i in clips} != {"val", "test"}:
+        refuse(f"{args.plant} has {len(clips)} clips of val and test in which something moves before a still camera; at least 4, of both splits, are needed")
+    generated = {}
+    if args.films:
+        films, index = load_items(args.films)
+        if Path(index.get("data_path", "")).name != Path(args.plant).name:
+            refuse(f"{args.films} holds films of {index.get('data_path')}, not of {args.plant}; run predict.py --mode continue on that")
+        for film in films:
+            generated.setdefault(film["id"].rpartition("/")[0], {})[film["conditioning"]] = film["frames"]
+    return clips, generated, data, many - len(clips)
+
+
+def subject(item):
+    """bool [T, H, W]: the object that an item is about, its last; None where there is no mask of it."""
+    return item["mask"] == len(item["names"]) if "mask" in item and "names" in item else None
+
+
+def plant_all(args, started):
+    """--plant: a data folder of films whose rightness is known: of every val and test clip what happened (real), PLANTED through the autoencoder, and --films that a video model made."""
+    entry = find_model(args.vae)
+    if entry["kind"] != "vae":
+        refuse(f"--vae {args.vae} is a {entry['kind']}; give tiny-vae, ltx, or the folder of a video autoencoder")
+    clips, generated, data, left_out = to_plant(args)
+    out = Path(args.out or f"{args.plant}-planted")
+    check_writable(out / "index.yaml")
+    strangers = {}
+    for k, i in enumerate(clips if subject(clips[0]) is not None else ()):  # the next clip whose object has another name
+        other = next((c for c in (*clips[k + 1:], *clips[:k]) if c["names"][-1] != i["names"][-1]), None)
+        if other is None:
+            refuse(f"all objects of {args.plant} are a {i['names'][-1]}, and there is none to swap them for; use more clips")
+        strangers[i["id"]] = sprite(other["frames"][args.past - 1], subject(other)[args.past - 1])
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    vae, _ = load_video_vae(entry, device, dtype)
+    size = len(next(iter(next(iter(generated.values())).values()))[0]) if generated else entry.get("clip") or entry["size"]
+
+    def films():
+        for i in tqdm(clips, desc="planted", unit="clip"):
+            kinds = plant(i["frames"], subject(i), strangers.get(i["id"]), args.past, random.Random(f"{args.seed} {i['id']}").randrange)
+            small = torch.stack([frames_of({"frames": x}, size) for x in kinds.values()])
+            others = generated.get(i["id"], {"real": small[0]})
+            if not torch.equal(others["real"], small[0]):
+                refuse(f"{args.films} shows of {i['id']} other frames than {args.plant} does from frame {args.past} on; give the --past and --horizon of these films, or make them again")
+            others = {k: x for k, x in others.items() if k not in ("real", "vae")} if split_of(i["source"]) == "test" else {}
+            for kind, x in {"real": small[0], **dict(zip(kinds, through(vae, small, vae.temporal_compression_ratio), strict=True)), **others}.items():
+                yield i | {"id": f"{i['id']}/{kind}", "frames": x.clone(), "conditioning": kind, **{k: i[k][args.past - 1:].clone() for k in ("mask", "boxes") if k in i}}
+
+    write_items(out, films(), {"name": f"{data['name']}-planted", "source_kind": "planted", "data": data["data"], "seed": args.seed, "data_path": str(args.plant), "past": args.past,
+                               "horizon": args.horizon, "films_path": args.films, "vae": entry["name"], "vae_weights": entry["weights"], "conditioning": "right", "left_out": left_out})
+    result = {"stage": "plant", "clips": len(clips), "left_out": left_out, "films": load_yaml(out / "index.yaml", "data")["items"], "out": str(out)}
+    say(result)
+    return result
+
+
+# Every verifier takes films uint8 [k, 1 + h, H, W, 3] of one clip, which begin with the last frame seen, and what happened [1 + h, H, W, 3]; it gives scores [k, horizons], higher is more
+# likely right, that know no frame beyond their horizon. What costs time is looked at where a horizon ends only, and averaged over those.
+
+def upto(x, horizons):
+    """The mean of x [k, h] over the frames up to every horizon: [k, horizons]."""
+    return torch.stack([x[:, :h].mean(1) for h in horizons], 1).double()
+
+
+def pixel_l1(films, truth, see):
+    return -upto((films[:, 1:].float() - truth[1:].float()).abs().mean((2, 3, 4)), see.horizons) / 255
+
+
+def pixel_mse(films, truth, see):
+    return -upto((films[:, 1:].float() - truth[1:].float()).square().mean((2, 3, 4)), see.horizons) / 255**2
+
+
+def at_horizons(compare, films, truth, horizons):
+    """The mean of compare(frames, frames) -> [n] over the horizons so far: [k, horizons]."""
+    pick = list(horizons)
+    a, b = films[:, pick].flatten(0, 1), truth[pick].expand(len(films), -1, -1, -1, -1).flatten(0, 1)
+    x = compare(a, b).view(len(films), len(pick)).double()
+    return x.cumsum(1) / torch.arange(1, len(pick) + 1)
+
+
+def pixel_ssim(films, truth, see):
+    return at_horizons(ssim, films, truth, see.horizons)
+
+
+def pixel_lpips(films, truth, see):
+    return -at_horizons(see.lpips, films, truth, see.horizons)
+
+
+def moving_regions(films):
+    """bool [k, h, H, W]: where films [k, 1 + h, H, W, 3] move after the last frame seen, as Physics-IQ has it (Motamed et al. 2025, its published code): grey, blurred, against a running mean that takes 0.3 of every new frame, further
+    than MOVED, opened and closed. Its 5 x 5 windows are scaled by the side of the frame over 512, on small frames to nothing."""
+    from scipy.ndimage import binary_closing, binary_opening, gaussian_filter
+    grey = films[:, 1:].float() @ torch.tensor([0.299, 0.587, 0.114])
+    side = max(round(5 * grey.shape[2] / 512), 1)
+    grey = torch.from_numpy(gaussian_filter(grey.numpy(), (0, 0, 1.1 * side / 5, 1.1 * side / 5))) if side > 1 else grey
+    mean, found = grey[:, 0], [torch.zeros_like(grey[:, 0], dtype=torch.bool)]
+    for x in grey.unbind(1)[1:]:
+        mean = 0.7 * mean + 0.3 * x
+        found.append((x - mean).abs() > MOVED)
+    found = torch.stack(found, 1)
+    if side > 1:
+        window = torch.ones(1, 1, side, side).numpy()
+        found = torch.from_numpy(binary_closing(binary_opening(found.numpy(), window), window))
+    return found
+
+
+def overlap(a, b):
+    """IoU of weights [..., H, W] in [0, 1], their least over their most; of two empty ones 1, as in Physics-IQ."""
+    most = torch.maximum(a, b).sum((-2, -1))
+    return torch.where(most > 0, torch.minimum(a, b).sum((-2, -1)) / most.clamp(min=1e-9), 1.0)
+
+
+def pixel_spatial_iou(films, truth, see):
+    """Where anything has moved at all so far."""
+    a, b = moving_regions(films).float(), moving_regions(truth[None]).float()
+    return torch.stack([overlap(a[:, :h].amax(1), b[:, :h].amax(1)) for h in see.horizons], 1).double()
+
+
+def pixel_spatiotemporal_iou(films, truth, see):
+    """Where something moves, frame by frame."""
+    return upto(overlap(moving_regions(films).float(), moving_regions(truth[None]).float()), see.horizons)
+
+
+def pixel_weighted_spatial_iou(films, truth, see):
+    """Where, and in how many of the frames, something has moved so far."""
+    a, b = moving_regions(films).float(), moving_regions(truth[None]).float()
+    return torch.stack([overlap(a[:, :h].mean(1), b[:, :h].mean(1)) for h in see.horizons], 1).double()
+
+
+def pixel_flow_agreement(films, truth, see):
+    """Cosine of the flow fields (iterative Lucas-Kanade, scikit-image) of the last step before a horizon; of two that stand still 1, of one 0."""
+    import numpy as np
+    from skimage.registration import optical_flow_ilk
+
+    def fields(film):
+        grey = (film.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255).numpy()
+        return torch.from_numpy(np.stack([optical_flow_ilk(grey[h - 1], grey[h], radius=5, num_warp=4) for h in see.horizons])).flatten(1).double()
+
+    b = fields(truth)
+    a = torch.stack([fields(f) for f in films])
+    still = [x.square().mean(-1).sqrt() < 0.02 for x in (a, b)]  # pixels a step, on the mean of the picture
+    cosine = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-9)
+    cosine = torch.where(still[0] & still[1], 1.0, torch.where(still[0] | still[1], 0.0, cosine))
+    return cosine.cumsum(1) / torch.arange(1, cosine.shape[1] + 1)
+
+
+def pixel_position_error(films, truth, see):
+    """How far, in sides of the frame, what has the object's colour is from where it really went; a whole side where it is not found. Of clips with a mask of it alone."""
+    here = whereabouts(torch.cat([truth[None], films]), see.mask.expand(len(films) + 1, -1, -1))  # [1 + k, 1 + h, 2]
+    apart = (here[1:] - here[0]).norm(dim=-1) / films.shape[2]
+    apart = torch.where(here[1:].isnan().any(-1), 1.0, apart)[:, 1:]
+    gone = here[0, 1:].isnan().any(-1)  # it has left the picture: there is no position to be wrong about
+    return -torch.stack([apart[:, :h][:, ~gone[:h]].mean(1) if (~gone[:h]).any() else torch.zeros(len(films)) for h in see.horizons], 1).double()
+
+
+PIXELS = {"l1": pixel_l1, "mse": pixel_mse, "ssim": pixel_ssim, "lpips": pixel_lpips, "spatial_iou": pixel_spatial_iou, "spatiotemporal_iou": pixel_spatiotemporal_iou,
+          "weighted_spatial_iou": pixel_weighted_spatial_iou, "flow_agreement": pixel_flow_agreement, "position_error": pixel_position_error}
+
+
+def latent_scores(tokens, truth, ends, horizons):
+    """{cosine, l2: [k, horizons]} of tokens [k, t, h, w, D] of films and [t, h, w, D] of what happened, token by token, as V-JEPA's surprise is (Garrido et al. 2025). ends: the last frame of
+    every time step of the encoder; nan where none has ended by the horizon, but the one that holds the last frame seen alone."""
+    steps = {"cosine": torch.nn.functional.cosine_similarity(tokens, truth[None], dim=-1).mean((2, 3)), "l2": -(tokens - truth).norm(dim=-1).mean((2, 3))}
+    count = [sum(e <= h for e in ends) for h in horizons]
+    return {name: torch.stack([x[:, :c].mean(1) if c > (ends[0] == 0) else torch.full((len(x),), math.nan) for c in count], 1).double() for name, x in steps.items()}
+
+
+def aurocs(scores, right, weights):
+    """AUROC (Mann & Whitney 1947: the share of pairs in which the right one scores higher, ties a half) under weights [B, n] of the films: [B]; nan where a resample has but one kind."""
+    pairs = scores[right][:, None] - scores[~right]
+    wins = (pairs > 0).double() + 0.5 * (pairs == 0)
+    w, v = weights[:, right], weights[:, ~right]
+    return ((w @ wins) * v).sum(1) / (w.sum(1) * v.sum(1))
+
+
+def drawn(sources, seed):
+    """Weights [1 + RESAMPLES, n] of items: first all alike, then whole sources drawn with replacement."""
+    cluster = clusters(sources)
+    return torch.cat([torch.ones(1, len(sources), dtype=torch.float64), resampled(int(cluster.max()) + 1, RESAMPLES, torch.Generator().manual_seed(seed))[:, cluster]])
+
+
+def interval(values, n):
+    """(value, low, high) of [1 + B], the first without resampling; n sources."""
+    value, rest = values[0].item(), values[1:]
+    rest = rest[~rest.isnan()]
+    if math.isnan(value) or not len(rest):
+        return None, None, None
+    return value, *widened(value, *rest.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), n)
+
+
+def named_interval(name, values, n):
+    return dict(zip((name, f"{name}_low", f"{name}_high"), interval(values, n), strict=True))
+
+
+def record(own, floors, n, films, ceiling=1.0, **more):
+    """A criterion of numbers that are resampled together: own [1 + B], floors {name: [1 + B]}."""
+    best = max(floors, key=lambda k: floors[k][0])
+    (score, low, high), (gain, gain_low, gain_high), floor = interval(own, n), interval(own - floors[best], n), floors[best][0].item()
+    return {"score": score, "low": low, "high": high, "better": "higher", "n": films, "sources": n, "floor": floor, "floor_name": best, "ceiling": ceiling,
+            "skill": (score - floor) / (ceiling - floor) if ceiling > floor else None, "gain": gain, "gain_low": gain_low, "gain_high": gain_high, **more, "floors": {k: x[0] for k, x in floors.items()}}
+
+
+def risk_coverage(scores, right, weights):
+    """(risk [B, n], coverage [B, n]) of accepting the first of the films in the order of their scores (El-Yaniv & Wiener 2010); of equal scores all share their mean risk."""
+    _, rank = scores.unique(return_inverse=True)
+    wrong = (~right).double()
+    share = torch.zeros(int(rank.max()) + 1, dtype=torch.float64).index_add_(0, rank, wrong) / torch.bincount(rank)
+    order = scores.argsort(descending=True, stable=True)
+    w = weights[:, order]
+    covered = w.cumsum(1)
+    return (w * share[rank][order]).cumsum(1) / covered.clamp(min=1e-9), covered / covered[:, -1:]
+
+
+def mean_risk(scores, right, weights):
+    """Area under the risk-coverage curve, [B]."""
+    w = weights[:, scores.argsort(descending=True, stable=True)]
+    return (risk_coverage(scores, right, weights)[0] * w).sum(1) / w.sum(1)
+
+
+def conformal_bound(calibration, promised):
+    """The score that a prediction has to exceed to be accepted, from those of wrong ones: of n + 1 exchangeable wrong ones at most floor((n + 1) promised) exceed it (Vovk et al. 2005)."""
+    k = math.floor((len(calibration) + 1) * promised)
+    return calibration.sort(descending=True).values[k - 1].item() if k else math.inf
+
+
+def conformal(scores, right, sources, promised, seed):
+    """Split-conformal acceptance over RESPLITS halvings of the sources: every source lends one of its wrong films, drawn anew, to calibrate or to count the errors; so they are exchangeable."""
+    cluster, g = clusters(sources), torch.Generator().manual_seed(seed)
+    members = [((cluster == c) & ~right).nonzero().flatten() for c in range(int(cluster.max()) + 1)]
+    members = [m for m in members if len(m)]
+    errors, accepted = [], []
+    for _ in range(RESPLITS):
+        one = torch.stack([scores[m[torch.randint(len(m), (1,), generator=g)]].squeeze() for m in members])
+        order = torch.randperm(len(one), generator=g)
+        half, rest = order[:len(one) // 2], order[len(one) // 2:]
+        bound = conformal_bound(one[half], promised)
+        errors.append((one[rest] > bound).double().mean())
+        accepted.append((scores[right] > bound).double().mean())
+    errors = torch.stack(errors)
+    mean, spread = errors.mean().item(), errors.std().item() / RESPLITS**0.5
+    return {"conformal_error": mean, "conformal_error_low": mean - 1.96 * spread, "conformal_error_high": mean + 1.96 * spread, "conformal_worst_resplit": errors.max(),
+            "conformal_accepted_right": torch.stack(accepted).mean(), "conformal_calibrated_on": len(members) // 2}
+
+
+def rightness(films, truth, mask, word):
+    """{direction, position, identity: bool [k]} of films [k, 1 + h, H, W, 3] by following the colour of the object that `mask` marks in the last frame seen: does it go the way that `word` names,
+    is it on the mean within its own radius of where it really is, and is it still there at the end (or when it really left the picture)? None where it cannot be followed in what happened."""
+    here = whereabouts(torch.cat([truth[None], films]), mask.expand(len(films) + 1, -1, -1))
+    seen = (~here[0].isnan().any(-1)).nonzero().flatten()
+    until = int(seen[-1]) + 1
+    if until < 2 or heading(here[:1, :until]) != [word]:
+        return None
+    apart = (here[1:] - here[0]).norm(dim=-1)[:, seen]
+    apart = apart.nan_to_num(films.shape[2])[:, 1:].mean(1)
+    return {"direction": torch.tensor([w == word for w in heading(here[1:, :until])]), "position": apart <= (mask.sum() / math.pi).sqrt(), "identity": ~here[1:, until - 1].isnan().any(-1)}
+
+
+def agreement(said, happened):
+    """Do the actions that a model names of a film, bool [k, actions], agree with those [actions] it names of what happened? Their overlap; a half where it names none of either."""
+    both, either = (said & happened).sum(1).double(), (said | happened).sum(1).double()
+    return torch.where(said.any(1) & happened.any(), both / either.clamp(min=1), 0.5)
+
+
+def read_rollouts(args):
+    """({clip: {kind: item}}, index): films that --plant wrote; refused where one lacks what really happened or a film of what was planted."""
+    items, index = load_items(args.rollouts)
+    if index.get("source_kind") != "planted":
+        refuse(f"{args.rollouts} holds no planted rollouts; write them with verify.py --plant {index.get('data_path', 'data/NAME')}")
+    films = {}
+    for i in items:
+        films.setdefault(i["id"].rpartition("/")[0], {})[i["conditioning"]] = i
+    for clip, kinds in films.items():
+        if missing := [k for k in ("real", "right", "blurred", "late") if k not in kinds]:
+            refuse(f"{args.rollouts} lacks the film {clip}/{missing[0]}; run verify.py --plant again")
+    return films, index
+
+
+def watched(args, films, index):
+    """What is scored, as a namespace: rows (clip, kind, item) of all films but the real ones, their kinds, sources and splits, `right` (as planted), the clips' films [k, 1 + h, H, W, 3],
+    what really happened, and masks [H, W] of the object in the last frame seen."""
+    w = types.SimpleNamespace(clips=list(films), films=films, frames=len(films[next(iter(films))]["real"]["frames"]))
+    w.horizons = [h for h in HORIZONS if h < w.frames]
+    w.rows = [(clip, kind, item) for clip in w.clips for kind, item in films[clip].items() if kind != "real"]
+    w.kinds, w.sources = [kind for _, kind, _ in w.rows], [item["source"] for _, _, item in w.rows]
+    w.right = torch.tensor([PLANTED.get(k, False) for k in w.kinds])
+    planted, split = torch.tensor([k in PLANTED for k in w.kinds]), [split_of(s) for s in w.sources]
+    w.val, w.test, w.made = (torch.tensor([s == name for s in split]) & here for name, here in (("val", planted), ("test", planted), ("test", ~planted)))
+    w.truths = {clip: kinds["real"]["frames"] for clip, kinds in films.items()}
+    w.stacks = {clip: torch.stack([item["frames"] for kind, item in kinds.items() if kind != "real"]) for clip, kinds in films.items()}
+    w.masks = {clip: marked[0] for clip, kinds in films.items() if (marked := subject(kinds["real"])) is not None}
+    w.seed = args.seed
+    w.lpips, name = load_lpips(choose_device()[0])
+    w.pixels = {name if n == "lpips" else n: verifier for n, verifier in PIXELS.items() if n != "position_error" or len(w.masks) == len(films)}
+    return w
+
+
+def where(flags):
+    return flags.nonzero().flatten().tolist()
+
+
+def pixel_scores(w, names, clips, truths):
+    """{verifier: [films of these clips, horizons]}, clip by clip."""
+    out = {name: [] for name in names}
+    for clip in tqdm(clips, desc="verified", unit="clip"):
+        see = types.SimpleNamespace(horizons=w.horizons, lpips=w.lpips, mask=w.masks.get(clip))
+        for name in names:
+            out[name].append(w.pixels[name](w.stacks[clip], truths[clip], see))
+    return {name: torch.cat(x) for name, x in out.items()}
+
+
+def every_score(args, w, maker):
+    """({verifier: scores [films, horizons], higher is more likely right}, {verifier: pixel, latent, words, or decoder}, {model, weights} of what was asked, or else read first).
+
+    decoder: latents of `maker`, the autoencoder that the planted films have been through. What it made comes back to it nearly as it was, so right films look better to it than any that it did
+    not make of the outcome itself: it is shown, and is no candidate for the verifier that reads latents.
+    """
+    scores = pixel_scores(w, w.pixels, w.clips, w.truths)
+    family, about = dict.fromkeys(scores, "pixel"), {}
+    for folder in args.latents or ():
+        index, read = load_features(folder)
+        about = about or {k: index[k] for k in ("model", "weights")}
+        row = {i: k for k, i in enumerate(index["ids"])}
+        if missing := next((i["id"] for kinds in w.films.values() for i in kinds.values() if i["id"] not in row), None):
+            refuse(f"{folder} has no features of {missing!r}; run extract.py on the planted rollouts again")
+        for point in (p for p in index["points"] if p != "pixels"):
+            tokens = read(point)
+            t = tokens.shape[1]  # an autoencoder's first step is the first frame alone
+            ends = [s * (w.frames - 1) // max(t - 1, 1) if point.startswith("latents") else -(-(s + 1) * w.frames // t) - 1 for s in range(t)]
+            found = [latent_scores(tokens[[row[i["id"]] for kind, i in w.films[clip].items() if kind != "real"]], tokens[row[f"{clip}/real"]], ends, w.horizons) for clip in w.clips]
+            for name in found[0]:
+                verifier = f"{index['model']} {point} {name}"
+                scores[verifier], family[verifier] = torch.cat([f[name] for f in found]), "decoder" if index["model"] == maker else "latent"
+    if args.words:
+        words = load_pt(args.words, RESULT)
+        about = {k: words["meta"][k] for k in ("model", "weights")}
+        row = {i: k for k, i in enumerate(words["ids"])}
+        if missing := next((i["id"] for k, (_, _, i) in enumerate(w.rows) if w.test[k] and i["id"] not in row), None):
+            refuse(f"{args.words} has no answer about {missing!r}; run explain.py --mode describe on the planted rollouts again")
+        said = torch.full((len(w.rows), len(w.horizons)), math.nan, dtype=torch.float64)  # of whole films alone, and of the test clips'
+        for k, (clip, _, item) in enumerate(w.rows):
+            if item["id"] in row:
+                said[k, -1] = agreement(words["said"][row[item["id"]]][None], words["said"][row[f"{clip}/real"]])[0]
+        scores["words"], family["words"] = said, "words"
+    return scores, family, about
+
+
+def tabulated(w, scores, family):
+    """({verifier: row of the table}, {family: its best on val}, {verifier: AUROC on test [1 + B]}, weights [1 + B, test films]) of planted films."""
+    test, val = where(w.test), where(w.val)
+    draws, n = drawn([w.sources[k] for k in test], w.seed), len({w.sources[k] for k in test})
+    place = {k: j for j, k in enumerate(test)}
+    alike = torch.tensor([k == "right" for k in w.kinds])
+    table, areas = {}, {}
+    for name, x in scores.items():
+        x = x[:, -1]
+        areas[name] = aurocs(x[test], w.right[test], draws)
+        row = {"family": family[name], **named_interval("auroc", areas[name], n)}
+        chosen = val if not x[val].isnan().any() else []
+        row["auroc_val"] = aurocs(x[val], w.right[val], torch.ones(1, len(val), dtype=torch.float64)).item() if chosen else None
+        limit = x[where(alike & (w.val if chosen else w.test))].quantile(ALARMS)  # flagged is what lies below it
+        row |= {"false_alarms": (x[where(alike & w.test)] < limit).double().mean(), "kinds": {}}
+        for kind in dict.fromkeys(k for k in w.kinds if k in PLANTED and k != "right"):
+            these = [k for k in test if w.kinds[k] in (kind, "right")]
+            values = aurocs(x[these], alike[these], draws[:, [place[k] for k in these]])
+            row["kinds"][kind] = {**named_interval("auroc", values, n), "flagged": (x[[k for k in these if w.kinds[k] == kind]] < limit).double().mean()}
+        table[name] = row
+    best = {f: max((k for k in table if family[k] == f), key=lambda k: table[k]["auroc_val"] or 0) for f in dict.fromkeys(family.values())}
+    return table, best, areas, draws
+
+
+def without_knowing(w, name):
+    """Scores [test films] by the chosen pixel verifier against the outcome of another clip: what it can tell without knowing anything."""
+    clips = [c for c in w.clips if split_of(w.films[c]["real"]["source"]) == "test"]
+    next_one = {c: torch.cat([w.truths[c][:1], w.truths[d][1:]]) for c, d in zip(clips, [*clips[1:], clips[0]], strict=True)}
+    scores = pixel_scores(w, [name], clips, next_one)[name][:, -1]
+    return scores[[w.kinds[k] in PLANTED for k, row in enumerate(w.rows) if row[0] in next_one]]
+
+
+def further(w, scores, best):
+    """{horizon: {verifier: its AUROC on planted test films, seeing no more than so many frames}}: how far ahead verification still works; left out where an encoder has no step so short."""
+    test = where(w.test)
+    draws, n = drawn([w.sources[k] for k in test], w.seed), len({w.sources[k] for k in test})
+    return {h: {name: named_interval("auroc", aurocs(scores[name][test, j], w.right[test], draws), n) for name in best.values() if not scores[name][test, j].isnan().any()}
+            for j, h in enumerate(w.horizons)}
+
+
+def of_the_video_model(w, scores):
+    """Films that a video model made, of test clips: which are right by following the object, aspect by aspect, and who can tell. position_error is left out: it is what the truth is taken from."""
+    found, kept = {a: [] for a in ("direction", "position", "identity", "all")}, []
+    for clip in dict.fromkeys(w.rows[k][0] for k in where(w.made)):
+        these = [k for k in where(w.made) if w.rows[k][0] == clip]
+        seen = clip in w.masks and rightness(torch.stack([w.rows[k][2]["frames"] for k in these]), w.truths[clip], w.masks[clip], w.films[clip]["real"]["direction"])
+        if not seen:
+            continue
+        kept += these
+        for aspect, x in {**seen, "all": seen["direction"] & seen["position"] & seen["identity"]}.items():
+            found[aspect].append(x)
+    if not kept:
+        return None
+    truth = {a: torch.cat(x) for a, x in found.items()}
+    draws, n = drawn([w.sources[k] for k in kept], w.seed), len({w.sources[k] for k in kept})
+    verifiers = {name: {a: named_interval("auroc", aurocs(scores[name][kept, -1], x, draws), n) for a, x in truth.items()} for name in scores if name != "position_error"}
+    return {"films": len(kept), "right": {a: x.double().mean() for a, x in truth.items()},
+            "right_by_kind": {kind: truth["all"][[w.kinds[k] == kind for k in kept]].double().mean() for kind in dict.fromkeys(w.kinds[k] for k in kept)},
+            "verifiers": verifiers, "rows": kept, "truth": truth["all"]}
+
+
+def candidates(args, w, name):
+    """Of the futures that predict.py made of one clip: can what is known without the outcome tell the right from the wrong, and how much worse is that than the chosen pixel verifier?"""
+    path = Path(args.futures)
+    kept = load_pt(path.with_suffix(".pt"), RESULT)
+    films = torch.stack([load_pt(path.with_name(path.stem + "-parts") / f"{part}.pt", RESULT)["films"] for part in kept["candidates"]])  # [c, clips, h, H, W, 3]
+    truth, rows, scores, sources = [], [], [], []
+    for k, clip in enumerate(kept["ids"]):
+        if clip not in w.masks:
+            continue
+        seen = w.truths[clip][:films.shape[2] + 1]
+        shown = torch.cat([seen[:1].expand(len(films), 1, -1, -1, -1), films[:, k]], 1)
+        aspects = rightness(shown, seen, w.masks[clip], w.films[clip]["real"]["direction"])
+        if aspects is None:
+            continue
+        truth.append(aspects["direction"] & aspects["position"] & aspects["identity"])
+        see = types.SimpleNamespace(horizons=[films.shape[2]], lpips=w.lpips, mask=w.masks[clip])
+        scores.append(w.pixels[name](shown, seen, see)[:, 0])
+        rows.append(k)
+        sources += [w.films[clip]["real"]["source"]] * len(films)
+    if not rows:
+        return None
+    truth, n = torch.cat(truth), len(set(sources))
+    draws = drawn(sources, w.seed)
+    beliefs = {b: x[:, rows].T.flatten().double() for b, x in kept["beliefs"].items()}
+    outcome = aurocs(torch.cat(scores), truth, draws)
+    areas = {b: aurocs(x, truth, draws) for b, x in beliefs.items()}
+    return {"candidates": len(truth), "right": truth.double().mean(), "with_outcome": named_interval("auroc", outcome, n),
+            "without_outcome": {b: {**named_interval("auroc", x, n), **named_interval("worse_by", outcome - x, n)} for b, x in areas.items()}}
+
+
+def repeated(w):
+    """Pixel scores of one take of a scene as the prediction of another, where clips name a scene in `repeat` (Physics-IQ's physical variance): nothing can be asked to be better."""
+    takes = {}
+    for clip in w.clips:
+        if scene := w.films[clip]["real"].get("repeat"):
+            takes.setdefault(scene, []).append(clip)
+    pairs = [(a, b) for group in takes.values() for a, b in zip(group, group[1:], strict=False)]
+    if not pairs:
+        return None
+    found = {}
+    for a, b in pairs:
+        see = types.SimpleNamespace(horizons=[w.frames - 1], lpips=w.lpips, mask=None)
+        for name in w.pixels:
+            if name != "position_error":
+                found.setdefault(name, []).append(w.pixels[name](w.truths[a][None], w.truths[b], see)[0, 0])
+    return {name: torch.stack(x).mean() for name, x in found.items()}
+
+
+def acting(w, scores, family, table, best, areas, draws, seed):
+    """(criteria, conformal acceptance, risk-coverage curve, of_the_video_model's findings) of the pixel verifier that val chose."""
+    test, pixel = where(w.test), best["pixel"]
+    n, right, x = len({w.sources[k] for k in test}), w.right[test], scores[pixel][test, -1]
+    floors = {"chance": torch.full((len(draws),), 0.5, dtype=torch.float64), "other_outcome": aurocs(without_knowing(w, pixel), right, draws)}
+    more = {"verifier": pixel, "options_searched": sum(f == "pixel" for f in family.values())}
+    criteria = {"pixel_auroc": record(areas[pixel], floors, n, len(test), **more)}
+    for f in ("latent", "words"):
+        if f in best:
+            criteria[f"pixel_over_{f}"] = record(areas[pixel], {best[f]: areas[best[f]]}, n, len(test), **more)
+    base, least = (draws[:, ~right].sum(1) / draws.sum(1)), mean_risk(right.double(), right, draws)
+    area = mean_risk(x, right, draws)
+    criteria["selective_risk"] = record(base - area, {"random": 0 * base}, n, len(test), ceiling=(base - least)[0].item(), **more)
+    made = of_the_video_model(w, scores)
+    untracked = max((k for k in table if family[k] == "pixel" and k != "position_error"), key=lambda k: table[k]["auroc_val"])  # of films whose truth is the object's position
+    if made and made["truth"].any() and not made["truth"].all():
+        own = drawn([w.sources[k] for k in made["rows"]], seed)
+        criteria["made_auroc"] = record(aurocs(scores[untracked][made["rows"], -1], made["truth"], own), {"chance": torch.full((len(own),), 0.5, dtype=torch.float64)},
+                                        len({w.sources[k] for k in made["rows"]}), len(made["rows"]), verifier=untracked)
+    halves = conformal(x, right, [w.sources[k] for k in test], PROMISED, seed)
+    bound = conformal_bound(scores[pixel][where(w.val & ~w.right), -1], PROMISED)
+    halves |= {"conformal_error_of_val": (x[~right] > bound).double().mean(), "conformal_accepted_right_of_val": (x[right] > bound).double().mean()}
+    if made:
+        accepted = scores[pixel][made["rows"], -1] > bound
+        halves |= {"conformal_error_made": accepted[~made["truth"]].double().mean() if (~made["truth"]).any() else None,
+                   "conformal_accepted_made": accepted[made["truth"]].double().mean() if made["truth"].any() else None}
+    risk, coverage = (c[0] for c in risk_coverage(x, right, draws[:1]))
+    points = [min(int(len(risk) * q), len(risk)) - 1 for q in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
+    curve = {"coverage": [coverage[k] for k in points], "risk": [risk[k] for k in points], "random": base[0], "perfect": [max(0.0, 1 - right.double().mean() / coverage[k]) for k in points]}
+    halves = {"base_risk": base[0], **named_interval("aurc", area, n), "aurc_perfect": least[0], "conformal_promised": PROMISED, **halves}
+    return criteria, halves, curve, made and made | {"verifier": untracked}
+
+
+def rollouts(args, started):
+    """verify.yaml: who can tell a right prediction from a wrong one, of what kind, how early; and what to do with it."""
+    films, index = read_rollouts(args)
+    out = Path(args.out or Path(args.rollouts) / "verify.yaml")
+    check_writable(out)
+    audited = audit(args.continued, index["data_path"]) if args.continued else None
+    w = watched(args, films, index)
+    scores, family, about = every_score(args, w, index["vae"])
+    table, best, areas, draws = tabulated(w, scores, family)
+    criteria, halves, curve, made = acting(w, scores, family, table, best, areas, draws, args.seed)
+    right = [k for k in where(w.test) if w.kinds[k] == "right"]
+    ceilings = {"vae": {name: scores[name][right, -1].mean() for name in w.pixels}, "repeat": repeated(w)}
+    result = {"stage": "verify", "model": None, "weights": index["vae_weights"], **about, "data_name": index["name"].removesuffix("-planted"), "data": index["data"], "decoder": index["vae"]}
+    for f, name in best.items():
+        result |= {f"{f}_verifier": name, **{f"{f}_{k}": table[name][k] for k in ("auroc", "auroc_low", "auroc_high")}}
+    result |= {**halves, "films": len(w.rows), "planted_test": int(w.test.sum()), "clips": len(w.clips), "sources_test": len({w.sources[k] for k in where(w.test)}),
+               "still_frames": sum(int((~moving_regions(t[None]).flatten(2).any(-1)).sum()) for t in w.truths.values()),
+               "lpips_reason": None if "lpips" in w.pixels else "the published backbone is not on this machine: lpips_random_backbone has an untrained one",
+               "repeat_reason": None if ceilings["repeat"] else "no clip names a scene of which there is another take (`repeat`)",
+               "audit": audited, "criteria": criteria, "verifiers": table, "horizons": further(w, scores, best), "risk_coverage": curve,
+               "made": made and {k: v for k, v in made.items() if k not in ("rows", "truth")}, "futures": candidates(args, w, made["verifier"]) if args.futures and made else None,
+               "ceilings": ceilings, "notes": NOTES, "run": run_info(args, started, script="verify.py")}
+    result = plain(result)
+    verified_picture(w, result, out.with_suffix(".png"))
+    save_yaml(out, result)
+    show_verifiers(result)
+    return result
+
+
+def show_verifiers(result):
+    """The verifiers as a table, best first, then `key value`."""
+    kinds = list(next(iter(result["verifiers"].values()))["kinds"])
+    print(f"\n{'verifier':34s} {'':7s} {'AUROC':>6s}  {'95% interval':16s}" + "".join(f"{k:>11s}" for k in kinds) + f"{'right':>9s}   share flagged, by kind, where {ALARMS:.0%} of val's right ones are")
+    for name, row in sorted(result["verifiers"].items(), key=lambda item: -item[1]["auroc"]):
+        print(f"{name:34s} {row['family']:7s} {row['auroc']:6.3f}  [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]  " + "".join(f"{row['kinds'][k]['flagged']:11.2f}" for k in kinds) + f"{row['false_alarms']:9.2f}")
+    print()
+    say(result)
+
+
+def verified_picture(w, result, path):
+    """verify.png: planted films of one clip; who can tell, and of which kinds; how far ahead; risk against coverage."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    colour = {"pixel": "#0072B2", "latent": "#D55E00", "words": "#009E73", "decoder": "#CC79A7"}
+    mark = {"pixel": "o", "latent": "s", "words": "D", "decoder": "^"}
+    clip = next(c for c in w.clips if split_of(w.films[c]["real"]["source"]) == "test")
+    shown = {k: i["frames"] for k, i in w.films[clip].items() if k in ("real", *PLANTED)}
+    names = sorted(result["verifiers"], key=lambda n: result["verifiers"][n]["auroc"])
+    figure = plt.figure(figsize=(16, 0.9 * len(shown) + 0.3 * len(names) + 8), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[0.9 * len(shown), 0.3 * len(names) + 2, 5])
+    at = [0, *w.horizons]
+    grid = top.subplots(len(shown), len(at))
+    for r, (kind, film) in enumerate(shown.items()):
+        for c, t in enumerate(at):
+            grid[r, c].imshow(film[t].numpy())
+            grid[r, c].set(xticks=[], yticks=[])
+        grid[r, 0].set_ylabel(kind, rotation=0, ha="right", va="center", fontsize=11)
+    top.suptitle(f"What is planted: the last frame seen, then {', '.join(f'+{h}' for h in w.horizons)}; real is what happened, all others have been through the autoencoder", fontsize=11)
+    left, heat = middle.subplots(1, 2, width_ratios=[1, 1.1])
+    for y, n in enumerate(names):
+        row = result["verifiers"][n]
+        left.plot([row["auroc_low"], row["auroc_high"]], [y, y], color=colour[row["family"]], lw=2)
+        left.plot(row["auroc"], y, mark[row["family"]], color=colour[row["family"]])
+    left.axvline(0.5, color="grey", ls=":")
+    left.axvline(GATE4["pixel_auroc"]["threshold"], color="black", lw=1)
+    left.set(yticks=range(len(names)), yticklabels=names, title="AUROC of right against wrong predictions\n(circle: pixels, square: latents, triangle: the decoder's own latents, diamond: words; dotted: chance, line: threshold)")
+    kinds = list(result["verifiers"][names[0]]["kinds"])
+    values = [[result["verifiers"][n]["kinds"][k]["flagged"] for k in kinds] for n in names]
+    heat.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower")
+    for y, line in enumerate(values):
+        for x, v in enumerate(line):
+            heat.text(x, y, f"{v:.2f}", ha="center", va="center", color="white" if v < 0.6 else "black", fontsize=9)
+    heat.set(xticks=range(len(kinds)), xticklabels=[f"{k}\n({'right' if PLANTED[k] else 'wrong'})" for k in kinds], yticks=[], title=f"Share flagged, where {ALARMS:.0%} of val's right predictions are")
+    one, two = bottom.subplots(1, 2)
+    for name in (result[f"{f}_verifier"] for f in colour if f"{f}_verifier" in result):
+        row = [(h, r[name]) for h, r in result["horizons"].items() if name in r]
+        f = result["verifiers"][name]["family"]
+        one.plot([int(h) for h, _ in row], [r["auroc"] for _, r in row], marker=mark[f], color=colour[f], label=name)
+        one.fill_between([int(h) for h, _ in row], [r["auroc_low"] for _, r in row], [r["auroc_high"] for _, r in row], color=colour[f], alpha=0.2)
+    one.axhline(0.5, color="grey", ls=":")
+    one.set(title="How far ahead: AUROC of verifiers that see so many frames", xlabel="frames after the last one seen", xscale="log", xticks=w.horizons, xticklabels=w.horizons, ylim=(0.3, 1.02))
+    one.minorticks_off()
+    one.legend(frameon=False)
+    curve = result["risk_coverage"]
+    two.plot(curve["coverage"], curve["risk"], "o-", color=colour["pixel"], label=result["pixel_verifier"])
+    two.plot(curve["coverage"], curve["perfect"], ls="--", color="black", label="perfect")
+    two.axhline(curve["random"], color="grey", ls=":", label="random")
+    two.set(title="Share of wrong predictions among those accepted", xlabel="share accepted", ylim=(-0.02, 1), xlim=(0, 1))
+    two.legend(frameon=False)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -928,7 +1662,7 @@ def second_model(folder):
     return str(other)
 
 
-GATES = {1: (gate1, GATE1), 2: (gate2, GATE2), 3: (gate3, GATE3)}
+GATES = {1: (gate1, GATE1), 2: (gate2, GATE2), 3: (gate3, GATE3), 4: (gate4, GATE4)}
 
 
 def get_args(argv):
@@ -939,6 +1673,16 @@ def get_args(argv):
     p.add_argument("--encoder", help="a spatial encoder's results on the same data: evidence for the hybrid, and its latency")
     p.add_argument("--reference", help="Qwen2.5-VL's results on the same data, for the inference ratio")
     p.add_argument("--screen", nargs="+", metavar="FOLDER", help="compare models instead: the folders of their stages' YAML, on the same data")
+    p.add_argument("--plant", metavar="DATA", help="write rollouts whose rightness is known, of this folder's clips: a data folder, --out")
+    p.add_argument("--vae", default="tiny-vae", help="plant: the autoencoder that they go through (default: %(default)s)")
+    p.add_argument("--past", type=int, default=8, help="plant: frames that are seen (default: %(default)s)")
+    p.add_argument("--horizon", type=int, default=16, help="plant: frames after these (default: %(default)s)")
+    p.add_argument("--films", help="plant: films that predict.py --mode continue wrote, to lie beside them")
+    p.add_argument("--rollouts", metavar="DATA", help="verify these planted rollouts: who can tell right from wrong")
+    p.add_argument("--latents", nargs="+", metavar="FOLDER", help="rollouts: features that extract.py wrote of them, of as many encoders as are to verify")
+    p.add_argument("--words", help="rollouts: what explain.py --mode describe found a model to say of them (...-said.pt)")
+    p.add_argument("--continued", help="rollouts: predict-continue.yaml, to be recomputed from its films first")
+    p.add_argument("--futures", help="rollouts: predict-futures.yaml, whose candidates are judged with and without the outcome")
     p.add_argument("--set", default="", help="thresholds to override, name=value with spaces or commas between")
     p.add_argument("--out", help="default: gate<N>.yaml in --results; with --screen a folder, results/screen")
     p.add_argument("--print", dest="show", metavar="YAML", help="print a verdict that is there and stop")
@@ -966,6 +1710,10 @@ def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.show:
         result = load_yaml(args.show, "screen" if Path(args.show).name == "screen.yaml" else "gate")
+    elif args.plant:
+        return plant_all(args, started)
+    elif args.rollouts:
+        return rollouts(args, started)
     elif args.screen:
         args.changed, out = overrides(args.set, SCREEN), Path(args.out or "results/screen")
         check_writable(out / "screen.yaml")
