@@ -118,6 +118,11 @@ def load_pt(path, schema):
     return content
 
 
+def digest(content):
+    """What tells bytes from others."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def plain(x):
     """Nested Python types only: yaml.safe_dump refuses numpy scalars, tensors, Paths and torch's version string."""
     if isinstance(x, dict):
@@ -1806,3 +1811,260 @@ def pixel_loss(vae, lpips, pictures):
         target = to_floats(pictures[items]).to(x.device)
         return lpips_to(lpips, x, [level[items].to(x.device) for level in kept]).mean() + 0.1 * (x - target).square().mean()
     return loss
+
+
+# ---------------------------------------------------------------- films uint8 [n, T, H, W, 3]: what comes next, and what is measured of it
+
+HORIZONS = 1, 2, 4, 8, 16
+SHIFTS = -2, -1, 0, 1, 2
+BASELINES = "copy", "flow", "vae", "mean", "nearest"
+STATIC = 0.1  # of the motion that the autoencoder shows
+NOTHING = 1e-9  # cosines are no more exact than this
+
+
+def windows(items, frames, size, flag="--frames"):
+    """Items cut to their middle frames and squashed to size x size: boxes and masks with them."""
+    out = []
+    for item in items:
+        if len(item["frames"]) < frames:
+            refuse(f"{item['id']} has {len(item['frames'])} frames, {frames} are needed; give a smaller {flag}, or longer clips")
+        first = (len(item["frames"]) - frames) // 2
+        cut = {k: item[k][first:first + frames].clone() for k, axes in (("frames", 4), ("mask", 3), ("boxes", 3)) if k in item and item[k].ndim == axes}
+        cut["frames"] = frames_of(cut, size)
+        if "mask" in cut:
+            cut["mask"] = torch.nn.functional.interpolate(cut["mask"][:, None].float(), (size, size), mode="nearest")[:, 0].byte()
+        if "boxes" in cut:
+            cut["boxes"] = cut["boxes"] * torch.tensor([size / item["width"], size / item["height"]] * 2)
+        out.append({k: v for k, v in item.items() if k not in ("mask", "boxes")} | cut | {"width": size, "height": size})
+    return out
+
+
+def grey_of(x):
+    """Luma (BT.601) in [0, 1], fp32, of uint8 [..., 3]."""
+    return x.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255
+
+
+def carried_on(seen, horizon):
+    """The last of the frames seen, uint8 [n, P, H, W, 3], carried on by its own optical flow (iterative Lucas-Kanade, scikit-image): uint8 [n, horizon, H, W, 3].
+
+    The flow from the last frame back to the one before is carried on with the picture, frame by frame, so that what moves goes on moving where it has come to. Of a single frame nothing is
+    known but itself.
+    """
+    from skimage.registration import optical_flow_ilk
+    grey, (height, width) = grey_of(seen[:, [-min(seen.shape[1], 2), -1]]).numpy(), seen.shape[2:4]
+    flow = torch.from_numpy(np.stack([optical_flow_ilk(b, a, radius=5, num_warp=4) for a, b in grey])).float()  # [n, 2 (rows, columns), H, W]: where each pixel was
+    x, grid = torch.cat([seen[:, -1].permute(0, 3, 1, 2).float(), flow], 1), torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
+    out = []
+    for _ in range(horizon):
+        at = (grid + x[:, 3:]).flip(1).permute(0, 2, 3, 1)  # [n, H, W, 2 (x, y)]
+        x = torch.nn.functional.grid_sample(x, 2 * at / torch.tensor([width - 1, height - 1]) - 1, mode="bilinear", padding_mode="border", align_corners=True)
+        out.append(x[:, :3].round().clamp(0, 255).byte().permute(0, 2, 3, 1))
+    return torch.stack(out, 1)
+
+
+def remembered(train, seen, frames, size):
+    """(mean, nearest) uint8 [n, h, H, W, 3] of train clips cut to `frames`: their mean future, and the future of the one whose past is nearest to `seen` [n, P, H, W, 3] (squared error)."""
+    flat, past, total, best = seen.flatten(1).float() / 255, seen.shape[1], 0, torch.full((len(seen),), -math.inf)
+    nearest = torch.zeros(len(seen), frames - past, *seen.shape[2:], dtype=torch.uint8)
+    for item in train:
+        x = windows([item], frames, size, "--past or --horizon")[0]["frames"]
+        own = x[:past].flatten().float() / 255
+        near = flat @ own - own @ own / 2
+        nearest[near > best], best, total = x[past:], torch.maximum(near, best), total + x[past:].double()
+    return (total / len(train)).round().byte().expand_as(nearest), nearest
+
+
+def pixel_errors(own, truth, last, least=25):
+    """{l1, moving_l1, still_l1: [n, h]} of films uint8 [n, h, H, W, 3] against the truth: mean absolute difference, colours in [0, 1], of the whole frame, of where the truth differs
+    from the last frame seen [n, H, W, 3] by more than `least` of 255 in some colour, and of the rest; nan where there is no such place."""
+    error = (own.float() - truth.float()).abs().mean(-1) / 255
+    moving = (truth.int() - last[:, None].int()).abs().amax(-1) > least
+    return {"l1": error.mean((2, 3)).double(), "moving_l1": ((error * moving).sum((2, 3)) / moving.sum((2, 3))).double(),
+            "still_l1": ((error * ~moving).sum((2, 3)) / (~moving).sum((2, 3))).double()}
+
+
+def erred(x, truth, last):
+    """pixel_errors of films [draws, n, h, H, W, 3], clip by clip for the sake of memory: [draws, n, h]."""
+    found = [[pixel_errors(*(z[i:i + 1] for z in (y, truth, last))) for i in range(len(y))] for y in x]
+    return {m: torch.stack([torch.cat([f[m] for f in row]) for row in found]) for m in found[0][0]}
+
+
+def motion_energy(x):
+    """Mean absolute difference of adjacent frames, colours in [0, 1]."""
+    return torch.stack([clip.float().diff(dim=0).abs().mean() for clip in x]).double() / 255
+
+
+def flicker(x):
+    """Mean absolute second difference in time, colours in [0, 1]: an object that moves on steadily adds little, one that comes and goes much."""
+    return torch.stack([clip.float().diff(n=2, dim=0).abs().mean() for clip in x]).double() / 255
+
+
+def shuffled(real, seed):
+    """Every clip's frames in an order of its own."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.stack([x[torch.randperm(len(x), generator=g)] for x in real])
+
+
+def consistency(tokens):
+    """Mean cosine of adjacent frames, of all their tokens [n, T, ...] at once: their mean over the picture would hardly see a small object move."""
+    x = tokens.flatten(2).double()
+    return torch.nn.functional.cosine_similarity(x[:, 1:], x[:, :-1], dim=-1).mean(1)
+
+
+def closeness(d, d_real):
+    """The smaller over the larger of two mean distances of adjacent frames; 1 where neither film moves, 0 where one does."""
+    d, d_real = (torch.where(x < NOTHING, 0.0, x) for x in torch.broadcast_tensors(d, d_real))
+    large = torch.maximum(d, d_real)
+    return torch.where(large == 0, 1.0, torch.minimum(d, d_real) / large.clamp(min=NOTHING))
+
+
+def goers(items, first):
+    """(numbers of the clips in which an object moves before a still camera and is seen in frame `first`, masks of it there, the words for where it goes)."""
+    going = [i for i, item in enumerate(items) if {"mask", "direction", "names", "camera"} <= set(item) and item["direction"] != "still" and not any(item["camera"])
+             and (item["mask"][first] == len(item["names"])).any()]
+    return going, torch.stack([items[i]["mask"][first] == len(items[i]["names"]) for i in going]) if going else None, [items[i]["direction"] for i in going]
+
+
+def followed(x, last, going, horizons):
+    """{h: [m]}: has the object gone the right way by frame h of films [n, T, H, W, 3], and can it still be found? last: real frames [n, H, W, 3], of which it has its colour; going: as of goers."""
+    numbers, masks, words = going
+    centres = whereabouts(torch.cat([last[numbers, None], x[numbers]], 1), masks)[:, 1:] if numbers else None
+    return {h: torch.tensor([a == b for a, b in zip(heading(centres[:, :h + 1]), words, strict=True)] if numbers else [], dtype=torch.float64) for h in horizons}
+
+
+def measured(x, first, look, going):
+    """{measure: [n]} of films. look: frames [T, H, W, 3] -> tokens [T, h, w, D]; first: real frames [n, H, W, 3], in which what goes somewhere has its colour; going: as of goers, and
+    `direction_right` is theirs, [m]."""
+    found = {"temporal_consistency": torch.cat([consistency(look(clip)[None]) for clip in x]), "motion_energy": motion_energy(x), "flicker": flicker(x)}
+    end = x.shape[1] - 1
+    return found | ({"direction_right": followed(x, first, going, [end])[end]} if going[0] else {})
+
+
+def compared(own, real, vae, sources, going_sources, seed):
+    """Every measure of one conditioning's {measure: [seeds, n]} beside the clips' own and their reconstruction's, with an interval: one row of the table."""
+    d, d_real, d_vae = (1 - x["temporal_consistency"] for x in (own, real, vae))
+    columns = {"temporal_consistency": 1 - d, "temporal_closeness": closeness(d, d_real), "decoded_closeness": closeness(d, d_vae),
+               "temporal_ratio": ratio(own["motion_energy"], real["motion_energy"]), "flicker_ratio": ratio(own["flicker"], real["flicker"]),
+               **{k: own.get(k) for k in ("warp_error", "jump", "motion_energy", "flicker", "direction_right") if k in own or k == "direction_right"}}
+    row = {}
+    for name, x in columns.items():
+        values = (None,) * 3 if x is None else bootstrap(x, going_sources if name == "direction_right" else sources, seed=seed)
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    return row
+
+
+def running_ahead(own, clips, past):
+    """The shift of the truth (SHIFTS; of equals the least) at which films [n, h, H, W, 3] of what follows the first `past` frames of clips have the lowest l1, over the same frames for all;
+    None where too few."""
+    first, end = max(-min(SHIFTS) - past, 0), own.shape[1] - max(SHIFTS)
+    if first >= end:
+        return None
+    errors = [np.mean([(x[first:end].float() - c[past + first + s:past + end + s].float()).abs().mean().item() for x, c in zip(own, clips, strict=True)]) for s in sorted(SHIFTS, key=abs)]
+    return sorted(SHIFTS, key=abs)[int(np.argmin(errors))]
+
+
+def signed_rank(difference, sources):
+    """Wilcoxon's two-sided p (scipy) of differences [n], those of one source averaged first: clips of one source are no independent pairs. 1 where there is no difference at all."""
+    from scipy.stats import wilcoxon
+    cluster = clusters(sources)
+    means = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, difference.double()) / torch.bincount(cluster)
+    return float(wilcoxon(means.numpy()).pvalue) if means.abs().max() > 0 else 1.0
+
+
+def averaged(name, x, sources, seed):
+    """{name, _low, _high} of scores [seeds, n] that are nan for clips in which there is nothing to score; None where there is no other."""
+    keep = (~x.isnan().any(0)).nonzero().flatten().tolist()
+    values = bootstrap(x[:, keep], [sources[k] for k in keep], seed=seed) if keep else (None,) * 3
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
+def gained(own, base, sources, seed):
+    """What errors [seeds, n] are less than a baseline's [1, n]: paired_test, and beside it Wilcoxon's signed ranks of the sources' means; None where nothing is scored."""
+    less = base.mean(0) - own.mean(0)
+    keep = (~less.isnan()).nonzero().flatten().tolist()
+    few = [sources[k] for k in keep]
+    return paired_test(less[keep], 0 * less[keep], few, seed=seed) | {"p_wilcoxon": signed_rank(less[keep], few)} if keep else None
+
+
+def adjusted(gains):
+    """{name: gain}, with Holm's adjustment over the names."""
+    found = {n: g for n, g in gains.items() if g}
+    for key in ("p", "p_wilcoxon"):
+        for n, p in holm({n: g[key] for n, g in found.items()}).items():
+            found[n][f"{key}_holm"] = p
+    return gains
+
+
+def scored(errors, own, right, sources, going_sources, seed):
+    """{criteria, gains, continuations, horizons} of pixel_errors {row: {measure: [draws, n, horizon]}}, measured {row: {measure: [draws, n]}} and followed {row: {h: [draws, m]}}."""
+    rows = [n for n in errors if n != "real"]
+    names = [n for n in rows if n not in BASELINES]
+    overall = {n: {m: x.nanmean(2) for m, x in e.items()} for n, e in errors.items()}
+    table = {}
+    for n in errors:
+        table[n] = {k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources, seed).items()} | compared(own[n], own["real"], own["vae"], sources, going_sources, seed)
+    gains = {m: {base: adjusted({n: gained(overall[n][m], overall[base][m], sources, seed) for n in names}) for base in ("copy", "flow")} for m in ("l1", "moving_l1")}
+    at = {}
+    for h in right["real"]:
+        e = {n: {m: x[:, :, h - 1] for m, x in errors[n].items()} for n in rows}
+        at[h] = {n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources, seed).items()} | averaged("direction_right", right[n][h], going_sources, seed) for n in rows}
+        for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
+            for base in ("copy", "flow"):
+                for n, g in adjusted({n: gained(e[n][m], e[base][m], sources, seed) for n in names}).items():
+                    at[h][n] |= {f"{prefix}gain_over_{base}{end}": g and g[key] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p_holm", "p_holm"))}
+    main, criteria = names[0], {}
+    energy = {n: ratio(x["motion_energy"], own["real"]["motion_energy"]) for n, x in own.items()}
+    if energy["real"] is not None:
+        criteria["temporal_ratio"] = criterion(energy[main], {n: energy[n] for n in ("copy", "mean")}, sources, ceiling=energy["vae"].mean().item(), seed=seed, conditioning=main,
+                                               draws=len(energy[main]), controls={n: energy[n].mean() for n in ("real", "shuffled", "flow", "nearest", *names) if n != main})
+    for m in ("l1", "moving_l1"):
+        keep = (~overall["real"][m][0].isnan()).nonzero().flatten().tolist()
+        if keep:
+            score = {n: overall[n][m][:, keep] for n in rows}
+            criteria[m] = criterion(score[main], {n: score[n] for n in BASELINES if n != "vae"}, [sources[i] for i in keep], ceiling=score["vae"].mean().item(), better="lower", seed=seed,
+                                    conditioning=main, draws=len(score[main]), controls={n: score[n].mean() for n in names if n != main})
+    return {"criteria": criteria, "gains": gains, "continuations": table, "horizons": at}
+
+
+def headlines(told, main):
+    """The main continuation's scores, those of the baselines beside them, and its gains over these."""
+    table, found = told["continuations"], {}
+    for name, beside in (("temporal_ratio", ("vae",)), ("l1", ("copy", "flow", "vae")), ("moving_l1", ("copy", "flow", "vae")), ("decoded_closeness", ("copy", "flow")),
+                         ("temporal_consistency", ("real", "vae", "copy")), ("direction_right", ("real", "vae", "flow"))):
+        found |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {f"{name}_{b}": table[b][name] for b in beside}
+    for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
+        for base, gains in told["gains"][m].items():
+            found |= {f"{prefix}gain_over_{base}{end}": gains[main] and gains[main][key] for end, key in
+                      (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p", "p"), ("_p_holm", "p_holm"), ("_p_wilcoxon", "p_wilcoxon"))}
+    return found
+
+
+def alongside(clips, past, train, vae):
+    """{real, and the baselines: uint8 [1, n, h, H, W, 3]} of what follows the first `past` frames of clips [n, T, H, W, 3]. train: items of the train split; vae: what follows, by the autoencoder."""
+    seen, truth = clips[:, :past], clips[:, past:]
+    mean, nearest = remembered(train, seen, clips.shape[1], clips.shape[2])
+    found = {"real": truth, "copy": seen[:, -1:].expand_as(truth), "flow": carried_on(seen, truth.shape[1]), "vae": vae, "mean": mean, "nearest": nearest}
+    return {n: x[None] for n, x in found.items()}
+
+
+def film_table(films, items, clips, past, look, seed):
+    """(headline scalars, {criteria, gains, continuations, horizons}): all that predict-continue.yaml says of pixels, from films {row: uint8 [draws, n, h, H, W, 3]} of what follows the first
+    `past` frames of clips [n, T, H, W, 3]. Rows: those of `alongside`, then the continuations, the main one first; items: the clips', with what is known of them; look: as of `measured`."""
+    from tqdm import tqdm
+    last, truth, sources = clips[:, past - 1], clips[:, past:], [i["source"] for i in items]
+    way, horizons = goers(items, past - 1), [h for h in HORIZONS if h <= truth.shape[1]]
+    going_sources, own, errors, right = [sources[i] for i in way[0]], {}, {}, {}
+    for n, x in tqdm(films.items(), desc="measured", unit="row"):
+        whole = [torch.cat([last[:, None], y], 1) for y in x]
+        found = [measured(y, last, look, way) | {"motion_energy": motion_energy(y[:, 1:]), "flicker": flicker(y[:, 1:]), "jump": motion_energy(y[:, :2])} for y in whole]
+        own[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}
+        found = [followed(y, last, way, horizons) for y in whole]
+        right[n] = {h: torch.stack([f[h] for f in found]) for h in horizons}
+        errors[n] = erred(x, truth, last)
+    own["shuffled"] = {"motion_energy": motion_energy(shuffled(truth, seed))[None]}
+    told = scored(errors, own, right, sources, going_sources, seed)
+    for n, row in told["continuations"].items():
+        row |= {"static": bool(own[n]["motion_energy"].mean() < STATIC * own["vae"]["motion_energy"].mean()), "best_shift": running_ahead(films[n][0], clips, past)}
+    main = next(n for n in films if n not in ("real", *BASELINES))
+    return {"conditioning": main, **headlines(told, main), **{k: told["continuations"][main][k] for k in ("static", "best_shift")}, "clips": len(items), "sources": len(set(sources)),
+            "moving_clips": int((~errors["real"]["moving_l1"].isnan()).any(2).sum()), "direction_clips": len(way[0]), "seeds": len(films[main])}, told

@@ -72,27 +72,44 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common import (
+    BASELINES,
     DECODE_STEP,
+    HORIZONS,
     MODELS,
+    NOTHING,
     RESULT,
+    SHIFTS,
+    STATIC,
     Tuned,
+    adjusted,
+    alongside,
     attention,
     autoencoder_of,
+    averaged,
     bootstrap,
     caption,
+    carried_on,
     check_shape,
     check_writable,
     choose_device,
+    closeness,
     clusters,
+    compared,
     criterion,
     decode_films,
+    digest,
     encode_films,
+    erred,
+    film_table,
     find_model,
     fingerprint,
     flatten_stills,
+    followed,
     frames_of,
+    gained,
     geometry,
-    heading,
+    goers,
+    grey_of,
     holm,
     join,
     judge_tokens,
@@ -108,14 +125,15 @@ from common import (
     load_yaml,
     lpips_model,
     made_up_folder,
+    measured,
     paired_test,
     parser,
+    pixel_errors,
     pixel_loss,
     plain,
     plant_features,
     qwen_inputs,
     ranks,
-    ratio,
     refuse,
     resample,
     ridge,
@@ -123,10 +141,12 @@ from common import (
     save_pt,
     save_yaml,
     say,
+    shuffled,
+    signed_rank,
     split_indices,
     split_of,
     train,
-    whereabouts,
+    windows,
     with_grid,
     write_items,
 )
@@ -139,13 +159,8 @@ WORDS_SEEN = 128  # tokens of a prompt, as LTX-Video's pipelines cut them
 # What LTX-Video's documentation gives for autoencoders that are conditioned on a time step; others ignore it.
 DECODE = {"decode_timestep": DECODE_STEP, "decode_noise_scale": 0.025}
 NULLS = "real", "vae", "frozen", "shuffled", "vae_shuffled"
-NOTHING = 1e-9  # cosines are no more exact than this
 NOTES = {"all": "hands over the answer: an upper bound, not a prediction", "warp_error": "of the first draw", "temporal_consistency": "what moves too little scores above the clips, what is frozen 1",
          "strength": "of the first draw; frames are noised by 1 - strength, embeddings go from the empty prompt's (0) to the adapter's (1)"}
-
-
-def digest(content):
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------- films
@@ -220,42 +235,13 @@ def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead
     return torch.cat(made)
 
 
-# ---------------------------------------------------------------- measures of films uint8 [n, T, H, W, 3]: one number a clip, [n]
-
-def shuffled(real, seed):
-    """Every clip's frames in an order of its own."""
-    g = torch.Generator().manual_seed(seed)
-    return torch.stack([x[torch.randperm(len(x), generator=g)] for x in real])
-
-
-def consistency(tokens):
-    """Mean cosine of adjacent frames, of all their tokens [n, T, ...] at once: their mean over the picture would hardly see a small object move."""
-    x = tokens.flatten(2).double()
-    return F.cosine_similarity(x[:, 1:], x[:, :-1], dim=-1).mean(1)
-
-
-def closeness(d, d_real):
-    """The smaller over the larger of two mean distances of adjacent frames; 1 where neither film moves, 0 where one does."""
-    d, d_real = (torch.where(x < NOTHING, 0.0, x) for x in torch.broadcast_tensors(d, d_real))
-    large = torch.maximum(d, d_real)
-    return torch.where(large == 0, 1.0, torch.minimum(d, d_real) / large.clamp(min=NOTHING))
-
+# ---------------------------------------------------------------- measures of films under conditionings, beside those of common.py
 
 def others(d, d_real, sources):
     """closeness [seeds, n] of clips to films that were made for clips of other sources, on the mean of these."""
     cluster = clusters(sources)
     weights = (cluster[:, None] != cluster).double()
     return (closeness(d[:, :, None], d_real) * weights).sum(1) / weights.sum(0).clamp(min=1)
-
-
-def motion_energy(x):
-    """Mean absolute difference of adjacent frames, colours in [0, 1]."""
-    return torch.stack([clip.float().diff(dim=0).abs().mean() for clip in x]).double() / 255
-
-
-def flicker(x):
-    """Mean absolute second difference in time, colours in [0, 1]: an object that moves on steadily adds little, one that comes and goes much."""
-    return torch.stack([clip.float().diff(n=2, dim=0).abs().mean() for clip in x]).double() / 255
 
 
 def warp_error(x):
@@ -266,32 +252,6 @@ def warp_error(x):
     grid = np.mgrid[:grey.shape[2], :grey.shape[3]].astype(np.float32)
     return torch.tensor([np.mean([np.abs(a - warp(b, grid + optical_flow_ilk(a, b, radius=5, num_warp=4), mode="edge")).mean() for a, b in zip(clip, clip[1:], strict=False)])
                          for clip in grey], dtype=torch.float64)
-
-
-def measured(x, real, look, going, warped=True):
-    """{measure: [n]} of films. look: frames [T, H, W, 3] -> tokens [T, h, w, D]; going: (numbers of the clips in which something goes somewhere, masks of it in their
-    first frames, the words for where), `direction_right` is theirs, [m]; `warp_error` takes its time, and is left out unless `warped`."""
-    found = {"temporal_consistency": torch.cat([consistency(look(clip)[None]) for clip in x]), "motion_energy": motion_energy(x), "flicker": flicker(x)}
-    if warped:
-        found["warp_error"] = warp_error(x)
-    numbers, masks, words = going
-    if numbers:  # the colour is that of the clip, not of what stands there in the film
-        way = heading(whereabouts(torch.cat([real[numbers, :1], x[numbers]], 1), masks)[:, 1:])
-        found["direction_right"] = torch.tensor([a == b for a, b in zip(way, words, strict=True)], dtype=torch.float64)
-    return found
-
-
-def compared(own, real, vae, sources, going_sources, seed):
-    """Every measure of one conditioning's {measure: [seeds, n]} beside the clips' own and their reconstruction's, with an interval: one row of the table."""
-    d, d_real, d_vae = (1 - x["temporal_consistency"] for x in (own, real, vae))
-    columns = {"temporal_consistency": 1 - d, "temporal_closeness": closeness(d, d_real), "decoded_closeness": closeness(d, d_vae),
-               "temporal_ratio": ratio(own["motion_energy"], real["motion_energy"]), "flicker_ratio": ratio(own["flicker"], real["flicker"]),
-               **{k: own.get(k) for k in ("warp_error", "motion_energy", "flicker", "direction_right")}}
-    row = {}
-    for name, x in columns.items():
-        values = (None,) * 3 if x is None else bootstrap(x, going_sources if name == "direction_right" else sources, seed=seed)
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
-    return row
 
 
 def judged(own, main, sources, seed):
@@ -308,39 +268,6 @@ def judged(own, main, sources, seed):
         for n, p in holm({n: t["p"] for n, t in gains[measure].items()}).items():
             gains[measure][n]["p_holm"] = p
     return {"criteria": criteria, "gains": gains}
-
-
-# ---------------------------------------------------------------- what a future costs nothing to guess
-
-def grey_of(x):
-    """Luma (BT.601) in [0, 1], fp32, of uint8 [..., 3]."""
-    return x.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255
-
-
-def advected(past, most):
-    """The last of `past` frames uint8 [n, P, H, W, 3] carried on by its own optical flow (iterative Lucas-Kanade, scikit-image): uint8 [n, most, H, W, 3].
-
-    The flow from the last frame back to the one before is carried on with the picture, frame by frame, so that what moves goes on moving where it has come to.
-    """
-    from skimage.registration import optical_flow_ilk
-    grey, (height, width) = grey_of(past[:, -2:]).numpy(), past.shape[2:4]
-    flow = torch.from_numpy(np.stack([optical_flow_ilk(b, a, radius=5, num_warp=4) for a, b in grey])).float()  # [n, 2 (rows, columns), H, W]: where each pixel was
-    x, grid = torch.cat([past[:, -1].permute(0, 3, 1, 2).float(), flow], 1), torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
-    out = []
-    for _ in range(most):
-        at = (grid + x[:, 3:]).flip(1).permute(0, 2, 3, 1)  # [n, H, W, 2 (x, y)]
-        x = F.grid_sample(x, 2 * at / torch.tensor([width - 1, height - 1]) - 1, mode="bilinear", padding_mode="border", align_corners=True)
-        out.append(x[:, :3].round().clamp(0, 255).byte().permute(0, 2, 3, 1))
-    return torch.stack(out, 1)
-
-
-def pixel_errors(own, truth, last, least=25):
-    """{l1, moving_l1, still_l1: [n, h]} of films uint8 [n, h, H, W, 3] against the truth: mean absolute difference, colours in [0, 1], of the whole frame, of where the truth differs
-    from the last frame seen [n, H, W, 3] by more than `least` of 255 in some colour, and of the rest; nan where there is no such place."""
-    error = (own.float() - truth.float()).abs().mean(-1) / 255
-    moving = (truth.int() - last[:, None].int()).abs().amax(-1) > least
-    return {"l1": error.mean((2, 3)).double(), "moving_l1": ((error * moving).sum((2, 3)) / moving.sum((2, 3))).double(),
-            "still_l1": ((error * ~moving).sum((2, 3)) / (~moving).sum((2, 3))).double()}
 
 
 # ---------------------------------------------------------------- prediction in latent space: a model's tokens of the past -> the autoencoder's latents of a frame to come
@@ -365,12 +292,9 @@ VARIANTS = {
 }
 CONTROLS = "blind", "latents", "untrained"
 KNOW_NOTHING = "copy", "mean_future", "nearest", *CONTROLS  # what has to be beaten, beside the copy: it has seen no model that learned
-HORIZONS = 1, 2, 4, 8, 16
-SHIFTS = -2, -1, 0, 1, 2
 FRACTIONS = 1 / 16, 1 / 8, 1 / 4, 1 / 2  # of the training clips, beside all of them
 TEMPERATURE = 0.07
 TRAINING = {"epochs": 60, "patience": 20, "batch": 32, "lr": 1e-3}
-STATIC = 0.1  # of the motion that the autoencoder shows
 
 
 def merged(x, most=6):
@@ -452,14 +376,6 @@ def info_nce(own, truth, hard, temperature=TEMPERATURE):
 def latent_cosine(a, b):
     """Cosine of whole frames' latents [..., H, W, C]."""
     return F.cosine_similarity(a.flatten(-3).double(), b.flatten(-3).double(), dim=-1)
-
-
-def signed_rank(difference, sources):
-    """Wilcoxon's two-sided p (scipy) of differences [n], those of one source averaged first: clips of one source are no independent pairs. 1 where there is no difference at all."""
-    from scipy.stats import wilcoxon
-    cluster = clusters(sources)
-    means = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, difference.double()) / torch.bincount(cluster)
-    return float(wilcoxon(means.numpy()).pvalue) if means.abs().max() > 0 else 1.0
 
 
 def whole_past(path, first, frames, name):
@@ -891,23 +807,6 @@ def latent_picture(result, strips, path):
 
 # ---------------------------------------------------------------- what is refused before a model is loaded
 
-def windows(items, frames, size, flag="--frames"):
-    """Items cut to their middle frames and squashed to size x size: boxes and masks with them."""
-    out = []
-    for item in items:
-        if len(item["frames"]) < frames:
-            refuse(f"{item['id']} has {len(item['frames'])} frames, {frames} are needed; give a smaller {flag}, or longer clips")
-        first = (len(item["frames"]) - frames) // 2
-        cut = {k: item[k][first:first + frames].clone() for k, axes in (("frames", 4), ("mask", 3), ("boxes", 3)) if k in item and item[k].ndim == axes}
-        cut["frames"] = frames_of(cut, size)
-        if "mask" in cut:
-            cut["mask"] = F.interpolate(cut["mask"][:, None].float(), (size, size), mode="nearest")[:, 0].byte()
-        if "boxes" in cut:
-            cut["boxes"] = cut["boxes"] * torch.tensor([size / item["width"], size / item["height"]] * 2)
-        out.append({k: v for k, v in item.items() if k not in ("mask", "boxes")} | cut | {"width": size, "height": size})
-    return out
-
-
 def read_adapter(path, ids, shape, frames, size):
     """(meta, what the adapter holds for the clips `ids`, fp32): [n, L, C], or latents [n, t, h, w, C]."""
     found = load_pt(path, RESULT)
@@ -1092,9 +991,9 @@ def coherence(args, started):
     parts["vae_shuffled"] = shuffled(parts["vae"], args.seed)
 
     look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
-    going = [k for k, i in enumerate(items) if {"mask", "direction", "names", "camera"} <= set(i) and i["direction"] != "still" and not any(i["camera"])]
-    masks = torch.stack([items[k]["mask"][0] == len(items[k]["names"]) for k in going]) if going else None
-    found = {part: measured(x, real, look, (going, masks, [items[k]["direction"] for k in going]), part.partition("-")[2] in ("", "0") and "@" not in part)
+    way = goers(items, 0)
+    going = way[0]
+    found = {part: measured(x, real[:, 0], look, way) | ({"warp_error": warp_error(x)} if part.partition("-")[2] in ("", "0") and "@" not in part else {})
              for part, x in tqdm(parts.items(), desc="measured", unit="part")}
     own = {n: found[n] for n in NULLS} | {n: {k: x if k == "warp_error" else torch.stack([found[f"{n}-{s}"][k] for s in range(args.seeds)]) for k, x in found[f"{n}-0"].items()} for n in names}
 
@@ -1134,7 +1033,6 @@ def coherence(args, started):
 
 # name: (which frames are shown first, what stands in the place of the prompt). The first is the main one: nothing tells it the action.
 CONTINUATIONS = {"past": ("past", "empty"), "past+text": ("past", "caption"), "first": ("last", "empty"), "first+text": ("last", "caption"), "text": ("none", "caption")}
-BASELINES = "copy", "flow", "vae", "mean", "nearest"
 CONTINUE_NOTES = {
     "temporal_ratio": "of the predicted frames alone, as flicker: the step from the last frame seen, which is real, to a decoded or another picture is no motion, but jump. "
                       "What flickers scores high too: of the shuffled future (controls) it is above 1; read it beside l1 and direction_right",
@@ -1163,58 +1061,6 @@ def reconstructed(vae, clips, most, r, batch):
     return decode_films(vae, encode_films(vae, clips[:, at], batch), batch)[:, -most:]
 
 
-def remembered(train, seen, frames, size):
-    """(mean, nearest) uint8 [n, h, H, W, 3] of train clips cut to `frames`: their mean future, and the future of the one whose past is nearest to `seen` [n, P, H, W, 3] (squared error)."""
-    flat, past, total, best = seen.flatten(1).float() / 255, seen.shape[1], 0, torch.full((len(seen),), -math.inf)
-    nearest = torch.zeros(len(seen), frames - past, *seen.shape[2:], dtype=torch.uint8)
-    for item in train:
-        x = windows([item], frames, size, "--past or --horizon")[0]["frames"]
-        own = x[:past].flatten().float() / 255
-        near = flat @ own - own @ own / 2
-        nearest[near > best], best, total = x[past:], torch.maximum(near, best), total + x[past:].double()
-    return (total / len(train)).round().byte().expand_as(nearest), nearest
-
-
-def running_ahead(own, clips, past):
-    """The shift of the truth (SHIFTS; of equals the least) at which films [n, h, H, W, 3] of what follows the first `past` frames of clips have the lowest l1, over the same frames for all;
-    None where too few."""
-    first, end = max(-min(SHIFTS) - past, 0), own.shape[1] - max(SHIFTS)
-    if first >= end:
-        return None
-    errors = [np.mean([(x[first:end].float() - c[past + first + s:past + end + s].float()).abs().mean().item() for x, c in zip(own, clips, strict=True)]) for s in sorted(SHIFTS, key=abs)]
-    return sorted(SHIFTS, key=abs)[int(np.argmin(errors))]
-
-
-def erred(x, truth, last):
-    """pixel_errors of films [draws, n, h, H, W, 3], clip by clip for the sake of memory: [draws, n, h]."""
-    found = [[pixel_errors(*(z[i:i + 1] for z in (y, truth, last))) for i in range(len(y))] for y in x]
-    return {m: torch.stack([torch.cat([f[m] for f in row]) for row in found]) for m in found[0][0]}
-
-
-def averaged(name, x, sources, seed):
-    """{name, _low, _high} of scores [seeds, n] that are nan for clips in which there is nothing to score; None where there is no other."""
-    keep = (~x.isnan().any(0)).nonzero().flatten().tolist()
-    values = bootstrap(x[:, keep], [sources[k] for k in keep], seed=seed) if keep else (None,) * 3
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
-
-
-def gained(own, base, sources, seed):
-    """What errors [seeds, n] are less than a baseline's [1, n]: paired_test, and beside it Wilcoxon's signed ranks of the sources' means; None where nothing is scored."""
-    less = base.mean(0) - own.mean(0)
-    keep = (~less.isnan()).nonzero().flatten().tolist()
-    few = [sources[k] for k in keep]
-    return paired_test(less[keep], 0 * less[keep], few, seed=seed) | {"p_wilcoxon": signed_rank(less[keep], few)} if keep else None
-
-
-def adjusted(gains):
-    """{name: gain}, with Holm's adjustment over the names."""
-    found = {n: g for n, g in gains.items() if g}
-    for key in ("p", "p_wilcoxon"):
-        for n, p in holm({n: g[key] for n, g in found.items()}).items():
-            found[n][f"{key}_holm"] = p
-    return gains
-
-
 def asked_clips(args):
     """(all items, test items cut to --past and --horizon, train items, index): what can be refused by the data alone."""
     every, data = load_items(args.data)
@@ -1241,25 +1087,6 @@ def settings_of(args, entry, unit, dtype, clips, words):
             "frames": args.frames, "past": args.past, "horizon": args.horizon, "dtype": str(dtype), **DECODE, "clips": digest(clips.numpy().tobytes()), "words": digest(str(words).encode())}
 
 
-def goers(items, first):
-    """(numbers of the clips in which an object moves before a still camera and is seen in frame `first`, masks of it there, the words for where it goes)."""
-    going = [i for i, item in enumerate(items) if {"mask", "direction", "names", "camera"} <= set(item) and item["direction"] != "still" and not any(item["camera"])
-             and (item["mask"][first] == len(item["names"])).any()]
-    return going, torch.stack([items[i]["mask"][first] == len(items[i]["names"]) for i in going]) if going else None, [items[i]["direction"] for i in going]
-
-
-def followed(x, last, going, horizons):
-    """{h: [m]}: has the object gone the right way by frame h of films [n, T, H, W, 3], and can it still be found? last: real frames [n, H, W, 3], of which it has its colour; going: as of goers."""
-    numbers, masks, words = going
-    centres = whereabouts(torch.cat([last[numbers, None], x[numbers]], 1), masks)[:, 1:] if numbers else None
-    return {h: torch.tensor([a == b for a, b in zip(heading(centres[:, :h + 1]), words, strict=True)] if numbers else [], dtype=torch.float64) for h in horizons}
-
-
-def carried_on(seen, horizon):
-    """advected; of a single frame nothing is known but itself."""
-    return advected(seen if seen.shape[1] > 1 else seen.expand(-1, 2, -1, -1, -1), horizon)
-
-
 def continuation(args, started):
     """Mode continue: predict-continue.yaml's content, and what stands beside it."""
     entry, judge_entry, _, unit = checked(args)
@@ -1280,7 +1107,7 @@ def continuation(args, started):
     print(f"device {device.type} ({why})")
     judge, processor = load_encoder(judge_entry, device, dtype)
     past, horizon, shape = args.past, args.horizon, (args.frames, args.size, args.size)
-    seen, last, truth = clips[:, :past], clips[:, past - 1], clips[:, past:]
+    seen = clips[:, :past]
     settings = settings_of(args, entry, unit, dtype, clips, words)
     jobs = {"vae": None} | {f"{n}-{s}": (n, s) for n in names for s in range(args.seeds)}
 
@@ -1298,44 +1125,24 @@ def continuation(args, started):
 
     made = kept(out.with_name(out.stem + "-parts"), ids, {part: settings | {"job": job} for part, job in jobs.items()},
                 lambda: opened(entry, shape, unit, args.steps, [w or "" for w in words]), film)
-    mean, nearest = remembered(train, seen, past + horizon, args.size)
-    ahead = {"real": truth[None], "copy": last[None, :, None].expand(1, *truth.shape), "flow": carried_on(seen, horizon)[None], "vae": made["vae"]["films"][None], "mean": mean[None],
-             "nearest": nearest[None]} | {n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}  # [draws, n, horizon, H, W, 3]
-
+    ahead = alongside(clips, past, train, made["vae"]["films"]) | {n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}  # [draws, n, horizon, H, W, 3]
     look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
-    whole = {n: [torch.cat([last[:, None], y], 1) for y in x] for n, x in ahead.items()}
-    way, horizons = goers(items, past - 1), [h for h in HORIZONS if h <= horizon]
-    going = way[0]
-    own, errors, right = {}, {}, {}
-    for n, x in tqdm(whole.items(), desc="measured", unit="row"):
-        found = [measured(y, whole["real"][0], look, way, warped=False) for y in x]
-        own[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}
-        own[n] |= {"motion_energy": torch.stack([motion_energy(y) for y in ahead[n]]), "flicker": torch.stack([flicker(y) for y in ahead[n]]),
-                   "jump": torch.stack([motion_energy(y[:, :2]) for y in x])}
-        found = [followed(y, last, way, horizons) for y in x]
-        right[n] = {h: torch.stack([f[h] for f in found]) for h in horizons}
-        errors[n] = erred(ahead[n], truth, last)
-    own["shuffled"] = {"motion_energy": motion_energy(shuffled(truth, args.seed))[None]}
-    told = scored(args, names, errors, own, right, sources, [sources[i] for i in going])
-    main, table = names[0], told["continuations"]
-    for n, row in table.items():
-        row |= {"static": bool(own[n]["motion_energy"].mean() < STATIC * own["vae"]["motion_energy"].mean()), "best_shift": running_ahead(ahead[n][0], clips, past)}
+    head, told = film_table(ahead, items, clips, past, look, args.seed)
     result = {"stage": "predict", "mode": "continue", "model": None, "video": entry["name"], "video_weights": entry["weights"], "weights": entry["weights"], "data": data["data"],
-              "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], "conditioning": main,
-              **headlines(told, main), "static": table[main]["static"], "best_shift": table[main]["best_shift"], "clips": len(ids), "sources": len(set(sources)),
-              "moving_clips": int((~errors["real"]["moving_l1"].isnan()).any(2).sum()), "direction_clips": len(going), "seeds": args.seeds, "seeds_are": "draws of noise: nothing is trained here",
+              "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], **head, "seeds_are": "draws of noise: nothing is trained here",
               "past": past, "horizon": horizon, "shown": k, "frames": args.frames, "size": args.size, "steps": args.steps, "guidance": args.guidance,
               "films_seconds": sum(made[p]["seconds"] for p in jobs if p != "vae"), **told, "seconds": {p: x["seconds"] for p, x in made.items()}, "notes": CONTINUE_NOTES,
               "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
 
-    shown = {n: whole[n][0] for n in ("real", "vae", "copy", *names)}
+    whole = {n: torch.cat([clips[:, past - 1:past], x[0]], 1) for n, x in ahead.items()}
+    shown, going = {n: whole[n] for n in ("real", "vae", "copy", *names)}, goers(items, past - 1)[0]
     acts = [a for a in (i.get("action", i.get("direction")) for i in every if split_of(i["source"]) == "train") if a is not None]
     write_items(out.parent / "films", (cut(item, past - 1) | {"id": f"{item['id']}/{n}", "frames": x[i].clone(), "conditioning": n} for n, x in shown.items() for i, item in enumerate(items)),
                 {"name": f"{data['name']}-films", "source_kind": "films", "data": data["data"], "seed": args.seed, "data_path": str(args.data), "model": None, "video": entry["name"],
-                 "video_weights": entry["weights"], "conditioning": main, "commonest": max(sorted(set(acts)), key=acts.count) if acts else None,
+                 "video_weights": entry["weights"], "conditioning": names[0], "commonest": max(sorted(set(acts)), key=acts.count) if acts else None,
                  "actions": sorted({a for a in (i.get("action", i.get("direction")) for i in every) if a is not None})[:200]})
     few = (going or list(range(len(ids))))[::max(len(going or ids) // 3, 1)][:3]
-    strips, few_words = {n: whole[n][0][few] for n in ("real", "vae", "copy", "flow", *names)}, [words[i] or ids[i] for i in few]
+    strips, few_words = {n: whole[n][few] for n in ("real", "vae", "copy", "flow", *names)}, [words[i] or ids[i] for i in few]
     continued_picture(result, strips, few_words, out.with_suffix(".png"))
     animation({n: x for n, x in strips.items() if n in ("real", "copy", "flow", *names[:2])}, few_words, out.with_suffix(".gif"))
     save_yaml(out, result)
@@ -1345,51 +1152,6 @@ def continuation(args, started):
 def cut(item, first):
     """The item from frame `first` on: boxes and mask with it."""
     return {key: x[first:].clone() if key in ("mask", "boxes") and len(x) == len(item["frames"]) else x for key, x in item.items()}
-
-
-def scored(args, names, errors, own, right, sources, going_sources):
-    """{criteria, gains, continuations, horizons} of pixel_errors {row: {measure: [draws, n, horizon]}}, measured {row: {measure: [draws, n]}} and followed {row: {h: [draws, m]}}."""
-    rows, seed = [*BASELINES, *names], args.seed
-    overall = {n: {m: x.nanmean(2) for m, x in e.items()} for n, e in errors.items()}
-    table = {}
-    for n in ("real", *rows):
-        row = compared(own[n], {m: x[0] for m, x in own["real"].items()}, {m: x[0] for m, x in own["vae"].items()}, sources, going_sources, seed)
-        table[n] = {k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources, seed).items()} | {k: v for k, v in row.items() if not k.startswith("warp_error")} | averaged(
-            "jump", own[n]["jump"], sources, seed)
-    gains = {m: {base: adjusted({n: gained(overall[n][m], overall[base][m], sources, seed) for n in names}) for base in ("copy", "flow")} for m in ("l1", "moving_l1")}
-    at = {}
-    for h in right["real"]:
-        e = {n: {m: x[:, :, h - 1] for m, x in errors[n].items()} for n in rows}
-        at[h] = {n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources, seed).items()} | averaged("direction_right", right[n][h], going_sources, seed) for n in rows}
-        for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
-            for base in ("copy", "flow"):
-                for n, g in adjusted({n: gained(e[n][m], e[base][m], sources, seed) for n in names}).items():
-                    at[h][n] |= {f"{prefix}gain_over_{base}{end}": g and g[key] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p_holm", "p_holm"))}
-    main, criteria = names[0], {}
-    energy = {n: ratio(x["motion_energy"], own["real"]["motion_energy"][0]) for n, x in own.items()}
-    if energy["real"] is not None:
-        criteria["temporal_ratio"] = criterion(energy[main], {n: energy[n] for n in ("copy", "mean")}, sources, ceiling=energy["vae"].mean().item(), seed=seed, conditioning=main, draws=args.seeds,
-                                               controls={n: energy[n].mean() for n in ("real", "shuffled", "flow", "nearest", *names) if n != main})
-    for m in ("l1", "moving_l1"):
-        keep = (~overall["real"][m][0].isnan()).nonzero().flatten().tolist()
-        if keep:
-            score = {n: overall[n][m][:, keep] for n in rows}
-            criteria[m] = criterion(score[main], {n: score[n] for n in BASELINES if n != "vae"}, [sources[i] for i in keep], ceiling=score["vae"].mean().item(), better="lower", seed=seed,
-                                    conditioning=main, draws=args.seeds, controls={n: score[n].mean() for n in names if n != main})
-    return {"criteria": criteria, "gains": gains, "continuations": table, "horizons": at}
-
-
-def headlines(told, main):
-    """The main continuation's scores, those of the baselines beside them, and its gains over these."""
-    table, found = told["continuations"], {}
-    for name, beside in (("temporal_ratio", ("vae",)), ("l1", ("copy", "flow", "vae")), ("moving_l1", ("copy", "flow", "vae")), ("decoded_closeness", ("copy", "flow")),
-                         ("temporal_consistency", ("real", "vae", "copy")), ("direction_right", ("real", "vae", "flow"))):
-        found |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {f"{name}_{b}": table[b][name] for b in beside}
-    for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
-        for base, gains in told["gains"][m].items():
-            found |= {f"{prefix}gain_over_{base}{end}": gains[main] and gains[main][key] for end, key in
-                      (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p", "p"), ("_p_holm", "p_holm"), ("_p_wilcoxon", "p_wilcoxon"))}
-    return found
 
 
 def continued_picture(result, strips, words, path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import common
 import predict
 from common import RESULT, load_items, load_pt, load_yaml, split_of, write_items
 
@@ -139,13 +140,12 @@ def test_the_mean_and_the_nearest_future_are_those_of_train_clips_alone():
     g = torch.Generator().manual_seed(0)
     train = [{"id": f"t{k}", "source": f"t{k}", "width": 32, "height": 32, "frames": torch.randint(256, (5, 32, 32, 3), generator=g).byte()} for k in range(3)]
     seen = torch.stack([train[2]["frames"][:3], train[0]["frames"][:3]])
-    mean, nearest = predict.remembered(train, seen, 5, 32)
+    mean, nearest = common.remembered(train, seen, 5, 32)
     assert torch.equal(nearest, torch.stack([train[2]["frames"][3:], train[0]["frames"][3:]]))
     assert mean.shape == (2, 2, 32, 32, 3) and (mean[1].double() - torch.stack([i["frames"][3:] for i in train]).double().mean(0)).abs().max() <= 0.5
 
 
 def test_the_reconstruction_takes_as_many_frames_before_as_the_autoencoder_asks_for(made):
-    import common
     vae, _ = common.load_video_vae(common.autoencoder_of(common.find_model(str(made[0] / "ltx"))))
     clips = torch.stack([i["frames"] for i in held_out(made[0])[:2]])
     whole = common.decode_films(vae, common.encode_films(vae, clips[:, 2:]))

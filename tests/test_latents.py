@@ -245,7 +245,7 @@ def test_flow_carries_on_what_moves_and_leaves_what_stands():
     for t in range(14):
         films[0, t, 20:30, 6 + 2 * t:16 + 2 * t] = torch.tensor([240, 200, 30], dtype=torch.uint8)
     films[1, :, 20:30, 10:20] = 200
-    on = predict.advected(films[:, :6], 8)
+    on = predict.carried_on(films[:, :6], 8)
     errors = predict.pixel_errors(on, films[:, 6:], films[:, 5])
     copied = predict.pixel_errors(films[:, 5:6].expand_as(films[:, 6:]), films[:, 6:], films[:, 5])
     assert (errors["l1"][0] < 0.6 * copied["l1"][0]).all() and torch.equal(on[1], films[1, 6:])
