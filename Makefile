@@ -49,7 +49,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 align screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 gate4 align screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -216,6 +216,35 @@ $(P)/.set: FORCE
 endif
 
 gate3: $(P)/gate3.yaml  ## does anything predict better than copying the last frame? in latent space; or by a video model that the model then describes
+	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
+
+# ---- gate 4. What is planted lies beside the films that the video model made, and both go through whoever is to tell right from wrong
+
+ifneq ($(filter tiny tiny-semantic,$(MODEL)),)
+JUDGED ?= vision.3,merger,language.1
+endif
+JUDGED ?= quarters
+T := $(P)/planted
+
+$(T)/index.yaml: $(P)/predict-continue.yaml | verify.py $(SETUP)
+	$(PY) verify.py --plant data/$(CLIP) --vae $(VAE) --past $(PAST) --films $(P)/films --seed $(SEED) --out $(@D)
+	rm -rf $(T)-features
+define JUDGE
+$(T)-features/$(notdir $(patsubst %/,%,$(1)))/index.yaml: $(T)/index.yaml | extract.py $(SETUP)
+	$(RUN) extract.py --model $(1) --data $(T) --points $(2) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $$(@D)
+endef
+$(eval $(call JUDGE,$(MODEL),$(JUDGED)))
+$(eval $(call JUDGE,$(ENCODER),last))
+$(eval $(call JUDGE,$(VAE),quarters))
+JUDGES := $(foreach m,$(MODEL) $(ENCODER) $(VAE),$(T)-features/$(notdir $(patsubst %/,%,$(m))))
+$(P)/explain-planted.yaml: $(T)/index.yaml explain.py common.py
+	$(PY) explain.py --mode describe --model $(MODEL) --films $(T) --frames 16 --seed $(SEED) --out $@
+$(P)/verify.yaml: $(JUDGES:=/index.yaml) $(P)/explain-planted.yaml $(P)/predict-futures.yaml verify.py common.py
+	$(PY) verify.py --rollouts $(T) --latents $(JUDGES) --words $(P)/explain-planted-said.pt --continued $(P)/predict-continue.yaml --futures $(P)/predict-futures.yaml --seed $(SEED) --out $@
+$(P)/gate4.yaml: $(P)/verify.yaml verify.py common.py $(P)/.set
+	$(PY) verify.py --gate 4 --results $(@D) --set "$(SET)" --seed $(SEED) --out $@ > /dev/null
+
+gate4: $(P)/gate4.yaml  ## can a prediction be verified in its pixels, better than in latents or in words?
 	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
 
 # ---- screening. The encoder that judges pictures, if it is among MODELS, stands there for the hybrid: it is probed and needs no bridge of its own.

@@ -1190,7 +1190,8 @@ def one_model(args, started):
     plan = {"model": entry["name"], "checkpoint": fingerprint(entry["path"]), "revision": args.revision,
             "weights": "random" if args.random_init else entry["weights"], "size": args.size, "batch": args.batch,
             "points": args.points, "random_seed": args.seed if args.random_init else None, "dtype": str(dtype),
-            "items": hashlib.sha256("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed"))]).encode()).hexdigest()[:16]}
+            "items": hashlib.sha256("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed")), *(str(data[k]) for k in ("content", "cut_from", "first", "frames") if k in data)])
+                                    .encode()).hexdigest()[:16]}
     if args.questions:
         plan["questions"] = read_questions(args.questions)
     agree(out, plan)

@@ -18,6 +18,8 @@ originals, VAE and bridge reconstructions; true and decoded boxes. A criterion i
 --screen asks which of several models: the same answers on every model's test items, and a weighted score (SCREEN, MATRIX) whose resamples all models share.
 Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md, screen.png and screen.yaml; `told_apart` says whether the first is more than tied.
 """
+import hashlib
+import inspect
 import json
 import math
 import random
@@ -40,7 +42,9 @@ from common import (
     decode_films,
     encode_films,
     find_model,
+    fingerprint,
     frames_of,
+    grey_of,
     heading,
     load_features,
     load_items,
@@ -62,6 +66,7 @@ from common import (
     ssim,
     whereabouts,
     widened,
+    windows,
     write_items,
 )
 
@@ -520,7 +525,8 @@ ALARMS = 0.05  # share of right predictions of val that are flagged, where detec
 PROMISED = GATE4["conformal_error"]["threshold"]  # share of wrong predictions that a conformal verifier lets pass at most
 RESPLITS, RESAMPLES = 100, 2000
 MOVED = 10  # of 255, Physics-IQ's threshold
-NOTES = {"flagged": f"where {ALARMS:.0%} of val's right films are; of words, which are asked of test alone, of test's", "still_frames": "in which nothing moves by Physics-IQ's masks: two empty masks overlap by 1",
+NOTES = {"flagged": f"where {ALARMS:.0%} of val's right films are; of words, which are asked of test alone, of test's",
+         "still_frames": "in which nothing moves by Physics-IQ's masks: two empty masks overlap by 1",
          "made": "films of the video model, right where they follow the object (direction, position within its radius, identity); position_error is what says so, and no verifier of them",
          "conformal": "every source lends one wrong film; half of the sources calibrate, the others count, over 100 halvings. conformal_error_of_val: calibrated on val's; conformal_error_made: that "
                       "bound on films of the video model, which are not exchangeable with planted ones: nothing is promised there"}
@@ -591,30 +597,26 @@ def through(vae, films, ratio, batch=16):
     return torch.cat([films[:, :1], seen[:, 1:]], 1)
 
 
-def to_plant(args):
-    """(clips, {clip: {conditioning: film}}, index of the clips, how many were left out): what can be refused before a model is loaded. Of every clip the middle --past + --horizon frames, as predict.py takes."""
+def to_plant(args, entry):
+    """(clips, {clip: {conditioning: film}}, index of the clips, how many were left out): what can be refused before a model is loaded. Clips are cut and squashed as predict.py does it."""
     items, data = load_items(args.plant)
-    wanted = args.past + args.horizon
-    clips = [i for i in items if split_of(i["source"]) != "train" and len(i.get("frames", ())) > 1]
-    if not clips:
+    every = [i for i in items if split_of(i["source"]) != "train" and len(i.get("frames", ())) > 1]
+    if not every:
         refuse(f"{args.plant} has no clips in its val and test splits; give a folder with clips, and more of them (data.py moving)")
-    if short := [i for i in clips if len(i["frames"]) < wanted]:
-        refuse(f"{short[0]['id']} of {args.plant} has {len(short[0]['frames'])} frames, {wanted} are needed; give a smaller --past or --horizon, or longer clips")
-    many = len(clips)
-    start = {i["id"]: (len(i["frames"]) - wanted) // 2 for i in clips}
-    clips = [i | {k: i[k][start[i["id"]]:start[i["id"]] + wanted] for k in ("frames", "mask", "boxes") if k in i} for i in clips]
-    if any("mask" in i and "names" in i for i in clips):  # what cannot be cut out before a still camera, or goes nowhere, is left out
-        clips = [i for i in clips if "mask" in i and "names" in i and i.get("direction") != "still" and not any(i.get("camera", (0,))) and subject(i)[args.past - 1].any()]
-    if len(clips) < 4 or {split_of(i["source"]) for i in clips} != {"val", "test"}:
-        refuse(f"{args.plant} has {len(clips)} clips of val and test in which something moves before a still camera; at least 4, of both splits, are needed")
-    generated = {}
+    generated, size = {}, entry.get("clip") or entry["size"]
     if args.films:
         films, index = load_items(args.films)
         if Path(index.get("data_path", "")).name != Path(args.plant).name:
             refuse(f"{args.films} holds films of {index.get('data_path')}, not of {args.plant}; run predict.py --mode continue on that")
         for film in films:
             generated.setdefault(film["id"].rpartition("/")[0], {})[film["conditioning"]] = film["frames"]
-    return clips, generated, data, many - len(clips)
+            size = film["frames"].shape[1]
+    clips = windows(every, args.past + args.horizon, size, "--past or --horizon")
+    if any(subject(i) is not None for i in clips):  # what cannot be cut out before a still camera, or goes nowhere, is left out
+        clips = [i for i in clips if subject(i) is not None and i.get("direction") != "still" and not any(i.get("camera", (0,))) and subject(i)[args.past - 1].any()]
+    if len(clips) < 4 or {split_of(i["source"]) for i in clips} != {"val", "test"}:
+        refuse(f"{args.plant} has {len(clips)} clips of val and test in which something moves before a still camera; at least 4, of both splits, are needed")
+    return clips, generated, data, len(every) - len(clips)
 
 
 def subject(item):
@@ -627,7 +629,7 @@ def plant_all(args, started):
     entry = find_model(args.vae)
     if entry["kind"] != "vae":
         refuse(f"--vae {args.vae} is a {entry['kind']}; give tiny-vae, ltx, or the folder of a video autoencoder")
-    clips, generated, data, left_out = to_plant(args)
+    clips, generated, data, left_out = to_plant(args, entry)
     out = Path(args.out or f"{args.plant}-planted")
     check_writable(out / "index.yaml")
     strangers = {}
@@ -639,20 +641,24 @@ def plant_all(args, started):
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
     vae, _ = load_video_vae(entry, device, dtype)
-    size = len(next(iter(next(iter(generated.values())).values()))[0]) if generated else entry.get("clip") or entry["size"]
 
     def films():
         for i in tqdm(clips, desc="planted", unit="clip"):
             kinds = plant(i["frames"], subject(i), strangers.get(i["id"]), args.past, random.Random(f"{args.seed} {i['id']}").randrange)
-            small = torch.stack([frames_of({"frames": x}, size) for x in kinds.values()])
-            others = generated.get(i["id"], {"real": small[0]})
-            if not torch.equal(others["real"], small[0]):
+            real = kinds["right"]
+            others = generated.get(i["id"], {"real": real})
+            if not torch.equal(others["real"], real):
                 refuse(f"{args.films} shows of {i['id']} other frames than {args.plant} does from frame {args.past} on; give the --past and --horizon of these films, or make them again")
             others = {k: x for k, x in others.items() if k not in ("real", "vae")} if split_of(i["source"]) == "test" else {}
-            for kind, x in {"real": small[0], **dict(zip(kinds, through(vae, small, vae.temporal_compression_ratio), strict=True)), **others}.items():
+            decoded = through(vae, torch.stack(list(kinds.values())), vae.temporal_compression_ratio)
+            for kind, x in {"real": real, **dict(zip(kinds, decoded, strict=True)), **others}.items():
                 yield i | {"id": f"{i['id']}/{kind}", "frames": x.clone(), "conditioning": kind, **{k: i[k][args.past - 1:].clone() for k in ("mask", "boxes") if k in i}}
 
-    write_items(out, films(), {"name": f"{data['name']}-planted", "source_kind": "planted", "data": data["data"], "seed": args.seed, "data_path": str(args.plant), "past": args.past,
+    content = hashlib.sha256(f"{fingerprint(entry['path'])} {args.seed} {inspect.getsource(plant)}".encode())  # so that features of other films under these ids are not taken for theirs
+    for x in (x for i in clips for x in (i["frames"], *generated.get(i["id"], {}).values())):
+        content.update(x.contiguous().numpy())
+    write_items(out, films(), {"name": f"{data['name']}-planted", "content": content.hexdigest()[:16],
+                               "source_kind": "planted", "data": data["data"], "seed": args.seed, "data_path": str(args.plant), "past": args.past,
                                "horizon": args.horizon, "films_path": args.films, "vae": entry["name"], "vae_weights": entry["weights"], "conditioning": "right", "left_out": left_out})
     result = {"stage": "plant", "clips": len(clips), "left_out": left_out, "films": load_yaml(out / "index.yaml", "data")["items"], "out": str(out)}
     say(result)
@@ -692,10 +698,10 @@ def pixel_lpips(films, truth, see):
 
 
 def moving_regions(films):
-    """bool [k, h, H, W]: where films [k, 1 + h, H, W, 3] move after the last frame seen, as Physics-IQ has it (Motamed et al. 2025, its published code): grey, blurred, against a running mean that takes 0.3 of every new frame, further
-    than MOVED, opened and closed. Its 5 x 5 windows are scaled by the side of the frame over 512, on small frames to nothing."""
+    """bool [k, h, H, W]: where films [k, 1 + h, H, W, 3] move after the last frame seen, as Physics-IQ has it (Motamed et al. 2025, its published code): grey,
+    blurred, further than MOVED from a running mean that takes 0.3 of every new frame, opened and closed. Its 5 x 5 windows are scaled by the side of the frame over 512, on small frames to nothing."""
     from scipy.ndimage import binary_closing, binary_opening, gaussian_filter
-    grey = films[:, 1:].float() @ torch.tensor([0.299, 0.587, 0.114])
+    grey = 255 * grey_of(films[:, 1:])
     side = max(round(5 * grey.shape[2] / 512), 1)
     grey = torch.from_numpy(gaussian_filter(grey.numpy(), (0, 0, 1.1 * side / 5, 1.1 * side / 5))) if side > 1 else grey
     mean, found = grey[:, 0], [torch.zeros_like(grey[:, 0], dtype=torch.bool)]
@@ -738,7 +744,7 @@ def pixel_flow_agreement(films, truth, see):
     from skimage.registration import optical_flow_ilk
 
     def fields(film):
-        grey = (film.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255).numpy()
+        grey = grey_of(film).numpy()
         return torch.from_numpy(np.stack([optical_flow_ilk(grey[h - 1], grey[h], radius=5, num_warp=4) for h in see.horizons])).flatten(1).double()
 
     b = fields(truth)
@@ -802,7 +808,8 @@ def record(own, floors, n, films, ceiling=1.0, **more):
     best = max(floors, key=lambda k: floors[k][0])
     (score, low, high), (gain, gain_low, gain_high), floor = interval(own, n), interval(own - floors[best], n), floors[best][0].item()
     return {"score": score, "low": low, "high": high, "better": "higher", "n": films, "sources": n, "floor": floor, "floor_name": best, "ceiling": ceiling,
-            "skill": (score - floor) / (ceiling - floor) if ceiling > floor else None, "gain": gain, "gain_low": gain_low, "gain_high": gain_high, **more, "floors": {k: x[0] for k, x in floors.items()}}
+            "skill": (score - floor) / (ceiling - floor) if ceiling > floor else None, "gain": gain, "gain_low": gain_low, "gain_high": gain_high, **more,
+            "floors": {k: x[0] for k, x in floors.items()}}
 
 
 def risk_coverage(scores, right, weights):
@@ -914,7 +921,7 @@ def pixel_scores(w, names, clips, truths):
 
 
 def every_score(args, w, maker):
-    """({verifier: scores [films, horizons], higher is more likely right}, {verifier: pixel, latent, words, or decoder}, {model, weights} of what was asked, or else read first).
+    """({verifier: scores [films, horizons], higher is more likely right}, {verifier: pixel, latent, words or decoder}, {model, weights} of what was asked, or else read first).
 
     decoder: latents of `maker`, the autoencoder that the planted films have been through. What it made comes back to it nearly as it was, so right films look better to it than any that it did
     not make of the outcome itself: it is shown, and is no candidate for the verifier that reads latents.
@@ -1123,9 +1130,11 @@ def rollouts(args, started):
 def show_verifiers(result):
     """The verifiers as a table, best first, then `key value`."""
     kinds = list(next(iter(result["verifiers"].values()))["kinds"])
-    print(f"\n{'verifier':34s} {'':7s} {'AUROC':>6s}  {'95% interval':16s}" + "".join(f"{k:>11s}" for k in kinds) + f"{'right':>9s}   share flagged, by kind, where {ALARMS:.0%} of val's right ones are")
+    print(f"\n{'':60s} share flagged, where {ALARMS:.0%} of val's right ones are")
+    print(f"{'verifier':34s} {'':7s} {'AUROC':>6s}  {'95% interval':16s}" + "".join(f"{k:>10s}" for k in ("right", *kinds)))
     for name, row in sorted(result["verifiers"].items(), key=lambda item: -item[1]["auroc"]):
-        print(f"{name:34s} {row['family']:7s} {row['auroc']:6.3f}  [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]  " + "".join(f"{row['kinds'][k]['flagged']:11.2f}" for k in kinds) + f"{row['false_alarms']:9.2f}")
+        flagged = [row["false_alarms"], *(row["kinds"][k]["flagged"] for k in kinds)]
+        print(f"{name:34s} {row['family']:7s} {row['auroc']:6.3f}  [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]  " + "".join(f"{x:10.2f}" for x in flagged))
     print()
     say(result)
 
@@ -1157,14 +1166,16 @@ def verified_picture(w, result, path):
         left.plot(row["auroc"], y, mark[row["family"]], color=colour[row["family"]])
     left.axvline(0.5, color="grey", ls=":")
     left.axvline(GATE4["pixel_auroc"]["threshold"], color="black", lw=1)
-    left.set(yticks=range(len(names)), yticklabels=names, title="AUROC of right against wrong predictions\n(circle: pixels, square: latents, triangle: the decoder's own latents, diamond: words; dotted: chance, line: threshold)")
+    left.set(yticks=range(len(names)), yticklabels=names, title="AUROC of right against wrong predictions (circle: pixels, square: latents,\n"
+             "triangle: the decoder's own latents, diamond: words; dotted: chance, line: threshold)")
     kinds = list(result["verifiers"][names[0]]["kinds"])
     values = [[result["verifiers"][n]["kinds"][k]["flagged"] for k in kinds] for n in names]
     heat.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower")
     for y, line in enumerate(values):
         for x, v in enumerate(line):
             heat.text(x, y, f"{v:.2f}", ha="center", va="center", color="white" if v < 0.6 else "black", fontsize=9)
-    heat.set(xticks=range(len(kinds)), xticklabels=[f"{k}\n({'right' if PLANTED[k] else 'wrong'})" for k in kinds], yticks=[], title=f"Share flagged, where {ALARMS:.0%} of val's right predictions are")
+    heat.set(xticks=range(len(kinds)), xticklabels=[f"{k}\n({'right' if PLANTED[k] else 'wrong'})" for k in kinds], yticks=[])
+    heat.set_title(f"Share flagged, where {ALARMS:.0%} of val's right predictions are")
     one, two = bottom.subplots(1, 2)
     for name in (result[f"{f}_verifier"] for f in colour if f"{f}_verifier" in result):
         row = [(h, r[name]) for h, r in result["horizons"].items() if name in r]

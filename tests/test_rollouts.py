@@ -1,0 +1,341 @@
+"""Who can tell a right prediction from a wrong one: on films whose rightness is known because it was planted."""
+import math
+import types
+
+import pytest
+import torch
+
+import common
+import verify
+
+SIDE, PAST, AHEAD = 48, 4, 8
+
+
+def clip(k, way=(0, 2), colour=(220, 40, 40), word="right"):
+    """A disc of 4 px that goes `way` (rows, columns) a frame over a slope of grey: 12 frames."""
+    y, x = torch.meshgrid(*(torch.arange(SIDE),) * 2, indexing="ij")
+    frames, masks = [], []
+    for t in range(PAST + AHEAD):
+        cy, cx = 24 + way[0] * (t - 5) + k % 3, 24 + way[1] * (t - 5) - k % 2
+        mask = (y - cy) ** 2 + (x - cx) ** 2 <= 16
+        background = (90 + x + k % 20)[..., None].expand(-1, -1, 3)
+        frames.append(torch.where(mask[..., None], torch.tensor(colour), background).byte())
+        masks.append(mask)
+    return {"id": f"clip-{k}", "source": f"clip-{k}", "width": SIDE, "height": SIDE, "frames": torch.stack(frames), "mask": torch.stack(masks).byte(), "names": [f"disc {colour}"],
+            "labels": ["disc"], "direction": word, "camera": [0, 0], "boxes": torch.zeros(PAST + AHEAD, 1, 4), "text": "a disc", "action": word}
+
+
+WAYS = {"right": (0, 2), "left": (0, -2), "down": (2, 0), "up": (-2, 0)}
+COLOURS = (220, 40, 40), (40, 60, 220), (240, 230, 60)
+
+
+def clips(n):
+    return [clip(k, WAYS[word], COLOURS[k % 3], word) for k, word in zip(range(n), list(WAYS) * n, strict=False)]
+
+
+def planted(item, draws=(3, 0, 2)):
+    """plant's films of a clip; draws: what its three dice show."""
+    dice = iter(draws)
+    other = verify.sprite(clip(1, colour=(60, 200, 60))["frames"][0], clip(1)["mask"][0] > 0)
+    return verify.plant(item["frames"], item["mask"] > 0, other, PAST, lambda n: next(dice))
+
+
+def see(item, horizons=(1, 2, 4, 8)):
+    return types.SimpleNamespace(horizons=list(horizons), lpips=lambda a, b: (a.float() - b.float()).abs().mean((1, 2, 3)) / 255, mask=item["mask"][PAST - 1] > 0)
+
+
+# ---------------------------------------------------------------- nulls first
+
+def test_scores_that_know_nothing_have_an_auroc_of_a_half_and_intervals_that_hold_it():
+    g, inside, areas = torch.Generator().manual_seed(0), 0, []
+    for k in range(100):
+        sources = [f"{k}-{i // 4}" for i in range(120)]
+        values = verify.aurocs(torch.randn(120, generator=g).double(), torch.rand(120, generator=g) < 0.5, verify.drawn(sources, k))
+        area, low, high = verify.interval(values, 30)
+        inside, areas = inside + (low <= 0.5 <= high), [*areas, area]
+    assert abs(sum(areas) / 100 - 0.5) < 0.02 and 89 <= inside <= 100
+
+
+def test_auroc_is_the_librarys_with_ties_and_weights():
+    from sklearn.metrics import roc_auc_score
+    g = torch.Generator().manual_seed(1)
+    x, right, w = torch.randint(5, (60,), generator=g).double(), torch.rand(60, generator=g) < 0.4, torch.randint(4, (7, 60), generator=g).double()
+    found = verify.aurocs(x, right, w)
+    assert found.tolist() == pytest.approx([roc_auc_score(right, x, sample_weight=row) for row in w])
+    assert verify.aurocs(right.double(), right, w[:1]).item() == 1 and verify.aurocs(0 * x, right, w[:1]).item() == 0.5
+
+
+def test_accepting_at_random_keeps_the_risk_and_accepting_by_the_truth_removes_what_can_be():
+    right = torch.arange(100) % 4 > 0  # a quarter is wrong
+    one, g = torch.ones(1, 100).double(), torch.Generator().manual_seed(0)
+    noise = [verify.mean_risk(torch.randn(100, generator=g).double(), right, one).item() for _ in range(100)]
+    assert sum(noise) / 100 == pytest.approx(0.25, abs=0.02)
+    assert verify.mean_risk(torch.zeros(100).double(), right, one).item() == pytest.approx(0.25)  # of equal scores none comes first
+    risk, coverage = verify.risk_coverage(right.double(), right, one)
+    assert risk[0, 74] == 0 and risk[0, -1] == pytest.approx(0.25) and coverage[0, -1] == 1
+    assert (risk[0].diff() >= 0).all()
+
+
+@pytest.mark.parametrize("n", [8, 25, 60])
+def test_conformal_acceptance_keeps_its_promise_over_a_hundred_resplits(n):
+    g = torch.Generator().manual_seed(n)
+    sources = [f"s{i // 3}" for i in range(6 * n)]
+    right = torch.arange(6 * n) % 3 == 0
+    scores = torch.randn(6 * n, generator=g).double() + right
+    found = verify.conformal(scores, right, sources, 0.1, 0)
+    exact = math.floor((n + 1) * 0.1) / (n + 1)  # of n calibrating and one more, exchangeable
+    assert found["conformal_error_low"] - 0.01 <= exact <= found["conformal_error_high"] + 0.01 and found["conformal_error"] <= 0.1 + 0.02
+    assert found["conformal_calibrated_on"] == n and (n > 8) == (found["conformal_accepted_right"] > 0)  # eight cannot promise a tenth: nothing is accepted
+
+
+def test_wrong_ones_that_all_score_alike_are_none_of_them_accepted():
+    assert verify.conformal_bound(torch.ones(50).double(), 0.1) == 1 and verify.conformal_bound(torch.ones(5).double(), 0.1) == math.inf
+
+
+def test_regions_of_two_films_that_stand_still_overlap_wholly_and_of_one_not_at_all():
+    still, moving = torch.zeros(2, 5, 8, 8), torch.zeros(2, 5, 8, 8)
+    moving[:, 2, :4] = 1
+    assert (verify.overlap(still, still) == 1).all() and (verify.overlap(still, moving)[:, 2] == 0).all() and (verify.overlap(moving, moving) == 1).all()
+    half = moving.clone()
+    half[:, 2, 2:] = 0
+    assert verify.overlap(moving, half)[0, 2] == pytest.approx(0.5)
+    assert not verify.moving_regions(torch.full((1, 6, 16, 16, 3), 90, dtype=torch.uint8)).any()
+
+
+def test_a_region_moves_where_it_is_further_than_ten_from_its_running_mean():
+    film = torch.full((1, 5, 16, 16, 3), 100, dtype=torch.uint8)
+    film[:, 2:, 4:8, 4:8] = 120  # running means 106, 110.2, 113.1: the difference falls from 14 to 9.8 and 6.9
+    found = verify.moving_regions(film)
+    assert found.sum((2, 3)).tolist() == [[0, 16, 0, 0]] and found[0, 1, 4:8, 4:8].all()
+
+
+# ---------------------------------------------------------------- what is planted
+
+def test_what_is_planted_is_what_it_says():
+    item = clip(0)
+    film = planted(item)
+    truth = item["frames"][PAST - 1:]
+    assert set(film) == set(verify.PLANTED) and all(torch.equal(x[0], truth[0]) and x.shape == truth.shape for x in film.values())
+    assert torch.equal(film["right"], truth) and torch.equal(film["late"][1:], truth[:-1])
+    assert (film["pasted"].int() - truth.int()).abs().max() <= 3  # only what is behind it had to be guessed
+    here = common.whereabouts(torch.stack(list(film.values())), (item["mask"][PAST - 1:PAST] > 0).expand(len(film), -1, -1))
+    step = dict(zip(film, here[:, 4] - here[:, 0], strict=True))  # (x, y) after four frames of two pixels to the right
+    assert step["right"].tolist() == pytest.approx([8, 0], abs=0.2) and step["direction"].tolist() == pytest.approx([-8, 0], abs=0.5)  # draw 3 of 7: by 180 degrees
+    assert step["speed"].tolist() == pytest.approx([4, 0], abs=0.5) and step["identity"].isnan().all()
+    assert not here[list(film).index("vanished"), 2].isnan().any() and here[list(film).index("vanished"), 3:].isnan().all()  # draw 2: gone after the third frame
+
+
+@pytest.mark.parametrize("angle", range(7))
+def test_a_wrong_direction_is_never_the_right_one(angle):
+    item = clip(0)
+    film = planted(item, (angle, 0, 2))["direction"]
+    found = verify.rightness(torch.stack([film, item["frames"][PAST - 1:]]), item["frames"][PAST - 1:], item["mask"][PAST - 1] > 0, "right")
+    assert found["direction"].tolist() == [False, True]
+
+
+def test_of_a_clip_without_masks_only_its_time_is_changed():
+    item = clip(0)
+    film = verify.plant(item["frames"], None, None, PAST, None)
+    truth = item["frames"][PAST - 1:]
+    assert set(film) == {"right", "blurred", "late", "direction", "speed"}
+    assert torch.equal(film["direction"][:PAST], item["frames"][:PAST].flip(0)) and torch.equal(film["speed"][::2], truth[:5])
+
+
+def test_rightness_follows_the_object():
+    item = clip(0)
+    film = planted(item)
+    found = verify.rightness(torch.stack(list(film.values())), film["right"], item["mask"][PAST - 1] > 0, "right")
+    of = {a: dict(zip(film, x.tolist(), strict=True)) for a, x in found.items()}
+    assert [k for k in film if not of["direction"][k]] == ["direction", "identity", "vanished"] or not of["direction"]["direction"]
+    assert of["position"]["right"] and of["position"]["late"] and not of["position"]["direction"] and not of["position"]["identity"]
+    assert not of["identity"]["vanished"] and not of["identity"]["identity"] and of["identity"]["speed"]
+    assert verify.rightness(film["right"][None], film["right"], item["mask"][PAST - 1] > 0, "up") is None  # the clip itself does not go where it is said to
+
+
+# ---------------------------------------------------------------- verifiers
+
+@pytest.mark.parametrize("name", verify.PIXELS)
+def test_nothing_is_better_than_what_happened_and_no_verifier_looks_beyond_its_horizon(name):
+    item = clip(0)
+    film = planted(item)
+    films, truth = torch.stack(list(film.values())), film["right"]
+    scores = verify.PIXELS[name](films, truth, see(item))
+    assert scores.shape == (len(film), 4) and scores.dtype == torch.float64 and scores.isfinite().all()
+    assert (scores <= scores[0] + 1e-6).all()
+    later = films.clone()
+    later[:, 5:] = 255 - later[:, 5:]
+    changed = verify.PIXELS[name](later, torch.cat([truth[:5], 255 - truth[5:].flip(1)]), see(item))
+    assert torch.equal(changed[:, :3], scores[:, :3]) and not torch.equal(changed[:, 3], scores[:, 3])
+
+
+@pytest.mark.parametrize(("name", "blind_to"), [
+    ("l1", ()), ("mse", ()), ("ssim", ()), ("position_error", ()), ("weighted_spatial_iou", ("identity",)), ("spatiotemporal_iou", ("identity",)), ("flow_agreement", ("identity", "speed", "vanished"))])
+def test_what_each_verifier_sees_of_planted_errors(name, blind_to):
+    item = clip(0)
+    film = planted(item)
+    score = dict(zip(film, verify.PIXELS[name](torch.stack(list(film.values())), film["right"], see(item))[:, -1].tolist(), strict=True))
+    for kind in set(verify.WRONG) - set(blind_to):
+        assert score[kind] < min(score["right"], score["pasted"]) - 1e-4, kind
+
+
+def test_latents_are_compared_step_by_step_and_only_where_a_step_has_ended():
+    truth = torch.randn(5, 2, 2, 8, generator=torch.Generator().manual_seed(0))
+    films = torch.stack([truth, -truth, truth.roll(1, 0)])
+    found = verify.latent_scores(films, truth, [0, 2, 4, 6, 8], [1, 2, 4, 8])
+    assert found["cosine"][:, 0].isnan().all() and found["cosine"][:2, 1:].tolist() == [pytest.approx([1] * 3), pytest.approx([-1] * 3)]
+    assert (found["l2"][0, 1:] == 0).all() and (found["l2"][1:, 1:] < 0).all()
+    later = films.clone()
+    later[:, 3:] = 0
+    assert torch.equal(verify.latent_scores(later, truth, [0, 2, 4, 6, 8], [2, 4])["l2"], found["l2"][:, 1:3])
+
+
+def test_words_agree_where_they_name_the_same_and_say_nothing_where_they_name_nothing():
+    said = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0]]).bool()
+    assert verify.agreement(said, torch.tensor([True, False, False])).tolist() == [1, 0, 0.5, 0.5]
+    assert verify.agreement(said, torch.zeros(3).bool()).tolist() == [0.5] * 4
+
+
+# ---------------------------------------------------------------- the whole command, on films that were planted without an autoencoder
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(folder of planted rollouts, of latents that know which films are right and latents that know nothing, words that know directions)."""
+    folder = tmp_path_factory.mktemp("world")
+    items, made = [c for c in clips(60) if common.split_of(c["source"]) != "train"], []
+    for k, c in enumerate(items):
+        kinds = planted(c, (k % 7, k % 4, k % 5))
+        made += [c | {"id": f"{c['id']}/{kind}", "frames": x.clone(), "mask": c["mask"][PAST - 1:].clone(), "conditioning": kind} for kind, x in {"real": kinds["right"], **kinds}.items()]
+        if common.split_of(c["source"]) == "test":  # films of a video model that holds the last frame still, or carries it on
+            made += [c | {"id": f"{c['id']}/{kind}", "frames": x.clone(), "mask": c["mask"][PAST - 1:].clone(), "conditioning": kind}
+                     for kind, x in (("copy", kinds["right"][:1].expand_as(kinds["right"])), ("past", kinds["late"]))]
+    common.write_items(folder / "planted", made, {"name": "discs-planted", "source_kind": "planted", "data": "synthetic", "seed": 0, "data_path": str(folder / "data"), "past": PAST,
+                                                  "horizon": AHEAD, "films_path": None, "vae": "made-up-vae", "vae_weights": "random", "conditioning": "right", "left_out": 0})
+    g, ids = torch.Generator().manual_seed(0), [i["id"] for i in made]
+    right = torch.tensor([i["conditioning"] == "real" or verify.PLANTED.get(i["conditioning"], False) for i in made]).float()
+    noise = torch.randn(len(made), 9, 2, 2, 4, generator=g)
+    knows = torch.cat([right[:, None, None, None, None].expand(-1, 9, 2, 2, 1), torch.ones(len(made), 9, 2, 2, 1)], -1)
+    common.plant_features(folder / "knows", ids, {"vision.0": knows, "language.0": noise}, folder / "planted")
+    common.plant_features(folder / "noise", ids, {"vision.0": noise}, folder / "planted")
+    test = [i for i in made if common.split_of(i["source"]) == "test"]
+    words = list(WAYS)
+    said = torch.tensor([[i["conditioning"] != "direction" and w == i["direction"] for w in words] for i in test])
+    common.save_pt(folder / "said.pt", common.RESULT, [i["id"] for i in test], {"model": "planted", "weights": "random"}, actions=words, said=said)
+    return folder
+
+
+def verified(world, out, *more):
+    return verify.main(["--rollouts", str(world / "planted"), "--out", str(out), *map(str, more)])
+
+
+@pytest.fixture(scope="module")
+def found(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "verify.yaml"
+    return verified(world, out, "--latents", world / "knows", "--words", world / "said.pt"), out
+
+
+def test_verifiers_are_told_apart_by_what_they_know(found):
+    result, out = found
+    assert common.load_yaml(out, "verify")["pixel_auroc"] == pytest.approx(result["pixel_auroc"], rel=1e-5) and out.with_suffix(".png").stat().st_size > 10000
+    table = result["verifiers"]
+    assert table["planted vision.0 cosine"]["auroc"] == 1 and result["latent_verifier"].startswith("planted vision.0")
+    assert table["planted language.0 cosine"]["auroc_low"] < 0.5 < table["planted language.0 cosine"]["auroc_high"]
+    assert result["pixel_auroc"] > 0.9 and table["words"]["kinds"]["direction"]["flagged"] == 1 and table["words"]["kinds"]["speed"]["flagged"] == 0
+    assert result["criteria"]["pixel_auroc"]["floors"]["other_outcome"] < 0.8
+    assert {k for k in table["l1"]["kinds"]} == set(verify.PLANTED) - {"right"} and "lpips" not in table and result["lpips_reason"]
+    assert table["position_error"]["kinds"]["vanished"]["flagged"] == 1 and table["position_error"]["kinds"]["identity"]["flagged"] == 1
+
+
+def test_films_of_a_video_model_are_judged_by_where_their_object_goes(found):
+    made = found[0]["made"]
+    assert made["right_by_kind"] == {"copy": 0, "past": 1} and "position_error" not in made["verifiers"] and made["verifiers"]["mse"]["all"]["auroc"] > 0.9
+    assert found[0]["conformal_error_made"] <= 0.5 and found[0]["criteria"]["made_auroc"]["verifier"] != "position_error"
+
+
+def test_what_is_seen_grows_with_the_horizon_and_accepting_by_it_lowers_the_risk(found):
+    result = found[0]
+    pixel = [row[result["pixel_verifier"]]["auroc"] for row in result["horizons"].values()]
+    assert list(result["horizons"]) == ["1", "2", "4", "8"] and pixel[-1] >= pixel[0] - 0.02 and "words" not in result["horizons"]["4"]
+    curve = result["risk_coverage"]
+    assert result["aurc"] < result["base_risk"] and curve["risk"][-1] == pytest.approx(curve["random"]) and all(r >= p - 0.05 for r, p in zip(curve["risk"], curve["perfect"], strict=True))
+    assert result["conformal_error"] <= 0.15 and result["conformal_error_low"] <= 0.1
+
+
+def test_the_makers_own_latents_are_no_candidates(world, tmp_path):
+    folder = world / "knows"
+    index = common.load_yaml(folder / "index.yaml", "extract")
+    common.save_yaml(folder / "index.yaml", index | {"model": "made-up-vae"})
+    try:
+        result = verified(world, tmp_path / "verify.yaml", "--latents", world / "knows", world / "noise")
+    finally:
+        common.save_yaml(folder / "index.yaml", index)
+    assert result["decoder_auroc"] == 1 and result["latent_verifier"].startswith("planted") and result["latent_auroc"] < 0.7
+
+
+def test_gate_4_says_where_to_when_latents_know_it_all(found, tmp_path):
+    gate = verify.main(["--gate", "4", "--results", str(found[1].parent), "--out", str(tmp_path / "gate4.yaml")])
+    assert gate["verdict"] in ("PIVOT", "INCONCLUSIVE") and gate["criteria"]["pixel_over_latent"]["answer"] != "PASS" and gate["criteria"]["pixel_auroc"]["answer"] == "PASS"
+    assert "random weights, synthetic data" in gate["headline"] and gate["flagged"][gate["pixel_verifier"]]["vanished"] > 0.9
+
+
+CLEAR = {"low": 0.01, "high": 0.05}
+
+
+@pytest.mark.parametrize(("pixel", "gain", "audit", "verdict", "words"), [
+    (0.95, 0.30, [], "PROCEED", "pixels can verify"), (0.60, -0.2, [], "STOP", "no verifier"), (0.95, -0.04, [], "PIVOT", "to latents"), (0.80, 0.3, [], "INCONCLUSIVE", "pixel_auroc"),
+    (0.95, 0.30, ["films/00000.pt shows another frame"], "INCONCLUSIVE", "another frame")])
+def test_the_decision_of_gate_4(found, tmp_path, pixel, gain, audit, verdict, words):
+    content = common.load_yaml(found[1], "verify")
+    row = {"score": pixel, "low": pixel - 0.03, "high": pixel + 0.03, "floor": 0.5, "floor_name": "chance", "ceiling": 1.0, "gain": pixel - 0.5, "gain_low": pixel - 0.53, "gain_high": pixel - 0.47, "n": 100}
+    over = row | {"floor": pixel - gain, "floor_name": "latents", "gain": gain, "gain_low": gain - 0.03, "gain_high": gain + 0.03}
+    content["criteria"] |= {"pixel_auroc": row, "pixel_over_latent": over}
+    common.save_yaml(tmp_path / "verify.yaml", content | {"audit": {"checked": 9, "films": 3, "disagreements": audit}})
+    gate = verify.main(["--gate", "4", "--results", str(tmp_path)])
+    assert gate["verdict"] == verdict and words in gate["headline"]
+    assert verify.main(["--gate", "4", "--results", str(tmp_path), "--set", "pixel_auroc=0.5"])["overridden"] == {"pixel_auroc": 0.5}
+
+
+# ---------------------------------------------------------------- planting through an autoencoder, and bad input
+
+@pytest.mark.slow
+def test_planting_writes_films_that_begin_as_the_clip_does_and_lie_beside_the_generated_ones(tmp_path, refused):
+    import data
+    data.main(["moving", "--n", "60", "--frames", "12", "--size", "64", "--out", str(tmp_path / "clips"), "--seed", "3"])
+    ask = ["--plant", str(tmp_path / "clips"), "--past", "4", "--horizon", "8", "--out", str(tmp_path / "planted")]
+    result = verify.main(ask)
+    items, index = common.load_items(tmp_path / "planted")
+    by = {i["id"]: i for i in items}
+    assert result["films"] == len(items) == 8 * result["clips"] and index["left_out"] > 0 and {common.split_of(i["source"]) for i in items} == {"val", "test"}
+    for name, i in by.items():
+        real = by[name.rpartition("/")[0] + "/real"]["frames"]
+        assert torch.equal(i["frames"][0], real[0]) and i["frames"].shape == (9, 64, 64, 3)
+        if i["conditioning"] == "right":
+            assert 0 < (i["frames"][1:].float() - real[1:].float()).abs().mean() / 255 < 0.03  # through the autoencoder, and still the same picture
+    before = index["content"]
+    verify.main([*ask, "--seed", "1"])
+    assert common.load_yaml(tmp_path / "planted" / "index.yaml", "data")["content"] != before
+    films = [i | {"id": f"{i['id']}/{kind}", "frames": i["frames"][3:].clone().flip(0) if wrong else i["frames"][3:].clone(), "conditioning": kind}
+             for i in common.load_items(tmp_path / "clips")[0] for kind, wrong in (("real", False), ("past", True))]
+    meta = {"name": "clips-films", "source_kind": "films", "data": "synthetic", "seed": 0, "data_path": str(tmp_path / "clips"), "conditioning": "past"}
+    common.write_items(tmp_path / "films", films, meta)
+    verify.main([*ask, "--films", str(tmp_path / "films")])
+    kinds = [i["conditioning"] for i in common.load_items(tmp_path / "planted")[0]]
+    assert kinds.count("past") == sum(common.split_of(i["source"]) == "test" and i["conditioning"] == "real" for i in common.load_items(tmp_path / "planted")[0])
+    common.write_items(tmp_path / "films", [i | {"frames": i["frames"].flip(0)} for i in films], meta)
+    refused(lambda: verify.main([*ask, "--films", str(tmp_path / "films")]), "other frames", "--past")
+
+
+def test_bad_input_is_refused_in_one_sentence(world, tmp_path, refused):
+    common.write_items(tmp_path / "pictures", [c | {"frames": c["frames"][:1]} for c in clips(20)], {"name": "pictures", "data": "synthetic"})
+    common.write_items(tmp_path / "discs", clips(20), {"name": "discs", "data": "synthetic"})
+    common.write_items(tmp_path / "still", [c | {"direction": "still"} for c in clips(20)], {"name": "still", "data": "synthetic"})
+    refused(lambda: verify.main(["--plant", str(tmp_path / "pictures")]), "no clips")
+    refused(lambda: verify.main(["--plant", str(tmp_path / "discs"), "--past", "8"]), "24 are needed", "--horizon")
+    refused(lambda: verify.main(["--plant", str(tmp_path / "still"), "--past", "4", "--horizon", "8"]), "0 clips", "still camera")
+    refused(lambda: verify.main(["--plant", str(tmp_path / "discs"), "--vae", "tiny"]), "--vae tiny is a vlm")
+    refused(lambda: verify.main(["--rollouts", str(tmp_path / "discs")]), "no planted rollouts", "--plant")
+    refused(lambda: verify.main(["--rollouts", str(world / "planted"), "--words", str(tmp_path / "none.pt"), "--out", str(tmp_path / "v.yaml")]), "none.pt")
+    items, index = common.load_items(world / "planted")
+    common.write_items(tmp_path / "lacking", [i for i in items if not i["id"].endswith("/blurred")], {k: index[k] for k in ("name", "source_kind", "data", "data_path", "past", "vae", "vae_weights")})
+    refused(lambda: verify.main(["--rollouts", str(tmp_path / "lacking")]), "/blurred")
+    common.plant_features(tmp_path / "few", [items[0]["id"]], {"vision.0": torch.randn(1, 9, 2, 2, 4)}, world / "planted")
+    refused(lambda: verified(world, tmp_path / "v.yaml", "--latents", tmp_path / "few"), "no features of", "extract.py")
