@@ -7,7 +7,7 @@
     python data.py cut --clips data/future --first 0 --frames 8 --out data/future-past     frames 0 ... 7 of every clip, and nothing of the others
     python data.py photos --out data/photos                    shapes on scikit-image's photographs, and crops of them
     python data.py boxes --root DIR --format voc --out data/mine   a folder of images with VOC XML, CSV or COCO JSON boxes
-    python data.py clips --root DIR --fps 12 --out data/mine   videos, or folders of frames, and labels.csv: filename,label and, if wanted, split,source
+    python data.py clips --root DIR --fps 12 --out data/mine   videos, or folders of frames, and labels.csv: filename,label and, if wanted, split,source,repeat
     python data.py ssv2 --root ROOT --n 1000 --out data/ssv2   Something-Something v2 as published: ROOT/20bn-something-something-v2/*.webm and its JSON files
 
 Of a video the middle --frames frames are kept, squashed to --size. What cannot be used is named, file by file, and nothing is written (--skip-bad: it is
@@ -22,6 +22,7 @@ Writes shards `00000.pt` ... of at most 64 items and `index.yaml` last. An item 
     labels, names  n class names (the shape, say), and what one would call each object ("red circle")
     mask           uint8 [H,W] or [T,H,W]: 0 background, i the i-th object
     text, turns    a caption; [question, answer] pairs
+    repeat         (clips) the scene, of which there is another take: how unlike two of them are is what nothing can be better than
     action, template           (clips) what is done, one of a set: a label, a template of Something-Something, or of `moving` the direction
     direction, speed, camera   (moving) one of 8 directions or "still"; pixels a frame; background pixels a frame (dx, dy)
 
@@ -458,7 +459,7 @@ def content_hash(path):
 
 
 def read_labels(root, annotations):
-    """Rows of a CSV with the columns filename, label and, if wanted, split (train, val, test or nothing) and source: one row a clip."""
+    """Rows of a CSV with the columns filename, label and, if wanted, split (train, val, test or nothing), source, and repeat (the scene, where there is another take of it): one row a clip."""
     if not annotations.is_file():
         refuse(f"{annotations} is not a file; give the CSV of labels with --annotations")
     try:
@@ -467,16 +468,16 @@ def read_labels(root, annotations):
         refuse(f"{annotations} is not UTF-8 ({e.reason} at byte {e.start}); save it as such")
     if missing := {"filename", "label"} - set(table.fieldnames or ()):
         refuse(f"{annotations} lacks the columns {', '.join(sorted(missing))}; its header says {table.fieldnames}")
-    table = [{k: (row.get(k) or "").strip() for k in ("filename", "label", "split", "source")} for row in table]
+    table = [{k: (row.get(k) or "").strip() for k in ("filename", "label", "split", "source", "repeat")} for row in table]
     rows, said = [], {}
     for line, row in enumerate(table, 2):
-        name, label, part, source = row["filename"] or f"line {line}", row["label"], row["split"], row["source"] or row["filename"]
+        name, label, part, source = row["filename"] or f"line {line}", row["label"], row["split"], row["source"] or row["repeat"] or row["filename"]
         other = said.setdefault(source, part)
         problem = (("missing", "names no file") if not row["filename"] else ("label", "has no label") if not label
                    else ("split", f"says split {part!r}; known: train, val, test") if part not in ("", "train", "val", "test")
                    else ("split", f"source {source!r} is in {part or 'no split'} here and in {other or 'no split'} elsewhere; a split must not tear it apart") if part != other else None)
         rows.append({"id": name, "path": root / name, "source": f"{part}:{source}" if part else source, "part": part, "problem": problem,
-                     "truth": {"action": label, "text": label.replace("_", " ")}})
+                     "truth": {"action": label, "text": label.replace("_", " ")} | ({"repeat": row["repeat"]} if row["repeat"] else {})})
     return rows
 
 

@@ -55,6 +55,7 @@ from common import (
     made_up_folder,
     parser,
     plain,
+    plant_features,
     refuse,
     resampled,
     run_info,
@@ -1663,6 +1664,22 @@ def smoke_input(args, folder):
     args.results, args.motion, args.encoder, args.out = str(folder), str(folder / "motion"), None, args.out or str(folder / f"gate{args.gate}.yaml")
 
 
+def smoke_rollouts(folder, seed):
+    """Rollouts of squares that move, planted without an autoencoder, and latents that are noise."""
+    made, side = [], 32
+    for k in range(30):
+        masks = torch.zeros(7, side, side, dtype=torch.uint8)
+        for t in range(7):
+            masks[t, 4 + k % 16:12 + k % 16, 4 + 2 * t:12 + 2 * t] = 1
+        frames = torch.where(masks[..., None] > 0, torch.tensor([200, 30, 30]), torch.full((3,), 60 + 5 * k)).byte()
+        clip = {"id": f"clip-{k}", "source": f"clip-{k}", "width": side, "height": side, "mask": masks[2:], "names": ["square"], "direction": "right"}
+        kinds = plant(frames, masks > 0, sprite(255 - frames[0], masks[0] > 0), 3, random.Random(f"{seed} {k}").randrange) if split_of(clip["source"]) != "train" else {}
+        made += [clip | {"id": f"clip-{k}/{kind}", "frames": x.clone(), "conditioning": kind} for kind, x in {**kinds, **({"real": kinds["right"]} if kinds else {})}.items()]
+    write_items(folder / "planted", made, {"name": "squares-planted", "source_kind": "planted", "data": "synthetic", "seed": seed, "data_path": str(folder / "data"), "past": 3, "horizon": 4,
+                                           "vae": "made-up-vae", "vae_weights": "random"})
+    plant_features(folder / "planted-features", [i["id"] for i in made], {"vision.0": torch.randn(len(made), 5, 2, 2, 4)}, folder / "planted")
+
+
 def second_model(folder):
     """The made-up results once more, under another name."""
     import shutil
@@ -1734,6 +1751,8 @@ def main(argv=None):
         if args.smoke:
             smoke_input(args, folder := made_up_folder())
             main(["--screen", args.results, second_model(folder), "--out", str(folder / "screen")])
+            smoke_rollouts(folder, args.seed)
+            main(["--rollouts", str(folder / "planted"), "--latents", str(folder / "planted-features"), "--out", str(folder / "verify.yaml")])
         judged, rules = GATES[args.gate]
         args.changed = overrides(args.set, rules)
         if not Path(args.results).is_dir():

@@ -233,6 +233,7 @@ def found(world, tmp_path_factory):
     return verified(world, out, "--latents", world / "knows", "--words", world / "said.pt"), out
 
 
+@pytest.mark.slow
 def test_verifiers_are_told_apart_by_what_they_know(found):
     result, out = found
     assert common.load_yaml(out, "verify")["pixel_auroc"] == pytest.approx(result["pixel_auroc"], rel=1e-5) and out.with_suffix(".png").stat().st_size > 10000
@@ -245,12 +246,14 @@ def test_verifiers_are_told_apart_by_what_they_know(found):
     assert table["position_error"]["kinds"]["vanished"]["flagged"] == 1 and table["position_error"]["kinds"]["identity"]["flagged"] == 1
 
 
+@pytest.mark.slow
 def test_films_of_a_video_model_are_judged_by_where_their_object_goes(found):
     made = found[0]["made"]
     assert made["right_by_kind"] == {"copy": 0, "past": 1} and "position_error" not in made["verifiers"] and made["verifiers"]["mse"]["all"]["auroc"] > 0.9
     assert found[0]["conformal_error_made"] <= 0.5 and found[0]["criteria"]["made_auroc"]["verifier"] != "position_error"
 
 
+@pytest.mark.slow
 def test_what_is_seen_grows_with_the_horizon_and_accepting_by_it_lowers_the_risk(found):
     result = found[0]
     pixel = [row[result["pixel_verifier"]]["auroc"] for row in result["horizons"].values()]
@@ -260,6 +263,7 @@ def test_what_is_seen_grows_with_the_horizon_and_accepting_by_it_lowers_the_risk
     assert result["conformal_error"] <= 0.15 and result["conformal_error_low"] <= 0.1
 
 
+@pytest.mark.slow
 def test_the_makers_own_latents_are_no_candidates(world, tmp_path):
     folder = world / "knows"
     index = common.load_yaml(folder / "index.yaml", "extract")
@@ -271,6 +275,7 @@ def test_the_makers_own_latents_are_no_candidates(world, tmp_path):
     assert result["decoder_auroc"] == 1 and result["latent_verifier"].startswith("planted") and result["latent_auroc"] < 0.7
 
 
+@pytest.mark.slow
 def test_gate_4_says_where_to_when_latents_know_it_all(found, tmp_path):
     gate = verify.main(["--gate", "4", "--results", str(found[1].parent), "--out", str(tmp_path / "gate4.yaml")])
     assert gate["verdict"] in ("PIVOT", "INCONCLUSIVE") and gate["criteria"]["pixel_over_latent"]["answer"] != "PASS" and gate["criteria"]["pixel_auroc"]["answer"] == "PASS"
@@ -280,6 +285,7 @@ def test_gate_4_says_where_to_when_latents_know_it_all(found, tmp_path):
 CLEAR = {"low": 0.01, "high": 0.05}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pixel", "gain", "audit", "verdict", "words"), [
     (0.95, 0.30, [], "PROCEED", "pixels can verify"), (0.60, -0.2, [], "STOP", "no verifier"), (0.95, -0.04, [], "PIVOT", "to latents"), (0.80, 0.3, [], "INCONCLUSIVE", "pixel_auroc"),
     (0.95, 0.30, ["films/00000.pt shows another frame"], "INCONCLUSIVE", "another frame")])
@@ -294,6 +300,17 @@ def test_the_decision_of_gate_4(found, tmp_path, pixel, gain, audit, verdict, wo
     assert verify.main(["--gate", "4", "--results", str(tmp_path), "--set", "pixel_auroc=0.5"])["overridden"] == {"pixel_auroc": 0.5}
 
 
+@pytest.mark.slow
+def test_two_takes_of_a_scene_say_what_nothing_can_be_better_than(world, found, tmp_path):
+    assert found[0]["ceilings"]["repeat"] is None and "repeat" in found[0]["repeat_reason"]
+    items, index = common.load_items(world / "planted")
+    takes = [i | {"repeat": i["direction"]} for i in items if i["id"].split("/")[0] in {"clip-%d" % k for k in range(60)} and i["conditioning"] not in ("copy", "past")]
+    common.write_items(tmp_path / "planted", takes, {k: index[k] for k in ("name", "source_kind", "data", "data_path", "past", "vae", "vae_weights")})
+    result = verify.main(["--rollouts", str(tmp_path / "planted"), "--out", str(tmp_path / "verify.yaml")])
+    repeat = result["ceilings"]["repeat"]
+    assert result["made"] is None and repeat["l1"] < 0 and 0 < repeat["ssim"] < result["ceilings"]["vae"]["ssim"] == 1 and "position_error" not in repeat
+
+
 # ---------------------------------------------------------------- planting through an autoencoder, and bad input
 
 @pytest.mark.slow
@@ -304,7 +321,7 @@ def test_planting_writes_films_that_begin_as_the_clip_does_and_lie_beside_the_ge
     result = verify.main(ask)
     items, index = common.load_items(tmp_path / "planted")
     by = {i["id"]: i for i in items}
-    assert result["films"] == len(items) == 8 * result["clips"] and index["left_out"] > 0 and {common.split_of(i["source"]) for i in items} == {"val", "test"}
+    assert result["films"] == len(items) == 9 * result["clips"] and index["left_out"] > 0 and {common.split_of(i["source"]) for i in items} == {"val", "test"}
     for name, i in by.items():
         real = by[name.rpartition("/")[0] + "/real"]["frames"]
         assert torch.equal(i["frames"][0], real[0]) and i["frames"].shape == (9, 64, 64, 3)
