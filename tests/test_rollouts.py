@@ -169,7 +169,8 @@ def test_nothing_is_better_than_what_happened_and_no_verifier_looks_beyond_its_h
 
 
 @pytest.mark.parametrize(("name", "blind_to"), [
-    ("l1", ()), ("mse", ()), ("ssim", ()), ("position_error", ()), ("weighted_spatial_iou", ("identity",)), ("spatiotemporal_iou", ("identity",)), ("flow_agreement", ("identity", "speed", "vanished"))])
+    ("l1", ()), ("mse", ()), ("ssim", ()), ("position_error", ()), ("weighted_spatial_iou", ("identity",)), ("spatiotemporal_iou", ("identity",)),
+    ("flow_agreement", ("identity", "speed", "vanished"))])
 def test_what_each_verifier_sees_of_planted_errors(name, blind_to):
     item = clip(0)
     film = planted(item)
@@ -291,7 +292,8 @@ CLEAR = {"low": 0.01, "high": 0.05}
     (0.95, 0.30, ["films/00000.pt shows another frame"], "INCONCLUSIVE", "another frame")])
 def test_the_decision_of_gate_4(found, tmp_path, pixel, gain, audit, verdict, words):
     content = common.load_yaml(found[1], "verify")
-    row = {"score": pixel, "low": pixel - 0.03, "high": pixel + 0.03, "floor": 0.5, "floor_name": "chance", "ceiling": 1.0, "gain": pixel - 0.5, "gain_low": pixel - 0.53, "gain_high": pixel - 0.47, "n": 100}
+    row = {"score": pixel, "low": pixel - 0.03, "high": pixel + 0.03, "floor": 0.5, "floor_name": "chance", "ceiling": 1.0, "gain": pixel - 0.5, "gain_low": pixel - 0.53,
+           "gain_high": pixel - 0.47, "n": 100}
     over = row | {"floor": pixel - gain, "floor_name": "latents", "gain": gain, "gain_low": gain - 0.03, "gain_high": gain + 0.03}
     content["criteria"] |= {"pixel_auroc": row, "pixel_over_latent": over}
     common.save_yaml(tmp_path / "verify.yaml", content | {"audit": {"checked": 9, "films": 3, "disagreements": audit}})
