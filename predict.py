@@ -930,7 +930,7 @@ def kept(folder, ids, wanted, load, make):
     for part in tqdm(todo, desc="films", unit="part"):
         began = time.time()
         new = make(part, *pipeline)
-        save_pt(folder / f"{part}.pt", RESULT, ids, wanted[part], films=new, seconds=time.time() - began)
+        save_pt(folder / f"{part}.pt", RESULT, ids, wanted[part], films=new.clone(), seconds=time.time() - began)  # without the frames that were shown
     return {part: there(part) for part in wanted}
 
 
