@@ -56,7 +56,8 @@ vae's). Writes predict-continue.yaml, .png, .gif, films/ and predict-continue-pa
 
 Mode futures makes --candidates of every clip's first window (by noise, prompt and guidance), and has one picked by what is known without the outcome: agreement with the others, continuity,
 flow, consistency, cycle (its end, shown backwards, is carried on by the same model to the frames that were seen: how near does it come?), and the mean of their ranks. Writes
-predict-futures.yaml: the errors of what is picked, of the first, a random, the best and the worst, by the number of candidates; .png; and .pt (of every candidate and clip errors and beliefs).
+predict-futures.yaml: the errors of what is picked, of the first, a random, the best and the worst, by the number of candidates, and whether the truth would be believed; .png; and .pt (of every
+candidate and clip the errors and beliefs).
 """
 import contextlib
 import functools
@@ -1211,6 +1212,7 @@ COUNTS = 1, 2, 4, 6  # candidates, of the curve
 FUTURES_NOTES = {"one": "the first candidate: the past and an empty prompt, as mode continue makes it; every other has noise of its own, a prompt and a guidance",
                  "oracle": "picks the lowest error, of each measure, and so knows the outcome: what picking could reach at most; worst: the highest", "random": "the mean over all candidates",
                  "oracle_share": "of the error that the oracle saves beside the first candidate, how much a picker does",
+                 "truth_preferred": "the real future through the autoencoder among the candidates: in how many pairs a belief, which does not know it, is higher of it; 0.5 is chance",
                  "cycle": "the model is shown a film that runs backwards, with an empty prompt: worth what the model knows of such films. Compared are frames seen, shown are the candidate's own"}
 
 
@@ -1269,9 +1271,12 @@ def futures(args, started):
     judge, processor = load_encoder(judge_entry, device, dtype)
     seen, last, truth, rows = clips[:, :args.past], clips[:, args.past - 1], clips[:, args.past:], list(EXPERTS)
     jobs = {f"candidate-{i}": job for i, job in enumerate(candidates(args.candidates, high))}
+    every = jobs | {"candidate-truth": None}
     folder, back = out.with_name(out.stem + "-parts"), span(args.horizon, args.frames, unit["time"])  # so many of a candidate's last are shown backwards, all of them its own
 
     def film(part, model, empty, prompts, run, timesteps):
+        if part == "candidate-truth":
+            return reconstructed(model.vae, clips, args.horizon, unit["time"], args.batch)
         if part not in jobs:
             end = load_pt(folder / f"{part.replace('cycle', 'candidate')}.pt", RESULT)["films"][:, -back:].flip(1)
             nothing = empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty))
@@ -1282,21 +1287,24 @@ def futures(args, started):
         return films(run, timesteps, ids, shape, [(0, seen[:, -k:])], prompt, f"{args.seed + draw} 0", batch=args.batch, guidance=guidance, empty=empty)[:, k:]
 
     settings = settings_of(args, entry, unit, dtype, clips, words)
-    wanted = {part: settings | {"job": job, "prompts": EXPERTS} for part, job in jobs.items()}
+    wanted = {part: settings | {"job": job, "prompts": EXPERTS} for part, job in every.items()}
     made = kept(folder, ids, wanted | {part.replace("candidate", "cycle"): how | {"backwards": back} for part, how in wanted.items()},
                 lambda: opened(entry, shape, unit, args.steps, [template.format(w) for template in EXPERTS.values() for w in words]), film)
-    x = [made[part]["films"] for part in jobs]
+    films_of = [made[part]["films"] for part in every]
+    x = films_of[:-1]
 
     look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
     here = look(last).flatten(1).double()
-    close = torch.stack([torch.stack([F.cosine_similarity(a[None], look(film).flatten(1).double()).mean() for a, film in zip(here, y, strict=True)]) for y in tqdm(x, desc="measured", unit="part")])
-    more = {"consistency": close, "cycle": -torch.stack([undone(made[part.replace("candidate", "cycle")]["films"], seen, k) for part in jobs])}
+    close = torch.stack([torch.stack([F.cosine_similarity(a[None], look(film).flatten(1).double()).mean() for a, film in zip(here, y, strict=True)])
+                         for y in tqdm(films_of, desc="measured", unit="part")])
+    more = {"consistency": close, "cycle": -torch.stack([undone(made[part.replace("candidate", "cycle")]["films"], seen, k) for part in every])}  # [candidates + 1, n]
     way, carried = goers(items, args.past - 1), carried_on(seen, args.horizon)
     right = torch.stack([followed(torch.cat([last[:, None], y], 1), last, way, [args.horizon])[args.horizon] for y in x])
     errors = {m: e.nanmean(2) for m, e in erred(x, truth, last).items() if m != "still_l1"}  # [candidates, n]
     curve = {n: picked({m: e[:n] for m, e in errors.items()}, x[:n], seen, carried, {b: s[:n] for b, s in more.items()}, (right[:n], way[0]))
              for n in sorted({c for c in COUNTS if c <= len(x)} | {len(x)})}
-    best = curve[len(x)]
+    best, beside = curve[len(x)], beliefs(films_of, seen, carried, more)
+    preferred = {b: averaged("share", ((s[-1] > s[:-1]).double() + (s[-1] == s[:-1]).double() / 2).mean(0)[None], sources, args.seed) for b, s in beside.items()}
     rankers = [p for p in best if p not in ("one", "random", "oracle", "worst")]
 
     def row(scores):
@@ -1322,15 +1330,16 @@ def futures(args, started):
         result |= {f"{m}{end}": table["mean_rank"][f"{m}{end}"] for end in ("", "_low", "_high")} | {f"{m}_{p}": table[p][m] for p in ("one", "random", "oracle", "worst")}
         result |= {f"{prefix}gain_over_one{end}": g and g[key] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p", "p"), ("_p_holm", "p_holm"))}
         result |= {f"{prefix}oracle_share": table["mean_rank"][f"{m}_oracle_share"]}
-    result |= {"direction_right": table["mean_rank"]["direction_right"], "direction_right_one": table["one"]["direction_right"], "clips": len(ids), "sources": len(set(sources)),
+    result |= {"direction_right": table["mean_rank"]["direction_right"], "direction_right_one": table["one"]["direction_right"],
+               **{f"truth_preferred{end}": preferred["mean_rank"][f"share{end}"] for end in ("", "_low", "_high")}, "clips": len(ids), "sources": len(set(sources)),
                "direction_clips": len(way[0]), "candidates": len(x), "past": args.past, "shown": k, "horizon": args.horizon, "frames": args.frames, "size": args.size, "steps": args.steps,
-               "films_seconds": sum(made[part]["seconds"] for part in jobs), "cycle_seconds": sum(y["seconds"] for part, y in made.items() if part not in jobs),
+               "films_seconds": sum(made[part]["seconds"] for part in jobs), "cycle_seconds": sum(y["seconds"] for part, y in made.items() if part not in every),
                "shown_backwards": back, "criteria": criteria, "gains": gains, "pickers": table,
-               "curve": {n: {p: row(s) for p, s in c.items()} for n, c in curve.items()},
+               "truth_preferred_by": preferred, "curve": {n: {p: row(s) for p, s in c.items()} for n, c in curve.items()},
                "experts": {part: {"expert": expert, "guidance": g, "draw": draw, **{m: e[i].nanmean() for m, e in errors.items()}} for i, (part, (expert, g, draw)) in enumerate(jobs.items())},
                "notes": FUTURES_NOTES, "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
     futures_picture(result, out.with_suffix(".png"))
-    found = beliefs(x, seen, carried, more)
+    found = beliefs(x, seen, carried, {b: s[:len(x)] for b, s in more.items()})
     save_pt(out.with_suffix(".pt"), RESULT, ids, {"stage": "predict", "mode": "futures"}, sources=sources, candidates=list(jobs), beliefs=found, errors=errors, pick=believed(found["mean_rank"]))
     save_yaml(out, result)
     return result

@@ -273,8 +273,10 @@ def test_what_agrees_carries_on_and_hardly_jumps_is_believed():
     assert [s.argmax(0).item() for s in found.values()] == [1 if n != "agreement" else 2 for n in found] and all(s[0, 0] < s[1:, 0].min() for s in found.values())
 
 
-def test_among_equal_candidates_there_is_nothing_to_choose(drawn, tmp_path):
+def test_among_equal_candidates_there_is_nothing_to_choose(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "reconstructed", lambda vae, clips, most, *_: clips[:, -most - 1:-most].expand(-1, most, -1, -1, -1))  # not even of the truth
     found = drawn(lambda given, number: given[:, -1:].expand(-1, 4, -1, -1, -1), mode="futures", candidates=3)
+    assert found["truth_preferred"] == 0.5 and all(x["share"] == 0.5 for x in found["truth_preferred_by"].values())
     assert all(row["l1"] == pytest.approx(found["l1_one"]) for row in found["pickers"].values()) and found["gain_over_one"] == 0 and found["gain_over_one_p"] == 1 and found["oracle_share"] is None
     assert list(found["curve"]) == [1, 2, 3] and found["horizon"] == 2
     saved = load_pt(tmp_path / "x.pt", RESULT)
@@ -289,7 +291,7 @@ def test_where_a_film_carried_on_backwards_comes_to_the_frames_seen_is_at_its_en
 
 
 @pytest.mark.parametrize("past, shown, horizon, back", [(3, 3, 2, 1), (1, 1, 4, 3)])
-def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(made, drawn, tmp_path, past, shown, horizon, back):
+def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(made, drawn, tmp_path, monkeypatch, past, shown, horizon, back):
     clips, ends = torch.stack([i["frames"] for i in held_out(made[0])])[:, 1:6], []  # past and horizon are 5 of 7 frames: the middle ones
     films = [255 - clips[:, past - 1:past].expand(-1, horizon, -1, -1, -1), 255 - clips[:, past:], clips[:, past:], clips[:, past:].flip(0)]
 
@@ -300,7 +302,9 @@ def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(
         i = next(i for i, x in enumerate(films) if torch.equal(given, x[:, -back:].flip(1)))  # all its own, the last first
         return clips.flip(1)[:, back:] if i == 2 else given[:, -1:].expand(-1, 5 - back, -1, -1, -1)
 
+    monkeypatch.setattr(predict, "reconstructed", lambda vae, clips, most, *_: clips[:, -most:])
     found = drawn(new, mode="futures", candidates=4, past=past)
+    assert found["truth_preferred_by"]["cycle"]["share"] == 3.5 / 4  # one candidate is the truth
     assert (found["shown"], found["horizon"], found["shown_backwards"]) == (shown, horizon, back) and all(torch.equal(x, clips[:, past - shown:past]) for x in ends)
     saved = load_pt(tmp_path / "x.pt", RESULT)
     cycle = saved["beliefs"]["cycle"]
@@ -335,7 +339,7 @@ def test_the_plain_candidate_is_what_continue_makes_and_resumes(made, tmp_path, 
     asked, films = [], predict.films
     monkeypatch.setattr(predict, "films", lambda *args, **more: asked.append((args, more)) or films(*args, **more))
     found = predict.main(ask)
-    assert len(asked) == 12 and all(args[6] == "0 1" and args[5][0].shape[1] == 1 and "guidance" not in more for args, more in asked[6:])  # backwards: one noise for all, the empty prompt
+    assert len(asked) == 13 and all(args[6] == "0 1" and args[5][0].shape[1] == 1 and "guidance" not in more for args, more in asked[6:])  # backwards: one noise for all, the empty prompt
     plain = load_pt(tmp_path / "f-parts" / "candidate-0.pt", RESULT)["films"]
     assert torch.equal(plain, load_pt(tmp_path / "c-parts" / "past-0.pt", RESULT)["films"])
     monkeypatch.setattr(predict, "load_video_pipeline", None)
