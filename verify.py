@@ -974,7 +974,7 @@ def audit(path, data=None, encoder=None):
         rows = {"real": (truth, data), "copy": (last.expand_as(truth), data)} | {n: (row[p][i], folder / f"{p}.pt") for n, p in (("vae", "vae"), *((n, f"{n}-0") for n in names)) if i in row[p]}
         made |= {f"{i}/{n}": (torch.cat([last, x]), whence) for n, (x, whence) in rows.items()}
     found += misfilmed(films, made, shown)
-    if not ids or set(claimed) != set(ids) or any(i not in x for x in row.values() for i in ids):
+    if not names or not ids or set(claimed) != set(ids) or any(i not in x for x in row.values() for i in ids):
         return {"checked": 0, "films": len(films), "disagreements": found}
     clips = torch.stack([i["frames"] for i in items])
     if digest(clips.numpy().tobytes()) != meta["clips"]:
