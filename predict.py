@@ -55,7 +55,9 @@ predicted frames alone, the others with the last frame seen before them; jump (t
 vae's). Writes predict-continue.yaml, .png, .gif, films/ and predict-continue-parts/.
 
 Mode futures makes --candidates of every clip's first window (by noise, prompt and guidance), and has one picked by what is known without the outcome: agreement with the others, continuity,
-flow, consistency, and the mean of their ranks. Writes predict-futures.yaml: the errors of what is picked, of the first, a random, the best and the worst, by the number of candidates; and .png.
+flow, consistency, cycle (its end, shown backwards, is carried on by the same model to the frames that were seen: how near does it come?), and the mean of their ranks. Writes
+predict-futures.yaml: the errors of what is picked, of the first, a random, the best and the worst, by the number of candidates, and whether the truth would be believed; .png; and .pt (of every
+candidate and clip the errors and beliefs).
 """
 import contextlib
 import functools
@@ -930,7 +932,7 @@ def kept(folder, ids, wanted, load, make):
     for part in tqdm(todo, desc="films", unit="part"):
         began = time.time()
         new = make(part, *pipeline)
-        save_pt(folder / f"{part}.pt", RESULT, ids, wanted[part], films=new, seconds=time.time() - began)
+        save_pt(folder / f"{part}.pt", RESULT, ids, wanted[part], films=new.clone(), seconds=time.time() - began)  # without the frames that were shown
     return {part: there(part) for part in wanted}
 
 
@@ -1209,7 +1211,9 @@ EXPERTS = {"semantics": "{}", "motion": "{}, steady continuous motion", "permane
 COUNTS = 1, 2, 4, 6  # candidates, of the curve
 FUTURES_NOTES = {"one": "the first candidate: the past and an empty prompt, as mode continue makes it; every other has noise of its own, a prompt and a guidance",
                  "oracle": "picks the lowest error, of each measure, and so knows the outcome: what picking could reach at most; worst: the highest", "random": "the mean over all candidates",
-                 "oracle_share": "of the error that the oracle saves beside the first candidate, how much a picker does"}
+                 "oracle_share": "of the error that the oracle saves beside the first candidate, how much a picker does",
+                 "truth_preferred": "the real future through the autoencoder among the candidates: in how many pairs a belief, which does not know it, is higher of it; 0.5 is chance",
+                 "cycle": "the model is shown a film that runs backwards, with an empty prompt: worth what the model knows of such films. Compared are frames seen, shown are the candidate's own"}
 
 
 def candidates(n, high):
@@ -1218,24 +1222,34 @@ def candidates(n, high):
     return [(None, 1.0, 0)] + [(names[(i - 1) % len(names)], (1.0, high)[(i - 1) // len(names) % 2], i) for i in range(1, n)]
 
 
-def beliefs(x, seen, carried, close):
+def undone(back, seen, k):
+    """Mean absolute difference [n], colours in [0, 1], of the last k of `seen` [n, P, H, W, 3] from where a film that was carried on backwards in time [n, m, H, W, 3] comes to them, at its end."""
+    return (back[:, -k:].flip(1).float() - seen[:, -k:].float()).abs().mean((1, 2, 3, 4)).double() / 255
+
+
+def beliefs(x, seen, carried, more):
     """{name: [c, n]}, higher is better, of candidates uint8 [c, n, h, H, W, 3] without the outcome: nearness to the mean of the others (agreement) and to flow carried on [n, h, H, W, 3] (flow);
-    a first step as large as those of the frames seen [n, P, H, W, 3] (continuity); the judge's tokens near those of the last of them, close [c, n] (consistency); the mean of all their ranks."""
+    a first step as large as those of the frames seen [n, P, H, W, 3] (continuity); more {name: [c, n]}, that depends on the candidate alone; the mean of all their ranks."""
     from scipy.stats import rankdata
     steps = seen.float().diff(dim=1).abs().mean((1, 2, 3, 4)) if seen.shape[1] > 1 else torch.zeros(len(seen))
     total = sum(y.float() for y in x)
     found = {"agreement": torch.stack([-((total - y.float()) / max(len(x) - 1, 1) - y.float()).abs().mean((1, 2, 3, 4)) for y in x]),
              "continuity": torch.stack([-((y[:, 0].float() - seen[:, -1].float()).abs().mean((1, 2, 3)) - steps).abs() for y in x]),
-             "flow": torch.stack([-(y.float() - carried.float()).abs().mean((1, 2, 3, 4)) for y in x]), "consistency": close}
+             "flow": torch.stack([-(y.float() - carried.float()).abs().mean((1, 2, 3, 4)) for y in x]), **more}
     return found | {"mean_rank": torch.from_numpy(np.mean([rankdata(s.numpy(), axis=0) for s in found.values()], axis=0))}
 
 
-def picked(errors, x, seen, carried, close, right):
+def believed(belief):
+    """The number [n] of the candidate with the highest of a belief [c, n], of equals the first."""
+    return torch.from_numpy(belief.numpy().argmax(0))
+
+
+def picked(errors, x, seen, carried, more, right):
     """{picker: {l1, moving_l1 [n], direction_right [m]}} among candidates: errors {measure: [c, n]}, right [c, m] and its clips' numbers, the rest as for beliefs."""
     right, numbers = right
     found = {"one": {m: e[0] for m, e in errors.items()} | {"direction_right": right[0]}, "random": {m: e.mean(0) for m, e in errors.items()} | {"direction_right": right.mean(0)}}
-    for name, belief in beliefs(x, seen, carried, close).items():
-        pick = torch.from_numpy(belief.numpy().argmax(0))[None]  # of equals the first
+    for name, belief in beliefs(x, seen, carried, more).items():
+        pick = believed(belief)[None]
         found[name] = {m: e.gather(0, pick)[0] for m, e in errors.items()} | {"direction_right": right.gather(0, pick[:, numbers])[0]}
     return found | {"oracle": {m: e.amin(0) for m, e in errors.items()} | {"direction_right": right.amax(0)}, "worst": {m: e.amax(0) for m, e in errors.items()} | {"direction_right": right.amin(0)}}
 
@@ -1257,26 +1271,40 @@ def futures(args, started):
     judge, processor = load_encoder(judge_entry, device, dtype)
     seen, last, truth, rows = clips[:, :args.past], clips[:, args.past - 1], clips[:, args.past:], list(EXPERTS)
     jobs = {f"candidate-{i}": job for i, job in enumerate(candidates(args.candidates, high))}
+    every = jobs | {"candidate-truth": None}
+    folder, back = out.with_name(out.stem + "-parts"), span(args.horizon, args.frames, unit["time"])  # so many of a candidate's last are shown backwards, all of them its own
 
     def film(part, model, empty, prompts, run, timesteps):
+        if part == "candidate-truth":
+            return reconstructed(model.vae, clips, args.horizon, unit["time"], args.batch)
+        if part not in jobs:
+            end = load_pt(folder / f"{part.replace('cycle', 'candidate')}.pt", RESULT)["films"][:, -back:].flip(1)
+            nothing = empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty))
+            return films(run, timesteps, ids, shape, [(0, end)], nothing, f"{args.seed} 1", batch=args.batch)[:, back:]  # with the same noise for all candidates
         expert, guidance, draw = jobs[part]
         at = slice(len(ids) * rows.index(expert), len(ids) * (rows.index(expert) + 1)) if expert else None
         prompt = tuple(x[at] for x in prompts) if expert else (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty)))
         return films(run, timesteps, ids, shape, [(0, seen[:, -k:])], prompt, f"{args.seed + draw} 0", batch=args.batch, guidance=guidance, empty=empty)[:, k:]
 
     settings = settings_of(args, entry, unit, dtype, clips, words)
-    made = kept(out.with_name(out.stem + "-parts"), ids, {part: settings | {"job": job, "prompts": EXPERTS} for part, job in jobs.items()},
+    wanted = {part: settings | {"job": job, "prompts": EXPERTS} for part, job in every.items()}
+    made = kept(folder, ids, wanted | {part.replace("candidate", "cycle"): how | {"backwards": back} for part, how in wanted.items()},
                 lambda: opened(entry, shape, unit, args.steps, [template.format(w) for template in EXPERTS.values() for w in words]), film)
-    x = [made[part]["films"] for part in jobs]
+    films_of = [made[part]["films"] for part in every]
+    x = films_of[:-1]
 
     look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
     here = look(last).flatten(1).double()
-    close = torch.stack([torch.stack([F.cosine_similarity(a[None], look(film).flatten(1).double()).mean() for a, film in zip(here, y, strict=True)]) for y in tqdm(x, desc="measured", unit="part")])
+    close = torch.stack([torch.stack([F.cosine_similarity(a[None], look(film).flatten(1).double()).mean() for a, film in zip(here, y, strict=True)])
+                         for y in tqdm(films_of, desc="measured", unit="part")])
+    more = {"consistency": close, "cycle": -torch.stack([undone(made[part.replace("candidate", "cycle")]["films"], seen, k) for part in every])}  # [candidates + 1, n]
     way, carried = goers(items, args.past - 1), carried_on(seen, args.horizon)
     right = torch.stack([followed(torch.cat([last[:, None], y], 1), last, way, [args.horizon])[args.horizon] for y in x])
     errors = {m: e.nanmean(2) for m, e in erred(x, truth, last).items() if m != "still_l1"}  # [candidates, n]
-    curve = {n: picked({m: e[:n] for m, e in errors.items()}, x[:n], seen, carried, close[:n], (right[:n], way[0])) for n in sorted({c for c in COUNTS if c <= len(x)} | {len(x)})}
-    best = curve[len(x)]
+    curve = {n: picked({m: e[:n] for m, e in errors.items()}, x[:n], seen, carried, {b: s[:n] for b, s in more.items()}, (right[:n], way[0]))
+             for n in sorted({c for c in COUNTS if c <= len(x)} | {len(x)})}
+    best, beside = curve[len(x)], beliefs(films_of, seen, carried, more)
+    preferred = {b: averaged("share", ((s[-1] > s[:-1]).double() + (s[-1] == s[:-1]).double() / 2).mean(0)[None], sources, args.seed) for b, s in beside.items()}
     rankers = [p for p in best if p not in ("one", "random", "oracle", "worst")]
 
     def row(scores):
@@ -1302,13 +1330,17 @@ def futures(args, started):
         result |= {f"{m}{end}": table["mean_rank"][f"{m}{end}"] for end in ("", "_low", "_high")} | {f"{m}_{p}": table[p][m] for p in ("one", "random", "oracle", "worst")}
         result |= {f"{prefix}gain_over_one{end}": g and g[key] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p", "p"), ("_p_holm", "p_holm"))}
         result |= {f"{prefix}oracle_share": table["mean_rank"][f"{m}_oracle_share"]}
-    result |= {"direction_right": table["mean_rank"]["direction_right"], "direction_right_one": table["one"]["direction_right"], "clips": len(ids), "sources": len(set(sources)),
+    result |= {"direction_right": table["mean_rank"]["direction_right"], "direction_right_one": table["one"]["direction_right"],
+               **{f"truth_preferred{end}": preferred["mean_rank"][f"share{end}"] for end in ("", "_low", "_high")}, "clips": len(ids), "sources": len(set(sources)),
                "direction_clips": len(way[0]), "candidates": len(x), "past": args.past, "shown": k, "horizon": args.horizon, "frames": args.frames, "size": args.size, "steps": args.steps,
-               "films_seconds": sum(y["seconds"] for y in made.values()), "criteria": criteria, "gains": gains, "pickers": table,
-               "curve": {n: {p: row(s) for p, s in c.items()} for n, c in curve.items()},
+               "films_seconds": sum(made[part]["seconds"] for part in jobs), "cycle_seconds": sum(y["seconds"] for part, y in made.items() if part not in every),
+               "shown_backwards": back, "criteria": criteria, "gains": gains, "pickers": table,
+               "truth_preferred_by": preferred, "curve": {n: {p: row(s) for p, s in c.items()} for n, c in curve.items()},
                "experts": {part: {"expert": expert, "guidance": g, "draw": draw, **{m: e[i].nanmean() for m, e in errors.items()}} for i, (part, (expert, g, draw)) in enumerate(jobs.items())},
                "notes": FUTURES_NOTES, "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
     futures_picture(result, out.with_suffix(".png"))
+    found = beliefs(x, seen, carried, {b: s[:len(x)] for b, s in more.items()})
+    save_pt(out.with_suffix(".pt"), RESULT, ids, {"stage": "predict", "mode": "futures"}, sources=sources, candidates=list(jobs), beliefs=found, errors=errors, pick=believed(found["mean_rank"]))
     save_yaml(out, result)
     return result
 
@@ -1320,7 +1352,7 @@ def futures_picture(result, path):
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     style = {"one": ("black", "--"), "random": ("0.5", "--"), "oracle": ("tab:green", ":"), "worst": ("tab:red", ":"), "mean_rank": ("tab:orange", "-"), "agreement": ("tab:blue", "-"),
-             "continuity": ("tab:purple", "-"), "flow": ("tab:cyan", "-"), "consistency": ("tab:brown", "-")}
+             "continuity": ("tab:purple", "-"), "flow": ("tab:cyan", "-"), "consistency": ("tab:brown", "-"), "cycle": ("tab:pink", "-")}
     for axis, (m, title) in zip(axes, {"l1": "whole frame", "moving_l1": "where the truth has changed since the last frame seen"}.items(), strict=True):
         for p in result["pickers"]:
             colour, line = style[p]
@@ -1328,7 +1360,7 @@ def futures_picture(result, path):
             axis.plot(list(result["curve"]), value, marker="o", label=p, color=colour, ls=line, lw=2.5 if p == "mean_rank" else 1.5)
         axis.set(title=title, xlabel="candidates", ylabel="mean absolute error, colours in [0, 1]", xticks=list(result["curve"]))
     figure.suptitle(f"Several futures by {result['video']}: the error of the one picked (without the outcome; oracle and worst know it), {result['clips']} clips, {result['horizon']} frames ahead")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 

@@ -3,6 +3,7 @@
     python verify.py --gate 1 --results results/tiny/shapes --motion results/tiny/moving --encoder results/tiny-dinov2/shapes
     python verify.py --gate 2 --results results/tiny/shapes --motion results/tiny/moving
     python verify.py --gate 3 --results results/tiny/future
+    python verify.py --audit results/tiny/future/predict-continue.yaml
     python verify.py --print results/tiny/shapes/gate1.yaml
     python verify.py --screen results/tiny/shapes results/tiny-semantic/shapes results/tiny-dinov2/shapes --out results/screen
 
@@ -15,9 +16,12 @@ originals, VAE and bridge reconstructions; true and decoded boxes. A criterion i
 
 `plain_pass` is the bare comparison of an earlier plan, recorded beside it. `--set bbox_iou=0.5` overrides a threshold and is recorded.
 
+--audit measures again, of the films on disk, every number that predict-continue.yaml says, and names what disagrees: a number, a film, a frame, a clip. Writes audit.yaml beside it.
+
 --screen asks which of several models: the same answers on every model's test items, and a weighted score (SCREEN, MATRIX) whose resamples all models share.
 Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md, screen.png and screen.yaml; `told_apart` says whether the first is more than tied.
 """
+import functools
 import hashlib
 import inspect
 import json
@@ -31,21 +35,28 @@ import torch
 from tqdm import tqdm
 
 from common import (
+    BASELINES,
     HERE,
+    ITEMS,
     MODELS,
     OWN_LAYOUT,
     RESULT,
     TINY,
+    alongside,
     check_writable,
     choose_device,
     clusters,
     decode_films,
+    digest,
     encode_films,
+    film_table,
     find_model,
     fingerprint,
     frames_of,
     grey_of,
     heading,
+    judge_tokens,
+    load_encoder,
     load_features,
     load_items,
     load_lpips,
@@ -1624,6 +1635,121 @@ def save_screen(result, folder):
     save_yaml(folder / "screen.yaml", result)
 
 
+# ---------------------------------------------------------------- audit: does a YAML say what its films say?
+
+NO_PIXELS = ("stage", "mode", "model", "video", "video_weights", "weights", "data", "data_name", "judge", "judge_weights", "seeds_are", "shown", "notes", "run")  # nothing that films could gainsay
+
+
+def leaves(x, path=()):
+    """{path of keys, with dots between: value} of nested dicts and lists."""
+    if isinstance(x, (dict, list)):
+        return {k: v for key, y in (x.items() if isinstance(x, dict) else enumerate(x)) for k, v in leaves(y, (*path, str(key))).items()}
+    return {".".join(path): x}
+
+
+def agree(a, b, tolerance=1e-5):
+    """Two values of a YAML, whose floats have six digits."""
+    if isinstance(a, float) and isinstance(b, (int, float)) and not isinstance(b, bool):
+        return math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-12) or a != a and b != b
+    return type(a) is type(b) and a == b or isinstance(b, float) and agree(b, a)
+
+
+def misplaced(parts, ids, folder):
+    """What files of films as made, {part: content}, say of clips and of themselves that the clips or the others gainsay."""
+    found, settings = [], {name: {k: v for k, v in part["meta"].items() if k != "job"} for name, part in parts.items()}
+    for name, part in parts.items():
+        file, job = folder / f"{name}.pt", part["meta"]["job"]
+        found += [f"{file} holds no film of {i!r}" for i in ids if i not in part["ids"]]
+        if len(part["ids"]) != len(part["films"]):
+            found.append(f"{file} holds {len(part['films'])} films of {len(part['ids'])} clips")
+        if sorted(part["ids"]) == sorted(ids) and part["ids"] != ids:
+            at = next(k for k, i in enumerate(ids) if part["ids"][k] != i)
+            found.append(f"{file} has {part['ids'][at]!r} where the clips have {ids[at]!r}")
+        if name != (f"{job[0]}-{job[1]}" if job else "vae"):
+            found.append(f"{file} was made as {'-'.join(map(str, job or ['vae']))}")
+        if other := [k for k, v in settings[name].items() if v != settings["vae"].get(k)]:
+            found.append(f"{file} was made with another {', '.join(other)} than vae.pt")
+    return found
+
+
+def misfilmed(films, made, folder):
+    """What films {id: uint8 [T, H, W, 3]} of a folder show that is not what was made, {id: (the same, where that is)}."""
+    found = [f"{folder} holds no {i!r}" for i in made if i not in films] + [f"{folder} holds {i!r}, which was not made" for i in films if i not in made]
+    for i in films.keys() & made.keys():
+        x, (own, whence) = films[i], made[i]
+        if x.shape != own.shape:
+            found.append(f"{folder} holds {i!r} of {list(x.shape)}, {whence} of {list(own.shape)}")
+        elif not torch.equal(x, own):
+            other = next((j for j, (y, _) in made.items() if y.shape == x.shape and torch.equal(x, y)), None)
+            first = int((x != own).flatten(1).any(1).nonzero()[0])
+            found.append(f"{folder} holds {i!r} not as it is in {whence}: {f'it is that of {other!r}' if other else f'other from frame {first} on'}")
+    return sorted(found)
+
+
+def audit(path, data=None, encoder=None):
+    """{checked: how many numbers, films, disagreements: [sentences]}: does predict-continue.yaml say what its films say, and are these the films that were made?
+
+    Read are the YAML, the films as made (predict-continue-parts/), those to be shown (films/) and the clips (data; else where the index of films/ says that they lie). Every number is measured
+    again, of these alone, with the judge `encoder` (else the run's). What films cannot gainsay (NO_PIXELS: names, notes, run) may say what it likes. Of a second draw of noise there is one copy, and
+    a change of it is found where a number shows it; of clips before the last frame seen by the digest of them all. Where a clip is missing, that is named and nothing is measured.
+    """
+    path = Path(path)
+    told, folder, shown = load_yaml(path, "predict"), path.with_name(f"{path.stem}-parts"), path.parent / "films"
+    if told.get("mode") != "continue":
+        refuse(f"{path} is of mode {told.get('mode')}; give what predict.py --mode continue wrote")
+    data, names = Path(data or load_yaml(shown / "index.yaml", "data")["data_path"]), [n for n in told["continuations"] if n not in ("real", *BASELINES)]
+    wanted = ["vae", *(f"{n}-{s}" for n in names for s in range(told["seeds"]))]
+    if missing := [f"{folder / name}.pt is missing" for name in wanted if not (folder / f"{name}.pt").is_file()]:
+        return {"checked": 0, "films": 0, "disagreements": missing}
+    parts = {name: load_pt(folder / f"{name}.pt", RESULT) for name in wanted}
+    films = {i["id"]: i["frames"] for shard in sorted(shown.glob("*.pt")) for i in load_pt(shard, ITEMS)["items"]}
+    every, meta, size = load_items(data)[0], parts["vae"]["meta"], parts["vae"]["films"].shape[-2]
+    past, length = meta["past"], meta["past"] + meta["horizon"]
+    test, train = ([i for i in every if split_of(i["source"]) == split and len(i.get("frames", ())) > 1] for split in ("test", "train"))
+    claimed = dict.fromkeys([i for part in parts.values() for i in part["ids"]] + [i.rpartition("/")[0] for i in films])
+    items = windows([i for i in test if i["id"] in claimed], length, size)
+    ids, row = [i["id"] for i in items], {name: {i: x for i, x in zip(part["ids"], part["films"], strict=False)} for name, part in parts.items()}
+    found = [f"{data} has no test clip {i!r}, and there are films of it" for i in claimed if i not in ids] + misplaced(parts, ids, folder)
+
+    made = {}
+    for item in items:
+        i, (last, truth) = item["id"], item["frames"][past - 1:].split([1, length - past])
+        rows = {"real": (truth, data), "copy": (last.expand_as(truth), data)} | {n: (row[p][i], folder / f"{p}.pt") for n, p in (("vae", "vae"), *((n, f"{n}-0") for n in names)) if i in row[p]}
+        made |= {f"{i}/{n}": (torch.cat([last, x]), whence) for n, (x, whence) in rows.items()}
+    found += misfilmed(films, made, shown)
+    if not names or not ids or set(claimed) != set(ids) or any(i not in x for x in row.values() for i in ids):
+        return {"checked": 0, "films": len(films), "disagreements": found}
+    clips = torch.stack([i["frames"] for i in items])
+    if digest(clips.numpy().tobytes()) != meta["clips"]:
+        found.append(f"{data} has not the clips that {folder} was made of")
+
+    entry, (device, dtype, _) = find_model(encoder or told["run"]["arguments"]["judge"]), choose_device()
+    look = functools.partial(judge_tokens, *load_encoder(entry, device, dtype), entry["clip" if "clip" in entry else "size"], device=device)
+    of = {name: torch.stack([x[i] for i in ids]) for name, x in row.items()}
+    head, table = film_table(alongside(clips, past, train, of["vae"]) | {n: torch.stack([of[f"{n}-{s}"] for s in range(told["seeds"])]) for n in names}, items, clips, past, look, meta["seed"])
+    seconds = {name: part["seconds"] for name, part in parts.items()}
+    settings = {k: meta[k] for k in ("past", "horizon", "frames", "steps", "guidance")} | {"size": size, "films_seconds": sum(seconds.values()) - seconds["vae"], "seconds": seconds}
+    own = leaves(plain(head | settings | table))
+    said = leaves({k: v for k, v in told.items() if k not in NO_PIXELS})
+    found += [f"{path} says {key} {said.get(key, 'nothing')}, its films say {own.get(key, 'nothing')}" for key in own | said if key not in own or key not in said or not agree(own[key], said[key])]
+    return {"checked": sum(isinstance(x, (int, float)) for x in own.values()), "films": len(films), "disagreements": found}
+
+
+def audited(args, started):
+    """audit.yaml beside the YAML that is audited, printed and returned."""
+    out = Path(args.out or Path(args.audit).with_name("audit.yaml"))
+    check_writable(out)
+    found = audit(args.audit, args.data, args.judge)
+    result = plain({"stage": "audit", "audited": args.audit, "agrees": not found["disagreements"], **found, "run": run_info(args, started, script="verify.py")})
+    save_yaml(out, result)
+    for sentence in result["disagreements"]:
+        print(sentence)
+    say(result)
+    if args.strict and not result["agrees"]:
+        raise SystemExit(3)
+    return result
+
+
 # ---------------------------------------------------------------- the command line
 
 def smoke_input(args, folder):
@@ -1711,10 +1837,13 @@ def get_args(argv):
     p.add_argument("--words", help="rollouts: what explain.py --mode describe found a model to say of them (...-said.pt)")
     p.add_argument("--continued", help="rollouts: predict-continue.yaml, to be recomputed from its films first")
     p.add_argument("--futures", help="rollouts: predict-futures.yaml, whose candidates are judged with and without the outcome")
+    p.add_argument("--audit", metavar="YAML", help="measure again of its films all that predict-continue.yaml says")
+    p.add_argument("--data", help="--audit: the clips (default: where the films' index says that they lie)")
+    p.add_argument("--judge", help="--audit: the encoder that compared frames (default: that of the run)")
     p.add_argument("--set", default="", help="thresholds to override, name=value with spaces or commas between")
     p.add_argument("--out", help="default: gate<N>.yaml in --results; with --screen a folder, results/screen")
     p.add_argument("--print", dest="show", metavar="YAML", help="print a verdict that is there and stop")
-    p.add_argument("--strict", action="store_true", help="exit with 3 unless the verdict is PROCEED, the screening's outcome SUCCESS")
+    p.add_argument("--strict", action="store_true", help="exit with 3 unless the verdict is PROCEED, the screening's outcome SUCCESS, the audit without disagreements")
     return p.parse_args(argv)
 
 
@@ -1736,6 +1865,8 @@ def overrides(text, rules=GATE1):
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
+    if args.audit:
+        return audited(args, started)
     if args.show:
         result = load_yaml(args.show, "screen" if Path(args.show).name == "screen.yaml" else "gate")
     elif args.plant:

@@ -269,20 +269,57 @@ def test_what_agrees_carries_on_and_hardly_jumps_is_believed():
     seen[:, 1:] += torch.tensor([2, 4]).view(1, 2, 1, 1, 1).byte()
     steady = seen[:, -1:] + (2 * torch.arange(1, 3)).view(1, 2, 1, 1, 1).byte()  # a step of 2, as before
     x = torch.stack([steady + 50, steady, steady + 1])
-    found = predict.beliefs(x, seen, steady, torch.tensor([[0.1], [0.9], [0.8]]).double())
+    found = predict.beliefs(x, seen, steady, {k: torch.tensor([[0.1], [0.9], [0.8]]).double() for k in ("consistency", "cycle")})
     assert [s.argmax(0).item() for s in found.values()] == [1 if n != "agreement" else 2 for n in found] and all(s[0, 0] < s[1:, 0].min() for s in found.values())
 
 
-def test_among_equal_candidates_there_is_nothing_to_choose(drawn, tmp_path):
+def test_among_equal_candidates_there_is_nothing_to_choose(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "reconstructed", lambda vae, clips, most, *_: clips[:, -most - 1:-most].expand(-1, most, -1, -1, -1))  # not even of the truth
     found = drawn(lambda given, number: given[:, -1:].expand(-1, 4, -1, -1, -1), mode="futures", candidates=3)
+    assert found["truth_preferred"] == 0.5 and all(x["share"] == 0.5 for x in found["truth_preferred_by"].values())
     assert all(row["l1"] == pytest.approx(found["l1_one"]) for row in found["pickers"].values()) and found["gain_over_one"] == 0 and found["gain_over_one_p"] == 1 and found["oracle_share"] is None
     assert list(found["curve"]) == [1, 2, 3] and found["horizon"] == 2
+    saved = load_pt(tmp_path / "x.pt", RESULT)
+    assert all(torch.equal(b, b[:1].expand_as(b)) for b in saved["beliefs"].values()) and (saved["pick"] == 0).all() and (saved["beliefs"]["mean_rank"] == 2).all()
+
+
+def test_where_a_film_carried_on_backwards_comes_to_the_frames_seen_is_at_its_end_and_the_other_way_round():
+    frames = torch.arange(10, dtype=torch.uint8).view(1, 10, 1, 1, 1).expand(-1, -1, 2, 2, 3)  # 0 to 4 seen, of which 2, 3 and 4 were shown; 5 to 8 a candidate, of which 8 and 7 are shown backwards
+    back = frames[:, [6, 5, 4, 3, 2]]
+    assert predict.undone(back, frames[:, :5], 3).tolist() == [0] and predict.undone(back.flip(1), frames[:, :5], 3)[0] == pytest.approx((4 + 2 + 0) / 3 / 255)
+    assert predict.undone(back + 51, frames[:, :5], 3)[0] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("past, shown, horizon, back", [(3, 3, 2, 1), (1, 1, 4, 3)])
+def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(made, drawn, tmp_path, monkeypatch, past, shown, horizon, back):
+    clips, ends = torch.stack([i["frames"] for i in held_out(made[0])])[:, 1:6], []  # past and horizon are 5 of 7 frames: the middle ones
+    films = [255 - clips[:, past - 1:past].expand(-1, horizon, -1, -1, -1), 255 - clips[:, past:], clips[:, past:], clips[:, past:].flip(0)]
+
+    def new(given, number):
+        if number == 0:
+            ends.append(given)
+            return films[len(ends) - 1]
+        i = next(i for i, x in enumerate(films) if torch.equal(given, x[:, -back:].flip(1)))  # all its own, the last first
+        return clips.flip(1)[:, back:] if i == 2 else given[:, -1:].expand(-1, 5 - back, -1, -1, -1)
+
+    monkeypatch.setattr(predict, "reconstructed", lambda vae, clips, most, *_: clips[:, -most:])
+    found = drawn(new, mode="futures", candidates=4, past=past)
+    assert found["truth_preferred_by"]["cycle"]["share"] == 3.5 / 4  # one candidate is the truth
+    assert (found["shown"], found["horizon"], found["shown_backwards"]) == (shown, horizon, back) and all(torch.equal(x, clips[:, past - shown:past]) for x in ends)
+    saved = load_pt(tmp_path / "x.pt", RESULT)
+    cycle = saved["beliefs"]["cycle"]
+    assert (cycle[2] == 0).all() and (cycle[[0, 1, 3]] < 0).all() and found["pickers"]["cycle"]["l1"] == 0 and found["pickers"]["cycle"]["l1_oracle_share"] == 1
+    assert saved["candidates"] == [f"candidate-{i}" for i in range(4)] and saved["ids"] == [i["id"] for i in held_out(made[0])] and list(saved["beliefs"])[-1] == "mean_rank"
+    assert saved["errors"]["l1"].shape == cycle.shape == (4, len(clips)) and (saved["errors"]["l1"][2] == 0).all() and saved["errors"]["l1"][0].mean() == pytest.approx(found["l1_one"], rel=1e-5)
+    assert saved["errors"]["l1"].gather(0, saved["pick"][None]).mean() == pytest.approx(found["l1"], rel=1e-5)
 
 
 def test_the_oracle_finds_the_one_that_is_true_and_the_curve_never_gets_worse_for_it(made, drawn):
     clips, count = torch.stack([i["frames"] for i in held_out(made[0])])[:, 1:6], []  # past and horizon are 5 of 7 frames: the middle ones
 
     def new(given, number):
+        if number:  # backwards
+            return given[:, -1:].expand(-1, 4, -1, -1, -1)
         count.append(0)
         return clips[:, 3:] if len(count) == 3 else clips[:, 2:3].expand(-1, 2, -1, -1, -1) if len(count) == 1 else 255 - clips[:, 3:]
 
@@ -299,7 +336,10 @@ def test_the_plain_candidate_is_what_continue_makes_and_resumes(made, tmp_path, 
     write_items(tmp_path / "data", [i | {k: i[k][1:6].clone() for k in ("frames", "mask", "boxes")} for i in items], {"data": "synthetic", "name": "squares"})
     predict.main(changed(arguments, out=tmp_path / "c.yaml", data=tmp_path / "data", horizon=2, continuations="past"))
     ask = changed(arguments, mode="futures", out=tmp_path / "f.yaml", data=tmp_path / "data", candidates=6)
+    asked, films = [], predict.films
+    monkeypatch.setattr(predict, "films", lambda *args, **more: asked.append((args, more)) or films(*args, **more))
     found = predict.main(ask)
+    assert len(asked) == 13 and all(args[6] == "0 1" and args[5][0].shape[1] == 1 and "guidance" not in more for args, more in asked[6:])  # backwards: one noise for all, the empty prompt
     plain = load_pt(tmp_path / "f-parts" / "candidate-0.pt", RESULT)["films"]
     assert torch.equal(plain, load_pt(tmp_path / "c-parts" / "past-0.pt", RESULT)["films"])
     monkeypatch.setattr(predict, "load_video_pipeline", None)
