@@ -181,7 +181,7 @@ $(R)/adapt-hybrid.yaml: $(R)/align.yaml $(H)/index.yaml adapt.py common.py
 $(MOTION)/adapt-video.yaml: $(MOTION)/features/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode video --features $(MOTION)/features --video $(VIDEO) --into prompt --seed $(SEED) $(GATE2) --out $@
 $(MOTION)/predict-coherence.yaml: $(MOTION)/adapt-video.yaml predict.py common.py
-	$(PY) predict.py --mode coherence --video $(VIDEO) --data data/moving --judge $(ENCODER) --adapter $(@D)/conditioning-prompt.pt --seed $(SEED) $(FILMS) --out $@
+	$(PY) predict.py --mode coherence --model $(VIDEO) --data data/moving --judge $(ENCODER) --adapter $(@D)/conditioning-prompt.pt --seed $(SEED) $(FILMS) --out $@
 $(MOTION)/films/answers.pt: $(MOTION)/predict-coherence.yaml | extract.py
 	$(PY) extract.py --model $(MODEL) --data $(@D) --ask --seed $(SEED) --out $@
 $(MOTION)/explain-films.yaml: $(MOTION)/films/answers.pt explain.py common.py
@@ -203,9 +203,9 @@ FUTURES ?=
 $(P)/predict-latents.yaml: $(P)-past/features/index.yaml $(P)-last/features/index.yaml $(P)-past/features-random/index.yaml predict.py common.py
 	$(RUN) predict.py --mode latents --data data/$(CLIP) --features $(P)-past/features --last $(P)-last/features --random $(P)-past/features-random --vae $(VAE) --past $(PAST) --seed $(SEED) $(PREDICT) --out $@
 $(P)/predict-continue.yaml: data/$(CLIP)/index.yaml data/.past predict.py common.py
-	$(PY) predict.py --mode continue --video $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(CONTINUE) --out $@
+	$(PY) predict.py --mode continue --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(CONTINUE) --out $@
 $(P)/predict-futures.yaml: data/$(CLIP)/index.yaml data/.past predict.py common.py
-	$(PY) predict.py --mode futures --video $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(FUTURES) --out $@
+	$(PY) predict.py --mode futures --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(FUTURES) --out $@
 $(P)/explain-describe.yaml: $(P)/predict-continue.yaml explain.py common.py
 	$(PY) explain.py --mode describe --model $(MODEL) --films $(@D)/films --frames $(WATCHED) --seed $(SEED) --out $@
 $(P)/gate3.yaml: $(P)/predict-latents.yaml $(P)/predict-continue.yaml $(P)/predict-futures.yaml $(P)/explain-describe.yaml verify.py common.py $(P)/.set

@@ -1,7 +1,7 @@
 """Stage 5. Does anything predict better than copying the last frame; and does conditioning break a video decoder's sense of time?
 
-    python predict.py --mode coherence --video tiny-ltx --data data/moving --judge tiny-dinov2 --out results/tiny/moving/predict-coherence.yaml
-    python predict.py --mode coherence --video tiny-ltx --data data/moving --judge tiny-dinov2 --adapter results/tiny/moving/conditioning.pt --out results/tiny/moving/predict-coherence.yaml
+    python predict.py --mode coherence --model tiny-ltx --data data/moving --judge tiny-dinov2 --out results/tiny/moving/predict-coherence.yaml
+    python predict.py --mode coherence --model tiny-ltx --data data/moving --judge tiny-dinov2 --adapter results/tiny/moving/conditioning.pt --out results/tiny/moving/predict-coherence.yaml
 
 Reads clips (data.py), a pipeline of LTX-Video's kind and, with --adapter, what a model's tokens were turned into (adapt.py). Of the middle --frames of every test
 clip it makes films under each of --conditionings, with noise that depends on the clip and on the number of the draw alone, so that films of one clip differ by their
@@ -40,8 +40,8 @@ training set, and a power law through them.
 
 What comes next:
 
-    python predict.py --mode continue --video tiny-ltx --data data/future --judge tiny-dinov2 --past 8 --horizon 16 --out results/tiny/future/predict-continue.yaml
-    python predict.py --mode futures --video tiny-ltx --data data/future --judge tiny-dinov2 --candidates 6 --out results/tiny/future/predict-futures.yaml
+    python predict.py --mode continue --model tiny-ltx --data data/future --judge tiny-dinov2 --past 8 --horizon 16 --out results/tiny/future/predict-continue.yaml
+    python predict.py --mode futures --model tiny-ltx --data data/future --judge tiny-dinov2 --candidates 6 --out results/tiny/future/predict-futures.yaml
 
 Of the middle --past + --horizon frames of every test clip the last are predicted, without a model of our own, by continuations:
 
@@ -916,7 +916,7 @@ def read_adapter(path, ids, shape, frames, size):
     if missing := [i for i in ids if i not in number]:
         refuse(f"{path} holds nothing for {missing[0]!r} (and {len(missing) - 1} more); it was made of other clips, run adapt.py on --data")
     if x is None or x.ndim != (5 if into == "latents" else 3) or x.shape[-1] != shape[into]:
-        refuse(f"{path} holds {'nothing' if x is None else f'{tuple(x.shape)}'} for into={into}, where --video takes a width of {shape[into]}; run adapt.py for this decoder")
+        refuse(f"{path} holds {'nothing' if x is None else f'{tuple(x.shape)}'} for into={into}, where --model takes a width of {shape[into]}; run adapt.py for this decoder")
     most = (frames - 1) // shape["time"] + 1, size // shape["space"], size // shape["space"]
     if into == "latents" and (x.shape[1] > most[0] or x.shape[2:4] != most[1:]):
         refuse(f"{path} holds latents of {tuple(x.shape[1:4])}, where a film of --frames {frames} and --size {size} has {most}; run adapt.py for films of this size")
@@ -983,9 +983,9 @@ def picture(result, strips, words, path):
 
 def checked(args):
     """(pipeline's entry, judge's entry, conditionings, geometry): what can be refused by the command line and the configurations alone; fills in the defaults."""
-    entry, judge = find_model(args.video), find_model(args.judge)
+    entry, judge = find_model(args.model), find_model(args.judge)
     if entry["kind"] != "video":
-        refuse(f"--video {args.video} is a {entry['kind']}; give tiny-ltx, ltx-video, or the folder of a whole pipeline, with model_index.json")
+        refuse(f"--model {args.model} is a {entry['kind']}; give tiny-ltx, ltx-video, or the folder of a whole pipeline, with model_index.json")
     if judge["kind"] != "encoder" or not judge["type"].startswith("dino"):
         refuse(f"--judge {args.judge} is a {judge['kind']} of type {judge['type']}; an encoder of DINO's kind is needed, say tiny-dinov2 or dinov2-b")
     names = list(dict.fromkeys(args.conditionings.split(","))) if args.conditionings else [n for n in CONDITIONINGS if n != "adapter" or args.adapter]
@@ -1605,7 +1605,7 @@ def smoke_input(args, folder):
                       "direction": "right", "camera": [0, 0], "boxes": torch.tensor([[[4 + 2 * t, 4 + k % 16, 12 + 2 * t, 12 + k % 16]] for t in range(7)]).float(), "text": "a square"})
     write_items(folder / "data", items, {"data": "synthetic", "name": "squares"})
     save_pt(folder / "conditioning.pt", RESULT, [i["id"] for i in items], {"into": "prompt", "model": "planted", "weights": "random"}, embeds=torch.randn(32, 3, 16).half())
-    args.video, args.judge, args.data, args.adapter = str(folder / "ltx"), str(folder / "judge"), str(folder / "data"), str(folder / "conditioning.pt")
+    args.model, args.judge, args.data, args.adapter = str(folder / "ltx"), str(folder / "judge"), str(folder / "data"), str(folder / "conditioning.pt")
     for name, first, count in (("past", 0, 3), ("last", 2, 1)):
         write_items(folder / name, (i | {k: i[k][first:first + count].clone() for k in ("frames", "mask", "boxes")} for i in items),
                     {"data": "synthetic", "name": name, "cut_from": "squares", "first": first, "frames": count})
@@ -1618,7 +1618,7 @@ def smoke_input(args, folder):
 def get_args(argv):
     p = parser(__doc__)
     p.add_argument("--mode", default="coherence", help=f"what is asked: {', '.join(MODES)} (default: %(default)s)")
-    p.add_argument("--video", default="tiny-ltx", help="the pipeline: a registry name or a folder with model_index.json (default: %(default)s)")
+    p.add_argument("--model", default="tiny-ltx", help="the pipeline: a registry name or a folder with model_index.json (default: %(default)s)")
     p.add_argument("--data", default="data/moving", help="a folder of clips that data.py wrote (default: %(default)s)")
     p.add_argument("--judge", default="tiny-dinov2", help="the frozen encoder whose features are compared (default: %(default)s)")
     p.add_argument("--adapter", help="what a model's tokens were turned into for this decoder, by clip (adapt.py)")
