@@ -56,10 +56,20 @@ vae's). Writes predict-continue.yaml, .png, .gif, films/ and predict-continue-pa
 
 Mode futures makes --candidates of every clip's first window (by noise, prompt and guidance), and has one picked by what is known without the outcome: agreement with the others, continuity,
 flow, consistency, and the mean of their ranks. Writes predict-futures.yaml: the errors of what is picked, of the first, a random, the best and the worst, by the number of candidates; and .png.
+
+A film from one's own pictures:
+
+    python predict.py --image a.jpg --prompt "the red circle moves right" --video out.mp4
+    python predict.py --image a.jpg b.jpg c.jpg --model ltx-video --frames 25 --video out.mp4
+
+Several pictures are of one scene, in order of time: they are shown as single frames, evenly from the first to the middle one, and what comes after is predicted. Pictures are squashed to a
+square, as everything here is; the film gets the first one's shape back, and small ones are enlarged. Writes out.mp4 (H.264), out.gif and out.yaml.
 """
 import contextlib
+import fractions
 import functools
 import hashlib
+import io
 import math
 import shutil
 import time
@@ -116,10 +126,12 @@ from common import (
     qwen_inputs,
     ranks,
     ratio,
+    read_picture,
     refuse,
     resample,
     ridge,
     run_info,
+    save_bytes,
     save_pt,
     save_yaml,
     say,
@@ -981,11 +993,23 @@ def picture(result, strips, words, path):
 
 # ---------------------------------------------------------------- the stage
 
-def checked(args):
-    """(pipeline's entry, judge's entry, conditionings, geometry): what can be refused by the command line and the configurations alone; fills in the defaults."""
-    entry, judge = find_model(args.model), find_model(args.judge)
+def pipeline_of(args):
+    """(pipeline's entry, geometry); fills in the defaults."""
+    entry = find_model(args.model)
     if entry["kind"] != "video":
         refuse(f"--model {args.model} is a {entry['kind']}; give tiny-ltx, ltx-video, or the folder of a whole pipeline, with model_index.json")
+    if small := [k for k in ("steps", "seeds", "batch", "clips", "past", "horizon") if getattr(args, k) is not None and getattr(args, k) < 1]:
+        refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
+    args.frames, args.size, shape = args.frames or entry.get("frames", 9), args.size or entry["clip"], geometry(entry)
+    args.batch = args.batch or 16
+    args.steps, args.guidance = args.steps or entry.get("steps", 6), args.guidance or entry.get("guidance", 1.0)
+    check_shape(args.frames, args.size, shape, entry["name"])
+    return entry, shape
+
+
+def checked(args):
+    """(pipeline's entry, judge's entry, conditionings, geometry): what can be refused by the command line and the configurations alone; fills in the defaults."""
+    (entry, shape), judge = pipeline_of(args), find_model(args.judge)
     if judge["kind"] != "encoder" or not judge["type"].startswith("dino"):
         refuse(f"--judge {args.judge} is a {judge['kind']} of type {judge['type']}; an encoder of DINO's kind is needed, say tiny-dinov2 or dinov2-b")
     names = list(dict.fromkeys(args.conditionings.split(","))) if args.conditionings else [n for n in CONDITIONINGS if n != "adapter" or args.adapter]
@@ -999,12 +1023,6 @@ def checked(args):
         refuse(f"--strengths {args.strengths} are not numbers with commas between")
     if args.strengths and not 0 <= args.strengths[0] <= args.strengths[-1] <= 1:
         refuse(f"--strengths {','.join(f'{s:g}' for s in args.strengths)} leave the range from 0 to 1")
-    if small := [k for k in ("steps", "seeds", "batch", "clips", "past", "horizon") if getattr(args, k) is not None and getattr(args, k) < 1]:
-        refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
-    args.frames, args.size, shape = args.frames or entry.get("frames", 9), args.size or entry["clip"], geometry(entry)
-    args.batch = args.batch or 16
-    args.steps, args.guidance = args.steps or entry.get("steps", 6), args.guidance or entry.get("guidance", 1.0)
-    check_shape(args.frames, args.size, shape, entry["name"])
     return entry, judge, names, shape
 
 
@@ -1571,12 +1589,71 @@ def futures_picture(result, path):
     plt.close(figure)
 
 
-MODES = {"coherence": coherence, "latents": latents, "continue": continuation, "futures": futures}
+# ---------------------------------------------------------------- mode film: from one's own pictures
+
+SEEN = 256  # pixels: a film whose side is less is enlarged
+
+
+def save_film(path, x, shape, fps):
+    """Frames uint8 [T, S, S, 3] in the shape (height, width) of a picture, as a GIF and then as the H.264 film `path`: (height, width), both even, the shorter of S pixels or of a multiple of S."""
+    import av
+    from PIL import Image
+    side = x.shape[1] * -(-SEEN // x.shape[1])
+    height, width = (round(side * min(edge / min(shape), 4) / 2) * 2 for edge in shape)  # of a panorama a part of its length
+    how = Image.Resampling.NEAREST if side > x.shape[1] else Image.Resampling.BICUBIC
+    pages, film, loop = [Image.fromarray(f.numpy()).resize((width, height), how) for f in x], io.BytesIO(), io.BytesIO()
+    with av.open(film, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1000), options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for page in pages:
+            file.mux(stream.encode(av.VideoFrame.from_image(page)))
+        file.mux(stream.encode())
+    pages[0].save(loop, "GIF", save_all=True, append_images=pages[1:], duration=1000 / fps, loop=0)
+    save_bytes(path.with_suffix(".gif"), loop.getvalue())
+    save_bytes(path, film.getvalue())
+    return height, width
+
+
+def filmed(args, started):
+    """Mode film: the film, a GIF and a YAML beside it."""
+    if not args.image:
+        refuse("--mode film begins with pictures; give --image the file of one, or of several in order of time")
+    entry, unit = pipeline_of(args)
+    middle, n = (args.frames - 1) // 2, len(args.image)
+    if n > middle + 1:
+        refuse(f"--image names {n} pictures, and of a film of --frames {args.frames} the first {middle + 1} may be shown; give fewer pictures or more frames")
+    args.fps = args.fps or entry.get("fps", 25)
+    if not 0.1 <= args.fps <= 50:
+        refuse(f"--fps {args.fps:g} is no rate that a GIF can have; give 0.1 to 50")
+    out = Path(args.video or f"results/{entry['name']}/{Path(args.image[0]).stem}.mp4")
+    gif, facts = out.with_suffix(".gif"), Path(args.out or out.with_suffix(".yaml"))
+    if gif.resolve() in [Path(p).resolve() for p in args.image]:
+        refuse(f"--video {out} would put its GIF over the picture {gif}; give it another name")
+    pictures = [read_picture(p) for p in args.image]
+    for path in (out, gif, facts):
+        check_writable(path)
+
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    _, empty, words, run, timesteps = opened(entry, (args.frames, args.size, args.size), unit, args.steps, [args.prompt])
+    places, began = [round(k * middle / max(n - 1, 1)) for k in range(n)], time.time()
+    shown = [(k, frames_of({"frames": p}, args.size)[None]) for k, p in zip(places, pictures, strict=True)]
+    x = films(run, timesteps, ["film"], (args.frames, args.size, args.size), shown, words, args.seed, guidance=args.guidance if args.prompt else 1.0, empty=empty)[0]
+    height, width = save_film(out, x, pictures[0].shape[1:3], args.fps)
+    result = {"stage": "predict", "mode": "film", "video": out, "gif": gif, "frames": args.frames, "seconds": time.time() - began, "model": entry["name"], "weights": entry["weights"],
+              "prompt": args.prompt, "fps": args.fps, "height": height, "width": width, "size": args.size, "steps": args.steps, "guidance": args.guidance, "images": args.image, "shown_at": places,
+              "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
+    save_yaml(facts, result)
+    return result
+
+
+MODES = {"coherence": coherence, "latents": latents, "continue": continuation, "futures": futures, "film": filmed}
 
 
 def smoke_input(args, folder):
     """A small random pipeline of diffusers' real classes and a Dinov2 judge, squares that move right, and an adapter's file of noise."""
     from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline, LTXVideoTransformer3DModel
+    from PIL import Image
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast, T5Config, T5EncoderModel
     torch.manual_seed(args.seed)
@@ -1613,11 +1690,15 @@ def smoke_input(args, folder):
     args.features, args.last, args.vae = str(folder / "past-features"), str(folder / "last-features"), str(folder / "ltx" / "vae")
     args.frames, args.size, args.steps, args.seeds, args.strengths, args.past, args.horizon, args.epochs = 5, 32, 2, 2, "0.5", 3, 4, 2
     args.out = args.out or str(folder / f"predict-{args.mode}.yaml")
+    if args.mode == "film":
+        for name, frame in (("a.png", items[0]["frames"][0]), ("b.png", items[0]["frames"][3])):
+            Image.fromarray(frame.numpy()).save(folder / name)
+        args.image, args.prompt, args.video = [str(folder / "a.png"), str(folder / "b.png")], "the square moves right", args.video or str(folder / "film.mp4")
 
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--mode", default="coherence", help=f"what is asked: {', '.join(MODES)} (default: %(default)s)")
+    p.add_argument("--mode", help=f"what is asked: {', '.join(MODES)} (default: coherence, with --image film)")
     p.add_argument("--model", default="tiny-ltx", help="the pipeline: a registry name or a folder with model_index.json (default: %(default)s)")
     p.add_argument("--data", default="data/moving", help="a folder of clips that data.py wrote (default: %(default)s)")
     p.add_argument("--judge", default="tiny-dinov2", help="the frozen encoder whose features are compared (default: %(default)s)")
@@ -1644,8 +1725,13 @@ def get_args(argv):
     p.add_argument("--epochs", type=int, help=f"latents: at most (default: {TRAINING['epochs']})")
     p.add_argument("--lr", type=float, help=f"latents: peak learning rate (default: {TRAINING['lr']})")
     p.add_argument("--no-scaling", action="store_true", help="latents: leave out the trainings on fewer clips")
+    p.add_argument("--image", nargs="+", metavar="FILE", help="film: a picture, or several of one scene in order of time")
+    p.add_argument("--prompt", default="", help="film: what happens, in words (default: none)")
+    p.add_argument("--video", metavar="FILE.mp4", help="film: where to write it, and a GIF and a YAML beside it (default: results/<model>/<first picture>.mp4)")
+    p.add_argument("--fps", type=float, help="film: frames a second (default: the registry's for the pipeline, else 25)")
     p.add_argument("--out", help="default: results/<model>/<data>/predict-<mode>.yaml; films/ and the parts beside it")
     args = p.parse_args(argv)
+    args.mode = args.mode or ("film" if args.image else "coherence")
     if args.seeds is None:
         args.seeds = 1 if args.mode == "continue" else 3
     return args
@@ -1654,6 +1740,10 @@ def get_args(argv):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     mode = known(args.mode, MODES, "mode")
+    if args.video and (args.mode != "film" or Path(args.video).suffix.lower() != ".mp4"):
+        refuse(f"--video {args.video} is no place for a film: it says in which .mp4 a film from --image goes, and the pipeline is named by --model")
+    if (args.image or args.prompt) and args.mode != "film":
+        refuse(f"--image and --prompt are for a film, and not for --mode {args.mode}; leave one of these out")
     if args.smoke:
         smoke_input(args, made_up_folder())
     result = mode(args, started)
