@@ -30,6 +30,7 @@ MEMORY ?=
 AT ?=
 TARGET ?=
 FROZEN ?= first middle
+REPOSITORY ?=
 
 # PY=python uses the environment one is in (Kaggle); otherwise .venv is made once, with the exact versions of requirements.txt.
 ifeq ($(origin PY),undefined)
@@ -49,7 +50,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 align screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 align screen resolution binding demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -57,6 +58,7 @@ help:  ## this list, with the defaults in force
 	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
 	@echo "  own clips with labels: DATA=name ROOT=folder FORMAT=clips ANNOTATIONS=file; Something-Something v2: DATA=ssv2 ROOT=folder; FRAMES=$(FRAMES) FPS=$(FPS) CLIPSIZE=$(CLIPSIZE) N=$(N) PAST=$(PAST)"
+	@echo "  N=40 FROZEN= without ROOT: so many generated pictures and clips, to see in a few minutes that it runs"
 
 # ---- set-up, once
 
@@ -76,7 +78,7 @@ endif
 data/moving-first/index.yaml data/moving-middle/index.yaml: data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
 	$(PY) data.py moving --freeze $* --clips $(<D) --out $(@D) --seed $(SEED) --preview
 data/future/index.yaml: | data.py $(SETUP)
-	$(PY) data.py moving --frames $(FRAMES) --n 300 --out $(@D) --seed $(SEED) --preview
+	$(PY) data.py moving --frames $(FRAMES) --n $(or $(if $(ROOT),,$(N)),300) --out $(@D) --seed $(SEED) --preview
 data/%-past/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
 	$(PY) data.py cut --clips $(<D) --first 0 --frames $(PAST) --out $(@D) --seed $(SEED)
 data/.past: FORCE  # changes only when PAST does
@@ -84,7 +86,7 @@ data/.past: FORCE  # changes only when PAST does
 data/%-last/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)
 	$(PY) data.py cut --clips $(<D) --first $$(($(PAST) - 1)) --frames 1 --out $(@D) --seed $(SEED)
 data/%/index.yaml: | data.py $(SETUP)
-	$(PY) data.py $* --out $(@D) --seed $(SEED) --preview
+	$(PY) data.py $* $(if $(ROOT),,$(if $(N),--n $(N))) --out $(@D) --seed $(SEED) --preview
 
 # ---- features: results/<model>/<data>/features, and the same network untrained
 
@@ -228,6 +230,22 @@ results/screen/.asked: FORCE  # changes only when the models, the data or SET do
 
 screen: results/screen/screen.yaml  ## which of MODELS? features and probes of each on DATA, then the comparison: results/screen/
 	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
+
+# ---- live: a photograph, its film, and what is said of both
+
+results/demo/coffee.png: | $(SETUP)
+	mkdir -p $(@D)
+	$(PY) -c "from PIL import Image; from skimage import data; Image.fromarray(data.coffee()).save('$@')"
+demo: results/demo/coffee.png  ## a photograph of scikit-image: what MODEL says it is, a film that begins with it, and what MODEL says of that: results/demo/
+	$(PY) explain.py --model $(MODEL) --image $< --ask "What is in the picture?" --seed $(SEED) --out results/demo/picture.yaml
+	$(PY) predict.py --model $(VIDEO) --image $< --prompt "the red circle moves right" --seed $(SEED) --video results/demo/coffee.mp4
+	$(PY) explain.py --model $(MODEL) --clip results/demo/coffee.mp4 --ask "Which way does the red circle move?" --seed $(SEED) --out results/demo/film.yaml
+	@echo; echo "results/demo/: coffee.png, coffee.mp4, coffee.gif; picture.yaml, coffee.yaml and film.yaml say how they were made"
+	@$(if $(filter tiny%,$(MODEL)),echo "$(MODEL) and $(VIDEO) know drawn shapes alone and have never seen a photograph: this shows that it runs; your own: MODEL=qwen2.5-vl-3b VIDEO=ltx-video")
+
+kaggle: results/foresight.ipynb  ## all scripts as one notebook that installs what is lacking and runs a gate: results/foresight.ipynb
+results/foresight.ipynb: $(filter-out tiny.py,$(wildcard *.py)) Makefile requirements.txt tests/notebook.py | $(SETUP)
+	$(PY) tests/notebook.py --repository "$(REPOSITORY)" --out $@
 
 # ---- the embedded default
 
