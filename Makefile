@@ -30,6 +30,7 @@ MEMORY ?=
 AT ?=
 TARGET ?=
 FROZEN ?= first middle
+REPOSITORY ?=
 
 # PY=python uses the environment one is in (Kaggle); otherwise .venv is made once, with the exact versions of requirements.txt.
 ifeq ($(origin PY),undefined)
@@ -49,7 +50,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 gate4 align screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 gate4 all align screen resolution binding demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -57,6 +58,7 @@ help:  ## this list, with the defaults in force
 	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
 	@echo "  own clips with labels: DATA=name ROOT=folder FORMAT=clips ANNOTATIONS=file; Something-Something v2: DATA=ssv2 ROOT=folder; FRAMES=$(FRAMES) FPS=$(FPS) CLIPSIZE=$(CLIPSIZE) N=$(N) PAST=$(PAST)"
+	@echo "  N=40 FROZEN= without ROOT: so many generated pictures and clips, to see in a few minutes that it runs"
 
 # ---- set-up, once
 
@@ -76,7 +78,7 @@ endif
 data/moving-first/index.yaml data/moving-middle/index.yaml: data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
 	$(PY) data.py moving --freeze $* --clips $(<D) --out $(@D) --seed $(SEED) --preview
 data/future/index.yaml: | data.py $(SETUP)
-	$(PY) data.py moving --frames $(FRAMES) --n 300 --out $(@D) --seed $(SEED) --preview
+	$(PY) data.py moving --frames $(FRAMES) --n $(or $(if $(ROOT),,$(N)),300) --out $(@D) --seed $(SEED) --preview
 data/%-past/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
 	$(PY) data.py cut --clips $(<D) --first 0 --frames $(PAST) --out $(@D) --seed $(SEED)
 data/.past: FORCE  # changes only when PAST does
@@ -84,7 +86,7 @@ data/.past: FORCE  # changes only when PAST does
 data/%-last/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)
 	$(PY) data.py cut --clips $(<D) --first $$(($(PAST) - 1)) --frames 1 --out $(@D) --seed $(SEED)
 data/%/index.yaml: | data.py $(SETUP)
-	$(PY) data.py $* --out $(@D) --seed $(SEED) --preview
+	$(PY) data.py $* $(if $(ROOT),,$(if $(N),--n $(N))) --out $(@D) --seed $(SEED) --preview
 
 # ---- features: results/<model>/<data>/features, and the same network untrained
 
@@ -181,7 +183,7 @@ $(R)/adapt-hybrid.yaml: $(R)/align.yaml $(H)/index.yaml adapt.py common.py
 $(MOTION)/adapt-video.yaml: $(MOTION)/features/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode video --features $(MOTION)/features --video $(VIDEO) --into prompt --seed $(SEED) $(GATE2) --out $@
 $(MOTION)/predict-coherence.yaml: $(MOTION)/adapt-video.yaml predict.py common.py
-	$(PY) predict.py --mode coherence --video $(VIDEO) --data data/moving --judge $(ENCODER) --adapter $(@D)/conditioning-prompt.pt --seed $(SEED) $(FILMS) --out $@
+	$(PY) predict.py --mode coherence --model $(VIDEO) --data data/moving --judge $(ENCODER) --adapter $(@D)/conditioning-prompt.pt --seed $(SEED) $(FILMS) --out $@
 $(MOTION)/films/answers.pt: $(MOTION)/predict-coherence.yaml | extract.py
 	$(PY) extract.py --model $(MODEL) --data $(@D) --ask --seed $(SEED) --out $@
 $(MOTION)/explain-films.yaml: $(MOTION)/films/answers.pt explain.py common.py
@@ -203,9 +205,9 @@ FUTURES ?=
 $(P)/predict-latents.yaml: $(P)-past/features/index.yaml $(P)-last/features/index.yaml $(P)-past/features-random/index.yaml predict.py common.py
 	$(RUN) predict.py --mode latents --data data/$(CLIP) --features $(P)-past/features --last $(P)-last/features --random $(P)-past/features-random --vae $(VAE) --past $(PAST) --seed $(SEED) $(PREDICT) --out $@
 $(P)/predict-continue.yaml: data/$(CLIP)/index.yaml data/.past predict.py common.py
-	$(PY) predict.py --mode continue --video $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(CONTINUE) --out $@
+	$(PY) predict.py --mode continue --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(CONTINUE) --out $@
 $(P)/predict-futures.yaml: data/$(CLIP)/index.yaml data/.past predict.py common.py
-	$(PY) predict.py --mode futures --video $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(FUTURES) --out $@
+	$(PY) predict.py --mode futures --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(FUTURES) --out $@
 $(P)/explain-describe.yaml: $(P)/predict-continue.yaml explain.py common.py
 	$(PY) explain.py --mode describe --model $(MODEL) --films $(@D)/films --frames $(WATCHED) --seed $(SEED) --out $@
 $(P)/gate3.yaml: $(P)/predict-latents.yaml $(P)/predict-continue.yaml $(P)/predict-futures.yaml $(P)/explain-describe.yaml verify.py common.py $(P)/.set
@@ -257,6 +259,22 @@ results/screen/.asked: FORCE  # changes only when the models, the data or SET do
 
 screen: results/screen/screen.yaml  ## which of MODELS? features and probes of each on DATA, then the comparison: results/screen/
 	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
+
+# ---- live: a photograph, its film, and what is said of both
+
+results/demo/coffee.png: | $(SETUP)
+	mkdir -p $(@D)
+	$(PY) -c "from PIL import Image; from skimage import data; Image.fromarray(data.coffee()).save('$@')"
+demo: results/demo/coffee.png  ## a photograph of scikit-image: what MODEL says it is, a film that begins with it, and what MODEL says of that: results/demo/
+	$(PY) explain.py --model $(MODEL) --image $< --ask "What is in the picture?" --seed $(SEED) --out results/demo/picture.yaml
+	$(PY) predict.py --model $(VIDEO) --image $< --prompt "the red circle moves right" --seed $(SEED) --video results/demo/coffee.mp4
+	$(PY) explain.py --model $(MODEL) --clip results/demo/coffee.mp4 --ask "Which way does the red circle move?" --seed $(SEED) --out results/demo/film.yaml
+	@echo; echo "results/demo/: coffee.png, coffee.mp4, coffee.gif; picture.yaml, coffee.yaml and film.yaml say how they were made"
+	@$(if $(filter tiny%,$(MODEL)),echo "$(MODEL) and $(VIDEO) know drawn shapes alone and have never seen a photograph: this shows that it runs; your own: MODEL=qwen2.5-vl-3b VIDEO=ltx-video")
+
+kaggle: results/foresight.ipynb  ## all scripts as one notebook that installs what is lacking and runs a gate: results/foresight.ipynb
+results/foresight.ipynb: $(filter-out tiny.py,$(wildcard *.py)) Makefile requirements.txt tests/notebook.py | $(SETUP)
+	$(PY) tests/notebook.py --repository "$(REPOSITORY)" --out $@
 
 # ---- the embedded default
 

@@ -274,8 +274,8 @@ class CogVLM2(nn.Module):
         return self.lm_head(self.model.norm(x[:, -logits_to_keep:])).float()
 
     @torch.inference_mode()
-    def generate(self, input_ids, token_type_ids, pixels=None, max_new_tokens=128):
-        """Greedy continuation with a key-value cache: new token ids [n, <= max_new_tokens]; rows that ended are filled with eos."""
+    def generate(self, input_ids, token_type_ids, pixels=None, max_new_tokens=128, streamer=None):
+        """Greedy continuation with a key-value cache: new token ids [n, <= max_new_tokens]; rows that ended are filled with eos. streamer: transformers', for one row."""
         eos = torch.as_tensor(self.config.eos_token_id, device=input_ids.device).flatten()
         cache, out = [{} for _ in self.model.layers], []
         position = image_positions(token_type_ids)[:, -1:]
@@ -284,9 +284,13 @@ class CogVLM2(nn.Module):
         for _ in range(max_new_tokens):
             token = logits[:, -1].argmax(-1).masked_fill(done, int(eos[0]))
             out.append(token)
+            if streamer:
+                streamer.put(token.cpu())
             done |= torch.isin(token, eos)
             if done.all():
                 break
             position = position + 1
             logits = self(token[:, None], torch.zeros_like(token[:, None]), position_ids=position, cache=cache)
+        if streamer:
+            streamer.end()
         return torch.stack(out, 1)

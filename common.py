@@ -159,7 +159,12 @@ def save_yaml(path, result):
 
 def save_text(path, text):
     """A page for people."""
-    _atomically(path, lambda f: f.write(text.encode()))
+    save_bytes(path, text.encode())
+
+
+def save_bytes(path, content):
+    """A file that was made in memory: a page, a film."""
+    _atomically(path, lambda f: f.write(content))
 
 
 def load_yaml(path, stage=None):
@@ -263,6 +268,24 @@ def frames_of(item, size=None):
     return frames
 
 
+def read_picture(path):
+    """Anybody's picture as uint8 [1,H,W,3]: upright as its EXIF says, what is transparent on white, 16 bits a channel cut to 8, the first of several. What cannot be read is refused."""
+    from PIL import Image, ImageOps
+    if not Path(path).is_file():
+        refuse(f"{path} does not exist; give the file of a picture")
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # Pillow would clip at 255
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        refuse(f"{path} cannot be read as a picture ({' '.join(str(e).split()) or type(e).__name__}); give a JPEG or PNG file")
+    return torch.from_numpy(np.array(white.convert("RGB")))[None]
+
+
 def split_of(source):
     """train (60%), val (20%) or test (20%): a function of the source alone, so every stage agrees, today and next year.
 
@@ -278,7 +301,7 @@ def split_of(source):
 # ---------------------------------------------------------------- models by name
 
 # kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json).  size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video;
-# frames, steps, guidance: of a film.
+# frames, steps, guidance, fps: of a film.
 # read: the tower's hidden state that the projector reads, where it is not the last. What a published checkpoint is stands in FACTS.
 TINY = "results/tiny/checkpoints"
 MODELS = {
@@ -289,7 +312,7 @@ MODELS = {
     "tiny-internvl2": {"kind": "vlm", "type": "internvl", "path": f"{TINY}/internvl2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-cogvlm2": {"kind": "vlm", "type": "cogvlm2", "path": f"{TINY}/cogvlm2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-vae": {"kind": "vae", "type": "AutoencoderKLLTXVideo", "path": f"{TINY}/vae", "size": 64, "clip": 64},
-    "tiny-ltx": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": f"{TINY}/ltx", "size": 64, "clip": 64, "frames": 9, "steps": 4, "vae": "tiny-vae"},
+    "tiny-ltx": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": f"{TINY}/ltx", "size": 64, "clip": 64, "frames": 9, "steps": 4, "fps": 2, "vae": "tiny-vae"},
     "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224},
     "qwen2.5-vl-7b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-7B-Instruct", "size": 448, "clip": 224},
     "qwen2-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen2-VL-2B-Instruct", "size": 448, "clip": 224},
@@ -954,7 +977,7 @@ LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "vae": load_video_vae, "vid
 
 # ---------------------------------------------------------------- what is put to a vision-language model
 
-RATE = 2.0  # frames a second that a clip is said to have, the rate at which Qwen2.5-VL samples videos; left unsaid it would be 24, and all time steps share one position
+RATE = 2.0  # frames a second that a clip is said to have where it does not say, the rate at which Qwen2.5-VL samples videos; left unsaid it would be 24, and all time steps share one position
 
 
 def chat(processor, words, kind="image", count=1):
@@ -962,17 +985,18 @@ def chat(processor, words, kind="image", count=1):
     return processor.apply_chat_template([{"role": "user", "content": [{"type": kind}] * count + [{"type": "text", "text": words}]}], tokenize=False, add_generation_prompt=True)
 
 
-def qwen_inputs(processor, frames, words, at=None):
-    """What a processor of Qwen's families makes of pictures (T = 1) or clips, uint8 [n,T,H,W,3], and the same words to each.
+def qwen_inputs(processor, frames, words, at=None, album=False):
+    """What a processor of Qwen's families makes of pictures (T = 1) or clips, uint8 [n,T,H,W,3], and the same words to each; of an album T pictures that are no clip.
 
-    at: (the numbers of these frames in their clips, how long those are), where a clip's frames are not all given: it moves on further from one to the next.
+    at: (the numbers of these frames in their clips, how long those are, and frames a second if not RATE), where a clip's frames are not all given: it moves on further from one to the next.
     """
-    text, x = chat(processor, words, "image" if frames.shape[1] == 1 else "video"), frames.permute(0, 1, 4, 2, 3)
+    still, count, x = album or frames.shape[1] == 1, frames.shape[1], frames.permute(0, 1, 4, 2, 3)
+    text = chat(processor, words, "image", count) if still else chat(processor, words, "video")
     size = {"size": {"shortest_edge": 1, "longest_edge": frames.shape[1:4].numel()}}  # frames are already at the size asked for; Qwen3-VL counts all pixels of a clip
-    numbers, whole = at or (range(frames.shape[1]), frames.shape[1])
-    media = ({"images": [[f[0]] for f in x], "images_kwargs": size} if frames.shape[1] == 1 else
+    numbers, whole, rate = (*(at or (range(count), count)), RATE)[:3]
+    media = ({"images": [list(f) for f in x], "images_kwargs": size} if still else
              {"videos": list(x), "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
-              "video_metadata": [{"fps": RATE, "total_num_frames": whole, "frames_indices": list(numbers)}] * len(x)})
+              "video_metadata": [{"fps": rate, "total_num_frames": whole, "frames_indices": list(numbers)}] * len(x)})
     return processor(text=[text] * len(x), return_tensors="pt", **media)
 
 

@@ -29,6 +29,12 @@ asks the model itself what happens in films, or in a folder of clips that have a
 
 Floors are films that show no action (copy, frozen), what is said of other clips (other_item) and the commonest action. Answers are kept in <out>-answers.pt; a run that was killed goes on.
 <out>-said.pt holds which of the actions each film's answer names, bool `said` [films, actions], as scored: for verify.py --words.
+
+    python explain.py --image a.jpg --ask "What is in the picture?"                          # one's own picture; several are asked about together
+    python explain.py --clip a.mp4 --ask "Which way does the red circle move?" --frames 16   # a video: so many of its frames, evenly spread
+
+print what --model says, word by word as it comes, and write nothing but --out, a YAML, if it is given. Every VLM of the registry that has a processor here takes one picture; several pictures
+and videos those whose processor takes a chat about them.
 """
 import functools
 import hashlib
@@ -70,6 +76,7 @@ from common import (
     plant_features,
     qwen_inputs,
     ratio,
+    read_picture,
     refuse,
     resolved_commit,
     ridge,
@@ -512,16 +519,24 @@ def clip_of(item):
     return item["id"].rpartition("/")[0] if "conditioning" in item else item["id"]
 
 
+def put_to(model, processor, frames, question, at=None):
+    """What `generate` takes for one question about each of some films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]; without `at` about k pictures that are no film."""
+    kind = model.config.model_type
+    if FRAMES_AS.get(kind) == "video":
+        given = qwen_inputs(processor, frames, question, at, album=at is None)
+    elif kind in FRAMES_AS:
+        whole = {"images_kwargs": {"crop_to_patches": False}} if kind == "internvl" else {}  # a frame is one tile, as in the model's videos
+        given = processor(text=[chat(processor, question, count=frames.shape[1])] * len(frames), images=[list(film.permute(0, 3, 1, 2)) for film in frames], return_tensors="pt", **whole)
+    else:
+        given = ALONE[kind](model, processor, frames[:, 0], question)
+    device, dtype = next((p.device, p.dtype) for p in model.parameters())
+    return {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in given.items()}
+
+
 @torch.inference_mode()
 def answers_to(model, processor, frames, question, at):
     """The greedy answers to one question about films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]: list of str. Nothing is padded."""
-    kind = model.config.model_type
-    if FRAMES_AS[kind] == "video":
-        given = qwen_inputs(processor, frames, question, at)
-    else:
-        whole = {"images_kwargs": {"crop_to_patches": False}} if kind == "internvl" else {}  # a frame is one tile, as in the model's videos
-        given = processor(text=[chat(processor, question, count=frames.shape[1])] * len(frames), images=[list(film.permute(0, 3, 1, 2)) for film in frames], return_tensors="pt", **whole)
-    given = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in given.items()}
+    given = put_to(model, processor, frames, question, at)
     tokens = model.generate(**given, do_sample=False, max_new_tokens=LONGEST, pad_token_id=model.generation_config.pad_token_id or 0)
     return [text.strip() for text in processor.batch_decode(tokens[:, given["input_ids"].shape[1]:], skip_special_tokens=True)]
 
@@ -653,7 +668,7 @@ def describe(args, started):
         refuse(f"--model {args.model} is of type {entry.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b")
     if small := [k for k in ("clips", "size", "batch") if getattr(args, k) is not None and getattr(args, k) < 1]:
         refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
-    counts = args.frames.split(",")
+    counts = (args.frames or "3,8,16").split(",")
     if not all(k.isdecimal() and int(k) > 1 for k in counts):
         refuse(f"--frames {args.frames} are not numbers of 2 or more with commas between; give, say, 3,8,16")
     items, index = load_items(args.films)
@@ -694,6 +709,85 @@ def describe(args, started):
     return result
 
 
+# ---------------------------------------------------------------- --ask: one's own pictures or video, answered word by word
+
+def to_cogvlm2(model, processor, pictures, question):
+    from cogvlm2 import IMAGE_MEAN, IMAGE_STD
+    x = frames_of({"frames": pictures}, model.config.vision_config.image_size).float() / 255
+    return model.inputs(((x - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)).permute(0, 3, 1, 2), processor(f"Question: {question} Answer:", add_special_tokens=False).input_ids)
+
+
+def to_kosmos2(model, processor, pictures, question):
+    return processor(text=[f"Question: {question} Answer:"] * len(pictures), images=list(pictures.permute(0, 3, 1, 2)), num_image_tokens=model.config.latent_query_num, return_tensors="pt")
+
+
+def to_florence2(model, processor, pictures, question):
+    return processor(text=[question] * len(pictures), images=list(pictures.permute(0, 3, 1, 2)), return_tensors="pt")
+
+
+ALONE = {"cogvlm2": to_cogvlm2, "kosmos-2": to_kosmos2, "florence2": to_florence2}  # these take one picture
+MOST = 256  # tokens of an answer
+
+
+def watched(path, k, size):
+    """(k frames of a video, evenly spread, uint8 [k, size, size, 3]; their numbers, of how many, frames a second). The packets are counted first, so no other frame is kept."""
+    import av
+    import numpy as np
+    if not Path(path).is_file():
+        refuse(f"{path} does not exist; give --clip the file of a video")
+    kept = {}
+    try:
+        with av.open(str(path)) as file:
+            rate, length = float(file.streams.video[0].average_rate or RATE), sum(p.size > 0 for p in file.demux(video=0))
+        wanted = spread(length, k)
+        with av.open(str(path)) as file:
+            for number, frame in enumerate(file.decode(video=0)):
+                if number in wanted:  # a telephone's films may lie on their side
+                    kept[number] = frames_of({"frames": torch.from_numpy(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)).copy())[None]}, size)
+    except (av.FFmpegError, OSError, ValueError, IndexError) as e:
+        refuse(f"{path} cannot be read as a video ({getattr(e, 'strerror', None) or e}); give an MP4, WebM or GIF file")
+    if not kept:
+        refuse(f"{path} holds no frame; give another video")
+    return torch.cat(list(kept.values())), (list(kept), length, rate)
+
+
+def live(args, started):
+    """What a model says of pictures or of a video, printed as it comes."""
+    entry, frames = find_model(args.model), args.frames or "16"
+    if entry.get("type") not in FRAMES_AS:
+        if entry.get("type") not in ALONE:
+            refuse(f"--model {args.model} is of type {entry.get('type')}, for which no processor here puts a question beside a picture; use tiny, a Qwen model, llava-next or internvl3-8b")
+        if args.clip or len(args.image or ()) > 1:
+            refuse(f"--model {args.model} is of type {entry['type']}, which takes one picture at a time; give one --image, or a Qwen model, llava-onevision or internvl3-8b")
+    if bool(args.image) == bool(args.clip) or not args.ask.strip():
+        refuse("--ask needs a question, and either --image, the files of pictures, or --clip, that of a video")
+    if args.clip and not (frames.isdecimal() and int(frames) > 1):
+        refuse(f"--frames {frames} is not a number of 2 or more; give, say, 16")
+    if args.size is not None and args.size < 1:
+        refuse(f"--size {args.size} is not positive; give 1 or more")
+    if args.out:
+        check_writable(args.out)
+    size = args.size or entry["clip" if args.clip else "size"]
+    x, at = watched(args.clip, int(frames), size) if args.clip else (torch.cat([frames_of({"frames": read_picture(p)}, size) for p in args.image]), None)
+
+    from transformers import TextStreamer
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    model, processor = load_vlm(entry, device, dtype)
+    given, own, tokenizer, began = put_to(model, processor, x[None], args.ask, at), entry["type"] == "cogvlm2", getattr(processor, "tokenizer", processor), time.time()
+    more = {} if own else {"do_sample": False, "pad_token_id": model.generation_config.pad_token_id or 0}
+    with torch.inference_mode():
+        tokens = model.generate(**given, **more, max_new_tokens=MOST, streamer=TextStreamer(tokenizer, skip_prompt=not own, skip_special_tokens=True))[0]
+    words = tokens if own or entry["type"] == "florence2" else tokens[given["input_ids"].shape[1]:]  # all there is of a decoder of its own
+    result = {"stage": "explain", "mode": "ask", "question": args.ask, "answer": tokenizer.decode(words, skip_special_tokens=True).strip(), "seconds": time.time() - began, "tokens": len(words),
+              "model": entry["name"], "weights": entry["weights"], "frames": len(x), "size": size, **({"clip": args.clip, "frames_used": at[0]} if args.clip else {"images": args.image}),
+              "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(entry))}
+    if args.out:
+        save_yaml(args.out, result)
+    say(result)
+    return result
+
+
 # ---------------------------------------------------------------- the stage
 
 def smoke_input(args, folder):
@@ -724,16 +818,23 @@ def get_args(argv):
     p.add_argument("--answers", help="what extract.py --ask wrote: score it beside what can be read from the features")
     p.add_argument("--films", help="films that predict.py wrote: score the --answers to questions about them, and nothing else; describe: these, or a folder of clips")
     p.add_argument("--model", default="tiny", help="describe: the vision-language model (default: %(default)s)")
-    p.add_argument("--frames", default="3,8,16", help="describe: numbers of frames to show of a film, with commas between (default: %(default)s)")
+    p.add_argument("--frames", help="describe: numbers of frames to show of a film, with commas between (default: 3,8,16); --clip: one number (default: 16)")
     p.add_argument("--clips", type=int, help="describe: only so many of the test clips")
     p.add_argument("--size", type=int, help="describe: side in pixels that frames are squashed to (default: the registry's for the model)")
     p.add_argument("--batch", type=int, default=16, help="describe: films at a time (default: %(default)s)")
+    p.add_argument("--ask", metavar="QUESTION", help="put to --model about --image or --clip, and nothing else")
+    p.add_argument("--image", nargs="+", metavar="FILE", help="--ask: a picture, or several that are asked about together")
+    p.add_argument("--clip", metavar="FILE", help="--ask: a video")
     p.add_argument("--out", help="default: binding.yaml beside --features, explain-films.yaml beside --films (--mode describe: explain-describe.yaml)")
     return p.parse_args(argv)
 
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
+    if args.ask is not None:
+        return live(args, started)
+    if args.image or args.clip:
+        refuse(f"--{'image' if args.image else 'clip'} needs --ask, a question about it")
     if args.mode == "describe":
         if not args.films or args.smoke or args.answers or args.directions:
             refuse("--mode describe needs --films, a folder of films or of clips, and goes without --smoke, --answers and --directions")

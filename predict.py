@@ -1,7 +1,7 @@
 """Stage 5. Does anything predict better than copying the last frame; and does conditioning break a video decoder's sense of time?
 
-    python predict.py --mode coherence --video tiny-ltx --data data/moving --judge tiny-dinov2 --out results/tiny/moving/predict-coherence.yaml
-    python predict.py --mode coherence --video tiny-ltx --data data/moving --judge tiny-dinov2 --adapter results/tiny/moving/conditioning.pt --out results/tiny/moving/predict-coherence.yaml
+    python predict.py --mode coherence --model tiny-ltx --data data/moving --judge tiny-dinov2 --out results/tiny/moving/predict-coherence.yaml
+    python predict.py --mode coherence --model tiny-ltx --data data/moving --judge tiny-dinov2 --adapter results/tiny/moving/conditioning.pt --out results/tiny/moving/predict-coherence.yaml
 
 Reads clips (data.py), a pipeline of LTX-Video's kind and, with --adapter, what a model's tokens were turned into (adapt.py). Of the middle --frames of every test
 clip it makes films under each of --conditionings, with noise that depends on the clip and on the number of the draw alone, so that films of one clip differ by their
@@ -40,8 +40,8 @@ training set, and a power law through them.
 
 What comes next:
 
-    python predict.py --mode continue --video tiny-ltx --data data/future --judge tiny-dinov2 --past 8 --horizon 16 --out results/tiny/future/predict-continue.yaml
-    python predict.py --mode futures --video tiny-ltx --data data/future --judge tiny-dinov2 --candidates 6 --out results/tiny/future/predict-futures.yaml
+    python predict.py --mode continue --model tiny-ltx --data data/future --judge tiny-dinov2 --past 8 --horizon 16 --out results/tiny/future/predict-continue.yaml
+    python predict.py --mode futures --model tiny-ltx --data data/future --judge tiny-dinov2 --candidates 6 --out results/tiny/future/predict-futures.yaml
 
 Of the middle --past + --horizon frames of every test clip the last are predicted, without a model of our own, by continuations:
 
@@ -58,10 +58,20 @@ Mode futures makes --candidates of every clip's first window (by noise, prompt a
 flow, consistency, cycle (its end, shown backwards, is carried on by the same model to the frames that were seen: how near does it come?), and the mean of their ranks. Writes
 predict-futures.yaml: the errors of what is picked, of the first, a random, the best and the worst, by the number of candidates, and whether the truth would be believed; .png; and .pt (of every
 candidate and clip the errors and beliefs).
+
+A film from one's own pictures:
+
+    python predict.py --image a.jpg --prompt "the red circle moves right" --video out.mp4
+    python predict.py --image a.jpg b.jpg c.jpg --model ltx-video --frames 25 --video out.mp4
+
+Several pictures are of one scene, in order of time: they are shown as single frames, evenly from the first to the middle one, and what comes after is predicted. Pictures are squashed to a
+square, as everything here is; the film gets the first one's shape back, and small ones are enlarged. Writes out.mp4 (H.264), out.gif and out.yaml.
 """
 import contextlib
+import fractions
 import functools
 import hashlib
+import io
 import math
 import shutil
 import time
@@ -136,10 +146,12 @@ from common import (
     plant_features,
     qwen_inputs,
     ranks,
+    read_picture,
     refuse,
     resample,
     ridge,
     run_info,
+    save_bytes,
     save_pt,
     save_yaml,
     say,
@@ -817,7 +829,7 @@ def read_adapter(path, ids, shape, frames, size):
     if missing := [i for i in ids if i not in number]:
         refuse(f"{path} holds nothing for {missing[0]!r} (and {len(missing) - 1} more); it was made of other clips, run adapt.py on --data")
     if x is None or x.ndim != (5 if into == "latents" else 3) or x.shape[-1] != shape[into]:
-        refuse(f"{path} holds {'nothing' if x is None else f'{tuple(x.shape)}'} for into={into}, where --video takes a width of {shape[into]}; run adapt.py for this decoder")
+        refuse(f"{path} holds {'nothing' if x is None else f'{tuple(x.shape)}'} for into={into}, where --model takes a width of {shape[into]}; run adapt.py for this decoder")
     most = (frames - 1) // shape["time"] + 1, size // shape["space"], size // shape["space"]
     if into == "latents" and (x.shape[1] > most[0] or x.shape[2:4] != most[1:]):
         refuse(f"{path} holds latents of {tuple(x.shape[1:4])}, where a film of --frames {frames} and --size {size} has {most}; run adapt.py for films of this size")
@@ -882,11 +894,23 @@ def picture(result, strips, words, path):
 
 # ---------------------------------------------------------------- the stage
 
+def pipeline_of(args):
+    """(pipeline's entry, geometry); fills in the defaults."""
+    entry = find_model(args.model)
+    if entry["kind"] != "video":
+        refuse(f"--model {args.model} is a {entry['kind']}; give tiny-ltx, ltx-video, or the folder of a whole pipeline, with model_index.json")
+    if small := [k for k in ("steps", "seeds", "batch", "clips", "past", "horizon") if getattr(args, k) is not None and getattr(args, k) < 1]:
+        refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
+    args.frames, args.size, shape = args.frames or entry.get("frames", 9), args.size or entry["clip"], geometry(entry)
+    args.batch = args.batch or 16
+    args.steps, args.guidance = args.steps or entry.get("steps", 6), args.guidance or entry.get("guidance", 1.0)
+    check_shape(args.frames, args.size, shape, entry["name"])
+    return entry, shape
+
+
 def checked(args):
     """(pipeline's entry, judge's entry, conditionings, geometry): what can be refused by the command line and the configurations alone; fills in the defaults."""
-    entry, judge = find_model(args.video), find_model(args.judge)
-    if entry["kind"] != "video":
-        refuse(f"--video {args.video} is a {entry['kind']}; give tiny-ltx, ltx-video, or the folder of a whole pipeline, with model_index.json")
+    (entry, shape), judge = pipeline_of(args), find_model(args.judge)
     if judge["kind"] != "encoder" or not judge["type"].startswith("dino"):
         refuse(f"--judge {args.judge} is a {judge['kind']} of type {judge['type']}; an encoder of DINO's kind is needed, say tiny-dinov2 or dinov2-b")
     names = list(dict.fromkeys(args.conditionings.split(","))) if args.conditionings else [n for n in CONDITIONINGS if n != "adapter" or args.adapter]
@@ -900,12 +924,6 @@ def checked(args):
         refuse(f"--strengths {args.strengths} are not numbers with commas between")
     if args.strengths and not 0 <= args.strengths[0] <= args.strengths[-1] <= 1:
         refuse(f"--strengths {','.join(f'{s:g}' for s in args.strengths)} leave the range from 0 to 1")
-    if small := [k for k in ("steps", "seeds", "batch", "clips", "past", "horizon") if getattr(args, k) is not None and getattr(args, k) < 1]:
-        refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
-    args.frames, args.size, shape = args.frames or entry.get("frames", 9), args.size or entry["clip"], geometry(entry)
-    args.batch = args.batch or 16
-    args.steps, args.guidance = args.steps or entry.get("steps", 6), args.guidance or entry.get("guidance", 1.0)
-    check_shape(args.frames, args.size, shape, entry["name"])
     return entry, judge, names, shape
 
 
@@ -1365,12 +1383,71 @@ def futures_picture(result, path):
     plt.close(figure)
 
 
-MODES = {"coherence": coherence, "latents": latents, "continue": continuation, "futures": futures}
+# ---------------------------------------------------------------- mode film: from one's own pictures
+
+SEEN = 256  # pixels: a film whose side is less is enlarged
+
+
+def save_film(path, x, shape, fps):
+    """Frames uint8 [T, S, S, 3] in the shape (height, width) of a picture, as a GIF and then as the H.264 film `path`: (height, width), both even, the shorter of S pixels or of a multiple of S."""
+    import av
+    from PIL import Image
+    side = x.shape[1] * -(-SEEN // x.shape[1])
+    height, width = (round(side * min(edge / min(shape), 4) / 2) * 2 for edge in shape)  # of a panorama a part of its length
+    how = Image.Resampling.NEAREST if side > x.shape[1] else Image.Resampling.BICUBIC
+    pages, film, loop = [Image.fromarray(f.numpy()).resize((width, height), how) for f in x], io.BytesIO(), io.BytesIO()
+    with av.open(film, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1000), options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for page in pages:
+            file.mux(stream.encode(av.VideoFrame.from_image(page)))
+        file.mux(stream.encode())
+    pages[0].save(loop, "GIF", save_all=True, append_images=pages[1:], duration=1000 / fps, loop=0)
+    save_bytes(path.with_suffix(".gif"), loop.getvalue())
+    save_bytes(path, film.getvalue())
+    return height, width
+
+
+def filmed(args, started):
+    """Mode film: the film, a GIF and a YAML beside it."""
+    if not args.image:
+        refuse("--mode film begins with pictures; give --image the file of one, or of several in order of time")
+    entry, unit = pipeline_of(args)
+    middle, n = (args.frames - 1) // 2, len(args.image)
+    if n > middle + 1:
+        refuse(f"--image names {n} pictures, and of a film of --frames {args.frames} the first {middle + 1} may be shown; give fewer pictures or more frames")
+    args.fps = args.fps or entry.get("fps", 25)
+    if not 0.1 <= args.fps <= 50:
+        refuse(f"--fps {args.fps:g} is no rate that a GIF can have; give 0.1 to 50")
+    out = Path(args.video or f"results/{entry['name']}/{Path(args.image[0]).stem}.mp4")
+    gif, facts = out.with_suffix(".gif"), Path(args.out or out.with_suffix(".yaml"))
+    if gif.resolve() in [Path(p).resolve() for p in args.image]:
+        refuse(f"--video {out} would put its GIF over the picture {gif}; give it another name")
+    pictures = [read_picture(p) for p in args.image]
+    for path in (out, gif, facts):
+        check_writable(path)
+
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    _, empty, words, run, timesteps = opened(entry, (args.frames, args.size, args.size), unit, args.steps, [args.prompt])
+    places, began = [round(k * middle / max(n - 1, 1)) for k in range(n)], time.time()
+    shown = [(k, frames_of({"frames": p}, args.size)[None]) for k, p in zip(places, pictures, strict=True)]
+    x = films(run, timesteps, ["film"], (args.frames, args.size, args.size), shown, words, args.seed, guidance=args.guidance if args.prompt else 1.0, empty=empty)[0]
+    height, width = save_film(out, x, pictures[0].shape[1:3], args.fps)
+    result = {"stage": "predict", "mode": "film", "video": out, "gif": gif, "frames": args.frames, "seconds": time.time() - began, "model": entry["name"], "weights": entry["weights"],
+              "prompt": args.prompt, "fps": args.fps, "height": height, "width": width, "size": args.size, "steps": args.steps, "guidance": args.guidance, "images": args.image, "shown_at": places,
+              "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
+    save_yaml(facts, result)
+    return result
+
+
+MODES = {"coherence": coherence, "latents": latents, "continue": continuation, "futures": futures, "film": filmed}
 
 
 def smoke_input(args, folder):
     """A small random pipeline of diffusers' real classes and a Dinov2 judge, squares that move right, and an adapter's file of noise."""
     from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline, LTXVideoTransformer3DModel
+    from PIL import Image
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast, T5Config, T5EncoderModel
     torch.manual_seed(args.seed)
@@ -1399,7 +1476,7 @@ def smoke_input(args, folder):
                       "direction": "right", "camera": [0, 0], "boxes": torch.tensor([[[4 + 2 * t, 4 + k % 16, 12 + 2 * t, 12 + k % 16]] for t in range(7)]).float(), "text": "a square"})
     write_items(folder / "data", items, {"data": "synthetic", "name": "squares"})
     save_pt(folder / "conditioning.pt", RESULT, [i["id"] for i in items], {"into": "prompt", "model": "planted", "weights": "random"}, embeds=torch.randn(32, 3, 16).half())
-    args.video, args.judge, args.data, args.adapter = str(folder / "ltx"), str(folder / "judge"), str(folder / "data"), str(folder / "conditioning.pt")
+    args.model, args.judge, args.data, args.adapter = str(folder / "ltx"), str(folder / "judge"), str(folder / "data"), str(folder / "conditioning.pt")
     for name, first, count in (("past", 0, 3), ("last", 2, 1)):
         write_items(folder / name, (i | {k: i[k][first:first + count].clone() for k in ("frames", "mask", "boxes")} for i in items),
                     {"data": "synthetic", "name": name, "cut_from": "squares", "first": first, "frames": count})
@@ -1407,12 +1484,16 @@ def smoke_input(args, folder):
     args.features, args.last, args.vae = str(folder / "past-features"), str(folder / "last-features"), str(folder / "ltx" / "vae")
     args.frames, args.size, args.steps, args.seeds, args.strengths, args.past, args.horizon, args.epochs = 5, 32, 2, 2, "0.5", 3, 4, 2
     args.out = args.out or str(folder / f"predict-{args.mode}.yaml")
+    if args.mode == "film":
+        for name, frame in (("a.png", items[0]["frames"][0]), ("b.png", items[0]["frames"][3])):
+            Image.fromarray(frame.numpy()).save(folder / name)
+        args.image, args.prompt, args.video = [str(folder / "a.png"), str(folder / "b.png")], "the square moves right", args.video or str(folder / "film.mp4")
 
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--mode", default="coherence", help=f"what is asked: {', '.join(MODES)} (default: %(default)s)")
-    p.add_argument("--video", default="tiny-ltx", help="the pipeline: a registry name or a folder with model_index.json (default: %(default)s)")
+    p.add_argument("--mode", help=f"what is asked: {', '.join(MODES)} (default: coherence, with --image film)")
+    p.add_argument("--model", default="tiny-ltx", help="the pipeline: a registry name or a folder with model_index.json (default: %(default)s)")
     p.add_argument("--data", default="data/moving", help="a folder of clips that data.py wrote (default: %(default)s)")
     p.add_argument("--judge", default="tiny-dinov2", help="the frozen encoder whose features are compared (default: %(default)s)")
     p.add_argument("--adapter", help="what a model's tokens were turned into for this decoder, by clip (adapt.py)")
@@ -1438,8 +1519,13 @@ def get_args(argv):
     p.add_argument("--epochs", type=int, help=f"latents: at most (default: {TRAINING['epochs']})")
     p.add_argument("--lr", type=float, help=f"latents: peak learning rate (default: {TRAINING['lr']})")
     p.add_argument("--no-scaling", action="store_true", help="latents: leave out the trainings on fewer clips")
+    p.add_argument("--image", nargs="+", metavar="FILE", help="film: a picture, or several of one scene in order of time")
+    p.add_argument("--prompt", default="", help="film: what happens, in words (default: none)")
+    p.add_argument("--video", metavar="FILE.mp4", help="film: where to write it, and a GIF and a YAML beside it (default: results/<model>/<first picture>.mp4)")
+    p.add_argument("--fps", type=float, help="film: frames a second (default: the registry's for the pipeline, else 25)")
     p.add_argument("--out", help="default: results/<model>/<data>/predict-<mode>.yaml; films/ and the parts beside it")
     args = p.parse_args(argv)
+    args.mode = args.mode or ("film" if args.image else "coherence")
     if args.seeds is None:
         args.seeds = 1 if args.mode == "continue" else 3
     return args
@@ -1448,6 +1534,10 @@ def get_args(argv):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     mode = known(args.mode, MODES, "mode")
+    if args.video and (args.mode != "film" or Path(args.video).suffix.lower() != ".mp4"):
+        refuse(f"--video {args.video} is no place for a film: it says in which .mp4 a film from --image goes, and the pipeline is named by --model")
+    if (args.image or args.prompt) and args.mode != "film":
+        refuse(f"--image and --prompt are for a film, and not for --mode {args.mode}; leave one of these out")
     if args.smoke:
         smoke_input(args, made_up_folder())
     result = mode(args, started)

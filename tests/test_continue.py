@@ -9,7 +9,7 @@ import common
 import predict
 from common import RESULT, load_items, load_pt, load_yaml, split_of, write_items
 
-FLAGS = "video", "judge", "data", "frames", "size", "steps", "seeds", "past", "horizon", "out"
+FLAGS = "model", "judge", "data", "frames", "size", "steps", "seeds", "past", "horizon", "out"
 
 
 def changed(arguments, **new):

@@ -20,7 +20,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
     args = argparse.Namespace(mode="coherence", seed=0, out=None)
     predict.smoke_input(args, folder)
-    arguments = [x for k in ("video", "judge", "data", "adapter", "frames", "size", "steps", "seeds", "strengths", "out") for x in (f"--{k}", str(getattr(args, k)))]
+    arguments = [x for k in ("model", "judge", "data", "adapter", "frames", "size", "steps", "seeds", "strengths", "out") for x in (f"--{k}", str(getattr(args, k)))]
     return folder, arguments, predict.main(arguments)
 
 
@@ -322,8 +322,8 @@ def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp
     refused(ask(strengths="half"), "not numbers")
     refused(ask(seeds=0), "--seeds 0")
     refused(ask(mode="dream"), "'dream'", "coherence")
-    refused(ask(video="tiny-vae"), "is a vae", "model_index.json")
-    refused(ask(video="tiny-lxt"), "tiny-ltx")
+    refused(ask(model="tiny-vae"), "is a vae", "model_index.json")
+    refused(ask(model="tiny-lxt"), "tiny-ltx")
     refused(ask(judge="tiny-vae"), "DINO")
     refused(ask(data=tmp_path / "nowhere"), "does not exist")
     items, _ = load_items(folder / "data")
@@ -351,7 +351,7 @@ def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp
 @pytest.mark.parametrize("part", ["transformer/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors", "transformer/config.json"])
 def test_a_checkpoint_that_is_cut_short_or_lacks_a_part_is_refused_by_name(made, tmp_path, refused, part):
     folder, arguments, _ = made
-    ask = changed(arguments, out=tmp_path / "x.yaml", video=tmp_path / "ltx", conditionings="none", adapter=None)
+    ask = changed(arguments, out=tmp_path / "x.yaml", model=tmp_path / "ltx", conditionings="none", adapter=None)
     shutil.copytree(folder / "ltx", tmp_path / "ltx")
     whole = (tmp_path / "ltx" / part).read_bytes()
     (tmp_path / "ltx" / part).write_bytes(whole[:len(whole) // 2])
@@ -370,7 +370,7 @@ def test_weights_that_a_part_lacks_are_refused_and_not_drawn(made, tmp_path, ref
         whole = load_file(path)
         gone = next(k for k in sorted(whole) if k.endswith(".weight") and "shared" not in k)
         save_file({k: v for k, v in whole.items() if k != gone}, path, {"format": "pt"})
-        refused(lambda: predict.main(changed(arguments, out=tmp_path / "x.yaml", video=tmp_path / "ltx", conditionings="none", adapter=None)), tmp_path / "ltx", gone)
+        refused(lambda: predict.main(changed(arguments, out=tmp_path / "x.yaml", model=tmp_path / "ltx", conditionings="none", adapter=None)), tmp_path / "ltx", gone)
         save_file(whole, path, {"format": "pt"})
 
 

@@ -306,7 +306,7 @@ def test_the_decision_of_gate_4(found, tmp_path, pixel, gain, audit, verdict, wo
 def test_two_takes_of_a_scene_say_what_nothing_can_be_better_than(world, found, tmp_path):
     assert found[0]["ceilings"]["repeat"] is None and "repeat" in found[0]["repeat_reason"]
     items, index = common.load_items(world / "planted")
-    takes = [i | {"repeat": i["direction"]} for i in items if i["id"].split("/")[0] in {"clip-%d" % k for k in range(60)} and i["conditioning"] not in ("copy", "past")]
+    takes = [i | {"repeat": i["direction"]} for i in items if i["conditioning"] not in ("copy", "past")]
     common.write_items(tmp_path / "planted", takes, {k: index[k] for k in ("name", "source_kind", "data", "data_path", "past", "vae", "vae_weights")})
     result = verify.main(["--rollouts", str(tmp_path / "planted"), "--out", str(tmp_path / "verify.yaml")])
     repeat = result["ceilings"]["repeat"]
