@@ -57,7 +57,7 @@ vae's). Writes predict-continue.yaml, .png, .gif, films/ and predict-continue-pa
 Mode futures makes --candidates of every clip's first window (by noise, prompt and guidance), and has one picked by what is known without the outcome: agreement with the others, continuity,
 flow, consistency, and the mean of their ranks. Writes predict-futures.yaml: the errors of what is picked, of the first, a random, the best and the worst, by the number of candidates; and .png.
 
-A film from one's own pictures:
+A film from one's own pictures (mode film):
 
     python predict.py --image a.jpg --prompt "the red circle moves right" --video out.mp4
     python predict.py --image a.jpg b.jpg c.jpg --model ltx-video --frames 25 --video out.mp4
