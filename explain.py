@@ -730,7 +730,10 @@ MOST = 256  # tokens of an answer
 
 
 def watched(path, k, size):
-    """(k frames of a video, evenly spread, uint8 [k, size, size, 3]; their numbers, of how many, frames a second). The packets are counted first, so no other frame is kept."""
+    """(k frames of a video, evenly spread, uint8 [k, size, size, 3]; their numbers, of how many, frames a second). The packets are counted first, so no other frame is kept.
+
+    What is shown more densely than RATE is said to be slower: nearer steps would share one position in time.
+    """
     import av
     import numpy as np
     if not Path(path).is_file():
@@ -748,7 +751,7 @@ def watched(path, k, size):
         refuse(f"{path} cannot be read as a video ({getattr(e, 'strerror', None) or e}); give an MP4, WebM or GIF file")
     if not kept:
         refuse(f"{path} holds no frame; give another video")
-    return torch.cat(list(kept.values())), (list(kept), length, rate)
+    return torch.cat(list(kept.values())), (list(kept), length, min(rate, RATE * length / len(kept)))
 
 
 def live(args, started):
@@ -832,6 +835,8 @@ def get_args(argv):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.ask is not None:
+        if args.mode != "answers" or args.smoke or args.films or args.answers or args.directions:
+            refuse("--ask is a question about --image or --clip, and goes without --mode, --smoke, --films, --answers and --directions")
         return live(args, started)
     if args.image or args.clip:
         refuse(f"--{'image' if args.image else 'clip'} needs --ask, a question about it")

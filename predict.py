@@ -59,7 +59,7 @@ flow, consistency, cycle (its end, shown backwards, is carried on by the same mo
 predict-futures.yaml: the errors of what is picked, of the first, a random, the best and the worst, by the number of candidates, and whether the truth would be believed; .png; and .pt (of every
 candidate and clip the errors and beliefs).
 
-A film from one's own pictures:
+A film from one's own pictures (mode film):
 
     python predict.py --image a.jpg --prompt "the red circle moves right" --video out.mp4
     python predict.py --image a.jpg b.jpg c.jpg --model ltx-video --frames 25 --video out.mp4

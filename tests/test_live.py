@@ -99,6 +99,7 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
 
 # ---------------------------------------------------------------- films
 
+@pytest.mark.slow
 def test_a_film_begins_with_the_picture_and_is_written_three_times(tmp_path, clips, capsys):
     item, other = clips[0], clips[1]
     found = predict.main(["--image", *saved(tmp_path, item, 0), "--prompt", common.caption(item), "--video", str(tmp_path / "out.mp4")])
@@ -258,6 +259,7 @@ def test_the_other_families_take_one_picture(folder, request, circle, ask, refus
 
 # ---------------------------------------------------------------- questions about films
 
+@pytest.mark.slow
 def test_a_written_clip_is_understood_forwards_and_backwards(tmp_path, ask):
     opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
     said = []
@@ -285,6 +287,7 @@ def test_of_a_long_video_frames_are_spread_evenly_and_its_own_rate_is_told(tmp_p
     frames, (numbers, length, rate) = explain.watched(tmp_path / "long.mp4", 5, 32)
     assert (numbers, length, rate) == ([0, 10, 20, 29, 39], 40, 10) and frames.shape == (5, 32, 32, 3)
     assert [round(f.float().mean().item() / 6) for f in frames] == numbers
+    assert explain.watched(tmp_path / "long.mp4", 40, 32)[1] == (list(range(40)), 40, 2)  # ten a second would share positions in time
     processor = common.load_vlm(common.find_model("tiny"))[1]
     clip = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
     seconds = [float(common.qwen_inputs(processor, clip, "Where?", at)["second_per_grid_ts"][0]) for at in (([0, 2, 4, 6], 8, 10.0), ([0, 2, 4, 6], 8), None)]
@@ -301,6 +304,8 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(tmp_path, cir
     refused(make("--image", circle), "--ask")
     refused(make("--clip", circle), "--ask")
     refused(make("--ask", "Where?"), "--image", "--clip")
+    refused(make("--ask", "Where?", "--image", circle, "--films", tmp_path), "--films")
+    refused(make("--ask", "Where?", "--image", circle, "--mode", "describe"), "--mode")
     refused(make("--ask", " ", "--image", circle), "question")
     refused(make("--ask", "Where?", "--image", circle, "--clip", circle), "either")
     refused(make("--ask", "Where?", "--image", tmp_path / "none.jpg"), "none.jpg", "does not exist")

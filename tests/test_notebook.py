@@ -118,5 +118,5 @@ def test_the_notebook_runs_gate_1_in_an_empty_folder(made, tmp_path, monkeypatch
     assert "lacking: nothing" in capsys.readouterr().out and space["MORE"] == "N=40 FROZEN="
     verdict = common.load_yaml("results/tiny/shapes/gate1.yaml")
     assert f"verdict {verdict['verdict']}" in printed[-2] and "small weights, synthetic data" in verdict["headline"]
-    assert f"results/tiny/shapes/gate1.yaml:verdict: {verdict['verdict']}" in printed[-1] and f"headline: {verdict['headline'][:40]}" in printed[-1]
+    assert f"results/tiny/shapes/gate1.yaml:verdict: {verdict['verdict']}" in printed[-1] and verdict["headline"][:40] in printed[-1]
     assert common.load_yaml("data/shapes/index.yaml")["items"] == 40 and verdict["run"]["arguments"]["gate"] == 1
