@@ -1320,12 +1320,15 @@ def continuation(args, started):
     main, table = names[0], told["continuations"]
     for n, row in table.items():
         row |= {"static": bool(own[n]["motion_energy"].mean() < STATIC * own["vae"]["motion_energy"].mean()), "best_shift": running_ahead(ahead[n][0], clips, past)}
+    few = (going or list(range(len(ids))))[::max(len(going or ids) // 3, 1)][:3]
+    strips, few_words = {n: whole[n][0][few] for n in ("real", "vae", "copy", "flow", *names)}, [words[i] or ids[i] for i in few]
     result = {"stage": "predict", "mode": "continue", "model": None, "video": entry["name"], "video_weights": entry["weights"], "weights": entry["weights"], "data": data["data"],
               "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], "conditioning": main,
               **headlines(told, main), "static": table[main]["static"], "best_shift": table[main]["best_shift"], "clips": len(ids), "sources": len(set(sources)),
               "moving_clips": int((~errors["real"]["moving_l1"].isnan()).any(2).sum()), "direction_clips": len(going), "seeds": args.seeds, "seeds_are": "draws of noise: nothing is trained here",
               "past": past, "horizon": horizon, "shown": k, "frames": args.frames, "size": args.size, "steps": args.steps, "guidance": args.guidance,
               "films_seconds": sum(made[p]["seconds"] for p in jobs if p != "vae"), **told, "seconds": {p: x["seconds"] for p, x in made.items()}, "notes": CONTINUE_NOTES,
+              "sheet": sheet({n: x for n, x in strips.items() if n not in names[2:]}, few_words, out.with_name(f"{out.stem}-sheet.png")),
               "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
 
     shown = {n: whole[n][0] for n in ("real", "vae", "copy", *names)}
@@ -1334,8 +1337,6 @@ def continuation(args, started):
                 {"name": f"{data['name']}-films", "source_kind": "films", "data": data["data"], "seed": args.seed, "data_path": str(args.data), "model": None, "video": entry["name"],
                  "video_weights": entry["weights"], "conditioning": main, "commonest": max(sorted(set(acts)), key=acts.count) if acts else None,
                  "actions": sorted({a for a in (i.get("action", i.get("direction")) for i in every) if a is not None})[:200]})
-    few = (going or list(range(len(ids))))[::max(len(going or ids) // 3, 1)][:3]
-    strips, few_words = {n: whole[n][0][few] for n in ("real", "vae", "copy", "flow", *names)}, [words[i] or ids[i] for i in few]
     continued_picture(result, strips, few_words, out.with_suffix(".png"))
     animation({n: x for n, x in strips.items() if n in ("real", "copy", "flow", *names[:2])}, few_words, out.with_suffix(".gif"))
     save_yaml(out, result)
@@ -1439,6 +1440,15 @@ def animation(strips, words, path):
                     pen.text((4, y + side + 2), f"{'last frame seen' if t == 0 else f'+{t}'}: {words[r]}", "black", font)
         pages.append(page.quantize(palette=page.quantize(256, Image.Quantize.MAXCOVERAGE)))  # dithered
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=[1200, *[200] * (frames - 2), 1200][:frames], loop=0, optimize=True)
+
+
+def sheet(strips, words, path):
+    """Whole films {name: [clips, T, H, W, 3]} pixel for pixel in one PNG: clip after clip a row a film, a column a frame, so that a page can show any frame. Returns where they lie in it."""
+    from PIL import Image
+    rows = torch.stack(list(strips.values()), 1).flatten(0, 1)  # [clips * films, T, H, W, 3]
+    count, frames, high, wide = rows.shape[:4]
+    Image.fromarray(rows.transpose(1, 2).reshape(count * high, frames * wide, 3).numpy()).save(path)
+    return {"file": path.name, "clips": words, "films": list(strips), "frames": frames, "size": high}
 
 
 # ---------------------------------------------------------------- mode futures: several, and which of them is believed
