@@ -49,7 +49,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 align screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 report table align screen resolution binding test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -218,6 +218,13 @@ endif
 gate3: $(P)/gate3.yaml  ## does anything predict better than copying the last frame? in latent space; or by a video model that the model then describes
 	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
 
+# ---- what there is, for a person: these read YAML and PNG, and no stage runs for them
+
+report: $(SETUP)  ## one page of all results: results/report.html, which opens from disk, and results/summary.md
+	$(PY) explain.py --mode report --results results --out results/report.html
+table: $(SETUP)  ## a line for every verdict: model, data, gate, scores
+	@$(PY) verify.py --table results
+
 # ---- screening. The encoder that judges pictures, if it is among MODELS, stands there for the hybrid: it is probed and needs no bridge of its own.
 
 results/screen/screen.yaml: $(S:=/probe.yaml) verify.py common.py results/screen/.asked
@@ -256,5 +263,5 @@ smoke: $(SETUP)  ## every stage on made-up input
 lint: $(SETUP)  ## ruff
 	$(PY) -m ruff check .
 clean:  ## remove data/ and results that are not part of the repository
-	rm -rf data $(filter-out results/tiny results/bench.yaml results/bench-gpu.yaml results/calibrate.yaml results/calibrate.png results/cka-null.yaml results/cka-null.png,$(wildcard results/*)) $(filter-out results/tiny/checkpoints,$(filter-out %.yaml,$(wildcard results/tiny/*)))
+	rm -rf data $(filter-out results/tiny results/bench.yaml results/bench-gpu.yaml results/calibrate.yaml results/calibrate.png results/cka-null.yaml results/cka-null.png results/report.png,$(wildcard results/*)) $(filter-out results/tiny/checkpoints,$(filter-out %.yaml,$(wildcard results/tiny/*)))
 FORCE:
