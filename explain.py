@@ -747,7 +747,8 @@ table { border-collapse: collapse; font-size: .85rem } caption { text-align: lef
 th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ccc; min-width: 4.5em; max-width: 26em; font-variant-numeric: tabular-nums }
 th { font-weight: 600 } [scope=row] { position: sticky; left: 0; background: #fff } @media (max-width: 40rem) { [scope=row] { max-width: 9em } }
 figure { margin: 0 } figcaption { font-size: .85rem } summary { cursor: pointer; padding: .3rem 0 } dt { font-weight: 600; float: left; margin-right: .5em }
-.films { display: flex; flex-wrap: wrap; gap: .6rem } .films figure { width: 9.5rem; max-width: 46% } .film { aspect-ratio: 1; image-rendering: pixelated; background-repeat: no-repeat }
+.films { display: flex; flex-wrap: wrap; gap: .6rem } .films figure { width: 9.5rem; max-width: 46% }
+.film { aspect-ratio: 1; image-rendering: pixelated; background: var(--sheet) no-repeat 0 0 / var(--size) }
 .controls { display: flex; flex-wrap: wrap; gap: .8rem; align-items: center; margin: .6rem 0 } .controls input { flex: 1 1 12rem; max-width: 30rem; height: 2rem }
 button { font: inherit; padding: .3rem 1rem }
 .player, .js .stills { display: none } .js .player { display: block } .stills img { image-rendering: pixelated; max-width: 100% }
@@ -1055,12 +1056,12 @@ def players(content, folder, number):
         return [absent(path, "make gate3", f"is {sheet.width} x {sheet.height} pixels, not what the YAML says of it")]
     parts = []
     for c, words in enumerate(about["clips"]):
-        clip, name, label = sheet.crop((0, c * len(names) * side, sheet.width, (c + 1) * len(names) * side)), f"sheet-{number}-{c}", f"frame-{number}-{c}"
+        clip, label = sheet.crop((0, c * len(names) * side, sheet.width, (c + 1) * len(names) * side)), f"frame-{number}-{c}"
         uri = image(small(clip, min(160, side) * frames), "webp", "").get("src")
         films, stills = [], []
         for f, film in enumerate(names):
             alt = f"{film}: {FILMS.get(film, 'what the video model made')}; clip: {words}"
-            films.append(el("figure", el("div", class_=f"film {name}", role="img", aria_label=alt, style=f"background-position: 0 {100 * f / max(len(names) - 1, 1):.4f}%"), el("figcaption", film)))
+            films.append(el("figure", el("div", class_="film", role="img", aria_label=alt, style=f"background-position-y: {100 * f / max(len(names) - 1, 1):.4f}%"), el("figcaption", film)))
             at = [t for t in (0, 1, 2, 4, 8, 16) if t < frames]
             row = Image.new("RGB", (len(at) * (side + 2), side), "white")
             for k, t in enumerate(at):
@@ -1068,8 +1069,8 @@ def players(content, folder, number):
             stills.append(el("figure", image(small(row, 6 * 162), "webp", f"{alt}; frames {said(at)} after the last one seen"), el("figcaption", f"{film}: frames {said(at)}")))
         controls = el("div", el("label", "Frame", for_=label), el("input", type="range", id=label, min=0, max=frames - 1, value=0, step=1), el("output", for_=label, aria_live="off"),
                       el("button", "Play", type="button", aria_label=f"Play or pause the films of the clip: {words}"), class_="controls")
-        parts += [el("style", f".{name} {{ background-image: url({uri}); background-size: {100 * frames}% {100 * len(names)}% }}"),
-                  el("section", el("h4", f"Clip: {words}"), el("div", controls, el("div", *films, class_="films"), class_="player"), el("div", *stills, class_="stills"), class_="clip")]
+        films = el("div", *films, class_="films", style=f"--sheet: url({uri}); --size: {100 * frames}% {100 * len(names)}%")
+        parts.append(el("section", el("h4", f"Clip: {words}"), el("div", controls, films, class_="player"), el("div", *stills, class_="stills"), class_="clip"))
     return parts
 
 
