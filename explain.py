@@ -741,11 +741,11 @@ nav ul { columns: 14rem; padding-left: 1.2rem } code { font-size: .9em; backgrou
 .badge.missing { color: #1a1a1a; background: #fff; outline: 2px dashed #595959; outline-offset: -2px }
 .note { border-left: .4rem solid #E69F00; padding: .1rem .8rem; background: #fff8e8 } .absent { border-left: .4rem dashed #595959; padding: .1rem .8rem }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem } .charts figure { width: 24rem; max-width: 100% } .charts img, .wide img { max-width: 100%; height: auto }
-.brief { white-space: nowrap } .text { min-width: 14em }
+.brief { white-space: nowrap } .text { min-width: 18em }
 .scroll { overflow-x: auto; max-width: 100%; margin: 1rem 0 } .wide img { min-width: 44rem }
 table { border-collapse: collapse; font-size: .85rem } caption { text-align: left; font-weight: 600; padding: .3rem 0 } thead { border-bottom: 2px solid #595959 }
 th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ccc; min-width: 4.5em; max-width: 26em; font-variant-numeric: tabular-nums }
-th { font-weight: 600 } [scope=row] { position: sticky; left: 0; background: #fff } @media (max-width: 40rem) { [scope=row] { max-width: 9em } }
+th { font-weight: 600 } [scope=row] { position: sticky; left: 0; background: #fff } @media (max-width: 40rem) { [scope=row] { max-width: 11em } }
 figure { margin: 0 } figcaption { font-size: .85rem } summary { cursor: pointer; padding: .3rem 0 } dt { font-weight: 600; float: left; margin-right: .5em }
 .films { display: flex; flex-wrap: wrap; gap: .6rem } .films figure { width: 9.5rem; max-width: 46% }
 .film { aspect-ratio: 1; image-rendering: pixelated; background: var(--sheet) no-repeat 0 0 / var(--size) }
@@ -1015,13 +1015,14 @@ def heat_chart(title, rows, columns, numbers):
     return chart(title, "; ".join(f"{n}: " + ", ".join(f"{c} {said(v)}" for c, v in zip(columns, row, strict=True)) for n, row in rows.items()), draw, 1.6 + 0.24 * len(rows))
 
 
-def small(picture, width):
-    """A picture as WebP, no wider than `width`."""
+def small(picture, width, exact=False):
+    """A picture as WebP, no wider than `width`; exact: one that is narrow enough loses nothing."""
     from PIL import Image
+    exact = exact and picture.width <= width
     if picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     content = io.BytesIO()
-    picture.convert("RGB").save(content, "webp", quality=85)
+    picture.convert("RGB").save(content, "webp", quality=85, lossless=exact)
     return content.getvalue()
 
 
@@ -1057,7 +1058,7 @@ def players(content, folder, number):
     parts = []
     for c, words in enumerate(about["clips"]):
         clip, label = sheet.crop((0, c * len(names) * side, sheet.width, (c + 1) * len(names) * side)), f"frame-{number}-{c}"
-        uri = image(small(clip, min(160, side) * frames), "webp", "").get("src")
+        uri = image(small(clip, 160 * frames, exact=True), "webp", "").get("src")
         films, stills = [], []
         for f, film in enumerate(names):
             alt = f"{film}: {FILMS.get(film, 'what the video model made')}; clip: {words}"
@@ -1066,7 +1067,7 @@ def players(content, folder, number):
             row = Image.new("RGB", (len(at) * (side + 2), side), "white")
             for k, t in enumerate(at):
                 row.paste(clip.crop((t * side, f * side, (t + 1) * side, (f + 1) * side)), (k * (side + 2), 0))
-            stills.append(el("figure", image(small(row, 6 * 162), "webp", f"{alt}; frames {said(at)} after the last one seen"), el("figcaption", f"{film}: frames {said(at)}")))
+            stills.append(el("figure", image(small(row, 6 * 162, exact=True), "webp", f"{alt}; frames {said(at)} after the last one seen"), el("figcaption", f"{film}: frames {said(at)}")))
         controls = el("div", el("label", "Frame", for_=label), el("input", type="range", id=label, min=0, max=frames - 1, value=0, step=1), el("output", for_=label, aria_live="off"),
                       el("button", "Play", type="button", aria_label=f"Play or pause the films of the clip: {words}"), class_="controls")
         films = el("div", *films, class_="films", style=f"--sheet: url({uri}); --size: {100 * frames}% {100 * len(names)}%")
