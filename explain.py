@@ -634,6 +634,7 @@ def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
     for end, name in (("", main), ("_real", "real")):
         true, false = (table[name].get(f"{question}-{most}", {}) for question in YES)
         headline |= {f"yes_bias{end}{part}": false.get(value) for part, value in (("", "share"), ("_low", "low"), ("_high", "high"))}
+        headline[f"yes_bias{end}_reason"] = None if false.get("share") is not None else "no answer begins with yes or no" if false else "not asked: there is one action only"
         headline |= {f"yes_unparsed{end}": false.get("unparsed"), f"yes_gap{end}": None if None in (true.get("share"), false.get("share")) else true["share"] - false["share"]}
     return headline | {"unparsed": more["unparsed"], "options_searched": len(searched), "criteria": criteria, "conditionings": table}
 
@@ -715,7 +716,7 @@ PICTURES = {"gate1": "originals, what the autoencoder and what the bridge makes 
             "adapt-ablation": "test pictures through other bridges, layers, sizes and numbers of items"}
 CHARTS_OF = {"gate1": 1 / 3.15}  # the share of a picture above which it repeats charts that the page draws itself
 FILMS = {"real": "what happened", "vae": "what happened, through the autoencoder: no film can be closer", "copy": "the last frame seen, standing still",
-         "flow": "the last frame seen, moved on by optical flow"}
+         "flow": "the last frame seen, moved on by optical flow", "past, first, text": "what the video model made of the frames before, of the last of them, of a caption"}
 OF_FILMS = {"decoded_closeness": "closeness", "temporal_ratio": "motion over the clips' own", "direction_right": "right way"}
 MARKS = {"PROCEED": "▲", "PASS": "▲", "SUCCESS": "▲", "STOP": "■", "FAIL": "■", "FAILURE": "■", "PIVOT": "◆", "INCONCLUSIVE": "●", "missing": "○"}
 OKABE_ITO = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"  # colours that every kind of eye tells apart (Okabe and Ito, 2008)
@@ -743,7 +744,8 @@ nav ul { columns: 14rem; padding-left: 1.2rem } code { font-size: .9em; backgrou
 .charts { display: flex; flex-wrap: wrap; gap: 1rem } .charts figure { width: 24rem; max-width: 100% } .charts img, .wide img { max-width: 100%; height: auto }
 .brief { white-space: nowrap } .text { min-width: 18em }
 .scroll { overflow-x: auto; max-width: 100%; margin: 1rem 0 } .wide img { min-width: 44rem }
-table { border-collapse: collapse; font-size: .85rem } caption { text-align: left; font-weight: 600; padding: .3rem 0 } thead { border-bottom: 2px solid #595959 }
+table { border-collapse: collapse; font-size: .85rem } caption { text-align: left; font-weight: 600; padding: .3rem 0 }
+caption span { display: inline-block; position: sticky; left: 0; max-width: calc(100vw - 2rem) } thead { border-bottom: 2px solid #595959 }
 th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ccc; min-width: 4.5em; max-width: 26em; font-variant-numeric: tabular-nums }
 th { font-weight: 600 } [scope=row] { position: sticky; left: 0; background: #fff } @media (max-width: 40rem) { [scope=row] { max-width: 11em } }
 figure { margin: 0 } figcaption { font-size: .85rem } summary { cursor: pointer; padding: .3rem 0 } dt { font-weight: 600; float: left; margin-right: .5em }
@@ -897,7 +899,7 @@ def badge(word):
 def table(caption, head, rows):
     """A table in a box of its own that scrolls, by keyboard too, where the page is narrow. A cell is text or an element."""
     body = [el("tr", el("th", row[0], scope="row"), *(el("td", x, class_="" if not isinstance(x, str) else "brief" if len(x) < 27 else "text") for x in row[1:])) for row in rows]
-    return el("div", el("table", el("caption", caption), el("thead", el("tr", *(el("th", h, scope="col") for h in head))), el("tbody", *body)), class_="scroll", tabindex=0, role="region",
+    return el("div", el("table", el("caption", el("span", caption)), el("thead", el("tr", *(el("th", h, scope="col") for h in head))), el("tbody", *body)), class_="scroll", tabindex=0, role="region",
               aria_label=caption)
 
 

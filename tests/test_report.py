@@ -84,7 +84,7 @@ def test_a_folder_without_results_is_all_missing_and_no_folder_is_refused(tmp_pa
         assert f"make gate{gate} MODEL=tiny" in page and f"make gate{gate} MODEL=tiny" in summary
     for command in explain.ALONE.values():
         assert command in page
-    assert {w for a in Page(page).all("span") for w in a["class"].split()} == {"badge", "missing"}
+    assert {w for a in Page(page).all("span") for w in a.get("class", "").split()} == {"badge", "missing"}
     with pytest.raises(SystemExit, match="2"):
         report(tmp_path / "nowhere")
     assert "nowhere is not a folder" in capsys.readouterr().err
