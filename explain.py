@@ -1051,6 +1051,7 @@ def players(content, folder, number):
         return [absent("a sheet of films", "make gate3", "(predict.py --mode continue writes it)")]
     path, names, frames, side = folder / Path(about["file"]).name, about["films"], about["frames"], about["size"]
     try:
+        Image.MAX_IMAGE_PIXELS = None  # a sheet of large films is our own, and no attack
         with Image.open(path) as opened:
             sheet = opened.convert("RGB")
     except OSError:
