@@ -50,7 +50,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 gate4 all align screen resolution binding demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -249,6 +249,16 @@ $(P)/gate4.yaml: $(P)/verify.yaml verify.py common.py $(P)/.set
 gate4: $(P)/gate4.yaml  ## can a prediction be verified in its pixels, better than in latents or in words?
 	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
 
+all: gate1 gate2 gate3 gate4  ## gates 1 to 4 for MODEL, and then the report
+	@$(MAKE) --no-print-directory report
+
+# ---- what there is, for a person: these read YAML and PNG, and no stage runs for them
+
+report: $(SETUP)  ## one page of all results: results/report.html, which opens from disk, and results/summary.md
+	$(PY) explain.py --mode report --results results --out results/report.html
+table: $(SETUP)  ## a line for every verdict: model, data, gate, scores
+	@$(PY) verify.py --table results
+
 # ---- screening. The encoder that judges pictures, if it is among MODELS, stands there for the hybrid: it is probed and needs no bridge of its own.
 
 results/screen/screen.yaml: $(S:=/probe.yaml) verify.py common.py results/screen/.asked
@@ -303,5 +313,5 @@ smoke: $(SETUP)  ## every stage on made-up input
 lint: $(SETUP)  ## ruff
 	$(PY) -m ruff check .
 clean:  ## remove data/ and results that are not part of the repository
-	rm -rf data $(filter-out results/tiny results/bench.yaml results/bench-gpu.yaml results/calibrate.yaml results/calibrate.png results/cka-null.yaml results/cka-null.png,$(wildcard results/*)) $(filter-out results/tiny/checkpoints,$(filter-out %.yaml,$(wildcard results/tiny/*)))
+	rm -rf data $(filter-out results/tiny results/bench.yaml results/bench-gpu.yaml results/calibrate.yaml results/calibrate.png results/cka-null.yaml results/cka-null.png results/report.png,$(wildcard results/*)) $(filter-out results/tiny/checkpoints,$(filter-out %.yaml,$(wildcard results/tiny/*)))
 FORCE:

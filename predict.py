@@ -1148,21 +1148,22 @@ def continuation(args, started):
     ahead = alongside(clips, past, train, made["vae"]["films"]) | {n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}  # [draws, n, horizon, H, W, 3]
     look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
     head, told = film_table(ahead, items, clips, past, look, args.seed)
+    whole, going = {n: torch.cat([clips[:, past - 1:past], x[0]], 1) for n, x in ahead.items()}, goers(items, past - 1)[0]
+    few = (going or list(range(len(ids))))[::max(len(going or ids) // 3, 1)][:3]
+    strips, few_words = {n: whole[n][few] for n in ("real", "vae", "copy", "flow", *names)}, [words[i] or ids[i] for i in few]
     result = {"stage": "predict", "mode": "continue", "model": None, "video": entry["name"], "video_weights": entry["weights"], "weights": entry["weights"], "data": data["data"],
               "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], **head, "seeds_are": "draws of noise: nothing is trained here",
               "past": past, "horizon": horizon, "shown": k, "frames": args.frames, "size": args.size, "steps": args.steps, "guidance": args.guidance,
               "films_seconds": sum(made[p]["seconds"] for p in jobs if p != "vae"), **told, "seconds": {p: x["seconds"] for p, x in made.items()}, "notes": CONTINUE_NOTES,
+              "sheet": sheet({n: x for n, x in strips.items() if n not in names[2:]}, few_words, out.with_name(f"{out.stem}-sheet.png")),
               "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
 
-    whole = {n: torch.cat([clips[:, past - 1:past], x[0]], 1) for n, x in ahead.items()}
-    shown, going = {n: whole[n] for n in ("real", "vae", "copy", *names)}, goers(items, past - 1)[0]
+    shown = {n: whole[n] for n in ("real", "vae", "copy", *names)}
     acts = [a for a in (i.get("action", i.get("direction")) for i in every if split_of(i["source"]) == "train") if a is not None]
     write_items(out.parent / "films", (cut(item, past - 1) | {"id": f"{item['id']}/{n}", "frames": x[i].clone(), "conditioning": n} for n, x in shown.items() for i, item in enumerate(items)),
                 {"name": f"{data['name']}-films", "source_kind": "films", "data": data["data"], "seed": args.seed, "data_path": str(args.data), "model": None, "video": entry["name"],
                  "video_weights": entry["weights"], "conditioning": names[0], "commonest": max(sorted(set(acts)), key=acts.count) if acts else None,
                  "actions": sorted({a for a in (i.get("action", i.get("direction")) for i in every) if a is not None})[:200]})
-    few = (going or list(range(len(ids))))[::max(len(going or ids) // 3, 1)][:3]
-    strips, few_words = {n: whole[n][few] for n in ("real", "vae", "copy", "flow", *names)}, [words[i] or ids[i] for i in few]
     continued_picture(result, strips, few_words, out.with_suffix(".png"))
     animation({n: x for n, x in strips.items() if n in ("real", "copy", "flow", *names[:2])}, few_words, out.with_suffix(".gif"))
     save_yaml(out, result)
@@ -1221,6 +1222,15 @@ def animation(strips, words, path):
                     pen.text((4, y + side + 2), f"{'last frame seen' if t == 0 else f'+{t}'}: {words[r]}", "black", font)
         pages.append(page.quantize(palette=page.quantize(256, Image.Quantize.MAXCOVERAGE)))  # dithered
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=[1200, *[200] * (frames - 2), 1200][:frames], loop=0, optimize=True)
+
+
+def sheet(strips, words, path):
+    """Whole films {name: [clips, T, H, W, 3]} pixel for pixel in one PNG: clip after clip a row a film, a column a frame, so that a page can show any frame. Returns where they lie in it."""
+    from PIL import Image
+    rows = torch.stack(list(strips.values()), 1).flatten(0, 1)  # [clips * films, T, H, W, 3]
+    count, frames, high, wide = rows.shape[:4]
+    Image.fromarray(rows.transpose(1, 2).reshape(count * high, frames * wide, 3).numpy()).save(path)
+    return {"file": path.name, "clips": words, "films": list(strips), "frames": frames, "size": high}
 
 
 # ---------------------------------------------------------------- mode futures: several, and which of them is believed

@@ -5,6 +5,7 @@
     python verify.py --gate 3 --results results/tiny/future
     python verify.py --audit results/tiny/future/predict-continue.yaml
     python verify.py --print results/tiny/shapes/gate1.yaml
+    python verify.py --table results
     python verify.py --screen results/tiny/shapes results/tiny-semantic/shapes results/tiny-dinov2/shapes --out results/screen
 
 Reads the YAML that the stages before it wrote. Writes gate<N>.yaml, and gate1.png: scores per layer with their intervals and floors;
@@ -468,6 +469,22 @@ def show(result):
         if name in result:
             print(f"{words} {result[name]}")
     print(f"\nverdict {result['verdict']}\nheadline {result['headline']}")
+
+
+def overview(folder):
+    """One line for every verdict below `folder`: model, data, gate, verdict, kinds of weights and data, the scores that it hangs on (* by a stand-in), commit."""
+    lines = []
+    for path in sorted(Path(folder).rglob("gate*.yaml")):
+        x = load_yaml(path, "gate")
+        scores = ", ".join(f"{k}{'*' * bool(row.get('stand_in'))} {number(row['score'])} {row['answer']}" for k, row in x["criteria"].items() if row["level"] != "should")
+        lines.append([x["model"], x["data_name"], f"gate {x['gate']}", x["verdict"], f"{x['weights']}/{x['data']}", scores, x.get("run", {}).get("git_commit") or "-"])
+    for path in sorted(Path(folder).rglob("screen.yaml")):
+        x = load_yaml(path, "screen")
+        scores = ", ".join(f"{k} {number(m['weighted'])} {m['decision'] or m['kind']}" for k, m in x["models"].items())
+        lines.append([x["first"] or "none", x["data_name"], "screen", x["outcome"], f"{x['weights']}/{x['data']}", scores, x.get("run", {}).get("git_commit") or "-"])
+    if not lines:
+        refuse(f"{folder} holds no verdict (gate*.yaml, screen.yaml); run make gate1 first, or give the folder that holds all results")
+    return lines
 
 
 def picture(folder, path):
@@ -1844,6 +1861,7 @@ def get_args(argv):
     p.add_argument("--out", help="default: gate<N>.yaml in --results; with --screen a folder, results/screen")
     p.add_argument("--print", dest="show", metavar="YAML", help="print a verdict that is there and stop")
     p.add_argument("--strict", action="store_true", help="exit with 3 unless the verdict is PROCEED, the screening's outcome SUCCESS, the audit without disagreements")
+    p.add_argument("--table", metavar="FOLDER", help="print a line for every verdict below a folder and stop")
     return p.parse_args(argv)
 
 
@@ -1867,6 +1885,12 @@ def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.audit:
         return audited(args, started)
+    if args.table:
+        lines = overview(args.table)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            print("  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)))
+        return lines
     if args.show:
         result = load_yaml(args.show, "screen" if Path(args.show).name == "screen.yaml" else "gate")
     elif args.plant:

@@ -62,6 +62,7 @@ def test_a_model_that_always_says_the_same_retains_all_and_gains_nothing(planted
     assert result["action_recall_real"] == result["action_recall_generated"] == 0.4 and result["retention"] == pytest.approx(1)
     assert c["floors"]["commonest"] == pytest.approx(1) and c["gain"] == pytest.approx(0) and c["p"] == 1
     assert result["criteria"]["action_recall"]["gain"] == 0 and result["yes_bias"] is None and result["yes_unparsed"] == 1
+    assert result["yes_bias_reason"] == "no answer begins with yes or no"
 
 
 def test_what_is_said_of_other_clips_scores_at_the_floor_for_that(planted):
@@ -121,7 +122,7 @@ def test_the_question_and_the_number_of_frames_are_chosen_by_the_clips_themselve
                                              (lambda k, name, q, n: "no" if f" {true(k)}?" in q else "Yes", 1, -1)])
 def test_yes_to_all_is_bias_and_the_truth_is_none(planted, says, bias, gap):
     result = planted(lambda k, name, question, n: says(k, name, question, n) if question.endswith("yes or no.") else true(k))
-    assert [result[x] for x in ("yes_bias", "yes_bias_real", "yes_gap", "yes_gap_real")] == [bias, bias, gap, gap]
+    assert [result[x] for x in ("yes_bias", "yes_bias_real", "yes_gap", "yes_gap_real")] == [bias, bias, gap, gap] and result["yes_bias_reason"] is None
     row = result["conditionings"]["past"]["yes_false-4"]
     assert row["unparsed"] == 0 and row["low"] == row["high"] == bias
 
