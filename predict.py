@@ -1599,7 +1599,7 @@ def save_film(path, x, shape, fps):
     import av
     from PIL import Image
     side = x.shape[1] * -(-SEEN // x.shape[1])
-    height, width = (round(side * min(edge / min(shape), 4) / 2) * 2 for edge in shape)  # of a panorama a part of its length
+    height, width = (round(side * min(edge / min(shape), 4) / 2) * 2 for edge in shape)  # a longer panorama is squeezed
     how = Image.Resampling.NEAREST if side > x.shape[1] else Image.Resampling.BICUBIC
     pages, film, loop = [Image.fromarray(f.numpy()).resize((width, height), how) for f in x], io.BytesIO(), io.BytesIO()
     with av.open(film, "w", format="mp4") as file:
