@@ -1605,6 +1605,7 @@ def save_film(path, x, shape, fps):
     with av.open(film, "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1000), options={"crf": "18"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1  # the same bytes on every machine
         for page in pages:
             file.mux(stream.encode(av.VideoFrame.from_image(page)))
         file.mux(stream.encode())
