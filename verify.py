@@ -660,6 +660,9 @@ def to_plant(args, entry):
     if len(clips) < 4 or {split_of(i["source"]) for i in clips} != {"val", "test"}:
         refuse(f"{args.plant} has {len(clips)} clips of val and test in which something moves{' before a still camera and stays in sight' if masked else ''}"
                f"{', and of which there are films' if args.films else ''}; at least 4, of both splits, are needed")
+    for i in clips:
+        if i["id"] in generated and not torch.equal(generated[i["id"]]["real"], i["frames"][args.past - 1:]):
+            refuse(f"{args.films} shows of {i['id']} other frames than {args.plant} does from frame {args.past} on; give the --past and --horizon of these films, or make them again")
     return clips, generated, data, len(every) - len(clips)
 
 
@@ -708,13 +711,9 @@ def plant_all(args, started):
     def films():
         for i in tqdm(clips, desc="planted", unit="clip"):
             kinds = plant(i["frames"], subject(i), strangers.get(i["id"]), args.past, random.Random(f"{args.seed} {i['id']}").randrange)
-            real = kinds["right"]
-            others = generated.get(i["id"], {"real": real})
-            if not torch.equal(others["real"], real):
-                refuse(f"{args.films} shows of {i['id']} other frames than {args.plant} does from frame {args.past} on; give the --past and --horizon of these films, or make them again")
-            others = {k: x for k, x in others.items() if k not in ("real", "vae")} if split_of(i["source"]) == "test" else {}
+            others = {k: x for k, x in generated.get(i["id"], {}).items() if k not in ("real", "vae")} if split_of(i["source"]) == "test" else {}
             decoded = through(vae, torch.stack(list(kinds.values())), vae.temporal_compression_ratio)
-            for kind, x in {"real": real, **dict(zip(kinds, decoded, strict=True)), **others}.items():
+            for kind, x in {"real": kinds["right"], **dict(zip(kinds, decoded, strict=True)), **others}.items():
                 yield i | {"id": f"{i['id']}/{kind}", "frames": x.clone(), "conditioning": kind, **{k: i[k][args.past - 1:].clone() for k in ("mask", "boxes") if k in i}}
 
     content = hashlib.sha256(f"{fingerprint(entry['path'])} {args.seed} {inspect.getsource(plant)}".encode())  # so that features of other films under these ids are not taken for theirs

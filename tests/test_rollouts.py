@@ -36,7 +36,7 @@ def clips(n):
 def planted(item, draws=(3, 0, 2)):
     """plant's films of a clip; draws: what its three dice show."""
     dice = iter(draws)
-    other = verify.sprite(clip(1, colour=(60, 200, 60))["frames"][0], clip(1)["mask"][0] > 0)
+    other = verify.sprite(clip(1, colour=(60, 200, 60))["frames"][5], clip(1)["mask"][5] > 0)
     return verify.plant(item["frames"], item["mask"] > 0, other, PAST, lambda n: next(dice))
 
 
@@ -56,6 +56,14 @@ def test_scores_that_know_nothing_have_an_auroc_of_a_half_and_intervals_that_hol
     assert abs(sum(areas) / 100 - 0.5) < 0.02 and 89 <= inside <= 100
 
 
+def test_what_is_missing_scores_nothing_and_what_cannot_vary_is_not_certain():
+    right = torch.arange(40) % 2 == 0
+    draws = verify.drawn([f"s{i // 4}" for i in range(40)], 0)
+    assert verify.interval(verify.aurocs(torch.full((40,), math.nan).double(), right, draws), 10) == (None, None, None)
+    assert verify.interval(verify.aurocs(right.double(), right, draws), 10) == (1, pytest.approx(0.7), pytest.approx(1.3))  # ten sources without an error: three in ten might have one
+    assert verify.named_interval("x", verify.aurocs(right.double(), right, draws), 10) == {"x": 1, "x_low": pytest.approx(0.7), "x_high": 1}
+
+
 def test_auroc_is_the_librarys_with_ties_and_weights():
     from sklearn.metrics import roc_auc_score
     g = torch.Generator().manual_seed(1)
@@ -71,6 +79,9 @@ def test_accepting_at_random_keeps_the_risk_and_accepting_by_the_truth_removes_w
     noise = [verify.mean_risk(torch.randn(100, generator=g).double(), right, one).item() for _ in range(100)]
     assert sum(noise) / 100 == pytest.approx(0.25, abs=0.02)
     assert verify.mean_risk(torch.zeros(100).double(), right, one).item() == pytest.approx(0.25)  # of equal scores none comes first
+    draws = verify.drawn([f"s{i // 4}" for i in range(100)], 0)
+    saved = verify.mean_risk(torch.zeros(100).double(), right, draws) - draws[:, ~right].sum(1) / draws.sum(1)
+    assert saved.abs().max() < 1e-9  # nor in any resample
     risk, coverage = verify.risk_coverage(right.double(), right, one)
     assert risk[0, 74] == 0 and risk[0, -1] == pytest.approx(0.25) and coverage[0, -1] == 1
     assert (risk[0].diff() >= 0).all()
@@ -84,8 +95,8 @@ def test_conformal_acceptance_keeps_its_promise_over_a_hundred_resplits(n):
     scores = torch.randn(6 * n, generator=g).double() + right
     found = verify.conformal(scores, right, sources, 0.1, 0)
     exact = math.floor((n + 1) * 0.1) / (n + 1)  # of n calibrating and one more, exchangeable
-    assert found["conformal_error_low"] - 0.01 <= exact <= found["conformal_error_high"] + 0.01 and found["conformal_error"] <= 0.1 + 0.02
-    assert found["conformal_calibrated_on"] == n and (n > 8) == (found["conformal_accepted_right"] > 0)  # eight cannot promise a tenth: nothing is accepted
+    assert found["resplit_exact"] == exact and found["resplit_error_low"] - 0.01 <= exact <= found["resplit_error_high"] + 0.01
+    assert found["resplit_calibrated_on"] == n and (n > 8) == (found["resplit_accepted_right"] > 0)  # eight cannot promise a tenth: nothing is accepted
 
 
 def test_wrong_ones_that_all_score_alike_are_none_of_them_accepted():
@@ -133,6 +144,21 @@ def test_a_wrong_direction_is_never_the_right_one(angle):
     assert found["direction"].tolist() == [False, True]
 
 
+def test_a_clip_is_left_out_whose_object_leaves_the_picture_or_that_stands_still():
+    item = clip(0)
+    assert verify.whole_and_going(item, PAST) and verify.goes_somewhere(item["frames"], PAST)
+    assert not verify.whole_and_going(clip(0, (0, 5)), PAST) and not verify.whole_and_going(item | {"camera": [1, 0]}, PAST) and not verify.whole_and_going(item | {"direction": "still"}, PAST)
+    assert not verify.goes_somewhere(clip(0, (0, 0))["frames"], PAST)
+
+
+def test_candidates_are_compared_with_those_of_the_same_clip():
+    truth = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0]]).bool()
+    scores = torch.tensor([[0.2, 0.1, 0.0], [5.2, 5.1, 5.0], [9.0, 9.0, 9.0]]).double()  # a clip's own order is right, between clips there is none
+    area, top = verify.within(scores, truth, torch.ones(1, 3).double())
+    assert area.item() == 1 and top.item() == pytest.approx(2 / 3)
+    assert verify.within(-scores, truth, torch.ones(1, 3).double())[0].item() == 0 and verify.within(0 * scores, truth, torch.ones(1, 3).double())[0].item() == 0.5
+
+
 def test_of_a_clip_without_masks_only_its_time_is_changed():
     item = clip(0)
     film = verify.plant(item["frames"], None, None, PAST, None)
@@ -147,7 +173,7 @@ def test_rightness_follows_the_object():
     found = verify.rightness(torch.stack(list(film.values())), film["right"], item["mask"][PAST - 1] > 0, "right")
     of = {a: dict(zip(film, x.tolist(), strict=True)) for a, x in found.items()}
     assert [k for k in film if not of["direction"][k]] == ["direction", "identity", "vanished"] or not of["direction"]["direction"]
-    assert of["position"]["right"] and of["position"]["late"] and not of["position"]["direction"] and not of["position"]["identity"]
+    assert {k for k in film if of["position"][k]} == {"right", "pasted", "blurred", "late"}  # a frame late is an eighth of the way, half the speed half of it
     assert not of["identity"]["vanished"] and not of["identity"]["identity"] and of["identity"]["speed"]
     assert verify.rightness(film["right"][None], film["right"], item["mask"][PAST - 1] > 0, "up") is None  # the clip itself does not go where it is said to
 
@@ -208,7 +234,7 @@ def world(tmp_path_factory):
         made += [c | {"id": f"{c['id']}/{kind}", "frames": x.clone(), "mask": c["mask"][PAST - 1:].clone(), "conditioning": kind} for kind, x in {"real": kinds["right"], **kinds}.items()]
         if common.split_of(c["source"]) == "test":  # films of a video model that holds the last frame still, or carries it on
             made += [c | {"id": f"{c['id']}/{kind}", "frames": x.clone(), "mask": c["mask"][PAST - 1:].clone(), "conditioning": kind}
-                     for kind, x in (("copy", kinds["right"][:1].expand_as(kinds["right"])), ("past", kinds["late"]))]
+                     for kind, x in (("copy", kinds["right"][:1].expand_as(kinds["right"])), ("past", kinds["late"]), ("first", kinds["direction"]))]
     common.write_items(folder / "planted", made, {"name": "discs-planted", "source_kind": "planted", "data": "synthetic", "seed": 0, "data_path": str(folder / "data"), "past": PAST,
                                                   "horizon": AHEAD, "films_path": None, "vae": "made-up-vae", "vae_weights": "random", "conditioning": "right", "left_out": 0})
     g, ids = torch.Generator().manual_seed(0), [i["id"] for i in made]
@@ -239,6 +265,8 @@ def test_verifiers_are_told_apart_by_what_they_know(found):
     result, out = found
     assert common.load_yaml(out, "verify")["pixel_auroc"] == pytest.approx(result["pixel_auroc"], rel=1e-5) and out.with_suffix(".png").stat().st_size > 10000
     table = result["verifiers"]
+    assert result["pixel_verifier"] != "position_error" and table["position_error"]["family"] == "tracked" and set(result["rightness_of_planted"]) == set(verify.PLANTED)
+    assert {kind: share for kind, share in result["rightness_of_planted"].items() if (share > 0.9) != verify.PLANTED[kind]} == {}
     assert table["planted vision.0 cosine"]["auroc"] == 1 and result["latent_verifier"].startswith("planted vision.0")
     assert table["planted language.0 cosine"]["auroc_low"] < 0.5 < table["planted language.0 cosine"]["auroc_high"]
     assert result["pixel_auroc"] > 0.9 and table["words"]["kinds"]["direction"]["flagged"] == 1 and table["words"]["kinds"]["speed"]["flagged"] == 0
@@ -250,45 +278,44 @@ def test_verifiers_are_told_apart_by_what_they_know(found):
 @pytest.mark.slow
 def test_films_of_a_video_model_are_judged_by_where_their_object_goes(found):
     made = found[0]["made"]
-    assert made["right_by_kind"] == {"copy": 0, "past": 1} and "position_error" not in made["verifiers"] and made["verifiers"]["mse"]["all"]["auroc"] > 0.9
-    assert found[0]["conformal_error_made"] <= 0.5 and found[0]["criteria"]["made_auroc"]["verifier"] != "position_error"
+    assert made["right_by_kind"] == {"past": 1, "first": 0} and "position_error" not in made["verifiers"] and made["verifiers"]["mse"]["all"]["auroc"] > 0.9  # a copy is nobody's film
+    assert found[0]["conformal_accepted_made"] > found[0]["conformal_error_made"] and found[0]["criteria"]["made_over_latent"]["floor_name"].startswith("planted vision.0")
 
 
 @pytest.mark.slow
 def test_what_is_seen_grows_with_the_horizon_and_accepting_by_it_lowers_the_risk(found):
     result = found[0]
-    pixel = [row[result["pixel_verifier"]]["auroc"] for row in result["horizons"].values()]
-    assert list(result["horizons"]) == ["1", "2", "4", "8"] and pixel[-1] >= pixel[0] - 0.02 and "words" not in result["horizons"]["4"]
+    pixel, wrong = ([row[key] for row in result["horizons"].values()] for key in (result["pixel_verifier"], "begun"))
+    assert list(result["horizons"]) == ["1", "2", "4", "8"] and pixel[-1]["auroc"] > 0.9 and "words" not in result["horizons"]["4"] and wrong == sorted(wrong) and wrong[-1] > 0.9
     curve = result["risk_coverage"]
     assert result["aurc"] < result["base_risk"] and curve["risk"][-1] == pytest.approx(curve["random"]) and all(r >= p - 0.05 for r, p in zip(curve["risk"], curve["perfect"], strict=True))
-    assert result["conformal_error"] <= 0.15 and result["conformal_error_low"] <= 0.1
+    assert result["conformal_error"] <= 0.2 and result["conformal_accepted_right"] > 0.8 and result["accepted_by_kind"]["right"] == 1 and result["accepted_by_kind"]["direction"] < 0.1
 
 
 @pytest.mark.slow
-def test_the_makers_own_latents_are_no_candidates(world, tmp_path):
-    folder = world / "knows"
-    index = common.load_yaml(folder / "index.yaml", "extract")
-    common.save_yaml(folder / "index.yaml", index | {"model": "made-up-vae"})
-    try:
-        result = verified(world, tmp_path / "verify.yaml", "--latents", world / "knows", world / "noise")
-    finally:
-        common.save_yaml(folder / "index.yaml", index)
-    assert result["decoder_auroc"] == 1 and result["latent_verifier"].startswith("planted") and result["latent_auroc"] < 0.7
+def test_an_encoder_of_one_time_step_says_nothing_of_films_that_end_before_it_and_wins_nothing(world, tmp_path):
+    items = common.load_items(world / "planted")[0]
+    short = [i | {"frames": i["frames"][:8].clone(), "mask": i["mask"][:8].clone()} for i in items]
+    index = common.load_yaml(world / "planted" / "index.yaml", "data")
+    common.write_items(tmp_path / "planted", short, {k: index[k] for k in ("name", "source_kind", "data", "data_path", "past", "vae", "vae_weights")})
+    common.plant_features(tmp_path / "one", [i["id"] for i in items], {"latents": torch.randn(len(items), 1, 2, 2, 4)}, tmp_path / "planted")
+    result = verify.main(["--rollouts", str(tmp_path / "planted"), "--latents", str(tmp_path / "one"), "--out", str(tmp_path / "verify.yaml")])
+    assert list(result["horizons"]) == ["1", "2", "4", "7"] and "latent_verifier" not in result and result["verifiers"]["planted latents l2"]["auroc"] is None
+    gate = verify.main(["--gate", "4", "--results", str(tmp_path)])
+    assert gate["verdict"] == "INCONCLUSIVE" and "pixel_over_latent" in gate["headline"] and gate["plain_verdict"] is None
 
 
 @pytest.mark.slow
 def test_gate_4_says_where_to_when_latents_know_it_all(found, tmp_path):
     gate = verify.main(["--gate", "4", "--results", str(found[1].parent), "--out", str(tmp_path / "gate4.yaml")])
-    assert gate["verdict"] in ("PIVOT", "INCONCLUSIVE") and gate["criteria"]["pixel_over_latent"]["answer"] != "PASS" and gate["criteria"]["pixel_auroc"]["answer"] == "PASS"
+    assert gate["verdict"] == "PIVOT" and "to latents" in gate["headline"] and gate["criteria"]["pixel_over_latent"]["answer"] == "FAIL" and gate["criteria"]["pixel_auroc"]["answer"] == "PASS"
     assert "random weights, synthetic data" in gate["headline"] and gate["flagged"][gate["pixel_verifier"]]["vanished"] > 0.9
-
-
-CLEAR = {"low": 0.01, "high": 0.05}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pixel", "gain", "audit", "verdict", "words"), [
-    (0.95, 0.30, [], "PROCEED", "pixels can verify"), (0.60, -0.2, [], "STOP", "no verifier"), (0.95, -0.04, [], "PIVOT", "to latents"), (0.80, 0.3, [], "INCONCLUSIVE", "pixel_auroc"),
+    (0.95, 0.30, [], "PROCEED", "pixels can verify"), (0.60, 0.1, [], "STOP", "no verifier"),
+    (0.60, -0.3, [], "PIVOT", "to latents"), (0.95, -0.04, [], "PIVOT", "to latents"), (0.80, 0.3, [], "INCONCLUSIVE", "pixel_auroc"),
     (0.95, 0.30, ["films/00000.pt shows another frame"], "INCONCLUSIVE", "another frame")])
 def test_the_decision_of_gate_4(found, tmp_path, pixel, gain, audit, verdict, words):
     content = common.load_yaml(found[1], "verify")
@@ -296,6 +323,7 @@ def test_the_decision_of_gate_4(found, tmp_path, pixel, gain, audit, verdict, wo
            "gain_high": pixel - 0.47, "n": 100}
     over = row | {"floor": pixel - gain, "floor_name": "latents", "gain": gain, "gain_low": gain - 0.03, "gain_high": gain + 0.03}
     content["criteria"] |= {"pixel_auroc": row, "pixel_over_latent": over}
+    content |= {"latent_auroc_low": pixel - gain - 0.03}
     common.save_yaml(tmp_path / "verify.yaml", content | {"audit": {"checked": 9, "films": 3, "disagreements": audit}})
     gate = verify.main(["--gate", "4", "--results", str(tmp_path)])
     assert gate["verdict"] == verdict and words in gate["headline"]
@@ -306,7 +334,7 @@ def test_the_decision_of_gate_4(found, tmp_path, pixel, gain, audit, verdict, wo
 def test_two_takes_of_a_scene_say_what_nothing_can_be_better_than(world, found, tmp_path):
     assert found[0]["ceilings"]["repeat"] is None and "repeat" in found[0]["repeat_reason"]
     items, index = common.load_items(world / "planted")
-    takes = [i | {"repeat": i["direction"]} for i in items if i["conditioning"] not in ("copy", "past")]
+    takes = [i | {"repeat": i["direction"]} for i in items if i["conditioning"] not in ("copy", "past", "first")]
     common.write_items(tmp_path / "planted", takes, {k: index[k] for k in ("name", "source_kind", "data", "data_path", "past", "vae", "vae_weights")})
     result = verify.main(["--rollouts", str(tmp_path / "planted"), "--out", str(tmp_path / "verify.yaml")])
     repeat = result["ceilings"]["repeat"]
