@@ -805,7 +805,7 @@ PROGRAMME = {1: ("Do the latents suffice?", ("probe", "align", "adapt-latents"),
              2: ("Can a small adapter bridge?", ("adapt-scaling", "adapt-ablation", "adapt-hybrid"), ("adapt-video", "predict-coherence", "explain-films")),
              3: ("Does anything predict?", ("predict-latents", "predict-continue", "predict-futures", "explain-describe"), ()),
              4: ("Can pixels verify?", ("verify",), ())}
-QUESTION = ("Can a vision-language model carry enough spatial and temporal information to drive a video decoder, predict what happens next, and have the prediction checked in pixels?")
+QUESTION = "Can a vision-language model carry enough spatial and temporal information to drive a video decoder, predict what happens next, and have the prediction checked in pixels?"
 STANDALONE = {"screen/screen": "make screen", "calibrate": "make calibrate", "bench": "make bench", "bench-gpu": "make bench-gpu", "cka-null": "python tests/cka_null.py"}
 CURVES = {"bbox_iou": "Box IoU", "spatial_iou": "Mask IoU", "edge_probe_f1": "Edge F1", "direction_accuracy": "Direction of motion", "speed_r2": "Speed, R2"}
 PICTURES = {"gate1": "originals, what the autoencoder and what the bridge makes of them, and boxes, true (white) and decoded (red)",
@@ -968,7 +968,8 @@ def unmeasured(found, alone):
                     gaps.setdefault((f"{value} weights of the {key.removesuffix('weights').rstrip('_') or 'model'}", why), []).append(here)
                 if key == "data" and value == "synthetic":
                     gaps.setdefault(("synthetic data", "made up by data.py, so that the truth is known; real pictures and clips may behave otherwise"), []).append(here)
-    return [[what, why, ", ".join(where[:5]) + f" and {len(where) - 5} more" * (len(where) > 5)] for (what, why), where in sorted(gaps.items())]
+    places = {gap: list(dict.fromkeys(where)) for gap, where in sorted(gaps.items())}
+    return [[what, why, ", ".join(where[:5]) + f" and {len(where) - 5} more" * (len(where) > 5)] for (what, why), where in places.items()]
 
 
 # ---------------------------------------------------------------- report: charts and pictures

@@ -82,7 +82,7 @@ def test_a_folder_without_results_is_all_missing_and_no_folder_is_refused(tmp_pa
     assert found["gates"] == 0 and found["yaml"] == 0
     for gate in range(1, 5):
         assert f"make gate{gate} MODEL=tiny" in page and f"make gate{gate} MODEL=tiny" in summary
-    for command in explain.ALONE.values():
+    for command in explain.STANDALONE.values():
         assert command in page
     assert {w for a in Page(page).all("span") for w in a.get("class", "").split()} == {"badge", "missing"}
     with pytest.raises(SystemExit, match="2"):
@@ -109,6 +109,9 @@ def test_where_all_is_measured_on_published_weights_and_real_data_nothing_is_sai
     assert explain.unmeasured({("m", "d"): {"gate1": best}}, {}) == []
     worse = best | {"lpips": None, "lpips_reason": "no backbone", "video_weights": "random", "data": "synthetic"}
     assert [what for what, _, _ in explain.unmeasured({("m", "d"): {"gate1": worse}}, {})] == ["lpips", "random weights of the video", "synthetic data"]
+    rows = {"lpips": RECORD | {"stand_in": True, "source": "no backbone"}, "speed": {"score": None, "reason": "not timed"}}
+    screened = explain.unmeasured({}, {"screen/screen": {"stage": "screen", "criteria": {"a": rows, "b": rows}}})
+    assert screened == [["a speed", "not timed", "screen/screen"], ["b speed", "not timed", "screen/screen"], ["lpips, judged by a stand-in", "no backbone", "screen/screen"]]
 
 
 def test_what_a_yaml_says_is_never_read_as_html(tmp_path):
