@@ -799,6 +799,10 @@ def live(args, started):
               "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(entry))}
     if args.out:
         save_yaml(args.out, result)
+    say(result)
+    return result
+
+
 # ---------------------------------------------------------------- report: a page for a person, of the YAML and PNG of all stages
 
 PROGRAMME = {1: ("Do the latents suffice?", ("probe", "align", "adapt-latents"), ("probe",)),  # gate: (what it asks, its stages in the data's folder, those on moving shapes)
