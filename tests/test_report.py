@@ -99,7 +99,7 @@ def test_the_page_and_the_summary_say_what_the_yaml_says_and_what_is_missing(tmp
             assert words in text, words
     assert 'make gate1 MODEL=tiny SET="bbox_iou=0.5"' in summary
     assert "tiny/shapes/align.yaml" not in summary and "tiny/future/predict-continue.yaml" not in summary  # they are there
-    assert found["gates"] == 1 and found["missing"] == summary.count("* missing: `tiny") == 1 + 1 + 7 + 4 + 2  # adapt-latents and motion of gate 1; gates 2, 3, 4
+    assert found["gates"] == 1 and found["missing"] == summary.count("* missing: `tiny") == 1 + 1 + 7 + 4 + 3  # adapt-latents and motion of gate 1; gates 2, 3, 4
     heads = re.findall(r"^## (.+)", summary, re.MULTILINE)
     assert heads[0] == "Executive summary" and [h[:2] for h in heads[1:]] == [f"{k}." for k in range(1, 10)]
 
@@ -180,6 +180,21 @@ def test_a_line_for_every_verdict_and_nothing_is_rebuilt(tmp_path, capsys):
     assert "holds no verdict" in capsys.readouterr().err
     would = subprocess.run(["make", "-n", "report", "table", "PY=python"], cwd=HERE, capture_output=True, text=True).stdout
     assert [line.split()[:2] for line in would.splitlines()] == [["python", "explain.py"], ["python", "verify.py"]]
+
+
+def test_the_verifiers_are_shown_as_far_as_they_are_there(tmp_path):
+    world(tmp_path)
+    path, area = tmp_path / "tiny/future/verify.yaml", {"auroc": 0.9123, "auroc_low": 0.8512, "auroc_high": 0.9534}
+    save_yaml(path, {"stage": "verify", "model": "tiny", **KINDS})
+    report(tmp_path)
+    kinds = {"direction": area | {"auroc": 0.7654, "flagged": 0.5}}
+    save_yaml(path, {"stage": "verify", "model": "tiny", **KINDS, "pixel_auroc": 0.9123, "repeat_reason": "no take twice", "verifiers": {"l1": area | {"family": "pixel", "kinds": kinds}},
+                     "horizons": {1: {"l1": area}, 16: {"l1": area}}, "risk_coverage": {"coverage": [0.5, 1.0], "risk": [0.1, 0.3], "random": 0.3}, "ceilings": {"vae": {"l1": 0.123}, "repeat": None},
+                     "made": {"films": 288, "verifiers": {"l1": {"all": {"auroc": 0.6543}}}}})
+    _, page, summary = report(tmp_path)
+    text = Page(page).text
+    assert all(words in text for words in ("0.912 [0.851, 0.953]", "0.765", "0.654", "0.123", "288", "no take twice")) and "| l1 | pixel | 0.912 [0.851, 0.953] |" in summary
+    assert "tiny/future/verify.yaml" not in summary and all(any(a["alt"].startswith(t) for a in Page(page).all("img")) for t in ("AUROC for wrong", "AUROC by horizon", "Risk of what is kept"))
 
 
 @pytest.mark.slow
