@@ -1403,12 +1403,13 @@ def save_film(path, x, shape, fps):
     import av
     from PIL import Image
     side = x.shape[1] * -(-SEEN // x.shape[1])
-    height, width = (round(side * min(edge / min(shape), 4) / 2) * 2 for edge in shape)  # of a panorama a part of its length
+    height, width = (round(side * min(edge / min(shape), 4) / 2) * 2 for edge in shape)  # a longer panorama is squeezed
     how = Image.Resampling.NEAREST if side > x.shape[1] else Image.Resampling.BICUBIC
     pages, film, loop = [Image.fromarray(f.numpy()).resize((width, height), how) for f in x], io.BytesIO(), io.BytesIO()
     with av.open(film, "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1000), options={"crf": "18"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1  # the same bytes on every machine
         for page in pages:
             file.mux(stream.encode(av.VideoFrame.from_image(page)))
         file.mux(stream.encode())

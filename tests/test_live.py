@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_clips import encode
 
 import common
 import data
@@ -292,6 +293,15 @@ def test_of_a_long_video_frames_are_spread_evenly_and_its_own_rate_is_told(tmp_p
     clip = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
     seconds = [float(common.qwen_inputs(processor, clip, "Where?", at)["second_per_grid_ts"][0]) for at in (([0, 2, 4, 6], 8, 10.0), ([0, 2, 4, 6], 8), None)]
     assert seconds == pytest.approx([0.4, 2.0, 1.0])  # two frames to a step
+
+
+def test_a_video_on_its_side_is_watched_upright(tmp_path):
+    x = np.zeros((6, 48, 64, 3), np.uint8)
+    x[:, :16, :20], x[:, 30:, 50:] = (220, 30, 30), (30, 30, 220)
+    encode(tmp_path / "a.mp4", np.rot90(x, 1, (1, 2)), turned=90)  # stored turned left: the header asks to turn right
+    encode(tmp_path / "a.avi", x)
+    for name in ("a.mp4", "a.avi"):
+        assert apart(explain.watched(tmp_path / name, 3, 48)[0], common.frames_of({"frames": torch.from_numpy(x[:3])}, 48)) < 0.02, name
 
 
 def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(tmp_path, circle, refused, monkeypatch):
