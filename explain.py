@@ -799,13 +799,17 @@ def live(args, started):
               "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(entry))}
     if args.out:
         save_yaml(args.out, result)
+    say(result)
+    return result
+
+
 # ---------------------------------------------------------------- report: a page for a person, of the YAML and PNG of all stages
 
 PROGRAMME = {1: ("Do the latents suffice?", ("probe", "align", "adapt-latents"), ("probe",)),  # gate: (what it asks, its stages in the data's folder, those on moving shapes)
              2: ("Can a small adapter bridge?", ("adapt-scaling", "adapt-ablation", "adapt-hybrid"), ("adapt-video", "predict-coherence", "explain-films")),
              3: ("Does anything predict?", ("predict-latents", "predict-continue", "predict-futures", "explain-describe"), ()),
-             4: ("Can pixels verify?", ("verify",), ())}
-QUESTION = ("Can a vision-language model carry enough spatial and temporal information to drive a video decoder, predict what happens next, and have the prediction checked in pixels?")
+             4: ("Can pixels verify?", ("explain-planted", "verify"), ())}
+QUESTION = "Can a vision-language model carry enough spatial and temporal information to drive a video decoder, predict what happens next, and have the prediction checked in pixels?"
 STANDALONE = {"screen/screen": "make screen", "calibrate": "make calibrate", "bench": "make bench", "bench-gpu": "make bench-gpu", "cka-null": "python tests/cka_null.py"}
 CURVES = {"bbox_iou": "Box IoU", "spatial_iou": "Mask IoU", "edge_probe_f1": "Edge F1", "direction_accuracy": "Direction of motion", "speed_r2": "Speed, R2"}
 PICTURES = {"gate1": "originals, what the autoencoder and what the bridge makes of them, and boxes, true (white) and decoded (red)",
@@ -961,14 +965,17 @@ def unmeasured(found, alone):
                     why = judged[outer].get("lpips", row).get("source") or content.get("lpips_reason") or "no reason is stated"
                     gaps.setdefault((f"{name}, judged by a stand-in", why), []).append(here)
             for key, value in content.items():
-                if value is None and (content.get(f"{key}_reason") or f"{key}_low" in content):
-                    gaps.setdefault((key, content.get(f"{key}_reason") or "no reason is stated"), []).append(here)
+                if value is None and f"{key}_low" in content and f"{key}_reason" not in content:
+                    gaps.setdefault((key, "no reason is stated"), []).append(here)
+                if key.endswith("_reason") and value and content.get(key.removesuffix("_reason")) is None:
+                    gaps.setdefault((key.removesuffix("_reason"), value), []).append(here)
                 if key.endswith("weights") and value and value != "pretrained":
                     why = "this project's own: an instrument check, not a finding about published models" if value == "small" else "not published ones"
                     gaps.setdefault((f"{value} weights of the {key.removesuffix('weights').rstrip('_') or 'model'}", why), []).append(here)
                 if key == "data" and value == "synthetic":
                     gaps.setdefault(("synthetic data", "made up by data.py, so that the truth is known; real pictures and clips may behave otherwise"), []).append(here)
-    return [[what, why, ", ".join(where[:5]) + f" and {len(where) - 5} more" * (len(where) > 5)] for (what, why), where in sorted(gaps.items())]
+    places = {gap: list(dict.fromkeys(where)) for gap, where in sorted(gaps.items())}
+    return [[what, why, ", ".join(where[:5]) + f" and {len(where) - 5} more" * (len(where) > 5)] for (what, why), where in places.items()]
 
 
 # ---------------------------------------------------------------- report: charts and pictures
@@ -1322,11 +1329,13 @@ def verifiers(found):
         parts += [el("h3", f"{m} on {d}"), charts(*([dots_chart("AUROC for wrong predictions", rows, "auroc", {"chance": 0.5})] if rows else []), *lines),
                   grid("Verifiers; AUROC by kind of error", rows, {"family": "family", "auroc": "AUROC", **kinds}, "verifier"),
                   folded("Every headline figure", table("Headline", ["figure", "value [95% interval]"], [[k, cell(x, k)] for k in facts]))]
-        for title, some in ((k.replace("_", " ").capitalize(), x[k]) for k in ("without_outcome", "ceilings", "audit") if isinstance(x.get(k), dict)):
-            nested = {n: row for n, row in some.items() if isinstance(row, dict)}
+        for key, some in ((k, v) for k, v in x.items() if isinstance(v, dict) and k not in ("verifiers", "horizons", "risk_coverage", "criteria", "notes", "run")):
+            title, nested = {"made": "Of films that the video model made"}.get(key, key.replace("_", " ").capitalize()), {n: row for n, row in some.items() if isinstance(row, dict)}
+            if "verifiers" in nested:  # of the films that were made: each verifier's row for all that can be wrong
+                nested = {n: row.get("all", row) for n, row in nested["verifiers"].items()}
             plainly = [[n, cell(some, n)] for n, row in some.items() if not isinstance(row, dict) and not n.endswith(("_low", "_high"))]
-            parts += [grid(title, nested, {k: k for row in nested.values() for k in row if not k.endswith(("_low", "_high"))}, "name")] if nested else []
-            parts += [table(title, ["name", "value"], plainly)] if plainly else []
+            columns = {k: k.replace("_", " ") for row in nested.values() for k, v in row.items() if not k.endswith(("_low", "_high")) and not isinstance(v, dict)}
+            parts += [grid(title, nested, columns, "name")] * bool(columns) + [table(title, ["name", "value"], plainly)] * bool(plainly)
     return parts
 
 

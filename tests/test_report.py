@@ -82,7 +82,7 @@ def test_a_folder_without_results_is_all_missing_and_no_folder_is_refused(tmp_pa
     assert found["gates"] == 0 and found["yaml"] == 0
     for gate in range(1, 5):
         assert f"make gate{gate} MODEL=tiny" in page and f"make gate{gate} MODEL=tiny" in summary
-    for command in explain.ALONE.values():
+    for command in explain.STANDALONE.values():
         assert command in page
     assert {w for a in Page(page).all("span") for w in a.get("class", "").split()} == {"badge", "missing"}
     with pytest.raises(SystemExit, match="2"):
@@ -99,7 +99,7 @@ def test_the_page_and_the_summary_say_what_the_yaml_says_and_what_is_missing(tmp
             assert words in text, words
     assert 'make gate1 MODEL=tiny SET="bbox_iou=0.5"' in summary
     assert "tiny/shapes/align.yaml" not in summary and "tiny/future/predict-continue.yaml" not in summary  # they are there
-    assert found["gates"] == 1 and found["missing"] == summary.count("* missing: `tiny") == 1 + 1 + 7 + 4 + 2  # adapt-latents and motion of gate 1; gates 2, 3, 4
+    assert found["gates"] == 1 and found["missing"] == summary.count("* missing: `tiny") == 1 + 1 + 7 + 4 + 3  # adapt-latents and motion of gate 1; gates 2, 3, 4
     heads = re.findall(r"^## (.+)", summary, re.MULTILINE)
     assert heads[0] == "Executive summary" and [h[:2] for h in heads[1:]] == [f"{k}." for k in range(1, 10)]
 
@@ -109,6 +109,9 @@ def test_where_all_is_measured_on_published_weights_and_real_data_nothing_is_sai
     assert explain.unmeasured({("m", "d"): {"gate1": best}}, {}) == []
     worse = best | {"lpips": None, "lpips_reason": "no backbone", "video_weights": "random", "data": "synthetic"}
     assert [what for what, _, _ in explain.unmeasured({("m", "d"): {"gate1": worse}}, {})] == ["lpips", "random weights of the video", "synthetic data"]
+    rows = {"lpips": RECORD | {"stand_in": True, "source": "no backbone"}, "speed": {"score": None, "reason": "not timed"}}
+    screened = explain.unmeasured({}, {"screen/screen": {"stage": "screen", "criteria": {"a": rows, "b": rows}}})
+    assert screened == [["a speed", "not timed", "screen/screen"], ["b speed", "not timed", "screen/screen"], ["lpips, judged by a stand-in", "no backbone", "screen/screen"]]
 
 
 def test_what_a_yaml_says_is_never_read_as_html(tmp_path):
@@ -177,6 +180,21 @@ def test_a_line_for_every_verdict_and_nothing_is_rebuilt(tmp_path, capsys):
     assert "holds no verdict" in capsys.readouterr().err
     would = subprocess.run(["make", "-n", "report", "table", "PY=python"], cwd=HERE, capture_output=True, text=True).stdout
     assert [line.split()[:2] for line in would.splitlines()] == [["python", "explain.py"], ["python", "verify.py"]]
+
+
+def test_the_verifiers_are_shown_as_far_as_they_are_there(tmp_path):
+    world(tmp_path)
+    path, area = tmp_path / "tiny/future/verify.yaml", {"auroc": 0.9123, "auroc_low": 0.8512, "auroc_high": 0.9534}
+    save_yaml(path, {"stage": "verify", "model": "tiny", **KINDS})
+    report(tmp_path)
+    kinds = {"direction": area | {"auroc": 0.7654, "flagged": 0.5}}
+    save_yaml(path, {"stage": "verify", "model": "tiny", **KINDS, "pixel_auroc": 0.9123, "repeat_reason": "no take twice", "verifiers": {"l1": area | {"family": "pixel", "kinds": kinds}},
+                     "horizons": {1: {"l1": area}, 16: {"l1": area}}, "risk_coverage": {"coverage": [0.5, 1.0], "risk": [0.1, 0.3], "random": 0.3}, "ceilings": {"vae": {"l1": 0.123}, "repeat": None},
+                     "made": {"films": 288, "verifiers": {"l1": {"all": {"auroc": 0.6543}}}}})
+    _, page, summary = report(tmp_path)
+    text = Page(page).text
+    assert all(words in text for words in ("0.912 [0.851, 0.953]", "0.765", "0.654", "0.123", "288", "no take twice")) and "| l1 | pixel | 0.912 [0.851, 0.953] |" in summary
+    assert "tiny/future/verify.yaml" not in summary and all(any(a["alt"].startswith(t) for a in Page(page).all("img")) for t in ("AUROC for wrong", "AUROC by horizon", "Risk of what is kept"))
 
 
 @pytest.mark.slow
