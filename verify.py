@@ -564,10 +564,10 @@ HORIZONS = 1, 2, 4, 8, 16  # frames that a verifier is given
 ALARMS = 0.05  # share of right predictions of val that are flagged, where detection is counted
 RESPLITS, RESAMPLES = 100, 2000
 MOVED = 10  # of 255, Physics-IQ's threshold
-OFF = 0.25  # of the way gone: a film that is a frame late is off by a sixteenth, one at 0.7 of the speed by 0.3
+OFF = 0.5  # of the way gone: a film that is a frame late is off by a sixteenth, the planted wrong speeds by 0.6 and more, what stands still by 1
 NOTES = {"flagged": f"where {ALARMS:.0%} of val's right films are; of words, which are asked of test alone, of test's",
          "still_frames": "in which nothing moves by Physics-IQ's masks: two empty masks overlap by 1",
-         "made": "films of the video model (no baselines), right where the object goes the right way, ends within a quarter of its way from where it really does, and is there; "
+         "made": "films of the video model (no baselines), right where the object goes the right way, ends within half of its way from where it really does, and is there; "
                  "rightness_of_planted: what that says of planted films",
          "conformal": "the bound is that of val's wrong films; conformal_error: of test's wrong ones, resampled by source; conformal_error_made: of the video model's, which are not "
                       "exchangeable with planted ones: nothing is promised there. resplit: the same over 100 halvings of test's sources, one wrong film of each",
@@ -609,8 +609,8 @@ def plant(frames, masks, stranger, past, draw):
     """{kind: film uint8 [1 + h, H, W, 3]} that begins with the last frame seen, of a clip frames [T, H, W, 3] whose object masks [T, H, W] mark, before a still camera.
 
     right: the outcome; pasted: the same cut out and pasted where it was, as the wrong ones are made, so that no seam tells; blurred by 2% of the side; late by a frame. Wrong are direction (turned
-    by 45 to 315 degrees), speed (half to double), identity (`stranger`, the sprite of another clip's object, goes the same way) and vanished (before two thirds are over). draw(n): a number below
-    n, the clip's own. Without masks (None) nothing is cut out: direction is the past played backwards, speed the outcome at half its own, and pasted, identity and vanished are not there.
+    by 45 to 315 degrees), speed (0.25 to 2 times its own), identity (`stranger`, the sprite of another clip's object, goes the same way) and vanished (before two thirds are over). draw(n): a number
+    below n, the clip's own. Without masks (None) nothing is cut out: direction is the past played backwards, speed the outcome at half its own, and pasted, identity and vanished are not there.
     """
     from scipy.ndimage import gaussian_filter
     film = frames[past - 1:]
@@ -622,7 +622,7 @@ def plant(frames, masks, stranger, past, draw):
     stage, here = empty_stage(frames, masks), [sprite(f, m) if m.any() else None for f, m in zip(film, masks[past - 1:], strict=True)]
     start = torch.tensor(here[0][2])
     steps = [None if s is None else (torch.tensor(s[2]) - start).float() for s in here]  # (y, x) pixels since the last frame seen
-    angle, pace, until = math.pi / 4 * (1 + draw(7)), (0.5, 0.7, 1.4, 2.0)[draw(4)], 1 + draw(max(2 * length // 3, 1))
+    angle, pace, until = math.pi / 4 * (1 + draw(7)), (0.25, 0.4, 1.6, 2.0)[draw(4)], 1 + draw(max(2 * length // 3, 1))
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     centred = (torch.tensor(here[0][1].shape) - torch.tensor(stranger[1].shape)) / 2
 
@@ -1153,8 +1153,8 @@ def within(scores, truth, draws):
 
 
 def candidates(args, w, name):
-    """Of the futures that predict.py made of one clip: can what is known without the outcome tell the right from the wrong ones, how much worse is that than the chosen pixel verifier, and how
-    often is the one that is picked right?"""
+    """Of the futures that predict.py made of one clip: can what is known without the outcome tell the right (the object goes the right way and is there) from the wrong ones, how much worse is
+    that than the chosen pixel verifier, and how often is the one that is picked right?"""
     path = Path(args.futures)
     kept = load_pt(path.with_suffix(".pt"), RESULT)
     films = [load_pt(path.with_name(path.stem + "-parts") / f"{part}.pt", RESULT)["films"] for part in kept["candidates"]]  # [clips, h, H, W, 3] each
@@ -1169,7 +1169,7 @@ def candidates(args, w, name):
         shown = torch.stack([torch.cat([seen[:1], x[k]]) for x in films])
         aspects = rightness(shown, seen, w.masks[clip], w.films[clip]["real"].get("direction"))
         if aspects:
-            truth.append(aspects["direction"] & aspects["position"] & aspects["identity"])
+            truth.append(aspects["direction"] & aspects["identity"])  # so few frames take it too near to ask how far it went
             scores.append(w.pixels[name](shown, seen, types.SimpleNamespace(horizons=[length], lpips=w.lpips, mask=w.masks[clip]))[:, 0])
             rows.append(k)
             sources.append(w.films[clip]["real"]["source"])
@@ -1221,6 +1221,7 @@ def acting(w, scores, family, best, areas, draws, promised, seed):
     accepted = x > bound
     wrong, sources = where(~right), [w.sources[k] for k in test]
     error = bootstrap(accepted[wrong].double(), [sources[k] for k in wrong], seed=seed)
+    error = error[0], max(error[1], 0.0), min(error[2], 1.0)
     halves = conformal(x, right, sources, promised, seed)
     halves = {"conformal_promised": promised, **dict(zip(("conformal_error", "conformal_error_low", "conformal_error_high"), error, strict=True)),
               "conformal_accepted_right": accepted[right].double().mean(), **halves,

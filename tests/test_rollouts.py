@@ -132,7 +132,7 @@ def test_what_is_planted_is_what_it_says():
     here = common.whereabouts(torch.stack(list(film.values())), (item["mask"][PAST - 1:PAST] > 0).expand(len(film), -1, -1))
     step = dict(zip(film, here[:, 4] - here[:, 0], strict=True))  # (x, y) after four frames of two pixels to the right
     assert step["right"].tolist() == pytest.approx([8, 0], abs=0.2) and step["direction"].tolist() == pytest.approx([-8, 0], abs=0.5)  # draw 3 of 7: by 180 degrees
-    assert step["speed"].tolist() == pytest.approx([4, 0], abs=0.5) and step["identity"].isnan().all()
+    assert step["speed"].tolist() == pytest.approx([2, 0], abs=0.5) and step["identity"].isnan().all()
     assert not here[list(film).index("vanished"), 2].isnan().any() and here[list(film).index("vanished"), 3:].isnan().all()  # draw 2: gone after the third frame
 
 
@@ -173,7 +173,7 @@ def test_rightness_follows_the_object():
     found = verify.rightness(torch.stack(list(film.values())), film["right"], item["mask"][PAST - 1] > 0, "right")
     of = {a: dict(zip(film, x.tolist(), strict=True)) for a, x in found.items()}
     assert [k for k in film if not of["direction"][k]] == ["direction", "identity", "vanished"] or not of["direction"]["direction"]
-    assert {k for k in film if of["position"][k]} == {"right", "pasted", "blurred", "late"}  # a frame late is an eighth of the way, half the speed half of it
+    assert {k for k in film if of["position"][k]} == {"right", "pasted", "blurred", "late"}  # a frame late is an eighth of the way off, a quarter of the speed three quarters
     assert not of["identity"]["vanished"] and not of["identity"]["identity"] and of["identity"]["speed"]
     assert verify.rightness(film["right"][None], film["right"], item["mask"][PAST - 1] > 0, "up") is None  # the clip itself does not go where it is said to
 
