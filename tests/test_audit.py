@@ -9,7 +9,7 @@ import predict
 import verify
 from common import RESULT, load_items, load_pt, load_yaml, save_pt, save_yaml, split_of, write_items
 
-FLAGS = "video", "judge", "data", "frames", "size", "steps", "past", "horizon", "out"
+FLAGS = "model", "judge", "data", "frames", "size", "steps", "past", "horizon", "out"
 
 
 @pytest.fixture(scope="module")
