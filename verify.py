@@ -1772,7 +1772,8 @@ def save_screen(result, folder):
 
 # ---------------------------------------------------------------- audit: does a YAML say what its films say?
 
-NO_PIXELS = ("stage", "mode", "model", "video", "video_weights", "weights", "data", "data_name", "judge", "judge_weights", "seeds_are", "shown", "notes", "run")  # nothing that films could gainsay
+NO_PIXELS = ("stage", "mode", "model", "video", "video_weights", "weights", "data", "data_name", "judge", "judge_weights", "seeds_are", "shown", "notes", "run",
+             "sheet")  # nothing that films could gainsay
 
 
 def leaves(x, path=()):
