@@ -75,8 +75,7 @@ EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.25
 def space_of(x, sources=None):
     """What the measures need of one space, features [n, ...]: centred, of mean square norm one, fp32; its Gram matrix up to EXACT items."""
     x = x.flatten(1).float()
-    x = x - x.mean(0)
-    x -= x.mean(0)  # what rounding has left of it
+    x = x - x.mean(0, dtype=torch.float64).float()
     x /= (x.norm() / len(x) ** 0.5).clamp(min=1e-30)
     if len(x) > EXACT:
         return {"x": x, "n": len(x), "square": x.square().sum(1), "sums": x @ x.sum(0), "owner": sources and clusters(sources)}
