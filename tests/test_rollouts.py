@@ -173,7 +173,7 @@ def test_rightness_follows_the_object():
     found = verify.rightness(torch.stack(list(film.values())), film["right"], item["mask"][PAST - 1] > 0, "right")
     of = {a: dict(zip(film, x.tolist(), strict=True)) for a, x in found.items()}
     assert [k for k in film if not of["direction"][k]] == ["direction", "identity", "vanished"] or not of["direction"]["direction"]
-    assert {k for k in film if of["position"][k]} == {"right", "pasted", "blurred", "late"}  # a frame late is an eighth of the way off, a quarter of the speed three quarters
+    assert {k for k in film if of["position"][k]} == {"right", "pasted", "blurred", "late"}  # a frame late is an eighth of the way off, a fifth of the speed four fifths
     assert not of["identity"]["vanished"] and not of["identity"]["identity"] and of["identity"]["speed"]
     assert verify.rightness(film["right"][None], film["right"], item["mask"][PAST - 1] > 0, "up") is None  # the clip itself does not go where it is said to
 
