@@ -876,7 +876,7 @@ def record(own, floors, n, films, ceiling=1.0, **more):
     """A criterion of numbers that are resampled together: own [1 + B], floors {name: [1 + B]}."""
     best = max(floors, key=lambda k: floors[k][0])
     (score, low, high), (gain, gain_low, gain_high), floor = interval(own, n), interval(own - floors[best], n), floors[best][0].item()
-    return {"score": score, "low": low, "high": high, "better": "higher", "n": films, "sources": n, "floor": floor, "floor_name": best, "ceiling": ceiling,
+    return {"score": score, "low": low, "high": None if high is None else min(high, 1.0), "better": "higher", "n": films, "sources": n, "floor": floor, "floor_name": best, "ceiling": ceiling,
             "skill": (score - floor) / (ceiling - floor) if ceiling > floor else None, "gain": gain, "gain_low": gain_low, "gain_high": gain_high, **more,
             "floors": {k: x[0] for k, x in floors.items()}}
 
