@@ -1321,7 +1321,7 @@ def verifiers(found):
         facts = [k for k, v in x.items() if not isinstance(v, (dict, list)) and not k.endswith(("_low", "_high")) and k not in ("stage", "model", "weights", "data", "data_name")]
         lines = []
         if ahead := x.get("horizons"):
-            names = dict.fromkeys(n for row in ahead.values() for n in row)
+            names = dict.fromkeys(n for row in ahead.values() for n, v in row.items() if isinstance(v, dict))  # beside them: how many have begun to be wrong
             lines.append(lines_chart("AUROC by horizon", {n: {h: row[n] for h, row in ahead.items() if n in row} for n in names}, "auroc", "frames ahead", {"chance": 0.5}, logx=True))
         if risk := x.get("risk_coverage"):
             kept = {n: {c: {"risk": r} for c, r in zip(risk["coverage"], risk[k], strict=True)} for n, k in (("by the verifier", "risk"), ("by one who knows", "perfect")) if risk.get(k)}
@@ -1330,9 +1330,13 @@ def verifiers(found):
                   grid("Verifiers; AUROC by kind of error", rows, {"family": "family", "auroc": "AUROC", **kinds}, "verifier"),
                   folded("Every headline figure", table("Headline", ["figure", "value [95% interval]"], [[k, cell(x, k)] for k in facts]))]
         for key, some in ((k, v) for k, v in x.items() if isinstance(v, dict) and k not in ("verifiers", "horizons", "risk_coverage", "criteria", "notes", "run")):
-            title, nested = {"made": "Of films that the video model made"}.get(key, key.replace("_", " ").capitalize()), {n: row for n, row in some.items() if isinstance(row, dict)}
-            if "verifiers" in nested:  # of the films that were made: each verifier's row for all that can be wrong
-                nested = {n: row.get("all", row) for n, row in nested["verifiers"].items()}
+            title = {"made": "Of films that the video model made", "futures": "Of several futures of one clip, the better half"}.get(key, key.replace("_", " ").capitalize())
+            if "verifiers" in some:  # of the films that were made: each verifier's row for all that can be wrong
+                nested = {n: row.get("all", row) for n, row in some["verifiers"].items()}
+            else:
+                deep = {n: row for n, row in some.items() if isinstance(row, dict)}
+                nested = {label: row for n, rows_ in deep.items() for label, row in
+                          ({f"{n.replace('_', ' ')}: {k}": r for k, r in rows_.items()} if rows_ and all(isinstance(r, dict) for r in rows_.values()) else {n: rows_}).items()}
             plainly = [[n, cell(some, n)] for n, row in some.items() if not isinstance(row, dict) and not n.endswith(("_low", "_high"))]
             columns = {k: k.replace("_", " ") for row in nested.values() for k, v in row.items() if not k.endswith(("_low", "_high")) and not isinstance(v, dict)}
             parts += [grid(title, nested, columns, "name")] * bool(columns) + [table(title, ["name", "value"], plainly)] * bool(plainly)

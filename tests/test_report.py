@@ -189,7 +189,8 @@ def test_the_verifiers_are_shown_as_far_as_they_are_there(tmp_path):
     report(tmp_path)
     kinds = {"direction": area | {"auroc": 0.7654, "flagged": 0.5}}
     save_yaml(path, {"stage": "verify", "model": "tiny", **KINDS, "pixel_auroc": 0.9123, "repeat_reason": "no take twice", "verifiers": {"l1": area | {"family": "pixel", "kinds": kinds}},
-                     "horizons": {1: {"l1": area}, 16: {"l1": area}}, "risk_coverage": {"coverage": [0.5, 1.0], "risk": [0.1, 0.3], "random": 0.3}, "ceilings": {"vae": {"l1": 0.123}, "repeat": None},
+                     "horizons": {1: {"begun": 0.5, "l1": area}, 16: {"begun": 1.0, "l1": area}},
+                     "risk_coverage": {"coverage": [0.5, 1.0], "risk": [0.1, 0.3], "random": 0.3}, "ceilings": {"vae": {"l1": 0.123}, "repeat": None},
                      "made": {"films": 288, "verifiers": {"l1": {"all": {"auroc": 0.6543}}}}})
     _, page, summary = report(tmp_path)
     text = Page(page).text
