@@ -75,7 +75,7 @@ EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.25
 def space_of(x, sources=None):
     """What the measures need of one space, features [n, ...]: centred, of mean square norm one, fp32; its Gram matrix up to EXACT items."""
     x = x.flatten(1).float()
-    x = x - x.mean(0, dtype=torch.float64).float()
+    x = x - (torch.stack([part.sum(0) for part in x.split(32)]).sum(0, dtype=torch.float64) / len(x)).float()  # in fp64 from 32 items on: all of it would cost a fifth of the whole
     x /= (x.norm() / len(x) ** 0.5).clamp(min=1e-30)
     if len(x) > EXACT:
         return {"x": x, "n": len(x), "square": x.square().sum(1), "sums": x @ x.sum(0), "owner": sources and clusters(sources)}
@@ -98,7 +98,10 @@ def part_of(space, keep):
 
 
 def gram_rows(space, rows, first=0):
-    return space["x"][rows] @ space["x"][first:].T if "x" in space else (space["gram"] if len(rows) == space["n"] else space["gram"][rows])[:, first:]
+    if "x" in space:
+        return space["x"][rows] @ space["x"][first:].T
+    gram = space["gram"][:, first:]
+    return gram if len(rows) == space["n"] else gram.index_select(0, rows)
 
 
 def distances(space, rows, first=0):
@@ -118,7 +121,7 @@ def u_centred(space, rows, first=0):
 
 def neighbours(space, rows, k=K):
     """1.0 where an item is among the k nearest of the row's, which are of other sources; [b, n]."""
-    d, owner = distances(space, rows), space["owner"]
+    d, owner = torch.add(space["square"], gram_rows(space, rows), alpha=-2), space["owner"]  # less the row's own square: its order is the same
     if owner is None:
         owner = torch.arange(space["n"])
         d[torch.arange(len(rows)), rows] = math.inf
@@ -160,20 +163,21 @@ def exact_ranks(space):
 
 
 def binned_ranks(space, rows, first=0, block=128):
-    """Rows of the same from column `first` on, distances d in BINS of d / (d + their median), so that no outlier takes the others' bins."""
+    """Rows of the same from column `first` on, squared distances d in BINS of m / (d + m), m their median, so that no outlier takes the others' bins."""
     def bins(part, first=0):
-        d = distances(space, part, first).sqrt_()
-        return d.div_(d + space["median"]).mul_(BINS).int()
+        m = space["median"]
+        d = torch.add((space["square"][part, None] + m) + space["square"][first:], gram_rows(space, part, first), alpha=-2)
+        return d.clamp_(min=m).reciprocal_().mul_(m * (BINS + 0.5)).int()  # of a distance of zero safely BINS
 
     everything = torch.arange(space["n"])
     if "ranks" not in space:
-        space["median"] = distances(space, everything[:: max(space["n"] // 64, 1)]).sqrt().median().clamp(min=1e-30)
+        space["median"] = distances(space, everything[:: max(space["n"] // 16, 1)]).median().clamp(min=1e-30)
         counts = torch.zeros(BINS + 1, dtype=torch.float64)
-        for part in everything.split(block):  # pairs of this block once and once again, as they stand there; pairs with later items twice
+        for part in everything.split(block):  # pairs with later items twice; pairs of this block stand there once and once again
             found = bins(part, int(part[0]))
-            counts += found[:, :len(part)].flatten().bincount(minlength=BINS + 1) + 2 * found[:, len(part):].flatten().bincount(minlength=BINS + 1)
-        counts[0] -= space["n"]  # an item's distance to itself is zero
-        space["ranks"] = (counts.cumsum(0) - counts / 2 - counts.sum() / 2).float()
+            counts += 2 * found.flatten().bincount(minlength=BINS + 1) - found[:, :len(part)].flatten().bincount(minlength=BINS + 1)
+        counts[BINS] -= space["n"]  # an item's distance to itself is zero
+        space["ranks"] = (counts.sum() / 2 + counts / 2 - counts.cumsum(0)).float()  # the larger the distance, the lower its bin
     found = space["ranks"].index_select(0, bins(rows, first).flatten()).view(len(rows), -1)
     found[torch.arange(len(rows)), rows - first] = 0
     return found

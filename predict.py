@@ -1288,8 +1288,10 @@ def futures(args, started):
     if args.candidates < 2:
         refuse(f"--candidates {args.candidates} leaves nothing to choose from; give 2 or more")
     k, shape = span(args.past, args.frames, unit["time"]), (args.frames, args.size, args.size)
-    args.horizon, high = args.frames - k, args.guidance if args.guidance > 1 else 2.0
-    _, items, _, data = asked_clips(args)
+    high = args.guidance if args.guidance > 1 else 2.0
+    _, items, _, data = asked_clips(args)  # as mode continue cuts them, so that both predict from the same moment on
+    args.horizon = min(args.horizon, args.frames - k)
+    items = [i | {key: i[key][:args.past + args.horizon] for key in ("frames", "mask", "boxes") if key in i} for i in items]
     ids, sources, words, clips = named(items, args.data, "every expert's prompt is made of it")
     args.out = out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/predict-futures.yaml")
     check_writable(out)
@@ -1368,7 +1370,8 @@ def futures(args, started):
                "notes": FUTURES_NOTES, "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
     futures_picture(result, out.with_suffix(".png"))
     found = beliefs(x, seen, carried, {b: s[:len(x)] for b, s in more.items()})
-    save_pt(out.with_suffix(".pt"), RESULT, ids, {"stage": "predict", "mode": "futures"}, sources=sources, candidates=list(jobs), beliefs=found, errors=errors, pick=believed(found["mean_rank"]))
+    save_pt(out.with_suffix(".pt"), RESULT, ids, {"stage": "predict", "mode": "futures"}, sources=sources, candidates=list(jobs), beliefs=found, errors=errors, pick=believed(found["mean_rank"]),
+            last=[digest(x.numpy().tobytes()) for x in last])  # from which moment on: whoever compares the films with what happened must begin there
     save_yaml(out, result)
     return result
 
@@ -1510,7 +1513,7 @@ def get_args(argv):
     p.add_argument("--adapter", help="what a model's tokens were turned into for this decoder, by clip (adapt.py)")
     p.add_argument("--conditionings", help=f"with commas between (default: {', '.join(n for n in CONDITIONINGS if n != 'adapter')}, and adapter where there is one)")
     p.add_argument("--strengths", default="0.25,0.5,0.75", help=f"between 0 and 1, tried beside these for {' and '.join(SWEPT)} (default: %(default)s)")
-    p.add_argument("--horizon", type=int, default=16, help="continue: frames that are predicted (default: %(default)s)")
+    p.add_argument("--horizon", type=int, default=16, help="continue: frames that are predicted; futures: as many of these as one film has (default: %(default)s)")
     p.add_argument("--continuations", default=",".join(CONTINUATIONS), help="continue: with commas between, the main one first (default: %(default)s)")
     p.add_argument("--candidates", type=int, default=6, help="futures: films of a clip to choose from (default: %(default)s)")
     p.add_argument("--frames", type=int, help="of a film, the middle ones of a clip (default: the registry's for the pipeline, else 9)")

@@ -1166,6 +1166,8 @@ def candidates(args, w, name):
         if clip not in w.masks:
             continue
         seen = w.truths[clip][:length + 1]
+        if digest(seen[0].numpy().tobytes()) != kept["last"][k]:
+            refuse(f"{path.with_suffix('.pt')} goes on with another frame of {clip} than {args.rollouts} does; make both again, with the same --past and --horizon")
         shown = torch.stack([torch.cat([seen[:1], x[k]]) for x in films])
         here = whereabouts(torch.cat([seen[None], shown]), w.masks[clip].expand(len(shown) + 1, -1, -1))[:, -1]
         if not here[0].isnan().any():

@@ -243,7 +243,7 @@ def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp
     refused(ask(size=40), "--size 40")
     refused(ask(continuations="past,frist"), "'frist'", "'first'")
     refused(ask(mode="futures", candidates=1), "--candidates 1", "2 or more")
-    refused(ask(mode="futures", past=6), "has 7 frames, 8 are needed")
+    refused(ask(mode="futures", past=6), "has 7 frames, 10 are needed")
     items, _ = load_items(folder / "data")
     for split in ("train", "test"):
         write_items(tmp_path / split, [i for i in items if split_of(i["source"]) == split], {"data": "synthetic", "name": split})
@@ -292,7 +292,8 @@ def test_where_a_film_carried_on_backwards_comes_to_the_frames_seen_is_at_its_en
 
 @pytest.mark.parametrize("past, shown, horizon, back", [(3, 3, 2, 1), (1, 1, 4, 3)])
 def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(made, drawn, tmp_path, monkeypatch, past, shown, horizon, back):
-    clips, ends = torch.stack([i["frames"] for i in held_out(made[0])])[:, 1:6], []  # past and horizon are 5 of 7 frames: the middle ones
+    first = (7 - past - 4) // 2  # of the middle past + 4 of 7 frames one film is long enough for 5
+    clips, ends = torch.stack([i["frames"] for i in held_out(made[0])])[:, first:first + 5], []
     films = [255 - clips[:, past - 1:past].expand(-1, horizon, -1, -1, -1), 255 - clips[:, past:], clips[:, past:], clips[:, past:].flip(0)]
 
     def new(given, number):
@@ -315,7 +316,7 @@ def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(
 
 
 def test_the_oracle_finds_the_one_that_is_true_and_the_curve_never_gets_worse_for_it(made, drawn):
-    clips, count = torch.stack([i["frames"] for i in held_out(made[0])])[:, 1:6], []  # past and horizon are 5 of 7 frames: the middle ones
+    clips, count = torch.stack([i["frames"] for i in held_out(made[0])])[:, :5], []
 
     def new(given, number):
         if number:  # backwards
@@ -330,18 +331,18 @@ def test_the_oracle_finds_the_one_that_is_true_and_the_curve_never_gets_worse_fo
     assert found["pickers"]["flow"]["l1"] == 0 and found["pickers"]["flow"]["direction_right"] == 1 and found["gains"]["l1"]["flow"]["gain_low"] > 0  # flow knows a square that goes on
 
 
-def test_the_plain_candidate_is_what_continue_makes_and_resumes(made, tmp_path, monkeypatch):
+def test_the_plain_candidate_is_what_continue_makes_from_the_same_moment_on_and_resumes(made, tmp_path, monkeypatch):
     folder, arguments, _ = made
-    items, index = load_items(folder / "data")
-    write_items(tmp_path / "data", [i | {k: i[k][1:6].clone() for k in ("frames", "mask", "boxes")} for i in items], {"data": "synthetic", "name": "squares"})
-    predict.main(changed(arguments, out=tmp_path / "c.yaml", data=tmp_path / "data", horizon=2, continuations="past"))
-    ask = changed(arguments, mode="futures", out=tmp_path / "f.yaml", data=tmp_path / "data", candidates=6)
+    predict.main(changed(arguments, out=tmp_path / "c.yaml", continuations="past"))
+    ask = changed(arguments, mode="futures", out=tmp_path / "f.yaml", candidates=6)
     asked, films = [], predict.films
     monkeypatch.setattr(predict, "films", lambda *args, **more: asked.append((args, more)) or films(*args, **more))
     found = predict.main(ask)
     assert len(asked) == 13 and all(args[6] == "0 1" and args[5][0].shape[1] == 1 and "guidance" not in more for args, more in asked[6:])  # backwards: one noise for all, the empty prompt
     plain = load_pt(tmp_path / "f-parts" / "candidate-0.pt", RESULT)["films"]
-    assert torch.equal(plain, load_pt(tmp_path / "c-parts" / "past-0.pt", RESULT)["films"])
+    continued = load_pt(tmp_path / "c-parts" / "past-0.pt", RESULT)["films"]
+    assert torch.equal(plain, continued[:, :2]) and continued.shape[1] == 4
+    assert load_pt(tmp_path / "f.pt", RESULT)["last"] == [common.digest(i["frames"][2].numpy().tobytes()) for i in held_out(folder)]
     monkeypatch.setattr(predict, "load_video_pipeline", None)
     assert predict.main(ask)["pickers"] == found["pickers"] and load_yaml(tmp_path / "f.yaml", "predict")["mode"] == "futures"
     assert (tmp_path / "f.png").stat().st_size > 10_000
