@@ -331,6 +331,29 @@ def test_the_decision_of_gate_4(found, tmp_path, pixel, gain, audit, verdict, wo
 
 
 @pytest.mark.slow
+def test_of_several_futures_the_better_half_is_told_from_the_moment_on_at_which_they_begin(world, tmp_path, refused):
+    shifts, path = (0, 1, 3, 4), tmp_path / "futures.yaml"  # candidates run ahead by so many frames
+    test = [i for i in common.load_items(world / "planted")[0] if i["conditioning"] == "real" and common.split_of(i["source"]) == "test"]
+    films = [torch.stack([i["frames"][1 + shift:5 + shift] for i in test]) for shift in shifts]
+    ids, names, knows = [i["id"].rpartition("/")[0] for i in test], [f"candidate-{k}" for k in range(len(films))], -torch.tensor(shifts)[:, None].expand(-1, len(test)).double()
+
+    def keep(first):
+        for name, x in zip(names, films, strict=True):
+            common.save_pt(tmp_path / "futures-parts" / f"{name}.pt", common.RESULT, ids, {}, films=x)
+        common.save_yaml(path, {"stage": "predict", "mode": "futures"})
+        common.save_pt(path.with_suffix(".pt"), common.RESULT, ids, {}, sources=[i["source"] for i in test], candidates=names, beliefs={"knows": knows, "errs": -knows, "nothing": 0 * knows},
+                       last=[common.digest(i["frames"][first].numpy().tobytes()) for i in test])
+
+    keep(0)
+    found = verified(world, tmp_path / "verify.yaml", "--futures", path)["futures"]
+    assert found["clips"] == len(test) and found["with_outcome"]["auroc"] == 1
+    assert [found["without_outcome"][b]["auroc"] for b in ("knows", "errs", "nothing")] == [1, 0, 0.5] and found["without_outcome"]["errs"]["worse_by"] == 1
+    assert [found["picked_better"][b]["share"] for b in ("random", "with_outcome", "knows", "errs")] == [0.5, 1, 1, 0]
+    keep(1)
+    refused(lambda: verified(world, tmp_path / "verify.yaml", "--futures", path), "another frame", "--past")
+
+
+@pytest.mark.slow
 def test_two_takes_of_a_scene_say_what_nothing_can_be_better_than(world, found, tmp_path):
     assert found[0]["ceilings"]["repeat"] is None and "repeat" in found[0]["repeat_reason"]
     items, index = common.load_items(world / "planted")
