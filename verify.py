@@ -1152,23 +1152,29 @@ def within(scores, truth, draws):
     return draws @ (higher * pairs).sum((1, 2)) / (draws @ pairs.sum((1, 2))), draws @ top / draws.sum(1)
 
 
-def candidates(args, w, name):
+def futures_of(args, w):
+    """(what predict.py --mode futures kept, its films [candidates, clips, h, H, W, 3]), checked to go on from the moment at which the rollouts begin."""
+    path = Path(args.futures).with_suffix(".pt")
+    kept = load_pt(path, RESULT)
+    films = torch.stack([load_pt(path.with_name(path.stem + "-parts") / f"{part}.pt", RESULT)["films"] for part in kept["candidates"]])
+    there = next(iter(w.truths.values())).shape[1:]
+    if films.shape[3:] != there or films.shape[2] >= w.frames:
+        refuse(f"{args.futures} holds films of {list(films.shape[2:])}, the rollouts are of {[w.frames - 1, *there]}; make both with the same settings")
+    for clip, last in zip(kept["ids"], kept.get("last", [""] * len(kept["ids"])), strict=True):
+        if clip in w.truths and digest(w.truths[clip][0].numpy().tobytes()) != last:
+            refuse(f"{path} goes on from another frame of {clip} than {args.rollouts}; make both again, with the same --past and --horizon")
+    return kept, films
+
+
+def candidates(w, kept, films, name):
     """Of the futures that predict.py made of one clip: can what is known without the outcome tell the better half (in which the object ends nearer to where it really does; so few frames
     take it too near to ask for right and wrong) from the other, how much worse is that than the chosen pixel verifier, and how often is the one that is picked of the better half?"""
-    path = Path(args.futures)
-    kept = load_pt(path.with_suffix(".pt"), RESULT)
-    films = [load_pt(path.with_name(path.stem + "-parts") / f"{part}.pt", RESULT)["films"] for part in kept["candidates"]]  # [clips, h, H, W, 3] each
-    length = films[0].shape[1]
-    if films[0].shape[2:] != next(iter(w.truths.values())).shape[1:] or length >= w.frames:
-        refuse(f"{args.futures} holds films of {list(films[0].shape[1:])}, the rollouts are of {[w.frames - 1, *next(iter(w.truths.values())).shape[1:]]}; make both with the same settings")
-    truth, rows, scores, sources = [], [], [], []
+    length, truth, rows, scores, sources = films.shape[2], [], [], [], []
     for k, clip in enumerate(kept["ids"]):
         if clip not in w.masks:
             continue
         seen = w.truths[clip][:length + 1]
-        if digest(seen[0].numpy().tobytes()) != kept["last"][k]:
-            refuse(f"{path.with_suffix('.pt')} goes on with another frame of {clip} than {args.rollouts} does; make both again, with the same --past and --horizon")
-        shown = torch.stack([torch.cat([seen[:1], x[k]]) for x in films])
+        shown = torch.cat([seen[:1].expand(len(films), 1, -1, -1, -1), films[:, k]], 1)
         here = whereabouts(torch.cat([seen[None], shown]), w.masks[clip].expand(len(shown) + 1, -1, -1))[:, -1]
         if not here[0].isnan().any():
             apart = (here[1:] - here[0]).norm(dim=-1).nan_to_num(math.inf)
@@ -1253,6 +1259,7 @@ def rollouts(args, started):
     check_writable(out)
     audited = audit(args.continued, index["data_path"]) if args.continued else None
     w = watched(args, films, index)
+    futures = futures_of(args, w) if args.futures else None
     scores, family, about = every_score(args, w)
     table, best, areas, draws = tabulated(w, scores, family)
     criteria, halves, curve, made = acting(w, scores, family, best, areas, draws, args.promised, args.seed)
@@ -1266,7 +1273,7 @@ def rollouts(args, started):
                "lpips_reason": None if "lpips" in w.pixels else "the published backbone is not on this machine: lpips_random_backbone has an untrained one",
                "repeat_reason": None if ceilings["repeat"] else "no clip names a scene of which there is another take (`repeat`)",
                "audit": audited, "criteria": criteria, "verifiers": table, "horizons": further(w, scores, best), "risk_coverage": curve,
-               "made": made and {k: v for k, v in made.items() if k not in ("rows", "truth")}, "futures": candidates(args, w, best["pixel"]) if args.futures else None,
+               "made": made and {k: v for k, v in made.items() if k not in ("rows", "truth")}, "futures": candidates(w, *futures, best["pixel"]) if futures else None,
                "rightness_of_planted": rightness_of_planted(w), "ceilings": ceilings, "notes": NOTES, "run": run_info(args, started, script="verify.py")}
     result = plain(result)
     verified_picture(w, result, out.with_suffix(".png"))
