@@ -298,10 +298,12 @@ tiny: data/tiny-shapes/index.yaml data/tiny-moving/index.yaml  ## train the embe
 
 # ---- checks
 
-test: $(SETUP)  ## set up, then every test
-	$(PY) -m pytest -q tests
-test-fast: $(SETUP)  ## the tests that take about a minute
-	$(PY) -m pytest -q tests -m "not slow"
+PYTEST = $(PY) -m pytest -q -n 2 --dist loadfile tests
+
+test: $(SETUP)  ## set up, then every test, two files at a time
+	$(PYTEST)
+test-fast: $(SETUP)  ## the tests of at most five seconds each
+	$(PYTEST) -m "not slow"
 bench: $(SETUP)  ## speed as ratios against named peers, all in one run: results/bench.yaml
 	$(PY) tests/bench.py
 bench-gpu: $(SETUP)  ## the same on a CUDA device with networks of full size: results/bench-gpu.yaml (needs 64 GB of disk)
