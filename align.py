@@ -127,8 +127,8 @@ def neighbours(space, rows, k=K):
         d[torch.arange(len(rows)), rows] = math.inf
     else:
         d.masked_fill_(owner[rows, None] == owner, math.inf)
-    near = d.topk(most_neighbours(owner, k), largest=False).indices
-    return torch.zeros_like(d).scatter_(1, near, 1.0)
+    near = d.topk(most_neighbours(owner, k), largest=False, sorted=False).indices
+    return d.zero_().scatter_(1, near, 1.0)
 
 
 def most_neighbours(owner, k):
@@ -209,7 +209,7 @@ def pairs(a, b, measure, k=K, block=128):
         if measure == "spearman" and is_sorted(n):
             yield [torch.stack([sorted_ranks(s) for s in side]) for side in (a, b)]
             return
-        for rows in torch.arange(n).split(block if symmetric or n > EXACT else n):
+        for rows in torch.arange(n).split(block):
             first = int(rows[0]) if symmetric else 0
             parts = [torch.stack([matrix(s, measure, rows, k, first) for s in side]) for side in (a, b)]
             if symmetric:
