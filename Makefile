@@ -77,6 +77,8 @@ data/$(DATA)/index.yaml: | data.py $(SETUP)
 endif
 data/moving-first/index.yaml data/moving-middle/index.yaml: data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
 	$(PY) data.py moving --freeze $* --clips $(<D) --out $(@D) --seed $(SEED) --preview
+data/trajectories-reversed/index.yaml data/trajectories-deleted/index.yaml data/trajectories-swapped/index.yaml: data/trajectories-%/index.yaml: | data.py $(SETUP)
+	$(PY) data.py trajectories --change $* --only test $(if $(ROOT),,$(if $(N),--n $(N))) --out $(@D) --seed $(SEED) --preview
 data/future/index.yaml: | data.py $(SETUP)
 	$(PY) data.py moving --frames $(FRAMES) --n $(or $(if $(ROOT),,$(N)),300) --out $(@D) --seed $(SEED) --preview
 data/%-past/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
@@ -292,6 +294,8 @@ data/tiny-shapes/index.yaml: | data.py $(SETUP)
 	$(PY) data.py shapes --size 96 --n 12000 --seed 1001 --out $(@D)
 data/tiny-moving/index.yaml: | data.py $(SETUP)
 	$(PY) data.py moving --n 3000 --seed 1001 --out $(@D)
+data/tiny-trajectories/index.yaml: | data.py $(SETUP)
+	$(PY) data.py trajectories --n 10000 --seed 1001 --out $(@D)
 
 tiny: data/tiny-shapes/index.yaml data/tiny-moving/index.yaml  ## train the embedded default again from nothing (three hours on 2 cores; resumes)
 	$(PY) tiny.py --seed $(SEED)
