@@ -49,6 +49,7 @@ import re
 import time
 from pathlib import Path
 from string import Template
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import torch
@@ -60,6 +61,7 @@ from common import (
     DIRECTIONS,
     RATE,
     RESULT,
+    TIMES,
     WORDS,
     asked_object,
     bootstrap,
@@ -801,6 +803,218 @@ def live(args, started):
         save_yaml(args.out, result)
     say(result)
     return result
+
+
+# ---------------------------------------------------------------- trajectories: what is said of them
+
+# What counts as true: spans of frames that have this IoU with the true ones, or whose every end is as near (in frames); a number that is equal, a direction that is the same and no neighbour.
+OVERLAP, ENDS = 0.8, 1
+ASKED = "persistence", "frames", "direction", "hidden", "whatif", "count", "absent", "unknown"  # kinds of question
+UNANSWERABLE = "absent", "unknown"  # right is who says that there is no such object, or that the clip does not show it
+CLAIMS = "persistence", "span", "direction", "hidden", "count", "absence"
+BEYOND = re.compile(r"\b(?:not|never) (?:show|say|tell|state|reveal)\b|\b(?:not|impossible to|no way to|hard to|never) (?:be )?"
+                    r"(?:know|tell|told|say|said|determine|infer|known|clear|possible|specified)|\bun(?:known|clear|certain)\b|\bno (?:information|idea)\b")
+COLOURED, SHAPED = "red|green|blue|yellow|purple|cyan|orange|pink|white|black|brown|grey", "circle|triangle|square|star|rectangle|diamond|cross|ring|hexagon|pentagon"
+ALIKE = {"disc": "circle", "disk": "circle", "ball": "circle", "violet": "purple", "turquoise": "cyan", "gray": "grey", "colored": "coloured", "cannot": "can not", "thru": "to"}
+NUMBERS = {w: n for n, w in enumerate(("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))} | {"zero": 0}
+SIDE = r"(?:(?:up|down|left|upper|lower|top|bottom|right(?! (?:in|at|there|behind|away|after|before|now)\b))(?:[- ]?(?:wards?|hand))?)\b"
+# What sentences about objects are made of; where several begin at a letter, the first is meant. NAME stands for any object's.
+SAID = {
+    "aside": r"\b(?:behind|by|past|beside|near|across|cross(?:es|ing)|meet(?:s|ing)|overtak(?:es|ing)|than|follow(?:s|ing)) (?:the |an? )?(?:NAME)",  # not whom the sentence is about
+    "choice": r"\b(?:persistent or transient|transient or persistent)\b",
+    "count": rf"\b(?:\d+|{'|'.join(NUMBERS)})(?: (?:different|distinct|separate|coloured|moving|visible|other))* (?:objects?|shapes?|things?|figures?)\b(?! of)",
+    "none": r"\bno (?:NAME)\b",
+    "name": r"\b(?:NAME)\b",
+    "since": r"\b(?:from|since|after|(?:starting|beginning) (?:in|at|from|with)) frame \d+(?: on(?:wards?)?)?(?! to \d)",
+    "until": r"\b(?:until|till|up to|before) frame \d+",
+    "frames": r"\bframes? \d+(?: to \d+)?(?:(?:,| and|, and) (?:frames? )?\d+(?: to \d+)?(?!\d| (?:coloured|objects?|shapes?)\b))*",
+    "always": r"\b(?:throughout|always|the (?:whole|entire|full) (?:time|clip|video)|all (?:the time|along|the while)|(?:every|each|all)(?: single)?(?: the| of the)? frames?)\b",
+    "not": r"\b(?:not|never|no longer|nothing|nor|neither)\b",
+    "persistent": r"\b(?:persist(?:ent|s)|permanent)\b",
+    "transient": r"\b(?:transient|temporary|impermanent|short-lived)\b",
+    "hidden": r"\b(?:hidden|occluded|obscured|covered|concealed|blocked|hides|out of (?:sight|view)|(?:goes|going|passes|passing|moves|moving|disappears|slips|is)(?= behind\b))\b",
+    "lost": r"\b(?:unseen|invisible)\b",
+    "gone": r"\b(?:gone|absent|missing|nowhere)\b",
+    "last": r"\b(?:leav(?:es?|ing)|exits?|vanish(?:es)?|disappears?|goes (?:away|out)|last seen|lasts)\b",
+    "first": r"\b(?:enters?|arrives?|emerges?|(?:comes?|moves?) in(?: (?:in|at)\b|to\b)|(?:shows|turns|pops) up|first (?:seen|appears?|visible)|(?:seen|appears?) (?:first|for the first time))\b",
+    "seen": r"\b(?:visible|seen|appear(?:s|ing)?(?! to\b)|shown|shows|in (?:view|sight)|observed)\b",
+    "still": r"\b(?:(?:is|it|stays?|stands?|remains?|keeps?|sits?) (?:\w+ly )?still\b(?! (?:there|visible|in|seen|present|hidden|here|moving))|stationary|static|motionless|unmoving)\b",
+    "exists": r"\bthere (?:is|are|was|were)\b",
+    "there": r"\b(?:there|present|in the (?:picture|clip|scene|frame|image|video)|on (?:the )?screen|exists?|stays?|remains?)\b",
+    "moves": r"\b(?:mov(?:es?|ing|ement)|motion|travel(?:s|ling|ing)?|go(?:es|ing)?|head(?:s|ing)?|drift(?:s|ing)?|slid(?:es?|ing)|glid(?:es?|ing)|fl(?:y|ies|ying)|direction|way)\b",
+    "way": rf"\b(?:from )?(?:to(?:wards?)? )?(?:the )?{SIDE}(?:(?:,? and|,| then| side)*(?: to(?:wards?)?)?[- ](?:the )?{SIDE})*",
+    "clause": r"[,;()]|\b(?:and|but|while|then|whereas|although)\b"}
+
+
+class Claim(NamedTuple):
+    """What a text says of an object (None: it is unclear of which; "" of all together); denied: that it is not so.
+
+    value: persistence bool; span {"first" or "last": frame}, {"visible" or "present": spans} or {"visible at" or "present at": frame}; direction a word; hidden spans, or True: at some time;
+    count a number; absence bool.
+    """
+    object: str | None
+    kind: str
+    value: object
+    denied: bool = False
+
+
+@functools.cache
+def said_of(names):
+    """SAID as one pattern that knows these names and those of a colour and a shape."""
+    name = "|".join([*map(re.escape, names), rf"(?:{COLOURED})[- ](?:{SHAPED})"])
+    return re.compile("|".join(f"(?P<{kind}>{pattern.replace('NAME', name)})" for kind, pattern in SAID.items()))
+
+
+def spelt(text, names, frames):
+    """A text as SAID spells it: lower case, "frames 4 to 21" however that is said, the first and the last frame by number, whole names where half of one is enough to know whom it means."""
+    text = " ".join(text.lower().replace("\u2019", "'").replace("n't", " not").replace("\u2013", "-").split())
+    text = re.sub(rf"\b(?:{'|'.join(ALIKE)})\b", lambda m: ALIKE[m[0]], text)
+    for name in names:
+        for half in name.split():
+            if sum(half in other.split() for other in names) == 1:
+                text = re.sub(rf"\b(the|an?|this|that) {half}(?: one| object| shape| thing)?\b(?! (?:{SHAPED})\b)", rf"\1 {name}", text)
+    for number, words in ((0, "the (?:beginning|start)|(?:the )?first frame"), (frames - 1, "the end|(?:the )?(?:last|final) frame")):
+        text = re.sub(rf"\b(?:{words})\b(?! (?:of|edge)\b)", f"frame {number}", text)
+    text = re.sub(r"\b(?:the )?(\d+)(?:st|nd|rd|th) frame\b", r"frame \1", text)
+    text = re.sub(r"\bframe(s?) (?:numbers? |no\.? )?#?(\d)", r"frame\1 \2", text)
+    text = re.sub(r"\bbetween (?:frames? )?(\d+) and (?:frame )?(\d+)", r"frames \1 to \2", text)
+    return re.sub(r"\b(?:from )?(?:frames? )?(\d+) ?(?:to|through|until|till|up to|-) ?(?:frame )?(\d+)\b", r"frames \1 to \2", text)
+
+
+def spans_in(kind, words, frames, denied=False):
+    """The spans of frames that a piece of SAID means: [[4, 9], [14, 14]] of "frames 4 to 9 and 14". What is not so until frame 4 may be so in it."""
+    found = [sorted((int(a), int(b or a))) for a, b in re.findall(r"(\d+)(?: to (\d+))?", words)]
+    if kind == "since":
+        return [[found[0][0] + words.startswith("after"), frames - 1]]
+    if kind == "until":
+        return [[0, found[0][0] - (denied or words.startswith("before"))]]
+    return found or [[0, frames - 1]]
+
+
+def predicated(kind, words, denied, when, frames):
+    """(kind of claim, value, denied) that a predicate makes with the piece of SAID that says when, or None; None where it claims nothing."""
+    if kind in ("lost", "gone"):
+        kind, denied = {"lost": "seen", "gone": "there"}[kind], not denied
+    spans, numbers = when and spans_in(*when, frames, denied), [int(n) for n in re.findall(r"\d+", when[1])] if when else []
+    if kind == "hidden":
+        return "hidden", spans or not denied or [], bool(spans and denied)
+    if kind in ("first", "last"):
+        ends = ("absence", True, False) if kind == "first" else ("span", {"last": frames - 1}, False)  # who never enters is not there, who never leaves stays to the end
+        return ("span", {kind: numbers[0 if kind == "first" else -1]}, denied) if numbers else ends if denied else None
+    key = "visible" if kind == "seen" else "present"
+    if len(numbers) == 1 and when[0] == "frames":
+        return "span", {"first" if words.startswith("appear") else f"{key} at": numbers[0]}, denied
+    if spans:
+        return "span", {key: spans}, denied
+    return (("span", {"visible": []}, False) if kind == "seen" else ("absence", True, False)) if denied else None
+
+
+def parse_claims(text, names=(), frames=TIMES):
+    """(claims, how many sentences make none): what a text says of objects. "It" is whom the last one named; where nobody was, the only one of `names`."""
+    claims, silent, about = [], 0, list(names) if len(names) == 1 else [None]
+    pattern = said_of(tuple(sorted(names, key=len, reverse=True)))
+
+    def claim(kind, value, denied=False):
+        claims.extend(Claim(name, kind, value, denied) for name in about)
+
+    for sentence in filter(re.compile(r"\w").search, re.split(r"(?<=[.!?])\s+|;\s", spelt(text, names, frames))):
+        before, named, last_name, fresh, denied, moving, predicate, when = len(claims), [], 0, True, False, None, None, None
+        for m in [*pattern.finditer(sentence), re.compile("$").search(sentence)]:
+            kind, words = m.lastgroup or "end", m[0]
+            timed = kind in ("frames", "always", "since", "until")
+            if predicate and kind not in ("clause", "aside", "way", "exists", "choice", "not"):
+                if found := predicated(*predicate, (kind, words) if timed else None, frames):
+                    claim(*found)
+                predicate, timed, kind = None, False, "when" if timed else kind
+            if timed and fresh:
+                when = kind, words
+            fresh = kind == "clause" or fresh and kind in ("name", "none", "it", "not", "exists", "aside", *(["always"] if timed else []))
+            if kind in ("clause", "end"):
+                if moving == "not":
+                    claim("direction", "still")
+                denied, moving = False, moving and "so"
+            elif kind in ("name", "none"):
+                joined = named and len(claims) == before and re.fullmatch(r"(?:,|and|the|an?|\s)+", sentence[last_name:m.start()])
+                about, moving, last_name = (about if joined else []) + [words.removeprefix("no ").replace("-", " ")], None, m.end()
+                named.append(about[-1])
+                if kind == "none" or denied:
+                    claims.append(Claim(about[-1], "absence", True))
+                denied = False
+            elif kind == "count":
+                number = words.split()[0]
+                claims.append(Claim("", "count", int(number) if number.isdecimal() else NUMBERS[number], denied))
+            elif kind == "not":
+                denied = True
+            elif kind in ("hidden", "lost", "gone", "last", "first", "seen", "there"):
+                predicate, denied = (kind, words, denied), False
+                if when:
+                    claim(*predicated(*predicate, when, frames))
+                    predicate = when = None
+            elif kind in ("persistent", "transient"):
+                claim("persistence", (kind == "persistent") != denied)
+                denied = False
+            elif kind == "still":
+                claim("direction", "still", denied)
+                denied = False
+            elif kind == "moves":
+                moving, denied = "not" if denied else "so", False
+            elif kind == "way" and moving and not (words.startswith("from") and " to" not in words) and (word := parse_word(words, "direction")):
+                claim("direction", word, moving == "not")
+                moving = "so"
+        if len(claims) == before:
+            claims += [Claim(name, "absence", False) for name in named]
+        silent += len(claims) == before and not BEYOND.search(sentence)
+    return claims, silent
+
+
+def frames_of_spans(spans):
+    return {t for a, b in spans for t in range(a, b + 1)}
+
+
+def same_spans(a, b):
+    """Are two lists of spans the same within OVERLAP, or ENDS?"""
+    x, y = frames_of_spans(a), frames_of_spans(b)
+    return len(x & y) >= OVERLAP * len(x | y) or len(a) == len(b) and all(abs(p - q) <= ENDS for s, t in zip(a, b, strict=True) for p, q in zip(s, t, strict=True))
+
+
+def check_claim(claim, item):
+    """Is a claim true of a clip? None where it cannot be checked: it is unclear of which object it is, or the truth does not hold it."""
+    tracks = {t["object"]: t for t in item["tracks"]}
+    name, kind, value, denied = claim
+    if kind == "count":
+        return (value == len(tracks)) != denied
+    if name is None:
+        return None
+    if kind == "absence" or name not in tracks:
+        return (name not in tracks) == (value if kind == "absence" else kind == "span" and value == {"visible": []})
+    track, (key, spans) = tracks[name], next(iter(value.items())) if kind == "span" else ("hidden", value)
+    there = track.get({"persistence": "persistent", "direction": "direction", "hidden": "hidden"}.get(kind) or ("visible" if key.startswith("visible") else "present"))
+    if there is None:
+        return None
+    if key in ("first", "last"):
+        return bool(there) and (abs(spans - there[0 if key == "first" else -1][key == "last"]) <= ENDS) != denied
+    if kind in ("persistence", "direction"):
+        return (value == there) != denied
+    if key.endswith(" at"):
+        return (spans in frames_of_spans(there)) != denied
+    if spans is True:
+        return bool(there)
+    if denied:  # of none of these frames, but for a few at their ends
+        return len(frames_of_spans(spans) & frames_of_spans(there)) <= (1 - OVERLAP) * len(frames_of_spans(spans))
+    return same_spans(spans, there)
+
+
+def omitted(claims, item):
+    """(facts that no true claim states, all facts): (object, kind) of a clip's truth; a span is stated by its frames, or by those of its ends that are not the clip's."""
+    true, last = [c for c in claims if not c.denied and check_claim(c, item)], len(item["frames"]) - 1
+    facts, stated = [("", "count")], {(c.object, c.kind) for c in true if c.kind != "span"}
+    for t in item["tracks"]:
+        facts += [(t["object"], kind) for kind in ("persistence", "span", "direction", "hidden")]
+        said = {key for c in true if c.object == t["object"] and c.kind == "span" for key in c.value}
+        ends = {end for end, inner in (("first", t["present"][0][0] > 0), ("last", t["present"][-1][1] < last)) if inner} if t["present"] else set()
+        if said & {"visible", "present"} or ends and ends <= said:
+            stated.add((t["object"], "span"))
+    return [fact for fact in facts if fact not in stated], facts
 
 
 # ---------------------------------------------------------------- report: a page for a person, of the YAML and PNG of all stages
