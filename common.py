@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -493,7 +494,6 @@ def choose_device():
 
 def _trouble(error, entry):
     """What stands behind a library's exception, and the remedy, in one clause: transformers hides the hub's own exceptions in the cause of an OSError."""
-    import re
     from importlib.metadata import version
 
     from huggingface_hub import errors
@@ -1716,7 +1716,7 @@ def learned(model):
 
 
 def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
-    """Fit what build() gives, keep the epoch that is best on val. Returns (module, {val, epoch, steps, seconds_per_step}).
+    """Fit what build() gives, keep the epoch that is best on val. Returns (module, {val, epoch, steps, seconds_per_step, losses: one a step}).
 
     loss_of(module, items, g, part, warm): the mean loss of those of `items` that slice `part` names, warm while the first epochs last; whatever it draws from g it
     draws for all of them, so that under torchrun, where every rank takes a part of each batch, the gradient is that of the whole batch. how: SETTINGS' entries. `state`: a file, written at the end
@@ -1733,7 +1733,7 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
     last = how["warm"] + how["epochs"]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how["lr"], total_steps=last * per_epoch)
     g = torch.Generator().manual_seed(seed)
-    best, epoch, seconds, kept, written = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}, time.time()
+    best, epoch, seconds, kept, losses, written = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}, [], time.time()
     try:
         saved = torch.load(state, map_location="cpu", weights_only=True) if state and state.is_file() else {}
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
@@ -1743,7 +1743,7 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         g.set_state(saved["g"])
-        best, epoch, seconds, kept = (saved[k] for k in ("best", "epoch", "seconds", "kept"))
+        best, epoch, seconds, kept, losses = (saved[k] for k in ("best", "epoch", "seconds", "kept", "losses"))
     while epoch < last and (how["patience"] is None or epoch - best["epoch"] < how["patience"]):
         began, warm = time.time(), epoch < how["warm"]
         model.train()
@@ -1757,6 +1757,7 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
             torch.nn.utils.clip_grad_norm_(learned(model).values(), 1.0)
             optimizer.step()
             schedule.step()
+            losses.append(loss.item())
         seconds += 0 if warm else time.time() - began
         epoch += 1
         model.eval()
@@ -1773,10 +1774,20 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
         if state and rank == 0 and time.time() - written > SAVE_SECONDS:
             written = time.time()
             saved = {"how": how, "model": learned(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "g": g.get_state(),
-                     "best": best, "epoch": epoch, "seconds": seconds, "kept": kept}
+                     "best": best, "epoch": epoch, "seconds": seconds, "kept": kept, "losses": losses}
             _atomically(state, lambda f, saved=saved: torch.save(saved, f))
     model.load_state_dict(kept, strict=False)
-    return model.eval(), best | {"weights": kept, "steps": epoch * per_epoch, "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch)}
+    return model.eval(), best | {"weights": kept, "losses": losses, "steps": epoch * per_epoch, "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch)}
+
+
+def reset_lora(model):
+    """As at first: peft's initialisation, by which nothing is changed yet."""
+    for name, p in learned(model).items():
+        if "lora_A" in name:
+            torch.nn.init.kaiming_uniform_(p, a=5**0.5)
+        elif "lora_B" in name:
+            torch.nn.init.zeros_(p)
+    return model
 
 
 class _Reached(Exception):
@@ -1798,13 +1809,7 @@ class Tuned(torch.nn.Module):
         self.module = self.vlm.get_base_model().get_submodule(path)
 
     def reset(self):
-        """As at first: peft's initialisation, by which nothing is changed yet."""
-        for name, p in learned(self).items():
-            if "lora_A" in name:
-                torch.nn.init.kaiming_uniform_(p, a=5**0.5)
-            elif "lora_B" in name:
-                torch.nn.init.zeros_(p)
-        return self
+        return reset_lora(self)
 
     def forward(self, inputs):
         caught = []
@@ -2113,7 +2118,8 @@ def film_table(films, items, clips, past, look, seed):
 
 # ---------------------------------------------------------------- words: what a language model is told of an object, as text or as soft tokens, and what it says
 
-UNSEEN = "the clip does not show that"
+TELL_OF = "Describe the {}."  # answered by the sentences of `text` that are about it
+COLOURED, SHAPED = ("red", "green", "blue", "yellow", "purple", "cyan"), ("circle", "triangle", "square", "star")
 WIDTH, TIMES = 512, 32  # of a track's embedding; its frames
 MARK = "\ue000"  # where soft tokens go in a chat: of private use, so in nobody's text
 
@@ -2152,6 +2158,45 @@ def metadata_text(name, persistence=None, visible=None, direction=None, hidden=N
     facts = {"persistence": persistence is not None and f"{persistence:.2f}", "frames": visible is not None and (spans_text(visible) or "none"), "direction": direction,
              "hidden": hidden is not None and (spans_text(hidden) or "never"), "count": count is not None and str(count)}
     return f"{name}: " + "; ".join(f"{key} {said}" for key, said in facts.items() if said)
+
+
+def naming(rng):
+    """(context, question, answer) of a task that is not about clips: colour, shape or place of an object of a list. rng: numpy's."""
+    n = rng.integers(2, 5)
+    things = list(zip(rng.permutation(COLOURED)[:n], rng.permutation(SHAPED)[:n], rng.integers(5, 96, (n, 2)).tolist(), strict=True))
+    colour, shape, (x, y) = things[rng.integers(n)]
+    question, answer = ((f"What shape is the {colour} object?", shape), (f"What colour is the {shape}?", colour), (f"Where is the {colour} {shape}?", f"at {x} {y}"))[rng.integers(3)]
+    return "Objects: " + "; ".join(f"{c} {s} at {x} {y}" for c, s, (x, y) in things) + ".", question, str(answer)
+
+
+def named(said, answer):
+    """Is an answer to a question of `naming` right, in whatever words: does it name that colour or shape and no other, or just these numbers?"""
+    words = [re.findall(r"[a-z]+|\d+", x.lower()) for x in (said, answer)]
+    own, true = ([w for w in x if w.isdecimal() or w in SHAPED and answer in SHAPED or w in COLOURED and answer in COLOURED] for x in words)
+    return list(dict.fromkeys(own)) == true if answer in SHAPED + COLOURED else own == true
+
+
+def beside(item, name):
+    """The id of the track whose embedding stands beside a question about `name`; a question about no object stands beside the first one's."""
+    return f"{item['id']}/{name or [*item['names'], item['absent']][0]}"
+
+
+def about(item, name):
+    """The sentences of an item's text that are about one of its objects."""
+    return re.split(r" (?=The |There )", item["text"][item["text"].index(f"The {name} is "):])[0]
+
+
+def frames_said(words):
+    """The set of frames that "frames 0 to 9 and 14" or "frame 7" names; None for other words."""
+    if not re.fullmatch(r"frames? \d+( to \d+)?( and \d+( to \d+)?)*", words):
+        return None
+    return {t for a, b in re.findall(r"(\d+)(?: to (\d+))?", words) for t in range(int(a), int(b or a) + 1)}
+
+
+def right(said, answer):
+    """Is an answer right: the same words, or frames of which at least 0.8 are the same (intersection over union)?"""
+    own, true = frames_said(said), frames_said(answer)
+    return said == answer or bool(own and true) and len(own & true) >= 0.8 * len(own | true)
 
 
 def word_prompt(tokenizer, question, context=""):
