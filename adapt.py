@@ -54,7 +54,6 @@ from common import (
     ap_criterion,
     ap_runs,
     attention,
-    beside,
     bootstrap,
     box_truth,
     caption,
@@ -115,6 +114,7 @@ from common import (
     to_cells,
     to_floats,
     token_ridge,
+    track_id,
     train,
     train_set_probe,
     widened,
@@ -1151,9 +1151,9 @@ def word_world(args):
         asked = [(kind, question, answer, name) for (question, answer), (kind, name) in zip(item["turns"], item["asked"], strict=True)]
         asked += [("describe", TELL_OF.format(name), about(item, name), name) for name in item["names"]]
         for kind, question, answer, name in [*asked, ("absent", TELL_OF.format(item["absent"]), f"there is no {item['absent']}", item["absent"])]:
-            if beside(item, name) not in rows:
-                refuse(f"{args.embeddings} lacks {beside(item, name)!r}, of which {args.data} asks; write it again from these data")
-            w.turns.append((kind, question, answer, rows[beside(item, name)], k))
+            if track_id(item, name) not in rows:
+                refuse(f"{args.embeddings} lacks {track_id(item, name)!r}, of which {args.data} asks; write it again from these data")
+            w.turns.append((kind, question, answer, rows[track_id(item, name)], k))
     where = {int(k): part for part, numbers in parts.items() for k in numbers}
     w.split = {part: torch.tensor([i for i, turn in enumerate(w.turns) if where[turn[4]] == part]) for part in parts}
     if min(args.rank, args.soft) < 1:

@@ -2127,10 +2127,10 @@ MARK = "\ue000"  # where soft tokens go in a chat: of private use, so in nobody'
 def load_tracks(path, items):
     """What a video model wrote of the objects of `items`: {ids "<clip>/<object>", embedding fp32 [N, 512], scores, attention fp32 [N, 32], persistence fp32 [N], meta}, or a refusal.
 
-    An object is one of the clip's names, or the one that is not there and asked for all the same (`absent`).
+    An object is one of the clip's names, the one that is not there and asked for all the same (`absent`), or the one that was taken out (`removed`).
     """
     tracks = load_pt(path, TRACKS)
-    n, known_ids = len(tracks["ids"]), {f"{i['id']}/{name}" for i in items for name in (*i["names"], i["absent"])}
+    n, known_ids = len(tracks["ids"]), {f"{i['id']}/{name}" for i in items for name in (*i["names"], i["absent"], *filter(None, [i.get("removed")]))}
     if unknown := [i for i in tracks["ids"] if i not in known_ids]:
         refuse(f"{path} holds {unknown[0]!r} (and {len(unknown) - 1} more), which is no clip/object of the data; give the --data that it was made from")
     for name, shape in {"embedding": (n, WIDTH), "scores": (n, TIMES), "attention": (n, TIMES), "persistence": (n,)}.items():
@@ -2176,7 +2176,7 @@ def named(said, answer):
     return list(dict.fromkeys(own)) == true if answer in SHAPED + COLOURED else own == true
 
 
-def beside(item, name):
+def track_id(item, name):
     """The id of the track whose embedding stands beside a question about `name`; a question about no object stands beside the first one's."""
     return f"{item['id']}/{name or [*item['names'], item['absent']][0]}"
 
