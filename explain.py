@@ -1388,45 +1388,49 @@ def ablated(items, asks, runs, seed):
 
 
 def draw_said(path, items, clips, writers, notes, shown=8):
-    """explain-trajectories.png: of a few clips some frames, where the video model looked in time, and under them the spans in which each object is and is seen, as it was and as each writer has it."""
+    """explain-trajectories.png: of a few clips some frames, in which of them the video model looked, and when each object is there (hatched: hidden), as it was and as each writer has it.
+
+    writers: {name: {number of the clip: description}}."""
     import matplotlib
     from matplotlib.figure import Figure
-    objects, colours = [(k, name) for k in clips for name in items[k]["names"]], dict(zip(writers, OKABE_ITO[:3] + OKABE_ITO[4:6], strict=False))
+
+    def bars(name, text, names, length):
+        """(spans in which it is there, in which it is hidden, what else is said in a word each) of a description."""
+        claims = [c for c in parse_claims(text, names, length)[0] if c.object == name and not c.denied]
+        value = {key: x for c in claims if c.kind == "span" for key, x in c.value.items()}
+        inside = [[value.get("first", 0), value.get("last", length - 1)]] * bool(value)
+        words = [("persistent" if c.value else "transient") if c.kind == "persistence" else c.value for c in claims if c.kind in ("persistence", "direction")]
+        return value.get("present", value.get("visible", inside)), [s for c in claims if c.kind == "hidden" and isinstance(c.value, list) for s in c.value], words
+
+    count, rows = [len(items[k]["names"]) for k in clips], ["truth", *writers]
+    colours, heights = dict(zip(rows, ["black", *OKABE_ITO], strict=False)), [h for n in count for h in (1.6, *[0.55 + 0.24 * (len(rows) + bool(notes))] * n)]
     with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure((10, sum(1.3 + 1.5 * len(items[k]["names"]) for k in clips)), layout="constrained")
-        heights = [h for k in clips for h in (1.3, *[1.5] * len(items[k]["names"]))]
+        figure = Figure((11, sum(heights)), layout="constrained")
         axes = iter(figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0])
         for k in clips:
-            length = len(items[k]["frames"])
+            names, length = items[k]["names"], len(items[k]["frames"])
             strip, at = next(axes), [round((j + 0.5) * length / shown - 0.5) for j in range(shown)]
-            strip.imshow(torch.cat(list(items[k]["frames"][at]), 1).numpy(), extent=(-0.5, length - 0.5, 0, length / shown), aspect="auto", interpolation="nearest")
+            strip.imshow(torch.cat(list(items[k]["frames"][at]), 1).numpy(), extent=(-0.5, length - 0.5, 0, 1), aspect="auto", interpolation="nearest")
             strip.set_xticks([(j + 0.5) * length / shown - 0.5 for j in range(shown)], [f"frame {t}" for t in at])
             strip.set_yticks([])
             strip.spines[:].set_visible(False)
-            for name in items[k]["names"]:
-                axis, track, rows = next(axes), true_fact(items[k], name), ["truth", *writers]
+            for name in names:
+                axis, labels = next(axes), []
                 if notes:
                     attention = notes.tracks["attention"][notes.row(k, name)]
-                    axis.fill_between(range(length), len(rows) - 0.4, len(rows) - 0.4 + 0.9 * attention / attention.max(), step="mid", color="0.6", lw=0)
+                    axis.fill_between(range(length), len(rows) - 0.4, len(rows) - 0.4 + 0.8 * attention / attention.max(), step="mid", color="0.6", lw=0)
                 for y, writer in enumerate(rows):
-                    claims = [c for c in parse_claims(writers[writer][k], items[k]["names"], length)[0] if c.object == name] if writer in writers else []
-                    first = next((c.value["first"] for c in claims if c.kind == "span" and "first" in c.value), 0)
-                    last = next((c.value["last"] for c in claims if c.kind == "span" and "last" in c.value), length - 1)
-                    spans = [s for c in claims if c.kind == "span" and not c.denied for key in ("visible", "present") for s in c.value.get(key, [])]
-                    spans = spans or [[first, last]] * any(c.kind == "span" for c in claims)
-                    unseen = [s for c in claims if c.kind == "hidden" and not c.denied and isinstance(c.value, list) for s in c.value]
-                    spans, unseen = (track["present"], track["hidden"]) if writer == "truth" else (spans, unseen)
-                    axis.broken_barh([(a - 0.5, b - a + 1) for a, b in spans], (len(rows) - 1.35 - y, 0.7), color="black" if writer == "truth" else colours[writer])
-                    axis.broken_barh([(a - 0.5, b - a + 1) for a, b in unseen], (len(rows) - 1.35 - y, 0.7), facecolor="white", edgecolor="0.3", hatch="////", lw=0.5)
-                axis.set_yticks([len(rows) - 1 - y for y in range(len(rows))] + [len(rows)] * bool(notes), [*rows, *["attention"] * bool(notes)])
+                    there, hidden, words = bars(name, items[k]["text"] if writer == "truth" else writers[writer][k], names, length)
+                    for spans, look in ((there, {"color": colours[writer]}), (hidden, {"facecolor": "white", "edgecolor": "0.3", "hatch": "/////", "lw": 0.5})):
+                        axis.broken_barh([(a - 0.5, b - a + 1) for a, b in spans], (len(rows) - 1.35 - y, 0.7), **look)
+                    labels.append(", ".join([writer, *words]))
+                axis.set_yticks([len(rows) - 1 - y for y in range(len(rows))] + [len(rows)] * bool(notes), [*labels, *["attention"] * bool(notes)])
                 axis.set_xlim(-0.5, length - 0.5)
                 axis.set_ylim(-0.5, len(rows) + 0.6 * bool(notes))
-                axis.set_title(f"{name}: {'persistent' if track['persistent'] else 'transient'}", loc="left", fontsize=8)
-        axis.set_xlabel("frame; hatched: hidden")
+                axis.set_title(name, loc="left", fontsize=8, fontweight="bold")
         content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=110)
+        figure.savefig(content, format="png", dpi=100)
     save_bytes(path, content.getvalue())
-    return len(objects)
 
 
 def trajectory_folder(folder):
