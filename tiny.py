@@ -11,6 +11,7 @@ results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) a
     vlm       Qwen2.5-VL              goes on from there: says where things are and, on clips, which way they move
     dinov2    Dinov2                  a masked image model: the patches it must fill in give dense features
     ltx       LTX-Video transformer   goes on with a clip from its first frame and a prompt that says which way, or from several frames
+    words     Llama                   knows no pictures: answers from facts of an object given as text, and says so where they are lacking
     llava-next, internvl2, cogvlm2    LLaVA-NeXT (CLIP, no merging), InternVL (pixel shuffle) and CogVLM2 (visual expert), taught on pictures to name and to place
 
 This is the only file that knows the small configurations; every other stage loads these folders as it loads a hub checkpoint.
@@ -29,7 +30,10 @@ from tqdm import tqdm
 from cogvlm2 import IMAGE_MEAN, IMAGE_STD, CogVLM2
 from common import (
     LOADERS,
+    TELL_OF,
     _atomically,
+    answer_loss,
+    answered,
     check_writable,
     find_model,
     flatten_stills,
@@ -38,6 +42,8 @@ from common import (
     known,
     load_items,
     load_yaml,
+    metadata_text,
+    naming,
     parser,
     refuse,
     run_info,
@@ -45,8 +51,10 @@ from common import (
     say,
     split_of,
     whereabouts,
+    word_batch,
+    word_prompt,
 )
-from data import COLOURS, DIRECTIONS, SHAPES, place_word
+from data import COLOURS, DIRECTIONS, OPPOSITE, SHAPES, UNKNOWN, asked_of, place_word, spans, spans_words, told
 from explain import Tracker
 
 SAVE_EVERY = 200  # steps
@@ -176,13 +184,13 @@ CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is str
         "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
-def learned_tokenizer(texts, **names):
-    """Byte-level BPE learned on the training words; any text can be encoded. names: what the family's processor calls its special tokens."""
+def learned_tokenizer(texts, size=448, **names):
+    """Byte-level BPE of `size` tokens learned on the training words; any text can be encoded. names: what the family's processor calls its special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=448, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="right", extra_special_tokens=names)
 
 
@@ -857,6 +865,104 @@ def tracker_quality(model, frames, truth, device):
             **{f"{kind}_accuracy": ((found["spans"][:, :, k] > 0) == (truth["spans"][:, :, k] > 0))[there].float().mean() for k, kind in enumerate(("visible", "present", "hidden"))}}
 
 
+# ---------------------------------------------------------------- words alone
+
+ASKED = dict.fromkeys(("persistence", "direction", "backwards", "count", "unknown"), 1) | dict.fromkeys(("frames", "hidden", "uncovered", "describe", "naming"), 2)  # kinds, and how often
+
+
+def made_up_track(rng, frames=32):
+    """What data.py's tracks say of an object, with spans that no film was made for, and a probability of being persistent."""
+    persistent, there, t = rng.random() < 0.5, np.zeros(frames, bool), np.arange(frames)
+    first, last = (0, frames - 1) if persistent else sorted(int(x) for x in rng.choice(frames, 2, replace=False))
+    if not persistent and (side := rng.integers(3)):  # enters or leaves, else as drawn
+        first, last = (max(first, 1), frames - 1) if side == 1 else (0, min(last, frames - 2))
+    there[first:last + 1] = True
+    seen = there.copy()
+    for _ in range(rng.integers(3)):
+        start = rng.integers(first, last + 1)
+        seen &= (t < start) | (t > start + rng.integers(12))
+    if not seen.any():
+        return made_up_track(rng, frames)
+    probability = rng.random() if rng.random() < 0.1 else abs(persistent - 0.5 * rng.random() ** 2 - 0.005)  # now and then not what the frames say
+    comes, goes = first > 0, last < frames - 1
+    return {"object": str(rng.choice(NAMES)), "probability": round(probability, 2), "persistent": round(probability, 2) >= 0.5, "present": spans(there), "visible": spans(seen),
+            "hidden": spans(there & ~seen), "direction": str(rng.choice([*DIRECTIONS, "still"])), "why": "passes" if comes and goes else "enters" if comes else "leaves" if goes else "stays"}
+
+
+def said_of(track, known):
+    """The sentences of data.py about an object, as far as the facts `known` say them."""
+    way, moves, hides = (part.rstrip(".") for part in told(track).split(". "))
+    if not {"persistence", "frames"} <= known:
+        way = way.split(":")[0] if "persistence" in known else f"The {track['object']} appears in {spans_words(track['visible'])}" if "frames" in known else ""
+    said = ". ".join([*filter(None, [way, moves if "direction" in known else "", hides if "hidden" in known else ""]), ""]).strip()
+    return said.replace("It ", f"The {track['object']} ", not way) if said else UNKNOWN
+
+
+def word_lesson(rng):
+    """(kind, context, question, answer): a question about a made-up object and what a context says that may lack any fact, hold no fact, or be about another object."""
+    kind = str(rng.choice(list(ASKED), p=np.array(list(ASKED.values())) / sum(ASKED.values())))
+    if kind == "naming":
+        return kind, *naming(rng)
+    track, count = made_up_track(rng), int(rng.integers(1, 4))
+    own = name = track["object"]
+    facts = {"persistence": track["probability"], "visible": track["visible"], "direction": track["direction"], "hidden": track["hidden"], "count": count}
+    if kind not in ("unknown", "count") and rng.random() < 0.2:
+        if (alike := rng.integers(3)) == 2:  # it was looked for and not found
+            facts |= {"persistence": round(0.3 * rng.random(), 2), "visible": [], "hidden": []}
+        else:
+            name = str(rng.choice([n for n in NAMES if n != own and (not alike or set(n.split()) & set(own.split()))]))
+    absent = name != own or not facts["visible"]
+    if rng.random() < 0.6:
+        facts = {k: v for k, v in facts.items() if v == [] and absent or rng.random() < 0.7}
+    if rng.random() < 0.03:
+        facts, absent, context = {}, False, ""
+    else:
+        context = metadata_text(own, **facts)
+        absent &= name != own or "visible" in facts
+    known = {{"visible": "frames"}.get(k, k) for k in facts}
+    needs = {"persistence": {"persistence"}, "frames": {"frames"}, "direction": {"direction"}, "hidden": {"hidden"}, "backwards": {"direction"}, "uncovered": {"frames", "hidden"},
+             "count": {"count"}, "unknown": {"nothing that a context says"}, "describe": set()}[kind]
+    answers = {"persistence": "persistent" if track["persistent"] else "transient", "frames": spans_words(track["visible"]), "direction": track["direction"],
+               "hidden": spans_words(track["hidden"]) if track["hidden"] else "it is never hidden", "backwards": OPPOSITE[track["direction"]], "uncovered": spans_words(track["present"]),
+               "count": str(count), "describe": said_of(track, known)}
+    question = TELL_OF.format(name) if kind == "describe" else asked_of(rng, kind, name)
+    if absent:
+        return "absent", context, question, f"there is no {name}"
+    return kind if needs <= known else "lacking", context, question, answers[kind] if needs <= known else UNKNOWN
+
+
+def words_model(seed):
+    """(model, tokenizer): a small Llama whose tokenizer was learned on its lessons."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    rng = np.random.default_rng([seed, 1])
+    tokenizer = learned_tokenizer((x for _ in range(4000) for x in ("user\n", "assistant\n", *word_lesson(rng)[1:])), 576)
+    tokenizer.chat_template = CHAT
+    return LlamaForCausalLM(LlamaConfig(**llama(tokenizer), tie_word_embeddings=True)), tokenizer
+
+
+def words_loss(tokenizer, device, batch=64):
+    """Cross-entropy of the answers, a mean over answers of the mean over their tokens."""
+    def loss_of(model, rng):
+        lessons = [word_lesson(rng) for _ in range(batch)]
+        prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
+        with fast(device):
+            return answer_loss(model, word_batch(model, tokenizer, prompts, answers=[x[3] for x in lessons])).mean()
+    return loss_of
+
+
+def words_quality(model, tokenizer, seed, n=3000):
+    """Share of held-out answers that are right to the word, by kind, beside the commonest answer of the kind."""
+    rng = np.random.default_rng([seed, 2])
+    lessons = [word_lesson(rng) for _ in range(n)]
+    said = answered(model, tokenizer, [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons])
+    report = {"accuracy": np.mean([a == x[3] for a, x in zip(said, lessons, strict=True)])}
+    for kind in sorted({x[0] for x in lessons}):
+        pairs = [(a, x[3]) for a, x in zip(said, lessons, strict=True) if x[0] == kind]
+        truth = [t for _, t in pairs]
+        report |= {kind: np.mean([a == t for a, t in pairs]), f"{kind}_floor": max(truth.count(t) for t in set(truth)) / len(truth)}
+    return report
+
+
 # ---------------------------------------------------------------- main
 
 def pool(folder, size):
@@ -944,9 +1050,18 @@ def train_ltx(args, device, folder, save):
     return losses, film_quality(pipeline, parts[1], device)
 
 
+def train_words(args, device, folder, save):
+    """Lessons are made up as they are needed; none comes twice."""
+    model, tokenizer = words_model(args.seed)
+    model.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
+    losses = train("words", model.to(device), words_loss(tokenizer, device), args.steps or 4000, 2e-3, args.seed, folder)
+    model, tokenizer = save(model, tokenizer)
+    return losses, words_quality(model, tokenizer, args.seed)
+
+
 def get_args(argv):
     p = parser(__doc__, smoke=False)
-    p.add_argument("--only", help="train one model: vae, semantic, vlm, dinov2, ltx, llava-next, internvl2 or cogvlm2 (default: all, then the summary)")
+    p.add_argument("--only", help="train one model: vae, semantic, vlm, dinov2, ltx, words, llava-next, internvl2 or cogvlm2 (default: all, then the summary)")
     p.add_argument("--shapes", default="data/tiny-shapes", help="training images (default: %(default)s)")
     p.add_argument("--moving", default="data/tiny-moving", help="training clips (default: %(default)s)")
     p.add_argument("--out", default="results/tiny", help="where checkpoints and YAML go (default: %(default)s)")
@@ -955,6 +1070,7 @@ def get_args(argv):
 
 
 TRAIN = {"vae": ("vae", train_vae), "semantic": ("vlm", train_semantic), "vlm": ("vlm", train_vlm), "dinov2": ("encoder", train_dinov2), "ltx": ("video", train_ltx),
+         "words": ("language", train_words),
          **{name: ("vlm", functools.partial(train_cousin, name)) for name in COUSINS}}
 
 
