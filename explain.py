@@ -991,6 +991,13 @@ def frames_of_track(track):
     return seen
 
 
+def frames_asked(items, ids):
+    """(rows, bool [n,T]) of all that clips are asked about: in which frames it is seen; what is absent in none."""
+    truth = {f"{i['id']}/{t['object']}": frames_of_track(t) for i in items for t in i["tracks"]} | {f"{i['id']}/{i['absent']}": torch.zeros(TIMES, dtype=torch.bool) for i in items}
+    rows = [k for k, name in enumerate(ids) if name in truth]
+    return rows, torch.stack([truth[ids[k]] for k in rows]) if rows else None
+
+
 def best_threshold_of(scores, truth):
     """Of the scores in 0..1 [n,T], the one above which they say best which frames are seen, bool [n,T]: by F1 of all together."""
     cuts = torch.arange(1, 20) / 20
@@ -1022,7 +1029,8 @@ def tracks_scored(items, tracks, folder, seed):
     rows = {s: torch.tensor([row_of[f"{i['id']}/{t['object']}"] for i, t in these]) for s, these in objects.items()}
     seen = {s: torch.stack([frames_of_track(t) for _, t in these]) for s, these in objects.items()}
     persistent = {s: torch.tensor([t["persistent"] for _, t in these]) for s, these in objects.items()}
-    threshold = best_threshold_of(tracks["scores"][rows["val"]], seen["val"])
+    asked, frames = frames_asked([items[k] for k in split["val"].tolist()], tracks["ids"])
+    threshold = best_threshold_of(tracks["scores"][asked], frames)
     said = {s: tracks["scores"][r] > threshold for s, r in rows.items()}
     moves = dict(zip((i["id"] for i in items), motion_energy([i["frames"] for i in items]).tolist(), strict=True))
     energy = {s: torch.tensor([moves[i["id"]] for i, _ in these], dtype=torch.float64) for s, these in objects.items()}
@@ -1084,6 +1092,8 @@ def faithfulness(model, items, device, seed, most=150, draws=5):
     for (how, key), pairs in found.items():
         top, random = torch.tensor(pairs).T
         table.setdefault(how, {})[key] = {"highest": top.mean().item(), "random": random.mean().item(), **paired_test(top, random, sources, seed=seed)}
+    for (how, key), p in holm({names: table[names[0]][names[1]]["p"] for names in found}).items():
+        table[how][key]["p_holm"] = p
     return table | {"objects": len(objects), "frames_left_out": DELETED, "draws": draws}
 
 
@@ -1108,9 +1118,8 @@ def track_objects(args, started):
         began = time.time()
         ids, found = follow_all(model, items, device)
         seconds = (time.time() - began) / len(items)
-        truth = {f"{i['id']}/{t['object']}": frames_of_track(t) for i in items if split_of(i["source"]) == "val" for t in i["tracks"]}
-        rows = [k for k, name in enumerate(ids) if name in truth]
-        threshold = best_threshold_of(found["scores"][rows].half().float(), torch.stack([truth[ids[k]] for k in rows])) if rows else 0.5
+        rows, truth = frames_asked([i for i in items if split_of(i["source"]) == "val"], ids)
+        threshold = best_threshold_of(found["scores"][rows].half().float(), truth) if rows else 0.5
         save_pt(path, TRACKS, ids, {"model": entry["name"], "weights": entry["weights"], "data": index["data"], "data_path": str(folder), "threshold": threshold,
                                     "threshold_from": "val" if rows else "nothing: the data has no val clips"}, **{k: x.half() for k, x in found.items()})
         info = {"seconds_per_clip": seconds, "parameters": sum(p.numel() for p in model.parameters())}
