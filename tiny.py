@@ -32,7 +32,6 @@ from common import (
     LOADERS,
     TELL_OF,
     _atomically,
-    answer_loss,
     answered,
     check_writable,
     find_model,
@@ -42,6 +41,7 @@ from common import (
     known,
     load_items,
     load_yaml,
+    mean_answer_loss,
     metadata_text,
     naming,
     parser,
@@ -51,7 +51,6 @@ from common import (
     say,
     split_of,
     whereabouts,
-    word_batch,
     word_prompt,
 )
 from data import COLOURS, DIRECTIONS, OPPOSITE, SHAPES, UNKNOWN, asked_of, place_word, spans, spans_words, told
@@ -850,13 +849,13 @@ def words_model(seed):
     return LlamaForCausalLM(LlamaConfig(**llama(tokenizer), tie_word_embeddings=True)), tokenizer
 
 
-def words_loss(tokenizer, device, batch=64):
+def words_loss(tokenizer, device, batch=32):
     """Cross-entropy of the answers, a mean over answers of the mean over their tokens."""
     def loss_of(model, rng):
         lessons = [word_lesson(rng) for _ in range(batch)]
         prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
         with fast(device):
-            return answer_loss(model, word_batch(model, tokenizer, prompts, answers=[x[3] for x in lessons])).mean()
+            return mean_answer_loss(model, tokenizer, prompts, [x[3] for x in lessons])
     return loss_of
 
 
@@ -964,7 +963,7 @@ def train_words(args, device, folder, save):
     """Lessons are made up as they are needed; none comes twice."""
     model, tokenizer = words_model(args.seed)
     model.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
-    losses = train("words", model.to(device), words_loss(tokenizer, device), args.steps or 4000, 2e-3, args.seed, folder)
+    losses = train("words", model.to(device), words_loss(tokenizer, device), args.steps or 6000, 2e-3, args.seed, folder)
     model, tokenizer = save(model, tokenizer)
     return losses, words_quality(model, tokenizer, args.seed)
 
