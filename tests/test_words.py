@@ -16,10 +16,13 @@ needs_words = pytest.mark.skipif(not (common.HERE / TINY / "words" / "config.jso
 
 @pytest.fixture(scope="module")
 def small():
-    """(model, tokenizer): an untrained Llama of the default's own shape."""
+    """(model, tokenizer): an untrained Llama of 32 numbers a token."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    rng = np.random.default_rng(0)
+    tokenizer = tiny.learned_tokenizer([x for _ in range(600) for x in ("user\n", "assistant\n", *tiny.word_lesson(rng)[1:])], 576)
+    tokenizer.chat_template = tiny.CHAT
     torch.manual_seed(0)
-    model, tokenizer = tiny.words_model(0)
-    return model.eval(), tokenizer
+    return LlamaForCausalLM(LlamaConfig(**tiny.llama(tokenizer) | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}, tie_word_embeddings=True)).eval(), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ def test_a_soft_token_stands_where_the_text_of_its_facts_would(small):
     (before, after), (same, told_after) = word_prompt(tokenizer, "Count them."), word_prompt(tokenizer, "Count them.", "red circle: count 2")
     assert before == same and tokenizer.decode(before) == "<|im_start|>user\n" and tokenizer.decode(after) == "\nCount them.<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(told_after) == "red circle: count 2" + tokenizer.decode(after)
-    soft = torch.randn(1, 3, 128)
+    soft = torch.randn(1, 3, 32)
     x = word_batch(model, tokenizer, [(before, after)], soft)["inputs_embeds"]
     assert torch.equal(x[0, len(before):len(before) + 3], soft[0]) and torch.equal(x[0, -len(after):], model.get_input_embeddings()(torch.tensor(after)))
     assert word_batch(model, tokenizer, [(before, after)])["inputs_embeds"].shape[1] == len(before) + len(after)
@@ -158,7 +161,7 @@ def test_a_model_without_a_chat_template_gets_plain_lines_and_one_beginning(smal
 
 def test_only_the_words_of_an_answer_and_its_end_are_scored(small):
     model, tokenizer = small
-    prompts, answers, soft = [word_prompt(tokenizer, q) for q in ("Count them.", "Is the red circle persistent or transient?")], ["2", "frames 0 to 3 and 9"], torch.randn(2, 4, 128)
+    prompts, answers, soft = [word_prompt(tokenizer, q) for q in ("Count them.", "Is the red circle persistent or transient?")], ["2", "frames 0 to 3 and 9"], torch.randn(2, 4, 32)
     batch = word_batch(model, tokenizer, prompts, soft, answers)
     for row, answer in zip(batch["labels"], answers, strict=True):
         assert tokenizer.decode(row[row != -100]) == answer + "<|im_end|>"
@@ -172,7 +175,7 @@ def test_only_the_words_of_an_answer_and_its_end_are_scored(small):
 
 def test_answers_do_not_depend_on_who_is_asked_beside_whom(small):
     model, tokenizer = small
-    prompts, soft = [word_prompt(tokenizer, q, c) for q in ("Count them.", "Is the red circle persistent or transient?") for c in ("", "red circle: count 2")], torch.randn(4, 4, 128)
+    prompts, soft = [word_prompt(tokenizer, q, c) for q in ("Count them.", "Is the red circle persistent or transient?") for c in ("", "red circle: count 2")], torch.randn(4, 4, 32)
     together = answered(model, tokenizer, prompts, soft, most=6)
     assert together == [answered(model, tokenizer, [p], soft[k:k + 1], most=6)[0] for k, p in enumerate(prompts)]
     assert answered(model, tokenizer, prompts, most=6) != together  # soft tokens off
@@ -221,6 +224,7 @@ def test_what_is_written_loads_again_and_says_the_same(world, language):
             assert torch.equal(tuned(**batch).logits, before)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_keeps_its_seeds_and_ends_as_if_it_had_not_been(world, language, monkeypatch):
     whole = run(world, language)
     train, trained = adapt.train, []
@@ -252,7 +256,7 @@ def test_forgetting_is_what_is_no_longer_answered(world, language, monkeypatch):
         return lists if len(calls) == 1 else ["" if k % 4 == 0 else x for k, x in enumerate(lists)]
     monkeypatch.setattr(adapt, "answered", oracle)
     result = run(world, language)
-    assert calls == [adapt.NAMED] * 3 and result["naming_without"] == 1 and result["naming_with"] == 0.75 and result["forgetting"] == 0.25 and result["forgetting_low"] > 0.2
+    assert calls == [adapt.NAMED] * 3 and result["naming_without"] == 1 and result["naming_with"] == 0.75 and result["forgetting"] == 0.25 and result["forgetting_low"] > 0.1
     assert result["forgetting_p"] < 0.01 and result["accuracy"] == 0
 
 
@@ -320,7 +324,7 @@ def test_adapters_of_another_language_model_are_refused(world, language, small, 
     run(world, language, "--seeds", 1)
     with pytest.raises(SystemExit):
         load_words(world / "words" / "seed0", small[0], "tinyllama")
-    assert re.search(r"was trained on small-words \(width 128\), and tinyllama", capsys.readouterr().err)
+    assert re.search(r"was trained on small-words \(width 32\), and tinyllama", capsys.readouterr().err)
     with pytest.raises(SystemExit):
         load_words(world / "words" / "seed9", small[0], "small-words")
     assert "seed9 lacks soft.safetensors" in capsys.readouterr().err
