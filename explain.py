@@ -826,6 +826,7 @@ CLAIMS = "persistence", "span", "direction", "hidden", "count", "absence"
 BEYOND = re.compile(r"\b(?:not|never) (?:show|say|tell|state|reveal)\b|\b(?:not|impossible to|no way to|hard to|never) (?:be )?"
                     r"(?:know|tell|told|say|said|determine|infer|known|clear|possible|specified)|\bun(?:known|clear|certain)\b|\bno (?:information|idea)\b")
 COLOURED, SHAPED = "red|green|blue|yellow|purple|cyan|orange|pink|white|black|brown|grey", "circle|triangle|square|star|rectangle|diamond|cross|ring|hexagon|pentagon"
+PAINTED = rf"(?:{COLOURED})[- ](?:{SHAPED})"
 ALIKE = {"disc": "circle", "disk": "circle", "ball": "circle", "violet": "purple", "turquoise": "cyan", "gray": "grey", "colored": "coloured", "cannot": "can not", "thru": "to"}
 NUMBERS = {w: n for n, w in enumerate(("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))} | {"zero": 0}
 SIDE = r"(?:(?:up|down|left|upper|lower|top|bottom|right(?! (?:in|at|there|behind|away|after|before|now)\b))(?:[- ]?(?:wards?|hand))?)\b"
@@ -870,9 +871,9 @@ class Claim(NamedTuple):
 
 
 @functools.cache
-def said_of(names):
-    """SAID as one pattern that knows these names and those of a colour and a shape."""
-    name = "|".join([*map(re.escape, names), rf"(?:{COLOURED})[- ](?:{SHAPED})"])
+def said_of(names=()):
+    """SAID as one pattern that knows names of a colour and a shape, and these."""
+    name = "|".join([*map(re.escape, names), PAINTED])
     return re.compile("|".join(f"(?P<{kind}>{pattern.replace('NAME', name)})" for kind, pattern in SAID.items()))
 
 
@@ -923,7 +924,7 @@ def predicated(kind, words, denied, when, frames):
 def parse_claims(text, names=(), frames=TIMES):
     """(claims, how many sentences make none): what a text says of objects. "It" is whom the last one named; where nobody was, the only one of `names`."""
     claims, silent, about = [], 0, list(names) if len(names) == 1 else [None]
-    pattern = said_of(tuple(sorted(names, key=len, reverse=True)))
+    pattern = said_of(tuple(sorted((name for name in names if not re.fullmatch(PAINTED, name)), key=len, reverse=True)))
 
     def claim(kind, value, denied=False):
         claims.extend(Claim(name, kind, value, denied) for name in about)
@@ -1044,7 +1045,7 @@ def heard(text, kind, name="", frames=TIMES):
         return said.pop() if len(said) == 1 else None
     if kind == "hidden" and ([] in [c.value for c in claims if c.kind == kind] or re.fullmatch(r"(?:never|no|in none)\W*", whole)):
         return []
-    return sorted(span for m in said_of(()).finditer(whole) if m.lastgroup in ("frames", "always", "since", "until") for span in spans_in(m.lastgroup, m[0], frames)) or None
+    return sorted(span for m in said_of().finditer(whole) if m.lastgroup in ("frames", "always", "since", "until") for span in spans_in(m.lastgroup, m[0], frames)) or None
 
 
 def sort_of(kind, truth):
@@ -1376,7 +1377,7 @@ def ablated(items, asks, runs, seed):
         table[how] = {"questions": len(some)} | mean_and_interval("accuracy", own[:, some], [sources[m] for m in some], seed)
         if how != "on" and some:
             tests[how] = paired_test(scores["on"][:, some], own[:, some], [sources[m] for m in some], seed=seed)
-            table[how] |= {f"lost{key.removeprefix('gain')}": value for key, value in tests[how].items()}
+            table[how] |= {key.replace("gain", "lost"): value for key, value in tests[how].items()}
     for how, p in holm({how: test["p"] for how, test in tests.items()}).items():
         table[how]["p_holm"] = p
     if two:  # does who is given another object's embedding say what is true of that one?
@@ -1405,7 +1406,7 @@ def draw_said(path, items, clips, writers, notes, shown=8):
     count, rows = [len(items[k]["names"]) for k in clips], ["truth", *writers]
     colours, heights = dict(zip(rows, ["black", *OKABE_ITO], strict=False)), [h for n in count for h in (1.6, *[0.55 + 0.24 * (len(rows) + bool(notes))] * n)]
     with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure((11, sum(heights)), layout="constrained")
+        figure = Figure((11, sum(heights)))
         axes = iter(figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0])
         for k in clips:
             names, length = items[k]["names"], len(items[k]["frames"])
@@ -1428,6 +1429,7 @@ def draw_said(path, items, clips, writers, notes, shown=8):
                 axis.set_xlim(-0.5, length - 0.5)
                 axis.set_ylim(-0.5, len(rows) + 0.6 * bool(notes))
                 axis.set_title(name, loc="left", fontsize=8, fontweight="bold")
+        figure.subplots_adjust(left=0.16, right=0.99, bottom=0.3 / sum(heights), top=1 - 0.1 / sum(heights), hspace=0.45)
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=100)
     save_bytes(path, content.getvalue())
@@ -1571,7 +1573,7 @@ def trajectories(args, started):
         keep = [n for n, a in enumerate(asks) if a.role == "asked"]
         texts = {how: [[run["texts"][n] for n in keep] for run in answers["asked"]["soft" if how == "on" else how]] for how in ABLATIONS}
         ablations, tests = ablated(w.items, questions, texts, args.seed)
-        result |= {f"accuracy_without_{how}" if how == "off" else f"accuracy_{how}": ablations[how]["accuracy"] for how in ABLATIONS[1:]}
+        result |= {f"follow_{how}": ablations[how]["accuracy"] for how in ABLATIONS}
         result["words_follow_picture"] = verdict(*(tests[how] for how in ("shuffled", "swapped") if how in tests))
     changes = {name: {writer: followed_change(w.changed[name][0], pairs[name], [run["texts"] for run in runs_of], args.seed) for writer, runs_of in answers[name].items()} for name in altered}
     result |= {f"{name}_{key}": rows[main][key] for name, rows in changes.items() if main in rows for key in ("new", "old")}
