@@ -30,6 +30,24 @@ asks the model itself what happens in films, or in a folder of clips that have a
 Floors are films that show no action (copy, frozen), what is said of other clips (other_item) and the commonest action. Answers are kept in <out>-answers.pt; a run that was killed goes on.
 <out>-said.pt holds which of the actions each film's answer names, bool `said` [films, actions], as scored: for verify.py --words.
 
+    python explain.py --mode trajectories --data data/trajectories --embeddings results/tiny/trajectories/tracks.pt --words results/tiny/trajectories/words \\
+        --changed reversed=data/trajectories-reversed:results/tiny/trajectories-reversed/tracks.pt
+
+asks writers the same questions about the objects of clips (data.py trajectories), and for descriptions, and checks every claim against the truth. A row of explain-trajectories.yaml for each:
+
+    truth, metadata    templates: of the truth (the ceiling), and of what a video model notes of an object: persistent or not, and in which frames it is seen
+    text, soft         a causal language model (--language) that is given these notes as text, or the embedding as soft tokens under LoRA (--words, of adapt.py --mode words)
+    vlm                a vision-language model (--vlm) that is shown frames, and was taught nothing
+    commonest, blind   floors: the commonest answer of the train clips to such a question, and the language model that is given nothing
+
+    accuracy, <kind>   share of answers that are right, in whatever words; frame_f1: of the frames that it says an object is seen in
+    claim_precision    share of the claims of its descriptions that are true; omission: share of the facts that no true claim states; both by kind, too; unparsed: sentences without a claim
+    abstains           of questions that the clip does not answer the share that it says so of; abstains_wrongly: of the others
+    order_<kind>       share of answers that stay when the options are listed in another order
+
+words_follow_picture: yes, no or inconclusive: are answers worse with the embedding of another clip's or of another object in place of the right one? `ablations` has every such test,
+`changed` the share of answers that say what has become true of changed clips beside the share that repeats what was. explain-trajectories.png shows a few clips, and when who is said to be there.
+
     python explain.py --image a.jpg --ask "What is in the picture?"                          # one's own picture; several are asked about together
     python explain.py --clip a.mp4 --ask "Which way does the red circle move?" --frames 16   # a video: so many of its frames, evenly spread
 

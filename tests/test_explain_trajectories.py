@@ -27,7 +27,8 @@ def clip(number, change=None):
         tracks.append({"object": names[k], "persistent": why == "stays", "why": why, "present": [[first, last]], "visible": seen, "hidden": hidden, "direction": way})
     more, numbers = {}, list(range(len(tracks)))
     if change == "reversed":
-        tracks = [t | {key: [[31 - b, 31 - a] for a, b in t[key][::-1]] for key in ("present", "visible", "hidden")} | {"why": data.BACKWARDS.get(t["why"], "appears"), "direction": data.OPPOSITE[t["direction"]]} for t in tracks]
+        tracks = [t | {key: [[31 - b, 31 - a] for a, b in t[key][::-1]] for key in ("present", "visible", "hidden")}
+                  | {"why": data.BACKWARDS.get(t["why"], "appears"), "direction": data.OPPOSITE[t["direction"]]} for t in tracks]
     if change == "deleted":
         tracks, numbers, more = tracks[1:], numbers[1:], {"removed": names[0]}
     turns, asked = data.questions_of(tracks, numbers, names[3], (0, number))
