@@ -30,6 +30,24 @@ asks the model itself what happens in films, or in a folder of clips that have a
 Floors are films that show no action (copy, frozen), what is said of other clips (other_item) and the commonest action. Answers are kept in <out>-answers.pt; a run that was killed goes on.
 <out>-said.pt holds which of the actions each film's answer names, bool `said` [films, actions], as scored: for verify.py --words.
 
+    python explain.py --mode trajectories --data data/trajectories --embeddings results/tiny/trajectories/tracks.pt --words results/tiny/trajectories/words \\
+        --changed reversed=data/trajectories-reversed:results/tiny/trajectories-reversed/tracks.pt
+
+asks writers the same questions about the objects of clips (data.py trajectories), and for descriptions, and checks every claim against the truth. A row of explain-trajectories.yaml for each:
+
+    truth, metadata    templates: of the truth (the ceiling), and of what a video model notes of an object: persistent or not, and in which frames it is seen
+    text, soft         a causal language model (--language) that is given these notes as text, or the embedding as soft tokens under LoRA (--words, of adapt.py --mode words)
+    vlm                a vision-language model (--vlm) that is shown frames, and was taught nothing
+    commonest, blind   floors: the commonest answer of the train clips to such a question, and the language model that is given nothing
+
+    accuracy, <kind>   share of answers that are right, in whatever words; frame_f1: of the frames that it says an object is seen in
+    claim_precision    share of the claims of its descriptions that are true; omission: share of the facts that no true claim states; both by kind, too; unparsed: sentences without a claim
+    abstains           of questions that the clip does not answer the share that it says so of; abstains_wrongly: of the others
+    order_<kind>       share of answers that stay when the options are listed in another order
+
+words_follow_picture: yes, no or inconclusive: are answers worse with the embedding of another clip's or of another object in place of the right one? `ablations` has every such test,
+`changed` the share of answers that say what has become true of changed clips beside the share that repeats what was. explain-trajectories.png shows a few clips, and when who is said to be there.
+
     python explain.py --image a.jpg --ask "What is in the picture?"                          # one's own picture; several are asked about together
     python explain.py --clip a.mp4 --ask "Which way does the red circle move?" --frames 16   # a video: so many of its frames, evenly spread
 
@@ -46,9 +64,11 @@ import functools
 import hashlib
 import io
 import re
+import sys
 import time
 from pathlib import Path
 from string import Template
+from types import SimpleNamespace
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -61,8 +81,10 @@ from common import (
     DIRECTIONS,
     RATE,
     RESULT,
+    TELL_OF,
     TIMES,
     WORDS,
+    answered,
     asked_object,
     bootstrap,
     box_iou,
@@ -71,6 +93,7 @@ from common import (
     check_writable,
     choose_device,
     criterion,
+    digest,
     find_model,
     fingerprint,
     frames_of,
@@ -78,10 +101,14 @@ from common import (
     join,
     load_features,
     load_items,
+    load_language,
     load_pt,
+    load_tracks,
     load_vlm,
+    load_words,
     load_yaml,
     made_up_folder,
+    metadata_text,
     paired_test,
     parser,
     plain,
@@ -93,6 +120,7 @@ from common import (
     resolved_commit,
     ridge,
     run_info,
+    save_bytes,
     save_pt,
     save_text,
     save_yaml,
@@ -101,6 +129,7 @@ from common import (
     split_of,
     token_ridge,
     with_grid,
+    word_prompt,
     write_items,
 )
 
@@ -815,6 +844,7 @@ CLAIMS = "persistence", "span", "direction", "hidden", "count", "absence"
 BEYOND = re.compile(r"\b(?:not|never) (?:show|say|tell|state|reveal)\b|\b(?:not|impossible to|no way to|hard to|never) (?:be )?"
                     r"(?:know|tell|told|say|said|determine|infer|known|clear|possible|specified)|\bun(?:known|clear|certain)\b|\bno (?:information|idea)\b")
 COLOURED, SHAPED = "red|green|blue|yellow|purple|cyan|orange|pink|white|black|brown|grey", "circle|triangle|square|star|rectangle|diamond|cross|ring|hexagon|pentagon"
+PAINTED = rf"(?:{COLOURED})[- ](?:{SHAPED})"
 ALIKE = {"disc": "circle", "disk": "circle", "ball": "circle", "violet": "purple", "turquoise": "cyan", "gray": "grey", "colored": "coloured", "cannot": "can not", "thru": "to"}
 NUMBERS = {w: n for n, w in enumerate(("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))} | {"zero": 0}
 SIDE = r"(?:(?:up|down|left|upper|lower|top|bottom|right(?! (?:in|at|there|behind|away|after|before|now)\b))(?:[- ]?(?:wards?|hand))?)\b"
@@ -859,9 +889,9 @@ class Claim(NamedTuple):
 
 
 @functools.cache
-def said_of(names):
-    """SAID as one pattern that knows these names and those of a colour and a shape."""
-    name = "|".join([*map(re.escape, names), rf"(?:{COLOURED})[- ](?:{SHAPED})"])
+def said_of(names=()):
+    """SAID as one pattern that knows names of a colour and a shape, and these."""
+    name = "|".join([*map(re.escape, names), PAINTED])
     return re.compile("|".join(f"(?P<{kind}>{pattern.replace('NAME', name)})" for kind, pattern in SAID.items()))
 
 
@@ -912,7 +942,7 @@ def predicated(kind, words, denied, when, frames):
 def parse_claims(text, names=(), frames=TIMES):
     """(claims, how many sentences make none): what a text says of objects. "It" is whom the last one named; where nobody was, the only one of `names`."""
     claims, silent, about = [], 0, list(names) if len(names) == 1 else [None]
-    pattern = said_of(tuple(sorted(names, key=len, reverse=True)))
+    pattern = said_of(tuple(sorted((name for name in names if not re.fullmatch(PAINTED, name)), key=len, reverse=True)))
 
     def claim(kind, value, denied=False):
         claims.extend(Claim(name, kind, value, denied) for name in about)
@@ -1015,6 +1045,566 @@ def omitted(claims, item):
         if said & {"visible", "present"} or ends and ends <= said:
             stated.add((t["object"], "span"))
     return [fact for fact in facts if fact not in stated], facts
+
+
+def heard(text, kind, name="", frames=TIMES):
+    """What an answer to a question of this kind about an object says: whether it is persistent, spans, a direction, a number; "absent": there is no such object, "unknown": that is not shown;
+    None: nothing of the kind."""
+    claims, whole = parse_claims(text, [name] if name else [], frames)[0], spelt(text, [], frames)
+    if any(c.kind == "absence" and c.value is True or c.value == {"visible": []} for c in claims):
+        return "absent"
+    if BEYOND.search(whole):
+        return "unknown"
+    if kind == "direction":
+        return parse_word(text, kind)
+    if kind in ("persistence", "count"):
+        said = {c.value for c in claims if c.kind == kind and not c.denied} or ({int(n) for n in re.findall(r"\d+", whole)} | {NUMBERS[w] for w in re.findall("[a-z]+", whole) if w in NUMBERS}
+                                                                                if kind == "count" else set())
+        return said.pop() if len(said) == 1 else None
+    if kind == "hidden" and ([] in [c.value for c in claims if c.kind == kind] or re.fullmatch(r"(?:never|no|in none)\W*", whole)):
+        return []
+    return sorted(span for m in said_of().finditer(whole) if m.lastgroup in ("frames", "always", "since", "until") for span in spans_in(m.lastgroup, m[0], frames)) or None
+
+
+def sort_of(kind, truth):
+    """As what an answer is to be heard: of "what if" some are frames and some directions."""
+    return {"whatif": "frames" if "frame" in truth else "direction", **dict.fromkeys(UNANSWERABLE, "frames")}.get(kind, kind)
+
+
+def answer_right(kind, answer, truth, name="", frames=TIMES):
+    """Does an answer say what the true one says, in whatever words, within OVERLAP and ENDS?"""
+    sort = sort_of(kind, truth)
+    own, true = (heard(text, sort, name, frames) for text in (answer, truth))
+    return same_spans(own, true) if isinstance(own, list) and isinstance(true, list) else own is not None and own == true
+
+
+def frame_f1(answer, truth, name="", frames=TIMES):
+    """F1 of the frames that an answer says an object is seen in; 0 where it says none."""
+    own, true = (frames_of_spans(s) if isinstance(s := heard(text, "frames", name, frames), list) else set() for text in (answer, truth))
+    return 2 * len(own & true) / max(len(own) + len(true), 1)
+
+
+# ---------------------------------------------------------------- trajectories: templates
+
+UNSEEN = "the clip does not show that"
+# As what a question asks, the first that fits; none does where a clip does not show the answer.
+SORTS = {"backwards": r"\b(?:backwards|reversed)\b", "uncovered": r"\bnothing (?:stood|hid)\b", "persistence": r"\bpersistent\b", "hidden": r"\bhidden\b",
+         "direction": r"\b(?:which way|direction|heading)\b", "count": r"\b(?:how many|count)\b", "frames": r"\b(?:frames|when)\b", "describe": r"^describe\b"}
+OPPOSITE = dict(zip(*(lambda words: (words, words[::-1]))([w for row in WORDS["direction"] for w in row]), strict=True))
+
+
+def said_frames(spans):
+    """[[0, 9], [14, 31]] -> "frames 0 to 9 and 14 to 31"; [[7, 7]] -> "frame 7"."""
+    return f"frame{'s' * (spans != [[spans[0][0]] * 2])} " + " and ".join(f"{a} to {b}" if b > a else f"{a}" for a, b in spans)
+
+
+def describe_track(fact):
+    """The sentences about one object, in the words of data.py; what is not known (None) is left out, and an object that is never seen is not there."""
+    if not fact["visible"]:
+        return f"There is no {fact['object']}."
+    first, last = (fact["present"] or fact["visible"])[0][0], (fact["present"] or fact["visible"])[-1][1]
+    way = {None: f"is seen in {said_frames(fact['visible'])}", "stays": f"is there in frames {first} to {last}", "enters": f"enters in frame {first}", "leaves": f"leaves in frame {last}",
+           "passes": f"enters in frame {first} and leaves in frame {last}", "appears": f"appears in frame {first}", "vanishes": f"vanishes in frame {last}"}[fact["why"]]
+    text = f"The {fact['object']} is {'persistent' if fact['persistent'] else 'transient'}: it {way}."
+    if fact["direction"]:
+        text += " It is still." if fact["direction"] == "still" else f" It moves {fact['direction']}."
+    if fact["hidden"] is not None:
+        text += f" It is {'hidden in ' + said_frames(fact['hidden']) if fact['hidden'] else 'never hidden'}."
+    return text
+
+
+def sentence_of_count(n):
+    return "There is 1 coloured object." if str(n) == "1" else f"There are {n} coloured objects."
+
+
+def answer_with(fact, question, count):
+    """The answer to a question that follows from the facts about its object, in the words of data.py; UNSEEN where they lack it."""
+    sort = next((sort for sort, pattern in SORTS.items() if re.search(pattern, question.lower())), None)
+    if sort == "count":
+        return str(count)
+    if sort == "describe":
+        return describe_track(fact)
+    if not fact["visible"]:
+        return f"there is no {fact['object']}"
+    known = fact[{"persistence": "persistent", "frames": "visible", "backwards": "direction", "uncovered": "present"}.get(sort, sort)] if sort else None
+    if known is None:
+        return UNSEEN
+    if sort == "persistence":
+        return "persistent" if known else "transient"
+    if sort in ("direction", "backwards"):
+        return known if sort == "direction" else OPPOSITE[known]
+    return said_frames(known) if known else "it is never hidden"
+
+
+def true_fact(item, name):
+    return next((t for t in item["tracks"] if t["object"] == name), {"object": name, "visible": []})
+
+
+def noted_fact(name, persistence, scores, threshold):
+    """What follows from what a video model says of an object: seen where its scores [T] are over the threshold; who is persistent is there all the time, and hidden where not seen.
+
+    The way it moves, and where a transient one that is not seen is hidden, does not follow."""
+    seen, end = (scores > threshold).tolist(), len(scores) - 1
+    persistent = bool(persistence > 0.5)
+    return {"object": name, "persistence": float(persistence), "persistent": persistent, "why": "stays" if persistent else None, "visible": runs(seen), "direction": None,
+            "present": [[0, end]] if persistent else None, "hidden": runs([not s for s in seen]) if persistent else None}
+
+
+def runs(there):
+    """[first, last] of each run of true values."""
+    edges = [t for t in range(len(there) + 1) if (t < len(there) and there[t]) != (t > 0 and there[t - 1])]
+    return [[a, b - 1] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+# ---------------------------------------------------------------- trajectories: writers are asked
+
+# Who writes: templates from the truth (no writer can be better) and from what a video model notes, a language model given these notes as text, one given the embedding as soft tokens, one that sees
+# frames, and what costs nothing: the commonest answer of the train clips, and the language model that is given nothing.
+WRITERS = "truth", "metadata", "text", "soft", "vlm", "commonest", "blind"
+FOLLOW = "persistence", "frames", "direction", "hidden", "whatif"  # kinds whose answer lies in the picture of the object asked about
+ABLATIONS = "on", "off", "shuffled", "swapped", "gaussian", "text"  # what stands where soft tokens stood: nothing, another clip's, another object's, noise, what is noted of the object as words
+HINT = ("The clip has {} frames, numbered from 0. Answer in a few words: persistent or transient; frames 4 to 21; a direction such as up left, or still; it is never hidden; a number; "
+        "there is no such object; or: the clip does not show that.")  # for models that were not trained to answer in these words
+
+
+class Ask(NamedTuple):
+    item: int  # number of the clip
+    kind: str
+    name: str  # of the object; "" where it is about all
+    question: str
+    answer: str = ""
+    role: str = "asked"  # permuted: the same with the two words exchanged; listed, relisted: with the directions in one order and another; described
+
+
+def drawn(every, n, g):
+    """n of each kind."""
+    return [here[j] for kind in ASKED for here in [[a for a in every if a.kind == kind]] for j in torch.randperm(len(here), generator=g)[:n]]
+
+
+def asks_about(items):
+    return [Ask(k, kind, name, *turn) for k, item in enumerate(items) for (kind, name), turn in zip(item["asked"], item["turns"], strict=True)]
+
+
+def questions_drawn(items, n, seed):
+    """(questions: n of each kind, and those of persistence and of direction with their options in another order; questions whose answers make the description of n clips)."""
+    g, words = torch.Generator().manual_seed(seed), [w for row in WORDS["direction"] for w in row]
+    asks = drawn(asks_about(items), n, g)
+    for a in list(asks):
+        if a.kind == "persistence":
+            asks.append(a._replace(role="permuted", question=re.sub(r"\b(persistent|transient) or (persistent|transient)\b", r"\2 or \1", a.question)))
+        if a.kind == "direction":
+            for role in ("listed", "relisted"):
+                listed = ", ".join(words[j] for j in torch.randperm(len(words), generator=g))
+                asks.append(a._replace(role=role, question=f"{a.question} Answer with one of: {listed}."))
+    clips = torch.randperm(len(items), generator=g)[:n].tolist()
+    return asks, [Ask(k, *rest, "described") for k in clips for rest in [*(("describe", name, TELL_OF.format(name), "") for name in items[k]["names"]),
+                                                                        ("count", "", "How many coloured objects are there?", str(items[k]["count"]))]]
+
+
+def commonest_answers(asks, train):
+    """To each question the commonest answer to its kind in `train`, about whatever object; a description is made of the commonest sentences about one."""
+    known = [(a.kind, a.answer.replace(a.name, "{}") if a.name else a.answer) for a in asks_about(train)]
+    known += [("describe", describe_track(t).replace(t["object"], "{}")) for i in train for t in i["tracks"]]
+    usual = {kind: max(sorted(set(here)), key=here.count) for kind in dict.fromkeys(k for k, _ in known) for here in [[a for k, a in known if k == kind]]}
+    return [usual[a.kind].replace("{}", a.name) for a in asks]
+
+
+class Notes:
+    """What a video model wrote of the objects of clips (tracks.pt), by clip and name."""
+
+    def __init__(self, path, every, items, threshold=None):
+        self.tracks, self.items, self.digest = load_tracks(path, every), items, digest(Path(path).read_bytes())
+        self.rows, self.threshold = {name: k for k, name in enumerate(self.tracks["ids"])}, threshold or self.tracks["meta"].get("threshold", 0.5)
+        if lacking := [i for item in items for name in (*item["names"], item["absent"]) if (i := f"{item['id']}/{name}") not in self.rows]:
+            refuse(f"{path} lacks {lacking[0]!r} and {len(lacking) - 1} more; write it again for this --data with explain.py --mode tracks")
+
+    def row(self, k, name):
+        """Where an object stands; of a question about none, the first object of the clip, or who is asked for all the same."""
+        item = self.items[k]
+        return self.rows[f"{item['id']}/{name or (*item['names'], item['absent'])[0]}"]
+
+    def knows(self, k, name):
+        return not name or f"{self.items[k]['id']}/{name}" in self.rows
+
+    def fact(self, k, name):
+        row = self.row(k, name)
+        return noted_fact(name, self.tracks["persistence"][row], self.tracks["scores"][row], self.threshold)
+
+    def count(self, k):
+        """How many of the clip's objects are seen."""
+        return sum(bool(self.fact(k, name)["visible"]) for name in self.items[k]["names"])
+
+    def text(self, k, name):
+        name = name or (*self.items[k]["names"], self.items[k]["absent"])[0]
+        fact = self.fact(k, name)
+        return metadata_text(name, fact["persistence"], fact["visible"], None, fact["hidden"], self.count(k))
+
+    def embeddings(self, asks, how="on", seed=0):
+        """[n, 512]: of the object asked about, or as one of ABLATIONS says."""
+        g, rows = torch.Generator().manual_seed(seed), [self.row(a.item, a.name) for a in asks]
+        if how == "shuffled":
+            others = [[k for k in range(len(self.items)) if k != a.item] or [a.item] for a in asks]
+            rows = [self.row(clips[int(torch.randint(len(clips), (), generator=g))], "") for clips in others]
+        if how == "swapped":
+            rows = [self.row(a.item, neighbour(self.items[a.item], a.name)) for a in asks]
+        x = self.tracks["embedding"][rows]
+        return F.normalize(torch.randn(x.shape, generator=g), dim=1) * x.norm(dim=1, keepdim=True) if how == "gaussian" else x
+
+
+def neighbour(item, name):
+    """The next object of a clip; of the only one, itself."""
+    names = item["names"]
+    return names[(names.index(name) + 1) % len(names)] if name in names else name
+
+
+def peak_memory(reset=False):
+    """Bytes that the process, or the GPU, has held at most since the last reset; None where the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.reset_peak_memory_stats() if reset else torch.cuda.max_memory_allocated()
+    try:
+        if reset:
+            return Path("/proc/self/clear_refs").write_text("5") and None
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+    except (OSError, TypeError):
+        return None
+
+
+def spoken(key, stamp, say_all, kept, out):
+    """{texts, seconds, memory} of a writer: what `kept` holds of it with the same stamp, else what say_all() gives, kept from now on."""
+    if kept.get(key, {}).get("stamp") != stamp:
+        peak_memory(reset=True)
+        began, texts = time.time(), say_all()
+        kept[key] = {"stamp": stamp, "texts": texts, "seconds": time.time() - began, "memory": peak_memory()}
+        save_pt(out, ANSWERS, [], {"mode": "trajectories"}, answers=kept)
+    return kept[key]
+
+
+def vlm_answers(entry, where, items, asks, k, size, batch):
+    """What a vision-language model that sees k frames of each clip answers; questions in the same words go together."""
+    model, processor = load_vlm(entry, *where)
+    texts, together = [""] * len(asks), {}
+    for n, a in enumerate(asks):
+        together.setdefault((a.question, len(items[a.item]["frames"])), []).append(n)
+    with tqdm(total=len(asks), desc=entry["name"], unit="question") as bar:
+        for (question, length), members in together.items():
+            at = spread(length, k)
+            for some in (members[n:n + batch] for n in range(0, len(members), batch)):
+                shown = torch.stack([frames_of({"frames": items[asks[n].item]["frames"][at]}, size) for n in some])
+                hint = "" if entry["weights"] == "small" else f"{HINT.format(length)} You see frames {', '.join(map(str, at))}. "
+                for n, text in zip(some, answers_to(model, processor, shown, hint + question, (at, length)), strict=True):
+                    texts[n] = text
+                bar.update(len(some))
+    return texts
+
+
+# ---------------------------------------------------------------- trajectories: what they say is scored
+
+def descriptions(asks, texts):
+    """{number of the clip: its description}: of the sentences about each of its objects, and of how many there are."""
+    out = {}
+    for a, text in zip(asks, texts, strict=True):
+        out.setdefault(a.item, []).append(sentence_of_count(text) if a.kind == "count" and text.isdecimal() else text if text.endswith((".", "!", "?")) else f"{text}.")
+    return {k: " ".join(parts) for k, parts in out.items()}
+
+
+def mean_and_interval(key, scores, sources, seed):
+    """{key, key_low, key_high}; scores [n] or [seeds, n]. None of nothing."""
+    values = bootstrap(scores, sources, seed=seed) if len(sources) else (None,) * 3
+    return dict(zip((key, f"{key}_low", f"{key}_high"), values, strict=True))
+
+
+def claims_scored(items, spoken_of, seed):
+    """What a table's row says of descriptions, a list of {number of the clip: text}, one for each seed: precision of claims and facts omitted, in all and by kind."""
+    true, facts, silent, sentences, unchecked = [], [], 0, 0, 0
+    for texts in spoken_of:
+        for k, text in texts.items():
+            claims, mute = parse_claims(text, items[k]["names"], len(items[k]["frames"]))
+            checked = [(c.kind, check_claim(c, items[k])) for c in claims]
+            left_out, every = omitted(claims, items[k])
+            true += [(items[k]["source"], kind, float(t)) for kind, t in checked if t is not None]
+            facts += [(items[k]["source"], kind, float((name, kind) in left_out)) for name, kind in every]
+            silent, unchecked, sentences = silent + mute, unchecked + sum(t is None for _, t in checked), sentences + max(len(re.findall(r"[.!?;](?:\s|$)", text)), 1)
+    row = {"claims": len(true), "unparsed": silent / max(sentences, 1), "unchecked": unchecked / max(unchecked + len(true), 1)}
+    for key, rows in (("claim_precision", true), ("omission", facts)):
+        for end, own in [("", rows), *((f"_{kind}", [r for r in rows if r[1] == kind]) for kind in CLAIMS if key == "claim_precision" or kind != "absence")]:
+            row |= mean_and_interval(key + end, torch.tensor([r[2] for r in own]), [r[0] for r in own], seed)
+    return row
+
+
+def writer_row(items, asks, runs, seed):
+    """({columns of the table}, right or wrong [seeds, questions asked]) of a writer; runs: for each seed its answers to `asks`."""
+    place = [n for n, a in enumerate(asks) if a.role == "asked"]
+    sources = [items[asks[n].item]["source"] for n in place]
+    right_or_wrong = torch.tensor([[float(answer_right(asks[n].kind, texts[n], asks[n].answer, asks[n].name)) for n in place] for texts in runs])
+    row = {"questions": len(place)} | mean_and_interval("accuracy", right_or_wrong, sources, seed)
+    kinds = [asks[n].kind for n in place]
+
+    def of(*some):
+        return [m for m, kind in enumerate(kinds) if kind in some]
+
+    for kind in dict.fromkeys(kinds):
+        row |= mean_and_interval(kind, right_or_wrong[:, of(kind)], [sources[m] for m in of(kind)], seed)
+    abstained = torch.tensor([[float(heard(texts[n], "persistence", asks[n].name) in UNANSWERABLE) for n in place] for texts in runs])
+    for key, some in (("abstains", UNANSWERABLE), *((f"abstains_{kind}", (kind,)) for kind in UNANSWERABLE), ("abstains_wrongly", [k for k in ASKED if k not in UNANSWERABLE])):
+        row |= mean_and_interval(key, abstained[:, of(*some)], [sources[m] for m in of(*some)], seed)
+    f1 = torch.tensor([[frame_f1(texts[place[m]], asks[place[m]].answer, asks[place[m]].name) for m in of("frames")] for texts in runs])
+    row |= mean_and_interval("frame_f1", f1, [sources[m] for m in of("frames")], seed)
+    twins = {(a.role, a.item, a.kind, a.name): n for n, a in enumerate(asks) if a.role != "asked"}
+    for key, first, second in (("order_persistence", "asked", "permuted"), ("order_direction", "listed", "relisted")):
+        pairs = [(m if first == "asked" else twins[first, a.item, a.kind, a.name], twins[second, a.item, a.kind, a.name]) for m, a in enumerate(asks)
+                 if a.role == "asked" and (second, a.item, a.kind, a.name) in twins]
+        same = torch.tensor([[float(heard(texts[m], asks[m].kind, asks[m].name) == heard(texts[n], asks[n].kind, asks[n].name)) for m, n in pairs] for texts in runs])
+        row |= mean_and_interval(key, same, [items[asks[m].item]["source"] for m, _ in pairs], seed)
+    return row, right_or_wrong
+
+
+def changed_asks(items, altered, n, g):
+    """n questions of each kind of FOLLOW, and of how many there are, whose true answer is another one where the clips were changed: [(question about the changed clip, what was true before)]."""
+    there, truth = {item["id"]: k for k, item in enumerate(altered)}, {}
+    for a in asks_about(altered):
+        truth[altered[a.item]["id"], a.kind, a.name, sort_of(a.kind, a.answer)] = a.answer
+    pairs = {}
+    for a in asks_about(items):
+        k = there.get(items[a.item]["id"])
+        new = truth.get((items[a.item]["id"], a.kind, a.name, sort_of(a.kind, a.answer)))
+        if k is not None and new is None and altered[k].get("removed") == a.name:
+            new = f"there is no {a.name}"
+        if k is not None and new is not None and a.kind in (*FOLLOW, "count") and not answer_right(a.kind, new, a.answer, a.name):
+            pairs[a._replace(item=k, answer=new)] = a.answer
+    return [(a, pairs[a]) for a in drawn(list(pairs), n, g)]
+
+
+def followed_change(items, pairs, runs, seed):
+    """How many answers [seeds, n] say what has become true of changed clips, and how many what was true before."""
+    sources, row = [items[a.item]["source"] for a, _ in pairs], {"questions": len(pairs)}
+    for key, truths in (("new", [a.answer for a, _ in pairs]), ("old", [old for _, old in pairs])):
+        says = [[float(answer_right(a.kind, text, truth, a.name)) for (a, _), text, truth in zip(pairs, texts, truths, strict=True)] for texts in runs]
+        row |= mean_and_interval(key, torch.tensor(says), sources, seed)
+    return row
+
+
+def ablated(items, asks, runs, seed):
+    """{what stood in place of the embedding: its row} and the paired tests of the embedding against it, over questions whose answer lies in it; runs: {of ABLATIONS: for each seed the answers}."""
+    place = [n for n, a in enumerate(asks) if a.kind in FOLLOW]
+    two = [m for m, n in enumerate(place) if len(items[asks[n].item]["names"]) > 1]
+    sources = [items[asks[n].item]["source"] for n in place]
+    scores = {how: torch.tensor([[float(answer_right(asks[n].kind, texts[n], asks[n].answer, asks[n].name)) for n in place] for texts in own]) for how, own in runs.items()}
+    table, tests = {}, {}
+    for how, own in scores.items():
+        some = two if how == "swapped" else range(len(place))  # the only object of a clip has no other to be exchanged with
+        table[how] = {"questions": len(some)} | mean_and_interval("accuracy", own[:, some], [sources[m] for m in some], seed)
+        if how != "on" and some:
+            tests[how] = paired_test(scores["on"][:, some], own[:, some], [sources[m] for m in some], seed=seed)
+            table[how] |= {key.replace("gain", "lost"): value for key, value in tests[how].items()}
+    for how, p in holm({how: test["p"] for how, test in tests.items()}).items():
+        table[how]["p_holm"] = p
+    if two:  # does who is given another object's embedding say what is true of that one?
+        others = [answer_with(true_fact(items[a.item], neighbour(items[a.item], a.name)), a.question, 0) for a in (asks[place[m]] for m in two)]
+        told_apart = [j for j, m in enumerate(two) if not answer_right(asks[place[m]].kind, others[j], asks[place[m]].answer)]
+        said_of_other = [[float(answer_right(asks[place[two[j]]].kind, texts[place[two[j]]], others[j], asks[place[two[j]]].name)) for j in told_apart] for texts in runs["swapped"]]
+        table["swapped"] |= mean_and_interval("says_the_other", torch.tensor(said_of_other), [sources[two[j]] for j in told_apart], seed)
+    return table, tests
+
+
+def draw_said(path, items, clips, writers, notes, shown=8):
+    """explain-trajectories.png: of a few clips some frames, in which of them the video model looked, and when each object is there (hatched: hidden), as it was and as each writer has it.
+
+    writers: {name: {number of the clip: description}}."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    def bars(name, text, names, length):
+        """(spans in which it is there, in which it is hidden, what else is said in a word each) of a description."""
+        claims = [c for c in parse_claims(text, names, length)[0] if c.object == name and not c.denied]
+        value = {key: x for c in claims if c.kind == "span" for key, x in c.value.items()}
+        inside = [[value.get("first", 0), value.get("last", length - 1)]] * bool(value)
+        words = [("persistent" if c.value else "transient") if c.kind == "persistence" else c.value for c in claims if c.kind in ("persistence", "direction")]
+        return value.get("present", value.get("visible", inside)), [s for c in claims if c.kind == "hidden" and isinstance(c.value, list) for s in c.value], words
+
+    count, rows = [len(items[k]["names"]) for k in clips], ["truth", *writers]
+    colours, heights = dict(zip(rows, ["black", *OKABE_ITO], strict=False)), [h for n in count for h in (1.6, *[0.55 + 0.24 * (len(rows) + bool(notes))] * n)]
+    with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure((11, sum(heights)))
+        axes = iter(figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0])
+        for k in clips:
+            names, length = items[k]["names"], len(items[k]["frames"])
+            strip, at = next(axes), [round((j + 0.5) * length / shown - 0.5) for j in range(shown)]
+            strip.imshow(torch.cat(list(items[k]["frames"][at]), 1).numpy(), extent=(-0.5, length - 0.5, 0, 1), aspect="auto", interpolation="nearest")
+            strip.set_xticks([(j + 0.5) * length / shown - 0.5 for j in range(shown)], [f"frame {t}" for t in at])
+            strip.set_yticks([])
+            strip.spines[:].set_visible(False)
+            for name in names:
+                axis, labels = next(axes), []
+                if notes:
+                    attention = notes.tracks["attention"][notes.row(k, name)]
+                    axis.fill_between(range(length), len(rows) - 0.4, len(rows) - 0.4 + 0.8 * attention / attention.max(), step="mid", color="0.6", lw=0)
+                for y, writer in enumerate(rows):
+                    there, hidden, words = bars(name, items[k]["text"] if writer == "truth" else writers[writer][k], names, length)
+                    for spans, look in ((there, {"color": colours[writer]}), (hidden, {"facecolor": "white", "edgecolor": "0.3", "hatch": "/////", "lw": 0.5})):
+                        axis.broken_barh([(a - 0.5, b - a + 1) for a, b in spans], (len(rows) - 1.35 - y, 0.7), **look)
+                    labels.append(", ".join([writer, *words]))
+                axis.set_yticks([len(rows) - 1 - y for y in range(len(rows))] + [len(rows)] * bool(notes), [*labels, *["attention"] * bool(notes)])
+                axis.set_xlim(-0.5, length - 0.5)
+                axis.set_ylim(-0.5, len(rows) + 0.6 * bool(notes))
+                axis.set_title(name, loc="left", fontsize=8, fontweight="bold")
+        figure.subplots_adjust(left=0.16, right=0.99, bottom=0.3 / sum(heights), top=1 - 0.1 / sum(heights), hspace=0.45)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=100)
+    save_bytes(path, content.getvalue())
+
+
+def trajectory_folder(folder):
+    items, index = load_items(folder)
+    if lacking := [i["id"] for i in items if not {"tracks", "asked", "turns", "absent"} <= set(i) or len(i["frames"]) != TIMES]:
+        refuse(f"{folder} has no tracks over {TIMES} frames of {lacking[0]}; give --data a folder that data.py trajectories wrote")
+    return items, index
+
+
+def trajectory_world(args):
+    """Everything that is checked before a model is loaded."""
+    if args.questions < 1 or args.batch < 1:
+        refuse(f"--questions {args.questions} and --batch {args.batch} leave nothing to ask; give 1 or more")
+    w = SimpleNamespace(shown=(args.frames or "8").split(",")[-1], changed={}, adapted={}, folders=[], notes=None)
+    w.every, w.index = trajectory_folder(args.data)
+    w.items, w.train = ([i for i in w.every if split_of(i["source"]) == part] for part in ("test", "train"))
+    if not w.items or not w.train:
+        refuse(f"{args.data} has {len(w.train)} train and {len(w.items)} test clips; give a folder with more clips")
+    if args.words and not args.embeddings:
+        refuse(f"--words {args.words} reads embeddings: give --embeddings, the tracks.pt that explain.py --mode tracks wrote of --data")
+    if args.embeddings:
+        w.notes = Notes(args.embeddings, w.every, w.items)
+    if args.words:
+        w.adapted, w.folders = load_yaml(Path(args.words) / "adapt-words.yaml", "adapt"), sorted(Path(args.words).glob("seed*"))
+        if not w.folders:
+            refuse(f"{args.words} holds no folder seed<i>; run adapt.py --mode words, which writes them")
+    language = args.language or w.adapted.get("run", {}).get("arguments", {}).get("language")
+    w.entry, w.vlm = (find_model(name) if name else None for name in (language, args.vlm))
+    if w.entry and w.entry["kind"] != "language":
+        refuse(f"--language {language} is a {w.entry['kind']}; give a language model, such as tiny-words or tinyllama")
+    if w.vlm and w.vlm.get("type") not in FRAMES_AS:
+        refuse(f"--vlm {args.vlm} is of type {w.vlm.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b")
+    if not w.shown.isdecimal() or int(w.shown) < 2:
+        refuse(f"--frames {args.frames} is no number of 2 or more; give, say, 8")
+    for given in args.changed or ():
+        name, _, where = given.partition("=")
+        folder, _, embeddings = where.rpartition(":")
+        if not (name and folder and embeddings):
+            refuse(f"--changed {given} does not say NAME=DATA:EMBEDDINGS; give, say, reversed=data/trajectories-reversed:results/tiny/trajectories-reversed/tracks.pt")
+        if not w.notes:
+            refuse(f"--changed {given} asks whether words follow embeddings; give --embeddings, those of --data")
+        altered, _ = trajectory_folder(folder)
+        here = [i for i in altered if split_of(i["source"]) == "test"]
+        if not {i["id"] for i in here} & {i["id"] for i in w.items}:
+            refuse(f"{folder} has no test clip of {args.data}; make it with data.py trajectories --change, of the same --seed")
+        w.changed[name] = here, Notes(embeddings, altered, here, w.notes.threshold)
+    w.out = Path(args.out or Path(args.embeddings or args.data).parent / "explain-trajectories.yaml")
+    check_writable(w.out)
+    return w
+
+
+def trajectories(args, started):
+    """explain-trajectories.yaml: of every writer how much of what it says of trajectories is true, how much it leaves out, and whether its words follow what it was shown."""
+    w = trajectory_world(args)
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    asks, describing = questions_drawn(w.items, args.questions, args.seed)
+    parts = {"asked": (asks, w.items, w.notes), "described": (describing, w.items, w.notes)}  # what is put to a writer: questions about these clips, of which this is noted
+    pairs = {name: [p for p in changed_asks(w.items, here, args.questions, torch.Generator().manual_seed(args.seed)) if notes.knows(p[0].item, p[0].name)]
+             for name, (here, notes) in w.changed.items()}
+    altered = {name: ([a for a, _ in pairs[name]], *w.changed[name]) for name in pairs}
+    hint = HINT.format(TIMES) if w.entry and w.entry["weights"] != "small" else ""
+    of_language = [fingerprint(w.entry["path"]), hint] if w.entry else []
+    kept_at = w.out.with_name(f"{w.out.stem}-answers.pt")
+    kept, answers = load_pt(kept_at, ANSWERS).get("answers", {}) if kept_at.is_file() else {}, {}
+    films = {name: digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in here)) for name, (_, here, _) in (parts | altered).items()}
+
+    @functools.cache
+    def language():
+        model, tokenizer = load_language(w.entry, device, dtype)
+        kept["language"] = {"stamp": of_language, "plain": not tokenizer.chat_template}
+        if not tokenizer.chat_template:
+            print(f"{w.entry['name']} has no chat template: it is asked in plain lines", file=sys.stderr)
+        return model, tokenizer
+
+    def write(writer, say_all, facts, about):
+        """Its answers to the parts `about`, {part: {texts, seconds, memory}}; facts: what they depend on beside questions and clips."""
+        for part, (questions, items, notes) in about.items():
+            stamp = digest(repr((questions, films[part], notes and notes.digest, facts, str(dtype))).encode())
+            said = spoken(f"{writer}/{part}", stamp, functools.partial(say_all, questions, items, notes), kept, kept_at)
+            answers.setdefault(part, {}).setdefault(writer.rstrip("0123456789"), []).append(said)
+
+    def in_words(asks, notes, context, model=None, soft=None):
+        prompts = [word_prompt(language()[1], a.question, f"{context(a)}") for a in asks]
+        return answered((model or language()[0]), language()[1], prompts, soft, LONGEST, 8 * args.batch)
+
+    write("truth", lambda asks, items, notes: [answer_with(true_fact(items[a.item], a.name), a.question, items[a.item]["count"]) for a in asks], (), parts)
+    write("commonest", lambda asks, items, notes: commonest_answers(asks, w.train), [i["id"] for i in w.train], parts)
+    if w.notes:
+        write("metadata", lambda asks, items, notes: [answer_with(notes.fact(a.item, a.name), a.question, notes.count(a.item)) for a in asks], w.notes.threshold, parts | altered)
+    if w.entry:
+        write("blind", lambda asks, items, notes: in_words(asks, notes, lambda a: hint), of_language, parts)
+        if w.notes:
+            write("text", lambda asks, items, notes: in_words(asks, notes, lambda a: f"{hint} {notes.text(a.item, a.name)}".strip()), (of_language, w.notes.threshold), parts | altered)
+    for s, folder in enumerate(w.folders):
+        reader = functools.cache(lambda folder=folder: load_words(folder, language()[0], w.entry["name"]))
+
+        def say_all(asks, items, notes, how="on", reader=reader):
+            model, soft = reader()
+            with torch.inference_mode():
+                tokens = None if how in ("off", "text") else soft(notes.embeddings(asks, how, args.seed).to(device))
+            return in_words(asks, notes, lambda a: notes.text(a.item, a.name) if how == "text" else "", model, tokens)
+
+        write(f"soft{s}", say_all, (of_language, fingerprint(folder)), parts | altered)
+        for how in ABLATIONS[1:]:
+            write(f"{how}{s}", functools.partial(say_all, how=how), (of_language, fingerprint(folder), w.notes.threshold), {"asked": parts["asked"]})
+        if reader.cache_info().currsize:
+            reader()[0].unload()
+    if w.vlm:
+        size = args.size or w.vlm["clip"]
+        write("vlm", lambda asks, items, notes: vlm_answers(w.vlm, (device, dtype), items, asks, int(w.shown), size, args.batch), (fingerprint(w.vlm["path"]), w.shown, size, args.batch), parts)
+
+    table, scores, said_of = {}, {}, {}
+    for name in (n for n in WRITERS if n in answers["asked"]):
+        own = {part: answers[part][name] for part in parts}
+        table[name], scores[name] = writer_row(w.items, asks, [run["texts"] for run in own["asked"]], args.seed)
+        said_of[name] = [descriptions(describing, run["texts"]) for run in own["described"]]
+        table[name] |= claims_scored(w.items, said_of[name], args.seed)
+        table[name] |= {"seconds_per_clip": sum(run["seconds"] for run in own["described"]) / len(own["described"]) / len(said_of[name][0]), "seeds": len(own["asked"]),
+                        "memory_gb": max((run["memory"] or 0 for runs_of in own.values() for run in runs_of), default=0) / 1e9 or None}
+    table.get("soft", {}).update({f"training_{k}": w.adapted.get(k) for k in ("seconds_per_seed", "parameters", "peak_memory_bytes", "forgetting")})
+    main = next(name for name in ("soft", "text", "metadata", "vlm", "commonest") if name in table)
+    sources = [w.items[a.item]["source"] for a in asks if a.role == "asked"]
+    against = {name: paired_test(scores[main], scores[name], sources, seed=args.seed) for name in table if name not in (main, "truth")}
+    for name, p_value in holm({name: test["p"] for name, test in against.items()}).items():
+        against[name]["p_holm"] = p_value
+
+    result = {"stage": "trajectories", "writer": main, "language": w.entry and w.entry["name"], "weights": w.entry["weights"] if w.entry else "none", "vlm": w.vlm and w.vlm["name"],
+              "video": w.notes and w.notes.tracks["meta"].get("model"), "video_weights": w.notes and w.notes.tracks["meta"].get("weights"), "data": w.index["data"], "data_name": w.index["name"]}
+    for key in ("accuracy", "claim_precision", "omission"):
+        result |= {f"{key}{end}": table[main][f"{key}{end}"] for end in ("", "_low", "_high")}
+    for key in ("accuracy", "claim_precision", "omission"):
+        result |= {f"{key}_{name}": row[key] for name, row in table.items() if name != main}
+    result |= {"words_follow_picture": None, "words_follow_picture_reason": "needs --words: soft tokens that can be taken away or exchanged" if not w.folders else None}
+    ablations = {}
+    if w.folders:
+        questions = [a for a in asks if a.role == "asked"]
+        keep = [n for n, a in enumerate(asks) if a.role == "asked"]
+        texts = {how: [[run["texts"][n] for n in keep] for run in answers["asked"]["soft" if how == "on" else how]] for how in ABLATIONS}
+        ablations, tests = ablated(w.items, questions, texts, args.seed)
+        result |= {f"follow_{how}": ablations[how]["accuracy"] for how in ABLATIONS}
+        result["words_follow_picture"] = verdict(*(tests[how] for how in ("shuffled", "swapped") if how in tests))
+    changes = {name: {writer: followed_change(w.changed[name][0], pairs[name], [run["texts"] for run in runs_of], args.seed) for writer, runs_of in answers[name].items()} for name in altered}
+    result |= {f"{name}_{key}": rows[main][key] for name, rows in changes.items() if main in rows for key in ("new", "old")}
+    clips = sorted(said_of[main][0], key=lambda k: (-len({t["why"] for t in w.items[k]["tracks"]}) - any(t["hidden"] for t in w.items[k]["tracks"]), k))[:3]
+    draw_said(w.out.with_suffix(".png"), w.items, clips, {name: said_of[name][0] for name in ("metadata", "text", "soft", "vlm") if name in said_of}, w.notes)
+    result |= {"questions_per_kind": args.questions, "clips_described": len(said_of[main][0]), "hint": hint or None,
+               "prompts": w.entry and ("plain lines" if kept["language"]["plain"] else "chat template"), "writers": table,
+               "comparisons": {f"{main}_over_{name}": test for name, test in against.items()}, "ablations": ablations, "changed": changes,
+               "examples": {"clip": w.items[clips[0]]["id"], "text": w.items[clips[0]]["text"], **{name: said[0][clips[0]] for name, said in said_of.items()}},
+               "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=w.entry and resolved_commit(w.entry))}
+    save_yaml(w.out, result)
+    say(result)
+    return result
 
 
 # ---------------------------------------------------------------- report: a page for a person, of the YAML and PNG of all stages
@@ -1725,7 +2315,8 @@ def smoke_input(args, folder):
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--mode", default="answers", choices=["answers", "describe", "report"], help="score answers, ask what happens in films, or make a page of all results (default: %(default)s)")
+    p.add_argument("--mode", default="answers", choices=["answers", "describe", "trajectories", "report"],
+                   help="score answers, ask what happens in films, check what is said of trajectories, or make a page of all results (default: %(default)s)")
     p.add_argument("--results", default="results", help="report: the folder of all models' results (default: %(default)s)")
     p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
     p.add_argument("--data", help="the data folder (default: the one the features were made from)")
@@ -1737,7 +2328,13 @@ def get_args(argv):
     p.add_argument("--frames", help="describe: numbers of frames to show of a film, with commas between (default: 3,8,16); --clip: one number (default: 16)")
     p.add_argument("--clips", type=int, help="describe: only so many of the test clips")
     p.add_argument("--size", type=int, help="describe: side in pixels that frames are squashed to (default: the registry's for the model)")
-    p.add_argument("--batch", type=int, default=16, help="describe: films at a time (default: %(default)s)")
+    p.add_argument("--batch", type=int, default=16, help="describe: films at a time; trajectories: --vlm's clips, of a language model eight times as many questions (default: %(default)s)")
+    p.add_argument("--embeddings", metavar="FILE", help="trajectories: tracks.pt, what a video model noted of every object of --data")
+    p.add_argument("--language", metavar="MODEL", help="trajectories: a causal language model, by name or a folder (default: the one that --words was trained on)")
+    p.add_argument("--words", metavar="FOLDER", help="trajectories: what adapt.py --mode words wrote")
+    p.add_argument("--vlm", metavar="MODEL", help="trajectories: a vision-language model that is shown --frames frames (default: 8) of each clip and was taught nothing")
+    p.add_argument("--questions", type=int, default=60, help="trajectories: of each kind, and clips to describe (default: %(default)s)")
+    p.add_argument("--changed", nargs="+", metavar="NAME=DATA:EMBEDDINGS", help="trajectories: the same clips changed (data.py trajectories --change): do the words change with them?")
     p.add_argument("--ask", metavar="QUESTION", help="put to --model about --image or --clip, and nothing else")
     p.add_argument("--image", nargs="+", metavar="FILE", help="--ask: a picture, or several that are asked about together")
     p.add_argument("--clip", metavar="FILE", help="--ask: a video")
@@ -1755,6 +2352,11 @@ def main(argv=None):
         refuse(f"--{'image' if args.image else 'clip'} needs --ask, a question about it")
     if args.mode == "report":
         return report(args, started)
+    if args.mode == "trajectories":
+        if args.smoke or args.films or args.answers or args.directions:
+            refuse("--mode trajectories needs --data, of data.py trajectories, and goes without --smoke, --films, --answers and --directions")
+        args.data = args.data or "data/trajectories"
+        return trajectories(args, started)
     if args.mode == "describe":
         if not args.films or args.smoke or args.answers or args.directions:
             refuse("--mode describe needs --films, a folder of films or of clips, and goes without --smoke, --answers and --directions")
