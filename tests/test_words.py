@@ -106,11 +106,16 @@ def test_facts_as_text_and_none_of_those_that_are_not_known():
 def test_every_lesson_follows_from_its_context():
     """Whatever is answered stands in the context or is computed from it by rules that are written again here."""
     rng, kinds = np.random.default_rng(5), set()
-    for _ in range(3000):
-        kind, context, question, answer = tiny.word_lesson(rng)
+    for k in range(4000):
+        kind, context, question, answer = tiny.word_lesson(rng, (tiny.ASKED, tiny.BOUND)[k % 2])
         kinds.add(kind)
-        if kind == "naming":
-            assert common.named(answer, answer) and context.startswith("Objects: ")
+        if kind in ("naming", "list"):
+            things = re.findall(r"(\w+) (\w+) at (\d+) (\d+)", context)
+            answers = {f"What shape is the {c} object?": s for c, s, *_ in things} | {f"What colour is the {s}?": c for c, s, *_ in things}
+            answers |= {f"Where is the {c} {s}?": f"at {x} {y}" for c, s, x, y in things}
+            colours, shapes = {c: s for c, s, *_ in things}, {s: c for c, s, *_ in things}
+            of = re.findall(r"\w+", question)[4:]
+            assert answer == (answers[question] if kind == "naming" else ", ".join((colours if "shapes" in question else shapes)[x] for x in of if x != "objects")) and common.named(answer, answer)
             continue
         own, _, rest = context.partition(": ")
         facts = {k: v for k, _, v in (fact.partition(" ") for fact in rest.split("; "))}
@@ -128,7 +133,7 @@ def test_every_lesson_follows_from_its_context():
         else:
             assert ("transient" in answer, "persistent" in answer) == ("persistence" in facts and not likely, "persistence" in facts and likely)
             assert ("hidden" in answer) == ("hidden" in facts) and answer.startswith(f"The {own} ")
-    assert kinds == {*tiny.ASKED, "absent", "lacking"} - {"unknown"}
+    assert kinds == {*tiny.BOUND[0], "absent", "lacking"} - {"unknown"}
 
 
 def test_any_text_goes_through_the_tokenizer_and_back_and_frames_are_tokens(small):
