@@ -852,7 +852,7 @@ SIDE = r"(?:(?:up|down|left|upper|lower|top|bottom|right(?! (?:in|at|there|behin
 SAID = {
     "aside": r"\b(?:behind|by|past|beside|near|across|cross(?:es|ing)|meet(?:s|ing)|overtak(?:es|ing)|than|follow(?:s|ing)) (?:the |an? )?(?:NAME)",  # not whom the sentence is about
     "choice": r"\b(?:persistent or transient|transient or persistent)\b",
-    "count": rf"\b(?:\d+|{'|'.join(NUMBERS)})(?: (?:different|distinct|separate|coloured|moving|visible|other))* (?:objects?|shapes?|things?|figures?)\b(?! of)",
+    "count": rf"\b(?:\d+|{'|'.join(NUMBERS)})(?: (?:different|distinct|separate|coloured|moving|visible))* (?:objects?|shapes?|things?|figures?)\b(?! of)",
     "none": r"\bno (?:NAME)\b",
     "name": r"\b(?:NAME)\b",
     "since": r"\b(?:from|since|after|(?:starting|beginning) (?:in|at|from|with)) frame \d+(?: on(?:wards?)?)?(?! to \d)",
@@ -865,14 +865,16 @@ SAID = {
     "hidden": r"\b(?:hidden|occluded|obscured|covered|concealed|blocked|hides|out of (?:sight|view)|(?:goes|going|passes|passing|moves|moving|disappears|slips|is)(?= behind\b))\b",
     "lost": r"\b(?:unseen|invisible)\b",
     "gone": r"\b(?:gone|absent|missing|nowhere)\b",
-    "last": r"\b(?:leav(?:es?|ing)|exits?|vanish(?:es)?|disappears?|goes (?:away|out)|last seen|lasts)\b",
-    "first": r"\b(?:enters?|arrives?|emerges?|(?:comes?|moves?) in(?: (?:in|at)\b|to\b)|(?:shows|turns|pops) up|first (?:seen|appears?|visible)|(?:seen|appears?) (?:first|for the first time))\b",
-    "seen": r"\b(?:visible|seen|appear(?:s|ing)?(?! to\b)|shown|shows|in (?:view|sight)|observed)\b",
-    "still": r"\b(?:(?:is|it|stays?|stands?|remains?|keeps?|sits?) (?:\w+ly )?still\b(?! (?:there|visible|in|seen|present|hidden|here|moving))|stationary|static|motionless|unmoving)\b",
+    "last": r"\b(?:leav(?:es?|ing)|left(?= the (?:picture|clip|scene|frame|image|video)\b)|exit(?:s|ed)?|vanish(?:es|ed)?|disappear(?:s|ed)?|(?:goes|went) (?:away|out)|last seen|last(?:s|ed))\b",
+    "first": r"\b(?:enter(?:s|ed)?|arrive[sd]?|emerge[sd]?|(?:comes?|came|move[sd]?) in(?: (?:in|at)\b|to\b)|(?:shows|turns|pops) up|first (?:seen|appear(?:s|ed)?|visible)|"
+             r"(?:seen|appears?) (?:first|for the first time))\b",
+    "seen": r"\b(?:visible|seen|appear(?:s|ed|ing)?(?! to\b)|shown|shows|in (?:view|sight)|observed)\b",
+    "still": r"\b(?:(?:is|was|stay(?:s|ed)?|stands?|stood|remain(?:s|ed)?|keeps?|kept|sits?) (?:\w+ly )?still\b(?! (?:there|visible|in|seen|present|hidden|moving))|stationary|static|motionless)\b",
     "exists": r"\bthere (?:is|are|was|were)\b",
-    "there": r"\b(?:there|present|in the (?:picture|clip|scene|frame|image|video)|on (?:the )?screen|exists?|stays?|remains?)\b",
-    "moves": r"\b(?:mov(?:es?|ing|ement)|motion|travel(?:s|ling|ing)?|go(?:es|ing)?|head(?:s|ing)?|drift(?:s|ing)?|slid(?:es?|ing)|glid(?:es?|ing)|fl(?:y|ies|ying)|direction|way)\b",
-    "way": rf"\b(?:from )?(?:to(?:wards?)? )?(?:the )?{SIDE}(?:(?:,? and|,| then| side)*(?: to(?:wards?)?)?[- ](?:the )?{SIDE})*",
+    "there": r"\b(?:there|present|in the (?:picture|clip|scene|frame|image|video)|on (?:the )?screen|exists?|stay(?:s|ed)?|remain(?:s|ed)?)\b",
+    "moves": r"\b(?:mov(?:es?|ed|ing|ement)|motion|travel(?:s|led|ling|ed|ing)?|go(?:es|ing)?|went|head(?:s|ed|ing)?|drift(?:s|ed|ing)?|slid(?:es?|ing)?|glid(?:es?|ed|ing)|fl(?:y|ies|ew|ying)|"
+             r"direction|way)\b",
+    "way": rf"\b(?:from )?(?:to(?:wards?)? )?(?:the )?{SIDE}(?:(?:,| and| then| side)*(?: to(?:wards?)?)?[- ](?:the )?{SIDE})*",
     "clause": r"[,;()]|\b(?:and|but|while|then|whereas|although)\b"}
 
 
@@ -897,6 +899,7 @@ def said_of(names=()):
 
 def spelt(text, names, frames):
     """A text as SAID spells it: lower case, "frames 4 to 21" however that is said, the first and the last frame by number, whole names where half of one is enough to know whom it means."""
+    text = re.sub(r"\d{5,}", "9999", text)  # as false, and sooner counted to
     text = " ".join(text.lower().replace("\u2019", "'").replace("n't", " not").replace("\u2013", "-").split())
     text = re.sub(rf"\b(?:{'|'.join(ALIKE)})\b", lambda m: ALIKE[m[0]], text)
     for name in names:
@@ -944,21 +947,22 @@ def parse_claims(text, names=(), frames=TIMES):
     claims, silent, about = [], 0, list(names) if len(names) == 1 else [None]
     pattern = said_of(tuple(sorted((name for name in names if not re.fullmatch(PAINTED, name)), key=len, reverse=True)))
 
-    def claim(kind, value, denied=False):
-        claims.extend(Claim(name, kind, value, denied) for name in about)
+    def claim(kind=None, value=None, denied=False):
+        claims.extend(Claim(name, kind, value, denied) for name in about if kind)
 
     for sentence in filter(re.compile(r"\w").search, re.split(r"(?<=[.!?])\s+|;\s", spelt(text, names, frames))):
         before, named, last_name, fresh, denied, moving, predicate, when = len(claims), [], 0, True, False, None, None, None
-        for m in [*pattern.finditer(sentence), re.compile("$").search(sentence)]:
+        for m in [*pattern.finditer(sentence), re.compile("$").search(sentence)] if not sentence.endswith("?") else ():
             kind, words = m.lastgroup or "end", m[0]
             timed = kind in ("frames", "always", "since", "until")
-            if predicate and kind not in ("clause", "aside", "way", "exists", "choice", "not"):
-                if found := predicated(*predicate, (kind, words) if timed else None, frames):
-                    claim(*found)
-                predicate, timed, kind = None, False, "when" if timed else kind
+            if when and (kind == "end" or kind == "clause" and (named or len(claims) > before)):
+                predicate = "seen", "", False  # "the red circle: frames 4 to 21"
+            if predicate and (when or kind not in ("clause", "aside", "way", "exists", "choice", "not")):
+                claim(*predicated(*predicate, when or (kind, words) if when or timed else None, frames) or ())
+                predicate, when, timed, kind = None, None, False, "when" if timed else kind
             if timed and fresh:
                 when = kind, words
-            fresh = kind == "clause" or fresh and kind in ("name", "none", "it", "not", "exists", "aside", *(["always"] if timed else []))
+            fresh = kind == "clause" or fresh and kind in ("name", "none", "it", "not", "exists", "aside", "always")
             if kind in ("clause", "end"):
                 if moving == "not":
                     claim("direction", "still")
@@ -973,12 +977,14 @@ def parse_claims(text, names=(), frames=TIMES):
             elif kind == "count":
                 number = words.split()[0]
                 claims.append(Claim("", "count", int(number) if number.isdecimal() else NUMBERS[number], denied))
+            elif kind == "not" and predicate and not sentence[m.end():].strip(" ."):  # "hidden: never"
+                predicate = *predicate[:2], True
             elif kind == "not":
                 denied = True
             elif kind in ("hidden", "lost", "gone", "last", "first", "seen", "there"):
                 predicate, denied = (kind, words, denied), False
                 if when:
-                    claim(*predicated(*predicate, when, frames))
+                    claim(*predicated(*predicate, when, frames) or ())
                     predicate = when = None
             elif kind in ("persistent", "transient"):
                 claim("persistence", (kind == "persistent") != denied)
@@ -991,6 +997,7 @@ def parse_claims(text, names=(), frames=TIMES):
             elif kind == "way" and moving and not (words.startswith("from") and " to" not in words) and (word := parse_word(words, "direction")):
                 claim("direction", word, moving == "not")
                 moving = "so"
+            when = None if kind in ("persistent", "transient", "still", "moves") else when
         if len(claims) == before:
             claims += [Claim(name, "absence", False) for name in named]
         silent += len(claims) == before and not BEYOND.search(sentence)
@@ -1353,7 +1360,7 @@ def writer_row(items, asks, runs, seed):
     for key, first, second in (("order_persistence", "asked", "permuted"), ("order_direction", "listed", "relisted")):
         pairs = [(m if first == "asked" else twins[first, a.item, a.kind, a.name], twins[second, a.item, a.kind, a.name]) for m, a in enumerate(asks)
                  if a.role == "asked" and (second, a.item, a.kind, a.name) in twins]
-        same = torch.tensor([[float(heard(texts[m], asks[m].kind, asks[m].name) == heard(texts[n], asks[n].kind, asks[n].name)) for m, n in pairs] for texts in runs])
+        same = torch.tensor([[float(heard(texts[m], asks[m].kind, asks[m].name) == heard(texts[n], asks[n].kind, asks[n].name) is not None) for m, n in pairs] for texts in runs])
         row |= mean_and_interval(key, same, [items[asks[m].item]["source"] for m, _ in pairs], seed)
     return row, right_or_wrong
 

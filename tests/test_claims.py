@@ -96,6 +96,17 @@ SAYS = {
     "The red circle and the blue star move left.": [("red circle", "direction", "left"), ("blue star", "direction", "left")],
     "The red circle crosses the blue star and moves left. It is never hidden.": [("red circle", "direction", "left"), ("red circle", "hidden", [])],
     "The green square moves left.": [("green square", "direction", "left")],
+    "Red circle: transient, frames 4 to 21, moves up left, hidden frames 10 to 13.": [("red circle", "persistence", False), ("red circle", "span", {"visible": [[4, 21]]}),
+                                                                                     ("red circle", "direction", "up left"), ("red circle", "hidden", [[10, 13]])],
+    "Red circle: hidden never.": [("red circle", "hidden", [])],
+    "In frames 4 to 9 the red circle moves left and is hidden.": [("red circle", "direction", "left"), ("red circle", "hidden", True)],
+    "The red circle moved left, entered in frame 4 and left the picture in frame 20.": [("red circle", "direction", "left"), ("red circle", "span", {"first": 4}), ("red circle", "span", {"last": 20})],
+    "The red circle still moves left.": [("red circle", "direction", "left")],
+    "Is there a green star?": [],
+    "There are no other objects.": [],
+    "The red circle enters in every frame.": [("red circle", "absence", False)],
+    "The red circle moves left" + ", and" * 60 + " x": [("red circle", "direction", "left")],
+    "The red circle is visible in frames 0 to 99999999999.": [("red circle", "span", {"visible": [[0, 9999]]})],
     "The red circle is transient: it enters in frame 4 and leaves in frame 21.": [("red circle", "persistence", False), ("red circle", "span", {"first": 4}), ("red circle", "span", {"last": 21})]}
 
 

@@ -39,7 +39,7 @@ def clip(number, change=None):
             "absent": names[3], "tracks": tracks, "turns": turns, "asked": asked, "text": text, **more}
 
 
-def planted(folder, n=150, change=None):
+def planted(folder, n=100, change=None):
     """data/ and tracks.pt, in which an embedding begins with the numbers of its row and of the change, and scores and probabilities are the truth's. Returns (clip, name) of each row."""
     items = [clip(k, change) for k in range(n)]
     write_items(folder / "data", items, {"data": "synthetic", "name": "planted"})
@@ -85,7 +85,7 @@ def run(world, monkeypatch, tmp_path, small_llama):
         item, name = every[row % len(every)]
         return true_fact(item, name), item
 
-    def call(says, *flags, out="out.yaml"):
+    def call(says, *flags, out="out.yaml", picture=False):
         call.asked = 0
 
         def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
@@ -96,6 +96,8 @@ def run(world, monkeypatch, tmp_path, small_llama):
         monkeypatch.setattr(explain, "load_words", lambda folder, model, name: (Reader(), lambda x: x[:, None]))
         monkeypatch.setattr(explain, "word_prompt", lambda tokenizer, question, context="": (question, context))
         monkeypatch.setattr(explain, "answered", answered)
+        if not picture:
+            monkeypatch.setattr(explain, "draw_said", lambda *_: None)
         given = {"--data": folder / "None/data", "--embeddings": folder / "None/tracks.pt", "--words": words, "--questions": 12, "--out": tmp_path / out}
         return explain.main(["--mode", "trajectories", *(str(x) for pair in given.items() for x in pair), *flags])
     return call
@@ -143,7 +145,7 @@ def test_the_truth_is_the_ceiling_and_the_notes_say_what_they_hold(run):
 
 
 def test_words_that_come_from_the_embedding_follow_the_picture(run, tmp_path):
-    result = run(sees)
+    result = run(sees, picture=True)
     assert load_yaml(tmp_path / "out.yaml", "trajectories")["words_follow_picture"] == result["words_follow_picture"] == "yes"
     assert result["writer"] == "soft" and result["accuracy"] == result["claim_precision"] == result["follow_on"] == 1 and result["omission"] == result["follow_off"] == result["follow_text"] == 0
     assert result["ablations"]["swapped"]["says_the_other"] == 1 and result["ablations"]["swapped"]["questions"] < result["ablations"]["on"]["questions"]
