@@ -100,7 +100,7 @@ SAYS = {
                                                                                      ("red circle", "direction", "up left"), ("red circle", "hidden", [[10, 13]])],
     "Red circle: hidden never.": [("red circle", "hidden", [])],
     "In frames 4 to 9 the red circle moves left and is hidden.": [("red circle", "direction", "left"), ("red circle", "hidden", True)],
-    "The red circle moved left, entered in frame 4 and left the picture in frame 20.": [("red circle", "direction", "left"), ("red circle", "span", {"first": 4}), ("red circle", "span", {"last": 20})],
+    "The circle moved left, entered in frame 4 and left the picture in frame 20.": [("red circle", "direction", "left"), ("red circle", "span", {"first": 4}), ("red circle", "span", {"last": 20})],
     "The red circle still moves left.": [("red circle", "direction", "left")],
     "Is there a green star?": [],
     "There are no other objects.": [],
