@@ -14,6 +14,7 @@ endif
 VAE ?= $(if $(filter tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-vae,ltx)
 ENCODER ?= $(if $(filter tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-dinov2,dinov2-l)
 VIDEO ?= $(if $(filter tiny%,$(MODEL)),tiny-ltx,ltx-video)
+LM ?= $(if $(filter tiny%,$(MODEL)),tiny-words,tinyllama)
 ROOT ?=
 ANNOTATIONS ?=
 FORMAT ?= voc
@@ -55,7 +56,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
-	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
+	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) LM=$(LM) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
 	@echo "  own clips with labels: DATA=name ROOT=folder FORMAT=clips ANNOTATIONS=file; Something-Something v2: DATA=ssv2 ROOT=folder; FRAMES=$(FRAMES) FPS=$(FPS) CLIPSIZE=$(CLIPSIZE) N=$(N) PAST=$(PAST)"
 	@echo "  N=40 FROZEN= without ROOT: so many generated pictures and clips, to see in a few minutes that it runs"
@@ -150,6 +151,12 @@ $(R)/binding.yaml: $(R)/answers.pt explain.py common.py
 
 binding: $(R)/binding.yaml  ## what can be read of place (DATA=moving: of motion), what the model says, and whether it says it by what is read
 	@sed '/^kinds:/,$$d' $<
+
+# What a language model says of objects that come, go and hide, of whom it is given a video model's embedding. WORDS: more flags, such as --seeds 5
+
+WORDS ?= $(if $(filter tiny%,$(notdir $(LM))),,--lr 2e-4)
+results/%/trajectories/words/adapt-words.yaml: results/%/trajectories/tracks.pt data/trajectories/index.yaml adapt.py common.py
+	$(RUN) adapt.py --mode words --embeddings $< --data data/trajectories --language $(LM) --seed $(SEED) $(WORDS) --out $(@D)
 
 # ---- gates
 

@@ -2236,6 +2236,17 @@ def answer_loss(model, batch):
     return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1) / (labels != -100).sum(1)
 
 
+def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
+    """The mean of `answer_loss`, computed in parts of like length, so that little is padded."""
+    long = [len(after) + len(answer) for (_, after), answer in zip(prompts, answers, strict=True)]
+    order, total = sorted(range(len(prompts)), key=long.__getitem__), 0
+    for k in range(parts):
+        if pick := order[k * len(order) // parts:(k + 1) * len(order) // parts]:
+            batch = word_batch(model, tokenizer, [prompts[i] for i in pick], None if soft is None else soft[pick], [answers[i] for i in pick])
+            total = total + answer_loss(model, batch).sum()
+    return total / len(prompts)
+
+
 @torch.inference_mode()
 def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
     """Greedy answers (text) of at most `most` tokens to `prompts` of word_prompt, with soft [n, k, D] or without; those of like length go together."""

@@ -370,28 +370,34 @@ def planned(rng, cases, directions, size, frames):
             "canvas": canvas, "noise": rng.normal(0, rng.uniform(1, 6), (frames, size, size, 1)).astype(np.float32), "frames": frames}
 
 
-def filmed(scene, backwards=False):
-    """What is seen of a scene, uint8 [T,S,S,3], the mask uint8 [T,S,S], and for each object two float arrays [T]: how much of its area is inside the picture, how much of that is seen."""
+def filmed(scene, backwards=False, painted=True):
+    """What is seen of a scene, uint8 [T,S,S,3], the mask uint8 [T,S,S], and for each object two float arrays [n,T]: how much of its area is inside the picture, how much of that is seen.
+
+    Only the window that an object covers is drawn; not painted, the picture is left out.
+    """
     canvas, frames, objects = scene["canvas"], scene["frames"], scene["objects"]
     t, size = np.arange(frames)[::-1 if backwards else 1], len(canvas)
     image, mask = np.repeat(canvas[None], frames, 0), np.zeros((frames, size, size), np.uint8)
     alone, inside = np.zeros((len(objects), frames)), np.zeros((len(objects), frames))
-    for number, o in [*((0, o) for o in scene["grey"]), *((k + 1, objects[k]) for k in scene["depth"])]:
-        e, at = o["equation"], position(o["equation"], t).astype(np.float32)[:, :, None, None]
-        alpha = coverage(o["shape"], size, at[:, 0], at[:, 1], np.float32(e["radius"]), np.float32(o["angle"]))
-        alpha *= ((t >= e["exists"][0]) & (t <= e["exists"][1]))[:, None, None]
-        image += alpha[..., None] * (np.asarray(o["rgb"], np.float32) - image)
-        mask[alpha >= 0.5] = number
+    for number, o in [*((0, o) for o in scene["grey"] if painted), *((k + 1, objects[k]) for k in scene["depth"])]:
+        e, at = o["equation"], position(o["equation"], t)
+        side = min(size, int(2 * e["radius"]) + 4)
+        corner = np.clip(np.floor(at - e["radius"] - 1), 0, size - side).astype(int)
+        (x, y), steps = (at - corner).T[:, :, None, None], np.arange(side)
+        alpha = coverage(o["shape"], side, x.astype(np.float32), y.astype(np.float32), e["radius"], o["angle"]) * ((t >= e["exists"][0]) & (t <= e["exists"][1]))[:, None, None]
+        window = np.arange(frames)[:, None, None], corner[:, 1, None, None] + steps[:, None], corner[:, 0, None, None] + steps
+        if painted:
+            image[window] += alpha[..., None] * (np.asarray(o["rgb"], np.float32) - image[window])
+        mask[window] = np.where(alpha >= 0.5, number, mask[window])
         if number:
-            whole = 3 * e["radius"]
-            alone[number - 1] = (alpha >= 0.5).sum((1, 2))
-            inside[number - 1] = alpha.sum((1, 2)) / coverage(o["shape"], int(2 * whole), whole, whole, e["radius"], o["angle"]).sum()
+            middle = side / 2
+            alone[number - 1], inside[number - 1] = (alpha >= 0.5).sum((1, 2)), alpha.sum((1, 2)) / coverage(o["shape"], side, middle, middle, e["radius"], o["angle"]).sum()
     if scene["block"]:
         x0, y0, x1, y1 = (round(x) for x in scene["block"])
         image[:, y0:y1, x0:x1], mask[:, y0:y1, x0:x1] = scene["shade"], 0
-    image += scene["noise"][::-1 if backwards else 1]
+    image = (image + scene["noise"][::-1 if backwards else 1]).round().clip(0, 255).astype(np.uint8) if painted else None
     seen = np.stack([(mask == k + 1).sum((1, 2)) for k in range(len(objects))]) if objects else alone
-    return image.round().clip(0, 255).astype(np.uint8), mask, inside, seen / np.maximum(alone, 1)
+    return image, mask, inside, seen / np.maximum(alone, 1)
 
 
 def tracked(scene, backwards, mask, inside, seen):
@@ -490,7 +496,7 @@ def trajectories(n, size, seed, frames=32, change=None, only=None):
 
 def as_planned(scene):
     """Does the film show what was drawn: who hides or crosses does so, all are seen for a while, and whoever comes or goes is seen doing it, clearly?"""
-    _, mask, inside, seen = filmed(scene)
+    _, mask, inside, seen = filmed(scene, painted=False)
     if ((seen > 0.15) & (seen < 0.4) & (inside >= 0.5)).sum(1).max() > 4:  # neither seen nor hidden for long
         return False
     for case, track in zip(scene["cases"], tracked(scene, False, mask, inside, seen), strict=True):

@@ -63,6 +63,7 @@ import base64
 import functools
 import hashlib
 import io
+import json
 import re
 import sys
 import time
@@ -832,6 +833,66 @@ def live(args, started):
         save_yaml(args.out, result)
     say(result)
     return result
+
+
+# ---------------------------------------------------------------- trajectories: what a vision model sees of them
+
+class Tracker(torch.nn.Module):
+    """A small video transformer that is asked about an object by its name, and says in which frames it sees it and whether it is persistent.
+
+    In every frame the query (its colour's and its shape's embedding) attends to the patches of 8 x 8 pixels; then the query's tokens of all frames attend among each other, and a
+    summary token with them. That token's attention over the frames pools what they hold. config: what config.json holds; `layers`: of a query in a frame, and of the frames.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, (small, width), (hops, layers), side = config, config["widths"], config["layers"], config["image_size"] // 8
+        more = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, small // 2, 4, 4), torch.nn.GELU(), torch.nn.Conv2d(small // 2, small, 3, 2, 1))
+        self.colour, self.shape = (torch.nn.Embedding(len(config[k]), small) for k in ("colours", "shapes"))
+        self.place, self.time, self.summary = (torch.nn.Parameter(torch.randn(*shape) * 0.5) for shape in ((side * side, small), (config["frames"], width), (1, width)))
+        self.query = torch.nn.ModuleList(torch.nn.TransformerDecoderLayer(small, 4, 2 * small, **more) for _ in range(hops))
+        self.course = torch.nn.ModuleList(torch.nn.TransformerEncoderLayer(width, 4, 2 * width, **more) for _ in range(layers))
+        self.patch_norm, self.query_norm, self.norm, self.widen = torch.nn.LayerNorm(small), torch.nn.LayerNorm(small), torch.nn.LayerNorm(width), torch.nn.Linear(small, width)
+        self.key, self.score, self.embed = torch.nn.Linear(width, width), torch.nn.Linear(width, 1), torch.nn.Linear(2 * width, config["embedding"])
+        self.persistent = torch.nn.Linear(config["embedding"], 1)
+
+    def look(self, frames, colours, shapes):
+        """What a query finds in each frame by itself: frames uint8 [n,T,S,S,3], numbers of colours and shapes [n,q] -> [n,q,T,D]."""
+        (n, t), q = frames.shape[:2], colours.shape[1]
+        patches = self.stem(frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 64 - 2).flatten(2).transpose(1, 2)
+        patches, x = self.patch_norm(patches) + self.place, (self.colour(colours) + self.shape(shapes)).repeat_interleave(t, 0)
+        others = ~torch.eye(q, dtype=torch.bool, device=x.device)  # what is asked besides changes nothing
+        for layer in self.query:
+            x = layer(x, patches, tgt_mask=others)
+        return self.query_norm(x).unflatten(0, (n, t)).transpose(1, 2)
+
+    def forward(self, frames, colours, shapes):
+        """As of `look` -> {scores [n,q,T] and persistence [n,q], logits; attention [n,q,T], sums to 1; embedding [n,q,E]; looked, seen: the tokens of the frames before and after}."""
+        looked = self.look(frames, colours, shapes)
+        x = (self.widen(looked) + self.time).flatten(0, 1)
+        x = torch.cat([x, self.summary.expand(len(x), 1, -1)], 1)
+        for layer in self.course:
+            x = layer(x)
+        x = self.norm(x)
+        seen, summary = x[:, :-1], x[:, -1]
+        attention = ((self.key(seen) @ summary[:, :, None])[..., 0].float() / summary.shape[1] ** 0.5).softmax(-1)
+        embedding = self.embed(torch.cat([summary, (attention[:, None].to(seen.dtype) @ seen)[:, 0]], 1))
+        found = {"scores": self.score(seen)[..., 0], "attention": attention, "embedding": embedding, "persistence": self.persistent(embedding)[:, 0]}
+        return {"looked": looked, "seen": seen.unflatten(0, looked.shape[:2])} | {k: v.unflatten(0, looked.shape[:2]) for k, v in found.items()}
+
+    def save_pretrained(self, folder):
+        """config.json and model.safetensors, in the dtype of the weights."""
+        from safetensors.torch import save
+        save_text(Path(folder) / "config.json", json.dumps({"model_type": "tracker", **self.config}, indent=1))
+        save_bytes(Path(folder) / "model.safetensors", save({k: v.contiguous() for k, v in self.state_dict().items()}))
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        from safetensors.torch import load_file
+        model = cls({k: v for k, v in json.loads((Path(folder) / "config.json").read_text()).items() if k != "model_type"})
+        model.load_state_dict({k: v.float() for k, v in load_file(Path(folder) / "model.safetensors").items()})
+        return model.eval()
 
 
 # ---------------------------------------------------------------- trajectories: what is said of them

@@ -32,7 +32,6 @@ from common import (
     LOADERS,
     TELL_OF,
     _atomically,
-    answer_loss,
     answered,
     check_writable,
     find_model,
@@ -42,6 +41,7 @@ from common import (
     known,
     load_items,
     load_yaml,
+    mean_answer_loss,
     metadata_text,
     naming,
     parser,
@@ -51,10 +51,10 @@ from common import (
     say,
     split_of,
     whereabouts,
-    word_batch,
     word_prompt,
 )
 from data import COLOURS, DIRECTIONS, OPPOSITE, SHAPES, UNKNOWN, asked_of, place_word, spans, spans_words, told
+from explain import Tracker
 
 SAVE_EVERY = 200  # steps
 FILM = {"fps": 2.0}  # the rate that extract.py, too, says clips have
@@ -775,9 +775,98 @@ def film_quality(pipeline, items, device, count=128):
     return report
 
 
+# ---------------------------------------------------------------- the tracker: who stays, who comes and goes
+
+WAYS = torch.tensor([*DIRECTIONS.values(), (0, 0)])  # [9,2], numbered as COMPASS is
+COMPASS = [*DIRECTIONS, "still"]
+
+
+class Watching(torch.nn.Module):
+    """A tracker, and what must be told while it learns: of a frame alone whether the object is seen, and its centre; of the embedding in which frames it is visible, present and
+    hidden, its direction, the count, and whether it is there at all."""
+
+    def __init__(self, tracker):
+        super().__init__()
+        self.tracker, self.frames = tracker, tracker.config["frames"]
+        self.find, self.there, self.tell = torch.nn.Linear(tracker.config["widths"][0], 3), torch.nn.Linear(tracker.config["widths"][1], 2), torch.nn.Linear(tracker.config["embedding"], 3 * self.frames + len(COMPASS) + 5)
+
+    def forward(self, *asked):
+        found = self.tracker(*asked)
+        told = self.tell(found["embedding"]).split([3 * self.frames, len(COMPASS), 4, 1], -1)
+        found |= {"found": self.find(found["looked"]), "frames": self.there(found["seen"]).transpose(-1, -2), "spans": told[0].unflatten(-1, (3, self.frames)), "direction": told[1], "count": told[2], "there": told[3][..., 0]}
+        return {k: v.float().cpu() for k, v in found.items()}
+
+
+def tracks_truth(items, seed, asked=4):
+    """Of every clip's objects, then of names that are not there, [n,asked] each: numbers of colour and shape, there, persistent, direction (of COMPASS), count; spans [n,asked,3,T]:
+    visible, present, hidden; centres [n,asked,T,2] of what is seen, in -1..1."""
+    rng, frames, rows = np.random.default_rng(seed), len(items[0]["frames"]), []
+    centres = torch.zeros(len(items), asked, frames, 2)
+    for item, centre in zip(items, centres, strict=True):
+        others, row = [n for n in rng.permutation(NAMES).tolist() if n not in item["names"]], []
+        for k, name in enumerate([*item["names"], item["absent"], *others][:asked]):
+            track = item["tracks"][k] if k < len(item["names"]) else {"persistent": False, "direction": "still", "visible": [], "present": [], "hidden": []}
+            spans = [[float(any(a <= t <= b for a, b in track[kind])) for t in range(frames)] for kind in ("visible", "present", "hidden")]
+            colour, shape = name.split()
+            row.append((list(COLOURS).index(colour), list(SHAPES).index(shape), k < len(item["names"]), track["persistent"], COMPASS.index(track["direction"]), item["count"], spans))
+        rows.append(row)
+        centre[:len(item["names"])] = ((item["boxes"][..., :2] + item["boxes"][..., 2:]) / item["width"] - 1).transpose(0, 1)
+    return {k: torch.tensor([[r[i] for r in row] for row in rows]) for i, k in enumerate(("colours", "shapes", "there", "persistent", "direction", "count", "spans"))} | {"centres": centres}
+
+
+def found_loss(found, visible, centres):
+    """Is it seen, and where: found [..., 3], visible [...] 0 or 1, centres [..., 2]."""
+    apart = (found[..., 1:] - centres).abs().sum(-1)
+    return F.binary_cross_entropy_with_logits(found[..., 0], visible) + (apart * visible).sum() / visible.sum().clamp(min=1)
+
+
+def glance_loss(frames, truth, device, batch=256):
+    """Single frames of as many clips, their four names looked for in each: what a tracker has to find before there is anything to track."""
+    def loss_of(model, rng):
+        pick, at = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False)), torch.from_numpy(rng.integers(0, frames.shape[1], min(batch, len(frames))))
+        with fast(device):
+            looked = model.tracker.look(frames[pick, at][:, None].to(device), truth["colours"][pick].to(device), truth["shapes"][pick].to(device))
+            found = model.find(looked)[:, :, 0].float().cpu()
+        return found_loss(found, truth["spans"][pick, :, 0, at], truth["centres"][pick, :, at])
+    return loss_of
+
+
+def tracker_loss(frames, truth, device, batch=16):
+    """Cross-entropies of all that is told of `batch` clips with their four names, mirrored and reversed at random."""
+    def loss_of(model, rng):
+        pick = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False))
+        y, (back, down, across) = {k: v[pick] for k, v in truth.items()}, (rng.random(3) < 0.5).tolist()
+        signs = torch.tensor([-1 if across else 1, -1 if down else 1])
+        turned = (WAYS[:, None] * signs * (-1 if back else 1) == WAYS).all(-1).float().argmax(1)  # the number of each direction's image
+        x = frames[pick].flip([d for d, flip in ((1, back), (2, down), (3, across)) if flip])
+        with fast(device):
+            found = model(x.to(device), y["colours"].to(device), y["shapes"].to(device))
+        spans, centres, there = (y["spans"].flip(-1), y["centres"].flip(-2), y["there"]) if back else (y["spans"], y["centres"], y["there"])
+        binary, way, number = F.binary_cross_entropy_with_logits, turned[y["direction"]][there], y["count"][there]
+        return (binary(found["scores"], spans[:, :, 0]) + 2 * binary(found["persistence"][there], y["persistent"][there].float()) + binary(found["frames"], spans[:, :, 1:]) + binary(found["spans"], spans)
+                + binary(found["there"], there.float()) + 0.5 * F.cross_entropy(found["direction"][there], way) + 0.5 * F.cross_entropy(found["count"][there], number)
+                + 0.5 * found_loss(found["found"], spans[:, :, 0], centres * signs))
+    return loss_of
+
+
+@torch.no_grad()
+def tracker_quality(model, frames, truth, device):
+    """Of held-out clips' objects: the share whose persistence is right, F1 of the frames in which they are seen (all frames counted together, at a half), what else the embedding tells."""
+    found = []
+    for at in torch.arange(len(frames)).split(32):
+        with fast(device):
+            found.append({k: v.float().cpu() for k, v in model(frames[at].to(device), truth["colours"][at].to(device), truth["shapes"][at].to(device)).items()})
+    found, there = {k: torch.cat([f[k] for f in found]) for k in found[0]}, truth["there"]
+    seen, said = truth["spans"][:, :, 0][there] > 0, found["scores"][there] > 0
+    return {"persistence_accuracy": ((found["persistence"] > 0) == truth["persistent"])[there].float().mean(), "persistence_commonest": max(truth["persistent"][there].float().mean(), 1 - truth["persistent"][there].float().mean()),
+            "frame_f1": 2 * (seen & said).sum() / (seen.sum() + said.sum()), "direction_accuracy": (found["direction"].argmax(-1) == truth["direction"])[there].float().mean(),
+            "count_accuracy": (found["count"].argmax(-1) == truth["count"])[there].float().mean(), "there_accuracy": ((found["there"] > 0) == there).float().mean(),
+            **{f"{kind}_accuracy": ((found["spans"][:, :, k] > 0) == (truth["spans"][:, :, k] > 0))[there].float().mean() for k, kind in enumerate(("visible", "present", "hidden"))}}
+
+
 # ---------------------------------------------------------------- words alone
 
-ASKED = dict.fromkeys(("persistence", "direction", "backwards", "count", "unknown"), 1) | dict.fromkeys(("frames", "hidden", "uncovered", "describe", "naming"), 2)  # kinds, and how often
+ASKED = {"persistence": 2, "direction": 3, "backwards": 3, "count": 2, "unknown": 1, "frames": 7, "hidden": 6, "uncovered": 5, "describe": 8, "naming": 9}  # kinds, and how often: as they are hard
 
 
 def made_up_track(rng, frames=32):
@@ -816,7 +905,7 @@ def word_lesson(rng):
     track, count = made_up_track(rng), int(rng.integers(1, 4))
     own = name = track["object"]
     facts = {"persistence": track["probability"], "visible": track["visible"], "direction": track["direction"], "hidden": track["hidden"], "count": count}
-    if kind not in ("unknown", "count") and rng.random() < 0.2:
+    if kind not in ("unknown", "count") and rng.random() < 0.25:
         if (alike := rng.integers(3)) == 2:  # it was looked for and not found
             facts |= {"persistence": round(0.3 * rng.random(), 2), "visible": [], "hidden": []}
         else:
@@ -831,14 +920,15 @@ def word_lesson(rng):
         absent &= name != own or "visible" in facts
     known = {{"visible": "frames"}.get(k, k) for k in facts}
     needs = {"persistence": {"persistence"}, "frames": {"frames"}, "direction": {"direction"}, "hidden": {"hidden"}, "backwards": {"direction"}, "uncovered": {"frames", "hidden"},
-             "count": {"count"}, "unknown": {"nothing that a context says"}, "describe": set()}[kind]
+             "count": {"count"}}.get(kind, set())
     answers = {"persistence": "persistent" if track["persistent"] else "transient", "frames": spans_words(track["visible"]), "direction": track["direction"],
                "hidden": spans_words(track["hidden"]) if track["hidden"] else "it is never hidden", "backwards": OPPOSITE[track["direction"]], "uncovered": spans_words(track["present"]),
-               "count": str(count), "describe": said_of(track, known)}
+               "count": str(count), "describe": said_of(track, known), "unknown": UNKNOWN}
     question = TELL_OF.format(name) if kind == "describe" else asked_of(rng, kind, name)
     if absent:
         return "absent", context, question, f"there is no {name}"
-    return kind if needs <= known else "lacking", context, question, answers[kind] if needs <= known else UNKNOWN
+    answer = answers[kind] if needs <= known else UNKNOWN
+    return "lacking" if answer == UNKNOWN else kind, context, question, answer
 
 
 def words_model(seed):
@@ -850,13 +940,13 @@ def words_model(seed):
     return LlamaForCausalLM(LlamaConfig(**llama(tokenizer), tie_word_embeddings=True)), tokenizer
 
 
-def words_loss(tokenizer, device, batch=64):
+def words_loss(tokenizer, device, batch=32):
     """Cross-entropy of the answers, a mean over answers of the mean over their tokens."""
     def loss_of(model, rng):
         lessons = [word_lesson(rng) for _ in range(batch)]
         prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
         with fast(device):
-            return answer_loss(model, word_batch(model, tokenizer, prompts, answers=[x[3] for x in lessons])).mean()
+            return mean_answer_loss(model, tokenizer, prompts, [x[3] for x in lessons])
     return loss_of
 
 
@@ -964,7 +1054,7 @@ def train_words(args, device, folder, save):
     """Lessons are made up as they are needed; none comes twice."""
     model, tokenizer = words_model(args.seed)
     model.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
-    losses = train("words", model.to(device), words_loss(tokenizer, device), args.steps or 4000, 2e-3, args.seed, folder)
+    losses = train("words", model.to(device), words_loss(tokenizer, device), args.steps or 4200, 2e-3, args.seed, folder)
     model, tokenizer = save(model, tokenizer)
     return losses, words_quality(model, tokenizer, args.seed)
 
