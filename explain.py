@@ -912,7 +912,7 @@ NUMBERS = {w: n for n, w in enumerate(("no", "one", "two", "three", "four", "fiv
 SIDE = r"(?:(?:up|down|left|upper|lower|top|bottom|right(?! (?:in|at|there|behind|away|after|before|now)\b))(?:[- ]?(?:wards?|hand))?)\b"
 # What sentences about objects are made of; where several begin at a letter, the first is meant. NAME stands for any object's.
 SAID = {
-    "aside": r"\b(?:behind|by|past|beside|near|across|cross(?:es|ing)|meet(?:s|ing)|overtak(?:es|ing)|than|follow(?:s|ing)) (?:the |an? )?(?:NAME)",  # not whom the sentence is about
+    "aside": r"\b(?:behind|by|of|past|beside|near|across|cross(?:es|ing)|meet(?:s|ing)|overtak(?:es|ing)|than|follow(?:s|ing)) (?:the |an? )?(?:NAME)",  # not whom the sentence is about
     "choice": r"\b(?:persistent or transient|transient or persistent)\b",
     "count": rf"\b(?:\d+|{'|'.join(NUMBERS)})(?: (?:different|distinct|separate|coloured|moving|visible))* (?:objects?|shapes?|things?|figures?)\b(?! of)",
     "none": r"\bno (?:NAME)\b",
@@ -927,7 +927,8 @@ SAID = {
     "hidden": r"\b(?:hidden|occluded|obscured|covered|concealed|blocked|hides|out of (?:sight|view)|(?:goes|going|passes|passing|moves|moving|disappears|slips|is)(?= behind\b))\b",
     "lost": r"\b(?:unseen|invisible)\b",
     "gone": r"\b(?:gone|absent|missing|nowhere)\b",
-    "last": r"\b(?:leav(?:es?|ing)|left(?= the (?:picture|clip|scene|frame|image|video)\b)|exit(?:s|ed)?|vanish(?:es|ed)?|disappear(?:s|ed)?|(?:goes|went) (?:away|out)|last seen|last(?:s|ed))\b",
+    "last": r"\b(?:leav(?:es?|ing)|(?<=\bit )left|(?<=\bhas )left|left(?= the (?:picture|clip|scene|frame|image|video)\b)|exit(?:s|ed)?|vanish(?:es|ed)?|disappear(?:s|ed)?|(?:goes|went) (?:away|out)|"
+            r"last (?:seen|visible|appears?)|last(?:s|ed))\b",
     "first": r"\b(?:enter(?:s|ed)?|arrive[sd]?|emerge[sd]?|(?:comes?|came|move[sd]?) in(?: (?:in|at)\b|to\b)|(?:shows|turns|pops) up|first (?:seen|appear(?:s|ed)?|visible)|"
              r"(?:seen|appears?) (?:first|for the first time))\b",
     "seen": r"\b(?:visible|seen|appear(?:s|ed|ing)?(?! to\b)|shown|shows|in (?:view|sight)|observed)\b",
@@ -936,8 +937,11 @@ SAID = {
     "there": r"\b(?:there|present|in the (?:picture|clip|scene|frame|image|video)|on (?:the )?screen|exists?|stay(?:s|ed)?|remain(?:s|ed)?)\b",
     "moves": r"\b(?:mov(?:es?|ed|ing|ement)|motion|travel(?:s|led|ling|ed|ing)?|go(?:es|ing)?|went|head(?:s|ed|ing)?|drift(?:s|ed|ing)?|slid(?:es?|ing)?|glid(?:es?|ed|ing)|fl(?:y|ies|ew|ying)|"
              r"direction|way)\b",
-    "way": rf"\b(?:from )?(?:to(?:wards?)? )?(?:the )?{SIDE}(?:(?:,| and| then| side)*(?: to(?:wards?)?)?[- ](?:the )?{SIDE})*",
+    "way": rf"\b(?:from )?(?:to(?:wards?)? )?(?:the )?{SIDE}(?:(?:,| and| then| side)*(?: to(?:wards?)?)?[- ](?:the )?{SIDE})*(?! of\b)",
     "clause": r"[,;()]|\b(?:and|but|while|then|whereas|although)\b"}
+
+
+EXCEPT, IF = r"\b(?:except|apart from|other than)\b", r"\bif\b|\?$"  # of such sentences nothing is understood
 
 
 class Claim(NamedTuple):
@@ -1018,7 +1022,7 @@ def parse_claims(text, names=(), frames=TIMES):
 
     for sentence in sentences_of(spelt(text, names, frames)):
         before, named, last_name, fresh, denied, moving, predicate, when = len(claims), [], 0, True, False, None, None, None
-        for m in [*pattern.finditer(sentence), re.compile("$").search(sentence)] if not sentence.endswith("?") else ():
+        for m in [*pattern.finditer(sentence), re.compile("$").search(sentence)] if not re.search(f"{EXCEPT}|{IF}", sentence) else ():
             kind, words = m.lastgroup or "end", m[0]
             timed = kind in ("frames", "always", "since", "until")
             if when and (kind == "end" or kind == "clause" and (named or len(claims) > before)):
@@ -1129,6 +1133,8 @@ def heard(text, kind, name="", frames=TIMES):
         return "absent"
     if BEYOND.search(whole):
         return "unknown"
+    if re.search(EXCEPT, whole):
+        return None
     if kind == "direction":
         return parse_word(text, kind)
     if kind in ("persistence", "count"):
