@@ -2195,6 +2195,20 @@ def predictions(found):
     return parts
 
 
+def words_of_trajectories(found, results, width):
+    columns = {"accuracy": "accuracy", **{kind: kind for kind in ASKED}, "frame_f1": "frame F1", "claim_precision": "claims true", "omission": "facts omitted", "abstains_wrongly": "abstains wrongly",
+               "order_persistence": "stays in another order", "seconds_per_clip": "seconds a clip", "memory_gb": "GB"}
+    parts = []
+    for m, d, x in with_stage(found, "explain-trajectories"):
+        parts += [el("h3", f"{m} on {d}"), el("p", f"Words of the writer {x['writer']} follow what it was shown: {said(x['words_follow_picture'])}."),
+                  charts(dots_chart("Answers that are right (grey squares: ceiling and floors)", x["writers"], "accuracy", grey=("truth", "commonest", "blind")),
+                         *([dots_chart("The same with something else in place of the embedding", x["ablations"], "accuracy")] if x["ablations"] else [])),
+                  folded("By kind of question", grid(f"{m} on {d}: writers", x["writers"], columns, "writer")),
+                  *(grid(f"Clips {change}: what answers say", rows, {"new": "what has become true", "old": "what was", "questions": "questions"}, "writer") for change, rows in x["changed"].items()),
+                  wide_picture(results / m / d / "explain-trajectories.png", width, f"{m} on {d}: when objects are there (hatched: hidden), as it was and as writers have it")]
+    return parts
+
+
 def verifiers(found):
     """Of verify.yaml whatever is there."""
     parts = []
@@ -2277,6 +2291,7 @@ def page_of(results, found, alone, rows, width):
     """The page as text."""
     films = [x for n, (m, d, content) in enumerate(with_stage(found, "predict-continue")) for x in (el("h3", f"{content.get('video')} on {d} ({m})"), *players(content, results / m / d, n))]
     meaning = el("dl", *(x for n, words in FILMS.items() for x in (el("dt", n), el("dd", words))))
+    told_parts = words_of_trajectories(found, results, width)
     sections = {  # title: (what it shows, its parts, the stages it is made of)
         "Verdicts": ("A verdict follows from criteria, each held against its threshold and against the best floor that costs nothing.", verdicts(rows), ()),
         "Probes by layer": ("What of space and motion can still be read from each layer, by a linear map, beside what needs no trained network.", probes(found, rows), ("probe",)),
@@ -2285,6 +2300,7 @@ def page_of(results, found, alone, rows, width):
         "Scaling and the bridge": ("Whether a larger bridge, another one, a second encoder, or more clips help.", scalings(found), (*PROGRAMME[2][1], *PROGRAMME[2][2])),
         "Prediction": ("Whether anything predicts better than what costs nothing.", predictions(found), PROGRAMME[3][1]),
         "Films: real, generated, copied": ("Drag the slider, or use the arrow keys, to go through the frames.", [meaning, *films] if films else [], ("predict-continue",)),
+        **({"Words about moving objects": ("Whether what is said of objects that come, go and hide is true.", told_parts, ())} if told_parts else {}),
         "Verifiers": ("Whether a wrong prediction can be told by its pixels.", verifiers(found), PROGRAMME[4][1]),
         "Screening": ("Which model.", screening(alone), ()),
         "The gate's own error rates": ("How often the verdict itself is wrong, where the truth is known.", own_errors(alone), ()),

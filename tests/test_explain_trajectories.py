@@ -145,8 +145,9 @@ def test_the_truth_is_the_ceiling_and_the_notes_say_what_they_hold(run):
 
 
 def test_words_that_come_from_the_embedding_follow_the_picture(run, tmp_path):
-    result = run(sees, picture=True)
-    assert load_yaml(tmp_path / "out.yaml", "trajectories")["words_follow_picture"] == result["words_follow_picture"] == "yes"
+    folder = tmp_path / "results/tiny/clips"
+    result = run(sees, out=folder / "explain-trajectories.yaml", picture=True)
+    assert load_yaml(folder / "explain-trajectories.yaml", "trajectories")["words_follow_picture"] == result["words_follow_picture"] == "yes"
     assert result["writer"] == "soft" and result["accuracy"] == result["claim_precision"] == result["follow_on"] == 1 and result["omission"] == result["follow_off"] == result["follow_label"] == 0
     assert result["ablations"]["swapped"]["says_the_other"] == 1 and result["ablations"]["swapped"]["questions"] < result["ablations"]["on"]["questions"]
     for how in ("shuffled", "swapped", "gaussian"):
@@ -154,8 +155,11 @@ def test_words_that_come_from_the_embedding_follow_the_picture(run, tmp_path):
     assert result["writers"]["blind"]["unknown"] == 1 and result["writers"]["blind"]["persistence"] == 0 and result["comparisons"]["soft_over_metadata"]["gain_low"] > 0
     assert result["writers"]["soft"]["training_parameters"] == 1234 and [result["writers"][name]["seeds"] for name in ("text", "soft")] == [1, 2]
     assert Reader.taken >= 2, "LoRA of one seed lies over that of another"
-    with Image.open(tmp_path / "out.png") as picture:
+    with Image.open(folder / "explain-trajectories.png") as picture:
         assert np.asarray(picture.convert("RGB")).reshape(-1, 3).std(0).min() > 20
+    explain.main(["--mode", "report", "--results", str(tmp_path / "results")])
+    page = (tmp_path / "results/report.html").read_text()
+    assert "soft follow what it was shown: yes" in page and "when objects are there (hatched: hidden)" in page and "explain-trajectories.png" not in page, "the picture is missing"
 
 
 def test_order_of_the_options_and_abstaining_are_measured(run):
