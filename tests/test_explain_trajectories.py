@@ -39,7 +39,7 @@ def clip(number, change=None):
             "absent": names[3], "tracks": tracks, "turns": turns, "asked": asked, "text": text, **more}
 
 
-def planted(folder, n=150, change=None):
+def planted(folder, n=100, change=None):
     """data/ and tracks.pt, in which an embedding begins with the numbers of its row and of the change, and scores and probabilities are the truth's. Returns (clip, name) of each row."""
     items = [clip(k, change) for k in range(n)]
     write_items(folder / "data", items, {"data": "synthetic", "name": "planted"})
@@ -85,7 +85,7 @@ def run(world, monkeypatch, tmp_path, small_llama):
         item, name = every[row % len(every)]
         return true_fact(item, name), item
 
-    def call(says, *flags, out="out.yaml"):
+    def call(says, *flags, out="out.yaml", picture=False):
         call.asked = 0
 
         def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
@@ -96,6 +96,8 @@ def run(world, monkeypatch, tmp_path, small_llama):
         monkeypatch.setattr(explain, "load_words", lambda folder, model, name: (Reader(), lambda x: x[:, None]))
         monkeypatch.setattr(explain, "word_prompt", lambda tokenizer, question, context="": (question, context))
         monkeypatch.setattr(explain, "answered", answered)
+        if not picture:
+            monkeypatch.setattr(explain, "draw_said", lambda *_: None)
         given = {"--data": folder / "None/data", "--embeddings": folder / "None/tracks.pt", "--words": words, "--questions": 12, "--out": tmp_path / out}
         return explain.main(["--mode", "trajectories", *(str(x) for pair in given.items() for x in pair), *flags])
     return call
@@ -143,16 +145,21 @@ def test_the_truth_is_the_ceiling_and_the_notes_say_what_they_hold(run):
 
 
 def test_words_that_come_from_the_embedding_follow_the_picture(run, tmp_path):
-    result = run(sees)
-    assert load_yaml(tmp_path / "out.yaml", "trajectories")["words_follow_picture"] == result["words_follow_picture"] == "yes"
-    assert result["writer"] == "soft" and result["accuracy"] == result["claim_precision"] == result["follow_on"] == 1 and result["omission"] == result["follow_off"] == result["follow_text"] == 0
+    folder = tmp_path / "results/tiny/clips"
+    result = run(sees, out=folder / "explain-trajectories.yaml", picture=True)
+    assert load_yaml(folder / "explain-trajectories.yaml", "trajectories")["words_follow_picture"] == result["words_follow_picture"] == "yes"
+    assert result["writer"] == "soft" and result["accuracy"] == result["claim_precision"] == result["follow_on"] == 1 and result["omission"] == result["follow_off"] == result["follow_label"] == 0
     assert result["ablations"]["swapped"]["says_the_other"] == 1 and result["ablations"]["swapped"]["questions"] < result["ablations"]["on"]["questions"]
     for how in ("shuffled", "swapped", "gaussian"):
         assert 0 < result[f"follow_{how}"] < 0.6 and result["ablations"][how]["lost_low"] > 0 and result["ablations"][how]["p_holm"] < 0.01, how
     assert result["writers"]["blind"]["unknown"] == 1 and result["writers"]["blind"]["persistence"] == 0 and result["comparisons"]["soft_over_metadata"]["gain_low"] > 0
-    assert result["writers"]["soft"]["training_parameters"] == 1234 and result["writers"]["soft"]["seeds"] == 2 and Reader.taken >= 2, "LoRA of one seed lies over that of another"
-    with Image.open(tmp_path / "out.png") as picture:
+    assert result["writers"]["soft"]["training_parameters"] == 1234 and [result["writers"][name]["seeds"] for name in ("text", "soft")] == [1, 2]
+    assert Reader.taken >= 2, "LoRA of one seed lies over that of another"
+    with Image.open(folder / "explain-trajectories.png") as picture:
         assert np.asarray(picture.convert("RGB")).reshape(-1, 3).std(0).min() > 20
+    explain.main(["--mode", "report", "--results", str(tmp_path / "results")])
+    page = (tmp_path / "results/report.html").read_text()
+    assert "soft follow what it was shown: yes" in page and "when objects are there (hatched: hidden)" in page and "explain-trajectories.png" not in page, "the picture is missing"
 
 
 def test_order_of_the_options_and_abstaining_are_measured(run):
