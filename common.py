@@ -301,7 +301,7 @@ def split_of(source):
 
 # ---------------------------------------------------------------- models by name
 
-# kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json) | language (of words alone, without sizes).
+# kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json) | language (of words alone, without sizes) | tracker (explain.py --mode tracks has it).
 # size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video;
 # frames, steps, guidance, fps: of a film.
 # read: the tower's hidden state that the projector reads, where it is not the last. What a published checkpoint is stands in FACTS.
@@ -314,6 +314,7 @@ MODELS = {
     "tiny-internvl2": {"kind": "vlm", "type": "internvl", "path": f"{TINY}/internvl2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-cogvlm2": {"kind": "vlm", "type": "cogvlm2", "path": f"{TINY}/cogvlm2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-vae": {"kind": "vae", "type": "AutoencoderKLLTXVideo", "path": f"{TINY}/vae", "size": 64, "clip": 64},
+    "tiny-tracker": {"kind": "tracker", "type": "tracker", "path": f"{TINY}/tracker", "size": 48, "clip": 48},
     "tiny-words": {"kind": "language", "type": "llama", "path": f"{TINY}/words"},
     "tiny-ltx": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": f"{TINY}/ltx", "size": 64, "clip": 64, "frames": 9, "steps": 4, "fps": 2, "vae": "tiny-vae"},
     "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224},
@@ -428,7 +429,7 @@ MISNOMERS = {
 }
 KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2", "llava", "llava_next", "llava_onevision", "kosmos-2", "florence2"), "vlm"),
                 **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"), **dict.fromkeys(("llama", "qwen2"), "language"),
-                "AutoencoderKLLTXVideo": "vae", "LTXImageToVideoPipeline": "video"}
+                "tracker": "tracker", "AutoencoderKLLTXVideo": "vae", "LTXImageToVideoPipeline": "video"}
 
 CONFIGS = "config.json", "model_index.json"  # what says which class a folder holds: of one model, of a pipeline
 
