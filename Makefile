@@ -51,7 +51,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding trajectories demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -157,6 +157,13 @@ binding: $(R)/binding.yaml  ## what can be read of place (DATA=moving: of motion
 WORDS ?= $(if $(filter tiny%,$(notdir $(LM))),,--lr 2e-4)
 results/%/trajectories/words/adapt-words.yaml: results/%/trajectories/tracks.pt data/trajectories/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode words --embeddings $< --data data/trajectories --language $(LM) --seed $(SEED) $(WORDS) --out $(@D)
+CHANGES := reversed deleted swapped
+results/%/trajectories/explain-trajectories.yaml: results/%/trajectories/words/adapt-words.yaml $(foreach c,$(CHANGES),results/%/trajectories-$(c)/tracks.pt) explain.py common.py
+	$(PY) explain.py --mode trajectories --data data/trajectories --embeddings results/$*/trajectories/tracks.pt --words $(<D) --language $(LM) $(if $(SEES),--vlm $(SEES)) \
+		--changed $(foreach c,$(CHANGES),$(c)=data/trajectories-$(c):results/$*/trajectories-$(c)/tracks.pt) --seed $(SEED) --out $@ > /dev/null
+
+trajectories: results/$(MODEL)/trajectories/explain-trajectories.yaml  ## is what a language model says of objects that come, go and hide true? LM=the language model, SEES=a VLM beside it
+	@sed '/^writers:/,$$d' $<
 
 # ---- gates
 
