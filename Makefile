@@ -152,6 +152,10 @@ $(R)/binding.yaml: $(R)/answers.pt explain.py common.py
 binding: $(R)/binding.yaml  ## what can be read of place (DATA=moving: of motion), what the model says, and whether it says it by what is read
 	@sed '/^kinds:/,$$d' $<
 
+# What a tracker sees of the objects of trajectories, and of the same scenes changed. Costly, like features.
+results/tiny/%/tracks.pt: data/%/index.yaml | explain.py $(SETUP)
+	$(PY) explain.py --mode tracks --model tiny-tracker --data data/$* --seed $(SEED) --out $@
+
 # What a language model says of objects that come, go and hide, of whom it is given a video model's embedding. WORDS: more flags, such as --seeds 5
 
 WORDS ?= $(if $(filter tiny%,$(notdir $(LM))),,--lr 2e-4)
@@ -311,7 +315,7 @@ data/tiny-moving/index.yaml: | data.py $(SETUP)
 data/tiny-trajectories/index.yaml: | data.py $(SETUP)
 	$(PY) data.py trajectories --n 10000 --seed 1001 --out $(@D)
 
-tiny: data/tiny-shapes/index.yaml data/tiny-moving/index.yaml  ## train the embedded default again from nothing (three hours on 2 cores; resumes)
+tiny: data/tiny-shapes/index.yaml data/tiny-moving/index.yaml data/tiny-trajectories/index.yaml  ## train the embedded default again from nothing (three hours on 2 cores; resumes)
 	$(PY) tiny.py --seed $(SEED)
 
 # ---- checks

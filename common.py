@@ -2142,6 +2142,12 @@ def load_tracks(path, items):
             first = tracks["ids"][int((~x.isfinite()).reshape(n, -1).any(1).nonzero()[0])]
             refuse(f"{path}: {name} holds {int((~x.isfinite()).sum())} non-finite values, the first of {first!r}; write it again in fp32")
         tracks[name] = x.float()
+        if name != "embedding" and not ((tracks[name] >= 0) & (tracks[name] <= 1)).all():
+            refuse(f"{path}: {name} reaches from {tracks[name].min():.3g} to {tracks[name].max():.3g}, and probabilities lie in 0 to 1; write them, not logits")
+    if len(set(tracks["ids"])) < n:
+        refuse(f"{path} holds {next(i for i in tracks['ids'] if tracks['ids'].count(i) > 1)!r} more than once; write each object once")
+    if ((off := (tracks["attention"].sum(1) - 1).abs()) > 0.02).any():  # fp16 loses a thousandth
+        refuse(f"{path}: the attention of {tracks['ids'][int(off.argmax())]!r} sums to {tracks['attention'][int(off.argmax())].sum():.3g}; let each row sum to 1")
     return tracks
 
 

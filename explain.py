@@ -54,6 +54,18 @@ words_follow_picture: yes, no or inconclusive: are answers worse with the embedd
 print what --model says, word by word as it comes, and write nothing but --out, a YAML, if it is given. Every VLM of the registry that has a processor here takes one picture; several pictures
 and videos those whose processor takes a chat about them.
 
+    python explain.py --mode tracks --model tiny-tracker --data data/trajectories --out results/tiny/trajectories/tracks.pt
+
+asks a tracker about every object of clips (data.py trajectories): in which frames is it seen, is it persistent? tracks.pt holds for ids "<clip>/<object>", of the absent object too,
+fp16 embedding [N,512], scores [N,32] (probability that it is seen in a frame), attention [N,32] (sums to 1) and persistence [N] (probability), and in meta the threshold of the scores,
+chosen on val. Any video model may write it: --embeddings FILE scores such a file. explain-tracks.yaml beside it says of the test clips' objects:
+
+    persistence_accuracy   beside how long it is seen (threshold chosen on val), how much the clip moves (energy), and the commonest answer
+    frame_f1, _macro       of the frames in which it is seen, all tracks together and the mean of tracks, beside always and clock (the commonest answer of each frame in train);
+                           copy, the truth of one second earlier, shows how little a frame's label needs seeing: no model has it
+    segmental_f1_10 ... edit, boundary_error   of the spans; boundary_error in frames
+    attention_<how>_<what> how much more what is said changes without the four frames of highest attention than without four others (showing the clip's mean, or their neighbours)
+
     python explain.py --mode report --results results --out results/report.html
 
 makes one page for a person of the YAML and PNG of all stages, which needs no network and computes nothing again, and summary.md beside it: the verdicts, the evidence
@@ -84,9 +96,11 @@ from common import (
     RESULT,
     TELL_OF,
     TIMES,
+    TRACKS,
     WORDS,
     answered,
     asked_object,
+    attempt,
     bootstrap,
     box_iou,
     box_truth,
@@ -110,6 +124,7 @@ from common import (
     load_yaml,
     made_up_folder,
     metadata_text,
+    motion_energy,
     paired_test,
     parser,
     plain,
@@ -135,6 +150,8 @@ from common import (
     write_items,
 )
 
+EARLIER = int(RATE)  # frames: a second
+DELETED = 4  # of 32 frames, to see whether what is said depends on them
 LEAST = 0.05  # of the answers: a change rarer than that is none
 
 
@@ -894,6 +911,243 @@ class Tracker(torch.nn.Module):
         model = cls({k: v for k, v in json.loads((Path(folder) / "config.json").read_text()).items() if k != "model_type"})
         model.load_state_dict({k: v.float() for k, v in load_file(Path(folder) / "model.safetensors").items()})
         return model.eval()
+
+
+def load_tracker(entry, device):
+    """The tracker of a folder, or a refusal that says what is wrong with it."""
+    if entry["kind"] != "tracker":
+        refuse(f"--model {entry['name']} is of kind {entry['kind']}, and --mode tracks follows objects with a tracker; give --model tiny-tracker, or --embeddings, what another model wrote")
+    return attempt(lambda: Tracker.from_pretrained(entry["path"]), entry).to(device)
+
+
+@torch.inference_mode()
+def follow(model, frames, names, device):
+    """What a tracker says of n clips uint8 [n,T,S,S,3] and q names of each: {scores, attention [n,q,T], persistence [n,q]: probabilities, embedding [n,q,E]}, fp32."""
+    words = [[name.split() for name in row] for row in names]
+    asked = [torch.tensor([[model.config[kind].index(w[k]) for w in row] for row in words], device=device) for k, kind in enumerate(("colours", "shapes"))]
+    found = model(frames.to(device), *asked)
+    return {k: (found[k].sigmoid() if k in ("scores", "persistence") else found[k]).float().cpu() for k in ("scores", "attention", "persistence", "embedding")}
+
+
+def follow_all(model, items, device, batch=32):
+    """(ids, {as of `follow`, [N,...]}) of every object of the clips, of the one that is not there, and of one that was taken out."""
+    ids, found = [], []
+    for start in tqdm(range(0, len(items), batch), desc="tracks", unit="batch"):
+        part = items[start:start + batch]
+        names = [[*i["names"], i["absent"], *filter(None, [i.get("removed")])] for i in part]
+        longest = max(map(len, names))
+        own = follow(model, torch.stack([frames_of(i, model.config["image_size"]) for i in part]), [n + n[-1:] * (longest - len(n)) for n in names], device)
+        kept = torch.tensor([[k < len(n) for k in range(longest)] for n in names])
+        ids += [f"{i['id']}/{n}" for i, row in zip(part, names, strict=True) for n in row]
+        found.append({k: x[kept] for k, x in own.items()})
+    return ids, {k: torch.cat([f[k] for f in found]) for k in found[0]}
+
+
+# ---------------------------------------------------------------- trajectories: are the frames right?
+
+def segments(labels):
+    """[(label, first, last)] of the runs of equal labels, both ends included."""
+    edges = [0, *(t for t in range(1, len(labels)) if labels[t] != labels[t - 1]), len(labels)]
+    return [(labels[a], a, b - 1) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def segmental_f1(truth, said, at):
+    """F1 of the segments whose label is not 0: a said one is right where it covers, by intersection over union of at least `at`, a true one of its label that none before it did
+    (Lea et al. 2017, Temporal Convolutional Networks for Action Segmentation and Detection, section 4.1)."""
+    true, own = ([s for s in segments(labels) if s[0]] for labels in (truth, said))
+    taken = set()
+    for label, a, b in own:
+        overlap = [(min(b, d) - max(a, c) + 1) / (max(b, d) - min(a, c) + 1) if label == other else 0 for other, c, d in true]
+        best = max(range(len(true)), key=overlap.__getitem__, default=None)
+        if best is not None and overlap[best] >= at and best not in taken:
+            taken.add(best)
+    return 2 * len(taken) / max(len(true) + len(own), 1)
+
+
+def edit_score(truth, said):
+    """1 less the Levenshtein distance of the two orders of segments, 0's too, over the longer one (Lea et al. 2017): how long each lasts does not count."""
+    a, b = ([s[0] for s in segments(labels)] for labels in (truth, said))
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
+    return 1 - row[-1] / max(len(a), len(b))
+
+
+def boundary_error(truth, said):
+    """Frames from each true change of label to the nearest said one to the same label, their mean; all the frames where nothing so changes. nan where nothing changes in truth."""
+    true, own = ([(s[0], s[1]) for s in segments(labels)[1:]] for labels in (truth, said))
+    apart = [min([abs(t - u) for other, u in own if other == label], default=len(truth)) for label, t in true]
+    return sum(apart) / len(apart) if apart else float("nan")
+
+
+def frames_scored(truth, said, sources, seed):
+    """(one row of the table, frame_f1 per track) of bool [n,T]: F1 of the frames in which an object is seen, of all tracks' together (micro) and the mean over the tracks (macro); segments;
+    boundaries in frames."""
+    hits, either = 2 * (truth & said).sum(1).double(), (truth.sum(1) + said.sum(1)).double()
+    micro, pairs = ratio(hits, either), list(zip(truth.int().tolist(), said.int().tolist(), strict=True))
+    scores = {"frame_f1": micro, "frame_f1_macro": hits / either.clamp(min=1), "edit": torch.tensor([edit_score(a, b) for a, b in pairs])}
+    scores |= {f"segmental_f1_{at}": torch.tensor([segmental_f1(a, b, at / 100) for a, b in pairs]) for at in (10, 25, 50)}
+    row = {key: value for name, x in scores.items() for key, value in mean_and_interval(name, x, sources, seed).items()}
+    apart = torch.tensor([boundary_error(a, b) for a, b in pairs])
+    at = (~apart.isnan()).nonzero().flatten().tolist()
+    return row | mean_and_interval("boundary_error", apart[at], [sources[k] for k in at], seed), micro
+
+
+def best_cut(x, truth):
+    """(cut, +1 or -1): x * sign >= cut * sign says `truth` most often; x [n], truth bool [n]."""
+    found = [((sign * x >= sign * cut) == truth).double().mean().item() for cut in x.unique() for sign in (1, -1)]
+    best = max(range(len(found)), key=found.__getitem__)
+    return x.unique()[best // 2].item(), 1 - 2 * (best % 2)
+
+
+def frames_of_track(track):
+    """bool [T]: is it seen?"""
+    seen = torch.zeros(TIMES, dtype=torch.bool)
+    for a, b in track["visible"]:
+        seen[a:b + 1] = True
+    return seen
+
+
+def best_threshold_of(scores, truth):
+    """Of the scores in 0..1 [n,T], the one above which they say best which frames are seen, bool [n,T]: by F1 of all together."""
+    cuts = torch.arange(1, 20) / 20
+    f1 = torch.stack([2 * (truth & (scores > c)).sum() / (truth.sum() + (scores > c).sum()) for c in cuts])
+    return cuts[f1.argmax()].item()
+
+
+def persistence_floors(seen, said, energy, persistent):
+    """{name: is it right of each test object}, of what knows no more than how long an object is seen or how much its clip moves. Each of seen, said (bool [n,T]), energy, persistent: {split: [n]}.
+
+    Cuts are chosen on val, the commonest answer on train. `duration_of_the_truth` counts the frames in which the object really is seen: no duration, however well seen, is better.
+    """
+    measures = {"duration": {s: x.sum(1).double() for s, x in said.items()}, "duration_of_the_truth": {s: x.sum(1).double() for s, x in seen.items()}, "energy": energy}
+    right = {"commonest": persistent["test"] == (persistent["train"].double().mean() >= 0.5)}
+    for name, x in measures.items():
+        cut, sign = best_cut(x["val"], persistent["val"])
+        right[name] = (sign * x["test"] >= sign * cut) == persistent["test"]
+    return {name: x.double() for name, x in right.items()}
+
+
+def case_of(track):
+    return track["why"] if track["why"] != "stays" else "stays, hidden for a while" if track["hidden"] else "stays, seen throughout"
+
+
+def tracks_scored(items, tracks, folder, seed):
+    """(headline scalars, tables) of explain-tracks.yaml but for what needs the vision model. tracks: as of load_tracks, with all of the items' objects."""
+    split, row_of = split_indices(items, folder), {name: k for k, name in enumerate(tracks["ids"])}
+    objects = {s: [(items[k], t) for k in numbers.tolist() for t in items[k]["tracks"]] for s, numbers in split.items()}
+    rows = {s: torch.tensor([row_of[f"{i['id']}/{t['object']}"] for i, t in these]) for s, these in objects.items()}
+    seen = {s: torch.stack([frames_of_track(t) for _, t in these]) for s, these in objects.items()}
+    persistent = {s: torch.tensor([t["persistent"] for _, t in these]) for s, these in objects.items()}
+    threshold = best_threshold_of(tracks["scores"][rows["val"]], seen["val"])
+    said = {s: tracks["scores"][r] > threshold for s, r in rows.items()}
+    moves = dict(zip((i["id"] for i in items), motion_energy([i["frames"] for i in items]).tolist(), strict=True))
+    energy = {s: torch.tensor([moves[i["id"]] for i, _ in these], dtype=torch.float64) for s, these in objects.items()}
+    sources, truth, right = [i["source"] for i, _ in objects["test"]], seen["test"], (tracks["persistence"][rows["test"]] > 0.5) == persistent["test"]
+
+    floors = persistence_floors(seen, said, energy, persistent)
+    shown = {"own": said["test"], "always": torch.ones_like(truth), "clock": (seen["train"].double().mean(0) >= 0.5).expand_as(truth),
+             "copy": torch.cat([truth[:, :1].expand(-1, EARLIER), truth[:, :-EARLIER]], 1)}
+    table, f1 = ({name: x[k] for name, x in {n: frames_scored(truth, x, sources, seed) for n, x in shown.items()}.items()} for k in (0, 1))
+    criteria = {"persistence_accuracy": criterion(right.double(), {n: x for n, x in floors.items() if n != "duration_of_the_truth"}, sources, seed=seed),
+                "frame_f1": criterion(f1["own"], {n: f1[n] for n in ("always", "clock")}, sources, seed=seed)}
+    head = {}
+    for (name, c), p in zip(criteria.items(), holm({n: c["p"] for n, c in criteria.items()}).values(), strict=True):
+        c["p_holm"] = p
+        head |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], **{f"{name}_{k}": c[k] for k in ("floor", "floor_name", "gain", "gain_low", "gain_high", "p_holm")}}
+    for name, x in floors.items():
+        head |= mean_and_interval(f"persistence_{name}", x, sources, seed)
+    head |= {k: v for k, v in table["own"].items() if k not in head} | {f"frame_f1_{n}": table[n]["frame_f1"] for n in ("always", "clock", "copy")}
+    over_copy = paired_test(f1["own"], f1["copy"], sources, seed=seed)
+    absent = [row_of[i] for k in split["test"].tolist() if (i := f"{items[k]['id']}/{items[k]['absent']}") in row_of]
+    head |= {"over_copy": over_copy["gain"], "over_copy_low": over_copy["gain_low"], "over_copy_high": over_copy["gain_high"], "copy_frames": EARLIER, "rate": RATE, "threshold": threshold,
+             "absent_seen": (tracks["scores"][absent] > threshold).any(1).double().mean().item() if absent else None, "objects": len(right), "clips": len(split["test"]), "sources": len(set(sources))}
+    cases = {}
+    for case in sorted({case_of(t) for _, t in objects["test"]}):
+        these = torch.tensor([case_of(t) == case for _, t in objects["test"]])
+        cases[case] = {"n": int(these.sum()), "persistence_accuracy": right[these].double().mean(), "duration": floors["duration"][these].mean(),
+                       "frame_f1": 2 * (truth & said["test"])[these].sum() / (truth[these].sum() + said["test"][these].sum())}
+    return head, {"criteria": criteria, "frames": table, "cases": cases}
+
+
+# ---------------------------------------------------------------- trajectories: does the tracker look where it says it looks?
+
+def without_frames(clip, at, how):
+    """A clip uint8 [T,...] in which the frames `at` show its mean picture, or the nearest frame that stays."""
+    stay = [t for t in range(len(clip)) if t not in at]
+    new = clip.clone()
+    for t in at:
+        new[t] = clip.float().mean(0).round().byte() if how == "mean" else clip[min(stay, key=lambda s: abs(s - t))]
+    return new
+
+
+def faithfulness(model, items, device, seed, most=150, draws=5):
+    """{way: paired tests}: does what the tracker says change more without the DELETED frames of highest attention than without as many drawn at random? Of persistence the change of its
+    probability, of the scores the mean change in the frames that stay (deletion: Samek et al. 2017; attention need not explain: Jain & Wallace 2019)."""
+    g, found, sources = torch.Generator().manual_seed(seed), {}, []
+    objects = [(i, name) for i in items for name in i["names"]][:most]
+    for item, name in tqdm(objects, desc="frames left out", unit="object"):
+        clip = frames_of(item, model.config["image_size"])
+        base = {k: x[0, 0] for k, x in follow(model, clip[None], [[name]], device).items()}
+        sets = [base["attention"].topk(DELETED).indices.tolist(), *(torch.randperm(len(clip), generator=g)[:DELETED].tolist() for _ in range(draws))]
+        sources.append(item["source"])
+        for how in ("mean", "neighbours"):
+            new = follow(model, torch.stack([without_frames(clip, at, how) for at in sets]), [[name]] * len(sets), device)
+            stay = torch.stack([torch.tensor([t not in at for t in range(len(clip))]) for at in sets])
+            change = {"persistence": (new["persistence"][:, 0] - base["persistence"]).abs(), "scores": ((new["scores"][:, 0] - base["scores"]).abs() * stay).sum(1) / stay.sum(1)}
+            for key, x in change.items():
+                found.setdefault((how, key), []).append((x[0].item(), x[1:].mean().item()))
+    table = {}
+    for (how, key), pairs in found.items():
+        top, random = torch.tensor(pairs).T
+        table.setdefault(how, {})[key] = {"highest": top.mean(), "random": random.mean(), **paired_test(top, random, sources, seed=seed)}
+    return table | {"objects": len(objects), "frames_left_out": DELETED, "draws": draws}
+
+
+def track_objects(args, started):
+    """--mode tracks: tracks.pt of a folder of clips by a tracker, or --embeddings, what any video model wrote; and explain-tracks.yaml, how true it is."""
+    folder = args.data or "data/trajectories"
+    entry = None if args.embeddings else find_model(args.model)
+    if entry and entry["kind"] != "tracker":
+        load_tracker(entry, None)  # refuses
+    items, index = trajectory_folder(folder)
+    path = Path(args.embeddings or args.out or f"results/{entry['name']}/{Path(folder).name}/tracks.pt")
+    out = Path(args.out) if args.embeddings and args.out else path.with_name("explain-tracks.yaml")
+    for written in (out, *([] if args.embeddings else [path])):
+        check_writable(written)
+    scored, info, faithful = all(any(split_of(i["source"]) == s for i in items) for s in ("train", "val", "test")), {}, {}
+    if entry:
+        device, dtype, why = choose_device()
+        model = load_tracker(entry, device)
+        config = model.config
+        if unknown := [n for i in items for n in (*i["names"], i["absent"]) if n.split()[0] not in config["colours"] or n.split()[-1] not in config["shapes"]]:
+            refuse(f"{folder} has a {unknown[0]!r}, and {entry['path']} knows {', '.join(config['colours'])} and {', '.join(config['shapes'])}; give clips of these")
+        began = time.time()
+        ids, found = follow_all(model, items, device)
+        seconds = (time.time() - began) / len(items)
+        truth = {f"{i['id']}/{t['object']}": frames_of_track(t) for i in items if split_of(i["source"]) == "val" for t in i["tracks"]}
+        rows = [k for k, name in enumerate(ids) if name in truth]
+        threshold = best_threshold_of(found["scores"][rows].half().float(), torch.stack([truth[ids[k]] for k in rows])) if rows else 0.5
+        save_pt(path, TRACKS, ids, {"model": entry["name"], "weights": entry["weights"], "data": index["data"], "data_path": str(folder), "threshold": threshold,
+                                    "threshold_from": "val" if rows else "nothing: the data has no val clips"}, **{k: x.half() for k, x in found.items()})
+        info = {"seconds_per_clip": seconds, "parameters": sum(p.numel() for p in model.parameters())}
+        if scored:
+            faithful = faithfulness(model, [i for i in items if split_of(i["source"]) == "test"], device, args.seed)
+            info |= {f"attention_{how}_{key}{end}": faithful[how][key][f"gain{end}"] for how in ("mean", "neighbours") for key in ("persistence", "scores") for end in ("", "_low", "_high")}
+    tracks = load_tracks(path, items)
+    lacking = [n for i in items for name in i["names"] if (n := f"{i['id']}/{name}") not in set(tracks["ids"])]
+    if lacking:
+        refuse(f"{path} lacks {lacking[0]!r} and {len(lacking) - 1} more; write it again for this --data")
+    head, tables = tracks_scored(items, tracks, folder, args.seed) if scored else ({"clips": len(items), "unscored": f"{folder} has not all of train, val and test"}, {})
+    meta = tracks["meta"]
+    result = {"stage": "tracks", "model": meta.get("model"), "weights": meta.get("weights", "unstated"), "data": index["data"], "data_name": index["name"], "tracks": str(path), **head, **info,
+              **tables, **({"attention": faithful} if faithful else {}), "run": run_info(args, started, script="explain.py")}
+    result = {k: v for k, v in result.items() if not isinstance(v, dict)} | {"peak_memory_gb": result["run"]["peak_memory_gb"]} | {k: v for k, v in result.items() if isinstance(v, dict)}
+    save_yaml(out, result)
+    say(result)
+    return result
 
 
 # ---------------------------------------------------------------- trajectories: what is said of them
@@ -2410,7 +2664,7 @@ def smoke_input(args, folder):
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--mode", default="answers", choices=["answers", "describe", "trajectories", "report"],
+    p.add_argument("--mode", default="answers", choices=["answers", "describe", "tracks", "trajectories", "report"],
                    help="score answers, ask what happens in films, check what is said of trajectories, or make a page of all results (default: %(default)s)")
     p.add_argument("--results", default="results", help="report: the folder of all models' results (default: %(default)s)")
     p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
@@ -2419,12 +2673,12 @@ def get_args(argv):
     p.add_argument("--directions", help="write what extract.py --ask --remove takes out of a language layer (--points: at another place), and nothing else")
     p.add_argument("--answers", help="what extract.py --ask wrote: score it beside what can be read from the features")
     p.add_argument("--films", help="films that predict.py wrote: score the --answers to questions about them, and nothing else; describe: these, or a folder of clips")
-    p.add_argument("--model", default="tiny", help="describe: the vision-language model (default: %(default)s)")
+    p.add_argument("--model", default="tiny", help="describe: the vision-language model; tracks: the tracker, tiny-tracker (default: %(default)s)")
     p.add_argument("--frames", help="describe: numbers of frames to show of a film, with commas between (default: 3,8,16); --clip: one number (default: 16)")
     p.add_argument("--clips", type=int, help="describe: only so many of the test clips")
     p.add_argument("--size", type=int, help="describe: side in pixels that frames are squashed to (default: the registry's for the model)")
     p.add_argument("--batch", type=int, default=16, help="describe: films at a time; trajectories: --vlm's clips, of a language model eight times as many questions (default: %(default)s)")
-    p.add_argument("--embeddings", metavar="FILE", help="trajectories: tracks.pt, what a video model noted of every object of --data")
+    p.add_argument("--embeddings", metavar="FILE", help="trajectories: tracks.pt, what a video model noted of every object of --data; tracks: score it")
     p.add_argument("--language", metavar="MODEL", help="trajectories: a causal language model, by name or a folder (default: the one that --words was trained on)")
     p.add_argument("--words", metavar="FOLDER", help="trajectories: what adapt.py --mode words wrote")
     p.add_argument("--vlm", metavar="MODEL", help="trajectories: a vision-language model that is shown --frames frames (default: 8) of each clip and was taught nothing")
@@ -2447,6 +2701,10 @@ def main(argv=None):
         refuse(f"--{'image' if args.image else 'clip'} needs --ask, a question about it")
     if args.mode == "report":
         return report(args, started)
+    if args.mode == "tracks":
+        if args.smoke or args.films or args.answers or args.directions:
+            refuse("--mode tracks needs --data, of data.py trajectories, and goes without --smoke, --films, --answers and --directions")
+        return track_objects(args, started)
     if args.mode == "trajectories":
         if args.smoke or args.films or args.answers or args.directions:
             refuse("--mode trajectories needs --data, of data.py trajectories, and goes without --smoke, --films, --answers and --directions")

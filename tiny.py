@@ -10,6 +10,7 @@ results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) a
     semantic  Qwen2.5-VL              names colour and shape: no place, no motion in its loss
     vlm       Qwen2.5-VL              goes on from there: says where things are and, on clips, which way they move
     dinov2    Dinov2                  a masked image model: the patches it must fill in give dense features
+    tracker   a video transformer     follows an object that is named through a clip: in which frames is it seen, is it persistent? (`Tracker` in explain.py)
     ltx       LTX-Video transformer   goes on with a clip from its first frame and a prompt that says which way, or from several frames
     words     Llama                   knows no pictures: answers from facts of an object given as text, and says so where they are lacking
     llava-next, internvl2, cogvlm2    LLaVA-NeXT (CLIP, no merging), InternVL (pixel shuffle) and CogVLM2 (visual expert), taught on pictures to name and to place
@@ -834,18 +835,23 @@ def glance_loss(frames, truth, device, batch=256):
     return loss_of
 
 
+def mirrored_ways(back, down, across):
+    """Numbers [9] in COMPASS of what each way becomes in a clip played backwards, turned over, mirrored."""
+    signs = torch.tensor([-1 if across else 1, -1 if down else 1]) * (-1 if back else 1)
+    return (WAYS[:, None] * signs == WAYS).all(-1).float().argmax(1)
+
+
 def tracker_loss(frames, truth, device, batch=16):
     """Cross-entropies of all that is told of `batch` clips and three names each, mirrored and reversed at random."""
     def loss_of(model, rng):
         pick = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False))
         y, (back, down, across) = {k: v[pick] for k, v in truth.items()}, (rng.random(3) < 0.5).tolist()
         signs = torch.tensor([-1 if across else 1, -1 if down else 1])
-        turned = (WAYS[:, None] * signs * (-1 if back else 1) == WAYS).all(-1).float().argmax(1)  # the number of each direction's image
         x = frames[pick].flip([d for d, flip in ((1, back), (2, down), (3, across)) if flip])
         with fast(device), sdpa_kernel(SDPBackend.MATH):
             found = model(x.to(device), y["colours"].to(device), y["shapes"].to(device))
         spans, centres, there = (y["spans"].flip(-1), y["centres"].flip(-2), y["there"]) if back else (y["spans"], y["centres"], y["there"])
-        binary, way, number = F.binary_cross_entropy_with_logits, turned[y["direction"]][there], y["count"][there]
+        binary, way, number = F.binary_cross_entropy_with_logits, mirrored_ways(back, down, across)[y["direction"]][there], y["count"][there]
         return (binary(found["scores"], spans[:, :, 0]) + 2 * binary(found["persistence"][there], y["persistent"][there].float()) + binary(found["frames"], spans[:, :, 1:])
                 + binary(found["spans"], spans) + binary(found["there"], there.float()) + 0.5 * F.cross_entropy(found["direction"][there], way) + 0.5 * F.cross_entropy(found["count"][there], number)
                 + 0.5 * found_loss(found["found"], spans[:, :, 0], centres * signs))
