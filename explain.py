@@ -1108,7 +1108,7 @@ def faithfulness(model, items, device, seed, most=150, draws=5):
 
 def track_objects(args, started):
     """--mode tracks: tracks.pt of a folder of clips by a tracker, or --embeddings, what any video model wrote; and explain-tracks.yaml, how true it is."""
-    folder = args.data or "data/trajectories"
+    folder = args.data
     entry = None if args.embeddings else find_model(args.model)
     if entry and entry["kind"] != "tracker":
         load_tracker(entry, None)  # refuses
@@ -2701,15 +2701,11 @@ def main(argv=None):
         refuse(f"--{'image' if args.image else 'clip'} needs --ask, a question about it")
     if args.mode == "report":
         return report(args, started)
-    if args.mode == "tracks":
+    if args.mode in ("tracks", "trajectories"):
         if args.smoke or args.films or args.answers or args.directions:
-            refuse("--mode tracks needs --data, of data.py trajectories, and goes without --smoke, --films, --answers and --directions")
-        return track_objects(args, started)
-    if args.mode == "trajectories":
-        if args.smoke or args.films or args.answers or args.directions:
-            refuse("--mode trajectories needs --data, of data.py trajectories, and goes without --smoke, --films, --answers and --directions")
+            refuse(f"--mode {args.mode} needs --data, of data.py trajectories, and goes without --smoke, --films, --answers and --directions")
         args.data = args.data or "data/trajectories"
-        return trajectories(args, started)
+        return {"tracks": track_objects, "trajectories": trajectories}[args.mode](args, started)
     if args.mode == "describe":
         if not args.films or args.smoke or args.answers or args.directions:
             refuse("--mode describe needs --films, a folder of films or of clips, and goes without --smoke, --answers and --directions")
