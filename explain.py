@@ -1715,13 +1715,12 @@ def followed_change(items, pairs, runs, seed):
 
 def ablated(items, asks, runs, seed):
     """{what stood in place of the embedding: its row} and the paired tests of the embedding against it, over questions whose answer lies in it; runs: {of ABLATIONS: for each seed the answers}."""
-    place = [n for n, a in enumerate(asks) if a.role == "asked" and a.kind in FOLLOW]
-    two = [m for m, n in enumerate(place) if len(items[asks[n].item]["names"]) > 1]
-    sources = [items[asks[n].item]["source"] for n in place]
-    scores = {how: torch.tensor([[float(answer_right(asks[n].kind, texts[n], asks[n].answer, asks[n].name)) for n in place] for texts in own]) for how, own in runs.items()}
+    two = [n for n, a in enumerate(asks) if len(items[a.item]["names"]) > 1]
+    sources = [items[a.item]["source"] for a in asks]
+    scores = {how: torch.tensor([[float(answer_right(a.kind, text, a.answer, a.name)) for a, text in zip(asks, texts, strict=True)] for texts in own]) for how, own in runs.items()}
     table, tests = {}, {}
     for how, own in scores.items():
-        some = two if how == "swapped" else range(len(place))  # the only object of a clip has no other to be exchanged with
+        some = two if how == "swapped" else range(len(asks))  # the only object of a clip has no other to be exchanged with
         table[how] = {"questions": len(some)} | mean_and_interval("accuracy", own[:, some], [sources[m] for m in some], seed)
         if how != "on" and some:
             tests[how] = paired_test(scores["on"][:, some], own[:, some], [sources[m] for m in some], seed=seed)
@@ -1729,10 +1728,10 @@ def ablated(items, asks, runs, seed):
     for how, p in holm({how: test["p"] for how, test in tests.items()}).items():
         table[how]["p_holm"] = p
     if two:  # does who is given another object's embedding say what is true of that one?
-        others = [answer_with(true_fact(items[a.item], neighbour(items[a.item], a.name)), a.question, 0) for a in (asks[place[m]] for m in two)]
-        told_apart = [j for j, m in enumerate(two) if not answer_right(asks[place[m]].kind, others[j], asks[place[m]].answer)]
-        said_of_other = [[float(answer_right(asks[place[two[j]]].kind, texts[place[two[j]]], others[j], asks[place[two[j]]].name)) for j in told_apart] for texts in runs["swapped"]]
-        table["swapped"] |= mean_and_interval("says_the_other", torch.tensor(said_of_other), [sources[two[j]] for j in told_apart], seed)
+        others = {n: answer_with(true_fact(items[asks[n].item], neighbour(items[asks[n].item], asks[n].name)), asks[n].question, 0) for n in two}
+        apart = [n for n in two if not answer_right(asks[n].kind, others[n], asks[n].answer)]
+        says_it = [[float(answer_right(asks[n].kind, texts[n], others[n], asks[n].name)) for n in apart] for texts in runs["swapped"]]
+        table["swapped"] |= mean_and_interval("says_the_other", torch.tensor(says_it), [sources[n] for n in apart], seed)
     return table, tests
 
 
@@ -1839,7 +1838,8 @@ def all_answers(args, w, parts, altered, device, dtype):
     of_language = [fingerprint(w.entry["path"]), hint] if w.entry else []
     kept_at = w.out.with_name(f"{w.out.stem}-answers.pt")
     kept, answers = load_pt(kept_at, ANSWERS).get("answers", {}) if kept_at.is_file() else {}, {}
-    films = {name: digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in here)) for name, (_, here, _) in (parts | altered).items()}
+    follow = {"follow": ([a for a in parts["asked"][0] if a.role == "asked" and a.kind in FOLLOW], *parts["asked"][1:])}
+    films = {name: digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in here)) for name, (_, here, _) in (parts | follow | altered).items()}
 
     def write(writer, say_all, facts, about):
         """say_all(questions, clips, notes) of each part `about`; facts: what the answers depend on besides."""
@@ -1882,7 +1882,7 @@ def all_answers(args, w, parts, altered, device, dtype):
 
         write(f"soft{s}", in_soft_words, (of_language, fingerprint(folder)), parts | altered)
         for how in ABLATIONS[1:]:
-            write(f"{how}{s}", functools.partial(in_soft_words, how=how), (of_language, fingerprint(folder), w.notes.threshold, args.seed), {"asked": parts["asked"]})
+            write(f"{how}{s}", functools.partial(in_soft_words, how=how), (of_language, fingerprint(folder), w.notes.threshold, args.seed), follow)
         if reader.cache_info().currsize:
             reader()[0].unload()
     if w.vlm:
@@ -1922,7 +1922,9 @@ def trajectories(args, started):
     for key in ("accuracy", "claim_precision", "omission"):
         result |= {f"{key}{end}": table[main][f"{key}{end}"] for end in ("", "_low", "_high")} | {f"{key}_{name}": row[key] for name, row in table.items() if name != main}
     result["claim_precision_reason"] = None if table[main]["claims"] else "no claim is made that could be checked"
-    ablations, tests = ablated(w.items, asks, {how: texts["asked"]["soft" if how == "on" else how] for how in ABLATIONS}, args.seed) if w.folders else ({}, {})
+    follow = [n for n, a in enumerate(asks) if a.role == "asked" and a.kind in FOLLOW]
+    shown = {"on": [[own[n] for n in follow] for own in texts["asked"].get("soft", [])], **texts.get("follow", {})}
+    ablations, tests = ablated(w.items, [asks[n] for n in follow], shown, args.seed) if w.folders else ({}, {})
     result |= {"words_follow_picture": verdict(*(tests[how] for how in ("shuffled", "swapped") if how in tests)) if tests else None,
                "words_follow_picture_reason": None if tests else "needs --words: soft tokens that can be taken away or exchanged",
                **{f"follow_{how}": row["accuracy"] for how, row in ablations.items()}}

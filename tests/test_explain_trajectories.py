@@ -214,7 +214,7 @@ def test_what_was_answered_is_not_asked_again_unless_something_else_is_asked(run
     assert run(sees)["writers"] == first["writers"] and run.asked == 0 < asked
     assert run(sees, "--seed", "1")["accuracy"] == 1 and run.asked > 0
     kept = load_pt(tmp_path / "out-answers.pt", explain.ANSWERS)["answers"]
-    assert {"truth/asked", "soft0/described", "soft1/asked", "swapped0/asked", "blind/asked"} <= set(kept)
+    assert {"truth/asked", "soft0/described", "soft1/asked", "swapped0/follow", "blind/asked"} <= set(kept)
     (tmp_path / "words/seed1/adapter_config.json").write_text("{}")
     run(sees, "--seed", "1")
     assert 0 < run.asked < asked / 2, "one seed is another: it alone is asked again"
@@ -257,7 +257,7 @@ def test_a_language_model_of_the_library_is_asked_with_and_without_soft_tokens(w
     assert set(result["writers"]) == {"truth", "metadata", "text", "soft", "commonest", "blind"} and result["prompts"] == ("chat template" if template else "plain lines")
     assert ("no chat template" in capsys.readouterr().err) == (not template)
     kept = load_pt(tmp_path / "out-answers.pt", explain.ANSWERS)["answers"]
-    assert kept["soft0/asked"]["texts"] != kept["soft1/asked"]["texts"] and kept["soft0/asked"]["texts"] != kept["off0/asked"]["texts"]
+    assert kept["soft0/asked"]["texts"] != kept["soft1/asked"]["texts"] and kept["soft0/asked"]["texts"] != kept["text/asked"]["texts"]
     assert result["writers"]["soft"]["seconds_per_clip"] > 0 and result["weights"] == "unstated"
 
 
