@@ -2167,17 +2167,14 @@ def metadata_text(name, persistence=None, visible=None, direction=None, hidden=N
     return f"{name}: " + "; ".join(f"{key} {said}" for key, said in facts.items() if said)
 
 
-def naming(rng, several=False):
-    """(context, question, answer) of a task that is not about clips: colour, shape or place of an object of a list, or of `several` of them in any order. rng: numpy's."""
+def naming(rng):
+    """(context, question, answer) of a task that is not about clips: colour, shape or place of an object of a list. rng: numpy's."""
     n = rng.integers(2, 5)
     things = list(zip(rng.permutation(COLOURED)[:n], rng.permutation(SHAPED)[:n], rng.integers(5, 96, (n, 2)).tolist(), strict=True))
-    context = "Objects: " + "; ".join(f"{c} {s} at {x} {y}" for c, s, (x, y) in things) + "."
-    if several:
-        (c, s, _), kind = zip(*(things[k] for k in rng.permutation(n)), strict=True), rng.integers(2)
-        return context, (f"What shapes are the {', '.join(c)} objects?", f"What colours are the {', '.join(s)}?")[kind], ", ".join((s, c)[kind])
-    colour, shape, (x, y) = things[rng.integers(n)]
-    question, answer = ((f"What shape is the {colour} object?", shape), (f"What colour is the {shape}?", colour), (f"Where is the {colour} {shape}?", f"at {x} {y}"))[rng.integers(3)]
-    return context, question, str(answer)
+    which = rng.integers(3)
+    (colour, shape, (x, y)), place = things[(0, 1, -1)[which]], ("first", "second", "last")[which]
+    question, answer = ((f"What shape is the {place} object?", shape), (f"What colour is the {place} object?", colour), (f"Where is the {place} object?", f"at {x} {y}"))[rng.integers(3)]
+    return "Objects: " + "; ".join(f"{c} {s} at {x} {y}" for c, s, (x, y) in things) + ".", question, str(answer)
 
 
 def named(said, answer):

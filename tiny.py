@@ -66,13 +66,13 @@ NAMING = ("What is", "What shape")  # how the questions begin that ask for a nam
 
 # ---------------------------------------------------------------- one training loop
 
-def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05, falling=None):
-    """AdamW with warm-up and cosine decay over `falling` steps (by default all); the batch of a step depends on (seed, step) alone, so a resumed run is the same run.
+def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
+    """AdamW with warm-up and cosine decay; the batch of a step depends on (seed, step) alone, so a resumed run is the same run.
 
     loss_of(model, rng) -> scalar. Returns the losses, one a step. Raises FloatingPointError on a non-finite loss.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * min(s / (falling or steps), 1))))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * min(s / steps, 1))))
     state, losses = folder / f"{name}.pt", []
     if state.exists():
         saved = torch.load(state, weights_only=True)
@@ -876,9 +876,7 @@ def tracker_quality(model, frames, truth, device):
 
 # ---------------------------------------------------------------- words alone
 
-# How often each kind is asked, and how often of another object than the context's: first for the facts, then for what is harder to learn, which name goes with what.
-ASKED = {"persistence": 2, "direction": 3, "backwards": 3, "count": 2, "unknown": 1, "frames": 7, "hidden": 6, "uncovered": 5, "describe": 8, "naming": 9}, 0.25
-BOUND = {"persistence": 2, "direction": 1, "backwards": 1, "count": 1, "unknown": 1, "frames": 4, "hidden": 3, "uncovered": 5, "describe": 6, "naming": 12, "list": 12}, 0.5
+ASKED = {"persistence": 2, "direction": 2, "backwards": 2, "count": 1, "unknown": 1, "frames": 6, "hidden": 5, "uncovered": 5, "describe": 8, "naming": 10}  # kinds, and how often: as they are hard
 
 
 def made_up_track(rng, frames=32):
@@ -909,19 +907,19 @@ def said_of(track, known):
     return said.replace("It ", f"The {track['object']} ", not way) if said else UNKNOWN
 
 
-def word_lesson(rng, asked=ASKED):
+def word_lesson(rng):
     """(kind, context, question, answer): a question about a made-up object and what a context says that may lack any fact, hold no fact, or be about another object."""
-    kinds, elsewhere = asked
-    kind = str(rng.choice(list(kinds), p=np.array(list(kinds.values())) / sum(kinds.values())))
-    if kind in ("naming", "list"):
-        return kind, *naming(rng, kind == "list")
+    kind = str(rng.choice(list(ASKED), p=np.array(list(ASKED.values())) / sum(ASKED.values())))
+    if kind == "naming":
+        return kind, *naming(rng)
     track, count = made_up_track(rng), int(rng.integers(1, 4))
     own = name = track["object"]
     facts = {"persistence": track["probability"], "visible": track["visible"], "direction": track["direction"], "hidden": track["hidden"], "count": count}
-    if kind not in ("unknown", "count") and rng.random() < elsewhere:
-        if (alike := rng.integers(3)) == 2:  # it was looked for and not found
+    if kind not in ("unknown", "count") and rng.random() < 0.25:
+        if rng.random() < 0.5:  # it was looked for and not found
             facts |= {"persistence": round(0.3 * rng.random(), 2), "visible": [], "hidden": []}
         else:
+            alike = rng.random() < 0.5
             name = str(rng.choice([n for n in NAMES if n != own and (not alike or set(n.split()) & set(own.split()))]))
     absent = name != own or not facts["visible"]
     if rng.random() < 0.6:
@@ -939,7 +937,7 @@ def word_lesson(rng, asked=ASKED):
                "count": str(count), "describe": said_of(track, known), "unknown": UNKNOWN}
     question = TELL_OF.format(name) if kind == "describe" else asked_of(rng, kind, name)
     if absent:
-        return "absent", context, question, f"there is no {name}"
+        return "absent" if name == own else "elsewhere", context, question, f"there is no {name}"
     answer = answers[kind] if needs <= known else UNKNOWN
     return "lacking" if answer == UNKNOWN else kind, context, question, answer
 
@@ -953,10 +951,10 @@ def words_model(seed):
     return LlamaForCausalLM(LlamaConfig(**llama(tokenizer), tie_word_embeddings=True)), tokenizer
 
 
-def words_loss(tokenizer, device, asked, batch=32):
+def words_loss(tokenizer, device, batch=32):
     """Cross-entropy of the answers, a mean over answers of the mean over their tokens."""
     def loss_of(model, rng):
-        lessons = [word_lesson(rng, asked) for _ in range(batch)]
+        lessons = [word_lesson(rng) for _ in range(batch)]
         prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
         with fast(device):
             return mean_answer_loss(model, tokenizer, prompts, [x[3] for x in lessons])
@@ -1064,11 +1062,10 @@ def train_ltx(args, device, folder, save):
 
 
 def train_words(args, device, folder, save):
-    """Lessons are made up as they are needed; none comes twice. The rate is still high when what is asked changes."""
+    """Lessons are made up as they are needed; none comes twice."""
     model, tokenizer = words_model(args.seed)
     model.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
-    losses = train("facts", model.to(device), words_loss(tokenizer, device, ASKED), args.steps or 3000, 2e-3, args.seed, folder, falling=4200)
-    losses += train("words", model, words_loss(tokenizer, device, BOUND), args.steps or 2400, 2e-3, args.seed + 1, folder)
+    losses = train("words", model.to(device), words_loss(tokenizer, device), args.steps or 2800, 2e-3, args.seed, folder)
     model, tokenizer = save(model, tokenizer)
     return losses, words_quality(model, tokenizer, args.seed)
 
