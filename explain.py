@@ -1014,7 +1014,7 @@ def best_threshold_of(scores, truth):
     """Of the scores in 0..1 [n,T], the one above which they say best which frames are seen, bool [n,T]: by F1 of all together."""
     cuts = torch.arange(1, 20) / 20
     f1 = torch.stack([2 * (truth & (scores > c)).sum() / (truth.sum() + (scores > c).sum()) for c in cuts])
-    return cuts[f1.argmax()].item()
+    return round(cuts[f1.argmax()].item(), 2)
 
 
 def persistence_floors(seen, said, energy, persistent):
@@ -1067,8 +1067,8 @@ def tracks_scored(items, tracks, folder, seed):
     cases = {}
     for case in sorted({case_of(t) for _, t in objects["test"]}):
         these = torch.tensor([case_of(t) == case for _, t in objects["test"]])
-        cases[case] = {"n": int(these.sum()), "persistence_accuracy": right[these].double().mean(), "duration": floors["duration"][these].mean(),
-                       "frame_f1": 2 * (truth & said["test"])[these].sum() / (truth[these].sum() + said["test"][these].sum())}
+        cases[case] = {"n": int(these.sum()), "persistence_accuracy": right[these].double().mean().item(), "duration": floors["duration"][these].mean().item(),
+                       "frame_f1": (2 * (truth & said["test"])[these].sum() / (truth[these].sum() + said["test"][these].sum())).item()}
     return head, {"criteria": criteria, "frames": table, "cases": cases}
 
 
@@ -1102,7 +1102,7 @@ def faithfulness(model, items, device, seed, most=150, draws=5):
     table = {}
     for (how, key), pairs in found.items():
         top, random = torch.tensor(pairs).T
-        table.setdefault(how, {})[key] = {"highest": top.mean(), "random": random.mean(), **paired_test(top, random, sources, seed=seed)}
+        table.setdefault(how, {})[key] = {"highest": top.mean().item(), "random": random.mean().item(), **paired_test(top, random, sources, seed=seed)}
     return table | {"objects": len(objects), "frames_left_out": DELETED, "draws": draws}
 
 

@@ -3,7 +3,7 @@
     make tiny                          everything: data, the models, results/tiny/tiny.yaml
     python tiny.py --only vae          one of them; run again to continue where it stopped
 
-Reads data/tiny-shapes and data/tiny-moving (`data.py`). Writes results/tiny/checkpoints/<model>/ (fp16, `save_pretrained`),
+Reads data/tiny-shapes, data/tiny-moving and data/tiny-trajectories (`data.py`). Writes results/tiny/checkpoints/<model>/ (fp16, `save_pretrained`),
 results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) and the headline numbers of all, results/tiny/tiny.yaml.
 
     vae       AutoencoderKLLTXVideo   reconstructs 64 px images and clips of 9 and 17 frames
