@@ -1177,6 +1177,8 @@ def one_model(args, started):
     entry = find_model(args.model) | {"revision": args.revision}
     if entry["kind"] == "language":
         refuse(f"--model {args.model} is a language model, which sees nothing; give a model of `python extract.py --list` that has points")
+    if entry["kind"] == "tracker":
+        refuse(f"--model {args.model} is a tracker, which explain.py --mode tracks asks about objects; give a model of `python extract.py --list` that has points")
     if args.revision and Path(entry["path"]).is_dir():
         refuse(f"--revision {args.revision} goes with a repository on the hub, and {entry['path']} is a folder; leave it out")
     args.points = own_names(args.points, entry)

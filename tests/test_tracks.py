@@ -7,6 +7,7 @@ import torch
 import common
 import data
 import explain
+import extract
 import tiny
 
 CONFIG = {"colours": list(data.COLOURS), "shapes": list(data.SHAPES), "frames": 32, "image_size": 48, "widths": [16, 32], "layers": [1, 1], "embedding": 512}
@@ -209,6 +210,9 @@ def test_another_kind_of_model_or_of_data_is_refused(clips, tmp_path, capsys):
         with pytest.raises(SystemExit) as e:
             explain.main(["--mode", "tracks", "--data", str(clips[0]), "--out", str(tmp_path / "x.pt"), *argv])
         assert e.value.code == 2 and says in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        extract.main(["--model", str(tmp_path / "tracker")])
+    assert "is a tracker, which explain.py --mode tracks asks" in capsys.readouterr().err
 
 
 class Planted(torch.nn.Module):
