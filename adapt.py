@@ -49,7 +49,6 @@ from common import (
     Soft,
     Tuned,
     about,
-    answer_loss,
     answered,
     ap_criterion,
     ap_runs,
@@ -90,6 +89,7 @@ from common import (
     lpips_model,
     made_up_folder,
     mask_scores,
+    mean_answer_loss,
     named,
     naming,
     paired_test,
@@ -119,7 +119,6 @@ from common import (
     train_set_probe,
     widened,
     with_grid,
-    word_batch,
     word_prompt,
 )
 
@@ -1103,12 +1102,8 @@ class Reader(torch.nn.Module):
         self.model, self.tokenizer, self.soft = model, tokenizer, soft
 
     def forward(self, prompts, embeddings, answers):
-        """Mean loss of the answers (text) to prompts beside embeddings [n, 512]; the longer half apart, so that little is padded."""
-        order, total = sorted(range(len(prompts)), key=lambda i: len(answers[i]) + len(prompts[i][1])), 0
-        for pick in filter(None, (order[:len(order) // 2], order[len(order) // 2:])):
-            batch = word_batch(self.model, self.tokenizer, [prompts[i] for i in pick], self.soft(embeddings[pick]), [answers[i] for i in pick])
-            total = total + answer_loss(self.model, batch).sum()
-        return total / len(prompts)
+        """Mean loss of the answers (text) to prompts beside embeddings [n, 512]."""
+        return mean_answer_loss(self.model, self.tokenizer, prompts, answers, self.soft(embeddings))
 
 
 def write_seed(folder, reader, record, how):

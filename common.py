@@ -2171,8 +2171,9 @@ def naming(rng):
     """(context, question, answer) of a task that is not about clips: colour, shape or place of an object of a list. rng: numpy's."""
     n = rng.integers(2, 5)
     things = list(zip(rng.permutation(COLOURED)[:n], rng.permutation(SHAPED)[:n], rng.integers(5, 96, (n, 2)).tolist(), strict=True))
-    colour, shape, (x, y) = things[rng.integers(n)]
-    question, answer = ((f"What shape is the {colour} object?", shape), (f"What colour is the {shape}?", colour), (f"Where is the {colour} {shape}?", f"at {x} {y}"))[rng.integers(3)]
+    which = rng.integers(3)
+    (colour, shape, (x, y)), place = things[(0, 1, -1)[which]], ("first", "second", "last")[which]
+    question, answer = ((f"What shape is the {place} object?", shape), (f"What colour is the {place} object?", colour), (f"Where is the {place} object?", f"at {x} {y}"))[rng.integers(3)]
     return "Objects: " + "; ".join(f"{c} {s} at {x} {y}" for c, s, (x, y) in things) + ".", question, str(answer)
 
 
@@ -2241,6 +2242,17 @@ def answer_loss(model, batch):
     logits = model(**{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1].float()
     labels = batch["labels"][:, -longest:]
     return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1) / (labels != -100).sum(1)
+
+
+def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
+    """The mean of `answer_loss`, computed in parts of like length, so that little is padded."""
+    long = [len(after) + len(answer) for (_, after), answer in zip(prompts, answers, strict=True)]
+    order, total = sorted(range(len(prompts)), key=long.__getitem__), 0
+    for k in range(parts):
+        if pick := order[k * len(order) // parts:(k + 1) * len(order) // parts]:
+            batch = word_batch(model, tokenizer, [prompts[i] for i in pick], None if soft is None else soft[pick], [answers[i] for i in pick])
+            total = total + answer_loss(model, batch).sum()
+    return total / len(prompts)
 
 
 @torch.inference_mode()

@@ -30,6 +30,24 @@ asks the model itself what happens in films, or in a folder of clips that have a
 Floors are films that show no action (copy, frozen), what is said of other clips (other_item) and the commonest action. Answers are kept in <out>-answers.pt; a run that was killed goes on.
 <out>-said.pt holds which of the actions each film's answer names, bool `said` [films, actions], as scored: for verify.py --words.
 
+    python explain.py --mode trajectories --data data/trajectories --embeddings results/tiny/trajectories/tracks.pt --words results/tiny/trajectories/words \\
+        --changed reversed=data/trajectories-reversed:results/tiny/trajectories-reversed/tracks.pt
+
+asks writers the same questions about the objects of clips (data.py trajectories), and for descriptions, and checks every claim against the truth. A row of explain-trajectories.yaml for each:
+
+    truth, metadata    templates: of the truth (the ceiling), and of what a video model notes of an object: persistent or not, and in which frames it is seen
+    text, soft         a causal language model (--language) that is given these notes as text, or the embedding as soft tokens under LoRA (--words, of adapt.py --mode words)
+    vlm                a vision-language model (--vlm) that is shown frames, and was taught nothing
+    commonest, blind   floors: the commonest answer of the train clips to such a question, and the language model that is given nothing
+
+    accuracy, <kind>   share of answers that are right, in whatever words; frame_f1: of the frames that it says an object is seen in
+    claim_precision    share of the claims of its descriptions that are true; omission: share of the facts that no true claim states; both by kind, too; unparsed: sentences without a claim
+    abstains           of questions that the clip does not answer the share that it says so of; abstains_wrongly: of the others
+    order_<kind>       share of answers that stay when the options are listed in another order
+
+words_follow_picture: yes, no or inconclusive: are answers worse with the embedding of another clip's or of another object in place of the right one? `ablations` has every such test,
+`changed` the share of answers that say what has become true of changed clips beside the share that repeats what was. explain-trajectories.png shows a few clips, and when who is said to be there.
+
     python explain.py --image a.jpg --ask "What is in the picture?"                          # one's own picture; several are asked about together
     python explain.py --clip a.mp4 --ask "Which way does the red circle move?" --frames 16   # a video: so many of its frames, evenly spread
 
@@ -126,6 +144,7 @@ from common import (
     split_indices,
     split_of,
     token_ridge,
+    track_id,
     with_grid,
     word_prompt,
     write_items,
@@ -1099,7 +1118,7 @@ def faithfulness(model, items, device, seed, most=150, draws=5):
 
 def track_objects(args, started):
     """--mode tracks: tracks.pt of a folder of clips by a tracker, or --embeddings, what any video model wrote; and explain-tracks.yaml, how true it is."""
-    folder = args.data or "data/trajectories"
+    folder = args.data
     entry = None if args.embeddings else find_model(args.model)
     if entry and entry["kind"] != "tracker":
         load_tracker(entry, None)  # refuses
@@ -1150,14 +1169,15 @@ CLAIMS = "persistence", "span", "direction", "hidden", "count", "absence"
 BEYOND = re.compile(r"\b(?:not|never) (?:show|say|tell|state|reveal)\b|\b(?:not|impossible to|no way to|hard to|never) (?:be )?"
                     r"(?:know|tell|told|say|said|determine|infer|known|clear|possible|specified)|\bun(?:known|clear|certain)\b|\bno (?:information|idea)\b")
 COLOURED, SHAPED = "red|green|blue|yellow|purple|cyan|orange|pink|white|black|brown|grey", "circle|triangle|square|star|rectangle|diamond|cross|ring|hexagon|pentagon"
+PAINTED = rf"(?:{COLOURED})[- ](?:{SHAPED})"
 ALIKE = {"disc": "circle", "disk": "circle", "ball": "circle", "violet": "purple", "turquoise": "cyan", "gray": "grey", "colored": "coloured", "cannot": "can not", "thru": "to"}
 NUMBERS = {w: n for n, w in enumerate(("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))} | {"zero": 0}
 SIDE = r"(?:(?:up|down|left|upper|lower|top|bottom|right(?! (?:in|at|there|behind|away|after|before|now)\b))(?:[- ]?(?:wards?|hand))?)\b"
 # What sentences about objects are made of; where several begin at a letter, the first is meant. NAME stands for any object's.
 SAID = {
-    "aside": r"\b(?:behind|by|past|beside|near|across|cross(?:es|ing)|meet(?:s|ing)|overtak(?:es|ing)|than|follow(?:s|ing)) (?:the |an? )?(?:NAME)",  # not whom the sentence is about
+    "aside": r"\b(?:behind|by|of|past|beside|near|across|cross(?:es|ing)|meet(?:s|ing)|overtak(?:es|ing)|than|follow(?:s|ing)) (?:the |an? )?(?:NAME)",  # not whom the sentence is about
     "choice": r"\b(?:persistent or transient|transient or persistent)\b",
-    "count": rf"\b(?:\d+|{'|'.join(NUMBERS)})(?: (?:different|distinct|separate|coloured|moving|visible|other))* (?:objects?|shapes?|things?|figures?)\b(?! of)",
+    "count": rf"\b(?:\d+|{'|'.join(NUMBERS)})(?: (?:different|distinct|separate|coloured|moving|visible))* (?:objects?|shapes?|things?|figures?)\b(?! of)",
     "none": r"\bno (?:NAME)\b",
     "name": r"\b(?:NAME)\b",
     "since": r"\b(?:from|since|after|(?:starting|beginning) (?:in|at|from|with)) frame \d+(?: on(?:wards?)?)?(?! to \d)",
@@ -1170,15 +1190,21 @@ SAID = {
     "hidden": r"\b(?:hidden|occluded|obscured|covered|concealed|blocked|hides|out of (?:sight|view)|(?:goes|going|passes|passing|moves|moving|disappears|slips|is)(?= behind\b))\b",
     "lost": r"\b(?:unseen|invisible)\b",
     "gone": r"\b(?:gone|absent|missing|nowhere)\b",
-    "last": r"\b(?:leav(?:es?|ing)|exits?|vanish(?:es)?|disappears?|goes (?:away|out)|last seen|lasts)\b",
-    "first": r"\b(?:enters?|arrives?|emerges?|(?:comes?|moves?) in(?: (?:in|at)\b|to\b)|(?:shows|turns|pops) up|first (?:seen|appears?|visible)|(?:seen|appears?) (?:first|for the first time))\b",
-    "seen": r"\b(?:visible|seen|appear(?:s|ing)?(?! to\b)|shown|shows|in (?:view|sight)|observed)\b",
-    "still": r"\b(?:(?:is|it|stays?|stands?|remains?|keeps?|sits?) (?:\w+ly )?still\b(?! (?:there|visible|in|seen|present|hidden|here|moving))|stationary|static|motionless|unmoving)\b",
+    "last": r"\b(?:leav(?:es?|ing)|(?<=\bit )left|(?<=\bhas )left|left(?= the (?:picture|clip|scene|frame|image|video)\b)|exit(?:s|ed)?|vanish(?:es|ed)?|disappear(?:s|ed)?|(?:goes|went) (?:away|out)|"
+            r"last (?:seen|visible|appears?)|last(?:s|ed))\b",
+    "first": r"\b(?:enter(?:s|ed)?|arrive[sd]?|emerge[sd]?|(?:comes?|came|move[sd]?) in(?: (?:in|at)\b|to\b)|(?:shows|turns|pops) up|first (?:seen|appear(?:s|ed)?|visible)|"
+             r"(?:seen|appears?) (?:first|for the first time))\b",
+    "seen": r"\b(?:visible|seen|appear(?:s|ed|ing)?(?! to\b)|shown|shows|in (?:view|sight)|observed)\b",
+    "still": r"\b(?:(?:is|was|stay(?:s|ed)?|stands?|stood|remain(?:s|ed)?|keeps?|kept|sits?) (?:\w+ly )?still\b(?! (?:there|visible|in|seen|present|hidden|moving))|stationary|static|motionless)\b",
     "exists": r"\bthere (?:is|are|was|were)\b",
-    "there": r"\b(?:there|present|in the (?:picture|clip|scene|frame|image|video)|on (?:the )?screen|exists?|stays?|remains?)\b",
-    "moves": r"\b(?:mov(?:es?|ing|ement)|motion|travel(?:s|ling|ing)?|go(?:es|ing)?|head(?:s|ing)?|drift(?:s|ing)?|slid(?:es?|ing)|glid(?:es?|ing)|fl(?:y|ies|ying)|direction|way)\b",
-    "way": rf"\b(?:from )?(?:to(?:wards?)? )?(?:the )?{SIDE}(?:(?:,? and|,| then| side)*(?: to(?:wards?)?)?[- ](?:the )?{SIDE})*",
+    "there": r"\b(?:there|present|in the (?:picture|clip|scene|frame|image|video)|on (?:the )?screen|exists?|stay(?:s|ed)?|remain(?:s|ed)?)\b",
+    "moves": r"\b(?:mov(?:es?|ed|ing|ement)|motion|travel(?:s|led|ling|ed|ing)?|go(?:es|ing)?|went|head(?:s|ed|ing)?|drift(?:s|ed|ing)?|slid(?:es?|ing)?|glid(?:es?|ed|ing)|fl(?:y|ies|ew|ying)|"
+             r"direction|way)\b",
+    "way": rf"\b(?:from )?(?:to(?:wards?)? )?(?:the )?{SIDE}(?:(?:,| and| then| side)*(?: to(?:wards?)?)?[- ](?:the )?{SIDE})*(?! of\b)",
     "clause": r"[,;()]|\b(?:and|but|while|then|whereas|although)\b"}
+
+
+EXCEPT, IF = r"\b(?:except|apart from|other than)\b", r"\bif\b|\?$"  # of such sentences nothing is understood
 
 
 class Claim(NamedTuple):
@@ -1194,14 +1220,15 @@ class Claim(NamedTuple):
 
 
 @functools.cache
-def said_of(names):
-    """SAID as one pattern that knows these names and those of a colour and a shape."""
-    name = "|".join([*map(re.escape, names), rf"(?:{COLOURED})[- ](?:{SHAPED})"])
+def said_of(names=()):
+    """SAID as one pattern that knows names of a colour and a shape, and these."""
+    name = "|".join([*map(re.escape, names), PAINTED])
     return re.compile("|".join(f"(?P<{kind}>{pattern.replace('NAME', name)})" for kind, pattern in SAID.items()))
 
 
 def spelt(text, names, frames):
     """A text as SAID spells it: lower case, "frames 4 to 21" however that is said, the first and the last frame by number, whole names where half of one is enough to know whom it means."""
+    text = re.sub(r"\d{5,}", "9999", text)  # as false, and sooner counted to
     text = " ".join(text.lower().replace("\u2019", "'").replace("n't", " not").replace("\u2013", "-").split())
     text = re.sub(rf"\b(?:{'|'.join(ALIKE)})\b", lambda m: ALIKE[m[0]], text)
     for name in names:
@@ -1214,6 +1241,10 @@ def spelt(text, names, frames):
     text = re.sub(r"\bframe(s?) (?:numbers? |no\.? )?#?(\d)", r"frame\1 \2", text)
     text = re.sub(r"\bbetween (?:frames? )?(\d+) and (?:frame )?(\d+)", r"frames \1 to \2", text)
     return re.sub(r"\b(?:from )?(?:frames? )?(\d+) ?(?:to|through|until|till|up to|-) ?(?:frame )?(\d+)\b", r"frames \1 to \2", text)
+
+
+def sentences_of(text):
+    return [s for s in re.split(r"(?<=[.!?])\s+|;\s", text) if re.search(r"\w", s)]
 
 
 def spans_in(kind, words, frames, denied=False):
@@ -1247,23 +1278,24 @@ def predicated(kind, words, denied, when, frames):
 def parse_claims(text, names=(), frames=TIMES):
     """(claims, how many sentences make none): what a text says of objects. "It" is whom the last one named; where nobody was, the only one of `names`."""
     claims, silent, about = [], 0, list(names) if len(names) == 1 else [None]
-    pattern = said_of(tuple(sorted(names, key=len, reverse=True)))
+    pattern = said_of(tuple(sorted((name for name in names if not re.fullmatch(PAINTED, name)), key=len, reverse=True)))
 
-    def claim(kind, value, denied=False):
-        claims.extend(Claim(name, kind, value, denied) for name in about)
+    def claim(kind=None, value=None, denied=False):
+        claims.extend(Claim(name, kind, value, denied) for name in about if kind)
 
-    for sentence in filter(re.compile(r"\w").search, re.split(r"(?<=[.!?])\s+|;\s", spelt(text, names, frames))):
+    for sentence in sentences_of(spelt(text, names, frames)):
         before, named, last_name, fresh, denied, moving, predicate, when = len(claims), [], 0, True, False, None, None, None
-        for m in [*pattern.finditer(sentence), re.compile("$").search(sentence)]:
+        for m in [*pattern.finditer(sentence), re.compile("$").search(sentence)] if not re.search(f"{EXCEPT}|{IF}", sentence) else ():
             kind, words = m.lastgroup or "end", m[0]
             timed = kind in ("frames", "always", "since", "until")
-            if predicate and kind not in ("clause", "aside", "way", "exists", "choice", "not"):
-                if found := predicated(*predicate, (kind, words) if timed else None, frames):
-                    claim(*found)
-                predicate, timed, kind = None, False, "when" if timed else kind
+            if when and (kind == "end" or kind == "clause" and (named or len(claims) > before)):
+                predicate = "seen", "", False  # "the red circle: frames 4 to 21"
+            if predicate and (when or kind not in ("clause", "aside", "way", "exists", "choice", "not")):
+                claim(*predicated(*predicate, when or (kind, words) if when or timed else None, frames) or ())
+                predicate, when, timed, kind = None, None, False, "when" if timed else kind
             if timed and fresh:
                 when = kind, words
-            fresh = kind == "clause" or fresh and kind in ("name", "none", "it", "not", "exists", "aside", *(["always"] if timed else []))
+            fresh = kind == "clause" or fresh and kind in ("name", "none", "it", "not", "exists", "aside", "always")
             if kind in ("clause", "end"):
                 if moving == "not":
                     claim("direction", "still")
@@ -1278,12 +1310,14 @@ def parse_claims(text, names=(), frames=TIMES):
             elif kind == "count":
                 number = words.split()[0]
                 claims.append(Claim("", "count", int(number) if number.isdecimal() else NUMBERS[number], denied))
+            elif kind == "not" and predicate and not sentence[m.end():].strip(" ."):  # "hidden: never"
+                predicate = *predicate[:2], True
             elif kind == "not":
                 denied = True
             elif kind in ("hidden", "lost", "gone", "last", "first", "seen", "there"):
                 predicate, denied = (kind, words, denied), False
                 if when:
-                    claim(*predicated(*predicate, when, frames))
+                    claim(*predicated(*predicate, when, frames) or ())
                     predicate = when = None
             elif kind in ("persistent", "transient"):
                 claim("persistence", (kind == "persistent") != denied)
@@ -1296,6 +1330,7 @@ def parse_claims(text, names=(), frames=TIMES):
             elif kind == "way" and moving and not (words.startswith("from") and " to" not in words) and (word := parse_word(words, "direction")):
                 claim("direction", word, moving == "not")
                 moving = "so"
+            when = None if kind in ("persistent", "transient", "still", "moves") else when
         if len(claims) == before:
             claims += [Claim(name, "absence", False) for name in named]
         silent += len(claims) == before and not BEYOND.search(sentence)
@@ -1352,6 +1387,7 @@ def omitted(claims, item):
     return [fact for fact in facts if fact not in stated], facts
 
 
+@functools.cache
 def heard(text, kind, name="", frames=TIMES):
     """What an answer to a question of this kind about an object says: whether it is persistent, spans, a direction, a number; "absent": there is no such object, "unknown": that is not shown;
     None: nothing of the kind."""
@@ -1360,6 +1396,8 @@ def heard(text, kind, name="", frames=TIMES):
         return "absent"
     if BEYOND.search(whole):
         return "unknown"
+    if re.search(EXCEPT, whole):
+        return None
     if kind == "direction":
         return parse_word(text, kind)
     if kind in ("persistence", "count"):
@@ -1368,7 +1406,7 @@ def heard(text, kind, name="", frames=TIMES):
         return said.pop() if len(said) == 1 else None
     if kind == "hidden" and ([] in [c.value for c in claims if c.kind == kind] or re.fullmatch(r"(?:never|no|in none)\W*", whole)):
         return []
-    return sorted(span for m in said_of(()).finditer(whole) if m.lastgroup in ("frames", "always", "since", "until") for span in spans_in(m.lastgroup, m[0], frames)) or None
+    return sorted(span for m in said_of().finditer(whole) if m.lastgroup in ("frames", "always", "since", "until") for span in spans_in(m.lastgroup, m[0], frames)) or None
 
 
 def sort_of(kind, truth):
@@ -1395,7 +1433,8 @@ UNSEEN = "the clip does not show that"
 # As what a question asks, the first that fits; none does where a clip does not show the answer.
 SORTS = {"backwards": r"\b(?:backwards|reversed)\b", "uncovered": r"\bnothing (?:stood|hid)\b", "persistence": r"\bpersistent\b", "hidden": r"\bhidden\b",
          "direction": r"\b(?:which way|direction|heading)\b", "count": r"\b(?:how many|count)\b", "frames": r"\b(?:frames|when)\b", "describe": r"^describe\b"}
-OPPOSITE = dict(zip(*(lambda words: (words, words[::-1]))([w for row in WORDS["direction"] for w in row]), strict=True))
+HEADINGS = [word for row in WORDS["direction"] for word in row]
+OPPOSITE = dict(zip(HEADINGS, HEADINGS[::-1], strict=True))
 
 
 def said_frames(spans):
@@ -1467,7 +1506,7 @@ def runs(there):
 # frames, and what costs nothing: the commonest answer of the train clips, and the language model that is given nothing.
 WRITERS = "truth", "metadata", "text", "soft", "vlm", "commonest", "blind"
 FOLLOW = "persistence", "frames", "direction", "hidden", "whatif"  # kinds whose answer lies in the picture of the object asked about
-ABLATIONS = "on", "off", "shuffled", "swapped", "gaussian", "text"  # what stands where soft tokens stood: nothing, another clip's, another object's, noise, what is noted of the object as words
+ABLATIONS = "on", "off", "shuffled", "swapped", "gaussian", "label"  # what stands where soft tokens stood: nothing, another clip's, another object's, noise, what is noted of the object as words
 HINT = ("The clip has {} frames, numbered from 0. Answer in a few words: persistent or transient; frames 4 to 21; a direction such as up left, or still; it is never hidden; a number; "
         "there is no such object; or: the clip does not show that.")  # for models that were not trained to answer in these words
 
@@ -1492,14 +1531,14 @@ def asks_about(items):
 
 def questions_drawn(items, n, seed):
     """(questions: n of each kind, and those of persistence and of direction with their options in another order; questions whose answers make the description of n clips)."""
-    g, words = torch.Generator().manual_seed(seed), [w for row in WORDS["direction"] for w in row]
+    g = torch.Generator().manual_seed(seed)
     asks = drawn(asks_about(items), n, g)
     for a in list(asks):
         if a.kind == "persistence":
             asks.append(a._replace(role="permuted", question=re.sub(r"\b(persistent|transient) or (persistent|transient)\b", r"\2 or \1", a.question)))
         if a.kind == "direction":
             for role in ("listed", "relisted"):
-                listed = ", ".join(words[j] for j in torch.randperm(len(words), generator=g))
+                listed = ", ".join(HEADINGS[j] for j in torch.randperm(len(HEADINGS), generator=g))
                 asks.append(a._replace(role=role, question=f"{a.question} Answer with one of: {listed}."))
     clips = torch.randperm(len(items), generator=g)[:n].tolist()
     return asks, [Ask(k, *rest, "described") for k in clips for rest in [*(("describe", name, TELL_OF.format(name), "") for name in items[k]["names"]),
@@ -1519,17 +1558,13 @@ class Notes:
 
     def __init__(self, path, every, items, threshold=None):
         self.tracks, self.items, self.digest = load_tracks(path, every), items, digest(Path(path).read_bytes())
-        self.rows, self.threshold = {name: k for k, name in enumerate(self.tracks["ids"])}, threshold or self.tracks["meta"].get("threshold", 0.5)
-        if lacking := [i for item in items for name in (*item["names"], item["absent"]) if (i := f"{item['id']}/{name}") not in self.rows]:
+        self.rows, self.threshold = {name: k for k, name in enumerate(self.tracks["ids"])}, self.tracks["meta"].get("threshold", 0.5) if threshold is None else threshold
+        if lacking := [i for item in items for name in (*item["names"], item["absent"]) if (i := track_id(item, name)) not in self.rows]:
             refuse(f"{path} lacks {lacking[0]!r} and {len(lacking) - 1} more; write it again for this --data with explain.py --mode tracks")
 
     def row(self, k, name):
-        """Where an object stands; of a question about none, the first object of the clip, or who is asked for all the same."""
-        item = self.items[k]
-        return self.rows[f"{item['id']}/{name or (*item['names'], item['absent'])[0]}"]
-
-    def knows(self, k, name):
-        return not name or f"{self.items[k]['id']}/{name}" in self.rows
+        """Where an object stands; of a question about none, the first object of the clip."""
+        return self.rows[track_id(self.items[k], name)]
 
     def fact(self, k, name):
         row = self.row(k, name)
@@ -1584,9 +1619,8 @@ def spoken(key, stamp, say_all, kept, out):
     return kept[key]
 
 
-def vlm_answers(entry, where, items, asks, k, size, batch):
+def vlm_answers(entry, model, processor, items, asks, k, size, batch):
     """What a vision-language model that sees k frames of each clip answers; questions in the same words go together."""
-    model, processor = load_vlm(entry, *where)
     texts, together = [""] * len(asks), {}
     for n, a in enumerate(asks):
         together.setdefault((a.question, len(items[a.item]["frames"])), []).append(n)
@@ -1628,7 +1662,7 @@ def claims_scored(items, spoken_of, seed):
             left_out, every = omitted(claims, items[k])
             true += [(items[k]["source"], kind, float(t)) for kind, t in checked if t is not None]
             facts += [(items[k]["source"], kind, float((name, kind) in left_out)) for name, kind in every]
-            silent, unchecked, sentences = silent + mute, unchecked + sum(t is None for _, t in checked), sentences + max(len(re.findall(r"[.!?;](?:\s|$)", text)), 1)
+            silent, unchecked, sentences = silent + mute, unchecked + sum(t is None for _, t in checked), sentences + len(sentences_of(text))
     row = {"claims": len(true), "unparsed": silent / max(sentences, 1), "unchecked": unchecked / max(unchecked + len(true), 1)}
     for key, rows in (("claim_precision", true), ("omission", facts)):
         for end, own in [("", rows), *((f"_{kind}", [r for r in rows if r[1] == kind]) for kind in CLAIMS if key == "claim_precision" or kind != "absence")]:
@@ -1658,7 +1692,7 @@ def writer_row(items, asks, runs, seed):
     for key, first, second in (("order_persistence", "asked", "permuted"), ("order_direction", "listed", "relisted")):
         pairs = [(m if first == "asked" else twins[first, a.item, a.kind, a.name], twins[second, a.item, a.kind, a.name]) for m, a in enumerate(asks)
                  if a.role == "asked" and (second, a.item, a.kind, a.name) in twins]
-        same = torch.tensor([[float(heard(texts[m], asks[m].kind, asks[m].name) == heard(texts[n], asks[n].kind, asks[n].name)) for m, n in pairs] for texts in runs])
+        same = torch.tensor([[float(heard(texts[m], asks[m].kind, asks[m].name) == heard(texts[n], asks[n].kind, asks[n].name) is not None) for m, n in pairs] for texts in runs])
         row |= mean_and_interval(key, same, [items[asks[m].item]["source"] for m, _ in pairs], seed)
     return row, right_or_wrong
 
@@ -1690,24 +1724,23 @@ def followed_change(items, pairs, runs, seed):
 
 def ablated(items, asks, runs, seed):
     """{what stood in place of the embedding: its row} and the paired tests of the embedding against it, over questions whose answer lies in it; runs: {of ABLATIONS: for each seed the answers}."""
-    place = [n for n, a in enumerate(asks) if a.kind in FOLLOW]
-    two = [m for m, n in enumerate(place) if len(items[asks[n].item]["names"]) > 1]
-    sources = [items[asks[n].item]["source"] for n in place]
-    scores = {how: torch.tensor([[float(answer_right(asks[n].kind, texts[n], asks[n].answer, asks[n].name)) for n in place] for texts in own]) for how, own in runs.items()}
+    two = [n for n, a in enumerate(asks) if len(items[a.item]["names"]) > 1]
+    sources = [items[a.item]["source"] for a in asks]
+    scores = {how: torch.tensor([[float(answer_right(a.kind, text, a.answer, a.name)) for a, text in zip(asks, texts, strict=True)] for texts in own]) for how, own in runs.items()}
     table, tests = {}, {}
     for how, own in scores.items():
-        some = two if how == "swapped" else range(len(place))  # the only object of a clip has no other to be exchanged with
+        some = two if how == "swapped" else range(len(asks))  # the only object of a clip has no other to be exchanged with
         table[how] = {"questions": len(some)} | mean_and_interval("accuracy", own[:, some], [sources[m] for m in some], seed)
         if how != "on" and some:
             tests[how] = paired_test(scores["on"][:, some], own[:, some], [sources[m] for m in some], seed=seed)
-            table[how] |= {f"lost{key.removeprefix('gain')}": value for key, value in tests[how].items()}
+            table[how] |= {key.replace("gain", "lost"): value for key, value in tests[how].items()}
     for how, p in holm({how: test["p"] for how, test in tests.items()}).items():
         table[how]["p_holm"] = p
     if two:  # does who is given another object's embedding say what is true of that one?
-        others = [answer_with(true_fact(items[a.item], neighbour(items[a.item], a.name)), a.question, 0) for a in (asks[place[m]] for m in two)]
-        told_apart = [j for j, m in enumerate(two) if not answer_right(asks[place[m]].kind, others[j], asks[place[m]].answer)]
-        said_of_other = [[float(answer_right(asks[place[two[j]]].kind, texts[place[two[j]]], others[j], asks[place[two[j]]].name)) for j in told_apart] for texts in runs["swapped"]]
-        table["swapped"] |= mean_and_interval("says_the_other", torch.tensor(said_of_other), [sources[two[j]] for j in told_apart], seed)
+        others = {n: answer_with(true_fact(items[asks[n].item], neighbour(items[asks[n].item], asks[n].name)), asks[n].question, 0) for n in two}
+        apart = [n for n in two if not answer_right(asks[n].kind, others[n], asks[n].answer)]
+        says_it = [[float(answer_right(asks[n].kind, texts[n], others[n], asks[n].name)) for n in apart] for texts in runs["swapped"]]
+        table["swapped"] |= mean_and_interval("says_the_other", torch.tensor(says_it), [sources[n] for n in apart], seed)
     return table, tests
 
 
@@ -1729,7 +1762,7 @@ def draw_said(path, items, clips, writers, notes, shown=8):
     count, rows = [len(items[k]["names"]) for k in clips], ["truth", *writers]
     colours, heights = dict(zip(rows, ["black", *OKABE_ITO], strict=False)), [h for n in count for h in (1.6, *[0.55 + 0.24 * (len(rows) + bool(notes))] * n)]
     with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure((11, sum(heights)), layout="constrained")
+        figure = Figure((11, sum(heights)))
         axes = iter(figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0])
         for k in clips:
             names, length = items[k]["names"], len(items[k]["frames"])
@@ -1752,6 +1785,7 @@ def draw_said(path, items, clips, writers, notes, shown=8):
                 axis.set_xlim(-0.5, length - 0.5)
                 axis.set_ylim(-0.5, len(rows) + 0.6 * bool(notes))
                 axis.set_title(name, loc="left", fontsize=8, fontweight="bold")
+        figure.subplots_adjust(left=0.16, right=0.99, bottom=0.3 / sum(heights), top=1 - 0.1 / sum(heights), hspace=0.45)
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=100)
     save_bytes(path, content.getvalue())
@@ -1806,105 +1840,111 @@ def trajectory_world(args):
     return w
 
 
+def all_answers(args, w, parts, altered, device, dtype):
+    """({part: {writer or ablation: for each seed {texts, seconds, memory}}}, how the language model was prompted). parts: {name: (questions, clips, what is noted of them)} for every writer;
+    altered: the same of changed clips, for who reads what is noted. What is kept of an earlier run that asked the same is not asked again."""
+    hint = HINT.format(TIMES) if w.entry and w.entry["weights"] != "small" else ""
+    of_language = [fingerprint(w.entry["path"]), hint] if w.entry else []
+    kept_at = w.out.with_name(f"{w.out.stem}-answers.pt")
+    kept, answers = load_pt(kept_at, ANSWERS).get("answers", {}) if kept_at.is_file() else {}, {}
+    follow = {"follow": ([a for a in parts["asked"][0] if a.role == "asked" and a.kind in FOLLOW], *parts["asked"][1:])}
+    films = {name: digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in here)) for name, (_, here, _) in (parts | follow | altered).items()}
+
+    def write(writer, say_all, facts, about):
+        """say_all(questions, clips, notes) of each part `about`; facts: what the answers depend on besides."""
+        for part, (asks, items, notes) in about.items():
+            stamp = digest(repr((asks, films[part], notes and notes.digest, facts, str(dtype))).encode())
+            said = spoken(f"{writer}/{part}", stamp, functools.partial(say_all, asks, items, notes), kept, kept_at)
+            answers.setdefault(part, {}).setdefault(writer.rstrip("0123456789"), []).append(said)
+
+    write("truth", lambda asks, items, notes: [answer_with(true_fact(items[a.item], a.name), a.question, items[a.item]["count"]) for a in asks], (), parts)
+    write("commonest", lambda asks, items, notes: commonest_answers(asks, w.train), [i["id"] for i in w.train], parts)
+    if w.notes:
+        write("metadata", lambda asks, items, notes: [answer_with(notes.fact(a.item, a.name), a.question, notes.count(a.item)) for a in asks], w.notes.threshold, parts | altered)
+
+    @functools.cache
+    def language():
+        model, tokenizer = load_language(w.entry, device, dtype)
+        kept["language"] = {"prompts": "chat template" if tokenizer.chat_template else "plain lines"}
+        if not tokenizer.chat_template:
+            print(f"{w.entry['name']} has no chat template: it is asked in plain lines", file=sys.stderr)
+        return model, tokenizer
+
+    def in_words(asks, context, model=None, soft=None):
+        own, tokenizer = language()
+        return answered(model or own, tokenizer, [word_prompt(tokenizer, a.question, context(a)) for a in asks], soft, LONGEST, 8 * args.batch)
+
+    if w.entry:
+        write("blind", lambda asks, items, notes: in_words(asks, lambda a: hint), of_language, parts)
+    if w.entry and w.notes:
+        write("text", lambda asks, items, notes: in_words(asks, lambda a: f"{hint} {notes.text(a.item, a.name)}".strip()), (of_language, w.notes.threshold), parts | altered)
+    for s, folder in enumerate(w.folders):
+        @functools.cache
+        def reader(folder=folder):
+            return load_words(folder, language()[0], w.entry["name"])
+
+        def in_soft_words(asks, items, notes, how="on", reader=reader):
+            model, soft = reader()
+            with torch.inference_mode():
+                tokens = None if how in ("off", "label") else soft(notes.embeddings(asks, how, args.seed).to(device))
+            return in_words(asks, lambda a: notes.text(a.item, a.name) if how == "label" else "", model, tokens)
+
+        write(f"soft{s}", in_soft_words, (of_language, fingerprint(folder)), parts | altered)
+        for how in ABLATIONS[1:]:
+            write(f"{how}{s}", functools.partial(in_soft_words, how=how), (of_language, fingerprint(folder), w.notes.threshold, args.seed), follow)
+        if reader.cache_info().currsize:
+            reader()[0].unload()
+    if w.vlm:
+        seeing, size = functools.cache(lambda: load_vlm(w.vlm, device, dtype)), args.size or w.vlm["clip"]
+        write("vlm", lambda asks, items, notes: vlm_answers(w.vlm, *seeing(), items, asks, int(w.shown), size, args.batch), (fingerprint(w.vlm["path"]), w.shown, size, args.batch), parts)
+    return answers, kept["language"]["prompts"] if w.entry else None
+
+
 def trajectories(args, started):
     """explain-trajectories.yaml: of every writer how much of what it says of trajectories is true, how much it leaves out, and whether its words follow what it was shown."""
     w = trajectory_world(args)
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
     asks, describing = questions_drawn(w.items, args.questions, args.seed)
-    parts = {"asked": (asks, w.items, w.notes), "described": (describing, w.items, w.notes)}  # what is put to a writer: questions about these clips, of which this is noted
-    pairs = {name: [p for p in changed_asks(w.items, here, args.questions, torch.Generator().manual_seed(args.seed)) if notes.knows(p[0].item, p[0].name)]
+    pairs = {name: [p for p in changed_asks(w.items, here, args.questions, torch.Generator().manual_seed(args.seed)) if track_id(here[p[0].item], p[0].name) in notes.rows]
              for name, (here, notes) in w.changed.items()}
-    altered = {name: ([a for a, _ in pairs[name]], *w.changed[name]) for name in pairs}
-    hint = HINT.format(TIMES) if w.entry and w.entry["weights"] != "small" else ""
-    of_language = [fingerprint(w.entry["path"]), hint] if w.entry else []
-    kept_at = w.out.with_name(f"{w.out.stem}-answers.pt")
-    kept, answers = load_pt(kept_at, ANSWERS).get("answers", {}) if kept_at.is_file() else {}, {}
-    films = {name: digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in here)) for name, (_, here, _) in (parts | altered).items()}
-
-    @functools.cache
-    def language():
-        model, tokenizer = load_language(w.entry, device, dtype)
-        kept["language"] = {"stamp": of_language, "plain": not tokenizer.chat_template}
-        if not tokenizer.chat_template:
-            print(f"{w.entry['name']} has no chat template: it is asked in plain lines", file=sys.stderr)
-        return model, tokenizer
-
-    def write(writer, say_all, facts, about):
-        """Its answers to the parts `about`, {part: {texts, seconds, memory}}; facts: what they depend on beside questions and clips."""
-        for part, (questions, items, notes) in about.items():
-            stamp = digest(repr((questions, films[part], notes and notes.digest, facts, str(dtype))).encode())
-            said = spoken(f"{writer}/{part}", stamp, functools.partial(say_all, questions, items, notes), kept, kept_at)
-            answers.setdefault(part, {}).setdefault(writer.rstrip("0123456789"), []).append(said)
-
-    def in_words(asks, notes, context, model=None, soft=None):
-        prompts = [word_prompt(language()[1], a.question, f"{context(a)}") for a in asks]
-        return answered((model or language()[0]), language()[1], prompts, soft, LONGEST, 8 * args.batch)
-
-    write("truth", lambda asks, items, notes: [answer_with(true_fact(items[a.item], a.name), a.question, items[a.item]["count"]) for a in asks], (), parts)
-    write("commonest", lambda asks, items, notes: commonest_answers(asks, w.train), [i["id"] for i in w.train], parts)
-    if w.notes:
-        write("metadata", lambda asks, items, notes: [answer_with(notes.fact(a.item, a.name), a.question, notes.count(a.item)) for a in asks], w.notes.threshold, parts | altered)
-    if w.entry:
-        write("blind", lambda asks, items, notes: in_words(asks, notes, lambda a: hint), of_language, parts)
-        if w.notes:
-            write("text", lambda asks, items, notes: in_words(asks, notes, lambda a: f"{hint} {notes.text(a.item, a.name)}".strip()), (of_language, w.notes.threshold), parts | altered)
-    for s, folder in enumerate(w.folders):
-        reader = functools.cache(lambda folder=folder: load_words(folder, language()[0], w.entry["name"]))
-
-        def say_all(asks, items, notes, how="on", reader=reader):
-            model, soft = reader()
-            with torch.inference_mode():
-                tokens = None if how in ("off", "text") else soft(notes.embeddings(asks, how, args.seed).to(device))
-            return in_words(asks, notes, lambda a: notes.text(a.item, a.name) if how == "text" else "", model, tokens)
-
-        write(f"soft{s}", say_all, (of_language, fingerprint(folder)), parts | altered)
-        for how in ABLATIONS[1:]:
-            write(f"{how}{s}", functools.partial(say_all, how=how), (of_language, fingerprint(folder), w.notes.threshold), {"asked": parts["asked"]})
-        if reader.cache_info().currsize:
-            reader()[0].unload()
-    if w.vlm:
-        size = args.size or w.vlm["clip"]
-        write("vlm", lambda asks, items, notes: vlm_answers(w.vlm, (device, dtype), items, asks, int(w.shown), size, args.batch), (fingerprint(w.vlm["path"]), w.shown, size, args.batch), parts)
+    parts = {"asked": (asks, w.items, w.notes), "described": (describing, w.items, w.notes)}
+    answers, prompts = all_answers(args, w, parts, {name: ([a for a, _ in pairs[name]], *w.changed[name]) for name in pairs}, device, dtype)
+    texts = {part: {name: [run["texts"] for run in runs_of] for name, runs_of in answers[part].items()} for part in answers}
 
     table, scores, said_of = {}, {}, {}
-    for name in (n for n in WRITERS if n in answers["asked"]):
-        own = {part: answers[part][name] for part in parts}
-        table[name], scores[name] = writer_row(w.items, asks, [run["texts"] for run in own["asked"]], args.seed)
-        said_of[name] = [descriptions(describing, run["texts"]) for run in own["described"]]
-        table[name] |= claims_scored(w.items, said_of[name], args.seed)
-        table[name] |= {"seconds_per_clip": sum(run["seconds"] for run in own["described"]) / len(own["described"]) / len(said_of[name][0]), "seeds": len(own["asked"]),
-                        "memory_gb": max((run["memory"] or 0 for runs_of in own.values() for run in runs_of), default=0) / 1e9 or None}
-    table.get("soft", {}).update({f"training_{k}": w.adapted.get(k) for k in ("seconds_per_seed", "parameters", "peak_memory_bytes", "forgetting")})
+    for name in (n for n in WRITERS if n in texts["asked"]):
+        said_of[name], costs = [descriptions(describing, own) for own in texts["described"][name]], answers["described"][name]
+        table[name], scores[name] = writer_row(w.items, asks, texts["asked"][name], args.seed)
+        table[name] |= claims_scored(w.items, said_of[name], args.seed) | {"seeds": len(costs), "seconds_per_clip": sum(run["seconds"] for run in costs) / len(costs) / len(said_of[name][0]),
+                                                                           "memory_gb": max(run["memory"] or 0 for run in costs) / 1e9 or None}
+    if w.folders:
+        table["soft"] |= {f"training_{key}": w.adapted.get(key) for key in ("seconds_per_seed", "parameters", "peak_memory_bytes", "forgetting")}
     main = next(name for name in ("soft", "text", "metadata", "vlm", "commonest") if name in table)
     sources = [w.items[a.item]["source"] for a in asks if a.role == "asked"]
     against = {name: paired_test(scores[main], scores[name], sources, seed=args.seed) for name in table if name not in (main, "truth")}
     for name, p_value in holm({name: test["p"] for name, test in against.items()}).items():
         against[name]["p_holm"] = p_value
 
-    result = {"stage": "trajectories", "writer": main, "language": w.entry and w.entry["name"], "weights": w.entry["weights"] if w.entry else "none", "vlm": w.vlm and w.vlm["name"],
+    result = {"stage": "trajectories", "writer": main, "language": w.entry and w.entry["name"], "weights": w.entry["weights"] if w.entry else None, "vlm": w.vlm and w.vlm["name"],
               "video": w.notes and w.notes.tracks["meta"].get("model"), "video_weights": w.notes and w.notes.tracks["meta"].get("weights"), "data": w.index["data"], "data_name": w.index["name"]}
     for key in ("accuracy", "claim_precision", "omission"):
-        result |= {f"{key}{end}": table[main][f"{key}{end}"] for end in ("", "_low", "_high")}
-    for key in ("accuracy", "claim_precision", "omission"):
-        result |= {f"{key}_{name}": row[key] for name, row in table.items() if name != main}
-    result |= {"words_follow_picture": None, "words_follow_picture_reason": "needs --words: soft tokens that can be taken away or exchanged" if not w.folders else None}
-    ablations = {}
-    if w.folders:
-        questions = [a for a in asks if a.role == "asked"]
-        keep = [n for n, a in enumerate(asks) if a.role == "asked"]
-        texts = {how: [[run["texts"][n] for n in keep] for run in answers["asked"]["soft" if how == "on" else how]] for how in ABLATIONS}
-        ablations, tests = ablated(w.items, questions, texts, args.seed)
-        result |= {f"accuracy_without_{how}" if how == "off" else f"accuracy_{how}": ablations[how]["accuracy"] for how in ABLATIONS[1:]}
-        result["words_follow_picture"] = verdict(*(tests[how] for how in ("shuffled", "swapped") if how in tests))
-    changes = {name: {writer: followed_change(w.changed[name][0], pairs[name], [run["texts"] for run in runs_of], args.seed) for writer, runs_of in answers[name].items()} for name in altered}
+        result |= {f"{key}{end}": table[main][f"{key}{end}"] for end in ("", "_low", "_high")} | {f"{key}_{name}": row[key] for name, row in table.items() if name != main}
+    result["claim_precision_reason"] = None if table[main]["claims"] else "no claim is made that could be checked"
+    follow = [n for n, a in enumerate(asks) if a.role == "asked" and a.kind in FOLLOW]
+    shown = {"on": [[own[n] for n in follow] for own in texts["asked"].get("soft", [])], **texts.get("follow", {})}
+    ablations, tests = ablated(w.items, [asks[n] for n in follow], shown, args.seed) if w.folders else ({}, {})
+    result |= {"words_follow_picture": verdict(*(tests[how] for how in ("shuffled", "swapped") if how in tests)) if tests else None,
+               "words_follow_picture_reason": None if tests else "needs --words: soft tokens that can be taken away or exchanged",
+               **{f"follow_{how}": row["accuracy"] for how, row in ablations.items()}}
+    changes = {name: {writer: followed_change(w.changed[name][0], pairs[name], own, args.seed) for writer, own in texts[name].items()} for name in pairs}
     result |= {f"{name}_{key}": rows[main][key] for name, rows in changes.items() if main in rows for key in ("new", "old")}
-    clips = sorted(said_of[main][0], key=lambda k: (-len({t["why"] for t in w.items[k]["tracks"]}) - any(t["hidden"] for t in w.items[k]["tracks"]), k))[:3]
+
+    clips = sorted(said_of[main][0], key=lambda k: (-len({t["why"] for t in w.items[k]["tracks"]}) - any(t["hidden"] for t in w.items[k]["tracks"]), k))[:3]  # in which most happens
     draw_said(w.out.with_suffix(".png"), w.items, clips, {name: said_of[name][0] for name in ("metadata", "text", "soft", "vlm") if name in said_of}, w.notes)
-    result |= {"questions_per_kind": args.questions, "clips_described": len(said_of[main][0]), "hint": hint or None,
-               "prompts": w.entry and ("plain lines" if kept["language"]["plain"] else "chat template"), "writers": table,
-               "comparisons": {f"{main}_over_{name}": test for name, test in against.items()}, "ablations": ablations, "changed": changes,
-               "examples": {"clip": w.items[clips[0]]["id"], "text": w.items[clips[0]]["text"], **{name: said[0][clips[0]] for name, said in said_of.items()}},
+    result |= {"questions_per_kind": args.questions, "clips_described": len(said_of[main][0]), "prompts": prompts, "writers": table, "ablations": ablations, "changed": changes,
+               "comparisons": {f"{main}_over_{name}": test for name, test in against.items()},
+               "examples": {"clip": w.items[clips[0]]["id"], **{name: said[0][clips[0]] for name, said in said_of.items()}},
                "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=w.entry and resolved_commit(w.entry))}
     save_yaml(w.out, result)
     say(result)
@@ -2420,6 +2460,20 @@ def predictions(found):
     return parts
 
 
+def words_of_trajectories(found, results, width):
+    columns = {"accuracy": "accuracy", **{kind: kind for kind in ASKED}, "frame_f1": "frame F1", "claim_precision": "claims true", "omission": "facts omitted", "abstains_wrongly": "abstains wrongly",
+               "order_persistence": "stays in another order", "seconds_per_clip": "seconds a clip", "memory_gb": "GB"}
+    parts = []
+    for m, d, x in with_stage(found, "explain-trajectories"):
+        parts += [el("h3", f"{m} on {d}"), el("p", f"Words of the writer {x['writer']} follow what it was shown: {said(x['words_follow_picture'])}."),
+                  charts(dots_chart("Answers that are right (grey squares: ceiling and floors)", x["writers"], "accuracy", grey=("truth", "commonest", "blind")),
+                         *([dots_chart("The same with something else in place of the embedding", x["ablations"], "accuracy")] if x["ablations"] else [])),
+                  folded("By kind of question", grid(f"{m} on {d}: writers", x["writers"], columns, "writer")),
+                  *(grid(f"Clips {change}: what answers say", rows, {"new": "what has become true", "old": "what was", "questions": "questions"}, "writer") for change, rows in x["changed"].items()),
+                  wide_picture(results / m / d / "explain-trajectories.png", width, f"{m} on {d}: when objects are there (hatched: hidden), as it was and as writers have it")]
+    return parts
+
+
 def verifiers(found):
     """Of verify.yaml whatever is there."""
     parts = []
@@ -2502,6 +2556,7 @@ def page_of(results, found, alone, rows, width):
     """The page as text."""
     films = [x for n, (m, d, content) in enumerate(with_stage(found, "predict-continue")) for x in (el("h3", f"{content.get('video')} on {d} ({m})"), *players(content, results / m / d, n))]
     meaning = el("dl", *(x for n, words in FILMS.items() for x in (el("dt", n), el("dd", words))))
+    told_parts = words_of_trajectories(found, results, width)
     sections = {  # title: (what it shows, its parts, the stages it is made of)
         "Verdicts": ("A verdict follows from criteria, each held against its threshold and against the best floor that costs nothing.", verdicts(rows), ()),
         "Probes by layer": ("What of space and motion can still be read from each layer, by a linear map, beside what needs no trained network.", probes(found, rows), ("probe",)),
@@ -2510,6 +2565,7 @@ def page_of(results, found, alone, rows, width):
         "Scaling and the bridge": ("Whether a larger bridge, another one, a second encoder, or more clips help.", scalings(found), (*PROGRAMME[2][1], *PROGRAMME[2][2])),
         "Prediction": ("Whether anything predicts better than what costs nothing.", predictions(found), PROGRAMME[3][1]),
         "Films: real, generated, copied": ("Drag the slider, or use the arrow keys, to go through the frames.", [meaning, *films] if films else [], ("predict-continue",)),
+        **({"Words about moving objects": ("Whether what is said of objects that come, go and hide is true.", told_parts, ())} if told_parts else {}),
         "Verifiers": ("Whether a wrong prediction can be told by its pixels.", verifiers(found), PROGRAMME[4][1]),
         "Screening": ("Which model.", screening(alone), ()),
         "The gate's own error rates": ("How often the verdict itself is wrong, where the truth is known.", own_errors(alone), ()),
@@ -2656,15 +2712,11 @@ def main(argv=None):
         refuse(f"--{'image' if args.image else 'clip'} needs --ask, a question about it")
     if args.mode == "report":
         return report(args, started)
-    if args.mode == "tracks":
+    if args.mode in ("tracks", "trajectories"):
         if args.smoke or args.films or args.answers or args.directions:
-            refuse("--mode tracks needs --data, of data.py trajectories, and goes without --smoke, --films, --answers and --directions")
-        return track_objects(args, started)
-    if args.mode == "trajectories":
-        if args.smoke or args.films or args.answers or args.directions:
-            refuse("--mode trajectories needs --data, of data.py trajectories, and goes without --smoke, --films, --answers and --directions")
+            refuse(f"--mode {args.mode} needs --data, of data.py trajectories, and goes without --smoke, --films, --answers and --directions")
         args.data = args.data or "data/trajectories"
-        return trajectories(args, started)
+        return {"tracks": track_objects, "trajectories": trajectories}[args.mode](args, started)
     if args.mode == "describe":
         if not args.films or args.smoke or args.answers or args.directions:
             refuse("--mode describe needs --films, a folder of films or of clips, and goes without --smoke, --answers and --directions")

@@ -34,7 +34,6 @@ from common import (
     LOADERS,
     TELL_OF,
     _atomically,
-    answer_loss,
     answered,
     check_writable,
     find_model,
@@ -44,6 +43,7 @@ from common import (
     known,
     load_items,
     load_yaml,
+    mean_answer_loss,
     metadata_text,
     naming,
     parser,
@@ -53,7 +53,6 @@ from common import (
     say,
     split_of,
     whereabouts,
-    word_batch,
     word_prompt,
 )
 from data import COLOURS, DIRECTIONS, OPPOSITE, SHAPES, UNKNOWN, asked_of, place_word, spans, spans_words, told
@@ -877,7 +876,7 @@ def tracker_quality(model, frames, truth, device):
 
 # ---------------------------------------------------------------- words alone
 
-ASKED = dict.fromkeys(("persistence", "direction", "backwards", "count", "unknown"), 1) | dict.fromkeys(("frames", "hidden", "uncovered", "describe", "naming"), 2)  # kinds, and how often
+ASKED = {"persistence": 2, "direction": 2, "backwards": 2, "count": 1, "unknown": 1, "frames": 6, "hidden": 5, "uncovered": 5, "describe": 8, "naming": 10}  # kinds, and how often: as they are hard
 
 
 def made_up_track(rng, frames=32):
@@ -916,10 +915,11 @@ def word_lesson(rng):
     track, count = made_up_track(rng), int(rng.integers(1, 4))
     own = name = track["object"]
     facts = {"persistence": track["probability"], "visible": track["visible"], "direction": track["direction"], "hidden": track["hidden"], "count": count}
-    if kind not in ("unknown", "count") and rng.random() < 0.2:
-        if (alike := rng.integers(3)) == 2:  # it was looked for and not found
+    if kind not in ("unknown", "count") and rng.random() < 0.25:
+        if rng.random() < 0.5:  # it was looked for and not found
             facts |= {"persistence": round(0.3 * rng.random(), 2), "visible": [], "hidden": []}
         else:
+            alike = rng.random() < 0.5
             name = str(rng.choice([n for n in NAMES if n != own and (not alike or set(n.split()) & set(own.split()))]))
     absent = name != own or not facts["visible"]
     if rng.random() < 0.6:
@@ -931,14 +931,15 @@ def word_lesson(rng):
         absent &= name != own or "visible" in facts
     known = {{"visible": "frames"}.get(k, k) for k in facts}
     needs = {"persistence": {"persistence"}, "frames": {"frames"}, "direction": {"direction"}, "hidden": {"hidden"}, "backwards": {"direction"}, "uncovered": {"frames", "hidden"},
-             "count": {"count"}, "unknown": {"nothing that a context says"}, "describe": set()}[kind]
+             "count": {"count"}}.get(kind, set())
     answers = {"persistence": "persistent" if track["persistent"] else "transient", "frames": spans_words(track["visible"]), "direction": track["direction"],
                "hidden": spans_words(track["hidden"]) if track["hidden"] else "it is never hidden", "backwards": OPPOSITE[track["direction"]], "uncovered": spans_words(track["present"]),
-               "count": str(count), "describe": said_of(track, known)}
+               "count": str(count), "describe": said_of(track, known), "unknown": UNKNOWN}
     question = TELL_OF.format(name) if kind == "describe" else asked_of(rng, kind, name)
     if absent:
-        return "absent", context, question, f"there is no {name}"
-    return kind if needs <= known else "lacking", context, question, answers[kind] if needs <= known else UNKNOWN
+        return "absent" if name == own else "elsewhere", context, question, f"there is no {name}"
+    answer = answers[kind] if needs <= known else UNKNOWN
+    return "lacking" if answer == UNKNOWN else kind, context, question, answer
 
 
 def words_model(seed):
@@ -950,13 +951,13 @@ def words_model(seed):
     return LlamaForCausalLM(LlamaConfig(**llama(tokenizer), tie_word_embeddings=True)), tokenizer
 
 
-def words_loss(tokenizer, device, batch=64):
+def words_loss(tokenizer, device, batch=32):
     """Cross-entropy of the answers, a mean over answers of the mean over their tokens."""
     def loss_of(model, rng):
         lessons = [word_lesson(rng) for _ in range(batch)]
         prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
         with fast(device):
-            return answer_loss(model, word_batch(model, tokenizer, prompts, answers=[x[3] for x in lessons])).mean()
+            return mean_answer_loss(model, tokenizer, prompts, [x[3] for x in lessons])
     return loss_of
 
 
@@ -1064,7 +1065,7 @@ def train_words(args, device, folder, save):
     """Lessons are made up as they are needed; none comes twice."""
     model, tokenizer = words_model(args.seed)
     model.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
-    losses = train("words", model.to(device), words_loss(tokenizer, device), args.steps or 4000, 2e-3, args.seed, folder)
+    losses = train("words", model.to(device), words_loss(tokenizer, device), args.steps or 2800, 2e-3, args.seed, folder)
     model, tokenizer = save(model, tokenizer)
     return losses, words_quality(model, tokenizer, args.seed)
 
