@@ -60,7 +60,7 @@ asks a tracker about every object of clips (data.py trajectories): in which fram
 fp16 embedding [N,512], scores [N,32] (probability that it is seen in a frame), attention [N,32] (sums to 1) and persistence [N] (probability), and in meta the threshold of the scores,
 chosen on val. Any video model may write it: --embeddings FILE scores such a file. explain-tracks.yaml beside it says of the test clips' objects:
 
-    persistence_accuracy   beside how long it is seen (threshold chosen on val), how much the clip moves (energy), and the commonest answer
+    persistence_accuracy   beside how long it is seen (duration, threshold chosen on val), whether in both the first and the last frame (ends), how much the clip moves (energy), the commonest answer
     frame_f1, _macro       of the frames in which it is seen, all tracks together and the mean of tracks, beside always and clock (the commonest answer of each frame in train);
                            copy, the truth of one second earlier, shows how little a frame's label needs seeing: no model has it
     segmental_f1_10 ... edit, boundary_error   of the spans; boundary_error in frames
@@ -1025,12 +1025,13 @@ def best_threshold_of(scores, truth):
 
 
 def persistence_floors(seen, said, energy, persistent):
-    """{name: is it right of each test object}, of what knows no more than how long an object is seen or how much its clip moves. Each of seen, said (bool [n,T]), energy, persistent: {split: [n]}.
+    """{name: is it right of each test object}, of what knows no more than how long an object is seen, whether it is seen at both ends, or how much its clip moves. Each of seen, said
+    (bool [n,T]), energy, persistent: {split: [n]}. Cuts are chosen on val, the commonest answer on train.
 
-    Cuts are chosen on val, the commonest answer on train. `duration_of_the_truth` counts the frames in which the object really is seen: no duration, however well seen, is better.
+    `duration_of_the_truth` counts the frames in which the object really is seen, not those in which it is said to be.
     """
     measures = {"duration": {s: x.sum(1).double() for s, x in said.items()}, "duration_of_the_truth": {s: x.sum(1).double() for s, x in seen.items()}, "energy": energy}
-    right = {"commonest": persistent["test"] == (persistent["train"].double().mean() >= 0.5)}
+    right = {"commonest": persistent["test"] == (persistent["train"].double().mean() >= 0.5), "ends": (said["test"][:, 0] & said["test"][:, -1]) == persistent["test"]}
     for name, x in measures.items():
         cut, sign = best_cut(x["val"], persistent["val"])
         right[name] = (sign * x["test"] >= sign * cut) == persistent["test"]
