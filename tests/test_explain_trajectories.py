@@ -208,6 +208,7 @@ def test_a_vision_language_model_is_shown_frames_from_all_over_the_clip(run, mon
 
 # ---------------------------------------------------------------- kept answers, a model of the library, mistakes
 
+@pytest.mark.slow
 def test_what_was_answered_is_not_asked_again_unless_something_else_is_asked(run, tmp_path):
     first = run(sees)
     asked = run.asked
