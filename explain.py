@@ -1616,8 +1616,8 @@ def peak_memory(reset=False):
 
 
 def spoken(key, stamp, say_all, kept, out):
-    """{texts, seconds, memory} of a writer: what `kept` holds of it with the same stamp, else what say_all() gives, kept from now on."""
-    if kept.get(key, {}).get("stamp") != stamp:
+    """{texts, seconds, memory} of a writer: what `kept` holds of it with the same stamp (None: of no other run), else what say_all() gives, kept from now on."""
+    if stamp is None or kept.get(key, {}).get("stamp") != stamp:
         peak_memory(reset=True)
         began, texts = time.time(), say_all()
         kept[key] = {"stamp": stamp, "texts": texts, "seconds": time.time() - began, "memory": peak_memory()}
@@ -1857,16 +1857,16 @@ def all_answers(args, w, parts, altered, device, dtype):
     films = {name: digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in here)) for name, (_, here, _) in (parts | follow | altered).items()}
 
     def write(writer, say_all, facts, about):
-        """say_all(questions, clips, notes) of each part `about`; facts: what the answers depend on besides."""
+        """say_all(questions, clips, notes) of each part `about`; facts: what the answers depend on besides, None of templates, which cost nothing."""
         for part, (asks, items, notes) in about.items():
-            stamp = digest(repr((asks, films[part], notes and notes.digest, facts, str(dtype))).encode())
+            stamp = facts and digest(repr((asks, films[part], notes and (notes.digest, [notes.text(a.item, a.name) for a in asks]), facts, str(dtype))).encode())
             said = spoken(f"{writer}/{part}", stamp, functools.partial(say_all, asks, items, notes), kept, kept_at)
             answers.setdefault(part, {}).setdefault(writer.rstrip("0123456789"), []).append(said)
 
-    write("truth", lambda asks, items, notes: [answer_with(true_fact(items[a.item], a.name), a.question, items[a.item]["count"]) for a in asks], (), parts)
-    write("commonest", lambda asks, items, notes: commonest_answers(asks, w.train), [i["id"] for i in w.train], parts)
+    write("truth", lambda asks, items, notes: [answer_with(true_fact(items[a.item], a.name), a.question, items[a.item]["count"]) for a in asks], None, parts)
+    write("commonest", lambda asks, items, notes: commonest_answers(asks, w.train), None, parts)
     if w.notes:
-        write("metadata", lambda asks, items, notes: [answer_with(notes.fact(a.item, a.name), a.question, notes.count(a.item)) for a in asks], w.notes.threshold, parts | altered)
+        write("metadata", lambda asks, items, notes: [answer_with(notes.fact(a.item, a.name), a.question, notes.count(a.item)) for a in asks], None, parts | altered)
 
     @functools.cache
     def language():
@@ -1883,7 +1883,7 @@ def all_answers(args, w, parts, altered, device, dtype):
     if w.entry:
         write("blind", lambda asks, items, notes: in_words(asks, lambda a: hint), of_language, parts)
     if w.entry and w.notes:
-        write("text", lambda asks, items, notes: in_words(asks, lambda a: f"{hint} {notes.text(a.item, a.name)}".strip()), (of_language, w.notes.threshold), parts | altered)
+        write("text", lambda asks, items, notes: in_words(asks, lambda a: f"{hint} {notes.text(a.item, a.name)}".strip()), of_language, parts | altered)
     for s, folder in enumerate(w.folders):
         @functools.cache
         def reader(folder=folder):
@@ -1897,7 +1897,7 @@ def all_answers(args, w, parts, altered, device, dtype):
 
         write(f"soft{s}", in_soft_words, (of_language, fingerprint(folder)), parts | altered)
         for how in ABLATIONS[1:]:
-            write(f"{how}{s}", functools.partial(in_soft_words, how=how), (of_language, fingerprint(folder), w.notes.threshold, args.seed), follow)
+            write(f"{how}{s}", functools.partial(in_soft_words, how=how), (of_language, fingerprint(folder), args.seed), follow)
         if reader.cache_info().currsize:
             reader()[0].unload()
     if w.vlm:
