@@ -14,6 +14,7 @@ endif
 VAE ?= $(if $(filter tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-vae,ltx)
 ENCODER ?= $(if $(filter tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-dinov2,dinov2-l)
 VIDEO ?= $(if $(filter tiny%,$(MODEL)),tiny-ltx,ltx-video)
+LM ?= $(if $(filter tiny%,$(MODEL)),tiny-words,tinyllama)
 ROOT ?=
 ANNOTATIONS ?=
 FORMAT ?= voc
@@ -50,12 +51,12 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding trajectories demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
-	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
+	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) LM=$(LM) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
 	@echo "  own clips with labels: DATA=name ROOT=folder FORMAT=clips ANNOTATIONS=file; Something-Something v2: DATA=ssv2 ROOT=folder; FRAMES=$(FRAMES) FPS=$(FPS) CLIPSIZE=$(CLIPSIZE) N=$(N) PAST=$(PAST)"
 	@echo "  N=40 FROZEN= without ROOT: so many generated pictures and clips, to see in a few minutes that it runs"
@@ -77,6 +78,8 @@ data/$(DATA)/index.yaml: | data.py $(SETUP)
 endif
 data/moving-first/index.yaml data/moving-middle/index.yaml: data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
 	$(PY) data.py moving --freeze $* --clips $(<D) --out $(@D) --seed $(SEED) --preview
+data/trajectories-reversed/index.yaml data/trajectories-deleted/index.yaml data/trajectories-swapped/index.yaml: data/trajectories-%/index.yaml: | data.py $(SETUP)
+	$(PY) data.py trajectories --change $* --only test $(if $(ROOT),,$(if $(N),--n $(N))) --out $(@D) --seed $(SEED) --preview
 data/future/index.yaml: | data.py $(SETUP)
 	$(PY) data.py moving --frames $(FRAMES) --n $(or $(if $(ROOT),,$(N)),300) --out $(@D) --seed $(SEED) --preview
 data/%-past/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
@@ -148,6 +151,23 @@ $(R)/binding.yaml: $(R)/answers.pt explain.py common.py
 
 binding: $(R)/binding.yaml  ## what can be read of place (DATA=moving: of motion), what the model says, and whether it says it by what is read
 	@sed '/^kinds:/,$$d' $<
+
+# What a tracker sees of the objects of trajectories, and of the same scenes changed. Costly, like features.
+results/tiny/%/tracks.pt: data/%/index.yaml | explain.py $(SETUP)
+	$(PY) explain.py --mode tracks --model tiny-tracker --data data/$* --seed $(SEED) --out $@
+
+# What a language model says of objects that come, go and hide, of whom it is given a video model's embedding. WORDS: more flags, such as --seeds 5
+
+WORDS ?= $(if $(filter tiny%,$(notdir $(LM))),,--lr 2e-4)
+results/%/trajectories/words/adapt-words.yaml: results/%/trajectories/tracks.pt data/trajectories/index.yaml adapt.py common.py
+	$(RUN) adapt.py --mode words --embeddings $< --data data/trajectories --language $(LM) --seed $(SEED) $(WORDS) --out $(@D)
+CHANGES := reversed deleted swapped
+results/%/trajectories/explain-trajectories.yaml: results/%/trajectories/words/adapt-words.yaml $(foreach c,$(CHANGES),results/%/trajectories-$(c)/tracks.pt) explain.py common.py
+	$(PY) explain.py --mode trajectories --data data/trajectories --embeddings results/$*/trajectories/tracks.pt --words $(<D) --language $(LM) $(if $(SEES),--vlm $(SEES)) \
+		--changed $(foreach c,$(CHANGES),$(c)=data/trajectories-$(c):results/$*/trajectories-$(c)/tracks.pt) --seed $(SEED) --out $@ > /dev/null
+
+trajectories: results/$(MODEL)/trajectories/explain-trajectories.yaml  ## is what a language model says of objects that come, go and hide true? LM=the language model, SEES=a VLM beside it
+	@sed '/^writers:/,$$d' $<
 
 # ---- gates
 
@@ -292,8 +312,10 @@ data/tiny-shapes/index.yaml: | data.py $(SETUP)
 	$(PY) data.py shapes --size 96 --n 12000 --seed 1001 --out $(@D)
 data/tiny-moving/index.yaml: | data.py $(SETUP)
 	$(PY) data.py moving --n 3000 --seed 1001 --out $(@D)
+data/tiny-trajectories/index.yaml: | data.py $(SETUP)
+	$(PY) data.py trajectories --n 10000 --seed 1001 --out $(@D)
 
-tiny: data/tiny-shapes/index.yaml data/tiny-moving/index.yaml  ## train the embedded default again from nothing (three hours on 2 cores; resumes)
+tiny: data/tiny-shapes/index.yaml data/tiny-moving/index.yaml data/tiny-trajectories/index.yaml  ## train the embedded default again from nothing (three hours on 2 cores; resumes)
 	$(PY) tiny.py --seed $(SEED)
 
 # ---- checks

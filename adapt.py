@@ -6,6 +6,7 @@
     python adapt.py --mode ablation --features ... --at results/tiny/shapes@64/features ...    # which bridge, layer, resolution; how many samples?
     python adapt.py --mode hybrid --features ... --spatial results/tiny-dinov2/shapes/features ...   # does the model add to a spatial encoder?
     python adapt.py --mode video --features results/tiny/moving/features --video tiny-ltx --into prompt    # an adapter for predict.py
+    python adapt.py --mode words --embeddings results/tiny/trajectories/tracks.pt --data data/trajectories --language tiny-words    # a language model that reads embeddings
     python adapt.py --apply results/tiny/moving/adapter-prompt.pt --features results/tiny/other/features    # what it says of other clips
     torchrun --nproc-per-node=8 adapt.py --mode scaling ...                                    # the same global batch, shared out
 
@@ -19,15 +20,22 @@ was killed goes on where it stopped. Scores of the decoded test pictures:
     recon_map50             mAP@0.5 of a set probe on the judge's tokens, fitted on the originals
 
 beside the VAE's own reconstruction (ceiling), the mean image and another item's picture (floors), and the same bridge from an untrained network.
+
+Words: a frozen language model learns to answer (`turns` of data.py trajectories) from a video model's embedding of the object that is asked about, 512 numbers that an adapter
+makes into soft tokens, under LoRA. Reads tracks.pt (explain.py --mode tracks), writes <out>/seed<i>/ (peft's folder and soft.safetensors; explain.py uses them) and <out>/adapt-words.yaml: share
+of val's answers that are right, in all and by kind, beside the commonest answer; `forgetting`: what LoRA costs on a task that is not about clips.
 """
 import hashlib
 import math
+import os
+import resource
 import shutil
 import time
 from bisect import bisect_right
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -35,8 +43,13 @@ from tqdm import tqdm
 from common import (
     DECODE_STEP,
     MASK,
+    MODELS,
     RESULT,
+    TELL_OF,
+    Soft,
     Tuned,
+    about,
+    answered,
     ap_criterion,
     ap_runs,
     attention,
@@ -65,8 +78,10 @@ from common import (
     load_encoder,
     load_features,
     load_items,
+    load_language,
     load_lpips,
     load_pt,
+    load_tracks,
     load_video_pipeline,
     load_video_vae,
     load_vlm,
@@ -74,16 +89,24 @@ from common import (
     lpips_model,
     made_up_folder,
     mask_scores,
+    mean_answer_loss,
+    named,
+    naming,
     paired_test,
     parser,
     pixel_loss,
+    plain,
     qwen_inputs,
     ranks,
     refuse,
     resample,
     resampled,
+    reset_lora,
+    right,
     run_info,
+    save_bytes,
     save_pt,
+    save_soft,
     save_yaml,
     say,
     split_indices,
@@ -91,17 +114,20 @@ from common import (
     to_cells,
     to_floats,
     token_ridge,
+    track_id,
     train,
     train_set_probe,
     widened,
     with_grid,
+    word_prompt,
 )
 
 # Of each mode: seeds; the loss; epochs by the squared error of latents before it (the decoder's gradient leads nowhere from noise), epochs by it at most, epochs without a better
 # val after which a training ends (None: equal steps for all), batch, peak learning rate. Loss, epochs, batch and rate are the plan's but for gate 1's.
 PLAN = {"seeds": 3, "loss": "pixels", "warm": 10, "epochs": 50, "patience": 10, "batch": 8, "lr": 1e-4}
 SETTINGS = {"latents": {"seeds": 5, "loss": "latents", "warm": 0, "epochs": 30, "patience": None, "batch": 32, "lr": 2e-3}, "scaling": PLAN | {"patience": None},
-            "ablation": PLAN, "hybrid": PLAN, "video": PLAN | {"loss": "words", "warm": 0}}
+            "ablation": PLAN, "hybrid": PLAN, "video": PLAN | {"loss": "words", "warm": 0},
+            "words": {"seeds": 3, "loss": "answers", "warm": 0, "epochs": 3, "patience": None, "batch": 64, "lr": 2e-3}}
 LADDER = 5, 10, 20, 50, 100  # millions of parameters, for tokens of Qwen2.5-VL-7B's width
 REFERENCE_WIDTH = 3584
 FRACTIONS = 0.125, 0.25, 0.5  # of the training items
@@ -338,7 +364,7 @@ def settings(args, items):
             refuse(f"--{name} {how[name]} leaves nothing to train; give {least} or more")
     if not 0 < how["lr"] < 1:
         refuse(f"--lr {how['lr']} is no learning rate; give one between 0 and 1, such as 1e-4")
-    losses = ("words", "flow") if args.mode == "video" else ("latents", "pixels")
+    losses = {"video": ("words", "flow"), "words": ("answers",)}.get(args.mode, ("latents", "pixels"))
     if how["loss"] not in losses:
         refuse(f"--loss {how['loss']} is not for --mode {args.mode}; it knows {' and '.join(losses)}")
     if args.width and args.width % 4:
@@ -1062,6 +1088,161 @@ def apply(args, started):
     return result
 
 
+# ---------------------------------------------------------------- words: a language model that reads a video model's embeddings
+
+LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # what every Llama and Qwen calls them
+NAMED = 500  # questions about lists, by which forgetting is measured
+
+
+class Reader(torch.nn.Module):
+    """A frozen language model under LoRA, and the adapter that makes its soft tokens. There is one copy of the model, whatever the number of seeds."""
+
+    def __init__(self, model, tokenizer, soft):
+        super().__init__()
+        self.model, self.tokenizer, self.soft = model, tokenizer, soft
+
+    def forward(self, prompts, embeddings, answers):
+        """Mean loss of the answers (text) to prompts beside embeddings [n, 512]."""
+        return mean_answer_loss(self.model, self.tokenizer, prompts, answers, self.soft(embeddings))
+
+
+def write_seed(folder, reader, record, how):
+    """seed<i>/, complete or absent: LoRA as peft reads it, soft.safetensors, and seed.yaml with how both were trained."""
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    reader.model.peft_config["default"].save_pretrained(part)
+    weights = get_peft_model_state_dict(reader.model, save_embedding_layers=False)
+    save_bytes(part / "adapter_model.safetensors", save({k: v.detach().cpu().contiguous() for k, v in weights.items()}))
+    save_soft(part / "soft.safetensors", reader.soft, language=how["language"])
+    save_yaml(part / "seed.yaml", {"stage": "adapt", "mode": "words", **{k: record[k] for k in ("val", "epoch", "steps", "seconds_per_step", "losses")}, "how": how})
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def written_seed(folder, reader, how):
+    """The record of a seed that was trained in the same way before, its weights now in `reader`; None where there is none."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+    if not (folder / "seed.yaml").is_file() or (record := load_yaml(folder / "seed.yaml", "adapt"))["how"] != plain(how):
+        return None
+    set_peft_model_state_dict(reader.model, load_file(folder / "adapter_model.safetensors"))
+    reader.soft.load_state_dict(load_file(folder / "soft.safetensors"))
+    return record
+
+
+def word_world(args):
+    """Everything that is checked before a model is loaded: items, embeddings, and turns (kind, question, answer, row of its embedding, number of its item)."""
+    w = SimpleNamespace(args=args, seed=args.seed)
+    w.entry = find_model(args.language)
+    if w.entry["kind"] != "language":
+        refuse(f"--language {args.language} is a {w.entry['kind']}; a language model is needed, such as tiny-words or tinyllama")
+    w.items, w.data = load_items(args.data)
+    if "tracks" not in w.items[0]:
+        refuse(f"{args.data} says nothing of tracks; make it with data.py trajectories")
+    w.tracks = load_tracks(args.embeddings, w.items)
+    parts, rows, w.turns = split_indices(w.items, args.data), {name: k for k, name in enumerate(w.tracks["ids"])}, []
+    for k, item in enumerate(w.items):
+        asked = [(kind, question, answer, name) for (question, answer), (kind, name) in zip(item["turns"], item["asked"], strict=True)]
+        asked += [("describe", TELL_OF.format(name), about(item, name), name) for name in item["names"]]
+        for kind, question, answer, name in [*asked, ("absent", TELL_OF.format(item["absent"]), f"there is no {item['absent']}", item["absent"])]:
+            if track_id(item, name) not in rows:
+                refuse(f"{args.embeddings} lacks {track_id(item, name)!r}, of which {args.data} asks; write it again from these data")
+            w.turns.append((kind, question, answer, rows[track_id(item, name)], k))
+    where = {int(k): part for part, numbers in parts.items() for k in numbers}
+    w.split = {part: torch.tensor([i for i, turn in enumerate(w.turns) if where[turn[4]] == part]) for part in parts}
+    if min(args.rank, args.soft) < 1:
+        refuse(f"--rank {args.rank} and --soft {args.soft} leave nothing to train; give 1 or more")
+    w.how = settings(args, len(w.split["train"])) | {"rank": args.rank, "soft": args.soft, "inner": args.width or 0}
+    w.out = Path(args.out or Path(args.embeddings).parent / "words")
+    check_writable(w.out / "adapt-words.yaml")
+    return w
+
+
+def by_kind(turns, pick, train, scores, sources, seed):
+    """{kind: accuracy, its interval, the share of the commonest answer of the kind in train, n} of the turns `pick`; scores [seeds, n]."""
+    table = {}
+    for kind in dict.fromkeys(turns[i][0] for i in pick):
+        own = [j for j, i in enumerate(pick) if turns[i][0] == kind]
+        known_answers = [turns[i][2] for i in train if turns[i][0] == kind]
+        commonest = max(sorted(set(known_answers)), key=known_answers.count)
+        accuracy, low, high = bootstrap(scores[:, own], [sources[j] for j in own], seed=seed)
+        table[kind] = {"accuracy": accuracy, "low": low, "high": high, "floor": sum(right(commonest, turns[pick[j]][2]) for j in own) / len(own), "commonest": commonest, "n": len(own)}
+    return table
+
+
+def words(w, started):
+    """Train adapter and LoRA, seed by seed, answer the val questions with each, and the questions about lists with and without."""
+    from peft import LoraConfig, get_peft_model
+    args = w.args
+    w.device, w.dtype, w.why = choose_device()
+    print(f"device {w.device.type} ({w.why})")
+    w.dtype = torch.float32 if w.dtype == torch.float16 else w.dtype  # in fp16 small gradients are lost
+    model, tokenizer = load_language(w.entry, w.device, w.dtype)
+    if w.device.type == "cpu":
+        model.set_attn_implementation("eager")  # half the time of sdpa's gradient
+    lists = [naming(np.random.default_rng([w.seed, k])) for k in range(NAMED)]
+    list_prompts = [word_prompt(tokenizer, question, context) for context, question, _ in lists]
+
+    def lists_named():
+        return torch.tensor([float(named(said, x[2])) for said, x in zip(answered(model, tokenizer, list_prompts), lists, strict=True)])
+
+    untouched, tokens = lists_named(), model.get_input_embeddings()
+    w.how |= {"language": w.entry["name"], "of": digest(w.tracks["embedding"], tokens.weight[:64].detach().cpu())}
+    model.name_or_path = MODELS.get(w.entry["name"], w.entry)["path"]  # of a folder of ours no path of this machine
+    model = get_peft_model(model.requires_grad_(False), LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=2 * args.rank, target_modules=LORA))
+    prompts, embeddings = [word_prompt(tokenizer, question) for _, question, *_ in w.turns], w.tracks["embedding"].to(w.device)
+
+    def build():
+        return reset_lora(Reader(model, tokenizer, Soft(embeddings.shape[1], tokens.embedding_dim, args.soft, args.width or 0, tokens.weight.std().item())))
+
+    def loss_of(reader, items, g, part, warm):
+        items = items[part].tolist()
+        return reader([prompts[i] for i in items], embeddings[[w.turns[i][3] for i in items]], [w.turns[i][2] for i in items])
+
+    val, records, scores, kept = w.split["val"].tolist(), [], [], []
+    names = [f"{w.items[turn[4]]['id']}: {turn[1]}" for turn in w.turns]
+    for s in tqdm(range(w.how["seeds"]), desc="words", unit="seed"):
+        how, folder = w.how | {"seed": w.seed + s}, w.out / f"seed{s}"
+        reader = build().to(w.device).eval()
+        if not (record := written_seed(folder, reader, how)):
+            reader, record = train(build, loss_of, w.split, w.seed + s, how, w.device, w.out / "training" / f"{s}.pt", names)
+            if ranks()[0] == 0:
+                write_seed(folder, reader, record, how)
+        records.append(record)
+        if ranks()[0] == 0:
+            with torch.inference_mode():
+                soft = reader.soft(embeddings[[w.turns[i][3] for i in val]])
+            scores.append([float(right(a, w.turns[i][2])) for a, i in zip(answered(model, tokenizer, [prompts[i] for i in val], soft), val, strict=True)])
+            kept.append(lists_named())
+    if ranks()[0]:
+        return {}
+    scores, kept, sources = torch.tensor(scores), torch.stack(kept), [w.items[w.turns[i][4]]["source"] for i in val]
+    table = by_kind(w.turns, val, w.split["train"].tolist(), scores, sources, w.seed)
+    asked = [j for j, i in enumerate(val) if w.turns[i][0] != "describe"]  # a description is right only if every word of it is
+    floor = torch.tensor([float(right(table[w.turns[val[j]][0]]["commonest"], w.turns[val[j]][2])) for j in asked])
+    criteria = {"accuracy": criterion(scores[:, asked], {"commonest": floor}, [sources[j] for j in asked], seed=w.seed)}
+    forgotten = paired_test(untouched, kept, range(NAMED), seed=w.seed)
+    named_with = bootstrap(kept, range(NAMED), seed=w.seed)
+    every = max(len(records[0]["losses"]) // 40, 1)
+    lora, soft = (sum(p.numel() for p in learned(part).values()) for part in (model, reader.soft))
+    result = {"stage": "adapt", "mode": "words", "language": w.entry["name"], "model": w.tracks["meta"].get("model"), "weights": w.entry["weights"], "model_weights": w.tracks["meta"].get("weights"),
+              "data": w.data["data"], "data_name": w.data["name"], "split": "val", "accuracy_seeds": scores[:, asked].mean(1).tolist(), **headline(criteria, "lpips"),
+              "describe_exact": table["describe"]["accuracy"], "forgetting": forgotten["gain"], "forgetting_low": forgotten["gain_low"], "forgetting_high": forgotten["gain_high"],
+              "forgetting_p": forgotten["p"], "naming_without": untouched.mean(), "naming_with": named_with[0], "naming_with_low": named_with[1], "naming_with_high": named_with[2],
+              "parameters": lora + soft, "lora_parameters": lora, "soft_parameters": soft, "parameters_of_the_model": sum(p.numel() for p in model.parameters()) - lora,
+              "seconds_per_seed": sum(r["seconds_per_step"] * r["steps"] for r in records) / len(records),
+              "peak_memory_bytes": torch.cuda.max_memory_allocated() if w.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+              "kinds": table, "criteria": criteria, "seeds": [{"val_loss": r["val"], "epoch": r["epoch"], "steps": r["steps"], "seconds_per_step": r["seconds_per_step"]} for r in records],
+              "loss": {k: sum(r["losses"][k - every:k][j] for r in records for j in range(every)) / every / len(records) for k in range(every, len(records[0]["losses"]) + 1, every)}}
+    args.out = str(w.out)
+    result["run"] = run_info(args, started, script="adapt.py", device=f"{w.device.type} ({w.why})", dtype=str(w.dtype), ranks=ranks()[1], **w.how)
+    save_yaml(w.out / "adapt-words.yaml", result)
+    shutil.rmtree(w.out / "training", ignore_errors=True)
+    say(result)
+    return result
+
+
 # ---------------------------------------------------------------- the stage
 
 def smoke_input(args, folder):
@@ -1100,13 +1281,41 @@ def smoke_input(args, folder):
     args.vae, args.judge, args.out = str(folder / "vae"), str(folder / "judge"), args.out or str(folder / f"adapt-{args.mode}.yaml")
 
 
+def smoke_words(args, folder):
+    """Forty made-up clips of noise, what is to be said of them, embeddings that hold it, and a random Llama whose tokens are bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from common import TRACKS, write_items
+    tokens = {c: k for k, c in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>"])}
+    bytewise = Tokenizer(models.BPE(tokens, []))
+    bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<end>", pad_token="<end>").save_pretrained(folder / "language")
+    torch.manual_seed(args.seed)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokens), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, bos_token_id=None,
+                                 eos_token_id=tokens["<end>"])).save_pretrained(folder / "language")
+    items, stays = [], torch.arange(40) % 2
+    for k, there in enumerate(stays.tolist()):
+        last, word = (31, "persistent") if there else (9, "transient")
+        items.append({"id": f"clip-{k}", "source": f"clip-{k}", "width": 8, "height": 8, "frames": torch.randint(0, 256, (32, 8, 8, 3), dtype=torch.uint8), "names": ["red circle"],
+                      "absent": "blue star", "tracks": [{"object": "red circle"}], "text": f"The red circle is {word}: it is there in frames 0 to {last}. There is 1 coloured object.",
+                      "turns": [["Is the red circle persistent or transient?", word], ["In which frames does the red circle appear?", f"frames 0 to {last}"],
+                                ["Which way does the blue star move?", "there is no blue star"]], "asked": [["persistence", "red circle"], ["frames", "red circle"], ["absent", "blue star"]]})
+    write_items(folder / "data", items, {"data": "synthetic", "name": "made-up"})
+    embedding = torch.randn(3, 512)[torch.cat([stays, torch.full((40,), 2)])]
+    save_pt(folder / "tracks.pt", TRACKS, [f"clip-{k % 40}/{'red circle' if k < 40 else 'blue star'}" for k in range(80)], {"model": "planted", "weights": "random"}, embedding=embedding.half(),
+            scores=torch.zeros(80, 32).half(), attention=torch.full((80, 32), 1 / 32).half(), persistence=torch.zeros(80).half())
+    args.data, args.embeddings, args.language = str(folder / "data"), str(folder / "tracks.pt"), str(folder / "language")
+    args.out, args.epochs, args.seeds = args.out or str(folder / "words"), args.epochs or 1, args.seeds or 1
+
+
 MODES = {"latents": latents, "scaling": scaling, "ablation": ablation, "hybrid": hybrid}
 
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--mode", default="latents", choices=[*MODES, "video"],
-                   help="gate 1's latents; gate 2's scaling, ablation and hybrid; video: an adapter for the video transformer (default: %(default)s)")
+    p.add_argument("--mode", default="latents", choices=[*MODES, "video", "words"],
+                   help="gate 1's latents; gate 2's scaling, ablation and hybrid; video: an adapter for the video transformer; words: one for a language model (default: %(default)s)")
     p.add_argument("--features", default="results/tiny/shapes/features", help="the model's features (default: %(default)s)")
     p.add_argument("--latents", default="results/tiny-vae/shapes/features", help="the decoder's latents of the same pictures (default: %(default)s)")
     p.add_argument("--random", help="features of the untrained network: a control")
@@ -1120,7 +1329,12 @@ def get_args(argv):
     p.add_argument("--into", default="prompt", help="video: where the adapter enters: prompt, caption (after its projection) or latents (default: %(default)s)")
     p.add_argument("--frames", type=int, help="video: the middle frames of a clip that are taken, 8k+1 (default: the registry's for the pipeline, else 9)")
     p.add_argument("--size", type=int, help="video: side in pixels, a multiple of 32 (default: the registry's for the pipeline)")
-    p.add_argument("--width", type=int, help="video: the bridge's width")
+    p.add_argument("--width", type=int, help="video: the bridge's width; words: of the adapter's hidden layer (default: none, a linear map)")
+    p.add_argument("--embeddings", default="results/tiny/trajectories/tracks.pt", help="words: what a video model says of every object (default: %(default)s)")
+    p.add_argument("--data", default="data/trajectories", help="words: the clips they are of (default: %(default)s)")
+    p.add_argument("--language", default="tiny-words", help="words: the language model, by name or a folder (default: %(default)s)")
+    p.add_argument("--soft", type=int, default=8, help="words: soft tokens that an embedding becomes (default: %(default)s)")
+    p.add_argument("--rank", type=int, default=16, help="words: of LoRA (default: %(default)s)")
     p.add_argument("--bridges", help="of latents the better one on val is taken; scaling and video take the first; ablation compares (default: mlp,queries; scaling mlp, video queries; "
                    "ablation mlp,queries,perceiver,bottleneck; lora, which goes through the model itself at every step, is asked for by name)")
     p.add_argument("--init", help="an adapter.pt to start from, another model's perhaps: what has the same shape is kept; ablation compares it with a start from scratch")
@@ -1133,7 +1347,7 @@ def get_args(argv):
                               ("patience", int, "epochs without a better val after which a training ends"),
                               ("batch", int, "of all ranks together"), ("lr", float, "peak learning rate of AdamW's one cycle")):
         p.add_argument(f"--{name}", type=kind, help=f"{words} (default: {', '.join(f'{m} {s[name]}' for m, s in SETTINGS.items())})")
-    p.add_argument("--out", help="default: adapt-<mode>.yaml beside --features")
+    p.add_argument("--out", help="default: adapt-<mode>.yaml beside --features; words: the folder words beside --embeddings")
     args = p.parse_args(argv)
     args.bridges = args.bridges or {"latents": "mlp,queries", "ablation": "mlp,queries,perceiver,bottleneck", "video": "queries"}.get(args.mode, "mlp")
     return args
@@ -1147,6 +1361,10 @@ def main(argv=None):
         if args.smoke:
             refuse("--smoke makes pictures up, and no clips; leave --mode video out, or give it results/tiny/moving/features")
         return video(args, started)
+    if args.mode == "words":
+        if args.smoke:
+            smoke_words(args, made_up_folder())
+        return words(word_world(args), started)
     if args.smoke:
         smoke_input(args, made_up_folder())
     return MODES[args.mode](prepare(args), started)

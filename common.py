@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -27,7 +28,7 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 ITEMS, FEATURES, POOLED, RESULT = "foresight.items.v1", "foresight.features.v1", "foresight.pooled.v1", "foresight.result.v1"
-ANSWERS, DIRECTIONS = "foresight.answers.v1", "foresight.directions.v1"
+ANSWERS, DIRECTIONS, TRACKS = "foresight.answers.v1", "foresight.directions.v1", "foresight.tracks.v1"
 SHARD = 64  # items in a shard: small enough to lose little when killed, large enough to read in one go
 
 
@@ -300,7 +301,8 @@ def split_of(source):
 
 # ---------------------------------------------------------------- models by name
 
-# kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json).  size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video;
+# kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json) | language (of words alone, without sizes) | tracker (explain.py --mode tracks has it).
+# size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video;
 # frames, steps, guidance, fps: of a film.
 # read: the tower's hidden state that the projector reads, where it is not the last. What a published checkpoint is stands in FACTS.
 TINY = "results/tiny/checkpoints"
@@ -312,6 +314,8 @@ MODELS = {
     "tiny-internvl2": {"kind": "vlm", "type": "internvl", "path": f"{TINY}/internvl2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-cogvlm2": {"kind": "vlm", "type": "cogvlm2", "path": f"{TINY}/cogvlm2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
     "tiny-vae": {"kind": "vae", "type": "AutoencoderKLLTXVideo", "path": f"{TINY}/vae", "size": 64, "clip": 64},
+    "tiny-tracker": {"kind": "tracker", "type": "tracker", "path": f"{TINY}/tracker", "size": 48, "clip": 48},
+    "tiny-words": {"kind": "language", "type": "llama", "path": f"{TINY}/words"},
     "tiny-ltx": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": f"{TINY}/ltx", "size": 64, "clip": 64, "frames": 9, "steps": 4, "fps": 2, "vae": "tiny-vae"},
     "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224},
     "qwen2.5-vl-7b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-7B-Instruct", "size": 448, "clip": 224},
@@ -342,12 +346,16 @@ MODELS = {
     "owlv2": {"kind": "encoder", "path": "google/owlv2-base-patch16-ensemble", "size": 960, "clip": 960},
     "grounding-dino": {"kind": "encoder", "path": "IDEA-Research/grounding-dino-tiny", "size": 768, "clip": 768},
     "vjepa2": {"kind": "encoder", "path": "facebook/vjepa2-vitl-fpc64-256", "size": 256, "clip": 256},
+    "tinyllama": {"kind": "language", "path": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"},
+    "qwen2.5-0.5b": {"kind": "language", "path": "Qwen/Qwen2.5-0.5B-Instruct"},
+    "smollm2-360m": {"kind": "language", "path": "HuggingFaceTB/SmolLM2-360M-Instruct"},
     "ltx": {"kind": "vae", "path": "Lightricks/LTX-Video", "subfolder": "vae", "size": 224, "clip": 224},
     "ltx-video": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": "Lightricks/LTX-Video", "size": 512, "clip": 512, "frames": 17, "steps": 40, "guidance": 3.0, "vae": "ltx"},
 }
 # name: (model type, licence, billions of parameters: all, the head (0: shared with the embedding), outside the layer stacks (without the head), the largest layer;
 # tower: (layers, patch in pixels, width), with layers (a, b, ...) of stages, each of which halves the side of the grid and doubles the width of the one before;
-# language model: (layers, merge, width), merge x merge patches to one token, or (1, K): K tokens without a grid). tests/test_registry.py builds each at full size.
+# language model: (layers, merge, width), merge x merge patches to one token, or (1, K): K tokens without a grid; of a language model alone
+# no tower and (layers, width)). tests/test_registry.py builds each at full size.
 FACTS = {
     "qwen2.5-vl-3b": ("qwen2_5_vl", "Qwen research", 3.755, 0, 0.3494, 0.0771, (32, 14, 1280), (36, 2, 2048)),
     "qwen2.5-vl-7b": ("qwen2_5_vl", "Apache 2.0", 8.292, 0.545, 0.5911, 0.2331, (32, 14, 1280), (28, 2, 3584)),
@@ -378,6 +386,9 @@ FACTS = {
     "owlv2": ("owlv2", "Apache 2.0", 0.155, 0, 0.06991, 0.007088, (12, 16, 768), None),
     "grounding-dino": ("grounding-dino", "Apache 2.0", 0.1723, 0, 0.1463, 0.007092, ((2, 2, 6, 2), 4, 96), None),
     "vjepa2": ("vjepa2", "MIT", 0.326, 0, 0.02366, 0.0126, (24, 16, 1024), None),
+    "tinyllama": ("llama", "Apache 2.0", 1.1, 0.06554, 0.06554, 0.04404, None, (22, 2048)),
+    "qwen2.5-0.5b": ("qwen2", "Apache 2.0", 0.494, 0, 0.1361, 0.01491, None, (24, 896)),
+    "smollm2-360m": ("llama", "Apache 2.0", 0.3618, 0, 0.04719, 0.00983, None, (32, 960)),
     "ltx": ("AutoencoderKLLTXVideo", "LTX open weights", 0.4192, 0, 0.4192, 0, (0, 32, 128), None),
 }
 for _name, _row in FACTS.items():
@@ -417,7 +428,8 @@ MISNOMERS = {
     **dict.fromkeys(("ltx-2", "ltx2"), "has another autoencoder; use ltx"),
 }
 KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2", "llava", "llava_next", "llava_onevision", "kosmos-2", "florence2"), "vlm"),
-                **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"), "AutoencoderKLLTXVideo": "vae", "LTXImageToVideoPipeline": "video"}
+                **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"), **dict.fromkeys(("llama", "qwen2"), "language"),
+                "tracker": "tracker", "AutoencoderKLLTXVideo": "vae", "LTXImageToVideoPipeline": "video"}
 
 CONFIGS = "config.json", "model_index.json"  # what says which class a folder holds: of one model, of a pipeline
 
@@ -444,6 +456,7 @@ def find_model(name):
             refuse(f"{config} is not readable JSON; copy the checkpoint again")
         kind_of = "cogvlm2" if found.get("architectures") == ["CogVLMForCausalLM"] else found.get("model_type") or found.get("_class_name") or "none"
         kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
+        entry = {"kind": kind, "type": kind_of, "path": name}
         vision = found.get("vision_config") or found
         side = vision.get("crop_size") or vision.get("image_size") or 768  # Florence-2 and Grounding DINO state none, for they take others too
         if not kind_of.startswith(("qwen", "dino", "Auto", "LTX")):  # positions for one size
@@ -451,7 +464,7 @@ def find_model(name):
         else:
             token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)
             size = 64 if kind in ("vae", "video") else 224 // token * token
-        entry = {"kind": kind, "type": kind_of, "path": name, "size": size, "clip": size}
+        entry |= {} if kind == "language" else {"size": size, "clip": size}
     else:
         if said := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
             refuse(f"{name!r} {said}")
@@ -482,7 +495,6 @@ def choose_device():
 
 def _trouble(error, entry):
     """What stands behind a library's exception, and the remedy, in one clause: transformers hides the hub's own exceptions in the cause of an OSError."""
-    import re
     from importlib.metadata import version
 
     from huggingface_hub import errors
@@ -573,6 +585,11 @@ def load_encoder(entry, device="cpu", dtype=torch.float32, random_seed=None):
     return _load_whole(entry, device, dtype, random_seed)
 
 
+def load_language(entry, device="cpu", dtype=torch.float32, random_seed=None):
+    """(model, tokenizer) of a language model."""
+    return _load_whole(entry, device, dtype, random_seed)
+
+
 def _load_whole(entry, device, dtype, random_seed):
     entry = _reach(entry)
     if random_seed is not None:
@@ -594,12 +611,13 @@ def pin(entry):
 
 
 def auto_classes(entry):
-    """transformers' (model, processor) classes for a kind of model."""
+    """transformers' (model, processor or tokenizer) classes for a kind of model."""
     import transformers
     from transformers.utils import logging
     logging.disable_progress_bar()
-    vlm, encoder = ("AutoModelForImageTextToText", "AutoProcessor"), ENCODER_CLASSES.get(entry.get("type"), ("AutoModel", "AutoImageProcessor"))
-    return (getattr(transformers, name) for name in (vlm if entry["kind"] == "vlm" else encoder))
+    names = {"vlm": ("AutoModelForImageTextToText", "AutoProcessor"), "language": ("AutoModelForCausalLM", "AutoTokenizer"),
+             "encoder": ENCODER_CLASSES.get(entry.get("type"), ("AutoModel", "AutoImageProcessor"))}
+    return (getattr(transformers, name) for name in names[entry["kind"]])
 
 
 def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
@@ -972,7 +990,7 @@ def internvl2_layout(entry, dtype):
 
 
 OWN_LAYOUT = {"cogvlm2": cogvlm2_layout, "internvl_chat": internvl2_layout}
-LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "vae": load_video_vae, "video": load_video_pipeline}
+LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "language": load_language, "vae": load_video_vae, "video": load_video_pipeline}
 
 
 # ---------------------------------------------------------------- what is put to a vision-language model
@@ -1699,7 +1717,7 @@ def learned(model):
 
 
 def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
-    """Fit what build() gives, keep the epoch that is best on val. Returns (module, {val, epoch, steps, seconds_per_step}).
+    """Fit what build() gives, keep the epoch that is best on val. Returns (module, {val, epoch, steps, seconds_per_step, losses: one a step}).
 
     loss_of(module, items, g, part, warm): the mean loss of those of `items` that slice `part` names, warm while the first epochs last; whatever it draws from g it
     draws for all of them, so that under torchrun, where every rank takes a part of each batch, the gradient is that of the whole batch. how: SETTINGS' entries. `state`: a file, written at the end
@@ -1716,7 +1734,7 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
     last = how["warm"] + how["epochs"]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how["lr"], total_steps=last * per_epoch)
     g = torch.Generator().manual_seed(seed)
-    best, epoch, seconds, kept, written = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}, time.time()
+    best, epoch, seconds, kept, losses, written = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}, [], time.time()
     try:
         saved = torch.load(state, map_location="cpu", weights_only=True) if state and state.is_file() else {}
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
@@ -1726,7 +1744,7 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         g.set_state(saved["g"])
-        best, epoch, seconds, kept = (saved[k] for k in ("best", "epoch", "seconds", "kept"))
+        best, epoch, seconds, kept, losses = (saved[k] for k in ("best", "epoch", "seconds", "kept", "losses"))
     while epoch < last and (how["patience"] is None or epoch - best["epoch"] < how["patience"]):
         began, warm = time.time(), epoch < how["warm"]
         model.train()
@@ -1740,6 +1758,7 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
             torch.nn.utils.clip_grad_norm_(learned(model).values(), 1.0)
             optimizer.step()
             schedule.step()
+            losses.append(loss.item())
         seconds += 0 if warm else time.time() - began
         epoch += 1
         model.eval()
@@ -1756,10 +1775,20 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
         if state and rank == 0 and time.time() - written > SAVE_SECONDS:
             written = time.time()
             saved = {"how": how, "model": learned(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "g": g.get_state(),
-                     "best": best, "epoch": epoch, "seconds": seconds, "kept": kept}
+                     "best": best, "epoch": epoch, "seconds": seconds, "kept": kept, "losses": losses}
             _atomically(state, lambda f, saved=saved: torch.save(saved, f))
     model.load_state_dict(kept, strict=False)
-    return model.eval(), best | {"weights": kept, "steps": epoch * per_epoch, "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch)}
+    return model.eval(), best | {"weights": kept, "losses": losses, "steps": epoch * per_epoch, "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch)}
+
+
+def reset_lora(model):
+    """As at first: peft's initialisation, by which nothing is changed yet."""
+    for name, p in learned(model).items():
+        if "lora_A" in name:
+            torch.nn.init.kaiming_uniform_(p, a=5**0.5)
+        elif "lora_B" in name:
+            torch.nn.init.zeros_(p)
+    return model
 
 
 class _Reached(Exception):
@@ -1781,13 +1810,7 @@ class Tuned(torch.nn.Module):
         self.module = self.vlm.get_base_model().get_submodule(path)
 
     def reset(self):
-        """As at first: peft's initialisation, by which nothing is changed yet."""
-        for name, p in learned(self).items():
-            if "lora_A" in name:
-                torch.nn.init.kaiming_uniform_(p, a=5**0.5)
-            elif "lora_B" in name:
-                torch.nn.init.zeros_(p)
-        return self
+        return reset_lora(self)
 
     def forward(self, inputs):
         caught = []
@@ -2092,3 +2115,195 @@ def film_table(films, items, clips, past, look, seed):
     main = next(n for n in films if n not in ("real", *BASELINES))
     return {"conditioning": main, **headlines(told, main), **{k: told["continuations"][main][k] for k in ("static", "best_shift")}, "clips": len(items), "sources": len(set(sources)),
             "moving_clips": int((~errors["real"]["moving_l1"].isnan()).any(2).sum()), "direction_clips": len(way[0]), "seeds": len(films[main])}, told
+
+
+# ---------------------------------------------------------------- words: what a language model is told of an object, as text or as soft tokens, and what it says
+
+TELL_OF = "Describe the {}."  # answered by the sentences of `text` that are about it
+COLOURED, SHAPED = ("red", "green", "blue", "yellow", "purple", "cyan"), ("circle", "triangle", "square", "star")
+WIDTH, TIMES = 512, 32  # of a track's embedding; its frames
+MARK = "\ue000"  # where soft tokens go in a chat: of private use, so in nobody's text
+
+
+def load_tracks(path, items):
+    """What a video model wrote of the objects of `items`: {ids "<clip>/<object>", embedding fp32 [N, 512], scores, attention fp32 [N, 32], persistence fp32 [N], meta}, or a refusal.
+
+    An object is one of the clip's names, the one that is not there and asked for all the same (`absent`), or the one that was taken out (`removed`).
+    """
+    tracks = load_pt(path, TRACKS)
+    n, known_ids = len(tracks["ids"]), {f"{i['id']}/{name}" for i in items for name in (*i["names"], i["absent"], *filter(None, [i.get("removed")]))}
+    if unknown := [i for i in tracks["ids"] if i not in known_ids]:
+        refuse(f"{path} holds {unknown[0]!r} (and {len(unknown) - 1} more), which is no clip/object of the data; give the --data that it was made from")
+    for name, shape in {"embedding": (n, WIDTH), "scores": (n, TIMES), "attention": (n, TIMES), "persistence": (n,)}.items():
+        x = tracks.get(name)
+        if not torch.is_tensor(x) or x.shape != shape:
+            refuse(f"{path}: {name} is {list(x.shape) if torch.is_tensor(x) else type(x).__name__} where {list(shape)} is wanted; write it as explain.py --mode tracks does")
+        if not x.isfinite().all():
+            first = tracks["ids"][int((~x.isfinite()).reshape(n, -1).any(1).nonzero()[0])]
+            refuse(f"{path}: {name} holds {int((~x.isfinite()).sum())} non-finite values, the first of {first!r}; write it again in fp32")
+        tracks[name] = x.float()
+        if name != "embedding" and not ((tracks[name] >= 0) & (tracks[name] <= 1)).all():
+            refuse(f"{path}: {name} reaches from {tracks[name].min():.3g} to {tracks[name].max():.3g}, and probabilities lie in 0 to 1; write them, not logits")
+    if len(set(tracks["ids"])) < n:
+        refuse(f"{path} holds {next(i for i in tracks['ids'] if tracks['ids'].count(i) > 1)!r} more than once; write each object once")
+    if ((off := (tracks["attention"].sum(1) - 1).abs()) > 0.02).any():  # fp16 loses a thousandth
+        refuse(f"{path}: the attention of {tracks['ids'][int(off.argmax())]!r} sums to {tracks['attention'][int(off.argmax())].sum():.3g}; let each row sum to 1")
+    return tracks
+
+
+def spans_text(spans, last=", "):
+    """[[0, 9], [14, 14]] -> "0 to 9, 14"; `last` stands before the last one."""
+    each = [f"{a} to {b}" if a < b else f"{a}" for a, b in spans]
+    return last.join(filter(None, (", ".join(each[:-1]), *each[-1:])))
+
+
+def metadata_text(name, persistence=None, visible=None, direction=None, hidden=None, count=None):
+    """What is known of an object as text, without the facts that are None: "red circle: persistence 0.97; frames 0 to 9, 14 to 31; direction right; hidden 10 to 13; count 2".
+
+    persistence: a probability, never said to be surer than 0.99: a language model that has not read 1.00 takes it for anything; visible, hidden: spans [first, last] of frames, both
+    included, perhaps none ("frames none", "hidden never"); count: coloured objects in the clip.
+    """
+    facts = {"persistence": persistence is not None and f"{min(max(persistence, 0.01), 0.99):.2f}", "frames": visible is not None and (spans_text(visible) or "none"), "direction": direction,
+             "hidden": hidden is not None and (spans_text(hidden) or "never"), "count": count is not None and str(count)}
+    return f"{name}: " + "; ".join(f"{key} {said}" for key, said in facts.items() if said)
+
+
+def naming(rng):
+    """(context, question, answer) of a task that is not about clips: colour, shape or place of an object of a list. rng: numpy's."""
+    n = rng.integers(2, 5)
+    things = list(zip(rng.permutation(COLOURED)[:n], rng.permutation(SHAPED)[:n], rng.integers(5, 96, (n, 2)).tolist(), strict=True))
+    which = rng.integers(3)
+    (colour, shape, (x, y)), place = things[(0, 1, -1)[which]], ("first", "second", "last")[which]
+    question, answer = ((f"What shape is the {place} object?", shape), (f"What colour is the {place} object?", colour), (f"Where is the {place} object?", f"at {x} {y}"))[rng.integers(3)]
+    return "Objects: " + "; ".join(f"{c} {s} at {x} {y}" for c, s, (x, y) in things) + ".", question, str(answer)
+
+
+def named(said, answer):
+    """Is an answer to a question of `naming` right, in whatever words: does it name that colour or shape and no other, or just these numbers?"""
+    words = [re.findall(r"[a-z]+|\d+", x.lower()) for x in (said, answer)]
+    own, true = ([w for w in x if w.isdecimal() or w in SHAPED and answer in SHAPED or w in COLOURED and answer in COLOURED] for x in words)
+    return list(dict.fromkeys(own)) == true if answer in SHAPED + COLOURED else own == true
+
+
+def track_id(item, name):
+    """The id of the track whose embedding stands beside a question about `name`; a question about no object stands beside the first one's."""
+    return f"{item['id']}/{name or [*item['names'], item['absent']][0]}"
+
+
+def about(item, name):
+    """The sentences of an item's text that are about one of its objects."""
+    return re.split(r" (?=The |There )", item["text"][item["text"].index(f"The {name} is "):])[0]
+
+
+def frames_said(words):
+    """The set of frames that "frames 0 to 9 and 14" or "frame 7" names; None for other words."""
+    if not re.fullmatch(r"frames? \d+( to \d+)?( and \d+( to \d+)?)*", words):
+        return None
+    return {t for a, b in re.findall(r"(\d+)(?: to (\d+))?", words) for t in range(int(a), int(b or a) + 1)}
+
+
+def right(said, answer):
+    """Is an answer right: the same words, or frames of which at least 0.8 are the same (intersection over union)?"""
+    own, true = frames_said(said), frames_said(answer)
+    return said == answer or bool(own and true) and len(own & true) >= 0.8 * len(own | true)
+
+
+def word_prompt(tokenizer, question, context=""):
+    """Token ids (before, after) the place of soft tokens in a chat: its user shows them or the text `context`, or nothing, and asks. A model without a chat template gets plain lines."""
+    said = f"{MARK}{context}\n{question}"
+    text = tokenizer.apply_chat_template([{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True) if tokenizer.chat_template else f"{said}\nAnswer: "
+    before, after = text.split(MARK)
+    begun = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
+    return tokenizer(before, add_special_tokens=not begun).input_ids, tokenizer(after, add_special_tokens=False).input_ids
+
+
+def word_batch(model, tokenizer, prompts, soft=None, answers=None):
+    """What the model reads: inputs_embeds [n, L, D], padded on the left so that all end together, attention_mask and position_ids [n, L]; with answers (text) also labels [n, L], -100 but for theirs.
+
+    prompts: n of `word_prompt`; soft [n, k, D], at their place, or None: nothing stands there. Differentiable with respect to soft.
+    """
+    k = 0 if soft is None else soft.shape[1]
+    told = [[*tokenizer(a, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for a in answers] if answers else [[]] * len(prompts)
+    rows = [[*before, *[-1] * k, *after, *end] for (before, after), end in zip(prompts, told, strict=True)]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[-2] * (longest - len(row)) + row for row in rows], device=model.device)
+    x = model.get_input_embeddings()(ids.clamp(min=0))
+    if k:
+        x = x.masked_scatter((ids == -1)[:, :, None], soft.to(x))
+    mask = (ids != -2).long()
+    batch = {"inputs_embeds": x, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    if answers:
+        batch["labels"] = torch.tensor([[-100] * (longest - len(end)) + end for end in told], device=model.device)
+    return batch
+
+
+def answer_loss(model, batch):
+    """Cross-entropy [n], the mean over the tokens of each answer of a `word_batch`; logits of nothing before the longest answer are computed."""
+    longest = int((batch["labels"] != -100).sum(1).max())
+    logits = model(**{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1].float()
+    labels = batch["labels"][:, -longest:]
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1) / (labels != -100).sum(1)
+
+
+def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
+    """The mean of `answer_loss`, computed in parts of like length, so that little is padded."""
+    long = [len(after) + len(answer) for (_, after), answer in zip(prompts, answers, strict=True)]
+    order, total = sorted(range(len(prompts)), key=long.__getitem__), 0
+    for k in range(parts):
+        if pick := order[k * len(order) // parts:(k + 1) * len(order) // parts]:
+            batch = word_batch(model, tokenizer, [prompts[i] for i in pick], None if soft is None else soft[pick], [answers[i] for i in pick])
+            total = total + answer_loss(model, batch).sum()
+    return total / len(prompts)
+
+
+@torch.inference_mode()
+def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
+    """Greedy answers (text) of at most `most` tokens to `prompts` of word_prompt, with soft [n, k, D] or without; those of like length go together."""
+    out, order = [""] * len(prompts), sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]) + len(prompts[i][1]))
+    for start in range(0, len(order), batch):
+        pick = order[start:start + batch]
+        inputs = word_batch(model, tokenizer, [prompts[i] for i in pick], None if soft is None else soft[pick])
+        del inputs["position_ids"]  # generate counts them itself, from the mask
+        ids = model.generate(**inputs, max_new_tokens=most, do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
+                             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
+        for i, words in zip(pick, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+            out[i] = words.strip()
+    return out
+
+
+class Soft(torch.nn.Module):
+    """Embeddings [n, dim] -> soft tokens [n, k, width] of a language model: layer norm and a linear map, or with `inner` an MLP. std: of the model's own token embeddings."""
+
+    def __init__(self, dim, width, k=8, inner=0, std=1.0):
+        super().__init__()
+        self.sizes = {"dim": dim, "width": width, "k": k, "inner": inner}
+        last = torch.nn.Linear(inner or dim, k * width)
+        torch.nn.init.normal_(last.weight, std=std * last.in_features**-0.5)
+        self.net = torch.nn.Sequential(torch.nn.LayerNorm(dim), *([torch.nn.Linear(dim, inner), torch.nn.GELU()] if inner else []), last)
+
+    def forward(self, x):
+        return self.net(x.float()).unflatten(-1, (self.sizes["k"], self.sizes["width"]))
+
+
+def save_soft(path, soft, **more):
+    """soft.safetensors: the weights, and in its metadata the sizes and `more` (text)."""
+    from safetensors.torch import save
+    weights = {k: v.detach().cpu().contiguous() for k, v in soft.state_dict().items()}
+    save_bytes(path, save(weights, {k: str(v) for k, v in {**soft.sizes, **more}.items()}))
+
+
+def load_words(folder, model, name):
+    """(model under LoRA, Soft) as adapt.py --mode words wrote them into `folder`, for the language model `model`, called `name`; within `model.disable_adapter()` it is what it was."""
+    from peft import PeftModel
+    from safetensors import safe_open
+    path = Path(folder) / "soft.safetensors"
+    if not path.is_file() or not (Path(folder) / "adapter_model.safetensors").is_file():
+        refuse(f"{folder} lacks {path.name} or adapter_model.safetensors; run adapt.py --mode words, which writes them")
+    with safe_open(path, "pt") as file:
+        meta, weights = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no mapping)
+    width = model.get_input_embeddings().embedding_dim
+    if (meta["language"], int(meta["width"])) != (name, width):
+        refuse(f"{folder} was trained on {meta['language']} (width {meta['width']}), and {name} has width {width}; give the language model it was trained on")
+    soft = Soft(*(int(meta[k]) for k in ("dim", "width", "k", "inner")))
+    soft.load_state_dict(weights)
+    return PeftModel.from_pretrained(model, str(folder)).eval(), soft.to(model.device).eval()

@@ -5,6 +5,8 @@
     python data.py moving --freeze first --clips data/moving --out data/moving-first   the same clips showing their first (or middle) frame throughout
     python data.py moving --frames 24 --out data/future        the same, longer: eight frames of past and sixteen to be predicted
     python data.py cut --clips data/future --first 0 --frames 8 --out data/future-past     frames 0 ... 7 of every clip, and nothing of the others
+    python data.py trajectories --out data/trajectories        2000 clips of 32 frames, 48 px: who stays, who comes and goes, and when is who hidden?
+    python data.py trajectories --change reversed --only test  the same scenes, those of the test split, played backwards (or with an object deleted, or two swapped)
     python data.py photos --out data/photos                    shapes on scikit-image's photographs, and crops of them
     python data.py boxes --root DIR --format voc --out data/mine   a folder of images with VOC XML, CSV or COCO JSON boxes
     python data.py clips --root DIR --fps 12 --out data/mine   videos, or folders of frames, and labels.csv: filename,label and, if wanted, split,source,repeat
@@ -25,6 +27,12 @@ Writes shards `00000.pt` ... of at most 64 items and `index.yaml` last. An item 
     repeat         (clips) the scene, of which there is another take: how unlike two of them are is what nothing can be better than
     action, template           (clips) what is done, one of a set: a label, a template of Something-Something, or of `moving` the direction
     direction, speed, camera   (moving) one of 8 directions or "still"; pixels a frame; background pixels a frame (dx, dy)
+    count, absent              (trajectories) how many coloured objects; the name of one that is not there, though its colour or its shape may be
+    tracks                     (trajectories) a dict for each of names: object; persistent (in the picture, seen or hidden, in every frame); why (stays, enters, leaves, passes, appears,
+                               vanishes); present, visible, hidden: spans [first, last] of frames from 0 on, both included: half of its area inside the picture, at least a quarter of that seen,
+                               present and not visible; direction (while present; "still" below 2 px at 48); speed, px a frame; curvature, 1/px; crosses: names; equation (see `position`)
+    asked                      (trajectories) [kind, object or ""] of each of turns: persistence, frames, direction, hidden, whatif, unknown, absent, count
+    removed                    (trajectories, --change deleted) whose track is gone
 
 Real clips have no boxes, labels or mask. Generated sets depend on --seed alone: the same bytes every time.
 """
@@ -47,7 +55,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import check_writable, frames_of, load_items, load_yaml, parser, refuse, save_yaml, say, write_items
+from common import check_writable, frames_of, load_items, load_yaml, parser, refuse, save_yaml, say, split_of, write_items
 
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 210), "yellow": (235, 205, 50),
            "purple": (140, 50, 170), "cyan": (60, 200, 210)}
@@ -238,6 +246,282 @@ def cut(clips, first, frames):
     if short := [c for c in clips if len(c.get("frames", ())) < first + frames]:
         refuse(f"{short[0]['id']} has {len(short[0].get('frames', ()))} frames, and frames {first} to {first + frames - 1} are wanted; give smaller --first or --frames")
     return (c | {k: c[k][first:first + frames].clone() for k in ("frames", "mask", "boxes") if k in c and len(c[k]) == len(c["frames"])} for c in clips)
+
+
+# ---------------------------------------------------------------- trajectories: who stays and who comes and goes
+
+STAYS, GOES = ("stays", "hidden", "hidden", "crosses"), ("enters", "leaves", "passes", "blinks")  # what is drawn for an object; who blinks appears or vanishes in mid-picture
+SPEEDS = {"stays": (0.25, 1.2), "hidden": (0.4, 1.5), "crosses": (0.3, 1.2), "enters": (0.8, 2), "leaves": (0.8, 2), "passes": (1.6, 4), "blinks": (0.3, 1.5)}  # pixels a frame at 48 px
+CHANGES = ("reversed", "deleted", "swapped")
+BACKWARDS = {"stays": "stays", "enters": "leaves", "leaves": "enters", "passes": "passes", "appears": "vanishes", "vanishes": "appears"}
+OPPOSITE = {d: next(o for o, w in DIRECTIONS.items() if w == (-v[0], -v[1])) for d, v in DIRECTIONS.items()} | {"still": "still"}
+QUESTIONS = {  # by kind; of `whatif` there are two, with an answer each
+    "persistence": ("Is the {} {}?", "Would you call the {} {}?", "What is the {}, {}?"),
+    "frames": ("In which frames does the {} appear?", "In which frames can the {} be seen?", "When is the {} to be seen?"),
+    "direction": ("Which way does the {} move?", "Where is the {} heading?", "In which direction does the {} go?"),
+    "hidden": ("In which frames is the {} hidden?", "When is the {} hidden behind something?"),
+    "backwards": ("If the clip were played backwards, which way would the {} move?", "Which way would the {} move in the reversed clip?"),
+    "uncovered": ("If nothing stood in front of it, in which frames would the {} appear?", "In which frames would the {} be seen if nothing hid it?"),
+    "count": ("How many coloured objects are there?", "How many coloured objects does the clip show?", "Count the coloured objects."),
+    "unknown": ("What sound does the {} make?", "Who moves the {}?", "How heavy is the {}?")}
+UNKNOWN = "the clip does not show that"
+
+
+def position(equation, t):
+    """Where an object is at frames t [T], float64 [T,2] in pixels: p0 + v t + a t^2 / 2, or with a turn of w radians a frame an arc run through at the speed |v|."""
+    t, v, w = np.asarray(t, float)[:, None], np.asarray(equation["velocity"]), equation["turn"]
+    if not w:
+        return equation["position"] + v * t + np.asarray(equation["acceleration"]) * t**2 / 2
+    return equation["position"] + (v * np.sin(w * t) + v[::-1] * (-1, 1) * (1 - np.cos(w * t))) / w
+
+
+def played_backwards(equation, frames):
+    """The equation of the same way back: position(played_backwards(e), t) = position(e, frames - 1 - t)."""
+    end, w = frames - 1, equation["turn"]
+    v, a = np.asarray(equation["velocity"]), np.asarray(equation["acceleration"])
+    last = v * np.cos(w * end) + v[::-1] * (-1, 1) * np.sin(w * end) if w else v + a * end
+    return equation | {"position": position(equation, [end])[0].tolist(), "velocity": (-last).tolist(), "turn": -w, "exists": [end - x for x in equation["exists"][::-1]]}
+
+
+def spans(there):
+    """[first, last] of each run of true values, both ends included."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], np.asarray(there, int), [0]])))
+    return [[int(a), int(b) - 1] for a, b in edges.reshape(-1, 2)]
+
+
+def spans_words(found):
+    """[[0, 9], [14, 31]] -> "frames 0 to 9 and 14 to 31"; [[7, 7]] -> "frame 7"."""
+    words = [f"{a} to {b}" if b > a else f"{a}" for a, b in found]
+    return ("frame " if len(found) == 1 and found[0][0] == found[0][1] else "frames ") + " and ".join(words)
+
+
+def nearest_direction(displacement, least):
+    """Which of DIRECTIONS is nearest, or "still" below `least` pixels."""
+    if np.hypot(*displacement) < least:
+        return "still"
+    return max(DIRECTIONS, key=lambda d: np.dot(displacement, DIRECTIONS[d]) / np.hypot(*DIRECTIONS[d]))
+
+
+def trajectory(rng, case, direction, radius, size, frames, block, other):
+    """An equation for an object of that case that moves that way: None where what was drawn does something else, or does it unclearly.
+
+    block: (x0, y0, x1, y1), behind which who is `hidden` goes; other: the equation of whom who `crosses` meets.
+    """
+    end, scale = frames - 1, size / 48
+    exists, still = [0, end], direction == "still"
+    if case == "blinks":
+        exists = [int(rng.integers(3, frames - 5)), end] if rng.random() < 0.5 else [0, int(rng.integers(5, frames - 3))]
+    speed = 0.0 if still else scale * rng.uniform(*SPEEDS[case])
+    heading = 0.0 if still else np.arctan2(*DIRECTIONS[direction][::-1]) + np.radians(rng.uniform(-20, 20))
+    v, bend = speed * np.array([np.cos(heading), np.sin(heading)]), rng.random()
+    a, w = v * (rng.uniform(-1.5, 1.5) / frames if bend < 0.25 else 0), rng.uniform(0.5, 2.5) * rng.choice([-1, 1]) / frames if bend > 0.75 and not still else 0.0
+    t0, anchor = {"enters": rng.integers(3, frames - 5), "leaves": rng.integers(5, frames - 3)}.get(case, rng.uniform(*exists)), rng.uniform(0, size, 2)
+    if case == "hidden":
+        anchor = rng.uniform(block[:2], block[2:])
+    elif case == "crosses":
+        anchor = position(other, [t0])[0] + rng.uniform(-2, 2, 2) * scale
+    elif case in ("enters", "leaves"):  # on an edge
+        anchor[rng.integers(2)] = size * rng.integers(2)
+    back = {"position": [0.0, 0.0], "velocity": (-v).tolist(), "acceleration": a.tolist(), "turn": -w, "exists": exists}  # seen from t0, the way to frame 0
+    start = played_backwards(back | {"exists": [0, 0]}, t0 + 1)
+    equation = {"position": (anchor + position(back, [t0])[0]).tolist(), "velocity": start["velocity"], "acceleration": a.tolist(), "turn": float(w), "radius": float(radius), "exists": exists}
+    at = position(equation, np.arange(frames))
+    depth = np.minimum(at, size - at).min(1) / radius  # of the centre, behind the nearest edge; 0: half of it is inside
+    there = depth >= 0
+    there[:exists[0]], there[exists[1] + 1:] = False, False
+    if len(spans(there)) != 1:
+        return None
+    first, last = spans(there)[0]
+    wanted = {"enters": (True, False), "leaves": (False, True), "passes": (True, True)}.get(case, (False, False))  # is it clearly outside at the beginning, at the end?
+    clear = all(depth[k] <= -0.4 if out else depth[k] >= 0.5 for k, out in zip((exists[0], exists[1]), wanted, strict=True)) and depth[first:last + 1].max() >= 0.5
+    clear &= any(wanted) or depth[exists[0]:exists[1] + 1].min() >= 0.5
+    clear &= (not wanted[0] or first >= 3) and (not wanted[1] or end - last >= 3) and last - first >= 4
+    gone = at[last] - at[first]
+    return equation if clear and nearest_direction(gone, 4 * scale if not still else 2 * scale) == direction else None
+
+
+def planned(rng, cases, directions, size, frames):
+    """A scene in which an object of each case moves in its direction: what stands and moves in it, and how. None where it was drawn in vain."""
+    colours, n, block = rng.permutation(list(COLOURS)), len(cases), None
+    if "hidden" in cases or rng.random() < 0.4:
+        width, height = size * rng.uniform(0.24, 0.42), size * rng.uniform(0.45, 0.95)
+        x, y = rng.uniform(0.05 * size, 0.95 * size - width), rng.uniform(0, size - height)
+        block = (x, y, x + width, y + height)
+    objects = []
+    for case, direction, colour in zip(cases, directions, colours, strict=False):
+        thing = random_object(rng, size, str(colour), 0.085, 0.13)
+        for _ in range(300):
+            other = objects[rng.integers(len(objects))]["equation"] if objects else None
+            if equation := trajectory(rng, case, direction, thing["radius"], size, frames, block, other):
+                objects.append({k: thing[k] for k in ("colour", "shape", "angle", "rgb")} | {"equation": equation})
+                break
+        else:
+            return None
+    order = rng.permutation(n)
+    grey = []
+    for _ in range(rng.integers(3)):
+        thing = random_object(rng, size, "red", 0.05, 0.1)
+        velocity = rng.uniform(-1, 1, 2) * size / 48 * rng.integers(2)
+        grey.append({"shape": thing["shape"], "angle": thing["angle"], "rgb": np.full(3, rng.uniform(40, 220)), "equation": {
+            "position": [thing["cx"], thing["cy"]], "velocity": velocity.tolist(), "acceleration": [0.0, 0.0], "turn": 0.0, "radius": float(thing["radius"]), "exists": [0, frames - 1]}})
+    canvas = background(rng, size)
+    shade = rng.choice([-1, 1]) * rng.uniform(35, 60) + canvas.mean()
+    return {"objects": [objects[k] for k in order], "cases": [cases[k] for k in order], "depth": rng.permutation(n).tolist(), "grey": grey, "block": block, "shade": shade,
+            "canvas": canvas, "noise": rng.normal(0, rng.uniform(1, 6), (frames, size, size, 1)).astype(np.float32), "frames": frames}
+
+
+def filmed(scene, backwards=False, painted=True):
+    """What is seen of a scene, uint8 [T,S,S,3], the mask uint8 [T,S,S], and for each object two float arrays [n,T]: how much of its area is inside the picture, how much of that is seen.
+
+    Only the window that an object covers is drawn; not painted, the picture is left out.
+    """
+    canvas, frames, objects = scene["canvas"], scene["frames"], scene["objects"]
+    t, size = np.arange(frames)[::-1 if backwards else 1], len(canvas)
+    image, mask = np.repeat(canvas[None], frames, 0), np.zeros((frames, size, size), np.uint8)
+    alone, inside = np.zeros((len(objects), frames)), np.zeros((len(objects), frames))
+    for number, o in [*((0, o) for o in scene["grey"] if painted), *((k + 1, objects[k]) for k in scene["depth"])]:
+        e, at = o["equation"], position(o["equation"], t)
+        side = min(size, int(2 * e["radius"]) + 4)
+        corner = np.clip(np.floor(at - e["radius"] - 1), 0, size - side).astype(int)
+        (x, y), steps = (at - corner).T[:, :, None, None], np.arange(side)
+        alpha = coverage(o["shape"], side, x.astype(np.float32), y.astype(np.float32), e["radius"], o["angle"]) * ((t >= e["exists"][0]) & (t <= e["exists"][1]))[:, None, None]
+        window = np.arange(frames)[:, None, None], corner[:, 1, None, None] + steps[:, None], corner[:, 0, None, None] + steps
+        if painted:
+            image[window] += alpha[..., None] * (np.asarray(o["rgb"], np.float32) - image[window])
+        mask[window] = np.where(alpha >= 0.5, number, mask[window])
+        if number:
+            middle = side / 2
+            alone[number - 1], inside[number - 1] = (alpha >= 0.5).sum((1, 2)), alpha.sum((1, 2)) / coverage(o["shape"], side, middle, middle, e["radius"], o["angle"]).sum()
+    if scene["block"]:
+        x0, y0, x1, y1 = (round(x) for x in scene["block"])
+        image[:, y0:y1, x0:x1], mask[:, y0:y1, x0:x1] = scene["shade"], 0
+    image = (image + scene["noise"][::-1 if backwards else 1]).round().clip(0, 255).astype(np.uint8) if painted else None
+    seen = np.stack([(mask == k + 1).sum((1, 2)) for k in range(len(objects))]) if objects else alone
+    return image, mask, inside, seen / np.maximum(alone, 1)
+
+
+def tracked(scene, backwards, mask, inside, seen):
+    """The truth about each object of a scene, a dict each (see the top of this file under `tracks`)."""
+    frames, found, size = scene["frames"], [], mask.shape[1]
+    names = [f"{o['colour']} {o['shape']}" for o in scene["objects"]]
+    equations = [played_backwards(o["equation"], frames) if backwards else o["equation"] for o in scene["objects"]]
+    ways = np.stack([position(e, np.arange(frames)) for e in equations]) if equations else np.zeros((0, frames, 2))
+    present = inside >= 0.5
+    for k, (name, e) in enumerate(zip(names, equations, strict=True)):
+        there = spans(present[k]) or [[0, 0]]
+        first, last, visible = there[0][0], there[-1][1], present[k] & (seen[k] >= 0.25)
+        comes, goes = first > 0, last < frames - 1
+        sudden = e["exists"] != [0, frames - 1]
+        why = ("appears" if comes else "vanishes") if sudden else "passes" if comes and goes else "enters" if comes else "leaves" if goes else "stays"
+        way = ways[k, first:last + 1]
+        speed = float(np.hypot(*np.diff(way, axis=0).T).mean()) if len(way) > 1 else 0.0
+        near = [np.hypot(*(ways[k] - ways[j]).T)[present[k] & present[j]].min(initial=np.inf) < max(e["radius"], equations[j]["radius"]) for j in range(len(names))]
+        found.append({"object": name, "persistent": bool(present[k].all()), "why": why, "present": spans(present[k]), "visible": spans(visible), "hidden": spans(present[k] & ~visible),
+                      "direction": nearest_direction(way[-1] - way[0], 2 * size / 48), "speed": speed, "curvature": float(e["turn"] / np.hypot(*e["velocity"])) if e["turn"] else 0.0,
+                      "crosses": [names[j] for j in range(len(names)) if j != k and near[j]], "equation": e})
+    return found
+
+
+def told(track):
+    """The templated sentences about one object."""
+    first, last = track["present"][0][0], track["present"][-1][1]
+    way = {"stays": f"is there in frames {first} to {last}", "enters": f"enters in frame {first}", "leaves": f"leaves in frame {last}", "passes": f"enters in frame {first} and leaves in frame {last}",
+           "appears": f"appears in frame {first}", "vanishes": f"vanishes in frame {last}"}[track["why"]]
+    return (f"The {track['object']} is {'persistent' if track['persistent'] else 'transient'}: it {way}. It {'is still' if track['direction'] == 'still' else 'moves ' + track['direction']}. "
+            f"It is {'hidden in ' + spans_words(track['hidden']) if track['hidden'] else 'never hidden'}.")
+
+
+def asked_of(rng, kind, name):
+    """One of the paraphrases of a question."""
+    question = QUESTIONS[kind][0 if rng.random() < 0.5 else rng.integers(1, len(QUESTIONS[kind]))]
+    return question.format(*(name, str(rng.choice(["persistent or transient", "transient or persistent"])))[:question.count("{}")])
+
+
+def questions_of(tracks, numbers, absent, seed):
+    """(turns, asked) about a clip. numbers: of the objects in the scene as it was drawn, by which the same words are found for them in its changed clips."""
+    turns, asked = [], []
+    for track, number in zip(tracks, numbers, strict=True):
+        rng = np.random.default_rng([*seed, 3 + number])
+        answers = {"persistence": "persistent" if track["persistent"] else "transient", "frames": spans_words(track["visible"]), "direction": track["direction"],
+                   "hidden": spans_words(track["hidden"]) if track["hidden"] else "it is never hidden", "backwards": OPPOSITE[track["direction"]],
+                   "uncovered": spans_words(track["present"]), "unknown": UNKNOWN}
+        turns += [[asked_of(rng, kind, track["object"]), answer] for kind, answer in answers.items()]
+        asked += [[{"backwards": "whatif", "uncovered": "whatif"}.get(kind, kind), track["object"]] for kind in answers]
+    rng = np.random.default_rng([*seed, 2])
+    turns += [[asked_of(rng, str(kind), absent), f"there is no {absent}"] for kind in rng.permutation(["persistence", "frames", "direction", "hidden", "backwards", "uncovered"])[:2]]
+    turns.append([asked_of(rng, "count", ""), str(len(tracks))])
+    return turns, [*asked, ["absent", absent], ["absent", absent], ["count", ""]]
+
+
+def absent_name(rng, names):
+    """The name of an object that is not there; half of the time its colour or its shape is."""
+    others = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in names]
+    alike = [o for o in others if set(o.split()) & {w for n in names for w in n.split()}]
+    return str(rng.choice(alike if rng.random() < 0.5 else others))
+
+
+def trajectories(n, size, seed, frames=32, change=None, only=None):
+    """Clips of one to three coloured objects, half of them persistent (in the picture, seen or hidden, in every frame), half transient; every scene is its own source.
+
+    change: the same scenes played backwards, without their first object, or with the first two objects' colours and shapes exchanged. only: the split to keep.
+    """
+    for i in range(n):
+        name = f"trajectories-{seed}-{i:05d}"
+        if only and split_of(name) != only:
+            continue
+        rng = np.random.default_rng([seed, i])
+        cases = sorted((str(rng.choice(STAYS if rng.random() < 0.5 else GOES)) for _ in range(rng.integers(1, 4))), key=lambda c: c == "crosses")
+        cases[0] = "stays" if cases[0] == "crosses" else cases[0]  # there is nobody yet to cross
+        directions = ["still" if case in ("stays", "blinks") and rng.random() < 0.15 else str(rng.choice(list(DIRECTIONS))) for case in cases]
+        while not (scene := planned(rng, cases, directions, size, frames)) or not as_planned(scene):
+            pass  # cases and directions stay: those that are harder to draw would become rare
+        names = [f"{o['colour']} {o['shape']}" for o in scene["objects"]]
+        absent, numbers, more = absent_name(np.random.default_rng([seed, i, 1]), names), list(range(len(names))), {}
+        if change == "swapped":
+            if len(names) < 2:
+                continue
+            a, b = scene["objects"][:2]
+            scene["objects"][:2] = b | {"equation": a["equation"]}, a | {"equation": b["equation"]}
+        elif change == "deleted":
+            more["removed"] = names[0]
+            scene["objects"], scene["depth"], numbers = scene["objects"][1:], [k - 1 for k in scene["depth"] if k], numbers[1:]
+        image, mask, inside, seen = filmed(scene, change == "reversed")
+        tracks = tracked(scene, change == "reversed", mask, inside, seen)
+        turns, asked = questions_of(tracks, numbers, absent, (seed, i))
+        count = len(tracks)
+        yield {"id": name, "source": name, "width": size, "height": size, "frames": torch.from_numpy(image), "mask": torch.from_numpy(mask), "boxes": boxes_of(mask, count),
+               "labels": [o["shape"] for o in scene["objects"]], "names": [t["object"] for t in tracks], "count": count, "absent": absent, "tracks": tracks, **more,
+               "text": " ".join([*map(told, tracks), "There is 1 coloured object." if count == 1 else f"There are {count} coloured objects."]), "turns": turns, "asked": asked}
+
+
+def as_planned(scene):
+    """Does the film show what was drawn: who hides or crosses does so, all are seen for a while, and whoever comes or goes is seen doing it, clearly?"""
+    _, mask, inside, seen = filmed(scene, painted=False)
+    if ((seen > 0.15) & (seen < 0.4) & (inside >= 0.5)).sum(1).max() > 4:  # neither seen nor hidden for long
+        return False
+    for case, track in zip(scene["cases"], tracked(scene, False, mask, inside, seen), strict=True):
+        visible = {t for a, b in track["visible"] for t in range(a, b + 1)}
+        ends = {t for t in (track["present"][0][0], track["present"][-1][1]) if 0 < t < len(mask) - 1} if track["present"] else set()
+        if (len(track["present"]) != 1 or len(track["visible"]) > 3 or len(visible) < 5 or not ends <= visible or track["persistent"] != (case in STAYS)
+                or case == "hidden" and sum(b - a + 1 for a, b in track["hidden"]) < 3 or case == "crosses" and not track["crosses"]
+                or case not in ("hidden", "crosses", "blinks") and track["why"] != case):
+            return False
+    return True
+
+
+def boxes_of(mask, n):
+    """Extents of the numbers 1 ... n in masks uint8 [T,S,S], float32 [T,n,4]; zeros where there are none."""
+    found = torch.zeros(len(mask), n, 4)
+    for k in range(n):
+        here = mask == k + 1
+        for axis, (low, high) in ((1, (0, 2)), (2, (1, 3))):  # columns give x, rows y
+            line = here.any(axis)
+            found[:, k, low] = torch.from_numpy(line.argmax(1).astype(np.float32))
+            found[:, k, high] = torch.from_numpy(np.where(line.any(1), mask.shape[1] - line[:, ::-1].argmax(1), 0).astype(np.float32))
+    return found
+
+
+# ---------------------------------------------------------------- pictures with boxes
 
 
 def read_voc(root, annotations):
@@ -604,13 +888,16 @@ def preview(items, path, columns=8, rows=5, tile=160):
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("source", nargs="?", default="shapes", choices=["shapes", "moving", "cut", "photos", "boxes", "clips", "ssv2"])
+    p.add_argument("source", nargs="?", default="shapes", choices=["shapes", "moving", "trajectories", "cut", "photos", "boxes", "clips", "ssv2"])
     p.add_argument("--out", help="the folder to write (default: data/<source>)")
-    p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, moving 200, photos 200, else all); of clips as many of each action, by --seed")
-    p.add_argument("--size", type=int, help="side in pixels of generated frames and of clips (default: 224; moving 64)")
+    p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, trajectories 2000, moving and photos 200, else all); of clips as many of each action, by --seed")
+    p.add_argument("--size", type=int, help="side in pixels of generated frames and of clips (default: 224; moving 64, trajectories 48)")
     p.add_argument("--freeze", choices=["first", "middle"], help="moving: show this frame throughout; ids, sources and answers stay (default --out: data/moving-<frame>)")
     p.add_argument("--clips", help="with --freeze or cut: a data folder whose clips to freeze or to cut (default, of --freeze: those that --n, --size and --seed generate)")
-    p.add_argument("--frames", type=int, help="of a clip (default: moving 17, clips and ssv2 24); cut: how many")
+    p.add_argument("--frames", type=int, help="of a clip (default: moving 17, trajectories 32, clips and ssv2 24); cut: how many")
+    p.add_argument("--change", choices=CHANGES, help="trajectories: the same scenes played backwards, without their first object, or with the colours and shapes of the first two exchanged;"
+                   " ids and sources stay (default --out: data/trajectories-<change>)")
+    p.add_argument("--only", choices=["train", "val", "test"], help="trajectories: leave out what is not of this split")
     p.add_argument("--fps", type=float, help="clips, ssv2: frames a second (default: every frame)")
     p.add_argument("--first", type=int, default=0, help="cut: the number of the first frame (default: %(default)s)")
     p.add_argument("--root", help="boxes, clips: the folder that holds them; ssv2: the folder of the published files")
@@ -626,13 +913,17 @@ def main(argv=None):
     args = get_args(argv)
     if args.smoke:
         args.n = args.n or 4
-    out = Path(args.out or f"data/{args.source}" + (f"-{args.freeze}" if args.freeze else ""))
+    out = Path(args.out or f"data/{args.source}" + (f"-{args.freeze or args.change}" if args.freeze or args.change else ""))
     if args.n is not None and args.n < 1:
         refuse(f"--n {args.n} leaves nothing to write; give 1 or more")
     if args.size is not None and args.size < 16:
         refuse(f"--size {args.size} is too small to draw in; give 16 or more")
     if args.freeze and args.source != "moving":
         refuse(f"--freeze {args.freeze} is about clips, and {args.source} are stills; use it with moving")
+    if (args.change or args.only) and args.source != "trajectories":
+        refuse(f"--{'change' if args.change else 'only'} {args.change or args.only} is about trajectories, and {args.source} has none; leave it out")
+    if args.source == "trajectories" and ((args.size or 48) < 32 or (args.frames or 32) < 16):
+        refuse(f"--size {args.size or 48} and --frames {args.frames or 32} leave no room to come and go; give at least 32 and 16")
     if args.clips and not args.freeze and args.source != "cut":
         refuse(f"--clips {args.clips} goes with --freeze first or middle, or with cut; leave it out")
     if args.source == "cut" and not (args.clips and args.frames is not None and args.out):
@@ -646,7 +937,7 @@ def main(argv=None):
         refuse(f"--fps {args.fps:g} with {args.source} is no rate to read clips at; give more than 0 with clips or ssv2, or leave it out")
     check_writable(out / "index.yaml")
     meta = {"name": out.name, "source_kind": args.source, "data": "real" if real else "synthetic", "seed": args.seed}
-    meta |= {"freeze": args.freeze} if args.freeze else {}
+    meta |= {k: v for k, v in (("freeze", args.freeze), ("change", args.change), ("only", args.only)) if v}
     if args.source in ("clips", "ssv2"):
         root, frames, size = Path(args.root), args.frames or 24, args.size or 224
         rows = read_ssv2(root) if args.source == "ssv2" else read_labels(root, Path(args.annotations or root / "labels.csv"))
@@ -656,8 +947,9 @@ def main(argv=None):
         items, meta["skipped"] = boxes(args.root, args.format, args.annotations, args.classes and [c.strip() for c in args.classes.split(",")], args.n, args.skip_bad)
         write_items(out, items, meta)
     else:
-        n = args.n or {"shapes": 500}.get(args.source, 200)
-        generate = {"shapes": shapes, "moving": functools.partial(moving, frames=args.frames or 17), "photos": photos}.get(args.source)
+        n = args.n or {"shapes": 500, "trajectories": 2000}.get(args.source, 200)
+        generate = {"shapes": shapes, "moving": functools.partial(moving, frames=args.frames or 17), "photos": photos,
+                    "trajectories": functools.partial(trajectories, frames=args.frames or 32, change=args.change, only=args.only)}.get(args.source)
         if args.clips:
             items, index = load_items(args.clips)
             meta |= {"data": index["data"], "seed": index.get("seed")} | ({"cut_from": index["name"], "first": args.first, "frames": args.frames} if args.source == "cut" else {})
@@ -665,7 +957,7 @@ def main(argv=None):
             if len(items[0].get("frames", ())) < 2:
                 refuse(f"{args.clips} holds no clips; give --clips a data folder of clips")
         else:
-            items = generate(n, args.size or (64 if args.source == "moving" else 224), args.seed)
+            items = generate(n, args.size or {"moving": 64, "trajectories": 48}.get(args.source, 224), args.seed)
         items = cut(items, args.first, args.frames) if args.source == "cut" else freeze(items, args.freeze) if args.freeze else items
         write_items(out, tqdm(items, total=n, desc=args.source, unit="item"), meta | {"skipped": 0})
     items, index = load_items(out)

@@ -30,11 +30,42 @@ asks the model itself what happens in films, or in a folder of clips that have a
 Floors are films that show no action (copy, frozen), what is said of other clips (other_item) and the commonest action. Answers are kept in <out>-answers.pt; a run that was killed goes on.
 <out>-said.pt holds which of the actions each film's answer names, bool `said` [films, actions], as scored: for verify.py --words.
 
+    python explain.py --mode trajectories --data data/trajectories --embeddings results/tiny/trajectories/tracks.pt --words results/tiny/trajectories/words \\
+        --changed reversed=data/trajectories-reversed:results/tiny/trajectories-reversed/tracks.pt
+
+asks writers the same questions about the objects of clips (data.py trajectories), and for descriptions, and checks every claim against the truth. A row of explain-trajectories.yaml for each:
+
+    truth, metadata    templates: of the truth (the ceiling), and of what a video model notes of an object: persistent or not, and in which frames it is seen
+    text, soft         a causal language model (--language) that is given these notes as text, or the embedding as soft tokens under LoRA (--words, of adapt.py --mode words)
+    vlm                a vision-language model (--vlm) that is shown frames, and was taught nothing
+    commonest, blind   floors: the commonest answer of the train clips to such a question, and the language model that is given nothing
+
+    accuracy, <kind>   share of answers that are right, in whatever words; frame_f1: of the frames that it says an object is seen in
+    claim_precision    share of the claims of its descriptions that are true; omission: share of the facts that no true claim states; both by kind, too; unparsed: sentences without a claim
+    abstains           of questions that the clip does not answer the share that it says so of; abstains_wrongly: of the others
+    order_<kind>       share of answers that stay when the options are listed in another order
+
+words_follow_picture: yes, no or inconclusive: are answers worse with the embedding of another clip's or of another object in place of the right one? `ablations` has every such test,
+`changed` the share of answers that say what has become true of changed clips beside the share that repeats what was. explain-trajectories.png shows a few clips, and when who is said to be there.
+
     python explain.py --image a.jpg --ask "What is in the picture?"                          # one's own picture; several are asked about together
     python explain.py --clip a.mp4 --ask "Which way does the red circle move?" --frames 16   # a video: so many of its frames, evenly spread
 
 print what --model says, word by word as it comes, and write nothing but --out, a YAML, if it is given. Every VLM of the registry that has a processor here takes one picture; several pictures
 and videos those whose processor takes a chat about them.
+
+    python explain.py --mode tracks --model tiny-tracker --data data/trajectories --out results/tiny/trajectories/tracks.pt
+
+asks a tracker about every object of clips (data.py trajectories): in which frames is it seen, is it persistent? tracks.pt holds for ids "<clip>/<object>", of the absent object too,
+fp16 embedding [N,512], scores [N,32] (probability that it is seen in a frame), attention [N,32] (sums to 1) and persistence [N] (probability), and in meta the threshold of the scores,
+chosen on val. Any video model may write it: --embeddings FILE scores such a file. explain-tracks.yaml beside it says of the test clips' objects:
+
+    persistence_accuracy   beside how long it is seen (duration, threshold chosen on val), whether in both the first and the last frame (ends), how much the clip moves (energy), the commonest answer
+    frame_f1, _macro       of the frames in which it is seen, all tracks together and the mean of tracks, beside always and clock (the commonest answer of each frame in train);
+                           copy, the truth of one second earlier, shows how little a frame's label needs seeing: no model has it
+    segmental_f1_10 ... edit, boundary_error   of the spans; boundary_error in frames
+    absent_seen            how often what is absent is said to be seen in some frame; apart, where another object of its colour is there and where none is
+    attention_<how>_<what> how much more what is said changes without the four frames of highest attention than without four others (showing the clip's mean, or their neighbours)
 
     python explain.py --mode report --results results --out results/report.html
 
@@ -45,10 +76,14 @@ import base64
 import functools
 import hashlib
 import io
+import json
 import re
+import sys
 import time
 from pathlib import Path
 from string import Template
+from types import SimpleNamespace
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import torch
@@ -60,8 +95,13 @@ from common import (
     DIRECTIONS,
     RATE,
     RESULT,
+    TELL_OF,
+    TIMES,
+    TRACKS,
     WORDS,
+    answered,
     asked_object,
+    attempt,
     bootstrap,
     box_iou,
     box_truth,
@@ -69,6 +109,7 @@ from common import (
     check_writable,
     choose_device,
     criterion,
+    digest,
     find_model,
     fingerprint,
     frames_of,
@@ -76,10 +117,15 @@ from common import (
     join,
     load_features,
     load_items,
+    load_language,
     load_pt,
+    load_tracks,
     load_vlm,
+    load_words,
     load_yaml,
     made_up_folder,
+    metadata_text,
+    motion_energy,
     paired_test,
     parser,
     plain,
@@ -91,6 +137,7 @@ from common import (
     resolved_commit,
     ridge,
     run_info,
+    save_bytes,
     save_pt,
     save_text,
     save_yaml,
@@ -98,10 +145,14 @@ from common import (
     split_indices,
     split_of,
     token_ridge,
+    track_id,
     with_grid,
+    word_prompt,
     write_items,
 )
 
+EARLIER = int(RATE)  # frames: a second
+DELETED = 4  # of 32 frames, to see whether what is said depends on them
 LEAST = 0.05  # of the answers: a change rarer than that is none
 
 
@@ -803,6 +854,1109 @@ def live(args, started):
     return result
 
 
+# ---------------------------------------------------------------- trajectories: what a vision model sees of them
+
+class Tracker(torch.nn.Module):
+    """A small video transformer that is asked about an object by its name, and says in which frames it sees it and whether it is persistent.
+
+    In every frame the query (its colour's and its shape's embedding) attends to the patches of 8 x 8 pixels; then the query's tokens of all frames attend among each other, and a
+    summary token with them. That token's attention over the frames pools what they hold. config: what config.json holds; `layers`: of a query in a frame, and of the frames.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, (small, width), (hops, layers), side = config, config["widths"], config["layers"], config["image_size"] // 8
+        more = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, small // 2, 4, 4), torch.nn.GELU(), torch.nn.Conv2d(small // 2, small, 3, 2, 1))
+        self.colour, self.shape = (torch.nn.Embedding(len(config[k]), small) for k in ("colours", "shapes"))
+        self.place, self.time, self.summary = (torch.nn.Parameter(torch.randn(*shape) * 0.5) for shape in ((side * side, small), (config["frames"], width), (1, width)))
+        self.query = torch.nn.ModuleList(torch.nn.TransformerDecoderLayer(small, 4, 2 * small, **more) for _ in range(hops))
+        self.course = torch.nn.ModuleList(torch.nn.TransformerEncoderLayer(width, 4, 2 * width, **more) for _ in range(layers))
+        self.patch_norm, self.query_norm, self.norm, self.widen = torch.nn.LayerNorm(small), torch.nn.LayerNorm(small), torch.nn.LayerNorm(width), torch.nn.Linear(small, width)
+        self.key, self.score, self.embed = torch.nn.Linear(width, width), torch.nn.Linear(width, 1), torch.nn.Linear(2 * width, config["embedding"])
+        self.persistent = torch.nn.Linear(config["embedding"], 1)
+
+    def look(self, frames, colours, shapes):
+        """What a query finds in each frame by itself: frames uint8 [n,T,S,S,3], numbers of colours and shapes [n,q] -> [n,q,T,D]."""
+        (n, t), q = frames.shape[:2], colours.shape[1]
+        patches = self.stem(frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 64 - 2).flatten(2).transpose(1, 2)
+        patches, x = self.patch_norm(patches) + self.place, (self.colour(colours) + self.shape(shapes)).repeat_interleave(t, 0)
+        others = ~torch.eye(q, dtype=torch.bool, device=x.device)  # what is asked besides changes nothing
+        for layer in self.query:
+            x = layer(x, patches, tgt_mask=others)
+        return self.query_norm(x).unflatten(0, (n, t)).transpose(1, 2)
+
+    def forward(self, frames, colours, shapes):
+        """As of `look` -> {scores [n,q,T] and persistence [n,q], logits; attention [n,q,T], sums to 1; embedding [n,q,E]; looked, seen: the tokens of the frames before and after}."""
+        looked = self.look(frames, colours, shapes)
+        x = (self.widen(looked) + self.time).flatten(0, 1)
+        x = torch.cat([x, self.summary.expand(len(x), 1, -1)], 1)
+        for layer in self.course:
+            x = layer(x)
+        x = self.norm(x)
+        seen, summary = x[:, :-1], x[:, -1]
+        attention = ((self.key(seen) @ summary[:, :, None])[..., 0].float() / summary.shape[1] ** 0.5).softmax(-1)
+        embedding = self.embed(torch.cat([summary, (attention[:, None].to(seen.dtype) @ seen)[:, 0]], 1))
+        found = {"scores": self.score(seen)[..., 0], "attention": attention, "embedding": embedding, "persistence": self.persistent(embedding)[:, 0]}
+        return {"looked": looked, "seen": seen.unflatten(0, looked.shape[:2])} | {k: v.unflatten(0, looked.shape[:2]) for k, v in found.items()}
+
+    def save_pretrained(self, folder):
+        """config.json and model.safetensors, in the dtype of the weights."""
+        from safetensors.torch import save
+        save_text(Path(folder) / "config.json", json.dumps({"model_type": "tracker", **self.config}, indent=1))
+        save_bytes(Path(folder) / "model.safetensors", save({k: v.contiguous() for k, v in self.state_dict().items()}))
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        from safetensors.torch import load_file
+        model = cls({k: v for k, v in json.loads((Path(folder) / "config.json").read_text()).items() if k != "model_type"})
+        model.load_state_dict({k: v.float() for k, v in load_file(Path(folder) / "model.safetensors").items()})
+        return model.eval()
+
+
+def load_tracker(entry, device):
+    """The tracker of a folder, or a refusal that says what is wrong with it."""
+    if entry["kind"] != "tracker":
+        refuse(f"--model {entry['name']} is of kind {entry['kind']}, and --mode tracks follows objects with a tracker; give --model tiny-tracker, or --embeddings, what another model wrote")
+    return attempt(lambda: Tracker.from_pretrained(entry["path"]), entry).to(device)
+
+
+@torch.inference_mode()
+def follow(model, frames, names, device):
+    """What a tracker says of n clips uint8 [n,T,S,S,3] and q names of each: {scores, attention [n,q,T], persistence [n,q]: probabilities, embedding [n,q,E]}, fp32."""
+    words = [[name.split() for name in row] for row in names]
+    asked = [torch.tensor([[model.config[kind].index(w[k]) for w in row] for row in words], device=device) for k, kind in enumerate(("colours", "shapes"))]
+    found = model(frames.to(device), *asked)
+    return {k: (found[k].sigmoid() if k in ("scores", "persistence") else found[k]).float().cpu() for k in ("scores", "attention", "persistence", "embedding")}
+
+
+def follow_all(model, items, device, batch=32):
+    """(ids, {as of `follow`, [N,...]}) of every object of the clips, of the one that is not there, and of one that was taken out."""
+    ids, found = [], []
+    for start in tqdm(range(0, len(items), batch), desc="tracks", unit="batch"):
+        part = items[start:start + batch]
+        names = [[*i["names"], i["absent"], *filter(None, [i.get("removed")])] for i in part]
+        longest = max(map(len, names))
+        own = follow(model, torch.stack([frames_of(i, model.config["image_size"]) for i in part]), [n + n[-1:] * (longest - len(n)) for n in names], device)
+        kept = torch.tensor([[k < len(n) for k in range(longest)] for n in names])
+        ids += [f"{i['id']}/{n}" for i, row in zip(part, names, strict=True) for n in row]
+        found.append({k: x[kept] for k, x in own.items()})
+    return ids, {k: torch.cat([f[k] for f in found]) for k in found[0]}
+
+
+# ---------------------------------------------------------------- trajectories: are the frames right?
+
+def segments(labels):
+    """[(label, first, last)] of the runs of equal labels, both ends included."""
+    edges = [0, *(t for t in range(1, len(labels)) if labels[t] != labels[t - 1]), len(labels)]
+    return [(labels[a], a, b - 1) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def segmental_f1(truth, said, at):
+    """F1 of the segments whose label is not 0: a said one is right where it covers, by intersection over union of at least `at`, a true one of its label that none before it did
+    (Lea et al. 2017, Temporal Convolutional Networks for Action Segmentation and Detection, section 4.1)."""
+    true, own = ([s for s in segments(labels) if s[0]] for labels in (truth, said))
+    taken = set()
+    for label, a, b in own:
+        overlap = [(min(b, d) - max(a, c) + 1) / (max(b, d) - min(a, c) + 1) if label == other else 0 for other, c, d in true]
+        best = max(range(len(true)), key=overlap.__getitem__, default=None)
+        if best is not None and overlap[best] >= at and best not in taken:
+            taken.add(best)
+    return 2 * len(taken) / max(len(true) + len(own), 1)
+
+
+def edit_score(truth, said):
+    """1 less the Levenshtein distance of the two orders of segments, 0's too, over the longer one (Lea et al. 2017): how long each lasts does not count."""
+    a, b = ([s[0] for s in segments(labels)] for labels in (truth, said))
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
+    return 1 - row[-1] / max(len(a), len(b))
+
+
+def boundary_error(truth, said):
+    """Frames from each true change of label to the nearest said one to the same label, their mean; all the frames where nothing so changes. nan where nothing changes in truth."""
+    true, own = ([(s[0], s[1]) for s in segments(labels)[1:]] for labels in (truth, said))
+    apart = [min([abs(t - u) for other, u in own if other == label], default=len(truth)) for label, t in true]
+    return sum(apart) / len(apart) if apart else float("nan")
+
+
+def frames_scored(truth, said, sources, seed):
+    """(one row of the table, frame_f1 per track) of bool [n,T]: F1 of the frames in which an object is seen, of all tracks' together (micro) and the mean over the tracks (macro); segments;
+    boundaries in frames."""
+    hits, either = 2 * (truth & said).sum(1).double(), (truth.sum(1) + said.sum(1)).double()
+    micro, pairs = ratio(hits, either), list(zip(truth.int().tolist(), said.int().tolist(), strict=True))
+    scores = {"frame_f1": micro, "frame_f1_macro": hits / either.clamp(min=1), "edit": torch.tensor([edit_score(a, b) for a, b in pairs])}
+    scores |= {f"segmental_f1_{at}": torch.tensor([segmental_f1(a, b, at / 100) for a, b in pairs]) for at in (10, 25, 50)}
+    row = {key: value for name, x in scores.items() for key, value in mean_and_interval(name, x, sources, seed).items()}
+    apart = torch.tensor([boundary_error(a, b) for a, b in pairs])
+    at = (~apart.isnan()).nonzero().flatten().tolist()
+    return row | mean_and_interval("boundary_error", apart[at], [sources[k] for k in at], seed), micro
+
+
+def best_cut(x, truth):
+    """(cut, +1 or -1): x * sign >= cut * sign says `truth` most often; x [n], truth bool [n]."""
+    found = [((sign * x >= sign * cut) == truth).double().mean().item() for cut in x.unique() for sign in (1, -1)]
+    best = max(range(len(found)), key=found.__getitem__)
+    return x.unique()[best // 2].item(), 1 - 2 * (best % 2)
+
+
+def frames_of_track(track):
+    """bool [T]: is it seen?"""
+    seen = torch.zeros(TIMES, dtype=torch.bool)
+    for a, b in track["visible"]:
+        seen[a:b + 1] = True
+    return seen
+
+
+def frames_asked(items, ids):
+    """(rows, bool [n,T]) of all that clips are asked about: in which frames it is seen; what is absent in none."""
+    truth = {f"{i['id']}/{t['object']}": frames_of_track(t) for i in items for t in i["tracks"]} | {f"{i['id']}/{i['absent']}": torch.zeros(TIMES, dtype=torch.bool) for i in items}
+    rows = [k for k, name in enumerate(ids) if name in truth]
+    return rows, torch.stack([truth[ids[k]] for k in rows]) if rows else None
+
+
+def best_threshold_of(scores, truth):
+    """Of the scores in 0..1 [n,T], the one above which they say best which frames are seen, bool [n,T]: by F1 of all together."""
+    cuts = torch.arange(1, 20) / 20
+    f1 = torch.stack([2 * (truth & (scores > c)).sum() / (truth.sum() + (scores > c).sum()) for c in cuts])
+    return round(cuts[f1.argmax()].item(), 2)
+
+
+def persistence_floors(seen, said, energy, persistent):
+    """{name: is it right of each test object}, of what knows no more than how long an object is seen, whether it is seen at both ends, or how much its clip moves. Each of seen, said
+    (bool [n,T]), energy, persistent: {split: [n]}. Cuts are chosen on val, the commonest answer on train.
+
+    `duration_of_the_truth` counts the frames in which the object really is seen, not those in which it is said to be.
+    """
+    measures = {"duration": {s: x.sum(1).double() for s, x in said.items()}, "duration_of_the_truth": {s: x.sum(1).double() for s, x in seen.items()}, "energy": energy}
+    right = {"commonest": persistent["test"] == (persistent["train"].double().mean() >= 0.5), "ends": (said["test"][:, 0] & said["test"][:, -1]) == persistent["test"]}
+    for name, x in measures.items():
+        cut, sign = best_cut(x["val"], persistent["val"])
+        right[name] = (sign * x["test"] >= sign * cut) == persistent["test"]
+    return {name: x.double() for name, x in right.items()}
+
+
+def case_of(track):
+    return track["why"] if track["why"] != "stays" else "stays, hidden for a while" if track["hidden"] else "stays, seen throughout"
+
+
+def tracks_scored(items, tracks, folder, seed):
+    """(headline scalars, tables) of explain-tracks.yaml but for what needs the vision model. tracks: as of load_tracks, with all of the items' objects."""
+    split, row_of = split_indices(items, folder), {name: k for k, name in enumerate(tracks["ids"])}
+    objects = {s: [(items[k], t) for k in numbers.tolist() for t in items[k]["tracks"]] for s, numbers in split.items()}
+    rows = {s: torch.tensor([row_of[f"{i['id']}/{t['object']}"] for i, t in these]) for s, these in objects.items()}
+    seen = {s: torch.stack([frames_of_track(t) for _, t in these]) for s, these in objects.items()}
+    persistent = {s: torch.tensor([t["persistent"] for _, t in these]) for s, these in objects.items()}
+    asked, frames = frames_asked([items[k] for k in split["val"].tolist()], tracks["ids"])
+    threshold = best_threshold_of(tracks["scores"][asked], frames)
+    said = {s: tracks["scores"][r] > threshold for s, r in rows.items()}
+    moves = dict(zip((i["id"] for i in items), motion_energy([i["frames"] for i in items]).tolist(), strict=True))
+    energy = {s: torch.tensor([moves[i["id"]] for i, _ in these], dtype=torch.float64) for s, these in objects.items()}
+    sources, truth, right = [i["source"] for i, _ in objects["test"]], seen["test"], (tracks["persistence"][rows["test"]] > 0.5) == persistent["test"]
+
+    floors = persistence_floors(seen, said, energy, persistent)
+    shown = {"own": said["test"], "always": torch.ones_like(truth), "clock": (seen["train"].double().mean(0) >= 0.5).expand_as(truth),
+             "copy": torch.cat([truth[:, :1].expand(-1, EARLIER), truth[:, :-EARLIER]], 1)}
+    table, f1 = ({name: x[k] for name, x in {n: frames_scored(truth, x, sources, seed) for n, x in shown.items()}.items()} for k in (0, 1))
+    criteria = {"persistence_accuracy": criterion(right.double(), {n: x for n, x in floors.items() if n != "duration_of_the_truth"}, sources, seed=seed),
+                "frame_f1": criterion(f1["own"], {n: f1[n] for n in ("always", "clock")}, sources, seed=seed)}
+    head = {}
+    for (name, c), p in zip(criteria.items(), holm({n: c["p"] for n, c in criteria.items()}).values(), strict=True):
+        c["p_holm"] = p
+        head |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], **{f"{name}_{k}": c[k] for k in ("floor", "floor_name", "gain", "gain_low", "gain_high", "p_holm")}}
+    for name, x in floors.items():
+        head |= mean_and_interval(f"persistence_{name}", x, sources, seed)
+    head |= {k: v for k, v in table["own"].items() if k not in head} | {f"frame_f1_{n}": table[n]["frame_f1"] for n in ("always", "clock", "copy")}
+    over_copy = paired_test(f1["own"], f1["copy"], sources, seed=seed)
+    absent = {True: [], False: []}  # is another object of its colour there?
+    for item in (items[k] for k in split["test"].tolist()):
+        if (row := row_of.get(f"{item['id']}/{item['absent']}")) is not None:
+            absent[any(name.split()[0] == item["absent"].split()[0] for name in item["names"])].append((tracks["scores"][row] > threshold).any().item())
+    alarms = {"absent_seen": sum(absent.values(), []), "absent_seen_colour_there": absent[True], "absent_seen_colour_not_there": absent[False]}
+    head |= {"over_copy": over_copy["gain"], "over_copy_low": over_copy["gain_low"], "over_copy_high": over_copy["gain_high"], "copy_frames": EARLIER, "rate": RATE, "threshold": threshold,
+             **{name: sum(x) / len(x) if x else None for name, x in alarms.items()}, "objects": len(right), "clips": len(split["test"]), "sources": len(set(sources))}
+    cases = {}
+    for case in sorted({case_of(t) for _, t in objects["test"]}):
+        these = torch.tensor([case_of(t) == case for _, t in objects["test"]])
+        cases[case] = {"n": int(these.sum()), "persistence_accuracy": right[these].double().mean().item(), "duration": floors["duration"][these].mean().item(),
+                       "frame_f1": (2 * (truth & said["test"])[these].sum() / (truth[these].sum() + said["test"][these].sum())).item()}
+    return head, {"criteria": criteria, "frames": table, "cases": cases}
+
+
+# ---------------------------------------------------------------- trajectories: does the tracker look where it says it looks?
+
+def without_frames(clip, at, how):
+    """A clip uint8 [T,...] in which the frames `at` show its mean picture, or the nearest frame that stays."""
+    stay = [t for t in range(len(clip)) if t not in at]
+    new = clip.clone()
+    for t in at:
+        new[t] = clip.float().mean(0).round().byte() if how == "mean" else clip[min(stay, key=lambda s: abs(s - t))]
+    return new
+
+
+def faithfulness(model, items, device, seed, most=150, draws=5):
+    """{way: paired tests}: does what the tracker says change more without the DELETED frames of highest attention than without as many drawn at random? Of persistence the change of its
+    probability, of the scores the mean change in the frames that stay (deletion: Samek et al. 2017; attention need not explain: Jain & Wallace 2019)."""
+    g, found, sources = torch.Generator().manual_seed(seed), {}, []
+    objects = [(i, name) for i in items for name in i["names"]][:most]
+    for item, name in tqdm(objects, desc="frames left out", unit="object"):
+        clip = frames_of(item, model.config["image_size"])
+        base = {k: x[0, 0] for k, x in follow(model, clip[None], [[name]], device).items()}
+        sets = [base["attention"].topk(DELETED).indices.tolist(), *(torch.randperm(len(clip), generator=g)[:DELETED].tolist() for _ in range(draws))]
+        sources.append(item["source"])
+        for how in ("mean", "neighbours"):
+            new = follow(model, torch.stack([without_frames(clip, at, how) for at in sets]), [[name]] * len(sets), device)
+            stay = torch.stack([torch.tensor([t not in at for t in range(len(clip))]) for at in sets])
+            change = {"persistence": (new["persistence"][:, 0] - base["persistence"]).abs(), "scores": ((new["scores"][:, 0] - base["scores"]).abs() * stay).sum(1) / stay.sum(1)}
+            for key, x in change.items():
+                found.setdefault((how, key), []).append((x[0].item(), x[1:].mean().item()))
+    table = {}
+    for (how, key), pairs in found.items():
+        top, random = torch.tensor(pairs).T
+        table.setdefault(how, {})[key] = {"highest": top.mean().item(), "random": random.mean().item(), **paired_test(top, random, sources, seed=seed)}
+    for (how, key), p in holm({names: table[names[0]][names[1]]["p"] for names in found}).items():
+        table[how][key]["p_holm"] = p
+    return table | {"objects": len(objects), "frames_left_out": DELETED, "draws": draws}
+
+
+def track_objects(args, started):
+    """--mode tracks: tracks.pt of a folder of clips by a tracker, or --embeddings, what any video model wrote; and explain-tracks.yaml, how true it is."""
+    folder = args.data
+    entry = None if args.embeddings else find_model(args.model)
+    if entry and entry["kind"] != "tracker":
+        load_tracker(entry, None)  # refuses
+    items, index = trajectory_folder(folder)
+    path = Path(args.embeddings or args.out or f"results/{entry['name']}/{Path(folder).name}/tracks.pt")
+    out = Path(args.out) if args.embeddings and args.out else path.with_name("explain-tracks.yaml")
+    for written in (out, *([] if args.embeddings else [path])):
+        check_writable(written)
+    scored, info, faithful = all(any(split_of(i["source"]) == s for i in items) for s in ("train", "val", "test")), {}, {}
+    if entry:
+        device, dtype, why = choose_device()
+        model = load_tracker(entry, device)
+        config = model.config
+        if unknown := [n for i in items for n in (*i["names"], i["absent"]) if n.split()[0] not in config["colours"] or n.split()[-1] not in config["shapes"]]:
+            refuse(f"{folder} has a {unknown[0]!r}, and {entry['path']} knows {', '.join(config['colours'])} and {', '.join(config['shapes'])}; give clips of these")
+        began = time.time()
+        ids, found = follow_all(model, items, device)
+        seconds = (time.time() - began) / len(items)
+        rows, truth = frames_asked([i for i in items if split_of(i["source"]) == "val"], ids)
+        threshold = best_threshold_of(found["scores"][rows].half().float(), truth) if rows else 0.5
+        save_pt(path, TRACKS, ids, {"model": entry["name"], "weights": entry["weights"], "data": index["data"], "data_path": str(folder), "threshold": threshold,
+                                    "threshold_from": "val" if rows else "nothing: the data has no val clips"}, **{k: x.half() for k, x in found.items()})
+        info = {"seconds_per_clip": seconds, "parameters": sum(p.numel() for p in model.parameters())}
+        if scored:
+            faithful = faithfulness(model, [i for i in items if split_of(i["source"]) == "test"], device, args.seed)
+            info |= {f"attention_{how}_{key}{end}": faithful[how][key][f"gain{end}"] for how in ("mean", "neighbours") for key in ("persistence", "scores") for end in ("", "_low", "_high")}
+    tracks = load_tracks(path, items)
+    lacking = [n for i in items for name in i["names"] if (n := f"{i['id']}/{name}") not in set(tracks["ids"])]
+    if lacking:
+        refuse(f"{path} lacks {lacking[0]!r} and {len(lacking) - 1} more; write it again for this --data")
+    head, tables = tracks_scored(items, tracks, folder, args.seed) if scored else ({"clips": len(items), "unscored": f"{folder} has not all of train, val and test"}, {})
+    meta = tracks["meta"]
+    result = {"stage": "tracks", "model": meta.get("model"), "weights": meta.get("weights", "unstated"), "data": index["data"], "data_name": index["name"], "tracks": str(path), **head, **info,
+              **tables, **({"attention": faithful} if faithful else {}), "run": run_info(args, started, script="explain.py")}
+    result = {k: v for k, v in result.items() if not isinstance(v, dict)} | {"peak_memory_gb": result["run"]["peak_memory_gb"]} | {k: v for k, v in result.items() if isinstance(v, dict)}
+    save_yaml(out, result)
+    say(result)
+    return result
+
+
+# ---------------------------------------------------------------- trajectories: what is said of them
+
+# What counts as true: spans of frames that have this IoU with the true ones, or whose every end is as near (in frames); a number that is equal, a direction that is the same and no neighbour.
+OVERLAP, ENDS = 0.8, 1
+ASKED = "persistence", "frames", "direction", "hidden", "whatif", "count", "absent", "unknown"  # kinds of question
+UNANSWERABLE = "absent", "unknown"  # right is who says that there is no such object, or that the clip does not show it
+CLAIMS = "persistence", "span", "direction", "hidden", "count", "absence"
+BEYOND = re.compile(r"\b(?:not|never) (?:show|say|tell|state|reveal)\b|\b(?:not|impossible to|no way to|hard to|never) (?:be )?"
+                    r"(?:know|tell|told|say|said|determine|infer|known|clear|possible|specified)|\bun(?:known|clear|certain)\b|\bno (?:information|idea)\b")
+COLOURED, SHAPED = "red|green|blue|yellow|purple|cyan|orange|pink|white|black|brown|grey", "circle|triangle|square|star|rectangle|diamond|cross|ring|hexagon|pentagon"
+PAINTED = rf"(?:{COLOURED})[- ](?:{SHAPED})"
+ALIKE = {"disc": "circle", "disk": "circle", "ball": "circle", "violet": "purple", "turquoise": "cyan", "gray": "grey", "colored": "coloured", "cannot": "can not", "thru": "to"}
+NUMBERS = {w: n for n, w in enumerate(("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))} | {"zero": 0}
+SIDE = r"(?:(?:up|down|left|upper|lower|top|bottom|right(?! (?:in|at|there|behind|away|after|before|now)\b))(?:[- ]?(?:wards?|hand))?)\b"
+# What sentences about objects are made of; where several begin at a letter, the first is meant. NAME stands for any object's.
+SAID = {
+    "aside": r"\b(?:behind|by|of|past|beside|near|across|cross(?:es|ing)|meet(?:s|ing)|overtak(?:es|ing)|than|follow(?:s|ing)) (?:the |an? )?(?:NAME)",  # not whom the sentence is about
+    "choice": r"\b(?:persistent or transient|transient or persistent)\b",
+    "count": rf"\b(?:\d+|{'|'.join(NUMBERS)})(?: (?:different|distinct|separate|coloured|moving|visible))* (?:objects?|shapes?|things?|figures?)\b(?! of)",
+    "none": r"\bno (?:NAME)\b",
+    "name": r"\b(?:NAME)\b",
+    "since": r"\b(?:from|since|after|(?:starting|beginning) (?:in|at|from|with)) frame \d+(?: on(?:wards?)?)?(?! to \d)",
+    "until": r"\b(?:until|till|up to|before) frame \d+",
+    "frames": r"\bframes? \d+(?: to \d+)?(?:(?:,| and|, and) (?:frames? )?\d+(?: to \d+)?(?!\d| (?:coloured|objects?|shapes?)\b))*",
+    "always": r"\b(?:throughout|always|the (?:whole|entire|full) (?:time|clip|video)|all (?:the time|along|the while)|(?:every|each|all)(?: single)?(?: the| of the)? frames?)\b",
+    "not": r"\b(?:not|never|no longer|nothing|nor|neither)\b",
+    "persistent": r"\b(?:persist(?:ent|s)|permanent)\b",
+    "transient": r"\b(?:transient|temporary|impermanent|short-lived)\b",
+    "hidden": r"\b(?:hidden|occluded|obscured|covered|concealed|blocked|hides|out of (?:sight|view)|(?:goes|going|passes|passing|moves|moving|disappears|slips|is)(?= behind\b))\b",
+    "lost": r"\b(?:unseen|invisible)\b",
+    "gone": r"\b(?:gone|absent|missing|nowhere)\b",
+    "last": r"\b(?:leav(?:es?|ing)|(?<=\bit )left|(?<=\bhas )left|left(?= the (?:picture|clip|scene|frame|image|video)\b)|exit(?:s|ed)?|vanish(?:es|ed)?|disappear(?:s|ed)?|(?:goes|went) (?:away|out)|"
+            r"last (?:seen|visible|appears?)|last(?:s|ed))\b",
+    "first": r"\b(?:enter(?:s|ed)?|arrive[sd]?|emerge[sd]?|(?:comes?|came|move[sd]?) in(?: (?:in|at)\b|to\b)|(?:shows|turns|pops) up|first (?:seen|appear(?:s|ed)?|visible)|"
+             r"(?:seen|appears?) (?:first|for the first time))\b",
+    "seen": r"\b(?:visible|seen|appear(?:s|ed|ing)?(?! to\b)|shown|shows|in (?:view|sight)|observed)\b",
+    "still": r"\b(?:(?:is|was|stay(?:s|ed)?|stands?|stood|remain(?:s|ed)?|keeps?|kept|sits?) (?:\w+ly )?still\b(?! (?:there|visible|in|seen|present|hidden|moving))|stationary|static|motionless)\b",
+    "exists": r"\bthere (?:is|are|was|were)\b",
+    "there": r"\b(?:there|present|in the (?:picture|clip|scene|frame|image|video)|on (?:the )?screen|exists?|stay(?:s|ed)?|remain(?:s|ed)?)\b",
+    "moves": r"\b(?:mov(?:es?|ed|ing|ement)|motion|travel(?:s|led|ling|ed|ing)?|go(?:es|ing)?|went|head(?:s|ed|ing)?|drift(?:s|ed|ing)?|slid(?:es?|ing)?|glid(?:es?|ed|ing)|fl(?:y|ies|ew|ying)|"
+             r"direction|way)\b",
+    "way": rf"\b(?:from )?(?:to(?:wards?)? )?(?:the )?{SIDE}(?:(?:,| and| then| side)*(?: to(?:wards?)?)?[- ](?:the )?{SIDE})*(?! of\b)",
+    "clause": r"[,;()]|\b(?:and|but|while|then|whereas|although)\b"}
+
+
+EXCEPT, IF = r"\b(?:except|apart from|other than)\b", r"\bif\b|\?$"  # of such sentences nothing is understood
+
+
+class Claim(NamedTuple):
+    """What a text says of an object (None: it is unclear of which; "" of all together); denied: that it is not so.
+
+    value: persistence bool; span {"first" or "last": frame}, {"visible" or "present": spans} or {"visible at" or "present at": frame}; direction a word; hidden spans, or True: at some time;
+    count a number; absence bool.
+    """
+    object: str | None
+    kind: str
+    value: object
+    denied: bool = False
+
+
+@functools.cache
+def said_of(names=()):
+    """SAID as one pattern that knows names of a colour and a shape, and these."""
+    name = "|".join([*map(re.escape, names), PAINTED])
+    return re.compile("|".join(f"(?P<{kind}>{pattern.replace('NAME', name)})" for kind, pattern in SAID.items()))
+
+
+def spelt(text, names, frames):
+    """A text as SAID spells it: lower case, "frames 4 to 21" however that is said, the first and the last frame by number, whole names where half of one is enough to know whom it means."""
+    text = re.sub(r"\d{5,}", "9999", text)  # as false, and sooner counted to
+    text = " ".join(text.lower().replace("\u2019", "'").replace("n't", " not").replace("\u2013", "-").split())
+    text = re.sub(rf"\b(?:{'|'.join(ALIKE)})\b", lambda m: ALIKE[m[0]], text)
+    for name in names:
+        for half in name.split():
+            if sum(half in other.split() for other in names) == 1:
+                text = re.sub(rf"\b(the|an?|this|that) {half}(?: one| object| shape| thing)?\b(?! (?:{SHAPED})\b)", rf"\1 {name}", text)
+    for number, words in ((0, "the (?:beginning|start)|(?:the )?first frame"), (frames - 1, "the end|(?:the )?(?:last|final) frame")):
+        text = re.sub(rf"\b(?:{words})\b(?! (?:of|edge)\b)", f"frame {number}", text)
+    text = re.sub(r"\b(?:the )?(\d+)(?:st|nd|rd|th) frame\b", r"frame \1", text)
+    text = re.sub(r"\bframe(s?) (?:numbers? |no\.? )?#?(\d)", r"frame\1 \2", text)
+    text = re.sub(r"\bbetween (?:frames? )?(\d+) and (?:frame )?(\d+)", r"frames \1 to \2", text)
+    return re.sub(r"\b(?:from )?(?:frames? )?(\d+) ?(?:to|through|until|till|up to|-) ?(?:frame )?(\d+)\b", r"frames \1 to \2", text)
+
+
+def sentences_of(text):
+    return [s for s in re.split(r"(?<=[.!?])\s+|;\s", text) if re.search(r"\w", s)]
+
+
+def spans_in(kind, words, frames, denied=False):
+    """The spans of frames that a piece of SAID means: [[4, 9], [14, 14]] of "frames 4 to 9 and 14". What is not so until frame 4 may be so in it."""
+    found = [sorted((int(a), int(b or a))) for a, b in re.findall(r"(\d+)(?: to (\d+))?", words)]
+    if kind == "since":
+        return [[found[0][0] + words.startswith("after"), frames - 1]]
+    if kind == "until":
+        return [[0, found[0][0] - (denied or words.startswith("before"))]]
+    return found or [[0, frames - 1]]
+
+
+def predicated(kind, words, denied, when, frames):
+    """(kind of claim, value, denied) that a predicate makes with the piece of SAID that says when, or None; None where it claims nothing."""
+    if kind in ("lost", "gone"):
+        kind, denied = {"lost": "seen", "gone": "there"}[kind], not denied
+    spans, numbers = when and spans_in(*when, frames, denied), [int(n) for n in re.findall(r"\d+", when[1])] if when else []
+    if kind == "hidden":
+        return "hidden", spans or not denied or [], bool(spans and denied)
+    if kind in ("first", "last"):
+        ends = ("absence", True, False) if kind == "first" else ("span", {"last": frames - 1}, False)  # who never enters is not there, who never leaves stays to the end
+        return ("span", {kind: numbers[0 if kind == "first" else -1]}, denied) if numbers else ends if denied else None
+    key = "visible" if kind == "seen" else "present"
+    if len(numbers) == 1 and when[0] == "frames":
+        return "span", {"first" if words.startswith("appear") else f"{key} at": numbers[0]}, denied
+    if spans:
+        return "span", {key: spans}, denied
+    return (("span", {"visible": []}, False) if kind == "seen" else ("absence", True, False)) if denied else None
+
+
+def parse_claims(text, names=(), frames=TIMES):
+    """(claims, how many sentences make none): what a text says of objects. "It" is whom the last one named; where nobody was, the only one of `names`."""
+    claims, silent, about = [], 0, list(names) if len(names) == 1 else [None]
+    pattern = said_of(tuple(sorted((name for name in names if not re.fullmatch(PAINTED, name)), key=len, reverse=True)))
+
+    def claim(kind=None, value=None, denied=False):
+        claims.extend(Claim(name, kind, value, denied) for name in about if kind)
+
+    for sentence in sentences_of(spelt(text, names, frames)):
+        before, named, last_name, fresh, denied, moving, predicate, when = len(claims), [], 0, True, False, None, None, None
+        for m in [*pattern.finditer(sentence), re.compile("$").search(sentence)] if not re.search(f"{EXCEPT}|{IF}", sentence) else ():
+            kind, words = m.lastgroup or "end", m[0]
+            timed = kind in ("frames", "always", "since", "until")
+            if when and (kind == "end" or kind == "clause" and (named or len(claims) > before)):
+                predicate = "seen", "", False  # "the red circle: frames 4 to 21"
+            if predicate and (when or kind not in ("clause", "aside", "way", "exists", "choice", "not")):
+                claim(*predicated(*predicate, when or (kind, words) if when or timed else None, frames) or ())
+                predicate, when, timed, kind = None, None, False, "when" if timed else kind
+            if timed and fresh:
+                when = kind, words
+            fresh = kind == "clause" or fresh and kind in ("name", "none", "it", "not", "exists", "aside", "always")
+            if kind in ("clause", "end"):
+                if moving == "not":
+                    claim("direction", "still")
+                denied, moving = False, moving and "so"
+            elif kind in ("name", "none"):
+                joined = named and len(claims) == before and re.fullmatch(r"(?:,|and|the|an?|\s)+", sentence[last_name:m.start()])
+                about, moving, last_name = (about if joined else []) + [words.removeprefix("no ").replace("-", " ")], None, m.end()
+                named.append(about[-1])
+                if kind == "none" or denied:
+                    claims.append(Claim(about[-1], "absence", True))
+                denied = False
+            elif kind == "count":
+                number = words.split()[0]
+                claims.append(Claim("", "count", int(number) if number.isdecimal() else NUMBERS[number], denied))
+            elif kind == "not" and predicate and not sentence[m.end():].strip(" ."):  # "hidden: never"
+                predicate = *predicate[:2], True
+            elif kind == "not":
+                denied = True
+            elif kind in ("hidden", "lost", "gone", "last", "first", "seen", "there"):
+                predicate, denied = (kind, words, denied), False
+                if when:
+                    claim(*predicated(*predicate, when, frames) or ())
+                    predicate = when = None
+            elif kind in ("persistent", "transient"):
+                claim("persistence", (kind == "persistent") != denied)
+                denied = False
+            elif kind == "still":
+                claim("direction", "still", denied)
+                denied = False
+            elif kind == "moves":
+                moving, denied = "not" if denied else "so", False
+            elif kind == "way" and moving and not (words.startswith("from") and " to" not in words) and (word := parse_word(words, "direction")):
+                claim("direction", word, moving == "not")
+                moving = "so"
+            when = None if kind in ("persistent", "transient", "still", "moves") else when
+        if len(claims) == before:
+            claims += [Claim(name, "absence", False) for name in named]
+        silent += len(claims) == before and not BEYOND.search(sentence)
+    return claims, silent
+
+
+def frames_of_spans(spans):
+    return {t for a, b in spans for t in range(a, b + 1)}
+
+
+def same_spans(a, b):
+    """Are two lists of spans the same within OVERLAP, or ENDS?"""
+    x, y = frames_of_spans(a), frames_of_spans(b)
+    return len(x & y) >= OVERLAP * len(x | y) or len(a) == len(b) and all(abs(p - q) <= ENDS for s, t in zip(a, b, strict=True) for p, q in zip(s, t, strict=True))
+
+
+def check_claim(claim, item):
+    """Is a claim true of a clip? None where it cannot be checked: it is unclear of which object it is, or the truth does not hold it."""
+    tracks = {t["object"]: t for t in item["tracks"]}
+    name, kind, value, denied = claim
+    if kind == "count":
+        return (value == len(tracks)) != denied
+    if name is None:
+        return None
+    if kind == "absence" or name not in tracks:
+        return (name not in tracks) == (value if kind == "absence" else kind == "span" and value == {"visible": []})
+    track, (key, spans) = tracks[name], next(iter(value.items())) if kind == "span" else ("hidden", value)
+    there = track.get({"persistence": "persistent", "direction": "direction", "hidden": "hidden"}.get(kind) or ("visible" if key.startswith("visible") else "present"))
+    if there is None:
+        return None
+    if key in ("first", "last"):
+        return bool(there) and (abs(spans - there[0 if key == "first" else -1][key == "last"]) <= ENDS) != denied
+    if kind in ("persistence", "direction"):
+        return (value == there) != denied
+    if key.endswith(" at"):
+        return (spans in frames_of_spans(there)) != denied
+    if spans is True:
+        return bool(there)
+    if denied:  # of none of these frames, but for a few at their ends
+        return len(frames_of_spans(spans) & frames_of_spans(there)) <= (1 - OVERLAP) * len(frames_of_spans(spans))
+    return same_spans(spans, there)
+
+
+def omitted(claims, item):
+    """(facts that no true claim states, all facts): (object, kind) of a clip's truth; a span is stated by its frames, or by those of its ends that are not the clip's."""
+    true, last = [c for c in claims if not c.denied and check_claim(c, item)], len(item["frames"]) - 1
+    facts, stated = [("", "count")], {(c.object, c.kind) for c in true if c.kind != "span"}
+    for t in item["tracks"]:
+        facts += [(t["object"], kind) for kind in ("persistence", "span", "direction", "hidden")]
+        said = {key for c in true if c.object == t["object"] and c.kind == "span" for key in c.value}
+        ends = {end for end, inner in (("first", t["present"][0][0] > 0), ("last", t["present"][-1][1] < last)) if inner} if t["present"] else set()
+        if said & {"visible", "present"} or ends and ends <= said:
+            stated.add((t["object"], "span"))
+    return [fact for fact in facts if fact not in stated], facts
+
+
+@functools.cache
+def heard(text, kind, name="", frames=TIMES):
+    """What an answer to a question of this kind about an object says: whether it is persistent, spans, a direction, a number; "absent": there is no such object, "unknown": that is not shown;
+    None: nothing of the kind."""
+    claims, whole = parse_claims(text, [name] if name else [], frames)[0], spelt(text, [], frames)
+    if any(c.kind == "absence" and c.value is True or c.value == {"visible": []} for c in claims):
+        return "absent"
+    if BEYOND.search(whole):
+        return "unknown"
+    if re.search(EXCEPT, whole):
+        return None
+    if kind == "direction":
+        return parse_word(text, kind)
+    if kind in ("persistence", "count"):
+        said = {c.value for c in claims if c.kind == kind and not c.denied} or ({int(n) for n in re.findall(r"\d+", whole)} | {NUMBERS[w] for w in re.findall("[a-z]+", whole) if w in NUMBERS}
+                                                                                if kind == "count" else set())
+        return said.pop() if len(said) == 1 else None
+    if kind == "hidden" and ([] in [c.value for c in claims if c.kind == kind] or re.fullmatch(r"(?:never|no|in none)\W*", whole)):
+        return []
+    return sorted(span for m in said_of().finditer(whole) if m.lastgroup in ("frames", "always", "since", "until") for span in spans_in(m.lastgroup, m[0], frames)) or None
+
+
+def sort_of(kind, truth):
+    """As what an answer is to be heard: of "what if" some are frames and some directions."""
+    return {"whatif": "frames" if "frame" in truth else "direction", **dict.fromkeys(UNANSWERABLE, "frames")}.get(kind, kind)
+
+
+def answer_right(kind, answer, truth, name="", frames=TIMES):
+    """Does an answer say what the true one says, in whatever words, within OVERLAP and ENDS?"""
+    sort = sort_of(kind, truth)
+    own, true = (heard(text, sort, name, frames) for text in (answer, truth))
+    return same_spans(own, true) if isinstance(own, list) and isinstance(true, list) else own is not None and own == true
+
+
+def frame_f1(answer, truth, name="", frames=TIMES):
+    """F1 of the frames that an answer says an object is seen in; 0 where it says none."""
+    own, true = (frames_of_spans(s) if isinstance(s := heard(text, "frames", name, frames), list) else set() for text in (answer, truth))
+    return 2 * len(own & true) / max(len(own) + len(true), 1)
+
+
+# ---------------------------------------------------------------- trajectories: templates
+
+UNSEEN = "the clip does not show that"
+# As what a question asks, the first that fits; none does where a clip does not show the answer.
+SORTS = {"backwards": r"\b(?:backwards|reversed)\b", "uncovered": r"\bnothing (?:stood|hid)\b", "persistence": r"\bpersistent\b", "hidden": r"\bhidden\b",
+         "direction": r"\b(?:which way|direction|heading)\b", "count": r"\b(?:how many|count)\b", "frames": r"\b(?:frames|when)\b", "describe": r"^describe\b"}
+HEADINGS = [word for row in WORDS["direction"] for word in row]
+OPPOSITE = dict(zip(HEADINGS, HEADINGS[::-1], strict=True))
+
+
+def said_frames(spans):
+    """[[0, 9], [14, 31]] -> "frames 0 to 9 and 14 to 31"; [[7, 7]] -> "frame 7"."""
+    return f"frame{'s' * (spans != [[spans[0][0]] * 2])} " + " and ".join(f"{a} to {b}" if b > a else f"{a}" for a, b in spans)
+
+
+def describe_track(fact):
+    """The sentences about one object, in the words of data.py; what is not known (None) is left out, and an object that is never seen is not there."""
+    if not fact["visible"]:
+        return f"There is no {fact['object']}."
+    first, last = (fact["present"] or fact["visible"])[0][0], (fact["present"] or fact["visible"])[-1][1]
+    way = {None: f"is seen in {said_frames(fact['visible'])}", "stays": f"is there in frames {first} to {last}", "enters": f"enters in frame {first}", "leaves": f"leaves in frame {last}",
+           "passes": f"enters in frame {first} and leaves in frame {last}", "appears": f"appears in frame {first}", "vanishes": f"vanishes in frame {last}"}[fact["why"]]
+    text = f"The {fact['object']} is {'persistent' if fact['persistent'] else 'transient'}: it {way}."
+    if fact["direction"]:
+        text += " It is still." if fact["direction"] == "still" else f" It moves {fact['direction']}."
+    if fact["hidden"] is not None:
+        text += f" It is {'hidden in ' + said_frames(fact['hidden']) if fact['hidden'] else 'never hidden'}."
+    return text
+
+
+def sentence_of_count(n):
+    return "There is 1 coloured object." if str(n) == "1" else f"There are {n} coloured objects."
+
+
+def answer_with(fact, question, count):
+    """The answer to a question that follows from the facts about its object, in the words of data.py; UNSEEN where they lack it."""
+    sort = next((sort for sort, pattern in SORTS.items() if re.search(pattern, question.lower())), None)
+    if sort == "count":
+        return str(count)
+    if sort == "describe":
+        return describe_track(fact)
+    if not fact["visible"]:
+        return f"there is no {fact['object']}"
+    known = fact[{"persistence": "persistent", "frames": "visible", "backwards": "direction", "uncovered": "present"}.get(sort, sort)] if sort else None
+    if known is None:
+        return UNSEEN
+    if sort == "persistence":
+        return "persistent" if known else "transient"
+    if sort in ("direction", "backwards"):
+        return known if sort == "direction" else OPPOSITE[known]
+    return said_frames(known) if known else "it is never hidden"
+
+
+def true_fact(item, name):
+    return next((t for t in item["tracks"] if t["object"] == name), {"object": name, "visible": []})
+
+
+def noted_fact(name, persistence, scores, threshold):
+    """What follows from what a video model says of an object: seen where its scores [T] are over the threshold; who is persistent is there all the time, and hidden where not seen.
+
+    The way it moves, and where a transient one that is not seen is hidden, does not follow."""
+    seen, end = (scores > threshold).tolist(), len(scores) - 1
+    persistent = bool(persistence > 0.5)
+    return {"object": name, "persistence": float(persistence), "persistent": persistent, "why": "stays" if persistent else None, "visible": runs(seen), "direction": None,
+            "present": [[0, end]] if persistent else None, "hidden": runs([not s for s in seen]) if persistent else None}
+
+
+def runs(there):
+    """[first, last] of each run of true values."""
+    edges = [t for t in range(len(there) + 1) if (t < len(there) and there[t]) != (t > 0 and there[t - 1])]
+    return [[a, b - 1] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+# ---------------------------------------------------------------- trajectories: writers are asked
+
+# Who writes: templates from the truth (no writer can be better) and from what a video model notes, a language model given these notes as text, one given the embedding as soft tokens, one that sees
+# frames, and what costs nothing: the commonest answer of the train clips, and the language model that is given nothing.
+WRITERS = "truth", "metadata", "text", "soft", "vlm", "commonest", "blind"
+FOLLOW = "persistence", "frames", "direction", "hidden", "whatif"  # kinds whose answer lies in the picture of the object asked about
+ABLATIONS = "on", "off", "shuffled", "swapped", "gaussian", "label"  # what stands where soft tokens stood: nothing, another clip's, another object's, noise, what is noted of the object as words
+HINT = ("The clip has {} frames, numbered from 0. Answer in a few words: persistent or transient; frames 4 to 21; a direction such as up left, or still; it is never hidden; a number; "
+        "there is no such object; or: the clip does not show that.")  # for models that were not trained to answer in these words
+
+
+class Ask(NamedTuple):
+    item: int  # number of the clip
+    kind: str
+    name: str  # of the object; "" where it is about all
+    question: str
+    answer: str = ""
+    role: str = "asked"  # permuted: the same with the two words exchanged; listed, relisted: with the directions in one order and another; described
+
+
+def drawn(every, n, g):
+    """n of each kind."""
+    return [here[j] for kind in ASKED for here in [[a for a in every if a.kind == kind]] for j in torch.randperm(len(here), generator=g)[:n]]
+
+
+def asks_about(items):
+    return [Ask(k, kind, name, *turn) for k, item in enumerate(items) for (kind, name), turn in zip(item["asked"], item["turns"], strict=True)]
+
+
+def questions_drawn(items, n, seed):
+    """(questions: n of each kind, and those of persistence and of direction with their options in another order; questions whose answers make the description of n clips)."""
+    g = torch.Generator().manual_seed(seed)
+    asks = drawn(asks_about(items), n, g)
+    for a in list(asks):
+        if a.kind == "persistence":
+            asks.append(a._replace(role="permuted", question=re.sub(r"\b(persistent|transient) or (persistent|transient)\b", r"\2 or \1", a.question)))
+        if a.kind == "direction":
+            for role in ("listed", "relisted"):
+                listed = ", ".join(HEADINGS[j] for j in torch.randperm(len(HEADINGS), generator=g))
+                asks.append(a._replace(role=role, question=f"{a.question} Answer with one of: {listed}."))
+    clips = torch.randperm(len(items), generator=g)[:n].tolist()
+    return asks, [Ask(k, *rest, "described") for k in clips for rest in [*(("describe", name, TELL_OF.format(name), "") for name in items[k]["names"]),
+                                                                        ("count", "", "How many coloured objects are there?", str(items[k]["count"]))]]
+
+
+def commonest_answers(asks, train):
+    """To each question the commonest answer to its kind in `train`, about whatever object; a description is made of the commonest sentences about one."""
+    known = [(a.kind, a.answer.replace(a.name, "{}") if a.name else a.answer) for a in asks_about(train)]
+    known += [("describe", describe_track(t).replace(t["object"], "{}")) for i in train for t in i["tracks"]]
+    usual = {kind: max(sorted(set(here)), key=here.count) for kind in dict.fromkeys(k for k, _ in known) for here in [[a for k, a in known if k == kind]]}
+    return [usual[a.kind].replace("{}", a.name) for a in asks]
+
+
+class Notes:
+    """What a video model wrote of the objects of clips (tracks.pt), by clip and name."""
+
+    def __init__(self, path, every, items, threshold=None):
+        self.tracks, self.items, self.digest = load_tracks(path, every), items, digest(Path(path).read_bytes())
+        self.rows, self.threshold = {name: k for k, name in enumerate(self.tracks["ids"])}, self.tracks["meta"].get("threshold", 0.5) if threshold is None else threshold
+        if lacking := [i for item in items for name in (*item["names"], item["absent"]) if (i := track_id(item, name)) not in self.rows]:
+            refuse(f"{path} lacks {lacking[0]!r} and {len(lacking) - 1} more; write it again for this --data with explain.py --mode tracks")
+
+    def row(self, k, name):
+        """Where an object stands; of a question about none, the first object of the clip."""
+        return self.rows[track_id(self.items[k], name)]
+
+    def fact(self, k, name):
+        row = self.row(k, name)
+        return noted_fact(name, self.tracks["persistence"][row], self.tracks["scores"][row], self.threshold)
+
+    def count(self, k):
+        """How many of the clip's objects are seen."""
+        return sum(bool(self.fact(k, name)["visible"]) for name in self.items[k]["names"])
+
+    def text(self, k, name):
+        name = name or (*self.items[k]["names"], self.items[k]["absent"])[0]
+        fact = self.fact(k, name)
+        return metadata_text(name, fact["persistence"], fact["visible"], None, fact["hidden"], self.count(k))
+
+    def embeddings(self, asks, how="on", seed=0):
+        """[n, 512]: of the object asked about, or as one of ABLATIONS says."""
+        g, rows = torch.Generator().manual_seed(seed), [self.row(a.item, a.name) for a in asks]
+        if how == "shuffled":
+            others = [[k for k in range(len(self.items)) if k != a.item] or [a.item] for a in asks]
+            rows = [self.row(clips[int(torch.randint(len(clips), (), generator=g))], "") for clips in others]
+        if how == "swapped":
+            rows = [self.row(a.item, neighbour(self.items[a.item], a.name)) for a in asks]
+        x = self.tracks["embedding"][rows]
+        return F.normalize(torch.randn(x.shape, generator=g), dim=1) * x.norm(dim=1, keepdim=True) if how == "gaussian" else x
+
+
+def neighbour(item, name):
+    """The next object of a clip; of the only one, itself."""
+    names = item["names"]
+    return names[(names.index(name) + 1) % len(names)] if name in names else name
+
+
+def peak_memory(reset=False):
+    """Bytes that the process, or the GPU, has held at most since the last reset; None where the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.reset_peak_memory_stats() if reset else torch.cuda.max_memory_allocated()
+    try:
+        if reset:
+            return Path("/proc/self/clear_refs").write_text("5") and None
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+    except (OSError, TypeError):
+        return None
+
+
+def spoken(key, stamp, say_all, kept, out):
+    """{texts, seconds, memory} of a writer: what `kept` holds of it with the same stamp (None: of no other run), else what say_all() gives, kept from now on."""
+    if stamp is None or kept.get(key, {}).get("stamp") != stamp:
+        peak_memory(reset=True)
+        began, texts = time.time(), say_all()
+        kept[key] = {"stamp": stamp, "texts": texts, "seconds": time.time() - began, "memory": peak_memory()}
+        save_pt(out, ANSWERS, [], {"mode": "trajectories"}, answers=kept)
+    return kept[key]
+
+
+def vlm_answers(entry, model, processor, items, asks, k, size, batch):
+    """What a vision-language model that sees k frames of each clip answers; questions in the same words go together."""
+    texts, together = [""] * len(asks), {}
+    for n, a in enumerate(asks):
+        together.setdefault((a.question, len(items[a.item]["frames"])), []).append(n)
+    with tqdm(total=len(asks), desc=entry["name"], unit="question") as bar:
+        for (question, length), members in together.items():
+            at = spread(length, k)
+            for some in (members[n:n + batch] for n in range(0, len(members), batch)):
+                shown = torch.stack([frames_of({"frames": items[asks[n].item]["frames"][at]}, size) for n in some])
+                hint = "" if entry["weights"] == "small" else f"{HINT.format(length)} You see frames {', '.join(map(str, at))}. "
+                for n, text in zip(some, answers_to(model, processor, shown, hint + question, (at, length)), strict=True):
+                    texts[n] = text
+                bar.update(len(some))
+    return texts
+
+
+# ---------------------------------------------------------------- trajectories: what they say is scored
+
+def descriptions(asks, texts):
+    """{number of the clip: its description}: of the sentences about each of its objects, and of how many there are."""
+    out = {}
+    for a, text in zip(asks, texts, strict=True):
+        out.setdefault(a.item, []).append(sentence_of_count(text) if a.kind == "count" and text.isdecimal() else text if text.endswith((".", "!", "?")) else f"{text}.")
+    return {k: " ".join(parts) for k, parts in out.items()}
+
+
+def mean_and_interval(key, scores, sources, seed):
+    """{key, key_low, key_high}; scores [n] or [seeds, n]. None of nothing."""
+    values = bootstrap(scores, sources, seed=seed) if len(sources) else (None,) * 3
+    return dict(zip((key, f"{key}_low", f"{key}_high"), values, strict=True))
+
+
+def claims_scored(items, spoken_of, seed):
+    """What a table's row says of descriptions, a list of {number of the clip: text}, one for each seed: precision of claims and facts omitted, in all and by kind."""
+    true, facts, silent, sentences, unchecked = [], [], 0, 0, 0
+    for texts in spoken_of:
+        for k, text in texts.items():
+            claims, mute = parse_claims(text, items[k]["names"], len(items[k]["frames"]))
+            checked = [(c.kind, check_claim(c, items[k])) for c in claims]
+            left_out, every = omitted(claims, items[k])
+            true += [(items[k]["source"], kind, float(t)) for kind, t in checked if t is not None]
+            facts += [(items[k]["source"], kind, float((name, kind) in left_out)) for name, kind in every]
+            silent, unchecked, sentences = silent + mute, unchecked + sum(t is None for _, t in checked), sentences + len(sentences_of(text))
+    row = {"claims": len(true), "unparsed": silent / max(sentences, 1), "unchecked": unchecked / max(unchecked + len(true), 1)}
+    for key, rows in (("claim_precision", true), ("omission", facts)):
+        for end, own in [("", rows), *((f"_{kind}", [r for r in rows if r[1] == kind]) for kind in CLAIMS if key == "claim_precision" or kind != "absence")]:
+            row |= mean_and_interval(key + end, torch.tensor([r[2] for r in own]), [r[0] for r in own], seed)
+    return row
+
+
+def writer_row(items, asks, runs, seed):
+    """({columns of the table}, right or wrong [seeds, questions asked]) of a writer; runs: for each seed its answers to `asks`."""
+    place = [n for n, a in enumerate(asks) if a.role == "asked"]
+    sources = [items[asks[n].item]["source"] for n in place]
+    right_or_wrong = torch.tensor([[float(answer_right(asks[n].kind, texts[n], asks[n].answer, asks[n].name)) for n in place] for texts in runs])
+    row = {"questions": len(place)} | mean_and_interval("accuracy", right_or_wrong, sources, seed)
+    kinds = [asks[n].kind for n in place]
+
+    def of(*some):
+        return [m for m, kind in enumerate(kinds) if kind in some]
+
+    for kind in dict.fromkeys(kinds):
+        row |= mean_and_interval(kind, right_or_wrong[:, of(kind)], [sources[m] for m in of(kind)], seed)
+    abstained = torch.tensor([[float(heard(texts[n], "persistence", asks[n].name) in UNANSWERABLE) for n in place] for texts in runs])
+    for key, some in (("abstains", UNANSWERABLE), *((f"abstains_{kind}", (kind,)) for kind in UNANSWERABLE), ("abstains_wrongly", [k for k in ASKED if k not in UNANSWERABLE])):
+        row |= mean_and_interval(key, abstained[:, of(*some)], [sources[m] for m in of(*some)], seed)
+    f1 = torch.tensor([[frame_f1(texts[place[m]], asks[place[m]].answer, asks[place[m]].name) for m in of("frames")] for texts in runs])
+    row |= mean_and_interval("frame_f1", f1, [sources[m] for m in of("frames")], seed)
+    twins = {(a.role, a.item, a.kind, a.name): n for n, a in enumerate(asks) if a.role != "asked"}
+    for key, first, second in (("order_persistence", "asked", "permuted"), ("order_direction", "listed", "relisted")):
+        pairs = [(m if first == "asked" else twins[first, a.item, a.kind, a.name], twins[second, a.item, a.kind, a.name]) for m, a in enumerate(asks)
+                 if a.role == "asked" and (second, a.item, a.kind, a.name) in twins]
+        same = torch.tensor([[float(heard(texts[m], asks[m].kind, asks[m].name) == heard(texts[n], asks[n].kind, asks[n].name) is not None) for m, n in pairs] for texts in runs])
+        row |= mean_and_interval(key, same, [items[asks[m].item]["source"] for m, _ in pairs], seed)
+    return row, right_or_wrong
+
+
+def changed_asks(items, altered, n, g):
+    """n questions of each kind of FOLLOW, and of how many there are, whose true answer is another one where the clips were changed: [(question about the changed clip, what was true before)]."""
+    there, truth = {item["id"]: k for k, item in enumerate(altered)}, {}
+    for a in asks_about(altered):
+        truth[altered[a.item]["id"], a.kind, a.name, sort_of(a.kind, a.answer)] = a.answer
+    pairs = {}
+    for a in asks_about(items):
+        k = there.get(items[a.item]["id"])
+        new = truth.get((items[a.item]["id"], a.kind, a.name, sort_of(a.kind, a.answer)))
+        if k is not None and new is None and altered[k].get("removed") == a.name:
+            new = f"there is no {a.name}"
+        if k is not None and new is not None and a.kind in (*FOLLOW, "count") and not answer_right(a.kind, new, a.answer, a.name):
+            pairs[a._replace(item=k, answer=new)] = a.answer
+    return [(a, pairs[a]) for a in drawn(list(pairs), n, g)]
+
+
+def followed_change(items, pairs, runs, seed):
+    """How many answers [seeds, n] say what has become true of changed clips, and how many what was true before."""
+    sources, row = [items[a.item]["source"] for a, _ in pairs], {"questions": len(pairs)}
+    for key, truths in (("new", [a.answer for a, _ in pairs]), ("old", [old for _, old in pairs])):
+        says = [[float(answer_right(a.kind, text, truth, a.name)) for (a, _), text, truth in zip(pairs, texts, truths, strict=True)] for texts in runs]
+        row |= mean_and_interval(key, torch.tensor(says), sources, seed)
+    return row
+
+
+def ablated(items, asks, runs, seed):
+    """{what stood in place of the embedding: its row} and the paired tests of the embedding against it, over questions whose answer lies in it; runs: {of ABLATIONS: for each seed the answers}."""
+    two = [n for n, a in enumerate(asks) if len(items[a.item]["names"]) > 1]
+    sources = [items[a.item]["source"] for a in asks]
+    scores = {how: torch.tensor([[float(answer_right(a.kind, text, a.answer, a.name)) for a, text in zip(asks, texts, strict=True)] for texts in own]) for how, own in runs.items()}
+    table, tests = {}, {}
+    for how, own in scores.items():
+        some = two if how == "swapped" else range(len(asks))  # the only object of a clip has no other to be exchanged with
+        table[how] = {"questions": len(some)} | mean_and_interval("accuracy", own[:, some], [sources[m] for m in some], seed)
+        if how != "on" and some:
+            tests[how] = paired_test(scores["on"][:, some], own[:, some], [sources[m] for m in some], seed=seed)
+            table[how] |= {key.replace("gain", "lost"): value for key, value in tests[how].items()}
+    for how, p in holm({how: test["p"] for how, test in tests.items()}).items():
+        table[how]["p_holm"] = p
+    if two:  # does who is given another object's embedding say what is true of that one?
+        others = {n: answer_with(true_fact(items[asks[n].item], neighbour(items[asks[n].item], asks[n].name)), asks[n].question, 0) for n in two}
+        apart = [n for n in two if not answer_right(asks[n].kind, others[n], asks[n].answer)]
+        says_it = [[float(answer_right(asks[n].kind, texts[n], others[n], asks[n].name)) for n in apart] for texts in runs["swapped"]]
+        table["swapped"] |= mean_and_interval("says_the_other", torch.tensor(says_it), [sources[n] for n in apart], seed)
+    return table, tests
+
+
+def draw_said(path, items, clips, writers, notes, shown=8):
+    """explain-trajectories.png: of a few clips some frames, in which of them the video model looked, and when each object is there (hatched: hidden), as it was and as each writer has it.
+
+    writers: {name: {number of the clip: description}}."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    def bars(name, text, names, length):
+        """(spans in which it is there, in which it is hidden, what else is said in a word each) of a description."""
+        claims = [c for c in parse_claims(text, names, length)[0] if c.object == name and not c.denied]
+        value = {key: x for c in claims if c.kind == "span" for key, x in c.value.items()}
+        inside = [[value.get("first", 0), value.get("last", length - 1)]] * bool(value)
+        words = [("persistent" if c.value else "transient") if c.kind == "persistence" else c.value for c in claims if c.kind in ("persistence", "direction")]
+        return value.get("present", value.get("visible", inside)), [s for c in claims if c.kind == "hidden" and isinstance(c.value, list) for s in c.value], words
+
+    count, rows = [len(items[k]["names"]) for k in clips], ["truth", *writers]
+    colours, heights = dict(zip(rows, ["black", *OKABE_ITO], strict=False)), [h for n in count for h in (1.6, *[0.55 + 0.24 * (len(rows) + bool(notes))] * n)]
+    with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure((11, sum(heights)))
+        axes = iter(figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0])
+        for k in clips:
+            names, length = items[k]["names"], len(items[k]["frames"])
+            strip, at = next(axes), [round((j + 0.5) * length / shown - 0.5) for j in range(shown)]
+            strip.imshow(torch.cat(list(items[k]["frames"][at]), 1).numpy(), extent=(-0.5, length - 0.5, 0, 1), aspect="auto", interpolation="nearest")
+            strip.set_xticks([(j + 0.5) * length / shown - 0.5 for j in range(shown)], [f"frame {t}" for t in at])
+            strip.set_yticks([])
+            strip.spines[:].set_visible(False)
+            for name in names:
+                axis, labels = next(axes), []
+                if notes:
+                    attention = notes.tracks["attention"][notes.row(k, name)]
+                    axis.fill_between(range(length), len(rows) - 0.4, len(rows) - 0.4 + 0.8 * attention / attention.max(), step="mid", color="0.6", lw=0)
+                for y, writer in enumerate(rows):
+                    there, hidden, words = bars(name, items[k]["text"] if writer == "truth" else writers[writer][k], names, length)
+                    for spans, look in ((there, {"color": colours[writer]}), (hidden, {"facecolor": "white", "edgecolor": "0.3", "hatch": "/////", "lw": 0.5})):
+                        axis.broken_barh([(a - 0.5, b - a + 1) for a, b in spans], (len(rows) - 1.35 - y, 0.7), **look)
+                    labels.append(", ".join([writer, *words]))
+                axis.set_yticks([len(rows) - 1 - y for y in range(len(rows))] + [len(rows)] * bool(notes), [*labels, *["attention"] * bool(notes)])
+                axis.set_xlim(-0.5, length - 0.5)
+                axis.set_ylim(-0.5, len(rows) + 0.6 * bool(notes))
+                axis.set_title(name, loc="left", fontsize=8, fontweight="bold")
+        figure.subplots_adjust(left=0.16, right=0.99, bottom=0.3 / sum(heights), top=1 - 0.1 / sum(heights), hspace=0.45)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=100)
+    save_bytes(path, content.getvalue())
+
+
+def trajectory_folder(folder):
+    items, index = load_items(folder)
+    if lacking := [i["id"] for i in items if not {"tracks", "asked", "turns", "absent"} <= set(i) or len(i["frames"]) != TIMES]:
+        refuse(f"{folder} has no tracks over {TIMES} frames of {lacking[0]}; give --data a folder that data.py trajectories wrote")
+    return items, index
+
+
+def trajectory_world(args):
+    """Everything that is checked before a model is loaded."""
+    if args.questions < 1 or args.batch < 1:
+        refuse(f"--questions {args.questions} and --batch {args.batch} leave nothing to ask; give 1 or more")
+    w = SimpleNamespace(shown=(args.frames or "8").split(",")[-1], changed={}, adapted={}, folders=[], notes=None)
+    w.every, w.index = trajectory_folder(args.data)
+    w.items, w.train = ([i for i in w.every if split_of(i["source"]) == part] for part in ("test", "train"))
+    if not w.items or not w.train:
+        refuse(f"{args.data} has {len(w.train)} train and {len(w.items)} test clips; give a folder with more clips")
+    if args.words and not args.embeddings:
+        refuse(f"--words {args.words} reads embeddings: give --embeddings, the tracks.pt that explain.py --mode tracks wrote of --data")
+    if args.embeddings:
+        w.notes = Notes(args.embeddings, w.every, w.items)
+    if args.words:
+        w.adapted, w.folders = load_yaml(Path(args.words) / "adapt-words.yaml", "adapt"), sorted(Path(args.words).glob("seed*"))
+        if not w.folders:
+            refuse(f"{args.words} holds no folder seed<i>; run adapt.py --mode words, which writes them")
+    language = args.language or w.adapted.get("run", {}).get("arguments", {}).get("language")
+    w.entry, w.vlm = (find_model(name) if name else None for name in (language, args.vlm))
+    if w.entry and w.entry["kind"] != "language":
+        refuse(f"--language {language} is a {w.entry['kind']}; give a language model, such as tiny-words or tinyllama")
+    if w.vlm and w.vlm.get("type") not in FRAMES_AS:
+        refuse(f"--vlm {args.vlm} is of type {w.vlm.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b")
+    if not w.shown.isdecimal() or int(w.shown) < 2:
+        refuse(f"--frames {args.frames} is no number of 2 or more; give, say, 8")
+    for given in args.changed or ():
+        name, _, where = given.partition("=")
+        folder, _, embeddings = where.rpartition(":")
+        if not (name and folder and embeddings):
+            refuse(f"--changed {given} does not say NAME=DATA:EMBEDDINGS; give, say, reversed=data/trajectories-reversed:results/tiny/trajectories-reversed/tracks.pt")
+        if not w.notes:
+            refuse(f"--changed {given} asks whether words follow embeddings; give --embeddings, those of --data")
+        altered, _ = trajectory_folder(folder)
+        here = [i for i in altered if split_of(i["source"]) == "test"]
+        if not {i["id"] for i in here} & {i["id"] for i in w.items}:
+            refuse(f"{folder} has no test clip of {args.data}; make it with data.py trajectories --change, of the same --seed")
+        w.changed[name] = here, Notes(embeddings, altered, here, w.notes.threshold)
+    w.out = Path(args.out or Path(args.embeddings or args.data).parent / "explain-trajectories.yaml")
+    check_writable(w.out)
+    return w
+
+
+def all_answers(args, w, parts, altered, device, dtype):
+    """({part: {writer or ablation: for each seed {texts, seconds, memory}}}, how the language model was prompted). parts: {name: (questions, clips, what is noted of them)} for every writer;
+    altered: the same of changed clips, for who reads what is noted. What is kept of an earlier run that asked the same is not asked again."""
+    hint = HINT.format(TIMES) if w.entry and w.entry["weights"] != "small" else ""
+    of_language = [fingerprint(w.entry["path"]), hint] if w.entry else []
+    kept_at = w.out.with_name(f"{w.out.stem}-answers.pt")
+    kept, answers = load_pt(kept_at, ANSWERS).get("answers", {}) if kept_at.is_file() else {}, {}
+    follow = {"follow": ([a for a in parts["asked"][0] if a.role == "asked" and a.kind in FOLLOW], *parts["asked"][1:])}
+    films = {name: digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in here)) for name, (_, here, _) in (parts | follow | altered).items()}
+
+    def write(writer, say_all, facts, about):
+        """say_all(questions, clips, notes) of each part `about`; facts: what the answers depend on besides, None of templates, which cost nothing."""
+        for part, (asks, items, notes) in about.items():
+            stamp = facts and digest(repr((asks, films[part], notes and (notes.digest, [notes.text(a.item, a.name) for a in asks]), facts, str(dtype))).encode())
+            said = spoken(f"{writer}/{part}", stamp, functools.partial(say_all, asks, items, notes), kept, kept_at)
+            answers.setdefault(part, {}).setdefault(writer.rstrip("0123456789"), []).append(said)
+
+    write("truth", lambda asks, items, notes: [answer_with(true_fact(items[a.item], a.name), a.question, items[a.item]["count"]) for a in asks], None, parts)
+    write("commonest", lambda asks, items, notes: commonest_answers(asks, w.train), None, parts)
+    if w.notes:
+        write("metadata", lambda asks, items, notes: [answer_with(notes.fact(a.item, a.name), a.question, notes.count(a.item)) for a in asks], None, parts | altered)
+
+    @functools.cache
+    def language():
+        model, tokenizer = load_language(w.entry, device, dtype)
+        kept["language"] = {"prompts": "chat template" if tokenizer.chat_template else "plain lines"}
+        if not tokenizer.chat_template:
+            print(f"{w.entry['name']} has no chat template: it is asked in plain lines", file=sys.stderr)
+        return model, tokenizer
+
+    def in_words(asks, context, model=None, soft=None):
+        own, tokenizer = language()
+        return answered(model or own, tokenizer, [word_prompt(tokenizer, a.question, context(a)) for a in asks], soft, LONGEST, 8 * args.batch)
+
+    if w.entry:
+        write("blind", lambda asks, items, notes: in_words(asks, lambda a: hint), of_language, parts)
+    if w.entry and w.notes:
+        write("text", lambda asks, items, notes: in_words(asks, lambda a: f"{hint} {notes.text(a.item, a.name)}".strip()), of_language, parts | altered)
+    for s, folder in enumerate(w.folders):
+        @functools.cache
+        def reader(folder=folder):
+            return load_words(folder, language()[0], w.entry["name"])
+
+        def in_soft_words(asks, items, notes, how="on", reader=reader):
+            model, soft = reader()
+            with torch.inference_mode():
+                tokens = None if how in ("off", "label") else soft(notes.embeddings(asks, how, args.seed).to(device))
+            return in_words(asks, lambda a: notes.text(a.item, a.name) if how == "label" else "", model, tokens)
+
+        write(f"soft{s}", in_soft_words, (of_language, fingerprint(folder)), parts | altered)
+        for how in ABLATIONS[1:]:
+            write(f"{how}{s}", functools.partial(in_soft_words, how=how), (of_language, fingerprint(folder), args.seed), follow)
+        if reader.cache_info().currsize:
+            reader()[0].unload()
+    if w.vlm:
+        seeing, size = functools.cache(lambda: load_vlm(w.vlm, device, dtype)), args.size or w.vlm["clip"]
+        write("vlm", lambda asks, items, notes: vlm_answers(w.vlm, *seeing(), items, asks, int(w.shown), size, args.batch), (fingerprint(w.vlm["path"]), w.shown, size, args.batch), parts)
+    return answers, kept["language"]["prompts"] if w.entry else None
+
+
+def trajectories(args, started):
+    """explain-trajectories.yaml: of every writer how much of what it says of trajectories is true, how much it leaves out, and whether its words follow what it was shown."""
+    w = trajectory_world(args)
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    asks, describing = questions_drawn(w.items, args.questions, args.seed)
+    pairs = {name: [p for p in changed_asks(w.items, here, args.questions, torch.Generator().manual_seed(args.seed)) if track_id(here[p[0].item], p[0].name) in notes.rows]
+             for name, (here, notes) in w.changed.items()}
+    parts = {"asked": (asks, w.items, w.notes), "described": (describing, w.items, w.notes)}
+    answers, prompts = all_answers(args, w, parts, {name: ([a for a, _ in pairs[name]], *w.changed[name]) for name in pairs}, device, dtype)
+    texts = {part: {name: [run["texts"] for run in runs_of] for name, runs_of in answers[part].items()} for part in answers}
+
+    table, scores, said_of = {}, {}, {}
+    for name in (n for n in WRITERS if n in texts["asked"]):
+        said_of[name], costs = [descriptions(describing, own) for own in texts["described"][name]], answers["described"][name]
+        table[name], scores[name] = writer_row(w.items, asks, texts["asked"][name], args.seed)
+        table[name] |= claims_scored(w.items, said_of[name], args.seed) | {"seeds": len(costs), "seconds_per_clip": sum(run["seconds"] for run in costs) / len(costs) / len(said_of[name][0]),
+                                                                           "memory_gb": max(run["memory"] or 0 for run in costs) / 1e9 or None}
+    if w.folders:
+        table["soft"] |= {f"training_{key}": w.adapted.get(key) for key in ("seconds_per_seed", "parameters", "peak_memory_bytes", "forgetting")}
+    main = next(name for name in ("soft", "text", "metadata", "vlm", "commonest") if name in table)
+    sources = [w.items[a.item]["source"] for a in asks if a.role == "asked"]
+    against = {name: paired_test(scores[main], scores[name], sources, seed=args.seed) for name in table if name not in (main, "truth")}
+    for name, p_value in holm({name: test["p"] for name, test in against.items()}).items():
+        against[name]["p_holm"] = p_value
+
+    result = {"stage": "trajectories", "writer": main, "language": w.entry and w.entry["name"], "weights": w.entry["weights"] if w.entry else None, "vlm": w.vlm and w.vlm["name"],
+              "video": w.notes and w.notes.tracks["meta"].get("model"), "video_weights": w.notes and w.notes.tracks["meta"].get("weights"), "data": w.index["data"], "data_name": w.index["name"]}
+    for key in ("accuracy", "claim_precision", "omission"):
+        result |= {f"{key}{end}": table[main][f"{key}{end}"] for end in ("", "_low", "_high")} | {f"{key}_{name}": row[key] for name, row in table.items() if name != main}
+    result["claim_precision_reason"] = None if table[main]["claims"] else "no claim is made that could be checked"
+    follow = [n for n, a in enumerate(asks) if a.role == "asked" and a.kind in FOLLOW]
+    shown = {"on": [[own[n] for n in follow] for own in texts["asked"].get("soft", [])], **texts.get("follow", {})}
+    ablations, tests = ablated(w.items, [asks[n] for n in follow], shown, args.seed) if w.folders else ({}, {})
+    result |= {"words_follow_picture": verdict(*(tests[how] for how in ("shuffled", "swapped") if how in tests)) if tests else None,
+               "words_follow_picture_reason": None if tests else "needs --words: soft tokens that can be taken away or exchanged",
+               **{f"follow_{how}": row["accuracy"] for how, row in ablations.items()}}
+    changes = {name: {writer: followed_change(w.changed[name][0], pairs[name], own, args.seed) for writer, own in texts[name].items()} for name in pairs}
+    result |= {f"{name}_{key}": rows[main][key] for name, rows in changes.items() if main in rows for key in ("new", "old")}
+
+    clips = sorted(said_of[main][0], key=lambda k: (-len({t["why"] for t in w.items[k]["tracks"]}) - any(t["hidden"] for t in w.items[k]["tracks"]), k))[:3]  # in which most happens
+    draw_said(w.out.with_suffix(".png"), w.items, clips, {name: said_of[name][0] for name in ("metadata", "text", "soft", "vlm") if name in said_of}, w.notes)
+    result |= {"questions_per_kind": args.questions, "clips_described": len(said_of[main][0]), "prompts": prompts, "writers": table, "ablations": ablations, "changed": changes,
+               "comparisons": {f"{main}_over_{name}": test for name, test in against.items()},
+               "examples": {"clip": w.items[clips[0]]["id"], **{name: said[0][clips[0]] for name, said in said_of.items()}},
+               "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=w.entry and resolved_commit(w.entry))}
+    save_yaml(w.out, result)
+    say(result)
+    return result
+
+
 # ---------------------------------------------------------------- report: a page for a person, of the YAML and PNG of all stages
 
 PROGRAMME = {1: ("Do the latents suffice?", ("probe", "align", "adapt-latents"), ("probe",)),  # gate: (what it asks, its stages in the data's folder, those on moving shapes)
@@ -1312,6 +2466,20 @@ def predictions(found):
     return parts
 
 
+def words_of_trajectories(found, results, width):
+    columns = {"accuracy": "accuracy", **{kind: kind for kind in ASKED}, "frame_f1": "frame F1", "claim_precision": "claims true", "omission": "facts omitted", "abstains_wrongly": "abstains wrongly",
+               "order_persistence": "stays in another order", "seconds_per_clip": "seconds a clip", "memory_gb": "GB"}
+    parts = []
+    for m, d, x in with_stage(found, "explain-trajectories"):
+        parts += [el("h3", f"{m} on {d}"), el("p", f"Words of the writer {x['writer']} follow what it was shown: {said(x['words_follow_picture'])}."),
+                  charts(dots_chart("Answers that are right (grey squares: ceiling and floors)", x["writers"], "accuracy", grey=("truth", "commonest", "blind")),
+                         *([dots_chart("The same with something else in place of the embedding", x["ablations"], "accuracy")] if x["ablations"] else [])),
+                  folded("By kind of question", grid(f"{m} on {d}: writers", x["writers"], columns, "writer")),
+                  *(grid(f"Clips {change}: what answers say", rows, {"new": "what has become true", "old": "what was", "questions": "questions"}, "writer") for change, rows in x["changed"].items()),
+                  wide_picture(results / m / d / "explain-trajectories.png", width, f"{m} on {d}: when objects are there (hatched: hidden), as it was and as writers have it")]
+    return parts
+
+
 def verifiers(found):
     """Of verify.yaml whatever is there."""
     parts = []
@@ -1394,6 +2562,7 @@ def page_of(results, found, alone, rows, width):
     """The page as text."""
     films = [x for n, (m, d, content) in enumerate(with_stage(found, "predict-continue")) for x in (el("h3", f"{content.get('video')} on {d} ({m})"), *players(content, results / m / d, n))]
     meaning = el("dl", *(x for n, words in FILMS.items() for x in (el("dt", n), el("dd", words))))
+    told_parts = words_of_trajectories(found, results, width)
     sections = {  # title: (what it shows, its parts, the stages it is made of)
         "Verdicts": ("A verdict follows from criteria, each held against its threshold and against the best floor that costs nothing.", verdicts(rows), ()),
         "Probes by layer": ("What of space and motion can still be read from each layer, by a linear map, beside what needs no trained network.", probes(found, rows), ("probe",)),
@@ -1402,6 +2571,7 @@ def page_of(results, found, alone, rows, width):
         "Scaling and the bridge": ("Whether a larger bridge, another one, a second encoder, or more clips help.", scalings(found), (*PROGRAMME[2][1], *PROGRAMME[2][2])),
         "Prediction": ("Whether anything predicts better than what costs nothing.", predictions(found), PROGRAMME[3][1]),
         "Films: real, generated, copied": ("Drag the slider, or use the arrow keys, to go through the frames.", [meaning, *films] if films else [], ("predict-continue",)),
+        **({"Words about moving objects": ("Whether what is said of objects that come, go and hide is true.", told_parts, ())} if told_parts else {}),
         "Verifiers": ("Whether a wrong prediction can be told by its pixels.", verifiers(found), PROGRAMME[4][1]),
         "Screening": ("Which model.", screening(alone), ()),
         "The gate's own error rates": ("How often the verdict itself is wrong, where the truth is known.", own_errors(alone), ()),
@@ -1511,7 +2681,8 @@ def smoke_input(args, folder):
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--mode", default="answers", choices=["answers", "describe", "report"], help="score answers, ask what happens in films, or make a page of all results (default: %(default)s)")
+    p.add_argument("--mode", default="answers", choices=["answers", "describe", "tracks", "trajectories", "report"],
+                   help="score answers, ask what happens in films, check what is said of trajectories, or make a page of all results (default: %(default)s)")
     p.add_argument("--results", default="results", help="report: the folder of all models' results (default: %(default)s)")
     p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
     p.add_argument("--data", help="the data folder (default: the one the features were made from)")
@@ -1519,11 +2690,17 @@ def get_args(argv):
     p.add_argument("--directions", help="write what extract.py --ask --remove takes out of a language layer (--points: at another place), and nothing else")
     p.add_argument("--answers", help="what extract.py --ask wrote: score it beside what can be read from the features")
     p.add_argument("--films", help="films that predict.py wrote: score the --answers to questions about them, and nothing else; describe: these, or a folder of clips")
-    p.add_argument("--model", default="tiny", help="describe: the vision-language model (default: %(default)s)")
+    p.add_argument("--model", default="tiny", help="describe: the vision-language model; tracks: the tracker, tiny-tracker (default: %(default)s)")
     p.add_argument("--frames", help="describe: numbers of frames to show of a film, with commas between (default: 3,8,16); --clip: one number (default: 16)")
     p.add_argument("--clips", type=int, help="describe: only so many of the test clips")
     p.add_argument("--size", type=int, help="describe: side in pixels that frames are squashed to (default: the registry's for the model)")
-    p.add_argument("--batch", type=int, default=16, help="describe: films at a time (default: %(default)s)")
+    p.add_argument("--batch", type=int, default=16, help="describe: films at a time; trajectories: --vlm's clips, of a language model eight times as many questions (default: %(default)s)")
+    p.add_argument("--embeddings", metavar="FILE", help="trajectories: tracks.pt, what a video model noted of every object of --data; tracks: score it")
+    p.add_argument("--language", metavar="MODEL", help="trajectories: a causal language model, by name or a folder (default: the one that --words was trained on)")
+    p.add_argument("--words", metavar="FOLDER", help="trajectories: what adapt.py --mode words wrote")
+    p.add_argument("--vlm", metavar="MODEL", help="trajectories: a vision-language model that is shown --frames frames (default: 8) of each clip and was taught nothing")
+    p.add_argument("--questions", type=int, default=60, help="trajectories: of each kind, and clips to describe (default: %(default)s)")
+    p.add_argument("--changed", nargs="+", metavar="NAME=DATA:EMBEDDINGS", help="trajectories: the same clips changed (data.py trajectories --change): do the words change with them?")
     p.add_argument("--ask", metavar="QUESTION", help="put to --model about --image or --clip, and nothing else")
     p.add_argument("--image", nargs="+", metavar="FILE", help="--ask: a picture, or several that are asked about together")
     p.add_argument("--clip", metavar="FILE", help="--ask: a video")
@@ -1541,6 +2718,11 @@ def main(argv=None):
         refuse(f"--{'image' if args.image else 'clip'} needs --ask, a question about it")
     if args.mode == "report":
         return report(args, started)
+    if args.mode in ("tracks", "trajectories"):
+        if args.smoke or args.films or args.answers or args.directions:
+            refuse(f"--mode {args.mode} needs --data, of data.py trajectories, and goes without --smoke, --films, --answers and --directions")
+        args.data = args.data or "data/trajectories"
+        return {"tracks": track_objects, "trajectories": trajectories}[args.mode](args, started)
     if args.mode == "describe":
         if not args.films or args.smoke or args.answers or args.directions:
             refuse("--mode describe needs --films, a folder of films or of clips, and goes without --smoke, --answers and --directions")

@@ -1008,8 +1008,10 @@ def described(entry):
     activations of one image = 1 + 32 x the tokens x width of the wider stack (16 rows as wide as the stream, of 2 bytes: q, k, v, the gated MLP, residuals).
     """
     row = {"repository": entry["path"], "revision": "local" if entry["path"].startswith(TINY) else entry.get("revision") or "newest", "params_B": "-", "licence": entry.get("licence", "-"),
-           "points": "-", "px": entry["size"], "tokens": "-", "kB": "-", "GB_whole": "-", "GB_streamed": "-"}
-    if "vision" not in entry:
+           "points": "-", "px": entry.get("size", "-"), "tokens": "-", "kB": "-", "GB_whole": "-", "GB_streamed": "-"}
+    if "params" in entry:
+        row |= {"params_B": f"{entry['params']:.3g}", "GB_whole": f"{2 * (entry['params'] - entry['head']):.3g}"}
+    if not entry.get("vision"):
         return row
     layers, patch, width = entry["vision"]
     stages = layers if isinstance(layers, tuple) else (layers,)
@@ -1026,8 +1028,7 @@ def described(entry):
     def both(shown):
         return "/".join("-".join(dict.fromkeys(f"{shown(*stack[k]):.0f}" for k in (0, -1))) for stack in stacks)
 
-    return row | {"params_B": f"{entry['params']:.3g}", "points": " ".join(points), "tokens": both(lambda n, width: n), "kB": both(lambda n, width: 2 * n * width / 1000),
-                  "GB_whole": f"{2 * (entry['params'] - entry['head']):.3g}", "GB_streamed": f"{streamed:.1f}" if entry["layer"] else "-"}
+    return row | {"points": " ".join(points), "tokens": both(lambda n, width: n), "kB": both(lambda n, width: 2 * n * width / 1000), "GB_streamed": f"{streamed:.1f}" if entry["layer"] else "-"}
 
 
 def aligned(rows):
@@ -1174,6 +1175,10 @@ def conclude(args, started, out, data, modules, facts, **run):
 
 def one_model(args, started):
     entry = find_model(args.model) | {"revision": args.revision}
+    if entry["kind"] == "language":
+        refuse(f"--model {args.model} is a language model, which sees nothing; give a model of `python extract.py --list` that has points")
+    if entry["kind"] == "tracker":
+        refuse(f"--model {args.model} is a tracker, which explain.py --mode tracks asks about objects; give a model of `python extract.py --list` that has points")
     if args.revision and Path(entry["path"]).is_dir():
         refuse(f"--revision {args.revision} goes with a repository on the hub, and {entry['path']} is a folder; leave it out")
     args.points = own_names(args.points, entry)

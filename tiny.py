@@ -3,14 +3,16 @@
     make tiny                          everything: data, the models, results/tiny/tiny.yaml
     python tiny.py --only vae          one of them; run again to continue where it stopped
 
-Reads data/tiny-shapes and data/tiny-moving (`data.py`). Writes results/tiny/checkpoints/<model>/ (fp16, `save_pretrained`),
+Reads data/tiny-shapes, data/tiny-moving and data/tiny-trajectories (`data.py`). Writes results/tiny/checkpoints/<model>/ (fp16, `save_pretrained`),
 results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) and the headline numbers of all, results/tiny/tiny.yaml.
 
     vae       AutoencoderKLLTXVideo   reconstructs 64 px images and clips of 9 and 17 frames
     semantic  Qwen2.5-VL              names colour and shape: no place, no motion in its loss
     vlm       Qwen2.5-VL              goes on from there: says where things are and, on clips, which way they move
     dinov2    Dinov2                  a masked image model: the patches it must fill in give dense features
+    tracker   a video transformer     follows an object that is named through a clip: in which frames is it seen, is it persistent? (`Tracker` in explain.py)
     ltx       LTX-Video transformer   goes on with a clip from its first frame and a prompt that says which way, or from several frames
+    words     Llama                   knows no pictures: answers from facts of an object given as text, and says so where they are lacking
     llava-next, internvl2, cogvlm2    LLaVA-NeXT (CLIP, no merging), InternVL (pixel shuffle) and CogVLM2 (visual expert), taught on pictures to name and to place
 
 This is the only file that knows the small configurations; every other stage loads these folders as it loads a hub checkpoint.
@@ -24,12 +26,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from cogvlm2 import IMAGE_MEAN, IMAGE_STD, CogVLM2
 from common import (
     LOADERS,
+    TELL_OF,
     _atomically,
+    answered,
     check_writable,
     find_model,
     flatten_stills,
@@ -38,6 +43,9 @@ from common import (
     known,
     load_items,
     load_yaml,
+    mean_answer_loss,
+    metadata_text,
+    naming,
     parser,
     refuse,
     run_info,
@@ -45,8 +53,10 @@ from common import (
     say,
     split_of,
     whereabouts,
+    word_prompt,
 )
-from data import COLOURS, DIRECTIONS, SHAPES, place_word
+from data import COLOURS, DIRECTIONS, OPPOSITE, SHAPES, UNKNOWN, asked_of, place_word, spans, spans_words, told
+from explain import Tracker
 
 SAVE_EVERY = 200  # steps
 FILM = {"fps": 2.0}  # the rate that extract.py, too, says clips have
@@ -175,13 +185,13 @@ CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is str
         "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
-def learned_tokenizer(texts, **names):
-    """Byte-level BPE learned on the training words; any text can be encoded. names: what the family's processor calls its special tokens."""
+def learned_tokenizer(texts, size=448, **names):
+    """Byte-level BPE of `size` tokens learned on the training words; any text can be encoded. names: what the family's processor calls its special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=448, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="right", extra_special_tokens=names)
 
 
@@ -767,6 +777,203 @@ def film_quality(pipeline, items, device, count=128):
     return report
 
 
+# ---------------------------------------------------------------- the tracker: who stays, who comes and goes
+
+WAYS = torch.tensor([*DIRECTIONS.values(), (0, 0)])  # [9,2], numbered as COMPASS is
+COMPASS = [*DIRECTIONS, "still"]
+
+
+class Watching(torch.nn.Module):
+    """A tracker, and what must be told while it learns: of a frame alone whether the object is seen, and its centre; of a frame among the others whether it is present, and hidden;
+    of the embedding in which frames it is visible, present and hidden, its direction, the count, and whether it is there at all."""
+
+    def __init__(self, tracker):
+        super().__init__()
+        self.tracker, self.frames = tracker, tracker.config["frames"]
+        (small, width), embedding = tracker.config["widths"], tracker.config["embedding"]
+        self.find, self.there, self.tell = torch.nn.Linear(small, 3), torch.nn.Linear(width, 2), torch.nn.Linear(embedding, 3 * self.frames + len(COMPASS) + 5)
+
+    def forward(self, *asked):
+        found = self.tracker(*asked)
+        told = self.tell(found["embedding"]).split([3 * self.frames, len(COMPASS), 4, 1], -1)
+        found |= {"found": self.find(found["looked"]), "frames": self.there(found["seen"]).transpose(-1, -2), "spans": told[0].unflatten(-1, (3, self.frames)), "direction": told[1]}
+        found |= {"count": told[2], "there": told[3][..., 0]}
+        return {k: v.float().cpu() for k, v in found.items()}
+
+
+def tracks_truth(items, seed, asked=3):
+    """Of every clip's objects, then of names that are not there, [n,asked] each: numbers of colour and shape, there, persistent, direction (of COMPASS), count; spans [n,asked,3,T]:
+    visible, present, hidden; centres [n,asked,T,2] of what is seen, in -1..1."""
+    rng, frames, rows = np.random.default_rng(seed), len(items[0]["frames"]), []
+    centres = torch.zeros(len(items), asked, frames, 2)
+    for item, centre in zip(items, centres, strict=True):
+        others, row = [n for n in rng.permutation(NAMES).tolist() if n not in item["names"]], []
+        for k, name in enumerate([*item["names"], item["absent"], *others][:asked]):
+            track = item["tracks"][k] if k < len(item["names"]) else {"persistent": False, "direction": "still", "visible": [], "present": [], "hidden": []}
+            spans = [[float(any(a <= t <= b for a, b in track[kind])) for t in range(frames)] for kind in ("visible", "present", "hidden")]
+            colour, shape = name.split()
+            row.append((list(COLOURS).index(colour), list(SHAPES).index(shape), k < len(item["names"]), track["persistent"], COMPASS.index(track["direction"]), item["count"], spans))
+        rows.append(row)
+        centre[:len(item["names"])] = ((item["boxes"][..., :2] + item["boxes"][..., 2:]) / item["width"] - 1).transpose(0, 1)
+    return {k: torch.tensor([[r[i] for r in row] for row in rows]) for i, k in enumerate(("colours", "shapes", "there", "persistent", "direction", "count", "spans"))} | {"centres": centres}
+
+
+def found_loss(found, visible, centres):
+    """Is it seen, and where: found [..., 3], visible [...] 0 or 1, centres [..., 2]."""
+    apart = (found[..., 1:] - centres).abs().sum(-1)
+    return F.binary_cross_entropy_with_logits(found[..., 0], visible) + (apart * visible).sum() / visible.sum().clamp(min=1)
+
+
+def glance_loss(frames, truth, device, batch=256):
+    """Single frames of as many clips, three names looked for in each: what a tracker has to find before there is anything to track."""
+    def loss_of(model, rng):
+        pick, at = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False)), torch.from_numpy(rng.integers(0, frames.shape[1], min(batch, len(frames))))
+        with fast(device), sdpa_kernel(SDPBackend.MATH):
+            looked = model.tracker.look(frames[pick, at][:, None].to(device), truth["colours"][pick].to(device), truth["shapes"][pick].to(device))
+            found = model.find(looked)[:, :, 0].float().cpu()
+        return found_loss(found, truth["spans"][pick, :, 0, at], truth["centres"][pick, :, at])
+    return loss_of
+
+
+def mirrored_ways(back, down, across):
+    """Numbers [9] in COMPASS of what each way becomes in a clip played backwards, turned over, mirrored."""
+    signs = torch.tensor([-1 if across else 1, -1 if down else 1]) * (-1 if back else 1)
+    return (WAYS[:, None] * signs == WAYS).all(-1).float().argmax(1)
+
+
+def tracker_loss(frames, truth, device, batch=16):
+    """Cross-entropies of all that is told of `batch` clips and three names each, mirrored and reversed at random."""
+    def loss_of(model, rng):
+        pick = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False))
+        y, (back, down, across) = {k: v[pick] for k, v in truth.items()}, (rng.random(3) < 0.5).tolist()
+        signs = torch.tensor([-1 if across else 1, -1 if down else 1])
+        x = frames[pick].flip([d for d, flip in ((1, back), (2, down), (3, across)) if flip])
+        with fast(device), sdpa_kernel(SDPBackend.MATH):
+            found = model(x.to(device), y["colours"].to(device), y["shapes"].to(device))
+        spans, centres, there = (y["spans"].flip(-1), y["centres"].flip(-2), y["there"]) if back else (y["spans"], y["centres"], y["there"])
+        binary, way, number = F.binary_cross_entropy_with_logits, mirrored_ways(back, down, across)[y["direction"]][there], y["count"][there]
+        return (binary(found["scores"], spans[:, :, 0]) + 2 * binary(found["persistence"][there], y["persistent"][there].float()) + binary(found["frames"], spans[:, :, 1:])
+                + binary(found["spans"], spans) + binary(found["there"], there.float()) + 0.5 * F.cross_entropy(found["direction"][there], way) + 0.5 * F.cross_entropy(found["count"][there], number)
+                + 0.5 * found_loss(found["found"], spans[:, :, 0], centres * signs))
+    return loss_of
+
+
+@torch.no_grad()
+def tracker_quality(model, frames, truth, device):
+    """Of held-out clips' objects: the share whose persistence is right, F1 of the frames in which they are seen (all frames counted together, at a half), what else the embedding tells."""
+    found = []
+    for at in torch.arange(len(frames)).split(32):
+        with fast(device):
+            found.append({k: v.float().cpu() for k, v in model(frames[at].to(device), truth["colours"][at].to(device), truth["shapes"][at].to(device)).items()})
+    found, there = {k: torch.cat([f[k] for f in found]) for k in found[0]}, truth["there"]
+    seen, said, persistent = truth["spans"][:, :, 0][there] > 0, found["scores"][there] > 0, truth["persistent"][there].float()
+    return {"persistence_accuracy": ((found["persistence"] > 0) == truth["persistent"])[there].float().mean(), "persistence_floor": max(persistent.mean(), 1 - persistent.mean()),
+            "frame_f1": 2 * (seen & said).sum() / (seen.sum() + said.sum()), "frame_f1_floor": 2 * seen.sum() / (seen.sum() + seen.numel()),
+            "direction_accuracy": (found["direction"].argmax(-1) == truth["direction"])[there].float().mean(),
+            "count_accuracy": (found["count"].argmax(-1) == truth["count"])[there].float().mean(), "there_accuracy": ((found["there"] > 0) == there).float().mean(),
+            **{f"{kind}_accuracy": ((found["spans"][:, :, k] > 0) == (truth["spans"][:, :, k] > 0))[there].float().mean() for k, kind in enumerate(("visible", "present", "hidden"))}}
+
+
+# ---------------------------------------------------------------- words alone
+
+ASKED = {"persistence": 2, "direction": 2, "backwards": 2, "count": 1, "unknown": 1, "frames": 6, "hidden": 5, "uncovered": 5, "describe": 8, "naming": 10}  # kinds, and how often: as they are hard
+
+
+def made_up_track(rng, frames=32):
+    """What data.py's tracks say of an object, with spans that no film was made for, and a probability of being persistent."""
+    persistent, there, t = rng.random() < 0.5, np.zeros(frames, bool), np.arange(frames)
+    first, last = (0, frames - 1) if persistent else sorted(int(x) for x in rng.choice(frames, 2, replace=False))
+    if not persistent and (side := rng.integers(3)):  # enters or leaves, else as drawn
+        first, last = (max(first, 1), frames - 1) if side == 1 else (0, min(last, frames - 2))
+    there[first:last + 1] = True
+    seen = there.copy()
+    for _ in range(rng.integers(3)):
+        start = rng.integers(first, last + 1)
+        seen &= (t < start) | (t > start + rng.integers(12))
+    if not seen.any():
+        return made_up_track(rng, frames)
+    probability = rng.random() if rng.random() < 0.1 else abs(persistent - 0.5 * rng.random() ** 2 - 0.005)  # now and then not what the frames say
+    comes, goes = first > 0, last < frames - 1
+    return {"object": str(rng.choice(NAMES)), "probability": round(probability, 2), "persistent": round(probability, 2) >= 0.5, "present": spans(there), "visible": spans(seen),
+            "hidden": spans(there & ~seen), "direction": str(rng.choice([*DIRECTIONS, "still"])), "why": "passes" if comes and goes else "enters" if comes else "leaves" if goes else "stays"}
+
+
+def said_of(track, known):
+    """The sentences of data.py about an object, as far as the facts `known` say them."""
+    way, moves, hides = (part.rstrip(".") for part in told(track).split(". "))
+    if not {"persistence", "frames"} <= known:
+        way = way.split(":")[0] if "persistence" in known else f"The {track['object']} appears in {spans_words(track['visible'])}" if "frames" in known else ""
+    said = ". ".join([*filter(None, [way, moves if "direction" in known else "", hides if "hidden" in known else ""]), ""]).strip()
+    return said.replace("It ", f"The {track['object']} ", not way) if said else UNKNOWN
+
+
+def word_lesson(rng):
+    """(kind, context, question, answer): a question about a made-up object and what a context says that may lack any fact, hold no fact, or be about another object."""
+    kind = str(rng.choice(list(ASKED), p=np.array(list(ASKED.values())) / sum(ASKED.values())))
+    if kind == "naming":
+        return kind, *naming(rng)
+    track, count = made_up_track(rng), int(rng.integers(1, 4))
+    own = name = track["object"]
+    facts = {"persistence": track["probability"], "visible": track["visible"], "direction": track["direction"], "hidden": track["hidden"], "count": count}
+    if kind not in ("unknown", "count") and rng.random() < 0.25:
+        if rng.random() < 0.5:  # it was looked for and not found
+            facts |= {"persistence": round(0.3 * rng.random(), 2), "visible": [], "hidden": []}
+        else:
+            alike = rng.random() < 0.5
+            name = str(rng.choice([n for n in NAMES if n != own and (not alike or set(n.split()) & set(own.split()))]))
+    absent = name != own or not facts["visible"]
+    if rng.random() < 0.6:
+        facts = {k: v for k, v in facts.items() if v == [] and absent or rng.random() < 0.7}
+    if rng.random() < 0.03:
+        facts, absent, context = {}, False, ""
+    else:
+        context = metadata_text(own, **facts)
+        absent &= name != own or "visible" in facts
+    known = {{"visible": "frames"}.get(k, k) for k in facts}
+    needs = {"persistence": {"persistence"}, "frames": {"frames"}, "direction": {"direction"}, "hidden": {"hidden"}, "backwards": {"direction"}, "uncovered": {"frames", "hidden"},
+             "count": {"count"}}.get(kind, set())
+    answers = {"persistence": "persistent" if track["persistent"] else "transient", "frames": spans_words(track["visible"]), "direction": track["direction"],
+               "hidden": spans_words(track["hidden"]) if track["hidden"] else "it is never hidden", "backwards": OPPOSITE[track["direction"]], "uncovered": spans_words(track["present"]),
+               "count": str(count), "describe": said_of(track, known), "unknown": UNKNOWN}
+    question = TELL_OF.format(name) if kind == "describe" else asked_of(rng, kind, name)
+    if absent:
+        return "absent" if name == own else "elsewhere", context, question, f"there is no {name}"
+    answer = answers[kind] if needs <= known else UNKNOWN
+    return "lacking" if answer == UNKNOWN else kind, context, question, answer
+
+
+def words_model(seed):
+    """(model, tokenizer): a small Llama whose tokenizer was learned on its lessons."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    rng = np.random.default_rng([seed, 1])
+    tokenizer = learned_tokenizer((x for _ in range(4000) for x in ("user\n", "assistant\n", *word_lesson(rng)[1:])), 576)
+    tokenizer.chat_template = CHAT
+    return LlamaForCausalLM(LlamaConfig(**llama(tokenizer), tie_word_embeddings=True)), tokenizer
+
+
+def words_loss(tokenizer, device, batch=32):
+    """Cross-entropy of the answers, a mean over answers of the mean over their tokens."""
+    def loss_of(model, rng):
+        lessons = [word_lesson(rng) for _ in range(batch)]
+        prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
+        with fast(device):
+            return mean_answer_loss(model, tokenizer, prompts, [x[3] for x in lessons])
+    return loss_of
+
+
+def words_quality(model, tokenizer, seed, n=3000):
+    """Share of held-out answers that are right to the word, by kind, beside the commonest answer of the kind."""
+    rng = np.random.default_rng([seed, 2])
+    lessons = [word_lesson(rng) for _ in range(n)]
+    said = answered(model, tokenizer, [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons])
+    report = {"accuracy": np.mean([a == x[3] for a, x in zip(said, lessons, strict=True)])}
+    for kind in sorted({x[0] for x in lessons}):
+        pairs = [(a, x[3]) for a, x in zip(said, lessons, strict=True) if x[0] == kind]
+        truth = [t for _, t in pairs]
+        report |= {kind: np.mean([a == t for a, t in pairs]), f"{kind}_floor": max(truth.count(t) for t in set(truth)) / len(truth)}
+    return report
+
+
 # ---------------------------------------------------------------- main
 
 def pool(folder, size):
@@ -854,18 +1061,39 @@ def train_ltx(args, device, folder, save):
     return losses, film_quality(pipeline, parts[1], device)
 
 
+def train_words(args, device, folder, save):
+    """Lessons are made up as they are needed; none comes twice."""
+    model, tokenizer = words_model(args.seed)
+    model.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
+    losses = train("words", model.to(device), words_loss(tokenizer, device), args.steps or 2800, 2e-3, args.seed, folder)
+    model, tokenizer = save(model, tokenizer)
+    return losses, words_quality(model, tokenizer, args.seed)
+
+
+def train_tracker(args, device, folder, save):
+    """First to find what is asked for in single frames, then the whole."""
+    (frames, items), (held, held_items) = pool(args.trajectories, 48)
+    truth = tracks_truth(items, args.seed)
+    model = Watching(Tracker({"colours": list(COLOURS), "shapes": list(SHAPES), "frames": frames.shape[1], "image_size": 48, "widths": [64, 128], "layers": [2, 3], "embedding": 512})).to(device)
+    train("glance", model, glance_loss(frames, truth, device), args.steps or 1200, 2e-3, args.seed, folder)
+    losses = train("tracker", model, tracker_loss(frames, truth, device), args.steps or 2600, 1e-3, args.seed, folder)
+    model.tracker, _ = save(model.tracker)
+    return losses, tracker_quality(model, held, tracks_truth(held_items, args.seed), device)
+
+
 def get_args(argv):
     p = parser(__doc__, smoke=False)
-    p.add_argument("--only", help="train one model: vae, semantic, vlm, dinov2, ltx, llava-next, internvl2 or cogvlm2 (default: all, then the summary)")
+    p.add_argument("--only", help="train one model: vae, semantic, vlm, dinov2, ltx, words, tracker, llava-next, internvl2 or cogvlm2 (default: all, then the summary)")
     p.add_argument("--shapes", default="data/tiny-shapes", help="training images (default: %(default)s)")
     p.add_argument("--moving", default="data/tiny-moving", help="training clips (default: %(default)s)")
+    p.add_argument("--trajectories", default="data/tiny-trajectories", help="training clips of the tracker (default: %(default)s)")
     p.add_argument("--out", default="results/tiny", help="where checkpoints and YAML go (default: %(default)s)")
     p.add_argument("--steps", type=int, help="fewer steps than a full training, to try it")
     return p.parse_args(argv)
 
 
 TRAIN = {"vae": ("vae", train_vae), "semantic": ("vlm", train_semantic), "vlm": ("vlm", train_vlm), "dinov2": ("encoder", train_dinov2), "ltx": ("video", train_ltx),
-         **{name: ("vlm", functools.partial(train_cousin, name)) for name in COUSINS}}
+         "words": ("language", train_words), "tracker": ("tracker", train_tracker), **{name: ("vlm", functools.partial(train_cousin, name)) for name in COUSINS}}
 
 
 def main(argv=None):
@@ -889,7 +1117,7 @@ def main(argv=None):
             if processor and not isinstance(model, Film):
                 processor.save_pretrained(folder)
             save_yaml(folder / "weights.yaml", {"weights": "small", "trained_by": "tiny.py"})
-            return LOADERS[kind](find_model(str(folder)), device)
+            return LOADERS[kind](find_model(str(folder)), device) if kind != "tracker" else (Tracker.from_pretrained(folder).to(device), None)
 
         torch.manual_seed(args.seed)
         losses, quality = run(args, device, out / "training", save)

@@ -641,7 +641,7 @@ def test_unknown_names_are_refused_with_the_nearest_one(few, tmp_path, capsys):
 def test_a_folder_that_is_no_checkpoint_is_refused(few, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "no config.json" in refused(capsys, "--model", tmp_path / "empty", "--data", few, "--out", tmp_path / "out")
-    (tmp_path / "empty/config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "empty/config.json").write_text(json.dumps({"model_type": "gpt2"}))
     assert "unknown model type" in refused(capsys, "--model", tmp_path / "empty", "--data", few, "--out", tmp_path / "out")
 
 

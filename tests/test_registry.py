@@ -119,6 +119,12 @@ PUBLISHED = {
     "ltx": ltx,
 }
 
+LANGUAGE = {  # of words alone
+    "tinyllama": ("Llama", qwen2(2048, 5632, 22, 32, 4, 32000), False),
+    "qwen2.5-0.5b": ("Qwen2", qwen2(896, 4864, 24, 14, 2, 151936), True),
+    "smollm2-360m": ("Llama", qwen2(960, 2560, 32, 15, 5, 49152), True),
+}
+
 
 class Processor:
     """What the families ask of a processor, without a tokenizer from the hub."""
@@ -177,8 +183,9 @@ def spelt_out(points):
 
 
 def test_every_entry_that_states_facts_is_built_here_and_every_model_of_the_hub_states_them():
-    assert set(PUBLISHED) == set(common.FACTS) == {name for name, entry in MODELS.items() if not entry["path"].startswith(common.TINY) and entry["kind"] != "video"}  # test_predict.py builds pipelines
-    for name in PUBLISHED:
+    stated = {name for name, entry in MODELS.items() if not entry["path"].startswith(common.TINY) and entry["kind"] != "video"}  # test_predict.py builds pipelines
+    assert {*PUBLISHED, *LANGUAGE} == set(common.FACTS) == stated
+    for name in (*PUBLISHED, *LANGUAGE):
         assert common.KIND_OF_TYPE[MODELS[name]["type"]] == MODELS[name]["kind"]
 
 
@@ -202,6 +209,21 @@ def test_the_numbers_of_parameters_are_the_stated_ones(name):
     assert numel(model) / 1e9 == pytest.approx(entry["params"], rel=0.01)
     assert head / 1e9 == pytest.approx(entry["head"], rel=0.01) and max(layers, default=0) / 1e9 == pytest.approx(entry["layer"], rel=0.01)
     assert (numel(model) - head - sum(layers)) / 1e9 == pytest.approx(entry["outside"], rel=0.01)
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_a_language_model_of_full_size_is_what_is_stated_and_sees_nothing(name, capsys):
+    import transformers
+    kind, text, tied = LANGUAGE[name]
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**text, tie_word_embeddings=tied))
+    entry, layers = MODELS[name], model.model.layers
+    head, stack = 0 if tied else numel(model.lm_head), sum(map(numel, layers))
+    assert entry["language"] == (len(layers), model.get_input_embeddings().embedding_dim) and entry["vision"] is None and "size" not in entry
+    assert [entry[k] for k in ("params", "head", "outside", "layer")] == pytest.approx([x / 1e9 for x in (numel(model), head, numel(model) - head - stack, numel(layers[0]))], rel=0.01)
+    with pytest.raises(SystemExit):
+        extract.main(["--model", name])
+    assert "is a language model, which sees nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
