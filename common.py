@@ -2160,9 +2160,10 @@ def spans_text(spans, last=", "):
 def metadata_text(name, persistence=None, visible=None, direction=None, hidden=None, count=None):
     """What is known of an object as text, without the facts that are None: "red circle: persistence 0.97; frames 0 to 9, 14 to 31; direction right; hidden 10 to 13; count 2".
 
-    persistence: a probability; visible, hidden: spans [first, last] of frames, both included, perhaps none ("frames none", "hidden never"); count: coloured objects in the clip.
+    persistence: a probability, never said to be surer than 0.99: a language model that has not read 1.00 takes it for anything; visible, hidden: spans [first, last] of frames, both
+    included, perhaps none ("frames none", "hidden never"); count: coloured objects in the clip.
     """
-    facts = {"persistence": persistence is not None and f"{persistence:.2f}", "frames": visible is not None and (spans_text(visible) or "none"), "direction": direction,
+    facts = {"persistence": persistence is not None and f"{min(max(persistence, 0.01), 0.99):.2f}", "frames": visible is not None and (spans_text(visible) or "none"), "direction": direction,
              "hidden": hidden is not None and (spans_text(hidden) or "never"), "count": count is not None and str(count)}
     return f"{name}: " + "; ".join(f"{key} {said}" for key, said in facts.items() if said)
 

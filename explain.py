@@ -60,7 +60,7 @@ asks a tracker about every object of clips (data.py trajectories): in which fram
 fp16 embedding [N,512], scores [N,32] (probability that it is seen in a frame), attention [N,32] (sums to 1) and persistence [N] (probability), and in meta the threshold of the scores,
 chosen on val. Any video model may write it: --embeddings FILE scores such a file. explain-tracks.yaml beside it says of the test clips' objects:
 
-    persistence_accuracy   beside how long it is seen (threshold chosen on val), how much the clip moves (energy), and the commonest answer
+    persistence_accuracy   beside how long it is seen (duration, threshold chosen on val), whether in both the first and the last frame (ends), how much the clip moves (energy), the commonest answer
     frame_f1, _macro       of the frames in which it is seen, all tracks together and the mean of tracks, beside always and clock (the commonest answer of each frame in train);
                            copy, the truth of one second earlier, shows how little a frame's label needs seeing: no model has it
     segmental_f1_10 ... edit, boundary_error   of the spans; boundary_error in frames
@@ -1010,6 +1010,13 @@ def frames_of_track(track):
     return seen
 
 
+def frames_asked(items, ids):
+    """(rows, bool [n,T]) of all that clips are asked about: in which frames it is seen; what is absent in none."""
+    truth = {f"{i['id']}/{t['object']}": frames_of_track(t) for i in items for t in i["tracks"]} | {f"{i['id']}/{i['absent']}": torch.zeros(TIMES, dtype=torch.bool) for i in items}
+    rows = [k for k, name in enumerate(ids) if name in truth]
+    return rows, torch.stack([truth[ids[k]] for k in rows]) if rows else None
+
+
 def best_threshold_of(scores, truth):
     """Of the scores in 0..1 [n,T], the one above which they say best which frames are seen, bool [n,T]: by F1 of all together."""
     cuts = torch.arange(1, 20) / 20
@@ -1018,12 +1025,13 @@ def best_threshold_of(scores, truth):
 
 
 def persistence_floors(seen, said, energy, persistent):
-    """{name: is it right of each test object}, of what knows no more than how long an object is seen or how much its clip moves. Each of seen, said (bool [n,T]), energy, persistent: {split: [n]}.
+    """{name: is it right of each test object}, of what knows no more than how long an object is seen, whether it is seen at both ends, or how much its clip moves. Each of seen, said
+    (bool [n,T]), energy, persistent: {split: [n]}. Cuts are chosen on val, the commonest answer on train.
 
-    Cuts are chosen on val, the commonest answer on train. `duration_of_the_truth` counts the frames in which the object really is seen: no duration, however well seen, is better.
+    `duration_of_the_truth` counts the frames in which the object really is seen, not those in which it is said to be.
     """
     measures = {"duration": {s: x.sum(1).double() for s, x in said.items()}, "duration_of_the_truth": {s: x.sum(1).double() for s, x in seen.items()}, "energy": energy}
-    right = {"commonest": persistent["test"] == (persistent["train"].double().mean() >= 0.5)}
+    right = {"commonest": persistent["test"] == (persistent["train"].double().mean() >= 0.5), "ends": (said["test"][:, 0] & said["test"][:, -1]) == persistent["test"]}
     for name, x in measures.items():
         cut, sign = best_cut(x["val"], persistent["val"])
         right[name] = (sign * x["test"] >= sign * cut) == persistent["test"]
@@ -1041,7 +1049,8 @@ def tracks_scored(items, tracks, folder, seed):
     rows = {s: torch.tensor([row_of[f"{i['id']}/{t['object']}"] for i, t in these]) for s, these in objects.items()}
     seen = {s: torch.stack([frames_of_track(t) for _, t in these]) for s, these in objects.items()}
     persistent = {s: torch.tensor([t["persistent"] for _, t in these]) for s, these in objects.items()}
-    threshold = best_threshold_of(tracks["scores"][rows["val"]], seen["val"])
+    asked, frames = frames_asked([items[k] for k in split["val"].tolist()], tracks["ids"])
+    threshold = best_threshold_of(tracks["scores"][asked], frames)
     said = {s: tracks["scores"][r] > threshold for s, r in rows.items()}
     moves = dict(zip((i["id"] for i in items), motion_energy([i["frames"] for i in items]).tolist(), strict=True))
     energy = {s: torch.tensor([moves[i["id"]] for i, _ in these], dtype=torch.float64) for s, these in objects.items()}
@@ -1103,6 +1112,8 @@ def faithfulness(model, items, device, seed, most=150, draws=5):
     for (how, key), pairs in found.items():
         top, random = torch.tensor(pairs).T
         table.setdefault(how, {})[key] = {"highest": top.mean().item(), "random": random.mean().item(), **paired_test(top, random, sources, seed=seed)}
+    for (how, key), p in holm({names: table[names[0]][names[1]]["p"] for names in found}).items():
+        table[how][key]["p_holm"] = p
     return table | {"objects": len(objects), "frames_left_out": DELETED, "draws": draws}
 
 
@@ -1127,9 +1138,8 @@ def track_objects(args, started):
         began = time.time()
         ids, found = follow_all(model, items, device)
         seconds = (time.time() - began) / len(items)
-        truth = {f"{i['id']}/{t['object']}": frames_of_track(t) for i in items if split_of(i["source"]) == "val" for t in i["tracks"]}
-        rows = [k for k, name in enumerate(ids) if name in truth]
-        threshold = best_threshold_of(found["scores"][rows].half().float(), torch.stack([truth[ids[k]] for k in rows])) if rows else 0.5
+        rows, truth = frames_asked([i for i in items if split_of(i["source"]) == "val"], ids)
+        threshold = best_threshold_of(found["scores"][rows].half().float(), truth) if rows else 0.5
         save_pt(path, TRACKS, ids, {"model": entry["name"], "weights": entry["weights"], "data": index["data"], "data_path": str(folder), "threshold": threshold,
                                     "threshold_from": "val" if rows else "nothing: the data has no val clips"}, **{k: x.half() for k, x in found.items()})
         info = {"seconds_per_clip": seconds, "parameters": sum(p.numel() for p in model.parameters())}
@@ -1601,8 +1611,8 @@ def peak_memory(reset=False):
 
 
 def spoken(key, stamp, say_all, kept, out):
-    """{texts, seconds, memory} of a writer: what `kept` holds of it with the same stamp, else what say_all() gives, kept from now on."""
-    if kept.get(key, {}).get("stamp") != stamp:
+    """{texts, seconds, memory} of a writer: what `kept` holds of it with the same stamp (None: of no other run), else what say_all() gives, kept from now on."""
+    if stamp is None or kept.get(key, {}).get("stamp") != stamp:
         peak_memory(reset=True)
         began, texts = time.time(), say_all()
         kept[key] = {"stamp": stamp, "texts": texts, "seconds": time.time() - began, "memory": peak_memory()}
@@ -1842,16 +1852,16 @@ def all_answers(args, w, parts, altered, device, dtype):
     films = {name: digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in here)) for name, (_, here, _) in (parts | follow | altered).items()}
 
     def write(writer, say_all, facts, about):
-        """say_all(questions, clips, notes) of each part `about`; facts: what the answers depend on besides."""
+        """say_all(questions, clips, notes) of each part `about`; facts: what the answers depend on besides, None of templates, which cost nothing."""
         for part, (asks, items, notes) in about.items():
-            stamp = digest(repr((asks, films[part], notes and notes.digest, facts, str(dtype))).encode())
+            stamp = facts and digest(repr((asks, films[part], notes and (notes.digest, [notes.text(a.item, a.name) for a in asks]), facts, str(dtype))).encode())
             said = spoken(f"{writer}/{part}", stamp, functools.partial(say_all, asks, items, notes), kept, kept_at)
             answers.setdefault(part, {}).setdefault(writer.rstrip("0123456789"), []).append(said)
 
-    write("truth", lambda asks, items, notes: [answer_with(true_fact(items[a.item], a.name), a.question, items[a.item]["count"]) for a in asks], (), parts)
-    write("commonest", lambda asks, items, notes: commonest_answers(asks, w.train), [i["id"] for i in w.train], parts)
+    write("truth", lambda asks, items, notes: [answer_with(true_fact(items[a.item], a.name), a.question, items[a.item]["count"]) for a in asks], None, parts)
+    write("commonest", lambda asks, items, notes: commonest_answers(asks, w.train), None, parts)
     if w.notes:
-        write("metadata", lambda asks, items, notes: [answer_with(notes.fact(a.item, a.name), a.question, notes.count(a.item)) for a in asks], w.notes.threshold, parts | altered)
+        write("metadata", lambda asks, items, notes: [answer_with(notes.fact(a.item, a.name), a.question, notes.count(a.item)) for a in asks], None, parts | altered)
 
     @functools.cache
     def language():
@@ -1868,7 +1878,7 @@ def all_answers(args, w, parts, altered, device, dtype):
     if w.entry:
         write("blind", lambda asks, items, notes: in_words(asks, lambda a: hint), of_language, parts)
     if w.entry and w.notes:
-        write("text", lambda asks, items, notes: in_words(asks, lambda a: f"{hint} {notes.text(a.item, a.name)}".strip()), (of_language, w.notes.threshold), parts | altered)
+        write("text", lambda asks, items, notes: in_words(asks, lambda a: f"{hint} {notes.text(a.item, a.name)}".strip()), of_language, parts | altered)
     for s, folder in enumerate(w.folders):
         @functools.cache
         def reader(folder=folder):
@@ -1882,7 +1892,7 @@ def all_answers(args, w, parts, altered, device, dtype):
 
         write(f"soft{s}", in_soft_words, (of_language, fingerprint(folder)), parts | altered)
         for how in ABLATIONS[1:]:
-            write(f"{how}{s}", functools.partial(in_soft_words, how=how), (of_language, fingerprint(folder), w.notes.threshold, args.seed), follow)
+            write(f"{how}{s}", functools.partial(in_soft_words, how=how), (of_language, fingerprint(folder), args.seed), follow)
         if reader.cache_info().currsize:
             reader()[0].unload()
     if w.vlm:

@@ -208,10 +208,12 @@ def test_a_vision_language_model_is_shown_frames_from_all_over_the_clip(run, mon
 
 # ---------------------------------------------------------------- kept answers, a model of the library, mistakes
 
+@pytest.mark.slow
 def test_what_was_answered_is_not_asked_again_unless_something_else_is_asked(run, tmp_path):
     first = run(sees)
     asked = run.asked
-    assert run(sees)["writers"] == first["writers"] and run.asked == 0 < asked
+    again = run(sees)
+    assert run.asked == 0 < asked and all(again["writers"][name] == first["writers"][name] for name in ("text", "soft", "blind")), "templates cost nothing, and are filled in again"
     assert run(sees, "--seed", "1")["accuracy"] == 1 and run.asked > 0
     kept = load_pt(tmp_path / "out-answers.pt", explain.ANSWERS)["answers"]
     assert {"truth/asked", "soft0/described", "soft1/asked", "swapped0/follow", "blind/asked"} <= set(kept)

@@ -173,6 +173,7 @@ def test_a_tracker_is_saved_in_fp16_and_read_back(tmp_path):
     assert all(torch.allclose(before[k], after[k], atol=2e-2) for k in before) and next(explain.load_tracker(entry, "cpu").parameters()).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_tracks_writes_the_contract_the_same_bytes_every_time_and_says_that_an_untrained_tracker_is_at_the_floor(clips, tmp_path):
     folder, items = clips
     untrained().half().save_pretrained(tmp_path / "tracker")

@@ -100,7 +100,7 @@ def refused(capsys, *args, **more):
 def test_facts_as_text_and_none_of_those_that_are_not_known():
     assert metadata_text("red circle", 0.97, [[0, 9], [14, 31]], "right", [[10, 13]], 2) == "red circle: persistence 0.97; frames 0 to 9, 14 to 31; direction right; hidden 10 to 13; count 2"
     assert metadata_text("red circle", visible=[[7, 7]], hidden=[]) == "red circle: frames 7; hidden never"
-    assert metadata_text("red circle", visible=[], persistence=0.0) == "red circle: persistence 0.00; frames none"
+    assert metadata_text("red circle", visible=[], persistence=0.0) == "red circle: persistence 0.01; frames none"
 
 
 def test_every_lesson_follows_from_its_context():
