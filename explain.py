@@ -64,6 +64,7 @@ chosen on val. Any video model may write it: --embeddings FILE scores such a fil
     frame_f1, _macro       of the frames in which it is seen, all tracks together and the mean of tracks, beside always and clock (the commonest answer of each frame in train);
                            copy, the truth of one second earlier, shows how little a frame's label needs seeing: no model has it
     segmental_f1_10 ... edit, boundary_error   of the spans; boundary_error in frames
+    absent_seen            how often what is absent is said to be seen in some frame; apart, where another object of its colour is there and where none is
     attention_<how>_<what> how much more what is said changes without the four frames of highest attention than without four others (showing the clip's mean, or their neighbours)
 
     python explain.py --mode report --results results --out results/report.html
@@ -1070,9 +1071,13 @@ def tracks_scored(items, tracks, folder, seed):
         head |= mean_and_interval(f"persistence_{name}", x, sources, seed)
     head |= {k: v for k, v in table["own"].items() if k not in head} | {f"frame_f1_{n}": table[n]["frame_f1"] for n in ("always", "clock", "copy")}
     over_copy = paired_test(f1["own"], f1["copy"], sources, seed=seed)
-    absent = [row_of[i] for k in split["test"].tolist() if (i := f"{items[k]['id']}/{items[k]['absent']}") in row_of]
+    absent = {True: [], False: []}  # is another object of its colour there?
+    for item in (items[k] for k in split["test"].tolist()):
+        if (row := row_of.get(f"{item['id']}/{item['absent']}")) is not None:
+            absent[any(name.split()[0] == item["absent"].split()[0] for name in item["names"])].append((tracks["scores"][row] > threshold).any().item())
+    alarms = {"absent_seen": sum(absent.values(), []), "absent_seen_colour_there": absent[True], "absent_seen_colour_not_there": absent[False]}
     head |= {"over_copy": over_copy["gain"], "over_copy_low": over_copy["gain_low"], "over_copy_high": over_copy["gain_high"], "copy_frames": EARLIER, "rate": RATE, "threshold": threshold,
-             "absent_seen": (tracks["scores"][absent] > threshold).any(1).double().mean().item() if absent else None, "objects": len(right), "clips": len(split["test"]), "sources": len(set(sources))}
+             **{name: sum(x) / len(x) if x else None for name, x in alarms.items()}, "objects": len(right), "clips": len(split["test"]), "sources": len(set(sources))}
     cases = {}
     for case in sorted({case_of(t) for _, t in objects["test"]}):
         these = torch.tensor([case_of(t) == case for _, t in objects["test"]])

@@ -118,6 +118,13 @@ def test_scores_of_another_scale_are_read_at_the_threshold_that_val_chooses(clip
     assert found["frame_f1"] == 1 and 0.1 <= found["threshold"] < 0.25
 
 
+def test_who_looks_for_colours_alone_sees_what_is_absent_where_its_colour_is_there(clips, tmp_path):
+    folder, items = clips
+    path = planted(tmp_path / "tracks.pt", items, lambda item, name, seen: seen if name != item["absent"] else torch.full((32,), float(any(n.split()[0] == name.split()[0] for n in item["names"]))))
+    found = scored(path, folder)
+    assert found["absent_seen_colour_there"] == 1 and found["absent_seen_colour_not_there"] == 0 < found["absent_seen"] < 1
+
+
 @pytest.mark.parametrize("changed,says", [
     (lambda n: {"embedding": torch.zeros(n, 64)}, "embedding is [{n}, 64] where [{n}, 512]"), (lambda n: {"scores": torch.zeros(n, 16)}, "scores is [{n}, 16] where [{n}, 32]"),
     (lambda n: {"scores": None}, "scores is NoneType"), (lambda n: {"persistence": torch.tensor([0.5] * (n - 1) + [math.nan])}, "persistence holds 1 non-finite"),
