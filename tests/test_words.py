@@ -278,12 +278,16 @@ def test_a_short_training_reads_who_stays_and_which_way_from_embeddings(tmp_path
 def test_the_committed_model_answers_from_facts_and_says_where_they_are_lacking():
     model, tokenizer = load_language(find_model("tiny-words"))
     facts = metadata_text("red circle", 0.97, [[0, 9], [14, 31]], "up left", [[10, 13]])
-    asked = {"Is the red circle persistent or transient?": "persistent", "In which frames does the red circle appear?": "frames 0 to 9 and 14 to 31", "Which way does the red circle move?": "up left",
+    asked = {"Is the red circle persistent or transient?": "persistent", "In which frames does the red circle appear?": "frames 0 to 9 and 14 to 31",
              "In which frames is the red circle hidden?": "frames 10 to 13", "How many coloured objects are there?": "the clip does not show that",
-             "What sound does the red circle make?": "the clip does not show that", "Which way does the green star move?": "there is no green star"}
+             "What sound does the red circle make?": "the clip does not show that"}
     assert answered(model, tokenizer, [word_prompt(tokenizer, question, facts) for question in asked]) == list(asked.values())
+    nowhere = metadata_text("green star", 0.04, [], hidden=[], count=2)
+    assert answered(model, tokenizer, [word_prompt(tokenizer, "Which way does the green star move?", nowhere)]) == ["there is no green star"]
     quality = load_yaml(common.HERE / "results/tiny/tiny-words.yaml", "tiny")
-    assert quality["accuracy"] > 0.9 and sum(f.stat().st_size for f in (common.HERE / TINY / "words").iterdir()) <= 2.5e6
+    assert min(quality[kind] for kind in ("persistence", "frames", "hidden", "uncovered", "count", "absent", "lacking")) > 0.9
+    assert quality["naming"] > quality["naming_floor"] + 0.3, "what cannot be done cannot be forgotten"
+    assert sum(f.stat().st_size for f in (common.HERE / TINY / "words").iterdir()) <= 2.5e6
 
 
 def test_a_few_steps_of_the_language_model_write_all_that_loads_it_again(tmp_path, monkeypatch):
