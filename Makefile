@@ -51,7 +51,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding trajectories demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding explain demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -156,8 +156,9 @@ binding: $(R)/binding.yaml  ## what can be read of place (DATA=moving: of motion
 results/tiny/%/tracks.pt: data/%/index.yaml | explain.py $(SETUP)
 	$(PY) explain.py --mode tracks --model tiny-tracker --data data/$* --seed $(SEED) --out $@
 
-# What a language model says of objects that come, go and hide, of whom it is given a video model's embedding. WORDS: more flags, such as --seeds 5
+# What a language model says of objects that come, go and hide, of whom it is given a video model's embedding. WORDS: more flags, such as --seeds 5; SEES: a VLM that is shown the frames
 
+SEES ?= $(MODEL)
 WORDS ?= $(if $(filter tiny%,$(notdir $(LM))),,--lr 2e-4)
 results/%/trajectories/words/adapt-words.yaml: results/%/trajectories/tracks.pt data/trajectories/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode words --embeddings $< --data data/trajectories --language $(LM) --seed $(SEED) $(WORDS) --out $(@D)
@@ -166,8 +167,9 @@ results/%/trajectories/explain-trajectories.yaml: results/%/trajectories/words/a
 	$(PY) explain.py --mode trajectories --data data/trajectories --embeddings results/$*/trajectories/tracks.pt --words $(<D) --language $(LM) $(if $(SEES),--vlm $(SEES)) \
 		--changed $(foreach c,$(CHANGES),$(c)=data/trajectories-$(c):results/$*/trajectories-$(c)/tracks.pt) --seed $(SEED) --out $@ > /dev/null
 
-trajectories: results/$(MODEL)/trajectories/explain-trajectories.yaml  ## is what a language model says of objects that come, go and hide true? LM=the language model, SEES=a VLM beside it
-	@sed '/^writers:/,$$d' $<
+explain: results/$(MODEL)/trajectories/explain-trajectories.yaml  ## is what a language model says of objects that come, go and hide true? LM=the language model, SEES=a VLM beside it
+	@sed '/^[a-z_]*:$$/,$$d' $(<D)/explain-tracks.yaml
+	@sed '/^[a-z_]*:$$/,$$d' $<
 
 # ---- gates
 
