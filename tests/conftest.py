@@ -1,4 +1,5 @@
 """Small random checkpoints of the real library classes, and small data folders: made once a session, in a temporary folder."""
+import logging
 import os
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # a make that a test starts is nobody's sub-make, also where make started the tests: it would print where it goes, and inherit -n, -j and variables
     os.environ.pop(name, None)
+logging.raiseExceptions = False  # a library that was first imported in a test logs to that test's stderr, which is closed by then, and would say so in a traceback
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 

@@ -72,7 +72,7 @@ def test_only_what_is_lacking_is_installed_in_the_versions_required(made, monkey
     execute(cell, space := {})
     assert calls == [] and "lacking: nothing" in capsys.readouterr().out  # all of it is here, so every module has its right name
     pins = [line for line in (HERE / "requirements.txt").read_text().splitlines() if "==" in line]
-    assert set(space["NEEDED"].values()) == {p for p in pins if p.split("==")[0] not in ("pytest", "ruff", "scikit-learn")}
+    assert set(space["NEEDED"].values()) == {p for p in pins if p.split("==")[0] not in ("pytest", "pytest-xdist", "ruff", "scikit-learn")}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("lpips", "skimage") else find(name))
     execute(cell, {})
     assert [c[1:] for c in calls] == [["-m", "pip", "install", "-q", *(p for p in pins if p.startswith(("lpips", "scikit-image")))]]
