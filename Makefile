@@ -153,8 +153,9 @@ binding: $(R)/binding.yaml  ## what can be read of place (DATA=moving: of motion
 	@sed '/^kinds:/,$$d' $<
 
 # What a tracker sees of the objects of trajectories, and of the same scenes changed. Costly, like features.
-results/tiny/%/tracks.pt: data/%/index.yaml | explain.py $(SETUP)
-	$(PY) explain.py --mode tracks --model tiny-tracker --data data/$* --seed $(SEED) --out $@
+TRACKER ?= tiny-tracker
+results/$(M)/%/tracks.pt: data/%/index.yaml | explain.py $(SETUP)
+	$(PY) explain.py --mode tracks --model $(TRACKER) --data data/$* --seed $(SEED) --out $@
 
 # What a language model says of objects that come, go and hide, of whom it is given a video model's embedding. WORDS: more flags, such as --seeds 5; SEES: a VLM that is shown the frames
 
@@ -167,7 +168,7 @@ results/%/trajectories/explain-trajectories.yaml: results/%/trajectories/words/a
 	$(PY) explain.py --mode trajectories --data data/trajectories --embeddings results/$*/trajectories/tracks.pt --words $(<D) --language $(LM) $(if $(SEES),--vlm $(SEES)) \
 		--changed $(foreach c,$(CHANGES),$(c)=data/trajectories-$(c):results/$*/trajectories-$(c)/tracks.pt) --seed $(SEED) --out $@ > /dev/null
 
-explain: results/$(MODEL)/trajectories/explain-trajectories.yaml  ## is what a language model says of objects that come, go and hide true? LM=the language model, SEES=a VLM beside it
+explain: results/$(M)/trajectories/explain-trajectories.yaml  ## is what a language model says of objects that come, go and hide true? LM=the language model, SEES=a VLM beside it
 	@sed '/^[a-z_]*:$$/,$$d' $(<D)/explain-tracks.yaml
 	@sed '/^[a-z_]*:$$/,$$d' $<
 
