@@ -18,11 +18,12 @@ LM ?= $(if $(filter tiny%,$(MODEL)),tiny-words,tinyllama)
 ROOT ?=
 ANNOTATIONS ?=
 FORMAT ?= voc
-FRAMES ?= $(shell echo $$(($(PAST) + 16)))
+FRAMES ?= $(shell echo $$(($(PAST) + $(HORIZON))))
 FPS ?=
 CLIPSIZE ?=
 N ?=
 PAST ?= $(if $(filter tiny%,$(MODEL)),8,9)
+HORIZON ?= 16
 LAUNCH ?=
 STRICT ?=
 SET ?=
@@ -58,7 +59,7 @@ help:  ## this list, with the defaults in force
 	@echo
 	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) LM=$(LM) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
-	@echo "  own clips with labels: DATA=name ROOT=folder FORMAT=clips ANNOTATIONS=file; Something-Something v2: DATA=ssv2 ROOT=folder; FRAMES=$(FRAMES) FPS=$(FPS) CLIPSIZE=$(CLIPSIZE) N=$(N) PAST=$(PAST)"
+	@echo "  own clips with labels: DATA=name ROOT=folder FORMAT=clips ANNOTATIONS=file; Something-Something v2: DATA=ssv2 ROOT=folder; FRAMES=$(FRAMES) FPS=$(FPS) CLIPSIZE=$(CLIPSIZE) N=$(N) PAST=$(PAST) HORIZON=$(HORIZON)"
 	@echo "  N=40 FROZEN= without ROOT: so many generated pictures and clips, to see in a few minutes that it runs"
 
 # ---- set-up, once
@@ -84,8 +85,8 @@ data/future/index.yaml: | data.py $(SETUP)
 	$(PY) data.py moving --frames $(FRAMES) --n $(or $(if $(ROOT),,$(N)),300) --out $(@D) --seed $(SEED) --preview
 data/%-past/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
 	$(PY) data.py cut --clips $(<D) --first 0 --frames $(PAST) --out $(@D) --seed $(SEED)
-data/.past: FORCE  # changes only when PAST does
-	@mkdir -p $(@D); echo '$(PAST)' | cmp -s - $@ || echo '$(PAST)' > $@
+data/.past: FORCE  # changes only when PAST or HORIZON does
+	@mkdir -p $(@D); echo '$(PAST) $(HORIZON)' | cmp -s - $@ || echo '$(PAST) $(HORIZON)' > $@
 data/%-last/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)
 	$(PY) data.py cut --clips $(<D) --first $$(($(PAST) - 1)) --frames 1 --out $(@D) --seed $(SEED)
 data/%/index.yaml: | data.py $(SETUP)
@@ -228,9 +229,9 @@ FUTURES ?=
 $(P)/predict-latents.yaml: $(P)-past/features/index.yaml $(P)-last/features/index.yaml $(P)-past/features-random/index.yaml predict.py common.py
 	$(RUN) predict.py --mode latents --data data/$(CLIP) --features $(P)-past/features --last $(P)-last/features --random $(P)-past/features-random --vae $(VAE) --past $(PAST) --seed $(SEED) $(PREDICT) --out $@
 $(P)/predict-continue.yaml: data/$(CLIP)/index.yaml data/.past predict.py common.py
-	$(PY) predict.py --mode continue --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(CONTINUE) --out $@
+	$(PY) predict.py --mode continue --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --horizon $(HORIZON) --seed $(SEED) $(CONTINUE) --out $@
 $(P)/predict-futures.yaml: data/$(CLIP)/index.yaml data/.past predict.py common.py
-	$(PY) predict.py --mode futures --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --seed $(SEED) $(FUTURES) --out $@
+	$(PY) predict.py --mode futures --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --horizon $(HORIZON) --seed $(SEED) $(FUTURES) --out $@
 $(P)/explain-describe.yaml: $(P)/predict-continue.yaml explain.py common.py
 	$(PY) explain.py --mode describe --model $(MODEL) --films $(@D)/films --frames $(WATCHED) --seed $(SEED) --out $@
 $(P)/gate3.yaml: $(P)/predict-latents.yaml $(P)/predict-continue.yaml $(P)/predict-futures.yaml $(P)/explain-describe.yaml verify.py common.py $(P)/.set
@@ -252,7 +253,7 @@ JUDGED ?= quarters
 T := $(P)/planted
 
 $(T)/index.yaml: $(P)/predict-continue.yaml | verify.py $(SETUP)
-	$(PY) verify.py --plant data/$(CLIP) --vae $(VAE) --past $(PAST) --films $(P)/films --seed $(SEED) --out $(@D)
+	$(PY) verify.py --plant data/$(CLIP) --vae $(VAE) --past $(PAST) --horizon $(HORIZON) --films $(P)/films --seed $(SEED) --out $(@D)
 	rm -rf $(T)-features
 define JUDGE
 $(T)-features/$(notdir $(patsubst %/,%,$(1)))/index.yaml: $(T)/index.yaml | extract.py $(SETUP)

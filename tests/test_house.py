@@ -139,10 +139,10 @@ def test_gate3_runs_on_something_something_made_small(tmp_path):
         (root / f"something-something-v2-{name}.json").write_text(json.dumps(entries))
     (root / "something-something-v2-labels.json").write_text(json.dumps(dict.fromkeys(said, "0")))
     done = run("make", "gate3", "DATA=ssv2", f"ROOT={root}", f"PY={sys.executable}", "FRAMES=12", "CLIPSIZE=64", "PREDICT=--variants single,delta --seeds 1 --epochs 2 --no-scaling",
-               "CONTINUE=--horizon 4 --continuations past,text", "FUTURES=--candidates 2", "WATCHED=4", cwd=tmp_path)
+               "HORIZON=4", "CONTINUE=--continuations past,text", "FUTURES=--candidates 2", "WATCHED=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = yaml.safe_load((tmp_path / "results/tiny/ssv2/gate3.yaml").read_text())
     assert found["verdict"] in ("PROCEED", "STOP", "INCONCLUSIVE") and found["data"] == "real" and {"single", "delta", "blind", "copy", "flow", "oracle"} <= set(found["table"])
     assert {"copy", "past", "text", "vae"} <= set(yaml.safe_load((tmp_path / "results/tiny/ssv2/predict-continue.yaml").read_text())["continuations"])
-    again = run("make", "gate3", "DATA=ssv2", f"ROOT={root}", f"PY={sys.executable}", "FRAMES=12", "CLIPSIZE=64", cwd=tmp_path)
+    again = run("make", "gate3", "DATA=ssv2", f"ROOT={root}", f"PY={sys.executable}", "FRAMES=12", "HORIZON=4", "CLIPSIZE=64", cwd=tmp_path)
     assert again.returncode == 0 and "predict.py" not in again.stdout and f"verdict {found['verdict']}" in again.stdout
