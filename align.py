@@ -72,12 +72,12 @@ EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.25
 
 # ---------------------------------------------------------------- one space: a matrix of items x items a measure
 
-def space_of(x, sources=None):
-    """What the measures need of one space, features [n, ...]: centred, of mean square norm one, fp32; its Gram matrix up to EXACT items."""
+def space_of(x, sources=None, hold=True):
+    """What the measures need of one space, features [n, ...]: centred, of mean square norm one, fp32; up to EXACT items its Gram matrix, if that is to be held."""
     x = x.flatten(1).float()
     x = x - (torch.stack([part.sum(0) for part in x.split(32)]).sum(0, dtype=torch.float64) / len(x)).float()  # in fp64 from 32 items on: all of it would cost a fifth of the whole
     x /= (x.norm() / len(x) ** 0.5).clamp(min=1e-30)
-    if len(x) > EXACT:
+    if len(x) > EXACT or not hold:
         return {"x": x, "n": len(x), "square": x.square().sum(1), "sums": x @ x.sum(0), "owner": sources and clusters(sources)}
     gram = torch.empty(len(x), len(x))
     for a in range(0, len(x), 256):  # its upper half, and that again
@@ -211,10 +211,10 @@ def pairs(a, b, measure, k=K, block=128):
             return
         for rows in torch.arange(n).split(block):
             first = int(rows[0]) if symmetric else 0
-            parts = [torch.stack([matrix(s, measure, rows, k, first) for s in side]) for side in (a, b)]
+            parts = [torch.stack([gram_rows(s, rows, first) if measure == "cka" else matrix(s, measure, rows, k, first) for s in side]) for side in (a, b)]
             if symmetric:
                 for part in parts:
-                    part[:, :, :len(rows)].triu_()
+                    part[:, :, :len(rows)].triu_(1)
             yield [part.flatten(1) for part in parts]
 
     cross, squares = torch.zeros(len(a), len(b), dtype=torch.float64), [torch.zeros(len(side), dtype=torch.float64) for side in (a, b)]
@@ -222,6 +222,12 @@ def pairs(a, b, measure, k=K, block=128):
         cross += (both[0] @ both[1].T).double()
         for square, x in zip(squares, both, strict=True):
             square += torch.linalg.vecdot(x, x).double()
+    if measure == "cka":  # from products of Gram matrices without their diagonals to unbiased HSIC (Song et al. 2012, equation 5)
+        left, right = (torch.stack([s["sums"] - s["square"] for s in side]).double() for side in (a, b))
+
+        def hsic(upper, s, t):
+            return 2 * upper + s.sum(-1) * t.sum(-1) / ((n - 1) * (n - 2)) - 2 * (s * t).sum(-1) / (n - 2)
+        cross, squares = hsic(cross, left[:, None], right), [hsic(squares[0], left, left), hsic(squares[1], right, right)]
     return cross / (squares[0][:, None] * squares[1]).sqrt()
 
 
@@ -232,7 +238,7 @@ def compare(xs, ys, measure, sources=None, k=K):
     if len(batches) > 1 and sources:  # sources in order, so that few are torn
         order = clusters(sources).argsort(stable=True)
         batches = [order[part] for part in batches]
-    found = [pairs(*([space_of(x[part], sources and [sources[i] for i in part.tolist()]) for x in side] for side in (xs, ys)), measure, k) for part in batches]
+    found = [pairs(*([space_of(x[part], sources and [sources[i] for i in part.tolist()], measure != "cka") for x in side] for side in (xs, ys)), measure, k) for part in batches]
     return torch.stack(found).mean(0)
 
 
