@@ -76,6 +76,7 @@ import base64
 import functools
 import hashlib
 import io
+import itertools
 import json
 import re
 import sys
@@ -142,11 +143,13 @@ from common import (
     save_text,
     save_yaml,
     say,
+    spans_text,
     split_indices,
     split_of,
     token_ridge,
     track_id,
     with_grid,
+    word_batch,
     word_prompt,
     write_items,
 )
@@ -542,6 +545,48 @@ STILL = "copy", "frozen"  # conditionings whose films show no action: one frame 
 OPTIONS, LONGEST = 30, 64  # actions in a list, at most; tokens of an answer
 
 
+def live_words(args, started):
+    """What a language model says, as it comes, of an object of a video of which it is given a tracker's embedding: of the one that the question names, or else of the one seen most."""
+    from itertools import product
+    if args.image or not args.clip or not args.ask.strip():
+        refuse("--words needs a question and --clip, the file of a video in which an object is followed, and goes without --image")
+    tracks, folder = find_model(args.model), Path(args.words)
+    adapted = load_yaml(folder / "adapt-words.yaml", "adapt")
+    entry = find_model(args.language or adapted.get("language", "tiny-words"))
+    if args.out:
+        check_writable(args.out)
+    model = load_tracker(tracks, "cpu")
+    colours, shapes, wanted = (model.config[k] for k in ("colours", "shapes", "frames"))
+    said = set(re.findall(r"[a-z]+", args.ask.lower()))
+    names = [f"{c} {s}" for c, s in product(colours, shapes)]
+    meant = [n for n in names if set(n.split()) <= said] or [n for n in names if n.split()[0] in said] or names
+    x, at = watched(args.clip, wanted, model.config["image_size"])
+    if len(x) < wanted:
+        refuse(f"{args.clip} has {len(x)} frames, and {tracks['name']} follows objects over {wanted}; give a longer video")
+    found = follow(model, x[None], [meant], "cpu")
+    best = int((found["scores"][0] > 0.5).sum(1).argmax())
+    fact = noted_fact(meant[best], found["persistence"][0, best], found["scores"][0, best], 0.5)
+
+    from transformers import TextStreamer
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    language, tokenizer = load_language(entry, device, dtype)
+    reader, soft = load_words(sorted(folder.glob("seed*"))[0], language, entry["name"])
+    began, about = time.time(), args.ask if said & set(fact["object"].split()) else re.sub(r"\b(it|the object)\b", f"the {fact['object']}", args.ask, flags=re.I)
+    with torch.inference_mode():
+        given = word_batch(reader, tokenizer, [word_prompt(tokenizer, about)], soft(found["embedding"][:, best].half().float().to(device)))
+        tokens = reader.generate(**{k: v for k, v in given.items() if k != "position_ids"}, max_new_tokens=MOST, do_sample=False, temperature=None, top_p=None, top_k=None,
+                                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, streamer=TextStreamer(tokenizer, skip_special_tokens=True))[0]
+    result = {"stage": "explain", "mode": "ask", "question": args.ask, "asked": about, "answer": tokenizer.decode(tokens, skip_special_tokens=True).strip(), "object": fact["object"],
+              "persistence": fact["persistence"], "frames_seen": spans_text(fact["visible"]) or "none", "seconds": time.time() - began, "tokens": len(tokens), "model": tracks["name"],
+              "language": entry["name"], "weights": entry["weights"], "frames": len(x), "clip": args.clip, "frames_used": at[0],
+              "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype))}
+    if args.out:
+        save_yaml(args.out, result)
+    say(result)
+    return result
+
+
 def spread(length, k):
     """The numbers of k of a clip's frames, evenly from the first to the last; of a shorter clip all."""
     return list(range(length)) if k >= length else [round(i * (length - 1) / (k - 1)) for i in range(k)]
@@ -819,6 +864,8 @@ def watched(path, k, size):
 
 def live(args, started):
     """What a model says of pictures or of a video, printed as it comes."""
+    if args.words:
+        return live_words(args, started)
     entry, frames = find_model(args.model), args.frames or "16"
     if entry.get("type") not in FRAMES_AS:
         if entry.get("type") not in ALONE:
@@ -860,37 +907,44 @@ class Tracker(torch.nn.Module):
     """A small video transformer that is asked about an object by its name, and says in which frames it sees it and whether it is persistent.
 
     In every frame the query (its colour's and its shape's embedding) attends to the patches of 8 x 8 pixels; then the query's tokens of all frames attend among each other, and a
-    summary token with them. That token's attention over the frames pools what they hold. config: what config.json holds; `layers`: of a query in a frame, and of the frames.
+    summary token with them, which knows what colours the clip shows at all: each has been asked for by itself. That token's attention over the frames pools what they hold.
+    config: what config.json holds; `layers`: of a query in a frame, and of the frames.
     """
 
     def __init__(self, config):
         super().__init__()
         self.config, (small, width), (hops, layers), side = config, config["widths"], config["layers"], config["image_size"] // 8
         more = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
-        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, small // 2, 4, 4), torch.nn.GELU(), torch.nn.Conv2d(small // 2, small, 3, 2, 1))
+        widths = (3, small // 2, small, small)
+        self.stem = torch.nn.Sequential(*(part for a, b in itertools.pairwise(widths) for part in (torch.nn.Conv2d(a, b, 3, 2, 1), torch.nn.GELU())))
         self.colour, self.shape = (torch.nn.Embedding(len(config[k]), small) for k in ("colours", "shapes"))
         self.place, self.time, self.summary = (torch.nn.Parameter(torch.randn(*shape) * 0.5) for shape in ((side * side, small), (config["frames"], width), (1, width)))
         self.query = torch.nn.ModuleList(torch.nn.TransformerDecoderLayer(small, 4, 2 * small, **more) for _ in range(hops))
         self.course = torch.nn.ModuleList(torch.nn.TransformerEncoderLayer(width, 4, 2 * width, **more) for _ in range(layers))
         self.patch_norm, self.query_norm, self.norm, self.widen = torch.nn.LayerNorm(small), torch.nn.LayerNorm(small), torch.nn.LayerNorm(width), torch.nn.Linear(small, width)
+        self.shown, self.company = torch.nn.Linear(small, 1), torch.nn.Linear(len(config["colours"]), width)
         self.key, self.score, self.embed = torch.nn.Linear(width, width), torch.nn.Linear(width, 1), torch.nn.Linear(2 * width, config["embedding"])
         self.persistent = torch.nn.Linear(config["embedding"], 1)
 
     def look(self, frames, colours, shapes):
-        """What a query finds in each frame by itself: frames uint8 [n,T,S,S,3], numbers of colours and shapes [n,q] -> [n,q,T,D]."""
-        (n, t), q = frames.shape[:2], colours.shape[1]
+        """What a query finds in each frame by itself, and is a colour shown there, whatever the shape: frames uint8 [n,T,S,S,3], numbers of colours and shapes [n,q] -> [n,q,T,D], logits [n,C,T]."""
+        (n, t), q = frames.shape[:2], colours.shape[1] + len(self.colour.weight)
         patches = self.stem(frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 64 - 2).flatten(2).transpose(1, 2)
-        patches, x = self.patch_norm(patches) + self.place, (self.colour(colours) + self.shape(shapes)).repeat_interleave(t, 0)
+        asked = torch.cat([self.colour(colours) + self.shape(shapes), self.colour.weight.expand(n, -1, -1)], 1)
+        patches, x = self.patch_norm(patches) + self.place, asked.repeat_interleave(t, 0)
         others = ~torch.eye(q, dtype=torch.bool, device=x.device)  # what is asked besides changes nothing
         for layer in self.query:
             x = layer(x, patches, tgt_mask=others)
-        return self.query_norm(x).unflatten(0, (n, t)).transpose(1, 2)
+        x = self.query_norm(x).unflatten(0, (n, t)).transpose(1, 2)
+        return x[:, :colours.shape[1]], self.shown(x[:, colours.shape[1]:])[..., 0]
 
     def forward(self, frames, colours, shapes):
-        """As of `look` -> {scores [n,q,T] and persistence [n,q], logits; attention [n,q,T], sums to 1; embedding [n,q,E]; looked, seen: the tokens of the frames before and after}."""
-        looked = self.look(frames, colours, shapes)
+        """As of `look` -> {scores [n,q,T] and persistence [n,q], logits; attention [n,q,T], sums to 1; embedding [n,q,E]; looked, seen: the tokens of the
+        frames before and after; shown [n,C,T], logits}."""
+        looked, shown = self.look(frames, colours, shapes)
         x = (self.widen(looked) + self.time).flatten(0, 1)
-        x = torch.cat([x, self.summary.expand(len(x), 1, -1)], 1)
+        summary = self.summary + self.company(shown.amax(-1).sigmoid())[:, None]
+        x = torch.cat([x, summary.repeat_interleave(looked.shape[1], 0)], 1)
         for layer in self.course:
             x = layer(x)
         x = self.norm(x)
@@ -898,7 +952,7 @@ class Tracker(torch.nn.Module):
         attention = ((self.key(seen) @ summary[:, :, None])[..., 0].float() / summary.shape[1] ** 0.5).softmax(-1)
         embedding = self.embed(torch.cat([summary, (attention[:, None].to(seen.dtype) @ seen)[:, 0]], 1))
         found = {"scores": self.score(seen)[..., 0], "attention": attention, "embedding": embedding, "persistence": self.persistent(embedding)[:, 0]}
-        return {"looked": looked, "seen": seen.unflatten(0, looked.shape[:2])} | {k: v.unflatten(0, looked.shape[:2]) for k, v in found.items()}
+        return {"shown": shown, "looked": looked, "seen": seen.unflatten(0, looked.shape[:2])} | {k: v.unflatten(0, looked.shape[:2]) for k, v in found.items()}
 
     def save_pretrained(self, folder):
         """config.json and model.safetensors, in the dtype of the weights."""
@@ -1577,8 +1631,8 @@ class Notes:
         return noted_fact(name, self.tracks["persistence"][row], self.tracks["scores"][row], self.threshold)
 
     def count(self, k):
-        """How many of the clip's objects are seen."""
-        return sum(bool(self.fact(k, name)["visible"]) for name in self.items[k]["names"])
+        """How many objects are seen, of those that were looked for: the clip's, and one that is not there."""
+        return sum(bool(self.fact(k, name)["visible"]) for name in (*self.items[k]["names"], self.items[k]["absent"]))
 
     def text(self, k, name):
         name = name or (*self.items[k]["names"], self.items[k]["absent"])[0]
@@ -2697,7 +2751,7 @@ def get_args(argv):
     p.add_argument("--batch", type=int, default=16, help="describe: films at a time; trajectories: --vlm's clips, of a language model eight times as many questions (default: %(default)s)")
     p.add_argument("--embeddings", metavar="FILE", help="trajectories: tracks.pt, what a video model noted of every object of --data; tracks: score it")
     p.add_argument("--language", metavar="MODEL", help="trajectories: a causal language model, by name or a folder (default: the one that --words was trained on)")
-    p.add_argument("--words", metavar="FOLDER", help="trajectories: what adapt.py --mode words wrote")
+    p.add_argument("--words", metavar="FOLDER", help="trajectories: what adapt.py --mode words wrote; --ask: what is said by it of an object that --model, a tracker, follows through --clip")
     p.add_argument("--vlm", metavar="MODEL", help="trajectories: a vision-language model that is shown --frames frames (default: 8) of each clip and was taught nothing")
     p.add_argument("--questions", type=int, default=60, help="trajectories: of each kind, and clips to describe (default: %(default)s)")
     p.add_argument("--changed", nargs="+", metavar="NAME=DATA:EMBEDDINGS", help="trajectories: the same clips changed (data.py trajectories --change): do the words change with them?")

@@ -801,21 +801,24 @@ class Watching(torch.nn.Module):
         return {k: v.float().cpu() for k, v in found.items()}
 
 
-def tracks_truth(items, seed, asked=3):
-    """Of every clip's objects, then of names that are not there, [n,asked] each: numbers of colour and shape, there, persistent, direction (of COMPASS), count; spans [n,asked,3,T]:
-    visible, present, hidden; centres [n,asked,T,2] of what is seen, in -1..1."""
+def tracks_truth(items, seed, asked=4):
+    """Of every clip's objects, then of names that are not there, though the first of them has a colour that is, [n,asked] each: numbers of colour and shape, there, persistent, direction (of
+    COMPASS), count; spans [n,asked,3,T]: visible, present, hidden; centres [n,asked,T,2] of what is seen, in -1..1; shown [n,C,T]: which colours of objects are seen."""
     rng, frames, rows = np.random.default_rng(seed), len(items[0]["frames"]), []
-    centres = torch.zeros(len(items), asked, frames, 2)
-    for item, centre in zip(items, centres, strict=True):
+    centres, shown = torch.zeros(len(items), asked, frames, 2), torch.zeros(len(items), len(COLOURS), frames)
+    for item, centre, colours in zip(items, centres, shown, strict=True):
         others, row = [n for n in rng.permutation(NAMES).tolist() if n not in item["names"]], []
-        for k, name in enumerate([*item["names"], item["absent"], *others][:asked]):
+        alike = next(n for n in others if n.split()[0] in {x.split()[0] for x in item["names"]})
+        for k, name in enumerate([*item["names"], alike, item["absent"], *others][:asked]):
             track = item["tracks"][k] if k < len(item["names"]) else {"persistent": False, "direction": "still", "visible": [], "present": [], "hidden": []}
             spans = [[float(any(a <= t <= b for a, b in track[kind])) for t in range(frames)] for kind in ("visible", "present", "hidden")]
             colour, shape = name.split()
+            colours[list(COLOURS).index(colour)] += torch.tensor(spans[0])
             row.append((list(COLOURS).index(colour), list(SHAPES).index(shape), k < len(item["names"]), track["persistent"], COMPASS.index(track["direction"]), item["count"], spans))
         rows.append(row)
         centre[:len(item["names"])] = ((item["boxes"][..., :2] + item["boxes"][..., 2:]) / item["width"] - 1).transpose(0, 1)
-    return {k: torch.tensor([[r[i] for r in row] for row in rows]) for i, k in enumerate(("colours", "shapes", "there", "persistent", "direction", "count", "spans"))} | {"centres": centres}
+    kinds = ("colours", "shapes", "there", "persistent", "direction", "count", "spans")
+    return {k: torch.tensor([[r[i] for r in row] for row in rows]) for i, k in enumerate(kinds)} | {"centres": centres, "shown": shown}
 
 
 def found_loss(found, visible, centres):
@@ -825,13 +828,13 @@ def found_loss(found, visible, centres):
 
 
 def glance_loss(frames, truth, device, batch=256):
-    """Single frames of as many clips, three names looked for in each: what a tracker has to find before there is anything to track."""
+    """Single frames of as many clips, some names looked for in each: what a tracker has to find before there is anything to track."""
     def loss_of(model, rng):
         pick, at = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False)), torch.from_numpy(rng.integers(0, frames.shape[1], min(batch, len(frames))))
         with fast(device), sdpa_kernel(SDPBackend.MATH):
-            looked = model.tracker.look(frames[pick, at][:, None].to(device), truth["colours"][pick].to(device), truth["shapes"][pick].to(device))
-            found = model.find(looked)[:, :, 0].float().cpu()
-        return found_loss(found, truth["spans"][pick, :, 0, at], truth["centres"][pick, :, at])
+            looked, shown = model.tracker.look(frames[pick, at][:, None].to(device), truth["colours"][pick].to(device), truth["shapes"][pick].to(device))
+            found, shown = model.find(looked)[:, :, 0].float().cpu(), shown[..., 0].float().cpu()
+        return found_loss(found, truth["spans"][pick, :, 0, at], truth["centres"][pick, :, at]) + F.binary_cross_entropy_with_logits(shown, truth["shown"][pick, :, at])
     return loss_of
 
 
@@ -842,7 +845,7 @@ def mirrored_ways(back, down, across):
 
 
 def tracker_loss(frames, truth, device, batch=16):
-    """Cross-entropies of all that is told of `batch` clips and three names each, mirrored and reversed at random."""
+    """Cross-entropies of all that is told of `batch` clips and as many names each as there are, mirrored and reversed at random."""
     def loss_of(model, rng):
         pick = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False))
         y, (back, down, across) = {k: v[pick] for k, v in truth.items()}, (rng.random(3) < 0.5).tolist()
@@ -850,11 +853,11 @@ def tracker_loss(frames, truth, device, batch=16):
         x = frames[pick].flip([d for d, flip in ((1, back), (2, down), (3, across)) if flip])
         with fast(device), sdpa_kernel(SDPBackend.MATH):
             found = model(x.to(device), y["colours"].to(device), y["shapes"].to(device))
-        spans, centres, there = (y["spans"].flip(-1), y["centres"].flip(-2), y["there"]) if back else (y["spans"], y["centres"], y["there"])
+        (spans, shown), centres, there = (y[k].flip(-1) if back else y[k] for k in ("spans", "shown")), y["centres"].flip(-2) if back else y["centres"], y["there"]
         binary, way, number = F.binary_cross_entropy_with_logits, mirrored_ways(back, down, across)[y["direction"]][there], y["count"][there]
         return (binary(found["scores"], spans[:, :, 0]) + 2 * binary(found["persistence"][there], y["persistent"][there].float()) + binary(found["frames"], spans[:, :, 1:])
                 + binary(found["spans"], spans) + binary(found["there"], there.float()) + 0.5 * F.cross_entropy(found["direction"][there], way) + 0.5 * F.cross_entropy(found["count"][there], number)
-                + 0.5 * found_loss(found["found"], spans[:, :, 0], centres * signs))
+                + 0.5 * (found_loss(found["found"], spans[:, :, 0], centres * signs) + binary(found["shown"], shown)))
     return loss_of
 
 
@@ -1075,8 +1078,8 @@ def train_tracker(args, device, folder, save):
     (frames, items), (held, held_items) = pool(args.trajectories, 48)
     truth = tracks_truth(items, args.seed)
     model = Watching(Tracker({"colours": list(COLOURS), "shapes": list(SHAPES), "frames": frames.shape[1], "image_size": 48, "widths": [64, 128], "layers": [2, 3], "embedding": 512})).to(device)
-    train("glance", model, glance_loss(frames, truth, device), args.steps or 1200, 2e-3, args.seed, folder)
-    losses = train("tracker", model, tracker_loss(frames, truth, device), args.steps or 2600, 1e-3, args.seed, folder)
+    train("glance", model, glance_loss(frames, truth, device), args.steps or 1500, 2e-3, args.seed, folder)
+    losses = train("tracker", model, tracker_loss(frames, truth, device), args.steps or 4000, 1e-3, args.seed, folder)
     model.tracker, _ = save(model.tracker)
     return losses, tracker_quality(model, held, tracks_truth(held_items, args.seed), device)
 

@@ -1,4 +1,5 @@
 """What is said of trajectories, from files to the table: writers of whom it is known what they know, a small random language model, answers that are kept, what is refused."""
+import av
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,7 @@ from PIL import Image
 
 import data
 import explain
-from common import TIMES, TRACKS, WIDTH, load_pt, load_yaml, save_pt, save_soft, save_yaml, track_id, write_items
+from common import TIMES, TRACKS, WIDTH, Soft, load_pt, load_yaml, save_pt, save_soft, save_yaml, track_id, write_items
 from explain import answer_with, true_fact
 
 CHANGES = None, "reversed", "deleted"
@@ -241,7 +242,6 @@ def test_a_language_model_of_the_library_is_asked_with_and_without_soft_tokens(w
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from common import Soft
     folder, language = world[0], small_llama
     if not template:
         language = tmp_path / "plain"
@@ -261,6 +261,50 @@ def test_a_language_model_of_the_library_is_asked_with_and_without_soft_tokens(w
     kept = load_pt(tmp_path / "out-answers.pt", explain.ANSWERS)["answers"]
     assert kept["soft0/asked"]["texts"] != kept["soft1/asked"]["texts"] and kept["soft0/asked"]["texts"] != kept["text/asked"]["texts"]
     assert result["writers"]["soft"]["seconds_per_clip"] > 0 and result["weights"] == "unstated"
+
+
+@pytest.fixture
+def taught(small_llama, tmp_path):
+    """What adapt.py --mode words writes for a language model, untrained."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    get_peft_model(AutoModelForCausalLM.from_pretrained(small_llama), LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path / "words/seed0")
+    save_soft(tmp_path / "words/seed0/soft.safetensors", Soft(WIDTH, 32, 3, std=0.5), language=small_llama.name)
+    save_yaml(tmp_path / "words/adapt-words.yaml", {"stage": "adapt", "mode": "words", "language": str(small_llama)})
+    return tmp_path / "words"
+
+
+def filmed(path, frames):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264rgb", rate=8, options={"qp": "0"})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "rgb24"
+        for frame in frames.numpy():
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    return str(path)
+
+
+def test_a_question_about_a_video_is_answered_from_what_the_tracker_saw_of_the_object_it_names(taught, tmp_path, capsys):
+    item = next(i for i in data.trajectories(60, 48, 9) if i["count"] == 2 and 8 < sum(b - a + 1 for a, b in i["tracks"][0]["visible"]) < 24)
+    path, name = filmed(tmp_path / "x.mp4", item["frames"]), item["names"][0]
+    ask = ["--model", "tiny-tracker", "--words", str(taught), "--clip", path, "--ask"]
+    result = explain.main([*ask, f"When does the {name} disappear?", "--out", str(tmp_path / "said.yaml")])
+    seen, true = ({t for a, b in spans for t in range(a, b + 1)} for spans in (
+        [[int(x) for x in (part.split(" to ") * 2)[:2]] for part in result["frames_seen"].split(", ")], item["tracks"][0]["visible"]))
+    assert result["object"] == name and len(seen & true) > 0.8 * len(seen | true) and result["frames_used"] == list(range(32))
+    assert load_yaml(tmp_path / "said.yaml")["answer"] == result["answer"] and result["answer"] in capsys.readouterr().out
+    assert explain.main([*ask, "When does it disappear?"])["asked"].startswith("When does the ")
+    colour = explain.main([*ask, f"Where is the {name.split()[0]} one?"])
+    assert colour["object"].startswith(name.split()[0]) and colour["asked"] == f"Where is the {name.split()[0]} one?"
+
+
+def test_of_a_video_that_cannot_be_followed_one_sentence_says_why(taught, tmp_path, refused):
+    short = filmed(tmp_path / "short.mp4", torch.zeros(9, 48, 48, 3, dtype=torch.uint8))
+    ask = ["--words", str(taught), "--ask", "When?"]
+    refused(lambda: explain.main([*ask, "--model", "tiny-tracker", "--clip", short]), "short.mp4", "9 frames", "32")
+    refused(lambda: explain.main([*ask, "--model", "tiny-dinov2", "--clip", short]), "tiny-dinov2", "tiny-tracker")
+    refused(lambda: explain.main([*ask, "--model", "tiny-tracker", "--image", "x.png"]), "--clip")
+    refused(lambda: explain.main(["--words", str(tmp_path), "--ask", "When?", "--model", "tiny-tracker", "--clip", short]), "adapt-words.yaml")
 
 
 @pytest.mark.parametrize("flags, words", [

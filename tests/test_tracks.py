@@ -256,10 +256,12 @@ def test_the_truth_it_learns_from_is_that_of_the_clips(clips):
     truth = tiny.tracks_truth(items, 0)
     for k, item in enumerate(items):
         n = item["count"]
-        assert truth["there"][k].tolist() == [j < n for j in range(3)]
+        assert truth["there"][k].tolist() == [j < n for j in range(4)]
         assert truth["persistent"][k, :n].tolist() == [t["persistent"] for t in item["tracks"]] and not truth["persistent"][k, n:].any() and not truth["spans"][k, n:].any()
         names = [f"{list(data.COLOURS)[c]} {list(data.SHAPES)[s]}" for c, s in zip(truth["colours"][k], truth["shapes"][k], strict=True)]
-        assert names[:n] == item["names"] and names[n:n + 1] == [item["absent"]][:3 - n] and not set(names[n:]) & set(item["names"])
+        assert names[:n] == item["names"] and names[n + 1:n + 2] == [item["absent"]][:3 - n] and not set(names[n:]) & set(item["names"])
+        assert names[n].split()[0] in {x.split()[0] for x in item["names"]}  # the hardest to see that it is not there
+        assert {c for c, shown in zip(data.COLOURS, truth["shown"][k], strict=True) if shown.any()} == {x.split()[0] for x in item["names"]}
         for j, track in enumerate(item["tracks"]):
             assert torch.equal(truth["spans"][k, j, 0] > 0, explain.frames_of_track(track)) and tiny.COMPASS[truth["direction"][k, j]] == track["direction"]
             box = item["boxes"][track["visible"][0][0], j]
