@@ -1210,16 +1210,17 @@ def picture(content, max_side):
 
 
 def difference_hash(image):
-    """128 bits: is a point of a grey 9 x 9 picture brighter than the one to its left, than the one above? (dHash, N. Krawetz, 2013, with columns.) 0 for a picture of one value."""
+    """128 bits: of a grey 9 x 9 picture, is a point darker than the next on its right, than the next below? (dHash, N. Krawetz 2013, with columns too.) 0 for a picture of one value."""
     from PIL import Image
     grey = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX), np.int16)
     return int.from_bytes(np.packbits([grey[:-1, 1:] > grey[:-1, :-1], grey[1:, :-1] > grey[:-1, :-1]]).tobytes(), "big")
 
 
-def near_duplicates(hashes, most=6):
+def near_duplicates(hashes, most=7):
     """Pairs of (split, name), of two splits, whose pictures' hashes differ in at most `most` bits. hashes: {hash: {split: name}}.
 
-    Two that differ in at most seven of 128 bits agree in one of eight bands of 16: only those are compared.
+    Two that differ in at most seven of 128 bits agree in one of eight bands of 16: only those are compared. (Of 19900 pairs of 200 photographs from the web eight are found, all eight the same
+    photograph; of copies at half the size or saved at quality 50, 99%; of copies that lost 5% at each side, 3%; of those mirrored, none.)
     """
     found, keys = [pair for names in hashes.values() for pair in itertools.combinations(names.items(), 2)], list(hashes)
     codes = np.array([[k >> 64, k & 2**64 - 1] for k in keys], np.uint64).reshape(-1, 2)
@@ -1342,7 +1343,7 @@ def set_items(entries, how, notes):
         shown_as = {"frames": shows[0][0]} if media[0][0] == "video" else {"encoded": shows[0][0]} if len(shows) == 1 else {"album": [x[0] for x in shows]}
         more = {k: v for k, v in (("chat", len(turns) > 1 and "question" not in fields), ("system", system), ("text", caption)) if v}
         yield {"id": name if ids[name] == 1 else f"{name}#{ids[name]}", "source": source, "width": shows[0][1][0], "height": shows[0][1][1], **shown_as, "turns": turns, **more}
-    notes += [(b, "near", f"({t}) is nearly the picture of {a} ({s})") for (s, a), (t, b) in near_duplicates(hashes)]
+    notes += [(b, "near", f"is in {t}, and nearly the same picture in {s}: {a}") for (s, a), (t, b) in near_duplicates(hashes)]
 
 
 def inside(numbers, width, height):
@@ -1356,7 +1357,7 @@ def tallied(items, table):
     counts, words, sides = {}, {}, {}
     for item in items:
         part = split_of(item["source"])
-        counts.setdefault(part, Counter()).update(items=1, pictures=len(item.get("album", "1")) * ("frames" not in item), videos="frames" in item, turns=len(item["turns"]))
+        counts.setdefault(part, Counter()).update(items=1, pictures=len(item.get("album", "1")) * ("frames" not in item), videos=int("frames" in item), turns=len(item["turns"]))
         words.setdefault(part, Counter()).update(len(answer.split()) for _, answer in item["turns"])
         sides.setdefault(part, Counter())[max(item["width"], item["height"])] += 1
         yield item
@@ -1411,22 +1412,34 @@ def listed(notes, most=20):
 # ---------------------------------------------------------------- the folder
 
 def preview(items, path, columns=8, rows=5, tile=160):
-    """A contact sheet PNG: first (and for a clip last) frames with their boxes drawn, or else with the words for what is done."""
+    """A contact sheet PNG: first (and for a clip last) frames with their boxes drawn, also those that answers name, or else with what is done, and below them questions and answers."""
     from PIL import Image, ImageDraw
-    sheet = Image.new("RGB", (columns * tile, rows * tile), "white")
-    cells = [(item, t) for item in items for t in ([0, -1] if len(item.get("frames", ())) > 1 else [0])][:columns * rows]
-    for k, (item, t) in enumerate(cells):
+    worded, cells = "boxes" not in items[0] and "turns" in items[0], []
+    height = tile + 90 * worded
+    for item in items:
+        cells += [(item, t) for t in ([0, -1] if len(item.get("frames", ())) > 1 else [0])]
+        if len(cells) >= columns * rows:
+            break
+    sheet = Image.new("RGB", (columns * tile, rows * height), "white")
+    for k, (item, t) in enumerate(cells[:columns * rows]):
         picture = Image.fromarray(frames_of(item, tile)[t].numpy())
-        if "boxes" not in item:
-            ImageDraw.Draw(picture).text((3, 2), textwrap.fill(item["action"], tile // 7), fill="white", stroke_width=1, stroke_fill="black")
+        pen, at = ImageDraw.Draw(picture), (k % columns * tile, k // columns * height)
         scale = torch.tensor([tile / item["width"], tile / item["height"]] * 2)
-        found = item.get("boxes", torch.zeros(0, 4))
-        for box, label in zip((found if found.ndim == 2 else found[t]) * scale, item.get("names", item.get("labels", [])), strict=True):
+        if worded:
+            words = "\n".join(textwrap.fill(words, tile // 6) for turn in item["turns"] for words in (f"Q: {turn[0]}", f"A: {turn[1]}"))
+            ImageDraw.Draw(sheet).text((at[0] + 3, at[1] + tile + 2), "\n".join(words.split("\n")[:7]), fill="black")
+            said = [numbers for kind, numbers in numbers_in(" ".join(answer for _, answer in item["turns"])) if kind == "bbox_2d"]
+            found, names = torch.tensor(said).reshape(-1, 4), [""] * len(said)
+        else:
+            found, names = item.get("boxes", torch.zeros(0, 4)), item.get("names", item.get("labels", []))
+            if "boxes" not in item:
+                pen.text((3, 2), textwrap.fill(item["action"], tile // 7), fill="white", stroke_width=1, stroke_fill="black")
+        for box, label in zip((found if found.ndim == 2 else found[t]) * scale, names, strict=True):
             if box[2] > box[0]:
-                ImageDraw.Draw(picture).rectangle(box.tolist(), outline="white", width=3)
-                ImageDraw.Draw(picture).rectangle(box.tolist(), outline="black")
-                ImageDraw.Draw(picture).text((box[0].item() + 3, box[1].item() + 2), label, fill="white", stroke_width=1, stroke_fill="black")
-        sheet.paste(picture, (k % columns * tile, k // columns * tile))
+                pen.rectangle(box.tolist(), outline="white", width=3)
+                pen.rectangle(box.tolist(), outline="black")
+                pen.text((box[0].item() + 3, box[1].item() + 2), label, fill="white", stroke_width=1, stroke_fill="black")
+        sheet.paste(picture, at)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 

@@ -426,7 +426,78 @@ def test_a_header_that_fills_the_memory_is_not_read(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 12 * 1024  # KiB; the header has 16 MiB
 
 
-# ---------------------------------------------------------------- near duplicates
+# ---------------------------------------------------------------- near duplicates, statistics, the sheet
+
+def brute_force(hashes, most):
+    rows = [(h, split, name) for h, names in hashes.items() for split, name in names.items()]
+    return {frozenset((a[2], b[2])) for k, a in enumerate(rows) for b in rows[:k] if a[1] != b[1] and (a[0] ^ b[0]).bit_count() <= most}
+
+
+def test_near_duplicates_are_those_that_comparing_every_pair_finds():
+    rng, hashes = np.random.default_rng(0), {}
+    for k in range(120):
+        h = int.from_bytes(rng.bytes(16), "big")
+        for n, flips in enumerate((0, 3, 7, 8)):  # of the first two, 7 and 8 bits are the last that count and the first that do not
+            changed = h ^ sum(1 << int(b) for b in rng.permutation(128)[:flips])
+            hashes.setdefault(changed, {})[["train", "val", "test"][(k + n) % 3]] = f"{k}-{n}"
+    found = {frozenset((a[1], b[1])) for a, b in data.near_duplicates(hashes)}
+    assert found == brute_force(hashes, 7) and {frozenset((f"{k}-0", f"{k}-2")) for k in range(120)} <= found and frozenset(("1-0", "1-3")) not in found
+    assert data.near_duplicates({}) == [] and data.near_duplicates({5: {"train": "a"}}) == []
+
+
+def photographs(folder, n=12):
+    rng = np.random.default_rng(1)
+    (folder / "images").mkdir(parents=True)
+    for k in range(n):
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((240, 180), Image.Resampling.BICUBIC).save(folder / "images" / f"{k}.jpg", quality=95)
+    return folder
+
+
+@pytest.mark.parametrize("twin", [None, "half", "darker", "again"])
+def test_a_picture_that_is_nearly_in_another_split_is_listed(tmp_path, capsys, twin):
+    folder = photographs(tmp_path / "in")
+    image = Image.open(folder / "images/0.jpg")
+    if twin:
+        {"half": image.resize((120, 90)), "darker": image.point(lambda v: v * 0.8), "again": image}[twin].save(folder / "images/11.jpg", quality=60)
+    root = written(folder / "set.jsonl", [llava(0) | {"id": str(k), "image": f"images/{k}.jpg", "split": "train" if k < 6 else "test"} for k in range(12)])
+    if twin:
+        line, last = checked(capsys, "--check", root)
+        assert line == "set.jsonl: 11 (line 12): is in test, and nearly the same picture in train: set.jsonl: 0 (line 1)" and "1 problems" in last and "1 near" in last
+    else:
+        assert data.main(["--check", str(root)])["items"] == 12
+    assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out")])["near"] == bool(twin)
+
+
+def test_pictures_of_one_value_are_nobodys_duplicates(tmp_path):
+    folder = pictures(tmp_path / "in")
+    for k in range(2):
+        Image.new("RGB", (20, 20), (k * 90, 0, 0)).save(folder / f"images/{k}.jpg")
+    assert data.main(["--check", str(written(folder / "set.jsonl", [llava(k) | {"split": ("train", "test")[k]} for k in range(2)]))])["items"] == 2
+
+
+def test_statistics_count_what_is_there(tmp_path, capsys):
+    folder = pictures(tmp_path / "in")
+    (folder / "images/2.jpg").write_bytes(jpeg(2, (10, 70)))
+    entries = [llava(0), say(("human", "<image><image>\nA?"), ("gpt", "one two three four"), ("human", "B?"), ("gpt", "b"), image=["images/1.jpg", "images/3.jpg"], id="x"), llava(2)]
+    root = written(folder / "set.jsonl", [e | {"split": s} for e, s in zip(entries, ("train", "train", "test"), strict=True)])
+    index = data.main(["--check", str(root), "--stats"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "train items 2 pictures 3 videos 0 turns 3 words_per_answer [1, 3, 4] side [40, 40, 40]"
+    assert lines[1] == "test items 1 pictures 1 videos 0 turns 1 words_per_answer [3, 3, 3] side [70, 70, 70]"
+    assert index["splits"]["train"]["turns"] == 3 and "val" not in index["splits"]
+    assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--stats"])["splits"] == index["splits"] == load_yaml(tmp_path / "out/index.yaml")["splits"]
+
+
+def test_the_sheet_shows_pictures_with_the_boxes_that_answers_name_and_the_words_below(tmp_path):
+    folder = pictures(tmp_path / "in")
+    Image.new("RGB", (40, 30), (200, 0, 0)).save(folder / "images/1.png")
+    build(tmp_path, [bare('{"bbox_2d": [20, 0, 40, 30]}', image="images/1.png"), llava(0)], "--preview")
+    sheet = np.asarray(Image.open(tmp_path / "out/preview.png")).astype(int)
+    assert sheet.shape == (5 * 250, 8 * 160, 3)
+    assert (sheet[40:120, 40] == (200, 0, 0)).all() and (sheet[40:120, 80] != (200, 0, 0)).any(1).all()  # the box's left edge
+    assert (sheet[160:250, :160] < 100).any() and (sheet[160:250, 320:] == 255).all()  # words under what is there only
+
+
 # ---------------------------------------------------------------- many
 
 MANY = """
