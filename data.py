@@ -84,6 +84,8 @@ PICTURES, VIDEOS, CAPTIONS = ("image", "images", "file_name", "file_names", "fil
 ENDINGS = dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"), "images") | dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov"), "videos")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "testing": "test"}
 MARK = "(?:<image>|<video>)"
+SIDED = re.compile(r"(?<![a-z])(left|right|clockwise|counterclockwise|anticlockwise)", re.I)
+SITED = re.compile(r"\b(top|bottom|upper|lower|middle|cent(er|re)|corner|edge)", re.I)
 PLACED = re.compile(r'("(bbox_2d|point_2d)"\s*:\s*\[)([^\[\]]*)(\])')
 
 
@@ -1138,7 +1140,7 @@ def normal(entry, question):
     messages, system = entry.get("conversations", entry.get("messages")), entry.get("system") or None
     if messages is None:
         caption = next((entry[k] for k in ("answer", *CAPTIONS) if entry.get(k)), "")
-        turns, marked = [[str(entry.get("question", question)), str(caption)]], False
+        turns = [[str(entry.get("question", question)), str(caption)]]
     else:
         for number, message in enumerate(messages if isinstance(messages, list) else [messages], 1):
             message = message if isinstance(message, dict) else {}
@@ -1167,15 +1169,16 @@ def normal(entry, question):
         wrong = next((f"turn {n} is the {role}'s, where the {due}'s is due" for (n, role, _), due in zip(said, itertools.cycle(("user", "assistant")), strict=False) if role != due), None)
         if wrong or len(said) % 2 or not said:
             problems += [("order", wrong or ("the last question has no answer" if said else "has no turns"))] if not problems else []
-        turns, marked = [[said[k][2], said[k + 1][2]] for k in range(0, len(said) - 1, 2)], True
+        turns = [[said[k][2], said[k + 1][2]] for k in range(0, len(said) - 1, 2)]
     for number, (_, answer) in enumerate(turns, 1):
         if not answer.strip():
             problems.append(("empty", f"answer {number} is empty" if messages is not None else "has no words"))
     for number, turn in enumerate(turns):
         if turn in turns[:number]:
             problems.append(("repeated", f"turn {number + 1} repeats turn {turns.index(turn) + 1}: {turn[0]!r:.60}"))
-    for kind, plural in (("image", "pictures"), ("video", "videos")) if said else ():
-        marks, there = sum(w.count(f"<{kind}>") for _, _, w in said), sum(k == kind for k, _ in media)
+    every = " ".join([w for _, _, w in said] or sum(turns, []))
+    for kind, plural in (("image", "pictures"), ("video", "videos")) if said or re.search(MARK, every) else ():
+        marks, there = every.count(f"<{kind}>"), sum(k == kind for k, _ in media)
         if marks != there:
             problems.append(("placeholder", f"has {marks} <{kind}> for {there} {plural if there != 1 else plural[:-1]}"))
     kinds = [k for k, _ in media]
@@ -1184,7 +1187,7 @@ def normal(entry, question):
     if turns:
         bare = re.sub(rf"^(\s*{MARK})+\s*", "", turns[0][0])
         turns[0][0] = turns[0][0] if re.search(MARK, " ".join([bare, turns[0][1], *sum(turns[1:], [])])) else bare
-    return media, turns, system, None if marked or "question" in entry else turns[0][1], problems
+    return media, turns, system, None if messages is not None or "question" in entry else turns[0][1], problems
 
 
 def picture(content, max_side):
@@ -1203,6 +1206,8 @@ def picture(content, max_side):
             return torch.frombuffer(bytearray(content), dtype=torch.uint8), image.size, difference_hash(image), turned
     except Unusable:
         raise
+    except Image.DecompressionBombError:
+        raise Unusable("large", f"has more than {2 * Image.MAX_IMAGE_PIXELS:.0f} pixels") from None
     except UnidentifiedImageError:
         raise Unusable("broken", "is no picture" if content else "has no bytes") from None
     except Exception as e:  # Pillow's plugins raise what they like for a broken file
@@ -1246,7 +1251,7 @@ def numbers_in(words):
     return [(m[2], [number(x) for x in m[3].split(",")]) for m in PLACED.finditer(words)]
 
 
-def whole_video(path, frames, size):
+def whole_video(path, frames, size, max_side):
     """`frames` frames at equal steps through a video, uint8 [T,size,size,3], its size in pixels, and by how many degrees they were turned to stand upright."""
     import av
     try:
@@ -1256,6 +1261,8 @@ def whole_video(path, frames, size):
             size_of = file.streams.video[0].width, file.streams.video[0].height
     except (av.FFmpegError, OSError, ValueError) as e:
         raise Unusable("broken", f"cannot be decoded ({getattr(e, 'strerror', None) or e})") from e
+    if max(size_of) > max_side:
+        raise Unusable("large", f"is {size_of[0]}x{size_of[1]}, and --max-side is {max_side}")
     if frames > 1.01 * seconds * rate:
         raise Unusable("short", f"has {round(seconds * rate)} frames, and {frames} are wanted")
     kept, turned = middle_frames(path, frames, frames / float(seconds), size)
@@ -1287,16 +1294,14 @@ def medium(read, kind, reference, how):
         with tempfile.NamedTemporaryFile(suffix=PurePosixPath(reference).suffix) as file:
             file.write(found)
             file.flush()
-            clip, size, turned = whole_video(Path(file.name), how.frames, how.size)
-    if max(size) > how.max_side:
-        raise Unusable("large", f"is {size[0]}x{size[1]}, and --max-side is {how.max_side}")
+            clip, size, turned = whole_video(Path(file.name), how.frames, how.size, how.max_side)
     return clip, size, difference_hash(Image.fromarray(clip[len(clip) // 2].numpy())), turned, digest(found)
 
 
 def set_items(entries, how, notes):
     """Items of a set's entries, one at a time. notes gets what there is to say, (item, kind, reason); after the first problem the rest is only checked, unless skip_bad or check is set in `how`."""
     ids, said, first, hashes, bad = Counter(), set(), {}, {}, False
-    load = functools.lru_cache(32)(functools.partial(medium, how=how))  # many an entry shows what the one before it shows
+    load = functools.lru_cache(8)(functools.partial(medium, how=how))  # many an entry shows what the one before it shows
     for file, where, entry, part, read in entries:
         if isinstance(entry, Unusable):
             notes.append((f"{file}: {where}", *entry.args))
@@ -1309,9 +1314,10 @@ def set_items(entries, how, notes):
                 shows.append(load(read, kind, tuple(reference) if isinstance(reference, list) else reference))
             except Unusable as e:
                 problems.append((e.args[0], f"{reference!s:.80} {e.args[1]}"))
-        name = str(fields.get("id") or (media and f"{media[0][1]!s:.200}") or where)
+        given = fields.get("id") not in (None, "")
+        name = str(fields["id"]) if given else f"{media[0][1]!s:.200}" if media else where
         label = f"{file}: {name}" + (f" ({where})" if where != name else "")
-        if name in ids and fields.get("id"):
+        if name in ids and given:
             soft.append(("same id", f"has the id of an item before it, and is called {name}#{ids[name] + 1}"))
         ids[name] += 1
         if (content := digest(json.dumps([turns, media]).encode())) in said:
@@ -1341,7 +1347,7 @@ def set_items(entries, how, notes):
             if x[2]:  # a picture of one value is like any other
                 hashes.setdefault(x[2], {}).setdefault(split_of(source), label)
         shown_as = {"frames": shows[0][0]} if media[0][0] == "video" else {"encoded": shows[0][0]} if len(shows) == 1 else {"album": [x[0] for x in shows]}
-        more = {k: v for k, v in (("chat", len(turns) > 1 and "question" not in fields), ("system", system), ("text", caption)) if v}
+        more = {k: v for k, v in (("chat", len(turns) > 1), ("system", system), ("text", caption)) if v}
         yield {"id": name if ids[name] == 1 else f"{name}#{ids[name]}", "source": source, "width": shows[0][1][0], "height": shows[0][1][1], **shown_as, "turns": turns, **more}
     notes += [(b, "near", f"is in {t}, and nearly the same picture in {s}: {a}") for (s, a), (t, b) in near_duplicates(hashes)]
 
@@ -1375,7 +1381,8 @@ def write_set(args, out, meta):
     """Read a set and write it, or with args.check only say what is wrong with it: exit code 2 where there is anything. What is made good (turned, called otherwise) is said too."""
     form, entries = find_set(args.root, args.format, args.media, args.max_bytes)
     notes, table = [], {}
-    items = tallied(set_items(tqdm(itertools.islice(entries, args.n), desc="sets", unit="item"), args, notes), table)
+    items = set_items(tqdm(itertools.islice(entries, args.n), desc="sets", unit="item"), args, notes)
+    items = tallied(items if args.check else augmented(items, args), table)
     mended = {"turned"} if args.check else {"turned", "same id", "near"}
 
     def verdict(index):
@@ -1407,6 +1414,75 @@ def listed(notes, most=20):
         if n > most:
             print(f"... and {n - most} more of this kind ({kind})", file=sys.stderr)
     return kinds
+
+
+# ---------------------------------------------------------------- augmentation
+
+def changed(item, flip, crop, jitter, rng):
+    """A copy of an item, mirrored, cropped to a window that holds every box (each side at least the fraction `crop`) and in other light; its boxes, also those in its words, move with it.
+
+    Not mirrored is what says left or right, not cropped what says any place, neither an album with boxes in its words; of an album only the first picture is cropped. None if nothing is changed.
+    """
+    from PIL import Image, ImageEnhance
+    width, height, words = item["width"], item["height"], [w for turn in item.get("turns", ()) for w in turn]
+    said = " ".join(filter(None, [*words, *item.get("labels", ()), item.get("text"), item.get("system")]))
+    fixed = "album" in item and PLACED.search(said)
+    flip, crop = flip and not (fixed or SIDED.search(said)), crop if not (fixed or SIDED.search(said) or SITED.search(said)) else None
+    if not (flip or crop or jitter):
+        return None
+    boxes = [*item.get("boxes", torch.zeros(0, 4)).tolist(), *(numbers for _, numbers in numbers_in(" ".join(words)))]
+    window = [0, 0, width, height]
+    for axis, side in enumerate((width, height) if crop else ()):
+        first = min((math.floor(v) for b in boxes for v in b[axis::2]), default=side)
+        last = max((math.ceil(v) for b in boxes for v in b[axis::2]), default=0)
+        length = max(last - first, math.ceil(rng.uniform(crop, 1) * side))
+        start = int(rng.integers(max(0, last - length), min(first, side - length) + 1))
+        window[axis], window[axis + 2] = start, start + length
+    light = rng.uniform(0.7, 1.3, 3)
+
+    def seen(image, window):
+        image = image.crop(window) if window else image
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+        for factor, enhancer in zip(light, (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), strict=True) if jitter else ():
+            image = enhancer(image).enhance(factor)
+        return image
+
+    def encoded(x, window):
+        image, file = Image.open(io.BytesIO(x.numpy().tobytes())), io.BytesIO()
+        seen(image.convert("RGB"), window).save(file, **({"format": "JPEG", "quality": 95} if image.format == "JPEG" else {"format": "PNG"}))
+        return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+    def moved(numbers):
+        x, y = [window[2] - v if flip else v - window[0] for v in numbers[::2]], [v - window[1] for v in numbers[1::2]]
+        return [v for point in zip(sorted(x), y, strict=True) for v in point]
+
+    def told(words):
+        return PLACED.sub(lambda m: m[1] + ", ".join(f"{round(v, 2):.9g}" for v in moved([float(x) for x in m[3].split(",")])) + m[4], words)
+
+    new = item | {"id": f"{item['id']}~", "width": window[2] - window[0], "height": window[3] - window[1]}
+    if "frames" in item:
+        h, w = item["frames"].shape[1:3]  # squashed, as the window is then
+        part = [window[0] * w / width, window[1] * h / height, window[2] * w / width, window[3] * h / height]
+        new["frames"] = torch.stack([torch.from_numpy(np.array(seen(Image.fromarray(f.numpy()), part).resize((w, h), Image.Resampling.BICUBIC))) for f in item["frames"]])
+    elif "album" in item:
+        new["album"] = [encoded(x, None if k else window) for k, x in enumerate(item["album"])]
+    else:
+        new["encoded"] = encoded(item["encoded"], window)
+    if "boxes" in item:
+        new["boxes"] = torch.tensor([moved(b) for b in item["boxes"].tolist()], dtype=torch.float32).reshape(-1, 4)
+    if words:
+        new["turns"] = [[told(w) for w in turn] for turn in item["turns"]]
+    return new
+
+
+def augmented(items, args):
+    """The same items, and after each of the train split a changed copy of the same source, drawn by --seed and the item's id."""
+    for item in items:
+        yield item
+        if split_of(item["source"]) == "train":
+            rng = np.random.default_rng([args.seed, int(digest(item["id"].encode()), 16)])
+            if copy := changed(item, args.flip, args.crop, args.jitter, rng):
+                yield copy
 
 
 # ---------------------------------------------------------------- the folder
@@ -1473,11 +1549,14 @@ def get_args(argv):
     p.add_argument("--max-bytes", type=float, default=2e10, help="sets: the largest file, and the most that an archive may expand to (default: %(default)g)")
     p.add_argument("--classes", help="boxes: the class names allowed, with commas between (default: any)")
     p.add_argument("--skip-bad", action="store_true", help="boxes, clips, ssv2, sets: go on without the items that have problems")
+    p.add_argument("--flip", action="store_true", help="boxes, sets: for every train item also a copy that is mirrored, boxes and all; not where words say left or right (not for writing)")
+    p.add_argument("--crop", type=float, metavar="F", help="boxes, sets: such copies are cropped, each side to a fraction between F and 1, with every box inside; not where words say a place")
+    p.add_argument("--jitter", action="store_true", help="boxes, sets: such copies have brightness, contrast and saturation changed by up to 30%%")
     p.add_argument("--preview", action="store_true", help="also write preview.png, a contact sheet with boxes, actions, or questions and answers")
     args = p.parse_args(argv)
     args.max_bytes = int(args.max_bytes)
     args.source = args.source or args.also or ("shapes" if args.check is None else "sets")
-    args.root = args.check or args.root
+    args.root, args.check = args.check or args.root, args.check is not None
     return args
 
 
@@ -1507,8 +1586,12 @@ def main(argv=None):
         refuse(f"--root is missing; give the {dict(boxes='folder that holds the images', sets='file, folder or archive of the set').get(args.source, 'folder that holds the clips')}")
     if args.format and args.source in ("boxes", "sets") and args.format not in (FORMATS if args.source == "boxes" else SET_FORMATS):
         refuse(f"--format {args.format} is none of {args.source}; known: {', '.join(FORMATS if args.source == 'boxes' else SET_FORMATS)}")
-    if args.source != "sets" and (args.check is not None or args.media or args.stats):
-        refuse(f"--{'check' if args.check is not None else 'media' if args.media else 'stats'} is about sets, and not about {args.source}; leave it out")
+    if args.source != "sets" and (args.check or args.media or args.stats):
+        refuse(f"--{'check' if args.check else 'media' if args.media else 'stats'} is about sets, and not about {args.source}; leave it out")
+    if (args.flip or args.crop is not None or args.jitter) and (args.source not in ("boxes", "sets") or args.check):
+        refuse(f"--flip, --crop and --jitter add changed copies to boxes and sets that are written, and not to {'--check' if args.check else args.source}; leave them out")
+    if args.crop is not None and not 0 < args.crop <= 1:
+        refuse(f"--crop {args.crop:g} is no fraction of a side; give more than 0 and at most 1")
     if args.max_side < 1 or args.max_bytes < 1:
         refuse(f"--max-side {args.max_side} and --max-bytes {args.max_bytes} leave nothing to read; give 1 or more")
     if args.fps is not None and (args.source not in ("clips", "ssv2") or not args.fps > 0):
@@ -1516,7 +1599,7 @@ def main(argv=None):
     if args.source != "sets":  # an archive is looked at before anything is written
         check_writable(out / "index.yaml")
     meta = {"name": out.name, "source_kind": args.source, "data": "real" if real else "synthetic", "seed": args.seed}
-    meta |= {k: v for k, v in (("freeze", args.freeze), ("change", args.change), ("only", args.only)) if v}
+    meta |= {k: v for k, v in (("freeze", args.freeze), ("change", args.change), ("only", args.only), ("flip", args.flip), ("crop", args.crop), ("jitter", args.jitter)) if v}
     if args.source in ("clips", "ssv2"):
         root, frames, size = Path(args.root), args.frames or 24, args.size or 224
         rows = read_ssv2(root) if args.source == "ssv2" else read_labels(root, Path(args.annotations or root / "labels.csv"))
@@ -1527,12 +1610,12 @@ def main(argv=None):
         result = write_set(args, out, meta | {"frames": args.frames, "size": args.size})
         for split, row in result["splits"].items() if args.stats else ():
             print(split, *(f"{k} {v}" for k, v in row.items()))
-        if args.check is not None:
+        if args.check:
             say(result)
             return result
     elif args.source == "boxes":
         items, meta["skipped"] = boxes(args.root, args.format or "voc", args.annotations, args.classes and [c.strip() for c in args.classes.split(",")], args.n, args.skip_bad)
-        write_items(out, items, meta)
+        write_items(out, augmented(items, args), meta)
     else:
         n = args.n or {"shapes": 500, "trajectories": 2000}.get(args.source, 200)
         generate = {"shapes": shapes, "moving": functools.partial(moving, frames=args.frames or 17), "photos": photos,

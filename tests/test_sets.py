@@ -156,6 +156,11 @@ def film(path, frames=20, rate=10):
             file.mux(packet)
 
 
+def test_a_question_with_an_answer_is_one_turn_and_0_is_an_id(tmp_path):
+    a, = build(tmp_path, [{"id": 0, "file_name": "images/0.jpg", "question": "<image>\nWhich?", "answer": "this"}])[0]
+    assert (a["id"], a["turns"]) == ("0", [["Which?", "this"]]) and "text" not in a
+
+
 @pytest.mark.parametrize("archive", [False, True])
 def test_a_video_is_shown_from_beginning_to_end(tmp_path, archive):
     film((tmp_path / "v.mp4"), 20)
@@ -166,6 +171,16 @@ def test_a_video_is_shown_from_beginning_to_end(tmp_path, archive):
     item = load_items(tmp_path / "out")[0][0]
     assert item["frames"].shape == (5, 32, 32, 3) and (item["width"], item["height"]) == (64, 48) and item["turns"] == [["How?", "brighter"]]
     assert (item["frames"].float().mean((1, 2, 3)) - torch.tensor([0., 40, 80, 120, 160])).abs().max() < 6
+
+
+@pytest.mark.parametrize("flags, said", [(["--max-side", 50], "v.mp4 is 64x48, and --max-side is 50"), (["--frames", 21], "v.mp4 has 20 frames, and 21 are wanted"),
+                                         (["--max-bytes", 99], "bytes, and --max-bytes is 99"), ([], "v.mp4 cannot be decoded")])
+def test_a_video_that_cannot_be_used_is_a_problem(tmp_path, capsys, flags, said):
+    film((tmp_path / "v.mp4"), 20)
+    if not flags:
+        (tmp_path / "v.mp4").write_bytes(b"\0" * 999)
+    entry = {"video": "v.mp4", "conversations": [{"from": "human", "value": "<video>\nHow?"}, {"from": "gpt", "value": "brighter"}]}
+    assert said in checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]), *flags)[0]
 
 
 def test_frames_that_are_pictures_are_one_video(tmp_path):
@@ -237,6 +252,7 @@ PROBLEMS = {
     "bytes": (lambda f: (f / "images/1.jpg").write_bytes(jpeg(1) + bytes(10**5)), "and --max-bytes is 50000"),
     "placeholders missing": (llava(1, ASK), "has 0 <image> for 1 picture"),
     "placeholders too many": (llava(1, "<image><image>\nWhat?"), "has 2 <image> for 1 picture"),
+    "placeholder in a caption": ({"image": "images/1.jpg", "caption": "an <image> and an <image>"}, "has 2 <image> for 1 picture"),
     "placeholders for a video": (llava(1, "<image><video>\nWhat?"), "has 1 <video> for 0 videos"),
     "no media": ({k: v for k, v in llava(1, ASK).items() if k != "image"}, "has 0 pictures and 0 videos"),
     "repeated": (say(("human", "<image>\nA?"), ("gpt", "b"), ("human", "C?"), ("gpt", "d"), ("human", "C?"), ("gpt", "d")), "turn 3 repeats turn 2: 'C?'"),
@@ -496,6 +512,96 @@ def test_the_sheet_shows_pictures_with_the_boxes_that_answers_name_and_the_words
     assert sheet.shape == (5 * 250, 8 * 160, 3)
     assert (sheet[40:120, 40] == (200, 0, 0)).all() and (sheet[40:120, 80] != (200, 0, 0)).any(1).all()  # the box's left edge
     assert (sheet[160:250, :160] < 100).any() and (sheet[160:250, 320:] == 255).all()  # words under what is there only
+
+
+# ---------------------------------------------------------------- changed copies
+
+def rectangle(path, box, size=(64, 48), form="PNG"):
+    """A grey picture with one red rectangle where the box [x1, y1, x2, y2] is."""
+    x = np.full((size[1], size[0], 3), 120, np.uint8)
+    x[box[1]:box[3], box[0]:box[2]] = (220, 0, 0)
+    Image.fromarray(x).save(path, form)
+
+
+def where_red(picture):
+    y, x = np.nonzero(picture[..., 0].astype(int) - picture[..., 1] > 40)
+    return [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+FLAGS = {"flip": ["--flip"], "crop": ["--crop", "0.4"], "jitter": ["--jitter"], "all": ["--flip", "--crop", "0.4", "--jitter"]}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_boxes_in_answers_move_with_the_picture(tmp_path, name):
+    rng, folder, entries = np.random.default_rng(0), tmp_path / "in", []
+    folder.mkdir()
+    for k in range(30):
+        x, y = rng.integers(0, 40), rng.integers(0, 30)
+        box = [int(x), int(y), int(x + rng.integers(4, 24)), int(y + rng.integers(4, 18))]
+        rectangle(folder / f"{k}.png", box)
+        point = [box[0], box[1]]
+        entries.append({"id": str(k), "image": f"{k}.png", "split": ("train", "test")[k % 2], "conversations": [
+            {"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": json.dumps([{"bbox_2d": box, "label": "red"}, {"point_2d": point}])}]})
+    index = data.main(["sets", "--root", str(written(folder / "set.jsonl", entries)), "--out", str(tmp_path / "out"), *FLAGS[name]])
+    items = load_items(tmp_path / "out")[0]
+    copies = [i for i in items if i["id"].endswith("~")]
+    assert index["train"] == 30 and index["test"] == 15 and len(copies) == 15 and {split_of(i["source"]) for i in copies} == {"train"}
+    original = {i["id"]: i for i in items}
+    moved = 0
+    for item in copies:
+        before, (said, point) = original[item["id"][:-1]], json.loads(item["turns"][0][1])
+        picture = frames_of(item)[0].numpy()
+        assert picture.shape == (item["height"], item["width"], 3) and said["label"] == "red" and all(isinstance(v, int) for v in said["bbox_2d"])
+        assert where_red(picture) == said["bbox_2d"]
+        box, old = said["bbox_2d"], json.loads(before["turns"][0][1])[0]["bbox_2d"]
+        assert point["point_2d"] == [box[2] if "flip" in index else box[0], box[1]]
+        assert before["source"] == item["source"] and (name != "crop" or (item["width"] >= 0.4 * 64 and item["height"] >= 0.4 * 48))
+        moved += box != old
+        if name == "flip":
+            assert (picture[:, ::-1] == frames_of(before)[0].numpy()).all() and box == [64 - old[2], old[1], 64 - old[0], old[3]]
+    assert moved == 0 if name == "jitter" else moved > 10
+    again = data.main(["sets", "--root", str(folder / "set.jsonl"), "--out", str(tmp_path / "again"), *FLAGS[name]])
+    assert again == index | {"name": "again"} and (tmp_path / "again/ids.jsonl").read_bytes() == (tmp_path / "out/ids.jsonl").read_bytes()
+
+
+def test_boxes_of_a_folder_of_pictures_move_with_them(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = ["filename,class,xmin,ymin,xmax,ymax"]
+    for k in range(20):
+        rectangle(folder / f"{k}.png", [k, 5, k + 20, 30])
+        rows.append(f"{k}.png,cat,{k},5,{k + 20},30")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    index = data.main(["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out"), "--flip", "--crop", "0.5"])
+    items = load_items(tmp_path / "out")[0]
+    assert index["items"] == len(items) == 20 + index["train"] // 2
+    for item in items:
+        assert where_red(frames_of(item)[0].numpy()) == item["boxes"][0].tolist() and item["labels"] == ["cat"]
+    assert any(i["id"].endswith("~") and i["width"] < 64 for i in items)
+
+
+def test_what_says_left_or_right_is_not_mirrored_and_what_says_a_place_is_not_cropped(tmp_path):
+    words = ["it is bright", "to the LEFT", "right-hand side", "upright", "at the top", "turns clockwise"]
+    entries = [llava(k) | {"split": "train", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": w}]} for k, w in enumerate(words)]
+    items, _ = build(tmp_path, entries, "--flip")
+    assert [i["turns"][0][1] for i in items if i["id"].endswith("~")] == ["it is bright", "upright", "at the top"]
+    assert [i["turns"][0][1] for i in build(tmp_path, entries, "--crop", "0.5")[0] if i["id"].endswith("~")] == ["it is bright", "upright"]
+
+
+def test_clips_and_albums_are_changed_as_one(tmp_path):
+    clip = {"id": "clip", "split": "train", "video": [[f"images/{k}.jpg" for k in range(4)]], "conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "a"}]}
+    album = say(("human", "<image><image>\nSame?"), ("gpt", "no"), image=["images/4.jpg", "images/5.jpg"], id="album", split="train")
+    boxed = say(("human", "<image><image>\nSame?"), ("gpt", '{"bbox_2d": [1, 2, 3, 4]}'), image=["images/4.jpg", "images/5.jpg"], id="boxed", split="train")
+    items = {i["id"]: i for i in build(tmp_path, [clip, album, boxed], "--flip", "--frames", "4", "--size", "24")[0]}
+    assert (items["clip~"]["frames"] == items["clip"]["frames"].flip(2)).all() and set(items) == {"clip", "clip~", "album", "album~", "boxed"}
+    a, b = (frames_of(items[name], 30).float() for name in ("album", "album~"))
+    assert (a.flip(2) - b).abs().mean() < 4 < (a - b).abs().mean()
+
+
+def test_changed_copies_are_refused_where_there_are_none(tmp_path, refused):
+    refused(lambda: data.main(["shapes", "--flip"]), "--flip", "shapes")
+    refused(lambda: data.main(["--check", "x.json", "--jitter"]), "--check")
+    refused(lambda: data.main(["sets", "--root", "x.json", "--crop", "1.5"]), "--crop 1.5")
 
 
 # ---------------------------------------------------------------- many
