@@ -80,7 +80,8 @@ DIRECTIONS = {"right": (1, 0), "down right": (1, 1), "down": (0, 1), "down left"
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field",
                "immunohistochemistry", "moon", "rocket", "colorwheel", "horse", "page", "text")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}  # who speaks, as LLaVA and as Qwen say it
-PICTURES, VIDEOS, CAPTIONS = ("image", "images", "file_name", "file_names", "filepath", "filename"), ("video", "videos"), ("text", "caption", "title")  # fields, in the order they are looked for
+PICTURES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")  # fields of an entry, in the order they are looked for
+VIDEOS, CAPTIONS = ("video", "videos"), ("text", "caption", "title")
 ENDINGS = dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"), "images") | dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov"), "videos")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "testing": "test"}
 MARK = "(?:<image>|<video>)"
@@ -919,28 +920,27 @@ def unpacked(path, max_bytes):
         nonlocal total
         total, parts = total + size, re.split(r"[\\/]", name)
         reason = (f"is {odd}, not a file" if odd else "has an absolute path" if not parts[0] or parts[0][1:2] == ":" else "climbs out of the archive" if ".." in parts
-                  else "is there twice" if os.path.normpath(name) in names else None)
+                  else "is there twice" if where and os.path.normpath(name) in names else None)
         if total > max_bytes:
             refuse(f"{path} expands beyond --max-bytes {max_bytes} ({name!r} makes it {total}); if it can be trusted, allow more")
         if reason:
             problems.append((f"{path}: {name}", "archive", reason))
-        elif not parts[-1].startswith(".") and parts[0] != "__MACOSX":  # what file managers leave
+        elif where and not parts[-1].startswith(".") and parts[0] != "__MACOSX":  # what file managers leave is not read
             names[os.path.normpath(name)] = where
 
     try:
         if zipfile.is_zipfile(path):
             file = zipfile.ZipFile(path)
             for m in file.infolist():
-                if not m.is_dir():
-                    admit(m.filename, m.file_size, "a link" if stat.S_ISLNK(m.external_attr >> 16) else "encrypted" if m.flag_bits & 1 else None, m)
+                admit(m.filename, m.file_size, "a link" if stat.S_ISLNK(m.external_attr >> 16) else "encrypted" if m.flag_bits & 1 else None, None if m.is_dir() else m)
         else:
             with tarfile.open(path, "r|*", tarinfo=Modest) as tar:
                 end = 0
                 while m := tar.next():
                     tar.members.clear()  # or every header stays in memory
                     end = m.offset_data + -(-m.size // 512) * 512
-                    if not m.isdir():
-                        admit(m.name, m.size, "a link" if m.issym() or m.islnk() else "sparse" if m.issparse() else None if m.isreg() else "a device", (m.offset_data, m.size))
+                    odd = "a link" if m.issym() or m.islnk() else "sparse" if m.issparse() else None if m.isreg() or m.isdir() else "a device"
+                    admit(m.name, m.size, odd, None if m.isdir() else (m.offset_data, m.size))
             with open(path, "rb") as f:
                 magic = f.read(2)
             expand = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(magic)
@@ -953,7 +953,7 @@ def unpacked(path, max_bytes):
             if not problems and os.pread(file.fileno(), 512, end) != bytes(512):
                 raise EOFError("it ends before its end")
     except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as e:
-        refuse(f"{path} cannot be read as an archive ({e}); fetch it again")
+        refuse(f"{path} cannot be read as an archive ({' '.join(str(e).split())}); fetch it again")
     if problems:
         listed(problems)
         refuse(f"{path} holds {len(problems)} members that no honest archive holds, listed above; nothing of it was read or written")
@@ -1396,8 +1396,8 @@ def write_set(args, out, meta):
         return {"skipped": len({name for name, kind, _ in notes if kind in problems}), "skipped_kinds": problems, **{k.replace(" ", "_"): kinds[k] for k in sorted(mended)}, "splits": table}
 
     if args.check:
-        index = {"format": form, "items": sum(1 for _ in items)}
-        return index | verdict(index)
+        index = {"format": form, "items": sum(1 for _ in items), "problems": 0}
+        return index | {k: v for k, v in verdict(index).items() if not k.startswith("skipped")}
     check_writable(out / "index.yaml")
     write_whole(out, items, meta | {"format": form, "question": args.question}, verdict)
     return load_yaml(out / "index.yaml")

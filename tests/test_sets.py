@@ -403,6 +403,7 @@ HOSTILE = {
     "climbs": (lambda p: tar_of(p / "a.tar", "../out/evil.jpg"), "a.tar: ../out/evil.jpg: climbs out of the archive"),
     "climbs within": (lambda p: tar_of(p / "a.tar.gz", "images/../../evil.jpg"), "climbs out"),
     "climbs, compressed": (lambda p: tar_of(p / "a.tar.gz", "../out/evil.jpg"), "climbs out"),
+    "a folder climbs": (lambda p: tar_of(p / "a.tar", "../out", tarfile.DIRTYPE), "a.tar: ../out: climbs out of the archive"),
     "absolute": (lambda p: tar_of(p / "a.tar", "/tmp/evil.jpg"), "has an absolute path"),
     "link": (lambda p: tar_of(p / "a.tar", "images/1.jpg", tarfile.SYMTYPE, "/etc/passwd"), "images/1.jpg: is a link, not a file"),
     "hard link": (lambda p: tar_of(p / "a.tar", "images/1.jpg", tarfile.LNKTYPE, "images/0.jpg"), "is a link, not a file"),
