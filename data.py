@@ -975,11 +975,14 @@ def read_from(folder, max_bytes):
         path = folder / name
         if re.match(r"https?:", name):
             raise Unusable("missing", "is on the network; fetch it first")
-        if not path.is_file():
-            raise Unusable("missing", f"is not there ({path})")
-        if path.stat().st_size > max_bytes:
-            raise Unusable("large", f"has {path.stat().st_size} bytes, and --max-bytes is {max_bytes}")
-        return path.read_bytes()
+        try:
+            if not path.is_file():
+                raise Unusable("missing", f"is not there ({path})")
+            if path.stat().st_size > max_bytes:
+                raise Unusable("large", f"has {path.stat().st_size} bytes, and --max-bytes is {max_bytes}")
+            return path.read_bytes()
+        except OSError as e:
+            raise Unusable("missing", f"cannot be read ({e.strerror})") from e
 
     return read
 
@@ -1033,7 +1036,7 @@ def key_of(name):
 
 def read_groups(names, read):
     """Files that share a name up to its first dot, as (name, entry): pictures or a video, and words in .txt, .caption or .json."""
-    for key, members in itertools.groupby(names, key=key_of):
+    for key, members in itertools.groupby(sorted(names, key=key_of), key=key_of):
         entry, media = {}, {"images": [], "videos": []}
         try:
             for name in members:
@@ -1088,7 +1091,7 @@ def find_set(root, form, media, max_bytes):
 
     pictured = {key_of(n) for n in names if PurePosixPath(n).suffix.lower() in ENDINGS}
     tables = [n for n in names if n.endswith((".json", ".jsonl", ".csv", ".tsv")) and key_of(n) not in pictured] if packed or root.is_dir() else names
-    metadata, tars = [n for n in tables if PurePosixPath(n).stem == "metadata"], [n for n in names if n.endswith((".tar", ".tar.gz", ".tgz"))]
+    metadata, tars = [n for n in tables if PurePosixPath(n).name in ("metadata.jsonl", "metadata.csv")], [n for n in names if n.endswith((".tar", ".tar.gz", ".tgz"))]
     chosen = [] if form == "webdataset" else metadata or (tables if len(tables) == 1 else [n for n in tables if part_in(n)])
     tars = [] if chosen or form not in (None, "webdataset") or packed or not root.is_dir() else tars
     grouped = not chosen and not tars and form in (None, "webdataset") and pictured & {key_of(n) for n in names if n.endswith((".txt", ".caption", ".json"))}
@@ -1102,6 +1105,8 @@ def find_set(root, form, media, max_bytes):
         if first is None or not found:
             fields = f"{where} of {chosen[0]} has the fields {', '.join(map(str, first))}" if first else f"{chosen[0]} is empty"
             refuse(f"{root} is in no known format: {fields}; known are LLaVA (conversations), Qwen (messages), CLIP (filepath and title) and metadata (file_name and text)")
+    elif len(tables) > 1 and form != "webdataset":
+        refuse(f"{root} holds {len(tables)} tables ({', '.join(tables[:4])}{', ...' if len(tables) > 4 else ''}); give one of them, or name them train, val and test")
     elif not tars and not grouped:
         endings = ", ".join(f"{n} {e}" for e, n in Counter(PurePosixPath(n).suffix or n for n in names).most_common(5))
         refuse(f"{root} holds no set{f' of format {form}' if form else ''} but {endings or 'nothing'}; known are a JSON, CSV or TSV file, "
@@ -1128,47 +1133,55 @@ def find_set(root, form, media, max_bytes):
     return found if chosen else "webdataset", entries()
 
 
+def spoken(messages, media, problems):
+    """(said, system) of a conversation in LLaVA's or Qwen's words, said being (number, user or assistant, words); `media` gets what its parts show, `problems` what is wrong."""
+    said, system = [], None
+    for number, message in enumerate(messages if isinstance(messages, list) else [messages], 1):
+        message = message if isinstance(message, dict) else {}
+        role, words = message.get("from", message.get("role")), message.get("value", message.get("content"))
+        if isinstance(words, list):
+            parts, words = words, ""
+            for part in parts:
+                kind = next((k for k in ("text", "image", "image_url", "video", "video_url") if isinstance(part, dict) and (k in part or part.get("type") == k)), None)
+                if not kind:
+                    problems.append(("syntax", f"turn {number} has a part that is no text, image or video"))
+                elif kind == "text":
+                    words += str(part.get(kind))
+                else:
+                    shown, kind = part.get(kind), kind.removesuffix("_url")
+                    words += f"<{kind}>"
+                    media += [(kind, shown["url"] if isinstance(shown, dict) and "url" in shown else shown)] if shown else []
+        if str(role) not in ROLES:
+            problems.append(("role", f"turn {number} is said by {role!r}; known: human or user, gpt or assistant, system"))
+        elif not isinstance(words, str):
+            problems.append(("syntax", f"turn {number} has no text"))
+        elif ROLES[role] == "system" and number == 1:
+            system = words
+        else:
+            said.append((number, ROLES[role], words))
+    wrong = next((f"turn {n} is the {role}'s, where the {due}'s is due" for (n, role, _), due in zip(said, itertools.cycle(("user", "assistant")), strict=False) if role != due), None)
+    if not problems and (wrong or len(said) % 2 or not said):
+        problems.append(("order", wrong or ("the last question has no answer" if said else "has no turns")))
+    return said, system
+
+
 def normal(entry, question):
     """An entry of any format as (media, turns, system, caption, problems).
 
-    media: [kind, reference], kind `image` or `video`; turns: [question, answer], with `<image>` and `<video>` where the media do not simply stand first; problems: (kind, reason).
+    media: (kind, reference), kind `image` or `video`; turns: [question, answer], with `<image>` and `<video>` where the media do not simply stand first; problems: (kind, reason).
     """
-    entry, problems, said = {"messages": entry} if isinstance(entry, list) else entry, [], []
+    entry, problems, said, caption = {"messages": entry} if isinstance(entry, list) else entry, [], [], None
     if not isinstance(entry, dict):
         return [], [], None, None, [("syntax", f"is {entry!r:.40}, not a mapping of fields")]
     media = [(kind, x) for kind, keys in (("image", PICTURES), ("video", VIDEOS)) for k in keys if entry.get(k) for x in (entry[k] if isinstance(entry[k], list) else [entry[k]])]
-    messages, system = entry.get("conversations", entry.get("messages")), entry.get("system") or None
+    messages, system = entry.get("conversations", entry.get("messages")), None
     if messages is None:
-        caption = next((entry[k] for k in ("answer", *CAPTIONS) if entry.get(k)), "")
-        turns = [[str(entry.get("question", question)), str(caption)]]
+        answer = next((entry[k] for k in ("answer", *CAPTIONS) if entry.get(k)), "")
+        problems += [("syntax", f"has words that are no text but {answer!r:.40}")] if not isinstance(answer, (str, int, float)) else []
+        caption = None if "question" in entry else str(answer)
+        turns = [[str(entry.get("question", question)), str(answer)]]
     else:
-        for number, message in enumerate(messages if isinstance(messages, list) else [messages], 1):
-            message = message if isinstance(message, dict) else {}
-            role, words = message.get("from", message.get("role")), message.get("value", message.get("content"))
-            if isinstance(words, list):
-                parts, words = words, ""
-                for part in parts:
-                    kind = next((k for k in ("text", "image", "image_url", "video", "video_url") if isinstance(part, dict) and (k in part or part.get("type") == k)), None)
-                    reference = part.get(kind) if kind else None
-                    if kind == "text":
-                        words += str(reference)
-                    elif kind:
-                        kind = kind.removesuffix("_url")
-                        words += f"<{kind}>"
-                        media += [(kind, reference.get("url") if isinstance(reference, dict) else reference)] if reference else []
-                    else:
-                        problems.append(("syntax", f"turn {number} has a part that is no text, image or video"))
-            if role not in ROLES:
-                problems.append(("role", f"turn {number} is said by {role!r}; known: human or user, gpt or assistant, system"))
-            elif not isinstance(words, str):
-                problems.append(("syntax", f"turn {number} has no text"))
-            elif ROLES[role] == "system" and number == 1:
-                system = words
-            else:
-                said.append((number, ROLES[role], words))
-        wrong = next((f"turn {n} is the {role}'s, where the {due}'s is due" for (n, role, _), due in zip(said, itertools.cycle(("user", "assistant")), strict=False) if role != due), None)
-        if wrong or len(said) % 2 or not said:
-            problems += [("order", wrong or ("the last question has no answer" if said else "has no turns"))] if not problems else []
+        said, system = spoken(messages, media, problems)
         turns = [[said[k][2], said[k + 1][2]] for k in range(0, len(said) - 1, 2)]
     for number, (_, answer) in enumerate(turns, 1):
         if not answer.strip():
@@ -1187,7 +1200,7 @@ def normal(entry, question):
     if turns:
         bare = re.sub(rf"^(\s*{MARK})+\s*", "", turns[0][0])
         turns[0][0] = turns[0][0] if re.search(MARK, " ".join([bare, turns[0][1], *sum(turns[1:], [])])) else bare
-    return media, turns, system, None if messages is not None or "question" in entry else turns[0][1], problems
+    return media, turns, system or entry.get("system") and str(entry["system"]), caption, problems
 
 
 def picture(content, max_side):
@@ -1274,11 +1287,12 @@ def medium(read, kind, reference, how):
     from PIL import Image
 
     def content(path):
-        if not isinstance(path, str):
-            raise Unusable("missing", "is no path")
-        if path.startswith("data:"):
+        if not path.startswith("data:"):
+            return read(path.removeprefix("file://"))
+        try:
             return base64.b64decode(path.partition(",")[2])
-        return read(path.removeprefix("file://"))
+        except ValueError:
+            raise Unusable("broken", "is no base64") from None
 
     if kind == "image":
         found = content(reference)
@@ -1303,20 +1317,26 @@ def set_items(entries, how, notes):
     ids, said, first, hashes, bad = Counter(), set(), {}, {}, False
     load = functools.lru_cache(8)(functools.partial(medium, how=how))  # many an entry shows what the one before it shows
     for file, where, entry, part, read in entries:
-        if isinstance(entry, Unusable):
-            notes.append((f"{file}: {where}", *entry.args))
+        try:
+            if isinstance(entry, Unusable):
+                raise entry
+            json.dumps(entry, ensure_ascii=False).encode()
+        except (Unusable, UnicodeEncodeError) as e:
+            notes.append((f"{file}: {where}", *(e.args if isinstance(e, Unusable) else ("syntax", "holds half a character (a lone surrogate)"))))
             bad = True
             continue
         media, turns, system, caption, problems = normal(entry, how.question)
         fields, shows, soft = entry if isinstance(entry, dict) else {}, [], []
         for kind, reference in media:
             try:
+                if not (isinstance(reference, str) or kind == "video" and isinstance(reference, list) and all(isinstance(x, str) for x in reference)):
+                    raise Unusable("missing", "is no path")
                 shows.append(load(read, kind, tuple(reference) if isinstance(reference, list) else reference))
             except Unusable as e:
                 problems.append((e.args[0], f"{reference!s:.80} {e.args[1]}"))
         given = fields.get("id") not in (None, "")
         name = str(fields["id"]) if given else f"{media[0][1]!s:.200}" if media else where
-        label = f"{file}: {name}" + (f" ({where})" if where != name else "")
+        label = f"{file}: {name:.99}" + (f" ({where})" if where != name else "")
         if name in ids and given:
             soft.append(("same id", f"has the id of an item before it, and is called {name}#{ids[name] + 1}"))
         ids[name] += 1

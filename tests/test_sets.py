@@ -338,7 +338,48 @@ def test_the_same_picture_in_two_splits_is_a_problem(tmp_path, capsys):
     assert "shows what images/0.jpg shows, which is in train, and this in test" in checked(capsys, "--check", root)[0]
 
 
+def replaced(x, odd):
+    """`x` with one value after the other, at any depth, replaced by an odd one, and without it."""
+    for key in list(x) if isinstance(x, dict) else range(len(x)) if isinstance(x, list) else ():
+        for value in odd:
+            yield {**x, key: value} if isinstance(x, dict) else [*x[:key], value, *x[key + 1:]]
+        yield {k: v for k, v in x.items() if k != key} if isinstance(x, dict) else x[:key] + x[key + 1:]
+        for value in replaced(x[key], odd):
+            yield {**x, key: value} if isinstance(x, dict) else [*x[:key], value, *x[key + 1:]]
+
+
+def test_nothing_that_json_can_hold_makes_it_stumble(tmp_path, capsys):
+    folder = pictures(tmp_path)
+    odd = [None, 0, True, 1.5, "", "x", "\ud800", "data:image/png;base64,?", "a" * 5000, "a\0b", [], [[]], {}, [{}], {"url": 1}, [None], ["images/0.jpg"], '{"bbox_2d": [1, 2, "x"]}', "<image>"]
+    worlds = [llava(1), qwen(1), qwen(1)["messages"], {"file_name": "images/1.jpg", "text": "a", "split": "train", "system": "s"}, say(("human", "<video>"), ("gpt", "b"), video=["a.mp4"])]
+    entries = [entry for world in worlds for entry in [world, *replaced(world, odd)]]
+    checked(capsys, "--check", written(folder / "set.jsonl", entries))
+    index = data.main(["sets", "--root", str(folder / "set.jsonl"), "--skip-bad", "--out", str(tmp_path / "out")])
+    items = load_items(tmp_path / "out")[0]
+    assert len(entries) > 1000 and 20 < len(items) == index["items"] and all(i["turns"] and all(isinstance(w, str) for t in i["turns"] for w in t) and i["turns"][-1][1].strip() for i in items)
+
+
+def test_a_tar_whose_pictures_and_words_lie_apart_and_a_folder_are_read_alike(tmp_path):
+    packed(tmp_path / "set.tar", {f"{k}.{e}": x for e in ("txt", "jpg") for k in range(6) for x in [CAPTIONS[k].encode() if e == "txt" else jpeg(k)]})
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "set.tar") as file:
+        file.extractall(tmp_path / "in", filter="data")
+    for n, root in enumerate(("set.tar", "in")):
+        assert data.main(["sets", "--root", str(tmp_path / root), "--out", str(tmp_path / f"out{n}")])["format"] == "webdataset"
+        assert [i["text"] for i in load_items(tmp_path / f"out{n}")[0]] == CAPTIONS
+
+
+def test_shards_of_a_webdataset_are_read_one_after_the_other(tmp_path):
+    (tmp_path / "in").mkdir()
+    for n, part in enumerate(("train-0", "train-1", "test-0")):
+        packed(tmp_path / f"in/{part}.tar", {f"{part}-{k}.{e}": x for k in range(4) for e, x in (("jpg", jpeg(10 * n + k)), ("json", json.dumps({"caption": f"{part} {k}"}).encode()))})
+    index = data.main(["sets", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    assert index["items"] == 12 and index["test"] == 4 and index["train"] + index["val"] == 8
+    assert [i["text"] for i in load_items(tmp_path / "out")[0]][:2] == ["test-0 0", "test-0 1"]
+
+
 @pytest.mark.parametrize("make, said", [
+    (lambda f: written(written(f / "a.json", []).parent / "dataset_info.json", []).parent, "holds 2 tables (a.json, dataset_info.json); give one of them"),
     (lambda f: (f / "notes.txt").write_text("hello\n") and f / "notes.txt", "line 2 of notes.txt|notes.txt is empty|has the fields"),
     (lambda f: written(f / "set.json", [{"path": "a", "words": "b"}]), "entry 0 of set.json has the fields path, words"),
     (lambda f: written(f / "set.json", []), "set.json is empty"),
