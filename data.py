@@ -947,7 +947,9 @@ def unpacked(path, max_bytes):
             file = tempfile.TemporaryFile() if expand else open(path, "rb")  # noqa: SIM115
             if expand and not problems:  # what is compressed can only be read from its beginning
                 with expand(path) as compressed:
-                    while (missing := end + 512 - file.tell()) > 0 and (chunk := compressed.read(min(2**20, missing))):
+                    while chunk := compressed.read(2**20):  # up to its end, where the checksum is
+                        if file.tell() > end + 2**20:
+                            raise EOFError("it goes on after its end")
                         file.write(chunk)
                     file.flush()
             if not problems and os.pread(file.fileno(), 512, end) != bytes(512):
@@ -1083,7 +1085,10 @@ def find_set(root, form, media, max_bytes):
     given = media and (unpacked(Path(media), max_bytes)[1] if Path(media).is_file() else read_from(Path(media), max_bytes))
 
     def opened(name):
-        return io.TextIOWrapper(io.BytesIO(fetch(name)) if packed else open(place / name, "rb"), "utf-8", newline="")
+        try:
+            return io.TextIOWrapper(io.BytesIO(fetch(name)) if packed else open(place / name, "rb"), "utf-8", newline="")
+        except (Unusable, OSError) as e:
+            refuse(f"{name} of {root} {e.args[1]}; fetch it again")
 
     def reader(name):
         with opened(name) as file:

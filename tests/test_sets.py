@@ -464,6 +464,21 @@ HOSTILE = {
 }
 
 
+@pytest.mark.parametrize("name", ["webdataset.tar", "webdataset.tar.gz", "imagefolder.tar.xz", "imagefolder.zip", "llava zip"])
+def test_a_damaged_archive_is_refused_or_its_problems_are_named(tmp_path, capsys, name):
+    rng, root, codes = np.random.default_rng(0), MAKE[name](tmp_path), []
+    whole = np.frombuffer(root.read_bytes(), np.uint8)
+    for k in range(30):
+        damaged = whole.copy()
+        damaged[rng.integers(len(damaged), size=3)] ^= rng.integers(1, 256, 3, dtype=np.uint8)
+        root.write_bytes(damaged[:rng.integers(len(damaged))] if k % 5 == 0 else damaged)
+        try:
+            codes.append(bool(data.main(["--check", str(root)])))
+        except SystemExit as e:
+            codes.append(e.code)
+    assert {*codes} <= {2, True} and codes.count(2) >= (28 if name != "webdataset.tar" else 15)  # a tar that is not compressed has no checksum of its contents
+
+
 @pytest.mark.parametrize("flags", [[], ["--skip-bad"]])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_archive_is_refused_and_nothing_is_written(tmp_path, capsys, name, flags):
