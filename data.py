@@ -1412,6 +1412,8 @@ def write_set(args, out, meta):
 
     def verdict(index):
         kinds = listed(notes)
+        for split, row in table.items() if args.stats else ():
+            print(split, *(f"{k} {v}" for k, v in row.items()))
         problems = {k: n for k, n in sorted(kinds.items()) if k not in mended}
         if problems and (args.check or not args.skip_bad):
             refuse(f"{sum(problems.values())} problems in {args.root} ({', '.join(f'{n} {k}' for k, n in problems.items())}), listed above; mend them"
@@ -1528,7 +1530,7 @@ def preview(items, path, columns=8, rows=5, tile=160):
         scale = torch.tensor([tile / item["width"], tile / item["height"]] * 2)
         if worded:
             words = "\n".join(textwrap.fill(words, tile // 6) for turn in item["turns"] for words in (f"Q: {turn[0]}", f"A: {turn[1]}"))
-            ImageDraw.Draw(sheet).text((at[0] + 3, at[1] + tile + 2), "\n".join(words.split("\n")[:7]), fill="black")
+            ImageDraw.Draw(sheet).text((at[0] + 3, at[1] + tile + 2), "\n".join(words.split("\n")[:6]), fill="black")
             said = [numbers for kind, numbers in numbers_in(" ".join(answer for _, answer in item["turns"])) if kind == "bbox_2d"]
             found, names = torch.tensor(said).reshape(-1, 4), [""] * len(said)
         else:
@@ -1633,8 +1635,6 @@ def main(argv=None):
     elif args.source == "sets":
         args.frames, args.size = args.frames or 8, args.size or 224
         result = write_set(args, out, meta | {"frames": args.frames, "size": args.size})
-        for split, row in result["splits"].items() if args.stats else ():
-            print(split, *(f"{k} {v}" for k, v in row.items()))
         if args.check:
             say(result)
             return result

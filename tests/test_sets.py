@@ -558,6 +558,12 @@ def test_statistics_count_what_is_there(tmp_path, capsys):
     assert lines[0] == "train items 2 pictures 3 videos 0 turns 3 words_per_answer [1, 3, 4] side [40, 40, 40]"
     assert lines[1] == "test items 1 pictures 1 videos 0 turns 1 words_per_answer [3, 3, 3] side [70, 70, 70]"
     assert index["splits"]["train"]["turns"] == 3 and "val" not in index["splits"]
+    (folder / "images/2.jpg").write_bytes(b"")
+    checked(capsys, "--check", root)
+    with pytest.raises(SystemExit):
+        data.main(["--check", str(root), "--stats"])
+    assert capsys.readouterr().out.splitlines() == lines[:1]  # of what is sound, also where something is not
+    (folder / "images/2.jpg").write_bytes(jpeg(2, (10, 70)))
     assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--stats"])["splits"] == index["splits"] == load_yaml(tmp_path / "out/index.yaml")["splits"]
 
 
