@@ -203,7 +203,7 @@ def test_skip_bad_keeps_the_good_clips_and_counts_the_others_by_kind(tmp_path, f
     items, index = read(tmp_path / "in", out, "--frames", 10, "--skip-bad")
     assert [i["id"] for i in items] == index["ids"] == ["good.mp4", "twice.mp4"] and index["skipped"] == 12
     assert index["skipped_kinds"] == dict(sorted(Counter(kind for kind, _ in known.values()).items()))
-    assert {p.name for p in out.iterdir()} == {"00000.pt", "index.yaml"}  # of 70 there were two shards
+    assert {p.name for p in out.iterdir()} == {"00000.pt", "ids.jsonl", "index.yaml"}  # of 70 there were two shards
 
 
 @pytest.mark.parametrize("name", ["mid.mp4", "cut.webm"])
@@ -404,6 +404,7 @@ def test_real_clips_are_cut_like_any(tmp_path, film):
     ("mine", "DATA=mine ROOT=/r FORMAT=clips ANNOTATIONS=/a.csv CLIPSIZE=64 N=9 FPS=12", ["data.py clips --frames 24 --fps 12 --size 64 --root /r --annotations /a.csv --n 9 --out data/mine"]),
     ("ssv2", "DATA=ssv2 ROOT=/r FRAMES=16", ["data.py ssv2 --frames 16 --root /r --out data/ssv2"]),
     ("mine", "DATA=mine ROOT=/r FORMAT=coco", ["data.py boxes --format coco --root /r --out data/mine"]),
+    ("mine", "DATA=mine ROOT=/r/set.json FORMAT=sets N=9", ["data.py sets --root /r/set.json --n 9 --out data/mine"]),
     ("mine-past", "DATA=mine ROOT=/r FORMAT=clips", ["data.py clips --frames 24 --root /r --out data/mine", "data.py cut --clips data/mine --first 0 --frames 8 --out data/mine-past"]),
     ("future-last", "PAST=5", ["data.py moving --frames 21 --n 300 --out data/future", "data.py cut --clips data/future --first 4 --frames 1 --out data/future-last"]),
     ("moving-past", "", ["data.py moving --out data/moving", "data.py cut --clips data/moving --first 0 --frames 8 --out data/moving-past"]),
