@@ -250,13 +250,13 @@ def load_items(folder, fields=None):
 
 
 def frames_of(item, size=None):
-    """Frames of an item as uint8 [T,H,W,3], squashed to `size` x `size` (antialiased bicubic) when given.
+    """Frames of an item as uint8 [T,H,W,3], those that its `shown` numbers where it has been cut to some, squashed to `size` x `size` (antialiased bicubic) when given.
 
     Squashing keeps one token grid for all items; boxes and masks scale with it and IoU does not change under a
     scaling of the axes.
     """
     if "frames" in item:
-        frames = item["frames"]
+        frames = item["frames"][item["shown"]] if "shown" in item else item["frames"]
     else:
         import io
 
@@ -303,7 +303,7 @@ def split_of(source):
 
 CHOICES = "motion", "uniform", "random", "scene"
 GREY = 64  # px of the longer side at which motion is looked for
-STILL = 2e-4  # grey level (white is 1) that is added to every frame's motion: where nothing moves the choice is uniform, and nothing starves
+STILL = 1e-4  # grey level (white is 1) that is added to every frame's motion: where nothing moves the choice is uniform, and nothing starves
 CUT = 0.5  # correlation of adjacent frames' luma histograms below which a new shot begins
 CANDIDATES = 2048  # of a longer clip as many frames, evenly spread, can be chosen
 
@@ -336,21 +336,25 @@ def moved(before, after):
     from skimage.registration import phase_cross_correlation
 
     def unexplained(a, b, *more):
-        x, y, w = np.stack([c.ravel() for c in (a, np.ones_like(a), *more)], 1), (b - a).ravel(), 1
+        x, difference, weights = np.stack([c.ravel() for c in (np.ones_like(a), a, *more)], 1), b - a, 1
+        some, y = x[::3], difference.ravel()[::3]  # every third pixel is enough for two or four numbers
         for _ in range(5):
-            root = np.sqrt(w) * np.ones(len(y))
-            fit = x @ np.linalg.lstsq(x * root[:, None], y * root, rcond=1e-3)[0]
-            r = y - fit
-            w = 1 / (1 + np.square(r / (3 * np.median(np.abs(r)) + 1e-4)))
-        r = r.reshape(a.shape)
-        r, back = b - np.clip(b - r, 0, 1), np.clip(a + r, 0, 1) - a  # what is over-exposed in one of the two may have been anything in the other
-        return np.clip(np.minimum(np.abs(r), np.abs(back)) - 0.1 * np.abs(fit).reshape(a.shape), 0, None)
+            weighted = some * np.expand_dims(weights, -1)
+            found = np.linalg.lstsq(weighted.T @ some, weighted.T @ y, rcond=1e-6)[0]
+            r = y - some @ found
+            weights = 1 / (1 + np.square(r / (3 * np.median(np.abs(r)) + 1e-4)))
+        fit = (x @ found).reshape(a.shape)
+        r = difference - fit
+        r = np.minimum(np.abs(b - np.clip(b - r, 0, 1)), np.abs(np.clip(a + r, 0, 1) - a))  # what is over-exposed in one of the two may have been anything in the other
+        return np.clip(r - 0.1 * np.abs(fit), 0, None)  # nor is any brightness corrected better than to a tenth
 
     if min(before.shape) < 8:
         return float(np.abs(after - before).mean())
     d = after - before
+    if not d.any():
+        return 0.0
     noise = np.median(np.abs(d[1:, 1:] - d[1:, :-1] - d[:-1, 1:] + d[:-1, :-1])) / 2 / 0.6745 / (2 * np.sqrt(np.pi))  # of the difference, after a Gaussian of 1 px
-    a, b = gaussian_filter(before, 1), gaussian_filter(after, 1)
+    a, b = (gaussian_filter(x.astype(float), 1) for x in (before, after))
     rest, slack = unexplained(a, b), 0
     floor = max(0.6745 * noise, 1e-3)  # the median of noise; less than a quarter of a grey level is nothing
     if np.median(rest) > 1.1 * floor:
@@ -389,7 +393,7 @@ def placed(steps, k, must=(), largest_gap=None):
 
     Without conditions these are equal shares of cumulative motion, as in MGSampler (Zhi et al., ICCV 2021), but never a frame twice.
     """
-    number = np.unique([*np.linspace(0, len(steps) - 1, min(len(steps), CANDIDATES)).round().astype(int), *must])
+    number = np.unique([*np.linspace(0, len(steps) - 1, min(len(steps), max(CANDIDATES, k))).round().astype(int), *must])
     at = np.cumsum([0, *steps[1:]])[number]
     cost, gap, last = np.square((at - at[:, None]) / at[-1]), number - number[:, None], number[-1]  # [from, to]
     cost[(gap <= 0) | (gap > (largest_gap or last))] = np.inf

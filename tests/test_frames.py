@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import common
-from common import CHOICES, choose_frames, frames_at, motion_of, placed, presented
+import data
+import extract
+from common import CHOICES, choose_frames, frames_at, load_items, motion_of, placed, presented
 
 T, K, SIDE = 60, 12, 128
 
@@ -13,8 +15,8 @@ T, K, SIDE = 60, 12, 128
 @pytest.fixture(scope="module")
 def photograph():
     """Grey [H, W], 0 to 255, from dark to over-exposed."""
-    from skimage import data
-    return data.astronaut().mean(-1)
+    from skimage.data import astronaut
+    return astronaut().mean(-1)
 
 
 def clip(photograph, moving=None, noise=0, flicker=0, shake=0, when=slice(None), seed=0, side=SIDE):
@@ -225,3 +227,78 @@ def test_a_file_that_breaks_off_is_refused(tmp_path, photograph, refused):
     refused(lambda: frames_at(path, [60]), "a.mkv has 60 frames", "59")
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 8])
     refused(lambda: frames_at(path, [0, 59]), "a.mkv")
+
+
+# ---------------------------------------------------------------- extract.py --frames
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory):
+    """24 clips in which something moves in 17 of 41 frames, before they stand still and after."""
+    folder = tmp_path_factory.mktemp("data") / "waiting"
+    data.main(["moving", "--n", "24", "--wait", "24", "--out", str(folder)])
+    return folder
+
+
+def test_waiting_clips_move_in_the_middle_as_those_they_are_made_of(waiting, moving_folder, refused):
+    (items, index), (plain, _) = load_items(waiting), load_items(moving_folder)
+    assert index["wait"] == 24 and [i["id"] for i in items] == [i["id"] for i in plain]
+    starts = set()
+    for item, own in zip(items, plain, strict=True):
+        assert item["frames"].shape[0] == len(item["mask"]) == len(item["boxes"]) == 41 and item["turns"] == own["turns"]
+        errors = [(item["frames"][s:s + 17].float() - own["frames"].float()).abs().mean().item() for s in range(25)]
+        starts.add(start := min(range(25), key=errors.__getitem__))
+        assert errors[start] < 2 and (item["frames"][-1].float() - own["frames"][-1].float()).abs().mean() < 2 and (item["frames"][0] != item["frames"][1]).any()
+        assert torch.equal(item["boxes"][start:start + 17], own["boxes"])
+    assert len(starts) > 5
+    refused(lambda: data.main(["shapes", "--wait", "3"]), "--wait 3", "moving")
+
+
+def test_features_are_those_of_the_frames_chosen_and_the_index_says_which(waiting, small_dino, tmp_path, refused):
+    out, cut = tmp_path / "features", tmp_path / "cut"
+    arguments = ["--model", str(small_dino), "--size", "48", "--points", "last"]
+    index = extract.main([*arguments, "--data", str(waiting), "--out", str(out), "--frames", "motion", "--count", "6"])
+    items, meta = load_items(waiting)
+    assert (index["frames"], index["count"], len(index["shown"])) == ("motion", 6, 24)
+    assert index["shown"][3] == choose_frames(items[3]["frames"], 6) and common.load_yaml(out / "index.yaml")["shown"] == index["shown"]
+    common.write_items(cut, [i | {"frames": i["frames"][at].clone()} for i, at in zip(items, index["shown"], strict=True)], {"data": "synthetic", "name": "cut"})
+    extract.main([*arguments, "--data", str(cut), "--out", str(tmp_path / "same")])
+    point = index["points"].keys() - {"pixels"}
+    for name in (*point, "pixels"):
+        a, b = (common.load_features(folder)[1](name) for folder in (out, tmp_path / "same"))
+        assert a.shape[1] == 6 and torch.equal(a, b)
+    refused(lambda: extract.main([*arguments, "--data", str(waiting), "--out", str(out), "--frames", "uniform", "--count", "6"]), "frames", "delete the folder")
+    assert extract.main([*arguments, "--data", str(waiting), "--out", str(out), "--frames", "motion", "--count", "6"])["shown"] == index["shown"]
+
+
+def test_wrong_choices_of_frames_are_refused_before_a_model_is_loaded(waiting, shapes_folder, tmp_path, refused):
+    def call(*more, folder=waiting):
+        return lambda: extract.main(["--model", "tiny", "--data", str(folder), "--out", str(tmp_path / "out"), *more])
+    refused(call("--frames", "moton"), "moton", "motion")
+    refused(call("--frames", "motion,uniform"), "2 ways", "--ask")
+    refused(call("--frames", "motion", "--count", "99"), "--count 99", "41 frames")
+    refused(call("--frames", "motion", "--count", "0"), "--count 0")
+    refused(call("--frames", "motion", folder=shapes_folder), "--count 8", "1 frame;")
+    refused(call("--frames", "motion", "--count", "5", "--largest-gap", "9"), "--largest-gap 9", "41 frames", "--count 5")
+    refused(call("--frames", "random", "--largest-gap", "9"), "--largest-gap 9", "motion")
+    refused(call("--largest-gap", "9"), "--largest-gap 9", "--frames")
+    refused(call("--ask", "--frames", "motion", "--stream"), "--stream")
+
+
+@pytest.mark.slow
+def test_ways_are_compared_at_equal_frames_and_at_equal_time_and_nothing_is_asked_twice(waiting, tmp_path, capsys):
+    arguments = ["--model", "tiny", "--data", str(waiting), "--ask", "--frames", "motion,uniform,random", "--count", "8", "--out", str(tmp_path / "frames.pt")]
+    found = extract.main(arguments)
+    assert {"motion8", "uniform8", "random8"} <= set(found["ways"]) and found["first"] == "motion8" and set(found["gains"]) == set(found["ways"]) - {"motion8"}
+    kept = common.load_pt(tmp_path / "frames.pt", common.ANSWERS)
+    items = {i["id"]: i for i in load_items(waiting)[0]}
+    for name, row in found["ways"].items():
+        said, count = kept["answers"][name], int("".join(c for c in name if c.isdigit()))
+        assert row["right"] == pytest.approx(sum(a == items[i]["direction"] for a, i in zip(said, kept["ids"], strict=True)) / len(said))
+        assert all(len(at) == count for at in kept["facts"][name]["shown"]) and row["seconds_answering"] > 0
+    assert found["gain_over_uniform8"] == pytest.approx(found["right_motion8"] - found["right_uniform8"])
+    if found["equal_time"] != "motion8":
+        more = found["ways"][found["equal_time"]]
+        assert int(found["equal_time"][7:]) > 8 and more["seconds_answering"] > 0
+    written = (tmp_path / "frames.pt").read_bytes()
+    again = extract.main(arguments)
+    assert again["ways"] == found["ways"] and (tmp_path / "frames.pt").read_bytes() == written
