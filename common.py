@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import functools
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -29,6 +30,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 ITEMS, FEATURES, POOLED, RESULT = "foresight.items.v1", "foresight.features.v1", "foresight.pooled.v1", "foresight.result.v1"
 ANSWERS, DIRECTIONS, TRACKS = "foresight.answers.v1", "foresight.directions.v1", "foresight.tracks.v1"
+LIBRARIES = "torchvision", "transformers", "diffusers", "peft", "accelerate", "bitsandbytes", "lpips", "numpy", "scipy", "scikit-image", "pillow", "av"
 SHARD = 64  # items in a shard: small enough to lose little when killed, large enough to read in one go
 
 
@@ -185,16 +187,20 @@ def load_yaml(path, stage=None):
 
 
 def run_info(args, started, **more):
-    """What produced a result: command, arguments, commit, script hash, versions, device, seconds, peak memory."""
+    """What produced a result: command, arguments, commit, script hash, versions (of the environment, of CUDA and its driver), device, seconds, peak memory."""
     script = Path(sys.modules["__main__"].__file__ or "notebook") if hasattr(sys.modules["__main__"], "__file__") else Path("notebook")
     with contextlib.suppress(OSError):
         more["script_sha256"] = hashlib.sha256((HERE / more.pop("script", script.name)).read_bytes()).hexdigest()[:16]
     commit = subprocess.run(["git", "-C", HERE, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-    versions |= {m: str(sys.modules[m].__version__) for m in ("transformers", "diffusers", "lpips", "skimage") if hasattr(sys.modules.get(m), "__version__")}
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for library in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     if torch.cuda.is_available():
-        more["peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        driver = re.search(r"\d{3,}[.\d]+", Path("/proc/driver/nvidia/version").read_text()) if Path("/proc/driver/nvidia/version").exists() else None
+        versions |= {"cuda": torch.version.cuda, "driver": driver and driver[0]}
+        more |= {"gpu": torch.cuda.get_device_name(), "peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
     return {"arguments": vars(args), "seed": args.seed, "git_commit": commit or None, "versions": versions,
             "seconds": time.time() - started, "peak_memory_gb": peak, **more}
 
