@@ -31,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 ITEMS, FEATURES, POOLED, RESULT = "foresight.items.v1", "foresight.features.v1", "foresight.pooled.v1", "foresight.result.v1"
 ANSWERS, DIRECTIONS, TRACKS = "foresight.answers.v1", "foresight.directions.v1", "foresight.tracks.v1"
 LIBRARIES = "torchvision", "transformers", "diffusers", "peft", "accelerate", "bitsandbytes", "lpips", "numpy", "scipy", "scikit-image", "pillow", "av"
+DRIVER = "/proc/driver/nvidia/version"
 SHARD = 64  # items in a shard: small enough to lose little when killed, large enough to read in one go
 
 
@@ -198,7 +199,7 @@ def run_info(args, started, **more):
             versions[library] = importlib.metadata.version(library)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     if torch.cuda.is_available():
-        driver = re.search(r"\d{3,}[.\d]+", Path("/proc/driver/nvidia/version").read_text()) if Path("/proc/driver/nvidia/version").exists() else None
+        driver = re.search(r"\d{3,}[.\d]+", Path(DRIVER).read_text()) if Path(DRIVER).exists() else None
         versions |= {"cuda": torch.version.cuda, "driver": driver and driver[0]}
         more |= {"gpu": torch.cuda.get_device_name(), "peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
     return {"arguments": vars(args), "seed": args.seed, "git_commit": commit or None, "versions": versions,

@@ -30,8 +30,8 @@ questions [q] and answers {run: [q]}; answers.yaml the same for grep. The run "o
 are "removed", without what the picture's rows hold along FILE's directions, and "random0" ... without as much along random ones. A run that is there is not repeated.
 
 --frames HOW --count K shows of every clip K frames, chosen by what moves, evenly, at random or by shots (choose_frames in common.py): index.yaml says how, and `shown` which, item by item.
-With --ask several ways are compared on the clips' own questions (`turns`), at equal frames and, as choosing costs time, with as many even frames as the first way's seconds would have paid
-for: frames.yaml holds the share of right answers of each, and what the first gains over each other, clip by clip, by a paired interval over sources.
+With --ask several ways are compared on the clips' own questions (`turns`), at equal frames and, as choosing costs time, with twice, four times ... as many even frames, as far as the first
+way's seconds would have paid for them: frames.yaml holds the share of right answers of each, and what the first gains over each other, clip by clip, by a paired interval over sources.
 """
 import argparse
 import atexit
@@ -1456,8 +1456,9 @@ def compare_frames(args, started):
     says(model, processor, inputs_of, [lambda: frames_of(picked([rows[0][0]], ways[0], args)[0], size)], [rows[0][1]], 1, device, dtype)  # what starts up does so before it is timed
     names, even, first = [run(how, args.count) for how in ways], run("uniform", args.count), f"{ways[0]}{args.count}"
     answering = min(facts[name]["seconds_answering"] for name in {*names, even})  # as many frames take as long, whichever they are
-    equal = min(int(args.count * (1 + facts[first]["seconds_choosing"] / answering)) // 2 * 2, *(len(item["frames"]) for item, *_ in rows))  # Qwen takes frames in pairs
-    names = list(dict.fromkeys([*names, even, *([run("uniform", equal)] if equal > args.count else [])]))
+    most = min(int(args.count * (1 + facts[first]["seconds_choosing"] / answering)), *(len(item["frames"]) for item, *_ in rows))
+    paid = [run("uniform", args.count * 2 ** k) for k in range(1, (most // args.count).bit_length())]
+    names = list(dict.fromkeys([*names, even, *paid]))
     correct = {name: torch.tensor([float(right(said, answer)) for said, (*_, answer) in zip(answers[name], rows, strict=True)]) for name in names}
     table = {}
     for name in names:
@@ -1467,7 +1468,7 @@ def compare_frames(args, started):
     result = {"stage": "frames", **{k: meta[k] for k in ("model", "weights", "data", "data_path")}, "clips": len(set(ids)), "questions": len(rows), "sources": len(set(sources)), "count": args.count,
               **{f"right_{name}": row["right"] for name, row in table.items()}, **{f"gain_over_{name}": row["gain"] for name, row in gains.items()},
               **{f"gain_over_{name}_low": row["gain_low"] for name, row in gains.items()}, **{f"gain_over_{name}_high": row["gain_high"] for name, row in gains.items()},
-              "first": first, "equal_time": f"uniform{equal}" if equal > args.count else first, "ways": table, "gains": gains,
+              "first": first, "equal_time": paid, "ways": table, "gains": gains,
               "run": run_info(args, started, script="extract.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(entry))}
     save_yaml(out.with_suffix(".yaml"), result)
     say(result)
