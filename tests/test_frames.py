@@ -6,6 +6,7 @@ import torch
 
 import common
 import data
+import explain
 import extract
 from common import CHOICES, choose_frames, frames_at, load_items, motion_of, placed, presented
 
@@ -153,12 +154,12 @@ def test_what_cannot_be_is_refused_in_one_sentence(refused, tmp_path):
 
 # ---------------------------------------------------------------- files
 
-def film(path, frames, keys=20, codec="libx264", turned=0):
+def film(path, frames, keys=20, codec="libx264", **options):
     """A video with a key frame every `keys` frames."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=15)
-        stream.height, stream.width, stream.pix_fmt, stream.gop_size = *frames.shape[1:3], "yuv420p", keys
-        stream.options = {"crf": "12", "b": "0"} if codec == "libvpx-vp9" else {"crf": "12", "sc_threshold": "0"}
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = *frames.shape[1:3], "rgb8" if codec == "gif" else "yuv420p", keys
+        stream.options = {"crf": "12", "b": "0"} if codec == "libvpx-vp9" else {"crf": "12", "sc_threshold": "0"} | options
         for frame in frames.numpy():
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         file.mux(stream.encode())
@@ -206,8 +207,9 @@ def test_a_video_gives_the_frames_asked_for_and_decodes_no_more_than_from_their_
 def test_the_frame_asked_for_is_the_one_that_comes(tmp_path, decoded):
     bits = torch.arange(T)[:, None] >> torch.arange(6) & 1  # six stripes, black or white
     numbered = (255 * bits).repeat_interleave(16, 1)[:, None, :, None].expand(T, 32, 96, 3).byte()
-    for name, codec in (("a.mp4", "libx264"), ("a.avi", "libx264"), ("a.webm", "libvpx-vp9")):
-        path = film(tmp_path / name, numbered, codec=codec)
+    for name, codec, options in (("a.mp4", "libx264", {}), ("a.avi", "libx264", {}), ("a.ts", "mpeg2video", {"bf": "2"}), ("a.webm", "libvpx-vp9", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+                                 ("open.mkv", "libx264", {"x264-params": "open-gop=1:bframes=4:keyint=20"}), ("a.gif", "gif", {})):
+        path = film(tmp_path / name, numbered, codec=codec, **options)
         asked = [59, 0, 33, 34, 20, 19]
         shown = frames_at(path, asked)[0][:, 8:24, :, 0].float().mean(1).unflatten(1, (6, 16)).mean(2) > 127
         assert (shown << torch.arange(6)).sum(1).tolist() == asked
@@ -220,6 +222,8 @@ def test_motion_is_found_in_a_file_too_and_uniform_decodes_nothing(tmp_path, pho
     chosen = choose_frames(path, K)
     assert decoded == [T] and sum(35 <= n <= 50 for n in chosen) >= 8, chosen
     assert np.diff(choose_frames(film(tmp_path / "still.mp4", clip(photograph)), K)).max() <= 10
+    shown, (numbers, length, _) = explain.watched(path, K, 64, "motion")
+    assert numbers == chosen and length == T and torch.equal(shown, frames_at(path, chosen, 64)[0])
 
 
 def test_a_file_that_breaks_off_is_refused(tmp_path, photograph, refused):
