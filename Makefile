@@ -52,7 +52,7 @@ S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding explain demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution frames binding explain demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -84,6 +84,8 @@ data/trajectories-reversed/index.yaml data/trajectories-deleted/index.yaml data/
 	$(PY) data.py trajectories --change $* --only test $(if $(ROOT),,$(if $(N),--n $(N))) --out $(@D) --seed $(SEED) --preview
 data/future/index.yaml: | data.py $(SETUP)
 	$(PY) data.py moving --frames $(FRAMES) --n $(or $(if $(ROOT),,$(N)),300) --out $(@D) --seed $(SEED) --preview
+data/waiting/index.yaml: | data.py $(SETUP)
+	$(PY) data.py moving --wait 47 --n $(or $(if $(ROOT),,$(N)),400) --out $(@D) --seed $(SEED) --preview
 data/%-past/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
 	$(PY) data.py cut --clips $(<D) --first 0 --frames $(PAST) --out $(@D) --seed $(SEED)
 data/.past: FORCE  # changes only when PAST or HORIZON does
@@ -142,6 +144,16 @@ $(R)@%/features-random/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
 $(R)-resolution.yaml: $(foreach s,$(SIZES),$(R)@$(s)/probe.yaml) probe.py common.py
 	$(PY) probe.py --compare $(foreach s,$(SIZES),$(R)@$(s)) --seed $(SEED) --out $@
 resolution: $(R)-resolution.yaml  ## probes at the SIZES in pixels, paired item by item with the first: results/<model>/<data>-resolution.yaml
+
+# ---- which frames of a clip are shown
+
+COUNT ?= 8
+W := results/$(M)/$(if $(filter shapes,$(DATA)),waiting,$(DATA))
+
+results/$(M)/%/frames-$(COUNT).yaml: data/%/index.yaml extract.py common.py
+	$(PY) extract.py --model $(MODEL) --data $(<D) --ask --frames motion,uniform,random,scene --count $(COUNT) --seed $(SEED) --out $(@:.yaml=.pt)
+frames: $(W)/frames-$(COUNT).yaml  ## which COUNT frames of a clip answer best: by what moves, even, random or by shots; by default of clips that wait
+	@sed '/^ways:/,$$d' $<
 
 # What the model says of what can be read. Answers are costly, like features: they are not thrown away for an edit of the script, but for other features.
 results/%/directions.pt: results/%/features/index.yaml | explain.py common.py

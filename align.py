@@ -718,6 +718,8 @@ def main(argv=None):
     if index["ids"] != target["ids"]:
         missing = next((i for i in index["ids"] if i not in set(target["ids"])), None)
         refuse(f"{args.target} and {args.features} do not hold the same items ({f'{missing!r} is missing' if missing else 'other order'}); extract both from the same data folder")
+    if index.get("shown") != target.get("shown"):
+        refuse(f"{args.target} and {args.features} do not show the same frames of each clip; extract both with the same --frames and --count")
     random_index, read_random = load_features(args.random) if args.random else ({"points": {}}, None)
     if args.random and random_index["ids"] != index["ids"]:
         refuse(f"{args.random} does not hold the items of {args.features}; extract both from the same data folder")

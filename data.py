@@ -3,6 +3,7 @@
     python data.py shapes --out data/shapes                    500 images of coloured shapes, 224 px
     python data.py moving --out data/moving                    200 clips of 17 frames, 64 px: which way does it move?
     python data.py moving --freeze first --clips data/moving --out data/moving-first   the same clips showing their first (or middle) frame throughout
+    python data.py moving --wait 47 --out data/waiting         the same, standing still for 47 frames in all before they move and after it
     python data.py moving --frames 24 --out data/future        the same, longer: eight frames of past and sixteen to be predicted
     python data.py cut --clips data/future --first 0 --frames 8 --out data/future-past     frames 0 ... 7 of every clip, and nothing of the others
     python data.py trajectories --out data/trajectories        2000 clips of 32 frames, 48 px: who stays, who comes and goes, and when is who hidden?
@@ -263,6 +264,19 @@ def freeze(clips, frame):
     for clip in clips:
         length = len(clip["frames"])
         yield clip | {k: clip[k][[0 if frame == "first" else length // 2] * length] for k in ("frames", "mask", "boxes") if k in clip}
+
+
+def waiting(clips, still, seed):
+    """The same clips, standing still for `still` frames in all, before they move and after it as `seed` has it: which frames are shown matters.
+
+    Noise of two grey levels (standard deviation), as of a camera: no two frames are the same, whether something moves or not.
+    """
+    for clip in clips:
+        rng, length = np.random.default_rng([seed, zlib.crc32(clip["id"].encode())]), len(clip["frames"])
+        before = int(rng.integers(still + 1))
+        longer = {k: clip[k][[0] * before + list(range(length)) + [length - 1] * (still - before)] for k in ("frames", "mask", "boxes") if k in clip}
+        noisy = longer["frames"] + 2 * torch.from_numpy(rng.standard_normal(longer["frames"].shape, np.float32))
+        yield clip | longer | {"frames": noisy.round().clamp(0, 255).byte()}
 
 
 def cut(clips, first, frames):
@@ -1558,6 +1572,7 @@ def get_args(argv):
     p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, trajectories 2000, moving and photos 200, else all); of clips as many of each action, by --seed")
     p.add_argument("--size", type=int, help="side in pixels of generated frames and of clips (default: 224; moving 64, trajectories 48)")
     p.add_argument("--freeze", choices=["first", "middle"], help="moving: show this frame throughout; ids, sources and answers stay (default --out: data/moving-<frame>)")
+    p.add_argument("--wait", type=int, help="moving: so many frames in all, before and after, in which nothing moves (default --out: data/waiting)")
     p.add_argument("--clips", help="with --freeze or cut: a data folder whose clips to freeze or to cut (default, of --freeze: those that --n, --size and --seed generate)")
     p.add_argument("--frames", type=int, help="of a clip (default: moving 17, trajectories 32, clips and ssv2 24, sets 8); cut: how many")
     p.add_argument("--change", choices=CHANGES, help="trajectories: the same scenes played backwards, without their first object, or with the colours and shapes of the first two exchanged;"
@@ -1591,13 +1606,15 @@ def main(argv=None):
     args = get_args(argv)
     if args.smoke:
         args.n = args.n or 4
-    out = Path(args.out or f"data/{args.source}" + (f"-{args.freeze or args.change}" if args.freeze or args.change else ""))
+    out = Path(args.out or ("data/waiting" if args.wait else f"data/{args.source}" + (f"-{args.freeze or args.change}" if args.freeze or args.change else "")))
     if args.n is not None and args.n < 1:
         refuse(f"--n {args.n} leaves nothing to write; give 1 or more")
     if args.size is not None and args.size < 16:
         refuse(f"--size {args.size} is too small to draw in; give 16 or more")
     if args.freeze and args.source != "moving":
         refuse(f"--freeze {args.freeze} is about clips, and {args.source} are stills; use it with moving")
+    if args.wait is not None and (args.source != "moving" or args.wait < 1 or args.freeze):
+        refuse(f"--wait {args.wait} is how many frames of clips that move stand still; give 1 or more with moving, without --freeze")
     if (args.change or args.only) and args.source != "trajectories":
         refuse(f"--{'change' if args.change else 'only'} {args.change or args.only} is about trajectories, and {args.source} has none; leave it out")
     if args.source == "trajectories" and ((args.size or 48) < 32 or (args.frames or 32) < 16):
@@ -1626,7 +1643,7 @@ def main(argv=None):
     if args.source != "sets":  # an archive is looked at before anything is written
         check_writable(out / "index.yaml")
     meta = {"name": out.name, "source_kind": args.source, "data": "real" if real else "synthetic", "seed": args.seed}
-    meta |= {k: v for k, v in (("freeze", args.freeze), ("change", args.change), ("only", args.only), ("flip", args.flip), ("crop", args.crop), ("jitter", args.jitter)) if v}
+    meta |= {k: v for k, v in (("freeze", args.freeze), ("wait", args.wait), ("change", args.change), ("only", args.only), ("flip", args.flip), ("crop", args.crop), ("jitter", args.jitter)) if v}
     if args.source in ("clips", "ssv2"):
         root, frames, size = Path(args.root), args.frames or 24, args.size or 224
         rows = read_ssv2(root) if args.source == "ssv2" else read_labels(root, Path(args.annotations or root / "labels.csv"))
@@ -1653,7 +1670,7 @@ def main(argv=None):
                 refuse(f"{args.clips} holds no clips; give --clips a data folder of clips")
         else:
             items = generate(n, args.size or {"moving": 64, "trajectories": 48}.get(args.source, 224), args.seed)
-        items = cut(items, args.first, args.frames) if args.source == "cut" else freeze(items, args.freeze) if args.freeze else items
+        items = cut(items, args.first, args.frames) if args.source == "cut" else freeze(items, args.freeze) if args.freeze else waiting(items, args.wait, args.seed) if args.wait else items
         write_items(out, tqdm(items, total=n, desc=args.source, unit="item"), meta | {"skipped": 0})
     items = Items(out)
     if args.preview:

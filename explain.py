@@ -93,6 +93,7 @@ from tqdm import tqdm
 
 from common import (
     ANSWERS,
+    CHOICES,
     DIRECTIONS,
     RATE,
     RESULT,
@@ -109,10 +110,12 @@ from common import (
     chat,
     check_writable,
     choose_device,
+    choose_frames,
     criterion,
     digest,
     find_model,
     fingerprint,
+    frames_at,
     frames_of,
     holm,
     join,
@@ -127,10 +130,12 @@ from common import (
     made_up_folder,
     metadata_text,
     motion_energy,
+    opened,
     paired_test,
     parser,
     plain,
     plant_features,
+    presented,
     qwen_inputs,
     ratio,
     read_picture,
@@ -837,29 +842,18 @@ ALONE = {"cogvlm2": to_cogvlm2, "kosmos-2": to_kosmos2, "florence2": to_florence
 MOST = 256  # tokens of an answer
 
 
-def watched(path, k, size):
-    """(k frames of a video, evenly spread, uint8 [k, size, size, 3]; their numbers, of how many, frames a second). The packets are counted first, so no other frame is kept.
+def watched(path, k, size, how="uniform", seed=0):
+    """(k frames of a video, chosen by `how` (choose_frames), uint8 [k, size, size, 3]; their numbers, of how many, frames a second).
 
     What is shown more densely than RATE is said to be slower: nearer steps would share one position in time.
     """
-    import av
-    import numpy as np
-    if not Path(path).is_file():
-        refuse(f"{path} does not exist; give --clip the file of a video")
-    kept = {}
-    try:
-        with av.open(str(path)) as file:
-            rate, length = float(file.streams.video[0].average_rate or RATE), sum(p.size > 0 for p in file.demux(video=0))
-        wanted = spread(length, k)
-        with av.open(str(path)) as file:
-            for number, frame in enumerate(file.decode(video=0)):
-                if number in wanted:  # a telephone's films may lie on their side
-                    kept[number] = frames_of({"frames": torch.from_numpy(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)).copy())[None]}, size)
-    except (av.FFmpegError, OSError, ValueError, IndexError) as e:
-        refuse(f"{path} cannot be read as a video ({getattr(e, 'strerror', None) or e}); give an MP4, WebM or GIF file")
-    if not kept:
+    length = len(presented(path))
+    if not length:
         refuse(f"{path} holds no frame; give another video")
-    return torch.cat(list(kept.values())), (list(kept), length, min(rate, RATE * length / len(kept)))
+    with opened(path) as file:
+        rate = float(file.streams.video[0].average_rate or RATE)
+    numbers = choose_frames(path, min(k, length), how, seed)
+    return frames_at(path, numbers, size)[0], (numbers, length, min(rate, RATE * length / len(numbers)))
 
 
 def live(args, started):
@@ -876,12 +870,14 @@ def live(args, started):
         refuse("--ask needs a question, and either --image, the files of pictures, or --clip, that of a video")
     if args.clip and not (frames.isdecimal() and int(frames) > 1):
         refuse(f"--frames {frames} is not a number of 2 or more; give, say, 16")
+    if args.choose and not args.clip:
+        refuse(f"--choose {args.choose} is about the frames of a video; give --clip, or leave it out")
     if args.size is not None and args.size < 1:
         refuse(f"--size {args.size} is not positive; give 1 or more")
     if args.out:
         check_writable(args.out)
     size = args.size or entry["clip" if args.clip else "size"]
-    x, at = watched(args.clip, int(frames), size) if args.clip else (torch.cat([frames_of({"frames": read_picture(p)}, size) for p in args.image]), None)
+    x, at = watched(args.clip, int(frames), size, args.choose or "uniform", args.seed) if args.clip else (torch.cat([frames_of({"frames": read_picture(p)}, size) for p in args.image]), None)
 
     from transformers import TextStreamer
     device, dtype, why = choose_device()
@@ -2758,6 +2754,7 @@ def get_args(argv):
     p.add_argument("--ask", metavar="QUESTION", help="put to --model about --image or --clip, and nothing else")
     p.add_argument("--image", nargs="+", metavar="FILE", help="--ask: a picture, or several that are asked about together")
     p.add_argument("--clip", metavar="FILE", help="--ask: a video")
+    p.add_argument("--choose", choices=CHOICES, help="--clip: which frames of it are shown, by what moves, evenly, at random or by shots (default: uniform)")
     p.add_argument("--out", help="default: binding.yaml beside --features, explain-films.yaml beside --films (--mode describe: explain-describe.yaml)")
     return p.parse_args(argv)
 
@@ -2768,8 +2765,8 @@ def main(argv=None):
         if args.mode != "answers" or args.smoke or args.films or args.answers or args.directions:
             refuse("--ask is a question about --image or --clip, and goes without --mode, --smoke, --films, --answers and --directions")
         return live(args, started)
-    if args.image or args.clip:
-        refuse(f"--{'image' if args.image else 'clip'} needs --ask, a question about it")
+    if alone := next((flag for flag in ("image", "clip", "choose") if getattr(args, flag)), None):
+        refuse(f"--{alone} needs --ask, a question about it")
     if args.mode == "report":
         return report(args, started)
     if args.mode in ("tracks", "trajectories"):

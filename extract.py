@@ -5,6 +5,8 @@
     python extract.py --model cogvlm2 --data data/shapes --stream --max-memory 15GB        # 39 GB of weights, layer by layer
     python extract.py --model dinov2-l+qwen2.5-vl-7b --data data/shapes                     # two encoders side by side
     python extract.py --model tiny --data data/shapes --ask --out results/tiny/shapes/answers.pt      # what the model itself says; see below
+    python extract.py --model tiny --data data/moving --frames motion --count 8                       # of every clip the 8 frames between which most moves
+    python extract.py --model tiny --data data/waiting --ask --frames motion,uniform,random,scene --count 8   # which choice of frames answers best
 
 Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face format. Writes, under --out,
 
@@ -26,6 +28,10 @@ complete is never computed again: kill it at any moment and run the same command
 object moves), openly and with the possible answers listed, for its box in the words that the model's family was taught, and for a caption. answers.pt holds ids, kinds,
 questions [q] and answers {run: [q]}; answers.yaml the same for grep. The run "own" is the model as it is; with --remove FILE (of explain.py) there
 are "removed", without what the picture's rows hold along FILE's directions, and "random0" ... without as much along random ones. A run that is there is not repeated.
+
+--frames HOW --count K shows of every clip K frames, chosen by what moves, evenly, at random or by shots (choose_frames in common.py): index.yaml says how, and `shown` which, item by item.
+With --ask several ways are compared on the clips' own questions (`turns`), at equal frames and, as choosing costs time, with twice, four times ... as many even frames, as far as the first
+way's seconds would have paid for them: frames.yaml holds the share of right answers of each, and what the first gains over each other, clip by clip, by a paired interval over sources.
 """
 import argparse
 import atexit
@@ -34,6 +40,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import os
@@ -48,6 +55,7 @@ from tqdm import tqdm
 
 from common import (
     ANSWERS,
+    CHOICES,
     DIRECTIONS,
     FEATURES,
     LOADERS,
@@ -59,21 +67,26 @@ from common import (
     WORDS,
     asked_object,
     attempt,
+    bootstrap,
     chat,
     check_writable,
     choose_device,
+    choose_frames,
     fill,
     find_model,
     fingerprint,
     frames_of,
+    known,
     load_items,
     load_pt,
     load_yaml,
     made_up_folder,
+    paired_test,
     parser,
     qwen_inputs,
     refuse,
     resolved_commit,
+    right,
     run_info,
     save_pt,
     save_yaml,
@@ -867,7 +880,8 @@ class Shard:
 
     def finish(self, names, seconds):
         """Write what marks the shard as complete."""
-        self.write(self.out / "pooled" / self.file, POOLED, self.ids, {"seconds": seconds}, pooled={p: self.pooled[p] for p in ("pixels", *names) if p in self.pooled})
+        shown = {"shown": [item["shown"] for item in self.items]} if "shown" in self.items[0] else {}
+        self.write(self.out / "pooled" / self.file, POOLED, self.ids, {"seconds": seconds} | shown, pooled={p: self.pooled[p] for p in ("pixels", *names) if p in self.pooled})
 
 
 def on(batch, device, dtype):
@@ -990,6 +1004,9 @@ def get_args(argv):
     p.add_argument("--questions", help="a text file, a question a line: adds asked.<i>, what language layer i holds at the end of each question; the picture is computed once")
     p.add_argument("--ask", action="store_true", help="write the model's own answers to questions about the test items, and no features")
     p.add_argument("--remove", help="with --ask: a file of explain.py --directions; also ask the model without what it names, and without as much along random directions")
+    p.add_argument("--frames", help=f"which frames of a clip are shown: {', '.join(CHOICES)}; with --ask several with commas between, the first against the others (default: all frames)")
+    p.add_argument("--count", type=int, default=8, help="with --frames: how many (default: %(default)s)")
+    p.add_argument("--largest-gap", type=int, help="with --frames motion or uniform: between two frames shown, in frames")
     p.add_argument("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based), for cluster arrays")
     p.add_argument("--list", action="store_true", help="print the registry and stop")
     return p.parse_args(argv)
@@ -997,6 +1014,35 @@ def get_args(argv):
 
 # Points behind the tower that others have not.
 BESIDES = {"cogvlm2": "conv", "qwen3_vl": "deepstack.0-2", "grounding-dino": "scale.0-3 encoder.0-5", **dict.fromkeys(("owlvit", "owlv2"), "class_head box_head")}
+
+
+def ways_of(args, items):
+    """The ways of choosing frames that --frames names, for clips that have so many."""
+    ways = args.frames.split(",") if args.frames else []
+    for how in ways:
+        known(how, dict.fromkeys(CHOICES), "way of choosing frames in --frames")
+    if args.largest_gap and not {"motion", "uniform"} & set(ways):
+        refuse(f"--largest-gap {args.largest_gap} is kept by frames chosen by motion or evenly; give --frames motion or uniform, or leave it out")
+    if len(ways) > 1 and not args.ask:
+        refuse(f"--frames {args.frames} names {len(ways)} ways, and features are made of one; compare ways with --ask, or give one")
+    lengths = {len(item.get("frames", "1")): item["id"] for item in items} if ways else {}
+    if ways and (args.count < 1 or min(lengths) < max(args.count, 2)):
+        refuse(f"--count {args.count}: {lengths[min(lengths)]} of {args.data} has {min(lengths)} frame{'s' * (min(lengths) > 1)}; give 1 or more, and no more than the shortest clip has")
+    if ways and args.largest_gap and max(lengths) - 1 > args.largest_gap * (args.count - 1):
+        refuse(f"--largest-gap {args.largest_gap}: {lengths[max(lengths)]} of {args.data} has {max(lengths)} frames, too many for --count {args.count}; raise one of the two")
+    return ways
+
+
+def picked(items, how, args, count=None):
+    """Items cut to the frames that --frames would show."""
+    gap = args.largest_gap if how in ("motion", "uniform") else None
+    return [item | {"shown": choose_frames(item["frames"], count or args.count, how, (args.seed, zlib.crc32(item["id"].encode())), largest_gap=gap)} for item in items] if how else items
+
+
+def same_items(items, data):
+    """What tells the items of a folder from others, without reading their pictures."""
+    more = [str(data[k]) for k in ("content", "cut_from", "first", "frames", "wait") if k in data]
+    return hashlib.sha256("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed")), *more]).encode()).hexdigest()[:16]
 
 
 def described(entry):
@@ -1126,7 +1172,7 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
         shard.finish([*modules, *asked], seconds)
 
     with Writer() as write, watching(model, modules) if network else latents_of(model) as run:
-        shards = (Shard(out, s, items[s * SHARD:(s + 1) * SHARD], args.size, args.batch, [*modules, *asked], write) for s in todo)
+        shards = (Shard(out, s, picked(items[s * SHARD:(s + 1) * SHARD], args.frames, args), args.size, args.batch, [*modules, *asked], write) for s in todo)
         if streamed:
             layer_by_layer(network, run, inputs_of, restore, list(shards), dtype, finish, (limit - least) / 2)  # half for what comes to be held on the way
         else:
@@ -1166,7 +1212,8 @@ def conclude(args, started, out, data, modules, facts, **run):
     seconds = sorted(s for part in parts for s in part["meta"]["seconds"])  # none where layers were streamed: a pass has no seconds of its own
     result = {"stage": "extract", "schema": FEATURES, **facts, "data": data["data"], "items": len(data["ids"]), "size": args.size,
               "seconds_per_item": seconds[len(seconds) // 2] if seconds else None, "bytes": sum(t["bytes"] for t in table.values()),
-              "nonfinite": sum(t["nonfinite"] for t in table.values()), "data_path": str(args.data), "shards": shards, "points": table, "ids": data["ids"],
+              "nonfinite": sum(t["nonfinite"] for t in table.values()), "data_path": str(args.data), "shards": shards, "points": table,
+              **({"frames": args.frames, "count": args.count, "shown": [shown for part in parts for shown in part["meta"]["shown"]]} if args.frames else {}), "ids": data["ids"],
               "run": run_info(args, started, micro_batch=args.batch, streamed=not seconds, script="extract.py", **run)}
     save_yaml(out / "index.yaml", result)
     say(result)
@@ -1195,8 +1242,9 @@ def one_model(args, started):
     plan = {"model": entry["name"], "checkpoint": fingerprint(entry["path"]), "revision": args.revision,
             "weights": "random" if args.random_init else entry["weights"], "size": args.size, "batch": args.batch,
             "points": args.points, "random_seed": args.seed if args.random_init else None, "dtype": str(dtype),
-            "items": hashlib.sha256("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed")), *(str(data[k]) for k in ("content", "cut_from", "first", "frames") if k in data)])
-                                    .encode()).hexdigest()[:16]}
+            "items": same_items(items, data)}
+    if ways_of(args, items):
+        plan["frames"] = [args.frames, args.count, args.largest_gap, args.seed]
     if args.questions:
         plan["questions"] = read_questions(args.questions)
     agree(out, plan)
@@ -1363,6 +1411,70 @@ def ask_model(args, started):
     return result
 
 
+def compare_frames(args, started):
+    """--ask --frames: the share of test questions that are answered rightly from the frames that each way chooses, in frames.yaml; answers, seconds and numbers of frames in frames.pt."""
+    entry = find_model(args.model) | {"revision": args.revision}
+    if entry.get("type") not in GROUNDING or not entry["type"].startswith("qwen"):
+        refuse(f"--ask --frames needs a model that takes clips, and {args.model} is of type {entry.get('type')}; give a Qwen model")
+    if args.stream or args.questions or args.shard or args.tiles or args.remove:
+        refuse("--ask --frames reads the whole model at once and compares frames alone: leave --stream, --questions, --shard, --tiles and --remove out")
+    items, data = load_items(args.data)
+    ways = ways_of(args, items)
+    rows = [(item, question, answer) for item in items if split_of(item["source"]) == "test"
+            for (question, answer), (kind, _) in zip(item.get("turns", ()), item.get("asked") or itertools.repeat(("direction", "")), strict=False)
+            if kind == "direction"]  # what is asked about numbers of frames has another answer where others are shown
+    if not rows:
+        refuse(f"{args.data} has no test clip with a question and its answer; give a folder with `turns`, say of data.py moving")
+    out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/frames.pt")
+    check_writable(out)
+    size, ids, sources = args.size or entry["clip"], [item["id"] for item, *_ in rows], [item["source"] for item, *_ in rows]
+    device, dtype, why = choose_device()
+    meta = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "data": data["data"], "data_path": str(args.data), "size": size,
+            "checkpoint": fingerprint(entry["path"]), "revision": args.revision, "seed": args.seed, "dtype": str(dtype), "largest_gap": args.largest_gap,
+            "items": same_items(items, data)}
+    before = load_pt(out, ANSWERS) if out.is_file() else None
+    answers, facts = (before["answers"], before["facts"]) if before and before["meta"] == meta and before["ids"] == ids else ({}, {})
+    print(f"device {device.type} ({why})")
+    model, processor = LOADERS["vlm"](entry, device, dtype, args.seed if args.random_init else None)
+    inputs_of, _, multiple, _ = family_of(model)(model, processor)
+    if size % multiple:
+        refuse(f"--size {size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(size // multiple, 1) * multiple}")
+
+    clock = time.process_time if device.type == "cpu" else time.perf_counter  # who else computes on this machine is not to count
+
+    def run(how, count):
+        name = f"{how}{count}"
+        if name not in answers:
+            clips, began = {item["id"]: item for item, *_ in rows}, clock()
+            shown = dict(zip(clips, picked(list(clips.values()), how, args, count), strict=True))
+            chosen, began = clock() - began, clock()
+            answers[name] = says(model, processor, inputs_of, [functools.partial(frames_of, shown[i], size) for i in ids], [question for _, question, _ in rows], args.batch, device, dtype)
+            facts[name] = {"seconds_choosing": chosen, "seconds_answering": clock() - began, "shown": [item["shown"] for item in shown.values()]}
+            save_pt(out, ANSWERS, ids, meta, questions=[question for _, question, _ in rows], answers=answers, facts=facts)
+        return name
+
+    says(model, processor, inputs_of, [lambda: frames_of(picked([rows[0][0]], ways[0], args)[0], size)], [rows[0][1]], 1, device, dtype)  # what starts up does so before it is timed
+    names, even, first = [run(how, args.count) for how in ways], run("uniform", args.count), f"{ways[0]}{args.count}"
+    answering = min(facts[name]["seconds_answering"] for name in {*names, even})  # as many frames take as long, whichever they are
+    most = min(int(args.count * (1 + facts[first]["seconds_choosing"] / answering)), *(len(item["frames"]) for item, *_ in rows))
+    paid = [run("uniform", args.count * 2 ** k) for k in range(1, (most // args.count).bit_length())]
+    names = list(dict.fromkeys([*names, even, *paid]))
+    correct = {name: torch.tensor([float(right(said, answer)) for said, (*_, answer) in zip(answers[name], rows, strict=True)]) for name in names}
+    table = {}
+    for name in names:
+        mean, low, high = bootstrap(correct[name], sources, seed=args.seed)
+        table[name] = {"right": mean, "low": low, "high": high} | {k: facts[name][k] for k in ("seconds_choosing", "seconds_answering")}
+    gains = {name: paired_test(correct[first], correct[name], sources, seed=args.seed) for name in names if name != first}
+    result = {"stage": "frames", **{k: meta[k] for k in ("model", "weights", "data", "data_path")}, "clips": len(set(ids)), "questions": len(rows), "sources": len(set(sources)), "count": args.count,
+              **{f"right_{name}": row["right"] for name, row in table.items()}, **{f"gain_over_{name}": row["gain"] for name, row in gains.items()},
+              **{f"gain_over_{name}_low": row["gain_low"] for name, row in gains.items()}, **{f"gain_over_{name}_high": row["gain_high"] for name, row in gains.items()},
+              "first": first, "equal_time": paid, "ways": table, "gains": gains,
+              "run": run_info(args, started, script="extract.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(entry))}
+    save_yaml(out.with_suffix(".yaml"), result)
+    say(result)
+    return result
+
+
 # ---------------------------------------------------------------- two encoders side by side
 
 def fuse(a, b):
@@ -1402,7 +1514,7 @@ def side_by_side(args, started):
     modules = {f"fused.{p}": f"{a['model']}: {a['points'][left[0]]['module']}, {b['model']}: {b['points'][p]['module']}" for p in right}
     with Writer() as write:
         for s in tqdm([s for s in range(rank, a["shards"], ranks) if not done(out, s)], desc="fused", unit="shard"):
-            shard = Shard(out, s, items[s * SHARD:(s + 1) * SHARD], None, SHARD, ["pixels", *modules], write)
+            shard = Shard(out, s, picked(items[s * SHARD:(s + 1) * SHARD], args.frames, args), None, SHARD, ["pixels", *modules], write)
 
             def read(index, point, file=shard.file):
                 return load_pt(out / index["model"] / point / file, FEATURES)["features"].float()
@@ -1431,7 +1543,7 @@ def main(argv=None):
     if args.remove and not args.ask:
         refuse("--remove changes what the model answers: give --ask with it")
     if args.ask:
-        return ask_model(args, started)
+        return (compare_frames if args.frames else ask_model)(args, started)
     two = "+" in args.model and not Path(args.model).exists()
     return (side_by_side if two else one_model)(args, started)
 

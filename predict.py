@@ -409,6 +409,8 @@ def latent_world(args):
     if small := [k for k in ("past", "seeds", "epochs", "batch") if getattr(args, k) is not None and getattr(args, k) < 1]:
         refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
     w.index, w.read = load_features(args.features)
+    if "shown" in w.index:
+        refuse(f"{args.features} holds features of chosen frames, and behind them nothing goes on at an even pace; extract again without --frames")
     w.language = [p for p in with_grid(w.index) if p.startswith("language.")]
     cannot = {"last": not args.last, "language": not w.language, "random": not args.random}  # what by default is left out
     entry = MODELS.get(w.index["model"], {})

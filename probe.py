@@ -859,8 +859,8 @@ def main(argv=None):
     if unknown := [p for p in points if p not in index["points"]]:
         refuse(f"{args.features} has no point {unknown[0]!r}; its points are {', '.join(index['points'])}")
     random_index, read_random = load_features(args.random) if args.random else (None, None)
-    if random_index and (random_index["ids"] != index["ids"] or any(p not in random_index["points"] for p in points)):
-        refuse(f"{args.random} does not hold the same items and points as {args.features}; run extract.py --random-init with the same --data, --size and --points")
+    if random_index and ([random_index.get(k) for k in ("ids", "shown")] != [index.get(k) for k in ("ids", "shown")] or any(p not in random_index["points"] for p in points)):
+        refuse(f"{args.random} does not hold the same items and points as {args.features}; run extract.py --random-init with the same --data, --size, --points and --frames")
     oracle_index, read_oracle = load_features(args.oracle) if args.oracle else (None, None)
     if oracle_index and (oracle_index["ids"] != index["ids"] or "latents" not in oracle_index["points"]):
         refuse(f"{args.oracle} does not hold the latents of the same items as {args.features}; run extract.py with an autoencoder as --model and the same --data")

@@ -968,3 +968,19 @@ def test_features_of_items_that_the_data_lack_are_refused(refused):
     items = [{"id": "a"}, {"id": "b"}]
     assert [i["id"] for i in common.join(items, {"ids": ["b", "a"]}, "f")] == ["b", "a"]
     refused(lambda: common.join(items, {"ids": ["a", "z"], "data_path": "data/x"}, "feature/folder"), "'z'", "feature/folder", "data/x")
+
+
+def test_every_result_names_the_versions_it_was_made_with_and_the_gpu_where_there_is_one(monkeypatch, tmp_path):
+    from importlib.metadata import version
+    args = SimpleNamespace(seed=3)
+    run = common.run_info(args, 0)
+    assert run["versions"]["torch"] == str(torch.__version__) and all(run["versions"][name] == version(name) for name in ("transformers", "peft", "av", "scikit-image"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2e9)
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    text = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:13:39 UTC 2025\nGCC version:  gcc version 12.2.0\n"
+    (tmp_path / "version").write_text(text)
+    monkeypatch.setattr(common, "DRIVER", str(tmp_path / "version"))
+    run = common.run_info(args, 0)
+    assert (run["gpu"], run["peak_gpu_gb"], run["versions"]["cuda"], run["versions"]["driver"]) == ("Tesla T4", 2, "13.2", "580.65.06")

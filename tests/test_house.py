@@ -56,6 +56,16 @@ def test_every_stage_states_its_commands_and_flags_in_help(stage, capsys):
     assert f"python {stage}.py" in shown and "--seed" in shown and "--smoke" in shown
 
 
+def test_the_dockerfile_copies_what_there_is_and_runs_a_target_that_there_is():
+    lines = [line.split() for line in (HERE / "Dockerfile").read_text().replace("\\\n", "").splitlines()]
+    copied = {source for line in lines if line[:1] == ["COPY"] for source in line[1:-1]}
+    assert {"requirements.txt", "*.py", "tests", "Makefile"} <= copied and all(list(HERE.glob(source)) for source in copied)
+    assert [line[1] for line in lines if line[:1] == ["FROM"]] == ["nvidia/cuda:12.1.1-cudnn8-runtime-ubuntu22.04"]
+    _, target, python = json.loads(" ".join(next(line for line in lines if line[:1] == ["CMD"])[1:]))
+    done = run("make", "-n", target, python)
+    assert done.returncode == 0 and "python -m pytest" in done.stdout and "venv" not in done.stdout, done.stdout + done.stderr
+
+
 def test_make_help_lists_the_targets_and_the_defaults_in_force():
     done = run("make", "-s", "help", "MODEL=tiny-semantic")
     assert "make gate1" in done.stdout and "MODEL=tiny-semantic" in done.stdout and "VAE=tiny-vae" in done.stdout
