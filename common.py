@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import types
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +210,7 @@ def say(result, keys=None):
 # ---------------------------------------------------------------- items: data/<name>/
 
 def write_items(folder, items, meta):
-    """Write items (dicts with `id`, `source`, `frames` uint8 [T,H,W,3] or `encoded` uint8 [bytes], truth) as shards; index.yaml last."""
+    """Write items (dicts with `id`, `source`, `frames` uint8 [T,H,W,3] or `encoded` uint8 [bytes], truth) as shards, ids.jsonl ([id, source] a line) and, last, index.yaml."""
     folder, shard, ids, sources = Path(folder), [], [], []
     count = 0
     (folder / "index.yaml").unlink(missing_ok=True)
@@ -229,24 +230,52 @@ def write_items(folder, items, meta):
     flush()
     for stale in sorted(folder.glob("*.pt"))[count:]:
         stale.unlink()
-    splits = [split_of(s) for s in sources]
+    save_text(folder / "ids.jsonl", "".join(f"{json.dumps(pair)}\n" for pair in zip(ids, sources, strict=True)))
+    splits = Counter(map(split_of, sources))
     save_yaml(folder / "index.yaml", {
-        "stage": "data", "schema": ITEMS, "items": len(ids), "sources": len(set(sources)), "shards": count,
-        **{s: splits.count(s) for s in ("train", "val", "test")}, **meta, "ids": ids})
+        "stage": "data", "schema": ITEMS, "items": len(ids), "sources": len(set(sources)), "shards": count, **{s: splits[s] for s in ("train", "val", "test")}, **meta})
 
 
-def load_items(folder, fields=None):
-    """All items of `data/<name>/` in order, frames memory-mapped; a refusal if the folder is not complete."""
-    folder = Path(folder)
-    index = load_yaml(folder / "index.yaml", "data")
-    if index.get("schema") != ITEMS:
-        refuse(f"{folder}/index.yaml has schema {index.get('schema')!r} where {ITEMS!r} is wanted; run data.py again")
-    items = [item for i in range(index["shards"]) for item in load_pt(folder / f"{i:05d}.pt", ITEMS)["items"]]
-    if [i["id"] for i in items] != index["ids"]:
-        refuse(f"the shards of {folder} do not hold the ids of its index.yaml; run data.py again")
-    if not items:
-        refuse(f"{folder} holds no items; check the source it was made from")
-    return items, index
+class Items:
+    """The items of `data/<name>/` in order, read when asked for: len(), [i], and .ids, .sources, .index. Frames are memory-mapped and few shards open, so that memory does not grow with the set.
+
+    A folder that is not complete is refused. (The ids of 100,000 items take 1.5 GB in PyYAML, so they are not in index.yaml; folders of before, where they are, are read whole for their sources.)
+    """
+
+    def __init__(self, folder, open_shards=4):
+        self.folder, self.index = Path(folder), load_yaml(Path(folder) / "index.yaml", "data")
+        if self.index.get("schema") != ITEMS:
+            refuse(f"{folder}/index.yaml has schema {self.index.get('schema')!r} where {ITEMS!r} is wanted; run data.py again")
+        if not self.index["items"]:
+            refuse(f"{folder} holds no items; check the source it was made from")
+        self.shard, self.ids = functools.lru_cache(open_shards)(self.read), self.index.get("ids")
+        if self.ids:
+            self.sources = [item["source"] for item in self]
+        elif not (self.folder / "ids.jsonl").is_file():
+            refuse(f"{folder}/ids.jsonl does not exist; run data.py again")
+        else:
+            with open(self.folder / "ids.jsonl") as f:
+                self.ids, self.sources = map(list, zip(*map(json.loads, f), strict=True))
+        self.index["ids"] = self.ids
+
+    def read(self, number):
+        found = load_pt(self.folder / f"{number:05d}.pt", ITEMS)
+        if found["ids"] != self.ids[number * SHARD:(number + 1) * SHARD]:
+            refuse(f"the shards of {self.folder} do not hold the ids that it lists; run data.py again")
+        return found["items"]
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        number, k = divmod(range(len(self))[i], SHARD)
+        return self.shard(number)[k]
+
+
+def load_items(folder):
+    """All items of `data/<name>/` in order, frames memory-mapped, and its index; a refusal if the folder is not complete."""
+    items = Items(folder)
+    return list(items), items.index
 
 
 def frames_of(item, size=None):

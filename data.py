@@ -17,7 +17,7 @@
 Of a video the middle --frames frames are kept, squashed to --size. What cannot be used is named, file by file, and nothing is written (--skip-bad: it is
 counted and left out); videos that phones store on their side are turned upright, and counted.
 
-Writes shards `00000.pt` ... of at most 64 items and `index.yaml` last. An item is a dict:
+Writes shards `00000.pt` ... of at most 64 items, `ids.jsonl` ([id, source] a line) and `index.yaml` last. An item is a dict:
 
     id, source     str; a split never tears one source apart (60/20/20 by a hash of it, or as it says: `train:...`, `val:...`, `test:...`)
     frames         uint8 [T,H,W,3], or `encoded`: the file's own bytes, uint8 [bytes]
@@ -877,8 +877,8 @@ def write_checked(out, found, notes, n, skip_bad, meta):
             stale.unlink(missing_ok=True)
         for shard in part.glob("*.pt"):
             os.replace(shard, out / shard.name)
-        ids = index.pop("ids")
-        save_yaml(out / "index.yaml", index | {"skipped": skipped, "skipped_kinds": dict(sorted(kinds.items())), "rotated": rotated, "ids": ids})
+        os.replace(part / "ids.jsonl", out / "ids.jsonl")
+        save_yaml(out / "index.yaml", index | {"skipped": skipped, "skipped_kinds": dict(sorted(kinds.items())), "rotated": rotated})
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -203,7 +203,7 @@ def test_skip_bad_keeps_the_good_clips_and_counts_the_others_by_kind(tmp_path, f
     items, index = read(tmp_path / "in", out, "--frames", 10, "--skip-bad")
     assert [i["id"] for i in items] == index["ids"] == ["good.mp4", "twice.mp4"] and index["skipped"] == 12
     assert index["skipped_kinds"] == dict(sorted(Counter(kind for kind, _ in known.values()).items()))
-    assert {p.name for p in out.iterdir()} == {"00000.pt", "index.yaml"}  # of 70 there were two shards
+    assert {p.name for p in out.iterdir()} == {"00000.pt", "ids.jsonl", "index.yaml"}  # of 70 there were two shards
 
 
 @pytest.mark.parametrize("name", ["mid.mp4", "cut.webm"])

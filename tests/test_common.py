@@ -732,6 +732,28 @@ def test_items_come_back_in_order_and_stale_shards_go(tmp_path):
     assert (common.frames_of(items[5]) == 5).all()
 
 
+def test_items_are_read_one_at_a_time_with_few_shards_open(tmp_path):
+    n = common.SHARD * 6 + 3
+    common.write_items(tmp_path, some_items(n), {"name": "x"})
+    items, whole = common.Items(tmp_path), common.load_items(tmp_path)[0]
+    assert len(items) == n and items.ids == [i["id"] for i in whole] and items.sources == [i["source"] for i in whole] and items.index["ids"] == items.ids
+    for k in (n - 1, 0, 70, -1, 200, 0):
+        assert items[k].keys() == whole[k].keys() and items[k]["id"] == whole[k]["id"] and torch.equal(items[k]["frames"], whole[k]["frames"])
+    with pytest.raises(IndexError):
+        items[n]
+    del whole
+    assert [i["id"] for i in items] == items.ids  # reads every shard
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line}
+    assert 1 <= len(mapped) <= 5, mapped  # four, and that of the last item in hand
+
+
+def test_items_of_a_folder_that_lists_its_ids_in_the_yaml_are_read_as_before(tmp_path):
+    common.write_items(tmp_path, some_items(5), {"name": "x"})
+    (tmp_path / "ids.jsonl").unlink()
+    common.save_yaml(tmp_path / "index.yaml", common.load_yaml(tmp_path / "index.yaml") | {"ids": [str(i) for i in range(5)]})
+    assert common.Items(tmp_path).sources == ["s0", "s0", "s1", "s1", "s2"] and len(common.load_items(tmp_path)[0]) == 5
+
+
 def test_writing_items_that_was_cut_short_is_noticed(tmp_path, refused):
     common.write_items(tmp_path, some_items(3), {"name": "x"})
 
@@ -750,6 +772,8 @@ def test_a_folder_without_items_and_one_with_foreign_shards_are_refused(tmp_path
     common.write_items(tmp_path / "b", some_items(3, "other"), {"name": "x"})
     (tmp_path / "b" / "00000.pt").rename(tmp_path / "a" / "00000.pt")
     refused(lambda: common.load_items(tmp_path / "a"), "run data.py again")
+    (tmp_path / "b" / "ids.jsonl").unlink()
+    refused(lambda: common.load_items(tmp_path / "b"), "ids.jsonl does not exist")
 
 
 def test_frames_are_squashed_to_the_wanted_size_and_stay_bytes():
