@@ -38,7 +38,7 @@ Writes shards `00000.pt` ... of at most 64 items, `ids.jsonl` ([id, source] a li
     operation, next, previous  (openpack) what is done at the clip's last frame, and after and before that (None: nothing); earlier: a second before it (None: nothing)
     start, end, seconds        (openpack) when it begins (below 0) and ends, seconds from the last frame on; how long the session has lasted then
     boundary, fixed, subject   (openpack) does the clip end within a second of a change? is it one of the first 30 of U0108, the fixed test? who works
-    at                         (openpack) [the numbers of the frames shown, of how many of the window, frames a second of these], as common.qwen_inputs takes it
+    fps                        (openpack) frames a second, on average, of those shown
 
 The split of openpack is by subject, the source a session ("test:U0108-S0100"); its index.yaml holds in `grammar` what the labels of train say without a picture.
 Real clips have no boxes, labels or mask. Generated sets depend on --seed alone: the same bytes every time.
@@ -893,7 +893,7 @@ FIXED = "U0108", 30  # the first so many clips of this subject are the fixed tes
 CHANGE = 1  # seconds: a clip that ends no further from a change of operation is a boundary clip
 CHOICES = "uniform", "random", "motion", "scene"  # of the frames of a window
 FRAMES_AT = "kinect/color-masked/frames"
-ASK_OPERATION = (f"Which operation is done at the end of the clip: {', '.join(OPERATIONS.values())}? Answer as JSON: operation; start and end in seconds from there; next operation.")
+ASK_OPERATION = "What is done now, since when, until when, and what is next?"  # short: the smallest models write nearly letter by letter
 
 
 def procedure(rng):
@@ -1147,7 +1147,7 @@ def clip_rows(s, part, window, count):
         yield {"id": f"{s['user']}-{s['session']}-{round(t - s['work'][0][0]):05d}", "source": f"{part}:{s['user']}-{s['session']}", "subject": s["user"], "action": OPERATIONS[o], **answer,
                "start": float(start - now), "end": float(end - now), "previous": before, "earlier": OPERATIONS.get(operation(now - 1)[2]), "seconds": float(now - s["work"][0][0]),
                "boundary": bool(np.abs(changes - now).min() <= CHANGE), "text": OPERATIONS[o], "turns": [[ASK_OPERATION, json.dumps(answer)]],
-               "paths": [p for _, p in s["frames"][first:last + 1]], "fps": float((last - first) / (times[last] - times[first]))}
+               "paths": [p for _, p in s["frames"][first:last + 1]], "fps": round(float((count - 1) / (times[last] - times[first])), 1)}
 
 
 def chosen_rows(sessions, split, window, count, n, asked, every, boundary, seed):
@@ -1181,7 +1181,7 @@ def operation_clips(rows, count, how, size, skip_bad, notes):
             notes.append((row["id"], *e.args))
             continue
         if skip_bad or not notes:
-            yield row | {"frames": frames, "height": frames.shape[1], "width": frames.shape[2], "at": [numbers, len(paths), row["fps"]]}
+            yield row | {"frames": frames, "height": frames.shape[1], "width": frames.shape[2]}
 
 
 def write_openpack(out, args, meta):
