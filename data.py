@@ -64,7 +64,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import check_writable, frames_of, load_items, load_yaml, parser, refuse, save_text, save_yaml, say, split_of, write_items
+from common import CHOICES, check_writable, choose_frames, frames_of, load_items, load_yaml, parser, refuse, save_text, save_yaml, say, split_of, write_items
 
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 210), "yellow": (235, 205, 50),
            "purple": (140, 50, 170), "cyan": (60, 200, 210)}
@@ -891,7 +891,6 @@ NULL, JAPAN = 8100, timezone(timedelta(hours=9))
 LASTS = {100: 9, 200: 7, 300: 9, 400: 10, 500: 6, 600: 5, 700: 4, 800: 6, 900: 6, 1000: 7, NULL: 2}  # seconds, of somebody of speed 1
 FIXED = "U0108", 30  # the first so many clips of this subject are the fixed test
 CHANGE = 1  # seconds: a clip that ends no further from a change of operation is a boundary clip
-CHOICES = "uniform", "random", "motion", "scene"  # of the frames of a window
 FRAMES_AT = "kinect/color-masked/frames"
 ASK_OPERATION = "What is done now, since when, until when, and what is next?"  # short: the smallest models write nearly letter by letter
 
@@ -1170,13 +1169,13 @@ def chosen_rows(sessions, split, window, count, n, asked, every, boundary, seed)
     return sorted(train, key=lambda r: r["id"]) + held
 
 
-def operation_clips(rows, count, how, size, skip_bad, notes):
+def operation_clips(rows, count, how, size, skip_bad, notes, seed):
     """Items of rows: of each window `count` frames, chosen `how`. `notes` gets what cannot be read, (id, kind, reason); once one is bad the rest is only checked, unless skip_bad."""
-    for row in tqdm(rows, desc="clips", unit="clip"):
+    for n, row in enumerate(tqdm(rows, desc="clips", unit="clip")):
         paths = row.pop("paths")
-        numbers = [round(k * (len(paths) - 1) / (count - 1)) for k in range(count)]
         try:
-            frames = pictures([paths[k] for k in numbers], size)
+            seen = pictures(paths, 64) if how in ("motion", "scene") else torch.zeros(len(paths), 1, 1, 3, dtype=torch.uint8)
+            frames = pictures([paths[k] for k in choose_frames(seen, count, how, (seed, n))], size)
         except Unusable as e:
             notes.append((row["id"], *e.args))
             continue
@@ -1205,7 +1204,7 @@ def write_openpack(out, args, meta):
              "every": args.every, "boundary": args.boundary, "subjects": split, "operations": list(OPERATIONS.values()),
              "grammar": grammar([s for s in sessions if split[s["user"]] == "train"]), "problems": len(problems)}
     notes = []
-    write_checked(out, operation_clips(rows, args.count, args.choose, size, args.skip_bad, notes), notes, len(rows), args.skip_bad, meta)
+    write_checked(out, operation_clips(rows, args.count, args.choose, size, args.skip_bad, notes, args.seed), notes, len(rows), args.skip_bad, meta)
 
 
 # ---------------------------------------------------------------- the folder
