@@ -64,7 +64,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import CHOICES, check_writable, choose_frames, frames_of, load_items, load_yaml, parser, refuse, save_text, save_yaml, say, split_of, write_items
+from common import CHOICES, check_writable, choose_frames, frames_of, known, load_items, load_yaml, parser, refuse, save_text, save_yaml, say, split_of, write_items
 
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 210), "yellow": (235, 205, 50),
            "purple": (140, 50, 170), "cyan": (60, 200, 210)}
@@ -1200,11 +1200,11 @@ def write_openpack(out, args, meta):
     from PIL import Image
     with Image.open(rows[0]["paths"][0]) as picture:
         size = args.size or min(224, *picture.size)
-    meta |= {"data": load_yaml(made)["data"] if made.is_file() else "real", "size": size, "frames": args.count, "window": args.window, "choose": args.choose,
+    meta |= {"data": load_yaml(made)["data"] if made.is_file() else "real", "size": size, "frames": args.count, "window": args.window, "chosen": args.frames,
              "every": args.every, "boundary": args.boundary, "subjects": split, "operations": list(OPERATIONS.values()),
              "grammar": grammar([s for s in sessions if split[s["user"]] == "train"]), "problems": len(problems)}
     notes = []
-    write_checked(out, operation_clips(rows, args.count, args.choose, size, args.skip_bad, notes, args.seed), notes, len(rows), args.skip_bad, meta)
+    write_checked(out, operation_clips(rows, args.count, args.frames, size, args.skip_bad, notes, args.seed), notes, len(rows), args.skip_bad, meta)
 
 
 # ---------------------------------------------------------------- the folder
@@ -1239,7 +1239,8 @@ def get_args(argv):
     p.add_argument("--size", type=int, help="side in pixels of generated frames and of clips (default: 224; moving 64, trajectories 48)")
     p.add_argument("--freeze", choices=["first", "middle"], help="moving: show this frame throughout; ids, sources and answers stay (default --out: data/moving-<frame>)")
     p.add_argument("--clips", help="with --freeze or cut: a data folder whose clips to freeze or to cut (default, of --freeze: those that --n, --size and --seed generate)")
-    p.add_argument("--frames", type=int, help="of a clip (default: moving 17, trajectories 32, clips and ssv2 24); cut: how many")
+    p.add_argument("--frames", help="of a clip (default: moving 17, trajectories 32, clips and ssv2 24); cut: how many; openpack: which --count of --window seconds, uniform (default), motion,"
+                   " random or scene")
     p.add_argument("--change", choices=CHANGES, help="trajectories: the same scenes played backwards, without their first object, or with the colours and shapes of the first two exchanged;"
                    " ids and sources stay (default --out: data/trajectories-<change>)")
     p.add_argument("--only", choices=["train", "val", "test"], help="trajectories: leave out what is not of this split")
@@ -1248,7 +1249,6 @@ def get_args(argv):
     p.add_argument("--root", help="boxes, clips: the folder that holds them; ssv2: the folder of the published files")
     p.add_argument("--count", type=int, default=8, help="openpack: frames of a clip (default: %(default)s)")
     p.add_argument("--window", type=float, default=8, help="openpack: seconds that they are chosen from (default: %(default)g)")
-    p.add_argument("--choose", default="uniform", choices=CHOICES, help="openpack: how (default: %(default)s)")
     p.add_argument("--test", help="openpack: the subjects held out, with commas between (default: U0108 and those after it, 30%% of all)")
     p.add_argument("--val", help="openpack: the subjects to choose by (default: those before U0108, a tenth of all)")
     p.add_argument("--asked", type=int, default=600, help="openpack: how many test clips, the first of every session; a quarter as many of val (default: %(default)s)")
@@ -1267,6 +1267,14 @@ def main(argv=None):
     if args.smoke:
         args.n = args.n or 4
     out = Path(args.out or f"data/{args.source}" + (f"-{args.freeze or args.change}" if args.freeze or args.change else ""))
+    if args.source == "openpack":
+        args.frames = args.frames or "uniform"
+        known(args.frames, dict.fromkeys(CHOICES), "way of choosing frames")
+    elif args.frames is not None:
+        try:
+            args.frames = int(args.frames)
+        except ValueError:
+            refuse(f"--frames {args.frames} is no number of frames; give, say, 24")
     if args.n is not None and args.n < 1:
         refuse(f"--n {args.n} leaves nothing to write; give 1 or more")
     if args.size is not None and args.size < 16:
@@ -1281,7 +1289,7 @@ def main(argv=None):
         refuse(f"--clips {args.clips} goes with --freeze first or middle, or with cut; leave it out")
     if args.source == "cut" and not (args.clips and args.frames is not None and args.out):
         refuse("cut takes some frames of clips that are there; give --clips their folder, --frames how many, and --out where to")
-    if args.frames is not None and args.frames < 1 or args.first < 0:
+    if isinstance(args.frames, int) and args.frames < 1 or args.first < 0:
         refuse(f"--frames {args.frames} from --first {args.first} on are no frames; give 1 or more, from 0 or more on")
     real = args.source in ("boxes", "clips", "ssv2", "openpack")
     if args.source == "operations":
