@@ -755,7 +755,7 @@ def describe(args, started):
     for i in every:
         digest.update(i["frames"].numpy().tobytes())
     size = args.size or entry["clip"]
-    meta = {"mode": "describe", "model": entry["name"], "weights": entry["weights"], "checkpoint": fingerprint(entry["path"]), "data": index["data"], "size": size, "rate": RATE, "dtype": str(dtype),
+    meta = {"mode": "describe", "model": entry["name"], "weights": entry["weights"], "checkpoint": fingerprint(entry), "data": index["data"], "size": size, "rate": RATE, "dtype": str(dtype),
             "films": digest.hexdigest()[:16]}
     answers = ask_films(every, questions, sorted(set(used.values())), entry, (device, dtype), out.with_name(f"{out.stem}-answers.pt"), meta, args.batch)
 
@@ -1854,7 +1854,7 @@ def all_answers(args, w, parts, altered, device, dtype):
     """({part: {writer or ablation: for each seed {texts, seconds, memory}}}, how the language model was prompted). parts: {name: (questions, clips, what is noted of them)} for every writer;
     altered: the same of changed clips, for who reads what is noted. What is kept of an earlier run that asked the same is not asked again."""
     hint = HINT.format(TIMES) if w.entry and w.entry["weights"] != "small" else ""
-    of_language = [fingerprint(w.entry["path"]), hint] if w.entry else []
+    of_language = [fingerprint(w.entry), hint] if w.entry else []
     kept_at = w.out.with_name(f"{w.out.stem}-answers.pt")
     kept, answers = load_pt(kept_at, ANSWERS).get("answers", {}) if kept_at.is_file() else {}, {}
     follow = {"follow": ([a for a in parts["asked"][0] if a.role == "asked" and a.kind in FOLLOW], *parts["asked"][1:])}
@@ -1906,7 +1906,7 @@ def all_answers(args, w, parts, altered, device, dtype):
             reader()[0].unload()
     if w.vlm:
         seeing, size = functools.cache(lambda: load_vlm(w.vlm, device, dtype)), args.size or w.vlm["clip"]
-        write("vlm", lambda asks, items, notes: vlm_answers(w.vlm, *seeing(), items, asks, int(w.shown), size, args.batch), (fingerprint(w.vlm["path"]), w.shown, size, args.batch), parts)
+        write("vlm", lambda asks, items, notes: vlm_answers(w.vlm, *seeing(), items, asks, int(w.shown), size, args.batch), (fingerprint(w.vlm), w.shown, size, args.batch), parts)
     return answers, kept["language"]["prompts"] if w.entry else None
 
 
