@@ -1031,13 +1031,13 @@ def operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0):
 
 
 def table_of(path, columns):
-    """Rows of a CSV file as dicts; a refusal where it lacks one of the columns."""
+    """Rows of a CSV file as dicts. Raises ValueError where it cannot be read, or lacks one of the columns."""
     try:
         table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
-    except (OSError, UnicodeDecodeError) as e:
-        refuse(f"{path} cannot be read ({e}); fetch it again")
+    except OSError as e:
+        raise ValueError(e) from e
     if missing := [c for c in columns if c not in (table.fieldnames or ())]:
-        refuse(f"{path} lacks the columns {', '.join(missing)}; its header says {table.fieldnames}")
+        raise ValueError(f"lacks the columns {', '.join(missing)}; its header says {table.fieldnames}")
     return list(table)
 
 
@@ -1050,7 +1050,12 @@ def read_openpack(root):
     for path in tqdm(files, desc="sessions", unit="session"):
         user, session, work, by_second = path.parents[2].name, path.stem, [], path.parents[1] / "openpack-operations-1hz" / path.name
         name = f"{user}/{session}"
-        for line, row in enumerate(table_of(path, ("id", "start", "end")), 2):
+        try:
+            table = table_of(path, ("id", "start", "end"))
+        except ValueError as e:
+            problems.append((name, f"openpack-operations/{path.name} {e}"))
+            continue
+        for line, row in enumerate(table, 2):
             try:
                 start, end = (datetime.fromisoformat(row[k]) for k in ("start", "end"))
                 start, end = ((x if x.tzinfo else x.replace(tzinfo=JAPAN)).timestamp() for x in (start, end))
@@ -1078,7 +1083,7 @@ def read_openpack(root):
             try:
                 labels = [(int(row["unixtime"]) / 1000, int(row["id"])) for row in table_of(by_second, ("unixtime", "id"))]
             except (TypeError, ValueError) as e:
-                problems.append((name, f"openpack-operations-1hz/{path.name} holds no number where one is due ({e})"))
+                problems.append((name, f"openpack-operations-1hz/{path.name} {e}"))
                 continue
             known_at = [{o for start, end, o in work if start - 1 <= t <= end + 1} or {NULL} for t, _ in labels]
             if other := [t for (t, o), near in zip(labels, known_at, strict=True) if o not in near]:

@@ -2028,12 +2028,13 @@ def without_pictures(items, grammar, operations):
 
 
 def smoothed(items, said, held, said_held, grammar, operations, every):
-    """The operations said, numbers [n], after the procedure: the likeliest path through each session (Viterbi), where operations follow each other as often as in train (bigram, one more
-    for each), last as long as there, and are mistaken for each other as in the val clips `held` (one more for each)."""
+    """The operations said, numbers [n], after the procedure: the likeliest path through each session (Viterbi), where operations follow each other as often as in train (a tenth of a time more
+    for each pair), last as long as there, and are mistaken for each other as in the val clips `held`, with whom four more are counted of each operation of whom as many are right as of all."""
     n = len(operations)
     number = {o: k for k, o in enumerate(operations)}
-    seen = torch.ones(n, n + 1, dtype=torch.float64)
-    seen += confusions([number[i["operation"]] for i in held], said_held, [0] * len(held), n)[0]
+    seen = confusions([number[i["operation"]] for i in held], said_held, [0] * len(held), n)[0]
+    accuracy = (seen.trace() / seen.sum()).clamp(0.1, 0.99)
+    seen += 4 * (accuracy * torch.eye(n, n + 1) + (1 - accuracy) / n * (1 - torch.eye(n, n + 1)))
     step = torch.full((n, n), 0.1, dtype=torch.float64)
     for a, counts in grammar["bigram"].items():
         for b, times in counts.items():
@@ -2176,7 +2177,7 @@ def operations_world(args):
     if not {"operations", "grammar", "every"} <= set(w.index):
         refuse(f"{args.data} holds no operations; give --data a folder that data.py openpack wrote")
     w.items, w.held = ([w.every[k] for k, s in enumerate(w.every.sources) if split_of(s) == part] for part in ("test", "val"))
-    if (args.clips or 1) < 1 or args.batch < 1 or (args.size or 1) < 1:
+    if min(x for x in (args.clips, args.batch, args.size) if x is not None) < 1:
         refuse(f"--clips {args.clips}, --batch {args.batch} and --size {args.size} are not all positive; give 1 or more")
     w.items = w.items[:args.clips]
     if not w.items or not w.held:
