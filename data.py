@@ -1042,7 +1042,7 @@ def table_of(path, columns):
 
 
 def read_openpack(root):
-    """Sessions as published, and what is wrong with any: [{user, session, work: [(start, end, id)], frames: [(seconds, path)], ends: seconds at which a clip may end}], [(name, reason)]. Unix time."""
+    """Sessions as published, and what is wrong with any: [{user, session, work: [(start, end, id)], folder, names and times of its frames, ends: when a clip may end}], [(name, reason)]. Unix time."""
     found, problems = [], []
     files = sorted(root.glob("*/annotation/openpack-operations/*.csv"))
     if not files:
@@ -1069,16 +1069,17 @@ def read_openpack(root):
                 work.pop()
         work.sort()
         problems += [(name, f"two operations overlap by {a[1] - b[0]:.1f} seconds, the second from {datetime.fromtimestamp(b[0], JAPAN)}") for a, b in itertools.pairwise(work) if a[1] - b[0] > 1]
-        frames = []
-        for picture in sorted((root / user / FRAMES_AT / session).rglob("*.jpg")):
+        folder, times, names = root / user / FRAMES_AT / session, [], []
+        for picture in sorted(folder.rglob("*.jpg"), key=lambda p: p.name):
             try:
-                frames.append((datetime.strptime(picture.stem, "%Y%m%d_%H%M%S_%f").replace(tzinfo=JAPAN).timestamp(), picture))
+                times.append(datetime.strptime(picture.stem, "%Y%m%d_%H%M%S_%f").replace(tzinfo=JAPAN).timestamp())
+                names.append(str(picture.relative_to(folder)))
             except ValueError:
                 problems.append((name, f"{picture.name} does not say when it was taken: YYYYMMDD_hhmmss_mmm.jpg"))
-        if not frames or not work:
+        if not names or not work:
             problems.append((name, "has no frames" if work else "has no operations"))
             continue
-        ends = np.arange(np.ceil(work[0][0]), work[-1][1])
+        ends = np.arange(np.ceil(work[0][0]), work[-1][1])  # whole seconds, where there are no labels of each
         if by_second.is_file():
             try:
                 labels = [(int(row["unixtime"]) / 1000, int(row["id"])) for row in table_of(by_second, ("unixtime", "id"))]
@@ -1088,8 +1089,8 @@ def read_openpack(root):
             known_at = [{o for start, end, o in work if start - 1 <= t <= end + 1} or {NULL} for t, _ in labels]
             if other := [t for (t, o), near in zip(labels, known_at, strict=True) if o not in near]:
                 problems.append((name, f"{len(other)} of {len(labels)} seconds have another operation in openpack-operations-1hz, first at {datetime.fromtimestamp(other[0], JAPAN)}"))
-            ends = np.array([t for t, _ in labels])
-        found.append({"user": user, "session": session, "work": work, "frames": frames, "ends": ends})
+            ends = np.unique([t for t, _ in labels])
+        found.append({"user": user, "session": session, "work": work, "folder": folder, "names": names, "times": np.array(times), "ends": ends})
     return found, problems
 
 
@@ -1127,51 +1128,51 @@ def grammar(sessions):
             **dict(zip(("start", "end"), np.median(spans_, 0).tolist(), strict=True))}
 
 
-def clip_rows(s, part, window, count):
-    """The clips of a session that could be shown: truth and `paths`, for each second at whose last frame somebody does an operation and before which there are frames of `window` seconds."""
-    times, work = np.array([t for t, _ in s["frames"]]), [w for w in s["work"] if w[2] in OPERATIONS]
-    starts = np.array([w[0] for w in s["work"]])
-    changes = np.unique([x for w in s["work"] for x in w[:2]])
+def operation_at(s, t):
+    """(start, end, id) of what is done at a time of a session; id NULL where nothing is."""
+    k = int(np.searchsorted([w[0] for w in s["work"]], t, "right")) - 1
+    return s["work"][k] if k >= 0 and t < s["work"][k][1] else (0, 0, NULL)
 
-    def operation(t):
-        k = int(np.searchsorted(starts, t, "right")) - 1
-        return s["work"][k] if k >= 0 and t < s["work"][k][1] else (0, 0, NULL)
 
+def clip_ends(s, window, count):
+    """The clips that a session could give: (second, numbers of the window's first and last frame, does it end at a change?), for each second at whose last frame somebody does an operation
+    and before which there are frames of `window` seconds, or of three quarters of them."""
+    times, changes = s["times"], np.unique([x for w in s["work"] for x in w[:2]])
     for t in s["ends"]:
         last = int(np.searchsorted(times, t, "right")) - 1
         first = int(np.searchsorted(times, times[last] - window, "right"))
-        if last < 0 or t - times[last] > 1 or last - first + 1 < count or times[last] - times[first] < 0.75 * window:
-            continue
-        now, (start, end, o) = times[last], operation(times[last])
-        if o == NULL:
-            continue
-        k = work.index((start, end, o))
-        after, before = (OPERATIONS[work[j][2]] if 0 <= j < len(work) else None for j in (k + 1, k - 1))
-        answer = {"operation": OPERATIONS[o], "start": round(start - now), "end": round(end - now), "next": after}
-        yield {"id": f"{s['user']}-{s['session']}-{round(t - s['work'][0][0]):05d}", "source": f"{part}:{s['user']}-{s['session']}", "subject": s["user"], "action": OPERATIONS[o], **answer,
-               "start": float(start - now), "end": float(end - now), "previous": before, "earlier": OPERATIONS.get(operation(now - 1)[2]), "seconds": float(now - s["work"][0][0]),
-               "boundary": bool(np.abs(changes - now).min() <= CHANGE), "text": OPERATIONS[o], "turns": [[ASK_OPERATION, json.dumps(answer)]],
-               "paths": [p for _, p in s["frames"][first:last + 1]], "fps": round(float((count - 1) / (times[last] - times[first])), 1)}
+        if last >= 0 and t - times[last] <= 1 and last - first + 1 >= count and times[last] - times[first] >= 0.75 * window and operation_at(s, times[last])[2] != NULL:
+            yield int(t - s["work"][0][0] + 1e-6), first, last, bool(np.abs(changes - times[last]).min() <= CHANGE)
+
+
+def clip_row(s, part, count, second, first, last, boundary):
+    """The truth about a clip, and the `paths` of its window."""
+    now, work = s["times"][last], [w for w in s["work"] if w[2] in OPERATIONS]
+    start, end, o = operation_at(s, now)
+    k, name = work.index((start, end, o)), OPERATIONS[o]
+    after, before = (OPERATIONS[work[j][2]] if 0 <= j < len(work) else None for j in (k + 1, k - 1))
+    answer = {"operation": name, "start": round(start - now), "end": round(end - now), "next": after}
+    return {"id": f"{s['user']}-{s['session']}-{second:05d}", "source": f"{part}:{s['user']}-{s['session']}", "subject": s["user"], "action": name, "text": name, **answer,
+            "start": float(start - now), "end": float(end - now), "previous": before, "earlier": OPERATIONS.get(operation_at(s, now - 1)[2]), "seconds": float(now - s["work"][0][0]),
+            "boundary": boundary, "turns": [[ASK_OPERATION, json.dumps(answer)]], "paths": [s["folder"] / x for x in s["names"][first:last + 1]],
+            "fps": max(round(float((count - 1) / (now - s["times"][first])), 1), 0.1)}
 
 
 def chosen_rows(sessions, split, window, count, n, asked, every, boundary, seed):
     """Rows of the clips to keep. Of train n, drawn, a share `boundary` of them (where there are so many) within CHANGE seconds of a change; of test about `asked`, of val a quarter of that:
     one every `every` seconds from the beginning of each session on, equally many of each. The first of FIXED are marked `fixed`."""
-    rows = {part: [list(clip_rows(s, part, window, count)) for s in sessions if split[s["user"]] == part] for part in ("train", "val", "test")}
-    every_train, rng = [r for own in rows["train"] for r in own], np.random.default_rng(seed)
-    order = [every_train[k] for k in rng.permutation(len(every_train))]
-    near = [r for r in order if r["boundary"]][:round(n * boundary)]
-    taken = {r["id"] for r in near}
-    train = near + [r for r in order if r["id"] not in taken and (not r["boundary"] or not boundary)][:n - len(near)]
-    held = []
+    of = {part: [(s, list(clip_ends(s, window, count))) for s in sessions if split[s["user"]] == part] for part in ("train", "val", "test")}
+    every_train = [(s, *end) for s, ends in of["train"] for end in ends]
+    order = [every_train[k] for k in np.random.default_rng(seed).permutation(len(every_train))]
+    near = [end for end in order if end[-1]][:round(n * boundary)]
+    rest = [end for end in order if not end[-1]] if boundary else order
+    rows = sorted((clip_row(end[0], "train", count, *end[1:]) for end in near + rest[:n - len(near)]), key=lambda r: r["id"])
     for part, most in (("val", asked // 4), ("test", asked)):
-        for own in rows[part]:
-            at_steps = [r for r in own if int(r["id"].rpartition("-")[2]) % every == 0]
-            held += at_steps[:max(1, -(-most // len(rows[part])))]
-    fixed = [r for r in held if r["subject"] == FIXED[0] and r["source"].startswith("test:")][:FIXED[1]]
-    for r in fixed:
+        for s, ends in of[part]:
+            rows += [clip_row(s, part, count, *end) for end in [end for end in ends if end[0] % every == 0][:max(1, -(-most // len(of[part])))]]
+    for r in [r for r in rows if r["subject"] == FIXED[0] and r["source"].startswith("test:")][:FIXED[1]]:
         r["fixed"] = True
-    return sorted(train, key=lambda r: r["id"]) + held
+    return rows
 
 
 def operation_clips(rows, count, how, size, skip_bad, notes, seed):
