@@ -25,13 +25,18 @@ Words: a frozen language model learns to answer (`turns` of data.py trajectories
 makes into soft tokens, under LoRA. Reads tracks.pt (explain.py --mode tracks), writes <out>/seed<i>/ (peft's folder and soft.safetensors; explain.py uses them) and <out>/adapt-words.yaml: share
 of val's answers that are right, in all and by kind, beside the commonest answer; `forgetting`: what LoRA costs on a task that is not about clips.
 """
+import functools
 import hashlib
+import importlib.util
+import io
 import math
 import os
+import re
 import resource
 import shutil
 import time
 from bisect import bisect_right
+from collections import Counter, namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,14 +49,17 @@ from common import (
     DECODE_STEP,
     MASK,
     MODELS,
+    RATE,
     RESULT,
     TELL_OF,
+    Items,
     Soft,
     Tuned,
     about,
     answered,
     ap_criterion,
     ap_runs,
+    attempt,
     attention,
     bootstrap,
     box_truth,
@@ -94,8 +102,10 @@ from common import (
     naming,
     paired_test,
     parser,
+    pin,
     pixel_loss,
     plain,
+    processor_of,
     qwen_inputs,
     ranks,
     refuse,
@@ -127,7 +137,8 @@ from common import (
 PLAN = {"seeds": 3, "loss": "pixels", "warm": 10, "epochs": 50, "patience": 10, "batch": 8, "lr": 1e-4}
 SETTINGS = {"latents": {"seeds": 5, "loss": "latents", "warm": 0, "epochs": 30, "patience": None, "batch": 32, "lr": 2e-3}, "scaling": PLAN | {"patience": None},
             "ablation": PLAN, "hybrid": PLAN, "video": PLAN | {"loss": "words", "warm": 0},
-            "words": {"seeds": 3, "loss": "answers", "warm": 0, "epochs": 2, "patience": None, "batch": 32, "lr": 3e-3}}
+            "words": {"seeds": 3, "loss": "answers", "warm": 0, "epochs": 2, "patience": None, "batch": 32, "lr": 3e-3},
+            "tune": {"seeds": 1, "loss": "answers", "warm": 0, "epochs": 3, "patience": None, "batch": 16, "lr": 2e-4}}
 LADDER = 5, 10, 20, 50, 100  # millions of parameters, for tokens of Qwen2.5-VL-7B's width
 REFERENCE_WIDTH = 3584
 FRACTIONS = 0.125, 0.25, 0.5  # of the training items
@@ -364,7 +375,7 @@ def settings(args, items):
             refuse(f"--{name} {how[name]} leaves nothing to train; give {least} or more")
     if not 0 < how["lr"] < 1:
         refuse(f"--lr {how['lr']} is no learning rate; give one between 0 and 1, such as 1e-4")
-    losses = {"video": ("words", "flow"), "words": ("answers",)}.get(args.mode, ("latents", "pixels"))
+    losses = {"video": ("words", "flow"), "words": ("answers",), "tune": ("answers",)}.get(args.mode, ("latents", "pixels"))
     if how["loss"] not in losses:
         refuse(f"--loss {how['loss']} is not for --mode {args.mode}; it knows {' and '.join(losses)}")
     if args.width and args.width % 4:
@@ -1245,6 +1256,466 @@ def words(w, started):
 
 # ---------------------------------------------------------------- the stage
 
+# ---------------------------------------------------------------- tune: a vision-language model on one's own pictures and clips
+
+TUNABLE = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"  # those whose processor brings a chat template
+PLACE = re.compile(r"<(image|video)>")
+SHOWN = 500  # lessons of test, and of --keep, that are scored at most, drawn once; of val, after every epoch, half as many
+# What a card asks for, where the command line does not say: a T4 computes in fp16 (choose_device), for it has no bf16 units, and its attention is sdpa's, for flash needs a newer one.
+PRESETS = {"t4": {"method": "qlora", "batch": 8, "accumulate": 8, "checkpoint": True, "adam8bit": True, "max_pixels": 448 * 448, "max_tokens": 1024},
+           "a100": {"method": "lora", "batch": 16, "accumulate": 4, "checkpoint": True, "max_pixels": 1024 * 1024, "max_tokens": 4096}}
+RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}  # of learning (Dettmers et al. 2023, table 9, for the first two)
+BOX = re.compile(r'("bbox_2d"\s*:\s*\[)([^\[\]]*)(\])')
+SCALES = {"qwen2_5_vl": None, **dict.fromkeys(("llava", "llava_next", "llava_onevision"), (1, 1))}  # what a box is said in: pixels of the frame, fractions of it, or else thousandths
+Lesson = namedtuple("Lesson", "item first last tokens scored")  # turns first ... last - 1 of an item, asked in one conversation; its tokens, and how many of them are answers'
+
+
+def rescaled(text, before, after):
+    """Boxes of `text` ("bbox_2d": [x1, y1, x2, y2]) in a frame of before = (width, height), as they lie in one of `after`; fractions, where that is (1, 1), with three digits."""
+    def moved(match):
+        try:
+            numbers = [float(n) for n in match[2].split(",")]
+        except ValueError:
+            return match[0]
+        scale = [a / b for a, b in zip(after, before, strict=True)] * 2
+        said = [f"{n * s:.3f}" if after == (1, 1) else str(round(n * s)) for n, s in zip(numbers, scale, strict=False)]
+        return f"{match[1]}{', '.join(said)}{match[3]}" if len(numbers) == 4 else match[0]
+    return BOX.sub(moved, text)
+
+
+def fitted(width, height, token, most):
+    """(width, height) of the frame that Qwen's processors make of one: multiples of `token` px, at most `most` pixels, nearly the same shape."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+    return smart_resize(height, width, token, token**2, max(most, token**2))[::-1]
+
+
+def scaled(frames, width, height):
+    """uint8 [T,H,W,3] at another size, as frames_of does it."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    x = F.interpolate(frames.permute(0, 3, 1, 2).float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
+    return x.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+
+
+def conversation(turns, system, media, placed):
+    """(messages of a chat template, how many of the media each question brings): they stand where the questions' placeholders say, if `placed`, else before the first.
+
+    media: of each what stands in a message for it, such as [{"type": "image"}]. Raises ValueError where there are more placeholders than media.
+    """
+    left, brings, messages = list(media), [], [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    for k, (question, answer) in enumerate(turns):
+        texts = PLACE.split(question)[::2] if placed else [question]
+        n = len(texts) - 1 if placed else 0 if k else len(left)
+        if n > len(left):
+            raise ValueError(f"its questions name more pictures or videos than the {len(media)} that it holds")
+        here, left = left[:n], left[n:]
+        between = zip(texts, [*here, []], strict=True) if placed else [("", x) for x in here] + [(question, [])]
+        content = [part for text, medium in between for part in ([{"type": "text", "text": text.strip()}] if text.strip() else []) + medium]
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}]
+        brings.append(n)
+    return messages, brings
+
+
+def pieces(processor, messages):
+    """[(what is put to the model, what it is to answer with the end of its turn)] as the chat template writes it; what it writes behind an answer's end belongs to the next question."""
+    done, found, tokenizer = "", [], processor.tokenizer
+    for k, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = processor.apply_chat_template(messages[:k], tokenize=False, add_generation_prompt=True)
+        after, said = processor.apply_chat_template(messages[:k + 1], tokenize=False), message["content"][0]["text"]
+        start = after.find(said, len(before))
+        if not (after.startswith(before) and before.startswith(done) and start >= 0):
+            raise ValueError("its chat template does not begin an answer as it asks for one")
+        end = after[start + len(said):].rstrip()
+        found.append((before[len(done):], after[len(before):start] + said + (end or tokenizer.eos_token)))
+        done = after[:start + len(said)] + end
+    return found
+
+
+def continued(tokenizer, before, piece):
+    """Token ids of `piece` as it continues `before`: by themselves words may begin otherwise (SentencePiece)."""
+    start, whole = (tokenizer(text, add_special_tokens=False).input_ids for text in (before, before + piece))
+    return whole[len(start):] if whole[:len(start)] == start else tokenizer(piece, add_special_tokens=False).input_ids
+
+
+class Reading:
+    """What a model reads of an item, by its own processor: every question as at inference, and behind it the tokens of the answer, which alone carry loss."""
+
+    def __init__(self, processor, kind, pixels):
+        self.processor, self.tokenizer, self.kind = processor, processor.tokenizer, kind
+        self.as_video, self.pixels = kind.startswith("qwen"), pixels  # (of a picture, of a frame of a clip)
+        tower = processor.image_processor
+        self.token = tower.patch_size * tower.merge_size if self.as_video else None
+        self.extra = functools.lru_cache(4096)(self.extra_of)
+
+    def frame(self, width, height, clip):
+        """The processor's frame of a picture: its size, where that is the library's affair."""
+        return fitted(width, height, self.token, self.pixels[clip]) if self.token else (width, height)
+
+    def sizes(self, item):
+        """(T, width, height) of each picture or clip, in the processor's frame, and of the first in its own."""
+        from PIL import Image
+        own = ([(len(item["frames"]), *reversed(item["frames"].shape[1:3]))] if "frames" in item else
+               [(1, *Image.open(io.BytesIO(x.numpy().tobytes())).size) for x in item.get("album") or [item["encoded"]]])
+        return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in own), own[0][1:]
+
+    def said(self, item, first, last):
+        """(messages of these turns, boxes as the model says them; the number of media that each brings; sizes of all media)."""
+        sizes, own = self.sizes(item)
+        box = SCALES.get(self.kind, (1000, 1000)) or sizes[0][1:]
+        turns = [(question, rescaled(answer, own, box)) for question, answer in item["turns"][first:last]]
+        kinds = [[{"type": "video"}] if self.as_video and t > 1 else [{"type": "image"}] * t for t, *_ in sizes]
+        placed = any(PLACE.search(question) for question, _ in (item["turns"] if item.get("chat") else turns))
+        return *conversation(turns, item.get("system"), kinds, placed), sizes
+
+    def processed(self, text, media, fps=RATE, **more):
+        """The processor's output for one text with media, uint8 [T,H,W,3] each, whose size it leaves as it is if it leaves any."""
+        films, pictures = [m for m in media if self.as_video and len(m) > 1], [p for m in media for p in m if not self.as_video or len(m) == 1]
+        size = {"size": {"shortest_edge": 1, "longest_edge": max(m.shape[:3].numel() for m in media)}} if self.as_video else {}
+        if pictures:
+            more |= {"images": [p.permute(2, 0, 1) for p in pictures], "images_kwargs": size | ({"crop_to_patches": False} if self.kind == "internvl" else {})}
+        if films:
+            more |= {"videos": [f.permute(0, 3, 1, 2) for f in films], "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
+                     "video_metadata": [{"fps": min(fps, RATE), "total_num_frames": len(f), "frames_indices": list(range(len(f)))} for f in films]}
+        return self.processor(text=[text], return_tensors="pt", **more)
+
+    def extra_of(self, size):
+        """Tokens that a medium of this size, (T, width, height), takes beyond its placeholder in the text."""
+        t, w, h = size
+        content = [{"type": "video"}] if self.as_video and t > 1 else [{"type": "image"}] * t
+        text = self.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+        return self.processed(text, [torch.zeros(t, h, w, 3, dtype=torch.uint8)])["input_ids"].shape[1] - len(self.tokenizer(text).input_ids)
+
+    def lessons(self, item, number, most=None):
+        """The item's lessons, with at most so many tokens: what is too long loses its last turns, whole, and with them what they show; one whose first turn is too long is left out."""
+        whole, found = bool(item.get("chat")), []
+        for first in [0] if whole else range(len(item["turns"])):
+            messages, brings, sizes = self.said(item, first, len(item["turns"]) if whole else first + 1)
+            tokens = scored = last = shown = 0
+            for k, ((prompt, answer), n) in enumerate(zip(pieces(self.processor, messages), brings, strict=True)):
+                said = len(self.tokenizer(answer, add_special_tokens=False).input_ids)
+                tokens += len(self.tokenizer(prompt, add_special_tokens=not k).input_ids) + said + sum(map(self.extra, sizes[shown:shown + n]))
+                if most and tokens > most:
+                    break
+                last, scored, shown = first + k + 1, scored + said, shown + n
+                kept = tokens
+            if last:
+                found.append(Lesson(number, first, last, kept, scored))
+        return found
+
+    def __call__(self, item, first, last):
+        """{input_ids, labels (-100 but for answers), turn (of which answer, from 1), mm_token_type_ids} as lists, and the processor's tensors beside them."""
+        messages, brings, sizes = self.said(item, first, last)
+        whole = [item["frames"]] if "frames" in item else [frames_of({"encoded": x}) for x in item.get("album") or [item["encoded"]]]
+        media = [scaled(x, *size) for x, (_, *size) in zip(whole, sizes, strict=True)]
+        ids, labels, turn, kinds, beside, done = [], [], [], [], {}, ""
+        for k, ((prompt, answer), n) in enumerate(zip(pieces(self.processor, messages), brings, strict=True), 1):
+            given = dict(self.processed(prompt, media[:n], item.get("fps", RATE), **({"add_special_tokens": False} if k > 1 else {}))) if n else {}
+            own = given.pop("input_ids")[0].tolist() if n else continued(self.tokenizer, done, prompt) if k > 1 else self.tokenizer(prompt).input_ids
+            kind = given.pop("mm_token_type_ids")[0].tolist() if "mm_token_type_ids" in given else [0] * len(own)
+            media = media[n:]
+            for name in given.keys() - {"attention_mask"}:
+                beside.setdefault(name, []).append(torch.as_tensor(given[name]))
+            said = continued(self.tokenizer, done + prompt, answer)
+            ids, labels, turn, kinds = ids + own + said, labels + [-100] * len(own) + said, turn + [0] * len(own) + [k] * len(said), kinds + kind + [0] * len(said)
+            done += prompt + answer
+        return {"input_ids": ids, "labels": labels, "turn": turn, "mm_token_type_ids": kinds}, {name: joined(x) for name, x in beside.items()}
+
+
+def joined(tensors):
+    """One behind the other, those of fewer tiles (LLaVA-NeXT's second axis) filled up with zeros."""
+    most = [max(s) for s in zip(*(x.shape[1:] for x in tensors), strict=True)]
+    return torch.cat([F.pad(x, [n for s, m in zip(reversed(x.shape[1:]), reversed(most), strict=True) for n in (0, m - s)]) if list(x.shape[1:]) != most else x for x in tensors])
+
+
+def collated(rows, pad, typed):
+    """(inputs of the model, labels and turn [n, L]) of what Reading gives, padded behind."""
+    longest = max(len(row["input_ids"]) for row, _ in rows)
+    text = {name: torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row, _ in rows])
+            for name, fill in (("input_ids", pad), ("labels", -100), ("turn", 0), ("mm_token_type_ids", 0))}
+    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row, _ in rows])
+    inputs = {"input_ids": text["input_ids"], "attention_mask": mask} | ({"mm_token_type_ids": text["mm_token_type_ids"]} if typed else {})
+    names = dict.fromkeys(name for _, beside in rows for name in beside)
+    return inputs | {name: joined([beside[name] for _, beside in rows if name in beside]) for name in names}, text["labels"], text["turn"]
+
+
+class Taught(torch.nn.Module):
+    """A vision-language model and what its answers' tokens cost it. Logits are computed for these tokens only: of all positions they would be the largest tensor there is."""
+
+    def __init__(self, model, vlm, precision):
+        super().__init__()
+        self.model, self.precision = model, precision  # (device type, dtype or None)
+        self.inner, self.head = (lambda: vlm.model), (lambda: vlm.lm_head)  # hidden, so that they are not registered twice
+
+    def forward(self, inputs, labels):
+        """(cross-entropy, is the likeliest token the answer's) [m] of the m labels that are not -100, in their order."""
+        kind, dtype = self.precision
+        with torch.autocast(kind, dtype, enabled=dtype is not None):
+            hidden = self.inner()(**inputs, use_cache=False).last_hidden_state
+            scored = labels[:, 1:] != -100
+            logits, truth = self.head()(hidden[:, :-1][scored]).float(), labels[:, 1:][scored]
+        return F.cross_entropy(logits, truth, reduction="none"), logits.argmax(-1) == truth
+
+
+def batches(lengths, batch, g):
+    """An epoch's batches (tensors of numbers): lessons drawn at random, fifty batches of them at a time sorted by length, so that little is padded; then the batches in random order."""
+    order = torch.randperm(len(lengths), generator=g)[:len(lengths) // batch * batch]
+    order = torch.cat([part[lengths[part].argsort(stable=True)] for part in order.split(50 * batch)])
+    found = order.split(batch)
+    return [found[k] for k in torch.randperm(len(found), generator=g)]
+
+
+def drawn(numbers, n, seed):
+    """At most n of some numbers, always the same."""
+    return numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))[:n].sort().values]
+
+
+class School:
+    """The lessons of a data folder, read when needed. What fits into `room` bytes is kept, so that it is decoded once."""
+
+    def __init__(self, folder, reading, most=None, room=2e9):
+        self.items, self.reading, self.room, self.kept, self.folder = Items(folder), reading, room, {}, folder
+        self.lessons, self.dropped = [], {"lessons": 0, "turns": 0}
+        for k, item in enumerate(tqdm(self.items, desc=f"lessons of {folder}", unit="item", disable=len(self.items) < 2000)):
+            if not item.get("turns"):
+                refuse(f"{folder}: {item['id']!r} has no turns (questions and answers) to learn; use a set that has them")
+            try:
+                found = reading.lessons(item, k, most)
+            except ValueError as e:
+                refuse(f"{folder}: {item['id']!r} cannot be put to {reading.kind}: {e}; python data.py --check says more")
+            turns, kept = len(item["turns"]), sum(lesson.last - lesson.first for lesson in found)
+            self.dropped["lessons"] += (not found) if item.get("chat") else turns - kept
+            self.dropped["turns"] += turns - kept
+            self.lessons += found
+        self.sources = self.items.sources
+        self.lengths = torch.tensor([lesson.tokens for lesson in self.lessons])
+        self.scored = torch.tensor([lesson.scored for lesson in self.lessons])
+
+    def split(self):
+        where = split_indices(self.items, self.folder, least=1)
+        part_of = {int(k): part for part, numbers in where.items() for k in numbers}
+        return {part: torch.tensor([k for k, lesson in enumerate(self.lessons) if part_of[lesson.item] == part]) for part in where}
+
+    def row(self, k):
+        if k in self.kept:
+            return self.kept[k]
+        lesson = self.lessons[k]
+        row = self.reading(self.items[lesson.item], lesson.first, lesson.last)
+        nbytes = sum(x.nbytes for x in row[1].values())
+        if nbytes < self.room:
+            self.kept[k], self.room = row, self.room - nbytes
+        return row
+
+    def batch(self, numbers, device):
+        tokenizer = self.reading.tokenizer
+        pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        inputs, labels, turn = collated([self.row(k) for k in numbers], pad, self.reading.as_video)
+        return {name: x.to(device) for name, x in inputs.items()}, labels.to(device), turn
+
+    def answers(self, k):
+        """[(question, answer)] of a lesson."""
+        lesson = self.lessons[k]
+        return self.items[lesson.item]["turns"][lesson.first:lesson.last]
+
+
+@torch.no_grad()
+def scores(taught, school, numbers, batch, device, desc):
+    """Of each of the lessons `numbers`: the mean loss of its answers' tokens, and the share of its answers that greedy decoding gives to the token, that is, of those of which
+    every token is the likeliest one behind the true ones before it."""
+    loss, exact = torch.zeros(len(numbers)), torch.zeros(len(numbers))
+    order = sorted(range(len(numbers)), key=lambda j: int(school.lengths[numbers[j]]))
+    for some in tqdm([order[k:k + batch] for k in range(0, len(order), batch)], desc=desc, unit="batch"):
+        inputs, labels, turn = school.batch([int(numbers[j]) for j in some], device)
+        cost, likeliest = (x.cpu() for x in taught(inputs, labels))
+        rows, turn = (labels[:, 1:] != -100).nonzero()[:, 0].cpu(), turn[:, 1:][(labels[:, 1:] != -100).cpu()]
+        for r, j in enumerate(some):
+            own = rows == r
+            loss[j] = cost[own].mean()
+            exact[j] = torch.stack([likeliest[own & (turn == t)].all() for t in turn[own].unique()]).float().mean()
+    return {"loss": loss, "exact": exact}
+
+
+def commonest_exact(school, train, numbers):
+    """Share of each lesson's answers that are the commonest one to the same question in train (or, where it is not asked there, the commonest of all)."""
+    by_question, every = {}, Counter()
+    for k in train.tolist():
+        for question, answer in school.answers(k):
+            by_question.setdefault(question, Counter())[answer] += 1
+            every[answer] += 1
+    usual, of_all = {q: c.most_common(1)[0][0] for q, c in by_question.items()}, every.most_common(1)[0][0]
+    return torch.tensor([np.mean([usual.get(q, of_all) == a for q, a in school.answers(int(k))]) for k in numbers])
+
+
+TOWER = "model.visual.", "model.vision_tower.", "model.multi_modal_projector."  # what sees, and what joins it to the language model, in all families
+
+
+def under_lora(model, how):
+    """peft's model: LoRA on every linear layer of the language model and, with --vision lora, of the tower and what joins the two."""
+    from peft import LoraConfig, get_peft_model
+    parts = "model.language_model.", *(TOWER if how["vision"] == "lora" else ())
+    leaves = sorted({re.search(r"[^.]+(\.\d+)*$", name)[0] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name.startswith(parts)})
+    targets = rf"({'|'.join(map(re.escape, parts))})(.*\.)?({'|'.join(map(re.escape, leaves))})"
+    return get_peft_model(model.requires_grad_(False), LoraConfig(task_type="CAUSAL_LM", r=how["rank"], lora_alpha=2 * how["rank"], target_modules=targets, exclude_modules=r".*\.patch_embed.*"))
+
+
+def teachable(model, how, precision):
+    """(Taught, peft's model or None): what is to change wants a gradient, and nothing else does."""
+    peft = None if how["method"] == "full" else under_lora(model, how)
+    for name, p in model.named_parameters():
+        name = name.removeprefix("base_model.model.")
+        if how["method"] == "full":
+            p.requires_grad_(how["vision"] == "full" or not name.startswith(TOWER))
+        elif how["vision"] == "full" and name.startswith(TOWER):
+            p.requires_grad_(True)
+    if how["checkpoint"]:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Taught(peft or model, model, precision), peft
+
+
+def write_adapter_folder(folder, peft, entry):
+    """<folder>/, complete or absent: LoRA as peft reads it (find_model too), and weights.yaml."""
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    peft.peft_config["default"].save_pretrained(part)
+    weights = get_peft_model_state_dict(peft, save_embedding_layers=False)
+    save_bytes(part / "adapter_model.safetensors", save({k: v.detach().float().cpu().contiguous() for k, v in weights.items()}))
+    save_yaml(part / "weights.yaml", {"weights": entry["weights"], "trained_by": "adapt.py --mode tune"})
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def write_model_folder(folder, model, processor, entry, dtype):
+    """<folder>/, complete or absent: a model as transformers reads it, with its processor."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    model.to(dtype).save_pretrained(part)
+    processor.save_pretrained(part)
+    save_yaml(part / "weights.yaml", {"weights": entry["weights"], "size": entry["size"], "clip": entry["clip"], "trained_by": "adapt.py --mode tune"})
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def tune_world(args):
+    """Everything that is checked before a model is loaded."""
+    w = SimpleNamespace(args=args, seed=args.seed, entry=find_model(args.model))
+    if w.entry.get("type") not in TUNABLE:
+        refuse(f"--model {args.model} is a {w.entry.get('type', w.entry['kind'])}, which is not put to use by a chat template of transformers' own; tune one of {', '.join(TUNABLE)}")
+    if "adapter" in w.entry:
+        refuse(f"--model {args.model} is an adapter; merge it first (--merge), and tune the merged folder")
+    w.device, w.dtype, w.why = choose_device()
+    if args.method == "full" and args.vision == "lora":
+        refuse("--vision lora goes with --method lora or qlora; with --method full give frozen or full")
+    if args.method == "qlora":
+        if w.device.type != "cuda":
+            refuse("--method qlora needs a GPU, for bitsandbytes' 4-bit products run on none else; give --method lora")
+        if args.vision == "full":
+            refuse("--vision full changes the tower's own weights, and --method qlora keeps the model in 4 bits; give --vision lora or --method lora")
+    if (args.method == "qlora" or args.adam8bit) and (w.device.type != "cuda" or not importlib.util.find_spec("bitsandbytes")):
+        refuse(f"{'--method qlora' if args.method == 'qlora' else '--adam8bit'} needs bitsandbytes and a GPU; pip install bitsandbytes, or leave it out")
+    if args.rank < 1:
+        refuse(f"--rank {args.rank} leaves nothing to train; give 1 or more")
+    w.out = Path(args.out or Path("results") / w.entry["name"] / Path(args.data).name / "tuned")
+    check_writable(w.out / "adapt-tune.yaml")
+    w.processor = processor_of(w.entry)
+    if not getattr(w.processor, "chat_template", None):
+        refuse(f"{w.entry['path']} has no chat template, by which questions are put to it; take an instruct model")
+    pixels = [args.max_pixels or w.entry[k]**2 for k in ("size", "clip")]
+    reading = Reading(w.processor, w.entry["type"], pixels)
+    w.school = School(args.data, reading, args.max_tokens)
+    w.split = w.school.split()
+    if least := [part for part, numbers in w.split.items() if not len(numbers)]:
+        refuse(f"{args.data}: no question of the {least[0]} split fits with its answer into --max-tokens {args.max_tokens}; raise it, or lower --max-pixels")
+    w.keep = School(args.keep, reading, args.max_tokens) if args.keep else None
+    w.how = settings(args, len(w.split["train"])) | {k: getattr(args, k) for k in ("method", "vision", "rank", "accumulate", "checkpoint", "adam8bit")}
+    n = ranks()[1] * args.accumulate
+    if w.how["batch"] % n:
+        refuse(f"a batch of {w.how['batch']} cannot be shared out among {args.accumulate} parts (--accumulate){f' and {ranks()[1]} ranks' if ranks()[1] > 1 else ''}; give a multiple of {n}")
+    w.how |= {"lr": args.lr or RATES[args.method], "scaler": w.dtype == torch.float16, "val_batch": max(w.how["batch"] // n, 1), "model": w.entry["name"], "max_tokens": args.max_tokens,
+              "pixels": pixels}
+    return w
+
+
+def load_to_tune(w):
+    """The model as it is trained: in 4 bits (qlora), in the device's own precision under LoRA, in fp32 where its own weights change."""
+    if w.how["method"] != "qlora":
+        return load_vlm(w.entry, w.device, torch.float32 if w.how["method"] == "full" or w.how["vision"] == "full" else w.dtype)[0]
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=w.dtype,
+                                   llm_int8_skip_modules=["lm_head", *(name.removeprefix("model.").rstrip(".") for name in TOWER)])
+    return attempt(lambda: AutoModelForImageTextToText.from_pretrained(w.entry["path"], dtype=w.dtype, quantization_config=quantised, device_map={"": w.device}, output_loading_info=True,
+                                                                       **pin(w.entry)), w.entry).eval()
+
+
+def tune(w, started):
+    """Score the model as it is, train it, score it again; write the adapter, or the model, and adapt-tune.yaml."""
+    args, school = w.args, w.school
+    print(f"device {w.device.type} ({w.why})")
+    model = load_to_tune(w)
+    if w.device.type == "cpu":
+        model.set_attn_implementation("eager")  # half the time of sdpa's gradient
+    precision = w.device.type, w.dtype if w.device.type == "cuda" else None
+    numbers = {"test": drawn(w.split["test"], SHOWN, w.seed)} | ({"keep": drawn(w.keep.split()["test"], SHOWN, w.seed)} if w.keep else {})
+    of = {"test": school, "keep": w.keep}
+    taught, peft = teachable(model, w.how, precision)
+    taught.to(w.device).eval()
+    one = w.how["val_batch"]
+
+    def scored(name):
+        return {part: scores(taught, of[part], own.tolist(), one, w.device, f"{name}, {part}") for part, own in numbers.items()} if ranks()[0] == 0 else {}
+
+    base = scored("as it is")
+    names = [f"{school.items.ids[lesson.item]}: {school.answers(k)[0][0]}" for k, lesson in enumerate(school.lessons)]
+
+    def loss_of(net, pick, g, part, warm):
+        inputs, labels, _ = school.batch(pick[part].tolist(), w.device)
+        return net(inputs, labels)[0].sum() / school.scored[pick].sum() * (part.step or 1)  # of all the batch's tokens, however it is cut up
+
+    train_part = w.split["train"]
+    split = {"train": train_part, "val": drawn(w.split["val"], SHOWN // 2, w.seed)}
+    state = w.out / "training.pt"
+    taught, record = train(lambda: reset_lora(taught) if peft else taught, loss_of, split, w.seed, w.how, w.device, state, names,
+                           lambda g: [train_part[b] for b in batches(school.lengths[train_part], min(w.how["batch"], len(train_part)), g)])
+    after = scored("tuned")
+    if ranks()[0]:
+        return {}
+    result = {"stage": "adapt", "mode": "tune", "model": w.entry["name"], "weights": w.entry["weights"], "data": school.items.index.get("data"), "data_name": Path(args.data).name,
+              "method": w.how["method"], "vision": w.how["vision"]}
+    sources = [school.sources[school.lessons[k].item] for k in numbers["test"].tolist()]
+    floors = {"base": base["test"]["exact"], "commonest": commonest_exact(school, train_part, numbers["test"].tolist())}
+    criteria = {"exact": criterion(after["test"]["exact"], floors, sources, seed=w.seed),
+                "answer_loss": criterion(after["test"]["loss"], {"base": base["test"]["loss"]}, sources, ceiling=0.0, better="lower", seed=w.seed)}
+    against = paired_test(after["test"]["exact"], base["test"]["exact"], sources, seed=w.seed)
+    result |= {"exact": criteria["exact"]["score"], "exact_base": base["test"]["exact"].mean(), "exact_commonest": floors["commonest"].mean(),
+               "exact_gain": against["gain"], "exact_gain_low": against["gain_low"], "exact_gain_high": against["gain_high"],
+               "answer_loss": criteria["answer_loss"]["score"], "answer_loss_base": base["test"]["loss"].mean()}
+    if w.keep:
+        kept_sources = [w.keep.sources[w.keep.lessons[k].item] for k in numbers["keep"].tolist()]
+        lost = paired_test(base["keep"]["exact"], after["keep"]["exact"], kept_sources, seed=w.seed)
+        result |= {"forgetting": lost["gain"], "forgetting_low": lost["gain_low"], "forgetting_high": lost["gain_high"], "keep_exact": after["keep"]["exact"].mean(),
+                   "keep_exact_base": base["keep"]["exact"].mean(), "keep_name": Path(args.keep).name}
+    else:
+        result |= {"forgetting": None, "forgetting_reason": "no --keep, a data folder of another task"}
+    result |= {"parameters": sum(p.numel() for p in learned(taught).values()), "lessons": len(school.lessons), "train": len(train_part), "dropped_lessons": school.dropped["lessons"],
+               "dropped_turns": school.dropped["turns"], "longest": int(school.lengths.max()), "val_loss": record["val"], "epoch": record["epoch"], "steps": record["steps"],
+               "seconds_per_step": record["seconds_per_step"], "criteria": criteria, "losses": record["losses"][::max(len(record["losses"]) // 100, 1)]}
+    if peft and w.how["vision"] != "full":
+        peft.peft_config["default"].base_model_name_or_path = MODELS.get(w.entry["name"], w.entry)["path"]  # of a folder of ours no path of this machine
+        write_adapter_folder(w.out / "adapter", peft, w.entry)
+        result["out"] = str(w.out / "adapter")
+    if args.merge or not peft or w.how["vision"] == "full":
+        dtype = getattr(model.config, "dtype", None) or torch.float32
+        whole = load_vlm(find_model(str(w.out / "adapter")))[0] if peft and w.how["vision"] != "full" else peft.merge_and_unload() if peft else model
+        write_model_folder(w.out / "model", whole, w.processor, w.entry, dtype)
+        result["out"] = str(w.out / "model")
+    args.out = str(w.out)
+    result["run"] = run_info(args, started, script="adapt.py", device=f"{w.device.type} ({w.why})", dtype=str(w.dtype), ranks=ranks()[1], **w.how)
+    save_yaml(w.out / "adapt-tune.yaml", result)
+    state.unlink(missing_ok=True)
+    say(result)
+    return result
+
+
 def smoke_input(args, folder):
     """A small random autoencoder and Dinov2 judge, squares as pictures, and features that are the latents themselves, rotated."""
     from diffusers import AutoencoderKLLTXVideo
@@ -1314,7 +1785,7 @@ MODES = {"latents": latents, "scaling": scaling, "ablation": ablation, "hybrid":
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--mode", default="latents", choices=[*MODES, "video", "words"],
+    p.add_argument("--mode", default="latents", choices=[*MODES, "video", "words", "tune"],
                    help="gate 1's latents; gate 2's scaling, ablation and hybrid; video: an adapter for the video transformer; words: one for a language model (default: %(default)s)")
     p.add_argument("--features", default="results/tiny/shapes/features", help="the model's features (default: %(default)s)")
     p.add_argument("--latents", default="results/tiny-vae/shapes/features", help="the decoder's latents of the same pictures (default: %(default)s)")
@@ -1347,8 +1818,22 @@ def get_args(argv):
                               ("patience", int, "epochs without a better val after which a training ends"),
                               ("batch", int, "of all ranks together"), ("lr", float, "peak learning rate of AdamW's one cycle")):
         p.add_argument(f"--{name}", type=kind, help=f"{words} (default: {', '.join(f'{m} {s[name]}' for m, s in SETTINGS.items())})")
-    p.add_argument("--out", help="default: adapt-<mode>.yaml beside --features; words: the folder words beside --embeddings")
+    p.add_argument("--model", default="tiny", help="tune: the vision-language model (default: %(default)s)")
+    p.add_argument("--method", choices=list(RATES), help="tune: lora; qlora, its model in 4 bits (NF4, a GPU); full, all weights of the language model (default: lora)")
+    p.add_argument("--vision", choices=("frozen", "lora", "full"), help="tune: what becomes of the tower and of what joins it to the language model (default: frozen)")
+    p.add_argument("--accumulate", type=int, help="tune: parts of a batch, one after the other, whose gradients make one step (default: 1)")
+    p.add_argument("--checkpoint", action="store_true", default=None, help="tune: recompute activations in the backward pass instead of keeping them")
+    p.add_argument("--adam8bit", action="store_true", default=None, help="tune: bitsandbytes' 8-bit optimizer (a GPU)")
+    p.add_argument("--max-pixels", type=int, help="tune: of a picture, and of a frame (default: the model's size and clip in the registry, squared)")
+    p.add_argument("--max-tokens", type=int, help="tune: of a lesson, whose last turns are left out, whole, until it fits (default: all)")
+    p.add_argument("--keep", metavar="DATA", help="tune: a data folder of another task, on whose test items forgetting is measured")
+    p.add_argument("--merge", action="store_true", help="tune: write the model with its LoRA merged as well, in Hugging Face format")
+    p.add_argument("--preset", choices=list(PRESETS), help="tune: what a card asks for, where nothing else is said")
+    p.add_argument("--out", help="default: adapt-<mode>.yaml beside --features; words: the folder words beside --embeddings; tune: results/<model>/<data>/tuned")
     args = p.parse_args(argv)
+    for name, value in ({"method": "lora", "vision": "frozen", "accumulate": 1, "checkpoint": False, "adam8bit": False} | PRESETS.get(args.preset, {})).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     args.bridges = args.bridges or {"latents": "mlp,queries", "ablation": "mlp,queries,perceiver,bottleneck", "video": "queries"}.get(args.mode, "mlp")
     return args
 
@@ -1365,6 +1850,8 @@ def main(argv=None):
         if args.smoke:
             smoke_words(args, made_up_folder())
         return words(word_world(args), started)
+    if args.mode == "tune":
+        return tune(tune_world(args), started)
     if args.smoke:
         smoke_input(args, made_up_folder())
     return MODES[args.mode](prepare(args), started)

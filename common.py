@@ -680,6 +680,7 @@ KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl
                 **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"), **dict.fromkeys(("llama", "qwen2"), "language"),
                 "tracker": "tracker", "AutoencoderKLLTXVideo": "vae", "LTXImageToVideoPipeline": "video"}
 
+ADAPTER_CONFIG = "adapter_config.json"  # of peft
 CONFIGS = "config.json", "model_index.json"  # what says which class a folder holds: of one model, of a pipeline
 
 
@@ -694,7 +695,9 @@ def registry_name(name):
 
 
 def find_model(name):
-    """The registry's entry for a name or a local folder in Hugging Face format: kind, path, size, clip, weights."""
+    """The registry's entry for a name or a local folder in Hugging Face format: kind, path, size, clip, weights. A folder of peft's is its base model with `adapter`."""
+    if name not in MODELS and (Path(name) / ADAPTER_CONFIG).is_file():
+        return _adapted(name)
     if name not in MODELS and Path(name).is_dir():
         config = next((Path(name) / f for f in CONFIGS if Path(name, f).is_file()), None)
         if not config:
@@ -725,8 +728,23 @@ def find_model(name):
                 refuse(f"{entry['path']} is missing; run `make tiny`, which trains it")
     note = Path(entry["path"]) / "weights.yaml"
     local = Path(entry["path"]).is_dir()
-    entry["weights"] = load_yaml(note)["weights"] if note.is_file() else "unstated" if local else "pretrained"
-    return {"name": Path(name).name, **entry}
+    said = load_yaml(note) if note.is_file() else {"weights": "unstated" if local else "pretrained"}
+    return {"name": Path(name).name, **entry, **{k: said[k] for k in ("weights", "size", "clip") if k in said}}
+
+
+def _adapted(name):
+    """The entry of a folder in which peft (adapt.py --mode tune, LLaMA-Factory, Unsloth) left LoRA: the base model's, by name, by its repository or its folder."""
+    try:
+        found = json.loads((Path(name) / ADAPTER_CONFIG).read_text())
+    except ValueError:
+        refuse(f"{name}/{ADAPTER_CONFIG} is not readable JSON; copy the folder again")
+    base = found.get("base_model_name_or_path") or "none"
+    entry = find_model(next((own for own, e in MODELS.items() if e["path"] == base), base))
+    if found.get("peft_type") != "LORA" or found.get("use_dora") or found.get("modules_to_save") or found.get("bias", "none") != "none" or found.get("alpha_pattern") or "adapter" in entry:
+        refuse(f"{name} is not plain LoRA of a model ({found.get('peft_type')}, perhaps with DoRA, biases or whole modules); merge it with the tool that trained it, and pass the merged folder")
+    note = Path(name) / "weights.yaml"
+    rank = found["r"]**0.5 if found.get("use_rslora") else found["r"]
+    return entry | {"name": Path(name).resolve().name, "adapter": str(name), "scaling": found["lora_alpha"] / rank, "weights": load_yaml(note)["weights"] if note.is_file() else "unstated"}
 
 
 def choose_device():
@@ -851,7 +869,16 @@ def _load_whole(entry, device, dtype, random_seed):
         return model, processor
     model_class, processor_class = auto_classes(entry)
     processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
-    return attempt(lambda: model_class.from_pretrained(entry["path"], dtype=dtype, output_loading_info=True, **pin(entry)), entry).to(device).eval(), processor
+    model = attempt(lambda: model_class.from_pretrained(entry["path"], dtype=dtype, output_loading_info=True, **pin(entry)), entry)
+    if entry.get("adapter"):
+        attempt(lambda: merge_lora(model, entry, native_layout(entry, dtype)[2](model)[0]), entry)
+    return model.to(device).eval(), processor
+
+
+def processor_of(entry):
+    """The processor or tokenizer alone."""
+    entry = _reach(entry)
+    return attempt(lambda: list(auto_classes(entry))[1].from_pretrained(entry["path"], **pin(entry)), entry)
 
 
 def pin(entry):
@@ -1020,6 +1047,7 @@ class Weights:
         self.where |= {name: self.where[tied[name]] for name in self.like if name not in self.where and tied.get(name) in self.where}
         if missing := sorted(set(self.like) - set(self.where)):
             raise KeyError(f"weights are missing ({missing[0]} and {len(missing) - 1} more), which would be random")
+        self.lora = lora_of(entry, own, self.like) if entry.get("adapter") else {}
 
     def open(self, file):
         from safetensors import safe_open
@@ -1044,11 +1072,43 @@ class Weights:
             self.bytes += tensor.nbytes
             parts = self.parts(key, tensor)
             for name in group:
-                yield name, parts[self.where[name][2]].to(self.like[name].dtype, copy=True)
+                part = parts[self.where[name][2]].to(self.like[name].dtype, copy=True)
+                yield name, lora_added(part, self.lora[name], self.entry["scaling"]) if name in self.lora else part
 
     def size(self, names):
         """Bytes in memory."""
         return sum(self.like[name].nbytes for name in names)
+
+
+def lora_of(entry, own, like):
+    """{the model's name of a weight: (A [r, in], B [out, r])} of the entry's adapter. Raises KeyError naming what in it is for another model, or is not LoRA."""
+    from safetensors.torch import load_file
+    stored, found = load_file(Path(entry["adapter"]) / "adapter_model.safetensors"), {}
+    for key in stored:
+        before, mark, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
+        if mark:
+            names = own(f"{before}.weight")
+            if len(names) > 1 or names[0] not in like:
+                raise KeyError(f"the adapter {entry['adapter']} is for {before}, which this model has not")
+            found[names[0]] = stored[key], stored[key.replace(".lora_A.", ".lora_B.")]
+    if 2 * len(found) != len(stored):
+        raise KeyError(f"the adapter {entry['adapter']} holds more than LoRA")
+    return found
+
+
+def lora_added(weight, pair, scaling):
+    """W + s B A (Hu et al. 2022, equation 3), computed in fp32."""
+    a, b = (x.to(weight.device, torch.float32) for x in pair)
+    return (weight.float() + scaling * (b @ a).view_as(weight)).to(weight.dtype)
+
+
+@torch.no_grad()
+def merge_lora(model, entry, own):
+    """Put the entry's adapter into the model's weights; (model, nothing missing), as `attempt` wants it."""
+    for name, pair in lora_of(entry, own, model.state_dict()).items():
+        weight = model.get_parameter(name)
+        weight.copy_(lora_added(weight, pair, entry["scaling"]))
+    return model, {"missing_keys": []}
 
 
 class Untrained:
@@ -1100,7 +1160,9 @@ def _cached(entry):
 
 
 def fingerprint(path):
-    """What tells one checkpoint from another of the same name: the hub's name, or the JSON and the sizes of a local folder's files."""
+    """What tells one checkpoint from another of the same name: the hub's name, or the JSON and the sizes of a local folder's files; of an entry, of its adapter too."""
+    if isinstance(path, dict):
+        return "+".join(fingerprint(path[k]) for k in ("path", "adapter") if path.get(k))
     if not Path(path).is_dir():
         return path
     files = sorted(f for f in Path(path).rglob("*") if f.suffix in (".json", ".safetensors"))
@@ -1965,69 +2027,95 @@ def learned(model):
     return {k: p for k, p in model.named_parameters() if p.requires_grad}
 
 
-def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None):
+def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, arrange=None):
     """Fit what build() gives, keep the epoch that is best on val. Returns (module, {val, epoch, steps, seconds_per_step, losses: one a step}).
 
     loss_of(module, items, g, part, warm): the mean loss of those of `items` that slice `part` names, warm while the first epochs last; whatever it draws from g it
-    draws for all of them, so that under torchrun, where every rank takes a part of each batch, the gradient is that of the whole batch. how: SETTINGS' entries. `state`: a file, written at the end
-    of an epoch, from which a killed training goes on as if it had not been; it is used only by a training of equal settings. `ids`: the items' names.
+    draws for all of them, so that under torchrun, where every rank takes a part of each batch, the gradient is that of the whole batch. how: SETTINGS' entries and, if wanted, accumulate
+    (parts of a batch, one after the other, to a step), adam8bit, scaler (of the loss, in fp16) and val_batch. `state`: a file, written every SAVE_SECONDS, from which a killed training goes on
+    as if it had not been; it is used only by a training of equal settings. `ids`: the items' names. arrange(g): an epoch's batches, where they are not drawn at random.
     Raises FloatingPointError, with the step and the items, where the loss is not finite.
     """
     rank, n = ranks()
     torch.manual_seed(seed)
     model = build().to(device)
     net = torch.nn.parallel.DistributedDataParallel(model) if n > 1 else model
-    batch = min(how["batch"], len(split["train"]))
+    batch, parts = min(how["batch"], len(split["train"])), n * how.get("accumulate", 1)
     per_epoch = len(split["train"]) // batch
-    optimizer = torch.optim.AdamW(learned(model).values(), lr=how["lr"], weight_decay=0.01)
+    optimizer = _adamw(how.get("adam8bit"))(learned(model).values(), lr=how["lr"], weight_decay=0.01)
     last = how["warm"] + how["epochs"]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how["lr"], total_steps=last * per_epoch)
+    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=how.get("scaler", False))
     g = torch.Generator().manual_seed(seed)
-    best, epoch, seconds, kept, losses, written = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}, [], time.time()
+    arrange = arrange or (lambda g: list(split["train"][torch.randperm(len(split["train"]), generator=g)].split(batch)[:per_epoch]))
+    best, epoch, seconds, kept, losses, written, todo = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}, [], time.time(), None
     try:
         saved = torch.load(state, map_location="cpu", weights_only=True) if state and state.is_file() else {}
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
         refuse(f"{state} is not readable; delete it, and its training starts again")
     if saved.get("how") == how and {k: v.shape for k, v in saved["model"].items()} == {k: v.shape for k, v in learned(model).items()}:
         model.load_state_dict(saved["model"], strict=False)
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
+        for part, name in ((optimizer, "optimizer"), (schedule, "schedule"), (scaler, "scaler")):
+            part.load_state_dict(saved[name])
         g.set_state(saved["g"])
-        best, epoch, seconds, kept, losses = (saved[k] for k in ("best", "epoch", "seconds", "kept", "losses"))
+        best, epoch, seconds, kept, losses, todo = (saved[k] for k in ("best", "epoch", "seconds", "kept", "losses", "todo"))
+
+    def save(todo):
+        """`todo`: the batches that are left of the epoch, none where it is over."""
+        nonlocal written
+        if state and rank == 0 and time.time() - written > SAVE_SECONDS:
+            written = time.time()
+            saved = {"how": how, "model": learned(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "scaler": scaler.state_dict(), "g": g.get_state(),
+                     "best": best, "epoch": epoch, "seconds": seconds, "kept": kept, "losses": losses, "todo": todo}
+            _atomically(state, lambda f: torch.save(saved, f))
+
     while epoch < last and (how["patience"] is None or epoch - best["epoch"] < how["patience"]):
         began, warm = time.time(), epoch < how["warm"]
         model.train()
-        order = split["train"][torch.randperm(len(split["train"]), generator=g)]
-        for k, pick in enumerate(order.split(batch)[:per_epoch]):
-            loss = loss_of(net, pick, g, slice(rank, None, n), warm)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss.item()} at step {epoch * per_epoch + k}, epoch {epoch}, items {', '.join(str(ids[i] if ids else i) for i in pick.tolist())}; lower --lr")
+        todo = todo or arrange(g)
+        while todo:
+            pick, todo = todo[0], todo[1:]
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            total = 0.0
+            for k in range(rank, parts, n):
+                with net.no_sync() if n > 1 and k + n < parts else contextlib.nullcontext():
+                    loss = loss_of(net, pick, g, slice(k, None, parts), warm)
+                    if not torch.isfinite(loss):
+                        raise FloatingPointError(f"the loss is {loss.item()} at step {len(losses)}, epoch {epoch}, items {', '.join(str(ids[i] if ids else i) for i in pick.tolist())}; lower --lr")
+                    scaler.scale(loss * n / parts).backward()
+                total += loss.item() * n / parts
+            scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(learned(model).values(), 1.0)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             schedule.step()
-            losses.append(loss.item())
-        seconds += 0 if warm else time.time() - began
+            losses.append(total)
+            if not warm:
+                seconds, began = seconds + time.time() - began, time.time()
+            if todo:
+                save(todo)
         epoch += 1
         model.eval()
         if not warm:
             with torch.no_grad():
                 fixed = torch.Generator().manual_seed(seed)  # the same noise in every epoch, where there is any
-                val = sum(loss_of(model, p, fixed, slice(None), False).item() * len(p) for p in split["val"].split(64)) / len(split["val"])
+                val = sum(loss_of(model, p, fixed, slice(None), False).item() * len(p) for p in split["val"].split(how.get("val_batch", 64))) / len(split["val"])
             if n > 1:  # all end at the same epoch, whatever the rounding of each
                 shared = torch.tensor(val, device=device, dtype=torch.float64)
                 torch.distributed.broadcast(shared, 0)
                 val = shared.item()
             if val < best["val"]:
                 best, kept = {"val": val, "epoch": epoch}, {k: v.detach().cpu().clone() for k, v in learned(model).items()}
-        if state and rank == 0 and time.time() - written > SAVE_SECONDS:
-            written = time.time()
-            saved = {"how": how, "model": learned(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "g": g.get_state(),
-                     "best": best, "epoch": epoch, "seconds": seconds, "kept": kept, "losses": losses}
-            _atomically(state, lambda f, saved=saved: torch.save(saved, f))
+        save(None)
     model.load_state_dict(kept, strict=False)
     return model.eval(), best | {"weights": kept, "losses": losses, "steps": epoch * per_epoch, "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch)}
+
+
+def _adamw(eight_bit):
+    if eight_bit:
+        from bitsandbytes.optim import AdamW8bit
+        return AdamW8bit
+    return torch.optim.AdamW
 
 
 def reset_lora(model):

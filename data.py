@@ -14,6 +14,8 @@
     python data.py ssv2 --root ROOT --n 1000 --out data/ssv2   Something-Something v2 as published: ROOT/20bn-something-something-v2/*.webm and its JSON files
     python data.py sets --root set.json --out data/mine        pictures or videos with words: LLaVA, Qwen messages, CLIP csv or tsv, webdataset, metadata.jsonl; a file, folder, .tar, .tar.gz or .zip
     python data.py --check set.json --stats                    write nothing; list every problem of such a set by file, item and reason
+    python data.py openpack --root ROOT --out data/operations  clips of OpenPack as published: what is done at the end of each, since when, until when, and what next?
+    python data.py operations --out data/operations-raw        a made-up set in OpenPack's own layout, for --root: somebody at a bench does ten operations in a noisy order
 
 Of a video the middle --frames frames are kept, squashed to --size. What cannot be used is named, file by file, and nothing is written (--skip-bad: it is
 counted and left out); videos that phones store on their side are turned upright, and counted.
@@ -39,7 +41,12 @@ Writes shards `00000.pt` ... of at most 64 items, `ids.jsonl` ([id, source] a li
                                present and not visible; direction (while present; "still" below 2 px at 48); speed, px a frame; curvature, 1/px; crosses: names; equation (see `position`)
     asked                      (trajectories) [kind, object or ""] of each of turns: persistence, frames, direction, hidden, whatif, unknown, absent, count
     removed                    (trajectories, --change deleted) whose track is gone
+    operation, next, previous  (openpack) what is done at the clip's last frame, and after and before that (None: nothing); earlier: a second before it (None: nothing)
+    start, end, seconds        (openpack) when it begins (below 0) and ends, seconds from the last frame on; how long the session has lasted then
+    boundary, fixed, subject   (openpack) does the clip end within a second of a change? is it one of the first 30 of U0108, the fixed test? who works
+    fps                        (openpack) frames a second, on average, of those shown
 
+The split of openpack is by subject, the source a session ("test:U0108-S0100"); its index.yaml holds in `grammar` what the labels of train say without a picture.
 Real clips have no boxes, labels or mask. Generated sets depend on --seed alone: the same bytes every time.
 """
 import base64
@@ -61,17 +68,37 @@ import sys
 import tarfile
 import tempfile
 import textwrap
+import uuid
 import xml.etree.ElementTree as ET
 import zipfile
 import zlib
 from collections import Counter
+from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import Items, check_writable, digest, frames_of, load_items, load_yaml, parser, refuse, save_yaml, say, split_of, upright, write_items
+from common import (
+    CHOICES,
+    Items,
+    check_writable,
+    choose_frames,
+    digest,
+    frames_of,
+    known,
+    load_items,
+    load_yaml,
+    parser,
+    refuse,
+    save_text,
+    save_yaml,
+    say,
+    split_of,
+    upright,
+    write_items,
+)
 
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 210), "yellow": (235, 205, 50),
            "purple": (140, 50, 170), "cyan": (60, 200, 210)}
@@ -758,12 +785,18 @@ def pictures_in(folder):
 
 def middle_pictures(folder, frames, size):
     """The middle `frames` pictures of a folder, uint8 [T,size,size,3]; no other is opened."""
-    from PIL import Image
     files = pictures_in(folder)
     if len(files) < frames:
         raise Unusable(*("short", f"has {len(files)} frames, and {frames} are wanted") if files else ("empty", "holds no JPEG or PNG"))
-    kept, first = [], (len(files) - frames) // 2
-    for path in files[first:first + frames]:
+    first = (len(files) - frames) // 2
+    return pictures(files[first:first + frames], size)
+
+
+def pictures(paths, size):
+    """Pictures as a clip, uint8 [T,size,size,3]."""
+    from PIL import Image
+    kept = []
+    for path in paths:
         try:
             with Image.open(path) as picture:
                 kept.append(frames_of({"frames": torch.from_numpy(np.array(picture.convert("RGB")))[None]}, size))
@@ -893,23 +926,27 @@ def write_whole(out, items, meta, verdict):
 
 
 def write_clips(out, rows, frames, fps, size, skip_bad, meta):
-    """Clips that labels name; what cannot be used is listed."""
+    """Clips that labels name."""
+    notes = []
     if folder := fps and next((r["id"] for r in rows if not r["problem"] and r["path"].is_dir()), None):
         refuse(f"{folder} is a folder of frames, which states no rate; leave --fps {fps:g} out")
-    notes = []
+    write_checked(out, clips(rows, frames, fps, size, skip_bad, notes), notes, len(rows), skip_bad, meta)
 
+
+def write_checked(out, found, notes, n, skip_bad, meta):
+    """`found`, what can be used of n clips; what cannot is in `notes` once they are decoded, and listed."""
     def verdict(index):
         for name, _, reason in notes:
             print(f"{name}: {reason}", file=sys.stderr)
         kinds = Counter(kind for _, kind, _ in notes)
         rotated, skipped = kinds.pop("rotated", 0), kinds.total()
         if skipped and not skip_bad:
-            refuse(f"{skipped} of {len(rows)} clips have problems, listed above; mend them or go on without these clips with --skip-bad")
+            refuse(f"{skipped} of {n} clips have problems, listed above; mend them or go on without these clips with --skip-bad")
         if not index["items"]:
-            refuse(f"none of {len(rows)} clips is usable; check --root, --frames and --fps")
+            refuse(f"none of {n} clips is usable; check --root, --frames and --fps")
         return {"skipped": skipped, "skipped_kinds": dict(sorted(kinds.items())), "rotated": rotated}
 
-    write_whole(out, clips(rows, frames, fps, size, skip_bad, notes), meta, verdict)
+    write_whole(out, found, meta, verdict)
 
 
 # ---------------------------------------------------------------- sets with words: LLaVA, Qwen, CLIP, webdataset, imagefolder
@@ -1526,6 +1563,336 @@ def augmented(items, args):
                 yield copy
 
 
+# ---------------------------------------------------------------- operations at a packing bench (OpenPack)
+
+OPERATIONS = {100: "Picking", 200: "Relocate Item Label", 300: "Assemble Box", 400: "Insert Items", 500: "Close Box", 600: "Attach Box Label", 700: "Scan Label",
+              800: "Attach Shipping Label", 900: "Put on Back Table", 1000: "Fill out Order"}  # OpenPack (Yoshimura et al. 2024); what has another id (8100, Null) is none of them
+NULL, JAPAN = 8100, timezone(timedelta(hours=9))
+LASTS = {100: 9, 200: 7, 300: 9, 400: 10, 500: 6, 600: 5, 700: 4, 800: 6, 900: 6, 1000: 7, NULL: 2}  # seconds, of somebody of speed 1
+FIXED = "U0108", 30  # the first so many clips of this subject are the fixed test
+CHANGE = 1  # seconds: a clip that ends no further from a change of operation is a boundary clip
+FRAMES_AT = "kinect/color-masked/frames"
+ASK_OPERATION = "What is done now, since when, until when, and what is next?"  # short: the smallest models write nearly letter by letter
+
+
+def procedure(rng):
+    """The operations on one box, in a noisy order: ids. Without picking, assembling, inserting and closing there is nothing to go on with, so these are never skipped."""
+    order = [o for o in OPERATIONS if o in (100, 300, 400, 500, 900) or rng.random() > 0.1]
+    for a, b in ((200, 300), (600, 700), (700, 800), (900, 1000)):
+        if a in order and order[order.index(a) + 1:][:1] == [b] and rng.random() < 0.25:
+            k = order.index(a)
+            order[k:k + 2] = b, a
+    for after, again in ((200, [100]), (400, [100, 400]), (800, [700])):
+        if after in order and rng.random() < 0.2:
+            k = order.index(after) + 1
+            order[k:k] = again
+    return order
+
+
+def shift(rng, speed, boxes):
+    """A session of somebody: [{start, end (seconds), id, box, done: the ids done on this box before}]."""
+    found, t = [], 0.0
+    for box in range(1, boxes + 1):
+        done = []
+        for o in procedure(rng):
+            for k in [NULL, o] if rng.random() < 0.1 else [o]:
+                end = t + LASTS[k] / speed * rng.lognormal(0, 0.25)
+                found.append({"start": t, "end": end, "id": k, "box": box, "done": tuple(done)})
+                t = end
+            done.append(o)
+    return found
+
+
+def at_bench(look, segment, t, rng, size):
+    """The picture at t seconds of a session: somebody at a bench with shelf, items, box, printer and back table, PIL image.
+
+    Attaching either label and scanning are one movement, as are assembling and closing: what is in the hand, how high the box is and what lies on the bench tells them apart.
+    """
+    from PIL import Image, ImageDraw
+    o, done, fine = segment["id"], segment["done"], 4
+    along = (t - segment["start"]) / (segment["end"] - segment["start"])
+    swing = 0.5 - 0.5 * np.cos(2 * np.pi * (t - segment["start"]) * look["speed"] / 2.6)  # there and back
+    picked, packed = done.count(100), done.count(400)
+    items = max(0.0, 3 * (min(1, picked) - min(1, packed) + max(0, picked - 1) - max(0, packed - 1)) + (3 * along if o == 100 else -3 * along if o == 400 else 0))
+    height = 9 * (1 if 300 in done else along if o == 300 else 0)
+    away = 900 in done or o == 900 and along > 0.7
+    body, left, right, held = {  # x of the body, both hands, and what is in the right one
+        100: (15, (12, 38), (5 + 10 * swing, 22 + 15 * swing), "item" if along * 10 % 1 < 0.6 else None),
+        200: (19, (14, 38), (15 + 7 * swing, 37 - 4 * swing), "label"),
+        300: (33, (27 - 5 * swing, 36 - 3 * swing), (39 + 5 * swing, 36 - 3 * swing), None),
+        400: (25, (21, 37), (15 + 17 * swing, 38 - 8 * np.sin(np.pi * swing)), "item"),
+        500: (33, (27 - 5 * swing, 34 - 3 * swing), (39 + 5 * swing, 34 - 3 * swing), None),
+        600: (37, (30, 35), (46 - 11 * swing, 36 - 4 * np.sin(np.pi * swing)), "label"),
+        700: (37, (30, 35), (46 - 11 * swing, 36 - 4 * np.sin(np.pi * swing)), "scanner"),
+        800: (37, (30, 35), (46 - 11 * swing, 36 - 4 * np.sin(np.pi * swing)), "label"),
+        900: (36 + 17 * min(1, along * 1.4), (32 + 17 * min(1, along * 1.4), 33), (43 + 17 * min(1, along * 1.4), 33), None),
+        1000: (45, (43, 38), (48 + 1.5 * np.sin(9 * t), 37 + swing), "pen")}.get(o, (look["idle"], (look["idle"] - 6, 34), (look["idle"] + 6, 34), None))
+
+    image = Image.new("RGB", (size * fine,) * 2, look["wall"])
+    pen, zoom = ImageDraw.Draw(image), size * fine / 64 * look["zoom"]
+
+    def at(*xy):
+        return [float((v - 32) * zoom + size * fine / 2 + d * size * fine / 64) for v, d in zip(xy, itertools.cycle(look["at"]), strict=False)]
+
+    def block(x0, y0, x1, y1, fill):
+        if x1 > x0 and y1 > y0:
+            pen.rectangle(at(x0, y0, x1, y1), fill=fill)
+
+    block(-20, 46, 84, 84, look["floor"])
+    block(0, 12, 8, 46, (90, 80, 70))  # the shelf
+    for k in range(4):
+        block(1, 15 + 8 * k, 6, 19 + 8 * k, look["items"][k % 3])
+    block(54, 40, 70, 42, (120, 115, 110))  # the back table
+    pen.line(at(body - 4, 24, *left), fill=look["clothes"], width=int(3 * zoom))
+    pen.rounded_rectangle(at(body - 6, 21, body + 6, 46), radius=3 * zoom, fill=look["clothes"])
+    pen.ellipse(at(body - 4.5, 11, body + 4.5, 20.5), fill=look["skin"])
+    block(9, 41, 52, 48, look["bench"])
+    block(46, 37, 51, 41, (50, 50, 60))  # the printer
+    block(47, 39, 50, 41, (250, 250, 250))
+    for k in range(int(np.ceil(min(items, 6)))):
+        block(11 + 2.6 * k, 38, 13 + 2.6 * k, 41, look["items"][k % 3])
+    x, y = (57, 40) if away else (body + 1, 37) if o == 900 else (28 + look["box"], 41)
+    if height or away:
+        block(x, y - height, x + 11, y, (176, 130, 80))
+        if 500 in done:
+            block(x, y - height, x + 11, y - height + 1.2, (140, 98, 55))
+        else:
+            flap = 4 * (1 - along if o == 500 else 1)
+            pen.line(at(x, y - height, x - 2, y - height - flap), fill=(150, 105, 60), width=int(zoom))
+            pen.line(at(x + 11, y - height, x + 13, y - height - flap), fill=(150, 105, 60), width=int(zoom))
+        if 600 in done:
+            block(x + 1.5, y - 6, x + 4.5, y - 3.5, (245, 245, 245))
+        if 800 in done:
+            block(x + 6, y - 6, x + 9.5, y - 2.5, (245, 245, 245))
+    pen.line(at(body + 4, 24, *right), fill=look["clothes"], width=int(3 * zoom))
+    for hand in (left, right):
+        pen.ellipse(at(hand[0] - 1.8, hand[1] - 1.8, hand[0] + 1.8, hand[1] + 1.8), fill=look["skin"])
+    hx, hy = right
+    if held:
+        block(hx - 2, hy - 1, hx + 1, hy + 2.5, {"item": look["items"][int(along * 10) % 3], "label": (250, 250, 250), "scanner": (30, 30, 35), "pen": (30, 60, 200)}[held])
+    if held == "scanner" and swing > 0.7:
+        block(hx - 6, hy + 2, hx - 2, hy + 2.6, (230, 40, 40))
+    image = np.asarray(image.reduce(fine), np.float32) * (1 + 0.03 * rng.normal()) + rng.normal(0, 4, (size, size, 1))
+    return Image.fromarray(image.round().clip(0, 255).astype(np.uint8))
+
+
+def operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0):
+    """A made-up set in OpenPack's own layout under `out`: subjects U0101 ..., sessions S0100 ..., JPEGs at `rate` a second. Each subject has their own speed, clothes and camera."""
+    for s in tqdm(range(subjects), desc="operations", unit="subject"):
+        rng = np.random.default_rng([seed, s])
+        user = f"U{101 + s:04d}"
+        look = {"speed": float(rng.uniform(0.75, 1.35)), "clothes": tuple(rng.integers(30, 220, 3).tolist()), "skin": tuple((np.array([225, 180, 150]) * rng.uniform(0.45, 1)).astype(int).tolist()),
+                "at": rng.uniform(-2.5, 2.5, 2).tolist(), "zoom": float(rng.uniform(0.92, 1.06))}
+        for k in range(sessions):
+            session, day = f"S{100 * (k + 1):04d}", datetime(2021, 10, 1 + s, 9 + k, int(rng.integers(60)), int(rng.integers(60)), tzinfo=JAPAN)
+            wall = int(rng.integers(110, 190))
+            look |= {"wall": (wall, wall, wall - 10), "floor": (wall - 60,) * 3, "bench": tuple((np.array([200, 195, 185]) * rng.uniform(0.7, 1)).astype(int).tolist())}
+            work, folder = shift(rng, look["speed"], boxes), out / user / FRAMES_AT / session
+            told, by_second, box, second = [], [], None, 0
+            for part in work:
+                begins, ends = (day + timedelta(seconds=round(part[key], 3)) for key in ("start", "end"))
+                told.append([str(uuid.UUID(bytes=rng.bytes(16))), user, session, part["box"], part["id"], OPERATIONS.get(part["id"], "Null"), begins.isoformat(timespec="milliseconds"),
+                             ends.isoformat(timespec="milliseconds"), ""])
+                while second < part["end"]:
+                    by_second.append([1000 * (int(day.timestamp()) + second), user, session, part["box"], part["id"]])
+                    second += 1
+            for tick in range(int(work[-1]["end"] * rate) + 1):
+                t = tick / rate
+                part = next(p for p in work if t < p["end"])
+                if part["box"] != box:
+                    box = part["box"]
+                    look |= {"items": [tuple(c) for c in rng.integers(40, 230, (3, 3)).tolist()], "box": float(rng.uniform(-1.5, 1.5)), "idle": float(rng.uniform(15, 50))}
+                when = day + timedelta(seconds=t)
+                path = folder / when.strftime("%Y/%m/%d/%H/%M") / f"{when:%Y%m%d_%H%M%S}_{when.microsecond // 1000:03d}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                at_bench(look, part, t, rng, size).save(path, quality=90)
+            for name, head, rows in (("openpack-operations", "uuid,user,session,box,id,operation,start,end,actions", told), ("openpack-operations-1hz", "unixtime,user,session,box,id", by_second)):
+                save_text(out / user / "annotation" / name / f"{session}.csv", "\n".join([head, *(",".join(map(str, row)) for row in rows)]) + "\n")
+
+
+def table_of(path, columns):
+    """Rows of a CSV file as dicts. Raises ValueError where it cannot be read, or lacks one of the columns."""
+    try:
+        table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+    except OSError as e:
+        raise ValueError(e) from e
+    if missing := [c for c in columns if c not in (table.fieldnames or ())]:
+        raise ValueError(f"lacks the columns {', '.join(missing)}; its header says {table.fieldnames}")
+    return list(table)
+
+
+def read_openpack(root):
+    """Sessions as published, and what is wrong with any: [{user, session, work: [(start, end, id)], folder, names and times of its frames, ends: when a clip may end}], [(name, reason)]. Unix time."""
+    found, problems = [], []
+    files = sorted(root.glob("*/annotation/openpack-operations/*.csv"))
+    if not files:
+        refuse(f"{root} holds no U####/annotation/openpack-operations/S####.csv; give --root the folder above the subjects', or make one with `data.py operations`")
+    for path in tqdm(files, desc="sessions", unit="session"):
+        user, session, work, by_second = path.parents[2].name, path.stem, [], path.parents[1] / "openpack-operations-1hz" / path.name
+        name = f"{user}/{session}"
+        try:
+            table = table_of(path, ("id", "start", "end"))
+        except ValueError as e:
+            problems.append((name, f"openpack-operations/{path.name} {e}"))
+            continue
+        for line, row in enumerate(table, 2):
+            try:
+                start, end = (datetime.fromisoformat(row[k]) for k in ("start", "end"))
+                start, end = ((x if x.tzinfo else x.replace(tzinfo=JAPAN)).timestamp() for x in (start, end))
+                work.append((start, end, int(row["id"])))
+            except (TypeError, ValueError) as e:
+                problems.append((name, f"line {line} of {path.name} is no operation ({e})"))
+                continue
+            if end <= start or work[-1][2] not in (*OPERATIONS, NULL):
+                reason = "ends before it begins" if end <= start else f"has id {row['id']}, which is no operation; known: {', '.join(map(str, OPERATIONS))} and {NULL}"
+                problems.append((name, f"line {line} of {path.name} {reason}"))
+                work.pop()
+        work.sort()
+        problems += [(name, f"two operations overlap by {a[1] - b[0]:.1f} seconds, the second from {datetime.fromtimestamp(b[0], JAPAN)}") for a, b in itertools.pairwise(work) if a[1] - b[0] > 1]
+        folder, times, names = root / user / FRAMES_AT / session, [], []
+        for picture in sorted(folder.rglob("*.jpg"), key=lambda p: p.name):
+            try:
+                times.append(datetime.strptime(picture.stem, "%Y%m%d_%H%M%S_%f").replace(tzinfo=JAPAN).timestamp())
+                names.append(str(picture.relative_to(folder)))
+            except ValueError:
+                problems.append((name, f"{picture.name} does not say when it was taken: YYYYMMDD_hhmmss_mmm.jpg"))
+        if not names or not work:
+            problems.append((name, "has no frames" if work else "has no operations"))
+            continue
+        ends = np.arange(np.ceil(work[0][0]), work[-1][1])  # whole seconds, where there are no labels of each
+        if by_second.is_file():
+            try:
+                labels = [(int(row["unixtime"]) / 1000, int(row["id"])) for row in table_of(by_second, ("unixtime", "id"))]
+            except (TypeError, ValueError) as e:
+                problems.append((name, f"openpack-operations-1hz/{path.name} {e}"))
+                continue
+            known_at = [{o for start, end, o in work if start - 1 <= t <= end + 1} or {NULL} for t, _ in labels]
+            if other := [t for (t, o), near in zip(labels, known_at, strict=True) if o not in near]:
+                problems.append((name, f"{len(other)} of {len(labels)} seconds have another operation in openpack-operations-1hz, first at {datetime.fromtimestamp(other[0], JAPAN)}"))
+            ends = np.unique([t for t, _ in labels])
+        found.append({"user": user, "session": session, "work": work, "folder": folder, "names": names, "times": np.array(times), "ends": ends})
+    return found, problems
+
+
+def subjects_of(users, test, val):
+    """{user: split}. test, val: names with commas between; unsaid: of the ring of subjects that begins at U0108 (where there is one) the first 30% are test, the last tenth val, at least one each."""
+    named = {u: part for part, said in (("test", test), ("val", val)) for u in (said or "").split(",") if u}
+    if unknown := sorted(set(named) - set(users)):
+        refuse(f"there is no subject {unknown[0]}; known: {', '.join(users)}")
+    first = users.index(FIXED[0]) if FIXED[0] in users else 0
+    ring = [u for u in users[first:] + users[:first] if u not in named]
+    if not test:
+        k = max(1, round(0.3 * len(users)))
+        named, ring = named | dict.fromkeys(ring[:k], "test"), ring[k:]
+    if not val:
+        named |= dict.fromkeys(ring[-max(1, len(users) // 10):], "val")
+    return {u: named.get(u, "train") for u in users}
+
+
+def grammar(sessions):
+    """What train's labels say without a picture: {bigram: {operation before, or "(start)": {operation: times}}, seconds: {operation: how long in all},
+    clock: the commonest operation in every ten seconds of a session, start, end: medians, of all seconds, of how long ago the operation began and of when it ends}."""
+    pairs, seconds, clock, spans_ = {}, Counter(), {}, []
+    for s in sessions:
+        work = [w for w in s["work"] if w[2] in OPERATIONS]
+        for before, (_, _, o) in zip(["(start)", *(OPERATIONS[w[2]] for w in work)], work, strict=False):
+            pairs.setdefault(before, Counter())[OPERATIONS[o]] += 1
+        for start, end, o in work:
+            for t in np.arange(np.ceil(start), end):
+                seconds[OPERATIONS[o]] += 1
+                clock.setdefault(int((t - s["work"][0][0]) // 10), Counter())[OPERATIONS[o]] += 1
+                spans_.append((start - t, end - t))
+    usual = max(sorted(seconds), key=seconds.get)
+    return {"bigram": {k: dict(sorted(v.items())) for k, v in sorted(pairs.items())}, "seconds": dict(sorted(seconds.items())),
+            "clock": [max(sorted(clock.get(k, {usual: 1})), key=clock.get(k, {usual: 1}).get) for k in range(max(clock) + 1)],
+            **dict(zip(("start", "end"), np.median(spans_, 0).tolist(), strict=True))}
+
+
+def operation_at(s, t):
+    """(start, end, id) of what is done at a time of a session; id NULL where nothing is."""
+    k = int(np.searchsorted([w[0] for w in s["work"]], t, "right")) - 1
+    return s["work"][k] if k >= 0 and t < s["work"][k][1] else (0, 0, NULL)
+
+
+def clip_ends(s, window, count):
+    """The clips that a session could give: (second, numbers of the window's first and last frame, does it end at a change?), for each second at whose last frame somebody does an operation
+    and before which there are frames of `window` seconds, or of three quarters of them."""
+    times, changes = s["times"], np.unique([x for w in s["work"] for x in w[:2]])
+    for t in s["ends"]:
+        last = int(np.searchsorted(times, t, "right")) - 1
+        first = int(np.searchsorted(times, times[last] - window, "right"))
+        if last >= 0 and t - times[last] <= 1 and last - first + 1 >= count and times[last] - times[first] >= 0.75 * window and operation_at(s, times[last])[2] != NULL:
+            yield int(t - s["work"][0][0] + 1e-6), first, last, bool(np.abs(changes - times[last]).min() <= CHANGE)
+
+
+def clip_row(s, part, count, second, first, last, boundary):
+    """The truth about a clip, and the `paths` of its window."""
+    now, work = s["times"][last], [w for w in s["work"] if w[2] in OPERATIONS]
+    start, end, o = operation_at(s, now)
+    k, name = work.index((start, end, o)), OPERATIONS[o]
+    after, before = (OPERATIONS[work[j][2]] if 0 <= j < len(work) else None for j in (k + 1, k - 1))
+    answer = {"operation": name, "start": round(start - now), "end": round(end - now), "next": after}
+    return {"id": f"{s['user']}-{s['session']}-{second:05d}", "source": f"{part}:{s['user']}-{s['session']}", "subject": s["user"], "action": name, "text": name, **answer,
+            "start": float(start - now), "end": float(end - now), "previous": before, "earlier": OPERATIONS.get(operation_at(s, now - 1)[2]), "seconds": float(now - s["work"][0][0]),
+            "boundary": boundary, "turns": [[ASK_OPERATION, json.dumps(answer)]], "paths": [s["folder"] / x for x in s["names"][first:last + 1]],
+            "fps": max(round(float((count - 1) / (now - s["times"][first])), 1), 0.1)}
+
+
+def chosen_rows(sessions, split, window, count, n, asked, every, boundary, seed):
+    """Rows of the clips to keep. Of train n, drawn, a share `boundary` of them (where there are so many) within CHANGE seconds of a change; of test about `asked`, of val a quarter of that:
+    one every `every` seconds from the beginning of each session on, equally many of each. The first of FIXED are marked `fixed`."""
+    of = {part: [(s, list(clip_ends(s, window, count))) for s in sessions if split[s["user"]] == part] for part in ("train", "val", "test")}
+    every_train = [(s, *end) for s, ends in of["train"] for end in ends]
+    order = [every_train[k] for k in np.random.default_rng(seed).permutation(len(every_train))]
+    near = [end for end in order if end[-1]][:round(n * boundary)]
+    rest = [end for end in order if not end[-1]] if boundary else order
+    rows = sorted((clip_row(end[0], "train", count, *end[1:]) for end in near + rest[:n - len(near)]), key=lambda r: r["id"])
+    for part, most in (("val", asked // 4), ("test", asked)):
+        for s, ends in of[part]:
+            rows += [clip_row(s, part, count, *end) for end in [end for end in ends if end[0] % every == 0][:max(1, -(-most // len(of[part])))]]
+    for r in [r for r in rows if r["subject"] == FIXED[0] and r["source"].startswith("test:")][:FIXED[1]]:
+        r["fixed"] = True
+    return rows
+
+
+def operation_clips(rows, count, how, size, skip_bad, notes, seed):
+    """Items of rows: of each window `count` frames, chosen `how`. `notes` gets what cannot be read, (id, kind, reason); once one is bad the rest is only checked, unless skip_bad."""
+    for n, row in enumerate(tqdm(rows, desc="clips", unit="clip")):
+        paths = row.pop("paths")
+        try:
+            seen = pictures(paths, 64) if how in ("motion", "scene") else torch.zeros(len(paths), 1, 1, 3, dtype=torch.uint8)
+            frames = pictures([paths[k] for k in choose_frames(seen, count, how, (seed, n))], size)
+        except Unusable as e:
+            notes.append((row["id"], *e.args))
+            continue
+        if skip_bad or not notes:
+            yield row | {"frames": frames, "height": frames.shape[1], "width": frames.shape[2]}
+
+
+def write_openpack(out, args, meta):
+    """data/<out> of a set in OpenPack's layout. A made-up one says so itself, in made.yaml."""
+    if args.count < 2 or args.window <= 0 or args.asked < 1 or args.every < 1 or not 0 <= args.boundary <= 1:
+        refuse(f"--count {args.count} --window {args.window:g} --asked {args.asked} --every {args.every} --boundary {args.boundary:g} give no clips; give at least 2, above 0, 1, 1, and 0 to 1")
+    root, made = Path(args.root), Path(args.root) / "made.yaml"
+    sessions, problems = read_openpack(root)
+    for name, reason in problems:
+        print(f"{name}: {reason}", file=sys.stderr)
+    if problems and not args.skip_bad:
+        refuse(f"{len(problems)} problems in {root}, listed above; mend them or go on without what has problems with --skip-bad")
+    split = subjects_of(sorted({s["user"] for s in sessions}), args.test, args.val)
+    rows = chosen_rows(sessions, split, args.window, args.count, args.n or 2000, args.asked, args.every, args.boundary, args.seed)
+    if lacking := {"train", "val", "test"} - {split_of(r["source"]) for r in rows}:
+        refuse(f"{root} has no clip of {args.window:g} seconds for {sorted(lacking)[0]}; give more subjects, or another --test, --val or --window")
+    from PIL import Image
+    with Image.open(rows[0]["paths"][0]) as picture:
+        size = args.size or min(224, *picture.size)
+    meta |= {"data": load_yaml(made)["data"] if made.is_file() else "real", "size": size, "frames": args.count, "window": args.window, "chosen": args.frames,
+             "every": args.every, "boundary": args.boundary, "subjects": split, "operations": list(OPERATIONS.values()),
+             "grammar": grammar([s for s in sessions if split[s["user"]] == "train"]), "problems": len(problems)}
+    notes = []
+    write_checked(out, operation_clips(rows, args.count, args.frames, size, args.skip_bad, notes, args.seed), notes, len(rows), args.skip_bad, meta)
+
+
 # ---------------------------------------------------------------- the folder
 
 def preview(items, path, columns=8, rows=5, tile=160):
@@ -1561,7 +1928,7 @@ def preview(items, path, columns=8, rows=5, tile=160):
     sheet.save(path)
 
 
-SOURCES = ("shapes", "moving", "trajectories", "cut", "photos", "boxes", "clips", "ssv2", "sets")
+SOURCES = ("shapes", "moving", "trajectories", "cut", "photos", "boxes", "clips", "ssv2", "sets", "openpack", "operations")
 
 
 def get_args(argv):
@@ -1569,18 +1936,27 @@ def get_args(argv):
     p.add_argument("source", nargs="?", choices=SOURCES, help="(default: shapes)")
     p.add_argument("--source", dest="also", choices=SOURCES, help="the same, as a flag")
     p.add_argument("--out", help="the folder to write (default: data/<source>)")
-    p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, trajectories 2000, moving and photos 200, else all); of clips as many of each action, by --seed")
+    p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, trajectories 2000, moving and photos 200, else all);"
+                   " openpack: clips of train (default: 2000); operations: sessions of a subject (default: 4); of clips as many of each action, by --seed")
     p.add_argument("--size", type=int, help="side in pixels of generated frames and of clips (default: 224; moving 64, trajectories 48)")
     p.add_argument("--freeze", choices=["first", "middle"], help="moving: show this frame throughout; ids, sources and answers stay (default --out: data/moving-<frame>)")
     p.add_argument("--wait", type=int, help="moving: so many frames in all, before and after, in which nothing moves (default --out: data/waiting)")
     p.add_argument("--clips", help="with --freeze or cut: a data folder whose clips to freeze or to cut (default, of --freeze: those that --n, --size and --seed generate)")
-    p.add_argument("--frames", type=int, help="of a clip (default: moving 17, trajectories 32, clips and ssv2 24, sets 8); cut: how many")
+    p.add_argument("--frames", help="of a clip (default: moving 17, trajectories 32, clips and ssv2 24, sets 8); cut: how many; openpack: which --count of --window seconds, uniform (default), motion,"
+                   " random or scene")
     p.add_argument("--change", choices=CHANGES, help="trajectories: the same scenes played backwards, without their first object, or with the colours and shapes of the first two exchanged;"
                    " ids and sources stay (default --out: data/trajectories-<change>)")
     p.add_argument("--only", choices=["train", "val", "test"], help="trajectories: leave out what is not of this split")
     p.add_argument("--fps", type=float, help="clips, ssv2: frames a second (default: every frame)")
     p.add_argument("--first", type=int, default=0, help="cut: the number of the first frame (default: %(default)s)")
     p.add_argument("--root", help="boxes, clips: the folder that holds them; ssv2: the folder of the published files; sets: a JSON, CSV or TSV file, a folder, a .tar or a .zip")
+    p.add_argument("--count", type=int, default=8, help="openpack: frames of a clip (default: %(default)s)")
+    p.add_argument("--window", type=float, default=8, help="openpack: seconds that they are chosen from (default: %(default)g)")
+    p.add_argument("--test", help="openpack: the subjects held out, with commas between (default: U0108 and those after it, 30%% of all)")
+    p.add_argument("--val", help="openpack: the subjects to choose by (default: those before U0108, a tenth of all)")
+    p.add_argument("--asked", type=int, default=600, help="openpack: how many test clips, the first of every session; a quarter as many of val (default: %(default)s)")
+    p.add_argument("--every", type=int, default=2, help="openpack: seconds from one of these to the next (default: %(default)s)")
+    p.add_argument("--boundary", type=float, default=0.5, help="openpack: the share of train clips drawn from those that end within a second of a change; 0: as they come (default: %(default)s)")
     p.add_argument("--annotations", help="default ROOT/annotations (voc), ROOT/labels.csv (csv, clips), ROOT/annotations.json (coco)")
     p.add_argument("--format", choices=[*FORMATS, *SET_FORMATS], help=f"boxes: {', '.join(FORMATS)} (default: voc); sets: {', '.join(SET_FORMATS)} (default: found by looking)")
     p.add_argument("--media", help="sets: the folder or archive in which the paths of pictures and videos begin (default: beside the file that names them)")
@@ -1607,6 +1983,14 @@ def main(argv=None):
     if args.smoke:
         args.n = args.n or 4
     out = Path(args.out or ("data/waiting" if args.wait else f"data/{args.source}" + (f"-{args.freeze or args.change}" if args.freeze or args.change else "")))
+    if args.source == "openpack":
+        args.frames = args.frames or "uniform"
+        known(args.frames, dict.fromkeys(CHOICES), "way of choosing frames")
+    elif args.frames is not None:
+        try:
+            args.frames = int(args.frames)
+        except ValueError:
+            refuse(f"--frames {args.frames} is no number of frames; give, say, 24")
     if args.n is not None and args.n < 1:
         refuse(f"--n {args.n} leaves nothing to write; give 1 or more")
     if args.size is not None and args.size < 16:
@@ -1623,9 +2007,16 @@ def main(argv=None):
         refuse(f"--clips {args.clips} goes with --freeze first or middle, or with cut; leave it out")
     if args.source == "cut" and not (args.clips and args.frames is not None and args.out):
         refuse("cut takes some frames of clips that are there; give --clips their folder, --frames how many, and --out where to")
-    if args.frames is not None and args.frames < 1 or args.first < 0:
+    if isinstance(args.frames, int) and args.frames < 1 or args.first < 0:
         refuse(f"--frames {args.frames} from --first {args.first} on are no frames; give 1 or more, from 0 or more on")
-    real = args.source in ("boxes", "clips", "ssv2", "sets")
+    real = args.source in ("boxes", "clips", "ssv2", "sets", "openpack")
+    if args.source == "operations":
+        check_writable(out / "made.yaml")
+        operations(out, args.size or 64, args.seed, sessions=args.n or 4)
+        result = {"stage": "data", "source_kind": "operations", "data": "synthetic", "seed": args.seed, "size": args.size or 64, "sessions": args.n or 4, "layout": "openpack"}
+        save_yaml(out / "made.yaml", result)
+        say(result)
+        return result
     if real and not args.root:
         refuse(f"--root is missing; give the {dict(boxes='folder that holds the images', sets='file, folder or archive of the set').get(args.source, 'folder that holds the clips')}")
     if args.format and args.source in ("boxes", "sets") and args.format not in (FORMATS if args.source == "boxes" else SET_FORMATS):
@@ -1655,6 +2046,8 @@ def main(argv=None):
         if args.check:
             say(result)
             return result
+    elif args.source == "openpack":
+        write_openpack(out, args, meta)
     elif args.source == "boxes":
         items, meta["skipped"] = boxes(args.root, args.format or "voc", args.annotations, args.classes and [c.strip() for c in args.classes.split(",")], args.n, args.skip_bad)
         write_items(out, augmented(items, args), meta)

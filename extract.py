@@ -1239,7 +1239,7 @@ def one_model(args, started):
         refuse(f"--tiles goes with {' and '.join(TILED)}, in the place of --size; give {args.model} a --size")
     args.size = args.size or entry["clip" if clip else "size"] * (2 if args.tiles == "all" else 1)
     device, dtype, why = choose_device()
-    plan = {"model": entry["name"], "checkpoint": fingerprint(entry["path"]), "revision": args.revision,
+    plan = {"model": entry["name"], "checkpoint": fingerprint(entry), "revision": args.revision,
             "weights": "random" if args.random_init else entry["weights"], "size": args.size, "batch": args.batch,
             "points": args.points, "random_seed": args.seed if args.random_init else None, "dtype": str(dtype),
             "items": same_items(items, data)}
@@ -1386,7 +1386,7 @@ def ask_model(args, started):
     questions, kinds, ids = [q for *_, q in rows], [kind for _, kind, _ in rows], [item["id"] for item, *_ in rows]
     device, dtype, why = choose_device()
     meta = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "data": data["data"], "data_path": str(args.data), "size": size, "scale": scale,
-            "checkpoint": fingerprint(entry["path"]), "revision": args.revision, "seed": args.seed, "dtype": str(dtype), "point": found and found["meta"]["point"],
+            "checkpoint": fingerprint(entry), "revision": args.revision, "seed": args.seed, "dtype": str(dtype), "point": found and found["meta"]["point"],
             "removed": found and hashlib.sha256(found["directions"].numpy().tobytes() + found["mean"].numpy().tobytes()).hexdigest()[:16]}
     before = load_pt(out, ANSWERS) if out.is_file() else None
     answers = before["answers"] if before and before["meta"] == meta and before["questions"] == questions and before["ids"] == ids else {}
