@@ -61,6 +61,7 @@ from common import (
     ap_runs,
     attempt,
     attention,
+    bf16_units,
     bootstrap,
     box_truth,
     caption,
@@ -1339,6 +1340,11 @@ def continued(tokenizer, before, piece):
     return whole[len(start):] if whole[:len(start)] == start else tokenizer(piece, add_special_tokens=False).input_ids
 
 
+def encoded_of(item):
+    """The files of an item's pictures, in their order; none where it is words alone."""
+    return item.get("album") or ([item["encoded"]] if "encoded" in item else [])
+
+
 class Reading:
     """What a model reads of an item, by its own processor: every question as at inference, and behind it the tokens of the answer, which alone carry loss."""
 
@@ -1357,14 +1363,15 @@ class Reading:
         """(T, width, height) of each picture or clip, in the processor's frame, and of the first in its own."""
         from PIL import Image
         own = ([(len(item["frames"]), *reversed(item["frames"].shape[1:3]))] if "frames" in item else
-               [(1, *Image.open(io.BytesIO(x.numpy().tobytes())).size) for x in item.get("album") or [item["encoded"]]])
-        return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in own), own[0][1:]
+               [(1, *Image.open(io.BytesIO(x.numpy().tobytes())).size) for x in encoded_of(item)])
+        return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in own), own and own[0][1:]
 
     def said(self, item, first, last):
         """(messages of these turns, boxes as the model says them; the number of media that each brings; sizes of all media)."""
         sizes, own = self.sizes(item)
-        box = SCALES.get(self.kind, (1000, 1000)) or sizes[0][1:]
-        turns = [(question, rescaled(answer, own, box)) for question, answer in item["turns"][first:last]]
+        turns = item["turns"][first:last]
+        if sizes:
+            turns = [[rescaled(text, own, SCALES.get(self.kind, (1000, 1000)) or sizes[0][1:]) for text in turn] for turn in turns]
         kinds = [[{"type": "video"}] if self.as_video and t > 1 else [{"type": "image"}] * t for t, *_ in sizes]
         placed = any(PLACE.search(question) for question, _ in (item["turns"] if item.get("chat") else turns))
         return *conversation(turns, item.get("system"), kinds, placed), sizes
@@ -1407,7 +1414,7 @@ class Reading:
     def __call__(self, item, first, last):
         """{input_ids, labels (-100 but for answers), turn (of which answer, from 1), mm_token_type_ids} as lists, and the processor's tensors beside them."""
         messages, brings, sizes = self.said(item, first, last)
-        whole = [item["frames"]] if "frames" in item else [frames_of({"encoded": x}) for x in item.get("album") or [item["encoded"]]]
+        whole = [item["frames"]] if "frames" in item else [frames_of({"encoded": x}) for x in encoded_of(item)]
         media = [scaled(x, *size) for x, (_, *size) in zip(whole, sizes, strict=True)]
         ids, labels, turn, kinds, beside, done = [], [], [], [], {}, ""
         for k, ((prompt, answer), n) in enumerate(zip(pieces(self.processor, messages), brings, strict=True), 1):
@@ -1523,17 +1530,19 @@ class School:
 def scores(taught, school, numbers, batch, device, desc):
     """Of each of the lessons `numbers`: the mean loss of its answers' tokens, and the share of its answers that greedy decoding gives to the token, that is, of those of which
     every token is the likeliest one behind the true ones before it."""
-    loss, exact = torch.zeros(len(numbers)), torch.zeros(len(numbers))
-    order = sorted(range(len(numbers)), key=lambda j: int(school.lengths[numbers[j]]))
+    (rank, n), found = ranks(), torch.zeros(2, len(numbers), device=device)
+    order = sorted(range(len(numbers)), key=lambda j: int(school.lengths[numbers[j]]))[rank::n]
     for some in tqdm([order[k:k + batch] for k in range(0, len(order), batch)], desc=desc, unit="batch"):
         inputs, labels, turn = school.batch([int(numbers[j]) for j in some], device)
         cost, likeliest = (x.cpu() for x in taught(inputs, labels))
         rows, turn = (labels[:, 1:] != -100).nonzero()[:, 0].cpu(), turn[:, 1:][(labels[:, 1:] != -100).cpu()]
         for r, j in enumerate(some):
             own = rows == r
-            loss[j] = cost[own].mean()
-            exact[j] = torch.stack([likeliest[own & (turn == t)].all() for t in turn[own].unique()]).float().mean()
-    return {"loss": loss, "exact": exact}
+            found[0, j] = cost[own].mean()
+            found[1, j] = torch.stack([likeliest[own & (turn == t)].all() for t in turn[own].unique()]).float().mean()
+    if n > 1:  # every rank its share
+        torch.distributed.all_reduce(found)
+    return dict(zip(("loss", "exact"), found.cpu(), strict=True))
 
 
 def commonest_exact(school, train, numbers):
@@ -1615,6 +1624,8 @@ def tune_world(args):
         refuse(f"{'--method qlora' if args.method == 'qlora' else '--adam8bit'} needs bitsandbytes and a GPU; pip install bitsandbytes, or leave it out")
     if args.rank < 1:
         refuse(f"--rank {args.rank} leaves nothing to train; give 1 or more")
+    if args.seeds not in (None, 1):
+        refuse(f"--seeds {args.seeds}: tuning makes one model; leave it out, and give --seed another number for another one")
     w.out = Path(args.out or Path("results") / w.entry["name"] / Path(args.data).name / "tuned")
     check_writable(w.out / "adapt-tune.yaml")
     w.processor = processor_of(w.entry)
@@ -1632,7 +1643,7 @@ def tune_world(args):
     if w.how["batch"] % n:
         refuse(f"a batch of {w.how['batch']} cannot be shared out among {args.accumulate} parts (--accumulate){f' and {ranks()[1]} ranks' if ranks()[1] > 1 else ''}; give a multiple of {n}")
     w.how |= {"lr": args.lr or RATES[args.method], "scaler": w.dtype == torch.float16, "val_batch": max(w.how["batch"] // n, 1), "model": w.entry["name"], "max_tokens": args.max_tokens,
-              "pixels": pixels}
+              "pixels": pixels, "of": digest(w.school.lengths, torch.tensor(bytearray("\n".join(w.school.items.ids).encode())))}
     return w
 
 
@@ -1654,7 +1665,7 @@ def tune(w, started):
     model = load_to_tune(w)
     if w.device.type == "cpu":
         model.set_attn_implementation("eager")  # half the time of sdpa's gradient
-    precision = w.device.type, w.dtype if w.device.type == "cuda" else None
+    precision = w.device.type, w.dtype if w.device.type == "cuda" else torch.bfloat16 if bf16_units() else None
     numbers = {"test": drawn(w.split["test"], SHOWN, w.seed)} | ({"keep": drawn(w.keep.split()["test"], SHOWN, w.seed)} if w.keep else {})
     of = {"test": school, "keep": w.keep}
     taught, peft = teachable(model, w.how, precision)
@@ -1662,7 +1673,7 @@ def tune(w, started):
     one = w.how["val_batch"]
 
     def scored(name):
-        return {part: scores(taught, of[part], own.tolist(), one, w.device, f"{name}, {part}") for part, own in numbers.items()} if ranks()[0] == 0 else {}
+        return {part: scores(taught, of[part], own.tolist(), one, w.device, f"{name}, {part}") for part, own in numbers.items()}
 
     base = scored("as it is")
     names = [f"{school.items.ids[lesson.item]}: {school.answers(k)[0][0]}" for k, lesson in enumerate(school.lessons)]

@@ -474,6 +474,12 @@ def registry_name(name):
     return name
 
 
+def folder_name(path):
+    """What results are called after: a name, or the last folder of a path; of tuned/adapter and tuned/model the one above."""
+    path = Path(os.path.abspath(path))
+    return path.parent.name if path.name in ("adapter", "model") else path.name
+
+
 def find_model(name):
     """The registry's entry for a name or a local folder in Hugging Face format: kind, path, size, clip, weights. A folder of peft's is its base model with `adapter`."""
     if name not in MODELS and (Path(name) / ADAPTER_CONFIG).is_file():
@@ -509,7 +515,7 @@ def find_model(name):
     note = Path(entry["path"]) / "weights.yaml"
     local = Path(entry["path"]).is_dir()
     said = load_yaml(note) if note.is_file() else {"weights": "unstated" if local else "pretrained"}
-    return {"name": Path(name).name, **entry, **{k: said[k] for k in ("weights", "size", "clip") if k in said}}
+    return {"name": folder_name(name), **entry, **{k: said[k] for k in ("weights", "size", "clip") if k in said}}
 
 
 def _adapted(name):
@@ -524,7 +530,7 @@ def _adapted(name):
         refuse(f"{name} is not plain LoRA of a model ({found.get('peft_type')}, perhaps with DoRA, biases or whole modules); merge it with the tool that trained it, and pass the merged folder")
     note = Path(name) / "weights.yaml"
     rank = found["r"]**0.5 if found.get("use_rslora") else found["r"]
-    return entry | {"name": Path(name).resolve().name, "adapter": str(name), "scaling": found["lora_alpha"] / rank, "weights": load_yaml(note)["weights"] if note.is_file() else "unstated"}
+    return entry | {"name": folder_name(name), "adapter": str(name), "scaling": found["lora_alpha"] / rank, "weights": load_yaml(note)["weights"] if note.is_file() else "unstated"}
 
 
 def choose_device():
@@ -538,6 +544,11 @@ def choose_device():
     if major >= 8:  # is_bf16_supported() would count emulation
         return device, torch.bfloat16, f"{name}, capability {major}.{minor}: bf16"
     return device, torch.float16, f"{name}, capability {major}.{minor} has no bf16 units: fp16"
+
+
+def bf16_units():
+    """Has this CPU products of bf16 (AVX512-BF16, AMX)? Without them they are emulated, and slower than those of fp32."""
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def _trouble(error, entry):
@@ -868,9 +879,10 @@ def lora_of(entry, own, like):
         before, mark, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
         if mark:
             names = own(f"{before}.weight")
-            if len(names) > 1 or names[0] not in like:
-                raise KeyError(f"the adapter {entry['adapter']} is for {before}, which this model has not")
-            found[names[0]] = stored[key], stored[key.replace(".lora_A.", ".lora_B.")]
+            pair = stored[key], stored[key.replace(".lora_A.", ".lora_B.")]
+            if len(names) > 1 or names[0] not in like or like[names[0]].numel() != pair[0][0].numel() * pair[1][:, 0].numel():
+                raise KeyError(f"the adapter {entry['adapter']} is for {before} of another model")
+            found[names[0]] = pair
     if 2 * len(found) != len(stored):
         raise KeyError(f"the adapter {entry['adapter']} holds more than LoRA")
     return found
