@@ -546,6 +546,28 @@ def choose_device():
     return device, torch.float16, f"{name}, capability {major}.{minor} has no bf16 units: fp16"
 
 
+def memory_size(text):
+    """'15GB' -> bytes, in units of 10^9."""
+    number, unit = text[:-2], {"GB": 1e9, "MB": 1e6}.get(text[-2:].upper())
+    try:
+        if unit and float(number) > 0:
+            return float(number) * unit
+    except ValueError:
+        pass
+    refuse(f"--max-memory {text!r} is not a size; give one as 15GB or 800MB")
+
+
+def memory_left(device, most):
+    """Bytes that weights and activations may take: what is free, and where `most` is given no more than it together with what the process already holds."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total) if most else 1.0, device)  # of torch's own; the driver's context comes on top
+        return min(free, most - torch.cuda.memory_reserved(device)) if most else free
+    import psutil
+    free = psutil.virtual_memory().available
+    return min(free, most - psutil.Process().memory_info().rss) if most else free
+
+
 def bf16_units():
     """Has this CPU products of bf16 (AVX512-BF16, AMX)? Without them they are emulated, and slower than those of fp32."""
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
@@ -1819,13 +1841,13 @@ def learned(model):
     return {k: p for k, p in model.named_parameters() if p.requires_grad}
 
 
-def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, arrange=None):
+def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, arrange=None, bar=None):
     """Fit what build() gives, keep the epoch that is best on val. Returns (module, {val, epoch, steps, seconds_per_step, losses: one a step}).
 
     loss_of(module, items, g, part, warm): the mean loss of those of `items` that slice `part` names, warm while the first epochs last; whatever it draws from g it
     draws for all of them, so that under torchrun, where every rank takes a part of each batch, the gradient is that of the whole batch. how: SETTINGS' entries and, if wanted, accumulate
     (parts of a batch, one after the other, to a step), adam8bit, scaler (of the loss, in fp16) and val_batch. `state`: a file, written every SAVE_SECONDS, from which a killed training goes on
-    as if it had not been; it is used only by a training of equal settings. `ids`: the items' names. arrange(g): an epoch's batches, where they are not drawn at random.
+    as if it had not been; it is used only by a training of equal settings. `ids`: the items' names. arrange(g): an epoch's batches, where they are not drawn at random. bar: tqdm's, a step at a time.
     Raises FloatingPointError, with the step and the items, where the loss is not finite.
     """
     rank, n = ranks()
@@ -1882,6 +1904,9 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
             scaler.update()
             schedule.step()
             losses.append(total)
+            if bar is not None:
+                bar.update(len(losses) - bar.n)
+                bar.set_postfix(loss=f"{np.mean(losses[-20:]):.4f}")
             if not warm:
                 seconds, began = seconds + time.time() - began, time.time()
             if todo:

@@ -355,7 +355,7 @@ def test_an_adapter_answers_in_explain_and_its_features_are_its_own(tmp_path, sh
     import explain
     import extract
     write_items(tmp_path / "data", [item(k, source=f"{('train', 'train', 'val', 'test')[k % 4]}:{k}", turns=[["How are you?", "quite well"]]) for k in range(40)], {"data": "synthetic"})
-    tuned("tiny", tmp_path / "data", tmp_path / "out", "--epochs", 4)
+    tuned("tiny", tmp_path / "data", tmp_path / "out", "--epochs", 15)
     Image.fromarray(np.full((64, 64, 3), 230, np.uint8)).save(tmp_path / "a.png")
     for model, well in (("tiny", False), (str(tmp_path / "out/adapter"), True)):
         found = explain.main(["--model", model, "--image", str(tmp_path / "a.png"), "--ask", "How are you?"])
