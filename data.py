@@ -5,7 +5,7 @@
     python data.py moving --freeze first --clips data/moving --out data/moving-first   the same clips showing their first (or middle) frame throughout
     python data.py moving --wait 47 --out data/waiting         the same, standing still for 47 frames in all before they move and after it
     python data.py moving --frames 24 --out data/future        the same, longer: eight frames of past and sixteen to be predicted
-    python data.py cut --clips data/future --first 0 --frames 8 --out data/future-past     frames 0 ... 7 of every clip, and nothing of the others
+    python data.py cut --clips data/future --first 0 --frames 8 --out data/future-past     frames 0 ... 7 of every clip, and nothing of the others (--evenly: 8 spread over all of it)
     python data.py trajectories --out data/trajectories        2000 clips of 32 frames, 48 px: who stays, who comes and goes, and when is who hidden?
     python data.py trajectories --change reversed --only test  the same scenes, those of the test split, played backwards (or with an object deleted, or two swapped)
     python data.py photos --out data/photos                    shapes on scikit-image's photographs, and crops of them
@@ -82,6 +82,7 @@ from tqdm import tqdm
 
 from common import (
     CHOICES,
+    RATE,
     Items,
     check_writable,
     choose_frames,
@@ -306,8 +307,12 @@ def waiting(clips, still, seed):
         yield clip | longer | {"frames": noisy.round().clamp(0, 255).byte()}
 
 
-def cut(clips, first, frames):
-    """`frames` frames of every clip from number `first` on, with the truth about them: whoever is given these has not seen the others."""
+def cut(clips, first, frames, evenly=False):
+    """`frames` frames of every clip from number `first` on, or evenly spread over all of it, with the truth about them: whoever is given these has not seen the others."""
+    if evenly:
+        shown = [choose_frames(c["frames"], frames, "uniform") for c in clips]
+        return (c | {k: c[k][at].clone() for k in ("frames", "mask", "boxes") if k in c and len(c[k]) == len(c["frames"])} | {"fps": c.get("fps", RATE) * frames / len(c["frames"])}
+                for c, at in zip(clips, shown, strict=True))
     if short := [c for c in clips if len(c.get("frames", ())) < first + frames]:
         refuse(f"{short[0]['id']} has {len(short[0].get('frames', ()))} frames, and frames {first} to {first + frames - 1} are wanted; give smaller --first or --frames")
     return (c | {k: c[k][first:first + frames].clone() for k in ("frames", "mask", "boxes") if k in c and len(c[k]) == len(c["frames"])} for c in clips)
@@ -1948,6 +1953,7 @@ def get_args(argv):
                    " ids and sources stay (default --out: data/trajectories-<change>)")
     p.add_argument("--only", choices=["train", "val", "test"], help="trajectories: leave out what is not of this split")
     p.add_argument("--fps", type=float, help="clips, ssv2: frames a second (default: every frame)")
+    p.add_argument("--evenly", action="store_true", help="cut: so many frames spread over the whole clip, the first and the last among them")
     p.add_argument("--first", type=int, default=0, help="cut: the number of the first frame (default: %(default)s)")
     p.add_argument("--root", help="boxes, clips: the folder that holds them; ssv2: the folder of the published files; sets: a JSON, CSV or TSV file, a folder, a .tar or a .zip")
     p.add_argument("--count", type=int, default=8, help="openpack: frames of a clip (default: %(default)s)")
@@ -2057,13 +2063,17 @@ def main(argv=None):
                     "trajectories": functools.partial(trajectories, frames=args.frames or 32, change=args.change, only=args.only)}.get(args.source)
         if args.clips:
             items, index = load_items(args.clips)
-            meta |= {"data": index["data"], "seed": index.get("seed")} | ({"cut_from": index["name"], "first": args.first, "frames": args.frames} if args.source == "cut" else {})
+            taken = {"cut_from": index["name"], "frames": args.frames} | ({"evenly": True} if args.evenly else {"first": args.first})
+            meta |= {"data": index["data"], "seed": index.get("seed")} | (taken if args.source == "cut" else {})
             n = len(items)
             if len(items[0].get("frames", ())) < 2:
                 refuse(f"{args.clips} holds no clips; give --clips a data folder of clips")
         else:
             items = generate(n, args.size or {"moving": 64, "trajectories": 48}.get(args.source, 224), args.seed)
-        items = cut(items, args.first, args.frames) if args.source == "cut" else freeze(items, args.freeze) if args.freeze else waiting(items, args.wait, args.seed) if args.wait else items
+        if args.source == "cut":
+            items = cut(items, args.first, args.frames, args.evenly)
+        elif args.freeze or args.wait:
+            items = freeze(items, args.freeze) if args.freeze else waiting(items, args.wait, args.seed)
         write_items(out, tqdm(items, total=n, desc=args.source, unit="item"), meta | {"skipped": 0})
     items = Items(out)
     if args.preview:

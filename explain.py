@@ -38,6 +38,7 @@ asks writers the same questions about the objects of clips (data.py trajectories
     truth, metadata    templates: of the truth (the ceiling), and of what a video model notes of an object: persistent or not, and in which frames it is seen
     text, soft         a causal language model (--language) that is given these notes as text, or the embedding as soft tokens under LoRA (--words, of adapt.py --mode words)
     vlm                a vision-language model (--vlm) that is shown frames, and was taught nothing
+    tuned              one that adapt.py --mode tune has taught such questions (--tuned)
     commonest, blind   floors: the commonest answer of the train clips to such a question, and the language model that is given nothing
 
     accuracy, <kind>   share of answers that are right, in whatever words; frame_f1: of the frames that it says an object is seen in
@@ -1564,7 +1565,7 @@ def runs(there):
 
 # Who writes: templates from the truth (no writer can be better) and from what a video model notes, a language model given these notes as text, one given the embedding as soft tokens, one that sees
 # frames, and what costs nothing: the commonest answer of the train clips, and the language model that is given nothing.
-WRITERS = "truth", "metadata", "text", "soft", "vlm", "commonest", "blind"
+WRITERS = "truth", "metadata", "text", "soft", "tuned", "vlm", "commonest", "blind"
 FOLLOW = "persistence", "frames", "direction", "hidden", "whatif"  # kinds whose answer lies in the picture of the object asked about
 ABLATIONS = "on", "off", "shuffled", "swapped", "gaussian", "label"  # what stands where soft tokens stood: nothing, another clip's, another object's, noise, what is noted of the object as words
 HINT = ("The clip has {} frames, numbered from 0. Answer in a few words: persistent or transient; frames 4 to 21; a direction such as up left, or still; it is never hidden; a number; "
@@ -1679,18 +1680,18 @@ def spoken(key, stamp, say_all, kept, out, mode="trajectories"):
     return kept[key]
 
 
-def vlm_answers(entry, model, processor, items, asks, k, size, batch):
-    """What a vision-language model that sees k frames of each clip answers; questions in the same words go together."""
+def vlm_answers(name, model, processor, items, asks, k, size, batch, hint):
+    """What a vision-language model that sees k frames of each clip answers; questions in the same words go together. hint: tell it what to answer, and which frames it sees."""
     texts, together = [""] * len(asks), {}
     for n, a in enumerate(asks):
         together.setdefault((a.question, len(items[a.item]["frames"])), []).append(n)
-    with tqdm(total=len(asks), desc=entry["name"], unit="question") as bar:
+    with tqdm(total=len(asks), desc=name, unit="question") as bar:
         for (question, length), members in together.items():
             at = spread(length, k)
             for some in (members[n:n + batch] for n in range(0, len(members), batch)):
                 shown = torch.stack([frames_of({"frames": items[asks[n].item]["frames"][at]}, size) for n in some])
-                hint = "" if entry["weights"] == "small" else f"{HINT.format(length)} You see frames {', '.join(map(str, at))}. "
-                for n, text in zip(some, answers_to(model, processor, shown, hint + question, (at, length)), strict=True):
+                told = f"{HINT.format(length)} You see frames {', '.join(map(str, at))}. " if hint else ""
+                for n, text in zip(some, answers_to(model, processor, shown, told + question, (at, length)), strict=True):
                     texts[n] = text
                 bar.update(len(some))
     return texts
@@ -1876,11 +1877,12 @@ def trajectory_world(args):
         if not w.folders:
             refuse(f"{args.words} holds no folder seed<i>; run adapt.py --mode words, which writes them")
     language = args.language or w.adapted.get("run", {}).get("arguments", {}).get("language")
-    w.entry, w.vlm = (find_model(name) if name else None for name in (language, args.vlm))
+    w.entry, w.vlm, w.tuned = (find_model(name) if name else None for name in (language, args.vlm, args.tuned))
     if w.entry and w.entry["kind"] != "language":
         refuse(f"--language {language} is a {w.entry['kind']}; give a language model, such as tiny-words or tinyllama")
-    if w.vlm and w.vlm.get("type") not in FRAMES_AS:
-        refuse(f"--vlm {args.vlm} is of type {w.vlm.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b")
+    for flag, name, entry in (("--vlm", args.vlm, w.vlm), ("--tuned", args.tuned, w.tuned)):
+        if entry and entry.get("type") not in FRAMES_AS:
+            refuse(f"{flag} {name} is of type {entry.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b")
     if not w.shown.isdecimal() or int(w.shown) < 2:
         refuse(f"--frames {args.frames} is no number of 2 or more; give, say, 8")
     for given in args.changed or ():
@@ -1954,9 +1956,14 @@ def all_answers(args, w, parts, altered, device, dtype):
             write(f"{how}{s}", functools.partial(in_soft_words, how=how), (of_language, fingerprint(folder), args.seed), follow)
         if reader.cache_info().currsize:
             reader()[0].unload()
-    if w.vlm:
-        seeing, size = functools.cache(lambda: load_vlm(w.vlm, device, dtype)), args.size or w.vlm["clip"]
-        write("vlm", lambda asks, items, notes: vlm_answers(w.vlm, *seeing(), items, asks, int(w.shown), size, args.batch), (fingerprint(w.vlm), w.shown, size, args.batch), parts)
+    for writer, entry in (("vlm", w.vlm), ("tuned", w.tuned)):
+        if entry:
+            seeing, size = functools.cache(functools.partial(load_vlm, entry, device, dtype)), args.size or entry["clip"]
+
+            def seen(asks, items, notes, entry=entry, seeing=seeing, size=size, hint=writer == "vlm" and entry["weights"] != "small"):
+                return vlm_answers(entry["name"], *seeing(), items, asks, int(w.shown), size, args.batch, hint)
+
+            write(writer, seen, (fingerprint(entry), w.shown, size, args.batch), parts)
     return answers, kept["language"]["prompts"] if w.entry else None
 
 
@@ -1980,14 +1987,15 @@ def trajectories(args, started):
                                                                            "memory_gb": max(run["memory"] or 0 for run in costs) / 1e9 or None}
     if w.folders:
         table["soft"] |= {f"training_{key}": w.adapted.get(key) for key in ("seconds_per_seed", "parameters", "peak_memory_bytes", "forgetting")}
-    main = next(name for name in ("soft", "text", "metadata", "vlm", "commonest") if name in table)
+    main = next(name for name in ("soft", "text", "metadata", "tuned", "vlm", "commonest") if name in table)
     sources = [w.items[a.item]["source"] for a in asks if a.role == "asked"]
     against = {name: paired_test(scores[main], scores[name], sources, seed=args.seed) for name in table if name not in (main, "truth")}
     for name, p_value in holm({name: test["p"] for name, test in against.items()}).items():
         against[name]["p_holm"] = p_value
 
     result = {"stage": "trajectories", "writer": main, "language": w.entry and w.entry["name"], "weights": w.entry["weights"] if w.entry else None, "vlm": w.vlm and w.vlm["name"],
-              "video": w.notes and w.notes.tracks["meta"].get("model"), "video_weights": w.notes and w.notes.tracks["meta"].get("weights"), "data": w.index["data"], "data_name": w.index["name"]}
+              "tuned": w.tuned and w.tuned["name"], "video": w.notes and w.notes.tracks["meta"].get("model"),
+              "video_weights": w.notes and w.notes.tracks["meta"].get("weights"), "data": w.index["data"], "data_name": w.index["name"]}
     for key in ("accuracy", "claim_precision", "omission"):
         result |= {f"{key}{end}": table[main][f"{key}{end}"] for end in ("", "_low", "_high")} | {f"{key}_{name}": row[key] for name, row in table.items() if name != main}
     result["claim_precision_reason"] = None if table[main]["claims"] else "no claim is made that could be checked"
@@ -2001,7 +2009,7 @@ def trajectories(args, started):
     result |= {f"{name}_{key}": rows[main][key] for name, rows in changes.items() if main in rows for key in ("new", "old")}
 
     clips = sorted(said_of[main][0], key=lambda k: (-len({t["why"] for t in w.items[k]["tracks"]}) - any(t["hidden"] for t in w.items[k]["tracks"]), k))[:3]  # in which most happens
-    draw_said(w.out.with_suffix(".png"), w.items, clips, {name: said_of[name][0] for name in ("metadata", "text", "soft", "vlm") if name in said_of}, w.notes)
+    draw_said(w.out.with_suffix(".png"), w.items, clips, {name: said_of[name][0] for name in ("metadata", "text", "soft", "tuned", "vlm") if name in said_of}, w.notes)
     result |= {"questions_per_kind": args.questions, "clips_described": len(said_of[main][0]), "prompts": prompts, "writers": table, "ablations": ablations, "changed": changes,
                "comparisons": {f"{main}_over_{name}": test for name, test in against.items()},
                "examples": {"clip": w.items[clips[0]]["id"], **{name: said[0][clips[0]] for name, said in said_of.items()}},
@@ -3064,6 +3072,7 @@ def get_args(argv):
     p.add_argument("--language", metavar="MODEL", help="trajectories: a causal language model, by name or a folder (default: the one that --words was trained on)")
     p.add_argument("--words", metavar="FOLDER", help="trajectories: what adapt.py --mode words wrote; --ask: what is said by it of an object that --model, a tracker, follows through --clip")
     p.add_argument("--vlm", metavar="MODEL", help="trajectories: a vision-language model that is shown --frames frames (default: 8) of each clip and was taught nothing")
+    p.add_argument("--tuned", metavar="MODEL", help="trajectories: one that adapt.py --mode tune has taught these questions, on as many frames (data.py cut --evenly)")
     p.add_argument("--questions", type=int, default=60, help="trajectories: of each kind, and clips to describe (default: %(default)s)")
     p.add_argument("--changed", nargs="+", metavar="NAME=DATA:EMBEDDINGS", help="trajectories: the same clips changed (data.py trajectories --change): do the words change with them?")
     p.add_argument("--ask", metavar="QUESTION", help="put to --model about --image or --clip, and nothing else")

@@ -416,3 +416,11 @@ def test_make_reads_clips_and_cuts_them(tmp_path, target, arguments, wanted):
     lines = [" ".join(line.split()) for line in done.stdout.replace("$((5 - 1))", "4").replace("\\\n", " ").splitlines() if "data.py" in line]
     assert done.returncode == 0 and len(lines) == len(wanted), done.stdout + done.stderr
     assert all(line.removeprefix("python ").startswith(w + " --seed 0") for line, w in zip(lines, wanted, strict=True)), lines
+
+
+def test_frames_cut_evenly_are_spread_over_the_whole_clip_and_slower(tmp_path):
+    data.main(["trajectories", "--n", "12", "--out", str(tmp_path / "whole")])
+    data.main(["cut", "--clips", str(tmp_path / "whole"), "--frames", "8", "--evenly", "--out", str(tmp_path / "eight")])
+    for whole, eight in zip(load_items(tmp_path / "whole")[0], load_items(tmp_path / "eight")[0], strict=True):
+        at = [0, 4, 9, 13, 18, 22, 27, 31]
+        assert torch.equal(eight["frames"], whole["frames"][at]) and torch.equal(eight["boxes"], whole["boxes"][at]) and eight["turns"] == whole["turns"] and eight["fps"] == 0.5
