@@ -391,7 +391,7 @@ def moved(before, after):
         fit = (x @ found).reshape(a.shape)
         r = difference - fit
         r = np.minimum(np.abs(b - np.clip(b - r, 0, 1)), np.abs(np.clip(a + r, 0, 1) - a))  # what is over-exposed in one of the two may have been anything in the other
-        return np.clip(r - 0.1 * np.abs(fit), 0, None)  # nor is any brightness corrected better than to a tenth
+        return r, 0.1 * np.abs(fit)  # nor is anything corrected better than to a tenth
 
     if min(before.shape) < 8:
         return float(np.abs(after - before).mean())
@@ -400,7 +400,7 @@ def moved(before, after):
         return 0.0
     noise = np.median(np.abs(d[1:, 1:] - d[1:, :-1] - d[:-1, 1:] + d[:-1, :-1])) / 2 / 0.6745 / (2 * np.sqrt(np.pi))  # of the difference, after a Gaussian of 1 px
     a, b = (gaussian_filter(x.astype(float), 1) for x in (before, after))
-    rest, slack = unexplained(a, b), 0
+    rest, slack = unexplained(a, b)
     floor = max(0.6745 * noise, 1e-3)  # the median of noise; less than a quarter of a grey level is nothing
     if np.median(rest) > 1.1 * floor:
         window = np.outer(*(np.hanning(side + 2)[1:-1] for side in a.shape))
@@ -409,9 +409,9 @@ def moved(before, after):
             inside = np.s_[margin:a.shape[0] - margin, margin:a.shape[1] - margin]
             a, b = a[inside], np.roll(b, shift, (0, 1))[inside]
             slopes = np.gradient((a + b) / 2)
-            steady = unexplained(a, b, *slopes)
+            steady, allowed = unexplained(a, b, *slopes)
             if np.median(steady) - floor < (np.median(rest) - floor) / 2:
-                rest, slack = steady, 0.1 * np.hypot(*slopes)  # a tenth of a pixel: no registration is better
+                rest, slack = steady, allowed + 0.1 * np.hypot(*slopes)  # or of a pixel
     return float(np.clip(rest - 3 * noise - slack, 0, None).mean())
 
 
@@ -460,7 +460,7 @@ def placed(steps, k, must=(), largest_gap=None):
 def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None):
     """Which k frames of a clip, uint8 [T,H,W,3] or the file of a video, are shown: their numbers, rising, none twice.
 
-    motion    equal shares of what moves (`motion_of`, `placed`), the first and the last among them; flicker, noise and shake count for little
+    motion    equal shares of what moves (`motion_of`, `placed`), the first and the last among them; flicker, noise and shake count for little. Where even frames share nearly as well: these
     uniform   equal spans of time, the first and the last among them
     random    drawn by `seed` (an int, or several: of a run and of a clip)
     scene     the shots share the frames by their length, each showing the middles of equal parts of it
@@ -491,11 +491,12 @@ def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None
     steps = np.ones(length) if how == "uniform" else steps if boundary is None else steps * (1 + 3 * np.exp(-np.square((np.arange(length) - boundary) / (length / 8)) / 2))
     if k == 1:
         return [int(np.searchsorted(np.cumsum([0, *steps[1:]]), steps[1:].sum() / 2 - 1e-9)) if boundary is None else boundary]
-    chosen = placed(steps, k, () if boundary is None else (boundary,), largest_gap)
+    chosen, even = (placed(x, k, () if boundary is None else (boundary,), largest_gap) for x in (steps, np.ones(length)))
     if chosen is None:
         refuse(f"{k} of {length} frames" + (f", {boundary} among them," if boundary is not None else "") + (f" leave gaps of more than {largest_gap}" if largest_gap else " are too few")
                + "; choose more" + (", or raise the largest gap" if largest_gap else ""))
-    return chosen
+    unequal = [np.square(np.diff(np.cumsum(steps)[at])).sum() for at in (chosen, even)]
+    return even if unequal[1] < 1.1 * unequal[0] else chosen  # what was measured is no more exact than that, and whoever looks has learnt from even frames
 
 
 @contextlib.contextmanager

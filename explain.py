@@ -50,7 +50,7 @@ words_follow_picture: yes, no or inconclusive: are answers worse with the embedd
 `changed` the share of answers that say what has become true of changed clips beside the share that repeats what was. explain-trajectories.png shows a few clips, and when who is said to be there.
 
     python explain.py --image a.jpg --ask "What is in the picture?"                          # one's own picture; several are asked about together
-    python explain.py --clip a.mp4 --ask "Which way does the red circle move?" --frames 16   # a video: so many of its frames, evenly spread
+    python explain.py --clip a.mp4 --ask "Which way does the red circle move?" --frames 16   # a video: so many of its frames, evenly spread, or --choose motion
 
 print what --model says, word by word as it comes, and write nothing but --out, a YAML, if it is given. Every VLM of the registry that has a processor here takes one picture; several pictures
 and videos those whose processor takes a chat about them.

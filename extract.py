@@ -1005,7 +1005,7 @@ def ways_of(args, items):
         refuse(f"--largest-gap {args.largest_gap} is kept by frames chosen by motion or evenly; give --frames motion or uniform, or leave it out")
     if len(ways) > 1 and not args.ask:
         refuse(f"--frames {args.frames} names {len(ways)} ways, and features are made of one; compare ways with --ask, or give one")
-    lengths = {len(item.get("frames", "1")): item["id"] for item in items} if ways else {}
+    lengths = {len(item["frames"]) if "frames" in item else 1: item["id"] for item in items} if ways else {}
     if ways and (args.count < 1 or min(lengths) < max(args.count, 2)):
         refuse(f"--count {args.count}: {lengths[min(lengths)]} of {args.data} has {min(lengths)} frame{'s' * (min(lengths) > 1)}; give 1 or more, and no more than the shortest clip has")
     if ways and args.largest_gap and max(lengths) - 1 > args.largest_gap * (args.count - 1):
@@ -1015,8 +1015,11 @@ def ways_of(args, items):
 
 def picked(items, how, args, count=None):
     """Items cut to the frames that --frames would show."""
+    if not how:
+        return items
     gap = args.largest_gap if how in ("motion", "uniform") else None
-    return [item | {"shown": choose_frames(item["frames"], count or args.count, how, (args.seed, zlib.crc32(item["id"].encode())), largest_gap=gap)} for item in items] if how else items
+    return [item | {"shown": choose_frames(item["frames"], count or args.count, how, (args.seed, zlib.crc32(item["id"].encode())), largest_gap=gap)}
+            for item in tqdm(items, desc=f"frames by {how}", unit="clip", leave=False, delay=5)]
 
 
 def same_items(items, data):

@@ -66,6 +66,20 @@ def test_the_budget_goes_where_something_moves_whatever_disturbs(photograph, how
     assert sum(35 <= n <= 50 for n in choose_frames(clip(photograph, moving=(5, 20), **DISTURBED[how]), K)) <= 3
 
 
+@pytest.mark.parametrize("name", ["coffee", "cat"])
+def test_it_is_so_before_other_photographs_too(name):
+    import skimage.data
+    picture = getattr(skimage.data, name)().mean(-1)
+    for seed in (0, 1):
+        still, moving = (choose_frames(clip(picture, moving=m, seed=seed, **DISTURBED["all three"]), K) for m in (None, (35, 50)))
+        assert np.diff(still).max() <= 7 and sum(35 <= n <= 50 for n in moving) >= 8, (still, moving)
+
+
+def test_a_steady_motion_is_shown_evenly():
+    for item in list(data.moving(12, 64, 7))[::2]:
+        assert choose_frames(item["frames"], 8) == choose_frames(item["frames"], 8, "uniform")
+
+
 def test_what_moves_is_no_shake_and_what_fades_no_motion(photograph):
     x = clip(photograph, moving=(0, T))
     moving, still = motion_of(x), motion_of(clip(photograph, flicker=0.05))
