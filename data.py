@@ -18,7 +18,8 @@
     python data.py operations --out data/operations-raw        a made-up set in OpenPack's own layout, for --root: somebody at a bench does ten operations in a noisy order
 
 Of a video the middle --frames frames are kept, squashed to --size. What cannot be used is named, file by file, and nothing is written (--skip-bad: it is
-counted and left out); videos that phones store on their side are turned upright, and counted.
+counted and left out); videos that phones store on their side are turned upright, and counted. A set is in the splits that its folders, files or
+entries (`split`) say: of two, the one that is not train is the test, and a quarter of train is val.
 
 Writes shards `00000.pt` ... of at most 64 items, `ids.jsonl` ([id, source] a line) and `index.yaml` last. An item is a dict:
 
@@ -1296,23 +1297,25 @@ def difference_hash(image):
 
 
 def near_duplicates(hashes, most=7):
-    """Pairs of (split, name), of two splits, whose pictures' hashes differ in at most `most` bits. hashes: {hash: {split: name}}.
+    """Pairs of (split, name), of two splits, whose pictures' hashes differ in at most `most` bits. hashes: {split: {hash: name}}.
 
     Two that differ in at most seven of 128 bits agree in one of eight bands of 16: only those are compared. (Of 19900 pairs of 200 photographs from the web eight are found, all eight the same
     photograph; of copies at half the size or saved at quality 50, 99%; of copies that lost 5% at each side, 3%; of those mirrored, none.)
     """
-    found, keys = [pair for names in hashes.values() for pair in itertools.combinations(names.items(), 2)], list(hashes)
-    codes = np.array([[k >> 64, k & 2**64 - 1] for k in keys], np.uint64).reshape(-1, 2)
-    pairs = set()
-    for band in codes.view(np.uint16).T:
-        order = np.argsort(band, kind="stable")
-        for group in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
-            for n, k in enumerate(group[:-1]):
-                rest = group[n + 1:]
-                pairs |= {(k, int(j)) for j in rest[np.bitwise_count(codes[rest] ^ codes[k]).sum(1) <= most]}
-    for k, j in sorted({(min(p), max(p)) for p in pairs}):
-        found += [(a, b) for a in hashes[keys[k]].items() for b in hashes[keys[j]].items() if a[0] != b[0]][:1]
-    return found
+    rows, pairs = [(split, name, h) for split, names in hashes.items() for h, name in names.items()], set()
+    codes = np.array([[h >> 64, h & 2**64 - 1] for _, _, h in rows], np.uint64).reshape(-1, 2)
+    splits, bands = np.array([list(hashes).index(split) for split, _, _ in rows]), codes.view(np.uint16).T
+    for k, band in enumerate(bands):
+        order, at = np.lexsort(np.roll(bands, -k - 1, 0)), np.arange(len(band))  # by this band, then by the others
+        for step in range(1, 200):  # a band that more share (a white edge) says little, and to compare all of them would take n^2
+            at = at[at + step < len(band)]
+            at = at[band[order[at]] == band[order[at + step]]]
+            a, b = order[at], order[at + step]
+            near = (splits[a] != splits[b]) & (np.bitwise_count(codes[a] ^ codes[b]).sum(1) <= most)
+            pairs |= set(zip(np.minimum(a, b)[near].tolist(), np.maximum(a, b)[near].tolist(), strict=True))
+            if not len(at):
+                break
+    return [(rows[k][:2], rows[j][:2]) for k, j in sorted(pairs)]
 
 
 def numbers_in(words):
@@ -1426,7 +1429,7 @@ def set_items(entries, how, notes):
         for x in shows:
             first.setdefault(x[4], (name, twin[1], source))
             if x[2]:  # a picture of one value is like any other
-                hashes.setdefault(x[2], {}).setdefault(split_of(source), label)
+                hashes.setdefault(split_of(source), {}).setdefault(x[2], label)
         shown_as = {"frames": shows[0][0]} if media[0][0] == "video" else {"encoded": shows[0][0]} if len(shows) == 1 else {"album": [x[0] for x in shows]}
         more = {k: v for k, v in (("chat", len(turns) > 1), ("system", system), ("text", caption)) if v}
         yield {"id": name if ids[name] == 1 else f"{name}#{ids[name]}", "source": source, "width": shows[0][1][0], "height": shows[0][1][1], **shown_as, "turns": turns, **more}

@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -214,6 +215,17 @@ def test_splits_that_folders_say_are_kept_and_of_two_the_other_is_the_test(tmp_p
     (tmp_path / "in/test/metadata.csv").write_text("file_name,text\n0.jpg,a boat\n")
     index = data.main(["sets", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "three")])
     assert (index["train"], index["val"], index["test"]) == (4, 2, 1) and load_items(tmp_path / "three")[0][0]["text"] == "a boat"
+
+
+def test_of_a_set_without_val_a_quarter_of_train_is_val(tmp_path):
+    for part, count in (("train", 60), ("test", 6)):
+        (tmp_path / part).mkdir()
+        for k in range(count):
+            (tmp_path / part / f"{k}.png").write_bytes(jpeg(k + 100 * len(part), (16, 16), "PNG"))
+        (tmp_path / part / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{k}.png", "text": f"{part} {k}"}) + "\n" for k in range(count)))
+    index = data.main(["sets", "--root", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert index["test"] == 6 and index["train"] + index["val"] == 60 and 6 <= index["val"] <= 26
+    assert all(split_of(i["source"]) == "test" for i in load_items(tmp_path / "out")[0] if i["text"].startswith("test"))
 
 
 def test_one_picture_under_two_names_is_one_source(tmp_path):
@@ -452,6 +464,7 @@ HOSTILE = {
     "pipe": (lambda p: tar_of(p / "a.tar", "images/1.jpg", tarfile.FIFOTYPE), "is a device, not a file"),
     "twice": (lambda p: tar_of(p / "a.tar", "./images/0.jpg"), "is there twice"),
     "expands": (lambda p: tar_of(p / "a.tar.gz", "images/1.jpg", content=bytes(10**7)), "expands beyond --max-bytes 1000000 ('images/1.jpg' makes it 1000"),
+    "expands in many files": (lambda p: tar_of(p / "a.tar.gz", more=[(f"images/{k}.png", bytes(10**5)) for k in range(12)]), "expands beyond --max-bytes 1000000"),
     "long header": (lambda p: pax_bomb(p / "a.tar.gz"), "a header of 16,777,216 bytes"),
     "zip climbs": (lambda p: zip_of(p / "a.zip", "../out/evil.jpg"), "climbs out"),
     "zip climbs as on Windows": (lambda p: zip_of(p / "a.zip", "..\\out\\evil.jpg"), "climbs out"),
@@ -491,6 +504,17 @@ def test_a_hostile_archive_is_refused_and_nothing_is_written(tmp_path, capsys, n
     assert said in "\n".join(checked(capsys, "--check", root, "--max-bytes", 10**6)) and not Path("/tmp/evil.jpg").exists()
 
 
+def test_of_an_archive_only_names_and_places_are_kept(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for k in range(5000):
+            file.addfile(tarfile.TarInfo(f"{k}.txt"))
+    tracemalloc.start()
+    names, _ = data.unpacked(tmp_path / "a.tar", 10**6)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(names) == 5000 and peak < 5000 * 600, peak  # a header takes a kilobyte and more
+
+
 def test_a_header_that_fills_the_memory_is_not_read(tmp_path):
     root = pax_bomb(tmp_path / "a.tar.gz")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -502,7 +526,7 @@ def test_a_header_that_fills_the_memory_is_not_read(tmp_path):
 # ---------------------------------------------------------------- near duplicates, statistics, the sheet
 
 def brute_force(hashes, most):
-    rows = [(h, split, name) for h, names in hashes.items() for split, name in names.items()]
+    rows = [(h, split, name) for split, names in hashes.items() for h, name in names.items()]
     return {frozenset((a[2], b[2])) for k, a in enumerate(rows) for b in rows[:k] if a[1] != b[1] and (a[0] ^ b[0]).bit_count() <= most}
 
 
@@ -512,10 +536,20 @@ def test_near_duplicates_are_those_that_comparing_every_pair_finds():
         h = int.from_bytes(rng.bytes(16), "big")
         for n, flips in enumerate((0, 3, 7, 8)):  # of the first two, 7 and 8 bits are the last that count and the first that do not
             changed = h ^ sum(1 << int(b) for b in rng.permutation(128)[:flips])
-            hashes.setdefault(changed, {})[["train", "val", "test"][(k + n) % 3]] = f"{k}-{n}"
+            hashes.setdefault(["train", "val", "test"][(k + n) % 3], {})[changed] = f"{k}-{n}"
     found = {frozenset((a[1], b[1])) for a, b in data.near_duplicates(hashes)}
     assert found == brute_force(hashes, 7) and {frozenset((f"{k}-0", f"{k}-2")) for k in range(120)} <= found and frozenset(("1-0", "1-3")) not in found
-    assert data.near_duplicates({}) == [] and data.near_duplicates({5: {"train": "a"}}) == []
+    assert data.near_duplicates({}) == [] and data.near_duplicates({"train": {5: "a", 6: "b"}}) == [] and len(data.near_duplicates({"train": {5: "a"}, "test": {5: "b"}})) == 1
+
+
+def test_near_duplicates_are_found_where_most_bands_are_everybodys():
+    rng, hashes = np.random.default_rng(0), {"train": {}, "test": {}}
+    for k in range(3000):  # as on white: five bands of eight are empty
+        h = int.from_bytes(rng.bytes(6), "big") << 40
+        hashes["train"][h] = k
+        hashes["test"][h ^ 1 << int(rng.integers(40, 88)) ^ 1 << int(rng.integers(40, 88))] = k
+    found = data.near_duplicates(hashes)
+    assert sum(a[1] == b[1] for a, b in found) > 2900 and len(found) < 3100
 
 
 def photographs(folder, n=12):
