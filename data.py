@@ -997,7 +997,8 @@ def at_bench(look, segment, t, rng, size):
 
 
 def operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0):
-    """A made-up set in OpenPack's own layout under `out`: subjects U0101 ..., sessions S0100 ..., JPEGs at `rate` a second. Each subject has their own speed, clothes and camera."""
+    """A made-up set in OpenPack's own layout under `out`: subjects U0101 ..., sessions S0100 ..., JPEGs at `rate` a second; made.yaml says so, last. Each subject has their own speed, clothes
+    and camera."""
     for s in tqdm(range(subjects), desc="operations", unit="subject"):
         rng = np.random.default_rng([seed, s])
         user = f"U{101 + s:04d}"
@@ -1028,6 +1029,9 @@ def operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0):
                 at_bench(look, part, t, rng, size).save(path, quality=90)
             for name, head, rows in (("openpack-operations", "uuid,user,session,box,id,operation,start,end,actions", told), ("openpack-operations-1hz", "unixtime,user,session,box,id", by_second)):
                 save_text(out / user / "annotation" / name / f"{session}.csv", "\n".join([head, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    result = {"stage": "data", "source_kind": "operations", "data": "synthetic", "seed": seed, "size": size, "subjects": subjects, "sessions": subjects * sessions, "rate": rate}
+    save_yaml(out / "made.yaml", result)
+    return result
 
 
 def table_of(path, columns):
@@ -1300,9 +1304,7 @@ def main(argv=None):
     real = args.source in ("boxes", "clips", "ssv2", "openpack")
     if args.source == "operations":
         check_writable(out / "made.yaml")
-        operations(out, args.size or 64, args.seed, sessions=args.n or 4)
-        result = {"stage": "data", "source_kind": "operations", "data": "synthetic", "seed": args.seed, "size": args.size or 64, "sessions": args.n or 4, "layout": "openpack"}
-        save_yaml(out / "made.yaml", result)
+        result = operations(out, args.size or 64, args.seed, sessions=args.n or 4)
         say(result)
         return result
     if real and not args.root:

@@ -2794,6 +2794,21 @@ def words_of_trajectories(found, results, width):
     return parts
 
 
+def told_operations(found, results, width):
+    columns = {"macro_f1": "macro-F1", "accuracy": "accuracy", "accuracy_fixed": "accuracy, fixed clips", "next_accuracy": "next, accuracy", "start_error": "start, s off", "end_error": "end, s off",
+               "segmental_f1_50": "segmental F1@50", "edit": "edit", "boundary_error": "boundaries, s off", "no_json": "no JSON", "seconds_per_clip": "seconds a clip"}
+    parts = []
+    for m, d, x in with_stage(found, "explain-operations"):
+        main, pair = x["tuned"] or x["model"], x["pair"]
+        words = f" Confused most: {' and '.join(pair['pair'])}, {pair['clips']} of {pair['of']} clips, of which a share of {said(pair['at_a_change'])} end within a second of a change."
+        parts += [el("h3", f"{m} on {d}"), el("p", badge(x["answer"]), f" Is {main} above every floor by a paired interval? {said(x['above_every_floor'])}.", words if pair else ""),
+                  charts(dots_chart("What is done now, macro-F1 (grey squares: who sees no picture; copy sees the truth of a second ago)", x["answers"], "macro_f1",
+                                    grey=("majority", "clock", "bigram", "copy"))),
+                  folded("Every score", grid(f"{m} on {d}: what is said of operations", x["answers"], columns, "who")),
+                  wide_picture(results / m / d / "explain-operations.png", width, f"{m} on {d}: what is said of each operation, and clips of the pair confused most")]
+    return parts
+
+
 def verifiers(found):
     """Of verify.yaml whatever is there."""
     parts = []
@@ -2876,7 +2891,7 @@ def page_of(results, found, alone, rows, width):
     """The page as text."""
     films = [x for n, (m, d, content) in enumerate(with_stage(found, "predict-continue")) for x in (el("h3", f"{content.get('video')} on {d} ({m})"), *players(content, results / m / d, n))]
     meaning = el("dl", *(x for n, words in FILMS.items() for x in (el("dt", n), el("dd", words))))
-    told_parts = words_of_trajectories(found, results, width)
+    told_parts, bench = words_of_trajectories(found, results, width), told_operations(found, results, width)
     sections = {  # title: (what it shows, its parts, the stages it is made of)
         "Verdicts": ("A verdict follows from criteria, each held against its threshold and against the best floor that costs nothing.", verdicts(rows), ()),
         "Probes by layer": ("What of space and motion can still be read from each layer, by a linear map, beside what needs no trained network.", probes(found, rows), ("probe",)),
@@ -2886,6 +2901,7 @@ def page_of(results, found, alone, rows, width):
         "Prediction": ("Whether anything predicts better than what costs nothing.", predictions(found), PROGRAMME[3][1]),
         "Films: real, generated, copied": ("Drag the slider, or use the arrow keys, to go through the frames.", [meaning, *films] if films else [], ("predict-continue",)),
         **({"Words about moving objects": ("Whether what is said of objects that come, go and hide is true.", told_parts, ())} if told_parts else {}),
+        **({"Operations": ("What is done at a bench, before and after fine-tuning, beside what costs nothing.", bench, ())} if bench else {}),
         "Verifiers": ("Whether a wrong prediction can be told by its pixels.", verifiers(found), PROGRAMME[4][1]),
         "Screening": ("Which model.", screening(alone), ()),
         "The gate's own error rates": ("How often the verdict itself is wrong, where the truth is known.", own_errors(alone), ()),
