@@ -61,6 +61,8 @@ from common import (
     ap_runs,
     attempt,
     attention,
+    auto_classes,
+    bf16_units,
     bootstrap,
     box_truth,
     caption,
@@ -98,6 +100,8 @@ from common import (
     made_up_folder,
     mask_scores,
     mean_answer_loss,
+    memory_left,
+    memory_size,
     named,
     naming,
     paired_test,
@@ -1260,7 +1264,7 @@ def words(w, started):
 
 TUNABLE = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"  # those whose processor brings a chat template
 PLACE = re.compile(r"<(image|video)>")
-SHOWN = 500  # lessons of test, and of --keep, that are scored at most, drawn once; of val, after every epoch, half as many
+SHOWN = 300  # lessons of test, and of --keep, that are scored at most, drawn once; of val, after every epoch, half as many
 # What a card asks for, where the command line does not say: a T4 computes in fp16 (choose_device), for it has no bf16 units, and its attention is sdpa's, for flash needs a newer one.
 PRESETS = {"t4": {"method": "qlora", "batch": 8, "accumulate": 8, "checkpoint": True, "adam8bit": True, "max_pixels": 448 * 448, "max_tokens": 1024},
            "a100": {"method": "lora", "batch": 16, "accumulate": 4, "checkpoint": True, "max_pixels": 1024 * 1024, "max_tokens": 4096}}
@@ -1339,6 +1343,11 @@ def continued(tokenizer, before, piece):
     return whole[len(start):] if whole[:len(start)] == start else tokenizer(piece, add_special_tokens=False).input_ids
 
 
+def encoded_of(item):
+    """The files of an item's pictures, in their order; none where it is words alone."""
+    return item.get("album") or ([item["encoded"]] if "encoded" in item else [])
+
+
 class Reading:
     """What a model reads of an item, by its own processor: every question as at inference, and behind it the tokens of the answer, which alone carry loss."""
 
@@ -1357,14 +1366,15 @@ class Reading:
         """(T, width, height) of each picture or clip, in the processor's frame, and of the first in its own."""
         from PIL import Image
         own = ([(len(item["frames"]), *reversed(item["frames"].shape[1:3]))] if "frames" in item else
-               [(1, *Image.open(io.BytesIO(x.numpy().tobytes())).size) for x in item.get("album") or [item["encoded"]]])
-        return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in own), own[0][1:]
+               [(1, *Image.open(io.BytesIO(x.numpy().tobytes())).size) for x in encoded_of(item)])
+        return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in own), own and own[0][1:]
 
     def said(self, item, first, last):
         """(messages of these turns, boxes as the model says them; the number of media that each brings; sizes of all media)."""
         sizes, own = self.sizes(item)
-        box = SCALES.get(self.kind, (1000, 1000)) or sizes[0][1:]
-        turns = [(question, rescaled(answer, own, box)) for question, answer in item["turns"][first:last]]
+        turns = item["turns"][first:last]
+        if sizes:
+            turns = [[rescaled(text, own, SCALES.get(self.kind, (1000, 1000)) or sizes[0][1:]) for text in turn] for turn in turns]
         kinds = [[{"type": "video"}] if self.as_video and t > 1 else [{"type": "image"}] * t for t, *_ in sizes]
         placed = any(PLACE.search(question) for question, _ in (item["turns"] if item.get("chat") else turns))
         return *conversation(turns, item.get("system"), kinds, placed), sizes
@@ -1407,7 +1417,7 @@ class Reading:
     def __call__(self, item, first, last):
         """{input_ids, labels (-100 but for answers), turn (of which answer, from 1), mm_token_type_ids} as lists, and the processor's tensors beside them."""
         messages, brings, sizes = self.said(item, first, last)
-        whole = [item["frames"]] if "frames" in item else [frames_of({"encoded": x}) for x in item.get("album") or [item["encoded"]]]
+        whole = [item["frames"]] if "frames" in item else [frames_of({"encoded": x}) for x in encoded_of(item)]
         media = [scaled(x, *size) for x, (_, *size) in zip(whole, sizes, strict=True)]
         ids, labels, turn, kinds, beside, done = [], [], [], [], {}, ""
         for k, ((prompt, answer), n) in enumerate(zip(pieces(self.processor, messages), brings, strict=True), 1):
@@ -1489,6 +1499,7 @@ class School:
             self.dropped["turns"] += turns - kept
             self.lessons += found
         self.sources = self.items.sources
+        self.seen = max((sum(map(reading.extra, reading.sizes(item)[0])) for item in self.items), default=0)  # tokens of one item's pictures, at most
         self.lengths = torch.tensor([lesson.tokens for lesson in self.lessons])
         self.scored = torch.tensor([lesson.scored for lesson in self.lessons])
 
@@ -1523,17 +1534,19 @@ class School:
 def scores(taught, school, numbers, batch, device, desc):
     """Of each of the lessons `numbers`: the mean loss of its answers' tokens, and the share of its answers that greedy decoding gives to the token, that is, of those of which
     every token is the likeliest one behind the true ones before it."""
-    loss, exact = torch.zeros(len(numbers)), torch.zeros(len(numbers))
-    order = sorted(range(len(numbers)), key=lambda j: int(school.lengths[numbers[j]]))
+    (rank, n), found = ranks(), torch.zeros(2, len(numbers), device=device)
+    order = sorted(range(len(numbers)), key=lambda j: int(school.lengths[numbers[j]]))[rank::n]
     for some in tqdm([order[k:k + batch] for k in range(0, len(order), batch)], desc=desc, unit="batch"):
         inputs, labels, turn = school.batch([int(numbers[j]) for j in some], device)
         cost, likeliest = (x.cpu() for x in taught(inputs, labels))
         rows, turn = (labels[:, 1:] != -100).nonzero()[:, 0].cpu(), turn[:, 1:][(labels[:, 1:] != -100).cpu()]
         for r, j in enumerate(some):
             own = rows == r
-            loss[j] = cost[own].mean()
-            exact[j] = torch.stack([likeliest[own & (turn == t)].all() for t in turn[own].unique()]).float().mean()
-    return {"loss": loss, "exact": exact}
+            found[0, j] = cost[own].mean()
+            found[1, j] = torch.stack([likeliest[own & (turn == t)].all() for t in turn[own].unique()]).float().mean()
+    if n > 1:  # every rank its share
+        torch.distributed.all_reduce(found)
+    return dict(zip(("loss", "exact"), found.cpu(), strict=True))
 
 
 def commonest_exact(school, train, numbers):
@@ -1615,6 +1628,8 @@ def tune_world(args):
         refuse(f"{'--method qlora' if args.method == 'qlora' else '--adam8bit'} needs bitsandbytes and a GPU; pip install bitsandbytes, or leave it out")
     if args.rank < 1:
         refuse(f"--rank {args.rank} leaves nothing to train; give 1 or more")
+    if args.seeds not in (None, 1):
+        refuse(f"--seeds {args.seeds}: tuning makes one model; leave it out, and give --seed another number for another one")
     w.out = Path(args.out or Path("results") / w.entry["name"] / Path(args.data).name / "tuned")
     check_writable(w.out / "adapt-tune.yaml")
     w.processor = processor_of(w.entry)
@@ -1632,7 +1647,8 @@ def tune_world(args):
     if w.how["batch"] % n:
         refuse(f"a batch of {w.how['batch']} cannot be shared out among {args.accumulate} parts (--accumulate){f' and {ranks()[1]} ranks' if ranks()[1] > 1 else ''}; give a multiple of {n}")
     w.how |= {"lr": args.lr or RATES[args.method], "scaler": w.dtype == torch.float16, "val_batch": max(w.how["batch"] // n, 1), "model": w.entry["name"], "max_tokens": args.max_tokens,
-              "pixels": pixels}
+              "pixels": pixels, "of": digest(w.school.lengths, torch.tensor(bytearray("\n".join(w.school.items.ids).encode())))}
+    w.plan = check_fits(w)
     return w
 
 
@@ -1654,7 +1670,7 @@ def tune(w, started):
     model = load_to_tune(w)
     if w.device.type == "cpu":
         model.set_attn_implementation("eager")  # half the time of sdpa's gradient
-    precision = w.device.type, w.dtype if w.device.type == "cuda" else None
+    precision = w.device.type, w.dtype if w.device.type == "cuda" else torch.bfloat16 if bf16_units() else None
     numbers = {"test": drawn(w.split["test"], SHOWN, w.seed)} | ({"keep": drawn(w.keep.split()["test"], SHOWN, w.seed)} if w.keep else {})
     of = {"test": school, "keep": w.keep}
     taught, peft = teachable(model, w.how, precision)
@@ -1662,7 +1678,7 @@ def tune(w, started):
     one = w.how["val_batch"]
 
     def scored(name):
-        return {part: scores(taught, of[part], own.tolist(), one, w.device, f"{name}, {part}") for part, own in numbers.items()} if ranks()[0] == 0 else {}
+        return {part: scores(taught, of[part], own.tolist(), one, w.device, f"{name}, {part}") for part, own in numbers.items()}
 
     base = scored("as it is")
     names = [f"{school.items.ids[lesson.item]}: {school.answers(k)[0][0]}" for k, lesson in enumerate(school.lessons)]
@@ -1674,8 +1690,9 @@ def tune(w, started):
     train_part = w.split["train"]
     split = {"train": train_part, "val": drawn(w.split["val"], SHOWN // 2, w.seed)}
     state = w.out / "training.pt"
-    taught, record = train(lambda: reset_lora(taught) if peft else taught, loss_of, split, w.seed, w.how, w.device, state, names,
-                           lambda g: [train_part[b] for b in batches(school.lengths[train_part], min(w.how["batch"], len(train_part)), g)])
+    with tqdm(total=w.how["epochs"] * (len(train_part) // w.how["batch"]), desc="tune", unit="step", disable=ranks()[0] > 0) as bar:
+        taught, record = train(lambda: reset_lora(taught) if peft else taught, loss_of, split, w.seed, w.how, w.device, state, names,
+                               lambda g: [train_part[b] for b in batches(school.lengths[train_part], w.how["batch"], g)], bar)
     after = scored("tuned")
     if ranks()[0]:
         return {}
@@ -1698,7 +1715,8 @@ def tune(w, started):
         result |= {"forgetting": None, "forgetting_reason": "no --keep, a data folder of another task"}
     result |= {"parameters": sum(p.numel() for p in learned(taught).values()), "lessons": len(school.lessons), "train": len(train_part), "dropped_lessons": school.dropped["lessons"],
                "dropped_turns": school.dropped["turns"], "longest": int(school.lengths.max()), "val_loss": record["val"], "epoch": record["epoch"], "steps": record["steps"],
-               "seconds_per_step": record["seconds_per_step"], "criteria": criteria, "losses": record["losses"][::max(len(record["losses"]) // 100, 1)]}
+               "seconds_per_step": record["seconds_per_step"], "planned_gb": sum(w.plan.values()), "criteria": criteria, "plan": w.plan,
+               "losses": record["losses"][::max(len(record["losses"]) // 100, 1)]}
     if peft and w.how["vision"] != "full":
         peft.peft_config["default"].base_model_name_or_path = MODELS.get(w.entry["name"], w.entry)["path"]  # of a folder of ours no path of this machine
         write_adapter_folder(w.out / "adapter", peft, w.entry)
@@ -1712,6 +1730,166 @@ def tune(w, started):
     result["run"] = run_info(args, started, script="adapt.py", device=f"{w.device.type} ({w.why})", dtype=str(w.dtype), ranks=ranks()[1], **w.how)
     save_yaml(w.out / "adapt-tune.yaml", result)
     state.unlink(missing_ok=True)
+    say(result)
+    return result
+
+
+# ---------------------------------------------------------------- plan: what tuning needs of memory, in bytes, part by part
+#
+# Of each model that can be tuned what FACTS does not say, from its published config.json (tests/test_plan.py builds each at full size): the language model's (width of the queries, of the
+# keys, MLP, vocabulary), the tower's MLP.
+WIDTHS = {
+    "qwen2.5-vl-3b": (2048, 256, 11008, 151936, 3420), "qwen2.5-vl-7b": (3584, 512, 18944, 152064, 3420), "qwen2-vl-2b": (1536, 256, 8960, 151936, 5120),
+    "qwen3-vl-2b": (2048, 1024, 6144, 151936, 4096), "llava-next": (4096, 1024, 14336, 32064, 4096), "llava-next-vicuna-7b": (4096, 4096, 11008, 32064, 4096),
+    "llava-next-vicuna-13b": (5120, 5120, 13824, 32064, 4096), "llava-interleave-0.5b": (1024, 1024, 2816, 152000, 4304), "llava-interleave": (4096, 4096, 11008, 152000, 4304),
+    "llava-onevision-0.5b": (896, 128, 4864, 152000, 4304), "llava-onevision": (3584, 512, 18944, 152064, 4304), "internvl3-1b": (896, 128, 4864, 151674, 4096),
+    "internvl3-8b": (3584, 512, 18944, 151674, 4096)}
+CARDS = {"t4": 15e9, "a100_40": 40e9, "a100_80": 80e9}  # bytes; a T4's 16 GB leave 15
+SHOTS = (1, 8, 16)  # frames: a picture, clips
+WORDS = 256, 64  # tokens of a question and of an answer in the plan's lessons
+TILES = {"llava_next": (3, 3), "llava_onevision": (2, 2)}  # a square picture of the tower's size once whole and in (two, one) tiles
+
+
+def shape_of(entry):
+    """What memory depends on: the language model's layers, d, q, kv, inter, vocab and heads; `linear`, parameters of its matrices; `rest`, of its embedding and head; tower: layers, d, inter,
+    patch, merge, and the parameters of all else. From a folder's own configuration, else from FACTS and WIDTHS: nothing is fetched for it."""
+    if not Path(entry["path"]).is_dir():
+        (layers, patch, width), (depth, merge, d), (q, kv, inter, vocab, wide) = entry["vision"], entry["language"], WIDTHS[entry["name"]]
+        found = {"layers": depth, "d": d, "q": q, "kv": kv, "inter": inter, "vocab": vocab, "heads": q // 128}
+        tower, rest, total = {"layers": layers, "d": width, "inter": wide, "patch": patch, "merge": merge}, vocab * d * (2 if entry["head"] else 1), entry["params"] * 1e9
+    else:
+        from transformers import AutoConfig
+        config = attempt(lambda: AutoConfig.from_pretrained(entry["path"], **pin(entry)), entry)
+        with torch.device("meta"):
+            model = next(auto_classes(entry)).from_config(config)
+        t, v, heads = config.text_config, config.vision_config.to_dict(), config.text_config.num_attention_heads
+        side, patch, width = getattr(t, "head_dim", None) or t.hidden_size // heads, v["patch_size"], v.get("embed_dim") or v["hidden_size"]
+        found = {"layers": t.num_hidden_layers, "d": t.hidden_size, "q": heads * side, "kv": t.num_key_value_heads * side, "inter": t.intermediate_size, "vocab": t.vocab_size, "heads": heads}
+        tower = {"layers": v.get("depth") or v["num_hidden_layers"], "d": width, "inter": v.get("intermediate_size") or 4 * width, "patch": patch if isinstance(patch, int) else patch[0],
+                 "merge": v.get("spatial_merge_size", 2 if config.model_type == "internvl" else 1)}
+        rest = sum(x.numel() for x in {id(m.weight): m.weight for m in (model.model.language_model.embed_tokens, model.lm_head)}.values())
+        total = sum(p.numel() for p in model.parameters())
+    linear = found["layers"] * (2 * found["d"] * (found["q"] + found["kv"]) + 3 * found["d"] * found["inter"])
+    return found | {"linear": linear, "rest": rest, "tower": tower | {"weights": total - linear - rest}}
+
+
+def live(tokens, d, q, kv, inter):
+    """Bytes of a layer's activations and their gradients while it is trained, in half precision; half of it is what is kept of a layer for the backward pass (34 d a token where
+    inter is 4 d: Korthikanti et al. 2022, section 4.1, without the matrix of attention, which sdpa does not write)."""
+    return 2 * tokens * (12 * d + 2 * (q + 2 * kv) + 6 * inter)
+
+
+def memory(shape, method, tokens, scored, patches=0, rank=16, vision="frozen", checkpoint=True, adam8bit=False, half=2, context=0.5e9, eager=0):
+    """{part: bytes} that tuning a model of `shape` takes at its peak. tokens: of a micro-batch, `scored` of them answers'; patches: that its tower sees; half: bytes of a number in the device's
+    precision (4 on a CPU); eager: rows times columns of the attention matrices, where they are written (a CPU).
+
+    Weights of the linear layers in NF4 with double quantisation 4.127 bits (Dettmers et al. 2023, section 3). What is trained is kept in fp32 with its gradient and two moments of Adam's (one
+    byte each in 8 bits). Checkpoints are the residual stream at each layer. Logits in half precision, in fp32 and their gradient. A weight is dequantised before it is used.
+    """
+    t, d, q, kv, inter, w = shape["tower"], shape["d"], shape["q"], shape["kv"], shape["inter"], half / 2
+    seen, trained = t["weights"], 10 if adam8bit else 16
+    lora = rank * shape["layers"] * (2 * (d + q) + 2 * (d + kv) + 3 * (d + inter))
+    lora_seen = rank * t["layers"] * (8 * t["d"] + 3 * (t["d"] + t["inter"]))
+    layer, glance = w * live(tokens, d, q, kv, inter), w * live(patches, t["d"], t["d"], t["d"], t["inter"])
+    own = 4 if method == "full" or vision == "full" else half  # load_to_tune
+    parts = {
+        "weights": 4.127 / 8 * shape["linear"] if method == "qlora" else 0 if method == "full" else own * shape["linear"],
+        "embeddings_tower": (0 if method == "full" else own * shape["rest"]) + (0 if vision == "full" else own * seen),
+        "trained": trained * ((shape["linear"] + shape["rest"] if method == "full" else lora) + (seen if vision == "full" else lora_seen if vision == "lora" else 0)),
+        "kept": shape["layers"] * tokens * d * half if checkpoint else (shape["layers"] - 1) * layer / 2,
+        "layer": layer,
+        "vision": patches * 6 * t["patch"]**2 * 4 + (glance / 2 if vision == "frozen" else glance + (t["layers"] * patches * t["d"] * half if checkpoint else (t["layers"] - 1) * glance / 2)),
+        "logits": scored * shape["vocab"] * 12,
+        "weight": half * d * inter if method == "qlora" else half * (shape["linear"] / (shape["layers"] if checkpoint else 1)) if own > half else 0,  # dequantised, or rounded by autocast
+        "context": context}
+    return parts | ({"attention": 3 * 4 * eager * (1 if checkpoint else shape["layers"])} if eager else {})
+
+
+def lesson_of(entry, shape, frames):
+    """(tokens, patches) of a picture, or of a clip, at the registry's size, and of WORDS."""
+    side, t = entry["size" if frames == 1 else "clip"], shape["tower"]
+    tiles, thick = TILES.get(entry["type"], (1, 1))[0 if frames == 1 else 1], 2 if entry["type"].startswith("qwen") else 1
+    patches = max(frames // thick, 1) * (tiles if frames == 1 else 1) * (side // t["patch"])**2
+    return patches // t["merge"]**2 + sum(WORDS), patches
+
+
+FLAGS = {"checkpoint": "--checkpoint", "accumulate": "--accumulate {}", "adam8bit": "--adam8bit", "method": "--method {}", "max_pixels": "--max-pixels {}", "max_tokens": "--max-tokens {}"}
+
+
+def needed(shape, how, device, tokens, scored, patches):
+    """`memory` of a training as `how` says (method, vision, rank, checkpoint, adam8bit, batch, accumulate) by lessons of so many tokens, for a device type."""
+    rows = max(how["batch"] // (how["accumulate"] * ranks()[1]), 1)
+    more = {"half": 4, "context": 0.3e9, "eager": rows * shape["heads"] * tokens**2} if device == "cpu" else {}
+    return memory(shape, how["method"], rows * tokens, rows * scored, rows * patches, how["rank"], how["vision"], how["checkpoint"], how["adam8bit"], **more)
+
+
+def remedy(fits, how, device, pixels, tokens):
+    """The flags, as one writes them, by which it would fit: one alone, or as many as it takes, the mildest first; None where nothing helps. fits(changes) tells."""
+    steps = [{"checkpoint": True}] if not how["checkpoint"] else []
+    steps += [{"accumulate": how["batch"] // ranks()[1]}] if how["batch"] // ranks()[1] > how["accumulate"] else []
+    steps += [{"adam8bit": True}] if device == "cuda" and not how["adam8bit"] and how["method"] == "full" else []
+    steps += [{"method": "lora"}] if how["method"] == "full" else []
+    steps += [{"method": "qlora"}] if device == "cuda" and how["method"] != "qlora" and how["vision"] != "full" else []
+    steps += [{"max_pixels": pixels // 2**k} for k in (1, 2, 3, 4)] + [{"max_tokens": tokens // 2**k} for k in (1, 2, 3)]
+    together = {}
+    for changes in [*steps, *[together := together | step for step in steps]]:
+        if fits(changes):
+            return " ".join(FLAGS[k].format(v) for k, v in changes.items())
+    return None
+
+
+def check_fits(w):
+    """Refuse a training that the plan says does not fit, naming what would make it fit; else its plan, {part: GB}."""
+    school, args, device = w.school, w.args, w.device.type
+    shape, free = shape_of(w.entry), memory_left(w.device, memory_size(args.max_memory) if args.max_memory else None)
+    tokens, scored, merge = int(school.lengths.max()), int(school.scored.max()), shape["tower"]["merge"]**2
+
+    def parts(changes):
+        how = w.how | {k: v for k, v in changes.items() if k in w.how}
+        fewer = int(school.seen * (1 - changes["max_pixels"] / max(w.how["pixels"]))) if "max_pixels" in changes else 0  # tokens of pictures
+        return needed(shape, how, device, min(tokens - fewer, changes.get("max_tokens") or tokens), scored, (school.seen - fewer) * merge)
+
+    own = parts({})
+    if sum(own.values()) > free:
+        largest = sorted(own, key=own.get, reverse=True)[:3]
+        flags = remedy(lambda changes: sum(parts(changes).values()) <= free, w.how, device, max(w.how["pixels"]) if w.entry["type"].startswith("qwen") else 0, tokens)
+        refuse(f"this training needs {sum(own.values()) / 1e9:.2f} GB ({', '.join(f'{k} {own[k] / 1e9:.2f}' for k in largest)}) and there are {free / 1e9:.2f}; "
+               + (f"{flags} makes it fit" if flags else "no flag makes it fit: take a smaller model (make plan)"))
+    return {k: v / 1e9 for k, v in own.items()}
+
+
+def plan(args, started):
+    """A table of what tuning needs for each model, method and number of frames, and where it fits; adapt-plan.yaml."""
+    names, device = args.models or list(WIDTHS), choose_device()[0]
+    here = memory_left(device, memory_size(args.max_memory) if args.max_memory else None)
+    cards, rows = CARDS | {"here": here}, []
+    out = Path(args.out or "results/adapt-plan.yaml")
+    check_writable(out)
+    for name in names:
+        entry = find_model(name)
+        if entry.get("type") not in TUNABLE:
+            refuse(f"--models {name} is a {entry.get('type', entry['kind'])}, which is not tuned here; give some of {', '.join(WIDTHS)}")
+        shape = shape_of(entry)
+        for method in RATES:
+            for frames in SHOTS:
+                tokens, patches = lesson_of(entry, shape, frames)
+                how = {"method": method, "vision": args.vision if (method, args.vision) not in (("full", "lora"), ("qlora", "full")) else "frozen", "rank": args.rank, "checkpoint": True,
+                       "adam8bit": bool(args.adam8bit), "batch": args.batch or 1, "accumulate": 1}
+                parts = {"cuda": needed(shape, how, "cuda", tokens, WORDS[1], patches)}
+                parts["here"] = needed(shape, how, device.type, tokens, WORDS[1], patches)
+                total = {where: sum(x.values()) for where, x in parts.items()}
+                rows.append({"model": entry["name"], "method": method, "frames": frames, "tokens": tokens, "gb": total["cuda"] / 1e9,
+                             **{k: v / 1e9 for k, v in parts["cuda"].items()},
+                             **{card: (total["here" if card == "here" else "cuda"] <= size) and not (card == "here" and method == "qlora" and device.type == "cpu") for card, size in cards.items()}})
+    keys = [k for k in rows[0] if k not in ("model", "method", *cards)]
+    print(f"{'model':22} method {' '.join(f'{k[:10]:>10}' for k in keys)}  fits")
+    for row in rows:
+        print(f"{row['model'][:22]:22} {row['method']:6} {' '.join(f'{row[k]:>10}' if isinstance(row[k], int) else f'{row[k]:10.2f}' for k in keys)}  "
+              + (", ".join(card for card in cards if row[card]) or "none"))
+    result = {"stage": "adapt", "mode": "plan", "models": len(names), **{f"{card}_fit": sum(row[card] for row in rows) for card in cards}, "rows": len(rows), "here_gb": here / 1e9,
+              "device": device.type, "batch": args.batch or 1, "rank": args.rank, "vision": args.vision, "plan": rows}
+    args.out = str(out)
+    save_yaml(out, result | {"run": run_info(args, started, script="adapt.py")})
     say(result)
     return result
 
@@ -1785,7 +1963,7 @@ MODES = {"latents": latents, "scaling": scaling, "ablation": ablation, "hybrid":
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--mode", default="latents", choices=[*MODES, "video", "words", "tune"],
+    p.add_argument("--mode", default="latents", choices=[*MODES, "video", "words", "tune", "plan"],
                    help="gate 1's latents; gate 2's scaling, ablation and hybrid; video: an adapter for the video transformer; words: one for a language model (default: %(default)s)")
     p.add_argument("--features", default="results/tiny/shapes/features", help="the model's features (default: %(default)s)")
     p.add_argument("--latents", default="results/tiny-vae/shapes/features", help="the decoder's latents of the same pictures (default: %(default)s)")
@@ -1819,6 +1997,8 @@ def get_args(argv):
                               ("batch", int, "of all ranks together"), ("lr", float, "peak learning rate of AdamW's one cycle")):
         p.add_argument(f"--{name}", type=kind, help=f"{words} (default: {', '.join(f'{m} {s[name]}' for m, s in SETTINGS.items())})")
     p.add_argument("--model", default="tiny", help="tune: the vision-language model (default: %(default)s)")
+    p.add_argument("--models", nargs="*", help="plan: the models (default: all of the registry that can be tuned)")
+    p.add_argument("--max-memory", metavar="SIZE", help="tune, plan: of the GPU, or of the CPU, as 15GB (default: what is free)")
     p.add_argument("--method", choices=list(RATES), help="tune: lora; qlora, its model in 4 bits (NF4, a GPU); full, all weights of the language model (default: lora)")
     p.add_argument("--vision", choices=("frozen", "lora", "full"), help="tune: what becomes of the tower and of what joins it to the language model (default: frozen)")
     p.add_argument("--accumulate", type=int, help="tune: parts of a batch, one after the other, whose gradients make one step (default: 1)")
@@ -1850,6 +2030,8 @@ def main(argv=None):
         if args.smoke:
             smoke_words(args, made_up_folder())
         return words(word_world(args), started)
+    if args.mode == "plan":
+        return plan(args, started)
     if args.mode == "tune":
         return tune(tune_world(args), started)
     if args.smoke:

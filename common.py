@@ -674,6 +674,12 @@ def registry_name(name):
     return name
 
 
+def folder_name(path):
+    """What results are called after: a name, or the last folder of a path; of tuned/adapter and tuned/model the one above."""
+    path = Path(os.path.abspath(path))
+    return path.parent.name if path.name in ("adapter", "model") else path.name
+
+
 def find_model(name):
     """The registry's entry for a name or a local folder in Hugging Face format: kind, path, size, clip, weights. A folder of peft's is its base model with `adapter`."""
     if name not in MODELS and (Path(name) / ADAPTER_CONFIG).is_file():
@@ -709,7 +715,7 @@ def find_model(name):
     note = Path(entry["path"]) / "weights.yaml"
     local = Path(entry["path"]).is_dir()
     said = load_yaml(note) if note.is_file() else {"weights": "unstated" if local else "pretrained"}
-    return {"name": Path(name).name, **entry, **{k: said[k] for k in ("weights", "size", "clip") if k in said}}
+    return {"name": folder_name(name), **entry, **{k: said[k] for k in ("weights", "size", "clip") if k in said}}
 
 
 def _adapted(name):
@@ -724,7 +730,7 @@ def _adapted(name):
         refuse(f"{name} is not plain LoRA of a model ({found.get('peft_type')}, perhaps with DoRA, biases or whole modules); merge it with the tool that trained it, and pass the merged folder")
     note = Path(name) / "weights.yaml"
     rank = found["r"]**0.5 if found.get("use_rslora") else found["r"]
-    return entry | {"name": Path(name).resolve().name, "adapter": str(name), "scaling": found["lora_alpha"] / rank, "weights": load_yaml(note)["weights"] if note.is_file() else "unstated"}
+    return entry | {"name": folder_name(name), "adapter": str(name), "scaling": found["lora_alpha"] / rank, "weights": load_yaml(note)["weights"] if note.is_file() else "unstated"}
 
 
 def choose_device():
@@ -738,6 +744,33 @@ def choose_device():
     if major >= 8:  # is_bf16_supported() would count emulation
         return device, torch.bfloat16, f"{name}, capability {major}.{minor}: bf16"
     return device, torch.float16, f"{name}, capability {major}.{minor} has no bf16 units: fp16"
+
+
+def memory_size(text):
+    """'15GB' -> bytes, in units of 10^9."""
+    number, unit = text[:-2], {"GB": 1e9, "MB": 1e6}.get(text[-2:].upper())
+    try:
+        if unit and float(number) > 0:
+            return float(number) * unit
+    except ValueError:
+        pass
+    refuse(f"--max-memory {text!r} is not a size; give one as 15GB or 800MB")
+
+
+def memory_left(device, most):
+    """Bytes that weights and activations may take: what is free, and where `most` is given no more than it together with what the process already holds."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total) if most else 1.0, device)  # of torch's own; the driver's context comes on top
+        return min(free, most - torch.cuda.memory_reserved(device)) if most else free
+    import psutil
+    free = psutil.virtual_memory().available
+    return min(free, most - psutil.Process().memory_info().rss) if most else free
+
+
+def bf16_units():
+    """Has this CPU products of bf16 (AVX512-BF16, AMX)? Without them they are emulated, and slower than those of fp32."""
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def _trouble(error, entry):
@@ -1068,9 +1101,10 @@ def lora_of(entry, own, like):
         before, mark, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
         if mark:
             names = own(f"{before}.weight")
-            if len(names) > 1 or names[0] not in like:
-                raise KeyError(f"the adapter {entry['adapter']} is for {before}, which this model has not")
-            found[names[0]] = stored[key], stored[key.replace(".lora_A.", ".lora_B.")]
+            pair = stored[key], stored[key.replace(".lora_A.", ".lora_B.")]
+            if len(names) > 1 or names[0] not in like or like[names[0]].numel() != pair[0][0].numel() * pair[1][:, 0].numel():
+                raise KeyError(f"the adapter {entry['adapter']} is for {before} of another model")
+            found[names[0]] = pair
     if 2 * len(found) != len(stored):
         raise KeyError(f"the adapter {entry['adapter']} holds more than LoRA")
     return found
@@ -2007,13 +2041,13 @@ def learned(model):
     return {k: p for k, p in model.named_parameters() if p.requires_grad}
 
 
-def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, arrange=None):
+def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, arrange=None, bar=None):
     """Fit what build() gives, keep the epoch that is best on val. Returns (module, {val, epoch, steps, seconds_per_step, losses: one a step}).
 
     loss_of(module, items, g, part, warm): the mean loss of those of `items` that slice `part` names, warm while the first epochs last; whatever it draws from g it
     draws for all of them, so that under torchrun, where every rank takes a part of each batch, the gradient is that of the whole batch. how: SETTINGS' entries and, if wanted, accumulate
     (parts of a batch, one after the other, to a step), adam8bit, scaler (of the loss, in fp16) and val_batch. `state`: a file, written every SAVE_SECONDS, from which a killed training goes on
-    as if it had not been; it is used only by a training of equal settings. `ids`: the items' names. arrange(g): an epoch's batches, where they are not drawn at random.
+    as if it had not been; it is used only by a training of equal settings. `ids`: the items' names. arrange(g): an epoch's batches, where they are not drawn at random. bar: tqdm's, a step at a time.
     Raises FloatingPointError, with the step and the items, where the loss is not finite.
     """
     rank, n = ranks()
@@ -2070,6 +2104,9 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
             scaler.update()
             schedule.step()
             losses.append(total)
+            if bar is not None:
+                bar.update(len(losses) - bar.n)
+                bar.set_postfix(loss=f"{np.mean(losses[-20:]):.4f}")
             if not warm:
                 seconds, began = seconds + time.time() - began, time.time()
             if todo:

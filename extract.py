@@ -70,6 +70,8 @@ from common import (
     load_pt,
     load_yaml,
     made_up_folder,
+    memory_left,
+    memory_size,
     parser,
     qwen_inputs,
     refuse,
@@ -939,28 +941,6 @@ def read_questions(path):
     except (OSError, UnicodeDecodeError):
         refuse(f"--questions {path} cannot be read; give a text file with a question a line")
     return lines or refuse(f"--questions {path} is empty; give a text file with a question a line")
-
-
-def memory_size(text):
-    """'15GB' -> bytes, in units of 10^9."""
-    number, unit = text[:-2], {"GB": 1e9, "MB": 1e6}.get(text[-2:].upper())
-    try:
-        if unit and float(number) > 0:
-            return float(number) * unit
-    except ValueError:
-        pass
-    refuse(f"--max-memory {text!r} is not a size; give one as 15GB or 800MB")
-
-
-def memory_left(device, most):
-    """Bytes that weights and activations may take: what is free, and where `most` is given no more than it together with what the process already holds."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total) if most else 1.0, device)  # of torch's own; the driver's context comes on top
-        return min(free, most - torch.cuda.memory_reserved(device)) if most else free
-    import psutil
-    free = psutil.virtual_memory().available
-    return min(free, most - psutil.Process().memory_info().rss) if most else free
 
 
 def share(shard):

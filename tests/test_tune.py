@@ -1,0 +1,412 @@
+"""adapt.py --mode tune: only answers teach, nothing is cut in two, a killed run is the same run, and what comes out is a model like any other."""
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import adapt
+import common
+import data
+from common import Items, find_model, load_vlm, load_yaml, processor_of, qwen_inputs, write_items
+
+FAMILIES = "qwen2_5_vl", "llava", "llava_next", "llava_onevision", "internvl"
+
+
+@pytest.fixture
+def family(request, small_vlm, small_llavas, small_internvl):
+    return {"qwen2_5_vl": small_vlm, "internvl": small_internvl, **small_llavas}[request.param]
+
+
+def reading_of(folder, pixels=(48 * 48, 48 * 48)):
+    entry = find_model(str(folder))
+    return adapt.Reading(processor_of(entry), entry["type"], pixels)
+
+
+def picture(seed, h=48, w=48, t=1):
+    return torch.randint(0, 256, (t, h, w, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def item(k, frames=None, **more):
+    return {"id": f"i{k}", "source": f"s{k}", "frames": picture(k) if frames is None else frames, "width": 48, "height": 48, "turns": [["Where is it?", "left"], ["And now?", "a red star"]]} | more
+
+
+def encoded(frames):
+    import io
+
+    from PIL import Image
+    file = io.BytesIO()
+    Image.fromarray(frames[0].numpy()).save(file, "PNG")
+    return torch.from_numpy(np.frombuffer(file.getvalue(), np.uint8).copy())
+
+
+@pytest.fixture(scope="module")
+def lessons(tmp_path_factory):
+    """Forty pictures, of which each one's middle says what is to be answered."""
+    folder = tmp_path_factory.mktemp("tune") / "data"
+    made = [item(k, picture(k) // 8 + (k % 2) * 200, source=f"{('train', 'train', 'val', 'test')[k // 2 % 4]}:{k}", turns=[["Is it dark?", ("yes", "no")[k % 2]]]) for k in range(40)]
+    write_items(folder, made, {"data": "synthetic", "name": "made-up"})
+    return folder
+
+
+def tuned(model, folder, out, *more):
+    return adapt.main(["--mode", "tune", "--model", str(model), "--data", str(folder), "--out", str(out), "--epochs", "2", "--batch", "4", "--lr", "1e-2", "--rank", "4", *map(str, more)])
+
+
+# ---------------------------------------------------------------- what is read, and which tokens teach
+
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+def test_labels_decode_to_the_answers_and_the_ends_of_their_turns_and_the_rest_is_what_inference_reads(family):
+    reading = reading_of(family)
+    row, beside = reading(item(0, chat=True), 0, 2)
+    said = [reading.tokenizer.decode([x for x, t in zip(row["labels"], row["turn"], strict=True) if t == k]) for k in (1, 2)]
+    assert [s.strip() for s in said] == ["left<|im_end|>", "a red star<|im_end|>"]
+    assert all((label == -100) == (t == 0) and label in (-100, x) for x, label, t in zip(row["input_ids"], row["labels"], row["turn"], strict=True))
+    prompt = reading.processed(common.chat(reading.processor, "Where is it?"), [picture(0)])  # what the model is given at inference
+    first = row["turn"].index(1)
+    assert row["input_ids"][:first] == prompt["input_ids"][0].tolist()
+    assert all(torch.equal(beside[name], torch.as_tensor(prompt[name])) for name in beside)
+
+
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+def test_a_whole_conversation_reads_as_the_processor_writes_it(family):
+    reading = reading_of(family)
+    row, _ = reading(item(0, chat=True, system="Be brief."), 0, 2)
+    messages, *_ = reading.said(item(0, chat=True, system="Be brief."), 0, 2)
+    text = reading.processor.apply_chat_template(messages, tokenize=False)
+    whole = reading.processed(text, [picture(0)])["input_ids"][0].tolist()
+    assert row["input_ids"] == whole[:len(row["input_ids"])] and reading.tokenizer.decode(whole[len(row["input_ids"]):]).strip() == "" and "Be brief." in text
+
+
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+def test_lengths_known_beforehand_are_the_lengths_read(family):
+    reading = reading_of(family)
+    for k, made in enumerate([item(0), item(1, chat=True), item(2, picture(2, 64, 40)), item(3, picture(3, t=4))]):
+        for lesson in reading.lessons(made, k):
+            row, _ = reading(made, lesson.first, lesson.last)
+            assert lesson.tokens == len(row["input_ids"]) and lesson.scored == sum(label != -100 for label in row["labels"])
+
+
+def test_turns_that_are_no_conversation_are_lessons_of_their_own(small_vlm):
+    reading = reading_of(small_vlm)
+    assert [(x.first, x.last) for x in reading.lessons(item(0), 7)] == [(0, 1), (1, 2)]
+    assert [(x.item, x.first, x.last) for x in reading.lessons(item(0, chat=True), 7)] == [(7, 0, 2)]
+    row, _ = reading(item(0), 1, 2)
+    assert "Where is it?" not in reading.tokenizer.decode(row["input_ids"])
+
+
+def test_media_stand_where_the_placeholders_say_and_else_before_the_first_question(small_vlm):
+    reading = reading_of(small_vlm)
+    album = {"id": "a", "source": "a", "album": [encoded(picture(0)), encoded(picture(1, 32, 64))], "chat": True}
+    a, _, kinds = "What is", "this?", [[{"type": "image"}], [{"type": "image"}]]
+    messages, brings = adapt.conversation([[f"{a} <image>?", "x"], ["Like <image> this?", "y"]], None, kinds, True)
+    assert brings == [1, 1] and [[c["type"] for c in m["content"]] for m in messages] == [["text", "image", "text"], ["text"], ["text", "image", "text"], ["text"]]
+    messages, brings = adapt.conversation([["one?", "x"], ["two?", "y"]], None, kinds, False)
+    assert brings == [2, 0] and [c["type"] for c in messages[0]["content"]] == ["image", "image", "text"]
+    row, beside = reading(album | {"turns": [["What is <image>?", "left"], ["And <image>?", "star"]]}, 0, 2)
+    assert beside["image_grid_thw"].tolist() == [[1, 6, 6], [1, 4, 8]] and row["mm_token_type_ids"].count(1) == 9 + 8
+    with pytest.raises(ValueError, match="more pictures or videos than the 2"):
+        adapt.conversation([["<image> <image> <image>", "x"]], None, kinds, True)
+
+
+def test_logits_are_computed_for_answers_only_and_are_those_of_the_whole_pass(small_vlm):
+    model, processor = load_vlm(find_model(str(small_vlm)))
+    reading = reading_of(small_vlm)
+    rows = [reading(item(k, chat=True), 0, n) for k, n in ((0, 2), (1, 1), (2, 2))]
+    inputs, labels, _ = adapt.collated(rows, 0, True)
+    rows_of_head = []
+    model.lm_head.register_forward_pre_hook(lambda module, given: rows_of_head.append(given[0].shape))
+    cost, likeliest = adapt.Taught(model, model, ("cpu", None))(inputs, labels)
+    scored = labels[:, 1:] != -100
+    assert rows_of_head == [(int(scored.sum()), 32)]
+    logits = model(**inputs).logits[:, :-1][scored]
+    assert torch.allclose(cost, torch.nn.functional.cross_entropy(logits, labels[:, 1:][scored], reduction="none"), atol=1e-5) and torch.equal(likeliest, logits.argmax(-1) == labels[:, 1:][scored])
+
+
+def test_a_batch_says_of_each_lesson_what_it_alone_would(small_vlm):
+    model, _ = load_vlm(find_model(str(small_vlm)))
+    reading, taught = reading_of(small_vlm), adapt.Taught(model, model, ("cpu", None))
+    rows = [reading(item(0, picture(0, 48, 80)), 0, 1), reading(item(1, picture(1, t=4)), 1, 2)]
+    together = taught(*adapt.collated(rows, 0, True)[:2])[0]
+    alone = torch.cat([taught(*adapt.collated([row], 0, True)[:2])[0] for row in rows])
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_what_is_called_exact_is_what_greedy_decoding_says():
+    """tiny's own answers to pictures: those whose every token is the likeliest one, and no others, are generated."""
+    made = next(iter(data.shapes(1, 96, 3)))
+    model, processor = load_vlm(find_model("tiny"))
+    reading = adapt.Reading(processor, "qwen2_5_vl", (96 * 96, 64 * 64))
+    taught, found = adapt.Taught(model, model, ("cpu", None)), []
+    wrong = made | {"turns": [[q, a] for q, _ in made["turns"] for a in ("top", "star", "a red star")] + made["turns"]}
+    for k, (question, answer) in enumerate(wrong["turns"]):
+        inputs, labels, _ = adapt.collated([reading(wrong, k, k + 1)], 0, True)
+        prompt = qwen_inputs(processor, made["frames"][None], question)
+        said = processor.batch_decode(model.generate(**prompt, do_sample=False, max_new_tokens=30)[:, prompt["input_ids"].shape[1]:], skip_special_tokens=True)[0]
+        found.append((bool(taught(inputs, labels)[1].all()), said == answer))
+    assert all(a == b for a, b in found) and {a for a, _ in found} == {True, False}
+
+
+# ---------------------------------------------------------------- boxes
+
+def test_boxes_go_to_the_processors_frame_and_back_within_a_pixel():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        w, h = rng.integers(60, 1400, 2).tolist()
+        frame = adapt.fitted(w, h, 28, 700 * 700)
+        assert frame[0] % 28 == frame[1] % 28 == 0 and frame[0] * frame[1] <= 700 * 700
+        box = [int(rng.integers(0, w)), int(rng.integers(0, h)), w, h]
+        text = f'```json\n[{{"bbox_2d": {box}, "label": "a [1, 2, 3, 4]"}}]\n```'
+        there = adapt.rescaled(text, (w, h), frame)
+        back = json.loads(adapt.rescaled(there, frame, (w, h))[8:-4])[0]["bbox_2d"]
+        most = [max(1, 0.5 * a / b + 0.5) for a, b in zip((w, h), frame, strict=True)] * 2  # a pixel, or half of one of the frame where that is much smaller
+        assert all(abs(a - b) <= m for a, b, m in zip(box, back, most, strict=True)) and '"label": "a [1, 2, 3, 4]"' in there
+    assert adapt.rescaled('{"bbox_2d": [1, 2, 3]} {"bbox_2d": [a]}', (10, 10), (20, 20)) == '{"bbox_2d": [1, 2, 3]} {"bbox_2d": [a]}'
+
+
+@pytest.mark.parametrize(("family", "said"), [("qwen2_5_vl", "[8, 16, 24, 32]"), ("internvl", "[167, 333, 500, 667]"), ("llava_next", "[0.167, 0.333, 0.500, 0.667]")], indirect=["family"])
+def test_an_answers_box_is_said_as_the_family_says_boxes(family, said):
+    reading = reading_of(family)
+    made = item(0, picture(0, 96, 96), turns=[["Where?", '{"bbox_2d": [16, 32, 48, 64]}']])  # in a frame of 48 x 48, halved
+    row, _ = reading(made, 0, 1)
+    assert f'{{"bbox_2d": {said}}}' in reading.tokenizer.decode(row["input_ids"])
+    assert made["turns"][0][1] == '{"bbox_2d": [16, 32, 48, 64]}'
+
+
+# ---------------------------------------------------------------- too long
+
+def test_what_is_too_long_loses_whole_turns_from_the_end_and_never_part_of_a_picture(small_vlm, tmp_path):
+    reading = reading_of(small_vlm)
+    made = item(0, chat=True, turns=[[f"What is there, the {n}th time?", "a red star"] for n in range(6)])
+    (whole,) = reading.lessons(made, 0)
+    lengths = [reading.lessons(made | {"turns": made["turns"][:k]}, 0)[0].tokens for k in range(1, 7)]
+    assert whole.tokens == lengths[-1]
+    for most in range(lengths[0] - 1, lengths[-1] + 1):
+        kept = sum(n <= most for n in lengths)
+        found = reading.lessons(made, 0, most)
+        assert [x.last for x in found] == ([kept] if kept else [])
+        for lesson in found:
+            row, beside = reading(made, lesson.first, lesson.last)
+            assert len(row["input_ids"]) <= most and row["mm_token_type_ids"].count(1) == int(beside["image_grid_thw"].prod()) // 4
+    write_items(tmp_path / "d", [made, item(1)], {"data": "synthetic"})
+    school = adapt.School(tmp_path / "d", reading, lengths[2])
+    assert school.dropped == {"lessons": 0, "turns": 3} and len(school.lessons) == 3
+    school = adapt.School(tmp_path / "d", reading, reading.lessons(item(1), 1)[0].tokens)
+    assert school.dropped["lessons"] >= 1
+
+
+# ---------------------------------------------------------------- training
+
+def test_however_a_batch_is_cut_up_its_step_is_the_same(small_vlm, lessons, tmp_path):
+    """Answers of unequal length: the mean over a part's tokens would weigh the short ones more."""
+    folder = tmp_path / "data"
+    made = [item(k, source=f"{('train', 'train', 'val', 'test')[k % 4]}:{k}", turns=[["What?", "a red star and a blue circle" if k % 3 else "x"]]) for k in range(24)]
+    write_items(folder, made, {"data": "synthetic"})
+    losses = [load_yaml(tmp_path / name / "adapt-tune.yaml")["losses"] for name, more in (("one", []), ("four", ["--accumulate", 4]), ("again", ["--checkpoint"]))
+              if tuned(small_vlm, folder, tmp_path / name, *more)]
+    assert np.allclose(losses[0], losses[1], rtol=2e-3) and np.allclose(losses[0], losses[2], rtol=2e-3) and losses[0][-1] < losses[0][0]
+
+
+def test_batches_are_of_like_length_and_every_lesson_is_in_one():
+    lengths = torch.randint(1, 1000, (803,), generator=torch.Generator().manual_seed(0))
+    found = adapt.batches(lengths, 8, torch.Generator().manual_seed(0))
+    assert len(found) == 100 and {len(x) for x in found} == {8} and len(set(torch.cat(found).tolist())) == 800
+    assert np.mean([float(lengths[x].max() - lengths[x].min()) for x in found]) < 100
+    assert [int(lengths[x].max()) for x in found] != sorted(int(lengths[x].max()) for x in found)
+
+
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+def test_every_family_learns_what_it_is_taught_and_its_adapter_is_a_model(family, lessons, tmp_path, monkeypatch, request):
+    monkeypatch.setattr(adapt, "bf16_units", lambda: False)
+    found = tuned(family, lessons, tmp_path / "out", "--vision", "lora", "--epochs", 6)
+    assert found["answer_loss"] < found["answer_loss_base"] and found["losses"][-1] < 0.6 * found["losses"][0]
+    model, processor = load_vlm(find_model(str(tmp_path / "out/adapter")))
+    from peft import PeftModel
+    peft = PeftModel.from_pretrained(load_vlm(find_model(str(family)))[0], str(tmp_path / "out/adapter")).eval()
+    reading = reading_of(family)
+    inputs, labels, _ = adapt.collated([reading(Items(lessons)[0], 0, 1)], 0, reading.as_video)
+    assert torch.allclose(model(**inputs).logits, peft(**inputs).logits, atol=1e-3)
+    base = load_vlm(find_model(str(family)))[0]
+    assert not torch.allclose(model(**inputs).logits, base(**inputs).logits, atol=1e-1)
+
+
+def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(small_vlm, lessons, tmp_path, monkeypatch):
+    tuned(small_vlm, lessons, tmp_path / "whole")
+    write, count = common._atomically, 0
+
+    class Killed(Exception):
+        pass
+
+    def die(path, content):
+        nonlocal count
+        write(path, content)
+        count += path.name == "training.pt"
+        if count == 7:  # in the second of two epochs of five steps
+            raise Killed
+    monkeypatch.setattr(common, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(common, "_atomically", die)
+    with pytest.raises(Killed):
+        tuned(small_vlm, lessons, tmp_path / "killed")
+    assert (tmp_path / "killed/training.pt").is_file() and not (tmp_path / "killed/adapter").exists()
+    monkeypatch.setattr(common, "_atomically", write)
+    steps = []
+    loss = adapt.Taught.forward
+    monkeypatch.setattr(adapt.Taught, "forward", lambda self, *given: (steps.append(self.training), loss(self, *given))[1])
+    tuned(small_vlm, lessons, tmp_path / "killed")
+    assert sum(steps) == 10 - 7  # it went on in the middle of an epoch
+    a, b = ((tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert a == b and not (tmp_path / "killed/training.pt").exists()
+
+
+def test_nothing_but_what_is_asked_for_changes(small_vlm):
+    def changing(**how):
+        model, _ = load_vlm(find_model(str(small_vlm)))
+        taught, _ = adapt.teachable(model, {"method": "lora", "vision": "frozen", "rank": 2, "checkpoint": False} | how, ("cpu", None))
+        return set(common.learned(taught))
+    lora = changing()
+    assert lora and all("lora_" in n and ".language_model." in n for n in lora)
+    seen = changing(vision="lora")
+    assert lora < seen and all(".visual." in n for n in seen - lora) and any("merger" in n for n in seen) and not any("patch_embed" in n for n in seen)
+    both = changing(vision="full")
+    assert lora < both and all(".visual." in n and "lora" not in n for n in both - lora)
+    full = changing(method="full")
+    assert full and not any("lora" in n or ".visual." in n for n in full) and any("embed_tokens" in n for n in full)
+    assert {n for n in changing(method="full", vision="full") - full if ".visual." not in n} == set()
+
+
+def test_merged_and_fully_trained_folders_are_models_like_any_other(small_vlm, lessons, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapt, "bf16_units", lambda: False)
+    tuned(small_vlm, lessons, tmp_path / "lora", "--merge")
+    entry = find_model(str(tmp_path / "lora/model"))
+    assert (entry["name"], entry["weights"], entry["clip"]) == ("lora", "unstated", find_model(str(small_vlm))["clip"])
+    inputs, labels, _ = adapt.collated([reading_of(small_vlm)(Items(lessons)[0], 0, 1)], 0, True)
+    merged, adapted = (load_vlm(find_model(str(tmp_path / "lora" / name)))[0](**inputs).logits for name in ("model", "adapter"))
+    assert torch.allclose(merged, adapted, atol=1e-4)
+    found = tuned(small_vlm, lessons, tmp_path / "full", "--method", "full", "--vision", "full")
+    assert not (tmp_path / "full/adapter").exists() and found["answer_loss"] < found["answer_loss_base"]
+    full = load_vlm(find_model(str(tmp_path / "full/model")))[0]
+    before = load_vlm(find_model(str(small_vlm)))[0]
+    assert not torch.equal(full.model.visual.patch_embed.proj.weight, before.model.visual.patch_embed.proj.weight)
+    found = tuned(small_vlm, lessons, tmp_path / "both", "--vision", "full")
+    assert found["out"].endswith("model") and not (tmp_path / "both/adapter").exists()
+    full = load_vlm(find_model(str(tmp_path / "both/model")))[0]
+    assert not torch.equal(full.model.visual.patch_embed.proj.weight, before.model.visual.patch_embed.proj.weight)
+    assert not torch.equal(full.model.language_model.layers[0].mlp.up_proj.weight, before.model.language_model.layers[0].mlp.up_proj.weight)
+
+
+def test_the_record_says_what_was_won_and_what_was_lost(small_vlm, lessons, tmp_path):
+    other = tmp_path / "other"
+    write_items(other, [item(k, source=f"{('train', 'val', 'test')[k % 3]}:{k}") for k in range(12)], {"data": "synthetic"})
+    tuned(small_vlm, lessons, tmp_path / "out", "--keep", other)
+    found = load_yaml(tmp_path / "out/adapt-tune.yaml", "adapt")
+    assert list(found)[:4] == ["stage", "mode", "model", "weights"] and found["exact_commonest"] == 0.5 and found["forgetting_low"] <= found["forgetting"] <= found["forgetting_high"]
+    assert {"exact", "exact_base", "exact_gain", "exact_gain_low", "exact_gain_high", "answer_loss", "answer_loss_base", "keep_exact", "keep_exact_base", "parameters", "longest"} <= set(found)
+    assert set(found["criteria"]["exact"]["floors"]) == {"base", "commonest"} and found["forgetting"] == pytest.approx(found["keep_exact_base"] - found["keep_exact"], abs=1e-6)
+    assert found["run"]["method"] == "lora" and found["run"]["seed"] == 0
+
+
+def test_a_model_that_learns_nothing_gains_nothing(small_vlm, lessons, tmp_path):
+    found = tuned(small_vlm, lessons, tmp_path / "out", "--lr", 1e-12)
+    assert found["exact_gain"] == 0 and abs(found["answer_loss"] - found["answer_loss_base"]) < 1e-3
+
+
+def test_in_half_precision_the_loss_is_scaled_and_a_step_that_overflows_is_left_out(small_vlm, lessons, tmp_path, monkeypatch):
+    """The T4's way, on a CPU: fp16 products, weights of LoRA in fp32."""
+    scales, scale = [], torch.amp.GradScaler.update
+    monkeypatch.setattr(adapt, "choose_device", lambda: (torch.device("cpu"), torch.float16, "as a T4"))
+    monkeypatch.setattr(adapt, "bf16_units", lambda: False)
+    monkeypatch.setattr(torch.amp.GradScaler, "update", lambda self, *x: (scales.append((self.is_enabled(), self.get_scale())), scale(self, *x))[1])
+    found = tuned(small_vlm, lessons, tmp_path / "out")
+    assert scales and all(on for on, _ in scales) and scales[0][1] > 1 and found["losses"][-1] < found["losses"][0]
+    weights = adapt.load_to_tune(adapt.SimpleNamespace(how={"method": "lora", "vision": "frozen"}, entry=find_model(str(small_vlm)), device=torch.device("cpu"), dtype=torch.float16))
+    taught, _ = adapt.teachable(weights, {"method": "lora", "vision": "frozen", "rank": 2, "checkpoint": False}, ("cpu", torch.float16))
+    assert {p.dtype for p in common.learned(taught).values()} == {torch.float32} and next(weights.model.visual.parameters()).dtype == torch.float16
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_items(small_vlm, lessons, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapt, "scores", lambda taught, school, numbers, *_: {"loss": torch.ones(len(numbers)), "exact": torch.ones(len(numbers))})
+    forward = adapt.Taught.forward
+    monkeypatch.setattr(adapt.Taught, "forward", lambda self, *given: (forward(self, *given)[0] * float("nan"), None))
+    with pytest.raises(FloatingPointError, match=r"step 0, epoch 0, items i\d+: Is it dark\?"):
+        tuned(small_vlm, lessons, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_adapter_that_one_makes(small_vlm, lessons, tmp_path):
+    command = [common.HERE / "adapt.py", "--mode", "tune", "--model", small_vlm, "--data", lessons, "--epochs", 2, "--batch", 4, "--lr", 1e-3, "--rank", 2, "--accumulate", 2]
+    for n in (1, 2):
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", *map(str, command), "--out", tmp_path / str(n)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    from safetensors.torch import load_file
+    one, two = (load_file(tmp_path / str(n) / "adapter/adapter_model.safetensors") for n in (1, 2))
+    assert all((one[k] - two[k]).abs().max() < 1e-3 for k in one) and max(x.abs().max() for k, x in one.items() if "lora_B" in k) > 1e-3
+    a, b = (load_yaml(tmp_path / str(n) / "adapt-tune.yaml") for n in (1, 2))
+    assert a["exact_base"] == b["exact_base"] and a["answer_loss"] == pytest.approx(b["answer_loss"], rel=1e-2)
+
+
+# ---------------------------------------------------------------- adapters as models
+
+def test_an_adapter_answers_in_explain_and_its_features_are_its_own(tmp_path, shapes_folder):
+    from PIL import Image
+
+    import explain
+    import extract
+    write_items(tmp_path / "data", [item(k, source=f"{('train', 'train', 'val', 'test')[k % 4]}:{k}", turns=[["How are you?", "quite well"]]) for k in range(40)], {"data": "synthetic"})
+    tuned("tiny", tmp_path / "data", tmp_path / "out", "--epochs", 15)
+    Image.fromarray(np.full((64, 64, 3), 230, np.uint8)).save(tmp_path / "a.png")
+    for model, well in (("tiny", False), (str(tmp_path / "out/adapter"), True)):
+        found = explain.main(["--model", model, "--image", str(tmp_path / "a.png"), "--ask", "How are you?"])
+        assert (found["answer"] == "quite well") == well
+    assert found["model"] == "out" and found["weights"] == "small"
+    for name, model in (("own", tmp_path / "out/adapter"), ("base", "tiny")):
+        extract.main(["--model", str(model), "--data", str(shapes_folder), "--points", "language.3", "--out", str(tmp_path / name)])
+    a, b = (common.load_features(tmp_path / name)[1]("language.3") for name in ("own", "base"))
+    assert a.shape == b.shape and not torch.allclose(a, b, atol=1e-2)
+    assert load_yaml(tmp_path / "own/index.yaml")["weights"] == "small"
+
+
+def test_an_adapter_of_another_model_or_of_another_kind_is_refused(small_vlm, small_dino, lessons, tmp_path, refused):
+    tuned(small_vlm, lessons, tmp_path / "out", "--epochs", 1)
+    folder = tmp_path / "out/adapter"
+    config = json.loads((folder / "adapter_config.json").read_text())
+
+    def changed(**more):
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
+        shutil.copytree(folder, tmp_path / "x")
+        (tmp_path / "x/adapter_config.json").write_text(json.dumps(config | more))
+        return str(tmp_path / "x")
+    refused(lambda: find_model(changed(use_dora=True)), "plain LoRA")
+    refused(lambda: find_model(changed(base_model_name_or_path=str(folder))), "plain LoRA")
+    refused(lambda: find_model(changed(base_model_name_or_path="nobody/nothing")), "unknown model 'nobody/nothing'")
+    refused(lambda: load_vlm(find_model(changed(base_model_name_or_path=common.MODELS["tiny"]["path"], r=4))), "cannot load", "the adapter")
+    assert find_model(changed(base_model_name_or_path="Qwen/Qwen2.5-VL-7B-Instruct"))["path"] == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert find_model(changed(use_rslora=True))["scaling"] == pytest.approx(8 / 2)
+    refused(lambda: tuned(folder, lessons, tmp_path / "again"), "is an adapter; merge it first")
+
+
+# ---------------------------------------------------------------- mistakes
+
+def test_mistakes_are_refused_before_a_model_is_loaded(small_vlm, small_cogvlm2, lessons, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(adapt, "load_vlm", None)
+
+    def said(*more, model=small_vlm, folder=lessons):
+        return lambda: tuned(model, folder, tmp_path / "out", *more)
+    refused(said(model="tiny-dinov2"), "--model tiny-dinov2 is a dinov2")
+    refused(said(model=small_cogvlm2), "is a cogvlm2", "qwen2_5_vl")
+    refused(said("--method", "qlora"), "--method qlora needs a GPU", "--method lora")
+    refused(said("--preset", "t4"), "--method qlora needs a GPU")
+    refused(said("--adam8bit"), "--adam8bit needs bitsandbytes and a GPU")
+    refused(said("--method", "full", "--vision", "lora"), "--vision lora goes with --method lora")
+    refused(said("--rank", 0), "--rank 0")
+    refused(said("--accumulate", 3), "a batch of 4", "a multiple of 3")
+    refused(said("--seeds", 2), "--seeds 2")
+    refused(said("--max-tokens", 5), "no question of the train split fits", "--max-tokens 5")
+    write_items(tmp_path / "mute", [{k: v for k, v in item(k).items() if k != "turns"} for k in range(9)], {"data": "synthetic"})
+    refused(said(folder=tmp_path / "mute"), "'i0' has no turns")
+    write_items(tmp_path / "many", [item(k, turns=[["<image> <image>?", "x"]]) for k in range(20)], {"data": "synthetic"})
+    refused(said(folder=tmp_path / "many"), "'i0' cannot be put to qwen2_5_vl", "more pictures or videos than the 1")
+    write_items(tmp_path / "few", [item(k, source=f"train:{k}") for k in range(20)], {"data": "synthetic"})
+    refused(said(folder=tmp_path / "few"), "val split")
