@@ -59,6 +59,7 @@ help:  ## this list, with the defaults in force
 	@echo
 	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) LM=$(LM) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
+	@echo "  own pictures or videos with words (LLaVA, Qwen, CLIP, webdataset, metadata.jsonl): DATA=name ROOT=file-or-folder FORMAT=sets"
 	@echo "  own clips with labels: DATA=name ROOT=folder FORMAT=clips ANNOTATIONS=file; Something-Something v2: DATA=ssv2 ROOT=folder; FRAMES=$(FRAMES) FPS=$(FPS) CLIPSIZE=$(CLIPSIZE) N=$(N) PAST=$(PAST) HORIZON=$(HORIZON)"
 	@echo "  N=40 FROZEN= without ROOT: so many generated pictures and clips, to see in a few minutes that it runs"
 
@@ -74,7 +75,7 @@ help:  ## this list, with the defaults in force
 ifneq ($(and $(ROOT),$(filter-out operations,$(DATA))),)
 CLIPS := $(if $(filter ssv2,$(DATA)),ssv2,$(filter clips,$(FORMAT)))
 data/$(DATA)/index.yaml: | data.py $(SETUP)
-	$(PY) data.py $(if $(CLIPS),$(CLIPS) --frames $(FRAMES) $(if $(FPS),--fps $(FPS)) $(if $(CLIPSIZE),--size $(CLIPSIZE)),boxes --format $(FORMAT)) --root $(ROOT) \
+	$(PY) data.py $(if $(CLIPS),$(CLIPS) --frames $(FRAMES) $(if $(FPS),--fps $(FPS)) $(if $(CLIPSIZE),--size $(CLIPSIZE)),$(if $(filter sets,$(FORMAT)),sets,boxes --format $(FORMAT))) --root $(ROOT) \
 		$(if $(ANNOTATIONS),--annotations $(ANNOTATIONS)) $(if $(N),--n $(N)) --out $(@D) --seed $(SEED) --preview
 endif
 data/moving-first/index.yaml data/moving-middle/index.yaml: data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)

@@ -284,6 +284,8 @@ def frames_of(item, size=None):
     Squashing keeps one token grid for all items; boxes and masks scale with it and IoU does not change under a
     scaling of the axes.
     """
+    if "album" in item:
+        return torch.cat([frames_of({"encoded": picture}, size) for picture in item["album"]])
     if "frames" in item:
         frames = item["frames"]
     else:
@@ -298,22 +300,29 @@ def frames_of(item, size=None):
     return frames
 
 
-def read_picture(path):
-    """Anybody's picture as uint8 [1,H,W,3]: upright as its EXIF says, what is transparent on white, 16 bits a channel cut to 8, the first of several. What cannot be read is refused."""
+def upright(image):
+    """Anybody's picture (Pillow's) in RGB: upright as its EXIF says, what is transparent on white, 16 bits a channel cut to 8."""
     from PIL import Image, ImageOps
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return white.convert("RGB")
+
+
+def read_picture(path):
+    """A file as uint8 [1,H,W,3]: see `upright`; of several pictures the first. What cannot be read is refused."""
+    from PIL import Image
     if not Path(path).is_file():
         refuse(f"{path} does not exist; give the file of a picture")
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # Pillow would clip at 255
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
+            image = upright(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         refuse(f"{path} cannot be read as a picture ({' '.join(str(e).split()) or type(e).__name__}); give a JPEG or PNG file")
-    return torch.from_numpy(np.array(white.convert("RGB")))[None]
+    return torch.from_numpy(np.array(image))[None]
 
 
 def split_of(source):
