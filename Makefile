@@ -198,7 +198,7 @@ LEARNED := results/$(M)/$(T)/tuned
 $(LEARNED)/adapt-tune.yaml: data/$(T)/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode tune --model $(MODEL) --data $(<D) --seed $(SEED) $(TUNE) --out $(@D) > /dev/null
 results/$(M)/operations/explain-operations.yaml: $(LEARNED)/adapt-tune.yaml explain.py common.py
-	$(PY) explain.py --mode operations --data data/operations --models $(MODEL) $(<D)/$(if $(filter full,$(TUNE)),model,adapter) --seed $(SEED) --out $@ > /dev/null
+	$(PY) explain.py --mode operations --data data/operations --models $(MODEL) $(<D)/$(if $(filter full,$(TUNE)),model,adapter) $(if $(filter tiny%,$(M)),--batch 64) --seed $(SEED) --out $@ > /dev/null
 
 tune: $(LEARNED)/adapt-tune.yaml $(if $(filter operations,$(T)),results/$(M)/operations/explain-operations.yaml)  ## MODEL learns DATA's questions and answers (by default: what is done at a packing bench); scores beside its own before, and beside who sees nothing
 	@for f in $^; do sed '/^[a-z_]*:$$/,$$d' $$f; done

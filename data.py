@@ -12,10 +12,10 @@
     python data.py boxes --root DIR --format voc --out data/mine   a folder of images with VOC XML, CSV or COCO JSON boxes
     python data.py clips --root DIR --fps 12 --out data/mine   videos, or folders of frames, and labels.csv: filename,label and, if wanted, split,source,repeat
     python data.py ssv2 --root ROOT --n 1000 --out data/ssv2   Something-Something v2 as published: ROOT/20bn-something-something-v2/*.webm and its JSON files
-    python data.py sets --root set.json --out data/mine        pictures or videos with words: LLaVA, Qwen messages, CLIP csv or tsv, webdataset, metadata.jsonl; a file, folder, .tar, .tar.gz or .zip
-    python data.py --check set.json --stats                    write nothing; list every problem of such a set by file, item and reason
     python data.py openpack --root ROOT --out data/operations  clips of OpenPack as published: what is done at the end of each, since when, until when, and what next?
     python data.py operations --out data/operations-raw        a made-up set in OpenPack's own layout, for --root: somebody at a bench does ten operations in a noisy order
+    python data.py sets --root set.json --out data/mine        pictures or videos with words: LLaVA, Qwen messages, CLIP csv or tsv, webdataset, metadata.jsonl; a file, folder, .tar, .tar.gz or .zip
+    python data.py --check set.json --stats                    write nothing; list every problem of such a set by file, item and reason
 
 Of a video the middle --frames frames are kept, squashed to --size. What cannot be used is named, file by file, and nothing is written (--skip-bad: it is
 counted and left out); videos that phones store on their side are turned upright, and counted. A set is in the splits that its folders, files or
@@ -931,16 +931,8 @@ def write_whole(out, items, meta, verdict):
         shutil.rmtree(part, ignore_errors=True)
 
 
-def write_clips(out, rows, frames, fps, size, skip_bad, meta):
-    """Clips that labels name."""
-    notes = []
-    if folder := fps and next((r["id"] for r in rows if not r["problem"] and r["path"].is_dir()), None):
-        refuse(f"{folder} is a folder of frames, which states no rate; leave --fps {fps:g} out")
-    write_checked(out, clips(rows, frames, fps, size, skip_bad, notes), notes, len(rows), skip_bad, meta)
-
-
-def write_checked(out, found, notes, n, skip_bad, meta):
-    """`found`, what can be used of n clips; what cannot is in `notes` once they are decoded, and listed."""
+def verdict_on(notes, n, skip_bad):
+    """What write_whole asks about n clips, with `notes` on them, (id, kind, reason), once they are decoded."""
     def verdict(index):
         for name, _, reason in notes:
             print(f"{name}: {reason}", file=sys.stderr)
@@ -952,7 +944,15 @@ def write_checked(out, found, notes, n, skip_bad, meta):
             refuse(f"none of {n} clips is usable; check --root, --frames and --fps")
         return {"skipped": skipped, "skipped_kinds": dict(sorted(kinds.items())), "rotated": rotated}
 
-    write_whole(out, found, meta, verdict)
+    return verdict
+
+
+def write_clips(out, rows, frames, fps, size, skip_bad, meta):
+    """Clips that labels name; what cannot be used is listed."""
+    if folder := fps and next((r["id"] for r in rows if not r["problem"] and r["path"].is_dir()), None):
+        refuse(f"{folder} is a folder of frames, which states no rate; leave --fps {fps:g} out")
+    notes = []
+    write_whole(out, clips(rows, frames, fps, size, skip_bad, notes), meta, verdict_on(notes, len(rows), skip_bad))
 
 
 # ---------------------------------------------------------------- sets with words: LLaVA, Qwen, CLIP, webdataset, imagefolder
@@ -1685,7 +1685,8 @@ def at_bench(look, segment, t, rng, size):
 
 
 def operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0):
-    """A made-up set in OpenPack's own layout under `out`: subjects U0101 ..., sessions S0100 ..., JPEGs at `rate` a second. Each subject has their own speed, clothes and camera."""
+    """A made-up set in OpenPack's own layout under `out`: subjects U0101 ..., sessions S0100 ..., JPEGs at `rate` a second; made.yaml says so, last. Each subject has their own speed, clothes
+    and camera."""
     for s in tqdm(range(subjects), desc="operations", unit="subject"):
         rng = np.random.default_rng([seed, s])
         user = f"U{101 + s:04d}"
@@ -1716,6 +1717,9 @@ def operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0):
                 at_bench(look, part, t, rng, size).save(path, quality=90)
             for name, head, rows in (("openpack-operations", "uuid,user,session,box,id,operation,start,end,actions", told), ("openpack-operations-1hz", "unixtime,user,session,box,id", by_second)):
                 save_text(out / user / "annotation" / name / f"{session}.csv", "\n".join([head, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    result = {"stage": "data", "source_kind": "operations", "data": "synthetic", "seed": seed, "size": size, "subjects": subjects, "sessions": subjects * sessions, "rate": rate}
+    save_yaml(out / "made.yaml", result)
+    return result
 
 
 def table_of(path, columns):
@@ -1898,7 +1902,7 @@ def write_openpack(out, args, meta):
              "every": args.every, "boundary": args.boundary, "subjects": split, "operations": list(OPERATIONS.values()),
              "grammar": grammar([s for s in sessions if split[s["user"]] == "train"]), "problems": len(problems)}
     notes = []
-    write_checked(out, operation_clips(rows, args.count, args.frames, size, args.skip_bad, notes, args.seed), notes, len(rows), args.skip_bad, meta)
+    write_whole(out, operation_clips(rows, args.count, args.frames, size, args.skip_bad, notes, args.seed), meta, verdict_on(notes, len(rows), args.skip_bad))
 
 
 # ---------------------------------------------------------------- the folder
@@ -1936,7 +1940,7 @@ def preview(items, path, columns=8, rows=5, tile=160):
     sheet.save(path)
 
 
-SOURCES = ("shapes", "moving", "trajectories", "cut", "photos", "boxes", "clips", "ssv2", "sets", "openpack", "operations")
+SOURCES = ("shapes", "moving", "trajectories", "cut", "photos", "boxes", "clips", "ssv2", "openpack", "operations", "sets")
 
 
 def get_args(argv):
@@ -1958,7 +1962,7 @@ def get_args(argv):
     p.add_argument("--fps", type=float, help="clips, ssv2: frames a second (default: every frame)")
     p.add_argument("--evenly", action="store_true", help="cut: so many frames spread over the whole clip, the first and the last among them")
     p.add_argument("--first", type=int, default=0, help="cut: the number of the first frame (default: %(default)s)")
-    p.add_argument("--root", help="boxes, clips: the folder that holds them; ssv2: the folder of the published files; sets: a JSON, CSV or TSV file, a folder, a .tar or a .zip")
+    p.add_argument("--root", help="boxes, clips: the folder that holds them; ssv2, openpack: the folder of the published files; sets: a JSON, CSV or TSV file, a folder, a .tar or a .zip")
     p.add_argument("--count", type=int, default=8, help="openpack: frames of a clip (default: %(default)s)")
     p.add_argument("--window", type=float, default=8, help="openpack: seconds that they are chosen from (default: %(default)g)")
     p.add_argument("--test", help="openpack: the subjects held out, with commas between (default: U0108 and those after it, 30%% of all)")
@@ -2018,12 +2022,10 @@ def main(argv=None):
         refuse("cut takes some frames of clips that are there; give --clips their folder, --frames how many, and --out where to")
     if isinstance(args.frames, int) and args.frames < 1 or args.first < 0:
         refuse(f"--frames {args.frames} from --first {args.first} on are no frames; give 1 or more, from 0 or more on")
-    real = args.source in ("boxes", "clips", "ssv2", "sets", "openpack")
+    real = args.source in ("boxes", "clips", "ssv2", "openpack", "sets")
     if args.source == "operations":
         check_writable(out / "made.yaml")
-        operations(out, args.size or 64, args.seed, sessions=args.n or 4)
-        result = {"stage": "data", "source_kind": "operations", "data": "synthetic", "seed": args.seed, "size": args.size or 64, "sessions": args.n or 4, "layout": "openpack"}
-        save_yaml(out / "made.yaml", result)
+        result = operations(out, args.size or 64, args.seed, sessions=args.n or 4)
         say(result)
         return result
     if real and not args.root:
@@ -2049,14 +2051,14 @@ def main(argv=None):
         rows = read_ssv2(root) if args.source == "ssv2" else read_labels(root, Path(args.annotations or root / "labels.csv"))
         rows = choose(rows, args.n, args.seed) if args.n and args.n < len(rows) else rows
         write_clips(out, rows, frames, args.fps, size, args.skip_bad, meta | {"frames": frames, "fps": args.fps, "size": size})
+    elif args.source == "openpack":
+        write_openpack(out, args, meta)
     elif args.source == "sets":
         args.frames, args.size = args.frames or 8, args.size or 224
         result = write_set(args, out, meta | {"frames": args.frames, "size": args.size})
         if args.check:
             say(result)
             return result
-    elif args.source == "openpack":
-        write_openpack(out, args, meta)
     elif args.source == "boxes":
         items, meta["skipped"] = boxes(args.root, args.format or "voc", args.annotations, args.classes and [c.strip() for c in args.classes.split(",")], args.n, args.skip_bad)
         write_items(out, augmented(items, args), meta)

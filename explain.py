@@ -68,6 +68,22 @@ chosen on val. Any video model may write it: --embeddings FILE scores such a fil
     absent_seen            how often what is absent is said to be seen in some frame; apart, where another object of its colour is there and where none is
     attention_<how>_<what> how much more what is said changes without the four frames of highest attention than without four others (showing the clip's mean, or their neighbours)
 
+    python explain.py --mode operations --data data/operations --models tiny results/tiny/operations/tuned/model
+
+asks vision-language models (the base first, what adapt.py --mode tune made of it last) what is done at the end of each test clip of data.py openpack, since when, until when, and what is next.
+An answer that is no JSON is wrong, and who gives no time says "now". explain-operations.yaml has of the last model, and in `answers` of each:
+
+    macro_f1, accuracy     of the operation now, beside majority, clock (train's commonest of those ten seconds of a session) and bigram (what follows the true operation before most often);
+                           copy says what was true a second earlier, which is nearly always right and good for nothing, so it is no floor; _fixed: of the first 30 clips of U0108
+    next_accuracy          beside commonest and bigram (what follows the true operation most often)
+    start_error, end_error seconds off, on the mean, beside median: train's
+    segmental_f1_10 ... edit, boundary_error   of a session's clips in a row, the session being the unit; boundary_error in seconds
+    <model>+grammar        the operations said, put right by train's bigram and durations (the likeliest path through a session), and next by the bigram of what was said
+    answer                 PASS: macro_f1 is above that of the base and of every floor by an interval of the paired difference, sessions resampled; FAIL: surely not; or INCONCLUSIVE
+    pair                   the operations confused most, and how many of these clips end at a change
+
+explain-operations.png shows what was said of each operation, and frames of clips of that pair.
+
     python explain.py --mode report --results results --out results/report.html
 
 makes one page for a person of the YAML and PNG of all stages, which needs no network and computes nothing again, and summary.md beside it: the verdicts, the evidence
@@ -2852,6 +2868,21 @@ def words_of_trajectories(found, results, width):
     return parts
 
 
+def told_operations(found, results, width):
+    columns = {"macro_f1": "macro-F1", "accuracy": "accuracy", "accuracy_fixed": "accuracy, fixed clips", "next_accuracy": "next, accuracy", "start_error": "start, s off", "end_error": "end, s off",
+               "segmental_f1_50": "segmental F1@50", "edit": "edit", "boundary_error": "boundaries, s off", "no_json": "no JSON", "seconds_per_clip": "seconds a clip"}
+    parts = []
+    for m, d, x in with_stage(found, "explain-operations"):
+        main, pair = x["tuned"] or x["model"], x["pair"]
+        words = f" Confused most: {' and '.join(pair['pair'])}, {pair['clips']} of {pair['of']} clips, of which a share of {said(pair['at_a_change'])} end within a second of a change."
+        parts += [el("h3", f"{m} on {d}"), el("p", badge(x["answer"]), f" Is {main} above every floor by a paired interval? {said(x['above_every_floor'])}.", words if pair else ""),
+                  charts(dots_chart("What is done now, macro-F1 (grey squares: who sees no picture; copy sees the truth of a second ago)", x["answers"], "macro_f1",
+                                    grey=("majority", "clock", "bigram", "copy"))),
+                  folded("Every score", grid(f"{m} on {d}: what is said of operations", x["answers"], columns, "who")),
+                  wide_picture(results / m / d / "explain-operations.png", width, f"{m} on {d}: what is said of each operation, and clips of the pair confused most")]
+    return parts
+
+
 def verifiers(found):
     """Of verify.yaml whatever is there."""
     parts = []
@@ -2934,7 +2965,7 @@ def page_of(results, found, alone, rows, width):
     """The page as text."""
     films = [x for n, (m, d, content) in enumerate(with_stage(found, "predict-continue")) for x in (el("h3", f"{content.get('video')} on {d} ({m})"), *players(content, results / m / d, n))]
     meaning = el("dl", *(x for n, words in FILMS.items() for x in (el("dt", n), el("dd", words))))
-    told_parts = words_of_trajectories(found, results, width)
+    told_parts, bench = words_of_trajectories(found, results, width), told_operations(found, results, width)
     sections = {  # title: (what it shows, its parts, the stages it is made of)
         "Verdicts": ("A verdict follows from criteria, each held against its threshold and against the best floor that costs nothing.", verdicts(rows), ()),
         "Probes by layer": ("What of space and motion can still be read from each layer, by a linear map, beside what needs no trained network.", probes(found, rows), ("probe",)),
@@ -2944,6 +2975,7 @@ def page_of(results, found, alone, rows, width):
         "Prediction": ("Whether anything predicts better than what costs nothing.", predictions(found), PROGRAMME[3][1]),
         "Films: real, generated, copied": ("Drag the slider, or use the arrow keys, to go through the frames.", [meaning, *films] if films else [], ("predict-continue",)),
         **({"Words about moving objects": ("Whether what is said of objects that come, go and hide is true.", told_parts, ())} if told_parts else {}),
+        **({"Operations": ("What is done at a bench, before and after fine-tuning, beside what costs nothing.", bench, ())} if bench else {}),
         "Verifiers": ("Whether a wrong prediction can be told by its pixels.", verifiers(found), PROGRAMME[4][1]),
         "Screening": ("Which model.", screening(alone), ()),
         "The gate's own error rates": ("How often the verdict itself is wrong, where the truth is known.", own_errors(alone), ()),
@@ -3057,7 +3089,7 @@ def get_args(argv):
                    help="score answers, ask what happens in films, check what is said of trajectories or of operations, or make a page of all results (default: %(default)s)")
     p.add_argument("--results", default="results", help="report: the folder of all models' results (default: %(default)s)")
     p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
-    p.add_argument("--data", help="the data folder (default: the one the features were made from)")
+    p.add_argument("--data", help="the data folder (default: the one the features were made from; trajectories, operations: data/ and the mode)")
     p.add_argument("--points", help="points with commas between (default: all in the index)")
     p.add_argument("--directions", help="write what extract.py --ask --remove takes out of a language layer (--points: at another place), and nothing else")
     p.add_argument("--answers", help="what extract.py --ask wrote: score it beside what can be read from the features")
@@ -3066,7 +3098,7 @@ def get_args(argv):
     p.add_argument("--models", nargs="+", default=["tiny"], help="operations: vision-language models, the base first and the one in question last (default: tiny)")
     p.add_argument("--frames", help="describe: numbers of frames to show of a film, with commas between (default: 3,8,16); --clip: one number (default: 16)")
     p.add_argument("--clips", type=int, help="describe, operations: only so many of the test clips")
-    p.add_argument("--size", type=int, help="describe: side in pixels that frames are squashed to (default: the registry's for the model)")
+    p.add_argument("--size", type=int, help="describe, operations: side in pixels that frames are squashed to (default: the registry's for the model)")
     p.add_argument("--batch", type=int, default=16, help="describe: films at a time; trajectories: --vlm's clips, of a language model eight times as many questions (default: %(default)s)")
     p.add_argument("--embeddings", metavar="FILE", help="trajectories: tracks.pt, what a video model noted of every object of --data; tracks: score it")
     p.add_argument("--language", metavar="MODEL", help="trajectories: a causal language model, by name or a folder (default: the one that --words was trained on)")
