@@ -13,12 +13,12 @@ import common
 import data
 from common import Items, find_model, load_vlm, load_yaml, processor_of, qwen_inputs, write_items
 
-FAMILIES = "qwen2_5_vl", "llava", "llava_next", "llava_onevision", "internvl"
+FAMILIES = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"
 
 
 @pytest.fixture
-def family(request, small_vlm, small_llavas, small_internvl):
-    return {"qwen2_5_vl": small_vlm, "internvl": small_internvl, **small_llavas}[request.param]
+def family(request, small_vlm, small_qwen2vl, small_qwen3vl, small_llavas, small_internvl):
+    return {"qwen2_vl": small_qwen2vl, "qwen2_5_vl": small_vlm, "qwen3_vl": small_qwen3vl, "internvl": small_internvl, **small_llavas}[request.param]
 
 
 def reading_of(folder, pixels=(48 * 48, 48 * 48)):
