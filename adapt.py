@@ -1570,6 +1570,7 @@ def commonest_exact(school, train, numbers):
 
 
 TOWER = "model.visual.", "model.vision_tower.", "model.multi_modal_projector."  # what sees, and what joins it to the language model, in all families
+WHOLE = ["lm_head", *(name.rstrip(".") for name in TOWER)]  # not in 4 bits
 
 
 def under_lora(model, how):
@@ -1626,6 +1627,8 @@ def tune_world(args):
     if "adapter" in w.entry:
         refuse(f"--model {args.model} is an adapter; merge it first (--merge), and tune the merged folder")
     w.device, w.dtype, w.why = choose_device()
+    if args.preset == "t4" and w.device.type == "cuda":
+        w.dtype, w.why = torch.float16, f"{w.why}; fp16, as --preset t4 says"
     if args.method == "full" and args.vision == "lora":
         refuse("--vision lora goes with --method lora or qlora; with --method full give frozen or full")
     if args.method == "qlora":
@@ -1667,11 +1670,9 @@ def load_to_tune(w):
     """The model as it is trained: in 4 bits (qlora), in the device's own precision under LoRA, in fp32 where its own weights change."""
     if w.how["method"] != "qlora":
         return load_vlm(w.entry, w.device, torch.float32 if w.how["method"] == "full" or w.how["vision"] == "full" else w.dtype)[0]
-    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
-    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=w.dtype,
-                                   llm_int8_skip_modules=["lm_head", *(name.removeprefix("model.").rstrip(".") for name in TOWER)])
-    return attempt(lambda: AutoModelForImageTextToText.from_pretrained(w.entry["path"], dtype=w.dtype, quantization_config=quantised, device_map={"": w.device}, output_loading_info=True,
-                                                                       **pin(w.entry)), w.entry).eval()
+    from transformers import BitsAndBytesConfig
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=w.dtype, llm_int8_skip_modules=WHOLE)
+    return load_vlm(w.entry, w.device, w.dtype, quantised=nf4)[0]
 
 
 def tune(w, started):

@@ -277,6 +277,21 @@ def test_nothing_but_what_is_asked_for_changes(small_vlm):
     assert {n for n in changing(method="full", vision="full") - full if ".visual." not in n} == set()
 
 
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+def test_in_four_bits_are_the_language_models_matrices_and_nothing_else(family):
+    """By transformers' own rule; the products themselves need a GPU."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+    names = [name for name, m in load_vlm(find_model(str(family)))[0].named_modules() if isinstance(m, torch.nn.Linear)]
+    assert {name for name in names if should_convert_module(name, adapt.WHOLE)} == {name for name in names if name.startswith("model.language_model.layers.")}
+
+
+def test_four_bits_are_asked_for_as_the_paper_has_them(small_vlm, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(adapt, "load_vlm", lambda entry, device, dtype, quantised: (asked.update(quantised.to_dict()), None))
+    adapt.load_to_tune(adapt.SimpleNamespace(how={"method": "qlora"}, entry={}, device="cuda", dtype=torch.float16))
+    assert asked["bnb_4bit_quant_type"] == "nf4" and asked["bnb_4bit_use_double_quant"] and asked["bnb_4bit_compute_dtype"] == "float16" and asked["llm_int8_skip_modules"] == adapt.WHOLE
+
+
 def test_merged_and_fully_trained_folders_are_models_like_any_other(small_vlm, lessons, tmp_path, monkeypatch):
     monkeypatch.setattr(adapt, "bf16_units", lambda: False)
     tuned(small_vlm, lessons, tmp_path / "lora", "--merge")
