@@ -54,13 +54,14 @@ S := $(foreach m,$(COMPARED),results/$(call called,$(m))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding explain demo plan kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding explain tune plan demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
 	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) LM=$(LM) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
+	@echo "  own pictures or videos with words (LLaVA, Qwen, CLIP, webdataset, metadata.jsonl): DATA=name ROOT=file-or-folder FORMAT=sets"
 	@echo "  own clips with labels: DATA=name ROOT=folder FORMAT=clips ANNOTATIONS=file; Something-Something v2: DATA=ssv2 ROOT=folder; FRAMES=$(FRAMES) FPS=$(FPS) CLIPSIZE=$(CLIPSIZE) N=$(N) PAST=$(PAST) HORIZON=$(HORIZON)"
 	@echo "  N=40 FROZEN= without ROOT: so many generated pictures and clips, to see in a few minutes that it runs"
 
@@ -73,10 +74,10 @@ help:  ## this list, with the defaults in force
 
 # ---- data. Scripts are order-only here and for extraction: what they wrote is costly, and is not thrown away for an edit.
 
-ifneq ($(ROOT),)
+ifneq ($(and $(ROOT),$(filter-out operations,$(DATA))),)
 CLIPS := $(if $(filter ssv2,$(DATA)),ssv2,$(filter clips,$(FORMAT)))
 data/$(DATA)/index.yaml: | data.py $(SETUP)
-	$(PY) data.py $(if $(CLIPS),$(CLIPS) --frames $(FRAMES) $(if $(FPS),--fps $(FPS)) $(if $(CLIPSIZE),--size $(CLIPSIZE)),boxes --format $(FORMAT)) --root $(ROOT) \
+	$(PY) data.py $(if $(CLIPS),$(CLIPS) --frames $(FRAMES) $(if $(FPS),--fps $(FPS)) $(if $(CLIPSIZE),--size $(CLIPSIZE)),$(if $(filter sets,$(FORMAT)),sets,boxes --format $(FORMAT))) --root $(ROOT) \
 		$(if $(ANNOTATIONS),--annotations $(ANNOTATIONS)) $(if $(N),--n $(N)) --out $(@D) --seed $(SEED) --preview
 endif
 data/moving-first/index.yaml data/moving-middle/index.yaml: data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
@@ -87,6 +88,10 @@ data/future/index.yaml: | data.py $(SETUP)
 	$(PY) data.py moving --frames $(FRAMES) --n $(or $(if $(ROOT),,$(N)),300) --out $(@D) --seed $(SEED) --preview
 data/%-past/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
 	$(PY) data.py cut --clips $(<D) --first 0 --frames $(PAST) --out $(@D) --seed $(SEED)
+data/operations-raw/made.yaml: | data.py $(SETUP)
+	$(PY) data.py operations --out $(@D) --seed 42
+data/operations/index.yaml: $(if $(ROOT),,data/operations-raw/made.yaml) | data.py $(SETUP)  # OpenPack as published under ROOT, or a made-up set in its layout
+	$(PY) data.py openpack --root $(or $(ROOT),data/operations-raw) $(if $(N),--n $(N)) --out $(@D) --seed 42 --preview
 data/.past: FORCE  # changes only when PAST or HORIZON does
 	@mkdir -p $(@D); echo '$(PAST) $(HORIZON)' | cmp -s - $@ || echo '$(PAST) $(HORIZON)' > $@
 data/%-last/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)
@@ -174,6 +179,19 @@ results/%/trajectories/explain-trajectories.yaml: results/%/trajectories/words/a
 explain: results/$(M)/trajectories/explain-trajectories.yaml  ## is what a language model says of objects that come, go and hide true? LM=the language model, SEES=a VLM beside it
 	@sed '/^[a-z_]*:$$/,$$d' $(<D)/explain-tracks.yaml
 	@sed '/^[a-z_]*:$$/,$$d' $<
+
+# ---- fine-tuning on one's own pictures and clips. The small model is trained whole, so that it ends in minutes; TUNE says how else, LoRA by default
+
+T := $(if $(filter shapes,$(DATA)),operations,$(DATA))
+TUNE ?= $(if $(filter tiny,$(M)),--method full --vision full --lr 2e-3 --batch 8)
+LEARNED := results/$(M)/$(T)/tuned
+$(LEARNED)/adapt-tune.yaml: data/$(T)/index.yaml adapt.py common.py
+	$(RUN) adapt.py --mode tune --model $(MODEL) --data $(<D) --seed $(SEED) $(TUNE) --out $(@D) > /dev/null
+results/$(M)/operations/explain-operations.yaml: $(LEARNED)/adapt-tune.yaml explain.py common.py
+	$(PY) explain.py --mode operations --data data/operations --models $(MODEL) $(<D)/$(if $(filter full,$(TUNE)),model,adapter) $(if $(filter tiny%,$(M)),--batch 64) --seed $(SEED) --out $@ > /dev/null
+
+tune: $(LEARNED)/adapt-tune.yaml $(if $(filter operations,$(T)),results/$(M)/operations/explain-operations.yaml)  ## MODEL learns DATA's questions and answers (by default: what is done at a packing bench); scores beside its own before, and beside who sees nothing
+	@for f in $^; do sed '/^[a-z_]*:$$/,$$d' $$f; done
 
 # ---- gates
 

@@ -1388,7 +1388,7 @@ class Reading:
         placed = any(PLACE.search(question) for question, _ in (item["turns"] if item.get("chat") else turns))
         return *conversation(turns, item.get("system"), kinds, placed), sizes
 
-    def processed(self, text, media, **more):
+    def processed(self, text, media, fps=RATE, **more):
         """The processor's output for one text with media, uint8 [T,H,W,3] each, whose size it leaves as it is if it leaves any."""
         films, pictures = [m for m in media if self.as_video and len(m) > 1], [p for m in media for p in m if not self.as_video or len(m) == 1]
         size = {"size": {"shortest_edge": 1, "longest_edge": max(m.shape[:3].numel() for m in media)}} if self.as_video else {}
@@ -1396,7 +1396,7 @@ class Reading:
             more |= {"images": [p.permute(2, 0, 1) for p in pictures], "images_kwargs": size | ({"crop_to_patches": False} if self.kind == "internvl" else {})}
         if films:
             more |= {"videos": [f.permute(0, 3, 1, 2) for f in films], "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
-                     "video_metadata": [{"fps": RATE, "total_num_frames": len(f), "frames_indices": list(range(len(f)))} for f in films]}
+                     "video_metadata": [{"fps": min(fps, RATE), "total_num_frames": len(f), "frames_indices": list(range(len(f)))} for f in films]}
         return self.processor(text=[text], return_tensors="pt", **more)
 
     def extra_of(self, size):
@@ -1430,7 +1430,7 @@ class Reading:
         media = [scaled(x, *size) for x, (_, *size) in zip(whole, sizes, strict=True)]
         ids, labels, turn, kinds, beside, done = [], [], [], [], {}, ""
         for k, ((prompt, answer), n) in enumerate(zip(pieces(self.processor, messages), brings, strict=True), 1):
-            given = dict(self.processed(prompt, media[:n], **({"add_special_tokens": False} if k > 1 else {}))) if n else {}
+            given = dict(self.processed(prompt, media[:n], item.get("fps", RATE), **({"add_special_tokens": False} if k > 1 else {}))) if n else {}
             own = given.pop("input_ids")[0].tolist() if n else continued(self.tokenizer, done, prompt) if k > 1 else self.tokenizer(prompt).input_ids
             kind = given.pop("mm_token_type_ids")[0].tolist() if "mm_token_type_ids" in given else [0] * len(own)
             media = media[n:]

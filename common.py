@@ -284,6 +284,8 @@ def frames_of(item, size=None):
     Squashing keeps one token grid for all items; boxes and masks scale with it and IoU does not change under a
     scaling of the axes.
     """
+    if "album" in item:
+        return torch.cat([frames_of({"encoded": picture}, size) for picture in item["album"]])
     if "frames" in item:
         frames = item["frames"]
     else:
@@ -298,22 +300,29 @@ def frames_of(item, size=None):
     return frames
 
 
-def read_picture(path):
-    """Anybody's picture as uint8 [1,H,W,3]: upright as its EXIF says, what is transparent on white, 16 bits a channel cut to 8, the first of several. What cannot be read is refused."""
+def upright(image):
+    """Anybody's picture (Pillow's) in RGB: upright as its EXIF says, what is transparent on white, 16 bits a channel cut to 8."""
     from PIL import Image, ImageOps
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return white.convert("RGB")
+
+
+def read_picture(path):
+    """A file as uint8 [1,H,W,3]: see `upright`; of several pictures the first. What cannot be read is refused."""
+    from PIL import Image
     if not Path(path).is_file():
         refuse(f"{path} does not exist; give the file of a picture")
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # Pillow would clip at 255
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
+            image = upright(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         refuse(f"{path} cannot be read as a picture ({' '.join(str(e).split()) or type(e).__name__}); give a JPEG or PNG file")
-    return torch.from_numpy(np.array(white.convert("RGB")))[None]
+    return torch.from_numpy(np.array(image))[None]
 
 
 def split_of(source):
@@ -326,6 +335,206 @@ def split_of(source):
         return said
     bucket = int(hashlib.sha256(str(source).encode()).hexdigest()[:8], 16) % 100
     return "train" if bucket < 60 else "val" if bucket < 80 else "test"
+
+
+# ---------------------------------------------------------------- which frames of a clip are shown
+
+CHOICES = "motion", "uniform", "random", "scene"
+GREY = 64  # px of the longer side at which motion is looked for
+STILL = 2e-4  # grey level (white is 1) that is added to every frame's motion: where nothing moves the choice is uniform, and nothing starves
+CUT = 0.5  # correlation of adjacent frames' luma histograms below which a new shot begins
+CANDIDATES = 2048  # of a longer clip as many frames, evenly spread, can be chosen
+
+
+def greys(clip):
+    """Grey [h, w] in [0, 1], area averages with GREY px on the longer side, of each frame of uint8 [T,H,W,3] or of a video file, one after the other."""
+    if torch.is_tensor(clip):
+        scale = min(1, GREY / max(clip.shape[1:3]))
+        for frame in clip:
+            yield torch.nn.functional.interpolate(grey_of(frame)[None, None], [max(1, round(side * scale)) for side in frame.shape[:2]], mode="area")[0, 0].numpy()
+        return
+    import av
+    with opened(clip) as file:
+        file.streams.video[0].thread_type = "AUTO"
+        for frame in file.decode(video=0):
+            scale = min(1, GREY / max(frame.width, frame.height))
+            grey = frame.reformat(max(1, round(frame.width * scale)), max(1, round(frame.height * scale)), "gray", interpolation=av.video.reformatter.Interpolation.AREA)
+            yield grey.to_ndarray().astype(np.float32) / 255
+
+
+def moved(before, after):
+    """How much moves between two frames, grey [h, w] in [0, 1]: the mean over the picture of what shake, brightness and noise leave unexplained.
+
+    Shake: whole pixels by phase_cross_correlation (Guizar-Sicairos et al. 2008; scikit-image), the rest to first order by the picture's gradient, together with the brightness (gain and
+    offset) in one robust regression (Cauchy weights, scale by the median absolute deviation): a moving object is an outlier. A shift is believed only where it halves the median error: what
+    is moved by a shake is most of the picture. Noise: three standard deviations, found by the median of the finest diagonal Haar coefficients (Donoho & Johnstone 1994), in which things that
+    move hardly show.
+    """
+    from scipy.ndimage import gaussian_filter
+    from skimage.registration import phase_cross_correlation
+
+    def unexplained(a, b, *more):
+        x, y, w = np.stack([c.ravel() for c in (a, np.ones_like(a), *more)], 1), (b - a).ravel(), 1
+        for _ in range(5):
+            root = np.sqrt(w) * np.ones(len(y))
+            fit = x @ np.linalg.lstsq(x * root[:, None], y * root, rcond=1e-3)[0]
+            r = y - fit
+            w = 1 / (1 + np.square(r / (3 * np.median(np.abs(r)) + 1e-4)))
+        r = r.reshape(a.shape)
+        r, back = b - np.clip(b - r, 0, 1), np.clip(a + r, 0, 1) - a  # what is over-exposed in one of the two may have been anything in the other
+        return np.clip(np.minimum(np.abs(r), np.abs(back)) - 0.1 * np.abs(fit).reshape(a.shape), 0, None)
+
+    if min(before.shape) < 8:
+        return float(np.abs(after - before).mean())
+    d = after - before
+    noise = np.median(np.abs(d[1:, 1:] - d[1:, :-1] - d[:-1, 1:] + d[:-1, :-1])) / 2 / 0.6745 / (2 * np.sqrt(np.pi))  # of the difference, after a Gaussian of 1 px
+    a, b = gaussian_filter(before, 1), gaussian_filter(after, 1)
+    rest, slack = unexplained(a, b), 0
+    floor = max(0.6745 * noise, 1e-3)  # the median of noise; less than a quarter of a grey level is nothing
+    if np.median(rest) > 1.1 * floor:
+        window = np.outer(*(np.hanning(side + 2)[1:-1] for side in a.shape))
+        shift = phase_cross_correlation((a - a.mean()) * window, (b - b.mean()) * window, normalization=None)[0].astype(int)
+        if (margin := np.abs(shift).max()) < min(a.shape) // 4:
+            inside = np.s_[margin:a.shape[0] - margin, margin:a.shape[1] - margin]
+            a, b = a[inside], np.roll(b, shift, (0, 1))[inside]
+            slopes = np.gradient((a + b) / 2)
+            steady = unexplained(a, b, *slopes)
+            if np.median(steady) - floor < (np.median(rest) - floor) / 2:
+                rest, slack = steady, 0.1 * np.hypot(*slopes)  # a tenth of a pixel: no registration is better
+    return float(np.clip(rest - 3 * noise - slack, 0, None).mean())
+
+
+def motion_of(clip):
+    """How much moves from frame t - 1 to frame t (`moved`; 0 for the first): float64 [T], of uint8 [T,H,W,3] or of a video file, of which two frames are held at a time."""
+    found, before = [], None
+    for grey in greys(clip):
+        found.append(0.0 if before is None else moved(before, grey))
+        before = grey
+    return np.array(found)
+
+
+def shots_of(clip):
+    """The numbers at which shots begin, and the clip's length: where luma histograms of adjacent frames correlate by less than CUT (PySceneDetect's HistogramDetector)."""
+    histograms = np.array([np.histogram(grey, 32, (0, 1))[0] for grey in greys(clip)]) * 1.0
+    x = histograms - histograms.mean(1, keepdims=True)
+    x /= np.linalg.norm(x, axis=1, keepdims=True) + 1e-9
+    return [0, *(1 + np.flatnonzero((x[1:] * x[:-1]).sum(1) < CUT)).tolist()], len(x)
+
+
+def placed(steps, k, must=(), largest_gap=None):
+    """k of T frames, the first, the last and those of `must` among them, such that what happens between neighbours is as equal as can be: the least sum of squares, exactly (dynamic
+    programming). steps [T] > 0: what happens from frame t - 1 to t; neighbours are at most largest_gap apart. None where that cannot be. Of a long clip CANDIDATES frames are looked among.
+
+    Without conditions these are equal shares of cumulative motion, as in MGSampler (Zhi et al., ICCV 2021), but never a frame twice.
+    """
+    number = np.unique([*np.linspace(0, len(steps) - 1, min(len(steps), CANDIDATES)).round().astype(int), *must])
+    at = np.cumsum([0, *steps[1:]])[number]
+    cost, gap, last = np.square((at - at[:, None]) / at[-1]), number - number[:, None], number[-1]  # [from, to]
+    cost[(gap <= 0) | (gap > (largest_gap or last))] = np.inf
+    for m in must:
+        cost[np.ix_(number < m, number > m)] = np.inf
+    total, came = np.where(number == 0, 0, np.inf), []
+    for j in range(1, k):
+        through = total[:, None] + cost
+        came.append(through.argmin(0))
+        total = through.min(0) + 1e-9 * np.square(number / last - j / (k - 1))  # among equals the evenest
+    if total[-1] == np.inf:
+        return None
+    chosen = [len(number) - 1]
+    for best in reversed(came):
+        chosen.append(best[chosen[-1]])
+    return number[chosen[::-1]].tolist()
+
+
+def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None):
+    """Which k frames of a clip, uint8 [T,H,W,3] or the file of a video, are shown: their numbers, rising, none twice.
+
+    motion    equal shares of what moves (`motion_of`, `placed`), the first and the last among them; flicker, noise and shake count for little
+    uniform   equal spans of time, the first and the last among them
+    random    drawn by `seed` (an int, or several: of a run and of a clip)
+    scene     the shots share the frames by their length, each showing the middles of equal parts of it
+
+    boundary: a frame that must be shown and round which a Gaussian of T / 8 makes motion count up to four times, where something is known to begin or to end. largest_gap: between two frames
+    shown, in frames. Both go with motion and, less the Gaussian, with uniform. A single frame is the boundary, or else where half of it has happened.
+    """
+    known(how, dict.fromkeys(CHOICES), "way of choosing frames")
+    if how in ("random", "scene") and (boundary is not None or largest_gap):
+        refuse(f"frames chosen by {how} keep no boundary and no largest gap; choose by motion or uniform, or leave these out")
+    clip = torch.as_tensor(clip) if not isinstance(clip, (str, Path)) else clip
+    starts, steps = None, motion_of(clip) + STILL if how == "motion" else None
+    if how == "scene":
+        starts, length = shots_of(clip)
+    else:
+        length = len(steps) if how == "motion" else len(clip) if torch.is_tensor(clip) else len(presented(clip))
+    if not 1 <= k <= length:
+        refuse(f"{k} of {length} frames cannot be chosen; give a number of frames from 1 to {length}")
+    if boundary is not None and not 0 <= boundary < length:
+        refuse(f"the boundary {boundary} is none of {length} frames; give one from 0 to {length - 1}")
+    if how == "random":
+        return sorted(np.random.default_rng(seed).choice(length, k, replace=False).tolist())
+    if how == "scene":
+        ends, share = [*starts[1:], length], [0] * len(starts)
+        for _ in range(k):
+            share[max(range(len(starts)), key=lambda i: (ends[i] - starts[i]) / (share[i] + 1) if share[i] < ends[i] - starts[i] else 0)] += 1
+        return [a + (2 * i + 1) * (b - a) // (2 * n) for a, b, n in zip(starts, ends, share, strict=True) for i in range(n)]
+    steps = np.ones(length) if how == "uniform" else steps if boundary is None else steps * (1 + 3 * np.exp(-np.square((np.arange(length) - boundary) / (length / 8)) / 2))
+    if k == 1:
+        return [int(np.searchsorted(np.cumsum([0, *steps[1:]]), steps[1:].sum() / 2 - 1e-9)) if boundary is None else boundary]
+    chosen = placed(steps, k, () if boundary is None else (boundary,), largest_gap)
+    if chosen is None:
+        refuse(f"{k} of {length} frames" + (f", {boundary} among them," if boundary is not None else "") + (f" leave gaps of more than {largest_gap}" if largest_gap else " are too few")
+               + "; choose more" + (", or raise the largest gap" if largest_gap else ""))
+    return chosen
+
+
+@contextlib.contextmanager
+def opened(path):
+    """A video file as PyAV opens it; what is none is refused."""
+    import av
+    if not Path(path).is_file():
+        refuse(f"{path} does not exist; give the file of a video")
+    try:
+        with av.open(str(path)) as file:
+            if not file.streams.video:
+                refuse(f"{path} holds no video; give an MP4, WebM or GIF file")
+            yield file
+    except (av.FFmpegError, OSError, ValueError) as e:
+        refuse(f"{path} cannot be read as a video ({getattr(e, 'strerror', None) or e}); give an MP4, WebM or GIF file")
+
+
+def presented(path):
+    """(time stamp, whether decoding can begin here) of every frame of a video in the order in which they are shown: no frame is decoded."""
+    with opened(path) as file:
+        stamps = [(p.pts, p.is_keyframe) for p in file.demux(video=0) if p.size]
+    return sorted(stamps) if all(pts is not None for pts, _ in stamps) else stamps
+
+
+def frames_at(path, numbers, size=None):
+    """(frames of a video by their numbers, upright, uint8 [k,H,W,3], squashed to `size` when given; how many were decoded for it).
+
+    From each frame's key frame on, or on from the frame before where no key frame lies between: what else there is is not decoded. A file without time stamps, or whose key frames lie
+    elsewhere than it says, is decoded from its beginning.
+    """
+    stamps = presented(path)
+    if not numbers or not 0 <= min(numbers) <= max(numbers) < len(stamps):
+        refuse(f"{path} has {len(stamps)} frames, and {numbers} are asked for; give numbers from 0 to {len(stamps) - 1}")
+    number_of, kept, decoded = {pts: n for n, (pts, _) in enumerate(stamps)}, {}, 0
+    for seeking in [True, False] if len(number_of) == len(stamps) else [False]:
+        with opened(path) as file:
+            stream, now, frames = file.streams.video[0], -1, file.decode(video=0)
+            for wanted in sorted(set(numbers) - set(kept)):
+                key = max((n for n in range(wanted + 1) if stamps[n][1]), default=0)
+                if seeking and key > max(now, 0):
+                    file.seek(stamps[key][0], stream=stream)
+                    frames = file.decode(video=0)
+                for frame in frames:
+                    decoded, now = decoded + 1, number_of.get(frame.pts, now) if seeking else now + 1
+                    if now == wanted:  # telephones' films may lie on their side
+                        kept[wanted] = frames_of({"frames": torch.from_numpy(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)).copy())[None]}, size)
+                        break
+    if missing := sorted(set(numbers) - set(kept)):
+        refuse(f"{path} breaks off: frame {missing[0]} of {len(stamps)} cannot be decoded; give a whole file")
+    return torch.cat([kept[n] for n in numbers]), decoded
 
 
 # ---------------------------------------------------------------- models by name

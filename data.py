@@ -13,6 +13,8 @@
     python data.py ssv2 --root ROOT --n 1000 --out data/ssv2   Something-Something v2 as published: ROOT/20bn-something-something-v2/*.webm and its JSON files
     python data.py openpack --root ROOT --out data/operations  clips of OpenPack as published: what is done at the end of each, since when, until when, and what next?
     python data.py operations --out data/operations-raw        a made-up set in OpenPack's own layout, for --root: somebody at a bench does ten operations in a noisy order
+    python data.py sets --root set.json --out data/mine        pictures or videos with words: LLaVA, Qwen messages, CLIP csv or tsv, webdataset, metadata.jsonl; a file, folder, .tar, .tar.gz or .zip
+    python data.py --check set.json --stats                    write nothing; list every problem of such a set by file, item and reason
 
 Of a video the middle --frames frames are kept, squashed to --size. What cannot be used is named, file by file, and nothing is written (--skip-bad: it is
 counted and left out); videos that phones store on their side are turned upright, and counted.
@@ -26,6 +28,9 @@ Writes shards `00000.pt` ... of at most 64 items, `ids.jsonl` ([id, source] a li
     labels, names  n class names (the shape, say), and what one would call each object ("red circle")
     mask           uint8 [H,W] or [T,H,W]: 0 background, i the i-th object
     text, turns    a caption; [question, answer] pairs
+    chat, system   (sets) True where the turns are one conversation, each after those before it (else each is a question of its own); what the system says first
+    album          (sets) several pictures, as `encoded`; `width`, `height` and boxes named in answers ({"bbox_2d": [x1, y1, x2, y2]}, pixels) are of the first. Questions hold `<image>` or
+                   `<video>` at their places only where these do not simply stand first
     repeat         (clips) the scene, of which there is another take: how unlike two of them are is what nothing can be better than
     action, template           (clips) what is done, one of a set: a label, a template of Something-Something, or of `moving` the direction
     direction, speed, camera   (moving) one of 8 directions or "still"; pixels a frame; background pixels a frame (dx, dy)
@@ -38,33 +43,61 @@ Writes shards `00000.pt` ... of at most 64 items, `ids.jsonl` ([id, source] a li
     operation, next, previous  (openpack) what is done at the clip's last frame, and after and before that (None: nothing); earlier: a second before it (None: nothing)
     start, end, seconds        (openpack) when it begins (below 0) and ends, seconds from the last frame on; how long the session has lasted then
     boundary, fixed, subject   (openpack) does the clip end within a second of a change? is it one of the first 30 of U0108, the fixed test? who works
-    at                         (openpack) [the numbers of the frames shown, of how many of the window, frames a second of these], as common.qwen_inputs takes it
+    fps                        (openpack) frames a second, on average, of those shown
 
 The split of openpack is by subject, the source a session ("test:U0108-S0100"); its index.yaml holds in `grammar` what the labels of train say without a picture.
 Real clips have no boxes, labels or mask. Generated sets depend on --seed alone: the same bytes every time.
 """
+import base64
+import bz2
 import csv
 import functools
+import gzip
 import hashlib
 import io
 import itertools
 import json
+import lzma
+import math
 import os
 import re
 import shutil
+import stat
 import sys
+import tarfile
+import tempfile
 import textwrap
 import uuid
 import xml.etree.ElementTree as ET
+import zipfile
+import zlib
 from collections import Counter
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import check_writable, frames_of, load_items, load_yaml, parser, refuse, save_text, save_yaml, say, split_of, write_items
+from common import (
+    CHOICES,
+    Items,
+    check_writable,
+    choose_frames,
+    digest,
+    frames_of,
+    known,
+    load_items,
+    load_yaml,
+    parser,
+    refuse,
+    save_text,
+    save_yaml,
+    say,
+    split_of,
+    upright,
+    write_items,
+)
 
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 210), "yellow": (235, 205, 50),
            "purple": (140, 50, 170), "cyan": (60, 200, 210)}
@@ -73,6 +106,15 @@ DIRECTIONS = {"right": (1, 0), "down right": (1, 1), "down": (0, 1), "down left"
               "left": (-1, 0), "up left": (-1, -1), "up": (0, -1), "up right": (1, -1)}
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field",
                "immunohistochemistry", "moon", "rocket", "colorwheel", "horse", "page", "text")
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}  # who speaks, as LLaVA and as Qwen say it
+PICTURES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")  # fields of an entry, in the order they are looked for
+VIDEOS, CAPTIONS = ("video", "videos"), ("text", "caption", "title")
+ENDINGS = dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"), "images") | dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov"), "videos")
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "testing": "test"}
+MARK = "(?:<image>|<video>)"
+SIDED = re.compile(r"(?<![a-z])(left|right|clockwise|counterclockwise|anticlockwise)", re.I)
+SITED = re.compile(r"\b(top|bottom|upper|lower|middle|cent(er|re)|corner|edge)", re.I)
+PLACED = re.compile(r'("(bbox_2d|point_2d)"\s*:\s*\[)([^\[\]]*)(\])')
 
 
 # ---------------------------------------------------------------- drawing
@@ -584,6 +626,7 @@ def read_coco(root, annotations):
     yield from images.values()
 
 
+SET_FORMATS = ("llava", "qwen", "clip", "webdataset", "imagefolder")
 FORMATS = {"voc": (read_voc, "annotations"), "csv": (read_csv, "labels.csv"), "coco": (read_coco, "annotations.json")}
 
 
@@ -851,20 +894,26 @@ def clips(rows, frames, fps, size, skip_bad, notes):
             yield {"id": row["id"], "source": twin["source"], "width": size, "height": size, "frames": shot, **row["truth"]}
 
 
-def write_clips(out, rows, frames, fps, size, skip_bad, meta):
-    notes = []
-    if folder := fps and next((r["id"] for r in rows if not r["problem"] and r["path"].is_dir()), None):
-        refuse(f"{folder} is a folder of frames, which states no rate; leave --fps {fps:g} out")
-    write_checked(out, clips(rows, frames, fps, size, skip_bad, notes), notes, len(rows), skip_bad, meta)
-
-
-def write_checked(out, found, notes, n, skip_bad, meta):
-    """Clips, of n, are decoded and written one shard at a time, beside what `out` holds; that goes only when all is well. notes: what there is to say of them once they are decoded."""
+def write_whole(out, items, meta, verdict):
+    """Write items one shard at a time, beside what `out` holds; that goes only when all is well. verdict(index) refuses, or gives what else index.yaml is to say."""
     part = out / ".part"
     shutil.rmtree(part, ignore_errors=True)
     try:
-        write_items(part, found, meta)
+        write_items(part, items, meta)
         index = load_yaml(part / "index.yaml")
+        index |= verdict(index)
+        for stale in (out / "index.yaml", *out.glob("*.pt")):
+            stale.unlink(missing_ok=True)
+        for file in (*part.glob("*.pt"), part / "ids.jsonl"):
+            os.replace(file, out / file.name)
+        save_yaml(out / "index.yaml", index)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def verdict_on(notes, n, skip_bad):
+    """What write_whole asks about n clips, with `notes` on them, (id, kind, reason), once they are decoded."""
+    def verdict(index):
         for name, _, reason in notes:
             print(f"{name}: {reason}", file=sys.stderr)
         kinds = Counter(kind for _, kind, _ in notes)
@@ -873,14 +922,631 @@ def write_checked(out, found, notes, n, skip_bad, meta):
             refuse(f"{skipped} of {n} clips have problems, listed above; mend them or go on without these clips with --skip-bad")
         if not index["items"]:
             refuse(f"none of {n} clips is usable; check --root, --frames and --fps")
-        for stale in (out / "index.yaml", *out.glob("*.pt")):
-            stale.unlink(missing_ok=True)
-        for shard in part.glob("*.pt"):
-            os.replace(shard, out / shard.name)
-        os.replace(part / "ids.jsonl", out / "ids.jsonl")
-        save_yaml(out / "index.yaml", index | {"skipped": skipped, "skipped_kinds": dict(sorted(kinds.items())), "rotated": rotated})
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        return {"skipped": skipped, "skipped_kinds": dict(sorted(kinds.items())), "rotated": rotated}
+
+    return verdict
+
+
+def write_clips(out, rows, frames, fps, size, skip_bad, meta):
+    """Clips that labels name; what cannot be used is listed."""
+    if folder := fps and next((r["id"] for r in rows if not r["problem"] and r["path"].is_dir()), None):
+        refuse(f"{folder} is a folder of frames, which states no rate; leave --fps {fps:g} out")
+    notes = []
+    write_whole(out, clips(rows, frames, fps, size, skip_bad, notes), meta, verdict_on(notes, len(rows), skip_bad))
+
+
+# ---------------------------------------------------------------- sets with words: LLaVA, Qwen, CLIP, webdataset, imagefolder
+
+class Modest(tarfile.TarInfo):
+    """A header of a tar. tarfile reads those that extend it (long names, pax) into memory whole: a large one is refused."""
+
+    def _proc_member(self, archive):
+        if not self.isreg() and self.size > 2**20:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(archive)
+
+
+def unpacked(path, max_bytes):
+    """(names, read) of a .tar (also compressed) or .zip: the names of its files, and their bytes by name. Nothing is ever written under a name that the archive chose.
+
+    First all of it is looked at: what climbs out, is no plain file or is there twice is listed, and such an archive, or one that expands beyond max_bytes, refused.
+    """
+    names, problems, total = {}, [], 0
+
+    def admit(name, size, odd, where):
+        nonlocal total
+        total, parts = total + size, re.split(r"[\\/]", name)
+        reason = (f"is {odd}, not a file" if odd else "has an absolute path" if not parts[0] or parts[0][1:2] == ":" else "climbs out of the archive" if ".." in parts
+                  else "is there twice" if where and os.path.normpath(name) in names else None)
+        if total > max_bytes:
+            refuse(f"{path} expands beyond --max-bytes {max_bytes} ({name!r} makes it {total}); if it can be trusted, allow more")
+        if reason:
+            problems.append((f"{path}: {name}", "archive", reason))
+        elif where and not parts[-1].startswith(".") and parts[0] != "__MACOSX":  # what file managers leave is not read
+            names[os.path.normpath(name)] = where
+
+    try:
+        if zipfile.is_zipfile(path):
+            file = zipfile.ZipFile(path)
+            for m in file.infolist():
+                admit(m.filename, m.file_size, "a link" if stat.S_ISLNK(m.external_attr >> 16) else "encrypted" if m.flag_bits & 1 else None, None if m.is_dir() else m)
+        else:
+            with tarfile.open(path, "r|*", tarinfo=Modest) as tar:
+                end = 0
+                while m := tar.next():
+                    tar.members.clear()  # or every header stays in memory
+                    end = m.offset_data + -(-m.size // 512) * 512
+                    odd = "a link" if m.issym() or m.islnk() else "sparse" if m.issparse() else None if m.isreg() or m.isdir() else "a device"
+                    admit(m.name, m.size, odd, None if m.isdir() else (m.offset_data, m.size))
+            with open(path, "rb") as f:
+                magic = f.read(2)
+            expand = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(magic)
+            file = tempfile.TemporaryFile() if expand else open(path, "rb")  # noqa: SIM115
+            if expand and not problems:  # what is compressed can only be read from its beginning
+                with expand(path) as compressed:
+                    while chunk := compressed.read(2**20):  # up to its end, where the checksum is
+                        if file.tell() > end + 2**20:
+                            raise EOFError("it goes on after its end")
+                        file.write(chunk)
+                    file.flush()
+            if not problems and os.pread(file.fileno(), 512, end) != bytes(512):
+                raise EOFError("it ends before its end")
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as e:
+        refuse(f"{path} cannot be read as an archive ({' '.join(str(e).split())}); fetch it again")
+    if problems:
+        listed(problems)
+        refuse(f"{path} holds {len(problems)} members that no honest archive holds, listed above; nothing of it was read or written")
+
+    def read(name):
+        try:
+            return file.read(names[name]) if isinstance(file, zipfile.ZipFile) else os.pread(file.fileno(), names[name][1], names[name][0])
+        except KeyError:
+            raise Unusable("missing", f"is not in {path.name}") from None
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError) as e:
+            raise Unusable("broken", f"cannot be unpacked ({e})") from e
+
+    return list(names), read
+
+
+def read_from(folder, max_bytes):
+    """A function from the name of a file, relative to a folder or absolute, to its bytes."""
+    def read(name):
+        path = folder / name
+        if re.match(r"https?:", name):
+            raise Unusable("missing", "is on the network; fetch it first")
+        try:
+            if not path.is_file():
+                raise Unusable("missing", f"is not there ({path})")
+            if path.stat().st_size > max_bytes:
+                raise Unusable("large", f"has {path.stat().st_size} bytes, and --max-bytes is {max_bytes}")
+            return path.read_bytes()
+        except OSError as e:
+            raise Unusable("missing", f"cannot be read ({e.strerror})") from e
+
+    return read
+
+
+def read_json(file):
+    """The entries of a JSON array, or of JSON one a line, as (where, entry); the file, open as text, is never in memory whole."""
+    text = file.read(2**20).lstrip("\ufeff \t\r\n")
+    if not text.startswith("["):
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            if line := line.strip("\ufeff \t\r\n"):
+                try:
+                    yield f"line {number}", json.loads(line)
+                except (ValueError, RecursionError) as e:
+                    yield f"line {number}", Unusable("syntax", f"is not JSON ({e})")
+        return
+    decoder, at, number, more = json.JSONDecoder(), 1, 0, 2**20
+    while True:
+        at = re.compile(r"[\s,]*").match(text, at).end()
+        if text[at:at + 1] == "]":
+            return
+        try:
+            entry, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as e:
+            if len(text) - at < 2**26 and (chunk := file.read(more)):  # it goes on
+                text, at, more = text[at:] + chunk, 0, 2 * more
+                continue
+            yield f"entry {number}", Unusable("syntax", f"is not JSON, or cut short: all that follows is lost ({e.msg if isinstance(e, ValueError) else e})")
+            return
+        yield f"entry {number}", entry
+        number, more = number + 1, 2**20
+
+
+def read_table(file):
+    """The rows of a CSV, or of one with tabs, as (where, {column: value})."""
+    head = file.readline()
+    table = csv.DictReader(itertools.chain([head.lstrip("\ufeff")], file), delimiter="\t" if "\t" in head else ",")
+    while True:
+        try:
+            if (row := next(table, None)) is None:
+                return
+        except csv.Error as e:
+            row = Unusable("syntax", f"is no row ({e})")
+        yield f"line {table.line_num}", Unusable("syntax", f"has {len(row[None])} fields more than the header") if None in row else {k: v for k, v in row.items() if v}
+
+
+def key_of(name):
+    """A path up to the first dot of its last part: what the files of one item of a webdataset share."""
+    return str(PurePosixPath(name).parent / PurePosixPath(name).name.partition(".")[0])
+
+
+def read_groups(names, read):
+    """Files that share a name up to its first dot, as (name, entry): pictures or a video, and words in .txt, .caption or .json."""
+    for key, members in itertools.groupby(sorted(names, key=key_of), key=key_of):
+        entry, media = {}, {"images": [], "videos": []}
+        try:
+            for name in members:
+                ending = PurePosixPath(name).suffix.lower()
+                if ending in (".txt", ".caption"):
+                    entry["text"] = read(name).decode("utf-8-sig").strip()
+                elif ending == ".json":
+                    said = json.loads(read(name))
+                    entry = {"messages": said} if isinstance(said, list) else {k: v for k, v in said.items() if k not in (*PICTURES, *VIDEOS)} | entry
+                elif ending in ENDINGS:
+                    media[ENDINGS[ending]].append(name)
+            yield key, {"id": key} | entry | media
+        except Unusable as e:
+            yield key, e
+        except (ValueError, AttributeError) as e:
+            yield key, Unusable("syntax", f"has words that cannot be read ({e})")
+
+
+def form_of(entry, name):
+    """The format that an entry is in, or None."""
+    if not isinstance(entry, dict):
+        return "qwen" if isinstance(entry, list) else "llava"
+    if "conversations" in entry or "messages" in entry:
+        return "llava" if "conversations" in entry else "qwen"
+    if {*PICTURES, *VIDEOS} & set(entry) and {*CAPTIONS, "question"} & set(entry):
+        return "clip" if name.endswith((".csv", ".tsv")) and not name.startswith("metadata.") else "imagefolder"
+
+
+def part_in(name):
+    """train, val or test, where a path says it."""
+    return next((SPLITS[w] for w in reversed(re.split(r"[^a-z]+", name.lower())) if w in SPLITS), None)
+
+
+def find_set(root, form, media, max_bytes):
+    """(format, entries) of a file, a folder or an archive, found by looking: entries yields (file, where, entry or Unusable, the split that is said, read: from a reference to its bytes)."""
+    root = Path(root)
+    if not root.exists():
+        refuse(f"--root {root} does not exist; give a JSON, CSV, .tar or .zip file, or a folder")
+    place = root if root.is_dir() else root.parent
+    if packed := root.is_file() and root.name.endswith((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")):
+        names, fetch = unpacked(root, max_bytes)
+    else:
+        names, fetch = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root.name], read_from(place, max_bytes)
+    given = media and (unpacked(Path(media), max_bytes)[1] if Path(media).is_file() else read_from(Path(media), max_bytes))
+
+    def opened(name):
+        try:
+            return io.TextIOWrapper(io.BytesIO(fetch(name)) if packed else open(place / name, "rb"), "utf-8", newline="")
+        except (Unusable, OSError) as e:
+            refuse(f"{name} of {root} {e.args[1]}; fetch it again")
+
+    def reader(name):
+        with opened(name) as file:
+            return read_table if form == "clip" or not form and file.read(2**10).lstrip("\ufeff \t\r\n")[:1] not in ("[", "{") else read_json
+
+    pictured = {key_of(n) for n in names if PurePosixPath(n).suffix.lower() in ENDINGS}
+    tables = [n for n in names if n.endswith((".json", ".jsonl", ".csv", ".tsv")) and key_of(n) not in pictured] if packed or root.is_dir() else names
+    metadata, tars = [n for n in tables if PurePosixPath(n).name in ("metadata.jsonl", "metadata.csv")], [n for n in names if n.endswith((".tar", ".tar.gz", ".tgz"))]
+    chosen = [] if form == "webdataset" else metadata or (tables if len(tables) == 1 else [n for n in tables if part_in(n)])
+    tars = [] if chosen or form not in (None, "webdataset") or packed or not root.is_dir() else tars
+    grouped = not chosen and not tars and form in (None, "webdataset") and pictured & {key_of(n) for n in names if n.endswith((".txt", ".caption", ".json"))}
+    if chosen:
+        with opened(chosen[0]) as file:
+            try:
+                where, first = next(reader(chosen[0])(file), ("", None))
+            except UnicodeDecodeError as e:
+                refuse(f"{root} is not UTF-8 ({e.reason} at byte {e.start}); save it as such")
+        found = form or form_of(first, chosen[0].rpartition("/")[2])
+        if first is None or not found:
+            fields = f"{where} of {chosen[0]} has the fields {', '.join(map(str, first))}" if first else f"{chosen[0]} is empty"
+            refuse(f"{root} is in no known format: {fields}; known are LLaVA (conversations), Qwen (messages), CLIP (filepath and title) and metadata (file_name and text)")
+    elif len(tables) > 1 and form != "webdataset":
+        refuse(f"{root} holds {len(tables)} tables ({', '.join(tables[:4])}{', ...' if len(tables) > 4 else ''}); give one of them, or name them train, val and test")
+    elif not tars and not grouped:
+        endings = ", ".join(f"{n} {e}" for e, n in Counter(PurePosixPath(n).suffix or n for n in names).most_common(5))
+        refuse(f"{root} holds no set{f' of format {form}' if form else ''} but {endings or 'nothing'}; known are a JSON, CSV or TSV file, "
+               "metadata.jsonl beside pictures, and pictures with a .txt or .json of the same name, as a folder or an archive")
+    said = {part_in(n) for n in chosen or tars} - {None}
+    meant = {s: s for s in said} if len(said) == 3 or "train" not in said else {"train": "train and val"} | {s: "test" for s in said - {"train"}}  # of two, one is the test
+
+    def entries():
+        for name in chosen or tars or [root.name]:
+            part = meant.get(part_in(name)) if len(said) > 1 else None
+            if chosen:
+                read = given or (lambda reference, name=name: fetch(os.path.normpath(PurePosixPath(name).parent / reference)))
+                try:
+                    with opened(name) as file:
+                        for where, entry in reader(name)(file):
+                            yield name, where, entry, part, read
+                except UnicodeDecodeError as e:
+                    yield name, "the file", Unusable("syntax", f"is not UTF-8 ({e.reason} at byte {e.start})"), part, read
+            else:
+                members, read = unpacked(root / name, max_bytes) if tars else (names, fetch)
+                for where, entry in read_groups(members, read):
+                    yield name, where, entry, part, read
+
+    return found if chosen else "webdataset", entries()
+
+
+def spoken(messages, media, problems):
+    """(said, system) of a conversation in LLaVA's or Qwen's words, said being (number, user or assistant, words); `media` gets what its parts show, `problems` what is wrong."""
+    said, system = [], None
+    for number, message in enumerate(messages if isinstance(messages, list) else [messages], 1):
+        message = message if isinstance(message, dict) else {}
+        role, words = message.get("from", message.get("role")), message.get("value", message.get("content"))
+        if isinstance(words, list):
+            parts, words = words, ""
+            for part in parts:
+                kind = next((k for k in ("text", "image", "image_url", "video", "video_url") if isinstance(part, dict) and (k in part or part.get("type") == k)), None)
+                if not kind:
+                    problems.append(("syntax", f"turn {number} has a part that is no text, image or video"))
+                elif kind == "text":
+                    words += str(part.get(kind))
+                else:
+                    shown, kind = part.get(kind), kind.removesuffix("_url")
+                    words += f"<{kind}>"
+                    media += [(kind, shown["url"] if isinstance(shown, dict) and "url" in shown else shown)] if shown else []
+        if str(role) not in ROLES:
+            problems.append(("role", f"turn {number} is said by {role!r}; known: human or user, gpt or assistant, system"))
+        elif not isinstance(words, str):
+            problems.append(("syntax", f"turn {number} has no text"))
+        elif ROLES[role] == "system" and number == 1:
+            system = words
+        else:
+            said.append((number, ROLES[role], words))
+    wrong = next((f"turn {n} is the {role}'s, where the {due}'s is due" for (n, role, _), due in zip(said, itertools.cycle(("user", "assistant")), strict=False) if role != due), None)
+    if not problems and (wrong or len(said) % 2 or not said):
+        problems.append(("order", wrong or ("the last question has no answer" if said else "has no turns")))
+    return said, system
+
+
+def normal(entry, question):
+    """An entry of any format as (media, turns, system, caption, problems).
+
+    media: (kind, reference), kind `image` or `video`; turns: [question, answer], with `<image>` and `<video>` where the media do not simply stand first; problems: (kind, reason).
+    """
+    entry, problems, said, caption = {"messages": entry} if isinstance(entry, list) else entry, [], [], None
+    if not isinstance(entry, dict):
+        return [], [], None, None, [("syntax", f"is {entry!r:.40}, not a mapping of fields")]
+    media = [(kind, x) for kind, keys in (("image", PICTURES), ("video", VIDEOS)) for k in keys if entry.get(k) for x in (entry[k] if isinstance(entry[k], list) else [entry[k]])]
+    messages, system = entry.get("conversations", entry.get("messages")), None
+    if messages is None:
+        answer = next((entry[k] for k in ("answer", *CAPTIONS) if entry.get(k)), "")
+        problems += [("syntax", f"has words that are no text but {answer!r:.40}")] if not isinstance(answer, (str, int, float)) else []
+        caption = None if "question" in entry else str(answer)
+        turns = [[str(entry.get("question", question)), str(answer)]]
+    else:
+        said, system = spoken(messages, media, problems)
+        turns = [[said[k][2], said[k + 1][2]] for k in range(0, len(said) - 1, 2)]
+    for number, (_, answer) in enumerate(turns, 1):
+        if not answer.strip():
+            problems.append(("empty", f"answer {number} is empty" if messages is not None else "has no words"))
+    for number, turn in enumerate(turns):
+        if turn in turns[:number]:
+            problems.append(("repeated", f"turn {number + 1} repeats turn {turns.index(turn) + 1}: {turn[0]!r:.60}"))
+    every = " ".join([w for _, _, w in said] or sum(turns, []))
+    for kind, plural in (("image", "pictures"), ("video", "videos")) if said or re.search(MARK, every) else ():
+        marks, there = every.count(f"<{kind}>"), sum(k == kind for k, _ in media)
+        if marks != there:
+            problems.append(("placeholder", f"has {marks} <{kind}> for {there} {plural if there != 1 else plural[:-1]}"))
+    kinds = [k for k, _ in media]
+    if kinds.count("video") > 1 or len(set(kinds)) > 1 or not kinds:
+        problems.append(("media", f"has {kinds.count('image')} pictures and {kinds.count('video')} videos; an item shows pictures or one video"))
+    if turns:
+        bare = re.sub(rf"^(\s*{MARK})+\s*", "", turns[0][0])
+        turns[0][0] = turns[0][0] if re.search(MARK, " ".join([bare, turns[0][1], *sum(turns[1:], [])])) else bare
+    return media, turns, system or entry.get("system") and str(entry["system"]), caption, problems
+
+
+def picture(content, max_side):
+    """A picture's bytes as (encoded uint8 [bytes], size in pixels, its hash, degrees it was turned). What is not upright, transparent or of 16 bits is encoded anew."""
+    from PIL import Image, UnidentifiedImageError
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if max(image.size) > max_side:
+                raise Unusable("large", f"is {image.width}x{image.height}, and --max-side is {max_side}")
+            image.load()
+            turned = {3: 180, 6: 90, 8: 270}.get(image.getexif().get(274, 1), 0)
+            if image.getexif().get(274, 1) != 1 or image.mode.startswith("I") or image.has_transparency_data:
+                image, packed = upright(image), io.BytesIO()
+                image.save(packed, "PNG")
+                content = packed.getvalue()
+            return torch.frombuffer(bytearray(content), dtype=torch.uint8), image.size, difference_hash(image), turned
+    except Unusable:
+        raise
+    except Image.DecompressionBombError:
+        raise Unusable("large", f"has more than {2 * Image.MAX_IMAGE_PIXELS:.0f} pixels") from None
+    except UnidentifiedImageError:
+        raise Unusable("broken", "is no picture" if content else "has no bytes") from None
+    except Exception as e:  # Pillow's plugins raise what they like for a broken file
+        raise Unusable("broken", f"cannot be decoded ({e})") from e
+
+
+def difference_hash(image):
+    """128 bits: of a grey 9 x 9 picture, is a point darker than the next on its right, than the next below? (dHash, N. Krawetz 2013, with columns too.) 0 for a picture of one value."""
+    from PIL import Image
+    grey = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX), np.int16)
+    return int.from_bytes(np.packbits([grey[:-1, 1:] > grey[:-1, :-1], grey[1:, :-1] > grey[:-1, :-1]]).tobytes(), "big")
+
+
+def near_duplicates(hashes, most=7):
+    """Pairs of (split, name), of two splits, whose pictures' hashes differ in at most `most` bits. hashes: {hash: {split: name}}.
+
+    Two that differ in at most seven of 128 bits agree in one of eight bands of 16: only those are compared. (Of 19900 pairs of 200 photographs from the web eight are found, all eight the same
+    photograph; of copies at half the size or saved at quality 50, 99%; of copies that lost 5% at each side, 3%; of those mirrored, none.)
+    """
+    found, keys = [pair for names in hashes.values() for pair in itertools.combinations(names.items(), 2)], list(hashes)
+    codes = np.array([[k >> 64, k & 2**64 - 1] for k in keys], np.uint64).reshape(-1, 2)
+    pairs = set()
+    for band in codes.view(np.uint16).T:
+        order = np.argsort(band, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
+            for n, k in enumerate(group[:-1]):
+                rest = group[n + 1:]
+                pairs |= {(k, int(j)) for j in rest[np.bitwise_count(codes[rest] ^ codes[k]).sum(1) <= most]}
+    for k, j in sorted({(min(p), max(p)) for p in pairs}):
+        found += [(a, b) for a in hashes[keys[k]].items() for b in hashes[keys[j]].items() if a[0] != b[0]][:1]
+    return found
+
+
+def numbers_in(words):
+    """The boxes and points that words name, as lists of floats: {"bbox_2d": [x1, y1, x2, y2]} and {"point_2d": [x, y]}; what is no number is nan."""
+    def number(x):
+        try:
+            return float(x)
+        except ValueError:
+            return math.nan
+    return [(m[2], [number(x) for x in m[3].split(",")]) for m in PLACED.finditer(words)]
+
+
+def whole_video(path, frames, size, max_side):
+    """`frames` frames at equal steps through a video, uint8 [T,size,size,3], its size in pixels, and by how many degrees they were turned to stand upright."""
+    import av
+    try:
+        _, seconds, rate = header(path, None)
+        seconds = seconds or max((t for t, _ in shown(path, None, rate)), default=0) + 1 / rate  # what a browser records does not say how long it is
+        with av.open(path) as file:
+            size_of = file.streams.video[0].width, file.streams.video[0].height
+    except (av.FFmpegError, OSError, ValueError) as e:
+        raise Unusable("broken", f"cannot be decoded ({getattr(e, 'strerror', None) or e})") from e
+    if max(size_of) > max_side:
+        raise Unusable("large", f"is {size_of[0]}x{size_of[1]}, and --max-side is {max_side}")
+    if frames > 1.01 * seconds * rate:
+        raise Unusable("short", f"has {round(seconds * rate)} frames, and {frames} are wanted")
+    kept, turned = middle_frames(path, frames, frames / float(seconds), size)
+    return kept, size_of[::-1] if turned % 180 else size_of, turned
+
+
+def medium(read, kind, reference, how):
+    """What an item keeps of a medium: (encoded or frames, size in pixels, its hash, degrees it was turned, digest). reference: a path, or for a clip a tuple of paths."""
+    from PIL import Image
+
+    def content(path):
+        if not path.startswith("data:"):
+            return read(path.removeprefix("file://"))
+        try:
+            return base64.b64decode(path.partition(",")[2])
+        except ValueError:
+            raise Unusable("broken", "is no base64") from None
+
+    if kind == "image":
+        found = content(reference)
+        return *picture(found, how.max_side), digest(found)
+    if isinstance(reference, tuple):  # a clip of pictures
+        if len(reference) < how.frames:
+            raise Unusable("short", f"has {len(reference)} frames, and {how.frames} are wanted")
+        found = [content(reference[k]) for k in np.linspace(0, len(reference) - 1, how.frames).round().astype(int)]
+        shots = [picture(x, how.max_side) for x in found]
+        clip, size, turned, found = torch.cat([frames_of({"encoded": shot[0]}, how.size) for shot in shots]), shots[0][1], shots[0][3], b"".join(found)
+    else:
+        found = content(reference)
+        with tempfile.NamedTemporaryFile(suffix=PurePosixPath(reference).suffix) as file:
+            file.write(found)
+            file.flush()
+            clip, size, turned = whole_video(Path(file.name), how.frames, how.size, how.max_side)
+    return clip, size, difference_hash(Image.fromarray(clip[len(clip) // 2].numpy())), turned, digest(found)
+
+
+def set_items(entries, how, notes):
+    """Items of a set's entries, one at a time. notes gets what there is to say, (item, kind, reason); after the first problem the rest is only checked, unless skip_bad or check is set in `how`."""
+    ids, said, first, hashes, bad = Counter(), set(), {}, {}, False
+    load = functools.lru_cache(8)(functools.partial(medium, how=how))  # many an entry shows what the one before it shows
+    for file, where, entry, part, read in entries:
+        try:
+            if isinstance(entry, Unusable):
+                raise entry
+            json.dumps(entry, ensure_ascii=False).encode()
+        except (Unusable, UnicodeEncodeError) as e:
+            notes.append((f"{file}: {where}", *(e.args if isinstance(e, Unusable) else ("syntax", "holds half a character (a lone surrogate)"))))
+            bad = True
+            continue
+        media, turns, system, caption, problems = normal(entry, how.question)
+        fields, shows, soft = entry if isinstance(entry, dict) else {}, [], []
+        for kind, reference in media:
+            try:
+                if not (isinstance(reference, str) or kind == "video" and isinstance(reference, list) and all(isinstance(x, str) for x in reference)):
+                    raise Unusable("missing", "is no path")
+                shows.append(load(read, kind, tuple(reference) if isinstance(reference, list) else reference))
+            except Unusable as e:
+                problems.append((e.args[0], f"{reference!s:.80} {e.args[1]}"))
+        given = fields.get("id") not in (None, "")
+        name = str(fields["id"]) if given else f"{media[0][1]!s:.200}" if media else where
+        label = f"{file}: {name:.99}" + (f" ({where})" if where != name else "")
+        if name in ids and given:
+            soft.append(("same id", f"has the id of an item before it, and is called {name}#{ids[name] + 1}"))
+        ids[name] += 1
+        if (content := digest(json.dumps([turns, media]).encode())) in said:
+            problems.append(("duplicate", "is an earlier item again, word for word"))
+        said.add(content)
+        if part_said := fields.get("split"):
+            part = SPLITS.get(str(part_said).lower())
+            problems += [] if part else [("split", f"says split {part_said!r}; known: train, val, test")]
+        twin = next((first[x[4]] for x in shows if x[4] in first), (name, part, None))
+        if twin[1] != part:
+            problems.append(("split", f"shows what {twin[0]} shows, which is in {twin[1] or 'no split'}, and this in {part or 'no split'}"))
+        if len(shows) == 1:
+            width, height = shows[0][1]
+            problems += [("box", f"says {kind} {numbers}, which does not lie inside {width}x{height}") for kind, numbers in numbers_in(" ".join(sum(turns, []))) if not inside(numbers, width, height)]
+        soft += [("turned", f"{reference} is not stored upright, turned by {x[3]} degrees to the right") for (_, reference), x in zip(media, shows, strict=False) if x[3]]
+        notes += [(label, *x) for x in soft + problems]
+        bad = bad or bool(problems)
+        if problems or bad and not (how.skip_bad or how.check):
+            continue
+        source = twin[2]
+        if source is None:
+            if part == "train and val":
+                part = "val" if int(digest(name.encode()), 16) % 100 < 25 else "train"
+            source = f"{part}:{name}" if part else name
+        for x in shows:
+            first.setdefault(x[4], (name, twin[1], source))
+            if x[2]:  # a picture of one value is like any other
+                hashes.setdefault(x[2], {}).setdefault(split_of(source), label)
+        shown_as = {"frames": shows[0][0]} if media[0][0] == "video" else {"encoded": shows[0][0]} if len(shows) == 1 else {"album": [x[0] for x in shows]}
+        more = {k: v for k, v in (("chat", len(turns) > 1), ("system", system), ("text", caption)) if v}
+        yield {"id": name if ids[name] == 1 else f"{name}#{ids[name]}", "source": source, "width": shows[0][1][0], "height": shows[0][1][1], **shown_as, "turns": turns, **more}
+    notes += [(b, "near", f"is in {t}, and nearly the same picture in {s}: {a}") for (s, a), (t, b) in near_duplicates(hashes)]
+
+
+def inside(numbers, width, height):
+    """Do a box [x1, y1, x2, y2] or a point [x, y] lie in a picture?"""
+    x, y = numbers[::2], numbers[1::2]
+    return len(numbers) in (2, 4) and all(0 <= v <= width for v in x) and all(0 <= v <= height for v in y) and (len(x) == 1 or x[0] < x[1] and y[0] < y[1])
+
+
+def tallied(items, table):
+    """The same items; `table` is, once they are through, what they are per split: how many of each, and [least, median, most] words of an answer and pixels of the longer side."""
+    counts, words, sides = {}, {}, {}
+    for item in items:
+        part = split_of(item["source"])
+        counts.setdefault(part, Counter()).update(items=1, pictures=len(item.get("album", "1")) * ("frames" not in item), videos=int("frames" in item), turns=len(item["turns"]))
+        words.setdefault(part, Counter()).update(len(answer.split()) for _, answer in item["turns"])
+        sides.setdefault(part, Counter())[max(item["width"], item["height"])] += 1
+        yield item
+
+    def spread(counter):
+        ordered, total = sorted(counter.items()), 0
+        for value, n in ordered:
+            total += n
+            if 2 * total >= counter.total():
+                return [ordered[0][0], value, ordered[-1][0]]
+    table.update({s: dict(counts[s]) | {"words_per_answer": spread(words[s]), "side": spread(sides[s])} for s in ("train", "val", "test") if s in counts})
+
+
+def write_set(args, out, meta):
+    """Read a set and write it, or with args.check only say what is wrong with it: exit code 2 where there is anything. What is made good (turned, called otherwise) is said too."""
+    form, entries = find_set(args.root, args.format, args.media, args.max_bytes)
+    notes, table = [], {}
+    items = set_items(tqdm(itertools.islice(entries, args.n), desc="sets", unit="item"), args, notes)
+    items = tallied(items if args.check else augmented(items, args), table)
+    mended = {"turned"} if args.check else {"turned", "same id", "near"}
+
+    def verdict(index):
+        kinds = listed(notes)
+        for split, row in table.items() if args.stats else ():
+            print(split, *(f"{k} {v}" for k, v in row.items()))
+        problems = {k: n for k, n in sorted(kinds.items()) if k not in mended}
+        if problems and (args.check or not args.skip_bad):
+            refuse(f"{sum(problems.values())} problems in {args.root} ({', '.join(f'{n} {k}' for k, n in problems.items())}), listed above; mend them"
+                   + ("" if args.check else " or go on without these items with --skip-bad"))
+        if not index["items"]:
+            refuse(f"{args.root} leaves no usable item; check --media and --format")
+        return {"skipped": len({name for name, kind, _ in notes if kind in problems}), "skipped_kinds": problems, **{k.replace(" ", "_"): kinds[k] for k in sorted(mended)}, "splits": table}
+
+    if args.check:
+        index = {"format": form, "items": sum(1 for _ in items), "problems": 0}
+        return index | {k: v for k, v in verdict(index).items() if not k.startswith("skipped")}
+    check_writable(out / "index.yaml")
+    write_whole(out, items, meta | {"format": form, "question": args.question}, verdict)
+    return load_yaml(out / "index.yaml")
+
+
+def listed(notes, most=20):
+    """Say what there is to say, at most so many of a kind."""
+    kinds = Counter()
+    for name, kind, reason in notes:
+        kinds[kind] += 1
+        if kinds[kind] <= most:
+            print(f"{name}: {reason}", file=sys.stderr)
+    for kind, n in kinds.items():
+        if n > most:
+            print(f"... and {n - most} more of this kind ({kind})", file=sys.stderr)
+    return kinds
+
+
+# ---------------------------------------------------------------- augmentation
+
+def changed(item, flip, crop, jitter, rng):
+    """A copy of an item, mirrored, cropped to a window that holds every box (each side at least the fraction `crop`) and in other light; its boxes, also those in its words, move with it.
+
+    Not mirrored is what says left or right, not cropped what says any place, neither an album with boxes in its words; of an album only the first picture is cropped. None if nothing is changed.
+    """
+    from PIL import Image, ImageEnhance
+    width, height, words = item["width"], item["height"], [w for turn in item.get("turns", ()) for w in turn]
+    said = " ".join(filter(None, [*words, *item.get("labels", ()), item.get("text"), item.get("system")]))
+    fixed = "album" in item and PLACED.search(said)
+    flip, crop = flip and not (fixed or SIDED.search(said)), crop if not (fixed or SIDED.search(said) or SITED.search(said)) else None
+    if not (flip or crop or jitter):
+        return None
+    boxes = [*item.get("boxes", torch.zeros(0, 4)).tolist(), *(numbers for _, numbers in numbers_in(" ".join(words)))]
+    window = [0, 0, width, height]
+    for axis, side in enumerate((width, height) if crop else ()):
+        first = min((math.floor(v) for b in boxes for v in b[axis::2]), default=side)
+        last = max((math.ceil(v) for b in boxes for v in b[axis::2]), default=0)
+        length = max(last - first, math.ceil(rng.uniform(crop, 1) * side))
+        start = int(rng.integers(max(0, last - length), min(first, side - length) + 1))
+        window[axis], window[axis + 2] = start, start + length
+    light = rng.uniform(0.7, 1.3, 3)
+
+    def seen(image, window):
+        image = image.crop(window) if window else image
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+        for factor, enhancer in zip(light, (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), strict=True) if jitter else ():
+            image = enhancer(image).enhance(factor)
+        return image
+
+    def encoded(x, window):
+        image, file = Image.open(io.BytesIO(x.numpy().tobytes())), io.BytesIO()
+        seen(image.convert("RGB"), window).save(file, **({"format": "JPEG", "quality": 95} if image.format == "JPEG" else {"format": "PNG"}))
+        return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+    def moved(numbers):
+        x, y = [window[2] - v if flip else v - window[0] for v in numbers[::2]], [v - window[1] for v in numbers[1::2]]
+        return [v for point in zip(sorted(x), y, strict=True) for v in point]
+
+    def told(words):
+        return PLACED.sub(lambda m: m[1] + ", ".join(f"{round(v, 2):.9g}" for v in moved([float(x) for x in m[3].split(",")])) + m[4], words)
+
+    new = item | {"id": f"{item['id']}~", "width": window[2] - window[0], "height": window[3] - window[1]}
+    if "frames" in item:
+        h, w = item["frames"].shape[1:3]  # squashed, as the window is then
+        part = [window[0] * w / width, window[1] * h / height, window[2] * w / width, window[3] * h / height]
+        new["frames"] = torch.stack([torch.from_numpy(np.array(seen(Image.fromarray(f.numpy()), part).resize((w, h), Image.Resampling.BICUBIC))) for f in item["frames"]])
+    elif "album" in item:
+        new["album"] = [encoded(x, None if k else window) for k, x in enumerate(item["album"])]
+    else:
+        new["encoded"] = encoded(item["encoded"], window)
+    if "boxes" in item:
+        new["boxes"] = torch.tensor([moved(b) for b in item["boxes"].tolist()], dtype=torch.float32).reshape(-1, 4)
+    if words:
+        new["turns"] = [[told(w) for w in turn] for turn in item["turns"]]
+    return new
+
+
+def augmented(items, args):
+    """The same items, and after each of the train split a changed copy of the same source, drawn by --seed and the item's id."""
+    for item in items:
+        yield item
+        if split_of(item["source"]) == "train":
+            rng = np.random.default_rng([args.seed, int(digest(item["id"].encode()), 16)])
+            if copy := changed(item, args.flip, args.crop, args.jitter, rng):
+                yield copy
 
 
 # ---------------------------------------------------------------- operations at a packing bench (OpenPack)
@@ -891,9 +1557,8 @@ NULL, JAPAN = 8100, timezone(timedelta(hours=9))
 LASTS = {100: 9, 200: 7, 300: 9, 400: 10, 500: 6, 600: 5, 700: 4, 800: 6, 900: 6, 1000: 7, NULL: 2}  # seconds, of somebody of speed 1
 FIXED = "U0108", 30  # the first so many clips of this subject are the fixed test
 CHANGE = 1  # seconds: a clip that ends no further from a change of operation is a boundary clip
-CHOICES = "uniform", "random", "motion", "scene"  # of the frames of a window
 FRAMES_AT = "kinect/color-masked/frames"
-ASK_OPERATION = (f"Which operation is done at the end of the clip: {', '.join(OPERATIONS.values())}? Answer as JSON: operation; start and end in seconds from there; next operation.")
+ASK_OPERATION = "What is done now, since when, until when, and what is next?"  # short: the smallest models write nearly letter by letter
 
 
 def procedure(rng):
@@ -998,7 +1663,8 @@ def at_bench(look, segment, t, rng, size):
 
 
 def operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0):
-    """A made-up set in OpenPack's own layout under `out`: subjects U0101 ..., sessions S0100 ..., JPEGs at `rate` a second. Each subject has their own speed, clothes and camera."""
+    """A made-up set in OpenPack's own layout under `out`: subjects U0101 ..., sessions S0100 ..., JPEGs at `rate` a second; made.yaml says so, last. Each subject has their own speed, clothes
+    and camera."""
     for s in tqdm(range(subjects), desc="operations", unit="subject"):
         rng = np.random.default_rng([seed, s])
         user = f"U{101 + s:04d}"
@@ -1029,21 +1695,24 @@ def operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0):
                 at_bench(look, part, t, rng, size).save(path, quality=90)
             for name, head, rows in (("openpack-operations", "uuid,user,session,box,id,operation,start,end,actions", told), ("openpack-operations-1hz", "unixtime,user,session,box,id", by_second)):
                 save_text(out / user / "annotation" / name / f"{session}.csv", "\n".join([head, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    result = {"stage": "data", "source_kind": "operations", "data": "synthetic", "seed": seed, "size": size, "subjects": subjects, "sessions": subjects * sessions, "rate": rate}
+    save_yaml(out / "made.yaml", result)
+    return result
 
 
 def table_of(path, columns):
-    """Rows of a CSV file as dicts; a refusal where it lacks one of the columns."""
+    """Rows of a CSV file as dicts. Raises ValueError where it cannot be read, or lacks one of the columns."""
     try:
         table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
-    except (OSError, UnicodeDecodeError) as e:
-        refuse(f"{path} cannot be read ({e}); fetch it again")
+    except OSError as e:
+        raise ValueError(e) from e
     if missing := [c for c in columns if c not in (table.fieldnames or ())]:
-        refuse(f"{path} lacks the columns {', '.join(missing)}; its header says {table.fieldnames}")
+        raise ValueError(f"lacks the columns {', '.join(missing)}; its header says {table.fieldnames}")
     return list(table)
 
 
 def read_openpack(root):
-    """Sessions as published, and what is wrong with any: [{user, session, work: [(start, end, id)], frames: [(seconds, path)], ends: seconds at which a clip may end}], [(name, reason)]. Unix time."""
+    """Sessions as published, and what is wrong with any: [{user, session, work: [(start, end, id)], folder, names and times of its frames, ends: when a clip may end}], [(name, reason)]. Unix time."""
     found, problems = [], []
     files = sorted(root.glob("*/annotation/openpack-operations/*.csv"))
     if not files:
@@ -1051,7 +1720,12 @@ def read_openpack(root):
     for path in tqdm(files, desc="sessions", unit="session"):
         user, session, work, by_second = path.parents[2].name, path.stem, [], path.parents[1] / "openpack-operations-1hz" / path.name
         name = f"{user}/{session}"
-        for line, row in enumerate(table_of(path, ("id", "start", "end")), 2):
+        try:
+            table = table_of(path, ("id", "start", "end"))
+        except ValueError as e:
+            problems.append((name, f"openpack-operations/{path.name} {e}"))
+            continue
+        for line, row in enumerate(table, 2):
             try:
                 start, end = (datetime.fromisoformat(row[k]) for k in ("start", "end"))
                 start, end = ((x if x.tzinfo else x.replace(tzinfo=JAPAN)).timestamp() for x in (start, end))
@@ -1065,27 +1739,28 @@ def read_openpack(root):
                 work.pop()
         work.sort()
         problems += [(name, f"two operations overlap by {a[1] - b[0]:.1f} seconds, the second from {datetime.fromtimestamp(b[0], JAPAN)}") for a, b in itertools.pairwise(work) if a[1] - b[0] > 1]
-        frames = []
-        for picture in sorted((root / user / FRAMES_AT / session).rglob("*.jpg")):
+        folder, times, names = root / user / FRAMES_AT / session, [], []
+        for picture in sorted(folder.rglob("*.jpg"), key=lambda p: p.name):
             try:
-                frames.append((datetime.strptime(picture.stem, "%Y%m%d_%H%M%S_%f").replace(tzinfo=JAPAN).timestamp(), picture))
+                times.append(datetime.strptime(picture.stem, "%Y%m%d_%H%M%S_%f").replace(tzinfo=JAPAN).timestamp())
+                names.append(str(picture.relative_to(folder)))
             except ValueError:
                 problems.append((name, f"{picture.name} does not say when it was taken: YYYYMMDD_hhmmss_mmm.jpg"))
-        if not frames or not work:
+        if not names or not work:
             problems.append((name, "has no frames" if work else "has no operations"))
             continue
-        ends = np.arange(np.ceil(work[0][0]), work[-1][1])
+        ends = np.arange(np.ceil(work[0][0]), work[-1][1])  # whole seconds, where there are no labels of each
         if by_second.is_file():
             try:
                 labels = [(int(row["unixtime"]) / 1000, int(row["id"])) for row in table_of(by_second, ("unixtime", "id"))]
             except (TypeError, ValueError) as e:
-                problems.append((name, f"openpack-operations-1hz/{path.name} holds no number where one is due ({e})"))
+                problems.append((name, f"openpack-operations-1hz/{path.name} {e}"))
                 continue
             known_at = [{o for start, end, o in work if start - 1 <= t <= end + 1} or {NULL} for t, _ in labels]
             if other := [t for (t, o), near in zip(labels, known_at, strict=True) if o not in near]:
                 problems.append((name, f"{len(other)} of {len(labels)} seconds have another operation in openpack-operations-1hz, first at {datetime.fromtimestamp(other[0], JAPAN)}"))
-            ends = np.array([t for t, _ in labels])
-        found.append({"user": user, "session": session, "work": work, "frames": frames, "ends": ends})
+            ends = np.unique([t for t, _ in labels])
+        found.append({"user": user, "session": session, "work": work, "folder": folder, "names": names, "times": np.array(times), "ends": ends})
     return found, problems
 
 
@@ -1123,65 +1798,65 @@ def grammar(sessions):
             **dict(zip(("start", "end"), np.median(spans_, 0).tolist(), strict=True))}
 
 
-def clip_rows(s, part, window, count):
-    """The clips of a session that could be shown: truth and `paths`, for each second at whose last frame somebody does an operation and before which there are frames of `window` seconds."""
-    times, work = np.array([t for t, _ in s["frames"]]), [w for w in s["work"] if w[2] in OPERATIONS]
-    starts = np.array([w[0] for w in s["work"]])
-    changes = np.unique([x for w in s["work"] for x in w[:2]])
+def operation_at(s, t):
+    """(start, end, id) of what is done at a time of a session; id NULL where nothing is."""
+    k = int(np.searchsorted([w[0] for w in s["work"]], t, "right")) - 1
+    return s["work"][k] if k >= 0 and t < s["work"][k][1] else (0, 0, NULL)
 
-    def operation(t):
-        k = int(np.searchsorted(starts, t, "right")) - 1
-        return s["work"][k] if k >= 0 and t < s["work"][k][1] else (0, 0, NULL)
 
+def clip_ends(s, window, count):
+    """The clips that a session could give: (second, numbers of the window's first and last frame, does it end at a change?), for each second at whose last frame somebody does an operation
+    and before which there are frames of `window` seconds, or of three quarters of them."""
+    times, changes = s["times"], np.unique([x for w in s["work"] for x in w[:2]])
     for t in s["ends"]:
         last = int(np.searchsorted(times, t, "right")) - 1
         first = int(np.searchsorted(times, times[last] - window, "right"))
-        if last < 0 or t - times[last] > 1 or last - first + 1 < count or times[last] - times[first] < 0.75 * window:
-            continue
-        now, (start, end, o) = times[last], operation(times[last])
-        if o == NULL:
-            continue
-        k = work.index((start, end, o))
-        after, before = (OPERATIONS[work[j][2]] if 0 <= j < len(work) else None for j in (k + 1, k - 1))
-        answer = {"operation": OPERATIONS[o], "start": round(start - now), "end": round(end - now), "next": after}
-        yield {"id": f"{s['user']}-{s['session']}-{round(t - s['work'][0][0]):05d}", "source": f"{part}:{s['user']}-{s['session']}", "subject": s["user"], "action": OPERATIONS[o], **answer,
-               "start": float(start - now), "end": float(end - now), "previous": before, "earlier": OPERATIONS.get(operation(now - 1)[2]), "seconds": float(now - s["work"][0][0]),
-               "boundary": bool(np.abs(changes - now).min() <= CHANGE), "text": OPERATIONS[o], "turns": [[ASK_OPERATION, json.dumps(answer)]],
-               "paths": [p for _, p in s["frames"][first:last + 1]], "fps": float((last - first) / (times[last] - times[first]))}
+        if last >= 0 and t - times[last] <= 1 and last - first + 1 >= count and times[last] - times[first] >= 0.75 * window and operation_at(s, times[last])[2] != NULL:
+            yield int(t - s["work"][0][0] + 1e-6), first, last, bool(np.abs(changes - times[last]).min() <= CHANGE)
+
+
+def clip_row(s, part, count, second, first, last, boundary):
+    """The truth about a clip, and the `paths` of its window."""
+    now, work = s["times"][last], [w for w in s["work"] if w[2] in OPERATIONS]
+    start, end, o = operation_at(s, now)
+    k, name = work.index((start, end, o)), OPERATIONS[o]
+    after, before = (OPERATIONS[work[j][2]] if 0 <= j < len(work) else None for j in (k + 1, k - 1))
+    answer = {"operation": name, "start": round(start - now), "end": round(end - now), "next": after}
+    return {"id": f"{s['user']}-{s['session']}-{second:05d}", "source": f"{part}:{s['user']}-{s['session']}", "subject": s["user"], "action": name, "text": name, **answer,
+            "start": float(start - now), "end": float(end - now), "previous": before, "earlier": OPERATIONS.get(operation_at(s, now - 1)[2]), "seconds": float(now - s["work"][0][0]),
+            "boundary": boundary, "turns": [[ASK_OPERATION, json.dumps(answer)]], "paths": [s["folder"] / x for x in s["names"][first:last + 1]],
+            "fps": max(round(float((count - 1) / (now - s["times"][first])), 1), 0.1)}
 
 
 def chosen_rows(sessions, split, window, count, n, asked, every, boundary, seed):
     """Rows of the clips to keep. Of train n, drawn, a share `boundary` of them (where there are so many) within CHANGE seconds of a change; of test about `asked`, of val a quarter of that:
     one every `every` seconds from the beginning of each session on, equally many of each. The first of FIXED are marked `fixed`."""
-    rows = {part: [list(clip_rows(s, part, window, count)) for s in sessions if split[s["user"]] == part] for part in ("train", "val", "test")}
-    every_train, rng = [r for own in rows["train"] for r in own], np.random.default_rng(seed)
-    order = [every_train[k] for k in rng.permutation(len(every_train))]
-    near = [r for r in order if r["boundary"]][:round(n * boundary)]
-    taken = {r["id"] for r in near}
-    train = near + [r for r in order if r["id"] not in taken and (not r["boundary"] or not boundary)][:n - len(near)]
-    held = []
+    of = {part: [(s, list(clip_ends(s, window, count))) for s in sessions if split[s["user"]] == part] for part in ("train", "val", "test")}
+    every_train = [(s, *end) for s, ends in of["train"] for end in ends]
+    order = [every_train[k] for k in np.random.default_rng(seed).permutation(len(every_train))]
+    near = [end for end in order if end[-1]][:round(n * boundary)]
+    rest = [end for end in order if not end[-1]] if boundary else order
+    rows = sorted((clip_row(end[0], "train", count, *end[1:]) for end in near + rest[:n - len(near)]), key=lambda r: r["id"])
     for part, most in (("val", asked // 4), ("test", asked)):
-        for own in rows[part]:
-            at_steps = [r for r in own if int(r["id"].rpartition("-")[2]) % every == 0]
-            held += at_steps[:max(1, -(-most // len(rows[part])))]
-    fixed = [r for r in held if r["subject"] == FIXED[0] and r["source"].startswith("test:")][:FIXED[1]]
-    for r in fixed:
+        for s, ends in of[part]:
+            rows += [clip_row(s, part, count, *end) for end in [end for end in ends if end[0] % every == 0][:max(1, -(-most // len(of[part])))]]
+    for r in [r for r in rows if r["subject"] == FIXED[0] and r["source"].startswith("test:")][:FIXED[1]]:
         r["fixed"] = True
-    return sorted(train, key=lambda r: r["id"]) + held
+    return rows
 
 
-def operation_clips(rows, count, how, size, skip_bad, notes):
+def operation_clips(rows, count, how, size, skip_bad, notes, seed):
     """Items of rows: of each window `count` frames, chosen `how`. `notes` gets what cannot be read, (id, kind, reason); once one is bad the rest is only checked, unless skip_bad."""
-    for row in tqdm(rows, desc="clips", unit="clip"):
+    for n, row in enumerate(tqdm(rows, desc="clips", unit="clip")):
         paths = row.pop("paths")
-        numbers = [round(k * (len(paths) - 1) / (count - 1)) for k in range(count)]
         try:
-            frames = pictures([paths[k] for k in numbers], size)
+            seen = pictures(paths, 64) if how in ("motion", "scene") else torch.zeros(len(paths), 1, 1, 3, dtype=torch.uint8)
+            frames = pictures([paths[k] for k in choose_frames(seen, count, how, (seed, n))], size)
         except Unusable as e:
             notes.append((row["id"], *e.args))
             continue
         if skip_bad or not notes:
-            yield row | {"frames": frames, "height": frames.shape[1], "width": frames.shape[2], "at": [numbers, len(paths), row["fps"]]}
+            yield row | {"frames": frames, "height": frames.shape[1], "width": frames.shape[2]}
 
 
 def write_openpack(out, args, meta):
@@ -1201,66 +1876,95 @@ def write_openpack(out, args, meta):
     from PIL import Image
     with Image.open(rows[0]["paths"][0]) as picture:
         size = args.size or min(224, *picture.size)
-    meta |= {"data": load_yaml(made)["data"] if made.is_file() else "real", "size": size, "frames": args.count, "window": args.window, "choose": args.choose,
+    meta |= {"data": load_yaml(made)["data"] if made.is_file() else "real", "size": size, "frames": args.count, "window": args.window, "chosen": args.frames,
              "every": args.every, "boundary": args.boundary, "subjects": split, "operations": list(OPERATIONS.values()),
              "grammar": grammar([s for s in sessions if split[s["user"]] == "train"]), "problems": len(problems)}
     notes = []
-    write_checked(out, operation_clips(rows, args.count, args.choose, size, args.skip_bad, notes), notes, len(rows), args.skip_bad, meta)
+    write_whole(out, operation_clips(rows, args.count, args.frames, size, args.skip_bad, notes, args.seed), meta, verdict_on(notes, len(rows), args.skip_bad))
 
 
 # ---------------------------------------------------------------- the folder
 
 def preview(items, path, columns=8, rows=5, tile=160):
-    """A contact sheet PNG: first (and for a clip last) frames with their boxes drawn, or else with the words for what is done."""
+    """A contact sheet PNG: first (and for a clip last) frames with their boxes drawn, also those that answers name, or else with what is done, and below them questions and answers."""
     from PIL import Image, ImageDraw
-    sheet = Image.new("RGB", (columns * tile, rows * tile), "white")
-    cells = [(item, t) for item in items for t in ([0, -1] if len(item.get("frames", ())) > 1 else [0])][:columns * rows]
-    for k, (item, t) in enumerate(cells):
+    worded, cells = "boxes" not in items[0] and "turns" in items[0], []
+    height = tile + 90 * worded
+    for item in items:
+        cells += [(item, t) for t in ([0, -1] if len(item.get("frames", ())) > 1 else [0])]
+        if len(cells) >= columns * rows:
+            break
+    sheet = Image.new("RGB", (columns * tile, rows * height), "white")
+    for k, (item, t) in enumerate(cells[:columns * rows]):
         picture = Image.fromarray(frames_of(item, tile)[t].numpy())
-        if "boxes" not in item:
-            ImageDraw.Draw(picture).text((3, 2), textwrap.fill(item["action"], tile // 7), fill="white", stroke_width=1, stroke_fill="black")
+        pen, at = ImageDraw.Draw(picture), (k % columns * tile, k // columns * height)
         scale = torch.tensor([tile / item["width"], tile / item["height"]] * 2)
-        found = item.get("boxes", torch.zeros(0, 4))
-        for box, label in zip((found if found.ndim == 2 else found[t]) * scale, item.get("names", item.get("labels", [])), strict=True):
+        if worded:
+            words = "\n".join(textwrap.fill(words, tile // 6) for turn in item["turns"] for words in (f"Q: {turn[0]}", f"A: {turn[1]}"))
+            ImageDraw.Draw(sheet).text((at[0] + 3, at[1] + tile + 2), "\n".join(words.split("\n")[:6]), fill="black")
+            said = [numbers for kind, numbers in numbers_in(" ".join(answer for _, answer in item["turns"])) if kind == "bbox_2d"]
+            found, names = torch.tensor(said).reshape(-1, 4), [""] * len(said)
+        else:
+            found, names = item.get("boxes", torch.zeros(0, 4)), item.get("names", item.get("labels", []))
+            if "boxes" not in item:
+                pen.text((3, 2), textwrap.fill(item["action"], tile // 7), fill="white", stroke_width=1, stroke_fill="black")
+        for box, label in zip((found if found.ndim == 2 else found[t]) * scale, names, strict=True):
             if box[2] > box[0]:
-                ImageDraw.Draw(picture).rectangle(box.tolist(), outline="white", width=3)
-                ImageDraw.Draw(picture).rectangle(box.tolist(), outline="black")
-                ImageDraw.Draw(picture).text((box[0].item() + 3, box[1].item() + 2), label, fill="white", stroke_width=1, stroke_fill="black")
-        sheet.paste(picture, (k % columns * tile, k // columns * tile))
+                pen.rectangle(box.tolist(), outline="white", width=3)
+                pen.rectangle(box.tolist(), outline="black")
+                pen.text((box[0].item() + 3, box[1].item() + 2), label, fill="white", stroke_width=1, stroke_fill="black")
+        sheet.paste(picture, at)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
 
+SOURCES = ("shapes", "moving", "trajectories", "cut", "photos", "boxes", "clips", "ssv2", "openpack", "operations", "sets")
+
+
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("source", nargs="?", default="shapes", choices=["shapes", "moving", "trajectories", "cut", "photos", "boxes", "clips", "ssv2", "openpack", "operations"])
+    p.add_argument("source", nargs="?", choices=SOURCES, help="(default: shapes)")
+    p.add_argument("--source", dest="also", choices=SOURCES, help="the same, as a flag")
     p.add_argument("--out", help="the folder to write (default: data/<source>)")
     p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, trajectories 2000, moving and photos 200, else all);"
                    " openpack: clips of train (default: 2000); operations: sessions of a subject (default: 4); of clips as many of each action, by --seed")
     p.add_argument("--size", type=int, help="side in pixels of generated frames and of clips (default: 224; moving 64, trajectories 48)")
     p.add_argument("--freeze", choices=["first", "middle"], help="moving: show this frame throughout; ids, sources and answers stay (default --out: data/moving-<frame>)")
     p.add_argument("--clips", help="with --freeze or cut: a data folder whose clips to freeze or to cut (default, of --freeze: those that --n, --size and --seed generate)")
-    p.add_argument("--frames", type=int, help="of a clip (default: moving 17, trajectories 32, clips and ssv2 24); cut: how many")
+    p.add_argument("--frames", help="of a clip (default: moving 17, trajectories 32, clips and ssv2 24, sets 8); cut: how many; openpack: which --count of --window seconds, uniform (default), motion,"
+                   " random or scene")
     p.add_argument("--change", choices=CHANGES, help="trajectories: the same scenes played backwards, without their first object, or with the colours and shapes of the first two exchanged;"
                    " ids and sources stay (default --out: data/trajectories-<change>)")
     p.add_argument("--only", choices=["train", "val", "test"], help="trajectories: leave out what is not of this split")
     p.add_argument("--fps", type=float, help="clips, ssv2: frames a second (default: every frame)")
     p.add_argument("--first", type=int, default=0, help="cut: the number of the first frame (default: %(default)s)")
-    p.add_argument("--root", help="boxes, clips: the folder that holds them; ssv2: the folder of the published files")
+    p.add_argument("--root", help="boxes, clips: the folder that holds them; ssv2, openpack: the folder of the published files; sets: a JSON, CSV or TSV file, a folder, a .tar or a .zip")
     p.add_argument("--count", type=int, default=8, help="openpack: frames of a clip (default: %(default)s)")
     p.add_argument("--window", type=float, default=8, help="openpack: seconds that they are chosen from (default: %(default)g)")
-    p.add_argument("--choose", default="uniform", choices=CHOICES, help="openpack: how (default: %(default)s)")
     p.add_argument("--test", help="openpack: the subjects held out, with commas between (default: U0108 and those after it, 30%% of all)")
     p.add_argument("--val", help="openpack: the subjects to choose by (default: those before U0108, a tenth of all)")
     p.add_argument("--asked", type=int, default=600, help="openpack: how many test clips, the first of every session; a quarter as many of val (default: %(default)s)")
     p.add_argument("--every", type=int, default=2, help="openpack: seconds from one of these to the next (default: %(default)s)")
     p.add_argument("--boundary", type=float, default=0.5, help="openpack: the share of train clips drawn from those that end within a second of a change; 0: as they come (default: %(default)s)")
     p.add_argument("--annotations", help="default ROOT/annotations (voc), ROOT/labels.csv (csv, clips), ROOT/annotations.json (coco)")
-    p.add_argument("--format", default="voc", choices=FORMATS, help="boxes (default: %(default)s)")
+    p.add_argument("--format", choices=[*FORMATS, *SET_FORMATS], help=f"boxes: {', '.join(FORMATS)} (default: voc); sets: {', '.join(SET_FORMATS)} (default: found by looking)")
+    p.add_argument("--media", help="sets: the folder or archive in which the paths of pictures and videos begin (default: beside the file that names them)")
+    p.add_argument("--check", nargs="?", const="", metavar="ROOT", help="sets: write nothing, but list every problem with file, item and reason; exit code 2 where there is one")
+    p.add_argument("--stats", action="store_true", help="sets: also print, for each split, items, pictures, videos, turns and [least, median, most] words of an answer and pixels of the longer side")
+    p.add_argument("--question", default="Describe the picture.", help="sets: what a caption answers (default: %(default)s)")
+    p.add_argument("--max-side", type=int, default=8192, help="sets: the longest side of a picture, in pixels (default: %(default)s)")
+    p.add_argument("--max-bytes", type=float, default=2e10, help="sets: the largest file, and the most that an archive may expand to (default: %(default)g)")
     p.add_argument("--classes", help="boxes: the class names allowed, with commas between (default: any)")
-    p.add_argument("--skip-bad", action="store_true", help="boxes, clips, ssv2: go on without the items that have problems")
-    p.add_argument("--preview", action="store_true", help="also write preview.png, a contact sheet with boxes or actions drawn")
-    return p.parse_args(argv)
+    p.add_argument("--skip-bad", action="store_true", help="boxes, clips, ssv2, sets: go on without the items that have problems")
+    p.add_argument("--flip", action="store_true", help="boxes, sets: for every train item also a copy that is mirrored, boxes and all; not where words say left or right (not for writing)")
+    p.add_argument("--crop", type=float, metavar="F", help="boxes, sets: such copies are cropped, each side to a fraction between F and 1, with every box inside; not where words say a place")
+    p.add_argument("--jitter", action="store_true", help="boxes, sets: such copies have brightness, contrast and saturation changed by up to 30%%")
+    p.add_argument("--preview", action="store_true", help="also write preview.png, a contact sheet with boxes, actions, or questions and answers")
+    args = p.parse_args(argv)
+    args.max_bytes = int(args.max_bytes)
+    args.source = args.source or args.also or ("shapes" if args.check is None else "sets")
+    args.root, args.check = args.check or args.root, args.check is not None
+    return args
 
 
 def main(argv=None):
@@ -1268,6 +1972,14 @@ def main(argv=None):
     if args.smoke:
         args.n = args.n or 4
     out = Path(args.out or f"data/{args.source}" + (f"-{args.freeze or args.change}" if args.freeze or args.change else ""))
+    if args.source == "openpack":
+        args.frames = args.frames or "uniform"
+        known(args.frames, dict.fromkeys(CHOICES), "way of choosing frames")
+    elif args.frames is not None:
+        try:
+            args.frames = int(args.frames)
+        except ValueError:
+            refuse(f"--frames {args.frames} is no number of frames; give, say, 24")
     if args.n is not None and args.n < 1:
         refuse(f"--n {args.n} leaves nothing to write; give 1 or more")
     if args.size is not None and args.size < 16:
@@ -1282,23 +1994,32 @@ def main(argv=None):
         refuse(f"--clips {args.clips} goes with --freeze first or middle, or with cut; leave it out")
     if args.source == "cut" and not (args.clips and args.frames is not None and args.out):
         refuse("cut takes some frames of clips that are there; give --clips their folder, --frames how many, and --out where to")
-    if args.frames is not None and args.frames < 1 or args.first < 0:
+    if isinstance(args.frames, int) and args.frames < 1 or args.first < 0:
         refuse(f"--frames {args.frames} from --first {args.first} on are no frames; give 1 or more, from 0 or more on")
-    real = args.source in ("boxes", "clips", "ssv2", "openpack")
+    real = args.source in ("boxes", "clips", "ssv2", "openpack", "sets")
     if args.source == "operations":
         check_writable(out / "made.yaml")
-        operations(out, args.size or 64, args.seed, sessions=args.n or 4)
-        result = {"stage": "data", "source_kind": "operations", "data": "synthetic", "seed": args.seed, "size": args.size or 64, "sessions": args.n or 4, "layout": "openpack"}
-        save_yaml(out / "made.yaml", result)
+        result = operations(out, args.size or 64, args.seed, sessions=args.n or 4)
         say(result)
         return result
     if real and not args.root:
-        refuse(f"--root is missing; give the folder that holds the {'images' if args.source == 'boxes' else 'clips'}")
+        refuse(f"--root is missing; give the {dict(boxes='folder that holds the images', sets='file, folder or archive of the set').get(args.source, 'folder that holds the clips')}")
+    if args.format and args.source in ("boxes", "sets") and args.format not in (FORMATS if args.source == "boxes" else SET_FORMATS):
+        refuse(f"--format {args.format} is none of {args.source}; known: {', '.join(FORMATS if args.source == 'boxes' else SET_FORMATS)}")
+    if args.source != "sets" and (args.check or args.media or args.stats):
+        refuse(f"--{'check' if args.check else 'media' if args.media else 'stats'} is about sets, and not about {args.source}; leave it out")
+    if (args.flip or args.crop is not None or args.jitter) and (args.source not in ("boxes", "sets") or args.check):
+        refuse(f"--flip, --crop and --jitter add changed copies to boxes and sets that are written, and not to {'--check' if args.check else args.source}; leave them out")
+    if args.crop is not None and not 0 < args.crop <= 1:
+        refuse(f"--crop {args.crop:g} is no fraction of a side; give more than 0 and at most 1")
+    if args.max_side < 1 or args.max_bytes < 1:
+        refuse(f"--max-side {args.max_side} and --max-bytes {args.max_bytes} leave nothing to read; give 1 or more")
     if args.fps is not None and (args.source not in ("clips", "ssv2") or not args.fps > 0):
         refuse(f"--fps {args.fps:g} with {args.source} is no rate to read clips at; give more than 0 with clips or ssv2, or leave it out")
-    check_writable(out / "index.yaml")
+    if args.source != "sets":  # an archive is looked at before anything is written
+        check_writable(out / "index.yaml")
     meta = {"name": out.name, "source_kind": args.source, "data": "real" if real else "synthetic", "seed": args.seed}
-    meta |= {k: v for k, v in (("freeze", args.freeze), ("change", args.change), ("only", args.only)) if v}
+    meta |= {k: v for k, v in (("freeze", args.freeze), ("change", args.change), ("only", args.only), ("flip", args.flip), ("crop", args.crop), ("jitter", args.jitter)) if v}
     if args.source in ("clips", "ssv2"):
         root, frames, size = Path(args.root), args.frames or 24, args.size or 224
         rows = read_ssv2(root) if args.source == "ssv2" else read_labels(root, Path(args.annotations or root / "labels.csv"))
@@ -1306,9 +2027,15 @@ def main(argv=None):
         write_clips(out, rows, frames, args.fps, size, args.skip_bad, meta | {"frames": frames, "fps": args.fps, "size": size})
     elif args.source == "openpack":
         write_openpack(out, args, meta)
+    elif args.source == "sets":
+        args.frames, args.size = args.frames or 8, args.size or 224
+        result = write_set(args, out, meta | {"frames": args.frames, "size": args.size})
+        if args.check:
+            say(result)
+            return result
     elif args.source == "boxes":
-        items, meta["skipped"] = boxes(args.root, args.format, args.annotations, args.classes and [c.strip() for c in args.classes.split(",")], args.n, args.skip_bad)
-        write_items(out, items, meta)
+        items, meta["skipped"] = boxes(args.root, args.format or "voc", args.annotations, args.classes and [c.strip() for c in args.classes.split(",")], args.n, args.skip_bad)
+        write_items(out, augmented(items, args), meta)
     else:
         n = args.n or {"shapes": 500, "trajectories": 2000}.get(args.source, 200)
         generate = {"shapes": shapes, "moving": functools.partial(moving, frames=args.frames or 17), "photos": photos,
@@ -1323,11 +2050,11 @@ def main(argv=None):
             items = generate(n, args.size or {"moving": 64, "trajectories": 48}.get(args.source, 224), args.seed)
         items = cut(items, args.first, args.frames) if args.source == "cut" else freeze(items, args.freeze) if args.freeze else items
         write_items(out, tqdm(items, total=n, desc=args.source, unit="item"), meta | {"skipped": 0})
-    items, index = load_items(out)
+    items = Items(out)
     if args.preview:
         preview(items, out / "preview.png")
-    say(index, ("items", "sources", "train", "val", "test", "skipped", "rotated"))
-    return index
+    say(items.index, ("format", "items", "sources", "train", "val", "test", "skipped", "rotated", "turned", "same_id", "near"))
+    return items.index
 
 
 if __name__ == "__main__":

@@ -67,6 +67,22 @@ chosen on val. Any video model may write it: --embeddings FILE scores such a fil
     absent_seen            how often what is absent is said to be seen in some frame; apart, where another object of its colour is there and where none is
     attention_<how>_<what> how much more what is said changes without the four frames of highest attention than without four others (showing the clip's mean, or their neighbours)
 
+    python explain.py --mode operations --data data/operations --models tiny results/tiny/operations/tuned/model
+
+asks vision-language models (the base first, what adapt.py --mode tune made of it last) what is done at the end of each test clip of data.py openpack, since when, until when, and what is next.
+An answer that is no JSON is wrong, and who gives no time says "now". explain-operations.yaml has of the last model, and in `answers` of each:
+
+    macro_f1, accuracy     of the operation now, beside majority, clock (train's commonest of those ten seconds of a session) and bigram (what follows the true operation before most often);
+                           copy says what was true a second earlier, which is nearly always right and good for nothing, so it is no floor; _fixed: of the first 30 clips of U0108
+    next_accuracy          beside commonest and bigram (what follows the true operation most often)
+    start_error, end_error seconds off, on the mean, beside median: train's
+    segmental_f1_10 ... edit, boundary_error   of a session's clips in a row, the session being the unit; boundary_error in seconds
+    <model>+grammar        the operations said, put right by train's bigram and durations (the likeliest path through a session), and next by the bigram of what was said
+    answer                 PASS: macro_f1 is above that of the base and of every floor by an interval of the paired difference, sessions resampled; FAIL: surely not; or INCONCLUSIVE
+    pair                   the operations confused most, and how many of these clips end at a change
+
+explain-operations.png shows what was said of each operation, and frames of clips of that pair.
+
     python explain.py --mode report --results results --out results/report.html
 
 makes one page for a person of the YAML and PNG of all stages, which needs no network and computes nothing again, and summary.md beside it: the verdicts, the evidence
@@ -99,6 +115,7 @@ from common import (
     TIMES,
     TRACKS,
     WORDS,
+    Items,
     answered,
     asked_object,
     attempt,
@@ -108,6 +125,7 @@ from common import (
     chat,
     check_writable,
     choose_device,
+    clusters,
     criterion,
     digest,
     find_model,
@@ -134,6 +152,7 @@ from common import (
     ratio,
     read_picture,
     refuse,
+    resampled,
     resolved_commit,
     ridge,
     run_info,
@@ -146,6 +165,7 @@ from common import (
     split_of,
     token_ridge,
     track_id,
+    widened,
     with_grid,
     word_prompt,
     write_items,
@@ -596,10 +616,10 @@ def put_to(model, processor, frames, question, at=None):
 
 
 @torch.inference_mode()
-def answers_to(model, processor, frames, question, at):
+def answers_to(model, processor, frames, question, at, most=LONGEST):
     """The greedy answers to one question about films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]: list of str. Nothing is padded."""
     given = put_to(model, processor, frames, question, at)
-    tokens = model.generate(**given, do_sample=False, max_new_tokens=LONGEST, pad_token_id=model.generation_config.pad_token_id or 0)
+    tokens = model.generate(**given, do_sample=False, max_new_tokens=most, pad_token_id=model.generation_config.pad_token_id or 0)
     return [text.strip() for text in processor.batch_decode(tokens[:, given["input_ids"].shape[1]:], skip_special_tokens=True)]
 
 
@@ -1615,13 +1635,13 @@ def peak_memory(reset=False):
         return None
 
 
-def spoken(key, stamp, say_all, kept, out):
+def spoken(key, stamp, say_all, kept, out, mode="trajectories"):
     """{texts, seconds, memory} of a writer: what `kept` holds of it with the same stamp (None: of no other run), else what say_all() gives, kept from now on."""
     if stamp is None or kept.get(key, {}).get("stamp") != stamp:
         peak_memory(reset=True)
         began, texts = time.time(), say_all()
         kept[key] = {"stamp": stamp, "texts": texts, "seconds": time.time() - began, "memory": peak_memory()}
-        save_pt(out, ANSWERS, [], {"mode": "trajectories"}, answers=kept)
+        save_pt(out, ANSWERS, [], {"mode": mode}, answers=kept)
     return kept[key]
 
 
@@ -1952,6 +1972,316 @@ def trajectories(args, started):
                "comparisons": {f"{main}_over_{name}": test for name, test in against.items()},
                "examples": {"clip": w.items[clips[0]]["id"], **{name: said[0][clips[0]] for name, said in said_of.items()}},
                "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=w.entry and resolved_commit(w.entry))}
+    save_yaml(w.out, result)
+    say(result)
+    return result
+
+
+# ---------------------------------------------------------------- operations: what is done at a bench, since when, until when, and what next?
+
+TOLD_MORE = ("Answer with nothing but JSON of four keys: \"operation\", what is done at the end of the clip, one of {}; \"start\" and \"end\", in seconds from the end of the clip on, when it began"
+             " (below 0) and when it will end; \"next\", the operation that will follow.")  # to a model that has not been taught the answer's form
+CHEATS = "copy",  # sees the truth of a second ago, which hardly ever changes: what looks good for nothing
+
+
+def parse_operation(text, operations):
+    """{operation, next: numbers in `operations` or None; start, end: seconds or None; json} of an answer; the first object of JSON in it counts, names in any case."""
+    for found in re.finditer(r"\{[^{}]*\}", text):
+        try:
+            said = json.loads(found[0])
+        except ValueError:
+            continue
+        name = {o.lower(): k for k, o in enumerate(operations)}
+        one = {key: name.get(str(said.get(key)).strip().lower()) for key in ("operation", "next")}
+        return one | {"json": True} | {key: float(said[key]) if isinstance(said.get(key), (int, float)) and abs(said[key]) < 1e6 else None for key in ("start", "end")}
+    return {"operation": None, "next": None, "start": None, "end": None, "json": False}
+
+
+def confusions(truth, said, sources, n):
+    """How often each operation was said for each in truth, by source: float64 [sources, n, n + 1], the last column for none. truth, said: numbers, None."""
+    cluster, counts = clusters(sources), torch.zeros(len(set(sources)), n, n + 1, dtype=torch.float64)
+    for s, a, b in zip(cluster.tolist(), truth, said, strict=True):
+        counts[s, a, n if b is None else b] += 1
+    return counts
+
+
+def macro_f1(counts):
+    """Mean over the operations that occur in truth of the F1 of each, [...] of counts [..., n, n + 1]."""
+    hits, true = counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1)
+    f1 = 2 * hits / (true + counts.sum(-2)[..., :-1]).clamp(min=1e-9)
+    return (f1 * (true > 0)).sum(-1) / (true > 0).sum(-1)
+
+
+def macro_tested(own, other, seed, n=2000):
+    """Macro-F1 of `own`, and how much more than that of `other`, counts [sources, n, n + 1] both: intervals from resampling sources, p from exchanging the two within sources drawn at random."""
+    g = torch.Generator().manual_seed(seed)
+    weights = resampled(len(own), n, g)
+    a, b = (macro_f1(torch.einsum("ks,sij->kij", weights, x)) for x in (own, other))
+    at = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    score, gain = macro_f1(own.sum(0)).item(), (macro_f1(own.sum(0)) - macro_f1(other.sum(0))).item()
+    low, high = widened(score, *a.quantile(at).tolist(), len(own))
+    gain_low, gain_high = widened(gain, *(a - b).quantile(at).tolist(), len(own))
+    swap = torch.randint(2, (n, len(own)), generator=g).double()
+    mixed = [torch.einsum("ks,sij->kij", s, own) + torch.einsum("ks,sij->kij", 1 - s, other) for s in (swap, 1 - swap)]
+    exceed = ((macro_f1(mixed[0]) - macro_f1(mixed[1])).abs() >= abs(gain) - 1e-12).sum().item()
+    return {"score": score, "low": low, "high": high, "gain": gain, "gain_low": gain_low, "gain_high": gain_high, "p": (1 + exceed) / (1 + n)}
+
+
+def without_pictures(items, grammar, operations):
+    """What is answered to clips by who sees none: {name: {operation, next, start, end: a list each}}, where that is anything to answer."""
+    number, most = {o: k for k, o in enumerate(operations)}, (lambda counts: max(sorted(counts), key=counts.get))
+    after = {o: most(counts) for o, counts in grammar["bigram"].items()}
+    usual, clock, every = most(grammar["seconds"]), grammar["clock"], {}
+    for counts in grammar["bigram"].values():
+        every = {o: every.get(o, 0) + counts.get(o, 0) for o in {*every, *counts}}
+    n = len(items)
+    return {"majority": {"operation": [number[usual]] * n},
+            "clock": {"operation": [number[clock[min(int(i["seconds"] // 10), len(clock) - 1)]] for i in items]},
+            "copy": {"operation": [number.get(i["earlier"]) for i in items]},
+            "bigram": {"operation": [number[after.get(i["previous"] or "(start)", usual)] for i in items], "next": [number[after.get(i["operation"], usual)] for i in items]},
+            "commonest": {"next": [number[most(every)]] * n},
+            "median": {"start": [grammar["start"]] * n, "end": [grammar["end"]] * n}}
+
+
+def smoothed(items, said, held, said_held, grammar, operations, every):
+    """The operations said, numbers [n], after the procedure: the likeliest path through each session (Viterbi), where operations follow each other as often as in train (a tenth of a time more
+    for each pair), last as long as there, and are mistaken for each other as in the val clips `held`, with whom four more are counted of each operation of whom as many are right as of all."""
+    n = len(operations)
+    number = {o: k for k, o in enumerate(operations)}
+    seen = confusions([number[i["operation"]] for i in held], said_held, [0] * len(held), n)[0]
+    accuracy = (seen.trace() / seen.sum()).clamp(0.1, 0.99)
+    seen += 4 * (accuracy * torch.eye(n, n + 1) + (1 - accuracy) / n * (1 - torch.eye(n, n + 1)))
+    step = torch.full((n, n), 0.1, dtype=torch.float64)
+    for a, counts in grammar["bigram"].items():
+        for b, times in counts.items():
+            if a in number:
+                step[number[a], number[b]] += times
+    times = step.sum(1)
+    leave = (every * times / torch.tensor([float(max(grammar["seconds"].get(o, 1), 1)) for o in operations])).clamp(0.01, 0.9)
+    step = step / step.sum(1, keepdim=True) * leave[:, None] + torch.diag(1 - leave)
+    seen, step, out = (seen / seen.sum(1, keepdim=True)).log(), step.log(), list(said)
+    for source in dict.fromkeys(i["source"] for i in items):
+        at = sorted((k for k, i in enumerate(items) if i["source"] == source), key=lambda k: items[k]["seconds"])
+        best, back = seen[:, n if said[at[0]] is None else said[at[0]]], []
+        for k in at[1:]:
+            through = best[:, None] + step
+            back.append(through.argmax(0))
+            best = through.max(0).values + seen[:, n if said[k] is None else said[k]]
+        path = [int(best.argmax())]
+        for came in reversed(back):
+            path.append(int(came[path[-1]]))
+        for k, o in zip(at, reversed(path), strict=True):
+            out[k] = o
+    return out
+
+
+def timelines(items, truth, said, seed, every):
+    """Scores of the clips of each session in their order as one row of segments: segmental F1, edit, boundary error in seconds; the session is the unit."""
+    found, sessions = {}, list(dict.fromkeys(i["source"] for i in items))
+    for session in sessions:
+        at = sorted((k for k, i in enumerate(items) if i["source"] == session), key=lambda k: items[k]["seconds"])
+        a, b = [truth[k] + 1 for k in at], [0 if said[k] is None else said[k] + 1 for k in at]
+        for key, value in (*((f"segmental_f1_{p}", segmental_f1(a, b, p / 100)) for p in (10, 25, 50)), ("edit", edit_score(a, b)), ("boundary_error", every * boundary_error(a, b))):
+            found.setdefault(key, []).append((session, value))
+    row = {}
+    for key, values in found.items():
+        values = [(s, v) for s, v in values if v == v]
+        row |= mean_and_interval(key, torch.tensor([v for _, v in values]), [s for s, _ in values], seed)
+    return row
+
+
+def operation_row(items, truth, said, seed, every, counts):
+    """The columns of the table of who says `said` ({operation, next, start, end: a list each}, or some of them) of clips; truth: {operation, next: numbers}."""
+    sources, row = [i["source"] for i in items], {}
+    fixed = [k for k, i in enumerate(items) if i.get("fixed")]
+    if "operation" in said:
+        own, right_now = confusions(truth["operation"], said["operation"], sources, counts), [float(a == b) for a, b in zip(truth["operation"], said["operation"], strict=True)]
+        row |= {f"macro_f1{end}": value for end, value in zip(("", "_low", "_high"), (macro_tested(own, own, seed)[k] for k in ("score", "low", "high")), strict=True)}
+        row |= mean_and_interval("accuracy", torch.tensor(right_now), sources, seed)
+        if fixed:
+            row |= {"accuracy_fixed": sum(right_now[k] for k in fixed) / len(fixed),
+                    "macro_f1_fixed": macro_f1(confusions([truth["operation"][k] for k in fixed], [said["operation"][k] for k in fixed], [0] * len(fixed), counts)[0])}
+        row |= timelines(items, truth["operation"], said["operation"], seed, every)
+    if "next" in said:
+        at = [k for k, t in enumerate(truth["next"]) if t is not None]
+        row |= mean_and_interval("next_accuracy", torch.tensor([float(said["next"][k] == truth["next"][k]) for k in at]), [sources[k] for k in at], seed)
+        row["next_macro_f1"] = macro_f1(confusions([truth["next"][k] for k in at], [said["next"][k] for k in at], [0] * len(at), counts)[0])
+    for key in ("start", "end"):
+        if key in said:  # who gives no number says: now
+            row |= mean_and_interval(f"{key}_error", torch.tensor([abs((s or 0.0) - i[key]) for s, i in zip(said[key], items, strict=True)]), sources, seed)
+    return row
+
+
+def label_of(name, entry):
+    """What a model is called in the tables: a folder `adapter` or `model` of a training by the name of that."""
+    path = Path(name).resolve()
+    return path.parent.name if path.is_dir() and path.name in ("adapter", "model") else entry["name"]
+
+
+def taught_to(entry):
+    """Has adapt.py --mode tune taught this model how to answer?"""
+    note = Path(entry["path"]) / "weights.yaml"
+    return "adapter" in entry or note.is_file() and load_yaml(note).get("trained_by") == "adapt.py --mode tune"
+
+
+def operation_answers(entry, model, processor, items, operations, size, batch, most):
+    """What a model answers to the question of each clip."""
+    texts, together = [""] * len(items), {}
+    hint = "" if taught_to(entry) or entry["weights"] == "small" else f" {TOLD_MORE.format(', '.join(operations))}"
+    for k, i in enumerate(items):
+        together.setdefault((i["turns"][0][0], len(i["frames"]), min(i.get("fps", RATE), RATE)), []).append(k)
+    with tqdm(total=len(items), desc=entry["name"], unit="clip") as bar:
+        for (question, length, rate), members in together.items():
+            for some in (members[k:k + batch] for k in range(0, len(members), batch)):
+                shown = torch.stack([frames_of(items[k], size) for k in some])
+                for k, text in zip(some, answers_to(model, processor, shown, question + hint, (list(range(length)), length, rate), most), strict=True):
+                    texts[k] = text
+                bar.update(len(some))
+    return texts
+
+
+def confused_most(items, truth, said, operations):
+    """The pair of operations taken for each other most often, and what is to be said of these clips; None where none is."""
+    pairs = {}
+    for k, (a, b) in enumerate(zip(truth, said, strict=True)):
+        if b is not None and a != b:
+            pairs.setdefault(tuple(sorted((a, b))), []).append(k)
+    if not pairs:
+        return None, []
+    pair = max(sorted(pairs), key=lambda p: len(pairs[p]))
+    at, names = pairs[pair], [operations[k] for k in pair]
+    either = [k for k, a in enumerate(truth) if a in pair]
+    return {"pair": names, "clips": len(at), "of": len(either), "share_of_errors": len(at) / sum(map(len, pairs.values())),
+            "at_a_change": sum(items[k]["boundary"] for k in at) / len(at), "at_a_change_usually": sum(items[k]["boundary"] for k in either) / len(either),
+            "said_what_was_before": sum(items[k]["previous"] == operations[said[k]] for k in at) / len(at),
+            "said_what_comes_next": sum(items[k]["next"] == operations[said[k]] for k in at) / len(at), "ids": [items[k]["id"] for k in at[:8]]}, at
+
+
+def draw_confusions(path, tables, operations, items, at, said):
+    """explain-operations.png: what was said (columns) of each operation (rows) by each of some models, and the frames of a few of the clips `at` of the pair confused most."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    shown = at[::-(-len(at) // 4)][:4] if at else []
+    short = [o if len(o) < 15 else f"{o[:13]}." for o in operations]
+    with matplotlib.rc_context({"font.size": 8}):
+        figure = Figure((5.6 * len(tables), 5.4 + 1.15 * len(shown)), layout="constrained")
+        top, *below = figure.subfigures(1 + len(shown), 1, height_ratios=[5.4, *[1.15] * len(shown)], squeeze=False)[:, 0]
+        for axis, (name, counts) in zip(top.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
+            share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+            axis.imshow(share.numpy(), cmap="cividis", vmin=0, vmax=1)
+            for a, row in enumerate(share.tolist()):
+                for b, x in enumerate(row):
+                    if x >= 0.005:
+                        axis.text(b, a, f"{100 * x:.0f}", ha="center", va="center", color="black" if x > 0.5 else "white", fontsize=7)
+            axis.set_xticks(range(len(operations) + 1), [*short, "none"], rotation=90)
+            axis.set_yticks(range(len(operations)), short)
+            axis.set_title(f"{name}: % of the true operation's clips", fontsize=9)
+        for part, k in zip(below, shown, strict=True):
+            axis = part.subplots()
+            axis.imshow(torch.cat(list(items[k]["frames"]), 1).numpy(), interpolation="nearest")
+            axis.set_axis_off()
+            axis.set_title(f"{items[k]['id']}: {items[k]['operation']}, since {-items[k]['start']:.1f} s; said: {operations[said[k]]}", fontsize=8, loc="left")
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=100)
+    save_bytes(path, content.getvalue())
+
+
+def operations_world(args):
+    """Everything that is checked before a model is loaded."""
+    w = SimpleNamespace(entries={}, every=Items(args.data))
+    w.index = w.every.index
+    if not {"operations", "grammar", "every"} <= set(w.index):
+        refuse(f"{args.data} holds no operations; give --data a folder that data.py openpack wrote")
+    w.items, w.held = ([w.every[k] for k, s in enumerate(w.every.sources) if split_of(s) == part] for part in ("test", "val"))
+    if min(x for x in (args.clips, args.batch, args.size) if x is not None) < 1:
+        refuse(f"--clips {args.clips}, --batch {args.batch} and --size {args.size} are not all positive; give 1 or more")
+    w.items = w.items[:args.clips]
+    if not w.items or not w.held:
+        refuse(f"{args.data} has {len(w.held)} val and {len(w.items)} test clips; give a folder with more clips")
+    for name in args.models:
+        entry = find_model(name)
+        if entry.get("type") not in FRAMES_AS:
+            refuse(f"--models {name} is of type {entry.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b")
+        label = label_of(name, entry)
+        if label in w.entries:
+            refuse(f"--models gives {label} twice; give each model once, the base first")
+        w.entries[label] = entry
+    w.out = Path(args.out or f"results/{next(iter(w.entries))}/{Path(args.data).name}/explain-operations.yaml")
+    check_writable(w.out)
+    return w
+
+
+def operations(args, started):
+    """explain-operations.yaml: what each model says is done at a bench, beside who has seen no picture. The first model is the base, the last the one in question."""
+    w = operations_world(args)
+    names, every, n = w.index["operations"], w.index["every"], len(w.index["operations"])
+    number = {o: k for k, o in enumerate(names)}
+    device, dtype, why = choose_device()
+    print(f"device {device.type} ({why})")
+    kept_at = w.out.with_name(f"{w.out.stem}-answers.pt")
+    kept = load_pt(kept_at, ANSWERS).get("answers", {}) if kept_at.is_file() else {}
+    asked = w.items + w.held
+    films, longest = digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in asked)), max(len(i["turns"][0][1]) for i in asked)
+    texts, costs = {}, {}
+    for label, entry in w.entries.items():
+        size = args.size or entry["clip"]
+
+        def say_all(entry=entry, size=size):
+            model, processor = load_vlm(entry, device, dtype)
+            most = max(len(processor.tokenizer(i["turns"][0][1]).input_ids) for i in asked) + 32
+            return operation_answers(entry, model, processor, asked, names, size, args.batch, most)
+
+        stamp = digest(repr((films, [i["turns"] for i in asked], longest, fingerprint(entry), size, args.batch, str(dtype))).encode())
+        costs[label] = spoken(label, stamp, say_all, kept, kept_at, "operations")
+        texts[label] = costs[label]["texts"]
+
+    truth = {key: [number.get(i[key]) for i in w.items] for key in ("operation", "next")}
+    sources, base, main = [i["source"] for i in w.items], next(iter(w.entries)), list(w.entries)[-1]
+    parsed = {label: [parse_operation(t, names) for t in own] for label, own in texts.items()}
+    said = {label: {key: [p[key] for p in own[:len(w.items)]] for key in ("operation", "next", "start", "end")} for label, own in parsed.items()}
+    floors = without_pictures(w.items, w.index["grammar"], names)
+    after = without_pictures([{**i, "operation": names[o] if o is not None else None} for i, o in zip(w.items, said[main]["operation"], strict=True)], w.index["grammar"], names)["bigram"]["next"]
+    prior = f"{main}+grammar"
+    with_prior = {"operation": smoothed(w.items, said[main]["operation"], w.held, [p["operation"] for p in parsed[main][len(w.items):]], w.index["grammar"], names, every), "next": after}
+    table = {label: operation_row(w.items, truth, own, args.seed, every, n) for label, own in (said | {prior: with_prior} | floors).items()}
+    for label, own in parsed.items():
+        table[label] |= {"no_json": sum(not p["json"] for p in own[:len(w.items)]) / len(w.items), "seconds_per_clip": costs[label]["seconds"] / len(asked)}
+
+    rivals = {**({base: said[base]} if base != main else {}), **floors}
+    counts = {label: confusions(truth["operation"], own["operation"], sources, n) for label, own in (said | {prior: with_prior} | floors).items() if "operation" in own}
+    followed = [k for k, t in enumerate(truth["next"]) if t is not None]
+
+    def hits(own, key, at):
+        return torch.tensor([float(own[key][k] == truth[key][k]) for k in at])
+
+    everyone = range(len(w.items))
+    criteria = {"accuracy": criterion(hits(said[main], "operation", everyone), {name: hits(own, "operation", everyone) for name, own in rivals.items() if "operation" in own and name not in CHEATS},
+                                      sources, seed=args.seed),
+                "next_accuracy": criterion(hits(said[main], "next", followed), {name: hits(own, "next", followed) for name, own in rivals.items() if "next" in own}, [sources[k] for k in followed],
+                                           seed=args.seed)}
+    for key in ("start", "end"):
+        off = {name: torch.tensor([abs((s or 0.0) - i[key]) for s, i in zip(own[key], w.items, strict=True)]) for name, own in ({main: said[main]} | rivals).items() if key in own}
+        criteria[f"{key}_error"] = criterion(off.pop(main), off, sources, ceiling=0.0, better="lower", seed=args.seed)
+    tests = {f"macro_f1_over_{name}": macro_tested(counts[main], counts[name], args.seed) for name in counts if name not in (main, prior)}
+    tests |= {f"macro_f1_of_{prior}_over_{main}": macro_tested(counts[prior], counts[main], args.seed)}
+    tests |= {f"next_accuracy_over_{name}": paired_test(hits(said[main], "next", followed), hits(own, "next", followed), [sources[k] for k in followed], seed=args.seed)
+              for name, own in (rivals | {prior: with_prior}).items() if "next" in own}
+    for name, p_value in holm({name: test["p"] for name, test in tests.items()}).items():
+        tests[name]["p_holm"] = p_value
+    above = verdict(*(tests[f"macro_f1_over_{name}"] for name in counts if name not in (main, prior, *CHEATS)))
+    pair, at = confused_most(w.items, truth["operation"], said[main]["operation"], names)
+    draw_confusions(w.out.with_suffix(".png"), {name: counts[name].sum(0) for name in dict.fromkeys((base, main, prior))}, names, w.items, at, said[main]["operation"])
+
+    result = {"stage": "operations", "model": base, "tuned": main if main != base else None, "weights": w.entries[main]["weights"], "data": w.index["data"], "data_name": w.index["name"],
+              "answer": {"yes": "PASS", "no": "FAIL"}.get(above, "INCONCLUSIVE"), "above_every_floor": above}
+    for key in ("macro_f1", "accuracy", "next_accuracy", "start_error", "end_error", "segmental_f1_10", "segmental_f1_25", "segmental_f1_50", "edit", "boundary_error"):
+        result |= {f"{key}{end}": table[main][f"{key}{end}"] for end in ("", "_low", "_high")} | {f"{key}_{name}": row[key] for name, row in table.items() if name != main and key in row}
+    result |= {f"{key}{end}": row.get(key) for key in ("no_json", "accuracy_fixed", "macro_f1_fixed") for end, row in (("", table[main]), *([(f"_{base}", table[base])] if base != main else []))}
+    result |= {"confused_most": " / ".join(pair["pair"]) if pair else None, "clips": len(w.items), "sessions": len(set(sources)), "every": every, "fixed": sum(bool(i.get("fixed")) for i in w.items),
+               "answers": table, "criteria": criteria, "comparisons": tests, "pair": pair,
+               "confusion": {o: {b: int(x) for b, x in zip([*names, "none"], row, strict=True) if x} for o, row in zip(names, counts[main].sum(0).tolist(), strict=True)},
+               "examples": {i["id"]: {"truth": i["turns"][0][1], **{name: own[k] for name, own in texts.items()}} for k, i in list(enumerate(w.items))[:3]},
+               "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(w.entries[main]))}
     save_yaml(w.out, result)
     say(result)
     return result
@@ -2480,6 +2810,21 @@ def words_of_trajectories(found, results, width):
     return parts
 
 
+def told_operations(found, results, width):
+    columns = {"macro_f1": "macro-F1", "accuracy": "accuracy", "accuracy_fixed": "accuracy, fixed clips", "next_accuracy": "next, accuracy", "start_error": "start, s off", "end_error": "end, s off",
+               "segmental_f1_50": "segmental F1@50", "edit": "edit", "boundary_error": "boundaries, s off", "no_json": "no JSON", "seconds_per_clip": "seconds a clip"}
+    parts = []
+    for m, d, x in with_stage(found, "explain-operations"):
+        main, pair = x["tuned"] or x["model"], x["pair"]
+        words = f" Confused most: {' and '.join(pair['pair'])}, {pair['clips']} of {pair['of']} clips, of which a share of {said(pair['at_a_change'])} end within a second of a change."
+        parts += [el("h3", f"{m} on {d}"), el("p", badge(x["answer"]), f" Is {main} above every floor by a paired interval? {said(x['above_every_floor'])}.", words if pair else ""),
+                  charts(dots_chart("What is done now, macro-F1 (grey squares: who sees no picture; copy sees the truth of a second ago)", x["answers"], "macro_f1",
+                                    grey=("majority", "clock", "bigram", "copy"))),
+                  folded("Every score", grid(f"{m} on {d}: what is said of operations", x["answers"], columns, "who")),
+                  wide_picture(results / m / d / "explain-operations.png", width, f"{m} on {d}: what is said of each operation, and clips of the pair confused most")]
+    return parts
+
+
 def verifiers(found):
     """Of verify.yaml whatever is there."""
     parts = []
@@ -2562,7 +2907,7 @@ def page_of(results, found, alone, rows, width):
     """The page as text."""
     films = [x for n, (m, d, content) in enumerate(with_stage(found, "predict-continue")) for x in (el("h3", f"{content.get('video')} on {d} ({m})"), *players(content, results / m / d, n))]
     meaning = el("dl", *(x for n, words in FILMS.items() for x in (el("dt", n), el("dd", words))))
-    told_parts = words_of_trajectories(found, results, width)
+    told_parts, bench = words_of_trajectories(found, results, width), told_operations(found, results, width)
     sections = {  # title: (what it shows, its parts, the stages it is made of)
         "Verdicts": ("A verdict follows from criteria, each held against its threshold and against the best floor that costs nothing.", verdicts(rows), ()),
         "Probes by layer": ("What of space and motion can still be read from each layer, by a linear map, beside what needs no trained network.", probes(found, rows), ("probe",)),
@@ -2572,6 +2917,7 @@ def page_of(results, found, alone, rows, width):
         "Prediction": ("Whether anything predicts better than what costs nothing.", predictions(found), PROGRAMME[3][1]),
         "Films: real, generated, copied": ("Drag the slider, or use the arrow keys, to go through the frames.", [meaning, *films] if films else [], ("predict-continue",)),
         **({"Words about moving objects": ("Whether what is said of objects that come, go and hide is true.", told_parts, ())} if told_parts else {}),
+        **({"Operations": ("What is done at a bench, before and after fine-tuning, beside what costs nothing.", bench, ())} if bench else {}),
         "Verifiers": ("Whether a wrong prediction can be told by its pixels.", verifiers(found), PROGRAMME[4][1]),
         "Screening": ("Which model.", screening(alone), ()),
         "The gate's own error rates": ("How often the verdict itself is wrong, where the truth is known.", own_errors(alone), ()),
@@ -2681,19 +3027,20 @@ def smoke_input(args, folder):
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--mode", default="answers", choices=["answers", "describe", "tracks", "trajectories", "report"],
-                   help="score answers, ask what happens in films, check what is said of trajectories, or make a page of all results (default: %(default)s)")
+    p.add_argument("--mode", default="answers", choices=["answers", "describe", "tracks", "trajectories", "operations", "report"],
+                   help="score answers, ask what happens in films, check what is said of trajectories or of operations, or make a page of all results (default: %(default)s)")
     p.add_argument("--results", default="results", help="report: the folder of all models' results (default: %(default)s)")
     p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
-    p.add_argument("--data", help="the data folder (default: the one the features were made from)")
+    p.add_argument("--data", help="the data folder (default: the one the features were made from; trajectories, operations: data/ and the mode)")
     p.add_argument("--points", help="points with commas between (default: all in the index)")
     p.add_argument("--directions", help="write what extract.py --ask --remove takes out of a language layer (--points: at another place), and nothing else")
     p.add_argument("--answers", help="what extract.py --ask wrote: score it beside what can be read from the features")
     p.add_argument("--films", help="films that predict.py wrote: score the --answers to questions about them, and nothing else; describe: these, or a folder of clips")
     p.add_argument("--model", default="tiny", help="describe: the vision-language model; tracks: the tracker, tiny-tracker (default: %(default)s)")
+    p.add_argument("--models", nargs="+", default=["tiny"], help="operations: vision-language models, the base first and the one in question last (default: tiny)")
     p.add_argument("--frames", help="describe: numbers of frames to show of a film, with commas between (default: 3,8,16); --clip: one number (default: 16)")
-    p.add_argument("--clips", type=int, help="describe: only so many of the test clips")
-    p.add_argument("--size", type=int, help="describe: side in pixels that frames are squashed to (default: the registry's for the model)")
+    p.add_argument("--clips", type=int, help="describe, operations: only so many of the test clips")
+    p.add_argument("--size", type=int, help="describe, operations: side in pixels that frames are squashed to (default: the registry's for the model)")
     p.add_argument("--batch", type=int, default=16, help="describe: films at a time; trajectories: --vlm's clips, of a language model eight times as many questions (default: %(default)s)")
     p.add_argument("--embeddings", metavar="FILE", help="trajectories: tracks.pt, what a video model noted of every object of --data; tracks: score it")
     p.add_argument("--language", metavar="MODEL", help="trajectories: a causal language model, by name or a folder (default: the one that --words was trained on)")
@@ -2718,11 +3065,11 @@ def main(argv=None):
         refuse(f"--{'image' if args.image else 'clip'} needs --ask, a question about it")
     if args.mode == "report":
         return report(args, started)
-    if args.mode in ("tracks", "trajectories"):
+    if args.mode in ("tracks", "trajectories", "operations"):
         if args.smoke or args.films or args.answers or args.directions:
-            refuse(f"--mode {args.mode} needs --data, of data.py trajectories, and goes without --smoke, --films, --answers and --directions")
-        args.data = args.data or "data/trajectories"
-        return {"tracks": track_objects, "trajectories": trajectories}[args.mode](args, started)
+            refuse(f"--mode {args.mode} needs --data, of data.py {'openpack' if args.mode == 'operations' else 'trajectories'}, and goes without --smoke, --films, --answers and --directions")
+        args.data = args.data or f"data/{'operations' if args.mode == 'operations' else 'trajectories'}"
+        return {"tracks": track_objects, "trajectories": trajectories, "operations": operations}[args.mode](args, started)
     if args.mode == "describe":
         if not args.films or args.smoke or args.answers or args.directions:
             refuse("--mode describe needs --films, a folder of films or of clips, and goes without --smoke, --answers and --directions")

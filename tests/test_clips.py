@@ -404,6 +404,7 @@ def test_real_clips_are_cut_like_any(tmp_path, film):
     ("mine", "DATA=mine ROOT=/r FORMAT=clips ANNOTATIONS=/a.csv CLIPSIZE=64 N=9 FPS=12", ["data.py clips --frames 24 --fps 12 --size 64 --root /r --annotations /a.csv --n 9 --out data/mine"]),
     ("ssv2", "DATA=ssv2 ROOT=/r FRAMES=16", ["data.py ssv2 --frames 16 --root /r --out data/ssv2"]),
     ("mine", "DATA=mine ROOT=/r FORMAT=coco", ["data.py boxes --format coco --root /r --out data/mine"]),
+    ("mine", "DATA=mine ROOT=/r/set.json FORMAT=sets N=9", ["data.py sets --root /r/set.json --n 9 --out data/mine"]),
     ("mine-past", "DATA=mine ROOT=/r FORMAT=clips", ["data.py clips --frames 24 --root /r --out data/mine", "data.py cut --clips data/mine --first 0 --frames 8 --out data/mine-past"]),
     ("future-last", "PAST=5", ["data.py moving --frames 21 --n 300 --out data/future", "data.py cut --clips data/future --first 4 --frames 1 --out data/future-last"]),
     ("moving-past", "", ["data.py moving --out data/moving", "data.py cut --clips data/moving --first 0 --frames 8 --out data/moving-past"]),

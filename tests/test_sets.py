@@ -1,0 +1,695 @@
+"""Sets with words: the same items from every format, every problem named, nothing hostile let in."""
+import io
+import json
+import resource
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from common import HERE, Items, frames_of, load_items, load_yaml, split_of
+
+ASK = "Describe the picture."
+CAPTIONS = ["a red cat", "two dogs, one black", "a \"quoted\" bird", "naïve café", "a horse", "an empty field"]
+
+
+def jpeg(k, size=(40, 30), form="JPEG"):
+    file = io.BytesIO()
+    coarse = np.random.default_rng(k).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, form, **({"quality": 90} if form == "JPEG" else {}))
+    return file.getvalue()
+
+
+def pictures(folder, n=6, under="images"):
+    (folder / under).mkdir(parents=True, exist_ok=True)
+    for k in range(n):
+        (folder / under / f"{k}.jpg").write_bytes(jpeg(k))
+    return folder
+
+
+def llava(k, question=f"<image>\n{ASK}", image=None):
+    return {"id": f"images/{k}.jpg", "image": image or f"images/{k}.jpg", "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": CAPTIONS[k]}]}
+
+
+def qwen(k):
+    return {"id": f"images/{k}.jpg", "messages": [{"role": "user", "content": [{"type": "image", "image": f"images/{k}.jpg"}, {"type": "text", "text": ASK}]},
+                                                  {"role": "assistant", "content": [{"type": "text", "text": CAPTIONS[k]}]}]}
+
+
+def say(*pairs, **more):
+    return llava(1) | {"conversations": [{"from": a, "value": b} for a, b in pairs]} | more
+
+
+def table(folder, name, comma):
+    quoted = [f'"{c.replace(chr(34), chr(34) * 2)}"' for c in CAPTIONS]
+    (folder / name).write_text(f"filepath{comma}title\n" + "".join(f"images/{k}.jpg{comma}{c}\n" for k, c in enumerate(quoted)))
+    return folder / name
+
+
+def packed(path, files):
+    """An archive of {name: bytes}, its kind by its name."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, content in files.items():
+                file.writestr(name, content)
+    else:
+        with tarfile.open(path, {".tar": "w", ".gz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}[path.suffix]) as file:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def written(path, entries):
+    path.write_text(json.dumps(entries) if path.suffix == ".json" else "".join(json.dumps(e) + "\n" for e in entries))
+    return path
+
+
+def files_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def imagefolder(folder):
+    pictures(folder, under="train")
+    (folder / "train" / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{k}.jpg", "text": c}) + "\n" for k, c in enumerate(CAPTIONS)))
+    return folder
+
+
+def webdataset(path):
+    return packed(path, {f"images/{k}.{e}": x for k, c in enumerate(CAPTIONS) for e, x in (("jpg", jpeg(k)), ("txt", c.encode()))})
+
+
+MAKE = {
+    "llava.json": lambda f: written(pictures(f) / "set.json", [llava(k) for k in range(6)]),
+    "llava.jsonl": lambda f: written(pictures(f) / "set.jsonl", [llava(k) for k in range(6)]),
+    "llava folder": lambda f: written(pictures(f) / "set.json", [llava(k) for k in range(6)]).parent,
+    "llava zip": lambda f: packed(f / "set.zip", files_of(written(pictures(f / "x") / "set.json", [llava(k) for k in range(6)]).parent)),
+    "qwen.jsonl": lambda f: written(pictures(f) / "set.jsonl", [qwen(k) for k in range(6)]),
+    "qwen.json": lambda f: written(pictures(f) / "set.json", [qwen(k) for k in range(6)]),
+    "clip.csv": lambda f: table(pictures(f), "set.csv", ","),
+    "clip.tsv": lambda f: table(pictures(f), "set.tsv", "\t"),
+    "webdataset.tar": lambda f: webdataset(f / "set.tar"),
+    "webdataset.tar.gz": lambda f: webdataset(f / "set.tar.gz"),
+    "imagefolder": lambda f: imagefolder(f / "set"),
+    "imagefolder.zip": lambda f: packed(f / "set.zip", files_of(imagefolder(f / "x"))),
+    "imagefolder.tar.gz": lambda f: packed(f / "set.tar.gz", {f"./{n}": x for n, x in files_of(imagefolder(f / "x")).items()}),
+    "imagefolder.tar": lambda f: packed(f / "set.tar", files_of(imagefolder(f / "x"))),
+    "imagefolder.tar.xz": lambda f: packed(f / "set.tar.xz", files_of(imagefolder(f / "x"))),
+}
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_every_format_gives_the_same_items(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    root = MAKE[name](tmp_path / "in")
+    index = data.main(["--source", "sets", "--root", str(root), "--out", str(tmp_path / "out")])
+    items = load_items(tmp_path / "out")[0]
+    assert index["format"] == index["format"] == name.split()[0].split(".")[0] and index["data"] == "real" and index["source_kind"] == "sets" and index["skipped"] == 0
+    assert [i["turns"] for i in items] == [[[ASK, c]] for c in CAPTIONS]
+    assert [bytes(i["encoded"].numpy()) for i in items] == [jpeg(k) for k in range(6)] and {(i["width"], i["height"]) for i in items} == {(40, 30)}
+    assert len({i["id"] for i in items}) == 6 and not any("chat" in i for i in items)
+    assert all(("text" in i) == (name[0] in "ciw") for i in items)
+    assert data.main(["--check", str(root)])["splits"] == index["splits"]
+    assert sum(s["turns"] for s in index["splits"].values()) == 6 and sorted(p.name for p in (tmp_path / "out").iterdir()) == ["00000.pt", "ids.jsonl", "index.yaml"]
+
+
+# ---------------------------------------------------------------- what is said of an item
+
+def build(tmp_path, entries, *flags, n=6):
+    """The items, and the index, of a JSONL set of these entries."""
+    folder = pictures(tmp_path / "in", n)
+    index = data.main(["sets", "--root", str(written(folder / "set.jsonl", entries)), "--out", str(tmp_path / "out"), *map(str, flags)])
+    return load_items(tmp_path / "out")[0], index
+
+
+def test_a_conversation_keeps_its_turns_its_system_words_and_placeholders_that_do_not_stand_first(tmp_path):
+    chat = say(("system", "Be brief."), ("human", "<image>\n<image>\nSame?"), ("gpt", "no"), ("human", "Why?"), ("gpt", "colour"), id="a", image=["images/0.jpg", "images/1.jpg"])
+    between = {"id": "b", "images": ["images/0.jpg", "images/1.jpg"], "messages": [{"role": "user", "content": "First <image>, then <image>: same?"}, {"role": "assistant", "content": "no"}]}
+    later = say(("user", "Ready?"), ("assistant", "yes"), ("user", "<image>\nWhat?"), ("assistant", "a bird"), id="c", image="images/2.jpg")
+    bare = [{"role": "user", "content": [{"text": "Which of the two? "}, {"image": "images/3.jpg"}, {"type": "image_url", "image_url": {"url": "file://" + str(tmp_path / "in/images/4.jpg")}}]},
+            {"role": "assistant", "content": "the first"}]
+    a, b, c, d = build(tmp_path, [chat, between, later, bare])[0]
+    assert a["turns"] == [["Same?", "no"], ["Why?", "colour"]] and a["chat"] is True and a["system"] == "Be brief." and len(a["album"]) == 2 and "encoded" not in a
+    assert b["turns"] == [["First <image>, then <image>: same?", "no"]] and "chat" not in b and "system" not in b
+    assert c["turns"] == [["Ready?", "yes"], ["<image>\nWhat?", "a bird"]] and c["chat"] is True and "encoded" in c
+    assert d["turns"] == [["Which of the two? <image><image>", "the first"]] and [bytes(x.numpy()) for x in d["album"]] == [jpeg(3), jpeg(4)]
+    assert frames_of(a, 16).shape == (2, 16, 16, 3)
+
+
+def film(path, frames=20, rate=10):
+    import av
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 10**6
+        for t in range(frames):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * t, np.uint8))):
+                file.mux(packet)
+        for packet in stream.encode():
+            file.mux(packet)
+
+
+def test_a_question_with_an_answer_is_one_turn_and_0_is_an_id(tmp_path):
+    a, = build(tmp_path, [{"id": 0, "file_name": "images/0.jpg", "question": "<image>\nWhich?", "answer": "this"}])[0]
+    assert (a["id"], a["turns"]) == ("0", [["Which?", "this"]]) and "text" not in a
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_video_is_shown_from_beginning_to_end(tmp_path, archive):
+    film((tmp_path / "v.mp4"), 20)
+    entry = {"video": "v.mp4", "conversations": [{"from": "human", "value": "<video>\nHow?"}, {"from": "gpt", "value": "brighter"}]}
+    root = written(tmp_path / "set.jsonl", [entry])
+    root = packed(tmp_path / "set.zip", {p.name: p.read_bytes() for p in (tmp_path / "v.mp4", root)}) if archive else root
+    data.main(["sets", "--root", str(root), "--frames", "5", "--size", "32", "--out", str(tmp_path / "out")])
+    item = load_items(tmp_path / "out")[0][0]
+    assert item["frames"].shape == (5, 32, 32, 3) and (item["width"], item["height"]) == (64, 48) and item["turns"] == [["How?", "brighter"]]
+    assert (item["frames"].float().mean((1, 2, 3)) - torch.tensor([0., 40, 80, 120, 160])).abs().max() < 6
+
+
+@pytest.mark.parametrize("flags, said", [(["--max-side", 50], "v.mp4 is 64x48, and --max-side is 50"), (["--frames", 21], "v.mp4 has 20 frames, and 21 are wanted"),
+                                         (["--max-bytes", 99], "bytes, and --max-bytes is 99"), ([], "v.mp4 cannot be decoded")])
+def test_a_video_that_cannot_be_used_is_a_problem(tmp_path, capsys, flags, said):
+    film((tmp_path / "v.mp4"), 20)
+    if not flags:
+        (tmp_path / "v.mp4").write_bytes(b"\0" * 999)
+    entry = {"video": "v.mp4", "conversations": [{"from": "human", "value": "<video>\nHow?"}, {"from": "gpt", "value": "brighter"}]}
+    assert said in checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]), *flags)[0]
+
+
+def test_frames_that_are_pictures_are_one_video(tmp_path):
+    shown = [{"type": "video", "video": [f"images/{k}.jpg" for k in range(6)]}, {"type": "text", "text": "What?"}]
+    entry = {"messages": [{"role": "user", "content": shown}, {"role": "assistant", "content": "noise"}]}
+    item, = build(tmp_path, [entry], "--frames", 3, "--size", 20)[0]
+    assert item["frames"].shape == (3, 20, 20, 3) and (item["frames"][1] == frames_of({"encoded": torch.frombuffer(bytearray(jpeg(2)), dtype=torch.uint8)}, 20)[0]).all()
+
+
+def test_a_phones_picture_is_turned_and_what_is_transparent_lies_on_white(tmp_path):
+    folder = pictures(tmp_path / "in")
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(folder / "images/0.jpg").save(folder / "images/0.jpg", exif=exif)
+    Image.new("RGBA", (8, 6), (0, 0, 0, 0)).save(folder / "images/1.png")
+    index = data.main(["sets", "--root", str(written(folder / "set.jsonl", [llava(0), llava(1, image="images/1.png")])), "--out", str(tmp_path / "out")])
+    turned, white = load_items(tmp_path / "out")[0]
+    assert (turned["width"], turned["height"]) == (30, 40) == frames_of(turned).shape[2:0:-1] and index["turned"] == 1 and (frames_of(white) == 255).all()
+    assert data.main(["--check", str(folder / "set.jsonl")])["turned"] == 1  # no problem
+
+
+def test_splits_that_folders_say_are_kept_and_of_two_the_other_is_the_test(tmp_path):
+    for part, numbers in (("train", range(4)), ("validation", (4, 5))):
+        pictures(tmp_path / "in", 6, under=part)
+        (tmp_path / "in" / part / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{k}.jpg", "text": CAPTIONS[k]}) + "\n" for k in numbers))
+    data.main(["sets", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "two")])
+    assert {split_of(s) for s in Items(tmp_path / "two").sources[:4]} <= {"train", "val"} and {split_of(s) for s in Items(tmp_path / "two").sources[4:]} == {"test"}
+    (tmp_path / "in" / "validation").rename(tmp_path / "in" / "val")
+    pictures(tmp_path / "in", 1, under="test")
+    (tmp_path / "in/test/0.jpg").write_bytes(jpeg(77))
+    (tmp_path / "in/test/metadata.csv").write_text("file_name,text\n0.jpg,a boat\n")
+    index = data.main(["sets", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "three")])
+    assert (index["train"], index["val"], index["test"]) == (4, 2, 1) and load_items(tmp_path / "three")[0][0]["text"] == "a boat"
+
+
+def test_one_picture_under_two_names_is_one_source(tmp_path):
+    folder = pictures(tmp_path / "in", 40)
+    (folder / "images/copy.jpg").write_bytes(jpeg(3))
+    entries = [llava(0) | {"id": str(k), "image": f"images/{k}.jpg"} for k in range(40)] + [llava(0, image="images/copy.jpg") | {"id": "copy"}]
+    items, index = build(tmp_path, entries, n=40)
+    assert items[40]["source"] == items[3]["source"] and index["sources"] == 40 and index["near"] == 0
+
+
+def test_an_id_that_is_there_twice_is_told_apart(tmp_path, capsys):
+    items, index = build(tmp_path, [llava(0), llava(1) | {"id": "images/0.jpg"}])
+    assert [i["id"] for i in items] == ["images/0.jpg", "images/0.jpg#2"] and index["same_id"] == 1 and index["skipped"] == 0
+    with pytest.raises(SystemExit):
+        data.main(["--check", str(tmp_path / "in/set.jsonl")])
+    assert "set.jsonl: images/0.jpg (line 2): has the id of an item before it" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- problems
+
+def break_picture(folder):
+    (folder / "images/1.jpg").write_bytes(jpeg(1)[:200])
+
+
+def bare(answer, **more):
+    return say(("human", "<image>\nWhere?"), ("gpt", answer), **more)
+
+
+PROBLEMS = {
+    "missing": (llava(1, image="images/gone.jpg"), "images/gone.jpg is not there ("),
+    "network": (llava(1, image="https://example.org/a.jpg"), "https://example.org/a.jpg is on the network; fetch it first"),
+    "broken": (break_picture, "images/1.jpg cannot be decoded ("),
+    "no picture": (lambda f: (f / "images/1.jpg").write_text("<html>"), "images/1.jpg is no picture"),
+    "empty file": (lambda f: (f / "images/1.jpg").write_bytes(b""), "images/1.jpg has no bytes"),
+    "large": (lambda f: (f / "images/1.jpg").write_bytes(jpeg(1, (300, 20))), "images/1.jpg is 300x20, and --max-side is 256"),
+    "bytes": (lambda f: (f / "images/1.jpg").write_bytes(jpeg(1) + bytes(10**5)), "and --max-bytes is 50000"),
+    "placeholders missing": (llava(1, ASK), "has 0 <image> for 1 picture"),
+    "placeholders too many": (llava(1, "<image><image>\nWhat?"), "has 2 <image> for 1 picture"),
+    "placeholder in a caption": ({"image": "images/1.jpg", "caption": "an <image> and an <image>"}, "has 2 <image> for 1 picture"),
+    "placeholders for a video": (llava(1, "<image><video>\nWhat?"), "has 1 <video> for 0 videos"),
+    "no media": ({k: v for k, v in llava(1, ASK).items() if k != "image"}, "has 0 pictures and 0 videos"),
+    "repeated": (say(("human", "<image>\nA?"), ("gpt", "b"), ("human", "C?"), ("gpt", "d"), ("human", "C?"), ("gpt", "d")), "turn 3 repeats turn 2: 'C?'"),
+    "empty": (say(("human", "<image>\nA?"), ("gpt", " \n")), "answer 1 is empty"),
+    "role": (say(("human", "<image>\nA?"), ("narrator", "b")), "turn 2 is said by 'narrator'; known: human or user, gpt or assistant, system"),
+    "order": (say(("gpt", "<image>\nA"), ("human", "b")), "turn 1 is the assistant's, where the user's is due"),
+    "two in a row": (say(("human", "<image>\nA?"), ("gpt", "b"), ("gpt", "c")), "turn 3 is the assistant's, where the user's is due"),
+    "no answer": (say(("human", "<image>\nA?")), "the last question has no answer"),
+    "no turns": (say(), "has no turns"),
+    "outside": (bare('{"bbox_2d": [1, 2, 41, 20], "label": "cat"}'), "says bbox_2d [1.0, 2.0, 41.0, 20.0], which does not lie inside 40x30"),
+    "inside out": (bare('[{"bbox_2d": [9, 2, 4, 20]}]'), "says bbox_2d [9.0, 2.0, 4.0, 20.0]"),
+    "three numbers": (bare('{"bbox_2d": [9, 2, 4]}'), "says bbox_2d [9.0, 2.0, 4.0]"),
+    "no number": (bare('{"bbox_2d": [9, 2, ten, 20]}'), "says bbox_2d [9.0, 2.0, nan, 20.0]"),
+    "a point outside": (bare('{"point_2d": [3, 31]}'), "says point_2d [3.0, 31.0]"),
+    "duplicate": (llava(0) | {"id": "other"}, "is an earlier item again, word for word"),
+    "split": (llava(1) | {"split": "holdout"}, "says split 'holdout'; known: train, val, test"),
+    "no mapping": ("a string", "is 'a string', not a mapping"),
+    "part": ({"messages": [{"role": "user", "content": [{"image": "images/1.jpg"}, {"type": "audio"}]}, {"role": "assistant", "content": "b"}]}, "turn 1 has a part that is no text, image or video"),
+}
+
+
+def checked(capsys, *argv, code=2):
+    """What data.py, which must exit with code 2, writes to stderr; one line each."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        data.main([str(a) for a in argv])
+    assert e.value.code == code
+    return [line for line in capsys.readouterr().err.split("\n") if line and "it/s" not in line and "item/s" not in line]
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_problem_is_named_by_file_item_and_reason(tmp_path, capsys, name):
+    spoil, reason = PROBLEMS[name]
+    folder = pictures(tmp_path / "in")
+    root = written(folder / "set.jsonl", [llava(0), llava(1) if callable(spoil) else spoil, llava(2)])
+    limits = ["--max-side", 256, "--max-bytes", 50000]
+    if callable(spoil):
+        spoil(folder)
+    line, last = checked(capsys, "--check", root, *limits)
+    assert line.startswith("set.jsonl: ") and ("(line 2): " in line or " line 2: " in line) and reason in line and f"error: 1 problems in {root} (1 " in last
+    line, last = checked(capsys, "sets", "--root", root, "--out", tmp_path / "out", *limits)
+    assert reason in line and "--skip-bad" in last and not list((tmp_path / "out").iterdir())
+    index = data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--skip-bad", *map(str, limits)])
+    assert index["items"] == 2 and index["skipped"] == 1 and sum(index["skipped_kinds"].values()) == 1 and [i["turns"][0][1] for i in load_items(tmp_path / "out")[0]] == [CAPTIONS[0], CAPTIONS[2]]
+
+
+def test_all_problems_of_an_item_are_listed_and_at_most_twenty_of_a_kind(tmp_path, capsys):
+    root = written(pictures(tmp_path) / "set.jsonl", [say(("human", "What?"), ("narrator", "b")) | {"image": f"images/gone{k}.jpg", "id": str(k)} for k in range(25)])
+    lines = checked(capsys, "--check", root)
+    assert [sum(w in line for line in lines) for w in ("narrator", "is not there", "has 0 <image>")] == [20, 20, 20]
+    assert sum("... and 5 more of this kind" in line for line in lines) == 3 and "75 problems" in lines[-1] and "25 role" in lines[-1]
+
+
+def test_a_line_that_is_no_json_is_a_problem_and_the_others_are_read(tmp_path, capsys):
+    root = pictures(tmp_path) / "set.jsonl"
+    root.write_text(json.dumps(llava(0)) + "\n{oops\n\n" + json.dumps(llava(1)) + "\n")
+    line, _ = checked(capsys, "--check", root)
+    assert line.startswith("set.jsonl: line 2: is not JSON (")
+    assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--skip-bad"])["items"] == 2
+
+
+@pytest.mark.parametrize("cut", [0.99, 0.6])
+def test_an_array_that_is_cut_short_gives_what_came_before(tmp_path, capsys, cut):
+    text = json.dumps([llava(k) for k in range(6)], indent=1)
+    root = pictures(tmp_path) / "set.json"
+    root.write_text(text[:int(len(text) * cut)])
+    line, _ = checked(capsys, "--check", root)
+    assert "cut short" in line and line.startswith(f"set.json: entry {int(6 * cut)}: ")
+    assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--skip-bad"])["items"] == int(6 * cut)
+
+
+def test_an_array_is_read_through_pieces_smaller_than_an_entry(monkeypatch):
+    class Slow(io.StringIO):
+        def read(self, n=-1):
+            return super().read(min(n, 7))
+    entries = [{"a": "]},[{" * k, "b": [1, {"c": "naïve"}]} for k in range(20)]
+    for indent in (None, 2):
+        assert [e for _, e in data.read_json(Slow(json.dumps(entries, indent=indent)))] == entries
+
+
+def test_the_same_picture_in_two_splits_is_a_problem(tmp_path, capsys):
+    root = written(pictures(tmp_path) / "set.jsonl", [llava(0) | {"split": "train"}, llava(1, image="images/0.jpg") | {"split": "test"}])
+    assert "shows what images/0.jpg shows, which is in train, and this in test" in checked(capsys, "--check", root)[0]
+
+
+def replaced(x, odd):
+    """`x` with one value after the other, at any depth, replaced by an odd one, and without it."""
+    for key in list(x) if isinstance(x, dict) else range(len(x)) if isinstance(x, list) else ():
+        for value in odd:
+            yield {**x, key: value} if isinstance(x, dict) else [*x[:key], value, *x[key + 1:]]
+        yield {k: v for k, v in x.items() if k != key} if isinstance(x, dict) else x[:key] + x[key + 1:]
+        for value in replaced(x[key], odd):
+            yield {**x, key: value} if isinstance(x, dict) else [*x[:key], value, *x[key + 1:]]
+
+
+def test_nothing_that_json_can_hold_makes_it_stumble(tmp_path, capsys):
+    folder = pictures(tmp_path)
+    odd = [None, 0, True, 1.5, "", "x", "\ud800", "data:image/png;base64,?", "a" * 5000, "a\0b", [], [[]], {}, [{}], {"url": 1}, [None], ["images/0.jpg"], '{"bbox_2d": [1, 2, "x"]}', "<image>"]
+    worlds = [llava(1), qwen(1), qwen(1)["messages"], {"file_name": "images/1.jpg", "text": "a", "split": "train", "system": "s"}, say(("human", "<video>"), ("gpt", "b"), video=["a.mp4"])]
+    entries = [entry for world in worlds for entry in [world, *replaced(world, odd)]]
+    checked(capsys, "--check", written(folder / "set.jsonl", entries))
+    index = data.main(["sets", "--root", str(folder / "set.jsonl"), "--skip-bad", "--out", str(tmp_path / "out")])
+    items = load_items(tmp_path / "out")[0]
+    assert len(entries) > 1000 and 20 < len(items) == index["items"] and all(i["turns"] and all(isinstance(w, str) for t in i["turns"] for w in t) and i["turns"][-1][1].strip() for i in items)
+
+
+def test_a_tar_whose_pictures_and_words_lie_apart_and_a_folder_are_read_alike(tmp_path):
+    packed(tmp_path / "set.tar", {f"{k}.{e}": x for e in ("txt", "jpg") for k in range(6) for x in [CAPTIONS[k].encode() if e == "txt" else jpeg(k)]})
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "set.tar") as file:
+        file.extractall(tmp_path / "in", filter="data")
+    for n, root in enumerate(("set.tar", "in")):
+        assert data.main(["sets", "--root", str(tmp_path / root), "--out", str(tmp_path / f"out{n}")])["format"] == "webdataset"
+        assert [i["text"] for i in load_items(tmp_path / f"out{n}")[0]] == CAPTIONS
+
+
+def test_shards_of_a_webdataset_are_read_one_after_the_other(tmp_path):
+    (tmp_path / "in").mkdir()
+    for n, part in enumerate(("train-0", "train-1", "test-0")):
+        packed(tmp_path / f"in/{part}.tar", {f"{part}-{k}.{e}": x for k in range(4) for e, x in (("jpg", jpeg(10 * n + k)), ("json", json.dumps({"caption": f"{part} {k}"}).encode()))})
+    index = data.main(["sets", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    assert index["items"] == 12 and index["test"] == 4 and index["train"] + index["val"] == 8
+    assert [i["text"] for i in load_items(tmp_path / "out")[0]][:2] == ["test-0 0", "test-0 1"]
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda f: written(written(f / "a.json", []).parent / "dataset_info.json", []).parent, "holds 2 tables (a.json, dataset_info.json); give one of them"),
+    (lambda f: (f / "notes.txt").write_text("hello\n") and f / "notes.txt", "line 2 of notes.txt|notes.txt is empty|has the fields"),
+    (lambda f: written(f / "set.json", [{"path": "a", "words": "b"}]), "entry 0 of set.json has the fields path, words"),
+    (lambda f: written(f / "set.json", []), "set.json is empty"),
+    (lambda f: pictures(f), "holds no set but 6 .jpg"),
+    (lambda f: f / "gone.json", "does not exist"),
+    (lambda f: (f / "set.tar").write_bytes(b"junk" * 999) and f / "set.tar", "cannot be read as an archive"),
+    (lambda f: (f / "set.zip").write_bytes(b"PK\3\4" * 9) and f / "set.zip", "cannot be read as an archive"),
+    (lambda f: (f / "set.csv").write_bytes("filepath,title\nimages/0.jpg,café\n".encode("latin-1")) and f / "set.csv", "is not UTF-8"),
+])
+def test_what_is_no_set_is_refused_by_what_it_is(tmp_path, capsys, make, said):
+    (tmp_path / "in").mkdir()
+    lines = checked(capsys, "sets", "--root", make(tmp_path / "in"), "--out", tmp_path / "out")
+    assert any(s in " ".join(lines) for s in said.split("|")), lines
+    assert not (tmp_path / "out").exists()
+
+
+def test_formats_and_flags_of_others_are_refused(tmp_path, refused):
+    refused(lambda: data.main(["sets", "--root", "x", "--format", "voc"]), "--format voc", "llava, qwen, clip, webdataset, imagefolder")
+    refused(lambda: data.main(["boxes", "--root", "x", "--format", "llava"]), "--format llava", "voc, csv, coco")
+    refused(lambda: data.main(["shapes", "--stats"]), "--stats")
+    refused(lambda: data.main(["sets"]), "--root is missing")
+
+
+# ---------------------------------------------------------------- hostile archives
+
+def tar_of(path, name="x.jpg", kind=tarfile.REGTYPE, link="", content=b"", more=()):
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as file:
+        for n, x in [*files_of_set().items(), *more]:
+            m = tarfile.TarInfo(n)
+            m.size = len(x)
+            file.addfile(m, io.BytesIO(x))
+        m = tarfile.TarInfo(name)
+        m.type, m.linkname, m.size = kind, link, len(content)
+        file.addfile(m, io.BytesIO(content))
+    return path
+
+
+def files_of_set():
+    return {"images/0.jpg": jpeg(0), "images/0.txt": b"a cat"}
+
+
+def zip_of(path, name, content=b"x", mode=None, **more):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for n, x in files_of_set().items():
+            file.writestr(n, x)
+        info = zipfile.ZipInfo(name)
+        info.compress_type = zipfile.ZIP_DEFLATED
+        info.external_attr = (mode or 0) << 16
+        file.writestr(info, content)
+    return path
+
+
+def pax_bomb(path):
+    header = tarfile.TarInfo("bomb")
+    header.type, header.size = tarfile.XHDTYPE, 2**24
+    with tarfile.open(path, "w:gz") as file:
+        file.addfile(header, io.BytesIO(bytes(2**24)))
+    return path
+
+
+HOSTILE = {
+    "climbs": (lambda p: tar_of(p / "a.tar", "../out/evil.jpg"), "a.tar: ../out/evil.jpg: climbs out of the archive"),
+    "climbs within": (lambda p: tar_of(p / "a.tar.gz", "images/../../evil.jpg"), "climbs out"),
+    "climbs, compressed": (lambda p: tar_of(p / "a.tar.gz", "../out/evil.jpg"), "climbs out"),
+    "a folder climbs": (lambda p: tar_of(p / "a.tar", "../out", tarfile.DIRTYPE), "a.tar: ../out: climbs out of the archive"),
+    "absolute": (lambda p: tar_of(p / "a.tar", "/tmp/evil.jpg"), "has an absolute path"),
+    "link": (lambda p: tar_of(p / "a.tar", "images/1.jpg", tarfile.SYMTYPE, "/etc/passwd"), "images/1.jpg: is a link, not a file"),
+    "hard link": (lambda p: tar_of(p / "a.tar", "images/1.jpg", tarfile.LNKTYPE, "images/0.jpg"), "is a link, not a file"),
+    "device": (lambda p: tar_of(p / "a.tar", "images/1.jpg", tarfile.CHRTYPE), "is a device, not a file"),
+    "pipe": (lambda p: tar_of(p / "a.tar", "images/1.jpg", tarfile.FIFOTYPE), "is a device, not a file"),
+    "twice": (lambda p: tar_of(p / "a.tar", "./images/0.jpg"), "is there twice"),
+    "expands": (lambda p: tar_of(p / "a.tar.gz", "images/1.jpg", content=bytes(10**7)), "expands beyond --max-bytes 1000000 ('images/1.jpg' makes it 1000"),
+    "long header": (lambda p: pax_bomb(p / "a.tar.gz"), "a header of 16,777,216 bytes"),
+    "zip climbs": (lambda p: zip_of(p / "a.zip", "../out/evil.jpg"), "climbs out"),
+    "zip climbs as on Windows": (lambda p: zip_of(p / "a.zip", "..\\out\\evil.jpg"), "climbs out"),
+    "zip absolute": (lambda p: zip_of(p / "a.zip", "/tmp/evil.jpg"), "has an absolute path"),
+    "zip drive": (lambda p: zip_of(p / "a.zip", "C:\\evil.jpg"), "has an absolute path"),
+    "zip link": (lambda p: zip_of(p / "a.zip", "images/1.jpg", b"/etc/passwd", 0o120777), "is a link, not a file"),
+    "zip expands": (lambda p: zip_of(p / "a.zip", "images/1.jpg", bytes(10**7)), "expands beyond --max-bytes 1000000"),
+    "cut short": (lambda p: tar_of(p / "b.tar.gz", content=np.random.default_rng(0).bytes(9000)) and (p / "a.tar.gz").write_bytes((p / "b.tar.gz").read_bytes()[:-4000]) and p / "a.tar.gz",
+                  "cannot be read as an archive"),
+}
+
+
+@pytest.mark.parametrize("name", ["webdataset.tar", "webdataset.tar.gz", "imagefolder.tar.xz", "imagefolder.zip", "llava zip"])
+def test_a_damaged_archive_is_refused_or_its_problems_are_named(tmp_path, capsys, name):
+    rng, root, codes = np.random.default_rng(0), MAKE[name](tmp_path), []
+    whole = np.frombuffer(root.read_bytes(), np.uint8)
+    for k in range(30):
+        damaged = whole.copy()
+        damaged[rng.integers(len(damaged), size=3)] ^= rng.integers(1, 256, 3, dtype=np.uint8)
+        root.write_bytes(damaged[:rng.integers(len(damaged))] if k % 5 == 0 else damaged)
+        try:
+            codes.append(bool(data.main(["--check", str(root)])))
+        except SystemExit as e:
+            codes.append(e.code)
+    assert {*codes} <= {2, True} and codes.count(2) >= (28 if name != "webdataset.tar" else 15)  # a tar that is not compressed has no checksum of its contents
+
+
+@pytest.mark.parametrize("flags", [[], ["--skip-bad"]])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_archive_is_refused_and_nothing_is_written(tmp_path, capsys, name, flags):
+    make, said = HOSTILE[name]
+    (tmp_path / "in").mkdir()
+    root = make(tmp_path / "in")
+    before = sorted(tmp_path.rglob("*"))
+    lines = checked(capsys, "sets", "--root", root, "--out", tmp_path / "out", "--max-bytes", 10**6, *flags)
+    assert said in "\n".join(lines) and sorted(tmp_path.rglob("*")) == before
+    assert said in "\n".join(checked(capsys, "--check", root, "--max-bytes", 10**6)) and not Path("/tmp/evil.jpg").exists()
+
+
+def test_a_header_that_fills_the_memory_is_not_read(tmp_path):
+    root = pax_bomb(tmp_path / "a.tar.gz")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SystemExit):
+        data.unpacked(root, 10**9)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 12 * 1024  # KiB; the header has 16 MiB
+
+
+# ---------------------------------------------------------------- near duplicates, statistics, the sheet
+
+def brute_force(hashes, most):
+    rows = [(h, split, name) for h, names in hashes.items() for split, name in names.items()]
+    return {frozenset((a[2], b[2])) for k, a in enumerate(rows) for b in rows[:k] if a[1] != b[1] and (a[0] ^ b[0]).bit_count() <= most}
+
+
+def test_near_duplicates_are_those_that_comparing_every_pair_finds():
+    rng, hashes = np.random.default_rng(0), {}
+    for k in range(120):
+        h = int.from_bytes(rng.bytes(16), "big")
+        for n, flips in enumerate((0, 3, 7, 8)):  # of the first two, 7 and 8 bits are the last that count and the first that do not
+            changed = h ^ sum(1 << int(b) for b in rng.permutation(128)[:flips])
+            hashes.setdefault(changed, {})[["train", "val", "test"][(k + n) % 3]] = f"{k}-{n}"
+    found = {frozenset((a[1], b[1])) for a, b in data.near_duplicates(hashes)}
+    assert found == brute_force(hashes, 7) and {frozenset((f"{k}-0", f"{k}-2")) for k in range(120)} <= found and frozenset(("1-0", "1-3")) not in found
+    assert data.near_duplicates({}) == [] and data.near_duplicates({5: {"train": "a"}}) == []
+
+
+def photographs(folder, n=12):
+    rng = np.random.default_rng(1)
+    (folder / "images").mkdir(parents=True)
+    for k in range(n):
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((240, 180), Image.Resampling.BICUBIC).save(folder / "images" / f"{k}.jpg", quality=95)
+    return folder
+
+
+@pytest.mark.parametrize("twin", [None, "half", "darker", "again"])
+def test_a_picture_that_is_nearly_in_another_split_is_listed(tmp_path, capsys, twin):
+    folder = photographs(tmp_path / "in")
+    image = Image.open(folder / "images/0.jpg")
+    if twin:
+        {"half": image.resize((120, 90)), "darker": image.point(lambda v: v * 0.8), "again": image}[twin].save(folder / "images/11.jpg", quality=60)
+    root = written(folder / "set.jsonl", [llava(0) | {"id": str(k), "image": f"images/{k}.jpg", "split": "train" if k < 6 else "test"} for k in range(12)])
+    if twin:
+        line, last = checked(capsys, "--check", root)
+        assert line == "set.jsonl: 11 (line 12): is in test, and nearly the same picture in train: set.jsonl: 0 (line 1)" and "1 problems" in last and "1 near" in last
+    else:
+        assert data.main(["--check", str(root)])["items"] == 12
+    assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out")])["near"] == bool(twin)
+
+
+def test_pictures_of_one_value_are_nobodys_duplicates(tmp_path):
+    folder = pictures(tmp_path / "in")
+    for k in range(2):
+        Image.new("RGB", (20, 20), (k * 90, 0, 0)).save(folder / f"images/{k}.jpg")
+    assert data.main(["--check", str(written(folder / "set.jsonl", [llava(k) | {"split": ("train", "test")[k]} for k in range(2)]))])["items"] == 2
+
+
+def test_statistics_count_what_is_there(tmp_path, capsys):
+    folder = pictures(tmp_path / "in")
+    (folder / "images/2.jpg").write_bytes(jpeg(2, (10, 70)))
+    entries = [llava(0), say(("human", "<image><image>\nA?"), ("gpt", "one two three four"), ("human", "B?"), ("gpt", "b"), image=["images/1.jpg", "images/3.jpg"], id="x"), llava(2)]
+    root = written(folder / "set.jsonl", [e | {"split": s} for e, s in zip(entries, ("train", "train", "test"), strict=True)])
+    index = data.main(["--check", str(root), "--stats"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "train items 2 pictures 3 videos 0 turns 3 words_per_answer [1, 3, 4] side [40, 40, 40]"
+    assert lines[1] == "test items 1 pictures 1 videos 0 turns 1 words_per_answer [3, 3, 3] side [70, 70, 70]"
+    assert index["splits"]["train"]["turns"] == 3 and "val" not in index["splits"]
+    (folder / "images/2.jpg").write_bytes(b"")
+    checked(capsys, "--check", root)
+    with pytest.raises(SystemExit):
+        data.main(["--check", str(root), "--stats"])
+    assert capsys.readouterr().out.splitlines() == lines[:1]  # of what is sound, also where something is not
+    (folder / "images/2.jpg").write_bytes(jpeg(2, (10, 70)))
+    assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--stats"])["splits"] == index["splits"] == load_yaml(tmp_path / "out/index.yaml")["splits"]
+
+
+def test_the_sheet_shows_pictures_with_the_boxes_that_answers_name_and_the_words_below(tmp_path):
+    folder = pictures(tmp_path / "in")
+    Image.new("RGB", (40, 30), (200, 0, 0)).save(folder / "images/1.png")
+    build(tmp_path, [bare('{"bbox_2d": [20, 0, 40, 30]}', image="images/1.png"), llava(0)], "--preview")
+    sheet = np.asarray(Image.open(tmp_path / "out/preview.png")).astype(int)
+    assert sheet.shape == (5 * 250, 8 * 160, 3)
+    assert (sheet[40:120, 40] == (200, 0, 0)).all() and (sheet[40:120, 80] != (200, 0, 0)).any(1).all()  # the box's left edge
+    assert (sheet[160:250, :160] < 100).any() and (sheet[160:250, 320:] == 255).all()  # words under what is there only
+
+
+# ---------------------------------------------------------------- changed copies
+
+def rectangle(path, box, size=(64, 48), form="PNG"):
+    """A grey picture with one red rectangle where the box [x1, y1, x2, y2] is."""
+    x = np.full((size[1], size[0], 3), 120, np.uint8)
+    x[box[1]:box[3], box[0]:box[2]] = (220, 0, 0)
+    Image.fromarray(x).save(path, form)
+
+
+def where_red(picture):
+    y, x = np.nonzero(picture[..., 0].astype(int) - picture[..., 1] > 40)
+    return [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+FLAGS = {"flip": ["--flip"], "crop": ["--crop", "0.4"], "jitter": ["--jitter"], "all": ["--flip", "--crop", "0.4", "--jitter"]}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_boxes_in_answers_move_with_the_picture(tmp_path, name):
+    rng, folder, entries = np.random.default_rng(0), tmp_path / "in", []
+    folder.mkdir()
+    for k in range(30):
+        x, y = rng.integers(0, 40), rng.integers(0, 30)
+        box = [int(x), int(y), int(x + rng.integers(4, 24)), int(y + rng.integers(4, 18))]
+        rectangle(folder / f"{k}.png", box)
+        point = [box[0], box[1]]
+        entries.append({"id": str(k), "image": f"{k}.png", "split": ("train", "test")[k % 2], "conversations": [
+            {"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": json.dumps([{"bbox_2d": box, "label": "red"}, {"point_2d": point}])}]})
+    index = data.main(["sets", "--root", str(written(folder / "set.jsonl", entries)), "--out", str(tmp_path / "out"), *FLAGS[name]])
+    items = load_items(tmp_path / "out")[0]
+    copies = [i for i in items if i["id"].endswith("~")]
+    assert index["train"] == 30 and index["test"] == 15 and len(copies) == 15 and {split_of(i["source"]) for i in copies} == {"train"}
+    original = {i["id"]: i for i in items}
+    moved = 0
+    for item in copies:
+        before, (said, point) = original[item["id"][:-1]], json.loads(item["turns"][0][1])
+        picture = frames_of(item)[0].numpy()
+        assert picture.shape == (item["height"], item["width"], 3) and said["label"] == "red" and all(isinstance(v, int) for v in said["bbox_2d"])
+        assert where_red(picture) == said["bbox_2d"]
+        box, old = said["bbox_2d"], json.loads(before["turns"][0][1])[0]["bbox_2d"]
+        assert point["point_2d"] == [box[2] if "flip" in index else box[0], box[1]]
+        assert before["source"] == item["source"] and (name != "crop" or (item["width"] >= 0.4 * 64 and item["height"] >= 0.4 * 48))
+        moved += box != old
+        if name == "flip":
+            assert (picture[:, ::-1] == frames_of(before)[0].numpy()).all() and box == [64 - old[2], old[1], 64 - old[0], old[3]]
+    assert moved == 0 if name == "jitter" else moved > 10
+    again = data.main(["sets", "--root", str(folder / "set.jsonl"), "--out", str(tmp_path / "again"), *FLAGS[name]])
+    assert again == index | {"name": "again"} and (tmp_path / "again/ids.jsonl").read_bytes() == (tmp_path / "out/ids.jsonl").read_bytes()
+
+
+def test_boxes_of_a_folder_of_pictures_move_with_them(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = ["filename,class,xmin,ymin,xmax,ymax"]
+    for k in range(20):
+        rectangle(folder / f"{k}.png", [k, 5, k + 20, 30])
+        rows.append(f"{k}.png,cat,{k},5,{k + 20},30")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    index = data.main(["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out"), "--flip", "--crop", "0.5"])
+    items = load_items(tmp_path / "out")[0]
+    assert index["items"] == len(items) == 20 + index["train"] // 2
+    for item in items:
+        assert where_red(frames_of(item)[0].numpy()) == item["boxes"][0].tolist() and item["labels"] == ["cat"]
+    assert any(i["id"].endswith("~") and i["width"] < 64 for i in items)
+
+
+def test_what_says_left_or_right_is_not_mirrored_and_what_says_a_place_is_not_cropped(tmp_path):
+    words = ["it is bright", "to the LEFT", "right-hand side", "upright", "at the top", "turns clockwise"]
+    entries = [llava(k) | {"split": "train", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": w}]} for k, w in enumerate(words)]
+    items, _ = build(tmp_path, entries, "--flip")
+    assert [i["turns"][0][1] for i in items if i["id"].endswith("~")] == ["it is bright", "upright", "at the top"]
+    assert [i["turns"][0][1] for i in build(tmp_path, entries, "--crop", "0.5")[0] if i["id"].endswith("~")] == ["it is bright", "upright"]
+
+
+def test_clips_and_albums_are_changed_as_one(tmp_path):
+    clip = {"id": "clip", "split": "train", "video": [[f"images/{k}.jpg" for k in range(4)]], "conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "a"}]}
+    album = say(("human", "<image><image>\nSame?"), ("gpt", "no"), image=["images/4.jpg", "images/5.jpg"], id="album", split="train")
+    boxed = say(("human", "<image><image>\nSame?"), ("gpt", '{"bbox_2d": [1, 2, 3, 4]}'), image=["images/4.jpg", "images/5.jpg"], id="boxed", split="train")
+    items = {i["id"]: i for i in build(tmp_path, [clip, album, boxed], "--flip", "--frames", "4", "--size", "24")[0]}
+    assert (items["clip~"]["frames"] == items["clip"]["frames"].flip(2)).all() and set(items) == {"clip", "clip~", "album", "album~", "boxed"}
+    a, b = (frames_of(items[name], 30).float() for name in ("album", "album~"))
+    assert (a.flip(2) - b).abs().mean() < 4 < (a - b).abs().mean()
+
+
+def test_changed_copies_are_refused_where_there_are_none(tmp_path, refused):
+    refused(lambda: data.main(["shapes", "--flip"]), "--flip", "shapes")
+    refused(lambda: data.main(["--check", "x.json", "--jitter"]), "--check")
+    refused(lambda: data.main(["sets", "--root", "x.json", "--crop", "1.5"]), "--crop 1.5")
+
+
+# ---------------------------------------------------------------- many
+
+MANY = """
+import resource, sys
+sys.path.insert(0, {here!r})
+import data
+data.main(["sets", "--root", {root!r}, "--out", {out!r}])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_at_a_hundred_thousand_items(tmp_path):
+    folder, used = pictures(tmp_path / "in"), {}
+    for n in (1000, 100_000):
+        with open(folder / "set.jsonl", "w") as file:
+            for k in range(n):
+                entry = llava(k % 6) | {"id": f"item-{k}"}
+                entry["conversations"][0]["value"] += f" {k}"
+                file.write(json.dumps(entry) + "\n")
+        done = subprocess.run([sys.executable, "-c", MANY.format(here=str(HERE), root=str(folder / "set.jsonl"), out=str(tmp_path / f"out{n}"))], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        used[n] = int(done.stdout.split()[-1])
+        assert load_yaml(tmp_path / f"out{n}" / "index.yaml")["items"] == n
+    assert used[100_000] - used[1000] < 100, used  # MB: what is left are ids and digests, half a kilobyte each
+    assert Items(tmp_path / "out100000")[99_999]["turns"] == [[f"{ASK} 99999", CAPTIONS[99_999 % 6]]]
