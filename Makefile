@@ -197,8 +197,8 @@ explain: results/$(M)/trajectories/explain-trajectories.yaml  ## is what a langu
 T := $(if $(filter shapes,$(DATA)),operations,$(DATA))
 TUNE ?= $(if $(filter tiny,$(M)),--method full --vision full --lr 2e-3 --batch 8)
 LEARNED := results/$(M)/$(T)/tuned
-$(LEARNED)/adapt-tune.yaml: data/$(T)/index.yaml adapt.py common.py
-	$(RUN) adapt.py --mode tune --model $(MODEL) --data $(<D) --seed $(SEED) $(TUNE) --out $(@D) > /dev/null
+$(LEARNED)/adapt-tune.yaml: data/$(T)/index.yaml data/shapes/index.yaml adapt.py common.py
+	$(RUN) adapt.py --mode tune --model $(MODEL) --data $(<D) --keep data/shapes --seed $(SEED) $(TUNE) --out $(@D) > /dev/null
 results/$(M)/operations/explain-operations.yaml: $(LEARNED)/adapt-tune.yaml explain.py common.py
 	$(PY) explain.py --mode operations --data data/operations --models $(MODEL) $(<D)/$(if $(filter full,$(TUNE)),model,adapter) $(if $(filter tiny%,$(M)),--batch 64) --seed $(SEED) --out $@ > /dev/null
 

@@ -1495,7 +1495,7 @@ class School:
 
     def __init__(self, folder, reading, most=None, room=2e9):
         self.items, self.reading, self.room, self.kept, self.folder = Items(folder), reading, room, {}, folder
-        self.lessons, self.dropped = [], {"lessons": 0, "turns": 0}
+        self.lessons, self.dropped, self.seen = [], {"lessons": 0, "turns": 0}, 0  # seen: tokens of one item's pictures, at most
         for k, item in enumerate(tqdm(self.items, desc=f"lessons of {folder}", unit="item", disable=len(self.items) < 2000)):
             if not item.get("turns"):
                 refuse(f"{folder}: {item['id']!r} has no turns (questions and answers) to learn; use a set that has them")
@@ -1507,8 +1507,8 @@ class School:
             self.dropped["lessons"] += (not found) if item.get("chat") else turns - kept
             self.dropped["turns"] += turns - kept
             self.lessons += found
+            self.seen = max(self.seen, sum(map(reading.extra, reading.sizes(item)[0])))
         self.sources = self.items.sources
-        self.seen = max((sum(map(reading.extra, reading.sizes(item)[0])) for item in self.items), default=0)  # tokens of one item's pictures, at most
         self.lengths = torch.tensor([lesson.tokens for lesson in self.lessons])
         self.scored = torch.tensor([lesson.scored for lesson in self.lessons])
 
