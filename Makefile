@@ -194,15 +194,15 @@ explain: results/$(M)/trajectories/explain-trajectories.yaml  ## is what a langu
 
 # ---- fine-tuning on one's own pictures and clips. The small model is trained whole, so that it ends in minutes; TUNE says how else, LoRA by default
 
-T := $(if $(filter shapes,$(DATA)),operations,$(DATA))
+LESSONS := $(if $(filter shapes,$(DATA)),operations,$(DATA))
 TUNE ?= $(if $(filter tiny,$(M)),--method full --vision full --lr 2e-3 --batch 8)
-LEARNED := results/$(M)/$(T)/tuned
-$(LEARNED)/adapt-tune.yaml: data/$(T)/index.yaml data/shapes/index.yaml adapt.py common.py
+LEARNED := results/$(M)/$(LESSONS)/tuned
+$(LEARNED)/adapt-tune.yaml: data/$(LESSONS)/index.yaml data/shapes/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode tune --model $(MODEL) --data $(<D) --keep data/shapes --seed $(SEED) $(TUNE) --out $(@D) > /dev/null
 results/$(M)/operations/explain-operations.yaml: $(LEARNED)/adapt-tune.yaml explain.py common.py
 	$(PY) explain.py --mode operations --data data/operations --models $(MODEL) $(<D)/$(if $(filter full,$(TUNE)),model,adapter) $(if $(filter tiny%,$(M)),--batch 64) --seed $(SEED) --out $@ > /dev/null
 
-tune: $(LEARNED)/adapt-tune.yaml $(if $(filter operations,$(T)),results/$(M)/operations/explain-operations.yaml)  ## MODEL learns DATA's questions and answers (by default: what is done at a packing bench); scores beside its own before, and beside who sees nothing
+tune: $(LEARNED)/adapt-tune.yaml $(if $(filter operations,$(LESSONS)),results/$(M)/operations/explain-operations.yaml)  ## MODEL learns DATA's questions and answers (by default: what is done at a packing bench); scores beside its own before, and beside who sees nothing
 	@for f in $^; do sed '/^[a-z_]*:$$/,$$d' $$f; done
 
 # ---- gates
