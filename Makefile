@@ -11,10 +11,10 @@ ifneq ($(and $(findstring +,$(MODEL)),$(filter gate2,$(MAKECMDGOALS))),)
 ENCODER := $(firstword $(subst +, ,$(MODEL)))
 override MODEL := $(lastword $(subst +, ,$(MODEL)))
 endif
-VAE ?= $(if $(filter tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-vae,ltx)
-ENCODER ?= $(if $(filter tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-dinov2,dinov2-l)
-VIDEO ?= $(if $(filter tiny%,$(MODEL)),tiny-ltx,ltx-video)
-LM ?= $(if $(filter tiny%,$(MODEL)),tiny-words,tinyllama)
+VAE ?= $(if $(filter tiny% results/tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-vae,ltx)
+ENCODER ?= $(if $(filter tiny% results/tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-dinov2,dinov2-l)
+VIDEO ?= $(if $(filter tiny% results/tiny%,$(MODEL)),tiny-ltx,ltx-video)
+LM ?= $(if $(filter tiny% results/tiny%,$(MODEL)),tiny-words,tinyllama)
 ROOT ?=
 ANNOTATIONS ?=
 FORMAT ?= voc
@@ -22,7 +22,7 @@ FRAMES ?= $(shell echo $$(($(PAST) + $(HORIZON))))
 FPS ?=
 CLIPSIZE ?=
 N ?=
-PAST ?= $(if $(filter tiny%,$(MODEL)),8,9)
+PAST ?= $(if $(filter tiny% results/tiny%,$(MODEL)),8,9)
 HORIZON ?= 16
 LAUNCH ?=
 STRICT ?=
@@ -41,18 +41,20 @@ SETUP := .venv/.installed
 endif
 RUN := $(if $(LAUNCH),$(LAUNCH),$(PY))
 
-M := $(notdir $(patsubst %/,%,$(MODEL)))
+# a folder's name; of tuned/adapter and tuned/model (adapt.py --mode tune) the one above
+called = $(notdir $(patsubst %/adapter,%,$(patsubst %/model,%,$(patsubst %/,%,$(1)))))
+M := $(call called,$(MODEL))
 R := results/$(M)/$(DATA)
 MOTION := results/$(M)/moving
 V := results/$(notdir $(VAE))/$(DATA)
 E := results/$(notdir $(ENCODER))/$(DATA)
 CLIP := $(if $(filter shapes,$(DATA)),future,$(DATA))
 P := results/$(M)/$(CLIP)
-S := $(foreach m,$(COMPARED),results/$(notdir $(patsubst %/,%,$(m)))/$(DATA))
+S := $(foreach m,$(COMPARED),results/$(call called,$(m))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding explain tune demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution binding explain tune plan demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -100,9 +102,9 @@ data/%/index.yaml: | data.py $(SETUP)
 # ---- features: results/<model>/<data>/features, and the same network untrained
 
 define FEATURES
-results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features/index.yaml: data/$(2)/index.yaml | extract.py $(SETUP)
+results/$(call called,$(1))/$(2)/features/index.yaml: data/$(2)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(1) --data data/$(2) --points $(3) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $$(@D)
-results/$(notdir $(patsubst %/,%,$(1)))/$(2)/features-random/index.yaml: data/$(2)/index.yaml | extract.py $(SETUP)
+results/$(call called,$(1))/$(2)/features-random/index.yaml: data/$(2)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(1) --data data/$(2) --points $(3) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --random-init --out $$(@D)
 endef
 $(foreach m,$(sort $(MODEL) $(COMPARED) $(VAE) $(ENCODER) $(TARGET)),$(foreach d,$(sort $(DATA) moving $(FROZEN:%=moving-%) $(CLIP)-past $(CLIP)-last),$(eval $(call FEATURES,$(m),$(d),$(if $(filter $(m),$(MODEL) $(COMPARED)),$(POINTS),quarters)))))  # POINTS are the models' own
@@ -137,7 +139,7 @@ align: $(R)/align$(if $(TARGET),-$(notdir $(TARGET))).yaml  ## where MODEL and t
 
 # ---- what resolution does (tiles of LLaVA-NeXT: a SIZES entry of twice or three times the tower's own)
 
-SIZES ?= $(if $(filter tiny%,$(MODEL)),64 96 144,224 336 448)
+SIZES ?= $(if $(filter tiny% results/tiny%,$(MODEL)),64 96 144,224 336 448)
 
 $(R)@%/features/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(MODEL) --data data/$(DATA) --points $(POINTS) --size $* $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $(@D)
@@ -183,8 +185,8 @@ explain: results/$(M)/trajectories/explain-trajectories.yaml  ## is what a langu
 T := $(if $(filter shapes,$(DATA)),operations,$(DATA))
 TUNE ?= $(if $(filter tiny,$(M)),--method full --vision full --lr 2e-3 --batch 8)
 LEARNED := results/$(M)/$(T)/tuned
-$(LEARNED)/adapt-tune.yaml: data/$(T)/index.yaml adapt.py common.py
-	$(RUN) adapt.py --mode tune --model $(MODEL) --data $(<D) --seed $(SEED) $(TUNE) --out $(@D) > /dev/null
+$(LEARNED)/adapt-tune.yaml: data/$(T)/index.yaml data/shapes/index.yaml adapt.py common.py
+	$(RUN) adapt.py --mode tune --model $(MODEL) --data $(<D) --keep data/shapes --seed $(SEED) $(TUNE) --out $(@D) > /dev/null
 results/$(M)/operations/explain-operations.yaml: $(LEARNED)/adapt-tune.yaml explain.py common.py
 	$(PY) explain.py --mode operations --data data/operations --models $(MODEL) $(<D)/$(if $(filter full,$(TUNE)),model,adapter) $(if $(filter tiny%,$(M)),--batch 64) --seed $(SEED) --out $@ > /dev/null
 
@@ -205,12 +207,12 @@ gate1: $(R)/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA
 
 # ---- gate 2. Both encoders in one run, so that what the second one costs is measured; small bridges of the small models learn faster than at the plan's 1e-4
 
-GATE2 ?= $(if $(filter tiny%,$(MODEL)),--lr 2e-3)
-LADDER ?= $(if $(filter tiny%,$(MODEL)),--warm 8 --epochs 3)
-ARMS ?= $(if $(filter tiny%,$(MODEL)),--loss latents --warm 4 --epochs 4)
-FILMS ?= $(if $(filter tiny%,$(MODEL)),--seeds 2 --strengths 0.5)
+GATE2 ?= $(if $(filter tiny% results/tiny%,$(MODEL)),--lr 2e-3)
+LADDER ?= $(if $(filter tiny% results/tiny%,$(MODEL)),--warm 8 --epochs 3)
+ARMS ?= $(if $(filter tiny% results/tiny%,$(MODEL)),--loss latents --warm 4 --epochs 4)
+FILMS ?= $(if $(filter tiny% results/tiny%,$(MODEL)),--seeds 2 --strengths 0.5)
 H := results/$(notdir $(ENCODER))+$(M)/$(DATA)/features
-OTHER := $(filter-out $(if $(filter tiny%,$(MODEL)),96,448),$(SIZES))  # sizes beside the model's own
+OTHER := $(filter-out $(if $(filter tiny% results/tiny%,$(MODEL)),96,448),$(SIZES))  # sizes beside the model's own
 PICTURES = --latents $(V)/features --align $(R)/align.yaml --vae $(VAE) --judge $(ENCODER) --seed $(SEED) $(GATE2)
 
 $(H)/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
@@ -240,7 +242,7 @@ gate2: $(R)/gate2.yaml  ## can a small adapter bridge, does a second encoder rep
 # ---- gate 3, on clips: DATA, or data/future
 
 WATCHED ?= 3,8,16
-PREDICT ?= $(if $(filter tiny%,$(MODEL)),--epochs 30)
+PREDICT ?= $(if $(filter tiny% results/tiny%,$(MODEL)),--epochs 30)
 CONTINUE ?=
 FUTURES ?=
 
@@ -274,13 +276,13 @@ $(T)/index.yaml: $(P)/predict-continue.yaml | verify.py $(SETUP)
 	$(PY) verify.py --plant data/$(CLIP) --vae $(VAE) --past $(PAST) --horizon $(HORIZON) --films $(P)/films --seed $(SEED) --out $(@D)
 	rm -rf $(T)-features
 define JUDGE
-$(T)-features/$(notdir $(patsubst %/,%,$(1)))/index.yaml: $(T)/index.yaml | extract.py $(SETUP)
+$(T)-features/$(call called,$(1))/index.yaml: $(T)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(1) --data $(T) --points $(2) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $$(@D)
 endef
 $(eval $(call JUDGE,$(MODEL),$(JUDGED)))
 $(eval $(call JUDGE,$(ENCODER),last))
 $(eval $(call JUDGE,$(VAE),quarters))
-JUDGES := $(foreach m,$(MODEL) $(ENCODER) $(VAE),$(T)-features/$(notdir $(patsubst %/,%,$(m))))
+JUDGES := $(foreach m,$(MODEL) $(ENCODER) $(VAE),$(T)-features/$(call called,$(m)))
 $(P)/explain-planted.yaml: $(T)/index.yaml explain.py common.py
 	$(PY) explain.py --mode describe --model $(MODEL) --films $(T) --frames 16 --seed $(SEED) --out $@
 $(P)/verify.yaml: $(JUDGES:=/index.yaml) $(P)/explain-planted.yaml $(P)/predict-futures.yaml verify.py common.py
@@ -322,7 +324,7 @@ demo: results/demo/coffee.png  ## a photograph of scikit-image: what MODEL says 
 	$(PY) predict.py --model $(VIDEO) --image $< --prompt "the red circle moves right" --seed $(SEED) --video results/demo/coffee.mp4
 	$(PY) explain.py --model $(MODEL) --clip results/demo/coffee.mp4 --ask "Which way does the red circle move?" --seed $(SEED) --out results/demo/film.yaml
 	@echo; echo "results/demo/: coffee.png, coffee.mp4, coffee.gif; picture.yaml, coffee.yaml and film.yaml say how they were made"
-	@$(if $(filter tiny%,$(MODEL)),echo "$(MODEL) and $(VIDEO) know drawn shapes alone and have never seen a photograph: this shows that it runs; your own: MODEL=qwen2.5-vl-3b VIDEO=ltx-video")
+	@$(if $(filter tiny% results/tiny%,$(MODEL)),echo "$(MODEL) and $(VIDEO) know drawn shapes alone and have never seen a photograph: this shows that it runs; your own: MODEL=qwen2.5-vl-3b VIDEO=ltx-video")
 
 kaggle: results/foresight.ipynb  ## all scripts as one notebook that installs what is lacking and runs a gate: results/foresight.ipynb
 results/foresight.ipynb: $(filter-out tiny.py,$(wildcard *.py)) Makefile requirements.txt tests/notebook.py | $(SETUP)
@@ -339,6 +341,11 @@ data/tiny-trajectories/index.yaml: | data.py $(SETUP)
 
 tiny: data/tiny-shapes/index.yaml data/tiny-moving/index.yaml data/tiny-trajectories/index.yaml  ## train the embedded default again from nothing (three hours on 2 cores; resumes)
 	$(PY) tiny.py --seed $(SEED)
+
+# ---- tuning a model on one's own pictures and clips
+
+plan: $(SETUP)  ## what tuning needs of memory, part by part, and whether a T4, an A100 or this machine holds it: MODEL=one, else all; PLAN= more flags
+	$(PY) adapt.py --mode plan $(if $(filter command,$(firstword $(origin MODEL))),--models $(MODEL)) $(if $(MEMORY),--max-memory $(MEMORY)) $(PLAN)
 
 # ---- checks
 

@@ -7,6 +7,9 @@
     python adapt.py --mode hybrid --features ... --spatial results/tiny-dinov2/shapes/features ...   # does the model add to a spatial encoder?
     python adapt.py --mode video --features results/tiny/moving/features --video tiny-ltx --into prompt    # an adapter for predict.py
     python adapt.py --mode words --embeddings results/tiny/trajectories/tracks.pt --data data/trajectories --language tiny-words    # a language model that reads embeddings
+    python adapt.py --mode tune --model tiny --data data/shapes --method lora --out results/tiny/shapes/tuned      # a vision-language model on one's own pictures and clips
+    python adapt.py --mode tune --model qwen2.5-vl-7b --data data/mine --preset t4 --keep data/shapes           # in 4 bits on a T4, and what it forgets
+    python adapt.py --mode plan --models qwen2.5-vl-7b                                         # what that needs of memory, part by part, and which card holds it
     python adapt.py --apply results/tiny/moving/adapter-prompt.pt --features results/tiny/other/features    # what it says of other clips
     torchrun --nproc-per-node=8 adapt.py --mode scaling ...                                    # the same global batch, shared out
 
@@ -24,6 +27,12 @@ beside the VAE's own reconstruction (ceiling), the mean image and another item's
 Words: a frozen language model learns to answer (`turns` of data.py trajectories) from a video model's embedding of the object that is asked about, 512 numbers that an adapter
 makes into soft tokens, under LoRA. Reads tracks.pt (explain.py --mode tracks), writes <out>/seed<i>/ (peft's folder and soft.safetensors; explain.py uses them) and <out>/adapt-words.yaml: share
 of val's answers that are right, in all and by kind, beside the commonest answer; `forgetting`: what LoRA costs on a task that is not about clips.
+
+Tune: items with `turns` (data.py sets, openpack, shapes, ...), each put to the model as at inference, by its own processor and chat template; only the tokens of answers and the ends
+of their turns carry loss, and logits are computed for these alone. Turns of a `chat` are one lesson, any others one each. Boxes in the text ({"bbox_2d": [x1, y1, x2, y2]}, pixels of the
+original) are said as the family says them. Writes <out>/adapter/ (peft's, and a MODEL like any other) or, with --merge, --method full or --vision full, <out>/model/; and
+<out>/adapt-tune.yaml: `exact`, the share of test's answers that greedy decoding gives to the token, and `answer_loss`, tuned and of the model as it was; `forgetting`, what --keep lost
+of `exact`. A training that the plan says cannot fit is not begun.
 """
 import functools
 import hashlib
@@ -1486,7 +1495,7 @@ class School:
 
     def __init__(self, folder, reading, most=None, room=2e9):
         self.items, self.reading, self.room, self.kept, self.folder = Items(folder), reading, room, {}, folder
-        self.lessons, self.dropped = [], {"lessons": 0, "turns": 0}
+        self.lessons, self.dropped, self.seen = [], {"lessons": 0, "turns": 0}, 0  # seen: tokens of one item's pictures, at most
         for k, item in enumerate(tqdm(self.items, desc=f"lessons of {folder}", unit="item", disable=len(self.items) < 2000)):
             if not item.get("turns"):
                 refuse(f"{folder}: {item['id']!r} has no turns (questions and answers) to learn; use a set that has them")
@@ -1498,8 +1507,8 @@ class School:
             self.dropped["lessons"] += (not found) if item.get("chat") else turns - kept
             self.dropped["turns"] += turns - kept
             self.lessons += found
+            self.seen = max(self.seen, sum(map(reading.extra, reading.sizes(item)[0])))
         self.sources = self.items.sources
-        self.seen = max((sum(map(reading.extra, reading.sizes(item)[0])) for item in self.items), default=0)  # tokens of one item's pictures, at most
         self.lengths = torch.tensor([lesson.tokens for lesson in self.lessons])
         self.scored = torch.tensor([lesson.scored for lesson in self.lessons])
 
@@ -1561,6 +1570,7 @@ def commonest_exact(school, train, numbers):
 
 
 TOWER = "model.visual.", "model.vision_tower.", "model.multi_modal_projector."  # what sees, and what joins it to the language model, in all families
+WHOLE = ["lm_head", *(name.rstrip(".") for name in TOWER)]  # not in 4 bits
 
 
 def under_lora(model, how):
@@ -1617,6 +1627,8 @@ def tune_world(args):
     if "adapter" in w.entry:
         refuse(f"--model {args.model} is an adapter; merge it first (--merge), and tune the merged folder")
     w.device, w.dtype, w.why = choose_device()
+    if args.preset == "t4" and w.device.type == "cuda":
+        w.dtype, w.why = torch.float16, f"{w.why}; fp16, as --preset t4 says"
     if args.method == "full" and args.vision == "lora":
         refuse("--vision lora goes with --method lora or qlora; with --method full give frozen or full")
     if args.method == "qlora":
@@ -1642,6 +1654,8 @@ def tune_world(args):
     if least := [part for part, numbers in w.split.items() if not len(numbers)]:
         refuse(f"{args.data}: no question of the {least[0]} split fits with its answer into --max-tokens {args.max_tokens}; raise it, or lower --max-pixels")
     w.keep = School(args.keep, reading, args.max_tokens) if args.keep else None
+    if w.keep and not len(w.keep.split()["test"]):
+        refuse(f"--keep {args.keep}: no question of the test split fits with its answer into --max-tokens {args.max_tokens}; raise it, or leave --keep out")
     w.how = settings(args, len(w.split["train"])) | {k: getattr(args, k) for k in ("method", "vision", "rank", "accumulate", "checkpoint", "adam8bit")}
     n = ranks()[1] * args.accumulate
     if w.how["batch"] % n:
@@ -1656,11 +1670,9 @@ def load_to_tune(w):
     """The model as it is trained: in 4 bits (qlora), in the device's own precision under LoRA, in fp32 where its own weights change."""
     if w.how["method"] != "qlora":
         return load_vlm(w.entry, w.device, torch.float32 if w.how["method"] == "full" or w.how["vision"] == "full" else w.dtype)[0]
-    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
-    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=w.dtype,
-                                   llm_int8_skip_modules=["lm_head", *(name.removeprefix("model.").rstrip(".") for name in TOWER)])
-    return attempt(lambda: AutoModelForImageTextToText.from_pretrained(w.entry["path"], dtype=w.dtype, quantization_config=quantised, device_map={"": w.device}, output_loading_info=True,
-                                                                       **pin(w.entry)), w.entry).eval()
+    from transformers import BitsAndBytesConfig
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=w.dtype, llm_int8_skip_modules=WHOLE)
+    return load_vlm(w.entry, w.device, w.dtype, quantised=nf4)[0]
 
 
 def tune(w, started):
@@ -1774,8 +1786,8 @@ def shape_of(entry):
 
 
 def live(tokens, d, q, kv, inter):
-    """Bytes of a layer's activations and their gradients while it is trained, in half precision; half of it is what is kept of a layer for the backward pass (34 d a token where
-    inter is 4 d: Korthikanti et al. 2022, section 4.1, without the matrix of attention, which sdpa does not write)."""
+    """Bytes of a layer's activations and their gradients while it is trained, in half precision, without the matrix of attention, which sdpa does not write (twice the 34 d a token of
+    Korthikanti et al. 2022, section 4.1, where inter is 2.7 d). Three quarters are what transformers' layers keep for the backward pass under LoRA: counted by tests/test_plan.py."""
     return 2 * tokens * (12 * d + 2 * (q + 2 * kv) + 6 * inter)
 
 
@@ -1796,9 +1808,9 @@ def memory(shape, method, tokens, scored, patches=0, rank=16, vision="frozen", c
         "weights": 4.127 / 8 * shape["linear"] if method == "qlora" else 0 if method == "full" else own * shape["linear"],
         "embeddings_tower": (0 if method == "full" else own * shape["rest"]) + (0 if vision == "full" else own * seen),
         "trained": trained * ((shape["linear"] + shape["rest"] if method == "full" else lora) + (seen if vision == "full" else lora_seen if vision == "lora" else 0)),
-        "kept": shape["layers"] * tokens * d * half if checkpoint else (shape["layers"] - 1) * layer / 2,
+        "kept": shape["layers"] * tokens * d * half if checkpoint else (shape["layers"] - 1) * layer * 3 / 4,
         "layer": layer,
-        "vision": patches * 6 * t["patch"]**2 * 4 + (glance / 2 if vision == "frozen" else glance + (t["layers"] * patches * t["d"] * half if checkpoint else (t["layers"] - 1) * glance / 2)),
+        "vision": patches * 6 * t["patch"]**2 * 4 + (glance / 2 if vision == "frozen" else glance + (t["layers"] * patches * t["d"] * half if checkpoint else (t["layers"] - 1) * glance * 3 / 4)),
         "logits": scored * shape["vocab"] * 12,
         "weight": half * d * inter if method == "qlora" else half * (shape["linear"] / (shape["layers"] if checkpoint else 1)) if own > half else 0,  # dequantised, or rounded by autocast
         "context": context}
@@ -2033,6 +2045,8 @@ def main(argv=None):
     if args.mode == "plan":
         return plan(args, started)
     if args.mode == "tune":
+        if args.smoke:
+            refuse("--smoke makes features up, and no pictures with questions; leave --mode tune out, or give it --data data/shapes --model tiny --epochs 1")
         return tune(tune_world(args), started)
     if args.smoke:
         smoke_input(args, made_up_folder())

@@ -857,9 +857,9 @@ def _reach(entry):
     return entry
 
 
-def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(model, processor) of a vision-language model; with `random_seed` the same architecture, untrained."""
-    return _load_whole(entry, device, dtype, random_seed)
+def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None, quantised=None):
+    """(model, processor) of a vision-language model; with `random_seed` the same architecture, untrained; `quantised`: as transformers' quantization_config says."""
+    return _load_whole(entry, device, dtype, random_seed, {"quantization_config": quantised, "device_map": {"": device}} if quantised else {})
 
 
 # model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO has no heads of interest, but AutoModel
@@ -879,7 +879,7 @@ def load_language(entry, device="cpu", dtype=torch.float32, random_seed=None):
     return _load_whole(entry, device, dtype, random_seed)
 
 
-def _load_whole(entry, device, dtype, random_seed):
+def _load_whole(entry, device, dtype, random_seed, more=types.MappingProxyType({})):
     entry = _reach(entry)
     if random_seed is not None:
         build, processor, _ = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
@@ -891,10 +891,10 @@ def _load_whole(entry, device, dtype, random_seed):
         return model, processor
     model_class, processor_class = auto_classes(entry)
     processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
-    model = attempt(lambda: model_class.from_pretrained(entry["path"], dtype=dtype, output_loading_info=True, **pin(entry)), entry)
+    model = attempt(lambda: model_class.from_pretrained(entry["path"], dtype=dtype, output_loading_info=True, **pin(entry), **more), entry)
     if entry.get("adapter"):
         attempt(lambda: merge_lora(model, entry, native_layout(entry, dtype)[2](model)[0]), entry)
-    return model.to(device).eval(), processor
+    return (model if more else model.to(device)).eval(), processor
 
 
 def processor_of(entry):

@@ -9,6 +9,7 @@ windows          Qwen2.5-VL's vision tower with equal attention windows in one c
 exit             Qwen2.5-VL-7B up to the middle language layer, against output_hidden_states=True; and what share of a matrix product's rate it reaches
 stream-cogvlm2   CogVLM2-19B streamed within 15 GB of the GPU, against accelerate's offload picture by picture, and against all layers resident
 stream-internvl2 the same with InternVL2-26B in its original layout (51 GB)
+memory           the peak of a training step of Qwen2.5-VL-7B under LoRA with checkpoints, against what adapt.py --mode plan says of it
 writing          Qwen2.5-VL-7B's features written by the writer's thread, against not writing and against writing in between
 
 Needs no network. A row in which two ways that must agree do not ends the run with exit code 1; a target that is missed is only recorded.
@@ -32,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bench
 import published
 
+import adapt
 import common
 import extract
 
@@ -327,6 +329,42 @@ def streaming(name, made, small_side, full_side, pictures, batch):
     return row
 
 
+def memory(at):
+    """Two steps on a picture with 64 answer tokens; the ratio is measured / planned (on a CPU nothing measures it, and it is 1)."""
+    config, side = QWEN[at.small], 112 if at.small else PIXELS
+    model = qwen(at.small, at.device, at.dtype)
+    how = {"method": "lora", "vision": "frozen", "rank": 16, "checkpoint": True, "adam8bit": False, "batch": 1, "accumulate": 1}
+    taught, _ = adapt.teachable(model, how, (at.device.type, at.dtype if at.device.type == "cuda" else None))
+    inputs = {k: v.to(at.device) for k, v in qwen_inputs(config, noise(1, side)).items()}
+    text = torch.arange(16, 80, device=at.device)[None] % 100
+    inputs |= {"input_ids": torch.cat([inputs["input_ids"], text], 1), "attention_mask": torch.ones(1, inputs["input_ids"].shape[1] + 64, dtype=torch.long, device=at.device),
+               "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"], 0 * text], 1)}
+    labels = torch.cat([torch.full_like(inputs["input_ids"][:, :-64], -100), text], 1)
+    optimizer = torch.optim.AdamW(common.learned(taught).values())
+    taught.to(at.device).train()
+    free_memory()
+    if at.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(at.device)
+    for _ in range(2):
+        loss = taught(inputs, labels)[0].mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.isfinite()
+    t, v = config["text_config"], config["vision_config"]
+    width = t["hidden_size"] // t["num_attention_heads"]
+    shape = {"layers": t["num_hidden_layers"], "d": t["hidden_size"], "q": t["hidden_size"], "kv": width * t["num_key_value_heads"], "inter": t["intermediate_size"], "vocab": t["vocab_size"],
+             "heads": t["num_attention_heads"], "rest": 2 * t["vocab_size"] * t["hidden_size"]}
+    shape["linear"] = shape["layers"] * (2 * shape["d"] * (shape["q"] + shape["kv"]) + 3 * shape["d"] * shape["inter"])
+    seen = sum(p.numel() for p in model.model.visual.parameters())
+    shape["tower"] = {"layers": v["depth"], "d": v["hidden_size"], "inter": v["intermediate_size"], "patch": v["patch_size"], "merge": 2, "weights": seen}
+    planned = sum(adapt.memory(shape, "lora", labels.shape[1], 64, len(inputs["pixel_values"]), context=0).values())
+    measured = torch.cuda.max_memory_allocated(at.device) if at.device.type == "cuda" else None
+    ratio = measured / planned if measured else 1.0
+    return {"lora": {"ratio": ratio, "aim": 1.15, "met": 1 / 1.15 <= ratio <= 1.15, "same_numbers": True, "planned_gb": planned / 1e9, "measured_gb": measured and measured / 1e9,
+                     "what": f"peak of a LoRA step of {name_of(at)}, {labels.shape[1]} tokens", "peer": "adapt.py --mode plan"}}
+
+
 def writing(at):
     """Features of every default point, 64 pictures a shard, as extract.py computes and stores them."""
     model = qwen(at.small, at.device, at.dtype)
@@ -372,7 +410,7 @@ def writing(at):
 
 
 ROWS = {"windows": windows, "exit": early_exit, "stream-cogvlm2": streaming("cogvlm2", cogvlm2_checkpoint, 56, 1344, 64, 2),
-        "stream-internvl2": streaming("internvl2-26b", internvl2_checkpoint, 56, PIXELS, 384, 8), "writing": writing}
+        "stream-internvl2": streaming("internvl2-26b", internvl2_checkpoint, 56, PIXELS, 384, 8), "memory": memory, "writing": writing}
 
 
 def main(argv=None):

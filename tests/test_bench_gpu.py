@@ -13,7 +13,7 @@ def test_every_row_is_written_and_what_must_be_equal_is(tmp_path, capsys):
     rows = load_yaml(out, "bench-gpu")["rows"]
     ours = "float32" if not torch.cuda.is_available() else "bfloat16"
     assert {"windows_float32", f"windows_{ours}", "exit_forward", "exit_gemm", "stream_cogvlm2_accelerate", "stream_cogvlm2_resident", "stream_internvl2_accelerate", "stream_internvl2_resident",
-            "writing_free", "writing_thread"} == set(rows)
+            "memory_lora", "writing_free", "writing_thread"} == set(rows)
     assert all(row["same_numbers"] and row["ratio"] > 0 and row["aim"] and row["what"] and row["peer"] and row["small"] for row in rows.values())
     assert all(rows[name]["difference"] == 0 for name in rows if name.startswith("stream"))
     assert (tmp_path / "work/cogvlm2-small/model.safetensors.index.json").is_file()

@@ -13,12 +13,12 @@ import common
 import data
 from common import Items, find_model, load_vlm, load_yaml, processor_of, qwen_inputs, write_items
 
-FAMILIES = "qwen2_5_vl", "llava", "llava_next", "llava_onevision", "internvl"
+FAMILIES = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"
 
 
 @pytest.fixture
-def family(request, small_vlm, small_llavas, small_internvl):
-    return {"qwen2_5_vl": small_vlm, "internvl": small_internvl, **small_llavas}[request.param]
+def family(request, small_vlm, small_qwen2vl, small_qwen3vl, small_llavas, small_internvl):
+    return {"qwen2_vl": small_qwen2vl, "qwen2_5_vl": small_vlm, "qwen3_vl": small_qwen3vl, "internvl": small_internvl, **small_llavas}[request.param]
 
 
 def reading_of(folder, pixels=(48 * 48, 48 * 48)):
@@ -277,6 +277,21 @@ def test_nothing_but_what_is_asked_for_changes(small_vlm):
     assert {n for n in changing(method="full", vision="full") - full if ".visual." not in n} == set()
 
 
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+def test_in_four_bits_are_the_language_models_matrices_and_nothing_else(family):
+    """By transformers' own rule; the products themselves need a GPU."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+    names = [name for name, m in load_vlm(find_model(str(family)))[0].named_modules() if isinstance(m, torch.nn.Linear)]
+    assert {name for name in names if should_convert_module(name, adapt.WHOLE)} == {name for name in names if name.startswith("model.language_model.layers.")}
+
+
+def test_four_bits_are_asked_for_as_the_paper_has_them(small_vlm, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(adapt, "load_vlm", lambda entry, device, dtype, quantised: (asked.update(quantised.to_dict()), None))
+    adapt.load_to_tune(adapt.SimpleNamespace(how={"method": "qlora"}, entry={}, device="cuda", dtype=torch.float16))
+    assert asked["bnb_4bit_quant_type"] == "nf4" and asked["bnb_4bit_use_double_quant"] and asked["bnb_4bit_compute_dtype"] == "float16" and asked["llm_int8_skip_modules"] == adapt.WHOLE
+
+
 def test_merged_and_fully_trained_folders_are_models_like_any_other(small_vlm, lessons, tmp_path, monkeypatch):
     monkeypatch.setattr(adapt, "bf16_units", lambda: False)
     tuned(small_vlm, lessons, tmp_path / "lora", "--merge")
@@ -354,12 +369,12 @@ def test_an_adapter_answers_in_explain_and_its_features_are_its_own(tmp_path, sh
 
     import explain
     import extract
-    write_items(tmp_path / "data", [item(k, source=f"{('train', 'train', 'val', 'test')[k % 4]}:{k}", turns=[["How are you?", "quite well"]]) for k in range(40)], {"data": "synthetic"})
-    tuned("tiny", tmp_path / "data", tmp_path / "out", "--epochs", 15)
-    Image.fromarray(np.full((64, 64, 3), 230, np.uint8)).save(tmp_path / "a.png")
+    write_items(tmp_path / "data", [item(k, source=f"{('train', 'train', 'val', 'test')[k % 4]}:{k}", turns=[["How are you?", "a red star"]]) for k in range(40)], {"data": "synthetic"})
+    tuned("tiny", tmp_path / "data", tmp_path / "out", "--epochs", 8)
+    Image.fromarray(picture(3)[0].numpy()).save(tmp_path / "a.png")
     for model, well in (("tiny", False), (str(tmp_path / "out/adapter"), True)):
-        found = explain.main(["--model", model, "--image", str(tmp_path / "a.png"), "--ask", "How are you?"])
-        assert (found["answer"] == "quite well") == well
+        found = explain.main(["--model", model, "--image", str(tmp_path / "a.png"), "--ask", "How are you?", "--size", "48"])
+        assert (found["answer"] == "a red star") == well
     assert found["model"] == "out" and found["weights"] == "small"
     for name, model in (("own", tmp_path / "out/adapter"), ("base", "tiny")):
         extract.main(["--model", str(model), "--data", str(shapes_folder), "--points", "language.3", "--out", str(tmp_path / name)])
