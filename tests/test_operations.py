@@ -281,8 +281,7 @@ def test_who_answers_no_json_is_counted_wrong_and_not_left_out(ask):
 
 def test_the_commonest_answer_is_not_above_the_floors(ask):
     found = ask("usual", "usual")
-    assert found["answer"] != "PASS" and found["accuracy"] == found["accuracy_majority"] and found["comparisons"]["macro_f1_over_tiny"]["p"] == 1
-    assert found["comparisons"]["macro_f1_over_majority"]["gain"] in (0, pytest.approx(0)) or found["accuracy_majority"] > 0  # `usual` says Picking, which need not be train's commonest
+    assert found["answer"] == "FAIL" and abs(found["accuracy"] - found["accuracy_majority"]) < 0.05 and found["comparisons"]["macro_f1_over_tiny"]["p"] == 1
     assert abs(found["start_error"] - found["start_error_median"]) < 0.2 and found["accuracy_copy"] > 0.7 > found["accuracy_bigram"] > found["accuracy_clock"]
 
 
@@ -348,4 +347,5 @@ def test_wrong_folders_and_models_are_refused(made_up, moving_folder, tmp_path, 
 def test_a_real_model_is_asked(made_up, tmp_path):
     found = explain.main(["--mode", "operations", "--data", str(made_up[1]), "--models", "tiny", "--clips", "6", "--batch", "64", "--out", str(tmp_path / "explain-operations.yaml")])
     assert found["clips"] == 6 and found["accuracy"] == 0 and found["no_json"] == 1  # it has been taught shapes, and no JSON
-    assert found["answer"] == "FAIL" and found["model"] == "tiny" and found["tuned"] is None and (tmp_path / "explain-operations-answers.pt").is_file()
+    assert found["answer"] == "INCONCLUSIVE" and found["model"] == "tiny" and found["tuned"] is None  # a single session says nothing of others
+    assert (tmp_path / "explain-operations-answers.pt").is_file()
