@@ -192,10 +192,10 @@ explain: results/$(M)/trajectories/explain-trajectories.yaml  ## is what a langu
 	@sed '/^[a-z_]*:$$/,$$d' $(<D)/explain-tracks.yaml
 	@sed '/^[a-z_]*:$$/,$$d' $<
 
-# ---- fine-tuning on one's own pictures and clips. The small model is trained whole, so that it ends in minutes; TUNE says how else, LoRA by default
+# ---- fine-tuning on one's own pictures and clips. The words of the small model are trained whole, what sees stays as it is; TUNE says how else, LoRA by default
 
 LESSONS := $(if $(filter shapes,$(DATA)),operations,$(DATA))
-TUNE ?= $(if $(filter tiny,$(M)),--method full --vision full --lr 2e-3 --batch 8)
+TUNE ?= $(if $(filter tiny,$(M)),--method full --lr 1e-3 --batch 8 --epochs 6)
 LEARNED := results/$(M)/$(LESSONS)/tuned
 $(LEARNED)/adapt-tune.yaml: data/$(LESSONS)/index.yaml data/shapes/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode tune --model $(MODEL) --data $(<D) --keep data/shapes --seed $(SEED) $(TUNE) --out $(@D) > /dev/null
