@@ -924,7 +924,8 @@ class Tracker(torch.nn.Module):
     """A small video transformer that is asked about an object by its name, and says in which frames it sees it and whether it is persistent.
 
     In every frame the query (its colour's and its shape's embedding) attends to the patches of 8 x 8 pixels; then the query's tokens of all frames attend among each other, and a
-    summary token with them, which knows what colours the clip shows at all: each has been asked for by itself. That token's attention over the frames pools what they hold.
+    summary token with them, which knows what colours the clip shows at all: each has been asked for by itself. That token's attention over the frames pools what they hold; of each frame a brief
+    goes into the embedding as well.
     config: what config.json holds; `layers`: of a query in a frame, and of the frames.
     """
 
@@ -940,8 +941,8 @@ class Tracker(torch.nn.Module):
         self.course = torch.nn.ModuleList(torch.nn.TransformerEncoderLayer(width, 4, 2 * width, **more) for _ in range(layers))
         self.patch_norm, self.query_norm, self.norm, self.widen = torch.nn.LayerNorm(small), torch.nn.LayerNorm(small), torch.nn.LayerNorm(width), torch.nn.Linear(small, width)
         self.shown, self.company = torch.nn.Linear(small, 1), torch.nn.Linear(len(config["colours"]), width)
-        self.key, self.score, self.embed = torch.nn.Linear(width, width), torch.nn.Linear(width, 1), torch.nn.Linear(2 * width, config["embedding"])
-        self.persistent = torch.nn.Linear(config["embedding"], 1)
+        self.key, self.score, self.embed = torch.nn.Linear(width, width), torch.nn.Linear(width, 1), torch.nn.Linear(2 * width + 8 * config["frames"], config["embedding"])
+        self.brief, self.persistent = torch.nn.Linear(width, 8), torch.nn.Linear(config["embedding"], 1)
 
     def look(self, frames, colours, shapes):
         """What a query finds in each frame by itself, and is a colour shown there, whatever the shape: frames uint8 [n,T,S,S,3], numbers of colours and shapes [n,q] -> [n,q,T,D], logits [n,C,T]."""
@@ -967,7 +968,7 @@ class Tracker(torch.nn.Module):
         x = self.norm(x)
         seen, summary = x[:, :-1], x[:, -1]
         attention = ((self.key(seen) @ summary[:, :, None])[..., 0].float() / summary.shape[1] ** 0.5).softmax(-1)
-        embedding = self.embed(torch.cat([summary, (attention[:, None].to(seen.dtype) @ seen)[:, 0]], 1))
+        embedding = self.embed(torch.cat([summary, (attention[:, None].to(seen.dtype) @ seen)[:, 0], self.brief(seen).flatten(1)], 1))
         found = {"scores": self.score(seen)[..., 0], "attention": attention, "embedding": embedding, "persistence": self.persistent(embedding)[:, 0]}
         return {"shown": shown, "looked": looked, "seen": seen.unflatten(0, looked.shape[:2])} | {k: v.unflatten(0, looked.shape[:2]) for k, v in found.items()}
 

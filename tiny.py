@@ -1079,7 +1079,7 @@ def train_tracker(args, device, folder, save):
     truth = tracks_truth(items, args.seed)
     model = Watching(Tracker({"colours": list(COLOURS), "shapes": list(SHAPES), "frames": frames.shape[1], "image_size": 48, "widths": [64, 128], "layers": [2, 3], "embedding": 512})).to(device)
     train("glance", model, glance_loss(frames, truth, device), args.steps or 1500, 2e-3, args.seed, folder)
-    losses = train("tracker", model, tracker_loss(frames, truth, device), args.steps or 4000, 1e-3, args.seed, folder)
+    losses = train("tracker", model, tracker_loss(frames, truth, device), args.steps or 3400, 1e-3, args.seed, folder)
     model.tracker, _ = save(model.tracker)
     return losses, tracker_quality(model, held, tracks_truth(held_items, args.seed), device)
 
