@@ -1251,6 +1251,7 @@ def words(w, started):
     every = max(len(records[0]["losses"]) // 40, 1)
     lora, soft = (sum(p.numel() for p in learned(part).values()) for part in (model, reader.soft))
     result = {"stage": "adapt", "mode": "words", "language": w.entry["name"], "model": w.tracks["meta"].get("model"), "weights": w.entry["weights"], "model_weights": w.tracks["meta"].get("weights"),
+              "threshold": w.tracks["meta"].get("threshold", 0.5),
               "data": w.data["data"], "data_name": w.data["name"], "split": "val", "accuracy_seeds": scores[:, asked].mean(1).tolist(), **headline(criteria, "lpips"),
               "describe_exact": table["describe"]["accuracy"], "forgetting": forgotten["gain"], "forgetting_low": forgotten["gain_low"], "forgetting_high": forgotten["gain_high"],
               "forgetting_p": forgotten["p"], "naming_without": untouched.mean(), "naming_with": named_with[0], "naming_with_low": named_with[1], "naming_with_high": named_with[2],

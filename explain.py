@@ -590,8 +590,9 @@ def live_words(args, started):
     if len(x) < wanted:
         refuse(f"{args.clip} has {len(x)} frames, and {tracks['name']} follows objects over {wanted}; give a longer video")
     found = follow(model, x[None], [meant], "cpu")
-    best = int((found["scores"][0] > 0.5).sum(1).argmax())
-    fact = noted_fact(meant[best], found["persistence"][0, best], found["scores"][0, best], 0.5)
+    threshold = adapted.get("threshold", 0.5)
+    best = int((found["scores"][0] > threshold).sum(1).argmax())
+    fact = noted_fact(meant[best], found["persistence"][0, best], found["scores"][0, best], threshold)
 
     from transformers import TextStreamer
     device, dtype, why = choose_device()

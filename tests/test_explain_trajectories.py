@@ -270,7 +270,7 @@ def taught(small_llama, tmp_path):
     from transformers import AutoModelForCausalLM
     get_peft_model(AutoModelForCausalLM.from_pretrained(small_llama), LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path / "words/seed0")
     save_soft(tmp_path / "words/seed0/soft.safetensors", Soft(WIDTH, 32, 3, std=0.5), language=small_llama.name)
-    save_yaml(tmp_path / "words/adapt-words.yaml", {"stage": "adapt", "mode": "words", "language": str(small_llama)})
+    save_yaml(tmp_path / "words/adapt-words.yaml", {"stage": "adapt", "mode": "words", "language": str(small_llama), "threshold": 0.25})
     return tmp_path / "words"
 
 
