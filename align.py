@@ -75,10 +75,10 @@ EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.25
 def space_of(x, sources=None, hold=True):
     """What the measures need of one space, features [n, ...]: centred, of mean square norm one, fp32; up to EXACT items its Gram matrix, if that is to be held."""
     x = x.flatten(1).float()
-    x = x - (torch.stack([part.sum(0) for part in x.split(32)]).sum(0, dtype=torch.float64) / len(x)).float()  # in fp64 from 32 items on: all of it would cost a fifth of the whole
+    x = x - x.mean(0)
     x /= (x.norm() / len(x) ** 0.5).clamp(min=1e-30)
     if len(x) > EXACT or not hold:
-        return {"x": x, "n": len(x), "square": x.square().sum(1), "sums": x @ x.sum(0), "owner": sources and clusters(sources)}
+        return {"x": x, "n": len(x), "square": x.norm(dim=1).square(), "sums": x @ x.sum(0), "owner": sources and clusters(sources)}
     gram = torch.empty(len(x), len(x))
     for a in range(0, len(x), 256):  # its upper half, and that again
         b = a + 256
@@ -119,16 +119,32 @@ def u_centred(space, rows, first=0):
     return found
 
 
-def neighbours(space, rows, k=K):
-    """1.0 where an item is among the k nearest of the row's, which are of other sources; [b, n]."""
+def nearest(space, rows, k=K):
+    """The k items nearest to each of `rows`, which are of other sources; [b, k] in no order."""
     d, owner = torch.add(space["square"], gram_rows(space, rows), alpha=-2), space["owner"]  # less the row's own square: its order is the same
     if owner is None:
         owner = torch.arange(space["n"])
         d[torch.arange(len(rows)), rows] = math.inf
     else:
         d.masked_fill_(owner[rows, None] == owner, math.inf)
-    near = d.topk(most_neighbours(owner, k), largest=False, sorted=False).indices
-    return d.zero_().scatter_(1, near, 1.0)
+    return d.topk(most_neighbours(owner, k), largest=False, sorted=False).indices
+
+
+def neighbours(space, rows, k=K):
+    """1.0 where an item is among them, else 0.0; [b, n]."""
+    return torch.zeros(len(rows), space["n"]).scatter_(1, nearest(space, rows, k), 1.0)
+
+
+def in_common(a, b, k=K, block=128):
+    """Share of their k nearest neighbours that L spaces a and M spaces b of the same n items have in common, [L, M]: each one's are looked up among the other's."""
+    mine, theirs = (torch.stack([torch.cat([nearest(s, rows, k) for rows in torch.arange(s["n"]).split(block)]) for s in side], 1) for side in (a, b))  # [n, L, k], [n, M, k]
+    n, found = len(mine), torch.zeros(mine.shape[1], theirs.shape[1], dtype=torch.float64)
+    for rows in torch.arange(n).split(block):
+        asked = theirs[rows].flatten(1)
+        for i, own in enumerate(mine[rows].unbind(1)):
+            among = torch.zeros(len(rows), n, dtype=torch.bool).scatter_(1, own, True)
+            found[i] += among.gather(1, asked).view(len(rows), len(found[i]), -1).sum((0, 2))
+    return found / (n * mine.shape[2])
 
 
 def most_neighbours(owner, k):
@@ -203,15 +219,21 @@ def is_sorted(n):
 def pairs(a, b, measure, k=K, block=128):
     """Alignment of L spaces a with M spaces b of the same n items, [L, M]. Of symmetric matrices the half above the diagonal is enough; it comes by blocks of rows,
     small enough for a processor's cache, and above EXACT items nothing of n x n is ever held."""
+    if measure == "recall10":
+        return in_common(a, b, k, block)
+    a, b = list(a), list(b)
     n, symmetric = a[0]["n"], measure in ("cka", "spearman")
 
     def values():
         if measure == "spearman" and is_sorted(n):
             yield [torch.stack([sorted_ranks(s) for s in side]) for side in (a, b)]
             return
+        room = [torch.empty(len(side) * min(block, n) * n) for side in (a, b)]  # taken once: the system's giving and taking back of memory would cost as much as the products
         for rows in torch.arange(n).split(block):
             first = int(rows[0]) if symmetric else 0
-            parts = [torch.stack([gram_rows(s, rows, first) if measure == "cka" else matrix(s, measure, rows, k, first) for s in side]) for side in (a, b)]
+            parts = [to[: len(side) * len(rows) * (n - first)].view(len(side), len(rows), -1) for to, side in zip(room, (a, b), strict=True)]
+            for part, side in zip(parts, (a, b), strict=True):
+                torch.stack([gram_rows(s, rows, first) if measure == "cka" else matrix(s, measure, rows, k, first) for s in side], out=part)
             if symmetric:
                 for part in parts:
                     part[:, :, :len(rows)].triu_(1)
@@ -221,7 +243,7 @@ def pairs(a, b, measure, k=K, block=128):
     for both in values():
         cross += (both[0] @ both[1].T).double()
         for square, x in zip(squares, both, strict=True):
-            square += torch.linalg.vecdot(x, x).double()
+            square += x.norm(dim=1).double().square()
     if measure == "cka":  # from products of Gram matrices without their diagonals to unbiased HSIC (Song et al. 2012, equation 5)
         left, right = (torch.stack([s["sums"] - s["square"] for s in side]).double() for side in (a, b))
 
@@ -238,7 +260,11 @@ def compare(xs, ys, measure, sources=None, k=K):
     if len(batches) > 1 and sources:  # sources in order, so that few are torn
         order = clusters(sources).argsort(stable=True)
         batches = [order[part] for part in batches]
-    found = [pairs(*([space_of(x[part], sources and [sources[i] for i in part.tolist()], measure != "cka") for x in side] for side in (xs, ys)), measure, k) for part in batches]
+
+    def spaces(side, part):  # one at a time, for neighbours need no more than one
+        return (space_of(x[part] if len(batches) > 1 else x, sources and [sources[i] for i in part.tolist()], measure != "cka") for x in side)
+
+    found = [pairs(spaces(xs, part), spaces(ys, part), measure, k) for part in batches]
     return torch.stack(found).mean(0)
 
 

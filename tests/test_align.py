@@ -76,9 +76,11 @@ def test_scaling_one_side_by_a_hundredth_changes_no_measure():
 
 
 def test_spearman_is_that_of_scipy_on_pairwise_distances():
-    x = noise(50, 9, 0).double()
-    y = x[:, :6] + 0.7 * noise(50, 6, 1).double()
-    expected = spearmanr(pdist(x.numpy()), pdist(y.numpy())).statistic
+    x = noise(30, 9, 0).double()
+    y = x[:, :6] + 0.7 * noise(30, 6, 1).double()
+    apart = [pdist(z.numpy()) for z in (x, y)]
+    assert all(np.diff(np.sort(d**2)).min() > 1e-6 * np.mean(d**2) for d in apart)  # nearer ones fp32 may exchange, which is no error of the ranks
+    expected = spearmanr(*apart).statistic
     assert 0.2 < expected < 0.9
     assert compare(x, y)["spearman"] == pytest.approx(expected, abs=1e-6)
     assert abs(np.mean([compare(noise(50, 9, 2 * i), noise(50, 9, 2 * i + 1))["spearman"] for i in range(8)])) < 0.05
