@@ -84,6 +84,8 @@ data/moving-first/index.yaml data/moving-middle/index.yaml: data/moving-%/index.
 	$(PY) data.py moving --freeze $* --clips $(<D) --out $(@D) --seed $(SEED) --preview
 data/trajectories-reversed/index.yaml data/trajectories-deleted/index.yaml data/trajectories-swapped/index.yaml: data/trajectories-%/index.yaml: | data.py $(SETUP)
 	$(PY) data.py trajectories --change $* --only test $(if $(ROOT),,$(if $(N),--n $(N))) --out $(@D) --seed $(SEED) --preview
+data/trajectories-8/index.yaml: data/trajectories/index.yaml | data.py $(SETUP)  # the same questions about eight frames of each clip: what a vision-language model is taught
+	$(PY) data.py cut --clips $(<D) --evenly --frames 8 --out $(@D) --seed $(SEED)
 data/future/index.yaml: | data.py $(SETUP)
 	$(PY) data.py moving --frames $(FRAMES) --n $(or $(if $(ROOT),,$(N)),300) --out $(@D) --seed $(SEED) --preview
 data/waiting/index.yaml: | data.py $(SETUP)
@@ -177,18 +179,20 @@ TRACKER ?= tiny-tracker
 results/$(M)/%/tracks.pt: data/%/index.yaml | explain.py $(SETUP)
 	$(PY) explain.py --mode tracks --model $(TRACKER) --data data/$* --seed $(SEED) --out $@
 
-# What a language model says of objects that come, go and hide, of whom it is given a video model's embedding. WORDS: more flags, such as --seeds 5; SEES: a VLM that is shown the frames
+# What a language model says of objects that come, go and hide, of whom it is given a video model's embedding. WORDS: more flags, such as --seeds 5; SEES: a VLM that is shown the frames; TUNED: one
+# that was taught the questions, `make tune DATA=trajectories-8`
 
 SEES ?= $(MODEL)
+TUNED ?=
 WORDS ?= $(if $(filter tiny%,$(notdir $(LM))),,--lr 2e-4)
 results/%/trajectories/words/adapt-words.yaml: results/%/trajectories/tracks.pt data/trajectories/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode words --embeddings $< --data data/trajectories --language $(LM) --seed $(SEED) $(WORDS) --out $(@D)
 CHANGES := reversed deleted swapped
-results/%/trajectories/explain-trajectories.yaml: results/%/trajectories/words/adapt-words.yaml $(foreach c,$(CHANGES),results/%/trajectories-$(c)/tracks.pt) explain.py common.py
-	$(PY) explain.py --mode trajectories --data data/trajectories --embeddings results/$*/trajectories/tracks.pt --words $(<D) --language $(LM) $(if $(SEES),--vlm $(SEES)) \
+results/%/trajectories/explain-trajectories.yaml: results/%/trajectories/words/adapt-words.yaml $(if $(TUNED),$(wildcard $(TUNED)/*.safetensors)) $(foreach c,$(CHANGES),results/%/trajectories-$(c)/tracks.pt) explain.py common.py
+	$(PY) explain.py --mode trajectories --data data/trajectories --embeddings results/$*/trajectories/tracks.pt --words $(<D) --language $(LM) $(if $(SEES),--vlm $(SEES)) $(if $(TUNED),--tuned $(TUNED)) \
 		--changed $(foreach c,$(CHANGES),$(c)=data/trajectories-$(c):results/$*/trajectories-$(c)/tracks.pt) --seed $(SEED) --out $@ > /dev/null
 
-explain: results/$(M)/trajectories/explain-trajectories.yaml  ## is what a language model says of objects that come, go and hide true? LM=the language model, SEES=a VLM beside it
+explain: results/$(M)/trajectories/explain-trajectories.yaml  ## is what a language model says of objects that come, go and hide true? LM=the language model, SEES=a VLM beside it, TUNED=one taught by make tune DATA=trajectories-8
 	@sed '/^[a-z_]*:$$/,$$d' $(<D)/explain-tracks.yaml
 	@sed '/^[a-z_]*:$$/,$$d' $<
 

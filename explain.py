@@ -93,7 +93,6 @@ import base64
 import functools
 import hashlib
 import io
-import itertools
 import json
 import re
 import sys
@@ -921,10 +920,22 @@ def live(args, started):
 
 # ---------------------------------------------------------------- trajectories: what a vision model sees of them
 
+class Residual(torch.nn.Module):
+    """Two 3 x 3 convolutions, added to what they are given [n,width,h,w]."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.GroupNorm(1, width), torch.nn.Conv2d(width, width, 3, 1, 1), torch.nn.GELU(), torch.nn.Conv2d(width, width, 3, 1, 1))
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
 class Tracker(torch.nn.Module):
     """A small video transformer that is asked about an object by its name, and says in which frames it sees it and whether it is persistent.
 
-    In every frame the query (its colour's and its shape's embedding) attends to the patches of 8 x 8 pixels; then the query's tokens of all frames attend among each other, and a
+    A stem of convolutions, most of them at a quarter of the resolution, where a shape of ten pixels still has its corners, makes a token of every patch of 8 x 8 pixels. In every frame the query
+    (its colour's and its shape's embedding) attends to these; then the query's tokens of all frames attend among each other, and a
     summary token with them, which knows what colours the clip shows at all: each has been asked for by itself. That token's attention over the frames pools what they hold; of each frame a brief
     goes into the embedding as well.
     config: what config.json holds; `layers`: of a query in a frame, and of the frames.
@@ -934,8 +945,8 @@ class Tracker(torch.nn.Module):
         super().__init__()
         self.config, (small, width), (hops, layers), side = config, config["widths"], config["layers"], config["image_size"] // 8
         more = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
-        widths = (3, small // 2, small, small)
-        self.stem = torch.nn.Sequential(*(part for a, b in itertools.pairwise(widths) for part in (torch.nn.Conv2d(a, b, 3, 2, 1), torch.nn.GELU())))
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, small // 2, 3, 2, 1), torch.nn.GELU(), torch.nn.Conv2d(small // 2, small, 3, 2, 1), Residual(small), Residual(small),
+                                        torch.nn.Conv2d(small, small, 3, 2, 1))
         self.colour, self.shape = (torch.nn.Embedding(len(config[k]), small) for k in ("colours", "shapes"))
         self.place, self.time, self.summary = (torch.nn.Parameter(torch.randn(*shape) * 0.5) for shape in ((side * side, small), (config["frames"], width), (1, width)))
         self.query = torch.nn.ModuleList(torch.nn.TransformerDecoderLayer(small, 4, 2 * small, **more) for _ in range(hops))
@@ -946,21 +957,22 @@ class Tracker(torch.nn.Module):
         self.brief, self.persistent = torch.nn.Linear(width, 8), torch.nn.Linear(config["embedding"], 1)
 
     def look(self, frames, colours, shapes):
-        """What a query finds in each frame by itself, and is a colour shown there, whatever the shape: frames uint8 [n,T,S,S,3], numbers of colours and shapes [n,q] -> [n,q,T,D], logits [n,C,T]."""
+        """What a query finds in each frame by itself, is a colour shown there, whatever the shape, and the patches' own tokens: frames uint8 [n,T,S,S,3], numbers of colours and
+        shapes [n,q] -> [n,q,T,D], logits [n,C,T], [n*T,P,D]."""
         (n, t), q = frames.shape[:2], colours.shape[1] + len(self.colour.weight)
-        patches = self.stem(frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 64 - 2).flatten(2).transpose(1, 2)
+        tokens = self.patch_norm(self.stem(frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 64 - 2).flatten(2).transpose(1, 2))
         asked = torch.cat([self.colour(colours) + self.shape(shapes), self.colour.weight.expand(n, -1, -1)], 1)
-        patches, x = self.patch_norm(patches) + self.place, asked.repeat_interleave(t, 0)
+        patches, x = tokens + self.place, asked.repeat_interleave(t, 0)
         others = ~torch.eye(q, dtype=torch.bool, device=x.device)  # what is asked besides changes nothing
         for layer in self.query:
             x = layer(x, patches, tgt_mask=others)
         x = self.query_norm(x).unflatten(0, (n, t)).transpose(1, 2)
-        return x[:, :colours.shape[1]], self.shown(x[:, colours.shape[1]:])[..., 0]
+        return x[:, :colours.shape[1]], self.shown(x[:, colours.shape[1]:])[..., 0], tokens
 
     def forward(self, frames, colours, shapes):
         """As of `look` -> {scores [n,q,T] and persistence [n,q], logits; attention [n,q,T], sums to 1; embedding [n,q,E]; looked, seen: the tokens of the
         frames before and after; shown [n,C,T], logits}."""
-        looked, shown = self.look(frames, colours, shapes)
+        looked, shown, _ = self.look(frames, colours, shapes)
         x = (self.widen(looked) + self.time).flatten(0, 1)
         summary = self.summary + self.company(shown.amax(-1).sigmoid())[:, None]
         x = torch.cat([x, summary.repeat_interleave(looked.shape[1], 0)], 1)
@@ -2005,6 +2017,10 @@ def trajectories(args, started):
                                                                            "memory_gb": max(run["memory"] or 0 for run in costs) / 1e9 or None}
     if w.folders:
         table["soft"] |= {f"training_{key}": w.adapted.get(key) for key in ("seconds_per_seed", "parameters", "peak_memory_bytes", "forgetting")}
+    if w.tuned and (record := Path(w.tuned["path"]).parent / "adapt-tune.yaml").is_file():
+        lessons = load_yaml(record, "adapt")
+        table["tuned"] |= {"training_seconds_per_seed": lessons["seconds_per_step"] * lessons["steps"], "training_peak_memory_bytes": lessons["run"]["peak_memory_gb"] * 1e9,
+                           **{f"training_{key}": lessons[key] for key in ("parameters", "forgetting")}}
     main = next(name for name in ("soft", "text", "metadata", "tuned", "vlm", "commonest") if name in table)
     sources = [w.items[a.item]["source"] for a in asks if a.role == "asked"]
     against = {name: paired_test(scores[main], scores[name], sources, seed=args.seed) for name in table if name not in (main, "truth")}

@@ -784,14 +784,15 @@ COMPASS = [*DIRECTIONS, "still"]
 
 
 class Watching(torch.nn.Module):
-    """A tracker, and what must be told while it learns: of a frame alone whether the object is seen, and its centre; of a frame among the others whether it is present, and hidden;
-    of the embedding in which frames it is visible, present and hidden, its direction, the count, and whether it is there at all."""
+    """A tracker, and what must be told while it learns: of a patch the colour and the shape of what covers it; of a frame alone whether the object is seen, and its centre; of a
+    frame among the others whether it is present, and hidden; of the embedding in which frames it is visible, present and hidden, its direction, the count, and whether it is there at all."""
 
     def __init__(self, tracker):
         super().__init__()
         self.tracker, self.frames = tracker, tracker.config["frames"]
         (small, width), embedding = tracker.config["widths"], tracker.config["embedding"]
-        self.find, self.there, self.tell = torch.nn.Linear(small, 3), torch.nn.Linear(width, 2), torch.nn.Linear(embedding, 3 * self.frames + len(COMPASS) + 5)
+        self.cover, self.find = torch.nn.Linear(small, len(COLOURS) + 1 + len(SHAPES)), torch.nn.Linear(small, 3)
+        self.there, self.tell = torch.nn.Linear(width, 2), torch.nn.Linear(embedding, 3 * self.frames + len(COMPASS) + 5)
 
     def forward(self, *asked):
         found = self.tracker(*asked)
@@ -803,9 +804,10 @@ class Watching(torch.nn.Module):
 
 def tracks_truth(items, seed, asked=4):
     """Of every clip's objects, then of names that are not there, though the first of them has a colour that is, [n,asked] each: numbers of colour and shape, there, persistent, direction (of
-    COMPASS), count; spans [n,asked,3,T]: visible, present, hidden; centres [n,asked,T,2] of what is seen, in -1..1; shown [n,C,T]: which colours of objects are seen."""
+    COMPASS), count; spans [n,asked,3,T]: visible, present, hidden; centres [n,asked,T,2] of what is seen, in -1..1; shown [n,C,T]: which colours of objects are seen;
+    covered [n,T,P,2]: the numbers of colour and shape of what covers most of a patch of 8 x 8 pixels, -1 where that is less than a fifth."""
     rng, frames, rows = np.random.default_rng(seed), len(items[0]["frames"]), []
-    centres, shown = torch.zeros(len(items), asked, frames, 2), torch.zeros(len(items), len(COLOURS), frames)
+    centres, shown, covered = torch.zeros(len(items), asked, frames, 2), torch.zeros(len(items), len(COLOURS), frames), []
     for item, centre, colours in zip(items, centres, shown, strict=True):
         others, row = [n for n in rng.permutation(NAMES).tolist() if n not in item["names"]], []
         alike = next(n for n in others if n.split()[0] in {x.split()[0] for x in item["names"]})
@@ -816,9 +818,12 @@ def tracks_truth(items, seed, asked=4):
             colours[list(COLOURS).index(colour)] += torch.tensor(spans[0])
             row.append((list(COLOURS).index(colour), list(SHAPES).index(shape), k < len(item["names"]), track["persistent"], COMPASS.index(track["direction"]), item["count"], spans))
         rows.append(row)
+        share, most = F.avg_pool2d(F.one_hot(item["mask"].long(), asked).permute(0, 3, 1, 2).float(), 8).flatten(2)[:, 1:].max(1)  # [T,P]
+        numbers = torch.tensor([r[:2] for r in row] + [(-1, -1)])
+        covered.append(numbers[torch.where(share >= 0.2, most, asked)].char())
         centre[:len(item["names"])] = ((item["boxes"][..., :2] + item["boxes"][..., 2:]) / item["width"] - 1).transpose(0, 1)
     kinds = ("colours", "shapes", "there", "persistent", "direction", "count", "spans")
-    return {k: torch.tensor([[r[i] for r in row] for row in rows]) for i, k in enumerate(kinds)} | {"centres": centres, "shown": shown}
+    return {k: torch.tensor([[r[i] for r in row] for row in rows]) for i, k in enumerate(kinds)} | {"centres": centres, "shown": shown, "covered": torch.stack(covered)}
 
 
 def found_loss(found, visible, centres):
@@ -828,13 +833,15 @@ def found_loss(found, visible, centres):
 
 
 def glance_loss(frames, truth, device, batch=256):
-    """Single frames of as many clips, some names looked for in each: what a tracker has to find before there is anything to track."""
+    """Single frames of as many clips, what covers each patch, and some names looked for: what a tracker has to find before there is anything to track."""
     def loss_of(model, rng):
         pick, at = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False)), torch.from_numpy(rng.integers(0, frames.shape[1], min(batch, len(frames))))
         with fast(device), sdpa_kernel(SDPBackend.MATH):
-            looked, shown = model.tracker.look(frames[pick, at][:, None].to(device), truth["colours"][pick].to(device), truth["shapes"][pick].to(device))
-            found, shown = model.find(looked)[:, :, 0].float().cpu(), shown[..., 0].float().cpu()
-        return found_loss(found, truth["spans"][pick, :, 0, at], truth["centres"][pick, :, at]) + F.binary_cross_entropy_with_logits(shown, truth["shown"][pick, :, at])
+            looked, shown, tokens = model.tracker.look(frames[pick, at][:, None].to(device), truth["colours"][pick].to(device), truth["shapes"][pick].to(device))
+            found, shown, covered = model.find(looked)[:, :, 0].float().cpu(), shown[..., 0].float().cpu(), model.cover(tokens).flatten(0, 1).float().cpu()
+        colour, shape = truth["covered"][pick, at].long().flatten(0, 1).unbind(-1)
+        covered = F.cross_entropy(covered[:, :len(COLOURS) + 1], colour % (len(COLOURS) + 1)) + F.cross_entropy(covered[:, len(COLOURS) + 1:], shape, ignore_index=-1)
+        return covered + found_loss(found, truth["spans"][pick, :, 0, at], truth["centres"][pick, :, at]) + F.binary_cross_entropy_with_logits(shown, truth["shown"][pick, :, at])
     return loss_of
 
 
@@ -1074,11 +1081,12 @@ def train_words(args, device, folder, save):
 
 
 def train_tracker(args, device, folder, save):
-    """First to find what is asked for in single frames, then the whole."""
+    """First to find what is asked for in single frames, then the whole; the stem has learned by then."""
     (frames, items), (held, held_items) = pool(args.trajectories, 48)
     truth = tracks_truth(items, args.seed)
     model = Watching(Tracker({"colours": list(COLOURS), "shapes": list(SHAPES), "frames": frames.shape[1], "image_size": 48, "widths": [64, 128], "layers": [2, 3], "embedding": 512})).to(device)
-    train("glance", model, glance_loss(frames, truth, device), args.steps or 1500, 2e-3, args.seed, folder)
+    train("glance", model, glance_loss(frames, truth, device), args.steps or 3000, 2e-3, args.seed, folder)
+    model.tracker.stem.requires_grad_(False)
     losses = train("tracker", model, tracker_loss(frames, truth, device), args.steps or 3400, 1e-3, args.seed, folder)
     model.tracker, _ = save(model.tracker)
     return losses, tracker_quality(model, held, tracks_truth(held_items, args.seed), device)
