@@ -150,7 +150,7 @@ from common import (
 PLAN = {"seeds": 3, "loss": "pixels", "warm": 10, "epochs": 50, "patience": 10, "batch": 8, "lr": 1e-4}
 SETTINGS = {"latents": {"seeds": 5, "loss": "latents", "warm": 0, "epochs": 30, "patience": None, "batch": 32, "lr": 2e-3}, "scaling": PLAN | {"patience": None},
             "ablation": PLAN, "hybrid": PLAN, "video": PLAN | {"loss": "words", "warm": 0},
-            "words": {"seeds": 3, "loss": "answers", "warm": 0, "epochs": 2, "patience": None, "batch": 32, "lr": 3e-3},
+            "words": {"seeds": 3, "loss": "answers", "warm": 0, "epochs": 3, "patience": None, "batch": 32, "lr": 3e-3},
             "tune": {"seeds": 1, "loss": "answers", "warm": 0, "epochs": 3, "patience": None, "batch": 16, "lr": 2e-4}}
 LADDER = 5, 10, 20, 50, 100  # millions of parameters, for tokens of Qwen2.5-VL-7B's width
 REFERENCE_WIDTH = 3584
