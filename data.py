@@ -110,7 +110,8 @@ DIRECTIONS = {"right": (1, 0), "down right": (1, 1), "down": (0, 1), "down left"
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field",
                "immunohistochemistry", "moon", "rocket", "colorwheel", "horse", "page", "text")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}  # who speaks, as LLaVA and as Qwen say it
-PICTURES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")  # fields of an entry, in the order they are looked for
+PARTS = ("text", "image", "image_url", "video", "video_url")  # of what is said, where that is a list
+PICTURES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")  # fields of an entry
 VIDEOS, CAPTIONS = ("video", "videos"), ("text", "caption", "title")
 ENDINGS = dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"), "images") | dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov"), "videos")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "testing": "test"}
@@ -982,7 +983,7 @@ def unpacked(path, max_bytes):
             refuse(f"{path} expands beyond --max-bytes {max_bytes} ({name!r} makes it {total}); if it can be trusted, allow more")
         if reason:
             problems.append((f"{path}: {name}", "archive", reason))
-        elif where and not parts[-1].startswith(".") and parts[0] != "__MACOSX":  # what file managers leave is not read
+        elif where:
             names[os.path.normpath(name)] = where
 
     try:
@@ -1012,7 +1013,7 @@ def unpacked(path, max_bytes):
             if not problems and os.pread(file.fileno(), 512, end) != bytes(512):
                 raise EOFError("it ends before its end")
     except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as e:
-        refuse(f"{path} cannot be read as an archive ({' '.join(str(e).split())}); fetch it again")
+        refuse(f"{path} cannot be read as an archive ({' '.join(str(e).split())}); fetch it again, or if it is one compressed file, unpack it")
     if problems:
         listed(problems)
         refuse(f"{path} holds {len(problems)} members that no honest archive holds, listed above; nothing of it was read or written")
@@ -1047,9 +1048,10 @@ def read_from(folder, max_bytes):
 
 
 def read_json(file):
-    """The entries of a JSON array, or of JSON one a line, as (where, entry); the file, open as text, is never in memory whole."""
+    """The entries of a JSON array, or of JSON one a line or over several lines each, as (where, entry); the file, open as text, is never in memory whole."""
     text = file.read(2**20).lstrip("\ufeff \t\r\n")
-    if not text.startswith("["):
+    array = text.startswith("[")
+    if not array and not text.partition("\n")[0].rstrip().endswith(("{", "[", ",")):
         file.seek(0)
         for number, line in enumerate(file, 1):
             if line := line.strip("\ufeff \t\r\n"):
@@ -1058,7 +1060,7 @@ def read_json(file):
                 except (ValueError, RecursionError) as e:
                     yield f"line {number}", Unusable("syntax", f"is not JSON ({e})")
         return
-    decoder, at, number, more = json.JSONDecoder(), 1, 0, 2**20
+    decoder, at, number, more = json.JSONDecoder(), int(array), 0, 2**20
     while True:
         at = re.compile(r"[\s,]*").match(text, at).end()
         if text[at:at + 1] == "]":
@@ -1069,6 +1071,8 @@ def read_json(file):
             if len(text) - at < 2**26 and (chunk := file.read(more)):  # it goes on
                 text, at, more = text[at:] + chunk, 0, 2 * more
                 continue
+            if not array and at == len(text):
+                return
             yield f"entry {number}", Unusable("syntax", f"is not JSON, or cut short: all that follows is lost ({e.msg if isinstance(e, ValueError) else e})")
             return
         yield f"entry {number}", entry
@@ -1101,10 +1105,12 @@ def read_groups(names, read):
             for name in members:
                 ending = PurePosixPath(name).suffix.lower()
                 if ending in (".txt", ".caption"):
+                    if "text" in entry:
+                        raise Unusable("syntax", f"has its words twice, at last in {name}; what is alike up to the first dot is one item: no name may hold another")
                     entry["text"] = read(name).decode("utf-8-sig").strip()
                 elif ending == ".json":
                     said = json.loads(read(name))
-                    entry = {"messages": said} if isinstance(said, list) else {k: v for k, v in said.items() if k not in (*PICTURES, *VIDEOS)} | entry
+                    entry = {"messages": said} if isinstance(said, list) else {k: v for k, v in said.items() if not kind_of(k)} | entry
                 elif ending in ENDINGS:
                     media[ENDINGS[ending]].append(name)
             yield key, {"id": key} | entry | media
@@ -1120,8 +1126,8 @@ def form_of(entry, name):
         return "qwen" if isinstance(entry, list) else "llava"
     if "conversations" in entry or "messages" in entry:
         return "llava" if "conversations" in entry else "qwen"
-    if {*PICTURES, *VIDEOS} & set(entry) and {*CAPTIONS, "question"} & set(entry):
-        return "clip" if name.endswith((".csv", ".tsv")) and not name.startswith("metadata.") else "imagefolder"
+    if any(map(kind_of, entry)) and {*CAPTIONS, "question"} & set(entry):
+        return "clip" if name.lower().endswith((".csv", ".tsv")) and not name.startswith("metadata.") else "imagefolder"
 
 
 def part_in(name):
@@ -1135,10 +1141,12 @@ def find_set(root, form, media, max_bytes):
     if not root.exists():
         refuse(f"--root {root} does not exist; give a JSON, CSV, .tar or .zip file, or a folder")
     place = root if root.is_dir() else root.parent
-    if packed := root.is_file() and root.name.endswith((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")):
+    if packed := root.is_file() and root.name.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")):
         names, fetch = unpacked(root, max_bytes)
     else:
         names, fetch = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root.name], read_from(place, max_bytes)
+    if packed or root.is_dir():  # what file managers, notebooks and downloads leave is not read
+        names = [n for n in names if not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(n).parts)]
     given = media and (unpacked(Path(media), max_bytes)[1] if Path(media).is_file() else read_from(Path(media), max_bytes))
 
     def opened(name):
@@ -1152,11 +1160,12 @@ def find_set(root, form, media, max_bytes):
             return read_table if form == "clip" or not form and file.read(2**10).lstrip("\ufeff \t\r\n")[:1] not in ("[", "{") else read_json
 
     pictured = {key_of(n) for n in names if PurePosixPath(n).suffix.lower() in ENDINGS}
-    tables = [n for n in names if n.endswith((".json", ".jsonl", ".csv", ".tsv")) and key_of(n) not in pictured] if packed or root.is_dir() else names
-    metadata, tars = [n for n in tables if PurePosixPath(n).name in ("metadata.jsonl", "metadata.csv")], [n for n in names if n.endswith((".tar", ".tar.gz", ".tgz"))]
+    tables = ([n for n in names if n.lower().endswith((".json", ".jsonl", ".csv", ".tsv")) and not n.endswith("_stats.json") and key_of(n) not in pictured]  # img2dataset counts its shards
+              if packed or root.is_dir() else names)
+    metadata, tars = [n for n in tables if PurePosixPath(n).name in ("metadata.jsonl", "metadata.csv")], [n for n in names if n.lower().endswith((".tar", ".tar.gz", ".tgz"))]
     chosen = [] if form == "webdataset" else metadata or (tables if len(tables) == 1 else [n for n in tables if part_in(n)])
     tars = [] if chosen or form not in (None, "webdataset") or packed or not root.is_dir() else tars
-    grouped = not chosen and not tars and form in (None, "webdataset") and pictured & {key_of(n) for n in names if n.endswith((".txt", ".caption", ".json"))}
+    grouped = not chosen and not tars and form in (None, "webdataset") and pictured & {key_of(n) for n in names if n.lower().endswith((".txt", ".caption", ".json"))}
     if chosen:
         with opened(chosen[0]) as file:
             try:
@@ -1184,7 +1193,9 @@ def find_set(root, form, media, max_bytes):
                 try:
                     with opened(name) as file:
                         for where, entry in reader(name)(file):
-                            yield name, where, entry, part, read
+                            rows = isinstance(entry, list) and any(isinstance(x, dict) and {"conversations", "messages"} & set(x) for x in entry)  # as Qwen packs its entries
+                            for one in entry if rows else [entry]:
+                                yield name, where, one, part, read
                 except UnicodeDecodeError as e:
                     yield name, "the file", Unusable("syntax", f"is not UTF-8 ({e.reason} at byte {e.start})"), part, read
             else:
@@ -1193,6 +1204,28 @@ def find_set(root, form, media, max_bytes):
                     yield name, where, entry, part, read
 
     return found if chosen else "webdataset", entries()
+
+
+def kind_of(field):
+    """What a field of an entry names, by its name: image, video or None."""
+    return "video" if field in VIDEOS else "image" if field in PICTURES or field.endswith(("_file_name", "_file_names")) else None
+
+
+def path_of(x):
+    """A reference to a medium, also out of a mapping: {"path": ...}, as datasets writes it, or {"url": ...}."""
+    return next((x[k] for k in ("url", "path") if x.get(k)), x) if isinstance(x, dict) else x
+
+
+def named(entry):
+    """(kind, reference) of the media that an entry's fields name. A video among its files is one by its ending, and a list of pictures as its video is one clip."""
+    def ending(x):
+        return ENDINGS.get(PurePosixPath(x).suffix.lower()) if isinstance(x, str) else None
+
+    found = []
+    for kind, x in ((kind_of(field), x) for field, x in entry.items() if x):
+        clip = kind == "video" and isinstance(x, list) and {ending(v) for v in x} == {"images"}
+        found += [(kind if ending(v) != "videos" else "video", path_of(v)) for v in (x if isinstance(x, list) and not clip else [x])] if kind else []
+    return found
 
 
 def spoken(messages, media, problems):
@@ -1204,15 +1237,17 @@ def spoken(messages, media, problems):
         if isinstance(words, list):
             parts, words = words, ""
             for part in parts:
-                kind = next((k for k in ("text", "image", "image_url", "video", "video_url") if isinstance(part, dict) and (k in part or part.get("type") == k)), None)
-                if not kind:
+                part = part if isinstance(part, dict) else {}  # a table's rows have all keys in every part, null where it is of another type
+                kind = next((k for k in PARTS if part.get("type") == k), None) or next((k for k in PARTS if part.get(k) is not None), None)
+                given = kind and next((part[k] for k in (kind, "value", "url", "path") if part.get(k) is not None), None)
+                if not kind or kind == "text" and not isinstance(given, (str, int, float)):
                     problems.append(("syntax", f"turn {number} has a part that is no text, image or video"))
                 elif kind == "text":
-                    words += str(part.get(kind))
+                    words += str(given)
                 else:
-                    shown, kind = part.get(kind), kind.removesuffix("_url")
+                    kind = kind.removesuffix("_url")
                     words += f"<{kind}>"
-                    media += [(kind, shown["url"] if isinstance(shown, dict) and "url" in shown else shown)] if shown else []
+                    media += [(kind, path_of(given))] if given else []
         if str(role) not in ROLES:
             problems.append(("role", f"turn {number} is said by {role!r}; known: human or user, gpt or assistant, system"))
         elif not isinstance(words, str):
@@ -1235,8 +1270,7 @@ def normal(entry, question):
     entry, problems, said, caption = {"messages": entry} if isinstance(entry, list) else entry, [], [], None
     if not isinstance(entry, dict):
         return [], [], None, None, [("syntax", f"is {entry!r:.40}, not a mapping of fields")]
-    media = [(kind, x) for kind, keys in (("image", PICTURES), ("video", VIDEOS)) for k in keys if entry.get(k) for x in (entry[k] if isinstance(entry[k], list) else [entry[k]])]
-    messages, system = entry.get("conversations", entry.get("messages")), None
+    media, messages, system = named(entry), entry.get("conversations", entry.get("messages")), None
     if messages is None:
         answer = next((entry[k] for k in ("answer", *CAPTIONS) if entry.get(k)), "")
         problems += [("syntax", f"has words that are no text but {answer!r:.40}")] if not isinstance(answer, (str, int, float)) else []
@@ -1244,6 +1278,8 @@ def normal(entry, question):
         turns = [[str(entry.get("question", question)), str(answer)]]
     else:
         said, system = spoken(messages, media, problems)
+        if [k for k, _ in media] == ["video"] and not any("<video>" in w for _, _, w in said):  # LLaVA-Video says <image> for its video
+            said = [(n, role, w.replace("<image>", "<video>")) for n, role, w in said]
         turns = [[said[k][2], said[k + 1][2]] for k in range(0, len(said) - 1, 2)]
     for number, (_, answer) in enumerate(turns, 1):
         if not answer.strip():
@@ -1256,6 +1292,8 @@ def normal(entry, question):
         marks, there = every.count(f"<{kind}>"), sum(k == kind for k, _ in media)
         if marks != there:
             problems.append(("placeholder", f"has {marks} <{kind}> for {there} {plural if there != 1 else plural[:-1]}"))
+        elif number := next((n for n, (_, answer) in enumerate(turns, 1) if f"<{kind}>" in answer), None):
+            problems.append(("placeholder", f"has <{kind}> in answer {number}; models here answer in words"))
     kinds = [k for k, _ in media]
     if kinds.count("video") > 1 or len(set(kinds)) > 1 or not kinds:
         problems.append(("media", f"has {kinds.count('image')} pictures and {kinds.count('video')} videos; an item shows pictures or one video"))
@@ -1369,7 +1407,7 @@ def medium(read, kind, reference, how):
         clip, size, turned, found = torch.cat([frames_of({"encoded": shot[0]}, how.size) for shot in shots]), shots[0][1], shots[0][3], b"".join(found)
     else:
         found = content(reference)
-        with tempfile.NamedTemporaryFile(suffix=PurePosixPath(reference).suffix) as file:
+        with tempfile.NamedTemporaryFile() as file:
             file.write(found)
             file.flush()
             clip, size, turned = whole_video(Path(file.name), how.frames, how.size, how.max_side)
@@ -1476,7 +1514,8 @@ def write_set(args, out, meta):
         problems = {k: n for k, n in sorted(kinds.items()) if k not in mended}
         if problems and (args.check or not args.skip_bad):
             refuse(f"{sum(problems.values())} problems in {args.root} ({', '.join(f'{n} {k}' for k, n in problems.items())}), listed above; mend them"
-                   + ("" if args.check else " or go on without these items with --skip-bad"))
+                   + (", or give --media the folder or archive in which their paths begin" if "missing" in problems and not args.media else "")
+                   + ("" if args.check else ", or go on without these items with --skip-bad"))
         if not index["items"]:
             refuse(f"{args.root} leaves no usable item; check --media and --format")
         return {"skipped": len({name for name, kind, _ in notes if kind in problems}), "skipped_kinds": problems, **{k.replace(" ", "_"): kinds[k] for k in sorted(mended)}, "splits": table}
@@ -1495,7 +1534,7 @@ def listed(notes, most=20):
     for name, kind, reason in notes:
         kinds[kind] += 1
         if kinds[kind] <= most:
-            print(f"{name}: {reason}", file=sys.stderr)
+            print("".join(c if c.isprintable() else " " for c in f"{name}: {reason}"), file=sys.stderr)
     for kind, n in kinds.items():
         if n > most:
             print(f"... and {n - most} more of this kind ({kind})", file=sys.stderr)

@@ -162,6 +162,58 @@ def test_a_question_with_an_answer_is_one_turn_and_0_is_an_id(tmp_path):
     assert (a["id"], a["turns"]) == ("0", [["Which?", "this"]]) and "text" not in a
 
 
+ANSWER = {"role": "assistant", "content": "b"}
+PART = {"type": "text", "text": "A?"}
+LAYOUTS = {  # as they are published, each with one picture
+    "rows of a table": {"messages": [{"role": "user", "content": [{"type": "image", "image": "images/1.jpg", "text": None}, PART | {"image": None}]},
+                                     {"role": "assistant", "content": [{"type": "text", "text": "b", "image": None}]}]},
+    "a template's url": {"messages": [{"role": "user", "content": [{"type": "image", "url": "images/1.jpg"}, PART]}, ANSWER]},
+    "a template's path": {"messages": [{"role": "user", "content": [{"type": "image", "path": "images/1.jpg"}, PART]}, ANSWER]},
+    "values": {"messages": [{"role": "user", "content": [{"type": "image_url", "value": "images/1.jpg"}, {"type": "text", "value": "A?"}]},
+                            {"role": "assistant", "content": [{"type": "text", "value": "b"}]}]},
+    "the picture beside the words": {"images": ["images/1.jpg"], "messages": [{"role": "user", "content": [{"type": "image"}, PART]}, ANSWER]},
+    "a mapping": {"images": [{"path": "images/1.jpg", "bytes": None}], "conversations": [{"from": "human", "value": "<image>A?"}, {"from": "gpt", "value": "b"}]},
+    "any file name": {"photo_file_name": "images/1.jpg", "question": "A?", "answer": "b", "additional_feature": 7, "objects": {"bbox": [[1, 2, 3, 4]], "categories": [0]}},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_that_are_published_are_read(tmp_path, name):
+    item, = build(tmp_path, [LAYOUTS[name]])[0]
+    assert item["turns"] == [["A?", "b"]] and bytes(item["encoded"].numpy()) == jpeg(1) and "album" not in item
+
+
+def test_rows_that_are_packed_or_stand_over_several_lines_are_entries(tmp_path):
+    folder = pictures(tmp_path)
+    (folder / "set.json").write_text(json.dumps([[llava(0), llava(1)], [llava(2)]]))
+    assert data.main(["--check", str(folder / "set.json")])["items"] == 3
+    (folder / "set.json").write_text("\n".join(json.dumps(llava(k), indent=2) for k in range(3)) + "\n")
+    assert data.main(["--check", str(folder / "set.json")])["items"] == 3
+
+
+def test_a_video_may_be_called_image_a_file_or_a_list_of_pictures(tmp_path):
+    folder = pictures(tmp_path / "in")
+    film(folder / "v.MP4", 20)
+    talk = [{"from": "human", "value": "<image>\nHow?"}, {"from": "gpt", "value": "brighter"}]
+    root = written(folder / "set.jsonl", [{"video": "v.MP4", "conversations": talk}, {"file_name": "v.MP4", "text": "b"}, {"video": [f"images/{k}.jpg" for k in range(6)], "conversations": talk}])
+    data.main(["sets", "--root", str(root), "--frames", "5", "--size", "32", "--out", str(tmp_path / "out")])
+    items = load_items(tmp_path / "out")[0]
+    assert [i["frames"].shape for i in items] == 3 * [(5, 32, 32, 3)] and [i["turns"][0][0] for i in items] == ["How?", ASK, "How?"]
+
+
+def test_names_in_capitals_are_read_and_what_tools_leave_is_not(tmp_path):
+    (tmp_path / "in/.ipynb_checkpoints").mkdir(parents=True)
+    for k in range(3):
+        (tmp_path / f"in/{k}.JPG").write_bytes(jpeg(k))
+        (tmp_path / f"in/{k}.TXT").write_text(CAPTIONS[k])
+    assert data.main(["--check", str(tmp_path / "in")])["items"] == 3
+    packed(tmp_path / "a.zip", files_of(tmp_path / "in") | {"__MACOSX/._0.TXT": b"junk", "._0.JPG": b"junk"}).rename(tmp_path / "SET.ZIP")
+    assert data.main(["--check", str(tmp_path / "SET.ZIP")])["items"] == 3
+    for name in (".ipynb_checkpoints/set-checkpoint.json", "SET.JSON"):
+        (tmp_path / "in" / name).write_text(json.dumps([llava(0, image="0.JPG")]))
+    assert data.main(["--check", str(tmp_path / "in")])["format"] == "llava"
+
+
 @pytest.mark.parametrize("archive", [False, True])
 def test_a_video_is_shown_from_beginning_to_end(tmp_path, archive):
     film((tmp_path / "v.mp4"), 20)
@@ -281,6 +333,8 @@ PROBLEMS = {
     "a point outside": (bare('{"point_2d": [3, 31]}'), "says point_2d [3.0, 31.0]"),
     "duplicate": (llava(0) | {"id": "other"}, "is an earlier item again, word for word"),
     "split": (llava(1) | {"split": "holdout"}, "says split 'holdout'; known: train, val, test"),
+    "picture in an answer": (bare("<image>", conversations=[{"from": "human", "value": "Draw."}, {"from": "gpt", "value": "<image>"}]), "has <image> in answer 1; models here answer in words"),
+    "no words in a part": (qwen(1) | {"messages": [qwen(1)["messages"][0], {"role": "assistant", "content": [{"text": "b"}, {"type": "text"}]}]}, "turn 2 has a part that is no text"),
     "no mapping": ("a string", "is 'a string', not a mapping"),
     "part": ({"messages": [{"role": "user", "content": [{"image": "images/1.jpg"}, {"type": "audio"}]}, {"role": "assistant", "content": "b"}]}, "turn 1 has a part that is no text, image or video"),
 }
@@ -363,7 +417,8 @@ def replaced(x, odd):
 def test_nothing_that_json_can_hold_makes_it_stumble(tmp_path, capsys):
     folder = pictures(tmp_path)
     odd = [None, 0, True, 1.5, "", "x", "\ud800", "data:image/png;base64,?", "a" * 5000, "a\0b", [], [[]], {}, [{}], {"url": 1}, [None], ["images/0.jpg"], '{"bbox_2d": [1, 2, "x"]}', "<image>"]
-    worlds = [llava(1), qwen(1), qwen(1)["messages"], {"file_name": "images/1.jpg", "text": "a", "split": "train", "system": "s"}, say(("human", "<video>"), ("gpt", "b"), video=["a.mp4"])]
+    worlds = [llava(1), qwen(1), qwen(1)["messages"], {"file_name": "images/1.jpg", "text": "a", "split": "train", "system": "s"}, say(("human", "<video>"), ("gpt", "b"), video=["a.mp4"]),
+              say(("human", "<image>\nA?"), ("gpt", "b"), ("human", "C?"), ("gpt", "d")), {"images": [{"path": "images/1.jpg", "bytes": None}], "caption": "e"}]
     entries = [entry for world in worlds for entry in [world, *replaced(world, odd)]]
     checked(capsys, "--check", written(folder / "set.jsonl", entries))
     index = data.main(["sets", "--root", str(folder / "set.jsonl"), "--skip-bad", "--out", str(tmp_path / "out")])
@@ -388,6 +443,26 @@ def test_shards_of_a_webdataset_are_read_one_after_the_other(tmp_path):
     index = data.main(["sets", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     assert index["items"] == 12 and index["test"] == 4 and index["train"] + index["val"] == 8
     assert [i["text"] for i in load_items(tmp_path / "out")[0]][:2] == ["test-0 0", "test-0 1"]
+    for part in ("train-0", "train-1"):
+        (tmp_path / f"in/{part}_stats.json").write_text('{"count": 4}')  # img2dataset counts its shards
+    assert data.main(["--check", str(tmp_path / "in")])["items"] == 12
+
+
+def test_names_with_dots_that_fall_together_are_a_problem(tmp_path, capsys):
+    packed(tmp_path / "set.tar", {f"shot-1.{k}.{e}": x for k in range(2) for e, x in (("jpg", jpeg(k)), ("txt", b"a"))})
+    assert checked(capsys, "--check", tmp_path / "set.tar")[0].startswith("set.tar: shot-1: has its words twice, at last in shot-1.1.txt; what is alike up to the first dot is one item")
+    packed(tmp_path / "set.tar", {"1.left.jpg": jpeg(0), "1.right.jpg": jpeg(1), "1.json": b'{"caption": "two"}', "1.cls": b"3"})
+    data.main(["sets", "--root", str(tmp_path / "set.tar"), "--out", str(tmp_path / "out")])
+    assert [bytes(x.numpy()) for x in load_items(tmp_path / "out")[0][0]["album"]] == [jpeg(0), jpeg(1)]
+
+
+def test_a_remedy_is_named_for_paths_that_begin_elsewhere(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    root = written(tmp_path / "in/set.json", [llava(0), llava(1) | {"id": "a\nb"}])
+    lines = checked(capsys, "--check", root)
+    assert lines[-1].endswith("mend them, or give --media the folder or archive in which their paths begin") and lines[1].startswith("set.json: a b (entry 1): ") and len(lines) == 3
+    assert data.main(["--check", str(root), "--media", str(pictures(tmp_path / "there"))])["items"] == 2
+    assert data.main(["--check", str(root), "--media", str(packed(tmp_path / "there.zip", files_of(tmp_path / "there")))])["items"] == 2
 
 
 @pytest.mark.parametrize("make, said", [
@@ -395,6 +470,7 @@ def test_shards_of_a_webdataset_are_read_one_after_the_other(tmp_path):
     (lambda f: (f / "notes.txt").write_text("hello\n") and f / "notes.txt", "line 2 of notes.txt|notes.txt is empty|has the fields"),
     (lambda f: written(f / "set.json", [{"path": "a", "words": "b"}]), "entry 0 of set.json has the fields path, words"),
     (lambda f: written(f / "set.json", []), "set.json is empty"),
+    (lambda f: (f / "set.json").write_text(json.dumps({"version": 1, "data": [llava(0)]}, indent=1)) and f / "set.json", "entry 0 of set.json has the fields version, data"),
     (lambda f: pictures(f), "holds no set but 6 .jpg"),
     (lambda f: f / "gone.json", "does not exist"),
     (lambda f: (f / "set.tar").write_bytes(b"junk" * 999) and f / "set.tar", "cannot be read as an archive"),
