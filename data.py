@@ -31,8 +31,8 @@ Writes shards `00000.pt` ... of at most 64 items, `ids.jsonl` ([id, source] a li
     mask           uint8 [H,W] or [T,H,W]: 0 background, i the i-th object
     text, turns    a caption; [question, answer] pairs
     chat, system   (sets) True where the turns are one conversation, each after those before it (else each is a question of its own); what the system says first
-    album          (sets) several pictures, as `encoded`; `width`, `height` and boxes named in answers ({"bbox_2d": [x1, y1, x2, y2]}, pixels) are of the first. Questions hold `<image>` or
-                   `<video>` at their places only where these do not simply stand first
+    album          (sets) several pictures, as `encoded`; `width` and `height` are of the first. Questions hold `<image>` or `<video>` at their places only where these do not simply stand first;
+                   boxes in words ({"bbox_2d": [x1, y1, x2, y2]}, pixels) are of the only picture that their question shows, or if it shows none the only one shown before (spoken_of)
     repeat         (clips) the scene, of which there is another take: how unlike two of them are is what nothing can be better than
     action, template           (clips) what is done, one of a set: a label, a template of Something-Something, or of `moving` the direction
     direction, speed, camera   (moving) one of 8 directions or "still"; pixels a frame; background pixels a frame (dx, dy)
@@ -118,6 +118,7 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 MARK = "(?:<image>|<video>)"
 SIDED = re.compile(r"(?<![a-z])(left|right|clockwise|counterclockwise|anticlockwise)", re.I)
 SITED = re.compile(r"\b(top|bottom|upper|lower|middle|cent(er|re)|corner|edge)", re.I)
+LOOSE = re.compile(r"[\[(]\s*-?\d*\.?\d+\s*,\s*-?\d*\.?\d|<\W?(box|bbox|loc|point|quad)", re.I)  # places in any other form
 PLACED = re.compile(r'("(bbox_2d|point_2d)"\s*:\s*\[)([^\[\]]*)(\])')
 
 
@@ -1356,14 +1357,30 @@ def near_duplicates(hashes, most=7):
     return [(rows[k][:2], rows[j][:2]) for k, j in sorted(pairs)]
 
 
-def numbers_in(words):
-    """The boxes and points that words name, as lists of floats: {"bbox_2d": [x1, y1, x2, y2]} and {"point_2d": [x, y]}; what is no number is nan."""
+def numbers_of(match):
+    """What PLACED found as floats; what is no number is nan. Where none is one ([x1, y1, x2, y2], or nothing) it is no box but a form to fill in: []."""
     def number(x):
         try:
             return float(x)
         except ValueError:
             return math.nan
-    return [(m[2], [number(x) for x in m[3].split(",")]) for m in PLACED.finditer(words)]
+    found = [number(x) for x in match[3].split(",")]
+    return [] if all(map(math.isnan, found)) else found
+
+
+def numbers_in(words):
+    """The boxes and points that words name: {"bbox_2d": [x1, y1, x2, y2]} and {"point_2d": [x, y]}."""
+    return [(m[2], numbers) for m in PLACED.finditer(words) if (numbers := numbers_of(m))]
+
+
+def spoken_of(turns, count):
+    """For each turn the number, below `count`, of the picture that its boxes are of: the only one that its question shows, or if it shows none the only one shown before. None: who knows."""
+    shown, found = 0 if any("<image>" in question for question, _ in turns) else count, []
+    for question, _ in turns:
+        first = shown if "<image>" in question else 0
+        shown += question.count("<image>")
+        found.append(first if shown - first == 1 and shown <= count else None)
+    return found
 
 
 def whole_video(path, frames, size, max_side):
@@ -1448,26 +1465,31 @@ def set_items(entries, how, notes):
         if part_said := fields.get("split"):
             part = SPLITS.get(str(part_said).lower())
             problems += [] if part else [("split", f"says split {part_said!r}; known: train, val, test")]
-        twin = next((first[x[4]] for x in shows if x[4] in first), (name, part, None))
-        if twin[1] != part:
-            problems.append(("split", f"shows what {twin[0]} shows, which is in {twin[1] or 'no split'}, and this in {part or 'no split'}"))
-        if len(shows) == 1:
-            width, height = shows[0][1]
-            problems += [("box", f"says {kind} {numbers}, which does not lie inside {width}x{height}") for kind, numbers in numbers_in(" ".join(sum(turns, []))) if not inside(numbers, width, height)]
+        twins = {split_of(t[2]): t for t in (first[x[4]] for x in shows if x[4] in first)}  # one of each split, of all that show one of these pictures
+        problems += [("split", f"shows what {t[0]} shows, which is in {t[1] or 'no split'}, and this in {part or 'no split'}") for t in twins.values() if t[1] != part]
+        if len(twins) > 1 and all(t[1] == part for t in twins.values()):
+            problems.append(("split", "shows what " + " and what ".join(f"{t[0]} shows, which fell to {s}" for s, t in twins.items()) + ": say a split for them"))
+        sizes = [x[1] for x in shows]
+        for turn, number in zip(turns, spoken_of(turns, len(sizes)), strict=True) if len(sizes) == len(media) > 0 else ():
+            width, height = sizes[number or 0]
+            for kind, numbers in numbers_in(" ".join(turn)):
+                if number is None and len(set(sizes)) > 1:
+                    problems.append(("box", f"says {kind} {numbers}, and of which of its pictures cannot be known; ask of each in a turn of its own, or give them one size"))
+                elif not inside(numbers, width, height):
+                    problems.append(("box", f"says {kind} {numbers}, which does not lie inside {width}x{height} pixels"))
         soft += [("turned", f"{reference} is not stored upright, turned by {x[3]} degrees to the right") for (_, reference), x in zip(media, shows, strict=False) if x[3]]
         notes += [(label, *x) for x in soft + problems]
         bad = bad or bool(problems)
         if problems or bad and not (how.skip_bad or how.check):
             continue
-        source = twin[2]
+        source = next(iter(twins.values()))[2] if twins else None
         if source is None:
-            if part == "train and val":
-                part = "val" if int(digest(name.encode()), 16) % 100 < 25 else "train"
-            source = f"{part}:{name}" if part else name
-        for x in shows:
-            first.setdefault(x[4], (name, twin[1], source))
+            fell = ("val" if int(digest(name.encode()), 16) % 100 < 25 else "train") if part == "train and val" else part
+            source = f"{fell}:{name}" if fell else name
+        for k, x in enumerate(shows, 1):
+            first.setdefault(x[4], (name, part, source))
             if x[2]:  # a picture of one value is like any other
-                hashes.setdefault(split_of(source), {}).setdefault(x[2], label)
+                hashes.setdefault(split_of(source), {}).setdefault(x[2], label if len(shows) == 1 else f"{label}, picture {k}")
         shown_as = {"frames": shows[0][0]} if media[0][0] == "video" else {"encoded": shows[0][0]} if len(shows) == 1 else {"album": [x[0] for x in shows]}
         more = {k: v for k, v in (("chat", len(turns) > 1), ("system", system), ("text", caption)) if v}
         yield {"id": name if ids[name] == 1 else f"{name}#{ids[name]}", "source": source, "width": shows[0][1][0], "height": shows[0][1][1], **shown_as, "turns": turns, **more}
@@ -1546,13 +1568,16 @@ def listed(notes, most=20):
 def changed(item, flip, crop, jitter, rng):
     """A copy of an item, mirrored, cropped to a window that holds every box (each side at least the fraction `crop`) and in other light; its boxes, also those in its words, move with it.
 
-    Not mirrored is what says left or right, not cropped what says any place, neither an album with boxes in its words; of an album only the first picture is cropped. None if nothing is changed.
+    Not mirrored is what says left or right, boxes in another form than ours or of who knows which picture of an album; not cropped is what says any place, nor an album with boxes, and of
+    one without only the first picture is. None if nothing is changed.
     """
     from PIL import Image, ImageEnhance
     width, height, words = item["width"], item["height"], [w for turn in item.get("turns", ()) for w in turn]
     said = " ".join(filter(None, [*words, *item.get("labels", ()), item.get("text"), item.get("system")]))
-    fixed = "album" in item and PLACED.search(said)
-    flip, crop = flip and not (fixed or SIDED.search(said)), crop if not (fixed or SIDED.search(said) or SITED.search(said)) else None
+    owners = spoken_of(item.get("turns", ()), len(item.get("album", "1")))
+    sided = (SIDED.search(said) or LOOSE.search(PLACED.sub("", said))
+             or "album" in item and any(number is None and numbers_in(" ".join(turn)) for turn, number in zip(item["turns"], owners, strict=True)))
+    flip, crop = flip and not sided, crop if not (sided or SITED.search(said) or "album" in item and PLACED.search(said)) else None
     if not (flip or crop or jitter):
         return None
     boxes = [*item.get("boxes", torch.zeros(0, 4)).tolist(), *(numbers for _, numbers in numbers_in(" ".join(words)))]
@@ -1577,12 +1602,13 @@ def changed(item, flip, crop, jitter, rng):
         seen(image.convert("RGB"), window).save(file, **({"format": "JPEG", "quality": 95} if image.format == "JPEG" else {"format": "PNG"}))
         return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
-    def moved(numbers):
-        x, y = [window[2] - v if flip else v - window[0] for v in numbers[::2]], [v - window[1] for v in numbers[1::2]]
+    def moved(numbers, right=window[2]):
+        x, y = [right - v if flip else v - window[0] for v in numbers[::2]], [v - window[1] for v in numbers[1::2]]
         return [v for point in zip(sorted(x), y, strict=True) for v in point]
 
-    def told(words):
-        return PLACED.sub(lambda m: m[1] + ", ".join(f"{round(v, 2):.9g}" for v in moved([float(x) for x in m[3].split(",")])) + m[4], words)
+    def told(words, number):
+        right = Image.open(io.BytesIO(item["album"][number].numpy().tobytes())).width if number else window[2]
+        return PLACED.sub(lambda m: m[1] + ", ".join(f"{round(v, 2):.9g}" for v in moved(x, right)) + m[4] if (x := numbers_of(m)) else m[0], words)
 
     new = item | {"id": f"{item['id']}~", "width": window[2] - window[0], "height": window[3] - window[1]}
     if "frames" in item:
@@ -1596,7 +1622,8 @@ def changed(item, flip, crop, jitter, rng):
     if "boxes" in item:
         new["boxes"] = torch.tensor([moved(b) for b in item["boxes"].tolist()], dtype=torch.float32).reshape(-1, 4)
     if words:
-        new["turns"] = [[told(w) for w in turn] for turn in item["turns"]]
+        new["turns"] = [[told(w, number) for w in turn] for turn, number in zip(item["turns"], owners, strict=True)]
+        new |= {"text": new["turns"][0][1]} if "text" in item else {}
     return new
 
 
@@ -1963,7 +1990,8 @@ def preview(items, path, columns=8, rows=5, tile=160):
         if worded:
             words = "\n".join(textwrap.fill(words, tile // 6) for turn in item["turns"] for words in (f"Q: {turn[0]}", f"A: {turn[1]}"))
             ImageDraw.Draw(sheet).text((at[0] + 3, at[1] + tile + 2), "\n".join(words.split("\n")[:6]), fill="black")
-            said = [numbers for kind, numbers in numbers_in(" ".join(answer for _, answer in item["turns"])) if kind == "bbox_2d"]
+            firsts = [answer for (_, answer), number in zip(item["turns"], spoken_of(item["turns"], len(item.get("album", "1"))), strict=True) if not number]
+            said = [numbers for kind, numbers in numbers_in(" ".join(firsts)) if kind == "bbox_2d"]
             found, names = torch.tensor(said).reshape(-1, 4), [""] * len(said)
         else:
             found, names = item.get("boxes", torch.zeros(0, 4)), item.get("names", item.get("labels", []))

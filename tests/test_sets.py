@@ -651,6 +651,22 @@ def test_a_picture_that_is_nearly_in_another_split_is_listed(tmp_path, capsys, t
     assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out")])["near"] == bool(twin)
 
 
+def test_every_picture_of_an_album_is_compared_with_those_of_other_splits(tmp_path, capsys):
+    folder = photographs(tmp_path / "in")
+    Image.open(folder / "images/2.jpg").resize((120, 90)).save(folder / "images/9.jpg")
+
+    def album(a, b, split):
+        return say(("human", "<image><image>\nSame?"), ("gpt", f"{a} {b}"), image=[f"images/{a}.jpg", f"images/{b}.jpg"], id=f"{a}{b}", split=split)
+    root = written(folder / "set.jsonl", [album(0, 1, "train"), album(2, 3, "train"), album(4, 5, "test"), album(9, 6, "test"), album(7, 1, "test"), album(0, 4, "train")])
+    *lines, last = checked(capsys, "--check", root)
+    assert lines == ["set.jsonl: 71 (line 5): shows what 01 shows, which is in train, and this in test", "set.jsonl: 04 (line 6): shows what 45 shows, which is in test, and this in train",
+                     "set.jsonl: 96 (line 4), picture 1: is in test, and nearly the same picture in train: set.jsonl: 23 (line 2), picture 1"]
+    root = written(folder / "set.jsonl", [album(k, k + 1, None) for k in range(0, 8, 2)] + [album(k, 0, None) for k in (2, 4, 6)])
+    fell = {f"{k}{k + 1}": split_of(f"{k}{k + 1}") for k in range(0, 8, 2)}
+    lines = checked(capsys, "--check", root)[:-1]
+    assert len(lines) == sum(fell[f"{k}{k + 1}"] != fell["01"] for k in (2, 4, 6)) > 0 and lines[0].endswith(f"shows, which fell to {fell['01']}: say a split for them"), lines
+
+
 def test_pictures_of_one_value_are_nobodys_duplicates(tmp_path):
     folder = pictures(tmp_path / "in")
     for k in range(2):
@@ -769,6 +785,40 @@ def test_clips_and_albums_are_changed_as_one(tmp_path):
     assert (items["clip~"]["frames"] == items["clip"]["frames"].flip(2)).all() and set(items) == {"clip", "clip~", "album", "album~", "boxed"}
     a, b = (frames_of(items[name], 30).float() for name in ("album", "album~"))
     assert (a.flip(2) - b).abs().mean() < 4 < (a - b).abs().mean()
+
+
+def album_of_two(folder, boxes, split="train"):
+    """Two pictures of two sizes, a red rectangle in each; asked of each in a turn of its own."""
+    rectangle(folder / "a.png", boxes[0])
+    rectangle(folder / "b.png", boxes[1], (100, 48))
+    talk = [{"from": f, "value": v} for f, v in (("human", "<image>\nWhere?"), ("gpt", json.dumps({"bbox_2d": boxes[0]})), ("human", "And here? <image>"), ("gpt", json.dumps({"bbox_2d": boxes[1]})))]
+    return {"id": "two", "split": split, "image": ["a.png", "b.png"], "conversations": talk}
+
+
+def test_boxes_of_an_album_are_of_the_picture_that_their_question_shows(tmp_path, capsys):
+    boxes = [[4, 5, 20, 30], [70, 8, 100, 40]]  # the second lies outside the first picture
+    root = written(tmp_path / "set.jsonl", [album_of_two(tmp_path, boxes)])
+    data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--flip", "--crop", "0.5", "--preview"])
+    items = load_items(tmp_path / "out")[0]
+    said = [json.loads(answer)["bbox_2d"] for _, answer in items[1]["turns"]]
+    assert [i["id"] for i in items] == ["two", "two~"] and said == [[44, 5, 60, 30], [0, 8, 30, 40]]
+    assert [where_red(frames_of({"encoded": x})[0].numpy()) for x in items[1]["album"]] == said
+    entry = album_of_two(tmp_path, [boxes[0], [70, 8, 101, 40]])
+    assert checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]))[0].endswith("says bbox_2d [70.0, 8.0, 101.0, 40.0], which does not lie inside 100x48 pixels")
+    entry["conversations"] += [{"from": "human", "value": "And in the first?"}, {"from": "gpt", "value": '{"bbox_2d": [4, 5, 20, 30]}'}]
+    assert "says bbox_2d [4.0, 5.0, 20.0, 30.0], and of which of its pictures cannot be known" in checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]))[1]
+    rectangle(tmp_path / "b.png", [70, 8, 90, 40])  # as large as the first: it fits either
+    assert "does not lie inside 64x48" in checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]))[0]
+    entry["conversations"][3]["value"] = '{"bbox_2d": [4, 5, 20, 31]}'
+    assert data.main(["sets", "--root", str(written(tmp_path / "set.jsonl", [entry])), "--out", str(tmp_path / "same"), "--flip"])["items"] == 1  # but is not mirrored
+
+
+@pytest.mark.parametrize("answer, copies", [("[0.1, 0.2, 0.5, 0.9]", 1), ("<|box_start|>(221,423),(569,886)<|box_end|>", 1), ("{'bbox_2d': [1, 2, 3, 4]}", 1), ("at <point x=\"3\" y=\"4\"/>", 1),
+                                            ("two [sic], 1, 2", 2), ('I would say {"bbox_2d": []}', 2)])
+def test_boxes_in_a_form_that_is_not_known_stay_where_they_are(tmp_path, answer, copies):
+    ask = '<image>\nWhere? Say {"bbox_2d": [x1, y1, x2, y2]}.'
+    items, _ = build(tmp_path, [llava(0, ask) | {"split": "train", "conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]}], "--flip", "--crop", "0.5")
+    assert len(items) == copies and items[-1]["turns"] == [[ask[8:], answer]]
 
 
 def test_changed_copies_are_refused_where_there_are_none(tmp_path, refused):
