@@ -971,9 +971,9 @@ class Modest(tarfile.TarInfo):
 def unpacked(path, max_bytes):
     """(names, read) of a .tar (also compressed) or .zip: the names of its files, and their bytes by name. Nothing is ever written under a name that the archive chose.
 
-    First all of it is looked at: what climbs out, is no plain file or is there twice is listed, and such an archive, or one that expands beyond max_bytes, refused.
+    First all of it is looked at: what climbs out, is no plain file or is there twice is listed, and such an archive, or one that expands beyond max_bytes or what any honest one would, refused.
     """
-    names, problems, total = {}, [], 0
+    names, problems, total, honest = {}, [], 0, max(2**30, 200 * path.stat().st_size)  # pictures hardly shrink, and words to a tenth
 
     def admit(name, size, odd, where):
         nonlocal total
@@ -982,6 +982,8 @@ def unpacked(path, max_bytes):
                   else "is there twice" if where and os.path.normpath(name) in names else None)
         if total > max_bytes:
             refuse(f"{path} expands beyond --max-bytes {max_bytes} ({name!r} makes it {total}); if it can be trusted, allow more")
+        if total > honest:
+            refuse(f"{path} expands to more than 200 times its size ({name!r} makes it {total}); if it can be trusted, unpack it and give the folder")
         if reason:
             problems.append((f"{path}: {name}", "archive", reason))
         elif where:
@@ -991,7 +993,9 @@ def unpacked(path, max_bytes):
         if zipfile.is_zipfile(path):
             file = zipfile.ZipFile(path)
             for m in file.infolist():
-                admit(m.filename, m.file_size, "a link" if stat.S_ISLNK(m.external_attr >> 16) else "encrypted" if m.flag_bits & 1 else None, None if m.is_dir() else m)
+                kind = stat.S_IFMT(m.external_attr >> 16)
+                odd = "a link" if kind == stat.S_IFLNK else "a device" if kind not in (0, stat.S_IFREG, stat.S_IFDIR) else "encrypted" if m.flag_bits & 1 else None
+                admit(m.filename, m.file_size, odd, None if m.is_dir() else m)
         else:
             with tarfile.open(path, "r|*", tarinfo=Modest) as tar:
                 end = 0

@@ -548,6 +548,9 @@ HOSTILE = {
     "zip drive": (lambda p: zip_of(p / "a.zip", "C:\\evil.jpg"), "has an absolute path"),
     "zip link": (lambda p: zip_of(p / "a.zip", "images/1.jpg", b"/etc/passwd", 0o120777), "is a link, not a file"),
     "zip expands": (lambda p: zip_of(p / "a.zip", "images/1.jpg", bytes(10**7)), "expands beyond --max-bytes 1000000"),
+    "zip pipe": (lambda p: zip_of(p / "a.zip", "images/1.jpg", mode=0o010666), "is a device, not a file"),
+    "zip twice": (lambda p: zip_of(p / "a.zip", "./images/0.jpg"), "is there twice"),
+    "zip cut short": (lambda p: (p / "a.zip").write_bytes(zip_of(p / "b.zip", "x.jpg").read_bytes()[:-30]) and p / "a.zip", "cannot be read as an archive"),
     "cut short": (lambda p: tar_of(p / "b.tar.gz", content=np.random.default_rng(0).bytes(9000)) and (p / "a.tar.gz").write_bytes((p / "b.tar.gz").read_bytes()[:-4000]) and p / "a.tar.gz",
                   "cannot be read as an archive"),
 }
@@ -578,6 +581,30 @@ def test_a_hostile_archive_is_refused_and_nothing_is_written(tmp_path, capsys, n
     lines = checked(capsys, "sets", "--root", root, "--out", tmp_path / "out", "--max-bytes", 10**6, *flags)
     assert said in "\n".join(lines) and sorted(tmp_path.rglob("*")) == before
     assert said in "\n".join(checked(capsys, "--check", root, "--max-bytes", 10**6)) and not Path("/tmp/evil.jpg").exists()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_what_expands_as_no_honest_archive_does_is_refused_under_any_max_bytes(tmp_path, capsys, name):
+    if name == "a.zip":
+        path, size = zip_of(tmp_path / name, "images/1.jpg"), (2**31).to_bytes(4, "little")
+        content = bytearray(path.read_bytes())
+        at = content.rindex(b"PK\1\2") + 24  # what the last of the directory says is its size
+        content[at:at + 4] = size
+        path.write_bytes(content)
+    else:
+        path = tmp_path / name
+        with tarfile.open(path, "w:gz") as file:
+            member = tarfile.TarInfo("images/1.jpg")
+            member.size = 2**31
+            file.fileobj.write(member.tobuf())
+    assert "expands to more than 200 times its size ('images/1.jpg' makes it 21474" in checked(capsys, "--check", path)[-1]
+
+
+def test_names_that_differ_in_case_alone_are_two(tmp_path):
+    files = {"A.jpg": jpeg(0), "A.txt": b"big", "a.jpg": jpeg(1), "a.txt": b"small"}
+    for root in (packed(tmp_path / "a.zip", files), packed(tmp_path / "a.tar", files)):
+        data.main(["sets", "--root", str(root), "--out", str(tmp_path / root.name[2:])])
+        assert [(i["id"], i["text"], bytes(i["encoded"].numpy())) for i in load_items(tmp_path / root.name[2:])[0]] == [("A", "big", jpeg(0)), ("a", "small", jpeg(1))]
 
 
 def test_of_an_archive_only_names_and_places_are_kept(tmp_path):
