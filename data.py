@@ -959,6 +959,10 @@ def write_clips(out, rows, frames, fps, size, skip_bad, meta):
 
 # ---------------------------------------------------------------- sets with words: LLaVA, Qwen, CLIP, webdataset, imagefolder
 
+# What tarfile, zipfile and the decompressors raise; ValueError for a sparse file's map, RuntimeError for header on header and for what is not implemented
+BROKEN = (OSError, EOFError, ValueError, OverflowError, RuntimeError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+
+
 class Modest(tarfile.TarInfo):
     """A header of a tar. tarfile reads those that extend it (long names, pax) into memory whole: a large one is refused."""
 
@@ -1017,7 +1021,7 @@ def unpacked(path, max_bytes):
                     file.flush()
             if not problems and os.pread(file.fileno(), 512, end) != bytes(512):
                 raise EOFError("it ends before its end")
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as e:
+    except BROKEN as e:
         refuse(f"{path} cannot be read as an archive ({' '.join(str(e).split())}); fetch it again, or if it is one compressed file, unpack it")
     if problems:
         listed(problems)
@@ -1028,7 +1032,7 @@ def unpacked(path, max_bytes):
             return file.read(names[name]) if isinstance(file, zipfile.ZipFile) else os.pread(file.fileno(), names[name][1], names[name][0])
         except KeyError:
             raise Unusable("missing", f"is not in {path.name}") from None
-        except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError) as e:
+        except BROKEN as e:
             raise Unusable("broken", f"cannot be unpacked ({e})") from e
 
     return list(names), read

@@ -520,6 +520,23 @@ def zip_of(path, name, content=b"x", mode=None, **more):
     return path
 
 
+def pax_of(path, headers):
+    """A tar whose one file has these in its extended header."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
+        member = tarfile.TarInfo("images/1.jpg")
+        member.size, member.pax_headers = 9, headers
+        file.addfile(member, io.BytesIO(b"not a map"))
+    return path
+
+
+def headers(path, n):
+    """A tar that is one extended header after the other."""
+    header = tarfile.TarInfo("x")
+    header.type = tarfile.XHDTYPE
+    path.write_bytes(header.tobuf() * n)
+    return path
+
+
 def pax_bomb(path):
     header = tarfile.TarInfo("bomb")
     header.type, header.size = tarfile.XHDTYPE, 2**24
@@ -542,6 +559,9 @@ HOSTILE = {
     "expands": (lambda p: tar_of(p / "a.tar.gz", "images/1.jpg", content=bytes(10**7)), "expands beyond --max-bytes 1000000 ('images/1.jpg' makes it 1000"),
     "expands in many files": (lambda p: tar_of(p / "a.tar.gz", more=[(f"images/{k}.png", bytes(10**5)) for k in range(12)]), "expands beyond --max-bytes 1000000"),
     "long header": (lambda p: pax_bomb(p / "a.tar.gz"), "a header of 16,777,216 bytes"),
+    "a sparse file's map": (lambda p: pax_of(p / "a.tar", {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "cannot be read as an archive (not enough values"),
+    "header on header": (lambda p: headers(p / "a.tar", 2000), "cannot be read as an archive (maximum recursion depth"),
+    "a header's other name": (lambda p: pax_of(p / "a.tar", {"path": "../out/evil.jpg"}), "climbs out of the archive"),
     "zip climbs": (lambda p: zip_of(p / "a.zip", "../out/evil.jpg"), "climbs out"),
     "zip climbs as on Windows": (lambda p: zip_of(p / "a.zip", "..\\out\\evil.jpg"), "climbs out"),
     "zip absolute": (lambda p: zip_of(p / "a.zip", "/tmp/evil.jpg"), "has an absolute path"),
