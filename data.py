@@ -113,7 +113,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 PARTS = ("text", "image", "image_url", "video", "video_url")  # of what is said, where that is a list
 PICTURES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")  # fields of an entry
 VIDEOS, CAPTIONS = ("video", "videos"), ("text", "caption", "title")
-ENDINGS = dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"), "images") | dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov"), "videos")
+ENDINGS = dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"), "images") | dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg"), "videos")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "testing": "test"}
 MARK = "(?:<image>|<video>)"
 SIDED = re.compile(r"(?<![a-z])(left|right|clockwise|counterclockwise|anticlockwise)", re.I)
@@ -1046,7 +1046,7 @@ def read_from(folder, max_bytes):
             raise Unusable("missing", "is on the network; fetch it first")
         try:
             if not path.is_file():
-                raise Unusable("missing", f"is not there ({path})")
+                raise Unusable("missing", f"is {'a folder' if path.is_dir() else 'not there'} ({path})")
             if path.stat().st_size > max_bytes:
                 raise Unusable("large", f"has {path.stat().st_size} bytes, and --max-bytes is {max_bytes}")
             return path.read_bytes()
@@ -1303,6 +1303,8 @@ def normal(entry, question):
             problems.append(("placeholder", f"has {marks} <{kind}> for {there} {plural if there != 1 else plural[:-1]}"))
         elif number := next((n for n, (_, answer) in enumerate(turns, 1) if f"<{kind}>" in answer), None):
             problems.append(("placeholder", f"has <{kind}> in answer {number}; models here answer in words"))
+    if other := re.search("<(audio|bbox|ref-object)>", every):
+        problems.append(("placeholder", f"has {other[0]}, and what belongs there is not read; write it out in words or leave the item out"))
     kinds = [k for k, _ in media]
     if kinds.count("video") > 1 or len(set(kinds)) > 1 or not kinds:
         problems.append(("media", f"has {kinds.count('image')} pictures and {kinds.count('video')} videos; an item shows pictures or one video"))
