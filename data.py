@@ -959,6 +959,11 @@ def write_clips(out, rows, frames, fps, size, skip_bad, meta):
 
 # ---------------------------------------------------------------- sets with words: LLaVA, Qwen, CLIP, webdataset, imagefolder
 
+def hidden(name):
+    """Is a file one of those that file managers, notebooks and downloads leave?"""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
 # What tarfile, zipfile and the decompressors raise; ValueError for a sparse file's map, RuntimeError for header on header and for what is not implemented
 BROKEN = (OSError, EOFError, ValueError, OverflowError, RuntimeError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 
@@ -990,7 +995,7 @@ def unpacked(path, max_bytes):
             refuse(f"{path} expands to more than 200 times its size ({name!r} makes it {total}); if it can be trusted, unpack it and give the folder")
         if reason:
             problems.append((f"{path}: {name}", "archive", reason))
-        elif where:
+        elif where and not hidden(name):
             names[os.path.normpath(name)] = where
 
     try:
@@ -1153,9 +1158,8 @@ def find_set(root, form, media, max_bytes):
     if packed := root.is_file() and root.name.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")):
         names, fetch = unpacked(root, max_bytes)
     else:
-        names, fetch = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root.name], read_from(place, max_bytes)
-    if packed or root.is_dir():  # what file managers, notebooks and downloads leave is not read
-        names = [n for n in names if not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(n).parts)]
+        found = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+        names, fetch = [n for n in found if not hidden(n)] if root.is_dir() else [root.name], read_from(place, max_bytes)
     given = media and (unpacked(Path(media), max_bytes)[1] if Path(media).is_file() else read_from(Path(media), max_bytes))
 
     def opened(name):

@@ -209,6 +209,9 @@ def test_names_in_capitals_are_read_and_what_tools_leave_is_not(tmp_path):
     assert data.main(["--check", str(tmp_path / "in")])["items"] == 3
     packed(tmp_path / "a.zip", files_of(tmp_path / "in") | {"__MACOSX/._0.TXT": b"junk", "._0.JPG": b"junk"}).rename(tmp_path / "SET.ZIP")
     assert data.main(["--check", str(tmp_path / "SET.ZIP")])["items"] == 3
+    (tmp_path / "shards").mkdir()
+    packed(tmp_path / "shards/0.tar", {"a.jpg": jpeg(0), "a.txt": b"a", "._a.jpg": b"junk", "._a.txt": b"junk"})
+    assert data.main(["--check", str(tmp_path / "shards")])["items"] == 1
     for name in (".ipynb_checkpoints/set-checkpoint.json", "SET.JSON"):
         (tmp_path / "in" / name).write_text(json.dumps([llava(0, image="0.JPG")]))
     assert data.main(["--check", str(tmp_path / "in")])["format"] == "llava"
