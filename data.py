@@ -961,7 +961,7 @@ def write_clips(out, rows, frames, fps, size, skip_bad, meta):
 
 def hidden(name):
     """Is a file one of those that file managers, notebooks and downloads leave?"""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    return any(part[:1] == "." != part or part == "__MACOSX" for part in name.split("/"))  # pathlib would intern each part
 
 
 # What tarfile, zipfile and the decompressors raise; ValueError for a sparse file's map, RuntimeError for header on header and for what is not implemented
