@@ -31,8 +31,8 @@ Writes shards `00000.pt` ... of at most 64 items, `ids.jsonl` ([id, source] a li
     mask           uint8 [H,W] or [T,H,W]: 0 background, i the i-th object
     text, turns    a caption; [question, answer] pairs
     chat, system   (sets) True where the turns are one conversation, each after those before it (else each is a question of its own); what the system says first
-    album          (sets) several pictures, as `encoded`; `width`, `height` and boxes named in answers ({"bbox_2d": [x1, y1, x2, y2]}, pixels) are of the first. Questions hold `<image>` or
-                   `<video>` at their places only where these do not simply stand first
+    album          (sets) several pictures, as `encoded`; `width` and `height` are of the first. Questions hold `<image>` or `<video>` at their places only where these do not simply stand first;
+                   boxes in words ({"bbox_2d": [x1, y1, x2, y2]}, pixels) are of the only picture that their question shows, or if it shows none the only one shown before (spoken_of)
     repeat         (clips) the scene, of which there is another take: how unlike two of them are is what nothing can be better than
     action, template           (clips) what is done, one of a set: a label, a template of Something-Something, or of `moving` the direction
     direction, speed, camera   (moving) one of 8 directions or "still"; pixels a frame; background pixels a frame (dx, dy)
@@ -110,13 +110,15 @@ DIRECTIONS = {"right": (1, 0), "down right": (1, 1), "down": (0, 1), "down left"
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field",
                "immunohistochemistry", "moon", "rocket", "colorwheel", "horse", "page", "text")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}  # who speaks, as LLaVA and as Qwen say it
-PICTURES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")  # fields of an entry, in the order they are looked for
+PARTS = ("text", "image", "image_url", "video", "video_url")  # of what is said, where that is a list
+PICTURES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")  # fields of an entry
 VIDEOS, CAPTIONS = ("video", "videos"), ("text", "caption", "title")
-ENDINGS = dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"), "images") | dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov"), "videos")
+ENDINGS = dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"), "images") | dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg"), "videos")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "testing": "test"}
 MARK = "(?:<image>|<video>)"
 SIDED = re.compile(r"(?<![a-z])(left|right|clockwise|counterclockwise|anticlockwise)", re.I)
 SITED = re.compile(r"\b(top|bottom|upper|lower|middle|cent(er|re)|corner|edge)", re.I)
+LOOSE = re.compile(r"[\[(]\s*-?\d*\.?\d+\s*,\s*-?\d*\.?\d|<\W?(box|bbox|loc|point|quad)", re.I)  # places in any other form
 PLACED = re.compile(r'("(bbox_2d|point_2d)"\s*:\s*\[)([^\[\]]*)(\])')
 
 
@@ -957,6 +959,15 @@ def write_clips(out, rows, frames, fps, size, skip_bad, meta):
 
 # ---------------------------------------------------------------- sets with words: LLaVA, Qwen, CLIP, webdataset, imagefolder
 
+def hidden(name):
+    """Is a file one of those that file managers, notebooks and downloads leave?"""
+    return any(part[:1] == "." != part or part == "__MACOSX" for part in name.split("/"))  # pathlib would intern each part
+
+
+# What tarfile, zipfile and the decompressors raise; ValueError for a sparse file's map, RuntimeError for header on header and for what is not implemented
+BROKEN = (OSError, EOFError, ValueError, OverflowError, RuntimeError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+
+
 class Modest(tarfile.TarInfo):
     """A header of a tar. tarfile reads those that extend it (long names, pax) into memory whole: a large one is refused."""
 
@@ -969,9 +980,9 @@ class Modest(tarfile.TarInfo):
 def unpacked(path, max_bytes):
     """(names, read) of a .tar (also compressed) or .zip: the names of its files, and their bytes by name. Nothing is ever written under a name that the archive chose.
 
-    First all of it is looked at: what climbs out, is no plain file or is there twice is listed, and such an archive, or one that expands beyond max_bytes, refused.
+    First all of it is looked at: what climbs out, is no plain file or is there twice is listed, and such an archive, or one that expands beyond max_bytes or what any honest one would, refused.
     """
-    names, problems, total = {}, [], 0
+    names, problems, total, honest = {}, [], 0, max(2**30, 200 * path.stat().st_size)  # pictures hardly shrink, and words to a tenth
 
     def admit(name, size, odd, where):
         nonlocal total
@@ -980,16 +991,20 @@ def unpacked(path, max_bytes):
                   else "is there twice" if where and os.path.normpath(name) in names else None)
         if total > max_bytes:
             refuse(f"{path} expands beyond --max-bytes {max_bytes} ({name!r} makes it {total}); if it can be trusted, allow more")
+        if total > honest:
+            refuse(f"{path} expands to more than 200 times its size ({name!r} makes it {total}); if it can be trusted, unpack it and give the folder")
         if reason:
             problems.append((f"{path}: {name}", "archive", reason))
-        elif where and not parts[-1].startswith(".") and parts[0] != "__MACOSX":  # what file managers leave is not read
+        elif where and not hidden(name):
             names[os.path.normpath(name)] = where
 
     try:
         if zipfile.is_zipfile(path):
             file = zipfile.ZipFile(path)
             for m in file.infolist():
-                admit(m.filename, m.file_size, "a link" if stat.S_ISLNK(m.external_attr >> 16) else "encrypted" if m.flag_bits & 1 else None, None if m.is_dir() else m)
+                kind = stat.S_IFMT(m.external_attr >> 16)
+                odd = "a link" if kind == stat.S_IFLNK else "a device" if kind not in (0, stat.S_IFREG, stat.S_IFDIR) else "encrypted" if m.flag_bits & 1 else None
+                admit(m.filename, m.file_size, odd, None if m.is_dir() else m)
         else:
             with tarfile.open(path, "r|*", tarinfo=Modest) as tar:
                 end = 0
@@ -1011,8 +1026,8 @@ def unpacked(path, max_bytes):
                     file.flush()
             if not problems and os.pread(file.fileno(), 512, end) != bytes(512):
                 raise EOFError("it ends before its end")
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as e:
-        refuse(f"{path} cannot be read as an archive ({' '.join(str(e).split())}); fetch it again")
+    except BROKEN as e:
+        refuse(f"{path} cannot be read as an archive ({' '.join(str(e).split())}); fetch it again, or if it is one compressed file, unpack it")
     if problems:
         listed(problems)
         refuse(f"{path} holds {len(problems)} members that no honest archive holds, listed above; nothing of it was read or written")
@@ -1022,7 +1037,7 @@ def unpacked(path, max_bytes):
             return file.read(names[name]) if isinstance(file, zipfile.ZipFile) else os.pread(file.fileno(), names[name][1], names[name][0])
         except KeyError:
             raise Unusable("missing", f"is not in {path.name}") from None
-        except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError) as e:
+        except BROKEN as e:
             raise Unusable("broken", f"cannot be unpacked ({e})") from e
 
     return list(names), read
@@ -1036,7 +1051,7 @@ def read_from(folder, max_bytes):
             raise Unusable("missing", "is on the network; fetch it first")
         try:
             if not path.is_file():
-                raise Unusable("missing", f"is not there ({path})")
+                raise Unusable("missing", f"is {'a folder' if path.is_dir() else 'not there'} ({path})")
             if path.stat().st_size > max_bytes:
                 raise Unusable("large", f"has {path.stat().st_size} bytes, and --max-bytes is {max_bytes}")
             return path.read_bytes()
@@ -1047,9 +1062,10 @@ def read_from(folder, max_bytes):
 
 
 def read_json(file):
-    """The entries of a JSON array, or of JSON one a line, as (where, entry); the file, open as text, is never in memory whole."""
+    """The entries of a JSON array, or of JSON one a line or over several lines each, as (where, entry); the file, open as text, is never in memory whole."""
     text = file.read(2**20).lstrip("\ufeff \t\r\n")
-    if not text.startswith("["):
+    array = text.startswith("[")
+    if not array and not text.partition("\n")[0].rstrip().endswith(("{", "[", ",")):
         file.seek(0)
         for number, line in enumerate(file, 1):
             if line := line.strip("\ufeff \t\r\n"):
@@ -1058,7 +1074,7 @@ def read_json(file):
                 except (ValueError, RecursionError) as e:
                     yield f"line {number}", Unusable("syntax", f"is not JSON ({e})")
         return
-    decoder, at, number, more = json.JSONDecoder(), 1, 0, 2**20
+    decoder, at, number, more = json.JSONDecoder(), int(array), 0, 2**20
     while True:
         at = re.compile(r"[\s,]*").match(text, at).end()
         if text[at:at + 1] == "]":
@@ -1069,6 +1085,8 @@ def read_json(file):
             if len(text) - at < 2**26 and (chunk := file.read(more)):  # it goes on
                 text, at, more = text[at:] + chunk, 0, 2 * more
                 continue
+            if not array and at == len(text):
+                return
             yield f"entry {number}", Unusable("syntax", f"is not JSON, or cut short: all that follows is lost ({e.msg if isinstance(e, ValueError) else e})")
             return
         yield f"entry {number}", entry
@@ -1101,10 +1119,12 @@ def read_groups(names, read):
             for name in members:
                 ending = PurePosixPath(name).suffix.lower()
                 if ending in (".txt", ".caption"):
+                    if "text" in entry:
+                        raise Unusable("syntax", f"has its words twice, at last in {name}; what is alike up to the first dot is one item: no name may hold another")
                     entry["text"] = read(name).decode("utf-8-sig").strip()
                 elif ending == ".json":
                     said = json.loads(read(name))
-                    entry = {"messages": said} if isinstance(said, list) else {k: v for k, v in said.items() if k not in (*PICTURES, *VIDEOS)} | entry
+                    entry = {"messages": said} if isinstance(said, list) else {k: v for k, v in said.items() if not kind_of(k)} | entry
                 elif ending in ENDINGS:
                     media[ENDINGS[ending]].append(name)
             yield key, {"id": key} | entry | media
@@ -1120,8 +1140,8 @@ def form_of(entry, name):
         return "qwen" if isinstance(entry, list) else "llava"
     if "conversations" in entry or "messages" in entry:
         return "llava" if "conversations" in entry else "qwen"
-    if {*PICTURES, *VIDEOS} & set(entry) and {*CAPTIONS, "question"} & set(entry):
-        return "clip" if name.endswith((".csv", ".tsv")) and not name.startswith("metadata.") else "imagefolder"
+    if any(map(kind_of, entry)) and {*CAPTIONS, "question"} & set(entry):
+        return "clip" if name.lower().endswith((".csv", ".tsv")) and not name.startswith("metadata.") else "imagefolder"
 
 
 def part_in(name):
@@ -1135,10 +1155,11 @@ def find_set(root, form, media, max_bytes):
     if not root.exists():
         refuse(f"--root {root} does not exist; give a JSON, CSV, .tar or .zip file, or a folder")
     place = root if root.is_dir() else root.parent
-    if packed := root.is_file() and root.name.endswith((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")):
+    if packed := root.is_file() and root.name.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")):
         names, fetch = unpacked(root, max_bytes)
     else:
-        names, fetch = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root.name], read_from(place, max_bytes)
+        found = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+        names, fetch = [n for n in found if not hidden(n)] if root.is_dir() else [root.name], read_from(place, max_bytes)
     given = media and (unpacked(Path(media), max_bytes)[1] if Path(media).is_file() else read_from(Path(media), max_bytes))
 
     def opened(name):
@@ -1152,11 +1173,12 @@ def find_set(root, form, media, max_bytes):
             return read_table if form == "clip" or not form and file.read(2**10).lstrip("\ufeff \t\r\n")[:1] not in ("[", "{") else read_json
 
     pictured = {key_of(n) for n in names if PurePosixPath(n).suffix.lower() in ENDINGS}
-    tables = [n for n in names if n.endswith((".json", ".jsonl", ".csv", ".tsv")) and key_of(n) not in pictured] if packed or root.is_dir() else names
-    metadata, tars = [n for n in tables if PurePosixPath(n).name in ("metadata.jsonl", "metadata.csv")], [n for n in names if n.endswith((".tar", ".tar.gz", ".tgz"))]
+    tables = ([n for n in names if n.lower().endswith((".json", ".jsonl", ".csv", ".tsv")) and not n.endswith("_stats.json") and key_of(n) not in pictured]  # img2dataset counts its shards
+              if packed or root.is_dir() else names)
+    metadata, tars = [n for n in tables if PurePosixPath(n).name in ("metadata.jsonl", "metadata.csv")], [n for n in names if n.lower().endswith((".tar", ".tar.gz", ".tgz"))]
     chosen = [] if form == "webdataset" else metadata or (tables if len(tables) == 1 else [n for n in tables if part_in(n)])
     tars = [] if chosen or form not in (None, "webdataset") or packed or not root.is_dir() else tars
-    grouped = not chosen and not tars and form in (None, "webdataset") and pictured & {key_of(n) for n in names if n.endswith((".txt", ".caption", ".json"))}
+    grouped = not chosen and not tars and form in (None, "webdataset") and pictured & {key_of(n) for n in names if n.lower().endswith((".txt", ".caption", ".json"))}
     if chosen:
         with opened(chosen[0]) as file:
             try:
@@ -1184,7 +1206,9 @@ def find_set(root, form, media, max_bytes):
                 try:
                     with opened(name) as file:
                         for where, entry in reader(name)(file):
-                            yield name, where, entry, part, read
+                            rows = isinstance(entry, list) and any(isinstance(x, dict) and {"conversations", "messages"} & set(x) for x in entry)  # as Qwen packs its entries
+                            for one in entry if rows else [entry]:
+                                yield name, where, one, part, read
                 except UnicodeDecodeError as e:
                     yield name, "the file", Unusable("syntax", f"is not UTF-8 ({e.reason} at byte {e.start})"), part, read
             else:
@@ -1193,6 +1217,28 @@ def find_set(root, form, media, max_bytes):
                     yield name, where, entry, part, read
 
     return found if chosen else "webdataset", entries()
+
+
+def kind_of(field):
+    """What a field of an entry names, by its name: image, video or None."""
+    return "video" if field in VIDEOS else "image" if field in PICTURES or field.endswith(("_file_name", "_file_names")) else None
+
+
+def path_of(x):
+    """A reference to a medium, also out of a mapping: {"path": ...}, as datasets writes it, or {"url": ...}."""
+    return next((x[k] for k in ("url", "path") if x.get(k)), x) if isinstance(x, dict) else x
+
+
+def named(entry):
+    """(kind, reference) of the media that an entry's fields name. A video among its files is one by its ending, and a list of pictures as its video is one clip."""
+    def ending(x):
+        return ENDINGS.get(PurePosixPath(x).suffix.lower()) if isinstance(x, str) else None
+
+    found = []
+    for kind, x in ((kind_of(field), x) for field, x in entry.items() if x):
+        clip = kind == "video" and isinstance(x, list) and {ending(v) for v in x} == {"images"}
+        found += [(kind if ending(v) != "videos" else "video", path_of(v)) for v in (x if isinstance(x, list) and not clip else [x])] if kind else []
+    return found
 
 
 def spoken(messages, media, problems):
@@ -1204,15 +1250,17 @@ def spoken(messages, media, problems):
         if isinstance(words, list):
             parts, words = words, ""
             for part in parts:
-                kind = next((k for k in ("text", "image", "image_url", "video", "video_url") if isinstance(part, dict) and (k in part or part.get("type") == k)), None)
-                if not kind:
+                part = part if isinstance(part, dict) else {}  # a table's rows have all keys in every part, null where it is of another type
+                kind = next((k for k in PARTS if part.get("type") == k), None) or next((k for k in PARTS if part.get(k) is not None), None)
+                given = kind and next((part[k] for k in (kind, "value", "url", "path") if part.get(k) is not None), None)
+                if not kind or kind == "text" and not isinstance(given, (str, int, float)):
                     problems.append(("syntax", f"turn {number} has a part that is no text, image or video"))
                 elif kind == "text":
-                    words += str(part.get(kind))
+                    words += str(given)
                 else:
-                    shown, kind = part.get(kind), kind.removesuffix("_url")
+                    kind = kind.removesuffix("_url")
                     words += f"<{kind}>"
-                    media += [(kind, shown["url"] if isinstance(shown, dict) and "url" in shown else shown)] if shown else []
+                    media += [(kind, path_of(given))] if given else []
         if str(role) not in ROLES:
             problems.append(("role", f"turn {number} is said by {role!r}; known: human or user, gpt or assistant, system"))
         elif not isinstance(words, str):
@@ -1235,8 +1283,7 @@ def normal(entry, question):
     entry, problems, said, caption = {"messages": entry} if isinstance(entry, list) else entry, [], [], None
     if not isinstance(entry, dict):
         return [], [], None, None, [("syntax", f"is {entry!r:.40}, not a mapping of fields")]
-    media = [(kind, x) for kind, keys in (("image", PICTURES), ("video", VIDEOS)) for k in keys if entry.get(k) for x in (entry[k] if isinstance(entry[k], list) else [entry[k]])]
-    messages, system = entry.get("conversations", entry.get("messages")), None
+    media, messages, system = named(entry), entry.get("conversations", entry.get("messages")), None
     if messages is None:
         answer = next((entry[k] for k in ("answer", *CAPTIONS) if entry.get(k)), "")
         problems += [("syntax", f"has words that are no text but {answer!r:.40}")] if not isinstance(answer, (str, int, float)) else []
@@ -1244,6 +1291,8 @@ def normal(entry, question):
         turns = [[str(entry.get("question", question)), str(answer)]]
     else:
         said, system = spoken(messages, media, problems)
+        if [k for k, _ in media] == ["video"] and not any("<video>" in w for _, _, w in said):  # LLaVA-Video says <image> for its video
+            said = [(n, role, w.replace("<image>", "<video>")) for n, role, w in said]
         turns = [[said[k][2], said[k + 1][2]] for k in range(0, len(said) - 1, 2)]
     for number, (_, answer) in enumerate(turns, 1):
         if not answer.strip():
@@ -1256,6 +1305,10 @@ def normal(entry, question):
         marks, there = every.count(f"<{kind}>"), sum(k == kind for k, _ in media)
         if marks != there:
             problems.append(("placeholder", f"has {marks} <{kind}> for {there} {plural if there != 1 else plural[:-1]}"))
+        elif number := next((n for n, (_, answer) in enumerate(turns, 1) if f"<{kind}>" in answer), None):
+            problems.append(("placeholder", f"has <{kind}> in answer {number}; models here answer in words"))
+    if other := re.search("<(audio|bbox|ref-object)>", every):
+        problems.append(("placeholder", f"has {other[0]}, and what belongs there is not read; write it out in words or leave the item out"))
     kinds = [k for k, _ in media]
     if kinds.count("video") > 1 or len(set(kinds)) > 1 or not kinds:
         problems.append(("media", f"has {kinds.count('image')} pictures and {kinds.count('video')} videos; an item shows pictures or one video"))
@@ -1318,14 +1371,30 @@ def near_duplicates(hashes, most=7):
     return [(rows[k][:2], rows[j][:2]) for k, j in sorted(pairs)]
 
 
-def numbers_in(words):
-    """The boxes and points that words name, as lists of floats: {"bbox_2d": [x1, y1, x2, y2]} and {"point_2d": [x, y]}; what is no number is nan."""
+def numbers_of(match):
+    """What PLACED found as floats; what is no number is nan. Where none is one ([x1, y1, x2, y2], or nothing) it is no box but a form to fill in: []."""
     def number(x):
         try:
             return float(x)
         except ValueError:
             return math.nan
-    return [(m[2], [number(x) for x in m[3].split(",")]) for m in PLACED.finditer(words)]
+    found = [number(x) for x in match[3].split(",")]
+    return [] if all(map(math.isnan, found)) else found
+
+
+def numbers_in(words):
+    """The boxes and points that words name: {"bbox_2d": [x1, y1, x2, y2]} and {"point_2d": [x, y]}."""
+    return [(m[2], numbers) for m in PLACED.finditer(words) if (numbers := numbers_of(m))]
+
+
+def spoken_of(turns, count):
+    """For each turn the number, below `count`, of the picture that its boxes are of: the only one that its question shows, or if it shows none the only one shown before. None: who knows."""
+    shown, found = 0 if any("<image>" in question for question, _ in turns) else count, []
+    for question, _ in turns:
+        first = shown if "<image>" in question else 0
+        shown += question.count("<image>")
+        found.append(first if shown - first == 1 and shown <= count else None)
+    return found
 
 
 def whole_video(path, frames, size, max_side):
@@ -1369,7 +1438,7 @@ def medium(read, kind, reference, how):
         clip, size, turned, found = torch.cat([frames_of({"encoded": shot[0]}, how.size) for shot in shots]), shots[0][1], shots[0][3], b"".join(found)
     else:
         found = content(reference)
-        with tempfile.NamedTemporaryFile(suffix=PurePosixPath(reference).suffix) as file:
+        with tempfile.NamedTemporaryFile() as file:
             file.write(found)
             file.flush()
             clip, size, turned = whole_video(Path(file.name), how.frames, how.size, how.max_side)
@@ -1410,26 +1479,31 @@ def set_items(entries, how, notes):
         if part_said := fields.get("split"):
             part = SPLITS.get(str(part_said).lower())
             problems += [] if part else [("split", f"says split {part_said!r}; known: train, val, test")]
-        twin = next((first[x[4]] for x in shows if x[4] in first), (name, part, None))
-        if twin[1] != part:
-            problems.append(("split", f"shows what {twin[0]} shows, which is in {twin[1] or 'no split'}, and this in {part or 'no split'}"))
-        if len(shows) == 1:
-            width, height = shows[0][1]
-            problems += [("box", f"says {kind} {numbers}, which does not lie inside {width}x{height}") for kind, numbers in numbers_in(" ".join(sum(turns, []))) if not inside(numbers, width, height)]
+        twins = {split_of(t[2]): t for t in (first[x[4]] for x in shows if x[4] in first)}  # one of each split, of all that show one of these pictures
+        problems += [("split", f"shows what {t[0]} shows, which is in {t[1] or 'no split'}, and this in {part or 'no split'}") for t in twins.values() if t[1] != part]
+        if len(twins) > 1 and all(t[1] == part for t in twins.values()):
+            problems.append(("split", "shows what " + " and what ".join(f"{t[0]} shows, which fell to {s}" for s, t in twins.items()) + ": say a split for them"))
+        sizes = [x[1] for x in shows]
+        for turn, number in zip(turns, spoken_of(turns, len(sizes)), strict=True) if len(sizes) == len(media) > 0 else ():
+            width, height = sizes[number or 0]
+            for kind, numbers in numbers_in(" ".join(turn)):
+                if number is None and len(set(sizes)) > 1:
+                    problems.append(("box", f"says {kind} {numbers}, and of which of its pictures cannot be known; ask of each in a turn of its own, or give them one size"))
+                elif not inside(numbers, width, height):
+                    problems.append(("box", f"says {kind} {numbers}, which does not lie inside {width}x{height} pixels"))
         soft += [("turned", f"{reference} is not stored upright, turned by {x[3]} degrees to the right") for (_, reference), x in zip(media, shows, strict=False) if x[3]]
         notes += [(label, *x) for x in soft + problems]
         bad = bad or bool(problems)
         if problems or bad and not (how.skip_bad or how.check):
             continue
-        source = twin[2]
+        source = next(iter(twins.values()))[2] if twins else None
         if source is None:
-            if part == "train and val":
-                part = "val" if int(digest(name.encode()), 16) % 100 < 25 else "train"
-            source = f"{part}:{name}" if part else name
-        for x in shows:
-            first.setdefault(x[4], (name, twin[1], source))
+            fell = ("val" if int(digest(name.encode()), 16) % 100 < 25 else "train") if part == "train and val" else part
+            source = f"{fell}:{name}" if fell else name
+        for k, x in enumerate(shows, 1):
+            first.setdefault(x[4], (name, part, source))
             if x[2]:  # a picture of one value is like any other
-                hashes.setdefault(split_of(source), {}).setdefault(x[2], label)
+                hashes.setdefault(split_of(source), {}).setdefault(x[2], label if len(shows) == 1 else f"{label}, picture {k}")
         shown_as = {"frames": shows[0][0]} if media[0][0] == "video" else {"encoded": shows[0][0]} if len(shows) == 1 else {"album": [x[0] for x in shows]}
         more = {k: v for k, v in (("chat", len(turns) > 1), ("system", system), ("text", caption)) if v}
         yield {"id": name if ids[name] == 1 else f"{name}#{ids[name]}", "source": source, "width": shows[0][1][0], "height": shows[0][1][1], **shown_as, "turns": turns, **more}
@@ -1476,7 +1550,8 @@ def write_set(args, out, meta):
         problems = {k: n for k, n in sorted(kinds.items()) if k not in mended}
         if problems and (args.check or not args.skip_bad):
             refuse(f"{sum(problems.values())} problems in {args.root} ({', '.join(f'{n} {k}' for k, n in problems.items())}), listed above; mend them"
-                   + ("" if args.check else " or go on without these items with --skip-bad"))
+                   + (", or give --media the folder or archive in which their paths begin" if "missing" in problems and not args.media else "")
+                   + ("" if args.check else ", or go on without these items with --skip-bad"))
         if not index["items"]:
             refuse(f"{args.root} leaves no usable item; check --media and --format")
         return {"skipped": len({name for name, kind, _ in notes if kind in problems}), "skipped_kinds": problems, **{k.replace(" ", "_"): kinds[k] for k in sorted(mended)}, "splits": table}
@@ -1495,7 +1570,7 @@ def listed(notes, most=20):
     for name, kind, reason in notes:
         kinds[kind] += 1
         if kinds[kind] <= most:
-            print(f"{name}: {reason}", file=sys.stderr)
+            print("".join(c if c.isprintable() else " " for c in f"{name}: {reason}"), file=sys.stderr)
     for kind, n in kinds.items():
         if n > most:
             print(f"... and {n - most} more of this kind ({kind})", file=sys.stderr)
@@ -1507,13 +1582,16 @@ def listed(notes, most=20):
 def changed(item, flip, crop, jitter, rng):
     """A copy of an item, mirrored, cropped to a window that holds every box (each side at least the fraction `crop`) and in other light; its boxes, also those in its words, move with it.
 
-    Not mirrored is what says left or right, not cropped what says any place, neither an album with boxes in its words; of an album only the first picture is cropped. None if nothing is changed.
+    Not mirrored is what says left or right, boxes in another form than ours or of who knows which picture of an album; not cropped is what says any place, nor an album with boxes, and of
+    one without only the first picture is. None if nothing is changed.
     """
     from PIL import Image, ImageEnhance
     width, height, words = item["width"], item["height"], [w for turn in item.get("turns", ()) for w in turn]
     said = " ".join(filter(None, [*words, *item.get("labels", ()), item.get("text"), item.get("system")]))
-    fixed = "album" in item and PLACED.search(said)
-    flip, crop = flip and not (fixed or SIDED.search(said)), crop if not (fixed or SIDED.search(said) or SITED.search(said)) else None
+    owners = spoken_of(item.get("turns", ()), len(item.get("album", "1")))
+    sided = (SIDED.search(said) or LOOSE.search(PLACED.sub("", said))
+             or "album" in item and any(number is None and numbers_in(" ".join(turn)) for turn, number in zip(item["turns"], owners, strict=True)))
+    flip, crop = flip and not sided, crop if not (sided or SITED.search(said) or "album" in item and PLACED.search(said)) else None
     if not (flip or crop or jitter):
         return None
     boxes = [*item.get("boxes", torch.zeros(0, 4)).tolist(), *(numbers for _, numbers in numbers_in(" ".join(words)))]
@@ -1538,12 +1616,13 @@ def changed(item, flip, crop, jitter, rng):
         seen(image.convert("RGB"), window).save(file, **({"format": "JPEG", "quality": 95} if image.format == "JPEG" else {"format": "PNG"}))
         return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
-    def moved(numbers):
-        x, y = [window[2] - v if flip else v - window[0] for v in numbers[::2]], [v - window[1] for v in numbers[1::2]]
+    def moved(numbers, right=window[2]):
+        x, y = [right - v if flip else v - window[0] for v in numbers[::2]], [v - window[1] for v in numbers[1::2]]
         return [v for point in zip(sorted(x), y, strict=True) for v in point]
 
-    def told(words):
-        return PLACED.sub(lambda m: m[1] + ", ".join(f"{round(v, 2):.9g}" for v in moved([float(x) for x in m[3].split(",")])) + m[4], words)
+    def told(words, number):
+        right = Image.open(io.BytesIO(item["album"][number].numpy().tobytes())).width if number else window[2]
+        return PLACED.sub(lambda m: m[1] + ", ".join(f"{round(v, 2):.9g}" for v in moved(x, right)) + m[4] if (x := numbers_of(m)) else m[0], words)
 
     new = item | {"id": f"{item['id']}~", "width": window[2] - window[0], "height": window[3] - window[1]}
     if "frames" in item:
@@ -1557,7 +1636,8 @@ def changed(item, flip, crop, jitter, rng):
     if "boxes" in item:
         new["boxes"] = torch.tensor([moved(b) for b in item["boxes"].tolist()], dtype=torch.float32).reshape(-1, 4)
     if words:
-        new["turns"] = [[told(w) for w in turn] for turn in item["turns"]]
+        new["turns"] = [[told(w, number) for w in turn] for turn, number in zip(item["turns"], owners, strict=True)]
+        new |= {"text": new["turns"][0][1]} if "text" in item else {}
     return new
 
 
@@ -1924,7 +2004,8 @@ def preview(items, path, columns=8, rows=5, tile=160):
         if worded:
             words = "\n".join(textwrap.fill(words, tile // 6) for turn in item["turns"] for words in (f"Q: {turn[0]}", f"A: {turn[1]}"))
             ImageDraw.Draw(sheet).text((at[0] + 3, at[1] + tile + 2), "\n".join(words.split("\n")[:6]), fill="black")
-            said = [numbers for kind, numbers in numbers_in(" ".join(answer for _, answer in item["turns"])) if kind == "bbox_2d"]
+            firsts = [answer for (_, answer), number in zip(item["turns"], spoken_of(item["turns"], len(item.get("album", "1"))), strict=True) if not number]
+            said = [numbers for kind, numbers in numbers_in(" ".join(firsts)) if kind == "bbox_2d"]
             found, names = torch.tensor(said).reshape(-1, 4), [""] * len(said)
         else:
             found, names = item.get("boxes", torch.zeros(0, 4)), item.get("names", item.get("labels", []))

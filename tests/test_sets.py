@@ -162,6 +162,61 @@ def test_a_question_with_an_answer_is_one_turn_and_0_is_an_id(tmp_path):
     assert (a["id"], a["turns"]) == ("0", [["Which?", "this"]]) and "text" not in a
 
 
+ANSWER = {"role": "assistant", "content": "b"}
+PART = {"type": "text", "text": "A?"}
+LAYOUTS = {  # as they are published, each with one picture
+    "rows of a table": {"messages": [{"role": "user", "content": [{"type": "image", "image": "images/1.jpg", "text": None}, PART | {"image": None}]},
+                                     {"role": "assistant", "content": [{"type": "text", "text": "b", "image": None}]}]},
+    "a template's url": {"messages": [{"role": "user", "content": [{"type": "image", "url": "images/1.jpg"}, PART]}, ANSWER]},
+    "a template's path": {"messages": [{"role": "user", "content": [{"type": "image", "path": "images/1.jpg"}, PART]}, ANSWER]},
+    "values": {"messages": [{"role": "user", "content": [{"type": "image_url", "value": "images/1.jpg"}, {"type": "text", "value": "A?"}]},
+                            {"role": "assistant", "content": [{"type": "text", "value": "b"}]}]},
+    "the picture beside the words": {"images": ["images/1.jpg"], "messages": [{"role": "user", "content": [{"type": "image"}, PART]}, ANSWER]},
+    "a mapping": {"images": [{"path": "images/1.jpg", "bytes": None}], "conversations": [{"from": "human", "value": "<image>A?"}, {"from": "gpt", "value": "b"}]},
+    "any file name": {"photo_file_name": "images/1.jpg", "question": "A?", "answer": "b", "additional_feature": 7, "objects": {"bbox": [[1, 2, 3, 4]], "categories": [0]}},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_that_are_published_are_read(tmp_path, name):
+    item, = build(tmp_path, [LAYOUTS[name]])[0]
+    assert item["turns"] == [["A?", "b"]] and bytes(item["encoded"].numpy()) == jpeg(1) and "album" not in item
+
+
+def test_rows_that_are_packed_or_stand_over_several_lines_are_entries(tmp_path):
+    folder = pictures(tmp_path)
+    (folder / "set.json").write_text(json.dumps([[llava(0), llava(1)], [llava(2)]]))
+    assert data.main(["--check", str(folder / "set.json")])["items"] == 3
+    (folder / "set.json").write_text("\n".join(json.dumps(llava(k), indent=2) for k in range(3)) + "\n")
+    assert data.main(["--check", str(folder / "set.json")])["items"] == 3
+
+
+def test_a_video_may_be_called_image_a_file_or_a_list_of_pictures(tmp_path):
+    folder = pictures(tmp_path / "in")
+    film(folder / "v.MP4", 20)
+    talk = [{"from": "human", "value": "<image>\nHow?"}, {"from": "gpt", "value": "brighter"}]
+    root = written(folder / "set.jsonl", [{"video": "v.MP4", "conversations": talk}, {"file_name": "v.MP4", "text": "b"}, {"video": [f"images/{k}.jpg" for k in range(6)], "conversations": talk}])
+    data.main(["sets", "--root", str(root), "--frames", "5", "--size", "32", "--out", str(tmp_path / "out")])
+    items = load_items(tmp_path / "out")[0]
+    assert [i["frames"].shape for i in items] == 3 * [(5, 32, 32, 3)] and [i["turns"][0][0] for i in items] == ["How?", ASK, "How?"]
+
+
+def test_names_in_capitals_are_read_and_what_tools_leave_is_not(tmp_path):
+    (tmp_path / "in/.ipynb_checkpoints").mkdir(parents=True)
+    for k in range(3):
+        (tmp_path / f"in/{k}.JPG").write_bytes(jpeg(k))
+        (tmp_path / f"in/{k}.TXT").write_text(CAPTIONS[k])
+    assert data.main(["--check", str(tmp_path / "in")])["items"] == 3
+    packed(tmp_path / "a.zip", files_of(tmp_path / "in") | {"__MACOSX/._0.TXT": b"junk", "._0.JPG": b"junk"}).rename(tmp_path / "SET.ZIP")
+    assert data.main(["--check", str(tmp_path / "SET.ZIP")])["items"] == 3
+    (tmp_path / "shards").mkdir()
+    packed(tmp_path / "shards/0.tar", {"a.jpg": jpeg(0), "a.txt": b"a", "._a.jpg": b"junk", "._a.txt": b"junk"})
+    assert data.main(["--check", str(tmp_path / "shards")])["items"] == 1
+    for name in (".ipynb_checkpoints/set-checkpoint.json", "SET.JSON"):
+        (tmp_path / "in" / name).write_text(json.dumps([llava(0, image="0.JPG")]))
+    assert data.main(["--check", str(tmp_path / "in")])["format"] == "llava"
+
+
 @pytest.mark.parametrize("archive", [False, True])
 def test_a_video_is_shown_from_beginning_to_end(tmp_path, archive):
     film((tmp_path / "v.mp4"), 20)
@@ -281,6 +336,11 @@ PROBLEMS = {
     "a point outside": (bare('{"point_2d": [3, 31]}'), "says point_2d [3.0, 31.0]"),
     "duplicate": (llava(0) | {"id": "other"}, "is an earlier item again, word for word"),
     "split": (llava(1) | {"split": "holdout"}, "says split 'holdout'; known: train, val, test"),
+    "picture in an answer": (bare("<image>", conversations=[{"from": "human", "value": "Draw."}, {"from": "gpt", "value": "<image>"}]), "has <image> in answer 1; models here answer in words"),
+    "other placeholders": (bare('{"bbox_2d": <bbox>}', objects={"bbox": [[1, 2, 3, 4]]}), "has <bbox>, and what belongs there is not read"),
+    "sound": (say(("human", "<image><audio>What?"), ("gpt", "a bell"), audios=["a.mp3"]), "has <audio>, and what belongs there is not read"),
+    "a folder": (llava(1, image="images"), "images is a folder ("),
+    "no words in a part": (qwen(1) | {"messages": [qwen(1)["messages"][0], {"role": "assistant", "content": [{"text": "b"}, {"type": "text"}]}]}, "turn 2 has a part that is no text"),
     "no mapping": ("a string", "is 'a string', not a mapping"),
     "part": ({"messages": [{"role": "user", "content": [{"image": "images/1.jpg"}, {"type": "audio"}]}, {"role": "assistant", "content": "b"}]}, "turn 1 has a part that is no text, image or video"),
 }
@@ -363,7 +423,8 @@ def replaced(x, odd):
 def test_nothing_that_json_can_hold_makes_it_stumble(tmp_path, capsys):
     folder = pictures(tmp_path)
     odd = [None, 0, True, 1.5, "", "x", "\ud800", "data:image/png;base64,?", "a" * 5000, "a\0b", [], [[]], {}, [{}], {"url": 1}, [None], ["images/0.jpg"], '{"bbox_2d": [1, 2, "x"]}', "<image>"]
-    worlds = [llava(1), qwen(1), qwen(1)["messages"], {"file_name": "images/1.jpg", "text": "a", "split": "train", "system": "s"}, say(("human", "<video>"), ("gpt", "b"), video=["a.mp4"])]
+    worlds = [llava(1), qwen(1), qwen(1)["messages"], {"file_name": "images/1.jpg", "text": "a", "split": "train", "system": "s"}, say(("human", "<video>"), ("gpt", "b"), video=["a.mp4"]),
+              say(("human", "<image>\nA?"), ("gpt", "b"), ("human", "C?"), ("gpt", "d")), {"images": [{"path": "images/1.jpg", "bytes": None}], "caption": "e"}]
     entries = [entry for world in worlds for entry in [world, *replaced(world, odd)]]
     checked(capsys, "--check", written(folder / "set.jsonl", entries))
     index = data.main(["sets", "--root", str(folder / "set.jsonl"), "--skip-bad", "--out", str(tmp_path / "out")])
@@ -388,6 +449,26 @@ def test_shards_of_a_webdataset_are_read_one_after_the_other(tmp_path):
     index = data.main(["sets", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     assert index["items"] == 12 and index["test"] == 4 and index["train"] + index["val"] == 8
     assert [i["text"] for i in load_items(tmp_path / "out")[0]][:2] == ["test-0 0", "test-0 1"]
+    for part in ("train-0", "train-1"):
+        (tmp_path / f"in/{part}_stats.json").write_text('{"count": 4}')  # img2dataset counts its shards
+    assert data.main(["--check", str(tmp_path / "in")])["items"] == 12
+
+
+def test_names_with_dots_that_fall_together_are_a_problem(tmp_path, capsys):
+    packed(tmp_path / "set.tar", {f"shot-1.{k}.{e}": x for k in range(2) for e, x in (("jpg", jpeg(k)), ("txt", b"a"))})
+    assert checked(capsys, "--check", tmp_path / "set.tar")[0].startswith("set.tar: shot-1: has its words twice, at last in shot-1.1.txt; what is alike up to the first dot is one item")
+    packed(tmp_path / "set.tar", {"1.left.jpg": jpeg(0), "1.right.jpg": jpeg(1), "1.json": b'{"caption": "two"}', "1.cls": b"3"})
+    data.main(["sets", "--root", str(tmp_path / "set.tar"), "--out", str(tmp_path / "out")])
+    assert [bytes(x.numpy()) for x in load_items(tmp_path / "out")[0][0]["album"]] == [jpeg(0), jpeg(1)]
+
+
+def test_a_remedy_is_named_for_paths_that_begin_elsewhere(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    root = written(tmp_path / "in/set.json", [llava(0), llava(1) | {"id": "a\nb"}])
+    lines = checked(capsys, "--check", root)
+    assert lines[-1].endswith("mend them, or give --media the folder or archive in which their paths begin") and lines[1].startswith("set.json: a b (entry 1): ") and len(lines) == 3
+    assert data.main(["--check", str(root), "--media", str(pictures(tmp_path / "there"))])["items"] == 2
+    assert data.main(["--check", str(root), "--media", str(packed(tmp_path / "there.zip", files_of(tmp_path / "there")))])["items"] == 2
 
 
 @pytest.mark.parametrize("make, said", [
@@ -395,6 +476,7 @@ def test_shards_of_a_webdataset_are_read_one_after_the_other(tmp_path):
     (lambda f: (f / "notes.txt").write_text("hello\n") and f / "notes.txt", "line 2 of notes.txt|notes.txt is empty|has the fields"),
     (lambda f: written(f / "set.json", [{"path": "a", "words": "b"}]), "entry 0 of set.json has the fields path, words"),
     (lambda f: written(f / "set.json", []), "set.json is empty"),
+    (lambda f: (f / "set.json").write_text(json.dumps({"version": 1, "data": [llava(0)]}, indent=1)) and f / "set.json", "entry 0 of set.json has the fields version, data"),
     (lambda f: pictures(f), "holds no set but 6 .jpg"),
     (lambda f: f / "gone.json", "does not exist"),
     (lambda f: (f / "set.tar").write_bytes(b"junk" * 999) and f / "set.tar", "cannot be read as an archive"),
@@ -444,6 +526,23 @@ def zip_of(path, name, content=b"x", mode=None, **more):
     return path
 
 
+def pax_of(path, headers):
+    """A tar whose one file has these in its extended header."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
+        member = tarfile.TarInfo("images/1.jpg")
+        member.size, member.pax_headers = 9, headers
+        file.addfile(member, io.BytesIO(b"not a map"))
+    return path
+
+
+def headers(path, n):
+    """A tar that is one extended header after the other."""
+    header = tarfile.TarInfo("x")
+    header.type = tarfile.XHDTYPE
+    path.write_bytes(header.tobuf() * n)
+    return path
+
+
 def pax_bomb(path):
     header = tarfile.TarInfo("bomb")
     header.type, header.size = tarfile.XHDTYPE, 2**24
@@ -466,12 +565,18 @@ HOSTILE = {
     "expands": (lambda p: tar_of(p / "a.tar.gz", "images/1.jpg", content=bytes(10**7)), "expands beyond --max-bytes 1000000 ('images/1.jpg' makes it 1000"),
     "expands in many files": (lambda p: tar_of(p / "a.tar.gz", more=[(f"images/{k}.png", bytes(10**5)) for k in range(12)]), "expands beyond --max-bytes 1000000"),
     "long header": (lambda p: pax_bomb(p / "a.tar.gz"), "a header of 16,777,216 bytes"),
+    "a sparse file's map": (lambda p: pax_of(p / "a.tar", {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "cannot be read as an archive (not enough values"),
+    "header on header": (lambda p: headers(p / "a.tar", 2000), "cannot be read as an archive (maximum recursion depth"),
+    "a header's other name": (lambda p: pax_of(p / "a.tar", {"path": "../out/evil.jpg"}), "climbs out of the archive"),
     "zip climbs": (lambda p: zip_of(p / "a.zip", "../out/evil.jpg"), "climbs out"),
     "zip climbs as on Windows": (lambda p: zip_of(p / "a.zip", "..\\out\\evil.jpg"), "climbs out"),
     "zip absolute": (lambda p: zip_of(p / "a.zip", "/tmp/evil.jpg"), "has an absolute path"),
     "zip drive": (lambda p: zip_of(p / "a.zip", "C:\\evil.jpg"), "has an absolute path"),
     "zip link": (lambda p: zip_of(p / "a.zip", "images/1.jpg", b"/etc/passwd", 0o120777), "is a link, not a file"),
     "zip expands": (lambda p: zip_of(p / "a.zip", "images/1.jpg", bytes(10**7)), "expands beyond --max-bytes 1000000"),
+    "zip pipe": (lambda p: zip_of(p / "a.zip", "images/1.jpg", mode=0o010666), "is a device, not a file"),
+    "zip twice": (lambda p: zip_of(p / "a.zip", "./images/0.jpg"), "is there twice"),
+    "zip cut short": (lambda p: (p / "a.zip").write_bytes(zip_of(p / "b.zip", "x.jpg").read_bytes()[:-30]) and p / "a.zip", "cannot be read as an archive"),
     "cut short": (lambda p: tar_of(p / "b.tar.gz", content=np.random.default_rng(0).bytes(9000)) and (p / "a.tar.gz").write_bytes((p / "b.tar.gz").read_bytes()[:-4000]) and p / "a.tar.gz",
                   "cannot be read as an archive"),
 }
@@ -502,6 +607,30 @@ def test_a_hostile_archive_is_refused_and_nothing_is_written(tmp_path, capsys, n
     lines = checked(capsys, "sets", "--root", root, "--out", tmp_path / "out", "--max-bytes", 10**6, *flags)
     assert said in "\n".join(lines) and sorted(tmp_path.rglob("*")) == before
     assert said in "\n".join(checked(capsys, "--check", root, "--max-bytes", 10**6)) and not Path("/tmp/evil.jpg").exists()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_what_expands_as_no_honest_archive_does_is_refused_under_any_max_bytes(tmp_path, capsys, name):
+    if name == "a.zip":
+        path, size = zip_of(tmp_path / name, "images/1.jpg"), (2**31).to_bytes(4, "little")
+        content = bytearray(path.read_bytes())
+        at = content.rindex(b"PK\1\2") + 24  # what the last of the directory says is its size
+        content[at:at + 4] = size
+        path.write_bytes(content)
+    else:
+        path = tmp_path / name
+        with tarfile.open(path, "w:gz") as file:
+            member = tarfile.TarInfo("images/1.jpg")
+            member.size = 2**31
+            file.fileobj.write(member.tobuf())
+    assert "expands to more than 200 times its size ('images/1.jpg' makes it 21474" in checked(capsys, "--check", path)[-1]
+
+
+def test_names_that_differ_in_case_alone_are_two(tmp_path):
+    files = {"A.jpg": jpeg(0), "A.txt": b"big", "a.jpg": jpeg(1), "a.txt": b"small"}
+    for root in (packed(tmp_path / "a.zip", files), packed(tmp_path / "a.tar", files)):
+        data.main(["sets", "--root", str(root), "--out", str(tmp_path / root.name[2:])])
+        assert [(i["id"], i["text"], bytes(i["encoded"].numpy())) for i in load_items(tmp_path / root.name[2:])[0]] == [("A", "big", jpeg(0)), ("a", "small", jpeg(1))]
 
 
 def test_of_an_archive_only_names_and_places_are_kept(tmp_path):
@@ -573,6 +702,22 @@ def test_a_picture_that_is_nearly_in_another_split_is_listed(tmp_path, capsys, t
     else:
         assert data.main(["--check", str(root)])["items"] == 12
     assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out")])["near"] == bool(twin)
+
+
+def test_every_picture_of_an_album_is_compared_with_those_of_other_splits(tmp_path, capsys):
+    folder = photographs(tmp_path / "in")
+    Image.open(folder / "images/2.jpg").resize((120, 90)).save(folder / "images/9.jpg")
+
+    def album(a, b, split):
+        return say(("human", "<image><image>\nSame?"), ("gpt", f"{a} {b}"), image=[f"images/{a}.jpg", f"images/{b}.jpg"], id=f"{a}{b}", split=split)
+    root = written(folder / "set.jsonl", [album(0, 1, "train"), album(2, 3, "train"), album(4, 5, "test"), album(9, 6, "test"), album(7, 1, "test"), album(0, 4, "train")])
+    *lines, last = checked(capsys, "--check", root)
+    assert lines == ["set.jsonl: 71 (line 5): shows what 01 shows, which is in train, and this in test", "set.jsonl: 04 (line 6): shows what 45 shows, which is in test, and this in train",
+                     "set.jsonl: 96 (line 4), picture 1: is in test, and nearly the same picture in train: set.jsonl: 23 (line 2), picture 1"]
+    root = written(folder / "set.jsonl", [album(k, k + 1, None) for k in range(0, 8, 2)] + [album(k, 0, None) for k in (2, 4, 6)])
+    fell = {f"{k}{k + 1}": split_of(f"{k}{k + 1}") for k in range(0, 8, 2)}
+    lines = checked(capsys, "--check", root)[:-1]
+    assert len(lines) == sum(fell[f"{k}{k + 1}"] != fell["01"] for k in (2, 4, 6)) > 0 and lines[0].endswith(f"shows, which fell to {fell['01']}: say a split for them"), lines
 
 
 def test_pictures_of_one_value_are_nobodys_duplicates(tmp_path):
@@ -693,6 +838,40 @@ def test_clips_and_albums_are_changed_as_one(tmp_path):
     assert (items["clip~"]["frames"] == items["clip"]["frames"].flip(2)).all() and set(items) == {"clip", "clip~", "album", "album~", "boxed"}
     a, b = (frames_of(items[name], 30).float() for name in ("album", "album~"))
     assert (a.flip(2) - b).abs().mean() < 4 < (a - b).abs().mean()
+
+
+def album_of_two(folder, boxes, split="train"):
+    """Two pictures of two sizes, a red rectangle in each; asked of each in a turn of its own."""
+    rectangle(folder / "a.png", boxes[0])
+    rectangle(folder / "b.png", boxes[1], (100, 48))
+    talk = [{"from": f, "value": v} for f, v in (("human", "<image>\nWhere?"), ("gpt", json.dumps({"bbox_2d": boxes[0]})), ("human", "And here? <image>"), ("gpt", json.dumps({"bbox_2d": boxes[1]})))]
+    return {"id": "two", "split": split, "image": ["a.png", "b.png"], "conversations": talk}
+
+
+def test_boxes_of_an_album_are_of_the_picture_that_their_question_shows(tmp_path, capsys):
+    boxes = [[4, 5, 20, 30], [70, 8, 100, 40]]  # the second lies outside the first picture
+    root = written(tmp_path / "set.jsonl", [album_of_two(tmp_path, boxes)])
+    data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--flip", "--crop", "0.5", "--preview"])
+    items = load_items(tmp_path / "out")[0]
+    said = [json.loads(answer)["bbox_2d"] for _, answer in items[1]["turns"]]
+    assert [i["id"] for i in items] == ["two", "two~"] and said == [[44, 5, 60, 30], [0, 8, 30, 40]]
+    assert [where_red(frames_of({"encoded": x})[0].numpy()) for x in items[1]["album"]] == said
+    entry = album_of_two(tmp_path, [boxes[0], [70, 8, 101, 40]])
+    assert checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]))[0].endswith("says bbox_2d [70.0, 8.0, 101.0, 40.0], which does not lie inside 100x48 pixels")
+    entry["conversations"] += [{"from": "human", "value": "And in the first?"}, {"from": "gpt", "value": '{"bbox_2d": [4, 5, 20, 30]}'}]
+    assert "says bbox_2d [4.0, 5.0, 20.0, 30.0], and of which of its pictures cannot be known" in checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]))[1]
+    rectangle(tmp_path / "b.png", [70, 8, 90, 40])  # as large as the first: it fits either
+    assert "does not lie inside 64x48" in checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]))[0]
+    entry["conversations"][3]["value"] = '{"bbox_2d": [4, 5, 20, 31]}'
+    assert data.main(["sets", "--root", str(written(tmp_path / "set.jsonl", [entry])), "--out", str(tmp_path / "same"), "--flip"])["items"] == 1  # but is not mirrored
+
+
+@pytest.mark.parametrize("answer, copies", [("[0.1, 0.2, 0.5, 0.9]", 1), ("<|box_start|>(221,423),(569,886)<|box_end|>", 1), ("{'bbox_2d': [1, 2, 3, 4]}", 1), ("at <point x=\"3\" y=\"4\"/>", 1),
+                                            ("two [sic], 1, 2", 2), ('I would say {"bbox_2d": []}', 2)])
+def test_boxes_in_a_form_that_is_not_known_stay_where_they_are(tmp_path, answer, copies):
+    ask = '<image>\nWhere? Say {"bbox_2d": [x1, y1, x2, y2]}.'
+    items, _ = build(tmp_path, [llava(0, ask) | {"split": "train", "conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]}], "--flip", "--crop", "0.5")
+    assert len(items) == copies and items[-1]["turns"] == [[ask[8:], answer]]
 
 
 def test_changed_copies_are_refused_where_there_are_none(tmp_path, refused):
