@@ -111,6 +111,7 @@ from common import (
     mean_answer_loss,
     memory_left,
     memory_size,
+    model_of,
     named,
     naming,
     paired_test,
@@ -753,10 +754,11 @@ def lora_arm(w):
     Refused unless what the untouched model says there equals the stored features: then rows, order and size are those that all other bridges read.
     """
     layers = [p for p in with_grid(w.index) if p.startswith("language.")]
-    if w.index.get("kind") != "vlm" or not find_model(w.index["model"]).get("type", "").startswith("qwen") or not layers:
+    entry = model_of(w.index)
+    if w.index.get("kind") != "vlm" or not entry.get("type", "").startswith("qwen") or not layers:
         refuse(f"a LoRA bridge lies inside a language model of Qwen's family, and {w.args.features} holds no language layer of one; leave lora out of --bridges")
     point, size = layers[(len(layers) - 1) // 2], w.index["size"]
-    vlm, processor = load_vlm(find_model(w.index["model"]), w.device, w.full)
+    vlm, processor = load_vlm(entry, w.device, w.full)
     vlm.requires_grad_(False)
 
     def inputs(items):

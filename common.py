@@ -696,9 +696,10 @@ def registry_name(name):
 
 
 def folder_name(path):
-    """What results are called after: a name, or the last folder of a path; of tuned/adapter and tuned/model the one above."""
+    """What results are called after: a name, or the last folder of a path, of adapter and model the one above; of <model>/<data>/tuned, as adapt.py calls it, all three, for every training has one."""
     path = Path(os.path.abspath(path))
-    return path.parent.name if path.name in ("adapter", "model") else path.name
+    path = path.parent if path.name in ("adapter", "model") else path
+    return "-".join(path.parts[-3:]) if path.name == "tuned" else path.name
 
 
 def find_model(name):
@@ -752,6 +753,13 @@ def _adapted(name):
     note = Path(name) / "weights.yaml"
     rank = found["r"]**0.5 if found.get("use_rslora") else found["r"]
     return entry | {"name": folder_name(name), "adapter": str(name), "scaling": found["lora_alpha"] / rank, "weights": load_yaml(note)["weights"] if note.is_file() else "unstated"}
+
+
+def model_of(index):
+    """The entry of the model that a features index is of, by its name or by the folder that it was extracted from; {} where neither is to be found."""
+    name, given = index["model"], str(index.get("run", {}).get("arguments", {}).get("model") or "")
+    found = name if name in MODELS else given if any(Path(given, f).is_file() for f in (*CONFIGS, ADAPTER_CONFIG)) else None
+    return find_model(found) if found else {}
 
 
 def choose_device():

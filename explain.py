@@ -2172,12 +2172,6 @@ def operation_row(items, truth, said, seed, every, counts):
     return row
 
 
-def label_of(name, entry):
-    """What a model is called in the tables: a folder `adapter` or `model` of a training by the name of that."""
-    path = Path(name).resolve()
-    return path.parent.name if path.is_dir() and path.name in ("adapter", "model") else entry["name"]
-
-
 def taught_to(entry):
     """Has adapt.py --mode tune taught this model how to answer?"""
     note = Path(entry["path"]) / "weights.yaml"
@@ -2262,10 +2256,9 @@ def operations_world(args):
         entry = find_model(name)
         if entry.get("type") not in FRAMES_AS:
             refuse(f"--models {name} is of type {entry.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b")
-        label = label_of(name, entry)
-        if label in w.entries:
-            refuse(f"--models gives {label} twice; give each model once, the base first")
-        w.entries[label] = entry
+        if entry["name"] in w.entries:
+            refuse(f"--models gives {entry['name']} twice; give each model once, the base first")
+        w.entries[entry["name"]] = entry
     w.out = Path(args.out or f"results/{next(iter(w.entries))}/{Path(args.data).name}/explain-operations.yaml")
     check_writable(w.out)
     return w

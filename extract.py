@@ -1413,7 +1413,7 @@ def compare_frames(args, started):
     size, ids, sources = args.size or entry["clip"], [item["id"] for item, *_ in rows], [item["source"] for item, *_ in rows]
     device, dtype, why = choose_device()
     meta = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "data": data["data"], "data_path": str(args.data), "size": size,
-            "checkpoint": fingerprint(entry["path"]), "revision": args.revision, "seed": args.seed, "dtype": str(dtype), "largest_gap": args.largest_gap,
+            "checkpoint": fingerprint(entry), "revision": args.revision, "seed": args.seed, "dtype": str(dtype), "largest_gap": args.largest_gap,
             "items": same_items(items, data)}
     before = load_pt(out, ANSWERS) if out.is_file() else None
     answers, facts = (before["answers"], before["facts"]) if before and before["meta"] == meta and before["ids"] == ids else ({}, {})
