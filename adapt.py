@@ -1947,17 +1947,8 @@ def smoke_input(args, folder):
 
 def smoke_words(args, folder):
     """Forty made-up clips of noise, what is to be said of them, embeddings that hold it, and a random Llama whose tokens are bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from common import TRACKS, write_items
-    tokens = {c: k for k, c in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>"])}
-    bytewise = Tokenizer(models.BPE(tokens, []))
-    bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<end>", pad_token="<end>").save_pretrained(folder / "language")
-    torch.manual_seed(args.seed)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokens), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, bos_token_id=None,
-                                 eos_token_id=tokens["<end>"])).save_pretrained(folder / "language")
+    from common import TRACKS, made_up_language, write_items
+    made_up_language(folder / "language", args.seed)
     items, stays = [], torch.arange(40) % 2
     for k, there in enumerate(stays.tolist()):
         last, word = (31, "persistent") if there else (9, "transient")
@@ -1971,6 +1962,16 @@ def smoke_words(args, folder):
             scores=torch.zeros(80, 32).half(), attention=torch.full((80, 32), 1 / 32).half(), persistence=torch.zeros(80).half())
     args.data, args.embeddings, args.language = str(folder / "data"), str(folder / "tracks.pt"), str(folder / "language")
     args.out, args.epochs, args.seeds = args.out or str(folder / "words"), args.epochs or 1, args.seeds or 1
+
+
+def smoke_tune(args, folder):
+    """Forty squares and films of noise, light or dark, as is to be said of them, and a random Qwen2.5-VL."""
+    from common import made_up_vlm, write_items
+    made_up_vlm(folder / "vlm", args.seed)
+    g = torch.Generator().manual_seed(args.seed)
+    write_items(folder / "data", [{"id": f"noise-{k}", "source": f"{('train', 'train', 'val', 'test')[k // 2 % 4]}:{k}", "width": 32, "height": 32, "turns": [["Is it dark?", ("yes", "no")[k % 2]]],
+                                   "frames": torch.randint(0, 32, (1 + k % 3, 32, 32, 3), generator=g, dtype=torch.uint8) + k % 2 * 200} for k in range(40)], {"data": "synthetic", "name": "noise"})
+    args.model, args.data, args.out, args.epochs, args.batch = str(folder / "vlm"), str(folder / "data"), args.out or str(folder / "tuned"), args.epochs or 1, args.batch or 4
 
 
 MODES = {"latents": latents, "scaling": scaling, "ablation": ablation, "hybrid": hybrid}
@@ -2049,7 +2050,7 @@ def main(argv=None):
         return plan(args, started)
     if args.mode == "tune":
         if args.smoke:
-            refuse("--smoke makes features up, and no pictures with questions; leave --mode tune out, or give it --data data/shapes --model tiny --epochs 1")
+            smoke_tune(args, made_up_folder())
         return tune(tune_world(args), started)
     if args.smoke:
         smoke_input(args, made_up_folder())

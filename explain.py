@@ -3078,6 +3078,50 @@ def smoke_input(args, folder):
     args.features, args.answers, args.out = str(folder / "features"), str(folder / "answers.pt"), args.out or str(folder / "binding.yaml")
 
 
+def smoke_clips(args, folder):
+    """Forty clips of noise in which an object stays or vanishes, as is to be said, a random tracker with what it notes of them, a random VLM, and a random language model under LoRA."""
+    from common import WIDTH, Soft, made_up_language, made_up_vlm, save_soft
+    torch.manual_seed(args.seed)
+    tracker = Tracker({"colours": ["red", "blue"], "shapes": ["circle", "star"], "frames": TIMES, "image_size": 16, "widths": [8, 16], "layers": [1, 1], "embedding": WIDTH}).eval()
+    tracker.save_pretrained(folder / "tracker")
+    items = []
+    for k in range(40):
+        why, last = (("vanishes", 9 + k // 4), ("stays", TIMES - 1))[k % 2]
+        fact = {"object": "red circle", "persistent": why == "stays", "why": why, "present": [[0, last]], "visible": [[0, last]], "hidden": [], "direction": HEADINGS[k % len(HEADINGS)]}
+        questions = {"persistence": "Is the red circle persistent or transient?", "frames": "In which frames does the red circle appear?", "direction": "Which way does the red circle move?",
+                     "count": "How many coloured objects are there?"}
+        items.append({"id": f"clip-{k}", "source": f"clip-{k}", "width": 16, "height": 16, "frames": torch.randint(0, 256, (TIMES, 16, 16, 3), dtype=torch.uint8), "names": ["red circle"],
+                      "absent": "blue star", "count": 1, "tracks": [fact], "text": describe_track(fact), "turns": [[q, answer_with(fact, q, 1)] for q in questions.values()],
+                      "asked": [[kind, "" if kind == "count" else "red circle"] for kind in questions]})
+    write_items(folder / "data", items, {"data": "synthetic", "name": "made-up"})
+    args.data, args.model, args.out, args.questions = str(folder / "data"), str(folder / "tracker"), args.out or str(folder / f"{args.mode}.{'pt' if args.mode == 'tracks' else 'yaml'}"), 2
+    if args.mode == "trajectories":
+        made_up_language(folder / "language", args.seed)
+        made_up_vlm(folder / "vlm", args.seed)
+        ids, found = follow_all(tracker, items, "cpu")
+        save_pt(folder / "tracks.pt", TRACKS, ids, {"model": "tracker", "weights": "random"}, **{k: x.half() for k, x in found.items()})
+        from peft import LoraConfig, get_peft_model
+        get_peft_model(load_language(find_model(str(folder / "language")))[0], LoraConfig(target_modules=["q_proj"])).save_pretrained(folder / "words/seed0")
+        save_soft(folder / "words/seed0/soft.safetensors", Soft(WIDTH, 16, 2), language="language")
+        save_yaml(folder / "words/adapt-words.yaml", {"stage": "adapt", "mode": "words"})
+        args.embeddings, args.words, args.language, args.vlm, args.frames = *(str(folder / name) for name in ("tracks.pt", "words", "language", "vlm")), "4"
+
+
+def smoke_bench(args, folder):
+    """Eight sessions of clips of noise, in which two operations alternate, and a random VLM."""
+    from common import made_up_vlm
+    made_up_vlm(folder / "vlm", args.seed)
+    names, items = ["Picking", "Close Box"], []
+    for session, t in itertools.product(range(8), range(6)):
+        now, then = names[t % 2], names[1 - t % 2]
+        items.append({"id": f"{session}-{t}", "source": f"{('train', 'val', 'test', 'test')[session % 4]}:{session}", "width": 16, "height": 16, "frames": torch.randint(
+            0, 256, (4, 16, 16, 3), generator=torch.Generator().manual_seed(args.seed + len(items)), dtype=torch.uint8), "operation": now, "next": then, "previous": then, "earlier": now, "start": -1,
+            "end": 1, "seconds": 2 * t, "boundary": False, "turns": [["What is done?", json.dumps({"operation": now, "start": -1, "end": 1, "next": then})]]})
+    write_items(folder / "data", items, {"data": "synthetic", "name": "made-up", "operations": names, "every": 2, "grammar": {
+        "bigram": {"(start)": {"Picking": 1}, **{a: {b: 3} for a, b in (names, names[::-1])}}, "seconds": dict.fromkeys(names, 6), "clock": names[:1], "start": -1.0, "end": 1.0}})
+    args.data, args.models, args.out = str(folder / "data"), [str(folder / "vlm")], args.out or str(folder / "operations.yaml")
+
+
 def get_args(argv):
     p = parser(__doc__)
     p.add_argument("--mode", default="answers", choices=["answers", "describe", "tracks", "trajectories", "operations", "report"],
@@ -3121,8 +3165,10 @@ def main(argv=None):
     if args.mode == "report":
         return report(args, started)
     if args.mode in ("tracks", "trajectories", "operations"):
-        if args.smoke or args.films or args.answers or args.directions:
-            refuse(f"--mode {args.mode} needs --data, of data.py {'openpack' if args.mode == 'operations' else 'trajectories'}, and goes without --smoke, --films, --answers and --directions")
+        if args.films or args.answers or args.directions:
+            refuse(f"--mode {args.mode} needs --data, of data.py {'openpack' if args.mode == 'operations' else 'trajectories'}, and goes without --films, --answers and --directions")
+        if args.smoke:
+            (smoke_bench if args.mode == "operations" else smoke_clips)(args, made_up_folder())
         args.data = args.data or f"data/{'operations' if args.mode == 'operations' else 'trajectories'}"
         return {"tracks": track_objects, "trajectories": trajectories, "operations": operations}[args.mode](args, started)
     if args.mode == "describe":

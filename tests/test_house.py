@@ -21,11 +21,12 @@ def run(*command, cwd=HERE, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_each_stage_smokes_from_a_folder_with_only_itself_and_common(stage, tmp_path):
+@pytest.mark.parametrize("command", [*STAGES, "adapt --mode tune", "adapt --mode words", "explain --mode tracks", "explain --mode trajectories", "explain --mode operations"])
+def test_each_stage_smokes_from_a_folder_with_only_itself_and_common(command, tmp_path):
+    stage, *flags = command.split()
     for name in (stage, "common"):
         shutil.copy(HERE / f"{name}.py", tmp_path)
-    done = run(sys.executable, f"{stage}.py", "--smoke", cwd=tmp_path)
+    done = run(sys.executable, f"{stage}.py", "--smoke", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     key, value = done.stdout.strip().splitlines()[-1].split(maxsplit=1)
     assert key and value
