@@ -84,6 +84,7 @@ from common import (
     edge_f1,
     encode_films,
     find_model,
+    fitted,
     flatten_stills,
     foreground,
     frames_of,
@@ -1299,20 +1300,6 @@ def rescaled(text, before, after):
     return BOX.sub(moved, text)
 
 
-def fitted(width, height, token, most):
-    """(width, height) of the frame that Qwen's processors make of one: multiples of `token` px, at most `most` pixels, nearly the same shape."""
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-    return smart_resize(height, width, token, token**2, max(most, token**2))[::-1]
-
-
-def scaled(frames, width, height):
-    """uint8 [T,H,W,3] at another size, as frames_of does it."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    x = F.interpolate(frames.permute(0, 3, 1, 2).float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
-    return x.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-
-
 def conversation(turns, system, media, placed):
     """(messages of a chat template, how many of the media each question brings): they stand where the questions' placeholders say, if `placed`, else before the first.
 
@@ -1430,7 +1417,7 @@ class Reading:
         """{input_ids, labels (-100 but for answers), turn (of which answer, from 1), mm_token_type_ids} as lists, and the processor's tensors beside them."""
         messages, brings, sizes = self.said(item, first, last)
         whole = [item["frames"]] if "frames" in item else [frames_of({"encoded": x}) for x in encoded_of(item)]
-        media = [scaled(x, *size) for x, (_, *size) in zip(whole, sizes, strict=True)]
+        media = [frames_of({"frames": x}, self.token and (self.token, self.pixels[len(x) > 1])) for x in whole]
         ids, labels, turn, kinds, beside, done = [], [], [], [], {}, ""
         for k, ((prompt, answer), n) in enumerate(zip(pieces(self.processor, messages), brings, strict=True), 1):
             given = dict(self.processed(prompt, media[:n], item.get("fps", RATE), **({"add_special_tokens": False} if k > 1 else {}))) if n else {}
@@ -1498,7 +1485,7 @@ class School:
 
     def __init__(self, folder, reading, most=None, room=2e9):
         self.items, self.reading, self.room, self.kept, self.folder = Items(folder), reading, room, {}, folder
-        self.lessons, self.dropped, self.seen = [], {"lessons": 0, "turns": 0}, 0  # seen: tokens of one item's pictures, at most
+        self.lessons, self.dropped, self.seen, self.clips = [], {"lessons": 0, "turns": 0}, 0, set()  # seen: tokens of one item's pictures, at most; clips: (width, height) of all
         for k, item in enumerate(tqdm(self.items, desc=f"lessons of {folder}", unit="item", disable=len(self.items) < 2000)):
             if not item.get("turns"):
                 refuse(f"{folder}: {item['id']!r} has no turns (questions and answers) to learn; use a set that has them")
@@ -1510,7 +1497,9 @@ class School:
             self.dropped["lessons"] += (not found) if item.get("chat") else turns - kept
             self.dropped["turns"] += turns - kept
             self.lessons += found
-            self.seen = max(self.seen, sum(map(reading.extra, reading.sizes(item)[0])))
+            sizes = reading.sizes(item)[0]
+            self.seen = max(self.seen, sum(map(reading.extra, sizes)))
+            self.clips |= {(w, h) for t, w, h in sizes if t > 1}
         self.sources = self.items.sources
         self.lengths = torch.tensor([lesson.tokens for lesson in self.lessons])
         self.scored = torch.tensor([lesson.scored for lesson in self.lessons])
@@ -1599,6 +1588,9 @@ def teachable(model, how, precision):
     return Taught(peft or model, model, precision), peft
 
 
+NOTED = "weights", "size", "clip", "own_shape"
+
+
 def write_adapter_folder(folder, peft, entry):
     """<folder>/, complete or absent: LoRA as peft reads it (find_model too), and weights.yaml."""
     from peft.utils import get_peft_model_state_dict
@@ -1607,7 +1599,7 @@ def write_adapter_folder(folder, peft, entry):
     peft.peft_config["default"].save_pretrained(part)
     weights = get_peft_model_state_dict(peft, save_embedding_layers=False)
     save_bytes(part / "adapter_model.safetensors", save({k: v.detach().float().cpu().contiguous() for k, v in weights.items()}))
-    save_yaml(part / "weights.yaml", {"weights": entry["weights"], "trained_by": "adapt.py --mode tune"})
+    save_yaml(part / "weights.yaml", {k: entry[k] for k in NOTED} | {"trained_by": "adapt.py --mode tune"})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
@@ -1617,7 +1609,7 @@ def write_model_folder(folder, model, processor, entry, dtype):
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     model.to(dtype).save_pretrained(part)
     processor.save_pretrained(part)
-    save_yaml(part / "weights.yaml", {"weights": entry["weights"], "size": entry["size"], "clip": entry["clip"], "trained_by": "adapt.py --mode tune"})
+    save_yaml(part / "weights.yaml", {k: entry[k] for k in NOTED} | {"trained_by": "adapt.py --mode tune"})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
@@ -1653,6 +1645,9 @@ def tune_world(args):
     pixels = [args.max_pixels or w.entry[k]**2 for k in ("size", "clip")]
     reading = Reading(w.processor, w.entry["type"], pixels)
     w.school = School(args.data, reading, args.max_tokens)
+    w.entry["own_shape"] = [reading.token, pixels[0]] if reading.token else []
+    if len(w.school.clips) == 1 and len(set(*w.school.clips)) == 1:  # data.py's are squares of one size
+        w.entry["clip"] = next(iter(w.school.clips))[0]
     w.split = w.school.split()
     if least := [part for part, numbers in w.split.items() if not len(numbers)]:
         refuse(f"{args.data}: no question of the {least[0]} split fits with its answer into --max-tokens {args.max_tokens}; raise it, or lower --max-pixels")

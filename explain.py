@@ -134,6 +134,7 @@ from common import (
     digest,
     find_model,
     fingerprint,
+    fitted,
     frames_at,
     frames_of,
     holm,
@@ -194,7 +195,7 @@ FOUR = re.compile(rf"[\[(]\s*{NUMBER}\s*,\s*{NUMBER}\s*(?:,|\)\s*,?\s*\()\s*{NUM
 def parse_box(text, scale="thousandths", side=None):
     """The first box in an answer, xyxy in 0..1, or None: what stands there is no box, or lies outside the picture.
 
-    scale of bare numbers: thousandths, fractions, or pixels of a picture of `side` px; fractions are recognised under any scale. Kosmos-2's cells of a
+    scale of bare numbers: thousandths, fractions, or pixels of a picture of `side` px, or of (width, height); fractions are recognised under any scale. Kosmos-2's cells of a
     32 x 32 grid (corner cells, by their centres), Florence-2's thousand bins (centres) and PaliGemma's 1024ths (y first) say their own.
     """
     if len(cells := re.findall(r"<patch_index_(\d{4})>", text)[:2]) == 2:
@@ -208,7 +209,8 @@ def parse_box(text, scale="thousandths", side=None):
     elif found := FOUR.search(text):
         box = [float(n) for n in found.groups()]
         if not ("." in found.group() and max(box) <= 1):
-            box = [n / {"thousandths": 1000, "fractions": 1, "pixels": side}[scale] for n in box]
+            whole = {"thousandths": 1000, "fractions": 1, "pixels": side}[scale]
+            box = [n / s for n, s in zip(box, 2 * whole if isinstance(whole, tuple) else [whole] * 4, strict=True)]
     else:
         return None
     (x1, x2), (y1, y2) = sorted(box[::2]), sorted(box[1::2])
@@ -357,10 +359,12 @@ def others(score):
     return (score.sum(0) - score.diagonal()) / max(len(score) - 1, 1)
 
 
-def understood(texts, kind, meta):
-    """Parsed answers: boxes [4], words, captions; None where there is nothing to parse."""
+def understood(texts, kind, meta, items):
+    """Parsed answers about items: boxes [4], words, captions; None where there is nothing to parse."""
     if kind == "box":
-        return [b and torch.tensor(b) for b in (parse_box(t, meta["scale"], meta["size"]) for t in texts)]
+        size = meta["size"]
+        frames = [size if isinstance(size, int) else fitted(*(reversed(i["frames"].shape[1:3]) if "frames" in i else (i["width"], i["height"])), *size) for i in items]
+        return [b and torch.tensor(b) for b in (parse_box(t, meta["scale"], frame) for t, frame in zip(texts, frames, strict=True))]
     return [t.lower() or None if kind == "caption" else parse_word(t, kind.partition("_")[0]) for t in texts]
 
 
@@ -418,7 +422,7 @@ def binding(args, items, split, read, points, model):
         picked = test[torch.tensor([number[said["ids"][k]] for k in rows])]
         here = [items[k] for k in picked]
         sources = [i["source"] for i in here]
-        runs = {run: understood([texts[k] for k in rows], asked, said["meta"]) for run, texts in said["answers"].items()}
+        runs = {run: understood([texts[k] for k in rows], asked, said["meta"], here) for run, texts in said["answers"].items()}
         if asked == "box":
             largest = box_truth(items)[0]
         target = largest[picked] if asked == "box" else [i["text"].lower() if asked == "caption" else word_of(i, kind) for i in here]
@@ -459,8 +463,8 @@ def about_films(args, started):
     for kind in dict.fromkeys(said["kinds"]):
         for name in dict.fromkeys(i["conditioning"] for i in items):
             rows = [k for k, i in enumerate(said["ids"]) if said["kinds"][k] == kind and film[i]["conditioning"] == name]
-            answers = understood([said["answers"]["own"][k] for k in rows], kind, said["meta"])
             clips[name] = [film[said["ids"][k]] for k in rows]
+            answers = understood([said["answers"]["own"][k] for k in rows], kind, said["meta"], clips[name])
             scores[kind, name], silent[kind, name] = right(answers, [i["direction"] for i in clips[name]]), sum(a is None for a in answers) / max(len(rows), 1)
     main, kinds = index["conditioning"], list(dict.fromkeys(said["kinds"]))
     if incomplete := [name for name in ("real", "frozen", main) if [i["id"].rpartition("/")[0] for i in clips.get(name, [])] != [i["id"].rpartition("/")[0] for i in clips[main]]]:
@@ -654,15 +658,16 @@ def clip_of(item):
 
 
 def put_to(model, processor, frames, question, at=None):
-    """What `generate` takes for one question about each of some films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]; without `at` about k pictures that are no film."""
+    """What `generate` takes for one question about each of some films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]; without `at` about k pictures that are no film,
+    and may differ in shape."""
     kind = model.config.model_type
     if FRAMES_AS.get(kind) == "video":
         given = qwen_inputs(processor, frames, question, at, album=at is None)
     elif kind in FRAMES_AS:
         whole = {"images_kwargs": {"crop_to_patches": False}} if kind == "internvl" else {}  # a frame is one tile, as in the model's videos
-        given = processor(text=[chat(processor, question, count=frames.shape[1])] * len(frames), images=[list(film.permute(0, 3, 1, 2)) for film in frames], return_tensors="pt", **whole)
+        given = processor(text=[chat(processor, question, count=len(frames[0]))] * len(frames), images=[[f.permute(2, 0, 1) for f in film] for film in frames], return_tensors="pt", **whole)
     else:
-        given = ALONE[kind](model, processor, frames[:, 0], question)
+        given = ALONE[kind](model, processor, torch.stack([film[0] for film in frames]), question)
     device, dtype = next((p.device, p.dtype) for p in model.parameters())
     return {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in given.items()}
 
@@ -898,14 +903,14 @@ def live(args, started):
         refuse(f"--size {args.size} is not positive; give 1 or more")
     if args.out:
         check_writable(args.out)
-    size = args.size or entry["clip" if args.clip else "size"]
-    x, at = watched(args.clip, int(frames), size, args.choose or "uniform", args.seed) if args.clip else (torch.cat([frames_of({"frames": read_picture(p)}, size) for p in args.image]), None)
+    size = args.size or (entry["clip"] if args.clip else entry.get("own_shape", entry["size"]))
+    x, at = watched(args.clip, int(frames), size, args.choose or "uniform", args.seed) if args.clip else ([frames_of({"frames": read_picture(p)}, size)[0] for p in args.image], None)
 
     from transformers import TextStreamer
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
     model, processor = load_vlm(entry, device, dtype)
-    given, own, tokenizer, began = put_to(model, processor, x[None], args.ask, at), entry["type"] == "cogvlm2", getattr(processor, "tokenizer", processor), time.time()
+    given, own, tokenizer, began = put_to(model, processor, [x], args.ask, at), entry["type"] == "cogvlm2", getattr(processor, "tokenizer", processor), time.time()
     more = {} if own else {"do_sample": False, "pad_token_id": model.generation_config.pad_token_id or 0}
     with torch.inference_mode():
         tokens = model.generate(**given, **more, max_new_tokens=MOST, streamer=TextStreamer(tokenizer, skip_prompt=not own, skip_special_tokens=True))[0]
