@@ -2854,6 +2854,17 @@ def predictions(found):
     return parts
 
 
+def frames_chosen(found):
+    columns = {"score": "right", "gain": "the first gains over it", "p": "p", "seconds_choosing": "seconds to choose", "seconds_answering": "seconds to answer"}
+    parts = []
+    for m, d, x in ((m, d, x) for (m, d), stems in found.items() for x in stems.values() if x["stage"] == "frames"):  # one for each number of frames
+        ways = {n + " (equal time)" * (n in x["equal_time"]): row | {"score": row["right"]} | x["gains"].get(n, {}) for n, row in x["ways"].items()}
+        parts += [el("h3", f"{m} on {d}, {x['count']} frames of a clip"),
+                  charts(dots_chart("Answers that are right (grey squares: more even frames, in the time that choosing takes)", ways, "score", grey=[n for n in ways if n.endswith("time)")])),
+                  grid(f"{x['questions']} questions about {x['clips']} clips of {x['sources']} sources", ways, columns, "way")]
+    return parts
+
+
 def words_of_trajectories(found, results, width):
     columns = {"accuracy": "accuracy", **{kind: kind for kind in ASKED}, "frame_f1": "frame F1", "claim_precision": "claims true", "omission": "facts omitted", "abstains_wrongly": "abstains wrongly",
                "order_persistence": "stays in another order", "seconds_per_clip": "seconds a clip", "memory_gb": "GB"}
@@ -2965,7 +2976,7 @@ def page_of(results, found, alone, rows, width):
     """The page as text."""
     films = [x for n, (m, d, content) in enumerate(with_stage(found, "predict-continue")) for x in (el("h3", f"{content.get('video')} on {d} ({m})"), *players(content, results / m / d, n))]
     meaning = el("dl", *(x for n, words in FILMS.items() for x in (el("dt", n), el("dd", words))))
-    told_parts, bench = words_of_trajectories(found, results, width), told_operations(found, results, width)
+    told_parts, bench, chosen = words_of_trajectories(found, results, width), told_operations(found, results, width), frames_chosen(found)
     sections = {  # title: (what it shows, its parts, the stages it is made of)
         "Verdicts": ("A verdict follows from criteria, each held against its threshold and against the best floor that costs nothing.", verdicts(rows), ()),
         "Probes by layer": ("What of space and motion can still be read from each layer, by a linear map, beside what needs no trained network.", probes(found, rows), ("probe",)),
@@ -2974,6 +2985,7 @@ def page_of(results, found, alone, rows, width):
         "Scaling and the bridge": ("Whether a larger bridge, another one, a second encoder, or more clips help.", scalings(found), (*PROGRAMME[2][1], *PROGRAMME[2][2])),
         "Prediction": ("Whether anything predicts better than what costs nothing.", predictions(found), PROGRAMME[3][1]),
         "Films: real, generated, copied": ("Drag the slider, or use the arrow keys, to go through the frames.", [meaning, *films] if films else [], ("predict-continue",)),
+        **({"Which frames are shown": ("Whether it matters which frames of a clip a model sees, at equal frames and at equal time.", chosen, ())} if chosen else {}),
         **({"Words about moving objects": ("Whether what is said of objects that come, go and hide is true.", told_parts, ())} if told_parts else {}),
         **({"Operations": ("What is done at a bench, before and after fine-tuning, beside what costs nothing.", bench, ())} if bench else {}),
         "Verifiers": ("Whether a wrong prediction can be told by its pixels.", verifiers(found), PROGRAMME[4][1]),
