@@ -11,10 +11,12 @@ ifneq ($(and $(findstring +,$(MODEL)),$(filter gate2,$(MAKECMDGOALS))),)
 ENCODER := $(firstword $(subst +, ,$(MODEL)))
 override MODEL := $(lastword $(subst +, ,$(MODEL)))
 endif
-VAE ?= $(if $(filter tiny% results/tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-vae,ltx)
-ENCODER ?= $(if $(filter tiny% results/tiny%,$(or $(firstword $(COMPARED)),$(MODEL))),tiny-dinov2,dinov2-l)
-VIDEO ?= $(if $(filter tiny% results/tiny%,$(MODEL)),tiny-ltx,ltx-video)
-LM ?= $(if $(filter tiny% results/tiny%,$(MODEL)),tiny-words,tinyllama)
+# is it one of this project's small models, or a folder of what became of one?
+SMALL := $(foreach m,$(or $(firstword $(COMPARED)),$(MODEL)),$(or $(filter tiny%,$(m)),$(shell grep -s '^weights: small' $(m)/weights.yaml)))
+VAE ?= $(if $(SMALL),tiny-vae,ltx)
+ENCODER ?= $(if $(SMALL),tiny-dinov2,dinov2-l)
+VIDEO ?= $(if $(SMALL),tiny-ltx,ltx-video)
+LM ?= $(if $(SMALL),tiny-words,tinyllama)
 ROOT ?=
 ANNOTATIONS ?=
 FORMAT ?= voc
@@ -22,7 +24,7 @@ FRAMES ?= $(shell echo $$(($(PAST) + $(HORIZON))))
 FPS ?=
 CLIPSIZE ?=
 N ?=
-PAST ?= $(if $(filter tiny% results/tiny%,$(MODEL)),8,9)
+PAST ?= $(if $(SMALL),8,9)
 HORIZON ?= 16
 LAUNCH ?=
 STRICT ?=
@@ -41,8 +43,10 @@ SETUP := .venv/.installed
 endif
 RUN := $(if $(LAUNCH),$(LAUNCH),$(PY))
 
-# a folder's name; of tuned/adapter and tuned/model (adapt.py --mode tune) the one above
-called = $(notdir $(patsubst %/adapter,%,$(patsubst %/model,%,$(patsubst %/,%,$(1)))))
+# what common.py's folder_name calls a folder: by its last name; <model>/<data>/tuned/adapter and .../model, of adapt.py --mode tune, <model>-<data>-tuned
+whole = $(patsubst %/adapter,%,$(patsubst %/model,%,$(abspath $(1))))
+above = $(patsubst %/,%,$(dir $(1)))
+called = $(if $(filter %/tuned,$(whole)),$(notdir $(call above,$(call above,$(whole))))-$(notdir $(call above,$(whole)))-)$(notdir $(whole))
 M := $(call called,$(MODEL))
 R := results/$(M)/$(DATA)
 MOTION := results/$(M)/moving
@@ -143,7 +147,7 @@ align: $(R)/align$(if $(TARGET),-$(notdir $(TARGET))).yaml  ## where MODEL and t
 
 # ---- what resolution does (tiles of LLaVA-NeXT: a SIZES entry of twice or three times the tower's own)
 
-SIZES ?= $(if $(filter tiny% results/tiny%,$(MODEL)),64 96 144,224 336 448)
+SIZES ?= $(if $(SMALL),64 96 144,224 336 448)
 
 $(R)@%/features/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(MODEL) --data data/$(DATA) --points $(POINTS) --size $* $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $(@D)
@@ -204,7 +208,7 @@ LEARNED := results/$(M)/$(LESSONS)/tuned
 $(LEARNED)/adapt-tune.yaml: data/$(LESSONS)/index.yaml data/shapes/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode tune --model $(MODEL) --data $(<D) --keep data/shapes --seed $(SEED) $(TUNE) --out $(@D) > /dev/null
 results/$(M)/operations/explain-operations.yaml: $(LEARNED)/adapt-tune.yaml explain.py common.py
-	$(PY) explain.py --mode operations --data data/operations --models $(MODEL) $(<D)/$(if $(filter full,$(TUNE)),model,adapter) $(if $(filter tiny%,$(M)),--batch 64) --seed $(SEED) --out $@ > /dev/null
+	$(PY) explain.py --mode operations --data data/operations --models $(MODEL) $(<D)/$(if $(filter full,$(TUNE)),model,adapter) $(if $(SMALL),--batch 64) --seed $(SEED) --out $@ > /dev/null
 
 tune: $(LEARNED)/adapt-tune.yaml $(if $(filter operations,$(LESSONS)),results/$(M)/operations/explain-operations.yaml)  ## MODEL learns DATA's questions and answers (by default: what is done at a packing bench); scores beside its own before, and beside who sees nothing
 	@for f in $^; do sed '/^[a-z_]*:$$/,$$d' $$f; done
@@ -223,12 +227,12 @@ gate1: $(R)/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA
 
 # ---- gate 2. Both encoders in one run, so that what the second one costs is measured; small bridges of the small models learn faster than at the plan's 1e-4
 
-GATE2 ?= $(if $(filter tiny% results/tiny%,$(MODEL)),--lr 2e-3)
-LADDER ?= $(if $(filter tiny% results/tiny%,$(MODEL)),--warm 8 --epochs 3)
-ARMS ?= $(if $(filter tiny% results/tiny%,$(MODEL)),--loss latents --warm 4 --epochs 4)
-FILMS ?= $(if $(filter tiny% results/tiny%,$(MODEL)),--seeds 2 --strengths 0.5)
+GATE2 ?= $(if $(SMALL),--lr 2e-3)
+LADDER ?= $(if $(SMALL),--warm 8 --epochs 3)
+ARMS ?= $(if $(SMALL),--loss latents --warm 4 --epochs 4)
+FILMS ?= $(if $(SMALL),--seeds 2 --strengths 0.5)
 H := results/$(notdir $(ENCODER))+$(M)/$(DATA)/features
-OTHER := $(filter-out $(if $(filter tiny% results/tiny%,$(MODEL)),96,448),$(SIZES))  # sizes beside the model's own
+OTHER := $(filter-out $(if $(SMALL),96,448),$(SIZES))  # sizes beside the model's own
 PICTURES = --latents $(V)/features --align $(R)/align.yaml --vae $(VAE) --judge $(ENCODER) --seed $(SEED) $(GATE2)
 
 $(H)/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
@@ -258,7 +262,7 @@ gate2: $(R)/gate2.yaml  ## can a small adapter bridge, does a second encoder rep
 # ---- gate 3, on clips: DATA, or data/future
 
 WATCHED ?= 3,8,16
-PREDICT ?= $(if $(filter tiny% results/tiny%,$(MODEL)),--epochs 30)
+PREDICT ?= $(if $(SMALL),--epochs 30)
 CONTINUE ?=
 FUTURES ?=
 
@@ -340,7 +344,7 @@ demo: results/demo/coffee.png  ## a photograph of scikit-image: what MODEL says 
 	$(PY) predict.py --model $(VIDEO) --image $< --prompt "the red circle moves right" --seed $(SEED) --video results/demo/coffee.mp4
 	$(PY) explain.py --model $(MODEL) --clip results/demo/coffee.mp4 --ask "Which way does the red circle move?" --seed $(SEED) --out results/demo/film.yaml
 	@echo; echo "results/demo/: coffee.png, coffee.mp4, coffee.gif; picture.yaml, coffee.yaml and film.yaml say how they were made"
-	@$(if $(filter tiny% results/tiny%,$(MODEL)),echo "$(MODEL) and $(VIDEO) know drawn shapes alone and have never seen a photograph: this shows that it runs; your own: MODEL=qwen2.5-vl-3b VIDEO=ltx-video")
+	@$(if $(SMALL),echo "$(MODEL) and $(VIDEO) know drawn shapes alone and have never seen a photograph: this shows that it runs; your own: MODEL=qwen2.5-vl-3b VIDEO=ltx-video")
 
 kaggle: results/foresight.ipynb  ## all scripts as one notebook that installs what is lacking and runs a gate: results/foresight.ipynb
 results/foresight.ipynb: $(filter-out tiny.py,$(wildcard *.py)) Makefile requirements.txt tests/notebook.py | $(SETUP)

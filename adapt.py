@@ -84,6 +84,7 @@ from common import (
     edge_f1,
     encode_films,
     find_model,
+    fitted,
     flatten_stills,
     foreground,
     frames_of,
@@ -111,6 +112,7 @@ from common import (
     mean_answer_loss,
     memory_left,
     memory_size,
+    model_of,
     named,
     naming,
     paired_test,
@@ -753,10 +755,11 @@ def lora_arm(w):
     Refused unless what the untouched model says there equals the stored features: then rows, order and size are those that all other bridges read.
     """
     layers = [p for p in with_grid(w.index) if p.startswith("language.")]
-    if w.index.get("kind") != "vlm" or not find_model(w.index["model"]).get("type", "").startswith("qwen") or not layers:
+    entry = model_of(w.index)
+    if w.index.get("kind") != "vlm" or not entry.get("type", "").startswith("qwen") or not layers:
         refuse(f"a LoRA bridge lies inside a language model of Qwen's family, and {w.args.features} holds no language layer of one; leave lora out of --bridges")
     point, size = layers[(len(layers) - 1) // 2], w.index["size"]
-    vlm, processor = load_vlm(find_model(w.index["model"]), w.device, w.full)
+    vlm, processor = load_vlm(entry, w.device, w.full)
     vlm.requires_grad_(False)
 
     def inputs(items):
@@ -1297,20 +1300,6 @@ def rescaled(text, before, after):
     return BOX.sub(moved, text)
 
 
-def fitted(width, height, token, most):
-    """(width, height) of the frame that Qwen's processors make of one: multiples of `token` px, at most `most` pixels, nearly the same shape."""
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-    return smart_resize(height, width, token, token**2, max(most, token**2))[::-1]
-
-
-def scaled(frames, width, height):
-    """uint8 [T,H,W,3] at another size, as frames_of does it."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    x = F.interpolate(frames.permute(0, 3, 1, 2).float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
-    return x.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-
-
 def conversation(turns, system, media, placed):
     """(messages of a chat template, how many of the media each question brings): they stand where the questions' placeholders say, if `placed`, else before the first.
 
@@ -1428,7 +1417,7 @@ class Reading:
         """{input_ids, labels (-100 but for answers), turn (of which answer, from 1), mm_token_type_ids} as lists, and the processor's tensors beside them."""
         messages, brings, sizes = self.said(item, first, last)
         whole = [item["frames"]] if "frames" in item else [frames_of({"encoded": x}) for x in encoded_of(item)]
-        media = [scaled(x, *size) for x, (_, *size) in zip(whole, sizes, strict=True)]
+        media = [frames_of({"frames": x}, self.token and (self.token, self.pixels[len(x) > 1])) for x in whole]
         ids, labels, turn, kinds, beside, done = [], [], [], [], {}, ""
         for k, ((prompt, answer), n) in enumerate(zip(pieces(self.processor, messages), brings, strict=True), 1):
             given = dict(self.processed(prompt, media[:n], item.get("fps", RATE), **({"add_special_tokens": False} if k > 1 else {}))) if n else {}
@@ -1496,7 +1485,7 @@ class School:
 
     def __init__(self, folder, reading, most=None, room=2e9):
         self.items, self.reading, self.room, self.kept, self.folder = Items(folder), reading, room, {}, folder
-        self.lessons, self.dropped, self.seen = [], {"lessons": 0, "turns": 0}, 0  # seen: tokens of one item's pictures, at most
+        self.lessons, self.dropped, self.seen, self.clips = [], {"lessons": 0, "turns": 0}, 0, set()  # seen: tokens of one item's pictures, at most; clips: (width, height) of all
         for k, item in enumerate(tqdm(self.items, desc=f"lessons of {folder}", unit="item", disable=len(self.items) < 2000)):
             if not item.get("turns"):
                 refuse(f"{folder}: {item['id']!r} has no turns (questions and answers) to learn; use a set that has them")
@@ -1508,7 +1497,9 @@ class School:
             self.dropped["lessons"] += (not found) if item.get("chat") else turns - kept
             self.dropped["turns"] += turns - kept
             self.lessons += found
-            self.seen = max(self.seen, sum(map(reading.extra, reading.sizes(item)[0])))
+            sizes = reading.sizes(item)[0]
+            self.seen = max(self.seen, sum(map(reading.extra, sizes)))
+            self.clips |= {(w, h) for t, w, h in sizes if t > 1}
         self.sources = self.items.sources
         self.lengths = torch.tensor([lesson.tokens for lesson in self.lessons])
         self.scored = torch.tensor([lesson.scored for lesson in self.lessons])
@@ -1597,6 +1588,9 @@ def teachable(model, how, precision):
     return Taught(peft or model, model, precision), peft
 
 
+NOTED = "weights", "size", "clip", "own_shape"
+
+
 def write_adapter_folder(folder, peft, entry):
     """<folder>/, complete or absent: LoRA as peft reads it (find_model too), and weights.yaml."""
     from peft.utils import get_peft_model_state_dict
@@ -1605,7 +1599,7 @@ def write_adapter_folder(folder, peft, entry):
     peft.peft_config["default"].save_pretrained(part)
     weights = get_peft_model_state_dict(peft, save_embedding_layers=False)
     save_bytes(part / "adapter_model.safetensors", save({k: v.detach().float().cpu().contiguous() for k, v in weights.items()}))
-    save_yaml(part / "weights.yaml", {"weights": entry["weights"], "trained_by": "adapt.py --mode tune"})
+    save_yaml(part / "weights.yaml", {k: entry[k] for k in NOTED} | {"trained_by": "adapt.py --mode tune"})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
@@ -1615,7 +1609,7 @@ def write_model_folder(folder, model, processor, entry, dtype):
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     model.to(dtype).save_pretrained(part)
     processor.save_pretrained(part)
-    save_yaml(part / "weights.yaml", {"weights": entry["weights"], "size": entry["size"], "clip": entry["clip"], "trained_by": "adapt.py --mode tune"})
+    save_yaml(part / "weights.yaml", {k: entry[k] for k in NOTED} | {"trained_by": "adapt.py --mode tune"})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
@@ -1651,6 +1645,9 @@ def tune_world(args):
     pixels = [args.max_pixels or w.entry[k]**2 for k in ("size", "clip")]
     reading = Reading(w.processor, w.entry["type"], pixels)
     w.school = School(args.data, reading, args.max_tokens)
+    w.entry["own_shape"] = [reading.token, pixels[0]] if reading.token else []
+    if len(w.school.clips) == 1 and len(set(*w.school.clips)) == 1:  # data.py's are squares of one size
+        w.entry["clip"] = next(iter(w.school.clips))[0]
     w.split = w.school.split()
     if least := [part for part, numbers in w.split.items() if not len(numbers)]:
         refuse(f"{args.data}: no question of the {least[0]} split fits with its answer into --max-tokens {args.max_tokens}; raise it, or lower --max-pixels")
@@ -1945,17 +1942,8 @@ def smoke_input(args, folder):
 
 def smoke_words(args, folder):
     """Forty made-up clips of noise, what is to be said of them, embeddings that hold it, and a random Llama whose tokens are bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from common import TRACKS, write_items
-    tokens = {c: k for k, c in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>"])}
-    bytewise = Tokenizer(models.BPE(tokens, []))
-    bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<end>", pad_token="<end>").save_pretrained(folder / "language")
-    torch.manual_seed(args.seed)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokens), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, bos_token_id=None,
-                                 eos_token_id=tokens["<end>"])).save_pretrained(folder / "language")
+    from common import TRACKS, made_up_language, write_items
+    made_up_language(folder / "language", args.seed)
     items, stays = [], torch.arange(40) % 2
     for k, there in enumerate(stays.tolist()):
         last, word = (31, "persistent") if there else (9, "transient")
@@ -1969,6 +1957,16 @@ def smoke_words(args, folder):
             scores=torch.zeros(80, 32).half(), attention=torch.full((80, 32), 1 / 32).half(), persistence=torch.zeros(80).half())
     args.data, args.embeddings, args.language = str(folder / "data"), str(folder / "tracks.pt"), str(folder / "language")
     args.out, args.epochs, args.seeds = args.out or str(folder / "words"), args.epochs or 1, args.seeds or 1
+
+
+def smoke_tune(args, folder):
+    """Forty squares and films of noise, light or dark, as is to be said of them, and a random Qwen2.5-VL."""
+    from common import made_up_vlm, write_items
+    made_up_vlm(folder / "vlm", args.seed)
+    g = torch.Generator().manual_seed(args.seed)
+    write_items(folder / "data", [{"id": f"noise-{k}", "source": f"{('train', 'train', 'val', 'test')[k // 2 % 4]}:{k}", "width": 32, "height": 32, "turns": [["Is it dark?", ("yes", "no")[k % 2]]],
+                                   "frames": torch.randint(0, 32, (1 + k % 3, 32, 32, 3), generator=g, dtype=torch.uint8) + k % 2 * 200} for k in range(40)], {"data": "synthetic", "name": "noise"})
+    args.model, args.data, args.out, args.epochs, args.batch = str(folder / "vlm"), str(folder / "data"), args.out or str(folder / "tuned"), args.epochs or 1, args.batch or 4
 
 
 MODES = {"latents": latents, "scaling": scaling, "ablation": ablation, "hybrid": hybrid}
@@ -2047,7 +2045,7 @@ def main(argv=None):
         return plan(args, started)
     if args.mode == "tune":
         if args.smoke:
-            refuse("--smoke makes features up, and no pictures with questions; leave --mode tune out, or give it --data data/shapes --model tiny --epochs 1")
+            smoke_tune(args, made_up_folder())
         return tune(tune_world(args), started)
     if args.smoke:
         smoke_input(args, made_up_folder())

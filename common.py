@@ -72,6 +72,39 @@ def made_up_folder():
     return folder
 
 
+MADE_UP_CHAT = ("{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% else %}"
+                "<|vision_start|><|{{ c.type }}_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}<end>\n{% endfor %}")
+
+
+def made_up_language(folder, seed, *more):
+    """(config, tokenizer) of a language model whose tokens are bytes, and some of `more`, for --smoke; with a folder a random Llama of that kind is in it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    tokens = {c: k for k, c in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>", *more])}
+    bytewise = Tokenizer(models.BPE(tokens, []))
+    bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<end>", pad_token="<end>", extra_special_tokens={t.strip("<|>").replace("pad", "token"): t for t in more})
+    config = {"vocab_size": len(tokens), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": None,
+              "eos_token_id": tokens["<end>"]}
+    torch.manual_seed(seed)
+    if folder:
+        tokenizer.save_pretrained(folder)
+        LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(folder)
+    return config, tokenizer
+
+
+def made_up_vlm(folder, seed):
+    """A random Qwen2.5-VL of one layer each, patches of 8 px and tokens that are bytes, for --smoke."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    names = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+    text, tokenizer = made_up_language(None, seed, *names)
+    ids = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"), tokenizer.convert_tokens_to_ids(names), strict=True))
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 8, "window_size": 32, "fullatt_block_indexes": [0], "out_hidden_size": 16}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+    Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=text | rope, tie_word_embeddings=True, **ids)).save_pretrained(folder)
+    Qwen2_5_VLProcessor(Qwen2VLImageProcessor(patch_size=8), tokenizer, Qwen2VLVideoProcessor(patch_size=8), chat_template=MADE_UP_CHAT).save_pretrained(folder)
+
+
 def check_writable(path):
     """Refuse before the work starts, not after it, when `path` cannot be written."""
     parent = Path(path).absolute().parent
@@ -285,8 +318,15 @@ def load_items(folder):
     return list(items), items.index
 
 
+def fitted(width, height, token, most):
+    """(width, height) of the frame that Qwen's processors make of one: multiples of `token` px, at most `most` pixels, nearly the same shape."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+    return smart_resize(height, width, token, token**2, max(most, token**2))[::-1]
+
+
 def frames_of(item, size=None):
-    """Frames of an item as uint8 [T,H,W,3], those that its `shown` numbers where it has been cut to some, squashed to `size` x `size` (antialiased bicubic) when given.
+    """Frames of an item as uint8 [T,H,W,3], those that its `shown` numbers where it has been cut to some, squashed to `size` x `size` (antialiased bicubic) when given; or `fitted`, where
+    size is its (token, most).
 
     Squashing keeps one token grid for all items; boxes and masks scale with it and IoU does not change under a
     scaling of the axes.
@@ -300,9 +340,11 @@ def frames_of(item, size=None):
 
         from PIL import Image
         frames = torch.from_numpy(np.array(Image.open(io.BytesIO(item["encoded"].numpy().tobytes())).convert("RGB")))[None]
-    if size and frames.shape[1:3] != (size, size):
+    height, width = frames.shape[1:3]
+    to = (size, size) if isinstance(size, int) else fitted(width, height, *size)[::-1] if size else (height, width)
+    if (height, width) != to:
         x = frames.permute(0, 3, 1, 2).float()
-        x = torch.nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False)
+        x = torch.nn.functional.interpolate(x, to, mode="bicubic", antialias=True, align_corners=False)
         frames = x.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     return frames
 
@@ -696,9 +738,10 @@ def registry_name(name):
 
 
 def folder_name(path):
-    """What results are called after: a name, or the last folder of a path; of tuned/adapter and tuned/model the one above."""
+    """What results are called after: a name, or the last folder of a path, of adapter and model the one above; of <model>/<data>/tuned, as adapt.py calls it, all three, for every training has one."""
     path = Path(os.path.abspath(path))
-    return path.parent.name if path.name in ("adapter", "model") else path.name
+    path = path.parent if path.name in ("adapter", "model") else path
+    return "-".join(path.parts[-3:]) if path.name == "tuned" else path.name
 
 
 def find_model(name):
@@ -733,10 +776,14 @@ def find_model(name):
             entry["path"] = str(HERE / entry["path"])
             if not any(Path(entry["path"], f).is_file() for f in CONFIGS):
                 refuse(f"{entry['path']} is missing; run `make tiny`, which trains it")
-    note = Path(entry["path"]) / "weights.yaml"
-    local = Path(entry["path"]).is_dir()
-    said = load_yaml(note) if note.is_file() else {"weights": "unstated" if local else "pretrained"}
-    return {"name": folder_name(name), **entry, **{k: said[k] for k in ("weights", "size", "clip") if k in said}}
+    return {"name": folder_name(name), **entry, **_noted(entry["path"])}
+
+
+def _noted(folder):
+    """What weights.yaml says of a checkpoint: where its weights are from, and what it has been shown: `size` and `clip`, as in MODELS; `own_shape`, where adapt.py has tuned it on pictures in
+    their own shape, for Qwen `fitted`'s (token, most), else nothing."""
+    said = load_yaml(note) if (note := Path(folder) / "weights.yaml").is_file() else {"weights": "unstated" if Path(folder).is_dir() else "pretrained"}
+    return {k: said[k] for k in ("weights", "size", "clip", "own_shape") if k in said}
 
 
 def _adapted(name):
@@ -749,9 +796,15 @@ def _adapted(name):
     entry = find_model(next((own for own, e in MODELS.items() if e["path"] == base), base))
     if found.get("peft_type") != "LORA" or found.get("use_dora") or found.get("modules_to_save") or found.get("bias", "none") != "none" or found.get("alpha_pattern") or "adapter" in entry:
         refuse(f"{name} is not plain LoRA of a model ({found.get('peft_type')}, perhaps with DoRA, biases or whole modules); merge it with the tool that trained it, and pass the merged folder")
-    note = Path(name) / "weights.yaml"
     rank = found["r"]**0.5 if found.get("use_rslora") else found["r"]
-    return entry | {"name": folder_name(name), "adapter": str(name), "scaling": found["lora_alpha"] / rank, "weights": load_yaml(note)["weights"] if note.is_file() else "unstated"}
+    return entry | {"name": folder_name(name), "adapter": str(name), "scaling": found["lora_alpha"] / rank, **_noted(name)}
+
+
+def model_of(index):
+    """The entry of the model that a features index is of, by its name or by the folder that it was extracted from; {} where neither is to be found."""
+    name, given = index["model"], str(index.get("run", {}).get("arguments", {}).get("model") or "")
+    found = name if name in MODELS else given if any(Path(given, f).is_file() for f in (*CONFIGS, ADAPTER_CONFIG)) else None
+    return find_model(found) if found else {}
 
 
 def choose_device():
@@ -1350,16 +1403,17 @@ def chat(processor, words, kind="image", count=1):
 
 
 def qwen_inputs(processor, frames, words, at=None, album=False):
-    """What a processor of Qwen's families makes of pictures (T = 1) or clips, uint8 [n,T,H,W,3], and the same words to each; of an album T pictures that are no clip.
+    """What a processor of Qwen's families makes of pictures (T = 1) or clips, uint8 [n,T,H,W,3], and the same words to each; of an album T pictures that are no clip, of any shapes.
 
     at: (the numbers of these frames in their clips, how long those are, and frames a second if not RATE), where a clip's frames are not all given: it moves on further from one to the next.
     """
-    still, count, x = album or frames.shape[1] == 1, frames.shape[1], frames.permute(0, 1, 4, 2, 3)
+    count, x = len(frames[0]), [[f.permute(2, 0, 1) for f in film] for film in frames]
+    still = album or count == 1
     text = chat(processor, words, "image", count) if still else chat(processor, words, "video")
-    size = {"size": {"shortest_edge": 1, "longest_edge": frames.shape[1:4].numel()}}  # frames are already at the size asked for; Qwen3-VL counts all pixels of a clip
+    size = {"size": {"shortest_edge": 1, "longest_edge": count * max(f[0].numel() for film in x for f in film)}}  # frames are already at the size asked for; Qwen3-VL counts all pixels of a clip
     numbers, whole, rate = (*(at or (range(count), count)), RATE)[:3]
-    media = ({"images": [list(f) for f in x], "images_kwargs": size} if still else
-             {"videos": list(x), "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
+    media = ({"images": x, "images_kwargs": size} if still else
+             {"videos": [torch.stack(film) for film in x], "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
               "video_metadata": [{"fps": rate, "total_num_frames": whole, "frames_indices": list(numbers)}] * len(x)})
     return processor(text=[text] * len(x), return_tensors="pt", **media)
 

@@ -133,6 +133,7 @@ from common import (
     digest,
     find_model,
     fingerprint,
+    fitted,
     frames_at,
     frames_of,
     holm,
@@ -193,7 +194,7 @@ FOUR = re.compile(rf"[\[(]\s*{NUMBER}\s*,\s*{NUMBER}\s*(?:,|\)\s*,?\s*\()\s*{NUM
 def parse_box(text, scale="thousandths", side=None):
     """The first box in an answer, xyxy in 0..1, or None: what stands there is no box, or lies outside the picture.
 
-    scale of bare numbers: thousandths, fractions, or pixels of a picture of `side` px; fractions are recognised under any scale. Kosmos-2's cells of a
+    scale of bare numbers: thousandths, fractions, or pixels of a picture of `side` px, or of (width, height); fractions are recognised under any scale. Kosmos-2's cells of a
     32 x 32 grid (corner cells, by their centres), Florence-2's thousand bins (centres) and PaliGemma's 1024ths (y first) say their own.
     """
     if len(cells := re.findall(r"<patch_index_(\d{4})>", text)[:2]) == 2:
@@ -207,7 +208,8 @@ def parse_box(text, scale="thousandths", side=None):
     elif found := FOUR.search(text):
         box = [float(n) for n in found.groups()]
         if not ("." in found.group() and max(box) <= 1):
-            box = [n / {"thousandths": 1000, "fractions": 1, "pixels": side}[scale] for n in box]
+            whole = {"thousandths": 1000, "fractions": 1, "pixels": side}[scale]
+            box = [n / s for n, s in zip(box, 2 * whole if isinstance(whole, tuple) else [whole] * 4, strict=True)]
     else:
         return None
     (x1, x2), (y1, y2) = sorted(box[::2]), sorted(box[1::2])
@@ -356,10 +358,12 @@ def others(score):
     return (score.sum(0) - score.diagonal()) / max(len(score) - 1, 1)
 
 
-def understood(texts, kind, meta):
-    """Parsed answers: boxes [4], words, captions; None where there is nothing to parse."""
+def understood(texts, kind, meta, items):
+    """Parsed answers about items: boxes [4], words, captions; None where there is nothing to parse."""
     if kind == "box":
-        return [b and torch.tensor(b) for b in (parse_box(t, meta["scale"], meta["size"]) for t in texts)]
+        size = meta["size"]
+        frames = [size if isinstance(size, int) else fitted(*(reversed(i["frames"].shape[1:3]) if "frames" in i else (i["width"], i["height"])), *size) for i in items]
+        return [b and torch.tensor(b) for b in (parse_box(t, meta["scale"], frame) for t, frame in zip(texts, frames, strict=True))]
     return [t.lower() or None if kind == "caption" else parse_word(t, kind.partition("_")[0]) for t in texts]
 
 
@@ -417,7 +421,7 @@ def binding(args, items, split, read, points, model):
         picked = test[torch.tensor([number[said["ids"][k]] for k in rows])]
         here = [items[k] for k in picked]
         sources = [i["source"] for i in here]
-        runs = {run: understood([texts[k] for k in rows], asked, said["meta"]) for run, texts in said["answers"].items()}
+        runs = {run: understood([texts[k] for k in rows], asked, said["meta"], here) for run, texts in said["answers"].items()}
         if asked == "box":
             largest = box_truth(items)[0]
         target = largest[picked] if asked == "box" else [i["text"].lower() if asked == "caption" else word_of(i, kind) for i in here]
@@ -458,8 +462,8 @@ def about_films(args, started):
     for kind in dict.fromkeys(said["kinds"]):
         for name in dict.fromkeys(i["conditioning"] for i in items):
             rows = [k for k, i in enumerate(said["ids"]) if said["kinds"][k] == kind and film[i]["conditioning"] == name]
-            answers = understood([said["answers"]["own"][k] for k in rows], kind, said["meta"])
             clips[name] = [film[said["ids"][k]] for k in rows]
+            answers = understood([said["answers"]["own"][k] for k in rows], kind, said["meta"], clips[name])
             scores[kind, name], silent[kind, name] = right(answers, [i["direction"] for i in clips[name]]), sum(a is None for a in answers) / max(len(rows), 1)
     main, kinds = index["conditioning"], list(dict.fromkeys(said["kinds"]))
     if incomplete := [name for name in ("real", "frozen", main) if [i["id"].rpartition("/")[0] for i in clips.get(name, [])] != [i["id"].rpartition("/")[0] for i in clips[main]]]:
@@ -653,15 +657,16 @@ def clip_of(item):
 
 
 def put_to(model, processor, frames, question, at=None):
-    """What `generate` takes for one question about each of some films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]; without `at` about k pictures that are no film."""
+    """What `generate` takes for one question about each of some films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]; without `at` about k pictures that are no film,
+    and may differ in shape."""
     kind = model.config.model_type
     if FRAMES_AS.get(kind) == "video":
         given = qwen_inputs(processor, frames, question, at, album=at is None)
     elif kind in FRAMES_AS:
         whole = {"images_kwargs": {"crop_to_patches": False}} if kind == "internvl" else {}  # a frame is one tile, as in the model's videos
-        given = processor(text=[chat(processor, question, count=frames.shape[1])] * len(frames), images=[list(film.permute(0, 3, 1, 2)) for film in frames], return_tensors="pt", **whole)
+        given = processor(text=[chat(processor, question, count=len(frames[0]))] * len(frames), images=[[f.permute(2, 0, 1) for f in film] for film in frames], return_tensors="pt", **whole)
     else:
-        given = ALONE[kind](model, processor, frames[:, 0], question)
+        given = ALONE[kind](model, processor, torch.stack([film[0] for film in frames]), question)
     device, dtype = next((p.device, p.dtype) for p in model.parameters())
     return {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in given.items()}
 
@@ -897,14 +902,14 @@ def live(args, started):
         refuse(f"--size {args.size} is not positive; give 1 or more")
     if args.out:
         check_writable(args.out)
-    size = args.size or entry["clip" if args.clip else "size"]
-    x, at = watched(args.clip, int(frames), size, args.choose or "uniform", args.seed) if args.clip else (torch.cat([frames_of({"frames": read_picture(p)}, size) for p in args.image]), None)
+    size = args.size or (entry["clip"] if args.clip else entry.get("own_shape", entry["size"]))
+    x, at = watched(args.clip, int(frames), size, args.choose or "uniform", args.seed) if args.clip else ([frames_of({"frames": read_picture(p)}, size)[0] for p in args.image], None)
 
     from transformers import TextStreamer
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
     model, processor = load_vlm(entry, device, dtype)
-    given, own, tokenizer, began = put_to(model, processor, x[None], args.ask, at), entry["type"] == "cogvlm2", getattr(processor, "tokenizer", processor), time.time()
+    given, own, tokenizer, began = put_to(model, processor, [x], args.ask, at), entry["type"] == "cogvlm2", getattr(processor, "tokenizer", processor), time.time()
     more = {} if own else {"do_sample": False, "pad_token_id": model.generation_config.pad_token_id or 0}
     with torch.inference_mode():
         tokens = model.generate(**given, **more, max_new_tokens=MOST, streamer=TextStreamer(tokenizer, skip_prompt=not own, skip_special_tokens=True))[0]
@@ -2188,12 +2193,6 @@ def operation_row(items, truth, said, seed, every, counts):
     return row
 
 
-def label_of(name, entry):
-    """What a model is called in the tables: a folder `adapter` or `model` of a training by the name of that."""
-    path = Path(name).resolve()
-    return path.parent.name if path.is_dir() and path.name in ("adapter", "model") else entry["name"]
-
-
 def taught_to(entry):
     """Has adapt.py --mode tune taught this model how to answer?"""
     note = Path(entry["path"]) / "weights.yaml"
@@ -2278,10 +2277,9 @@ def operations_world(args):
         entry = find_model(name)
         if entry.get("type") not in FRAMES_AS:
             refuse(f"--models {name} is of type {entry.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b")
-        label = label_of(name, entry)
-        if label in w.entries:
-            refuse(f"--models gives {label} twice; give each model once, the base first")
-        w.entries[label] = entry
+        if entry["name"] in w.entries:
+            refuse(f"--models gives {entry['name']} twice; give each model once, the base first")
+        w.entries[entry["name"]] = entry
     w.out = Path(args.out or f"results/{next(iter(w.entries))}/{Path(args.data).name}/explain-operations.yaml")
     check_writable(w.out)
     return w
@@ -2872,6 +2870,17 @@ def predictions(found):
     return parts
 
 
+def frames_chosen(found):
+    columns = {"score": "right", "gain": "the first gains over it", "p": "p", "seconds_choosing": "seconds to choose", "seconds_answering": "seconds to answer"}
+    parts = []
+    for m, d, x in ((m, d, x) for (m, d), stems in found.items() for x in stems.values() if x["stage"] == "frames"):  # one for each number of frames
+        ways = {n + " (equal time)" * (n in x["equal_time"]): row | {"score": row["right"]} | x["gains"].get(n, {}) for n, row in x["ways"].items()}
+        parts += [el("h3", f"{m} on {d}, {x['count']} frames of a clip"),
+                  charts(dots_chart("Answers that are right (grey squares: more even frames, in the time that choosing takes)", ways, "score", grey=[n for n in ways if n.endswith("time)")])),
+                  grid(f"{x['questions']} questions about {x['clips']} clips of {x['sources']} sources", ways, columns, "way")]
+    return parts
+
+
 def words_of_trajectories(found, results, width):
     columns = {"accuracy": "accuracy", **{kind: kind for kind in ASKED}, "frame_f1": "frame F1", "claim_precision": "claims true", "omission": "facts omitted", "abstains_wrongly": "abstains wrongly",
                "order_persistence": "stays in another order", "seconds_per_clip": "seconds a clip", "memory_gb": "GB"}
@@ -2983,7 +2992,7 @@ def page_of(results, found, alone, rows, width):
     """The page as text."""
     films = [x for n, (m, d, content) in enumerate(with_stage(found, "predict-continue")) for x in (el("h3", f"{content.get('video')} on {d} ({m})"), *players(content, results / m / d, n))]
     meaning = el("dl", *(x for n, words in FILMS.items() for x in (el("dt", n), el("dd", words))))
-    told_parts, bench = words_of_trajectories(found, results, width), told_operations(found, results, width)
+    told_parts, bench, chosen = words_of_trajectories(found, results, width), told_operations(found, results, width), frames_chosen(found)
     sections = {  # title: (what it shows, its parts, the stages it is made of)
         "Verdicts": ("A verdict follows from criteria, each held against its threshold and against the best floor that costs nothing.", verdicts(rows), ()),
         "Probes by layer": ("What of space and motion can still be read from each layer, by a linear map, beside what needs no trained network.", probes(found, rows), ("probe",)),
@@ -2992,6 +3001,7 @@ def page_of(results, found, alone, rows, width):
         "Scaling and the bridge": ("Whether a larger bridge, another one, a second encoder, or more clips help.", scalings(found), (*PROGRAMME[2][1], *PROGRAMME[2][2])),
         "Prediction": ("Whether anything predicts better than what costs nothing.", predictions(found), PROGRAMME[3][1]),
         "Films: real, generated, copied": ("Drag the slider, or use the arrow keys, to go through the frames.", [meaning, *films] if films else [], ("predict-continue",)),
+        **({"Which frames are shown": ("Whether it matters which frames of a clip a model sees, at equal frames and at equal time.", chosen, ())} if chosen else {}),
         **({"Words about moving objects": ("Whether what is said of objects that come, go and hide is true.", told_parts, ())} if told_parts else {}),
         **({"Operations": ("What is done at a bench, before and after fine-tuning, beside what costs nothing.", bench, ())} if bench else {}),
         "Verifiers": ("Whether a wrong prediction can be told by its pixels.", verifiers(found), PROGRAMME[4][1]),
@@ -3101,6 +3111,50 @@ def smoke_input(args, folder):
     args.features, args.answers, args.out = str(folder / "features"), str(folder / "answers.pt"), args.out or str(folder / "binding.yaml")
 
 
+def smoke_clips(args, folder):
+    """Forty clips of noise in which an object stays or vanishes, as is to be said, a random tracker with what it notes of them, a random VLM, and a random language model under LoRA."""
+    from common import WIDTH, Soft, made_up_language, made_up_vlm, save_soft
+    torch.manual_seed(args.seed)
+    tracker = Tracker({"colours": ["red", "blue"], "shapes": ["circle", "star"], "frames": TIMES, "image_size": 16, "widths": [8, 16], "layers": [1, 1], "embedding": WIDTH}).eval()
+    tracker.save_pretrained(folder / "tracker")
+    items = []
+    for k in range(40):
+        why, last = (("vanishes", 9 + k // 4), ("stays", TIMES - 1))[k % 2]
+        fact = {"object": "red circle", "persistent": why == "stays", "why": why, "present": [[0, last]], "visible": [[0, last]], "hidden": [], "direction": HEADINGS[k % len(HEADINGS)]}
+        questions = {"persistence": "Is the red circle persistent or transient?", "frames": "In which frames does the red circle appear?", "direction": "Which way does the red circle move?",
+                     "count": "How many coloured objects are there?"}
+        items.append({"id": f"clip-{k}", "source": f"clip-{k}", "width": 16, "height": 16, "frames": torch.randint(0, 256, (TIMES, 16, 16, 3), dtype=torch.uint8), "names": ["red circle"],
+                      "absent": "blue star", "count": 1, "tracks": [fact], "text": describe_track(fact), "turns": [[q, answer_with(fact, q, 1)] for q in questions.values()],
+                      "asked": [[kind, "" if kind == "count" else "red circle"] for kind in questions]})
+    write_items(folder / "data", items, {"data": "synthetic", "name": "made-up"})
+    args.data, args.model, args.out, args.questions = str(folder / "data"), str(folder / "tracker"), args.out or str(folder / f"{args.mode}.{'pt' if args.mode == 'tracks' else 'yaml'}"), 2
+    if args.mode == "trajectories":
+        made_up_language(folder / "language", args.seed)
+        made_up_vlm(folder / "vlm", args.seed)
+        ids, found = follow_all(tracker, items, "cpu")
+        save_pt(folder / "tracks.pt", TRACKS, ids, {"model": "tracker", "weights": "random"}, **{k: x.half() for k, x in found.items()})
+        from peft import LoraConfig, get_peft_model
+        get_peft_model(load_language(find_model(str(folder / "language")))[0], LoraConfig(target_modules=["q_proj"])).save_pretrained(folder / "words/seed0")
+        save_soft(folder / "words/seed0/soft.safetensors", Soft(WIDTH, 16, 2), language="language")
+        save_yaml(folder / "words/adapt-words.yaml", {"stage": "adapt", "mode": "words"})
+        args.embeddings, args.words, args.language, args.vlm, args.frames = *(str(folder / name) for name in ("tracks.pt", "words", "language", "vlm")), "4"
+
+
+def smoke_bench(args, folder):
+    """Eight sessions of clips of noise, in which two operations alternate, and a random VLM."""
+    from common import made_up_vlm
+    made_up_vlm(folder / "vlm", args.seed)
+    names, items = ["Picking", "Close Box"], []
+    for session, t in itertools.product(range(8), range(6)):
+        now, then = names[t % 2], names[1 - t % 2]
+        items.append({"id": f"{session}-{t}", "source": f"{('train', 'val', 'test', 'test')[session % 4]}:{session}", "width": 16, "height": 16, "frames": torch.randint(
+            0, 256, (4, 16, 16, 3), generator=torch.Generator().manual_seed(args.seed + len(items)), dtype=torch.uint8), "operation": now, "next": then, "previous": then, "earlier": now, "start": -1,
+            "end": 1, "seconds": 2 * t, "boundary": False, "turns": [["What is done?", json.dumps({"operation": now, "start": -1, "end": 1, "next": then})]]})
+    write_items(folder / "data", items, {"data": "synthetic", "name": "made-up", "operations": names, "every": 2, "grammar": {
+        "bigram": {"(start)": {"Picking": 1}, **{a: {b: 3} for a, b in (names, names[::-1])}}, "seconds": dict.fromkeys(names, 6), "clock": names[:1], "start": -1.0, "end": 1.0}})
+    args.data, args.models, args.out = str(folder / "data"), [str(folder / "vlm")], args.out or str(folder / "operations.yaml")
+
+
 def get_args(argv):
     p = parser(__doc__)
     p.add_argument("--mode", default="answers", choices=["answers", "describe", "tracks", "trajectories", "operations", "report"],
@@ -3144,8 +3198,10 @@ def main(argv=None):
     if args.mode == "report":
         return report(args, started)
     if args.mode in ("tracks", "trajectories", "operations"):
-        if args.smoke or args.films or args.answers or args.directions:
-            refuse(f"--mode {args.mode} needs --data, of data.py {'openpack' if args.mode == 'operations' else 'trajectories'}, and goes without --smoke, --films, --answers and --directions")
+        if args.films or args.answers or args.directions:
+            refuse(f"--mode {args.mode} needs --data, of data.py {'openpack' if args.mode == 'operations' else 'trajectories'}, and goes without --films, --answers and --directions")
+        if args.smoke:
+            (smoke_bench if args.mode == "operations" else smoke_clips)(args, made_up_folder())
         args.data = args.data or f"data/{'operations' if args.mode == 'operations' else 'trajectories'}"
         return {"tracks": track_objects, "trajectories": trajectories, "operations": operations}[args.mode](args, started)
     if args.mode == "describe":

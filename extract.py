@@ -1304,6 +1304,14 @@ def asking(model, processor, batch, question):
     return {k: torch.cat([v, behind[k]], 1) if k in ROWS else v for k, v in given.items() if k not in ("cache", "past_key_values", "use_cache", "behind")}
 
 
+def alike(members, pictures, batch):
+    """(numbers, uint8 [n,T,H,W,3]) of at most `batch` pictures that follow each other and are of one shape."""
+    for _, some in itertools.groupby(((k, pictures[k]()) for k in members), lambda one: one[1].shape):
+        while part := list(itertools.islice(some, batch)):
+            numbers, frames = zip(*part, strict=True)
+            yield numbers, torch.stack(frames)
+
+
 def says(model, processor, inputs_of, pictures, questions, batch, device, dtype, point=None, change=None):
     """The greedy answer to each question about its picture (a function that gives uint8 [T,S,S,3]): list of str. Equal questions are asked together, so nothing is padded.
 
@@ -1314,8 +1322,8 @@ def says(model, processor, inputs_of, pictures, questions, batch, device, dtype,
         together.setdefault(question, []).append(k)
     own = {} if model.config.model_type == "cogvlm2" else {"do_sample": False, "pad_token_id": model.generation_config.pad_token_id or 0}
     for question, members in tqdm(together.items(), unit="question"):
-        for numbers in (members[k:k + batch] for k in range(0, len(members), batch)):
-            given = on(asking(model, processor, inputs_of(torch.stack([pictures[k]() for k in numbers])), question), device, dtype)
+        for numbers, frames in alike(members, pictures, batch):
+            given = on(asking(model, processor, inputs_of(frames), question), device, dtype)
             rows = picture_rows(model, given) if point and point[0].startswith("language.") else None
             with torch.inference_mode(), changed(model, point[1], change, rows) if point else contextlib.nullcontext():
                 tokens = model.generate(**given, **own, max_new_tokens=LONGEST)
@@ -1363,7 +1371,7 @@ def ask_model(args, started):
         refuse(f"{args.data} has no test item whose largest object has a name of its own; use more items")
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/answers{'-random' if args.random_init else ''}.pt")
     check_writable(out)
-    size, (locate, scale) = args.size or entry["clip" if clip else "size"], GROUNDING[entry["type"]]
+    size, (locate, scale) = args.size or (entry["clip"] if clip else entry.get("own_shape") or entry["size"]), GROUNDING[entry["type"]]
     found = read_directions(args, entry) if args.remove else None
     rows = [(item, kind, question) for item in asked for kind, question in questions_to(item, locate).items()]
     questions, kinds, ids = [q for *_, q in rows], [kind for _, kind, _ in rows], [item["id"] for item, *_ in rows]
@@ -1378,7 +1386,7 @@ def ask_model(args, started):
         print(f"device {device.type} ({why})")
         model, processor = LOADERS["vlm"](entry, device, dtype, args.seed if args.random_init else None)
         inputs_of, points, multiple, _ = family_of(model)(model, processor)
-        if size % multiple:
+        if isinstance(size, int) and size % multiple:
             refuse(f"--size {size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(size // multiple, 1) * multiple}")
         runs = {"own": (None, None)} | (removals(points, found, model, args.seed, device) if found else {})
         pictures = [functools.partial(frames_of, item, size) for item, *_ in rows]
@@ -1413,7 +1421,7 @@ def compare_frames(args, started):
     size, ids, sources = args.size or entry["clip"], [item["id"] for item, *_ in rows], [item["source"] for item, *_ in rows]
     device, dtype, why = choose_device()
     meta = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "data": data["data"], "data_path": str(args.data), "size": size,
-            "checkpoint": fingerprint(entry["path"]), "revision": args.revision, "seed": args.seed, "dtype": str(dtype), "largest_gap": args.largest_gap,
+            "checkpoint": fingerprint(entry), "revision": args.revision, "seed": args.seed, "dtype": str(dtype), "largest_gap": args.largest_gap,
             "items": same_items(items, data)}
     before = load_pt(out, ANSWERS) if out.is_file() else None
     answers, facts = (before["answers"], before["facts"]) if before and before["meta"] == meta and before["ids"] == ids else ({}, {})

@@ -87,7 +87,6 @@ from common import (
     BASELINES,
     DECODE_STEP,
     HORIZONS,
-    MODELS,
     NOTHING,
     RESULT,
     SHIFTS,
@@ -138,6 +137,7 @@ from common import (
     lpips_model,
     made_up_folder,
     measured,
+    model_of,
     paired_test,
     parser,
     pixel_errors,
@@ -413,7 +413,7 @@ def latent_world(args):
         refuse(f"{args.features} holds features of chosen frames, and behind them nothing goes on at an even pace; extract again without --frames")
     w.language = [p for p in with_grid(w.index) if p.startswith("language.")]
     cannot = {"last": not args.last, "language": not w.language, "random": not args.random}  # what by default is left out
-    entry = MODELS.get(w.index["model"], {})
+    entry = model_of(w.index)
     room = memory_free() > 4.8e9 * entry.get("params", 0)  # fp32, and what a step needs
     can = {"rank": entry.get("type", "").startswith("qwen") and args.past > 1 and room}
     names = args.variants.split(",") if args.variants else [n for n, v in VARIANTS.items() if not cannot.get(v["reads"]) and can.get("rank" if "rank" in v else None, True)]
@@ -508,9 +508,9 @@ def middle(points):
 
 def tuned_model(w, rank):
     """(Tuned VLM, function from items to its inputs): clips of the past, as extract.py gives them to it. Refused unless the untouched model says what the stored features say."""
-    entry, size = find_model(w.index["model"]), w.index["size"]
+    entry, size = model_of(w.index), w.index["size"]
     if not entry.get("type", "").startswith("qwen"):
-        refuse(f"lora lies inside a language model of Qwen's family, and {entry['name']} is a {entry.get('type')}; leave it out of --variants")
+        refuse(f"lora lies inside a language model of Qwen's family, and {w.index['model']} is a {entry.get('type')}; leave it out of --variants")
     vlm, processor = load_vlm(entry, w.device, torch.float32 if w.dtype == torch.float16 else w.dtype)
     vlm.requires_grad_(False)
 

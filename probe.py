@@ -5,7 +5,7 @@
     python probe.py --compare results/tiny/shapes@64 results/tiny/shapes@96 --out results/tiny/shapes-resolution.yaml
 
 Reads features (extract.py) and the truth beside their pictures (data.py). Writes probe.yaml, probe.png, and probe.pt with what was decoded for the test
-items at the chosen layers, and their scores. With --compare it reads such results of one data set, say at several resolutions, and pairs them item by item.
+items at the chosen layers, and their scores. With --compare it reads such results of one data set, say at several resolutions or of frames chosen otherwise, and pairs them item by item.
 Which probes run depends on the truth there is:
 
     bbox_iou        closed-form ridge from the flattened token grid to the largest box; penalty by leave-one-out
@@ -702,7 +702,7 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
     truths = {"direction_accuracy": way} | ({"direction_accuracy_background": background} if background is not None else {})
     own, blind = ({name: correct(answers[who], truth)[test] for name, truth in truths.items()} for who in ("own", "commonest"))
     strata = by_stratum(motion_strata(items, way, background, train), own, blind, test, sources, args.seed)
-    return criteria, layers, {"correct": own["direction_accuracy"].clone()}, {"strata": strata}
+    return criteria, layers, {"correct": own["direction_accuracy"].clone(), "sources": sources}, {"strata": strata}
 
 
 def read_pooled(folder, points):
@@ -736,22 +736,23 @@ def compare(folders, seed=0):
     if len(found) < 2:
         refuse(f"--compare {' '.join(folders)} names {len(found)} results; give two or more folders of different names, each with probe.yaml, probe.pt and features/")
     (first, (_, reference, _)), rows, p_values = next(iter(found.items())), {}, {}
+    tasks = ("bbox_iou", "spatial_iou") if "scores" in reference else ("direction_accuracy",)  # of pictures; of clips
     for name, (result, scores, index) in found.items():
         if scores["ids"] != reference["ids"]:
             refuse(f"{name} was tested on other items than {first}; compare results of one data set")
-        rows[name] = {"model": result["model"], "size": index["size"]}
-        for task in ("bbox_iou", "spatial_iou"):
+        rows[name] = {"model": result["model"], "size": index["size"]} | {k: index[k] for k in ("frames", "count") if k in index}
+        for task in tasks:
             c = result["criteria"][task]
             grid = index["points"][c["layer"]]["shape"][1:3]
             rows[name] |= {task: c["score"], f"{task}_low": c["low"], f"{task}_high": c["high"], f"{task}_floor": c["floor"], f"{task}_layer": c["layer"], f"{task}_grid": f"{grid[0]}x{grid[1]}"}
             if name != first:
-                test = paired_test(scores["scores"][task], reference["scores"][task], reference["sources"], seed=seed)
+                test = paired_test(*(x["scores"][task] if "scores" in x else x["correct"] for x in (scores, reference)), reference["sources"], seed=seed)
                 rows[name] |= {f"{task}_{k}": test[k] for k in ("gain", "gain_low", "gain_high")}
                 p_values[f"{name}/{task}"] = test["p"]
     for key, p in holm(p_values).items():
         name, task = key.rsplit("/", 1)
         rows[name][f"{task}_p_holm"] = p
-    best = {task: max(rows, key=lambda name: rows[name][task]) for task in ("bbox_iou", "spatial_iou")}
+    best = {task: max(rows, key=lambda name: rows[name][task]) for task in tasks}
     scores = {f"{task}_{name}": row[task] for name, row in rows.items() for task in best}
     return {"stage": "probe-compare", "reference": first, **{f"{task}_best": name for task, name in best.items()}, **scores, "rows": rows}
 

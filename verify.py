@@ -48,7 +48,6 @@ from common import (
     FEATURES,
     HERE,
     ITEMS,
-    MODELS,
     OWN_LAYOUT,
     RESULT,
     TINY,
@@ -75,6 +74,7 @@ from common import (
     load_video_vae,
     load_yaml,
     made_up_folder,
+    model_of,
     parser,
     plain,
     plant_features,
@@ -1403,7 +1403,7 @@ def integration(index, entry):
     billions, kind, path = entry.get("params"), entry.get("type"), entry.get("path", "")
     if billions is None and (files := list((HERE / path).glob("*.safetensors")) if path else []):
         billions = sum(math.prod(tensor["shape"]) for file in files for name, tensor in safetensors_header(file).items() if name != "__metadata__") / 1e9
-    own = path.startswith(TINY)  # trained here, under this repository's licence
+    own = TINY in path  # trained here, under this repository's licence
     return {"grid": all(language) if language else None, "library": kind not in OWN_LAYOUT if kind else None, "clips": kind in TOGETHER if kind else None,
             "licence": own or (entry["licence"] in PERMISSIVE if "licence" in entry else None), "t4": None if billions is None else 2 * billions <= 15}
 
@@ -1414,8 +1414,7 @@ def measured(folder):
     if not folder.is_dir():
         refuse(f"{folder} is not a folder; give --screen the folders of the stages' YAML")
     probe, index = load_yaml(folder / "probe.yaml", "probe"), load_yaml(folder / "features" / "index.yaml", "extract")
-    name, given = probe["model"], str(index.get("run", {}).get("arguments", {}).get("model") or "")
-    entry = MODELS.get(name) or (find_model(given) if Path(given, "config.json").is_file() else {})
+    name, entry = probe["model"], model_of(index)
     kind = "hybrid" if "+" in name else entry.get("kind") or ("vlm" if any(p.startswith("language.") for p in index["points"]) else "encoder")
     if index["model"] != name:
         refuse(f"{folder}/features/index.yaml is about model {index['model']!r}, probe.yaml about {name!r}; give results that belong together")

@@ -8,6 +8,7 @@ import common
 import data
 import explain
 import extract
+import probe
 from common import CHOICES, choose_frames, frames_at, load_items, motion_of, placed, presented
 
 T, K, SIDE = 60, 12, 128
@@ -319,3 +320,15 @@ def test_ways_are_compared_at_equal_frames_and_at_equal_time_and_nothing_is_aske
     written = (tmp_path / "frames.pt").read_bytes()
     again = extract.main(arguments)
     assert again["ways"] == found["ways"] and (tmp_path / "frames.pt").read_bytes() == written
+
+
+@pytest.mark.slow
+def test_probes_on_chosen_frames_are_paired_with_those_on_even_ones(waiting, small_dino, tmp_path):
+    for how in ("uniform", "motion"):
+        extract.main(["--model", str(small_dino), "--size", "56", "--points", "last", "--data", str(waiting), "--frames", how, "--count", "6", "--out", str(tmp_path / how / "features")])
+        probe.main(["--features", str(tmp_path / how / "features"), "--out", str(tmp_path / how / "probe.yaml")])
+    found = probe.main(["--compare", str(tmp_path / "uniform"), str(tmp_path / "motion"), "--out", str(tmp_path / "compare.yaml")])
+    own, even = (common.load_pt(tmp_path / how / "probe.pt", common.RESULT)["correct"] for how in ("motion", "uniform"))
+    row = found["rows"]["motion"]
+    assert row["frames"] == "motion" and row["count"] == 6 and row["direction_accuracy_gain"] == pytest.approx((own - even).mean().item())
+    assert row["direction_accuracy_gain_low"] <= row["direction_accuracy_gain"] <= row["direction_accuracy_gain_high"] and "direction_accuracy_p_holm" in row

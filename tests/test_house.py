@@ -3,6 +3,7 @@ import ast
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,12 @@ def run(*command, cwd=HERE, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_each_stage_smokes_from_a_folder_with_only_itself_and_common(stage, tmp_path):
+@pytest.mark.parametrize("command", [*STAGES, "adapt --mode tune", "adapt --mode words", "explain --mode tracks", "explain --mode trajectories", "explain --mode operations"])
+def test_each_stage_smokes_from_a_folder_with_only_itself_and_common(command, tmp_path):
+    stage, *flags = command.split()
     for name in (stage, "common"):
         shutil.copy(HERE / f"{name}.py", tmp_path)
-    done = run(sys.executable, f"{stage}.py", "--smoke", cwd=tmp_path)
+    done = run(sys.executable, f"{stage}.py", "--smoke", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     key, value = done.stdout.strip().splitlines()[-1].split(maxsplit=1)
     assert key and value
@@ -123,6 +125,35 @@ def test_gate1_goes_through_every_stage_for_a_cogvlm2_folder(tmp_path, small_cog
     verdict = yaml.safe_load((tmp_path / "results/small-cogvlm2/shapes/gate1.yaml").read_text())
     assert verdict["verdict"] in ("PIVOT", "STOP", "INCONCLUSIVE") and verdict["criteria"]["bbox_iou"]["answer"] != "PASS"
     assert "unstated weights" in verdict["headline"] and verdict["criteria"]["direction_accuracy"]["score"] is not None
+
+
+@pytest.mark.slow
+def test_a_tuned_adapter_is_a_model_for_every_gate(tmp_path):
+    """All that Make would run is about folders of its own and the small decoders; alignment, binding, a LoRA bridge on top and streaming are run."""
+    import adapt
+    import data
+    from common import load_features
+    copied(tmp_path)
+    data.main(["shapes", "--n", "40", "--out", str(tmp_path / "data/shapes")])
+    adapter, here = "results/tiny/mine/tuned/adapter", tmp_path / "results/tiny-mine-tuned/shapes"
+    adapt.main(["--mode", "tune", "--model", "tiny", "--data", str(tmp_path / "data/shapes"), "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / adapter.removesuffix("/adapter"))])
+    make = ["make", f"PY={sys.executable}", f"MODEL={adapter}", "N=40", "FROZEN=", "POINTS=vision.0,language.1,language.3"]
+    for target in ("gate1", "gate2", "gate3", "gate4", "align", "binding", "resolution", "frames", "explain", "screen"):
+        would = run(*make, "-n", target, f"MODELS={adapter} tiny", cwd=tmp_path).stdout
+        named = set(re.findall(r"results/([^/@ ]+)[/@]", would))
+        assert "tiny-mine-tuned" in named <= {"tiny", "tiny-mine-tuned", "tiny-vae", "tiny-dinov2", "tiny-dinov2+tiny-mine-tuned", "screen"} and "ltx-video" not in would, target
+    done = run(*make, "align", "binding", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert yaml.safe_load((here / "binding.yaml").read_text())["model"] == "tiny-mine-tuned" and yaml.safe_load((here / "align.yaml").read_text())["weights"] == "small"
+    extract = [sys.executable, "extract.py", "--data", "data/shapes", "--points", "vision.0,language.1,language.3"]
+    for flags in ([adapter, "--stream", "--out", "streamed"], ["tiny", "--out", "base"], ["tiny", "--random-init", "--out", "floor"]):
+        assert run(*extract, "--model", *flags, cwd=tmp_path).returncode == 0
+    folders = here / "features", tmp_path / "streamed", tmp_path / "base", tmp_path / "floor", here / "features-random"
+    own, streamed, base, floor, random = (load_features(folder)[1]("language.1") for folder in folders)
+    assert own.equal(streamed) and not own.equal(base) and random.equal(floor)  # the floor is the base's network, untrained
+    done = run(sys.executable, "adapt.py", "--mode", "ablation", "--bridges", "mlp,lora", "--features", here / "features", "--latents", "results/tiny-vae/shapes/features", "--align",
+               here / "align.yaml", "--seeds", "1", "--warm", "1", "--epochs", "1", "--loss", "latents", "--out", "ablation.yaml", cwd=tmp_path)
+    assert done.returncode == 0 and "lora" in yaml.safe_load((tmp_path / "ablation.yaml").read_text())["arms"], done.stderr[-3000:]
 
 
 @pytest.mark.slow

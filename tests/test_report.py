@@ -114,6 +114,18 @@ def test_where_all_is_measured_on_published_weights_and_real_data_nothing_is_sai
     assert screened == [["a speed", "not timed", "screen/screen"], ["b speed", "not timed", "screen/screen"], ["lpips, judged by a stand-in", "no backbone", "screen/screen"]]
 
 
+def test_ways_of_choosing_frames_stand_beside_more_even_ones_for_the_same_time(tmp_path):
+    row, gain = {"low": 0.7, "high": 0.9, "seconds_choosing": 1.5, "seconds_answering": 2.5}, {"gain_low": 0.1, "gain_high": 0.3, "p": 0.01}
+    for count in (4, 8):
+        (tmp_path / "tiny/waiting").mkdir(parents=True, exist_ok=True)
+        save_yaml(tmp_path / f"tiny/waiting/frames-{count}.yaml", {"stage": "frames", "model": "tiny", **KINDS, "clips": 12, "questions": 13, "sources": 11, "count": count, "first": f"motion{count}",
+                  "equal_time": [f"uniform{2 * count}"], "ways": {f"motion{count}": row | {"right": 0.812}, f"uniform{count}": row | {"right": 0.534}, f"uniform{2 * count}": row | {"right": 0.777}},
+                  "gains": {f"uniform{count}": gain | {"gain": 0.278}, f"uniform{2 * count}": gain | {"gain": 0.035}}})
+    page = report(tmp_path)[1]
+    assert all(f"tiny on waiting, {count} frames of a clip" in page and f"uniform{2 * count} (equal time)" in page for count in (4, 8)) and "13 questions about 12 clips of 11 sources" in page
+    assert all(words in page for words in ("0.812 [0.700, 0.900]", "0.278 [0.100, 0.300]", "0.035 [0.100, 0.300]"))
+
+
 def test_what_a_yaml_says_is_never_read_as_html(tmp_path):
     name, attack = "<script>alert(1)", '"><img src=x onerror=alert(2)></style><script>alert(3)</script>'
     world(tmp_path, name)

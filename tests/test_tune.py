@@ -156,7 +156,7 @@ def test_boxes_go_to_the_processors_frame_and_back_within_a_pixel():
     rng = np.random.default_rng(0)
     for _ in range(300):
         w, h = rng.integers(60, 1400, 2).tolist()
-        frame = adapt.fitted(w, h, 28, 700 * 700)
+        frame = common.fitted(w, h, 28, 700 * 700)
         assert frame[0] % 28 == frame[1] % 28 == 0 and frame[0] * frame[1] <= 700 * 700
         box = [int(rng.integers(0, w)), int(rng.integers(0, h)), w, h]
         text = f'```json\n[{{"bbox_2d": {box}, "label": "a [1, 2, 3, 4]"}}]\n```'
@@ -381,6 +381,48 @@ def test_an_adapter_answers_in_explain_and_its_features_are_its_own(tmp_path, sh
     a, b = (common.load_features(tmp_path / name)[1]("language.3") for name in ("own", "base"))
     assert a.shape == b.shape and not torch.allclose(a, b, atol=1e-2)
     assert load_yaml(tmp_path / "own/index.yaml")["weights"] == "small"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_next", "internvl"], indirect=True)
+def test_a_tuned_model_is_asked_about_pictures_as_it_was_shown_them(family, tmp_path, monkeypatch):
+    """Smaller and larger than the cap, of several shapes: the processor's pixels in training, in explain.py and in extract.py are the same."""
+    from PIL import Image
+
+    import explain
+    import extract
+    more, shapes = {"boxes": torch.tensor([[4.0, 4.0, 20.0, 20.0]]), "labels": ["star"], "names": ["red star"], "text": "a red star"}, ((40, 56), (90, 50), (32, 32))
+    made = [item(k, picture(k, *shapes[k % 3]), source=f"{('train', 'train', 'val', 'test')[k // 3 % 4]}:{k}", height=shapes[k % 3][0], width=shapes[k % 3][1], **more) for k in range(48)]
+    write_items(tmp_path / "data", made, {"data": "synthetic", "name": "made-up"})
+    tuned(family, tmp_path / "data", tmp_path / "out", "--epochs", 1, "--merge", "--max-pixels", 48 * 48)
+    reading, given = reading_of(family), []
+    pixels = [reading(i, 0, 1)[1]["pixel_values"] for i in made]
+    put_to, asking = explain.put_to, extract.asking
+    monkeypatch.setattr(explain, "put_to", lambda *args: (given.append(put_to(*args)), given[-1])[1])
+    monkeypatch.setattr(extract, "asking", lambda *args: (given.append(asking(*args)), given[-1])[1])
+    monkeypatch.setattr(explain, "MOST", 4)
+    monkeypatch.setattr(extract, "LONGEST", 4)
+    for k in range(3):
+        Image.fromarray(made[k]["frames"][0].numpy()).save(tmp_path / f"{k}.png")
+    for model, k in (("adapter", 0), ("adapter", 1), ("model", 2)):
+        explain.main(["--model", str(tmp_path / "out" / model), "--image", str(tmp_path / f"{k}.png"), "--ask", "Where is it?"])
+        assert torch.equal(given.pop()["pixel_values"], pixels[k])
+    explain.main(["--model", str(tmp_path / "out/model"), "--image", str(tmp_path / "0.png"), "--ask", "Where is it?", "--size", "64"])
+    assert not torch.equal(given.pop()["pixel_values"], pixels[0])
+    if reading.as_video:
+        explain.main(["--model", str(tmp_path / "out/adapter"), "--image", str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--ask", "Which is it?"])
+        assert torch.equal(given.pop()["pixel_values"], torch.cat(pixels[:2]))
+        extract.main(["--model", str(tmp_path / "out/adapter"), "--data", str(tmp_path / "data"), "--ask", "--out", str(tmp_path / "answers.pt")])
+        found = [x for g in given for x in g["pixel_values"].split(g["image_grid_thw"].prod(1).tolist())]
+        assert len({tuple(row) for g in given for row in g["image_grid_thw"].tolist()}) == 3 and all(any(torch.equal(x, p) for p in pixels) for x in found)
+        meta = common.load_pt(tmp_path / "answers.pt", common.ANSWERS)["meta"]
+        assert explain.understood(["[4, 4, 20, 20]"], "box", meta, made[:1])[0].tolist() == pytest.approx([4 / 64, 4 / 32, 20 / 64, 20 / 32])  # of 40 x 56 pixels 32 x 64 are shown
+
+
+def test_a_model_tuned_on_clips_remembers_how_large_they_were(small_vlm, tmp_path):
+    write_items(tmp_path / "data", [item(k, picture(k, 32, 32, 4), source=f"{('train', 'train', 'val', 'test')[k % 4]}:{k}") for k in range(16)], {"data": "synthetic"})
+    tuned(small_vlm, tmp_path / "data", tmp_path / "out", "--epochs", 1, "--merge")
+    assert find_model(str(small_vlm))["clip"] != 32 == find_model(str(tmp_path / "out/adapter"))["clip"] == find_model(str(tmp_path / "out/model"))["clip"]
 
 
 def test_an_adapter_of_another_model_or_of_another_kind_is_refused(small_vlm, small_dino, lessons, tmp_path, refused):
