@@ -143,20 +143,10 @@ def plain(x):
     return str(x)
 
 
-class _Dumper(yaml.SafeDumper):
-    """PyYAML writes 1e-06, which YAML 1.1 (and so PyYAML) reads back as a string: write 1.0e-06."""
-
-
-_Dumper.add_representer(float, lambda d, v: d.represent_scalar(
-    "tag:yaml.org,2002:float",
-    ".nan" if v != v else (".inf" if v > 0 else "-.inf") if abs(v) == float("inf")
-    else repr(v).replace("e", ".0e") if "e" in repr(v) and "." not in repr(v) else repr(v)))
-
-
 def save_yaml(path, result):
     """One small file made for grep: scalars first, one a line, then tables. Checked by loading it back."""
     result = plain(result)
-    text = "".join(yaml.dump({k: v}, Dumper=_Dumper, sort_keys=False, default_flow_style=None if isinstance(v, (dict, list)) else False, width=160, allow_unicode=True)
+    text = "".join(yaml.safe_dump({k: v}, sort_keys=False, default_flow_style=None if isinstance(v, (dict, list)) else False, width=160, allow_unicode=True)
                    for k, v in result.items())  # key by key: every headline on a line of its own, rows of a table on one line each
     assert repr(yaml.safe_load(text)) == repr(result), f"{path} does not survive YAML"  # repr: nan is not equal to itself
     _atomically(path, lambda f: f.write(text.encode()))
