@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -124,7 +125,7 @@ def load_pt(path, schema):
 
 
 def digest(content):
-    """What tells bytes from others."""
+    """A name for bytes: the first 16 hexadecimal digits of their SHA-256."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -178,11 +179,10 @@ def load_yaml(path, stage=None):
     return content
 
 
-def run_info(args, started, **more):
-    """What produced a result: command, arguments, commit, script hash, versions (of the environment, of CUDA and its driver), device, seconds, peak memory."""
-    script = Path(sys.modules["__main__"].__file__ or "notebook") if hasattr(sys.modules["__main__"], "__file__") else Path("notebook")
-    with contextlib.suppress(OSError):
-        more["script_sha256"] = hashlib.sha256((HERE / more.pop("script", script.name)).read_bytes()).hexdigest()[:16]
+def run_info(args, started, script="", **more):
+    """What produced a result: arguments, seed, commit, hash of `script`, versions (of libraries, CUDA and its driver), seconds, peak memory, and what else the caller knows."""
+    with contextlib.suppress(OSError):  # a stage pasted into a notebook has no file
+        more["script_sha256"] = digest((HERE / script).read_bytes())
     commit = subprocess.run(["git", "-C", HERE, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for library in LIBRARIES:
@@ -208,23 +208,13 @@ def say(result, keys=None):
 
 def write_items(folder, items, meta):
     """Write items (dicts with `id`, `source`, `frames` uint8 [T,H,W,3] or `encoded` uint8 [bytes], truth) as shards, ids.jsonl ([id, source] a line) and, last, index.yaml."""
-    folder, shard, ids, sources = Path(folder), [], [], []
-    count = 0
+    folder, items, ids, sources, count = Path(folder), iter(items), [], [], 0
     (folder / "index.yaml").unlink(missing_ok=True)
-
-    def flush():
-        nonlocal shard, count
-        if shard:
-            save_pt(folder / f"{count:05d}.pt", ITEMS, [i["id"] for i in shard], meta, items=shard)
-            count, shard = count + 1, []
-
-    for item in items:
-        shard.append(item)
-        ids.append(item["id"])
-        sources.append(item["source"])
-        if len(shard) == SHARD:
-            flush()
-    flush()
+    while shard := list(itertools.islice(items, SHARD)):
+        save_pt(folder / f"{count:05d}.pt", ITEMS, [i["id"] for i in shard], meta, items=shard)
+        ids += [i["id"] for i in shard]
+        sources += [i["source"] for i in shard]
+        count += 1
     for stale in sorted(folder.glob("*.pt"))[count:]:
         stale.unlink()
     save_text(folder / "ids.jsonl", "".join(f"{json.dumps(pair)}\n" for pair in zip(ids, sources, strict=True)))
@@ -691,6 +681,14 @@ def folder_name(path):
     return path.parent.name if path.name in ("adapter", "model") else path.name
 
 
+def read_json(path, whole="checkpoint"):
+    """A JSON file of a `whole` that was copied here; a broken one is refused."""
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError:
+        refuse(f"{path} is not readable JSON; copy the {whole} again")
+
+
 def find_model(name):
     """The registry's entry for a name or a local folder in Hugging Face format: kind, path, size, clip, weights. A folder of peft's is its base model with `adapter`."""
     if name not in MODELS and (Path(name) / ADAPTER_CONFIG).is_file():
@@ -699,10 +697,7 @@ def find_model(name):
         config = next((Path(name) / f for f in CONFIGS if Path(name, f).is_file()), None)
         if not config:
             refuse(f"{name} has no config.json; give a folder written by save_pretrained")
-        try:
-            found = json.loads(config.read_text())
-        except ValueError:
-            refuse(f"{config} is not readable JSON; copy the checkpoint again")
+        found = read_json(config)
         kind_of = "cogvlm2" if found.get("architectures") == ["CogVLMForCausalLM"] else found.get("model_type") or found.get("_class_name") or "none"
         kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
         entry = {"kind": kind, "type": kind_of, "path": name}
@@ -731,10 +726,7 @@ def find_model(name):
 
 def _adapted(name):
     """The entry of a folder in which peft (adapt.py --mode tune, LLaMA-Factory, Unsloth) left LoRA: the base model's, by name, by its repository or its folder."""
-    try:
-        found = json.loads((Path(name) / ADAPTER_CONFIG).read_text())
-    except ValueError:
-        refuse(f"{name}/{ADAPTER_CONFIG} is not readable JSON; copy the folder again")
+    found = read_json(f"{name}/{ADAPTER_CONFIG}", "folder")
     base = found.get("base_model_name_or_path") or "none"
     entry = find_model(next((own for own, e in MODELS.items() if e["path"] == base), base))
     if found.get("peft_type") != "LORA" or found.get("use_dora") or found.get("modules_to_save") or found.get("bias", "none") != "none" or found.get("alpha_pattern") or "adapter" in entry:
@@ -1010,10 +1002,7 @@ def geometry(entry):
         path = hub_file(entry, name)
         if path is None:
             refuse(f"{entry['path']} has no {name}; copy the checkpoint again")
-        try:
-            return json.loads(path.read_text())
-        except ValueError:
-            refuse(f"{path} is not readable JSON; copy the checkpoint again")
+        return read_json(path)
 
     t, vae = config(entry, "transformer/config.json"), autoencoder_of(entry)
     vae = config(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
@@ -1191,7 +1180,7 @@ def fingerprint(path):
     if not Path(path).is_dir():
         return path
     files = sorted(f for f in Path(path).rglob("*") if f.suffix in (".json", ".safetensors"))
-    return hashlib.sha256(b"".join(f.read_bytes() if f.suffix == ".json" else f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files)).hexdigest()[:16]
+    return digest(b"".join(f.read_bytes() if f.suffix == ".json" else f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files))
 
 
 def resolved_commit(entry):
