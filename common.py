@@ -851,11 +851,6 @@ def _reach(entry):
     return entry
 
 
-def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None, quantised=None):
-    """(model, processor) of a vision-language model; with `random_seed` the same architecture, untrained; `quantised`: as transformers' quantization_config says."""
-    return _load_whole(entry, device, dtype, random_seed, {"quantization_config": quantised, "device_map": {"": device}} if quantised else {})
-
-
 # model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO has no heads of interest, but AutoModel
 # would miss a layer norm that Swin's backbone never uses, and that files of older versions of transformers do not hold.
 DETECTOR = "AutoModelForZeroShotObjectDetection"
@@ -863,20 +858,14 @@ ENCODER_CLASSES = {"owlvit": (DETECTOR, "AutoImageProcessor"), "owlv2": (DETECTO
                    "vjepa2": ("AutoModel", "AutoVideoProcessor")}
 
 
-def load_encoder(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(model, image processor) of a spatial encoder."""
-    return _load_whole(entry, device, dtype, random_seed)
+def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None, quantised=None):
+    """(model, processor) of a vision-language model, (model, image processor) of an encoder, (model, tokenizer) of a language model: by the entry's kind.
 
-
-def load_language(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(model, tokenizer) of a language model."""
-    return _load_whole(entry, device, dtype, random_seed)
-
-
-def _load_whole(entry, device, dtype, random_seed, more=types.MappingProxyType({})):
+    random_seed: the same architecture, untrained; quantised: transformers' quantization_config.
+    """
     entry = _reach(entry)
     if random_seed is not None:
-        build, processor, _ = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
+        build, processor, _ = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
         torch.manual_seed(random_seed)
         return build().to(device).eval(), processor
     if entry.get("type") in OWN_LAYOUT:
@@ -884,11 +873,15 @@ def _load_whole(entry, device, dtype, random_seed, more=types.MappingProxyType({
         attempt(lambda: fill(model, weights, weights.like, device), entry)
         return model, processor
     model_class, processor_class = auto_classes(entry)
+    more = {"quantization_config": quantised, "device_map": {"": device}} if quantised else {}
     processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
     model = attempt(lambda: model_class.from_pretrained(entry["path"], dtype=dtype, output_loading_info=True, **pin(entry), **more), entry)
     if entry.get("adapter"):
         attempt(lambda: merge_lora(model, entry, native_layout(entry, dtype)[2](model)[0]), entry)
-    return (model if more else model.to(device)).eval(), processor
+    return (model if quantised else model.to(device)).eval(), processor
+
+
+load_encoder = load_language = load_vlm
 
 
 def processor_of(entry):
@@ -1034,7 +1027,7 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
     if entry.get("kind") == "video":
         refuse(f"{entry['path']} is a video pipeline, of which no features are read; give its autoencoder, {entry.get('vae', 'the folder vae')}")
     entry = _reach(entry)
-    build, processor, names = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
+    build, processor, names = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
     with init_empty_weights(include_buffers=False):
         model = build().eval().requires_grad_(False)
     for module in model.modules():
@@ -1125,6 +1118,11 @@ def merge_lora(model, entry, own):
     return model, {"missing_keys": []}
 
 
+def seeded(name):
+    """A generator that depends on `name` alone: what it draws is the same in any order, in any batch and on any device."""
+    return torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
+
+
 class Untrained:
     """Weights that are a function of the seed and their name alone, so that the order of reading does not matter: matrices N(0, 0.02^2), which is
     these families' initializer_range, scales one, biases zero. Buffers are left as they are."""
@@ -1141,8 +1139,7 @@ class Untrained:
         for name in names:
             x = torch.empty_like(self.like[name], device="cpu")
             if x.ndim > 1:
-                g = torch.Generator().manual_seed(int(hashlib.sha256(f"{self.seed} {name}".encode()).hexdigest()[:15], 16))
-                yield name, x.normal_(0, 0.02, generator=g)
+                yield name, x.normal_(0, 0.02, generator=seeded(f"{self.seed} {name}"))
             else:
                 yield name, x.fill_(0.0 if name.endswith("bias") else 1.0)
 
@@ -1281,7 +1278,6 @@ INTERNVL2_KEYS = [  # (original, native): applied in order as regular expression
 
 def _internvl2_names(name):
     """The native names of a weight of the original layout: renamed, and those of fused projections three."""
-    import re
     for old, new in INTERNVL2_KEYS:
         name = re.sub(old, new, name)
     if ".attn.qkv." in name:
@@ -1476,6 +1472,11 @@ def bootstrap(scores, sources, n_boot=2000, seed=0):
     return mean, *widened(mean, *means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), len(count))
 
 
+def with_bounds(name, values):
+    """{name, name_low, name_high} of (mean, low, high)."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
 def paired_test(a, b, sources, n_perm=2000, seed=0):
     """Mean of a - b with a cluster-bootstrap interval and a two-sided p-value from flipping the sign of whole sources.
 
@@ -1612,11 +1613,17 @@ def token_ridge(x, targets, train, val):
 
 # ---------------------------------------------------------------- boxes, masks, detection
 
-def box_iou(a, b):
-    """IoU of matching rows: a, b [..., 4] xyxy -> [...]. Empty or reversed boxes have IoU 0."""
+def box_areas(a, b):
+    """Areas of intersection and union of matching rows: a, b [..., 4] xyxy -> [...], [...]. Empty or reversed boxes have none."""
     inter = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     area_a, area_b = (x[..., 2:].sub(x[..., :2]).clamp(min=0).prod(-1) for x in (a, b))
-    return inter / (area_a + area_b - inter).clamp(min=1e-9)
+    return inter, (area_a + area_b - inter).clamp(min=1e-9)
+
+
+def box_iou(a, b):
+    """IoU of matching rows: a, b [..., 4] xyxy -> [...]. Empty or reversed boxes have IoU 0."""
+    inter, union = box_areas(a, b)
+    return inter / union
 
 
 def mask_iou(a, b):
@@ -1758,15 +1765,11 @@ def from_cells(cells, h, w, channels, side):
     return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
-def best_threshold(soft, truth):
-    """The threshold on a soft mask with the highest mean IoU (on validation items)."""
-    levels = torch.linspace(0.1, 0.9, 17)
-    return levels[torch.stack([mask_iou(soft > level, truth).mean() for level in levels]).argmax()]
-
-
 def mask_scores(soft, truth, split):
-    """IoU per item of the thresholded soft mask; the threshold is chosen on val."""
-    return mask_iou(soft > best_threshold(soft[split["val"]], truth[split["val"]]), truth)
+    """IoU per item of the soft mask above a threshold: that with the highest mean IoU on val."""
+    val, levels = split["val"], torch.linspace(0.1, 0.9, 17)
+    best = torch.stack([mask_iou(soft[val] > level, truth[val]).mean() for level in levels]).argmax()
+    return mask_iou(soft > levels[best], truth)
 
 
 # ---------------------------------------------------------------- set prediction (DETR, Carion et al. 2020), all seeds in one batched network
@@ -1820,9 +1823,7 @@ class SetProbe(torch.nn.Module):
 def giou_loss(a, b):
     """1 - generalised IoU of matching rows (Rezatofighi et al. 2019)."""
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1).clamp(min=1e-9)
-    area = [x[..., 2:].sub(x[..., :2]).clamp(min=0).prod(-1) for x in (a, b)]
-    inter = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    union = (area[0] + area[1] - inter).clamp(min=1e-9)
+    inter, union = box_areas(a, b)
     return 1 - inter / union + (hull - union) / hull
 
 
@@ -2350,7 +2351,7 @@ def compared(own, real, vae, sources, going_sources, seed):
     row = {}
     for name, x in columns.items():
         values = (None,) * 3 if x is None else bootstrap(x, going_sources if name == "direction_right" else sources, seed=seed)
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+        row |= with_bounds(name, values)
     return row
 
 
@@ -2376,15 +2377,21 @@ def averaged(name, x, sources, seed):
     """{name, _low, _high} of scores [seeds, n] that are nan for clips in which there is nothing to score; None where there is no other."""
     keep = (~x.isnan().any(0)).nonzero().flatten().tolist()
     values = bootstrap(x[:, keep], [sources[k] for k in keep], seed=seed) if keep else (None,) * 3
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    return with_bounds(name, values)
 
 
 def gained(own, base, sources, seed):
-    """What errors [seeds, n] are less than a baseline's [1, n]: paired_test, and beside it Wilcoxon's signed ranks of the sources' means; None where nothing is scored."""
+    """By how much errors [seeds, n] are less than those of a baseline [1, n]: paired_test, with Wilcoxon's p over sources beside it; None where nothing is scored."""
     less = base.mean(0) - own.mean(0)
     keep = (~less.isnan()).nonzero().flatten().tolist()
     few = [sources[k] for k in keep]
     return paired_test(less[keep], 0 * less[keep], few, seed=seed) | {"p_wilcoxon": signed_rank(less[keep], few)} if keep else None
+
+
+def gain_columns(name, gain, *p_values):
+    """{name, name_low, name_high, and name_<p> of each of `p_values`} of what `gained` found; None throughout where it found nothing."""
+    keys = {"": "gain", "_low": "gain_low", "_high": "gain_high"} | {f"_{p}": p for p in p_values}
+    return {f"{name}{end}": gain and gain[key] for end, key in keys.items()}
 
 
 def adjusted(gains):
@@ -2409,10 +2416,10 @@ def scored(errors, own, right, sources, going_sources, seed):
     for h in right["real"]:
         e = {n: {m: x[:, :, h - 1] for m, x in errors[n].items()} for n in rows}
         at[h] = {n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources, seed).items()} | averaged("direction_right", right[n][h], going_sources, seed) for n in rows}
-        for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
+        for m in ("l1", "moving_l1"):
             for base in ("copy", "flow"):
                 for n, g in adjusted({n: gained(e[n][m], e[base][m], sources, seed) for n in names}).items():
-                    at[h][n] |= {f"{prefix}gain_over_{base}{end}": g and g[key] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p_holm", "p_holm"))}
+                    at[h][n] |= gain_columns(f"{m.removesuffix('l1')}gain_over_{base}", g, "p_holm")
     main, criteria = names[0], {}
     energy = {n: ratio(x["motion_energy"], own["real"]["motion_energy"]) for n, x in own.items()}
     if energy["real"] is not None:
@@ -2433,10 +2440,9 @@ def headlines(told, main):
     for name, beside in (("temporal_ratio", ("vae",)), ("l1", ("copy", "flow", "vae")), ("moving_l1", ("copy", "flow", "vae")), ("decoded_closeness", ("copy", "flow")),
                          ("temporal_consistency", ("real", "vae", "copy")), ("direction_right", ("real", "vae", "flow"))):
         found |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {f"{name}_{b}": table[b][name] for b in beside}
-    for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
+    for m in ("l1", "moving_l1"):
         for base, gains in told["gains"][m].items():
-            found |= {f"{prefix}gain_over_{base}{end}": gains[main] and gains[main][key] for end, key in
-                      (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p", "p"), ("_p_holm", "p_holm"), ("_p_wilcoxon", "p_wilcoxon"))}
+            found |= gain_columns(f"{m.removesuffix('l1')}gain_over_{base}", gains[main], "p", "p_holm", "p_wilcoxon")
     return found
 
 

@@ -70,7 +70,6 @@ square, as everything here is; the film gets the first one's shape back, and sma
 import contextlib
 import fractions
 import functools
-import hashlib
 import io
 import math
 import shutil
@@ -118,6 +117,7 @@ from common import (
     flatten_stills,
     followed,
     frames_of,
+    gain_columns,
     gained,
     geometry,
     goers,
@@ -155,12 +155,13 @@ from common import (
     save_pt,
     save_yaml,
     say,
+    seeded,
     shuffled,
-    signed_rank,
     split_indices,
     split_of,
     train,
     windows,
+    with_bounds,
     with_grid,
     write_items,
 )
@@ -178,11 +179,6 @@ NOTES = {"all": "hands over the answer: an upper bound, not a prediction", "warp
 
 
 # ---------------------------------------------------------------- films
-
-def noise_of(ids, seed):
-    """A generator for each clip: its noise depends on its id and the seed, not on the batch, the order or the device."""
-    return [torch.Generator().manual_seed(int(hashlib.sha256(f"{seed} {i}".encode()).hexdigest()[:15], 16)) for i in ids]
-
 
 def sampler(pipeline, steps, tokens):
     """(LTXConditionPipeline of the same parts, its time steps): those that LTXImageToVideoPipeline takes for so many latent tokens.
@@ -244,7 +240,7 @@ def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead
             away = {"negative_prompt_embeds": nothing, "negative_prompt_attention_mask": torch.ones_like(prompt[1][at])}
         with projected(run.transformer, None if instead is None else instead[at]):
             out = run(conditions=conditions or None, prompt_embeds=prompt[0][at], prompt_attention_mask=prompt[1][at], num_frames=shape[0], height=shape[1], width=shape[2], timesteps=timesteps,
-                      guidance_scale=guidance, **away, image_cond_noise_scale=0.0, generator=noise_of([ids[i] for i in at], seed), output_type="pt", **DECODE)
+                      guidance_scale=guidance, **away, image_cond_noise_scale=0.0, generator=[seeded(f"{seed} {ids[i]}") for i in at], output_type="pt", **DECODE)
         made.append((out.frames.float().permute(0, 1, 3, 4, 2) * 255).round().clamp(0, 255).byte().cpu())
     return torch.cat(made)
 
@@ -635,18 +631,14 @@ def row_of(w, scores, z, shown, copy, oracle):
     row = {}
     for key, x in scores.items():
         x = x.nanmean(2) if "moving" in key else x.mean(2)
-        keep = ~x.isnan().any(0)
-        if keep.any():
-            row |= dict(zip((key, f"{key}_low", f"{key}_high"), bootstrap(x[:, keep], [s for s, k in zip(w.test_sources, keep.tolist(), strict=True) if k], seed=w.seed), strict=True))
-    for key in ("cosine", "l1", "moving_l1", w.lpips_name):  # what is gained over the copy, of errors what is saved
-        sign = 1 if key == "cosine" else -1
-        gain = sign * (scores[key].nanmean(2).mean(0) - copy[key].nanmean(2).mean(0))
-        keep = (~gain.isnan()).nonzero().flatten().tolist()
-        if keep:
-            few = [w.test_sources[k] for k in keep]
-            test = paired_test(gain[keep], torch.zeros(len(keep)), few, seed=w.seed)
+        if not x.isnan().any(0).all():
+            row |= averaged(key, x, w.test_sources, w.seed)
+    for key in ("cosine", "l1", "moving_l1", w.lpips_name):
+        own, base = scores[key].nanmean(2), copy[key].nanmean(2)
+        gain = gained(base, own, w.test_sources, w.seed) if key == "cosine" else gained(own, base, w.test_sources, w.seed)
+        if gain:
             name = "" if key == "cosine" else f"{key}_"
-            row |= {f"{name}gain": test["gain"], f"{name}gain_low": test["gain_low"], f"{name}gain_high": test["gain_high"], f"{name}p": signed_rank(gain[keep], few)}
+            row |= {f"{name}{k}": gain[k] for k in ("gain", "gain_low", "gain_high")} | {f"{name}p": gain["p_wilcoxon"]}
     steps = [(x[:, 1:].float() - x[:, :-1].float()).abs().mean().item() for x in (shown, oracle)] if len(w.horizons) > 1 else (0, 0)  # from one horizon to the next
     moves = steps[0] / steps[1] if steps[1] > 0 else None
     return row | {"skill": 1 - ((1 - scores["cosine"]).mean() / (1 - copy["cosine"]).mean()).item(), "l1_skill": 1 - (scores["l1"].mean() / copy["l1"].mean()).item(),
@@ -687,7 +679,7 @@ def scaling(w, name, smaller, copy_error):
     table = {}
     for n, (trained, read) in (smaller | {len(w.split["train"]): (w.trained[name], w.reads[name])}).items():
         error = 1 - latent_cosine(foretold(w, name, trained, read, w.split["test"]), w.future[w.split["test"]]).mean(2)
-        table[n] = dict(zip(("error", "error_low", "error_high"), bootstrap(error, w.test_sources, seed=w.seed), strict=True))
+        table[n] = with_bounds("error", bootstrap(error, w.test_sources, seed=w.seed))
     fit = power_law(list(table), [r["error"] for r in table.values()])
     need = None
     if fit and fit["floor"] < copy_error < fit["floor"] + fit["scale"] and fit["exponent"] > 0.01:
@@ -1357,11 +1349,10 @@ def futures(args, started):
                                     better="lower", seed=args.seed, picker="mean_rank", controls={p: best[p][m][keep].mean() for p in (*rankers, "worst") if p != "mean_rank"})
     result = {"stage": "predict", "mode": "futures", "model": None, "video": entry["name"], "video_weights": entry["weights"], "weights": entry["weights"], "data": data["data"],
               "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], "picker": "mean_rank"}
-    for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
-        g = gains[m]["mean_rank"]
+    for m in ("l1", "moving_l1"):
+        prefix = m.removesuffix("l1")
         result |= {f"{m}{end}": table["mean_rank"][f"{m}{end}"] for end in ("", "_low", "_high")} | {f"{m}_{p}": table[p][m] for p in ("one", "random", "oracle", "worst")}
-        result |= {f"{prefix}gain_over_one{end}": g and g[key] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p", "p"), ("_p_holm", "p_holm"))}
-        result |= {f"{prefix}oracle_share": table["mean_rank"][f"{m}_oracle_share"]}
+        result |= gain_columns(f"{prefix}gain_over_one", gains[m]["mean_rank"], "p", "p_holm") | {f"{prefix}oracle_share": table["mean_rank"][f"{m}_oracle_share"]}
     result |= {"direction_right": table["mean_rank"]["direction_right"], "direction_right_one": table["one"]["direction_right"],
                **{f"truth_preferred{end}": preferred["mean_rank"][f"share{end}"] for end in ("", "_low", "_high")}, "clips": len(ids), "sources": len(set(sources)),
                "direction_clips": len(way[0]), "candidates": len(x), "past": args.past, "shown": k, "horizon": args.horizon, "frames": args.frames, "size": args.size, "steps": args.steps,

@@ -90,6 +90,7 @@ from common import (
     whereabouts,
     widened,
     windows,
+    with_bounds,
     write_items,
 )
 
@@ -1231,7 +1232,7 @@ def acting(w, scores, family, best, areas, draws, promised, seed):
     error = bootstrap(accepted[wrong].double(), [sources[k] for k in wrong], seed=seed)
     error = error[0], max(error[1], 0.0), min(error[2], 1.0)
     halves = conformal(x, right, sources, promised, seed)
-    halves = {"conformal_promised": promised, **dict(zip(("conformal_error", "conformal_error_low", "conformal_error_high"), error, strict=True)),
+    halves = {"conformal_promised": promised, **with_bounds("conformal_error", error),
               "conformal_accepted_right": accepted[right].double().mean(), **halves,
               "accepted_by_kind": {kind: accepted[[w.kinds[k] == kind for k in test]].double().mean() for kind in PLANTED if kind in w.kinds}}
     criteria["conformal_error"] = {"score": error[0], "low": error[1], "high": error[2], "better": "lower", "n": len(wrong), "sources": n, "floor": 1.0, "floor_name": "accept_all", "ceiling": 0.0,
