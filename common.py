@@ -324,6 +324,11 @@ def split_of(source):
     return "train" if bucket < 60 else "val" if bucket < 80 else "test"
 
 
+def clips_of(items, *splits):
+    """The items that are clips and belong to one of the splits."""
+    return [i for i in items if split_of(i["source"]) in splits and len(i.get("frames", ())) > 1]
+
+
 # ---------------------------------------------------------------- which frames of a clip are shown
 
 CHOICES = "motion", "uniform", "random", "scene"

@@ -103,6 +103,7 @@ from common import (
     check_shape,
     check_writable,
     choose_device,
+    clips_of,
     closeness,
     clusters,
     compared,
@@ -981,7 +982,7 @@ def coherence(args, started):
     """predict-coherence.yaml's content, and what stands beside it."""
     entry, judge_entry, names, shape = checked(args)
     every, data = load_items(args.data)
-    items = [i for i in every if split_of(i["source"]) == "test" and len(i.get("frames", ())) > 1][:args.clips]
+    items = clips_of(every, "test")[:args.clips]
     if not items:
         refuse(f"{args.data} has no clips in its test split; give a folder with clips, and more of them (data.py moving)")
     items = windows(items, args.frames, args.size)
@@ -1078,7 +1079,7 @@ def reconstructed(vae, clips, most, r, batch):
 def asked_clips(args):
     """(all items, test items cut to --past and --horizon, train items, index): what can be refused by the data alone."""
     every, data = load_items(args.data)
-    test, train = ([i for i in every if split_of(i["source"]) == split and len(i.get("frames", ())) > 1] for split in ("test", "train"))
+    test, train = clips_of(every, "test"), clips_of(every, "train")
     for split, found in (("test", test), ("train", train)):
         if not found:
             refuse(f"{args.data} has no clips in its {split} split; give a folder with clips, and more of them (data.py moving)")

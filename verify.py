@@ -47,6 +47,7 @@ from common import (
     BASELINES,
     FEATURES,
     HERE,
+    HORIZONS,
     ITEMS,
     MODELS,
     OWN_LAYOUT,
@@ -56,6 +57,7 @@ from common import (
     bootstrap,
     check_writable,
     choose_device,
+    clips_of,
     clusters,
     decode_films,
     digest,
@@ -217,6 +219,34 @@ def timed(score, why, threshold, source):
     return row | {"answer": "PASS" if score < threshold else "FAIL", "plain_pass": score < threshold, "reason": why}
 
 
+def as_gain(record):
+    """A record whose score is the gain itself: zero is its floor, the room above the floor its ceiling."""
+    room = record["ceiling"] - record["floor"]
+    return record | {"score": record["gain"], "low": record["gain_low"], "high": record["gain_high"], "floor": 0.0, "ceiling": room if record.get("better") != "lower" else -room}
+
+
+def judged_row(criteria, name, rule, threshold, changed):
+    """A criterion's row in the table of a gate. criteria: {name: record}, or of ratios of times {name: (score, why)}; changed: the thresholds of --set."""
+    source = PLAN
+    if name in changed:
+        source, rule = "--set", rule | {"accepted": None}  # a threshold that was set has no second one below it
+    if rule.get("gain") and name in criteria:
+        criteria = {name: as_gain(criteria[name])}
+    row = timed(*criteria[name], threshold, source) if rule["from"] == "time" else held(criteria, name, rule, threshold, source)[0]
+    return {"level": rule["level"]} | row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
+
+
+def undecided(judged, names):
+    """The verdict while the criteria `names` are open: (verdict, why)."""
+    return "INCONCLUSIVE", f"investigate {', '.join(names)}: {'; '.join(judged[k]['reason'] for k in names)}"
+
+
+def head(gate, verdict, why, about, judged, beside=""):
+    """The first lines of gate<N>.yaml. The headline says of what kind the weights and the data are; beside: what it says of other weights."""
+    kinds = f"{about['weights']} weights{beside}, {about['data']} data" + ("; LPIPS by a stand-in" if judged.get("lpips", {}).get("stand_in") else "")
+    return {"stage": "gate", "gate": gate, "verdict": verdict, "headline": f"{verdict} ({kinds}): {why}", **{k: about[k] for k in ("model", "data_name", "weights", "data")}}
+
+
 def decide(judged, encoder):
     """The decision table: (verdict, why). `encoder` holds the spatial encoder's own judged spatial criteria, where it was measured."""
     must = {k: j for k, j in judged.items() if j["level"] == "must"}
@@ -235,8 +265,7 @@ def decide(judged, encoder):
         return "INCONCLUSIVE", f"investigate the hybrid: the model fails {', '.join(lost)}, and what the spatial encoder holds is undecided"
     if failed:
         return "STOP", f"space is there but the bridge fails {', '.join(failed)}"
-    open_ones = [k for k, j in must.items() if j["answer"] != "PASS"]
-    return "INCONCLUSIVE", f"investigate {', '.join(open_ones)}: {'; '.join(must[k]['reason'] for k in open_ones)}"
+    return undecided(judged, [k for k, j in must.items() if j["answer"] != "PASS"])
 
 
 def gate1(args, thresholds):
@@ -255,7 +284,6 @@ def gate1(args, thresholds):
         if index and (name != "reference" or index.is_file()):
             seconds[name] = load_yaml(index, "extract")["seconds_per_item"]
 
-    records = {"probe": probe["criteria"], "align": align["criteria"], "adapt": adapt["criteria"], "motion": motion["criteria"] if motion else {}}
     def ratio(a, b, missing):
         if seconds.get(a) and seconds.get(b):
             return seconds[a] / seconds[b], NO_INTERVAL
@@ -263,20 +291,10 @@ def gate1(args, thresholds):
 
     times = {"latency_overhead": ratio("encoder", "model", "no --encoder was given"),
              "inference_ratio": (1.0, "the reference itself") if probe["model"] == "qwen2.5-vl-7b" else ratio("model", "reference", "no Qwen2.5-VL features of the same data were given (--reference)")}
-    judged = {}
-    for name, rule in GATE1.items():
-        source = PLAN if name not in args.changed else "--set"
-        if rule["from"] == "time":
-            row = timed(*times[name], thresholds[name], source)
-        else:  # a threshold that was set has no second one below it
-            row, _ = held(records[rule["from"]], name, rule if name not in args.changed else rule | {"accepted": None}, thresholds[name], source)
-        row = {"level": rule["level"]} | row
-        judged[name] = row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
+    criteria = {"probe": probe["criteria"], "align": align["criteria"], "adapt": adapt["criteria"], "motion": motion["criteria"] if motion else {}, "time": times}
+    judged = {name: judged_row(criteria[rule["from"]], name, rule, thresholds[name], args.changed) for name, rule in GATE1.items()}
     encoder = {k: judge(encoder_probe["criteria"][k], thresholds[k]) for k in SPATIAL} if encoder_probe else {}
-    verdict, why = decide(judged, encoder)
-    kinds = f"{probe['weights']} weights, {probe['data']} data" + ("; LPIPS by a stand-in" if judged["lpips"].get("stand_in") else "")
-    result = {"stage": "gate", "gate": 1, "verdict": verdict, "headline": f"{verdict} ({kinds}): {why}", "model": probe["model"], "data_name": probe["data_name"],
-              "weights": probe["weights"], "data": probe["data"], "decoder": adapt["decoder"], "decoder_weights": adapt["decoder_weights"]}
+    result = head(1, *decide(judged, encoder), probe, judged) | {"decoder": adapt["decoder"], "decoder_weights": adapt["decoder_weights"]}
     result |= {name: row["score"] for name, row in judged.items()}
     result |= {"plain_verdict": "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP", "overridden": args.changed, "criteria": judged}
     if encoder:
@@ -300,8 +318,7 @@ def decide2(judged, hybrid):
         return "INCONCLUSIVE", "investigate the hybrid: a small bridge fails lpips, and whether a second encoder repairs it is undecided"
     if must["parameter_efficiency"]["answer"] == "FAIL":
         return "PIVOT", "to a larger bridge: 10M parameters are worse than 100M"
-    open_ones = [k for k, j in must.items() if j["answer"] != "PASS"]
-    return "INCONCLUSIVE", f"investigate {', '.join(open_ones)}: {'; '.join(must[k]['reason'] for k in open_ones)}"
+    return undecided(judged, [k for k, j in must.items() if j["answer"] != "PASS"])
 
 
 def gate2(args, thresholds):
@@ -319,8 +336,7 @@ def gate2(args, thresholds):
     about_model = coherence.get("conditioning") == "adapter"  # other films say nothing of the model
     for name, rule in GATE2.items():
         criteria = stages.get(rule["from"], {}).get("criteria", {}) if rule["from"] == "scaling" or about_model else {}
-        row, _ = held(criteria, name, rule if name not in args.changed else rule | {"accepted": None}, thresholds[name], PLAN if name not in args.changed else "--set")
-        judged[name] = {"level": rule["level"]} | row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
+        judged[name] = judged_row(criteria, name, rule, thresholds[name], args.changed)
     for key in ("floor", "floor_name", "ceiling", "skill"):  # LPIPS of the small bridge, by which only its gain is judged
         judged["parameter_efficiency"].pop(key, None)
     judged["parameter_efficiency"] |= {"stand_in": True} if "lpips_random_backbone" in scaling else {}
@@ -329,10 +345,7 @@ def gate2(args, thresholds):
     if (ceiling := judged["semantic_accuracy"].get("ceiling")) is not None and ceiling < judged["semantic_accuracy"]["threshold"]:
         judged["semantic_accuracy"] |= {"answer": "INCONCLUSIVE", "reason": f"of the clips themselves the model says no more than {ceiling:.3f}", "n_needed": None}
     fused = hybrid and {"answer": held(hybrid["criteria"], "lpips", GATE2["lpips"], thresholds["lpips"], PLAN)[0]["answer"], **{k: hybrid[k] for k in ("spatial", "spatial_adds")}}
-    verdict, why = decide2(judged, fused)
-    kinds = f"{scaling['weights']} weights, {scaling['data']} data" + ("; LPIPS by a stand-in" if judged["lpips"].get("stand_in") else "")
-    result = {"stage": "gate", "gate": 2, "verdict": verdict, "headline": f"{verdict} ({kinds}): {why}", "model": scaling["model"], "data_name": scaling["data_name"],
-              "weights": scaling["weights"], "data": scaling["data"], "decoder": scaling["decoder"], "decoder_weights": scaling["decoder_weights"], "video": coherence.get("video")}
+    result = head(2, *decide2(judged, fused), scaling, judged) | {"decoder": scaling["decoder"], "decoder_weights": scaling["decoder_weights"], "video": coherence.get("video")}
     result |= {name: row["score"] for name, row in judged.items()}
     result |= {"plain_verdict": "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP", "overridden": args.changed,
                **{k: hybrid[k] for k in ("spatial", "model_adds", "spatial_adds") if hybrid}, **{k: v for k, v in stages.get("ablation", {}).items() if k.startswith("best_")},
@@ -350,14 +363,7 @@ def decide3(judged, variant):
     failed = [k for k, row in pivot.items() if row["answer"] == "FAIL"]
     if prediction["answer"] == "FAIL" and failed:
         return "STOP", f"nothing predicts better than what costs nothing, and the pivot fails {', '.join(failed)}"
-    open_ones = [k for k in ("prediction", *pivot) if judged[k]["answer"] == "INCONCLUSIVE"]
-    return "INCONCLUSIVE", f"investigate {', '.join(open_ones)}: {'; '.join(judged[k]['reason'] for k in open_ones)}"
-
-
-def as_gain(record):
-    """A record whose score is the gain itself: zero is its floor, the room above the floor its ceiling."""
-    room = record["ceiling"] - record["floor"]
-    return record | {"score": record["gain"], "low": record["gain_low"], "high": record["gain_high"], "floor": 0.0, "ceiling": room if record.get("better") != "lower" else -room}
+    return undecided(judged, [k for k in ("prediction", *pivot) if judged[k]["answer"] == "INCONCLUSIVE"])
 
 
 def gate3(args, thresholds):
@@ -382,12 +388,7 @@ def gate3(args, thresholds):
         gain = {f"gain{end}": film[f"moving_gain_over_copy{end}"] for end in ("", "_low", "_high")}
         criteria["continue"]["continuation"] = gain | {"score": gain["gain"], "low": gain["gain_low"], "high": gain["gain_high"], "floor": 0.0, "floor_name": "copy", "n": film["moving_clips"],
                                                        "ceiling": film["moving_l1_copy"] - film["moving_l1_vae"]}
-    judged = {}
-    for name, rule in GATE3.items():
-        here = criteria.get(rule["from"], {})
-        here = {name: as_gain(here[name])} if rule.get("gain") and name in here else here
-        row, _ = held(here, name, rule, thresholds[name], PLAN if name not in args.changed else "--set")
-        judged[name] = {"level": rule["level"]} | row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
+    judged = {name: judged_row(criteria.get(rule["from"], {}), name, rule, thresholds[name], args.changed) for name, rule in GATE3.items()}
     if latents and judged["prediction"]["answer"] == "PASS" and latents["variant"] not in latents["predicts"].split(", "):
         judged["prediction"] |= {"answer": "INCONCLUSIVE", "reason": "among as many variants as were tried, a gain like this may be chance (Holm)"}
     if judged["temporal_ratio"]["answer"] == "PASS" and judged["temporal_ratio"]["low"] > 1 / judged["temporal_ratio"]["threshold"]:
@@ -397,11 +398,9 @@ def gate3(args, thresholds):
     sane, room = latents.get("sanity_cosine"), 1 - (latents.get("sanity_cosine_mean") or 0)
     if judged["prediction"]["answer"] == "FAIL" and sane is not None and sane < 1 - room / 2:
         judged["prediction"] |= {"answer": "INCONCLUSIVE", "reason": f"the head does not even reconstruct the present (cosine {sane:.3f}): train longer, or read another layer"}
-    verdict, why = decide3(judged, latents.get("variant"))
-    video = f", video model {film['video_weights']}" if film and film["video_weights"] != first["weights"] else ""
-    result = {"stage": "gate", "gate": 3, "verdict": verdict, "headline": f"{verdict} ({first['weights']} weights{video}, {first['data']} data): {why}", "model": first["model"],
-              "data_name": first["data_name"].removesuffix("-films"), "weights": first["weights"], "data": first["data"], "decoder": latents.get("decoder"), "video": film.get("video"),
-              "video_weights": film.get("video_weights")}
+    about, video = first | {"data_name": first["data_name"].removesuffix("-films")}, f", video model {film['video_weights']}" if film and film["video_weights"] != first["weights"] else ""
+    result = head(3, *decide3(judged, latents.get("variant")), about, judged, video)
+    result |= {"decoder": latents.get("decoder"), "video": film.get("video"), "video_weights": film.get("video_weights")}
     result |= {name: row["score"] for name, row in judged.items()}
     several = {f"best_of_n_{k}": stages["futures"][f"moving_{k}"] for k in ("gain_over_one", "gain_over_one_low", "gain_over_one_high", "oracle_share")} if "futures" in stages else {}
     plain_pass = {k: judged[k]["plain_pass"] for k in ("prediction", "retention", "temporal_ratio")}
@@ -426,24 +425,17 @@ def decide4(judged, result):
         return "PIVOT", f"to latents: {result['latent_verifier']} tells right predictions from wrong ones (AUROC {result['latent_auroc']:.3f}) as well as pixels do ({result['pixel_auroc']:.3f})"
     if must["pixel_auroc"]["answer"] == "FAIL":
         return "STOP", f"no verifier that reads pixels tells right predictions from wrong ones well enough; the best is {result['pixel_verifier']}"
-    open_ones = [k for k, row in must.items() if row["answer"] != "PASS"]
-    return "INCONCLUSIVE", f"investigate {', '.join(open_ones)}: {'; '.join(must[k]['reason'] for k in open_ones)}"
+    return undecided(judged, [k for k, row in must.items() if row["answer"] != "PASS"])
 
 
 def gate4(args, thresholds):
     """Judge gate 4 from verify.yaml in --results. Returns the result to be saved."""
     path = Path(args.results) / "verify.yaml"
     found = load_yaml(path, "verify")
-    criteria, judged = dict(found["criteria"]), {}
-    for name, rule in GATE4.items():
-        here = {name: as_gain(criteria[name])} if rule.get("gain") and name in criteria else criteria
-        threshold = found["conformal_promised"] if name == "conformal_error" and name not in args.changed else thresholds[name]
-        row, _ = held(here, name, rule, threshold, PLAN if name not in args.changed else "--set")
-        judged[name] = {"level": rule["level"]} | row
-    verdict, why = decide4(judged, found)
+    thresholds = thresholds | {"conformal_error": args.changed.get("conformal_error", found["conformal_promised"])}
+    judged = {name: judged_row(found["criteria"], name, rule, thresholds[name], args.changed) for name, rule in GATE4.items()}
     kept = ("pixel_verifier", "latent_verifier", "latent_auroc", "words_auroc", "base_risk", "aurc", "conformal_promised", "conformal_accepted_right")
-    result = {"stage": "gate", "gate": 4, "verdict": verdict, "headline": f"{verdict} ({found['weights']} weights, {found['data']} data): {why}", "model": found["model"],
-              "data_name": found["data_name"], "weights": found["weights"], "data": found["data"], "decoder": found["decoder"]}
+    result = head(4, *decide4(judged, found), found, judged) | {"decoder": found["decoder"]}
     result |= {name: row["score"] for name, row in judged.items()} | {k: found[k] for k in kept if k in found}
     plain_pass = [j["plain_pass"] for j in judged.values() if j["level"] == "must"]
     result |= {"plain_verdict": None if None in plain_pass else "PROCEED" if all(plain_pass) else "STOP", "overridden": args.changed, "criteria": judged}
@@ -560,8 +552,6 @@ def picture(folder, path):
 
 # What is planted: is it right? Every film has been through the autoencoder, as every generated one has, so that no verifier can go by the looks of a decoder.
 PLANTED = {"right": True, "pasted": True, "blurred": True, "late": True, "direction": False, "speed": False, "vanished": False, "identity": False}
-WRONG = [kind for kind, right in PLANTED.items() if not right]
-HORIZONS = 1, 2, 4, 8, 16  # frames that a verifier is given
 ALARMS = 0.05  # share of right predictions of val that are flagged, where detection is counted
 RESPLITS, RESAMPLES = 100, 2000
 MOVED = 10  # of 255, Physics-IQ's threshold
@@ -573,7 +563,6 @@ NOTES = {"flagged": f"where {ALARMS:.0%} of val's right films are; of words, whi
          "conformal": "the bound is that of val's wrong films; conformal_error: of test's wrong ones, resampled by source; conformal_error_made: of the video model's, which are not "
                       "exchangeable with planted ones: nothing is promised there. resplit: the same over 100 halvings of test's sources, one wrong film of each",
          "ceilings": "scores, higher is better: errors are negative"}
-
 
 
 def sprite(frame, mask):
@@ -634,17 +623,17 @@ def plant(frames, masks, stranger, past, draw):
                     "vanished": torch.stack([*film[:until], *[stage] * (length - until)])}
 
 
-def through(vae, films, ratio, batch=16):
-    """Films [n, 1 + h, H, W, 3] through the autoencoder, which takes r*j+1 frames: with their first frame repeated before them; the first, which is real, as it was."""
-    more = -(films.shape[1] - 1) % ratio
-    seen = decode_films(vae, encode_films(vae, torch.cat([films[:, :1].expand(-1, more, -1, -1, -1), films], 1), batch), batch)[:, more:]
+def through(vae, films):
+    """Films [n, 1 + h, H, W, 3] after the autoencoder; their first frame, which is real, stays as it is. It takes r*j+1 frames: so the first is repeated before them."""
+    more = -(films.shape[1] - 1) % vae.temporal_compression_ratio
+    seen = decode_films(vae, encode_films(vae, torch.cat([films[:, :1].expand(-1, more, -1, -1, -1), films], 1)))[:, more:]
     return torch.cat([films[:, :1], seen[:, 1:]], 1)
 
 
 def to_plant(args, entry):
     """(clips, {clip: {conditioning: film}}, index of the clips, how many were left out): what can be refused before a model is loaded. Clips are cut and squashed as predict.py does it."""
     items, data = load_items(args.plant)
-    every = [i for i in items if split_of(i["source"]) != "train" and len(i.get("frames", ())) > 1]
+    every = clips_of(items, "val", "test")
     if not every:
         refuse(f"{args.plant} has no clips in its val and test splits; give a folder with clips, and more of them (data.py moving)")
     generated, size = {}, entry.get("clip") or entry["size"]
@@ -689,7 +678,7 @@ def subject(item):
     return item["mask"] == len(item["names"]) if "mask" in item and "names" in item else None
 
 
-def plant_all(args, started):
+def plant_all(args):
     """--plant: a data folder of films whose rightness is known: of every val and test clip what happened (real), PLANTED through the autoencoder, and --films that a video model made."""
     entry = find_model(args.vae)
     if entry["kind"] != "vae":
@@ -713,7 +702,7 @@ def plant_all(args, started):
         for i in tqdm(clips, desc="planted", unit="clip"):
             kinds = plant(i["frames"], subject(i), strangers.get(i["id"]), args.past, random.Random(f"{args.seed} {i['id']}").randrange)
             others = {k: x for k, x in generated.get(i["id"], {}).items() if k not in ("real", "vae")} if split_of(i["source"]) == "test" else {}
-            decoded = through(vae, torch.stack(list(kinds.values())), vae.temporal_compression_ratio)
+            decoded = through(vae, torch.stack(list(kinds.values())))
             for kind, x in {"real": kinds["right"], **dict(zip(kinds, decoded, strict=True)), **others}.items():
                 yield i | {"id": f"{i['id']}/{kind}", "frames": x.clone(), "conditioning": kind, **{k: i[k][args.past - 1:].clone() for k in ("mask", "boxes") if k in i}}
 
@@ -856,6 +845,12 @@ def drawn(sources, seed):
     return torch.cat([torch.ones(1, len(sources), dtype=torch.float64), resampled(int(cluster.max()) + 1, RESAMPLES, torch.Generator().manual_seed(seed))[:, cluster]])
 
 
+def drawn_films(w, rows):
+    """(weights [1 + RESAMPLES, len(rows)] of these films by resampled sources, how many sources they are of)."""
+    sources = [w.sources[k] for k in rows]
+    return drawn(sources, w.seed), len(set(sources))
+
+
 def interval(values, n):
     """(value, low, high) of [1 + B], the first without resampling; n sources. Where all resamples are alike the rule of three bounds what more sources might show: 3 / n of them (Hanley &
     Lippman-Hand 1983)."""
@@ -867,10 +862,10 @@ def interval(values, n):
     return (value, low, high) if high > low else (value, value - 3 / n, value + 3 / n)
 
 
-def named_interval(name, values, n, least=0.0, most=1.0):
-    """{name, _low, _high} within the range that it has."""
+def named_interval(name, values, n, least=0.0):
+    """{name, _low, _high} of `interval`, its bounds within least .. 1."""
     value, low, high = interval(values, n)
-    return {name: value, f"{name}_low": None if low is None else max(low, least), f"{name}_high": None if high is None else min(high, most)}
+    return with_bounds(name, (value, None if low is None else max(low, least), None if high is None else min(high, 1.0)))
 
 
 def record(own, floors, n, films, ceiling=1.0, **more):
@@ -964,7 +959,7 @@ def read_rollouts(args):
     return films, index
 
 
-def watched(args, films, index):
+def watched(args, films):
     """What is scored, as a namespace: rows (clip, kind, item) of all films but the real ones, their kinds, sources and splits, `right` (as planted), stack(clip): films
     [k, 1 + h, H, W, 3], what really happened, and masks [H, W] of the object in the last frame seen."""
     w = types.SimpleNamespace(clips=list(films), films=films, frames=len(films[next(iter(films))]["real"]["frames"]))
@@ -1056,7 +1051,7 @@ def every_score(args, w):
 def tabulated(w, scores, family):
     """({verifier: row of the table}, {family: its best on val}, {verifier: AUROC on test [1 + B]}, weights [1 + B, test films]) of planted films."""
     test, val = where(w.test), where(w.val)
-    draws, n = drawn([w.sources[k] for k in test], w.seed), len({w.sources[k] for k in test})
+    draws, n = drawn_films(w, test)
     place = {k: j for j, k in enumerate(test)}
     alike = torch.tensor([k == "right" for k in w.kinds])
     table, areas = {}, {}
@@ -1107,7 +1102,7 @@ def further(w, scores, best):
     wrong, found = begun(w), {}
     for j, h in enumerate(w.horizons):
         rows = where(w.test & (w.right | wrong[:, j]))
-        draws, n = drawn([w.sources[k] for k in rows], w.seed), len({w.sources[k] for k in rows})
+        draws, n = drawn_films(w, rows)
         areas = {name: aurocs(scores[name][rows, j], w.right[rows], draws) for name in best.values()}
         found[h] = {"begun": wrong[where(w.test & ~w.right), j].double().mean()} | {name: named_interval("auroc", x, n) for name, x in areas.items() if not x[0].isnan()}
     return found
@@ -1138,7 +1133,7 @@ def of_the_video_model(w, scores):
     if not kept:
         return None
     truth = {a: torch.cat(x) for a, x in found.items()}
-    draws, n = drawn([w.sources[k] for k in kept], w.seed), len({w.sources[k] for k in kept})
+    draws, n = drawn_films(w, kept)
     verifiers = {name: {a: named_interval("auroc", aurocs(scores[name][kept, -1], x, draws), n) for a, x in truth.items()} for name in scores if name != "position_error"}
     return {"films": len(kept), "right": {a: x.double().mean() for a, x in truth.items()},
             "right_by_kind": {kind: truth["all"][[w.kinds[k] == kind for k in kept]].double().mean() for kind in dict.fromkeys(w.kinds[k] for k in kept)},
@@ -1213,7 +1208,7 @@ def repeated(w):
     return {name: torch.stack(x).mean() for name, x in found.items()}
 
 
-def acting(w, scores, family, best, areas, draws, promised, seed):
+def acting(w, scores, family, best, areas, draws, promised):
     """(criteria, conformal acceptance, risk-coverage curve, of_the_video_model's findings) of the pixel verifier that val chose."""
     test, pixel = where(w.test), best["pixel"]
     n, right, x = len({w.sources[k] for k in test}), w.right[test], scores[pixel][test, -1]
@@ -1229,9 +1224,9 @@ def acting(w, scores, family, best, areas, draws, promised, seed):
     bound = conformal_bound(scores[pixel][where(w.val & ~w.right), -1], promised)
     accepted = x > bound
     wrong, sources = where(~right), [w.sources[k] for k in test]
-    error = bootstrap(accepted[wrong].double(), [sources[k] for k in wrong], seed=seed)
+    error = bootstrap(accepted[wrong].double(), [sources[k] for k in wrong], seed=w.seed)
     error = error[0], max(error[1], 0.0), min(error[2], 1.0)
-    halves = conformal(x, right, sources, promised, seed)
+    halves = conformal(x, right, sources, promised, w.seed)
     halves = {"conformal_promised": promised, **with_bounds("conformal_error", error),
               "conformal_accepted_right": accepted[right].double().mean(), **halves,
               "accepted_by_kind": {kind: accepted[[w.kinds[k] == kind for k in test]].double().mean() for kind in PLANTED if kind in w.kinds}}
@@ -1239,8 +1234,8 @@ def acting(w, scores, family, best, areas, draws, promised, seed):
                                    "gain": 1 - error[0], "gain_low": 1 - error[2], "gain_high": 1 - error[1], **more}
     made = of_the_video_model(w, scores)
     if made and made["truth"].any() and not made["truth"].all():
-        rows, truth, own = made["rows"], made["truth"], drawn([w.sources[k] for k in made["rows"]], seed)
-        m, chance = len({w.sources[k] for k in rows}), torch.full((len(own),), 0.5, dtype=torch.float64)
+        rows, truth, (own, m) = made["rows"], made["truth"], drawn_films(w, made["rows"])
+        chance = torch.full((len(own),), 0.5, dtype=torch.float64)
         area_made = aurocs(scores[pixel][rows, -1], truth, own)
         criteria["made_auroc"] = record(area_made, {"chance": chance}, m, len(rows), **more)
         if "latent" in best:
@@ -1259,11 +1254,11 @@ def rollouts(args, started):
     out = Path(args.out or Path(args.rollouts) / "verify.yaml")
     check_writable(out)
     audited = audit(args.continued, index["data_path"]) if args.continued else None
-    w = watched(args, films, index)
+    w = watched(args, films)
     futures = futures_of(args, w) if args.futures else None
     scores, family, about = every_score(args, w)
     table, best, areas, draws = tabulated(w, scores, family)
-    criteria, halves, curve, made = acting(w, scores, family, best, areas, draws, args.promised, args.seed)
+    criteria, halves, curve, made = acting(w, scores, family, best, areas, draws, args.promised)
     right = [k for k in where(w.test) if w.kinds[k] == "right"]
     ceilings = {"vae": {name: scores[name][right, -1].mean() for name in w.pixels}, "repeat": repeated(w)}
     result = {"stage": "verify", "model": None, "weights": index["vae_weights"], **about, "data_name": index["name"].removesuffix("-planted"), "data": index["data"], "decoder": index["vae"]}
@@ -1544,14 +1539,14 @@ def screen(args, thresholds):
     def weighted(parts, names):
         return sum(SCREEN[k]["weight"] * parts[k] for k in names) / sum(SCREEN[k]["weight"] for k in names) if all(parts.get(k) is not None for k in names) else None
 
-    def interval(value, draws, tail=0.025):
+    def bounds(value, draws, tail=0.025):
         return widened(value, *draws.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist(), n, tail)
 
     names = [k for k in SCREEN if k not in left_out]
     for m in models:
         parts = {k: row["component"] for k, row in m["rows"].items()}
         m["weighted"], m["weighted_draws"] = weighted(parts, names), weighted(m["draws"], names)
-        m["low"], m["high"] = interval(m["weighted"], m["weighted_draws"]) if m["weighted"] is not None else (None, None)
+        m["low"], m["high"] = bounds(m["weighted"], m["weighted_draws"]) if m["weighted"] is not None else (None, None)
         m["rank"] = m["first_probability"] = None
 
     # Of those that can be chosen, where any passes spatial IoU, the others are out: weights do not buy what the first criterion denies.
@@ -1573,7 +1568,7 @@ def screen(args, thresholds):
             row = {}
             for key, using in (("", names), ("_without_speed", [k for k in names if k != "speed"])):
                 value = weighted({k: first["rows"][k]["component"] - other["rows"][k]["component"] for k in using}, using)
-                low, high = interval(value, weighted({k: first["draws"][k] - other["draws"][k] for k in using}, using), tail)
+                low, high = bounds(value, weighted({k: first["draws"][k] - other["draws"][k] for k in using}, using), tail)
                 row |= {f"difference{key}": value, f"low{key}": low, f"high{key}": high}
             by = {k: SCREEN[k]["weight"] / sum(SCREEN[j]["weight"] for j in names) * (first["rows"][k]["component"] - other["rows"][k]["component"]) for k in names}
             comparisons[other["name"]] = row | {"level": 1 - 2 * tail, "told_apart": min(row["low"], row["low_without_speed"]) > 0, **{f"by_{k}": v for k, v in by.items()}}
@@ -1793,10 +1788,10 @@ def leaves(x, path=()):
     return {".".join(path): x}
 
 
-def agree(a, b, tolerance=1e-5):
-    """Two values of a YAML, whose floats have six digits."""
+def agree(a, b):
+    """Are two values of a YAML, whose floats have six digits, the same?"""
     if isinstance(a, float) and isinstance(b, (int, float)) and not isinstance(b, bool):
-        return math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-12) or a != a and b != b
+        return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-12) or a != a and b != b
     return type(a) is type(b) and a == b or isinstance(b, float) and agree(b, a)
 
 
@@ -1851,7 +1846,7 @@ def audit(path, data=None, encoder=None):
     films = {i["id"]: i["frames"] for shard in sorted(shown.glob("*.pt")) for i in load_pt(shard, ITEMS)["items"]}
     every, meta, size = load_items(data)[0], parts["vae"]["meta"], parts["vae"]["films"].shape[-2]
     past, length = meta["past"], meta["past"] + meta["horizon"]
-    test, train = ([i for i in every if split_of(i["source"]) == split and len(i.get("frames", ())) > 1] for split in ("test", "train"))
+    test, train = clips_of(every, "test"), clips_of(every, "train")
     claimed = dict.fromkeys([i for part in parts.values() for i in part["ids"]] + [i.rpartition("/")[0] for i in films])
     items = windows([i for i in test if i["id"] in claimed], length, size)
     ids, row = [i["id"] for i in items], {name: {i: x for i, x in zip(part["ids"], part["films"], strict=False)} for name, part in parts.items()}
@@ -1870,7 +1865,7 @@ def audit(path, data=None, encoder=None):
         found.append(f"{data} has not the clips that {folder} was made of")
 
     entry, (device, dtype, _) = find_model(encoder or told["run"]["arguments"]["judge"]), choose_device()
-    look = functools.partial(judge_tokens, *load_encoder(entry, device, dtype), entry["clip" if "clip" in entry else "size"], device=device)
+    look = functools.partial(judge_tokens, *load_encoder(entry, device, dtype), entry["clip"], device=device)
     of = {name: torch.stack([x[i] for i in ids]) for name, x in row.items()}
     head, table = film_table(alongside(clips, past, train, of["vae"]) | {n: torch.stack([of[f"{n}-{s}"] for s in range(told["seeds"])]) for n in names}, items, clips, past, look, meta["seed"])
     seconds = {name: part["seconds"] for name, part in parts.items()}
@@ -2024,7 +2019,7 @@ def main(argv=None):
     if args.show:
         result = load_yaml(args.show, "screen" if Path(args.show).name == "screen.yaml" else "gate")
     elif args.plant:
-        return plant_all(args, started)
+        return plant_all(args)
     elif args.rollouts:
         return rollouts(args, started)
     elif args.screen:
