@@ -20,12 +20,13 @@ originals, VAE and bridge reconstructions; true and decoded boxes. A criterion i
 
 `plain_pass` is the bare comparison of an earlier plan, recorded beside it. `--set bbox_iou=0.5` overrides a threshold and is recorded.
 
---plant writes films whose rightness is known, a data folder like any other (extract.py and explain.py take it): of every val and test clip what really happened, what is planted of it (PLANTED),
-and the films that a video model made, each beginning with the last frame seen. --rollouts asks who can tell the right from the wrong ones: verifiers that read pixels, latents (--latents) or words
-(--words), each told the prediction and the outcome; AUROC on test films with intervals over sources, the best of a kind chosen on val. verify.yaml holds them by kind of error and by horizon, the
-risk-coverage curve, split-conformal acceptance, the same of the video model's own films, and with --futures of what can be known without the outcome; verify.png shows it.
+--plant writes predictions whose rightness is known, as a data folder that extract.py and explain.py take: for every val and test clip a film of what really happened, films with planted errors
+(PLANTED) and, with --films, those that a video model made. Each begins with the last frame seen.
+--rollouts asks which verifiers tell right predictions from wrong ones. A verifier is given the prediction and the outcome, as pixels, as latents (--latents) or in words (--words). verify.yaml
+holds the AUROC of each on test films, with intervals over sources, by kind of error and by horizon (the best of each family is chosen on val); the risk-coverage curve; split-conformal
+acceptance; the same for the video model's films; and with --futures, what can be told without the outcome. verify.png shows it.
 
---audit measures again, of the films on disk, every number that predict-continue.yaml says, and names what disagrees: a number, a film, a frame, a clip. Writes audit.yaml beside it.
+--audit measures every number of predict-continue.yaml again, from the films on disk, and names each number, film, frame or clip that disagrees. Writes audit.yaml beside it.
 
 --screen asks which of several models: the same answers on every model's test items, and a weighted score (SCREEN, MATRIX) whose resamples all models share.
 Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md, screen.png and screen.yaml; `told_apart` says whether the first is more than tied.
@@ -80,6 +81,7 @@ from common import (
     parser,
     plain,
     plant_features,
+    pyplot,
     refuse,
     resampled,
     run_info,
@@ -182,7 +184,7 @@ def judge(record, threshold, better="higher"):
 
 
 def stand_in(record):
-    """An LPIPS record with an unpublished backbone, rewritten as skill between the mean image and the VAE; None when the VAE is no better than that."""
+    """The record of an LPIPS with an untrained backbone, rewritten as skill: 0 for the mean image, 1 for the VAE. None where the VAE is no better than the mean image."""
     floor = record.get("floors", {}).get("mean_image", record["floor"])
     room = record["ceiling"] - floor
     if room >= 0:
@@ -196,7 +198,7 @@ def stand_in(record):
 
 
 def held(criteria, name, rule, threshold, source):
-    """(row, record): a criterion's record held against the threshold, LPIPS without its published backbone by the stand-in. What was not measured says so; its record is None."""
+    """(row, record): a criterion's record held against the threshold; LPIPS without its published backbone by its stand-in. The record is None where nothing was measured."""
     record, better, row = criteria.get(name), rule.get("better", "higher"), {"threshold": threshold, "source": source}
     missing = f"{rule['from']} measured no {name}"
     if name == "lpips" and record is None and "lpips_random_backbone" in criteria:
@@ -220,7 +222,7 @@ def timed(score, why, threshold, source):
 
 
 def as_gain(record):
-    """A record whose score is the gain itself: zero is its floor, the room above the floor its ceiling."""
+    """The record with the gain over the floor as its score: its floor is then zero, its ceiling the room above the old floor."""
     room = record["ceiling"] - record["floor"]
     return record | {"score": record["gain"], "low": record["gain_low"], "high": record["gain_high"], "floor": 0.0, "ceiling": room if record.get("better") != "lower" else -room}
 
@@ -241,7 +243,7 @@ def undecided(judged, names):
     return "INCONCLUSIVE", f"investigate {', '.join(names)}: {'; '.join(judged[k]['reason'] for k in names)}"
 
 
-def head(gate, verdict, why, about, judged, beside=""):
+def gate_head(gate, verdict, why, about, judged, beside=""):
     """The first lines of gate<N>.yaml. The headline says of what kind the weights and the data are; beside: what it says of other weights."""
     kinds = f"{about['weights']} weights{beside}, {about['data']} data" + ("; LPIPS by a stand-in" if judged.get("lpips", {}).get("stand_in") else "")
     return {"stage": "gate", "gate": gate, "verdict": verdict, "headline": f"{verdict} ({kinds}): {why}", **{k: about[k] for k in ("model", "data_name", "weights", "data")}}
@@ -294,7 +296,7 @@ def gate1(args, thresholds):
     criteria = {"probe": probe["criteria"], "align": align["criteria"], "adapt": adapt["criteria"], "motion": motion["criteria"] if motion else {}, "time": times}
     judged = {name: judged_row(criteria[rule["from"]], name, rule, thresholds[name], args.changed) for name, rule in GATE1.items()}
     encoder = {k: judge(encoder_probe["criteria"][k], thresholds[k]) for k in SPATIAL} if encoder_probe else {}
-    result = head(1, *decide(judged, encoder), probe, judged) | {"decoder": adapt["decoder"], "decoder_weights": adapt["decoder_weights"]}
+    result = gate_head(1, *decide(judged, encoder), probe, judged) | {"decoder": adapt["decoder"], "decoder_weights": adapt["decoder_weights"]}
     result |= {name: row["score"] for name, row in judged.items()}
     result |= {"plain_verdict": "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP", "overridden": args.changed, "criteria": judged}
     if encoder:
@@ -345,7 +347,7 @@ def gate2(args, thresholds):
     if (ceiling := judged["semantic_accuracy"].get("ceiling")) is not None and ceiling < judged["semantic_accuracy"]["threshold"]:
         judged["semantic_accuracy"] |= {"answer": "INCONCLUSIVE", "reason": f"of the clips themselves the model says no more than {ceiling:.3f}", "n_needed": None}
     fused = hybrid and {"answer": held(hybrid["criteria"], "lpips", GATE2["lpips"], thresholds["lpips"], PLAN)[0]["answer"], **{k: hybrid[k] for k in ("spatial", "spatial_adds")}}
-    result = head(2, *decide2(judged, fused), scaling, judged) | {"decoder": scaling["decoder"], "decoder_weights": scaling["decoder_weights"], "video": coherence.get("video")}
+    result = gate_head(2, *decide2(judged, fused), scaling, judged) | {"decoder": scaling["decoder"], "decoder_weights": scaling["decoder_weights"], "video": coherence.get("video")}
     result |= {name: row["score"] for name, row in judged.items()}
     result |= {"plain_verdict": "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP", "overridden": args.changed,
                **{k: hybrid[k] for k in ("spatial", "model_adds", "spatial_adds") if hybrid}, **{k: v for k, v in stages.get("ablation", {}).items() if k.startswith("best_")},
@@ -399,7 +401,7 @@ def gate3(args, thresholds):
     if judged["prediction"]["answer"] == "FAIL" and sane is not None and sane < 1 - room / 2:
         judged["prediction"] |= {"answer": "INCONCLUSIVE", "reason": f"the head does not even reconstruct the present (cosine {sane:.3f}): train longer, or read another layer"}
     about, video = first | {"data_name": first["data_name"].removesuffix("-films")}, f", video model {film['video_weights']}" if film and film["video_weights"] != first["weights"] else ""
-    result = head(3, *decide3(judged, latents.get("variant")), about, judged, video)
+    result = gate_head(3, *decide3(judged, latents.get("variant")), about, judged, video)
     result |= {"decoder": latents.get("decoder"), "video": film.get("video"), "video_weights": film.get("video_weights")}
     result |= {name: row["score"] for name, row in judged.items()}
     several = {f"best_of_n_{k}": stages["futures"][f"moving_{k}"] for k in ("gain_over_one", "gain_over_one_low", "gain_over_one_high", "oracle_share")} if "futures" in stages else {}
@@ -435,7 +437,7 @@ def gate4(args, thresholds):
     thresholds = thresholds | {"conformal_error": args.changed.get("conformal_error", found["conformal_promised"])}
     judged = {name: judged_row(found["criteria"], name, rule, thresholds[name], args.changed) for name, rule in GATE4.items()}
     kept = ("pixel_verifier", "latent_verifier", "latent_auroc", "words_auroc", "base_risk", "aurc", "conformal_promised", "conformal_accepted_right")
-    result = head(4, *decide4(judged, found), found, judged) | {"decoder": found["decoder"]}
+    result = gate_head(4, *decide4(judged, found), found, judged) | {"decoder": found["decoder"]}
     result |= {name: row["score"] for name, row in judged.items()} | {k: found[k] for k in kept if k in found}
     plain_pass = [j["plain_pass"] for j in judged.values() if j["level"] == "must"]
     result |= {"plain_verdict": None if None in plain_pass else "PROCEED" if all(plain_pass) else "STOP", "overridden": args.changed, "criteria": judged}
@@ -445,7 +447,7 @@ def gate4(args, thresholds):
 
 
 def show_predictions(table):
-    """Every variant and baseline of gate 3, best first; late: more like the truth of an earlier frame."""
+    """Print every variant and baseline of gate 3, best first. "Late" is what resembles the truth of an earlier frame."""
     print(f"\n{'':14s} {'cosine':>7s}  {'95% interval':17s} {'gain over copy':>14s}  {'95% interval':19s} {'p (Holm)':>8s} {'skill':>7s} {'L1':>7s}  remarks")
     for name, row in sorted(table.items(), key=lambda item: -item[1]["cosine"]):
         shift = row.get("best_shift") or 0
@@ -476,7 +478,7 @@ def show(result):
 
 
 def overview(folder):
-    """One line for every verdict below `folder`: model, data, gate, verdict, kinds of weights and data, the scores that it hangs on (* by a stand-in), commit."""
+    """A row for every verdict below `folder`: model, data, gate, verdict, kinds of weights and data, the deciding scores (* by a stand-in), commit."""
     lines = []
     for path in sorted(Path(folder).rglob("gate*.yaml")):
         x = load_yaml(path, "gate")
@@ -493,9 +495,7 @@ def overview(folder):
 
 def picture(folder, path):
     """gate1.png: scores per layer; originals, VAE, bridge; true and decoded boxes."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     decoded, bridged = load_pt(folder / "probe.pt", RESULT), load_pt(folder / "adapt-latents.pt", RESULT)
     probe, align, index = load_yaml(folder / "probe.yaml", "probe"), load_yaml(folder / "align.yaml", "align"), load_yaml(folder / "features" / "index.yaml", "extract")
     items = {i["id"]: i for i in load_items(index["data_path"])[0]}
@@ -550,12 +550,12 @@ def picture(folder, path):
 
 # ---------------------------------------------------------------- rollouts: was the prediction right, and who can tell
 
-# What is planted: is it right? Every film has been through the autoencoder, as every generated one has, so that no verifier can go by the looks of a decoder.
+# {kind of planted film: is it right?} All have been through the autoencoder, as generated films have, so that no verifier can go by the traces of the decoder.
 PLANTED = {"right": True, "pasted": True, "blurred": True, "late": True, "direction": False, "speed": False, "vanished": False, "identity": False}
-ALARMS = 0.05  # share of right predictions of val that are flagged, where detection is counted
+ALARMS = 0.05  # detection is counted where this share of val's right predictions is flagged
 RESPLITS, RESAMPLES = 100, 2000
 MOVED = 10  # of 255, Physics-IQ's threshold
-OFF = 0.5  # of the way gone: a film that is a frame late is off by a sixteenth, the planted wrong speeds by 0.7 and more, what stands still by 1
+OFF = 0.5  # of the object's way: more is a wrong position. A film a frame late is off by a sixteenth, the planted wrong speeds by 0.7 and more, a still picture by 1
 NOTES = {"flagged": f"where {ALARMS:.0%} of val's right films are; of words, which are asked of test alone, of test's",
          "still_frames": "in which nothing moves by Physics-IQ's masks: two empty masks overlap by 1",
          "made": "films of the video model (no baselines), right where the object goes the right way, ends within half of its way from where it really does, and is there; "
@@ -566,14 +566,14 @@ NOTES = {"flagged": f"where {ALARMS:.0%} of val's right films are; of words, whi
 
 
 def sprite(frame, mask):
-    """(pixels [h, w, 3], mask [h, w], corner (y, x)) of what a mask [H, W] marks in a frame [H, W, 3]."""
+    """(pixels [h, w, 3], mask [h, w], corner (y, x)): the object that a mask [H, W] marks in a frame [H, W, 3], cut out."""
     rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     return frame[box], mask[box], (int(rows[0]), int(columns[0]))
 
 
 def paste(background, pixels, mask, corner):
-    """A background [H, W, 3] with a sprite at corner (y, x); what leaves the frame is cut off."""
+    """A background [H, W, 3] with a sprite at corner (y, x); parts outside the frame are cut off."""
     out, (height, width) = background.clone(), mask.shape
     y, x = corner
     top, left, bottom, right = max(y, 0), max(x, 0), min(y + height, out.shape[0]), min(x + width, out.shape[1])
@@ -584,7 +584,7 @@ def paste(background, pixels, mask, corner):
 
 
 def empty_stage(frames, masks):
-    """What is behind the object of masks [T, H, W] in frames [T, H, W, 3]: the median of the frames in which a place is free, painted in from around where none is."""
+    """The background [H, W, 3] without the object of masks [T, H, W]: at each pixel the median of the frames [T, H, W, 3] in which it is free, inpainted where it never is."""
     from scipy.ndimage import binary_dilation
     from skimage.restoration import inpaint_biharmonic
     covered = torch.from_numpy(binary_dilation(masks.numpy(), [[[0] * 3] * 3, [[1] * 3] * 3, [[0] * 3] * 3]))
@@ -631,7 +631,7 @@ def through(vae, films):
 
 
 def to_plant(args, entry):
-    """(clips, {clip: {conditioning: film}}, index of the clips, how many were left out): what can be refused before a model is loaded. Clips are cut and squashed as predict.py does it."""
+    """(clips, {clip: {conditioning: film}}, index of the clips, how many were left out), refused as far as possible before a model is loaded. Clips are cut and squashed as in predict.py."""
     items, data = load_items(args.plant)
     every = clips_of(items, "val", "test")
     if not every:
@@ -657,7 +657,7 @@ def to_plant(args, entry):
 
 
 def whole_and_going(item, past):
-    """Can its object be cut out and put elsewhere: does it go somewhere, before a still camera, and is it in sight from the last frame seen on, whole, inside the border?"""
+    """Can the item's object be cut out and put elsewhere? It must move before a still camera and, from the last frame seen on, be in sight as a whole and off the border."""
     marked = subject(item)
     if marked is None or item.get("direction") == "still" or any(item.get("camera", (0,))):
         return False
@@ -667,19 +667,19 @@ def whole_and_going(item, past):
 
 
 def goes_somewhere(frames, past):
-    """Without masks: are the outcome's frames, played at another time, more wrong than a frame late?"""
+    """Without masks: does playing the clip backwards or at half speed change more than a delay of one frame?"""
     kinds = plant(frames, None, None, past, None)
     apart = {k: (x.float() - kinds["right"].float()).abs().mean() for k, x in kinds.items()}
     return min(apart["direction"], apart["speed"]) > apart["late"] > 0
 
 
 def subject(item):
-    """bool [T, H, W]: the object that an item is about, its last; None where there is no mask of it."""
+    """Mask, bool [T, H, W], of the object that an item is about, the last of its names; None where there is none."""
     return item["mask"] == len(item["names"]) if "mask" in item and "names" in item else None
 
 
 def plant_all(args):
-    """--plant: a data folder of films whose rightness is known: of every val and test clip what happened (real), PLANTED through the autoencoder, and --films that a video model made."""
+    """--plant: write a data folder of films whose rightness is known: for every val and test clip what happened (real), the PLANTED ones, and those of --films."""
     entry = find_model(args.vae)
     if entry["kind"] != "vae":
         refuse(f"--vae {args.vae} is a {entry['kind']}; give tiny-vae, ltx, or the folder of a video autoencoder")
@@ -717,8 +717,8 @@ def plant_all(args):
     return result
 
 
-# Every verifier takes films uint8 [k, 1 + h, H, W, 3] of one clip, which begin with the last frame seen, and what happened [1 + h, H, W, 3]; it gives scores [k, horizons], higher is more
-# likely right, that know no frame beyond their horizon. What costs time is looked at where a horizon ends only, and averaged over those.
+# A verifier takes films uint8 [k, 1 + h, H, W, 3] of one clip, which begin with the last frame seen, and what happened [1 + h, H, W, 3]. It gives scores [k, horizons], higher if more likely
+# right; the score for a horizon uses no later frame. Costly measures look only at the frames at which a horizon ends, and take the mean over these.
 
 def upto(x, horizons):
     """The mean of x [k, h] over the frames up to every horizon: [k, horizons]."""
@@ -750,8 +750,8 @@ def pixel_lpips(films, truth, see):
 
 
 def moving_regions(films):
-    """bool [k, h, H, W]: where films [k, 1 + h, H, W, 3] move after the last frame seen, as Physics-IQ has it (Motamed et al. 2025, its published code): grey,
-    blurred, further than MOVED from a running mean that takes 0.3 of every new frame, opened and closed. Its 5 x 5 windows are scaled by the side of the frame over 512, on small frames to nothing."""
+    """Where films [k, 1 + h, H, W, 3] move after the last frame seen: bool [k, h, H, W], as in the published code of Physics-IQ (Motamed et al. 2025): grey, blurred, more than MOVED from a
+    running mean that takes 0.3 of every new frame, then opened and closed. Its 5 x 5 windows are scaled by the frame's side / 512, and vanish on small frames."""
     from scipy.ndimage import binary_closing, binary_opening, gaussian_filter
     grey = 255 * grey_of(films[:, 1:])
     side = max(round(5 * grey.shape[2] / 512), 1)
@@ -768,7 +768,7 @@ def moving_regions(films):
 
 
 def overlap(a, b):
-    """IoU of weights [..., H, W] in [0, 1], their least over their most; of two empty ones 1, as in Physics-IQ."""
+    """IoU of weights [..., H, W] in [0, 1]: the sum of the smaller over that of the larger; 1 where both are empty, as in Physics-IQ."""
     most = torch.maximum(a, b).sum((-2, -1))
     return torch.where(most > 0, torch.minimum(a, b).sum((-2, -1)) / most.clamp(min=1e-9), 1.0)
 
@@ -791,7 +791,7 @@ def pixel_weighted_spatial_iou(films, truth, see):
 
 
 def pixel_flow_agreement(films, truth, see):
-    """Cosine of the flow fields (iterative Lucas-Kanade, scikit-image) of the last step before a horizon; of two that stand still 1, of one 0."""
+    """Cosine of the flow fields (iterative Lucas-Kanade, scikit-image) of the last step before a horizon; 1 where both films stand still, 0 where one does."""
     import numpy as np
     from skimage.registration import optical_flow_ilk
 
@@ -808,7 +808,7 @@ def pixel_flow_agreement(films, truth, see):
 
 
 def pixel_position_error(films, truth, see):
-    """How far, in sides of the frame, what has the object's colour is from where it really went; a whole side where it is not found. Of clips with a mask of it alone."""
+    """Distance, in sides of the frame, of the object (followed by its colour) from where it really went; a whole side where it is lost. Needs the clip's mask."""
     here = whereabouts(torch.cat([truth[None], films]), see.mask.expand(len(films) + 1, -1, -1))  # [1 + k, 1 + h, 2]
     apart = (here[1:] - here[0]).norm(dim=-1) / films.shape[2]
     apart = torch.where(here[1:].isnan().any(-1), 1.0, apart)[:, 1:]
@@ -821,16 +821,18 @@ PIXELS = {"l1": pixel_l1, "mse": pixel_mse, "ssim": pixel_ssim, "lpips": pixel_l
 
 
 def latent_scores(tokens, truth, ends, horizons):
-    """{cosine, l2: [k, horizons]} of tokens [k, t, h, w, D] of films and [t, h, w, D] of what happened, token by token, as V-JEPA's surprise is (Garrido et al. 2025). ends: the last frame of
-    every time step of the encoder; nan where none has ended by the horizon, but the one that holds the last frame seen alone."""
+    """{cosine, l2: [k, horizons]} of tokens [k, t, h, w, D] of films and [t, h, w, D] of what happened, token by token, as in V-JEPA's measure of surprise (Garrido et al. 2025).
+
+    ends: the last frame of each time step of the encoder. nan where by the horizon no step has ended that holds more than the last frame seen.
+    """
     steps = {"cosine": torch.nn.functional.cosine_similarity(tokens, truth[None], dim=-1).mean((2, 3)), "l2": -(tokens - truth).norm(dim=-1).mean((2, 3))}
     count = [sum(e <= h for e in ends) for h in horizons]
     return {name: torch.stack([x[:, :c].mean(1) if c > (ends[0] == 0) else torch.full((len(x),), math.nan) for c in count], 1).double() for name, x in steps.items()}
 
 
 def aurocs(scores, right, weights):
-    """AUROC (Mann & Whitney 1947: the share of pairs in which the right one scores higher, ties a half) under weights [B, n] of the films: [B]; nan where a resample has but one kind,
-    or a score is missing."""
+    """AUROC [B] under weights [B, n] of the films: the share of pairs in which the right one scores higher, ties counting a half (Mann & Whitney 1947). nan where a resample lacks right or wrong
+    films, or a score is missing."""
     if scores.isnan().any():
         return torch.full((len(weights),), math.nan, dtype=torch.float64)
     pairs = scores[right][:, None] - scores[~right]
@@ -840,7 +842,7 @@ def aurocs(scores, right, weights):
 
 
 def drawn(sources, seed):
-    """Weights [1 + RESAMPLES, n] of items: first all alike, then whole sources drawn with replacement."""
+    """Weights [1 + RESAMPLES, n] of items: first all 1, then whole sources resampled with replacement."""
     cluster = clusters(sources)
     return torch.cat([torch.ones(1, len(sources), dtype=torch.float64), resampled(int(cluster.max()) + 1, RESAMPLES, torch.Generator().manual_seed(seed))[:, cluster]])
 
@@ -852,8 +854,8 @@ def drawn_films(w, rows):
 
 
 def interval(values, n):
-    """(value, low, high) of [1 + B], the first without resampling; n sources. Where all resamples are alike the rule of three bounds what more sources might show: 3 / n of them (Hanley &
-    Lippman-Hand 1983)."""
+    """(value, low, high) of values [1 + B], of which the first is without resampling, over n sources. Where all resamples agree, the bounds are by the rule of three: 3 / n of the sources
+    (Hanley & Lippman-Hand 1983)."""
     value, rest = values[0].item(), values[1:]
     rest = rest[~rest.isnan()]
     if math.isnan(value) or not len(rest):
@@ -869,7 +871,7 @@ def named_interval(name, values, n, least=0.0):
 
 
 def record(own, floors, n, films, ceiling=1.0, **more):
-    """A criterion of numbers that are resampled together: own [1 + B], floors {name: [1 + B]}."""
+    """A criterion's record from numbers that share their resamples: own [1 + B], floors {name: [1 + B]}. n: sources; films: how many."""
     best = max(floors, key=lambda k: floors[k][0])
     (score, low, high), (gain, gain_low, gain_high), floor = interval(own, n), interval(own - floors[best], n), floors[best][0].item()
     return {"score": score, "low": low, "high": None if high is None else min(high, 1.0), "better": "higher", "n": films, "sources": n, "floor": floor, "floor_name": best, "ceiling": ceiling,
@@ -878,7 +880,7 @@ def record(own, floors, n, films, ceiling=1.0, **more):
 
 
 def risk_coverage(scores, right, weights):
-    """(risk [B, n], coverage [B, n]) of accepting the first of the films in the order of their scores (El-Yaniv & Wiener 2010); of equal scores all share their mean risk."""
+    """(risk [B, n], coverage [B, n]) of accepting 1, 2, ... n films in the order of their scores (El-Yaniv & Wiener 2010). Films of equal score share their mean risk."""
     _, rank = scores.unique(return_inverse=True)
     def by_rank(x):
         return torch.zeros(len(x), int(rank.max()) + 1, dtype=torch.float64).index_add_(1, rank, x)
@@ -896,14 +898,16 @@ def mean_risk(scores, right, weights):
 
 
 def conformal_bound(calibration, promised):
-    """The score that a prediction has to exceed to be accepted, from those of wrong ones: of n + 1 exchangeable wrong ones at most floor((n + 1) promised) exceed it (Vovk et al. 2005)."""
+    """The score that a prediction must exceed to be accepted. calibration: scores of n wrong ones; of n + 1 exchangeable wrong ones at most floor((n + 1) promised) exceed it (Vovk et al. 2005)."""
     k = math.floor((len(calibration) + 1) * promised)
     return calibration.sort(descending=True).values[k - 1].item() if k else math.inf
 
 
 def conformal(scores, right, sources, promised, seed):
-    """Split-conformal acceptance over RESPLITS halvings of the sources: every source lends one of its wrong films, drawn anew, to calibrate or to count the errors; so they are exchangeable, and
-    the mean error is resplit_exact whatever the verifier: what is checked is that the promise is kept. What it is worth is in resplit_accepted_right. The interval is that of the mean over halvings.
+    """Split-conformal acceptance over RESPLITS random halvings of the sources.
+
+    Each source gives one of its wrong films, drawn anew each time, either to calibrate or to count errors. So the films are exchangeable, and the expected error is resplit_exact for any
+    verifier: this checks that the promise is kept. What the verifier is worth is in resplit_accepted_right. The interval is that of the mean over halvings.
     """
     cluster, g = clusters(sources), torch.Generator().manual_seed(seed)
     members = [((cluster == c) & ~right).nonzero().flatten() for c in range(int(cluster.max()) + 1)]
@@ -924,9 +928,11 @@ def conformal(scores, right, sources, promised, seed):
 
 
 def rightness(films, truth, mask, word):
-    """{direction, position, identity: bool [k]} of films [k, 1 + h, H, W, 3] by following the colour of the object that `mask` marks in the last frame seen: does it go the way that `word` names,
-    does it end (or leave the picture) off by no more than OFF of the way that it really went, and is it still there then? None where it cannot be followed in what happened, or goes nowhere there.
-    Another object of the same colour passes for it."""
+    """Are films [k, 1 + h, H, W, 3] right, by following the colour of the object that `mask` marks in the last frame seen? {direction, position, identity: bool [k]}.
+
+    direction: it moves the way that `word` names; position: at the end (or where it really leaves the picture) it is off by at most OFF of its real way; identity: it is still found there.
+    None where it cannot be followed in what happened, or does not move there. Another object of the same colour is taken for it.
+    """
     here = whereabouts(torch.cat([truth[None], films]), mask.expand(len(films) + 1, -1, -1))
     seen = (~here[0].isnan().any(-1)).nonzero().flatten()
     until = int(seen[-1]) + 1
@@ -938,13 +944,13 @@ def rightness(films, truth, mask, word):
 
 
 def agreement(said, happened):
-    """Do the actions that a model names of a film, bool [k, actions], agree with those [actions] it names of what happened? Their overlap; a half where it names none of either."""
+    """IoU of the actions that a model names for a film, bool [k, actions], and for what happened [actions]; a half where it names none for one of them."""
     both, either = (said & happened).sum(1).double(), (said | happened).sum(1).double()
     return torch.where(said.any(1) & happened.any(), both / either.clamp(min=1), 0.5)
 
 
 def read_rollouts(args):
-    """({clip: {kind: item}}, index): films that --plant wrote; refused where one lacks what really happened or a film of what was planted."""
+    """({clip: {kind: item}}, index) of a folder that --plant wrote; refused where a clip lacks one of its films."""
     items, index = load_items(args.rollouts)
     if index.get("source_kind") != "planted":
         refuse(f"{args.rollouts} holds no planted rollouts; write them with verify.py --plant {index.get('data_path', 'data/NAME')}")
@@ -960,8 +966,8 @@ def read_rollouts(args):
 
 
 def watched(args, films):
-    """What is scored, as a namespace: rows (clip, kind, item) of all films but the real ones, their kinds, sources and splits, `right` (as planted), stack(clip): films
-    [k, 1 + h, H, W, 3], what really happened, and masks [H, W] of the object in the last frame seen."""
+    """What is scored, as a namespace: rows (clip, kind, item) of all films but the real ones, with their kinds, sources and splits; right: as planted; stack(clip): its films
+    [k, 1 + h, H, W, 3]; truths: what really happened; masks [H, W] of the object in the last frame seen; the verifiers that read pixels."""
     w = types.SimpleNamespace(clips=list(films), films=films, frames=len(films[next(iter(films))]["real"]["frames"]))
     w.stack = lambda clip: torch.stack([item["frames"] for kind, item in films[clip].items() if kind != "real"])
     w.horizons = sorted({*(h for h in HORIZONS if h < w.frames), w.frames - 1})
@@ -980,11 +986,12 @@ def watched(args, films):
 
 
 def where(flags):
+    """The numbers at which flags [n] are set."""
     return flags.nonzero().flatten().tolist()
 
 
 def pixel_scores(w, names, clips, truths):
-    """{verifier: [films of these clips, horizons]}, clip by clip."""
+    """{verifier: scores [films of these clips, horizons]}. truths: {clip: the frames to compare with}."""
     out = {name: [] for name in names}
     for clip in tqdm(clips, desc="verified", unit="clip"):
         see = types.SimpleNamespace(horizons=w.horizons, lpips=w.lpips, mask=w.masks.get(clip))
@@ -995,7 +1002,7 @@ def pixel_scores(w, names, clips, truths):
 
 
 def latents_of(folder, rollouts, w):
-    """(index, read) of a features folder of these rollouts: read(point, ids) -> fp32 [n, t, h, w, D], mapped from disk, for all films of a large model would not fit."""
+    """(index, read) of a features folder of these rollouts; read(point, ids) -> fp32 [n, t, h, w, D], from mapped files, since all films of a large model would not fit in memory."""
     folder = Path(folder)
     index, _ = load_features(folder)
     if Path(index["data_path"]).resolve() != Path(rollouts).resolve():
@@ -1015,9 +1022,9 @@ def latents_of(folder, rollouts, w):
 
 
 def every_score(args, w):
-    """({verifier: scores [films, horizons], higher is more likely right}, {verifier: pixel, tracked, latent or words}, {model, weights} of what was asked, or else read first).
+    """({verifier: scores [films, horizons]}, {verifier: its family: pixel, tracked, latent or words}, {model, weights} of the model that was asked, or else of the first encoder).
 
-    tracked: position_error, which is told by the clip's own mask which object to follow, as no other is; so it is shown, and is no candidate for the gate.
+    position_error alone is told by the clip's mask which object to follow. So it is a family of its own (tracked), which is shown but is no candidate for the gate.
     """
     encoders, words, about = [latents_of(folder, args.rollouts, w) for folder in args.latents or ()], None, {}
     if encoders:
@@ -1049,7 +1056,7 @@ def every_score(args, w):
 
 
 def tabulated(w, scores, family):
-    """({verifier: row of the table}, {family: its best on val}, {verifier: AUROC on test [1 + B]}, weights [1 + B, test films]) of planted films."""
+    """Of planted films: ({verifier: row of the table}, {family: its best verifier on val}, {verifier: AUROC on test [1 + B]}, weights [1 + B, test films])."""
     test, val = where(w.test), where(w.val)
     draws, n = drawn_films(w, test)
     place = {k: j for j, k in enumerate(test)}
@@ -1077,7 +1084,7 @@ def tabulated(w, scores, family):
 
 
 def without_knowing(w, name):
-    """Scores [test films] by the chosen pixel verifier against the outcome of another clip: what it can tell without knowing anything."""
+    """Scores [test films] of a pixel verifier that is given the outcome of another clip: a floor, what it can tell without knowing the outcome."""
     clips, next_one = [c for c in w.clips if split_of(w.films[c]["real"]["source"]) == "test"], {}
     for k, c in enumerate(clips):
         other = next((d for d in (*clips[k + 1:], *clips[:k]) if w.films[d]["real"]["source"] != w.films[c]["real"]["source"]), c)
@@ -1087,7 +1094,7 @@ def without_knowing(w, name):
 
 
 def begun(w):
-    """bool [films, horizons]: does a planted wrong film, by a horizon, differ from the right one by more than one that is a frame late?"""
+    """Which planted wrong films have gone wrong by each horizon, i.e. differ from the right one by more than the late one does: bool [films, horizons]."""
     found = torch.zeros(len(w.rows), len(w.horizons), dtype=torch.bool)
     for k in where(w.test & ~w.right):
         clip, _, item = w.rows[k]
@@ -1098,7 +1105,7 @@ def begun(w):
 
 
 def further(w, scores, best):
-    """{horizon: {begun, verifier: its AUROC}}: how far ahead verification works: right films of the test clips against those wrong ones that have begun to be wrong by then, seen no further."""
+    """How far ahead verification works: {horizon: {begun: share of wrong test films that have gone wrong by then, verifier: its AUROC for these against right ones, seen up to the horizon}}."""
     wrong, found = begun(w), {}
     for j, h in enumerate(w.horizons):
         rows = where(w.test & (w.right | wrong[:, j]))
@@ -1109,7 +1116,7 @@ def further(w, scores, best):
 
 
 def rightness_of_planted(w):
-    """{kind: the share of test films of it that `rightness` calls right}: what is asked of the video model's films, asked of films whose answer is known."""
+    """{kind: share of its planted test films that `rightness` calls right}: checks that measure, which judges the video model's films, where the answer is known."""
     found = {}
     for clip in (c for c in w.masks if split_of(w.films[c]["real"]["source"]) == "test"):
         kinds = [k for k in PLANTED if k in w.films[clip]]
@@ -1120,7 +1127,7 @@ def rightness_of_planted(w):
 
 
 def of_the_video_model(w, scores):
-    """Films that a video model made, of test clips: which are right by following the object, aspect by aspect, and who can tell. position_error is left out: it is what the truth is taken from."""
+    """The video model's films of test clips: which are right (`rightness`), aspect by aspect, and which verifiers can tell. Without position_error, which measures the same as `rightness`."""
     found, kept = {a: [] for a in ("direction", "position", "identity", "all")}, []
     for clip in dict.fromkeys(w.rows[k][0] for k in where(w.made)):
         these = [k for k in where(w.made) if w.rows[k][0] == clip]
@@ -1141,7 +1148,7 @@ def of_the_video_model(w, scores):
 
 
 def within(scores, truth, draws):
-    """(AUROC [B] of pairs of one clip alone, share [B] of clips whose highest score is of a right one): scores and truth [clips, c], draws [B, clips]."""
+    """(AUROC [B] over pairs within a clip, share [B] of clips whose highest score belongs to a right film). scores, truth: [clips, c]; draws [B, clips]."""
     higher = (scores[:, :, None] > scores[:, None]).double() + 0.5 * (scores[:, :, None] == scores[:, None])
     pairs = (truth[:, :, None] & ~truth[:, None]).double()
     top = truth.gather(1, scores.argmax(1, keepdim=True))[:, 0].double()
@@ -1149,7 +1156,7 @@ def within(scores, truth, draws):
 
 
 def futures_of(args, w):
-    """(what predict.py --mode futures kept, its films [candidates, clips, h, H, W, 3]), checked to go on from the moment at which the rollouts begin."""
+    """(what predict.py --mode futures kept, its films [candidates, clips, h, H, W, 3]); refused unless they begin where the rollouts begin."""
     path = Path(args.futures).with_suffix(".pt")
     kept = load_pt(path, RESULT)
     films = torch.stack([load_pt(path.with_name(path.stem + "-parts") / f"{part}.pt", RESULT)["films"] for part in kept["candidates"]])
@@ -1163,8 +1170,11 @@ def futures_of(args, w):
 
 
 def candidates(w, kept, films, name):
-    """Of the futures that predict.py made of one clip: can what is known without the outcome tell the better half (in which the object ends nearer to where it really does; so few frames
-    take it too near to ask for right and wrong) from the other, how much worse is that than the chosen pixel verifier, and how often is the one that is picked of the better half?"""
+    """Of several futures of one clip, can the better half be told without the outcome? Beliefs of predict.py beside the pixel verifier `name`, which knows the outcome.
+
+    Better is where the object ends nearer to its real place: in so few frames it moves too little to ask for right and wrong. Reported are AUROCs, how much worse they are than the verifier's,
+    and how often the future that is picked is of the better half.
+    """
     length, truth, rows, scores, sources = films.shape[2], [], [], [], []
     for k, clip in enumerate(kept["ids"]):
         if clip not in w.masks:
@@ -1191,7 +1201,7 @@ def candidates(w, kept, films, name):
 
 
 def repeated(w):
-    """Pixel scores of one take of a scene as the prediction of another, where clips name a scene in `repeat` (Physics-IQ's physical variance): nothing can be asked to be better."""
+    """A ceiling (Physics-IQ's physical variance): mean pixel scores of one take of a scene as the prediction of another take, where clips name a scene in `repeat`."""
     takes = {}
     for clip in w.clips:
         if scene := w.films[clip]["real"].get("repeat"):
@@ -1209,7 +1219,7 @@ def repeated(w):
 
 
 def acting(w, scores, family, best, areas, draws, promised):
-    """(criteria, conformal acceptance, risk-coverage curve, of_the_video_model's findings) of the pixel verifier that val chose."""
+    """What the pixel verifier that val chose is good for: (criteria, conformal acceptance, risk-coverage curve, findings of of_the_video_model)."""
     test, pixel = where(w.test), best["pixel"]
     n, right, x = len({w.sources[k] for k in test}), w.right[test], scores[pixel][test, -1]
     floors = {"chance": torch.full((len(draws),), 0.5, dtype=torch.float64), "other_outcome": aurocs(without_knowing(w, pixel), right, draws)}
@@ -1249,7 +1259,7 @@ def acting(w, scores, family, best, areas, draws, promised):
 
 
 def rollouts(args, started):
-    """verify.yaml: who can tell a right prediction from a wrong one, of what kind, how early; and what to do with it."""
+    """--rollouts: write verify.yaml: which verifiers tell right predictions from wrong ones, of which kinds, how early, and what accepting by them costs."""
     films, index = read_rollouts(args)
     out = Path(args.out or Path(args.rollouts) / "verify.yaml")
     check_writable(out)
@@ -1292,9 +1302,7 @@ def show_verifiers(result):
 
 def verified_picture(w, result, path):
     """verify.png: planted films of one clip; who can tell, and of which kinds; how far ahead; risk against coverage."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     colour = {"pixel": "#0072B2", "latent": "#D55E00", "words": "#009E73", "tracked": "#CC79A7"}
     mark = {"pixel": "o", "latent": "s", "words": "D", "tracked": "^"}
     clip = next(c for c in w.clips if split_of(w.films[c]["real"]["source"]) == "test")
@@ -1350,10 +1358,10 @@ def verified_picture(w, result, path):
 
 # ---------------------------------------------------------------- screening: which of several models
 
-# What the choice weighs, in percent, and the thresholds: SELECTION's. The scale between is ours: a component is 0.5 at its threshold and linear within 0..1,
-# score / (2 threshold), or 1 - score / (2 threshold) where lower is better; so a weighted score of 0.5 is a model that just meets every threshold. The
-# stand-in for LPIPS has its own threshold, STAND_IN. What a floor scores as well, or what has a leak, earns nothing. A component that one
-# model of vision and language lacks is left out for all, and the weights of the others are made to sum to 1 again.
+# Weights (in percent) and thresholds are SELECTION's; the scale is ours. A component is 0.5 at its threshold and linear within 0..1: score / (2 threshold), or
+# 1 - score / (2 threshold) where lower is better. So a weighted score of 0.5 is a model that just meets every threshold. The stand-in for LPIPS has a threshold of its
+# own, STAND_IN. A score that is no better than its floor, or has a leak, earns nothing. A component that one vision-language model lacks is left out for all, and the
+# other weights are scaled to sum to 1.
 SELECTION = "evaluation plan, E-P4.7"
 SCREEN = {
     "spatial_iou": {"weight": 40, "threshold": 0.50, "from": "probe"},
@@ -1405,7 +1413,7 @@ def integration(index, entry):
 
 
 def measured(folder):
-    """What the stages wrote of one model in `folder`, by which it is compared with others; a refusal where the files are not of one model."""
+    """What the stages wrote of one model in `folder`, for comparison with others; refused where the files are of different models."""
     folder = Path(folder)
     if not folder.is_dir():
         refuse(f"{folder} is not a folder; give --screen the folders of the stages' YAML")
@@ -1429,7 +1437,7 @@ def measured(folder):
 
 
 def together(models):
-    """Refuse what cannot be compared item by item; put all test items into the order of the first VLM's, which is returned."""
+    """Refuse models that cannot be compared item by item, and put everybody's test items into the order of the first VLM, which is returned."""
     first, names = next((m for m in models if m["kind"] == "vlm"), models[0]), [m["name"] for m in models]
     if len(models) < 2:
         refuse(f"--screen compares models, and {first['folder']} is one; give two folders or more")
@@ -1460,7 +1468,7 @@ def component(x, row):
 
 
 def rows_of(m, reference, thresholds, changed, weights):
-    """{criterion: its row} of a model, with its component of the weighted score and that component's draws under `weights` [DRAWS, n test items]."""
+    """{rows: {criterion: row with its component of the weighted score}, draws: {criterion: the component under each of weights [DRAWS, n test items]}, decision, why} of a model."""
     rows, draws = {}, {}
     for name, rule in SCREEN.items():
         source, record, better = SELECTION if name not in changed else "--set", None, rule.get("better", "higher")
@@ -1711,10 +1719,8 @@ def show_screen(result):
 
 def screen_picture(result, path):
     """screen.png: a dot with its interval per criterion and model, thresholds and floors; the weighted scores, stacked."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
+    plt = pyplot()
     models, criteria = result["models"], result["criteria"]
     names = sorted(models, key=lambda n: (models[n]["rank"] or 99, models[n]["kind"] != "vlm"))
     colour = {"PASS": "#1a7f37", "FAIL": "#c0392b", "INCONCLUSIVE": "#b7791f"}
@@ -1778,7 +1784,7 @@ def save_screen(result, folder):
 # ---------------------------------------------------------------- audit: does a YAML say what its films say?
 
 NO_PIXELS = ("stage", "mode", "model", "video", "video_weights", "weights", "data", "data_name", "judge", "judge_weights", "seeds_are", "shown", "notes", "run",
-             "sheet")  # nothing that films could gainsay
+             "sheet")  # what films cannot contradict
 
 
 def leaves(x, path=()):
@@ -1796,7 +1802,7 @@ def agree(a, b):
 
 
 def misplaced(parts, ids, folder):
-    """What files of films as made, {part: content}, say of clips and of themselves that the clips or the others gainsay."""
+    """Where the files of films as made, {part: content}, contradict the clips `ids` or each other: sentences."""
     found, settings = [], {name: {k: v for k, v in part["meta"].items() if k != "job"} for name, part in parts.items()}
     for name, part in parts.items():
         file, job = folder / f"{name}.pt", part["meta"]["job"]
@@ -1814,7 +1820,7 @@ def misplaced(parts, ids, folder):
 
 
 def misfilmed(films, made, folder):
-    """What films {id: uint8 [T, H, W, 3]} of a folder show that is not what was made, {id: (the same, where that is)}."""
+    """Where films {id: uint8 [T, H, W, 3]} of a folder differ from those that were made, {id: (film, file)}: sentences."""
     found = [f"{folder} holds no {i!r}" for i in made if i not in films] + [f"{folder} holds {i!r}, which was not made" for i in films if i not in made]
     for i in films.keys() & made.keys():
         x, (own, whence) = films[i], made[i]
@@ -1828,11 +1834,11 @@ def misfilmed(films, made, folder):
 
 
 def audit(path, data=None, encoder=None):
-    """{checked: how many numbers, films, disagreements: [sentences]}: does predict-continue.yaml say what its films say, and are these the films that were made?
+    """Does predict-continue.yaml agree with its films, and are these the films that were made? {checked: how many numbers, films, disagreements: [sentences]}.
 
-    Read are the YAML, the films as made (predict-continue-parts/), those to be shown (films/) and the clips (data; else where the index of films/ says that they lie). Every number is measured
-    again, of these alone, with the judge `encoder` (else the run's). What films cannot gainsay (NO_PIXELS: names, notes, run) may say what it likes. Of a second draw of noise there is one copy, and
-    a change of it is found where a number shows it; of clips before the last frame seen by the digest of them all. Where a clip is missing, that is named and nothing is measured.
+    Reads the YAML, the films as made (predict-continue-parts/), those to be shown (films/) and the clips (`data`, else where the index of films/ says). Every number is measured again with the
+    judge `encoder`, else the run's; only NO_PIXELS, which films cannot contradict, is not checked. Films of the second draw of noise on exist once only: a change of them shows in a number, a
+    change of frames before the last one seen in the clips' digest. Where a clip is missing, that is named and nothing is measured.
     """
     path = Path(path)
     told, folder, shown = load_yaml(path, "predict"), path.with_name(f"{path.stem}-parts"), path.parent / "films"
