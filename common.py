@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -157,7 +158,7 @@ def load_pt(path, schema):
 
 
 def digest(content):
-    """What tells bytes from others."""
+    """A name for bytes: the first 16 hexadecimal digits of their SHA-256."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -176,20 +177,10 @@ def plain(x):
     return str(x)
 
 
-class _Dumper(yaml.SafeDumper):
-    """PyYAML writes 1e-06, which YAML 1.1 (and so PyYAML) reads back as a string: write 1.0e-06."""
-
-
-_Dumper.add_representer(float, lambda d, v: d.represent_scalar(
-    "tag:yaml.org,2002:float",
-    ".nan" if v != v else (".inf" if v > 0 else "-.inf") if abs(v) == float("inf")
-    else repr(v).replace("e", ".0e") if "e" in repr(v) and "." not in repr(v) else repr(v)))
-
-
 def save_yaml(path, result):
     """One small file made for grep: scalars first, one a line, then tables. Checked by loading it back."""
     result = plain(result)
-    text = "".join(yaml.dump({k: v}, Dumper=_Dumper, sort_keys=False, default_flow_style=None if isinstance(v, (dict, list)) else False, width=160, allow_unicode=True)
+    text = "".join(yaml.safe_dump({k: v}, sort_keys=False, default_flow_style=None if isinstance(v, (dict, list)) else False, width=160, allow_unicode=True)
                    for k, v in result.items())  # key by key: every headline on a line of its own, rows of a table on one line each
     assert repr(yaml.safe_load(text)) == repr(result), f"{path} does not survive YAML"  # repr: nan is not equal to itself
     _atomically(path, lambda f: f.write(text.encode()))
@@ -221,11 +212,18 @@ def load_yaml(path, stage=None):
     return content
 
 
-def run_info(args, started, **more):
-    """What produced a result: command, arguments, commit, script hash, versions (of the environment, of CUDA and its driver), device, seconds, peak memory."""
-    script = Path(sys.modules["__main__"].__file__ or "notebook") if hasattr(sys.modules["__main__"], "__file__") else Path("notebook")
-    with contextlib.suppress(OSError):
-        more["script_sha256"] = hashlib.sha256((HERE / more.pop("script", script.name)).read_bytes()).hexdigest()[:16]
+def pyplot():
+    """matplotlib.pyplot, which draws into files alone."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    return plt
+
+
+def run_info(args, started, script="", **more):
+    """What produced a result: arguments, seed, commit, hash of `script`, versions (of libraries, CUDA and its driver), seconds, peak memory, and what else the caller knows."""
+    with contextlib.suppress(OSError):  # a stage pasted into a notebook has no file
+        more["script_sha256"] = digest((HERE / script).read_bytes())
     commit = subprocess.run(["git", "-C", HERE, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for library in LIBRARIES:
@@ -251,23 +249,13 @@ def say(result, keys=None):
 
 def write_items(folder, items, meta):
     """Write items (dicts with `id`, `source`, `frames` uint8 [T,H,W,3] or `encoded` uint8 [bytes], truth) as shards, ids.jsonl ([id, source] a line) and, last, index.yaml."""
-    folder, shard, ids, sources = Path(folder), [], [], []
-    count = 0
+    folder, items, ids, sources, count = Path(folder), iter(items), [], [], 0
     (folder / "index.yaml").unlink(missing_ok=True)
-
-    def flush():
-        nonlocal shard, count
-        if shard:
-            save_pt(folder / f"{count:05d}.pt", ITEMS, [i["id"] for i in shard], meta, items=shard)
-            count, shard = count + 1, []
-
-    for item in items:
-        shard.append(item)
-        ids.append(item["id"])
-        sources.append(item["source"])
-        if len(shard) == SHARD:
-            flush()
-    flush()
+    while shard := list(itertools.islice(items, SHARD)):
+        save_pt(folder / f"{count:05d}.pt", ITEMS, [i["id"] for i in shard], meta, items=shard)
+        ids += [i["id"] for i in shard]
+        sources += [i["source"] for i in shard]
+        count += 1
     for stale in sorted(folder.glob("*.pt"))[count:]:
         stale.unlink()
     save_text(folder / "ids.jsonl", "".join(f"{json.dumps(pair)}\n" for pair in zip(ids, sources, strict=True)))
@@ -279,7 +267,8 @@ def write_items(folder, items, meta):
 class Items:
     """The items of `data/<name>/` in order, read when asked for: len(), [i], and .ids, .sources, .index. Frames are memory-mapped and few shards open, so that memory does not grow with the set.
 
-    A folder that is not complete is refused. (The ids of 100,000 items take 1.5 GB in PyYAML, so they are not in index.yaml; folders of before, where they are, are read whole for their sources.)
+    A folder that is not complete is refused. Ids and sources stand in ids.jsonl, since PyYAML would need 1.5 GB for the ids of 100,000 items; older folders have the ids in index.yaml, and
+    the sources in the items alone.
     """
 
     def __init__(self, folder, open_shards=4):
@@ -325,11 +314,10 @@ def fitted(width, height, token, most):
 
 
 def frames_of(item, size=None):
-    """Frames of an item as uint8 [T,H,W,3], those that its `shown` numbers where it has been cut to some, squashed to `size` x `size` (antialiased bicubic) when given; or `fitted`, where
-    size is its (token, most).
+    """Frames of an item, uint8 [T,H,W,3]: those whose numbers are in `shown` where it has that, squashed to `size` x `size` (antialiased bicubic) when given, or `fitted` where size is
+    its (token, most).
 
-    Squashing keeps one token grid for all items; boxes and masks scale with it and IoU does not change under a
-    scaling of the axes.
+    Squashing keeps one token grid for all items; boxes and masks scale with it, and IoU does not change under a scaling of the axes.
     """
     if "album" in item:
         return torch.cat([frames_of({"encoded": picture}, size) for picture in item["album"]])
@@ -350,7 +338,7 @@ def frames_of(item, size=None):
 
 
 def upright(image):
-    """Anybody's picture (Pillow's) in RGB: upright as its EXIF says, what is transparent on white, 16 bits a channel cut to 8."""
+    """A Pillow image in RGB: turned as its EXIF says, white where it is transparent, 16 bits a channel cut to 8."""
     from PIL import Image, ImageOps
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Pillow would clip at 255
@@ -362,7 +350,7 @@ def upright(image):
 
 
 def read_picture(path):
-    """A file as uint8 [1,H,W,3]: see `upright`; of several pictures the first. What cannot be read is refused."""
+    """The (first) picture of a file, made `upright`: uint8 [1,H,W,3]. A file that cannot be read is refused."""
     from PIL import Image
     if not Path(path).is_file():
         refuse(f"{path} does not exist; give the file of a picture")
@@ -386,13 +374,18 @@ def split_of(source):
     return "train" if bucket < 60 else "val" if bucket < 80 else "test"
 
 
+def clips_of(items, *splits):
+    """The items that are clips and belong to one of the splits."""
+    return [i for i in items if split_of(i["source"]) in splits and len(i.get("frames", ())) > 1]
+
+
 # ---------------------------------------------------------------- which frames of a clip are shown
 
 CHOICES = "motion", "uniform", "random", "scene"
 GREY = 64  # px of the longer side at which motion is looked for
-STILL = 1e-4  # grey level (white is 1) that is added to every frame's motion: where nothing moves the choice is uniform, and nothing starves
+STILL = 1e-4  # grey level (white is 1) that is added to every frame's motion, so that the choice is uniform where nothing moves
 CUT = 0.5  # correlation of adjacent frames' luma histograms below which a new shot begins
-CANDIDATES = 2048  # of a longer clip as many frames, evenly spread, can be chosen
+CANDIDATES = 2048  # of a longer clip only so many frames, evenly spread, are considered
 
 
 def greys(clip):
@@ -412,12 +405,12 @@ def greys(clip):
 
 
 def moved(before, after):
-    """How much moves between two frames, grey [h, w] in [0, 1]: the mean over the picture of what shake, brightness and noise leave unexplained.
+    """How much moves between two frames, grey [h, w] in [0, 1]: the mean over the picture of the change that camera shake, brightness and noise do not explain.
 
-    Shake: whole pixels by phase_cross_correlation (Guizar-Sicairos et al. 2008; scikit-image), the rest to first order by the picture's gradient, together with the brightness (gain and
-    offset) in one robust regression (Cauchy weights, scale by the median absolute deviation): a moving object is an outlier. A shift is believed only where it halves the median error: what
-    is moved by a shake is most of the picture. Noise: three standard deviations, found by the median of the finest diagonal Haar coefficients (Donoho & Johnstone 1994), in which things that
-    move hardly show.
+    Shake is a shift by whole pixels (phase_cross_correlation of scikit-image; Guizar-Sicairos et al. 2008) and, to first order, by parts of one along the picture's gradient. The latter is
+    fitted together with gain and offset of the brightness by a robust regression (Cauchy weights, scale by the median absolute deviation), of which moving objects are outliers. A shift is
+    accepted only where it halves the median error: shake moves most of the picture. Noise is three standard deviations, estimated by the median of the finest diagonal Haar coefficients
+    (Donoho & Johnstone 1994), which moving objects hardly change.
     """
     from scipy.ndimage import gaussian_filter
     from skimage.registration import phase_cross_correlation
@@ -432,7 +425,7 @@ def moved(before, after):
             weights = 1 / (1 + np.square(r / (3 * np.median(np.abs(r)) + 1e-4)))
         fit = (x @ found).reshape(a.shape)
         r = difference - fit
-        r = np.minimum(np.abs(b - np.clip(b - r, 0, 1)), np.abs(np.clip(a + r, 0, 1) - a))  # what is over-exposed in one of the two may have been anything in the other
+        r = np.minimum(np.abs(b - np.clip(b - r, 0, 1)), np.abs(np.clip(a + r, 0, 1) - a))  # behind over-exposure there may be anything
         return r, 0.1 * np.abs(fit)  # nor is anything corrected better than to a tenth
 
     if min(before.shape) < 8:
@@ -458,7 +451,7 @@ def moved(before, after):
 
 
 def motion_of(clip):
-    """How much moves from frame t - 1 to frame t (`moved`; 0 for the first): float64 [T], of uint8 [T,H,W,3] or of a video file, of which two frames are held at a time."""
+    """How much moves from frame t - 1 to frame t (`moved`; 0 for the first): float64 [T]. clip: uint8 [T,H,W,3] or a video file, of which only two frames are in memory at a time."""
     found, before = [], None
     for grey in greys(clip):
         found.append(0.0 if before is None else moved(before, grey))
@@ -467,7 +460,7 @@ def motion_of(clip):
 
 
 def shots_of(clip):
-    """The numbers at which shots begin, and the clip's length: where luma histograms of adjacent frames correlate by less than CUT (PySceneDetect's HistogramDetector)."""
+    """(numbers of the frames at which shots begin, length of the clip): a shot begins where luma histograms of adjacent frames correlate by less than CUT (PySceneDetect's HistogramDetector)."""
     histograms = np.array([np.histogram(grey, 32, (0, 1))[0] for grey in greys(clip)]) * 1.0
     x = histograms - histograms.mean(1, keepdims=True)
     x /= np.linalg.norm(x, axis=1, keepdims=True) + 1e-9
@@ -475,10 +468,10 @@ def shots_of(clip):
 
 
 def placed(steps, k, must=(), largest_gap=None):
-    """k of T frames, the first, the last and those of `must` among them, such that what happens between neighbours is as equal as can be: the least sum of squares, exactly (dynamic
-    programming). steps [T] > 0: what happens from frame t - 1 to t; neighbours are at most largest_gap apart. None where that cannot be. Of a long clip CANDIDATES frames are looked among.
+    """Numbers of k of T frames between which equally much happens: the least sum of squares of what happens between neighbours, exactly (dynamic programming). None where none can be chosen.
 
-    Without conditions these are equal shares of cumulative motion, as in MGSampler (Zhi et al., ICCV 2021), but never a frame twice.
+    steps [T] > 0: what happens from frame t - 1 to t. The first frame, the last and those of `must` are always chosen, and neighbours are at most `largest_gap` frames apart. Without these
+    conditions the choice is that of MGSampler (Zhi et al., ICCV 2021), equal shares of cumulative motion, but never a frame twice.
     """
     number = np.unique([*np.linspace(0, len(steps) - 1, min(len(steps), max(CANDIDATES, k))).round().astype(int), *must])
     at = np.cumsum([0, *steps[1:]])[number]
@@ -500,15 +493,15 @@ def placed(steps, k, must=(), largest_gap=None):
 
 
 def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None):
-    """Which k frames of a clip, uint8 [T,H,W,3] or the file of a video, are shown: their numbers, rising, none twice.
+    """Numbers of k frames of a clip, uint8 [T,H,W,3] or a video file, in rising order, none twice.
 
-    motion    equal shares of what moves (`motion_of`, `placed`), the first and the last among them; flicker, noise and shake count for little. Where even frames share nearly as well: these
-    uniform   equal spans of time, the first and the last among them
-    random    drawn by `seed` (an int, or several: of a run and of a clip)
-    scene     the shots share the frames by their length, each showing the middles of equal parts of it
+    motion    equal shares of what moves (`motion_of`, `placed`), with the first and the last frame; uniform frames where they share it nearly as well
+    uniform   equal spans of time, with the first and the last frame
+    random    drawn by `seed` (an int or several, say of a run and of a clip)
+    scene     every shot gets frames in proportion to its length: the middles of equal parts of it
 
-    boundary: a frame that must be shown and round which a Gaussian of T / 8 makes motion count up to four times, where something is known to begin or to end. largest_gap: between two frames
-    shown, in frames. Both go with motion and, less the Gaussian, with uniform. A single frame is the boundary, or else where half of it has happened.
+    boundary: a frame at which something is known to begin or to end. It is always chosen, and with motion what moves near it counts up to four times (a Gaussian of width T / 8).
+    largest_gap: the most frames between two that are chosen. Both are for motion and uniform. If k is 1, the frame is the boundary, or else the one by which half of all has happened.
     """
     known(how, dict.fromkeys(CHOICES), "way of choosing frames")
     if how in ("random", "scene") and (boundary is not None or largest_gap):
@@ -538,12 +531,12 @@ def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None
         refuse(f"{k} of {length} frames" + (f", {boundary} among them," if boundary is not None else "") + (f" leave gaps of more than {largest_gap}" if largest_gap else " are too few")
                + "; choose more" + (", or raise the largest gap" if largest_gap else ""))
     unequal = [np.square(np.diff(np.cumsum(steps)[at])).sum() for at in (chosen, even)]
-    return even if unequal[1] < 1.1 * unequal[0] else chosen  # what was measured is no more exact than that, and whoever looks has learnt from even frames
+    return even if unequal[1] < 1.1 * unequal[0] else chosen  # motion is measured no more exactly than that, and models were trained on even frames
 
 
 @contextlib.contextmanager
 def opened(path):
-    """A video file as PyAV opens it; what is none is refused."""
+    """A video file, opened by PyAV; anything else is refused."""
     import av
     if not Path(path).is_file():
         refuse(f"{path} does not exist; give the file of a video")
@@ -557,17 +550,17 @@ def opened(path):
 
 
 def presented(path):
-    """(time stamp, whether decoding can begin here) of every frame of a video in the order in which they are shown: no frame is decoded."""
+    """(time stamp, is it a key frame) of every frame of a video, in the order in which they are shown. No frame is decoded."""
     with opened(path) as file:
         stamps = [(p.pts, p.is_keyframe) for p in file.demux(video=0) if p.size]
     return sorted(stamps) if all(pts is not None for pts, _ in stamps) else stamps
 
 
 def frames_at(path, numbers, size=None):
-    """(frames of a video by their numbers, upright, uint8 [k,H,W,3], squashed to `size` when given; how many were decoded for it).
+    """(the frames of a video with these numbers, upright, uint8 [k,H,W,3], squashed to `size` when given; how many had to be decoded).
 
-    From each frame's key frame on, or on from the frame before where no key frame lies between: what else there is is not decoded. A file without time stamps, or whose key frames lie
-    elsewhere than it says, is decoded from its beginning.
+    Decoding begins at the last key frame before each wanted frame, unless it is there already. A file without time stamps, or whose key frames are not where it says, is decoded from its
+    beginning.
     """
     stamps = presented(path)
     if not numbers or not 0 <= min(numbers) <= max(numbers) < len(stamps):
@@ -744,6 +737,14 @@ def folder_name(path):
     return "-".join(path.parts[-3:]) if path.name == "tuned" else path.name
 
 
+def read_json(path, whole="checkpoint"):
+    """A JSON file of a `whole` that was copied here; a broken one is refused."""
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError:
+        refuse(f"{path} is not readable JSON; copy the {whole} again")
+
+
 def find_model(name):
     """The registry's entry for a name or a local folder in Hugging Face format: kind, path, size, clip, weights. A folder of peft's is its base model with `adapter`."""
     if name not in MODELS and (Path(name) / ADAPTER_CONFIG).is_file():
@@ -752,10 +753,7 @@ def find_model(name):
         config = next((Path(name) / f for f in CONFIGS if Path(name, f).is_file()), None)
         if not config:
             refuse(f"{name} has no config.json; give a folder written by save_pretrained")
-        try:
-            found = json.loads(config.read_text())
-        except ValueError:
-            refuse(f"{config} is not readable JSON; copy the checkpoint again")
+        found = read_json(config)
         kind_of = "cogvlm2" if found.get("architectures") == ["CogVLMForCausalLM"] else found.get("model_type") or found.get("_class_name") or "none"
         kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
         entry = {"kind": kind, "type": kind_of, "path": name}
@@ -788,10 +786,7 @@ def _noted(folder):
 
 def _adapted(name):
     """The entry of a folder in which peft (adapt.py --mode tune, LLaMA-Factory, Unsloth) left LoRA: the base model's, by name, by its repository or its folder."""
-    try:
-        found = json.loads((Path(name) / ADAPTER_CONFIG).read_text())
-    except ValueError:
-        refuse(f"{name}/{ADAPTER_CONFIG} is not readable JSON; copy the folder again")
+    found = read_json(f"{name}/{ADAPTER_CONFIG}", "folder")
     base = found.get("base_model_name_or_path") or "none"
     entry = find_model(next((own for own, e in MODELS.items() if e["path"] == base), base))
     if found.get("peft_type") != "LORA" or found.get("use_dora") or found.get("modules_to_save") or found.get("bias", "none") != "none" or found.get("alpha_pattern") or "adapter" in entry:
@@ -832,7 +827,7 @@ def memory_size(text):
 
 
 def memory_left(device, most):
-    """Bytes that weights and activations may take: what is free, and where `most` is given no more than it together with what the process already holds."""
+    """Bytes that weights and activations may still take: what is free, but where `most` is given no more than that less what this process already holds."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         torch.cuda.set_per_process_memory_fraction(min(1.0, most / total) if most else 1.0, device)  # of torch's own; the driver's context comes on top
@@ -843,12 +838,12 @@ def memory_left(device, most):
 
 
 def bf16_units():
-    """Has this CPU products of bf16 (AVX512-BF16, AMX)? Without them they are emulated, and slower than those of fp32."""
+    """Can this CPU multiply in bf16 (AVX512-BF16, AMX)? If not, it is emulated, and slower than fp32."""
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def _trouble(error, entry):
-    """What stands behind a library's exception, and the remedy, in one clause: transformers hides the hub's own exceptions in the cause of an OSError."""
+    """Why a checkpoint could not be loaded, and the remedy, in one clause. transformers hides the hub's own exceptions behind an OSError: so all causes of `error` are looked at."""
     from importlib.metadata import version
 
     from huggingface_hub import errors
@@ -903,10 +898,9 @@ def attempt(build, entry):
 
 
 def _reach(entry):
-    """The entry as it can be loaded without waiting.
+    """The entry; where the hub cannot be reached, with the cached snapshot as its path.
 
-    transformers asks for each of several files six times, which takes minutes where there is no network: so the hub is asked for one file, once, and
-    without a network the cached snapshot is read as a folder.
+    Without a network transformers asks for each of several files six times, which takes minutes. Here the hub is asked for one file, once.
     """
     path = entry["path"]
     if Path(path).is_dir():
@@ -922,11 +916,6 @@ def _reach(entry):
     return entry
 
 
-def load_vlm(entry, device="cpu", dtype=torch.float32, random_seed=None, quantised=None):
-    """(model, processor) of a vision-language model; with `random_seed` the same architecture, untrained; `quantised`: as transformers' quantization_config says."""
-    return _load_whole(entry, device, dtype, random_seed, {"quantization_config": quantised, "device_map": {"": device}} if quantised else {})
-
-
 # model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO has no heads of interest, but AutoModel
 # would miss a layer norm that Swin's backbone never uses, and that files of older versions of transformers do not hold.
 DETECTOR = "AutoModelForZeroShotObjectDetection"
@@ -934,20 +923,14 @@ ENCODER_CLASSES = {"owlvit": (DETECTOR, "AutoImageProcessor"), "owlv2": (DETECTO
                    "vjepa2": ("AutoModel", "AutoVideoProcessor")}
 
 
-def load_encoder(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(model, image processor) of a spatial encoder."""
-    return _load_whole(entry, device, dtype, random_seed)
+def load_transformer(entry, device="cpu", dtype=torch.float32, random_seed=None, quantised=None):
+    """(model, processor) of a vision-language model, (model, image processor) of an encoder, (model, tokenizer) of a language model: by the entry's kind.
 
-
-def load_language(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(model, tokenizer) of a language model."""
-    return _load_whole(entry, device, dtype, random_seed)
-
-
-def _load_whole(entry, device, dtype, random_seed, more=types.MappingProxyType({})):
+    random_seed: the same architecture, untrained; quantised: transformers' quantization_config.
+    """
     entry = _reach(entry)
     if random_seed is not None:
-        build, processor, _ = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
+        build, processor, _ = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
         torch.manual_seed(random_seed)
         return build().to(device).eval(), processor
     if entry.get("type") in OWN_LAYOUT:
@@ -955,11 +938,15 @@ def _load_whole(entry, device, dtype, random_seed, more=types.MappingProxyType({
         attempt(lambda: fill(model, weights, weights.like, device), entry)
         return model, processor
     model_class, processor_class = auto_classes(entry)
+    more = {"quantization_config": quantised, "device_map": {"": device}} if quantised else {}
     processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
     model = attempt(lambda: model_class.from_pretrained(entry["path"], dtype=dtype, output_loading_info=True, **pin(entry), **more), entry)
     if entry.get("adapter"):
         attempt(lambda: merge_lora(model, entry, native_layout(entry, dtype)[2](model)[0]), entry)
-    return (model if more else model.to(device)).eval(), processor
+    return (model if quantised else model.to(device)).eval(), processor
+
+
+load_vlm = load_encoder = load_language = load_transformer
 
 
 def processor_of(entry):
@@ -969,7 +956,7 @@ def processor_of(entry):
 
 
 def pin(entry):
-    """The revision of a hub repository, where one is asked for; and no code from it, about which transformers would ask on the terminal."""
+    """Arguments of from_pretrained: the revision, where one is asked for, and no code from the hub (transformers would ask on the terminal)."""
     return {"trust_remote_code": False} | ({"revision": entry["revision"]} if entry.get("revision") else {})
 
 
@@ -984,7 +971,7 @@ def auto_classes(entry):
 
 
 def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(model, None) of the video autoencoder; frames must be 8k+1 for LTX-Video's own, which drops the rest silently."""
+    """(model, None) of a video autoencoder. LTX-Video's own takes 8k+1 frames and silently drops any others."""
     from diffusers import AutoencoderKLLTXVideo as Vae
     entry = _reach(entry)
     more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
@@ -997,8 +984,8 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
 
 
 def flatten_stills(model):
-    """The same arithmetic for a picture, in a third of the work: before its first frame and behind its last one a clip is padded with copies, so
-    over a clip of one frame a convolution in time and space is a convolution in space by the sum of its kernel over time.
+    """Make an autoencoder three times as fast on single pictures, with the same arithmetic: it pads a clip in time with copies of the first and last frame, so on one frame a convolution in
+    time and space is a convolution in space by the kernel's sum over time.
     """
     from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
 
@@ -1039,7 +1026,7 @@ def encode_films(vae, films, batch=16):
 
 
 def autoencoder_of(entry):
-    """The entry of a pipeline's autoencoder, for load_video_vae: in the pipeline's repository or folder, or, where a folder leaves it out, the registry's `vae` or the folder vae beside it."""
+    """The entry of a pipeline's autoencoder, for load_video_vae. Where the pipeline's folder holds none it is the registry's `vae`, or the folder vae beside it."""
     where = Path(entry["path"])
     if where.is_dir() and not (where / "vae").is_dir():
         return find_model(entry.get("vae") or str(where.with_name("vae")))
@@ -1065,7 +1052,7 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
 
 
 def geometry(entry):
-    """What the pipeline's configurations say: frames and pixels to a latent, its channels, the width of a prompt's tokens before and after caption_projection."""
+    """What the pipeline's configurations say: frames (time) and pixels (space) to a latent, its channels (latents), the width of a prompt's tokens before (prompt) and after caption_projection."""
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKLLTXVideo
 
@@ -1073,10 +1060,7 @@ def geometry(entry):
         path = hub_file(entry, name)
         if path is None:
             refuse(f"{entry['path']} has no {name}; copy the checkpoint again")
-        try:
-            return json.loads(path.read_text())
-        except ValueError:
-            refuse(f"{path} is not readable JSON; copy the checkpoint again")
+        return read_json(path)
 
     t, vae = config(entry, "transformer/config.json"), autoencoder_of(entry)
     vae = config(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
@@ -1087,7 +1071,7 @@ def geometry(entry):
 
 
 def check_shape(frames, size, shape, name):
-    """LTX-Video's autoencoder drops frames silently: nobody else checks."""
+    """Refuse sizes that the pipeline cannot take: its autoencoder would drop frames silently."""
     r, side = shape["time"], math.lcm(32, shape["space"])
     if frames < r + 1 or frames % r != 1:
         below = max((frames - 1) // r, 1) * r + 1
@@ -1108,7 +1092,7 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
     if entry.get("kind") == "video":
         refuse(f"{entry['path']} is a video pipeline, of which no features are read; give its autoencoder, {entry.get('vae', 'the folder vae')}")
     entry = _reach(entry)
-    build, processor, names = (OWN_LAYOUT.get(entry.get("type")) or native_layout)(entry, dtype)
+    build, processor, names = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
     with init_empty_weights(include_buffers=False):
         model = build().eval().requires_grad_(False)
     for module in model.modules():
@@ -1146,11 +1130,11 @@ class Weights:
         return self.files[file]
 
     def ready(self, names):
-        """Open the files of these weights: one that is missing or cut short is refused now, not on the way."""
+        """Open the files of these weights, so that one that is missing or cut short is refused before the work begins."""
         attempt(lambda: [self.open(file) for file in {self.where[name][0] for name in names}], self.entry)
 
     def read(self, names):
-        """(name, tensor on the CPU in the model's dtype) of each; copied, for a mapped tensor is read later, by whoever touches it first."""
+        """(name, tensor on the CPU in the model's dtype) of each. Copied: a memory-mapped tensor would be read from disk only when it is first used."""
         wanted = {}
         for name in names:
             wanted.setdefault(self.where[name][:2], []).append(name)
@@ -1199,9 +1183,14 @@ def merge_lora(model, entry, own):
     return model, {"missing_keys": []}
 
 
+def seeded(name):
+    """A generator that depends on `name` alone: what it draws is the same in any order, in any batch and on any device."""
+    return torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
+
+
 class Untrained:
-    """Weights that are a function of the seed and their name alone, so that the order of reading does not matter: matrices N(0, 0.02^2), which is
-    these families' initializer_range, scales one, biases zero. Buffers are left as they are."""
+    """Weights that depend on the seed and their name alone, not on the order of reading: matrices N(0, 0.02^2), these families' initializer_range, scales one, biases zero. Buffers stay as
+    they are."""
 
     size = Weights.size
 
@@ -1215,20 +1204,19 @@ class Untrained:
         for name in names:
             x = torch.empty_like(self.like[name], device="cpu")
             if x.ndim > 1:
-                g = torch.Generator().manual_seed(int(hashlib.sha256(f"{self.seed} {name}".encode()).hexdigest()[:15], 16))
-                yield name, x.normal_(0, 0.02, generator=g)
+                yield name, x.normal_(0, 0.02, generator=seeded(f"{self.seed} {name}"))
             else:
                 yield name, x.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 @torch.inference_mode(False)  # what inference mode makes cannot become a parameter
 def fill(model, weights, names, device="cpu"):
-    """Bring weights into the model, in place."""
+    """Put the named weights into the model."""
     model.load_state_dict({name: x.to(device) for name, x in weights.read(names)}, strict=False, assign=True)
 
 
 def hub_file(entry, name):
-    """Path of one file of a checkpoint, fetched from the hub where it must be, or None if there is no such file."""
+    """Path of one file of a checkpoint, downloaded if need be; None if there is no such file."""
     if Path(entry["path"]).is_dir():
         return Path(entry["path"], name) if Path(entry["path"], name).is_file() else None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -1248,13 +1236,13 @@ def _cached(entry):
 
 
 def fingerprint(path):
-    """What tells one checkpoint from another of the same name: the hub's name, or the JSON and the sizes of a local folder's files; of an entry, of its adapter too."""
+    """What identifies a checkpoint: the hub's name, or a digest of a local folder's JSON files and of the names, sizes and times of its weights. Of an entry, with its adapter."""
     if isinstance(path, dict):
         return "+".join(fingerprint(path[k]) for k in ("path", "adapter") if path.get(k))
     if not Path(path).is_dir():
         return path
     files = sorted(f for f in Path(path).rglob("*") if f.suffix in (".json", ".safetensors"))
-    return hashlib.sha256(b"".join(f.read_bytes() if f.suffix == ".json" else f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files)).hexdigest()[:16]
+    return digest(b"".join(f.read_bytes() if f.suffix == ".json" else f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files))
 
 
 def resolved_commit(entry):
@@ -1264,7 +1252,7 @@ def resolved_commit(entry):
 
 
 def native_layout(entry, dtype):
-    """transformers' own classes; its rules say what became of a name since the checkpoint was written."""
+    """The layout of transformers' own classes, whose rules say how weights of older checkpoints are called and split today."""
     from transformers import AutoConfig
     model_class, processor_class = auto_classes(entry)
     config = attempt(lambda: AutoConfig.from_pretrained(entry["path"], **pin(entry)), entry)
@@ -1355,7 +1343,6 @@ INTERNVL2_KEYS = [  # (original, native): applied in order as regular expression
 
 def _internvl2_names(name):
     """The native names of a weight of the original layout: renamed, and those of fused projections three."""
-    import re
     for old, new in INTERNVL2_KEYS:
         name = re.sub(old, new, name)
     if ".attn.qkv." in name:
@@ -1394,23 +1381,25 @@ LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "language": load_language, 
 
 # ---------------------------------------------------------------- what is put to a vision-language model
 
-RATE = 2.0  # frames a second that a clip is said to have where it does not say, the rate at which Qwen2.5-VL samples videos; left unsaid it would be 24, and all time steps share one position
+# Frames a second of a clip that states none: the rate at which Qwen2.5-VL samples videos. The library's default is 24, at which all time steps would share one position.
+RATE = 2.0
 
 
 def chat(processor, words, kind="image", count=1):
-    """The prompt as text: placeholders of `count` pictures, or of a video, then the words, in the model's chat template."""
+    """The prompt as text, by the model's chat template: placeholders of `count` pictures, or of a video, then the words."""
     return processor.apply_chat_template([{"role": "user", "content": [{"type": kind}] * count + [{"type": "text", "text": words}]}], tokenize=False, add_generation_prompt=True)
 
 
 def qwen_inputs(processor, frames, words, at=None, album=False):
-    """What a processor of Qwen's families makes of pictures (T = 1) or clips, uint8 [n,T,H,W,3], and the same words to each; of an album T pictures that are no clip, of any shapes.
+    """The inputs of a model of Qwen's families for pictures (T = 1) or clips, uint8 [n,T,H,W,3], with the same words for each. album: the T frames are single pictures of any shapes, not a clip.
 
-    at: (the numbers of these frames in their clips, how long those are, and frames a second if not RATE), where a clip's frames are not all given: it moves on further from one to the next.
+    at: (numbers of these frames in their clips, length of the clips, and frames a second if not RATE), where only some frames of a clip are shown: the positions in time then say how far
+    apart they are.
     """
     count, x = len(frames[0]), [[f.permute(2, 0, 1) for f in film] for film in frames]
     still = album or count == 1
     text = chat(processor, words, "image", count) if still else chat(processor, words, "video")
-    size = {"size": {"shortest_edge": 1, "longest_edge": count * max(f[0].numel() for film in x for f in film)}}  # frames are already at the size asked for; Qwen3-VL counts all pixels of a clip
+    size = {"size": {"shortest_edge": 1, "longest_edge": count * max(f[0].numel() for film in x for f in film)}}  # no resizing: frames have the right size already; Qwen3-VL counts all of a clip
     numbers, whole, rate = (*(at or (range(count), count)), RATE)[:3]
     media = ({"images": x, "images_kwargs": size} if still else
              {"videos": [torch.stack(film) for film in x], "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
@@ -1465,10 +1454,9 @@ def join(items, index, folder):
 
 
 def twins(items):
-    """Groups of items, as lists of their numbers, that hold the same picture to the byte.
+    """Groups of items (lists of their numbers) whose pictures are the same to the byte.
 
-    The middle of every picture is compared first, so that of a large set only the suspects are read whole. Pictures of one value throughout are left
-    out: nothing in them can be recognised.
+    The middle of each picture is compared first, so that few are read whole. Pictures of a single colour are left out: nothing in them can be recognised.
     """
     def groups(numbers, key):
         found = {}
@@ -1489,7 +1477,7 @@ def twins(items):
 
 
 def split_indices(items, folder, least=4):
-    """{train, val, test: indices}, by source; a refusal when a part is too small to say anything, or knows an item of another: a split leak."""
+    """{train, val, test: indices}, by source. Refused are a part that is too small to say anything and a split leak: one item, or one picture, in two parts."""
     names = [i["id"] for i in items if "id" in i]
     if len(set(names)) < len(names):
         refuse(f"split leak: {folder} holds {next(n for n in names if names.count(n) > 1)!r} more than once; give every item an id of its own, or leave one out")
@@ -1551,6 +1539,11 @@ def bootstrap(scores, sources, n_boot=2000, seed=0):
     return mean, *widened(mean, *means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), len(count))
 
 
+def with_bounds(name, values):
+    """{name, name_low, name_high} of (mean, low, high)."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
 def paired_test(a, b, sources, n_perm=2000, seed=0):
     """Mean of a - b with a cluster-bootstrap interval and a two-sided p-value from flipping the sign of whole sources.
 
@@ -1570,8 +1563,8 @@ def paired_test(a, b, sources, n_perm=2000, seed=0):
 
 
 def ratio(own, real):
-    """Per item, with the mean of own [n] or [seeds, n] over the mean of real [n] for its mean: so that resampling items gives the interval of a ratio of means
-    (linearised; Cochran 1977, section 6.4). A mean of ratios would be that of the items which score least. None where all of real is zero."""
+    """Values per item whose mean is the ratio of the means of own [n] or [seeds, n] and of real [n], so that resampling items gives its interval (linearised; Cochran 1977, section 6.4).
+    The mean of ratios would be ruled by the items whose `real` is smallest. None where all of real is zero."""
     whole = own.mean() / real.mean()
     return whole + (own - whole * real) / real.mean() if real.mean() > 0 else None
 
@@ -1586,7 +1579,7 @@ def holm(p_values):
 
 
 def known_too_well(gain_low, floor, ceiling):
-    """Does a control beat another, which bounds what it can know, by more than a tenth of the room? gain_low: the lower end of the interval of its gain."""
+    """Does a control beat the floor that bounds what it can know by more than a tenth of the room above that floor? gain_low: the lower end of the interval of its gain."""
     return gain_low > 0.1 * abs(ceiling - floor)
 
 
@@ -1594,8 +1587,8 @@ def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, bli
     """One score as every stage records it: interval, best floor, paired gain over that floor, ceiling and skill.
 
     scores: [n] or [seeds, n], a value per test item; floors: {name: the same}. `better` says which way is good; the gain is positive when good.
-    blind: the floor that sees no features and so bounds what shuffled labels can score. Where these score higher all the same, the answer reaches the scores
-    by another way, say a normaliser that was fitted on it: `leak` is then "shuffled".
+    blind: the floor that sees no features, and so bounds what shuffled labels can score. Where they score higher all the same, the answer leaks in some other way, say by a normaliser that
+    was fitted on it, and `leak` is "shuffled".
     """
     sign = 1 if better == "higher" else -1
     mean, low, high = bootstrap(scores, sources, seed=seed)
@@ -1687,11 +1680,17 @@ def token_ridge(x, targets, train, val):
 
 # ---------------------------------------------------------------- boxes, masks, detection
 
-def box_iou(a, b):
-    """IoU of matching rows: a, b [..., 4] xyxy -> [...]. Empty or reversed boxes have IoU 0."""
+def box_areas(a, b):
+    """Areas of intersection and union of matching rows: a, b [..., 4] xyxy -> [...], [...]. Empty or reversed boxes have none."""
     inter = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     area_a, area_b = (x[..., 2:].sub(x[..., :2]).clamp(min=0).prod(-1) for x in (a, b))
-    return inter / (area_a + area_b - inter).clamp(min=1e-9)
+    return inter, (area_a + area_b - inter).clamp(min=1e-9)
+
+
+def box_iou(a, b):
+    """IoU of matching rows: a, b [..., 4] xyxy -> [...]. Empty or reversed boxes have IoU 0."""
+    inter, union = box_areas(a, b)
+    return inter / union
 
 
 def mask_iou(a, b):
@@ -1708,25 +1707,20 @@ def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
-    with contextlib.redirect_stdout(None):
-        coco, found, k = COCO(), COCO(), 0
-        classes = sorted({int(c) for _, cs in truth for c in cs})
-        shared = {"images": [{"id": i} for i in range(len(truth))], "categories": [{"id": c} for c in classes]}
-        boxes_of = []
-        for i, (boxes, cs) in enumerate(truth):
-            for b, c in zip(boxes.tolist(), cs.tolist(), strict=True):
-                w, h = b[2] - b[0], b[3] - b[1]
-                boxes_of.append({"id": (k := k + 1), "image_id": i, "category_id": int(c), "bbox": [b[0], b[1], w, h], "area": w * h, "iscrowd": 0})
-        coco.dataset = shared | {"annotations": boxes_of}
+    classes = sorted({int(c) for _, cs in truth for c in cs})
+
+    def coco_of(images):
+        coco, rows = COCO(), []
+        for i, (boxes, cs, *scores) in enumerate(images):
+            for (x1, y1, x2, y2), c, *score in zip(boxes.tolist(), cs.tolist(), *(s.tolist() for s in scores), strict=True):
+                w, h = max(x2 - x1, 0), max(y2 - y1, 0)
+                rows.append({"id": len(rows) + 1, "image_id": i, "category_id": int(c), "bbox": [x1, y1, w, h], "area": w * h, "iscrowd": 0} | dict(zip(["score"], score, strict=False)))
+        coco.dataset = {"images": [{"id": i} for i in range(len(images))], "categories": [{"id": c} for c in classes], "annotations": rows}
         coco.createIndex()
-        results = []
-        for i, (boxes, cs, scores) in enumerate(predictions):
-            for b, c, s in zip(boxes.tolist(), cs.tolist(), scores.tolist(), strict=True):
-                w, h = max(b[2] - b[0], 0), max(b[3] - b[1], 0)
-                results.append({"id": len(results) + 1, "image_id": i, "category_id": int(c), "bbox": [b[0], b[1], w, h], "area": w * h, "score": s, "iscrowd": 0})
-        found.dataset = shared | {"annotations": results}
-        found.createIndex()
-        run = COCOeval(coco, found, "bbox")
+        return coco
+
+    with contextlib.redirect_stdout(None):
+        run = COCOeval(coco_of(truth), coco_of(predictions), "bbox")
         run.params.iouThrs, run.params.maxDets = np.array([0.5]), [1, 10, 100]
         run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], ["all"]
         run.evaluate()
@@ -1790,17 +1784,15 @@ def foreground(items, side):
 
 
 def caption(item):
-    """What a film is asked for: of a named object with a direction in the words that the small pipeline was taught, else the item's own text."""
+    """The prompt for a film of this clip: where object and direction are known, in the words that the small pipeline was taught, else the item's own text."""
     return f"the {item['names'][-1]} moves {item['direction']}" if item.get("names") and "direction" in item else item.get("text")
 
 
 # ---------------------------------------------------------------- which way something goes in a film
 
 def whereabouts(frames, masks):
-    """Centre [n,T,2] (x, y; pixels) of what has the colour of the object that `masks` [n,H,W] marks in the first frame; nan where little has.
-
-    frames: uint8 [n,T,H,W,3].
-    """
+    """Follow an object by its colour through frames uint8 [n,T,H,W,3]: its centre [n,T,2] (x, y; pixels), nan where too little of that colour is left. masks [n,H,W]: where it is in the first
+    frame."""
     first, masks = frames[:, 0].float(), masks.float()[..., None]
     colour = (first * masks).sum((1, 2)) / masks.sum((1, 2))
     near = (-((frames.float() - colour[:, None, None, None]).square().sum(-1) / 60**2)).exp()
@@ -1810,12 +1802,12 @@ def whereabouts(frames, masks):
     return torch.stack([(near * c).sum((2, 3)) / near.sum((2, 3)) for c in (x, y)], -1)
 
 
-def heading(centres, least=0.7):
-    """The word for the way from the first to the last of centres [n,T,2]: the nearest of the eight, "still" below `least` pixels, "" where nothing was found."""
+def heading(centres):
+    """The word for the way from the first to the last of centres [n,T,2]: the nearest of eight directions, "still" below 0.7 pixels, "" where a centre is nan."""
     ways = {word: (column - 1, row - 1) for row, words in enumerate(WORDS["direction"]) for column, word in enumerate(words) if word != "still"}
     vectors = torch.nn.functional.normalize(torch.tensor(list(ways.values())).float(), dim=1)
     way = centres[:, -1] - centres[:, 0]
-    return ["" if v.isnan().any() else "still" if v.norm() < least else list(ways)[int((vectors @ v).argmax())] for v in way]
+    return ["" if v.isnan().any() else "still" if v.norm() < 0.7 else list(ways)[int((vectors @ v).argmax())] for v in way]
 
 
 # ---------------------------------------------------------------- cells: what belongs to one token
@@ -1833,15 +1825,11 @@ def from_cells(cells, h, w, channels, side):
     return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
-def best_threshold(soft, truth):
-    """The threshold on a soft mask with the highest mean IoU (on validation items)."""
-    levels = torch.linspace(0.1, 0.9, 17)
-    return levels[torch.stack([mask_iou(soft > level, truth).mean() for level in levels]).argmax()]
-
-
 def mask_scores(soft, truth, split):
-    """IoU per item of the thresholded soft mask; the threshold is chosen on val."""
-    return mask_iou(soft > best_threshold(soft[split["val"]], truth[split["val"]]), truth)
+    """IoU per item of the soft mask above a threshold: that with the highest mean IoU on val."""
+    val, levels = split["val"], torch.linspace(0.1, 0.9, 17)
+    best = torch.stack([mask_iou(soft[val] > level, truth[val]).mean() for level in levels]).argmax()
+    return mask_iou(soft > levels[best], truth)
 
 
 # ---------------------------------------------------------------- set prediction (DETR, Carion et al. 2020), all seeds in one batched network
@@ -1895,9 +1883,7 @@ class SetProbe(torch.nn.Module):
 def giou_loss(a, b):
     """1 - generalised IoU of matching rows (Rezatofighi et al. 2019)."""
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1).clamp(min=1e-9)
-    area = [x[..., 2:].sub(x[..., :2]).clamp(min=0).prod(-1) for x in (a, b)]
-    inter = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    union = (area[0] + area[1] - inter).clamp(min=1e-9)
+    inter, union = box_areas(a, b)
     return 1 - inter / union + (hull - union) / hull
 
 
@@ -2004,15 +1990,15 @@ def ssim(a, b):
     return torch.tensor([structural_similarity(x.numpy(), y.numpy(), channel_axis=-1) for x, y in zip(a, b, strict=True)], dtype=torch.float64)
 
 
-def edges(pictures, sigma=1.5):
+def edges(pictures):
     """Canny edges (scikit-image) of uint8 [n,H,W,3]: bool [n,H,W]."""
     from skimage.color import rgb2gray
     from skimage.feature import canny
-    return torch.from_numpy(np.stack([canny(rgb2gray(x.numpy()), sigma=sigma) for x in pictures]))
+    return torch.from_numpy(np.stack([canny(rgb2gray(x.numpy()), sigma=1.5) for x in pictures]))
 
 
-def match_edges(a, b, radius=2.0):
-    """F1 of edge maps (predicted, true), bool [n,H,W] -> [n], matched one to one within `radius` pixels.
+def match_edges(a, b):
+    """F1 of edge maps (predicted, true), bool [n,H,W] -> [n], matched one to one within 2 pixels.
 
     One-to-one, so that a thick blur of edges earns nothing (Martin, Fowlkes & Malik 2004). Two maps without edges agree (1).
     """
@@ -2025,7 +2011,7 @@ def match_edges(a, b, radius=2.0):
         if len(p) == 0 or len(q) == 0:
             out.append(float(len(p) == len(q)))
             continue
-        near = cKDTree(p).query_ball_point(q, radius)
+        near = cKDTree(p).query_ball_point(q, 2.0)
         columns = np.concatenate([np.asarray(n, int) for n in near])
         rows = np.repeat(np.arange(len(q)), [len(n) for n in near])
         hits = (maximum_bipartite_matching(csr_matrix((np.ones(len(rows)), (rows, columns)), (len(q), len(p)))) >= 0).sum()
@@ -2063,8 +2049,8 @@ def lpips_model(device="cpu"):
 
 
 def lpips_features(model, pictures):
-    """What LPIPS compares of pictures [n,3,H,W]: the backbone's features at five depths, of norm one at every place. Of a target that does not change they
-    can be kept, which saves its passes through the backbone in training."""
+    """What LPIPS compares of pictures [n,3,H,W]: the backbone's features at five depths, of norm one at every place. In training those of a fixed target can be kept, which saves passes through
+    the backbone."""
     return [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in model.net(model.scaling_layer(pictures))]
 
 
@@ -2099,7 +2085,7 @@ def load_lpips(device="cpu"):
 
 # ---------------------------------------------------------------- training
 
-SAVE_SECONDS = 20  # between two states of a training: a disk may take a second to say that it holds one
+SAVE_SECONDS = 20  # between two saved states of a training: a disk may take a second to write one
 
 
 def ranks():
@@ -2112,18 +2098,19 @@ def ranks():
 
 
 def learned(model):
-    """What a training changes: the parameters that want a gradient (of LoRA: not the model's own)."""
+    """{name: parameter} of what is trained: with LoRA, not the model's own weights."""
     return {k: p for k, p in model.named_parameters() if p.requires_grad}
 
 
 def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, arrange=None, bar=None):
-    """Fit what build() gives, keep the epoch that is best on val. Returns (module, {val, epoch, steps, seconds_per_step, losses: one a step}).
+    """Train the module that build() gives and keep the epoch that is best on val. Returns (module, {val, epoch, weights, losses: one a step, steps, seconds_per_step}).
 
-    loss_of(module, items, g, part, warm): the mean loss of those of `items` that slice `part` names, warm while the first epochs last; whatever it draws from g it
-    draws for all of them, so that under torchrun, where every rank takes a part of each batch, the gradient is that of the whole batch. how: SETTINGS' entries and, if wanted, accumulate
-    (parts of a batch, one after the other, to a step), adam8bit, scaler (of the loss, in fp16) and val_batch. `state`: a file, written every SAVE_SECONDS, from which a killed training goes on
-    as if it had not been; it is used only by a training of equal settings. `ids`: the items' names. arrange(g): an epoch's batches, where they are not drawn at random. bar: tqdm's, a step at a time.
-    Raises FloatingPointError, with the step and the items, where the loss is not finite.
+    loss_of(module, items, g, part, warm): the mean loss of the slice `part` of a batch of items; warm during the first how["warm"] epochs. It must draw from g for the whole batch, whatever its
+    part, so that under torchrun, where each rank takes a part, the gradient is that of the whole batch.
+    how: lr, batch, warm, epochs, patience (None: none) and, if wanted, accumulate (parts of a batch, one after the other, to a step), adam8bit, scaler (of the loss, in fp16), val_batch.
+    state: a file, written every SAVE_SECONDS, from which a killed training of the same settings goes on as if it had never stopped. ids: the items' names, for messages.
+    arrange(g): the batches of an epoch, instead of random ones. bar: a tqdm bar that counts steps.
+    Raises FloatingPointError, naming the step and the items, where the loss is not finite.
     """
     rank, n = ranks()
     torch.manual_seed(seed)
@@ -2211,7 +2198,7 @@ def _adamw(eight_bit):
 
 
 def reset_lora(model):
-    """As at first: peft's initialisation, by which nothing is changed yet."""
+    """Draw LoRA's weights anew, as peft does: B is zero, so that at first nothing is changed."""
     for name, p in learned(model).items():
         if "lora_A" in name:
             torch.nn.init.kaiming_uniform_(p, a=5**0.5)
@@ -2225,10 +2212,10 @@ class _Reached(Exception):
 
 
 class Tuned(torch.nn.Module):
-    """Tokens [n, *grid] of a VLM's language layer under LoRA (Hu et al. 2022; peft) on queries and values of all layers up to it; the pass ends there.
+    """Tokens [n, *grid] after a language layer of a VLM, with LoRA (Hu et al. 2022; peft) on queries and values of all layers up to it; the forward pass ends there.
 
-    It reads the processor's `inputs` of one batch. There is one copy of the model, whatever the number of seeds: `reset` draws anew. grid: (..., D) of the rows that
-    hold the token id `rows`.
+    forward takes the processor's inputs of a batch. All seeds share one copy of the model: `reset` draws LoRA's weights anew. path: the layer's module; rows: the token id of the picture's rows;
+    grid: their shape (..., D).
     """
 
     def __init__(self, vlm, path, grid, rows, rank=8):
@@ -2263,6 +2250,7 @@ def resample(x, grid):
 
 
 def attention(width, inner=None):
+    """A layer of learned queries: self-attention, attention to a memory, an MLP."""
     return torch.nn.TransformerDecoderLayer(width, 4, inner or 2 * width, dropout=0.0, batch_first=True, norm_first=True)
 
 
@@ -2321,10 +2309,9 @@ def grey_of(x):
 
 
 def carried_on(seen, horizon):
-    """The last of the frames seen, uint8 [n, P, H, W, 3], carried on by its own optical flow (iterative Lucas-Kanade, scikit-image): uint8 [n, horizon, H, W, 3].
+    """The frames seen, uint8 [n, P, H, W, 3], extrapolated by optical flow (iterative Lucas-Kanade, scikit-image): uint8 [n, horizon, H, W, 3].
 
-    The flow from the last frame back to the one before is carried on with the picture, frame by frame, so that what moves goes on moving where it has come to. Of a single frame nothing is
-    known but itself.
+    The flow between the last two frames is moved along with the picture, frame by frame, so that what moves goes on moving from where it has come to. A single frame is repeated.
     """
     from skimage.registration import optical_flow_ilk
     grey, (height, width) = grey_of(seen[:, [-min(seen.shape[1], 2), -1]]).numpy(), seen.shape[2:4]
@@ -2351,8 +2338,8 @@ def remembered(train, seen, frames, size):
 
 
 def pixel_errors(own, truth, last, least=25):
-    """{l1, moving_l1, still_l1: [n, h]} of films uint8 [n, h, H, W, 3] against the truth: mean absolute difference, colours in [0, 1], of the whole frame, of where the truth differs
-    from the last frame seen [n, H, W, 3] by more than `least` of 255 in some colour, and of the rest; nan where there is no such place."""
+    """{l1, moving_l1, still_l1: [n, h]} of films uint8 [n, h, H, W, 3] against the truth: mean absolute difference, colours in [0, 1], of the whole frame; of the places where the truth differs
+    from the last frame seen [n, H, W, 3] by more than `least` of 255 in some colour; and of the others. nan where there is no such place."""
     error = (own.float() - truth.float()).abs().mean(-1) / 255
     moving = (truth.int() - last[:, None].int()).abs().amax(-1) > least
     return {"l1": error.mean((2, 3)).double(), "moving_l1": ((error * moving).sum((2, 3)) / moving.sum((2, 3))).double(),
@@ -2360,7 +2347,7 @@ def pixel_errors(own, truth, last, least=25):
 
 
 def erred(x, truth, last):
-    """pixel_errors of films [draws, n, h, H, W, 3], clip by clip for the sake of memory: [draws, n, h]."""
+    """pixel_errors of films [draws, n, h, H, W, 3]: {measure: [draws, n, h]}, clip by clip to save memory."""
     found = [[pixel_errors(*(z[i:i + 1] for z in (y, truth, last))) for i in range(len(y))] for y in x]
     return {m: torch.stack([torch.cat([f[m] for f in row]) for row in found]) for m in found[0][0]}
 
@@ -2382,7 +2369,7 @@ def shuffled(real, seed):
 
 
 def consistency(tokens):
-    """Mean cosine of adjacent frames, of all their tokens [n, T, ...] at once: their mean over the picture would hardly see a small object move."""
+    """Mean cosine of adjacent frames' tokens [n, T, ...] -> [n], all tokens of a frame as one vector: pooled over the picture they would hardly change when a small object moves."""
     x = tokens.flatten(2).double()
     return torch.nn.functional.cosine_similarity(x[:, 1:], x[:, :-1], dim=-1).mean(1)
 
@@ -2425,7 +2412,7 @@ def compared(own, real, vae, sources, going_sources, seed):
     row = {}
     for name, x in columns.items():
         values = (None,) * 3 if x is None else bootstrap(x, going_sources if name == "direction_right" else sources, seed=seed)
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+        row |= with_bounds(name, values)
     return row
 
 
@@ -2448,18 +2435,24 @@ def signed_rank(difference, sources):
 
 
 def averaged(name, x, sources, seed):
-    """{name, _low, _high} of scores [seeds, n] that are nan for clips in which there is nothing to score; None where there is no other."""
+    """{name, name_low, name_high} of scores [seeds, n], without the clips that have nothing to score (nan); None throughout where no clip has."""
     keep = (~x.isnan().any(0)).nonzero().flatten().tolist()
     values = bootstrap(x[:, keep], [sources[k] for k in keep], seed=seed) if keep else (None,) * 3
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    return with_bounds(name, values)
 
 
 def gained(own, base, sources, seed):
-    """What errors [seeds, n] are less than a baseline's [1, n]: paired_test, and beside it Wilcoxon's signed ranks of the sources' means; None where nothing is scored."""
+    """By how much errors [seeds, n] are less than those of a baseline [1, n]: paired_test, with Wilcoxon's p over sources beside it; None where nothing is scored."""
     less = base.mean(0) - own.mean(0)
     keep = (~less.isnan()).nonzero().flatten().tolist()
     few = [sources[k] for k in keep]
     return paired_test(less[keep], 0 * less[keep], few, seed=seed) | {"p_wilcoxon": signed_rank(less[keep], few)} if keep else None
+
+
+def gain_columns(name, gain, *p_values):
+    """{name, name_low, name_high, and name_<p> of each of `p_values`} of what `gained` found; None throughout where it found nothing."""
+    keys = {"": "gain", "_low": "gain_low", "_high": "gain_high"} | {f"_{p}": p for p in p_values}
+    return {f"{name}{end}": gain and gain[key] for end, key in keys.items()}
 
 
 def adjusted(gains):
@@ -2484,10 +2477,10 @@ def scored(errors, own, right, sources, going_sources, seed):
     for h in right["real"]:
         e = {n: {m: x[:, :, h - 1] for m, x in errors[n].items()} for n in rows}
         at[h] = {n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources, seed).items()} | averaged("direction_right", right[n][h], going_sources, seed) for n in rows}
-        for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
+        for m in ("l1", "moving_l1"):
             for base in ("copy", "flow"):
                 for n, g in adjusted({n: gained(e[n][m], e[base][m], sources, seed) for n in names}).items():
-                    at[h][n] |= {f"{prefix}gain_over_{base}{end}": g and g[key] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p_holm", "p_holm"))}
+                    at[h][n] |= gain_columns(f"{m.removesuffix('l1')}gain_over_{base}", g, "p_holm")
     main, criteria = names[0], {}
     energy = {n: ratio(x["motion_energy"], own["real"]["motion_energy"]) for n, x in own.items()}
     if energy["real"] is not None:
@@ -2503,15 +2496,14 @@ def scored(errors, own, right, sources, going_sources, seed):
 
 
 def headlines(told, main):
-    """The main continuation's scores, those of the baselines beside them, and its gains over these."""
+    """Scores of the main continuation with those of the baselines beside them, and its gains over these."""
     table, found = told["continuations"], {}
     for name, beside in (("temporal_ratio", ("vae",)), ("l1", ("copy", "flow", "vae")), ("moving_l1", ("copy", "flow", "vae")), ("decoded_closeness", ("copy", "flow")),
                          ("temporal_consistency", ("real", "vae", "copy")), ("direction_right", ("real", "vae", "flow"))):
         found |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {f"{name}_{b}": table[b][name] for b in beside}
-    for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
+    for m in ("l1", "moving_l1"):
         for base, gains in told["gains"][m].items():
-            found |= {f"{prefix}gain_over_{base}{end}": gains[main] and gains[main][key] for end, key in
-                      (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p", "p"), ("_p_holm", "p_holm"), ("_p_wilcoxon", "p_wilcoxon"))}
+            found |= gain_columns(f"{m.removesuffix('l1')}gain_over_{base}", gains[main], "p", "p_holm", "p_wilcoxon")
     return found
 
 
@@ -2580,16 +2572,15 @@ def load_tracks(path, items):
     return tracks
 
 
-def spans_text(spans, last=", "):
-    """[[0, 9], [14, 14]] -> "0 to 9, 14"; `last` stands before the last one."""
-    each = [f"{a} to {b}" if a < b else f"{a}" for a, b in spans]
-    return last.join(filter(None, (", ".join(each[:-1]), *each[-1:])))
+def spans_text(spans):
+    """[[0, 9], [14, 14]] -> "0 to 9, 14"."""
+    return ", ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in spans)
 
 
 def metadata_text(name, persistence=None, visible=None, direction=None, hidden=None, count=None):
     """What is known of an object as text, without the facts that are None: "red circle: persistence 0.97; frames 0 to 9, 14 to 31; direction right; hidden 10 to 13; count 2".
 
-    persistence: a probability, never said to be surer than 0.99: a language model that has not read 1.00 takes it for anything; visible, hidden: spans [first, last] of frames, both
+    persistence: a probability, written as at most 0.99, since a language model that never read 1.00 in training makes anything of it; visible, hidden: spans [first, last] of frames, both
     included, perhaps none ("frames none", "hidden never"); count: coloured objects in the clip.
     """
     facts = {"persistence": persistence is not None and f"{min(max(persistence, 0.01), 0.99):.2f}", "frames": visible is not None and (spans_text(visible) or "none"), "direction": direction,
@@ -2598,7 +2589,7 @@ def metadata_text(name, persistence=None, visible=None, direction=None, hidden=N
 
 
 def naming(rng):
-    """(context, question, answer) of a task that is not about clips: colour, shape or place of an object of a list. rng: numpy's."""
+    """(context, question, answer) of a task without clips: a list of objects as text, and a question about the colour, shape or place of one. rng: numpy's."""
     n = rng.integers(2, 5)
     things = list(zip(rng.permutation(COLOURED)[:n], rng.permutation(SHAPED)[:n], rng.integers(5, 96, (n, 2)).tolist(), strict=True))
     which = rng.integers(3)
@@ -2608,14 +2599,14 @@ def naming(rng):
 
 
 def named(said, answer):
-    """Is an answer to a question of `naming` right, in whatever words: does it name that colour or shape and no other, or just these numbers?"""
+    """Is an answer to a question of `naming` right, in whatever words? It must name that colour or shape and no other, or exactly these numbers."""
     words = [re.findall(r"[a-z]+|\d+", x.lower()) for x in (said, answer)]
     own, true = ([w for w in x if w.isdecimal() or w in SHAPED and answer in SHAPED or w in COLOURED and answer in COLOURED] for x in words)
     return list(dict.fromkeys(own)) == true if answer in SHAPED + COLOURED else own == true
 
 
 def track_id(item, name):
-    """The id of the track whose embedding stands beside a question about `name`; a question about no object stands beside the first one's."""
+    """The id of the track whose embedding goes with a question about `name`; a question about no object gets that of the first one."""
     return f"{item['id']}/{name or [*item['names'], item['absent']][0]}"
 
 
@@ -2638,7 +2629,7 @@ def right(said, answer):
 
 
 def word_prompt(tokenizer, question, context=""):
-    """Token ids (before, after) the place of soft tokens in a chat: its user shows them or the text `context`, or nothing, and asks. A model without a chat template gets plain lines."""
+    """Token ids (before, after) the place of soft tokens in a chat in which the user shows these, or the text `context`, or nothing, and asks. Without a chat template: plain lines."""
     said = f"{MARK}{context}\n{question}"
     text = tokenizer.apply_chat_template([{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True) if tokenizer.chat_template else f"{said}\nAnswer: "
     before, after = text.split(MARK)
@@ -2647,9 +2638,9 @@ def word_prompt(tokenizer, question, context=""):
 
 
 def word_batch(model, tokenizer, prompts, soft=None, answers=None):
-    """What the model reads: inputs_embeds [n, L, D], padded on the left so that all end together, attention_mask and position_ids [n, L]; with answers (text) also labels [n, L], -100 but for theirs.
+    """The model's inputs: inputs_embeds [n, L, D], padded on the left, attention_mask and position_ids [n, L]; with answers (text) also labels [n, L], -100 outside the answers.
 
-    prompts: n of `word_prompt`; soft [n, k, D], at their place, or None: nothing stands there. Differentiable with respect to soft.
+    prompts: n results of `word_prompt`; soft [n, k, D]: the soft tokens at their place, or None. Differentiable with respect to soft.
     """
     k = 0 if soft is None else soft.shape[1]
     told = [[*tokenizer(a, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for a in answers] if answers else [[]] * len(prompts)
@@ -2667,7 +2658,7 @@ def word_batch(model, tokenizer, prompts, soft=None, answers=None):
 
 
 def answer_loss(model, batch):
-    """Cross-entropy [n], the mean over the tokens of each answer of a `word_batch`; logits of nothing before the longest answer are computed."""
+    """Cross-entropy [n] of the answers of a `word_batch`, the mean over the tokens of each. Logits before the longest answer are not computed."""
     longest = int((batch["labels"] != -100).sum(1).max())
     logits = model(**{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1].float()
     labels = batch["labels"][:, -longest:]
@@ -2687,7 +2678,7 @@ def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
 
 @torch.inference_mode()
 def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
-    """Greedy answers (text) of at most `most` tokens to `prompts` of word_prompt, with soft [n, k, D] or without; those of like length go together."""
+    """Greedy answers (text) of at most `most` tokens to `prompts` of word_prompt, with soft [n, k, D] or without. Prompts of similar length share a batch."""
     out, order = [""] * len(prompts), sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]) + len(prompts[i][1]))
     for start in range(0, len(order), batch):
         pick = order[start:start + batch]

@@ -93,6 +93,7 @@ import base64
 import functools
 import hashlib
 import io
+import itertools
 import json
 import re
 import sys

@@ -24,21 +24,20 @@ The plan's own names, L1-L5 (LLaVA), I1-I5 (InternVL) and C1-C4 (CogVLM2), are u
 One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
 complete is never computed again: kill it at any moment and run the same command to go on.
 
---ask writes no features but the model's own greedy answers to questions about the test items: where the largest object is (or which way the clip's
-object moves), openly and with the possible answers listed, for its box in the words that the model's family was taught, and for a caption. answers.pt holds ids, kinds,
-questions [q] and answers {run: [q]}; answers.yaml the same for grep. The run "own" is the model as it is; with --remove FILE (of explain.py) there
-are "removed", without what the picture's rows hold along FILE's directions, and "random0" ... without as much along random ones. A run that is there is not repeated.
+--ask writes, instead of features, the model's own greedy answers to questions about the test items: where the largest object is (or which way the clip's object moves), openly and with
+the possible answers listed; its box, in the words that the model's family was taught; a caption. answers.pt holds ids, kinds, questions [q] and answers {run: [q]}; answers.yaml the same
+for grep. The run "own" is the model as it is. --remove FILE (of explain.py) adds the runs "removed", in which the picture's rows lose what they hold along FILE's directions, and
+"random0" ..., in which they lose as much along random ones. A run that is there is not repeated.
 
---frames HOW --count K shows of every clip K frames, chosen by what moves, evenly, at random or by shots (choose_frames in common.py): index.yaml says how, and `shown` which, item by item.
-With --ask several ways are compared on the clips' own questions (`turns`), at equal frames and, as choosing costs time, with twice, four times ... as many even frames, as far as the first
-way's seconds would have paid for them: frames.yaml holds the share of right answers of each, and what the first gains over each other, clip by clip, by a paired interval over sources.
+--frames HOW --count K shows K frames of every clip, chosen by what moves, evenly, at random or by shots (choose_frames in common.py); index.yaml says how, and for each item which (`shown`).
+With --ask several ways are compared on the clips' own questions (`turns`): with equally many frames and, since choosing costs time, with twice, four times ... as many even frames, as long
+as the first way's seconds would have paid for them. frames.yaml holds the share of right answers of each, and the paired gain of the first over each other, with intervals over sources.
 """
 import argparse
 import atexit
 import collections
 import contextlib
 import functools
-import hashlib
 import inspect
 import itertools
 import json
@@ -72,6 +71,7 @@ from common import (
     check_writable,
     choose_device,
     choose_frames,
+    digest,
     fill,
     find_model,
     fingerprint,
@@ -111,10 +111,9 @@ class Seen(Exception):
 
 @contextlib.contextmanager
 def watching(model, modules):
-    """run(inputs, seen={}, only=modules) -> outputs of `modules` {point: module path} in one forward pass that ends with the last of them; several
-    threads may run at once.
+    """run(inputs, seen={}, only=modules) -> {point: output} of `modules` {point: module path}, by a forward pass that ends with the last of them. Several threads may run at once.
 
-    Outputs are cloned: transformers replaces some of them in place later (get_image_features does).
+    Outputs are cloned, because transformers changes some of them in place later (in get_image_features).
     """
     here = threading.local()
 
@@ -154,7 +153,7 @@ def capture(model, inputs, modules):
 def latents_of(vae):
     """`watching` for an autoencoder, whose latents are no module's output: run(inputs) -> {"latents", "latents-raw": the mode; "latents-sample": a draw}.
 
-    The noise of a draw depends on its item's own first frame, not on the batch that it comes in.
+    The noise of a draw depends on the item's first frame, not on its batch.
     """
     @torch.inference_mode()
     def run(inputs):
@@ -166,13 +165,13 @@ def latents_of(vae):
 
 # ---------------------------------------------------------------- weights when they are needed, and not before
 
-LATER = ("lm_head", "text_model", "predictor", "decoder")  # beside the stacks; hardly ever called before the last point has been seen
+LATER = ("lm_head", "text_model", "predictor", "decoder")  # modules outside the stacks that are hardly ever called before the last point has been seen
 
 
 class Network:
-    """A network whose weights are read in part: what lies outside the stacks and the layers up to the deepest point asked for; LATER when it is called.
+    """A network of which only the weights that are needed are read: all outside the stacks of layers, the layers up to the deepest point asked for, and LATER modules when they are called.
 
-    `layers` are the modules of the points vision.<i> and language.<i>, `wanted` those of them that a pass to the deepest point runs through.
+    layers: the modules of the points vision.<i> and language.<i>; wanted: those of them up to the deepest point; outside: names of the weights outside the stacks.
     """
 
     def __init__(self, model, weights, device, points, deepest):
@@ -188,7 +187,7 @@ class Network:
             self.when_called(path, functools.partial(self.fill_and_go_on, path))
 
     def when_called(self, path, call):
-        """call(*args, **kwargs) in the place of a module's forward; hooks on the module see no difference."""
+        """Let call(*args, **kwargs) take the place of a module's forward; hooks on the module still work."""
         self.model.get_submodule(path).forward = call
 
     @torch.inference_mode()
@@ -218,9 +217,9 @@ class Network:
 # ---------------------------------------------------------------- layer streaming: every item through one layer before the next is read
 
 class Pass(threading.Thread):
-    """The forward pass of one micro-batch, which stands still in front of every layer until the layer's output is there.
+    """The forward pass of one micro-batch in a thread of its own, which waits at every layer until the main thread has computed the layer's output.
 
-    The model's own code runs between the layers, whatever it does there (merging, DeepStack, masks, rotary embeddings); the layers run in the main thread.
+    Thus the model's own code runs between the layers, whatever it does there (merging, DeepStack, masks, rotary embeddings).
     """
 
     def __init__(self, forward, inputs):
@@ -237,7 +236,7 @@ class Pass(threading.Thread):
         self.stands.release()
 
     def ask(self, *at):
-        """Called by a layer's stand-in, in this thread."""
+        """A layer's output, from the main thread; what a layer's forward is replaced by calls this, in this thread."""
         self.at = at
         self.stands.release()
         self.go.acquire()
@@ -247,7 +246,7 @@ class Pass(threading.Thread):
         return output
 
     def on(self, output):
-        """Go on with a layer's output, to the next layer or to the end."""
+        """Hand over a layer's output and wait until the pass reaches the next layer, or its end."""
         self.output, self.at = output, None
         self.go.release()
         self.wait()
@@ -262,15 +261,15 @@ class Pass(threading.Thread):
         self.go.release()
 
     def bytes(self):
-        """What it holds while it stands: its inputs, the residual stream, masks, rotary embeddings."""
+        """Bytes that it holds while it waits: its inputs, the residual stream, masks, rotary embeddings."""
         from torch.utils._pytree import tree_leaves
         return sum(x.nbytes for x in {id(x): x for x in tree_leaves((self.inputs, self.at)) if torch.is_tensor(x)}.values())
 
 
 def stream(network, forward, batches, budget, drain):
-    """Take as many micro-batches (inputs of `forward`) as fit the budget of bytes through the network, layer by layer; how many these were.
+    """Take as many micro-batches (inputs of `forward`) as fit into `budget` bytes through the network, layer by layer. Returns how many.
 
-    A reader thread brings the next layer while one computes, so two are in memory at once. drain(k, seen) takes what micro-batch k has seen so far.
+    While one layer computes, a reader thread brings the next, so two are in memory at once. drain(k, seen) is handed what micro-batch k has seen so far.
     """
     model, weights, device = network.model, network.weights, network.device
     side = torch.cuda.Stream(device) if device.type == "cuda" else None  # on a stream of its own a copy runs beside the layer that computes
@@ -332,7 +331,13 @@ NO_GRID = "no grid"
 
 
 def without_grid(points):
+    """The points whose tokens have no place in the picture."""
     return {name for name, point in points.items() if NO_GRID in point}
+
+
+def stack(name, path, layers, *restore):
+    """The points <name>.0, <name>.1, ... of a stack of layers."""
+    return {f"{name}.{i}": (f"{path}.{i}", *restore) for i in range(layers)}
 
 
 def unmerge(x, grid, merge):
@@ -349,8 +354,8 @@ def window_index(visual, grid_thw):
 
 
 def qwen2_vl(model, processor):
-    """patch_embed is in merge-block order, language rows in raster order. Qwen2.5-VL's blocks and merger are in window order; those of Qwen2-VL and
-    Qwen3-VL, which have no windows, in merge-block order and raster order of the merged tokens. Qwen3-VL's DeepStack mergers are like its merger."""
+    """patch_embed is in merge-block order, language rows in raster order. Qwen2.5-VL's blocks and merger are in window order. Qwen2-VL and Qwen3-VL have no windows: their blocks are in
+    merge-block order, their merger and Qwen3-VL's DeepStack mergers in raster order of the merged tokens."""
     visual, config = model.model.visual, model.config
     merge = visual.spatial_merge_size
 
@@ -381,11 +386,11 @@ def qwen2_vl(model, processor):
         rows = (batch["input_ids"] == config.image_token_id) | (batch["input_ids"] == config.video_token_id)
         return x[rows.to(x.device)].reshape(len(x), t, h // merge, w // merge, x.shape[-1])
 
-    points = {"patch_embed": ("model.visual.patch_embed", patch_embed)}
-    points |= {f"vision.{i}": (f"model.visual.blocks.{i}", block) for i in range(len(visual.blocks))}
-    points |= {f"deepstack.{i}": (f"model.visual.deepstack_merger_list.{i}", merger) for i in range(len(getattr(visual, "deepstack_merger_list", ())))}
-    points |= {"merger": ("model.visual.merger", merger)}
-    points |= {f"language.{i}": (f"model.language_model.layers.{i}", language) for i in range(len(model.model.language_model.layers))}
+    points = {"patch_embed": ("model.visual.patch_embed", patch_embed),
+              **stack("vision", "model.visual.blocks", len(visual.blocks), block),
+              **stack("deepstack", "model.visual.deepstack_merger_list", len(getattr(visual, "deepstack_merger_list", ())), merger),
+              "merger": ("model.visual.merger", merger),
+              **stack("language", "model.language_model.layers", len(model.model.language_model.layers), language)}
     return inputs, points, visual.config.patch_size * merge, lambda step: step * visual.config.temporal_patch_size
 
 
@@ -394,6 +399,11 @@ def pictures(x, batch):
     side = round(x.shape[1] ** 0.5)
     assert side * side == x.shape[1], x.shape
     return x.reshape(-1, batch["frames"], side, side, x.shape[-1])
+
+
+def behind_first(x, batch):
+    """`pictures` behind one token that has no place: CLS, or the mean of all places."""
+    return pictures(x[:, 1:], batch)
 
 
 def maps(x, batch):
@@ -424,21 +434,18 @@ def internvl(model, processor):
         ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(frames.shape[0] * frames.shape[1], -1)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": normalised(frames, mean, std), "frames": frames.shape[1]}
 
-    def without_first(x, batch):
-        return pictures(x[:, 1:], batch)
-
     def language(x, batch):
         return pictures(x[:, len(before):len(before) + rows], batch)
 
-    points = {"patch_embed": ("model.vision_tower.embeddings.patch_embeddings", pictures)}
-    points |= {f"vision.{i}": (f"model.vision_tower.encoder.layer.{i}", without_first) for i in range(config.vision_config.num_hidden_layers)}
-    points |= {"merger": ("model.multi_modal_projector", pictures)}
-    points |= {f"language.{i}": (f"model.language_model.layers.{i}", language) for i in range(config.text_config.num_hidden_layers)}
+    points = {"patch_embed": ("model.vision_tower.embeddings.patch_embeddings", pictures),
+              **stack("vision", "model.vision_tower.encoder.layer", config.vision_config.num_hidden_layers, behind_first),
+              "merger": ("model.multi_modal_projector", pictures),
+              **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language)}
     return inputs, points, side, lambda step: step
 
 
 def one_size(frames, side):
-    """Refuse frames that are not of the one size for which a tower has learned positions."""
+    """Refuse frames of any other size than that for which a tower has learned positions."""
     if frames.shape[2] != side:
         refuse(f"{frames.shape[2]} px: this model has learned positions for {side} px alone; give --size {side}")
 
@@ -489,10 +496,10 @@ def llava(model, processor):
             x = x[:, p * p:p * p + k * p * (k * p + 1)].unflatten(1, (k * p, k * p + 1))[:, :, :-1].flatten(1, 2)
         return pictures(x[:, :k * p * k * p], batch)
 
-    points = {"patch_embed": ("model.vision_tower.embeddings", patches)}
-    points |= {f"vision.{i}": (f"model.vision_tower.encoder.layers.{i}", patches) for i in range(config.vision_config.num_hidden_layers)}
-    points |= {"merger": ("model.multi_modal_projector", patches)}
-    points |= {f"language.{i}": (f"model.language_model.layers.{i}", language) for i in range(config.text_config.num_hidden_layers)}
+    points = {"patch_embed": ("model.vision_tower.embeddings", patches),
+              **stack("vision", "model.vision_tower.encoder.layers", config.vision_config.num_hidden_layers, patches),
+              "merger": ("model.multi_modal_projector", patches),
+              **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language)}
     return inputs, points, side, lambda step: step
 
 
@@ -507,10 +514,11 @@ def cogvlm2(model, processor):
         return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text) | {"frames": frames.shape[1]}
 
     rows = (vision.image_size // vision.patch_size) ** 2 // 4
-    points = {"patch_embed": ("model.vision.patch_embedding", lambda x, batch: pictures(x[:, 1:], batch))}
-    points |= {f"vision.{i}": (f"model.vision.transformer.layers.{i}", lambda x, batch: pictures(x[:, 1:], batch)) for i in range(vision.num_hidden_layers)}
-    points |= {"conv": ("model.vision.conv", lambda x, batch: pictures(x.flatten(2).transpose(1, 2), batch)), "merger": ("model.vision.linear_proj", pictures)}
-    points |= {f"language.{i}": (f"model.layers.{i}", lambda x, batch: pictures(x[:, 2:2 + rows], batch)) for i in range(model.config.num_hidden_layers)}
+    points = {"patch_embed": ("model.vision.patch_embedding", behind_first),
+              **stack("vision", "model.vision.transformer.layers", vision.num_hidden_layers, behind_first),
+              "conv": ("model.vision.conv", maps),
+              "merger": ("model.vision.linear_proj", pictures),
+              **stack("language", "model.layers", model.config.num_hidden_layers, lambda x, batch: pictures(x[:, 2:2 + rows], batch))}
     return inputs, points, vision.image_size, lambda step: step
 
 
@@ -531,10 +539,10 @@ def kosmos2(model, processor):
     def language(x, batch):
         return queries(x[batch["image_embeds_position_mask"].bool().to(x.device)], batch)
 
-    points = {"patch_embed": ("vision_model.model.embeddings", lambda x, batch: pictures(x[:, 1:], batch))}
-    points |= {f"vision.{i}": (f"vision_model.model.encoder.layers.{i}", lambda x, batch: pictures(x[:, 1:], batch)) for i in range(config.vision_config.num_hidden_layers)}
-    points |= {"merger": ("image_to_text_projection", queries, NO_GRID)}
-    points |= {f"language.{i}": (f"text_model.model.layers.{i}", language, NO_GRID) for i in range(config.text_config.layers)}
+    points = {"patch_embed": ("vision_model.model.embeddings", behind_first),
+              **stack("vision", "vision_model.model.encoder.layers", config.vision_config.num_hidden_layers, behind_first),
+              "merger": ("image_to_text_projection", queries, NO_GRID),
+              **stack("language", "text_model.model.layers", config.text_config.layers, language, NO_GRID)}
     return inputs, points, config.vision_config.image_size, lambda step: step
 
 
@@ -557,10 +565,11 @@ def florence2(model, processor):
     def language(x, batch):
         return pictures(x[:, 1:(batch["input_ids"][0] == config.image_token_id).sum()], batch)
 
-    points = {"patch_embed": ("model.vision_tower.convs.0", maps)}
-    points |= {f"vision.{i}": (f"model.vision_tower.blocks.{path}", maps) for i, path in enumerate(f"{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage)))}
-    points |= {"merger": ("model.multi_modal_projector", lambda x, batch: pictures(x[:, 1:], batch))}
-    points |= {f"language.{i}": (f"model.language_model.encoder.layers.{i}", language) for i in range(config.text_config.encoder_layers)}
+    below = [f"{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage))]
+    points = {"patch_embed": ("model.vision_tower.convs.0", maps),
+              **{f"vision.{i}": (f"model.vision_tower.blocks.{path}", maps) for i, path in enumerate(below)},
+              "merger": ("model.multi_modal_projector", behind_first),
+              **stack("language", "model.language_model.encoder.layers", config.text_config.encoder_layers, language)}
     return inputs, points, multiple, lambda step: step
 
 
@@ -581,18 +590,19 @@ def grounding_dino(model, processor):
         return pictures(x.split([(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides], 1)[kept], batch)
 
     below = "model.backbone.conv_encoder.model.swin"
-    points = {"patch_embed": (f"{below}.embeddings", pictures)}
-    points |= {f"vision.{i}": (f"{below}.encoder.layers.{path}", pictures) for i, path in enumerate(f"{s}.blocks.{b}" for s, depth in enumerate(swin.config.depths) for b in range(depth))}
-    points |= {f"scale.{i}": (f"model.input_proj_vision.{i}", maps) for i in range(len(strides))}
-    # A layer returns a tuple of tuples; what its deformable part returns is the picture's share of it.
-    points |= {f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder) for i in range(model.config.encoder_layers)}
+    blocks = [f"{s}.blocks.{b}" for s, depth in enumerate(swin.config.depths) for b in range(depth)]
+    points = {"patch_embed": (f"{below}.embeddings", pictures),
+              **{f"vision.{i}": (f"{below}.encoder.layers.{path}", pictures) for i, path in enumerate(blocks)},
+              **stack("scale", "model.input_proj_vision", len(strides), maps),
+              # A layer returns a tuple of tuples; what its deformable part returns is the picture's share of it.
+              **{f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder) for i in range(model.config.encoder_layers)}}
     return inputs, points, max(strides[-1], swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)), lambda step: step
 
 
 def tower(prefix, layers, first=0, any_size=False, words=False):
-    """The family of an image encoder: `first` tokens (CLS, registers) and then patches in raster order; a clip is its frames, one by one.
+    """The family of an image encoder: `first` tokens (CLS), registers, then patches in raster order; a clip is its frames, one by one.
 
-    any_size: positions are interpolated or rotary, else learned for one size. words: the model also has a text side that wants input.
+    any_size: positions are interpolated or rotary, else learned for one size. words: the model has a text side too, which must be given something.
     """
     def family(model, processor):
         config = getattr(model.config, "vision_config", model.config)
@@ -609,8 +619,7 @@ def tower(prefix, layers, first=0, any_size=False, words=False):
             h, w = (s // patch for s in batch["pixel_values"].shape[-2:])
             return x[:, skip:].reshape(-1, batch["frames"], h, w, x.shape[-1])
 
-        points = {"patch_embed": (f"{prefix}embeddings", grid)}
-        points |= {f"vision.{i}": (f"{prefix}{layers}.{i}", grid) for i in range(len(model.get_submodule(f"{prefix}{layers}")))}
+        points = {"patch_embed": (f"{prefix}embeddings", grid), **stack("vision", f"{prefix}{layers}", len(model.get_submodule(f"{prefix}{layers}")), grid)}
         return inputs, points, patch if any_size else config.image_size, lambda step: step
     return family
 
@@ -644,13 +653,12 @@ def vjepa2(model, processor):
         _, t, _, h, w = batch["pixel_values_videos"].shape
         return x.reshape(len(x), t // pair, h // patch, w // patch, x.shape[-1])
 
-    points = {"patch_embed": ("encoder.embeddings", grid)}
-    points |= {f"vision.{i}": (f"encoder.layer.{i}", grid) for i in range(len(model.encoder.layer))}
+    points = {"patch_embed": ("encoder.embeddings", grid), **stack("vision", "encoder.layer", len(model.encoder.layer), grid)}
     return inputs, points, model.config.crop_size, lambda step: pair * step
 
 
 def ltx_vae(model, processor):
-    """Normalised latents, the space that LTX-Video's transformer works in: (mode - latents_mean) / latents_std, per channel; the same as they are, and of a draw."""
+    """latents: normalised per channel, (mode - latents_mean) / latents_std, as LTX-Video's transformer takes them; latents-raw: not normalised; latents-sample: a draw, normalised."""
     def inputs(frames):
         step, side = model.temporal_compression_ratio, model.spatial_compression_ratio
         if (frames.shape[1] - 1) % step or frames.shape[2] % side or frames.shape[3] % side:
@@ -671,7 +679,7 @@ FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, 
             "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": owl("owlvit"), "owlv2": owl("owlv2")}
 
 
-NON_CAUSAL = {"vjepa2": "vision."}  # model type -> points whose time steps see later frames too; LTX-Video's autoencoder says by its config
+NON_CAUSAL = {"vjepa2": "vision."}  # model type -> points whose time steps see later frames too; of LTX-Video's autoencoder its config tells
 
 
 def sees_later_frames(model, point):
@@ -687,7 +695,7 @@ ALIASES = {"L": (("llava", "llava_next", "llava_onevision"), FIVE), "I": (("inte
 
 
 def depths(entry):
-    """(layers of the tower, the last of them that the projector reads, layers of the language model): of the registry, or of a folder's config.json."""
+    """(layers of the tower, the last of them that the projector reads, layers of the language model), from the registry or a folder's config.json."""
     if "vision" in entry:
         tower, language, read = entry["vision"][0], entry["language"][0], entry.get("read", -1)
     elif entry["type"] in OWN_LAYOUT:
@@ -748,7 +756,7 @@ def up_to_the_picture(model, batch):
 
 
 def words_behind(model, processor, batch, question):
-    """Token ids of what stands behind the picture when `question` is asked in the place of PROMPT."""
+    """Token ids of what follows the picture when `question` is asked in place of PROMPT."""
     def tokens(words):
         if model.config.model_type == "cogvlm2":
             return processor(f"Question: {words} Answer:", add_special_tokens=False).input_ids
@@ -776,9 +784,9 @@ def positions_behind(model, given, words):
 
 
 def ask(model, run, given, questions, points, dtype):
-    """Hidden states of the last row of every question, {point: [sequences, questions, D]}, in one pass over the questions alone.
+    """Hidden states of the last token of every question, {point: [sequences, questions, D]}, by one pass over the questions alone: the picture is in the cache.
 
-    questions: lists of token ids. They stand one after another, each at the positions it would have alone, and see the picture and themselves.
+    questions: lists of token ids. They follow one another in one sequence, but each has the positions that it would have alone and attends only to the picture and to itself.
     """
     ids = torch.tensor([token for question in questions for token in question], device=given["input_ids"].device)
     lengths = torch.tensor([len(question) for question in questions], device=ids.device)
@@ -805,7 +813,7 @@ def at_depth(layers, part):
 
 
 def quarters(points):
-    """Every point of a small model; of a deep one the embedding, the merger and four depths of each stack."""
+    """All points of a small model; of a deep one those outside the stacks, and four depths of each stack."""
     chosen = []
     for stack in ("vision", "scale", "encoder", "language"):
         names = [p for p in points if p.startswith(f"{stack}.")]
@@ -822,7 +830,7 @@ def pixel_grid(frames, grid, first_frame):
 
 
 class Writer:
-    """A thread that writes files in the order given while the next features are computed; it never lags by more than a few."""
+    """Writes files in a thread of its own, in the order given, while the next features are computed; at most two wait to be written."""
 
     def __init__(self):
         self.pool, self.jobs = ThreadPoolExecutor(1), collections.deque()
@@ -842,8 +850,8 @@ class Writer:
 
 
 class Shard:
-    """Features of up to 64 items as they come in, micro-batch by micro-batch and points in any order. A point is written when its last part is
-    there; pooled/<shard>.pt, written last, marks the shard as complete."""
+    """Collects features of up to 64 items, micro-batch by micro-batch, points in any order. A point is written as soon as it is whole; pooled/<shard>.pt, written last, marks the shard as
+    complete."""
 
     def __init__(self, out, number, items, size, batch, points, write):
         self.out, self.file, self.items, self.size, self.batch, self.write = out, f"{number:05d}.pt", items, size, batch, write
@@ -868,7 +876,7 @@ class Shard:
             self.write(self.out / point / self.file, FEATURES, self.ids, {"point": point}, features=whole)
 
     def mark(self, **what):
-        """grid=names, causal=names: points without a place in the picture, and those that have seen later frames."""
+        """Record what is false of points: grid=names of those without a place in the picture, causal=names of those that have seen later frames."""
         for key, names in what.items():
             for name in names & set(self.pooled):
                 self.pooled[name][key] = False
@@ -887,14 +895,14 @@ class Shard:
 
 
 def on(batch, device, dtype):
-    """What the model's forward takes, on its device and in its dtype; plain numbers and tuples are for us alone."""
+    """The part of a batch that the model's forward takes, on its device and in its dtype: without plain numbers and tuples, which are notes of ours."""
     return {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in batch.items() if type(v) not in (int, tuple)}
 
 
 def one_by_one(run, inputs_of, restore, shards, device, dtype, finish, questions=None):
-    """Features of every shard, micro-batch after micro-batch; seconds are those of preparing and running each.
+    """Fill every shard, micro-batch after micro-batch. The seconds recorded are those of preparing and running each.
 
-    questions(batch, given) -> {point: features} of what is asked afterwards; its seconds are not counted.
+    questions(batch, given) -> {point: features} of questions that are asked afterwards; their seconds are not counted.
     """
     for shard in shards:
         seconds = []
@@ -914,7 +922,7 @@ def one_by_one(run, inputs_of, restore, shards, device, dtype, finish, questions
 
 
 def layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budget):
-    """The same features by streaming, in as few rounds as the budget of bytes allows. A pass has no seconds of its own: none are recorded."""
+    """Fill every shard by streaming, in as few rounds as the budget of bytes allows. No seconds are recorded, since no pass runs by itself."""
     jobs = [(shard, k) for shard in shards for k in range(len(shard.starts))]
     while jobs:
         batches = []
@@ -944,6 +952,7 @@ def layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budg
 
 
 def wait_for(device):
+    """A GPU computes behind our back: wait until it is done, before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -1023,18 +1032,17 @@ def picked(items, how, args, count=None):
 
 
 def same_items(items, data):
-    """What tells the items of a folder from others, without reading their pictures."""
+    """What identifies the items of a folder, without reading their pictures."""
     more = [str(data[k]) for k in ("content", "cut_from", "first", "frames", "wait") if k in data]
-    return hashlib.sha256("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed")), *more]).encode()).hexdigest()[:16]
+    return digest("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed")), *more]).encode())
 
 
 def described(entry):
-    """A row of --list from an entry of the registry alone; what it does not state is "-".
+    """A row of --list, from an entry of the registry alone; "-" for what it does not state.
 
-    tokens and bytes of one image (of the registry's size) at one point of the tower (of its first-last stage, if it has several) / at the merger or one
-    point of the language model, in fp16.
-    GB of GPU memory with weights of 2 bytes: whole = 2 (all - head); streamed = 2 (outside the layer stacks + 2 of the largest layer) + a margin for
-    activations of one image = 1 + 32 x the tokens x width of the wider stack (16 rows as wide as the stream, of 2 bytes: q, k, v, the gated MLP, residuals).
+    tokens, kB: of one image of the registry's size at one point of the tower (of its first-last stage, if it has several) / at the merger or one point of the language model, in fp16.
+    GB of GPU memory, with weights of 2 bytes: whole = 2 (all - head); streamed = 2 (outside the stacks + 2 largest layers) + a margin for the activations of one image,
+    1 GB + 32 bytes x tokens x width of the larger stack (16 rows of that width, of 2 bytes: q, k, v, the gated MLP, residuals).
     """
     row = {"repository": entry["path"], "revision": "local" if entry["path"].startswith(TINY) else entry.get("revision") or "newest", "params_B": "-", "licence": entry.get("licence", "-"),
            "points": "-", "px": entry.get("size", "-"), "tokens": "-", "kB": "-", "GB_whole": "-", "GB_streamed": "-"}
@@ -1087,8 +1095,14 @@ def agree(out, plan):
         refuse(f"{out} holds features made with {what} {before.get(what)!r}, not {plan.get(what)!r}; delete the folder or give another --out")
 
 
+def whole_tokens(size, multiple, model):
+    """Refuse a side that cuts a token."""
+    if size % multiple:
+        refuse(f"--size {size} is not a multiple of {multiple}, the width of one token of {model}; give {max(size // multiple, 1) * multiple}")
+
+
 def chosen(args, points):
-    """{point: module path} of what --points asks for, in the order of execution."""
+    """{point: module path} of the points that --points asks for, in the order of execution."""
     names = {"all": list(points), "quarters": quarters(points), "last": list(points)[-1:]}.get(args.points) or args.points.split(",")
     if unknown := [n for n in names if n not in points]:
         refuse(f"{args.model} has no point {unknown[0]!r}; its points are {', '.join(points)}")
@@ -1106,8 +1120,7 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
     else:
         model, processor, weights = skeleton(entry, dtype, device, seed)
     make_inputs, points, multiple, first_frame = family_of(model)(model, processor)
-    if args.size % multiple:
-        refuse(f"--size {args.size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(args.size // multiple, 1) * multiple}")
+    whole_tokens(args.size, multiple, args.model)
     modules = chosen(args, points)
     if entry["kind"] != "vae":
         network = Network(model, weights, device, points, list(modules)[-1])
@@ -1165,11 +1178,12 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
 
 
 def done(out, shard):
+    """Is the shard complete?"""
     return (out / "pooled" / f"{shard:05d}.pt").exists()
 
 
 def meet(args):
-    """Wait until every rank of torchrun is here; whether this one goes on alone."""
+    """Wait until every rank of torchrun is here. Returns whether this is the one that goes on."""
     if not args.shard and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
@@ -1204,6 +1218,7 @@ def conclude(args, started, out, data, modules, facts, **run):
 
 
 def one_model(args, started):
+    """Features of one model; the result, or {} on a rank that does not write it."""
     entry = find_model(args.model) | {"revision": args.revision}
     if entry["kind"] == "language":
         refuse(f"--model {args.model} is a language model, which sees nothing; give a model of `python extract.py --list` that has points")
@@ -1258,8 +1273,8 @@ DRAWS, LONGEST = 5, 64  # random subspaces beside the one that is removed; token
 
 
 def questions_to(item, locate):
-    """{kind: question} about the item's object: place or direction, openly and with the possible answers listed; in pictures also its box, asked as `locate`, and,
-    where there is a caption, for that: an answer that has nothing to do with place."""
+    """{kind: question} about the item's object: place or direction, openly and with the possible answers listed; for pictures also its box, in the words of `locate`, and, where the
+    item has a caption, for one: a control, which has nothing to do with place."""
     kind, name = "direction" if "direction" in item else "place", asked_object(item)[1]
     openly = OPENLY[kind].format(name)
     questions = {kind: openly, f"{kind}_listed": f"{openly} Answer with one of: {', '.join(word for row in WORDS[kind] for word in row)}."}
@@ -1269,7 +1284,7 @@ def questions_to(item, locate):
 
 
 def less_along(x, directions, mean, random=None):
-    """x [..., D] without what of x - mean lies along the orthonormal rows of `directions` [k, D]; with `random`, other such rows: without as much, row by row, along those."""
+    """x [..., D] less the part of x - mean along the orthonormal rows of `directions` [k, D]; with `random`, other such rows, less a part of the same length along those."""
     along = (x - mean) @ directions.T @ directions
     if random is not None:
         other = (x - mean) @ random.T @ random
@@ -1279,12 +1294,11 @@ def less_along(x, directions, mean, random=None):
 
 @contextlib.contextmanager
 def changed(model, path, change, rows):
-    """While it lasts a module puts out change(x [..., D]) in the picture's rows: of a layer of the language model `rows`, bool [sequences, rows of the prompt],
-    elsewhere (rows None) all there are."""
+    """Within this context a module returns change(x [..., D]) in the picture's rows: in a layer of the language model `rows`, bool [sequences, rows of the prompt]; elsewhere (None) all."""
     def hook(module, args, output):
         x = output[0] if isinstance(output, tuple) else output
         if rows is not None and x.shape[:2] != rows.shape:
-            return None  # a word of the answer
+            return None  # the pass of a later token of the answer, without the prompt
         new = change(x.float()).to(x.dtype)
         new = new if rows is None else torch.where(rows[..., None], new, x)
         return (new, *output[1:]) if isinstance(output, tuple) else new
@@ -1297,7 +1311,7 @@ def changed(model, path, change, rows):
 
 
 def asking(model, processor, batch, question):
-    """What `generate` takes: a family's inputs with `question` in the place of PROMPT."""
+    """Inputs for `generate`: a family's inputs with `question` in place of PROMPT."""
     given = up_to_the_picture(model, batch)
     words = torch.tensor(words_behind(model, processor, given, question)).expand(len(given["input_ids"]), -1)
     behind = {"input_ids": words, "attention_mask": torch.ones_like(words), "token_type_ids": torch.zeros_like(words), "mm_token_type_ids": torch.zeros_like(words)}
@@ -1313,9 +1327,9 @@ def alike(members, pictures, batch):
 
 
 def says(model, processor, inputs_of, pictures, questions, batch, device, dtype, point=None, change=None):
-    """The greedy answer to each question about its picture (a function that gives uint8 [T,S,S,3]): list of str. Equal questions are asked together, so nothing is padded.
+    """The greedy answer, str, to each question about its picture (a function that returns uint8 [T,S,S,3]). Equal questions are asked together, so that nothing is padded.
 
-    point, change: (name, module path) of a module whose output is changed where it is the picture's.
+    point, change: (name, module path) of a module whose output is changed in the picture's rows.
     """
     answers, together = [None] * len(questions), {}
     for k, question in enumerate(questions):
@@ -1341,7 +1355,7 @@ def read_directions(args, entry):
     return found
 
 
-def removals(points, found, model, seed, device):
+def removals(points, found, seed, device):
     """{run: (point, change)}: FILE's directions, and DRAWS random subspaces of as many."""
     if (point := found["meta"]["point"]) == [p for p in points if p.startswith("language.")][-1]:
         refuse(f"{point} is the last layer, from which nothing reads the picture's rows any more; give explain.py --directions an earlier one with --points")
@@ -1350,6 +1364,15 @@ def removals(points, found, model, seed, device):
     drawn = [torch.linalg.qr(torch.randn(directions.shape[::-1], generator=g)).Q.T.to(device) for _ in range(DRAWS)]
     return {name: ((point, points[point][0]), functools.partial(less_along, directions=directions, mean=mean, random=random))
             for name, random in {"removed": None, **{f"random{k}": d for k, d in enumerate(drawn)}}.items()}
+
+
+def load_to_ask(args, entry, size, device, dtype):
+    """(model, processor, function from frames to its inputs, its points)."""
+    model, processor = LOADERS["vlm"](entry, device, dtype, args.seed if args.random_init else None)
+    inputs_of, points, multiple, _ = family_of(model)(model, processor)
+    if isinstance(size, int):  # not one to be fitted
+        whole_tokens(size, multiple, args.model)
+    return model, processor, inputs_of, points
 
 
 def ask_model(args, started):
@@ -1378,17 +1401,14 @@ def ask_model(args, started):
     device, dtype, why = choose_device()
     meta = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "data": data["data"], "data_path": str(args.data), "size": size, "scale": scale,
             "checkpoint": fingerprint(entry), "revision": args.revision, "seed": args.seed, "dtype": str(dtype), "point": found and found["meta"]["point"],
-            "removed": found and hashlib.sha256(found["directions"].numpy().tobytes() + found["mean"].numpy().tobytes()).hexdigest()[:16]}
+            "removed": found and digest(found["directions"].numpy().tobytes() + found["mean"].numpy().tobytes())}
     before = load_pt(out, ANSWERS) if out.is_file() else None
     answers = before["answers"] if before and before["meta"] == meta and before["questions"] == questions and before["ids"] == ids else {}
     wanted = ["own", *(["removed", *(f"random{k}" for k in range(DRAWS))] if found else [])]
     if todo := [run for run in wanted if run not in answers]:
         print(f"device {device.type} ({why})")
-        model, processor = LOADERS["vlm"](entry, device, dtype, args.seed if args.random_init else None)
-        inputs_of, points, multiple, _ = family_of(model)(model, processor)
-        if isinstance(size, int) and size % multiple:
-            refuse(f"--size {size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(size // multiple, 1) * multiple}")
-        runs = {"own": (None, None)} | (removals(points, found, model, args.seed, device) if found else {})
+        model, processor, inputs_of, points = load_to_ask(args, entry, size, device, dtype)
+        runs = {"own": (None, None)} | (removals(points, found, args.seed, device) if found else {})
         pictures = [functools.partial(frames_of, item, size) for item, *_ in rows]
         for run in todo:
             point, change = runs[run]
@@ -1426,12 +1446,9 @@ def compare_frames(args, started):
     before = load_pt(out, ANSWERS) if out.is_file() else None
     answers, facts = (before["answers"], before["facts"]) if before and before["meta"] == meta and before["ids"] == ids else ({}, {})
     print(f"device {device.type} ({why})")
-    model, processor = LOADERS["vlm"](entry, device, dtype, args.seed if args.random_init else None)
-    inputs_of, _, multiple, _ = family_of(model)(model, processor)
-    if size % multiple:
-        refuse(f"--size {size} is not a multiple of {multiple}, the width of one token of {args.model}; give {max(size // multiple, 1) * multiple}")
+    model, processor, inputs_of, _ = load_to_ask(args, entry, size, device, dtype)
 
-    clock = time.process_time if device.type == "cpu" else time.perf_counter  # who else computes on this machine is not to count
+    clock = time.process_time if device.type == "cpu" else time.perf_counter  # on a CPU other processes are not to count
 
     def run(how, count):
         name = f"{how}{count}"
@@ -1444,7 +1461,7 @@ def compare_frames(args, started):
             save_pt(out, ANSWERS, ids, meta, questions=[question for _, question, _ in rows], answers=answers, facts=facts)
         return name
 
-    says(model, processor, inputs_of, [lambda: frames_of(picked([rows[0][0]], ways[0], args)[0], size)], [rows[0][1]], 1, device, dtype)  # what starts up does so before it is timed
+    says(model, processor, inputs_of, [lambda: frames_of(picked([rows[0][0]], ways[0], args)[0], size)], [rows[0][1]], 1, device, dtype)  # warm up before anything is timed
     names, even, first = [run(how, args.count) for how in ways], run("uniform", args.count), f"{ways[0]}{args.count}"
     answering = min(facts[name]["seconds_answering"] for name in {*names, even})  # as many frames take as long, whichever they are
     most = min(int(args.count * (1 + facts[first]["seconds_choosing"] / answering)), *(len(item["frames"]) for item, *_ in rows))
@@ -1469,8 +1486,8 @@ def compare_frames(args, started):
 # ---------------------------------------------------------------- two encoders side by side
 
 def fuse(a, b):
-    """Features [n, t, h, w, D] of two encoders beside each other on the coarser grid, [n, t, h, w, D']. Where one grid is a whole multiple of the other
-    every token in a cell is kept, else they are averaged; time steps are averaged."""
+    """Features [n, t, h, w, D] of two encoders, concatenated on the coarser grid: [n, t, h, w, D']. Where one grid is a whole multiple of the other all tokens of a cell are kept, else they are
+    averaged; time steps are averaged."""
     t, h, w = (min(x, y) for x, y in zip(a.shape[1:4], b.shape[1:4], strict=True))
 
     def match(x):
@@ -1481,7 +1498,7 @@ def fuse(a, b):
 
 
 def side_by_side(args, started):
-    """`a+b`: the features of both in folders of their own under --out, and for each point of b with a grid `fused.<point>`: it, beside a's last point."""
+    """--model a+b: the features of both in folders of their own under --out and, for each point of b with a grid, `fused.<point>`: that point beside a's last one."""
     names = args.model.split("+")
     if len(names) != 2 or args.questions:
         refuse(f"--model {args.model} with --questions: ask one model alone" if args.questions else f"--model {args.model} names {len(names)} models; give two, a+b")

@@ -3,74 +3,73 @@
     python predict.py --mode coherence --model tiny-ltx --data data/moving --judge tiny-dinov2 --out results/tiny/moving/predict-coherence.yaml
     python predict.py --mode coherence --model tiny-ltx --data data/moving --judge tiny-dinov2 --adapter results/tiny/moving/conditioning.pt --out results/tiny/moving/predict-coherence.yaml
 
-Reads clips (data.py), a pipeline of LTX-Video's kind and, with --adapter, what a model's tokens were turned into (adapt.py). Of the middle --frames of every test
-clip it makes films under each of --conditionings, with noise that depends on the clip and on the number of the draw alone, so that films of one clip differ by their
-conditioning and by nothing else:
+Reads clips (data.py), a pipeline of LTX-Video's kind and, with --adapter, what a model's tokens were turned into (adapt.py). For the middle --frames of every test
+clip it makes a film under each of --conditionings. The noise depends on the clip and the number of the draw alone, so that films of one clip differ in their
+conditioning and in nothing else:
 
     none         an empty prompt, no frame            keyframes    first, middle and last frame, an empty prompt
     text         the clip's caption, no frame         all          every frame: hands over the answer, an upper bound and no prediction
     first        the first frame, an empty prompt     first+text   the first frame and the caption
-    adapter      the first frame, and in the place of the prompt what --adapter holds for the clip (of latents: in the place of the frame)
+    adapter      the first frame, and what --adapter holds for the clip in place of the prompt (latents: in place of the frame)
 
-Beside them stand the clips themselves (real), their reconstruction (vae), their first frame throughout (frozen) and the frames of both in random order (shuffled,
-vae_shuffled). Measures:
+They are compared with the clips themselves (real), their reconstruction (vae), their first frame throughout (frozen), and the frames of the first two in random order
+(shuffled, vae_shuffled). Measures:
 
     temporal_consistency   mean cosine of adjacent frames' patch tokens in the frozen judge; a frozen picture scores 1
     temporal_closeness     with d = 1 - temporal_consistency: the smaller over the larger of a film's d and its clip's; a frozen picture scores 0 where anything moves
-    decoded_closeness      the same beside the clip's reconstruction: where the autoencoder blurs, the judge sees less change in all that it decodes, and a film can be close to no clip
+    decoded_closeness      the same against the clip's reconstruction: where the autoencoder blurs, the judge sees less change in everything it decodes
     temporal_ratio         motion energy (mean absolute difference of adjacent frames, colours in [0, 1]) of the films over that of their clips
     flicker_ratio          the same of flicker, the mean absolute second difference in time
     warp_error             mean absolute difference, in grey, of a frame and its successor warped back along optical flow (Lai et al. 2018, without their mask of what is covered)
-    direction_right        share of films in which the object moves as in its clip, by tracking its colour; of clips with a still camera and a moving object
+    direction_right        share of films in which the object, followed by its colour, moves as in its clip; only for clips with a still camera and a moving object
 
-Writes predict-coherence.yaml (criteria, a table of conditionings and of strengths), .png and .pt (films of a few clips, uint8 [n, T, H, W, 3]), films/ (a data folder of all
-films of the first draw, id `<clip>/<conditioning>`, which extract.py --ask takes) and predict-coherence-parts/ (films as made: a second run makes only what is missing).
+Writes predict-coherence.yaml (criteria, tables of conditionings and of strengths), .png, .pt (films of a few clips, uint8 [n, T, H, W, 3]), films/ (a data folder of all
+films of the first draw, id `<clip>/<conditioning>`, for extract.py --ask) and predict-coherence-parts/ (films as made: a second run makes only what is missing).
 
 Prediction in latent space:
 
     python predict.py --mode latents --data data/future --features results/tiny/future-past/features --last results/tiny/future-last/features --out results/tiny/future/predict-latents.yaml
 
-From a model's tokens of the past (of a cut that holds nothing else: data.py cut), the autoencoder's latents of the frame 1, 2, 4, 8 and 16 frames ahead. Variants, all of one loop and one
-head of learned queries: sanity (the present), single (the last frame alone), action (and the action's name), multi (all eight), temporal and causal (a transformer over time), delta (the
-difference to the present), contrastive (InfoNCE), pixels (LPIPS + 0.1 L2 through the decoder), language (the middle language layer) and lora (that layer under LoRA, by pixels). Beside them
-copy, linear and flow (carried on), mean_future, nearest (train clip), oracle (the truth encoded), and the controls blind (reads the last frame's latents in the model's place), latents
-(those of the whole past) and untrained (--random: the same network before it learned). Cosine of latents, l1, LPIPS, l1 where the truth has moved; gain over copy (paired; Wilcoxon's p over
-sources, Holm over variants) by horizon and by quarter of motion; `predicts` names what gains over copy, mean_future, nearest and the controls. `scaling`: one variant on five sizes of the
-training set, and a power law through them.
+Predicts, from a model's tokens of the past (of clips that data.py cut there, so that nothing of the future was seen), the autoencoder's latents of the frame 1, 2, 4, 8 and 16 frames ahead.
+Variants, with the same training loop and head of learned queries: sanity (the present itself), single (from the last frame alone), action (and told the action), multi (from the whole past),
+temporal and causal (a transformer over time), delta (predicts the difference to the present), contrastive (InfoNCE), pixels (LPIPS + 0.1 L2 through the decoder), language (from the middle
+language layer) and lora (that layer under LoRA, trained by pixels). Baselines: copy, linear and flow (extrapolated), mean_future, nearest (of train clips), oracle (the truth, encoded).
+Controls, which read something else in place of the model's tokens: blind (the last frame's latents), latents (those of the whole past), untrained (--random: tokens of the untrained network).
+Measures: cosine of latents, l1, LPIPS, l1 where the truth has moved; gain over copy (paired; Wilcoxon's p over sources, Holm over variants) by horizon and by quarter of motion. `predicts`
+names the variants that gain over copy, mean_future, nearest and the controls; `scaling` is one variant on five sizes of the training set, with a power law through them.
 
 What comes next:
 
     python predict.py --mode continue --model tiny-ltx --data data/future --judge tiny-dinov2 --past 8 --horizon 16 --out results/tiny/future/predict-continue.yaml
     python predict.py --mode futures --model tiny-ltx --data data/future --judge tiny-dinov2 --candidates 6 --out results/tiny/future/predict-futures.yaml
 
-Of the middle --past + --horizon frames of every test clip the last are predicted, without a model of our own, by continuations:
+The video model alone predicts the last --horizon of the middle --past + --horizon frames of every test clip, by continuations:
 
-    past    the last frames seen, as many as a window is shown, an empty prompt: nothing tells the action       past+text    and the clip's caption
+    past    the last frames seen, as many as a film can be shown, and an empty prompt                           past+text    and the clip's caption
     first   the last frame seen, an empty prompt             first+text   and the caption                       text         the caption alone
 
-A film that is shorter than the horizon is carried on in windows: every one after the first is shown the last frames so far. Beside them stand copy (the last frame seen), flow (carried on),
-vae (the real future through the autoencoder: the ceiling), mean and nearest (of the futures of train clips). Measures: l1, moving_l1 and still_l1 (mean absolute difference, colours in [0, 1],
-of the whole frame, of where the truth has changed since the last frame seen, and of the rest) by horizon and of all frames, with paired gains over copy and flow; those above, motion of the
-predicted frames alone, the others with the last frame seen before them; jump (the step from that frame); best_shift (frames that a row runs ahead); static (motion energy under a tenth of the
-vae's). Writes predict-continue.yaml, .png, .gif, films/ and predict-continue-parts/.
+Where a film is shorter than the horizon, further films (windows) follow, each shown the last frames so far. Baselines: copy (the last frame seen), flow (extrapolated), mean and nearest (of
+the futures of train clips); vae is the ceiling, the real future through the autoencoder. Measures: l1, moving_l1 and still_l1 (mean absolute difference, colours in [0, 1], of the whole frame,
+of where the truth has changed since the last frame seen, and of the rest) by horizon and over all frames, with paired gains over copy and flow; the measures above (motion and flicker of the
+predicted frames alone, the others with the last frame seen before them); jump (the step from that frame); best_shift (by how many frames a row runs ahead); static (motion energy under a tenth
+of the vae's). Writes predict-continue.yaml, .png, .gif, films/ and predict-continue-parts/.
 
-Mode futures makes --candidates of every clip's first window (by noise, prompt and guidance), and has one picked by what is known without the outcome: agreement with the others, continuity,
-flow, consistency, cycle (its end, shown backwards, is carried on by the same model to the frames that were seen: how near does it come?), and the mean of their ranks. Writes
-predict-futures.yaml: the errors of what is picked, of the first, a random, the best and the worst, by the number of candidates, and whether the truth would be believed; .png; and .pt (of every
-candidate and clip the errors and beliefs).
+Mode futures makes --candidates of every clip's first window, with different noise, prompt and guidance, and picks one by what is known without the outcome: agreement with the others,
+continuity, flow, consistency, cycle (the same model continues the candidate's end backwards: how near does it come to the frames seen?), and the mean of these ranks. Writes
+predict-futures.yaml (errors of the picked, the first, a random, the best and the worst candidate, by the number of candidates; how often the truth would be preferred), .png, and .pt (errors and
+beliefs of every candidate and clip).
 
 A film from one's own pictures (mode film):
 
     python predict.py --image a.jpg --prompt "the red circle moves right" --video out.mp4
     python predict.py --image a.jpg b.jpg c.jpg --model ltx-video --frames 25 --video out.mp4
 
-Several pictures are of one scene, in order of time: they are shown as single frames, evenly from the first to the middle one, and what comes after is predicted. Pictures are squashed to a
-square, as everything here is; the film gets the first one's shape back, and small ones are enlarged. Writes out.mp4 (H.264), out.gif and out.yaml.
+Several pictures are of one scene, in order of time: they become single frames, evenly spaced over the first half of the film, and the rest is predicted. Pictures are squashed to a square; the
+film gets the shape of the first one, and small films are enlarged. Writes out.mp4 (H.264), out.gif and out.yaml.
 """
 import contextlib
 import fractions
 import functools
-import hashlib
 import io
 import math
 import shutil
@@ -103,6 +102,7 @@ from common import (
     check_shape,
     check_writable,
     choose_device,
+    clips_of,
     closeness,
     clusters,
     compared,
@@ -117,6 +117,7 @@ from common import (
     flatten_stills,
     followed,
     frames_of,
+    gain_columns,
     gained,
     geometry,
     goers,
@@ -144,6 +145,7 @@ from common import (
     pixel_loss,
     plain,
     plant_features,
+    pyplot,
     qwen_inputs,
     ranks,
     read_picture,
@@ -155,12 +157,13 @@ from common import (
     save_pt,
     save_yaml,
     say,
+    seeded,
     shuffled,
-    signed_rank,
     split_indices,
     split_of,
     train,
     windows,
+    with_bounds,
     with_grid,
     write_items,
 )
@@ -179,16 +182,10 @@ NOTES = {"all": "hands over the answer: an upper bound, not a prediction", "warp
 
 # ---------------------------------------------------------------- films
 
-def noise_of(ids, seed):
-    """A generator for each clip: its noise depends on its id and the seed, not on the batch, the order or the device."""
-    return [torch.Generator().manual_seed(int(hashlib.sha256(f"{seed} {i}".encode()).hexdigest()[:15], 16)) for i in ids]
-
-
 def sampler(pipeline, steps, tokens):
-    """(LTXConditionPipeline of the same parts, its time steps): those that LTXImageToVideoPipeline takes for so many latent tokens.
+    """(LTXConditionPipeline of the same parts, time steps for it): those that LTXImageToVideoPipeline would use for so many latent tokens.
 
-    The second pipeline takes any number of frames, but spends half of its own steps near pure noise, and cannot shift them by the size of the film
-    as the published scheduler wants.
+    LTXConditionPipeline can be shown any number of frames, but spends half of its own time steps near pure noise and cannot shift them by the size of the film, as the published scheduler does.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline
     from diffusers.pipelines.ltx.pipeline_ltx_image2video import calculate_shift
@@ -203,7 +200,7 @@ def sampler(pipeline, steps, tokens):
 
 
 def encoded(pipeline, texts):
-    """(embeddings [n, L, C], mask [n, L]) of prompts, L those of the longest: what is masked has no weight, and need not be computed."""
+    """(embeddings [n, L, C], mask [n, L]) of prompts, cut to the longest: masked tokens have no weight and need not be computed."""
     different = list(dict.fromkeys(texts))
     with torch.inference_mode():
         embeds, mask, *_ = pipeline.encode_prompt(different, do_classifier_free_guidance=False, max_sequence_length=WORDS_SEEN)
@@ -211,14 +208,24 @@ def encoded(pipeline, texts):
     return embeds[rows, :longest], mask[rows, :longest]
 
 
+def unprompted(empty, n):
+    """(embeddings, mask) of the empty prompt [K, C] for n films."""
+    return empty.expand(n, -1, -1), empty.new_ones(n, len(empty))
+
+
+def again(empty, tokens):
+    """The empty prompt [K, C] over and over, as long as tokens [n, L, C]: attention to a token many times is attention to it once, so it says the same."""
+    return empty[torch.arange(tokens.shape[1]) % len(empty)].expand_as(tokens)
+
+
 def towards(empty, tokens, strength):
-    """From the empty prompt [K, C], repeated, to tokens [n, L, C]: attention to a token many times is attention to it once, so 0 is the empty prompt."""
-    return torch.lerp(empty[torch.arange(tokens.shape[1]) % len(empty)].expand_as(tokens), tokens, strength)
+    """From the empty prompt (strength 0) to tokens [n, L, C] (1)."""
+    return torch.lerp(again(empty, tokens), tokens, strength)
 
 
 @contextlib.contextmanager
 def projected(transformer, tokens):
-    """While it lasts caption_projection puts out tokens [n, L, inner], whatever the prompt (under guidance: behind those of the empty one); None: it is left alone."""
+    """Within this context caption_projection returns tokens [n, L, inner], whatever the prompt (under guidance, after those of the empty prompt). None: it is left alone."""
     handle = transformer.caption_projection.register_forward_hook(
         lambda module, given, output: None if tokens is None else torch.cat([output[:len(output) - len(tokens)], tokens.to(output)]))
     try:
@@ -229,10 +236,11 @@ def projected(transformer, tokens):
 
 @torch.inference_mode()
 def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead=None, batch=16, guidance=1.0, empty=None):
-    """Films uint8 [n, T, H, W, 3] of clips `ids`, shape (T, H, W); guidance above 1 away from the empty prompt, its tokens [K, C] (Ho & Salimans 2022).
+    """Films uint8 [n, T, H, W, 3], shape (T, H, W), for clips `ids`.
 
-    shown: [(frame number, uint8 [n, k, H, W, 3])], k = 1 or a length the autoencoder takes; prompt: (embeddings [n, L, C], mask [n, L]); instead: [n, L, inner] in the
-    place of caption_projection's output. The frames shown get no noise of their own (image_cond_noise_scale 0), so that strengths differ in strength alone.
+    shown: [(frame number, uint8 [n, k, H, W, 3])], k = 1 or a length that the autoencoder takes; prompt: (embeddings [n, L, C], mask [n, L]); instead: [n, L, inner] in place of
+    caption_projection's output. guidance above 1 leads away from the empty prompt, tokens `empty` [K, C] (classifier-free; Ho & Salimans 2022). The frames shown get no noise of their own
+    (image_cond_noise_scale 0), so that different strengths differ in nothing else.
     """
     from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
     made = []
@@ -240,11 +248,10 @@ def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead
         conditions = [LTXVideoCondition(video=x[at].permute(0, 1, 4, 2, 3).float() / 255, frame_index=k, strength=strength) for k, x in shown]
         away = {}
         if guidance > 1:
-            nothing = empty[torch.arange(prompt[0].shape[1]) % len(empty)].expand_as(prompt[0][at])  # again and again, which is as once
-            away = {"negative_prompt_embeds": nothing, "negative_prompt_attention_mask": torch.ones_like(prompt[1][at])}
+            away = {"negative_prompt_embeds": again(empty, prompt[0][at]), "negative_prompt_attention_mask": torch.ones_like(prompt[1][at])}
         with projected(run.transformer, None if instead is None else instead[at]):
             out = run(conditions=conditions or None, prompt_embeds=prompt[0][at], prompt_attention_mask=prompt[1][at], num_frames=shape[0], height=shape[1], width=shape[2], timesteps=timesteps,
-                      guidance_scale=guidance, **away, image_cond_noise_scale=0.0, generator=noise_of([ids[i] for i in at], seed), output_type="pt", **DECODE)
+                      guidance_scale=guidance, **away, image_cond_noise_scale=0.0, generator=[seeded(f"{seed} {ids[i]}") for i in at], output_type="pt", **DECODE)
         made.append((out.frames.float().permute(0, 1, 3, 4, 2) * 255).round().clamp(0, 255).byte().cpu())
     return torch.cat(made)
 
@@ -252,7 +259,7 @@ def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead
 # ---------------------------------------------------------------- measures of films under conditionings, beside those of common.py
 
 def others(d, d_real, sources):
-    """closeness [seeds, n] of clips to films that were made for clips of other sources, on the mean of these."""
+    """closeness [seeds, n] of each clip to the films that were made for clips of other sources: the mean over these."""
     cluster = clusters(sources)
     weights = (cluster[:, None] != cluster).double()
     return (closeness(d[:, :, None], d_real) * weights).sum(1) / weights.sum(0).clamp(min=1)
@@ -269,7 +276,7 @@ def warp_error(x):
 
 
 def judged(own, main, sources, seed):
-    """{criteria, gains} of the main conditioning: the gains paired over every other one, with Holm's adjustment over these. own: {name: {measure: [seeds, n]}}."""
+    """{criteria, gains} of the main conditioning; gains are paired, over each other conditioning, with Holm's adjustment. own: {name: {measure: [seeds, n]}}."""
     names, criteria, gains = [n for n in own if n not in NULLS], {}, {}
     d = {n: 1 - x["temporal_consistency"] for n, x in own.items()}
     for measure, like, ceiling, mixed in (("temporal_consistency", None, "real", "shuffled"), ("temporal_closeness", "real", "vae", "shuffled"),
@@ -286,8 +293,9 @@ def judged(own, main, sources, seed):
 
 # ---------------------------------------------------------------- prediction in latent space: a model's tokens of the past -> the autoencoder's latents of a frame to come
 
-# What a variant reads (the past; its last frame alone; the past at the middle language layer, which LoRA can change), how the past is joined over time, what is added, what it learns.
-# The last three are controls: in the model's place they read the last frame's latents, those of the whole past, and the tokens of the untrained network.
+# reads: the tokens of the past, of its last frame alone ("last"), or of the past at the middle language layer ("language"); time: how they are joined over time; delta: predicts the
+# difference to the present; rank: of LoRA. The last three are controls, which in place of the model's tokens read the last frame's latents, those of the whole past, and tokens of the
+# untrained network.
 VARIANTS = {
     "sanity": {"reads": "last", "horizons": (0,)},
     "single": {"reads": "last"},
@@ -305,16 +313,16 @@ VARIANTS = {
     "untrained": {"reads": "random", "time": "causal", "delta": True},
 }
 CONTROLS = "blind", "latents", "untrained"
-KNOW_NOTHING = "copy", "mean_future", "nearest", *CONTROLS  # what has to be beaten, beside the copy: it has seen no model that learned
+KNOW_NOTHING = "copy", "mean_future", "nearest", *CONTROLS  # what has to be beaten: none of them reads a trained model
 FRACTIONS = 1 / 16, 1 / 8, 1 / 4, 1 / 2  # of the training clips, beside all of them
 TEMPERATURE = 0.07
 TRAINING = {"epochs": 60, "patience": 20, "batch": 32, "lr": 1e-3}
 
 
-def merged(x, most=6):
-    """Tokens [n, t, h, w, D] of at most `most` places a side: neighbours are put behind one another, f x f to a token (as Qwen's merger does, without its layers), so nothing is lost;
-    where no f divides the grid they are averaged."""
-    h, w = x.shape[2:4]
+def merged(x):
+    """Tokens [n, t, h, w, D] on a grid of at most 6 x 6: f x f neighbours are concatenated (as by Qwen's merger, without its layers), so that nothing is lost; averaged where no f divides the
+    grid."""
+    (h, w), most = x.shape[2:4], 6
     f = next((f for f in range(1, max(h, w) + 1) if h % f == w % f == 0 and max(h, w) // f <= most), None)
     if f is None or f * f > 16:
         return F.adaptive_avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), (min(h, most), min(w, most))).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
@@ -322,11 +330,11 @@ def merged(x, most=6):
 
 
 class Predictor(torch.nn.Module):
-    """Tokens of the past [n, t, h, w, D] -> latents [n, H, W, C] of a frame `horizon` (a number in its list) ahead: one query for every latent place and horizon, which begins with
-    what all time steps hold at its own place. moments: (mean, std) [D] by which tokens are standardised.
+    """Tokens of the past [n, t, h, w, D] -> latents [n, H, W, C] of a frame to come. `horizon` is an index into the list of horizons.
 
-    time: None, every token is seen as it is; "both", those of one place first see each other over time; "causal", only the earlier ones, and what is read is the last.
-    actions: how many there are to be told one of. delta: what is put out is the difference to the present's latents, at first nothing.
+    One learned query for each latent place and horizon, plus a linear map of the tokens at that place at all time steps, attends to all tokens.
+    time: None: tokens as they are; "both": tokens of one place first attend to each other over time; "causal": only to earlier ones, and the queries read the last step alone.
+    actions: how many actions there are to be told one of (0: is not told). delta: the output is added to the present's latents; it begins at zero. moments: (mean, std) [D] to standardise tokens.
     """
 
     def __init__(self, grid, out_grid, channels, horizons, time=None, actions=0, delta=False, moments=None, width=64):
@@ -344,7 +352,7 @@ class Predictor(torch.nn.Module):
         self.action = torch.nn.Embedding(actions, width) if actions else None
         self.layers = torch.nn.ModuleList(attention(width) for _ in range(2))
         self.out = torch.nn.Linear(width, channels)
-        torch.nn.init.zeros_(self.out.weight)  # begins with nothing, as a difference with a copy: what cannot be learned is not answered with noise
+        torch.nn.init.zeros_(self.out.weight)  # the output begins at zero, with delta at a copy: where nothing can be learned there is no noise
         torch.nn.init.zeros_(self.out.bias)
 
     def forward(self, x, horizon, present, action):
@@ -378,22 +386,22 @@ class Through(torch.nn.Module):
         return self.head(self.tuned(x), *more)
 
 
-def info_nce(own, truth, hard, temperature=TEMPERATURE):
-    """InfoNCE (van den Oord et al. 2018) of cosines: own [n, ...] must be nearer to its truth [n, ...] than to the truths of the others and to the item's own `hard` negatives [n, k, ...]."""
+def info_nce(own, truth, hard):
+    """InfoNCE (van den Oord et al. 2018) of cosines: own [n, ...] shall be nearer to its truth [n, ...] than to the truths of other items and to its own `hard` negatives [n, k, ...]."""
     own, truth, hard = F.normalize(own.flatten(1), dim=1), F.normalize(truth.flatten(1), dim=1), F.normalize(hard.flatten(2), dim=2)
     others, own_others = truth @ truth.T, torch.einsum("nd,nkd->nk", truth, hard)
     same = torch.cat([others.fill_diagonal_(0), own_others], 1) > 1 - 1e-6  # where nothing moves the present is the truth, and no negative
-    scores = torch.cat([own @ truth.T, torch.einsum("nd,nkd->nk", own, hard)], 1).masked_fill(same, -1) / temperature
+    scores = torch.cat([own @ truth.T, torch.einsum("nd,nkd->nk", own, hard)], 1).masked_fill(same, -1) / TEMPERATURE
     return F.cross_entropy(scores, torch.arange(len(own), device=own.device))
 
 
 def latent_cosine(a, b):
-    """Cosine of whole frames' latents [..., H, W, C]."""
+    """Cosine of latents [..., H, W, C], those of a frame as one vector."""
     return F.cosine_similarity(a.flatten(-3).double(), b.flatten(-3).double(), dim=-1)
 
 
 def whole_past(path, first, frames, name):
-    """Refuse a data folder that is not the cut of clips of the folder `name` that begins with frame `first` and has `frames`: an encoder that mixes frames has not seen what comes."""
+    """Refuse a data folder that is not frames first .. first + frames - 1 of the clips of `name`: only of such a cut is it certain that an encoder that mixes frames has not seen the future."""
     index = load_yaml(Path(path) / "index.yaml", "data")
     found = index.get("cut_from"), index.get("first"), index.get("frames")
     if found != (name, first, frames):
@@ -401,13 +409,19 @@ def whole_past(path, first, frames, name):
                f"make it with data.py cut --clips data/{name} --first {first} --frames {frames}")
 
 
+def positive(args, *flags):
+    """Refuse a count that is given and below 1."""
+    for flag in flags:
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            refuse(f"--{flag} {getattr(args, flag)} is not positive; give 1 or more")
+
+
 def latent_world(args):
-    """Everything that is checked before a model is loaded; then clips, tokens of the past and the latents of every frame."""
+    """A namespace of all that mode latents works on: clips, tokens of the past, latents of every frame. What can be refused is refused before a model is loaded."""
     w = types.SimpleNamespace(args=args, seed=args.seed)
     if not args.features:
         refuse("--mode latents needs --features, those of the past: data.py cut, then extract.py")
-    if small := [k for k in ("past", "seeds", "epochs", "batch") if getattr(args, k) is not None and getattr(args, k) < 1]:
-        refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
+    positive(args, "past", "seeds", "epochs", "batch")
     w.index, w.read = load_features(args.features)
     if "shown" in w.index:
         refuse(f"{args.features} holds features of chosen frames, and behind them nothing goes on at an even pace; extract again without --frames")
@@ -475,7 +489,7 @@ def latent_world(args):
 
 
 def memory_free():
-    """Bytes of the device's memory that are free; of a CPU's as much as one likes."""
+    """Free bytes of the GPU's memory; on a CPU, infinity."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else math.inf
 
 
@@ -485,7 +499,7 @@ def stills(films):
 
 
 def tells_most(w, points):
-    """The layer from which a ridge reads, of val clips, best what the latents of the middle horizon differ by from the present's."""
+    """The layer from which ridge regression predicts, on val clips, the change of the latents up to the middle horizon best."""
     change = (w.future - w.present[:, None])[:, len(w.horizons) // 2].flatten(1)
     val, error = w.split["val"], {}
     for point in tqdm(points, desc="layers", unit="point"):
@@ -494,7 +508,7 @@ def tells_most(w, points):
 
 
 def reading(w, name):
-    """(function from items to what a variant reads, grid, (mean, std) of its channels over train clips)."""
+    """(function from items to the tokens that a variant reads, their grid, (mean, std) of their channels over train clips)."""
     v = w.variants[name]
     x = {"present": lambda: w.present[:, None], "latents": lambda: w.z[:, :w.args.past], "last": lambda: w.read_last(w.point), "past": lambda: w.read(w.point),
          "random": lambda: w.read_random(w.point), "language": lambda: w.read(middle(w.language))}[v["reads"]]()
@@ -503,11 +517,12 @@ def reading(w, name):
 
 
 def middle(points):
+    """The middle one of a stack's layers."""
     return points[(len(points) - 1) // 2]
 
 
 def tuned_model(w, rank):
-    """(Tuned VLM, function from items to its inputs): clips of the past, as extract.py gives them to it. Refused unless the untouched model says what the stored features say."""
+    """(VLM under LoRA, function from items to its inputs: clips of the past, as in extract.py). Refused unless the model, before training, gives the stored features."""
     entry, size = model_of(w.index), w.index["size"]
     if not entry.get("type", "").startswith("qwen"):
         refuse(f"lora lies inside a language model of Qwen's family, and {w.index['model']} is a {entry.get('type')}; leave it out of --variants")
@@ -529,7 +544,7 @@ def tuned_model(w, rank):
 
 
 def train_variant(w, name, train_items=None):
-    """[(module, record)] of every seed, and the function that reads items for it."""
+    """([(module, record) of each seed], function from items to what they read)."""
     v, items = w.variants[name], w.split["train"] if train_items is None else train_items
     read, grid, moments = reading(w, name)
     horizons = v.get("horizons", w.horizons)
@@ -540,10 +555,9 @@ def train_variant(w, name, train_items=None):
     if loss == "pixels":
         few = max(how["epochs"] // 10, 1)
         how |= {"warm": 0 if w.trained.get("language") and "rank" in v else how["epochs"] - few, "epochs": few, "patience": None}
-    if "rank" in v:
-        how["lr"] /= 10  # what is trained already is not to be thrown about
     trained, tuned = [], None
     if "rank" in v:
+        how["lr"] /= 10  # LoRA begins at the trained head: large steps would undo that
         tuned, read = w.tuned
 
     def loss_of(module, picked, g, part, warm):
@@ -554,7 +568,7 @@ def train_variant(w, name, train_items=None):
         error = (z - truth.to(z.device)).square().mean()
         if loss == "pixels" and not warm:
             return w.pixel_loss(z, w.place[i] * len(horizons) + k)
-        if loss == "contrastive":  # the present and another moment of the same clip are what a copy would be
+        if loss == "contrastive":  # hard negatives, which a copy would resemble: the present, and another moment of the same clip
             others = torch.stack([w.present[i], *([w.future[i, (k + 1) % len(horizons)]] if len(horizons) > 1 else [])], 1)
             return info_nce(z, truth.to(z.device), others.to(z.device)) + error
         return error
@@ -568,7 +582,7 @@ def train_variant(w, name, train_items=None):
             head = Predictor(*shape, **free)
             if tuned is None:
                 return head
-            if start := w.trained.get("language"):  # as far as the frozen model brings it
+            if start := w.trained.get("language"):  # begin where the frozen model's head ended
                 head.load_state_dict(start[s][1]["weights"], strict=False)
             return Through(tuned.reset(), head)
         known_by = digest(w.z[items].numpy().tobytes() + torch.cat(moments).numpy().tobytes() + str(sorted(how.items())).encode())
@@ -578,7 +592,7 @@ def train_variant(w, name, train_items=None):
 
 @torch.inference_mode()
 def foretold(w, name, trained, read, items):
-    """Latents [seeds, n, horizons, H, W, C] that a variant's modules say of `items`."""
+    """Latents [seeds, n, horizons, H, W, C] that a variant's modules predict for `items`."""
     horizons, out = w.variants[name].get("horizons", w.horizons), []
     for module, record in trained:
         module.load_state_dict(record["weights"], strict=False)  # LoRA's seeds share one module
@@ -591,7 +605,7 @@ def foretold(w, name, trained, read, items):
 
 
 def guesses(w):
-    """{baseline: latents [1, n_test, horizons, H, W, C]} and, of those made of pixels, {baseline: uint8 [n_test, horizons, H, W, 3]}."""
+    """({baseline: latents [1, n_test, horizons, H, W, C]}, {baseline: uint8 [n_test, horizons, H, W, 3]} of those that are made of pixels)."""
     test, train_items, p, ahead = w.split["test"], w.split["train"], w.args.past, torch.tensor(w.horizons)
     past, n = w.z[:, :p], len(test)
     slope = (past[test, -1] - past[test, 0]) / max(p - 1, 1)  # of the whole past: of two frames it would be mostly noise
@@ -605,24 +619,29 @@ def guesses(w):
 
 
 def scored_rows(w, latent, pixels):
-    """{row: {cosine, l1, moving_l1, still_l1, lpips: [seeds, n, horizons]}}, and the decoded first draws {row: uint8 [n, horizons, H, W, 3]}. `pixels` are decoded already: those
-    of latents [seeds, n, horizons, ...] by the autoencoder."""
+    """({row: {cosine, l1, moving_l1, still_l1, lpips: [seeds, n, horizons]}}, {row: uint8 [n, horizons, H, W, 3], decoded, of the first seed}).
+
+    latent: {row: [seeds, n, horizons, ...]}, decoded by the autoencoder; pixels: {row: uint8 [n, horizons, H, W, 3]}, whose scores are added to the row as raw_<measure>.
+    """
     test = w.split["test"]
     truth, last = w.frames[test][:, [w.args.past - 1 + h for h in w.horizons]], w.frames[test, w.args.past - 1]
     found, shown = {}, {}
+
+    def scores_of(x):
+        return pixel_errors(x, truth, last) | {w.lpips_name: w.lpips(x.flatten(0, 1), truth.flatten(0, 1)).unflatten(0, x.shape[:2])}
+
     for name, z in tqdm(latent.items(), desc="scored", unit="row"):
         films = [decode_films(w.vae, x.flatten(0, 1)[:, None], 64)[:, 0].unflatten(0, x.shape[:2]) for x in z]
-        scores = [pixel_errors(x, truth, last) | {w.lpips_name: w.lpips(x.flatten(0, 1), truth.flatten(0, 1)).unflatten(0, x.shape[:2])} for x in films]
+        scores = [scores_of(x) for x in films]
         found[name] = {"cosine": latent_cosine(z, w.future[test])} | {k: torch.stack([s[k] for s in scores]) for k in scores[0]}
         shown[name] = films[0]
     for name, x in pixels.items():  # without the autoencoder between
-        scores = pixel_errors(x, truth, last) | {w.lpips_name: w.lpips(x.flatten(0, 1).contiguous(), truth.flatten(0, 1)).unflatten(0, x.shape[:2])}
-        found[name] |= {f"raw_{k}": y[None] for k, y in scores.items()}
+        found[name] |= {f"raw_{k}": y[None] for k, y in scores_of(x).items()}
     return found, shown
 
 
 def best_shift(w, z):
-    """By how many frames the truth must be moved to be most like latents [seeds, n, horizons, ...] of test clips; 0 where the time is right. None where no horizon has room."""
+    """By how many frames the truth must be shifted to be most like latents [seeds, n, horizons, ...] of test clips: 0 if the time is right. None where no horizon allows such shifts."""
     inside = [(k, h) for k, h in enumerate(w.horizons) if h + min(SHIFTS) >= 0 and w.args.past - 1 + h + max(SHIFTS) < w.length]
     if not inside:
         return None
@@ -631,22 +650,18 @@ def best_shift(w, z):
 
 
 def row_of(w, scores, z, shown, copy, oracle):
-    """What the table says of one row: every score with its interval, gain and skill over copy, timing, and whether it moves at all."""
+    """A row of the table: every score with its interval, gain and skill over copy, timing, and whether it moves at all."""
     row = {}
     for key, x in scores.items():
         x = x.nanmean(2) if "moving" in key else x.mean(2)
-        keep = ~x.isnan().any(0)
-        if keep.any():
-            row |= dict(zip((key, f"{key}_low", f"{key}_high"), bootstrap(x[:, keep], [s for s, k in zip(w.test_sources, keep.tolist(), strict=True) if k], seed=w.seed), strict=True))
-    for key in ("cosine", "l1", "moving_l1", w.lpips_name):  # what is gained over the copy, of errors what is saved
-        sign = 1 if key == "cosine" else -1
-        gain = sign * (scores[key].nanmean(2).mean(0) - copy[key].nanmean(2).mean(0))
-        keep = (~gain.isnan()).nonzero().flatten().tolist()
-        if keep:
-            few = [w.test_sources[k] for k in keep]
-            test = paired_test(gain[keep], torch.zeros(len(keep)), few, seed=w.seed)
+        if not x.isnan().any(0).all():
+            row |= averaged(key, x, w.test_sources, w.seed)
+    for key in ("cosine", "l1", "moving_l1", w.lpips_name):
+        own, base = scores[key].nanmean(2), copy[key].nanmean(2)
+        gain = gained(base, own, w.test_sources, w.seed) if key == "cosine" else gained(own, base, w.test_sources, w.seed)
+        if gain:
             name = "" if key == "cosine" else f"{key}_"
-            row |= {f"{name}gain": test["gain"], f"{name}gain_low": test["gain_low"], f"{name}gain_high": test["gain_high"], f"{name}p": signed_rank(gain[keep], few)}
+            row |= {f"{name}{k}": gain[k] for k in ("gain", "gain_low", "gain_high")} | {f"{name}p": gain["p_wilcoxon"]}
     steps = [(x[:, 1:].float() - x[:, :-1].float()).abs().mean().item() for x in (shown, oracle)] if len(w.horizons) > 1 else (0, 0)  # from one horizon to the next
     moves = steps[0] / steps[1] if steps[1] > 0 else None
     return row | {"skill": 1 - ((1 - scores["cosine"]).mean() / (1 - copy["cosine"]).mean()).item(), "l1_skill": 1 - (scores["l1"].mean() / copy["l1"].mean()).item(),
@@ -654,7 +669,7 @@ def row_of(w, scores, z, shown, copy, oracle):
 
 
 def by_group(w, scores, floors, groups):
-    """{group: mean cosine, gain over copy, gain over the best of `floors` (its mean over seeds and clips) with intervals} of {group: (numbers of test clips, numbers of horizons)}."""
+    """{group: mean cosine, and gains over copy and over the best of `floors` with intervals}. groups: {group: (numbers of test clips, numbers of horizons)}."""
     def of(x, clips, ahead):
         return x["cosine"][:, clips][:, :, ahead].mean(2)
 
@@ -683,11 +698,11 @@ def power_law(sizes, errors):
 
 
 def scaling(w, name, smaller, copy_error):
-    """Test error (1 - cosine) of one variant trained on five sizes of the training set, in steps as many, and the curve through them. smaller: {clips: (trained, read)}."""
+    """Test error (1 - cosine) of one variant trained on five sizes of the training set, in equally many steps, and the curve through them. smaller: {clips: (trained, read)}."""
     table = {}
     for n, (trained, read) in (smaller | {len(w.split["train"]): (w.trained[name], w.reads[name])}).items():
         error = 1 - latent_cosine(foretold(w, name, trained, read, w.split["test"]), w.future[w.split["test"]]).mean(2)
-        table[n] = dict(zip(("error", "error_low", "error_high"), bootstrap(error, w.test_sources, seed=w.seed), strict=True))
+        table[n] = with_bounds("error", bootstrap(error, w.test_sources, seed=w.seed))
     fit = power_law(list(table), [r["error"] for r in table.values()])
     need = None
     if fit and fit["floor"] < copy_error < fit["floor"] + fit["scale"] and fit["exponent"] > 0.01:
@@ -702,14 +717,14 @@ def latents(args, started):
     for name in w.variants:
         w.trained[name], w.reads[name] = train_variant(w, name)
     asked = [n for n in w.variants if n not in CONTROLS and n != "sanity"]
-    scaled = None if args.no_scaling else next((n for n in ("causal", "multi", "single", *asked) if n in asked), None)  # not a difference, which is a copy where it learns nothing
+    scaled = None if args.no_scaling else next((n for n in ("causal", "multi", "single", *asked) if n in asked), None)  # not delta, which is a copy where it learns nothing
     train_items = w.split["train"][torch.randperm(len(w.split["train"]), generator=torch.Generator().manual_seed(w.seed))]
     smaller = {len(few): train_variant(w, scaled, few) for few in (train_items[:max(round(f * len(train_items)), 2)] for f in FRACTIONS)} if scaled else {}
     if ranks()[0]:
         return {}
     latent = {n: foretold(w, n, w.trained[n], w.reads[n], w.split["test"]) for n in tqdm(w.variants, desc="foretold", unit="variant")}
     val = {n: latent_cosine(foretold(w, n, w.trained[n], w.reads[n], w.split["val"]), w.future[w.split["val"]]).mean().item() for n in w.variants if n != "sanity"}
-    best = max((n for n in asked if n != "action"), key=val.get)  # who is told what happens is no candidate
+    best = max((n for n in asked if n != "action"), key=val.get)  # action is told what happens, so it is no candidate
     sanity = latent.pop("sanity", None)
     guess, pixels = guesses(w)
     scores, shown = scored_rows(w, guess | latent, pixels)
@@ -766,9 +781,7 @@ def latents(args, started):
 
 def latent_picture(result, strips, path):
     """Three clips by every variant, a column a horizon; gain over copy, by horizon and by quarter of motion; error against training clips."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     names, horizons = list(strips), list(result["horizons"][result["variant"]])
     figure = plt.figure(figsize=(17, 0.95 * len(names) + 9), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[0.95 * len(names), 9])
@@ -858,9 +871,7 @@ def draw_strips(figure, strips, words, at, bold):
 
 def picture(result, strips, words, path):
     """Films of a few clips, a row a conditioning, a column a clip, five of their frames from left to right; below, what was measured."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     names, count = list(strips), len(words)
     figure = plt.figure(figsize=(5.6 * count, 1.15 * len(names) + 4.6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.15 * len(names), 4.6])
@@ -897,12 +908,11 @@ def picture(result, strips, words, path):
 # ---------------------------------------------------------------- the stage
 
 def pipeline_of(args):
-    """(pipeline's entry, geometry); fills in the defaults."""
+    """(entry of the pipeline, its geometry). Sets the defaults in `args`."""
     entry = find_model(args.model)
     if entry["kind"] != "video":
         refuse(f"--model {args.model} is a {entry['kind']}; give tiny-ltx, ltx-video, or the folder of a whole pipeline, with model_index.json")
-    if small := [k for k in ("steps", "seeds", "batch", "clips", "past", "horizon") if getattr(args, k) is not None and getattr(args, k) < 1]:
-        refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
+    positive(args, "steps", "seeds", "batch", "clips", "past", "horizon")
     args.frames, args.size, shape = args.frames or entry.get("frames", 9), args.size or entry["clip"], geometry(entry)
     args.batch = args.batch or 16
     args.steps, args.guidance = args.steps or entry.get("steps", 6), args.guidance or entry.get("guidance", 1.0)
@@ -911,7 +921,7 @@ def pipeline_of(args):
 
 
 def checked(args):
-    """(pipeline's entry, judge's entry, conditionings, geometry): what can be refused by the command line and the configurations alone; fills in the defaults."""
+    """(entry of the pipeline, entry of the judge, conditionings, geometry), refused as far as command line and configurations allow. Sets the defaults in `args`."""
     (entry, shape), judge = pipeline_of(args), find_model(args.judge)
     if judge["kind"] != "encoder" or not judge["type"].startswith("dino"):
         refuse(f"--judge {args.judge} is a {judge['kind']} of type {judge['type']}; an encoder of DINO's kind is needed, say tiny-dinov2 or dinov2-b")
@@ -940,8 +950,8 @@ def opened(entry, shape, unit, steps, words):
 
 
 def kept(folder, ids, wanted, load, make):
-    """{part: {films: uint8 [n, T, H, W, 3], mapped from disk, seconds: that making them took, ...}}. wanted: {part: settings}; a part that is there, of the same settings and clips,
-    is not made again, the others are by make(part, *load())."""
+    """{part: {films: uint8 [n, T, H, W, 3], mapped from disk, seconds: what making them took, ...}}. wanted: {part: settings}. Parts of the same settings and clips that are in the folder are
+    kept; the others are made by make(part, *load())."""
     def there(part):
         found = load_pt(folder / f"{part}.pt", RESULT) if (folder / f"{part}.pt").is_file() else None
         return found if found and found["meta"] == wanted[part] and found["ids"] == ids else None
@@ -957,7 +967,7 @@ def kept(folder, ids, wanted, load, make):
 
 
 def made(entry, folder, parts, settings, items, adapter, batch):
-    """({part: films uint8 [n, T, H, W, 3]}, seconds that making them took). parts: {name: (conditioning, strength, number of the draw)}; `vae`, the clips' reconstruction, is added to them."""
+    """({part: films uint8 [n, T, H, W, 3]}, seconds that making them took) of parts {name: (conditioning, strength, number of the draw)}, and `vae`, the clips' reconstruction."""
     ids, real, (meta, held) = [i["id"] for i in items], torch.stack([i["frames"] for i in items]), adapter or ({}, None)
     shape = real.shape[1:4]
 
@@ -967,7 +977,7 @@ def made(entry, folder, parts, settings, items, adapter, batch):
         name, strength, draw = parts[part]
         places, says = CONDITIONINGS[name]
         shown = [(0, real)] if places == "all" else [(k, real[:, k:k + 1]) for k in (round(f * (shape[0] - 1)) for f in places)]
-        nothing, instead = (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty))), None
+        nothing, instead = unprompted(empty, len(ids)), None
         prompt = words if says == "caption" else nothing
         if says == "adapter" and meta["into"] == "latents":
             shown = [(0, decode_films(model.vae, held, batch))]
@@ -985,11 +995,41 @@ def made(entry, folder, parts, settings, items, adapter, batch):
     return {part: x["films"] for part, x in found.items()}, sum(x["seconds"] for part, x in found.items() if part != "vae")
 
 
+def load_judge(entry, device, dtype):
+    """look(pictures uint8 [n, H, W, 3]) -> patch tokens [n, h, w, D] of the frozen encoder by which frames are compared."""
+    return functools.partial(judge_tokens, *load_encoder(entry, device, dtype), entry["clip"], device=device)
+
+
+def three_of(going, ids):
+    """Numbers of three clips to show: evenly from those in which something goes somewhere, else from all."""
+    numbers = going or list(range(len(ids)))
+    return numbers[::max(len(numbers) // 3, 1)][:3]
+
+
+def about(mode, entry, judge, data, model=None, weights=None):
+    """The first lines of the YAML: what made the films, of which data, and what judged them."""
+    return {"stage": "predict", "mode": mode, "model": model, "video": entry["name"], "video_weights": entry["weights"], "weights": weights or entry["weights"],
+            "data": data["data"], "data_name": data["name"], "judge": judge["name"], "judge_weights": judge["weights"]}
+
+
+def write_films(out, shown, items, args, entry, data, model, conditioning, acts, **more):
+    """films/ beside `out`: films {name: uint8 [n, T, H, W, 3]} of the clips `items` as a data folder. acts: what happens in train clips, of which the commonest is recorded."""
+    write_items(out.parent / "films", (item | {"id": f"{item['id']}/{n}", "frames": x[k].clone(), "conditioning": n} for n, x in shown.items() for k, item in enumerate(items)),
+                {"name": f"{data['name']}-films", "source_kind": "films", "data": data["data"], "seed": args.seed, "data_path": str(args.data), "model": model, "video": entry["name"],
+                 "video_weights": entry["weights"], "conditioning": conditioning, "commonest": max(sorted(set(acts)), key=acts.count) if acts else None} | more)
+
+
+def settings_of(args, entry, geometry, dtype, clips, words, *more):
+    """What films are made with and of; if anything of it is another, they are made again. more: names of further arguments."""
+    return {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": geometry, "steps": args.steps, "guidance": args.guidance, "seed": args.seed,
+            **{k: getattr(args, k) for k in more}, "dtype": str(dtype), **DECODE, "clips": digest(clips.numpy().tobytes()), "words": digest(str(words).encode())}
+
+
 def coherence(args, started):
     """predict-coherence.yaml's content, and what stands beside it."""
     entry, judge_entry, names, shape = checked(args)
     every, data = load_items(args.data)
-    items = [i for i in every if split_of(i["source"]) == "test" and len(i.get("frames", ())) > 1][:args.clips]
+    items = clips_of(every, "test")[:args.clips]
     if not items:
         refuse(f"{args.data} has no clips in its test split; give a folder with clips, and more of them (data.py moving)")
     items = windows(items, args.frames, args.size)
@@ -1003,16 +1043,13 @@ def coherence(args, started):
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    settings = {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": shape, "steps": args.steps, "guidance": args.guidance, "seed": args.seed,
-                "dtype": str(dtype), **DECODE, "clips": digest(real.numpy().tobytes()), "words": digest(str(words).encode()),
-                "adapter": adapter and digest(str(adapter[0]["into"]).encode() + adapter[1].numpy().tobytes())}
-    judge, processor = load_encoder(judge_entry, device, dtype)  # if it cannot be loaded, better now than after hours of films
+    settings = settings_of(args, entry, shape, dtype, real, words) | {"adapter": adapter and digest(str(adapter[0]["into"]).encode() + adapter[1].numpy().tobytes())}
+    look = load_judge(judge_entry, device, dtype)  # if it cannot be loaded, better now than after hours of films
     parts = {f"{n}-{s}": (n, 1.0, s) for n in names for s in range(args.seeds)} | {f"{n}@{x:g}-0": (n, x, 0) for n in names if n in SWEPT for x in args.strengths if 0 < x < 1}
     parts, seconds = made(entry, out.with_name(out.stem + "-parts"), parts, settings, items, adapter, args.batch)
     parts = {"real": real, "vae": parts.pop("vae"), "frozen": real[:, :1].expand_as(real), "shuffled": shuffled(real, args.seed)} | parts
     parts["vae_shuffled"] = shuffled(parts["vae"], args.seed)
 
-    look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
     way = goers(items, 0)
     going = way[0]
     found = {part: measured(x, real[:, 0], look, way) | ({"warp_error": warp_error(x)} if part.partition("-")[2] in ("", "0") and "@" not in part else {})
@@ -1025,8 +1062,7 @@ def coherence(args, started):
     table, main = {n: row(x) for n, x in own.items()}, next((n for n in ("adapter", "first+text") if n in names), names[-1])
     swept = {n: {x: f"{SWEPT[n]}-0" if x == 0 else f"{n}-0" if x == 1 else f"{n}@{x:g}-0" for x in sorted({0.0, *args.strengths, 1.0})} for n in names if n in SWEPT}
     into = adapter and adapter[0]["into"]
-    result = {"stage": "predict", "mode": "coherence", "model": model, "video": entry["name"], "video_weights": entry["weights"], "weights": adapter and adapter[0].get("weights") or entry["weights"],
-              "data": data["data"], "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], "conditioning": main}
+    result = about("coherence", entry, judge_entry, data, model, adapter and adapter[0].get("weights")) | {"conditioning": main}
     for name, beside in (("temporal_consistency", ("real", "frozen", "shuffled")), ("temporal_closeness", ("vae", "frozen", "shuffled")),
                          ("decoded_closeness", ("frozen",)), ("temporal_ratio", ()), ("flicker_ratio", ()), ("warp_error", ("real",)), ("direction_right", ("real",))):
         result |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {f"{name}_{b}": table[b][name] for b in beside}
@@ -1040,10 +1076,8 @@ def coherence(args, started):
 
     shown = {"real": real, "frozen": parts["frozen"]} | {n: parts[f"{n}-0"] for n in names}
     taught = [i["direction"] for i in every if "direction" in i and split_of(i["source"]) == "train"]
-    write_items(out.parent / "films", (item | {"id": f"{item['id']}/{n}", "frames": x[k].clone(), "conditioning": n} for n, x in shown.items() for k, item in enumerate(items)),
-                {"name": f"{data['name']}-films", "source_kind": "films", "data": data["data"], "seed": args.seed, "data_path": str(args.data), "model": model, "video": entry["name"],
-                 "video_weights": entry["weights"], "conditioning": main, "commonest": max(sorted(set(taught)), key=taught.count) if taught else None})
-    few = (going or list(range(len(ids))))[::max(len(going or ids) // 3, 1)][:3]
+    write_films(out, shown, items, args, entry, data, model, main, taught)
+    few = three_of(going, ids)
     strips, few_words = {n: x[few].clone() for n, x in ({"real": real, "vae": parts["vae"]} | shown).items()}, [words[k] or ids[k] for k in few]
     save_pt(out.with_suffix(".pt"), RESULT, [ids[k] for k in few], {"stage": "predict", "mode": "coherence", "words": few_words}, films=strips)
     picture(result, strips, few_words, out.with_suffix(".png"))
@@ -1063,13 +1097,13 @@ CONTINUE_NOTES = {
 
 
 def span(past, frames, r):
-    """How many of the last frames a window is shown: the largest r*j+1 that the autoencoder takes, of at most `past` frames and of at most half a film of `frames`, rounded up."""
+    """How many of the last frames a window is shown: the largest r*j+1, as the autoencoder takes them, that is at most `past` and at most half of a film's `frames`, rounded up."""
     return (min(past, (frames + 1) // 2) - 1) // r * r + 1
 
 
 def continued(shoot, shown, k, horizon):
-    """`horizon` frames uint8 [n, horizon, H, W, 3] after those shown [n, j, H, W, 3] (j = 0: none), window by window: shoot(frames to be shown, number of the window) -> films that begin with
-    these. Every window after the first is shown the last k frames so far."""
+    """The `horizon` frames after those shown [n, j, H, W, 3] (j may be 0), window by window: uint8 [n, horizon, H, W, 3]. shoot(frames, number of the window) -> films that begin with these
+    frames; every window after the first is shown the last k frames so far."""
     x, j, number = shown, shown.shape[1], 0
     while x.shape[1] < j + horizon:
         given = x[:, -k:] if number else x
@@ -1078,15 +1112,15 @@ def continued(shoot, shown, k, horizon):
 
 
 def reconstructed(vae, clips, most, r, batch):
-    """The last `most` frames of clips [n, T, H, W, 3] after the autoencoder, which takes r*j+1 frames: with at least one before them (where the clip begins later: its first again)."""
+    """The last `most` frames of clips [n, T, H, W, 3] through the autoencoder, which takes r*j+1 frames: at least one before them is added, the clip's first repeated if it has none."""
     at = torch.arange(clips.shape[1] - 1 - -(-most // r) * r, clips.shape[1]).clamp(min=0)
     return decode_films(vae, encode_films(vae, clips[:, at], batch), batch)[:, -most:]
 
 
 def asked_clips(args):
-    """(all items, test items cut to --past and --horizon, train items, index): what can be refused by the data alone."""
+    """(all items, test clips cut to --past + --horizon frames, train clips, index), refused as far as the data alone allow."""
     every, data = load_items(args.data)
-    test, train = ([i for i in every if split_of(i["source"]) == split and len(i.get("frames", ())) > 1] for split in ("test", "train"))
+    test, train = clips_of(every, "test"), clips_of(every, "train")
     for split, found in (("test", test), ("train", train)):
         if not found:
             refuse(f"{args.data} has no clips in its {split} split; give a folder with clips, and more of them (data.py moving)")
@@ -1096,17 +1130,11 @@ def asked_clips(args):
 
 
 def named(items, path, why):
-    """(ids, sources, captions, clips uint8 [n, T, H, W, 3]); why: for what each needs its caption, or None."""
+    """(ids, sources, captions, frames uint8 [n, T, H, W, 3]) of clips. why: what each needs a caption for, or None."""
     ids, words = [i["id"] for i in items], [caption(i) for i in items]
     if why and None in words:
         refuse(f"{ids[words.index(None)]!r} of {path} has no text to ask a film for, and {why}")
     return ids, [i["source"] for i in items], words, torch.stack([i["frames"] for i in items])
-
-
-def settings_of(args, entry, unit, dtype, clips, words):
-    """What films of the same clips have in common: if anything of it is another, they are made again."""
-    return {"video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])], "geometry": unit, "steps": args.steps, "guidance": args.guidance, "seed": args.seed,
-            "frames": args.frames, "past": args.past, "horizon": args.horizon, "dtype": str(dtype), **DECODE, "clips": digest(clips.numpy().tobytes()), "words": digest(str(words).encode())}
 
 
 def continuation(args, started):
@@ -1127,17 +1155,17 @@ def continuation(args, started):
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    judge, processor = load_encoder(judge_entry, device, dtype)
+    look = load_judge(judge_entry, device, dtype)
     past, horizon, shape = args.past, args.horizon, (args.frames, args.size, args.size)
     seen = clips[:, :past]
-    settings = settings_of(args, entry, unit, dtype, clips, words)
+    settings = settings_of(args, entry, unit, dtype, clips, words, "frames", "past", "horizon")
     jobs = {"vae": None} | {f"{n}-{s}": (n, s) for n in names for s in range(args.seeds)}
 
     def film(part, model, empty, captions, run, timesteps):
         if part == "vae":
             return reconstructed(model.vae, clips, horizon, unit["time"], args.batch)
         (places, says), draw = CONTINUATIONS[jobs[part][0]], jobs[part][1]
-        prompt = captions if says == "caption" else (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty)))
+        prompt = captions if says == "caption" else unprompted(empty, len(ids))
         first = {"past": k, "last": 1, "none": 0}[places]
 
         def shoot(given, number):
@@ -1148,13 +1176,11 @@ def continuation(args, started):
     made = kept(out.with_name(out.stem + "-parts"), ids, {part: settings | {"job": job} for part, job in jobs.items()},
                 lambda: opened(entry, shape, unit, args.steps, [w or "" for w in words]), film)
     ahead = alongside(clips, past, train, made["vae"]["films"]) | {n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}  # [draws, n, horizon, H, W, 3]
-    look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
     head, told = film_table(ahead, items, clips, past, look, args.seed)
     whole, going = {n: torch.cat([clips[:, past - 1:past], x[0]], 1) for n, x in ahead.items()}, goers(items, past - 1)[0]
-    few = (going or list(range(len(ids))))[::max(len(going or ids) // 3, 1)][:3]
+    few = three_of(going, ids)
     strips, few_words = {n: whole[n][few] for n in ("real", "vae", "copy", "flow", *names)}, [words[i] or ids[i] for i in few]
-    result = {"stage": "predict", "mode": "continue", "model": None, "video": entry["name"], "video_weights": entry["weights"], "weights": entry["weights"], "data": data["data"],
-              "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], **head, "seeds_are": "draws of noise: nothing is trained here",
+    result = {**about("continue", entry, judge_entry, data), **head, "seeds_are": "draws of noise: nothing is trained here",
               "past": past, "horizon": horizon, "shown": k, "frames": args.frames, "size": args.size, "steps": args.steps, "guidance": args.guidance,
               "films_seconds": sum(made[p]["seconds"] for p in jobs if p != "vae"), **told, "seconds": {p: x["seconds"] for p, x in made.items()}, "notes": CONTINUE_NOTES,
               "sheet": sheet({n: x for n, x in strips.items() if n not in names[2:]}, few_words, out.with_name(f"{out.stem}-sheet.png")),
@@ -1162,10 +1188,8 @@ def continuation(args, started):
 
     shown = {n: whole[n] for n in ("real", "vae", "copy", *names)}
     acts = [a for a in (i.get("action", i.get("direction")) for i in every if split_of(i["source"]) == "train") if a is not None]
-    write_items(out.parent / "films", (cut(item, past - 1) | {"id": f"{item['id']}/{n}", "frames": x[i].clone(), "conditioning": n} for n, x in shown.items() for i, item in enumerate(items)),
-                {"name": f"{data['name']}-films", "source_kind": "films", "data": data["data"], "seed": args.seed, "data_path": str(args.data), "model": None, "video": entry["name"],
-                 "video_weights": entry["weights"], "conditioning": names[0], "commonest": max(sorted(set(acts)), key=acts.count) if acts else None,
-                 "actions": sorted({a for a in (i.get("action", i.get("direction")) for i in every) if a is not None})[:200]})
+    write_films(out, shown, [cut(item, past - 1) for item in items], args, entry, data, None, names[0], acts,
+                actions=sorted({a for a in (i.get("action", i.get("direction")) for i in every) if a is not None})[:200])
     continued_picture(result, strips, few_words, out.with_suffix(".png"))
     animation({n: x for n, x in strips.items() if n in ("real", "copy", "flow", *names[:2])}, few_words, out.with_suffix(".gif"))
     save_yaml(out, result)
@@ -1179,9 +1203,7 @@ def cut(item, first):
 
 def continued_picture(result, strips, words, path):
     """Films of a few clips: the last frame seen and the frames of every horizon, from left to right; below, the error by horizon."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     names, count, horizons = list(strips), len(words), list(result["horizons"])
     figure = plt.figure(figsize=(6.6 * count, 1.15 * len(names) + 5.2), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.15 * len(names), 5.2])
@@ -1253,13 +1275,16 @@ def candidates(n, high):
 
 
 def undone(back, seen, k):
-    """Mean absolute difference [n], colours in [0, 1], of the last k of `seen` [n, P, H, W, 3] from where a film that was carried on backwards in time [n, m, H, W, 3] comes to them, at its end."""
+    """How far a film that continues backwards in time, `back` [n, m, H, W, 3], ends from the last k frames of `seen` [n, P, H, W, 3]: mean absolute difference [n], colours in [0, 1]."""
     return (back[:, -k:].flip(1).float() - seen[:, -k:].float()).abs().mean((1, 2, 3, 4)).double() / 255
 
 
 def beliefs(x, seen, carried, more):
-    """{name: [c, n]}, higher is better, of candidates uint8 [c, n, h, H, W, 3] without the outcome: nearness to the mean of the others (agreement) and to flow carried on [n, h, H, W, 3] (flow);
-    a first step as large as those of the frames seen [n, P, H, W, 3] (continuity); more {name: [c, n]}, that depends on the candidate alone; the mean of all their ranks."""
+    """What speaks for each candidate uint8 [c, n, h, H, W, 3] without the outcome, higher is better: {name: [c, n]}.
+
+    agreement: nearness to the mean of the other candidates; flow: nearness to the optical flow's extrapolation, `carried` [n, h, H, W, 3]; continuity: a first step as large as the steps of the
+    frames seen [n, P, H, W, 3]; `more` {name: [c, n]}: beliefs that depend on the candidate alone; mean_rank: the mean of the ranks by all of these.
+    """
     from scipy.stats import rankdata
     steps = seen.float().diff(dim=1).abs().mean((1, 2, 3, 4)) if seen.shape[1] > 1 else torch.zeros(len(seen))
     total = sum(y.float() for y in x)
@@ -1270,12 +1295,12 @@ def beliefs(x, seen, carried, more):
 
 
 def believed(belief):
-    """The number [n] of the candidate with the highest of a belief [c, n], of equals the first."""
+    """The number [n] of the candidate with the highest belief [c, n]; the first of equals."""
     return torch.from_numpy(belief.numpy().argmax(0))
 
 
 def picked(errors, x, seen, carried, more, right):
-    """{picker: {l1, moving_l1 [n], direction_right [m]}} among candidates: errors {measure: [c, n]}, right [c, m] and its clips' numbers, the rest as for beliefs."""
+    """{picker: {l1, moving_l1 [n], direction_right [m]}} of the candidate that each picks. errors {measure: [c, n]}; right: ([c, m], numbers of its clips); the rest as for `beliefs`."""
     right, numbers = right
     found = {"one": {m: e[0] for m, e in errors.items()} | {"direction_right": right[0]}, "random": {m: e.mean(0) for m, e in errors.items()} | {"direction_right": right.mean(0)}}
     for name, belief in beliefs(x, seen, carried, more).items():
@@ -1300,7 +1325,7 @@ def futures(args, started):
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    judge, processor = load_encoder(judge_entry, device, dtype)
+    look = load_judge(judge_entry, device, dtype)
     seen, last, truth, rows = clips[:, :args.past], clips[:, args.past - 1], clips[:, args.past:], list(EXPERTS)
     jobs = {f"candidate-{i}": job for i, job in enumerate(candidates(args.candidates, high))}
     every = jobs | {"candidate-truth": None}
@@ -1311,21 +1336,19 @@ def futures(args, started):
             return reconstructed(model.vae, clips, args.horizon, unit["time"], args.batch)
         if part not in jobs:
             end = load_pt(folder / f"{part.replace('cycle', 'candidate')}.pt", RESULT)["films"][:, -back:].flip(1)
-            nothing = empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty))
-            return films(run, timesteps, ids, shape, [(0, end)], nothing, f"{args.seed} 1", batch=args.batch)[:, back:]  # with the same noise for all candidates
+            return films(run, timesteps, ids, shape, [(0, end)], unprompted(empty, len(ids)), f"{args.seed} 1", batch=args.batch)[:, back:]  # with the same noise for all candidates
         expert, guidance, draw = jobs[part]
         at = slice(len(ids) * rows.index(expert), len(ids) * (rows.index(expert) + 1)) if expert else None
-        prompt = tuple(x[at] for x in prompts) if expert else (empty.expand(len(ids), -1, -1), empty.new_ones(len(ids), len(empty)))
+        prompt = tuple(x[at] for x in prompts) if expert else unprompted(empty, len(ids))
         return films(run, timesteps, ids, shape, [(0, seen[:, -k:])], prompt, f"{args.seed + draw} 0", batch=args.batch, guidance=guidance, empty=empty)[:, k:]
 
-    settings = settings_of(args, entry, unit, dtype, clips, words)
+    settings = settings_of(args, entry, unit, dtype, clips, words, "frames", "past", "horizon")
     wanted = {part: settings | {"job": job, "prompts": EXPERTS} for part, job in every.items()}
     made = kept(folder, ids, wanted | {part.replace("candidate", "cycle"): how | {"backwards": back} for part, how in wanted.items()},
                 lambda: opened(entry, shape, unit, args.steps, [template.format(w) for template in EXPERTS.values() for w in words]), film)
     films_of = [made[part]["films"] for part in every]
     x = films_of[:-1]
 
-    look = functools.partial(judge_tokens, judge, processor, judge_entry["clip" if "clip" in judge_entry else "size"], device=device)
     here = look(last).flatten(1).double()
     close = torch.stack([torch.stack([F.cosine_similarity(a[None], look(film).flatten(1).double()).mean() for a, film in zip(here, y, strict=True)])
                          for y in tqdm(films_of, desc="measured", unit="part")])
@@ -1355,13 +1378,11 @@ def futures(args, started):
         if keep:
             criteria[m] = criterion(best["mean_rank"][m][keep], {p: best[p][m][keep] for p in ("one", "random")}, [sources[i] for i in keep], ceiling=best["oracle"][m][keep].mean().item(),
                                     better="lower", seed=args.seed, picker="mean_rank", controls={p: best[p][m][keep].mean() for p in (*rankers, "worst") if p != "mean_rank"})
-    result = {"stage": "predict", "mode": "futures", "model": None, "video": entry["name"], "video_weights": entry["weights"], "weights": entry["weights"], "data": data["data"],
-              "data_name": data["name"], "judge": judge_entry["name"], "judge_weights": judge_entry["weights"], "picker": "mean_rank"}
-    for m, prefix in (("l1", ""), ("moving_l1", "moving_")):
-        g = gains[m]["mean_rank"]
+    result = about("futures", entry, judge_entry, data) | {"picker": "mean_rank"}
+    for m in ("l1", "moving_l1"):
+        prefix = m.removesuffix("l1")
         result |= {f"{m}{end}": table["mean_rank"][f"{m}{end}"] for end in ("", "_low", "_high")} | {f"{m}_{p}": table[p][m] for p in ("one", "random", "oracle", "worst")}
-        result |= {f"{prefix}gain_over_one{end}": g and g[key] for end, key in (("", "gain"), ("_low", "gain_low"), ("_high", "gain_high"), ("_p", "p"), ("_p_holm", "p_holm"))}
-        result |= {f"{prefix}oracle_share": table["mean_rank"][f"{m}_oracle_share"]}
+        result |= gain_columns(f"{prefix}gain_over_one", gains[m]["mean_rank"], "p", "p_holm") | {f"{prefix}oracle_share": table["mean_rank"][f"{m}_oracle_share"]}
     result |= {"direction_right": table["mean_rank"]["direction_right"], "direction_right_one": table["one"]["direction_right"],
                **{f"truth_preferred{end}": preferred["mean_rank"][f"share{end}"] for end in ("", "_low", "_high")}, "clips": len(ids), "sources": len(set(sources)),
                "direction_clips": len(way[0]), "candidates": len(x), "past": args.past, "shown": k, "horizon": args.horizon, "frames": args.frames, "size": args.size, "steps": args.steps,
@@ -1380,9 +1401,7 @@ def futures(args, started):
 
 def futures_picture(result, path):
     """The error of what every picker picks, by the number of candidates."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     style = {"one": ("black", "--"), "random": ("0.5", "--"), "oracle": ("tab:green", ":"), "worst": ("tab:red", ":"), "mean_rank": ("tab:orange", "-"), "agreement": ("tab:blue", "-"),
              "continuity": ("tab:purple", "-"), "flow": ("tab:cyan", "-"), "consistency": ("tab:brown", "-"), "cycle": ("tab:pink", "-")}

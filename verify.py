@@ -20,12 +20,13 @@ originals, VAE and bridge reconstructions; true and decoded boxes. A criterion i
 
 `plain_pass` is the bare comparison of an earlier plan, recorded beside it. `--set bbox_iou=0.5` overrides a threshold and is recorded.
 
---plant writes films whose rightness is known, a data folder like any other (extract.py and explain.py take it): of every val and test clip what really happened, what is planted of it (PLANTED),
-and the films that a video model made, each beginning with the last frame seen. --rollouts asks who can tell the right from the wrong ones: verifiers that read pixels, latents (--latents) or words
-(--words), each told the prediction and the outcome; AUROC on test films with intervals over sources, the best of a kind chosen on val. verify.yaml holds them by kind of error and by horizon, the
-risk-coverage curve, split-conformal acceptance, the same of the video model's own films, and with --futures of what can be known without the outcome; verify.png shows it.
+--plant writes predictions whose rightness is known, as a data folder that extract.py and explain.py take: for every val and test clip a film of what really happened, films with planted errors
+(PLANTED) and, with --films, those that a video model made. Each begins with the last frame seen.
+--rollouts asks which verifiers tell right predictions from wrong ones. A verifier is given the prediction and the outcome, as pixels, as latents (--latents) or in words (--words). verify.yaml
+holds the AUROC of each on test films, with intervals over sources, by kind of error and by horizon (the best of each family is chosen on val); the risk-coverage curve; split-conformal
+acceptance; the same for the video model's films; and with --futures, what can be told without the outcome. verify.png shows it.
 
---audit measures again, of the films on disk, every number that predict-continue.yaml says, and names what disagrees: a number, a film, a frame, a clip. Writes audit.yaml beside it.
+--audit measures every number of predict-continue.yaml again, from the films on disk, and names each number, film, frame or clip that disagrees. Writes audit.yaml beside it.
 
 --screen asks which of several models: the same answers on every model's test items, and a weighted score (SCREEN, MATRIX) whose resamples all models share.
 Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md, screen.png and screen.yaml; `told_apart` says whether the first is more than tied.
@@ -47,6 +48,7 @@ from common import (
     BASELINES,
     FEATURES,
     HERE,
+    HORIZONS,
     ITEMS,
     OWN_LAYOUT,
     RESULT,
@@ -55,6 +57,7 @@ from common import (
     bootstrap,
     check_writable,
     choose_device,
+    clips_of,
     clusters,
     decode_films,
     digest,
@@ -78,6 +81,7 @@ from common import (
     parser,
     plain,
     plant_features,
+    pyplot,
     refuse,
     resampled,
     run_info,
@@ -90,6 +94,7 @@ from common import (
     whereabouts,
     widened,
     windows,
+    with_bounds,
     write_items,
 )
 
@@ -179,7 +184,7 @@ def judge(record, threshold, better="higher"):
 
 
 def stand_in(record):
-    """An LPIPS record with an unpublished backbone, rewritten as skill between the mean image and the VAE; None when the VAE is no better than that."""
+    """The record of an LPIPS with an untrained backbone, rewritten as skill: 0 for the mean image, 1 for the VAE. None where the VAE is no better than the mean image."""
     floor = record.get("floors", {}).get("mean_image", record["floor"])
     room = record["ceiling"] - floor
     if room >= 0:
@@ -193,7 +198,7 @@ def stand_in(record):
 
 
 def held(criteria, name, rule, threshold, source):
-    """(row, record): a criterion's record held against the threshold, LPIPS without its published backbone by the stand-in. What was not measured says so; its record is None."""
+    """(row, record): a criterion's record held against the threshold; LPIPS without its published backbone by its stand-in. The record is None where nothing was measured."""
     record, better, row = criteria.get(name), rule.get("better", "higher"), {"threshold": threshold, "source": source}
     missing = f"{rule['from']} measured no {name}"
     if name == "lpips" and record is None and "lpips_random_backbone" in criteria:
@@ -216,6 +221,34 @@ def timed(score, why, threshold, source):
     return row | {"answer": "PASS" if score < threshold else "FAIL", "plain_pass": score < threshold, "reason": why}
 
 
+def as_gain(record):
+    """The record with the gain over the floor as its score: its floor is then zero, its ceiling the room above the old floor."""
+    room = record["ceiling"] - record["floor"]
+    return record | {"score": record["gain"], "low": record["gain_low"], "high": record["gain_high"], "floor": 0.0, "ceiling": room if record.get("better") != "lower" else -room}
+
+
+def judged_row(criteria, name, rule, threshold, changed):
+    """A criterion's row in the table of a gate. criteria: {name: record}, or of ratios of times {name: (score, why)}; changed: the thresholds of --set."""
+    source = PLAN
+    if name in changed:
+        source, rule = "--set", rule | {"accepted": None}  # a threshold that was set has no second one below it
+    if rule.get("gain") and name in criteria:
+        criteria = {name: as_gain(criteria[name])}
+    row = timed(*criteria[name], threshold, source) if rule["from"] == "time" else held(criteria, name, rule, threshold, source)[0]
+    return {"level": rule["level"]} | row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
+
+
+def undecided(judged, names):
+    """The verdict while the criteria `names` are open: (verdict, why)."""
+    return "INCONCLUSIVE", f"investigate {', '.join(names)}: {'; '.join(judged[k]['reason'] for k in names)}"
+
+
+def gate_head(gate, verdict, why, about, judged, beside=""):
+    """The first lines of gate<N>.yaml. The headline says of what kind the weights and the data are; beside: what it says of other weights."""
+    kinds = f"{about['weights']} weights{beside}, {about['data']} data" + ("; LPIPS by a stand-in" if judged.get("lpips", {}).get("stand_in") else "")
+    return {"stage": "gate", "gate": gate, "verdict": verdict, "headline": f"{verdict} ({kinds}): {why}", **{k: about[k] for k in ("model", "data_name", "weights", "data")}}
+
+
 def decide(judged, encoder):
     """The decision table: (verdict, why). `encoder` holds the spatial encoder's own judged spatial criteria, where it was measured."""
     must = {k: j for k, j in judged.items() if j["level"] == "must"}
@@ -234,8 +267,7 @@ def decide(judged, encoder):
         return "INCONCLUSIVE", f"investigate the hybrid: the model fails {', '.join(lost)}, and what the spatial encoder holds is undecided"
     if failed:
         return "STOP", f"space is there but the bridge fails {', '.join(failed)}"
-    open_ones = [k for k, j in must.items() if j["answer"] != "PASS"]
-    return "INCONCLUSIVE", f"investigate {', '.join(open_ones)}: {'; '.join(must[k]['reason'] for k in open_ones)}"
+    return undecided(judged, [k for k, j in must.items() if j["answer"] != "PASS"])
 
 
 def gate1(args, thresholds):
@@ -254,7 +286,6 @@ def gate1(args, thresholds):
         if index and (name != "reference" or index.is_file()):
             seconds[name] = load_yaml(index, "extract")["seconds_per_item"]
 
-    records = {"probe": probe["criteria"], "align": align["criteria"], "adapt": adapt["criteria"], "motion": motion["criteria"] if motion else {}}
     def ratio(a, b, missing):
         if seconds.get(a) and seconds.get(b):
             return seconds[a] / seconds[b], NO_INTERVAL
@@ -262,20 +293,10 @@ def gate1(args, thresholds):
 
     times = {"latency_overhead": ratio("encoder", "model", "no --encoder was given"),
              "inference_ratio": (1.0, "the reference itself") if probe["model"] == "qwen2.5-vl-7b" else ratio("model", "reference", "no Qwen2.5-VL features of the same data were given (--reference)")}
-    judged = {}
-    for name, rule in GATE1.items():
-        source = PLAN if name not in args.changed else "--set"
-        if rule["from"] == "time":
-            row = timed(*times[name], thresholds[name], source)
-        else:  # a threshold that was set has no second one below it
-            row, _ = held(records[rule["from"]], name, rule if name not in args.changed else rule | {"accepted": None}, thresholds[name], source)
-        row = {"level": rule["level"]} | row
-        judged[name] = row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
+    criteria = {"probe": probe["criteria"], "align": align["criteria"], "adapt": adapt["criteria"], "motion": motion["criteria"] if motion else {}, "time": times}
+    judged = {name: judged_row(criteria[rule["from"]], name, rule, thresholds[name], args.changed) for name, rule in GATE1.items()}
     encoder = {k: judge(encoder_probe["criteria"][k], thresholds[k]) for k in SPATIAL} if encoder_probe else {}
-    verdict, why = decide(judged, encoder)
-    kinds = f"{probe['weights']} weights, {probe['data']} data" + ("; LPIPS by a stand-in" if judged["lpips"].get("stand_in") else "")
-    result = {"stage": "gate", "gate": 1, "verdict": verdict, "headline": f"{verdict} ({kinds}): {why}", "model": probe["model"], "data_name": probe["data_name"],
-              "weights": probe["weights"], "data": probe["data"], "decoder": adapt["decoder"], "decoder_weights": adapt["decoder_weights"]}
+    result = gate_head(1, *decide(judged, encoder), probe, judged) | {"decoder": adapt["decoder"], "decoder_weights": adapt["decoder_weights"]}
     result |= {name: row["score"] for name, row in judged.items()}
     result |= {"plain_verdict": "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP", "overridden": args.changed, "criteria": judged}
     if encoder:
@@ -299,8 +320,7 @@ def decide2(judged, hybrid):
         return "INCONCLUSIVE", "investigate the hybrid: a small bridge fails lpips, and whether a second encoder repairs it is undecided"
     if must["parameter_efficiency"]["answer"] == "FAIL":
         return "PIVOT", "to a larger bridge: 10M parameters are worse than 100M"
-    open_ones = [k for k, j in must.items() if j["answer"] != "PASS"]
-    return "INCONCLUSIVE", f"investigate {', '.join(open_ones)}: {'; '.join(must[k]['reason'] for k in open_ones)}"
+    return undecided(judged, [k for k, j in must.items() if j["answer"] != "PASS"])
 
 
 def gate2(args, thresholds):
@@ -318,8 +338,7 @@ def gate2(args, thresholds):
     about_model = coherence.get("conditioning") == "adapter"  # other films say nothing of the model
     for name, rule in GATE2.items():
         criteria = stages.get(rule["from"], {}).get("criteria", {}) if rule["from"] == "scaling" or about_model else {}
-        row, _ = held(criteria, name, rule if name not in args.changed else rule | {"accepted": None}, thresholds[name], PLAN if name not in args.changed else "--set")
-        judged[name] = {"level": rule["level"]} | row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
+        judged[name] = judged_row(criteria, name, rule, thresholds[name], args.changed)
     for key in ("floor", "floor_name", "ceiling", "skill"):  # LPIPS of the small bridge, by which only its gain is judged
         judged["parameter_efficiency"].pop(key, None)
     judged["parameter_efficiency"] |= {"stand_in": True} if "lpips_random_backbone" in scaling else {}
@@ -328,10 +347,7 @@ def gate2(args, thresholds):
     if (ceiling := judged["semantic_accuracy"].get("ceiling")) is not None and ceiling < judged["semantic_accuracy"]["threshold"]:
         judged["semantic_accuracy"] |= {"answer": "INCONCLUSIVE", "reason": f"of the clips themselves the model says no more than {ceiling:.3f}", "n_needed": None}
     fused = hybrid and {"answer": held(hybrid["criteria"], "lpips", GATE2["lpips"], thresholds["lpips"], PLAN)[0]["answer"], **{k: hybrid[k] for k in ("spatial", "spatial_adds")}}
-    verdict, why = decide2(judged, fused)
-    kinds = f"{scaling['weights']} weights, {scaling['data']} data" + ("; LPIPS by a stand-in" if judged["lpips"].get("stand_in") else "")
-    result = {"stage": "gate", "gate": 2, "verdict": verdict, "headline": f"{verdict} ({kinds}): {why}", "model": scaling["model"], "data_name": scaling["data_name"],
-              "weights": scaling["weights"], "data": scaling["data"], "decoder": scaling["decoder"], "decoder_weights": scaling["decoder_weights"], "video": coherence.get("video")}
+    result = gate_head(2, *decide2(judged, fused), scaling, judged) | {"decoder": scaling["decoder"], "decoder_weights": scaling["decoder_weights"], "video": coherence.get("video")}
     result |= {name: row["score"] for name, row in judged.items()}
     result |= {"plain_verdict": "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP", "overridden": args.changed,
                **{k: hybrid[k] for k in ("spatial", "model_adds", "spatial_adds") if hybrid}, **{k: v for k, v in stages.get("ablation", {}).items() if k.startswith("best_")},
@@ -349,14 +365,7 @@ def decide3(judged, variant):
     failed = [k for k, row in pivot.items() if row["answer"] == "FAIL"]
     if prediction["answer"] == "FAIL" and failed:
         return "STOP", f"nothing predicts better than what costs nothing, and the pivot fails {', '.join(failed)}"
-    open_ones = [k for k in ("prediction", *pivot) if judged[k]["answer"] == "INCONCLUSIVE"]
-    return "INCONCLUSIVE", f"investigate {', '.join(open_ones)}: {'; '.join(judged[k]['reason'] for k in open_ones)}"
-
-
-def as_gain(record):
-    """A record whose score is the gain itself: zero is its floor, the room above the floor its ceiling."""
-    room = record["ceiling"] - record["floor"]
-    return record | {"score": record["gain"], "low": record["gain_low"], "high": record["gain_high"], "floor": 0.0, "ceiling": room if record.get("better") != "lower" else -room}
+    return undecided(judged, [k for k in ("prediction", *pivot) if judged[k]["answer"] == "INCONCLUSIVE"])
 
 
 def gate3(args, thresholds):
@@ -381,12 +390,7 @@ def gate3(args, thresholds):
         gain = {f"gain{end}": film[f"moving_gain_over_copy{end}"] for end in ("", "_low", "_high")}
         criteria["continue"]["continuation"] = gain | {"score": gain["gain"], "low": gain["gain_low"], "high": gain["gain_high"], "floor": 0.0, "floor_name": "copy", "n": film["moving_clips"],
                                                        "ceiling": film["moving_l1_copy"] - film["moving_l1_vae"]}
-    judged = {}
-    for name, rule in GATE3.items():
-        here = criteria.get(rule["from"], {})
-        here = {name: as_gain(here[name])} if rule.get("gain") and name in here else here
-        row, _ = held(here, name, rule, thresholds[name], PLAN if name not in args.changed else "--set")
-        judged[name] = {"level": rule["level"]} | row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
+    judged = {name: judged_row(criteria.get(rule["from"], {}), name, rule, thresholds[name], args.changed) for name, rule in GATE3.items()}
     if latents and judged["prediction"]["answer"] == "PASS" and latents["variant"] not in latents["predicts"].split(", "):
         judged["prediction"] |= {"answer": "INCONCLUSIVE", "reason": "among as many variants as were tried, a gain like this may be chance (Holm)"}
     if judged["temporal_ratio"]["answer"] == "PASS" and judged["temporal_ratio"]["low"] > 1 / judged["temporal_ratio"]["threshold"]:
@@ -396,11 +400,9 @@ def gate3(args, thresholds):
     sane, room = latents.get("sanity_cosine"), 1 - (latents.get("sanity_cosine_mean") or 0)
     if judged["prediction"]["answer"] == "FAIL" and sane is not None and sane < 1 - room / 2:
         judged["prediction"] |= {"answer": "INCONCLUSIVE", "reason": f"the head does not even reconstruct the present (cosine {sane:.3f}): train longer, or read another layer"}
-    verdict, why = decide3(judged, latents.get("variant"))
-    video = f", video model {film['video_weights']}" if film and film["video_weights"] != first["weights"] else ""
-    result = {"stage": "gate", "gate": 3, "verdict": verdict, "headline": f"{verdict} ({first['weights']} weights{video}, {first['data']} data): {why}", "model": first["model"],
-              "data_name": first["data_name"].removesuffix("-films"), "weights": first["weights"], "data": first["data"], "decoder": latents.get("decoder"), "video": film.get("video"),
-              "video_weights": film.get("video_weights")}
+    about, video = first | {"data_name": first["data_name"].removesuffix("-films")}, f", video model {film['video_weights']}" if film and film["video_weights"] != first["weights"] else ""
+    result = gate_head(3, *decide3(judged, latents.get("variant")), about, judged, video)
+    result |= {"decoder": latents.get("decoder"), "video": film.get("video"), "video_weights": film.get("video_weights")}
     result |= {name: row["score"] for name, row in judged.items()}
     several = {f"best_of_n_{k}": stages["futures"][f"moving_{k}"] for k in ("gain_over_one", "gain_over_one_low", "gain_over_one_high", "oracle_share")} if "futures" in stages else {}
     plain_pass = {k: judged[k]["plain_pass"] for k in ("prediction", "retention", "temporal_ratio")}
@@ -425,24 +427,17 @@ def decide4(judged, result):
         return "PIVOT", f"to latents: {result['latent_verifier']} tells right predictions from wrong ones (AUROC {result['latent_auroc']:.3f}) as well as pixels do ({result['pixel_auroc']:.3f})"
     if must["pixel_auroc"]["answer"] == "FAIL":
         return "STOP", f"no verifier that reads pixels tells right predictions from wrong ones well enough; the best is {result['pixel_verifier']}"
-    open_ones = [k for k, row in must.items() if row["answer"] != "PASS"]
-    return "INCONCLUSIVE", f"investigate {', '.join(open_ones)}: {'; '.join(must[k]['reason'] for k in open_ones)}"
+    return undecided(judged, [k for k, row in must.items() if row["answer"] != "PASS"])
 
 
 def gate4(args, thresholds):
     """Judge gate 4 from verify.yaml in --results. Returns the result to be saved."""
     path = Path(args.results) / "verify.yaml"
     found = load_yaml(path, "verify")
-    criteria, judged = dict(found["criteria"]), {}
-    for name, rule in GATE4.items():
-        here = {name: as_gain(criteria[name])} if rule.get("gain") and name in criteria else criteria
-        threshold = found["conformal_promised"] if name == "conformal_error" and name not in args.changed else thresholds[name]
-        row, _ = held(here, name, rule, threshold, PLAN if name not in args.changed else "--set")
-        judged[name] = {"level": rule["level"]} | row
-    verdict, why = decide4(judged, found)
+    thresholds = thresholds | {"conformal_error": args.changed.get("conformal_error", found["conformal_promised"])}
+    judged = {name: judged_row(found["criteria"], name, rule, thresholds[name], args.changed) for name, rule in GATE4.items()}
     kept = ("pixel_verifier", "latent_verifier", "latent_auroc", "words_auroc", "base_risk", "aurc", "conformal_promised", "conformal_accepted_right")
-    result = {"stage": "gate", "gate": 4, "verdict": verdict, "headline": f"{verdict} ({found['weights']} weights, {found['data']} data): {why}", "model": found["model"],
-              "data_name": found["data_name"], "weights": found["weights"], "data": found["data"], "decoder": found["decoder"]}
+    result = gate_head(4, *decide4(judged, found), found, judged) | {"decoder": found["decoder"]}
     result |= {name: row["score"] for name, row in judged.items()} | {k: found[k] for k in kept if k in found}
     plain_pass = [j["plain_pass"] for j in judged.values() if j["level"] == "must"]
     result |= {"plain_verdict": None if None in plain_pass else "PROCEED" if all(plain_pass) else "STOP", "overridden": args.changed, "criteria": judged}
@@ -452,7 +447,7 @@ def gate4(args, thresholds):
 
 
 def show_predictions(table):
-    """Every variant and baseline of gate 3, best first; late: more like the truth of an earlier frame."""
+    """Print every variant and baseline of gate 3, best first. "Late" is what resembles the truth of an earlier frame."""
     print(f"\n{'':14s} {'cosine':>7s}  {'95% interval':17s} {'gain over copy':>14s}  {'95% interval':19s} {'p (Holm)':>8s} {'skill':>7s} {'L1':>7s}  remarks")
     for name, row in sorted(table.items(), key=lambda item: -item[1]["cosine"]):
         shift = row.get("best_shift") or 0
@@ -483,7 +478,7 @@ def show(result):
 
 
 def overview(folder):
-    """One line for every verdict below `folder`: model, data, gate, verdict, kinds of weights and data, the scores that it hangs on (* by a stand-in), commit."""
+    """A row for every verdict below `folder`: model, data, gate, verdict, kinds of weights and data, the deciding scores (* by a stand-in), commit."""
     lines = []
     for path in sorted(Path(folder).rglob("gate*.yaml")):
         x = load_yaml(path, "gate")
@@ -500,9 +495,7 @@ def overview(folder):
 
 def picture(folder, path):
     """gate1.png: scores per layer; originals, VAE, bridge; true and decoded boxes."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     decoded, bridged = load_pt(folder / "probe.pt", RESULT), load_pt(folder / "adapt-latents.pt", RESULT)
     probe, align, index = load_yaml(folder / "probe.yaml", "probe"), load_yaml(folder / "align.yaml", "align"), load_yaml(folder / "features" / "index.yaml", "extract")
     items = {i["id"]: i for i in load_items(index["data_path"])[0]}
@@ -557,14 +550,12 @@ def picture(folder, path):
 
 # ---------------------------------------------------------------- rollouts: was the prediction right, and who can tell
 
-# What is planted: is it right? Every film has been through the autoencoder, as every generated one has, so that no verifier can go by the looks of a decoder.
+# {kind of planted film: is it right?} All have been through the autoencoder, as generated films have, so that no verifier can go by the traces of the decoder.
 PLANTED = {"right": True, "pasted": True, "blurred": True, "late": True, "direction": False, "speed": False, "vanished": False, "identity": False}
-WRONG = [kind for kind, right in PLANTED.items() if not right]
-HORIZONS = 1, 2, 4, 8, 16  # frames that a verifier is given
-ALARMS = 0.05  # share of right predictions of val that are flagged, where detection is counted
+ALARMS = 0.05  # detection is counted where this share of val's right predictions is flagged
 RESPLITS, RESAMPLES = 100, 2000
 MOVED = 10  # of 255, Physics-IQ's threshold
-OFF = 0.5  # of the way gone: a film that is a frame late is off by a sixteenth, the planted wrong speeds by 0.7 and more, what stands still by 1
+OFF = 0.5  # of the object's way: more is a wrong position. A film a frame late is off by a sixteenth, the planted wrong speeds by 0.7 and more, a still picture by 1
 NOTES = {"flagged": f"where {ALARMS:.0%} of val's right films are; of words, which are asked of test alone, of test's",
          "still_frames": "in which nothing moves by Physics-IQ's masks: two empty masks overlap by 1",
          "made": "films of the video model (no baselines), right where the object goes the right way, ends within half of its way from where it really does, and is there; "
@@ -574,16 +565,15 @@ NOTES = {"flagged": f"where {ALARMS:.0%} of val's right films are; of words, whi
          "ceilings": "scores, higher is better: errors are negative"}
 
 
-
 def sprite(frame, mask):
-    """(pixels [h, w, 3], mask [h, w], corner (y, x)) of what a mask [H, W] marks in a frame [H, W, 3]."""
+    """(pixels [h, w, 3], mask [h, w], corner (y, x)): the object that a mask [H, W] marks in a frame [H, W, 3], cut out."""
     rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     return frame[box], mask[box], (int(rows[0]), int(columns[0]))
 
 
 def paste(background, pixels, mask, corner):
-    """A background [H, W, 3] with a sprite at corner (y, x); what leaves the frame is cut off."""
+    """A background [H, W, 3] with a sprite at corner (y, x); parts outside the frame are cut off."""
     out, (height, width) = background.clone(), mask.shape
     y, x = corner
     top, left, bottom, right = max(y, 0), max(x, 0), min(y + height, out.shape[0]), min(x + width, out.shape[1])
@@ -594,7 +584,7 @@ def paste(background, pixels, mask, corner):
 
 
 def empty_stage(frames, masks):
-    """What is behind the object of masks [T, H, W] in frames [T, H, W, 3]: the median of the frames in which a place is free, painted in from around where none is."""
+    """The background [H, W, 3] without the object of masks [T, H, W]: at each pixel the median of the frames [T, H, W, 3] in which it is free, inpainted where it never is."""
     from scipy.ndimage import binary_dilation
     from skimage.restoration import inpaint_biharmonic
     covered = torch.from_numpy(binary_dilation(masks.numpy(), [[[0] * 3] * 3, [[1] * 3] * 3, [[0] * 3] * 3]))
@@ -633,17 +623,17 @@ def plant(frames, masks, stranger, past, draw):
                     "vanished": torch.stack([*film[:until], *[stage] * (length - until)])}
 
 
-def through(vae, films, ratio, batch=16):
-    """Films [n, 1 + h, H, W, 3] through the autoencoder, which takes r*j+1 frames: with their first frame repeated before them; the first, which is real, as it was."""
-    more = -(films.shape[1] - 1) % ratio
-    seen = decode_films(vae, encode_films(vae, torch.cat([films[:, :1].expand(-1, more, -1, -1, -1), films], 1), batch), batch)[:, more:]
+def through(vae, films):
+    """Films [n, 1 + h, H, W, 3] after the autoencoder; their first frame, which is real, stays as it is. It takes r*j+1 frames: so the first is repeated before them."""
+    more = -(films.shape[1] - 1) % vae.temporal_compression_ratio
+    seen = decode_films(vae, encode_films(vae, torch.cat([films[:, :1].expand(-1, more, -1, -1, -1), films], 1)))[:, more:]
     return torch.cat([films[:, :1], seen[:, 1:]], 1)
 
 
 def to_plant(args, entry):
-    """(clips, {clip: {conditioning: film}}, index of the clips, how many were left out): what can be refused before a model is loaded. Clips are cut and squashed as predict.py does it."""
+    """(clips, {clip: {conditioning: film}}, index of the clips, how many were left out), refused as far as possible before a model is loaded. Clips are cut and squashed as in predict.py."""
     items, data = load_items(args.plant)
-    every = [i for i in items if split_of(i["source"]) != "train" and len(i.get("frames", ())) > 1]
+    every = clips_of(items, "val", "test")
     if not every:
         refuse(f"{args.plant} has no clips in its val and test splits; give a folder with clips, and more of them (data.py moving)")
     generated, size = {}, entry.get("clip") or entry["size"]
@@ -667,7 +657,7 @@ def to_plant(args, entry):
 
 
 def whole_and_going(item, past):
-    """Can its object be cut out and put elsewhere: does it go somewhere, before a still camera, and is it in sight from the last frame seen on, whole, inside the border?"""
+    """Can the item's object be cut out and put elsewhere? It must move before a still camera and, from the last frame seen on, be in sight as a whole and off the border."""
     marked = subject(item)
     if marked is None or item.get("direction") == "still" or any(item.get("camera", (0,))):
         return False
@@ -677,19 +667,19 @@ def whole_and_going(item, past):
 
 
 def goes_somewhere(frames, past):
-    """Without masks: are the outcome's frames, played at another time, more wrong than a frame late?"""
+    """Without masks: does playing the clip backwards or at half speed change more than a delay of one frame?"""
     kinds = plant(frames, None, None, past, None)
     apart = {k: (x.float() - kinds["right"].float()).abs().mean() for k, x in kinds.items()}
     return min(apart["direction"], apart["speed"]) > apart["late"] > 0
 
 
 def subject(item):
-    """bool [T, H, W]: the object that an item is about, its last; None where there is no mask of it."""
+    """Mask, bool [T, H, W], of the object that an item is about, the last of its names; None where there is none."""
     return item["mask"] == len(item["names"]) if "mask" in item and "names" in item else None
 
 
-def plant_all(args, started):
-    """--plant: a data folder of films whose rightness is known: of every val and test clip what happened (real), PLANTED through the autoencoder, and --films that a video model made."""
+def plant_all(args):
+    """--plant: write a data folder of films whose rightness is known: for every val and test clip what happened (real), the PLANTED ones, and those of --films."""
     entry = find_model(args.vae)
     if entry["kind"] != "vae":
         refuse(f"--vae {args.vae} is a {entry['kind']}; give tiny-vae, ltx, or the folder of a video autoencoder")
@@ -712,7 +702,7 @@ def plant_all(args, started):
         for i in tqdm(clips, desc="planted", unit="clip"):
             kinds = plant(i["frames"], subject(i), strangers.get(i["id"]), args.past, random.Random(f"{args.seed} {i['id']}").randrange)
             others = {k: x for k, x in generated.get(i["id"], {}).items() if k not in ("real", "vae")} if split_of(i["source"]) == "test" else {}
-            decoded = through(vae, torch.stack(list(kinds.values())), vae.temporal_compression_ratio)
+            decoded = through(vae, torch.stack(list(kinds.values())))
             for kind, x in {"real": kinds["right"], **dict(zip(kinds, decoded, strict=True)), **others}.items():
                 yield i | {"id": f"{i['id']}/{kind}", "frames": x.clone(), "conditioning": kind, **{k: i[k][args.past - 1:].clone() for k in ("mask", "boxes") if k in i}}
 
@@ -727,8 +717,8 @@ def plant_all(args, started):
     return result
 
 
-# Every verifier takes films uint8 [k, 1 + h, H, W, 3] of one clip, which begin with the last frame seen, and what happened [1 + h, H, W, 3]; it gives scores [k, horizons], higher is more
-# likely right, that know no frame beyond their horizon. What costs time is looked at where a horizon ends only, and averaged over those.
+# A verifier takes films uint8 [k, 1 + h, H, W, 3] of one clip, which begin with the last frame seen, and what happened [1 + h, H, W, 3]. It gives scores [k, horizons], higher if more likely
+# right; the score for a horizon uses no later frame. Costly measures look only at the frames at which a horizon ends, and take the mean over these.
 
 def upto(x, horizons):
     """The mean of x [k, h] over the frames up to every horizon: [k, horizons]."""
@@ -760,8 +750,8 @@ def pixel_lpips(films, truth, see):
 
 
 def moving_regions(films):
-    """bool [k, h, H, W]: where films [k, 1 + h, H, W, 3] move after the last frame seen, as Physics-IQ has it (Motamed et al. 2025, its published code): grey,
-    blurred, further than MOVED from a running mean that takes 0.3 of every new frame, opened and closed. Its 5 x 5 windows are scaled by the side of the frame over 512, on small frames to nothing."""
+    """Where films [k, 1 + h, H, W, 3] move after the last frame seen: bool [k, h, H, W], as in the published code of Physics-IQ (Motamed et al. 2025): grey, blurred, more than MOVED from a
+    running mean that takes 0.3 of every new frame, then opened and closed. Its 5 x 5 windows are scaled by the frame's side / 512, and vanish on small frames."""
     from scipy.ndimage import binary_closing, binary_opening, gaussian_filter
     grey = 255 * grey_of(films[:, 1:])
     side = max(round(5 * grey.shape[2] / 512), 1)
@@ -778,7 +768,7 @@ def moving_regions(films):
 
 
 def overlap(a, b):
-    """IoU of weights [..., H, W] in [0, 1], their least over their most; of two empty ones 1, as in Physics-IQ."""
+    """IoU of weights [..., H, W] in [0, 1]: the sum of the smaller over that of the larger; 1 where both are empty, as in Physics-IQ."""
     most = torch.maximum(a, b).sum((-2, -1))
     return torch.where(most > 0, torch.minimum(a, b).sum((-2, -1)) / most.clamp(min=1e-9), 1.0)
 
@@ -801,7 +791,7 @@ def pixel_weighted_spatial_iou(films, truth, see):
 
 
 def pixel_flow_agreement(films, truth, see):
-    """Cosine of the flow fields (iterative Lucas-Kanade, scikit-image) of the last step before a horizon; of two that stand still 1, of one 0."""
+    """Cosine of the flow fields (iterative Lucas-Kanade, scikit-image) of the last step before a horizon; 1 where both films stand still, 0 where one does."""
     import numpy as np
     from skimage.registration import optical_flow_ilk
 
@@ -818,7 +808,7 @@ def pixel_flow_agreement(films, truth, see):
 
 
 def pixel_position_error(films, truth, see):
-    """How far, in sides of the frame, what has the object's colour is from where it really went; a whole side where it is not found. Of clips with a mask of it alone."""
+    """Distance, in sides of the frame, of the object (followed by its colour) from where it really went; a whole side where it is lost. Needs the clip's mask."""
     here = whereabouts(torch.cat([truth[None], films]), see.mask.expand(len(films) + 1, -1, -1))  # [1 + k, 1 + h, 2]
     apart = (here[1:] - here[0]).norm(dim=-1) / films.shape[2]
     apart = torch.where(here[1:].isnan().any(-1), 1.0, apart)[:, 1:]
@@ -831,16 +821,18 @@ PIXELS = {"l1": pixel_l1, "mse": pixel_mse, "ssim": pixel_ssim, "lpips": pixel_l
 
 
 def latent_scores(tokens, truth, ends, horizons):
-    """{cosine, l2: [k, horizons]} of tokens [k, t, h, w, D] of films and [t, h, w, D] of what happened, token by token, as V-JEPA's surprise is (Garrido et al. 2025). ends: the last frame of
-    every time step of the encoder; nan where none has ended by the horizon, but the one that holds the last frame seen alone."""
+    """{cosine, l2: [k, horizons]} of tokens [k, t, h, w, D] of films and [t, h, w, D] of what happened, token by token, as in V-JEPA's measure of surprise (Garrido et al. 2025).
+
+    ends: the last frame of each time step of the encoder. nan where by the horizon no step has ended that holds more than the last frame seen.
+    """
     steps = {"cosine": torch.nn.functional.cosine_similarity(tokens, truth[None], dim=-1).mean((2, 3)), "l2": -(tokens - truth).norm(dim=-1).mean((2, 3))}
     count = [sum(e <= h for e in ends) for h in horizons]
     return {name: torch.stack([x[:, :c].mean(1) if c > (ends[0] == 0) else torch.full((len(x),), math.nan) for c in count], 1).double() for name, x in steps.items()}
 
 
 def aurocs(scores, right, weights):
-    """AUROC (Mann & Whitney 1947: the share of pairs in which the right one scores higher, ties a half) under weights [B, n] of the films: [B]; nan where a resample has but one kind,
-    or a score is missing."""
+    """AUROC [B] under weights [B, n] of the films: the share of pairs in which the right one scores higher, ties counting a half (Mann & Whitney 1947). nan where a resample lacks right or wrong
+    films, or a score is missing."""
     if scores.isnan().any():
         return torch.full((len(weights),), math.nan, dtype=torch.float64)
     pairs = scores[right][:, None] - scores[~right]
@@ -850,14 +842,20 @@ def aurocs(scores, right, weights):
 
 
 def drawn(sources, seed):
-    """Weights [1 + RESAMPLES, n] of items: first all alike, then whole sources drawn with replacement."""
+    """Weights [1 + RESAMPLES, n] of items: first all 1, then whole sources resampled with replacement."""
     cluster = clusters(sources)
     return torch.cat([torch.ones(1, len(sources), dtype=torch.float64), resampled(int(cluster.max()) + 1, RESAMPLES, torch.Generator().manual_seed(seed))[:, cluster]])
 
 
+def drawn_films(w, rows):
+    """(weights [1 + RESAMPLES, len(rows)] of these films by resampled sources, how many sources they are of)."""
+    sources = [w.sources[k] for k in rows]
+    return drawn(sources, w.seed), len(set(sources))
+
+
 def interval(values, n):
-    """(value, low, high) of [1 + B], the first without resampling; n sources. Where all resamples are alike the rule of three bounds what more sources might show: 3 / n of them (Hanley &
-    Lippman-Hand 1983)."""
+    """(value, low, high) of values [1 + B], of which the first is without resampling, over n sources. Where all resamples agree, the bounds are by the rule of three: 3 / n of the sources
+    (Hanley & Lippman-Hand 1983)."""
     value, rest = values[0].item(), values[1:]
     rest = rest[~rest.isnan()]
     if math.isnan(value) or not len(rest):
@@ -866,14 +864,14 @@ def interval(values, n):
     return (value, low, high) if high > low else (value, value - 3 / n, value + 3 / n)
 
 
-def named_interval(name, values, n, least=0.0, most=1.0):
-    """{name, _low, _high} within the range that it has."""
+def named_interval(name, values, n, least=0.0):
+    """{name, _low, _high} of `interval`, its bounds within least .. 1."""
     value, low, high = interval(values, n)
-    return {name: value, f"{name}_low": None if low is None else max(low, least), f"{name}_high": None if high is None else min(high, most)}
+    return with_bounds(name, (value, None if low is None else max(low, least), None if high is None else min(high, 1.0)))
 
 
 def record(own, floors, n, films, ceiling=1.0, **more):
-    """A criterion of numbers that are resampled together: own [1 + B], floors {name: [1 + B]}."""
+    """A criterion's record from numbers that share their resamples: own [1 + B], floors {name: [1 + B]}. n: sources; films: how many."""
     best = max(floors, key=lambda k: floors[k][0])
     (score, low, high), (gain, gain_low, gain_high), floor = interval(own, n), interval(own - floors[best], n), floors[best][0].item()
     return {"score": score, "low": low, "high": None if high is None else min(high, 1.0), "better": "higher", "n": films, "sources": n, "floor": floor, "floor_name": best, "ceiling": ceiling,
@@ -882,7 +880,7 @@ def record(own, floors, n, films, ceiling=1.0, **more):
 
 
 def risk_coverage(scores, right, weights):
-    """(risk [B, n], coverage [B, n]) of accepting the first of the films in the order of their scores (El-Yaniv & Wiener 2010); of equal scores all share their mean risk."""
+    """(risk [B, n], coverage [B, n]) of accepting 1, 2, ... n films in the order of their scores (El-Yaniv & Wiener 2010). Films of equal score share their mean risk."""
     _, rank = scores.unique(return_inverse=True)
     def by_rank(x):
         return torch.zeros(len(x), int(rank.max()) + 1, dtype=torch.float64).index_add_(1, rank, x)
@@ -900,14 +898,16 @@ def mean_risk(scores, right, weights):
 
 
 def conformal_bound(calibration, promised):
-    """The score that a prediction has to exceed to be accepted, from those of wrong ones: of n + 1 exchangeable wrong ones at most floor((n + 1) promised) exceed it (Vovk et al. 2005)."""
+    """The score that a prediction must exceed to be accepted. calibration: scores of n wrong ones; of n + 1 exchangeable wrong ones at most floor((n + 1) promised) exceed it (Vovk et al. 2005)."""
     k = math.floor((len(calibration) + 1) * promised)
     return calibration.sort(descending=True).values[k - 1].item() if k else math.inf
 
 
 def conformal(scores, right, sources, promised, seed):
-    """Split-conformal acceptance over RESPLITS halvings of the sources: every source lends one of its wrong films, drawn anew, to calibrate or to count the errors; so they are exchangeable, and
-    the mean error is resplit_exact whatever the verifier: what is checked is that the promise is kept. What it is worth is in resplit_accepted_right. The interval is that of the mean over halvings.
+    """Split-conformal acceptance over RESPLITS random halvings of the sources.
+
+    Each source gives one of its wrong films, drawn anew each time, either to calibrate or to count errors. So the films are exchangeable, and the expected error is resplit_exact for any
+    verifier: this checks that the promise is kept. What the verifier is worth is in resplit_accepted_right. The interval is that of the mean over halvings.
     """
     cluster, g = clusters(sources), torch.Generator().manual_seed(seed)
     members = [((cluster == c) & ~right).nonzero().flatten() for c in range(int(cluster.max()) + 1)]
@@ -928,9 +928,11 @@ def conformal(scores, right, sources, promised, seed):
 
 
 def rightness(films, truth, mask, word):
-    """{direction, position, identity: bool [k]} of films [k, 1 + h, H, W, 3] by following the colour of the object that `mask` marks in the last frame seen: does it go the way that `word` names,
-    does it end (or leave the picture) off by no more than OFF of the way that it really went, and is it still there then? None where it cannot be followed in what happened, or goes nowhere there.
-    Another object of the same colour passes for it."""
+    """Are films [k, 1 + h, H, W, 3] right, by following the colour of the object that `mask` marks in the last frame seen? {direction, position, identity: bool [k]}.
+
+    direction: it moves the way that `word` names; position: at the end (or where it really leaves the picture) it is off by at most OFF of its real way; identity: it is still found there.
+    None where it cannot be followed in what happened, or does not move there. Another object of the same colour is taken for it.
+    """
     here = whereabouts(torch.cat([truth[None], films]), mask.expand(len(films) + 1, -1, -1))
     seen = (~here[0].isnan().any(-1)).nonzero().flatten()
     until = int(seen[-1]) + 1
@@ -942,13 +944,13 @@ def rightness(films, truth, mask, word):
 
 
 def agreement(said, happened):
-    """Do the actions that a model names of a film, bool [k, actions], agree with those [actions] it names of what happened? Their overlap; a half where it names none of either."""
+    """IoU of the actions that a model names for a film, bool [k, actions], and for what happened [actions]; a half where it names none for one of them."""
     both, either = (said & happened).sum(1).double(), (said | happened).sum(1).double()
     return torch.where(said.any(1) & happened.any(), both / either.clamp(min=1), 0.5)
 
 
 def read_rollouts(args):
-    """({clip: {kind: item}}, index): films that --plant wrote; refused where one lacks what really happened or a film of what was planted."""
+    """({clip: {kind: item}}, index) of a folder that --plant wrote; refused where a clip lacks one of its films."""
     items, index = load_items(args.rollouts)
     if index.get("source_kind") != "planted":
         refuse(f"{args.rollouts} holds no planted rollouts; write them with verify.py --plant {index.get('data_path', 'data/NAME')}")
@@ -963,9 +965,9 @@ def read_rollouts(args):
     return films, index
 
 
-def watched(args, films, index):
-    """What is scored, as a namespace: rows (clip, kind, item) of all films but the real ones, their kinds, sources and splits, `right` (as planted), stack(clip): films
-    [k, 1 + h, H, W, 3], what really happened, and masks [H, W] of the object in the last frame seen."""
+def watched(args, films):
+    """What is scored, as a namespace: rows (clip, kind, item) of all films but the real ones, with their kinds, sources and splits; right: as planted; stack(clip): its films
+    [k, 1 + h, H, W, 3]; truths: what really happened; masks [H, W] of the object in the last frame seen; the verifiers that read pixels."""
     w = types.SimpleNamespace(clips=list(films), films=films, frames=len(films[next(iter(films))]["real"]["frames"]))
     w.stack = lambda clip: torch.stack([item["frames"] for kind, item in films[clip].items() if kind != "real"])
     w.horizons = sorted({*(h for h in HORIZONS if h < w.frames), w.frames - 1})
@@ -984,11 +986,12 @@ def watched(args, films, index):
 
 
 def where(flags):
+    """The numbers at which flags [n] are set."""
     return flags.nonzero().flatten().tolist()
 
 
 def pixel_scores(w, names, clips, truths):
-    """{verifier: [films of these clips, horizons]}, clip by clip."""
+    """{verifier: scores [films of these clips, horizons]}. truths: {clip: the frames to compare with}."""
     out = {name: [] for name in names}
     for clip in tqdm(clips, desc="verified", unit="clip"):
         see = types.SimpleNamespace(horizons=w.horizons, lpips=w.lpips, mask=w.masks.get(clip))
@@ -999,7 +1002,7 @@ def pixel_scores(w, names, clips, truths):
 
 
 def latents_of(folder, rollouts, w):
-    """(index, read) of a features folder of these rollouts: read(point, ids) -> fp32 [n, t, h, w, D], mapped from disk, for all films of a large model would not fit."""
+    """(index, read) of a features folder of these rollouts; read(point, ids) -> fp32 [n, t, h, w, D], from mapped files, since all films of a large model would not fit in memory."""
     folder = Path(folder)
     index, _ = load_features(folder)
     if Path(index["data_path"]).resolve() != Path(rollouts).resolve():
@@ -1019,9 +1022,9 @@ def latents_of(folder, rollouts, w):
 
 
 def every_score(args, w):
-    """({verifier: scores [films, horizons], higher is more likely right}, {verifier: pixel, tracked, latent or words}, {model, weights} of what was asked, or else read first).
+    """({verifier: scores [films, horizons]}, {verifier: its family: pixel, tracked, latent or words}, {model, weights} of the model that was asked, or else of the first encoder).
 
-    tracked: position_error, which is told by the clip's own mask which object to follow, as no other is; so it is shown, and is no candidate for the gate.
+    position_error alone is told by the clip's mask which object to follow. So it is a family of its own (tracked), which is shown but is no candidate for the gate.
     """
     encoders, words, about = [latents_of(folder, args.rollouts, w) for folder in args.latents or ()], None, {}
     if encoders:
@@ -1053,9 +1056,9 @@ def every_score(args, w):
 
 
 def tabulated(w, scores, family):
-    """({verifier: row of the table}, {family: its best on val}, {verifier: AUROC on test [1 + B]}, weights [1 + B, test films]) of planted films."""
+    """Of planted films: ({verifier: row of the table}, {family: its best verifier on val}, {verifier: AUROC on test [1 + B]}, weights [1 + B, test films])."""
     test, val = where(w.test), where(w.val)
-    draws, n = drawn([w.sources[k] for k in test], w.seed), len({w.sources[k] for k in test})
+    draws, n = drawn_films(w, test)
     place = {k: j for j, k in enumerate(test)}
     alike = torch.tensor([k == "right" for k in w.kinds])
     table, areas = {}, {}
@@ -1081,7 +1084,7 @@ def tabulated(w, scores, family):
 
 
 def without_knowing(w, name):
-    """Scores [test films] by the chosen pixel verifier against the outcome of another clip: what it can tell without knowing anything."""
+    """Scores [test films] of a pixel verifier that is given the outcome of another clip: a floor, what it can tell without knowing the outcome."""
     clips, next_one = [c for c in w.clips if split_of(w.films[c]["real"]["source"]) == "test"], {}
     for k, c in enumerate(clips):
         other = next((d for d in (*clips[k + 1:], *clips[:k]) if w.films[d]["real"]["source"] != w.films[c]["real"]["source"]), c)
@@ -1091,7 +1094,7 @@ def without_knowing(w, name):
 
 
 def begun(w):
-    """bool [films, horizons]: does a planted wrong film, by a horizon, differ from the right one by more than one that is a frame late?"""
+    """Which planted wrong films have gone wrong by each horizon, i.e. differ from the right one by more than the late one does: bool [films, horizons]."""
     found = torch.zeros(len(w.rows), len(w.horizons), dtype=torch.bool)
     for k in where(w.test & ~w.right):
         clip, _, item = w.rows[k]
@@ -1102,18 +1105,18 @@ def begun(w):
 
 
 def further(w, scores, best):
-    """{horizon: {begun, verifier: its AUROC}}: how far ahead verification works: right films of the test clips against those wrong ones that have begun to be wrong by then, seen no further."""
+    """How far ahead verification works: {horizon: {begun: share of wrong test films that have gone wrong by then, verifier: its AUROC for these against right ones, seen up to the horizon}}."""
     wrong, found = begun(w), {}
     for j, h in enumerate(w.horizons):
         rows = where(w.test & (w.right | wrong[:, j]))
-        draws, n = drawn([w.sources[k] for k in rows], w.seed), len({w.sources[k] for k in rows})
+        draws, n = drawn_films(w, rows)
         areas = {name: aurocs(scores[name][rows, j], w.right[rows], draws) for name in best.values()}
         found[h] = {"begun": wrong[where(w.test & ~w.right), j].double().mean()} | {name: named_interval("auroc", x, n) for name, x in areas.items() if not x[0].isnan()}
     return found
 
 
 def rightness_of_planted(w):
-    """{kind: the share of test films of it that `rightness` calls right}: what is asked of the video model's films, asked of films whose answer is known."""
+    """{kind: share of its planted test films that `rightness` calls right}: checks that measure, which judges the video model's films, where the answer is known."""
     found = {}
     for clip in (c for c in w.masks if split_of(w.films[c]["real"]["source"]) == "test"):
         kinds = [k for k in PLANTED if k in w.films[clip]]
@@ -1124,7 +1127,7 @@ def rightness_of_planted(w):
 
 
 def of_the_video_model(w, scores):
-    """Films that a video model made, of test clips: which are right by following the object, aspect by aspect, and who can tell. position_error is left out: it is what the truth is taken from."""
+    """The video model's films of test clips: which are right (`rightness`), aspect by aspect, and which verifiers can tell. Without position_error, which measures the same as `rightness`."""
     found, kept = {a: [] for a in ("direction", "position", "identity", "all")}, []
     for clip in dict.fromkeys(w.rows[k][0] for k in where(w.made)):
         these = [k for k in where(w.made) if w.rows[k][0] == clip]
@@ -1137,7 +1140,7 @@ def of_the_video_model(w, scores):
     if not kept:
         return None
     truth = {a: torch.cat(x) for a, x in found.items()}
-    draws, n = drawn([w.sources[k] for k in kept], w.seed), len({w.sources[k] for k in kept})
+    draws, n = drawn_films(w, kept)
     verifiers = {name: {a: named_interval("auroc", aurocs(scores[name][kept, -1], x, draws), n) for a, x in truth.items()} for name in scores if name != "position_error"}
     return {"films": len(kept), "right": {a: x.double().mean() for a, x in truth.items()},
             "right_by_kind": {kind: truth["all"][[w.kinds[k] == kind for k in kept]].double().mean() for kind in dict.fromkeys(w.kinds[k] for k in kept)},
@@ -1145,7 +1148,7 @@ def of_the_video_model(w, scores):
 
 
 def within(scores, truth, draws):
-    """(AUROC [B] of pairs of one clip alone, share [B] of clips whose highest score is of a right one): scores and truth [clips, c], draws [B, clips]."""
+    """(AUROC [B] over pairs within a clip, share [B] of clips whose highest score belongs to a right film). scores, truth: [clips, c]; draws [B, clips]."""
     higher = (scores[:, :, None] > scores[:, None]).double() + 0.5 * (scores[:, :, None] == scores[:, None])
     pairs = (truth[:, :, None] & ~truth[:, None]).double()
     top = truth.gather(1, scores.argmax(1, keepdim=True))[:, 0].double()
@@ -1153,7 +1156,7 @@ def within(scores, truth, draws):
 
 
 def futures_of(args, w):
-    """(what predict.py --mode futures kept, its films [candidates, clips, h, H, W, 3]), checked to go on from the moment at which the rollouts begin."""
+    """(what predict.py --mode futures kept, its films [candidates, clips, h, H, W, 3]); refused unless they begin where the rollouts begin."""
     path = Path(args.futures).with_suffix(".pt")
     kept = load_pt(path, RESULT)
     films = torch.stack([load_pt(path.with_name(path.stem + "-parts") / f"{part}.pt", RESULT)["films"] for part in kept["candidates"]])
@@ -1167,8 +1170,11 @@ def futures_of(args, w):
 
 
 def candidates(w, kept, films, name):
-    """Of the futures that predict.py made of one clip: can what is known without the outcome tell the better half (in which the object ends nearer to where it really does; so few frames
-    take it too near to ask for right and wrong) from the other, how much worse is that than the chosen pixel verifier, and how often is the one that is picked of the better half?"""
+    """Of several futures of one clip, can the better half be told without the outcome? Beliefs of predict.py beside the pixel verifier `name`, which knows the outcome.
+
+    Better is where the object ends nearer to its real place: in so few frames it moves too little to ask for right and wrong. Reported are AUROCs, how much worse they are than the verifier's,
+    and how often the future that is picked is of the better half.
+    """
     length, truth, rows, scores, sources = films.shape[2], [], [], [], []
     for k, clip in enumerate(kept["ids"]):
         if clip not in w.masks:
@@ -1195,7 +1201,7 @@ def candidates(w, kept, films, name):
 
 
 def repeated(w):
-    """Pixel scores of one take of a scene as the prediction of another, where clips name a scene in `repeat` (Physics-IQ's physical variance): nothing can be asked to be better."""
+    """A ceiling (Physics-IQ's physical variance): mean pixel scores of one take of a scene as the prediction of another take, where clips name a scene in `repeat`."""
     takes = {}
     for clip in w.clips:
         if scene := w.films[clip]["real"].get("repeat"):
@@ -1212,8 +1218,8 @@ def repeated(w):
     return {name: torch.stack(x).mean() for name, x in found.items()}
 
 
-def acting(w, scores, family, best, areas, draws, promised, seed):
-    """(criteria, conformal acceptance, risk-coverage curve, of_the_video_model's findings) of the pixel verifier that val chose."""
+def acting(w, scores, family, best, areas, draws, promised):
+    """What the pixel verifier that val chose is good for: (criteria, conformal acceptance, risk-coverage curve, findings of of_the_video_model)."""
     test, pixel = where(w.test), best["pixel"]
     n, right, x = len({w.sources[k] for k in test}), w.right[test], scores[pixel][test, -1]
     floors = {"chance": torch.full((len(draws),), 0.5, dtype=torch.float64), "other_outcome": aurocs(without_knowing(w, pixel), right, draws)}
@@ -1228,18 +1234,18 @@ def acting(w, scores, family, best, areas, draws, promised, seed):
     bound = conformal_bound(scores[pixel][where(w.val & ~w.right), -1], promised)
     accepted = x > bound
     wrong, sources = where(~right), [w.sources[k] for k in test]
-    error = bootstrap(accepted[wrong].double(), [sources[k] for k in wrong], seed=seed)
+    error = bootstrap(accepted[wrong].double(), [sources[k] for k in wrong], seed=w.seed)
     error = error[0], max(error[1], 0.0), min(error[2], 1.0)
-    halves = conformal(x, right, sources, promised, seed)
-    halves = {"conformal_promised": promised, **dict(zip(("conformal_error", "conformal_error_low", "conformal_error_high"), error, strict=True)),
+    halves = conformal(x, right, sources, promised, w.seed)
+    halves = {"conformal_promised": promised, **with_bounds("conformal_error", error),
               "conformal_accepted_right": accepted[right].double().mean(), **halves,
               "accepted_by_kind": {kind: accepted[[w.kinds[k] == kind for k in test]].double().mean() for kind in PLANTED if kind in w.kinds}}
     criteria["conformal_error"] = {"score": error[0], "low": error[1], "high": error[2], "better": "lower", "n": len(wrong), "sources": n, "floor": 1.0, "floor_name": "accept_all", "ceiling": 0.0,
                                    "gain": 1 - error[0], "gain_low": 1 - error[2], "gain_high": 1 - error[1], **more}
     made = of_the_video_model(w, scores)
     if made and made["truth"].any() and not made["truth"].all():
-        rows, truth, own = made["rows"], made["truth"], drawn([w.sources[k] for k in made["rows"]], seed)
-        m, chance = len({w.sources[k] for k in rows}), torch.full((len(own),), 0.5, dtype=torch.float64)
+        rows, truth, (own, m) = made["rows"], made["truth"], drawn_films(w, made["rows"])
+        chance = torch.full((len(own),), 0.5, dtype=torch.float64)
         area_made = aurocs(scores[pixel][rows, -1], truth, own)
         criteria["made_auroc"] = record(area_made, {"chance": chance}, m, len(rows), **more)
         if "latent" in best:
@@ -1253,16 +1259,16 @@ def acting(w, scores, family, best, areas, draws, promised, seed):
 
 
 def rollouts(args, started):
-    """verify.yaml: who can tell a right prediction from a wrong one, of what kind, how early; and what to do with it."""
+    """--rollouts: write verify.yaml: which verifiers tell right predictions from wrong ones, of which kinds, how early, and what accepting by them costs."""
     films, index = read_rollouts(args)
     out = Path(args.out or Path(args.rollouts) / "verify.yaml")
     check_writable(out)
     audited = audit(args.continued, index["data_path"]) if args.continued else None
-    w = watched(args, films, index)
+    w = watched(args, films)
     futures = futures_of(args, w) if args.futures else None
     scores, family, about = every_score(args, w)
     table, best, areas, draws = tabulated(w, scores, family)
-    criteria, halves, curve, made = acting(w, scores, family, best, areas, draws, args.promised, args.seed)
+    criteria, halves, curve, made = acting(w, scores, family, best, areas, draws, args.promised)
     right = [k for k in where(w.test) if w.kinds[k] == "right"]
     ceilings = {"vae": {name: scores[name][right, -1].mean() for name in w.pixels}, "repeat": repeated(w)}
     result = {"stage": "verify", "model": None, "weights": index["vae_weights"], **about, "data_name": index["name"].removesuffix("-planted"), "data": index["data"], "decoder": index["vae"]}
@@ -1296,9 +1302,7 @@ def show_verifiers(result):
 
 def verified_picture(w, result, path):
     """verify.png: planted films of one clip; who can tell, and of which kinds; how far ahead; risk against coverage."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot()
     colour = {"pixel": "#0072B2", "latent": "#D55E00", "words": "#009E73", "tracked": "#CC79A7"}
     mark = {"pixel": "o", "latent": "s", "words": "D", "tracked": "^"}
     clip = next(c for c in w.clips if split_of(w.films[c]["real"]["source"]) == "test")
@@ -1354,10 +1358,10 @@ def verified_picture(w, result, path):
 
 # ---------------------------------------------------------------- screening: which of several models
 
-# What the choice weighs, in percent, and the thresholds: SELECTION's. The scale between is ours: a component is 0.5 at its threshold and linear within 0..1,
-# score / (2 threshold), or 1 - score / (2 threshold) where lower is better; so a weighted score of 0.5 is a model that just meets every threshold. The
-# stand-in for LPIPS has its own threshold, STAND_IN. What a floor scores as well, or what has a leak, earns nothing. A component that one
-# model of vision and language lacks is left out for all, and the weights of the others are made to sum to 1 again.
+# Weights (in percent) and thresholds are SELECTION's; the scale is ours. A component is 0.5 at its threshold and linear within 0..1: score / (2 threshold), or
+# 1 - score / (2 threshold) where lower is better. So a weighted score of 0.5 is a model that just meets every threshold. The stand-in for LPIPS has a threshold of its
+# own, STAND_IN. A score that is no better than its floor, or has a leak, earns nothing. A component that one vision-language model lacks is left out for all, and the
+# other weights are scaled to sum to 1.
 SELECTION = "evaluation plan, E-P4.7"
 SCREEN = {
     "spatial_iou": {"weight": 40, "threshold": 0.50, "from": "probe"},
@@ -1409,7 +1413,7 @@ def integration(index, entry):
 
 
 def measured(folder):
-    """What the stages wrote of one model in `folder`, by which it is compared with others; a refusal where the files are not of one model."""
+    """What the stages wrote of one model in `folder`, for comparison with others; refused where the files are of different models."""
     folder = Path(folder)
     if not folder.is_dir():
         refuse(f"{folder} is not a folder; give --screen the folders of the stages' YAML")
@@ -1432,7 +1436,7 @@ def measured(folder):
 
 
 def together(models):
-    """Refuse what cannot be compared item by item; put all test items into the order of the first VLM's, which is returned."""
+    """Refuse models that cannot be compared item by item, and put everybody's test items into the order of the first VLM, which is returned."""
     first, names = next((m for m in models if m["kind"] == "vlm"), models[0]), [m["name"] for m in models]
     if len(models) < 2:
         refuse(f"--screen compares models, and {first['folder']} is one; give two folders or more")
@@ -1463,7 +1467,7 @@ def component(x, row):
 
 
 def rows_of(m, reference, thresholds, changed, weights):
-    """{criterion: its row} of a model, with its component of the weighted score and that component's draws under `weights` [DRAWS, n test items]."""
+    """{rows: {criterion: row with its component of the weighted score}, draws: {criterion: the component under each of weights [DRAWS, n test items]}, decision, why} of a model."""
     rows, draws = {}, {}
     for name, rule in SCREEN.items():
         source, record, better = SELECTION if name not in changed else "--set", None, rule.get("better", "higher")
@@ -1542,14 +1546,14 @@ def screen(args, thresholds):
     def weighted(parts, names):
         return sum(SCREEN[k]["weight"] * parts[k] for k in names) / sum(SCREEN[k]["weight"] for k in names) if all(parts.get(k) is not None for k in names) else None
 
-    def interval(value, draws, tail=0.025):
+    def bounds(value, draws, tail=0.025):
         return widened(value, *draws.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist(), n, tail)
 
     names = [k for k in SCREEN if k not in left_out]
     for m in models:
         parts = {k: row["component"] for k, row in m["rows"].items()}
         m["weighted"], m["weighted_draws"] = weighted(parts, names), weighted(m["draws"], names)
-        m["low"], m["high"] = interval(m["weighted"], m["weighted_draws"]) if m["weighted"] is not None else (None, None)
+        m["low"], m["high"] = bounds(m["weighted"], m["weighted_draws"]) if m["weighted"] is not None else (None, None)
         m["rank"] = m["first_probability"] = None
 
     # Of those that can be chosen, where any passes spatial IoU, the others are out: weights do not buy what the first criterion denies.
@@ -1571,7 +1575,7 @@ def screen(args, thresholds):
             row = {}
             for key, using in (("", names), ("_without_speed", [k for k in names if k != "speed"])):
                 value = weighted({k: first["rows"][k]["component"] - other["rows"][k]["component"] for k in using}, using)
-                low, high = interval(value, weighted({k: first["draws"][k] - other["draws"][k] for k in using}, using), tail)
+                low, high = bounds(value, weighted({k: first["draws"][k] - other["draws"][k] for k in using}, using), tail)
                 row |= {f"difference{key}": value, f"low{key}": low, f"high{key}": high}
             by = {k: SCREEN[k]["weight"] / sum(SCREEN[j]["weight"] for j in names) * (first["rows"][k]["component"] - other["rows"][k]["component"]) for k in names}
             comparisons[other["name"]] = row | {"level": 1 - 2 * tail, "told_apart": min(row["low"], row["low_without_speed"]) > 0, **{f"by_{k}": v for k, v in by.items()}}
@@ -1714,10 +1718,8 @@ def show_screen(result):
 
 def screen_picture(result, path):
     """screen.png: a dot with its interval per criterion and model, thresholds and floors; the weighted scores, stacked."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
+    plt = pyplot()
     models, criteria = result["models"], result["criteria"]
     names = sorted(models, key=lambda n: (models[n]["rank"] or 99, models[n]["kind"] != "vlm"))
     colour = {"PASS": "#1a7f37", "FAIL": "#c0392b", "INCONCLUSIVE": "#b7791f"}
@@ -1781,7 +1783,7 @@ def save_screen(result, folder):
 # ---------------------------------------------------------------- audit: does a YAML say what its films say?
 
 NO_PIXELS = ("stage", "mode", "model", "video", "video_weights", "weights", "data", "data_name", "judge", "judge_weights", "seeds_are", "shown", "notes", "run",
-             "sheet")  # nothing that films could gainsay
+             "sheet")  # what films cannot contradict
 
 
 def leaves(x, path=()):
@@ -1791,15 +1793,15 @@ def leaves(x, path=()):
     return {".".join(path): x}
 
 
-def agree(a, b, tolerance=1e-5):
-    """Two values of a YAML, whose floats have six digits."""
+def agree(a, b):
+    """Are two values of a YAML, whose floats have six digits, the same?"""
     if isinstance(a, float) and isinstance(b, (int, float)) and not isinstance(b, bool):
-        return math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-12) or a != a and b != b
+        return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-12) or a != a and b != b
     return type(a) is type(b) and a == b or isinstance(b, float) and agree(b, a)
 
 
 def misplaced(parts, ids, folder):
-    """What files of films as made, {part: content}, say of clips and of themselves that the clips or the others gainsay."""
+    """Where the files of films as made, {part: content}, contradict the clips `ids` or each other: sentences."""
     found, settings = [], {name: {k: v for k, v in part["meta"].items() if k != "job"} for name, part in parts.items()}
     for name, part in parts.items():
         file, job = folder / f"{name}.pt", part["meta"]["job"]
@@ -1817,7 +1819,7 @@ def misplaced(parts, ids, folder):
 
 
 def misfilmed(films, made, folder):
-    """What films {id: uint8 [T, H, W, 3]} of a folder show that is not what was made, {id: (the same, where that is)}."""
+    """Where films {id: uint8 [T, H, W, 3]} of a folder differ from those that were made, {id: (film, file)}: sentences."""
     found = [f"{folder} holds no {i!r}" for i in made if i not in films] + [f"{folder} holds {i!r}, which was not made" for i in films if i not in made]
     for i in films.keys() & made.keys():
         x, (own, whence) = films[i], made[i]
@@ -1831,11 +1833,11 @@ def misfilmed(films, made, folder):
 
 
 def audit(path, data=None, encoder=None):
-    """{checked: how many numbers, films, disagreements: [sentences]}: does predict-continue.yaml say what its films say, and are these the films that were made?
+    """Does predict-continue.yaml agree with its films, and are these the films that were made? {checked: how many numbers, films, disagreements: [sentences]}.
 
-    Read are the YAML, the films as made (predict-continue-parts/), those to be shown (films/) and the clips (data; else where the index of films/ says that they lie). Every number is measured
-    again, of these alone, with the judge `encoder` (else the run's). What films cannot gainsay (NO_PIXELS: names, notes, run) may say what it likes. Of a second draw of noise there is one copy, and
-    a change of it is found where a number shows it; of clips before the last frame seen by the digest of them all. Where a clip is missing, that is named and nothing is measured.
+    Reads the YAML, the films as made (predict-continue-parts/), those to be shown (films/) and the clips (`data`, else where the index of films/ says). Every number is measured again with the
+    judge `encoder`, else the run's; only NO_PIXELS, which films cannot contradict, is not checked. Films of the second draw of noise on exist once only: a change of them shows in a number, a
+    change of frames before the last one seen in the clips' digest. Where a clip is missing, that is named and nothing is measured.
     """
     path = Path(path)
     told, folder, shown = load_yaml(path, "predict"), path.with_name(f"{path.stem}-parts"), path.parent / "films"
@@ -1849,7 +1851,7 @@ def audit(path, data=None, encoder=None):
     films = {i["id"]: i["frames"] for shard in sorted(shown.glob("*.pt")) for i in load_pt(shard, ITEMS)["items"]}
     every, meta, size = load_items(data)[0], parts["vae"]["meta"], parts["vae"]["films"].shape[-2]
     past, length = meta["past"], meta["past"] + meta["horizon"]
-    test, train = ([i for i in every if split_of(i["source"]) == split and len(i.get("frames", ())) > 1] for split in ("test", "train"))
+    test, train = clips_of(every, "test"), clips_of(every, "train")
     claimed = dict.fromkeys([i for part in parts.values() for i in part["ids"]] + [i.rpartition("/")[0] for i in films])
     items = windows([i for i in test if i["id"] in claimed], length, size)
     ids, row = [i["id"] for i in items], {name: {i: x for i, x in zip(part["ids"], part["films"], strict=False)} for name, part in parts.items()}
@@ -1868,7 +1870,7 @@ def audit(path, data=None, encoder=None):
         found.append(f"{data} has not the clips that {folder} was made of")
 
     entry, (device, dtype, _) = find_model(encoder or told["run"]["arguments"]["judge"]), choose_device()
-    look = functools.partial(judge_tokens, *load_encoder(entry, device, dtype), entry["clip" if "clip" in entry else "size"], device=device)
+    look = functools.partial(judge_tokens, *load_encoder(entry, device, dtype), entry["clip"], device=device)
     of = {name: torch.stack([x[i] for i in ids]) for name, x in row.items()}
     head, table = film_table(alongside(clips, past, train, of["vae"]) | {n: torch.stack([of[f"{n}-{s}"] for s in range(told["seeds"])]) for n in names}, items, clips, past, look, meta["seed"])
     seconds = {name: part["seconds"] for name, part in parts.items()}
@@ -2022,7 +2024,7 @@ def main(argv=None):
     if args.show:
         result = load_yaml(args.show, "screen" if Path(args.show).name == "screen.yaml" else "gate")
     elif args.plant:
-        return plant_all(args, started)
+        return plant_all(args)
     elif args.rollouts:
         return rollouts(args, started)
     elif args.screen:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import data
 import extract
 import predict
-from common import load_features, load_items, load_yaml, plant_features, write_items
+from common import load_features, load_items, load_yaml, plant_features, signed_rank, write_items
 
 PAST, LENGTH, N = 4, 14, 90
 
@@ -227,10 +227,10 @@ def test_signed_rank_is_scipys_over_means_of_sources_and_small_no_oftener_than_i
     from scipy.stats import wilcoxon
     g = torch.Generator().manual_seed(0)
     x = torch.randn(12, generator=g)
-    assert predict.signed_rank(x, list("abcdefghijkl")) == wilcoxon(x.double().numpy()).pvalue
-    assert predict.signed_rank(x, list("aabbccddeeff")) == wilcoxon(x.double().view(6, 2).mean(1).numpy()).pvalue
-    assert predict.signed_rank(torch.zeros(4), list("abcd")) == 1.0
-    draws = torch.tensor([predict.signed_rank(torch.randn(20, generator=g), list(range(20))) for _ in range(1000)])
+    assert signed_rank(x, list("abcdefghijkl")) == wilcoxon(x.double().numpy()).pvalue
+    assert signed_rank(x, list("aabbccddeeff")) == wilcoxon(x.double().view(6, 2).mean(1).numpy()).pvalue
+    assert signed_rank(torch.zeros(4), list("abcd")) == 1.0
+    draws = torch.tensor([signed_rank(torch.randn(20, generator=g), list(range(20))) for _ in range(1000)])
     assert all(abs((draws < p).float().mean() - p) < 0.05 for p in (0.05, 0.25, 0.5, 0.75))
 
 
