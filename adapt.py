@@ -135,6 +135,7 @@ from common import (
     save_yaml,
     say,
     split_indices,
+    spoken_of,
     ssim,
     to_cells,
     to_floats,
@@ -1362,18 +1363,19 @@ class Reading:
         return fitted(width, height, self.token, self.pixels[clip]) if self.token else (width, height)
 
     def sizes(self, item):
-        """(T, width, height) of each picture or clip, in the processor's frame, and of the first in its own."""
+        """(T, width, height) of each picture or clip, in the processor's frame, and the (width, height) that boxes in it are said in."""
         from PIL import Image
         own = ([(len(item["frames"]), *reversed(item["frames"].shape[1:3]))] if "frames" in item else
                [(1, *Image.open(io.BytesIO(x.numpy().tobytes())).size) for x in encoded_of(item)])
-        return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in own), own and own[0][1:]
+        return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in own), [(item.get("width", w), item.get("height", h)) if "frames" in item else (w, h) for _, w, h in own]  # a clip is squashed
 
     def said(self, item, first, last):
         """(messages of these turns, boxes as the model says them; the number of media that each brings; sizes of all media)."""
         sizes, own = self.sizes(item)
         turns = item["turns"][first:last]
         if sizes:
-            turns = [[rescaled(text, own, SCALES.get(self.kind, (1000, 1000)) or sizes[0][1:]) for text in turn] for turn in turns]
+            owners = [number or 0 for number in spoken_of(item["turns"], len(sizes))[first:last]]
+            turns = [[rescaled(text, own[k], SCALES.get(self.kind, (1000, 1000)) or sizes[k][1:]) for text in turn] for turn, k in zip(turns, owners, strict=True)]
         kinds = [[{"type": "video"}] if self.as_video and t > 1 else [{"type": "image"}] * t for t, *_ in sizes]
         placed = any(PLACE.search(question) for question, _ in (item["turns"] if item.get("chat") else turns))
         return *conversation(turns, item.get("system"), kinds, placed), sizes

@@ -379,6 +379,16 @@ def clips_of(items, *splits):
     return [i for i in items if split_of(i["source"]) in splits and len(i.get("frames", ())) > 1]
 
 
+def spoken_of(turns, count):
+    """For each turn the number, below `count`, of the picture that its boxes are of: the only one that its question shows, or if it shows none the only one shown before. None: who knows."""
+    shown, found = 0 if any("<image>" in question for question, _ in turns) else count, []
+    for question, _ in turns:
+        first = shown if "<image>" in question else 0
+        shown += question.count("<image>")
+        found.append(first if shown - first == 1 and shown <= count else None)
+    return found
+
+
 # ---------------------------------------------------------------- which frames of a clip are shown
 
 CHOICES = "motion", "uniform", "random", "scene"

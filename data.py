@@ -98,6 +98,7 @@ from common import (
     save_yaml,
     say,
     split_of,
+    spoken_of,
     upright,
     write_items,
 )
@@ -1385,16 +1386,6 @@ def numbers_of(match):
 def numbers_in(words):
     """The boxes and points that words name: {"bbox_2d": [x1, y1, x2, y2]} and {"point_2d": [x, y]}."""
     return [(m[2], numbers) for m in PLACED.finditer(words) if (numbers := numbers_of(m))]
-
-
-def spoken_of(turns, count):
-    """For each turn the number, below `count`, of the picture that its boxes are of: the only one that its question shows, or if it shows none the only one shown before. None: who knows."""
-    shown, found = 0 if any("<image>" in question for question, _ in turns) else count, []
-    for question, _ in turns:
-        first = shown if "<image>" in question else 0
-        shown += question.count("<image>")
-        found.append(first if shown - first == 1 and shown <= count else None)
-    return found
 
 
 def whole_video(path, frames, size, max_side):

@@ -170,10 +170,20 @@ def test_boxes_go_to_the_processors_frame_and_back_within_a_pixel():
 @pytest.mark.parametrize(("family", "said"), [("qwen2_5_vl", "[8, 16, 24, 32]"), ("internvl", "[167, 333, 500, 667]"), ("llava_next", "[0.167, 0.333, 0.500, 0.667]")], indirect=["family"])
 def test_an_answers_box_is_said_as_the_family_says_boxes(family, said):
     reading = reading_of(family)
-    made = item(0, picture(0, 96, 96), turns=[["Where?", '{"bbox_2d": [16, 32, 48, 64]}']])  # in a frame of 48 x 48, halved
+    made = item(0, picture(0, 96, 96), width=96, height=96, turns=[["Where?", '{"bbox_2d": [16, 32, 48, 64]}']])  # in a frame of 48 x 48, halved
     row, _ = reading(made, 0, 1)
     assert f'{{"bbox_2d": {said}}}' in reading.tokenizer.decode(row["input_ids"])
     assert made["turns"][0][1] == '{"bbox_2d": [16, 32, 48, 64]}'
+
+
+def test_a_box_is_scaled_with_the_picture_that_it_is_in(small_vlm):
+    reading = reading_of(small_vlm)  # at most 48 x 48 pixels
+    album = {"id": "a", "source": "a", "album": [encoded(picture(0)), encoded(picture(1, 96, 96))], "chat": True}
+    row, _ = reading(album | {"turns": [["Where, <image>?", '{"bbox_2d": [16, 32, 48, 48]}'], ["And <image>?", '{"bbox_2d": [16, 32, 48, 64]}']]}, 0, 2)
+    said = reading.tokenizer.decode(row["input_ids"])
+    assert '{"bbox_2d": [16, 32, 48, 48]}' in said and '{"bbox_2d": [8, 16, 24, 32]}' in said
+    clip = item(0, picture(0, t=4), width=640, height=480, turns=[["Where?", '{"bbox_2d": [320, 240, 640, 480]}']])  # it was squashed to 48 x 48
+    assert '{"bbox_2d": [24, 24, 48, 48]}' in reading.tokenizer.decode(reading(clip, 0, 1)[0]["input_ids"])
 
 
 # ---------------------------------------------------------------- too long
