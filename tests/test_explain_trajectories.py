@@ -310,7 +310,7 @@ def test_of_a_video_that_cannot_be_followed_one_sentence_says_why(taught, tmp_pa
 @pytest.mark.parametrize("flags, words", [
     (["--questions", "0"], ["--questions 0"]), (["--words", "nowhere", "--embeddings", "TRACKS"], ["nowhere/adapt-words.yaml"]), (["--words", "nowhere"], ["--embeddings"]),
     (["--language", "tiny-dinov2"], ["tiny-dinov2", "language model"]), (["--vlm", "tiny-cogvlm2"], ["tiny-cogvlm2", "Qwen"]), (["--vlm", "tiny", "--frames", "1"], ["--frames 1"]),
-    (["--embeddings", "nowhere.pt"], ["nowhere.pt"]), (["--embeddings", "OTHERS"], ["is no clip/object"]), (["--changed", "reversed"], ["NAME=DATA:EMBEDDINGS"]), (["--smoke"], ["--smoke"]),
+    (["--embeddings", "nowhere.pt"], ["nowhere.pt"]), (["--embeddings", "OTHERS"], ["is no clip/object"]), (["--changed", "reversed"], ["NAME=DATA:EMBEDDINGS"]),
     (["--changed", "x=nowhere:tracks.pt"], ["--embeddings"]), (["--embeddings", "TRACKS", "--changed", "x=nowhere:tracks.pt"], ["nowhere/index.yaml"]), (["--data", "nowhere"], ["nowhere/index.yaml"]),
     (["--embeddings", "FEWER"], ["lacks"])])
 def test_mistakes_cost_one_sentence_before_a_model_is_loaded(world, flags, words, tmp_path, monkeypatch, refused):
