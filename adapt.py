@@ -1272,8 +1272,6 @@ def words(w, started):
     return result
 
 
-# ---------------------------------------------------------------- the stage
-
 # ---------------------------------------------------------------- tune: a vision-language model on one's own pictures and clips
 
 TUNABLE = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"  # those whose processor brings a chat template
@@ -1905,6 +1903,8 @@ def plan(args, started):
     say(result)
     return result
 
+
+# ---------------------------------------------------------------- the stage
 
 def smoke_input(args, folder):
     """A small random autoencoder and Dinov2 judge, squares as pictures, and features that are the latents themselves, rotated."""

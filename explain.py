@@ -2884,7 +2884,7 @@ def frames_chosen(found):
 
 def words_of_trajectories(found, results, width):
     columns = {"accuracy": "accuracy", **{kind: kind for kind in ASKED}, "frame_f1": "frame F1", "claim_precision": "claims true", "omission": "facts omitted", "abstains_wrongly": "abstains wrongly",
-               "order_persistence": "stays in another order", "seconds_per_clip": "seconds a clip", "memory_gb": "GB"}
+               "order_persistence": "stays in another order", "seconds_per_clip": "seconds a clip", "memory_gb": "GB", "training_seconds_per_seed": "seconds to train"}
     parts = []
     for m, d, x in with_stage(found, "explain-trajectories"):
         parts += [el("h3", f"{m} on {d}"), el("p", f"Words of the writer {x['writer']} follow what it was shown: {said(x['words_follow_picture'])}."),
