@@ -113,7 +113,7 @@ def test_every_format_gives_the_same_items(tmp_path, name):
     root = MAKE[name](tmp_path / "in")
     index = data.main(["--source", "sets", "--root", str(root), "--out", str(tmp_path / "out")])
     items = load_items(tmp_path / "out")[0]
-    assert index["format"] == index["format"] == name.split()[0].split(".")[0] and index["data"] == "real" and index["source_kind"] == "sets" and index["skipped"] == 0
+    assert index["format"] == name.split()[0].split(".")[0] and index["data"] == "real" and index["source_kind"] == "sets" and index["skipped"] == 0
     assert [i["turns"] for i in items] == [[[ASK, c]] for c in CAPTIONS]
     assert [bytes(i["encoded"].numpy()) for i in items] == [jpeg(k) for k in range(6)] and {(i["width"], i["height"]) for i in items} == {(40, 30)}
     assert len({i["id"] for i in items}) == 6 and not any("chat" in i for i in items)
