@@ -1,0 +1,50 @@
+"""What several tests share: small random language models, and features whose content is known."""
+from pathlib import Path
+
+import torch
+
+from common import FEATURES, POOLED, save_pt, save_yaml
+
+BYTE_CHAT = ("{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% else %}"
+             "<|vision_start|><|{{ c.type }}_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}<end>\n{% endfor %}")
+
+
+def random_language_model(folder, seed, *more):
+    """(config, tokenizer) of a language model whose tokens are bytes, and some of `more`; with a folder a random Llama of that kind is written there."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    tokens = {c: k for k, c in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>", *more])}
+    bytewise = Tokenizer(models.BPE(tokens, []))
+    bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    extra = {t.strip("<|>").replace("pad", "token"): t for t in more}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<end>", pad_token="<end>", extra_special_tokens=extra)
+    config = {"vocab_size": len(tokens), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": None,
+              "eos_token_id": tokens["<end>"]}
+    torch.manual_seed(seed)
+    if folder:
+        tokenizer.save_pretrained(folder)
+        LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(folder)
+    return config, tokenizer
+
+
+def random_vlm(folder, seed):
+    """A random Qwen2.5-VL of one layer each, patches of 8 px and tokens that are bytes."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    names = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+    text, tokenizer = random_language_model(None, seed, *names)
+    ids = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"), tokenizer.convert_tokens_to_ids(names), strict=True))
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 8, "window_size": 32, "fullatt_block_indexes": [0], "out_hidden_size": 16}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+    Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=text | rope, tie_word_embeddings=True, **ids)).save_pretrained(folder)
+    Qwen2_5_VLProcessor(Qwen2VLImageProcessor(patch_size=8), tokenizer, Qwen2VLVideoProcessor(patch_size=8), chat_template=BYTE_CHAT).save_pretrained(folder)
+
+
+def plant_features(folder, ids, points, data_path, gridless=(), **more):
+    """Write known features {point: [n, t, h, w, D]} in the layout of extract.py."""
+    folder = Path(folder)
+    for name, x in points.items():
+        save_pt(folder / name / "00000.pt", FEATURES, ids, {}, features=x.half().contiguous())
+    save_pt(folder / "pooled.pt", POOLED, ids, {}, pooled={k: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))} for k, x in points.items()})
+    save_yaml(folder / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data_path),
+                                      "shards": 1, "points": {k: {"shape": list(x.shape[1:])} | ({"grid": False} if k in gridless else {}) for k, x in points.items()}, "ids": ids} | more)
+    return str(folder)
