@@ -190,7 +190,7 @@ def align_world(pool, kind, n, g, noise=0.0):
     target, items = pool.codes["latents"][pick][:, None], [{"source": str(i)} for i in range(len(pick))]
 
     def measured(x):
-        return align.measure_layers({"own": lambda: x[:, None]}, target, items, split, Arguments, names=("cka", "spearman", "recall10"))
+        return align.measure_layers({"own": lambda: x[:, None]}, target, items, split, Arguments)
 
     layers, _ = measured(own)
     random = measured(control)[0] if kind == "random_network" else {}

@@ -48,3 +48,31 @@ def plant_features(folder, ids, points, data_path, gridless=(), **more):
     save_yaml(folder / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data_path),
                                       "shards": 1, "points": {k: {"shape": list(x.shape[1:])} | ({"grid": False} if k in gridless else {}) for k, x in points.items()}, "ids": ids} | more)
     return str(folder)
+
+
+def planted_boxes(folder, n=40, seed=0):
+    """Arguments of probe.py: features of n pictures of one box each, a point that holds the box and one of noise."""
+    from common import write_items
+    folder, g = Path(folder), torch.Generator().manual_seed(seed)
+    corner = torch.rand(n, 2, generator=g) * 20
+    boxes = torch.cat([corner, corner + 6 + torch.rand(n, 2, generator=g) * 6], 1).round()
+    frames = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 32, 32, 3)  # no two pictures alike, whatever the boxes
+    for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
+        f[0, y1:y2, x1:x2] = 255
+    ids = [f"box-{i}" for i in range(n)]
+    items = [{"id": i, "source": i, "width": 32, "height": 32, "frames": f, "boxes": b[None], "labels": ["box"]} for i, f, b in zip(ids, frames, boxes, strict=True)]
+    write_items(folder / "data", items, {"data": "synthetic", "name": "boxes"})
+    points = {"oracle": boxes[:, None, None, None].expand(-1, 1, 2, 2, -1) / 32, "noise": torch.randn(n, 1, 2, 2, 8, generator=g)}
+    return ["--features", plant_features(folder / "features", ids, points, folder / "data")]
+
+
+def planted_spaces(folder, n=60, seed=0):
+    """Arguments of align.py: two encoders of the same n items, one layer a rotation of the other encoder's latents plus noise, one independent."""
+    from common import write_items
+    folder, g, ids = Path(folder), torch.Generator().manual_seed(seed), [f"item-{i}" for i in range(n)]
+    items = [{"id": i, "source": i, "width": 8, "height": 8, "frames": torch.zeros(1, 8, 8, 3, dtype=torch.uint8)} for i in ids]
+    write_items(folder / "data", items, {"data": "synthetic", "name": "planted"})
+    y = torch.randn(n, 1, 2, 2, 4, generator=g)
+    rotated = y @ torch.linalg.qr(torch.randn(4, 4, generator=g))[0] + 0.1 * torch.randn(y.shape, generator=g)
+    own = plant_features(folder / "features", ids, {"rotated": rotated, "independent": torch.randn(n, 1, 2, 2, 4, generator=g)}, folder / "data")
+    return ["--features", own, "--target", plant_features(folder / "target", ids, {"latents": y}, folder / "data"), "--permutations", "50"]
