@@ -9,8 +9,7 @@ items at the chosen layers, and their scores. With --compare it reads such resul
 Which probes run depends on the truth there is:
 
     bbox_iou        closed-form ridge from the flattened token grid to the largest box; penalty by leave-one-out
-    ladder          the same box by probes of declared size, five seeds, on true and on shuffled labels: ridge, MLPs of one and two hidden layers, attentive pooling
-    mdl_*           bits an item that the boxes cost when they are sent one block after another, each coded by the ridge on the blocks before (online code)
+    ladder          the same box by probes of declared size: ridge, and an MLP of one hidden layer, five seeds
     spatial_iou     ridge from every token to the mask of its own cell (foreground: the masks, or the boxes where there are none)
     edge_probe_f1   the same ridge to the Canny edges of the picture in that cell, thinned; F1 of edges matched one to one within 2 px
     map50           DETR-style set prediction with early stopping, five seeds, two codes of a box's size, mAP@0.5 by pycocotools
@@ -63,7 +62,6 @@ from common import (
     load_lpips,
     load_pt,
     load_yaml,
-    made_up_folder,
     mask_iou,
     mask_scores,
     match_edges,
@@ -88,7 +86,7 @@ from common import (
 
 PICTURE, SET_GRID = 64, 6  # pixels a side of decoded pictures; the most tokens a side that trained probes read
 COMPONENTS, TOKEN = 256, 128  # principal components of the flattened grid, of a token: what trained probes read, so that their size is the same for every layer and model
-SEEDS, STEPS, HIDDEN, QUERIES = 5, 240, 64, 4  # of the ladder
+SEEDS, STEPS, HIDDEN = 5, 240, 64  # of the MLP
 DECODER = {"seeds": 3, "steps": 240, "hidden": 128, "grid": 8}  # of the reconstruction decoder: tokens a side are at most `grid`
 WAYS = {"down": (0, 1), "down left": (-1, 1), "down right": (1, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "up left": (-1, -1), "up right": (1, -1)}  # y points down
 FLIPS = {"mirrored": (-1, 1), "reversed": (-1, -1)}  # what becomes of a velocity
@@ -149,49 +147,6 @@ def token_components(x, train, most=TOKEN, side=SET_GRID):
     return F.pad(x, (0, most - x.shape[-1])), (h, w)
 
 
-def online_bits(kernels, y, split, seed=0, bins=64):
-    """Bits an item of y [n,c] in 0..1, told to one of `bins`, by the online code of L layers: [L] (Voita & Titov 2020, eq. 3).
-
-    The training items are sent in blocks that end at 1/16, 1/8, ... of them. The first costs log2(bins) a number, every later one what a normal distribution
-    around the ridge on all before it says, of the width of its leave-one-out error (mixed with 1% of a uniform one, or a single surprise costs everything).
-    """
-    order = split["train"][torch.randperm(len(split["train"]), generator=torch.Generator().manual_seed(seed))]
-    ends = sorted({max(len(order) * 2**k // 16, 4) for k in range(5)})
-    bits = torch.full((len(kernels),), float(ends[0] * y.shape[1] * math.log2(bins)), dtype=torch.float64)
-    edges = (y.double() * bins).floor().clamp(0, bins - 1) / bins
-    for first, last in zip(ends, ends[1:], strict=False):
-        mean, error = solve_ridge(*spectrum(kernels, order[:first]), {"y": y}, order[:first])["y"]
-        block = order[first:last]
-        normal = torch.distributions.Normal(mean[:, block].double(), error.clamp(min=1e-8).sqrt()[:, None])
-        mass = normal.cdf(edges[block] + 1 / bins) - normal.cdf(edges[block])
-        bits -= torch.log2(0.99 * mass + 0.01 / bins).sum((1, 2))
-    return bits / ends[-1]
-
-
-# The rungs between ridge and set prediction. x: what they read of L layers; every weight is [L, G, ...], G the runs (labels x seeds) that read the same x.
-
-def mlp1(w, x):
-    """One hidden layer on the components of the flattened grid. x [L, n, r] -> [L, G, n, 4]."""
-    return (torch.einsum("lnr,lgrh->lgnh", x, w["in"]) + w["in_bias"]).relu() @ w["out"] + w["out_bias"]
-
-
-def mlp2(w, x):
-    """Two hidden layers."""
-    h = (torch.einsum("lnr,lgrh->lgnh", x, w["in"]) + w["in_bias"]).relu()
-    return (h @ w["middle"] + w["middle_bias"]).relu() @ w["out"] + w["out_bias"]
-
-
-def attentive(w, x):
-    """Learned queries gather tokens, whose last two numbers are their place (attentive pooling; Chen et al. 2024, section 3.4). x [L, n, K, r + 2]."""
-    weights = torch.einsum("lnkr,lgrq->lgnqk", x, w["query"]).softmax(-1)
-    return torch.einsum("lgnqk,lnkr->lgnqr", weights, x).flatten(-2) @ w["out"] + w["out_bias"]
-
-
-RUNGS = {"mlp1": (mlp1, lambda r: {"in": (r, HIDDEN), "in_bias": (1, HIDDEN), "out": (HIDDEN, 4), "out_bias": (1, 4)}),
-         "mlp2": (mlp2, lambda r: {"in": (r, HIDDEN), "in_bias": (1, HIDDEN), "middle": (HIDDEN, HIDDEN), "middle_bias": (1, HIDDEN), "out": (HIDDEN, 4), "out_bias": (1, 4)}),
-         "attentive": (attentive, lambda r: {"query": (r, QUERIES), "out": (QUERIES * r, 4), "out_bias": (1, 4)})}
-
-
 def box_loss(boxes, truth):
     """5 L1 + 2 GIoU, as in DETR, of rows [..., 4] -> [...]."""
     return 5 * (boxes - truth).abs().sum(-1) + 2 * giou_loss(boxes, truth)
@@ -220,23 +175,22 @@ def fit(weights, loss_of, split, steps, lr, batch, generator):
     weights |= kept
 
 
-def train_rung(rung, x, targets, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, only=None):
-    """Boxes [L, T, seeds, n, 4] of one rung on L layers x [L, n, ...] and T kinds of labels [T, n, 4], all trained at once, with early stopping; and the
+def train_mlp(x, largest, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, only=None):
+    """Boxes [L, seeds, n, 4] of an MLP of one hidden layer on the components of L layers x [L, n, r], all trained at once, with early stopping; and the
     parameters of one. only: one seed of them."""
-    forward, shapes = RUNGS[rung]
-    g, shapes = torch.Generator().manual_seed(seed), shapes(x.shape[-1])
-    start = {k: torch.zeros(seeds, *shape) if k.endswith("bias") else torch.randn(seeds, *shape, generator=g) * shape[0] ** -0.5 for k, shape in shapes.items()}
-    start, seeds = (start, seeds) if only is None else ({k: w[only:only + 1] for k, w in start.items()}, 1)
-    weights = {k: w.repeat(len(x), len(targets), 1, 1) for k, w in start.items()}  # the same start for every layer and kind of labels
-    labels = targets.repeat_interleave(seeds, 0)  # [G, n, 4]
+    g, r = torch.Generator().manual_seed(seed), x.shape[-1]
+    start = {"in": torch.randn(seeds, r, HIDDEN, generator=g) * r**-0.5, "in_bias": torch.zeros(seeds, 1, HIDDEN),
+             "out": torch.randn(seeds, HIDDEN, 4, generator=g) * HIDDEN**-0.5, "out_bias": torch.zeros(seeds, 1, 4)}
+    weights = {k: (w if only is None else w[only:only + 1]).repeat(len(x), 1, 1, 1) for k, w in start.items()}  # [L, seeds, ...]: the same start for every layer
 
     def boxes(items):
-        code = forward(weights, x[:, items])
+        hidden = (torch.einsum("lnr,lgrh->lgnh", x[:, items], weights["in"]) + weights["in_bias"]).relu()
+        code = hidden @ weights["out"] + weights["out_bias"]
         centre, size = code[..., :2].sigmoid(), (code[..., 2:] - 1).sigmoid()
         return torch.cat([centre - size / 2, centre + size / 2], -1)
 
-    fit(weights, lambda items: box_loss(boxes(items), labels[:, items]).mean(-1), split, steps, 1e-2, batch, g)
-    return boxes(slice(None)).clamp(0, 1).unflatten(1, (len(targets), seeds)), sum(math.prod(shape) for shape in shapes.values())
+    fit(weights, lambda items: box_loss(boxes(items), largest[items]).mean(-1), split, steps, 1e-2, batch, g)
+    return boxes(slice(None)).clamp(0, 1), sum(w[0].numel() for w in start.values())
 
 
 def probe_cells(x, maps, split):
@@ -376,33 +330,11 @@ def r2_shares(z, y, split):
     return out
 
 
-def terciles(name, words, x, train):
-    """{"<name> <word>": [n] bool}: x [n] cut at the terciles of the training items."""
-    low, high = x[train].quantile(torch.tensor([1 / 3, 2 / 3]))
-    return {f"{name} {word}": member for word, member in zip(words, (x <= low, (x > low) & (x <= high), x > high), strict=True)}
-
-
-def strata(items, largest, train):
-    """{"size small": [n] bool, ...}: by the share of the picture that the largest box covers (terciles of the training items), the number of objects,
-    whether any two of their boxes overlap and, where the items tell, whether something hides more than a twentieth of the object in the largest box."""
+def strata(largest, train):
+    """{"size small": [n] bool, ...}: by the share of the picture that the largest box covers, cut at the terciles of the training items."""
     area = (largest[:, 2:] - largest[:, :2]).prod(1)
-    number = torch.tensor([len(i["boxes"]) for i in items])
-    overlap = torch.tensor([bool((box_iou(i["boxes"][:, None], i["boxes"]) - torch.eye(len(i["boxes"])) > 0).any()) for i in items])
-    groups = terciles("size", ("small", "medium", "large"), area, train)
-    groups |= {"objects 1": number == 1, "objects 2": number == 2, "objects 3+": number >= 3, "overlap no": (number > 1) & ~overlap, "overlap yes": overlap}
-    if all("visible" in i for i in items):
-        hidden = torch.tensor([i["visible"][(i["boxes"][:, 2:] - i["boxes"][:, :2]).prod(1).argmax()] <= 0.95 for i in items])
-        groups |= {"occlusion none": ~hidden, "occlusion partly": hidden}
-    return groups
-
-
-def motion_strata(items, way, background, train):
-    """{"kind original": [n] bool, ...}: by twin, by camera motion (`camera turns it`: relative to the background the way is another one) and by terciles of the speed."""
-    groups = {f"kind {k}": torch.tensor([i["kind"] == k for i in items]) for k in ("original", *FLIPS)} if "kind" in items[0] else {}
-    if background is not None:
-        camera = torch.tensor([any(i["camera"]) for i in items])
-        groups |= {"camera no": ~camera, "camera yes": camera, "camera turns it": camera & (background != way)}
-    return groups | (terciles("speed", ("slow", "medium", "fast"), torch.tensor([i["speed"] for i in items]), train) if "speed" in items[0] else {})
+    low, high = area[train].quantile(torch.tensor([1 / 3, 2 / 3]))
+    return {"size small": area <= low, "size medium": (area > low) & (area <= high), "size large": area > high}
 
 
 def by_stratum(groups, scores, floors, test, sources, seed):
@@ -462,29 +394,13 @@ def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
 
 # ---------------------------------------------------------------- the two kinds of truth
 
-def ladder(kernels, tokens, boxes, names, largest, split, seed, progress):
-    """{layer: {rung: IoU on test, rung_shuffled: the same of probes trained on shuffled labels}}, {rung: parameters} for the L layers `names`.
-
-    kernels [L, n, n]; tokens {layer: ([n, K, r], grid)}; boxes {layer: what probe_boxes returned}. The difference of the two is the rung's selectivity
-    (Hewitt & Liang 2019): what it reads and does not merely learn by heart.
-    """
-    test, targets = split["test"], box_targets(largest, split, seed)
-    targets = torch.stack([targets["true"], targets["shuffled0"]])
-    x = components(*spectrum(kernels, split["train"]))
-    rows = {p: {"ridge": boxes[p][0][test].mean(), "ridge_shuffled": boxes[p][1][:, test].mean()} for p in names}
-    jobs = {"mlp1": [(names, x)], "mlp2": [(names, x)], "attentive": []}
-    for grid in dict.fromkeys(tokens[p][1] for p in names):
-        same, place = [p for p in names if tokens[p][1] == grid], torch.cartesian_prod(*(torch.linspace(-1, 1, s + 2)[1:-1] for s in grid))
-        z = torch.stack([tokens[p][0] for p in same])
-        jobs["attentive"].append((same, torch.cat([z, place.expand(*z.shape[:2], -1, -1)], -1)))
-    parameters = {"ridge": 4 * (len(split["train"]) + 1)}  # as many as it has in its dual form, and an intercept
-    for rung in progress(jobs, desc="ladder"):
-        for same, z in jobs[rung]:
-            found, parameters[rung] = train_rung(rung, z, targets, split, seed=seed)
-            iou = box_iou(found[..., test, :], largest[test]).mean((-1, -2))  # [L, 2]
-            for p, (true, wrong) in zip(same, iou, strict=True):
-                rows[p] |= {rung: true, f"{rung}_shuffled": wrong}
-    return rows, parameters
+def ladder(kernels, boxes, names, largest, split, seed):
+    """{layer: {ridge, mlp1: IoU on test}}, {probe: parameters} for the L layers `names`; kernels [L, n, n]; boxes {layer: what probe_boxes returned}."""
+    test = split["test"]
+    found, parameters = train_mlp(components(*spectrum(kernels, split["train"])), largest, split, seed=seed)
+    iou = box_iou(found[..., test, :], largest[test]).mean((-1, -2))  # [L]
+    rows = {p: {"ridge": boxes[p][0][test].mean(), "mlp1": x} for p, x in zip(names, iou, strict=True)}
+    return rows, {"ridge": 4 * (len(split["train"]) + 1), "mlp1": parameters}  # ridge: as many as it has in its dual form, and an intercept
 
 
 def reconstruction(jobs, frames, others, measures, split, sources, layer, seed):
@@ -604,7 +520,7 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
         point, task = key.split("/")
         layers[point][f"{task}_p_holm"] = p
     at = {task: criteria[task]["layer"] for task in floor}
-    tables = {"strata": by_stratum(strata(items, largest, train), {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]},
+    tables = {"strata": by_stratum(strata(largest, train), {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]},
                                    floor, test, sources, args.seed)}
     decoded["scores"] = {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]} | decoded.get("scores", {})  # by which models are paired
     decoded["sources"] = sources
@@ -612,12 +528,7 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
         layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = bootstrap(boxes[p][0][test], sources, seed=args.seed)[1:]
 
     at = [list(kernels).index(p) for p in points]
-    tables["ladder"], tables["ladder_parameters"] = ladder(every[at], tokens, boxes, points, largest, split, args.seed, progress)
-    y, dealt = largest.clamp(0, 1), box_targets(largest, split, args.seed)["shuffled0"].clamp(0, 1)
-    bits = {"mdl_bits": online_bits(every[at], y, split, args.seed), "mdl_bits_shuffled": online_bits(every[at], dealt, split, args.seed)}
-    if read_random:
-        bits["mdl_bits_random"] = online_bits(every[[list(kernels).index(f"random:{p}") for p in points]], y, split, args.seed)
-    tables["mdl"] = {p: {name: b[k] for name, b in bits.items()} | {"compression": 4 * math.log2(64) / bits["mdl_bits"][k]} for k, p in enumerate(points)}
+    tables["ladder"], tables["ladder_parameters"] = ladder(every[at], boxes, points, largest, split, args.seed)
     return criteria, layers, decoded, tables
 
 
@@ -654,7 +565,7 @@ def motion_criterion(task, score, y, readers, split, sources, still=(), seed=0):
 
 
 def motion(args, items, split, pooled, pooled_random, points, frozen=None):
-    """What moves, from space-pooled features of the clips that move. Returns (criteria, layers, decoded, tables).
+    """What moves, from space-pooled features of the clips that move. Returns (criteria, layers, decoded).
 
     frozen {"first" | "middle": pooled features of the same clips, each showing that frame throughout}. They are used twice: the probe trained on moving
     clips answers them, which it should not be able to (frozen_<frame>), and a probe trained on them is a floor (<frame>_frame).
@@ -699,10 +610,7 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
             row |= {"camera_accuracy": correct(z[0])[camera].mean(), "background_accuracy": correct(z[0], background)[camera].mean()}
         layers[point] |= {f"{name}_{view}": x for name, x in row.items()} | {f"direction_accuracy_{view}_p_holm": p_values[point, view]}
 
-    truths = {"direction_accuracy": way} | ({"direction_accuracy_background": background} if background is not None else {})
-    own, blind = ({name: correct(answers[who], truth)[test] for name, truth in truths.items()} for who in ("own", "commonest"))
-    strata = by_stratum(motion_strata(items, way, background, train), own, blind, test, sources, args.seed)
-    return criteria, layers, {"correct": own["direction_accuracy"].clone(), "sources": sources}, {"strata": strata}
+    return criteria, layers, {"correct": correct(answers["own"])[test], "sources": sources}
 
 
 def read_pooled(folder, points):
@@ -758,72 +666,37 @@ def compare(folders, seed=0):
 
 
 def picture(result, path):
-    """probe.png: score against the size of the probe; along the layers; what the labels cost; by stratum."""
+    """probe.png: along the layers; by stratum."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    layers, rungs, constant = [p for p in result["layers"] if p != "pixels"], result["ladder_parameters"], result["criteria"]["bbox_iou"]["floors"]["constant"]
-    figure, axes = plt.subplots(2, 2, figsize=(15, 10), layout="constrained")
-    order = sorted(rungs, key=rungs.get)
-    colours = plt.get_cmap("viridis")(torch.linspace(0, 0.9, len(layers)).numpy())
-    for p, colour in zip(layers, colours, strict=True):
-        axes[0, 0].plot([rungs[r] for r in order], [result["ladder"][p][r] for r in order], "o-", color=colour, label=p)
-        axes[0, 0].plot([rungs[r] for r in order], [result["ladder"][p][f"{r}_shuffled"] for r in order], "x:", color=colour, lw=0.8)
-    axes[0, 0].set_xscale("log")
-    axes[0, 0].set_xticks([rungs[r] for r in order], [f"{r}\n{rungs[r]}" for r in order])
-    axes[0, 0].minorticks_off()
-    axes[0, 0].axhline(constant, color="black", lw=1)
-    axes[0, 0].text(rungs[order[0]], constant, " a constant box", va="bottom", fontsize=8)
-    axes[0, 0].set(title="A larger probe: where is the largest object?  (x: the same probe taught shuffled labels)", xlabel="probe and its trained numbers", ylabel="IoU of the box, test items")
-    axes[0, 0].legend(fontsize=7, ncols=2, title="layer", title_fontsize=8)
+    layers = [p for p in result["layers"] if p != "pixels"]
+    figure, (along, by_size) = plt.subplots(1, 2, figsize=(15, 5), layout="constrained")
     at = range(len(layers))
-    axes[0, 1].plot(at, [result["layers"][p]["bbox_iou"] for p in layers], "o-", label="ridge, trained network")
-    axes[0, 1].fill_between(at, *([result["layers"][p][f"bbox_iou_{end}"] for p in layers] for end in ("low", "high")), alpha=0.2, label="95% interval")
-    axes[0, 1].plot(at, [max(result["ladder"][p][r] for r in rungs) for p in layers], "^-", label="best probe of the ladder")
+    along.plot(at, [result["layers"][p]["bbox_iou"] for p in layers], "o-", label="ridge, trained network")
+    along.fill_between(at, *([result["layers"][p][f"bbox_iou_{end}"] for p in layers] for end in ("low", "high")), alpha=0.2, label="95% interval")
+    along.plot(at, [result["ladder"][p]["mlp1"] for p in layers], "^-", label="MLP, trained network")
     if "bbox_iou_random" in result["layers"][layers[0]]:
-        axes[0, 1].plot(at, [result["layers"][p]["bbox_iou_random"] for p in layers], "s--", label="ridge, untrained network")
+        along.plot(at, [result["layers"][p]["bbox_iou_random"] for p in layers], "s--", label="ridge, untrained network")
     for k, (name, value) in enumerate(result["criteria"]["bbox_iou"]["floors"].items()):
         if name != "random_init":
-            axes[0, 1].axhline(value, lw=1, ls=":", color=f"C{k + 3}", label=f"floor: {name.replace('_', ' ')}")
-    axes[0, 1].set(title="Along the layers: where is the largest object?", ylabel="IoU of the box, test items")
-    for name, style, label in (("mdl_bits", "o-", "trained network"), ("mdl_bits_random", "s--", "untrained network"), ("mdl_bits_shuffled", "x:", "shuffled labels")):
-        if name in result["mdl"][layers[0]]:
-            axes[1, 0].plot(at, [result["mdl"][p][name] for p in layers], style, label=label)
-    axes[1, 0].axhline(4 * math.log2(64), color="black", lw=1, label="no code: 6 bits a coordinate")
-    axes[1, 0].set(title="What the boxes cost to send, given the features  (less is better)", ylabel="bits an item")
-    for axis in (axes[0, 1], axes[1, 0]):
-        axis.set_xticks(list(at), layers, rotation=60, ha="right", fontsize=8)
-        axis.legend(fontsize=8)
+            along.axhline(value, lw=1, ls=":", color=f"C{k + 3}", label=f"floor: {name.replace('_', ' ')}")
+    along.set(title="Along the layers: where is the largest object?", ylabel="IoU of the box, test items")
+    along.set_xticks(list(at), layers, rotation=60, ha="right", fontsize=8)
+    along.legend(fontsize=8)
     strata = {name: row for name, row in result["strata"].items() if "bbox_iou" in row}
     for k, (task, label) in enumerate((("bbox_iou", "box"), ("spatial_iou", "mask"))):
         x = [i + 0.35 * k for i in range(len(strata))]
         score = torch.tensor([[r[task], r[f"{task}_low"], r[f"{task}_high"]] for r in strata.values()])
-        axes[1, 1].bar(x, score[:, 0], 0.33, color=f"C{k}", label=f"{label}, 95% interval")
-        axes[1, 1].errorbar(x, score[:, 0].numpy(), (score[:, :1] - score[:, 1:]).abs().T.numpy(), fmt="none", color="black", capsize=2)
-        axes[1, 1].scatter(x, [r[f"{task}_floor"] for r in strata.values()], marker="_", s=200, color="red", zorder=3, label="floor: position only" if k else None)
-    axes[1, 1].set_xticks([i + 0.17 for i in range(len(strata))], [f"{name}\nn={row['n']}" for name, row in strata.items()], rotation=40, ha="right", fontsize=8)
-    axes[1, 1].set(title="Which objects", ylabel="IoU, test items", ylim=(0, 1))
-    axes[1, 1].legend(fontsize=8, loc="lower right")
+        by_size.bar(x, score[:, 0], 0.33, color=f"C{k}", label=f"{label}, 95% interval")
+        by_size.errorbar(x, score[:, 0].numpy(), (score[:, :1] - score[:, 1:]).abs().T.numpy(), fmt="none", color="black", capsize=2)
+        by_size.scatter(x, [r[f"{task}_floor"] for r in strata.values()], marker="_", s=200, color="red", zorder=3, label="floor: position only" if k else None)
+    by_size.set_xticks([i + 0.17 for i in range(len(strata))], [f"{name}\nn={row['n']}" for name, row in strata.items()], rotation=40, ha="right", fontsize=8)
+    by_size.set(title="Which objects", ylabel="IoU, test items", ylim=(0, 1))
+    by_size.legend(fontsize=8, loc="lower right")
     figure.suptitle(f"{result['model']} on {result['data_name']}: {result['test']} test items, {result['weights']} weights, {result['data']} data", fontsize=13)
     figure.savefig(path, dpi=80)
     plt.close(figure)
-
-
-def smoke_input(args, folder):
-    """Planted features: an oracle point that holds the box, and a noise point."""
-    from common import plant_features, write_items
-    g = torch.Generator().manual_seed(args.seed)
-    corner = torch.rand(40, 2, generator=g) * 20
-    boxes = torch.cat([corner, corner + 6 + torch.rand(40, 2, generator=g) * 6], 1).round()
-    frames = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 32, 32, 3)  # no two pictures alike, whatever the boxes
-    for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
-        f[0, y1:y2, x1:x2] = 255
-    ids = [f"box-{i}" for i in range(40)]
-    write_items(folder / "data", [{"id": i, "source": i, "width": 32, "height": 32, "frames": f, "boxes": b[None], "labels": ["box"]}
-                                  for i, f, b in zip(ids, frames, boxes, strict=True)], {"data": "synthetic", "name": "boxes"})
-    points = {"oracle": boxes[:, None, None, None].expand(-1, 1, 2, 2, -1) / 32, "noise": torch.randn(40, 1, 2, 2, 8, generator=g)}
-    plant_features(folder / "features", ids, points, folder / "data")
-    args.features, args.out = str(folder / "features"), args.out or str(folder / "probe.yaml")
 
 
 def get_args(argv):
@@ -848,8 +721,6 @@ def main(argv=None):
         save_yaml(out, result)
         say(result)
         return result
-    if args.smoke:
-        smoke_input(args, made_up_folder())
     index, read = load_features(args.features)
     items, data = load_items(args.data or index["data_path"])
     items = join(items, index, args.features)
@@ -870,7 +741,8 @@ def main(argv=None):
         refuse(f"--frozen is about clips, and {index['data_path']} tells of no direction; leave it out, or give --features of clips")
     if "direction" in items[0]:
         pooled, pooled_random = (read_pooled(f, points) if f else None for f in (args.features, args.random))
-        criteria, layers, decoded, tables = motion(args, items, split, pooled, pooled_random, points, read_frozen(args.frozen, args.features, index, points))
+        criteria, layers, decoded = motion(args, items, split, pooled, pooled_random, points, read_frozen(args.frozen, args.features, index, points))
+        tables = {}
     elif "boxes" in items[0]:
         gridless = [p for p in points if p not in with_grid(index)]
         points = [p for p in points if p not in gridless]

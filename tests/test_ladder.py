@@ -1,6 +1,4 @@
-"""The ladder of probes, the online code and their controls on worlds whose answer is known: nulls first."""
-import math
-
+"""The MLP beside ridge, what probes are given, and their controls, on worlds whose answer is known: nulls first."""
 import pytest
 import torch
 
@@ -26,40 +24,17 @@ def constant(boxes):
     return box_iou(boxes[SPLIT["train"]].median(0).values, boxes[SPLIT["test"]]).mean().item()
 
 
-def scored(rung, x, boxes, **more):
-    found, parameters = probe.train_rung(rung, x[None], boxes[None], SPLIT, seeds=2, **more)
-    return box_iou(found[0, 0][:, SPLIT["test"]], boxes[SPLIT["test"]]).mean().item(), parameters
+def scored(x, boxes):
+    found, parameters = probe.train_mlp(x[None], boxes, SPLIT, seeds=2)
+    return box_iou(found[0][:, SPLIT["test"]], boxes[SPLIT["test"]]).mean().item(), parameters
 
 
-def tokens_with_place(x):
-    """[n, h, w, D] -> what the attentive rung reads, [n, hw, D + 2]."""
-    n, h, w, _ = x.shape
-    place = torch.cartesian_prod(torch.linspace(-1, 1, h + 2)[1:-1], torch.linspace(-1, 1, w + 2)[1:-1])
-    return torch.cat([x.flatten(1, 2), place.expand(n, -1, -1)], -1)
-
-
-def marked(boxes, side=6, dim=8, seed=1):
-    """Tokens that hold noise, and a mark where the centre of the box lies."""
-    x = torch.randn(len(boxes), side, side, dim, generator=generator(seed)) * 0.3
-    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2 * side).long().clamp(0, side - 1)
-    x[torch.arange(len(boxes)), centre[:, 1], centre[:, 0], 0] += 4
-    return x
-
-
-@pytest.mark.parametrize("rung", probe.RUNGS)
-def test_no_rung_beats_the_constant_box_on_noise(rung):
-    boxes, noise = boxes_of(), torch.randn(N, 36, 10, generator=generator(3))
-    x = noise if rung == "attentive" else noise.flatten(1)[:, :64]
-    assert scored(rung, x, boxes)[0] < constant(boxes) + 0.03
-
-
-@pytest.mark.parametrize("rung", probe.RUNGS)
-def test_every_rung_reads_what_is_there_and_declares_its_size(rung):
+def test_an_mlp_reads_what_is_there_and_no_more_and_declares_its_size():
     boxes = boxes_of()
-    x = tokens_with_place(marked(boxes)) if rung == "attentive" else torch.cat([boxes, torch.randn(N, 4, generator=generator(1))], 1) @ torch.randn(8, 8, generator=generator(2))
-    score, parameters = scored(rung, x, boxes)
-    assert score > constant(boxes) + 0.1
-    assert parameters == {"mlp1": 8 * 64 + 64 + 64 * 4 + 4, "mlp2": 8 * 64 + 64 + 64 * 64 + 64 + 64 * 4 + 4, "attentive": 10 * 4 + 4 * 10 * 4 + 4}[rung]
+    assert scored(torch.randn(N, 64, generator=generator(3)), boxes)[0] < constant(boxes) + 0.03
+    x = torch.cat([boxes, torch.randn(N, 4, generator=generator(1))], 1) @ torch.randn(8, 8, generator=generator(2))
+    score, parameters = scored(x, boxes)
+    assert score > constant(boxes) + 0.1 and parameters == 8 * 64 + 64 + 64 * 4 + 4
 
 
 def test_a_hidden_layer_reads_what_no_linear_map_can():
@@ -68,76 +43,33 @@ def test_a_hidden_layer_reads_what_no_linear_map_can():
     x = torch.randn(N, 2, generator=g)
     boxes = torch.where((x.prod(1) > 0)[:, None], torch.tensor([0.0, 0, 0.4, 0.4]), torch.tensor([0.6, 0.6, 1, 1])) + 0.0
     straight = common.ridge(x, {"y": boxes}, SPLIT["train"])["y"]
-    assert box_iou(straight[SPLIT["test"]].clamp(0, 1), boxes[SPLIT["test"]]).mean() < 0.2 < 0.55 < scored("mlp1", x, boxes)[0]
+    assert box_iou(straight[SPLIT["test"]].clamp(0, 1), boxes[SPLIT["test"]]).mean() < 0.2 < 0.55 < scored(x, boxes)[0]
 
 
-def test_labels_dealt_anew_teach_no_rung_where_things_are():
+def test_shuffled_labels_are_those_of_the_training_items_dealt_anew():
     boxes = boxes_of()
     targets = probe.box_targets(boxes, SPLIT)
     assert set(targets) == {"true", *(f"shuffled{s}" for s in range(5))} and torch.equal(targets["true"], boxes)
     for wrong in (targets["shuffled0"], targets["shuffled4"]):
-        assert torch.equal(wrong[SPLIT["test"]], boxes[SPLIT["test"]]) and torch.equal(wrong[SPLIT["val"]], boxes[SPLIT["val"]])
-        assert not torch.equal(wrong[:144], boxes[:144]) and torch.equal(wrong[:144].sort(0).values, boxes[:144].sort(0).values)
-    found, _ = probe.train_rung("mlp1", boxes[None], torch.stack([boxes, targets["shuffled0"]]), SPLIT, seeds=2)
-    true, shuffled = box_iou(found[0][..., SPLIT["test"], :], boxes[SPLIT["test"]]).mean((1, 2))
-    assert true > 0.8 and shuffled < constant(boxes) + 0.03
+        assert torch.equal(wrong[144:], boxes[144:]) and not torch.equal(wrong[:144], boxes[:144])
+        assert torch.equal(wrong[:144].sort(0).values, boxes[:144].sort(0).values)
 
 
-def test_layers_and_labels_that_train_together_are_each_alone():
-    boxes, g = boxes_of(), generator(7)
-    x, labels = torch.randn(3, N, 6, generator=g), torch.stack([boxes, boxes.roll(1, 0)])
-    together, _ = probe.train_rung("mlp2", x, labels, SPLIT, seeds=2, steps=40)
-    alone = torch.stack([torch.stack([torch.stack([probe.train_rung("mlp2", a[None], y[None], SPLIT, seeds=2, steps=40, only=s)[0][0, 0, 0] for s in range(2)]) for y in labels]) for a in x])
+def test_layers_and_seeds_that_train_together_are_each_alone():
+    boxes, x = boxes_of(), torch.randn(3, N, 6, generator=generator(7))
+    together, _ = probe.train_mlp(x, boxes, SPLIT, seeds=2, steps=40)
+    alone = torch.stack([torch.stack([probe.train_mlp(a[None], boxes, SPLIT, seeds=2, steps=40, only=s)[0][0, 0] for s in range(2)]) for a in x])
     torch.testing.assert_close(together, alone, atol=2e-3, rtol=0)
 
 
 def test_early_stopping_keeps_the_weights_of_the_lowest_validation_loss():
     """Labels of the training items alone are noise: the longer it trains, the worse; what is kept is no worse than the start."""
     boxes, x = boxes_of(), torch.randn(N, 64, generator=generator(9))
-    short, long = (probe.box_loss(probe.train_rung("mlp2", x[None], boxes[None], SPLIT, seeds=2, steps=s)[0][0, 0][:, SPLIT["val"]], boxes[SPLIT["val"]]).mean().item() for s in (20, 240))
+    short, long = (probe.box_loss(probe.train_mlp(x[None], boxes, SPLIT, seeds=2, steps=s)[0][0][:, SPLIT["val"]], boxes[SPLIT["val"]]).mean().item() for s in (20, 240))
     assert long <= short + 0.05
 
 
-# ---------------------------------------------------------------- the online code
-
-def bits(x, y, seed=0):
-    return probe.online_bits((x @ x.T)[None], y, SPLIT, seed).item()
-
-
-def test_features_of_noise_shorten_no_code():
-    """Beyond what the boxes' own distribution gives: that of a constant feature."""
-    boxes = boxes_of()
-    blind = bits(torch.ones(N, 1), boxes)
-    assert blind - 0.3 < bits(torch.randn(N, 50, generator=generator(1)), boxes) and blind < 4 * math.log2(64)
-
-
-def test_numbers_drawn_evenly_cost_their_bits():
-    y = torch.rand(N, 2, generator=generator(2))
-    assert bits(torch.ones(N, 1), y) == pytest.approx(2 * math.log2(64), abs=0.5)
-
-
-def test_the_oracle_needs_little_more_than_its_first_block():
-    boxes = boxes_of()
-    first = 9 / 144 * 4 * math.log2(64)
-    assert first < bits(torch.cat([boxes, torch.ones(N, 1)], 1), boxes) < first + 4 * math.log2(64) / 6
-    noisy = [bits(boxes + s * torch.randn(N, 4, generator=generator(3)), boxes) for s in (0.02, 0.1, 0.5)]
-    assert noisy == sorted(noisy)
-
-
-def test_shuffled_boxes_cost_as_much_as_without_features():
-    boxes = boxes_of()
-    wrong = probe.box_targets(boxes, SPLIT)["shuffled0"]
-    assert bits(boxes, wrong) > bits(torch.ones(N, 1), boxes) - 0.3
-
-
-def test_the_code_reads_the_training_items_only():
-    boxes, x = boxes_of(), torch.randn(N, 20, generator=generator(4))
-    before = bits(x, boxes)
-    x[SPLIT["test"]], boxes[SPLIT["val"]] = 100.0, 0.9
-    assert bits(x, boxes) == pytest.approx(before, rel=1e-6)
-
-
-# ---------------------------------------------------------------- what the rungs read; controls
+# ---------------------------------------------------------------- what probes read; controls
 
 def test_principal_components_keep_what_a_ridge_reads():
     x, train = torch.randn(N, 30, generator=generator(1)) @ torch.randn(30, 400, generator=generator(2)), SPLIT["train"]
@@ -163,7 +95,7 @@ def test_the_class_constant_knows_the_name_and_no_more():
     assert torch.equal(found[:20], largest[:20]) and torch.equal(found[20], largest[:12].median(0).values)  # an unknown name: everybody's constant
 
 
-def test_another_items_features_say_nothing(tmp_path):
+def test_another_items_features_say_nothing():
     boxes = boxes_of()
     record = probe.box_criterion({"oracle": probe.probe_boxes(boxes, boxes, SPLIT)}, boxes, SPLIT, [str(i) for i in range(48)])
     assert record["floors"]["shuffled_images"] < constant(boxes) + 0.02 < 0.9 < record["score"]
@@ -190,33 +122,33 @@ def test_results_are_compared_item_by_item(tmp_path, refused):
 
 # ---------------------------------------------------------------- reconstruction
 
-def pictures_of(n=60, seed=0):
+FEW = {"train": torch.arange(40), "val": torch.arange(40, 50), "test": torch.arange(50, 60)}
+
+
+@pytest.fixture(scope="module")
+def pictures():
     """Pictures of 8 x 8 coloured cells, and tokens that hold each cell's colour."""
-    colours = torch.rand(n, 8, 8, 3, generator=generator(seed))
+    colours = torch.rand(60, 8, 8, 3, generator=generator(0))
     return colours.repeat_interleave(8, 1).repeat_interleave(8, 2).mul(255).round().byte(), colours
 
 
 @pytest.mark.slow
-def test_a_decoder_of_one_size_reads_colours_that_are_there_and_none_from_noise():
-    frames, colours = pictures_of()
-    split = {"train": torch.arange(40), "val": torch.arange(40, 50), "test": torch.arange(50, 60)}
+def test_a_decoder_of_one_size_reads_colours_that_are_there_and_none_from_noise(pictures):
+    frames, colours = pictures
     noise = torch.randn(60, 8, 8, 20, generator=generator(1))
-    sets = [probe.token_components(x, split["train"], side=8)[0] for x in (colours, noise)]
-    found, parameters = probe.train_decoder(torch.stack(sets), frames, split)
+    found, parameters = probe.train_decoder(torch.stack([probe.token_components(x, FEW["train"], side=8)[0] for x in (colours, noise)]), frames, FEW)
     assert found.shape == (2, 3, 60, 64, 64, 3) and parameters == probe.TOKEN * 128 + 128 + 128 * 8 * 8 * 3
-    error = (found.float() - frames).abs().mean((1, 3, 4, 5))[:, split["test"]].mean(1)
+    error = (found.float() - frames).abs().mean((1, 3, 4, 5))[:, FEW["test"]].mean(1)
     blank = (frames[:40].float().mean(0) - frames[50:]).abs().mean()
     assert error[0] < 0.4 * blank and 0.9 * blank < error[1] < 1.1 * blank
 
 
 @pytest.mark.slow
-def test_the_record_of_a_decoder_names_its_floors_its_controls_and_its_oracle():
-    frames, colours = pictures_of()
-    split = {"train": torch.arange(40), "val": torch.arange(40, 50), "test": torch.arange(50, 60)}
-    grey = frames[:40].float().mean(0).byte().expand(10, -1, -1, -1)
+def test_the_record_of_a_decoder_names_its_floors_its_controls_and_its_oracle(pictures):
+    frames, colours = pictures
+    others = {"mean_image": frames[:40].float().mean(0).byte().expand(10, -1, -1, -1), "blur": frames[50:]}  # blur is the picture itself here
     jobs = {"own": colours + 0.1 * torch.randn(60, 8, 8, 3, generator=generator(2)), "oracle": colours, "random_init": torch.randn(60, 8, 8, 5, generator=generator(3))}
-    sources = [str(i) for i in range(10)]
-    record, scores = probe.reconstruction(jobs, frames, {"mean_image": grey, "blur": frames[50:]}, {"ssim": (common.ssim, "higher", 1.0)}, split, sources, "merger", 0)["decoder_ssim"]
+    record, scores = probe.reconstruction(jobs, frames, others, {"ssim": (common.ssim, "higher", 1.0)}, FEW, [str(i) for i in range(10)], "merger", 0)["decoder_ssim"]
     assert set(record["floors"]) == {"mean_image", "shuffled_images"} and scores.shape == (3, 10) and record["score"] == pytest.approx(scores.mean().item())
-    assert record["controls"]["random_init"] < record["score"] < record["ceiling"] < record["controls"]["blur"] == 1  # blur is the picture itself here
+    assert record["controls"]["random_init"] < record["score"] < record["ceiling"] < record["controls"]["blur"] == 1
     assert record["gain_low"] > 0 and "oracle" in record["ceiling_is"] and record["parameters"] > 0
