@@ -189,7 +189,8 @@ def pairs(a, b, measure, k=K, block=128):
 
     def values():
         if measure == "spearman":
-            yield [torch.stack([sorted_ranks(s) for s in side]) for side in (a, b)]
+            ranks = [torch.stack([sorted_ranks(s) for s in side]) for side in (a, b)]
+            yield from zip(*(side.split(2**18, 1) for side in ranks), strict=True)  # a longer sum of squared ranks would lose digits in fp32
             return
         room = [torch.empty(len(side) * min(block, n) * n) for side in (a, b)]  # taken once: the system's giving and taking back of memory would cost as much as the products
         for rows in torch.arange(n).split(block):
