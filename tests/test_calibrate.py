@@ -48,23 +48,26 @@ def test_the_oracle_passes_and_a_fail_would_have_been_false(pools, monkeypatch, 
 
 def test_noise_is_found_that_gives_the_wanted_score():
     wanted = calibrate.noise_for(lambda x: 1 / (1 + x), {"low": 0.3, "high": 0.7}, steps=60)
-    assert 1 / (1 + wanted["low"]) == pytest.approx(0.3, abs=0.01) and 1 / (1 + wanted["high"]) == pytest.approx(0.7, abs=0.01)
+    assert [1 / (1 + wanted[k]) for k in ("low", "high")] == pytest.approx([0.3, 0.7], abs=0.01)
 
 
 # ---------------------------------------------------------------- leaks
 
 def test_a_split_leak_is_refused_by_name(pools):
     rows, _ = calibrate.split_leaks(pools["shapes"], 2, 0)
-    assert [calibrate.caught_by(r) for r in rows] == ["split leak"] * 2 and all("one picture under two sources" in r["reason"] for r in rows)
+    assert [calibrate.caught_by(r) for r in rows] == ["split leak"] * 2
+    assert all("one picture under two sources" in r["reason"] for r in rows)
 
 
-def test_a_normaliser_of_labels_is_named_by_the_shuffled_control(pools):
-    assert [calibrate.caught_by(r) for r in answers(calibrate.box_world, pools["shapes"], "normaliser_targets", "bbox_iou")] == ["shuffled"] * 5
+@pytest.mark.parametrize(("kind", "name"), [("normaliser_targets", "shuffled"), ("normaliser_features", "random_init")])
+def test_a_normaliser_is_named_by_its_control(pools, kind, name):
+    found = answers(calibrate.box_world, pools["shapes"], kind, "bbox_iou")
+    assert [calibrate.caught_by(r) for r in found] == [name] * 5
 
 
-def test_a_normaliser_before_every_network_is_named_by_the_untrained_one_and_passes_without_it(pools):
-    assert {calibrate.caught_by(r) for r in answers(calibrate.box_world, pools["shapes"], "normaliser_features", "bbox_iou")} == {"random_init"}
-    assert {r["answer"] for r in answers(calibrate.box_world, pools["shapes"], "normaliser_features", "bbox_iou", controlled=False)} == {"PASS"}
+def test_a_normaliser_before_every_network_passes_without_the_untrained_one(pools):
+    found = answers(calibrate.box_world, pools["shapes"], "normaliser_features", "bbox_iou", controlled=False)
+    assert {r["answer"] for r in found} == {"PASS"}
 
 
 # ---------------------------------------------------------------- statistics
@@ -80,14 +83,15 @@ def test_planted_scores_have_the_mean_that_is_said_of_them(shape, per_source):
     import numpy as np
     found = [calibrate.planted(shape, 1000, per_source, 0.1, False, np.random.default_rng(k)) for k in range(20)]
     assert sum(r["score"] for r, _ in found) / 20 == pytest.approx(found[0][1], abs=0.012)
-    assert sum(r["gain"] for r, _ in found) / 20 == pytest.approx(0.1, abs=0.012) and found[0][0]["sources"] == 1000 // per_source
+    assert sum(r["gain"] for r, _ in found) / 20 == pytest.approx(0.1, abs=0.012)
+    assert found[0][0]["sources"] == 1000 // per_source
 
 
 def test_a_rule_is_judged_at_the_stated_distance_from_the_threshold():
-    record = {"score": 0.5, "low": 0.45, "high": 0.55, "floor": 0.1, "floor_name": "constant", "ceiling": 1.0, "gain": 0.4, "gain_low": 0.3, "gain_high": 0.5, "n": 100, "better": "higher"}
-    assert [calibrate.shifted(record, 0.5, a)["answer"] for a in (0.1, 0.0, -0.1)] == ["PASS", "INCONCLUSIVE", "FAIL"]
-    lower = record | {"better": "lower", "floor": 0.9, "ceiling": 0.0}
-    assert [calibrate.shifted(lower, 0.5, a)["answer"] for a in (0.1, 0.0, -0.1)] == ["PASS", "INCONCLUSIVE", "FAIL"]
+    record = dict(score=0.5, low=0.45, high=0.55, floor=0.1, floor_name="constant", ceiling=1.0, gain=0.4, gain_low=0.3, gain_high=0.5, n=100)
+    for more in ({"better": "higher"}, {"better": "lower", "floor": 0.9, "ceiling": 0.0}):
+        said = [calibrate.shifted(record | more, 0.5, above)["answer"] for above in (0.1, 0.0, -0.1)]
+        assert said == ["PASS", "INCONCLUSIVE", "FAIL"]
 
 
 # ---------------------------------------------------------------- the command
@@ -100,9 +104,11 @@ def test_main_at_a_few_worlds_writes_what_it_returns_and_a_picture(tmp_path, mon
     out = tmp_path / "calibrate.yaml"
     result = calibrate.main(["--share", "0.01", "--families", "boxes,motion", "--out", str(out)])
     found = common.load_yaml(out, "calibrate")
-    assert found["false_pass"] == pytest.approx(result["false_pass"]) and found["worlds"] == result["worlds"] > 40 and found["rules"] > 10
+    assert found["false_pass"] == pytest.approx(result["false_pass"])
+    assert found["worlds"] == result["worlds"] > 40 and found["rules"] > 10
     for kind in ("constant", "position", "shuffled", "normaliser_targets", "split_leak"):
-        assert found["kinds"][kind]["false_pass"]["rate"] == 0 and found["kinds"][kind]["false_pass"]["of"] > 0
+        assert found["kinds"][kind]["false_pass"]["rate"] == 0
+        assert found["kinds"][kind]["false_pass"]["of"] > 0
     assert found["oracle_passes"]["bbox_iou"]["rate"] == 1 and found["false_leak"] == 0
     assert found["leak_names"]["split_leak"] == {"split leak": 1} and found["run"]["seed"] == 0
     assert f"false_pass {common.plain(result['false_pass'])}" in capsys.readouterr().out
