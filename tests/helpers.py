@@ -3,7 +3,7 @@ from pathlib import Path
 
 import torch
 
-from common import FEATURES, POOLED, save_pt, save_yaml
+from common import FEATURES, POOLED, RESULT, save_pt, save_yaml, write_items
 
 BYTE_CHAT = ("{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% else %}"
              "<|vision_start|><|{{ c.type }}_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}<end>\n{% endfor %}")
@@ -48,3 +48,41 @@ def plant_features(folder, ids, points, data_path, gridless=(), **more):
     save_yaml(folder / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data_path),
                                       "shards": 1, "points": {k: {"shape": list(x.shape[1:])} | ({"grid": False} if k in gridless else {}) for k, x in points.items()}, "ids": ids} | more)
     return str(folder)
+
+
+def gate_inputs(folder):
+    """Write what gates 1 to 3 read: results of a model that passes everything, those on clips in motion/, and what gate1.png shows."""
+    from verify import GATE1, GATE2
+    head = {"model": "made-up", "data_name": "noise", "weights": "random", "data": "synthetic"}
+    record = {"score": 0.9, "low": 0.85, "high": 0.95, "floor": 0.1, "floor_name": "constant", "ceiling": 1.0, "gain": 0.8, "gain_low": 0.7, "gain_high": 0.9, "p": 0.001, "n": 20,
+              "skill": 0.9, "layer": "vision.0", "floors": {"constant": 0.1}}
+    low = record | {"score": 0.1, "low": 0.05, "high": 0.15, "floor": 0.9, "ceiling": 0.0}
+    of = {stage: {n: low if n == "lpips" else record for n, r in GATE1.items() if r["from"] == stage} for stage in ("probe", "adapt", "align", "motion")}
+    save_yaml(folder / "probe.yaml", {"stage": "probe", **head, "bbox_iou_layer": "vision.0", "oracle": "vae", "criteria": of["probe"] | {"decoder_lpips": low},
+                                       "layers": {"vision.0": {"bbox_iou": 0.9, "spatial_iou": 0.9}}})
+    save_yaml(folder / "align.yaml", {"stage": "align", **head, "target": "vae", "criteria": of["align"], "layers": {"vision.0": {n: record for n in of["align"]}}})
+    save_yaml(folder / "adapt-latents.yaml", {"stage": "adapt", **head, "decoder": "vae", "decoder_weights": "random", "criteria": of["adapt"]})
+    save_yaml(folder / "motion" / "probe.yaml", {"stage": "probe", **head, "criteria": of["motion"]})
+    of = {stage: {n: low if n == "lpips" else record for n, r in GATE2.items() if r["from"] == stage} for stage in ("scaling", "coherence", "films")}
+    of["scaling"]["parameter_efficiency"] = record | {"score": 1.1, "low": 1.05, "high": 1.15}
+    save_yaml(folder / "adapt-scaling.yaml", {"stage": "adapt", **head, "decoder": "vae", "decoder_weights": "random", "ladder_scale": 1.0, "training_time_ratio": 2.0, "criteria": of["scaling"]})
+    save_yaml(folder / "adapt-hybrid.yaml", {"stage": "adapt", **head, "spatial": "made-up-encoder", "model_adds": "no", "spatial_adds": "yes", "criteria": {"lpips": low}})
+    save_yaml(folder / "motion" / "predict-coherence.yaml", {"stage": "predict", **head, "video": "made-up-video", "conditioning": "adapter", "criteria": of["coherence"]})
+    save_yaml(folder / "motion" / "explain-films.yaml", {"stage": "films", **head, "criteria": of["films"]})
+    gain = {"gain_over_floor": 0.4, "gain_over_floor_low": 0.3, "gain_over_floor_high": 0.5, "floor": 0.5, "floor_name": "copy"}
+    row = gain | {"cosine": 0.9, "cosine_low": 0.85, "cosine_high": 0.95, "cosine_copy": 0.5, "gain": 0.4, "gain_low": 0.3, "gain_high": 0.5, "p_holm": 0.01, "skill": 0.8, "l1": 0.01, "clips": 20,
+           "static": False, "best_shift": 0}
+    save_yaml(folder / "predict-latents.yaml", {"stage": "predict", **head, "decoder": "vae", "variant": "delta", "predicts": "delta", "layer": "vision.0", "variants": {"delta": row},
+                                                "baselines": {"copy": row | {"cosine": 0.5}}, "horizons": {"delta": {1: row, 16: row}}, "quarters_of_motion": {"delta": {"quarter_4": row}},
+                                                "criteria": {k: record for k in ("prediction", "beyond_extrapolation")}})
+    save_yaml(folder / "predict-continue.yaml", {"stage": "predict", **head, "model": None, "video": "made-up-video", "video_weights": "random", "conditioning": "past",
+                                                 "moving_gain_over_copy": 0.1, "moving_gain_over_copy_low": 0.05, "moving_gain_over_copy_high": 0.15, "moving_clips": 20, "moving_l1_copy": 0.3,
+                                                 "moving_l1_vae": 0.1, "criteria": {"temporal_ratio": record}})
+    save_yaml(folder / "explain-describe.yaml", {"stage": "describe", **head, "data_name": "noise-films", "criteria": {"retention": record | {"score": 0.96, "low": 0.92, "high": 1.0}}})
+    ids = [f"noise-{i}" for i in range(8)]
+    write_items(folder / "data", [{"id": i, "source": i, "width": 16, "height": 16, "frames": torch.randint(0, 256, (1, 16, 16, 3)).byte()} for i in ids], {"data": "synthetic", "name": "noise"})
+    save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "model": "made-up", "data_path": str(folder / "data"), "seconds_per_item": 0.1, "ids": ids,
+                                                   "points": {"vision.0": {}, "language.0": {}}})
+    box, score = torch.tensor([[0.1, 0.1, 0.6, 0.6]]).repeat(8, 1), torch.linspace(0.85, 0.95, 8)
+    save_pt(folder / "probe.pt", RESULT, ids, {}, boxes=box, true_boxes=box, sources=ids, scores={"bbox_iou": score, "spatial_iou": score, "decoder_lpips": 1 - score})
+    save_pt(folder / "adapt-latents.pt", RESULT, ids, {}, **{k: torch.zeros(8, 16, 16, 3, dtype=torch.uint8) for k in ("original", "vae", "bridge")})
