@@ -46,13 +46,16 @@ def execute(source, space):
 
 
 def test_the_notebook_is_valid_by_the_rules_of_version_4(made):
-    assert (made["nbformat"], made["nbformat_minor"]) == (4, 5) and set(made) == {"cells", "metadata", "nbformat", "nbformat_minor"}
-    assert made["metadata"]["kernelspec"]["name"] == "python3" and made["metadata"]["kernelspec"]["display_name"]
+    assert (made["nbformat"], made["nbformat_minor"]) == (4, 5)
+    assert set(made) == {"cells", "metadata", "nbformat", "nbformat_minor"}
+    assert made["metadata"]["kernelspec"]["name"] == "python3"
+    assert made["metadata"]["kernelspec"]["display_name"]
     ids = [c["id"] for c in made["cells"]]
     assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", i) for i in ids)
     for c in made["cells"]:
         assert set(c) == {"cell_type", "id", "metadata", "source"} | ({"outputs", "execution_count"} if c["cell_type"] == "code" else set())
-        assert all(line.endswith("\n") and line.count("\n") == 1 for line in c["source"][:-1]) and c["metadata"] == {}
+        assert all(line.endswith("\n") and line.count("\n") == 1 for line in c["source"][:-1])
+        assert c["metadata"] == {}
         assert c["cell_type"] == "markdown" or (c["outputs"], c["execution_count"]) == ([], None)
     assert str(HERE) not in json.dumps(made)
 
@@ -70,7 +73,8 @@ def test_only_what_is_lacking_is_installed_in_the_versions_required(made, monkey
     cell, calls, find = only(made, "NEEDED = "), [], importlib.util.find_spec
     monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append(command))
     execute(cell, space := {})
-    assert calls == [] and "lacking: nothing" in capsys.readouterr().out  # all of it is here, so every module has its right name
+    # all of it is here, so every module has its right name
+    assert calls == [] and "lacking: nothing" in capsys.readouterr().out
     pins = [line for line in (HERE / "requirements.txt").read_text().splitlines() if "==" in line]
     assert set(space["NEEDED"].values()) == {p for p in pins if p.split("==")[0] not in ("pytest", "pytest-xdist", "ruff", "scikit-learn")}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("lpips", "skimage") else find(name))
@@ -117,6 +121,9 @@ def test_the_notebook_runs_gate_1_in_an_empty_folder(made, tmp_path, monkeypatch
         printed.append(execute(source, space))
     assert "lacking: nothing" in capsys.readouterr().out and space["MORE"] == "N=40 FROZEN="
     verdict = common.load_yaml("results/tiny/shapes/gate1.yaml")
-    assert f"verdict {verdict['verdict']}" in printed[-2] and "small weights, synthetic data" in verdict["headline"]
-    assert f"results/tiny/shapes/gate1.yaml:verdict: {verdict['verdict']}" in printed[-1] and verdict["headline"][:40] in printed[-1]
-    assert common.load_yaml("data/shapes/index.yaml")["items"] == 40 and verdict["run"]["arguments"]["gate"] == 1
+    assert f"verdict {verdict['verdict']}" in printed[-2]
+    assert "small weights, synthetic data" in verdict["headline"]
+    assert f"results/tiny/shapes/gate1.yaml:verdict: {verdict['verdict']}" in printed[-1]
+    assert verdict["headline"][:40] in printed[-1]
+    assert common.load_yaml("data/shapes/index.yaml")["items"] == 40
+    assert verdict["run"]["arguments"]["gate"] == 1
