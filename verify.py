@@ -6,7 +6,6 @@
     python verify.py --gate 4 --results results/tiny/future
     python verify.py --plant data/future --vae tiny-vae --past 8 --films results/tiny/future/films --out results/tiny/future/planted
     python verify.py --rollouts results/tiny/future/planted --latents results/tiny/future/planted-features/tiny --out results/tiny/future/verify.yaml
-    python verify.py --audit results/tiny/future/predict-continue.yaml
     python verify.py --print results/tiny/shapes/gate1.yaml
     python verify.py --table results
     python verify.py --screen results/tiny/shapes results/tiny-semantic/shapes results/tiny-dinov2/shapes --out results/screen
@@ -25,8 +24,6 @@ originals, VAE and bridge reconstructions; true and decoded boxes. A criterion i
 --rollouts asks which verifiers tell right predictions from wrong ones. A verifier is given the prediction and the outcome, as pixels, as latents (--latents) or in words (--words). verify.yaml
 holds the AUROC of each on test films, with intervals over sources, by kind of error and by horizon (the best of each family is chosen on val); the risk-coverage curve; split-conformal
 acceptance; the same for the video model's films; and with --futures, what can be told without the outcome. verify.png shows it.
-
---audit measures every number of predict-continue.yaml again, from the films on disk, and names each number, film, frame or clip that disagrees. Writes audit.yaml beside it.
 
 --screen asks which of several models: the same answers on every model's test items, and a weighted score (SCREEN, MATRIX) whose resamples all models share.
 Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md, screen.png and screen.yaml; `told_apart` says whether the first is more than tied.
@@ -49,11 +46,9 @@ from common import (
     FEATURES,
     HERE,
     HORIZONS,
-    ITEMS,
     OWN_LAYOUT,
     RESULT,
     TINY,
-    alongside,
     bootstrap,
     check_writable,
     choose_device,
@@ -62,30 +57,24 @@ from common import (
     decode_films,
     digest,
     encode_films,
-    film_table,
     find_model,
     fingerprint,
     frames_of,
     grey_of,
     heading,
-    judge_tokens,
-    load_encoder,
     load_features,
     load_items,
     load_lpips,
     load_pt,
     load_video_vae,
     load_yaml,
-    made_up_folder,
     model_of,
     parser,
     plain,
-    plant_features,
     pyplot,
     refuse,
     resampled,
     run_info,
-    save_pt,
     save_text,
     save_yaml,
     say,
@@ -418,8 +407,6 @@ def gate3(args, thresholds):
 def decide4(judged, result):
     """The decision of gate 4: (verdict, why)."""
     must = {k: row for k, row in judged.items() if row["level"] == "must"}
-    if wrong := (result["audit"] or {}).get("disagreements"):
-        return "INCONCLUSIVE", f"the rollouts do not bear out what is written of them: {wrong[0]}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
     if all(row["answer"] == "PASS" for row in must.values()):
         return "PROCEED", f"pixels can verify: {result['pixel_verifier']} tells right predictions from wrong ones, better than {result['latent_verifier']}, the best that reads latents"
     latents_tell = (result.get("latent_auroc_low") or 0) > must["pixel_auroc"]["threshold"]
@@ -1263,7 +1250,6 @@ def rollouts(args, started):
     films, index = read_rollouts(args)
     out = Path(args.out or Path(args.rollouts) / "verify.yaml")
     check_writable(out)
-    audited = audit(args.continued, index["data_path"]) if args.continued else None
     w = watched(args, films)
     futures = futures_of(args, w) if args.futures else None
     scores, family, about = every_score(args, w)
@@ -1278,7 +1264,7 @@ def rollouts(args, started):
                "still_frames": sum(int((~moving_regions(t[None]).flatten(2).any(-1)).sum()) for t in w.truths.values()),
                "lpips_reason": None if "lpips" in w.pixels else "the published backbone is not on this machine: lpips_random_backbone has an untrained one",
                "repeat_reason": None if ceilings["repeat"] else "no clip names a scene of which there is another take (`repeat`)",
-               "audit": audited, "criteria": criteria, "verifiers": table, "horizons": further(w, scores, best), "risk_coverage": curve,
+               "criteria": criteria, "verifiers": table, "horizons": further(w, scores, best), "risk_coverage": curve,
                "made": made and {k: v for k, v in made.items() if k not in ("rows", "truth")}, "futures": candidates(w, *futures, best["pixel"]) if futures else None,
                "rightness_of_planted": rightness_of_planted(w), "ceilings": ceilings, "notes": NOTES, "run": run_info(args, started, script="verify.py")}
     result = plain(result)
@@ -1780,187 +1766,7 @@ def save_screen(result, folder):
     save_yaml(folder / "screen.yaml", result)
 
 
-# ---------------------------------------------------------------- audit: does a YAML say what its films say?
-
-NO_PIXELS = ("stage", "mode", "model", "video", "video_weights", "weights", "data", "data_name", "judge", "judge_weights", "seeds_are", "shown", "notes", "run",
-             "sheet")  # what films cannot contradict
-
-
-def leaves(x, path=()):
-    """{path of keys, with dots between: value} of nested dicts and lists."""
-    if isinstance(x, (dict, list)):
-        return {k: v for key, y in (x.items() if isinstance(x, dict) else enumerate(x)) for k, v in leaves(y, (*path, str(key))).items()}
-    return {".".join(path): x}
-
-
-def agree(a, b):
-    """Are two values of a YAML, whose floats have six digits, the same?"""
-    if isinstance(a, float) and isinstance(b, (int, float)) and not isinstance(b, bool):
-        return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-12) or a != a and b != b
-    return type(a) is type(b) and a == b or isinstance(b, float) and agree(b, a)
-
-
-def misplaced(parts, ids, folder):
-    """Where the files of films as made, {part: content}, contradict the clips `ids` or each other: sentences."""
-    found, settings = [], {name: {k: v for k, v in part["meta"].items() if k != "job"} for name, part in parts.items()}
-    for name, part in parts.items():
-        file, job = folder / f"{name}.pt", part["meta"]["job"]
-        found += [f"{file} holds no film of {i!r}" for i in ids if i not in part["ids"]]
-        if len(part["ids"]) != len(part["films"]):
-            found.append(f"{file} holds {len(part['films'])} films of {len(part['ids'])} clips")
-        if sorted(part["ids"]) == sorted(ids) and part["ids"] != ids:
-            at = next(k for k, i in enumerate(ids) if part["ids"][k] != i)
-            found.append(f"{file} has {part['ids'][at]!r} where the clips have {ids[at]!r}")
-        if name != (f"{job[0]}-{job[1]}" if job else "vae"):
-            found.append(f"{file} was made as {'-'.join(map(str, job or ['vae']))}")
-        if other := [k for k, v in settings[name].items() if v != settings["vae"].get(k)]:
-            found.append(f"{file} was made with another {', '.join(other)} than vae.pt")
-    return found
-
-
-def misfilmed(films, made, folder):
-    """Where films {id: uint8 [T, H, W, 3]} of a folder differ from those that were made, {id: (film, file)}: sentences."""
-    found = [f"{folder} holds no {i!r}" for i in made if i not in films] + [f"{folder} holds {i!r}, which was not made" for i in films if i not in made]
-    for i in films.keys() & made.keys():
-        x, (own, whence) = films[i], made[i]
-        if x.shape != own.shape:
-            found.append(f"{folder} holds {i!r} of {list(x.shape)}, {whence} of {list(own.shape)}")
-        elif not torch.equal(x, own):
-            other = next((j for j, (y, _) in made.items() if y.shape == x.shape and torch.equal(x, y)), None)
-            first = int((x != own).flatten(1).any(1).nonzero()[0])
-            found.append(f"{folder} holds {i!r} not as it is in {whence}: {f'it is that of {other!r}' if other else f'other from frame {first} on'}")
-    return sorted(found)
-
-
-def audit(path, data=None, encoder=None):
-    """Does predict-continue.yaml agree with its films, and are these the films that were made? {checked: how many numbers, films, disagreements: [sentences]}.
-
-    Reads the YAML, the films as made (predict-continue-parts/), those to be shown (films/) and the clips (`data`, else where the index of films/ says). Every number is measured again with the
-    judge `encoder`, else the run's; only NO_PIXELS, which films cannot contradict, is not checked. Films of the second draw of noise on exist once only: a change of them shows in a number, a
-    change of frames before the last one seen in the clips' digest. Where a clip is missing, that is named and nothing is measured.
-    """
-    path = Path(path)
-    told, folder, shown = load_yaml(path, "predict"), path.with_name(f"{path.stem}-parts"), path.parent / "films"
-    if told.get("mode") != "continue":
-        refuse(f"{path} is of mode {told.get('mode')}; give what predict.py --mode continue wrote")
-    data, names = Path(data or load_yaml(shown / "index.yaml", "data")["data_path"]), [n for n in told["continuations"] if n not in ("real", *BASELINES)]
-    wanted = ["vae", *(f"{n}-{s}" for n in names for s in range(told["seeds"]))]
-    if missing := [f"{folder / name}.pt is missing" for name in wanted if not (folder / f"{name}.pt").is_file()]:
-        return {"checked": 0, "films": 0, "disagreements": missing}
-    parts = {name: load_pt(folder / f"{name}.pt", RESULT) for name in wanted}
-    films = {i["id"]: i["frames"] for shard in sorted(shown.glob("*.pt")) for i in load_pt(shard, ITEMS)["items"]}
-    every, meta, size = load_items(data)[0], parts["vae"]["meta"], parts["vae"]["films"].shape[-2]
-    past, length = meta["past"], meta["past"] + meta["horizon"]
-    test, train = clips_of(every, "test"), clips_of(every, "train")
-    claimed = dict.fromkeys([i for part in parts.values() for i in part["ids"]] + [i.rpartition("/")[0] for i in films])
-    items = windows([i for i in test if i["id"] in claimed], length, size)
-    ids, row = [i["id"] for i in items], {name: {i: x for i, x in zip(part["ids"], part["films"], strict=False)} for name, part in parts.items()}
-    found = [f"{data} has no test clip {i!r}, and there are films of it" for i in claimed if i not in ids] + misplaced(parts, ids, folder)
-
-    made = {}
-    for item in items:
-        i, (last, truth) = item["id"], item["frames"][past - 1:].split([1, length - past])
-        rows = {"real": (truth, data), "copy": (last.expand_as(truth), data)} | {n: (row[p][i], folder / f"{p}.pt") for n, p in (("vae", "vae"), *((n, f"{n}-0") for n in names)) if i in row[p]}
-        made |= {f"{i}/{n}": (torch.cat([last, x]), whence) for n, (x, whence) in rows.items()}
-    found += misfilmed(films, made, shown)
-    if not names or not ids or set(claimed) != set(ids) or any(i not in x for x in row.values() for i in ids):
-        return {"checked": 0, "films": len(films), "disagreements": found}
-    clips = torch.stack([i["frames"] for i in items])
-    if digest(clips.numpy().tobytes()) != meta["clips"]:
-        found.append(f"{data} has not the clips that {folder} was made of")
-
-    entry, (device, dtype, _) = find_model(encoder or told["run"]["arguments"]["judge"]), choose_device()
-    look = functools.partial(judge_tokens, *load_encoder(entry, device, dtype), entry["clip"], device=device)
-    of = {name: torch.stack([x[i] for i in ids]) for name, x in row.items()}
-    head, table = film_table(alongside(clips, past, train, of["vae"]) | {n: torch.stack([of[f"{n}-{s}"] for s in range(told["seeds"])]) for n in names}, items, clips, past, look, meta["seed"])
-    seconds = {name: part["seconds"] for name, part in parts.items()}
-    settings = {k: meta[k] for k in ("past", "horizon", "frames", "steps", "guidance")} | {"size": size, "films_seconds": sum(seconds.values()) - seconds["vae"], "seconds": seconds}
-    own = leaves(plain(head | settings | table))
-    said = leaves({k: v for k, v in told.items() if k not in NO_PIXELS})
-    found += [f"{path} says {key} {said.get(key, 'nothing')}, its films say {own.get(key, 'nothing')}" for key in own | said if key not in own or key not in said or not agree(own[key], said[key])]
-    return {"checked": sum(isinstance(x, (int, float)) for x in own.values()), "films": len(films), "disagreements": found}
-
-
-def audited(args, started):
-    """audit.yaml beside the YAML that is audited, printed and returned."""
-    out = Path(args.out or Path(args.audit).with_name("audit.yaml"))
-    check_writable(out)
-    found = audit(args.audit, args.data, args.judge)
-    result = plain({"stage": "audit", "audited": args.audit, "agrees": not found["disagreements"], **found, "run": run_info(args, started, script="verify.py")})
-    save_yaml(out, result)
-    for sentence in result["disagreements"]:
-        print(sentence)
-    say(result)
-    if args.strict and not result["agrees"]:
-        raise SystemExit(3)
-    return result
-
-
 # ---------------------------------------------------------------- the command line
-
-def smoke_input(args, folder):
-    """Made-up stage results of a model that passes everything, with the pictures that the figure needs."""
-    head = {"model": "made-up", "data_name": "noise", "weights": "random", "data": "synthetic"}
-    record = {"score": 0.9, "low": 0.85, "high": 0.95, "floor": 0.1, "floor_name": "constant", "ceiling": 1.0, "gain": 0.8, "gain_low": 0.7, "gain_high": 0.9, "p": 0.001, "n": 20,
-              "skill": 0.9, "layer": "vision.0", "floors": {"constant": 0.1}}
-    low = record | {"score": 0.1, "low": 0.05, "high": 0.15, "floor": 0.9, "ceiling": 0.0}
-    of = {stage: {n: low if n == "lpips" else record for n, r in GATE1.items() if r["from"] == stage} for stage in ("probe", "adapt", "align", "motion")}
-    save_yaml(folder / "probe.yaml", {"stage": "probe", **head, "bbox_iou_layer": "vision.0", "oracle": "vae", "criteria": of["probe"] | {"decoder_lpips": low},
-                                       "layers": {"vision.0": {"bbox_iou": 0.9, "spatial_iou": 0.9}}})
-    save_yaml(folder / "align.yaml", {"stage": "align", **head, "target": "vae", "criteria": of["align"], "layers": {"vision.0": {n: record for n in of["align"]}}})
-    save_yaml(folder / "adapt-latents.yaml", {"stage": "adapt", **head, "decoder": "vae", "decoder_weights": "random", "criteria": of["adapt"]})
-    save_yaml(folder / "motion" / "probe.yaml", {"stage": "probe", **head, "criteria": of["motion"]})
-    of = {stage: {n: low if n == "lpips" else record for n, r in GATE2.items() if r["from"] == stage} for stage in ("scaling", "coherence", "films")}
-    of["scaling"]["parameter_efficiency"] = record | {"score": 1.1, "low": 1.05, "high": 1.15}
-    save_yaml(folder / "adapt-scaling.yaml", {"stage": "adapt", **head, "decoder": "vae", "decoder_weights": "random", "ladder_scale": 1.0, "training_time_ratio": 2.0, "criteria": of["scaling"]})
-    save_yaml(folder / "adapt-hybrid.yaml", {"stage": "adapt", **head, "spatial": "made-up-encoder", "model_adds": "no", "spatial_adds": "yes", "criteria": {"lpips": low}})
-    save_yaml(folder / "motion" / "predict-coherence.yaml", {"stage": "predict", **head, "video": "made-up-video", "conditioning": "adapter", "criteria": of["coherence"]})
-    save_yaml(folder / "motion" / "explain-films.yaml", {"stage": "films", **head, "criteria": of["films"]})
-    gain = {"gain_over_floor": 0.4, "gain_over_floor_low": 0.3, "gain_over_floor_high": 0.5, "floor": 0.5, "floor_name": "copy"}
-    row = gain | {"cosine": 0.9, "cosine_low": 0.85, "cosine_high": 0.95, "cosine_copy": 0.5, "gain": 0.4, "gain_low": 0.3, "gain_high": 0.5, "p_holm": 0.01, "skill": 0.8, "l1": 0.01, "clips": 20,
-           "static": False, "best_shift": 0}
-    save_yaml(folder / "predict-latents.yaml", {"stage": "predict", **head, "decoder": "vae", "variant": "delta", "predicts": "delta", "layer": "vision.0", "variants": {"delta": row},
-                                                "baselines": {"copy": row | {"cosine": 0.5}}, "horizons": {"delta": {1: row, 16: row}}, "quarters_of_motion": {"delta": {"quarter_4": row}},
-                                                "criteria": {k: record for k in ("prediction", "beyond_extrapolation")}})
-    save_yaml(folder / "predict-continue.yaml", {"stage": "predict", **head, "model": None, "video": "made-up-video", "video_weights": "random", "conditioning": "past",
-                                                 "moving_gain_over_copy": 0.1, "moving_gain_over_copy_low": 0.05, "moving_gain_over_copy_high": 0.15, "moving_clips": 20, "moving_l1_copy": 0.3,
-                                                 "moving_l1_vae": 0.1, "criteria": {"temporal_ratio": record}})
-    save_yaml(folder / "explain-describe.yaml", {"stage": "describe", **head, "data_name": "noise-films", "criteria": {"retention": record | {"score": 0.96, "low": 0.92, "high": 1.0}}})
-    ids = [f"noise-{i}" for i in range(8)]
-    write_items(folder / "data", [{"id": i, "source": i, "width": 16, "height": 16, "frames": torch.randint(0, 256, (1, 16, 16, 3)).byte()} for i in ids], {"data": "synthetic", "name": "noise"})
-    save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "model": "made-up", "data_path": str(folder / "data"), "seconds_per_item": 0.1, "ids": ids,
-                                                   "points": {"vision.0": {}, "language.0": {}}})
-    box, score = torch.tensor([[0.1, 0.1, 0.6, 0.6]]).repeat(8, 1), torch.linspace(0.85, 0.95, 8)
-    save_pt(folder / "probe.pt", RESULT, ids, {}, boxes=box, true_boxes=box, sources=ids, scores={"bbox_iou": score, "spatial_iou": score, "decoder_lpips": 1 - score})
-    save_pt(folder / "adapt-latents.pt", RESULT, ids, {}, **{k: torch.zeros(8, 16, 16, 3, dtype=torch.uint8) for k in ("original", "vae", "bridge")})
-    args.results, args.motion, args.encoder, args.out = str(folder), str(folder / "motion"), None, args.out or str(folder / f"gate{args.gate}.yaml")
-
-
-def smoke_rollouts(folder, seed):
-    """Rollouts of squares that move, planted without an autoencoder, and latents that are noise."""
-    made, side = [], 32
-    for k in range(30):
-        masks = torch.zeros(7, side, side, dtype=torch.uint8)
-        for t in range(7):
-            masks[t, 4 + k % 16:12 + k % 16, 4 + 2 * t:12 + 2 * t] = 1
-        frames = torch.where(masks[..., None] > 0, torch.tensor([200, 30, 30]), torch.full((3,), 60 + 5 * k)).byte()
-        clip = {"id": f"clip-{k}", "source": f"clip-{k}", "width": side, "height": side, "mask": masks[2:], "names": ["square"], "direction": "right"}
-        kinds = plant(frames, masks > 0, sprite(255 - frames[0], masks[0] > 0), 3, random.Random(f"{seed} {k}").randrange) if split_of(clip["source"]) != "train" else {}
-        made += [clip | {"id": f"clip-{k}/{kind}", "frames": x.clone(), "conditioning": kind} for kind, x in {**kinds, **({"real": kinds["right"]} if kinds else {})}.items()]
-    write_items(folder / "planted", made, {"name": "squares-planted", "source_kind": "planted", "data": "synthetic", "seed": seed, "data_path": str(folder / "data"), "past": 3, "horizon": 4,
-                                           "vae": "made-up-vae", "vae_weights": "random"})
-    plant_features(folder / "planted-features", [i["id"] for i in made], {"vision.0": torch.randn(len(made), 5, 2, 2, 4)}, folder / "planted")
-
-
-def second_model(folder):
-    """The made-up results once more, under another name."""
-    import shutil
-    other = folder / "other"
-    shutil.copytree(folder, other, ignore=shutil.ignore_patterns("other"))
-    for path in (other / "probe.yaml", other / "features" / "index.yaml"):
-        save_yaml(path, load_yaml(path) | {"model": "made-up-too"})
-    return str(other)
-
 
 GATES = {1: (gate1, GATE1), 2: (gate2, GATE2), 3: (gate3, GATE3), 4: (gate4, GATE4)}
 
@@ -1982,15 +1788,11 @@ def get_args(argv):
     p.add_argument("--latents", nargs="+", metavar="FOLDER", help="rollouts: features that extract.py wrote of them, of as many encoders as are to verify")
     p.add_argument("--promised", type=float, default=GATE4["conformal_error"]["threshold"], help="rollouts: share of wrong predictions to be accepted at most (default: %(default)s)")
     p.add_argument("--words", help="rollouts: what explain.py --mode describe found a model to say of them (...-said.pt)")
-    p.add_argument("--continued", help="rollouts: predict-continue.yaml, to be recomputed from its films first")
     p.add_argument("--futures", help="rollouts: predict-futures.yaml, whose candidates are judged with and without the outcome")
-    p.add_argument("--audit", metavar="YAML", help="measure again of its films all that predict-continue.yaml says")
-    p.add_argument("--data", help="--audit: the clips (default: where the films' index says that they lie)")
-    p.add_argument("--judge", help="--audit: the encoder that compared frames (default: that of the run)")
     p.add_argument("--set", default="", help="thresholds to override, name=value with spaces or commas between")
     p.add_argument("--out", help="default: gate<N>.yaml in --results; with --screen a folder, results/screen")
     p.add_argument("--print", dest="show", metavar="YAML", help="print a verdict that is there and stop")
-    p.add_argument("--strict", action="store_true", help="exit with 3 unless the verdict is PROCEED, the screening's outcome SUCCESS, the audit without disagreements")
+    p.add_argument("--strict", action="store_true", help="exit with 3 unless the verdict is PROCEED or the screening's outcome SUCCESS")
     p.add_argument("--table", metavar="FOLDER", help="print a line for every verdict below a folder and stop")
     return p.parse_args(argv)
 
@@ -2013,8 +1815,6 @@ def overrides(text, rules=GATE1):
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
-    if args.audit:
-        return audited(args, started)
     if args.table:
         lines = overview(args.table)
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -2033,11 +1833,6 @@ def main(argv=None):
         result = plain(screen(args, {n: args.changed.get(n, r["threshold"]) for n, r in SCREEN.items()}) | {"run": run_info(args, started, script="verify.py")})
         save_screen(result, out)
     else:
-        if args.smoke:
-            smoke_input(args, folder := made_up_folder())
-            main(["--screen", args.results, second_model(folder), "--out", str(folder / "screen")])
-            smoke_rollouts(folder, args.seed)
-            main(["--rollouts", str(folder / "planted"), "--latents", str(folder / "planted-features"), "--out", str(folder / "verify.yaml")])
         judged, rules = GATES[args.gate]
         args.changed = overrides(args.set, rules)
         if not Path(args.results).is_dir():

@@ -22,28 +22,28 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than five seconds")
 
 
+def write_qwen(folder, kind, processor, vision, rope=None, **text):
+    """A model of Qwen's family `kind`, all of it 32 wide, with its processor."""
+    import transformers
+    token, seen = processor.tokenizer.convert_tokens_to_ids, ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = dict(zip(seen, token(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]), strict=True))
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]} | (rope or {})
+    text = tokens_of(processor.tokenizer, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048, rope_parameters=rope, **text)
+    vision = {"depth": 3, "hidden_size": 32, "num_heads": 2, "patch_size": 8, "initializer_range": 0.1} | vision
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(vision_config=vision, text_config=text, tie_word_embeddings=True, **ids)
+    getattr(transformers, f"{kind}ForConditionalGeneration")(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_vlm(tmp_path_factory):
     """Qwen2.5-VL, patch 8, merge 2; windows of 2x2 tokens, so that an image of 80 px (5x5 tokens) has nine of them, uneven ones too."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
     from tiny import vlm_processor
-    folder = tmp_path_factory.mktemp("models") / "small-vlm"
     processor = vlm_processor(["Describe the picture.", "Where is the red circle?", "a red circle and a blue star"])
-    tokenizer = processor.tokenizer
-    token = tokenizer.convert_tokens_to_ids
-    torch.manual_seed(0)
-    config = Qwen2_5_VLConfig(
-        vision_config={"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 8, "window_size": 32, "initializer_range": 0.1,
-                       "fullatt_block_indexes": [1], "out_hidden_size": 32},
-        text_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.1,
-                     "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": token("<|im_end|>"),
-                     "pad_token_id": token("<|endoftext|>"), "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}},
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True)
-    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    vision = {"intermediate_size": 64, "window_size": 32, "fullatt_block_indexes": [1], "out_hidden_size": 32}
+    return write_qwen(tmp_path_factory.mktemp("models") / "small-vlm", "Qwen2_5_VL", processor, vision)
 
 
 def tokens_of(tokenizer, **names):
@@ -98,45 +98,27 @@ def small_llavas(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_qwen2vl(tmp_path_factory):
     """Qwen2-VL: patch 8, merge 2, no windows."""
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+    from transformers import Qwen2VLProcessor
 
     from tiny import vlm_processor
-    folder = tmp_path_factory.mktemp("models") / "small-qwen2vl"
     made = vlm_processor(["Describe the picture.", "a red circle"])
     processor = Qwen2VLProcessor(made.image_processor, made.tokenizer, made.video_processor, chat_template=made.chat_template)
-    token = made.tokenizer.convert_tokens_to_ids
-    torch.manual_seed(0)
-    Qwen2VLForConditionalGeneration(Qwen2VLConfig(
-        vision_config={"depth": 3, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2, "patch_size": 8, "initializer_range": 0.1},
-        text_config=tokens_of(made.tokenizer, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
-                              rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}),
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True)).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    vision = {"embed_dim": 32, "mlp_ratio": 2}
+    return write_qwen(tmp_path_factory.mktemp("models") / "small-qwen2vl", "Qwen2VL", processor, vision)
 
 
 @pytest.fixture(scope="session")
 def small_qwen3vl(tmp_path_factory):
     """Qwen3-VL: patch 8, merge 2, two DeepStack mergers whose output is added inside the first two language layers."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor
+    from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     from tiny import vlm_processor
-    folder = tmp_path_factory.mktemp("models") / "small-qwen3vl"
     made = vlm_processor(["Describe the picture.", "a red circle"])
-    size = {"shortest_edge": 16 * 16, "longest_edge": 224 * 224}
-    video = Qwen3VLVideoProcessor(patch_size=8, size=size)
-    Qwen3VLProcessor(made.image_processor, made.tokenizer, video, chat_template=made.chat_template).save_pretrained(folder)
-    token = made.tokenizer.convert_tokens_to_ids
-    torch.manual_seed(0)
-    Qwen3VLForConditionalGeneration(Qwen3VLConfig(
-        vision_config={"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 8, "out_hidden_size": 32, "num_position_embeddings": 64,
-                       "deepstack_visual_indexes": [0, 1], "initializer_range": 0.1},
-        text_config=tokens_of(made.tokenizer, num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=2048,
-                              rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], "mrope_interleaved": True}),
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True)).save_pretrained(folder)
-    return folder
+    video = Qwen3VLVideoProcessor(patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 224 * 224})
+    processor = Qwen3VLProcessor(made.image_processor, made.tokenizer, video, chat_template=made.chat_template)
+    vision = {"intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    folder = tmp_path_factory.mktemp("models") / "small-qwen3vl"
+    return write_qwen(folder, "Qwen3VL", processor, vision, {"mrope_interleaved": True}, head_dim=16)
 
 
 @pytest.fixture(scope="session")
@@ -165,28 +147,26 @@ def small_siglip(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def small_owlvit(tmp_path_factory):
-    """OWL-ViT with its heads, fixed at 48 px, patch 8, CLS at 0."""
-    from transformers import OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor
-    folder = tmp_path_factory.mktemp("models") / "small-owlvit"
+def write_owl(folder, kind):
+    """OWL-ViT or OWLv2 with its heads, fixed at 48 px, patch 8, CLS at 0."""
+    import transformers
     torch.manual_seed(0)
     text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    OwlViTForObjectDetection(OwlViTConfig(vision_config=SIDE | {"image_size": 48, "patch_size": 8}, text_config=text, projection_dim=32)).save_pretrained(folder)
-    OwlViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(folder)
+    vision = SIDE | {"image_size": 48, "patch_size": 8}
+    config = getattr(transformers, f"{kind}Config")(vision_config=vision, text_config=text, projection_dim=32)
+    getattr(transformers, f"{kind}ForObjectDetection")(config).save_pretrained(folder)
+    getattr(transformers, f"{kind}ImageProcessor")(size={"height": 48, "width": 48}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_owlvit(tmp_path_factory):
+    return write_owl(tmp_path_factory.mktemp("models") / "small-owlvit", "OwlViT")
 
 
 @pytest.fixture(scope="session")
 def small_owlv2(tmp_path_factory):
-    """OWLv2 with its heads, fixed at 48 px, patch 8, CLS at 0."""
-    from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor
-    folder = tmp_path_factory.mktemp("models") / "small-owlv2"
-    torch.manual_seed(0)
-    text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    Owlv2ForObjectDetection(Owlv2Config(vision_config=SIDE | {"image_size": 48, "patch_size": 8}, text_config=text, projection_dim=32)).save_pretrained(folder)
-    Owlv2ImageProcessor(size={"height": 48, "width": 48}).save_pretrained(folder)
-    return folder
+    return write_owl(tmp_path_factory.mktemp("models") / "small-owlv2", "Owlv2")
 
 
 @pytest.fixture(scope="session")

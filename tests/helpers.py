@@ -3,7 +3,7 @@ from pathlib import Path
 
 import torch
 
-from common import FEATURES, POOLED, save_pt, save_yaml
+from common import FEATURES, POOLED, RESULT, save_pt, save_yaml, write_items
 
 BYTE_CHAT = ("{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% else %}"
              "<|vision_start|><|{{ c.type }}_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}<end>\n{% endfor %}")
@@ -76,3 +76,62 @@ def planted_spaces(folder, n=60, seed=0):
     rotated = y @ torch.linalg.qr(torch.randn(4, 4, generator=g))[0] + 0.1 * torch.randn(y.shape, generator=g)
     own = plant_features(folder / "features", ids, {"rotated": rotated, "independent": torch.randn(n, 1, 2, 2, 4, generator=g)}, folder / "data")
     return ["--features", own, "--target", plant_features(folder / "target", ids, {"latents": y}, folder / "data"), "--permutations", "50"]
+
+
+def gate_inputs(folder):
+    """Write what gates 1 to 3 read: results of a model that passes everything, those on clips in motion/, and what gate1.png shows."""
+    from verify import GATE1, GATE2
+    ends = {"low": 0.85, "high": 0.95, "gain": 0.8, "gain_low": 0.7, "gain_high": 0.9, "p": 0.001, "n": 20, "skill": 0.9}
+    floor = {"floor": 0.1, "floor_name": "constant", "floors": {"constant": 0.1}, "ceiling": 1.0, "layer": "vision.0"}
+    good = {"score": 0.9} | ends | floor
+    near = good | {"score": 0.1, "low": 0.05, "high": 0.15, "floor": 0.9, "ceiling": 0.0}  # a distance: less is better
+
+    def write(name, stage, **content):
+        head = {"stage": stage, "model": "made-up", "data_name": "noise", "weights": "random", "data": "synthetic"}
+        save_yaml(folder / f"{name}.yaml", head | content)
+
+    def asked(rules, stage):
+        return {n: near if n == "lpips" else good for n, r in rules.items() if r["from"] == stage}
+
+    layers, vae = {"vision.0": {"bbox_iou": 0.9, "spatial_iou": 0.9}}, {"decoder": "vae", "decoder_weights": "random"}
+    found = asked(GATE1, "probe") | {"decoder_lpips": near}
+    write("probe", "probe", bbox_iou_layer="vision.0", oracle="vae", criteria=found, layers=layers)
+    found = asked(GATE1, "align")
+    write("align", "align", target="vae", criteria=found, layers={"vision.0": found})
+    write("adapt-latents", "adapt", **vae, criteria=asked(GATE1, "adapt"))
+    write("motion/probe", "probe", criteria=asked(GATE1, "motion"))
+
+    found = asked(GATE2, "scaling") | {"parameter_efficiency": good | {"score": 1.1, "low": 1.05, "high": 1.15}}
+    write("adapt-scaling", "adapt", **vae, ladder_scale=1.0, training_time_ratio=2.0, criteria=found)
+    hybrid = {"spatial": "made-up-encoder", "model_adds": "no", "spatial_adds": "yes"}
+    write("adapt-hybrid", "adapt", **hybrid, criteria={"lpips": near})
+    found = asked(GATE2, "coherence")
+    write("motion/predict-coherence", "predict", video="made-up-video", conditioning="adapter", criteria=found)
+    write("motion/explain-films", "films", criteria=asked(GATE2, "films"))
+
+    row = {"floor": 0.5, "floor_name": "copy", "skill": 0.8, "l1": 0.01, "clips": 20, "static": False, "best_shift": 0}
+    row |= {"gain_over_floor": 0.4, "gain_over_floor_low": 0.3, "gain_over_floor_high": 0.5, "cosine_copy": 0.5}
+    row |= {"cosine": 0.9, "cosine_low": 0.85, "cosine_high": 0.95}
+    row |= {"gain": 0.4, "gain_low": 0.3, "gain_high": 0.5, "p_holm": 0.01}
+    delta = {"variants": row, "horizons": {1: row, 16: row}, "quarters_of_motion": {"quarter_4": row}}
+    about = {k: {"delta": x} for k, x in delta.items()} | {"baselines": {"copy": row | {"cosine": 0.5}}}
+    about |= {"decoder": "vae", "variant": "delta", "predicts": "delta", "layer": "vision.0"}
+    write("predict-latents", "predict", **about, criteria={k: good for k in ("prediction", "beyond_extrapolation")})
+    about = {"model": None, "video": "made-up-video", "video_weights": "random", "conditioning": "past"}
+    gains = {"moving_gain_over_copy": 0.1, "moving_gain_over_copy_low": 0.05, "moving_gain_over_copy_high": 0.15}
+    gains |= {"moving_clips": 20, "moving_l1_copy": 0.3, "moving_l1_vae": 0.1}
+    write("predict-continue", "predict", **about, **gains, criteria={"temporal_ratio": good})
+    found = {"retention": good | {"score": 0.96, "low": 0.92, "high": 1.0}}
+    write("explain-describe", "describe", data_name="noise-films", criteria=found)
+
+    ids, frames = [f"noise-{i}" for i in range(8)], torch.randint(0, 256, (8, 1, 16, 16, 3)).byte()
+    items = [{"id": i, "source": i, "width": 16, "height": 16, "frames": x} for i, x in zip(ids, frames, strict=True)]
+    write_items(folder / "data", items, {"data": "synthetic", "name": "noise"})
+    points = {"vision.0": {}, "language.0": {}}
+    index = {"stage": "extract", "model": "made-up", "data_path": str(folder / "data"), "seconds_per_item": 0.1}
+    save_yaml(folder / "features" / "index.yaml", index | {"ids": ids, "points": points})
+    box, score = torch.tensor([[0.1, 0.1, 0.6, 0.6]]).repeat(8, 1), torch.linspace(0.85, 0.95, 8)
+    scores = {"bbox_iou": score, "spatial_iou": score, "decoder_lpips": 1 - score}
+    save_pt(folder / "probe.pt", RESULT, ids, {}, boxes=box, true_boxes=box, sources=ids, scores=scores)
+    blank = {k: torch.zeros(8, 16, 16, 3, dtype=torch.uint8) for k in ("original", "vae", "bridge")}
+    save_pt(folder / "adapt-latents.pt", RESULT, ids, {}, **blank)

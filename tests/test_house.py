@@ -21,16 +21,8 @@ def run(*command, cwd=HERE, **more):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, **more)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [*STAGES, "adapt --mode tune", "adapt --mode words", "explain --mode tracks", "explain --mode trajectories", "explain --mode operations"])
-def test_each_stage_smokes_from_a_folder_with_only_itself_and_common(command, tmp_path):
-    stage, *flags = command.split()
-    for name in (stage, "common"):
-        shutil.copy(HERE / f"{name}.py", tmp_path)
-    done = run(sys.executable, f"{stage}.py", "--smoke", *flags, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    key, value = done.stdout.strip().splitlines()[-1].split(maxsplit=1)
-    assert key and value
+def python(command, cwd):
+    return run(sys.executable, *command.split(), cwd=cwd)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -46,7 +38,8 @@ def test_no_stage_imports_another(stage):
 
 def test_stages_that_only_read_tensors_do_not_import_the_heavy_libraries():
     heavy = {"transformers", "diffusers", "matplotlib", "torchvision", "skimage", "scipy"}
-    done = run(sys.executable, "-c", f"import sys, probe, align, verify, explain; print(sorted({heavy} & set(sys.modules)))")
+    ask = f"import sys, probe, align, verify, explain; print(sorted({heavy} & set(sys.modules)))"
+    done = run(sys.executable, "-c", ask)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
@@ -55,22 +48,26 @@ def test_every_stage_states_its_commands_and_flags_in_help(stage, capsys):
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(stage).main(["--help"])
     shown = capsys.readouterr().out
-    assert f"python {stage}.py" in shown and "--seed" in shown and "--smoke" in shown
+    assert f"python {stage}.py" in shown and "--seed" in shown
 
 
 def test_the_dockerfile_copies_what_there_is_and_runs_a_target_that_there_is():
     lines = [line.split() for line in (HERE / "Dockerfile").read_text().replace("\\\n", "").splitlines()]
     copied = {source for line in lines if line[:1] == ["COPY"] for source in line[1:-1]}
-    assert {"requirements.txt", "*.py", "tests", "Makefile"} <= copied and all(list(HERE.glob(source)) for source in copied)
-    assert [line[1] for line in lines if line[:1] == ["FROM"]] == ["nvidia/cuda:12.1.1-cudnn8-runtime-ubuntu22.04"]
-    _, target, python = json.loads(" ".join(next(line for line in lines if line[:1] == ["CMD"])[1:]))
-    done = run("make", "-n", target, python)
-    assert done.returncode == 0 and "python -m pytest" in done.stdout and "venv" not in done.stdout, done.stdout + done.stderr
+    assert {"requirements.txt", "*.py", "tests", "Makefile"} <= copied
+    assert all(list(HERE.glob(source)) for source in copied)
+    bases = [line[1] for line in lines if line[:1] == ["FROM"]]
+    assert bases == ["nvidia/cuda:12.1.1-cudnn8-runtime-ubuntu22.04"]
+    _, target, own = json.loads(" ".join(next(line for line in lines if line[:1] == ["CMD"])[1:]))
+    done = run("make", "-n", target, own)
+    assert done.returncode == 0 and "python -m pytest" in done.stdout, done.stdout + done.stderr
+    assert "venv" not in done.stdout
 
 
 def test_make_help_lists_the_targets_and_the_defaults_in_force():
     done = run("make", "-s", "help", "MODEL=tiny-semantic")
-    assert "make gate1" in done.stdout and "MODEL=tiny-semantic" in done.stdout and "VAE=tiny-vae" in done.stdout
+    assert "make gate1" in done.stdout and "MODEL=tiny-semantic" in done.stdout
+    assert "VAE=tiny-vae" in done.stdout
 
 
 def test_requirements_pin_every_package_exactly():
@@ -80,35 +77,44 @@ def test_requirements_pin_every_package_exactly():
 
 def copied(folder):
     """A clone's worth of files: scripts, Makefile and the committed checkpoints."""
-    for name in [f"{s}.py" for s in STAGES] + ["common.py", "cogvlm2.py", "Makefile", "requirements.txt"]:
+    for name in (*(f"{s}.py" for s in [*STAGES, "common", "cogvlm2"]), "Makefile", "requirements.txt"):
         shutil.copy(HERE / name, folder)
-    shutil.copytree(HERE / "results" / "tiny" / "checkpoints", folder / "results" / "tiny" / "checkpoints")
+    shutil.copytree(HERE / "results/tiny/checkpoints", folder / "results/tiny/checkpoints")
+
+
+def contents(path):
+    return yaml.safe_load(path.read_text())
+
+
+def verdicts(done):
+    return [line for line in done.stdout.splitlines() if "verdict" in line]
 
 
 @pytest.mark.slow
-def test_gate1_runs_from_nothing_then_recomputes_nothing_and_an_edited_probe_reruns_probe_and_gate_only(tmp_path):
+def test_gate1_runs_from_nothing_then_recomputes_nothing_and_an_edited_probe_reruns_probe_and_gate(tmp_path):
     copied(tmp_path)
-    make = ["make", "gate1", f"PY={sys.executable}"]
+    make, here = ["make", "gate1", f"PY={sys.executable}"], tmp_path / "results/tiny/shapes"
     first = run(*make, cwd=tmp_path)
     assert first.returncode == 0, first.stderr[-3000:]
-    verdict = yaml.safe_load((tmp_path / "results/tiny/shapes/gate1.yaml").read_text())
-    assert verdict["verdict"] in ("PROCEED", "PIVOT", "STOP", "INCONCLUSIVE") and f"verdict {verdict['verdict']}" in first.stdout
-    assert "small weights, synthetic data" in verdict["headline"]
-    assert (tmp_path / "results/tiny/shapes/gate1.png").stat().st_size > 20_000
+    verdict = contents(here / "gate1.yaml")
+    assert verdict["verdict"] in ("PROCEED", "PIVOT", "STOP", "INCONCLUSIVE")
+    assert f"verdict {verdict['verdict']}" in first.stdout
+    assert "small weights, synthetic data" in verdict["headline"] and (here / "gate1.png").stat().st_size > 20_000
 
-    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.suffix in (".pt", ".yaml", ".png")}
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.suffix in (".pt", ".yaml", ".png")}
     second = run(*make, cwd=tmp_path)
-    assert second.returncode == 0 and [line for line in second.stdout.splitlines() if "verdict" in line] == [line for line in first.stdout.splitlines() if "verdict" in line]
+    assert second.returncode == 0 and verdicts(second) == verdicts(first)
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
 
     would = run("make", "-n", "gate1", f"PY={sys.executable}", "-W", "probe.py", cwd=tmp_path).stdout
-    assert "probe.py --features" in would and "verify.py --gate" in would and "extract.py" not in would and "adapt.py" not in would
-    for found in (tmp_path / "results").rglob("*.yaml"):
-        assert isinstance(yaml.safe_load(found.read_text()), dict)
+    assert "probe.py --features" in would and "verify.py --gate" in would
+    assert "extract.py" not in would and "adapt.py" not in would
+    assert all(isinstance(contents(found), dict) for found in (tmp_path / "results").rglob("*.yaml"))
     assert len(run("grep", "-r", "^bbox_iou:", "results/", cwd=tmp_path).stdout.splitlines()) >= 2
 
-    probe = yaml.safe_load((tmp_path / "results/tiny/shapes/probe.yaml").read_text())["criteria"]["bbox_iou"]
-    assert set(probe["floors"]) == {"constant", "class_constant", "shuffled", "shuffled_images", "pixels", "pixel_pca", "random_init"}
+    probe = contents(here / "probe.yaml")["criteria"]["bbox_iou"]
+    floors = {"constant", "class_constant", "shuffled", "shuffled_images", "pixels", "pixel_pca", "random_init"}
+    assert set(probe["floors"]) == floors
     assert probe["gain_low"] > 0, "the token grid must clear every floor"
     strict = run(*make, "STRICT=1", "SET=bbox_iou=0.99", cwd=tmp_path)
     assert strict.returncode == 2 and "bbox_iou" in strict.stdout  # Make turns the script's 3 into its own 2
@@ -120,11 +126,14 @@ def test_gate1_goes_through_every_stage_for_a_cogvlm2_folder(tmp_path, small_cog
     copied(tmp_path)
     data.main(["shapes", "--n", "100", "--size", "64", "--out", str(tmp_path / "data/shapes")])
     data.main(["moving", "--n", "60", "--out", str(tmp_path / "data/moving")])
-    done = run("make", "gate1", f"PY={sys.executable}", f"MODEL={small_cogvlm2}", "VAE=tiny-vae", "ENCODER=tiny-dinov2", cwd=tmp_path)
+    model = f"MODEL={small_cogvlm2}", "VAE=tiny-vae", "ENCODER=tiny-dinov2"
+    done = run("make", "gate1", f"PY={sys.executable}", *model, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    verdict = yaml.safe_load((tmp_path / "results/small-cogvlm2/shapes/gate1.yaml").read_text())
-    assert verdict["verdict"] in ("PIVOT", "STOP", "INCONCLUSIVE") and verdict["criteria"]["bbox_iou"]["answer"] != "PASS"
-    assert "unstated weights" in verdict["headline"] and verdict["criteria"]["direction_accuracy"]["score"] is not None
+    verdict = contents(tmp_path / "results/small-cogvlm2/shapes/gate1.yaml")
+    assert verdict["verdict"] in ("PIVOT", "STOP", "INCONCLUSIVE")
+    assert verdict["criteria"]["bbox_iou"]["answer"] != "PASS"
+    assert "unstated weights" in verdict["headline"]
+    assert verdict["criteria"]["direction_accuracy"]["score"] is not None
 
 
 @pytest.mark.slow
@@ -134,26 +143,34 @@ def test_a_tuned_adapter_is_a_model_for_every_gate(tmp_path):
     import data
     from common import load_features
     copied(tmp_path)
-    data.main(["shapes", "--n", "40", "--out", str(tmp_path / "data/shapes")])
-    adapter, here = "results/tiny/mine/tuned/adapter", tmp_path / "results/tiny-mine-tuned/shapes"
-    adapt.main(["--mode", "tune", "--model", "tiny", "--data", str(tmp_path / "data/shapes"), "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / adapter.removesuffix("/adapter"))])
-    make = ["make", f"PY={sys.executable}", f"MODEL={adapter}", "N=40", "FROZEN=", "POINTS=vision.0,language.1,language.3"]
-    for target in ("gate1", "gate2", "gate3", "gate4", "align", "binding", "resolution", "frames", "explain", "screen"):
+    shapes, adapter = tmp_path / "data/shapes", "results/tiny/mine/tuned/adapter"
+    data.main(["shapes", "--n", "40", "--out", str(shapes)])
+    tune = f"--mode tune --model tiny --data {shapes} --epochs 1 --lr 1e-2 --out {(tmp_path / adapter).parent}"
+    adapt.main(tune.split())
+    points = "vision.0,language.1,language.3"
+    make = ["make", f"PY={sys.executable}", f"MODEL={adapter}", "N=40", "FROZEN=", f"POINTS={points}"]
+    small = {"tiny", "tiny-mine-tuned", "tiny-vae", "tiny-dinov2", "tiny-dinov2+tiny-mine-tuned", "screen"}
+    for target in (*(f"gate{k}" for k in range(1, 5)), "align", "binding", "resolution", "frames", "explain", "screen"):
         would = run(*make, "-n", target, f"MODELS={adapter} tiny", cwd=tmp_path).stdout
         named = set(re.findall(r"results/([^/@ ]+)[/@]", would))
-        assert "tiny-mine-tuned" in named <= {"tiny", "tiny-mine-tuned", "tiny-vae", "tiny-dinov2", "tiny-dinov2+tiny-mine-tuned", "screen"} and "ltx-video" not in would, target
+        assert "tiny-mine-tuned" in named <= small and "ltx-video" not in would, target
     done = run(*make, "align", "binding", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert yaml.safe_load((here / "binding.yaml").read_text())["model"] == "tiny-mine-tuned" and yaml.safe_load((here / "align.yaml").read_text())["weights"] == "small"
-    extract = [sys.executable, "extract.py", "--data", "data/shapes", "--points", "vision.0,language.1,language.3"]
-    for flags in ([adapter, "--stream", "--out", "streamed"], ["tiny", "--out", "base"], ["tiny", "--random-init", "--out", "floor"]):
-        assert run(*extract, "--model", *flags, cwd=tmp_path).returncode == 0
-    folders = here / "features", tmp_path / "streamed", tmp_path / "base", tmp_path / "floor", here / "features-random"
+    here = tmp_path / "results/tiny-mine-tuned/shapes"
+    assert contents(here / "binding.yaml")["model"] == "tiny-mine-tuned"
+    assert contents(here / "align.yaml")["weights"] == "small"
+    for flags in (f"{adapter} --stream --out streamed", "tiny --out base", "tiny --random-init --out floor"):
+        extract = f"extract.py --data data/shapes --points {points} --model {flags}"
+        assert python(extract, tmp_path).returncode == 0
+    folders = here / "features", *(tmp_path / name for name in ("streamed", "base", "floor")), here / "features-random"
     own, streamed, base, floor, random = (load_features(folder)[1]("language.1") for folder in folders)
-    assert own.equal(streamed) and not own.equal(base) and random.equal(floor)  # the floor is the base's network, untrained
-    done = run(sys.executable, "adapt.py", "--mode", "ablation", "--bridges", "mlp,lora", "--features", here / "features", "--latents", "results/tiny-vae/shapes/features", "--align",
-               here / "align.yaml", "--seeds", "1", "--warm", "1", "--epochs", "1", "--loss", "latents", "--out", "ablation.yaml", cwd=tmp_path)
-    assert done.returncode == 0 and "lora" in yaml.safe_load((tmp_path / "ablation.yaml").read_text())["arms"], done.stderr[-3000:]
+    # the floor is the base's network, untrained
+    assert own.equal(streamed) and not own.equal(base) and random.equal(floor)
+    bridges = "--mode ablation --bridges mlp,lora --latents results/tiny-vae/shapes/features --loss latents"
+    short = f"--features {here}/features --align {here}/align.yaml --seeds 1 --warm 1 --epochs 1"
+    done = python(f"adapt.py {bridges} {short} --out ablation.yaml", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "lora" in contents(tmp_path / "ablation.yaml")["arms"]
 
 
 @pytest.mark.slow
@@ -164,12 +181,15 @@ def test_gate3_runs_on_something_something_made_small(tmp_path):
     import data
     copied(tmp_path)
     root, lists, said = tmp_path / "ssv2", {"train": [], "validation": []}, {}
-    (root / "20bn-something-something-v2").mkdir(parents=True)
-    for k, item in enumerate(i for i in data.moving(120, 64, 5, frames=14) if i["direction"] in ("left", "right", "up", "down")):
-        template = f"Pushing [something] {item['direction']}"
-        said[template.replace("[", "").replace("]", "")] = str(len(said))
-        lists["validation" if k % 3 == 2 else "train"].append({"id": str(k), "label": template.replace("[something]", item["names"][-1]), "template": template, "placeholders": [item["names"][-1]]})
-        with av.open(str(root / f"20bn-something-something-v2/{k}.webm"), "w") as file:
+    videos = root / "20bn-something-something-v2"
+    videos.mkdir(parents=True)
+    moving = [i for i in data.moving(120, 64, 5, frames=14) if i["direction"] in ("left", "right", "up", "down")]
+    for k, item in enumerate(moving):
+        name, template = item["names"][-1], f"Pushing [something] {item['direction']}"
+        said[f"Pushing something {item['direction']}"] = str(len(said))
+        entry = {"id": str(k), "label": template.replace("[something]", name), "template": template}
+        lists["validation" if k % 3 == 2 else "train"].append(entry | {"placeholders": [name]})
+        with av.open(str(videos / f"{k}.webm"), "w") as file:
             stream = file.add_stream("libvpx-vp9", rate=12)
             stream.width = stream.height = 64
             stream.pix_fmt = "yuv420p"
@@ -179,11 +199,15 @@ def test_gate3_runs_on_something_something_made_small(tmp_path):
     for name, entries in lists.items():
         (root / f"something-something-v2-{name}.json").write_text(json.dumps(entries))
     (root / "something-something-v2-labels.json").write_text(json.dumps(dict.fromkeys(said, "0")))
-    done = run("make", "gate3", "DATA=ssv2", f"ROOT={root}", f"PY={sys.executable}", "FRAMES=12", "CLIPSIZE=64", "PREDICT=--variants single,delta --seeds 1 --epochs 2 --no-scaling",
-               "HORIZON=4", "CONTINUE=--continuations past,text", "FUTURES=--candidates 2", "WATCHED=4", cwd=tmp_path)
+    make = ["make", "gate3", "DATA=ssv2", f"ROOT={root}", f"PY={sys.executable}", "FRAMES=12", "CLIPSIZE=64", "HORIZON=4"]
+    quick = ["PREDICT=--variants single,delta --seeds 1 --epochs 2 --no-scaling", "CONTINUE=--continuations past,text"]
+    done = run(*make, *quick, "FUTURES=--candidates 2", "WATCHED=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = yaml.safe_load((tmp_path / "results/tiny/ssv2/gate3.yaml").read_text())
-    assert found["verdict"] in ("PROCEED", "STOP", "INCONCLUSIVE") and found["data"] == "real" and {"single", "delta", "blind", "copy", "flow", "oracle"} <= set(found["table"])
-    assert {"copy", "past", "text", "vae"} <= set(yaml.safe_load((tmp_path / "results/tiny/ssv2/predict-continue.yaml").read_text())["continuations"])
-    again = run("make", "gate3", "DATA=ssv2", f"ROOT={root}", f"PY={sys.executable}", "FRAMES=12", "HORIZON=4", "CLIPSIZE=64", cwd=tmp_path)
-    assert again.returncode == 0 and "predict.py" not in again.stdout and f"verdict {found['verdict']}" in again.stdout
+    here = tmp_path / "results/tiny/ssv2"
+    found = contents(here / "gate3.yaml")
+    assert found["verdict"] in ("PROCEED", "STOP", "INCONCLUSIVE") and found["data"] == "real"
+    assert {"single", "delta", "blind", "copy", "flow", "oracle"} <= set(found["table"])
+    assert {"copy", "past", "text", "vae"} <= set(contents(here / "predict-continue.yaml")["continuations"])
+    again = run(*make, cwd=tmp_path)
+    assert again.returncode == 0 and "predict.py" not in again.stdout
+    assert f"verdict {found['verdict']}" in again.stdout

@@ -2,347 +2,289 @@
 import math
 
 import pytest
-from PIL import Image
+from helpers import gate_inputs
 
 import common
 import verify
 
 
-def record(score, half=0.02, floor=0.1, ceiling=1.0, gain_half=0.02, n=100, better="higher"):
-    gain = (score - floor) * (1 if better == "higher" else -1)
-    return {"score": score, "low": score - half, "high": score + half, "floor": floor, "floor_name": "constant", "ceiling": ceiling,
-            "gain": gain, "gain_low": gain - gain_half, "gain_high": gain + gain_half, "n": n, "better": better}
+def record(score, half=0.02, floor=0.1, ceiling=1.0, gain_half=0.02, n=100):
+    gain = (score - floor) * (1 if ceiling > floor else -1)
+    bounds = {"low": score - half, "high": score + half, "gain_low": gain - gain_half, "gain_high": gain + gain_half}
+    return {"score": score, "gain": gain, "floor": floor, "floor_name": "constant", "ceiling": ceiling, "n": n} | bounds
 
 
 # ---------------------------------------------------------------- three answers
 
-@pytest.mark.parametrize(("score", "half", "answer", "plain"), [
-    (0.6, 0.05, "PASS", True), (0.4, 0.05, "FAIL", False), (0.52, 0.05, "INCONCLUSIVE", True), (0.48, 0.05, "INCONCLUSIVE", False), (0.5, 0.01, "INCONCLUSIVE", False)])
-def test_the_interval_decides_and_not_the_score(score, half, answer, plain):
-    found = verify.judge(record(score, half), 0.5)
-    assert (found["answer"], found["plain_pass"]) == (answer, plain)
-
-
-@pytest.mark.parametrize(("score", "answer", "plain"), [(0.25, "PASS", True), (0.45, "FAIL", False), (0.34, "INCONCLUSIVE", True), (0.36, "INCONCLUSIVE", False)])
-def test_where_lower_is_better_the_sides_are_swapped(score, answer, plain):
-    found = verify.judge(record(score, 0.03, floor=0.9, ceiling=0.1, better="lower"), 0.35, "lower")
-    assert (found["answer"], found["plain_pass"]) == (answer, plain)
-
-
-def test_a_score_over_the_threshold_that_a_constant_box_beats_fails():
-    found = verify.judge(record(0.58, floor=0.61), 0.5)
-    assert found["answer"] == "FAIL" and found["plain_pass"] and "constant" in found["reason"]
-
-
-@pytest.mark.parametrize("score", [0.58, 0.61, 0.68])
-@pytest.mark.parametrize("gain_half", [0.01, 0.2])
-def test_no_score_passes_whose_gain_over_the_floor_may_be_zero(score, gain_half):
-    r = record(score, floor=0.61, gain_half=gain_half)
-    assert (verify.judge(r, 0.5)["answer"] == "PASS") == (r["gain_low"] > 0)
-
-
-def test_a_gain_that_a_weak_test_cannot_tell_from_zero_is_inconclusive_and_not_a_failure():
-    found = verify.judge(record(0.65, floor=0.6, gain_half=0.1, n=30), 0.5)
-    assert found["answer"] == "INCONCLUSIVE" and "constant" in found["reason"]
-    assert found["n_needed"] in (120, 121)  # the gain is half of its half-width: four times as many items
-
-
-def test_a_single_source_decides_nothing():
-    found = verify.judge(record(0.9) | {"low": -math.inf, "high": math.inf, "gain_low": -math.inf, "gain_high": math.inf}, 0.5)
-    assert found["answer"] == "INCONCLUSIVE" and "single source" in found["reason"]
+@pytest.mark.parametrize("answer, plain, high, low", [
+    ("PASS", True, 0.6, 0.25), ("FAIL", False, 0.4, 0.45), ("INCONCLUSIVE", True, 0.52, 0.34), ("INCONCLUSIVE", False, 0.48, 0.36)])
+def test_the_interval_decides_and_not_the_score_on_the_side_that_is_good(answer, plain, high, low):
+    for found in (verify.judge(record(high, 0.05), 0.5), verify.judge(record(low, 0.03, 0.9, 0.1), 0.35, "lower")):
+        assert (found["answer"], found["plain_pass"]) == (answer, plain)
 
 
 @pytest.mark.parametrize(("floor", "gain", "half", "answer"), [
-    (0.61, 0.012, 0.010, "FAIL"), (0.61, 0.012, 0.013, "FAIL"),  # at most 0.025, of 0.39 that the floor leaves: what more items show of it changes nothing
-    (0.61, 0.06, 0.010, "PASS"), (0.61, 0.06, 0.07, "INCONCLUSIVE"),
-    (0.9999, 8e-5, 1e-5, "FAIL")])  # a floor at the ceiling: rounding is no gain
-def test_a_gain_that_can_only_be_negligible_fails_though_it_excludes_zero(floor, gain, half, answer):
+    # at most 0.025, of 0.39 that the floor leaves: what more items show of it changes nothing
+    # at most 0.025, of 0.39 that the floor leaves: what more items show of it changes nothing; a floor at the ceiling: rounding is no gain
+    (0.61, -0.03, 0.02, "FAIL"), (0.61, 0.012, 0.010, "FAIL"), (0.61, 0.012, 0.013, "FAIL"), (0.9999, 8e-5, 1e-5, "FAIL"),
+    (0.61, 0.06, 0.010, "PASS"), (0.61, 0.06, 0.07, "INCONCLUSIVE")])
+def test_a_gain_that_can_only_be_negligible_fails(floor, gain, half, answer):
     found = verify.judge(record(floor + gain, 1e-6, floor=floor, gain_half=half), 0.5)
-    assert found["answer"] == answer and (answer != "FAIL" or "constant" in found["reason"])
+    assert found["answer"] == answer and found["plain_pass"]
+    assert answer == "PASS" or "constant" in found["reason"]
 
 
 def test_inconclusive_says_how_many_items_would_decide():
     found = verify.judge(record(0.52, 0.04, n=50), 0.5)
-    assert found["n_needed"] in (200, 201) and "threshold" in found["reason"]  # half-width 0.04 must shrink to 0.02
+    # half-width 0.04 must shrink to 0.02
+    # half-width 0.04 must shrink to 0.02
+    assert found["n_needed"] in (200, 201) and "threshold" in found["reason"]
+    weak = verify.judge(record(0.65, floor=0.6, gain_half=0.1, n=30), 0.5)
+    assert weak["n_needed"] in (120, 121)  # the gain is half of its half-width
     both = verify.judge(record(0.52, 0.04, floor=0.51, gain_half=0.1, ceiling=0.6, n=50), 0.5)
     assert both["n_needed"] in (5000, 5001) and "threshold" in both["reason"] and "constant" in both["reason"]
-    assert verify.judge(record(0.5, 0.04), 0.5)["n_needed"] is None  # exactly on the threshold no number decides
-    assert "n_needed" not in verify.judge(record(0.9), 0.5) | verify.judge(record(0.1), 0.5)
+    # exactly on the threshold no number decides
+    assert verify.judge(record(0.5, 0.04), 0.5)["n_needed"] is None
 
 
-def test_a_score_that_is_not_a_number_never_passes():
-    broken = {**record(0.9), "score": math.nan, "low": math.nan, "high": math.nan}
-    assert verify.judge(broken, 0.5)["answer"] == "INCONCLUSIVE"
+@pytest.mark.parametrize("broken", [{"low": -math.inf, "gain_low": -math.inf}, {"score": math.nan}])
+def test_a_score_that_is_no_number_or_of_a_single_source_decides_nothing(broken):
+    found = verify.judge(record(0.9) | broken, 0.5)
+    assert found["answer"] == "INCONCLUSIVE" and "single source" in found["reason"]
 
 
 @pytest.mark.parametrize("score", [0.1, 0.9])
 def test_a_leak_is_neither_passed_nor_held_against_the_model_and_the_control_is_named(score):
-    found = verify.judge(record(score) | {"leak": "shuffled", "floors": {"constant": 0.1, "shuffled": 0.85}}, 0.5)
-    assert found["answer"] == "INCONCLUSIVE" and "leak" in found["reason"] and "shuffled" in found["reason"] and "0.850" in found["reason"]
+    leaky = {"leak": "shuffled", "floors": {"constant": 0.1, "shuffled": 0.85}}
+    found = verify.judge(record(score) | leaky, 0.5)
+    assert found["answer"] == "INCONCLUSIVE" and "leak" in found["reason"]
+    assert "'shuffled' scores 0.850" in found["reason"]
 
 
-# ---------------------------------------------------------------- the stand-in for LPIPS
-
-def lpips(score, floor=0.9, ceiling=0.1, half=0.02):
-    return record(score, half, floor, ceiling, half, better="lower")
-
-
-@pytest.mark.parametrize(("score", "skill"), [(0.9, 0), (0.5, 0.5), (0.1, 1), (0.98, -0.1)])
-def test_stand_in_is_0_at_the_mean_image_and_1_at_the_vae(score, skill):
-    found = verify.stand_in(lpips(score))
-    assert found["score"] == pytest.approx(skill) == found["gain"] and found["better"] == "higher"
-    assert (found["floor"], found["ceiling"]) == (0, 1)
+@pytest.mark.parametrize(("score", "skill", "answer"), [
+    (0.9, 0, "FAIL"), (0.98, -0.1, "FAIL"), (0.7, 0.25, "FAIL"), (0.5, 0.5, "INCONCLUSIVE"), (0.49, 0.5125, "INCONCLUSIVE"), (0.2, 0.875, "PASS"), (0.1, 1, "PASS")])
+def test_the_stand_in_of_lpips_is_0_at_the_mean_image_and_1_at_the_vae(score, skill, answer):
+    found = verify.stand_in(record(score, 0.02, 0.9, 0.1, 0.02))
+    assert found["score"] == pytest.approx(skill) == found["gain"]
     assert (found["low"], found["high"]) == pytest.approx((skill - 0.025, skill + 0.025))
     assert (found["gain_low"], found["gain_high"]) == pytest.approx((skill - 0.025, skill + 0.025))
+    assert (found["floor"], found["ceiling"], found["better"]) == (0, 1, "higher")
+    assert verify.judge(found, verify.STAND_IN)["answer"] == answer
 
 
-@pytest.mark.parametrize(("score", "answer"), [(0.2, "PASS"), (0.7, "FAIL"), (0.49, "INCONCLUSIVE"), (0.9, "FAIL"), (1.0, "FAIL")])
-def test_stand_in_is_judged_at_half_of_the_way(score, answer):
-    assert verify.judge(verify.stand_in(lpips(score)), verify.STAND_IN)["answer"] == answer
+def test_a_picture_worse_than_the_mean_image_never_passes_though_the_vae_is_no_better():
+    # judged as nothing measured: INCONCLUSIVE
+    assert verify.stand_in(record(0.5, 0.02, 0.3, 0.4)) is None
 
 
-@pytest.mark.parametrize("ceiling", [0.3, 0.4])
-def test_a_picture_worse_than_the_mean_image_never_passes_though_the_vae_is_no_better(ceiling):
-    assert verify.stand_in(lpips(0.5, floor=0.3, ceiling=ceiling)) is None  # judged as nothing measured: INCONCLUSIVE
+# ---------------------------------------------------------------- the decision table, and its thresholds
+
+def decided(encoder, **answers):
+    judged = {k: {"level": r["level"], "answer": "PASS", "reason": f"doubt about {k}"} for k, r in verify.GATE1.items()}
+    for name, answer in answers.items():
+        judged[name]["answer"] = answer
+    return verify.decide(judged, {k: {"answer": v} for k, v in encoder.items()})
 
 
-# ---------------------------------------------------------------- the decision table
-
-MUST = [k for k, r in verify.GATE1.items() if r["level"] == "must"]
-
-
-def decided(encoder=None, **answers):
-    judged = {k: {"level": r["level"], "answer": answers.get(k, "PASS"), "reason": f"doubt about {k}"} for k, r in verify.GATE1.items()}
-    return verify.decide(judged, {k: {"answer": v} for k, v in (encoder or {}).items()})
-
-
-@pytest.mark.parametrize(("verdict", "encoder", "answers", "word"), [
-    ("PROCEED", None, {}, "every criterion"),
-    ("PROCEED", None, {"ssim": "FAIL", "cka": "INCONCLUSIVE"}, "every criterion"),  # should, not must
-    ("PIVOT", None, {"bbox_iou": "FAIL"}, "untested"),
-    ("PIVOT", {"bbox_iou": "PASS"}, {"bbox_iou": "FAIL"}, "holds bbox_iou"),
-    ("PIVOT", {"bbox_iou": "PASS", "map50": "FAIL"}, {"bbox_iou": "FAIL", "map50": "FAIL"}, "holds bbox_iou"),
-    ("STOP", {"bbox_iou": "FAIL"}, {"bbox_iou": "FAIL"}, "bbox_iou"),
-    ("STOP", None, {"lpips": "FAIL"}, "bridge fails lpips"),
-    ("INCONCLUSIVE", None, {"map50": "INCONCLUSIVE"}, "doubt about map50"),
-    ("INCONCLUSIVE", {"map50": "FAIL"}, {"map50": "INCONCLUSIVE"}, "doubt about map50")])
-def test_the_decision_table(verdict, encoder, answers, word):
+@pytest.mark.parametrize("verdict, word, encoder, answers", [
+    ("PROCEED", "every criterion", {}, {"ssim": "FAIL", "cka": "INCONCLUSIVE"}),  # should, not must
+    ("PIVOT", "untested", {}, {"bbox_iou": "FAIL"}),
+    ("PIVOT", "holds bbox_iou", {"bbox_iou": "PASS", "map50": "FAIL"}, dict.fromkeys(["bbox_iou", "map50"], "FAIL")),
+    ("STOP", "bbox_iou", {"bbox_iou": "FAIL"}, {"bbox_iou": "FAIL"}),
+    ("INCONCLUSIVE", "undecided", {"bbox_iou": "INCONCLUSIVE"}, {"bbox_iou": "FAIL"}),
+    ("STOP", "bridge fails lpips", {}, {"lpips": "FAIL"}),
+    ("INCONCLUSIVE", "doubt about map50", {"map50": "FAIL"}, {"map50": "INCONCLUSIVE"})])
+def test_the_decision_table(verdict, word, encoder, answers):
     found, why = decided(encoder, **answers)
     assert found == verdict and word in why, why
 
 
-@pytest.mark.parametrize("name", MUST)
+@pytest.mark.parametrize("name", [k for k, r in verify.GATE1.items() if r["level"] == "must"])
 def test_no_single_must_can_be_short_and_the_verdict_proceed(name):
-    assert decided(**{name: "FAIL"})[0] in ("PIVOT", "STOP")
-    assert decided(**{name: "INCONCLUSIVE"})[0] == "INCONCLUSIVE"
+    assert decided({}, **{name: "FAIL"})[0] in ("PIVOT", "STOP")
+    assert decided({}, **{name: "INCONCLUSIVE"})[0] == "INCONCLUSIVE"
 
 
-def test_an_encoder_that_is_undecided_is_not_called_a_failure():
-    found, why = decided({"bbox_iou": "INCONCLUSIVE"}, bbox_iou="FAIL")
-    assert found != "STOP", why
-
-
-# ---------------------------------------------------------------- thresholds
-
-def test_thresholds_are_overridden_by_name():
-    assert verify.overrides("") == {}
-    assert verify.overrides("bbox_iou=0.4, lpips=1e-1 map50=.3") == {"bbox_iou": 0.4, "lpips": 0.1, "map50": 0.3}
-
-
-@pytest.mark.parametrize("text", ["bbox=0.5", "=0.5", "0.5"])
-def test_an_unknown_criterion_is_refused(text, refused):
-    refused(lambda: verify.overrides(text), text, "bbox_iou")
-
-
-@pytest.mark.parametrize("text", ["bbox_iou", "bbox_iou=", "bbox_iou=high", "bbox_iou=0.5=0.6", "bbox_iou=nan"])
-def test_a_threshold_that_is_no_number_is_refused(text, refused):
-    refused(lambda: verify.overrides(text), text, "bbox_iou=0.5")
+def test_thresholds_are_overridden_by_name_and_what_is_none_is_refused(refused):
+    changed = verify.overrides("bbox_iou=0.4, lpips=1e-1 map50=.3")
+    assert verify.overrides("") == {} and changed == {"bbox_iou": 0.4, "lpips": 0.1, "map50": 0.3}
+    for text in ("bbox=0.5", "0.5", "bbox_iou", "bbox_iou=high", "bbox_iou=nan"):
+        refused(lambda text=text: verify.overrides(text), text, "bbox_iou")
 
 
 # ---------------------------------------------------------------- the command
 
-def made(folder, monkeypatch=None, **changes):
-    """The smoke run's input in `folder`, its YAML changed: changes {file stem: function of the loaded mapping}. -> arguments for main.
-
-    With `monkeypatch` the figure, which takes most of the time, is left out.
-    """
-    args = verify.get_args([])
-    verify.smoke_input(args, folder)
+def made(folder, without=(), **changes):
+    """Results that pass every gate, changed: {file stem (motion: its probe.yaml): function of the loaded mapping}. -> arguments for main."""
+    gate_inputs(folder)
     for stem, change in changes.items():
-        path = folder / f"{stem.replace('_', '-')}.yaml" if stem != "motion" else folder / "motion" / "probe.yaml"
+        name = f"{stem.replace('_', '-')}.yaml" if stem != "motion" else "motion/probe.yaml"
+        path = folder / name if (folder / name).is_file() else folder / "motion" / name
         content = common.load_yaml(path)
         change(content)
         common.save_yaml(path, content)
-    if monkeypatch:
-        monkeypatch.setattr(verify, "picture", lambda *_: None)
-    return ["--results", args.results, "--motion", args.motion]
+    for stem in without:
+        (folder / f"{stem}.yaml").unlink()
+    return ["--results", str(folder), "--motion", str(folder / "motion")]
+
+
+def gate2(folder, **changes):
+    return verify.main(["--gate", "2", *made(folder, **changes)])
+
+
+def gate3(folder, **changes):
+    return verify.main(["--gate", "3", *made(folder, **changes)])
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    """The figure takes most of the time."""
+    monkeypatch.setattr(verify, "picture", lambda *_: None)
 
 
 def criteria(name, **values):
     return lambda content: content["criteria"][name].update(values)
 
 
-def test_the_smoke_run_writes_the_verdict_and_a_picture(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("tempfile.mkdtemp", lambda *_, **__: str(tmp_path))
-    result = verify.main(["--smoke", "--set", "bbox_iou=0.55"])
+def test_gate_1_writes_the_verdict_and_a_picture_and_prints_it_again(tmp_path, capsys):
+    result = verify.main([*made(tmp_path), "--set", "bbox_iou=0.55", "--strict"])
     found = common.load_yaml(tmp_path / "gate1.yaml", "gate")
     assert found["verdict"] == result["verdict"] == "PROCEED" and found["plain_verdict"] == "PROCEED"
     assert "random weights, synthetic data" in found["headline"]
     assert found["overridden"] == {"bbox_iou": 0.55}
-    assert (found["criteria"]["bbox_iou"]["threshold"], found["criteria"]["bbox_iou"]["source"]) == (0.55, "--set")
+    assert found["criteria"]["bbox_iou"]["threshold"] == 0.55
+    assert found["criteria"]["bbox_iou"]["source"] == "--set"
     assert found["criteria"]["map50"]["source"] == verify.PLAN
     assert set(found["criteria"]) == set(verify.GATE1) <= set(found)
-    with Image.open(tmp_path / "gate1.png") as picture:
-        picture.load()
-        assert picture.format == "PNG" and min(picture.size) > 200
-        low, high = picture.convert("L").getextrema()
-        assert low < 50 and high > 200, "the figure is blank"
+    assert (tmp_path / "gate1.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert verify.main(["--print", str(tmp_path / "gate1.yaml")])["headline"] == found["headline"]
-    assert printed.endswith(capsys.readouterr().out) and "Screening on noise" in printed and f"headline {found['headline']}" in printed
+    assert printed.endswith(capsys.readouterr().out) and f"headline {found['headline']}" in printed
 
 
-def test_a_criterion_that_fails_is_not_proceed_and_strict_exits_with_3(tmp_path, monkeypatch, capsys):
-    args = made(tmp_path, monkeypatch, probe=criteria("bbox_iou", score=0.3, low=0.25, high=0.35))
-    with pytest.raises(SystemExit) as stop:
+def test_a_criterion_that_fails_is_not_proceed_and_strict_exits_with_3(tmp_path, no_picture):
+    args = made(tmp_path, probe=criteria("bbox_iou", score=0.3, low=0.25, high=0.35))
+    with pytest.raises(SystemExit, match="3"):
         verify.main([*args, "--strict"])
-    assert stop.value.code == 3
     found = common.load_yaml(tmp_path / "gate1.yaml", "gate")  # written all the same
-    assert (found["verdict"], found["plain_verdict"], found["criteria"]["bbox_iou"]["answer"]) == ("PIVOT", "STOP", "FAIL")
-    assert "verdict PIVOT" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stop:
+    assert found["verdict"] == "PIVOT" and found["plain_verdict"] == "STOP"
+    assert found["criteria"]["bbox_iou"]["answer"] == "FAIL"
+    with pytest.raises(SystemExit, match="3"):
         verify.main(["--print", str(tmp_path / "gate1.yaml"), "--strict"])
-    assert stop.value.code == 3
 
 
-def test_strict_ends_well_when_the_verdict_is_proceed(tmp_path, monkeypatch):
-    assert verify.main([*made(tmp_path, monkeypatch), "--strict"])["verdict"] == "PROCEED"
-
-
-def test_a_model_below_a_constant_box_does_not_proceed_though_the_plain_comparison_would(tmp_path, monkeypatch):
-    change = criteria("bbox_iou", score=0.58, low=0.56, high=0.6, floor=0.61, gain=-0.03, gain_low=-0.05, gain_high=-0.01)
-    found = verify.main(made(tmp_path, monkeypatch, probe=change))
+def test_a_model_below_a_constant_box_does_not_proceed_though_a_plain_comparison_would(tmp_path, no_picture):
+    found = verify.main(made(tmp_path, probe=lambda c: c["criteria"]["bbox_iou"].update(record(0.58, floor=0.61))))
     assert (found["verdict"], found["plain_verdict"]) == ("PIVOT", "PROCEED")
 
 
-def test_a_threshold_that_was_set_changes_the_verdict(tmp_path, monkeypatch):
-    args = made(tmp_path, monkeypatch)
+def test_a_threshold_that_was_set_changes_the_verdict(tmp_path, no_picture):
+    args = made(tmp_path)
     assert verify.main([*args, "--set", "lpips=0.01"])["verdict"] == "STOP"
     assert verify.main([*args, "--set", "map50=0.9"])["verdict"] == "INCONCLUSIVE"
 
 
-def test_the_answer_of_the_encoder_decides_between_pivot_and_stop(tmp_path, monkeypatch):
-    args = made(tmp_path / "model", monkeypatch, probe=criteria("bbox_iou", score=0.3, low=0.25, high=0.35))
+def test_the_encoder_decides_between_pivot_and_stop_and_its_latency_is_a_share(tmp_path, no_picture):
+    args = made(tmp_path / "model", probe=criteria("bbox_iou", score=0.3, low=0.25, high=0.35))
     made(tmp_path / "good")
+    index = tmp_path / "good" / "features" / "index.yaml"
+    common.save_yaml(index, common.load_yaml(index) | {"seconds_per_item": 0.02})
     found = verify.main([*args, "--encoder", str(tmp_path / "good")])
-    assert found["verdict"] == "PIVOT" and "holds bbox_iou" in found["headline"] and found["encoder"]["bbox_iou"]["answer"] == "PASS"
+    assert found["verdict"] == "PIVOT" and "holds bbox_iou" in found["headline"]
+    assert found["encoder"]["bbox_iou"]["answer"] == "PASS"
+    row = found["criteria"]["latency_overhead"]
+    assert (row["score"], row["answer"]) == (pytest.approx(0.2), "PASS")
+    nothing = verify.main(args)["criteria"]["latency_overhead"]
+    assert nothing["score"] is None and nothing["answer"] == "INCONCLUSIVE"
+    assert "--encoder" in nothing["reason"]
+    common.save_yaml(index, common.load_yaml(index) | {"seconds_per_item": None})
+    streamed = verify.main([*args, "--encoder", str(tmp_path / "good")])["criteria"]["latency_overhead"]
+    assert streamed["score"] is None and streamed["answer"] == "INCONCLUSIVE"
+    assert "streamed" in streamed["reason"]
     made(tmp_path / "bad", probe=criteria("bbox_iou", score=0.2, low=0.15, high=0.25))
     assert verify.main([*args, "--encoder", str(tmp_path / "bad")])["verdict"] == "STOP"
 
 
-def test_the_latency_of_the_encoder_is_a_share_of_the_models(tmp_path, monkeypatch):
-    args = made(tmp_path / "model", monkeypatch)
-    made(tmp_path / "encoder")
-    index = tmp_path / "encoder" / "features" / "index.yaml"
-    common.save_yaml(index, common.load_yaml(index) | {"seconds_per_item": 0.02})
-    found = verify.main([*args, "--encoder", str(tmp_path / "encoder")])["criteria"]["latency_overhead"]
-    assert (found["score"], found["answer"]) == (pytest.approx(0.2), "PASS")
-    nothing = verify.main(args)["criteria"]["latency_overhead"]
-    assert (nothing["score"], nothing["answer"]) == (None, "INCONCLUSIVE") and "--encoder" in nothing["reason"]
-    common.save_yaml(index, common.load_yaml(index) | {"seconds_per_item": None})
-    streamed = verify.main([*args, "--encoder", str(tmp_path / "encoder")])["criteria"]["latency_overhead"]
-    assert (streamed["score"], streamed["answer"]) == (None, "INCONCLUSIVE") and "streamed" in streamed["reason"]
-
-
-def unpublished(content):
-    content["criteria"]["lpips_random_backbone"] = content["criteria"].pop("lpips")
-
-
-def test_lpips_without_the_published_backbone_is_marked_and_named_in_the_headline(tmp_path, monkeypatch, capsys):
-    found = verify.main(made(tmp_path, monkeypatch, adapt_latents=unpublished))
+def test_lpips_without_the_published_backbone_is_marked(tmp_path, no_picture, capsys):
+    def change(content):
+        content["criteria"]["lpips_random_backbone"] = content["criteria"].pop("lpips")
+    found = verify.main(made(tmp_path, adapt_latents=change))
     row = found["criteria"]["lpips"]
-    assert row["stand_in"] and row["threshold"] == verify.STAND_IN and row["score"] == pytest.approx(8 / 9, rel=1e-4)
+    assert row["stand_in"] and row["threshold"] == verify.STAND_IN
+    assert row["score"] == pytest.approx(8 / 9, rel=1e-4)
     assert "stand-in" in found["headline"] and "lpips*" in capsys.readouterr().out
 
 
-def test_what_was_not_measured_is_inconclusive_and_says_so(tmp_path, monkeypatch):
-    found = verify.main(made(tmp_path, monkeypatch, probe=lambda c: c["criteria"].pop("map50")))
-    assert found["verdict"] == "INCONCLUSIVE" and found["map50"] is None and "probe measured no map50" in found["criteria"]["map50"]["reason"]
-    assert found["plain_verdict"] == "STOP"
+def test_what_was_not_measured_is_inconclusive_and_says_so(tmp_path, no_picture):
+    faster = criteria("direction_accuracy", score=0.95, low=0.94, high=0.96)
+    args = made(tmp_path, probe=lambda c: c["criteria"].pop("map50"), motion=faster)
+    found = verify.main(args)
+    assert found["verdict"] == "INCONCLUSIVE" and found["map50"] is None
+    assert "probe measured no map50" in found["criteria"]["map50"]["reason"]
+    assert found["plain_verdict"] == "STOP" and found["direction_accuracy"] == 0.95
+    assert verify.main(args[:2])["criteria"]["direction_accuracy"]["answer"] == "INCONCLUSIVE"  # no --motion
 
 
-def test_the_motion_score_is_read_from_the_motion_folder(tmp_path, monkeypatch):
-    args = made(tmp_path, monkeypatch, motion=criteria("direction_accuracy", score=0.95, low=0.94, high=0.96))
-    assert verify.main(args)["direction_accuracy"] == 0.95
-    assert verify.main(args[:2])["criteria"]["direction_accuracy"]["answer"] == "INCONCLUSIVE"
+def other(**values):
+    return lambda content: content.update(values)
 
 
-@pytest.mark.parametrize("name", ["probe", "align", "adapt-latents"])
-def test_a_missing_result_is_refused(name, tmp_path, monkeypatch, refused):
-    args = made(tmp_path, monkeypatch)
-    (tmp_path / f"{name}.yaml").unlink()
-    refused(lambda: verify.main(args), f"{name}.yaml", "does not exist")
-    assert not (tmp_path / "gate1.yaml").exists()
+ANOTHER = other(model="another")
 
 
-def test_the_result_of_another_stage_is_refused(tmp_path, monkeypatch, refused):
-    args = made(tmp_path, monkeypatch, probe=lambda c: c.update(stage="align"))
-    refused(lambda: verify.main(args), "probe.yaml", "'align'")
-    refused(lambda: verify.main(["--print", str(tmp_path / "align.yaml")]), "align.yaml", "'gate'")
+@pytest.mark.parametrize("gate, words, changes", [
+    (1, ("probe.yaml", "does not exist"), {"without": ["probe"]}),
+    (1, ("adapt-latents.yaml",), {"without": ["adapt-latents"]}),
+    (1, ("probe.yaml", "'align'"), {"probe": other(stage="align")}),
+    (1, ("another", "made-up"), {"align": ANOTHER}),
+    (1, ("another", "made-up"), {"adapt_latents": ANOTHER}),
+    (1, ("another", "made-up"), {"motion": ANOTHER}),
+    (2, ("another", "belong together"), {"adapt_hybrid": ANOTHER}),
+    (3, ("another", "belong together"), {"explain_describe": ANOTHER}),
+    (3, ("make gate3",), {"without": ["predict-latents", "predict-continue"]})])
+def test_results_that_are_missing_or_of_another_are_refused(tmp_path, refused, gate, words, changes):
+    refused(lambda: verify.main(["--gate", str(gate), *made(tmp_path, **changes)]), *words)
+    assert not list(tmp_path.glob("gate*.yaml"))
 
 
-@pytest.mark.parametrize("stem", ["align", "adapt_latents", "motion"])
-def test_results_of_two_models_are_not_mixed(stem, tmp_path, monkeypatch, refused):
-    args = made(tmp_path, monkeypatch, **{stem: lambda c: c.update(model="another")})
-    refused(lambda: verify.main(args), "another", "made-up")
-
-
-def test_an_encoder_measured_on_other_data_is_no_evidence(tmp_path, monkeypatch, refused):
-    args = made(tmp_path / "model", monkeypatch)
-    made(tmp_path / "encoder", probe=lambda c: c.update(data_name="other"))
+def test_other_data_no_folder_and_an_unwritable_place_are_refused(tmp_path, no_picture, refused):
+    args = made(tmp_path / "model")
+    made(tmp_path / "encoder", probe=other(data_name="other"))
     refused(lambda: verify.main([*args, "--encoder", str(tmp_path / "encoder")]), "other", "noise")
-
-
-def test_a_results_folder_that_does_not_exist_is_refused_and_not_made(tmp_path, refused):
     refused(lambda: verify.main(["--results", str(tmp_path / "typo")]), "typo")
-    assert not (tmp_path / "typo").exists()
-
-
-def test_an_unwritable_place_is_refused_before_the_work(tmp_path, monkeypatch, refused):
+    refused(lambda: verify.main(["--print", str(tmp_path / "model" / "align.yaml")]), "align.yaml", "'gate'")
     (tmp_path / "file").write_text("")
-    refused(lambda: verify.main([*made(tmp_path, monkeypatch), "--out", str(tmp_path / "file" / "gate1.yaml")]), "cannot write", "--out")
+    refused(lambda: verify.main([*args, "--out", str(tmp_path / "file" / "x.yaml")]), "cannot write", "--out")
+    assert not (tmp_path / "typo").exists()
 
 
 # ---------------------------------------------------------------- gate 2
 
-def gate2(folder, *more, **changes):
-    args = verify.get_args(["--gate", "2"])
-    verify.smoke_input(args, folder)
-    for stem, change in changes.items():
-        path = next(p for p in (folder / f"{stem.replace('_', '-')}.yaml", folder / "motion" / f"{stem.replace('_', '-')}.yaml") if p.is_file())
-        content = common.load_yaml(path)
-        change(content)
-        common.save_yaml(path, content)
-    return verify.main(["--gate", "2", "--results", str(folder), "--motion", str(folder / "motion"), *more])
-
-
 WRONG_SIDE = {"score": 0.5, "low": 0.45, "high": 0.55}
+WIDE = {"adapt_scaling": criteria("parameter_efficiency", score=0.92, low=0.85, high=0.99)}
+# equal because both learned nothing
+NOTHING_LEARNED = {"adapt_scaling": criteria("parameter_efficiency", gain=0.3, gain_low=-0.1, gain_high=0.7)}
+INEFFICIENT = {"adapt_scaling": criteria("parameter_efficiency", **WRONG_SIDE)}
+WORDLESS = {"explain_films": criteria("semantic_accuracy", **WRONG_SIDE)}
+BLURRED = {"adapt_scaling": criteria("lpips", **WRONG_SIDE)}
 
 
-@pytest.mark.parametrize(("verdict", "word", "changes"), [
+@pytest.mark.parametrize("verdict, word, changes", [
     ("PROCEED", "small bridge is enough", {}),
-    ("PROCEED", "semantic_accuracy fails", {"explain_films": criteria("semantic_accuracy", **WRONG_SIDE)}),
-    ("PIVOT", "larger bridge", {"adapt_scaling": criteria("parameter_efficiency", **WRONG_SIDE)}),
-    ("PIVOT", "to the hybrid", {"adapt_scaling": criteria("lpips", **WRONG_SIDE)}),
-    ("STOP", "does not repair", {"adapt_scaling": criteria("lpips", **WRONG_SIDE), "adapt_hybrid": lambda c: c.update(spatial_adds="no")}),
-    ("STOP", "does not repair", {"adapt_scaling": criteria("lpips", **WRONG_SIDE), "adapt_hybrid": criteria("lpips", **WRONG_SIDE)}),
-    ("INCONCLUSIVE", "is undecided", {"adapt_scaling": criteria("lpips", **WRONG_SIDE), "adapt_hybrid": lambda c: c.update(spatial_adds="inconclusive")}),
-    ("INCONCLUSIVE", "parameter_efficiency", {"adapt_scaling": criteria("parameter_efficiency", score=0.92, low=0.85, high=0.99)}),
-    ("INCONCLUSIVE", "may be zero", {"adapt_scaling": criteria("parameter_efficiency", gain=0.3, gain_low=-0.1, gain_high=0.7)})])  # equal because both learned nothing
+    ("PROCEED", "semantic_accuracy fails", WORDLESS),
+    ("PIVOT", "larger bridge", INEFFICIENT),
+    ("PIVOT", "to the hybrid", BLURRED),
+    ("PIVOT", "untested", BLURRED | {"without": ["adapt-hybrid"]}),
+    ("STOP", "does not repair", BLURRED | {"adapt_hybrid": other(spatial_adds="no")}),
+    ("STOP", "does not repair", BLURRED | {"adapt_hybrid": criteria("lpips", **WRONG_SIDE)}),
+    ("INCONCLUSIVE", "is undecided", BLURRED | {"adapt_hybrid": other(spatial_adds="inconclusive")}),
+    ("INCONCLUSIVE", "parameter_efficiency", WIDE),
+    ("INCONCLUSIVE", "may be zero", NOTHING_LEARNED)])
 def test_gate_2_decides_by_its_table(tmp_path, verdict, word, changes):
     found = gate2(tmp_path, **changes)
     assert found["verdict"] == verdict and word in found["headline"], found["headline"]
-    assert set(found["criteria"]) == set(verify.GATE2) and common.load_yaml(tmp_path / "gate2.yaml", "gate")["verdict"] == verdict
+    assert set(found["criteria"]) == set(verify.GATE2)
+    assert common.load_yaml(tmp_path / "gate2.yaml", "gate")["verdict"] == verdict
 
 
 def test_a_frozen_film_does_not_pass_for_its_temporal_consistency(tmp_path):
@@ -352,106 +294,89 @@ def test_a_frozen_film_does_not_pass_for_its_temporal_consistency(tmp_path):
     assert (row["answer"], row["plain_pass"], row["reason"]) == ("FAIL", True, verify.FROZEN)
 
 
-def test_a_model_that_does_not_see_the_clips_themselves_cannot_judge_films(tmp_path):
-    for ceiling in (0.6, 0.0):
-        row = gate2(tmp_path, explain_films=criteria("semantic_accuracy", ceiling=ceiling, **WRONG_SIDE))["criteria"]["semantic_accuracy"]
-        assert row["answer"] == "INCONCLUSIVE" and f"{ceiling:.3f}" in row["reason"]
+@pytest.mark.parametrize("ceiling", [0.6, 0.0])
+def test_a_model_that_does_not_see_the_clips_themselves_cannot_judge_films(tmp_path, ceiling):
+    found = gate2(tmp_path, explain_films=criteria("semantic_accuracy", ceiling=ceiling, **WRONG_SIDE))
+    row = found["criteria"]["semantic_accuracy"]
+    assert row["answer"] == "INCONCLUSIVE" and f"{ceiling:.3f}" in row["reason"]
 
 
-def test_films_that_were_not_made_with_the_models_adapter_say_nothing_of_the_model(tmp_path):
-    found = gate2(tmp_path, predict_coherence=lambda c: c.update(conditioning="first+text"))
-    assert {found["criteria"][k]["score"] for k in ("temporal_consistency", "decoded_closeness", "semantic_accuracy")} == {None}
-
-
-def test_without_the_hybrid_a_failing_bridge_is_a_pivot_that_was_not_tested(tmp_path):
-    args = verify.get_args(["--gate", "2"])
-    verify.smoke_input(args, tmp_path)
-    content = common.load_yaml(tmp_path / "adapt-scaling.yaml")
-    criteria("lpips", **WRONG_SIDE)(content)
-    common.save_yaml(tmp_path / "adapt-scaling.yaml", content)
-    (tmp_path / "adapt-hybrid.yaml").unlink()
-    found = verify.main(["--gate", "2", "--results", str(tmp_path)])
-    assert found["verdict"] == "PIVOT" and "untested" in found["headline"]
-
-
-def test_gate_2_without_films_says_what_was_not_measured(tmp_path, capsys):
-    args = verify.get_args(["--gate", "2"])
-    verify.smoke_input(args, tmp_path)
-    found = verify.main(["--gate", "2", "--results", str(tmp_path)])  # no --motion
-    assert found["criteria"]["semantic_accuracy"]["score"] is None and "films measured no semantic_accuracy" in found["criteria"]["semantic_accuracy"]["reason"]
-    assert "does made-up add to made-up-encoder? no" in capsys.readouterr().out
-
-
-def test_gate_2_refuses_results_of_another_model(tmp_path, refused):
-    refused(lambda: gate2(tmp_path, adapt_hybrid=lambda c: c.update(model="another")), "another", "belong together")
-    refused(lambda: gate2(tmp_path, "--set", "bbox_iou=0.5"), "parameter_efficiency")
+def test_films_of_another_conditioning_and_films_that_are_not_there_say_nothing_of_the_model(tmp_path):
+    found = gate2(tmp_path, predict_coherence=other(conditioning="first+text"))
+    silent = ("temporal_consistency", "decoded_closeness", "semantic_accuracy")
+    assert [found["criteria"][k]["score"] for k in silent] == [None] * 3
+    # no --motion
+    row = verify.main(["--gate", "2", "--results", str(tmp_path)])["criteria"]["semantic_accuracy"]
+    assert row["score"] is None and "films measured no semantic_accuracy" in row["reason"]
 
 
 # ---------------------------------------------------------------- gate 3
 
-def gate3(folder, *more, without=(), **changes):
-    args = verify.get_args(["--gate", "3"])
-    verify.smoke_input(args, folder)
-    for stem, change in changes.items():
-        path = folder / f"{stem.replace('_', '-')}.yaml"
-        content = common.load_yaml(path)
-        change(content)
-        common.save_yaml(path, content)
-    for stem in without:
-        (folder / f"{stem}.yaml").unlink()
-    return verify.main(["--gate", "3", "--results", str(folder), *more])
+NO_GAIN = {"gain": -0.3, "gain_low": -0.4, "gain_high": -0.2}
+BLIND = {"predict_latents": criteria("prediction", **NO_GAIN)}
+UNSURE = {"predict_latents": criteria("prediction", gain=0.1, gain_low=-0.1, gain_high=0.3)}
+MUTE = {"explain_describe": criteria("retention", score=0.5, low=0.4, high=0.6)}
+TERSE = {"explain_describe": criteria("retention", score=0.93, low=0.85, high=1.0)}
 
 
-NO_GAIN, SOME_GAIN = {"gain": -0.3, "gain_low": -0.4, "gain_high": -0.2}, {"gain": 0.1, "gain_low": -0.1, "gain_high": 0.3}
-FEW_WORDS, MANY_WORDS = {"score": 0.5, "low": 0.4, "high": 0.6}, {"score": 0.93, "low": 0.85, "high": 1.0}
+def ratio(score):
+    return {"predict_continue": criteria("temporal_ratio", score=score, low=score - 0.1, high=score + 0.1)}
 
 
-@pytest.mark.parametrize(("verdict", "word", "changes"), [
+def blurs_the_present(content):
+    BLIND["predict_latents"](content)
+    content.update(sanity_cosine=0.5, sanity_cosine_mean=0.25)
+
+
+def moves_wrongly(content):
+    content.update(moving_gain_over_copy_low=-0.05, moving_gain_over_copy_high=-0.01)
+
+
+@pytest.mark.parametrize("verdict, word, changes", [
     ("PROCEED", "by prediction: delta", {}),
-    ("PROCEED", "by prediction: delta", {"explain_describe": criteria("retention", **FEW_WORDS)}),
-    ("PROCEED", "by pivot", {"predict_latents": criteria("prediction", **NO_GAIN)}),
-    ("PROCEED", "by pivot", {"predict_latents": criteria("prediction", **SOME_GAIN)}),
-    ("STOP", "fails retention", {"predict_latents": criteria("prediction", **NO_GAIN), "explain_describe": criteria("retention", **FEW_WORDS)}),
-    ("STOP", "fails temporal_ratio", {"predict_latents": criteria("prediction", **NO_GAIN), "predict_continue": criteria("temporal_ratio", **FEW_WORDS)}),
-    ("INCONCLUSIVE", "spans the threshold", {"predict_latents": criteria("prediction", **NO_GAIN), "explain_describe": criteria("retention", **MANY_WORDS)}),
-    ("STOP", "fails continuation", {"predict_latents": criteria("prediction", **NO_GAIN), "predict_continue": lambda c: c.update(moving_gain_over_copy_low=-0.05, moving_gain_over_copy_high=-0.01)}),
-    ("INCONCLUSIVE", "told in words", {"predict_latents": criteria("prediction", **NO_GAIN), "predict_continue": lambda c: c.update(conditioning="past+text")}),
-    ("INCONCLUSIVE", "reconstruct the present", {"predict_latents": lambda c: (criteria("prediction", **NO_GAIN)(c), c.update(sanity_cosine=0.5, sanity_cosine_mean=0.25)),
-                                                 "explain_describe": criteria("retention", **FEW_WORDS)}),
-    ("INCONCLUSIVE", "flicker", {"predict_latents": criteria("prediction", **NO_GAIN), "predict_continue": criteria("temporal_ratio", score=2.0, low=1.8, high=2.2)}),
-    ("INCONCLUSIVE", "prediction", {"predict_latents": criteria("prediction", **SOME_GAIN), "explain_describe": criteria("retention", **FEW_WORDS)})])
+    ("PROCEED", "by prediction: delta", MUTE),
+    ("PROCEED", "by pivot", BLIND),
+    ("PROCEED", "by pivot", UNSURE),
+    ("STOP", "fails retention", BLIND | MUTE),
+    ("STOP", "fails temporal_ratio", BLIND | ratio(0.5)),
+    ("STOP", "fails continuation", BLIND | {"predict_continue": moves_wrongly}),
+    ("INCONCLUSIVE", "spans the threshold", BLIND | TERSE),
+    ("INCONCLUSIVE", "told in words", BLIND | {"predict_continue": other(conditioning="past+text")}),
+    ("INCONCLUSIVE", "reconstruct the present", MUTE | {"predict_latents": blurs_the_present}),
+    ("INCONCLUSIVE", "flicker", BLIND | ratio(2.0)),
+    ("INCONCLUSIVE", "prediction", UNSURE | MUTE)])
 def test_gate_3_decides_by_its_table(tmp_path, verdict, word, changes):
     found = gate3(tmp_path, **changes)
     assert found["verdict"] == verdict and word in found["headline"], found["headline"]
-    assert set(found["criteria"]) == set(verify.GATE3) and common.load_yaml(tmp_path / "gate3.yaml", "gate")["verdict"] == verdict
+    assert set(found["criteria"]) == set(verify.GATE3)
+    assert common.load_yaml(tmp_path / "gate3.yaml", "gate")["verdict"] == verdict
 
 
 def test_a_gain_that_holm_takes_away_is_no_prediction(tmp_path):
-    found = gate3(tmp_path, predict_latents=lambda c: c.update(predicts="none"))
-    assert found["criteria"]["prediction"]["answer"] == "INCONCLUSIVE" and "Holm" in found["criteria"]["prediction"]["reason"] and "by pivot" in found["headline"]
+    found = gate3(tmp_path, predict_latents=other(predicts="none"))
+    assert found["criteria"]["prediction"]["answer"] == "INCONCLUSIVE"
+    assert "Holm" in found["criteria"]["prediction"]["reason"] and "by pivot" in found["headline"]
 
 
 def test_a_gain_is_what_gate_3_holds_against_zero_not_the_score(tmp_path):
-    row = gate3(tmp_path, predict_latents=criteria("prediction", score=0.99, low=0.98, high=1.0, **NO_GAIN))["criteria"]["prediction"]
+    found = gate3(tmp_path, predict_latents=criteria("prediction", score=0.99, low=0.98, high=1.0, **NO_GAIN))
+    row = found["criteria"]["prediction"]
     assert (row["answer"], row["score"], row["floor"]) == ("FAIL", -0.3, 0.0)
 
 
-def test_gate_3_says_what_was_not_measured_and_refuses_where_nothing_was(tmp_path, refused):
+def test_gate_3_says_what_was_not_measured(tmp_path):
     found = gate3(tmp_path / "a", without=["predict-continue", "explain-describe"])
-    assert found["verdict"] == "PROCEED" and found["criteria"]["retention"]["score"] is None and "describe measured no retention" in found["criteria"]["retention"]["reason"]
+    assert found["verdict"] == "PROCEED" and found["criteria"]["retention"]["score"] is None
+    assert "describe measured no retention" in found["criteria"]["retention"]["reason"]
     found = gate3(tmp_path / "b", without=["predict-latents"])
-    assert "by pivot" in found["headline"] and found["criteria"]["prediction"]["score"] is None and "table" not in found
-    refused(lambda: gate3(tmp_path / "c", without=["predict-latents", "predict-continue"]), "make gate3")
-    refused(lambda: gate3(tmp_path / "d", explain_describe=lambda c: c.update(model="another")), "another", "belong together")
+    assert "by pivot" in found["headline"] and found["criteria"]["prediction"]["score"] is None
+    assert "table" not in found
 
 
-def test_the_longest_horizon_is_the_largest_number_not_the_last_word(tmp_path):
-    found = gate3(tmp_path, predict_latents=lambda c: c["horizons"]["delta"].update({"8": c["horizons"]["delta"]["1"] | {"gain_over_floor": 0.123}}))
-    assert found["criteria"]["longest_horizon"]["score"] == 0.4
-
-
-def test_gate_3_prints_every_variant_and_baseline_best_first_and_names_what_stands_still(tmp_path, capsys):
-    row = {"cosine": 0.5, "static": True, "best_shift": -2}
-    gate3(tmp_path, predict_latents=lambda c: c["baselines"].update(copy=c["baselines"]["copy"] | row))
+def test_the_longest_horizon_is_the_largest_number_and_what_stands_still_is_named(tmp_path, capsys):
+    def change(content):
+        content["horizons"]["delta"]["8"] = content["horizons"]["delta"]["1"] | {"gain_over_floor": 0.123}
+        content["baselines"]["copy"] |= {"cosine": 0.5, "static": True, "best_shift": -2}
+    assert gate3(tmp_path, predict_latents=change)["criteria"]["longest_horizon"]["score"] == 0.4
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("delta ", "copy "))]
-    assert lines[0].startswith("delta") and "static, 2 or more frames late" in lines[1]
+    assert lines[0].startswith("delta") and "static, 2 or more frames late" in lines[1]  # best first
