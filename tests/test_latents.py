@@ -4,12 +4,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import changed, plant_features
 from torch.nn import functional as F
 
 import data
 import extract
 import predict
-from common import load_features, load_items, load_yaml, plant_features, signed_rank, write_items
+from common import load_features, load_items, load_yaml, signed_rank, write_items
 
 PAST, LENGTH, N = 4, 14, 90
 
@@ -29,27 +30,28 @@ def world(folder, kind):
     g = torch.Generator().manual_seed(1)
     which, colours = torch.arange(N) % 4, torch.tensor([[220, 40, 40], [40, 200, 60], [50, 60, 220], [230, 220, 60]])
     frames = torch.randint(0, 256, (N, LENGTH, 32, 32, 3), generator=g).byte()
-    frames = F.interpolate(frames.flatten(0, 1).permute(0, 3, 1, 2).float(), scale_factor=0.25, mode="area").repeat_interleave(4, 2).repeat_interleave(4, 3).byte()
-    frames = frames.permute(0, 2, 3, 1).unflatten(0, (N, LENGTH))
+    frames = F.interpolate(frames.flatten(0, 1).permute(0, 3, 1, 2).float(), scale_factor=0.25, mode="area")
+    frames = frames.repeat_interleave(4, 2).repeat_interleave(4, 3).byte().permute(0, 2, 3, 1).unflatten(0, (N, LENGTH))
     if kind == "known":
-        frames[:, PAST:] = (colours[which][:, None, None, None] * (1 - 0.04 * torch.arange(LENGTH - PAST)).view(1, -1, 1, 1, 1)).byte()  # which fades
+        fading = (1 - 0.04 * torch.arange(LENGTH - PAST)).view(1, -1, 1, 1, 1)
+        frames[:, PAST:] = (colours[which][:, None, None, None] * fading).byte()
     if kind == "still":
         frames = frames[:, :1].expand_as(frames).clone()
-    write_items(folder / "clips", ({"id": f"clip-{k}", "source": f"clip-{k}", "width": 32, "height": 32, "frames": f.clone(), "action": str(int(c))}
-                                   for k, (f, c) in enumerate(zip(frames, which, strict=True))), {"data": "synthetic", "name": "clips"})
+    items = [{"id": f"clip-{k}", "source": f"clip-{k}", "width": 32, "height": 32, "frames": f.clone(), "action": str(int(which[k]))} for k, f in enumerate(frames)]
+    write_items(folder / "clips", items, {"data": "synthetic", "name": "clips"})
     for name, first, count in (("past", 0, PAST), ("last", PAST - 1, 1)):
-        data.main(["cut", "--clips", str(folder / "clips"), "--first", str(first), "--frames", str(count), "--out", str(folder / name)])
+        data.main(f"cut --clips {folder}/clips --first {first} --frames {count} --out {folder}/{name}".split())
         t = max(count // 2, 1)
         told = F.one_hot(which, 4).view(N, 1, 1, 1, 4).expand(-1, t, 2, 2, -1) * float(kind == "known")
-        plant_features(folder / f"{name}-features", [f"clip-{k}" for k in range(N)], {"language.0": told + 0.1 * torch.randn(N, t, 2, 2, 4, generator=g)}, folder / name, size=32)
+        x = told + 0.1 * torch.randn(N, t, 2, 2, 4, generator=g)
+        plant_features(folder / f"{name}-features", [i["id"] for i in items], {"language.0": x}, folder / name, size=32)
     autoencoder(folder / "vae")
-    return ["--mode", "latents", "--data", folder / "clips", "--features", folder / "past-features", "--last", folder / "last-features", "--vae", folder / "vae", "--past", PAST,
-            "--size", 32, "--seeds", 2, "--epochs", 30, "--batch", 16, "--lr", 3e-3, "--out", folder / "predict-latents.yaml"]
+    own = f"--mode latents --data {folder}/clips --features {folder}/past-features --last {folder}/last-features --vae {folder}/vae --out {folder}/predict-latents.yaml"
+    return f"{own} --past {PAST} --size 32 --seeds 2 --epochs 30 --batch 16 --lr 3e-3".split()
 
 
 def run(line, *more, **new):
-    flags = dict(zip(map(str, line[::2]), map(str, line[1::2]), strict=True)) | {f"--{k.replace('_', '-')}": v if v is None else str(v) for k, v in new.items()}
-    return predict.main([x for k, v in flags.items() if v is not None for x in (k, v)] + list(more))
+    return predict.main(changed(line, **new) + list(more))
 
 
 @pytest.fixture(scope="module")
@@ -81,56 +83,37 @@ def test_where_nothing_moves_copying_is_perfect_and_nothing_gains(tmp_path):
 def test_a_future_that_the_tokens_name_is_found_predictable(known):
     folder, _, found = known
     assert {"single", "multi", "causal"} <= set(found["predicts"].split(", "))  # a difference has to take the present's noise away as well, which takes longer
-    rows = found["variants"]
-    assert rows["multi"]["cosine"] > 0.9 and rows["blind"]["cosine"] < rows["multi"]["cosine"] - 0.1 and rows["latents"]["cosine"] < rows["multi"]["cosine"] - 0.1
-    c = found["criteria"]["prediction"]
+    rows, c = found["variants"], found["criteria"]["prediction"]
+    assert rows["multi"]["cosine"] > 0.9 and max(rows["blind"]["cosine"], rows["latents"]["cosine"]) < rows["multi"]["cosine"] - 0.1
     assert c["gain_low"] > 0 and c["floors"].keys() == {"copy", "mean_future", "nearest", "blind", "latents"} and found["variant"] in rows and found["gain"] > 0.3
     assert not rows["multi"]["static"] and rows["multi"]["p_holm"] < 0.01 and set(found["horizons"]["multi"]) == {1, 2, 4, 8}
-    assert load_yaml(folder / "predict-latents.yaml", "predict")["cosine"] == pytest.approx(found["cosine"], rel=1e-4)
-    assert (folder / "predict-latents.png").stat().st_size > 20_000 and not (folder / "predict-latents.training").exists()
+    assert "sanity" not in rows and found["sanity_cosine"] > found["sanity_cosine_mean"] - 0.05  # it reconstructs the present, and predicts nothing
+    assert load_yaml(folder / "predict-latents.yaml", "predict")["cosine"] == pytest.approx(found["cosine"], rel=1e-4) and not (folder / "predict-latents.training").exists()
 
 
-def test_the_oracle_is_the_ceiling_and_copy_has_neither_gain_nor_skill(known):
-    _, _, found = known
-    rows = found["baselines"]
+def test_the_oracle_is_the_ceiling_copy_has_neither_gain_nor_skill_and_more_clips_are_better(known):
+    rows, scaling = known[2]["baselines"], known[2]["scaling"]
     assert rows["oracle"]["cosine"] == pytest.approx(1) and rows["oracle"]["skill"] == pytest.approx(1) and rows["oracle"]["movement"] == pytest.approx(1)
     assert rows["copy"]["gain"] == 0 and rows["copy"]["skill"] == 0 and rows["copy"]["static"] and rows["copy"]["p"] == 1
     assert all(rows["oracle"]["l1"] <= rows[n]["l1"] for n in ("copy", "linear", "mean_future", "nearest"))
-
-
-def test_sanity_reconstructs_the_present_better_than_the_mean_does_and_stands_in_no_gain(known):
-    _, _, found = known
-    assert "sanity" not in found["variants"] and found["sanity_cosine"] is not None and found["sanity_cosine"] > found["sanity_cosine_mean"] - 0.05
-
-
-def test_more_clips_are_never_fewer_and_the_curve_stands_in_the_yaml(known):
-    _, _, found = known
-    sizes = list(found["scaling"]["sizes"])
-    assert len(sizes) == 5 and sizes == sorted(sizes) and sizes[-1] == found["train_clips"]
-    errors = [r["error"] for r in found["scaling"]["sizes"].values()]
-    assert errors[-1] < errors[0] and found["scaling"]["fit"]["exponent"] > 0 and found["scaling"]["copy_error"] > errors[-1]
-
-
-@pytest.mark.slow
-def test_a_run_again_says_the_same(known):
-    _, line, found = known
-    again = run(line, "--no-scaling", variants="multi", out=str(known[0] / "again.yaml"))
-    assert again["variants"]["multi"]["cosine"] == pytest.approx(found["variants"]["multi"]["cosine"], abs=1e-6)
+    sizes, errors = list(scaling["sizes"]), [r["error"] for r in scaling["sizes"].values()]
+    assert len(sizes) == 5 and sizes == sorted(sizes) and sizes[-1] == known[2]["train_clips"]
+    assert errors[-1] < errors[0] and scaling["fit"]["exponent"] > 0 and scaling["copy_error"] > errors[-1]
 
 
 # ---------------------------------------------------------------- leaks
 
 @pytest.mark.slow
 def test_features_of_the_past_do_not_change_with_the_future(tmp_path):
-    data.main(["moving", "--n", "4", "--frames", "12", "--out", str(tmp_path / "clips")])
-    items, index = load_items(tmp_path / "clips")
+    data.main(f"moving --n 4 --frames 12 --out {tmp_path}/clips".split())
+    items, _ = load_items(tmp_path / "clips")
     for k, i in enumerate(items):
         i["frames"] = i["frames"].clone()
         i["frames"][4:] = k
     write_items(tmp_path / "other", items, {"data": "synthetic", "name": "clips"})
     for name in ("clips", "other"):
-        data.main(["cut", "--clips", str(tmp_path / name), "--frames", "4", "--out", str(tmp_path / f"{name}-past")])
-        extract.main(["--model", "tiny", "--data", str(tmp_path / f"{name}-past"), "--points", "language.0,language.1", "--out", str(tmp_path / f"{name}-features")])
+        data.main(f"cut --clips {tmp_path}/{name} --frames 4 --out {tmp_path}/{name}-past".split())
+        extract.main(f"--model tiny --data {tmp_path}/{name}-past --points language.0,language.1 --out {tmp_path}/{name}-features".split())
     (a, read_a), (_, read_b) = (load_features(tmp_path / f"{name}-features") for name in ("clips", "other"))
     assert all(torch.equal(read_a(p), read_b(p)) for p in ("language.0", "language.1")) and a["points"]["language.0"]["shape"][0] == 2
 
@@ -199,12 +182,6 @@ def test_info_nce_is_cross_entropy_and_minds_the_present():
     assert predict.info_nce(hard[:, 0], truth, hard) > predict.info_nce(own, truth, hard) + 1
 
 
-def test_where_the_present_is_the_truth_it_is_no_negative():
-    truth = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
-    alone = predict.info_nce(truth, truth, truth[:, None])
-    assert torch.allclose(alone, predict.info_nce(truth, truth, -truth[:, None]), atol=1e-5)
-
-
 @pytest.mark.slow
 def test_action_is_told_and_so_never_chosen_nor_said_to_predict(known):
     folder, line, _ = known
@@ -256,37 +233,17 @@ def test_flow_carries_on_what_moves_and_leaves_what_stands():
 
 @pytest.mark.slow
 def test_lora_starts_as_the_frozen_model_and_reads_the_rows_that_extract_reads(tmp_path):
-    data.main(["moving", "--n", "40", "--frames", "9", "--out", str(tmp_path / "clips")])
-    for name, first, count in (("past", 0, 4), ("last", 3, 1)):
-        data.main(["cut", "--clips", str(tmp_path / "clips"), "--first", str(first), "--frames", str(count), "--out", str(tmp_path / name)])
-        extract.main(["--model", "tiny", "--data", str(tmp_path / name), "--points", "language.0,language.1", "--out", str(tmp_path / f"{name}-features")])
-    found = predict.main(["--mode", "latents", "--data", str(tmp_path / "clips"), "--features", str(tmp_path / "past-features"), "--past", "4", "--variants", "lora,language", "--seeds", "1",
-                          "--epochs", "6", "--no-scaling", "--out", str(tmp_path / "found.yaml")])
+    data.main(f"moving --n 40 --frames 9 --out {tmp_path}/clips".split())
+    data.main(f"cut --clips {tmp_path}/clips --first 0 --frames 4 --out {tmp_path}/past".split())
+    extract.main(f"--model tiny --data {tmp_path}/past --points language.0,language.1 --out {tmp_path}/features".split())
+    found = predict.main(f"--mode latents --data {tmp_path}/clips --features {tmp_path}/features --past 4 --variants lora,language --seeds 1 --epochs 6 --no-scaling --out {tmp_path}/x.yaml".split())
     assert list(found["variants"])[:2] == ["language", "lora"] and found["variants"]["lora"]["cosine"] != found["variants"]["language"]["cosine"]
     assert found["training"]["lora"]["steps"][0] < found["training"]["language"]["steps"][0]  # goes on from there
 
 
-@pytest.mark.slow
-def test_it_smokes():
-    found = predict.main(["--mode", "latents", "--smoke"])
-    assert {"single", "multi", "delta", "language", "pixels"} <= set(found["variants"]) and "lora" not in found["variants"]
-
-
 # ---------------------------------------------------------------- what is refused
 
-def test_bad_input_costs_one_sentence(known, refused, tmp_path):
-    folder, line, _ = known
-
-    def but(*words, **new):
-        refused(lambda: run(line, **new), *words)
-
-    but("unknown variant 'detla'", "delta", variants="detla")
-    but("needs --features", features=None)
-    but("give --last its features", last=None, variants="single")
-    but("--seeds 0", seeds=0)
-    but("--point language.9", "language.0", point="language.9")
-    but("a vae is needed", vae="tiny-dinov2")
-    but("may have seen the future", past=PAST + 1)
-    but("is a folder", out=tmp_path)
-    plant_features(tmp_path / "seen", [f"clip-{k}" for k in range(N)], {"vision.0": torch.randn(N, 2, 2, 2, 4)}, folder / "past")
-    but("holds no language layer", features=tmp_path / "seen", last=None, variants="language")
+def test_bad_input_costs_one_sentence(known, refused):
+    for new, *words in (({"variants": "detla"}, "unknown variant 'detla'", "delta"), ({"features": None}, "needs --features"), ({"last": None, "variants": "single"}, "give --last its features"),
+                        ({"point": "language.9"}, "--point language.9", "language.0"), ({"vae": "tiny-dinov2"}, "a vae is needed"), ({"past": PAST + 1}, "may have seen the future")):
+        refused(lambda new=new: run(known[1], **new), *words)
