@@ -28,7 +28,8 @@ def world(folder, kind):
     """Clips whose future has one of four colours, which the tokens of the past name and no frame of it shows ("known"); whose every frame is noise, and so are the tokens ("noise");
     or whose frames never change ("still"). Returns the command line."""
     g = torch.Generator().manual_seed(1)
-    which, colours = torch.arange(N) % 4, torch.tensor([[220, 40, 40], [40, 200, 60], [50, 60, 220], [230, 220, 60]])
+    which = torch.arange(N) % 4
+    colours = torch.tensor([[220, 40, 40], [40, 200, 60], [50, 60, 220], [230, 220, 60]])
     frames = torch.randint(0, 256, (N, LENGTH, 32, 32, 3), generator=g).byte()
     frames = F.interpolate(frames.flatten(0, 1).permute(0, 3, 1, 2).float(), scale_factor=0.25, mode="area")
     frames = frames.repeat_interleave(4, 2).repeat_interleave(4, 3).byte().permute(0, 2, 3, 1).unflatten(0, (N, LENGTH))
@@ -67,34 +68,45 @@ def test_noise_is_not_predictable_though_everything_beats_its_copy(tmp_path):
     found = run(world(tmp_path, "noise"), "--no-scaling", variants="multi,delta")
     rows = found["variants"]
     assert found["predicts"] == "none"
-    assert rows["multi"]["gain"] > 0.1  # a mean is nearer to noise than other noise is: copy alone would be a floor that flatters
-    assert all(rows[n]["gain_over_mean_future"] < 0.01 for n in ("multi", "delta")) and found["criteria"]["prediction"]["gain_low"] <= 0
+    # a mean is nearer to noise than other noise is: copy alone would be a floor that flatters
+    assert rows["multi"]["gain"] > 0.1
+    assert all(rows[n]["gain_over_mean_future"] < 0.01 for n in ("multi", "delta"))
+    assert found["criteria"]["prediction"]["gain_low"] <= 0
     assert found["criteria"]["prediction"]["floor_name"] in ("mean_future", "blind", "latents")
 
 
 @pytest.mark.slow
 def test_where_nothing_moves_copying_is_perfect_and_nothing_gains(tmp_path):
     found = run(world(tmp_path, "still"), "--no-scaling", variants="delta")
-    assert found["cosine_copy"] == pytest.approx(1) and found["baselines"]["flow"]["l1"] <= found["baselines"]["oracle"]["l1"] + 0.05
+    assert found["cosine_copy"] == pytest.approx(1)
+    assert found["baselines"]["flow"]["l1"] <= found["baselines"]["oracle"]["l1"] + 0.05
     assert found["predicts"] == "none" and found["variants"]["delta"]["gain_high"] <= 1e-9
     assert found["motion"] == pytest.approx([0, 0, 0, 0])
 
 
 def test_a_future_that_the_tokens_name_is_found_predictable(known):
     folder, _, found = known
-    assert {"single", "multi", "causal"} <= set(found["predicts"].split(", "))  # a difference has to take the present's noise away as well, which takes longer
+    # a difference has to take the present's noise away as well, which takes longer
+    assert {"single", "multi", "causal"} <= set(found["predicts"].split(", "))
     rows, c = found["variants"], found["criteria"]["prediction"]
-    assert rows["multi"]["cosine"] > 0.9 and max(rows["blind"]["cosine"], rows["latents"]["cosine"]) < rows["multi"]["cosine"] - 0.1
-    assert c["gain_low"] > 0 and c["floors"].keys() == {"copy", "mean_future", "nearest", "blind", "latents"} and found["variant"] in rows and found["gain"] > 0.3
-    assert not rows["multi"]["static"] and rows["multi"]["p_holm"] < 0.01 and set(found["horizons"]["multi"]) == {1, 2, 4, 8}
-    assert "sanity" not in rows and found["sanity_cosine"] > found["sanity_cosine_mean"] - 0.05  # it reconstructs the present, and predicts nothing
-    assert load_yaml(folder / "predict-latents.yaml", "predict")["cosine"] == pytest.approx(found["cosine"], rel=1e-4) and not (folder / "predict-latents.training").exists()
+    assert rows["multi"]["cosine"] > 0.9
+    assert max(rows["blind"]["cosine"], rows["latents"]["cosine"]) < rows["multi"]["cosine"] - 0.1
+    assert c["gain_low"] > 0 and c["floors"].keys() == {"copy", "mean_future", "nearest", "blind", "latents"}
+    assert found["variant"] in rows and found["gain"] > 0.3
+    assert not rows["multi"]["static"] and rows["multi"]["p_holm"] < 0.01
+    assert set(found["horizons"]["multi"]) == {1, 2, 4, 8}
+    # it reconstructs the present, and predicts nothing
+    assert "sanity" not in rows and found["sanity_cosine"] > found["sanity_cosine_mean"] - 0.05
+    assert load_yaml(folder / "predict-latents.yaml", "predict")["cosine"] == pytest.approx(found["cosine"], rel=1e-4)
+    assert not (folder / "predict-latents.training").exists()
 
 
 def test_the_oracle_is_the_ceiling_copy_has_neither_gain_nor_skill_and_more_clips_are_better(known):
     rows, scaling = known[2]["baselines"], known[2]["scaling"]
-    assert rows["oracle"]["cosine"] == pytest.approx(1) and rows["oracle"]["skill"] == pytest.approx(1) and rows["oracle"]["movement"] == pytest.approx(1)
-    assert rows["copy"]["gain"] == 0 and rows["copy"]["skill"] == 0 and rows["copy"]["static"] and rows["copy"]["p"] == 1
+    assert rows["oracle"]["cosine"] == pytest.approx(1) and rows["oracle"]["skill"] == pytest.approx(1)
+    assert rows["oracle"]["movement"] == pytest.approx(1)
+    assert rows["copy"]["gain"] == 0 and rows["copy"]["skill"] == 0 and rows["copy"]["static"]
+    assert rows["copy"]["p"] == 1
     assert all(rows["oracle"]["l1"] <= rows[n]["l1"] for n in ("copy", "linear", "mean_future", "nearest"))
     sizes, errors = list(scaling["sizes"]), [r["error"] for r in scaling["sizes"].values()]
     assert len(sizes) == 5 and sizes == sorted(sizes) and sizes[-1] == known[2]["train_clips"]
@@ -115,7 +127,8 @@ def test_features_of_the_past_do_not_change_with_the_future(tmp_path):
         data.main(f"cut --clips {tmp_path}/{name} --frames 4 --out {tmp_path}/{name}-past".split())
         extract.main(f"--model tiny --data {tmp_path}/{name}-past --points language.0,language.1 --out {tmp_path}/{name}-features".split())
     (a, read_a), (_, read_b) = (load_features(tmp_path / f"{name}-features") for name in ("clips", "other"))
-    assert all(torch.equal(read_a(p), read_b(p)) for p in ("language.0", "language.1")) and a["points"]["language.0"]["shape"][0] == 2
+    assert all(torch.equal(read_a(p), read_b(p)) for p in ("language.0", "language.1"))
+    assert a["points"]["language.0"]["shape"][0] == 2
 
 
 def test_features_that_may_have_seen_the_future_are_refused(known, refused, tmp_path):
@@ -136,7 +149,8 @@ def test_the_time_of_a_prediction_that_is_some_frames_off_is_found():
     for shift in predict.SHIFTS:
         own = torch.stack([z[:, 7 + h + shift] for h in w.horizons], 1)[None]
         assert predict.best_shift(w, own) == shift
-    assert predict.best_shift(w, z[:, 7:8].expand(-1, 5, -1, -1, -1)[None]) == -2  # a copy is most like the earliest truth there is
+    # a copy is most like the earliest truth there is
+    assert predict.best_shift(w, z[:, 7:8].expand(-1, 5, -1, -1, -1)[None]) == -2
     assert predict.best_shift(SimpleNamespace(**vars(w) | {"horizons": [1]}), own[:, :, :1]) is None
 
 
@@ -151,7 +165,8 @@ def test_a_causal_past_sees_nothing_later_and_a_joined_one_does():
         with torch.no_grad():
             for given in (x, later):
                 m(given, torch.zeros(3, dtype=torch.long), torch.zeros(3, 2, 2, 3), torch.zeros(3, dtype=torch.long))
-    assert torch.allclose(seen[0][:, :3], seen[1][:, :3], atol=1e-6) and not torch.allclose(seen[2][:, :3], seen[3][:, :3], atol=1e-3)
+    assert torch.allclose(seen[0][:, :3], seen[1][:, :3], atol=1e-6)
+    assert not torch.allclose(seen[2][:, :3], seen[3][:, :3], atol=1e-3)
 
 
 # ---------------------------------------------------------------- parts
@@ -169,7 +184,8 @@ def test_neighbours_are_put_together_without_loss_where_the_grid_allows(grid, sh
     y = predict.merged(x)
     assert tuple(y.shape[1:]) == shape
     if x.numel() == y.numel():
-        assert torch.equal(x.flatten().sort().values, y.flatten().sort().values) and torch.equal(y[:, :, 0, 0, :3], x[:, :, 0, 0])
+        assert torch.equal(x.flatten().sort().values, y.flatten().sort().values)
+        assert torch.equal(y[:, :, 0, 0, :3], x[:, :, 0, 0])
 
 
 def test_info_nce_is_cross_entropy_and_minds_the_present():
@@ -186,7 +202,8 @@ def test_info_nce_is_cross_entropy_and_minds_the_present():
 def test_action_is_told_and_so_never_chosen_nor_said_to_predict(known):
     folder, line, _ = known
     found = run(line, "--no-scaling", variants="action,single", out=str(folder / "told.yaml"))
-    assert found["variant"] == "single" and found["predicts"] == "single" and found["variants"]["action"]["gain"] > 0.3
+    assert found["variant"] == "single" and found["predicts"] == "single"
+    assert found["variants"]["action"]["gain"] > 0.3
 
 
 @pytest.mark.slow
@@ -195,7 +212,9 @@ def test_an_untrained_network_is_a_floor_where_its_features_are_given(known, ref
     names = [f"clip-{k}" for k in range(N)]
     plant_features(tmp_path / "random", names, {"language.0": torch.randn(N, 2, 2, 2, 4)}, folder / "past")
     found = run(line, "--no-scaling", variants="single", random=tmp_path / "random", out=str(folder / "untrained.yaml"))
-    assert "untrained" in found["criteria"]["prediction"]["floors"] and found["variants"]["untrained"]["cosine"] < found["variants"]["single"]["cosine"] and found["predicts"] == "single"
+    assert "untrained" in found["criteria"]["prediction"]["floors"]
+    assert found["variants"]["untrained"]["cosine"] < found["variants"]["single"]["cosine"]
+    assert found["predicts"] == "single"
     plant_features(tmp_path / "other", names[::-1], {"language.0": torch.randn(N, 2, 2, 2, 4)}, folder / "past")
     refused(lambda: run(line, random=tmp_path / "other"), "--random")
 
@@ -214,7 +233,8 @@ def test_signed_rank_is_scipys_over_means_of_sources_and_small_no_oftener_than_i
 def test_a_planted_power_law_is_found():
     n = np.array([10, 20, 40, 80, 160])
     fit = predict.power_law(n.tolist(), (0.1 + 0.3 * (n / 160) ** -0.5).tolist())
-    assert fit["floor"] == pytest.approx(0.1, abs=0.01) and fit["exponent"] == pytest.approx(0.5, abs=0.05) and predict.power_law([1, 2], [0.2, 0.1]) is None
+    assert fit["floor"] == pytest.approx(0.1, abs=0.01) and fit["exponent"] == pytest.approx(0.5, abs=0.05)
+    assert predict.power_law([1, 2], [0.2, 0.1]) is None
 
 
 def test_flow_carries_on_what_moves_and_leaves_what_stands():
@@ -237,8 +257,10 @@ def test_lora_starts_as_the_frozen_model_and_reads_the_rows_that_extract_reads(t
     data.main(f"cut --clips {tmp_path}/clips --first 0 --frames 4 --out {tmp_path}/past".split())
     extract.main(f"--model tiny --data {tmp_path}/past --points language.0,language.1 --out {tmp_path}/features".split())
     found = predict.main(f"--mode latents --data {tmp_path}/clips --features {tmp_path}/features --past 4 --variants lora,language --seeds 1 --epochs 6 --no-scaling --out {tmp_path}/x.yaml".split())
-    assert list(found["variants"])[:2] == ["language", "lora"] and found["variants"]["lora"]["cosine"] != found["variants"]["language"]["cosine"]
-    assert found["training"]["lora"]["steps"][0] < found["training"]["language"]["steps"][0]  # goes on from there
+    assert list(found["variants"])[:2] == ["language", "lora"]
+    assert found["variants"]["lora"]["cosine"] != found["variants"]["language"]["cosine"]
+    # goes on from there
+    assert found["training"]["lora"]["steps"][0] < found["training"]["language"]["steps"][0]
 
 
 # ---------------------------------------------------------------- what is refused

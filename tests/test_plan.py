@@ -110,11 +110,13 @@ def test_the_table_says_of_every_model_where_it_fits_and_which_cannot_be_had(tmp
     def planned(*flags):
         return adapt.main(["--mode", "plan", "--out", str(tmp_path / "plan.yaml"), *flags])
     found = planned("--max-memory", "12GB")
-    assert load_yaml(tmp_path / "plan.yaml", "adapt")["rows"] == len(found["plan"]) == 4 * 3 * 3 and len(found["config_not_reachable"]) == 13
+    assert load_yaml(tmp_path / "plan.yaml", "adapt")["rows"] == len(found["plan"]) == 4 * 3 * 3
+    assert len(found["config_not_reachable"]) == 13
     assert sum(line.endswith("config not reachable") for line in capsys.readouterr().out.splitlines()) == 13
     rows = {(r["method"], r["frames"]): r for r in planned("--max-memory", "12GB", "--models", str(tmp_path / "qwen2.5-vl-7b"))["plan"]}
     big = rows["qlora", 8]
-    assert big["t4"] and not rows["lora", 8]["t4"] and rows["lora", 8]["a100_40"] and not rows["full", 1]["a100_80"]
+    assert big["t4"] and not rows["lora", 8]["t4"] and rows["lora", 8]["a100_40"]
+    assert not rows["full", 1]["a100_80"]
     assert not big["here"] or torch.cuda.is_available()  # no 4 bits on a CPU
     assert big["gb"] == pytest.approx(sum(big[k] for k in adapt.memory(LLAMA2_7B, "qlora", 1, 1)))
     refused(lambda: planned("--models", "dinov2-l"), "--models dinov2-l is a dinov2", "qwen2.5-vl-7b")
@@ -146,7 +148,8 @@ def test_a_training_that_cannot_fit_is_refused_with_the_estimate_and_one_that_fi
         return lambda: tuned(small_vlm, tmp_path / "d", tmp_path / "out", "--batch", 16, "--max-memory", size, *more)
     found = ask("1000GB")()
     need = found["planned_gb"]
-    assert need == pytest.approx(sum(found["plan"].values())) and found["plan"]["large"] == pytest.approx(0.01 * 16 * found["longest"])
+    assert need == pytest.approx(sum(found["plan"].values()))
+    assert found["plan"]["large"] == pytest.approx(0.01 * 16 * found["longest"])
     assert ask("1000GB", "--accumulate", 2)()["plan"]["large"] == pytest.approx(found["plan"]["large"] / 2)
     monkeypatch.setattr(adapt, "load_vlm", None)
     refused(ask(f"{0.9 * need}GB"), f"needs about {need:.2f} GB", "large", "--accumulate", "--checkpoint")

@@ -14,25 +14,32 @@ def test_the_committed_models_do_their_job_far_above_their_floors():
     found = common.load_yaml(common.HERE / "results" / "tiny" / "tiny.yaml", "tiny")
     for model in ("vlm", "semantic"):
         assert found[f"{model}_naming"] >= 0.95 > 0.5 > found[f"{model}_naming_floor"]
-    assert found["vlm_place"] >= 0.6 > 2 * found["vlm_place_floor"] and found["vlm_direction"] >= 0.9 > 0.2 > found["vlm_direction_floor"]
-    assert found["semantic_place"] == 0 == found["semantic_direction"]  # never asked, so it does not even use the words
+    assert found["vlm_place"] >= 0.6 > 2 * found["vlm_place_floor"]
+    assert found["vlm_direction"] >= 0.9 > 0.2 > found["vlm_direction_floor"]
+    # never asked, so it does not even use the words
+    assert found["semantic_place"] == 0 == found["semantic_direction"]
     for model in tiny.COUSINS:
-        assert found[f"{model}_naming"] > 0.65 > 10 * found[f"{model}_naming_floor"] and found[f"{model}_place"] > 0.8 > 3 * found[f"{model}_place_floor"]
+        assert found[f"{model}_naming"] > 0.65 > 10 * found[f"{model}_naming_floor"]
+        assert found[f"{model}_place"] > 0.8 > 3 * found[f"{model}_place_floor"]
     for kind in ("image", "clip9", "clip17"):
-        assert found[f"vae_{kind}_mae"] <= found[f"vae_{kind}_mae_blank"] / 4 and found[f"vae_{kind}_ssim"] >= 0.9
+        assert found[f"vae_{kind}_mae"] <= found[f"vae_{kind}_mae_blank"] / 4
+        assert found[f"vae_{kind}_ssim"] >= 0.9
     assert found["dinov2_masked_mae"] < 0.5 * found["dinov2_masked_mae_mean_patch"]
     for key in ("", "continued_"):
-        assert found[f"ltx_{key}direction_real"] > 0.95 and found[f"ltx_{key}direction_frozen"] == 0  # the measure
+        # the measure
+        assert found[f"ltx_{key}direction_real"] > 0.95 and found[f"ltx_{key}direction_frozen"] == 0
         assert found[f"ltx_{key}direction"] > 0.8 > 0.3 > found["ltx_direction_chance"]
         assert found[f"ltx_{key}mae_changing_vae"] < found[f"ltx_{key}mae_changing"] < 0.8 * found[f"ltx_{key}mae_changing_frozen"]
-    assert found["ltx_mae"] < found["ltx_mae_frozen_vae"]  # over all pixels, most of which stand still, the autoencoder's own error is the larger part
+    # over all pixels, most of which stand still, the autoencoder's own error is the larger part
+    assert found["ltx_mae"] < found["ltx_mae_frozen_vae"]
     assert found["ltx_told_back_direction"] > 0.8  # it is the prompt that leads, not the picture
 
 
 def test_all_checkpoints_together_stay_within_40_megabytes():
     assert sum(f.stat().st_size for f in CHECKPOINTS.rglob("*") if f.is_file()) < 40e6
     assert all(sum(f.stat().st_size for f in (CHECKPOINTS / model).iterdir()) < 4e6 for model in tiny.COUSINS)
-    assert sum(f.stat().st_size for f in (CHECKPOINTS / "ltx").rglob("*") if f.is_file()) < 6e6 and not (CHECKPOINTS / "ltx" / "vae").exists()
+    assert sum(f.stat().st_size for f in (CHECKPOINTS / "ltx").rglob("*") if f.is_file()) < 6e6
+    assert not (CHECKPOINTS / "ltx" / "vae").exists()
     assert sum(f.stat().st_size for f in (CHECKPOINTS / "words").iterdir()) <= 2.5e6
 
 
@@ -59,7 +66,8 @@ def test_the_other_families_place_fresh_pictures(model, tmp_path):
     frames = torch.stack([common.frames_of(i, 96) for i in items])
     said = tiny.ask(network, processor, frames, [q for q, _ in asked])
     assert np.mean([a == t for a, (_, t) in zip(said, asked, strict=True)]) > 0.7
-    assert np.mean([a == t for a, (_, t) in zip(said[1:] + said[:1], asked, strict=True)]) < 0.4  # another picture's answer
+    # another picture's answer
+    assert np.mean([a == t for a, (_, t) in zip(said[1:] + said[:1], asked, strict=True)]) < 0.4
 
 
 @pytest.mark.slow
@@ -122,7 +130,8 @@ def test_a_short_training_learns_and_leaves_a_checkpoint_that_loads(pools, tmp_p
     assert entry["weights"] == "small"
     model, _ = common.LOADERS[entry["kind"]](entry)
     if name == "ltx":
-        assert found["direction_real"] > 0.8 and found["direction_frozen"] == 0 and model.transformer.config.num_layers == 4
+        assert found["direction_real"] > 0.8 and found["direction_frozen"] == 0
+        assert model.transformer.config.num_layers == 4
     else:
         assert all(p.isfinite().all() for p in model.parameters())
 
@@ -143,14 +152,16 @@ def test_a_training_that_was_interrupted_ends_where_an_uninterrupted_one_does(po
         train(pools, tmp_path / "broken", "dinov2", 8)
     train(pools, tmp_path / "broken", "dinov2", 8)
     a, b = (torch.load(tmp_path / k / "training" / "dinov2.pt", weights_only=True) for k in ("whole", "broken"))
-    assert a["losses"] == b["losses"] and len(a["losses"]) == 8 and all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    assert a["losses"] == b["losses"] and len(a["losses"]) == 8
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
 
 
 @pytest.mark.parametrize("name", tiny.COUSINS)
 def test_only_the_answers_carry_loss_in_every_family_and_only_the_pictures_own_rows_tell(name):
     what, where, a, b = "What is in the picture?", "Where is the red circle?", "a red circle", "top left"
     processor, model, grid, see, norm = tiny.COUSINS[name]([what, where, a, b, "user\n", "assistant\n"])
-    tokenizer, frames = getattr(processor, "tokenizer", processor), torch.zeros(2, 1, 96, 96, 3, dtype=torch.uint8)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    frames = torch.zeros(2, 1, 96, 96, 3, dtype=torch.uint8)
     batch, labels = tiny.lesson(model, processor, frames, [[(what, a), (where, b)], [(where, b)]])
     said = [tokenizer.decode(ids[row != -100]).replace(" ", "") for ids, row in zip(batch["input_ids"], labels, strict=True)]
     assert said == ["aredcircle<|im_end|>topleft<|im_end|>", "topleft<|im_end|>"]
@@ -165,10 +176,13 @@ def test_only_the_answers_carry_loss_in_every_family_and_only_the_pictures_own_r
 
 
 def test_only_the_answers_carry_loss():
-    processor, frames = tiny.vlm_processor(["What is in the picture?", "a red circle", "user\n", "assistant\n"]), torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
-    text = tiny.conversation(processor, frames, [("What is in the picture?", "a red circle"), ("What is in the picture?", "a red")])
+    what = "What is in the picture?"
+    processor = tiny.vlm_processor([what, "a red circle", "user\n", "assistant\n"])
+    frames = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    text = tiny.conversation(processor, frames, [(what, "a red circle"), (what, "a red")])
     ids = tiny.encode(processor, frames[None], [text])["input_ids"]
-    assert processor.tokenizer.decode(ids[tiny.answer_labels(ids, processor.tokenizer) != -100]) == "a red circle<|im_end|>a red<|im_end|>"
+    said = processor.tokenizer.decode(ids[tiny.answer_labels(ids, processor.tokenizer) != -100])
+    assert said == "a red circle<|im_end|>a red<|im_end|>"
 
 
 @pytest.mark.parametrize("kind", ["shapes", "moving"])
@@ -214,7 +228,8 @@ def test_dissimilarity_is_scikit_images():
     x, y = torch.rand(2, 3, 2, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     y, how = 0.7 * x + 0.3 * y, {"channel_axis": 0, "data_range": 2, "use_sample_covariance": False}
     expected = 1 - sum(structural_similarity(x[:, t].numpy(), y[:, t].numpy(), **how) for t in range(2)) / 2
-    assert abs(tiny.dissimilarity(x[None], y[None]).item() - expected) < 1e-4 and tiny.dissimilarity(x[None], x[None]).abs() < 1e-5
+    assert abs(tiny.dissimilarity(x[None], y[None]).item() - expected) < 1e-4
+    assert tiny.dissimilarity(x[None], x[None]).abs() < 1e-5
 
 
 def test_the_training_shortcut_computes_what_the_library_computes():
@@ -274,15 +289,18 @@ def test_a_transformer_that_knew_the_clip_would_lead_both_pipelines_back_to_it(f
         return ((hidden_states - packed) / (timestep / 1000).clamp(min=1e-3)[..., None],)
 
     monkeypatch.setattr(film.transformer, "forward", knows)
-    monkeypatch.setattr(film.vae, "decode", lambda z, *args, **more: (z.repeat_interleave(2, 2)[:, :3],))  # the latents themselves, as a clip
+    # the latents themselves, as a clip
+    monkeypatch.setattr(film.vae, "decode", lambda z, *args, **more: (z.repeat_interleave(2, 2)[:, :3],))
     seen = {}
     monkeypatch.setattr(type(film), "_denormalize_latents", staticmethod(lambda z, *a: seen.update(z=z) or z))
     from diffusers import LTXConditionPipeline
     monkeypatch.setattr(LTXConditionPipeline, "_denormalize_latents", staticmethod(lambda z, *a: seen.update(z=z) or z))
     tiny.continued(film, frames, 2 * given - 1, ["", ""], steps=4)
-    assert (seen["z"] - clean).abs().max() < 0.1 < (seen["z"] - clean.flip(0)).abs().max()  # the given latents are drawn, with a thousandth of spread
+    # the given latents are drawn, with a thousandth of spread
+    assert (seen["z"] - clean).abs().max() < 0.1 < (seen["z"] - clean.flip(0)).abs().max()
     first = times[0].view(2, 5, 64)
-    assert (first[:, :given] == 0).all() and (first[:, given:] == 1000).all() and [t.max().item() for t in times] == [1000, 750, 500, 250]
+    assert (first[:, :given] == 0).all() and (first[:, given:] == 1000).all()
+    assert [t.max().item() for t in times] == [1000, 750, 500, 250]
 
 
 def test_the_training_calls_the_transformer_as_the_pipelines_do():
@@ -310,16 +328,19 @@ def test_words_turn_with_the_films_and_only_motion_before_a_still_background_is_
     whole = (frames[..., 0] > 0).flatten(2).sum(2)
     kept = [k for k, area in enumerate(whole) if area.min() > 0.97 * area.max()]  # wholly in sight
     read = tiny.heading(tiny.whereabouts(frames[kept], frames[kept, 0, ..., 0] > 0))
-    assert len(set(captions)) > len(items) / 4 and len(kept) > 10 and [captions[k].split(" moves ")[1] for k in kept] == read
+    assert len(set(captions)) > len(items) / 4 and len(kept) > 10
+    assert [captions[k].split(" moves ")[1] for k in kept] == read
 
 
 def test_the_way_is_read_off_real_clips_and_a_frozen_one_goes_nowhere(moving_folder):
     items = [i for i in common.load_items(moving_folder)[0] if i["direction"] != "still"]
-    clips, masks = torch.stack([i["frames"] for i in items]), torch.stack([i["mask"][4] == len(i["names"]) for i in items])
+    clips = torch.stack([i["frames"] for i in items])
+    masks = torch.stack([i["mask"][4] == len(i["names"]) for i in items])
     read = tiny.heading(tiny.whereabouts(clips[:, 4:13], masks))
     assert np.mean([a == i["direction"] for a, i in zip(read, items, strict=True)]) > 0.9
     assert set(tiny.heading(tiny.whereabouts(clips[:, 4:5].expand(-1, 9, -1, -1, -1), masks))) == {"still"}
-    assert set(tiny.heading(tiny.whereabouts(torch.cat([clips[:, 4:5], clips[:, :1] * 0], 1), masks))) == {""}  # a blank frame is no motion either
+    # a blank frame is no motion either
+    assert set(tiny.heading(tiny.whereabouts(torch.cat([clips[:, 4:5], clips[:, :1] * 0], 1), masks))) == {""}
 
 
 @pytest.mark.slow
@@ -327,11 +348,14 @@ def test_the_committed_video_transformer_continues_fresh_clips(film, tmp_path):
     data.main(["moving", "--n", "60", "--seed", "83", "--out", str(tmp_path / "moving")])
     items, _ = common.load_items(tmp_path / "moving")
     found = tiny.film_quality(film, items, "cpu", count=24)
-    assert found["clips"] == 24 and found["direction_chance"] < 0.35 and found["direction_frozen"] == found["continued_direction_frozen"] == 0
-    assert found["direction"] > 0.7 and found["continued_direction"] > 0.7 and found["told_back_direction"] > 0.7
+    assert found["clips"] == 24 and found["direction_chance"] < 0.35
+    assert found["direction_frozen"] == found["continued_direction_frozen"] == 0
+    assert found["direction"] > 0.7 and found["continued_direction"] > 0.7
+    assert found["told_back_direction"] > 0.7
     for key in ("", "continued_"):
         assert found[f"{key}mae_changing"] < 0.9 * found[f"{key}mae_changing_frozen"]
     moving = [i for i in items if i["direction"] != "still" and not any(i["camera"])][:4]
     real = torch.stack([i["frames"][:tiny.FRAMES] for i in moving])
     made = tiny.continued(film, real, 1, [tiny.caption(i["names"][-1], i["direction"]) for i in moving])
-    assert made.shape == real.shape and (made[:, 0].float() - real[:, 0].float()).abs().mean() / 255 < 0.015  # the first frame comes back
+    # the first frame comes back
+    assert made.shape == real.shape and (made[:, 0].float() - real[:, 0].float()).abs().mean() / 255 < 0.015

@@ -18,11 +18,14 @@ needs_words = pytest.mark.skipif(not (common.HERE / TINY / "words" / "config.jso
 def small():
     """(model, tokenizer): an untrained Llama of 32 numbers a token."""
     from transformers import LlamaConfig, LlamaForCausalLM
-    rng = np.random.default_rng(0)
-    tokenizer = tiny.learned_tokenizer([x for _ in range(600) for x in ("user\n", "assistant\n", *tiny.word_lesson(rng)[1:])], 576)
+    rng, texts = np.random.default_rng(0), []
+    for _ in range(600):
+        texts += ["user\n", "assistant\n", *tiny.word_lesson(rng)[1:]]
+    tokenizer = tiny.learned_tokenizer(texts, 576)
     tokenizer.chat_template = tiny.CHAT
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**tiny.llama(tokenizer) | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}, tie_word_embeddings=True)).eval(), tokenizer
+    config = tiny.llama(tokenizer) | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=True)).eval(), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +43,12 @@ def clips(n=36, seed=0):
         rng = np.random.default_rng([seed, k])
         tracks = [tiny.made_up_track(rng) for _ in range(20)]
         tracks = [tracks[0], next(t for t in tracks if t["object"] != tracks[0]["object"])]
-        absent = next(name for name in tiny.NAMES if name not in [t["object"] for t in tracks])
+        names = [t["object"] for t in tracks]
+        absent = next(name for name in tiny.NAMES if name not in names)
         turns, asked = questions_of(tracks, [0, 1], absent, (seed, k))
-        items.append({"id": f"clip-{k}", "source": f"clip-{k}", "width": 48, "height": 48, "names": [t["object"] for t in tracks], "absent": absent, "tracks": tracks, "count": 2,
-                      "text": " ".join([*map(told, tracks), "There are 2 coloured objects."]), "turns": turns, "asked": asked})
+        item = {"id": f"clip-{k}", "source": f"clip-{k}", "width": 48, "height": 48, "names": names, "absent": absent}
+        item |= {"tracks": tracks, "count": 2, "turns": turns, "asked": asked}
+        items.append(item | {"text": " ".join([*map(told, tracks), "There are 2 coloured objects."])})
     return items
 
 
@@ -68,8 +73,9 @@ def embedded(items, noise=0.0):
 
 def write_tracks(path, ids, x, **changed):
     n = len(ids)
-    parts = {"embedding": x.half(), "scores": torch.zeros(n, 32).half(), "attention": torch.full((n, 32), 1 / 32).half(), "persistence": torch.zeros(n).half()}
-    save_pt(path, TRACKS, ids, {"model": "planted", "weights": "random"}, **parts | changed)
+    parts = {"embedding": x, "scores": torch.zeros(n, 32), "attention": torch.full((n, 32), 1 / 32), "persistence": torch.zeros(n)}
+    parts = {k: v.half() for k, v in (parts | changed).items()}
+    save_pt(path, TRACKS, ids, {"model": "planted", "weights": "random"}, **parts)
 
 
 @pytest.fixture
@@ -98,13 +104,15 @@ def test_every_lesson_follows_from_its_context():
         if kind == "naming":
             things = re.findall(r"(\w+) (\w+) (at \d+ \d+)", context)
             colour, shape, place = things[{"first": 0, "second": 1, "last": -1}[question.split()[-2]]]
-            assert answer == {"colour": colour, "shape": shape, "is": place}[question.split()[1]] and common.named(answer, answer)
+            assert answer == {"colour": colour, "shape": shape, "is": place}[question.split()[1]]
+            assert common.named(answer, answer)
             continue
         own, _, rest = context.partition(": ")
         facts = {k: v for k, _, v in (fact.partition(" ") for fact in rest.split("; "))}
         asked = next((name for name in tiny.NAMES if name in question), None)
         if kind in ("absent", "elsewhere"):
-            assert answer == f"there is no {asked}" and (asked != own if kind == "elsewhere" else facts["frames"] == "none")
+            assert answer == f"there is no {asked}"
+            assert (asked != own if kind == "elsewhere" else facts["frames"] == "none")
             continue
         assert asked in (own, None) or not context
         numbers = [set(common.frames_said("frames " + facts[k].replace(", ", " and "))) if facts.get(k, "none") not in ("none", "never") else set() for k in ("frames", "hidden")]
@@ -134,11 +142,13 @@ def test_facts_as_text_go_through_the_tokenizer_and_back_and_frames_are_tokens(s
 def test_a_soft_token_stands_where_the_text_of_its_facts_would(small):
     model, tokenizer = small
     (before, after), (same, told_after) = word_prompt(tokenizer, "Count them."), word_prompt(tokenizer, "Count them.", "red circle: count 2")
-    assert before == same and tokenizer.decode(before) == "<|im_start|>user\n" and tokenizer.decode(after) == "\nCount them.<|im_end|>\n<|im_start|>assistant\n"
+    assert before == same and tokenizer.decode(before) == "<|im_start|>user\n"
+    assert tokenizer.decode(after) == "\nCount them.<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(told_after) == "red circle: count 2" + tokenizer.decode(after)
     soft = torch.randn(1, 3, 32)
     x = word_batch(model, tokenizer, [(before, after)], soft)["inputs_embeds"]
-    assert torch.equal(x[0, len(before):len(before) + 3], soft[0]) and torch.equal(x[0, -len(after):], model.get_input_embeddings()(torch.tensor(after)))
+    assert torch.equal(x[0, len(before):len(before) + 3], soft[0])
+    assert torch.equal(x[0, -len(after):], model.get_input_embeddings()(torch.tensor(after)))
     assert word_batch(model, tokenizer, [(before, after)])["inputs_embeds"].shape[1] == len(before) + len(after)
 
 
@@ -154,7 +164,9 @@ def test_a_model_without_a_chat_template_gets_plain_lines_and_one_beginning(smal
 
 def test_only_the_words_of_an_answer_and_its_end_are_scored(small):
     model, tokenizer = small
-    prompts, answers, soft = [word_prompt(tokenizer, q) for q in ("Count them.", "Is the red circle persistent or transient?")], ["2", "frames 0 to 3 and 9"], torch.randn(2, 4, 32)
+    prompts = [word_prompt(tokenizer, q) for q in ("Count them.", "Is the red circle persistent or transient?")]
+    answers = ["2", "frames 0 to 3 and 9"]
+    soft = torch.randn(2, 4, 32)
     batch = word_batch(model, tokenizer, prompts, soft, answers)
     for row, answer in zip(batch["labels"], answers, strict=True):
         assert tokenizer.decode(row[row != -100]) == answer + "<|im_end|>"
@@ -167,19 +179,21 @@ def test_only_the_words_of_an_answer_and_its_end_are_scored(small):
 
 
 def test_answers_do_not_depend_on_who_is_asked_beside_whom(small):
-    model, tokenizer = small
-    prompts, soft = [word_prompt(tokenizer, q, c) for q in ("Count them.", "Is the red circle persistent or transient?") for c in ("", "red circle: count 2")], torch.randn(4, 4, 32)
-    together = answered(model, tokenizer, prompts, soft, most=6)
-    assert together == [answered(model, tokenizer, [p], soft[k:k + 1], most=6)[0] for k, p in enumerate(prompts)]
-    assert answered(model, tokenizer, prompts, most=6) != together  # soft tokens off
+    questions, soft = ("Count them.", "Is the red circle persistent or transient?"), torch.randn(4, 4, 32)
+    prompts = [word_prompt(small[1], q, c) for q in questions for c in ("", "red circle: count 2")]
+    together = answered(*small, prompts, soft, most=6)
+    assert together == [answered(*small, [p], soft[k:k + 1], most=6)[0] for k, p in enumerate(prompts)]
+    assert answered(*small, prompts, most=6) != together  # soft tokens off
 
 
-@pytest.mark.parametrize("judge, said, truth, well", [
-    (common.right, "frames 0 to 8", "frames 0 to 9", True), (common.right, "frames 0 to 6", "frames 0 to 9", False), (common.right, "up left", "up left", True),
-    (common.right, "left", "up left", False), (common.right, "it is never hidden", "frames 0 to 3", False), (common.right, "", "frame 3", False),
-    (common.named, "The blue object is a star.", "star", True), (common.named, "a star or a circle", "star", False), (common.named, "at 20 10", "at 10 20", False)])
-def test_frames_are_right_if_four_fifths_are_the_same_words_if_all_are_and_lists_in_any_words(judge, said, truth, well):
-    assert judge(said, truth) == well
+def test_frames_are_right_if_four_fifths_are_the_same_words_if_all_are_and_lists_in_any_words():
+    assert common.right("frames 0 to 8", "frames 0 to 9")
+    assert not common.right("frames 0 to 6", "frames 0 to 9")
+    assert common.right("up left", "up left") and not common.right("left", "up left")
+    assert not common.right("it is never hidden", "frames 0 to 3") and not common.right("", "frame 3")
+    assert common.named("The blue object is a star.", "star")
+    assert not common.named("a star or a circle", "star")
+    assert common.named("It is at 10 20.", "at 10 20") and not common.named("at 20 10", "at 10 20")
 
 
 # ---------------------------------------------------------------- training
@@ -189,17 +203,20 @@ def test_embeddings_of_noise_teach_no_more_than_how_answers_are_distributed(worl
     ids = load_pt(world / "tracks.pt", TRACKS)["ids"]
     write_tracks(world / "tracks.pt", ids, torch.randn(len(ids), 512))
     result = run(world, language)
-    assert result["accuracy"] <= result["accuracy_floor"] + 0.1 and result["criteria"]["accuracy"]["gain_low"] <= 0
+    assert result["accuracy"] <= result["accuracy_floor"] + 0.1
+    assert result["criteria"]["accuracy"]["gain_low"] <= 0
 
 
 def test_what_is_written_loads_again_and_says_the_same(world, language, refused):
     result = run(world, language)
     saved = load_yaml(world / "words" / "adapt-words.yaml", "adapt")
-    assert len(result["accuracy_seeds"]) == 2 and saved["accuracy"] == pytest.approx(result["accuracy"]) and not (world / "words" / "training").exists()
+    assert len(result["accuracy_seeds"]) == 2 and saved["accuracy"] == pytest.approx(result["accuracy"])
+    assert not (world / "words" / "training").exists()
     assert result["lora_parameters"] + result["soft_parameters"] == result["parameters"]
     (model, tokenizer), (plain, _) = (load_language(find_model(str(language))) for _ in range(2))
     tuned, soft = load_words(world / "words" / "seed1", model, "small-words")
-    prompt, x = [word_prompt(tokenizer, "Is the red circle persistent or transient?")], torch.randn(1, 512, generator=torch.Generator().manual_seed(7))
+    prompt = [word_prompt(tokenizer, "Is the red circle persistent or transient?")]
+    x = torch.randn(1, 512, generator=torch.Generator().manual_seed(7))
     from safetensors.torch import load_file
     lora = load_file(world / "words" / "seed1" / "adapter_model.safetensors")
     with torch.no_grad():  # the same weights put together by hand: base + LoRA's product
@@ -208,7 +225,8 @@ def test_what_is_written_loads_again_and_says_the_same(world, language, refused)
         for name in [k for k in lora if "lora_A" in k]:
             weight = plain.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")).weight
             weight += 2 * lora[name.replace("lora_A", "lora_B")] @ lora[name]
-        assert torch.allclose(tuned(**batch).logits, plain(**batch).logits, atol=1e-4) and not torch.allclose(before, plain(**batch).logits, atol=1e-2)
+        assert torch.allclose(tuned(**batch).logits, plain(**batch).logits, atol=1e-4)
+        assert not torch.allclose(before, plain(**batch).logits, atol=1e-2)
         with tuned.disable_adapter():
             assert torch.equal(tuned(**batch).logits, before)
     refused(lambda: load_words(world / "words" / "seed0", plain, "tinyllama"), "was trained on small-words (width 32), and tinyllama")
@@ -227,9 +245,11 @@ def test_a_run_that_was_killed_keeps_its_seeds_and_ends_as_if_it_had_not_been(wo
     monkeypatch.setattr(adapt, "train", second_dies)
     with pytest.raises(KeyboardInterrupt):
         run(world, language, out="killed")
-    assert (world / "killed/seed0/soft.safetensors").is_file() and not (world / "killed/seed1").exists() and not list((world / "killed").glob(".*"))
+    assert (world / "killed/seed0/soft.safetensors").is_file() and not (world / "killed/seed1").exists()
+    assert not list((world / "killed").glob(".*"))
     again = run(world, language, out="killed")
-    assert trained == [0, 1, 1] and again["accuracy_seeds"] == whole["accuracy_seeds"] and again["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert trained == [0, 1, 1] and again["accuracy_seeds"] == whole["accuracy_seeds"]
+    assert again["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     run(world, language, "--lr", 1e-3, out="killed")
     assert trained == [0, 1, 1, 0, 1]  # of other settings: not taken up
 
@@ -246,7 +266,8 @@ def test_forgetting_is_what_is_no_longer_answered(world, language, monkeypatch):
         return lists if len(calls) == 1 else ["" if k % 4 == 0 else x for k, x in enumerate(lists)]
     monkeypatch.setattr(adapt, "answered", oracle)
     result = run(world, language)
-    assert calls == [adapt.NAMED] * 3 and result["naming_without"] == 1 and result["naming_with"] == 0.75 and result["forgetting"] == 0.25 and result["forgetting_low"] > 0.1
+    assert calls == [adapt.NAMED] * 3 and result["naming_without"] == 1 and result["naming_with"] == 0.75
+    assert result["forgetting"] == 0.25 and result["forgetting_low"] > 0.1
     assert result["forgetting_p"] < 0.01 and result["accuracy"] == 0
 
 
@@ -258,8 +279,10 @@ def test_a_short_training_reads_who_stays_and_which_way_from_embeddings(world):
     write_tracks(world / "tracks.pt", *embedded(items, noise=0.02))
     result = run(world, "tiny-words", "--epochs", 3, "--seeds", 1)
     kinds = result["kinds"]
-    assert kinds["persistence"]["accuracy"] > 0.95 and kinds["unknown"]["accuracy"] > 0.95 and kinds["absent"]["accuracy"] > 0.9
-    assert kinds["direction"]["accuracy"] > kinds["direction"]["floor"] + 0.3 and result["criteria"]["accuracy"]["gain_low"] > 0.2
+    assert kinds["persistence"]["accuracy"] > 0.95 and kinds["unknown"]["accuracy"] > 0.95
+    assert kinds["absent"]["accuracy"] > 0.9
+    assert kinds["direction"]["accuracy"] > kinds["direction"]["floor"] + 0.3
+    assert result["criteria"]["accuracy"]["gain_low"] > 0.2
 
 
 @needs_words
@@ -279,21 +302,25 @@ def test_the_committed_model_answers_from_facts_and_says_where_they_are_lacking(
 def test_a_few_steps_of_the_language_model_write_all_that_loads_it_again(tmp_path, monkeypatch):
     quality = tiny.words_quality
     monkeypatch.setattr(tiny, "words_quality", lambda *args: quality(*args, n=50))
-    tiny.main(["--only", "words", "--steps", "2", "--out", str(tmp_path)])
+    tiny.main(f"--only words --steps 2 --out {tmp_path}".split())
     entry = find_model(str(tmp_path / "checkpoints" / "words"))
-    assert entry["kind"] == "language" and entry["weights"] == "small" and len(answered(*load_language(entry), [word_prompt(load_language(entry)[1], "Count them.")], most=3)) == 1
-    assert load_yaml(tmp_path / "tiny-words.yaml", "tiny")["steps"] == 2
+    assert entry["kind"] == "language" and entry["weights"] == "small"
+    model, tokenizer = load_language(entry)
+    assert len(answered(model, tokenizer, [word_prompt(tokenizer, "Count them.")], most=3)) == 1
 
 
 # ---------------------------------------------------------------- what is refused
 
 def test_embeddings_that_are_none_or_of_something_else_are_refused(world, language, refused):
     ids, x = embedded(load_items(world / "data")[0])
-    for names, rows, changed, words in ((ids, x, {"embedding": x[:, :100].half()}, "embedding is [108, 100] where [108, 512] is wanted"),
-                                        (ids, x.index_fill(0, torch.tensor([3]), float("nan")), {}, f"512 non-finite values, the first of {ids[3]!r}"),
-                                        (["nobody/red circle", *ids[1:]], x, {}, "'nobody/red circle'"), (ids[:-1], x[:-1], {}, f"lacks {ids[-1]!r}")):
+
+    def check(words, names=ids, rows=x, **changed):
         write_tracks(world / "tracks.pt", names, rows, **changed)
         refused(lambda: run(world, language), words)
+    check("embedding is [108, 100] where [108, 512] is wanted", embedding=x[:, :100])
+    check(f"512 non-finite values, the first of {ids[3]!r}", rows=x.index_fill(0, torch.tensor([3]), float("nan")))
+    check("'nobody/red circle'", ["nobody/red circle", *ids[1:]])
+    check(f"lacks {ids[-1]!r}", ids[:-1], x[:-1])
     (world / "tracks.pt").unlink()
     refused(lambda: run(world, language), "tracks.pt does not exist")
 
