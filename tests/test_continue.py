@@ -36,10 +36,15 @@ def held_out(folder):
     return [i for i in load_items(folder / "data")[0] if split_of(i["source"]) == "test"]
 
 
+def hold(given, number):
+    """A film that goes on with the last frame shown."""
+    return given[:, -1:].expand(-1, 4, -1, -1, -1)
+
+
 # ---------------------------------------------------------------- nulls and plants
 
 def test_films_that_hold_the_last_frame_gain_nothing_over_copy_and_are_named_static(drawn):
-    found = drawn(lambda given, number: given[:, -1:].expand(-1, 4, -1, -1, -1), continuations="past,first")
+    found = drawn(hold, continuations="past,first")
     assert found["static"] and found["l1"] == found["l1_copy"] > 0
     assert found["moving_l1"] == found["moving_l1_copy"] and found["temporal_ratio"] == 0
     for prefix in ("", "moving_"):
@@ -198,27 +203,20 @@ def test_films_begin_with_the_last_frame_seen_and_keep_the_truth_of_what_they_sh
         assert name != "real" or torch.equal(film["frames"], own["frames"][2:])
 
 
-def test_what_was_made_is_not_made_again_and_a_run_cut_short_goes_on_to_the_same_end(made, tmp_path, monkeypatch):
+def test_a_run_cut_short_goes_on_to_the_same_end_and_another_horizon_is_made_anew(made, tmp_path, monkeypatch):
     arguments = changed(made[1], out=tmp_path / "x.yaml", clips=3, continuations="past,first")
-    for name in ("continued_picture", "animation"):
-        monkeypatch.setattr(predict, name, lambda *args: None)
     result = predict.main(arguments)
-    with monkeypatch.context() as without:
-        without.setattr(predict, "load_video_pipeline", None)
-        again = predict.main(arguments)
-    assert again["continuations"] == result["continuations"]
-    assert again["films_seconds"] == result["films_seconds"]
     (tmp_path / "x-parts" / "past-0.pt").unlink()
     seen, films = [], predict.films
     monkeypatch.setattr(predict, "films", lambda *args, **more: seen.append(args[2]) or films(*args, **more))
-    # its two windows
+    # its windows
     assert predict.main(arguments)["continuations"] == result["continuations"] and len(seen) == 2
     predict.main(changed(arguments, horizon=3))
     assert len(seen) == 2 + 2 + 1
 
 
 def test_one_frame_ahead_of_one_seen_has_no_motion_to_compare_and_says_so(drawn):
-    found = drawn(lambda given, number: given[:, -1:].expand(-1, 4, -1, -1, -1), continuations="past", past=1, horizon=1)
+    found = drawn(hold, continuations="past", past=1, horizon=1)
     assert found["shown"] == 1 and found["temporal_ratio"] is None and found["best_shift"] is None
     assert found["gain_over_flow"] == 0
     assert list(found["horizons"]) == [1] and found["l1"] == found["l1_copy"] == found["l1_flow"] > 0
@@ -228,15 +226,21 @@ def test_one_frame_ahead_of_one_seen_has_no_motion_to_compare_and_says_so(drawn)
 def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(predict, "load_video_pipeline", None)
     monkeypatch.setattr(predict, "load_encoder", None)
-    items, _ = load_items(made[0] / "data")
-    for split in ("train", "test"):
-        write_items(tmp_path / split, [i for i in items if split_of(i["source"]) == split], {"data": "synthetic", "name": split})
-    write_items(tmp_path / "mute", [{k: v for k, v in i.items() if k not in ("text", "direction")} for i in items], {"data": "synthetic", "name": "mute"})
-    for new, *words in (({"horizon": 16}, "clip-", "has 7 frames, 19 are needed", "--past or --horizon"), ({"past": 0}, "--past 0 is not positive"),
-                        ({"continuations": "past,frist"}, "'frist'", "'first'"), ({"mode": "futures", "candidates": 1}, "--candidates 1", "2 or more"),
-                        ({"data": tmp_path / "test"}, "no clips in its train split"), ({"data": tmp_path / "mute"}, "no text", "past+text and first+text and text of --continuations"),
-                        ({"data": tmp_path / "mute", "mode": "futures"}, "no text", "expert")):
-        refused(lambda new=new: predict.main(changed(made[1], out=tmp_path / "x.yaml", **new)), *words)
+    test, mute = held_out(made[0]), []
+    for i in load_items(made[0] / "data")[0]:
+        mute.append({k: v for k, v in i.items() if k not in ("text", "direction")})
+    for name, items in (("test", test), ("mute", mute)):
+        write_items(tmp_path / name, items, {"data": "synthetic", "name": name})
+
+    def check(*words, **new):
+        refused(lambda: predict.main(changed(made[1], out=tmp_path / "x.yaml", **new)), *words)
+    check("clip-", "has 7 frames, 19 are needed", "--past or --horizon", horizon=16)
+    check("--past 0 is not positive", past=0)
+    check("'frist'", "'first'", continuations="past,frist")
+    check("--candidates 1", "2 or more", mode="futures", candidates=1)
+    check("no clips in its train split", data=tmp_path / "test")
+    check("no text", "past+text and first+text and text of --continuations", data=tmp_path / "mute")
+    check("no text", "expert", data=tmp_path / "mute", mode="futures")
 
 
 # ---------------------------------------------------------------- several futures
@@ -252,8 +256,10 @@ def test_what_agrees_carries_on_and_hardly_jumps_is_believed():
 
 
 def test_among_equal_candidates_there_is_nothing_to_choose(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "reconstructed", lambda vae, clips, most, *_: clips[:, -most - 1:-most].expand(-1, most, -1, -1, -1))  # not even of the truth
-    found = drawn(lambda given, number: given[:, -1:].expand(-1, 4, -1, -1, -1), mode="futures", candidates=3)
+    def last_seen(vae, clips, most, *more):  # not even of the truth
+        return clips[:, -most - 1:-most].expand(-1, most, -1, -1, -1)
+    monkeypatch.setattr(predict, "reconstructed", last_seen)
+    found = drawn(hold, mode="futures", candidates=3)
     assert found["truth_preferred"] == 0.5
     assert all(x["share"] == 0.5 for x in found["truth_preferred_by"].values())
     assert found["gain_over_one"] == 0 and found["gain_over_one_p"] == 1 and found["oracle_share"] is None
@@ -303,15 +309,18 @@ def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(
 
 def test_the_oracle_finds_the_one_that_is_true_and_the_curve_never_gets_worse_for_it(made, drawn):
     clips = torch.stack([i["frames"] for i in held_out(made[0])])[:, :5]
-    films = iter([clips[:, 2:3].expand(-1, 2, -1, -1, -1), 255 - clips[:, 3:], clips[:, 3:], 255 - clips[:, 3:]])
-    found = drawn(lambda given, number: given[:, -1:].expand(-1, 4, -1, -1, -1) if number else next(films), mode="futures", candidates=4)  # with a number: backwards
+    true, still, wrong = clips[:, 3:], clips[:, 2:3].expand(-1, 2, -1, -1, -1), 255 - clips[:, 3:]
+    films = iter([still, wrong, true, wrong])
+    # with a number: backwards
+    found = drawn(lambda given, number: hold(given, number) if number else next(films), mode="futures", candidates=4)
     pickers, oracle = found["pickers"], [c["oracle"]["l1"] for c in found["curve"].values()]
     assert found["l1_oracle"] == 0 and pickers["oracle"]["l1_oracle_share"] == 1
     assert pickers["one"]["l1_oracle_share"] == 0 and pickers["worst"]["l1"] > 0.1
     assert oracle == sorted(oracle, reverse=True)
     assert all(row["l1"] == found["l1_one"] for row in found["curve"][1].values())
+    # flow knows a square that goes on
     assert pickers["flow"]["l1"] == 0 and pickers["flow"]["direction_right"] == 1
-    assert found["gains"]["l1"]["flow"]["gain_low"] > 0  # flow knows a square that goes on
+    assert found["gains"]["l1"]["flow"]["gain_low"] > 0
 
 
 def test_the_plain_candidate_is_what_continue_makes_from_the_same_moment_on_and_resumes(made, tmp_path, monkeypatch):

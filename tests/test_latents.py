@@ -13,6 +13,7 @@ import predict
 from common import load_features, load_items, load_yaml, signed_rank, write_items
 
 PAST, LENGTH, N = 4, 14, 90
+NAMES = [f"clip-{k}" for k in range(N)]
 
 
 def autoencoder(folder):
@@ -38,14 +39,16 @@ def world(folder, kind):
         frames[:, PAST:] = (colours[which][:, None, None, None] * fading).byte()
     if kind == "still":
         frames = frames[:, :1].expand_as(frames).clone()
-    items = [{"id": f"clip-{k}", "source": f"clip-{k}", "width": 32, "height": 32, "frames": f.clone(), "action": str(int(which[k]))} for k, f in enumerate(frames)]
+    items = []
+    for name, f, action in zip(NAMES, frames, which.tolist(), strict=True):
+        items.append({"id": name, "source": name, "width": 32, "height": 32, "frames": f.clone(), "action": str(action)})
     write_items(folder / "clips", items, {"data": "synthetic", "name": "clips"})
     for name, first, count in (("past", 0, PAST), ("last", PAST - 1, 1)):
         data.main(f"cut --clips {folder}/clips --first {first} --frames {count} --out {folder}/{name}".split())
         t = max(count // 2, 1)
         told = F.one_hot(which, 4).view(N, 1, 1, 1, 4).expand(-1, t, 2, 2, -1) * float(kind == "known")
         x = told + 0.1 * torch.randn(N, t, 2, 2, 4, generator=g)
-        plant_features(folder / f"{name}-features", [i["id"] for i in items], {"language.0": x}, folder / name, size=32)
+        plant_features(folder / f"{name}-features", NAMES, {"language.0": x}, folder / name, size=32)
     autoencoder(folder / "vae")
     own = f"--mode latents --data {folder}/clips --features {folder}/past-features --last {folder}/last-features --vae {folder}/vae --out {folder}/predict-latents.yaml"
     return f"{own} --past {PAST} --size 32 --seeds 2 --epochs 30 --batch 16 --lr 3e-3".split()
@@ -133,25 +136,24 @@ def test_features_of_the_past_do_not_change_with_the_future(tmp_path):
 
 def test_features_that_may_have_seen_the_future_are_refused(known, refused, tmp_path):
     folder, line, _ = known
-    for name, path in (("whole", folder / "clips"), ("longer", tmp_path / "cut")):
-        if name == "longer":
-            data.main(["cut", "--clips", str(folder / "clips"), "--frames", str(PAST + 1), "--out", str(path)])
-        plant_features(tmp_path / name, [f"clip-{k}" for k in range(N)], {"language.0": torch.randn(N, 2, 2, 2, 4)}, path)
-        refused(lambda name=name: run(line, features=tmp_path / name), "may have seen the future", "data.py cut", f"--first 0 --frames {PAST}")
+    data.main(f"cut --clips {folder}/clips --frames {PAST + 1} --out {tmp_path}/longer".split())
+    for path in (folder / "clips", tmp_path / "longer"):
+        plant_features(tmp_path / "x", NAMES, {"language.0": torch.randn(N, 2, 2, 2, 4)}, path)
+        refused(lambda: run(line, features=tmp_path / "x"), "may have seen the future", f"--first 0 --frames {PAST}")
     refused(lambda: run(line, features=folder / "last-features"), f"is not frames 0 to {PAST - 1}")
     refused(lambda: run(line, last=folder / "past-features"), f"is not frames {PAST - 1} to {PAST - 1}")
 
 
 def test_the_time_of_a_prediction_that_is_some_frames_off_is_found():
-    g = torch.Generator().manual_seed(0)
-    z = torch.cumsum(torch.randn(20, 30, 2, 2, 3, generator=g), 1)
-    w = SimpleNamespace(args=SimpleNamespace(past=8), horizons=[1, 2, 4, 8, 16], length=30, z=z, split={"test": torch.arange(20)})
+    z = torch.cumsum(torch.randn(20, 30, 2, 2, 3, generator=torch.Generator().manual_seed(0)), 1)
+    facts = {"args": SimpleNamespace(past=8), "length": 30, "z": z, "split": {"test": torch.arange(20)}}
+    w = SimpleNamespace(**facts, horizons=[1, 2, 4, 8, 16])
     for shift in predict.SHIFTS:
         own = torch.stack([z[:, 7 + h + shift] for h in w.horizons], 1)[None]
         assert predict.best_shift(w, own) == shift
     # a copy is most like the earliest truth there is
     assert predict.best_shift(w, z[:, 7:8].expand(-1, 5, -1, -1, -1)[None]) == -2
-    assert predict.best_shift(SimpleNamespace(**vars(w) | {"horizons": [1]}), own[:, :, :1]) is None
+    assert predict.best_shift(SimpleNamespace(**facts, horizons=[1]), own[:, :, :1]) is None
 
 
 def test_a_causal_past_sees_nothing_later_and_a_joined_one_does():
@@ -191,11 +193,16 @@ def test_neighbours_are_put_together_without_loss_where_the_grid_allows(grid, sh
 def test_info_nce_is_cross_entropy_and_minds_the_present():
     g = torch.Generator().manual_seed(0)
     truth, hard = torch.randn(5, 2, 3, generator=g), torch.randn(5, 2, 2, 3, generator=g)
-    own, n = truth + 0.1 * torch.randn(truth.shape, generator=g), F.normalize
-    rows = [torch.cat([n(truth.flatten(1), dim=1) @ n(own[k].flatten(), dim=0), n(hard[k].flatten(1), dim=1) @ n(own[k].flatten(), dim=0)]) / predict.TEMPERATURE for k in range(5)]
-    by_hand = torch.stack([-r.log_softmax(0)[k] for k, r in enumerate(rows)]).mean()
-    assert torch.allclose(predict.info_nce(own, truth, hard), by_hand, atol=1e-6)
+    own, losses = truth + 0.1 * torch.randn(truth.shape, generator=g), []
+    for k in range(5):
+        others = F.normalize(torch.cat([truth, hard[k]]).flatten(1), dim=1)
+        similar = others @ F.normalize(own[k].flatten(), dim=0) / predict.TEMPERATURE
+        losses.append(-similar.log_softmax(0)[k])
+    assert torch.allclose(predict.info_nce(own, truth, hard), torch.stack(losses).mean(), atol=1e-6)
     assert predict.info_nce(hard[:, 0], truth, hard) > predict.info_nce(own, truth, hard) + 1
+    # where the present is the truth it is no negative
+    alone = predict.info_nce(truth, truth, truth[:, None])
+    assert torch.allclose(alone, predict.info_nce(truth, truth, -truth[:, None]), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -209,13 +216,12 @@ def test_action_is_told_and_so_never_chosen_nor_said_to_predict(known):
 @pytest.mark.slow
 def test_an_untrained_network_is_a_floor_where_its_features_are_given(known, refused, tmp_path):
     folder, line, _ = known
-    names = [f"clip-{k}" for k in range(N)]
-    plant_features(tmp_path / "random", names, {"language.0": torch.randn(N, 2, 2, 2, 4)}, folder / "past")
-    found = run(line, "--no-scaling", variants="single", random=tmp_path / "random", out=str(folder / "untrained.yaml"))
-    assert "untrained" in found["criteria"]["prediction"]["floors"]
+    for name, ids in (("random", NAMES), ("other", NAMES[::-1])):
+        plant_features(tmp_path / name, ids, {"language.0": torch.randn(N, 2, 2, 2, 4)}, folder / "past")
+    more = {"variants": "single", "random": tmp_path / "random", "out": folder / "untrained.yaml"}
+    found = run(line, "--no-scaling", **more)
+    assert "untrained" in found["criteria"]["prediction"]["floors"] and found["predicts"] == "single"
     assert found["variants"]["untrained"]["cosine"] < found["variants"]["single"]["cosine"]
-    assert found["predicts"] == "single"
-    plant_features(tmp_path / "other", names[::-1], {"language.0": torch.randn(N, 2, 2, 2, 4)}, folder / "past")
     refused(lambda: run(line, random=tmp_path / "other"), "--random")
 
 
@@ -266,6 +272,11 @@ def test_lora_starts_as_the_frozen_model_and_reads_the_rows_that_extract_reads(t
 # ---------------------------------------------------------------- what is refused
 
 def test_bad_input_costs_one_sentence(known, refused):
-    for new, *words in (({"variants": "detla"}, "unknown variant 'detla'", "delta"), ({"features": None}, "needs --features"), ({"last": None, "variants": "single"}, "give --last its features"),
-                        ({"point": "language.9"}, "--point language.9", "language.0"), ({"vae": "tiny-dinov2"}, "a vae is needed"), ({"past": PAST + 1}, "may have seen the future")):
-        refused(lambda new=new: run(known[1], **new), *words)
+    def check(*words, **new):
+        refused(lambda: run(known[1], **new), *words)
+    check("unknown variant 'detla'", "delta", variants="detla")
+    check("needs --features", features=None)
+    check("give --last its features", last=None, variants="single")
+    check("--point language.9", "language.0", point="language.9")
+    check("a vae is needed", vae="tiny-dinov2")
+    check("may have seen the future", past=PAST + 1)

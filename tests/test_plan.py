@@ -1,11 +1,12 @@
 """adapt.py --mode plan: what tuning needs of memory, held against published points and against the models at full size."""
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 import torch.utils._python_dispatch
 from test_registry import PUBLISHED
-from test_tune import item, tuned
+from test_tune import item, of_split, tuned
 
 import adapt
 from common import MODELS, find_model, load_yaml, write_items
@@ -30,16 +31,22 @@ def of_full_size(name, folder):
     return adapt.shape_of(entry, adapt.config_of(entry)), model
 
 
-@pytest.mark.parametrize("name", ["qwen2-vl-2b", "qwen2.5-vl-3b", "qwen3-vl-2b", "llava-next", "llava-interleave-0.5b", "llava-onevision", "internvl3-1b"])
+ONE_OF_EACH = {MODELS[name]["type"]: name for name in PUBLISHED if MODELS[name]["type"] in adapt.TUNABLE}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH.values())
 def test_what_the_configuration_says_of_a_model_is_what_it_is_at_full_size(name, tmp_path):
     shape, model = of_full_size(name, tmp_path)
-    (layers, patch, width), (depth, merge, d), t = MODELS[name]["vision"], MODELS[name]["language"], shape["tower"]
-    assert (t["layers"], t["patch"], t["d"], shape["layers"], t["merge"], shape["d"]) == (layers, patch, width, depth, merge, d)
-    block = model.model.language_model.layers[0]
-    assert (shape["q"], shape["kv"], shape["inter"]) == tuple(m.weight.shape[0] for m in (block.self_attn.q_proj, block.self_attn.k_proj, block.mlp.up_proj))
-    assert shape["linear"] == sum(m.weight.numel() for m in model.model.language_model.layers.modules() if isinstance(m, torch.nn.Linear))
-    assert shape["rest"] == shape["vocab"] * d * (2 if MODELS[name]["head"] else 1)
-    assert (shape["linear"] + shape["rest"] + t["weights"]) / 1e9 == pytest.approx(MODELS[name]["params"], rel=0.02)
+    entry, tower, layers = MODELS[name], shape["tower"], model.model.language_model.layers
+    assert entry["vision"] == (tower["layers"], tower["patch"], tower["d"])
+    assert entry["language"] == (shape["layers"], tower["merge"], shape["d"])
+    block = layers[0]
+    for key, part in (("q", block.self_attn.q_proj), ("kv", block.self_attn.k_proj), ("inter", block.mlp.up_proj)):
+        assert shape[key] == part.weight.shape[0]
+    assert shape["linear"] == sum(m.weight.numel() for m in layers.modules() if isinstance(m, torch.nn.Linear))
+    assert shape["rest"] == shape["vocab"] * shape["d"] * (2 if entry["head"] else 1)
+    total = shape["linear"] + shape["rest"] + tower["weights"]
+    assert total / 1e9 == pytest.approx(entry["params"], rel=0.02)
 
 
 class Live(torch.utils._python_dispatch.TorchDispatchMode):
@@ -104,16 +111,17 @@ def test_every_part_grows_with_what_it_depends_on_and_with_nothing_else(tmp_path
 
 
 def test_the_table_says_of_every_model_where_it_fits_and_which_cannot_be_had(tmp_path, capsys, monkeypatch, refused):
-    monkeypatch.setattr(adapt, "config_of", lambda entry, own=adapt.config_of: own(entry) if tmp_path.name in entry["path"] or "tiny" in entry["path"] else None)
+    config_of = adapt.config_of
+    monkeypatch.setattr(adapt, "config_of", lambda entry: config_of(entry) if Path(entry["path"]).is_dir() else None)
     of_full_size("qwen2.5-vl-7b", tmp_path)
 
     def planned(*flags):
-        return adapt.main(["--mode", "plan", "--out", str(tmp_path / "plan.yaml"), *flags])
-    found = planned("--max-memory", "12GB")
+        return adapt.main(["--mode", "plan", "--max-memory", "12GB", "--out", str(tmp_path / "plan.yaml"), *flags])
+    found = planned()
     assert load_yaml(tmp_path / "plan.yaml", "adapt")["rows"] == len(found["plan"]) == 4 * 3 * 3
-    assert len(found["config_not_reachable"]) == 13
-    assert sum(line.endswith("config not reachable") for line in capsys.readouterr().out.splitlines()) == 13
-    rows = {(r["method"], r["frames"]): r for r in planned("--max-memory", "12GB", "--models", str(tmp_path / "qwen2.5-vl-7b"))["plan"]}
+    assert len(found["config_not_reachable"]) == capsys.readouterr().out.count("config not reachable") == 13
+    table = planned("--models", str(tmp_path / "qwen2.5-vl-7b"))["plan"]
+    rows = {(r["method"], r["frames"]): r for r in table}
     big = rows["qlora", 8]
     assert big["t4"] and not rows["lora", 8]["t4"] and rows["lora", 8]["a100_40"]
     assert not rows["full", 1]["a100_80"]
@@ -123,33 +131,36 @@ def test_the_table_says_of_every_model_where_it_fits_and_which_cannot_be_had(tmp
     refused(lambda: planned("--models", "qwen2-vl-2b"), "config not reachable: qwen2-vl-2b", "hf download")
 
 
-def test_a_configuration_comes_from_the_cache_and_is_asked_for_once_where_there_is_no_network(monkeypatch, tmp_path):
+def test_a_configuration_comes_from_the_cache_and_is_asked_for_once_without_a_network(monkeypatch, tmp_path):
     import huggingface_hub
-    asked, entry = [], find_model("qwen2.5-vl-7b")
+    asked, cached, entry = [], [None], find_model("qwen2.5-vl-7b")
 
     def unreachable(url, **more):
         asked.append(url)
         raise ConnectionError
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **more: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **more: cached[0])
     assert adapt.config_of(entry) is None and len(asked) == 1
     of_full_size("qwen2.5-vl-7b", tmp_path)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **more: str(tmp_path / "qwen2.5-vl-7b" / "config.json"))
+    cached[0] = str(tmp_path / "qwen2.5-vl-7b" / "config.json")
     assert adapt.config_of(entry).text_config.hidden_size == 3584 and len(asked) == 1
 
 
-def test_a_training_that_cannot_fit_is_refused_with_the_estimate_and_one_that_fits_is_begun(small_vlm, tmp_path, refused, monkeypatch):
-    write_items(tmp_path / "d", [item(k, source=f"{('train', 'val', 'test')[k % 3]}:{k}") for k in range(48)], {"data": "synthetic"})
+def test_a_training_that_cannot_fit_is_refused_and_one_that_fits_is_begun(small_vlm, tmp_path, refused, monkeypatch):
+    write_items(tmp_path / "d", [item(k, source=of_split(k)) for k in range(48)], {"data": "synthetic"})
     monkeypatch.setattr(adapt, "memory_left", lambda device, most: most)
     memory = adapt.memory
-    monkeypatch.setattr(adapt, "memory", lambda *args, **more: memory(*args, **more | {"context": 0}) | {"large": 1e7 * args[2]})  # 10 MB a token of a micro-batch
+
+    def larger(*args, **more):  # 10 MB a token of a micro-batch
+        return memory(*args, **more | {"context": 0}) | {"large": 1e7 * args[2]}
+    monkeypatch.setattr(adapt, "memory", larger)
 
     def ask(size, *more):
-        return lambda: tuned(small_vlm, tmp_path / "d", tmp_path / "out", "--batch", 16, "--max-memory", size, *more)
-    found = ask("1000GB")()
-    need = found["planned_gb"]
+        return tuned(small_vlm, tmp_path / "d", tmp_path / "out", "--batch", 16, "--max-memory", size, *more)
+    found = ask("1000GB")
+    need, large = found["planned_gb"], found["plan"]["large"]
     assert need == pytest.approx(sum(found["plan"].values()))
-    assert found["plan"]["large"] == pytest.approx(0.01 * 16 * found["longest"])
-    assert ask("1000GB", "--accumulate", 2)()["plan"]["large"] == pytest.approx(found["plan"]["large"] / 2)
+    assert large == pytest.approx(0.01 * 16 * found["longest"])
+    assert ask("1000GB", "--accumulate", 2)["plan"]["large"] == pytest.approx(large / 2)
     monkeypatch.setattr(adapt, "load_vlm", None)
-    refused(ask(f"{0.9 * need}GB"), f"needs about {need:.2f} GB", "large", "--accumulate", "--checkpoint")
+    refused(lambda: ask(f"{0.9 * need}GB"), f"needs about {need:.2f} GB", "large", "--accumulate", "--checkpoint")

@@ -51,27 +51,26 @@ def look(clip):
 
 def test_a_frozen_film_is_wholly_consistent_and_not_close_and_does_not_move():
     real, masks = moving()
-    frozen = real[:, :1].expand_as(real)
-    found, own = (predict.measured(x, real[:, 0], look, (list(range(6)), masks, ["right"] * 6)) for x in (frozen, real))
-    assert (found["temporal_consistency"] == 1).all() or (1 - found["temporal_consistency"]).abs().max() < 1e-12
-    assert (predict.closeness(1 - found["temporal_consistency"], 1 - own["temporal_consistency"]) == 0).all()
+    frozen, going = real[:, :1].expand_as(real), (list(range(6)), masks, ["right"] * 6)
+    found, own = (predict.measured(x, real[:, 0], look, going) for x in (frozen, real))
+    d, d_real = (1 - x["temporal_consistency"] for x in (found, own))
+    assert d.abs().max() < 1e-12 and (predict.closeness(d, d_real) == 0).all()
     assert all((found[k] == 0).all() for k in ("motion_energy", "flicker", "direction_right"))
     assert predict.warp_error(frozen).max() < 1e-6
     assert (own["direction_right"] == 1).all() and (own["motion_energy"] > 0).all()
 
 
 def test_a_clip_is_as_close_as_can_be_to_itself_and_shuffling_it_costs_consistency_and_flickers():
-    real, masks = moving()
+    real, _ = moving()
     mixed_up = predict.shuffled(real, 0)
     own, mixed = (predict.measured(x, real[:, 0], look, ([], None, [])) for x in (real, mixed_up))
-    d = 1 - own["temporal_consistency"]
-    assert (predict.closeness(d, d) == 1).all()
-    assert common.ratio(own["motion_energy"], own["motion_energy"]).mean() == pytest.approx(1)
+    d, energy = 1 - own["temporal_consistency"], own["motion_energy"]
+    assert (predict.closeness(d, d) == 1).all() and common.ratio(energy, energy).mean() == pytest.approx(1)
     assert (mixed["temporal_consistency"] < own["temporal_consistency"]).all()
+    assert "direction_right" not in own
     assert (mixed["flicker"] > 2 * own["flicker"]).all()
     assert (predict.warp_error(mixed_up) > predict.warp_error(real)).all()
     assert (predict.closeness(1 - mixed["temporal_consistency"], d) < 0.9).all()
-    assert "direction_right" not in own
 
 
 def test_closeness_treats_too_much_change_as_too_little_and_knows_that_nothing_moves():
@@ -154,28 +153,29 @@ def test_strength_0_is_no_conditioning_at_all_and_1_is_the_whole(made, small, mo
     real = torch.stack([i["frames"][1:6] for i in load_items(made[0] / "data")[0][:2]])
     g = torch.Generator().manual_seed(0)
     empty, tokens = torch.randn(1, 16, generator=g), torch.randn(2, 3, 16, generator=g) * 20
-    prompt = empty.expand(2, -1, -1), torch.ones(2, 1)
-    ids, shape, ones = ["a", "b"], (5, 32, 32), torch.ones(2, 3)
-    none, weak, first = (predict.films(run, steps, ids, shape, shown, prompt, 0, strength) for shown, strength in (([], 1.0), ([(0, real[:, :1])], 0.0), ([(0, real[:, :1])], 1.0)))
-    assert (none.int() - weak.int()).abs().max() <= 1 < (none.int() - first.int()).abs().max()
-    assert (predict.films(run, steps, ids, shape, [], (predict.towards(empty, tokens, 0.0), ones), 0).int() - none.int()).abs().max() <= 1
-    assert torch.equal(predict.towards(empty, tokens, 1.0), tokens)
-    every = predict.films(run, steps, ids, shape, [(0, real)], prompt, 0)
-    assert (every.int() - common.decode_films(vae, common.encode_films(vae, real)).int()).abs().max() <= 1
-    keys = predict.films(run, steps, ids, shape, [(k, real[:, k:k + 1]) for k in (0, 2, 4)], prompt, 0)
-    assert not torch.equal(keys, first)
+    prompt, first = (empty.expand(2, -1, -1), torch.ones(2, 1)), [(0, real[:, :1])]
+
+    def make(shown, prompt=prompt, strength=1.0):
+        return predict.films(run, steps, ["a", "b"], (5, 32, 32), shown, prompt, 0, strength).int()
+    none = make([])
+    assert (none - make(first, strength=0.0)).abs().max() <= 1 < (none - make(first)).abs().max()
+    again = make([], (predict.towards(empty, tokens, 0.0), torch.ones(2, 3)))
+    assert (again - none).abs().max() <= 1 and torch.equal(predict.towards(empty, tokens, 1.0), tokens)
+    through = common.decode_films(vae, common.encode_films(vae, real)).int()
+    assert (make([(0, real)]) - through).abs().max() <= 1
+    assert not torch.equal(make([(k, real[:, k:k + 1]) for k in (0, 2, 4)]), make(first))
 
 
 def test_time_steps_are_those_of_the_pipeline_with_one_picture_also_where_they_depend_on_the_size(small):
     from diffusers import FlowMatchEulerDiscreteScheduler
     run, steps, _ = small
     assert steps == [1000, 500]
-    shifting = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, shift_terminal=0.1)
+    how = {"base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024, "shift_terminal": 0.1}
+    shifting = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **how)
     parts = SimpleNamespace(scheduler=shifting, components=run.components | {"scheduler": shifting})
     again, steps = predict.sampler(parts, 4, 1024)
     sigma = np.linspace(1, 0.25, 4)
-    sigma = math.exp(0.95) / (math.exp(0.95) + 1 / sigma - 1)
-    # shifted, stretched to end at 0.1
+    sigma = math.exp(0.95) / (math.exp(0.95) + 1 / sigma - 1)  # shifted, then stretched to end at 0.1
     assert steps == pytest.approx(1000 * (1 - (1 - sigma) * 0.9 / (1 - sigma[-1])), rel=1e-4)
     again.scheduler.set_timesteps(timesteps=steps)
     assert again.scheduler.timesteps.tolist() == pytest.approx(steps)
@@ -191,7 +191,7 @@ def test_the_published_pipeline_is_read_from_its_configurations_and_what_does_no
     vae.save_config(tmp_path / "ltx" / "vae")
     (tmp_path / "ltx" / "model_index.json").write_text('{"_class_name": "LTXPipeline"}')
     shape = common.geometry({"kind": "video", "name": "ltx-video", "path": str(tmp_path / "ltx")})
-    assert {k: shape[k] for k in ("time", "space", "latents", "prompt")} == {"time": 8, "space": 32, "latents": 128, "prompt": 4096}
+    assert [shape[k] for k in ("time", "space", "latents", "prompt")] == [8, 32, 128, 4096]
     common.check_shape(17, 512, shape, "ltx-video")
     refused(lambda: common.check_shape(24, 512, shape, "ltx-video"), "8k+1", "give 17 or 25")
     refused(lambda: common.check_shape(17, 500, shape, "ltx-video"), "multiple of 32", "480 or 512")
@@ -237,10 +237,10 @@ def test_films_are_a_data_folder_with_the_truth_of_their_windows(made):
 
 
 def test_windows_scale_boxes_and_masks_with_the_frames():
-    item = {"id": "a", "source": "a", "width": 64, "height": 64, "frames": torch.zeros(7, 64, 64, 3, dtype=torch.uint8)}
-    item |= {"mask": torch.zeros(7, 64, 64, dtype=torch.uint8), "boxes": torch.tensor([[[8.0, 16, 24, 32]]] * 7)}
-    item["mask"][:, 16:32, 8:24] = 1
-    (cut,) = predict.windows([item], 5, 32)
+    mask, frames = torch.zeros(7, 64, 64, dtype=torch.uint8), torch.zeros(7, 64, 64, 3, dtype=torch.uint8)
+    mask[:, 16:32, 8:24] = 1
+    item = {"id": "a", "source": "a", "width": 64, "height": 64, "frames": frames, "mask": mask}
+    (cut,) = predict.windows([item | {"boxes": torch.tensor([[[8.0, 16, 24, 32]]] * 7)}], 5, 32)
     assert cut["frames"].shape == (5, 32, 32, 3) and cut["boxes"][0, 0].tolist() == [4, 8, 12, 16]
     assert cut["width"] == cut["height"] == 32 and cut["mask"].sum() == 5 * 64
     assert cut["mask"][0, 8:16, 4:12].all()
