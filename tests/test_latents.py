@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import changed, plant_features
+from helpers import changed, plant_features, random_autoencoder
 from torch.nn import functional as F
 
 import data
@@ -14,15 +14,6 @@ from common import load_features, load_items, load_yaml, signed_rank, write_item
 
 PAST, LENGTH, N = 4, 14, 90
 NAMES = [f"clip-{k}" for k in range(N)]
-
-
-def autoencoder(folder):
-    from diffusers import AutoencoderKLLTXVideo
-    torch.manual_seed(0)
-    one = (16,)
-    AutoencoderKLLTXVideo(latent_channels=4, block_out_channels=one, decoder_block_out_channels=one, down_block_types=("LTXVideoDownBlock3D",), layers_per_block=(1, 1),
-                          decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(False,), decoder_spatio_temporal_scaling=(False,), decoder_inject_noise=(False, False),
-                          upsample_residual=(False,), upsample_factor=(1,), patch_size=8).save_pretrained(folder)
 
 
 def world(folder, kind):
@@ -49,7 +40,8 @@ def world(folder, kind):
         told = F.one_hot(which, 4).view(N, 1, 1, 1, 4).expand(-1, t, 2, 2, -1) * float(kind == "known")
         x = told + 0.1 * torch.randn(N, t, 2, 2, 4, generator=g)
         plant_features(folder / f"{name}-features", NAMES, {"language.0": x}, folder / name, size=32)
-    autoencoder(folder / "vae")
+    torch.manual_seed(0)
+    random_autoencoder(patch_size=8, scaling=(False,)).save_pretrained(folder / "vae")
     own = f"--mode latents --data {folder}/clips --features {folder}/past-features --last {folder}/last-features --vae {folder}/vae --out {folder}/predict-latents.yaml"
     return f"{own} --past {PAST} --size 32 --seeds 2 --epochs 30 --batch 16 --lr 3e-3".split()
 
