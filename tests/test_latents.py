@@ -41,7 +41,10 @@ def world(folder, kind):
         x = told + 0.1 * torch.randn(N, t, 2, 2, 4, generator=g)
         plant_features(folder / f"{name}-features", NAMES, {"language.0": x}, folder / name, size=32)
     torch.manual_seed(0)
-    random_autoencoder(patch_size=8, scaling=(False,)).save_pretrained(folder / "vae")
+    vae = random_autoencoder(patch_size=8, scaling=(False,))
+    vae.latents_mean.zero_()  # what is noise must stay noise: with a common mean all latents are alike
+    vae.latents_std.fill_(1)
+    vae.save_pretrained(folder / "vae")
     own = f"--mode latents --data {folder}/clips --features {folder}/past-features --last {folder}/last-features --vae {folder}/vae --out {folder}/predict-latents.yaml"
     return f"{own} --past {PAST} --size 32 --seeds 2 --epochs 30 --batch 16 --lr 3e-3".split()
 
