@@ -5,7 +5,7 @@
     python adapt.py --mode scaling --features ... --latents ... --align ... --vae ltx          # is a bridge of 10M parameters as good as one of 100M?
     python adapt.py --mode ablation --features ... --at results/tiny/shapes@64/features ...    # which bridge, layer, resolution; how many samples?
     python adapt.py --mode hybrid --features ... --spatial results/tiny-dinov2/shapes/features ...   # does the model add to a spatial encoder?
-    python adapt.py --mode video --features results/tiny/moving/features --video tiny-ltx --into prompt    # an adapter for predict.py
+    python adapt.py --mode video --features results/tiny/moving/features --video tiny-ltx                  # an adapter for predict.py
     python adapt.py --mode words --embeddings results/tiny/trajectories/tracks.pt --data data/trajectories --language tiny-words    # a language model that reads embeddings
     python adapt.py --mode tune --model tiny --data data/shapes --method lora --out results/tiny/shapes/tuned      # a vision-language model on one's own pictures and clips
     python adapt.py --mode tune --model qwen2.5-vl-7b --data data/mine --preset t4 --keep data/shapes           # in 4 bits on a T4, and what it forgets
@@ -107,7 +107,6 @@ from common import (
     load_vlm,
     load_yaml,
     lpips_model,
-    made_up_folder,
     mask_scores,
     mean_answer_loss,
     memory_left,
@@ -953,9 +952,7 @@ def film_world(args):
     check_shape(frames, size, geometry(entry), entry["name"])
     if short := [i for i in w.items if len(i.get("frames", ())) < frames]:
         refuse(f"{w.index['data_path']}: {short[0]['id']!r} has {len(short[0].get('frames', ()))} frames where {frames} are wanted; give --frames fewer, or a folder of clips")
-    if args.into not in ("prompt", "caption", "latents"):
-        refuse(f"--into {args.into!r} is no place where an adapter enters; known: prompt, caption, latents")
-    if args.into != "latents" and not all(caption(i) for i in w.items) and (args.loss or SETTINGS["video"]["loss"]) == "words":
+    if not all(caption(i) for i in w.items) and (args.loss or SETTINGS["video"]["loss"]) == "words":
         refuse(f"{w.index['data_path']} has clips without text, which --loss words learns; use --loss flow")
     w.how, w.init = settings(args, len(w.split["train"])), load_pt(args.init, ADAPTER) if args.init else None
     w.kind = args.bridges.split(",")[0]
@@ -975,30 +972,23 @@ def film_world(args):
 
 @torch.inference_mode()
 def spoken(w, prompts, length):
-    """(embeddings [n, length, C], mask [n, length]) of prompts by the text encoder, cut to `length` positions, and after `caption_projection` where the adapter enters there."""
+    """(embeddings [n, length, C], mask [n, length]) of prompts by the text encoder, cut to `length` positions."""
     out, masks = [], []
     for k in range(0, len(prompts), 64):
         x, mask, *_ = w.pipeline.encode_prompt(prompts[k:k + 64], do_classifier_free_guidance=False, device=w.device)
-        x = x[:, :length]
-        out.append((w.pipeline.transformer.caption_projection(x) if w.args.into == "caption" else x).float().cpu())
+        out.append(x[:, :length].float().cpu())
         masks.append(mask[:, :length].cpu())
     return torch.cat(out), torch.cat(masks)
 
 
 def velocity(w, x, sigma, embeds, mask):
-    """The transformer's velocity [n, t, h, w, C] at noised latents x of the same shape; sigma [n, t], 0 for frames that are given; embeds [n, L, C'], which enter at --into, and
-    their mask [n, L]. Positions are those of LTXConditionPipeline."""
+    """The transformer's velocity [n, t, h, w, C] at noised latents x of the same shape; sigma [n, t], 0 for frames that are given; embeds [n, L, C'] in the place of a
+    prompt's, and their mask [n, L]. Positions are those of LTXConditionPipeline."""
     n, t, h, wide, _ = x.shape
     transformer, r, side = w.pipeline.transformer, w.pipeline.vae.temporal_compression_ratio, w.pipeline.vae.spatial_compression_ratio
     axes = (torch.arange(t, device=x.device) * r + 1 - r).clamp(min=0) / 25, torch.arange(h, device=x.device) * float(side), torch.arange(wide, device=x.device) * float(side)
     coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1).expand(n, -1, -1)
-    words = embeds if w.args.into == "prompt" else embeds.new_zeros(n, embeds.shape[1], transformer.config.caption_channels)
-    hook = transformer.caption_projection.register_forward_hook(lambda *_: embeds.to(w.dtype)) if w.args.into == "caption" else None
-    try:
-        out = transformer(x.flatten(1, 3).to(w.dtype), words.to(w.dtype), 1000 * sigma.repeat_interleave(h * wide, 1), mask.to(x.device, w.dtype), video_coords=coordinates, return_dict=False)[0]
-    finally:
-        if hook:
-            hook.remove()
+    out = transformer(x.flatten(1, 3).to(w.dtype), embeds.to(w.dtype), 1000 * sigma.repeat_interleave(h * wide, 1), mask.to(x.device, w.dtype), video_coords=coordinates, return_dict=False)[0]
     return out.float().unflatten(1, (t, h, wide))
 
 
@@ -1014,20 +1004,17 @@ def flow_error(w, clean, embeds, mask, g, part=slice(None)):
 
 
 def video(args, started):
-    """An adapter from a clip's tokens to what the video transformer takes as a prompt (--into prompt), after its projection (caption), or to the clip's latents."""
+    """An adapter from a clip's tokens to what the video transformer takes as a prompt."""
     w = film_world(args)
     x = w.read(w.point).flatten(1, 2)  # [n, t h, w, D]: a clip's time steps one under another
     moments = moments_of(x, w.split["train"])
     x = (x - moments[0]) / moments[1]
     kind = w.kind
     clean, prompts = encode_films(w.pipeline.vae, w.films, 8), [caption(i) for i in w.items]
-    if args.into == "latents":
-        w.y = clean.flatten(1, 3)
-    else:
-        length = int(w.pipeline.tokenizer(prompts, padding=True, return_tensors="pt").attention_mask.sum(1).max())
-        w.y, said = spoken(w, prompts, length)
-        again = torch.arange(length) % said.sum(1, keepdim=True).long()  # behind its end a prompt begins anew: what stands there has no mask to hide it
-        w.y = w.y.gather(1, again[:, :, None].expand_as(w.y))
+    length = int(w.pipeline.tokenizer(prompts, padding=True, return_tensors="pt").attention_mask.sum(1).max())
+    w.y, said = spoken(w, prompts, length)
+    again = torch.arange(length) % said.sum(1, keepdim=True).long()  # behind its end a prompt begins anew: what stands there has no mask to hide it
+    w.y = w.y.gather(1, again[:, :, None].expand_as(w.y))
     grid = tuple(w.y.shape[1:2])
     a = {"bridge": kind, "shape": ([tuple(x.shape[1:3])], [x.shape[3]], grid, w.y.shape[2]), "free": {"width": args.width} if args.width else {}, "train": w.split["train"],
          "moments": [moments], "inputs": lambda items: [x[items].to(w.device)]}
@@ -1038,7 +1025,7 @@ def video(args, started):
         return module(*a["inputs"](items)) * std.to(w.device) + mean.to(w.device)
 
     def loss_of(module, items, g, part, warm):
-        if w.how["loss"] == "flow" and args.into != "latents" and not warm:
+        if w.how["loss"] == "flow" and not warm:
             given = outputs(module, items[part])
             return flow_error(w, clean[items], given, given.new_ones(given.shape[:2]), g, part).mean()
         return (module(*a["inputs"](items[part])) - ((w.y[items[part]] - mean) / std).to(w.device)).square().mean()
@@ -1050,42 +1037,38 @@ def video(args, started):
         return module
 
     folder = w.out.with_suffix(".training")
-    state = str(folder / f"{digest(*moments, mean, std)}-{args.into}")
-    trained = [train(build, loss_of, w.split, w.seed + s, w.how | {"into": args.into, "point": w.point, "of": w.index["model"]}, w.device, Path(f"{state}-{w.seed + s}.pt"), w.ids)
-               for s in tqdm(range(w.how["seeds"]), desc=f"into {args.into}", unit="seed")]
+    state = str(folder / digest(*moments, mean, std))
+    trained = [train(build, loss_of, w.split, w.seed + s, w.how | {"point": w.point, "of": w.index["model"]}, w.device, Path(f"{state}-{w.seed + s}.pt"), w.ids)
+               for s in tqdm(range(w.how["seeds"]), desc="adapter", unit="seed")]
     if ranks()[0]:
         return {}
     with torch.inference_mode():
         made = torch.stack([torch.cat([outputs(m, p).float().cpu() for p in torch.arange(len(x)).split(64)]) for m, _ in trained])  # [S, n, L, C]
     test, sources = w.split["test"], [w.items[i]["source"] for i in w.split["test"]]
-    result = {"stage": "adapt", "mode": "video", "into": args.into, "model": w.index["model"], "decoder": w.entry["name"], "weights": w.index["weights"], "decoder_weights": w.entry["weights"],
+    result = {"stage": "adapt", "mode": "video", "model": w.index["model"], "decoder": w.entry["name"], "weights": w.index["weights"], "decoder_weights": w.entry["weights"],
               "data": w.index["data"], "data_name": w.data["name"], "layer": w.point, "bridge": kind, "loss": w.how["loss"], "parameters": parameters(trained[0][0]),
               "seen": "the whole clip: what the adapter says is an upper bound, no prediction"}
     spread = (w.y[test] - mean) / std
     error = torch.stack([(((m[test] - mean) / std - spread).square().mean((1, 2))) for m in made])
     floors = {"mean": spread.square().mean((1, 2))[None], "other_clip": torch.stack([(((m[test.roll(1)] - mean) / std - spread).square().mean((1, 2))) for m in made])}
     criteria = {"embedding_error": criterion(error, floors, sources, ceiling=0.0, better="lower", seed=w.seed, layer=w.point, options_searched=1)}
-    if args.into != "latents":
-        (nothing, empty), all_of = spoken(w, [""], w.y.shape[1]), torch.ones(made.shape[1:3])
-        told = {"adapter": (made, all_of), "text": (w.y[None], said), "empty": (nothing.expand(1, len(x), -1, -1), empty.expand(len(x), -1)),
-                "other_clip": (made[:, torch.arange(len(x)).roll(1)], all_of)}
-        errors = {}
-        for name, (embeds, mask) in told.items():  # the same noise for all of them, drawn four times
-            with torch.inference_mode():
-                errors[name] = torch.stack([torch.cat([flow_error(w, clean[p], e[p].to(w.device), mask[p], torch.Generator().manual_seed(1000 * k + int(p[0]))).cpu() for p in test.split(16)])
-                                            for e in embeds for k in range(4)]).unflatten(0, (len(embeds), 4)).mean(1)
-        criteria["flow_error"] = criterion(errors["adapter"], {k: errors[k] for k in ("empty", "other_clip")}, sources, ceiling=errors["text"].mean().item(), better="lower", seed=w.seed,
-                                           layer=w.point, options_searched=1)
+    (nothing, empty), all_of = spoken(w, [""], w.y.shape[1]), torch.ones(made.shape[1:3])
+    told = {"adapter": (made, all_of), "text": (w.y[None], said), "empty": (nothing.expand(1, len(x), -1, -1), empty.expand(len(x), -1)),
+            "other_clip": (made[:, torch.arange(len(x)).roll(1)], all_of)}
+    errors = {}
+    for name, (embeds, mask) in told.items():  # the same noise for all of them, drawn four times
+        with torch.inference_mode():
+            errors[name] = torch.stack([torch.cat([flow_error(w, clean[p], e[p].to(w.device), mask[p], torch.Generator().manual_seed(1000 * k + int(p[0]))).cpu() for p in test.split(16)])
+                                        for e in embeds for k in range(4)]).unflatten(0, (len(embeds), 4)).mean(1)
+    criteria["flow_error"] = criterion(errors["adapter"], {k: errors[k] for k in ("empty", "other_clip")}, sources, ceiling=errors["text"].mean().item(), better="lower", seed=w.seed,
+                                       layer=w.point, options_searched=1)
     result |= headline(criteria, "lpips") | {"criteria": criteria, "seeds": [{"val_loss": r["val"], "epoch": r["epoch"], "seconds_per_step": r["seconds_per_step"]} for _, r in trained]}
     result |= {"init": args.init, "kept_parameters": a["kept"][0]} if w.init else {}
     args.out = str(w.out)
     result["run"] = run_info(args, started, script="adapt.py", device=f"{w.device.type} ({w.why})", dtype=str(w.dtype), ranks=ranks()[1], **w.how)
-    meta = {"into": args.into, "model": w.index["model"], "point": w.point, "decoder": w.entry["name"], "weights": w.index["weights"], "frames": args.frames, "data_path": w.index["data_path"]}
-    meta |= {"latent_grid": list(clean.shape[1:4])} if args.into == "latents" else {}
-    ids = [i["id"] for i in w.items]
-    content = {"latents": made[0].unflatten(1, clean.shape[1:4]).half()} if args.into == "latents" else {"embeds": made[0].half()}
-    save_pt(w.out.parent / f"conditioning-{args.into}.pt", RESULT, ids, meta, **content)
-    write_adapter(w.out.parent / f"adapter-{args.into}.pt", trained[0][0], a, meta | {"size": w.index["size"]}, (mean, std))
+    meta = {"into": "prompt", "model": w.index["model"], "point": w.point, "decoder": w.entry["name"], "weights": w.index["weights"], "frames": args.frames, "data_path": w.index["data_path"]}
+    save_pt(w.out.parent / "conditioning-prompt.pt", RESULT, [i["id"] for i in w.items], meta, embeds=made[0].half())
+    write_adapter(w.out.parent / "adapter-prompt.pt", trained[0][0], a, meta | {"size": w.index["size"]}, (mean, std))
     save_yaml(w.out, result)
     shutil.rmtree(folder, ignore_errors=True)
     say(result)
@@ -1093,25 +1076,26 @@ def video(args, started):
 
 
 def apply(args, started):
-    """What a trained adapter says of other items: conditioning-<into>.pt, which predict.py --adapter takes."""
+    """What a trained adapter says of other clips: conditioning-prompt.pt, which predict.py --adapter takes."""
     use, meta = load_adapter(args.apply)
+    if meta["into"] != "prompt":
+        refuse(f"{args.apply} gives {meta['into']}, and no decoder is given these in the place of a prompt; take an adapter of --mode video")
     index, read = load_features(args.features)
     if meta["point"] not in index["points"]:
         refuse(f"{args.apply} reads {meta['point']}, which {args.features} does not hold; its points are {', '.join(index['points'])}")
     if index["model"] != meta["model"]:
         refuse(f"{args.apply} was trained on {meta['model']}, and {args.features} is of {index['model']}, whose tokens mean other things; start from it with --init instead")
     x = read(meta["point"])
-    x = x[:, 0] if x.shape[1] == 1 else x.flatten(1, 2)
-    if list(x.shape[1:]) != [*meta["grids"][0], meta["dims"][0]] or len(meta["dims"]) > 1:
-        refuse(f"{args.apply} reads {len(meta['dims'])} token set(s) of {meta['grids']} places and width {meta['dims']}, and {args.features} holds {list(x.shape[1:])} at {meta['point']}; "
+    x = x.flatten(1, 2)
+    if list(x.shape[1:]) != [*meta["grids"][0], meta["dims"][0]]:
+        refuse(f"{args.apply} reads tokens of {meta['grids'][0]} places and width {meta['dims'][0]}, and {args.features} holds {list(x.shape[1:])} at {meta['point']}; "
                "extract with the same model, size and frames, or train on these with --init")
-    out = Path(args.out or Path(args.features).parent / f"conditioning-{meta['into']}.pt")
+    out = Path(args.out or Path(args.features).parent / "conditioning-prompt.pt")
     check_writable(out)
     given = torch.cat([use(part) for part in x.split(64)]).half()
     meta = meta | {"model": index["model"], "weights": index["weights"], "data_path": index["data_path"]}
-    content = {"embeds": given} if meta["into"] != "latents" else {"latents": given.unflatten(1, meta["latent_grid"]) if "latent_grid" in meta else given[:, None]}
-    save_pt(out, RESULT, index["ids"], meta, **content)
-    result = {"stage": "adapt", "mode": "apply", "adapter": args.apply, **{k: meta[k] for k in ("into", "model", "decoder", "point")}, "items": len(given), "out": str(out)}
+    save_pt(out, RESULT, index["ids"], meta, embeds=given)
+    result = {"stage": "adapt", "mode": "apply", "adapter": args.apply, **{k: meta[k] for k in ("model", "decoder", "point")}, "items": len(given), "out": str(out)}
     say(result)
     return result
 
@@ -1745,40 +1729,41 @@ def tune(w, started):
 
 
 # ---------------------------------------------------------------- plan: what tuning needs of memory, in bytes, part by part
-#
-# Of each model that can be tuned what FACTS does not say, from its published config.json (tests/test_plan.py builds each at full size): the language model's (width of the queries, of the
-# keys, MLP, vocabulary), the tower's MLP.
-WIDTHS = {
-    "qwen2.5-vl-3b": (2048, 256, 11008, 151936, 3420), "qwen2.5-vl-7b": (3584, 512, 18944, 152064, 3420), "qwen2-vl-2b": (1536, 256, 8960, 151936, 5120),
-    "qwen3-vl-2b": (2048, 1024, 6144, 151936, 4096), "llava-next": (4096, 1024, 14336, 32064, 4096), "llava-next-vicuna-7b": (4096, 4096, 11008, 32064, 4096),
-    "llava-next-vicuna-13b": (5120, 5120, 13824, 32064, 4096), "llava-interleave-0.5b": (1024, 1024, 2816, 152000, 4304), "llava-interleave": (4096, 4096, 11008, 152000, 4304),
-    "llava-onevision-0.5b": (896, 128, 4864, 152000, 4304), "llava-onevision": (3584, 512, 18944, 152064, 4304), "internvl3-1b": (896, 128, 4864, 151674, 4096),
-    "internvl3-8b": (3584, 512, 18944, 151674, 4096)}
+
 CARDS = {"t4": 15e9, "a100_40": 40e9, "a100_80": 80e9}  # bytes; a T4's 16 GB leave 15
 SHOTS = (1, 8, 16)  # frames: a picture, clips
 WORDS = 256, 64  # tokens of a question and of an answer in the plan's lessons
 TILES = {"llava_next": (3, 3), "llava_onevision": (2, 2)}  # a square picture of the tower's size once whole and in (two, one) tiles
 
 
-def shape_of(entry):
+def config_of(entry):
+    """The checkpoint's configuration, from its folder, the local cache or the hub; None where it is in none of them."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from transformers import AutoConfig
+    path = entry["path"]
+    if not Path(path).is_dir():
+        try:
+            cached = try_to_load_from_cache(path, "config.json", revision=entry.get("revision"))
+            if not isinstance(cached, str):
+                get_hf_file_metadata(hf_hub_url(path, "config.json", revision=entry.get("revision")), timeout=10)  # once: transformers would ask six times
+        except Exception:  # no network, no access, no such repository
+            return None
+        path = Path(cached).parent if isinstance(cached, str) else path
+    return attempt(lambda: AutoConfig.from_pretrained(path, **pin(entry)), entry)
+
+
+def shape_of(entry, config):
     """What memory depends on: the language model's layers, d, q, kv, inter, vocab and heads; `linear`, parameters of its matrices; `rest`, of its embedding and head; tower: layers, d, inter,
-    patch, merge, and the parameters of all else. From a folder's own configuration, else from FACTS and WIDTHS: nothing is fetched for it."""
-    if not Path(entry["path"]).is_dir():
-        (layers, patch, width), (depth, merge, d), (q, kv, inter, vocab, wide) = entry["vision"], entry["language"], WIDTHS[entry["name"]]
-        found = {"layers": depth, "d": d, "q": q, "kv": kv, "inter": inter, "vocab": vocab, "heads": q // 128}
-        tower, rest, total = {"layers": layers, "d": width, "inter": wide, "patch": patch, "merge": merge}, vocab * d * (2 if entry["head"] else 1), entry["params"] * 1e9
-    else:
-        from transformers import AutoConfig
-        config = attempt(lambda: AutoConfig.from_pretrained(entry["path"], **pin(entry)), entry)
-        with torch.device("meta"):
-            model = next(auto_classes(entry)).from_config(config)
-        t, v, heads = config.text_config, config.vision_config.to_dict(), config.text_config.num_attention_heads
-        side, patch, width = getattr(t, "head_dim", None) or t.hidden_size // heads, v["patch_size"], v.get("embed_dim") or v["hidden_size"]
-        found = {"layers": t.num_hidden_layers, "d": t.hidden_size, "q": heads * side, "kv": t.num_key_value_heads * side, "inter": t.intermediate_size, "vocab": t.vocab_size, "heads": heads}
-        tower = {"layers": v.get("depth") or v["num_hidden_layers"], "d": width, "inter": v.get("intermediate_size") or 4 * width, "patch": patch if isinstance(patch, int) else patch[0],
-                 "merge": v.get("spatial_merge_size", 2 if config.model_type == "internvl" else 1)}
-        rest = sum(x.numel() for x in {id(m.weight): m.weight for m in (model.model.language_model.embed_tokens, model.lm_head)}.values())
-        total = sum(p.numel() for p in model.parameters())
+    patch, merge, and the parameters of all else."""
+    with torch.device("meta"):
+        model = next(auto_classes(entry)).from_config(config)
+    t, v, heads = config.text_config, config.vision_config.to_dict(), config.text_config.num_attention_heads
+    side, patch, width = getattr(t, "head_dim", None) or t.hidden_size // heads, v["patch_size"], v.get("embed_dim") or v["hidden_size"]
+    found = {"layers": t.num_hidden_layers, "d": t.hidden_size, "q": heads * side, "kv": t.num_key_value_heads * side, "inter": t.intermediate_size, "vocab": t.vocab_size, "heads": heads}
+    tower = {"layers": v.get("depth") or v["num_hidden_layers"], "d": width, "inter": v.get("intermediate_size") or 4 * width, "patch": patch if isinstance(patch, int) else patch[0],
+             "merge": v.get("spatial_merge_size", 2 if config.model_type == "internvl" else 1)}
+    rest = sum(x.numel() for x in {id(m.weight): m.weight for m in (model.model.language_model.embed_tokens, model.lm_head)}.values())
+    total = sum(p.numel() for p in model.parameters())
     linear = found["layers"] * (2 * found["d"] * (found["q"] + found["kv"]) + 3 * found["d"] * found["inter"])
     return found | {"linear": linear, "rest": rest, "tower": tower | {"weights": total - linear - rest}}
 
@@ -1823,9 +1808,6 @@ def lesson_of(entry, shape, frames):
     return patches // t["merge"]**2 + sum(WORDS), patches
 
 
-FLAGS = {"checkpoint": "--checkpoint", "accumulate": "--accumulate {}", "adam8bit": "--adam8bit", "method": "--method {}", "max_pixels": "--max-pixels {}", "max_tokens": "--max-tokens {}"}
-
-
 def needed(shape, how, device, tokens, scored, patches):
     """`memory` of a training as `how` says (method, vision, rank, checkpoint, adam8bit, batch, accumulate) by lessons of so many tokens, for a device type."""
     rows = max(how["batch"] // (how["accumulate"] * ranks()[1]), 1)
@@ -1833,53 +1815,37 @@ def needed(shape, how, device, tokens, scored, patches):
     return memory(shape, how["method"], rows * tokens, rows * scored, rows * patches, how["rank"], how["vision"], how["checkpoint"], how["adam8bit"], **more)
 
 
-def remedy(fits, how, device, pixels, tokens):
-    """The flags, as one writes them, by which it would fit: one alone, or as many as it takes, the mildest first; None where nothing helps. fits(changes) tells."""
-    steps = [{"checkpoint": True}] if not how["checkpoint"] else []
-    steps += [{"accumulate": how["batch"] // ranks()[1]}] if how["batch"] // ranks()[1] > how["accumulate"] else []
-    steps += [{"adam8bit": True}] if device == "cuda" and not how["adam8bit"] and how["method"] == "full" else []
-    steps += [{"method": "lora"}] if how["method"] == "full" else []
-    steps += [{"method": "qlora"}] if device == "cuda" and how["method"] != "qlora" and how["vision"] != "full" else []
-    steps += [{"max_pixels": pixels // 2**k} for k in (1, 2, 3, 4)] + [{"max_tokens": tokens // 2**k} for k in (1, 2, 3)]
-    together = {}
-    for changes in [*steps, *[together := together | step for step in steps]]:
-        if fits(changes):
-            return " ".join(FLAGS[k].format(v) for k, v in changes.items())
-    return None
-
-
 def check_fits(w):
-    """Refuse a training that the plan says does not fit, naming what would make it fit; else its plan, {part: GB}."""
-    school, args, device = w.school, w.args, w.device.type
-    shape, free = shape_of(w.entry), memory_left(w.device, memory_size(args.max_memory) if args.max_memory else None)
-    tokens, scored, merge = int(school.lengths.max()), int(school.scored.max()), shape["tower"]["merge"]**2
-
-    def parts(changes):
-        how = w.how | {k: v for k, v in changes.items() if k in w.how}
-        fewer = int(school.seen * (1 - changes["max_pixels"] / max(w.how["pixels"]))) if "max_pixels" in changes else 0  # tokens of pictures
-        return needed(shape, how, device, min(tokens - fewer, changes.get("max_tokens") or tokens), scored, (school.seen - fewer) * merge)
-
-    own = parts({})
-    if sum(own.values()) > free:
-        largest = sorted(own, key=own.get, reverse=True)[:3]
-        flags = remedy(lambda changes: sum(parts(changes).values()) <= free, w.how, device, max(w.how["pixels"]) if w.entry["type"].startswith("qwen") else 0, tokens)
-        refuse(f"this training needs {sum(own.values()) / 1e9:.2f} GB ({', '.join(f'{k} {own[k] / 1e9:.2f}' for k in largest)}) and there are {free / 1e9:.2f}; "
-               + (f"{flags} makes it fit" if flags else "no flag makes it fit: take a smaller model (make plan)"))
-    return {k: v / 1e9 for k, v in own.items()}
+    """Refuse a training that the plan says does not fit; else its plan, {part: GB}."""
+    school, args, config = w.school, w.args, config_of(w.entry)
+    if config is None:
+        refuse(f"{w.entry['path']} has no config.json that is here or can be had from the hub; copy the whole checkpoint, and give its folder")
+    shape, free = shape_of(w.entry, config), memory_left(w.device, memory_size(args.max_memory) if args.max_memory else None)
+    parts = needed(shape, w.how, w.device.type, int(school.lengths.max()), int(school.scored.max()), school.seen * shape["tower"]["merge"]**2)
+    if sum(parts.values()) > free:
+        largest = sorted(parts, key=parts.get, reverse=True)[:3]
+        refuse(f"this training needs about {sum(parts.values()) / 1e9:.2f} GB ({', '.join(f'{k} {parts[k] / 1e9:.2f}' for k in largest)}) and there are {free / 1e9:.2f}; --checkpoint, --accumulate, "
+               "--method lora or qlora, --adam8bit, a smaller --max-pixels or --max-tokens reduce it, and so does a smaller model (make plan)")
+    return {k: v / 1e9 for k, v in parts.items()}
 
 
 def plan(args, started):
-    """A table of what tuning needs for each model, method and number of frames, and where it fits; adapt-plan.yaml."""
-    names, device = args.models or list(WIDTHS), choose_device()[0]
+    """A table of what tuning needs for each model whose configuration can be had, method and number of frames, and where it fits; adapt-plan.yaml."""
+    tunable, device = [name for name, entry in MODELS.items() if entry["type"] in TUNABLE], choose_device()[0]
+    names, absent = args.models or tunable, []
     here = memory_left(device, memory_size(args.max_memory) if args.max_memory else None)
     cards, rows = CARDS | {"here": here}, []
     out = Path(args.out or "results/adapt-plan.yaml")
     check_writable(out)
-    for name in names:
+    for name in tqdm(names, desc="plan", unit="model", leave=False):
         entry = find_model(name)
         if entry.get("type") not in TUNABLE:
-            refuse(f"--models {name} is a {entry.get('type', entry['kind'])}, which is not tuned here; give some of {', '.join(WIDTHS)}")
-        shape = shape_of(entry)
+            refuse(f"--models {name} is a {entry.get('type', entry['kind'])}, which is not tuned here; give some of {', '.join(tunable)}")
+        config = config_of(entry)
+        if config is None:
+            absent.append(entry["name"])
+            continue
+        shape = shape_of(entry, config)
         for method in RATES:
             for frames in SHOTS:
                 tokens, patches = lesson_of(entry, shape, frames)
@@ -1891,13 +1857,17 @@ def plan(args, started):
                 rows.append({"model": entry["name"], "method": method, "frames": frames, "tokens": tokens, "gb": total["cuda"] / 1e9,
                              **{k: v / 1e9 for k, v in parts["cuda"].items()},
                              **{card: (total["here" if card == "here" else "cuda"] <= size) and not (card == "here" and method == "qlora" and device.type == "cpu") for card, size in cards.items()}})
+    if not rows:
+        refuse(f"config not reachable: {', '.join(absent)}; where there is a network, `hf download REPOSITORY config.json` fetches one")
     keys = [k for k in rows[0] if k not in ("model", "method", *cards)]
     print(f"{'model':22} method {' '.join(f'{k[:10]:>10}' for k in keys)}  fits")
     for row in rows:
         print(f"{row['model'][:22]:22} {row['method']:6} {' '.join(f'{row[k]:>10}' if isinstance(row[k], int) else f'{row[k]:10.2f}' for k in keys)}  "
               + (", ".join(card for card in cards if row[card]) or "none"))
-    result = {"stage": "adapt", "mode": "plan", "models": len(names), **{f"{card}_fit": sum(row[card] for row in rows) for card in cards}, "rows": len(rows), "here_gb": here / 1e9,
-              "device": device.type, "batch": args.batch or 1, "rank": args.rank, "vision": args.vision, "plan": rows}
+    for name in absent:
+        print(f"{name[:22]:22} config not reachable")
+    result = {"stage": "adapt", "mode": "plan", "models": len(names) - len(absent), **{f"{card}_fit": sum(row[card] for row in rows) for card in cards}, "rows": len(rows), "here_gb": here / 1e9,
+              "device": device.type, "batch": args.batch or 1, "rank": args.rank, "vision": args.vision, "config_not_reachable": absent, "plan": rows}
     args.out = str(out)
     save_yaml(out, result | {"run": run_info(args, started, script="adapt.py")})
     say(result)
@@ -1905,71 +1875,6 @@ def plan(args, started):
 
 
 # ---------------------------------------------------------------- the stage
-
-def smoke_input(args, folder):
-    """A small random autoencoder and Dinov2 judge, squares as pictures, and features that are the latents themselves, rotated."""
-    from diffusers import AutoencoderKLLTXVideo
-    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
-
-    from common import plant_features, write_items
-    torch.manual_seed(args.seed)
-    one = (16,)
-    vae = AutoencoderKLLTXVideo(latent_channels=4, block_out_channels=one, decoder_block_out_channels=one, down_block_types=("LTXVideoDownBlock3D",), layers_per_block=(1, 1),
-                          decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(False,), decoder_spatio_temporal_scaling=(False,), decoder_inject_noise=(False, False),
-                          upsample_residual=(False,), upsample_factor=(1,), patch_size=8)
-    vae.latents_mean.uniform_(-1, 1)  # so that one who normalises one way only is found out
-    vae.latents_std.uniform_(0.5, 2)
-    vae.save_pretrained(folder / "vae")
-    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=28)).save_pretrained(folder / "judge")
-    BitImageProcessor().save_pretrained(folder / "judge")
-    corner = torch.rand(40, 2) * 40
-    boxes = torch.cat([corner, corner + 12 + torch.rand(40, 2) * 10], 1).round()
-    frames = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 64, 64, 3)  # no two pictures alike, whatever the boxes
-    for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
-        f[0, y1:y2, x1:x2] = 255
-    ids = [f"box-{i}" for i in range(40)]
-    write_items(folder / "data", [{"id": i, "source": i, "width": 64, "height": 64, "frames": f, "boxes": b[None], "labels": ["box"]}
-                                  for i, f, b in zip(ids, frames, boxes, strict=True)], {"data": "synthetic", "name": "boxes"})
-    vae, _ = load_video_vae(find_model(str(folder / "vae")))
-    with torch.no_grad():
-        z = vae.encode(frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist.mode().permute(0, 2, 3, 4, 1)
-    z = (z - vae.latents_mean) / vae.latents_std
-    turned = z @ torch.linalg.qr(torch.randn(4, 4))[0]
-    for name, point, x in (("features", "rotated", turned), ("latents", "latents", z), ("spatial", "half", turned[..., :2]), ("random", "rotated", torch.randn(z.shape))):
-        plant_features(folder / name, ids, {point: x}, folder / "data", size=64)
-    args.features, args.latents, args.point, args.epochs = str(folder / "features"), str(folder / "latents"), "rotated", args.epochs or 2
-    args.spatial, args.unscaled, args.seeds = str(folder / "spatial"), False, args.seeds or (SETTINGS[args.mode]["seeds"] if args.mode == "latents" else 2)
-    args.vae, args.judge, args.out = str(folder / "vae"), str(folder / "judge"), args.out or str(folder / f"adapt-{args.mode}.yaml")
-
-
-def smoke_words(args, folder):
-    """Forty made-up clips of noise, what is to be said of them, embeddings that hold it, and a random Llama whose tokens are bytes."""
-    from common import TRACKS, made_up_language, write_items
-    made_up_language(folder / "language", args.seed)
-    items, stays = [], torch.arange(40) % 2
-    for k, there in enumerate(stays.tolist()):
-        last, word = (31, "persistent") if there else (9, "transient")
-        items.append({"id": f"clip-{k}", "source": f"clip-{k}", "width": 8, "height": 8, "frames": torch.randint(0, 256, (32, 8, 8, 3), dtype=torch.uint8), "names": ["red circle"],
-                      "absent": "blue star", "tracks": [{"object": "red circle"}], "text": f"The red circle is {word}: it is there in frames 0 to {last}. There is 1 coloured object.",
-                      "turns": [["Is the red circle persistent or transient?", word], ["In which frames does the red circle appear?", f"frames 0 to {last}"],
-                                ["Which way does the blue star move?", "there is no blue star"]], "asked": [["persistence", "red circle"], ["frames", "red circle"], ["absent", "blue star"]]})
-    write_items(folder / "data", items, {"data": "synthetic", "name": "made-up"})
-    embedding = torch.randn(3, 512)[torch.cat([stays, torch.full((40,), 2)])]
-    save_pt(folder / "tracks.pt", TRACKS, [f"clip-{k % 40}/{'red circle' if k < 40 else 'blue star'}" for k in range(80)], {"model": "planted", "weights": "random"}, embedding=embedding.half(),
-            scores=torch.zeros(80, 32).half(), attention=torch.full((80, 32), 1 / 32).half(), persistence=torch.zeros(80).half())
-    args.data, args.embeddings, args.language = str(folder / "data"), str(folder / "tracks.pt"), str(folder / "language")
-    args.out, args.epochs, args.seeds = args.out or str(folder / "words"), args.epochs or 1, args.seeds or 1
-
-
-def smoke_tune(args, folder):
-    """Forty squares and films of noise, light or dark, as is to be said of them, and a random Qwen2.5-VL."""
-    from common import made_up_vlm, write_items
-    made_up_vlm(folder / "vlm", args.seed)
-    g = torch.Generator().manual_seed(args.seed)
-    write_items(folder / "data", [{"id": f"noise-{k}", "source": f"{('train', 'train', 'val', 'test')[k // 2 % 4]}:{k}", "width": 32, "height": 32, "turns": [["Is it dark?", ("yes", "no")[k % 2]]],
-                                   "frames": torch.randint(0, 32, (1 + k % 3, 32, 32, 3), generator=g, dtype=torch.uint8) + k % 2 * 200} for k in range(40)], {"data": "synthetic", "name": "noise"})
-    args.model, args.data, args.out, args.epochs, args.batch = str(folder / "vlm"), str(folder / "data"), args.out or str(folder / "tuned"), args.epochs or 1, args.batch or 4
-
 
 MODES = {"latents": latents, "scaling": scaling, "ablation": ablation, "hybrid": hybrid}
 
@@ -1988,7 +1893,6 @@ def get_args(argv):
     p.add_argument("--vae", default="tiny-vae", help="the decoder (default: %(default)s)")
     p.add_argument("--judge", default="tiny-dinov2", help="the frozen encoder that looks at decoded pictures (default: %(default)s)")
     p.add_argument("--video", default="tiny-ltx", help="video: the video pipeline (default: %(default)s)")
-    p.add_argument("--into", default="prompt", help="video: where the adapter enters: prompt, caption (after its projection) or latents (default: %(default)s)")
     p.add_argument("--frames", type=int, help="video: the middle frames of a clip that are taken, 8k+1 (default: the registry's for the pipeline, else 9)")
     p.add_argument("--size", type=int, help="video: side in pixels, a multiple of 32 (default: the registry's for the pipeline)")
     p.add_argument("--width", type=int, help="video: the bridge's width; words: of the adapter's hidden layer (default: none, a linear map)")
@@ -2036,21 +1940,13 @@ def main(argv=None):
     if args.apply:
         return apply(args, started)
     if args.mode == "video":
-        if args.smoke:
-            refuse("--smoke makes pictures up, and no clips; leave --mode video out, or give it results/tiny/moving/features")
         return video(args, started)
     if args.mode == "words":
-        if args.smoke:
-            smoke_words(args, made_up_folder())
         return words(word_world(args), started)
     if args.mode == "plan":
         return plan(args, started)
     if args.mode == "tune":
-        if args.smoke:
-            smoke_tune(args, made_up_folder())
         return tune(tune_world(args), started)
-    if args.smoke:
-        smoke_input(args, made_up_folder())
     return MODES[args.mode](prepare(args), started)
 
 

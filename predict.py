@@ -10,7 +10,7 @@ conditioning and in nothing else:
     none         an empty prompt, no frame            keyframes    first, middle and last frame, an empty prompt
     text         the clip's caption, no frame         all          every frame: hands over the answer, an upper bound and no prediction
     first        the first frame, an empty prompt     first+text   the first frame and the caption
-    adapter      the first frame, and what --adapter holds for the clip in place of the prompt (latents: in place of the frame)
+    adapter      the first frame, and what --adapter holds for the clip in place of the prompt
 
 They are compared with the clips themselves (real), their reconstruction (vae), their first frame throughout (frozen), and the frames of the first two in random order
 (shuffled, vae_shuffled). Measures:
@@ -67,7 +67,6 @@ A film from one's own pictures (mode film):
 Several pictures are of one scene, in order of time: they become single frames, evenly spaced over the first half of the film, and the rest is predicted. Pictures are squashed to a square; the
 film gets the shape of the first one, and small films are enlarged. Writes out.mp4 (H.264), out.gif and out.yaml.
 """
-import contextlib
 import fractions
 import functools
 import io
@@ -136,7 +135,6 @@ from common import (
     load_vlm,
     load_yaml,
     lpips_model,
-    made_up_folder,
     measured,
     model_of,
     paired_test,
@@ -144,7 +142,6 @@ from common import (
     pixel_errors,
     pixel_loss,
     plain,
-    plant_features,
     pyplot,
     qwen_inputs,
     ranks,
@@ -223,24 +220,13 @@ def towards(empty, tokens, strength):
     return torch.lerp(again(empty, tokens), tokens, strength)
 
 
-@contextlib.contextmanager
-def projected(transformer, tokens):
-    """Within this context caption_projection returns tokens [n, L, inner], whatever the prompt (under guidance, after those of the empty prompt). None: it is left alone."""
-    handle = transformer.caption_projection.register_forward_hook(
-        lambda module, given, output: None if tokens is None else torch.cat([output[:len(output) - len(tokens)], tokens.to(output)]))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 @torch.inference_mode()
-def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead=None, batch=16, guidance=1.0, empty=None):
+def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, batch=16, guidance=1.0, empty=None):
     """Films uint8 [n, T, H, W, 3], shape (T, H, W), for clips `ids`.
 
-    shown: [(frame number, uint8 [n, k, H, W, 3])], k = 1 or a length that the autoencoder takes; prompt: (embeddings [n, L, C], mask [n, L]); instead: [n, L, inner] in place of
-    caption_projection's output. guidance above 1 leads away from the empty prompt, tokens `empty` [K, C] (classifier-free; Ho & Salimans 2022). The frames shown get no noise of their own
-    (image_cond_noise_scale 0), so that different strengths differ in nothing else.
+    shown: [(frame number, uint8 [n, k, H, W, 3])], k = 1 or a length that the autoencoder takes; prompt: (embeddings [n, L, C], mask [n, L]). guidance above 1 leads
+    away from the empty prompt, tokens `empty` [K, C] (classifier-free; Ho & Salimans 2022). The frames shown get no noise of their own (image_cond_noise_scale 0), so that different strengths
+    differ in nothing else.
     """
     from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
     made = []
@@ -249,9 +235,8 @@ def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, instead
         away = {}
         if guidance > 1:
             away = {"negative_prompt_embeds": again(empty, prompt[0][at]), "negative_prompt_attention_mask": torch.ones_like(prompt[1][at])}
-        with projected(run.transformer, None if instead is None else instead[at]):
-            out = run(conditions=conditions or None, prompt_embeds=prompt[0][at], prompt_attention_mask=prompt[1][at], num_frames=shape[0], height=shape[1], width=shape[2], timesteps=timesteps,
-                      guidance_scale=guidance, **away, image_cond_noise_scale=0.0, generator=[seeded(f"{seed} {ids[i]}") for i in at], output_type="pt", **DECODE)
+        out = run(conditions=conditions or None, prompt_embeds=prompt[0][at], prompt_attention_mask=prompt[1][at], num_frames=shape[0], height=shape[1], width=shape[2], timesteps=timesteps,
+                  guidance_scale=guidance, **away, image_cond_noise_scale=0.0, generator=[seeded(f"{seed} {ids[i]}") for i in at], output_type="pt", **DECODE)
         made.append((out.frames.float().permute(0, 1, 3, 4, 2) * 255).round().clamp(0, 255).byte().cpu())
     return torch.cat(made)
 
@@ -836,18 +821,16 @@ def latent_picture(result, strips, path):
 
 # ---------------------------------------------------------------- what is refused before a model is loaded
 
-def read_adapter(path, ids, shape, frames, size):
-    """(meta, what the adapter holds for the clips `ids`, fp32): [n, L, C], or latents [n, t, h, w, C]."""
+def read_adapter(path, ids, shape):
+    """(meta, the adapter's tokens for the clips `ids`, fp32 [n, L, C])."""
     found = load_pt(path, RESULT)
-    into = known(str(found["meta"].get("into")), {k: k for k in ("prompt", "caption", "latents")}, f"kind of conditioning in {path}")
-    x, number = found.get("latents" if into == "latents" else "embeds"), {i: k for k, i in enumerate(found["ids"])}
+    if found["meta"].get("into") != "prompt":
+        refuse(f"{path} holds {found['meta'].get('into')}, and an adapter's tokens go in as a prompt does; run adapt.py --mode video")
+    x, number = found.get("embeds"), {i: k for k, i in enumerate(found["ids"])}
     if missing := [i for i in ids if i not in number]:
         refuse(f"{path} holds nothing for {missing[0]!r} (and {len(missing) - 1} more); it was made of other clips, run adapt.py on --data")
-    if x is None or x.ndim != (5 if into == "latents" else 3) or x.shape[-1] != shape[into]:
-        refuse(f"{path} holds {'nothing' if x is None else f'{tuple(x.shape)}'} for into={into}, where --model takes a width of {shape[into]}; run adapt.py for this decoder")
-    most = (frames - 1) // shape["time"] + 1, size // shape["space"], size // shape["space"]
-    if into == "latents" and (x.shape[1] > most[0] or x.shape[2:4] != most[1:]):
-        refuse(f"{path} holds latents of {tuple(x.shape[1:4])}, where a film of --frames {frames} and --size {size} has {most}; run adapt.py for films of this size")
+    if x is None or x.ndim != 3 or x.shape[-1] != shape["prompt"]:
+        refuse(f"{path} holds {'nothing' if x is None else f'{tuple(x.shape)}'}, where --model takes a width of {shape['prompt']}; run adapt.py for this decoder")
     x = x[[number[i] for i in ids]].float()
     if not x.isfinite().all():
         refuse(f"{path} holds {int((~x.isfinite()).sum())} values that are not finite; run adapt.py again")
@@ -968,7 +951,7 @@ def kept(folder, ids, wanted, load, make):
 
 def made(entry, folder, parts, settings, items, adapter, batch):
     """({part: films uint8 [n, T, H, W, 3]}, seconds that making them took) of parts {name: (conditioning, strength, number of the draw)}, and `vae`, the clips' reconstruction."""
-    ids, real, (meta, held) = [i["id"] for i in items], torch.stack([i["frames"] for i in items]), adapter or ({}, None)
+    ids, real, held = [i["id"] for i in items], torch.stack([i["frames"] for i in items]), adapter and adapter[1]
     shape = real.shape[1:4]
 
     def film(part, model, empty, words, run, timesteps):
@@ -977,18 +960,12 @@ def made(entry, folder, parts, settings, items, adapter, batch):
         name, strength, draw = parts[part]
         places, says = CONDITIONINGS[name]
         shown = [(0, real)] if places == "all" else [(k, real[:, k:k + 1]) for k in (round(f * (shape[0] - 1)) for f in places)]
-        nothing, instead = unprompted(empty, len(ids)), None
-        prompt = words if says == "caption" else nothing
-        if says == "adapter" and meta["into"] == "latents":
-            shown = [(0, decode_films(model.vae, held, batch))]
-        elif says == "adapter":
+        prompt = words if says == "caption" else unprompted(empty, len(ids))
+        if says == "adapter":
             tokens = held.to(empty)
-            prompt = (towards(empty, tokens, strength) if meta["into"] == "prompt" else nothing[0][:, :1].expand(-1, tokens.shape[1], -1)), empty.new_ones(tokens.shape[:2])
-            if meta["into"] == "caption":
-                with torch.inference_mode():
-                    instead = towards(model.transformer.caption_projection(empty), tokens, strength)
+            prompt = towards(empty, tokens, strength), empty.new_ones(tokens.shape[:2])
             strength = 1.0  # of the frame
-        return films(run, timesteps, ids, shape, shown, prompt, settings["seed"] + draw, strength, instead, batch, settings["guidance"], empty)
+        return films(run, timesteps, ids, shape, shown, prompt, settings["seed"] + draw, strength, batch, settings["guidance"], empty)
 
     wanted = {part: settings | {"job": job} | ({} if job and job[0] == "adapter" else {"adapter": None}) for part, job in {"vae": None, **parts}.items()}
     found = kept(folder, ids, wanted, lambda: opened(entry, shape, settings["geometry"], settings["steps"], [caption(i) or "" for i in items]), film)
@@ -1036,14 +1013,14 @@ def coherence(args, started):
     ids, sources, words, real = [i["id"] for i in items], [i["source"] for i in items], [caption(i) for i in items], torch.stack([i["frames"] for i in items])
     if any(CONDITIONINGS[n][1] == "caption" for n in names) and None in words:
         refuse(f"{ids[words.index(None)]!r} of {args.data} has no text to ask a film for; leave text and first+text out of --conditionings")
-    adapter = read_adapter(args.adapter, ids, shape, args.frames, args.size) if args.adapter else None
+    adapter = read_adapter(args.adapter, ids, shape) if args.adapter else None
     model = adapter and adapter[0].get("model")
     args.out = out = Path(args.out or f"results/{model or entry['name']}/{Path(args.data).name}/predict-coherence.yaml")
     check_writable(out)
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    settings = settings_of(args, entry, shape, dtype, real, words) | {"adapter": adapter and digest(str(adapter[0]["into"]).encode() + adapter[1].numpy().tobytes())}
+    settings = settings_of(args, entry, shape, dtype, real, words) | {"adapter": adapter and digest(b"prompt" + adapter[1].numpy().tobytes())}
     look = load_judge(judge_entry, device, dtype)  # if it cannot be loaded, better now than after hours of films
     parts = {f"{n}-{s}": (n, 1.0, s) for n in names for s in range(args.seeds)} | {f"{n}@{x:g}-0": (n, x, 0) for n in names if n in SWEPT for x in args.strengths if 0 < x < 1}
     parts, seconds = made(entry, out.with_name(out.stem + "-parts"), parts, settings, items, adapter, args.batch)
@@ -1061,17 +1038,16 @@ def coherence(args, started):
 
     table, main = {n: row(x) for n, x in own.items()}, next((n for n in ("adapter", "first+text") if n in names), names[-1])
     swept = {n: {x: f"{SWEPT[n]}-0" if x == 0 else f"{n}-0" if x == 1 else f"{n}@{x:g}-0" for x in sorted({0.0, *args.strengths, 1.0})} for n in names if n in SWEPT}
-    into = adapter and adapter[0]["into"]
     result = about("coherence", entry, judge_entry, data, model, adapter and adapter[0].get("weights")) | {"conditioning": main}
     for name, beside in (("temporal_consistency", ("real", "frozen", "shuffled")), ("temporal_closeness", ("vae", "frozen", "shuffled")),
                          ("decoded_closeness", ("frozen",)), ("temporal_ratio", ()), ("flicker_ratio", ()), ("warp_error", ("real",)), ("direction_right", ("real",))):
         result |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {f"{name}_{b}": table[b][name] for b in beside}
     result |= {"clips": len(ids), "sources": len(set(sources)), "direction_clips": len(going), "still_clips": int((1 - own["real"]["temporal_consistency"] < NOTHING).sum()),
                "seeds": args.seeds, "seeds_are": "draws of noise: nothing is trained here", "steps": args.steps, "guidance": args.guidance,
-               "frames": args.frames, "size": args.size, "adapter_into": into,
+               "frames": args.frames, "size": args.size,
                "films_seconds": seconds, "films_per_second": (len(parts) - len(NULLS)) * len(ids) / max(seconds, 1e-9), **judged(own, main, sources, args.seed), "conditionings": table,
                "strength": {n: {f"{x:g}": row(found[part]) for x, part in rows.items() if part in found} for n, rows in swept.items()},
-               "notes": NOTES | ({"adapter": "its latents are decoded, and the film is conditioned on these frames"} if into == "latents" else {}),
+               "notes": NOTES,
                "run": run_info(args, started, script="predict.py", device=f"{device.type} ({why})", dtype=str(dtype))}
 
     shown = {"real": real, "frozen": parts["frozen"]} | {n: parts[f"{n}-0"] for n in names}
@@ -1479,52 +1455,6 @@ def filmed(args, started):
 MODES = {"coherence": coherence, "latents": latents, "continue": continuation, "futures": futures, "film": filmed}
 
 
-def smoke_input(args, folder):
-    """A small random pipeline of diffusers' real classes and a Dinov2 judge, squares that move right, and an adapter's file of noise."""
-    from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline, LTXVideoTransformer3DModel
-    from PIL import Image
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast, T5Config, T5EncoderModel
-    torch.manual_seed(args.seed)
-    words = Tokenizer(models.WordLevel({w: k for k, w in enumerate(("<pad>", "</s>", "<unk>", "the", "square", "moves", "right"))}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    two = {"block_out_channels": (16, 16), "decoder_block_out_channels": (16, 16), "spatio_temporal_scaling": (True, False), "decoder_spatio_temporal_scaling": (True, False)}
-    vae = AutoencoderKLLTXVideo(latent_channels=4, down_block_types=("LTXVideoDownBlock3D",) * 2, layers_per_block=(1,) * 3, decoder_layers_per_block=(1,) * 3, decoder_inject_noise=(False,) * 3,
-                                upsample_residual=(False,) * 2, upsample_factor=(1,) * 2, patch_size=4, **two)
-    vae.latents_mean.uniform_(-1, 1)  # so that one who normalises one way only is found out
-    vae.latents_std.uniform_(0.5, 2)
-    LTXImageToVideoPipeline(
-        FlowMatchEulerDiscreteScheduler(), vae, T5EncoderModel(T5Config(vocab_size=7, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)),
-        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>"),
-        LTXVideoTransformer3DModel(in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32, num_layers=1, caption_channels=16)
-    ).save_pretrained(folder / "ltx")
-    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8)).save_pretrained(folder / "judge")
-    BitImageProcessor().save_pretrained(folder / "judge")
-    items = []
-    for k in range(32):
-        mask = torch.zeros(7, 32, 32, dtype=torch.uint8)
-        for t in range(7):
-            mask[t, 4 + k % 16:12 + k % 16, 4 + 2 * t:12 + 2 * t] = 1
-        frames = torch.where(mask[..., None] > 0, torch.tensor([200, 30, 30]), torch.full((3,), 60 + 5 * k)).byte()
-        items.append({"id": f"clip-{k}", "source": f"clip-{k}", "width": 32, "height": 32, "frames": frames, "mask": mask, "labels": ["square"], "names": ["square"],
-                      "direction": "right", "camera": [0, 0], "boxes": torch.tensor([[[4 + 2 * t, 4 + k % 16, 12 + 2 * t, 12 + k % 16]] for t in range(7)]).float(), "text": "a square"})
-    write_items(folder / "data", items, {"data": "synthetic", "name": "squares"})
-    save_pt(folder / "conditioning.pt", RESULT, [i["id"] for i in items], {"into": "prompt", "model": "planted", "weights": "random"}, embeds=torch.randn(32, 3, 16).half())
-    args.model, args.judge, args.data, args.adapter = str(folder / "ltx"), str(folder / "judge"), str(folder / "data"), str(folder / "conditioning.pt")
-    for name, first, count in (("past", 0, 3), ("last", 2, 1)):
-        write_items(folder / name, (i | {k: i[k][first:first + count].clone() for k in ("frames", "mask", "boxes")} for i in items),
-                    {"data": "synthetic", "name": name, "cut_from": "squares", "first": first, "frames": count})
-        plant_features(folder / f"{name}-features", [i["id"] for i in items], {"language.0": torch.randn(32, 1, 2, 2, 4)}, folder / name, size=32)
-    args.features, args.last, args.vae = str(folder / "past-features"), str(folder / "last-features"), str(folder / "ltx" / "vae")
-    args.frames, args.size, args.steps, args.seeds, args.strengths, args.past, args.horizon, args.epochs = 5, 32, 2, 2, "0.5", 3, 4, 2
-    args.out = args.out or str(folder / f"predict-{args.mode}.yaml")
-    if args.mode == "film":
-        for name, frame in (("a.png", items[0]["frames"][0]), ("b.png", items[0]["frames"][3])):
-            Image.fromarray(frame.numpy()).save(folder / name)
-        args.image, args.prompt, args.video = [str(folder / "a.png"), str(folder / "b.png")], "the square moves right", args.video or str(folder / "film.mp4")
-
-
 def get_args(argv):
     p = parser(__doc__)
     p.add_argument("--mode", help=f"what is asked: {', '.join(MODES)} (default: coherence, with --image film)")
@@ -1573,8 +1503,6 @@ def main(argv=None):
         refuse(f"--video {args.video} is no place for a film: it says in which .mp4 a film from --image goes, and the pipeline is named by --model")
     if (args.image or args.prompt) and args.mode != "film":
         refuse(f"--image and --prompt are for a film, and not for --mode {args.mode}; leave one of these out")
-    if args.smoke:
-        smoke_input(args, made_up_folder())
     result = mode(args, started)
     say(result)
     return result

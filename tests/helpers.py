@@ -135,3 +135,97 @@ def gate_inputs(folder):
     save_pt(folder / "probe.pt", RESULT, ids, {}, boxes=box, true_boxes=box, sources=ids, scores=scores)
     blank = {k: torch.zeros(8, 16, 16, 3, dtype=torch.uint8) for k in ("original", "vae", "bridge")}
     save_pt(folder / "adapt-latents.pt", RESULT, ids, {}, **blank)
+
+
+def random_autoencoder(patch_size, scaling):
+    """LTX-Video's autoencoder of as many stages as `scaling` has: which of them halve the grid. Four channels, whose mean is not 0 nor their spread 1."""
+    from diffusers import AutoencoderKLLTXVideo
+    n = len(scaling)
+    widths = {"block_out_channels": (16,) * n, "decoder_block_out_channels": (16,) * n, "down_block_types": ("LTXVideoDownBlock3D",) * n}
+    layers = {"layers_per_block": (1,) * (n + 1), "decoder_layers_per_block": (1,) * (n + 1), "decoder_inject_noise": (False,) * (n + 1)}
+    more = {"upsample_residual": (False,) * n, "upsample_factor": (1,) * n, "spatio_temporal_scaling": scaling}
+    vae = AutoencoderKLLTXVideo(latent_channels=4, patch_size=patch_size, decoder_spatio_temporal_scaling=scaling, **widths, **layers, **more)
+    vae.latents_mean.uniform_(-1, 1)  # so that normalising one way only is found out
+    vae.latents_std.uniform_(0.5, 2)
+    return vae
+
+
+def random_judge(folder, image_size, patch_size):
+    """A random Dinov2 of one layer."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**sizes, image_size=image_size, patch_size=patch_size)).save_pretrained(folder)
+    BitImageProcessor().save_pretrained(folder)
+
+
+def adapter_world(folder, seed=0):
+    """For adapt.py: a small random autoencoder and Dinov2 judge, squares as pictures, and features that are the latents themselves, rotated (at point `rotated`), half of them, and noise.
+
+    vae, judge, data, features, latents, spatial and random in `folder`.
+    """
+    from common import find_model, load_video_vae, write_items
+    torch.manual_seed(seed)
+    random_autoencoder(patch_size=8, scaling=(False,)).save_pretrained(folder / "vae")
+    random_judge(folder / "judge", image_size=224, patch_size=28)
+    corner = torch.rand(40, 2) * 40
+    boxes = torch.cat([corner, corner + 12 + torch.rand(40, 2) * 10], 1).round()
+    frames = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 64, 64, 3)  # no two pictures alike, whatever the boxes
+    for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
+        f[0, y1:y2, x1:x2] = 255
+    ids = [f"box-{i}" for i in range(40)]
+    items = [{"id": i, "source": i, "width": 64, "height": 64, "labels": ["box"]} for i in ids]
+    for item, f, b in zip(items, frames, boxes, strict=True):
+        item |= {"frames": f, "boxes": b[None]}
+    write_items(folder / "data", items, {"data": "synthetic", "name": "boxes"})
+    vae, _ = load_video_vae(find_model(str(folder / "vae")))
+    with torch.no_grad():
+        z = vae.encode(frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist.mode().permute(0, 2, 3, 4, 1)
+    z = (z - vae.latents_mean) / vae.latents_std
+    turned = z @ torch.linalg.qr(torch.randn(4, 4))[0]
+    points = {"features": {"rotated": turned}, "latents": {"latents": z}, "spatial": {"half": turned[..., :2]}, "random": {"rotated": torch.randn(z.shape)}}
+    for name, x in points.items():
+        plant_features(folder / name, ids, x, folder / "data", size=64)
+
+
+def video_world(folder, seed=0):
+    """For predict.py: a small random pipeline of diffusers' real classes and a Dinov2 judge, squares that move right (7 frames of 32 px, 32 clips), and an adapter's file of noise.
+
+    ltx, judge, data and conditioning.pt in `folder`; films of ltx have 2k+1 frames.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline, LTXVideoTransformer3DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    from common import RESULT, write_items
+    torch.manual_seed(seed)
+    words = Tokenizer(models.WordLevel({w: k for k, w in enumerate(("<pad>", "</s>", "<unk>", "the", "square", "moves", "right"))}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>")
+    vae = random_autoencoder(patch_size=4, scaling=(True, False))
+    text_encoder = T5EncoderModel(T5Config(vocab_size=7, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    heads = {"num_attention_heads": 2, "attention_head_dim": 16, "cross_attention_dim": 32, "num_layers": 1}
+    transformer = LTXVideoTransformer3DModel(in_channels=4, out_channels=4, caption_channels=16, **heads)
+    pipeline = LTXImageToVideoPipeline(FlowMatchEulerDiscreteScheduler(), vae, text_encoder, tokenizer, transformer)
+    pipeline.save_pretrained(folder / "ltx")
+    random_judge(folder / "judge", image_size=32, patch_size=8)
+    items = []
+    for k in range(32):
+        mask = torch.zeros(7, 32, 32, dtype=torch.uint8)
+        for t in range(7):
+            mask[t, 4 + k % 16:12 + k % 16, 4 + 2 * t:12 + 2 * t] = 1
+        frames = torch.where(mask[..., None] > 0, torch.tensor([200, 30, 30]), torch.full((3,), 60 + 5 * k)).byte()
+        boxes = torch.tensor([[[4 + 2 * t, 4 + k % 16, 12 + 2 * t, 12 + k % 16]] for t in range(7)]).float()
+        item = {"id": f"clip-{k}", "source": f"clip-{k}", "width": 32, "height": 32, "frames": frames, "mask": mask, "boxes": boxes}
+        item |= {"labels": ["square"], "names": ["square"], "direction": "right", "camera": [0, 0], "text": "a square"}
+        items.append(item)
+    write_items(folder / "data", items, {"data": "synthetic", "name": "squares"})
+    meta = {"into": "prompt", "model": "planted", "weights": "random"}
+    save_pt(folder / "conditioning.pt", RESULT, [i["id"] for i in items], meta, embeds=torch.randn(32, 3, 16).half())
+
+
+def changed(arguments, **new):
+    """A command line of pairs [flag, value, ...] with other values; None leaves a flag out."""
+    flags = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    flags |= {f"--{k.replace('_', '-')}": v for k, v in new.items()}
+    return [str(x) for k, v in flags.items() if v is not None for x in (k, v)]

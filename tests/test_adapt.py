@@ -1,15 +1,15 @@
 """Bridges on planted latents, the round trip through the decoder, gate 2's comparisons on worlds whose answer is known, and what is refused."""
-import argparse
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from helpers import adapter_world, changed, plant_features
 
 import adapt
 import common
-from common import HERE, find_model, load_features, load_items, load_pt, load_video_vae, load_yaml, lpips_model, plant_features, save_yaml, split_indices
+from common import HERE, find_model, load_features, load_items, load_pt, load_video_vae, load_yaml, lpips_model, save_yaml, split_indices
 
 SINGLE = [kind for kind in adapt.BRIDGES if kind != "fusion"]
 HOW = adapt.SETTINGS["latents"]
@@ -49,48 +49,40 @@ def test_a_bridge_finds_a_planted_map(kind):
     y = x @ torch.linalg.lstsq(planted()[0].flatten(0, 2), planted()[1].flatten(0, 2)).solution
     n = len(x)
     _, found = trained(kind, x, y, split(n), epochs=60 if kind != "perceiver" else 20)
-    assert found["val"] < (0.5 if kind != "perceiver" else 0.97) * y[split(n)["val"]].var()  # independent noise at 16 places does not go through a perceiver's few vectors
+    # independent noise at 16 places does not go through a perceiver's few vectors
+    assert found["val"] < (0.5 if kind != "perceiver" else 0.97) * y[split(n)["val"]].var()
 
 
-def test_the_same_seed_trains_the_same_bridge_and_another_does_not():
-    x, y = planted()
-    losses = [trained("mlp", x, y, split(), seed)[1]["val"] for seed in (0, 0, 1)]
-    assert losses[0] == losses[1] != losses[2]
-
-
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_items():
-    x, y = planted()
-    with pytest.raises(FloatingPointError, match="step 0, epoch 0, items"):
-        trained("mlp", x, y / 0, split())
-
-
-def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+def test_a_killed_training_goes_on_as_if_it_had_not_been_and_another_seed_is_another_training(tmp_path, monkeypatch):
     x, y = planted()
     whole, record = trained("queries", x, y, split(), epochs=4)
-
-    class Killed(Exception):
-        pass
     write = common._atomically
 
     def die_after_two(path, content):
         write(path, content)
         if torch.load(path, weights_only=True)["epoch"] == 2:
-            raise Killed
+            raise KeyboardInterrupt
     monkeypatch.setattr(common, "SAVE_SECONDS", -1)
     monkeypatch.setattr(common, "_atomically", die_after_two)
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         trained("queries", x, y, split(), epochs=4, state=tmp_path / "state.pt")
     monkeypatch.setattr(common, "_atomically", write)
     resumed, again = trained("queries", x, y, split(), epochs=4, state=tmp_path / "state.pt")
-    assert again["val"] == record["val"] and all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
-    other, _ = trained("queries", x, y, split(), epochs=4, lr=1e-3, state=tmp_path / "state.pt")  # of other settings: not taken up
+    assert again["val"] == record["val"]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    # of other settings: not taken up
+    other, _ = trained("queries", x, y, split(), epochs=4, lr=1e-3, state=tmp_path / "state.pt")
     assert not torch.equal(other.out.weight, whole.out.weight)
+    assert trained("queries", x, y, split(), 1, epochs=4)[1]["val"] != record["val"]
 
 
-def test_training_ends_where_val_no_longer_improves_and_keeps_the_best():
+def test_training_ends_where_val_no_longer_improves_and_where_a_loss_is_not_finite():
     x, y = planted()
-    _, found = trained("mlp", x, torch.randn(y.shape, generator=torch.Generator().manual_seed(1)), split(), epochs=200, patience=5)
+    noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    _, found = trained("mlp", x, noise, split(), epochs=200, patience=5)
     assert found["steps"] == (found["epoch"] + 5) * (50 // 32) < 200
+    with pytest.raises(FloatingPointError, match="step 0, epoch 0, items"):
+        trained("mlp", x, y / 0, split())
 
 
 @pytest.mark.parametrize("kind", list(adapt.BRIDGES))
@@ -103,17 +95,13 @@ def test_every_rung_of_the_ladder_has_the_parameters_it_says_within_five_percent
         try:
             free = adapt.sized(kind, target, *shape)
         except ValueError as e:
-            assert scale < 1 and "smallest" in str(e)  # position embeddings alone may be more than a scaled rung
+            # position embeddings alone may be more than a scaled rung
+            assert scale < 1 and "smallest" in str(e)
             continue
         with torch.device("meta"):
             count = adapt.parameters(adapt.BRIDGES[kind](*shape, **free))
         assert abs(count - target) <= 0.05 * target
     assert scale < 1 or count > 95e6
-
-
-def test_the_default_ladder_exists_for_the_default_bridge():
-    for millions in adapt.LADDER:
-        assert adapt.sized("queries", millions * 1e6 * (128 / 3584) ** 2, [(12, 12)], [128], (8, 8), 16)
 
 
 def test_the_ratio_of_two_bridges_is_one_between_equals_and_covers_the_true_one():
@@ -160,15 +148,10 @@ def test_two_ranks_train_the_same_bridge_as_one(tmp_path):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapt")
-    args = argparse.Namespace(seed=0, out=None, mode="latents", epochs=2, seeds=None)
-    adapt.smoke_input(args, folder)
-    arguments = ["--features", args.features, "--latents", args.latents, "--point", "rotated", "--epochs", "2", "--vae", args.vae, "--judge", args.judge, "--out", args.out]
+    adapter_world(folder)
+    own = [x for name in ("features", "latents", "vae", "judge") for x in (f"--{name}", str(folder / name))]
+    arguments = [*own, *f"--point rotated --epochs 2 --out {folder}/adapt-latents.yaml".split()]
     return folder, arguments, adapt.main(arguments)
-
-
-def changed(arguments, **new):
-    flags = dict(zip(arguments[::2], arguments[1::2], strict=True)) | {f"--{k.replace('_', '-')}": v for k, v in new.items()}
-    return [str(x) for pair in flags.items() for x in pair]
 
 
 def test_decoding_stored_latents_equals_the_autoencoders_own_reconstruction(made):
@@ -182,15 +165,8 @@ def test_decoding_stored_latents_equals_the_autoencoders_own_reconstruction(made
         own = ((vae.decode(z).sample[:, :, 0] + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     normalised = ((z.permute(0, 2, 3, 4, 1) - vae.latents_mean) / vae.latents_std)[:, 0]
     assert (adapt.decode(vae, normalised).int() - own.int()).abs().max() <= 1
-    assert adapt.round_trip(vae, frames, normalised) < 0.01 and adapt.round_trip(vae, frames, z[:, :, 0].permute(0, 2, 3, 1)) > 2  # and not normalised at all
-
-
-def test_the_round_trip_sees_a_decoding_that_does_not_undo_the_normalisation(made, monkeypatch):
-    folder, _, _ = made
-    vae, _ = load_video_vae(find_model(str(folder / "vae")))
-    frames = torch.cat([i["frames"] for i in load_items(folder / "data")[0][:4]])
-    monkeypatch.setattr(adapt, "decode_films", lambda vae, z, batch: ((vae.decode(z.permute(0, 4, 1, 2, 3)).sample + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1))
-    assert adapt.round_trip(vae, frames, load_features(folder / "latents")[1]("latents")[:4, 0]) > 2
+    assert adapt.round_trip(vae, frames, normalised) < 0.01
+    assert adapt.round_trip(vae, frames, z[:, :, 0].permute(0, 2, 3, 1)) > 2  # and not normalised at all
 
 
 def test_the_pixels_loss_is_lpips_and_a_tenth_of_l2_of_the_decoded_picture(made):
@@ -206,18 +182,15 @@ def test_the_pixels_loss_is_lpips_and_a_tenth_of_l2_of_the_decoded_picture(made)
     assert torch.allclose(torch.autograd.grad(loss, z)[0], torch.autograd.grad(plain, z)[0], atol=1e-6)
 
 
-def test_every_score_stands_between_floors_and_the_autoencoders_ceiling_in_the_yaml(made):
-    folder, _, result = made
+def test_scores_stand_between_floors_and_ceiling_and_the_saved_adapter_alone_makes_the_pictures(made):
+    folder, _, _ = made
     found = load_yaml(folder / "adapt-latents.yaml", "adapt")
     for name in ("ssim", "edge_f1", "recon_spatial_iou", "recon_map50"):
-        assert set(found["criteria"][name]["floors"]) == {"mean_image", "other_item"} and found[f"{name}_ceiling"] is not None
-    assert found["judge_spatial_iou_originals"] > 0.6  # the judge sees the squares in the originals, so it may be asked about pictures
-    assert found["bridge"] == result["bridge"] and (folder / "adapter.pt").is_file()
+        assert set(found["criteria"][name]["floors"]) == {"mean_image", "other_item"}
+        assert found[f"{name}_ceiling"] is not None
+    # the judge sees the squares in the originals, so it may be asked about pictures
+    assert found["judge_spatial_iou_originals"] > 0.6
     assert not list(folder.glob("*.training"))  # nothing is left of trainings that ended
-
-
-def test_the_saved_adapter_is_loaded_alone_and_is_the_bridge_that_made_the_pictures(made):
-    folder, _, _ = made
     use, meta = adapt.load_adapter(folder / "adapter.pt")
     assert load_yaml(folder / "adapter.yaml", "adapter")["point"] == meta["point"] == "rotated"
     features = load_features(folder / "features")[1]("rotated")[:, 0]
@@ -229,16 +202,17 @@ def test_the_saved_adapter_is_loaded_alone_and_is_the_bridge_that_made_the_pictu
 
 @pytest.mark.slow
 def test_the_ladder_in_full(made, tmp_path, monkeypatch):
-    folder, arguments, _ = made
-    monkeypatch.setattr(adapt, "REFERENCE_WIDTH", 200)  # the made-up tokens have four numbers; their ladder is 2,000 to 40,000
-    adapt.main(changed(arguments, mode="scaling", bridges="mlp", seeds=2, epochs=3, out=tmp_path / "s.yaml"))
+    # the made-up tokens have four numbers; their ladder is 2,000 to 40,000
+    monkeypatch.setattr(adapt, "REFERENCE_WIDTH", 200)
+    adapt.main(changed(made[1], mode="scaling", bridges="mlp", seeds=2, epochs=3, out=tmp_path / "s.yaml"))
     found = load_yaml(tmp_path / "s.yaml", "adapt")
     for row in found["sizes"].values():
         assert abs(row["parameters"] - row["wanted"]) <= 0.05 * row["wanted"]
-    assert len({step for row in found["sizes"].values() for step in row["steps"]}) == 1  # early stopping is off
+    # early stopping is off
+    assert len({step for row in found["sizes"].values() for step in row["steps"]}) == 1
     assert found["parameter_efficiency_low"] < found["parameter_efficiency"] < found["parameter_efficiency_high"]
-    assert found["criteria"]["parameter_efficiency"]["stand_in"] == ("lpips_random_backbone" in found) and "200" in found["ladder"]
-    assert (tmp_path / "s.png").stat().st_size > 20000
+    assert found["criteria"]["parameter_efficiency"]["stand_in"] == ("lpips_random_backbone" in found)
+    assert "200" in found["ladder"]
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +220,7 @@ def halves(tmp_path_factory):
     """80 pictures, and as features what the small autoencoder makes of them: all, either half of the channels, and noise. The spatial encoder holds one half, the model the other."""
     import data
     folder = tmp_path_factory.mktemp("halves")
-    data.main(["shapes", "--n", "80", "--size", "64", "--out", str(folder / "data")])
+    data.main(f"shapes --n 80 --size 64 --out {folder}/data".split())
     items, _ = load_items(folder / "data")
     vae, _ = load_video_vae(find_model("tiny-vae"))
     with torch.inference_mode():
@@ -254,9 +228,10 @@ def halves(tmp_path_factory):
         z = ((z - vae.latents_mean) / vae.latents_std).clone()
     noise = torch.randn(z[..., 8:].shape, generator=torch.Generator().manual_seed(0))
     for name, x in (("latents", z), ("spatial", z[..., :8]), ("model", z[..., 8:]), ("nothing", noise), ("random", noise.roll(1, 0))):
-        plant_features(folder / name, [i["id"] for i in items], {"latents" if name == "latents" else "tokens": x}, folder / "data", size=64)
-    return folder, ["--mode", "hybrid", "--features", folder / "model", "--latents", folder / "latents", "--spatial", folder / "spatial", "--random", folder / "random", "--point", "tokens",
-                    "--seeds", "2", "--epochs", "12", "--lr", "3e-3", "--loss", "latents", "--out", folder / "out.yaml"]
+        points = {"latents" if name == "latents" else "tokens": x}
+        plant_features(folder / name, [i["id"] for i in items], points, folder / "data", size=64)
+    own = f"--features {folder}/model --latents {folder}/latents --spatial {folder}/spatial --random {folder}/random"
+    return folder, f"--mode hybrid {own} --point tokens --seeds 2 --epochs 12 --lr 3e-3 --loss latents --out {folder}/out.yaml".split()
 
 
 @pytest.mark.slow
@@ -265,9 +240,10 @@ def test_the_hybrid_says_that_the_model_adds_what_the_encoder_lacks_and_that_noi
     folder, arguments = halves
     adapt.main(changed(arguments, features=folder / features, out=tmp_path / "h.yaml"))
     found = load_yaml(tmp_path / "h.yaml", "adapt")
-    assert set(found["arms"]) == {"fused", "zero", "noise", "shuffled", "twice", "random", "oracle", "spatial", "spatial_wide", "model", "model_twice"}
+    assert {"fused", "zero", "noise", "shuffled", "twice", "random", "oracle", "spatial_wide", "model_twice"} < set(found["arms"])
     assert found["model_adds"] == answer, (found["model_adds_gain_low"], found["model_adds_gain_high"])
-    if features == "nothing":  # where each holds a half, a model that attends to itself has its own half at its place, and so few steps do not tell it from the fused tokens
+    # where each holds a half, a model that attends to itself has its own half at its place, and so few steps do not tell it from the fused tokens
+    if features == "nothing":
         assert found["spatial_adds"] == "yes"
     assert found["arms"]["model_twice"]["bridge"] == "fusion"
     sizes = {k: found["arms"][k]["parameters"] for k in ("fused", "spatial_wide", "model", "spatial")}
@@ -275,120 +251,108 @@ def test_the_hybrid_says_that_the_model_adds_what_the_encoder_lacks_and_that_noi
 
 
 @pytest.mark.slow
-def test_an_ablation_changes_one_thing_at_a_time_and_a_start_from_a_trained_adapter_is_compared_with_one_from_scratch(halves, tmp_path):
-    folder, arguments = halves
-    short = {"spatial": folder / "spatial", "random": folder / "random", "epochs": 3, "bridges": "mlp,queries,bottleneck"}
-    adapt.main(changed(arguments, mode="ablation", **short | {"epochs": 12, "bridges": "mlp"}, out=tmp_path / "first.yaml"))
-    adapt.main(changed(arguments, mode="ablation", **short, init=tmp_path / "adapter-ablation.pt", out=tmp_path / "a.yaml"))
-    found = load_yaml(tmp_path / "a.yaml", "adapt")
-    assert found["groups"]["bridge"] == ["mlp", "queries", "bottleneck"] and len(found["groups"]["samples"]) == 4 and found["groups"]["init"] == ["from scratch", "from --init"]
-    assert found["arms"]["from --init"]["kept_parameters"] == found["arms"]["from --init"]["parameters"]  # the same model: everything fits
-    assert found["arms"]["from --init"]["worse_high"] < 0 and (tmp_path / "a.png").is_file()
+def test_an_ablation_compares_bridges_samples_and_a_start_from_a_trained_adapter(halves, tmp_path):
+    adapt.main(changed(halves[1], mode="ablation", epochs=12, bridges="mlp", out=tmp_path / "first.yaml"))
+    started = {"init": tmp_path / "adapter-ablation.pt", "out": tmp_path / "a.yaml"}
+    found = adapt.main(changed(halves[1], mode="ablation", epochs=3, bridges="mlp,queries,bottleneck", **started))
+    groups, arm = found["groups"], found["arms"]["from --init"]
+    assert groups["bridge"] == ["mlp", "queries", "bottleneck"] and len(groups["samples"]) == 4
+    assert groups["init"] == ["from scratch", "from --init"] and arm["worse_high"] < 0
+    assert arm["kept_parameters"] == arm["parameters"]  # the same model: everything fits
 
 
 @pytest.mark.slow
 def test_lora_starts_as_the_model_itself_trains_only_what_the_layer_reads_and_learns(tmp_path):
     import data
     import extract
-    data.main(["shapes", "--n", "60", "--size", "96", "--out", str(tmp_path / "data")])
+    data.main(f"shapes --n 60 --size 96 --out {tmp_path}/data".split())
     for model, points in (("tiny", "language.0,language.1,language.2"), ("tiny-vae", "latents")):
-        extract.main(["--model", model, "--data", str(tmp_path / "data"), "--points", points, "--out", str(tmp_path / model)])
-    adapt.main(["--mode", "ablation", "--features", str(tmp_path / "tiny"), "--latents", str(tmp_path / "tiny-vae"), "--point", "language.1", "--bridges", "mlp,lora", "--seeds", "2", "--warm", "0",
-                "--epochs", "4", "--lr", "5e-3", "--loss", "latents", "--out", str(tmp_path / "a.yaml")])
+        extract.main(f"--model {model} --data {tmp_path}/data --points {points} --out {tmp_path}/{model}".split())
+    adapt.main(f"--mode ablation --features {tmp_path}/tiny --latents {tmp_path}/tiny-vae --point language.1 --bridges mlp,lora --seeds 2 --warm 0 --epochs 4 --lr 5e-3 --loss latents "
+               f"--out {tmp_path}/a.yaml".split())
     found = load_yaml(tmp_path / "a.yaml", "adapt")["arms"]["lora"]
-    assert found["point"] == "language.1" and min(found["best_epoch"]) > 1 and found["val_loss"][0] != found["val_loss"][1]
+    assert found["point"] == "language.1" and min(found["best_epoch"]) > 1
+    assert found["val_loss"][0] != found["val_loss"][1]
     # rank 8 on queries and values of two layers (width 128, keys and values of as many heads as the configuration says), and a linear map to 16 channels
     heads = load_yaml(find_model("tiny")["path"] + "/config.json")["text_config"]
-    width, values = heads["hidden_size"], heads["hidden_size"] // heads["num_attention_heads"] * heads["num_key_value_heads"]
+    width = heads["hidden_size"]
+    values = heads["hidden_size"] // heads["num_attention_heads"] * heads["num_key_value_heads"]
     assert found["parameters"] == 2 * 8 * ((width + width) + (width + values)) + 16 * (width + 1)
 
 
 @pytest.mark.slow
-def test_an_adapter_learns_to_say_what_the_text_encoder_would_and_from_noise_it_learns_nothing(tmp_path):
+def test_an_adapter_learns_to_say_what_the_text_encoder_would_and_from_noise_it_learns_nothing(tmp_path, refused):
     import data
-    data.main(["moving", "--n", "60", "--out", str(tmp_path / "clips")])
+    data.main(f"moving --n 60 --out {tmp_path}/clips".split())
     items, _ = load_items(tmp_path / "clips")
-    words = sorted({w for i in items for w in (*i["names"][-1].split(), i["direction"])})
-    told = torch.tensor([[float(w in (*i["names"][-1].split(), i["direction"])) for w in words] for i in items])[:, None, None, None].expand(-1, 2, 2, 2, -1)
+    said = [(*i["names"][-1].split(), i["direction"]) for i in items]
+    words = sorted({w for row in said for w in row})
+    told = torch.tensor([[float(w in row) for w in words] for row in said])[:, None, None, None].expand(-1, 2, 2, 2, -1)
     noise = torch.randn(told.shape, generator=torch.Generator().manual_seed(0))
     gains = {}
     for name, x in (("told", told), ("noise", noise)):
-        plant_features(tmp_path / name, [i["id"] for i in items], {"language.0": x}, tmp_path / "clips", size=64)
-        adapt.main(["--mode", "video", "--features", str(tmp_path / name), "--lr", "3e-3", "--epochs", "40", "--seeds", "2", "--out", str(tmp_path / name / "video.yaml")])
-        found = load_yaml(tmp_path / name / "video.yaml", "adapt")
+        at = tmp_path / name
+        plant_features(at, [i["id"] for i in items], {"language.0": x}, tmp_path / "clips", size=64)
+        adapt.main(f"--mode video --features {at} --lr 3e-3 --epochs 40 --seeds 2 --out {at}/video.yaml".split())
+        found = load_yaml(at / "video.yaml", "adapt")
         gains[name] = [found["criteria"][k]["gain_low"] for k in ("embedding_error", "flow_error")]
     assert min(gains["told"]) > 0 and gains["noise"][0] < 0.02, gains
     kept = load_pt(tmp_path / "told" / "conditioning-prompt.pt", "foresight.result.v1")
-    use, meta = adapt.load_adapter(tmp_path / "told" / "adapter-prompt.pt")
-    assert kept["ids"] == [i["id"] for i in items] and kept["meta"]["into"] == meta["into"] == "prompt" and kept["embeds"].shape[2] == 64
+    adapter = tmp_path / "told" / "adapter-prompt.pt"
+    use, meta = adapt.load_adapter(adapter)
+    assert kept["ids"] == [i["id"] for i in items] and kept["meta"]["into"] == meta["into"] == "prompt"
+    assert kept["embeds"].shape[2] == 64
     assert (use(told.half().float().flatten(1, 2)) - kept["embeds"].float()).abs().max() < 1e-2
-    adapt.main(["--apply", str(tmp_path / "told" / "adapter-prompt.pt"), "--features", str(tmp_path / "told"), "--out", str(tmp_path / "again.pt")])
+    adapt.main(f"--apply {adapter} --features {tmp_path}/told --out {tmp_path}/again.pt".split())
     assert torch.equal(load_pt(tmp_path / "again.pt", "foresight.result.v1")["embeds"], kept["embeds"])
+    plant_features(tmp_path / "other", [i["id"] for i in items], {"language.9": noise}, tmp_path / "clips", size=64)
+    refused(lambda: adapt.main(f"--apply {adapter} --features {tmp_path}/other".split()), "reads language.0")
 
 
-@pytest.mark.parametrize("into", ["prompt", "caption"])
-def test_the_published_transformer_takes_what_an_adapter_gives_at_either_place(into):
+def test_the_published_transformer_takes_what_an_adapter_gives():
+    from types import SimpleNamespace
+
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
     with init_empty_weights():
-        pipeline = argparse.Namespace(transformer=LTXVideoTransformer3DModel(), vae=AutoencoderKLLTXVideo())
-    w = argparse.Namespace(pipeline=pipeline, args=argparse.Namespace(into=into), dtype=torch.float32)
+        pipeline = SimpleNamespace(transformer=LTXVideoTransformer3DModel(), vae=AutoencoderKLLTXVideo())
+    w = SimpleNamespace(pipeline=pipeline, dtype=torch.float32)
     with torch.device("meta"):
-        out = adapt.velocity(w, torch.empty(2, 3, 4, 4, 128), torch.empty(2, 3), torch.empty(2, 32, 4096 if into == "prompt" else 2048), torch.ones(2, 32))
+        out = adapt.velocity(w, torch.empty(2, 3, 4, 4, 128), torch.empty(2, 3), torch.empty(2, 32, 4096), torch.ones(2, 32))
     assert out.shape == (2, 3, 4, 4, 128)
 
 
-def refused(capsys, *arguments):
-    with pytest.raises(SystemExit) as e:
-        adapt.main([str(a) for a in arguments])
-    err = capsys.readouterr().err
-    assert e.value.code == 2 and err.count("error:") == 1, err
-    return err
+BAD = [("'vision.7'", {"point": "vision.7"}), ("--spatial", {"mode": "hybrid"}), ("unknown bridge 'fusion'", {"bridges": "fusion"}),
+       ("the smallest queries bridge", {"mode": "scaling", "bridges": "queries"}), ("no learning rate", {"lr": -1}), ("--seeds 0", {"seeds": 0}),
+       ("latents and pixels", {"loss": "flow"}), ("give 11 or 13", {"mode": "video", "frames": 12}), ("has 1 frames", {"mode": "video", "frames": 9}), ("--align", {"point": None})]
 
 
-def test_bad_input_is_refused_in_one_sentence(made, tmp_path, capsys):
+def test_bad_input_is_refused_in_one_sentence(made, tmp_path, refused):
     folder, arguments, _ = made
 
-    def but(**new):
-        return refused(capsys, *changed(arguments, **new))
-
-    assert "does not exist" in but(features=tmp_path / "nowhere")
-    assert "'vision.7'" in but(point="vision.7")
-    assert "mlp" in but(bridges="resampler")
-    assert "unknown model" in but(vae="tiny-vea")
-    assert "a vae and an encoder are needed" in but(vae=str(folder / "judge"))
-    assert "--spatial" in but(mode="hybrid")
-    assert "the smallest queries bridge" in but(mode="scaling", bridges="queries")
-    assert "unknown bridge 'fusion'" in but(mode="latents", bridges="fusion")
-    assert "unknown bridge 'lora'" in but(mode="ablation", bridges="lora")
-    assert "no learning rate" in but(lr=-1)
-    assert "--seeds 0" in but(seeds=0)
-    assert "--epochs 0" in but(epochs=0)
-    assert "--batch 0" in but(batch=0)
-    assert "latents and pixels" in but(loss="flow")
-    assert "--init goes with" in but(init=folder / "adapter.pt")
-    assert "leave --mode video out" in refused(capsys, "--smoke", "--mode", "video")
+    def but(*words, **new):
+        refused(lambda: adapt.main(changed(arguments, **new)), *words)
+    for words, new in BAD:
+        but(words, **new)
+    but("does not exist", features=tmp_path / "nowhere")
+    but("a vae and an encoder are needed", vae=folder / "judge")
+    but("--init goes with", init=folder / "adapter.pt")
+    but("foresight.adapter", mode="ablation", init=folder / "adapt-latents.pt")
+    but("gives latents", apply=folder / "adapter.pt")
+    # what align.py says where no layer has a grid
+    save_yaml(tmp_path / "align.yaml", {"stage": "align", "linear_r2_layer": None})
+    but("linear_r2_layer", point=None, align=tmp_path / "align.yaml")
     index = load_yaml(folder / "features" / "index.yaml")
     save_yaml(tmp_path / "cousin" / "index.yaml", index | {"kind": "vlm", "model": "tiny-llava-next"})
     (tmp_path / "cousin" / "rotated").symlink_to(folder / "features" / "rotated")
-    assert "Qwen's family" in but(mode="ablation", bridges="mlp,lora", features=tmp_path / "cousin")
-    assert "foresight.adapter" in but(mode="ablation", init=folder / "adapt-latents.pt")
-    assert "give 11 or 13" in but(mode="video", frames=12)
-    assert "reads rotated" in refused(capsys, "--apply", folder / "adapter.pt", "--features", folder / "latents")
-    assert "has 1 frames" in but(mode="video", frames=9)
-    assert "--align" in refused(capsys, "--features", folder / "features", "--latents", folder / "latents")
-    save_yaml(tmp_path / "align.yaml", {"stage": "align", "linear_r2_layer": None})  # what align.py says where no layer has a grid
-    assert "linear_r2_layer" in refused(capsys, "--features", folder / "features", "--latents", folder / "latents", "--align", tmp_path / "align.yaml")
-    gridless = load_yaml(folder / "features" / "index.yaml")
-    gridless["points"] |= {"merger": {"shape": [1, 1, 5, 8], "grid": False}}
-    save_yaml(tmp_path / "gridless" / "index.yaml", gridless)
-    err = but(features=tmp_path / "gridless", point="merger")
-    assert "merger have no place in the picture" in err and "--point one of rotated" in err
-    (tmp_path / "file").write_text("")
-    assert "cannot write" in but(out=tmp_path / "file" / "x.yaml")
-    half = {"latents": load_features(folder / "latents")[1]("latents") / 2 + 1}  # as if normalised one way only
-    plant_features(tmp_path / "half", load_yaml(folder / "latents" / "index.yaml")["ids"], half, folder / "data", size=64)
-    assert "does not hold latents of" in but(latents=tmp_path / "half")
+    but("Qwen's family", mode="ablation", bridges="mlp,lora", features=tmp_path / "cousin")
+    index["points"] |= {"merger": {"shape": [1, 1, 5, 8], "grid": False}}
+    save_yaml(tmp_path / "gridless" / "index.yaml", index)
+    but("merger have no place in the picture", features=tmp_path / "gridless", point="merger")
     index = load_yaml(folder / "latents" / "index.yaml")
+    # as if normalised one way only
+    half = {"latents": load_features(folder / "latents")[1]("latents") / 2 + 1}
+    plant_features(tmp_path / "half", index["ids"], half, folder / "data", size=64)
+    but("does not hold latents of", latents=tmp_path / "half")
     save_yaml(tmp_path / "other" / "index.yaml", index | {"ids": index["ids"][::-1]})
-    assert "same items" in but(latents=tmp_path / "other")
+    but("same items", latents=tmp_path / "other")

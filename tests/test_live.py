@@ -101,26 +101,23 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
 # ---------------------------------------------------------------- films
 
 @pytest.mark.slow
-def test_a_film_begins_with_the_picture_and_is_written_three_times(tmp_path, clips, capsys):
+def test_a_film_begins_with_the_picture_and_is_written_three_times(tmp_path, clips):
     item, other = clips[0], clips[1]
-    found = predict.main(["--image", *saved(tmp_path, item, 0), "--prompt", common.caption(item), "--video", str(tmp_path / "out.mp4")])
-    said = capsys.readouterr().out
+    line = ["--image", *saved(tmp_path, item, 0), "--prompt", common.caption(item), "--video", str(tmp_path / "out.mp4")]
+    found = predict.main(line)
     x, height, width, rate = film(tmp_path / "out.mp4")
     assert (len(x), height, width, rate) == (9, 256, 256, 2) == (found["frames"], found["height"], found["width"], found["fps"])
     vae, _ = common.load_video_vae(common.find_model("tiny-vae"))
     through, wrong = (common.decode_films(vae, common.encode_films(vae, i["frames"][None, :1]))[0, 0] for i in (item, other))
-    assert apart(x[0], through) < 0.02 < 0.06 < apart(x[0], wrong)
-    assert apart(x[0], x[8]) > 0.005  # it moves
+    assert apart(x[0], through) < 0.02 < 0.06 < apart(x[0], wrong) and apart(x[0], x[8]) > 0.005  # it moves
     gif = Image.open(tmp_path / "out.gif")
     assert gif.n_frames == 9 and gif.size == (256, 256) and gif.info["duration"] == 500
     first = common.frames_of({"frames": torch.from_numpy(np.array(gif.convert("RGB")))[None]}, 64)[0]
     assert apart(first, x[0]) < 0.02
     facts = common.load_yaml(tmp_path / "out.yaml", "predict")
     assert (facts["mode"], facts["model"], facts["weights"], facts["shown_at"]) == ("film", "tiny-ltx", "small", [0])
-    for key in ("video", "gif", "frames", "seconds", "model", "weights"):
-        assert f"\n{key} {facts[key]}\n" in said
     before = (tmp_path / "out.mp4").read_bytes()
-    predict.main(["--image", *saved(tmp_path, item, 0), "--prompt", common.caption(item), "--video", str(tmp_path / "out.mp4")])
+    predict.main(line)
     assert (tmp_path / "out.mp4").read_bytes() == before and not list(tmp_path.glob(".*"))
 
 
@@ -156,40 +153,22 @@ def test_a_film_gets_the_shape_of_the_picture_back_in_even_sides(tmp_path, shape
     assert predict.save_film(tmp_path / "b.mp4", big, (10, 10), 25) == (320, 320)
 
 
-def test_the_smoke_film_is_made_by_a_pipeline_of_random_weights():
-    found = predict.main(["--smoke", "--mode", "film"])
-    assert (found["frames"], found["shown_at"], found["weights"], found["size"]) == (5, [0, 2], "unstated", 32)
-
-
 def test_what_cannot_be_filmed_is_refused_before_anything_is_loaded(tmp_path, circle, refused, monkeypatch):
     monkeypatch.setattr(predict, "load_video_pipeline", None)
-    (tmp_path / "words.jpg").write_text("no picture")
     (tmp_path / "half.png").write_bytes(Path(circle).read_bytes()[:200])
-    (tmp_path / "a.gif").write_bytes(b"")
     Image.open(circle).save(tmp_path / "b.gif")
-    (tmp_path / "file").touch()
 
     def make(*flags, image=(circle,)):
         return lambda: predict.main(["--image", *map(str, image), "--video", str(tmp_path / "x.mp4"), *map(str, flags)])
     refused(make(image=[tmp_path / "none.jpg"]), tmp_path / "none.jpg", "does not exist")
-    refused(make(image=[circle, tmp_path / "words.jpg"]), tmp_path / "words.jpg", "cannot be read as a picture")
-    refused(make(image=[tmp_path / "half.png"]), "half.png", "cannot be read")
-    refused(make(image=[tmp_path]), "does not exist")
+    refused(make(image=[tmp_path / "half.png"]), "half.png", "cannot be read as a picture")
     refused(make("--video", "tiny-ltx"), "--video tiny-ltx", "--model")
-    refused(make("--video", tmp_path / "x.avi"), "x.avi", ".mp4")
-    refused(lambda: predict.main(["--video", "tiny-ltx", "--mode", "continue"]), "--video tiny-ltx", "--model")
-    refused(lambda: predict.main(["--mode", "film"]), "--image")
-    refused(lambda: predict.main(["--mode", "futures", "--image", circle]), "--mode futures")
-    refused(lambda: predict.main(["--prompt", "a"]), "--prompt", "coherence")
-    refused(make("--video", tmp_path / "file" / "x.mp4"), "cannot write")
     refused(make("--video", tmp_path / "b.mp4", image=[tmp_path / "b.gif"]), "over the picture")
     refused(make(image=[circle] * 6), "6 pictures", "first 5")
     refused(make("--frames", 12), "--frames 12", "2k+1")
-    refused(make("--size", 65), "--size 65")
-    refused(make("--steps", 0), "--steps 0")
     refused(make("--fps", 500), "--fps 500")
-    refused(make("--model", "tiny-vae"), "is a vae")
-    refused(make("--model", "tiny-lxt"), "tiny-ltx")
+    refused(lambda: predict.main(["--mode", "film"]), "--image")
+    refused(lambda: predict.main(["--mode", "futures", "--image", circle]), "--mode futures")
 
 
 # ---------------------------------------------------------------- questions

@@ -1,15 +1,15 @@
 """adapt.py --mode plan: what tuning needs of memory, held against published points and against the models at full size."""
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 import torch.utils._python_dispatch
 from test_registry import PUBLISHED
-from test_tune import item, tuned
+from test_tune import item, of_split, tuned
 
 import adapt
-import common
-from common import find_model, load_yaml, write_items
+from common import MODELS, find_model, load_yaml, write_items
 
 LLAMA2_7B = {"layers": 32, "d": 4096, "q": 4096, "kv": 4096, "inter": 11008, "vocab": 32000, "heads": 32, "linear": 32 * (4 * 4096**2 + 3 * 4096 * 11008), "rest": 2 * 32000 * 4096,
              "tower": {"layers": 0, "d": 0, "inter": 0, "patch": 0, "merge": 1, "weights": 0}}
@@ -22,17 +22,31 @@ def test_the_six_published_points_within_fifteen_percent(thousand, gb):
     assert sum(adapt.memory(LLAMA2_7B, "qlora", tokens, tokens, rank=8).values()) / 1e9 == pytest.approx(gb, rel=0.15)
 
 
-@pytest.mark.parametrize("name", list(adapt.WIDTHS))
-def test_what_the_table_says_of_a_model_is_what_it_is_at_full_size(name, tmp_path):
+def of_full_size(name, folder):
+    """(shape_of a folder that holds nothing but the published configuration of a model, that model on the meta device)."""
     with torch.device("meta"):
         model = PUBLISHED[name]()
-    model.config.save_pretrained(tmp_path / name)
-    own, built = (adapt.shape_of(entry) for entry in (find_model(name), find_model(str(tmp_path / name))))
-    weights = [x["tower"].pop("weights") for x in (own, built)]
-    heads = [x.pop("heads") for x in (own, built)]
-    assert own == built and weights[0] == pytest.approx(weights[1], rel=0.02) and heads[0] <= heads[1]
-    linear = sum(m.weight.numel() for n, m in model.model.language_model.layers.named_modules() if isinstance(m, torch.nn.Linear))
-    assert built["linear"] == linear
+    model.config.save_pretrained(folder / name)
+    entry = find_model(str(folder / name))
+    return adapt.shape_of(entry, adapt.config_of(entry)), model
+
+
+ONE_OF_EACH = {MODELS[name]["type"]: name for name in PUBLISHED if MODELS[name]["type"] in adapt.TUNABLE}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH.values())
+def test_what_the_configuration_says_of_a_model_is_what_it_is_at_full_size(name, tmp_path):
+    shape, model = of_full_size(name, tmp_path)
+    entry, tower, layers = MODELS[name], shape["tower"], model.model.language_model.layers
+    assert entry["vision"] == (tower["layers"], tower["patch"], tower["d"])
+    assert entry["language"] == (shape["layers"], tower["merge"], shape["d"])
+    block = layers[0]
+    for key, part in (("q", block.self_attn.q_proj), ("kv", block.self_attn.k_proj), ("inter", block.mlp.up_proj)):
+        assert shape[key] == part.weight.shape[0]
+    assert shape["linear"] == sum(m.weight.numel() for m in layers.modules() if isinstance(m, torch.nn.Linear))
+    assert shape["rest"] == shape["vocab"] * shape["d"] * (2 if entry["head"] else 1)
+    total = shape["linear"] + shape["rest"] + tower["weights"]
+    assert total / 1e9 == pytest.approx(entry["params"], rel=0.02)
 
 
 class Live(torch.utils._python_dispatch.TorchDispatchMode):
@@ -82,66 +96,71 @@ def test_what_is_alive_at_the_peak_of_a_step_is_what_the_plan_says_within_a_fift
     assert (0.7 if scored > 100 else 0.8) * said <= live.peak <= 1.2 * said
 
 
-def test_every_part_grows_with_what_it_depends_on_and_with_nothing_else():
-    shape = adapt.shape_of(find_model("qwen2.5-vl-7b"))
+def test_every_part_grows_with_what_it_depends_on_and_with_nothing_else(tmp_path):
+    shape, _ = of_full_size("qwen2.5-vl-7b", tmp_path)
     base = adapt.memory(shape, "lora", 1000, 50, 1024)
-
-    def differs(*given, **more):
+    for grows, given, more in (({"kept", "layer"}, ("lora", 2000, 50, 1024), {}), ({"logits"}, ("lora", 1000, 100, 1024), {}), ({"vision"}, ("lora", 1000, 50, 2048), {}),
+                               ({"trained"}, ("lora", 1000, 50, 1024), {"rank": 32}), ({"trained"}, ("lora", 1000, 50, 1024), {"adam8bit": True}),
+                               ({"kept"}, ("lora", 1000, 50, 1024), {"checkpoint": False}), ({"weights", "weight"}, ("qlora", 1000, 50, 1024), {}),
+                               ({"trained", "vision"}, ("lora", 1000, 50, 1024), {"vision": "lora"})):
         found = adapt.memory(shape, *given, **more)
-        return {k for k in base if abs(found[k] - base[k]) > 1}
-    assert differs("lora", 2000, 50, 1024) == {"kept", "layer"} and differs("lora", 1000, 100, 1024) == {"logits"} and differs("lora", 1000, 50, 2048) == {"vision"}
-    assert differs("lora", 1000, 50, 1024, rank=32) == {"trained"} and differs("lora", 1000, 50, 1024, adam8bit=True) == {"trained"}
-    assert differs("lora", 1000, 50, 1024, checkpoint=False) == {"kept"} and differs("qlora", 1000, 50, 1024) == {"weights", "weight"}
-    assert differs("lora", 1000, 50, 1024, vision="lora") == {"trained", "vision"}
+        assert {k for k in base if abs(found[k] - base[k]) > 1} == grows
     full = adapt.memory(shape, "full", 1000, 50, 1024)
     assert full["trained"] == 16 * (shape["linear"] + shape["rest"]) and full["weights"] == 0
     assert adapt.memory(shape, "full", 1000, 50, 1024, vision="full")["embeddings_tower"] == 0
 
 
-def test_the_table_holds_every_model_method_and_number_of_frames_and_says_where_it_fits(tmp_path, capsys):
-    found = adapt.main(["--mode", "plan", "--max-memory", "12GB", "--out", str(tmp_path / "plan.yaml")])
-    assert load_yaml(tmp_path / "plan.yaml", "adapt")["rows"] == len(found["plan"]) == 13 * 3 * 3
-    rows = {(r["model"], r["method"], r["frames"]): r for r in found["plan"]}
-    big = rows["qwen2.5-vl-7b", "qlora", 8]
-    assert big["t4"] and not rows["qwen2.5-vl-7b", "lora", 8]["t4"] and rows["qwen2.5-vl-7b", "lora", 8]["a100_40"] and not rows["qwen2.5-vl-7b", "full", 1]["a100_80"]
+def test_the_table_says_of_every_model_where_it_fits_and_which_cannot_be_had(tmp_path, capsys, monkeypatch, refused):
+    config_of = adapt.config_of
+    monkeypatch.setattr(adapt, "config_of", lambda entry: config_of(entry) if Path(entry["path"]).is_dir() else None)
+    of_full_size("qwen2.5-vl-7b", tmp_path)
+
+    def planned(*flags):
+        return adapt.main(["--mode", "plan", "--max-memory", "12GB", "--out", str(tmp_path / "plan.yaml"), *flags])
+    found = planned()
+    assert load_yaml(tmp_path / "plan.yaml", "adapt")["rows"] == len(found["plan"]) == 4 * 3 * 3
+    assert len(found["config_not_reachable"]) == capsys.readouterr().out.count("config not reachable") == 13
+    table = planned("--models", str(tmp_path / "qwen2.5-vl-7b"))["plan"]
+    rows = {(r["method"], r["frames"]): r for r in table}
+    big = rows["qlora", 8]
+    assert big["t4"] and not rows["lora", 8]["t4"] and rows["lora", 8]["a100_40"]
+    assert not rows["full", 1]["a100_80"]
     assert not big["here"] or torch.cuda.is_available()  # no 4 bits on a CPU
     assert big["gb"] == pytest.approx(sum(big[k] for k in adapt.memory(LLAMA2_7B, "qlora", 1, 1)))
-    shown = capsys.readouterr().out
-    assert sum(line.startswith("qwen2.5-vl-7b ") for line in shown.splitlines()) == 9 and "t4, a100_40, a100_80" in shown
-    small = adapt.main(["--mode", "plan", "--models", "tiny", "--out", str(tmp_path / "tiny.yaml")])["plan"]
-    assert len(small) == 9 and all(r["gb"] < 1 for r in small)
+    refused(lambda: planned("--models", "dinov2-l"), "--models dinov2-l is a dinov2", "qwen2.5-vl-7b")
+    refused(lambda: planned("--models", "qwen2-vl-2b"), "config not reachable: qwen2-vl-2b", "hf download")
 
 
-def test_a_training_that_cannot_fit_is_refused_and_the_flag_it_names_makes_it_fit(small_vlm, tmp_path, refused, monkeypatch, capsys):
-    write_items(tmp_path / "d", [item(k, source=f"{('train', 'val', 'test')[k % 3]}:{k}") for k in range(48)], {"data": "synthetic"})
-    load = adapt.load_vlm
-    monkeypatch.setattr(adapt, "load_vlm", None)
-    monkeypatch.setattr(common, "memory_left", None)
+def test_a_configuration_comes_from_the_cache_and_is_asked_for_once_without_a_network(monkeypatch, tmp_path):
+    import huggingface_hub
+    asked, cached, entry = [], [None], find_model("qwen2.5-vl-7b")
 
-    def need(*more):
-        """What the plan says, found by asking for less and less."""
-        with pytest.raises(SystemExit):
-            tuned(small_vlm, tmp_path / "d", tmp_path / "out", "--batch", 16, "--max-memory", "1MB", *more)
-        return float(capsys.readouterr().err.split("needs ")[1].split(" GB")[0])
+    def unreachable(url, **more):
+        asked.append(url)
+        raise ConnectionError
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **more: cached[0])
+    assert adapt.config_of(entry) is None and len(asked) == 1
+    of_full_size("qwen2.5-vl-7b", tmp_path)
+    cached[0] = str(tmp_path / "qwen2.5-vl-7b" / "config.json")
+    assert adapt.config_of(entry).text_config.hidden_size == 3584 and len(asked) == 1
+
+
+def test_a_training_that_cannot_fit_is_refused_and_one_that_fits_is_begun(small_vlm, tmp_path, refused, monkeypatch):
+    write_items(tmp_path / "d", [item(k, source=of_split(k)) for k in range(48)], {"data": "synthetic"})
     monkeypatch.setattr(adapt, "memory_left", lambda device, most: most)
-    monkeypatch.setattr(adapt, "memory", lambda *args, memory=adapt.memory, **more: memory(*args, **more | {"context": 0}) | {"large": 1e12 * args[2]})
-    assert need() == pytest.approx(2 * need("--accumulate", 2), rel=1e-3)
-    refused(lambda: tuned(small_vlm, tmp_path / "d", tmp_path / "out", "--batch", 16, "--max-memory", f"{need() - 1}GB"), "needs", "--accumulate 16 makes it fit")
-    refused(lambda: tuned(small_vlm, tmp_path / "d", tmp_path / "out", "--batch", 1, "--max-memory", "1MB"), "no flag makes it fit", "smaller model")
-    monkeypatch.setattr(adapt, "load_vlm", load)
-    found = tuned(small_vlm, tmp_path / "d", tmp_path / "out", "--batch", 16, "--max-memory", f"{need() - 1}GB", "--accumulate", 16)
-    assert found["planned_gb"] == pytest.approx(sum(found["plan"].values()))
+    memory = adapt.memory
 
+    def larger(*args, **more):  # 10 MB a token of a micro-batch
+        return memory(*args, **more | {"context": 0}) | {"large": 1e7 * args[2]}
+    monkeypatch.setattr(adapt, "memory", larger)
 
-def test_remedies_come_one_alone_where_one_is_enough_and_together_where_not():
-    how = {"checkpoint": False, "batch": 8, "accumulate": 1, "adam8bit": False, "method": "lora", "vision": "frozen"}
-    assert adapt.remedy(lambda c: "checkpoint" in c, how, "cuda", 200704, 900) == "--checkpoint"
-    assert adapt.remedy(lambda c: c.get("method") == "qlora", how, "cuda", 200704, 900) == "--method qlora"
-    assert adapt.remedy(lambda c: c.get("method") == "qlora", how, "cpu", 200704, 900) is None
-    assert adapt.remedy(lambda c: c.get("max_pixels", 1e9) < 60000, how, "cuda", 200704, 900) == "--max-pixels 50176"
-    assert adapt.remedy(lambda c: c.get("max_tokens", 1e9) < 500, how, "cpu", 200704, 900) == "--max-tokens 450"
-    assert adapt.remedy(lambda c: {"checkpoint", "accumulate"} <= set(c), how, "cpu", 200704, 900) == "--checkpoint --accumulate 8"
-
-
-def test_what_cannot_be_tuned_is_not_planned(refused):
-    refused(lambda: adapt.main(["--mode", "plan", "--models", "dinov2-l"]), "--models dinov2-l is a dinov2", "qwen2.5-vl-7b")
+    def ask(size, *more):
+        return tuned(small_vlm, tmp_path / "d", tmp_path / "out", "--batch", 16, "--max-memory", size, *more)
+    found = ask("1000GB")
+    need, large = found["planned_gb"], found["plan"]["large"]
+    assert need == pytest.approx(sum(found["plan"].values()))
+    assert large == pytest.approx(0.01 * 16 * found["longest"])
+    assert ask("1000GB", "--accumulate", 2)["plan"]["large"] == pytest.approx(large / 2)
+    monkeypatch.setattr(adapt, "load_vlm", None)
+    refused(lambda: ask(f"{0.9 * need}GB"), f"needs about {need:.2f} GB", "large", "--accumulate", "--checkpoint")

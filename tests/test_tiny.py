@@ -10,42 +10,37 @@ import tiny
 CHECKPOINTS = common.HERE / "results" / "tiny" / "checkpoints"
 
 
-def summary():
-    return common.load_yaml(common.HERE / "results" / "tiny" / "tiny.yaml", "tiny")
-
-
-def test_the_committed_models_name_what_they_see():
-    found = summary()
+def test_the_committed_models_do_their_job_far_above_their_floors():
+    found = common.load_yaml(common.HERE / "results" / "tiny" / "tiny.yaml", "tiny")
     for model in ("vlm", "semantic"):
         assert found[f"{model}_naming"] >= 0.95 > 0.5 > found[f"{model}_naming_floor"]
-
-
-def test_the_place_model_answers_where_and_which_way_above_its_floor():
-    found = summary()
-    assert found["vlm_place"] >= 0.6 > 2 * found["vlm_place_floor"] and found["vlm_direction"] >= 0.9 > 0.2 > found["vlm_direction_floor"]
-    assert found["semantic_place"] == 0 == found["semantic_direction"]  # never asked, so it does not even use the words
-
-
-@pytest.mark.parametrize("model", tiny.COUSINS)
-def test_the_other_families_name_and_place_far_above_their_floors(model):
-    found = summary()
-    assert found[f"{model}_naming"] > 0.65 > 10 * found[f"{model}_naming_floor"] and found[f"{model}_place"] > 0.8 > 3 * found[f"{model}_place_floor"]
-    assert sum(f.stat().st_size for f in (CHECKPOINTS / model).iterdir()) < 4e6
-
-
-def test_the_autoencoder_is_not_the_blank_frame():
-    found = summary()
+    assert found["vlm_place"] >= 0.6 > 2 * found["vlm_place_floor"]
+    assert found["vlm_direction"] >= 0.9 > 0.2 > found["vlm_direction_floor"]
+    # never asked, so it does not even use the words
+    assert found["semantic_place"] == 0 == found["semantic_direction"]
+    for model in tiny.COUSINS:
+        assert found[f"{model}_naming"] > 0.65 > 10 * found[f"{model}_naming_floor"]
+        assert found[f"{model}_place"] > 0.8 > 3 * found[f"{model}_place_floor"]
     for kind in ("image", "clip9", "clip17"):
         assert found[f"vae_{kind}_mae"] <= found[f"vae_{kind}_mae_blank"] / 4
         assert found[f"vae_{kind}_ssim"] >= 0.9
-
-
-def test_the_encoder_fills_hidden_patches_better_than_their_mean():
-    assert summary()["dinov2_masked_mae"] < 0.5 * summary()["dinov2_masked_mae_mean_patch"]
+    assert found["dinov2_masked_mae"] < 0.5 * found["dinov2_masked_mae_mean_patch"]
+    for key in ("", "continued_"):
+        # the measure
+        assert found[f"ltx_{key}direction_real"] > 0.95 and found[f"ltx_{key}direction_frozen"] == 0
+        assert found[f"ltx_{key}direction"] > 0.8 > 0.3 > found["ltx_direction_chance"]
+        assert found[f"ltx_{key}mae_changing_vae"] < found[f"ltx_{key}mae_changing"] < 0.8 * found[f"ltx_{key}mae_changing_frozen"]
+    # over all pixels, most of which stand still, the autoencoder's own error is the larger part
+    assert found["ltx_mae"] < found["ltx_mae_frozen_vae"]
+    assert found["ltx_told_back_direction"] > 0.8  # it is the prompt that leads, not the picture
 
 
 def test_all_checkpoints_together_stay_within_40_megabytes():
     assert sum(f.stat().st_size for f in CHECKPOINTS.rglob("*") if f.is_file()) < 40e6
+    assert all(sum(f.stat().st_size for f in (CHECKPOINTS / model).iterdir()) < 4e6 for model in tiny.COUSINS)
+    assert sum(f.stat().st_size for f in (CHECKPOINTS / "ltx").rglob("*") if f.is_file()) < 6e6
+    assert not (CHECKPOINTS / "ltx" / "vae").exists()
+    assert sum(f.stat().st_size for f in (CHECKPOINTS / "words").iterdir()) <= 2.5e6
 
 
 @pytest.mark.slow
@@ -71,7 +66,8 @@ def test_the_other_families_place_fresh_pictures(model, tmp_path):
     frames = torch.stack([common.frames_of(i, 96) for i in items])
     said = tiny.ask(network, processor, frames, [q for q, _ in asked])
     assert np.mean([a == t for a, (_, t) in zip(said, asked, strict=True)]) > 0.7
-    assert np.mean([a == t for a, (_, t) in zip(said[1:] + said[:1], asked, strict=True)]) < 0.4  # another picture's answer
+    # another picture's answer
+    assert np.mean([a == t for a, (_, t) in zip(said[1:] + said[:1], asked, strict=True)]) < 0.4
 
 
 @pytest.mark.slow
@@ -106,48 +102,54 @@ def test_the_committed_autoencoder_reconstructs_fresh_pictures(tmp_path):
 @pytest.fixture(scope="module")
 def pools(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pools")
-    data.main(["shapes", "--size", "96", "--n", "200", "--seed", "5", "--out", str(folder / "shapes")])
-    data.main(["moving", "--n", "60", "--seed", "5", "--out", str(folder / "moving")])
+    data.main(f"shapes --size 96 --n 200 --seed 5 --out {folder}/shapes".split())
+    data.main(f"moving --n 60 --seed 5 --out {folder}/moving".split())
     return folder
 
 
 def train(pools, out, name, steps):
-    return tiny.main(["--only", name, "--shapes", str(pools / "shapes"), "--moving", str(pools / "moving"), "--out", str(out), "--steps", str(steps)])
+    return tiny.main(f"--only {name} --shapes {pools}/shapes --moving {pools}/moving --out {out} --steps {steps}".split())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vae", "vlm", "dinov2", "llava-next", "internvl2", "cogvlm2"])
+@pytest.mark.parametrize("name", ["vae", "vlm", "dinov2", "llava-next", "internvl2", "cogvlm2", "ltx"])
 def test_a_short_training_learns_and_leaves_a_checkpoint_that_loads(pools, tmp_path, name):
+    if name in ("vlm", "ltx"):
+        with pytest.raises(SystemExit):  # goes on from `semantic`, or needs the autoencoder, and says so
+            train(pools, tmp_path, name, 2)
     if name == "vlm":
-        with pytest.raises(SystemExit):  # goes on from `semantic`, and says so
-            train(pools, tmp_path, name, 5)
         train(pools, tmp_path, "semantic", 5)
-    train(pools, tmp_path, name, 60)
+    if name == "ltx":
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / "checkpoints" / "vae").symlink_to(CHECKPOINTS / "vae")
+    train(pools, tmp_path, name, 40 if name == "ltx" else 60)
     found = common.load_yaml(tmp_path / f"tiny-{name}.yaml", "tiny")
     curve = list(found["loss"].values())
-    assert sum(curve[-5:]) / 5 < 0.8 * curve[0]
+    assert sum(curve[-5:]) / 5 < (0.9 if name == "ltx" else 0.8) * curve[0]
     entry = common.find_model(str(tmp_path / "checkpoints" / name))
     assert entry["weights"] == "small"
     model, _ = common.LOADERS[entry["kind"]](entry)
-    assert all(p.isfinite().all() for p in model.parameters())
+    if name == "ltx":
+        assert found["direction_real"] > 0.8 and found["direction_frozen"] == 0
+        assert model.transformer.config.num_layers == 4
+    else:
+        assert all(p.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.slow
 def test_a_training_that_was_interrupted_ends_where_an_uninterrupted_one_does(pools, tmp_path, monkeypatch):
     train(pools, tmp_path / "whole", "dinov2", 8)
-    real, calls = torch.nn.utils.clip_grad_norm_, []
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
 
     def stop(*args, **kwargs):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
+        return clip(*args, **kwargs)
     monkeypatch.setattr(tiny, "SAVE_EVERY", 4)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", stop)
     with pytest.raises(KeyboardInterrupt):
         train(pools, tmp_path / "broken", "dinov2", 8)
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", real)
     train(pools, tmp_path / "broken", "dinov2", 8)
     a, b = (torch.load(tmp_path / k / "training" / "dinov2.pt", weights_only=True) for k in ("whole", "broken"))
     assert a["losses"] == b["losses"] and len(a["losses"]) == 8
@@ -156,27 +158,31 @@ def test_a_training_that_was_interrupted_ends_where_an_uninterrupted_one_does(po
 
 @pytest.mark.parametrize("name", tiny.COUSINS)
 def test_only_the_answers_carry_loss_in_every_family_and_only_the_pictures_own_rows_tell(name):
-    processor, model, grid, see, norm = tiny.COUSINS[name](["What is in the picture?", "Where is the red circle?", "a red circle", "top left", "user\n", "assistant\n"])
-    tokenizer, frames = getattr(processor, "tokenizer", processor), torch.zeros(2, 1, 96, 96, 3, dtype=torch.uint8)
-    batch, labels = tiny.lesson(model, processor, frames, [[("What is in the picture?", "a red circle"), ("Where is the red circle?", "top left")], [("Where is the red circle?", "top left")]])
+    what, where, a, b = "What is in the picture?", "Where is the red circle?", "a red circle", "top left"
+    processor, model, grid, see, norm = tiny.COUSINS[name]([what, where, a, b, "user\n", "assistant\n"])
+    tokenizer = getattr(processor, "tokenizer", processor)
+    frames = torch.zeros(2, 1, 96, 96, 3, dtype=torch.uint8)
+    batch, labels = tiny.lesson(model, processor, frames, [[(what, a), (where, b)], [(where, b)]])
     said = [tokenizer.decode(ids[row != -100]).replace(" ", "") for ids, row in zip(batch["input_ids"], labels, strict=True)]
     assert said == ["aredcircle<|im_end|>topleft<|im_end|>", "topleft<|im_end|>"]
-    rows = tiny.picture_rows(model, batch, grid * grid)
-    assert rows.sum(1).tolist() == [grid * grid] * 2 and see(tiny.normalised(frames, *norm)).shape == (2, grid * grid, 128)
-    seen = {}
-    model.model.get_submodule("layers.0" if name == "cogvlm2" else "language_model.layers.0").register_forward_hook(lambda module, args, out: seen.update(x=args[0] if args else None))
+    rows, seen = tiny.picture_rows(model, batch, grid * grid), {}
+    pictures = see(tiny.normalised(frames, *norm))
+    assert rows.sum(1).tolist() == [grid * grid] * 2 and pictures.shape == (2, grid * grid, 128)
+    first = model.model.get_submodule("layers.0" if name == "cogvlm2" else "language_model.layers.0")
+    first.register_forward_hook(lambda module, args, out: seen.update(x=args[0]))
     with torch.no_grad():
         model(**batch)
-        torch.testing.assert_close(seen["x"][rows].view(2, grid * grid, -1), see(tiny.normalised(frames, *norm)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen["x"][rows].view(2, grid * grid, -1), pictures, atol=1e-4, rtol=1e-4)
 
 
 def test_only_the_answers_carry_loss():
-    processor = tiny.vlm_processor(["What is in the picture?", "a red circle", "user\n", "assistant\n"])
+    what = "What is in the picture?"
+    processor = tiny.vlm_processor([what, "a red circle", "user\n", "assistant\n"])
     frames = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
-    text = tiny.conversation(processor, frames, [("What is in the picture?", "a red circle"), ("What is in the picture?", "a red")])
+    text = tiny.conversation(processor, frames, [(what, "a red circle"), (what, "a red")])
     ids = tiny.encode(processor, frames[None], [text])["input_ids"]
-    labels = tiny.answer_labels(ids, processor.tokenizer)
-    assert processor.tokenizer.decode(ids[labels != -100]) == "a red circle<|im_end|>a red<|im_end|>"
+    said = processor.tokenizer.decode(ids[tiny.answer_labels(ids, processor.tokenizer) != -100])
+    assert said == "a red circle<|im_end|>a red<|im_end|>"
 
 
 @pytest.mark.parametrize("kind", ["shapes", "moving"])
@@ -220,9 +226,10 @@ def test_over_one_frame_the_flattened_autoencoder_computes_what_the_library_comp
 def test_dissimilarity_is_scikit_images():
     from skimage.metrics import structural_similarity
     x, y = torch.rand(2, 3, 2, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    y = 0.7 * x + 0.3 * y
-    expected = 1 - sum(structural_similarity(x[:, t].numpy(), y[:, t].numpy(), channel_axis=0, data_range=2, use_sample_covariance=False) for t in range(2)) / 2
-    assert abs(tiny.dissimilarity(x[None], y[None]).item() - expected) < 1e-4 and tiny.dissimilarity(x[None], x[None]).abs() < 1e-5
+    y, how = 0.7 * x + 0.3 * y, {"channel_axis": 0, "data_range": 2, "use_sample_covariance": False}
+    expected = 1 - sum(structural_similarity(x[:, t].numpy(), y[:, t].numpy(), **how) for t in range(2)) / 2
+    assert abs(tiny.dissimilarity(x[None], y[None]).item() - expected) < 1e-4
+    assert tiny.dissimilarity(x[None], x[None]).abs() < 1e-5
 
 
 def test_the_training_shortcut_computes_what_the_library_computes():
@@ -244,22 +251,14 @@ def film():
     return common.load_video_pipeline(common.find_model("tiny-ltx"))[0]
 
 
-def test_the_committed_video_transformer_is_small_and_leaves_the_autoencoder_where_it_is(film):
-    entry = common.find_model("tiny-ltx")
-    assert entry["kind"] == "video" and entry["weights"] == "small" and not (CHECKPOINTS / "ltx" / "vae").exists()
-    assert sum(f.stat().st_size for f in (CHECKPOINTS / "ltx").rglob("*") if f.is_file()) < 6e6
-    assert film.transformer.config.caption_channels == film.text_encoder.config.d_model == 64
-    assert film.transformer.config.in_channels == film.vae.config.latent_channels == 16
-    assert (film.vae_spatial_compression_ratio, film.vae_temporal_compression_ratio) == (8, 2)
-
-
-def test_a_folder_of_the_pipeline_is_known_by_its_index_and_finds_the_autoencoder_beside_it(tmp_path):
+def test_a_folder_of_the_pipeline_is_known_by_its_index_and_finds_the_autoencoder_beside_it(tmp_path, refused):
     for name in ("ltx", "vae"):
         (tmp_path / name).symlink_to(CHECKPOINTS / name)
     entry = common.find_model(str(tmp_path / "ltx"))
     assert entry["kind"] == "video" and (entry["size"], entry["clip"]) == (64, 64)
     pipeline, _ = common.LOADERS["video"](entry)
     assert all(p.isfinite().all() for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae) for p in part.parameters())
+    refused(lambda: common.skeleton(entry, torch.float32), "is a video pipeline")
 
 
 def test_a_whole_pipeline_as_the_hub_has_it_loads_by_the_same_function(film, tmp_path, refused):
@@ -268,10 +267,6 @@ def test_a_whole_pipeline_as_the_hub_has_it_loads_by_the_same_function(film, tmp
     for part in ("vae", "text_encoder", "transformer"):
         assert all(torch.equal(a, b) for a, b in zip(getattr(film, part).parameters(), getattr(pipeline, part).parameters(), strict=True))
     refused(lambda: common.load_video_pipeline(common.find_model("ltx")), "cannot load Lightricks/LTX-Video", "`hf download Lightricks/LTX-Video`")
-
-
-def test_no_features_are_read_from_a_video_pipeline(refused):
-    refused(lambda: common.skeleton(common.find_model("tiny-ltx"), torch.float32), "is a video pipeline", "tiny-vae")
 
 
 def test_the_straight_line_from_clean_to_noise_has_the_velocity_that_leads_back():
@@ -294,15 +289,18 @@ def test_a_transformer_that_knew_the_clip_would_lead_both_pipelines_back_to_it(f
         return ((hidden_states - packed) / (timestep / 1000).clamp(min=1e-3)[..., None],)
 
     monkeypatch.setattr(film.transformer, "forward", knows)
-    monkeypatch.setattr(film.vae, "decode", lambda z, *args, **more: (z.repeat_interleave(2, 2)[:, :3],))  # the latents themselves, as a clip
+    # the latents themselves, as a clip
+    monkeypatch.setattr(film.vae, "decode", lambda z, *args, **more: (z.repeat_interleave(2, 2)[:, :3],))
     seen = {}
     monkeypatch.setattr(type(film), "_denormalize_latents", staticmethod(lambda z, *a: seen.update(z=z) or z))
     from diffusers import LTXConditionPipeline
     monkeypatch.setattr(LTXConditionPipeline, "_denormalize_latents", staticmethod(lambda z, *a: seen.update(z=z) or z))
     tiny.continued(film, frames, 2 * given - 1, ["", ""], steps=4)
-    assert (seen["z"] - clean).abs().max() < 0.1 < (seen["z"] - clean.flip(0)).abs().max()  # the given latents are drawn, with a thousandth of spread
+    # the given latents are drawn, with a thousandth of spread
+    assert (seen["z"] - clean).abs().max() < 0.1 < (seen["z"] - clean.flip(0)).abs().max()
     first = times[0].view(2, 5, 64)
-    assert (first[:, :given] == 0).all() and (first[:, given:] == 1000).all() and [t.max().item() for t in times] == [1000, 750, 500, 250]
+    assert (first[:, :given] == 0).all() and (first[:, given:] == 1000).all()
+    assert [t.max().item() for t in times] == [1000, 750, 500, 250]
 
 
 def test_the_training_calls_the_transformer_as_the_pipelines_do():
@@ -330,26 +328,19 @@ def test_words_turn_with_the_films_and_only_motion_before_a_still_background_is_
     whole = (frames[..., 0] > 0).flatten(2).sum(2)
     kept = [k for k, area in enumerate(whole) if area.min() > 0.97 * area.max()]  # wholly in sight
     read = tiny.heading(tiny.whereabouts(frames[kept], frames[kept, 0, ..., 0] > 0))
-    assert len(set(captions)) > len(items) / 4 and len(kept) > 10 and [captions[k].split(" moves ")[1] for k in kept] == read
+    assert len(set(captions)) > len(items) / 4 and len(kept) > 10
+    assert [captions[k].split(" moves ")[1] for k in kept] == read
 
 
 def test_the_way_is_read_off_real_clips_and_a_frozen_one_goes_nowhere(moving_folder):
     items = [i for i in common.load_items(moving_folder)[0] if i["direction"] != "still"]
-    clips, masks = torch.stack([i["frames"] for i in items]), torch.stack([i["mask"][4] == len(i["names"]) for i in items])
+    clips = torch.stack([i["frames"] for i in items])
+    masks = torch.stack([i["mask"][4] == len(i["names"]) for i in items])
     read = tiny.heading(tiny.whereabouts(clips[:, 4:13], masks))
     assert np.mean([a == i["direction"] for a, i in zip(read, items, strict=True)]) > 0.9
     assert set(tiny.heading(tiny.whereabouts(clips[:, 4:5].expand(-1, 9, -1, -1, -1), masks))) == {"still"}
-    assert set(tiny.heading(tiny.whereabouts(torch.cat([clips[:, 4:5], clips[:, :1] * 0], 1), masks))) == {""}  # a blank frame is no motion either
-
-
-def test_the_video_transformer_goes_the_way_it_is_told_and_the_way_it_was_going():
-    found = summary()
-    for key in ("", "continued_"):
-        assert found[f"ltx_{key}direction_real"] > 0.95 and found[f"ltx_{key}direction_frozen"] == 0  # the measure
-        assert found[f"ltx_{key}direction"] > 0.8 > 0.3 > found["ltx_direction_chance"]
-        assert found[f"ltx_{key}mae_changing_vae"] < found[f"ltx_{key}mae_changing"] < 0.8 * found[f"ltx_{key}mae_changing_frozen"]
-    assert found["ltx_mae"] < found["ltx_mae_frozen_vae"]  # over all pixels, most of which stand still, the autoencoder's own error is the larger part
-    assert found["ltx_told_back_direction"] > 0.8  # it is the prompt that leads, not the picture
+    # a blank frame is no motion either
+    assert set(tiny.heading(tiny.whereabouts(torch.cat([clips[:, 4:5], clips[:, :1] * 0], 1), masks))) == {""}
 
 
 @pytest.mark.slow
@@ -357,24 +348,14 @@ def test_the_committed_video_transformer_continues_fresh_clips(film, tmp_path):
     data.main(["moving", "--n", "60", "--seed", "83", "--out", str(tmp_path / "moving")])
     items, _ = common.load_items(tmp_path / "moving")
     found = tiny.film_quality(film, items, "cpu", count=24)
-    assert found["clips"] == 24 and found["direction_chance"] < 0.35 and found["direction_frozen"] == found["continued_direction_frozen"] == 0
-    assert found["direction"] > 0.7 and found["continued_direction"] > 0.7 and found["told_back_direction"] > 0.7
+    assert found["clips"] == 24 and found["direction_chance"] < 0.35
+    assert found["direction_frozen"] == found["continued_direction_frozen"] == 0
+    assert found["direction"] > 0.7 and found["continued_direction"] > 0.7
+    assert found["told_back_direction"] > 0.7
     for key in ("", "continued_"):
         assert found[f"{key}mae_changing"] < 0.9 * found[f"{key}mae_changing_frozen"]
     moving = [i for i in items if i["direction"] != "still" and not any(i["camera"])][:4]
     real = torch.stack([i["frames"][:tiny.FRAMES] for i in moving])
     made = tiny.continued(film, real, 1, [tiny.caption(i["names"][-1], i["direction"]) for i in moving])
-    assert made.shape == real.shape and (made[:, 0].float() - real[:, 0].float()).abs().mean() / 255 < 0.015  # the first frame comes back
-
-
-@pytest.mark.slow
-def test_a_short_training_of_the_video_transformer_learns_and_leaves_a_pipeline_that_loads(pools, tmp_path):
-    with pytest.raises(SystemExit):  # needs the autoencoder, and says so
-        train(pools, tmp_path, "ltx", 2)
-    (tmp_path / "checkpoints").mkdir(exist_ok=True)
-    (tmp_path / "checkpoints" / "vae").symlink_to(CHECKPOINTS / "vae")
-    train(pools, tmp_path, "ltx", 40)
-    found = common.load_yaml(tmp_path / "tiny-ltx.yaml", "tiny")
-    curve = list(found["loss"].values())
-    assert sum(curve[-5:]) / 5 < 0.9 * curve[0] and found["direction_real"] > 0.8 and found["direction_frozen"] == 0
-    assert common.LOADERS["video"](common.find_model(str(tmp_path / "checkpoints" / "ltx")))[0].transformer.config.num_layers == 4
+    # the first frame comes back
+    assert made.shape == real.shape and (made[:, 0].float() - real[:, 0].float()).abs().mean() / 255 < 0.015

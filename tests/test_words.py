@@ -8,7 +8,7 @@ import torch
 import adapt
 import common
 import tiny
-from common import TINY, TRACKS, Soft, answer_loss, answered, find_model, load_items, load_language, load_pt, load_words, load_yaml, metadata_text, save_pt, word_batch, word_prompt, write_items
+from common import TINY, TRACKS, answer_loss, answered, find_model, load_items, load_language, load_pt, load_words, load_yaml, metadata_text, save_pt, word_batch, word_prompt, write_items
 from data import OPPOSITE, questions_of, told
 
 needs_words = pytest.mark.skipif(not (common.HERE / TINY / "words" / "config.json").is_file(), reason="tiny-words is not trained")
@@ -18,11 +18,14 @@ needs_words = pytest.mark.skipif(not (common.HERE / TINY / "words" / "config.jso
 def small():
     """(model, tokenizer): an untrained Llama of 32 numbers a token."""
     from transformers import LlamaConfig, LlamaForCausalLM
-    rng = np.random.default_rng(0)
-    tokenizer = tiny.learned_tokenizer([x for _ in range(600) for x in ("user\n", "assistant\n", *tiny.word_lesson(rng)[1:])], 576)
+    rng, texts = np.random.default_rng(0), []
+    for _ in range(600):
+        texts += ["user\n", "assistant\n", *tiny.word_lesson(rng)[1:]]
+    tokenizer = tiny.learned_tokenizer(texts, 576)
     tokenizer.chat_template = tiny.CHAT
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**tiny.llama(tokenizer) | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}, tie_word_embeddings=True)).eval(), tokenizer
+    config = tiny.llama(tokenizer) | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=True)).eval(), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +43,23 @@ def clips(n=36, seed=0):
         rng = np.random.default_rng([seed, k])
         tracks = [tiny.made_up_track(rng) for _ in range(20)]
         tracks = [tracks[0], next(t for t in tracks if t["object"] != tracks[0]["object"])]
-        absent = next(name for name in tiny.NAMES if name not in [t["object"] for t in tracks])
+        names = [t["object"] for t in tracks]
+        absent = next(name for name in tiny.NAMES if name not in names)
         turns, asked = questions_of(tracks, [0, 1], absent, (seed, k))
-        items.append({"id": f"clip-{k}", "source": f"clip-{k}", "width": 48, "height": 48, "names": [t["object"] for t in tracks], "absent": absent, "tracks": tracks, "count": 2,
-                      "text": " ".join([*map(told, tracks), "There are 2 coloured objects."]), "turns": turns, "asked": asked})
+        item = {"id": f"clip-{k}", "source": f"clip-{k}", "width": 48, "height": 48, "names": names, "absent": absent}
+        item |= {"tracks": tracks, "count": 2, "turns": turns, "asked": asked}
+        items.append(item | {"text": " ".join([*map(told, tracks), "There are 2 coloured objects."])})
     return items
 
 
 def embedded(items, noise=0.0):
     """(ids, embeddings [N, 512]): the truth about every object, and about the absent one that it is not there, through a fixed random map. A stand-in for a video model."""
-    g, ways = torch.Generator().manual_seed(1), list(OPPOSITE)
-    ids, facts = [], []
+    g, ways, ids, facts = torch.Generator().manual_seed(1), list(OPPOSITE), [], []
     for item in items:
         of = {t["object"]: t for t in item["tracks"]}
         for name in (*item["names"], item["absent"]):
-            row, track = torch.zeros(78), of.get(name)
-            if track:
+            row = torch.zeros(78)
+            if track := of.get(name):
                 for start, spans in ((0, track["visible"]), (32, track["present"])):
                     for a, b in spans:
                         row[start + a:start + b + 1] = 1
@@ -69,8 +73,9 @@ def embedded(items, noise=0.0):
 
 def write_tracks(path, ids, x, **changed):
     n = len(ids)
-    parts = {"embedding": x.half(), "scores": torch.zeros(n, 32).half(), "attention": torch.full((n, 32), 1 / 32).half(), "persistence": torch.zeros(n).half()}
-    save_pt(path, TRACKS, ids, {"model": "planted", "weights": "random"}, **parts | changed)
+    parts = {"embedding": x, "scores": torch.zeros(n, 32), "attention": torch.full((n, 32), 1 / 32), "persistence": torch.zeros(n)}
+    parts = {k: v.half() for k, v in (parts | changed).items()}
+    save_pt(path, TRACKS, ids, {"model": "planted", "weights": "random"}, **parts)
 
 
 @pytest.fixture
@@ -84,24 +89,11 @@ def world(tmp_path, monkeypatch):
 
 
 def run(world, language, *more, out="words"):
-    return adapt.main(["--mode", "words", "--embeddings", str(world / "tracks.pt"), "--data", str(world / "data"), "--language", str(language), "--out", str(world / out),
-                       *map(str, ("--epochs", 1, "--seeds", 2, *more))])
-
-
-def refused(capsys, *args, **more):
-    with pytest.raises(SystemExit) as stop:
-        run(*args, **more)
-    assert stop.value.code == 2
-    return capsys.readouterr().err
+    line = f"--mode words --embeddings {world}/tracks.pt --data {world}/data --language {language} --out {world / out} --epochs 1 --seeds 2"
+    return adapt.main([*line.split(), *map(str, more)])
 
 
 # ---------------------------------------------------------------- facts as text, and the lessons about them
-
-def test_facts_as_text_and_none_of_those_that_are_not_known():
-    assert metadata_text("red circle", 0.97, [[0, 9], [14, 31]], "right", [[10, 13]], 2) == "red circle: persistence 0.97; frames 0 to 9, 14 to 31; direction right; hidden 10 to 13; count 2"
-    assert metadata_text("red circle", visible=[[7, 7]], hidden=[]) == "red circle: frames 7; hidden never"
-    assert metadata_text("red circle", visible=[], persistence=0.0) == "red circle: persistence 0.01; frames none"
-
 
 def test_every_lesson_follows_from_its_context():
     """Whatever is answered stands in the context or is computed from it by rules that are written again here."""
@@ -112,13 +104,15 @@ def test_every_lesson_follows_from_its_context():
         if kind == "naming":
             things = re.findall(r"(\w+) (\w+) (at \d+ \d+)", context)
             colour, shape, place = things[{"first": 0, "second": 1, "last": -1}[question.split()[-2]]]
-            assert answer == {"colour": colour, "shape": shape, "is": place}[question.split()[1]] and common.named(answer, answer)
+            assert answer == {"colour": colour, "shape": shape, "is": place}[question.split()[1]]
+            assert common.named(answer, answer)
             continue
         own, _, rest = context.partition(": ")
         facts = {k: v for k, _, v in (fact.partition(" ") for fact in rest.split("; "))}
         asked = next((name for name in tiny.NAMES if name in question), None)
         if kind in ("absent", "elsewhere"):
-            assert answer == f"there is no {asked}" and (asked != own if kind == "elsewhere" else facts["frames"] == "none")
+            assert answer == f"there is no {asked}"
+            assert (asked != own if kind == "elsewhere" else facts["frames"] == "none")
             continue
         assert asked in (own, None) or not context
         numbers = [set(common.frames_said("frames " + facts[k].replace(", ", " and "))) if facts.get(k, "none") not in ("none", "never") else set() for k in ("frames", "hidden")]
@@ -133,21 +127,28 @@ def test_every_lesson_follows_from_its_context():
     assert kinds == {*tiny.ASKED, "absent", "elsewhere", "lacking"} - {"unknown"}
 
 
-def test_any_text_goes_through_the_tokenizer_and_back_and_frames_are_tokens(small):
-    _, tokenizer = small
-    for text in (metadata_text("red circle", 0.97, [[0, 9], [14, 31]], "right", [[10, 13]], 2), "Ünïcode, \n and words never seen: xylophone 12345"):
-        assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert all(len(tokenizer(f" {t}").input_ids) == 1 for t in range(32))
+FACTS = "red circle: persistence 0.97; frames 0 to 9, 14 to 31; direction right; hidden 10 to 13; count 2"
+
+
+def test_facts_as_text_go_through_the_tokenizer_and_back_and_frames_are_tokens(small):
+    assert metadata_text("red circle", 0.97, [[0, 9], [14, 31]], "right", [[10, 13]], 2) == FACTS
+    assert metadata_text("red circle", visible=[[7, 7]], hidden=[]) == "red circle: frames 7; hidden never"
+    assert metadata_text("red circle", visible=[], persistence=0.0) == "red circle: persistence 0.01; frames none"
+    for text in (FACTS, "Ünïcode, \n and words never seen: xylophone 12345"):
+        assert small[1].decode(small[1](text).input_ids) == text
+    assert all(len(small[1](f" {t}").input_ids) == 1 for t in range(32))
 
 
 def test_a_soft_token_stands_where_the_text_of_its_facts_would(small):
     model, tokenizer = small
     (before, after), (same, told_after) = word_prompt(tokenizer, "Count them."), word_prompt(tokenizer, "Count them.", "red circle: count 2")
-    assert before == same and tokenizer.decode(before) == "<|im_start|>user\n" and tokenizer.decode(after) == "\nCount them.<|im_end|>\n<|im_start|>assistant\n"
+    assert before == same and tokenizer.decode(before) == "<|im_start|>user\n"
+    assert tokenizer.decode(after) == "\nCount them.<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(told_after) == "red circle: count 2" + tokenizer.decode(after)
     soft = torch.randn(1, 3, 32)
     x = word_batch(model, tokenizer, [(before, after)], soft)["inputs_embeds"]
-    assert torch.equal(x[0, len(before):len(before) + 3], soft[0]) and torch.equal(x[0, -len(after):], model.get_input_embeddings()(torch.tensor(after)))
+    assert torch.equal(x[0, len(before):len(before) + 3], soft[0])
+    assert torch.equal(x[0, -len(after):], model.get_input_embeddings()(torch.tensor(after)))
     assert word_batch(model, tokenizer, [(before, after)])["inputs_embeds"].shape[1] == len(before) + len(after)
 
 
@@ -163,7 +164,9 @@ def test_a_model_without_a_chat_template_gets_plain_lines_and_one_beginning(smal
 
 def test_only_the_words_of_an_answer_and_its_end_are_scored(small):
     model, tokenizer = small
-    prompts, answers, soft = [word_prompt(tokenizer, q) for q in ("Count them.", "Is the red circle persistent or transient?")], ["2", "frames 0 to 3 and 9"], torch.randn(2, 4, 32)
+    prompts = [word_prompt(tokenizer, q) for q in ("Count them.", "Is the red circle persistent or transient?")]
+    answers = ["2", "frames 0 to 3 and 9"]
+    soft = torch.randn(2, 4, 32)
     batch = word_batch(model, tokenizer, prompts, soft, answers)
     for row, answer in zip(batch["labels"], answers, strict=True):
         assert tokenizer.decode(row[row != -100]) == answer + "<|im_end|>"
@@ -176,22 +179,21 @@ def test_only_the_words_of_an_answer_and_its_end_are_scored(small):
 
 
 def test_answers_do_not_depend_on_who_is_asked_beside_whom(small):
-    model, tokenizer = small
-    prompts, soft = [word_prompt(tokenizer, q, c) for q in ("Count them.", "Is the red circle persistent or transient?") for c in ("", "red circle: count 2")], torch.randn(4, 4, 32)
-    together = answered(model, tokenizer, prompts, soft, most=6)
-    assert together == [answered(model, tokenizer, [p], soft[k:k + 1], most=6)[0] for k, p in enumerate(prompts)]
-    assert answered(model, tokenizer, prompts, most=6) != together  # soft tokens off
+    questions, soft = ("Count them.", "Is the red circle persistent or transient?"), torch.randn(4, 4, 32)
+    prompts = [word_prompt(small[1], q, c) for q in questions for c in ("", "red circle: count 2")]
+    together = answered(*small, prompts, soft, most=6)
+    assert together == [answered(*small, [p], soft[k:k + 1], most=6)[0] for k, p in enumerate(prompts)]
+    assert answered(*small, prompts, most=6) != together  # soft tokens off
 
 
-def test_frames_are_right_if_four_fifths_are_the_same_and_words_if_all_are():
-    assert common.right("frames 0 to 8", "frames 0 to 9") and not common.right("frames 0 to 6", "frames 0 to 9") and common.right("frames 0 to 3 and 5", "frames 0 to 5")
-    assert common.right("up left", "up left") and not common.right("left", "up left") and not common.right("it is never hidden", "frames 0 to 3") and not common.right("", "frame 3")
-    assert common.frames_said("frames 0 to 2 and 7") == {0, 1, 2, 7} and common.frames_said("in the frames 1") is None
-
-
-def test_a_list_may_be_answered_in_any_words_but_only_with_the_right_ones():
-    assert common.named("star", "star") and common.named("The blue object is a star.", "star") and not common.named("a star or a circle", "star") and not common.named("", "star")
-    assert common.named("It is at 10 20.", "at 10 20") and not common.named("at 20 10", "at 10 20") and not common.named("circle", "star")
+def test_frames_are_right_if_four_fifths_are_the_same_words_if_all_are_and_lists_in_any_words():
+    assert common.right("frames 0 to 8", "frames 0 to 9")
+    assert not common.right("frames 0 to 6", "frames 0 to 9")
+    assert common.right("up left", "up left") and not common.right("left", "up left")
+    assert not common.right("it is never hidden", "frames 0 to 3") and not common.right("", "frame 3")
+    assert common.named("The blue object is a star.", "star")
+    assert not common.named("a star or a circle", "star")
+    assert common.named("It is at 10 20.", "at 10 20") and not common.named("at 20 10", "at 10 20")
 
 
 # ---------------------------------------------------------------- training
@@ -201,35 +203,39 @@ def test_embeddings_of_noise_teach_no_more_than_how_answers_are_distributed(worl
     ids = load_pt(world / "tracks.pt", TRACKS)["ids"]
     write_tracks(world / "tracks.pt", ids, torch.randn(len(ids), 512))
     result = run(world, language)
-    assert result["accuracy"] <= result["accuracy_floor"] + 0.1 and result["criteria"]["accuracy"]["gain_low"] <= 0
+    assert result["accuracy"] <= result["accuracy_floor"] + 0.1
+    assert result["criteria"]["accuracy"]["gain_low"] <= 0
 
 
-def test_what_is_written_loads_again_and_says_the_same(world, language):
+def test_what_is_written_loads_again_and_says_the_same(world, language, refused):
     result = run(world, language)
     saved = load_yaml(world / "words" / "adapt-words.yaml", "adapt")
-    assert len(result["accuracy_seeds"]) == 2 and saved["accuracy"] == pytest.approx(result["accuracy"]) and not (world / "words" / "training").exists()
-    assert result["lora_parameters"] + result["soft_parameters"] == result["parameters"] and saved["kinds"].keys() == {"persistence", "frames", "direction", "hidden", "whatif", "unknown", "absent",
-                                                                                                                          "count", "describe"}
-    torch.manual_seed(7)  # the same weights put together by hand: base + LoRA's product
+    assert len(result["accuracy_seeds"]) == 2 and saved["accuracy"] == pytest.approx(result["accuracy"])
+    assert not (world / "words" / "training").exists()
+    assert result["lora_parameters"] + result["soft_parameters"] == result["parameters"]
     (model, tokenizer), (plain, _) = (load_language(find_model(str(language))) for _ in range(2))
     tuned, soft = load_words(world / "words" / "seed1", model, "small-words")
-    prompt, x = [word_prompt(tokenizer, "Is the red circle persistent or transient?")], torch.randn(1, 512)
+    prompt = [word_prompt(tokenizer, "Is the red circle persistent or transient?")]
+    x = torch.randn(1, 512, generator=torch.Generator().manual_seed(7))
     from safetensors.torch import load_file
     lora = load_file(world / "words" / "seed1" / "adapter_model.safetensors")
-    with torch.no_grad():
+    with torch.no_grad():  # the same weights put together by hand: base + LoRA's product
         batch = word_batch(plain, tokenizer, prompt, soft(x))
         before = plain(**batch).logits
         for name in [k for k in lora if "lora_A" in k]:
-            plain.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")).weight += 2 * lora[name.replace("lora_A", "lora_B")] @ lora[name]
-        assert torch.allclose(tuned(**batch).logits, plain(**batch).logits, atol=1e-4) and not torch.allclose(before, plain(**batch).logits, atol=1e-2)
+            weight = plain.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")).weight
+            weight += 2 * lora[name.replace("lora_A", "lora_B")] @ lora[name]
+        assert torch.allclose(tuned(**batch).logits, plain(**batch).logits, atol=1e-4)
+        assert not torch.allclose(before, plain(**batch).logits, atol=1e-2)
         with tuned.disable_adapter():
             assert torch.equal(tuned(**batch).logits, before)
+    refused(lambda: load_words(world / "words" / "seed0", plain, "tinyllama"), "was trained on small-words (width 32), and tinyllama")
+    refused(lambda: load_words(world / "words" / "seed9", plain, "small-words"), "seed9 lacks soft.safetensors")
 
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_keeps_its_seeds_and_ends_as_if_it_had_not_been(world, language, monkeypatch):
-    whole = run(world, language)
-    train, trained = adapt.train, []
+    whole, train, trained = run(world, language), adapt.train, []
 
     def second_dies(build, loss_of, split, seed, *more):
         trained.append(seed)
@@ -239,9 +245,11 @@ def test_a_run_that_was_killed_keeps_its_seeds_and_ends_as_if_it_had_not_been(wo
     monkeypatch.setattr(adapt, "train", second_dies)
     with pytest.raises(KeyboardInterrupt):
         run(world, language, out="killed")
-    assert (world / "killed/seed0/soft.safetensors").is_file() and not (world / "killed/seed1").exists() and not list((world / "killed").glob(".*"))
+    assert (world / "killed/seed0/soft.safetensors").is_file() and not (world / "killed/seed1").exists()
+    assert not list((world / "killed").glob(".*"))
     again = run(world, language, out="killed")
-    assert trained == [0, 1, 1] and again["accuracy_seeds"] == whole["accuracy_seeds"] and again["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert trained == [0, 1, 1] and again["accuracy_seeds"] == whole["accuracy_seeds"]
+    assert again["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     run(world, language, "--lr", 1e-3, out="killed")
     assert trained == [0, 1, 1, 0, 1]  # of other settings: not taken up
 
@@ -258,93 +266,68 @@ def test_forgetting_is_what_is_no_longer_answered(world, language, monkeypatch):
         return lists if len(calls) == 1 else ["" if k % 4 == 0 else x for k, x in enumerate(lists)]
     monkeypatch.setattr(adapt, "answered", oracle)
     result = run(world, language)
-    assert calls == [adapt.NAMED] * 3 and result["naming_without"] == 1 and result["naming_with"] == 0.75 and result["forgetting"] == 0.25 and result["forgetting_low"] > 0.1
+    assert calls == [adapt.NAMED] * 3 and result["naming_without"] == 1 and result["naming_with"] == 0.75
+    assert result["forgetting"] == 0.25 and result["forgetting_low"] > 0.1
     assert result["forgetting_p"] < 0.01 and result["accuracy"] == 0
 
 
 @pytest.mark.slow
 @needs_words
-def test_a_short_training_reads_who_stays_and_which_way_from_embeddings(tmp_path):
+def test_a_short_training_reads_who_stays_and_which_way_from_embeddings(world):
     items = clips(400)
-    write_items(tmp_path / "data", items, {"data": "synthetic", "name": "made-up"})
-    write_tracks(tmp_path / "tracks.pt", *embedded(items, noise=0.02))
-    result = run(tmp_path, "tiny-words", "--epochs", 3, "--seeds", 1)
+    write_items(world / "data", items, {"data": "synthetic", "name": "made-up"})
+    write_tracks(world / "tracks.pt", *embedded(items, noise=0.02))
+    result = run(world, "tiny-words", "--epochs", 3, "--seeds", 1)
     kinds = result["kinds"]
-    assert kinds["persistence"]["accuracy"] > 0.95 and kinds["unknown"]["accuracy"] > 0.95 and kinds["absent"]["accuracy"] > 0.9
-    assert kinds["direction"]["accuracy"] > kinds["direction"]["floor"] + 0.3 and result["criteria"]["accuracy"]["gain_low"] > 0.2
+    assert kinds["persistence"]["accuracy"] > 0.95 and kinds["unknown"]["accuracy"] > 0.95
+    assert kinds["absent"]["accuracy"] > 0.9
+    assert kinds["direction"]["accuracy"] > kinds["direction"]["floor"] + 0.3
+    assert result["criteria"]["accuracy"]["gain_low"] > 0.2
 
 
 @needs_words
 def test_the_committed_model_answers_from_facts_and_says_where_they_are_lacking():
     model, tokenizer = load_language(find_model("tiny-words"))
     facts = metadata_text("red circle", 0.97, [[0, 9], [14, 31]], "up left", [[10, 13]])
-    asked = {"Is the red circle persistent or transient?": "persistent", "In which frames does the red circle appear?": "frames 0 to 9 and 14 to 31",
-             "In which frames is the red circle hidden?": "frames 10 to 13", "How many coloured objects are there?": "the clip does not show that",
-             "What sound does the red circle make?": "the clip does not show that"}
-    assert answered(model, tokenizer, [word_prompt(tokenizer, question, facts) for question in asked]) == list(asked.values())
     nowhere = metadata_text("green star", 0.04, [], hidden=[], count=2)
-    assert answered(model, tokenizer, [word_prompt(tokenizer, "Which way does the green star move?", nowhere)]) == ["there is no green star"]
+    asked = [(facts, "Is the red circle persistent or transient?", "persistent"), (facts, "In which frames does the red circle appear?", "frames 0 to 9 and 14 to 31"),
+             (facts, "In which frames is the red circle hidden?", "frames 10 to 13"), (facts, "How many coloured objects are there?", "the clip does not show that"),
+             (nowhere, "Which way does the green star move?", "there is no green star")]
+    assert answered(model, tokenizer, [word_prompt(tokenizer, question, context) for context, question, _ in asked]) == [answer for *_, answer in asked]
     quality = load_yaml(common.HERE / "results/tiny/tiny-words.yaml", "tiny")
     assert min(quality[kind] for kind in ("persistence", "frames", "hidden", "uncovered", "count", "absent", "lacking")) > 0.9
     assert quality["naming"] > quality["naming_floor"] + 0.3, "what cannot be done cannot be forgotten"
-    assert sum(f.stat().st_size for f in (common.HERE / TINY / "words").iterdir()) <= 2.5e6
 
 
 def test_a_few_steps_of_the_language_model_write_all_that_loads_it_again(tmp_path, monkeypatch):
     quality = tiny.words_quality
     monkeypatch.setattr(tiny, "words_quality", lambda *args: quality(*args, n=50))
-    tiny.main(["--only", "words", "--steps", "2", "--out", str(tmp_path)])
+    tiny.main(f"--only words --steps 2 --out {tmp_path}".split())
     entry = find_model(str(tmp_path / "checkpoints" / "words"))
-    assert entry["kind"] == "language" and entry["weights"] == "small" and len(answered(*load_language(entry), [word_prompt(load_language(entry)[1], "Count them.")], most=3)) == 1
-    assert load_yaml(tmp_path / "tiny-words.yaml", "tiny")["steps"] == 2
+    assert entry["kind"] == "language" and entry["weights"] == "small"
+    model, tokenizer = load_language(entry)
+    assert len(answered(model, tokenizer, [word_prompt(tokenizer, "Count them.")], most=3)) == 1
 
 
 # ---------------------------------------------------------------- what is refused
 
-def test_embeddings_that_are_none_or_of_something_else_are_refused(world, language, capsys):
+def test_embeddings_that_are_none_or_of_something_else_are_refused(world, language, refused):
     ids, x = embedded(load_items(world / "data")[0])
-    for changed, said in (({"embedding": x[:, :100].half()}, "embedding is [108, 100] where [108, 512] is wanted"), ({"scores": torch.zeros(108, 16)}, "scores is [108, 16] where [108, 32] is wanted"),
-                          ({"embedding": x.index_fill(0, torch.tensor([3]), float("nan"))}, f"512 non-finite values, the first of {ids[3]!r}")):
-        write_tracks(world / "tracks.pt", ids, x, **changed)
-        err = refused(capsys, world, language)
-        assert said in err and len(err.strip().splitlines()) == 1
-    write_tracks(world / "tracks.pt", ["nobody/red circle", *ids[1:]], x)
-    assert "'nobody/red circle'" in refused(capsys, world, language)
-    write_tracks(world / "tracks.pt", ids[:-1], x[:-1])
-    assert f"lacks {ids[-1]!r}" in refused(capsys, world, language)
+
+    def check(words, names=ids, rows=x, **changed):
+        write_tracks(world / "tracks.pt", names, rows, **changed)
+        refused(lambda: run(world, language), words)
+    check("embedding is [108, 100] where [108, 512] is wanted", embedding=x[:, :100])
+    check(f"512 non-finite values, the first of {ids[3]!r}", rows=x.index_fill(0, torch.tensor([3]), float("nan")))
+    check("'nobody/red circle'", ["nobody/red circle", *ids[1:]])
+    check(f"lacks {ids[-1]!r}", ids[:-1], x[:-1])
     (world / "tracks.pt").unlink()
-    assert "tracks.pt does not exist" in refused(capsys, world, language)
+    refused(lambda: run(world, language), "tracks.pt does not exist")
 
 
-def test_what_is_no_language_model_no_clips_or_no_training_is_refused(world, language, capsys, tmp_path):
-    assert "a language model is needed" in refused(capsys, world, "tiny-dinov2")
-    assert "Did you mean 'tinyllama'" in refused(capsys, world, "tinylama")
-    assert "--loss pixels is not for --mode words" in refused(capsys, world, language, "--loss", "pixels")
-    for flag in ("--rank", "--soft", "--seeds"):
-        assert "give 1 or more" in refused(capsys, world, language, flag, 0)
-    write_items(tmp_path / "data", [{k: v for k, v in i.items() if k != "tracks"} for i in clips(4)], {"data": "synthetic", "name": "x"})
-    assert "says nothing of tracks" in refused(capsys, tmp_path, language)
-
-
-def test_adapters_of_another_language_model_are_refused(world, language, small, capsys):
-    run(world, language, "--seeds", 1)
-    with pytest.raises(SystemExit):
-        load_words(world / "words" / "seed0", small[0], "tinyllama")
-    assert re.search(r"was trained on small-words \(width 32\), and tinyllama", capsys.readouterr().err)
-    with pytest.raises(SystemExit):
-        load_words(world / "words" / "seed9", small[0], "small-words")
-    assert "seed9 lacks soft.safetensors" in capsys.readouterr().err
-
-
-def test_the_adapter_of_a_hidden_layer_is_kept_with_its_sizes(tmp_path):
-    soft = Soft(512, 16, 4, 24, 0.5)
-    common.save_soft(tmp_path / "soft.safetensors", soft, language="x")
-    from safetensors import safe_open
-    with safe_open(tmp_path / "soft.safetensors", "pt") as file:
-        assert file.metadata() == {"dim": "512", "width": "16", "k": "4", "inner": "24", "language": "x"}
-    assert soft(torch.randn(64, 512)).shape == (64, 4, 16) and soft(torch.randn(2000, 512)).std().item() < 1
-
-
-def test_smoke_goes_the_whole_way(capsys):
-    adapt.main(["--mode", "words", "--smoke"])
-    assert "forgetting" in capsys.readouterr().out
+def test_what_is_no_language_model_no_clips_or_no_training_is_refused(world, language, refused):
+    refused(lambda: run(world, "tiny-dinov2"), "a language model is needed")
+    refused(lambda: run(world, language, "--loss", "pixels"), "--loss pixels is not for --mode words")
+    refused(lambda: run(world, language, "--soft", 0), "give 1 or more")
+    write_items(world / "data", [{k: v for k, v in i.items() if k != "tracks"} for i in clips(4)], {"data": "synthetic", "name": "x"})
+    refused(lambda: run(world, language), "says nothing of tracks")
