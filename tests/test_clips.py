@@ -188,7 +188,7 @@ def test_every_problem_is_named_and_nothing_that_was_there_is_lost(tmp_path, fil
     items, index = read(root, out, "--frames", 10, "--skip-bad")
     assert [i["id"] for i in items] == index["ids"] == ["good.mp4", "twice.mp4"] and index["skipped"] == 11
     assert index["skipped_kinds"] == dict(sorted(Counter(kind for kind, _ in REASONS.values()).items()))
-    assert {p.name for p in out.iterdir()} == {"00000.pt", "ids.jsonl", "index.yaml"}  # of 70 there were two shards
+    assert {p.name for p in out.iterdir()} == {"00000.pt", "ids.jsonl", "index.yaml", "preview.png"}  # of 70 there were two shards
 
 
 @pytest.mark.parametrize("name", ["mid.mp4", "cut.webm"])
