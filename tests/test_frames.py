@@ -40,7 +40,8 @@ def clip(photograph, moving=None, noise=0, flicker=0, shake=0, when=slice(None),
     return torch.from_numpy(np.stack(out)).byte()[..., None].expand(-1, -1, -1, 3).contiguous()
 
 
-DISTURBED = {"nothing": {}, "noise": {"noise": 10}, "flicker": {"flicker": 0.05}, "shake": {"shake": 2}, "all three": {"noise": 6, "flicker": 0.04, "shake": 1.5}}
+DISTURBED = {"nothing": {}, "noise": {"noise": 10}, "flicker": {"flicker": 0.05}, "shake": {"shake": 2}}
+DISTURBED["all three"] = {"noise": 6, "flicker": 0.04, "shake": 1.5}
 
 
 # ---------------------------------------------------------------- nothing moves
@@ -242,7 +243,8 @@ def test_waiting_clips_move_in_the_middle_as_those_they_are_made_of(waiting, mov
 
 def test_features_are_those_of_the_frames_chosen_and_the_index_says_which(waiting, small_dino, tmp_path, refused):
     def go(folder, out, *more):
-        return extract.main(["--model", str(small_dino), "--size", "48", "--points", "last", "--data", str(folder), "--out", str(out), *more])
+        command = f"--model {small_dino} --size 48 --points last --data {folder} --out {out}"
+        return extract.main([*command.split(), *more])
 
     motion = ("--frames", "motion", "--count", "6")
     index = go(waiting, tmp_path / "features", *motion)
@@ -265,14 +267,15 @@ WRONG = {"--frames moton": "motion", "--frames motion,uniform": "--ask", "--fram
 
 @pytest.mark.parametrize("given", WRONG)
 def test_wrong_choices_of_frames_are_refused_before_a_model_is_loaded(waiting, tmp_path, refused, given):
-    refused(lambda: extract.main(["--model", "tiny", "--data", str(waiting), "--out", str(tmp_path / "out"), *given.split()]), WRONG[given])
+    command = f"--model tiny --data {waiting} --out {tmp_path}/out {given}"
+    refused(lambda: extract.main(command.split()), WRONG[given])
 
 
 @pytest.mark.slow
 def test_ways_are_compared_at_equal_frames_and_at_equal_time_and_nothing_is_asked_twice(waiting, tmp_path):
     out = tmp_path / "frames.pt"
-    arguments = ["--model", "tiny", "--data", str(waiting), "--ask", "--frames", "motion,uniform,random", "--count", "8", "--out", str(out)]
-    found = extract.main(arguments)
+    command = f"--model tiny --data {waiting} --ask --frames motion,uniform,random --count 8 --out {out}"
+    found = extract.main(command.split())
     equal = {"motion8", "uniform8", "random8"}
     assert equal <= set(found["ways"]) and found["first"] == "motion8" and set(found["gains"]) == set(found["ways"]) - {"motion8"}
     kept = common.load_pt(out, common.ANSWERS)
@@ -286,4 +289,4 @@ def test_ways_are_compared_at_equal_frames_and_at_equal_time_and_nothing_is_aske
     most = 8 * (1 + found["ways"]["motion8"]["seconds_choosing"] / even)
     assert found["equal_time"] == [f"uniform{n}" for n in (16, 32) if n <= most]
     written = out.read_bytes()
-    assert extract.main(arguments)["ways"] == found["ways"] and out.read_bytes() == written
+    assert extract.main(command.split())["ways"] == found["ways"] and out.read_bytes() == written

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import bare_tokenizer
-from published import COGVLM2, INTERNVL2, internvl2_config
+from published import COGVLM2, INTERNVL2, internvl2_config, sizes
 from test_extract import folder_of, noise, run, write_set
 
 import common
@@ -18,18 +18,17 @@ from common import MODELS
 
 
 def text(width, inner, layers, heads, groups, vocabulary, kind=None, **more):
-    config = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": vocabulary}
-    return config | ({"num_key_value_heads": groups} if groups else {}) | ({"model_type": kind} if kind else {}) | more
+    more |= {"model_type": kind} if kind else {}
+    return sizes(width, inner, layers, heads, groups, vocab_size=vocabulary, **more)
 
 
 def tower(width, inner, layers, heads, size, patch, **more):
-    config = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return config | {"image_size": size, "patch_size": patch} | more
+    return sizes(width, inner, layers, heads, image_size=size, patch_size=patch, **more)
 
 
 QWEN2_VISION = {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "patch_size": 14}
-QWEN2_5_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14, "window_size": 112}
-QWEN2_5_VISION["fullatt_block_indexes"] = [7, 15, 23, 31]
+QWEN2_5_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14}
+QWEN2_5_VISION |= {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}
 QWEN3_VISION = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "patch_size": 16}
 QWEN3_VISION |= {"num_position_embeddings": 2304, "deepstack_visual_indexes": [5, 11, 17]}
 CLIP = tower(1024, 4096, 24, 16, 336, 14, model_type="clip_vision_model")
@@ -81,28 +80,34 @@ def siglip_llava(kind, words, tied):
 
 def florence2(vision, width, layers, positions):
     """microsoft's file has 51289 tokens, the converted one the picture's behind them; not sure: that its embedding is filled up to 51328 rows."""
-    groups, words = [x // 32 for x in vision], {"model_type": "bart", "vocab_size": 51328, "d_model": width, "max_position_embeddings": positions}
-    for part in ("encoder", "decoder"):
-        words |= {f"{part}_layers": layers, f"{part}_attention_heads": width // 64, f"{part}_ffn_dim": 4 * width}
-    seen = {"depths": (1, 1, 9, 1), "embed_dim": vision, "num_heads": groups, "num_groups": groups, "projection_dim": width}
-    return hub("Florence2", seen, words, True)
+    groups = [x // 32 for x in vision]
+    words = {"model_type": "bart", "vocab_size": 51328, "d_model": width, "max_position_embeddings": positions}
+    for part in ("encoder_", "decoder_"):
+        words |= {part + "layers": layers, part + "attention_heads": width // 64, part + "ffn_dim": 4 * width}
+    seen = {"depths": (1, 1, 9, 1), "embed_dim": vision, "num_heads": groups, "num_groups": groups}
+    return hub("Florence2", seen | {"projection_dim": width}, words, True)
 
 
 def dinov2(width, layers, heads, **more):
-    return encoder("Dinov2", hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, image_size=518, patch_size=14, **more)
+    config = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return encoder("Dinov2", **config, image_size=518, patch_size=14, **more)
 
 
 def owl(kind, size, patch):
-    words = text(512, 2048, 12, 8, None, 49408)
-    return encoder(kind, "ForObjectDetection", vision_config=tower(768, 3072, 12, 12, size, patch), text_config=words, projection_dim=512)
+    seen, words = tower(768, 3072, 12, 12, size, patch), text(512, 2048, 12, 8, None, 49408)
+    return encoder(kind, "ForObjectDetection", vision_config=seen, text_config=words, projection_dim=512)
 
 
-KOSMOS = {"vocab_size": 65037, "embed_dim": 2048, "layers": 24, "ffn_dim": 8192, "attention_heads": 32, "max_position_embeddings": 2048}
+KOSMOS = {"vocab_size": 65037, "embed_dim": 2048, "layers": 24, "ffn_dim": 8192, "attention_heads": 32}
+KOSMOS["max_position_embeddings"] = 2048
 SIGLIP2 = {"vision_config": tower(768, 3072, 12, 12, 224, 16), "text_config": text(768, 3072, 12, 12, None, 256000, projection_size=768)}
-SWIN = {"model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "out_indices": [2, 3, 4]}
-DINO = {"d_model": 256, "encoder_layers": 6, "decoder_layers": 6, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048, "num_feature_levels": 4, "num_queries": 900}
-VJEPA2 = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_ratio": 4, "crop_size": 256, "patch_size": 16, "tubelet_size": 2}
-VJEPA2 |= {"frames_per_clip": 64, "pred_hidden_size": 384, "pred_num_hidden_layers": 12, "pred_num_attention_heads": 12, "pred_num_mask_tokens": 10}
+SWIN = {"model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
+SWIN |= {"window_size": 7, "out_indices": [2, 3, 4]}
+DINO = {"d_model": 256, "num_feature_levels": 4, "num_queries": 900}
+DINO |= {f"{part}_{k}": x for part in ("encoder", "decoder") for k, x in (("layers", 6), ("ffn_dim", 2048))}
+VJEPA2 = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_ratio": 4, "crop_size": 256}
+VJEPA2 |= {"patch_size": 16, "tubelet_size": 2, "frames_per_clip": 64, "pred_hidden_size": 384}
+VJEPA2 |= {"pred_num_hidden_layers": 12, "pred_num_attention_heads": 12, "pred_num_mask_tokens": 10}
 
 
 PUBLISHED = {
@@ -148,7 +153,8 @@ LANGUAGE = {  # of words alone
 
 class Processor:
     """What the families ask of a processor, without a tokenizer from the hub."""
-    image_token, bos_token, eos_token, start_image_token_id, end_image_token_id = "<image>", "<s>", "</s>", 1, 2
+    image_token, bos_token, eos_token = "<image>", "<s>", "</s>"
+    start_image_token_id, end_image_token_id = 1, 2
     image_mean, image_std = (0.5,) * 3, (0.5,) * 3
 
     def __init__(self):
@@ -168,7 +174,8 @@ def qwen_processor(config):
     from tiny import vlm_processor
     made = vlm_processor(["Describe the picture."])
     config.image_token_id = made.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    return type(made)(Qwen2VLImageProcessor(patch_size=config.vision_config.patch_size), made.tokenizer, made.video_processor, chat_template=made.chat_template)
+    images = Qwen2VLImageProcessor(patch_size=config.vision_config.patch_size)
+    return type(made)(images, made.tokenizer, made.video_processor, chat_template=made.chat_template)
 
 
 def kosmos_processor():
@@ -233,7 +240,8 @@ def test_the_numbers_of_parameters_are_the_stated_ones(name):
     model, _, points, _ = full(name)
     head = numel(model.lm_head) if hasattr(model, "lm_head") and name not in TIED.split() else 0
     layers = [numel(model.get_submodule(path)) for point, (path, *_) in points.items() if point.startswith(("vision.", "language."))]
-    found = {"params": numel(model), "head": head, "layer": max(layers, default=0), "outside": numel(model) - head - sum(layers)}
+    whole = numel(model)
+    found = {"params": whole, "head": head, "layer": max(layers, default=0), "outside": whole - head - sum(layers)}
     assert found == {k: pytest.approx(1e9 * MODELS[name][k], rel=0.01) for k in found}
 
 
@@ -246,7 +254,8 @@ def test_a_language_model_of_full_size_is_what_is_stated_and_sees_nothing(name, 
     entry, layers = MODELS[name], model.model.layers
     head, stack = 0 if tied else numel(model.lm_head), sum(map(numel, layers))
     assert entry["language"] == (len(layers), config["hidden_size"]) and entry["vision"] is None and "size" not in entry
-    found = {"params": numel(model), "head": head, "layer": numel(layers[0]), "outside": numel(model) - head - stack}
+    whole = numel(model)
+    found = {"params": whole, "head": head, "layer": numel(layers[0]), "outside": whole - head - stack}
     assert found == {k: pytest.approx(1e9 * entry[k], rel=0.01) for k in found}
     refused(lambda: extract.main(["--model", name]), "is a language model, which sees nothing")
 
@@ -322,8 +331,8 @@ SMALL = {"llava_next": ("L", 48, "patch_embed vision.1 vision.1 merger language.
 def test_the_plans_names_are_stored_and_recorded_as_the_models_own(request, tmp_path, which):
     letter, size, expected = SMALL[which]
     folder, data, points = folder_of(request, which), write_set(tmp_path / "data", noise(2, size)), expected.replace(" ", ",")
-    index = run(folder, data, tmp_path / "out", "--points", ",".join(f"{letter}{k + 1}" for k in range(len(expected.split()))))
-    own = list(dict.fromkeys(expected.split()))
+    names = ",".join(f"{letter}{k + 1}" for k in range(len(expected.split())))
+    index, own = run(folder, data, tmp_path / "out", "--points", names), list(dict.fromkeys(expected.split()))
     assert list(index["points"]) == ["pixels", *own] and index["run"]["arguments"]["points"] == points
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pt") if p.parent.name in own}
     assert run(folder, data, tmp_path / "out", "--points", points)["points"] == index["points"]  # the same settings: nothing is computed again
@@ -333,7 +342,8 @@ def test_the_plans_names_are_stored_and_recorded_as_the_models_own(request, tmp_
 def test_a_plans_name_of_another_family_is_refused_before_anything_is_loaded(tmp_path, refused, monkeypatch):
     monkeypatch.setattr(extract, "LOADERS", None)
     for point, has in (("L3", "llava, llava_next, llava_onevision"), ("i2", "internvl, internvl_chat"), ("C4", "cogvlm2")):
-        refused(lambda point=point: extract.main(["--model", "tiny", "--data", str(tmp_path), "--points", f"patch_embed,{point}"]), point, has)
+        arguments = ["--model", "tiny", "--data", str(tmp_path), "--points", f"patch_embed,{point}"]
+        refused(lambda arguments=arguments: extract.main(arguments), point, has)
 
 
 def test_a_number_that_the_plan_has_not_is_refused(refused):
@@ -344,9 +354,9 @@ def test_a_number_that_the_plan_has_not_is_refused(refused):
 # ---------------------------------------------------------------- the list
 
 LISTED = {  # Florence-2 has four grids, each half the side and twice the width of the one before
-    "qwen2.5-vl-7b": ("patch_embed vision.0-31 merger language.0-27", "1024/256", "2621/1835", "15.5"),
-    "florence-2-large": ("patch_embed vision.0-11 merger language.0-11", "36864-576/576", "18874-2359/1180", "1.55"),
-    "kosmos-2": ("patch_embed vision.0-23 merger language.0-23", "256/64", "524/262", None),
+    "qwen2.5-vl-7b": ("vision.0-31 merger language.0-27", "1024/256", "2621/1835", "15.5"),
+    "florence-2-large": ("vision.0-11 merger language.0-11", "36864-576/576", "18874-2359/1180", "1.55"),
+    "kosmos-2": ("vision.0-23 merger language.0-23", "256/64", "524/262", None),
 }
 
 
@@ -364,9 +374,11 @@ def test_the_list_needs_no_heavy_library_and_says_what_it_derives():
     assert list(rows) == list(MODELS)
     for name, (points, tokens, size, whole) in LISTED.items():
         row = rows[name]
-        assert (row["points"], row["tokens"], row["kB"]) == (points, tokens, size) and whole in (row["GB_whole"], None), row
+        assert (row["points"], row["tokens"], row["kB"]) == (f"patch_embed {points}", tokens, size), row
+        assert whole in (row["GB_whole"], None)
     row = rows["qwen2.5-vl-7b"]
-    assert (row["repository"], row["revision"], row["params_B"], row["licence"]) == ("Qwen/Qwen2.5-VL-7B-Instruct", "newest", "8.29", "Apache 2.0")
+    assert row["repository"] == "Qwen/Qwen2.5-VL-7B-Instruct" and row["licence"] == "Apache 2.0"
+    assert (row["revision"], row["params_B"]) == ("newest", "8.29")
     assert "gated" in rows["dinov3"]["licence"] and rows["tiny"]["params_B"] == "-" and rows["tiny"]["revision"] == "local"
 
 

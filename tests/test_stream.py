@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_extract import GOLDEN, folder_of, load, noise, refused, run, same_features, write_set
+from test_extract import GOLDEN, argv_of, folder_of, load, noise, refused, run, same_features, write_set
 
 import common
 import extract
 from common import find_model, load_features, load_yaml, skeleton
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = {"small_vlm": 80, "small_qwen2vl": 64, "small_qwen3vl": 64, "small_internvl": 48, "small_cogvlm2": 56, "small_florence2": 64}
-FAMILIES |= {"small_grounding_dino": 64, "small_kosmos2": 48, "llava": 48, "llava_next": 96, "llava_onevision": 96}
-FAMILIES |= dict.fromkeys(("small_dino", "small_dinov3", "small_siglip", "small_owlvit", "small_owlv2", "small_vjepa2"), 48)
+ALL = ("--size", 80, "--points", "all", "--batch", 4)
+FAMILIES = {"small_vlm": 80, "small_cogvlm2": 56, "llava": 48, "llava_next": 96, "llava_onevision": 96}
+FAMILIES |= {f"small_{name}": 64 for name in ("qwen2vl", "qwen3vl", "florence2", "grounding_dino")}
+FAMILIES |= {f"small_{name}": 48 for name in ("internvl", "kosmos2", "dino", "dinov3", "siglip", "owlvit", "owlv2", "vjepa2")}
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,8 @@ def test_dinov2s_gated_mlp_which_is_stored_as_one_matrix_is_split(tmp_path):
     from safetensors.torch import load_file
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 48, "patch_size": 8}
-    model = Dinov2Model(Dinov2Config(**sizes, use_swiglu_ffn=True))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = Dinov2Model(Dinov2Config(**sizes, image_size=48, patch_size=8, use_swiglu_ffn=True))
     model.save_pretrained(tmp_path)
     BitImageProcessor().save_pretrained(tmp_path)
     assert any("weights_in" in name for name in load_file(tmp_path / "model.safetensors"))
@@ -125,7 +126,8 @@ def test_a_stream_holds_one_layer_and_reads_the_next_ahead(small_vlm, pictures, 
 
     monkeypatch.setattr(extract.Network, "layer", logged_layer)
     monkeypatch.setattr(common.Weights, "read", logged_read)
-    index = run(small_vlm, pictures, tmp_path / "out", "--size", 80, "--batch", 7, "--stream", "--points", "merger,language.1")
+    more = ("--size", 80, "--batch", 7, "--stream", "--points", "merger,language.1")
+    index = run(small_vlm, pictures, tmp_path / "out", *more)
     layers = [f"model.visual.blocks.{i}" for i in range(3)] + [f"model.language_model.layers.{i}" for i in range(2)]
     # 70 pictures, 7 at a time and never across two shards of 64
     assert [path for path, _ in runs] == [path for path in layers for _ in range(11)] and all(there == [path] for path, there in runs)
@@ -168,7 +170,7 @@ def test_running_out_of_memory_on_the_way_halves_the_round_and_loses_nothing(sma
     assert same_features(tmp_path / "whole", tmp_path / "streamed")
     failures = itertools.repeat(True)  # not even one micro-batch fits; the largest is of 64
     out = tmp_path / "none"
-    err = refused(capsys, "--model", small_vlm, "--data", pictures, "--out", out, "--size", 80, "--stream", "--batch", 64)
+    err = refused(capsys, *argv_of(small_vlm, pictures, out, "--size", 80, "--stream", "--batch", 64))
     assert "--batch smaller than" in err and not (out / "index.yaml").exists()
 
 
@@ -177,7 +179,8 @@ def test_running_out_of_memory_on_the_way_halves_the_round_and_loses_nothing(sma
 
 def test_untrained_weights_by_name_are_the_same_in_any_order_and_depend_on_the_seed(small_cogvlm2, few, tmp_path):
     for name, seed, batch in (("one", 1, 4), ("again", 1, 8), ("two", 2, 4)):
-        run(small_cogvlm2, few, tmp_path / name, "--size", 56, "--random-init", "--stream", "--seed", seed, "--batch", batch)
+        more = ("--random-init", "--stream", "--seed", seed, "--batch", batch)
+        run(small_cogvlm2, few, tmp_path / name, "--size", 56, *more)
     assert same_features(tmp_path / "one", tmp_path / "again")
     one, two = (load_features(tmp_path / name)[1]("language.2") for name in ("one", "two"))
     assert one.std() > 0 and (one - two).abs().mean() > 0.01 * one.std()
@@ -224,8 +227,7 @@ def test_a_checkpoint_in_several_files_one_of_which_is_broken_is_refused_before_
 # ---------------------------------------------------------------- killed at any moment
 
 def command(model, data, out, *more):
-    given = ["--model", model, "--data", data, "--out", out, "--size", 80, "--points", "all", "--batch", 4, *more]
-    return [sys.executable, str(ROOT / "extract.py"), *map(str, given)]
+    return [sys.executable, str(ROOT / "extract.py"), *argv_of(model, data, out, *ALL, *more)]
 
 
 @pytest.mark.slow
@@ -255,8 +257,8 @@ def test_a_rank_that_dies_leaves_a_folder_that_the_next_run_completes(small_vlm,
     data = write_set(tmp_path / "data", noise(200, 48))
     run(small_vlm, data, tmp_path / "whole", "--size", 80, "--points", "all", "--batch", 4)
     out = tmp_path / "out"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command(small_vlm, data, out)[1:]]
-    process = subprocess.Popen(launch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    launch = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]]
+    process = subprocess.Popen([*launch, *command(small_vlm, data, out)[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not list(out.glob("pooled/*.pt")) and time.time() < deadline:
         time.sleep(0.005)
