@@ -8,7 +8,6 @@
     python data.py cut --clips data/future --first 0 --frames 8 --out data/future-past     frames 0 ... 7 of every clip, and nothing of the others (--evenly: 8 spread over all of it)
     python data.py trajectories --out data/trajectories        2000 clips of 32 frames, 48 px: who stays, who comes and goes, and when is who hidden?
     python data.py trajectories --change reversed --only test  the same scenes, those of the test split, played backwards (or with an object deleted, or two swapped)
-    python data.py photos --out data/photos                    shapes on scikit-image's photographs, and crops of them
     python data.py boxes --root DIR --format voc --out data/mine   a folder of images with VOC XML, CSV or COCO JSON boxes
     python data.py clips --root DIR --fps 12 --out data/mine   videos, or folders of frames, and labels.csv: filename,label and, if wanted, split,source,repeat
     python data.py ssv2 --root ROOT --n 1000 --out data/ssv2   Something-Something v2 as published: ROOT/20bn-something-something-v2/*.webm and its JSON files
@@ -108,8 +107,6 @@ COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 210), 
 SHAPES = {"circle": None, "triangle": (3, 0.5), "square": (4, 0.5**0.5), "star": (5, 0.45)}  # points, inner / outer radius
 DIRECTIONS = {"right": (1, 0), "down right": (1, 1), "down": (0, 1), "down left": (-1, 1),
               "left": (-1, 0), "up left": (-1, -1), "up": (0, -1), "up right": (1, -1)}
-PHOTOGRAPHS = ("astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field",
-               "immunohistochemistry", "moon", "rocket", "colorwheel", "horse", "page", "text")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}  # who speaks, as LLaVA and as Qwen say it
 PARTS = ("text", "image", "image_url", "video", "video_url")  # of what is said, where that is a list
 PICTURES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")  # fields of an entry
@@ -226,27 +223,6 @@ def shapes(n, size, seed):
     for i in range(n):
         rng = np.random.default_rng([seed, i])
         yield still_item(rng, f"shapes-{seed}-{i:05d}", f"shapes-{seed}-{i:05d}", size, background(rng, size))
-
-
-def photos(n, size, seed):
-    """Shapes pasted on crops of the photographs inside scikit-image; the photograph is the source."""
-    import skimage.data
-    pictures = {}
-    for name in PHOTOGRAPHS:
-        try:
-            picture = np.asarray(getattr(skimage.data, name)())
-        except Exception:  # scikit-image fetches some of its pictures from the network; those inside it are enough
-            continue
-        if picture.dtype == np.uint8:
-            pictures[name] = np.repeat(picture[..., None], 3, -1) if picture.ndim == 2 else picture[..., :3]
-    for i in range(n):
-        rng = np.random.default_rng([seed, i])
-        name = sorted(pictures)[i % len(pictures)]
-        picture = pictures[name]
-        side = int(rng.uniform(0.4, 1) * min(picture.shape[:2]))
-        top, left = (int(rng.integers(0, s - side + 1)) for s in picture.shape[:2])
-        crop = frames_of({"frames": torch.from_numpy(picture[top:top + side, left:left + side].copy())[None]}, size)
-        yield still_item(rng, f"photos-{seed}-{i:05d}", f"photos-{name}", size, crop[0].numpy().astype(np.float32))
 
 
 def moving(n, size, seed, frames=17):
@@ -2012,7 +1988,7 @@ def preview(items, path, columns=8, rows=5, tile=160):
     sheet.save(path)
 
 
-SOURCES = ("shapes", "moving", "trajectories", "cut", "photos", "boxes", "clips", "ssv2", "openpack", "operations", "sets")
+SOURCES = ("shapes", "moving", "trajectories", "cut", "boxes", "clips", "ssv2", "openpack", "operations", "sets")
 
 
 def get_args(argv):
@@ -2020,7 +1996,7 @@ def get_args(argv):
     p.add_argument("source", nargs="?", choices=SOURCES, help="(default: shapes)")
     p.add_argument("--source", dest="also", choices=SOURCES, help="the same, as a flag")
     p.add_argument("--out", help="the folder to write (default: data/<source>)")
-    p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, trajectories 2000, moving and photos 200, else all);"
+    p.add_argument("--n", type=int, help="items to generate, or the most to read (default: shapes 500, trajectories 2000, moving 200, else all);"
                    " openpack: clips of train (default: 2000); operations: sessions of a subject (default: 4); of clips as many of each action, by --seed")
     p.add_argument("--size", type=int, help="side in pixels of generated frames and of clips (default: 224; moving 64, trajectories 48)")
     p.add_argument("--freeze", choices=["first", "middle"], help="moving: show this frame throughout; ids, sources and answers stay (default --out: data/moving-<frame>)")
@@ -2065,8 +2041,6 @@ def get_args(argv):
 
 def main(argv=None):
     args = get_args(argv)
-    if args.smoke:
-        args.n = args.n or 4
     out = Path(args.out or ("data/waiting" if args.wait else f"data/{args.source}" + (f"-{args.freeze or args.change}" if args.freeze or args.change else "")))
     if args.source == "openpack":
         args.frames = args.frames or "uniform"
@@ -2136,7 +2110,7 @@ def main(argv=None):
         write_items(out, augmented(items, args), meta)
     else:
         n = args.n or {"shapes": 500, "trajectories": 2000}.get(args.source, 200)
-        generate = {"shapes": shapes, "moving": functools.partial(moving, frames=args.frames or 17), "photos": photos,
+        generate = {"shapes": shapes, "moving": functools.partial(moving, frames=args.frames or 17),
                     "trajectories": functools.partial(trajectories, frames=args.frames or 32, change=args.change, only=args.only)}.get(args.source)
         if args.clips:
             items, index = load_items(args.clips)

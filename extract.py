@@ -26,8 +26,7 @@ complete is never computed again: kill it at any moment and run the same command
 
 --ask writes, instead of features, the model's own greedy answers to questions about the test items: where the largest object is (or which way the clip's object moves), openly and with
 the possible answers listed; its box, in the words that the model's family was taught; a caption. answers.pt holds ids, kinds, questions [q] and answers {run: [q]}; answers.yaml the same
-for grep. The run "own" is the model as it is. --remove FILE (of explain.py) adds the runs "removed", in which the picture's rows lose what they hold along FILE's directions, and
-"random0" ..., in which they lose as much along random ones. A run that is there is not repeated.
+for grep. The run "own" is the model as it is. A run that is there is not repeated.
 
 --frames HOW --count K shows K frames of every clip, chosen by what moves, evenly, at random or by shots (choose_frames in common.py); index.yaml says how, and for each item which (`shown`).
 With --ask several ways are compared on the clips' own questions (`turns`): with equally many frames and, since choosing costs time, with twice, four times ... as many even frames, as long
@@ -55,7 +54,6 @@ from tqdm import tqdm
 from common import (
     ANSWERS,
     CHOICES,
-    DIRECTIONS,
     FEATURES,
     LOADERS,
     MODELS,
@@ -80,7 +78,6 @@ from common import (
     load_items,
     load_pt,
     load_yaml,
-    made_up_folder,
     memory_left,
     memory_size,
     paired_test,
@@ -992,7 +989,6 @@ def get_args(argv):
     p.add_argument("--max-memory", help="15GB: use no more of the GPU's (on a CPU: the process's) memory")
     p.add_argument("--questions", help="a text file, a question a line: adds asked.<i>, what language layer i holds at the end of each question; the picture is computed once")
     p.add_argument("--ask", action="store_true", help="write the model's own answers to questions about the test items, and no features")
-    p.add_argument("--remove", help="with --ask: a file of explain.py --directions; also ask the model without what it names, and without as much along random directions")
     p.add_argument("--frames", help=f"which frames of a clip are shown: {', '.join(CHOICES)}; with --ask several with commas between, the first against the others (default: all frames)")
     p.add_argument("--count", type=int, default=8, help="with --frames: how many (default: %(default)s)")
     p.add_argument("--largest-gap", type=int, help="with --frames motion or uniform: between two frames shown, in frames")
@@ -1073,19 +1069,6 @@ def aligned(rows):
     rows = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
     return ["  ".join(f"{x!s:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def smoke_input(args, folder):
-    """A made-up data folder and a random small Dinov2 checkpoint, for --smoke."""
-    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
-
-    from common import write_items
-    g = torch.Generator().manual_seed(args.seed)
-    write_items(folder / "data", [{"id": f"noise-{i}", "source": f"noise-{i}", "width": 28, "height": 28,
-                                   "frames": torch.randint(0, 256, (1, 28, 28, 3), generator=g, dtype=torch.uint8)} for i in range(6)], {"data": "synthetic", "name": "noise"})
-    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)).save_pretrained(folder / "model")
-    BitImageProcessor().save_pretrained(folder / "model")
-    args.model, args.data, args.size, args.out = str(folder / "model"), str(folder / "data"), 28, args.out or str(folder / "features")
 
 
 def agree(out, plan):
@@ -1258,7 +1241,7 @@ def one_model(args, started):
                     dtype=str(dtype), weights_read_gb=read and read / 1e9, model_revision=resolved_commit(entry))
 
 
-# ---------------------------------------------------------------- what the model itself says, and what it says without a direction
+# ---------------------------------------------------------------- what the model itself says
 
 # model type -> (how its family was taught to be asked for a box, the scale of the coordinates that it answers with). Qwen2.5-VL: pixels of the resized
 # picture (Bai et al. 2025); Qwen2-VL, Qwen3-VL and InternVL: thousandths of the side; LLaVA: fractions. CogVLM2 was not released in a variant that
@@ -1269,7 +1252,7 @@ GROUNDING = {"qwen2_vl": ("Detect the bounding box of the {}.", "thousandths"), 
              **dict.fromkeys(("llava", "llava_next", "llava_onevision"), (SENTENCE_BOX.format("the {}."), "fractions"))}
 CAPTIONED = "What is in the picture?"
 OPENLY = {"place": "Where is the {}?", "direction": "Which way does the {} move?"}
-DRAWS, LONGEST = 5, 64  # random subspaces beside the one that is removed; tokens of an answer
+LONGEST = 64  # tokens of an answer
 
 
 def questions_to(item, locate):
@@ -1281,33 +1264,6 @@ def questions_to(item, locate):
     if kind == "place":
         questions |= {"box": locate.format(name)} | ({"caption": CAPTIONED} if "text" in item else {})
     return questions
-
-
-def less_along(x, directions, mean, random=None):
-    """x [..., D] less the part of x - mean along the orthonormal rows of `directions` [k, D]; with `random`, other such rows, less a part of the same length along those."""
-    along = (x - mean) @ directions.T @ directions
-    if random is not None:
-        other = (x - mean) @ random.T @ random
-        along = other * (along.norm(dim=-1, keepdim=True) / other.norm(dim=-1, keepdim=True).clamp(min=1e-30))
-    return x - along
-
-
-@contextlib.contextmanager
-def changed(model, path, change, rows):
-    """Within this context a module returns change(x [..., D]) in the picture's rows: in a layer of the language model `rows`, bool [sequences, rows of the prompt]; elsewhere (None) all."""
-    def hook(module, args, output):
-        x = output[0] if isinstance(output, tuple) else output
-        if rows is not None and x.shape[:2] != rows.shape:
-            return None  # the pass of a later token of the answer, without the prompt
-        new = change(x.float()).to(x.dtype)
-        new = new if rows is None else torch.where(rows[..., None], new, x)
-        return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    handle = model.get_submodule(path).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def asking(model, processor, batch, question):
@@ -1326,11 +1282,8 @@ def alike(members, pictures, batch):
             yield numbers, torch.stack(frames)
 
 
-def says(model, processor, inputs_of, pictures, questions, batch, device, dtype, point=None, change=None):
-    """The greedy answer, str, to each question about its picture (a function that returns uint8 [T,S,S,3]). Equal questions are asked together, so that nothing is padded.
-
-    point, change: (name, module path) of a module whose output is changed in the picture's rows.
-    """
+def says(model, processor, inputs_of, pictures, questions, batch, device, dtype):
+    """The greedy answer, str, to each question about its picture (a function that returns uint8 [T,S,S,3]). Equal questions are asked together, so that nothing is padded."""
     answers, together = [None] * len(questions), {}
     for k, question in enumerate(questions):
         together.setdefault(question, []).append(k)
@@ -1338,8 +1291,7 @@ def says(model, processor, inputs_of, pictures, questions, batch, device, dtype,
     for question, members in tqdm(together.items(), unit="question"):
         for numbers, frames in alike(members, pictures, batch):
             given = on(asking(model, processor, inputs_of(frames), question), device, dtype)
-            rows = picture_rows(model, given) if point and point[0].startswith("language.") else None
-            with torch.inference_mode(), changed(model, point[1], change, rows) if point else contextlib.nullcontext():
+            with torch.inference_mode():
                 tokens = model.generate(**given, **own, max_new_tokens=LONGEST)
             tokens = tokens if model.config.model_type == "cogvlm2" else tokens[:, given["input_ids"].shape[1]:]
             for k, answer in zip(numbers, getattr(processor, "tokenizer", processor).batch_decode(tokens, skip_special_tokens=True), strict=True):
@@ -1347,36 +1299,17 @@ def says(model, processor, inputs_of, pictures, questions, batch, device, dtype,
     return answers
 
 
-def read_directions(args, entry):
-    """--remove: what explain.py --directions wrote, for this model."""
-    found = load_pt(args.remove, DIRECTIONS)
-    if found["meta"]["model"] != entry["name"]:
-        refuse(f"--remove {args.remove} was made from features of {found['meta']['model']}, not of {entry['name']}; run explain.py --directions on its own")
-    return found
-
-
-def removals(points, found, seed, device):
-    """{run: (point, change)}: FILE's directions, and DRAWS random subspaces of as many."""
-    if (point := found["meta"]["point"]) == [p for p in points if p.startswith("language.")][-1]:
-        refuse(f"{point} is the last layer, from which nothing reads the picture's rows any more; give explain.py --directions an earlier one with --points")
-    directions, mean = found["directions"].to(device), found["mean"].to(device)
-    g = torch.Generator().manual_seed(seed)
-    drawn = [torch.linalg.qr(torch.randn(directions.shape[::-1], generator=g)).Q.T.to(device) for _ in range(DRAWS)]
-    return {name: ((point, points[point][0]), functools.partial(less_along, directions=directions, mean=mean, random=random))
-            for name, random in {"removed": None, **{f"random{k}": d for k, d in enumerate(drawn)}}.items()}
-
-
 def load_to_ask(args, entry, size, device, dtype):
-    """(model, processor, function from frames to its inputs, its points)."""
+    """(model, processor, function from frames to its inputs)."""
     model, processor = LOADERS["vlm"](entry, device, dtype, args.seed if args.random_init else None)
-    inputs_of, points, multiple, _ = family_of(model)(model, processor)
+    inputs_of, _, multiple, _ = family_of(model)(model, processor)
     if isinstance(size, int):  # not one to be fitted
         whole_tokens(size, multiple, args.model)
-    return model, processor, inputs_of, points
+    return model, processor, inputs_of
 
 
 def ask_model(args, started):
-    """--ask: every run's answers to the questions about the test items, in answers.pt and answers.yaml."""
+    """--ask: the answers to the questions about the test items, in answers.pt and answers.yaml."""
     entry = find_model(args.model) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING:
         refuse(f"--ask needs a causal language model with a tokenizer, of type {', '.join(GROUNDING)}; {args.model} is of type {entry.get('type')}")
@@ -1395,27 +1328,21 @@ def ask_model(args, started):
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/answers{'-random' if args.random_init else ''}.pt")
     check_writable(out)
     size, (locate, scale) = args.size or (entry["clip"] if clip else entry.get("own_shape") or entry["size"]), GROUNDING[entry["type"]]
-    found = read_directions(args, entry) if args.remove else None
     rows = [(item, kind, question) for item in asked for kind, question in questions_to(item, locate).items()]
     questions, kinds, ids = [q for *_, q in rows], [kind for _, kind, _ in rows], [item["id"] for item, *_ in rows]
     device, dtype, why = choose_device()
     meta = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "data": data["data"], "data_path": str(args.data), "size": size, "scale": scale,
-            "checkpoint": fingerprint(entry), "revision": args.revision, "seed": args.seed, "dtype": str(dtype), "point": found and found["meta"]["point"],
-            "removed": found and digest(found["directions"].numpy().tobytes() + found["mean"].numpy().tobytes())}
+            "checkpoint": fingerprint(entry), "revision": args.revision, "seed": args.seed, "dtype": str(dtype)}
     before = load_pt(out, ANSWERS) if out.is_file() else None
     answers = before["answers"] if before and before["meta"] == meta and before["questions"] == questions and before["ids"] == ids else {}
-    wanted = ["own", *(["removed", *(f"random{k}" for k in range(DRAWS))] if found else [])]
-    if todo := [run for run in wanted if run not in answers]:
+    if "own" not in answers:
         print(f"device {device.type} ({why})")
-        model, processor, inputs_of, points = load_to_ask(args, entry, size, device, dtype)
-        runs = {"own": (None, None)} | (removals(points, found, args.seed, device) if found else {})
+        model, processor, inputs_of = load_to_ask(args, entry, size, device, dtype)
         pictures = [functools.partial(frames_of, item, size) for item, *_ in rows]
-        for run in todo:
-            point, change = runs[run]
-            answers[run] = says(model, processor, inputs_of, pictures, questions, args.batch, device, dtype, point=point, change=change)
-            save_pt(out, ANSWERS, ids, meta, kinds=kinds, questions=questions, answers=answers)
-    result = {"stage": "ask", **{k: meta[k] for k in ("model", "weights", "data", "point")}, "items": len(asked), "left_out": len(test) - len(asked), "questions": len(rows), "runs": len(answers),
-              "answers": [{"id": i, "question": q, **{run: answers[run][k] for run in wanted}} for k, (i, q) in enumerate(zip(ids, questions, strict=True))],
+        answers["own"] = says(model, processor, inputs_of, pictures, questions, args.batch, device, dtype)
+        save_pt(out, ANSWERS, ids, meta, kinds=kinds, questions=questions, answers=answers)
+    result = {"stage": "ask", **{k: meta[k] for k in ("model", "weights", "data")}, "items": len(asked), "left_out": len(test) - len(asked), "questions": len(rows),
+              "answers": [{"id": i, "question": q, "own": answer} for i, q, answer in zip(ids, questions, answers["own"], strict=True)],
               "run": run_info(args, started, script="extract.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(entry))}
     save_yaml(out.with_suffix(".yaml"), result)
     say(result)
@@ -1427,8 +1354,8 @@ def compare_frames(args, started):
     entry = find_model(args.model) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING or not entry["type"].startswith("qwen"):
         refuse(f"--ask --frames needs a model that takes clips, and {args.model} is of type {entry.get('type')}; give a Qwen model")
-    if args.stream or args.questions or args.shard or args.tiles or args.remove:
-        refuse("--ask --frames reads the whole model at once and compares frames alone: leave --stream, --questions, --shard, --tiles and --remove out")
+    if args.stream or args.questions or args.shard or args.tiles:
+        refuse("--ask --frames reads the whole model at once and compares frames alone: leave --stream, --questions, --shard and --tiles out")
     items, data = load_items(args.data)
     ways = ways_of(args, items)
     rows = [(item, question, answer) for item in items if split_of(item["source"]) == "test"
@@ -1446,7 +1373,7 @@ def compare_frames(args, started):
     before = load_pt(out, ANSWERS) if out.is_file() else None
     answers, facts = (before["answers"], before["facts"]) if before and before["meta"] == meta and before["ids"] == ids else ({}, {})
     print(f"device {device.type} ({why})")
-    model, processor, inputs_of, _ = load_to_ask(args, entry, size, device, dtype)
+    model, processor, inputs_of = load_to_ask(args, entry, size, device, dtype)
 
     clock = time.process_time if device.type == "cpu" else time.perf_counter  # on a CPU other processes are not to count
 
@@ -1546,10 +1473,6 @@ def main(argv=None):
         print(*aligned([{"name": name} | described(entry) for name, entry in MODELS.items()]), sep="\n")
         print("tokens and kB (fp16) of one image at one point: in the tower (its first-last stage) / at the merger and in the language model; GB of GPU memory with weights of 2 bytes")
         return MODELS
-    if args.smoke:
-        smoke_input(args, made_up_folder())
-    if args.remove and not args.ask:
-        refuse("--remove changes what the model answers: give --ask with it")
     if args.ask:
         return (compare_frames if args.frames else ask_model)(args, started)
     two = "+" in args.model and not Path(args.model).exists()

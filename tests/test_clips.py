@@ -34,7 +34,8 @@ def encode(path, frames, rate=12, turned=0, options=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options or {}) as file:
         stream = file.add_stream(CODECS[path.suffix], rate=rate)
-        stream.height, stream.width, stream.pix_fmt, stream.options = *frames.shape[1:3], "yuv420p", {"crf": "8", "b": "0"} if path.suffix == ".webm" else {"crf": "8"}
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.options = {"crf": "8", "b": "0"} if path.suffix == ".webm" else {"crf": "8"}
         stream.codec_context.thread_count = 1  # the same bytes on every machine
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
@@ -72,7 +73,7 @@ def squashed(frames, size=48):
 
 def error(item, frames):
     """Mean absolute error in grey levels."""
-    assert item["frames"].shape == (len(frames), 48, 48, 3) and item["frames"].dtype == torch.uint8 and (item["width"], item["height"]) == (48, 48)
+    assert item["frames"].shape == (len(frames), 48, 48, 3) and (item["width"], item["height"]) == (48, 48)
     return (item["frames"].float() - squashed(frames).float()).abs().mean().item()
 
 
@@ -93,30 +94,21 @@ def test_the_middle_frames_come_back_in_order_and_upright_from_every_container(t
     items, index = read(table(root, *((n, "push_left") for n in names)), tmp_path / "out", "--frames", 10)
     assert [i["id"] for i in items] == names == [i["source"] for i in items]
     for item in items:
-        assert numbers(item) == list(range(15, 25)), item["id"]
-        assert error(item, film[15:25]) < 2, item["id"]
+        assert numbers(item) == list(range(15, 25)) and error(item, film[15:25]) < 2, item["id"]  # mirrored or transposed: above 4
         assert (item["action"], item["text"]) == ("push_left", "push left") and not {"boxes", "mask", "labels"} & set(item)
-    assert (index["data"], index["frames"], index["size"], index["skipped"], index["skipped_kinds"], index["rotated"]) == ("real", 10, 48, 0, {}, 1)
+    assert [index[k] for k in ("data", "frames", "size", "skipped", "rotated")] == ["real", 10, 48, 0, 1]
 
 
-def test_a_shifted_and_a_reversed_clip_would_show_in_the_numbers_and_a_mirrored_or_transposed_one_in_the_error(film):
-    def item(frames):
-        return {"frames": squashed(np.ascontiguousarray(frames)), "width": 48, "height": 48}
-
-    right = film[15:25]
-    assert numbers(item(right)) == list(range(15, 25)) and error(item(right), right) == 0
-    assert all(numbers(item(x)) != list(range(15, 25)) for x in (film[14:24], film[16:26], right[::-1]))
-    assert min(error(item(x), right) for x in (right[:, ::-1], right[:, :, ::-1], right.transpose(0, 2, 1, 3), right[:, ::-1, ::-1], right[..., ::-1])) > 4  # twice what coding may cost
+LOWER = {12: list(range(15, 25)), 6: list(range(10, 30, 2)), 4: list(range(6, 36, 3))}
 
 
-@pytest.mark.parametrize("suffix", CODECS)
-@pytest.mark.parametrize(("fps", "wanted"), [(12, list(range(8, 32))[7:17]), (6, list(range(10, 30, 2))), (4, list(range(6, 36, 3))[:10])])
-def test_frames_at_a_lower_rate_are_those_at_their_times(tmp_path, film, suffix, fps, wanted):
+@pytest.mark.parametrize("suffix", [".webm", ".mp4", ".avi"])
+def test_frames_at_a_lower_rate_are_those_at_their_times(tmp_path, film, suffix):
     encode(tmp_path / f"a{suffix}", film)
-    items, index = read(table(tmp_path, (f"a{suffix}", "x")), tmp_path / "out", "--frames", 10, "--fps", fps)
-    found = numbers(items[0])
-    assert len(set(np.diff(found))) == 1 and found[1] - found[0] == 12 // fps and abs(found[0] + found[-1] - 39) <= 12 // fps, found
-    assert found == wanted and index["fps"] == fps
+    table(tmp_path, (f"a{suffix}", "x"))
+    for fps, wanted in LOWER.items():
+        items, index = read(tmp_path, tmp_path / f"out{fps}", "--frames", 10, "--fps", fps)
+        assert numbers(items[0]) == wanted and index["fps"] == fps
 
 
 @pytest.mark.parametrize(("fps", "frames", "first"), [(12, 16, 0), (12, 4, 6), (24, 4, 14)])  # 40 frames of 1/30 s: 16 of 1/12 s, 32 of 1/24 s
@@ -152,8 +144,13 @@ def test_a_clip_whose_header_states_no_length_is_decoded_twice(tmp_path, film):
 
 # ---------------------------------------------------------------- every problem is named
 
+REASONS = {"short.mp4": ("short", "has 9 frames, and 10 are wanted"), "cut.webm": ("broken", "of 3.33 seconds"), "mid.mp4": ("broken", "is damaged"),
+           "text.mp4": ("broken", "cannot be decoded"), "empty.mp4": ("empty", "no bytes"), "few": ("short", "has 3 frames"), "none": ("empty", "no JPEG or PNG"),
+           "torn": ("broken", "7.jpg"), "gone.mp4": ("missing", "no such clip"), "twice.mp4": ("duplicate", "listed twice"), "unsaid.mp4": ("label", "no label")}
+
+
 def spoilt(root, film):
-    """A folder with one good clip and one of each problem; {id: (kind, words of the reason)}."""
+    """A folder with one good clip and one of each problem, and a clip that is listed twice."""
     encode(root / "good.mp4", film)
     encode(root / "short.mp4", film[:9])
     encode(root / "twice.mp4", film[::-1])
@@ -167,13 +164,8 @@ def spoilt(root, film):
     pictures(root / "few", film[:3])
     (root / "none").mkdir()
     (pictures(root / "torn", film[:12]) / "7.jpg").write_bytes((root / "torn/7.jpg").read_bytes()[:300])
-    (pictures(root / "png", film[:12], "{}.png") / "7.png").write_bytes((root / "png/7.png").read_bytes()[:60])
     encode(root / "unsaid.mp4", film[:, ::-1, ::-1])
-    names = ["good.mp4", "short.mp4", "cut.webm", "mid.mp4", "text.mp4", "empty.mp4", "few", "none", "torn", "png", "gone.mp4", "twice.mp4", "twice.mp4"]
-    table(root, *((n, "x") for n in names), ("unsaid.mp4", ""))
-    return {"short.mp4": ("short", "has 9 frames, and 10 are wanted"), "cut.webm": ("broken", "of 3.33 seconds"), "mid.mp4": ("broken", "is damaged"), "text.mp4": ("broken", "cannot be decoded"),
-            "empty.mp4": ("empty", "no bytes"), "few": ("short", "has 3 frames"), "none": ("empty", "no JPEG or PNG"), "torn": ("broken", "7.jpg"), "png": ("broken", "7.png"),
-            "gone.mp4": ("missing", "no such clip"), "twice.mp4": ("duplicate", "listed twice"), "unsaid.mp4": ("label", "no label")}
+    return table(root, *((n, "" if n == "unsaid.mp4" else "x") for n in ("good.mp4", *REASONS, "twice.mp4")))
 
 
 def content_of(folder):
@@ -181,75 +173,54 @@ def content_of(folder):
 
 
 def test_every_problem_is_named_and_nothing_that_was_there_is_lost(tmp_path, film, capsys):
-    known = spoilt(tmp_path / "in", film)
-    out = tmp_path / "out"
+    root, out = spoilt(tmp_path / "in", film), tmp_path / "out"
     data.main(["moving", "--n", "70", "--size", "16", "--out", str(out), "--preview"])
     before = content_of(out)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        read(tmp_path / "in", out, "--frames", 10)
-    *lines, last = [line for line in capsys.readouterr().err.splitlines() if ": " in line and "clip/s" not in line and "clips:" not in line]
-    assert stop.value.code == 2 and last.startswith("error: 12 of 14 clips") and "--skip-bad" in last
-    assert sorted(line.split(": ")[0] for line in lines) == sorted(known)
-    for line in lines:
-        assert known[line.split(": ")[0]][1] in line, line
-    assert content_of(out) == before and {p.name for p in out.iterdir()} == {p.name for p in before}
+        read(root, out, "--frames", 10)
+    said = [line for line in capsys.readouterr().err.splitlines() if ": " in line and "clip/s" not in line and "clips:" not in line]
+    assert stop.value.code == 2 and said[-1].startswith("error: 11 of 13 clips") and "--skip-bad" in said[-1]
+    assert sorted(line.split(": ")[0] for line in said[:-1]) == sorted(REASONS)
+    assert all(REASONS[line.split(": ")[0]][1] in line for line in said[:-1]), said
+    assert content_of(out) == before
 
-
-def test_skip_bad_keeps_the_good_clips_and_counts_the_others_by_kind(tmp_path, film):
-    known = spoilt(tmp_path / "in", film)
-    out = tmp_path / "out"
-    data.main(["moving", "--n", "70", "--size", "16", "--out", str(out)])
-    items, index = read(tmp_path / "in", out, "--frames", 10, "--skip-bad")
-    assert [i["id"] for i in items] == index["ids"] == ["good.mp4", "twice.mp4"] and index["skipped"] == 12
-    assert index["skipped_kinds"] == dict(sorted(Counter(kind for kind, _ in known.values()).items()))
-    assert {p.name for p in out.iterdir()} == {"00000.pt", "ids.jsonl", "index.yaml"}  # of 70 there were two shards
+    items, index = read(root, out, "--frames", 10, "--skip-bad")
+    assert [i["id"] for i in items] == index["ids"] == ["good.mp4", "twice.mp4"] and index["skipped"] == 11
+    assert index["skipped_kinds"] == dict(sorted(Counter(kind for kind, _ in REASONS.values()).items()))
+    assert [p.name for p in out.glob("*.pt")] == ["00000.pt"]  # of 70 there were two shards
 
 
 @pytest.mark.parametrize("name", ["mid.mp4", "cut.webm"])
 def test_a_clip_that_breaks_while_the_last_shard_is_written_loses_nothing_either(tmp_path, film, name, monkeypatch, refused):
     monkeypatch.setattr(common, "SHARD", 1)
-    spoilt(tmp_path / "in", film)
-    table(tmp_path / "in", ("good.mp4", "x"), ("twice.mp4", "x"), (name, "x"))
-    encode(tmp_path / "fine/g.mp4", film)
-    read(table(tmp_path / "fine", ("g.mp4", "x")), tmp_path / "out", "--frames", 10)
+    root = spoilt(tmp_path / "in", film)
+    read(table(root, ("good.mp4", "x")), tmp_path / "out", "--frames", 10)
     before = content_of(tmp_path / "out")
-    refused(lambda: read(tmp_path / "in", tmp_path / "out", "--frames", 10), "1 of 3 clips")
+    table(root, ("good.mp4", "x"), ("twice.mp4", "x"), (name, "x"))
+    refused(lambda: read(root, tmp_path / "out", "--frames", 10), "1 of 3 clips")
     assert content_of(tmp_path / "out") == before
 
 
-def test_where_every_clip_is_bad_nothing_is_written(tmp_path, refused):
-    refused(lambda: read(table(tmp_path, ("a.mp4", "x")), tmp_path / "out", "--skip-bad"), "none of 1 clips")
+def test_a_clip_that_is_slow_or_short_at_the_rate_wanted_is_named_so(tmp_path, film, refused, capsys):
+    encode(tmp_path / "slow.webm", film)
+    encode(tmp_path / "short.mp4", film[:30], rate=30)
+    encode(tmp_path / "good.mp4", film, rate=30)
+    refused(lambda: read(table(tmp_path, ("slow.webm", "x")), tmp_path / "out", "--fps", 24, "--skip-bad"), "none of 1 clips")
     assert not list((tmp_path / "out").iterdir())
+    table(tmp_path, *((name, "x") for name in ("slow.webm", "short.mp4", "good.mp4")))
+    index = read(tmp_path, tmp_path / "out", "--fps", 24, "--frames", 30, "--skip-bad")[1]
+    err = capsys.readouterr().err
+    assert index["skipped_kinds"] == {"short": 1, "slow": 1} and "slow.webm: has 12 frames a second" in err
+    assert "short.mp4: has 24 frames at 24 a second, and 30 are wanted" in err
 
 
-def test_a_clip_slower_than_the_rate_is_named(tmp_path, film, refused, capsys):
-    encode(tmp_path / "a.webm", film)
-    refused(lambda: read(table(tmp_path, ("a.webm", "x")), tmp_path / "out", "--fps", 24), "1 of 1 clips")
-    encode(tmp_path / "b.mp4", film, rate=30)
-    index = read(table(tmp_path, ("a.webm", "x"), ("b.mp4", "x")), tmp_path / "out", "--fps", 24, "--skip-bad")[1]
-    assert index["skipped_kinds"] == {"slow": 1} and "a.webm: has 12 frames a second" in capsys.readouterr().err
-
-
-def test_a_clip_that_is_short_at_the_rate_wanted_is_not_called_broken(tmp_path, film, capsys):
-    encode(tmp_path / "a.mp4", film[:30], rate=30)
-    encode(tmp_path / "b.mp4", film)
-    index = read(table(tmp_path, ("a.mp4", "x"), ("b.mp4", "x")), tmp_path / "out", "--fps", 6, "--frames", 10, "--skip-bad")[1]
-    assert index["skipped_kinds"] == {"short": 1} and "a.mp4: has 6 frames at 6 a second, and 10 are wanted" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--fps", "12"], ("folder is a folder of frames", "--fps 12")), (["--fps", "0"], ("--fps 0",)), (["--annotations", "no.csv"], ("no.csv is not a file",))])
-def test_what_cannot_be_meant_is_refused(tmp_path, film, refused, arguments, words):
+def test_what_cannot_be_meant_is_refused(tmp_path, film, refused):
     pictures(tmp_path / "folder", film[:10])
-    refused(lambda: read(table(tmp_path, ("folder", "x")), tmp_path / "out", "--frames", 10, *arguments), *words)
-
-
-def test_a_csv_without_labels_a_missing_root_and_a_rate_of_stills_are_refused(tmp_path, refused):
+    refused(lambda: read(table(tmp_path, ("folder", "x")), tmp_path / "out", "--fps", "12"), "folder is a folder of frames", "--fps 12")
     refused(lambda: read(table(tmp_path, ("a", "x"), header=("filename", "class")), tmp_path / "out"), "lacks the columns label")
     (tmp_path / "labels.csv").write_bytes("filename,label\na,sch\u00f6n\n".encode("latin-1"))
     refused(lambda: read(tmp_path, tmp_path / "out"), "labels.csv is not UTF-8")
-    refused(lambda: data.main(["clips", "--out", str(tmp_path / "out")]), "--root is missing")
     refused(lambda: data.main(["shapes", "--fps", "3", "--out", str(tmp_path / "out")]), "--fps 3 with shapes")
 
 
@@ -268,9 +239,10 @@ def test_splits_and_sources_of_the_table_are_kept_and_a_copy_is_of_its_originals
         pictures(tmp_path / name, np.roll(film[:4], k, 2))
     pictures(tmp_path / "copy", film[:4])
     header = ("filename", "label", "split", "source")
-    rows = [("a", "x", "test", ""), ("b", "y", "train", "kitchen"), ("c", "x", "train", "kitchen"), ("d", "x", "", ""), ("copy", "x", "test", "elsewhere")]
+    rows = [("a", "x", "test", ""), *((name, "x", "train", "kitchen") for name in "bc"), ("d", "x", "", "")]
+    rows.append(("copy", "x", "test", "elsewhere"))
     items, index = read(table(tmp_path, *rows, header=header), tmp_path / "out", "--frames", 4)
-    assert {i["id"]: i["source"] for i in items} == {"a": "test:a", "b": "train:kitchen", "c": "train:kitchen", "d": "d", "copy": "test:a"}
+    assert [i["source"] for i in items] == ["test:a", "train:kitchen", "train:kitchen", "d", "test:a"]
     assert index["test"] == 2 + (split_of("d") == "test") and index["sources"] == 3
 
 
@@ -288,7 +260,8 @@ def test_what_would_tear_a_source_apart_is_a_problem(tmp_path, film, capsys, row
 
 # ---------------------------------------------------------------- Something-Something v2
 
-TEMPLATES = ["Pushing [something] from left to right", "Putting [something] on [something]", "Dropping [something]", "Folding [something]"]
+TEMPLATES = ["Pushing [something] from left to right", "Putting [something] on [something]"]
+TEMPLATES += ["Dropping [something]", "Folding [something]"]
 
 
 def write_ssv2(root, film, train=60, validation=20, labels="labels", videos=True):
@@ -301,11 +274,13 @@ def write_ssv2(root, film, train=60, validation=20, labels="labels", videos=True
             number += 7
             template = TEMPLATES[max(0, k % 6 - 2)]
             said[str(number)] = part, template.replace("[", "").replace("]", "")
-            entries.append({"id": str(number), "label": template.replace("[something]", "a cup").lower(), "template": template, "placeholders": ["a cup"]})
+            label = template.replace("[something]", "a cup").lower()
+            entries.append({"id": str(number), "label": label, "template": template, "placeholders": ["a cup"]})
             if videos:
                 encode(root / "20bn-something-something-v2" / f"{number}.webm", np.roll(film[:6], number, 2))
         (root / labels / f"something-something-v2-{part}.json").write_text(json.dumps(entries))
-    (root / labels / "something-something-v2-labels.json").write_text(json.dumps({t.replace("[", "").replace("]", ""): str(k) for k, t in enumerate(TEMPLATES)}))
+    classes = {t.replace("[", "").replace("]", ""): str(k) for k, t in enumerate(TEMPLATES)}
+    (root / labels / "something-something-v2-labels.json").write_text(json.dumps(classes))
     return said
 
 
@@ -331,15 +306,15 @@ def test_n_takes_every_action_alike_in_the_published_proportion_and_reads_nothin
     chosen = []
     for seed, name in ((0, "a"), (0, "b"), (1, "c")):
         items, index = read(root, tmp_path / name, "--frames", 4, "--n", 32, "--seed", seed, kind="ssv2")
-        counts = {part: Counter(i["action"] for i in items if said[i["id"]][0] == part) for part in ("train", "validation")}
-        assert set(counts["train"].values()) == {6} and set(counts["validation"].values()) == {2} and len(counts["train"]) == len(counts["validation"]) == 4
+        for part, each in (("train", 6), ("validation", 2)):
+            assert sorted(Counter(i["action"] for i in items if said[i["id"]][0] == part).values()) == [each] * 4
         chosen.append(index["ids"])
     assert chosen[0] == chosen[1] != chosen[2]
-    some = tmp_path / "some"
+    some, videos = tmp_path / "some", "20bn-something-something-v2"
     write_ssv2(some, None, videos=False)
-    (some / "20bn-something-something-v2").mkdir()
+    (some / videos).mkdir()
     for name in chosen[0]:
-        os.link(root / "20bn-something-something-v2" / f"{name}.webm", some / "20bn-something-something-v2" / f"{name}.webm")
+        os.link(root / videos / f"{name}.webm", some / videos / f"{name}.webm")
     assert read(some, tmp_path / "d", "--frames", 4, "--n", 32, kind="ssv2")[1]["ids"] == chosen[0]
 
 
@@ -366,15 +341,12 @@ def test_a_template_that_is_no_class_and_a_missing_video_are_named(tmp_path, fil
 
 def test_a_list_that_is_missing_or_is_none_is_refused(tmp_path, refused):
     write_ssv2(tmp_path, None, 2, 2, videos=False)
+    published = tmp_path / "labels/something-something-v2-validation.json"
     refused(lambda: read(tmp_path, tmp_path / "out", kind="ssv2"), "20bn-something-something-v2 is not a folder")
     (tmp_path / "20bn-something-something-v2").mkdir()
-    published = tmp_path / "labels/something-something-v2-validation.json"
-    published.write_text('[{"id": "1"}]')
-    refused(lambda: read(tmp_path, tmp_path / "out", kind="ssv2"), "something-something-v2-validation.json", "KeyError: 'template'")
-    published.write_text("[")
-    refused(lambda: read(tmp_path, tmp_path / "out", kind="ssv2"), "is not JSON")
-    published.unlink()
-    refused(lambda: read(tmp_path, tmp_path / "out", kind="ssv2"), "something-something-v2-validation.json is neither in")
+    for content, said in (('[{"id": "1"}]', "KeyError: 'template'"), ("[", "is not JSON")):
+        published.write_text(content)
+        refused(lambda said=said: read(tmp_path, tmp_path / "out", kind="ssv2"), "something-something-v2-validation.json", said)
 
 
 # ---------------------------------------------------------------- the rest of the house
@@ -383,44 +355,43 @@ def test_the_action_of_a_moving_clip_is_its_direction(moving_folder):
     assert all(i["action"] == i["direction"] for i in load_items(moving_folder)[0])
 
 
-def test_clips_without_boxes_are_previewed_with_the_words_for_what_is_done(tmp_path):
-    pictures(tmp_path / "dark", np.zeros((2, 32, 32, 3), np.uint8))
-    items, _ = read(table(tmp_path, ("dark", "open_drawer")), tmp_path / "out", "--frames", 2, "--preview")
-    sheet = np.array(Image.open(tmp_path / "out/preview.png"))
-    assert (sheet[:160, 320:] == 255).all() and (sheet[160:] == 255).all()
-    first, last = sheet[:160, :160], sheet[:160, 160:320]
-    assert 0 < (first > 200).all(-1).sum() < 2000 and (first == last).all()
+MAKES = """
+mine: DATA=mine ROOT=/r FORMAT=clips ANNOTATIONS=/a.csv CLIPSIZE=64 N=9 FPS=12
+    data.py clips --frames 24 --fps 12 --size 64 --root /r --annotations /a.csv --n 9 --out data/mine
+ssv2: DATA=ssv2 ROOT=/r FRAMES=16
+    data.py ssv2 --frames 16 --root /r --out data/ssv2
+mine: DATA=mine ROOT=/r FORMAT=coco
+    data.py boxes --format coco --root /r --out data/mine
+mine: DATA=mine ROOT=/r/set.json FORMAT=sets N=9
+    data.py sets --root /r/set.json --n 9 --out data/mine
+future-last: PAST=5
+    data.py moving --frames 21 --n 300 --out data/future
+    data.py cut --clips data/future --first 4 --frames 1 --out data/future-last
+moving-first:
+    data.py moving --out data/moving
+    data.py moving --freeze first --clips data/moving --out data/moving-first
+"""
 
 
-def test_real_clips_are_cut_like_any(tmp_path, film):
-    pictures(tmp_path / "a", film[:10])
-    whole, _ = read(table(tmp_path, ("a", "x")), tmp_path / "out", "--frames", 10)
-    data.main(["cut", "--clips", str(tmp_path / "out"), "--first", "3", "--frames", "4", "--out", str(tmp_path / "cut")])
-    (item,), index = load_items(tmp_path / "cut")
-    assert torch.equal(item["frames"], whole[0]["frames"][3:7]) and item["action"] == "x" and index["data"] == "real"
-
-
-@pytest.mark.parametrize(("target", "arguments", "wanted"), [
-    ("mine", "DATA=mine ROOT=/r FORMAT=clips ANNOTATIONS=/a.csv CLIPSIZE=64 N=9 FPS=12", ["data.py clips --frames 24 --fps 12 --size 64 --root /r --annotations /a.csv --n 9 --out data/mine"]),
-    ("ssv2", "DATA=ssv2 ROOT=/r FRAMES=16", ["data.py ssv2 --frames 16 --root /r --out data/ssv2"]),
-    ("mine", "DATA=mine ROOT=/r FORMAT=coco", ["data.py boxes --format coco --root /r --out data/mine"]),
-    ("mine", "DATA=mine ROOT=/r/set.json FORMAT=sets N=9", ["data.py sets --root /r/set.json --n 9 --out data/mine"]),
-    ("mine-past", "DATA=mine ROOT=/r FORMAT=clips", ["data.py clips --frames 24 --root /r --out data/mine", "data.py cut --clips data/mine --first 0 --frames 8 --out data/mine-past"]),
-    ("future-last", "PAST=5", ["data.py moving --frames 21 --n 300 --out data/future", "data.py cut --clips data/future --first 4 --frames 1 --out data/future-last"]),
-    ("moving-past", "", ["data.py moving --out data/moving", "data.py cut --clips data/moving --first 0 --frames 8 --out data/moving-past"]),
-    ("moving-first", "", ["data.py moving --out data/moving", "data.py moving --freeze first --clips data/moving --out data/moving-first"])])
-def test_make_reads_clips_and_cuts_them(tmp_path, target, arguments, wanted):
+@pytest.mark.parametrize("case", MAKES.strip().replace("\n    ", "|").splitlines())
+def test_make_reads_clips_and_cuts_them(tmp_path, case):
     (tmp_path / "data.py").touch()
     shutil.copy(common.HERE / "Makefile", tmp_path)
-    done = subprocess.run(["make", "-n", f"data/{target}/index.yaml", "PY=python", *arguments.split()], cwd=tmp_path, capture_output=True, text=True)
-    lines = [" ".join(line.split()) for line in done.stdout.replace("$((5 - 1))", "4").replace("\\\n", " ").splitlines() if "data.py" in line]
+    asked, *wanted = case.split("|")
+    target, _, arguments = asked.partition(":")
+    command = ["make", "-n", f"data/{target}/index.yaml", "PY=python", *arguments.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    printed = done.stdout.replace("$((5 - 1))", "4").replace("\\\n", " ").splitlines()
+    lines = [" ".join(line.split()) for line in printed if "data.py" in line]
     assert done.returncode == 0 and len(lines) == len(wanted), done.stdout + done.stderr
-    assert all(line.removeprefix("python ").startswith(w + " --seed 0") for line, w in zip(lines, wanted, strict=True)), lines
+    assert all(line.startswith(f"python {w} --seed 0") for line, w in zip(lines, wanted, strict=True)), lines
 
 
 def test_frames_cut_evenly_are_spread_over_the_whole_clip_and_slower(tmp_path):
     data.main(["trajectories", "--n", "12", "--out", str(tmp_path / "whole")])
-    data.main(["cut", "--clips", str(tmp_path / "whole"), "--frames", "8", "--evenly", "--out", str(tmp_path / "eight")])
+    cut = f"cut --clips {tmp_path}/whole --frames 8 --evenly --out {tmp_path}/eight"
+    data.main(cut.split())
+    at = [0, 4, 9, 13, 18, 22, 27, 31]
     for whole, eight in zip(load_items(tmp_path / "whole")[0], load_items(tmp_path / "eight")[0], strict=True):
-        at = [0, 4, 9, 13, 18, 22, 27, 31]
-        assert torch.equal(eight["frames"], whole["frames"][at]) and torch.equal(eight["boxes"], whole["boxes"][at]) and eight["turns"] == whole["turns"] and eight["fps"] == 0.5
+        assert all(torch.equal(eight[k], whole[k][at]) for k in ("frames", "boxes"))
+        assert eight["turns"] == whole["turns"] and eight["fps"] == 0.5

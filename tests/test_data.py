@@ -44,11 +44,13 @@ def write_csv(folder, truth=SHARED):
         csv.writer(f).writerows([("filename", "class", "xmin", "ymin", "xmax", "ymax"), *((n, c, a, b, x, y) for n, boxes in truth for a, b, x, y, c in boxes)])
 
 
-def write_coco(folder, truth=SHARED, categories=("cat", "dog")):
-    content = {"images": [{"id": 7 + i, "file_name": n, "width": 40, "height": 32} for i, (n, _) in enumerate(truth)],
-               "categories": [{"id": 10 * (k + 1), "name": c} for k, c in enumerate(categories)],
-               "annotations": [{"id": 100 * i + j, "image_id": 7 + i, "iscrowd": 0, "bbox": [a, b, x - a, y - b], "category_id": 10 * (("cat", "dog").index(c) + 1)}
-                               for i, (_, boxes) in enumerate(truth) for j, (a, b, x, y, c) in enumerate(boxes)]}
+def write_coco(folder, truth=SHARED):
+    content = {"images": [], "annotations": [], "categories": [{"id": 10, "name": "cat"}, {"id": 20, "name": "dog"}]}
+    for i, (name, boxes) in enumerate(truth):
+        content["images"].append({"id": 7 + i, "file_name": name, "width": 40, "height": 32})
+        for j, (a, b, x, y, c) in enumerate(boxes):
+            row = {"id": 100 * i + j, "image_id": 7 + i, "iscrowd": 0, "bbox": [a, b, x - a, y - b]}
+            content["annotations"].append(row | {"category_id": {"cat": 10, "dog": 20}[c]})
     (folder / "annotations.json").write_text(json.dumps(content))
     return content
 
@@ -70,14 +72,13 @@ def same(a, b):
     return all(same(a[k], b[k]) for k in a) and a.keys() == b.keys() if isinstance(a, dict) else a == b
 
 
-@pytest.mark.parametrize("source", ["shapes", "moving", "photos"])
+@pytest.mark.parametrize("source", ["shapes", "moving"])
 def test_same_seed_same_bytes_and_another_seed_other_pictures(tmp_path, source):
     for out, seed in (("a", 3), ("b", 3), ("c", 4)):
         data.main([source, "--n", "5", "--size", "32", "--seed", str(seed), "--out", str(tmp_path / out / "set")])
-    a, b, c = (load_items(tmp_path / out / "set")[0] for out in "abc")
-    assert all(same(x, y) for x, y in zip(a, b, strict=True))
     for name in ("00000.pt", "index.yaml"):
         assert (tmp_path / "a/set" / name).read_bytes() == (tmp_path / "b/set" / name).read_bytes()
+    a, c = (load_items(tmp_path / out / "set")[0] for out in "ac")
     assert not any(torch.equal(x["frames"], y["frames"]) for x, y in zip(a, c, strict=True))
 
 
@@ -125,19 +126,6 @@ def test_captions_name_the_objects_in_sorted_order(shapes_folder):
         assert item["text"] == "a " + " and a ".join(sorted(item["names"]))
 
 
-def test_photos_have_photographs_as_sources_and_as_backgrounds():
-    items = list(data.photos(24, 64, 0))
-    names = {i["source"].removeprefix("photos-") for i in items}
-    assert names <= set(data.PHOTOGRAPHS) and 4 <= len(names) < 24
-    assert len({i["id"] for i in items}) == 24
-
-    def roughness(item):
-        x = item["frames"][0].float().mean(-1)
-        return ((x[1:] - x[:-1]).abs()[(item["mask"][1:] == 0) & (item["mask"][:-1] == 0)]).median()
-
-    assert max(roughness(i) for i in items) > 4 * max(roughness(i) for i in data.shapes(24, 64, 0))  # no gradient is as rough as gravel
-
-
 # ---------------------------------------------------------------- clips
 
 def centres(item):
@@ -167,15 +155,9 @@ def test_the_subject_moves_in_the_stated_direction_at_the_stated_speed(clips):
         step = torch.tensor(data.DIRECTIONS.get(item["direction"], (0, 0))).float()
         expected = step / step.norm().clamp(min=1) * item["speed"]
         assert (velocity - expected).norm() < 0.1, (item["id"], item["direction"], velocity, expected)
+        assert (item["speed"] == 0) == (item["direction"] == "still")
         checked[item["direction"]] += 1
     assert set(checked) == {*data.DIRECTIONS, "still"} and sum(checked.values()) > 120
-
-
-def test_still_clips_have_a_still_subject_and_speed_zero(clips):
-    still = [i for i in clips if i["direction"] == "still"]
-    assert len(still) == 24
-    for item in still:
-        assert item["speed"] == 0 and (item["boxes"] == item["boxes"][:1]).all() and (item["mask"] == item["mask"][:1]).all()
 
 
 def test_twins_share_a_source_and_their_answers_are_mirrored_or_reversed(clips):
@@ -209,12 +191,6 @@ def test_camera_motion_moves_the_background_by_the_stated_pixels_a_frame(clips):
         assert difference[free].median() == 0, item["id"]
 
 
-def test_without_camera_motion_the_background_stands_still(clips):
-    for item in (i for i in clips if not any(i["camera"])):
-        free = (item["mask"][7] == 0) & (item["mask"][8] == 0)
-        assert (item["frames"][7].int() - item["frames"][8].int()).abs().sum(-1)[free].median() == 0
-
-
 def test_directions_are_about_equally_frequent(clips):
     count = Counter(i["direction"] for i in clips)
     assert set(count) == {*data.DIRECTIONS, "still"}
@@ -235,34 +211,33 @@ def test_the_first_frame_alone_says_little_about_the_direction(clips):
     assert accuracy < 0.4, accuracy
 
 
-@pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize(("frame", "t"), [("first", 0), ("middle", 8)])
+@pytest.mark.parametrize(("frame", "t", "given"), [("first", 0, True), ("middle", 8, False)])
 def test_frozen_clips_show_one_frame_and_keep_everything_else(tmp_path, moving_folder, frame, t, given):
-    data.main(["moving", *(["--clips", str(moving_folder)] if given else ["--n", "24"]), "--freeze", frame, "--out", str(tmp_path / "set")])
+    which = ["--clips", str(moving_folder)] if given else ["--n", "24"]
+    data.main(["moving", *which, "--freeze", frame, "--out", str(tmp_path / "set")])
     items, index = load_items(tmp_path / "set")
-    assert index["freeze"] == frame and "freeze" not in load_items(moving_folder)[1]
+    assert index["freeze"] == frame
     for item, clip in zip(items, load_items(moving_folder)[0], strict=True):
         for k in ("frames", "mask", "boxes"):
             assert item[k].shape == clip[k].shape and (item[k] == clip[k][t]).all()
-        assert all(item[k] == clip[k] for k in item if k not in ("frames", "mask", "boxes")) and item.keys() == clip.keys()
+        assert item.keys() == clip.keys()
+        assert all(item[k] == clip[k] for k in item if k not in ("frames", "mask", "boxes"))
 
 
-def test_freezing_stills_is_refused(refused):
+def test_what_cannot_be_frozen_is_refused(refused, shapes_folder, moving_folder, tmp_path):
     refused(lambda: data.main(["shapes", "--freeze", "first"]), "--freeze first", "moving")
-
-
-def test_clips_to_freeze_must_be_clips(refused, shapes_folder, moving_folder, tmp_path):
     refused(lambda: data.main(["moving", "--clips", str(moving_folder), "--out", str(tmp_path / "a")]), "--clips", "--freeze")
-    refused(lambda: data.main(["moving", "--freeze", "first", "--clips", str(shapes_folder), "--out", str(tmp_path / "a")]), str(shapes_folder), "no clips")
+    stills = ["moving", "--freeze", "first", "--clips", str(shapes_folder), "--out", str(tmp_path / "a")]
+    refused(lambda: data.main(stills), str(shapes_folder), "no clips")
 
 
 # ---------------------------------------------------------------- pictures with boxes
 
 def test_cut_clips_hold_those_frames_and_nothing_of_the_others(tmp_path):
-    data.main(["moving", "--n", "4", "--frames", "12", "--out", str(tmp_path / "long")])
-    index = data.main(["cut", "--clips", str(tmp_path / "long"), "--first", "2", "--frames", "3", "--out", str(tmp_path / "short")])
-    whole, part = (load_items(tmp_path / name)[0] for name in ("long", "short"))
-    for a, b in zip(whole, part, strict=True):
+    long, short = str(tmp_path / "long"), str(tmp_path / "short")
+    data.main(["moving", "--n", "4", "--frames", "12", "--out", long])
+    index = data.main(["cut", "--clips", long, "--first", "2", "--frames", "3", "--out", short])
+    for a, b in zip(load_items(long)[0], load_items(short)[0], strict=True):
         assert (a["id"], a["source"], a["direction"]) == (b["id"], b["source"], b["direction"]) and len(a["frames"]) == 12
         for k in ("frames", "mask", "boxes"):
             assert torch.equal(b[k], a[k][2:5]), k
@@ -270,9 +245,9 @@ def test_cut_clips_hold_those_frames_and_nothing_of_the_others(tmp_path):
     assert (index["cut_from"], index["first"], index["frames"]) == ("long", 2, 3)
 
 
-@pytest.mark.parametrize("given, said", [([], "give --clips"), (["--frames", "0"], "are no frames"), (["--frames", "18"], "has 17 frames"), (["--frames", "3", "--first", "15"], "frames 15 to 17")])
-def test_a_cut_that_cannot_be_made_is_refused(refused, moving_folder, tmp_path, given, said):
-    refused(lambda: data.main(["cut", "--clips", str(moving_folder), "--out", str(tmp_path / "x"), *given]), said)
+def test_a_cut_that_cannot_be_made_is_refused(refused, moving_folder, tmp_path):
+    for given, said in (([], "give --clips"), (["--frames", "0"], "are no frames"), (["--frames", "3", "--first", "15"], "frames 15 to 17")):
+        refused(lambda given=given: data.main(["cut", "--clips", str(moving_folder), "--out", str(tmp_path / "x"), *given]), said)
 
 
 def test_voc_csv_and_coco_give_the_same_items(tmp_path):
@@ -310,12 +285,10 @@ def add_row(*row):
 
 
 BAD = {
-    "broken image": (break_image, "a.png: broken image", ()),
     "box outside the image": (add_row("a.png", "cat", 5, 5, 41, 20), "a.png: box [5.0, 5.0, 41.0, 20.0]", ()),
     "box inside out": (add_row("b.png", "cat", 9, 5, 4, 20), "b.png: box [9.0, 5.0, 4.0, 20.0]", ()),
     "coordinate that is no number": (add_row("c.png", "cat", 1, 2, "three", 4), "c.png: line 6", ()),
     "unknown class": (add_row("a.png", "bird", 1, 2, 3, 4), "a.png: unknown class 'bird'", ("--classes", "cat,dog")),
-    "missing file": (add_row("gone.png", "cat", 1, 2, 3, 4), "gone.png: no such image", ()),
 }
 
 
@@ -329,32 +302,10 @@ def test_a_problem_is_listed_with_file_and_reason_and_nothing_is_written(tmp_pat
     assert not (tmp_path / "out/index.yaml").exists() and not list((tmp_path / "out").glob("*.pt"))
 
 
-def test_every_problem_is_listed_not_only_the_first(tmp_path, capsys):
-    folder = image_folder(tmp_path)
-    break_image(folder)
-    add_row("b.png", "cat", 5, 5, 41, 20)(folder)
-    add_row("gone.png", "cat", 1, 2, 3, 4)(folder)
-    err = refused(capsys, "boxes", "--root", folder, "--format", "csv", "--out", tmp_path / "out")
-    assert all(s in err for s in ("a.png: broken", "b.png: box", "gone.png: no such", "3 problems"))
-
-
-def test_a_coco_category_that_the_file_does_not_list_is_refused(tmp_path, capsys):
-    folder = write_images(tmp_path / "in")
-    write_coco(folder, categories=("cat",))
-    assert "b.png: unknown class 'category 20'" in refused(capsys, "boxes", "--root", folder, "--format", "coco", "--out", tmp_path / "out")
-
-
-@pytest.mark.parametrize("form", ["voc", "coco"])
-def test_an_image_annotated_twice_is_refused(tmp_path, capsys, form):
-    folder = image_folder(tmp_path, form)
-    if form == "voc":
-        (folder / "annotations/again.xml").write_text((folder / "annotations/a.xml").read_text())
-    else:
-        content = write_coco(folder)
-        content["images"].append({"id": 99, "file_name": "a.png"})
-        content["annotations"].append({"id": 9999, "image_id": 99, "bbox": [1, 1, 5, 5], "category_id": 10})
-        (folder / "annotations.json").write_text(json.dumps(content))
-    err = refused(capsys, "boxes", "--root", folder, "--format", form, "--out", tmp_path / "out")
+def test_an_image_annotated_twice_is_refused(tmp_path, capsys):
+    folder = image_folder(tmp_path, "voc")
+    (folder / "annotations/again.xml").write_text((folder / "annotations/a.xml").read_text())
+    err = refused(capsys, "boxes", "--root", folder, "--format", "voc", "--out", tmp_path / "out")
     assert "a.png" in err and "twice" in err
 
 
@@ -365,30 +316,26 @@ def test_a_photograph_under_two_names_is_one_source(tmp_path):
     assert {i["id"]: i["source"] for i in load_items(tmp_path / "out")[0]} == {name: name for name, _ in SHARED} | {"z.png": SHARED[0][0]}
 
 
-def test_an_xml_that_does_not_parse_is_named(tmp_path, capsys):
-    folder = image_folder(tmp_path, "voc")
-    (folder / "annotations/b.xml").write_text("<annotation><object>")
-    assert "b.xml: not a readable VOC annotation" in refused(capsys, "boxes", "--root", folder, "--out", tmp_path / "out")
-
-
-@pytest.mark.parametrize("missing", ["images", "annotations", "categories"])
-def test_a_json_that_is_not_coco_instances_is_refused(tmp_path, capsys, missing):
+def test_a_json_that_is_not_coco_instances_is_refused(tmp_path, capsys):
     folder = image_folder(tmp_path, "coco")
     content = write_coco(folder)
-    del content[missing]
+    del content["annotations"]
     (folder / "annotations.json").write_text(json.dumps(content))
     err = refused(capsys, "boxes", "--root", folder, "--format", "coco", "--out", tmp_path / "out")
-    assert "annotations.json is not a COCO instances file" in err and missing in err
+    assert "annotations.json is not a COCO instances file" in err and "annotations" in err
 
 
 def test_skip_bad_goes_on_with_the_good_items_and_records_how_many_it_left_out(tmp_path, capsys):
     folder = image_folder(tmp_path)
     break_image(folder)
     add_row("gone.png", "cat", 1, 2, 3, 4)(folder)
-    index = data.main(["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out"), "--skip-bad"])
-    assert index["skipped"] == 2 and index["items"] == 2 and load_yaml(tmp_path / "out/index.yaml")["skipped"] == 2
+    arguments = ["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out")]
+    err = refused(capsys, *arguments)
+    assert all(s in err for s in ("a.png: broken", "gone.png: no such", "2 problems"))
+    index = data.main([*arguments, "--skip-bad"])
+    assert index["skipped"] == 2 and load_yaml(tmp_path / "out/index.yaml")["skipped"] == 2
     assert [i["id"] for i in load_items(tmp_path / "out")[0]] == ["b.png", "c.png"]
-    assert "a.png: broken image" in capsys.readouterr().err
+    assert data.main([*arguments, "--skip-bad", "--n", "1"])["ids"] == ["b.png"]
 
 
 def test_an_item_with_one_bad_row_is_left_out_whole(tmp_path):
@@ -398,33 +345,17 @@ def test_an_item_with_one_bad_row_is_left_out_whole(tmp_path):
     assert index["ids"] == ["a.png", "b.png"] and index["skipped"] == 1
 
 
-def test_max_items_reads_only_so_many(tmp_path):
-    data.main(["boxes", "--root", str(image_folder(tmp_path)), "--format", "csv", "--n", "2", "--out", str(tmp_path / "out")])
-    assert [i["id"] for i in load_items(tmp_path / "out")[0]] == ["a.png", "b.png"]
-
-
 def test_missing_root_and_missing_annotations_are_refused(tmp_path, capsys):
     folder = write_images(tmp_path / "in")
     assert "--root is missing" in refused(capsys, "boxes", "--out", tmp_path / "out")
     assert "is not a folder" in refused(capsys, "boxes", "--root", tmp_path / "nowhere", "--out", tmp_path / "out")
-    err = refused(capsys, "boxes", "--root", folder, "--format", "csv", "--out", tmp_path / "out")
-    assert "labels.csv does not exist" in err and "--annotations" in err
-    assert "elsewhere.csv does not exist" in refused(capsys, "boxes", "--root", folder, "--format", "csv", "--annotations", tmp_path / "elsewhere.csv", "--out", tmp_path / "out")
-
-
-def test_a_csv_without_the_columns_is_refused_naming_them(tmp_path, capsys):
-    folder = write_images(tmp_path / "in")
+    arguments = ["boxes", "--root", folder, "--format", "csv", "--out", tmp_path / "out"]
+    assert "labels.csv does not exist" in refused(capsys, *arguments)
     (folder / "labels.csv").write_text("filename,class,xmin,ymin\na.png,cat,1,2\n")
-    assert "lacks the columns xmax, ymax" in refused(capsys, "boxes", "--root", folder, "--format", "csv", "--out", tmp_path / "out")
+    assert "lacks the columns xmax, ymax" in refused(capsys, *arguments)
 
 
 # ---------------------------------------------------------------- the folder
-
-def test_preview_is_a_picture_with_something_in_it(tmp_path):
-    data.main(["shapes", "--n", "3", "--size", "32", "--out", str(tmp_path / "out"), "--preview"])
-    sheet = np.array(Image.open(tmp_path / "out/preview.png"))
-    assert sheet.shape == (800, 1280, 3) and (sheet[:160, :480] == 255).all(-1).mean() < 0.2 and (sheet[160:] == 255).all()
-
 
 def test_writing_fewer_items_leaves_no_stale_shards(tmp_path):
     for n, shards in ((130, 3), (5, 1)):
@@ -439,26 +370,14 @@ def test_the_index_counts_splits_by_source(moving_folder):
     assert index["items"] == 24 and index["sources"] == 12 and index["data"] == "synthetic"
 
 
-def test_an_out_that_cannot_be_written_is_refused(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    err = refused(capsys, "shapes", "--n", "2", "--size", "16", "--out", tmp_path / "file" / "below")
-    assert "cannot write" in err and "--out" in err
-
-
-@pytest.mark.parametrize("n", ["0", "-3"])
-def test_n_below_one_is_refused(tmp_path, capsys, n):
-    assert f"--n {n}" in refused(capsys, "shapes", "--n", n, "--out", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 # ---------------------------------------------------------------- real photographs
 
 @pytest.mark.skipif(not RACCOON.is_dir(), reason=f"no real photographs at {RACCOON}")
 def test_the_raccoon_photographs_give_200_items_with_217_boxes_the_same_from_voc_and_csv(tmp_path):
     read = {}
     for form in ("voc", "csv"):
-        index = data.main(["boxes", "--root", str(RACCOON), "--format", form, "--classes", "raccoon", "--out", str(tmp_path / form)])
-        items = load_items(tmp_path / form)[0]
-        assert index["items"] == 200 and index["data"] == "real" and index["skipped"] == 0 and sum(len(i["boxes"]) for i in items) == 217
-        read[form] = {i["id"]: sorted(i["boxes"].tolist()) for i in items}
-    assert read["voc"] == read["csv"]
+        out = str(tmp_path / form)
+        index = data.main(["boxes", "--root", str(RACCOON), "--format", form, "--classes", "raccoon", "--out", out])
+        assert (index["items"], index["data"], index["skipped"]) == (200, "real", 0)
+        read[form] = {i["id"]: sorted(i["boxes"].tolist()) for i in load_items(out)[0]}
+    assert read["voc"] == read["csv"] and sum(map(len, read["csv"].values())) == 217

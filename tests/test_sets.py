@@ -1,11 +1,9 @@
 """Sets with words: the same items from every format, every problem named, nothing hostile let in."""
 import io
 import json
-import resource
 import subprocess
 import sys
 import tarfile
-import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -40,12 +38,15 @@ def llava(k, question=f"<image>\n{ASK}", image=None):
 
 
 def qwen(k):
-    return {"id": f"images/{k}.jpg", "messages": [{"role": "user", "content": [{"type": "image", "image": f"images/{k}.jpg"}, {"type": "text", "text": ASK}]},
-                                                  {"role": "assistant", "content": [{"type": "text", "text": CAPTIONS[k]}]}]}
+    asked = [{"type": "image", "image": f"images/{k}.jpg"}, {"type": "text", "text": ASK}]
+    answered = [{"type": "text", "text": CAPTIONS[k]}]
+    return {"id": f"images/{k}.jpg", "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
 
 
-def say(*pairs, **more):
-    return llava(1) | {"conversations": [{"from": a, "value": b} for a, b in pairs]} | more
+def say(*turns, **more):
+    """An entry whose turns are "h..." of the human, "g..." of the model, or "narrator: ...". """
+    said = [t.split(": ", 1) if t[0] == "n" else ({"h": "human", "g": "gpt"}[t[0]], t[1:]) for t in turns]
+    return llava(1) | {"conversations": [{"from": a, "value": b} for a, b in said]} | more
 
 
 def table(folder, name, comma):
@@ -61,7 +62,7 @@ def packed(path, files):
             for name, content in files.items():
                 file.writestr(name, content)
     else:
-        with tarfile.open(path, {".tar": "w", ".gz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}[path.suffix]) as file:
+        with tarfile.open(path, {".tar": "w", ".gz": "w:gz", ".xz": "w:xz"}[path.suffix]) as file:
             for name, content in files.items():
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
@@ -85,16 +86,22 @@ def imagefolder(folder):
 
 
 def webdataset(path):
-    return packed(path, {f"images/{k}.{e}": x for k, c in enumerate(CAPTIONS) for e, x in (("jpg", jpeg(k)), ("txt", c.encode()))})
+    files = {}
+    for k, caption in enumerate(CAPTIONS):
+        files |= {f"images/{k}.jpg": jpeg(k), f"images/{k}.txt": caption.encode()}
+    return packed(path, files)
+
+
+def llavas(folder, name="set.json"):
+    return written(pictures(folder) / name, [llava(k) for k in range(6)])
 
 
 MAKE = {
-    "llava.json": lambda f: written(pictures(f) / "set.json", [llava(k) for k in range(6)]),
-    "llava.jsonl": lambda f: written(pictures(f) / "set.jsonl", [llava(k) for k in range(6)]),
-    "llava folder": lambda f: written(pictures(f) / "set.json", [llava(k) for k in range(6)]).parent,
-    "llava zip": lambda f: packed(f / "set.zip", files_of(written(pictures(f / "x") / "set.json", [llava(k) for k in range(6)]).parent)),
+    "llava.json": llavas,
+    "llava.jsonl": lambda f: llavas(f, "set.jsonl"),
+    "llava folder": lambda f: llavas(f).parent,
+    "llava zip": lambda f: packed(f / "set.zip", files_of(llavas(f / "x").parent)),
     "qwen.jsonl": lambda f: written(pictures(f) / "set.jsonl", [qwen(k) for k in range(6)]),
-    "qwen.json": lambda f: written(pictures(f) / "set.json", [qwen(k) for k in range(6)]),
     "clip.csv": lambda f: table(pictures(f), "set.csv", ","),
     "clip.tsv": lambda f: table(pictures(f), "set.tsv", "\t"),
     "webdataset.tar": lambda f: webdataset(f / "set.tar"),
@@ -102,7 +109,6 @@ MAKE = {
     "imagefolder": lambda f: imagefolder(f / "set"),
     "imagefolder.zip": lambda f: packed(f / "set.zip", files_of(imagefolder(f / "x"))),
     "imagefolder.tar.gz": lambda f: packed(f / "set.tar.gz", {f"./{n}": x for n, x in files_of(imagefolder(f / "x")).items()}),
-    "imagefolder.tar": lambda f: packed(f / "set.tar", files_of(imagefolder(f / "x"))),
     "imagefolder.tar.xz": lambda f: packed(f / "set.tar.xz", files_of(imagefolder(f / "x"))),
 }
 
@@ -113,13 +119,13 @@ def test_every_format_gives_the_same_items(tmp_path, name):
     root = MAKE[name](tmp_path / "in")
     index = data.main(["--source", "sets", "--root", str(root), "--out", str(tmp_path / "out")])
     items = load_items(tmp_path / "out")[0]
-    assert index["format"] == name.split()[0].split(".")[0] and index["data"] == "real" and index["source_kind"] == "sets" and index["skipped"] == 0
-    assert [i["turns"] for i in items] == [[[ASK, c]] for c in CAPTIONS]
-    assert [bytes(i["encoded"].numpy()) for i in items] == [jpeg(k) for k in range(6)] and {(i["width"], i["height"]) for i in items} == {(40, 30)}
-    assert len({i["id"] for i in items}) == 6 and not any("chat" in i for i in items)
+    assert (index["format"], index["data"], index["skipped"]) == (name.split()[0].split(".")[0], "real", 0)
+    assert [i["turns"] for i in items] == [[[ASK, c]] for c in CAPTIONS] and not any("chat" in i for i in items)
+    assert [bytes(i["encoded"].numpy()) for i in items] == [jpeg(k) for k in range(6)]
+    assert {(i["width"], i["height"]) for i in items} == {(40, 30)} and len({i["id"] for i in items}) == 6
     assert all(("text" in i) == (name[0] in "ciw") for i in items)
     assert data.main(["--check", str(root)])["splits"] == index["splits"]
-    assert sum(s["turns"] for s in index["splits"].values()) == 6 and sorted(p.name for p in (tmp_path / "out").iterdir()) == ["00000.pt", "ids.jsonl", "index.yaml"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["00000.pt", "ids.jsonl", "index.yaml"]
 
 
 # ---------------------------------------------------------------- what is said of an item
@@ -127,22 +133,36 @@ def test_every_format_gives_the_same_items(tmp_path, name):
 def build(tmp_path, entries, *flags, n=6):
     """The items, and the index, of a JSONL set of these entries."""
     folder = pictures(tmp_path / "in", n)
-    index = data.main(["sets", "--root", str(written(folder / "set.jsonl", entries)), "--out", str(tmp_path / "out"), *map(str, flags)])
+    root = written(folder / "set.jsonl", entries)
+    index = data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), *map(str, flags)])
     return load_items(tmp_path / "out")[0], index
 
 
+CHATS = """
+{"id": "a", "image": ["images/0.jpg", "images/1.jpg"], "conversations": [
+    {"from": "system", "value": "Be brief."}, {"from": "human", "value": "<image>\\n<image>\\nSame?"},
+    {"from": "gpt", "value": "no"}, {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "colour"}]}
+{"id": "b", "images": ["images/0.jpg", "images/1.jpg"], "messages": [
+    {"role": "user", "content": "First <image>, then <image>: same?"}, {"role": "assistant", "content": "no"}]}
+{"id": "c", "image": "images/2.jpg", "conversations": [
+    {"from": "user", "value": "Ready?"}, {"from": "assistant", "value": "yes"},
+    {"from": "user", "value": "<image>\\nWhat?"}, {"from": "assistant", "value": "a bird"}]}
+[{"role": "user", "content": [{"text": "Which of the two? "}, {"image": "images/3.jpg"},
+    {"type": "image_url", "image_url": {"url": "file://HERE/images/4.jpg"}}]}, {"role": "assistant", "content": "the first"}]
+{"id": 0, "file_name": "images/0.jpg", "question": "<image>\\nWhich?", "answer": "this"}
+"""
+
+
 def test_a_conversation_keeps_its_turns_its_system_words_and_placeholders_that_do_not_stand_first(tmp_path):
-    chat = say(("system", "Be brief."), ("human", "<image>\n<image>\nSame?"), ("gpt", "no"), ("human", "Why?"), ("gpt", "colour"), id="a", image=["images/0.jpg", "images/1.jpg"])
-    between = {"id": "b", "images": ["images/0.jpg", "images/1.jpg"], "messages": [{"role": "user", "content": "First <image>, then <image>: same?"}, {"role": "assistant", "content": "no"}]}
-    later = say(("user", "Ready?"), ("assistant", "yes"), ("user", "<image>\nWhat?"), ("assistant", "a bird"), id="c", image="images/2.jpg")
-    bare = [{"role": "user", "content": [{"text": "Which of the two? "}, {"image": "images/3.jpg"}, {"type": "image_url", "image_url": {"url": "file://" + str(tmp_path / "in/images/4.jpg")}}]},
-            {"role": "assistant", "content": "the first"}]
-    a, b, c, d = build(tmp_path, [chat, between, later, bare])[0]
-    assert a["turns"] == [["Same?", "no"], ["Why?", "colour"]] and a["chat"] is True and a["system"] == "Be brief." and len(a["album"]) == 2 and "encoded" not in a
+    chats = CHATS.replace("HERE", str(tmp_path / "in"))
+    a, b, c, d, e = build(tmp_path, [x for _, x in data.read_json(io.StringIO(chats))])[0]
+    assert a["turns"] == [["Same?", "no"], ["Why?", "colour"]] and a["chat"] is True and a["system"] == "Be brief."
+    assert len(a["album"]) == 2 and "encoded" not in a and frames_of(a, 16).shape == (2, 16, 16, 3)
     assert b["turns"] == [["First <image>, then <image>: same?", "no"]] and "chat" not in b and "system" not in b
     assert c["turns"] == [["Ready?", "yes"], ["<image>\nWhat?", "a bird"]] and c["chat"] is True and "encoded" in c
-    assert d["turns"] == [["Which of the two? <image><image>", "the first"]] and [bytes(x.numpy()) for x in d["album"]] == [jpeg(3), jpeg(4)]
-    assert frames_of(a, 16).shape == (2, 16, 16, 3)
+    assert d["turns"] == [["Which of the two? <image><image>", "the first"]]
+    assert [bytes(x.numpy()) for x in d["album"]] == [jpeg(3), jpeg(4)]
+    assert (e["id"], e["turns"]) == ("0", [["Which?", "this"]]) and "text" not in e
 
 
 def film(path, frames=20, rate=10):
@@ -157,130 +177,95 @@ def film(path, frames=20, rate=10):
             file.mux(packet)
 
 
-def test_a_question_with_an_answer_is_one_turn_and_0_is_an_id(tmp_path):
-    a, = build(tmp_path, [{"id": 0, "file_name": "images/0.jpg", "question": "<image>\nWhich?", "answer": "this"}])[0]
-    assert (a["id"], a["turns"]) == ("0", [["Which?", "this"]]) and "text" not in a
+LAYOUTS = """
+{"messages": [{"role": "user", "content": [{"type": "image", "image": "images/1.jpg", "text": null}, {"type": "text", "text": "A?", "image": null}]},
+              {"role": "assistant", "content": [{"type": "text", "text": "b", "image": null}]}]}
+{"messages": [{"role": "user", "content": [{"type": "image", "url": "images/1.jpg"}, {"type": "text", "text": "A?"}]}, {"role": "assistant", "content": "b"}]}
+{"messages": [{"role": "user", "content": [{"type": "image", "path": "images/1.jpg"}, {"type": "text", "text": "A?"}]}, {"role": "assistant", "content": "b"}]}
+{"messages": [{"role": "user", "content": [{"type": "image_url", "value": "images/1.jpg"}, {"type": "text", "value": "A?"}]},
+              {"role": "assistant", "content": [{"type": "text", "value": "b"}]}]}
+{"images": ["images/1.jpg"], "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A?"}]}, {"role": "assistant", "content": "b"}]}
+{"images": [{"path": "images/1.jpg", "bytes": null}], "conversations": [{"from": "human", "value": "<image>A?"}, {"from": "gpt", "value": "b"}]}
+{"photo_file_name": "images/1.jpg", "question": "A?", "answer": "b", "additional_feature": 7, "objects": {"bbox": [[1, 2, 3, 4]], "categories": [0]}}
+"""  # as they are published: rows of a table, a chat template's three ways, the picture beside the words, a mapping, any file name
 
 
-ANSWER = {"role": "assistant", "content": "b"}
-PART = {"type": "text", "text": "A?"}
-LAYOUTS = {  # as they are published, each with one picture
-    "rows of a table": {"messages": [{"role": "user", "content": [{"type": "image", "image": "images/1.jpg", "text": None}, PART | {"image": None}]},
-                                     {"role": "assistant", "content": [{"type": "text", "text": "b", "image": None}]}]},
-    "a template's url": {"messages": [{"role": "user", "content": [{"type": "image", "url": "images/1.jpg"}, PART]}, ANSWER]},
-    "a template's path": {"messages": [{"role": "user", "content": [{"type": "image", "path": "images/1.jpg"}, PART]}, ANSWER]},
-    "values": {"messages": [{"role": "user", "content": [{"type": "image_url", "value": "images/1.jpg"}, {"type": "text", "value": "A?"}]},
-                            {"role": "assistant", "content": [{"type": "text", "value": "b"}]}]},
-    "the picture beside the words": {"images": ["images/1.jpg"], "messages": [{"role": "user", "content": [{"type": "image"}, PART]}, ANSWER]},
-    "a mapping": {"images": [{"path": "images/1.jpg", "bytes": None}], "conversations": [{"from": "human", "value": "<image>A?"}, {"from": "gpt", "value": "b"}]},
-    "any file name": {"photo_file_name": "images/1.jpg", "question": "A?", "answer": "b", "additional_feature": 7, "objects": {"bbox": [[1, 2, 3, 4]], "categories": [0]}},
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts_that_are_published_are_read(tmp_path, name):
-    item, = build(tmp_path, [LAYOUTS[name]])[0]
-    assert item["turns"] == [["A?", "b"]] and bytes(item["encoded"].numpy()) == jpeg(1) and "album" not in item
+def test_layouts_that_are_published_are_read(tmp_path):
+    for k, (_, entry) in enumerate(data.read_json(io.StringIO(LAYOUTS))):
+        (tmp_path / str(k)).mkdir()
+        item, = build(tmp_path / str(k), [entry])[0]
+        assert item["turns"] == [["A?", "b"]] and bytes(item["encoded"].numpy()) == jpeg(1) and "album" not in item, entry
+    assert k == 6
 
 
 def test_rows_that_are_packed_or_stand_over_several_lines_are_entries(tmp_path):
-    folder = pictures(tmp_path)
-    (folder / "set.json").write_text(json.dumps([[llava(0), llava(1)], [llava(2)]]))
-    assert data.main(["--check", str(folder / "set.json")])["items"] == 3
-    (folder / "set.json").write_text("\n".join(json.dumps(llava(k), indent=2) for k in range(3)) + "\n")
-    assert data.main(["--check", str(folder / "set.json")])["items"] == 3
+    root, rows = pictures(tmp_path) / "set.json", [llava(k) for k in range(3)]
+    for text in (json.dumps([rows[:2], rows[2:]]), "\n".join(json.dumps(row, indent=2) for row in rows) + "\n"):
+        root.write_text(text)
+        assert data.main(["--check", str(root)])["items"] == 3
 
 
-def test_a_video_may_be_called_image_a_file_or_a_list_of_pictures(tmp_path):
-    folder = pictures(tmp_path / "in")
+def asked_of_video(**more):
+    return {"conversations": [{"from": "human", "value": "<video>\nHow?"}, {"from": "gpt", "value": "brighter"}]} | more
+
+
+def test_a_video_may_be_a_file_name_or_a_list_of_pictures(tmp_path):
+    folder, listed = pictures(tmp_path / "in"), [f"images/{k}.jpg" for k in range(6)]
     film(folder / "v.MP4", 20)
-    talk = [{"from": "human", "value": "<image>\nHow?"}, {"from": "gpt", "value": "brighter"}]
-    root = written(folder / "set.jsonl", [{"video": "v.MP4", "conversations": talk}, {"file_name": "v.MP4", "text": "b"}, {"video": [f"images/{k}.jpg" for k in range(6)], "conversations": talk}])
-    data.main(["sets", "--root", str(root), "--frames", "5", "--size", "32", "--out", str(tmp_path / "out")])
-    items = load_items(tmp_path / "out")[0]
-    assert [i["frames"].shape for i in items] == 3 * [(5, 32, 32, 3)] and [i["turns"][0][0] for i in items] == ["How?", ASK, "How?"]
-
-
-def test_names_in_capitals_are_read_and_what_tools_leave_is_not(tmp_path):
-    (tmp_path / "in/.ipynb_checkpoints").mkdir(parents=True)
-    for k in range(3):
-        (tmp_path / f"in/{k}.JPG").write_bytes(jpeg(k))
-        (tmp_path / f"in/{k}.TXT").write_text(CAPTIONS[k])
-    assert data.main(["--check", str(tmp_path / "in")])["items"] == 3
-    packed(tmp_path / "a.zip", files_of(tmp_path / "in") | {"__MACOSX/._0.TXT": b"junk", "._0.JPG": b"junk"}).rename(tmp_path / "SET.ZIP")
-    assert data.main(["--check", str(tmp_path / "SET.ZIP")])["items"] == 3
-    (tmp_path / "shards").mkdir()
-    packed(tmp_path / "shards/0.tar", {"a.jpg": jpeg(0), "a.txt": b"a", "._a.jpg": b"junk", "._a.txt": b"junk"})
-    assert data.main(["--check", str(tmp_path / "shards")])["items"] == 1
-    for name in (".ipynb_checkpoints/set-checkpoint.json", "SET.JSON"):
-        (tmp_path / "in" / name).write_text(json.dumps([llava(0, image="0.JPG")]))
-    assert data.main(["--check", str(tmp_path / "in")])["format"] == "llava"
+    asked = {"role": "user", "content": [{"type": "video", "video": listed}, {"text": "How?"}]}
+    entries = [asked_of_video(video="v.MP4"), {"file_name": "v.MP4", "text": "b"}, asked_of_video(video=listed)]
+    entries.append({"messages": [asked, {"role": "assistant", "content": "b"}]})
+    items, _ = build(tmp_path, entries, "--frames", 3, "--size", 20)
+    assert [i["frames"].shape for i in items] == 4 * [(3, 20, 20, 3)] and [i["turns"][0][0] for i in items] == ["How?", ASK, "How?", "How?"]
+    middle = frames_of({"encoded": torch.frombuffer(bytearray(jpeg(2)), dtype=torch.uint8)}, 20)[0]
+    assert all((i["frames"][1] == middle).all() for i in items[2:])
 
 
 @pytest.mark.parametrize("archive", [False, True])
 def test_a_video_is_shown_from_beginning_to_end(tmp_path, archive):
-    film((tmp_path / "v.mp4"), 20)
-    entry = {"video": "v.mp4", "conversations": [{"from": "human", "value": "<video>\nHow?"}, {"from": "gpt", "value": "brighter"}]}
-    root = written(tmp_path / "set.jsonl", [entry])
+    film(tmp_path / "v.mp4", 20)
+    root = written(tmp_path / "set.jsonl", [asked_of_video(video="v.mp4")])
     root = packed(tmp_path / "set.zip", {p.name: p.read_bytes() for p in (tmp_path / "v.mp4", root)}) if archive else root
     data.main(["sets", "--root", str(root), "--frames", "5", "--size", "32", "--out", str(tmp_path / "out")])
     item = load_items(tmp_path / "out")[0][0]
-    assert item["frames"].shape == (5, 32, 32, 3) and (item["width"], item["height"]) == (64, 48) and item["turns"] == [["How?", "brighter"]]
+    assert item["frames"].shape == (5, 32, 32, 3) and (item["width"], item["height"]) == (64, 48)
     assert (item["frames"].float().mean((1, 2, 3)) - torch.tensor([0., 40, 80, 120, 160])).abs().max() < 6
 
 
-@pytest.mark.parametrize("flags, said", [(["--max-side", 50], "v.mp4 is 64x48, and --max-side is 50"), (["--frames", 21], "v.mp4 has 20 frames, and 21 are wanted"),
-                                         (["--max-bytes", 99], "bytes, and --max-bytes is 99"), ([], "v.mp4 cannot be decoded")])
-def test_a_video_that_cannot_be_used_is_a_problem(tmp_path, capsys, flags, said):
-    film((tmp_path / "v.mp4"), 20)
-    if not flags:
-        (tmp_path / "v.mp4").write_bytes(b"\0" * 999)
-    entry = {"video": "v.mp4", "conversations": [{"from": "human", "value": "<video>\nHow?"}, {"from": "gpt", "value": "brighter"}]}
-    assert said in checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]), *flags)[0]
-
-
-def test_frames_that_are_pictures_are_one_video(tmp_path):
-    shown = [{"type": "video", "video": [f"images/{k}.jpg" for k in range(6)]}, {"type": "text", "text": "What?"}]
-    entry = {"messages": [{"role": "user", "content": shown}, {"role": "assistant", "content": "noise"}]}
-    item, = build(tmp_path, [entry], "--frames", 3, "--size", 20)[0]
-    assert item["frames"].shape == (3, 20, 20, 3) and (item["frames"][1] == frames_of({"encoded": torch.frombuffer(bytearray(jpeg(2)), dtype=torch.uint8)}, 20)[0]).all()
+def test_a_video_that_cannot_be_used_is_a_problem(tmp_path, capsys):
+    film(tmp_path / "v.mp4", 20)
+    root = written(tmp_path / "set.jsonl", [asked_of_video(video="v.mp4")])
+    assert "v.mp4 is 64x48, and --max-side is 50" in checked(capsys, "--check", root, "--max-side", 50)[0]
+    assert "v.mp4 has 20 frames, and 21 are wanted" in checked(capsys, "--check", root, "--frames", 21)[0]
+    (tmp_path / "v.mp4").write_bytes(b"\0" * 999)
+    assert "v.mp4 cannot be decoded" in checked(capsys, "--check", root)[0]
 
 
 def test_a_phones_picture_is_turned_and_what_is_transparent_lies_on_white(tmp_path):
-    folder = pictures(tmp_path / "in")
-    exif = Image.Exif()
+    folder, exif = pictures(tmp_path / "in"), Image.Exif()
     exif[274] = 6
     Image.open(folder / "images/0.jpg").save(folder / "images/0.jpg", exif=exif)
     Image.new("RGBA", (8, 6), (0, 0, 0, 0)).save(folder / "images/1.png")
-    index = data.main(["sets", "--root", str(written(folder / "set.jsonl", [llava(0), llava(1, image="images/1.png")])), "--out", str(tmp_path / "out")])
+    root = written(folder / "set.jsonl", [llava(0), llava(1, image="images/1.png")])
+    index = data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out")])
     turned, white = load_items(tmp_path / "out")[0]
-    assert (turned["width"], turned["height"]) == (30, 40) == frames_of(turned).shape[2:0:-1] and index["turned"] == 1 and (frames_of(white) == 255).all()
-    assert data.main(["--check", str(folder / "set.jsonl")])["turned"] == 1  # no problem
+    assert (turned["width"], turned["height"]) == (30, 40) == frames_of(turned).shape[2:0:-1]
+    assert index["turned"] == 1 and (frames_of(white) == 255).all()
 
 
 def test_splits_that_folders_say_are_kept_and_of_two_the_other_is_the_test(tmp_path):
     for part, numbers in (("train", range(4)), ("validation", (4, 5))):
-        pictures(tmp_path / "in", 6, under=part)
-        (tmp_path / "in" / part / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{k}.jpg", "text": CAPTIONS[k]}) + "\n" for k in numbers))
+        folder = pictures(tmp_path / "in", 6, under=part) / part
+        written(folder / "metadata.jsonl", [{"file_name": f"{k}.jpg", "text": CAPTIONS[k]} for k in numbers])
     data.main(["sets", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "two")])
-    assert {split_of(s) for s in Items(tmp_path / "two").sources[:4]} <= {"train", "val"} and {split_of(s) for s in Items(tmp_path / "two").sources[4:]} == {"test"}
-    (tmp_path / "in" / "validation").rename(tmp_path / "in" / "val")
-    pictures(tmp_path / "in", 1, under="test")
-    (tmp_path / "in/test/0.jpg").write_bytes(jpeg(77))
+    splits = [split_of(s) for s in Items(tmp_path / "two").sources]
+    assert set(splits[:4]) <= {"train", "val"} and set(splits[4:]) == {"test"}
+    (tmp_path / "in/validation").rename(tmp_path / "in/val")
+    (pictures(tmp_path / "in", 1, under="test") / "test/0.jpg").write_bytes(jpeg(77))
     (tmp_path / "in/test/metadata.csv").write_text("file_name,text\n0.jpg,a boat\n")
     index = data.main(["sets", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "three")])
-    assert (index["train"], index["val"], index["test"]) == (4, 2, 1) and load_items(tmp_path / "three")[0][0]["text"] == "a boat"
-
-
-def test_of_a_set_without_val_a_quarter_of_train_is_val(tmp_path):
-    for part, count in (("train", 60), ("test", 6)):
-        (tmp_path / part).mkdir()
-        for k in range(count):
-            (tmp_path / part / f"{k}.png").write_bytes(jpeg(k + 100 * len(part), (16, 16), "PNG"))
-        (tmp_path / part / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{k}.png", "text": f"{part} {k}"}) + "\n" for k in range(count)))
-    index = data.main(["sets", "--root", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert index["test"] == 6 and index["train"] + index["val"] == 60 and 6 <= index["val"] <= 26
-    assert all(split_of(i["source"]) == "test" for i in load_items(tmp_path / "out")[0] if i["text"].startswith("test"))
+    assert (index["train"], index["val"], index["test"]) == (4, 2, 1)
+    assert load_items(tmp_path / "three")[0][0]["text"] == "a boat"
 
 
 def test_one_picture_under_two_names_is_one_source(tmp_path):
@@ -294,55 +279,42 @@ def test_one_picture_under_two_names_is_one_source(tmp_path):
 def test_an_id_that_is_there_twice_is_told_apart(tmp_path, capsys):
     items, index = build(tmp_path, [llava(0), llava(1) | {"id": "images/0.jpg"}])
     assert [i["id"] for i in items] == ["images/0.jpg", "images/0.jpg#2"] and index["same_id"] == 1 and index["skipped"] == 0
-    with pytest.raises(SystemExit):
-        data.main(["--check", str(tmp_path / "in/set.jsonl")])
-    assert "set.jsonl: images/0.jpg (line 2): has the id of an item before it" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- problems
 
-def break_picture(folder):
-    (folder / "images/1.jpg").write_bytes(jpeg(1)[:200])
-
-
 def bare(answer, **more):
-    return say(("human", "<image>\nWhere?"), ("gpt", answer), **more)
+    return say("h<image>\nWhere?", f"g{answer}") | more
+
+
+def spoilt(change):
+    """What to do to the folder: images/1.jpg with other bytes."""
+    return lambda folder: (folder / "images/1.jpg").write_bytes(change)
 
 
 PROBLEMS = {
     "missing": (llava(1, image="images/gone.jpg"), "images/gone.jpg is not there ("),
-    "network": (llava(1, image="https://example.org/a.jpg"), "https://example.org/a.jpg is on the network; fetch it first"),
-    "broken": (break_picture, "images/1.jpg cannot be decoded ("),
-    "no picture": (lambda f: (f / "images/1.jpg").write_text("<html>"), "images/1.jpg is no picture"),
-    "empty file": (lambda f: (f / "images/1.jpg").write_bytes(b""), "images/1.jpg has no bytes"),
-    "large": (lambda f: (f / "images/1.jpg").write_bytes(jpeg(1, (300, 20))), "images/1.jpg is 300x20, and --max-side is 256"),
-    "bytes": (lambda f: (f / "images/1.jpg").write_bytes(jpeg(1) + bytes(10**5)), "and --max-bytes is 50000"),
+    "network": (llava(1, image="https://example.org/a.jpg"), "is on the network; fetch it first"),
+    "broken": (spoilt(jpeg(1)[:200]), "images/1.jpg cannot be decoded ("),
+    "no picture": (spoilt(b"<html>"), "images/1.jpg is no picture"),
+    "large": (spoilt(jpeg(1, (300, 20))), "images/1.jpg is 300x20, and --max-side is 256"),
+    "bytes": (spoilt(jpeg(1) + bytes(10**5)), "and --max-bytes is 50000"),
     "placeholders missing": (llava(1, ASK), "has 0 <image> for 1 picture"),
-    "placeholders too many": (llava(1, "<image><image>\nWhat?"), "has 2 <image> for 1 picture"),
-    "placeholder in a caption": ({"image": "images/1.jpg", "caption": "an <image> and an <image>"}, "has 2 <image> for 1 picture"),
     "placeholders for a video": (llava(1, "<image><video>\nWhat?"), "has 1 <video> for 0 videos"),
-    "no media": ({k: v for k, v in llava(1, ASK).items() if k != "image"}, "has 0 pictures and 0 videos"),
-    "repeated": (say(("human", "<image>\nA?"), ("gpt", "b"), ("human", "C?"), ("gpt", "d"), ("human", "C?"), ("gpt", "d")), "turn 3 repeats turn 2: 'C?'"),
-    "empty": (say(("human", "<image>\nA?"), ("gpt", " \n")), "answer 1 is empty"),
-    "role": (say(("human", "<image>\nA?"), ("narrator", "b")), "turn 2 is said by 'narrator'; known: human or user, gpt or assistant, system"),
-    "order": (say(("gpt", "<image>\nA"), ("human", "b")), "turn 1 is the assistant's, where the user's is due"),
-    "two in a row": (say(("human", "<image>\nA?"), ("gpt", "b"), ("gpt", "c")), "turn 3 is the assistant's, where the user's is due"),
-    "no answer": (say(("human", "<image>\nA?")), "the last question has no answer"),
-    "no turns": (say(), "has no turns"),
-    "outside": (bare('{"bbox_2d": [1, 2, 41, 20], "label": "cat"}'), "says bbox_2d [1.0, 2.0, 41.0, 20.0], which does not lie inside 40x30"),
+    "no media": ({"conversations": llava(1, ASK)["conversations"]}, "has 0 pictures and 0 videos"),
+    "repeated": (say("h<image>", "gb", "hC?", "gd", "hC?", "gd"), "turn 3 repeats turn 2: 'C?'"),
+    "empty": (say("h<image>", "g \n"), "answer 1 is empty"),
+    "role": (say("h<image>", "narrator: b"), "turn 2 is said by 'narrator'; known: human or user"),
+    "order": (say("g<image>", "hb"), "turn 1 is the assistant's, where the user's is due"),
+    "no answer": (say("h<image>"), "the last question has no answer"),
+    "outside": (bare('{"bbox_2d": [1, 2, 41, 20]}'), "[1.0, 2.0, 41.0, 20.0], which does not lie inside 40x30"),
     "inside out": (bare('[{"bbox_2d": [9, 2, 4, 20]}]'), "says bbox_2d [9.0, 2.0, 4.0, 20.0]"),
     "three numbers": (bare('{"bbox_2d": [9, 2, 4]}'), "says bbox_2d [9.0, 2.0, 4.0]"),
-    "no number": (bare('{"bbox_2d": [9, 2, ten, 20]}'), "says bbox_2d [9.0, 2.0, nan, 20.0]"),
     "a point outside": (bare('{"point_2d": [3, 31]}'), "says point_2d [3.0, 31.0]"),
     "duplicate": (llava(0) | {"id": "other"}, "is an earlier item again, word for word"),
     "split": (llava(1) | {"split": "holdout"}, "says split 'holdout'; known: train, val, test"),
-    "picture in an answer": (bare("<image>", conversations=[{"from": "human", "value": "Draw."}, {"from": "gpt", "value": "<image>"}]), "has <image> in answer 1; models here answer in words"),
-    "other placeholders": (bare('{"bbox_2d": <bbox>}', objects={"bbox": [[1, 2, 3, 4]]}), "has <bbox>, and what belongs there is not read"),
-    "sound": (say(("human", "<image><audio>What?"), ("gpt", "a bell"), audios=["a.mp3"]), "has <audio>, and what belongs there is not read"),
-    "a folder": (llava(1, image="images"), "images is a folder ("),
-    "no words in a part": (qwen(1) | {"messages": [qwen(1)["messages"][0], {"role": "assistant", "content": [{"text": "b"}, {"type": "text"}]}]}, "turn 2 has a part that is no text"),
+    "other placeholders": (bare('{"bbox_2d": <bbox>}'), "has <bbox>, and what belongs there is not read"),
     "no mapping": ("a string", "is 'a string', not a mapping"),
-    "part": ({"messages": [{"role": "user", "content": [{"image": "images/1.jpg"}, {"type": "audio"}]}, {"role": "assistant", "content": "b"}]}, "turn 1 has a part that is no text, image or video"),
 }
 
 
@@ -360,40 +332,33 @@ def test_a_problem_is_named_by_file_item_and_reason(tmp_path, capsys, name):
     spoil, reason = PROBLEMS[name]
     folder = pictures(tmp_path / "in")
     root = written(folder / "set.jsonl", [llava(0), llava(1) if callable(spoil) else spoil, llava(2)])
-    limits = ["--max-side", 256, "--max-bytes", 50000]
+    limits = ["--max-side", "256", "--max-bytes", "50000"]
     if callable(spoil):
         spoil(folder)
     line, last = checked(capsys, "--check", root, *limits)
-    assert line.startswith("set.jsonl: ") and ("(line 2): " in line or " line 2: " in line) and reason in line and f"error: 1 problems in {root} (1 " in last
+    assert line.startswith("set.jsonl: ") and ("(line 2): " in line or " line 2: " in line) and reason in line
+    assert f"error: 1 problems in {root} (1 " in last
     line, last = checked(capsys, "sets", "--root", root, "--out", tmp_path / "out", *limits)
     assert reason in line and "--skip-bad" in last and not list((tmp_path / "out").iterdir())
-    index = data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--skip-bad", *map(str, limits)])
-    assert index["items"] == 2 and index["skipped"] == 1 and sum(index["skipped_kinds"].values()) == 1 and [i["turns"][0][1] for i in load_items(tmp_path / "out")[0]] == [CAPTIONS[0], CAPTIONS[2]]
+    index = data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--skip-bad", *limits])
+    assert (index["items"], index["skipped"], sum(index["skipped_kinds"].values())) == (2, 1, 1)
+    assert [i["turns"][0][1] for i in load_items(tmp_path / "out")[0]] == [CAPTIONS[0], CAPTIONS[2]]
 
 
 def test_all_problems_of_an_item_are_listed_and_at_most_twenty_of_a_kind(tmp_path, capsys):
-    root = written(pictures(tmp_path) / "set.jsonl", [say(("human", "What?"), ("narrator", "b")) | {"image": f"images/gone{k}.jpg", "id": str(k)} for k in range(25)])
-    lines = checked(capsys, "--check", root)
+    entries = [say("hWhat?", "narrator: b", image=f"images/gone{k}.jpg", id=str(k)) for k in range(25)]
+    lines = checked(capsys, "--check", written(pictures(tmp_path) / "set.jsonl", entries))
     assert [sum(w in line for line in lines) for w in ("narrator", "is not there", "has 0 <image>")] == [20, 20, 20]
     assert sum("... and 5 more of this kind" in line for line in lines) == 3 and "75 problems" in lines[-1] and "25 role" in lines[-1]
 
 
-def test_a_line_that_is_no_json_is_a_problem_and_the_others_are_read(tmp_path, capsys):
-    root = pictures(tmp_path) / "set.jsonl"
-    root.write_text(json.dumps(llava(0)) + "\n{oops\n\n" + json.dumps(llava(1)) + "\n")
-    line, _ = checked(capsys, "--check", root)
-    assert line.startswith("set.jsonl: line 2: is not JSON (")
-    assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--skip-bad"])["items"] == 2
-
-
-@pytest.mark.parametrize("cut", [0.99, 0.6])
-def test_an_array_that_is_cut_short_gives_what_came_before(tmp_path, capsys, cut):
-    text = json.dumps([llava(k) for k in range(6)], indent=1)
-    root = pictures(tmp_path) / "set.json"
-    root.write_text(text[:int(len(text) * cut)])
-    line, _ = checked(capsys, "--check", root)
-    assert "cut short" in line and line.startswith(f"set.json: entry {int(6 * cut)}: ")
-    assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--skip-bad"])["items"] == int(6 * cut)
+def test_an_array_that_is_cut_short_or_a_line_that_is_no_json_leaves_the_others(tmp_path, capsys):
+    root, text = pictures(tmp_path) / "set.json", json.dumps([llava(k) for k in range(6)], indent=1)
+    lines = json.dumps(llava(0)) + "\n{oops\n\n" + json.dumps(llava(1)) + "\n"
+    for content, said, left in ((text[:int(len(text) * 0.6)], "set.json: entry 3: ", 3), (lines, "set.json: line 2: is not JSON (", 2)):
+        root.write_text(content)
+        assert checked(capsys, "--check", root)[0].startswith(said)
+        assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--skip-bad"])["items"] == left
 
 
 def test_an_array_is_read_through_pieces_smaller_than_an_entry(monkeypatch):
@@ -403,11 +368,6 @@ def test_an_array_is_read_through_pieces_smaller_than_an_entry(monkeypatch):
     entries = [{"a": "]},[{" * k, "b": [1, {"c": "naïve"}]} for k in range(20)]
     for indent in (None, 2):
         assert [e for _, e in data.read_json(Slow(json.dumps(entries, indent=indent)))] == entries
-
-
-def test_the_same_picture_in_two_splits_is_a_problem(tmp_path, capsys):
-    root = written(pictures(tmp_path) / "set.jsonl", [llava(0) | {"split": "train"}, llava(1, image="images/0.jpg") | {"split": "test"}])
-    assert "shows what images/0.jpg shows, which is in train, and this in test" in checked(capsys, "--check", root)[0]
 
 
 def replaced(x, odd):
@@ -420,93 +380,101 @@ def replaced(x, odd):
             yield {**x, key: value} if isinstance(x, dict) else [*x[:key], value, *x[key + 1:]]
 
 
+ODD = r"""[null, 0, true, 1.5, "", "x", "\ud800", "data:image/png;base64,?", "a\u0000b", [], [[]], {}, [{}], {"url": 1}, [null],
+    ["images/0.jpg"], "{\"bbox_2d\": [1, 2, \"x\"]}", "<image>"]"""
+
+
 def test_nothing_that_json_can_hold_makes_it_stumble(tmp_path, capsys):
-    folder = pictures(tmp_path)
-    odd = [None, 0, True, 1.5, "", "x", "\ud800", "data:image/png;base64,?", "a" * 5000, "a\0b", [], [[]], {}, [{}], {"url": 1}, [None], ["images/0.jpg"], '{"bbox_2d": [1, 2, "x"]}', "<image>"]
-    worlds = [llava(1), qwen(1), qwen(1)["messages"], {"file_name": "images/1.jpg", "text": "a", "split": "train", "system": "s"}, say(("human", "<video>"), ("gpt", "b"), video=["a.mp4"]),
-              say(("human", "<image>\nA?"), ("gpt", "b"), ("human", "C?"), ("gpt", "d")), {"images": [{"path": "images/1.jpg", "bytes": None}], "caption": "e"}]
+    folder, odd = pictures(tmp_path), [*json.loads(ODD), "a" * 5000]
+    worlds = [llava(1), qwen(1), qwen(1)["messages"], {"file_name": "images/1.jpg", "text": "a", "split": "train", "system": "s"},
+              say("h<video>", "gb", video=["a.mp4"]), say("h<image>\nA?", "gb", "hC?", "gd"), {"images": [{"path": "images/1.jpg", "bytes": None}], "caption": "e"}]
     entries = [entry for world in worlds for entry in [world, *replaced(world, odd)]]
     checked(capsys, "--check", written(folder / "set.jsonl", entries))
     index = data.main(["sets", "--root", str(folder / "set.jsonl"), "--skip-bad", "--out", str(tmp_path / "out")])
     items = load_items(tmp_path / "out")[0]
-    assert len(entries) > 1000 and 20 < len(items) == index["items"] and all(i["turns"] and all(isinstance(w, str) for t in i["turns"] for w in t) and i["turns"][-1][1].strip() for i in items)
+    assert len(entries) > 1000 and 20 < len(items) == index["items"]
+    assert all(i["turns"] and all(isinstance(w, str) for t in i["turns"] for w in t) and i["turns"][-1][1].strip() for i in items)
 
 
 def test_a_tar_whose_pictures_and_words_lie_apart_and_a_folder_are_read_alike(tmp_path):
-    packed(tmp_path / "set.tar", {f"{k}.{e}": x for e in ("txt", "jpg") for k in range(6) for x in [CAPTIONS[k].encode() if e == "txt" else jpeg(k)]})
-    (tmp_path / "in").mkdir()
-    with tarfile.open(tmp_path / "set.tar") as file:
+    words, shown = ({f"{k}.{e}": x(k) for k in range(6)} for e, x in (("txt", lambda k: CAPTIONS[k].encode()), ("jpg", jpeg)))
+    with tarfile.open(packed(tmp_path / "set.tar", words | shown)) as file:
         file.extractall(tmp_path / "in", filter="data")
     for n, root in enumerate(("set.tar", "in")):
-        assert data.main(["sets", "--root", str(tmp_path / root), "--out", str(tmp_path / f"out{n}")])["format"] == "webdataset"
+        arguments = ["sets", "--root", str(tmp_path / root), "--out", str(tmp_path / f"out{n}")]
+        assert data.main(arguments)["format"] == "webdataset"
         assert [i["text"] for i in load_items(tmp_path / f"out{n}")[0]] == CAPTIONS
 
 
-def test_shards_of_a_webdataset_are_read_one_after_the_other(tmp_path):
+def test_shards_of_a_webdataset_are_read_one_after_the_other_and_what_tools_leave_is_not(tmp_path):
     (tmp_path / "in").mkdir()
     for n, part in enumerate(("train-0", "train-1", "test-0")):
-        packed(tmp_path / f"in/{part}.tar", {f"{part}-{k}.{e}": x for k in range(4) for e, x in (("jpg", jpeg(10 * n + k)), ("json", json.dumps({"caption": f"{part} {k}"}).encode()))})
+        words = {f"{part}-{k}.json": json.dumps({"caption": f"{part} {k}"}).encode() for k in range(4)}
+        packed(tmp_path / f"in/{part}.tar", {f"{part}-{k}.JPG": jpeg(10 * n + k) for k in range(4)} | words | {"._0.JPG": b"junk"})
+        (tmp_path / f"in/{part}_stats.json").write_text('{"count": 4}')  # img2dataset counts its shards
     index = data.main(["sets", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     assert index["items"] == 12 and index["test"] == 4 and index["train"] + index["val"] == 8
     assert [i["text"] for i in load_items(tmp_path / "out")[0]][:2] == ["test-0 0", "test-0 1"]
-    for part in ("train-0", "train-1"):
-        (tmp_path / f"in/{part}_stats.json").write_text('{"count": 4}')  # img2dataset counts its shards
-    assert data.main(["--check", str(tmp_path / "in")])["items"] == 12
+    (tmp_path / "notes/.ipynb_checkpoints").mkdir(parents=True)
+    for name in (".ipynb_checkpoints/set-checkpoint.json", "SET.JSON"):
+        written(pictures(tmp_path / "notes") / name.lower(), [llava(0)]).rename(tmp_path / "notes" / name)
+    packed(tmp_path / "a.zip", files_of(tmp_path / "notes") | {"__MACOSX/._SET.JSON": b"junk"}).rename(tmp_path / "SET.ZIP")
+    for root in ("notes", "SET.ZIP"):
+        assert data.main(["--check", str(tmp_path / root)])["items"] == 1
 
 
 def test_names_with_dots_that_fall_together_are_a_problem(tmp_path, capsys):
-    packed(tmp_path / "set.tar", {f"shot-1.{k}.{e}": x for k in range(2) for e, x in (("jpg", jpeg(k)), ("txt", b"a"))})
-    assert checked(capsys, "--check", tmp_path / "set.tar")[0].startswith("set.tar: shot-1: has its words twice, at last in shot-1.1.txt; what is alike up to the first dot is one item")
-    packed(tmp_path / "set.tar", {"1.left.jpg": jpeg(0), "1.right.jpg": jpeg(1), "1.json": b'{"caption": "two"}', "1.cls": b"3"})
-    data.main(["sets", "--root", str(tmp_path / "set.tar"), "--out", str(tmp_path / "out")])
+    root = packed(tmp_path / "set.tar", {f"shot-1.{k}.{e}": x for k in range(2) for e, x in (("jpg", jpeg(k)), ("txt", b"a"))})
+    assert checked(capsys, "--check", root)[0].startswith("set.tar: shot-1: has its words twice, at last in shot-1.1.txt;")
+    packed(root, {"1.left.jpg": jpeg(0), "1.right.jpg": jpeg(1), "1.json": b'{"caption": "two"}', "1.cls": b"3"})
+    data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out")])
     assert [bytes(x.numpy()) for x in load_items(tmp_path / "out")[0][0]["album"]] == [jpeg(0), jpeg(1)]
 
 
 def test_a_remedy_is_named_for_paths_that_begin_elsewhere(tmp_path, capsys):
     (tmp_path / "in").mkdir()
-    root = written(tmp_path / "in/set.json", [llava(0), llava(1) | {"id": "a\nb"}])
-    lines = checked(capsys, "--check", root)
-    assert lines[-1].endswith("mend them, or give --media the folder or archive in which their paths begin") and lines[1].startswith("set.json: a b (entry 1): ") and len(lines) == 3
-    assert data.main(["--check", str(root), "--media", str(pictures(tmp_path / "there"))])["items"] == 2
-    assert data.main(["--check", str(root), "--media", str(packed(tmp_path / "there.zip", files_of(tmp_path / "there")))])["items"] == 2
+    root = written(tmp_path / "in/set.json", [llava(0), llava(1)])
+    last = checked(capsys, "--check", root)[-1]
+    assert last.endswith("mend them, or give --media the folder or archive in which their paths begin")
+    there = pictures(tmp_path / "there")
+    for media in (there, packed(tmp_path / "there.zip", files_of(there))):
+        assert data.main(["--check", str(root), "--media", str(media)])["items"] == 2
 
 
-@pytest.mark.parametrize("make, said", [
-    (lambda f: written(written(f / "a.json", []).parent / "dataset_info.json", []).parent, "holds 2 tables (a.json, dataset_info.json); give one of them"),
-    (lambda f: (f / "notes.txt").write_text("hello\n") and f / "notes.txt", "line 2 of notes.txt|notes.txt is empty|has the fields"),
-    (lambda f: written(f / "set.json", [{"path": "a", "words": "b"}]), "entry 0 of set.json has the fields path, words"),
-    (lambda f: written(f / "set.json", []), "set.json is empty"),
-    (lambda f: (f / "set.json").write_text(json.dumps({"version": 1, "data": [llava(0)]}, indent=1)) and f / "set.json", "entry 0 of set.json has the fields version, data"),
-    (lambda f: pictures(f), "holds no set but 6 .jpg"),
-    (lambda f: f / "gone.json", "does not exist"),
-    (lambda f: (f / "set.tar").write_bytes(b"junk" * 999) and f / "set.tar", "cannot be read as an archive"),
-    (lambda f: (f / "set.zip").write_bytes(b"PK\3\4" * 9) and f / "set.zip", "cannot be read as an archive"),
-    (lambda f: (f / "set.csv").write_bytes("filepath,title\nimages/0.jpg,café\n".encode("latin-1")) and f / "set.csv", "is not UTF-8"),
-])
-def test_what_is_no_set_is_refused_by_what_it_is(tmp_path, capsys, make, said):
+NO_SETS = {
+    "two tables": (lambda f: written(f / "a.json", []) and written(f / "b.json", []).parent, "holds 2 tables (a.json, b.json)"),
+    "other fields": (lambda f: written(f / "set.json", [{"path": "a"}]), "entry 0 of set.json has the fields path"),
+    "empty": (lambda f: written(f / "set.json", []), "set.json is empty"),
+    "pictures alone": (pictures, "holds no set but 6 .jpg"),
+    "no tar": (lambda f: (f / "set.tar").write_bytes(b"junk" * 999) and f / "set.tar", "cannot be read as an archive"),
+    "latin-1": (lambda f: (f / "a.csv").write_bytes(b"filepath,title\n0.jpg,caf\xe9\n") and f / "a.csv", "is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", NO_SETS)
+def test_what_is_no_set_is_refused_by_what_it_is(tmp_path, capsys, name):
+    make, said = NO_SETS[name]
     (tmp_path / "in").mkdir()
-    lines = checked(capsys, "sets", "--root", make(tmp_path / "in"), "--out", tmp_path / "out")
-    assert any(s in " ".join(lines) for s in said.split("|")), lines
+    assert said in " ".join(checked(capsys, "sets", "--root", make(tmp_path / "in"), "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_formats_and_flags_of_others_are_refused(tmp_path, refused):
+def test_formats_and_flags_of_others_are_refused(refused):
     refused(lambda: data.main(["sets", "--root", "x", "--format", "voc"]), "--format voc", "llava, qwen, clip, webdataset, imagefolder")
-    refused(lambda: data.main(["boxes", "--root", "x", "--format", "llava"]), "--format llava", "voc, csv, coco")
-    refused(lambda: data.main(["shapes", "--stats"]), "--stats")
-    refused(lambda: data.main(["sets"]), "--root is missing")
+    refused(lambda: data.main(["shapes", "--flip"]), "--flip", "shapes")
+    refused(lambda: data.main(["sets", "--root", "x.json", "--crop", "1.5"]), "--crop 1.5")
 
 
 # ---------------------------------------------------------------- hostile archives
 
-def tar_of(path, name="x.jpg", kind=tarfile.REGTYPE, link="", content=b"", more=()):
+def tar_of(path, name="images/1.jpg", kind=tarfile.REGTYPE, link="", content=b"", more=(), pax=None):
     with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as file:
         for n, x in [*files_of_set().items(), *more]:
             m = tarfile.TarInfo(n)
             m.size = len(x)
             file.addfile(m, io.BytesIO(x))
         m = tarfile.TarInfo(name)
-        m.type, m.linkname, m.size = kind, link, len(content)
+        m.type, m.linkname, m.size, m.pax_headers = kind, link, len(content), pax or {}
         file.addfile(m, io.BytesIO(content))
     return path
 
@@ -515,94 +483,51 @@ def files_of_set():
     return {"images/0.jpg": jpeg(0), "images/0.txt": b"a cat"}
 
 
-def zip_of(path, name, content=b"x", mode=None, **more):
+def zip_of(path, name="images/1.jpg", content=b"x", mode=0):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for n, x in files_of_set().items():
             file.writestr(n, x)
         info = zipfile.ZipInfo(name)
-        info.compress_type = zipfile.ZIP_DEFLATED
-        info.external_attr = (mode or 0) << 16
+        info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, mode << 16
         file.writestr(info, content)
     return path
 
 
-def pax_of(path, headers):
-    """A tar whose one file has these in its extended header."""
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
-        member = tarfile.TarInfo("images/1.jpg")
-        member.size, member.pax_headers = 9, headers
-        file.addfile(member, io.BytesIO(b"not a map"))
-    return path
-
-
-def headers(path, n):
-    """A tar that is one extended header after the other."""
-    header = tarfile.TarInfo("x")
-    header.type = tarfile.XHDTYPE
-    path.write_bytes(header.tobuf() * n)
-    return path
-
-
-def pax_bomb(path):
-    header = tarfile.TarInfo("bomb")
-    header.type, header.size = tarfile.XHDTYPE, 2**24
-    with tarfile.open(path, "w:gz") as file:
-        file.addfile(header, io.BytesIO(bytes(2**24)))
-    return path
-
-
-HOSTILE = {
-    "climbs": (lambda p: tar_of(p / "a.tar", "../out/evil.jpg"), "a.tar: ../out/evil.jpg: climbs out of the archive"),
-    "climbs within": (lambda p: tar_of(p / "a.tar.gz", "images/../../evil.jpg"), "climbs out"),
-    "climbs, compressed": (lambda p: tar_of(p / "a.tar.gz", "../out/evil.jpg"), "climbs out"),
-    "a folder climbs": (lambda p: tar_of(p / "a.tar", "../out", tarfile.DIRTYPE), "a.tar: ../out: climbs out of the archive"),
-    "absolute": (lambda p: tar_of(p / "a.tar", "/tmp/evil.jpg"), "has an absolute path"),
-    "link": (lambda p: tar_of(p / "a.tar", "images/1.jpg", tarfile.SYMTYPE, "/etc/passwd"), "images/1.jpg: is a link, not a file"),
-    "hard link": (lambda p: tar_of(p / "a.tar", "images/1.jpg", tarfile.LNKTYPE, "images/0.jpg"), "is a link, not a file"),
-    "device": (lambda p: tar_of(p / "a.tar", "images/1.jpg", tarfile.CHRTYPE), "is a device, not a file"),
-    "pipe": (lambda p: tar_of(p / "a.tar", "images/1.jpg", tarfile.FIFOTYPE), "is a device, not a file"),
-    "twice": (lambda p: tar_of(p / "a.tar", "./images/0.jpg"), "is there twice"),
-    "expands": (lambda p: tar_of(p / "a.tar.gz", "images/1.jpg", content=bytes(10**7)), "expands beyond --max-bytes 1000000 ('images/1.jpg' makes it 1000"),
-    "expands in many files": (lambda p: tar_of(p / "a.tar.gz", more=[(f"images/{k}.png", bytes(10**5)) for k in range(12)]), "expands beyond --max-bytes 1000000"),
-    "long header": (lambda p: pax_bomb(p / "a.tar.gz"), "a header of 16,777,216 bytes"),
-    "a sparse file's map": (lambda p: pax_of(p / "a.tar", {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "cannot be read as an archive (not enough values"),
-    "header on header": (lambda p: headers(p / "a.tar", 2000), "cannot be read as an archive (maximum recursion depth"),
-    "a header's other name": (lambda p: pax_of(p / "a.tar", {"path": "../out/evil.jpg"}), "climbs out of the archive"),
-    "zip climbs": (lambda p: zip_of(p / "a.zip", "../out/evil.jpg"), "climbs out"),
-    "zip climbs as on Windows": (lambda p: zip_of(p / "a.zip", "..\\out\\evil.jpg"), "climbs out"),
-    "zip absolute": (lambda p: zip_of(p / "a.zip", "/tmp/evil.jpg"), "has an absolute path"),
-    "zip drive": (lambda p: zip_of(p / "a.zip", "C:\\evil.jpg"), "has an absolute path"),
-    "zip link": (lambda p: zip_of(p / "a.zip", "images/1.jpg", b"/etc/passwd", 0o120777), "is a link, not a file"),
-    "zip expands": (lambda p: zip_of(p / "a.zip", "images/1.jpg", bytes(10**7)), "expands beyond --max-bytes 1000000"),
-    "zip pipe": (lambda p: zip_of(p / "a.zip", "images/1.jpg", mode=0o010666), "is a device, not a file"),
-    "zip twice": (lambda p: zip_of(p / "a.zip", "./images/0.jpg"), "is there twice"),
-    "zip cut short": (lambda p: (p / "a.zip").write_bytes(zip_of(p / "b.zip", "x.jpg").read_bytes()[:-30]) and p / "a.zip", "cannot be read as an archive"),
-    "cut short": (lambda p: tar_of(p / "b.tar.gz", content=np.random.default_rng(0).bytes(9000)) and (p / "a.tar.gz").write_bytes((p / "b.tar.gz").read_bytes()[:-4000]) and p / "a.tar.gz",
-                  "cannot be read as an archive"),
+EVIL, ONE = "../out/evil.jpg", "images/1.jpg"
+EVIL, ONE, MANY_FILES = "../out/evil.jpg", "images/1.jpg", [(f"{k}.png", bytes(10**5)) for k in range(12)]
+HOSTILE = {  # the archive, what is the matter with its last member, and what is said of it
+    "climbs": ("a.tar", {"name": EVIL}, "a.tar: ../out/evil.jpg: climbs out of the archive"),
+    "climbs within": ("a.tar.gz", {"name": "images/../../evil.jpg"}, "climbs out"),
+    "a folder climbs": ("a.tar", {"name": "../out", "kind": tarfile.DIRTYPE}, "../out: climbs out of the archive"),
+    "absolute": ("a.tar", {"name": "/tmp/evil.jpg"}, "has an absolute path"),
+    "link": ("a.tar", {"kind": tarfile.SYMTYPE, "link": "/etc/passwd"}, "images/1.jpg: is a link, not a file"),
+    "hard link": ("a.tar", {"kind": tarfile.LNKTYPE, "link": "images/0.jpg"}, "is a link, not a file"),
+    "device": ("a.tar", {"kind": tarfile.CHRTYPE}, "is a device, not a file"),
+    "twice": ("a.tar", {"name": "./images/0.jpg"}, "is there twice"),
+    "expands": ("a.tar.gz", {"content": bytes(10**7)}, "beyond --max-bytes 1000000 ('images/1.jpg' makes"),
+    "expands in many files": ("a.tar.gz", {"more": MANY_FILES}, "expands beyond"),
+    "long header": ("a.tar.gz", {"kind": tarfile.XHDTYPE, "content": bytes(2**24)}, "a header of 16,777,216 bytes"),
+    "a header's other name": ("a.tar", {"pax": {"path": EVIL}}, "climbs out of the archive"),
+    "zip climbs": ("a.zip", {"name": EVIL}, "climbs out"),
+    "zip climbs as on Windows": ("a.zip", {"name": "..\\out\\evil.jpg"}, "climbs out"),
+    "zip drive": ("a.zip", {"name": "C:\\evil.jpg"}, "has an absolute path"),
+    "zip link": ("a.zip", {"content": b"/etc/passwd", "mode": 0o120777}, "is a link, not a file"),
+    "zip pipe": ("a.zip", {"mode": 0o010666}, "is a device, not a file"),
+    "zip expands": ("a.zip", {"content": bytes(10**7)}, "expands beyond --max-bytes 1000000"),
+    "zip twice": ("a.zip", {"name": "./images/0.jpg"}, "is there twice"),
+    "zip cut short": ("a.zip", {"cut": 30}, "cannot be read as an archive"),
+    "cut short": ("a.tar.gz", {"content": np.random.default_rng(0).bytes(9000), "cut": 4000}, "cannot be read as an archive"),
 }
-
-
-@pytest.mark.parametrize("name", ["webdataset.tar", "webdataset.tar.gz", "imagefolder.tar.xz", "imagefolder.zip", "llava zip"])
-def test_a_damaged_archive_is_refused_or_its_problems_are_named(tmp_path, capsys, name):
-    rng, root, codes = np.random.default_rng(0), MAKE[name](tmp_path), []
-    whole = np.frombuffer(root.read_bytes(), np.uint8)
-    for k in range(30):
-        damaged = whole.copy()
-        damaged[rng.integers(len(damaged), size=3)] ^= rng.integers(1, 256, 3, dtype=np.uint8)
-        root.write_bytes(damaged[:rng.integers(len(damaged))] if k % 5 == 0 else damaged)
-        try:
-            codes.append(bool(data.main(["--check", str(root)])))
-        except SystemExit as e:
-            codes.append(e.code)
-    assert {*codes} <= {2, True} and codes.count(2) >= (28 if name != "webdataset.tar" else 15)  # a tar that is not compressed has no checksum of its contents
 
 
 @pytest.mark.parametrize("flags", [[], ["--skip-bad"]])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_archive_is_refused_and_nothing_is_written(tmp_path, capsys, name, flags):
-    make, said = HOSTILE[name]
+    archive, member, said = HOSTILE[name]
     (tmp_path / "in").mkdir()
-    root = make(tmp_path / "in")
+    make = zip_of if archive.endswith("zip") else tar_of
+    root = make(tmp_path / "in" / archive, **{k: v for k, v in member.items() if k != "cut"})
+    root.write_bytes(root.read_bytes()[:-member["cut"]] if "cut" in member else root.read_bytes())
     before = sorted(tmp_path.rglob("*"))
     lines = checked(capsys, "sets", "--root", root, "--out", tmp_path / "out", "--max-bytes", 10**6, *flags)
     assert said in "\n".join(lines) and sorted(tmp_path.rglob("*")) == before
@@ -626,37 +551,12 @@ def test_what_expands_as_no_honest_archive_does_is_refused_under_any_max_bytes(t
     assert "expands to more than 200 times its size ('images/1.jpg' makes it 21474" in checked(capsys, "--check", path)[-1]
 
 
-def test_names_that_differ_in_case_alone_are_two(tmp_path):
-    files = {"A.jpg": jpeg(0), "A.txt": b"big", "a.jpg": jpeg(1), "a.txt": b"small"}
-    for root in (packed(tmp_path / "a.zip", files), packed(tmp_path / "a.tar", files)):
-        data.main(["sets", "--root", str(root), "--out", str(tmp_path / root.name[2:])])
-        assert [(i["id"], i["text"], bytes(i["encoded"].numpy())) for i in load_items(tmp_path / root.name[2:])[0]] == [("A", "big", jpeg(0)), ("a", "small", jpeg(1))]
-
-
-def test_of_an_archive_only_names_and_places_are_kept(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as file:
-        for k in range(5000):
-            file.addfile(tarfile.TarInfo(f"{k}.txt"))
-    tracemalloc.start()
-    names, _ = data.unpacked(tmp_path / "a.tar", 10**6)
-    kept, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(names) == 5000 and peak < 5000 * 600, peak  # a header takes a kilobyte and more
-
-
-def test_a_header_that_fills_the_memory_is_not_read(tmp_path):
-    root = pax_bomb(tmp_path / "a.tar.gz")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(SystemExit):
-        data.unpacked(root, 10**9)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 12 * 1024  # KiB; the header has 16 MiB
-
-
 # ---------------------------------------------------------------- near duplicates, statistics, the sheet
 
 def brute_force(hashes, most):
     rows = [(h, split, name) for split, names in hashes.items() for h, name in names.items()]
-    return {frozenset((a[2], b[2])) for k, a in enumerate(rows) for b in rows[:k] if a[1] != b[1] and (a[0] ^ b[0]).bit_count() <= most}
+    pairs = [(a, b) for k, a in enumerate(rows) for b in rows[:k] if a[1] != b[1]]
+    return {frozenset((a[2], b[2])) for a, b in pairs if (a[0] ^ b[0]).bit_count() <= most}
 
 
 def test_near_duplicates_are_those_that_comparing_every_pair_finds():
@@ -667,18 +567,10 @@ def test_near_duplicates_are_those_that_comparing_every_pair_finds():
             changed = h ^ sum(1 << int(b) for b in rng.permutation(128)[:flips])
             hashes.setdefault(["train", "val", "test"][(k + n) % 3], {})[changed] = f"{k}-{n}"
     found = {frozenset((a[1], b[1])) for a, b in data.near_duplicates(hashes)}
-    assert found == brute_force(hashes, 7) and {frozenset((f"{k}-0", f"{k}-2")) for k in range(120)} <= found and frozenset(("1-0", "1-3")) not in found
-    assert data.near_duplicates({}) == [] and data.near_duplicates({"train": {5: "a", 6: "b"}}) == [] and len(data.near_duplicates({"train": {5: "a"}, "test": {5: "b"}})) == 1
-
-
-def test_near_duplicates_are_found_where_most_bands_are_everybodys():
-    rng, hashes = np.random.default_rng(0), {"train": {}, "test": {}}
-    for k in range(3000):  # as on white: five bands of eight are empty
-        h = int.from_bytes(rng.bytes(6), "big") << 40
-        hashes["train"][h] = k
-        hashes["test"][h ^ 1 << int(rng.integers(40, 88)) ^ 1 << int(rng.integers(40, 88))] = k
-    found = data.near_duplicates(hashes)
-    assert sum(a[1] == b[1] for a, b in found) > 2900 and len(found) < 3100
+    assert found == brute_force(hashes, 7) and frozenset(("1-0", "1-3")) not in found
+    assert {frozenset((f"{k}-0", f"{k}-2")) for k in range(120)} <= found
+    assert data.near_duplicates({"train": {5: "a", 6: "b"}}) == []
+    assert len(data.near_duplicates({"train": {5: "a"}, "test": {5: "b"}})) == 1
 
 
 def photographs(folder, n=12):
@@ -694,13 +586,14 @@ def test_a_picture_that_is_nearly_in_another_split_is_listed(tmp_path, capsys, t
     folder = photographs(tmp_path / "in")
     image = Image.open(folder / "images/0.jpg")
     if twin:
-        {"half": image.resize((120, 90)), "darker": image.point(lambda v: v * 0.8), "again": image}[twin].save(folder / "images/11.jpg", quality=60)
-    root = written(folder / "set.jsonl", [llava(0) | {"id": str(k), "image": f"images/{k}.jpg", "split": "train" if k < 6 else "test"} for k in range(12)])
+        changed = {"half": image.resize((120, 90)), "darker": image.point(lambda v: v * 0.8), "again": image}[twin]
+        changed.save(folder / "images/11.jpg", quality=60)
+    entries = [llava(0, image=f"images/{k}.jpg") | {"id": str(k), "split": "train" if k < 6 else "test"} for k in range(12)]
+    root = written(folder / "set.jsonl", entries)
     if twin:
         line, last = checked(capsys, "--check", root)
-        assert line == "set.jsonl: 11 (line 12): is in test, and nearly the same picture in train: set.jsonl: 0 (line 1)" and "1 problems" in last and "1 near" in last
-    else:
-        assert data.main(["--check", str(root)])["items"] == 12
+        assert line == "set.jsonl: 11 (line 12): is in test, and nearly the same picture in train: set.jsonl: 0 (line 1)"
+        assert "1 near" in last
     assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out")])["near"] == bool(twin)
 
 
@@ -709,51 +602,38 @@ def test_every_picture_of_an_album_is_compared_with_those_of_other_splits(tmp_pa
     Image.open(folder / "images/2.jpg").resize((120, 90)).save(folder / "images/9.jpg")
 
     def album(a, b, split):
-        return say(("human", "<image><image>\nSame?"), ("gpt", f"{a} {b}"), image=[f"images/{a}.jpg", f"images/{b}.jpg"], id=f"{a}{b}", split=split)
-    root = written(folder / "set.jsonl", [album(0, 1, "train"), album(2, 3, "train"), album(4, 5, "test"), album(9, 6, "test"), album(7, 1, "test"), album(0, 4, "train")])
-    *lines, last = checked(capsys, "--check", root)
-    assert lines == ["set.jsonl: 71 (line 5): shows what 01 shows, which is in train, and this in test", "set.jsonl: 04 (line 6): shows what 45 shows, which is in test, and this in train",
-                     "set.jsonl: 96 (line 4), picture 1: is in test, and nearly the same picture in train: set.jsonl: 23 (line 2), picture 1"]
-    root = written(folder / "set.jsonl", [album(k, k + 1, None) for k in range(0, 8, 2)] + [album(k, 0, None) for k in (2, 4, 6)])
-    fell = {f"{k}{k + 1}": split_of(f"{k}{k + 1}") for k in range(0, 8, 2)}
-    lines = checked(capsys, "--check", root)[:-1]
-    assert len(lines) == sum(fell[f"{k}{k + 1}"] != fell["01"] for k in (2, 4, 6)) > 0 and lines[0].endswith(f"shows, which fell to {fell['01']}: say a split for them"), lines
+        shown = [f"images/{a}.jpg", f"images/{b}.jpg"]
+        return say("h<image><image>\nSame?", f"g{a} {b}", image=shown, id=f"{a}{b}", split=split)
+
+    albums = [album(a, b, "train" if a < 3 else "test") for a, b in ((0, 1), (2, 3), (4, 5), (9, 6), (7, 1))]
+    exact, near, _ = checked(capsys, "--check", written(folder / "set.jsonl", albums))
+    assert exact == "set.jsonl: 71 (line 5): shows what 01 shows, which is in train, and this in test"
+    assert near.startswith("set.jsonl: 96 (line 4), picture 1: is in test, and nearly the same")
+    assert near.endswith("picture in train: set.jsonl: 23 (line 2), picture 1")
 
 
 def test_pictures_of_one_value_are_nobodys_duplicates(tmp_path):
     folder = pictures(tmp_path / "in")
     for k in range(2):
         Image.new("RGB", (20, 20), (k * 90, 0, 0)).save(folder / f"images/{k}.jpg")
-    assert data.main(["--check", str(written(folder / "set.jsonl", [llava(k) | {"split": ("train", "test")[k]} for k in range(2)]))])["items"] == 2
+    root = written(folder / "set.jsonl", [llava(k) | {"split": ("train", "test")[k]} for k in range(2)])
+    assert data.main(["--check", str(root)])["items"] == 2
 
 
 def test_statistics_count_what_is_there(tmp_path, capsys):
     folder = pictures(tmp_path / "in")
     (folder / "images/2.jpg").write_bytes(jpeg(2, (10, 70)))
-    entries = [llava(0), say(("human", "<image><image>\nA?"), ("gpt", "one two three four"), ("human", "B?"), ("gpt", "b"), image=["images/1.jpg", "images/3.jpg"], id="x"), llava(2)]
-    root = written(folder / "set.jsonl", [e | {"split": s} for e, s in zip(entries, ("train", "train", "test"), strict=True)])
+    shown = ["images/1.jpg", "images/3.jpg"]
+    album = say("h<image><image>\nA?", "gone two three four", "hB?", "gb", image=shown, id="x")
+    entries = [llava(0) | {"split": "train"}, album | {"split": "train"}, llava(2) | {"split": "test"}]
+    root = written(folder / "set.jsonl", entries)
     index = data.main(["--check", str(root), "--stats"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "train items 2 pictures 3 videos 0 turns 3 words_per_answer [1, 3, 4] side [40, 40, 40]"
     assert lines[1] == "test items 1 pictures 1 videos 0 turns 1 words_per_answer [3, 3, 3] side [70, 70, 70]"
-    assert index["splits"]["train"]["turns"] == 3 and "val" not in index["splits"]
-    (folder / "images/2.jpg").write_bytes(b"")
-    checked(capsys, "--check", root)
-    with pytest.raises(SystemExit):
-        data.main(["--check", str(root), "--stats"])
-    assert capsys.readouterr().out.splitlines() == lines[:1]  # of what is sound, also where something is not
-    (folder / "images/2.jpg").write_bytes(jpeg(2, (10, 70)))
-    assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--stats"])["splits"] == index["splits"] == load_yaml(tmp_path / "out/index.yaml")["splits"]
-
-
-def test_the_sheet_shows_pictures_with_the_boxes_that_answers_name_and_the_words_below(tmp_path):
-    folder = pictures(tmp_path / "in")
-    Image.new("RGB", (40, 30), (200, 0, 0)).save(folder / "images/1.png")
-    build(tmp_path, [bare('{"bbox_2d": [20, 0, 40, 30]}', image="images/1.png"), llava(0)], "--preview")
-    sheet = np.asarray(Image.open(tmp_path / "out/preview.png")).astype(int)
-    assert sheet.shape == (5 * 250, 8 * 160, 3)
-    assert (sheet[40:120, 40] == (200, 0, 0)).all() and (sheet[40:120, 80] != (200, 0, 0)).any(1).all()  # the box's left edge
-    assert (sheet[160:250, :160] < 100).any() and (sheet[160:250, 320:] == 255).all()  # words under what is there only
+    assert "val" not in index["splits"]
+    data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--stats"])
+    assert load_yaml(tmp_path / "out/index.yaml")["splits"] == index["splits"]
 
 
 # ---------------------------------------------------------------- changed copies
@@ -770,7 +650,8 @@ def where_red(picture):
     return [x.min(), y.min(), x.max() + 1, y.max() + 1]
 
 
-FLAGS = {"flip": ["--flip"], "crop": ["--crop", "0.4"], "jitter": ["--jitter"], "all": ["--flip", "--crop", "0.4", "--jitter"]}
+FLAGS = {"flip": ["--flip"], "crop": ["--crop", "0.4"], "jitter": ["--jitter"]}
+FLAGS["all"] = [flag for flags in FLAGS.values() for flag in flags]
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -778,116 +659,106 @@ def test_boxes_in_answers_move_with_the_picture(tmp_path, name):
     rng, folder, entries = np.random.default_rng(0), tmp_path / "in", []
     folder.mkdir()
     for k in range(30):
-        x, y = rng.integers(0, 40), rng.integers(0, 30)
-        box = [int(x), int(y), int(x + rng.integers(4, 24)), int(y + rng.integers(4, 18))]
-        rectangle(folder / f"{k}.png", box)
-        point = [box[0], box[1]]
-        entries.append({"id": str(k), "image": f"{k}.png", "split": ("train", "test")[k % 2], "conversations": [
-            {"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": json.dumps([{"bbox_2d": box, "label": "red"}, {"point_2d": point}])}]})
-    index = data.main(["sets", "--root", str(written(folder / "set.jsonl", entries)), "--out", str(tmp_path / "out"), *FLAGS[name]])
-    items = load_items(tmp_path / "out")[0]
-    copies = [i for i in items if i["id"].endswith("~")]
-    assert index["train"] == 30 and index["test"] == 15 and len(copies) == 15 and {split_of(i["source"]) for i in copies} == {"train"}
-    original = {i["id"]: i for i in items}
+        x, y, w, h = (int(rng.integers(low, high)) for low, high in ((0, 40), (0, 30), (4, 24), (4, 18)))
+        rectangle(folder / f"{k}.png", box := [x, y, x + w, y + h])
+        answer = json.dumps([{"bbox_2d": box, "label": "red"}, {"point_2d": box[:2]}])
+        entries.append(bare(answer, id=str(k), image=f"{k}.png", split=("train", "test")[k % 2]))
+    arguments = ["sets", "--root", str(written(folder / "set.jsonl", entries)), *FLAGS[name], "--out"]
+    index = data.main([*arguments, str(tmp_path / "out")])
+    items = {i["id"]: i for i in load_items(tmp_path / "out")[0]}
+    copies = [i for i in items.values() if i["id"].endswith("~")]
+    assert (index["train"], index["test"], len(copies)) == (30, 15, 15)
     moved = 0
     for item in copies:
-        before, (said, point) = original[item["id"][:-1]], json.loads(item["turns"][0][1])
-        picture = frames_of(item)[0].numpy()
-        assert picture.shape == (item["height"], item["width"], 3) and said["label"] == "red" and all(isinstance(v, int) for v in said["bbox_2d"])
-        assert where_red(picture) == said["bbox_2d"]
-        box, old = said["bbox_2d"], json.loads(before["turns"][0][1])[0]["bbox_2d"]
+        before, (said, point) = items[item["id"][:-1]], json.loads(item["turns"][0][1])
+        picture, box, old = frames_of(item)[0].numpy(), said["bbox_2d"], json.loads(before["turns"][0][1])[0]["bbox_2d"]
+        assert picture.shape == (item["height"], item["width"], 3) and where_red(picture) == box and said["label"] == "red"
         assert point["point_2d"] == [box[2] if "flip" in index else box[0], box[1]]
-        assert before["source"] == item["source"] and (name != "crop" or (item["width"] >= 0.4 * 64 and item["height"] >= 0.4 * 48))
+        assert before["source"] == item["source"] and split_of(item["source"]) == "train"
+        assert name != "crop" or (item["width"] >= 0.4 * 64 and item["height"] >= 0.4 * 48)
         moved += box != old
         if name == "flip":
-            assert (picture[:, ::-1] == frames_of(before)[0].numpy()).all() and box == [64 - old[2], old[1], 64 - old[0], old[3]]
+            assert (picture[:, ::-1] == frames_of(before)[0].numpy()).all()
+            assert box == [64 - old[2], old[1], 64 - old[0], old[3]]
     assert moved == 0 if name == "jitter" else moved > 10
-    again = data.main(["sets", "--root", str(folder / "set.jsonl"), "--out", str(tmp_path / "again"), *FLAGS[name]])
-    assert again == index | {"name": "again"} and (tmp_path / "again/ids.jsonl").read_bytes() == (tmp_path / "out/ids.jsonl").read_bytes()
+    assert data.main([*arguments, str(tmp_path / "again")]) == index | {"name": "again"}
 
 
 def test_boxes_of_a_folder_of_pictures_move_with_them(tmp_path):
-    folder = tmp_path / "in"
+    folder, rows = tmp_path / "in", ["filename,class,xmin,ymin,xmax,ymax"]
     folder.mkdir()
-    rows = ["filename,class,xmin,ymin,xmax,ymax"]
     for k in range(20):
         rectangle(folder / f"{k}.png", [k, 5, k + 20, 30])
         rows.append(f"{k}.png,cat,{k},5,{k + 20},30")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
-    index = data.main(["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out"), "--flip", "--crop", "0.5"])
+    arguments = ["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out")]
+    index = data.main([*arguments, "--flip", "--crop", "0.5"])
     items = load_items(tmp_path / "out")[0]
-    assert index["items"] == len(items) == 20 + index["train"] // 2
-    for item in items:
-        assert where_red(frames_of(item)[0].numpy()) == item["boxes"][0].tolist() and item["labels"] == ["cat"]
-    assert any(i["id"].endswith("~") and i["width"] < 64 for i in items)
+    assert index["items"] == len(items) == 20 + index["train"] // 2 and any(i["width"] < 64 for i in items)
+    assert all(where_red(frames_of(i)[0].numpy()) == i["boxes"][0].tolist() for i in items)
 
 
 def test_what_says_left_or_right_is_not_mirrored_and_what_says_a_place_is_not_cropped(tmp_path):
     words = ["it is bright", "to the LEFT", "right-hand side", "upright", "at the top", "turns clockwise"]
-    entries = [llava(k) | {"split": "train", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": w}]} for k, w in enumerate(words)]
-    items, _ = build(tmp_path, entries, "--flip")
-    assert [i["turns"][0][1] for i in items if i["id"].endswith("~")] == ["it is bright", "upright", "at the top"]
-    assert [i["turns"][0][1] for i in build(tmp_path, entries, "--crop", "0.5")[0] if i["id"].endswith("~")] == ["it is bright", "upright"]
+    entries = [bare(w, id=str(k), image=f"images/{k}.jpg", split="train") for k, w in enumerate(words)]
+    for flags, kept in ((["--flip"], ["it is bright", "upright", "at the top"]), (["--crop", "0.5"], ["it is bright", "upright"])):
+        assert [i["turns"][0][1] for i in build(tmp_path, entries, *flags)[0] if i["id"].endswith("~")] == kept
 
 
 def test_clips_and_albums_are_changed_as_one(tmp_path):
-    clip = {"id": "clip", "split": "train", "video": [[f"images/{k}.jpg" for k in range(4)]], "conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "a"}]}
-    album = say(("human", "<image><image>\nSame?"), ("gpt", "no"), image=["images/4.jpg", "images/5.jpg"], id="album", split="train")
-    boxed = say(("human", "<image><image>\nSame?"), ("gpt", '{"bbox_2d": [1, 2, 3, 4]}'), image=["images/4.jpg", "images/5.jpg"], id="boxed", split="train")
+    clip = asked_of_video(id="clip", split="train", video=[[f"images/{k}.jpg" for k in range(4)]])
+    album = say("h<image><image>\nSame?", "gno", image=["images/4.jpg", "images/5.jpg"], id="album", split="train")
+    boxed = album | {"id": "boxed", "conversations": [album["conversations"][0], {"from": "gpt", "value": '{"bbox_2d": [1, 2, 3, 4]}'}]}
     items = {i["id"]: i for i in build(tmp_path, [clip, album, boxed], "--flip", "--frames", "4", "--size", "24")[0]}
-    assert (items["clip~"]["frames"] == items["clip"]["frames"].flip(2)).all() and set(items) == {"clip", "clip~", "album", "album~", "boxed"}
+    assert set(items) == {"clip", "clip~", "album", "album~", "boxed"}
+    assert (items["clip~"]["frames"] == items["clip"]["frames"].flip(2)).all()
     a, b = (frames_of(items[name], 30).float() for name in ("album", "album~"))
     assert (a.flip(2) - b).abs().mean() < 4 < (a - b).abs().mean()
 
 
-def album_of_two(folder, boxes, split="train"):
+def album_of_two(folder, boxes, *more):
     """Two pictures of two sizes, a red rectangle in each; asked of each in a turn of its own."""
     rectangle(folder / "a.png", boxes[0])
     rectangle(folder / "b.png", boxes[1], (100, 48))
-    talk = [{"from": f, "value": v} for f, v in (("human", "<image>\nWhere?"), ("gpt", json.dumps({"bbox_2d": boxes[0]})), ("human", "And here? <image>"), ("gpt", json.dumps({"bbox_2d": boxes[1]})))]
-    return {"id": "two", "split": split, "image": ["a.png", "b.png"], "conversations": talk}
+    said = [json.dumps({"bbox_2d": box}) for box in boxes]
+    turns = ["<image>\nWhere?", said[0], "And here? <image>", said[1], *more]
+    talk = [{"from": ("human", "gpt")[k % 2], "value": v} for k, v in enumerate(turns)]
+    return written(folder / "set.jsonl", [{"id": "two", "split": "train", "image": ["a.png", "b.png"], "conversations": talk}])
 
 
 def test_boxes_of_an_album_are_of_the_picture_that_their_question_shows(tmp_path, capsys):
-    boxes = [[4, 5, 20, 30], [70, 8, 100, 40]]  # the second lies outside the first picture
-    root = written(tmp_path / "set.jsonl", [album_of_two(tmp_path, boxes)])
-    data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--flip", "--crop", "0.5", "--preview"])
+    root = album_of_two(tmp_path, [[4, 5, 20, 30], [70, 8, 100, 40]])  # the second lies outside the first picture
+    data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--flip", "--crop", "0.5"])
     items = load_items(tmp_path / "out")[0]
     said = [json.loads(answer)["bbox_2d"] for _, answer in items[1]["turns"]]
     assert [i["id"] for i in items] == ["two", "two~"] and said == [[44, 5, 60, 30], [0, 8, 30, 40]]
     assert [where_red(frames_of({"encoded": x})[0].numpy()) for x in items[1]["album"]] == said
-    entry = album_of_two(tmp_path, [boxes[0], [70, 8, 101, 40]])
-    assert checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]))[0].endswith("says bbox_2d [70.0, 8.0, 101.0, 40.0], which does not lie inside 100x48 pixels")
-    entry["conversations"] += [{"from": "human", "value": "And in the first?"}, {"from": "gpt", "value": '{"bbox_2d": [4, 5, 20, 30]}'}]
-    assert "says bbox_2d [4.0, 5.0, 20.0, 30.0], and of which of its pictures cannot be known" in checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]))[1]
-    rectangle(tmp_path / "b.png", [70, 8, 90, 40])  # as large as the first: it fits either
-    assert "does not lie inside 64x48" in checked(capsys, "--check", written(tmp_path / "set.jsonl", [entry]))[0]
-    entry["conversations"][3]["value"] = '{"bbox_2d": [4, 5, 20, 31]}'
-    assert data.main(["sets", "--root", str(written(tmp_path / "set.jsonl", [entry])), "--out", str(tmp_path / "same"), "--flip"])["items"] == 1  # but is not mirrored
+    root = album_of_two(tmp_path, [[4, 5, 20, 30], [70, 8, 101, 40]], "And in the first?", '{"bbox_2d": [4, 5, 20, 30]}')
+    outside, unknown, _ = checked(capsys, "--check", root)
+    assert outside.endswith("says bbox_2d [70.0, 8.0, 101.0, 40.0], which does not lie inside 100x48 pixels")
+    assert "says bbox_2d [4.0, 5.0, 20.0, 30.0], and of which of its pictures cannot be known" in unknown
 
 
-@pytest.mark.parametrize("answer, copies", [("[0.1, 0.2, 0.5, 0.9]", 1), ("<|box_start|>(221,423),(569,886)<|box_end|>", 1), ("{'bbox_2d': [1, 2, 3, 4]}", 1), ("at <point x=\"3\" y=\"4\"/>", 1),
-                                            ("two [sic], 1, 2", 2), ('I would say {"bbox_2d": []}', 2)])
-def test_boxes_in_a_form_that_is_not_known_stay_where_they_are(tmp_path, answer, copies):
-    ask = '<image>\nWhere? Say {"bbox_2d": [x1, y1, x2, y2]}.'
-    items, _ = build(tmp_path, [llava(0, ask) | {"split": "train", "conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]}], "--flip", "--crop", "0.5")
-    assert len(items) == copies and items[-1]["turns"] == [[ask[8:], answer]]
+FORMS = {"[0.1, 0.2, 0.5, 0.9]": 1, "<|box_start|>(221,423),(569,886)<|box_end|>": 1, "{'bbox_2d': [1, 2]}": 1, "two [sic], 1, 2": 2}
 
 
-def test_changed_copies_are_refused_where_there_are_none(tmp_path, refused):
-    refused(lambda: data.main(["shapes", "--flip"]), "--flip", "shapes")
-    refused(lambda: data.main(["--check", "x.json", "--jitter"]), "--check")
-    refused(lambda: data.main(["sets", "--root", "x.json", "--crop", "1.5"]), "--crop 1.5")
+@pytest.mark.parametrize("answer", FORMS)
+def test_boxes_in_a_form_that_is_not_known_stay_where_they_are(tmp_path, answer):
+    ask = 'Where? Say {"bbox_2d": [x1, y1, x2, y2]}.'
+    entry = llava(0, f"<image>\n{ask}") | {"split": "train"}
+    entry["conversations"][1]["value"] = answer
+    items, _ = build(tmp_path, [entry], "--flip", "--crop", "0.5")
+    assert len(items) == FORMS[answer] and items[-1]["turns"] == [[ask, answer]]
 
 
 # ---------------------------------------------------------------- many
 
 MANY = """
-import resource, sys
+import re, sys
 sys.path.insert(0, {here!r})
 import data
 data.main(["sets", "--root", {root!r}, "--out", {out!r}])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) // 1024)  # ru_maxrss starts at the parent's
 """
 
 
@@ -895,14 +766,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 def test_memory_stays_flat_at_a_hundred_thousand_items(tmp_path):
     folder, used = pictures(tmp_path / "in"), {}
     for n in (1000, 100_000):
-        with open(folder / "set.jsonl", "w") as file:
-            for k in range(n):
-                entry = llava(k % 6) | {"id": f"item-{k}"}
-                entry["conversations"][0]["value"] += f" {k}"
-                file.write(json.dumps(entry) + "\n")
-        done = subprocess.run([sys.executable, "-c", MANY.format(here=str(HERE), root=str(folder / "set.jsonl"), out=str(tmp_path / f"out{n}"))], capture_output=True, text=True)
+        out = tmp_path / f"out{n}"
+        with open(root := folder / "set.jsonl", "w") as file:
+            file.writelines(json.dumps(llava(k % 6, f"<image>\n{ASK} {k}") | {"id": f"item-{k}"}) + "\n" for k in range(n))
+        code = MANY.format(here=str(HERE), root=str(root), out=str(out))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         used[n] = int(done.stdout.split()[-1])
-        assert load_yaml(tmp_path / f"out{n}" / "index.yaml")["items"] == n
+        assert load_yaml(out / "index.yaml")["items"] == n
     assert used[100_000] - used[1000] < 100, used  # MB: what is left are ids and digests, half a kilobyte each
     assert Items(tmp_path / "out100000")[99_999]["turns"] == [[f"{ASK} 99999", CAPTIONS[99_999 % 6]]]
