@@ -1,8 +1,7 @@
 """Stage 7. Is what the model says true, and does it say what can be read from it?
 
-    python explain.py --features results/tiny/shapes/features --directions results/tiny/shapes/directions.pt    # for extract.py --ask --remove
-    python explain.py --features results/tiny/shapes/features --answers results/tiny/shapes/answers.pt          # writes binding.yaml
-    python explain.py --films results/tiny/moving/films --answers results/tiny/moving/films-answers.pt          # writes explain-films.yaml
+    python explain.py --features results/tiny/shapes/features --answers results/tiny/shapes/answers.pt    # writes binding.yaml
+    python explain.py --films results/tiny/moving/films --answers results/tiny/moving/films-answers.pt    # writes explain-films.yaml
 
 Reads features and the model's own answers (extract.py --ask), and the truth beside their pictures (data.py). binding.yaml asks of the test items:
 
@@ -10,10 +9,8 @@ Reads features and the model's own answers (extract.py --ask), and the truth bes
     <kind>_probe     place, direction: a ridge from every token to what it holds finds the tokens of the object asked about, another from a token to the column
                      and the row (or the two signs) of its object says where; layer chosen on val. box: the ridge of bbox_iou
     <kind>_gap       probe less own, paired;  <kind>_withheld: yes, no or inconclusive: does the probe beat both the model and its own best floor?
-    <kind>_causal    yes, no or inconclusive: does the answer change more often without the directions of --directions than without as much along random ones?
 
-In the tables `told` is the same probe where truth tells it the tokens, `lost` what the answer loses by the removal beside the random ones.
-The caption stands there as an answer that has nothing to do with place.
+In the tables `told` is the same probe where truth tells it the tokens. The caption stands there as an answer that has nothing to do with place.
 
 With --films, of predict.py: does a model that watches generated films say the way that was asked for? explain-films.yaml holds for every conditioning the share of answers
 that do, asked openly and with the words listed, and semantic_accuracy: of the main conditioning, asked in the way in which the clips themselves are answered better.
@@ -64,7 +61,7 @@ chosen on val. Any video model may write it: --embeddings FILE scores such a fil
     persistence_accuracy   beside how long it is seen (duration, threshold chosen on val), whether in both the first and the last frame (ends), how much the clip moves (energy), the commonest answer
     frame_f1, _macro       of the frames in which it is seen, all tracks together and the mean of tracks, beside always and clock (the commonest answer of each frame in train);
                            copy, the truth of one second earlier, shows how little a frame's label needs seeing: no model has it
-    segmental_f1_10 ... edit, boundary_error   of the spans; boundary_error in frames
+    segmental_f1_10 ... boundary_error   of the spans; boundary_error in frames
     absent_seen            how often what is absent is said to be seen in some frame; apart, where another object of its colour is there and where none is
     attention_<how>_<what> how much more what is said changes without the four frames of highest attention than without four others (showing the clip's mean, or their neighbours)
 
@@ -77,8 +74,7 @@ An answer that is no JSON is wrong, and who gives no time says "now". explain-op
                            copy says what was true a second earlier, which is nearly always right and good for nothing, so it is no floor; _fixed: of the first 30 clips of U0108
     next_accuracy          beside commonest and bigram (what follows the true operation most often)
     start_error, end_error seconds off, on the mean, beside median: train's
-    segmental_f1_10 ... edit, boundary_error   of a session's clips in a row, the session being the unit; boundary_error in seconds
-    <model>+grammar        the operations said, put right by train's bigram and durations (the likeliest path through a session), and next by the bigram of what was said
+    segmental_f1_10 ... boundary_error   of a session's clips in a row, the session being the unit; boundary_error in seconds
     answer                 PASS: macro_f1 is above that of the base and of every floor by an interval of the paired difference, sessions resampled; FAIL: surely not; or INCONCLUSIVE
     pair                   the operations confused most, and how many of these clips end at a change
 
@@ -93,7 +89,6 @@ import base64
 import functools
 import hashlib
 import io
-import itertools
 import json
 import re
 import sys
@@ -111,7 +106,6 @@ from tqdm import tqdm
 from common import (
     ANSWERS,
     CHOICES,
-    DIRECTIONS,
     RATE,
     RESULT,
     TELL_OF,
@@ -147,14 +141,12 @@ from common import (
     load_vlm,
     load_words,
     load_yaml,
-    made_up_folder,
     metadata_text,
     motion_energy,
     opened,
     paired_test,
     parser,
     plain,
-    plant_features,
     presented,
     qwen_inputs,
     ratio,
@@ -169,16 +161,13 @@ from common import (
     save_text,
     save_yaml,
     say,
-    spans_text,
     split_indices,
     split_of,
     token_ridge,
     track_id,
     widened,
     with_grid,
-    word_batch,
     word_prompt,
-    write_items,
 )
 
 EARLIER = int(RATE)  # frames: a second
@@ -240,7 +229,7 @@ def parse_word(text, kind):
     return WORDS[kind][1 + (row.pop() if row else 0)][1 + (column.pop() if column else 0)]
 
 
-# ---------------------------------------------------------------- binding: what a probe reads, what the model says, what it says without what the probe reads
+# ---------------------------------------------------------------- binding: what a probe reads, and what the model says
 
 def where(item, kind):
     """(column, row) of 0, 1, 2: the ninth in which the centre of the object asked about lies, or which way it moves."""
@@ -291,17 +280,6 @@ def read_words(x, on, holds, asked, truth, split):
     return {name: (w[..., None] * says).sum(1).view(n, 2, 3).argmax(-1) for name, w in weights.items()}
 
 
-def concept(x, on, truth, train):
-    """(directions [k, D] orthonormal, mean [D]): what tokens on the object, of train items, have to do with its column and row. Without their component along the
-    directions the cross-covariance is zero, and no linear map reads column or row from those tokens better than a constant does (Belrose et al. 2023, LEACE; the
-    orthogonal projection is Haghighatkhah et al. 2022's). Removing the weights of one probe would leave what another can read."""
-    rows = x[train][on[train]].double()
-    z = F.one_hot(truth[train], 3).flatten(1).double().repeat_interleave(on[train].sum(1), 0)
-    mean = rows.mean(0)
-    _, size, directions = torch.linalg.svd((z - z.mean(0)).T @ (rows - mean), full_matrices=False)
-    return directions[size > 1e-6 * size[0]].float(), mean.float()
-
-
 def best_point(found, val):
     """The point with the highest mean score on val; found {point: [n]}."""
     return max((p for p in found if p != "pixels"), key=lambda p: found[p][val].mean())
@@ -323,29 +301,6 @@ def asked_items(items, split):
     index = torch.tensor([k for k, i in enumerate(items) if asked_object(i)], dtype=torch.long)
     number = {int(k): m for m, k in enumerate(index)}
     return [items[k] for k in index], index, {part: torch.tensor([number[int(k)] for k in v if int(k) in number], dtype=torch.long) for part, v in split.items()}
-
-
-def write_directions(args, items, split, read, points, model):
-    """--directions: at the language layer whose tokens say best on val where their object is; not the last one, from which nothing is read any more."""
-    kind = "direction" if "direction" in items[0] else "place"
-    items, index, split = asked_items(items, split)
-    points = [p for p in points if p != "pixels"] if args.points else [p for p in points if p.startswith("language.")][:-1]
-    if not points:
-        refuse(f"{args.features} has no two language layers; give --points the one at which to remove")
-    found = readable(points, items, split, read, kind, index)
-    point = max(found, key=lambda p: found[p]["told"][split["val"]].mean())
-    x, truth = read(point)[index], torch.tensor([where(i, kind) for i in items])
-    on, holds, asked = tokens_of(items, tuple(x.shape[1:4]))
-    x = x.flatten(1, 3)
-    directions, mean = concept(x, on, truth, split["train"])
-    after = read_words(x - (x - mean) @ directions.T @ directions, on, holds, asked, truth, split)["told"]
-    test = split["test"]
-    save_pt(args.directions, DIRECTIONS, [], {"model": model, "point": point, "kind": kind}, directions=directions, mean=mean)
-    result = {"stage": "directions", "point": point, "kind": kind, "directions": len(directions), "told_accuracy": found[point]["told"][test].mean(),
-              "told_accuracy_after": (after == truth).all(1).float()[test].mean(), "commonest": commonest(truth, split["train"], test).mean(),
-              "energy": ((x - mean)[on] @ directions.T).square().sum() / (x - mean)[on].square().sum()}
-    say(result)
-    return result
 
 
 def commonest(truth, train, test):
@@ -375,26 +330,9 @@ def right(answers, truth):
     return torch.tensor([[float(a == t) for t in truth] for a in answers])
 
 
-def differ(a, b):
-    """0/1 per item: the parsed answer is another one; a box, if it overlaps the first by less than half."""
-    return torch.tensor([float((x is None) != (y is None) if x is None or y is None else bool(box_iou(x, y) < 0.5) if torch.is_tensor(x) else x != y) for x, y in zip(a, b, strict=True)])
-
-
 def verdict(*tests):
     """yes where every paired gain excludes zero, no where one of them is surely under LEAST, else inconclusive."""
     return "yes" if min(t["gain_low"] for t in tests) > 0 else "no" if min(t["gain_high"] for t in tests) < LEAST else "inconclusive"
-
-
-def effect(runs, truth, sources, seed):
-    """What removing does beside removing as much at random. runs: {run: parsed answers}. causal is None where the model says nothing that could change."""
-    own, drawn = runs["own"], [a for name, a in runs.items() if name.startswith("random")]
-    if all(a is None for a in own):
-        return {"causal": None}
-    changed, by_chance = differ(own, runs["removed"]), torch.stack([differ(own, a) for a in drawn])
-    score, random = right(runs["removed"], truth).diagonal(), torch.stack([right(a, truth).diagonal() for a in drawn])
-    tests = {"changed": paired_test(changed, by_chance, sources, seed=seed), "lost": paired_test(random, score, sources, seed=seed)}
-    return {"changed": changed.mean(), "changed_random": by_chance.mean(), "removed": score.mean(), "random": random.mean(),
-            **{f"{name}_{k}": v for name, test in tests.items() for k, v in test.items()}, "causal": verdict(tests["changed"])}
 
 
 def beside(own, probe, floors, sources, seed):
@@ -407,7 +345,7 @@ def beside(own, probe, floors, sources, seed):
 
 
 def binding(args, items, split, read, points, model):
-    """binding.yaml's content: for every kind of question what the model says beside what is read, and what it says without what is read."""
+    """binding.yaml's content: for every kind of question what the model says beside what is read."""
     said = load_pt(args.answers, ANSWERS)
     items, index, split = asked_items(items, split)
     number = {items[k]["id"]: m for m, k in enumerate(split["test"].tolist())}
@@ -422,13 +360,13 @@ def binding(args, items, split, read, points, model):
         picked = test[torch.tensor([number[said["ids"][k]] for k in rows])]
         here = [items[k] for k in picked]
         sources = [i["source"] for i in here]
-        runs = {run: understood([texts[k] for k in rows], asked, said["meta"], here) for run, texts in said["answers"].items()}
+        answers = understood([said["answers"]["own"][k] for k in rows], asked, said["meta"], here)
         if asked == "box":
             largest = box_truth(items)[0]
         target = largest[picked] if asked == "box" else [i["text"].lower() if asked == "caption" else word_of(i, kind) for i in here]
-        scores = right(runs["own"], target)
+        scores = right(answers, target)
         own, shuffled = scores.diagonal(), others(scores)
-        row = table[asked] = {"n": len(rows), "unparsed": sum(a is None for a in runs["own"]) / len(rows)}
+        row = table[asked] = {"n": len(rows), "unparsed": sum(a is None for a in answers) / len(rows)}
         if asked == "caption":
             row |= {"own": own.mean(), "own_floor": shuffled.mean()}
         else:
@@ -440,13 +378,11 @@ def binding(args, items, split, read, points, model):
                 more = {"told": words[layer["told"]]["told"][picked].mean(), "told_layer": layer["told"]}
             pixels = {"pixels": found["pixels"][picked]} if "pixels" in found else {}
             row |= beside(own, found[at][picked], (blind | {"shuffled": shuffled}, blind | pixels), sources, args.seed) | {"probe_layer": at, **more}
-        row |= effect(runs, target, sources, args.seed) if "removed" in runs else {}
-    for p_value in ("gap_p", "changed_p", "lost_p"):
-        for asked, p in holm({asked: row[p_value] for asked, row in table.items() if p_value in row}).items():
-            table[asked][f"{p_value}_holm"] = p
-    shown = ("own", "own_floor", "unparsed", "probe", "probe_floor", "gap", "gap_low", "gap_high", "withheld", "changed", "changed_random", "causal")
+    for asked, p in holm({asked: row["gap_p"] for asked, row in table.items() if "gap_p" in row}).items():
+        table[asked]["gap_p_holm"] = p
+    shown = ("own", "own_floor", "unparsed", "probe", "probe_floor", "gap", "gap_low", "gap_high", "withheld")
     headline = {f"{asked}_{k}": row[k] for asked, row in table.items() for k in shown if k in row}
-    return headline | {"removed_at": said["meta"]["point"], "options_searched": len(set(points) - {"pixels"}), "kinds": table}
+    return headline | {"options_searched": len(set(points) - {"pixels"}), "kinds": table}
 
 
 # ---------------------------------------------------------------- films: what a model says that watches what was generated
@@ -573,49 +509,6 @@ DESCRIBE, CHOOSE = "Describe what happens in this video in one sentence.", "Whic
 NAMING, YES = ("asked", "options", "described"), ("yes_true", "yes_false")  # of equal recall the earlier of NAMING is taken
 STILL = "copy", "frozen"  # conditionings whose films show no action: one frame throughout
 OPTIONS, LONGEST = 30, 64  # actions in a list, at most; tokens of an answer
-
-
-def live_words(args, started):
-    """What a language model says, as it comes, of an object of a video of which it is given a tracker's embedding: of the one that the question names, or else of the one seen most."""
-    from itertools import product
-    if args.image or not args.clip or not args.ask.strip():
-        refuse("--words needs a question and --clip, the file of a video in which an object is followed, and goes without --image")
-    tracks, folder = find_model(args.model), Path(args.words)
-    adapted = load_yaml(folder / "adapt-words.yaml", "adapt")
-    entry = find_model(args.language or adapted.get("language", "tiny-words"))
-    if args.out:
-        check_writable(args.out)
-    model = load_tracker(tracks, "cpu")
-    colours, shapes, wanted = (model.config[k] for k in ("colours", "shapes", "frames"))
-    said = set(re.findall(r"[a-z]+", args.ask.lower()))
-    names = [f"{c} {s}" for c, s in product(colours, shapes)]
-    meant = [n for n in names if set(n.split()) <= said] or [n for n in names if n.split()[0] in said] or names
-    x, at = watched(args.clip, wanted, model.config["image_size"])
-    if len(x) < wanted:
-        refuse(f"{args.clip} has {len(x)} frames, and {tracks['name']} follows objects over {wanted}; give a longer video")
-    found = follow(model, x[None], [meant], "cpu")
-    threshold = adapted.get("threshold", 0.5)
-    best = int((found["scores"][0] > threshold).sum(1).argmax())
-    fact = noted_fact(meant[best], found["persistence"][0, best], found["scores"][0, best], threshold)
-
-    from transformers import TextStreamer
-    device, dtype, why = choose_device()
-    print(f"device {device.type} ({why})")
-    language, tokenizer = load_language(entry, device, dtype)
-    reader, soft = load_words(sorted(folder.glob("seed*"))[0], language, entry["name"])
-    began, about = time.time(), args.ask if said & set(fact["object"].split()) else re.sub(r"\b(it|the object)\b", f"the {fact['object']}", args.ask, flags=re.I)
-    with torch.inference_mode():
-        given = word_batch(reader, tokenizer, [word_prompt(tokenizer, about)], soft(found["embedding"][:, best].half().float().to(device)))
-        tokens = reader.generate(**{k: v for k, v in given.items() if k != "position_ids"}, max_new_tokens=MOST, do_sample=False, temperature=None, top_p=None, top_k=None,
-                                 eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, streamer=TextStreamer(tokenizer, skip_special_tokens=True))[0]
-    result = {"stage": "explain", "mode": "ask", "question": args.ask, "asked": about, "answer": tokenizer.decode(tokens, skip_special_tokens=True).strip(), "object": fact["object"],
-              "persistence": fact["persistence"], "frames_seen": spans_text(fact["visible"]) or "none", "seconds": time.time() - began, "tokens": len(tokens), "model": tracks["name"],
-              "language": entry["name"], "weights": entry["weights"], "frames": len(x), "clip": args.clip, "frames_used": at[0],
-              "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype))}
-    if args.out:
-        save_yaml(args.out, result)
-    say(result)
-    return result
 
 
 def spread(length, k):
@@ -885,8 +778,6 @@ def watched(path, k, size, how="uniform", seed=0):
 
 def live(args, started):
     """What a model says of pictures or of a video, printed as it comes."""
-    if args.words:
-        return live_words(args, started)
     entry, frames = find_model(args.model), args.frames or "16"
     if entry.get("type") not in FRAMES_AS:
         if entry.get("type") not in ALONE:
@@ -1056,17 +947,6 @@ def segmental_f1(truth, said, at):
     return 2 * len(taken) / max(len(true) + len(own), 1)
 
 
-def edit_score(truth, said):
-    """1 less the Levenshtein distance of the two orders of segments, 0's too, over the longer one (Lea et al. 2017): how long each lasts does not count."""
-    a, b = ([s[0] for s in segments(labels)] for labels in (truth, said))
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
-    return 1 - row[-1] / max(len(a), len(b))
-
-
 def boundary_error(truth, said):
     """Frames from each true change of label to the nearest said one to the same label, their mean; all the frames where nothing so changes. nan where nothing changes in truth."""
     true, own = ([(s[0], s[1]) for s in segments(labels)[1:]] for labels in (truth, said))
@@ -1079,7 +959,7 @@ def frames_scored(truth, said, sources, seed):
     boundaries in frames."""
     hits, either = 2 * (truth & said).sum(1).double(), (truth.sum(1) + said.sum(1)).double()
     micro, pairs = ratio(hits, either), list(zip(truth.int().tolist(), said.int().tolist(), strict=True))
-    scores = {"frame_f1": micro, "frame_f1_macro": hits / either.clamp(min=1), "edit": torch.tensor([edit_score(a, b) for a, b in pairs])}
+    scores = {"frame_f1": micro, "frame_f1_macro": hits / either.clamp(min=1)}
     scores |= {f"segmental_f1_{at}": torch.tensor([segmental_f1(a, b, at / 100) for a, b in pairs]) for at in (10, 25, 50)}
     row = {key: value for name, x in scores.items() for key, value in mean_and_interval(name, x, sources, seed).items()}
     apart = torch.tensor([boundary_error(a, b) for a, b in pairs])
@@ -2125,45 +2005,13 @@ def without_pictures(items, grammar, operations):
             "median": {"start": [grammar["start"]] * n, "end": [grammar["end"]] * n}}
 
 
-def smoothed(items, said, held, said_held, grammar, operations, every):
-    """The operations said, numbers [n], after the procedure: the likeliest path through each session (Viterbi), where operations follow each other as often as in train (a tenth of a time more
-    for each pair), last as long as there, and are mistaken for each other as in the val clips `held`, with whom four more are counted of each operation of whom as many are right as of all."""
-    n = len(operations)
-    number = {o: k for k, o in enumerate(operations)}
-    seen = confusions([number[i["operation"]] for i in held], said_held, [0] * len(held), n)[0]
-    accuracy = (seen.trace() / seen.sum()).clamp(0.1, 0.99)
-    seen += 4 * (accuracy * torch.eye(n, n + 1) + (1 - accuracy) / n * (1 - torch.eye(n, n + 1)))
-    step = torch.full((n, n), 0.1, dtype=torch.float64)
-    for a, counts in grammar["bigram"].items():
-        for b, times in counts.items():
-            if a in number:
-                step[number[a], number[b]] += times
-    times = step.sum(1)
-    leave = (every * times / torch.tensor([float(max(grammar["seconds"].get(o, 1), 1)) for o in operations])).clamp(0.01, 0.9)
-    step = step / step.sum(1, keepdim=True) * leave[:, None] + torch.diag(1 - leave)
-    seen, step, out = (seen / seen.sum(1, keepdim=True)).log(), step.log(), list(said)
-    for source in dict.fromkeys(i["source"] for i in items):
-        at = sorted((k for k, i in enumerate(items) if i["source"] == source), key=lambda k: items[k]["seconds"])
-        best, back = seen[:, n if said[at[0]] is None else said[at[0]]], []
-        for k in at[1:]:
-            through = best[:, None] + step
-            back.append(through.argmax(0))
-            best = through.max(0).values + seen[:, n if said[k] is None else said[k]]
-        path = [int(best.argmax())]
-        for came in reversed(back):
-            path.append(int(came[path[-1]]))
-        for k, o in zip(at, reversed(path), strict=True):
-            out[k] = o
-    return out
-
-
 def timelines(items, truth, said, seed, every):
-    """Scores of the clips of each session in their order as one row of segments: segmental F1, edit, boundary error in seconds; the session is the unit."""
+    """Scores of the clips of each session in their order as one row of segments: segmental F1, boundary error in seconds; the session is the unit."""
     found, sessions = {}, list(dict.fromkeys(i["source"] for i in items))
     for session in sessions:
         at = sorted((k for k, i in enumerate(items) if i["source"] == session), key=lambda k: items[k]["seconds"])
         a, b = [truth[k] + 1 for k in at], [0 if said[k] is None else said[k] + 1 for k in at]
-        for key, value in (*((f"segmental_f1_{p}", segmental_f1(a, b, p / 100)) for p in (10, 25, 50)), ("edit", edit_score(a, b)), ("boundary_error", every * boundary_error(a, b))):
+        for key, value in (*((f"segmental_f1_{p}", segmental_f1(a, b, p / 100)) for p in (10, 25, 50)), ("boundary_error", every * boundary_error(a, b))):
             found.setdefault(key, []).append((session, value))
     row = {}
     for key, values in found.items():
@@ -2268,12 +2116,12 @@ def operations_world(args):
     w.index = w.every.index
     if not {"operations", "grammar", "every"} <= set(w.index):
         refuse(f"{args.data} holds no operations; give --data a folder that data.py openpack wrote")
-    w.items, w.held = ([w.every[k] for k, s in enumerate(w.every.sources) if split_of(s) == part] for part in ("test", "val"))
+    w.items = [w.every[k] for k, s in enumerate(w.every.sources) if split_of(s) == "test"]
     if min(x for x in (args.clips, args.batch, args.size) if x is not None) < 1:
         refuse(f"--clips {args.clips}, --batch {args.batch} and --size {args.size} are not all positive; give 1 or more")
     w.items = w.items[:args.clips]
-    if not w.items or not w.held:
-        refuse(f"{args.data} has {len(w.held)} val and {len(w.items)} test clips; give a folder with more clips")
+    if not w.items:
+        refuse(f"{args.data} has no test clips; give a folder with more clips")
     for name in args.models:
         entry = find_model(name)
         if entry.get("type") not in FRAMES_AS:
@@ -2295,35 +2143,31 @@ def operations(args, started):
     print(f"device {device.type} ({why})")
     kept_at = w.out.with_name(f"{w.out.stem}-answers.pt")
     kept = load_pt(kept_at, ANSWERS).get("answers", {}) if kept_at.is_file() else {}
-    asked = w.items + w.held
-    films, longest = digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in asked)), max(len(i["turns"][0][1]) for i in asked)
+    films, longest = digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in w.items)), max(len(i["turns"][0][1]) for i in w.items)
     texts, costs = {}, {}
     for label, entry in w.entries.items():
         size = args.size or entry["clip"]
 
         def say_all(entry=entry, size=size):
             model, processor = load_vlm(entry, device, dtype)
-            most = max(len(processor.tokenizer(i["turns"][0][1]).input_ids) for i in asked) + 32
-            return operation_answers(entry, model, processor, asked, names, size, args.batch, most)
+            most = max(len(processor.tokenizer(i["turns"][0][1]).input_ids) for i in w.items) + 32
+            return operation_answers(entry, model, processor, w.items, names, size, args.batch, most)
 
-        stamp = digest(repr((films, [i["turns"] for i in asked], longest, fingerprint(entry), size, args.batch, str(dtype))).encode())
+        stamp = digest(repr((films, [i["turns"] for i in w.items], longest, fingerprint(entry), size, args.batch, str(dtype))).encode())
         costs[label] = spoken(label, stamp, say_all, kept, kept_at, "operations")
         texts[label] = costs[label]["texts"]
 
     truth = {key: [number.get(i[key]) for i in w.items] for key in ("operation", "next")}
     sources, base, main = [i["source"] for i in w.items], next(iter(w.entries)), list(w.entries)[-1]
     parsed = {label: [parse_operation(t, names) for t in own] for label, own in texts.items()}
-    said = {label: {key: [p[key] for p in own[:len(w.items)]] for key in ("operation", "next", "start", "end")} for label, own in parsed.items()}
+    said = {label: {key: [p[key] for p in own] for key in ("operation", "next", "start", "end")} for label, own in parsed.items()}
     floors = without_pictures(w.items, w.index["grammar"], names)
-    after = without_pictures([{**i, "operation": names[o] if o is not None else None} for i, o in zip(w.items, said[main]["operation"], strict=True)], w.index["grammar"], names)["bigram"]["next"]
-    prior = f"{main}+grammar"
-    with_prior = {"operation": smoothed(w.items, said[main]["operation"], w.held, [p["operation"] for p in parsed[main][len(w.items):]], w.index["grammar"], names, every), "next": after}
-    table = {label: operation_row(w.items, truth, own, args.seed, every, n) for label, own in (said | {prior: with_prior} | floors).items()}
+    table = {label: operation_row(w.items, truth, own, args.seed, every, n) for label, own in (said | floors).items()}
     for label, own in parsed.items():
-        table[label] |= {"no_json": sum(not p["json"] for p in own[:len(w.items)]) / len(w.items), "seconds_per_clip": costs[label]["seconds"] / len(asked)}
+        table[label] |= {"no_json": sum(not p["json"] for p in own) / len(w.items), "seconds_per_clip": costs[label]["seconds"] / len(w.items)}
 
     rivals = {**({base: said[base]} if base != main else {}), **floors}
-    counts = {label: confusions(truth["operation"], own["operation"], sources, n) for label, own in (said | {prior: with_prior} | floors).items() if "operation" in own}
+    counts = {label: confusions(truth["operation"], own["operation"], sources, n) for label, own in (said | floors).items() if "operation" in own}
     followed = [k for k, t in enumerate(truth["next"]) if t is not None]
 
     def hits(own, key, at):
@@ -2337,19 +2181,18 @@ def operations(args, started):
     for key in ("start", "end"):
         off = {name: torch.tensor([abs((s or 0.0) - i[key]) for s, i in zip(own[key], w.items, strict=True)]) for name, own in ({main: said[main]} | rivals).items() if key in own}
         criteria[f"{key}_error"] = criterion(off.pop(main), off, sources, ceiling=0.0, better="lower", seed=args.seed)
-    tests = {f"macro_f1_over_{name}": macro_tested(counts[main], counts[name], args.seed) for name in counts if name not in (main, prior)}
-    tests |= {f"macro_f1_of_{prior}_over_{main}": macro_tested(counts[prior], counts[main], args.seed)}
+    tests = {f"macro_f1_over_{name}": macro_tested(counts[main], counts[name], args.seed) for name in counts if name != main}
     tests |= {f"next_accuracy_over_{name}": paired_test(hits(said[main], "next", followed), hits(own, "next", followed), [sources[k] for k in followed], seed=args.seed)
-              for name, own in (rivals | {prior: with_prior}).items() if "next" in own}
+              for name, own in rivals.items() if "next" in own}
     for name, p_value in holm({name: test["p"] for name, test in tests.items()}).items():
         tests[name]["p_holm"] = p_value
-    above = verdict(*(tests[f"macro_f1_over_{name}"] for name in counts if name not in (main, prior, *CHEATS)))
+    above = verdict(*(tests[f"macro_f1_over_{name}"] for name in counts if name not in (main, *CHEATS)))
     pair, at = confused_most(w.items, truth["operation"], said[main]["operation"], names)
-    draw_confusions(w.out.with_suffix(".png"), {name: counts[name].sum(0) for name in dict.fromkeys((base, main, prior))}, names, w.items, at, said[main]["operation"])
+    draw_confusions(w.out.with_suffix(".png"), {name: counts[name].sum(0) for name in dict.fromkeys((base, main))}, names, w.items, at, said[main]["operation"])
 
     result = {"stage": "operations", "model": base, "tuned": main if main != base else None, "weights": w.entries[main]["weights"], "data": w.index["data"], "data_name": w.index["name"],
               "answer": {"yes": "PASS", "no": "FAIL"}.get(above, "INCONCLUSIVE"), "above_every_floor": above}
-    for key in ("macro_f1", "accuracy", "next_accuracy", "start_error", "end_error", "segmental_f1_10", "segmental_f1_25", "segmental_f1_50", "edit", "boundary_error"):
+    for key in ("macro_f1", "accuracy", "next_accuracy", "start_error", "end_error", "segmental_f1_10", "segmental_f1_25", "segmental_f1_50", "boundary_error"):
         result |= {f"{key}{end}": table[main][f"{key}{end}"] for end in ("", "_low", "_high")} | {f"{key}_{name}": row[key] for name, row in table.items() if name != main and key in row}
     result |= {f"{key}{end}": row.get(key) for key in ("no_json", "accuracy_fixed", "macro_f1_fixed") for end, row in (("", table[main]), *([(f"_{base}", table[base])] if base != main else []))}
     result |= {"confused_most": " / ".join(pair["pair"]) if pair else None, "clips": len(w.items), "sessions": len(set(sources)), "every": every, "fixed": sum(bool(i.get("fixed")) for i in w.items),
@@ -2381,7 +2224,7 @@ FILMS = {"real": "what happened", "vae": "what happened, through the autoencoder
 OF_FILMS = {"decoded_closeness": "closeness", "temporal_ratio": "motion over the clips' own", "direction_right": "right way"}
 MARKS = {"PROCEED": "▲", "PASS": "▲", "SUCCESS": "▲", "STOP": "■", "FAIL": "■", "FAILURE": "■", "PIVOT": "◆", "INCONCLUSIVE": "●", "missing": "○"}
 OKABE_ITO = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"  # colours that every kind of eye tells apart (Okabe and Ito, 2008)
-LARGEST = 15_000_000  # bytes of the page
+WIDEST = 1280  # pixels of the stages' own pictures in the page
 PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -2692,13 +2535,13 @@ def small(picture, width, exact=False):
     return content.getvalue()
 
 
-def wide_picture(path, width, alt, above=0.0):
+def wide_picture(path, alt, above=0.0):
     """A stage's own picture without the share `above`; a narrow screen scrolls it in its box."""
     from PIL import Image
     try:
         with Image.open(path) as picture:
             picture = picture.crop((0, round(above * picture.height), *picture.size))
-            return el("figure", el("div", image(small(picture, width), "webp", alt), class_="scroll wide", tabindex=0, role="region", aria_label=alt), el("figcaption", alt))
+            return el("figure", el("div", image(small(picture, WIDEST), "webp", alt), class_="scroll wide", tabindex=0, role="region", aria_label=alt), el("figcaption", alt))
     except OSError as error:
         return absent(path, "the stage that writes it, again" if path.exists() else None, "cannot be read as a picture" * (not isinstance(error, FileNotFoundError)))
 
@@ -2805,12 +2648,12 @@ def alignments(found):
     return parts
 
 
-def reconstructions(found, results, width):
+def reconstructions(found, results):
     parts = []
     for (m, d), stems in found.items():
         for stem, words in PICTURES.items():
             if stem in stems:
-                picture = wide_picture(results / m / d / f"{stem}.png", width, f"{m} on {d}: {words}", CHARTS_OF.get(stem, 0))
+                picture = wide_picture(results / m / d / f"{stem}.png", f"{m} on {d}: {words}", CHARTS_OF.get(stem, 0))
                 parts.append(picture if stem == "gate1" else folded(f"{m} on {d}: {words}", picture))
     return parts
 
@@ -2882,7 +2725,7 @@ def frames_chosen(found):
     return parts
 
 
-def words_of_trajectories(found, results, width):
+def words_of_trajectories(found, results):
     columns = {"accuracy": "accuracy", **{kind: kind for kind in ASKED}, "frame_f1": "frame F1", "claim_precision": "claims true", "omission": "facts omitted", "abstains_wrongly": "abstains wrongly",
                "order_persistence": "stays in another order", "seconds_per_clip": "seconds a clip", "memory_gb": "GB", "training_seconds_per_seed": "seconds to train"}
     parts = []
@@ -2892,13 +2735,13 @@ def words_of_trajectories(found, results, width):
                          *([dots_chart("The same with something else in place of the embedding", x["ablations"], "accuracy")] if x["ablations"] else [])),
                   folded("By kind of question", grid(f"{m} on {d}: writers", x["writers"], columns, "writer")),
                   *(grid(f"Clips {change}: what answers say", rows, {"new": "what has become true", "old": "what was", "questions": "questions"}, "writer") for change, rows in x["changed"].items()),
-                  wide_picture(results / m / d / "explain-trajectories.png", width, f"{m} on {d}: when objects are there (hatched: hidden), as it was and as writers have it")]
+                  wide_picture(results / m / d / "explain-trajectories.png", f"{m} on {d}: when objects are there (hatched: hidden), as it was and as writers have it")]
     return parts
 
 
-def told_operations(found, results, width):
+def told_operations(found, results):
     columns = {"macro_f1": "macro-F1", "accuracy": "accuracy", "accuracy_fixed": "accuracy, fixed clips", "next_accuracy": "next, accuracy", "start_error": "start, s off", "end_error": "end, s off",
-               "segmental_f1_50": "segmental F1@50", "edit": "edit", "boundary_error": "boundaries, s off", "no_json": "no JSON", "seconds_per_clip": "seconds a clip"}
+               "segmental_f1_50": "segmental F1@50", "boundary_error": "boundaries, s off", "no_json": "no JSON", "seconds_per_clip": "seconds a clip"}
     parts = []
     for m, d, x in with_stage(found, "explain-operations"):
         main, pair = x["tuned"] or x["model"], x["pair"]
@@ -2907,7 +2750,7 @@ def told_operations(found, results, width):
                   charts(dots_chart("What is done now, macro-F1 (grey squares: who sees no picture; copy sees the truth of a second ago)", x["answers"], "macro_f1",
                                     grey=("majority", "clock", "bigram", "copy"))),
                   folded("Every score", grid(f"{m} on {d}: what is said of operations", x["answers"], columns, "who")),
-                  wide_picture(results / m / d / "explain-operations.png", width, f"{m} on {d}: what is said of each operation, and clips of the pair confused most")]
+                  wide_picture(results / m / d / "explain-operations.png", f"{m} on {d}: what is said of each operation, and clips of the pair confused most")]
     return parts
 
 
@@ -2989,16 +2832,16 @@ def run_parts(found, alone):
             folded("Seconds, memory, commit, device and arguments of every file", table("Runs", ["file", "seconds", "peak GB", "commit", "device", "arguments"], lines))]
 
 
-def page_of(results, found, alone, rows, width):
+def page_of(results, found, alone, rows):
     """The page as text."""
     films = [x for n, (m, d, content) in enumerate(with_stage(found, "predict-continue")) for x in (el("h3", f"{content.get('video')} on {d} ({m})"), *players(content, results / m / d, n))]
     meaning = el("dl", *(x for n, words in FILMS.items() for x in (el("dt", n), el("dd", words))))
-    told_parts, bench, chosen = words_of_trajectories(found, results, width), told_operations(found, results, width), frames_chosen(found)
+    told_parts, bench, chosen = words_of_trajectories(found, results), told_operations(found, results), frames_chosen(found)
     sections = {  # title: (what it shows, its parts, the stages it is made of)
         "Verdicts": ("A verdict follows from criteria, each held against its threshold and against the best floor that costs nothing.", verdicts(rows), ()),
         "Probes by layer": ("What of space and motion can still be read from each layer, by a linear map, beside what needs no trained network.", probes(found, rows), ("probe",)),
         "Alignment": ("How alike the model's tokens and the decoder's latents are.", alignments(found), ("align",)),
-        "Reconstructions": ("What a frozen decoder makes of the model's tokens.", reconstructions(found, results, width), ("adapt-latents",)),
+        "Reconstructions": ("What a frozen decoder makes of the model's tokens.", reconstructions(found, results), ("adapt-latents",)),
         "Scaling and the bridge": ("Whether a larger bridge, another one, a second encoder, or more clips help.", scalings(found), (*PROGRAMME[2][1], *PROGRAMME[2][2])),
         "Prediction": ("Whether anything predicts better than what costs nothing.", predictions(found), PROGRAMME[3][1]),
         "Films: real, generated, copied": ("Drag the slider, or use the arrow keys, to go through the frames.", [meaning, *films] if films else [], ("predict-continue",)),
@@ -3080,10 +2923,7 @@ def report(args, started):
     check_writable(out)
     found, alone = read_results(results)
     rows = programme(found)
-    for width in (1280, 800, 400):  # of the stages' own pictures, narrower until the page is small enough
-        page = page_of(results, found, alone, rows, width)
-        if len(page.encode()) < LARGEST:
-            break
+    page = page_of(results, found, alone, rows)
     save_text(out, page)
     save_text(out.with_name("summary.md"), summary_of(found, alone, rows))
     result = {"stage": "report", "out": str(out), "bytes": len(page.encode()), "yaml": sum(map(len, found.values())) + len(alone), "gates": sum(r["result"] is not None for r in rows),
@@ -3094,68 +2934,6 @@ def report(args, started):
 
 # ---------------------------------------------------------------- the stage
 
-def smoke_input(args, folder):
-    """Tokens that know where their object is, and a model that says so, and no longer does without what they know."""
-    g = torch.Generator().manual_seed(args.seed)
-    corner = torch.rand(60, 2, generator=g) * 20
-    boxes = torch.cat([corner, corner + 8], 1).round()
-    ids, frames = [f"box-{i}" for i in range(60)], torch.randint(0, 256, (60, 1, 32, 32, 3), generator=g, dtype=torch.uint8)
-    items = [{"id": i, "source": i, "width": 32, "height": 32, "frames": f, "boxes": b[None], "labels": ["box"]} for i, f, b in zip(ids, frames, boxes, strict=True)]
-    write_items(folder / "data", items, {"data": "synthetic", "name": "boxes"})
-    on = tokens_of(items, (1, 6, 6))[0].view(-1, 1, 6, 6, 1).float()
-    thirds = F.one_hot(torch.tensor([where(i, "place") for i in items]), 3).flatten(1)[:, None, None, None]
-    plant_features(folder / "features", ids, {"language.0": torch.cat([torch.randn(60, 1, 6, 6, 4, generator=g) * 0.1, on, on * thirds], -1)}, folder / "data")
-    test = [i for i in items if split_of(i["source"]) == "test"]
-    says = [f"in the {word_of(i, 'place')}" for i in test]
-    save_pt(folder / "answers.pt", ANSWERS, [i["id"] for i in test], {"model": "planted", "scale": "thousandths", "size": 32, "point": "language.0"},
-            kinds=["place"] * len(test), questions=["Where is the box?"] * len(test), answers={"own": says, "removed": ["in the middle"] * len(test), "random0": says})
-    args.features, args.answers, args.out = str(folder / "features"), str(folder / "answers.pt"), args.out or str(folder / "binding.yaml")
-
-
-def smoke_clips(args, folder):
-    """Forty clips of noise in which an object stays or vanishes, as is to be said, a random tracker with what it notes of them, a random VLM, and a random language model under LoRA."""
-    from common import WIDTH, Soft, made_up_language, made_up_vlm, save_soft
-    torch.manual_seed(args.seed)
-    tracker = Tracker({"colours": ["red", "blue"], "shapes": ["circle", "star"], "frames": TIMES, "image_size": 16, "widths": [8, 16], "layers": [1, 1], "embedding": WIDTH}).eval()
-    tracker.save_pretrained(folder / "tracker")
-    items = []
-    for k in range(40):
-        why, last = (("vanishes", 9 + k // 4), ("stays", TIMES - 1))[k % 2]
-        fact = {"object": "red circle", "persistent": why == "stays", "why": why, "present": [[0, last]], "visible": [[0, last]], "hidden": [], "direction": HEADINGS[k % len(HEADINGS)]}
-        questions = {"persistence": "Is the red circle persistent or transient?", "frames": "In which frames does the red circle appear?", "direction": "Which way does the red circle move?",
-                     "count": "How many coloured objects are there?"}
-        items.append({"id": f"clip-{k}", "source": f"clip-{k}", "width": 16, "height": 16, "frames": torch.randint(0, 256, (TIMES, 16, 16, 3), dtype=torch.uint8), "names": ["red circle"],
-                      "absent": "blue star", "count": 1, "tracks": [fact], "text": describe_track(fact), "turns": [[q, answer_with(fact, q, 1)] for q in questions.values()],
-                      "asked": [[kind, "" if kind == "count" else "red circle"] for kind in questions]})
-    write_items(folder / "data", items, {"data": "synthetic", "name": "made-up"})
-    args.data, args.model, args.out, args.questions = str(folder / "data"), str(folder / "tracker"), args.out or str(folder / f"{args.mode}.{'pt' if args.mode == 'tracks' else 'yaml'}"), 2
-    if args.mode == "trajectories":
-        made_up_language(folder / "language", args.seed)
-        made_up_vlm(folder / "vlm", args.seed)
-        ids, found = follow_all(tracker, items, "cpu")
-        save_pt(folder / "tracks.pt", TRACKS, ids, {"model": "tracker", "weights": "random"}, **{k: x.half() for k, x in found.items()})
-        from peft import LoraConfig, get_peft_model
-        get_peft_model(load_language(find_model(str(folder / "language")))[0], LoraConfig(target_modules=["q_proj"])).save_pretrained(folder / "words/seed0")
-        save_soft(folder / "words/seed0/soft.safetensors", Soft(WIDTH, 16, 2), language="language")
-        save_yaml(folder / "words/adapt-words.yaml", {"stage": "adapt", "mode": "words"})
-        args.embeddings, args.words, args.language, args.vlm, args.frames = *(str(folder / name) for name in ("tracks.pt", "words", "language", "vlm")), "4"
-
-
-def smoke_bench(args, folder):
-    """Eight sessions of clips of noise, in which two operations alternate, and a random VLM."""
-    from common import made_up_vlm
-    made_up_vlm(folder / "vlm", args.seed)
-    names, items = ["Picking", "Close Box"], []
-    for session, t in itertools.product(range(8), range(6)):
-        now, then = names[t % 2], names[1 - t % 2]
-        items.append({"id": f"{session}-{t}", "source": f"{('train', 'val', 'test', 'test')[session % 4]}:{session}", "width": 16, "height": 16, "frames": torch.randint(
-            0, 256, (4, 16, 16, 3), generator=torch.Generator().manual_seed(args.seed + len(items)), dtype=torch.uint8), "operation": now, "next": then, "previous": then, "earlier": now, "start": -1,
-            "end": 1, "seconds": 2 * t, "boundary": False, "turns": [["What is done?", json.dumps({"operation": now, "start": -1, "end": 1, "next": then})]]})
-    write_items(folder / "data", items, {"data": "synthetic", "name": "made-up", "operations": names, "every": 2, "grammar": {
-        "bigram": {"(start)": {"Picking": 1}, **{a: {b: 3} for a, b in (names, names[::-1])}}, "seconds": dict.fromkeys(names, 6), "clock": names[:1], "start": -1.0, "end": 1.0}})
-    args.data, args.models, args.out = str(folder / "data"), [str(folder / "vlm")], args.out or str(folder / "operations.yaml")
-
-
 def get_args(argv):
     p = parser(__doc__)
     p.add_argument("--mode", default="answers", choices=["answers", "describe", "tracks", "trajectories", "operations", "report"],
@@ -3164,7 +2942,6 @@ def get_args(argv):
     p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
     p.add_argument("--data", help="the data folder (default: the one the features were made from; trajectories, operations: data/ and the mode)")
     p.add_argument("--points", help="points with commas between (default: all in the index)")
-    p.add_argument("--directions", help="write what extract.py --ask --remove takes out of a language layer (--points: at another place), and nothing else")
     p.add_argument("--answers", help="what extract.py --ask wrote: score it beside what can be read from the features")
     p.add_argument("--films", help="films that predict.py wrote: score the --answers to questions about them, and nothing else; describe: these, or a folder of clips")
     p.add_argument("--model", default="tiny", help="describe: the vision-language model; tracks: the tracker, tiny-tracker (default: %(default)s)")
@@ -3175,7 +2952,7 @@ def get_args(argv):
     p.add_argument("--batch", type=int, default=16, help="describe: films at a time; trajectories: --vlm's clips, of a language model eight times as many questions (default: %(default)s)")
     p.add_argument("--embeddings", metavar="FILE", help="trajectories: tracks.pt, what a video model noted of every object of --data; tracks: score it")
     p.add_argument("--language", metavar="MODEL", help="trajectories: a causal language model, by name or a folder (default: the one that --words was trained on)")
-    p.add_argument("--words", metavar="FOLDER", help="trajectories: what adapt.py --mode words wrote; --ask: what is said by it of an object that --model, a tracker, follows through --clip")
+    p.add_argument("--words", metavar="FOLDER", help="trajectories: what adapt.py --mode words wrote")
     p.add_argument("--vlm", metavar="MODEL", help="trajectories: a vision-language model that is shown --frames frames (default: 8) of each clip and was taught nothing")
     p.add_argument("--tuned", metavar="MODEL", help="trajectories: one that adapt.py --mode tune has taught these questions, on as many frames (data.py cut --evenly)")
     p.add_argument("--questions", type=int, default=60, help="trajectories: of each kind, and clips to describe (default: %(default)s)")
@@ -3191,31 +2968,25 @@ def get_args(argv):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.ask is not None:
-        if args.mode != "answers" or args.smoke or args.films or args.answers or args.directions:
-            refuse("--ask is a question about --image or --clip, and goes without --mode, --smoke, --films, --answers and --directions")
+        if args.mode != "answers" or args.films or args.answers:
+            refuse("--ask is a question about --image or --clip, and goes without --mode, --films and --answers")
         return live(args, started)
     if alone := next((flag for flag in ("image", "clip", "choose") if getattr(args, flag)), None):
         refuse(f"--{alone} needs --ask, a question about it")
     if args.mode == "report":
         return report(args, started)
     if args.mode in ("tracks", "trajectories", "operations"):
-        if args.films or args.answers or args.directions:
-            refuse(f"--mode {args.mode} needs --data, of data.py {'openpack' if args.mode == 'operations' else 'trajectories'}, and goes without --films, --answers and --directions")
-        if args.smoke:
-            (smoke_bench if args.mode == "operations" else smoke_clips)(args, made_up_folder())
+        if args.films or args.answers:
+            refuse(f"--mode {args.mode} needs --data, of data.py {'openpack' if args.mode == 'operations' else 'trajectories'}, and goes without --films and --answers")
         args.data = args.data or f"data/{'operations' if args.mode == 'operations' else 'trajectories'}"
         return {"tracks": track_objects, "trajectories": trajectories, "operations": operations}[args.mode](args, started)
     if args.mode == "describe":
-        if not args.films or args.smoke or args.answers or args.directions:
-            refuse("--mode describe needs --films, a folder of films or of clips, and goes without --smoke, --answers and --directions")
+        if not args.films or args.answers:
+            refuse("--mode describe needs --films, a folder of films or of clips, and goes without --answers")
         return describe(args, started)
-    if args.smoke:
-        smoke_input(args, made_up_folder())
-    if not (args.directions or args.answers):
-        refuse("explain.py needs --answers, what extract.py --ask wrote, or --directions, where to write what --ask --remove takes out")
+    if not args.answers:
+        refuse("explain.py needs --answers, what extract.py --ask wrote")
     if args.films:
-        if not args.answers or args.directions:
-            refuse("--films goes with --answers, what extract.py --ask wrote about them, and not with --directions")
         args.out = Path(args.out or Path(args.films).parent / "explain-films.yaml")
         check_writable(args.out)
         return about_films(args, started)
@@ -3223,7 +2994,7 @@ def main(argv=None):
     items, _ = load_items(args.data or index["data_path"])
     items = join(items, index, args.features)
     split = split_indices(items, args.features)
-    out = Path(args.directions or args.out or Path(args.features).parent / "binding.yaml")
+    out = Path(args.out or Path(args.features).parent / "binding.yaml")
     check_writable(out)
     points = args.points.split(",") if args.points else list(index["points"])
     if unknown := [p for p in points if p not in index["points"]]:
@@ -3231,8 +3002,6 @@ def main(argv=None):
     points = [p for p in points if p in with_grid(index)]
     if "boxes" not in items[0]:
         refuse(f"{index['data_path']} has no boxes, and so nothing of which the place could be asked")
-    if args.directions:
-        return write_directions(args, items, split, read, points, index["model"])
     result = {"stage": "binding", "model": index["model"], "weights": index["weights"], "data": index["data"], **binding(args, items, split, read, points, index["model"]),
               "run": run_info(args, started, script="explain.py")}
     save_yaml(out, result)
