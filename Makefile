@@ -31,7 +31,6 @@ STRICT ?=
 SET ?=
 POINTS ?= quarters
 MEMORY ?=
-AT ?=
 TARGET ?=
 FROZEN ?= first middle
 REPOSITORY ?=
@@ -58,12 +57,12 @@ S := $(foreach m,$(COMPARED),results/$(call called,$(m))/$(DATA))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution frames binding explain tune plan demo kaggle test test-fast bench bench-gpu calibrate smoke lint tiny clean FORCE
+.PHONY: help gate1 gate2 gate3 gate4 all report table align screen resolution frames binding explain tune plan demo kaggle test test-fast bench bench-gpu calibrate lint tiny clean FORCE
 
 help:  ## this list, with the defaults in force
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
-	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) LM=$(LM) POINTS=$(POINTS) MEMORY=$(MEMORY) AT=$(AT) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
+	@echo "  MODEL=$(MODEL) MODELS=\"$(MODELS)\" DATA=$(DATA) SEED=$(SEED) VAE=$(VAE) ENCODER=$(ENCODER) VIDEO=$(VIDEO) LM=$(LM) POINTS=$(POINTS) MEMORY=$(MEMORY) TARGET=$(TARGET) FROZEN=\"$(FROZEN)\" LAUNCH=$(LAUNCH) STRICT=$(STRICT) SET=$(SET)"
 	@echo "  own pictures with boxes: DATA=name ROOT=folder FORMAT=voc|csv|coco ANNOTATIONS=file-or-folder"
 	@echo "  own pictures or videos with words (LLaVA, Qwen, CLIP, webdataset, metadata.jsonl): DATA=name ROOT=file-or-folder FORMAT=sets"
 	@echo "  own clips with labels: DATA=name ROOT=folder FORMAT=clips ANNOTATIONS=file; Something-Something v2: DATA=ssv2 ROOT=folder; FRAMES=$(FRAMES) FPS=$(FPS) CLIPSIZE=$(CLIPSIZE) N=$(N) PAST=$(PAST) HORIZON=$(HORIZON)"
@@ -168,14 +167,12 @@ frames: $(W)/frames-$(COUNT).yaml  ## which COUNT frames of a clip answer best: 
 	@sed '/^ways:/,$$d' $<
 
 # What the model says of what can be read. Answers are costly, like features: they are not thrown away for an edit of the script, but for other features.
-results/%/directions.pt: results/%/features/index.yaml | explain.py common.py
-	$(PY) explain.py --features results/$*/features --seed $(SEED) --directions $@ $(if $(AT),--points $(AT))
-$(R)/answers.pt: $(R)/directions.pt | extract.py
-	$(PY) extract.py --model $(MODEL) --data data/$(DATA) --ask --remove $< --seed $(SEED) --out $@
-$(R)/binding.yaml: $(R)/answers.pt explain.py common.py
+$(R)/answers.pt: data/$(DATA)/index.yaml | extract.py $(SETUP)
+	$(PY) extract.py --model $(MODEL) --data data/$(DATA) --ask --seed $(SEED) --out $@
+$(R)/binding.yaml: $(R)/answers.pt $(R)/features/index.yaml explain.py common.py
 	$(PY) explain.py --features $(R)/features --answers $< --seed $(SEED) --out $@ > /dev/null
 
-binding: $(R)/binding.yaml  ## what can be read of place (DATA=moving: of motion), what the model says, and whether it says it by what is read
+binding: $(R)/binding.yaml  ## what can be read of place (DATA=moving: of motion), and what the model says
 	@sed '/^kinds:/,$$d' $<
 
 # What a tracker sees of the objects of trajectories, and of the same scenes changed. Costly, like features.
@@ -245,7 +242,7 @@ $(R)/adapt-hybrid.yaml: $(R)/align.yaml $(H)/index.yaml adapt.py common.py
 	$(RUN) adapt.py --mode hybrid --features $(H)/$(M) --spatial $(H)/$(notdir $(ENCODER)) --random $(R)/features-random $(PICTURES) $(ARMS) --out $@
 
 $(MOTION)/adapt-video.yaml: $(MOTION)/features/index.yaml adapt.py common.py
-	$(RUN) adapt.py --mode video --features $(MOTION)/features --video $(VIDEO) --into prompt --seed $(SEED) $(GATE2) --out $@
+	$(RUN) adapt.py --mode video --features $(MOTION)/features --video $(VIDEO) --seed $(SEED) $(GATE2) --out $@
 $(MOTION)/predict-coherence.yaml: $(MOTION)/adapt-video.yaml predict.py common.py
 	$(PY) predict.py --mode coherence --model $(VIDEO) --data data/moving --judge $(ENCODER) --adapter $(@D)/conditioning-prompt.pt --seed $(SEED) $(FILMS) --out $@
 $(MOTION)/films/answers.pt: $(MOTION)/predict-coherence.yaml | extract.py
@@ -306,7 +303,7 @@ JUDGES := $(foreach m,$(MODEL) $(ENCODER) $(VAE),$(T)-features/$(call called,$(m
 $(P)/explain-planted.yaml: $(T)/index.yaml explain.py common.py
 	$(PY) explain.py --mode describe --model $(MODEL) --films $(T) --frames 16 --seed $(SEED) --out $@
 $(P)/verify.yaml: $(JUDGES:=/index.yaml) $(P)/explain-planted.yaml $(P)/predict-futures.yaml verify.py common.py
-	$(PY) verify.py --rollouts $(T) --latents $(JUDGES) --words $(P)/explain-planted-said.pt --continued $(P)/predict-continue.yaml --futures $(P)/predict-futures.yaml --seed $(SEED) --out $@
+	$(PY) verify.py --rollouts $(T) --latents $(JUDGES) --words $(P)/explain-planted-said.pt --futures $(P)/predict-futures.yaml --seed $(SEED) --out $@
 $(P)/gate4.yaml: $(P)/verify.yaml verify.py common.py $(P)/.set
 	$(PY) verify.py --gate 4 --results $(@D) --set "$(SET)" --seed $(SEED) --out $@ > /dev/null
 
@@ -381,8 +378,6 @@ bench-gpu: $(SETUP)  ## the same on a CUDA device with networks of full size: re
 	$(PY) tests/bench_gpu.py
 calibrate: $(SETUP)  ## how often gate 1 itself is wrong, on planted worlds: results/calibrate.yaml and .png (about 10 minutes)
 	$(PY) tests/calibrate.py
-smoke: $(SETUP)  ## every stage on made-up input
-	for stage in data extract probe align adapt predict verify explain; do $(PY) $$stage.py --smoke || exit 1; done
 lint: $(SETUP)  ## ruff
 	$(PY) -m ruff check .
 clean:  ## remove data/ and results that are not part of the repository

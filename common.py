@@ -31,7 +31,7 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 ITEMS, FEATURES, POOLED, RESULT = "foresight.items.v1", "foresight.features.v1", "foresight.pooled.v1", "foresight.result.v1"
-ANSWERS, DIRECTIONS, TRACKS = "foresight.answers.v1", "foresight.directions.v1", "foresight.tracks.v1"
+ANSWERS, TRACKS = "foresight.answers.v1", "foresight.tracks.v1"
 LIBRARIES = "torchvision", "transformers", "diffusers", "peft", "accelerate", "bitsandbytes", "lpips", "numpy", "scipy", "scikit-image", "pillow", "av"
 DRIVER = "/proc/driver/nvidia/version"
 SHARD = 64  # items in a shard: small enough to lose little when killed, large enough to read in one go
@@ -55,55 +55,11 @@ def known(name, table, what):
     refuse(f"unknown {what} {name!r}.{hint} Known: {', '.join(table)}.")
 
 
-def parser(doc, smoke=True):
-    """argparse with the stage's docstring as its manual and the two flags that every stage has."""
+def parser(doc):
+    """argparse with the stage's docstring as its manual, and --seed."""
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    if smoke:
-        p.add_argument("--smoke", action="store_true", help="seconds on a CPU, made-up input, the same code path")
     return p
-
-
-def made_up_folder():
-    """A new folder for the made-up input of --smoke, removed when the process ends."""
-    import shutil
-    import tempfile
-    folder = Path(tempfile.mkdtemp(prefix="foresight-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-MADE_UP_CHAT = ("{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% else %}"
-                "<|vision_start|><|{{ c.type }}_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}<end>\n{% endfor %}")
-
-
-def made_up_language(folder, seed, *more):
-    """(config, tokenizer) of a language model whose tokens are bytes, and some of `more`, for --smoke; with a folder a random Llama of that kind is in it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-    tokens = {c: k for k, c in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>", *more])}
-    bytewise = Tokenizer(models.BPE(tokens, []))
-    bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<end>", pad_token="<end>", extra_special_tokens={t.strip("<|>").replace("pad", "token"): t for t in more})
-    config = {"vocab_size": len(tokens), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": None,
-              "eos_token_id": tokens["<end>"]}
-    torch.manual_seed(seed)
-    if folder:
-        tokenizer.save_pretrained(folder)
-        LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(folder)
-    return config, tokenizer
-
-
-def made_up_vlm(folder, seed):
-    """A random Qwen2.5-VL of one layer each, patches of 8 px and tokens that are bytes, for --smoke."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
-    names = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
-    text, tokenizer = made_up_language(None, seed, *names)
-    ids = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"), tokenizer.convert_tokens_to_ids(names), strict=True))
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 8, "window_size": 32, "fullatt_block_indexes": [0], "out_hidden_size": 16}
-    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
-    Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=text | rope, tie_word_embeddings=True, **ids)).save_pretrained(folder)
-    Qwen2_5_VLProcessor(Qwen2VLImageProcessor(patch_size=8), tokenizer, Qwen2VLVideoProcessor(patch_size=8), chat_template=MADE_UP_CHAT).save_pretrained(folder)
 
 
 def check_writable(path):
@@ -1442,17 +1398,6 @@ def load_features(folder):
 def with_grid(index):
     """The points of a features index whose tokens have a place in the picture; the others store [n, t, 1, K, D]."""
     return [p for p, row in index["points"].items() if row.get("grid", True)]
-
-
-def plant_features(folder, ids, points, data_path, gridless=(), **more):
-    """Write made-up features {point: [n, t, h, w, D]} as extract.py would: for --smoke and for tests on worlds whose answer is known."""
-    folder = Path(folder)
-    for name, x in points.items():
-        save_pt(folder / name / "00000.pt", FEATURES, ids, {}, features=x.half().contiguous())
-    save_pt(folder / "pooled.pt", POOLED, ids, {}, pooled={k: {"mean": x.mean((2, 3)), "max": x.amax((2, 3))} for k, x in points.items()})
-    save_yaml(folder / "index.yaml", {"stage": "extract", "schema": FEATURES, "model": "planted", "weights": "random", "data": "synthetic", "data_path": str(data_path),
-                                      "shards": 1, "points": {k: {"shape": list(x.shape[1:])} | ({"grid": False} if k in gridless else {}) for k, x in points.items()}, "ids": ids} | more)
-    return str(folder)
 
 
 def join(items, index, folder):

@@ -303,7 +303,6 @@ def cut(clips, first, frames, evenly=False):
 STAYS, GOES = ("stays", "hidden", "hidden", "crosses"), ("enters", "leaves", "passes", "blinks")  # what is drawn for an object; who blinks appears or vanishes in mid-picture
 SPEEDS = {"stays": (0.25, 1.2), "hidden": (0.4, 1.5), "crosses": (0.3, 1.2), "enters": (0.8, 2), "leaves": (0.8, 2), "passes": (1.6, 4), "blinks": (0.3, 1.5)}  # pixels a frame at 48 px
 CHANGES = ("reversed", "deleted", "swapped")
-BACKWARDS = {"stays": "stays", "enters": "leaves", "leaves": "enters", "passes": "passes", "appears": "vanishes", "vanishes": "appears"}
 OPPOSITE = {d: next(o for o, w in DIRECTIONS.items() if w == (-v[0], -v[1])) for d, v in DIRECTIONS.items()} | {"still": "still"}
 QUESTIONS = {  # by kind; of `whatif` there are two, with an answer each
     "persistence": ("Is the {} {}?", "Would you call the {} {}?", "What is the {}, {}?"),

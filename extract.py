@@ -16,7 +16,7 @@ Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face
                            a clip has seen later frames; seconds per item; run info
 
 Points are named `pixels` (the token's own pixels, the floor), `patch_embed`, `vision.<i>`, `merger` (or projector), `language.<i>`;
-an autoencoder has `latents` (the mode, normalised as the video model wants it), `latents-raw` and `latents-sample`;
+an autoencoder has `latents` (the mode, normalised as the video model wants it) and `latents-raw`;
 CogVLM2 also has `conv`, Qwen3-VL `deepstack.<i>`, Grounding DINO `scale.<i>` and `encoder.<i>`, OWL-ViT and OWLv2 `class_head` and `box_head`.
 Where K tokens have no place in the picture (Kosmos-2 behind its tower) features are [n, t, 1, K, D] and the point's row in index.yaml says
 `grid: false`. The pixels are cut by the coarsest grid there is; where no point has a grid there is no `pixels`.
@@ -148,15 +148,11 @@ def capture(model, inputs, modules):
 
 @contextlib.contextmanager
 def latents_of(vae):
-    """`watching` for an autoencoder, whose latents are no module's output: run(inputs) -> {"latents", "latents-raw": the mode; "latents-sample": a draw}.
-
-    The noise of a draw depends on the item's first frame, not on its batch.
-    """
+    """`watching` for an autoencoder, whose latents are no module's output: run(inputs) -> {"latents", "latents-raw": the mode}."""
     @torch.inference_mode()
     def run(inputs):
-        posterior = vae.encode(inputs["sample"]).latent_dist
-        noise = [torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(zlib.crc32(x[:, 0].float().cpu().numpy().tobytes()))) for x in inputs["sample"]]
-        return {"latents": posterior.mode(), "latents-raw": posterior.mode(), "latents-sample": posterior.mean + posterior.std * torch.stack(noise).to(posterior.mean)}
+        mode = vae.encode(inputs["sample"]).latent_dist.mode()
+        return {"latents": mode, "latents-raw": mode}
     yield run
 
 
@@ -655,7 +651,7 @@ def vjepa2(model, processor):
 
 
 def ltx_vae(model, processor):
-    """latents: normalised per channel, (mode - latents_mean) / latents_std, as LTX-Video's transformer takes them; latents-raw: not normalised; latents-sample: a draw, normalised."""
+    """latents: normalised per channel, (mode - latents_mean) / latents_std, as LTX-Video's transformer takes them; latents-raw: not normalised."""
     def inputs(frames):
         step, side = model.temporal_compression_ratio, model.spatial_compression_ratio
         if (frames.shape[1] - 1) % step or frames.shape[2] % side or frames.shape[3] % side:
@@ -665,7 +661,7 @@ def ltx_vae(model, processor):
     def latents(x, batch):
         return (x.permute(0, 2, 3, 4, 1) - model.latents_mean) / model.latents_std
 
-    points = {"latents": ("encoder", latents), "latents-raw": ("encoder", lambda x, batch: x.permute(0, 2, 3, 4, 1)), "latents-sample": ("encoder", latents)}
+    points = {"latents": ("encoder", latents), "latents-raw": ("encoder", lambda x, batch: x.permute(0, 2, 3, 4, 1))}
     return inputs, points, model.spatial_compression_ratio, lambda step: 0 if step == 0 else 1 + (step - 1) * model.temporal_compression_ratio
 
 
@@ -1050,7 +1046,7 @@ def described(entry):
     stages = layers if isinstance(layers, tuple) else (layers,)
     sides = [entry["size"] // (patch << stage) for stage in range(len(stages))]
     stacks = [[(side ** 2, width << stage) for stage, side in enumerate(sides)]]
-    points = ["patch_embed", f"vision.0-{sum(stages) - 1}"] if layers else ["latents", "latents-raw", "latents-sample"]
+    points = ["patch_embed", f"vision.0-{sum(stages) - 1}"] if layers else ["latents", "latents-raw"]
     points += [BESIDES[entry["type"]]] if entry["type"] in BESIDES else []
     if entry["language"]:
         layers, merge, width = entry["language"]

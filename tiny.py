@@ -1093,7 +1093,7 @@ def train_tracker(args, device, folder, save):
 
 
 def get_args(argv):
-    p = parser(__doc__, smoke=False)
+    p = parser(__doc__)
     p.add_argument("--only", help="train one model: vae, semantic, vlm, dinov2, ltx, words, tracker, llava-next, internvl2 or cogvlm2 (default: all, then the summary)")
     p.add_argument("--shapes", default="data/tiny-shapes", help="training images (default: %(default)s)")
     p.add_argument("--moving", default="data/tiny-moving", help="training clips (default: %(default)s)")

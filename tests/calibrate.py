@@ -582,7 +582,7 @@ def grouped(rows, key):
 
 
 def get_args(argv):
-    p = common.parser(__doc__, smoke=False)
+    p = common.parser(__doc__)
     p.add_argument("--share", type=float, default=1.0, help="of the worlds and rules (default: %(default)s)")
     p.add_argument("--families", default=",".join(FAMILIES), help="(default: %(default)s)")
     p.add_argument("--out", default=str(ROOT / "results" / "calibrate.yaml"), help="(default: %(default)s)")

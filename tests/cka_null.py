@@ -43,7 +43,7 @@ def picture(rows, path):
 
 
 def main(argv=None):
-    p = common.parser(__doc__, smoke=False)
+    p = common.parser(__doc__)
     p.add_argument("--out", default=str(ROOT / "results" / "cka-null.yaml"))
     args, started = p.parse_args(argv), time.time()
     common.check_writable(args.out)

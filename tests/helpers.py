@@ -8,6 +8,9 @@ from common import FEATURES, POOLED, RESULT, save_pt, save_yaml, write_items
 BYTE_CHAT = ("{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% else %}"
              "<|vision_start|><|{{ c.type }}_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}<end>\n{% endfor %}")
 
+# why an object of a trajectory is seen, in the clip played backwards
+BACKWARDS = {"stays": "stays", "enters": "leaves", "leaves": "enters", "passes": "passes", "appears": "vanishes", "vanishes": "appears"}
+
 
 def random_language_model(folder, seed, *more):
     """(config, tokenizer) of a language model whose tokens are bytes, and some of `more`; with a folder a random Llama of that kind is written there."""

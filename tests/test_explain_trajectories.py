@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import bare_tokenizer, chat, tokens_of
+from helpers import BACKWARDS
 
 import data
 import explain
@@ -30,7 +31,7 @@ def clip(number, change=None):
         for t in tracks:
             for key in ("present", "visible", "hidden"):
                 t[key] = [[31 - b, 31 - a] for a, b in t[key][::-1]]
-            t["why"], t["direction"] = data.BACKWARDS.get(t["why"], "appears"), data.OPPOSITE[t["direction"]]
+            t["why"], t["direction"] = BACKWARDS.get(t["why"], "appears"), data.OPPOSITE[t["direction"]]
     if change == "deleted":
         tracks, numbers, more = tracks[1:], numbers[1:], {"removed": names[0]}
     turns, asked = data.questions_of(tracks, numbers, names[3], (0, number))

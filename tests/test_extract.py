@@ -205,13 +205,11 @@ def test_latents_are_the_mode_normalised_and_raw_and_a_draw_around_it_wherever_t
     model = LOADERS["vae"](find_model(str(small_vae)))[0]
     with torch.inference_mode():
         posterior = model.encode(frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist  # [n, C, t, h, w]
-    mean, std, mode = (x.permute(0, 2, 3, 4, 1) for x in (posterior.mean, posterior.std, posterior.mode()))
+    mode = posterior.mode().permute(0, 2, 3, 4, 1)
     assert mode.shape == (3, 3, 4, 4, 8) and model.latents_std.std() > 0.1
     stored_alike(read[1]("latents"), (mode - model.latents_mean) / model.latents_std)
     stored_alike(read[1]("latents-raw"), mode)
-    stored_alike(read[1]("latents-sample"), read[3]("latents-sample"))
-    drawn = (read[1]("latents-sample") * model.latents_std + model.latents_mean - mean) / std
-    assert abs(drawn.mean()) < 0.15 and 0.85 < drawn.std() < 1.15 and not torch.allclose(drawn[0], drawn[1])
+    stored_alike(read[1]("latents"), read[3]("latents"))
 
 
 def test_window_order_is_undone_the_same_as_with_one_window(small_vlm, vlm):
@@ -424,7 +422,7 @@ def test_later_frames_change_no_earlier_time_step_of_a_causal_point_and_do_of_th
     assert all(by > 1e-3 if point in late else by < 1e-6 for point, by in moved.items()), moved
 
 
-SEEN = {"small_vjepa2": {"vision.0", "vision.1", "vision.2"}, "seeing_vae": {"latents", "latents-raw", "latents-sample"}, "small_vae": set()}
+SEEN = {"small_vjepa2": {"vision.0", "vision.1", "vision.2"}, "seeing_vae": {"latents", "latents-raw"}, "small_vae": set()}
 
 
 @pytest.mark.parametrize("which", SEEN)

@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from helpers import BACKWARDS
 
 import data
 from common import load_items, split_of
@@ -198,7 +199,7 @@ def test_reversed_clips_run_backwards_with_the_truth_about_that(clips, changed):
         assert all(torch.equal(r[k], c[k].flip(0)) for k in ("frames", "mask", "boxes"))
         assert all(r[k] == c[k] for k in ("names", "source", "absent"))
         for a, b in zip(c["tracks"], r["tracks"], strict=True):
-            assert b["persistent"] == a["persistent"] and b["why"] == data.BACKWARDS[a["why"]]
+            assert b["persistent"] == a["persistent"] and b["why"] == BACKWARDS[a["why"]]
             assert b["direction"] == data.OPPOSITE[a["direction"]]
             assert all(b[k] == [[31 - y, 31 - x] for x, y in a[k][::-1]] for k in ("present", "visible", "hidden"))
             back = data.position(a["equation"], frames)[::-1]
