@@ -147,8 +147,10 @@ from common import (
     word_prompt,
 )
 
-# Of each mode: seeds; the loss; epochs by the squared error of latents before it (the decoder's gradient leads nowhere from noise), epochs by it at most, epochs without a better
-# val after which a training ends (None: equal steps for all), batch, peak learning rate. Loss, epochs, batch and rate are the plan's but for gate 1's.
+# Of each mode: seeds; the loss; epochs by the squared error of latents before it (the decoder's gradient
+# leads nowhere from noise), epochs by it at most, epochs without a better
+# val after which a training ends (None: equal steps for all), batch, peak learning rate. Loss, epochs, batch
+# and rate are the plan's but for gate 1's.
 PLAN = {"seeds": 3, "loss": "pixels", "warm": 10, "epochs": 50, "patience": 10, "batch": 8, "lr": 1e-4}
 SETTINGS = {"latents": {"seeds": 5, "loss": "latents", "warm": 0, "epochs": 30, "patience": None, "batch": 32, "lr": 2e-3}, "scaling": PLAN | {"patience": None},
             "ablation": PLAN, "hybrid": PLAN, "video": PLAN | {"loss": "words", "warm": 0},
@@ -162,7 +164,8 @@ ADAPTER = "foresight.adapter.v2"
 
 # ---------------------------------------------------------------- bridges: tokens [n, h, w, D] -> latents [n, H, W, C]
 #
-# Each is built from the token sets' grids and widths, the latents' grid and channels; `width` and `inner` are free, and by them a bridge gets the size it is asked for.
+# Each is built from the token sets' grids and widths, the latents' grid and channels; `width` and `inner` are
+# free, and by them a bridge gets the size it is asked for.
 
 class Mlp(torch.nn.Module):
     """Tokens resampled to the latent grid, then the same two-layer MLP at every place."""
@@ -436,7 +439,8 @@ def prepare(args):
     w.sources = [w.items[i]["source"] for i in w.split["test"]]
     w.device, w.dtype, w.why = choose_device()
     print(f"device {w.device.type} ({w.why})")
-    w.full = torch.float32 if w.dtype == torch.float16 else w.dtype  # in fp16 the gradients of a mean over pixels are zero
+    # in fp16 the gradients of a mean over pixels are zero
+    w.full = torch.float32 if w.dtype == torch.float16 else w.dtype
     w.vae = flatten_stills(load_video_vae(w.vae_entry, w.device, w.full)[0]).requires_grad_(False)
     w.originals = torch.cat([frames_of(i, target["size"]) for i in w.items])
     if (away := round_trip(w.vae, w.originals[:4], w.y[:4])) > 2:
@@ -481,7 +485,8 @@ def run_arms(w, arms):
                 a["kept"] = start_from(module, w.init["weights"], w.args.init)
             return module
         split = {"train": a["train"], "val": w.split["val"]}
-        more = len(w.split["train"]) / len(a["train"])  # where there are fewer items there are more epochs: as many steps
+        # where there are fewer items there are more epochs: as many steps
+        more = len(w.split["train"]) / len(a["train"])
         how = w.how | {k: w.how[k] and round(w.how[k] * more) for k in ("warm", "epochs", "patience")} | {"arm": name, "bridge": a["bridge"], **a["free"], "items": len(a["train"])}
         trained[name] = [train(build, loss_of, split, w.seed + s, how, w.device, folder / f"{known_by}-{name}-{w.seed + s}.pt", w.ids)
                          for s in tqdm(range(w.how["seeds"]), desc=name, unit="seed")]
@@ -623,7 +628,8 @@ def latents(w, started):
     scores = scored(w, rows)
     scores["recon_spatial_iou"], runs = looked_at(w, rows)
 
-    # The untrained network is a control here, not a floor: its first layers still hold nearly every pixel, and a faithful copy is what is asked for.
+    # The untrained network is a control here, not a floor: its first layers still hold nearly every pixel,
+    # and a faithful copy is what is asked for.
     criteria, floors, beside = {}, ["mean_image", "other_item"], [k for k in rows if k == "random_init"]
     for key, table in scores.items():
         criteria[key] = criterion(table["bridge"], {k: table[k] for k in floors}, w.sources, ceiling=table["vae"].mean().item(), better=better(key), seed=w.seed, layer=w.point,
@@ -689,10 +695,13 @@ def scaling(w, started):
     large, small = scores[w.lpips_name]["100M"], scores[w.lpips_name]["10M"]
     score, low, high = ratio(large, small, w.sources, seed=w.seed)
     plain = {"error_ratio": score, "error_ratio_low": low, "error_ratio_high": high}
-    if w.lpips_name != "lpips":  # an untrained backbone's errors are not held against a threshold for LPIPS: skill between the mean image and the VAE stands in, of 10M over that of 100M
+    # an untrained backbone's errors are not held against a threshold for LPIPS: skill between the mean image
+    # and the VAE stands in, of 10M over that of 100M
+    if w.lpips_name != "lpips":
         floor, ceiling = (scores[w.lpips_name][k].mean() for k in ("mean_image", "vae"))
         score, low, high = ratio((small - floor) / (ceiling - floor), (large - floor) / (ceiling - floor), w.sources, seed=w.seed)
-    # two bridges that both learned nothing are equally good: the gain that must exclude zero is that of the small one over the floors
+    # two bridges that both learned nothing are equally good: the gain that must exclude zero is that of the
+    # small one over the floors
     criteria["parameter_efficiency"] = criteria[w.lpips_name] | {"score": score, "low": low, "high": high, "better": "higher", "lpips_100M": large.mean(), "lpips_10M": small.mean(), **plain,
                                                                  "stand_in": w.lpips_name != "lpips"}
     against = worse(w, scores[w.lpips_name], {name: "10M" for name in rungs if name != "10M"})
@@ -818,9 +827,11 @@ def ablation(w, started):
     against = worse(w, base, {name: "from scratch" if name == "from --init" else kinds[0] for name in arms if name != kinds[0]})
     table = {name: row_of(w, a, trained[name], {key: t[name] for key, t in scores.items()}, against.get(name)) for name, a in arms.items()}
     groups = {group: names for group, names in groups.items() if len(names) > 1}
-    first = {"bridge": kinds[0], "point": w.point, "size": f"{w.index['size']} px", "samples": f"{len(train_items)} items"}  # what the first arm is called in each
+    # what the first arm is called in each
+    first = {"bridge": kinds[0], "point": w.point, "size": f"{w.index['size']} px", "samples": f"{len(train_items)} items"}
     called = {group: {name: first.get(group, name) if name == kinds[0] else name for name in names} for group, names in groups.items()}
-    best = {group: called[group][min(names, key=lambda name: sum(table[name]["val_loss"]))] for group, names in groups.items()}  # chosen on val
+    # chosen on val
+    best = {group: called[group][min(names, key=lambda name: sum(table[name]["val_loss"]))] for group, names in groups.items()}
     result = facts(w) | {"bridge": kinds[0], **{f"best_{group}": name for group, name in best.items()},
                          **{f"{w.lpips_name}_{k}": base[k].mean() for k in ("vae", "mean_image")}, "groups": groups, "arms": table}
     result = conclude(w, result, started, {"vae": rows["vae"], **{k: rows[k] for k in arms}}, (arms[kinds[0]], trained[kinds[0]][0][0]))
@@ -881,7 +892,8 @@ def hybrid(w, started):
     rows = {name: decoded(w, trained[name], a) for name, a in arms.items()} | controls(w)
     scores = scored(w, rows, {w.lpips_name: w.lpips, "ssim": ssim})
     scores["recon_spatial_iou"], runs = looked_at(w, rows)
-    rivals = [name for name in arms if name not in ("fused", "oracle", "model", "model_twice")]  # what has not seen this item's tokens of the trained model
+    # what has not seen this item's tokens of the trained model
+    rivals = [name for name in arms if name not in ("fused", "oracle", "model", "model_twice")]
     criteria = {}
     for key, table in scores.items():
         criteria[key] = criterion(table["fused"], {k: table[k] for k in (*rivals, "mean_image")}, w.sources, ceiling=table["vae"].mean().item(), better=better(key), seed=w.seed, layer=w.point,
@@ -889,7 +901,8 @@ def hybrid(w, started):
     maps = detections(w, trained, arms, [name for name in ("fused", "zero", "noise", "twice", "shuffled") if name in arms])
     criteria["fused_map50"] = ap_criterion(maps["fused"], {k: m for k, m in maps.items() if k != "fused"}, w.sources, layer=w.point, options_searched=len(maps) - 1)
     errors = scores[w.lpips_name]
-    alone = min(("model", "model_twice"), key=lambda k: errors[k].mean())  # the better of a bridge at every place and of one with attention, which the fused tokens have too
+    # the better of a bridge at every place and of one with attention, which the fused tokens have too
+    alone = min(("model", "model_twice"), key=lambda k: errors[k].mean())
     adds, repairs = criteria[w.lpips_name], paired_test(errors[alone], errors["fused"], w.sources, seed=w.seed)
     answer = {"model_adds": says(adds, adds["ceiling"] - adds["floor"]), "spatial_adds": says(repairs, errors["vae"].mean() - errors[alone].mean())}
     table = {name: row_of(w, a, trained[name], {key: t[name] for key, t in scores.items()}) | {"recon_map50": runs[name]["ap"].mean()} for name, a in arms.items()}
@@ -962,7 +975,8 @@ def film_world(args):
     check_writable(w.out)
     w.device, w.dtype, w.why = choose_device()
     print(f"device {w.device.type} ({w.why})")
-    w.dtype = torch.float32 if w.dtype == torch.float16 and w.how["loss"] == "flow" else w.dtype  # in fp16 the gradient through the transformer is lost
+    # in fp16 the gradient through the transformer is lost
+    w.dtype = torch.float32 if w.dtype == torch.float16 and w.how["loss"] == "flow" else w.dtype
     w.entry, w.pipeline = entry, load_video_pipeline(entry, w.device, w.dtype)[0]
     for part in (w.pipeline.transformer, w.pipeline.text_encoder, w.pipeline.vae):
         part.requires_grad_(False)
@@ -1013,12 +1027,14 @@ def video(args, started):
     clean, prompts = encode_films(w.pipeline.vae, w.films, 8), [caption(i) for i in w.items]
     length = int(w.pipeline.tokenizer(prompts, padding=True, return_tensors="pt").attention_mask.sum(1).max())
     w.y, said = spoken(w, prompts, length)
-    again = torch.arange(length) % said.sum(1, keepdim=True).long()  # behind its end a prompt begins anew: what stands there has no mask to hide it
+    # behind its end a prompt begins anew: what stands there has no mask to hide it
+    again = torch.arange(length) % said.sum(1, keepdim=True).long()
     w.y = w.y.gather(1, again[:, :, None].expand_as(w.y))
     grid = tuple(w.y.shape[1:2])
     a = {"bridge": kind, "shape": ([tuple(x.shape[1:3])], [x.shape[3]], grid, w.y.shape[2]), "free": {"width": args.width} if args.width else {}, "train": w.split["train"],
          "moments": [moments], "inputs": lambda items: [x[items].to(w.device)]}
-    # Standardised targets: an embedding's channels differ in spread by orders of magnitude, and the small ones tell words apart as well as the large.
+    # Standardised targets: an embedding's channels differ in spread by orders of magnitude, and the small
+    # ones tell words apart as well as the large.
     mean, std = moments_of(w.y, w.split["train"])
 
     def outputs(module, items):
@@ -1043,7 +1059,8 @@ def video(args, started):
     if ranks()[0]:
         return {}
     with torch.inference_mode():
-        made = torch.stack([torch.cat([outputs(m, p).float().cpu() for p in torch.arange(len(x)).split(64)]) for m, _ in trained])  # [S, n, L, C]
+        # [S, n, L, C]
+        made = torch.stack([torch.cat([outputs(m, p).float().cpu() for p in torch.arange(len(x)).split(64)]) for m, _ in trained])
     test, sources = w.split["test"], [w.items[i]["source"] for i in w.split["test"]]
     result = {"stage": "adapt", "mode": "video", "model": w.index["model"], "decoder": w.entry["name"], "weights": w.index["weights"], "decoder_weights": w.entry["weights"],
               "data": w.index["data"], "data_name": w.data["name"], "layer": w.point, "bridge": kind, "loss": w.how["loss"], "parameters": parameters(trained[0][0]),
@@ -1102,7 +1119,8 @@ def apply(args, started):
 
 # ---------------------------------------------------------------- words: a language model that reads a video model's embeddings
 
-LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # what every Llama and Qwen calls them
+# what every Llama and Qwen calls them
+LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NAMED = 500  # questions about lists, by which forgetting is measured
 
 
@@ -1201,7 +1219,8 @@ def words(w, started):
 
     untouched, tokens = lists_named(), model.get_input_embeddings()
     w.how |= {"language": w.entry["name"], "of": digest(w.tracks["embedding"], tokens.weight[:64].detach().cpu())}
-    model.name_or_path = MODELS.get(w.entry["name"], w.entry)["path"]  # of a folder of ours no path of this machine
+    # of a folder of ours no path of this machine
+    model.name_or_path = MODELS.get(w.entry["name"], w.entry)["path"]
     model = get_peft_model(model.requires_grad_(False), LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=2 * args.rank, target_modules=LORA))
     prompts, embeddings = [word_prompt(tokenizer, question) for _, question, *_ in w.turns], w.tracks["embedding"].to(w.device)
 
@@ -1231,7 +1250,8 @@ def words(w, started):
         return {}
     scores, kept, sources = torch.tensor(scores), torch.stack(kept), [w.items[w.turns[i][4]]["source"] for i in val]
     table = by_kind(w.turns, val, w.split["train"].tolist(), scores, sources, w.seed)
-    asked = [j for j, i in enumerate(val) if w.turns[i][0] != "describe"]  # a description is right only if every word of it is
+    # a description is right only if every word of it is
+    asked = [j for j, i in enumerate(val) if w.turns[i][0] != "describe"]
     floor = torch.tensor([float(right(table[w.turns[val[j]][0]]["commonest"], w.turns[val[j]][2])) for j in asked])
     criteria = {"accuracy": criterion(scores[:, asked], {"commonest": floor}, [sources[j] for j in asked], seed=w.seed)}
     forgotten = paired_test(untouched, kept, range(NAMED), seed=w.seed)
@@ -1258,16 +1278,23 @@ def words(w, started):
 
 # ---------------------------------------------------------------- tune: a vision-language model on one's own pictures and clips
 
-TUNABLE = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"  # those whose processor brings a chat template
+# those whose processor brings a chat template
+TUNABLE = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"
 PLACE = re.compile(r"<(image|video)>")
-SHOWN = 300  # lessons of test, and of --keep, that are scored at most, drawn once; of val, after every epoch, half as many
-# What a card asks for, where the command line does not say: a T4 computes in fp16 (choose_device), for it has no bf16 units, and its attention is sdpa's, for flash needs a newer one.
+# lessons of test, and of --keep, that are scored at most, drawn once; of val, after every epoch, half as many
+SHOWN = 300
+# What a card asks for, where the command line does not say: a T4 computes in fp16 (choose_device), for it has
+# no bf16 units, and its attention is sdpa's, for flash needs a newer one.
 PRESETS = {"t4": {"method": "qlora", "batch": 8, "accumulate": 8, "checkpoint": True, "adam8bit": True, "max_pixels": 448 * 448, "max_tokens": 1024},
            "a100": {"method": "lora", "batch": 16, "accumulate": 4, "checkpoint": True, "max_pixels": 1024 * 1024, "max_tokens": 4096}}
-RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}  # of learning (Dettmers et al. 2023, table 9, for the first two)
+# of learning (Dettmers et al. 2023, table 9, for the first two)
+RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
 BOX = re.compile(r'("bbox_2d"\s*:\s*\[)([^\[\]]*)(\])')
-SCALES = {"qwen2_5_vl": None, **dict.fromkeys(("llava", "llava_next", "llava_onevision"), (1, 1))}  # what a box is said in: pixels of the frame, fractions of it, or else thousandths
-Lesson = namedtuple("Lesson", "item first last tokens scored")  # turns first ... last - 1 of an item, asked in one conversation; its tokens, and how many of them are answers'
+# what a box is said in: pixels of the frame, fractions of it, or else thousandths
+SCALES = {"qwen2_5_vl": None, **dict.fromkeys(("llava", "llava_next", "llava_onevision"), (1, 1))}
+# turns first ... last - 1 of an item, asked in one conversation; its tokens, and how many of them are
+# answers'
+Lesson = namedtuple("Lesson", "item first last tokens scored")
 
 
 def rescaled(text, before, after):
@@ -1349,7 +1376,8 @@ class Reading:
         from PIL import Image
         own = ([(len(item["frames"]), *reversed(item["frames"].shape[1:3]))] if "frames" in item else
                [(1, *Image.open(io.BytesIO(x.numpy().tobytes())).size) for x in encoded_of(item)])
-        return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in own), [(item.get("width", w), item.get("height", h)) if "frames" in item else (w, h) for _, w, h in own]  # a clip is squashed
+        # a clip is squashed
+        return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in own), [(item.get("width", w), item.get("height", h)) if "frames" in item else (w, h) for _, w, h in own]
 
     def said(self, item, first, last):
         """(messages of these turns, boxes as the model says them; the number of media that each brings; sizes of all media)."""
@@ -1439,7 +1467,8 @@ class Taught(torch.nn.Module):
     def __init__(self, model, vlm, precision):
         super().__init__()
         self.model, self.precision = model, precision  # (device type, dtype or None)
-        self.inner, self.head = (lambda: vlm.model), (lambda: vlm.lm_head)  # hidden, so that they are not registered twice
+        # hidden, so that they are not registered twice
+        self.inner, self.head = (lambda: vlm.model), (lambda: vlm.lm_head)
 
     def forward(self, inputs, labels):
         """(cross-entropy, is the likeliest token the answer's) [m] of the m labels that are not -100, in their order."""
@@ -1469,7 +1498,8 @@ class School:
 
     def __init__(self, folder, reading, most=None, room=2e9):
         self.items, self.reading, self.room, self.kept, self.folder = Items(folder), reading, room, {}, folder
-        self.lessons, self.dropped, self.seen, self.clips = [], {"lessons": 0, "turns": 0}, 0, set()  # seen: tokens of one item's pictures, at most; clips: (width, height) of all
+        # seen: tokens of one item's pictures, at most; clips: (width, height) of all
+        self.lessons, self.dropped, self.seen, self.clips = [], {"lessons": 0, "turns": 0}, 0, set()
         for k, item in enumerate(tqdm(self.items, desc=f"lessons of {folder}", unit="item", disable=len(self.items) < 2000)):
             if not item.get("turns"):
                 refuse(f"{folder}: {item['id']!r} has no turns (questions and answers) to learn; use a set that has them")
@@ -1545,7 +1575,8 @@ def commonest_exact(school, train, numbers):
     return torch.tensor([np.mean([usual.get(q, of_all) == a for q, a in school.answers(int(k))]) for k in numbers])
 
 
-TOWER = "model.visual.", "model.vision_tower.", "model.multi_modal_projector."  # what sees, and what joins it to the language model, in all families
+# what sees, and what joins it to the language model, in all families
+TOWER = "model.visual.", "model.vision_tower.", "model.multi_modal_projector."
 WHOLE = ["lm_head", *(name.rstrip(".") for name in TOWER)]  # not in 4 bits
 
 
@@ -1679,7 +1710,8 @@ def tune(w, started):
 
     def loss_of(net, pick, g, part, warm):
         inputs, labels, _ = school.batch(pick[part].tolist(), w.device)
-        return net(inputs, labels)[0].sum() / school.scored[pick].sum() * (part.step or 1)  # of all the batch's tokens, however it is cut up
+        # of all the batch's tokens, however it is cut up
+        return net(inputs, labels)[0].sum() / school.scored[pick].sum() * (part.step or 1)
 
     train_part = w.split["train"]
     split = {"train": train_part, "val": drawn(w.split["val"], SHOWN // 2, w.seed)}
@@ -1712,7 +1744,8 @@ def tune(w, started):
                "seconds_per_step": record["seconds_per_step"], "planned_gb": sum(w.plan.values()), "criteria": criteria, "plan": w.plan,
                "losses": record["losses"][::max(len(record["losses"]) // 100, 1)]}
     if peft and w.how["vision"] != "full":
-        peft.peft_config["default"].base_model_name_or_path = MODELS.get(w.entry["name"], w.entry)["path"]  # of a folder of ours no path of this machine
+        # of a folder of ours no path of this machine
+        peft.peft_config["default"].base_model_name_or_path = MODELS.get(w.entry["name"], w.entry)["path"]
         write_adapter_folder(w.out / "adapter", peft, w.entry)
         result["out"] = str(w.out / "adapter")
     if args.merge or not peft or w.how["vision"] == "full":
@@ -1733,7 +1766,8 @@ def tune(w, started):
 CARDS = {"t4": 15e9, "a100_40": 40e9, "a100_80": 80e9}  # bytes; a T4's 16 GB leave 15
 SHOTS = (1, 8, 16)  # frames: a picture, clips
 WORDS = 256, 64  # tokens of a question and of an answer in the plan's lessons
-TILES = {"llava_next": (3, 3), "llava_onevision": (2, 2)}  # a square picture of the tower's size once whole and in (two, one) tiles
+# a square picture of the tower's size once whole and in (two, one) tiles
+TILES = {"llava_next": (3, 3), "llava_onevision": (2, 2)}
 
 
 def config_of(entry):
@@ -1745,7 +1779,8 @@ def config_of(entry):
         try:
             cached = try_to_load_from_cache(path, "config.json", revision=entry.get("revision"))
             if not isinstance(cached, str):
-                get_hf_file_metadata(hf_hub_url(path, "config.json", revision=entry.get("revision")), timeout=10)  # once: transformers would ask six times
+                # once: transformers would ask six times
+                get_hf_file_metadata(hf_hub_url(path, "config.json", revision=entry.get("revision")), timeout=10)
         except Exception:  # no network, no access, no such repository
             return None
         path = Path(cached).parent if isinstance(cached, str) else path
@@ -1795,7 +1830,8 @@ def memory(shape, method, tokens, scored, patches=0, rank=16, vision="frozen", c
         "layer": layer,
         "vision": patches * 6 * t["patch"]**2 * 4 + (glance / 2 if vision == "frozen" else glance + (t["layers"] * patches * t["d"] * half if checkpoint else (t["layers"] - 1) * glance * 3 / 4)),
         "logits": scored * shape["vocab"] * 12,
-        "weight": half * d * inter if method == "qlora" else half * (shape["linear"] / (shape["layers"] if checkpoint else 1)) if own > half else 0,  # dequantised, or rounded by autocast
+        # dequantised, or rounded by autocast
+        "weight": half * d * inter if method == "qlora" else half * (shape["linear"] / (shape["layers"] if checkpoint else 1)) if own > half else 0,
         "context": context}
     return parts | ({"attention": 3 * 4 * eager * (1 if checkpoint else shape["layers"])} if eager else {})
 

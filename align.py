@@ -59,8 +59,10 @@ MEASURES = ("cka", "linear_r2", "spearman", "recall10")  # of gate 1
 PAIRED = ("cka", "spearman", "recall10")  # cosines of two matrices
 K, RECALLS = 10, (1, 5, 10, 20)  # neighbours
 SUBSET, EXACT = 5000, 2500  # items that are compared at most; items whose matrices are held whole
-REDUCED, POOLED_PARTS = 4, 32  # principal components of the target that R2's permutations, and R2 of means over space, are about
-EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.258}  # of an earlier study of Qwen2.5-VL-7B, biased or in-sample as far as is known
+# principal components of the target that R2's permutations, and R2 of means over space, are about
+REDUCED, POOLED_PARTS = 4, 32
+# of an earlier study of Qwen2.5-VL-7B, biased or in-sample as far as is known
+EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.258}
 
 
 # ---------------------------------------------------------------- one space: a matrix of items x items a measure
@@ -113,7 +115,8 @@ def u_centred(space):
 
 def nearest(space, rows, k=K):
     """The k items nearest to each of `rows`, which are of other sources; [b, k] in no order."""
-    d, owner = torch.add(space["square"], gram_rows(space, rows), alpha=-2), space["owner"]  # less the row's own square: its order is the same
+    # less the row's own square: its order is the same
+    d, owner = torch.add(space["square"], gram_rows(space, rows), alpha=-2), space["owner"]
     if owner is None:
         owner = torch.arange(space["n"])
         d[torch.arange(len(rows)), rows] = math.inf
@@ -129,7 +132,8 @@ def neighbours(space, rows, k=K):
 
 def in_common(a, b, k=K, block=128):
     """Share of their k nearest neighbours that L spaces a and M spaces b of the same n items have in common, [L, M]: each one's are looked up among the other's."""
-    mine, theirs = (torch.stack([torch.cat([nearest(s, rows, k) for rows in torch.arange(s["n"]).split(block)]) for s in side], 1) for side in (a, b))  # [n, L, k], [n, M, k]
+    # [n, L, k], [n, M, k]
+    mine, theirs = (torch.stack([torch.cat([nearest(s, rows, k) for rows in torch.arange(s["n"]).split(block)]) for s in side], 1) for side in (a, b))
     n, found = len(mine), torch.zeros(mine.shape[1], theirs.shape[1], dtype=torch.float64)
     for rows in torch.arange(n).split(block):
         asked = theirs[rows].flatten(1)
@@ -155,7 +159,8 @@ def sorted_ranks(space):
     """Ranks of the distances of the pairs i < j about their mean, [n (n - 1) / 2] in the order of `above`; equal ones share their mean rank."""
     n = space["n"]
     values = distances(space).flatten()[above(n)].float()
-    values, order = values.view(torch.int32).sort()  # the bits of positive floats are in their order, and integers are sorted by their digits
+    # the bits of positive floats are in their order, and integers are sorted by their digits
+    values, order = values.view(torch.int32).sort()
     ranks = torch.arange(len(values), dtype=torch.float32) - (len(values) - 1) / 2
     if (values[1:] == values[:-1]).any():
         _, inverse, counts = values.unique_consecutive(return_inverse=True, return_counts=True)
@@ -190,9 +195,11 @@ def pairs(a, b, measure, k=K, block=128):
     def values():
         if measure == "spearman":
             ranks = [torch.stack([sorted_ranks(s) for s in side]) for side in (a, b)]
-            yield from zip(*(side.split(2**18, 1) for side in ranks), strict=True)  # a longer sum of squared ranks would lose digits in fp32
+            # a longer sum of squared ranks would lose digits in fp32
+            yield from zip(*(side.split(2**18, 1) for side in ranks), strict=True)
             return
-        room = [torch.empty(len(side) * min(block, n) * n) for side in (a, b)]  # taken once: the system's giving and taking back of memory would cost as much as the products
+        # taken once: the system's giving and taking back of memory would cost as much as the products
+        room = [torch.empty(len(side) * min(block, n) * n) for side in (a, b)]
         for rows in torch.arange(n).split(block):
             first = int(rows[0])
             parts = [to[: len(side) * len(rows) * (n - first)].view(len(side), len(rows), -1) for to, side in zip(room, (a, b), strict=True)]
@@ -206,7 +213,8 @@ def pairs(a, b, measure, k=K, block=128):
         cross += (both[0] @ both[1].T).double()
         for square, x in zip(squares, both, strict=True):
             square += x.norm(dim=1).double().square()
-    if measure == "cka":  # from products of Gram matrices without their diagonals to unbiased HSIC (Song et al. 2012, equation 5)
+    # from products of Gram matrices without their diagonals to unbiased HSIC (Song et al. 2012, equation 5)
+    if measure == "cka":
         left, right = (torch.stack([s["sums"] - s["square"] for s in side]).double() for side in (a, b))
 
         def hsic(upper, s, t):
@@ -245,7 +253,8 @@ def permuted(a, b, symmetric, blocks, n_perm, seed):
         return permuted(b, a, symmetric, blocks, n_perm, seed).mT
     n, g = a.shape[1], torch.Generator().manual_seed(seed)
     at = torch.triu_indices(n, n, 1) if symmetric else torch.cartesian_prod(torch.arange(n), torch.arange(n)).T
-    fixed, moved = a[:, at[0], at[1]] * (2 if symmetric else 1), b.permute(1, 2, 0).reshape(n * n, -1)  # a pair's values lie side by side
+    # a pair's values lie side by side
+    fixed, moved = a[:, at[0], at[1]] * (2 if symmetric else 1), b.permute(1, 2, 0).reshape(n * n, -1)
     out = []
     for _ in range(n_perm):
         order = shuffle(blocks, g)
@@ -255,7 +264,8 @@ def permuted(a, b, symmetric, blocks, n_perm, seed):
 
 def p_values(observed, null):
     """(p [...], p_max [...]) of observed [...] against null [P, ...]: one by one, and against the largest of all at every permutation (Westfall & Young 1993)."""
-    over = [~(x < observed - 1e-6) for x in (null, null.reshape(len(null), -1).amax(1).view(-1, *[1] * observed.ndim))]  # equal but for rounding counts against, and so does nan
+    # equal but for rounding counts against, and so does nan
+    over = [~(x < observed - 1e-6) for x in (null, null.reshape(len(null), -1).amax(1).view(-1, *[1] * observed.ndim))]
     return [(1 + x.sum(0)) / (1 + len(null)) for x in over]
 
 
@@ -616,7 +626,8 @@ def main(argv=None):
     if args.target_point:
         known(args.target_point, target["points"], f"point in {args.target}")
 
-    for reader, names, where in ((read_target, targets, args.target), (read, points, args.features)):  # before the bar and the work
+    # before the bar and the work
+    for reader, names, where in ((read_target, targets, args.target), (read, points, args.features)):
         for point in names:
             if reader(point).flatten(1).std(0).max() == 0:
                 refuse(f"{point} in {where} is the same for every item; its network or its data is broken, extract again")
@@ -636,7 +647,8 @@ def main(argv=None):
     criteria = {m: record(having[m], random, pixels, m, len(having[m])) for m in MEASURES if having[m]}
     chosen = recommendation(fits, items, split, args.seed) if fits else {"recommended": None}
     layer = chosen["recommended"] or criteria["cka"]["layer"]
-    x, single = read(layer)[keep], torch.tensor(sorted({i["source"]: k for k, i in enumerate(items)}.values()))  # one item a source: twins are too near to each other
+    # one item a source: twins are too near to each other
+    x, single = read(layer)[keep], torch.tensor(sorted({i["source"]: k for k, i in enumerate(items)}.values()))
     result = {"stage": "align", "model": index["model"], "target": target["model"], "target_point": point, "weights": index["weights"], "target_weights": target["weights"],
               "data": index["data"], "data_name": data["name"], "items": total} | ({"subset": SUBSET} if total > SUBSET else {})
     result |= {"chance_recall10": criteria["recall10"]["floors"]["chance"], **chosen}

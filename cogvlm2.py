@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
-PLACEHOLDER = 128002  # the id that stands in `input_ids` where an image row will be; its embedding is never used
+# the id that stands in `input_ids` where an image row will be; its embedding is never used
+PLACEHOLDER = 128002
 
 
 # ---------------------------------------------------------------- the tower
@@ -44,7 +45,8 @@ class VisionAttention(nn.Module):
         self.query_key_value, self.dense = nn.Linear(c.hidden_size, 3 * c.hidden_size), nn.Linear(c.hidden_size, c.hidden_size)
 
     def forward(self, x):
-        q, k, v = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # each [n, heads, K, d]
+        # each [n, heads, K, d]
+        q, k, v = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.dense(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -112,7 +114,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         y = x.float()
-        return (self.weight * y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)  # multiplied in fp32, then cast
+        # multiplied in fp32, then cast
+        return (self.weight * y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 class Rotary(nn.Module):

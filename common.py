@@ -137,8 +137,10 @@ def save_yaml(path, result):
     """One small file made for grep: scalars first, one a line, then tables. Checked by loading it back."""
     result = plain(result)
     text = "".join(yaml.safe_dump({k: v}, sort_keys=False, default_flow_style=None if isinstance(v, (dict, list)) else False, width=160, allow_unicode=True)
-                   for k, v in result.items())  # key by key: every headline on a line of its own, rows of a table on one line each
-    assert repr(yaml.safe_load(text)) == repr(result), f"{path} does not survive YAML"  # repr: nan is not equal to itself
+                   # key by key: every headline on a line of its own, rows of a table on one line each
+                   for k, v in result.items())
+    # repr: nan is not equal to itself
+    assert repr(yaml.safe_load(text)) == repr(result), f"{path} does not survive YAML"
     _atomically(path, lambda f: f.write(text.encode()))
 
 
@@ -349,7 +351,9 @@ def spoken_of(turns, count):
 
 CHOICES = "motion", "uniform", "random", "scene"
 GREY = 64  # px of the longer side at which motion is looked for
-STILL = 1e-4  # grey level (white is 1) that is added to every frame's motion, so that the choice is uniform where nothing moves
+# grey level (white is 1) that is added to every frame's motion, so that the choice is uniform where nothing
+# moves
+STILL = 1e-4
 CUT = 0.5  # correlation of adjacent frames' luma histograms below which a new shot begins
 CANDIDATES = 2048  # of a longer clip only so many frames, evenly spread, are considered
 
@@ -391,7 +395,8 @@ def moved(before, after):
             weights = 1 / (1 + np.square(r / (3 * np.median(np.abs(r)) + 1e-4)))
         fit = (x @ found).reshape(a.shape)
         r = difference - fit
-        r = np.minimum(np.abs(b - np.clip(b - r, 0, 1)), np.abs(np.clip(a + r, 0, 1) - a))  # behind over-exposure there may be anything
+        # behind over-exposure there may be anything
+        r = np.minimum(np.abs(b - np.clip(b - r, 0, 1)), np.abs(np.clip(a + r, 0, 1) - a))
         return r, 0.1 * np.abs(fit)  # nor is anything corrected better than to a tenth
 
     if min(before.shape) < 8:
@@ -399,7 +404,8 @@ def moved(before, after):
     d = after - before
     if not d.any():
         return 0.0
-    noise = np.median(np.abs(d[1:, 1:] - d[1:, :-1] - d[:-1, 1:] + d[:-1, :-1])) / 2 / 0.6745 / (2 * np.sqrt(np.pi))  # of the difference, after a Gaussian of 1 px
+    # of the difference, after a Gaussian of 1 px
+    noise = np.median(np.abs(d[1:, 1:] - d[1:, :-1] - d[:-1, 1:] + d[:-1, :-1])) / 2 / 0.6745 / (2 * np.sqrt(np.pi))
     a, b = (gaussian_filter(x.astype(float), 1) for x in (before, after))
     rest, slack = unexplained(a, b)
     floor = max(0.6745 * noise, 1e-3)  # the median of noise; less than a quarter of a grey level is nothing
@@ -441,7 +447,8 @@ def placed(steps, k, must=(), largest_gap=None):
     """
     number = np.unique([*np.linspace(0, len(steps) - 1, min(len(steps), max(CANDIDATES, k))).round().astype(int), *must])
     at = np.cumsum([0, *steps[1:]])[number]
-    cost, gap, last = np.square((at - at[:, None]) / at[-1]), number - number[:, None], number[-1]  # [from, to]
+    # [from, to]
+    cost, gap, last = np.square((at - at[:, None]) / at[-1]), number - number[:, None], number[-1]
     cost[(gap <= 0) | (gap > (largest_gap or last))] = np.inf
     for m in must:
         cost[np.ix_(number < m, number > m)] = np.inf
@@ -497,7 +504,8 @@ def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None
         refuse(f"{k} of {length} frames" + (f", {boundary} among them," if boundary is not None else "") + (f" leave gaps of more than {largest_gap}" if largest_gap else " are too few")
                + "; choose more" + (", or raise the largest gap" if largest_gap else ""))
     unequal = [np.square(np.diff(np.cumsum(steps)[at])).sum() for at in (chosen, even)]
-    return even if unequal[1] < 1.1 * unequal[0] else chosen  # motion is measured no more exactly than that, and models were trained on even frames
+    # motion is measured no more exactly than that, and models were trained on even frames
+    return even if unequal[1] < 1.1 * unequal[0] else chosen
 
 
 @contextlib.contextmanager
@@ -552,10 +560,12 @@ def frames_at(path, numbers, size=None):
 
 # ---------------------------------------------------------------- models by name
 
-# kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json) | language (of words alone, without sizes) | tracker (explain.py --mode tracks has it).
+# kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json) | language (of
+# words alone, without sizes) | tracker (explain.py --mode tracks has it).
 # size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video;
 # frames, steps, guidance, fps: of a film.
-# read: the tower's hidden state that the projector reads, where it is not the last. What a published checkpoint is stands in FACTS.
+# read: the tower's hidden state that the projector reads, where it is not the last. What a published
+# checkpoint is stands in FACTS.
 TINY = "results/tiny/checkpoints"
 MODELS = {
     "tiny": {"kind": "vlm", "type": "qwen2_5_vl", "path": f"{TINY}/vlm", "size": 96, "clip": 64, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
@@ -603,9 +613,12 @@ MODELS = {
     "ltx": {"kind": "vae", "path": "Lightricks/LTX-Video", "subfolder": "vae", "size": 224, "clip": 224},
     "ltx-video": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": "Lightricks/LTX-Video", "size": 512, "clip": 512, "frames": 17, "steps": 40, "guidance": 3.0, "vae": "ltx"},
 }
-# name: (model type, licence, billions of parameters: all, the head (0: shared with the embedding), outside the layer stacks (without the head), the largest layer;
-# tower: (layers, patch in pixels, width), with layers (a, b, ...) of stages, each of which halves the side of the grid and doubles the width of the one before;
-# language model: (layers, merge, width), merge x merge patches to one token, or (1, K): K tokens without a grid; of a language model alone
+# name: (model type, licence, billions of parameters: all, the head (0: shared with the embedding), outside
+# the layer stacks (without the head), the largest layer;
+# tower: (layers, patch in pixels, width), with layers (a, b, ...) of stages, each of which halves the side of
+# the grid and doubles the width of the one before;
+# language model: (layers, merge, width), merge x merge patches to one token, or (1, K): K tokens without a
+# grid; of a language model alone
 # no tower and (layers, width)). tests/test_registry.py builds each at full size.
 FACTS = {
     "qwen2.5-vl-3b": ("qwen2_5_vl", "Qwen research", 3.755, 0, 0.3494, 0.0771, (32, 14, 1280), (36, 2, 2048)),
@@ -644,7 +657,8 @@ FACTS = {
 }
 for _name, _row in FACTS.items():
     MODELS[_name] |= dict(zip(("type", "licence", "params", "head", "outside", "layer", "vision", "language"), _row, strict=True))
-# Names that people write for what does not exist or is something else (in lower case, with or without the owner): what it is, and what to use.
+# Names that people write for what does not exist or is something else (in lower case, with or without the
+# owner): what it is, and what to use.
 MISNOMERS = {
     **dict.fromkeys(("qwen2.5-vl-2b", "qwen2.5-vl-2b-instruct"),
                     "does not exist: Qwen2.5-VL comes in 3B, 7B, 32B and 72B, and 2B exists for Qwen2-VL and Qwen3-VL; use qwen2-vl-2b or qwen2.5-vl-3b"),
@@ -683,7 +697,8 @@ KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl
                 "tracker": "tracker", "AutoencoderKLLTXVideo": "vae", "LTXImageToVideoPipeline": "video"}
 
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
-CONFIGS = "config.json", "model_index.json"  # what says which class a folder holds: of one model, of a pipeline
+# what says which class a folder holds: of one model, of a pipeline
+CONFIGS = "config.json", "model_index.json"
 
 
 def registry_name(name):
@@ -724,7 +739,8 @@ def find_model(name):
         kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
         entry = {"kind": kind, "type": kind_of, "path": name}
         vision = found.get("vision_config") or found
-        side = vision.get("crop_size") or vision.get("image_size") or 768  # Florence-2 and Grounding DINO state none, for they take others too
+        # Florence-2 and Grounding DINO state none, for they take others too
+        side = vision.get("crop_size") or vision.get("image_size") or 768
         if not kind_of.startswith(("qwen", "dino", "Auto", "LTX")):  # positions for one size
             size = side if isinstance(side, int) else side[0]
         else:
@@ -772,7 +788,8 @@ def choose_device():
     """(device, dtype, why): bf16 on capability >= 8.0, fp16 on older cards, fp32 on a CPU (fp16 is ~250 times slower there)."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), torch.float32, "no GPU: fp32 on the CPU"
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # every rank of torchrun has a GPU of its own
+    # every rank of torchrun has a GPU of its own
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     major, minor = torch.cuda.get_device_capability()
     name = torch.cuda.get_device_name()
@@ -796,7 +813,8 @@ def memory_left(device, most):
     """Bytes that weights and activations may still take: what is free, but where `most` is given no more than that less what this process already holds."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total) if most else 1.0, device)  # of torch's own; the driver's context comes on top
+        # of torch's own; the driver's context comes on top
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total) if most else 1.0, device)
         return min(free, most - torch.cuda.memory_reserved(device)) if most else free
     import psutil
     free = psutil.virtual_memory().available
@@ -853,7 +871,9 @@ def attempt(build, entry):
     where = entry["path"]
     try:
         found = build()
-    except Exception as e:  # OSError, ValueError, safetensors' own error, ...: whatever a library says of a broken or absent checkpoint
+    except Exception as e:
+        # OSError, ValueError, safetensors' own error, ...: whatever a library says of a broken or absent
+        # checkpoint
         refuse(f"cannot load {where}: {_trouble(e, entry)}")
     if isinstance(found, tuple):
         model, info = found
@@ -882,8 +902,10 @@ def _reach(entry):
     return entry
 
 
-# model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO has no heads of interest, but AutoModel
-# would miss a layer norm that Swin's backbone never uses, and that files of older versions of transformers do not hold.
+# model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO has
+# no heads of interest, but AutoModel
+# would miss a layer norm that Swin's backbone never uses, and that files of older versions of transformers do
+# not hold.
 DETECTOR = "AutoModelForZeroShotObjectDetection"
 ENCODER_CLASSES = {"owlvit": (DETECTOR, "AutoImageProcessor"), "owlv2": (DETECTOR, "AutoImageProcessor"), "grounding-dino": (DETECTOR, "AutoProcessor"),
                    "vjepa2": ("AutoModel", "AutoVideoProcessor")}
@@ -966,7 +988,8 @@ def flatten_stills(model):
     return model
 
 
-DECODE_STEP = 0.05  # the time step that LTX-Video's own pipelines decode at, for autoencoders that are conditioned on one
+# the time step that LTX-Video's own pipelines decode at, for autoencoders that are conditioned on one
+DECODE_STEP = 0.05
 
 
 def from_latents(vae, z):
@@ -1007,7 +1030,8 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
     where, more = Path(entry["path"]), {"revision": entry["revision"]} if entry.get("revision") else {}
     stored = attempt(lambda: diffusers.LTXImageToVideoPipeline.load_config(entry["path"], **more), entry)
     parts = {}
-    for part, library in (("transformer", diffusers), ("text_encoder", transformers)):  # one by one, for the pipeline would draw weights that are missing without a word
+    # one by one, for the pipeline would draw weights that are missing without a word
+    for part, library in (("transformer", diffusers), ("text_encoder", transformers)):
         name = (stored.get(part) or [None, None])[1]
         if name:
             load = functools.partial(getattr(library, name).from_pretrained, entry["path"], subfolder=part, output_loading_info=True, **more)
@@ -1048,8 +1072,10 @@ def check_shape(frames, size, shape, name):
 
 # ---------------------------------------------------------------- weights, one by one
 #
-# A layout is a function (entry, dtype) -> (build, processor, names): build() makes the network with weights of its own, and
-# names(model) -> (own, parts) says what a tensor of the checkpoint becomes: own(name) the model's names of it, parts(name, tensor) its parts.
+# A layout is a function (entry, dtype) -> (build, processor, names): build() makes the network with weights
+# of its own, and
+# names(model) -> (own, parts) says what a tensor of the checkpoint becomes: own(name) the model's names of
+# it, parts(name, tensor) its parts.
 
 def skeleton(entry, dtype, device="cpu", random_seed=None):
     """(model, processor, weights): a network whose parameters hold nothing yet (meta device) and whose buffers are real; `weights` brings what is asked
@@ -1347,7 +1373,8 @@ LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "language": load_language, 
 
 # ---------------------------------------------------------------- what is put to a vision-language model
 
-# Frames a second of a clip that states none: the rate at which Qwen2.5-VL samples videos. The library's default is 24, at which all time steps would share one position.
+# Frames a second of a clip that states none: the rate at which Qwen2.5-VL samples videos. The library's
+# default is 24, at which all time steps would share one position.
 RATE = 2.0
 
 
@@ -1365,7 +1392,8 @@ def qwen_inputs(processor, frames, words, at=None, album=False):
     count, x = len(frames[0]), [[f.permute(2, 0, 1) for f in film] for film in frames]
     still = album or count == 1
     text = chat(processor, words, "image", count) if still else chat(processor, words, "video")
-    size = {"size": {"shortest_edge": 1, "longest_edge": count * max(f[0].numel() for film in x for f in film)}}  # no resizing: frames have the right size already; Qwen3-VL counts all of a clip
+    # no resizing: frames have the right size already; Qwen3-VL counts all of a clip
+    size = {"size": {"shortest_edge": 1, "longest_edge": count * max(f[0].numel() for film in x for f in film)}}
     numbers, whole, rate = (*(at or (range(count), count)), RATE)[:3]
     media = ({"images": x, "images_kwargs": size} if still else
              {"videos": [torch.stack(film) for film in x], "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
@@ -1567,7 +1595,8 @@ def detectable(low, high):
 
 # ---------------------------------------------------------------- linear maps
 
-PENALTIES = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean eigenvalue, so that scaling the features changes nothing
+# times the mean eigenvalue, so that scaling the features changes nothing
+PENALTIES = torch.logspace(-6, 3, 19, dtype=torch.float64)
 
 
 def spectrum(kernels, train):
@@ -1595,7 +1624,8 @@ def solve_ridge(k, values, vectors, targets, train):
     penalties = PENALTIES.to(scale.device) * scale[:, None]  # [L, P]
     shrink = values[..., None] / (values[..., None] + penalties[:, None])  # [L, m, P]
     hat = 1 / len(train) + vectors.square() @ shrink
-    fitted = vectors @ (shrink[..., None] * coordinates[:, :, None]).flatten(2)  # all penalties in one product
+    # all penalties in one product
+    fitted = vectors @ (shrink[..., None] * coordinates[:, :, None]).flatten(2)
     residual = (y[:, None] - fitted.unflatten(2, (len(PENALTIES), -1))) / (1 - hat).clamp(min=1e-9)[..., None]
     errors, out, first = residual.square().mean(1), {}, 0  # [L, P, C]
     for task, t in targets.items():
@@ -1626,7 +1656,8 @@ def token_ridge(x, targets, train, val):
     coordinates = vectors.T @ (rows.T @ (y[train] - centre).flatten(0, 1)).double()
     penalties = PENALTIES.to(values.device) * values.mean().clamp(min=1e-300)
     turned, wanted = x[val].flatten(0, 1) @ vectors.float(), (y[val] - centre).flatten(0, 1)
-    errors = torch.stack([(turned @ (coordinates / (values + p)[:, None]).float() - wanted).square().mean(0) for p in penalties])  # [penalties, C]
+    # [penalties, C]
+    errors = torch.stack([(turned @ (coordinates / (values + p)[:, None]).float() - wanted).square().mean(0) for p in penalties])
     widths = [t.shape[-1] for t in targets.values()]
     best = torch.stack([e.mean(1).argmin() for e in errors.split(widths, 1)]).repeat_interleave(torch.tensor(widths))
     weight = (vectors @ (coordinates / (values[:, None] + penalties[best]))).float()
@@ -1709,7 +1740,8 @@ def box_truth(items):
     return largest, [(b, torch.tensor([names.index(n) for n in i["labels"]])) for b, i in zip(every, items, strict=True)], names
 
 
-# What the ninths of a picture are called (as data.py's place_word does), and the ways something moves: rows from top to bottom, columns from left to right.
+# What the ninths of a picture are called (as data.py's place_word does), and the ways something moves: rows
+# from top to bottom, columns from left to right.
 WORDS = {"place": (("top left", "top", "top right"), ("left", "middle", "right"), ("bottom left", "bottom", "bottom right")),
          "direction": (("up left", "up", "up right"), ("left", "still", "right"), ("down left", "down", "down right"))}
 
@@ -1823,7 +1855,8 @@ class SetProbe(torch.nn.Module):
             parts = [z.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for z in (
                 torch.einsum("snqm,smo->snqo", norm(q, q.shape[-1:]), self.ask[:, layer]),
                 torch.einsum("snkm,smo->snko", t, self.key[:, layer]), torch.einsum("snkm,smo->snko", t, self.value[:, layer]))]
-            attention = (parts[0] @ parts[1].transpose(-1, -2) * parts[0].shape[-1] ** -0.5).softmax(-1)  # [S, n, heads, Q, K]
+            # [S, n, heads, Q, K]
+            attention = (parts[0] @ parts[1].transpose(-1, -2) * parts[0].shape[-1] ** -0.5).softmax(-1)
             q = q + (attention @ parts[2]).transpose(-2, -3).flatten(-2)
             hidden = torch.einsum("snqm,smo->snqo", norm(q, q.shape[-1:]), self.up[:, layer]).relu()
             q = q + torch.einsum("snqm,smo->snqo", hidden, self.down[:, layer])
@@ -1852,13 +1885,15 @@ def set_loss(boxes, logits, truth):
     jobs = truth if isinstance(truth[0], list) else [truth]
     with torch.no_grad():
         width = max(1, *(len(b) for job in jobs for b, _ in job))
-        padded = torch.stack([torch.stack([torch.nn.functional.pad(b, (0, 0, 0, width - len(b))) for b, _ in job]) for job in jobs])  # [J, n, m, 4]
+        # [J, n, m, 4]
+        padded = torch.stack([torch.stack([torch.nn.functional.pad(b, (0, 0, 0, width - len(b))) for b, _ in job]) for job in jobs])
         names = torch.stack([torch.stack([torch.nn.functional.pad(c, (0, width - len(c))) for _, c in job]) for job in jobs])
         padded, names = (z.repeat_interleave(seeds // len(jobs), 0).to(boxes.device) for z in (padded, names))
         a, b = boxes[:, :, :, None], padded[:, :, None]
         cost = 5 * (a - b).abs().sum(-1) + 2 * giou_loss(a, b) - logits.softmax(-1).gather(-1, names[:, :, None].expand(seeds, n, queries, width))
         cost, count = cost.cpu().numpy(), [[len(c) for _, c in job] for job in jobs]
-    picked = [(s, i, q, j) for s in range(seeds) for i in range(n)  # rows (run, item, query) and the true box each stands for
+    # rows (run, item, query) and the true box each stands for
+    picked = [(s, i, q, j) for s in range(seeds) for i in range(n)
               for q, j in zip(*linear_sum_assignment(cost[s, i, :, :count[s * len(jobs) // seeds][i]]), strict=True)]
     s, i, q, j = torch.tensor(picked, device=boxes.device).reshape(-1, 4).T
     target = torch.full((seeds, n, queries), classes - 1, device=boxes.device).index_put((s, i, q), names[s, i, j])
@@ -2132,7 +2167,8 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
         model.eval()
         if not warm:
             with torch.no_grad():
-                fixed = torch.Generator().manual_seed(seed)  # the same noise in every epoch, where there is any
+                # the same noise in every epoch, where there is any
+                fixed = torch.Generator().manual_seed(seed)
                 val = sum(loss_of(model, p, fixed, slice(None), False).item() * len(p) for p in split["val"].split(how.get("val_batch", 64))) / len(split["val"])
             if n > 1:  # all end at the same epoch, whatever the rounding of each
                 shared = torch.tensor(val, device=device, dtype=torch.float64)
@@ -2270,7 +2306,8 @@ def carried_on(seen, horizon):
     """
     from skimage.registration import optical_flow_ilk
     grey, (height, width) = grey_of(seen[:, [-min(seen.shape[1], 2), -1]]).numpy(), seen.shape[2:4]
-    flow = torch.from_numpy(np.stack([optical_flow_ilk(b, a, radius=5, num_warp=4) for a, b in grey])).float()  # [n, 2 (rows, columns), H, W]: where each pixel was
+    # [n, 2 (rows, columns), H, W]: where each pixel was
+    flow = torch.from_numpy(np.stack([optical_flow_ilk(b, a, radius=5, num_warp=4) for a, b in grey])).float()
     x, grid = torch.cat([seen[:, -1].permute(0, 3, 1, 2).float(), flow], 1), torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
     out = []
     for _ in range(horizon):

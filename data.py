@@ -104,19 +104,23 @@ from common import (
 
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 210), "yellow": (235, 205, 50),
            "purple": (140, 50, 170), "cyan": (60, 200, 210)}
-SHAPES = {"circle": None, "triangle": (3, 0.5), "square": (4, 0.5**0.5), "star": (5, 0.45)}  # points, inner / outer radius
+# points, inner / outer radius
+SHAPES = {"circle": None, "triangle": (3, 0.5), "square": (4, 0.5**0.5), "star": (5, 0.45)}
 DIRECTIONS = {"right": (1, 0), "down right": (1, 1), "down": (0, 1), "down left": (-1, 1),
               "left": (-1, 0), "up left": (-1, -1), "up": (0, -1), "up right": (1, -1)}
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}  # who speaks, as LLaVA and as Qwen say it
+# who speaks, as LLaVA and as Qwen say it
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PARTS = ("text", "image", "image_url", "video", "video_url")  # of what is said, where that is a list
-PICTURES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")  # fields of an entry
+# fields of an entry
+PICTURES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")
 VIDEOS, CAPTIONS = ("video", "videos"), ("text", "caption", "title")
 ENDINGS = dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"), "images") | dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg"), "videos")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "testing": "test"}
 MARK = "(?:<image>|<video>)"
 SIDED = re.compile(r"(?<![a-z])(left|right|clockwise|counterclockwise|anticlockwise)", re.I)
 SITED = re.compile(r"\b(top|bottom|upper|lower|middle|cent(er|re)|corner|edge)", re.I)
-LOOSE = re.compile(r"[\[(]\s*-?\d*\.?\d+\s*,\s*-?\d*\.?\d|<\W?(box|bbox|loc|point|quad)", re.I)  # places in any other form
+# places in any other form
+LOOSE = re.compile(r"[\[(]\s*-?\d*\.?\d+\s*,\s*-?\d*\.?\d|<\W?(box|bbox|loc|point|quad)", re.I)
 PLACED = re.compile(r'("(bbox_2d|point_2d)"\s*:\s*\[)([^\[\]]*)(\])')
 
 
@@ -132,7 +136,8 @@ def coverage(shape, size, cx, cy, radius, angle):
     else:
         points, inner = SHAPES[shape]
         half = np.pi / points
-        theta = np.abs((np.arctan2(dx, -dy) - angle + half) % (2 * half) - half)  # 0 at a point, `half` at a notch
+        # 0 at a point, `half` at a notch
+        theta = np.abs((np.arctan2(dx, -dy) - angle + half) % (2 * half) - half)
         edge = radius * inner * np.sin(half) / (np.sin(theta) + inner * np.sin(half - theta))
     return np.clip(edge - r + 0.5, 0, 1)
 
@@ -300,8 +305,10 @@ def cut(clips, first, frames, evenly=False):
 
 # ---------------------------------------------------------------- trajectories: who stays and who comes and goes
 
-STAYS, GOES = ("stays", "hidden", "hidden", "crosses"), ("enters", "leaves", "passes", "blinks")  # what is drawn for an object; who blinks appears or vanishes in mid-picture
-SPEEDS = {"stays": (0.25, 1.2), "hidden": (0.4, 1.5), "crosses": (0.3, 1.2), "enters": (0.8, 2), "leaves": (0.8, 2), "passes": (1.6, 4), "blinks": (0.3, 1.5)}  # pixels a frame at 48 px
+# what is drawn for an object; who blinks appears or vanishes in mid-picture
+STAYS, GOES = ("stays", "hidden", "hidden", "crosses"), ("enters", "leaves", "passes", "blinks")
+# pixels a frame at 48 px
+SPEEDS = {"stays": (0.25, 1.2), "hidden": (0.4, 1.5), "crosses": (0.3, 1.2), "enters": (0.8, 2), "leaves": (0.8, 2), "passes": (1.6, 4), "blinks": (0.3, 1.5)}
 CHANGES = ("reversed", "deleted", "swapped")
 OPPOSITE = {d: next(o for o, w in DIRECTIONS.items() if w == (-v[0], -v[1])) for d, v in DIRECTIONS.items()} | {"still": "still"}
 QUESTIONS = {  # by kind; of `whatif` there are two, with an answer each
@@ -371,17 +378,20 @@ def trajectory(rng, case, direction, radius, size, frames, block, other):
         anchor = position(other, [t0])[0] + rng.uniform(-2, 2, 2) * scale
     elif case in ("enters", "leaves"):  # on an edge
         anchor[rng.integers(2)] = size * rng.integers(2)
-    back = {"position": [0.0, 0.0], "velocity": (-v).tolist(), "acceleration": a.tolist(), "turn": -w, "exists": exists}  # seen from t0, the way to frame 0
+    # seen from t0, the way to frame 0
+    back = {"position": [0.0, 0.0], "velocity": (-v).tolist(), "acceleration": a.tolist(), "turn": -w, "exists": exists}
     start = played_backwards(back | {"exists": [0, 0]}, t0 + 1)
     equation = {"position": (anchor + position(back, [t0])[0]).tolist(), "velocity": start["velocity"], "acceleration": a.tolist(), "turn": float(w), "radius": float(radius), "exists": exists}
     at = position(equation, np.arange(frames))
-    depth = np.minimum(at, size - at).min(1) / radius  # of the centre, behind the nearest edge; 0: half of it is inside
+    # of the centre, behind the nearest edge; 0: half of it is inside
+    depth = np.minimum(at, size - at).min(1) / radius
     there = depth >= 0
     there[:exists[0]], there[exists[1] + 1:] = False, False
     if len(spans(there)) != 1:
         return None
     first, last = spans(there)[0]
-    wanted = {"enters": (True, False), "leaves": (False, True), "passes": (True, True)}.get(case, (False, False))  # is it clearly outside at the beginning, at the end?
+    # is it clearly outside at the beginning, at the end?
+    wanted = {"enters": (True, False), "leaves": (False, True), "passes": (True, True)}.get(case, (False, False))
     clear = all(depth[k] <= -0.4 if out else depth[k] >= 0.5 for k, out in zip((exists[0], exists[1]), wanted, strict=True)) and depth[first:last + 1].max() >= 0.5
     clear &= any(wanted) or depth[exists[0]:exists[1] + 1].min() >= 0.5
     clear &= (not wanted[0] or first >= 3) and (not wanted[1] or end - last >= 3) and last - first >= 4
@@ -677,7 +687,8 @@ def boxes(root, form, annotations, classes, max_items, skip_bad):
         if problem:
             problems.append((name, problem))
             continue
-        source = first.setdefault(hashlib.sha256(encoded).digest(), key)  # a photograph under two names is one source, or a split would tear it apart
+        # a photograph under two names is one source, or a split would tear it apart
+        source = first.setdefault(hashlib.sha256(encoded).digest(), key)
         items.append({"id": key, "source": source, "width": width, "height": height, "encoded": torch.frombuffer(bytearray(encoded), dtype=torch.uint8),
                       "boxes": torch.tensor(found, dtype=torch.float32), "labels": list(labels)})
         if max_items and len(items) == max_items:
@@ -721,7 +732,8 @@ def shown(path, fps, rate):
         for number, frame in enumerate(file.decode(video=0)):
             if frame.is_corrupt:
                 raise Unusable("broken", f"frame {number} is damaged")
-            seconds = number / rate if frame.time is None or file.format.name == "avi" else frame.time  # AVI holds no times: what is made up for H.264 is out of order
+            # AVI holds no times: what is made up for H.264 is out of order
+            seconds = number / rate if frame.time is None or file.format.name == "avi" else frame.time
             start = seconds if start is None else start
             if not fps or seconds - start >= tick / fps - 0.5 / rate:
                 tick += 1
@@ -803,7 +815,8 @@ def read_labels(root, annotations):
     if not annotations.is_file():
         refuse(f"{annotations} is not a file; give the CSV of labels with --annotations")
     try:
-        table = csv.DictReader(io.StringIO(annotations.read_text(encoding="utf-8-sig")))  # Excel begins a file with a byte order mark
+        # Excel begins a file with a byte order mark
+        table = csv.DictReader(io.StringIO(annotations.read_text(encoding="utf-8-sig")))
     except UnicodeDecodeError as e:
         refuse(f"{annotations} is not UTF-8 ({e.reason} at byte {e.start}); save it as such")
     if missing := {"filename", "label"} - set(table.fieldnames or ()):
@@ -879,7 +892,8 @@ def clips(rows, frames, fps, size, skip_bad, notes):
             if not path.exists():
                 raise Unusable("missing", f"no such clip ({path})")
             shot, turned = (middle_pictures(path, frames, size), 0) if path.is_dir() else middle_frames(path, frames, fps, size)
-            twin = first.setdefault(content_hash(path), row)  # a clip under two names is one source, or a split would tear it apart
+            # a clip under two names is one source, or a split would tear it apart
+            twin = first.setdefault(content_hash(path), row)
             if twin["part"] != row["part"]:
                 raise Unusable("split", f"is the same clip as {twin['id']}, which is listed in {twin['part'] or 'no split'}, and this in {row['part'] or 'no split'}")
         except Unusable as e:
@@ -937,10 +951,12 @@ def write_clips(out, rows, frames, fps, size, skip_bad, meta):
 
 def hidden(name):
     """Is a file one of those that file managers, notebooks and downloads leave?"""
-    return any(part[:1] == "." != part or part == "__MACOSX" for part in name.split("/"))  # pathlib would intern each part
+    # pathlib would intern each part
+    return any(part[:1] == "." != part or part == "__MACOSX" for part in name.split("/"))
 
 
-# What tarfile, zipfile and the decompressors raise; ValueError for a sparse file's map, RuntimeError for header on header and for what is not implemented
+# What tarfile, zipfile and the decompressors raise; ValueError for a sparse file's map, RuntimeError for
+# header on header and for what is not implemented
 BROKEN = (OSError, EOFError, ValueError, OverflowError, RuntimeError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 
 
@@ -958,7 +974,8 @@ def unpacked(path, max_bytes):
 
     First all of it is looked at: what climbs out, is no plain file or is there twice is listed, and such an archive, or one that expands beyond max_bytes or what any honest one would, refused.
     """
-    names, problems, total, honest = {}, [], 0, max(2**30, 200 * path.stat().st_size)  # pictures hardly shrink, and words to a tenth
+    # pictures hardly shrink, and words to a tenth
+    names, problems, total, honest = {}, [], 0, max(2**30, 200 * path.stat().st_size)
 
     def admit(name, size, odd, where):
         nonlocal total
@@ -1149,7 +1166,8 @@ def find_set(root, form, media, max_bytes):
             return read_table if form == "clip" or not form and file.read(2**10).lstrip("\ufeff \t\r\n")[:1] not in ("[", "{") else read_json
 
     pictured = {key_of(n) for n in names if PurePosixPath(n).suffix.lower() in ENDINGS}
-    tables = ([n for n in names if n.lower().endswith((".json", ".jsonl", ".csv", ".tsv")) and not n.endswith("_stats.json") and key_of(n) not in pictured]  # img2dataset counts its shards
+    # img2dataset counts its shards
+    tables = ([n for n in names if n.lower().endswith((".json", ".jsonl", ".csv", ".tsv")) and not n.endswith("_stats.json") and key_of(n) not in pictured]
               if packed or root.is_dir() else names)
     metadata, tars = [n for n in tables if PurePosixPath(n).name in ("metadata.jsonl", "metadata.csv")], [n for n in names if n.lower().endswith((".tar", ".tar.gz", ".tgz"))]
     chosen = [] if form == "webdataset" else metadata or (tables if len(tables) == 1 else [n for n in tables if part_in(n)])
@@ -1172,7 +1190,8 @@ def find_set(root, form, media, max_bytes):
         refuse(f"{root} holds no set{f' of format {form}' if form else ''} but {endings or 'nothing'}; known are a JSON, CSV or TSV file, "
                "metadata.jsonl beside pictures, and pictures with a .txt or .json of the same name, as a folder or an archive")
     said = {part_in(n) for n in chosen or tars} - {None}
-    meant = {s: s for s in said} if len(said) == 3 or "train" not in said else {"train": "train and val"} | {s: "test" for s in said - {"train"}}  # of two, one is the test
+    # of two, one is the test
+    meant = {s: s for s in said} if len(said) == 3 or "train" not in said else {"train": "train and val"} | {s: "test" for s in said - {"train"}}
 
     def entries():
         for name in chosen or tars or [root.name]:
@@ -1182,7 +1201,8 @@ def find_set(root, form, media, max_bytes):
                 try:
                     with opened(name) as file:
                         for where, entry in reader(name)(file):
-                            rows = isinstance(entry, list) and any(isinstance(x, dict) and {"conversations", "messages"} & set(x) for x in entry)  # as Qwen packs its entries
+                            # as Qwen packs its entries
+                            rows = isinstance(entry, list) and any(isinstance(x, dict) and {"conversations", "messages"} & set(x) for x in entry)
                             for one in entry if rows else [entry]:
                                 yield name, where, one, part, read
                 except UnicodeDecodeError as e:
@@ -1226,7 +1246,8 @@ def spoken(messages, media, problems):
         if isinstance(words, list):
             parts, words = words, ""
             for part in parts:
-                part = part if isinstance(part, dict) else {}  # a table's rows have all keys in every part, null where it is of another type
+                # a table's rows have all keys in every part, null where it is of another type
+                part = part if isinstance(part, dict) else {}
                 kind = next((k for k in PARTS if part.get("type") == k), None) or next((k for k in PARTS if part.get(k) is not None), None)
                 given = kind and next((part[k] for k in (kind, "value", "url", "path") if part.get(k) is not None), None)
                 if not kind or kind == "text" and not isinstance(given, (str, int, float)):
@@ -1267,7 +1288,8 @@ def normal(entry, question):
         turns = [[str(entry.get("question", question)), str(answer)]]
     else:
         said, system = spoken(messages, media, problems)
-        if [k for k, _ in media] == ["video"] and not any("<video>" in w for _, _, w in said):  # LLaVA-Video says <image> for its video
+        # LLaVA-Video says <image> for its video
+        if [k for k, _ in media] == ["video"] and not any("<video>" in w for _, _, w in said):
             said = [(n, role, w.replace("<image>", "<video>")) for n, role, w in said]
         turns = [[said[k][2], said[k + 1][2]] for k in range(0, len(said) - 1, 2)]
     for number, (_, answer) in enumerate(turns, 1):
@@ -1335,8 +1357,10 @@ def near_duplicates(hashes, most=7):
     codes = np.array([[h >> 64, h & 2**64 - 1] for _, _, h in rows], np.uint64).reshape(-1, 2)
     splits, bands = np.array([list(hashes).index(split) for split, _, _ in rows]), codes.view(np.uint16).T
     for k, band in enumerate(bands):
-        order, at = np.lexsort(np.roll(bands, -k - 1, 0)), np.arange(len(band))  # by this band, then by the others
-        for step in range(1, 200):  # a band that more share (a white edge) says little, and to compare all of them would take n^2
+        # by this band, then by the others
+        order, at = np.lexsort(np.roll(bands, -k - 1, 0)), np.arange(len(band))
+        # a band that more share (a white edge) says little, and to compare all of them would take n^2
+        for step in range(1, 200):
             at = at[at + step < len(band)]
             at = at[band[order[at]] == band[order[at + step]]]
             a, b = order[at], order[at + step]
@@ -1368,7 +1392,8 @@ def whole_video(path, frames, size, max_side):
     import av
     try:
         _, seconds, rate = header(path, None)
-        seconds = seconds or max((t for t, _ in shown(path, None, rate)), default=0) + 1 / rate  # what a browser records does not say how long it is
+        # what a browser records does not say how long it is
+        seconds = seconds or max((t for t, _ in shown(path, None, rate)), default=0) + 1 / rate
         with av.open(path) as file:
             size_of = file.streams.video[0].width, file.streams.video[0].height
     except (av.FFmpegError, OSError, ValueError) as e:
@@ -1414,7 +1439,8 @@ def medium(read, kind, reference, how):
 def set_items(entries, how, notes):
     """Items of a set's entries, one at a time. notes gets what there is to say, (item, kind, reason); after the first problem the rest is only checked, unless skip_bad or check is set in `how`."""
     ids, said, first, hashes, bad = Counter(), set(), {}, {}, False
-    load = functools.lru_cache(8)(functools.partial(medium, how=how))  # many an entry shows what the one before it shows
+    # many an entry shows what the one before it shows
+    load = functools.lru_cache(8)(functools.partial(medium, how=how))
     for file, where, entry, part, read in entries:
         try:
             if isinstance(entry, Unusable):
@@ -1445,7 +1471,8 @@ def set_items(entries, how, notes):
         if part_said := fields.get("split"):
             part = SPLITS.get(str(part_said).lower())
             problems += [] if part else [("split", f"says split {part_said!r}; known: train, val, test")]
-        twins = {split_of(t[2]): t for t in (first[x[4]] for x in shows if x[4] in first)}  # one of each split, of all that show one of these pictures
+        # one of each split, of all that show one of these pictures
+        twins = {split_of(t[2]): t for t in (first[x[4]] for x in shows if x[4] in first)}
         problems += [("split", f"shows what {t[0]} shows, which is in {t[1] or 'no split'}, and this in {part or 'no split'}") for t in twins.values() if t[1] != part]
         if len(twins) > 1 and all(t[1] == part for t in twins.values()):
             problems.append(("split", "shows what " + " and what ".join(f"{t[0]} shows, which fell to {s}" for s, t in twins.items()) + ": say a split for them"))
@@ -1620,13 +1647,16 @@ def augmented(items, args):
 # ---------------------------------------------------------------- operations at a packing bench (OpenPack)
 
 OPERATIONS = {100: "Picking", 200: "Relocate Item Label", 300: "Assemble Box", 400: "Insert Items", 500: "Close Box", 600: "Attach Box Label", 700: "Scan Label",
-              800: "Attach Shipping Label", 900: "Put on Back Table", 1000: "Fill out Order"}  # OpenPack (Yoshimura et al. 2024); what has another id (8100, Null) is none of them
+              # OpenPack (Yoshimura et al. 2024); what has another id (8100, Null) is none of them
+              800: "Attach Shipping Label", 900: "Put on Back Table", 1000: "Fill out Order"}
 NULL, JAPAN = 8100, timezone(timedelta(hours=9))
-LASTS = {100: 9, 200: 7, 300: 9, 400: 10, 500: 6, 600: 5, 700: 4, 800: 6, 900: 6, 1000: 7, NULL: 2}  # seconds, of somebody of speed 1
+# seconds, of somebody of speed 1
+LASTS = {100: 9, 200: 7, 300: 9, 400: 10, 500: 6, 600: 5, 700: 4, 800: 6, 900: 6, 1000: 7, NULL: 2}
 FIXED = "U0108", 30  # the first so many clips of this subject are the fixed test
 CHANGE = 1  # seconds: a clip that ends no further from a change of operation is a boundary clip
 FRAMES_AT = "kinect/color-masked/frames"
-ASK_OPERATION = "What is done now, since when, until when, and what is next?"  # short: the smallest models write nearly letter by letter
+# short: the smallest models write nearly letter by letter
+ASK_OPERATION = "What is done now, since when, until when, and what is next?"
 
 
 def procedure(rng):

@@ -178,7 +178,8 @@ LEAST = 0.05  # of the answers: a change rarer than that is none
 # ---------------------------------------------------------------- what a model says: words and boxes in text
 
 NUMBER = r"(-?\d+(?:\.\d+)?)"
-FOUR = re.compile(rf"[\[(]\s*{NUMBER}\s*,\s*{NUMBER}\s*(?:,|\)\s*,?\s*\()\s*{NUMBER}\s*,\s*{NUMBER}\s*[\]);]")  # [a, b, c, d], the first of [[a,b,c,d;...]], (a,b),(c,d)
+# [a, b, c, d], the first of [[a,b,c,d;...]], (a,b),(c,d)
+FOUR = re.compile(rf"[\[(]\s*{NUMBER}\s*,\s*{NUMBER}\s*(?:,|\)\s*,?\s*\()\s*{NUMBER}\s*,\s*{NUMBER}\s*[\]);]")
 
 
 def parse_box(text, scale="thousandths", side=None):
@@ -189,7 +190,8 @@ def parse_box(text, scale="thousandths", side=None):
     """
     if len(cells := re.findall(r"<patch_index_(\d{4})>", text)[:2]) == 2:
         (x1, y1), (x2, y2) = ((int(c) % 32, int(c) // 32) for c in cells)
-        grow = 0.5 if x1 == x2 or y1 == y2 else 0.0  # one row or column of cells is taken whole, as the library's processor does
+        # one row or column of cells is taken whole, as the library's processor does
+        grow = 0.5 if x1 == x2 or y1 == y2 else 0.0
         box = [(x1 + 0.5 - grow) / 32, (y1 + 0.5 - grow) / 32, (x2 + 0.5 + grow) / 32, (y2 + 0.5 + grow) / 32]
     elif len(bins := re.findall(r"<loc_(\d{1,3})>", text)[:4]) == 4:
         box = [(int(b) + 0.5) / 1000 for b in bins]
@@ -425,8 +427,10 @@ def about_films(args, started):
 
 # ---------------------------------------------------------------- describe: what a model says happens in clips, real and generated, and whether that is what happens
 
-# Verbs and the words that count for them: those of Something-Something's 174 templates (Goyal et al. 2017), and of work with the hands. Written before any film was looked at,
-# and frozen: a synonym added because a model happened to say it would be fitted to the answers that it judges. Irregular forms stand here; `stem` does the others.
+# Verbs and the words that count for them: those of Something-Something's 174 templates (Goyal et al. 2017),
+# and of work with the hands. Written before any film was looked at,
+# and frozen: a synonym added because a model happened to say it would be fitted to the answers that it
+# judges. Irregular forms stand here; `stem` does the others.
 SYNONYMS = {words.split()[0]: words.split() for words in re.split(r";\s*", """
     push shove nudge; pull drag tug yank; move shift slide glide travel bring brought carry relocate transfer; slide slid glide slip push move; lift raise hoist elevate; pick grab take took
     taken lift collect; drop fall fell fallen release; fall fell fallen drop tumble descend; throw threw thrown toss fling hurl; catch caught; put place set lay laid insert position deposit; lay
@@ -439,8 +443,10 @@ SYNONYMS = {words.split()[0]: words.split() for words in re.split(r";\s*", """
     plug; stuff cram push put; bury cover; dig dug; wipe clean rub; clean wipe wash; scrape scratch; stretch pull extend; approach near; bounce; deflect bounce; float; burn burnt; hang hung;
     pass hand give gave; cut slice chop; pack box wrap; unpack; scan read; write wrote written fill; assemble build built construct; stand stood
 """.strip())}
-OPPOSITES = ("push", "pull"), ("open", "close"), ("cover", "uncover"), ("fold", "unfold"), ("lift", "drop"), ("attach", "detach"), ("pack", "unpack")  # not put and take: who puts a thing has taken it
-# Where it goes: of those in one group another one contradicts. (Prepositions of place contradict nothing: much happens "on the table".)
+# not put and take: who puts a thing has taken it
+OPPOSITES = ("push", "pull"), ("open", "close"), ("cover", "uncover"), ("fold", "unfold"), ("lift", "drop"), ("attach", "detach"), ("pack", "unpack")
+# Where it goes: of those in one group another one contradicts. (Prepositions of place contradict nothing:
+# much happens "on the table".)
 ACROSS = (r"(?:from )?(?:the )?{0} (?:side |edge )?(?:\w+ )?to(?:wards?)? (?:the )?{1}\b|to(?:wards?)? the {1} ?(?:side)?\b(?! to| of)|\b{1}wards?\b|"
           r"(?:camera|moves?|moving|slides?|sliding|pans?|turns?|turning) (?:to the )?{1}\b(?! to)")
 WAYS = ({"right": ACROSS.format("left", "right"), "left": ACROSS.format("right", "left")},
@@ -452,7 +458,8 @@ WAYS = ({"right": ACROSS.format("left", "right"), "left": ACROSS.format("right",
         {"over": r"\bover\b|\babove\b"}, {"upright": r"\bupright\b"}, {"upside down": r"\bupside[- ]down\b"}, {"in two": r"\btwo (?:pieces|halves|parts)\b|\bhalf\b"})
 IMPLIED = {"lift": "up", "fall": "down", "approach": "towards"}  # said by the verb itself
 FEIGNED = {"pretend": r"\b(?:pretend|feign|mim(?:e|ing)|fake)\w*", "fail": r"\b(?:fail|unable|unsuccessful|attempt)\w*|\btr(?:y|ies|ied|ying)\b"}
-PHRASES = (re.compile(r"\b((?:pick|open|fold|cover|tear|pil|stack|set|stand)\w*(?: (?:it|them|something|the \w+))?) up\b"),  # no way is meant
+# no way is meant
+PHRASES = (re.compile(r"\b((?:pick|open|fold|cover|tear|pil|stack|set|stand)\w*(?: (?:it|them|something|the \w+))?) up\b"),
            re.compile(r"\b((?:put|set|plac|lay|sit)\w*(?: (?:it|them|something|the \w+))?) down\b"))
 CLAUSE = re.compile(r",|\(|\b(?:but|so that|so it|so|until|then|without|while|because|that|like|with something (?:on|in) it)\b")
 NEVER = re.compile(r"\b(?:not|never|without|instead of|rather than|no longer)\b.*?(?=[,.;]|\bbut\b|$)")
@@ -506,7 +513,8 @@ def recalled(said, action):
 
 FRAMES_AS = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "video"), **dict.fromkeys(("llava", "llava_next", "llava_onevision", "internvl"), "pictures")}
 DESCRIBE, CHOOSE = "Describe what happens in this video in one sentence.", "Which of these happens in this video?"
-NAMING, YES = ("asked", "options", "described"), ("yes_true", "yes_false")  # of equal recall the earlier of NAMING is taken
+# of equal recall the earlier of NAMING is taken
+NAMING, YES = ("asked", "options", "described"), ("yes_true", "yes_false")
 STILL = "copy", "frozen"  # conditionings whose films show no action: one frame throughout
 OPTIONS, LONGEST = 30, 64  # actions in a list, at most; tokens of an answer
 
@@ -557,7 +565,8 @@ def put_to(model, processor, frames, question, at=None):
     if FRAMES_AS.get(kind) == "video":
         given = qwen_inputs(processor, frames, question, at, album=at is None)
     elif kind in FRAMES_AS:
-        whole = {"images_kwargs": {"crop_to_patches": False}} if kind == "internvl" else {}  # a frame is one tile, as in the model's videos
+        # a frame is one tile, as in the model's videos
+        whole = {"images_kwargs": {"crop_to_patches": False}} if kind == "internvl" else {}
         given = processor(text=[chat(processor, question, count=len(frames[0]))] * len(frames), images=[[f.permute(2, 0, 1) for f in film] for film in frames], return_tensors="pt", **whole)
     else:
         given = ALONE[kind](model, processor, torch.stack([film[0] for film in frames]), question)
@@ -650,7 +659,8 @@ def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
                 recall = bootstrap(score[name, kind, k].diagonal(), sources, seed=seed)
                 table[name][f"{kind}-{k}"] = dict(zip(("recall", "low", "high"), recall, strict=True)) | {"unparsed": (~said.any(1)).double().mean()}
     searched = [(kind, k) for name, kind, k in score if name == "real"]
-    kind, k = max(searched, key=lambda s: (score["real", *s].diagonal().mean(), s[1], -NAMING.index(s[0])))  # by the clips themselves alone
+    # by the clips themselves alone
+    kind, k = max(searched, key=lambda s: (score["real", *s].diagonal().mean(), s[1], -NAMING.index(s[0])))
     right = {name: score[name, kind, k].diagonal() for name in names}
     real, generated = right["real"], main != "real"
     floors = {"other_item": others(score[main, kind, k]), "commonest": torch.tensor([float(t == usual) for t in truth]).double()} | {x: right[x] for x in STILL if x in right and x != main}
@@ -805,7 +815,8 @@ def live(args, started):
     more = {} if own else {"do_sample": False, "pad_token_id": model.generation_config.pad_token_id or 0}
     with torch.inference_mode():
         tokens = model.generate(**given, **more, max_new_tokens=MOST, streamer=TextStreamer(tokenizer, skip_prompt=not own, skip_special_tokens=True))[0]
-    words = tokens if own or entry["type"] == "florence2" else tokens[given["input_ids"].shape[1]:]  # all there is of a decoder of its own
+    # all there is of a decoder of its own
+    words = tokens if own or entry["type"] == "florence2" else tokens[given["input_ids"].shape[1]:]
     result = {"stage": "explain", "mode": "ask", "question": args.ask, "answer": tokenizer.decode(words, skip_special_tokens=True).strip(), "seconds": time.time() - began, "tokens": len(words),
               "model": entry["name"], "weights": entry["weights"], "frames": len(x), "size": size, **({"clip": args.clip, "frames_used": at[0]} if args.clip else {"images": args.image}),
               "run": run_info(args, started, script="explain.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(entry))}
@@ -1138,10 +1149,13 @@ def track_objects(args, started):
 
 # ---------------------------------------------------------------- trajectories: what is said of them
 
-# What counts as true: spans of frames that have this IoU with the true ones, or whose every end is as near (in frames); a number that is equal, a direction that is the same and no neighbour.
+# What counts as true: spans of frames that have this IoU with the true ones, or whose every end is as near
+# (in frames); a number that is equal, a direction that is the same and no neighbour.
 OVERLAP, ENDS = 0.8, 1
-ASKED = "persistence", "frames", "direction", "hidden", "whatif", "count", "absent", "unknown"  # kinds of question
-UNANSWERABLE = "absent", "unknown"  # right is who says that there is no such object, or that the clip does not show it
+# kinds of question
+ASKED = "persistence", "frames", "direction", "hidden", "whatif", "count", "absent", "unknown"
+# right is who says that there is no such object, or that the clip does not show it
+UNANSWERABLE = "absent", "unknown"
 CLAIMS = "persistence", "span", "direction", "hidden", "count", "absence"
 BEYOND = re.compile(r"\b(?:not|never) (?:show|say|tell|state|reveal)\b|\b(?:not|impossible to|no way to|hard to|never) (?:be )?"
                     r"(?:know|tell|told|say|said|determine|infer|known|clear|possible|specified)|\bun(?:known|clear|certain)\b|\bno (?:information|idea)\b")
@@ -1150,9 +1164,11 @@ PAINTED = rf"(?:{COLOURED})[- ](?:{SHAPED})"
 ALIKE = {"disc": "circle", "disk": "circle", "ball": "circle", "violet": "purple", "turquoise": "cyan", "gray": "grey", "colored": "coloured", "cannot": "can not", "thru": "to"}
 NUMBERS = {w: n for n, w in enumerate(("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))} | {"zero": 0}
 SIDE = r"(?:(?:up|down|left|upper|lower|top|bottom|right(?! (?:in|at|there|behind|away|after|before|now)\b))(?:[- ]?(?:wards?|hand))?)\b"
-# What sentences about objects are made of; where several begin at a letter, the first is meant. NAME stands for any object's.
+# What sentences about objects are made of; where several begin at a letter, the first is meant. NAME stands
+# for any object's.
 SAID = {
-    "aside": r"\b(?:behind|by|of|past|beside|near|across|cross(?:es|ing)|meet(?:s|ing)|overtak(?:es|ing)|than|follow(?:s|ing)) (?:the |an? )?(?:NAME)",  # not whom the sentence is about
+    # not whom the sentence is about
+    "aside": r"\b(?:behind|by|of|past|beside|near|across|cross(?:es|ing)|meet(?:s|ing)|overtak(?:es|ing)|than|follow(?:s|ing)) (?:the |an? )?(?:NAME)",
     "choice": r"\b(?:persistent or transient|transient or persistent)\b",
     "count": rf"\b(?:\d+|{'|'.join(NUMBERS)})(?: (?:different|distinct|separate|coloured|moving|visible))* (?:objects?|shapes?|things?|figures?)\b(?! of)",
     "none": r"\bno (?:NAME)\b",
@@ -1242,7 +1258,8 @@ def predicated(kind, words, denied, when, frames):
     if kind == "hidden":
         return "hidden", spans or not denied or [], bool(spans and denied)
     if kind in ("first", "last"):
-        ends = ("absence", True, False) if kind == "first" else ("span", {"last": frames - 1}, False)  # who never enters is not there, who never leaves stays to the end
+        # who never enters is not there, who never leaves stays to the end
+        ends = ("absence", True, False) if kind == "first" else ("span", {"last": frames - 1}, False)
         return ("span", {kind: numbers[0 if kind == "first" else -1]}, denied) if numbers else ends if denied else None
     key = "visible" if kind == "seen" else "present"
     if len(numbers) == 1 and when[0] == "frames":
@@ -1479,13 +1496,19 @@ def runs(there):
 
 # ---------------------------------------------------------------- trajectories: writers are asked
 
-# Who writes: templates from the truth (no writer can be better) and from what a video model notes, a language model given these notes as text, one given the embedding as soft tokens, one that sees
-# frames, and what costs nothing: the commonest answer of the train clips, and the language model that is given nothing.
+# Who writes: templates from the truth (no writer can be better) and from what a video model notes, a language
+# model given these notes as text, one given the embedding as soft tokens, one that sees
+# frames, and what costs nothing: the commonest answer of the train clips, and the language model that is
+# given nothing.
 WRITERS = "truth", "metadata", "text", "soft", "tuned", "vlm", "commonest", "blind"
-FOLLOW = "persistence", "frames", "direction", "hidden", "whatif"  # kinds whose answer lies in the picture of the object asked about
-ABLATIONS = "on", "off", "shuffled", "swapped", "gaussian", "label"  # what stands where soft tokens stood: nothing, another clip's, another object's, noise, what is noted of the object as words
+# kinds whose answer lies in the picture of the object asked about
+FOLLOW = "persistence", "frames", "direction", "hidden", "whatif"
+# what stands where soft tokens stood: nothing, another clip's, another object's, noise, what is noted of the
+# object as words
+ABLATIONS = "on", "off", "shuffled", "swapped", "gaussian", "label"
 HINT = ("The clip has {} frames, numbered from 0. Answer in a few words: persistent or transient; frames 4 to 21; a direction such as up left, or still; it is never hidden; a number; "
-        "there is no such object; or: the clip does not show that.")  # for models that were not trained to answer in these words
+        # for models that were not trained to answer in these words
+        "there is no such object; or: the clip does not show that.")
 
 
 class Ask(NamedTuple):
@@ -1494,7 +1517,9 @@ class Ask(NamedTuple):
     name: str  # of the object; "" where it is about all
     question: str
     answer: str = ""
-    role: str = "asked"  # permuted: the same with the two words exchanged; listed, relisted: with the directions in one order and another; described
+    # permuted: the same with the two words exchanged; listed, relisted: with the directions in one order and
+    # another; described
+    role: str = "asked"
 
 
 def drawn(every, n, g):
@@ -1706,7 +1731,8 @@ def ablated(items, asks, runs, seed):
     scores = {how: torch.tensor([[float(answer_right(a.kind, text, a.answer, a.name)) for a, text in zip(asks, texts, strict=True)] for texts in own]) for how, own in runs.items()}
     table, tests = {}, {}
     for how, own in scores.items():
-        some = two if how == "swapped" else range(len(asks))  # the only object of a clip has no other to be exchanged with
+        # the only object of a clip has no other to be exchanged with
+        some = two if how == "swapped" else range(len(asks))
         table[how] = {"questions": len(some)} | mean_and_interval("accuracy", own[:, some], [sources[m] for m in some], seed)
         if how != "on" and some:
             tests[how] = paired_test(scores["on"][:, some], own[:, some], [sources[m] for m in some], seed=seed)
@@ -1928,7 +1954,8 @@ def trajectories(args, started):
     changes = {name: {writer: followed_change(w.changed[name][0], pairs[name], own, args.seed) for writer, own in texts[name].items()} for name in pairs}
     result |= {f"{name}_{key}": rows[main][key] for name, rows in changes.items() if main in rows for key in ("new", "old")}
 
-    clips = sorted(said_of[main][0], key=lambda k: (-len({t["why"] for t in w.items[k]["tracks"]}) - any(t["hidden"] for t in w.items[k]["tracks"]), k))[:3]  # in which most happens
+    # in which most happens
+    clips = sorted(said_of[main][0], key=lambda k: (-len({t["why"] for t in w.items[k]["tracks"]}) - any(t["hidden"] for t in w.items[k]["tracks"]), k))[:3]
     draw_said(w.out.with_suffix(".png"), w.items, clips, {name: said_of[name][0] for name in ("metadata", "text", "soft", "tuned", "vlm") if name in said_of}, w.notes)
     result |= {"questions_per_kind": args.questions, "clips_described": len(said_of[main][0]), "prompts": prompts, "writers": table, "ablations": ablations, "changed": changes,
                "comparisons": {f"{main}_over_{name}": test for name, test in against.items()},
@@ -1942,7 +1969,8 @@ def trajectories(args, started):
 # ---------------------------------------------------------------- operations: what is done at a bench, since when, until when, and what next?
 
 TOLD_MORE = ("Answer with nothing but JSON of four keys: \"operation\", what is done at the end of the clip, one of {}; \"start\" and \"end\", in seconds from the end of the clip on, when it began"
-             " (below 0) and when it will end; \"next\", the operation that will follow.")  # to a model that has not been taught the answer's form
+             # to a model that has not been taught the answer's form
+             " (below 0) and when it will end; \"next\", the operation that will follow.")
 CHEATS = "copy",  # sees the truth of a second ago, which hardly ever changes: what looks good for nothing
 
 
@@ -2207,7 +2235,8 @@ def operations(args, started):
 
 # ---------------------------------------------------------------- report: a page for a person, of the YAML and PNG of all stages
 
-PROGRAMME = {1: ("Do the latents suffice?", ("probe", "align", "adapt-latents"), ("probe",)),  # gate: (what it asks, its stages in the data's folder, those on moving shapes)
+# gate: (what it asks, its stages in the data's folder, those on moving shapes)
+PROGRAMME = {1: ("Do the latents suffice?", ("probe", "align", "adapt-latents"), ("probe",)),
              2: ("Can a small adapter bridge?", ("adapt-scaling", "adapt-ablation", "adapt-hybrid"), ("adapt-video", "predict-coherence", "explain-films")),
              3: ("Does anything predict?", ("predict-latents", "predict-continue", "predict-futures", "explain-describe"), ()),
              4: ("Can pixels verify?", ("explain-planted", "verify"), ())}
@@ -2218,12 +2247,14 @@ PICTURES = {"gate1": "originals, what the autoencoder and what the bridge makes 
             "adapt-scaling": "test pictures through bridges of every size, beside the originals and the autoencoder's own",
             "adapt-hybrid": "test pictures through the bridge from two encoders and through every control of it",
             "adapt-ablation": "test pictures through other bridges, layers, sizes and numbers of items"}
-CHARTS_OF = {"gate1": 1 / 3.15}  # the share of a picture above which it repeats charts that the page draws itself
+# the share of a picture above which it repeats charts that the page draws itself
+CHARTS_OF = {"gate1": 1 / 3.15}
 FILMS = {"real": "what happened", "vae": "what happened, through the autoencoder: no film can be closer", "copy": "the last frame seen, standing still",
          "flow": "the last frame seen, moved on by optical flow", "past, first, text": "what the video model made of the frames before, of the last of them, of a caption"}
 OF_FILMS = {"decoded_closeness": "closeness", "temporal_ratio": "motion over the clips' own", "direction_right": "right way"}
 MARKS = {"PROCEED": "▲", "PASS": "▲", "SUCCESS": "▲", "STOP": "■", "FAIL": "■", "FAILURE": "■", "PIVOT": "◆", "INCONCLUSIVE": "●", "missing": "○"}
-OKABE_ITO = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"  # colours that every kind of eye tells apart (Okabe and Ito, 2008)
+# colours that every kind of eye tells apart (Okabe and Ito, 2008)
+OKABE_ITO = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 WIDEST = 1280  # pixels of the stages' own pictures in the page
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -2623,7 +2654,8 @@ def verdicts(rows):
 def probes(found, rows):
     judged, parts, others = {(r["model"], r["data"]): r["result"] for r in rows if r["gate"] == 1}, [], []
     for m, d, x in with_stage(found, "probe"):
-        moving = [result for (model, _), result in judged.items() if model == m and d == "moving"]  # gate 1 judges motion on a folder of its own
+        # gate 1 judges motion on a folder of its own
+        moving = [result for (model, _), result in judged.items() if model == m and d == "moving"]
         if (m, d) not in judged and not moving:
             others.append([m, d, *(f"{cell(c)}, floor {best_floor(c)}" if (c := x["criteria"].get(k)) else "-" for k in CURVES)])
             continue
@@ -2717,7 +2749,8 @@ def predictions(found):
 def frames_chosen(found):
     columns = {"score": "right", "gain": "the first gains over it", "p": "p", "seconds_choosing": "seconds to choose", "seconds_answering": "seconds to answer"}
     parts = []
-    for m, d, x in ((m, d, x) for (m, d), stems in found.items() for x in stems.values() if x["stage"] == "frames"):  # one for each number of frames
+    # one for each number of frames
+    for m, d, x in ((m, d, x) for (m, d), stems in found.items() for x in stems.values() if x["stage"] == "frames"):
         ways = {n + " (equal time)" * (n in x["equal_time"]): row | {"score": row["right"]} | x["gains"].get(n, {}) for n, row in x["ways"].items()}
         parts += [el("h3", f"{m} on {d}, {x['count']} frames of a clip"),
                   charts(dots_chart("Answers that are right (grey squares: more even frames, in the time that choosing takes)", ways, "score", grey=[n for n in ways if n.endswith("time)")])),
@@ -2763,7 +2796,8 @@ def verifiers(found):
         facts = [k for k, v in x.items() if not isinstance(v, (dict, list)) and not k.endswith(("_low", "_high")) and k not in ("stage", "model", "weights", "data", "data_name")]
         lines = []
         if ahead := x.get("horizons"):
-            names = dict.fromkeys(n for row in ahead.values() for n, v in row.items() if isinstance(v, dict))  # beside them: how many have begun to be wrong
+            # beside them: how many have begun to be wrong
+            names = dict.fromkeys(n for row in ahead.values() for n, v in row.items() if isinstance(v, dict))
             lines.append(lines_chart("AUROC by horizon", {n: {h: row[n] for h, row in ahead.items() if n in row} for n in names}, "auroc", "frames ahead", {"chance": 0.5}, logx=True))
         if risk := x.get("risk_coverage"):
             kept = {n: {c: {"risk": r} for c, r in zip(risk["coverage"], risk[k], strict=True)} for n, k in (("by the verifier", "risk"), ("by one who knows", "perfect")) if risk.get(k)}
@@ -2773,7 +2807,8 @@ def verifiers(found):
                   folded("Every headline figure", table("Headline", ["figure", "value [95% interval]"], [[k, cell(x, k)] for k in facts]))]
         for key, some in ((k, v) for k, v in x.items() if isinstance(v, dict) and k not in ("verifiers", "horizons", "risk_coverage", "criteria", "notes", "run")):
             title = {"made": "Of films that the video model made", "futures": "Of several futures of one clip, the better half"}.get(key, key.replace("_", " ").capitalize())
-            if "verifiers" in some:  # of the films that were made: each verifier's row for all that can be wrong
+            # of the films that were made: each verifier's row for all that can be wrong
+            if "verifiers" in some:
                 nested = {n: row.get("all", row) for n, row in some["verifiers"].items()}
             else:
                 deep = {n: row for n, row in some.items() if isinstance(row, dict)}

@@ -95,9 +95,12 @@ from common import (
     with_grid,
 )
 
-PROMPT = "Describe the picture."  # follows the picture, so in a causal model it cannot change the picture's rows
-CAPTION = "What does the image describe?"  # what Florence-2's processor makes of <CAPTION>; its encoder lets the picture's rows see these words
-OBJECT = "an object."  # Grounding DINO's text: its encoder mixes text and picture, so this too is part of what is measured
+# follows the picture, so in a causal model it cannot change the picture's rows
+PROMPT = "Describe the picture."
+# what Florence-2's processor makes of <CAPTION>; its encoder lets the picture's rows see these words
+CAPTION = "What does the image describe?"
+# Grounding DINO's text: its encoder mixes text and picture, so this too is part of what is measured
+OBJECT = "an object."
 
 
 # ---------------------------------------------------------------- one forward pass that stops early
@@ -158,7 +161,8 @@ def latents_of(vae):
 
 # ---------------------------------------------------------------- weights when they are needed, and not before
 
-LATER = ("lm_head", "text_model", "predictor", "decoder")  # modules outside the stacks that are hardly ever called before the last point has been seen
+# modules outside the stacks that are hardly ever called before the last point has been seen
+LATER = ("lm_head", "text_model", "predictor", "decoder")
 
 
 class Network:
@@ -265,7 +269,8 @@ def stream(network, forward, batches, budget, drain):
     While one layer computes, a reader thread brings the next, so two are in memory at once. drain(k, seen) is handed what micro-batch k has seen so far.
     """
     model, weights, device = network.model, network.weights, network.device
-    side = torch.cuda.Stream(device) if device.type == "cuda" else None  # on a stream of its own a copy runs beside the layer that computes
+    # on a stream of its own a copy runs beside the layer that computes
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def read(path):
         if not side:
@@ -296,7 +301,8 @@ def stream(network, forward, batches, budget, drain):
                 model.load_state_dict(state, strict=False, assign=True)
                 for k in live:
                     where, args, kwargs = passes[k].at
-                    assert where == path, (where, path)  # the same code runs for every micro-batch, so all stand in front of the same layer
+                    # the same code runs for every micro-batch, so all stand in front of the same layer
+                    assert where == path, (where, path)
                     passes[k].on(network.layer(path, *args, **kwargs))
                     del args, kwargs  # the input of a layer goes when its output is there
                     drain(k, passes[k].seen)
@@ -315,7 +321,8 @@ def stream(network, forward, batches, budget, drain):
 #
 # A family is a function (model, processor) -> (inputs, points, multiple, first_frame):
 #   inputs(frames uint8 [n,T,S,S,3])   what the model's forward takes
-#   points {name: (module path, restore)}, in the order of execution; restore(output, inputs) -> [n, t, h, w, D] in raster order;
+#   points {name: (module path, restore)}, in the order of execution; restore(output, inputs) -> [n, t, h, w,
+# D] in raster order;
 #          (module path, restore, NO_GRID) where tokens have no place in the picture: [n, t, 1, K, D]
 #   multiple                           the width of one token in pixels, of which a side must be a multiple
 #   first_frame(step)                  the first frame that a time step covers
@@ -415,7 +422,8 @@ def internvl(model, processor):
     config = model.config
     side = config.vision_config.image_size[0]
     rows = round((side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
-    # Only words before the picture can change its rows; InternVL2's tokenizer is code on the hub, so there BOS is all of them.
+    # Only words before the picture can change its rows; InternVL2's tokenizer is code on the hub, so there
+    # BOS is all of them.
     before, behind = around_picture(processor, processor.image_token) if processor else ([config.text_config.bos_token_id], [])
     if processor:
         before, behind = [*before, processor.start_image_token_id], [processor.end_image_token_id, *behind]
@@ -469,7 +477,8 @@ def llava(model, processor):
         pixels, rows = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std), p * p
         more = {}
         if tiled:
-            config.image_grid_pinpoints = [[k * side, k * side]]  # no padding, and at S no tiles but the picture once more
+            # no padding, and at S no tiles but the picture once more
+            config.image_grid_pinpoints = [[k * side, k * side]]
             whole = torch.nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
             tiles = pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
             pixels, more = torch.cat([whole[:, None], tiles], 1), {"image_sizes": torch.tensor([[k * side, k * side]] * len(pixels))}
@@ -480,7 +489,8 @@ def llava(model, processor):
     def patches(x, batch):
         k, x = batch["tiles"], x[:, -p * p:]  # CLIP has a class token, SigLIP none
         if tiled:
-            x = x.unflatten(0, (-1, 1 + k * k))[:, -k * k:].flatten(0, 1)  # at S the one tile is the picture itself
+            # at S the one tile is the picture itself
+            x = x.unflatten(0, (-1, 1 + k * k))[:, -k * k:].flatten(0, 1)
         return pictures(x.reshape(-1, k, k, p, p, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(1, 4), batch)
 
     def language(x, batch):
@@ -587,7 +597,8 @@ def grounding_dino(model, processor):
     points = {"patch_embed": (f"{below}.embeddings", pictures),
               **{f"vision.{i}": (f"{below}.encoder.layers.{path}", pictures) for i, path in enumerate(blocks)},
               **stack("scale", "model.input_proj_vision", len(strides), maps),
-              # A layer returns a tuple of tuples; what its deformable part returns is the picture's share of it.
+              # A layer returns a tuple of tuples; what its deformable part returns is the picture's share of
+              # it.
               **{f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder) for i in range(model.config.encoder_layers)}}
     return inputs, points, max(strides[-1], swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)), lambda step: step
 
@@ -625,7 +636,8 @@ def owl(name):
 
         def inputs(frames):
             one_size(frames, multiple)
-            pixels = normalised(frames, processor.image_mean, processor.image_std)  # OWLv2's own processor cannot leave the size as it is
+            # OWLv2's own processor cannot leave the size as it is
+            pixels = normalised(frames, processor.image_mean, processor.image_std)
             return {"input_ids": torch.zeros(len(pixels), 2, dtype=torch.long), "pixel_values": pixels, "frames": frames.shape[1]}
 
         return inputs, points | {"class_head": ("class_head.dense0", pictures), "box_head": ("box_head", pictures)}, multiple, first_frame
@@ -672,7 +684,8 @@ FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, 
             "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": owl("owlvit"), "owlv2": owl("owlv2")}
 
 
-NON_CAUSAL = {"vjepa2": "vision."}  # model type -> points whose time steps see later frames too; of LTX-Video's autoencoder its config tells
+# model type -> points whose time steps see later frames too; of LTX-Video's autoencoder its config tells
+NON_CAUSAL = {"vjepa2": "vision."}
 
 
 def sees_later_frames(model, point):
@@ -681,7 +694,8 @@ def sees_later_frames(model, point):
     return not model.config.encoder_causal if kind == "ltx_vae" else point.startswith(NON_CAUSAL.get(kind, "none"))
 
 
-# The plan's names of points: letter -> (the families that have it, what 1, 2, ... are). `last` is the tower's last layer that the projector reads.
+# The plan's names of points: letter -> (the families that have it, what 1, 2, ... are). `last` is the tower's
+# last layer that the projector reads.
 FIVE = ("patch_embed", "vision.middle", "vision.last", "merger", "language.middle")
 ALIASES = {"L": (("llava", "llava_next", "llava_onevision"), FIVE), "I": (("internvl", "internvl_chat"), FIVE),
            "C": (("cogvlm2",), ("patch_embed", "vision.last", "merger", "language.middle"))}
@@ -695,7 +709,8 @@ def depths(entry):
         config = json.loads(Path(entry["path"], "config.json").read_text())
         tower, language, read = config["vision_config"]["num_hidden_layers"], config.get("llm_config", config)["num_hidden_layers"], config.get("select_layer", -1)
     else:
-        from transformers import AutoConfig  # a folder's config.json may leave out what is the library's default
+        # a folder's config.json may leave out what is the library's default
+        from transformers import AutoConfig
         config = attempt(lambda: AutoConfig.from_pretrained(entry["path"]), entry)
         tower, language, read = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers, config.vision_feature_layer
     read = read[-1] if isinstance(read, list) else read
@@ -727,7 +742,8 @@ def family_of(model):
 
 # ---------------------------------------------------------------- several questions about a picture, which is computed once
 
-ASKABLE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl", "cogvlm2")  # causal, with words behind the picture
+# causal, with words behind the picture
+ASKABLE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl", "cogvlm2")
 ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
@@ -1139,7 +1155,8 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
 
     def questions_about(batch, given):
         found = ask(model, run, given, [words_behind(model, processor, batch, question) for question in questions], set(asked.values()), dtype)
-        return {new: found[old].unflatten(0, (-1, batch.get("frames", 1)))[:, :, None] for new, old in asked.items()}  # [n, t, 1, questions, D]
+        # [n, t, 1, questions, D]
+        return {new: found[old].unflatten(0, (-1, batch.get("frames", 1)))[:, :, None] for new, old in asked.items()}
 
     def finish(shard, seconds):
         shard.mark(grid=without_grid(points) | set(asked), causal={p for p in points if sees_later_frames(model, p)})
@@ -1149,7 +1166,8 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
     with Writer() as write, watching(model, modules) if network else latents_of(model) as run:
         shards = (Shard(out, s, picked(items[s * SHARD:(s + 1) * SHARD], args.frames, args), args.size, args.batch, [*modules, *asked], write) for s in todo)
         if streamed:
-            layer_by_layer(network, run, inputs_of, restore, list(shards), dtype, finish, (limit - least) / 2)  # half for what comes to be held on the way
+            # half for what comes to be held on the way
+            layer_by_layer(network, run, inputs_of, restore, list(shards), dtype, finish, (limit - least) / 2)
         else:
             shards = tqdm(shards, desc=f"{entry['name']} {Path(args.data).name}", unit="shard", total=len(todo))
             one_by_one(run, inputs_of, restore, shards, device, dtype, finish, questions_about if questions else None)
@@ -1185,7 +1203,8 @@ def conclude(args, started, out, data, modules, facts, **run):
     table = {p: {"module": modules.get(p, "the frames themselves"), "shape": parts[0]["pooled"][p]["shape"], "dtype": "float16",
                  "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)}
              | {k: False for k in ("grid", "causal") if not parts[0]["pooled"][p].get(k, True)} for p in names}
-    seconds = sorted(s for part in parts for s in part["meta"]["seconds"])  # none where layers were streamed: a pass has no seconds of its own
+    # none where layers were streamed: a pass has no seconds of its own
+    seconds = sorted(s for part in parts for s in part["meta"]["seconds"])
     result = {"stage": "extract", "schema": FEATURES, **facts, "data": data["data"], "items": len(data["ids"]), "size": args.size,
               "seconds_per_item": seconds[len(seconds) // 2] if seconds else None, "bytes": sum(t["bytes"] for t in table.values()),
               "nonfinite": sum(t["nonfinite"] for t in table.values()), "data_path": str(args.data), "shards": shards, "points": table,
@@ -1239,8 +1258,10 @@ def one_model(args, started):
 
 # ---------------------------------------------------------------- what the model itself says
 
-# model type -> (how its family was taught to be asked for a box, the scale of the coordinates that it answers with). Qwen2.5-VL: pixels of the resized
-# picture (Bai et al. 2025); Qwen2-VL, Qwen3-VL and InternVL: thousandths of the side; LLaVA: fractions. CogVLM2 was not released in a variant that
+# model type -> (how its family was taught to be asked for a box, the scale of the coordinates that it answers
+# with). Qwen2.5-VL: pixels of the resized
+# picture (Bai et al. 2025); Qwen2-VL, Qwen3-VL and InternVL: thousandths of the side; LLaVA: fractions.
+# CogVLM2 was not released in a variant that
 # prints boxes: it is asked in the words of CogVLM 1.
 JSON_BOX, SENTENCE_BOX = "Locate the {}, output its bbox coordinates using JSON format.", "Please provide the bounding box coordinate of the region this sentence describes: {}"
 GROUNDING = {"qwen2_vl": ("Detect the bounding box of the {}.", "thousandths"), "qwen2_5_vl": (JSON_BOX, "pixels"), "qwen3_vl": (JSON_BOX, "thousandths"),
@@ -1356,7 +1377,8 @@ def compare_frames(args, started):
     ways = ways_of(args, items)
     rows = [(item, question, answer) for item in items if split_of(item["source"]) == "test"
             for (question, answer), (kind, _) in zip(item.get("turns", ()), item.get("asked") or itertools.repeat(("direction", "")), strict=False)
-            if kind == "direction"]  # what is asked about numbers of frames has another answer where others are shown
+            # what is asked about numbers of frames has another answer where others are shown
+            if kind == "direction"]
     if not rows:
         refuse(f"{args.data} has no test clip with a question and its answer; give a folder with `turns`, say of data.py moving")
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/frames.pt")
@@ -1371,7 +1393,8 @@ def compare_frames(args, started):
     print(f"device {device.type} ({why})")
     model, processor, inputs_of = load_to_ask(args, entry, size, device, dtype)
 
-    clock = time.process_time if device.type == "cpu" else time.perf_counter  # on a CPU other processes are not to count
+    # on a CPU other processes are not to count
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
 
     def run(how, count):
         name = f"{how}{count}"
@@ -1384,9 +1407,11 @@ def compare_frames(args, started):
             save_pt(out, ANSWERS, ids, meta, questions=[question for _, question, _ in rows], answers=answers, facts=facts)
         return name
 
-    says(model, processor, inputs_of, [lambda: frames_of(picked([rows[0][0]], ways[0], args)[0], size)], [rows[0][1]], 1, device, dtype)  # warm up before anything is timed
+    # warm up before anything is timed
+    says(model, processor, inputs_of, [lambda: frames_of(picked([rows[0][0]], ways[0], args)[0], size)], [rows[0][1]], 1, device, dtype)
     names, even, first = [run(how, args.count) for how in ways], run("uniform", args.count), f"{ways[0]}{args.count}"
-    answering = min(facts[name]["seconds_answering"] for name in {*names, even})  # as many frames take as long, whichever they are
+    # as many frames take as long, whichever they are
+    answering = min(facts[name]["seconds_answering"] for name in {*names, even})
     most = min(int(args.count * (1 + facts[first]["seconds_choosing"] / answering)), *(len(item["frames"]) for item, *_ in rows))
     paid = [run("uniform", args.count * 2 ** k) for k in range(1, (most // args.count).bit_length())]
     names = list(dict.fromkeys([*names, even, *paid]))

@@ -187,7 +187,9 @@ def sampler(pipeline, steps, tokens):
     from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline
     from diffusers.pipelines.ltx.pipeline_ltx_image2video import calculate_shift
     from diffusers.utils import logging
-    logging.set_verbosity_error()  # time steps without sigmas are warned of at every batch: a scheduler that shifts nothing makes the right ones of them
+    # time steps without sigmas are warned of at every batch: a scheduler that shifts nothing makes the right
+    # ones of them
+    logging.set_verbosity_error()
     scheduler = pipeline.scheduler
     shift = (scheduler.config.get(k, v) for k, v in (("base_image_seq_len", 256), ("max_image_seq_len", 4096), ("base_shift", 0.5), ("max_shift", 1.15)))
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=calculate_shift(tokens, *shift))
@@ -278,8 +280,10 @@ def judged(own, main, sources, seed):
 
 # ---------------------------------------------------------------- prediction in latent space: a model's tokens of the past -> the autoencoder's latents of a frame to come
 
-# reads: the tokens of the past, of its last frame alone ("last"), or of the past at the middle language layer ("language"); time: how they are joined over time; delta: predicts the
-# difference to the present; rank: of LoRA. The last three are controls, which in place of the model's tokens read the last frame's latents, those of the whole past, and tokens of the
+# reads: the tokens of the past, of its last frame alone ("last"), or of the past at the middle language layer
+# ("language"); time: how they are joined over time; delta: predicts the
+# difference to the present; rank: of LoRA. The last three are controls, which in place of the model's tokens
+# read the last frame's latents, those of the whole past, and tokens of the
 # untrained network.
 VARIANTS = {
     "sanity": {"reads": "last", "horizons": (0,)},
@@ -298,7 +302,8 @@ VARIANTS = {
     "untrained": {"reads": "random", "time": "causal", "delta": True},
 }
 CONTROLS = "blind", "latents", "untrained"
-KNOW_NOTHING = "copy", "mean_future", "nearest", *CONTROLS  # what has to be beaten: none of them reads a trained model
+# what has to be beaten: none of them reads a trained model
+KNOW_NOTHING = "copy", "mean_future", "nearest", *CONTROLS
 FRACTIONS = 1 / 16, 1 / 8, 1 / 4, 1 / 2  # of the training clips, beside all of them
 TEMPERATURE = 0.07
 TRAINING = {"epochs": 60, "patience": 20, "batch": 32, "lr": 1e-3}
@@ -337,14 +342,16 @@ class Predictor(torch.nn.Module):
         self.action = torch.nn.Embedding(actions, width) if actions else None
         self.layers = torch.nn.ModuleList(attention(width) for _ in range(2))
         self.out = torch.nn.Linear(width, channels)
-        torch.nn.init.zeros_(self.out.weight)  # the output begins at zero, with delta at a copy: where nothing can be learned there is no noise
+        # the output begins at zero, with delta at a copy: where nothing can be learned there is no noise
+        torch.nn.init.zeros_(self.out.weight)
         torch.nn.init.zeros_(self.out.bias)
 
     def forward(self, x, horizon, present, action):
         """x [n, t, h, w, D], horizon [n], present [n, H, W, C], action [n]."""
         x = (x - self.mean) / self.std
         n, t = x.shape[:2]
-        here = resample(x.flatten(0, 1), self.out_grid).unflatten(0, (n, t)).permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)  # [n, HW, t D]
+        # [n, HW, t D]
+        here = resample(x.flatten(0, 1), self.out_grid).unflatten(0, (n, t)).permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)
         memory = self.embed(merged(x).flatten(2, 3)) + self.place + self.moment  # [n, t, hw, width]
         if self.time:
             mask = torch.nn.Transformer.generate_square_subsequent_mask(t, device=x.device) if self.time == "causal" else None
@@ -375,7 +382,8 @@ def info_nce(own, truth, hard):
     """InfoNCE (van den Oord et al. 2018) of cosines: own [n, ...] shall be nearer to its truth [n, ...] than to the truths of other items and to its own `hard` negatives [n, k, ...]."""
     own, truth, hard = F.normalize(own.flatten(1), dim=1), F.normalize(truth.flatten(1), dim=1), F.normalize(hard.flatten(2), dim=2)
     others, own_others = truth @ truth.T, torch.einsum("nd,nkd->nk", truth, hard)
-    same = torch.cat([others.fill_diagonal_(0), own_others], 1) > 1 - 1e-6  # where nothing moves the present is the truth, and no negative
+    # where nothing moves the present is the truth, and no negative
+    same = torch.cat([others.fill_diagonal_(0), own_others], 1) > 1 - 1e-6
     scores = torch.cat([own @ truth.T, torch.einsum("nd,nkd->nk", own, hard)], 1).masked_fill(same, -1) / TEMPERATURE
     return F.cross_entropy(scores, torch.arange(len(own), device=own.device))
 
@@ -411,7 +419,8 @@ def latent_world(args):
     if "shown" in w.index:
         refuse(f"{args.features} holds features of chosen frames, and behind them nothing goes on at an even pace; extract again without --frames")
     w.language = [p for p in with_grid(w.index) if p.startswith("language.")]
-    cannot = {"last": not args.last, "language": not w.language, "random": not args.random}  # what by default is left out
+    # what by default is left out
+    cannot = {"last": not args.last, "language": not w.language, "random": not args.random}
     entry = model_of(w.index)
     room = memory_free() > 4.8e9 * entry.get("params", 0)  # fp32, and what a step needs
     can = {"rank": entry.get("type", "").startswith("qwen") and args.past > 1 and room}
@@ -458,17 +467,20 @@ def latent_world(args):
     full = torch.float32 if w.dtype == torch.float16 else w.dtype
     w.vae_entry, w.vae = vae, flatten_stills(load_video_vae(vae, w.device, full)[0]).requires_grad_(False)
     size = args.size or vae["clip"]
-    w.frames = torch.stack([frames_of({"frames": i["frames"][:w.length]}, size) for i in w.items])  # uint8 [n, T, H, W, 3]
+    # uint8 [n, T, H, W, 3]
+    w.frames = torch.stack([frames_of({"frames": i["frames"][:w.length]}, size) for i in w.items])
     w.z = encode_films(w.vae, stills(w.frames), 64)[:, 0].unflatten(0, w.frames.shape[:2])  # [n, T, h, w, C]
     w.present = w.z[:, args.past - 1]
     w.future = w.z[:, [args.past - 1 + h for h in w.horizons]]
     names = [str(i.get("action", i.get("direction"))) for i in w.items]
     w.actions = {a: k for k, a in enumerate(sorted({names[k] for k in w.split["train"]}))}
-    w.action = torch.tensor([w.actions.get(a, len(w.actions)) for a in names])  # the last number: never taught
+    # the last number: never taught
+    w.action = torch.tensor([w.actions.get(a, len(w.actions)) for a in names])
     w.lpips, w.lpips_name = load_lpips(w.device)
     w.how = TRAINING | {k: getattr(args, k) for k in ("epochs", "batch", "lr") if getattr(args, k) is not None}
     w.point, w.options = (args.point, 1) if args.point else (tells_most(w, points), len(points))
-    w.read, w.read_last, w.read_random = (read and functools.cache(read) for read in (w.read, getattr(w, "read_last", None), w.read_random))  # of the layer chosen there is one copy
+    # of the layer chosen there is one copy
+    w.read, w.read_last, w.read_random = (read and functools.cache(read) for read in (w.read, getattr(w, "read_last", None), w.read_random))
     w.tuned = tuned_model(w, w.variants["lora"]["rank"]) if "lora" in w.variants else None
     return w
 
@@ -536,7 +548,8 @@ def train_variant(w, name, train_items=None):
     shape = grid, tuple(w.present.shape[1:3]), w.present.shape[3], horizons
     free = {"time": v.get("time"), "delta": v.get("delta", False), "actions": len(w.actions) + 1 if v.get("action") else 0, "moments": moments}
     loss, how = v.get("loss", "latents"), w.how | {"warm": 0, "variant": name, "point": w.point, "items": len(items)}
-    over = items.repeat(-(-len(w.split["train"]) // len(items)))[:len(w.split["train"])]  # an epoch has as many steps, whatever the number of clips
+    # an epoch has as many steps, whatever the number of clips
+    over = items.repeat(-(-len(w.split["train"]) // len(items)))[:len(w.split["train"])]
     if loss == "pixels":
         few = max(how["epochs"] // 10, 1)
         how |= {"warm": 0 if w.trained.get("language") and "rank" in v else how["epochs"] - few, "epochs": few, "patience": None}
@@ -553,7 +566,8 @@ def train_variant(w, name, train_items=None):
         error = (z - truth.to(z.device)).square().mean()
         if loss == "pixels" and not warm:
             return w.pixel_loss(z, w.place[i] * len(horizons) + k)
-        if loss == "contrastive":  # hard negatives, which a copy would resemble: the present, and another moment of the same clip
+        # hard negatives, which a copy would resemble: the present, and another moment of the same clip
+        if loss == "contrastive":
             others = torch.stack([w.present[i], *([w.future[i, (k + 1) % len(horizons)]] if len(horizons) > 1 else [])], 1)
             return info_nce(z, truth.to(z.device), others.to(z.device)) + error
         return error
@@ -593,7 +607,8 @@ def guesses(w):
     """({baseline: latents [1, n_test, horizons, H, W, C]}, {baseline: uint8 [n_test, horizons, H, W, 3]} of those that are made of pixels)."""
     test, train_items, p, ahead = w.split["test"], w.split["train"], w.args.past, torch.tensor(w.horizons)
     past, n = w.z[:, :p], len(test)
-    slope = (past[test, -1] - past[test, 0]) / max(p - 1, 1)  # of the whole past: of two frames it would be mostly noise
+    # of the whole past: of two frames it would be mostly noise
+    slope = (past[test, -1] - past[test, 0]) / max(p - 1, 1)
     near = torch.cdist(past[test].flatten(1), past[train_items].flatten(1)).argmin(1)
     flow = carried_on(w.frames[test, :p], max(w.horizons))[:, ahead - 1]
     last = w.frames[test, p - 1][:, None].expand(-1, len(ahead), -1, -1, -1)
@@ -647,7 +662,8 @@ def row_of(w, scores, z, shown, copy, oracle):
         if gain:
             name = "" if key == "cosine" else f"{key}_"
             row |= {f"{name}{k}": gain[k] for k in ("gain", "gain_low", "gain_high")} | {f"{name}p": gain["p_wilcoxon"]}
-    steps = [(x[:, 1:].float() - x[:, :-1].float()).abs().mean().item() for x in (shown, oracle)] if len(w.horizons) > 1 else (0, 0)  # from one horizon to the next
+    # from one horizon to the next
+    steps = [(x[:, 1:].float() - x[:, :-1].float()).abs().mean().item() for x in (shown, oracle)] if len(w.horizons) > 1 else (0, 0)
     moves = steps[0] / steps[1] if steps[1] > 0 else None
     return row | {"skill": 1 - ((1 - scores["cosine"]).mean() / (1 - copy["cosine"]).mean()).item(), "l1_skill": 1 - (scores["l1"].mean() / copy["l1"].mean()).item(),
                   "movement": moves, "static": moves is not None and moves < STATIC, "best_shift": best_shift(w, z)}
@@ -702,14 +718,16 @@ def latents(args, started):
     for name in w.variants:
         w.trained[name], w.reads[name] = train_variant(w, name)
     asked = [n for n in w.variants if n not in CONTROLS and n != "sanity"]
-    scaled = None if args.no_scaling else next((n for n in ("causal", "multi", "single", *asked) if n in asked), None)  # not delta, which is a copy where it learns nothing
+    # not delta, which is a copy where it learns nothing
+    scaled = None if args.no_scaling else next((n for n in ("causal", "multi", "single", *asked) if n in asked), None)
     train_items = w.split["train"][torch.randperm(len(w.split["train"]), generator=torch.Generator().manual_seed(w.seed))]
     smaller = {len(few): train_variant(w, scaled, few) for few in (train_items[:max(round(f * len(train_items)), 2)] for f in FRACTIONS)} if scaled else {}
     if ranks()[0]:
         return {}
     latent = {n: foretold(w, n, w.trained[n], w.reads[n], w.split["test"]) for n in tqdm(w.variants, desc="foretold", unit="variant")}
     val = {n: latent_cosine(foretold(w, n, w.trained[n], w.reads[n], w.split["val"]), w.future[w.split["val"]]).mean().item() for n in w.variants if n != "sanity"}
-    best = max((n for n in asked if n != "action"), key=val.get)  # action is told what happens, so it is no candidate
+    # action is told what happens, so it is no candidate
+    best = max((n for n in asked if n != "action"), key=val.get)
     sanity = latent.pop("sanity", None)
     guess, pixels = guesses(w)
     scores, shown = scored_rows(w, guess | latent, pixels)
@@ -945,7 +963,8 @@ def kept(folder, ids, wanted, load, make):
     for part in tqdm(todo, desc="films", unit="part"):
         began = time.time()
         new = make(part, *pipeline)
-        save_pt(folder / f"{part}.pt", RESULT, ids, wanted[part], films=new.clone(), seconds=time.time() - began)  # without the frames that were shown
+        # without the frames that were shown
+        save_pt(folder / f"{part}.pt", RESULT, ids, wanted[part], films=new.clone(), seconds=time.time() - began)
     return {part: there(part) for part in wanted}
 
 
@@ -1021,7 +1040,8 @@ def coherence(args, started):
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
     settings = settings_of(args, entry, shape, dtype, real, words) | {"adapter": adapter and digest(b"prompt" + adapter[1].numpy().tobytes())}
-    look = load_judge(judge_entry, device, dtype)  # if it cannot be loaded, better now than after hours of films
+    # if it cannot be loaded, better now than after hours of films
+    look = load_judge(judge_entry, device, dtype)
     parts = {f"{n}-{s}": (n, 1.0, s) for n in names for s in range(args.seeds)} | {f"{n}@{x:g}-0": (n, x, 0) for n in names if n in SWEPT for x in args.strengths if 0 < x < 1}
     parts, seconds = made(entry, out.with_name(out.stem + "-parts"), parts, settings, items, adapter, args.batch)
     parts = {"real": real, "vae": parts.pop("vae"), "frozen": real[:, :1].expand_as(real), "shuffled": shuffled(real, args.seed)} | parts
@@ -1063,7 +1083,8 @@ def coherence(args, started):
 
 # ---------------------------------------------------------------- mode continue: what comes next
 
-# name: (which frames are shown first, what stands in the place of the prompt). The first is the main one: nothing tells it the action.
+# name: (which frames are shown first, what stands in the place of the prompt). The first is the main one:
+# nothing tells it the action.
 CONTINUATIONS = {"past": ("past", "empty"), "past+text": ("past", "caption"), "first": ("last", "empty"), "first+text": ("last", "caption"), "text": ("none", "caption")}
 CONTINUE_NOTES = {
     "temporal_ratio": "of the predicted frames alone, as flicker: the step from the last frame seen, which is real, to a decoded or another picture is no motion, but jump. "
@@ -1146,12 +1167,14 @@ def continuation(args, started):
 
         def shoot(given, number):
             return films(run, timesteps, ids, shape, [(0, given)] if given.shape[1] else [], prompt, f"{args.seed + draw} {number}", batch=args.batch,
-                         guidance=args.guidance if says == "caption" else 1.0, empty=empty)  # away from the empty prompt nothing leads but words
+                         # away from the empty prompt nothing leads but words
+                         guidance=args.guidance if says == "caption" else 1.0, empty=empty)
         return continued(shoot, seen[:, past - first:], k, horizon)
 
     made = kept(out.with_name(out.stem + "-parts"), ids, {part: settings | {"job": job} for part, job in jobs.items()},
                 lambda: opened(entry, shape, unit, args.steps, [w or "" for w in words]), film)
-    ahead = alongside(clips, past, train, made["vae"]["films"]) | {n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}  # [draws, n, horizon, H, W, 3]
+    # [draws, n, horizon, H, W, 3]
+    ahead = alongside(clips, past, train, made["vae"]["films"]) | {n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names}
     head, told = film_table(ahead, items, clips, past, look, args.seed)
     whole, going = {n: torch.cat([clips[:, past - 1:past], x[0]], 1) for n, x in ahead.items()}, goers(items, past - 1)[0]
     few = three_of(going, ids)
@@ -1292,7 +1315,8 @@ def futures(args, started):
         refuse(f"--candidates {args.candidates} leaves nothing to choose from; give 2 or more")
     k, shape = span(args.past, args.frames, unit["time"]), (args.frames, args.size, args.size)
     high = args.guidance if args.guidance > 1 else 2.0
-    _, items, _, data = asked_clips(args)  # as mode continue cuts them, so that both predict from the same moment on
+    # as mode continue cuts them, so that both predict from the same moment on
+    _, items, _, data = asked_clips(args)
     args.horizon = min(args.horizon, args.frames - k)
     items = [i | {key: i[key][:args.past + args.horizon] for key in ("frames", "mask", "boxes") if key in i} for i in items]
     ids, sources, words, clips = named(items, args.data, "every expert's prompt is made of it")
@@ -1305,14 +1329,16 @@ def futures(args, started):
     seen, last, truth, rows = clips[:, :args.past], clips[:, args.past - 1], clips[:, args.past:], list(EXPERTS)
     jobs = {f"candidate-{i}": job for i, job in enumerate(candidates(args.candidates, high))}
     every = jobs | {"candidate-truth": None}
-    folder, back = out.with_name(out.stem + "-parts"), span(args.horizon, args.frames, unit["time"])  # so many of a candidate's last are shown backwards, all of them its own
+    # so many of a candidate's last are shown backwards, all of them its own
+    folder, back = out.with_name(out.stem + "-parts"), span(args.horizon, args.frames, unit["time"])
 
     def film(part, model, empty, prompts, run, timesteps):
         if part == "candidate-truth":
             return reconstructed(model.vae, clips, args.horizon, unit["time"], args.batch)
         if part not in jobs:
             end = load_pt(folder / f"{part.replace('cycle', 'candidate')}.pt", RESULT)["films"][:, -back:].flip(1)
-            return films(run, timesteps, ids, shape, [(0, end)], unprompted(empty, len(ids)), f"{args.seed} 1", batch=args.batch)[:, back:]  # with the same noise for all candidates
+            # with the same noise for all candidates
+            return films(run, timesteps, ids, shape, [(0, end)], unprompted(empty, len(ids)), f"{args.seed} 1", batch=args.batch)[:, back:]
         expert, guidance, draw = jobs[part]
         at = slice(len(ids) * rows.index(expert), len(ids) * (rows.index(expert) + 1)) if expert else None
         prompt = tuple(x[at] for x in prompts) if expert else unprompted(empty, len(ids))
@@ -1328,7 +1354,8 @@ def futures(args, started):
     here = look(last).flatten(1).double()
     close = torch.stack([torch.stack([F.cosine_similarity(a[None], look(film).flatten(1).double()).mean() for a, film in zip(here, y, strict=True)])
                          for y in tqdm(films_of, desc="measured", unit="part")])
-    more = {"consistency": close, "cycle": -torch.stack([undone(made[part.replace("candidate", "cycle")]["films"], seen, k) for part in every])}  # [candidates + 1, n]
+    # [candidates + 1, n]
+    more = {"consistency": close, "cycle": -torch.stack([undone(made[part.replace("candidate", "cycle")]["films"], seen, k) for part in every])}
     way, carried = goers(items, args.past - 1), carried_on(seen, args.horizon)
     right = torch.stack([followed(torch.cat([last[:, None], y], 1), last, way, [args.horizon])[args.horizon] for y in x])
     errors = {m: e.nanmean(2) for m, e in erred(x, truth, last).items() if m != "still_l1"}  # [candidates, n]
@@ -1370,7 +1397,8 @@ def futures(args, started):
     futures_picture(result, out.with_suffix(".png"))
     found = beliefs(x, seen, carried, {b: s[:len(x)] for b, s in more.items()})
     save_pt(out.with_suffix(".pt"), RESULT, ids, {"stage": "predict", "mode": "futures"}, sources=sources, candidates=list(jobs), beliefs=found, errors=errors, pick=believed(found["mean_rank"]),
-            last=[digest(x.numpy().tobytes()) for x in last])  # from which moment on: whoever compares the films with what happened must begin there
+            # from which moment on: whoever compares the films with what happened must begin there
+            last=[digest(x.numpy().tobytes()) for x in last])
     save_yaml(out, result)
     return result
 
@@ -1403,7 +1431,8 @@ def save_film(path, x, shape, fps):
     import av
     from PIL import Image
     side = x.shape[1] * -(-SEEN // x.shape[1])
-    height, width = (round(side * min(edge / min(shape), 4) / 2) * 2 for edge in shape)  # a longer panorama is squeezed
+    # a longer panorama is squeezed
+    height, width = (round(side * min(edge / min(shape), 4) / 2) * 2 for edge in shape)
     how = Image.Resampling.NEAREST if side > x.shape[1] else Image.Resampling.BICUBIC
     pages, film, loop = [Image.fromarray(f.numpy()).resize((width, height), how) for f in x], io.BytesIO(), io.BytesIO()
     with av.open(film, "w", format="mp4") as file:

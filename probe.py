@@ -84,11 +84,16 @@ from common import (
     with_grid,
 )
 
-PICTURE, SET_GRID = 64, 6  # pixels a side of decoded pictures; the most tokens a side that trained probes read
-COMPONENTS, TOKEN = 256, 128  # principal components of the flattened grid, of a token: what trained probes read, so that their size is the same for every layer and model
+# pixels a side of decoded pictures; the most tokens a side that trained probes read
+PICTURE, SET_GRID = 64, 6
+# principal components of the flattened grid, of a token: what trained probes read, so that their size is the
+# same for every layer and model
+COMPONENTS, TOKEN = 256, 128
 SEEDS, STEPS, HIDDEN = 5, 240, 64  # of the MLP
-DECODER = {"seeds": 3, "steps": 240, "hidden": 128, "grid": 8}  # of the reconstruction decoder: tokens a side are at most `grid`
-WAYS = {"down": (0, 1), "down left": (-1, 1), "down right": (1, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "up left": (-1, -1), "up right": (1, -1)}  # y points down
+# of the reconstruction decoder: tokens a side are at most `grid`
+DECODER = {"seeds": 3, "steps": 240, "hidden": 128, "grid": 8}
+# y points down
+WAYS = {"down": (0, 1), "down left": (-1, 1), "down right": (1, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "up left": (-1, -1), "up right": (1, -1)}
 FLIPS = {"mirrored": (-1, 1), "reversed": (-1, -1)}  # what becomes of a velocity
 
 
@@ -181,7 +186,8 @@ def train_mlp(x, largest, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, on
     g, r = torch.Generator().manual_seed(seed), x.shape[-1]
     start = {"in": torch.randn(seeds, r, HIDDEN, generator=g) * r**-0.5, "in_bias": torch.zeros(seeds, 1, HIDDEN),
              "out": torch.randn(seeds, HIDDEN, 4, generator=g) * HIDDEN**-0.5, "out_bias": torch.zeros(seeds, 1, 4)}
-    weights = {k: (w if only is None else w[only:only + 1]).repeat(len(x), 1, 1, 1) for k, w in start.items()}  # [L, seeds, ...]: the same start for every layer
+    # [L, seeds, ...]: the same start for every layer
+    weights = {k: (w if only is None else w[only:only + 1]).repeat(len(x), 1, 1, 1) for k, w in start.items()}
 
     def boxes(items):
         hidden = (torch.einsum("lnr,lgrh->lgnh", x[:, items], weights["in"]) + weights["in_bias"]).relu()
@@ -232,9 +238,11 @@ def train_decoder(x, frames, split, seed=0, batch=16):
     jobs, n, tokens, r = x.shape
     side, seeds, hidden, g = math.isqrt(tokens), DECODER["seeds"], DECODER["hidden"], torch.Generator().manual_seed(seed)
     fine = side * -(-PICTURE // side)
-    cells = to_cells(F.interpolate(frames.permute(0, 3, 1, 2).float() / 255, (fine, fine), mode="bilinear", align_corners=False, antialias=True), side, side)  # [n, K, c]
+    # [n, K, c]
+    cells = to_cells(F.interpolate(frames.permute(0, 3, 1, 2).float() / 255, (fine, fine), mode="bilinear", align_corners=False, antialias=True), side, side)
     mean = cells[split["train"]].mean((0, 1))
-    sizes = {"in": (r, hidden, r**-0.5), "out": (hidden, cells.shape[-1], 0.05 * hidden**-0.5)}  # close to the mean picture at the start
+    # close to the mean picture at the start
+    sizes = {"in": (r, hidden, r**-0.5), "out": (hidden, cells.shape[-1], 0.05 * hidden**-0.5)}
     weights = {name: (torch.randn(seeds, i, o, generator=g) * scale).repeat(jobs, 1, 1, 1) for name, (i, o, scale) in sizes.items()} | {"bias": torch.zeros(jobs, seeds, 1, hidden)}
 
     def decode(items):
@@ -400,7 +408,8 @@ def ladder(kernels, boxes, names, largest, split, seed):
     found, parameters = train_mlp(components(*spectrum(kernels, split["train"])), largest, split, seed=seed)
     iou = box_iou(found[..., test, :], largest[test]).mean((-1, -2))  # [L]
     rows = {p: {"ridge": boxes[p][0][test].mean(), "mlp1": x} for p, x in zip(names, iou, strict=True)}
-    return rows, {"ridge": 4 * (len(split["train"]) + 1), "mlp1": parameters}  # ridge: as many as it has in its dual form, and an intercept
+    # ridge: as many as it has in its dual form, and an intercept
+    return rows, {"ridge": 4 * (len(split["train"]) + 1), "mlp1": parameters}
 
 
 def reconstruction(jobs, frames, others, measures, split, sources, layer, seed):
@@ -466,7 +475,8 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     criteria["spatial_iou"] = mask_criterion(spatial, mask_scores(shuffled["mask"][:, 0], solid, split), masks, x.shape[1], split, sources, args.seed, truth="masks" if "mask" in items[0] else "boxes")
     decoded["masks"] = cells[layer]["soft"][test].clone()
 
-    # Shuffled labels may score here: where a token is far from the mean, so is what any map makes of it, and the threshold is chosen on true edges.
+    # Shuffled labels may score here: where a token is far from the mean, so is what any map makes of it, and
+    # the threshold is chosen on true edges.
     outlined = {p: c["edge"] for p, c in cells.items()}
     layer = best_point(outlined, val)
     beside = {"position_only": outlines[train].float().mean(0).expand(len(items), -1, -1), "shuffled": shuffled["edge"][:, 0], "ceiling": outlines.float()}
@@ -479,8 +489,10 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     blur = F.interpolate(F.adaptive_avg_pool2d(pictures[test], side), (PICTURE, PICTURE), mode="bilinear", antialias=True)
     mean_picture = pictures[train].mean(0).expand(len(test), -1, -1, -1)
     rows = {"own": cells[layer]["picture"][test], "shuffled": to_pictures(shuffled["picture"][test])}
-    rows |= {name: to_pictures(p) for name, p in (("mean_image", mean_picture), ("blur", blur))}  # blur: one colour a token
-    rows |= {"random_init": cells[f"random:{layer}"]["picture"][test]} if read_random else {}  # raw pixels would be a copy, hence no floor here
+    # blur: one colour a token
+    rows |= {name: to_pictures(p) for name, p in (("mean_image", mean_picture), ("blur", blur))}
+    # raw pixels would be a copy, hence no floor here
+    rows |= {"random_init": cells[f"random:{layer}"]["picture"][test]} if read_random else {}
     for key, measure, better, ceiling in (("recon_" + lpips_name, lpips, "lower", 0.0), ("recon_ssim", ssim, "higher", 1.0), ("recon_edge_f1", edge_f1, "higher", 1.0)):
         scores = {name: measure(picture.contiguous(), frames[test]) for name, picture in rows.items()}
         criteria[key] = criterion(scores.pop("own"), scores, sources, ceiling, better, layer=layer, seed=args.seed, options_searched=len(trained))
@@ -493,7 +505,8 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
         criteria |= {name: record for name, (record, _) in made.items()}
         decoded["scores"] = {f"decoder_{lpips_name}": made[f"decoder_{lpips_name}"][1]}
 
-    # The set probe is trained by gradient, so it runs at the two most promising layers only, and on every floor; the better layer's floors count.
+    # The set probe is trained by gradient, so it runs at the two most promising layers only, and on every
+    # floor; the better layer's floors count.
     ranked = sorted(trained, key=lambda p: -boxes[p][0][val].mean())[:2]
     x, grid = tokens[ranked[0]]
     jobs = {(p, "sigmoid"): (p, truth, False) for p in ranked} | {(ranked[0], "softplus"): (ranked[0], truth, True)}
@@ -522,7 +535,8 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     at = {task: criteria[task]["layer"] for task in floor}
     tables = {"strata": by_stratum(strata(largest, train), {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]},
                                    floor, test, sources, args.seed)}
-    decoded["scores"] = {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]} | decoded.get("scores", {})  # by which models are paired
+    # by which models are paired
+    decoded["scores"] = {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]} | decoded.get("scores", {})
     decoded["sources"] = sources
     for p in points:
         layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = bootstrap(boxes[p][0][test], sources, seed=args.seed)[1:]
@@ -590,7 +604,8 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
     where = {key: direction[key] for key in ("layer", "pooling", "options_searched")} | {"seed": args.seed}
     for frame in frozen:
         criteria[f"frozen_{frame}"] = criterion(correct(answers[f"frozen_{frame}"])[test], {"commonest": commonest}, sources, **where)
-    # The middle frame knows nothing of the direction (the first may). A tenth of the room, for by chance the commonest answer in training is rare in test.
+    # The middle frame knows nothing of the direction (the first may). A tenth of the room, for by chance the
+    # commonest answer in training is rare in test.
     if "middle" in frozen and known_too_well(criteria["frozen_middle"]["gain_low"], direction["floors"]["commonest"], 1.0):
         direction["leak"] = direction["leak"] or "frozen_middle"
     if pairs := twin_pairs(items, way, test):
@@ -644,7 +659,8 @@ def compare(folders, seed=0):
     if len(found) < 2:
         refuse(f"--compare {' '.join(folders)} names {len(found)} results; give two or more folders of different names, each with probe.yaml, probe.pt and features/")
     (first, (_, reference, _)), rows, p_values = next(iter(found.items())), {}, {}
-    tasks = ("bbox_iou", "spatial_iou") if "scores" in reference else ("direction_accuracy",)  # of pictures; of clips
+    # of pictures; of clips
+    tasks = ("bbox_iou", "spatial_iou") if "scores" in reference else ("direction_accuracy",)
     for name, (result, scores, index) in found.items():
         if scores["ids"] != reference["ids"]:
             refuse(f"{name} was tested on other items than {first}; compare results of one data set")

@@ -212,8 +212,10 @@ def vlm_model(tokenizer):
         text_config={"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.06,
                      "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": token("<|im_end|>"),
                      "pad_token_id": token("<|endoftext|>"),
-                     # 16 frequencies, 4 for time, 6 for rows, 6 for columns: the usual theta of 10000 would turn a grid's columns by thousandths of a radian,
-                     # and a theta of 10 would leave no slow one, by which words find what they mean whatever the distance
+                     # 16 frequencies, 4 for time, 6 for rows, 6 for columns: the usual theta of 10000 would
+                     # turn a grid's columns by thousandths of a radian,
+                     # and a theta of 10 would leave no slow one, by which words find what they mean whatever
+                     # the distance
                      "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]}},
         image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True))
@@ -244,7 +246,8 @@ def for_training(model):
 
 # ---------------------------------------------------------------- what the visual tokens can be asked to tell
 
-# What a vector (x, y) from the centre, or of motion, is called; `place_word` and DIRECTIONS of data.py say the same.
+# What a vector (x, y) from the centre, or of motion, is called; `place_word` and DIRECTIONS of data.py say
+# the same.
 PLACE_WORDS = {(x, y): f"{row} {column}".strip() or "middle" for y, row in enumerate(("top", "", "bottom"), -1) for x, column in enumerate(("left", "", "right"), -1)}
 MOTION_WORDS = {v: k for k, v in DIRECTIONS.items()} | {(0, 0): "still"}
 
@@ -509,7 +512,8 @@ def internvl2(texts):
     from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor, InternVLVideoProcessor
     tokenizer = learned_tokenizer(texts, start_image_token="<|vision_start|>", end_image_token="<|vision_end|>", context_image_token="<|image_pad|>", video_token="<|video_pad|>")
     images, size = GotOcr2ImageProcessor, {"height": 96, "width": 96}
-    template = CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>")  # the processor adds both itself
+    # the processor adds both itself
+    template = CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>")
     processor = InternVLProcessor(images(size=size, crop_to_patches=False), tokenizer, InternVLVideoProcessor(size=size), image_seq_length=36, chat_template=template)
     vision = {**WIDTH, "image_size": [96, 96], "patch_size": [8, 8], "attention_bias": True, "initializer_range": 0.06, "layer_scale_init_value": 1.0}
     model = InternVLForConditionalGeneration(InternVLConfig(
@@ -580,7 +584,8 @@ def train_cousin(name, args, device, folder, save):
     images = pool(args.shapes, 96)
     processor, model, grid, see, norm = COUSINS[name](q for i in images[0][1] for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"])
     model = model.to(device)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the fused kernel's gradient is slow on a CPU
+    # the fused kernel's gradient is slow on a CPU
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         train(f"{name}-tower", Looking(model, see, len(NAMES) + 6).to(device), telling_loss(images[0], norm, device, grid), args.steps or 4000, 1e-3, args.seed, folder)
         losses = train(name, Schooling(model).to(device), vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid), args.steps or QUESTIONS[name], 1e-3, args.seed, folder)
     model, processor = save(model, processor)
@@ -588,7 +593,8 @@ def train_cousin(name, args, device, folder, save):
 
 
 COUSINS = {"llava-next": llava_next, "internvl2": internvl2, "cogvlm2": cogvlm2}
-QUESTIONS = {"llava-next": 3000, "internvl2": 1500, "cogvlm2": 3000}  # steps; these two learn more slowly to name than to place
+# steps; these two learn more slowly to name than to place
+QUESTIONS = {"llava-next": 3000, "internvl2": 1500, "cogvlm2": 3000}
 
 
 # ---------------------------------------------------------------- the spatial encoder
@@ -613,7 +619,8 @@ class MaskedPatches(torch.nn.Module):
     def forward(self, pixels, generator=None):
         """pixels [n,3,H,W] -> (mean absolute error on hidden patches, the error of each picture's mean patch there)."""
         p = self.encoder.config.patch_size
-        patches = pixels.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)  # [n, hw, 3pp]
+        # [n, hw, 3pp]
+        patches = pixels.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)
         hidden = torch.rand(patches.shape[:2], generator=generator) < 0.5
         hidden = hidden.to(pixels.device)
         out = self.head(self.encoder(pixels, bool_masked_pos=hidden).last_hidden_state[:, 1:])
@@ -684,7 +691,9 @@ class Film(torch.nn.Module):
         """x [n,16,T,8,8] of which frame t has noise sigma [n,T]; ids and mask [n,128] of the prompts; seconds [T] -> the velocity, noise - clean, like x."""
         n, _, t, h, w = x.shape
         places = torch.stack(torch.meshgrid(seconds, torch.arange(h, device=x.device) * 8.0, torch.arange(w, device=x.device) * 8.0, indexing="ij")).flatten(1)
-        longest = int(mask.sum(1).max())  # what is masked has no weight: the encoder sees the padding, as in the pipelines, the transformer need not
+        # what is masked has no weight: the encoder sees the padding, as in the pipelines, the transformer
+        # need not
+        longest = int(mask.sum(1).max())
         out = self.transformer(x.flatten(2).transpose(1, 2), self.text_encoder(ids)[0][:, :longest], 1000 * sigma.repeat_interleave(h * w, 1), mask[:, :longest],
                                video_coords=places.expand(n, -1, -1), return_dict=False)[0]
         return out.transpose(1, 2).unflatten(2, (t, h, w))
@@ -706,12 +715,14 @@ def film_loss(latents, captions, tokenizer, device, batch=8):
     def loss_of(model, rng):
         pick = rng.choice(len(captions), batch, replace=False)
         given = np.where(rng.random(batch) < 0.6, 1, rng.integers(2, 4, batch))
-        says = np.where(rng.random(batch) < np.where(given == 1, 0.1, 0.8), len(captions), pick)  # the last: the empty prompt
+        # the last: the empty prompt
+        says = np.where(rng.random(batch) < np.where(given == 1, 0.1, 0.8), len(captions), pick)
         level = torch.from_numpy(1 - 0.95 * rng.random(batch) ** 2).float()
         free = steps >= torch.from_numpy(given)[:, None]
         clean = latents[pick].float()
         x, velocity = noised(clean, torch.randn_like(clean), level[:, None] * free)
-        seconds = (2 * steps if rng.random() < 0.5 else (2 * steps - 1).clamp(min=0)) / 25  # LTXImageToVideoPipeline and LTXConditionPipeline differ here by a frame
+        # LTXImageToVideoPipeline and LTXConditionPipeline differ here by a frame
+        seconds = (2 * steps if rng.random() < 0.5 else (2 * steps - 1).clamp(min=0)) / 25
         with fast(device):
             out = model(*(z.to(device) for z in (x, level[:, None] * free, ids[says], mask[says], seconds)))
         error = (out.float().cpu() - velocity).square().mean((1, 3, 4))
@@ -732,7 +743,8 @@ def continued(pipeline, frames, given, prompts, steps=6, seed=0, batch=32):
     from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
     run = pipeline if given == 1 else LTXConditionPipeline(**pipeline.components)
     run.set_progress_bar_config(disable=True)
-    even = np.linspace(1000, 1000 / steps, steps)  # as the first pipeline takes them; the second's own spend half of them near pure noise
+    # as the first pipeline takes them; the second's own spend half of them near pure noise
+    even = np.linspace(1000, 1000 / steps, steps)
     made = []
     for at in tqdm(torch.arange(len(frames)).split(batch), desc=f"films from {given}", unit="batch"):
         x = frames[at, :given].permute(0, 1, 4, 2, 3).float() / 255
@@ -818,7 +830,8 @@ def tracks_truth(items, seed, asked=4):
             colours[list(COLOURS).index(colour)] += torch.tensor(spans[0])
             row.append((list(COLOURS).index(colour), list(SHAPES).index(shape), k < len(item["names"]), track["persistent"], COMPASS.index(track["direction"]), item["count"], spans))
         rows.append(row)
-        share, most = F.avg_pool2d(F.one_hot(item["mask"].long(), asked).permute(0, 3, 1, 2).float(), 8).flatten(2)[:, 1:].max(1)  # [T,P]
+        # [T,P]
+        share, most = F.avg_pool2d(F.one_hot(item["mask"].long(), asked).permute(0, 3, 1, 2).float(), 8).flatten(2)[:, 1:].max(1)
         numbers = torch.tensor([r[:2] for r in row] + [(-1, -1)])
         covered.append(numbers[torch.where(share >= 0.2, most, asked)].char())
         centre[:len(item["names"])] = ((item["boxes"][..., :2] + item["boxes"][..., 2:]) / item["width"] - 1).transpose(0, 1)
@@ -886,7 +899,8 @@ def tracker_quality(model, frames, truth, device):
 
 # ---------------------------------------------------------------- words alone
 
-ASKED = {"persistence": 2, "direction": 2, "backwards": 2, "count": 1, "unknown": 1, "frames": 6, "hidden": 5, "uncovered": 5, "describe": 8, "naming": 10}  # kinds, and how often: as they are hard
+# kinds, and how often: as they are hard
+ASKED = {"persistence": 2, "direction": 2, "backwards": 2, "count": 1, "unknown": 1, "frames": 6, "hidden": 5, "uncovered": 5, "describe": 8, "naming": 10}
 
 
 def made_up_track(rng, frames=32):
@@ -902,7 +916,8 @@ def made_up_track(rng, frames=32):
         seen &= (t < start) | (t > start + rng.integers(12))
     if not seen.any():
         return made_up_track(rng, frames)
-    probability = rng.random() if rng.random() < 0.1 else abs(persistent - 0.5 * rng.random() ** 2 - 0.005)  # now and then not what the frames say
+    # now and then not what the frames say
+    probability = rng.random() if rng.random() < 0.1 else abs(persistent - 0.5 * rng.random() ** 2 - 0.005)
     comes, goes = first > 0, last < frames - 1
     return {"object": str(rng.choice(NAMES)), "probability": round(probability, 2), "persistent": round(probability, 2) >= 0.5, "present": spans(there), "visible": spans(seen),
             "hidden": spans(there & ~seen), "direction": str(rng.choice([*DIRECTIONS, "still"])), "why": "passes" if comes and goes else "enters" if comes else "leaves" if goes else "stays"}

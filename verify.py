@@ -87,8 +87,10 @@ from common import (
     write_items,
 )
 
-# What each gate asks: must or should, the side that is good, the threshold, where the score is read. Thresholds are those of the evaluation plan
-# that this project grew from; figures of its earlier study stand beside ours for comparison and judge nothing.
+# What each gate asks: must or should, the side that is good, the threshold, where the score is read.
+# Thresholds are those of the evaluation plan
+# that this project grew from; figures of its earlier study stand beside ours for comparison and judge
+# nothing.
 PLAN = "evaluation plan, phase 1"
 FROZEN = "a picture that stands still would score as well: decoded_closeness does not tell the film from that"
 GATE1 = {
@@ -111,15 +113,18 @@ GATE2 = {
     "lpips": {"level": "must", "threshold": 0.35, "from": "scaling", "better": "lower", "earlier": {"10M": 0.289, "100M": 0.346, "query adapter": 0.212}},
     "temporal_consistency": {"level": "should", "threshold": 0.70, "from": "coherence", "accepted": 0.69,
                              "earlier": {"first frame only": 0.690, "all frames": 0.681, "conditioned": 0.588, "baseline": 0.686}},
-    "decoded_closeness": {"level": "should", "threshold": 0.50, "from": "coherence"},  # ours: a picture that stands still scores 0
+    # ours: a picture that stands still scores 0
+    "decoded_closeness": {"level": "should", "threshold": 0.50, "from": "coherence"},
     "semantic_accuracy": {"level": "should", "threshold": 0.65, "from": "films"},
 }
-# Gate 3 passes by either: what predicts in latent space, or the pair of the pivot. `gain`: what is held against the threshold is the paired gain over the best floor.
+# Gate 3 passes by either: what predicts in latent space, or the pair of the pivot. `gain`: what is held
+# against the threshold is the paired gain over the best floor.
 GATE3 = {
     "prediction": {"level": "either", "threshold": 0.0, "from": "latents", "gain": True, "earlier": {"cosine of predictions": "0.930-0.941", "of the copy": "0.975-0.979"}},
     "retention": {"level": "or", "threshold": 0.90, "from": "describe", "earlier": {"action recall on generated / on real clips": 0.70 / 0.75}},
     "temporal_ratio": {"level": "or", "threshold": 0.80, "from": "continue", "earlier": {"LTX-Video": 0.89}},
-    "continuation": {"level": "or", "threshold": 0.0, "from": "continue"},  # ours: the film is nearer than the copy where something moves; motion alone could be any
+    # ours: the film is nearer than the copy where something moves; motion alone could be any
+    "continuation": {"level": "or", "threshold": 0.0, "from": "continue"},
     "beyond_extrapolation": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
     "longest_horizon": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
     "most_motion": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
@@ -128,13 +133,18 @@ GATE3 = {
 GATE4 = {
     "pixel_auroc": {"level": "must", "threshold": 0.80, "from": "verify"},
     "pixel_over_latent": {"level": "must", "threshold": 0.0, "from": "verify", "gain": True},
-    "selective_risk": {"level": "should", "threshold": 0.0, "from": "verify"},  # what accepting in the verifier's order saves beside a random order, on the mean of all coverages
-    "conformal_error": {"level": "should", "threshold": 0.10, "from": "verify", "better": "lower"},  # ours, as are the next two: the error that was promised, of a bound from val, on test
-    "made_auroc": {"level": "should", "threshold": 0.80, "from": "verify"},  # of films that the video model made, instead of planted ones
+    # what accepting in the verifier's order saves beside a random order, on the mean of all coverages
+    "selective_risk": {"level": "should", "threshold": 0.0, "from": "verify"},
+    # ours, as are the next two: the error that was promised, of a bound from val, on test
+    "conformal_error": {"level": "should", "threshold": 0.10, "from": "verify", "better": "lower"},
+    # of films that the video model made, instead of planted ones
+    "made_auroc": {"level": "should", "threshold": 0.80, "from": "verify"},
     "made_over_latent": {"level": "should", "threshold": 0.0, "from": "verify", "gain": True},
 }
 SPATIAL = ("spatial_iou", "bbox_iou", "map50")
-STAND_IN = 0.5  # skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the published one
+# skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the
+# published one
+STAND_IN = 0.5
 NO_INTERVAL, STREAMED = "a ratio of two medians, no interval", "features were streamed layer by layer, which times no single pass"
 ROUNDING = 1e-3  # a gain that the printed table rounds away; it matters where a floor reaches the ceiling
 
@@ -156,11 +166,13 @@ def judge(record, threshold, better="higher"):
         return answer | {"reason": f"leak: the control {record['leak']!r} scores {record['floors'][record['leak']]:.3f}, which it cannot without the answer; mend that first"}
     if far < 0:
         return answer | {"answer": "FAIL", "reason": "the interval lies on the wrong side of the threshold"}
-    if negligible(record):  # asked first, or enough items would turn the same small gain from a failure into a pass
+    # asked first, or enough items would turn the same small gain from a failure into a pass
+    if negligible(record):
         return answer | {"answer": "FAIL", "reason": f"no more than a tenth of the room above the floor ({record['floor_name']}) can be there"}
     if near > 0 and above_floor:
         return answer | {"answer": "PASS", "reason": "the interval clears the threshold and the gain over the best floor excludes zero"}
-    # Half-widths shrink with the square root of n: how many items until both questions are settled, if the scores stay as they are.
+    # Half-widths shrink with the square root of n: how many items until both questions are settled, if the
+    # scores stay as they are.
     needs = []
     if near <= 0:
         distance = abs(record["score"] - threshold)
@@ -220,7 +232,8 @@ def judged_row(criteria, name, rule, threshold, changed):
     """A criterion's row in the table of a gate. criteria: {name: record}, or of ratios of times {name: (score, why)}; changed: the thresholds of --set."""
     source = PLAN
     if name in changed:
-        source, rule = "--set", rule | {"accepted": None}  # a threshold that was set has no second one below it
+        # a threshold that was set has no second one below it
+        source, rule = "--set", rule | {"accepted": None}
     if rule.get("gain") and name in criteria:
         criteria = {name: as_gain(criteria[name])}
     row = timed(*criteria[name], threshold, source) if rule["from"] == "time" else held(criteria, name, rule, threshold, source)[0]
@@ -328,7 +341,8 @@ def gate2(args, thresholds):
     for name, rule in GATE2.items():
         criteria = stages.get(rule["from"], {}).get("criteria", {}) if rule["from"] == "scaling" or about_model else {}
         judged[name] = judged_row(criteria, name, rule, thresholds[name], args.changed)
-    for key in ("floor", "floor_name", "ceiling", "skill"):  # LPIPS of the small bridge, by which only its gain is judged
+    # LPIPS of the small bridge, by which only its gain is judged
+    for key in ("floor", "floor_name", "ceiling", "skill"):
         judged["parameter_efficiency"].pop(key, None)
     judged["parameter_efficiency"] |= {"stand_in": True} if "lpips_random_backbone" in scaling else {}
     if judged["temporal_consistency"]["answer"] == "PASS" and judged["decoded_closeness"]["answer"] != "PASS":
@@ -537,12 +551,15 @@ def picture(folder, path):
 
 # ---------------------------------------------------------------- rollouts: was the prediction right, and who can tell
 
-# {kind of planted film: is it right?} All have been through the autoencoder, as generated films have, so that no verifier can go by the traces of the decoder.
+# {kind of planted film: is it right?} All have been through the autoencoder, as generated films have, so that
+# no verifier can go by the traces of the decoder.
 PLANTED = {"right": True, "pasted": True, "blurred": True, "late": True, "direction": False, "speed": False, "vanished": False, "identity": False}
 ALARMS = 0.05  # detection is counted where this share of val's right predictions is flagged
 RESPLITS, RESAMPLES = 100, 2000
 MOVED = 10  # of 255, Physics-IQ's threshold
-OFF = 0.5  # of the object's way: more is a wrong position. A film a frame late is off by a sixteenth, the planted wrong speeds by 0.7 and more, a still picture by 1
+# of the object's way: more is a wrong position. A film a frame late is off by a sixteenth, the planted wrong
+# speeds by 0.7 and more, a still picture by 1
+OFF = 0.5
 NOTES = {"flagged": f"where {ALARMS:.0%} of val's right films are; of words, which are asked of test alone, of test's",
          "still_frames": "in which nothing moves by Physics-IQ's masks: two empty masks overlap by 1",
          "made": "films of the video model (no baselines), right where the object goes the right way, ends within half of its way from where it really does, and is there; "
@@ -598,7 +615,8 @@ def plant(frames, masks, stranger, past, draw):
         return found | {"direction": frames[[max(past - 1 - t, 0) for t in range(length)]], "speed": film[[t // 2 for t in range(length)]]}
     stage, here = empty_stage(frames, masks), [sprite(f, m) if m.any() else None for f, m in zip(film, masks[past - 1:], strict=True)]
     start = torch.tensor(here[0][2])
-    steps = [None if s is None else (torch.tensor(s[2]) - start).float() for s in here]  # (y, x) pixels since the last frame seen
+    # (y, x) pixels since the last frame seen
+    steps = [None if s is None else (torch.tensor(s[2]) - start).float() for s in here]
     angle, pace, until = math.pi / 4 * (1 + draw(7)), (0.2, 0.3, 1.8, 2.2)[draw(4)], 1 + draw(max(2 * length // 3, 1))
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     centred = (torch.tensor(here[0][1].shape) - torch.tensor(stranger[1].shape)) / 2
@@ -693,7 +711,8 @@ def plant_all(args):
             for kind, x in {"real": kinds["right"], **dict(zip(kinds, decoded, strict=True)), **others}.items():
                 yield i | {"id": f"{i['id']}/{kind}", "frames": x.clone(), "conditioning": kind, **{k: i[k][args.past - 1:].clone() for k in ("mask", "boxes") if k in i}}
 
-    content = hashlib.sha256(f"{fingerprint(entry['path'])} {args.seed} {inspect.getsource(plant)}".encode())  # so that features of other films under these ids are not taken for theirs
+    # so that features of other films under these ids are not taken for theirs
+    content = hashlib.sha256(f"{fingerprint(entry['path'])} {args.seed} {inspect.getsource(plant)}".encode())
     for x in (x for i in clips for x in (i["frames"], *generated.get(i["id"], {}).values())):
         content.update(x.contiguous().numpy())
     write_items(out, films(), {"name": f"{data['name']}-planted", "content": content.hexdigest()[:16],
@@ -704,8 +723,10 @@ def plant_all(args):
     return result
 
 
-# A verifier takes films uint8 [k, 1 + h, H, W, 3] of one clip, which begin with the last frame seen, and what happened [1 + h, H, W, 3]. It gives scores [k, horizons], higher if more likely
-# right; the score for a horizon uses no later frame. Costly measures look only at the frames at which a horizon ends, and take the mean over these.
+# A verifier takes films uint8 [k, 1 + h, H, W, 3] of one clip, which begin with the last frame seen, and what
+# happened [1 + h, H, W, 3]. It gives scores [k, horizons], higher if more likely
+# right; the score for a horizon uses no later frame. Costly measures look only at the frames at which a
+# horizon ends, and take the mean over these.
 
 def upto(x, horizons):
     """The mean of x [k, h] over the frames up to every horizon: [k, horizons]."""
@@ -796,7 +817,8 @@ def pixel_flow_agreement(films, truth, see):
 
 def pixel_position_error(films, truth, see):
     """Distance, in sides of the frame, of the object (followed by its colour) from where it really went; a whole side where it is lost. Needs the clip's mask."""
-    here = whereabouts(torch.cat([truth[None], films]), see.mask.expand(len(films) + 1, -1, -1))  # [1 + k, 1 + h, 2]
+    # [1 + k, 1 + h, 2]
+    here = whereabouts(torch.cat([truth[None], films]), see.mask.expand(len(films) + 1, -1, -1))
     apart = (here[1:] - here[0]).norm(dim=-1) / films.shape[2]
     apart = torch.where(here[1:].isnan().any(-1), 1.0, apart)[:, 1:]
     gone = here[0, 1:].isnan().any(-1)  # it has left the picture: there is no position to be wrong about
@@ -1034,7 +1056,8 @@ def every_score(args, w):
             for name in found[0]:
                 scores[f"{index['model']} {point} {name}"], family[f"{index['model']} {point} {name}"] = torch.cat([f[name] for f in found]), "latent"
     if words:
-        said = torch.full((len(w.rows), len(w.horizons)), math.nan, dtype=torch.float64)  # of whole films alone, and of the test clips'
+        # of whole films alone, and of the test clips'
+        said = torch.full((len(w.rows), len(w.horizons)), math.nan, dtype=torch.float64)
         for k, (clip, _, item) in enumerate(w.rows):
             if item["id"] in row:
                 said[k, -1] = agreement(words["said"][row[item["id"]]][None], words["said"][row[f"{clip}/real"]])[0]
@@ -1058,14 +1081,16 @@ def tabulated(w, scores, family):
             continue
         chosen = val if not x[val].isnan().any() else []
         row["auroc_val"] = aurocs(x[val], w.right[val], torch.ones(1, len(val), dtype=torch.float64)).item() if chosen else None
-        limit = x[where(alike & (w.val if chosen else w.test))].quantile(ALARMS)  # flagged is what lies below it
+        # flagged is what lies below it
+        limit = x[where(alike & (w.val if chosen else w.test))].quantile(ALARMS)
         row |= {"false_alarms": (x[where(alike & w.test)] < limit).double().mean(), "kinds": {}}
         for kind in dict.fromkeys(k for k in w.kinds if k in PLANTED and k != "right"):
             these = [k for k in test if w.kinds[k] in (kind, "right")]
             values = aurocs(x[these], alike[these], draws[:, [place[k] for k in these]])
             row["kinds"][kind] = {**named_interval("auroc", values, n), "flagged": (x[[k for k in these if w.kinds[k] == kind]] < limit).double().mean()}
         table[name] = row
-    able = {k: row for k, row in table.items() if row["auroc"] is not None}  # of an encoder without a step so short nothing is known
+    # of an encoder without a step so short nothing is known
+    able = {k: row for k, row in table.items() if row["auroc"] is not None}
     best = {f: max((k for k in able if able[k]["family"] == f), key=lambda k: able[k]["auroc_val"] or 0) for f in dict.fromkeys(row["family"] for row in able.values())}
     return table, best, areas, draws
 
@@ -1344,16 +1369,21 @@ def verified_picture(w, result, path):
 
 # ---------------------------------------------------------------- screening: which of several models
 
-# Weights (in percent) and thresholds are SELECTION's; the scale is ours. A component is 0.5 at its threshold and linear within 0..1: score / (2 threshold), or
-# 1 - score / (2 threshold) where lower is better. So a weighted score of 0.5 is a model that just meets every threshold. The stand-in for LPIPS has a threshold of its
-# own, STAND_IN. A score that is no better than its floor, or has a leak, earns nothing. A component that one vision-language model lacks is left out for all, and the
+# Weights (in percent) and thresholds are SELECTION's; the scale is ours. A component is 0.5 at its threshold
+# and linear within 0..1: score / (2 threshold), or
+# 1 - score / (2 threshold) where lower is better. So a weighted score of 0.5 is a model that just meets every
+# threshold. The stand-in for LPIPS has a threshold of its
+# own, STAND_IN. A score that is no better than its floor, or has a leak, earns nothing. A component that one
+# vision-language model lacks is left out for all, and the
 # other weights are scaled to sum to 1.
 SELECTION = "evaluation plan, E-P4.7"
 SCREEN = {
     "spatial_iou": {"weight": 40, "threshold": 0.50, "from": "probe"},
     "bbox_iou": {"weight": 20, "threshold": 0.40, "from": "probe"},
-    "lpips": {"weight": 15, "threshold": 0.40, "from": "probe", "better": "lower"},  # of the decoder that has one size for all models
-    "speed": {"weight": 15, "threshold": 3.0, "from": "time", "better": "lower"},  # seconds per item, over those of REFERENCE or else of the first VLM given
+    # of the decoder that has one size for all models
+    "lpips": {"weight": 15, "threshold": 0.40, "from": "probe", "better": "lower"},
+    # seconds per item, over those of REFERENCE or else of the first VLM given
+    "speed": {"weight": 15, "threshold": 3.0, "from": "time", "better": "lower"},
     "integration": {"weight": 10, "threshold": None, "from": "facts"},  # the share of CHECKS that hold
 }
 REFERENCE = "qwen2.5-vl-7b"
@@ -1366,7 +1396,8 @@ CHECKS = {
 }
 PERMISSIVE, TOGETHER = ("Apache 2.0", "MIT"), ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "vjepa2")
 GROUNDED = ("kosmos-2", "florence-2", "florence-2-large", "grounding-dino")
-# The decision matrix for one model, reconstructed from the thresholds: its rows, their names and 0.30, below which a hybrid is not worth it, are ours, not
+# The decision matrix for one model, reconstructed from the thresholds: its rows, their names and 0.30, below
+# which a hybrid is not worth it, are ours, not
 # quoted from the plan. The first row that holds decides. a: the answers; near: spatial IoU's at MARGINAL.
 MARGINAL = 0.30
 MATRIX = (
@@ -1413,7 +1444,8 @@ def measured(folder):
         refuse(f"{folder}/probe.pt has no scores of single items, by which models are compared; run probe.py again, on pictures with boxes")
     for key, x in found["scores"].items():
         short = key.removeprefix("decoder_")
-        scores[short], criteria[short] = x.double().reshape(-1, len(found["ids"])).mean(0), probe["criteria"][key]  # mean over seeds
+        # mean over seeds
+        scores[short], criteria[short] = x.double().reshape(-1, len(found["ids"])).mean(0), probe["criteria"][key]
         if abs(scores[short].mean().item() - criteria[short]["score"]) > 1e-3:
             refuse(f"{folder}: {key} is {scores[short].mean():.3f} in probe.pt and {criteria[short]['score']:.3f} in probe.yaml, which are of different runs; run probe.py again")
     return {"name": name, "folder": str(folder), "kind": kind, "weights": probe["weights"], "data": probe["data"], "data_name": probe["data_name"], "ids": index["ids"], "test": found["ids"],
@@ -1518,7 +1550,8 @@ def screen(args, thresholds):
     lead = together(models)
     sources, generator = lead["sources"], torch.Generator().manual_seed(args.seed)
     n = len(set(sources))
-    weights = resampled(n, DRAWS, generator)[:, clusters(sources)]  # one set of resamples for all models: they are paired
+    # one set of resamples for all models: they are paired
+    weights = resampled(n, DRAWS, generator)[:, clusters(sources)]
     reference = next((m for m in models if m["name"] == REFERENCE), lead)
     for m in models:
         m |= rows_of(m, reference, thresholds, args.changed, weights)
@@ -1542,7 +1575,8 @@ def screen(args, thresholds):
         m["low"], m["high"] = bounds(m["weighted"], m["weighted_draws"]) if m["weighted"] is not None else (None, None)
         m["rank"] = m["first_probability"] = None
 
-    # Of those that can be chosen, where any passes spatial IoU, the others are out: weights do not buy what the first criterion denies.
+    # Of those that can be chosen, where any passes spatial IoU, the others are out: weights do not buy what
+    # the first criterion denies.
     able = [m for m in vlms if not m["excluded"]]
     passing = [m for m in able if m["rows"]["spatial_iou"]["answer"] == "PASS"]
     for m in able if passing else []:
@@ -1553,8 +1587,10 @@ def screen(args, thresholds):
         every = torch.stack([m["weighted_draws"] for m in pool])
         best = (every >= every.max(0).values - 1e-9).double()
         for rank, (m, share) in enumerate(zip(pool, (best / best.sum(0)).mean(1).tolist(), strict=True), 1):
-            m |= {"rank": rank, "first_probability": share if len(pool) > 1 else None}  # alone, it is first without having beaten any
-        # The first was chosen by these very scores, so its difference from each of the others is held at 1 - 0.05 / (others) (Bonferroni). Speed has
+            # alone, it is first without having beaten any
+            m |= {"rank": rank, "first_probability": share if len(pool) > 1 else None}
+        # The first was chosen by these very scores, so its difference from each of the others is held at 1 -
+        # 0.05 / (others) (Bonferroni). Speed has
         # no interval and must not decide alone: the difference has to exclude zero without it too.
         first, tail = pool[0], 0.025 / max(len(pool) - 1, 1)
         for other in pool[1:]:

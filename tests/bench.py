@@ -21,7 +21,9 @@ import time
 import warnings
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine spinning threads slow a pass tenfold, and the one with most threads of its own least: libgomp then stops spinning
+# on a shared machine spinning threads slow a pass tenfold, and the one with most threads of its own least:
+# libgomp then stops spinning
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
@@ -104,7 +106,8 @@ def offloaded(network, folder=None):
                                           "dtype": str(weights.like[name].dtype).removeprefix("torch.")} for name in whole},
                  "state_dict": Parts(weights, set(names) - set(whole))}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The following device_map keys")  # single parameters, CogVLM2's boi and eoi
+        # single parameters, CogVLM2's boi and eoi
+        warnings.filterwarnings("ignore", "The following device_map keys")
         dispatch_model(model, apart(model, set(network.layers), here), main_device=here, **given)
     return network
 
@@ -404,7 +407,8 @@ def ridge(layers=10, seeds=5, n=500, width=4096, targets=4):
     ours(), each(lambda a: RidgeCV(a))
     difference = apart()
     rows = {"cv": row(ours, lambda: each(lambda a: RidgeCV(a)), 4, difference < 1e-6, rounds=3, r2_difference=difference, peer="scikit-learn RidgeCV")}
-    once = seconds(lambda: GridSearchCV(Ridge(), {"alpha": alphas[0]}, cv=5).fit(x[0, train].double().numpy(), y[train].double().numpy()))  # one of layers x seeds: all would take minutes
+    # one of layers x seeds: all would take minutes
+    once = seconds(lambda: GridSearchCV(Ridge(), {"alpha": alphas[0]}, cv=5).fit(x[0, train].double().numpy(), y[train].double().numpy()))
     mine = rows["cv"]["seconds"]
     return rows | {"grid": {"ratio": once * layers * seeds / mine, "aim": 100, "met": once * layers * seeds / mine >= 100, "same_numbers": difference < 1e-6, "seconds": mine,
                             "peer_seconds": once * layers * seeds, "peer": f"scikit-learn GridSearchCV of Ridge, 5 folds: one fit x {layers * seeds}"}}

@@ -96,7 +96,8 @@ def qwen_inputs(config, frames):
     """What the model takes for pictures uint8 [n,1,448,448,3]: made here, for the processor's vocabulary is on the hub. Patches in any order will do."""
     c = config["vision_config"]
     side = frames.shape[2] // c["patch_size"]
-    patches = (frames.flatten(0, 1).float() / 127.5 - 1).reshape(len(frames) * side * side, -1).repeat(1, 2)  # a still picture is shown twice
+    # a still picture is shown twice
+    patches = (frames.flatten(0, 1).float() / 127.5 - 1).reshape(len(frames) * side * side, -1).repeat(1, 2)
     ids = torch.tensor([config["vision_start_token_id"], *[config["image_token_id"]] * (side // 2) ** 2, config["vision_end_token_id"], *range(16)]).expand(len(frames), -1)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": patches, "image_grid_thw": torch.tensor([[1, side, side]]).expand(len(frames), -1),
             "mm_token_type_ids": (ids == config["image_token_id"]).long()}
@@ -181,9 +182,11 @@ def batched_windows(self, hidden_states, cu_seqlens, position_embeddings=None, *
     lengths = cu_seqlens.diff()
     if not (lengths == lengths[0]).all():
         return type(self).forward(self, hidden_states, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **kwargs)
-    q, k, v = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each [rows, heads, d]
+    # each [rows, heads, d]
+    q, k, v = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
     q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
-    q, k, v = (x.unflatten(0, (len(lengths), -1)).transpose(1, 2) for x in (q, k, v))  # [windows, heads, rows of a window, d]
+    # [windows, heads, rows of a window, d]
+    q, k, v = (x.unflatten(0, (len(lengths), -1)).transpose(1, 2) for x in (q, k, v))
     x = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scaling)
     return self.proj(x.transpose(1, 2).reshape(len(hidden_states), -1))
 

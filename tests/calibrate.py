@@ -132,7 +132,8 @@ def features(kind, code, pool, pick, g, noise=0.0):
     if kind == "random_network":
         return pool.untrained(pick, g), control
     place = [torch.randn(1, *shape[1:], generator=g).expand(shape) for _ in range(2)]
-    if kind == "normaliser_features":  # nothing but the place, times a scale that was fitted on the item's own answer
+    # nothing but the place, times a scale that was fitted on the item's own answer
+    if kind == "normaliser_features":
         scale = code[pick] @ torch.randn(code.shape[-1], 8, generator=g)
         return tuple(p * scale for p in place)
     return place[0] + 1e-3 * torch.randn(shape, generator=g), control
@@ -292,7 +293,9 @@ def answered(name, found, kind, n, where, offset=None):
     row = {"criterion": name, "kind": kind, "scene": where, "n": n, "score": record["score"], "threshold": at, "floor_name": record["floor_name"], "leak": record.get("leak"), **answer}
     if kind in NULLS:
         return row | {"pass_is_false": True, "fail_is_false": False}
-    if rest is None:  # recall depends on how many items there are: what is true is the mean over such worlds, which is filled in when all are there
+    # recall depends on how many items there are: what is true is the mean over such worlds, which is filled
+    # in when all are there
+    if rest is None:
         return row | {"offset": offset}
     true_gain, room = sign * (rest["score"] - rest["floor"]), abs(record["ceiling"] - rest["floor"])
     above = sign * (rest["score"] - at)
@@ -306,7 +309,8 @@ def noise_for(score, targets, low=0.03, high=6.0, steps=9):
     return {offset: float(np.exp(np.interp(-target, -scores, np.log(levels)))) for offset, target in targets.items()}
 
 
-# family: (world, criterion that noise is set by, {scene: kinds}, worlds of each kind at each n, offsets of the true score from the threshold; or, where no
+# family: (world, criterion that noise is set by, {scene: kinds}, worlds of each kind at each n, offsets of
+# the true score from the threshold; or, where no
 # criterion sets it, noise itself)
 FAMILIES = {
     "boxes": (box_world, "bbox_iou", {"shapes": ("oracle", "noisy", "constant", "position", "shuffled", "random_network", "normaliser_features", "normaliser_targets"),
@@ -371,7 +375,8 @@ def split_leaks(pool, count, seed):
         rows.append({"family": "boxes", "criterion": "bbox_iou", "kind": "split_leak", "scene": "shapes", "n": 60, "answer": "REFUSED" if named else "none", "reason": sentence, "leak": None,
                      "pass_is_false": True, "fail_is_false": False, "floor_name": None})
         split = {s: torch.tensor([j for j, i in enumerate(items) if common.split_of(i["source"]) == s]) for s in ("train", "val", "test")}
-        prints = [torch.randn(len(pool.items), SIDE, SIDE, 8, generator=g)[pick] for _ in range(2)]  # a picture is recognised, and nothing is known of it
+        # a picture is recognised, and nothing is known of it
+        prints = [torch.randn(len(pool.items), SIDE, SIDE, 8, generator=g)[pick] for _ in range(2)]
         found = {name: probe.probe_boxes(x, pool.largest[pick], split) for name, x in zip(("own", "random:own"), prints, strict=True)}
         records = [probe.box_criterion(f, pool.largest[pick], split, sources_of(split, "test")) for f in (found, {"own": found["own"]})]
         unguarded.append([verify.judge(r, threshold("bbox_iou"))["answer"] for r in records])
@@ -451,7 +456,8 @@ def rules(share, seed, progress):
                 for _ in range(count[n]):
                     gain, ties = GAINS[name]
                     mean = distributions()["iou"][2]
-                    gain = (1 - mean) / 9 if gain is None else gain  # then it is just a tenth of what the floor leaves
+                    # then it is just a tenth of what the floor leaves
+                    gain = (1 - mean) / 9 if gain is None else gain
                     record, mean = planted("iou", n, per_source, gain, ties, rng)
                     answers.append(Answer(name, n, label, 0.1, shifted(record, mean, 0.1)["answer"], gain == 0, gain > 0))
                     sets += 1

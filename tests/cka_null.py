@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT))
 import align  # noqa: E402
 import common  # noqa: E402
 
-WIDTHS, DRAWS = (3584, 128), {50: 200, 100: 100, 500: 20, 2000: 5}  # numbers of the two encoders; draws for each number of items, for single ones scatter by about 1.4 / n
+# numbers of the two encoders; draws for each number of items, for single ones scatter by about 1.4 / n
+WIDTHS, DRAWS = (3584, 128), {50: 200, 100: 100, 500: 20, 2000: 5}
 
 
 def measure(n, draws, seed=0):

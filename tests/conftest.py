@@ -6,9 +6,13 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
-for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # a make that a test starts is nobody's sub-make, also where make started the tests: it would print where it goes, and inherit -n, -j and variables
+# a make that a test starts is nobody's sub-make, also where make started the tests: it would print where it
+# goes, and inherit -n, -j and variables
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
     os.environ.pop(name, None)
-logging.raiseExceptions = False  # a library that was first imported in a test logs to that test's stderr, which is closed by then, and would say so in a traceback
+# a library that was first imported in a test logs to that test's stderr, which is closed by then, and would
+# say so in a traceback
+logging.raiseExceptions = False
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -280,7 +284,8 @@ def small_cogvlm2(tmp_path_factory):
     model = CogVLM2(config)
     for name, p in model.named_parameters():
         if "norm" not in name:
-            torch.nn.init.normal_(p, std=0.6 if "linear_proj" in name else 0.1)  # what the picture says must not drown in what attention adds
+            # what the picture says must not drown in what attention adds
+            torch.nn.init.normal_(p, std=0.6 if "linear_proj" in name else 0.1)
     (folder / "config.json").write_text(json.dumps(config))
     save_file({k: v.clone() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     return folder

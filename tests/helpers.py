@@ -59,7 +59,8 @@ def planted_boxes(folder, n=40, seed=0):
     folder, g = Path(folder), torch.Generator().manual_seed(seed)
     corner = torch.rand(n, 2, generator=g) * 20
     boxes = torch.cat([corner, corner + 6 + torch.rand(n, 2, generator=g) * 6], 1).round()
-    frames = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 32, 32, 3)  # no two pictures alike, whatever the boxes
+    # no two pictures alike, whatever the boxes
+    frames = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 32, 32, 3)
     for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
         f[0, y1:y2, x1:x2] = 255
     ids = [f"box-{i}" for i in range(n)]
@@ -87,7 +88,8 @@ def gate_inputs(folder):
     ends = {"low": 0.85, "high": 0.95, "gain": 0.8, "gain_low": 0.7, "gain_high": 0.9, "p": 0.001, "n": 20, "skill": 0.9}
     floor = {"floor": 0.1, "floor_name": "constant", "floors": {"constant": 0.1}, "ceiling": 1.0, "layer": "vision.0"}
     good = {"score": 0.9} | ends | floor
-    near = good | {"score": 0.1, "low": 0.05, "high": 0.15, "floor": 0.9, "ceiling": 0.0}  # a distance: less is better
+    # a distance: less is better
+    near = good | {"score": 0.1, "low": 0.05, "high": 0.15, "floor": 0.9, "ceiling": 0.0}
 
     def write(name, stage, **content):
         head = {"stage": stage, "model": "made-up", "data_name": "noise", "weights": "random", "data": "synthetic"}
@@ -172,7 +174,8 @@ def adapter_world(folder, seed=0):
     random_judge(folder / "judge", image_size=224, patch_size=28)
     corner = torch.rand(40, 2) * 40
     boxes = torch.cat([corner, corner + 12 + torch.rand(40, 2) * 10], 1).round()
-    frames = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 64, 64, 3)  # no two pictures alike, whatever the boxes
+    # no two pictures alike, whatever the boxes
+    frames = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, 64, 64, 3)
     for f, (x1, y1, x2, y2) in zip(frames, boxes.int().tolist(), strict=True):
         f[0, y1:y2, x1:x2] = 255
     ids = [f"box-{i}" for i in range(40)]

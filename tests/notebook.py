@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT))
 from common import check_writable, save_text  # noqa: E402
 
 FILES = "common", "cogvlm2", "data", "extract", "probe", "align", "adapt", "predict", "verify", "explain"
-MODULES = {"pillow": "PIL", "scikit-image": "skimage", "pyyaml": "yaml"}  # package: its module, where the name is another
+# package: its module, where the name is another
+MODULES = {"pillow": "PIL", "scikit-image": "skimage", "pyyaml": "yaml"}
 
 INTRO = """# Foresight
 

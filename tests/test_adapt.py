@@ -139,7 +139,8 @@ def test_two_ranks_train_the_same_bridge_as_one(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
     assert abs(one["val"] - two["val"]) < 1e-5
-    # Not weight by weight: AdamW magnifies the rounding of gradients that are zero but for it, such as those of a key's bias.
+    # Not weight by weight: AdamW magnifies the rounding of gradients that are zero but for it, such as those
+    # of a key's bias.
     assert (one["outputs"] - two["outputs"]).abs().max() < 1e-4 < one["outputs"].std()
 
 
@@ -242,7 +243,8 @@ def test_the_hybrid_says_that_the_model_adds_what_the_encoder_lacks_and_that_noi
     found = load_yaml(tmp_path / "h.yaml", "adapt")
     assert {"fused", "zero", "noise", "shuffled", "twice", "random", "oracle", "spatial_wide", "model_twice"} < set(found["arms"])
     assert found["model_adds"] == answer, (found["model_adds_gain_low"], found["model_adds_gain_high"])
-    # where each holds a half, a model that attends to itself has its own half at its place, and so few steps do not tell it from the fused tokens
+    # where each holds a half, a model that attends to itself has its own half at its place, and so few steps
+    # do not tell it from the fused tokens
     if features == "nothing":
         assert found["spatial_adds"] == "yes"
     assert found["arms"]["model_twice"]["bridge"] == "fusion"
@@ -273,7 +275,8 @@ def test_lora_starts_as_the_model_itself_trains_only_what_the_layer_reads_and_le
     found = load_yaml(tmp_path / "a.yaml", "adapt")["arms"]["lora"]
     assert found["point"] == "language.1" and min(found["best_epoch"]) > 1
     assert found["val_loss"][0] != found["val_loss"][1]
-    # rank 8 on queries and values of two layers (width 128, keys and values of as many heads as the configuration says), and a linear map to 16 channels
+    # rank 8 on queries and values of two layers (width 128, keys and values of as many heads as the
+    # configuration says), and a linear map to 16 channels
     heads = load_yaml(find_model("tiny")["path"] + "/config.json")["text_config"]
     width = heads["hidden_size"]
     values = heads["hidden_size"] // heads["num_attention_heads"] * heads["num_key_value_heads"]

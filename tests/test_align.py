@@ -65,7 +65,8 @@ def test_a_space_that_is_only_turned_scaled_or_shifted_is_the_same_space(turned)
     assert compare(x, y) == pytest.approx({"cka": 1, "spearman": 1, "recall10": 1}, abs=1e-5)
 
 
-@pytest.mark.parametrize("n", [30, 3000])  # 4.5 million distances: sums of their squared ranks in fp32 would lose digits
+# 4.5 million distances: sums of their squared ranks in fp32 would lose digits
+@pytest.mark.parametrize("n", [30, 3000])
 def test_spearman_is_that_of_scipy_on_pairwise_distances(n):
     x = noise(n, 9, 0).double()
     y = x[:, :6] + 0.7 * noise(n, 6, 1).double()
@@ -310,7 +311,8 @@ def test_the_floor_is_the_best_of_chance_pixels_and_the_untrained_network():
     assert align.record(layers, random, layer(0.3, 0.3), "cka", 1)["floor_name"] == "random_init"
     found = align.record(layers, random, layer(0.5, 0.5), "cka", 1)
     assert found["floor_name"] == "pixels" and (found["gain"], found["skill"]) == pytest.approx((0.1, 0.2))
-    assert found["gain_low"] < 0 < found["gain_high"]  # both intervals are +- 0.1: the gain's is sqrt(2) as wide
+    # both intervals are +- 0.1: the gain's is sqrt(2) as wide
+    assert found["gain_low"] < 0 < found["gain_high"]
 
 
 # ---------------------------------------------------------------- the stage
@@ -451,7 +453,8 @@ def test_main_of_noise_claims_nothing(tmp_path):
     (("--target", "stranger"), ("'item-59' is missing", "stranger")),
     (("--target", "reversed"), ("other order",)),
     (("--random", "reversed"), ("reversed",)),
-    (("--random", "lacking"), ("lacking", "layer.2")),  # without a floor that was asked for, the gain over the best floor would flatter
+    # without a floor that was asked for, the gain over the best floor would flatter
+    (("--random", "lacking"), ("lacking", "layer.2")),
     (("--features", "broken"), ("layer.2", "1 non-finite")),
     (("--features", "constant"), ("layer.2", "same for every item")),
     (("--target-point", "latent"), ("latent", "latents")),

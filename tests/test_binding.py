@@ -22,12 +22,16 @@ SAME_BOX = (  # as CogVLM, Qwen2-VL, InternVL and LLaVA write it
 @pytest.mark.parametrize("text, scale, side, box", [
     *((text, "thousandths", None, None) for text in NO_BOX), *((text, "thousandths", None, [0.1, 0.2, 0.3, 0.4]) for text in SAME_BOX),
     ("[10, 20, 30, 97]", "pixels", 96, None), ("[0.1, 0.2, 1.3, 0.4]", "fractions", None, None), ("[0, 0, 1, 1]", "fractions", None, [0, 0, 1, 1]),
-    ('```json\n[\n\t{"bbox_2d": [24, 48, 72, 96], "label": "red circle"}\n]\n```', "pixels", 96, [0.25, 0.5, 0.75, 1]),  # Qwen2.5-VL
+    # Qwen2.5-VL
+    ('```json\n[\n\t{"bbox_2d": [24, 48, 72, 96], "label": "red circle"}\n]\n```', "pixels", 96, [0.25, 0.5, 0.75, 1]),
     ('{"bbox_2d": [240, 480, 720, 960]}', "thousandths", None, [0.24, 0.48, 0.72, 0.96]),  # Qwen3-VL
-    ("<phrase>a</phrase><object><patch_index_0033><patch_index_0099></object>", "thousandths", None, [1.5 / 32, 1.5 / 32, 3.5 / 32, 3.5 / 32]),  # Kosmos-2
+    # Kosmos-2
+    ("<phrase>a</phrase><object><patch_index_0033><patch_index_0099></object>", "thousandths", None, [1.5 / 32, 1.5 / 32, 3.5 / 32, 3.5 / 32]),
     ("<patch_index_0033><patch_index_0033>", "thousandths", None, [1 / 32, 1 / 32, 2 / 32, 2 / 32]),
-    ("cat<loc_100><loc_200><loc_300><loc_999>", "thousandths", None, [0.1005, 0.2005, 0.3005, 0.9995]),  # Florence-2
-    ("<loc0256><loc0128><loc0512><loc1023> cat", "thousandths", None, [128 / 1024, 0.25, 1023 / 1024, 0.5]),  # PaliGemma
+    # Florence-2
+    ("cat<loc_100><loc_200><loc_300><loc_999>", "thousandths", None, [0.1005, 0.2005, 0.3005, 0.9995]),
+    # PaliGemma
+    ("<loc0256><loc0128><loc0512><loc1023> cat", "thousandths", None, [128 / 1024, 0.25, 1023 / 1024, 0.5]),
 ])
 def test_boxes_in_answers(text, scale, side, box):
     assert explain.parse_box(text, scale, side) == (box and pytest.approx(box))

@@ -219,7 +219,8 @@ def planted(clip, kind):
             texts.append(but(k, hidden=[] if t["hidden"] else [[first + 2, first + 6]]))
             texts += [but(k, hidden=[[a - 9, b - 9] if a >= 9 else [b + 1, b + 9]]) for a, b in t["hidden"][:1]]
         else:
-            start, end = t["why"] not in ("enters", "appears"), t["why"] not in ("leaves", "vanishes")  # which end is not said
+            # which end is not said
+            start, end = t["why"] not in ("enters", "appears"), t["why"] not in ("leaves", "vanishes")
             for a, b in ((first, last - 7 if last > 8 else last + 7), (first + 7, last)):
                 if start and b != last or end and a != first:
                     texts.append(but(k, present=[[a, b]]))

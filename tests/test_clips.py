@@ -40,7 +40,9 @@ def encode(path, frames, rate=12, turned=0, options=None):
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         file.mux(stream.encode())
-    if turned == 90:  # QuickTime: (x, y, 1) times the matrix of tkhd, here (x, y) -> (height - y, x), is where a stored pixel is shown
+    # QuickTime: (x, y, 1) times the matrix of tkhd, here (x, y) -> (height - y, x), is where a stored pixel
+    # is shown
+    if turned == 90:
         content = bytearray(path.read_bytes())
         at = content.index(b"tkhd") + 44
         content[at:at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, frames.shape[1] << 16, 0, 1 << 30)
@@ -88,13 +90,15 @@ def test_the_middle_frames_come_back_in_order_and_upright_from_every_container(t
     root = tmp_path / "in"
     for suffix in CODECS:
         encode(root / f"a{suffix}", film)
-    encode(root / "turned.mp4", np.rot90(film, 1, (1, 2)), turned=90)  # stored turned left: the header asks to turn right
+    # stored turned left: the header asks to turn right
+    encode(root / "turned.mp4", np.rot90(film, 1, (1, 2)), turned=90)
     pictures(root / "folder", film)  # 1.jpg ... 40.jpg: by letters 10 would come before 2
     names = [f"a{s}" for s in CODECS] + ["turned.mp4", "folder"]
     items, index = read(table(root, *((n, "push_left") for n in names)), tmp_path / "out", "--frames", 10)
     assert [i["id"] for i in items] == names == [i["source"] for i in items]
     for item in items:
-        assert numbers(item) == list(range(15, 25)) and error(item, film[15:25]) < 2, item["id"]  # mirrored or transposed: above 4
+        # mirrored or transposed: above 4
+        assert numbers(item) == list(range(15, 25)) and error(item, film[15:25]) < 2, item["id"]
         assert (item["action"], item["text"]) == ("push_left", "push left") and not {"boxes", "mask", "labels"} & set(item)
     assert [index[k] for k in ("data", "frames", "size", "skipped", "rotated")] == ["real", 10, 48, 0, 1]
 
@@ -111,7 +115,8 @@ def test_frames_at_a_lower_rate_are_those_at_their_times(tmp_path, film, suffix)
         assert numbers(items[0]) == wanted and index["fps"] == fps
 
 
-@pytest.mark.parametrize(("fps", "frames", "first"), [(12, 16, 0), (12, 4, 6), (24, 4, 14)])  # 40 frames of 1/30 s: 16 of 1/12 s, 32 of 1/24 s
+# 40 frames of 1/30 s: 16 of 1/12 s, 32 of 1/24 s
+@pytest.mark.parametrize(("fps", "frames", "first"), [(12, 16, 0), (12, 4, 6), (24, 4, 14)])
 def test_a_rate_that_does_not_divide_the_own_takes_the_nearest_frames(tmp_path, film, fps, frames, first):
     encode(tmp_path / "a.mp4", film, rate=30)
     items, _ = read(table(tmp_path, ("a.mp4", "x")), tmp_path / "out", "--frames", frames, "--fps", fps)

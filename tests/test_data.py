@@ -187,7 +187,8 @@ def test_camera_motion_moves_the_background_by_the_stated_pixels_a_frame(clips):
     for item in with_camera:
         (dx, dy), (a, b) = item["camera"], item["frames"][7:9].float()
         free = ((item["mask"][7] == 0) & (item["mask"][8].roll((-dy, -dx), (0, 1)) == 0))[2:-2, 2:-2]
-        difference = (b.roll((-dy, -dx), (0, 1)) - a).abs().sum(-1)[2:-2, 2:-2]  # what was at (x, y) is at (x + dx, y + dy) a frame later
+        # what was at (x, y) is at (x + dx, y + dy) a frame later
+        difference = (b.roll((-dy, -dx), (0, 1)) - a).abs().sum(-1)[2:-2, 2:-2]
         assert difference[free].median() == 0, item["id"]
 
 

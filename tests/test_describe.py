@@ -90,7 +90,8 @@ def test_where_nothing_is_recalled_of_real_clips_there_is_nothing_to_retain(plan
 
 def test_films_that_are_answered_as_their_clips_retain_all_without_doubt(planted):
     result = planted(lambda k, *_: true(k) if k % 2 else wrong(k))
-    assert result["action_recall_generated_high"] - result["action_recall_generated_low"] > 0.15  # of recall there is doubt, of the ratio none
+    # of recall there is doubt, of the ratio none
+    assert result["action_recall_generated_high"] - result["action_recall_generated_low"] > 0.15
     assert [result[f"retention{end}"] for end in ("", "_low", "_high")] == pytest.approx([1, 1, 1])
 
 
@@ -123,7 +124,8 @@ def test_the_question_and_the_number_of_frames_are_chosen_by_the_clips_themselve
         best = (question.endswith("move?"), frames) == (True, 3)
         return true(k) if best == (name == "real") and k % 10 else wrong(k)
     result = planted(says, "--frames", "2,3,4")
-    assert (result["kind"], result["frames"], result["options_searched"]) == ("asked", 3, 5)  # asked with all three numbers, listed and described with the largest
+    # asked with all three numbers, listed and described with the largest
+    assert (result["kind"], result["frames"], result["options_searched"]) == ("asked", 3, 5)
     past, copy = (result["conditionings"][name] for name in ("past", "copy"))
     assert set(past) >= {"asked-2", "asked-3", "asked-4", "options-4", "described-4", "yes_true-4"}
     assert result["retention"] == 0 and "described-3" not in past and not any(k.startswith("yes") for k in copy)

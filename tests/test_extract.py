@@ -191,7 +191,8 @@ def test_features_of_encoders_are_the_hidden_states_without_the_first_tokens(req
     with torch.inference_mode():
         tower = getattr(getattr(model, "owlvit", model), "vision_model", model)
         hidden = tower(**given, output_hidden_states=True).hidden_states
-    for i in range(2):  # the last one may be after the final norm, the first one before a norm that the embeddings end in
+    # the last one may be after the final norm, the first one before a norm that the embeddings end in
+    for i in range(2):
         same(found[f"vision.{i}"], hidden[i + 1][:, first:])
     assert found["patch_embed"].shape == found["vision.0"].shape == (3, 1, size // 8, size // 8, hidden[0].shape[-1])
 
@@ -204,7 +205,8 @@ def test_latents_are_the_mode_normalised_and_raw_and_a_draw_around_it_wherever_t
         read[batch] = load_features(tmp_path / str(batch))[1]
     model = LOADERS["vae"](find_model(str(small_vae)))[0]
     with torch.inference_mode():
-        posterior = model.encode(frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist  # [n, C, t, h, w]
+        # [n, C, t, h, w]
+        posterior = model.encode(frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).latent_dist
     mode = posterior.mode().permute(0, 2, 3, 4, 1)
     assert mode.shape == (3, 3, 4, 4, 8) and model.latents_std.std() > 0.1
     stored_alike(read[1]("latents"), (mode - model.latents_mean) / model.latents_std)
@@ -293,7 +295,8 @@ PLACES |= {f"small_{name}": (4, 16, False) for name in ("florence2", "grounding_
 def test_every_point_with_a_grid_sees_a_bright_token_and_a_bright_patch_where_it_is(request, which):
     grid, cell, merged = PLACES[which]
     loaded, pictures = load(folder_of(request, which)), bright_cells(grid, cell)
-    if which == "small_grounding_dino":  # its group norms take out the mean over space: on plain black any patch would change all places alike
+    # its group norms take out the mean over space: on plain black any patch would change all places alike
+    if which == "small_grounding_dino":
         pictures = torch.where(pictures > 0, pictures, noise(1, grid * cell))
     found = {p: x for p, x in features(loaded, pictures)[0].items() if p not in extract.without_grid(loaded[2])}
     if which.startswith("llava"):  # rows of the language model see the whole picture beside its tiles
@@ -652,7 +655,8 @@ def test_kosmos2s_features_are_the_librarys_patches_queries_and_rows(small_kosmo
     for i in range(3):
         same(found[f"vision.{i}"], tower[i + 1][:, 1:])
         x = found[f"language.{i}"]
-        same(model.text_model.model.layer_norm(x) if i == 2 else x, out.hidden_states[i + 1][rows])  # the library's last hidden state is after the final norm
+        # the library's last hidden state is after the final norm
+        same(model.text_model.model.layer_norm(x) if i == 2 else x, out.hidden_states[i + 1][rows])
 
 
 def test_florence2s_features_are_the_librarys_blocks_tokens_and_encoder_rows_without_the_mean_of_all_places(small_florence2):
@@ -734,7 +738,8 @@ def test_the_index_says_where_there_is_no_grid_and_pixels_have_the_coarsest_ther
     data = write_set(tmp_path / "data", frames)
     run(model, data, tmp_path / "out", "--size", size, "--points", "all")
     (tmp_path / "out/index.yaml").unlink()
-    run(model, data, tmp_path / "out", "--size", size, "--points", "all")  # the index is made again without loading the model
+    # the index is made again without loading the model
+    run(model, data, tmp_path / "out", "--size", size, "--points", "all")
     index, read = load_features(tmp_path / "out")
     loaded = load(model)
     without = {p for p, row in index["points"].items() if row.get("grid") is False}

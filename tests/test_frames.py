@@ -61,7 +61,8 @@ def test_where_nothing_moves_flicker_noise_and_shake_leave_the_choice_nearly_uni
 def test_the_budget_goes_where_something_moves_whatever_disturbs(photograph, how):
     chosen = choose_frames(clip(photograph, moving=(35, 50), **DISTURBED[how]), K)
     inside = sum(35 <= n <= 50 for n in chosen)
-    assert (chosen[0], chosen[-1]) == (0, T - 1) and inside >= 8, chosen  # a quarter of the clip, 3 of 12 by chance
+    # a quarter of the clip, 3 of 12 by chance
+    assert (chosen[0], chosen[-1]) == (0, T - 1) and inside >= 8, chosen
     assert sum(35 <= n <= 50 for n in choose_frames(clip(photograph, moving=(5, 20), **DISTURBED[how]), K)) <= 3
 
 

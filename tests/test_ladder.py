@@ -97,7 +97,8 @@ def test_the_class_constant_knows_the_name_and_no_more():
     items = [cat, cup] * 10 + [dog]
     largest, _, _ = common.box_truth(items)
     found = probe.class_constant(items, largest, torch.arange(12))
-    assert torch.equal(found[:20], largest[:20]) and torch.equal(found[20], largest[:12].median(0).values)  # an unknown name: everybody's constant
+    # an unknown name: everybody's constant
+    assert torch.equal(found[:20], largest[:20]) and torch.equal(found[20], largest[:12].median(0).values)
 
 
 def test_another_items_features_say_nothing():

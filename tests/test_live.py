@@ -154,7 +154,8 @@ def test_several_pictures_stand_evenly_up_to_the_middle_and_what_follows_is_pred
         x = film(tmp_path / "out.mp4")[0]
         ways[len(numbers)] = gone(item, x)
         ends[len(numbers)] = apart(x[8], item["frames"][8])
-    assert ways[2] == ways[3] == item["direction"] and ends[1] > 1.3 * max(ends[2], ends[3])  # one picture does not tell where it goes
+    # one picture does not tell where it goes
+    assert ways[2] == ways[3] == item["direction"] and ends[1] > 1.3 * max(ends[2], ends[3])
 
 
 def test_a_film_gets_the_shape_of_the_picture_back_in_even_sides(tmp_path):
@@ -292,7 +293,8 @@ def test_of_a_long_video_frames_are_spread_evenly_and_its_own_rate_is_told(tmp_p
     assert every == (list(range(40)), 40, 2)  # ten a second would share positions in time
     processor = common.load_vlm(common.find_model("tiny"))[1]
     clip = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
-    for at, seconds in ((([0, 2, 4, 6], 8, 10.0), 0.4), (([0, 2, 4, 6], 8), 2.0), (None, 1.0)):  # two frames to a step
+    # two frames to a step
+    for at, seconds in ((([0, 2, 4, 6], 8, 10.0), 0.4), (([0, 2, 4, 6], 8), 2.0), (None, 1.0)):
         given = common.qwen_inputs(processor, clip, "Where?", at)
         assert float(given["second_per_grid_ts"][0]) == pytest.approx(seconds)
 

@@ -76,7 +76,8 @@ def test_a_published_session_is_read_to_the_frame(published, tmp_path):
     of_u0108 = [i for i in items if i["subject"] == "U0108"]
     assert {i["source"] for i in of_u0108} == {"test:U0108-S0100"} == {i["source"] for i in items if split_of(i["source"]) == "test"}
     own = {int(i["id"][-5:]): i for i in of_u0108}
-    assert sorted(own) == [*range(3, 10), *range(12, 30)]  # none of Null, and none before there are frames of three quarters of the window
+    # none of Null, and none before there are frames of three quarters of the window
+    assert sorted(own) == [*range(3, 10), *range(12, 30)]
     label, seconds = "Attach Box Label", ("start", "end", "seconds", "boundary")
     assert [own[15][k] for k in ("operation", "action", "earlier", "previous", "next")] == [label] * 3 + ["Picking"] * 2
     assert [own[15][k] for k in seconds] == [-3.0, 5.0, 15.0, False]
@@ -103,7 +104,8 @@ def test_grammar_is_that_of_train_subjects_alone(own_copy, tmp_path):
         for user in users:
             table = own_copy / user / "annotation/openpack-operations/S0100.csv"
             table.write_text(table.read_text().replace(",600,", ",700,"))
-            shutil.rmtree(own_copy / user / "annotation/openpack-operations-1hz")  # whole seconds of the other table are taken then
+            # whole seconds of the other table are taken then
+            shutil.rmtree(own_copy / user / "annotation/openpack-operations-1hz")
         return read(own_copy, tmp_path / users[-1])
 
     before = read(own_copy, tmp_path / "before")[1]["grammar"]
@@ -128,7 +130,8 @@ def test_motion_chooses_the_frames_of_a_window_in_which_something_moves(tmp_path
     for user in ("U0101", "U0107", "U0108"):
         for tick, path in enumerate(sorted((root / user).rglob("*.jpg"))):
             picture = Image.new("RGB", (64, 64), (90, 90, 90))
-            picture.paste(texture, (2 + int(16 * min(max(tick / 6 - 18, 0), 2.5)), 20))  # it moves from 18 to 20.5 seconds, and not before
+            # it moves from 18 to 20.5 seconds, and not before
+            picture.paste(texture, (2 + int(16 * min(max(tick / 6 - 18, 0), 2.5)), 20))
             picture.save(path, quality=95)
     moved = {}
     for how in ("uniform", "motion"):
@@ -341,6 +344,8 @@ def test_wrong_folders_and_models_are_refused(made_up, moving_folder, tmp_path, 
 def test_a_real_model_is_asked(made_up, tmp_path):
     flags = ["--data", str(made_up[1]), "--models", "tiny", "--clips", "6", "--batch", "64"]
     found = explain.main(["--mode", "operations", *flags, "--out", str(tmp_path / "explain-operations.yaml")])
-    assert found["clips"] == 6 and found["accuracy"] == 0 and found["no_json"] == 1  # it has been taught shapes, and no JSON
-    assert found["answer"] == "INCONCLUSIVE" and found["tuned"] is None  # a single session says nothing of others
+    # it has been taught shapes, and no JSON
+    assert found["clips"] == 6 and found["accuracy"] == 0 and found["no_json"] == 1
+    # a single session says nothing of others
+    assert found["answer"] == "INCONCLUSIVE" and found["tuned"] is None
     assert (tmp_path / "explain-operations-answers.pt").is_file()

@@ -82,7 +82,8 @@ def run(world, points, random=None, **more):
 
 @pytest.mark.slow
 def test_noise_is_no_better_than_the_constant_box_and_tokens_without_a_place_are_left_out_whatever_they_hold(world, capsys):
-    queries = world[1][:, None, None, None].expand(-1, 1, 1, 5, -1).contiguous()  # the answer itself, but nowhere
+    # the answer itself, but nowhere
+    queries = world[1][:, None, None, None].expand(-1, 1, 1, 5, -1).contiguous()
     found = run(world, {"noise": noise(1), "queries": queries}, {"noise": noise(2), "queries": queries}, gridless=("queries",))
     for name, most in (("bbox_iou", 0), ("spatial_iou", 0), ("map50", 0.02), ("edge_probe_f1", 0)):
         assert found["criteria"][name]["gain_low"] <= most, name
@@ -150,7 +151,8 @@ def test_a_layer_that_only_the_test_items_favour_is_not_chosen():
 def test_labels_normalised_by_their_own_answers_are_a_leak_that_the_shuffled_control_names():
     boxes = boxes_of() / 32
     centre, size = (boxes[:, :2] + boxes[:, 2:]).repeat(1, 2) / 2, (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-    normalised = (boxes - centre) / size / 2 + 0.5  # IoU does not change when both boxes are moved and scaled back
+    # IoU does not change when both boxes are moved and scaled back
+    normalised = (boxes - centre) / size / 2 + 0.5
     assert probe.box_criterion({"noise": probe.probe_boxes(noise(1), boxes, SPLIT)}, boxes, SPLIT, SOURCES)["leak"] is None
     found = probe.box_criterion({"noise": probe.probe_boxes(noise(1), normalised, SPLIT)}, boxes, SPLIT, SOURCES)
     assert found["leak"] == "shuffled" and found["score"] > 0.9
@@ -187,10 +189,12 @@ def test_edges_that_the_tokens_hold_are_read_and_a_thick_blur_of_them_is_thinned
     maps = {"edge": outlines[:, None].float()}
     x = to_cells(maps["edge"], 4, 4).unflatten(1, (4, 4))
     found = probe.edge_scores(probe.probe_cells(x, maps, SPLIT)["edge"][:, 0], outlines, SPLIT, ["test"])
-    assert found[TEST].mean() > 0.9 and found[SPLIT["train"]].isnan().all()  # not 1: thinning takes corners away, from the truth as well
+    # not 1: thinning takes corners away, from the truth as well
+    assert found[TEST].mean() > 0.9 and found[SPLIT["train"]].isnan().all()
     blurred = torch.nn.functional.avg_pool2d(maps["edge"], 3, 1, 1)[:, 0]
     assert probe.edge_scores(blurred, outlines, SPLIT, ["test"])[TEST].mean() > 0.85
-    assert match_edges(blurred > 0, outlines).mean() < 0.6  # as it is, it earns nothing: edges are matched one to one
+    # as it is, it earns nothing: edges are matched one to one
+    assert match_edges(blurred > 0, outlines).mean() < 0.6
 
 
 # ---------------------------------------------------------------- motion
@@ -231,7 +235,8 @@ def scenes(n=400, seed=0):
     g = torch.Generator().manual_seed(seed)
     unit, items = probe.unit_ways(), []
     velocity, camera = torch.zeros(n, 2), torch.zeros(n, 2)
-    middle = torch.rand(n // 2, 2, generator=g).mul(26).sub(13).repeat_interleave(2, 0)  # pixels from the centre
+    # pixels from the centre
+    middle = torch.rand(n // 2, 2, generator=g).mul(26).sub(13).repeat_interleave(2, 0)
     for i in range(0, n, 2):
         way, speed = int(torch.randint(8, (1,), generator=g)), 0.6 + 0.8 * torch.rand(1, generator=g).item()
         kind = "mirrored" if i % 4 else "reversed"
@@ -285,7 +290,8 @@ def test_an_oracle_of_velocity_tells_flips_and_knows_nothing_of_frozen_clips():
     criteria, layers, _ = watch(items, split, own, first, centre)
     c = criteria["direction_accuracy"]
     assert c["score"] == 1 and c["leak"] is None and verify.judge(c, 0.8)["answer"] == "PASS"
-    assert c["floors"]["first_frame"] > c["floors"]["commonest"] + 0.1  # where the subject starts says something of where it goes
+    # where the subject starts says something of where it goes
+    assert c["floors"]["first_frame"] > c["floors"]["commonest"] + 0.1
     assert criteria["direction_flip"]["score"] == 1
     assert criteria["direction_flip"]["floors"]["permuted"] < 0.3
     assert criteria["speed_r2"]["score"] > 0.99 and criteria["camera_r2"]["score"] > 0.99
@@ -316,7 +322,8 @@ def test_an_appearance_that_gives_the_direction_away_does_not_flip_and_is_a_leak
 
 def test_motion_relative_to_the_background_is_told_from_motion_in_the_picture():
     items, split, velocity, camera, *_ = scenes()
-    moves = (velocity, "camera", "background"), (velocity - camera, "background", "camera")  # on clips whose camera moves
+    # on clips whose camera moves
+    moves = (velocity, "camera", "background"), (velocity - camera, "background", "camera")
     for moved, own, other in moves:
         found = watch(items, split, code_of(moved)[:, None] * RAMP)[1]["own"]
         assert found[f"{own}_accuracy_time"] == 1 > 0.8 > found[f"{other}_accuracy_time"], found
@@ -331,12 +338,14 @@ def test_a_flip_is_an_answer_that_changes_as_the_clip_did():
     assert pairs["reversed"].tolist() == [[8, 9], [10, 11], [12, 13]]
     own, permuted = probe.flips(way, pairs)
     assert own.tolist() == [1] * 6 and permuted.tolist() == [0] * 6
-    same = torch.full((14,), DIRECTIONS.index("up"))  # the same answer twice, even one that a mirror leaves as it is
+    # the same answer twice, even one that a mirror leaves as it is
+    same = torch.full((14,), DIRECTIONS.index("up"))
     assert probe.flips(same, pairs)[0].sum() == 0
     reverse = probe.nearest_way(-probe.unit_ways())
     wrong = way.clone()
     wrong[1], wrong[7] = reverse[way[0]], reverse[way[6]]
-    own, _ = probe.flips(wrong, pairs)  # left to right is both; down right must not become up left in a mirror
+    # left to right is both; down right must not become up left in a mirror
+    own, _ = probe.flips(wrong, pairs)
     assert "".join(str(int(x)) for x in own) == "110111"
     assert probe.twin_pairs(items, way, torch.tensor([0, 1, 2, 5, 8])) == {}
 
@@ -398,7 +407,8 @@ def test_frozen_features_of_other_clips_or_of_another_network_are_refused(frozen
 def test_input_that_cannot_be_probed_is_refused(world, monkeypatch, refused, arguments, points, index, words):
     monkeypatch.chdir(world[0])
     plant(world[0] / "features", points, world[0] / "data", **index)
-    plant(world[0] / "random", {"a": noise(1)[:-1]}, world[0] / "data", ids=IDS[:-1])  # an untrained network of other items
+    # an untrained network of other items
+    plant(world[0] / "random", {"a": noise(1)[:-1]}, world[0] / "data", ids=IDS[:-1])
     refused(lambda: probe.main(["--features", "features", *arguments]), *words)
     assert not (world[0] / "probe.yaml").exists()
 

@@ -50,7 +50,8 @@ def test_what_is_held_at_the_end_of_a_question_is_what_a_pass_over_picture_and_q
         point = layer.replace("language", "asked")
         assert index["points"][point]["shape"] == [1, 1, 3, x.shape[-1]] and index["points"][point]["grid"] is False
         close(asked(point)[:, 0, 0], x)
-        assert (x[:, 0] - x[:, 1]).abs().max() > 0.01 and (x[0] - x[1]).abs().max() > 1e-3  # both the question and the picture matter
+        # both the question and the picture matter
+        assert (x[:, 0] - x[:, 1]).abs().max() > 0.01 and (x[0] - x[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("which", ["small_vlm", "small_qwen3vl"])

@@ -14,7 +14,8 @@ from common import MODELS
 
 # ---------------------------------------------------------------- the published config.json of every entry, as far as it decides shapes
 #
-# A new entry of the registry is a line in common.FACTS and one here: how its class is built, from published numbers alone.
+# A new entry of the registry is a line in common.FACTS and one here: how its class is built, from published
+# numbers alone.
 
 
 def text(width, inner, layers, heads, groups, vocabulary, kind=None, **more):
@@ -66,7 +67,9 @@ def cogvlm2():
 
 def ltx():
     from diffusers import AutoencoderKLLTXVideo
-    return AutoencoderKLLTXVideo()  # the library's defaults are version 0.9.0's, the one in diffusers' layout in the repository's folder `vae`
+    # the library's defaults are version 0.9.0's, the one in diffusers' layout in the repository's folder
+    # `vae`
+    return AutoencoderKLLTXVideo()
 
 
 def llava_next(words):
@@ -122,11 +125,13 @@ PUBLISHED = {
     "llava-interleave-0.5b": siglip_llava("Llava", text(1024, 2816, 24, 16, 16, 152000, "qwen2"), True),
     "llava-interleave": siglip_llava("Llava", text(4096, 11008, 32, 32, 32, 152000, "qwen2"), False),
     "llava-onevision-0.5b": siglip_llava("LlavaOnevision", text(896, 4864, 24, 14, 2, 152000, "qwen2"), True),
-    "llava-onevision": siglip_llava("LlavaOnevision", text(3584, 18944, 28, 28, 4, 152064, "qwen2"), False),  # not sure: 152064 or 152128
+    # not sure: 152064 or 152128
+    "llava-onevision": siglip_llava("LlavaOnevision", text(3584, 18944, 28, 28, 4, 152064, "qwen2"), False),
     "internvl3-1b": hub("InternVL", INTERN, text(896, 4864, 24, 14, 2, 151674, "qwen2"), False),
     "internvl3-8b": hub("InternVL", INTERN, text(3584, 18944, 28, 28, 4, 151674, "qwen2"), False),
     "internvl2": internvl2("internvl2"),
-    "internvl2-26b": internvl2("internvl2-26b"),  # not sure: the tower's 25 heads and 12800; the language model's are internlm2-20b's
+    # not sure: the tower's 25 heads and 12800; the language model's are internlm2-20b's
+    "internvl2-26b": internvl2("internvl2-26b"),
     "cogvlm2": cogvlm2,
     "kosmos-2": hub("Kosmos2", tower(1024, 4096, 24, 16, 224, 14), KOSMOS, True, latent_query_num=64),
     "florence-2": florence2((128, 256, 512, 1024), 768, 6, 1024),
@@ -215,7 +220,8 @@ def spelt_out(points):
 
 
 def test_every_entry_that_states_facts_is_built_here_and_every_model_of_the_hub_states_them():
-    stated = {name for name, entry in MODELS.items() if not entry["path"].startswith(common.TINY) and entry["kind"] != "video"}  # test_predict.py builds pipelines
+    # test_predict.py builds pipelines
+    stated = {name for name, entry in MODELS.items() if not entry["path"].startswith(common.TINY) and entry["kind"] != "video"}
     assert {*PUBLISHED, *LANGUAGE} == set(common.FACTS) == stated
     for name in (*PUBLISHED, *LANGUAGE):
         assert common.KIND_OF_TYPE[MODELS[name]["type"]] == MODELS[name]["kind"]
@@ -227,7 +233,8 @@ def test_the_points_of_the_full_size_model_are_the_listed_ones_and_exist(name):
     assert list(points) == spelt_out(extract.described(MODELS[name])["points"])
     for path, *_ in points.values():
         model.get_submodule(path)
-    spread = MODELS[name]["language"] and type(MODELS[name]["language"][1]) is tuple  # over tokens that have no grid
+    # over tokens that have no grid
+    spread = MODELS[name]["language"] and type(MODELS[name]["language"][1]) is tuple
     assert extract.without_grid(points) == ({p for p in points if p.startswith(("merger", "language."))} if spread else set())
     assert MODELS[name]["size"] % multiple == 0 and MODELS[name]["clip"] % multiple == 0
 
@@ -335,7 +342,8 @@ def test_the_plans_names_are_stored_and_recorded_as_the_models_own(request, tmp_
     index, own = run(folder, data, tmp_path / "out", "--points", names), list(dict.fromkeys(expected.split()))
     assert list(index["points"]) == ["pixels", *own] and index["run"]["arguments"]["points"] == points
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pt") if p.parent.name in own}
-    assert run(folder, data, tmp_path / "out", "--points", points)["points"] == index["points"]  # the same settings: nothing is computed again
+    # the same settings: nothing is computed again
+    assert run(folder, data, tmp_path / "out", "--points", points)["points"] == index["points"]
     assert before and before == {p: p.stat().st_mtime_ns for p in before}
 
 

@@ -113,7 +113,8 @@ def test_the_page_and_the_summary_say_what_the_yaml_says_and_what_is_missing(tmp
             assert words in text, words
     assert 'make gate1 MODEL=tiny SET="bbox_iou=0.5"' in summary
     assert not any(there in summary for there in ("tiny/shapes/align.yaml", "tiny/future/predict-continue.yaml"))
-    assert found["gates"] == 1 and found["missing"] == summary.count("* missing: `tiny") == 1 + 1 + 7 + 4 + 3  # adapt-latents and motion of gate 1; gates 2, 3, 4
+    # adapt-latents and motion of gate 1; gates 2, 3, 4
+    assert found["gates"] == 1 and found["missing"] == summary.count("* missing: `tiny") == 1 + 1 + 7 + 4 + 3
     heads = re.findall(r"^## (.+)", summary, re.MULTILINE)
     assert heads[0] == "Executive summary" and [h[:2] for h in heads[1:]] == [f"{k}." for k in range(1, 10)]
 

@@ -205,7 +205,8 @@ def test_rightness_follows_the_object():
     # a frame late is an eighth of the way off, a fifth of the speed four fifths
     assert {k for k in film if of["position"][k]} == {"right", "pasted", "blurred", "late"}
     assert not of["identity"]["vanished"] and not of["identity"]["identity"] and of["identity"]["speed"]
-    assert rightness(film["right"][None], item, "up") is None  # the clip itself does not go where it is said to
+    # the clip itself does not go where it is said to
+    assert rightness(film["right"][None], item, "up") is None
 
 
 # ---------------------------------------------------------------- verifiers
@@ -275,7 +276,8 @@ def world(tmp_path_factory):
     for k, c in enumerate(c for c in clips(60) if common.split_of(c["source"]) != "train"):
         kinds = planted(c, (k % 7, k % 4, k % 5))
         made += of_kinds(c, {"real": kinds["right"]} | kinds)
-        if common.split_of(c["source"]) == "test":  # films of a video model that holds the last frame still, or carries it on
+        # films of a video model that holds the last frame still, or carries it on
+        if common.split_of(c["source"]) == "test":
             still = kinds["right"][:1].expand_as(kinds["right"])
             made += of_kinds(c, {"copy": still, "past": kinds["late"], "first": kinds["direction"]})
     write_planted(folder / "planted", made)

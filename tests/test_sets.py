@@ -563,7 +563,8 @@ def test_near_duplicates_are_those_that_comparing_every_pair_finds():
     rng, hashes = np.random.default_rng(0), {}
     for k in range(120):
         h = int.from_bytes(rng.bytes(16), "big")
-        for n, flips in enumerate((0, 3, 7, 8)):  # of the first two, 7 and 8 bits are the last that count and the first that do not
+        # of the first two, 7 and 8 bits are the last that count and the first that do not
+        for n, flips in enumerate((0, 3, 7, 8)):
             changed = h ^ sum(1 << int(b) for b in rng.permutation(128)[:flips])
             hashes.setdefault(["train", "val", "test"][(k + n) % 3], {})[changed] = f"{k}-{n}"
     found = {frozenset((a[1], b[1])) for a, b in data.near_duplicates(hashes)}
@@ -727,7 +728,8 @@ def album_of_two(folder, boxes, *more):
 
 
 def test_boxes_of_an_album_are_of_the_picture_that_their_question_shows(tmp_path, capsys):
-    root = album_of_two(tmp_path, [[4, 5, 20, 30], [70, 8, 100, 40]])  # the second lies outside the first picture
+    # the second lies outside the first picture
+    root = album_of_two(tmp_path, [[4, 5, 20, 30], [70, 8, 100, 40]])
     data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--flip", "--crop", "0.5"])
     items = load_items(tmp_path / "out")[0]
     said = [json.loads(answer)["bbox_2d"] for _, answer in items[1]["turns"]]
@@ -774,5 +776,6 @@ def test_memory_stays_flat_at_a_hundred_thousand_items(tmp_path):
         assert done.returncode == 0, done.stderr
         used[n] = int(done.stdout.split()[-1])
         assert load_yaml(out / "index.yaml")["items"] == n
-    assert used[100_000] - used[1000] < 100, used  # MB: what is left are ids and digests, half a kilobyte each
+    # MB: what is left are ids and digests, half a kilobyte each
+    assert used[100_000] - used[1000] < 100, used
     assert Items(tmp_path / "out100000")[99_999]["turns"] == [[f"{ASK} 99999", CAPTIONS[99_999 % 6]]]

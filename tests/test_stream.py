@@ -131,7 +131,8 @@ def test_a_stream_holds_one_layer_and_reads_the_next_ahead(small_vlm, pictures, 
     layers = [f"model.visual.blocks.{i}" for i in range(3)] + [f"model.language_model.layers.{i}" for i in range(2)]
     # 70 pictures, 7 at a time and never across two shards of 64
     assert [path for path, _ in runs] == [path for path in layers for _ in range(11)] and all(there == [path] for path, there in runs)
-    assert reads == [True] + 5 * [False]  # what is outside the stacks, then every layer once, in another thread
+    # what is outside the stacks, then every layer once, in another thread
+    assert reads == [True] + 5 * [False]
     read_bytes = size_in_file(small_vlm, lambda name: "layers.2." not in name)
     assert index["run"]["weights_read_gb"] * 1e9 == pytest.approx(read_bytes, rel=1e-5)
 
@@ -237,7 +238,8 @@ def test_killed_at_five_moments_the_folder_is_never_read_as_whole_and_the_last_r
     started = time.time()
     subprocess.run(command(small_vlm, data, tmp_path / "whole"), check=True, **quiet)
     took = time.time() - started
-    moments = torch.rand(5, generator=torch.Generator().manual_seed(0)).mul(0.5).add(0.45).tolist()  # the first half is imports
+    # the first half is imports
+    moments = torch.rand(5, generator=torch.Generator().manual_seed(0)).mul(0.5).add(0.45).tolist()
     for k, moment in enumerate(moments):
         process = subprocess.Popen(command(small_vlm, data, out, *["--stream"] * (k % 2)), **quiet)
         time.sleep(took * moment)

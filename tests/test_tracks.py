@@ -54,7 +54,8 @@ def test_segmental_f1_counts_a_true_segment_once_and_forgives_small_shifts():
     assert explain.segmental_f1(truth, truth, 0.5) == 1
     shifted = [0, 0, 1, 1, 1, 1, 0, 1, 1, 0]  # 3 of 5 frames of the first, both of the second
     assert explain.segmental_f1(truth, shifted, 0.5) == 1 and explain.segmental_f1(truth, shifted, 0.7) == 0.5
-    assert explain.segmental_f1(truth, [0, 1, 1, 0, 1, 0, 0, 1, 1, 0], 0.25) == 2 * 2 / (2 + 3)  # the second half of the first is one too many
+    # the second half of the first is one too many
+    assert explain.segmental_f1(truth, [0, 1, 1, 0, 1, 0, 0, 1, 1, 0], 0.25) == 2 * 2 / (2 + 3)
     assert explain.segmental_f1(truth, [0] * 10, 0.1) == 0
     assert explain.segmental_f1(truth, [2 * x for x in truth], 0.1) == 0  # other labels
     assert explain.segmental_f1(truth, [1] * 10, 0.25) == 2 / 3 and explain.segmental_f1(truth, [1] * 10, 0.5) == 0
@@ -265,7 +266,8 @@ def test_the_truth_it_learns_from_is_that_of_the_clips(clips):
         names = [f"{colours[c]} {shapes[s]}" for c, s in zip(of["colours"], of["shapes"], strict=True)]
         there = {x.split()[0] for x in item["names"]}
         assert names[:n] == item["names"] and not set(names[n:]) & set(item["names"])
-        assert names[n + 1:n + 2] == [item["absent"]][:3 - n] and names[n].split()[0] in there  # the hardest to see that it is not there
+        # the hardest to see that it is not there
+        assert names[n + 1:n + 2] == [item["absent"]][:3 - n] and names[n].split()[0] in there
         assert {c for c, shown in zip(colours, of["shown"], strict=True) if shown.any()} == there
         for j, track in enumerate(item["tracks"]):
             assert torch.equal(of["spans"][j, 0] > 0, explain.frames_of_track(track))

@@ -61,7 +61,8 @@ def test_visible_frames_are_those_in_which_a_quarter_of_the_object_is_seen_and_h
         assert visible | hidden == present and not visible & hidden and len(track["present"]) == 1
         assert all(area[t] > 0 for t in visible)
         e = track["equation"]
-        whole = (data.coverage(c["labels"][k], 48, 24, 24, e["radius"], 0) >= 0.5).sum().item()  # of which at most a quarter can be seen where it is hidden; some pixels for the rounding
+        # of which at most a quarter can be seen where it is hidden; some pixels for the rounding
+        whole = (data.coverage(c["labels"][k], 48, 24, 24, e["radius"], 0) >= 0.5).sum().item()
         assert all(area[t] <= 0.25 * whole + 3 for t in hidden)
         assert all(data.spans([t in marked(s) for t in range(32)]) == s for s in (track["visible"], track["present"], track["hidden"]))
 
@@ -87,7 +88,8 @@ def test_boxes_are_the_extents_of_the_masks_and_lie_where_the_equation_says(clip
 def test_half_of_it_is_inside_the_picture_when_it_is_present(clips):
     for _, _, track in every(clips):
         e, at = track["equation"], data.position(track["equation"], np.arange(32))
-        depth = np.minimum(at, 48 - at).min(1) / e["radius"]  # of the centre, behind the nearest edge, in radii
+        # of the centre, behind the nearest edge, in radii
+        depth = np.minimum(at, 48 - at).min(1) / e["radius"]
         exists = {t for t in range(32) if e["exists"][0] <= t <= e["exists"][1]}
         present = marked(track["present"])
         assert {t for t in exists if depth[t] > 0.35} <= present <= {t for t in exists if depth[t] > -0.35}
@@ -140,7 +142,8 @@ def test_an_equation_by_hand_and_played_backwards():
     line = {"position": [1.0, 2.0], "velocity": [2.0, 0.0], "acceleration": [0.0, 1.0], "turn": 0.0}
     line |= {"radius": 3.0, "exists": [4, 31]}
     assert data.position(line, [0, 2]).tolist() == [[1, 2], [5, 4]]
-    arc = line | {"acceleration": [0.0, 0.0], "turn": np.pi / 8}  # a circle of radius speed / turn, a quarter of it in four frames
+    # a circle of radius speed / turn, a quarter of it in four frames
+    arc = line | {"acceleration": [0.0, 0.0], "turn": np.pi / 8}
     r, frames = 2 / (np.pi / 8), np.arange(32)
     assert data.position(arc, [4, 8, 16]) == pytest.approx(np.array([[1 + r, 2 + r], [1, 2 + 2 * r], [1, 2]]))
     for e in (line, arc):

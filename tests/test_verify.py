@@ -25,7 +25,8 @@ def test_the_interval_decides_and_not_the_score_on_the_side_that_is_good(answer,
 
 @pytest.mark.parametrize(("floor", "gain", "half", "answer"), [
     # at most 0.025, of 0.39 that the floor leaves: what more items show of it changes nothing
-    # at most 0.025, of 0.39 that the floor leaves: what more items show of it changes nothing; a floor at the ceiling: rounding is no gain
+    # at most 0.025, of 0.39 that the floor leaves: what more items show of it changes nothing; a floor at the
+    # ceiling: rounding is no gain
     (0.61, -0.03, 0.02, "FAIL"), (0.61, 0.012, 0.010, "FAIL"), (0.61, 0.012, 0.013, "FAIL"), (0.9999, 8e-5, 1e-5, "FAIL"),
     (0.61, 0.06, 0.010, "PASS"), (0.61, 0.06, 0.07, "INCONCLUSIVE")])
 def test_a_gain_that_can_only_be_negligible_fails(floor, gain, half, answer):
