@@ -21,6 +21,7 @@ test; the others have no parameters and are reported on train and test together.
 Of more than 5,000 items a random part of 5,000 is compared, drawn with --seed; the YAML then says `subset: 5000`.
 A layer whose tokens have no place in the picture (`grid: false`) predicts no cells.
 """
+
 import functools
 import math
 import time
@@ -67,13 +68,20 @@ EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.25
 
 # ---------------------------------------------------------------- one space: a matrix of items x items a measure
 
+
 def space_of(x, sources=None, hold=True):
     """What the measures need of one space, features [n, ...]: centred, of mean square norm one, fp32; up to EXACT items its Gram matrix, if that is to be held."""
     x = x.flatten(1).float()
     x = x - x.mean(0)
     x /= (x.norm() / len(x) ** 0.5).clamp(min=1e-30)
     if len(x) > EXACT or not hold:
-        return {"x": x, "n": len(x), "square": x.norm(dim=1).square(), "sums": x @ x.sum(0), "owner": sources and clusters(sources)}
+        return {
+            "x": x,
+            "n": len(x),
+            "square": x.norm(dim=1).square(),
+            "sums": x @ x.sum(0),
+            "owner": sources and clusters(sources),
+        }
     gram = torch.empty(len(x), len(x))
     for a in range(0, len(x), 256):  # its upper half, and that again
         b = a + 256
@@ -84,7 +92,13 @@ def space_of(x, sources=None, hold=True):
 
 def of_gram(gram, sources=None):
     """The same from a Gram matrix [n, n]; that of a part of the items is a part of the whole's."""
-    return {"gram": gram, "n": len(gram), "square": gram.diagonal().clone(), "sums": gram.sum(1), "owner": sources and clusters(sources)}
+    return {
+        "gram": gram,
+        "n": len(gram),
+        "square": gram.diagonal().clone(),
+        "sums": gram.sum(1),
+        "owner": sources and clusters(sources),
+    }
 
 
 def part_of(space, keep):
@@ -101,7 +115,9 @@ def gram_rows(space, rows, first=0):
 
 def distances(space):
     """Squared distances of all items to all, [n, n]."""
-    return torch.add(space["square"][:, None] + space["square"], gram_rows(space, torch.arange(space["n"])), alpha=-2).clamp_(min=0)
+    return torch.add(
+        space["square"][:, None] + space["square"], gram_rows(space, torch.arange(space["n"])), alpha=-2
+    ).clamp_(min=0)
 
 
 def u_centred(space):
@@ -133,7 +149,12 @@ def neighbours(space, rows, k=K):
 def in_common(a, b, k=K, block=128):
     """Share of their k nearest neighbours that L spaces a and M spaces b of the same n items have in common, [L, M]: each one's are looked up among the other's."""
     # [n, L, k], [n, M, k]
-    mine, theirs = (torch.stack([torch.cat([nearest(s, rows, k) for rows in torch.arange(s["n"]).split(block)]) for s in side], 1) for side in (a, b))
+    mine, theirs = (
+        torch.stack(
+            [torch.cat([nearest(s, rows, k) for rows in torch.arange(s["n"]).split(block)]) for s in side], 1
+        )
+        for side in (a, b)
+    )
     n, found = len(mine), torch.zeros(mine.shape[1], theirs.shape[1], dtype=torch.float64)
     for rows in torch.arange(n).split(block):
         asked = theirs[rows].flatten(1)
@@ -184,6 +205,7 @@ def matrix(space, measure, k=K):
 
 # ---------------------------------------------------------------- all spaces with all
 
+
 def pairs(a, b, measure, k=K, block=128):
     """Alignment of L spaces a with M spaces b of the same n items, [L, M]. Of symmetric matrices the half above the diagonal is enough. Gram matrices come by
     blocks of rows, small enough for a processor's cache: above EXACT items none is ever held whole."""
@@ -202,13 +224,19 @@ def pairs(a, b, measure, k=K, block=128):
         room = [torch.empty(len(side) * min(block, n) * n) for side in (a, b)]
         for rows in torch.arange(n).split(block):
             first = int(rows[0])
-            parts = [to[: len(side) * len(rows) * (n - first)].view(len(side), len(rows), -1) for to, side in zip(room, (a, b), strict=True)]
+            parts = [
+                to[: len(side) * len(rows) * (n - first)].view(len(side), len(rows), -1)
+                for to, side in zip(room, (a, b), strict=True)
+            ]
             for part, side in zip(parts, (a, b), strict=True):
                 torch.stack([gram_rows(s, rows, first) for s in side], out=part)
-                part[:, :, :len(rows)].triu_(1)
+                part[:, :, : len(rows)].triu_(1)
             yield [part.flatten(1) for part in parts]
 
-    cross, squares = torch.zeros(len(a), len(b), dtype=torch.float64), [torch.zeros(len(side), dtype=torch.float64) for side in (a, b)]
+    cross, squares = (
+        torch.zeros(len(a), len(b), dtype=torch.float64),
+        [torch.zeros(len(side), dtype=torch.float64) for side in (a, b)],
+    )
     for both in values():
         cross += (both[0] @ both[1].T).double()
         for square, x in zip(squares, both, strict=True):
@@ -219,12 +247,17 @@ def pairs(a, b, measure, k=K, block=128):
 
         def hsic(upper, s, t):
             return 2 * upper + s.sum(-1) * t.sum(-1) / ((n - 1) * (n - 2)) - 2 * (s * t).sum(-1) / (n - 2)
-        cross, squares = hsic(cross, left[:, None], right), [hsic(squares[0], left, left), hsic(squares[1], right, right)]
+
+        cross, squares = (
+            hsic(cross, left[:, None], right),
+            [hsic(squares[0], left, left), hsic(squares[1], right, right)],
+        )
     return cross / (squares[0][:, None] * squares[1]).sqrt()
 
 
 def compare(xs, ys, measure, sources=None, k=K):
     """`pairs` of features [n, ...]."""
+
     def spaces(side):  # one at a time, for neighbours need no more than one
         return (space_of(x, sources, measure != "cka") for x in side)
 
@@ -252,7 +285,9 @@ def permuted(a, b, symmetric, blocks, n_perm, seed):
     if len(b) > len(a):
         return permuted(b, a, symmetric, blocks, n_perm, seed).mT
     n, g = a.shape[1], torch.Generator().manual_seed(seed)
-    at = torch.triu_indices(n, n, 1) if symmetric else torch.cartesian_prod(torch.arange(n), torch.arange(n)).T
+    at = (
+        torch.triu_indices(n, n, 1) if symmetric else torch.cartesian_prod(torch.arange(n), torch.arange(n)).T
+    )
     # a pair's values lie side by side
     fixed, moved = a[:, at[0], at[1]] * (2 if symmetric else 1), b.permute(1, 2, 0).reshape(n * n, -1)
     out = []
@@ -265,7 +300,10 @@ def permuted(a, b, symmetric, blocks, n_perm, seed):
 def p_values(observed, null):
     """(p [...], p_max [...]) of observed [...] against null [P, ...]: one by one, and against the largest of all at every permutation (Westfall & Young 1993)."""
     # equal but for rounding counts against, and so does nan
-    over = [~(x < observed - 1e-6) for x in (null, null.reshape(len(null), -1).amax(1).view(-1, *[1] * observed.ndim))]
+    over = [
+        ~(x < observed - 1e-6)
+        for x in (null, null.reshape(len(null), -1).amax(1).view(-1, *[1] * observed.ndim))
+    ]
     return [(1 + x.sum(0)) / (1 + len(null)) for x in over]
 
 
@@ -273,9 +311,12 @@ def jackknife(a, b, measure, blocks, folds=20, k=K):
     """(value, low, high), each [L, M]: 95% interval by deleting groups of sources (a bootstrap would repeat items, and a repeated item is its own nearest
     neighbour); Student's t of as many groups."""
     from scipy.special import stdtrit
+
     folds = min(folds, len(blocks))
     kept = [torch.cat([b for i, b in enumerate(blocks) if i % folds != f]) for f in range(folds)]
-    v = torch.stack([pairs([part_of(s, keep) for s in a], [part_of(s, keep) for s in b], measure, k) for keep in kept])
+    v = torch.stack(
+        [pairs([part_of(s, keep) for s in a], [part_of(s, keep) for s in b], measure, k) for keep in kept]
+    )
     half = float(stdtrit(folds - 1, 0.975)) * ((folds - 1) / folds * (v - v.mean(0)).square().sum(0)).sqrt()
     whole = pairs(a, b, measure, k)
     return whole, whole - half, whole + half
@@ -288,6 +329,7 @@ def biased_cka(x, y):
 
 
 # ---------------------------------------------------------------- maps that are fitted
+
 
 def match(x, t, h, w):
     """Token grid [n, T, H, W, d] resampled to t x h x w: pooled where it is finer, repeated where it is coarser; [n, t*h*w, d]."""
@@ -321,7 +363,14 @@ def token_r2(x, y, split, seed=0, n_perm=0, blocks=()):
         return 1 - ((z - true)[test].square().sum() / true[test].square().sum()).item()
 
     out = {"residual": (found["true"] - y).double().square().sum(1), "variance": y.double().square().sum(1)}
-    return out | ({"reduced": r2(found["reduced"], small), "null": torch.tensor([r2(found[f"null{i}"], small) for i in range(n_perm)])} if n_perm else {})
+    return out | (
+        {
+            "reduced": r2(found["reduced"], small),
+            "null": torch.tensor([r2(found[f"null{i}"], small) for i in range(n_perm)]),
+        }
+        if n_perm
+        else {}
+    )
 
 
 def r2_of(fit, pick):
@@ -342,10 +391,13 @@ def ratio_bootstrap(residual, variance, sources, n_boot=2000, seed=0):
     """Mean and 95% interval of 1 - sum(residual) / sum(variance), resampling sources."""
     draws, n = ratio_draws(residual, variance, sources, n_boot, seed)
     value = (1 - residual.sum() / variance.sum()).item()
-    return value, *widened(value, *draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), n)
+    return value, *widened(
+        value, *draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), n
+    )
 
 
 # ---------------------------------------------------------------- how many numbers a space varies in
+
 
 def intrinsic_dimension(x, seed=0, k=20):
     """{two_nn, mle, participation: at all items, and `<name>_half`, `<name>_quarter` at random parts of them} of features [n, d], and `agree`.
@@ -356,22 +408,26 @@ def intrinsic_dimension(x, seed=0, k=20):
     x = x.flatten(1).double().unique(dim=0)
     g, out = torch.Generator().manual_seed(seed), {}
     for name, share in (("", 1), ("_half", 2), ("_quarter", 4)):
-        z = x[torch.randperm(len(x), generator=g)[:max(len(x) // share, 6)]]
+        z = x[torch.randperm(len(x), generator=g)[: max(len(x) // share, 6)]]
         z = z - z.mean(0)
         near = torch.cdist(z, z).topk(min(k, len(z) - 1) + 1, largest=False).values[:, 1:].clamp(min=1e-30)
         ratio = (near[:, 1] / near[:, 0]).log().sort().values
-        kept = ratio[:max(int(0.9 * len(ratio)), 1)]
+        kept = ratio[: max(int(0.9 * len(ratio)), 1)]
         censored = (len(ratio) - len(kept)) * kept[-1]
         inverse = (near[:, -1:] / near[:, :-1]).log().mean(1)
         spread = torch.linalg.eigvalsh(z @ z.T if len(z) < z.shape[1] else z.T @ z).clamp(min=0)
-        found = {"two_nn": len(kept) / (kept.sum() + censored).clamp(min=1e-30), "mle": (1 / inverse.mean().clamp(min=1e-30)) * (near.shape[1] - 2) / (near.shape[1] - 1),
-                 "participation": spread.sum().square() / spread.square().sum().clamp(min=1e-300)}
+        found = {
+            "two_nn": len(kept) / (kept.sum() + censored).clamp(min=1e-30),
+            "mle": (1 / inverse.mean().clamp(min=1e-30)) * (near.shape[1] - 2) / (near.shape[1] - 1),
+            "participation": spread.sum().square() / spread.square().sum().clamp(min=1e-300),
+        }
         out |= {f"{key}{name}": value.item() for key, value in found.items()}
     whole = [out[key] for key in ("two_nn", "mle", "participation")]
     return out | {"agree": bool(max(whole) < 2 * min(whole))}
 
 
 # ---------------------------------------------------------------- the stage
+
 
 def chance(sources, k=K):
     """Share of k nearest neighbours that two unrelated spaces have in common: k / (n - 1) with one item a source, for an item's own source does not count."""
@@ -402,8 +458,13 @@ def reported(items, split):
 
 def measure_layers(layers, y, items, split, args, gridless=(), n_perm=None, desc=None):
     """{layer: {measure: {score, low, high, p, p_max, val, n}}}, {layer: what token_r2 found}. layers {name: function that reads [n, t, h, w, d]}, y [n, t, h, w, d]."""
-    n_perm, (report, some, sources, of_some) = args.permutations if n_perm is None else n_perm, reported(items, split)
-    of_val, of_test, of_train = ([items[i]["source"] for i in split[part].tolist()] for part in ("val", "test", "train"))
+    n_perm, (report, some, sources, of_some) = (
+        args.permutations if n_perm is None else n_perm,
+        reported(items, split),
+    )
+    of_val, of_test, of_train = (
+        [items[i]["source"] for i in split[part].tolist()] for part in ("val", "test", "train")
+    )
     target, target_val = ([space_of(y[pick], s)] for pick, s in ((some, of_some), (split["val"], of_val)))
     spaces, spaces_val, scores, fits, out = [], [], {m: [] for m in PAIRED}, {}, {p: {} for p in layers}
     for p, read in tqdm(layers.items(), desc=desc, unit="layer", disable=desc is None):
@@ -414,21 +475,54 @@ def measure_layers(layers, y, items, split, args, gridless=(), n_perm=None, desc
             scores[m].append(compare([x[report]], [y[report]], m, sources)[0, 0])
         if p not in gridless:
             side = [min(a, b) for a, b in zip(x.shape[1:4], y.shape[1:4], strict=True)]
-            fits[p] = token_r2(match(x, *side), match(y, *side), split, args.seed, n_perm // 2, blocks_of(of_train))
+            fits[p] = token_r2(
+                match(x, *side), match(y, *side), split, args.seed, n_perm // 2, blocks_of(of_train)
+            )
     for m in PAIRED:
         found, low, high = (v[:, 0] for v in jackknife(spaces, target, m, blocks_of(of_some)))
         score, val = torch.stack(scores[m]) if scores[m] else found, pairs(spaces_val, target_val, m)[:, 0]
-        p, p_max = p_values(found, permuted(held(spaces, m), held(target, m), m in ("cka", "spearman"), blocks_of(of_some), n_perm, args.seed)[..., 0]) if n_perm else (None, None)
+        p, p_max = (
+            p_values(
+                found,
+                permuted(
+                    held(spaces, m),
+                    held(target, m),
+                    m in ("cka", "spearman"),
+                    blocks_of(of_some),
+                    n_perm,
+                    args.seed,
+                )[..., 0],
+            )
+            if n_perm
+            else (None, None)
+        )
         for k, layer in enumerate(layers):
-            row = out[layer][m] = {"score": score[k].item(), "low": (score + low - found)[k].item(), "high": (score + high - found)[k].item(), "val": val[k].item(), "n": len(report)}
+            row = out[layer][m] = {
+                "score": score[k].item(),
+                "low": (score + low - found)[k].item(),
+                "high": (score + high - found)[k].item(),
+                "val": val[k].item(),
+                "n": len(report),
+            }
             row |= {"chance": chance(sources)} if m == "recall10" else {}
             row |= {"p": p[k].item(), "p_max": p_max[k].item()} if n_perm else {}
     largest = torch.stack([f["null"] for f in fits.values()]).amax(0) if fits and n_perm else None
     for layer, fit in fits.items():
-        score, low, high = ratio_bootstrap(*(fit[k][split["test"]].sum(1) for k in ("residual", "variance")), of_test, seed=args.seed)
-        out[layer]["linear_r2"] = {"score": score, "low": low, "high": high, "val": r2_of(fit, split["val"]), "n": len(split["test"])}
+        score, low, high = ratio_bootstrap(
+            *(fit[k][split["test"]].sum(1) for k in ("residual", "variance")), of_test, seed=args.seed
+        )
+        out[layer]["linear_r2"] = {
+            "score": score,
+            "low": low,
+            "high": high,
+            "val": r2_of(fit, split["val"]),
+            "n": len(split["test"]),
+        }
         if n_perm:
-            out[layer]["linear_r2"] |= {key: (1 + (null >= fit["reduced"]).sum().item()) / (1 + len(null)) for key, null in (("p", fit["null"]), ("p_max", largest))}
+            out[layer]["linear_r2"] |= {
+                key: (1 + (null >= fit["reduced"]).sum().item()) / (1 + len(null))
+                for key, null in (("p", fit["null"]), ("p_max", largest))
+            }
     return out, fits
 
 
@@ -442,20 +536,49 @@ def record(layers, random, pixels, measure, n_options):
     name = max(floors, key=floors.get)
     half = [own["score"] - own["low"], own["high"] - own["score"]]
     rival = {"pixels": pixels, "random_init": (random or {}).get(best)}.get(name)
-    other = [rival[measure]["score"] - rival[measure]["low"], rival[measure]["high"] - rival[measure]["score"]] if rival else [0.0, 0.0]
+    other = (
+        [rival[measure]["score"] - rival[measure]["low"], rival[measure]["high"] - rival[measure]["score"]]
+        if rival
+        else [0.0, 0.0]
+    )
     gain = own["score"] - floors[name]
-    return {"score": own["score"], "low": own["low"], "high": own["high"], "better": "higher", "n": own["n"], "floor": floors[name], "floor_name": name, "ceiling": 1.0,
-            "skill": gain / (1 - floors[name]), "gain": gain, "gain_low": gain - (half[0] ** 2 + other[1] ** 2) ** 0.5, "gain_high": gain + (half[1] ** 2 + other[0] ** 2) ** 0.5,
-            "p": own["p"], "p_max": own["p_max"], "layer": best, "options_searched": n_options, "floors": floors}
+    return {
+        "score": own["score"],
+        "low": own["low"],
+        "high": own["high"],
+        "better": "higher",
+        "n": own["n"],
+        "floor": floors[name],
+        "floor_name": name,
+        "ceiling": 1.0,
+        "skill": gain / (1 - floors[name]),
+        "gain": gain,
+        "gain_low": gain - (half[0] ** 2 + other[1] ** 2) ** 0.5,
+        "gain_high": gain + (half[1] ** 2 + other[0] ** 2) ** 0.5,
+        "p": own["p"],
+        "p_max": own["p_max"],
+        "layer": best,
+        "options_searched": n_options,
+        "floors": floors,
+    }
 
 
 def recommendation(fits, items, split, seed):
     """{recommended, recommended_share: of resampled val sources under which it is still the best, runner_up}: the layer with the highest R2 on val."""
     val = split["val"]
     sources = [items[i]["source"] for i in val.tolist()]
-    draws = torch.stack([ratio_draws(f["residual"][val].sum(1), f["variance"][val].sum(1), sources, seed=seed)[0] for f in fits.values()])
+    draws = torch.stack(
+        [
+            ratio_draws(f["residual"][val].sum(1), f["variance"][val].sum(1), sources, seed=seed)[0]
+            for f in fits.values()
+        ]
+    )
     order = sorted(fits, key=lambda p: -r2_of(fits[p], val))
-    return {"recommended": order[0], "recommended_share": (draws.argmax(0) == list(fits).index(order[0])).double().mean().item(), "runner_up": order[1] if len(order) > 1 else None}
+    return {
+        "recommended": order[0],
+        "recommended_share": (draws.argmax(0) == list(fits).index(order[0])).double().mean().item(),
+        "runner_up": order[1] if len(order) > 1 else None,
+    }
 
 
 def pooled_matrix(xs, ys, items, split, args):
@@ -467,12 +590,22 @@ def pooled_matrix(xs, ys, items, split, args):
     of_val, blocks = [items[i]["source"] for i in val.tolist()], blocks_of(of_some)
     spaces = [[space_of(x[some], of_some) for x in side.values()] for side in (xs, ys)]
     for m in PAIRED:
-        score, on_val = compare([x[report] for x in xs.values()], [y[report] for y in ys.values()], m, sources), compare([x[val] for x in xs.values()], [y[val] for y in ys.values()], m, of_val)
+        score, on_val = (
+            compare([x[report] for x in xs.values()], [y[report] for y in ys.values()], m, sources),
+            compare([x[val] for x in xs.values()], [y[val] for y in ys.values()], m, of_val),
+        )
         null = permuted(*(held(s, m) for s in spaces), m != "recall10", blocks, args.permutations, args.seed)
         p, p_max = p_values(pairs(*spaces, m), null)
         layer, point = divmod(int(on_val.argmax()), len(ys))
-        best[m] = {"layer": list(xs)[layer], "point": list(ys)[point], "score": score[layer, point].item(), "p": p[layer, point].item(), "p_max": p_max[layer, point].item(),
-                   "options_searched": score.numel(), "permuted_items": len(some)}
+        best[m] = {
+            "layer": list(xs)[layer],
+            "point": list(ys)[point],
+            "score": score[layer, point].item(),
+            "p": p[layer, point].item(),
+            "p_max": p_max[layer, point].item(),
+            "options_searched": score.numel(),
+            "permuted_items": len(some),
+        }
         tables[m] = score
     train, test = split["train"], split["test"]
     targets = {}
@@ -482,108 +615,242 @@ def pooled_matrix(xs, ys, items, split, args):
         targets[name] = (y - mean) @ directions
     kernels = torch.stack([(z := (x := v.flatten(1)) - x[train].mean(0)) @ z[train].T for v in xs.values()])
     found = solve_ridge(*spectrum(kernels, train), targets, train)
-    tables["linear_r2"] = torch.stack([1 - (f[:, test] - targets[name][test]).square().sum((1, 2)) / targets[name][test].square().sum() for name, (f, _) in found.items()], 1)
-    return {m: {p: dict(zip(ys, row.tolist(), strict=True)) for p, row in zip(xs, table, strict=True)} for m, table in tables.items()}, best
+    tables["linear_r2"] = torch.stack(
+        [
+            1 - (f[:, test] - targets[name][test]).square().sum((1, 2)) / targets[name][test].square().sum()
+            for name, (f, _) in found.items()
+        ],
+        1,
+    )
+    return {
+        m: {p: dict(zip(ys, row.tolist(), strict=True)) for p, row in zip(xs, table, strict=True)}
+        for m, table in tables.items()
+    }, best
 
 
 def at_layer(name, x, y, items, split, args):
     """What is asked of the recommended layer only. x, y: [n, t, h, w, d]."""
     _, some, _, sources = reported(items, split)
     spaces = [space_of(z[some], sources) for z in (x, y)]
-    out = {"layer": name, "recall": {f"{k}": {"score": pairs(spaces[:1], spaces[1:], "recall10", k).item(), "chance": chance(sources, k)} for k in RECALLS if k < len(some) - 2}}
+    out = {
+        "layer": name,
+        "recall": {
+            f"{k}": {
+                "score": pairs(spaces[:1], spaces[1:], "recall10", k).item(),
+                "chance": chance(sources, k),
+            }
+            for k in RECALLS
+            if k < len(some) - 2
+        },
+    }
     if args.biased:
         flat, blocks = (x.flatten(1)[some], y.flatten(1)[some]), blocks_of(sources)
         g = torch.Generator().manual_seed(args.seed)
-        out |= {"cka_biased": biased_cka(*flat), "cka_biased_null": sum(biased_cka(flat[0], flat[1][shuffle(blocks, g)]) for _ in range(20)) / 20}
+        out |= {
+            "cka_biased": biased_cka(*flat),
+            "cka_biased_null": sum(biased_cka(flat[0], flat[1][shuffle(blocks, g)]) for _ in range(20)) / 20,
+        }
     return out
 
 
 def channels(fits, test):
     """{layer: R2 of every channel of the target on test}, never clipped; null where a channel is constant."""
-    return {p: [1 - r / v if v > 0 else None for r, v in zip(*(f[k][test].sum(0).tolist() for k in ("residual", "variance")), strict=True)] for p, f in fits.items()}
+    return {
+        p: [
+            1 - r / v if v > 0 else None
+            for r, v in zip(*(f[k][test].sum(0).tolist() for k in ("residual", "variance")), strict=True)
+        ]
+        for p, f in fits.items()
+    }
 
 
 # ---------------------------------------------------------------- what people look at
 
+
 def picture(result, path):
     """align.png: scores per layer beside their floors; R2 per layer and channel; pooled layers x points of the target."""
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     layers = [p for p in result["layers"] if p != "pixels"]
     figure, axes = plt.subplots(1, 3, figsize=(20, 2.8 + 0.32 * len(layers)), layout="constrained")
 
     def heat(axis, rows, columns, title, text=True, low=0.0):
         values = torch.tensor([[math.nan if v is None else v for v in row] for row in rows])
         shown = axis.imshow(values.numpy(), aspect="auto", cmap="viridis", vmin=low, vmax=1)
-        axis.set_xticks(range(len(columns)), columns, rotation=45 if max(map(len, map(str, columns))) > 3 else 0, ha="right" if max(map(len, map(str, columns))) > 3 else "center", fontsize=8)
+        axis.set_xticks(
+            range(len(columns)),
+            columns,
+            rotation=45 if max(map(len, map(str, columns))) > 3 else 0,
+            ha="right" if max(map(len, map(str, columns))) > 3 else "center",
+            fontsize=8,
+        )
         axis.set_yticks(range(len(rows)), layers, fontsize=8)
         axis.set_title(title, fontsize=10)
         for i, row in enumerate(values.tolist() if text else ()):
             for j, v in enumerate(row):
-                axis.text(j, i, "-" if math.isnan(v) else f"{v:.2f}", ha="center", va="center", fontsize=8, color="black" if v > 0.6 else "white")
+                axis.text(
+                    j,
+                    i,
+                    "-" if math.isnan(v) else f"{v:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="black" if v > 0.6 else "white",
+                )
         return shown
 
     names = [m for m in (*PAIRED, "linear_r2") if any(m in result["layers"][p] for p in layers)]
-    columns = [f"{m}{side}" for m in names for side in ("", "\nuntrained") if not side or "untrained" in result]
-    rows = [[row.get(p, {}).get(m, {}).get("score") for m in names for row in ([result["layers"], result["untrained"]] if "untrained" in result else [result["layers"]])] for p in layers]
-    heat(axes[0], rows, columns, f"How alike: {result['model']}'s tokens and {result['target']} {result['target_point']}")
+    columns = [
+        f"{m}{side}" for m in names for side in ("", "\nuntrained") if not side or "untrained" in result
+    ]
+    rows = [
+        [
+            row.get(p, {}).get(m, {}).get("score")
+            for m in names
+            for row in (
+                [result["layers"], result["untrained"]] if "untrained" in result else [result["layers"]]
+            )
+        ]
+        for p in layers
+    ]
+    heat(
+        axes[0],
+        rows,
+        columns,
+        f"How alike: {result['model']}'s tokens and {result['target']} {result['target_point']}",
+    )
     if result.get("channels"):
         table = result["channels"]
-        heat(axes[1], [table.get(p, [None] * len(next(iter(table.values())))) for p in layers], [str(c) for c in range(len(next(iter(table.values()))))],
-             f"What a linear map predicts of each channel of {result['target_point']}\n(held-out R2; below 0 is drawn as 0)", text=len(next(iter(table.values()))) <= 16)
+        heat(
+            axes[1],
+            [table.get(p, [None] * len(next(iter(table.values())))) for p in layers],
+            [str(c) for c in range(len(next(iter(table.values()))))],
+            f"What a linear map predicts of each channel of {result['target_point']}\n(held-out R2; below 0 is drawn as 0)",
+            text=len(next(iter(table.values()))) <= 16,
+        )
     else:
         axes[1].axis("off")
     table = result["pooled"]["cka"]
     points = list(next(iter(table.values())))
-    shown = heat(axes[2], [[table.get(p, {}).get(t) for t in points] for p in layers], points, f"Debiased CKA of means over space, with {result['target']}", text=len(points) <= 16)
+    shown = heat(
+        axes[2],
+        [[table.get(p, {}).get(t) for t in points] for p in layers],
+        points,
+        f"Debiased CKA of means over space, with {result['target']}",
+        text=len(points) <= 16,
+    )
     figure.colorbar(shown, ax=axes[2])
-    figure.suptitle(f"{result['data_name']}: {result['items']} items, {result['data']} data, {result['weights']} weights; recommended layer {result.get('recommended')}", fontsize=12)
+    figure.suptitle(
+        f"{result['data_name']}: {result['items']} items, {result['data']} data, {result['weights']} weights; recommended layer {result.get('recommended')}",
+        fontsize=12,
+    )
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
 def study(r):
     """The report in words, from the YAML's numbers."""
+
     def interval(c):
         return f"{c['score']:.3f} [{c['low']:.3f}, {c['high']:.3f}]"
 
     some = f"{r['subset']} of " if "subset" in r else ""
-    lines = [f"# Can {r['model']} be bridged to {r['target']}?", "",
-             f"{some}{r['items']} items of {r['data_name']} ({r['data']} data, {r['weights']} weights; the target's are {r['target_weights']}). Written from align.yaml.", "", "## Which layer", ""]
+    lines = [
+        f"# Can {r['model']} be bridged to {r['target']}?",
+        "",
+        f"{some}{r['items']} items of {r['data_name']} ({r['data']} data, {r['weights']} weights; the target's are {r['target_weights']}). Written from align.yaml.",
+        "",
+        "## Which layer",
+        "",
+    ]
     if r.get("recommended"):
         best = r["layers"][r["recommended"]]["linear_r2"]
         sure, rest = r["recommended_share"], f"; next comes {r['runner_up']}" if r["runner_up"] else ""
-        lines += [f"**{r['recommended']}**, by held-out linear R2, chosen on the validation items ({best['val']:.3f}); on the test items {interval(best)}. "
-                  f"When the validation sources are resampled it is the best of {len(r['channels'])} layers in {sure:.0%} of the cases{rest}. "
-                  + ("That settles it." if sure > 0.95 else "Others may be as good: these items do not settle it."), ""]
+        lines += [
+            f"**{r['recommended']}**, by held-out linear R2, chosen on the validation items ({best['val']:.3f}); on the test items {interval(best)}. "
+            f"When the validation sources are resampled it is the best of {len(r['channels'])} layers in {sure:.0%} of the cases{rest}. "
+            + ("That settles it." if sure > 0.95 else "Others may be as good: these items do not settle it."),
+            "",
+        ]
     else:
         lines += [f"None can be recommended: {r['linear_r2_reason']}.", ""]
-    lines += ["| measure | layer | score | best floor | p, all layers together | earlier study (Qwen2.5-VL-7B) |", "|---|---|---|---|---|---|"]
-    lines += [f"| {m} | {c['layer']} | {interval(c)} | {c['floor']:.3f} {c['floor_name']} | {c['p_max']:.3f} | {EARLIER[m]} |" for m, c in r["criteria"].items()]
+    lines += [
+        "| measure | layer | score | best floor | p, all layers together | earlier study (Qwen2.5-VL-7B) |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {m} | {c['layer']} | {interval(c)} | {c['floor']:.3f} {c['floor_name']} | {c['p_max']:.3f} | {EARLIER[m]} |"
+        for m, c in r["criteria"].items()
+    ]
     above = [m for m, c in r["criteria"].items() if c["gain_low"] > 0]
-    lines += ["", (f"Above their best floor: {', '.join(above)}. " if above else "None is above its best floor: what is alike is alike without training, or in the pixels already. ")
-              + "The earlier study had other data; as far as is known its CKA counted items' likeness to themselves, and its R2 may be in-sample. "
-              "The figures stand side by side, and are not the same quantity.", ""]
+    lines += [
+        "",
+        (
+            f"Above their best floor: {', '.join(above)}. "
+            if above
+            else "None is above its best floor: what is alike is alike without training, or in the pixels already. "
+        )
+        + "The earlier study had other data; as far as is known its CKA counted items' likeness to themselves, and its R2 may be in-sample. "
+        "The figures stand side by side, and are not the same quantity.",
+        "",
+    ]
     at = r["at_layer"]
     lines += [f"## More about {at['layer']}", ""]
-    lines += ["* Neighbours in common: " + ", ".join(f"{v['score']:.3f} of {k} (chance {v['chance']:.3f})" for k, v in at["recall"].items()) + "."]
+    lines += [
+        "* Neighbours in common: "
+        + ", ".join(f"{v['score']:.3f} of {k} (chance {v['chance']:.3f})" for k, v in at["recall"].items())
+        + "."
+    ]
     lines += ["", "## Means over space, all layers x all points of the target", ""]
-    lines += [f"* {m}: best pair on the validation items {b['layer']} - {b['point']}, {b['score']:.3f} (p of the largest of {b['options_searched']}: {b['p_max']:.3f})."
-              for m, b in r["pooled_best"].items()]
-    lines += ["", "## In how many numbers the spaces vary", "", "| space | TwoNN | MLE | participation ratio | do they agree? |", "|---|---|---|---|---|"]
-    lines += [f"| {p} | {d['two_nn']:.1f} | {d['mle']:.1f} | {d['participation']:.1f} | {'yes' if d['agree'] else 'no'} |" for p, d in r["dimension"].items()]
+    lines += [
+        f"* {m}: best pair on the validation items {b['layer']} - {b['point']}, {b['score']:.3f} (p of the largest of {b['options_searched']}: {b['p_max']:.3f})."
+        for m, b in r["pooled_best"].items()
+    ]
+    lines += [
+        "",
+        "## In how many numbers the spaces vary",
+        "",
+        "| space | TwoNN | MLE | participation ratio | do they agree? |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {p} | {d['two_nn']:.1f} | {d['mle']:.1f} | {d['participation']:.1f} | {'yes' if d['agree'] else 'no'} |"
+        for p, d in r["dimension"].items()
+    ]
     return "\n".join([*lines, ""])
 
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--features", default="results/tiny/shapes/features", help="the model's features (default: %(default)s)")
-    p.add_argument("--target", default="results/tiny-vae/shapes/features", help="features of the decoder's autoencoder, or of another model (default: %(default)s)")
-    p.add_argument("--target-point", help="the target's point that tokens are compared with (default: latents, or the one whose means are nearest to any layer's on val)")
+    p.add_argument(
+        "--features",
+        default="results/tiny/shapes/features",
+        help="the model's features (default: %(default)s)",
+    )
+    p.add_argument(
+        "--target",
+        default="results/tiny-vae/shapes/features",
+        help="features of the decoder's autoencoder, or of another model (default: %(default)s)",
+    )
+    p.add_argument(
+        "--target-point",
+        help="the target's point that tokens are compared with (default: latents, or the one whose means are nearest to any layer's on val)",
+    )
     p.add_argument("--random", help="features of the untrained network: a floor")
-    p.add_argument("--permutations", type=int, default=200, help="of items, for p-values; R2 takes half (default: %(default)s)")
-    p.add_argument("--biased", action="store_true", help="print the usual, biased CKA beside, with what it makes of permuted items")
+    p.add_argument(
+        "--permutations",
+        type=int,
+        default=200,
+        help="of items, for p-values; R2 takes half (default: %(default)s)",
+    )
+    p.add_argument(
+        "--biased",
+        action="store_true",
+        help="print the usual, biased CKA beside, with what it makes of permuted items",
+    )
     p.add_argument("--study", help="write the report in words to this file")
     p.add_argument("--out", help="default: align.yaml beside --features")
     return p.parse_args(argv)
@@ -592,24 +859,34 @@ def get_args(argv):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.permutations < 1:
-        refuse(f"--permutations {args.permutations}: at least one is needed for a p-value; 200 is the default")
+        refuse(
+            f"--permutations {args.permutations}: at least one is needed for a p-value; 200 is the default"
+        )
     index, read = load_features(args.features)
     target, read_target = load_features(args.target)
     if index["ids"] != target["ids"]:
         missing = next((i for i in index["ids"] if i not in set(target["ids"])), None)
-        refuse(f"{args.target} and {args.features} do not hold the same items ({f'{missing!r} is missing' if missing else 'other order'}); extract both from the same data folder")
+        refuse(
+            f"{args.target} and {args.features} do not hold the same items ({f'{missing!r} is missing' if missing else 'other order'}); extract both from the same data folder"
+        )
     if index.get("shown") != target.get("shown"):
-        refuse(f"{args.target} and {args.features} do not show the same frames of each clip; extract both with the same --frames and --count")
+        refuse(
+            f"{args.target} and {args.features} do not show the same frames of each clip; extract both with the same --frames and --count"
+        )
     random_index, read_random = load_features(args.random) if args.random else ({"points": {}}, None)
     if args.random and random_index["ids"] != index["ids"]:
-        refuse(f"{args.random} does not hold the items of {args.features}; extract both from the same data folder")
+        refuse(
+            f"{args.random} does not hold the items of {args.features}; extract both from the same data folder"
+        )
     items, data = load_items(index["data_path"])
     items = join(items, index, args.features)
     if len(items) < 10:
         refuse(f"{args.features} holds {len(items)} items; alignment needs at least 10")
     total, keep = len(items), slice(None)
     if total > SUBSET:
-        keep = torch.randperm(total, generator=torch.Generator().manual_seed(args.seed))[:SUBSET].sort().values
+        keep = (
+            torch.randperm(total, generator=torch.Generator().manual_seed(args.seed))[:SUBSET].sort().values
+        )
         items = [items[i] for i in keep.tolist()]
     split = split_indices(items, args.features)
     out = Path(args.out or Path(args.features).parent / "align.yaml")
@@ -621,7 +898,9 @@ def main(argv=None):
     if not set(points) - {"pixels"}:
         refuse(f"{args.features} holds no layer but the pixels; extract some")
     if lacking := [p for p in points if args.random and p != "pixels" and p not in random_index["points"]]:
-        refuse(f"{args.random} lacks {lacking[0]}; run extract.py --random-init with the same --points as {args.features}")
+        refuse(
+            f"{args.random} lacks {lacking[0]}; run extract.py --random-init with the same --points as {args.features}"
+        )
     targets = [p for p in target["points"] if p != "pixels"]
     if args.target_point:
         known(args.target_point, target["points"], f"point in {args.target}")
@@ -630,17 +909,38 @@ def main(argv=None):
     for reader, names, where in ((read_target, targets, args.target), (read, points, args.features)):
         for point in names:
             if reader(point).flatten(1).std(0).max() == 0:
-                refuse(f"{point} in {where} is the same for every item; its network or its data is broken, extract again")
-    xs, ys = ({p: load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"][p]["mean"].float()[keep] for p in names}
-              for folder, names in ((args.features, [p for p in points if p != "pixels"]), (args.target, targets)))
+                refuse(
+                    f"{point} in {where} is the same for every item; its network or its data is broken, extract again"
+                )
+    xs, ys = (
+        {p: load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"][p]["mean"].float()[keep] for p in names}
+        for folder, names in ((args.features, [p for p in points if p != "pixels"]), (args.target, targets))
+    )
     pooled, best = pooled_matrix(xs, ys, items, split, args)
     point = args.target_point or ("latents" if "latents" in targets else best["cka"]["point"])
     y = read_target(point)[keep]
 
-    gridless = set(points) - set(with_grid(index)) | (set(points) if point not in with_grid(target) else set())
-    layers, fits = measure_layers({p: lambda p=p: read(p)[keep] for p in points}, y, items, split, args, gridless, desc="layers")
+    gridless = set(points) - set(with_grid(index)) | (
+        set(points) if point not in with_grid(target) else set()
+    )
+    layers, fits = measure_layers(
+        {p: lambda p=p: read(p)[keep] for p in points}, y, items, split, args, gridless, desc="layers"
+    )
     untrained = [p for p in points if args.random and p != "pixels"]
-    random, _ = measure_layers({p: lambda p=p: read_random(p)[keep] for p in untrained}, y, items, split, args, gridless, n_perm=0, desc="untrained") if untrained else ({}, {})
+    random, _ = (
+        measure_layers(
+            {p: lambda p=p: read_random(p)[keep] for p in untrained},
+            y,
+            items,
+            split,
+            args,
+            gridless,
+            n_perm=0,
+            desc="untrained",
+        )
+        if untrained
+        else ({}, {})
+    )
     pixels, own = layers.get("pixels"), {p: v for p, v in layers.items() if p != "pixels"}
     fits.pop("pixels", None)
     having = {m: {p: v for p, v in own.items() if m in v} for m in MEASURES}
@@ -648,19 +948,63 @@ def main(argv=None):
     chosen = recommendation(fits, items, split, args.seed) if fits else {"recommended": None}
     layer = chosen["recommended"] or criteria["cka"]["layer"]
     # one item a source: twins are too near to each other
-    x, single = read(layer)[keep], torch.tensor(sorted({i["source"]: k for k, i in enumerate(items)}.values()))
-    result = {"stage": "align", "model": index["model"], "target": target["model"], "target_point": point, "weights": index["weights"], "target_weights": target["weights"],
-              "data": index["data"], "data_name": data["name"], "items": total} | ({"subset": SUBSET} if total > SUBSET else {})
+    x, single = (
+        read(layer)[keep],
+        torch.tensor(sorted({i["source"]: k for k, i in enumerate(items)}.values())),
+    )
+    result = {
+        "stage": "align",
+        "model": index["model"],
+        "target": target["model"],
+        "target_point": point,
+        "weights": index["weights"],
+        "target_weights": target["weights"],
+        "data": index["data"],
+        "data_name": data["name"],
+        "items": total,
+    } | ({"subset": SUBSET} if total > SUBSET else {})
     result |= {"chance_recall10": criteria["recall10"]["floors"]["chance"], **chosen}
     for name, c in criteria.items():
-        result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_p": c["p"], f"{name}_p_max": c["p_max"], f"{name}_layer": c["layer"]}
+        result |= {
+            name: c["score"],
+            f"{name}_low": c["low"],
+            f"{name}_high": c["high"],
+            f"{name}_floor": c["floor"],
+            f"{name}_p": c["p"],
+            f"{name}_p_max": c["p_max"],
+            f"{name}_layer": c["layer"],
+        }
     if "linear_r2" not in criteria:
-        result |= {"linear_r2": None, "linear_r2_layer": None, "linear_r2_reason": "no layer's tokens, or not those of the target, have a place in the picture"}
-    result |= {"criteria": criteria, "layers": {p: {m: v[m] for m in (*PAIRED, "linear_r2") if m in v} for p, v in layers.items()}}
-    result |= {"untrained": {p: {m: {k: v[m][k] for k in ("score", "low", "high")} for m in v} for p, v in random.items()}} if random else {}
-    result |= {"at_layer": at_layer(layer, x, y, items, split, args), "channels": channels(fits, split["test"]),
-               "dimension": {p: intrinsic_dimension(v[single], args.seed) for p, v in (xs | {f"{target['model']} {p}": v for p, v in ys.items()}).items()},
-               "permuted_items": len(reported(items, split)[1]), "pooled_best": best, "pooled": pooled, "run": run_info(args, started, script="align.py")}
+        result |= {
+            "linear_r2": None,
+            "linear_r2_layer": None,
+            "linear_r2_reason": "no layer's tokens, or not those of the target, have a place in the picture",
+        }
+    result |= {
+        "criteria": criteria,
+        "layers": {p: {m: v[m] for m in (*PAIRED, "linear_r2") if m in v} for p, v in layers.items()},
+    }
+    result |= (
+        {
+            "untrained": {
+                p: {m: {k: v[m][k] for k in ("score", "low", "high")} for m in v} for p, v in random.items()
+            }
+        }
+        if random
+        else {}
+    )
+    result |= {
+        "at_layer": at_layer(layer, x, y, items, split, args),
+        "channels": channels(fits, split["test"]),
+        "dimension": {
+            p: intrinsic_dimension(v[single], args.seed)
+            for p, v in (xs | {f"{target['model']} {p}": v for p, v in ys.items()}).items()
+        },
+        "permuted_items": len(reported(items, split)[1]),
+        "pooled_best": best,
+        "pooled": pooled,
+        "run": run_info(args, started, script="align.py"),
+    }
     save_yaml(out, result)
     picture(plain(result), out.with_suffix(".png"))
     if args.study:

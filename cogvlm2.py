@@ -10,6 +10,7 @@ safetensors, so a checkpoint loads as it is. An image is 1344 px: 96 x 96 patche
 one token by a strided convolution, then 48 x 48 tokens between `boi` and `eoi` in a language model of 32 layers, each of which has a second set of
 weights, the visual expert, for image rows. Of 39.0 GB of weights in bf16, 8.6 are the tower's.
 """
+
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ PLACEHOLDER = 128002
 
 
 # ---------------------------------------------------------------- the tower
+
 
 class PatchEmbedding(nn.Module):
     def __init__(self, c):
@@ -42,7 +44,10 @@ class VisionAttention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.heads = c.num_heads
-        self.query_key_value, self.dense = nn.Linear(c.hidden_size, 3 * c.hidden_size), nn.Linear(c.hidden_size, c.hidden_size)
+        self.query_key_value, self.dense = (
+            nn.Linear(c.hidden_size, 3 * c.hidden_size),
+            nn.Linear(c.hidden_size, c.hidden_size),
+        )
 
     def forward(self, x):
         # each [n, heads, K, d]
@@ -53,7 +58,10 @@ class VisionAttention(nn.Module):
 class VisionMlp(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(c.hidden_size, c.intermediate_size), nn.Linear(c.intermediate_size, c.hidden_size)
+        self.fc1, self.fc2 = (
+            nn.Linear(c.hidden_size, c.intermediate_size),
+            nn.Linear(c.intermediate_size, c.hidden_size),
+        )
 
     def forward(self, x):
         return self.fc2(F.gelu(self.fc1(x)))
@@ -65,7 +73,9 @@ class VisionLayer(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.attention, self.mlp = VisionAttention(c), VisionMlp(c)
-        self.input_layernorm, self.post_attention_layernorm = (nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps) for _ in range(2))
+        self.input_layernorm, self.post_attention_layernorm = (
+            nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps) for _ in range(2)
+        )
 
     def forward(self, x):
         x = x + self.input_layernorm(self.attention(x))
@@ -106,6 +116,7 @@ class Vision(nn.Module):
 
 
 # ---------------------------------------------------------------- the language model and its visual expert
+
 
 class RMSNorm(nn.Module):
     def __init__(self, width, eps):
@@ -152,7 +163,9 @@ class Attention(nn.Module):
         self.rotary_emb = Rotary(self.dim)
         self.vision_expert_query_key_value = nn.Linear(c.hidden_size, sum(self.split))
         self.language_expert_query_key_value = nn.Linear(c.hidden_size, sum(self.split), bias=False)
-        self.vision_expert_dense, self.language_expert_dense = (nn.Linear(c.hidden_size, c.hidden_size, bias=False) for _ in range(2))
+        self.vision_expert_dense, self.language_expert_dense = (
+            nn.Linear(c.hidden_size, c.hidden_size, bias=False) for _ in range(2)
+        )
 
     def forward(self, x, expert, position_ids, cache=None, mask=None):
         """cache: a dict that holds the keys and values of earlier rows, to which these are added. mask: [n, 1, K, all rows], true where a row may look."""
@@ -166,14 +179,20 @@ class Attention(nn.Module):
         new, all_rows = q.shape[2], k.shape[2]
         if mask is None and 1 < new < all_rows:  # is_causal would count from the first key
             mask = torch.ones(new, all_rows, dtype=torch.bool, device=x.device).tril(all_rows - new)
-        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and new > 1, enable_gqa=True)
-        return by_expert(out.transpose(1, 2).flatten(2), expert, self.vision_expert_dense, self.language_expert_dense)
+        out = F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None and new > 1, enable_gqa=True
+        )
+        return by_expert(
+            out.transpose(1, 2).flatten(2), expert, self.vision_expert_dense, self.language_expert_dense
+        )
 
 
 class Mlp(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.gate_proj, self.up_proj = (nn.Linear(c.hidden_size, c.intermediate_size, bias=False) for _ in range(2))
+        self.gate_proj, self.up_proj = (
+            nn.Linear(c.hidden_size, c.intermediate_size, bias=False) for _ in range(2)
+        )
         self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
 
     def forward(self, x):
@@ -193,7 +212,9 @@ class Layer(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.self_attn, self.mlp = Attention(c), ExpertMlp(c)
-        self.input_layernorm, self.post_attention_layernorm = (RMSNorm(c.hidden_size, c.rms_norm_eps) for _ in range(2))
+        self.input_layernorm, self.post_attention_layernorm = (
+            RMSNorm(c.hidden_size, c.rms_norm_eps) for _ in range(2)
+        )
 
     def forward(self, x, expert, position_ids, cache=None, mask=None):
         x = x + self.self_attn(self.input_layernorm(x), expert, position_ids, cache, mask)
@@ -207,7 +228,11 @@ def expert_rows(token_type_ids):
 
 def image_positions(token_type_ids):
     """[n, K] -> position ids: all patches of an image share one, so BOS 0, boi 1, patches 2, eoi 3, text 4, 5, ..."""
-    image, before, after = token_type_ids == 1, F.pad(token_type_ids[:, :-1], (1, 0)) == 1, F.pad(token_type_ids[:, 1:], (0, 1)) == 1
+    image, before, after = (
+        token_type_ids == 1,
+        F.pad(token_type_ids[:, :-1], (1, 0)) == 1,
+        F.pad(token_type_ids[:, 1:], (0, 1)) == 1,
+    )
     inner = image & before & after  # neither boi nor eoi
     step = ~(inner & F.pad(inner[:, :-1], (1, 0)))  # the first patch counts, the others stay
     return step.long().cumsum(1) - 1
@@ -217,7 +242,9 @@ class CogVLM2(nn.Module):
     def __init__(self, config):
         """config: the checkpoint's config.json as a dict."""
         super().__init__()
-        self.config = c = SimpleNamespace(**config | {"model_type": "cogvlm2", "vision_config": SimpleNamespace(**config["vision_config"])})
+        self.config = c = SimpleNamespace(
+            **config | {"model_type": "cogvlm2", "vision_config": SimpleNamespace(**config["vision_config"])}
+        )
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.model.vision = Vision(c.vision_config, c.hidden_size, c.intermediate_size)
@@ -232,33 +259,57 @@ class CogVLM2(nn.Module):
         Raises FileNotFoundError for a missing file, KeyError naming the first weight that the folder lacks or has too many.
         """
         from safetensors.torch import load_file
+
         folder = Path(folder)
         with torch.device("meta"):
             model = cls(json.loads((folder / "config.json").read_text()))
         index = folder / "model.safetensors.index.json"
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-        state = {k: t if k.endswith("inv_freq") else t.to(dtype) for file in files for k, t in load_file(folder / file).items()}
+        files = (
+            sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            if index.is_file()
+            else ["model.safetensors"]
+        )
+        state = {
+            k: t if k.endswith("inv_freq") else t.to(dtype)
+            for file in files
+            for k, t in load_file(folder / file).items()
+        }
         if wrong := sorted(set(model.state_dict()) ^ set(state)):
-            raise KeyError(f"{folder} and this architecture do not have the same weights: {wrong[0]} and {len(wrong) - 1} more")
+            raise KeyError(
+                f"{folder} and this architecture do not have the same weights: {wrong[0]} and {len(wrong) - 1} more"
+            )
         model.load_state_dict(state, assign=True)
         return model.eval()
 
     def save_pretrained(self, folder, dtype=torch.float32):
         """Write what `from_pretrained` reads; `inv_freq` stays in fp32."""
         from safetensors.torch import save_file
+
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {k: vars(v) if k == "vision_config" else v for k, v in vars(self.config).items()}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file({k: t.to(t.dtype if k.endswith("inv_freq") else dtype).contiguous() for k, t in self.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {
+                k: t.to(t.dtype if k.endswith("inv_freq") else dtype).contiguous()
+                for k, t in self.state_dict().items()
+            },
+            folder / "model.safetensors",
+        )
 
     def inputs(self, pixels, text_ids):
         """What `forward` takes for images [n, 3, S, S] with one prompt (token ids without BOS): input_ids, token_type_ids [n, K], pixels."""
         v = self.config.vision_config
         rows = (v.image_size // v.patch_size) ** 2 // 4 + 2
-        ids = torch.tensor([self.config.bos_token_id, *[min(PLACEHOLDER, self.config.vocab_size - 1)] * rows, *text_ids])
+        ids = torch.tensor(
+            [self.config.bos_token_id, *[min(PLACEHOLDER, self.config.vocab_size - 1)] * rows, *text_ids]
+        )
         types = torch.tensor([0, *[1] * rows, *[0] * len(text_ids)])
-        return {"input_ids": ids.expand(len(pixels), -1), "token_type_ids": types.expand(len(pixels), -1), "pixels": pixels}
+        return {
+            "input_ids": ids.expand(len(pixels), -1),
+            "token_type_ids": types.expand(len(pixels), -1),
+            "pixels": pixels,
+        }
 
     def embed(self, input_ids, token_type_ids, pixels=None):
         """Rows [n, K, D] with the images' own in their places."""
@@ -267,7 +318,16 @@ class CogVLM2(nn.Module):
             x = x.masked_scatter((token_type_ids == 1)[..., None], self.model.vision(pixels).to(x.dtype))
         return x
 
-    def forward(self, input_ids, token_type_ids, pixels=None, position_ids=None, cache=None, mask=None, logits_to_keep=0):
+    def forward(
+        self,
+        input_ids,
+        token_type_ids,
+        pixels=None,
+        position_ids=None,
+        cache=None,
+        mask=None,
+        logits_to_keep=0,
+    ):
         """Logits [n, K, vocabulary] in fp32; with `logits_to_keep` of the last rows only. cache: a list of one dict a layer, or None; mask: see Attention."""
         x = self.embed(input_ids, token_type_ids, pixels)
         position_ids = image_positions(token_type_ids) if position_ids is None else position_ids
@@ -293,7 +353,9 @@ class CogVLM2(nn.Module):
             if done.all():
                 break
             position = position + 1
-            logits = self(token[:, None], torch.zeros_like(token[:, None]), position_ids=position, cache=cache)
+            logits = self(
+                token[:, None], torch.zeros_like(token[:, None]), position_ids=position, cache=cache
+            )
         if streamer:
             streamer.end()
         return torch.stack(out, 1)

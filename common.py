@@ -3,6 +3,7 @@
 Copy this file beside any one stage and that stage runs. Nothing here starts work on import; heavy libraries
 are imported inside the functions that need them, so a stage that only reads tensors starts as fast as torch.
 """
+
 import argparse
 import atexit
 import contextlib
@@ -30,14 +31,33 @@ import torch
 import yaml
 
 HERE = Path(__file__).resolve().parent
-ITEMS, FEATURES, POOLED, RESULT = "foresight.items.v1", "foresight.features.v1", "foresight.pooled.v1", "foresight.result.v1"
+ITEMS, FEATURES, POOLED, RESULT = (
+    "foresight.items.v1",
+    "foresight.features.v1",
+    "foresight.pooled.v1",
+    "foresight.result.v1",
+)
 ANSWERS, TRACKS = "foresight.answers.v1", "foresight.tracks.v1"
-LIBRARIES = "torchvision", "transformers", "diffusers", "peft", "accelerate", "bitsandbytes", "lpips", "numpy", "scipy", "scikit-image", "pillow", "av"
+LIBRARIES = (
+    "torchvision",
+    "transformers",
+    "diffusers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "lpips",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "pillow",
+    "av",
+)
 DRIVER = "/proc/driver/nvidia/version"
 SHARD = 64  # items in a shard: small enough to lose little when killed, large enough to read in one go
 
 
 # ---------------------------------------------------------------- the user's mistakes
+
 
 def refuse(sentence):
     """A user's mistake: one sentence naming the file, the value and the remedy, then exit code 2."""
@@ -78,6 +98,7 @@ def check_writable(path):
 
 # ---------------------------------------------------------------- files
 
+
 def _atomically(path, write):
     """Write under a temporary name, flush to the disk, rename: a reader sees the old file, the new one, or none."""
     path = Path(path)
@@ -95,7 +116,9 @@ def _atomically(path, write):
 
 def save_pt(path, schema, ids, meta, **content):
     """A `.pt` of tensors and plain Python types; whoever passes a slice must clone it, or its whole storage is written."""
-    _atomically(path, lambda f: torch.save({"schema": schema, "ids": list(ids), "meta": plain(meta), **content}, f))
+    _atomically(
+        path, lambda f: torch.save({"schema": schema, "ids": list(ids), "meta": plain(meta), **content}, f)
+    )
 
 
 def load_pt(path, schema):
@@ -106,7 +129,9 @@ def load_pt(path, schema):
     try:
         content = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
     except Exception as e:  # torch raises RuntimeError, UnpicklingError, EOFError ... for a broken file
-        refuse(f"{path} cannot be read ({type(e).__name__}); delete it and run the stage that writes it again")
+        refuse(
+            f"{path} cannot be read ({type(e).__name__}); delete it and run the stage that writes it again"
+        )
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:
         refuse(f"{path} has schema {found!r} where {schema!r} is wanted; write it again with this version")
@@ -136,9 +161,17 @@ def plain(x):
 def save_yaml(path, result):
     """One small file made for grep: scalars first, one a line, then tables. Checked by loading it back."""
     result = plain(result)
-    text = "".join(yaml.safe_dump({k: v}, sort_keys=False, default_flow_style=None if isinstance(v, (dict, list)) else False, width=160, allow_unicode=True)
-                   # key by key: every headline on a line of its own, rows of a table on one line each
-                   for k, v in result.items())
+    text = "".join(
+        yaml.safe_dump(
+            {k: v},
+            sort_keys=False,
+            default_flow_style=None if isinstance(v, (dict, list)) else False,
+            width=160,
+            allow_unicode=True,
+        )
+        # key by key: every headline on a line of its own, rows of a table on one line each
+        for k, v in result.items()
+    )
     # repr: nan is not equal to itself
     assert repr(yaml.safe_load(text)) == repr(result), f"{path} does not survive YAML"
     _atomically(path, lambda f: f.write(text.encode()))
@@ -173,8 +206,10 @@ def load_yaml(path, stage=None):
 def pyplot():
     """matplotlib.pyplot, which draws into files alone."""
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     return plt
 
 
@@ -182,7 +217,9 @@ def run_info(args, started, script="", **more):
     """What produced a result: arguments, seed, commit, hash of `script`, versions (of libraries, CUDA and its driver), seconds, peak memory, and what else the caller knows."""
     with contextlib.suppress(OSError):  # a stage pasted into a notebook has no file
         more["script_sha256"] = digest((HERE / script).read_bytes())
-    commit = subprocess.run(["git", "-C", HERE, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "-C", HERE, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for library in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -192,8 +229,15 @@ def run_info(args, started, script="", **more):
         driver = re.search(r"\d{3,}[.\d]+", Path(DRIVER).read_text()) if Path(DRIVER).exists() else None
         versions |= {"cuda": torch.version.cuda, "driver": driver and driver[0]}
         more |= {"gpu": torch.cuda.get_device_name(), "peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9}
-    return {"arguments": vars(args), "seed": args.seed, "git_commit": commit or None, "versions": versions,
-            "seconds": time.time() - started, "peak_memory_gb": peak, **more}
+    return {
+        "arguments": vars(args),
+        "seed": args.seed,
+        "git_commit": commit or None,
+        "versions": versions,
+        "seconds": time.time() - started,
+        "peak_memory_gb": peak,
+        **more,
+    }
 
 
 def say(result, keys=None):
@@ -204,6 +248,7 @@ def say(result, keys=None):
 
 
 # ---------------------------------------------------------------- items: data/<name>/
+
 
 def write_items(folder, items, meta):
     """Write items (dicts with `id`, `source`, `frames` uint8 [T,H,W,3] or `encoded` uint8 [bytes], truth) as shards, ids.jsonl ([id, source] a line) and, last, index.yaml."""
@@ -216,10 +261,22 @@ def write_items(folder, items, meta):
         count += 1
     for stale in sorted(folder.glob("*.pt"))[count:]:
         stale.unlink()
-    save_text(folder / "ids.jsonl", "".join(f"{json.dumps(pair)}\n" for pair in zip(ids, sources, strict=True)))
+    save_text(
+        folder / "ids.jsonl", "".join(f"{json.dumps(pair)}\n" for pair in zip(ids, sources, strict=True))
+    )
     splits = Counter(map(split_of, sources))
-    save_yaml(folder / "index.yaml", {
-        "stage": "data", "schema": ITEMS, "items": len(ids), "sources": len(set(sources)), "shards": count, **{s: splits[s] for s in ("train", "val", "test")}, **meta})
+    save_yaml(
+        folder / "index.yaml",
+        {
+            "stage": "data",
+            "schema": ITEMS,
+            "items": len(ids),
+            "sources": len(set(sources)),
+            "shards": count,
+            **{s: splits[s] for s in ("train", "val", "test")},
+            **meta,
+        },
+    )
 
 
 class Items:
@@ -232,7 +289,9 @@ class Items:
     def __init__(self, folder, open_shards=4):
         self.folder, self.index = Path(folder), load_yaml(Path(folder) / "index.yaml", "data")
         if self.index.get("schema") != ITEMS:
-            refuse(f"{folder}/index.yaml has schema {self.index.get('schema')!r} where {ITEMS!r} is wanted; run data.py again")
+            refuse(
+                f"{folder}/index.yaml has schema {self.index.get('schema')!r} where {ITEMS!r} is wanted; run data.py again"
+            )
         if not self.index["items"]:
             refuse(f"{folder} holds no items; check the source it was made from")
         self.shard, self.ids = functools.lru_cache(open_shards)(self.read), self.index.get("ids")
@@ -247,7 +306,7 @@ class Items:
 
     def read(self, number):
         found = load_pt(self.folder / f"{number:05d}.pt", ITEMS)
-        if found["ids"] != self.ids[number * SHARD:(number + 1) * SHARD]:
+        if found["ids"] != self.ids[number * SHARD : (number + 1) * SHARD]:
             refuse(f"the shards of {self.folder} do not hold the ids that it lists; run data.py again")
         return found["items"]
 
@@ -268,6 +327,7 @@ def load_items(folder):
 def fitted(width, height, token, most):
     """(width, height) of the frame that Qwen's processors make of one: multiples of `token` px, at most `most` pixels, nearly the same shape."""
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
     return smart_resize(height, width, token, token**2, max(most, token**2))[::-1]
 
 
@@ -285,9 +345,18 @@ def frames_of(item, size=None):
         import io
 
         from PIL import Image
-        frames = torch.from_numpy(np.array(Image.open(io.BytesIO(item["encoded"].numpy().tobytes())).convert("RGB")))[None]
+
+        frames = torch.from_numpy(
+            np.array(Image.open(io.BytesIO(item["encoded"].numpy().tobytes())).convert("RGB"))
+        )[None]
     height, width = frames.shape[1:3]
-    to = (size, size) if isinstance(size, int) else fitted(width, height, *size)[::-1] if size else (height, width)
+    to = (
+        (size, size)
+        if isinstance(size, int)
+        else fitted(width, height, *size)[::-1]
+        if size
+        else (height, width)
+    )
     if (height, width) != to:
         x = frames.permute(0, 3, 1, 2).float()
         x = torch.nn.functional.interpolate(x, to, mode="bicubic", antialias=True, align_corners=False)
@@ -298,6 +367,7 @@ def frames_of(item, size=None):
 def upright(image):
     """A Pillow image in RGB: turned as its EXIF says, white where it is transparent, 16 bits a channel cut to 8."""
     from PIL import Image, ImageOps
+
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Pillow would clip at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
@@ -310,13 +380,16 @@ def upright(image):
 def read_picture(path):
     """The (first) picture of a file, made `upright`: uint8 [1,H,W,3]. A file that cannot be read is refused."""
     from PIL import Image
+
     if not Path(path).is_file():
         refuse(f"{path} does not exist; give the file of a picture")
     try:
         with Image.open(path) as file:
             image = upright(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        refuse(f"{path} cannot be read as a picture ({' '.join(str(e).split()) or type(e).__name__}); give a JPEG or PNG file")
+        refuse(
+            f"{path} cannot be read as a picture ({' '.join(str(e).split()) or type(e).__name__}); give a JPEG or PNG file"
+        )
     return torch.from_numpy(np.array(image))[None]
 
 
@@ -363,14 +436,24 @@ def greys(clip):
     if torch.is_tensor(clip):
         scale = min(1, GREY / max(clip.shape[1:3]))
         for frame in clip:
-            yield torch.nn.functional.interpolate(grey_of(frame)[None, None], [max(1, round(side * scale)) for side in frame.shape[:2]], mode="area")[0, 0].numpy()
+            yield torch.nn.functional.interpolate(
+                grey_of(frame)[None, None],
+                [max(1, round(side * scale)) for side in frame.shape[:2]],
+                mode="area",
+            )[0, 0].numpy()
         return
     import av
+
     with opened(clip) as file:
         file.streams.video[0].thread_type = "AUTO"
         for frame in file.decode(video=0):
             scale = min(1, GREY / max(frame.width, frame.height))
-            grey = frame.reformat(max(1, round(frame.width * scale)), max(1, round(frame.height * scale)), "gray", interpolation=av.video.reformatter.Interpolation.AREA)
+            grey = frame.reformat(
+                max(1, round(frame.width * scale)),
+                max(1, round(frame.height * scale)),
+                "gray",
+                interpolation=av.video.reformatter.Interpolation.AREA,
+            )
             yield grey.to_ndarray().astype(np.float32) / 255
 
 
@@ -405,15 +488,22 @@ def moved(before, after):
     if not d.any():
         return 0.0
     # of the difference, after a Gaussian of 1 px
-    noise = np.median(np.abs(d[1:, 1:] - d[1:, :-1] - d[:-1, 1:] + d[:-1, :-1])) / 2 / 0.6745 / (2 * np.sqrt(np.pi))
+    noise = (
+        np.median(np.abs(d[1:, 1:] - d[1:, :-1] - d[:-1, 1:] + d[:-1, :-1]))
+        / 2
+        / 0.6745
+        / (2 * np.sqrt(np.pi))
+    )
     a, b = (gaussian_filter(x.astype(float), 1) for x in (before, after))
     rest, slack = unexplained(a, b)
     floor = max(0.6745 * noise, 1e-3)  # the median of noise; less than a quarter of a grey level is nothing
     if np.median(rest) > 1.1 * floor:
         window = np.outer(*(np.hanning(side + 2)[1:-1] for side in a.shape))
-        shift = phase_cross_correlation((a - a.mean()) * window, (b - b.mean()) * window, normalization=None)[0].astype(int)
+        shift = phase_cross_correlation((a - a.mean()) * window, (b - b.mean()) * window, normalization=None)[
+            0
+        ].astype(int)
         if (margin := np.abs(shift).max()) < min(a.shape) // 4:
-            inside = np.s_[margin:a.shape[0] - margin, margin:a.shape[1] - margin]
+            inside = np.s_[margin : a.shape[0] - margin, margin : a.shape[1] - margin]
             a, b = a[inside], np.roll(b, shift, (0, 1))[inside]
             slopes = np.gradient((a + b) / 2)
             steady, allowed = unexplained(a, b, *slopes)
@@ -445,7 +535,9 @@ def placed(steps, k, must=(), largest_gap=None):
     steps [T] > 0: what happens from frame t - 1 to t. The first frame, the last and those of `must` are always chosen, and neighbours are at most `largest_gap` frames apart. Without these
     conditions the choice is that of MGSampler (Zhi et al., ICCV 2021), equal shares of cumulative motion, but never a frame twice.
     """
-    number = np.unique([*np.linspace(0, len(steps) - 1, min(len(steps), max(CANDIDATES, k))).round().astype(int), *must])
+    number = np.unique(
+        [*np.linspace(0, len(steps) - 1, min(len(steps), max(CANDIDATES, k))).round().astype(int), *must]
+    )
     at = np.cumsum([0, *steps[1:]])[number]
     # [from, to]
     cost, gap, last = np.square((at - at[:, None]) / at[-1]), number - number[:, None], number[-1]
@@ -478,13 +570,17 @@ def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None
     """
     known(how, dict.fromkeys(CHOICES), "way of choosing frames")
     if how in ("random", "scene") and (boundary is not None or largest_gap):
-        refuse(f"frames chosen by {how} keep no boundary and no largest gap; choose by motion or uniform, or leave these out")
+        refuse(
+            f"frames chosen by {how} keep no boundary and no largest gap; choose by motion or uniform, or leave these out"
+        )
     clip = torch.as_tensor(clip) if not isinstance(clip, (str, Path)) else clip
     starts, steps = None, motion_of(clip) + STILL if how == "motion" else None
     if how == "scene":
         starts, length = shots_of(clip)
     else:
-        length = len(steps) if how == "motion" else len(clip) if torch.is_tensor(clip) else len(presented(clip))
+        length = (
+            len(steps) if how == "motion" else len(clip) if torch.is_tensor(clip) else len(presented(clip))
+        )
     if not 1 <= k <= length:
         refuse(f"{k} of {length} frames cannot be chosen; give a number of frames from 1 to {length}")
     if boundary is not None and not 0 <= boundary < length:
@@ -494,15 +590,43 @@ def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None
     if how == "scene":
         ends, share = [*starts[1:], length], [0] * len(starts)
         for _ in range(k):
-            share[max(range(len(starts)), key=lambda i: (ends[i] - starts[i]) / (share[i] + 1) if share[i] < ends[i] - starts[i] else 0)] += 1
-        return [a + (2 * i + 1) * (b - a) // (2 * n) for a, b, n in zip(starts, ends, share, strict=True) for i in range(n)]
-    steps = np.ones(length) if how == "uniform" else steps if boundary is None else steps * (1 + 3 * np.exp(-np.square((np.arange(length) - boundary) / (length / 8)) / 2))
+            share[
+                max(
+                    range(len(starts)),
+                    key=lambda i: (
+                        (ends[i] - starts[i]) / (share[i] + 1) if share[i] < ends[i] - starts[i] else 0
+                    ),
+                )
+            ] += 1
+        return [
+            a + (2 * i + 1) * (b - a) // (2 * n)
+            for a, b, n in zip(starts, ends, share, strict=True)
+            for i in range(n)
+        ]
+    steps = (
+        np.ones(length)
+        if how == "uniform"
+        else steps
+        if boundary is None
+        else steps * (1 + 3 * np.exp(-np.square((np.arange(length) - boundary) / (length / 8)) / 2))
+    )
     if k == 1:
-        return [int(np.searchsorted(np.cumsum([0, *steps[1:]]), steps[1:].sum() / 2 - 1e-9)) if boundary is None else boundary]
-    chosen, even = (placed(x, k, () if boundary is None else (boundary,), largest_gap) for x in (steps, np.ones(length)))
+        return [
+            int(np.searchsorted(np.cumsum([0, *steps[1:]]), steps[1:].sum() / 2 - 1e-9))
+            if boundary is None
+            else boundary
+        ]
+    chosen, even = (
+        placed(x, k, () if boundary is None else (boundary,), largest_gap) for x in (steps, np.ones(length))
+    )
     if chosen is None:
-        refuse(f"{k} of {length} frames" + (f", {boundary} among them," if boundary is not None else "") + (f" leave gaps of more than {largest_gap}" if largest_gap else " are too few")
-               + "; choose more" + (", or raise the largest gap" if largest_gap else ""))
+        refuse(
+            f"{k} of {length} frames"
+            + (f", {boundary} among them," if boundary is not None else "")
+            + (f" leave gaps of more than {largest_gap}" if largest_gap else " are too few")
+            + "; choose more"
+            + (", or raise the largest gap" if largest_gap else "")
+        )
     unequal = [np.square(np.diff(np.cumsum(steps)[at])).sum() for at in (chosen, even)]
     # motion is measured no more exactly than that, and models were trained on even frames
     return even if unequal[1] < 1.1 * unequal[0] else chosen
@@ -512,6 +636,7 @@ def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None
 def opened(path):
     """A video file, opened by PyAV; anything else is refused."""
     import av
+
     if not Path(path).is_file():
         refuse(f"{path} does not exist; give the file of a video")
     try:
@@ -520,7 +645,9 @@ def opened(path):
                 refuse(f"{path} holds no video; give an MP4, WebM or GIF file")
             yield file
     except (av.FFmpegError, OSError, ValueError) as e:
-        refuse(f"{path} cannot be read as a video ({getattr(e, 'strerror', None) or e}); give an MP4, WebM or GIF file")
+        refuse(
+            f"{path} cannot be read as a video ({getattr(e, 'strerror', None) or e}); give an MP4, WebM or GIF file"
+        )
 
 
 def presented(path):
@@ -538,7 +665,9 @@ def frames_at(path, numbers, size=None):
     """
     stamps = presented(path)
     if not numbers or not 0 <= min(numbers) <= max(numbers) < len(stamps):
-        refuse(f"{path} has {len(stamps)} frames, and {numbers} are asked for; give numbers from 0 to {len(stamps) - 1}")
+        refuse(
+            f"{path} has {len(stamps)} frames, and {numbers} are asked for; give numbers from 0 to {len(stamps) - 1}"
+        )
     number_of, kept, decoded = {pts: n for n, (pts, _) in enumerate(stamps)}, {}, 0
     for seeking in [True, False] if len(number_of) == len(stamps) else [False]:
         with opened(path) as file:
@@ -551,7 +680,16 @@ def frames_at(path, numbers, size=None):
                 for frame in frames:
                     decoded, now = decoded + 1, number_of.get(frame.pts, now) if seeking else now + 1
                     if now == wanted:  # telephones' films may lie on their side
-                        kept[wanted] = frames_of({"frames": torch.from_numpy(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)).copy())[None]}, size)
+                        kept[wanted] = frames_of(
+                            {
+                                "frames": torch.from_numpy(
+                                    np.rot90(
+                                        frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)
+                                    ).copy()
+                                )[None]
+                            },
+                            size,
+                        )
                         break
     if missing := sorted(set(numbers) - set(kept)):
         refuse(f"{path} breaks off: frame {missing[0]} of {len(stamps)} cannot be decoded; give a whole file")
@@ -568,27 +706,128 @@ def frames_at(path, numbers, size=None):
 # checkpoint is stands in FACTS.
 TINY = "results/tiny/checkpoints"
 MODELS = {
-    "tiny": {"kind": "vlm", "type": "qwen2_5_vl", "path": f"{TINY}/vlm", "size": 96, "clip": 64, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
-    "tiny-semantic": {"kind": "vlm", "type": "qwen2_5_vl", "path": f"{TINY}/semantic", "size": 96, "clip": 64, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
-    "tiny-dinov2": {"kind": "encoder", "type": "dinov2", "path": f"{TINY}/dinov2", "size": 96, "clip": 64, "vae": "tiny-vae"},
-    "tiny-llava-next": {"kind": "vlm", "type": "llava_next", "path": f"{TINY}/llava-next", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
-    "tiny-internvl2": {"kind": "vlm", "type": "internvl", "path": f"{TINY}/internvl2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
-    "tiny-cogvlm2": {"kind": "vlm", "type": "cogvlm2", "path": f"{TINY}/cogvlm2", "size": 96, "clip": 96, "vae": "tiny-vae", "encoder": "tiny-dinov2"},
-    "tiny-vae": {"kind": "vae", "type": "AutoencoderKLLTXVideo", "path": f"{TINY}/vae", "size": 64, "clip": 64},
+    "tiny": {
+        "kind": "vlm",
+        "type": "qwen2_5_vl",
+        "path": f"{TINY}/vlm",
+        "size": 96,
+        "clip": 64,
+        "vae": "tiny-vae",
+        "encoder": "tiny-dinov2",
+    },
+    "tiny-semantic": {
+        "kind": "vlm",
+        "type": "qwen2_5_vl",
+        "path": f"{TINY}/semantic",
+        "size": 96,
+        "clip": 64,
+        "vae": "tiny-vae",
+        "encoder": "tiny-dinov2",
+    },
+    "tiny-dinov2": {
+        "kind": "encoder",
+        "type": "dinov2",
+        "path": f"{TINY}/dinov2",
+        "size": 96,
+        "clip": 64,
+        "vae": "tiny-vae",
+    },
+    "tiny-llava-next": {
+        "kind": "vlm",
+        "type": "llava_next",
+        "path": f"{TINY}/llava-next",
+        "size": 96,
+        "clip": 96,
+        "vae": "tiny-vae",
+        "encoder": "tiny-dinov2",
+    },
+    "tiny-internvl2": {
+        "kind": "vlm",
+        "type": "internvl",
+        "path": f"{TINY}/internvl2",
+        "size": 96,
+        "clip": 96,
+        "vae": "tiny-vae",
+        "encoder": "tiny-dinov2",
+    },
+    "tiny-cogvlm2": {
+        "kind": "vlm",
+        "type": "cogvlm2",
+        "path": f"{TINY}/cogvlm2",
+        "size": 96,
+        "clip": 96,
+        "vae": "tiny-vae",
+        "encoder": "tiny-dinov2",
+    },
+    "tiny-vae": {
+        "kind": "vae",
+        "type": "AutoencoderKLLTXVideo",
+        "path": f"{TINY}/vae",
+        "size": 64,
+        "clip": 64,
+    },
     "tiny-tracker": {"kind": "tracker", "type": "tracker", "path": f"{TINY}/tracker", "size": 48, "clip": 48},
     "tiny-words": {"kind": "language", "type": "llama", "path": f"{TINY}/words"},
-    "tiny-ltx": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": f"{TINY}/ltx", "size": 64, "clip": 64, "frames": 9, "steps": 4, "fps": 2, "vae": "tiny-vae"},
+    "tiny-ltx": {
+        "kind": "video",
+        "type": "LTXImageToVideoPipeline",
+        "path": f"{TINY}/ltx",
+        "size": 64,
+        "clip": 64,
+        "frames": 9,
+        "steps": 4,
+        "fps": 2,
+        "vae": "tiny-vae",
+    },
     "qwen2.5-vl-3b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-3B-Instruct", "size": 448, "clip": 224},
     "qwen2.5-vl-7b": {"kind": "vlm", "path": "Qwen/Qwen2.5-VL-7B-Instruct", "size": 448, "clip": 224},
     "qwen2-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen2-VL-2B-Instruct", "size": 448, "clip": 224},
     "qwen3-vl-2b": {"kind": "vlm", "path": "Qwen/Qwen3-VL-2B-Instruct", "size": 448, "clip": 224},
-    "llava-next": {"kind": "vlm", "path": "llava-hf/llava-v1.6-mistral-7b-hf", "size": 336, "clip": 336, "read": -2},
-    "llava-next-vicuna-7b": {"kind": "vlm", "path": "llava-hf/llava-v1.6-vicuna-7b-hf", "size": 336, "clip": 336, "read": -2},
-    "llava-next-vicuna-13b": {"kind": "vlm", "path": "llava-hf/llava-v1.6-vicuna-13b-hf", "size": 336, "clip": 336, "read": -2},
-    "llava-interleave-0.5b": {"kind": "vlm", "path": "llava-hf/llava-interleave-qwen-0.5b-hf", "size": 384, "clip": 384},
-    "llava-interleave": {"kind": "vlm", "path": "llava-hf/llava-interleave-qwen-7b-hf", "size": 384, "clip": 384},
-    "llava-onevision-0.5b": {"kind": "vlm", "path": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "size": 384, "clip": 384},
-    "llava-onevision": {"kind": "vlm", "path": "llava-hf/llava-onevision-qwen2-7b-ov-hf", "size": 384, "clip": 384},
+    "llava-next": {
+        "kind": "vlm",
+        "path": "llava-hf/llava-v1.6-mistral-7b-hf",
+        "size": 336,
+        "clip": 336,
+        "read": -2,
+    },
+    "llava-next-vicuna-7b": {
+        "kind": "vlm",
+        "path": "llava-hf/llava-v1.6-vicuna-7b-hf",
+        "size": 336,
+        "clip": 336,
+        "read": -2,
+    },
+    "llava-next-vicuna-13b": {
+        "kind": "vlm",
+        "path": "llava-hf/llava-v1.6-vicuna-13b-hf",
+        "size": 336,
+        "clip": 336,
+        "read": -2,
+    },
+    "llava-interleave-0.5b": {
+        "kind": "vlm",
+        "path": "llava-hf/llava-interleave-qwen-0.5b-hf",
+        "size": 384,
+        "clip": 384,
+    },
+    "llava-interleave": {
+        "kind": "vlm",
+        "path": "llava-hf/llava-interleave-qwen-7b-hf",
+        "size": 384,
+        "clip": 384,
+    },
+    "llava-onevision-0.5b": {
+        "kind": "vlm",
+        "path": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+        "size": 384,
+        "clip": 384,
+    },
+    "llava-onevision": {
+        "kind": "vlm",
+        "path": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        "size": 384,
+        "clip": 384,
+    },
     "internvl3-1b": {"kind": "vlm", "path": "OpenGVLab/InternVL3-1B-hf", "size": 448, "clip": 448},
     "internvl3-8b": {"kind": "vlm", "path": "OpenGVLab/InternVL3-8B-hf", "size": 448, "clip": 448},
     "internvl2": {"kind": "vlm", "path": "OpenGVLab/InternVL2-8B", "size": 448, "clip": 448},
@@ -596,22 +835,47 @@ MODELS = {
     "cogvlm2": {"kind": "vlm", "path": "zai-org/cogvlm2-llama3-chat-19B", "size": 1344, "clip": 1344},
     "kosmos-2": {"kind": "vlm", "path": "microsoft/kosmos-2-patch14-224", "size": 224, "clip": 224},
     "florence-2": {"kind": "vlm", "path": "florence-community/Florence-2-base", "size": 768, "clip": 768},
-    "florence-2-large": {"kind": "vlm", "path": "florence-community/Florence-2-large", "size": 768, "clip": 768},
+    "florence-2-large": {
+        "kind": "vlm",
+        "path": "florence-community/Florence-2-large",
+        "size": 768,
+        "clip": 768,
+    },
     "dinov2-s": {"kind": "encoder", "path": "facebook/dinov2-small", "size": 448, "clip": 224},
     "dinov2-b": {"kind": "encoder", "path": "facebook/dinov2-base", "size": 448, "clip": 224},
     "dinov2-l": {"kind": "encoder", "path": "facebook/dinov2-large", "size": 448, "clip": 224},
     "dinov2-g": {"kind": "encoder", "path": "facebook/dinov2-giant", "size": 448, "clip": 224},
-    "dinov3": {"kind": "encoder", "path": "facebook/dinov3-vits16-pretrain-lvd1689m", "size": 448, "clip": 224},
+    "dinov3": {
+        "kind": "encoder",
+        "path": "facebook/dinov3-vits16-pretrain-lvd1689m",
+        "size": 448,
+        "clip": 224,
+    },
     "siglip2": {"kind": "encoder", "path": "google/siglip2-base-patch16-224", "size": 224, "clip": 224},
     "owlvit": {"kind": "encoder", "path": "google/owlvit-base-patch32", "size": 768, "clip": 768},
     "owlv2": {"kind": "encoder", "path": "google/owlv2-base-patch16-ensemble", "size": 960, "clip": 960},
-    "grounding-dino": {"kind": "encoder", "path": "IDEA-Research/grounding-dino-tiny", "size": 768, "clip": 768},
+    "grounding-dino": {
+        "kind": "encoder",
+        "path": "IDEA-Research/grounding-dino-tiny",
+        "size": 768,
+        "clip": 768,
+    },
     "vjepa2": {"kind": "encoder", "path": "facebook/vjepa2-vitl-fpc64-256", "size": 256, "clip": 256},
     "tinyllama": {"kind": "language", "path": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"},
     "qwen2.5-0.5b": {"kind": "language", "path": "Qwen/Qwen2.5-0.5B-Instruct"},
     "smollm2-360m": {"kind": "language", "path": "HuggingFaceTB/SmolLM2-360M-Instruct"},
     "ltx": {"kind": "vae", "path": "Lightricks/LTX-Video", "subfolder": "vae", "size": 224, "clip": 224},
-    "ltx-video": {"kind": "video", "type": "LTXImageToVideoPipeline", "path": "Lightricks/LTX-Video", "size": 512, "clip": 512, "frames": 17, "steps": 40, "guidance": 3.0, "vae": "ltx"},
+    "ltx-video": {
+        "kind": "video",
+        "type": "LTXImageToVideoPipeline",
+        "path": "Lightricks/LTX-Video",
+        "size": 512,
+        "clip": 512,
+        "frames": 17,
+        "steps": 40,
+        "guidance": 3.0,
+        "vae": "ltx",
+    },
 }
 # name: (model type, licence, billions of parameters: all, the head (0: shared with the embedding), outside
 # the layer stacks (without the head), the largest layer;
@@ -622,16 +886,79 @@ MODELS = {
 # no tower and (layers, width)). tests/test_registry.py builds each at full size.
 FACTS = {
     "qwen2.5-vl-3b": ("qwen2_5_vl", "Qwen research", 3.755, 0, 0.3494, 0.0771, (32, 14, 1280), (36, 2, 2048)),
-    "qwen2.5-vl-7b": ("qwen2_5_vl", "Apache 2.0", 8.292, 0.545, 0.5911, 0.2331, (32, 14, 1280), (28, 2, 3584)),
+    "qwen2.5-vl-7b": (
+        "qwen2_5_vl",
+        "Apache 2.0",
+        8.292,
+        0.545,
+        0.5911,
+        0.2331,
+        (32, 14, 1280),
+        (28, 2, 3584),
+    ),
     "qwen2-vl-2b": ("qwen2_vl", "Apache 2.0", 2.209, 0, 0.269, 0.0468, (32, 14, 1280), (28, 2, 1536)),
     "qwen3-vl-2b": ("qwen3_vl", "Apache 2.0", 2.128, 0, 0.4158, 0.0503, (24, 16, 1024), (28, 2, 2048)),
     "llava-next": ("llava_next", "Apache 2.0", 7.567, 0.1313, 0.1535, 0.2181, (24, 14, 1024), (32, 1, 4096)),
-    "llava-next-vicuna-7b": ("llava_next", "Llama 2", 7.063, 0.1313, 0.1535, 0.2024, (24, 14, 1024), (32, 1, 4096)),
-    "llava-next-vicuna-13b": ("llava_next", "Llama 2", 13.351, 0.1642, 0.1968, 0.3172, (24, 14, 1024), (40, 1, 5120)),
-    "llava-interleave-0.5b": ("llava", "Qwen research", 0.864, 0, 0.1594, 0.01524, (26, 14, 1152), (24, 1, 1024)),
-    "llava-interleave": ("llava", "Qwen research", 8.141, 0.6226, 0.6456, 0.2024, (26, 14, 1152), (32, 1, 4096)),
-    "llava-onevision-0.5b": ("llava_onevision", "Apache 2.0", 0.8937, 0, 0.1396, 0.01524, (26, 14, 1152), (24, 1, 896)),
-    "llava-onevision": ("llava_onevision", "Apache 2.0", 8.03, 0.545, 0.5635, 0.2331, (26, 14, 1152), (28, 1, 3584)),
+    "llava-next-vicuna-7b": (
+        "llava_next",
+        "Llama 2",
+        7.063,
+        0.1313,
+        0.1535,
+        0.2024,
+        (24, 14, 1024),
+        (32, 1, 4096),
+    ),
+    "llava-next-vicuna-13b": (
+        "llava_next",
+        "Llama 2",
+        13.351,
+        0.1642,
+        0.1968,
+        0.3172,
+        (24, 14, 1024),
+        (40, 1, 5120),
+    ),
+    "llava-interleave-0.5b": (
+        "llava",
+        "Qwen research",
+        0.864,
+        0,
+        0.1594,
+        0.01524,
+        (26, 14, 1152),
+        (24, 1, 1024),
+    ),
+    "llava-interleave": (
+        "llava",
+        "Qwen research",
+        8.141,
+        0.6226,
+        0.6456,
+        0.2024,
+        (26, 14, 1152),
+        (32, 1, 4096),
+    ),
+    "llava-onevision-0.5b": (
+        "llava_onevision",
+        "Apache 2.0",
+        0.8937,
+        0,
+        0.1396,
+        0.01524,
+        (26, 14, 1152),
+        (24, 1, 896),
+    ),
+    "llava-onevision": (
+        "llava_onevision",
+        "Apache 2.0",
+        8.03,
+        0.545,
+        0.5635,
+        0.2331,
+        (26, 14, 1152),
+        (28, 1, 3584),
+    ),
     "internvl3-1b": ("internvl", "Qwen", 0.9382, 0.1359, 0.142, 0.01491, (24, 14, 1024), (24, 2, 896)),
     "internvl3-8b": ("internvl", "Qwen", 7.944, 0.5436, 0.5728, 0.2331, (24, 14, 1024), (28, 2, 3584)),
     "internvl2": ("internvl_chat", "MIT", 8.075, 0.3791, 0.4143, 0.2181, (24, 14, 1024), (32, 2, 4096)),
@@ -639,7 +966,16 @@ FACTS = {
     "cogvlm2": ("cogvlm2", "CogVLM2, Llama 3", 19.503, 0.5253, 0.7393, 0.4362, (63, 14, 1792), (32, 2, 4096)),
     "kosmos-2": ("kosmos-2", "MIT", 1.6645, 0, 0.1531, 0.05038, (24, 14, 1024), (24, (1, 64), 2048)),
     "florence-2": ("florence2", "MIT", 0.2314, 0, 0.1048, 0.02523, ((1, 1, 9, 1), 4, 128), (6, 1, 768)),
-    "florence-2-large": ("florence2", "MIT", 0.7765, 0, 0.2895, 0.1008, ((1, 1, 9, 1), 4, 256), (12, 1, 1024)),
+    "florence-2-large": (
+        "florence2",
+        "MIT",
+        0.7765,
+        0,
+        0.2895,
+        0.1008,
+        ((1, 1, 9, 1), 4, 256),
+        (12, 1, 1024),
+    ),
     "dinov2-s": ("dinov2", "Apache 2.0", 0.02206, 0, 0.000754, 0.001775, (12, 14, 384), None),
     "dinov2-b": ("dinov2", "Apache 2.0", 0.08658, 0, 0.001508, 0.007089, (12, 14, 768), None),
     "dinov2-l": ("dinov2", "Apache 2.0", 0.3044, 0, 0.00201, 0.0126, (24, 14, 1024), None),
@@ -648,7 +984,16 @@ FACTS = {
     "siglip2": ("siglip", "Apache 2.0", 0.3752, 0, 0.2901, 0.007088, (12, 16, 768), None),
     "owlvit": ("owlvit", "Apache 2.0", 0.1532, 0, 0.06818, 0.007088, (12, 32, 768), None),
     "owlv2": ("owlv2", "Apache 2.0", 0.155, 0, 0.06991, 0.007088, (12, 16, 768), None),
-    "grounding-dino": ("grounding-dino", "Apache 2.0", 0.1723, 0, 0.1463, 0.007092, ((2, 2, 6, 2), 4, 96), None),
+    "grounding-dino": (
+        "grounding-dino",
+        "Apache 2.0",
+        0.1723,
+        0,
+        0.1463,
+        0.007092,
+        ((2, 2, 6, 2), 4, 96),
+        None,
+    ),
     "vjepa2": ("vjepa2", "MIT", 0.326, 0, 0.02366, 0.0126, (24, 16, 1024), None),
     "tinyllama": ("llama", "Apache 2.0", 1.1, 0.06554, 0.06554, 0.04404, None, (22, 2048)),
     "qwen2.5-0.5b": ("qwen2", "Apache 2.0", 0.494, 0, 0.1361, 0.01491, None, (24, 896)),
@@ -656,29 +1001,50 @@ FACTS = {
     "ltx": ("AutoencoderKLLTXVideo", "LTX open weights", 0.4192, 0, 0.4192, 0, (0, 32, 128), None),
 }
 for _name, _row in FACTS.items():
-    MODELS[_name] |= dict(zip(("type", "licence", "params", "head", "outside", "layer", "vision", "language"), _row, strict=True))
+    MODELS[_name] |= dict(
+        zip(
+            ("type", "licence", "params", "head", "outside", "layer", "vision", "language"), _row, strict=True
+        )
+    )
 # Names that people write for what does not exist or is something else (in lower case, with or without the
 # owner): what it is, and what to use.
 MISNOMERS = {
-    **dict.fromkeys(("qwen2.5-vl-2b", "qwen2.5-vl-2b-instruct"),
-                    "does not exist: Qwen2.5-VL comes in 3B, 7B, 32B and 72B, and 2B exists for Qwen2-VL and Qwen3-VL; use qwen2-vl-2b or qwen2.5-vl-3b"),
+    **dict.fromkeys(
+        ("qwen2.5-vl-2b", "qwen2.5-vl-2b-instruct"),
+        "does not exist: Qwen2.5-VL comes in 3B, 7B, 32B and 72B, and 2B exists for Qwen2-VL and Qwen3-VL; use qwen2-vl-2b or qwen2.5-vl-3b",
+    ),
     "qwen2.5-vl": "comes in several sizes; use qwen2.5-vl-3b or qwen2.5-vl-7b",
     "qwen2-vl": "comes in several sizes; use qwen2-vl-2b",
     "qwen3-vl": "comes in several sizes; use qwen3-vl-2b",
-    **dict.fromkeys(("qwen-vl", "qwen-vl-chat"), "is the model of 2023, which needs code from the hub; use qwen2-vl-2b"),
-    **dict.fromkeys(("cogvlm2-grounding", "cogvlm2-grounding-generalist", "cogvlm2-grounding-generalist-hf"),
-                    "does not exist: no variant of CogVLM2 that prints boxes was released, only one of CogVLM 1, which is another architecture; use cogvlm2 and ask it all the same"),
-    **dict.fromkeys(("cogvlm", "cogvlm-chat-hf", "cogvlm-grounding-generalist-hf"), "is CogVLM 1, another architecture; use cogvlm2"),
+    **dict.fromkeys(
+        ("qwen-vl", "qwen-vl-chat"), "is the model of 2023, which needs code from the hub; use qwen2-vl-2b"
+    ),
+    **dict.fromkeys(
+        ("cogvlm2-grounding", "cogvlm2-grounding-generalist", "cogvlm2-grounding-generalist-hf"),
+        "does not exist: no variant of CogVLM2 that prints boxes was released, only one of CogVLM 1, which is another architecture; use cogvlm2 and ask it all the same",
+    ),
+    **dict.fromkeys(
+        ("cogvlm", "cogvlm-chat-hf", "cogvlm-grounding-generalist-hf"),
+        "is CogVLM 1, another architecture; use cogvlm2",
+    ),
     "thudm/cogvlm2-llama3-chat-19b": "has moved to zai-org/cogvlm2-llama3-chat-19B; use cogvlm2",
     "cogvlm2-llama3-chat-19b-int4": "is quantised by its own code; use cogvlm2",
-    **dict.fromkeys(("cogvlm2-video", "cogvlm2-video-llama3-chat"), "is another architecture; use cogvlm2, which takes a clip frame by frame"),
+    **dict.fromkeys(
+        ("cogvlm2-video", "cogvlm2-video-llama3-chat"),
+        "is another architecture; use cogvlm2, which takes a clip frame by frame",
+    ),
     "llava": "is a family of models; use llava-next, llava-interleave or llava-onevision",
-    **dict.fromkeys(("llava-1.6", "llava-v1.6", "llava-v1.6-7b"), "comes with three language models; use llava-next, llava-next-vicuna-7b or llava-next-vicuna-13b"),
+    **dict.fromkeys(
+        ("llava-1.6", "llava-v1.6", "llava-v1.6-7b"),
+        "comes with three language models; use llava-next, llava-next-vicuna-7b or llava-next-vicuna-13b",
+    ),
     "llava-v1.6-mistral-7b": "is in LLaVA's own layout, which no library loads; use llava-next, the same weights",
     "llava-v1.6-vicuna-7b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-7b, the same weights",
     "llava-v1.6-vicuna-13b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-13b, the same weights",
-    **dict.fromkeys(("llava-next-interleave", "llava-next-interleave-qwen-7b", "llava-next-interleave-qwen-7b-hf"),
-                    "is in LLaVA's own layout, and its tower is SigLIP's (27 x 27), not CLIP's; use llava-interleave, the same weights"),
+    **dict.fromkeys(
+        ("llava-next-interleave", "llava-next-interleave-qwen-7b", "llava-next-interleave-qwen-7b-hf"),
+        "is in LLaVA's own layout, and its tower is SigLIP's (27 x 27), not CLIP's; use llava-interleave, the same weights",
+    ),
     "llava-next-interleave-qwen-0.5b": "is in LLaVA's own layout, which no library loads; use llava-interleave-0.5b, the same weights",
     "llava-onevision-qwen2-7b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision, the same weights",
     "llava-onevision-qwen2-0.5b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision-0.5b, the same weights",
@@ -692,9 +1058,31 @@ MISNOMERS = {
     **dict.fromkeys(("vjepa", "v-jepa"), "is the older model, which no library loads; use vjepa2"),
     **dict.fromkeys(("ltx-2", "ltx2"), "has another autoencoder; use ltx"),
 }
-KIND_OF_TYPE = {**dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2", "llava", "llava_next", "llava_onevision", "kosmos-2", "florence2"), "vlm"),
-                **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"), **dict.fromkeys(("llama", "qwen2"), "language"),
-                "tracker": "tracker", "AutoencoderKLLTXVideo": "vae", "LTXImageToVideoPipeline": "video"}
+KIND_OF_TYPE = {
+    **dict.fromkeys(
+        (
+            "qwen2_vl",
+            "qwen2_5_vl",
+            "qwen3_vl",
+            "internvl",
+            "internvl_chat",
+            "cogvlm2",
+            "llava",
+            "llava_next",
+            "llava_onevision",
+            "kosmos-2",
+            "florence2",
+        ),
+        "vlm",
+    ),
+    **dict.fromkeys(
+        ("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"
+    ),
+    **dict.fromkeys(("llama", "qwen2"), "language"),
+    "tracker": "tracker",
+    "AutoencoderKLLTXVideo": "vae",
+    "LTXImageToVideoPipeline": "video",
+}
 
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
 # what says which class a folder holds: of one model, of a pipeline
@@ -706,7 +1094,14 @@ def registry_name(name):
     if name.lower() in MODELS:
         return name.lower()
     for own, entry in MODELS.items():
-        if name.lower() in (own, *(() if entry["path"].startswith(TINY) else (entry["path"].lower(), Path(entry["path"]).name.lower()))):
+        if name.lower() in (
+            own,
+            *(
+                ()
+                if entry["path"].startswith(TINY)
+                else (entry["path"].lower(), Path(entry["path"]).name.lower())
+            ),
+        ):
             return own
     return name
 
@@ -735,7 +1130,11 @@ def find_model(name):
         if not config:
             refuse(f"{name} has no config.json; give a folder written by save_pretrained")
         found = read_json(config)
-        kind_of = "cogvlm2" if found.get("architectures") == ["CogVLMForCausalLM"] else found.get("model_type") or found.get("_class_name") or "none"
+        kind_of = (
+            "cogvlm2"
+            if found.get("architectures") == ["CogVLMForCausalLM"]
+            else found.get("model_type") or found.get("_class_name") or "none"
+        )
         kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
         entry = {"kind": kind, "type": kind_of, "path": name}
         vision = found.get("vision_config") or found
@@ -762,7 +1161,11 @@ def find_model(name):
 def _noted(folder):
     """What weights.yaml says of a checkpoint: where its weights are from, and what it has been shown: `size` and `clip`, as in MODELS; `own_shape`, where adapt.py has tuned it on pictures in
     their own shape, for Qwen `fitted`'s (token, most), else nothing."""
-    said = load_yaml(note) if (note := Path(folder) / "weights.yaml").is_file() else {"weights": "unstated" if Path(folder).is_dir() else "pretrained"}
+    said = (
+        load_yaml(note)
+        if (note := Path(folder) / "weights.yaml").is_file()
+        else {"weights": "unstated" if Path(folder).is_dir() else "pretrained"}
+    )
     return {k: said[k] for k in ("weights", "size", "clip", "own_shape") if k in said}
 
 
@@ -771,16 +1174,36 @@ def _adapted(name):
     found = read_json(f"{name}/{ADAPTER_CONFIG}", "folder")
     base = found.get("base_model_name_or_path") or "none"
     entry = find_model(next((own for own, e in MODELS.items() if e["path"] == base), base))
-    if found.get("peft_type") != "LORA" or found.get("use_dora") or found.get("modules_to_save") or found.get("bias", "none") != "none" or found.get("alpha_pattern") or "adapter" in entry:
-        refuse(f"{name} is not plain LoRA of a model ({found.get('peft_type')}, perhaps with DoRA, biases or whole modules); merge it with the tool that trained it, and pass the merged folder")
-    rank = found["r"]**0.5 if found.get("use_rslora") else found["r"]
-    return entry | {"name": folder_name(name), "adapter": str(name), "scaling": found["lora_alpha"] / rank, **_noted(name)}
+    if (
+        found.get("peft_type") != "LORA"
+        or found.get("use_dora")
+        or found.get("modules_to_save")
+        or found.get("bias", "none") != "none"
+        or found.get("alpha_pattern")
+        or "adapter" in entry
+    ):
+        refuse(
+            f"{name} is not plain LoRA of a model ({found.get('peft_type')}, perhaps with DoRA, biases or whole modules); merge it with the tool that trained it, and pass the merged folder"
+        )
+    rank = found["r"] ** 0.5 if found.get("use_rslora") else found["r"]
+    return entry | {
+        "name": folder_name(name),
+        "adapter": str(name),
+        "scaling": found["lora_alpha"] / rank,
+        **_noted(name),
+    }
 
 
 def model_of(index):
     """The entry of the model that a features index is of, by its name or by the folder that it was extracted from; {} where neither is to be found."""
     name, given = index["model"], str(index.get("run", {}).get("arguments", {}).get("model") or "")
-    found = name if name in MODELS else given if any(Path(given, f).is_file() for f in (*CONFIGS, ADAPTER_CONFIG)) else None
+    found = (
+        name
+        if name in MODELS
+        else given
+        if any(Path(given, f).is_file() for f in (*CONFIGS, ADAPTER_CONFIG))
+        else None
+    )
     return find_model(found) if found else {}
 
 
@@ -817,13 +1240,16 @@ def memory_left(device, most):
         torch.cuda.set_per_process_memory_fraction(min(1.0, most / total) if most else 1.0, device)
         return min(free, most - torch.cuda.memory_reserved(device)) if most else free
     import psutil
+
     free = psutil.virtual_memory().available
     return min(free, most - psutil.Process().memory_info().rss) if most else free
 
 
 def bf16_units():
     """Can this CPU multiply in bf16 (AVX512-BF16, AMX)? If not, it is emulated, and slower than fp32."""
-    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(
+        getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
 
 
 def _trouble(error, entry):
@@ -831,6 +1257,7 @@ def _trouble(error, entry):
     from importlib.metadata import version
 
     from huggingface_hub import errors
+
     where, seen = entry["path"], []
     part = entry.get("subfolder")
     fetch = f"fetch it with `hf download {where}{f' --include {part}/*' if part else ''}` where there is a network, then pass the folder{f' {part} in it' if part else ''} as MODEL"
@@ -850,14 +1277,22 @@ def _trouble(error, entry):
     if has(errors.RepositoryNotFoundError):
         return "the hub has no such repository, or it is private; check the name, or `hf auth login`"
     if "trust_remote_code" in text:
-        names = {n.lower(): own for own, e in MODELS.items() if e["path"] != where and not e["path"].startswith(TINY) for n in (own, Path(e["path"]).name)}
+        names = {
+            n.lower(): own
+            for own, e in MODELS.items()
+            if e["path"] != where and not e["path"].startswith(TINY)
+            for n in (own, Path(e["path"]).name)
+        }
         near = difflib.get_close_matches(Path(where).name.lower(), names, 1, 0.8)
         return f"it needs code from the hub, which is not run here; use {names[near[0]] if near else 'a model of `python extract.py --list`'}"
     wanted = re.search(r"transformers *[><=!~]=? *[\d.]+", text)
     if wanted or "does not recognize this architecture" in text:
         return f"it needs {wanted[0] if wanted else 'a newer transformers'}, and {version('transformers')} is installed; `pip install -U transformers`"
     if has(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) or any(
-            type(e).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "socket") and getattr(e, "response", None) is None for e in seen):
+        type(e).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "socket")
+        and getattr(e, "response", None) is None
+        for e in seen
+    ):
         return f"{'HF_HUB_OFFLINE is set' if has(errors.OfflineModeIsEnabled) else 'the hub cannot be reached'}; {fetch}"
     said = (str(seen[0]).splitlines() or [""])[0][:200].rstrip(". ") or type(seen[0]).__name__
     return f"{said}; {'copy the folder again' if Path(where).is_dir() else fetch}"
@@ -878,7 +1313,9 @@ def attempt(build, entry):
     if isinstance(found, tuple):
         model, info = found
         if info["missing_keys"]:
-            refuse(f"{where} lacks weights ({sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} more), which would be random; copy the checkpoint again")
+            refuse(
+                f"{where} lacks weights ({sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} more), which would be random; copy the checkpoint again"
+            )
         return model
     return found
 
@@ -892,10 +1329,23 @@ def _reach(entry):
     if Path(path).is_dir():
         return entry
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
     try:
-        get_hf_file_metadata(hf_hub_url(path, CONFIGS[entry.get("kind") == "video"], subfolder=entry.get("subfolder"), revision=entry.get("revision")), timeout=10)
+        get_hf_file_metadata(
+            hf_hub_url(
+                path,
+                CONFIGS[entry.get("kind") == "video"],
+                subfolder=entry.get("subfolder"),
+                revision=entry.get("revision"),
+            ),
+            timeout=10,
+        )
     except Exception as e:
-        cached = None if isinstance(e, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)) else _cached(entry)
+        cached = (
+            None
+            if isinstance(e, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError))
+            else _cached(entry)
+        )
         if not cached:
             refuse(f"cannot load {path}: {_trouble(e, entry)}")
         return entry | {"path": str(cached), "revision": None}
@@ -907,8 +1357,12 @@ def _reach(entry):
 # would miss a layer norm that Swin's backbone never uses, and that files of older versions of transformers do
 # not hold.
 DETECTOR = "AutoModelForZeroShotObjectDetection"
-ENCODER_CLASSES = {"owlvit": (DETECTOR, "AutoImageProcessor"), "owlv2": (DETECTOR, "AutoImageProcessor"), "grounding-dino": (DETECTOR, "AutoProcessor"),
-                   "vjepa2": ("AutoModel", "AutoVideoProcessor")}
+ENCODER_CLASSES = {
+    "owlvit": (DETECTOR, "AutoImageProcessor"),
+    "owlv2": (DETECTOR, "AutoImageProcessor"),
+    "grounding-dino": (DETECTOR, "AutoProcessor"),
+    "vjepa2": ("AutoModel", "AutoVideoProcessor"),
+}
 
 
 def load_transformer(entry, device="cpu", dtype=torch.float32, random_seed=None, quantised=None):
@@ -928,7 +1382,12 @@ def load_transformer(entry, device="cpu", dtype=torch.float32, random_seed=None,
     model_class, processor_class = auto_classes(entry)
     more = {"quantization_config": quantised, "device_map": {"": device}} if quantised else {}
     processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
-    model = attempt(lambda: model_class.from_pretrained(entry["path"], dtype=dtype, output_loading_info=True, **pin(entry), **more), entry)
+    model = attempt(
+        lambda: model_class.from_pretrained(
+            entry["path"], dtype=dtype, output_loading_info=True, **pin(entry), **more
+        ),
+        entry,
+    )
     if entry.get("adapter"):
         attempt(lambda: merge_lora(model, entry, native_layout(entry, dtype)[2](model)[0]), entry)
     return (model if quantised else model.to(device)).eval(), processor
@@ -952,19 +1411,27 @@ def auto_classes(entry):
     """transformers' (model, processor or tokenizer) classes for a kind of model."""
     import transformers
     from transformers.utils import logging
+
     logging.disable_progress_bar()
-    names = {"vlm": ("AutoModelForImageTextToText", "AutoProcessor"), "language": ("AutoModelForCausalLM", "AutoTokenizer"),
-             "encoder": ENCODER_CLASSES.get(entry.get("type"), ("AutoModel", "AutoImageProcessor"))}
+    names = {
+        "vlm": ("AutoModelForImageTextToText", "AutoProcessor"),
+        "language": ("AutoModelForCausalLM", "AutoTokenizer"),
+        "encoder": ENCODER_CLASSES.get(entry.get("type"), ("AutoModel", "AutoImageProcessor")),
+    }
     return (getattr(transformers, name) for name in names[entry["kind"]])
 
 
 def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     """(model, None) of a video autoencoder. LTX-Video's own takes 8k+1 frames and silently drops any others."""
     from diffusers import AutoencoderKLLTXVideo as Vae
+
     entry = _reach(entry)
     more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
     if random_seed is None:
-        model = attempt(lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, output_loading_info=True, **more), entry)
+        model = attempt(
+            lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, output_loading_info=True, **more),
+            entry,
+        )
     else:
         torch.manual_seed(random_seed)
         model = Vae.from_config(attempt(lambda: Vae.load_config(entry["path"], **more), entry)).to(dtype)
@@ -980,7 +1447,9 @@ def flatten_stills(model):
     def convolve(self, x):
         if x.shape[2] > 1:
             return LTXVideoCausalConv3d.forward(self, x)
-        return torch.nn.functional.conv2d(x[:, :, 0], self.conv.weight.sum(2), self.conv.bias, self.conv.stride[1:], self.conv.padding[1:])[:, :, None]
+        return torch.nn.functional.conv2d(
+            x[:, :, 0], self.conv.weight.sum(2), self.conv.bias, self.conv.stride[1:], self.conv.padding[1:]
+        )[:, :, None]
 
     for module in model.modules():
         if isinstance(module, LTXVideoCausalConv3d):
@@ -994,14 +1463,27 @@ DECODE_STEP = 0.05
 
 def from_latents(vae, z):
     """Normalised latents [n, t, h, w, C] -> films [n, 3, T, H, W] in -1..1, not clipped; differentiable."""
-    z = (z.to(vae.device, vae.dtype) * vae.latents_std.to(vae.device, vae.dtype) + vae.latents_mean.to(vae.device, vae.dtype)).permute(0, 4, 1, 2, 3)
-    return vae.decode(z, torch.full((len(z),), DECODE_STEP, device=z.device, dtype=z.dtype) if vae.config.timestep_conditioning else None).sample.float()
+    z = (
+        z.to(vae.device, vae.dtype) * vae.latents_std.to(vae.device, vae.dtype)
+        + vae.latents_mean.to(vae.device, vae.dtype)
+    ).permute(0, 4, 1, 2, 3)
+    return vae.decode(
+        z,
+        torch.full((len(z),), DECODE_STEP, device=z.device, dtype=z.dtype)
+        if vae.config.timestep_conditioning
+        else None,
+    ).sample.float()
 
 
 @torch.inference_mode()
 def decode_films(vae, latents, batch=16):
     """Normalised latents [n, t, h, w, C] -> films uint8 [n, T, H, W, 3]."""
-    return torch.cat([((from_latents(vae, z).cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1) for z in latents.split(batch)])
+    return torch.cat(
+        [
+            ((from_latents(vae, z).cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
+            for z in latents.split(batch)
+        ]
+    )
 
 
 @torch.inference_mode()
@@ -1009,7 +1491,11 @@ def encode_films(vae, films, batch=16):
     """Films uint8 [n, T, H, W, 3] -> normalised latents [n, t, h, w, C] (the mode), fp32 on the CPU."""
     out = []
     for x in films.split(batch):
-        z = vae.encode(x.permute(0, 4, 1, 2, 3).to(vae.device, vae.dtype) / 127.5 - 1).latent_dist.mode().permute(0, 2, 3, 4, 1)
+        z = (
+            vae.encode(x.permute(0, 4, 1, 2, 3).to(vae.device, vae.dtype) / 127.5 - 1)
+            .latent_dist.mode()
+            .permute(0, 2, 3, 4, 1)
+        )
         out.append(((z - vae.latents_mean.to(z)) / vae.latents_std.to(z)).float().cpu())
     return torch.cat(out)
 
@@ -1026,6 +1512,7 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
     """(diffusers' LTXImageToVideoPipeline, None), its autoencoder by autoencoder_of; `LTXConditionPipeline(**pipeline.components)` has the same parts and takes several frames."""
     import diffusers
     import transformers
+
     entry = _reach(entry | {"kind": "video", "subfolder": None})
     where, more = Path(entry["path"]), {"revision": entry["revision"]} if entry.get("revision") else {}
     stored = attempt(lambda: diffusers.LTXImageToVideoPipeline.load_config(entry["path"], **more), entry)
@@ -1034,11 +1521,27 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
     for part, library in (("transformer", diffusers), ("text_encoder", transformers)):
         name = (stored.get(part) or [None, None])[1]
         if name:
-            load = functools.partial(getattr(library, name).from_pretrained, entry["path"], subfolder=part, output_loading_info=True, **more)
+            load = functools.partial(
+                getattr(library, name).from_pretrained,
+                entry["path"],
+                subfolder=part,
+                output_loading_info=True,
+                **more,
+            )
             named = entry | {"path": str(where / part)} if where.is_dir() else entry
-            parts[part] = attempt(lambda load=load, library=library: load(**{"torch_dtype" if library is diffusers else "dtype": dtype}), named)
+            parts[part] = attempt(
+                lambda load=load, library=library: load(
+                    **{"torch_dtype" if library is diffusers else "dtype": dtype}
+                ),
+                named,
+            )
     parts["vae"] = load_video_vae(autoencoder_of(entry), device, dtype)[0]
-    return attempt(lambda: diffusers.LTXImageToVideoPipeline.from_pretrained(entry["path"], torch_dtype=dtype, **parts, **more), entry).to(device), None
+    return attempt(
+        lambda: diffusers.LTXImageToVideoPipeline.from_pretrained(
+            entry["path"], torch_dtype=dtype, **parts, **more
+        ),
+        entry,
+    ).to(device), None
 
 
 def geometry(entry):
@@ -1056,8 +1559,13 @@ def geometry(entry):
     vae = config(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
     with init_empty_weights():
         vae = AutoencoderKLLTXVideo.from_config(vae)
-    return {"time": vae.temporal_compression_ratio, "space": vae.spatial_compression_ratio, "latents": vae.config.latent_channels, "prompt": t["caption_channels"],
-            "caption": t["num_attention_heads"] * t["attention_head_dim"]}
+    return {
+        "time": vae.temporal_compression_ratio,
+        "space": vae.spatial_compression_ratio,
+        "latents": vae.config.latent_channels,
+        "prompt": t["caption_channels"],
+        "caption": t["num_attention_heads"] * t["attention_head_dim"],
+    }
 
 
 def check_shape(frames, size, shape, name):
@@ -1065,9 +1573,13 @@ def check_shape(frames, size, shape, name):
     r, side = shape["time"], math.lcm(32, shape["space"])
     if frames < r + 1 or frames % r != 1:
         below = max((frames - 1) // r, 1) * r + 1
-        refuse(f"--frames {frames} is not {r}k+1, and the autoencoder of {name} would drop what is over; give {below} or {below + r}")
+        refuse(
+            f"--frames {frames} is not {r}k+1, and the autoencoder of {name} would drop what is over; give {below} or {below + r}"
+        )
     if size < side or size % side:
-        refuse(f"--size {size} is not a multiple of {side}, which {name} needs; give {max(size // side, 1) * side} or {(max(size // side, 1) + 1) * side}")
+        refuse(
+            f"--size {size} is not a multiple of {side}, which {name} needs; give {max(size // side, 1) * side} or {(max(size // side, 1) + 1) * side}"
+        )
 
 
 # ---------------------------------------------------------------- weights, one by one
@@ -1077,12 +1589,16 @@ def check_shape(frames, size, shape, name):
 # names(model) -> (own, parts) says what a tensor of the checkpoint becomes: own(name) the model's names of
 # it, parts(name, tensor) its parts.
 
+
 def skeleton(entry, dtype, device="cpu", random_seed=None):
     """(model, processor, weights): a network whose parameters hold nothing yet (meta device) and whose buffers are real; `weights` brings what is asked
     for, from the checkpoint or, with `random_seed`, untrained."""
     from accelerate import init_empty_weights
+
     if entry.get("kind") == "video":
-        refuse(f"{entry['path']} is a video pipeline, of which no features are read; give its autoencoder, {entry.get('vae', 'the folder vae')}")
+        refuse(
+            f"{entry['path']} is a video pipeline, of which no features are read; give its autoencoder, {entry.get('vae', 'the folder vae')}"
+        )
     entry = _reach(entry)
     build, processor, names = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
     with init_empty_weights(include_buffers=False):
@@ -1091,7 +1607,13 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
                 module._buffers[name] = buffer.to(device)
-    return model, processor, Untrained(model, random_seed) if random_seed is not None else attempt(lambda: Weights(entry, model, *names(model)), entry)
+    return (
+        model,
+        processor,
+        Untrained(model, random_seed)
+        if random_seed is not None
+        else attempt(lambda: Weights(entry, model, *names(model)), entry),
+    )
 
 
 class Weights:
@@ -1103,17 +1625,28 @@ class Weights:
     def __init__(self, entry, model, own, parts=lambda name, tensor: [tensor]):
         self.entry, self.parts, self.files, self.bytes = entry, parts, {}, 0
         index = hub_file(entry, "model.safetensors.index.json")
-        stored = json.loads(index.read_text())["weight_map"] if index else dict.fromkeys(self.open("model.safetensors").keys(), "model.safetensors")
+        stored = (
+            json.loads(index.read_text())["weight_map"]
+            if index
+            else dict.fromkeys(self.open("model.safetensors").keys(), "model.safetensors")
+        )
         self.like = {name: x.to("meta") for name, x in model.state_dict().items()}
         self.where = {name: (file, key, k) for key, file in stored.items() for k, name in enumerate(own(key))}
         tied = getattr(model, "all_tied_weights_keys", {})
-        self.where |= {name: self.where[tied[name]] for name in self.like if name not in self.where and tied.get(name) in self.where}
+        self.where |= {
+            name: self.where[tied[name]]
+            for name in self.like
+            if name not in self.where and tied.get(name) in self.where
+        }
         if missing := sorted(set(self.like) - set(self.where)):
-            raise KeyError(f"weights are missing ({missing[0]} and {len(missing) - 1} more), which would be random")
+            raise KeyError(
+                f"weights are missing ({missing[0]} and {len(missing) - 1} more), which would be random"
+            )
         self.lora = lora_of(entry, own, self.like) if entry.get("adapter") else {}
 
     def open(self, file):
         from safetensors import safe_open
+
         if file not in self.files:
             path = hub_file(self.entry, file)
             if path is None:
@@ -1136,7 +1669,10 @@ class Weights:
             parts = self.parts(key, tensor)
             for name in group:
                 part = parts[self.where[name][2]].to(self.like[name].dtype, copy=True)
-                yield name, lora_added(part, self.lora[name], self.entry["scaling"]) if name in self.lora else part
+                yield (
+                    name,
+                    lora_added(part, self.lora[name], self.entry["scaling"]) if name in self.lora else part,
+                )
 
     def size(self, names):
         """Bytes in memory."""
@@ -1146,13 +1682,18 @@ class Weights:
 def lora_of(entry, own, like):
     """{the model's name of a weight: (A [r, in], B [out, r])} of the entry's adapter. Raises KeyError naming what in it is for another model, or is not LoRA."""
     from safetensors.torch import load_file
+
     stored, found = load_file(Path(entry["adapter"]) / "adapter_model.safetensors"), {}
     for key in stored:
         before, mark, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
         if mark:
             names = own(f"{before}.weight")
             pair = stored[key], stored[key.replace(".lora_A.", ".lora_B.")]
-            if len(names) > 1 or names[0] not in like or like[names[0]].numel() != pair[0][0].numel() * pair[1][:, 0].numel():
+            if (
+                len(names) > 1
+                or names[0] not in like
+                or like[names[0]].numel() != pair[0][0].numel() * pair[1][:, 0].numel()
+            ):
                 raise KeyError(f"the adapter {entry['adapter']} is for {before} of another model")
             found[names[0]] = pair
     if 2 * len(found) != len(stored):
@@ -1190,7 +1731,11 @@ class Untrained:
         """Nothing to open."""
 
     def __init__(self, model, seed):
-        self.seed, self.bytes, self.like = seed, 0, {name: x.to("meta") for name, x in model.named_parameters()}
+        self.seed, self.bytes, self.like = (
+            seed,
+            0,
+            {name: x.to("meta") for name, x in model.named_parameters()},
+        )
 
     def read(self, names):
         for name in names:
@@ -1213,15 +1758,19 @@ def hub_file(entry, name):
         return Path(entry["path"], name) if Path(entry["path"], name).is_file() else None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
+
     revision = resolved_commit(entry) or entry.get("revision")
     found = try_to_load_from_cache(entry["path"], name, revision=revision)
     with contextlib.suppress(EntryNotFoundError):
-        return Path(found if isinstance(found, str) else hf_hub_download(entry["path"], name, revision=revision))
+        return Path(
+            found if isinstance(found, str) else hf_hub_download(entry["path"], name, revision=revision)
+        )
 
 
 def _cached(entry):
     """The folder in the local cache that holds the hub's repository at the revision asked for, or None."""
     from huggingface_hub import try_to_load_from_cache
+
     config = "/".join(filter(None, (entry.get("subfolder"), CONFIGS[entry.get("kind") == "video"])))
     found = try_to_load_from_cache(entry["path"], config, revision=entry.get("revision"))
     return Path(found).parents[config.count("/")] if isinstance(found, str) else None
@@ -1234,7 +1783,14 @@ def fingerprint(path):
     if not Path(path).is_dir():
         return path
     files = sorted(f for f in Path(path).rglob("*") if f.suffix in (".json", ".safetensors"))
-    return digest(b"".join(f.read_bytes() if f.suffix == ".json" else f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files))
+    return digest(
+        b"".join(
+            f.read_bytes()
+            if f.suffix == ".json"
+            else f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode()
+            for f in files
+        )
+    )
 
 
 def resolved_commit(entry):
@@ -1246,6 +1802,7 @@ def resolved_commit(entry):
 def native_layout(entry, dtype):
     """The layout of transformers' own classes, whose rules say how weights of older checkpoints are called and split today."""
     from transformers import AutoConfig
+
     model_class, processor_class = auto_classes(entry)
     config = attempt(lambda: AutoConfig.from_pretrained(entry["path"], **pin(entry)), entry)
     processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
@@ -1253,10 +1810,14 @@ def native_layout(entry, dtype):
     def names(model):
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import Chunk, WeightRenaming, rename_source_key
+
         rules, known_names = get_model_conversion_mapping(model), model.state_dict()
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         splits = [rule for rule in rules if rule not in renamings]  # DINOv2's gated MLP, once one matrix
-        assert all(len(rule.source_patterns) == len(rule.operations) == 1 and isinstance(rule.operations[0], Chunk) for rule in splits), rules
+        assert all(
+            len(rule.source_patterns) == len(rule.operations) == 1 and isinstance(rule.operations[0], Chunk)
+            for rule in splits
+        ), rules
 
         def rename(name):
             new, split = rename_source_key(name, renamings, splits, model.base_model_prefix, known_names)
@@ -1266,28 +1827,37 @@ def native_layout(entry, dtype):
 
         def own(name):
             new, split = rename(name)
-            return [new.replace(split.target_patterns[0], target) for target in split.target_patterns] if split else [new]
+            return (
+                [new.replace(split.target_patterns[0], target) for target in split.target_patterns]
+                if split
+                else [new]
+            )
 
         def parts(name, tensor):
             _, split = rename(name)
             return tensor.chunk(len(split.target_patterns), split.operations[0].dim) if split else [tensor]
+
         return own, parts
+
     return lambda: model_class.from_config(config, dtype=dtype), processor, names
 
 
 def config_of(entry):
     """config.json as a dict."""
+
     def read():
         path = hub_file(entry, "config.json")
         if path is None:
             raise FileNotFoundError("there is no config.json")
         return json.loads(path.read_text())
+
     return attempt(read, entry)
 
 
 def cogvlm2_layout(entry, dtype):
     """Our own port, for the code on the hub needs xformers and triton; it has the names of the checkpoint. The processor is the tokenizer."""
     from transformers import AutoTokenizer
+
     try:
         from cogvlm2 import CogVLM2
     except ImportError:
@@ -1302,34 +1872,92 @@ def cogvlm2_layout(entry, dtype):
             return CogVLM2(config)
         finally:
             torch.set_default_dtype(before)
+
     return build, tokenizer, lambda model: (lambda name: [name],)
 
 
 def _internvl2_config(old):
     """InternVL2's own config.json (InternViT and InternLM2, Chen et al. 2024) as the native class's."""
     from transformers import InternVLConfig, LlamaConfig
+
     v, t = old["vision_config"], old["llm_config"]
-    vision = {k: v[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "norm_type", "layer_norm_eps", "hidden_act")}
-    vision |= {"image_size": [v["image_size"]] * 2, "patch_size": [v["patch_size"]] * 2, "attention_bias": v["qkv_bias"], "use_qk_norm": v["qk_normalization"], "use_mean_pooling": True}
-    text = {k: t[k] for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "hidden_act",
-                              "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")}
+    vision = {
+        k: v[k]
+        for k in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "norm_type",
+            "layer_norm_eps",
+            "hidden_act",
+        )
+    }
+    vision |= {
+        "image_size": [v["image_size"]] * 2,
+        "patch_size": [v["patch_size"]] * 2,
+        "attention_bias": v["qkv_bias"],
+        "use_qk_norm": v["qk_normalization"],
+        "use_mean_pooling": True,
+    }
+    text = {
+        k: t[k]
+        for k in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "rms_norm_eps",
+            "hidden_act",
+            "max_position_embeddings",
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+        )
+    }
     scaling = t.get("rope_scaling") or {}
-    rope = {"rope_type": scaling.get("type", "default"), "rope_theta": float(t["rope_theta"]), **({"factor": scaling["factor"]} if scaling else {})}
-    return InternVLConfig(vision_config=vision, text_config=LlamaConfig(**text, rope_parameters=rope, tie_word_embeddings=False).to_dict(), downsample_ratio=old["downsample_ratio"],
-                          vision_feature_layer=old["select_layer"], image_token_id=old.get("img_context_token_id", t["vocab_size"] - 1), tie_word_embeddings=False)
+    rope = {
+        "rope_type": scaling.get("type", "default"),
+        "rope_theta": float(t["rope_theta"]),
+        **({"factor": scaling["factor"]} if scaling else {}),
+    }
+    return InternVLConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**text, rope_parameters=rope, tie_word_embeddings=False).to_dict(),
+        downsample_ratio=old["downsample_ratio"],
+        vision_feature_layer=old["select_layer"],
+        image_token_id=old.get("img_context_token_id", t["vocab_size"] - 1),
+        tie_word_embeddings=False,
+    )
 
 
 INTERNVL2_KEYS = [  # (original, native): applied in order as regular expressions
     (r"^vision_model\.embeddings\.class_embedding", "model.vision_tower.embeddings.cls_token"),
     (r"^vision_model\.embeddings\.position_embedding", "model.vision_tower.embeddings.position_embeddings"),
-    (r"^vision_model\.embeddings\.patch_embedding", "model.vision_tower.embeddings.patch_embeddings.projection"),
+    (
+        r"^vision_model\.embeddings\.patch_embedding",
+        "model.vision_tower.embeddings.patch_embeddings.projection",
+    ),
     (r"^vision_model\.encoder\.layers\.", "model.vision_tower.encoder.layer."),
-    (r"\.ls([12])$", r".lambda_\1"), (r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.proj\.", ".attention.projection_layer."), (r"\.attn\.([qk])_norm\.", r".attention.\1_norm."),
-    (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."), (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."), (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
-    (r"^language_model\.output\.", "lm_head."), (r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."), (r"^language_model\.model\.", "model.language_model."),
-    (r"\.attention\.wo\.", ".self_attn.o_proj."), (r"\.feed_forward\.w1\.", ".mlp.gate_proj."), (r"\.feed_forward\.w3\.", ".mlp.up_proj."), (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
-    (r"\.attention_norm\.", ".input_layernorm."), (r"\.ffn_norm\.", ".post_attention_layernorm."),
+    (r"\.ls([12])$", r".lambda_\1"),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.projection_layer."),
+    (r"\.attn\.([qk])_norm\.", r".attention.\1_norm."),
+    (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."),
+    (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
+    (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
+    (r"^language_model\.output\.", "lm_head."),
+    (r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"\.attention\.wo\.", ".self_attn.o_proj."),
+    (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
+    (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
+    (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
+    (r"\.attention_norm\.", ".input_layernorm."),
+    (r"\.ffn_norm\.", ".post_attention_layernorm."),
 ]
 
 
@@ -1351,7 +1979,9 @@ def _internvl2_parts(name, tensor, config):
     if ".attention.wqkv." in name:  # for every key-value head: its query heads, the key, the value
         groups = config.text_config.num_key_value_heads
         per = config.text_config.num_attention_heads // groups
-        return [part.flatten(0, 2) for part in tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)]
+        return [
+            part.flatten(0, 2) for part in tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)
+        ]
     return [tensor]
 
 
@@ -1359,16 +1989,28 @@ def internvl2_layout(entry, dtype):
     """InternVL2 in its original layout, through a key map onto the native class. No processor: its tokenizer needs code from the hub, which we do
     not run, and the picture's rows need none of its words."""
     from transformers import InternVLForConditionalGeneration
+
     old = config_of(entry)
     if old["llm_config"].get("model_type", "internlm2") != "internlm2":
-        refuse(f"{entry['path']} has a language model of type {old['llm_config']['model_type']!r}; InternVL2's 8B and 26B have internlm2, for others take an InternVL3 in the native layout")
+        refuse(
+            f"{entry['path']} has a language model of type {old['llm_config']['model_type']!r}; InternVL2's 8B and 26B have internlm2, for others take an InternVL3 in the native layout"
+        )
     config = _internvl2_config(old)
-    return (lambda: InternVLForConditionalGeneration._from_config(config, dtype=dtype), None,
-            lambda model: (_internvl2_names, lambda name, tensor: _internvl2_parts(name, tensor, config)))
+    return (
+        lambda: InternVLForConditionalGeneration._from_config(config, dtype=dtype),
+        None,
+        lambda model: (_internvl2_names, lambda name, tensor: _internvl2_parts(name, tensor, config)),
+    )
 
 
 OWN_LAYOUT = {"cogvlm2": cogvlm2_layout, "internvl_chat": internvl2_layout}
-LOADERS = {"vlm": load_vlm, "encoder": load_encoder, "language": load_language, "vae": load_video_vae, "video": load_video_pipeline}
+LOADERS = {
+    "vlm": load_vlm,
+    "encoder": load_encoder,
+    "language": load_language,
+    "vae": load_video_vae,
+    "video": load_video_pipeline,
+}
 
 
 # ---------------------------------------------------------------- what is put to a vision-language model
@@ -1380,7 +2022,11 @@ RATE = 2.0
 
 def chat(processor, words, kind="image", count=1):
     """The prompt as text, by the model's chat template: placeholders of `count` pictures, or of a video, then the words."""
-    return processor.apply_chat_template([{"role": "user", "content": [{"type": kind}] * count + [{"type": "text", "text": words}]}], tokenize=False, add_generation_prompt=True)
+    return processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": kind}] * count + [{"type": "text", "text": words}]}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
 
 
 def qwen_inputs(processor, frames, words, at=None, album=False):
@@ -1393,31 +2039,47 @@ def qwen_inputs(processor, frames, words, at=None, album=False):
     still = album or count == 1
     text = chat(processor, words, "image", count) if still else chat(processor, words, "video")
     # no resizing: frames have the right size already; Qwen3-VL counts all of a clip
-    size = {"size": {"shortest_edge": 1, "longest_edge": count * max(f[0].numel() for film in x for f in film)}}
+    size = {
+        "size": {"shortest_edge": 1, "longest_edge": count * max(f[0].numel() for film in x for f in film)}
+    }
     numbers, whole, rate = (*(at or (range(count), count)), RATE)[:3]
-    media = ({"images": x, "images_kwargs": size} if still else
-             {"videos": [torch.stack(film) for film in x], "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
-              "video_metadata": [{"fps": rate, "total_num_frames": whole, "frames_indices": list(numbers)}] * len(x)})
+    media = (
+        {"images": x, "images_kwargs": size}
+        if still
+        else {
+            "videos": [torch.stack(film) for film in x],
+            "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
+            "video_metadata": [{"fps": rate, "total_num_frames": whole, "frames_indices": list(numbers)}]
+            * len(x),
+        }
+    )
     return processor(text=[text] * len(x), return_tensors="pt", **media)
 
 
 # ---------------------------------------------------------------- features on disk
+
 
 def load_features(folder):
     """(index, read): the index of a features folder, and read(point) -> fp32 [n, t, h, w, D] in the index's order of ids."""
     folder = Path(folder)
     index = load_yaml(folder / "index.yaml", "extract")
     if index.get("schema") != FEATURES:
-        refuse(f"{folder}/index.yaml has schema {index.get('schema')!r} where {FEATURES!r} is wanted; run extract.py again")
+        refuse(
+            f"{folder}/index.yaml has schema {index.get('schema')!r} where {FEATURES!r} is wanted; run extract.py again"
+        )
 
     def read(point):
         known(point, index["points"], f"point in {folder}")
         parts = [load_pt(folder / point / f"{i:05d}.pt", FEATURES) for i in range(index["shards"])]
         if [i for p in parts for i in p["ids"]] != index["ids"]:
-            refuse(f"the shards of {folder}/{point} do not hold the ids of its index.yaml; delete the folder and run extract.py again")
+            refuse(
+                f"the shards of {folder}/{point} do not hold the ids of its index.yaml; delete the folder and run extract.py again"
+            )
         x = torch.cat([p["features"] for p in parts]).float()  # on a CPU fp16 products are ~250 times slower
         if not x.isfinite().all():
-            refuse(f"{folder}/{point} holds {int((~x.isfinite()).sum())} non-finite values; extract again in bf16 or fp32, or leave the point out")
+            refuse(
+                f"{folder}/{point} holds {int((~x.isfinite()).sum())} non-finite values; extract again in bf16 or fp32, or leave the point out"
+            )
         return x
 
     return index, read
@@ -1432,7 +2094,9 @@ def join(items, index, folder):
     """The items in the order of a features index; a refusal naming the first id that one side lacks."""
     by_id = {i["id"]: i for i in items}
     if missing := [i for i in index["ids"] if i not in by_id]:
-        refuse(f"{folder} has features of {missing[0]!r} (and {len(missing) - 1} more) that {index['data_path']} lacks; extract again or give the right --data")
+        refuse(
+            f"{folder} has features of {missing[0]!r} (and {len(missing) - 1} more) that {index['data_path']} lacks; extract again or give the right --data"
+        )
     return [by_id[i] for i in index["ids"]]
 
 
@@ -1441,6 +2105,7 @@ def twins(items):
 
     The middle of each picture is compared first, so that few are read whole. Pictures of a single colour are left out: nothing in them can be recognised.
     """
+
     def groups(numbers, key):
         found = {}
         for k in numbers:
@@ -1452,9 +2117,11 @@ def twins(items):
 
     def middle(k):
         x = content(k)
-        return len(x), x[len(x) // 2:][:4096].numpy().tobytes()
+        return len(x), x[len(x) // 2 :][:4096].numpy().tobytes()
 
-    suspects = [g for g in groups([k for k, i in enumerate(items) if "frames" in i or "encoded" in i], middle)]
+    suspects = [
+        g for g in groups([k for k, i in enumerate(items) if "frames" in i or "encoded" in i], middle)
+    ]
     same = [g for s in suspects for g in groups(s, lambda k: hashlib.sha256(content(k).numpy()).digest())]
     return [g for g in same if content(g[0]).min() != content(g[0]).max()]
 
@@ -1463,21 +2130,31 @@ def split_indices(items, folder, least=4):
     """{train, val, test: indices}, by source. Refused are a part that is too small to say anything and a split leak: one item, or one picture, in two parts."""
     names = [i["id"] for i in items if "id" in i]
     if len(set(names)) < len(names):
-        refuse(f"split leak: {folder} holds {next(n for n in names if names.count(n) > 1)!r} more than once; give every item an id of its own, or leave one out")
+        refuse(
+            f"split leak: {folder} holds {next(n for n in names if names.count(n) > 1)!r} more than once; give every item an id of its own, or leave one out"
+        )
     for group in twins(items):
         splits = {split_of(items[k]["source"]): k for k in group}
         if len(splits) > 1:
             (one, a), (other, b) = list(splits.items())[:2]
-            refuse(f"split leak: {items[a]['id']!r} ({one}) and {items[b]['id']!r} ({other}) of {folder} are one picture under two sources "
-                   f"({len(group)} items hold it); give them the same source, or leave all but one out")
-    parts = {s: torch.tensor([k for k, i in enumerate(items) if split_of(i["source"]) == s], dtype=torch.long) for s in ("train", "val", "test")}
+            refuse(
+                f"split leak: {items[a]['id']!r} ({one}) and {items[b]['id']!r} ({other}) of {folder} are one picture under two sources "
+                f"({len(group)} items hold it); give them the same source, or leave all but one out"
+            )
+    parts = {
+        s: torch.tensor([k for k, i in enumerate(items) if split_of(i["source"]) == s], dtype=torch.long)
+        for s in ("train", "val", "test")
+    }
     for name, part in parts.items():
         if len(part) < least:
-            refuse(f"{folder}: only {len(part)} of {len(items)} items fall in the {name} split, at least {least} are needed; use more items")
+            refuse(
+                f"{folder}: only {len(part)} of {len(items)} items fall in the {name} split, at least {least} are needed; use more items"
+            )
     return parts
 
 
 # ---------------------------------------------------------------- statistics
+
 
 def clusters(sources):
     """Index of each item's source: [n] in 0 .. C-1."""
@@ -1492,6 +2169,7 @@ def widened(mean, low, high, n, tail=0.025):
     section 3.2): by 2% at n = 100, by 11% at 18, by half at 5. A single source says nothing of others: no bounds.
     """
     from scipy.special import ndtri, stdtrit
+
     if n < 2:
         return -math.inf, math.inf
     factor = float(stdtrit(n - 1, 1 - tail) / ndtri(1 - tail)) * (n / (n - 1)) ** 0.5
@@ -1500,7 +2178,9 @@ def widened(mean, low, high, n, tail=0.025):
 
 def resampled(n, n_boot, g):
     """How often each of n sources is drawn in each of n_boot resamples with replacement, [n_boot, n]."""
-    return torch.zeros(n_boot, n, dtype=torch.float64).scatter_add_(1, torch.randint(n, (n_boot, n), generator=g), torch.ones(1, dtype=torch.float64).expand(n_boot, n))
+    return torch.zeros(n_boot, n, dtype=torch.float64).scatter_add_(
+        1, torch.randint(n, (n_boot, n), generator=g), torch.ones(1, dtype=torch.float64).expand(n_boot, n)
+    )
 
 
 def bootstrap(scores, sources, n_boot=2000, seed=0):
@@ -1516,10 +2196,16 @@ def bootstrap(scores, sources, n_boot=2000, seed=0):
     g = torch.Generator().manual_seed(seed)
     weights = resampled(len(count), n_boot, g)
     means = (weights @ total.T) / (weights @ count)[:, None]  # [n_boot, seeds]
-    picked = torch.randint(len(scores), means.shape, generator=g) if len(scores) > 1 else torch.zeros_like(means, dtype=torch.long)
+    picked = (
+        torch.randint(len(scores), means.shape, generator=g)
+        if len(scores) > 1
+        else torch.zeros_like(means, dtype=torch.long)
+    )
     means = means.gather(1, picked).mean(1)
     mean = scores.mean().item()
-    return mean, *widened(mean, *means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), len(count))
+    return mean, *widened(
+        mean, *means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), len(count)
+    )
 
 
 def with_bounds(name, values):
@@ -1532,6 +2218,7 @@ def paired_test(a, b, sources, n_perm=2000, seed=0):
 
     a, b: [n] or [seeds, n] scores of the same items. p is (1 + exceedances) / (1 + n_perm) (Phipson & Smyth 2010).
     """
+
     def per_item(x):
         x = torch.as_tensor(x, dtype=torch.float64)
         return x if x.ndim == 1 else x.mean(0)
@@ -1540,7 +2227,9 @@ def paired_test(a, b, sources, n_perm=2000, seed=0):
     mean, low, high = bootstrap(difference, sources, seed=seed)
     cluster = clusters(sources)
     total = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, difference)
-    signs = torch.randint(2, (n_perm, len(total)), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+    signs = (
+        torch.randint(2, (n_perm, len(total)), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+    )
     exceed = ((signs @ total).abs() >= total.sum().abs() - 1e-12).sum().item()
     return {"gain": mean, "gain_low": low, "gain_high": high, "p": (1 + exceed) / (1 + n_perm)}
 
@@ -1577,15 +2266,37 @@ def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, bli
     mean, low, high = bootstrap(scores, sources, seed=seed)
     floor_means = {name: bootstrap(f, sources, n_boot=1)[0] for name, f in floors.items()}
     best = max(floor_means, key=lambda name: sign * floor_means[name])
+
     def against(own, name):
-        return paired_test(sign * torch.as_tensor(own, dtype=torch.float64), sign * torch.as_tensor(floors[name], dtype=torch.float64), sources, seed=seed)
+        return paired_test(
+            sign * torch.as_tensor(own, dtype=torch.float64),
+            sign * torch.as_tensor(floors[name], dtype=torch.float64),
+            sources,
+            seed=seed,
+        )
 
     gain = against(scores, best)
     room = ceiling - floor_means[best]
-    leak = blind and known_too_well(against(floors["shuffled"], blind)["gain_low"], floor_means[blind], ceiling)
-    return {"score": mean, "low": low, "high": high, "better": better, "n": len(sources), "sources": len(set(sources)),
-            "floor": floor_means[best], "floor_name": best, "ceiling": ceiling, "skill": (mean - floor_means[best]) / room if sign * room > 0 else None, **gain,
-            "mde": detectable(gain["gain_low"], gain["gain_high"]), "leak": "shuffled" if leak else None, **more, "floors": floor_means}
+    leak = blind and known_too_well(
+        against(floors["shuffled"], blind)["gain_low"], floor_means[blind], ceiling
+    )
+    return {
+        "score": mean,
+        "low": low,
+        "high": high,
+        "better": better,
+        "n": len(sources),
+        "sources": len(set(sources)),
+        "floor": floor_means[best],
+        "floor_name": best,
+        "ceiling": ceiling,
+        "skill": (mean - floor_means[best]) / room if sign * room > 0 else None,
+        **gain,
+        "mde": detectable(gain["gain_low"], gain["gain_high"]),
+        "leak": "shuffled" if leak else None,
+        **more,
+        "floors": floor_means,
+    }
 
 
 def detectable(low, high):
@@ -1631,7 +2342,10 @@ def solve_ridge(k, values, vectors, targets, train):
     for task, t in targets.items():
         part = slice(first, first := first + t.shape[1])
         every, best = torch.arange(len(k)), errors[..., part].mean(2).argmin(1)  # [L]
-        found = k @ (vectors @ (coordinates[..., part] / (values + penalties[every, best][:, None])[..., None])) + mean[part]
+        found = (
+            k @ (vectors @ (coordinates[..., part] / (values + penalties[every, best][:, None])[..., None]))
+            + mean[part]
+        )
         out[task] = found.float(), errors[every, best, part]
     return out
 
@@ -1640,7 +2354,10 @@ def ridge(x, targets, train):
     """Dual ridge with an unpenalised intercept, one Gram matrix and one `eigh` for all tasks and penalties. x [n, d] fp32 -> {task: predictions [n, c]}."""
     x = x - x[train].mean(0)
     kernel = x @ (x[train] if len(train) < len(x) else x).T
-    return {task: found[0] for task, (found, _) in solve_ridge(*spectrum(kernel[None], train), targets, train).items()}
+    return {
+        task: found[0]
+        for task, (found, _) in solve_ridge(*spectrum(kernel[None], train), targets, train).items()
+    }
 
 
 def token_ridge(x, targets, train, val):
@@ -1657,18 +2374,28 @@ def token_ridge(x, targets, train, val):
     penalties = PENALTIES.to(values.device) * values.mean().clamp(min=1e-300)
     turned, wanted = x[val].flatten(0, 1) @ vectors.float(), (y[val] - centre).flatten(0, 1)
     # [penalties, C]
-    errors = torch.stack([(turned @ (coordinates / (values + p)[:, None]).float() - wanted).square().mean(0) for p in penalties])
+    errors = torch.stack(
+        [
+            (turned @ (coordinates / (values + p)[:, None]).float() - wanted).square().mean(0)
+            for p in penalties
+        ]
+    )
     widths = [t.shape[-1] for t in targets.values()]
-    best = torch.stack([e.mean(1).argmin() for e in errors.split(widths, 1)]).repeat_interleave(torch.tensor(widths))
+    best = torch.stack([e.mean(1).argmin() for e in errors.split(widths, 1)]).repeat_interleave(
+        torch.tensor(widths)
+    )
     weight = (vectors @ (coordinates / (values[:, None] + penalties[best]))).float()
     return dict(zip(targets, (x @ weight + centre).split(widths, -1), strict=True))
 
 
 # ---------------------------------------------------------------- boxes, masks, detection
 
+
 def box_areas(a, b):
     """Areas of intersection and union of matching rows: a, b [..., 4] xyxy -> [...], [...]. Empty or reversed boxes have none."""
-    inter = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    inter = (
+        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    )
     area_a, area_b = (x[..., 2:].sub(x[..., :2]).clamp(min=0).prod(-1) for x in (a, b))
     return inter, (area_a + area_b - inter).clamp(min=1e-9)
 
@@ -1693,15 +2420,32 @@ def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
+
     classes = sorted({int(c) for _, cs in truth for c in cs})
 
     def coco_of(images):
         coco, rows = COCO(), []
         for i, (boxes, cs, *scores) in enumerate(images):
-            for (x1, y1, x2, y2), c, *score in zip(boxes.tolist(), cs.tolist(), *(s.tolist() for s in scores), strict=True):
+            for (x1, y1, x2, y2), c, *score in zip(
+                boxes.tolist(), cs.tolist(), *(s.tolist() for s in scores), strict=True
+            ):
                 w, h = max(x2 - x1, 0), max(y2 - y1, 0)
-                rows.append({"id": len(rows) + 1, "image_id": i, "category_id": int(c), "bbox": [x1, y1, w, h], "area": w * h, "iscrowd": 0} | dict(zip(["score"], score, strict=False)))
-        coco.dataset = {"images": [{"id": i} for i in range(len(images))], "categories": [{"id": c} for c in classes], "annotations": rows}
+                rows.append(
+                    {
+                        "id": len(rows) + 1,
+                        "image_id": i,
+                        "category_id": int(c),
+                        "bbox": [x1, y1, w, h],
+                        "area": w * h,
+                        "iscrowd": 0,
+                    }
+                    | dict(zip(["score"], score, strict=False))
+                )
+        coco.dataset = {
+            "images": [{"id": i} for i in range(len(images))],
+            "categories": [{"id": c} for c in classes],
+            "annotations": rows,
+        }
         coco.createIndex()
         return coco
 
@@ -1723,7 +2467,10 @@ def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
         value = ap(np.arange(len(truth)))
         cluster = clusters(range(len(truth)) if sources is None else sources).numpy()
         members = np.split(np.argsort(cluster, kind="stable"), np.cumsum(np.bincount(cluster))[:-1])
-        draws = [ap(np.concatenate([members[c] for c in rng.integers(0, len(members), len(members))])) for _ in range(n_boot)]
+        draws = [
+            ap(np.concatenate([members[c] for c in rng.integers(0, len(members), len(members))]))
+            for _ in range(n_boot)
+        ]
     return value, *(np.quantile(draws, [0.025, 0.975]).tolist() if draws else (value, value)), draws
 
 
@@ -1731,19 +2478,34 @@ def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
 
 MASK = 48  # pixels a side of a decoded mask
 
+
 def box_truth(items):
     """Boxes in 0..1 of the picture: the largest one [n,4]; per item all of them with class numbers; the class names."""
     size = [torch.tensor([i["width"], i["height"]] * 2) for i in items]
     every = [i["boxes"] / s for i, s in zip(items, size, strict=True)]
     largest = torch.stack([b[(b[:, 2:] - b[:, :2]).prod(1).argmax()] for b in every])
     names = sorted({label for i in items for label in i["labels"]})
-    return largest, [(b, torch.tensor([names.index(n) for n in i["labels"]])) for b, i in zip(every, items, strict=True)], names
+    return (
+        largest,
+        [(b, torch.tensor([names.index(n) for n in i["labels"]])) for b, i in zip(every, items, strict=True)],
+        names,
+    )
 
 
 # What the ninths of a picture are called (as data.py's place_word does), and the ways something moves: rows
 # from top to bottom, columns from left to right.
-WORDS = {"place": (("top left", "top", "top right"), ("left", "middle", "right"), ("bottom left", "bottom", "bottom right")),
-         "direction": (("up left", "up", "up right"), ("left", "still", "right"), ("down left", "down", "down right"))}
+WORDS = {
+    "place": (
+        ("top left", "top", "top right"),
+        ("left", "middle", "right"),
+        ("bottom left", "bottom", "bottom right"),
+    ),
+    "direction": (
+        ("up left", "up", "up right"),
+        ("left", "still", "right"),
+        ("down left", "down", "down right"),
+    ),
+}
 
 
 def asked_object(item):
@@ -1752,7 +2514,11 @@ def asked_object(item):
     names = item.get("names", item["labels"])
     if not names:
         return None
-    k = len(names) - 1 if "direction" in item else int((item["boxes"][:, 2:] - item["boxes"][:, :2]).prod(1).argmax())
+    k = (
+        len(names) - 1
+        if "direction" in item
+        else int((item["boxes"][:, 2:] - item["boxes"][:, :2]).prod(1).argmax())
+    )
     return (k, names[k]) if names.count(names[k]) == 1 else None
 
 
@@ -1772,10 +2538,15 @@ def foreground(items, side):
 
 def caption(item):
     """The prompt for a film of this clip: where object and direction are known, in the words that the small pipeline was taught, else the item's own text."""
-    return f"the {item['names'][-1]} moves {item['direction']}" if item.get("names") and "direction" in item else item.get("text")
+    return (
+        f"the {item['names'][-1]} moves {item['direction']}"
+        if item.get("names") and "direction" in item
+        else item.get("text")
+    )
 
 
 # ---------------------------------------------------------------- which way something goes in a film
+
 
 def whereabouts(frames, masks):
     """Follow an object by its colour through frames uint8 [n,T,H,W,3]: its centre [n,T,2] (x, y; pixels), nan where too little of that colour is left. masks [n,H,W]: where it is in the first
@@ -1791,13 +2562,22 @@ def whereabouts(frames, masks):
 
 def heading(centres):
     """The word for the way from the first to the last of centres [n,T,2]: the nearest of eight directions, "still" below 0.7 pixels, "" where a centre is nan."""
-    ways = {word: (column - 1, row - 1) for row, words in enumerate(WORDS["direction"]) for column, word in enumerate(words) if word != "still"}
+    ways = {
+        word: (column - 1, row - 1)
+        for row, words in enumerate(WORDS["direction"])
+        for column, word in enumerate(words)
+        if word != "still"
+    }
     vectors = torch.nn.functional.normalize(torch.tensor(list(ways.values())).float(), dim=1)
     way = centres[:, -1] - centres[:, 0]
-    return ["" if v.isnan().any() else "still" if v.norm() < 0.7 else list(ways)[int((vectors @ v).argmax())] for v in way]
+    return [
+        "" if v.isnan().any() else "still" if v.norm() < 0.7 else list(ways)[int((vectors @ v).argmax())]
+        for v in way
+    ]
 
 
 # ---------------------------------------------------------------- cells: what belongs to one token
+
 
 def to_cells(maps, h, w):
     """[n, c, h*s, w*s] -> [n, h*w, c*s*s]: what every token of an h x w grid has to predict."""
@@ -1808,8 +2588,14 @@ def to_cells(maps, h, w):
 def from_cells(cells, h, w, channels, side):
     """The inverse of `to_cells`, then resized to side x side (bilinear)."""
     s = round((cells.shape[-1] / channels) ** 0.5)
-    maps = cells.reshape(len(cells), h, w, channels, s, s).permute(0, 3, 1, 4, 2, 5).reshape(len(cells), channels, h * s, w * s)
-    return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    maps = (
+        cells.reshape(len(cells), h, w, channels, s, s)
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(len(cells), channels, h * s, w * s)
+    )
+    return torch.nn.functional.interpolate(
+        maps, (side, side), mode="bilinear", align_corners=False, antialias=True
+    )
 
 
 def mask_scores(soft, truth, split):
@@ -1820,6 +2606,7 @@ def mask_scores(soft, truth, split):
 
 
 # ---------------------------------------------------------------- set prediction (DETR, Carion et al. 2020), all seeds in one batched network
+
 
 class SetProbe(torch.nn.Module):
     """Queries attend to frozen tokens and say (box, class or nothing). Every parameter carries a leading axis of runs: of J jobs (their tokens), S seeds each.
@@ -1840,7 +2627,11 @@ class SetProbe(torch.nn.Module):
         h, w = grid
         ys, xs = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
         self.register_buffer("centres", torch.stack([xs, ys], -1).reshape(-1, 2))  # [K, 2]
-        self.embed, self.position, self.query = weight(dim, width), weight(tokens, width, scale=0.1), weight(queries, width, scale=1.0)
+        self.embed, self.position, self.query = (
+            weight(dim, width),
+            weight(tokens, width, scale=0.1),
+            weight(queries, width, scale=1.0),
+        )
         self.ask, self.key, self.value = (weight(2, width, width) for _ in range(3))
         self.up, self.down = weight(2, width, 2 * width), weight(2, 2 * width, width)
         self.box, self.name = weight(width, 4, scale=0.01), weight(width, classes + 1)
@@ -1848,13 +2639,21 @@ class SetProbe(torch.nn.Module):
 
     def forward(self, x):
         """x [J, n, K, D] -> boxes [J * S, n, Q, 4] xyxy in 0..1 of the picture, logits [J * S, n, Q, classes + 1] (last: nothing)."""
-        t = torch.einsum("jnkd,jsdm->jsnkm", x, self.embed.unflatten(0, (len(x), -1))).flatten(0, 1) + self.position[:, None]
+        t = (
+            torch.einsum("jnkd,jsdm->jsnkm", x, self.embed.unflatten(0, (len(x), -1))).flatten(0, 1)
+            + self.position[:, None]
+        )
         q = self.query[:, None].expand(-1, x.shape[1], -1, -1)
         norm = torch.nn.functional.layer_norm
         for layer in range(2):
-            parts = [z.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for z in (
-                torch.einsum("snqm,smo->snqo", norm(q, q.shape[-1:]), self.ask[:, layer]),
-                torch.einsum("snkm,smo->snko", t, self.key[:, layer]), torch.einsum("snkm,smo->snko", t, self.value[:, layer]))]
+            parts = [
+                z.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+                for z in (
+                    torch.einsum("snqm,smo->snqo", norm(q, q.shape[-1:]), self.ask[:, layer]),
+                    torch.einsum("snkm,smo->snko", t, self.key[:, layer]),
+                    torch.einsum("snkm,smo->snko", t, self.value[:, layer]),
+                )
+            ]
             # [S, n, heads, Q, K]
             attention = (parts[0] @ parts[1].transpose(-1, -2) * parts[0].shape[-1] ** -0.5).softmax(-1)
             q = q + (attention @ parts[2]).transpose(-2, -3).flatten(-2)
@@ -1863,14 +2662,23 @@ class SetProbe(torch.nn.Module):
         q = norm(q, q.shape[-1:])
         code = torch.einsum("snqm,smo->snqo", q, self.box)
         centre = (attention.mean(2) @ self.centres).logit(1e-4) + code[..., :2]
-        size = torch.where(self.softplus, torch.nn.functional.softplus(code[..., 2:] - 1), (code[..., 2:] - 1).sigmoid())
+        size = torch.where(
+            self.softplus, torch.nn.functional.softplus(code[..., 2:] - 1), (code[..., 2:] - 1).sigmoid()
+        )
         centre = centre.sigmoid()
-        return torch.cat([centre - size / 2, centre + size / 2], -1), torch.einsum("snqm,smo->snqo", q, self.name)
+        return torch.cat([centre - size / 2, centre + size / 2], -1), torch.einsum(
+            "snqm,smo->snqo", q, self.name
+        )
 
 
 def giou_loss(a, b):
     """1 - generalised IoU of matching rows (Rezatofighi et al. 2019)."""
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1).clamp(min=1e-9)
+    hull = (
+        (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2]))
+        .clamp(min=0)
+        .prod(-1)
+        .clamp(min=1e-9)
+    )
     inter, union = box_areas(a, b)
     return 1 - inter / union + (hull - union) / hull
 
@@ -1881,39 +2689,66 @@ def set_loss(boxes, logits, truth):
     truth: per item (boxes [m,4], classes [m]), or one such list for each of J jobs, whose S / J runs stand together.
     """
     from scipy.optimize import linear_sum_assignment
+
     seeds, n, queries, classes = logits.shape
     jobs = truth if isinstance(truth[0], list) else [truth]
     with torch.no_grad():
         width = max(1, *(len(b) for job in jobs for b, _ in job))
         # [J, n, m, 4]
-        padded = torch.stack([torch.stack([torch.nn.functional.pad(b, (0, 0, 0, width - len(b))) for b, _ in job]) for job in jobs])
-        names = torch.stack([torch.stack([torch.nn.functional.pad(c, (0, width - len(c))) for _, c in job]) for job in jobs])
+        padded = torch.stack(
+            [
+                torch.stack([torch.nn.functional.pad(b, (0, 0, 0, width - len(b))) for b, _ in job])
+                for job in jobs
+            ]
+        )
+        names = torch.stack(
+            [torch.stack([torch.nn.functional.pad(c, (0, width - len(c))) for _, c in job]) for job in jobs]
+        )
         padded, names = (z.repeat_interleave(seeds // len(jobs), 0).to(boxes.device) for z in (padded, names))
         a, b = boxes[:, :, :, None], padded[:, :, None]
-        cost = 5 * (a - b).abs().sum(-1) + 2 * giou_loss(a, b) - logits.softmax(-1).gather(-1, names[:, :, None].expand(seeds, n, queries, width))
+        cost = (
+            5 * (a - b).abs().sum(-1)
+            + 2 * giou_loss(a, b)
+            - logits.softmax(-1).gather(-1, names[:, :, None].expand(seeds, n, queries, width))
+        )
         cost, count = cost.cpu().numpy(), [[len(c) for _, c in job] for job in jobs]
     # rows (run, item, query) and the true box each stands for
-    picked = [(s, i, q, j) for s in range(seeds) for i in range(n)
-              for q, j in zip(*linear_sum_assignment(cost[s, i, :, :count[s * len(jobs) // seeds][i]]), strict=True)]
+    picked = [
+        (s, i, q, j)
+        for s in range(seeds)
+        for i in range(n)
+        for q, j in zip(
+            *linear_sum_assignment(cost[s, i, :, : count[s * len(jobs) // seeds][i]]), strict=True
+        )
+    ]
     s, i, q, j = torch.tensor(picked, device=boxes.device).reshape(-1, 4).T
-    target = torch.full((seeds, n, queries), classes - 1, device=boxes.device).index_put((s, i, q), names[s, i, j])
+    target = torch.full((seeds, n, queries), classes - 1, device=boxes.device).index_put(
+        (s, i, q), names[s, i, j]
+    )
     found, wanted = boxes[s, i, q], padded[s, i, j]
     per_box = 5 * (found - wanted).abs().sum(-1) + 2 * giou_loss(found, wanted)
     matched = torch.bincount(s, minlength=seeds).clamp(min=1)
     regression = torch.zeros(seeds, device=boxes.device).index_add(0, s, per_box) / matched
     weight = torch.where(target == classes - 1, 0.1, 1.0)
-    entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none").view_as(weight)
+    entropy = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 2), target.flatten(), reduction="none"
+    ).view_as(weight)
     return regression + (entropy * weight).sum((1, 2)) / weight.sum((1, 2))
 
 
-def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=40, batch=50, seed=0, softplus=(False,)):
+def train_set_probe(
+    x, grid, truth, classes, train, val, seeds=5, epochs=40, batch=50, seed=0, softplus=(False,)
+):
     """Train the probe with early stopping on the validation loss, run by run. x [n, K, D]; truth per item (boxes [m,4] in 0..1, classes [m]).
 
     Several jobs at once, S = J x seeds: x [J, n, K, D], a list of truths, `softplus` of J entries. Returns predict(x, last=False) -> (boxes [S,n,Q,4],
     classes [S,n,Q], scores [S,n,Q]), with `last` of the weights after the last step; the same standardisation is applied to any x.
     """
     x, truth = (x, truth) if x.ndim == 4 else (x[None], [truth])
-    mean, std = x[:, train].mean((1, 2), keepdim=True), x[:, train].flatten(1, 2).std(1).clamp(min=1e-6)[:, None, None]
+    mean, std = (
+        x[:, train].mean((1, 2), keepdim=True),
+        x[:, train].flatten(1, 2).std(1).clamp(min=1e-6)[:, None, None],
+    )
     x = (x - mean) / std
     model = SetProbe(x.shape[2], grid, x.shape[3], classes, seeds, seed=seed, softplus=softplus)
     steps = epochs * max(len(train) // batch, 1)
@@ -1935,13 +2770,19 @@ def train_set_probe(x, grid, truth, classes, train, val, seeds=5, epochs=40, bat
             best = torch.where(better, loss, best)
             for old, new in zip(kept, model.parameters(), strict=True):
                 old[better] = new.detach()[better]
-    weights = {last: dict(zip((name for name, _ in model.named_parameters()), w, strict=True)) for last, w in ((False, kept), (True, list(model.parameters())))}
+    weights = {
+        last: dict(zip((name for name, _ in model.named_parameters()), w, strict=True))
+        for last, w in ((False, kept), (True, list(model.parameters())))
+    }
 
     @torch.no_grad()
     def predict(x, last=False):
-        boxes, logits = torch.func.functional_call(model, weights[last], (((x if x.ndim == 4 else x[None]) - mean) / std,))
+        boxes, logits = torch.func.functional_call(
+            model, weights[last], (((x if x.ndim == 4 else x[None]) - mean) / std,)
+        )
         scores, names = logits.softmax(-1)[..., :-1].max(-1)
         return boxes.clamp(0, 1), names, scores
+
     return predict
 
 
@@ -1949,7 +2790,10 @@ def ap_runs(predict, x, truth, pick, n_boot=100, sources=None):
     """mAP@0.5 of every run on items `pick` of tokens x [n, K, D] (or of J jobs): {ap [S], draws [S, n_boot]}, equal resamples (of the items' sources) for every run."""
     boxes, names, scores = predict(x[..., pick, :, :])
     true = [(truth[i][0] * 1000, truth[i][1]) for i in pick]
-    runs = [coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot, sources=sources) for s in range(len(boxes))]
+    runs = [
+        coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot, sources=sources)
+        for s in range(len(boxes))
+    ]
     return {"ap": torch.tensor([r[0] for r in runs]), "draws": torch.tensor([r[3] for r in runs])}
 
 
@@ -1959,31 +2803,63 @@ def ap_criterion(own, floors, sources, ceiling=1.0, blind=None, **more):
     best = max(means, key=means.get)
     gain = own["draws"].mean(0) - floors[best]["draws"].mean(0)
     q = torch.tensor([0.025, 0.975])
-    score, (low, high), (gain_low, gain_high) = own["ap"].mean().item(), own["draws"].flatten().quantile(q).tolist(), gain.quantile(q).tolist()
+    score, (low, high), (gain_low, gain_high) = (
+        own["ap"].mean().item(),
+        own["draws"].flatten().quantile(q).tolist(),
+        gain.quantile(q).tolist(),
+    )
     n, count = len(sources), len(set(sources))
     low, high = widened(score, low, high, count)
     gain_low, gain_high = widened(score - means[best], gain_low, gain_high, count)
     tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
     room = ceiling - means[best]
-    leak = blind and known_too_well((floors["shuffled"]["draws"] - floors[blind]["draws"]).mean(0).quantile(0.025).item(), means[blind], ceiling)
-    return {"score": score, "low": low, "high": high, "better": "higher", "n": n, "sources": count, "floor": means[best], "floor_name": best, "ceiling": ceiling,
-            "skill": (score - means[best]) / room if room > 0 else None, "gain": score - means[best], "gain_low": gain_low, "gain_high": gain_high,
-            "mde": detectable(gain_low, gain_high), "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))),
-            "seeds": len(own["ap"]), "seed_std": own["ap"].std().item(), "leak": "shuffled" if leak else None, **more, "floors": means}
+    leak = blind and known_too_well(
+        (floors["shuffled"]["draws"] - floors[blind]["draws"]).mean(0).quantile(0.025).item(),
+        means[blind],
+        ceiling,
+    )
+    return {
+        "score": score,
+        "low": low,
+        "high": high,
+        "better": "higher",
+        "n": n,
+        "sources": count,
+        "floor": means[best],
+        "floor_name": best,
+        "ceiling": ceiling,
+        "skill": (score - means[best]) / room if room > 0 else None,
+        "gain": score - means[best],
+        "gain_low": gain_low,
+        "gain_high": gain_high,
+        "mde": detectable(gain_low, gain_high),
+        "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))),
+        "seeds": len(own["ap"]),
+        "seed_std": own["ap"].std().item(),
+        "leak": "shuffled" if leak else None,
+        **more,
+        "floors": means,
+    }
 
 
 # ---------------------------------------------------------------- images
 
+
 def ssim(a, b):
     """Structural similarity (Wang et al. 2004) by scikit-image: uint8 [n,H,W,3] pairs -> float64 [n]."""
     from skimage.metrics import structural_similarity
-    return torch.tensor([structural_similarity(x.numpy(), y.numpy(), channel_axis=-1) for x, y in zip(a, b, strict=True)], dtype=torch.float64)
+
+    return torch.tensor(
+        [structural_similarity(x.numpy(), y.numpy(), channel_axis=-1) for x, y in zip(a, b, strict=True)],
+        dtype=torch.float64,
+    )
 
 
 def edges(pictures):
     """Canny edges (scikit-image) of uint8 [n,H,W,3]: bool [n,H,W]."""
     from skimage.color import rgb2gray
     from skimage.feature import canny
+
     return torch.from_numpy(np.stack([canny(rgb2gray(x.numpy()), sigma=1.5) for x in pictures]))
 
 
@@ -1995,6 +2871,7 @@ def match_edges(a, b):
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import maximum_bipartite_matching
     from scipy.spatial import cKDTree
+
     out = []
     for x, y in zip(a, b, strict=True):
         p, q = np.argwhere(x.numpy()), np.argwhere(y.numpy())
@@ -2004,7 +2881,10 @@ def match_edges(a, b):
         near = cKDTree(p).query_ball_point(q, 2.0)
         columns = np.concatenate([np.asarray(n, int) for n in near])
         rows = np.repeat(np.arange(len(q)), [len(n) for n in near])
-        hits = (maximum_bipartite_matching(csr_matrix((np.ones(len(rows)), (rows, columns)), (len(q), len(p)))) >= 0).sum()
+        hits = (
+            maximum_bipartite_matching(csr_matrix((np.ones(len(rows)), (rows, columns)), (len(q), len(p))))
+            >= 0
+        ).sum()
         out.append(2 * hits / (len(p) + len(q)))
     return torch.tensor(out, dtype=torch.float64)
 
@@ -2024,6 +2904,7 @@ def lpips_model(device="cpu"):
     import warnings
 
     import lpips
+
     name, before = "lpips", socket.getdefaulttimeout()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
@@ -2041,12 +2922,17 @@ def lpips_model(device="cpu"):
 def lpips_features(model, pictures):
     """What LPIPS compares of pictures [n,3,H,W]: the backbone's features at five depths, of norm one at every place. In training those of a fixed target can be kept, which saves passes through
     the backbone."""
-    return [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in model.net(model.scaling_layer(pictures))]
+    return [
+        x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in model.net(model.scaling_layer(pictures))
+    ]
 
 
 def lpips_to(model, pictures, features):
     """LPIPS [n] of pictures [n,3,H,W] to those whose `lpips_features` are given; differentiable."""
-    return sum(head((x - y).square()).mean((1, 2, 3)) for head, x, y in zip(model.lins, lpips_features(model, pictures), features, strict=True))
+    return sum(
+        head((x - y).square()).mean((1, 2, 3))
+        for head, x, y in zip(model.lins, lpips_features(model, pictures), features, strict=True)
+    )
 
 
 @torch.inference_mode()
@@ -2055,8 +2941,10 @@ def judge_tokens(model, processor, size, pictures, device, batch=32):
     out = []
     for x in pictures.split(batch):
         frames = frames_of({"frames": x}, size).permute(0, 3, 1, 2)
-        pixels = processor(list(frames), do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"].to(device, model.dtype)
-        tokens = model(pixels).last_hidden_state[:, 1 + getattr(model.config, "num_register_tokens", 0):]
+        pixels = processor(list(frames), do_resize=False, do_center_crop=False, return_tensors="pt")[
+            "pixel_values"
+        ].to(device, model.dtype)
+        tokens = model(pixels).last_hidden_state[:, 1 + getattr(model.config, "num_register_tokens", 0) :]
         out.append(tokens.float().cpu().unflatten(1, (size // model.config.patch_size,) * 2))
     return torch.cat(out)
 
@@ -2068,7 +2956,12 @@ def load_lpips(device="cpu"):
     @torch.inference_mode()
     def distance(a, b, batch=64):
         x, y = (i.permute(0, 3, 1, 2).float() / 127.5 - 1 for i in (a, b))
-        return torch.cat([model(p.to(device), q.to(device)).flatten().cpu() for p, q in zip(x.split(batch), y.split(batch), strict=True)]).double()
+        return torch.cat(
+            [
+                model(p.to(device), q.to(device)).flatten().cpu()
+                for p, q in zip(x.split(batch), y.split(batch), strict=True)
+            ]
+        ).double()
 
     return distance, name
 
@@ -2113,26 +3006,54 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how["lr"], total_steps=last * per_epoch)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=how.get("scaler", False))
     g = torch.Generator().manual_seed(seed)
-    arrange = arrange or (lambda g: list(split["train"][torch.randperm(len(split["train"]), generator=g)].split(batch)[:per_epoch]))
-    best, epoch, seconds, kept, losses, written, todo = {"val": float("inf"), "epoch": how["warm"]}, 0, 0.0, {}, [], time.time(), None
+    arrange = arrange or (
+        lambda g: list(
+            split["train"][torch.randperm(len(split["train"]), generator=g)].split(batch)[:per_epoch]
+        )
+    )
+    best, epoch, seconds, kept, losses, written, todo = (
+        {"val": float("inf"), "epoch": how["warm"]},
+        0,
+        0.0,
+        {},
+        [],
+        time.time(),
+        None,
+    )
     try:
         saved = torch.load(state, map_location="cpu", weights_only=True) if state and state.is_file() else {}
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
         refuse(f"{state} is not readable; delete it, and its training starts again")
-    if saved.get("how") == how and {k: v.shape for k, v in saved["model"].items()} == {k: v.shape for k, v in learned(model).items()}:
+    if saved.get("how") == how and {k: v.shape for k, v in saved["model"].items()} == {
+        k: v.shape for k, v in learned(model).items()
+    }:
         model.load_state_dict(saved["model"], strict=False)
         for part, name in ((optimizer, "optimizer"), (schedule, "schedule"), (scaler, "scaler")):
             part.load_state_dict(saved[name])
         g.set_state(saved["g"])
-        best, epoch, seconds, kept, losses, todo = (saved[k] for k in ("best", "epoch", "seconds", "kept", "losses", "todo"))
+        best, epoch, seconds, kept, losses, todo = (
+            saved[k] for k in ("best", "epoch", "seconds", "kept", "losses", "todo")
+        )
 
     def save(todo):
         """`todo`: the batches that are left of the epoch, none where it is over."""
         nonlocal written
         if state and rank == 0 and time.time() - written > SAVE_SECONDS:
             written = time.time()
-            saved = {"how": how, "model": learned(model), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "scaler": scaler.state_dict(), "g": g.get_state(),
-                     "best": best, "epoch": epoch, "seconds": seconds, "kept": kept, "losses": losses, "todo": todo}
+            saved = {
+                "how": how,
+                "model": learned(model),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "scaler": scaler.state_dict(),
+                "g": g.get_state(),
+                "best": best,
+                "epoch": epoch,
+                "seconds": seconds,
+                "kept": kept,
+                "losses": losses,
+                "todo": todo,
+            }
             _atomically(state, lambda f: torch.save(saved, f))
 
     while epoch < last and (how["patience"] is None or epoch - best["epoch"] < how["patience"]):
@@ -2147,7 +3068,9 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
                 with net.no_sync() if n > 1 and k + n < parts else contextlib.nullcontext():
                     loss = loss_of(net, pick, g, slice(k, None, parts), warm)
                     if not torch.isfinite(loss):
-                        raise FloatingPointError(f"the loss is {loss.item()} at step {len(losses)}, epoch {epoch}, items {', '.join(str(ids[i] if ids else i) for i in pick.tolist())}; lower --lr")
+                        raise FloatingPointError(
+                            f"the loss is {loss.item()} at step {len(losses)}, epoch {epoch}, items {', '.join(str(ids[i] if ids else i) for i in pick.tolist())}; lower --lr"
+                        )
                     scaler.scale(loss * n / parts).backward()
                 total += loss.item() * n / parts
             scaler.unscale_(optimizer)
@@ -2169,21 +3092,33 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
             with torch.no_grad():
                 # the same noise in every epoch, where there is any
                 fixed = torch.Generator().manual_seed(seed)
-                val = sum(loss_of(model, p, fixed, slice(None), False).item() * len(p) for p in split["val"].split(how.get("val_batch", 64))) / len(split["val"])
+                val = sum(
+                    loss_of(model, p, fixed, slice(None), False).item() * len(p)
+                    for p in split["val"].split(how.get("val_batch", 64))
+                ) / len(split["val"])
             if n > 1:  # all end at the same epoch, whatever the rounding of each
                 shared = torch.tensor(val, device=device, dtype=torch.float64)
                 torch.distributed.broadcast(shared, 0)
                 val = shared.item()
             if val < best["val"]:
-                best, kept = {"val": val, "epoch": epoch}, {k: v.detach().cpu().clone() for k, v in learned(model).items()}
+                best, kept = (
+                    {"val": val, "epoch": epoch},
+                    {k: v.detach().cpu().clone() for k, v in learned(model).items()},
+                )
         save(None)
     model.load_state_dict(kept, strict=False)
-    return model.eval(), best | {"weights": kept, "losses": losses, "steps": epoch * per_epoch, "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch)}
+    return model.eval(), best | {
+        "weights": kept,
+        "losses": losses,
+        "steps": epoch * per_epoch,
+        "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch),
+    }
 
 
 def _adamw(eight_bit):
     if eight_bit:
         from bitsandbytes.optim import AdamW8bit
+
         return AdamW8bit
     return torch.optim.AdamW
 
@@ -2211,9 +3146,17 @@ class Tuned(torch.nn.Module):
 
     def __init__(self, vlm, path, grid, rows, rank=8):
         from peft import LoraConfig, get_peft_model
+
         super().__init__()
         self.grid, self.rows, last = tuple(grid), rows, int(path.rpartition(".")[2])
-        self.vlm = get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=rf".*language_model\.layers\.({'|'.join(map(str, range(last + 1)))})\.self_attn\.[qv]_proj"))
+        self.vlm = get_peft_model(
+            vlm,
+            LoraConfig(
+                r=rank,
+                lora_alpha=2 * rank,
+                target_modules=rf".*language_model\.layers\.({'|'.join(map(str, range(last + 1)))})\.self_attn\.[qv]_proj",
+            ),
+        )
         self.module = self.vlm.get_base_model().get_submodule(path)
 
     def reset(self):
@@ -2225,6 +3168,7 @@ class Tuned(torch.nn.Module):
         def stop(module, args, output):
             caught.append(output[0] if isinstance(output, tuple) else output)
             raise _Reached
+
         handle = self.module.register_forward_hook(stop)
         try:
             self.vlm(**inputs)
@@ -2237,12 +3181,16 @@ class Tuned(torch.nn.Module):
 
 def resample(x, grid):
     """Tokens [n, h, w, D] at another grid, bilinear."""
-    return torch.nn.functional.interpolate(x.permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    return torch.nn.functional.interpolate(
+        x.permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=False
+    ).permute(0, 2, 3, 1)
 
 
 def attention(width, inner=None):
     """A layer of learned queries: self-attention, attention to a memory, an MLP."""
-    return torch.nn.TransformerDecoderLayer(width, 4, inner or 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+    return torch.nn.TransformerDecoderLayer(
+        width, 4, inner or 2 * width, dropout=0.0, batch_first=True, norm_first=True
+    )
 
 
 def pictures_of(vae, z):
@@ -2258,13 +3206,20 @@ def to_floats(frames):
 def pixel_loss(vae, lpips, pictures):
     """loss(latents [k, h, w, C], items): LPIPS + 0.1 L2 of what they decode to against pictures uint8 [n, H, W, 3], whose features are kept."""
     with torch.inference_mode():
-        parts = [[level.cpu() for level in lpips_features(lpips, to_floats(p).to(vae.device))] for p in pictures.split(64)]
+        parts = [
+            [level.cpu() for level in lpips_features(lpips, to_floats(p).to(vae.device))]
+            for p in pictures.split(64)
+        ]
     kept = [torch.cat(level).clone() for level in zip(*parts, strict=True)]
 
     def loss(z, items):
         x = pictures_of(vae, z)
         target = to_floats(pictures[items]).to(x.device)
-        return lpips_to(lpips, x, [level[items].to(x.device) for level in kept]).mean() + 0.1 * (x - target).square().mean()
+        return (
+            lpips_to(lpips, x, [level[items].to(x.device) for level in kept]).mean()
+            + 0.1 * (x - target).square().mean()
+        )
+
     return loss
 
 
@@ -2282,15 +3237,27 @@ def windows(items, frames, size, flag="--frames"):
     out = []
     for item in items:
         if len(item["frames"]) < frames:
-            refuse(f"{item['id']} has {len(item['frames'])} frames, {frames} are needed; give a smaller {flag}, or longer clips")
+            refuse(
+                f"{item['id']} has {len(item['frames'])} frames, {frames} are needed; give a smaller {flag}, or longer clips"
+            )
         first = (len(item["frames"]) - frames) // 2
-        cut = {k: item[k][first:first + frames].clone() for k, axes in (("frames", 4), ("mask", 3), ("boxes", 3)) if k in item and item[k].ndim == axes}
+        cut = {
+            k: item[k][first : first + frames].clone()
+            for k, axes in (("frames", 4), ("mask", 3), ("boxes", 3))
+            if k in item and item[k].ndim == axes
+        }
         cut["frames"] = frames_of(cut, size)
         if "mask" in cut:
-            cut["mask"] = torch.nn.functional.interpolate(cut["mask"][:, None].float(), (size, size), mode="nearest")[:, 0].byte()
+            cut["mask"] = torch.nn.functional.interpolate(
+                cut["mask"][:, None].float(), (size, size), mode="nearest"
+            )[:, 0].byte()
         if "boxes" in cut:
             cut["boxes"] = cut["boxes"] * torch.tensor([size / item["width"], size / item["height"]] * 2)
-        out.append({k: v for k, v in item.items() if k not in ("mask", "boxes")} | cut | {"width": size, "height": size})
+        out.append(
+            {k: v for k, v in item.items() if k not in ("mask", "boxes")}
+            | cut
+            | {"width": size, "height": size}
+        )
     return out
 
 
@@ -2305,21 +3272,36 @@ def carried_on(seen, horizon):
     The flow between the last two frames is moved along with the picture, frame by frame, so that what moves goes on moving from where it has come to. A single frame is repeated.
     """
     from skimage.registration import optical_flow_ilk
+
     grey, (height, width) = grey_of(seen[:, [-min(seen.shape[1], 2), -1]]).numpy(), seen.shape[2:4]
     # [n, 2 (rows, columns), H, W]: where each pixel was
     flow = torch.from_numpy(np.stack([optical_flow_ilk(b, a, radius=5, num_warp=4) for a, b in grey])).float()
-    x, grid = torch.cat([seen[:, -1].permute(0, 3, 1, 2).float(), flow], 1), torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
+    x, grid = (
+        torch.cat([seen[:, -1].permute(0, 3, 1, 2).float(), flow], 1),
+        torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float(),
+    )
     out = []
     for _ in range(horizon):
         at = (grid + x[:, 3:]).flip(1).permute(0, 2, 3, 1)  # [n, H, W, 2 (x, y)]
-        x = torch.nn.functional.grid_sample(x, 2 * at / torch.tensor([width - 1, height - 1]) - 1, mode="bilinear", padding_mode="border", align_corners=True)
+        x = torch.nn.functional.grid_sample(
+            x,
+            2 * at / torch.tensor([width - 1, height - 1]) - 1,
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=True,
+        )
         out.append(x[:, :3].round().clamp(0, 255).byte().permute(0, 2, 3, 1))
     return torch.stack(out, 1)
 
 
 def remembered(train, seen, frames, size):
     """(mean, nearest) uint8 [n, h, H, W, 3] of train clips cut to `frames`: their mean future, and the future of the one whose past is nearest to `seen` [n, P, H, W, 3] (squared error)."""
-    flat, past, total, best = seen.flatten(1).float() / 255, seen.shape[1], 0, torch.full((len(seen),), -math.inf)
+    flat, past, total, best = (
+        seen.flatten(1).float() / 255,
+        seen.shape[1],
+        0,
+        torch.full((len(seen),), -math.inf),
+    )
     nearest = torch.zeros(len(seen), frames - past, *seen.shape[2:], dtype=torch.uint8)
     for item in train:
         x = windows([item], frames, size, "--past or --horizon")[0]["frames"]
@@ -2334,13 +3316,16 @@ def pixel_errors(own, truth, last, least=25):
     from the last frame seen [n, H, W, 3] by more than `least` of 255 in some colour; and of the others. nan where there is no such place."""
     error = (own.float() - truth.float()).abs().mean(-1) / 255
     moving = (truth.int() - last[:, None].int()).abs().amax(-1) > least
-    return {"l1": error.mean((2, 3)).double(), "moving_l1": ((error * moving).sum((2, 3)) / moving.sum((2, 3))).double(),
-            "still_l1": ((error * ~moving).sum((2, 3)) / (~moving).sum((2, 3))).double()}
+    return {
+        "l1": error.mean((2, 3)).double(),
+        "moving_l1": ((error * moving).sum((2, 3)) / moving.sum((2, 3))).double(),
+        "still_l1": ((error * ~moving).sum((2, 3)) / (~moving).sum((2, 3))).double(),
+    }
 
 
 def erred(x, truth, last):
     """pixel_errors of films [draws, n, h, H, W, 3]: {measure: [draws, n, h]}, clip by clip to save memory."""
-    found = [[pixel_errors(*(z[i:i + 1] for z in (y, truth, last))) for i in range(len(y))] for y in x]
+    found = [[pixel_errors(*(z[i : i + 1] for z in (y, truth, last))) for i in range(len(y))] for y in x]
     return {m: torch.stack([torch.cat([f[m] for f in row]) for row in found]) for m in found[0][0]}
 
 
@@ -2375,22 +3360,42 @@ def closeness(d, d_real):
 
 def goers(items, first):
     """(numbers of the clips in which an object moves before a still camera and is seen in frame `first`, masks of it there, the words for where it goes)."""
-    going = [i for i, item in enumerate(items) if {"mask", "direction", "names", "camera"} <= set(item) and item["direction"] != "still" and not any(item["camera"])
-             and (item["mask"][first] == len(item["names"])).any()]
-    return going, torch.stack([items[i]["mask"][first] == len(items[i]["names"]) for i in going]) if going else None, [items[i]["direction"] for i in going]
+    going = [
+        i
+        for i, item in enumerate(items)
+        if {"mask", "direction", "names", "camera"} <= set(item)
+        and item["direction"] != "still"
+        and not any(item["camera"])
+        and (item["mask"][first] == len(item["names"])).any()
+    ]
+    return (
+        going,
+        torch.stack([items[i]["mask"][first] == len(items[i]["names"]) for i in going]) if going else None,
+        [items[i]["direction"] for i in going],
+    )
 
 
 def followed(x, last, going, horizons):
     """{h: [m]}: has the object gone the right way by frame h of films [n, T, H, W, 3], and can it still be found? last: real frames [n, H, W, 3], of which it has its colour; going: as of goers."""
     numbers, masks, words = going
     centres = whereabouts(torch.cat([last[numbers, None], x[numbers]], 1), masks)[:, 1:] if numbers else None
-    return {h: torch.tensor([a == b for a, b in zip(heading(centres[:, :h + 1]), words, strict=True)] if numbers else [], dtype=torch.float64) for h in horizons}
+    return {
+        h: torch.tensor(
+            [a == b for a, b in zip(heading(centres[:, : h + 1]), words, strict=True)] if numbers else [],
+            dtype=torch.float64,
+        )
+        for h in horizons
+    }
 
 
 def measured(x, first, look, going):
     """{measure: [n]} of films. look: frames [T, H, W, 3] -> tokens [T, h, w, D]; first: real frames [n, H, W, 3], in which what goes somewhere has its colour; going: as of goers, and
     `direction_right` is theirs, [m]."""
-    found = {"temporal_consistency": torch.cat([consistency(look(clip)[None]) for clip in x]), "motion_energy": motion_energy(x), "flicker": flicker(x)}
+    found = {
+        "temporal_consistency": torch.cat([consistency(look(clip)[None]) for clip in x]),
+        "motion_energy": motion_energy(x),
+        "flicker": flicker(x),
+    }
     end = x.shape[1] - 1
     return found | ({"direction_right": followed(x, first, going, [end])[end]} if going[0] else {})
 
@@ -2398,12 +3403,25 @@ def measured(x, first, look, going):
 def compared(own, real, vae, sources, going_sources, seed):
     """Every measure of one conditioning's {measure: [seeds, n]} beside the clips' own and their reconstruction's, with an interval: one row of the table."""
     d, d_real, d_vae = (1 - x["temporal_consistency"] for x in (own, real, vae))
-    columns = {"temporal_consistency": 1 - d, "temporal_closeness": closeness(d, d_real), "decoded_closeness": closeness(d, d_vae),
-               "temporal_ratio": ratio(own["motion_energy"], real["motion_energy"]), "flicker_ratio": ratio(own["flicker"], real["flicker"]),
-               **{k: own.get(k) for k in ("warp_error", "jump", "motion_energy", "flicker", "direction_right") if k in own or k == "direction_right"}}
+    columns = {
+        "temporal_consistency": 1 - d,
+        "temporal_closeness": closeness(d, d_real),
+        "decoded_closeness": closeness(d, d_vae),
+        "temporal_ratio": ratio(own["motion_energy"], real["motion_energy"]),
+        "flicker_ratio": ratio(own["flicker"], real["flicker"]),
+        **{
+            k: own.get(k)
+            for k in ("warp_error", "jump", "motion_energy", "flicker", "direction_right")
+            if k in own or k == "direction_right"
+        },
+    }
     row = {}
     for name, x in columns.items():
-        values = (None,) * 3 if x is None else bootstrap(x, going_sources if name == "direction_right" else sources, seed=seed)
+        values = (
+            (None,) * 3
+            if x is None
+            else bootstrap(x, going_sources if name == "direction_right" else sources, seed=seed)
+        )
         row |= with_bounds(name, values)
     return row
 
@@ -2414,15 +3432,26 @@ def running_ahead(own, clips, past):
     first, end = max(-min(SHIFTS) - past, 0), own.shape[1] - max(SHIFTS)
     if first >= end:
         return None
-    errors = [np.mean([(x[first:end].float() - c[past + first + s:past + end + s].float()).abs().mean().item() for x, c in zip(own, clips, strict=True)]) for s in sorted(SHIFTS, key=abs)]
+    errors = [
+        np.mean(
+            [
+                (x[first:end].float() - c[past + first + s : past + end + s].float()).abs().mean().item()
+                for x, c in zip(own, clips, strict=True)
+            ]
+        )
+        for s in sorted(SHIFTS, key=abs)
+    ]
     return sorted(SHIFTS, key=abs)[int(np.argmin(errors))]
 
 
 def signed_rank(difference, sources):
     """Wilcoxon's two-sided p (scipy) of differences [n], those of one source averaged first: clips of one source are no independent pairs. 1 where there is no difference at all."""
     from scipy.stats import wilcoxon
+
     cluster = clusters(sources)
-    means = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, difference.double()) / torch.bincount(cluster)
+    means = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(
+        0, cluster, difference.double()
+    ) / torch.bincount(cluster)
     return float(wilcoxon(means.numpy()).pvalue) if means.abs().max() > 0 else 1.0
 
 
@@ -2438,7 +3467,11 @@ def gained(own, base, sources, seed):
     less = base.mean(0) - own.mean(0)
     keep = (~less.isnan()).nonzero().flatten().tolist()
     few = [sources[k] for k in keep]
-    return paired_test(less[keep], 0 * less[keep], few, seed=seed) | {"p_wilcoxon": signed_rank(less[keep], few)} if keep else None
+    return (
+        paired_test(less[keep], 0 * less[keep], few, seed=seed) | {"p_wilcoxon": signed_rank(less[keep], few)}
+        if keep
+        else None
+    )
 
 
 def gain_columns(name, gain, *p_values):
@@ -2463,12 +3496,24 @@ def scored(errors, own, right, sources, going_sources, seed):
     overall = {n: {m: x.nanmean(2) for m, x in e.items()} for n, e in errors.items()}
     table = {}
     for n in errors:
-        table[n] = {k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources, seed).items()} | compared(own[n], own["real"], own["vae"], sources, going_sources, seed)
-    gains = {m: {base: adjusted({n: gained(overall[n][m], overall[base][m], sources, seed) for n in names}) for base in ("copy", "flow")} for m in ("l1", "moving_l1")}
+        table[n] = {
+            k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources, seed).items()
+        } | compared(own[n], own["real"], own["vae"], sources, going_sources, seed)
+    gains = {
+        m: {
+            base: adjusted({n: gained(overall[n][m], overall[base][m], sources, seed) for n in names})
+            for base in ("copy", "flow")
+        }
+        for m in ("l1", "moving_l1")
+    }
     at = {}
     for h in right["real"]:
         e = {n: {m: x[:, :, h - 1] for m, x in errors[n].items()} for n in rows}
-        at[h] = {n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources, seed).items()} | averaged("direction_right", right[n][h], going_sources, seed) for n in rows}
+        at[h] = {
+            n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources, seed).items()}
+            | averaged("direction_right", right[n][h], going_sources, seed)
+            for n in rows
+        }
         for m in ("l1", "moving_l1"):
             for base in ("copy", "flow"):
                 for n, g in adjusted({n: gained(e[n][m], e[base][m], sources, seed) for n in names}).items():
@@ -2476,26 +3521,55 @@ def scored(errors, own, right, sources, going_sources, seed):
     main, criteria = names[0], {}
     energy = {n: ratio(x["motion_energy"], own["real"]["motion_energy"]) for n, x in own.items()}
     if energy["real"] is not None:
-        criteria["temporal_ratio"] = criterion(energy[main], {n: energy[n] for n in ("copy", "mean")}, sources, ceiling=energy["vae"].mean().item(), seed=seed, conditioning=main,
-                                               draws=len(energy[main]), controls={n: energy[n].mean() for n in ("real", "shuffled", "flow", "nearest", *names) if n != main})
+        criteria["temporal_ratio"] = criterion(
+            energy[main],
+            {n: energy[n] for n in ("copy", "mean")},
+            sources,
+            ceiling=energy["vae"].mean().item(),
+            seed=seed,
+            conditioning=main,
+            draws=len(energy[main]),
+            controls={
+                n: energy[n].mean() for n in ("real", "shuffled", "flow", "nearest", *names) if n != main
+            },
+        )
     for m in ("l1", "moving_l1"):
         keep = (~overall["real"][m][0].isnan()).nonzero().flatten().tolist()
         if keep:
             score = {n: overall[n][m][:, keep] for n in rows}
-            criteria[m] = criterion(score[main], {n: score[n] for n in BASELINES if n != "vae"}, [sources[i] for i in keep], ceiling=score["vae"].mean().item(), better="lower", seed=seed,
-                                    conditioning=main, draws=len(score[main]), controls={n: score[n].mean() for n in names if n != main})
+            criteria[m] = criterion(
+                score[main],
+                {n: score[n] for n in BASELINES if n != "vae"},
+                [sources[i] for i in keep],
+                ceiling=score["vae"].mean().item(),
+                better="lower",
+                seed=seed,
+                conditioning=main,
+                draws=len(score[main]),
+                controls={n: score[n].mean() for n in names if n != main},
+            )
     return {"criteria": criteria, "gains": gains, "continuations": table, "horizons": at}
 
 
 def headlines(told, main):
     """Scores of the main continuation with those of the baselines beside them, and its gains over these."""
     table, found = told["continuations"], {}
-    for name, beside in (("temporal_ratio", ("vae",)), ("l1", ("copy", "flow", "vae")), ("moving_l1", ("copy", "flow", "vae")), ("decoded_closeness", ("copy", "flow")),
-                         ("temporal_consistency", ("real", "vae", "copy")), ("direction_right", ("real", "vae", "flow"))):
-        found |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {f"{name}_{b}": table[b][name] for b in beside}
+    for name, beside in (
+        ("temporal_ratio", ("vae",)),
+        ("l1", ("copy", "flow", "vae")),
+        ("moving_l1", ("copy", "flow", "vae")),
+        ("decoded_closeness", ("copy", "flow")),
+        ("temporal_consistency", ("real", "vae", "copy")),
+        ("direction_right", ("real", "vae", "flow")),
+    ):
+        found |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {
+            f"{name}_{b}": table[b][name] for b in beside
+        }
     for m in ("l1", "moving_l1"):
         for base, gains in told["gains"][m].items():
-            found |= gain_columns(f"{m.removesuffix('l1')}gain_over_{base}", gains[main], "p", "p_holm", "p_wilcoxon")
+            found |= gain_columns(
+                f"{m.removesuffix('l1')}gain_over_{base}", gains[main], "p", "p_holm", "p_wilcoxon"
+            )
     return found
 
 
@@ -2503,7 +3577,14 @@ def alongside(clips, past, train, vae):
     """{real, and the baselines: uint8 [1, n, h, H, W, 3]} of what follows the first `past` frames of clips [n, T, H, W, 3]. train: items of the train split; vae: what follows, by the autoencoder."""
     seen, truth = clips[:, :past], clips[:, past:]
     mean, nearest = remembered(train, seen, clips.shape[1], clips.shape[2])
-    found = {"real": truth, "copy": seen[:, -1:].expand_as(truth), "flow": carried_on(seen, truth.shape[1]), "vae": vae, "mean": mean, "nearest": nearest}
+    found = {
+        "real": truth,
+        "copy": seen[:, -1:].expand_as(truth),
+        "flow": carried_on(seen, truth.shape[1]),
+        "vae": vae,
+        "mean": mean,
+        "nearest": nearest,
+    }
     return {n: x[None] for n, x in found.items()}
 
 
@@ -2511,12 +3592,21 @@ def film_table(films, items, clips, past, look, seed):
     """(headline scalars, {criteria, gains, continuations, horizons}): all that predict-continue.yaml says of pixels, from films {row: uint8 [draws, n, h, H, W, 3]} of what follows the first
     `past` frames of clips [n, T, H, W, 3]. Rows: those of `alongside`, then the continuations, the main one first; items: the clips', with what is known of them; look: as of `measured`."""
     from tqdm import tqdm
+
     last, truth, sources = clips[:, past - 1], clips[:, past:], [i["source"] for i in items]
     way, horizons = goers(items, past - 1), [h for h in HORIZONS if h <= truth.shape[1]]
     going_sources, own, errors, right = [sources[i] for i in way[0]], {}, {}, {}
     for n, x in tqdm(films.items(), desc="measured", unit="row"):
         whole = [torch.cat([last[:, None], y], 1) for y in x]
-        found = [measured(y, last, look, way) | {"motion_energy": motion_energy(y[:, 1:]), "flicker": flicker(y[:, 1:]), "jump": motion_energy(y[:, :2])} for y in whole]
+        found = [
+            measured(y, last, look, way)
+            | {
+                "motion_energy": motion_energy(y[:, 1:]),
+                "flicker": flicker(y[:, 1:]),
+                "jump": motion_energy(y[:, :2]),
+            }
+            for y in whole
+        ]
         own[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}
         found = [followed(y, last, way, horizons) for y in whole]
         right[n] = {h: torch.stack([f[h] for f in found]) for h in horizons}
@@ -2524,16 +3614,30 @@ def film_table(films, items, clips, past, look, seed):
     own["shuffled"] = {"motion_energy": motion_energy(shuffled(truth, seed))[None]}
     told = scored(errors, own, right, sources, going_sources, seed)
     for n, row in told["continuations"].items():
-        row |= {"static": bool(own[n]["motion_energy"].mean() < STATIC * own["vae"]["motion_energy"].mean()), "best_shift": running_ahead(films[n][0], clips, past)}
+        row |= {
+            "static": bool(own[n]["motion_energy"].mean() < STATIC * own["vae"]["motion_energy"].mean()),
+            "best_shift": running_ahead(films[n][0], clips, past),
+        }
     main = next(n for n in films if n not in ("real", *BASELINES))
-    return {"conditioning": main, **headlines(told, main), **{k: told["continuations"][main][k] for k in ("static", "best_shift")}, "clips": len(items), "sources": len(set(sources)),
-            "moving_clips": int((~errors["real"]["moving_l1"].isnan()).any(2).sum()), "direction_clips": len(way[0]), "seeds": len(films[main])}, told
+    return {
+        "conditioning": main,
+        **headlines(told, main),
+        **{k: told["continuations"][main][k] for k in ("static", "best_shift")},
+        "clips": len(items),
+        "sources": len(set(sources)),
+        "moving_clips": int((~errors["real"]["moving_l1"].isnan()).any(2).sum()),
+        "direction_clips": len(way[0]),
+        "seeds": len(films[main]),
+    }, told
 
 
 # ---------------------------------------------------------------- words: what a language model is told of an object, as text or as soft tokens, and what it says
 
 TELL_OF = "Describe the {}."  # answered by the sentences of `text` that are about it
-COLOURED, SHAPED = ("red", "green", "blue", "yellow", "purple", "cyan"), ("circle", "triangle", "square", "star")
+COLOURED, SHAPED = (
+    ("red", "green", "blue", "yellow", "purple", "cyan"),
+    ("circle", "triangle", "square", "star"),
+)
 WIDTH, TIMES = 512, 32  # of a track's embedding; its frames
 MARK = "\ue000"  # where soft tokens go in a chat: of private use, so in nobody's text
 
@@ -2544,23 +3648,47 @@ def load_tracks(path, items):
     An object is one of the clip's names, the one that is not there and asked for all the same (`absent`), or the one that was taken out (`removed`).
     """
     tracks = load_pt(path, TRACKS)
-    n, known_ids = len(tracks["ids"]), {f"{i['id']}/{name}" for i in items for name in (*i["names"], i["absent"], *filter(None, [i.get("removed")]))}
+    n, known_ids = (
+        len(tracks["ids"]),
+        {
+            f"{i['id']}/{name}"
+            for i in items
+            for name in (*i["names"], i["absent"], *filter(None, [i.get("removed")]))
+        },
+    )
     if unknown := [i for i in tracks["ids"] if i not in known_ids]:
-        refuse(f"{path} holds {unknown[0]!r} (and {len(unknown) - 1} more), which is no clip/object of the data; give the --data that it was made from")
-    for name, shape in {"embedding": (n, WIDTH), "scores": (n, TIMES), "attention": (n, TIMES), "persistence": (n,)}.items():
+        refuse(
+            f"{path} holds {unknown[0]!r} (and {len(unknown) - 1} more), which is no clip/object of the data; give the --data that it was made from"
+        )
+    for name, shape in {
+        "embedding": (n, WIDTH),
+        "scores": (n, TIMES),
+        "attention": (n, TIMES),
+        "persistence": (n,),
+    }.items():
         x = tracks.get(name)
         if not torch.is_tensor(x) or x.shape != shape:
-            refuse(f"{path}: {name} is {list(x.shape) if torch.is_tensor(x) else type(x).__name__} where {list(shape)} is wanted; write it as explain.py --mode tracks does")
+            refuse(
+                f"{path}: {name} is {list(x.shape) if torch.is_tensor(x) else type(x).__name__} where {list(shape)} is wanted; write it as explain.py --mode tracks does"
+            )
         if not x.isfinite().all():
             first = tracks["ids"][int((~x.isfinite()).reshape(n, -1).any(1).nonzero()[0])]
-            refuse(f"{path}: {name} holds {int((~x.isfinite()).sum())} non-finite values, the first of {first!r}; write it again in fp32")
+            refuse(
+                f"{path}: {name} holds {int((~x.isfinite()).sum())} non-finite values, the first of {first!r}; write it again in fp32"
+            )
         tracks[name] = x.float()
         if name != "embedding" and not ((tracks[name] >= 0) & (tracks[name] <= 1)).all():
-            refuse(f"{path}: {name} reaches from {tracks[name].min():.3g} to {tracks[name].max():.3g}, and probabilities lie in 0 to 1; write them, not logits")
+            refuse(
+                f"{path}: {name} reaches from {tracks[name].min():.3g} to {tracks[name].max():.3g}, and probabilities lie in 0 to 1; write them, not logits"
+            )
     if len(set(tracks["ids"])) < n:
-        refuse(f"{path} holds {next(i for i in tracks['ids'] if tracks['ids'].count(i) > 1)!r} more than once; write each object once")
+        refuse(
+            f"{path} holds {next(i for i in tracks['ids'] if tracks['ids'].count(i) > 1)!r} more than once; write each object once"
+        )
     if ((off := (tracks["attention"].sum(1) - 1).abs()) > 0.02).any():  # fp16 loses a thousandth
-        refuse(f"{path}: the attention of {tracks['ids'][int(off.argmax())]!r} sums to {tracks['attention'][int(off.argmax())].sum():.3g}; let each row sum to 1")
+        refuse(
+            f"{path}: the attention of {tracks['ids'][int(off.argmax())]!r} sums to {tracks['attention'][int(off.argmax())].sum():.3g}; let each row sum to 1"
+        )
     return tracks
 
 
@@ -2575,25 +3703,52 @@ def metadata_text(name, persistence=None, visible=None, direction=None, hidden=N
     persistence: a probability, written as at most 0.99, since a language model that never read 1.00 in training makes anything of it; visible, hidden: spans [first, last] of frames, both
     included, perhaps none ("frames none", "hidden never"); count: coloured objects in the clip.
     """
-    facts = {"persistence": persistence is not None and f"{min(max(persistence, 0.01), 0.99):.2f}", "frames": visible is not None and (spans_text(visible) or "none"), "direction": direction,
-             "hidden": hidden is not None and (spans_text(hidden) or "never"), "count": count is not None and str(count)}
+    facts = {
+        "persistence": persistence is not None and f"{min(max(persistence, 0.01), 0.99):.2f}",
+        "frames": visible is not None and (spans_text(visible) or "none"),
+        "direction": direction,
+        "hidden": hidden is not None and (spans_text(hidden) or "never"),
+        "count": count is not None and str(count),
+    }
     return f"{name}: " + "; ".join(f"{key} {said}" for key, said in facts.items() if said)
 
 
 def naming(rng):
     """(context, question, answer) of a task without clips: a list of objects as text, and a question about the colour, shape or place of one. rng: numpy's."""
     n = rng.integers(2, 5)
-    things = list(zip(rng.permutation(COLOURED)[:n], rng.permutation(SHAPED)[:n], rng.integers(5, 96, (n, 2)).tolist(), strict=True))
+    things = list(
+        zip(
+            rng.permutation(COLOURED)[:n],
+            rng.permutation(SHAPED)[:n],
+            rng.integers(5, 96, (n, 2)).tolist(),
+            strict=True,
+        )
+    )
     which = rng.integers(3)
     (colour, shape, (x, y)), place = things[(0, 1, -1)[which]], ("first", "second", "last")[which]
-    question, answer = ((f"What shape is the {place} object?", shape), (f"What colour is the {place} object?", colour), (f"Where is the {place} object?", f"at {x} {y}"))[rng.integers(3)]
-    return "Objects: " + "; ".join(f"{c} {s} at {x} {y}" for c, s, (x, y) in things) + ".", question, str(answer)
+    question, answer = (
+        (f"What shape is the {place} object?", shape),
+        (f"What colour is the {place} object?", colour),
+        (f"Where is the {place} object?", f"at {x} {y}"),
+    )[rng.integers(3)]
+    return (
+        "Objects: " + "; ".join(f"{c} {s} at {x} {y}" for c, s, (x, y) in things) + ".",
+        question,
+        str(answer),
+    )
 
 
 def named(said, answer):
     """Is an answer to a question of `naming` right, in whatever words? It must name that colour or shape and no other, or exactly these numbers."""
     words = [re.findall(r"[a-z]+|\d+", x.lower()) for x in (said, answer)]
-    own, true = ([w for w in x if w.isdecimal() or w in SHAPED and answer in SHAPED or w in COLOURED and answer in COLOURED] for x in words)
+    own, true = (
+        [
+            w
+            for w in x
+            if w.isdecimal() or w in SHAPED and answer in SHAPED or w in COLOURED and answer in COLOURED
+        ]
+        for x in words
+    )
     return list(dict.fromkeys(own)) == true if answer in SHAPED + COLOURED else own == true
 
 
@@ -2604,7 +3759,7 @@ def track_id(item, name):
 
 def about(item, name):
     """The sentences of an item's text that are about one of its objects."""
-    return re.split(r" (?=The |There )", item["text"][item["text"].index(f"The {name} is "):])[0]
+    return re.split(r" (?=The |There )", item["text"][item["text"].index(f"The {name} is ") :])[0]
 
 
 def frames_said(words):
@@ -2623,10 +3778,18 @@ def right(said, answer):
 def word_prompt(tokenizer, question, context=""):
     """Token ids (before, after) the place of soft tokens in a chat in which the user shows these, or the text `context`, or nothing, and asks. Without a chat template: plain lines."""
     said = f"{MARK}{context}\n{question}"
-    text = tokenizer.apply_chat_template([{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True) if tokenizer.chat_template else f"{said}\nAnswer: "
+    text = (
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True
+        )
+        if tokenizer.chat_template
+        else f"{said}\nAnswer: "
+    )
     before, after = text.split(MARK)
     begun = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
-    return tokenizer(before, add_special_tokens=not begun).input_ids, tokenizer(after, add_special_tokens=False).input_ids
+    return tokenizer(before, add_special_tokens=not begun).input_ids, tokenizer(
+        after, add_special_tokens=False
+    ).input_ids
 
 
 def word_batch(model, tokenizer, prompts, soft=None, answers=None):
@@ -2635,7 +3798,11 @@ def word_batch(model, tokenizer, prompts, soft=None, answers=None):
     prompts: n results of `word_prompt`; soft [n, k, D]: the soft tokens at their place, or None. Differentiable with respect to soft.
     """
     k = 0 if soft is None else soft.shape[1]
-    told = [[*tokenizer(a, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for a in answers] if answers else [[]] * len(prompts)
+    told = (
+        [[*tokenizer(a, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for a in answers]
+        if answers
+        else [[]] * len(prompts)
+    )
     rows = [[*before, *[-1] * k, *after, *end] for (before, after), end in zip(prompts, told, strict=True)]
     longest = max(map(len, rows))
     ids = torch.tensor([[-2] * (longest - len(row)) + row for row in rows], device=model.device)
@@ -2645,16 +3812,26 @@ def word_batch(model, tokenizer, prompts, soft=None, answers=None):
     mask = (ids != -2).long()
     batch = {"inputs_embeds": x, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     if answers:
-        batch["labels"] = torch.tensor([[-100] * (longest - len(end)) + end for end in told], device=model.device)
+        batch["labels"] = torch.tensor(
+            [[-100] * (longest - len(end)) + end for end in told], device=model.device
+        )
     return batch
 
 
 def answer_loss(model, batch):
     """Cross-entropy [n] of the answers of a `word_batch`, the mean over the tokens of each. Logits before the longest answer are not computed."""
     longest = int((batch["labels"] != -100).sum(1).max())
-    logits = model(**{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1].float()
+    logits = (
+        model(
+            **{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=longest + 1, use_cache=False
+        )
+        .logits[:, :-1]
+        .float()
+    )
     labels = batch["labels"][:, -longest:]
-    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1) / (labels != -100).sum(1)
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1) / (
+        labels != -100
+    ).sum(1)
 
 
 def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
@@ -2662,8 +3839,14 @@ def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
     long = [len(after) + len(answer) for (_, after), answer in zip(prompts, answers, strict=True)]
     order, total = sorted(range(len(prompts)), key=long.__getitem__), 0
     for k in range(parts):
-        if pick := order[k * len(order) // parts:(k + 1) * len(order) // parts]:
-            batch = word_batch(model, tokenizer, [prompts[i] for i in pick], None if soft is None else soft[pick], [answers[i] for i in pick])
+        if pick := order[k * len(order) // parts : (k + 1) * len(order) // parts]:
+            batch = word_batch(
+                model,
+                tokenizer,
+                [prompts[i] for i in pick],
+                None if soft is None else soft[pick],
+                [answers[i] for i in pick],
+            )
             total = total + answer_loss(model, batch).sum()
     return total / len(prompts)
 
@@ -2671,13 +3854,27 @@ def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
 @torch.inference_mode()
 def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
     """Greedy answers (text) of at most `most` tokens to `prompts` of word_prompt, with soft [n, k, D] or without. Prompts of similar length share a batch."""
-    out, order = [""] * len(prompts), sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]) + len(prompts[i][1]))
+    out, order = (
+        [""] * len(prompts),
+        sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]) + len(prompts[i][1])),
+    )
     for start in range(0, len(order), batch):
-        pick = order[start:start + batch]
-        inputs = word_batch(model, tokenizer, [prompts[i] for i in pick], None if soft is None else soft[pick])
+        pick = order[start : start + batch]
+        inputs = word_batch(
+            model, tokenizer, [prompts[i] for i in pick], None if soft is None else soft[pick]
+        )
         del inputs["position_ids"]  # generate counts them itself, from the mask
-        ids = model.generate(**inputs, max_new_tokens=most, do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
-                             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
+        ids = model.generate(
+            **inputs,
+            max_new_tokens=most,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=1.0,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
         for i, words in zip(pick, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
             out[i] = words.strip()
     return out
@@ -2691,7 +3888,9 @@ class Soft(torch.nn.Module):
         self.sizes = {"dim": dim, "width": width, "k": k, "inner": inner}
         last = torch.nn.Linear(inner or dim, k * width)
         torch.nn.init.normal_(last.weight, std=std * last.in_features**-0.5)
-        self.net = torch.nn.Sequential(torch.nn.LayerNorm(dim), *([torch.nn.Linear(dim, inner), torch.nn.GELU()] if inner else []), last)
+        self.net = torch.nn.Sequential(
+            torch.nn.LayerNorm(dim), *([torch.nn.Linear(dim, inner), torch.nn.GELU()] if inner else []), last
+        )
 
     def forward(self, x):
         return self.net(x.float()).unflatten(-1, (self.sizes["k"], self.sizes["width"]))
@@ -2700,6 +3899,7 @@ class Soft(torch.nn.Module):
 def save_soft(path, soft, **more):
     """soft.safetensors: the weights, and in its metadata the sizes and `more` (text)."""
     from safetensors.torch import save
+
     weights = {k: v.detach().cpu().contiguous() for k, v in soft.state_dict().items()}
     save_bytes(path, save(weights, {k: str(v) for k, v in {**soft.sizes, **more}.items()}))
 
@@ -2708,14 +3908,19 @@ def load_words(folder, model, name):
     """(model under LoRA, Soft) as adapt.py --mode words wrote them into `folder`, for the language model `model`, called `name`; within `model.disable_adapter()` it is what it was."""
     from peft import PeftModel
     from safetensors import safe_open
+
     path = Path(folder) / "soft.safetensors"
     if not path.is_file() or not (Path(folder) / "adapter_model.safetensors").is_file():
-        refuse(f"{folder} lacks {path.name} or adapter_model.safetensors; run adapt.py --mode words, which writes them")
+        refuse(
+            f"{folder} lacks {path.name} or adapter_model.safetensors; run adapt.py --mode words, which writes them"
+        )
     with safe_open(path, "pt") as file:
         meta, weights = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no mapping)
     width = model.get_input_embeddings().embedding_dim
     if (meta["language"], int(meta["width"])) != (name, width):
-        refuse(f"{folder} was trained on {meta['language']} (width {meta['width']}), and {name} has width {width}; give the language model it was trained on")
+        refuse(
+            f"{folder} was trained on {meta['language']} (width {meta['width']}), and {name} has width {width}; give the language model it was trained on"
+        )
     soft = Soft(*(int(meta[k]) for k in ("dim", "width", "k", "inner")))
     soft.load_state_dict(weights)
     return PeftModel.from_pretrained(model, str(folder)).eval(), soft.to(model.device).eval()

@@ -32,6 +32,7 @@ for grep. The run "own" is the model as it is. A run that is there is not repeat
 With --ask several ways are compared on the clips' own questions (`turns`): with equally many frames and, since choosing costs time, with twice, four times ... as many even frames, as long
 as the first way's seconds would have paid for them. frames.yaml holds the share of right answers of each, and the paired gain of the first over each other, with intervals over sources.
 """
+
 import argparse
 import atexit
 import collections
@@ -105,6 +106,7 @@ OBJECT = "an object."
 
 # ---------------------------------------------------------------- one forward pass that stops early
 
+
 class Seen(Exception):
     """Every point has been captured: nothing deeper needs to be computed."""
 
@@ -125,6 +127,7 @@ def watching(model, modules):
             here.left.discard(point)
             if not here.left:
                 raise Seen
+
         return keep
 
     @torch.inference_mode()
@@ -135,7 +138,9 @@ def watching(model, modules):
         assert not here.left, f"points never reached: {sorted(here.left)}"
         return here.seen
 
-    handles = [model.get_submodule(path).register_forward_hook(hook(point)) for point, path in modules.items()]
+    handles = [
+        model.get_submodule(path).register_forward_hook(hook(point)) for point, path in modules.items()
+    ]
     try:
         yield run
     finally:
@@ -152,10 +157,12 @@ def capture(model, inputs, modules):
 @contextlib.contextmanager
 def latents_of(vae):
     """`watching` for an autoencoder, whose latents are no module's output: run(inputs) -> {"latents", "latents-raw": the mode}."""
+
     @torch.inference_mode()
     def run(inputs):
         mode = vae.encode(inputs["sample"]).latent_dist.mode()
         return {"latents": mode, "latents-raw": mode}
+
     yield run
 
 
@@ -173,11 +180,21 @@ class Network:
 
     def __init__(self, model, weights, device, points, deepest):
         self.model, self.weights, self.device = model, weights, device
-        self.layers = [point[0] for name, point in points.items() if name.startswith(("vision.", "language."))]
-        reached = list(points)[:list(points).index(deepest) + 1]
+        self.layers = [
+            point[0] for name, point in points.items() if name.startswith(("vision.", "language."))
+        ]
+        reached = list(points)[: list(points).index(deepest) + 1]
         self.wanted = [path for path in self.layers if path in {points[name][0] for name in reached}]
-        later = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in LATER and not any(layer.startswith(f"{path}.") for layer in self.layers)]
-        self.names = {path: [name for name in weights.like if name.startswith(f"{path}.")] for path in [*self.layers, *later]}
+        later = [
+            path
+            for path, _ in model.named_modules()
+            if path.rpartition(".")[2] in LATER
+            and not any(layer.startswith(f"{path}.") for layer in self.layers)
+        ]
+        self.names = {
+            path: [name for name in weights.like if name.startswith(f"{path}.")]
+            for path in [*self.layers, *later]
+        }
         apart = {name for names in self.names.values() for name in names}
         self.outside = [name for name in weights.like if name not in apart]
         for path in later:
@@ -213,6 +230,7 @@ class Network:
 
 # ---------------------------------------------------------------- layer streaming: every item through one layer before the next is read
 
+
 class Pass(threading.Thread):
     """The forward pass of one micro-batch in a thread of its own, which waits at every layer until the main thread has computed the layer's output.
 
@@ -221,7 +239,14 @@ class Pass(threading.Thread):
 
     def __init__(self, forward, inputs):
         super().__init__(daemon=True)
-        self.forward, self.inputs, self.seen, self.at, self.error, self.given_up = forward, inputs, {}, None, None, False
+        self.forward, self.inputs, self.seen, self.at, self.error, self.given_up = (
+            forward,
+            inputs,
+            {},
+            None,
+            None,
+            False,
+        )
         self.go, self.stands = threading.Semaphore(0), threading.Semaphore(0)
 
     def run(self):
@@ -260,7 +285,11 @@ class Pass(threading.Thread):
     def bytes(self):
         """Bytes that it holds while it waits: its inputs, the residual stream, masks, rotary embeddings."""
         from torch.utils._pytree import tree_leaves
-        return sum(x.nbytes for x in {id(x): x for x in tree_leaves((self.inputs, self.at)) if torch.is_tensor(x)}.values())
+
+        return sum(
+            x.nbytes
+            for x in {id(x): x for x in tree_leaves((self.inputs, self.at)) if torch.is_tensor(x)}.values()
+        )
 
 
 def stream(network, forward, batches, budget, drain):
@@ -276,12 +305,17 @@ def stream(network, forward, batches, budget, drain):
         if not side:
             return dict(weights.read(network.names[path]))
         with torch.cuda.stream(side):
-            state = {name: x.pin_memory().to(device, non_blocking=True) for name, x in weights.read(network.names[path])}
+            state = {
+                name: x.pin_memory().to(device, non_blocking=True)
+                for name, x in weights.read(network.names[path])
+            }
             side.synchronize()
         return state
 
     for path in network.layers:
-        network.when_called(path, lambda *args, path=path, **kwargs: threading.current_thread().ask(path, args, kwargs))
+        network.when_called(
+            path, lambda *args, path=path, **kwargs: threading.current_thread().ask(path, args, kwargs)
+        )
     passes, held, following = [], 0, dict(zip(network.wanted, network.wanted[1:], strict=False))
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(network.wanted), unit="layer") as bar:
         try:
@@ -350,7 +384,10 @@ def unmerge(x, grid, merge):
 def window_index(visual, grid_thw):
     """Where Qwen2.5-VL's tower puts each merge block when it sorts them into attention windows."""
     from transformers.vision_utils import get_vision_window_index
-    return get_vision_window_index(grid_thw, visual.spatial_merge_size, visual.window_size, visual.patch_size)[0]
+
+    return get_vision_window_index(
+        grid_thw, visual.spatial_merge_size, visual.window_size, visual.patch_size
+    )[0]
 
 
 def qwen2_vl(model, processor):
@@ -371,7 +408,9 @@ def qwen2_vl(model, processor):
         return unmerge(x, of(batch)[1], merge)
 
     def in_order(x, grid_thw):
-        return x[window_index(visual, grid_thw).to(x.device).argsort()] if hasattr(visual, "window_size") else x
+        return (
+            x[window_index(visual, grid_thw).to(x.device).argsort()] if hasattr(visual, "window_size") else x
+        )
 
     def block(x, batch):
         grid_thw, grid = of(batch)
@@ -386,12 +425,24 @@ def qwen2_vl(model, processor):
         rows = (batch["input_ids"] == config.image_token_id) | (batch["input_ids"] == config.video_token_id)
         return x[rows.to(x.device)].reshape(len(x), t, h // merge, w // merge, x.shape[-1])
 
-    points = {"patch_embed": ("model.visual.patch_embed", patch_embed),
-              **stack("vision", "model.visual.blocks", len(visual.blocks), block),
-              **stack("deepstack", "model.visual.deepstack_merger_list", len(getattr(visual, "deepstack_merger_list", ())), merger),
-              "merger": ("model.visual.merger", merger),
-              **stack("language", "model.language_model.layers", len(model.model.language_model.layers), language)}
-    return inputs, points, visual.config.patch_size * merge, lambda step: step * visual.config.temporal_patch_size
+    points = {
+        "patch_embed": ("model.visual.patch_embed", patch_embed),
+        **stack("vision", "model.visual.blocks", len(visual.blocks), block),
+        **stack(
+            "deepstack",
+            "model.visual.deepstack_merger_list",
+            len(getattr(visual, "deepstack_merger_list", ())),
+            merger,
+        ),
+        "merger": ("model.visual.merger", merger),
+        **stack("language", "model.language_model.layers", len(model.model.language_model.layers), language),
+    }
+    return (
+        inputs,
+        points,
+        visual.config.patch_size * merge,
+        lambda step: step * visual.config.temporal_patch_size,
+    )
 
 
 def pictures(x, batch):
@@ -424,7 +475,11 @@ def internvl(model, processor):
     rows = round((side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
     # Only words before the picture can change its rows; InternVL2's tokenizer is code on the hub, so there
     # BOS is all of them.
-    before, behind = around_picture(processor, processor.image_token) if processor else ([config.text_config.bos_token_id], [])
+    before, behind = (
+        around_picture(processor, processor.image_token)
+        if processor
+        else ([config.text_config.bos_token_id], [])
+    )
     if processor:
         before, behind = [*before, processor.start_image_token_id], [processor.end_image_token_id, *behind]
     own = processor and processor.image_processor
@@ -432,30 +487,45 @@ def internvl(model, processor):
 
     def inputs(frames):
         one_size(frames, side)
-        ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(frames.shape[0] * frames.shape[1], -1)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": normalised(frames, mean, std), "frames": frames.shape[1]}
+        ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(
+            frames.shape[0] * frames.shape[1], -1
+        )
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": normalised(frames, mean, std),
+            "frames": frames.shape[1],
+        }
 
     def language(x, batch):
-        return pictures(x[:, len(before):len(before) + rows], batch)
+        return pictures(x[:, len(before) : len(before) + rows], batch)
 
-    points = {"patch_embed": ("model.vision_tower.embeddings.patch_embeddings", pictures),
-              **stack("vision", "model.vision_tower.encoder.layer", config.vision_config.num_hidden_layers, behind_first),
-              "merger": ("model.multi_modal_projector", pictures),
-              **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language)}
+    points = {
+        "patch_embed": ("model.vision_tower.embeddings.patch_embeddings", pictures),
+        **stack(
+            "vision", "model.vision_tower.encoder.layer", config.vision_config.num_hidden_layers, behind_first
+        ),
+        "merger": ("model.multi_modal_projector", pictures),
+        **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language),
+    }
     return inputs, points, side, lambda step: step
 
 
 def one_size(frames, side):
     """Refuse frames of any other size than that for which a tower has learned positions."""
     if frames.shape[2] != side:
-        refuse(f"{frames.shape[2]} px: this model has learned positions for {side} px alone; give --size {side}")
+        refuse(
+            f"{frames.shape[2]} px: this model has learned positions for {side} px alone; give --size {side}"
+        )
 
 
 def around_picture(processor, place):
     """Token ids of the chat prompt before and behind the picture's placeholder."""
     before, found, behind = chat(processor, PROMPT).partition(place)
     assert found, (place, before)
-    return processor.tokenizer(before).input_ids, processor.tokenizer(behind, add_special_tokens=False).input_ids
+    return processor.tokenizer(before).input_ids, processor.tokenizer(
+        behind, add_special_tokens=False
+    ).input_ids
 
 
 TILED = ("llava_next", "llava_onevision")
@@ -473,42 +543,68 @@ def llava(model, processor):
     def inputs(frames):
         k = frames.shape[2] // side
         if k > (3 if tiled else 1):
-            refuse(f"{frames.shape[2]} px are {k} x {k} tiles of {side} px, and {config.model_type} takes {'3 x 3' if tiled else 'one'} at most; give --size {side}")
-        pixels, rows = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std), p * p
+            refuse(
+                f"{frames.shape[2]} px are {k} x {k} tiles of {side} px, and {config.model_type} takes {'3 x 3' if tiled else 'one'} at most; give --size {side}"
+            )
+        pixels, rows = (
+            normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std),
+            p * p,
+        )
         more = {}
         if tiled:
             # no padding, and at S no tiles but the picture once more
             config.image_grid_pinpoints = [[k * side, k * side]]
             whole = torch.nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
-            tiles = pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-            pixels, more = torch.cat([whole[:, None], tiles], 1), {"image_sizes": torch.tensor([[k * side, k * side]] * len(pixels))}
+            tiles = (
+                pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+            )
+            pixels, more = (
+                torch.cat([whole[:, None], tiles], 1),
+                {"image_sizes": torch.tensor([[k * side, k * side]] * len(pixels))},
+            )
             rows += k * p * (k * p + 1)
         ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(len(pixels), -1)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "frames": frames.shape[1], "tiles": k, **more}
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": pixels,
+            "frames": frames.shape[1],
+            "tiles": k,
+            **more,
+        }
 
     def patches(x, batch):
-        k, x = batch["tiles"], x[:, -p * p:]  # CLIP has a class token, SigLIP none
+        k, x = batch["tiles"], x[:, -p * p :]  # CLIP has a class token, SigLIP none
         if tiled:
             # at S the one tile is the picture itself
-            x = x.unflatten(0, (-1, 1 + k * k))[:, -k * k:].flatten(0, 1)
+            x = x.unflatten(0, (-1, 1 + k * k))[:, -k * k :].flatten(0, 1)
         return pictures(x.reshape(-1, k, k, p, p, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(1, 4), batch)
 
     def language(x, batch):
-        k, x = batch["tiles"], x[:, len(before):]
+        k, x = batch["tiles"], x[:, len(before) :]
         if k > 1:
-            x = x[:, p * p:p * p + k * p * (k * p + 1)].unflatten(1, (k * p, k * p + 1))[:, :, :-1].flatten(1, 2)
-        return pictures(x[:, :k * p * k * p], batch)
+            x = (
+                x[:, p * p : p * p + k * p * (k * p + 1)]
+                .unflatten(1, (k * p, k * p + 1))[:, :, :-1]
+                .flatten(1, 2)
+            )
+        return pictures(x[:, : k * p * k * p], batch)
 
-    points = {"patch_embed": ("model.vision_tower.embeddings", patches),
-              **stack("vision", "model.vision_tower.encoder.layers", config.vision_config.num_hidden_layers, patches),
-              "merger": ("model.multi_modal_projector", patches),
-              **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language)}
+    points = {
+        "patch_embed": ("model.vision_tower.embeddings", patches),
+        **stack(
+            "vision", "model.vision_tower.encoder.layers", config.vision_config.num_hidden_layers, patches
+        ),
+        "merger": ("model.multi_modal_projector", patches),
+        **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language),
+    }
     return inputs, points, side, lambda step: step
 
 
 def cogvlm2(model, processor):
     """CLS first in the tower; 2 x 2 patches to a token by the connector's convolution; in the language model BOS, boi, the tokens, eoi, words."""
     from cogvlm2 import IMAGE_MEAN, IMAGE_STD
+
     vision = model.config.vision_config
     text = processor(f"Question: {PROMPT} Answer:", add_special_tokens=False).input_ids
 
@@ -517,11 +613,18 @@ def cogvlm2(model, processor):
         return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text) | {"frames": frames.shape[1]}
 
     rows = (vision.image_size // vision.patch_size) ** 2 // 4
-    points = {"patch_embed": ("model.vision.patch_embedding", behind_first),
-              **stack("vision", "model.vision.transformer.layers", vision.num_hidden_layers, behind_first),
-              "conv": ("model.vision.conv", maps),
-              "merger": ("model.vision.linear_proj", pictures),
-              **stack("language", "model.layers", model.config.num_hidden_layers, lambda x, batch: pictures(x[:, 2:2 + rows], batch))}
+    points = {
+        "patch_embed": ("model.vision.patch_embedding", behind_first),
+        **stack("vision", "model.vision.transformer.layers", vision.num_hidden_layers, behind_first),
+        "conv": ("model.vision.conv", maps),
+        "merger": ("model.vision.linear_proj", pictures),
+        **stack(
+            "language",
+            "model.layers",
+            model.config.num_hidden_layers,
+            lambda x, batch: pictures(x[:, 2 : 2 + rows], batch),
+        ),
+    }
     return inputs, points, vision.image_size, lambda step: step
 
 
@@ -533,7 +636,14 @@ def kosmos2(model, processor):
     def inputs(frames):
         one_size(frames, config.vision_config.image_size)
         x = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
-        given = processor(images=x, text=[PROMPT] * len(x), num_image_tokens=config.latent_query_num, do_resize=False, do_center_crop=False, return_tensors="pt")
+        given = processor(
+            images=x,
+            text=[PROMPT] * len(x),
+            num_image_tokens=config.latent_query_num,
+            do_resize=False,
+            do_center_crop=False,
+            return_tensors="pt",
+        )
         return {**given, "frames": frames.shape[1]}
 
     def queries(x, batch):
@@ -542,10 +652,17 @@ def kosmos2(model, processor):
     def language(x, batch):
         return queries(x[batch["image_embeds_position_mask"].bool().to(x.device)], batch)
 
-    points = {"patch_embed": ("vision_model.model.embeddings", behind_first),
-              **stack("vision", "vision_model.model.encoder.layers", config.vision_config.num_hidden_layers, behind_first),
-              "merger": ("image_to_text_projection", queries, NO_GRID),
-              **stack("language", "text_model.model.layers", config.text_config.layers, language, NO_GRID)}
+    points = {
+        "patch_embed": ("vision_model.model.embeddings", behind_first),
+        **stack(
+            "vision",
+            "vision_model.model.encoder.layers",
+            config.vision_config.num_hidden_layers,
+            behind_first,
+        ),
+        "merger": ("image_to_text_projection", queries, NO_GRID),
+        **stack("language", "text_model.model.layers", config.text_config.layers, language, NO_GRID),
+    }
     return inputs, points, config.vision_config.image_size, lambda step: step
 
 
@@ -557,22 +674,41 @@ def florence2(model, processor):
     multiple = math.prod(config.vision_config.patch_stride)
 
     def inputs(frames):
-        words = processor.tokenizer(processor.tokenizer.bos_token + CAPTION + processor.tokenizer.eos_token, add_special_tokens=False).input_ids
-        side, most = frames.shape[2] // multiple, min(config.vision_config.max_position_embeddings, math.isqrt(config.text_config.max_position_embeddings - 1 - len(words)))
+        words = processor.tokenizer(
+            processor.tokenizer.bos_token + CAPTION + processor.tokenizer.eos_token, add_special_tokens=False
+        ).input_ids
+        side, most = (
+            frames.shape[2] // multiple,
+            min(
+                config.vision_config.max_position_embeddings,
+                math.isqrt(config.text_config.max_position_embeddings - 1 - len(words)),
+            ),
+        )
         if side > most:
-            refuse(f"{frames.shape[2]} px are {side} x {side} tokens, and this model has positions for {most} x {most}; give --size {most * multiple} or less")
+            refuse(
+                f"{frames.shape[2]} px are {side} x {side} tokens, and this model has positions for {most} x {most}; give --size {most * multiple} or less"
+            )
         pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
         ids = torch.tensor([config.image_token_id] * (1 + side * side) + words).expand(len(pixels), -1)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "frames": frames.shape[1]}
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": pixels,
+            "frames": frames.shape[1],
+        }
 
     def language(x, batch):
-        return pictures(x[:, 1:(batch["input_ids"][0] == config.image_token_id).sum()], batch)
+        return pictures(x[:, 1 : (batch["input_ids"][0] == config.image_token_id).sum()], batch)
 
     below = [f"{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage))]
-    points = {"patch_embed": ("model.vision_tower.convs.0", maps),
-              **{f"vision.{i}": (f"model.vision_tower.blocks.{path}", maps) for i, path in enumerate(below)},
-              "merger": ("model.multi_modal_projector", behind_first),
-              **stack("language", "model.language_model.encoder.layers", config.text_config.encoder_layers, language)}
+    points = {
+        "patch_embed": ("model.vision_tower.convs.0", maps),
+        **{f"vision.{i}": (f"model.vision_tower.blocks.{path}", maps) for i, path in enumerate(below)},
+        "merger": ("model.multi_modal_projector", behind_first),
+        **stack(
+            "language", "model.language_model.encoder.layers", config.text_config.encoder_layers, language
+        ),
+    }
     return inputs, points, multiple, lambda step: step
 
 
@@ -587,20 +723,36 @@ def grounding_dino(model, processor):
 
     def inputs(frames):
         pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
-        return {"input_ids": torch.tensor(processor.tokenizer(OBJECT).input_ids).expand(len(pixels), -1), "pixel_values": pixels, "frames": frames.shape[1]}
+        return {
+            "input_ids": torch.tensor(processor.tokenizer(OBJECT).input_ids).expand(len(pixels), -1),
+            "pixel_values": pixels,
+            "frames": frames.shape[1],
+        }
 
     def encoder(x, batch):
-        return pictures(x.split([(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides], 1)[kept], batch)
+        return pictures(
+            x.split([(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides], 1)[kept], batch
+        )
 
     below = "model.backbone.conv_encoder.model.swin"
     blocks = [f"{s}.blocks.{b}" for s, depth in enumerate(swin.config.depths) for b in range(depth)]
-    points = {"patch_embed": (f"{below}.embeddings", pictures),
-              **{f"vision.{i}": (f"{below}.encoder.layers.{path}", pictures) for i, path in enumerate(blocks)},
-              **stack("scale", "model.input_proj_vision", len(strides), maps),
-              # A layer returns a tuple of tuples; what its deformable part returns is the picture's share of
-              # it.
-              **{f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder) for i in range(model.config.encoder_layers)}}
-    return inputs, points, max(strides[-1], swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)), lambda step: step
+    points = {
+        "patch_embed": (f"{below}.embeddings", pictures),
+        **{f"vision.{i}": (f"{below}.encoder.layers.{path}", pictures) for i, path in enumerate(blocks)},
+        **stack("scale", "model.input_proj_vision", len(strides), maps),
+        # A layer returns a tuple of tuples; what its deformable part returns is the picture's share of
+        # it.
+        **{
+            f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder)
+            for i in range(model.config.encoder_layers)
+        },
+    }
+    return (
+        inputs,
+        points,
+        max(strides[-1], swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)),
+        lambda step: step,
+    )
 
 
 def tower(prefix, layers, first=0, any_size=False, words=False):
@@ -608,6 +760,7 @@ def tower(prefix, layers, first=0, any_size=False, words=False):
 
     any_size: positions are interpolated or rotary, else learned for one size. words: the model has a text side too, which must be given something.
     """
+
     def family(model, processor):
         config = getattr(model.config, "vision_config", model.config)
         patch, skip = config.patch_size, first + getattr(config, "num_register_tokens", 0)
@@ -615,32 +768,56 @@ def tower(prefix, layers, first=0, any_size=False, words=False):
         def inputs(frames):
             if not any_size:
                 one_size(frames, config.image_size)
-            pixels = processor(list(frames.flatten(0, 1).permute(0, 3, 1, 2)), do_resize=False, do_center_crop=False, return_tensors="pt")
-            text = {"input_ids": torch.zeros(len(pixels["pixel_values"]), 2, dtype=torch.long)} if words else {}
+            pixels = processor(
+                list(frames.flatten(0, 1).permute(0, 3, 1, 2)),
+                do_resize=False,
+                do_center_crop=False,
+                return_tensors="pt",
+            )
+            text = (
+                {"input_ids": torch.zeros(len(pixels["pixel_values"]), 2, dtype=torch.long)} if words else {}
+            )
             return pixels | text | {"frames": frames.shape[1]}
 
         def grid(x, batch):
             h, w = (s // patch for s in batch["pixel_values"].shape[-2:])
             return x[:, skip:].reshape(-1, batch["frames"], h, w, x.shape[-1])
 
-        points = {"patch_embed": (f"{prefix}embeddings", grid), **stack("vision", f"{prefix}{layers}", len(model.get_submodule(f"{prefix}{layers}")), grid)}
+        points = {
+            "patch_embed": (f"{prefix}embeddings", grid),
+            **stack("vision", f"{prefix}{layers}", len(model.get_submodule(f"{prefix}{layers}")), grid),
+        }
         return inputs, points, patch if any_size else config.image_size, lambda step: step
+
     return family
 
 
 def owl(name):
     """OWL-ViT and OWLv2: their tower, and for every patch what the heads say: class_head its class embedding before it is normalised and compared with words,
     box_head the box's four numbers as offsets, before the patch's place is added and a sigmoid saturates them at the border. Neither depends on the words."""
+
     def family(model, processor):
-        _, points, multiple, first_frame = tower(f"{name}.vision_model.", "encoder.layers", first=1)(model, processor)
+        _, points, multiple, first_frame = tower(f"{name}.vision_model.", "encoder.layers", first=1)(
+            model, processor
+        )
 
         def inputs(frames):
             one_size(frames, multiple)
             # OWLv2's own processor cannot leave the size as it is
             pixels = normalised(frames, processor.image_mean, processor.image_std)
-            return {"input_ids": torch.zeros(len(pixels), 2, dtype=torch.long), "pixel_values": pixels, "frames": frames.shape[1]}
+            return {
+                "input_ids": torch.zeros(len(pixels), 2, dtype=torch.long),
+                "pixel_values": pixels,
+                "frames": frames.shape[1],
+            }
 
-        return inputs, points | {"class_head": ("class_head.dense0", pictures), "box_head": ("box_head", pictures)}, multiple, first_frame
+        return (
+            inputs,
+            points | {"class_head": ("class_head.dense0", pictures), "box_head": ("box_head", pictures)},
+            multiple,
+            first_frame,
+        )
+
     return family
 
 
@@ -650,7 +827,11 @@ def vjepa2(model, processor):
 
     def inputs(frames):
         one_size(frames, model.config.crop_size)
-        frames = frames.expand(-1, pair, -1, -1, -1) if frames.shape[1] == 1 else frames[:, :frames.shape[1] // pair * pair]
+        frames = (
+            frames.expand(-1, pair, -1, -1, -1)
+            if frames.shape[1] == 1
+            else frames[:, : frames.shape[1] // pair * pair]
+        )
         pixels = normalised(frames, processor.image_mean, processor.image_std).unflatten(0, frames.shape[:2])
         return {"pixel_values_videos": pixels, "skip_predictor": True}
 
@@ -658,30 +839,60 @@ def vjepa2(model, processor):
         _, t, _, h, w = batch["pixel_values_videos"].shape
         return x.reshape(len(x), t // pair, h // patch, w // patch, x.shape[-1])
 
-    points = {"patch_embed": ("encoder.embeddings", grid), **stack("vision", "encoder.layer", len(model.encoder.layer), grid)}
+    points = {
+        "patch_embed": ("encoder.embeddings", grid),
+        **stack("vision", "encoder.layer", len(model.encoder.layer), grid),
+    }
     return inputs, points, model.config.crop_size, lambda step: pair * step
 
 
 def ltx_vae(model, processor):
     """latents: normalised per channel, (mode - latents_mean) / latents_std, as LTX-Video's transformer takes them; latents-raw: not normalised."""
+
     def inputs(frames):
         step, side = model.temporal_compression_ratio, model.spatial_compression_ratio
         if (frames.shape[1] - 1) % step or frames.shape[2] % side or frames.shape[3] % side:
-            refuse(f"{frames.shape[1]} frames of {frames.shape[2]} px: this autoencoder takes {step}k+1 frames and sides that are multiples of {side}; others it drops silently")
+            refuse(
+                f"{frames.shape[1]} frames of {frames.shape[2]} px: this autoencoder takes {step}k+1 frames and sides that are multiples of {side}; others it drops silently"
+            )
         return {"sample": frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1}
 
     def latents(x, batch):
         return (x.permute(0, 2, 3, 4, 1) - model.latents_mean) / model.latents_std
 
-    points = {"latents": ("encoder", latents), "latents-raw": ("encoder", lambda x, batch: x.permute(0, 2, 3, 4, 1))}
-    return inputs, points, model.spatial_compression_ratio, lambda step: 0 if step == 0 else 1 + (step - 1) * model.temporal_compression_ratio
+    points = {
+        "latents": ("encoder", latents),
+        "latents-raw": ("encoder", lambda x, batch: x.permute(0, 2, 3, 4, 1)),
+    }
+    return (
+        inputs,
+        points,
+        model.spatial_compression_ratio,
+        lambda step: 0 if step == 0 else 1 + (step - 1) * model.temporal_compression_ratio,
+    )
 
 
 # model type in config.json -> family. A new one is a function above and a line here.
-FAMILIES = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_vl, "qwen3_vl": qwen2_vl, "llava": llava, "llava_next": llava, "llava_onevision": llava,
-            "internvl": internvl, "cogvlm2": cogvlm2, "kosmos-2": kosmos2, "florence2": florence2, "grounding-dino": grounding_dino, "vjepa2": vjepa2, "ltx_vae": ltx_vae,
-            "dinov2": tower("", "encoder.layer", first=1, any_size=True), "dinov3_vit": tower("", "model.layer", first=1, any_size=True),
-            "siglip": tower("vision_model.", "encoder.layers", words=True), "owlvit": owl("owlvit"), "owlv2": owl("owlv2")}
+FAMILIES = {
+    "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_vl,
+    "qwen3_vl": qwen2_vl,
+    "llava": llava,
+    "llava_next": llava,
+    "llava_onevision": llava,
+    "internvl": internvl,
+    "cogvlm2": cogvlm2,
+    "kosmos-2": kosmos2,
+    "florence2": florence2,
+    "grounding-dino": grounding_dino,
+    "vjepa2": vjepa2,
+    "ltx_vae": ltx_vae,
+    "dinov2": tower("", "encoder.layer", first=1, any_size=True),
+    "dinov3_vit": tower("", "model.layer", first=1, any_size=True),
+    "siglip": tower("vision_model.", "encoder.layers", words=True),
+    "owlvit": owl("owlvit"),
+    "owlv2": owl("owlv2"),
+}
 
 
 # model type -> points whose time steps see later frames too; of LTX-Video's autoencoder its config tells
@@ -691,14 +902,21 @@ NON_CAUSAL = {"vjepa2": "vision."}
 def sees_later_frames(model, point):
     """Whether a time step of `point` depends on frames that come after it: such features may not stand for what was known at that time."""
     kind = getattr(model.config, "model_type", "ltx_vae")
-    return not model.config.encoder_causal if kind == "ltx_vae" else point.startswith(NON_CAUSAL.get(kind, "none"))
+    return (
+        not model.config.encoder_causal
+        if kind == "ltx_vae"
+        else point.startswith(NON_CAUSAL.get(kind, "none"))
+    )
 
 
 # The plan's names of points: letter -> (the families that have it, what 1, 2, ... are). `last` is the tower's
 # last layer that the projector reads.
 FIVE = ("patch_embed", "vision.middle", "vision.last", "merger", "language.middle")
-ALIASES = {"L": (("llava", "llava_next", "llava_onevision"), FIVE), "I": (("internvl", "internvl_chat"), FIVE),
-           "C": (("cogvlm2",), ("patch_embed", "vision.last", "merger", "language.middle"))}
+ALIASES = {
+    "L": (("llava", "llava_next", "llava_onevision"), FIVE),
+    "I": (("internvl", "internvl_chat"), FIVE),
+    "C": (("cogvlm2",), ("patch_embed", "vision.last", "merger", "language.middle")),
+}
 
 
 def depths(entry):
@@ -707,32 +925,47 @@ def depths(entry):
         tower, language, read = entry["vision"][0], entry["language"][0], entry.get("read", -1)
     elif entry["type"] in OWN_LAYOUT:
         config = json.loads(Path(entry["path"], "config.json").read_text())
-        tower, language, read = config["vision_config"]["num_hidden_layers"], config.get("llm_config", config)["num_hidden_layers"], config.get("select_layer", -1)
+        tower, language, read = (
+            config["vision_config"]["num_hidden_layers"],
+            config.get("llm_config", config)["num_hidden_layers"],
+            config.get("select_layer", -1),
+        )
     else:
         # a folder's config.json may leave out what is the library's default
         from transformers import AutoConfig
+
         config = attempt(lambda: AutoConfig.from_pretrained(entry["path"]), entry)
-        tower, language, read = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers, config.vision_feature_layer
+        tower, language, read = (
+            config.vision_config.num_hidden_layers,
+            config.text_config.num_hidden_layers,
+            config.vision_feature_layer,
+        )
     read = read[-1] if isinstance(read, list) else read
     return tower, read + tower if read < 0 else read - 1, language
 
 
 def own_names(names, entry):
     """`--points` with the plan's names (L3, c2, ...) replaced by the model's own, before it is loaded; other names stay as they are."""
+
     def own(name):
         letter, number = name[:1].upper(), name[1:]
         if letter not in ALIASES or not number.isdigit():
             return name
         types, meant = ALIASES[letter]
         if entry.get("type") not in types:
-            refuse(f"{name} is a point of {', '.join(types)}, and {entry['name']} is of type {entry.get('type')}; give its own names, or --points all")
+            refuse(
+                f"{name} is a point of {', '.join(types)}, and {entry['name']} is of type {entry.get('type')}; give its own names, or --points all"
+            )
         if not 1 <= int(number) <= len(meant):
             refuse(f"{name} is no point: {', '.join(types)} have {letter}1 to {letter}{len(meant)}")
         stack, _, place = meant[int(number) - 1].partition(".")
         if not place:
             return stack
         tower, last, language = depths(entry)
-        return f"{stack}.{last if place == 'last' else at_depth(tower if stack == 'vision' else language, 0.5)}"
+        return (
+            f"{stack}.{last if place == 'last' else at_depth(tower if stack == 'vision' else language, 0.5)}"
+        )
+
     return ",".join(own(name) for name in names.split(","))
 
 
@@ -743,7 +976,16 @@ def family_of(model):
 # ---------------------------------------------------------------- several questions about a picture, which is computed once
 
 # causal, with words behind the picture
-ASKABLE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl", "cogvlm2")
+ASKABLE = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "internvl",
+    "cogvlm2",
+)
 ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
@@ -751,29 +993,46 @@ def picture_rows(model, batch):
     """Which rows of the prompt are the picture's: bool [sequences, rows]. A mosaic's newlines and CogVLM2's boi and eoi are among them."""
     if model.config.model_type == "cogvlm2":
         return batch["token_type_ids"] == 1
-    places = [token for name in ("image_token_id", "video_token_id") if (token := getattr(model.config, name, None)) is not None]
+    places = [
+        token
+        for name in ("image_token_id", "video_token_id")
+        if (token := getattr(model.config, name, None)) is not None
+    ]
     return torch.isin(batch["input_ids"], torch.tensor(places, device=batch["input_ids"].device))
 
 
 def up_to_the_picture(model, batch):
     """The inputs without the words behind the picture, which are kept as `behind`, and with an empty cache for the picture's keys and values."""
     from transformers import DynamicCache
+
     end = int(picture_rows(model, batch)[0].nonzero()[-1]) + 1
     cogvlm2 = model.config.model_type == "cogvlm2"
-    more = {"cache": [{} for _ in range(model.config.num_hidden_layers)]} if cogvlm2 else {"past_key_values": DynamicCache(), "use_cache": True}
-    return {k: v[:, :end] if k in ROWS else v for k, v in batch.items()} | more | {"behind": tuple(batch["input_ids"][0, end:].tolist())}
+    more = (
+        {"cache": [{} for _ in range(model.config.num_hidden_layers)]}
+        if cogvlm2
+        else {"past_key_values": DynamicCache(), "use_cache": True}
+    )
+    return (
+        {k: v[:, :end] if k in ROWS else v for k, v in batch.items()}
+        | more
+        | {"behind": tuple(batch["input_ids"][0, end:].tolist())}
+    )
 
 
 def words_behind(model, processor, batch, question):
     """Token ids of what follows the picture when `question` is asked in place of PROMPT."""
+
     def tokens(words):
         if model.config.model_type == "cogvlm2":
             return processor(f"Question: {words} Answer:", add_special_tokens=False).input_ids
         kind = "video" if "video_grid_thw" in batch else "image"
-        return processor.tokenizer(chat(processor, words, kind).rpartition(getattr(processor, f"{kind}_token"))[2], add_special_tokens=False).input_ids
+        return processor.tokenizer(
+            chat(processor, words, kind).rpartition(getattr(processor, f"{kind}_token"))[2],
+            add_special_tokens=False,
+        ).input_ids
 
     usual, behind = tokens(PROMPT), batch["behind"]
-    first = behind[:len(behind) - len(usual)]  # what the processor itself puts there: the end of an image
+    first = behind[: len(behind) - len(usual)]  # what the processor itself puts there: the end of an image
     assert behind == (*first, *usual), (behind, usual)
     return [*first, *tokens(question)]
 
@@ -782,13 +1041,22 @@ def positions_behind(model, given, words):
     """Position ids of words [n, k] behind the picture, by the library's own rules: under M-RoPE a picture takes fewer positions than it has rows."""
     if model.config.model_type == "cogvlm2":
         from cogvlm2 import image_positions
-        return image_positions(given["token_type_ids"])[:, -1:] + 1 + torch.arange(words.shape[1], device=words.device)
+
+        return (
+            image_positions(given["token_type_ids"])[:, -1:]
+            + 1
+            + torch.arange(words.shape[1], device=words.device)
+        )
     end = given["input_ids"].shape[1]
     if not hasattr(model.model, "get_rope_index"):
         return torch.arange(end, end + words.shape[1], device=words.device).expand(words.shape)
     rows = {"mm_token_type_ids": 0, "attention_mask": 1}
     rows = {name: torch.cat([given[name], torch.full_like(words, fill)], 1) for name, fill in rows.items()}
-    more = {name: given[name] for name in inspect.signature(model.model.get_rope_index).parameters if name in given and name not in ROWS}
+    more = {
+        name: given[name]
+        for name in inspect.signature(model.model.get_rope_index).parameters
+        if name in given and name not in ROWS
+    }
     return model.model.get_rope_index(torch.cat([given["input_ids"], words], 1), **rows, **more)[0][..., end:]
 
 
@@ -797,7 +1065,9 @@ def ask(model, run, given, questions, points, dtype):
 
     questions: lists of token ids. They follow one another in one sequence, but each has the positions that it would have alone and attends only to the picture and to itself.
     """
-    ids = torch.tensor([token for question in questions for token in question], device=given["input_ids"].device)
+    ids = torch.tensor(
+        [token for question in questions for token in question], device=given["input_ids"].device
+    )
     lengths = torch.tensor([len(question) for question in questions], device=ids.device)
     n, end = given["input_ids"].shape
     number = torch.arange(len(questions), device=ids.device).repeat_interleave(lengths)
@@ -805,16 +1075,26 @@ def ask(model, run, given, questions, points, dtype):
     longest = torch.zeros(n, int(lengths.max()), dtype=torch.long, device=ids.device)
     sees = (number[:, None] == number) & (place[:, None] >= place)  # [rows, rows]
     sees = torch.cat([sees.new_ones(len(ids), end), sees], 1).expand(n, 1, -1, -1)
-    inputs = {"input_ids": ids.expand(n, -1), "position_ids": positions_behind(model, given, longest)[..., place]}
+    inputs = {
+        "input_ids": ids.expand(n, -1),
+        "position_ids": positions_behind(model, given, longest)[..., place],
+    }
     if "cache" in given:
-        inputs |= {"token_type_ids": torch.zeros_like(inputs["input_ids"]), "mask": sees, "cache": given["cache"]}
+        inputs |= {
+            "token_type_ids": torch.zeros_like(inputs["input_ids"]),
+            "mask": sees,
+            "cache": given["cache"],
+        }
     else:
-        mask = torch.zeros(sees.shape, dtype=dtype, device=ids.device).masked_fill(~sees, torch.finfo(dtype).min)
+        mask = torch.zeros(sees.shape, dtype=dtype, device=ids.device).masked_fill(
+            ~sees, torch.finfo(dtype).min
+        )
         inputs |= {"attention_mask": mask, "past_key_values": given["past_key_values"], "use_cache": True}
     return {point: x[:, lengths.cumsum(0) - 1] for point, x in run(inputs, only=points).items()}
 
 
 # ---------------------------------------------------------------- the stage
+
 
 def at_depth(layers, part):
     """The layer (0-based) after which `part` of a stack has been computed."""
@@ -835,7 +1115,12 @@ def pixel_grid(frames, grid, first_frame):
     t, h, w = grid
     x = frames[:, [first_frame(k) for k in range(t)]].float() / 255
     n, p, q = len(x), x.shape[2] // h, x.shape[3] // w
-    return x[:, :, :h * p, :w * q].reshape(n, t, h, p, w, q, 3).permute(0, 1, 2, 4, 3, 5, 6).reshape(n, t, h, w, -1)
+    return (
+        x[:, :, : h * p, : w * q]
+        .reshape(n, t, h, p, w, q, 3)
+        .permute(0, 1, 2, 4, 3, 5, 6)
+        .reshape(n, t, h, w, -1)
+    )
 
 
 class Writer:
@@ -863,25 +1148,46 @@ class Shard:
     complete."""
 
     def __init__(self, out, number, items, size, batch, points, write):
-        self.out, self.file, self.items, self.size, self.batch, self.write = out, f"{number:05d}.pt", items, size, batch, write
+        self.out, self.file, self.items, self.size, self.batch, self.write = (
+            out,
+            f"{number:05d}.pt",
+            items,
+            size,
+            batch,
+            write,
+        )
         self.ids = [item["id"] for item in items]
         self.parts, self.pooled = {point: {} for point in points}, {}
         self.starts = list(range(0, len(items), batch))
 
     def frames(self, k):
         """Micro-batch k: uint8 [n, T, size, size, 3]."""
-        return torch.stack([frames_of(item, self.size) for item in self.items[self.starts[k]:self.starts[k] + self.batch]])
+        return torch.stack(
+            [frames_of(item, self.size) for item in self.items[self.starts[k] : self.starts[k] + self.batch]]
+        )
 
     def add(self, k, point, x):
         """Features [n, t, h, w, D] of micro-batch k."""
         if point not in self.parts:  # a second attempt, after memory ran out
             return
         half, x = x.half(), x.float()
-        self.parts[point][k] = half.cpu(), x.mean((2, 3)).cpu(), x.amax((2, 3)).cpu(), int((~half.isfinite()).sum())
+        self.parts[point][k] = (
+            half.cpu(),
+            x.mean((2, 3)).cpu(),
+            x.amax((2, 3)).cpu(),
+            int((~half.isfinite()).sum()),
+        )
         if len(self.parts[point]) == len(self.starts):
-            halves, means, maxima, nonfinite = zip(*(part for _, part in sorted(self.parts.pop(point).items())), strict=True)
+            halves, means, maxima, nonfinite = zip(
+                *(part for _, part in sorted(self.parts.pop(point).items())), strict=True
+            )
             whole = torch.cat(halves)
-            self.pooled[point] = {"mean": torch.cat(means), "max": torch.cat(maxima), "shape": list(whole.shape[1:]), "nonfinite": sum(nonfinite)}
+            self.pooled[point] = {
+                "mean": torch.cat(means),
+                "max": torch.cat(maxima),
+                "shape": list(whole.shape[1:]),
+                "nonfinite": sum(nonfinite),
+            }
             self.write(self.out / point / self.file, FEATURES, self.ids, {"point": point}, features=whole)
 
     def mark(self, **what):
@@ -900,12 +1206,22 @@ class Shard:
     def finish(self, names, seconds):
         """Write what marks the shard as complete."""
         shown = {"shown": [item["shown"] for item in self.items]} if "shown" in self.items[0] else {}
-        self.write(self.out / "pooled" / self.file, POOLED, self.ids, {"seconds": seconds} | shown, pooled={p: self.pooled[p] for p in ("pixels", *names) if p in self.pooled})
+        self.write(
+            self.out / "pooled" / self.file,
+            POOLED,
+            self.ids,
+            {"seconds": seconds} | shown,
+            pooled={p: self.pooled[p] for p in ("pixels", *names) if p in self.pooled},
+        )
 
 
 def on(batch, device, dtype):
     """The part of a batch that the model's forward takes, on its device and in its dtype: without plain numbers and tuples, which are notes of ours."""
-    return {k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v for k, v in batch.items() if type(v) not in (int, tuple)}
+    return {
+        k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
+        for k, v in batch.items()
+        if type(v) not in (int, tuple)
+    }
 
 
 def one_by_one(run, inputs_of, restore, shards, device, dtype, finish, questions=None):
@@ -951,7 +1267,9 @@ def layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budg
             done = stream(network, run, inputs(), budget, drain)
         if not done:  # what was written stays; the rest is tried again in smaller rounds
             if len(batches) < 2:
-                refuse(f"one micro-batch does not fit in the memory beside two layers; give a --batch smaller than {len(jobs[0][0].ids[:jobs[0][0].batch])}")
+                refuse(
+                    f"one micro-batch does not fit in the memory beside two layers; give a --batch smaller than {len(jobs[0][0].ids[: jobs[0][0].batch])}"
+                )
             budget /= 2
             torch.cuda.empty_cache()
         for shard in dict.fromkeys(shard for shard, _ in jobs[:done]):
@@ -987,30 +1305,74 @@ def share(shard):
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--model", default="tiny", help="a registry name or a folder in Hugging Face format (default: %(default)s)")
+    p.add_argument(
+        "--model",
+        default="tiny",
+        help="a registry name or a folder in Hugging Face format (default: %(default)s)",
+    )
     p.add_argument("--data", default="data/shapes", help="a folder that data.py wrote (default: %(default)s)")
     p.add_argument("--out", help="default: results/<model>/<data>/features, or answers.pt")
-    p.add_argument("--points", default="quarters", help="points with commas between, all, last, or quarters: four depths of each stack; "
-                   "the plan's L1-L5, I1-I5, C1-C4 are understood (default: %(default)s)")
-    p.add_argument("--size", type=int, help="side in pixels that frames are squashed to (default: the registry's for the model, images and clips apart)")
-    p.add_argument("--tiles", choices=("base", "all"), help="of LLaVA-NeXT and LLaVA-OneVision: the whole picture in one piece, or its mosaic of 2 x 2 tiles (--size takes 3 x 3 too)")
+    p.add_argument(
+        "--points",
+        default="quarters",
+        help="points with commas between, all, last, or quarters: four depths of each stack; "
+        "the plan's L1-L5, I1-I5, C1-C4 are understood (default: %(default)s)",
+    )
+    p.add_argument(
+        "--size",
+        type=int,
+        help="side in pixels that frames are squashed to (default: the registry's for the model, images and clips apart)",
+    )
+    p.add_argument(
+        "--tiles",
+        choices=("base", "all"),
+        help="of LLaVA-NeXT and LLaVA-OneVision: the whole picture in one piece, or its mosaic of 2 x 2 tiles (--size takes 3 x 3 too)",
+    )
     p.add_argument("--batch", type=int, default=8, help="micro-batch (default: %(default)s)")
-    p.add_argument("--random-init", action="store_true", help="the same architecture with untrained weights: a floor")
-    p.add_argument("--revision", help="of a hub repository: a branch, tag or commit (default: its newest); the commit found is recorded")
-    p.add_argument("--stream", action="store_true", help="take all items through one layer before the next is read; chosen by itself when the weights do not fit")
+    p.add_argument(
+        "--random-init", action="store_true", help="the same architecture with untrained weights: a floor"
+    )
+    p.add_argument(
+        "--revision",
+        help="of a hub repository: a branch, tag or commit (default: its newest); the commit found is recorded",
+    )
+    p.add_argument(
+        "--stream",
+        action="store_true",
+        help="take all items through one layer before the next is read; chosen by itself when the weights do not fit",
+    )
     p.add_argument("--max-memory", help="15GB: use no more of the GPU's (on a CPU: the process's) memory")
-    p.add_argument("--questions", help="a text file, a question a line: adds asked.<i>, what language layer i holds at the end of each question; the picture is computed once")
-    p.add_argument("--ask", action="store_true", help="write the model's own answers to questions about the test items, and no features")
-    p.add_argument("--frames", help=f"which frames of a clip are shown: {', '.join(CHOICES)}; with --ask several with commas between, the first against the others (default: all frames)")
+    p.add_argument(
+        "--questions",
+        help="a text file, a question a line: adds asked.<i>, what language layer i holds at the end of each question; the picture is computed once",
+    )
+    p.add_argument(
+        "--ask",
+        action="store_true",
+        help="write the model's own answers to questions about the test items, and no features",
+    )
+    p.add_argument(
+        "--frames",
+        help=f"which frames of a clip are shown: {', '.join(CHOICES)}; with --ask several with commas between, the first against the others (default: all frames)",
+    )
     p.add_argument("--count", type=int, default=8, help="with --frames: how many (default: %(default)s)")
-    p.add_argument("--largest-gap", type=int, help="with --frames motion or uniform: between two frames shown, in frames")
-    p.add_argument("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based), for cluster arrays")
+    p.add_argument(
+        "--largest-gap", type=int, help="with --frames motion or uniform: between two frames shown, in frames"
+    )
+    p.add_argument(
+        "--shard", help="i/n: only every n-th shard, starting with the i-th (0-based), for cluster arrays"
+    )
     p.add_argument("--list", action="store_true", help="print the registry and stop")
     return p.parse_args(argv)
 
 
 # Points behind the tower that others have not.
-BESIDES = {"cogvlm2": "conv", "qwen3_vl": "deepstack.0-2", "grounding-dino": "scale.0-3 encoder.0-5", **dict.fromkeys(("owlvit", "owlv2"), "class_head box_head")}
+BESIDES = {
+    "cogvlm2": "conv",
+    "qwen3_vl": "deepstack.0-2",
+    "grounding-dino": "scale.0-3 encoder.0-5",
+    **dict.fromkeys(("owlvit", "owlv2"), "class_head box_head"),
+}
 
 
 def ways_of(args, items):
@@ -1019,14 +1381,22 @@ def ways_of(args, items):
     for how in ways:
         known(how, dict.fromkeys(CHOICES), "way of choosing frames in --frames")
     if args.largest_gap and not {"motion", "uniform"} & set(ways):
-        refuse(f"--largest-gap {args.largest_gap} is kept by frames chosen by motion or evenly; give --frames motion or uniform, or leave it out")
+        refuse(
+            f"--largest-gap {args.largest_gap} is kept by frames chosen by motion or evenly; give --frames motion or uniform, or leave it out"
+        )
     if len(ways) > 1 and not args.ask:
-        refuse(f"--frames {args.frames} names {len(ways)} ways, and features are made of one; compare ways with --ask, or give one")
+        refuse(
+            f"--frames {args.frames} names {len(ways)} ways, and features are made of one; compare ways with --ask, or give one"
+        )
     lengths = {len(item["frames"]) if "frames" in item else 1: item["id"] for item in items} if ways else {}
     if ways and (args.count < 1 or min(lengths) < max(args.count, 2)):
-        refuse(f"--count {args.count}: {lengths[min(lengths)]} of {args.data} has {min(lengths)} frame{'s' * (min(lengths) > 1)}; give 1 or more, and no more than the shortest clip has")
+        refuse(
+            f"--count {args.count}: {lengths[min(lengths)]} of {args.data} has {min(lengths)} frame{'s' * (min(lengths) > 1)}; give 1 or more, and no more than the shortest clip has"
+        )
     if ways and args.largest_gap and max(lengths) - 1 > args.largest_gap * (args.count - 1):
-        refuse(f"--largest-gap {args.largest_gap}: {lengths[max(lengths)]} of {args.data} has {max(lengths)} frames, too many for --count {args.count}; raise one of the two")
+        refuse(
+            f"--largest-gap {args.largest_gap}: {lengths[max(lengths)]} of {args.data} has {max(lengths)} frames, too many for --count {args.count}; raise one of the two"
+        )
     return ways
 
 
@@ -1035,8 +1405,19 @@ def picked(items, how, args, count=None):
     if not how:
         return items
     gap = args.largest_gap if how in ("motion", "uniform") else None
-    return [item | {"shown": choose_frames(item["frames"], count or args.count, how, (args.seed, zlib.crc32(item["id"].encode())), largest_gap=gap)}
-            for item in tqdm(items, desc=f"frames by {how}", unit="clip", leave=False, delay=5)]
+    return [
+        item
+        | {
+            "shown": choose_frames(
+                item["frames"],
+                count or args.count,
+                how,
+                (args.seed, zlib.crc32(item["id"].encode())),
+                largest_gap=gap,
+            )
+        }
+        for item in tqdm(items, desc=f"frames by {how}", unit="clip", leave=False, delay=5)
+    ]
 
 
 def same_items(items, data):
@@ -1052,28 +1433,52 @@ def described(entry):
     GB of GPU memory, with weights of 2 bytes: whole = 2 (all - head); streamed = 2 (outside the stacks + 2 largest layers) + a margin for the activations of one image,
     1 GB + 32 bytes x tokens x width of the larger stack (16 rows of that width, of 2 bytes: q, k, v, the gated MLP, residuals).
     """
-    row = {"repository": entry["path"], "revision": "local" if entry["path"].startswith(TINY) else entry.get("revision") or "newest", "params_B": "-", "licence": entry.get("licence", "-"),
-           "points": "-", "px": entry.get("size", "-"), "tokens": "-", "kB": "-", "GB_whole": "-", "GB_streamed": "-"}
+    row = {
+        "repository": entry["path"],
+        "revision": "local" if entry["path"].startswith(TINY) else entry.get("revision") or "newest",
+        "params_B": "-",
+        "licence": entry.get("licence", "-"),
+        "points": "-",
+        "px": entry.get("size", "-"),
+        "tokens": "-",
+        "kB": "-",
+        "GB_whole": "-",
+        "GB_streamed": "-",
+    }
     if "params" in entry:
-        row |= {"params_B": f"{entry['params']:.3g}", "GB_whole": f"{2 * (entry['params'] - entry['head']):.3g}"}
+        row |= {
+            "params_B": f"{entry['params']:.3g}",
+            "GB_whole": f"{2 * (entry['params'] - entry['head']):.3g}",
+        }
     if not entry.get("vision"):
         return row
     layers, patch, width = entry["vision"]
     stages = layers if isinstance(layers, tuple) else (layers,)
     sides = [entry["size"] // (patch << stage) for stage in range(len(stages))]
-    stacks = [[(side ** 2, width << stage) for stage, side in enumerate(sides)]]
+    stacks = [[(side**2, width << stage) for stage, side in enumerate(sides)]]
     points = ["patch_embed", f"vision.0-{sum(stages) - 1}"] if layers else ["latents", "latents-raw"]
     points += [BESIDES[entry["type"]]] if entry["type"] in BESIDES else []
     if entry["language"]:
         layers, merge, width = entry["language"]
         stacks.append([(math.prod(merge) if isinstance(merge, tuple) else (sides[-1] // merge) ** 2, width)])
         points += ["merger", f"language.0-{layers - 1}"]
-    streamed = 2 * (entry["outside"] + 2 * entry["layer"]) + 1 + 32e-9 * max(n * width for stack in stacks for n, width in stack)
+    streamed = (
+        2 * (entry["outside"] + 2 * entry["layer"])
+        + 1
+        + 32e-9 * max(n * width for stack in stacks for n, width in stack)
+    )
 
     def both(shown):
-        return "/".join("-".join(dict.fromkeys(f"{shown(*stack[k]):.0f}" for k in (0, -1))) for stack in stacks)
+        return "/".join(
+            "-".join(dict.fromkeys(f"{shown(*stack[k]):.0f}" for k in (0, -1))) for stack in stacks
+        )
 
-    return row | {"points": " ".join(points), "tokens": both(lambda n, width: n), "kB": both(lambda n, width: 2 * n * width / 1000), "GB_streamed": f"{streamed:.1f}" if entry["layer"] else "-"}
+    return row | {
+        "points": " ".join(points),
+        "tokens": both(lambda n, width: n),
+        "kB": both(lambda n, width: 2 * n * width / 1000),
+        "GB_streamed": f"{streamed:.1f}" if entry["layer"] else "-",
+    }
 
 
 def aligned(rows):
@@ -1087,18 +1492,24 @@ def agree(out, plan):
     """Refuse to go on in a folder that was begun with other settings."""
     if (out / "plan.yaml").exists() and (before := load_yaml(out / "plan.yaml")) != plan:
         what = next(k for k in before | plan if before.get(k) != plan.get(k))
-        refuse(f"{out} holds features made with {what} {before.get(what)!r}, not {plan.get(what)!r}; delete the folder or give another --out")
+        refuse(
+            f"{out} holds features made with {what} {before.get(what)!r}, not {plan.get(what)!r}; delete the folder or give another --out"
+        )
 
 
 def whole_tokens(size, multiple, model):
     """Refuse a side that cuts a token."""
     if size % multiple:
-        refuse(f"--size {size} is not a multiple of {multiple}, the width of one token of {model}; give {max(size // multiple, 1) * multiple}")
+        refuse(
+            f"--size {size} is not a multiple of {multiple}, the width of one token of {model}; give {max(size // multiple, 1) * multiple}"
+        )
 
 
 def chosen(args, points):
     """{point: module path} of the points that --points asks for, in the order of execution."""
-    names = {"all": list(points), "quarters": quarters(points), "last": list(points)[-1:]}.get(args.points) or args.points.split(",")
+    names = {"all": list(points), "quarters": quarters(points), "last": list(points)[-1:]}.get(
+        args.points
+    ) or args.points.split(",")
     if unknown := [n for n in names if n not in points]:
         refuse(f"{args.model} has no point {unknown[0]!r}; its points are {', '.join(points)}")
     return {n: points[n][0] for n in points if n in names}
@@ -1106,7 +1517,10 @@ def chosen(args, points):
 
 def compute(args, entry, plan, items, out, todo, device, dtype):
     """Compute and write the shards `todo`; ({point: module path}, bytes of weights that were read)."""
-    most, seed = memory_size(args.max_memory) if args.max_memory else None, args.seed if args.random_init else None
+    most, seed = (
+        memory_size(args.max_memory) if args.max_memory else None,
+        args.seed if args.random_init else None,
+    )
     network, streamed = None, False
     if entry["kind"] == "vae":
         if args.stream:
@@ -1120,11 +1534,19 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
     if entry["kind"] != "vae":
         network = Network(model, weights, device, points, list(modules)[-1])
         weights.ready(network.weights_of(network.wanted))
-        whole, least, limit = network.bytes(network.wanted), network.bytes(network.largest(2)), memory_left(device, most)
+        whole, least, limit = (
+            network.bytes(network.wanted),
+            network.bytes(network.largest(2)),
+            memory_left(device, most),
+        )
         streamed = args.stream or 1.2 * whole > limit  # a fifth for activations
-        print(f"weights {whole / 1e9:.2f} GB, memory {limit / 1e9:.1f} GB: {'layer by layer' if streamed else 'at once'}")
+        print(
+            f"weights {whole / 1e9:.2f} GB, memory {limit / 1e9:.1f} GB: {'layer by layer' if streamed else 'at once'}"
+        )
         if streamed and least > limit:
-            refuse(f"{args.model} needs {least / 1e9:.2f} GB even layer by layer, and there are {limit / 1e9:.2f}; free some, or raise --max-memory")
+            refuse(
+                f"{args.model} needs {least / 1e9:.2f} GB even layer by layer, and there are {limit / 1e9:.2f}; free some, or raise --max-memory"
+            )
         if args.random_init and streamed:  # the library's own initialisation needs the whole network at once
             plan["random_seed"] = f"{seed}, by name"
             agree(out, plan)
@@ -1134,12 +1556,22 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
         else:
             network.fill([] if streamed else network.wanted)
 
-    if args.questions and (streamed or network is None or model.config.model_type not in ASKABLE or not processor):
-        refuse(f"--questions needs {'the whole model at once: leave --stream out' if streamed else f'a causal language model with a tokenizer, which {args.model} has not: leave it out'}")
+    if args.questions and (
+        streamed or network is None or model.config.model_type not in ASKABLE or not processor
+    ):
+        refuse(
+            f"--questions needs {'the whole model at once: leave --stream out' if streamed else f'a causal language model with a tokenizer, which {args.model} has not: leave it out'}"
+        )
     questions = plan.get("questions", [])
-    asked = {f"asked.{name.partition('.')[2]}": name for name in modules if questions and name.startswith("language.")}
+    asked = {
+        f"asked.{name.partition('.')[2]}": name
+        for name in modules
+        if questions and name.startswith("language.")
+    }
     if questions and not asked:
-        refuse(f"--questions is about language layers, and --points {args.points} names none; give some of {', '.join(p for p in points if p.startswith('language.'))}")
+        refuse(
+            f"--questions is about language layers, and --points {args.points} names none; give some of {', '.join(p for p in points if p.startswith('language.'))}"
+        )
 
     def inputs_of(frames):
         batch = make_inputs(frames)  # refuses frames that the model cannot take, before anything is written
@@ -1154,24 +1586,53 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
         return points[point][1](x, batch)
 
     def questions_about(batch, given):
-        found = ask(model, run, given, [words_behind(model, processor, batch, question) for question in questions], set(asked.values()), dtype)
+        found = ask(
+            model,
+            run,
+            given,
+            [words_behind(model, processor, batch, question) for question in questions],
+            set(asked.values()),
+            dtype,
+        )
         # [n, t, 1, questions, D]
-        return {new: found[old].unflatten(0, (-1, batch.get("frames", 1)))[:, :, None] for new, old in asked.items()}
+        return {
+            new: found[old].unflatten(0, (-1, batch.get("frames", 1)))[:, :, None]
+            for new, old in asked.items()
+        }
 
     def finish(shard, seconds):
-        shard.mark(grid=without_grid(points) | set(asked), causal={p for p in points if sees_later_frames(model, p)})
+        shard.mark(
+            grid=without_grid(points) | set(asked), causal={p for p in points if sees_later_frames(model, p)}
+        )
         shard.add_pixels(first_frame)
         shard.finish([*modules, *asked], seconds)
 
     with Writer() as write, watching(model, modules) if network else latents_of(model) as run:
-        shards = (Shard(out, s, picked(items[s * SHARD:(s + 1) * SHARD], args.frames, args), args.size, args.batch, [*modules, *asked], write) for s in todo)
+        shards = (
+            Shard(
+                out,
+                s,
+                picked(items[s * SHARD : (s + 1) * SHARD], args.frames, args),
+                args.size,
+                args.batch,
+                [*modules, *asked],
+                write,
+            )
+            for s in todo
+        )
         if streamed:
             # half for what comes to be held on the way
             layer_by_layer(network, run, inputs_of, restore, list(shards), dtype, finish, (limit - least) / 2)
         else:
-            shards = tqdm(shards, desc=f"{entry['name']} {Path(args.data).name}", unit="shard", total=len(todo))
-            one_by_one(run, inputs_of, restore, shards, device, dtype, finish, questions_about if questions else None)
-    return modules | {new: modules[old] for new, old in asked.items()}, network.weights.bytes if network else None
+            shards = tqdm(
+                shards, desc=f"{entry['name']} {Path(args.data).name}", unit="shard", total=len(todo)
+            )
+            one_by_one(
+                run, inputs_of, restore, shards, device, dtype, finish, questions_about if questions else None
+            )
+    return modules | {
+        new: modules[old] for new, old in asked.items()
+    }, network.weights.bytes if network else None
 
 
 def done(out, shard):
@@ -1194,22 +1655,56 @@ def conclude(args, started, out, data, modules, facts, **run):
     """Write pooled.pt and, last, index.yaml, if every shard is there; the result."""
     shards = -(-len(data["ids"]) // SHARD)
     if missing := [s for s in range(shards) if not done(out, s)]:
-        print(f"shards_missing {len(missing)} of {shards}: run the other --shard parts, then any of them again")
+        print(
+            f"shards_missing {len(missing)} of {shards}: run the other --shard parts, then any of them again"
+        )
         return {"shards_missing": len(missing)}
     parts = [load_pt(out / "pooled" / f"{s:05d}.pt", POOLED) for s in range(shards)]
     names = list(parts[0]["pooled"])
-    pooled = {p: {k: torch.cat([part["pooled"][p][k] for part in parts]) for k in ("mean", "max")} for p in names}
+    pooled = {
+        p: {k: torch.cat([part["pooled"][p][k] for part in parts]) for k in ("mean", "max")} for p in names
+    }
     save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": facts["model"]}, pooled=pooled)
-    table = {p: {"module": modules.get(p, "the frames themselves"), "shape": parts[0]["pooled"][p]["shape"], "dtype": "float16",
-                 "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")), "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts)}
-             | {k: False for k in ("grid", "causal") if not parts[0]["pooled"][p].get(k, True)} for p in names}
+    table = {
+        p: {
+            "module": modules.get(p, "the frames themselves"),
+            "shape": parts[0]["pooled"][p]["shape"],
+            "dtype": "float16",
+            "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")),
+            "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts),
+        }
+        | {k: False for k in ("grid", "causal") if not parts[0]["pooled"][p].get(k, True)}
+        for p in names
+    }
     # none where layers were streamed: a pass has no seconds of its own
     seconds = sorted(s for part in parts for s in part["meta"]["seconds"])
-    result = {"stage": "extract", "schema": FEATURES, **facts, "data": data["data"], "items": len(data["ids"]), "size": args.size,
-              "seconds_per_item": seconds[len(seconds) // 2] if seconds else None, "bytes": sum(t["bytes"] for t in table.values()),
-              "nonfinite": sum(t["nonfinite"] for t in table.values()), "data_path": str(args.data), "shards": shards, "points": table,
-              **({"frames": args.frames, "count": args.count, "shown": [shown for part in parts for shown in part["meta"]["shown"]]} if args.frames else {}), "ids": data["ids"],
-              "run": run_info(args, started, micro_batch=args.batch, streamed=not seconds, script="extract.py", **run)}
+    result = {
+        "stage": "extract",
+        "schema": FEATURES,
+        **facts,
+        "data": data["data"],
+        "items": len(data["ids"]),
+        "size": args.size,
+        "seconds_per_item": seconds[len(seconds) // 2] if seconds else None,
+        "bytes": sum(t["bytes"] for t in table.values()),
+        "nonfinite": sum(t["nonfinite"] for t in table.values()),
+        "data_path": str(args.data),
+        "shards": shards,
+        "points": table,
+        **(
+            {
+                "frames": args.frames,
+                "count": args.count,
+                "shown": [shown for part in parts for shown in part["meta"]["shown"]],
+            }
+            if args.frames
+            else {}
+        ),
+        "ids": data["ids"],
+        "run": run_info(
+            args, started, micro_batch=args.batch, streamed=not seconds, script="extract.py", **run
+        ),
+    }
     save_yaml(out / "index.yaml", result)
     say(result)
     return result
@@ -1219,11 +1714,17 @@ def one_model(args, started):
     """Features of one model; the result, or {} on a rank that does not write it."""
     entry = find_model(args.model) | {"revision": args.revision}
     if entry["kind"] == "language":
-        refuse(f"--model {args.model} is a language model, which sees nothing; give a model of `python extract.py --list` that has points")
+        refuse(
+            f"--model {args.model} is a language model, which sees nothing; give a model of `python extract.py --list` that has points"
+        )
     if entry["kind"] == "tracker":
-        refuse(f"--model {args.model} is a tracker, which explain.py --mode tracks asks about objects; give a model of `python extract.py --list` that has points")
+        refuse(
+            f"--model {args.model} is a tracker, which explain.py --mode tracks asks about objects; give a model of `python extract.py --list` that has points"
+        )
     if args.revision and Path(entry["path"]).is_dir():
-        refuse(f"--revision {args.revision} goes with a repository on the hub, and {entry['path']} is a folder; leave it out")
+        refuse(
+            f"--revision {args.revision} goes with a repository on the hub, and {entry['path']} is a folder; leave it out"
+        )
     args.points = own_names(args.points, entry)
     items, data = load_items(args.data)
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")
@@ -1235,10 +1736,18 @@ def one_model(args, started):
         refuse(f"--tiles goes with {' and '.join(TILED)}, in the place of --size; give {args.model} a --size")
     args.size = args.size or entry["clip" if clip else "size"] * (2 if args.tiles == "all" else 1)
     device, dtype, why = choose_device()
-    plan = {"model": entry["name"], "checkpoint": fingerprint(entry), "revision": args.revision,
-            "weights": "random" if args.random_init else entry["weights"], "size": args.size, "batch": args.batch,
-            "points": args.points, "random_seed": args.seed if args.random_init else None, "dtype": str(dtype),
-            "items": same_items(items, data)}
+    plan = {
+        "model": entry["name"],
+        "checkpoint": fingerprint(entry),
+        "revision": args.revision,
+        "weights": "random" if args.random_init else entry["weights"],
+        "size": args.size,
+        "batch": args.batch,
+        "points": args.points,
+        "random_seed": args.seed if args.random_init else None,
+        "dtype": str(dtype),
+        "items": same_items(items, data),
+    }
     if ways_of(args, items):
         plan["frames"] = [args.frames, args.count, args.largest_gap, args.seed]
     if args.questions:
@@ -1252,8 +1761,18 @@ def one_model(args, started):
         modules, read = compute(args, entry, plan, items, out, todo, device, dtype)
     if not meet(args):
         return {}
-    return conclude(args, started, out, data, modules, {"model": entry["name"], "kind": entry["kind"], "weights": plan["weights"]}, device=f"{device.type} ({why})",
-                    dtype=str(dtype), weights_read_gb=read and read / 1e9, model_revision=resolved_commit(entry))
+    return conclude(
+        args,
+        started,
+        out,
+        data,
+        modules,
+        {"model": entry["name"], "kind": entry["kind"], "weights": plan["weights"]},
+        device=f"{device.type} ({why})",
+        dtype=str(dtype),
+        weights_read_gb=read and read / 1e9,
+        model_revision=resolved_commit(entry),
+    )
 
 
 # ---------------------------------------------------------------- what the model itself says
@@ -1263,10 +1782,20 @@ def one_model(args, started):
 # picture (Bai et al. 2025); Qwen2-VL, Qwen3-VL and InternVL: thousandths of the side; LLaVA: fractions.
 # CogVLM2 was not released in a variant that
 # prints boxes: it is asked in the words of CogVLM 1.
-JSON_BOX, SENTENCE_BOX = "Locate the {}, output its bbox coordinates using JSON format.", "Please provide the bounding box coordinate of the region this sentence describes: {}"
-GROUNDING = {"qwen2_vl": ("Detect the bounding box of the {}.", "thousandths"), "qwen2_5_vl": (JSON_BOX, "pixels"), "qwen3_vl": (JSON_BOX, "thousandths"),
-             "internvl": (SENTENCE_BOX.format("<ref>the {}</ref>"), "thousandths"), "cogvlm2": ("Where is the {}? Answer in [[x0,y0,x1,y1]] format.", "thousandths"),
-             **dict.fromkeys(("llava", "llava_next", "llava_onevision"), (SENTENCE_BOX.format("the {}."), "fractions"))}
+JSON_BOX, SENTENCE_BOX = (
+    "Locate the {}, output its bbox coordinates using JSON format.",
+    "Please provide the bounding box coordinate of the region this sentence describes: {}",
+)
+GROUNDING = {
+    "qwen2_vl": ("Detect the bounding box of the {}.", "thousandths"),
+    "qwen2_5_vl": (JSON_BOX, "pixels"),
+    "qwen3_vl": (JSON_BOX, "thousandths"),
+    "internvl": (SENTENCE_BOX.format("<ref>the {}</ref>"), "thousandths"),
+    "cogvlm2": ("Where is the {}? Answer in [[x0,y0,x1,y1]] format.", "thousandths"),
+    **dict.fromkeys(
+        ("llava", "llava_next", "llava_onevision"), (SENTENCE_BOX.format("the {}."), "fractions")
+    ),
+}
 CAPTIONED = "What is in the picture?"
 OPENLY = {"place": "Where is the {}?", "direction": "Which way does the {} move?"}
 LONGEST = 64  # tokens of an answer
@@ -1277,7 +1806,10 @@ def questions_to(item, locate):
     item has a caption, for one: a control, which has nothing to do with place."""
     kind, name = "direction" if "direction" in item else "place", asked_object(item)[1]
     openly = OPENLY[kind].format(name)
-    questions = {kind: openly, f"{kind}_listed": f"{openly} Answer with one of: {', '.join(word for row in WORDS[kind] for word in row)}."}
+    questions = {
+        kind: openly,
+        f"{kind}_listed": f"{openly} Answer with one of: {', '.join(word for row in WORDS[kind] for word in row)}.",
+    }
     if kind == "place":
         questions |= {"box": locate.format(name)} | ({"caption": CAPTIONED} if "text" in item else {})
     return questions
@@ -1287,8 +1819,17 @@ def asking(model, processor, batch, question):
     """Inputs for `generate`: a family's inputs with `question` in place of PROMPT."""
     given = up_to_the_picture(model, batch)
     words = torch.tensor(words_behind(model, processor, given, question)).expand(len(given["input_ids"]), -1)
-    behind = {"input_ids": words, "attention_mask": torch.ones_like(words), "token_type_ids": torch.zeros_like(words), "mm_token_type_ids": torch.zeros_like(words)}
-    return {k: torch.cat([v, behind[k]], 1) if k in ROWS else v for k, v in given.items() if k not in ("cache", "past_key_values", "use_cache", "behind")}
+    behind = {
+        "input_ids": words,
+        "attention_mask": torch.ones_like(words),
+        "token_type_ids": torch.zeros_like(words),
+        "mm_token_type_ids": torch.zeros_like(words),
+    }
+    return {
+        k: torch.cat([v, behind[k]], 1) if k in ROWS else v
+        for k, v in given.items()
+        if k not in ("cache", "past_key_values", "use_cache", "behind")
+    }
 
 
 def alike(members, pictures, batch):
@@ -1304,14 +1845,24 @@ def says(model, processor, inputs_of, pictures, questions, batch, device, dtype)
     answers, together = [None] * len(questions), {}
     for k, question in enumerate(questions):
         together.setdefault(question, []).append(k)
-    own = {} if model.config.model_type == "cogvlm2" else {"do_sample": False, "pad_token_id": model.generation_config.pad_token_id or 0}
+    own = (
+        {}
+        if model.config.model_type == "cogvlm2"
+        else {"do_sample": False, "pad_token_id": model.generation_config.pad_token_id or 0}
+    )
     for question, members in tqdm(together.items(), unit="question"):
         for numbers, frames in alike(members, pictures, batch):
             given = on(asking(model, processor, inputs_of(frames), question), device, dtype)
             with torch.inference_mode():
                 tokens = model.generate(**given, **own, max_new_tokens=LONGEST)
-            tokens = tokens if model.config.model_type == "cogvlm2" else tokens[:, given["input_ids"].shape[1]:]
-            for k, answer in zip(numbers, getattr(processor, "tokenizer", processor).batch_decode(tokens, skip_special_tokens=True), strict=True):
+            tokens = (
+                tokens if model.config.model_type == "cogvlm2" else tokens[:, given["input_ids"].shape[1] :]
+            )
+            for k, answer in zip(
+                numbers,
+                getattr(processor, "tokenizer", processor).batch_decode(tokens, skip_special_tokens=True),
+                strict=True,
+            ):
                 answers[k] = answer.strip()
     return answers
 
@@ -1329,38 +1880,86 @@ def ask_model(args, started):
     """--ask: the answers to the questions about the test items, in answers.pt and answers.yaml."""
     entry = find_model(args.model) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING:
-        refuse(f"--ask needs a causal language model with a tokenizer, of type {', '.join(GROUNDING)}; {args.model} is of type {entry.get('type')}")
+        refuse(
+            f"--ask needs a causal language model with a tokenizer, of type {', '.join(GROUNDING)}; {args.model} is of type {entry.get('type')}"
+        )
     if args.stream or args.questions or args.shard or args.tiles:
-        refuse("--ask reads the whole model at once and writes no features: leave --stream, --questions, --shard and --tiles out")
+        refuse(
+            "--ask reads the whole model at once and writes no features: leave --stream, --questions, --shard and --tiles out"
+        )
     items, data = load_items(args.data)
     if "boxes" not in items[0]:
-        refuse(f"{args.data} has no boxes, and so nothing of which the place could be asked; give a folder with boxes or clips of data.py")
+        refuse(
+            f"{args.data} has no boxes, and so nothing of which the place could be asked; give a folder with boxes or clips of data.py"
+        )
     clip = "direction" in items[0]
     if clip and not entry["type"].startswith("qwen"):
-        refuse(f"{args.model} takes a clip frame by frame and cannot be asked which way something moves; give a Qwen model, or pictures")
+        refuse(
+            f"{args.model} takes a clip frame by frame and cannot be asked which way something moves; give a Qwen model, or pictures"
+        )
     test = [i for i in items if split_of(i["source"]) == "test"]
     asked = [i for i in test if asked_object(i)]
     if not asked:
         refuse(f"{args.data} has no test item whose largest object has a name of its own; use more items")
-    out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/answers{'-random' if args.random_init else ''}.pt")
+    out = Path(
+        args.out
+        or f"results/{entry['name']}/{Path(args.data).name}/answers{'-random' if args.random_init else ''}.pt"
+    )
     check_writable(out)
-    size, (locate, scale) = args.size or (entry["clip"] if clip else entry.get("own_shape") or entry["size"]), GROUNDING[entry["type"]]
+    size, (locate, scale) = (
+        args.size or (entry["clip"] if clip else entry.get("own_shape") or entry["size"]),
+        GROUNDING[entry["type"]],
+    )
     rows = [(item, kind, question) for item in asked for kind, question in questions_to(item, locate).items()]
-    questions, kinds, ids = [q for *_, q in rows], [kind for _, kind, _ in rows], [item["id"] for item, *_ in rows]
+    questions, kinds, ids = (
+        [q for *_, q in rows],
+        [kind for _, kind, _ in rows],
+        [item["id"] for item, *_ in rows],
+    )
     device, dtype, why = choose_device()
-    meta = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "data": data["data"], "data_path": str(args.data), "size": size, "scale": scale,
-            "checkpoint": fingerprint(entry), "revision": args.revision, "seed": args.seed, "dtype": str(dtype)}
+    meta = {
+        "model": entry["name"],
+        "weights": "random" if args.random_init else entry["weights"],
+        "data": data["data"],
+        "data_path": str(args.data),
+        "size": size,
+        "scale": scale,
+        "checkpoint": fingerprint(entry),
+        "revision": args.revision,
+        "seed": args.seed,
+        "dtype": str(dtype),
+    }
     before = load_pt(out, ANSWERS) if out.is_file() else None
-    answers = before["answers"] if before and before["meta"] == meta and before["questions"] == questions and before["ids"] == ids else {}
+    answers = (
+        before["answers"]
+        if before and before["meta"] == meta and before["questions"] == questions and before["ids"] == ids
+        else {}
+    )
     if "own" not in answers:
         print(f"device {device.type} ({why})")
         model, processor, inputs_of = load_to_ask(args, entry, size, device, dtype)
         pictures = [functools.partial(frames_of, item, size) for item, *_ in rows]
         answers["own"] = says(model, processor, inputs_of, pictures, questions, args.batch, device, dtype)
         save_pt(out, ANSWERS, ids, meta, kinds=kinds, questions=questions, answers=answers)
-    result = {"stage": "ask", **{k: meta[k] for k in ("model", "weights", "data")}, "items": len(asked), "left_out": len(test) - len(asked), "questions": len(rows),
-              "answers": [{"id": i, "question": q, "own": answer} for i, q, answer in zip(ids, questions, answers["own"], strict=True)],
-              "run": run_info(args, started, script="extract.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(entry))}
+    result = {
+        "stage": "ask",
+        **{k: meta[k] for k in ("model", "weights", "data")},
+        "items": len(asked),
+        "left_out": len(test) - len(asked),
+        "questions": len(rows),
+        "answers": [
+            {"id": i, "question": q, "own": answer}
+            for i, q, answer in zip(ids, questions, answers["own"], strict=True)
+        ],
+        "run": run_info(
+            args,
+            started,
+            script="extract.py",
+            device=f"{device.type} ({why})",
+            dtype=str(dtype),
+            model_revision=resolved_commit(entry),
+        ),
+    }
     save_yaml(out.with_suffix(".yaml"), result)
     say(result)
     return result
@@ -1370,26 +1969,56 @@ def compare_frames(args, started):
     """--ask --frames: the share of test questions that are answered rightly from the frames that each way chooses, in frames.yaml; answers, seconds and numbers of frames in frames.pt."""
     entry = find_model(args.model) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING or not entry["type"].startswith("qwen"):
-        refuse(f"--ask --frames needs a model that takes clips, and {args.model} is of type {entry.get('type')}; give a Qwen model")
+        refuse(
+            f"--ask --frames needs a model that takes clips, and {args.model} is of type {entry.get('type')}; give a Qwen model"
+        )
     if args.stream or args.questions or args.shard or args.tiles:
-        refuse("--ask --frames reads the whole model at once and compares frames alone: leave --stream, --questions, --shard and --tiles out")
+        refuse(
+            "--ask --frames reads the whole model at once and compares frames alone: leave --stream, --questions, --shard and --tiles out"
+        )
     items, data = load_items(args.data)
     ways = ways_of(args, items)
-    rows = [(item, question, answer) for item in items if split_of(item["source"]) == "test"
-            for (question, answer), (kind, _) in zip(item.get("turns", ()), item.get("asked") or itertools.repeat(("direction", "")), strict=False)
-            # what is asked about numbers of frames has another answer where others are shown
-            if kind == "direction"]
+    rows = [
+        (item, question, answer)
+        for item in items
+        if split_of(item["source"]) == "test"
+        for (question, answer), (kind, _) in zip(
+            item.get("turns", ()), item.get("asked") or itertools.repeat(("direction", "")), strict=False
+        )
+        # what is asked about numbers of frames has another answer where others are shown
+        if kind == "direction"
+    ]
     if not rows:
-        refuse(f"{args.data} has no test clip with a question and its answer; give a folder with `turns`, say of data.py moving")
+        refuse(
+            f"{args.data} has no test clip with a question and its answer; give a folder with `turns`, say of data.py moving"
+        )
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/frames.pt")
     check_writable(out)
-    size, ids, sources = args.size or entry["clip"], [item["id"] for item, *_ in rows], [item["source"] for item, *_ in rows]
+    size, ids, sources = (
+        args.size or entry["clip"],
+        [item["id"] for item, *_ in rows],
+        [item["source"] for item, *_ in rows],
+    )
     device, dtype, why = choose_device()
-    meta = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"], "data": data["data"], "data_path": str(args.data), "size": size,
-            "checkpoint": fingerprint(entry), "revision": args.revision, "seed": args.seed, "dtype": str(dtype), "largest_gap": args.largest_gap,
-            "items": same_items(items, data)}
+    meta = {
+        "model": entry["name"],
+        "weights": "random" if args.random_init else entry["weights"],
+        "data": data["data"],
+        "data_path": str(args.data),
+        "size": size,
+        "checkpoint": fingerprint(entry),
+        "revision": args.revision,
+        "seed": args.seed,
+        "dtype": str(dtype),
+        "largest_gap": args.largest_gap,
+        "items": same_items(items, data),
+    }
     before = load_pt(out, ANSWERS) if out.is_file() else None
-    answers, facts = (before["answers"], before["facts"]) if before and before["meta"] == meta and before["ids"] == ids else ({}, {})
+    answers, facts = (
+        (before["answers"], before["facts"])
+        if before and before["meta"] == meta and before["ids"] == ids
+        else ({}, {})
+    )
     print(f"device {device.type} ({why})")
     model, processor, inputs_of = load_to_ask(args, entry, size, device, dtype)
 
@@ -1402,36 +2031,104 @@ def compare_frames(args, started):
             clips, began = {item["id"]: item for item, *_ in rows}, clock()
             shown = dict(zip(clips, picked(list(clips.values()), how, args, count), strict=True))
             chosen, began = clock() - began, clock()
-            answers[name] = says(model, processor, inputs_of, [functools.partial(frames_of, shown[i], size) for i in ids], [question for _, question, _ in rows], args.batch, device, dtype)
-            facts[name] = {"seconds_choosing": chosen, "seconds_answering": clock() - began, "shown": [item["shown"] for item in shown.values()]}
-            save_pt(out, ANSWERS, ids, meta, questions=[question for _, question, _ in rows], answers=answers, facts=facts)
+            answers[name] = says(
+                model,
+                processor,
+                inputs_of,
+                [functools.partial(frames_of, shown[i], size) for i in ids],
+                [question for _, question, _ in rows],
+                args.batch,
+                device,
+                dtype,
+            )
+            facts[name] = {
+                "seconds_choosing": chosen,
+                "seconds_answering": clock() - began,
+                "shown": [item["shown"] for item in shown.values()],
+            }
+            save_pt(
+                out,
+                ANSWERS,
+                ids,
+                meta,
+                questions=[question for _, question, _ in rows],
+                answers=answers,
+                facts=facts,
+            )
         return name
 
     # warm up before anything is timed
-    says(model, processor, inputs_of, [lambda: frames_of(picked([rows[0][0]], ways[0], args)[0], size)], [rows[0][1]], 1, device, dtype)
-    names, even, first = [run(how, args.count) for how in ways], run("uniform", args.count), f"{ways[0]}{args.count}"
+    says(
+        model,
+        processor,
+        inputs_of,
+        [lambda: frames_of(picked([rows[0][0]], ways[0], args)[0], size)],
+        [rows[0][1]],
+        1,
+        device,
+        dtype,
+    )
+    names, even, first = (
+        [run(how, args.count) for how in ways],
+        run("uniform", args.count),
+        f"{ways[0]}{args.count}",
+    )
     # as many frames take as long, whichever they are
     answering = min(facts[name]["seconds_answering"] for name in {*names, even})
-    most = min(int(args.count * (1 + facts[first]["seconds_choosing"] / answering)), *(len(item["frames"]) for item, *_ in rows))
-    paid = [run("uniform", args.count * 2 ** k) for k in range(1, (most // args.count).bit_length())]
+    most = min(
+        int(args.count * (1 + facts[first]["seconds_choosing"] / answering)),
+        *(len(item["frames"]) for item, *_ in rows),
+    )
+    paid = [run("uniform", args.count * 2**k) for k in range(1, (most // args.count).bit_length())]
     names = list(dict.fromkeys([*names, even, *paid]))
-    correct = {name: torch.tensor([float(right(said, answer)) for said, (*_, answer) in zip(answers[name], rows, strict=True)]) for name in names}
+    correct = {
+        name: torch.tensor(
+            [float(right(said, answer)) for said, (*_, answer) in zip(answers[name], rows, strict=True)]
+        )
+        for name in names
+    }
     table = {}
     for name in names:
         mean, low, high = bootstrap(correct[name], sources, seed=args.seed)
-        table[name] = {"right": mean, "low": low, "high": high} | {k: facts[name][k] for k in ("seconds_choosing", "seconds_answering")}
-    gains = {name: paired_test(correct[first], correct[name], sources, seed=args.seed) for name in names if name != first}
-    result = {"stage": "frames", **{k: meta[k] for k in ("model", "weights", "data", "data_path")}, "clips": len(set(ids)), "questions": len(rows), "sources": len(set(sources)), "count": args.count,
-              **{f"right_{name}": row["right"] for name, row in table.items()}, **{f"gain_over_{name}": row["gain"] for name, row in gains.items()},
-              **{f"gain_over_{name}_low": row["gain_low"] for name, row in gains.items()}, **{f"gain_over_{name}_high": row["gain_high"] for name, row in gains.items()},
-              "first": first, "equal_time": paid, "ways": table, "gains": gains,
-              "run": run_info(args, started, script="extract.py", device=f"{device.type} ({why})", dtype=str(dtype), model_revision=resolved_commit(entry))}
+        table[name] = {"right": mean, "low": low, "high": high} | {
+            k: facts[name][k] for k in ("seconds_choosing", "seconds_answering")
+        }
+    gains = {
+        name: paired_test(correct[first], correct[name], sources, seed=args.seed)
+        for name in names
+        if name != first
+    }
+    result = {
+        "stage": "frames",
+        **{k: meta[k] for k in ("model", "weights", "data", "data_path")},
+        "clips": len(set(ids)),
+        "questions": len(rows),
+        "sources": len(set(sources)),
+        "count": args.count,
+        **{f"right_{name}": row["right"] for name, row in table.items()},
+        **{f"gain_over_{name}": row["gain"] for name, row in gains.items()},
+        **{f"gain_over_{name}_low": row["gain_low"] for name, row in gains.items()},
+        **{f"gain_over_{name}_high": row["gain_high"] for name, row in gains.items()},
+        "first": first,
+        "equal_time": paid,
+        "ways": table,
+        "gains": gains,
+        "run": run_info(
+            args,
+            started,
+            script="extract.py",
+            device=f"{device.type} ({why})",
+            dtype=str(dtype),
+            model_revision=resolved_commit(entry),
+        ),
+    }
     save_yaml(out.with_suffix(".yaml"), result)
     say(result)
     return result
 
 
 # ---------------------------------------------------------------- two encoders side by side
+
 
 def fuse(a, b):
     """Features [n, t, h, w, D] of two encoders, concatenated on the coarser grid: [n, t, h, w, D']. Where one grid is a whole multiple of the other all tokens of a cell are kept, else they are
@@ -1442,6 +2139,7 @@ def fuse(a, b):
         if x.shape[2] % h == 0 and x.shape[3] % w == 0:
             x = x.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
         return torch.nn.functional.adaptive_avg_pool3d(x.movedim(-1, 1), (t, h, w)).movedim(1, -1)
+
     return torch.cat([match(a), match(b)], -1)
 
 
@@ -1449,7 +2147,11 @@ def side_by_side(args, started):
     """--model a+b: the features of both in folders of their own under --out and, for each point of b with a grid, `fused.<point>`: that point beside a's last one."""
     names = args.model.split("+")
     if len(names) != 2 or args.questions:
-        refuse(f"--model {args.model} with --questions: ask one model alone" if args.questions else f"--model {args.model} names {len(names)} models; give two, a+b")
+        refuse(
+            f"--model {args.model} with --questions: ask one model alone"
+            if args.questions
+            else f"--model {args.model} names {len(names)} models; give two, a+b"
+        )
     entries = [find_model(name) for name in names]
     if len({entry["name"] for entry in entries}) == 1:
         refuse(f"--model {args.model} names the same model twice; give two that differ")
@@ -1459,40 +2161,85 @@ def side_by_side(args, started):
     rank, ranks = share(args.shard)
     for entry, name, points in zip(entries, names, ("last", args.points), strict=True):
         print(f"-- {entry['name']}")
-        found = one_model(argparse.Namespace(**vars(args) | {"model": name, "points": points, "out": str(out / entry["name"])}), started)
+        found = one_model(
+            argparse.Namespace(
+                **vars(args) | {"model": name, "points": points, "out": str(out / entry["name"])}
+            ),
+            started,
+        )
         if "shards_missing" in found:
             return found
     meet(args)
     a, b = (load_yaml(out / entry["name"] / "index.yaml", "extract") for entry in entries)
     left, right = ([p for p in with_grid(index) if p != "pixels"] for index in (a, b))
     if not (left and right):
-        refuse(f"{(b if left else a)['model']} has no tokens with a place in the picture at these --points, and so none to stand beside the other's")
-    modules = {f"fused.{p}": f"{a['model']}: {a['points'][left[0]]['module']}, {b['model']}: {b['points'][p]['module']}" for p in right}
+        refuse(
+            f"{(b if left else a)['model']} has no tokens with a place in the picture at these --points, and so none to stand beside the other's"
+        )
+    modules = {
+        f"fused.{p}": f"{a['model']}: {a['points'][left[0]]['module']}, {b['model']}: {b['points'][p]['module']}"
+        for p in right
+    }
     with Writer() as write:
-        for s in tqdm([s for s in range(rank, a["shards"], ranks) if not done(out, s)], desc="fused", unit="shard"):
-            shard = Shard(out, s, picked(items[s * SHARD:(s + 1) * SHARD], args.frames, args), None, SHARD, ["pixels", *modules], write)
+        for s in tqdm(
+            [s for s in range(rank, a["shards"], ranks) if not done(out, s)], desc="fused", unit="shard"
+        ):
+            shard = Shard(
+                out,
+                s,
+                picked(items[s * SHARD : (s + 1) * SHARD], args.frames, args),
+                None,
+                SHARD,
+                ["pixels", *modules],
+                write,
+            )
 
             def read(index, point, file=shard.file):
                 return load_pt(out / index["model"] / point / file, FEATURES)["features"].float()
 
-            shard.add(0, "pixels", read(min(a, b, key=lambda index: math.prod(index["points"]["pixels"]["shape"][:3])), "pixels"))
+            shard.add(
+                0,
+                "pixels",
+                read(
+                    min(a, b, key=lambda index: math.prod(index["points"]["pixels"]["shape"][:3])), "pixels"
+                ),
+            )
             for p in right:
                 shard.add(0, f"fused.{p}", fuse(read(a, left[0]), read(b, p)))
-            shard.mark(causal={f"fused.{p}" for p in right if not (a["points"][left[0]].get("causal", True) and b["points"][p].get("causal", True))})
-            seconds = [load_pt(out / index["model"] / "pooled" / shard.file, POOLED)["meta"]["seconds"] for index in (a, b)]
+            shard.mark(
+                causal={
+                    f"fused.{p}"
+                    for p in right
+                    if not (a["points"][left[0]].get("causal", True) and b["points"][p].get("causal", True))
+                }
+            )
+            seconds = [
+                load_pt(out / index["model"] / "pooled" / shard.file, POOLED)["meta"]["seconds"]
+                for index in (a, b)
+            ]
             shard.finish(modules, [x + y for x, y in zip(*seconds, strict=True)])
     if not meet(args):
         return {}
     args.size = b["size"]
     kinds = ("random", "unstated", "small", "pretrained")
-    return conclude(args, started, out, data, modules, facts | {"weights": min(a["weights"], b["weights"], key=kinds.index)}, parts={i["model"]: i["run"] for i in (a, b)})
+    return conclude(
+        args,
+        started,
+        out,
+        data,
+        modules,
+        facts | {"weights": min(a["weights"], b["weights"], key=kinds.index)},
+        parts={i["model"]: i["run"] for i in (a, b)},
+    )
 
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.list:
         print(*aligned([{"name": name} | described(entry) for name, entry in MODELS.items()]), sep="\n")
-        print("tokens and kB (fp16) of one image at one point: in the tower (its first-last stage) / at the merger and in the language model; GB of GPU memory with weights of 2 bytes")
+        print(
+            "tokens and kB (fp16) of one image at one point: in the tower (its first-last stage) / at the merger and in the language model; GB of GPU memory with weights of 2 bytes"
+        )
         return MODELS
     if args.ask:
         return (compare_frames if args.frames else ask_model)(args, started)

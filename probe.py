@@ -26,6 +26,7 @@ constant, shuffled labels, another item's features, raw pixels and their princip
 weights (--random), and for clips the best probe trained on frozen ones (first_frame: what the starting position gives away). Position embeddings alone are
 the same for every item, so no probe of them beats the constant or, token by token, the position-only mask. `leak` names a control that scores what it cannot know.
 """
+
 import functools
 import math
 import time
@@ -93,11 +94,21 @@ SEEDS, STEPS, HIDDEN = 5, 240, 64  # of the MLP
 # of the reconstruction decoder: tokens a side are at most `grid`
 DECODER = {"seeds": 3, "steps": 240, "hidden": 128, "grid": 8}
 # y points down
-WAYS = {"down": (0, 1), "down left": (-1, 1), "down right": (1, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1), "up left": (-1, -1), "up right": (1, -1)}
+WAYS = {
+    "down": (0, 1),
+    "down left": (-1, 1),
+    "down right": (1, 1),
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "up left": (-1, -1),
+    "up right": (1, -1),
+}
 FLIPS = {"mirrored": (-1, 1), "reversed": (-1, -1)}  # what becomes of a velocity
 
 
 # ---------------------------------------------------------------- probes: features in, scores per item out
+
 
 def box_targets(largest, split, seed=0):
     """{true, shuffled0 ... shuffled4}: the boxes [n,4], and what they are when those of the training items are dealt anew."""
@@ -131,7 +142,9 @@ def turned(x):
     """x [..., r] under a random rotation. Principal components as they are would give an optimiser that scales every weight alike a few large inputs and many
     tiny ones; made equally large, they would drown in noise."""
     g = torch.Generator().manual_seed(0)
-    return x @ torch.linalg.qr(torch.randn(x.shape[-1], x.shape[-1], generator=g, dtype=torch.float64))[0].to(x.dtype)
+    return x @ torch.linalg.qr(torch.randn(x.shape[-1], x.shape[-1], generator=g, dtype=torch.float64))[0].to(
+        x.dtype
+    )
 
 
 def components(k, values, vectors, most=COMPONENTS):
@@ -167,7 +180,9 @@ def fit(weights, loss_of, split, steps, lr, batch, generator):
     best, kept = torch.tensor(math.inf), {k: w.detach().clone() for k, w in weights.items()}
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        loss_of(split["train"][torch.randperm(len(split["train"]), generator=generator)[:batch]]).sum().backward()
+        loss_of(
+            split["train"][torch.randperm(len(split["train"]), generator=generator)[:batch]]
+        ).sum().backward()
         optimizer.step()
         schedule.step()
         if (step + 1) % 20 == 0 or step + 1 == steps:
@@ -184,10 +199,16 @@ def train_mlp(x, largest, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, on
     """Boxes [L, seeds, n, 4] of an MLP of one hidden layer on the components of L layers x [L, n, r], all trained at once, with early stopping; and the
     parameters of one. only: one seed of them."""
     g, r = torch.Generator().manual_seed(seed), x.shape[-1]
-    start = {"in": torch.randn(seeds, r, HIDDEN, generator=g) * r**-0.5, "in_bias": torch.zeros(seeds, 1, HIDDEN),
-             "out": torch.randn(seeds, HIDDEN, 4, generator=g) * HIDDEN**-0.5, "out_bias": torch.zeros(seeds, 1, 4)}
+    start = {
+        "in": torch.randn(seeds, r, HIDDEN, generator=g) * r**-0.5,
+        "in_bias": torch.zeros(seeds, 1, HIDDEN),
+        "out": torch.randn(seeds, HIDDEN, 4, generator=g) * HIDDEN**-0.5,
+        "out_bias": torch.zeros(seeds, 1, 4),
+    }
     # [L, seeds, ...]: the same start for every layer
-    weights = {k: (w if only is None else w[only:only + 1]).repeat(len(x), 1, 1, 1) for k, w in start.items()}
+    weights = {
+        k: (w if only is None else w[only : only + 1]).repeat(len(x), 1, 1, 1) for k, w in start.items()
+    }
 
     def boxes(items):
         hidden = (torch.einsum("lnr,lgrh->lgnh", x[:, items], weights["in"]) + weights["in_bias"]).relu()
@@ -205,7 +226,9 @@ def probe_cells(x, maps, split):
     targets = {}
     for name, m in maps.items():
         s = -(-m.shape[-1] // h)
-        targets[name] = to_cells(F.interpolate(m, (h * s, w * s), mode="bilinear", align_corners=False, antialias=True), h, w)
+        targets[name] = to_cells(
+            F.interpolate(m, (h * s, w * s), mode="bilinear", align_corners=False, antialias=True), h, w
+        )
     found = token_ridge(x.flatten(1, 2), targets, split["train"], split["val"])
     return {name: from_cells(found[name], h, w, *m.shape[1:3]) for name, m in maps.items()}
 
@@ -236,20 +259,48 @@ def train_decoder(x, frames, split, seed=0, batch=16):
     """Pictures uint8 [J, seeds, n, PICTURE, PICTURE, 3] that decoders of one size make of J sets of tokens x [J, n, K, r] on square grids of one side: token by
     token, one hidden layer, squared error, early stopping; and the parameters of one."""
     jobs, n, tokens, r = x.shape
-    side, seeds, hidden, g = math.isqrt(tokens), DECODER["seeds"], DECODER["hidden"], torch.Generator().manual_seed(seed)
+    side, seeds, hidden, g = (
+        math.isqrt(tokens),
+        DECODER["seeds"],
+        DECODER["hidden"],
+        torch.Generator().manual_seed(seed),
+    )
     fine = side * -(-PICTURE // side)
     # [n, K, c]
-    cells = to_cells(F.interpolate(frames.permute(0, 3, 1, 2).float() / 255, (fine, fine), mode="bilinear", align_corners=False, antialias=True), side, side)
+    cells = to_cells(
+        F.interpolate(
+            frames.permute(0, 3, 1, 2).float() / 255,
+            (fine, fine),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        ),
+        side,
+        side,
+    )
     mean = cells[split["train"]].mean((0, 1))
     # close to the mean picture at the start
     sizes = {"in": (r, hidden, r**-0.5), "out": (hidden, cells.shape[-1], 0.05 * hidden**-0.5)}
-    weights = {name: (torch.randn(seeds, i, o, generator=g) * scale).repeat(jobs, 1, 1, 1) for name, (i, o, scale) in sizes.items()} | {"bias": torch.zeros(jobs, seeds, 1, hidden)}
+    weights = {
+        name: (torch.randn(seeds, i, o, generator=g) * scale).repeat(jobs, 1, 1, 1)
+        for name, (i, o, scale) in sizes.items()
+    } | {"bias": torch.zeros(jobs, seeds, 1, hidden)}
 
     def decode(items):
         rows = x[:, items].flatten(1, 2)[:, None]  # [J, 1, n * K, r]
-        return ((rows @ weights["in"] + weights["bias"]).relu() @ weights["out"]).unflatten(2, (-1, tokens)) + mean
+        return ((rows @ weights["in"] + weights["bias"]).relu() @ weights["out"]).unflatten(
+            2, (-1, tokens)
+        ) + mean
 
-    fit(weights, lambda items: (decode(items) - cells[items]).square().mean((2, 3, 4)), split, DECODER["steps"], 4e-3, batch, g)
+    fit(
+        weights,
+        lambda items: (decode(items) - cells[items]).square().mean((2, 3, 4)),
+        split,
+        DECODER["steps"],
+        4e-3,
+        batch,
+        g,
+    )
     out = from_cells(decode(torch.arange(n)).flatten(0, 2), side, side, 3, PICTURE)
     return to_pictures(out).unflatten(0, (jobs, seeds, n)), sum(w[0, 0].numel() for w in weights.values())
 
@@ -259,16 +310,32 @@ def probe_sets(jobs, grid, truth, classes, split, seed, sources):
     mAP@0.5, each [SEEDS], against `truth`; on test the `sources` are resampled; last: on test without early stopping."""
     x, labels, softplus = zip(*jobs.values(), strict=True)
     x = torch.stack(x)
-    predict = train_set_probe(x, grid, list(labels), classes, split["train"], split["val"], SEEDS, seed=seed, softplus=softplus)
-    runs = {"val": ap_runs(predict, x, truth, split["val"], 0), "test": ap_runs(predict, x, truth, split["test"], sources=sources),
-            "last": ap_runs(functools.partial(predict, last=True), x, truth, split["test"], 0)}
-    return {name: {which: {key: value[k * SEEDS:(k + 1) * SEEDS] for key, value in run.items()} for which, run in runs.items()} for k, name in enumerate(jobs)}
+    predict = train_set_probe(
+        x, grid, list(labels), classes, split["train"], split["val"], SEEDS, seed=seed, softplus=softplus
+    )
+    runs = {
+        "val": ap_runs(predict, x, truth, split["val"], 0),
+        "test": ap_runs(predict, x, truth, split["test"], sources=sources),
+        "last": ap_runs(functools.partial(predict, last=True), x, truth, split["test"], 0),
+    }
+    return {
+        name: {
+            which: {key: value[k * SEEDS : (k + 1) * SEEDS] for key, value in run.items()}
+            for which, run in runs.items()
+        }
+        for k, name in enumerate(jobs)
+    }
 
 
 def poolings(pooled):
     """Views of a clip [n, ...] from space-pooled features: mean over time, every time step in order, change from first to last."""
     x = pooled["mean"]
-    return {"mean": x.mean(1), "time": x.flatten(1), "change": torch.cat([x[:, -1] - x[:, 0], x.mean(1)], -1), "max": pooled["max"].flatten(1)}
+    return {
+        "mean": x.mean(1),
+        "time": x.flatten(1),
+        "change": torch.cat([x[:, -1] - x[:, 0], x.mean(1)], -1),
+        "max": pooled["max"].flatten(1),
+    }
 
 
 def read_motion(pooled, points, targets, train, also=()):
@@ -342,7 +409,11 @@ def strata(largest, train):
     """{"size small": [n] bool, ...}: by the share of the picture that the largest box covers, cut at the terciles of the training items."""
     area = (largest[:, 2:] - largest[:, :2]).prod(1)
     low, high = area[train].quantile(torch.tensor([1 / 3, 2 / 3]))
-    return {"size small": area <= low, "size medium": (area > low) & (area <= high), "size large": area > high}
+    return {
+        "size small": area <= low,
+        "size medium": (area > low) & (area <= high),
+        "size large": area > high,
+    }
 
 
 def by_stratum(groups, scores, floors, test, sources, seed):
@@ -352,30 +423,56 @@ def by_stratum(groups, scores, floors, test, sources, seed):
         pick = member[test]
         out[name] = row = {"n": int(pick.sum())}
         for task in scores if row["n"] >= 5 else ():
-            mean, low, high = bootstrap(scores[task][pick], [s for s, m in zip(sources, pick, strict=True) if m], seed=seed)
-            row |= {task: mean, f"{task}_low": low, f"{task}_high": high, f"{task}_floor": floors[task][pick].mean().item()}
+            mean, low, high = bootstrap(
+                scores[task][pick], [s for s, m in zip(sources, pick, strict=True) if m], seed=seed
+            )
+            row |= {
+                task: mean,
+                f"{task}_low": low,
+                f"{task}_high": high,
+                f"{task}_floor": floors[task][pick].mean().item(),
+            }
     return out
 
 
 # ---------------------------------------------------------------- scores per item in, the criterion's record out
 
+
 def best_point(found, val):
     """The point with the highest mean score on val; found {point: [n]}, in which `random:<point>` is the untrained network's."""
-    return max((p for p in found if p != "pixels" and not p.startswith("random:")), key=lambda p: found[p][val].mean())
+    return max(
+        (p for p in found if p != "pixels" and not p.startswith("random:")),
+        key=lambda p: found[p][val].mean(),
+    )
 
 
 def floors_of(found, layer, test, **more):
     """Floors on the test items: those of `more`, then raw pixels and the untrained network where they were probed."""
-    return more | {name: found[point][test] for name, point in (("pixels", "pixels"), ("random_init", f"random:{layer}")) if point in found}
+    return more | {
+        name: found[point][test]
+        for name, point in (("pixels", "pixels"), ("random_init", f"random:{layer}"))
+        if point in found
+    }
 
 
 def box_criterion(boxes, largest, split, sources, seed=0, **floors):
     """bbox_iou from {point: what probe_boxes returned}, at the point that is best on val; floors: further ones on the test items."""
     test, iou = split["test"], {p: found[0] for p, found in boxes.items()}
     layer, constant = best_point(iou, split["val"]), largest[split["train"]].median(0).values
-    floors |= {"constant": box_iou(constant, largest[test]), "shuffled": boxes[layer][1][:, test], "shuffled_images": box_iou(boxes[layer][2][test.roll(1)], largest[test])}
-    return criterion(iou[layer][test], floors_of(iou, layer, test, **floors), sources,
-                     blind="constant", layer=layer, seed=seed, options_searched=sum(p != "pixels" and not p.startswith("random:") for p in iou))
+    floors |= {
+        "constant": box_iou(constant, largest[test]),
+        "shuffled": boxes[layer][1][:, test],
+        "shuffled_images": box_iou(boxes[layer][2][test.roll(1)], largest[test]),
+    }
+    return criterion(
+        iou[layer][test],
+        floors_of(iou, layer, test, **floors),
+        sources,
+        blind="constant",
+        layer=layer,
+        seed=seed,
+        options_searched=sum(p != "pixels" and not p.startswith("random:") for p in iou),
+    )
 
 
 def class_constant(items, largest, train):
@@ -383,7 +480,9 @@ def class_constant(items, largest, train):
     biggest = [(i["boxes"][:, 2:] - i["boxes"][:, :2]).prod(1).argmax() for i in items]
     names = [i["labels"][k] for i, k in zip(items, biggest, strict=True)]
     of = {name: largest[[i for i in train.tolist() if names[i] == name]] for name in set(names)}
-    return torch.stack([of[name].median(0).values if len(of[name]) else largest[train].median(0).values for name in names])
+    return torch.stack(
+        [of[name].median(0).values if len(of[name]) else largest[train].median(0).values for name in names]
+    )
 
 
 def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
@@ -394,13 +493,30 @@ def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
     test, solid, layer = split["test"], masks >= 0.5, best_point(iou, split["val"])
     position = mask_scores(masks[split["train"]].mean(0).expand_as(masks), solid, split)
     h = side * max(-(-MASK // side), 1)
-    through = F.interpolate(F.interpolate(masks[:, None], (h, h), mode="bilinear"), (MASK, MASK), mode="bilinear")[:, 0]
-    return criterion(iou[layer][test], floors_of(iou, layer, test, position_only=position[test], all_foreground=mask_iou(torch.ones_like(solid), solid)[test], shuffled=shuffled[test]),
-                     sources, ceiling=mask_iou(through >= 0.5, solid)[test].mean().item(), layer=layer, seed=seed,
-                     options_searched=sum(p != "pixels" and not p.startswith("random:") for p in iou), **more)
+    through = F.interpolate(
+        F.interpolate(masks[:, None], (h, h), mode="bilinear"), (MASK, MASK), mode="bilinear"
+    )[:, 0]
+    return criterion(
+        iou[layer][test],
+        floors_of(
+            iou,
+            layer,
+            test,
+            position_only=position[test],
+            all_foreground=mask_iou(torch.ones_like(solid), solid)[test],
+            shuffled=shuffled[test],
+        ),
+        sources,
+        ceiling=mask_iou(through >= 0.5, solid)[test].mean().item(),
+        layer=layer,
+        seed=seed,
+        options_searched=sum(p != "pixels" and not p.startswith("random:") for p in iou),
+        **more,
+    )
 
 
 # ---------------------------------------------------------------- the two kinds of truth
+
 
 def ladder(kernels, boxes, names, largest, split, seed):
     """{layer: {ridge, mlp1: IoU on test}}, {probe: parameters} for the L layers `names`; kernels [L, n, n]; boxes {layer: what probe_boxes returned}."""
@@ -419,15 +535,29 @@ def reconstruction(jobs, frames, others, measures, split, sources, layer, seed):
     tokens = {name: token_components(x, split["train"], side=DECODER["grid"]) for name, x in jobs.items()}
     for grid in dict.fromkeys(grid for _, grid in tokens.values()):
         same = [name for name in tokens if tokens[name][1] == grid]
-        pictures, parameters = train_decoder(torch.stack([tokens[name][0] for name in same]), frames, split, seed)
+        pictures, parameters = train_decoder(
+            torch.stack([tokens[name][0] for name in same]), frames, split, seed
+        )
         found |= dict(zip(same, pictures[:, :, test], strict=True))
     found |= {name: p[None] for name, p in others.items()} | {"shuffled_images": found["own"].roll(1, 1)}
     out = {}
     for name, (measure, better, ceiling) in measures.items():
-        scores = {k: torch.stack([measure(run.contiguous(), frames[test]) for run in p]) for k, p in found.items()}
-        record = criterion(scores["own"], {k: scores[k] for k in ("mean_image", "shuffled_images")}, sources, scores["oracle"].mean().item() if "oracle" in scores else ceiling, better,
-                           layer=layer, seed=seed, options_searched=1, parameters=parameters, controls={k: scores[k].mean() for k in ("blur", "random_init") if k in scores},
-                           ceiling_is="the same decoder on the oracle's latents" if "oracle" in scores else "a perfect copy")
+        scores = {
+            k: torch.stack([measure(run.contiguous(), frames[test]) for run in p]) for k, p in found.items()
+        }
+        record = criterion(
+            scores["own"],
+            {k: scores[k] for k in ("mean_image", "shuffled_images")},
+            sources,
+            scores["oracle"].mean().item() if "oracle" in scores else ceiling,
+            better,
+            layer=layer,
+            seed=seed,
+            options_searched=1,
+            parameters=parameters,
+            controls={k: scores[k].mean() for k in ("blur", "random_init") if k in scores},
+            ceiling_is="the same decoder on the oracle's latents" if "oracle" in scores else "a perfect copy",
+        )
         out[f"decoder_{name}"] = record, scores["own"]
     return out
 
@@ -452,8 +582,13 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
             kernels[kind + point], tokens[kind + point] = gram(x, train), token_components(x, train)
             found = probe_cells(x, maps, split)
             soft, picture = found["mask"][:, 0], to_pictures(found["picture"])
-            cells[kind + point] = {"spatial_iou": mask_scores(soft, solid, split), "ssim": torch.zeros(len(items), dtype=torch.float64), "picture": picture, "soft": soft,
-                                   "edge": edge_scores(found["edge"][:, 0], outlines, split, ("val", "test"))}
+            cells[kind + point] = {
+                "spatial_iou": mask_scores(soft, solid, split),
+                "ssim": torch.zeros(len(items), dtype=torch.float64),
+                "picture": picture,
+                "soft": soft,
+                "edge": edge_scores(found["edge"][:, 0], outlines, split, ("val", "test")),
+            }
             cells[kind + point]["ssim"][judged] = ssim(picture[judged], frames[judged])
     kernels["pixel_pca"] = gram(components(*spectrum(gram(pictures, train)[None], train))[0], train)
     trained = [p for p in points if p != "pixels"]
@@ -461,10 +596,25 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     # All layers, labels and penalties of the box ridge in one solve.
     every = torch.stack(list(kernels.values()))
     found = solve_ridge(*spectrum(every, train), box_targets(largest, split, args.seed), train)
-    boxes = {p: box_scores({task: f[k] for task, (f, _) in found.items()}, largest) for k, p in enumerate(kernels)}
+    boxes = {
+        p: box_scores({task: f[k] for task, (f, _) in found.items()}, largest) for k, p in enumerate(kernels)
+    }
     pixel_pca = boxes.pop("pixel_pca")[0][test]
-    criteria = {"bbox_iou": box_criterion(boxes, largest, split, sources, args.seed, pixel_pca=pixel_pca, class_constant=box_iou(class_constant(items, largest, train), largest)[test])}
-    decoded = {"boxes": boxes[criteria["bbox_iou"]["layer"]][2][test].clone(), "true_boxes": largest[test].clone()}
+    criteria = {
+        "bbox_iou": box_criterion(
+            boxes,
+            largest,
+            split,
+            sources,
+            args.seed,
+            pixel_pca=pixel_pca,
+            class_constant=box_iou(class_constant(items, largest, train), largest)[test],
+        )
+    }
+    decoded = {
+        "boxes": boxes[criteria["bbox_iou"]["layer"]][2][test].clone(),
+        "true_boxes": largest[test].clone(),
+    }
 
     g = torch.Generator().manual_seed(args.seed)
     spatial = {p: c["spatial_iou"] for p, c in cells.items()}
@@ -472,36 +622,84 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     wrong = torch.arange(len(items))
     wrong[train] = train[torch.randperm(len(train), generator=g)]
     shuffled = probe_cells(x, {name: m[wrong] for name, m in maps.items()}, split)
-    criteria["spatial_iou"] = mask_criterion(spatial, mask_scores(shuffled["mask"][:, 0], solid, split), masks, x.shape[1], split, sources, args.seed, truth="masks" if "mask" in items[0] else "boxes")
+    criteria["spatial_iou"] = mask_criterion(
+        spatial,
+        mask_scores(shuffled["mask"][:, 0], solid, split),
+        masks,
+        x.shape[1],
+        split,
+        sources,
+        args.seed,
+        truth="masks" if "mask" in items[0] else "boxes",
+    )
     decoded["masks"] = cells[layer]["soft"][test].clone()
 
     # Shuffled labels may score here: where a token is far from the mean, so is what any map makes of it, and
     # the threshold is chosen on true edges.
     outlined = {p: c["edge"] for p, c in cells.items()}
     layer = best_point(outlined, val)
-    beside = {"position_only": outlines[train].float().mean(0).expand(len(items), -1, -1), "shuffled": shuffled["edge"][:, 0], "ceiling": outlines.float()}
+    beside = {
+        "position_only": outlines[train].float().mean(0).expand(len(items), -1, -1),
+        "shuffled": shuffled["edge"][:, 0],
+        "ceiling": outlines.float(),
+    }
     beside = {name: edge_scores(soft, outlines, split, ["test"])[test] for name, soft in beside.items()}
     ceiling = beside.pop("ceiling").mean().item()  # the truth itself, thinned
-    criteria["edge_probe_f1"] = criterion(outlined[layer][test], floors_of(outlined, layer, test, **beside), sources, ceiling, layer=layer, seed=args.seed, options_searched=len(trained))
+    criteria["edge_probe_f1"] = criterion(
+        outlined[layer][test],
+        floors_of(outlined, layer, test, **beside),
+        sources,
+        ceiling,
+        layer=layer,
+        seed=args.seed,
+        options_searched=len(trained),
+    )
 
     layer = best_point({p: c["ssim"] for p, c in cells.items()}, val)
     side = read(layer).shape[2]
-    blur = F.interpolate(F.adaptive_avg_pool2d(pictures[test], side), (PICTURE, PICTURE), mode="bilinear", antialias=True)
+    blur = F.interpolate(
+        F.adaptive_avg_pool2d(pictures[test], side), (PICTURE, PICTURE), mode="bilinear", antialias=True
+    )
     mean_picture = pictures[train].mean(0).expand(len(test), -1, -1, -1)
     rows = {"own": cells[layer]["picture"][test], "shuffled": to_pictures(shuffled["picture"][test])}
     # blur: one colour a token
     rows |= {name: to_pictures(p) for name, p in (("mean_image", mean_picture), ("blur", blur))}
     # raw pixels would be a copy, hence no floor here
     rows |= {"random_init": cells[f"random:{layer}"]["picture"][test]} if read_random else {}
-    for key, measure, better, ceiling in (("recon_" + lpips_name, lpips, "lower", 0.0), ("recon_ssim", ssim, "higher", 1.0), ("recon_edge_f1", edge_f1, "higher", 1.0)):
+    for key, measure, better, ceiling in (
+        ("recon_" + lpips_name, lpips, "lower", 0.0),
+        ("recon_ssim", ssim, "higher", 1.0),
+        ("recon_edge_f1", edge_f1, "higher", 1.0),
+    ):
         scores = {name: measure(picture.contiguous(), frames[test]) for name, picture in rows.items()}
-        criteria[key] = criterion(scores.pop("own"), scores, sources, ceiling, better, layer=layer, seed=args.seed, options_searched=len(trained))
+        criteria[key] = criterion(
+            scores.pop("own"),
+            scores,
+            sources,
+            ceiling,
+            better,
+            layer=layer,
+            seed=args.seed,
+            options_searched=len(trained),
+        )
     decoded["pictures"] = cells[layer]["picture"][test].clone()
     layer = criteria["bbox_iou"]["layer"]
     if len(set(read(layer).shape[2:4])) == 1:  # square grids
-        jobs = {"own": read(layer)[:, 0]} | ({"random_init": read_random(layer)[:, 0]} if read_random else {}) | ({"oracle": read_oracle("latents")[:, 0]} if read_oracle else {})
-        made = reconstruction(jobs, frames, {name: rows[name] for name in ("mean_image", "blur")}, {lpips_name: (lpips, "lower", 0.0), "ssim": (ssim, "higher", 1.0)},
-                              split, sources, layer, args.seed)
+        jobs = (
+            {"own": read(layer)[:, 0]}
+            | ({"random_init": read_random(layer)[:, 0]} if read_random else {})
+            | ({"oracle": read_oracle("latents")[:, 0]} if read_oracle else {})
+        )
+        made = reconstruction(
+            jobs,
+            frames,
+            {name: rows[name] for name in ("mean_image", "blur")},
+            {lpips_name: (lpips, "lower", 0.0), "ssim": (ssim, "higher", 1.0)},
+            split,
+            sources,
+            layer,
+            args.seed,
+        )
         criteria |= {name: record for name, (record, _) in made.items()}
         decoded["scores"] = {f"decoder_{lpips_name}": made[f"decoder_{lpips_name}"][1]}
 
@@ -509,40 +707,105 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     # floor; the better layer's floors count.
     ranked = sorted(trained, key=lambda p: -boxes[p][0][val].mean())[:2]
     x, grid = tokens[ranked[0]]
-    jobs = {(p, "sigmoid"): (p, truth, False) for p in ranked} | {(ranked[0], "softplus"): (ranked[0], truth, True)}
-    jobs |= {"shuffled": (ranked[0], [truth[i] for i in wrong], False)} | ({"pixels": ("pixels", truth, False)} if "pixels" in tokens else {})
+    jobs = {(p, "sigmoid"): (p, truth, False) for p in ranked} | {
+        (ranked[0], "softplus"): (ranked[0], truth, True)
+    }
+    jobs |= {"shuffled": (ranked[0], [truth[i] for i in wrong], False)} | (
+        {"pixels": ("pixels", truth, False)} if "pixels" in tokens else {}
+    )
     jobs |= {"random_init": (f"random:{ranked[0]}", truth, False)} if read_random else {}
-    jobs = {name: (tokens[p], *job) for name, (p, *job) in jobs.items()} | {"position_only": ((x[train].mean(0).expand_as(x), grid), truth, False)}
+    jobs = {name: (tokens[p], *job) for name, (p, *job) in jobs.items()} | {
+        "position_only": ((x[train].mean(0).expand_as(x), grid), truth, False)
+    }
     runs = {}
     for grid in progress(dict.fromkeys(t[1] for t, *_ in jobs.values()), desc="set prediction"):
-        runs |= probe_sets({name: (t[0], *job) for name, (t, *job) in jobs.items() if t[1] == grid}, grid, truth, len(names), split, args.seed, sources)
-    best = max((name for name in runs if isinstance(name, tuple)), key=lambda name: runs[name]["val"]["ap"].mean())
+        runs |= probe_sets(
+            {name: (t[0], *job) for name, (t, *job) in jobs.items() if t[1] == grid},
+            grid,
+            truth,
+            len(names),
+            split,
+            args.seed,
+            sources,
+        )
+    best = max(
+        (name for name in runs if isinstance(name, tuple)), key=lambda name: runs[name]["val"]["ap"].mean()
+    )
     floors = ("shuffled", "pixels", "random_init", "position_only")
-    criteria["map50"] = ap_criterion(runs[best]["test"], {k: runs[k]["test"] for k in floors if k in runs}, sources, blind="position_only", layer=best[0], size_code=best[1],
-                                     options_searched=1 + len(ranked), classes=len(names), sigmoid_sizes=runs[ranked[0], "sigmoid"]["test"]["ap"].mean(),
-                                     softplus_sizes=runs[ranked[0], "softplus"]["test"]["ap"].mean(), without_early_stopping=runs[best]["last"]["ap"].mean())
+    criteria["map50"] = ap_criterion(
+        runs[best]["test"],
+        {k: runs[k]["test"] for k in floors if k in runs},
+        sources,
+        blind="position_only",
+        layer=best[0],
+        size_code=best[1],
+        options_searched=1 + len(ranked),
+        classes=len(names),
+        sigmoid_sizes=runs[ranked[0], "sigmoid"]["test"]["ap"].mean(),
+        softplus_sizes=runs[ranked[0], "softplus"]["test"]["ap"].mean(),
+        without_early_stopping=runs[best]["last"]["ap"].mean(),
+    )
 
-    layers = {p: {"bbox_iou": boxes[p][0][test].mean(), "bbox_iou_val": boxes[p][0][val].mean(), "spatial_iou": cells[p]["spatial_iou"][test].mean(),
-                  "edge_probe_f1": cells[p]["edge"][test].mean(), "recon_ssim": cells[p]["ssim"][test].mean()} | ({"bbox_iou_random": boxes[f"random:{p}"][0][test].mean(),
-                  "spatial_iou_random": cells[f"random:{p}"]["spatial_iou"][test].mean()} if read_random else {}) for p in points}
-    constant, position = largest[train].median(0).values, mask_scores(masks[train].mean(0).expand_as(masks), solid, split)
+    layers = {
+        p: {
+            "bbox_iou": boxes[p][0][test].mean(),
+            "bbox_iou_val": boxes[p][0][val].mean(),
+            "spatial_iou": cells[p]["spatial_iou"][test].mean(),
+            "edge_probe_f1": cells[p]["edge"][test].mean(),
+            "recon_ssim": cells[p]["ssim"][test].mean(),
+        }
+        | (
+            {
+                "bbox_iou_random": boxes[f"random:{p}"][0][test].mean(),
+                "spatial_iou_random": cells[f"random:{p}"]["spatial_iou"][test].mean(),
+            }
+            if read_random
+            else {}
+        )
+        for p in points
+    }
+    constant, position = (
+        largest[train].median(0).values,
+        mask_scores(masks[train].mean(0).expand_as(masks), solid, split),
+    )
     floor = {"bbox_iou": box_iou(constant, largest[test]), "spatial_iou": position[test]}
-    p_values = {f"{p}/{task}": paired_test(s[test], floor[task], sources, seed=args.seed)["p"] for p in points
-                for task, s in (("bbox_iou", boxes[p][0]), ("spatial_iou", cells[p]["spatial_iou"]))}
+    p_values = {
+        f"{p}/{task}": paired_test(s[test], floor[task], sources, seed=args.seed)["p"]
+        for p in points
+        for task, s in (("bbox_iou", boxes[p][0]), ("spatial_iou", cells[p]["spatial_iou"]))
+    }
     for key, p in holm(p_values).items():
         point, task = key.split("/")
         layers[point][f"{task}_p_holm"] = p
     at = {task: criteria[task]["layer"] for task in floor}
-    tables = {"strata": by_stratum(strata(largest, train), {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]},
-                                   floor, test, sources, args.seed)}
+    tables = {
+        "strata": by_stratum(
+            strata(largest, train),
+            {
+                "bbox_iou": boxes[at["bbox_iou"]][0][test],
+                "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test],
+            },
+            floor,
+            test,
+            sources,
+            args.seed,
+        )
+    }
     # by which models are paired
-    decoded["scores"] = {"bbox_iou": boxes[at["bbox_iou"]][0][test], "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test]} | decoded.get("scores", {})
+    decoded["scores"] = {
+        "bbox_iou": boxes[at["bbox_iou"]][0][test],
+        "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test],
+    } | decoded.get("scores", {})
     decoded["sources"] = sources
     for p in points:
-        layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = bootstrap(boxes[p][0][test], sources, seed=args.seed)[1:]
+        layers[p]["bbox_iou_low"], layers[p]["bbox_iou_high"] = bootstrap(
+            boxes[p][0][test], sources, seed=args.seed
+        )[1:]
 
     at = [list(kernels).index(p) for p in points]
-    tables["ladder"], tables["ladder_parameters"] = ladder(every[at], boxes, points, largest, split, args.seed)
+    tables["ladder"], tables["ladder_parameters"] = ladder(
+        every[at], boxes, points, largest, split, args.seed
+    )
     return criteria, layers, decoded, tables
 
 
@@ -551,10 +814,16 @@ def motion_truth(items, split):
     itself moves by `camera` (None where that is not told); and what a ridge is asked for, where the clips tell it and it varies in every part of the split."""
     numbers = {"still": -1} | {name: k for k, name in enumerate(WAYS)}
     way, background = torch.tensor([known(i["direction"], numbers, "direction") for i in items]), None
-    told = {f"{key}_r2": torch.tensor([i[key] for i in items]).float().reshape(len(items), -1) for key in ("speed", "camera") if all(key in i for i in items)}
+    told = {
+        f"{key}_r2": torch.tensor([i[key] for i in items]).float().reshape(len(items), -1)
+        for key in ("speed", "camera")
+        if all(key in i for i in items)
+    }
     if len(told) == 2:
         background = nearest_way(unit_ways()[way] * told["speed_r2"] - told["camera_r2"])
-    varied = {task: y for task, y in told.items() if all((y[part] != y[part[0]]).any() for part in split.values())}
+    varied = {
+        task: y for task, y in told.items() if all((y[part] != y[part[0]]).any() for part in split.values())
+    }
     return way, background, {"direction_accuracy": F.one_hot(way.clamp(min=0), len(WAYS)).float()} | varied
 
 
@@ -564,18 +833,37 @@ def motion_criterion(task, score, y, readers, split, sources, still=(), seed=0):
     score(answer [n, c]) -> [n]; y [n, c]; readers {who: what read_motion returned}. The untrained network is asked at the same point and pooling; raw pixels,
     and probes trained on frozen clips, at their own best ones. still: the frozen clips that stand behind the features' own in readers["own"].
     """
+
     def best(who, pixels=False):
-        return max((o for o in readers[who] if (o[0] == "pixels") == pixels), key=lambda o: score(readers[who][o][task][0])[split["val"]].mean())
+        return max(
+            (o for o in readers[who] if (o[0] == "pixels") == pixels),
+            key=lambda o: score(readers[who][o][task][0])[split["val"]].mean(),
+        )
 
     test, own, (layer, view) = split["test"], readers["own"], best("own")
     blind = "commonest" if task == "direction_accuracy" else "constant"
     answers = {"own": own[layer, view][task][0], blind: y[split["train"]].mean(0).expand_as(y)}
-    answers |= {who: r[(layer, view) if who == "random_init" else best(who)][task][0] for who, r in readers.items() if who != "own"}
+    answers |= {
+        who: r[(layer, view) if who == "random_init" else best(who)][task][0]
+        for who, r in readers.items()
+        if who != "own"
+    }
     answers |= {f"frozen_{frame}": own[layer, view][task][k] for k, frame in enumerate(still, 1)}
-    answers |= {"pixels": own[best("own", pixels=True)][task][0]} if any(p == "pixels" for p, _ in own) else {}
+    answers |= (
+        {"pixels": own[best("own", pixels=True)][task][0]} if any(p == "pixels" for p, _ in own) else {}
+    )
     floors = {name: score(z)[test] for name, z in answers.items() if name != "own"}
     floors["shuffled"] = torch.stack([score(own[layer, view][f"{task}/{s}"][0])[test] for s in range(SEEDS)])
-    return criterion(score(answers["own"])[test], floors, sources, blind=blind, layer=layer, pooling=view, seed=seed, options_searched=sum(p != "pixels" for p, _ in own)), answers
+    return criterion(
+        score(answers["own"])[test],
+        floors,
+        sources,
+        blind=blind,
+        layer=layer,
+        pooling=view,
+        seed=seed,
+        options_searched=sum(p != "pixels" for p, _ in own),
+    ), answers
 
 
 def motion(args, items, split, pooled, pooled_random, points, frozen=None):
@@ -590,40 +878,74 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
     test, train = split["test"], split["train"]
     sources = [items[i]["source"] for i in test]
     way, background, targets = motion_truth(items, split)
-    readers = {"own": read_motion(pooled, points, with_shuffled(targets, train, args.seed), train, frozen.values())}
+    readers = {
+        "own": read_motion(pooled, points, with_shuffled(targets, train, args.seed), train, frozen.values())
+    }
     readers |= {f"{frame}_frame": read_motion(x, points, targets, train) for frame, x in frozen.items()}
     readers |= {"random_init": read_motion(pooled_random, points, targets, train)} if pooled_random else {}
 
     def correct(z, truth=way):
         return (z.argmax(1) == truth).float()
 
-    scores = {task: correct if task == "direction_accuracy" else lambda z, y=y: r2_shares(z, y, split) for task, y in targets.items()}
-    found = {task: motion_criterion(task, score, targets[task], readers, split, sources, frozen, args.seed) for task, score in scores.items()}
+    scores = {
+        task: correct if task == "direction_accuracy" else lambda z, y=y: r2_shares(z, y, split)
+        for task, y in targets.items()
+    }
+    found = {
+        task: motion_criterion(task, score, targets[task], readers, split, sources, frozen, args.seed)
+        for task, score in scores.items()
+    }
     criteria, answers = {task: c for task, (c, _) in found.items()}, found["direction_accuracy"][1]
     direction, commonest = criteria["direction_accuracy"], correct(answers["commonest"])[test]
     where = {key: direction[key] for key in ("layer", "pooling", "options_searched")} | {"seed": args.seed}
     for frame in frozen:
-        criteria[f"frozen_{frame}"] = criterion(correct(answers[f"frozen_{frame}"])[test], {"commonest": commonest}, sources, **where)
+        criteria[f"frozen_{frame}"] = criterion(
+            correct(answers[f"frozen_{frame}"])[test], {"commonest": commonest}, sources, **where
+        )
     # The middle frame knows nothing of the direction (the first may). A tenth of the room, for by chance the
     # commonest answer in training is rare in test.
-    if "middle" in frozen and known_too_well(criteria["frozen_middle"]["gain_low"], direction["floors"]["commonest"], 1.0):
+    if "middle" in frozen and known_too_well(
+        criteria["frozen_middle"]["gain_low"], direction["floors"]["commonest"], 1.0
+    ):
         direction["leak"] = direction["leak"] or "frozen_middle"
     if pairs := twin_pairs(items, way, test):
         flipped = {name: flips(z.argmax(1), pairs) for name, z in answers.items()}
-        criteria["direction_flip"] = criterion(flipped["own"][0], {"permuted": flipped["own"][1]} | {name: f for name, (f, _) in flipped.items() if name != "own"},
-                                               [items[i]["source"] for i in torch.cat(list(pairs.values()))[:, 0]], **where)
+        criteria["direction_flip"] = criterion(
+            flipped["own"][0],
+            {"permuted": flipped["own"][1]} | {name: f for name, (f, _) in flipped.items() if name != "own"},
+            [items[i]["source"] for i in torch.cat(list(pairs.values()))[:, 0]],
+            **where,
+        )
 
-    layers, camera = {p: {} for p in points}, test[torch.tensor([any(items[i].get("camera", ())) for i in test])]
-    p_values = holm({o: paired_test(correct(z["direction_accuracy"][0])[test], commonest, sources, seed=args.seed)["p"] for o, z in readers["own"].items()})
+    layers, camera = (
+        {p: {} for p in points},
+        test[torch.tensor([any(items[i].get("camera", ())) for i in test])],
+    )
+    p_values = holm(
+        {
+            o: paired_test(correct(z["direction_accuracy"][0])[test], commonest, sources, seed=args.seed)["p"]
+            for o, z in readers["own"].items()
+        }
+    )
     for (point, view), z in readers["own"].items():
         row = {task: score(z[task][0])[test].mean() for task, score in scores.items()}
         z = z["direction_accuracy"]
         row |= {f"frozen_{frame}": correct(z[k])[test].mean() for k, frame in enumerate(frozen, 1)}
-        row |= {f"{frame}_frame": correct(readers[f"{frame}_frame"][point, view]["direction_accuracy"][0])[test].mean() for frame in frozen}
+        row |= {
+            f"{frame}_frame": correct(readers[f"{frame}_frame"][point, view]["direction_accuracy"][0])[
+                test
+            ].mean()
+            for frame in frozen
+        }
         row |= {"direction_flip": flips(z[0].argmax(1), pairs)[0].mean()} if pairs else {}
         if background is not None and len(camera):
-            row |= {"camera_accuracy": correct(z[0])[camera].mean(), "background_accuracy": correct(z[0], background)[camera].mean()}
-        layers[point] |= {f"{name}_{view}": x for name, x in row.items()} | {f"direction_accuracy_{view}_p_holm": p_values[point, view]}
+            row |= {
+                "camera_accuracy": correct(z[0])[camera].mean(),
+                "background_accuracy": correct(z[0], background)[camera].mean(),
+            }
+        layers[point] |= {f"{name}_{view}": x for name, x in row.items()} | {
+            f"direction_accuracy_{view}_p_holm": p_values[point, view]
+        }
 
     return criteria, layers, {"correct": correct(answers["own"])[test], "sources": sources}
 
@@ -631,8 +953,12 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
 def read_pooled(folder, points):
     """{point: {mean, max: [n, t, D]}} of a features folder; a refusal where a value is not finite."""
     pooled = load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"]
-    if bad := [p for p in points if not all(x.isfinite().all() for x in (pooled[p]["mean"], pooled[p]["max"]))]:
-        refuse(f"{folder}/pooled.pt holds non-finite values at {bad[0]}; extract again in bf16 or fp32, or leave the point out")
+    if bad := [
+        p for p in points if not all(x.isfinite().all() for x in (pooled[p]["mean"], pooled[p]["max"]))
+    ]:
+        refuse(
+            f"{folder}/pooled.pt holds non-finite values at {bad[0]}; extract again in bf16 or fp32, or leave the point out"
+        )
     return pooled
 
 
@@ -643,34 +969,69 @@ def read_frozen(folders, features, index, points):
         other, _ = load_features(folder)
         frame = load_yaml(Path(other["data_path"]) / "index.yaml", "data").get("freeze")
         if frame is None:
-            refuse(f"{other['data_path']}, of which {folder} has features, holds clips that are not frozen; make them with data.py moving --freeze first or middle")
-        if (other["model"], other["weights"]) != (index["model"], index["weights"]) or any(p not in other["points"] for p in points) or set(other["ids"]) != set(index["ids"]):
-            refuse(f"{folder} does not hold the same items and points of the same network as {features}; run extract.py with the same --model, --size and --points on clips of the same --n and --seed")
+            refuse(
+                f"{other['data_path']}, of which {folder} has features, holds clips that are not frozen; make them with data.py moving --freeze first or middle"
+            )
+        if (
+            (other["model"], other["weights"]) != (index["model"], index["weights"])
+            or any(p not in other["points"] for p in points)
+            or set(other["ids"]) != set(index["ids"])
+        ):
+            refuse(
+                f"{folder} does not hold the same items and points of the same network as {features}; run extract.py with the same --model, --size and --points on clips of the same --n and --seed"
+            )
         order = [other["ids"].index(i) for i in index["ids"]]
-        found[frame] = {p: {k: x[order] for k, x in row.items()} for p, row in read_pooled(folder, points).items() if p in points}
+        found[frame] = {
+            p: {k: x[order] for k, x in row.items()}
+            for p, row in read_pooled(folder, points).items()
+            if p in points
+        }
     return found
 
 
 # ---------------------------------------------------------------- several results side by side; the picture
 
+
 def compare(folders, seed=0):
     """What probe.py found in each folder on the same test items, the first one the reference of every paired gain; Holm over all of them."""
-    found = {Path(f).name: (load_yaml(Path(f) / "probe.yaml", "probe"), load_pt(Path(f) / "probe.pt", RESULT), load_yaml(Path(f) / "features" / "index.yaml", "extract")) for f in folders}
+    found = {
+        Path(f).name: (
+            load_yaml(Path(f) / "probe.yaml", "probe"),
+            load_pt(Path(f) / "probe.pt", RESULT),
+            load_yaml(Path(f) / "features" / "index.yaml", "extract"),
+        )
+        for f in folders
+    }
     if len(found) < 2:
-        refuse(f"--compare {' '.join(folders)} names {len(found)} results; give two or more folders of different names, each with probe.yaml, probe.pt and features/")
+        refuse(
+            f"--compare {' '.join(folders)} names {len(found)} results; give two or more folders of different names, each with probe.yaml, probe.pt and features/"
+        )
     (first, (_, reference, _)), rows, p_values = next(iter(found.items())), {}, {}
     # of pictures; of clips
     tasks = ("bbox_iou", "spatial_iou") if "scores" in reference else ("direction_accuracy",)
     for name, (result, scores, index) in found.items():
         if scores["ids"] != reference["ids"]:
             refuse(f"{name} was tested on other items than {first}; compare results of one data set")
-        rows[name] = {"model": result["model"], "size": index["size"]} | {k: index[k] for k in ("frames", "count") if k in index}
+        rows[name] = {"model": result["model"], "size": index["size"]} | {
+            k: index[k] for k in ("frames", "count") if k in index
+        }
         for task in tasks:
             c = result["criteria"][task]
             grid = index["points"][c["layer"]]["shape"][1:3]
-            rows[name] |= {task: c["score"], f"{task}_low": c["low"], f"{task}_high": c["high"], f"{task}_floor": c["floor"], f"{task}_layer": c["layer"], f"{task}_grid": f"{grid[0]}x{grid[1]}"}
+            rows[name] |= {
+                task: c["score"],
+                f"{task}_low": c["low"],
+                f"{task}_high": c["high"],
+                f"{task}_floor": c["floor"],
+                f"{task}_layer": c["layer"],
+                f"{task}_grid": f"{grid[0]}x{grid[1]}",
+            }
             if name != first:
-                test = paired_test(*(x["scores"][task] if "scores" in x else x["correct"] for x in (scores, reference)), reference["sources"], seed=seed)
+                test = paired_test(
+                    *(x["scores"][task] if "scores" in x else x["correct"] for x in (scores, reference)),
+                    reference["sources"],
+                    seed=seed,
+                )
                 rows[name] |= {f"{task}_{k}": test[k] for k in ("gain", "gain_low", "gain_high")}
                 p_values[f"{name}/{task}"] = test["p"]
     for key, p in holm(p_values).items():
@@ -678,22 +1039,40 @@ def compare(folders, seed=0):
         rows[name][f"{task}_p_holm"] = p
     best = {task: max(rows, key=lambda name: rows[name][task]) for task in tasks}
     scores = {f"{task}_{name}": row[task] for name, row in rows.items() for task in best}
-    return {"stage": "probe-compare", "reference": first, **{f"{task}_best": name for task, name in best.items()}, **scores, "rows": rows}
+    return {
+        "stage": "probe-compare",
+        "reference": first,
+        **{f"{task}_best": name for task, name in best.items()},
+        **scores,
+        "rows": rows,
+    }
 
 
 def picture(result, path):
     """probe.png: along the layers; by stratum."""
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     layers = [p for p in result["layers"] if p != "pixels"]
     figure, (along, by_size) = plt.subplots(1, 2, figsize=(15, 5), layout="constrained")
     at = range(len(layers))
     along.plot(at, [result["layers"][p]["bbox_iou"] for p in layers], "o-", label="ridge, trained network")
-    along.fill_between(at, *([result["layers"][p][f"bbox_iou_{end}"] for p in layers] for end in ("low", "high")), alpha=0.2, label="95% interval")
+    along.fill_between(
+        at,
+        *([result["layers"][p][f"bbox_iou_{end}"] for p in layers] for end in ("low", "high")),
+        alpha=0.2,
+        label="95% interval",
+    )
     along.plot(at, [result["ladder"][p]["mlp1"] for p in layers], "^-", label="MLP, trained network")
     if "bbox_iou_random" in result["layers"][layers[0]]:
-        along.plot(at, [result["layers"][p]["bbox_iou_random"] for p in layers], "s--", label="ridge, untrained network")
+        along.plot(
+            at,
+            [result["layers"][p]["bbox_iou_random"] for p in layers],
+            "s--",
+            label="ridge, untrained network",
+        )
     for k, (name, value) in enumerate(result["criteria"]["bbox_iou"]["floors"].items()):
         if name != "random_init":
             along.axhline(value, lw=1, ls=":", color=f"C{k + 3}", label=f"floor: {name.replace('_', ' ')}")
@@ -705,26 +1084,72 @@ def picture(result, path):
         x = [i + 0.35 * k for i in range(len(strata))]
         score = torch.tensor([[r[task], r[f"{task}_low"], r[f"{task}_high"]] for r in strata.values()])
         by_size.bar(x, score[:, 0], 0.33, color=f"C{k}", label=f"{label}, 95% interval")
-        by_size.errorbar(x, score[:, 0].numpy(), (score[:, :1] - score[:, 1:]).abs().T.numpy(), fmt="none", color="black", capsize=2)
-        by_size.scatter(x, [r[f"{task}_floor"] for r in strata.values()], marker="_", s=200, color="red", zorder=3, label="floor: position only" if k else None)
-    by_size.set_xticks([i + 0.17 for i in range(len(strata))], [f"{name}\nn={row['n']}" for name, row in strata.items()], rotation=40, ha="right", fontsize=8)
+        by_size.errorbar(
+            x,
+            score[:, 0].numpy(),
+            (score[:, :1] - score[:, 1:]).abs().T.numpy(),
+            fmt="none",
+            color="black",
+            capsize=2,
+        )
+        by_size.scatter(
+            x,
+            [r[f"{task}_floor"] for r in strata.values()],
+            marker="_",
+            s=200,
+            color="red",
+            zorder=3,
+            label="floor: position only" if k else None,
+        )
+    by_size.set_xticks(
+        [i + 0.17 for i in range(len(strata))],
+        [f"{name}\nn={row['n']}" for name, row in strata.items()],
+        rotation=40,
+        ha="right",
+        fontsize=8,
+    )
     by_size.set(title="Which objects", ylabel="IoU, test items", ylim=(0, 1))
     by_size.legend(fontsize=8, loc="lower right")
-    figure.suptitle(f"{result['model']} on {result['data_name']}: {result['test']} test items, {result['weights']} weights, {result['data']} data", fontsize=13)
+    figure.suptitle(
+        f"{result['model']} on {result['data_name']}: {result['test']} test items, {result['weights']} weights, {result['data']} data",
+        fontsize=13,
+    )
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote (default: %(default)s)")
-    p.add_argument("--random", help="features of the same architecture with random weights (extract.py --random-init): a floor")
-    p.add_argument("--oracle", help="features of the video decoder's own autoencoder (extract.py --model tiny-vae): the ceiling of decoder_*")
-    p.add_argument("--frozen", nargs="+", default=[], help="clips: features of the same clips frozen (data.py moving --freeze): floors, and a check that motion is what is read")
+    p.add_argument(
+        "--features",
+        default="results/tiny/shapes/features",
+        help="a folder that extract.py wrote (default: %(default)s)",
+    )
+    p.add_argument(
+        "--random",
+        help="features of the same architecture with random weights (extract.py --random-init): a floor",
+    )
+    p.add_argument(
+        "--oracle",
+        help="features of the video decoder's own autoencoder (extract.py --model tiny-vae): the ceiling of decoder_*",
+    )
+    p.add_argument(
+        "--frozen",
+        nargs="+",
+        default=[],
+        help="clips: features of the same clips frozen (data.py moving --freeze): floors, and a check that motion is what is read",
+    )
     p.add_argument("--data", help="the data folder (default: the one the features were made from)")
     p.add_argument("--points", help="points with commas between (default: all in the index)")
-    p.add_argument("--compare", nargs="+", metavar="DIR", help="results of this stage on the same items, the first one the reference: two or more folders")
-    p.add_argument("--out", help="default: probe.yaml beside --features; compare.yaml beside the first of --compare")
+    p.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="DIR",
+        help="results of this stage on the same items, the first one the reference: two or more folders",
+    )
+    p.add_argument(
+        "--out", help="default: probe.yaml beside --features; compare.yaml beside the first of --compare"
+    )
     return p.parse_args(argv)
 
 
@@ -747,41 +1172,89 @@ def main(argv=None):
     if unknown := [p for p in points if p not in index["points"]]:
         refuse(f"{args.features} has no point {unknown[0]!r}; its points are {', '.join(index['points'])}")
     random_index, read_random = load_features(args.random) if args.random else (None, None)
-    if random_index and ([random_index.get(k) for k in ("ids", "shown")] != [index.get(k) for k in ("ids", "shown")] or any(p not in random_index["points"] for p in points)):
-        refuse(f"{args.random} does not hold the same items and points as {args.features}; run extract.py --random-init with the same --data, --size, --points and --frames")
+    if random_index and (
+        [random_index.get(k) for k in ("ids", "shown")] != [index.get(k) for k in ("ids", "shown")]
+        or any(p not in random_index["points"] for p in points)
+    ):
+        refuse(
+            f"{args.random} does not hold the same items and points as {args.features}; run extract.py --random-init with the same --data, --size, --points and --frames"
+        )
     oracle_index, read_oracle = load_features(args.oracle) if args.oracle else (None, None)
     if oracle_index and (oracle_index["ids"] != index["ids"] or "latents" not in oracle_index["points"]):
-        refuse(f"{args.oracle} does not hold the latents of the same items as {args.features}; run extract.py with an autoencoder as --model and the same --data")
+        refuse(
+            f"{args.oracle} does not hold the latents of the same items as {args.features}; run extract.py with an autoencoder as --model and the same --data"
+        )
 
     if args.frozen and "direction" not in items[0]:
-        refuse(f"--frozen is about clips, and {index['data_path']} tells of no direction; leave it out, or give --features of clips")
+        refuse(
+            f"--frozen is about clips, and {index['data_path']} tells of no direction; leave it out, or give --features of clips"
+        )
     if "direction" in items[0]:
         pooled, pooled_random = (read_pooled(f, points) if f else None for f in (args.features, args.random))
-        criteria, layers, decoded = motion(args, items, split, pooled, pooled_random, points, read_frozen(args.frozen, args.features, index, points))
+        criteria, layers, decoded = motion(
+            args,
+            items,
+            split,
+            pooled,
+            pooled_random,
+            points,
+            read_frozen(args.frozen, args.features, index, points),
+        )
         tables = {}
     elif "boxes" in items[0]:
         gridless = [p for p in points if p not in with_grid(index)]
         points = [p for p in points if p not in gridless]
         if not set(points) - {"pixels"}:
-            refuse(f"{', '.join(gridless) or 'pixels'} in {args.features}: boxes and masks are read from tokens that have a place in the picture; "
-                   f"give --points with one that has, of {', '.join(p for p in with_grid(index) if p != 'pixels') or 'a folder extracted with such points'}")
+            refuse(
+                f"{', '.join(gridless) or 'pixels'} in {args.features}: boxes and masks are read from tokens that have a place in the picture; "
+                f"give --points with one that has, of {', '.join(p for p in with_grid(index) if p != 'pixels') or 'a folder extracted with such points'}"
+            )
         if gridless:
             print(f"left out, for their tokens have no place in the picture: {', '.join(gridless)}")
-        criteria, layers, decoded, tables = space(args, items, split, read, points, read_random, read_oracle, lambda it, desc: tqdm(it, desc=desc, unit="point"))
+        criteria, layers, decoded, tables = space(
+            args,
+            items,
+            split,
+            read,
+            points,
+            read_random,
+            read_oracle,
+            lambda it, desc: tqdm(it, desc=desc, unit="point"),
+        )
     else:
         refuse(f"{index['data_path']} has neither boxes nor directions; probe.py needs one of them")
 
-    result = {"stage": "probe", "model": index["model"], "weights": index["weights"], "data": index["data"], "data_name": data["name"], "items": len(items),
-              **{k: len(v) for k, v in split.items()}} | ({"oracle": oracle_index["model"]} if oracle_index else {})
+    result = {
+        "stage": "probe",
+        "model": index["model"],
+        "weights": index["weights"],
+        "data": index["data"],
+        "data_name": data["name"],
+        "items": len(items),
+        **{k: len(v) for k, v in split.items()},
+    } | ({"oracle": oracle_index["model"]} if oracle_index else {})
     for name, c in criteria.items():
-        result |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"], f"{name}_floor": c["floor"], f"{name}_layer": c["layer"]}
+        result |= {
+            name: c["score"],
+            f"{name}_low": c["low"],
+            f"{name}_high": c["high"],
+            f"{name}_floor": c["floor"],
+            f"{name}_layer": c["layer"],
+        }
     leaks = [f"{c['leak']} on {name}" for name, c in criteria.items() if c["leak"]]
     result["leak"] = f"a control that cannot know the answer does: {', '.join(leaks)}" if leaks else None
     if args.random is None:
         result["random_init_floor"] = None
         result["random_init_reason"] = "no --random features were given"
-    result |= {"criteria": criteria, "layers": layers, **tables, "run": run_info(args, started, script="probe.py")}
-    save_pt(out.with_suffix(".pt"), RESULT, [items[i]["id"] for i in split["test"]], {"stage": "probe"}, **decoded)
+    result |= {
+        "criteria": criteria,
+        "layers": layers,
+        **tables,
+        "run": run_info(args, started, script="probe.py"),
+    }
+    save_pt(
+        out.with_suffix(".pt"), RESULT, [items[i]["id"] for i in split["test"]], {"stage": "probe"}, **decoded
+    )
     save_yaml(out, result)
     if "ladder" in result:
         picture(plain(result), out.with_suffix(".png"))

@@ -17,6 +17,7 @@ results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) a
 
 This is the only file that knows the small configurations; every other stage loads these folders as it loads a hub checkpoint.
 """
+
 import functools
 import math
 import time
@@ -55,7 +56,18 @@ from common import (
     whereabouts,
     word_prompt,
 )
-from data import COLOURS, DIRECTIONS, OPPOSITE, SHAPES, UNKNOWN, asked_of, place_word, spans, spans_words, told
+from data import (
+    COLOURS,
+    DIRECTIONS,
+    OPPOSITE,
+    SHAPES,
+    UNKNOWN,
+    asked_of,
+    place_word,
+    spans,
+    spans_words,
+    told,
+)
 from explain import Tracker
 
 SAVE_EVERY = 200  # steps
@@ -66,13 +78,16 @@ NAMING = ("What is", "What shape")  # how the questions begin that ask for a nam
 
 # ---------------------------------------------------------------- one training loop
 
+
 def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
     """AdamW with warm-up and cosine decay; the batch of a step depends on (seed, step) alone, so a resumed run is the same run.
 
     loss_of(model, rng) -> scalar. Returns the losses, one a step. Raises FloatingPointError on a non-finite loss.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * min(s / steps, 1))))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * min(s / steps, 1)))
+    )
     state, losses = folder / f"{name}.pt", []
     if state.exists():
         saved = torch.load(state, weights_only=True)
@@ -81,11 +96,15 @@ def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
         schedule.load_state_dict(saved["schedule"])
         losses = saved["losses"]
     model.train()
-    for step in (bar := tqdm(range(len(losses), steps), initial=len(losses), total=steps, desc=name, unit="step")):
+    for step in (
+        bar := tqdm(range(len(losses), steps), initial=len(losses), total=steps, desc=name, unit="step")
+    ):
         torch.manual_seed(seed * 1_000_003 + step)
         loss = loss_of(model, np.random.default_rng([seed, step]))
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}; delete {state} and lower the learning rate")
+            raise FloatingPointError(
+                f"{name}: the loss is {loss.item()} at step {step}; delete {state} and lower the learning rate"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -95,7 +114,12 @@ def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
         if (step + 1) % 20 == 0:
             bar.set_postfix(loss=f"{np.mean(losses[-20:]):.4f}")
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "losses": losses}
+            saved = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "losses": losses,
+            }
             _atomically(state, lambda f, saved=saved: torch.save(saved, f))
     model.eval()
     return losses
@@ -103,26 +127,43 @@ def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
 
 def fast(device):
     """bf16 products where they are faster (a CPU's AVX512-BF16 or AMX, capability >= 8.0); weights and all else fp32."""
-    native = torch.cuda.get_device_capability() >= (8, 0) if device == "cuda" else torch.backends.mkldnn.is_available()
+    native = (
+        torch.cuda.get_device_capability() >= (8, 0)
+        if device == "cuda"
+        else torch.backends.mkldnn.is_available()
+    )
     return torch.autocast(device, torch.bfloat16, enabled=native)
 
 
 # ---------------------------------------------------------------- the video autoencoder
 
+
 def vae_model():
     from diffusers import AutoencoderKLLTXVideo
+
     width, blocks = (64, 64, 64), 3
     return AutoencoderKLLTXVideo(
-        latent_channels=16, block_out_channels=width, decoder_block_out_channels=width, down_block_types=("LTXVideoDownBlock3D",) * blocks,
-        layers_per_block=(2, 1, 1, 1), decoder_layers_per_block=(2, 1, 1, 1), spatio_temporal_scaling=(True, False, False),
-        decoder_spatio_temporal_scaling=(True, False, False), decoder_inject_noise=(False,) * (blocks + 1), upsample_residual=(False,) * blocks,
-        upsample_factor=(1,) * blocks, patch_size=4)
+        latent_channels=16,
+        block_out_channels=width,
+        decoder_block_out_channels=width,
+        down_block_types=("LTXVideoDownBlock3D",) * blocks,
+        layers_per_block=(2, 1, 1, 1),
+        decoder_layers_per_block=(2, 1, 1, 1),
+        spatio_temporal_scaling=(True, False, False),
+        decoder_spatio_temporal_scaling=(True, False, False),
+        decoder_inject_noise=(False,) * (blocks + 1),
+        upsample_residual=(False,) * blocks,
+        upsample_factor=(1,) * blocks,
+        patch_size=4,
+    )
 
 
-def dissimilarity(x, y, window=7, c1=(0.01 * 2)**2, c2=(0.03 * 2)**2):
+def dissimilarity(x, y, window=7, c1=(0.01 * 2) ** 2, c2=(0.03 * 2) ** 2):
     """1 - SSIM (Wang et al. 2004, uniform window) of videos [n,3,T,H,W] in [-1, 1], differentiable; as a loss: Zhao et al. 2017."""
+
     def mean(z):
         return F.avg_pool2d(z.transpose(1, 2).flatten(0, 1), window, 1)
+
     mx, my = mean(x), mean(y)
     vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
     return 1 - ((2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean()
@@ -135,11 +176,12 @@ def to_video(frames):
 
 def vae_loss(images, clips, device):
     """MSE + L1 + a tenth of 1 - SSIM on 16 images, or in three of ten steps on 4 clips of 9 or 2 of 17 frames; a light KL keeps the latents bounded."""
+
     def loss_of(model, rng):
         if rng.random() < 0.3:
             length = int(rng.choice([9, 17]))
             start = int(rng.integers(0, 18 - length))
-            x = clips[rng.choice(len(clips), 36 // length, replace=False)][:, start:start + length]
+            x = clips[rng.choice(len(clips), 36 // length, replace=False)][:, start : start + length]
         else:
             x = images[rng.choice(len(images), 16, replace=False)]
         x = to_video(x).to(device).contiguous(memory_format=torch.channels_last_3d)
@@ -147,7 +189,13 @@ def vae_loss(images, clips, device):
             latent = model.encode(x).latent_dist
             y = model.decode(latent.sample()).sample
         error = y.float() - x
-        return error.square().mean() + error.abs().mean() + 0.1 * dissimilarity(x, y.float()) + 1e-5 * latent.kl().float().mean() / latent.mean[0].numel()
+        return (
+            error.square().mean()
+            + error.abs().mean()
+            + 0.1 * dissimilarity(x, y.float())
+            + 1e-5 * latent.kl().float().mean() / latent.mean[0].numel()
+        )
+
     return loss_of
 
 
@@ -155,6 +203,7 @@ def vae_loss(images, clips, device):
 def vae_quality(model, images, clips, device):
     """Mean absolute error (in [0, 1] colour) and SSIM on held-out images and clips, beside the frame's own median colour."""
     from skimage.metrics import structural_similarity
+
     report = {}
     for kind, frames in (("image", images), ("clip9", clips[:64, :9]), ("clip17", clips[:64])):
         out, blank = [], []
@@ -164,61 +213,136 @@ def vae_quality(model, images, clips, device):
             out.append(((y - x).abs().mean((1, 2, 3, 4)) / 2, x, y))
         error, floor = torch.cat([e for e, _, _ in out]), torch.cat(blank)
         pairs = [(a, b) for _, x, y in out for a, b in zip(x, y, strict=True)]
-        ssim = [structural_similarity(a[:, t].numpy(), b[:, t].numpy(), channel_axis=0, data_range=2) for a, b in pairs[:100] for t in range(0, a.shape[1], 4)]
-        report |= {f"{kind}_mae": error.mean(), f"{kind}_mae_blank": floor.mean(), f"{kind}_mae_ratio": error.mean() / floor.mean(), f"{kind}_ssim": np.mean(ssim)}
+        ssim = [
+            structural_similarity(a[:, t].numpy(), b[:, t].numpy(), channel_axis=0, data_range=2)
+            for a, b in pairs[:100]
+            for t in range(0, a.shape[1], 4)
+        ]
+        report |= {
+            f"{kind}_mae": error.mean(),
+            f"{kind}_mae_blank": floor.mean(),
+            f"{kind}_mae_ratio": error.mean() / floor.mean(),
+            f"{kind}_ssim": np.mean(ssim),
+        }
     return report
 
 
 @torch.no_grad()
 def set_latent_statistics(model, images, device):
     """Per-channel mean and standard deviation of the latents, which the decoder's users apply both ways."""
-    z = torch.cat([model.encode(x.to(device)).latent_dist.mode().cpu() for x in to_video(images[:1000]).split(50)])
+    z = torch.cat(
+        [model.encode(x.to(device)).latent_dist.mode().cpu() for x in to_video(images[:1000]).split(50)]
+    )
     model.latents_mean.copy_(z.mean((0, 2, 3, 4)))
     model.latents_std.copy_(z.std((0, 2, 3, 4)))
 
 
 # ---------------------------------------------------------------- the vision-language model
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
-        "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif c.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-        "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
+    "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif c.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def learned_tokenizer(texts, size=448, **names):
     """Byte-level BPE of `size` tokens learned on the training words; any text can be encoded. names: what the family's processor calls its special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="right", extra_special_tokens=names)
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="right",
+        extra_special_tokens=names,
+    )
 
 
 def vlm_processor(texts):
     """The learned tokenizer and Qwen2.5-VL's own image and video processors."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
-    tokenizer = learned_tokenizer(texts, image_token="<|image_pad|>", video_token="<|video_pad|>", vision_start_token="<|vision_start|>", vision_end_token="<|vision_end|>")
+
+    tokenizer = learned_tokenizer(
+        texts,
+        image_token="<|image_pad|>",
+        video_token="<|video_pad|>",
+        vision_start_token="<|vision_start|>",
+        vision_end_token="<|vision_end|>",
+    )
     size = {"shortest_edge": 16 * 16, "longest_edge": 224 * 224}
-    return Qwen2_5_VLProcessor(Qwen2VLImageProcessor(patch_size=8, size=size), tokenizer, Qwen2VLVideoProcessor(patch_size=8, size=size, cap_pixels_per_frame=False), chat_template=CHAT)
+    return Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(patch_size=8, size=size),
+        tokenizer,
+        Qwen2VLVideoProcessor(patch_size=8, size=size, cap_pixels_per_frame=False),
+        chat_template=CHAT,
+    )
 
 
 def vlm_model(tokenizer):
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
     token = tokenizer.convert_tokens_to_ids
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
-        vision_config={"depth": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "patch_size": 8, "window_size": 32, "initializer_range": 0.06, "tokens_per_second": 1,
-                       "fullatt_block_indexes": [1, 3], "out_hidden_size": 128},
-        text_config={"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.06,
-                     "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": token("<|im_end|>"),
-                     "pad_token_id": token("<|endoftext|>"),
-                     # 16 frequencies, 4 for time, 6 for rows, 6 for columns: the usual theta of 10000 would
-                     # turn a grid's columns by thousandths of a radian,
-                     # and a theta of 10 would leave no slow one, by which words find what they mean whatever
-                     # the distance
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]}},
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True))
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            vision_config={
+                "depth": 4,
+                "hidden_size": 128,
+                "intermediate_size": 384,
+                "num_heads": 4,
+                "patch_size": 8,
+                "window_size": 32,
+                "initializer_range": 0.06,
+                "tokens_per_second": 1,
+                "fullatt_block_indexes": [1, 3],
+                "out_hidden_size": 128,
+            },
+            text_config={
+                "hidden_size": 128,
+                "intermediate_size": 384,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "initializer_range": 0.06,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": 2048,
+                "bos_token_id": None,
+                "eos_token_id": token("<|im_end|>"),
+                "pad_token_id": token("<|endoftext|>"),
+                # 16 frequencies, 4 for time, 6 for rows, 6 for columns: the usual theta of 10000 would
+                # turn a grid's columns by thousandths of a radian,
+                # and a theta of 10 would leave no slow one, by which words find what they mean whatever
+                # the distance
+                "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]},
+            },
+            image_token_id=token("<|image_pad|>"),
+            video_token_id=token("<|video_pad|>"),
+            vision_start_token_id=token("<|vision_start|>"),
+            vision_end_token_id=token("<|vision_end|>"),
+            tie_word_embeddings=True,
+        )
+    )
 
 
 def for_training(model):
@@ -226,6 +350,7 @@ def for_training(model):
     (equal by the choice of sizes) in one batched product, where the library runs one after another. Halves the step; saves nothing else.
     """
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
     visual = model.model.visual
     visual.patch_embed.forward = lambda x: x @ visual.patch_embed.proj.weight.flatten(1).T
 
@@ -234,7 +359,9 @@ def for_training(model):
         assert n % window == 0 and (cu_seqlens.diff() == window).all(), cu_seqlens
         q, k, v = self.qkv(hidden_states).reshape(n, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
         q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
-        q, k, v = (x.view(n // window, window, self.num_heads, -1).transpose(1, 2).to(v.dtype) for x in (q, k, v))
+        q, k, v = (
+            x.view(n // window, window, self.num_heads, -1).transpose(1, 2).to(v.dtype) for x in (q, k, v)
+        )
         weights = (q @ k.transpose(-1, -2) * self.scaling).softmax(-1).to(v.dtype)
         return self.proj((weights @ v).transpose(1, 2).reshape(n, -1))
 
@@ -248,7 +375,11 @@ def for_training(model):
 
 # What a vector (x, y) from the centre, or of motion, is called; `place_word` and DIRECTIONS of data.py say
 # the same.
-PLACE_WORDS = {(x, y): f"{row} {column}".strip() or "middle" for y, row in enumerate(("top", "", "bottom"), -1) for x, column in enumerate(("left", "", "right"), -1)}
+PLACE_WORDS = {
+    (x, y): f"{row} {column}".strip() or "middle"
+    for y, row in enumerate(("top", "", "bottom"), -1)
+    for x, column in enumerate(("left", "", "right"), -1)
+}
 MOTION_WORDS = {v: k for k, v in DIRECTIONS.items()} | {(0, 0): "still"}
 
 
@@ -261,11 +392,20 @@ def truths(items, grid, every=2):
     cells = masks.unflatten(3, (grid, -1)).unflatten(2, (grid, -1))
     share = torch.stack([(cells == k).float().mean((3, 5)) for k in range(1, 5)])
     owner = torch.where(share.amax(0) >= 0.125, share.argmax(0) + 1, 0)
-    told, vectors = torch.full((len(items), 5, 3), -100), {word: v for v, word in [*PLACE_WORDS.items(), *MOTION_WORDS.items()]}
+    told, vectors = (
+        torch.full((len(items), 5, 3), -100),
+        {word: v for v, word in [*PLACE_WORDS.items(), *MOTION_WORDS.items()]},
+    )
     for row, item in zip(told, items, strict=True):
         for k, name in enumerate(item["names"]):
             clip, subject = "direction" in item, k == len(item["names"]) - 1
-            word = place_word(item["boxes"][k].numpy(), item["width"]) if not clip else item["direction"] if subject else "still"
+            word = (
+                place_word(item["boxes"][k].numpy(), item["width"])
+                if not clip
+                else item["direction"]
+                if subject
+                else "still"
+            )
             row[k + 1] = torch.tensor([NAMES.index(name), *vectors[word]])
     return owner, told
 
@@ -319,8 +459,11 @@ def naming_loss(images, processor, device):
         x = x.transpose(2, 3) if rng.random() < 0.5 else x
         batch = processor.image_processor([f[0].permute(2, 0, 1) for f in x], return_tensors="pt").to(device)
         with fast(device):
-            scores = model(batch["pixel_values"], batch["image_grid_thw"]).unflatten(0, (len(x), -1)).logsumexp(1)
+            scores = (
+                model(batch["pixel_values"], batch["image_grid_thw"]).unflatten(0, (len(x), -1)).logsumexp(1)
+            )
         return F.binary_cross_entropy_with_logits(scores, present[pick].to(device))
+
     return loss_of
 
 
@@ -334,10 +477,22 @@ def motion_loss(clips, processor, device):
     def loss_of(model, rng):
         pick, gap = rng.choice(len(items), 96), rng.integers(1, 5, 96)
         first = (rng.random(96) * (frames.shape[1] - gap)).astype(int)
-        x, own, tell = turn(torch.stack([frames[pick, first], frames[pick, first + gap]], 1), owner[pick, first][:, None], told[pick], rng)
-        batch = processor.video_processor(list(x.permute(0, 1, 4, 2, 3)), do_sample_frames=False, return_tensors="pt").to(device)
+        x, own, tell = turn(
+            torch.stack([frames[pick, first], frames[pick, first + gap]], 1),
+            owner[pick, first][:, None],
+            told[pick],
+            rng,
+        )
+        batch = processor.video_processor(
+            list(x.permute(0, 1, 4, 2, 3)), do_sample_frames=False, return_tensors="pt"
+        ).to(device)
         with fast(device):
-            return told_loss(model(batch["pixel_values_videos"], batch["video_grid_thw"]), tokens_tell(own, tell), (len(NAMES), 3, 3))
+            return told_loss(
+                model(batch["pixel_values_videos"], batch["video_grid_thw"]),
+                tokens_tell(own, tell),
+                (len(NAMES), 3, 3),
+            )
+
     return loss_of
 
 
@@ -355,22 +510,33 @@ def conversation(processor, frames, turns):
 def encode(processor, frames, texts, **more):
     """The processor's whole output for a batch of pictures or clips (uint8 [n,T,H,W,3]) and texts."""
     frames = frames.permute(0, 1, 4, 2, 3)
-    media = {"images": [[f[0]] for f in frames]} if frames.shape[1] == 1 else {
-        "videos": list(frames), "videos_kwargs": {"do_sample_frames": False}, "video_metadata": [FILM | {"total_num_frames": frames.shape[1]}] * len(frames)}
+    media = (
+        {"images": [[f[0]] for f in frames]}
+        if frames.shape[1] == 1
+        else {
+            "videos": list(frames),
+            "videos_kwargs": {"do_sample_frames": False},
+            "video_metadata": [FILM | {"total_num_frames": frames.shape[1]}] * len(frames),
+        }
+    )
     return processor(text=texts, return_tensors="pt", padding=True, **media, **more)
 
 
 def answer_labels(ids, tokenizer):
     """Labels that score the assistant's words and its end token only; everything else is -100."""
-    start, end, newline = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) + [tokenizer.encode("\n")[0]]
+    start, end, newline = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) + [
+        tokenizer.encode("\n")[0]
+    ]
     assistant = tokenizer.encode("assistant")
     labels = torch.full_like(ids, -100)
     for row, out in zip(ids.tolist(), labels, strict=True):
-        for i in (k for k, t in enumerate(row) if t == start and row[k + 1:k + 1 + len(assistant)] == assistant):
+        for i in (
+            k for k, t in enumerate(row) if t == start and row[k + 1 : k + 1 + len(assistant)] == assistant
+        ):
             first = i + 2 + len(assistant)
             assert row[first - 1] == newline, row[i:first]
             last = row.index(end, first)
-            out[first:last + 1] = torch.tensor(row[first:last + 1])
+            out[first : last + 1] = torch.tensor(row[first : last + 1])
     return labels
 
 
@@ -378,7 +544,9 @@ def lesson(model, processor, frames, chats):
     """(inputs of `model`, labels) for pictures or clips (uint8 [n,T,H,W,3]) and a chat about each: what the assistant says is scored, all else is -100."""
     if isinstance(model, CogVLM2):
         return cogvlm2_lesson(model, processor, frames, chats)
-    batch = encode(processor, frames, [conversation(processor, f, turns) for f, turns in zip(frames, chats, strict=True)])
+    batch = encode(
+        processor, frames, [conversation(processor, f, turns) for f, turns in zip(frames, chats, strict=True)]
+    )
     return batch, answer_labels(batch["input_ids"], processor.tokenizer)
 
 
@@ -387,7 +555,9 @@ def picture_rows(model, batch, each):
     if isinstance(model, CogVLM2):
         rows = (batch["token_type_ids"] == 1) & (F.pad(batch["token_type_ids"], (1, 0))[:, :-1] == 1)
     else:
-        rows = (batch["input_ids"] == model.config.image_token_id) | (batch["input_ids"] == getattr(model.config, "video_token_id", None))
+        rows = (batch["input_ids"] == model.config.image_token_id) | (
+            batch["input_ids"] == getattr(model.config, "video_token_id", None)
+        )
     return rows & (rows.cumsum(1) <= each)
 
 
@@ -417,7 +587,10 @@ class Schooling(torch.nn.Module):
 
 def vlm_loss(images, clips, processor, device, allowed, grid=6):
     """A loss on 24 pictures with up to six of their allowed turns or, where there are clips, in a third of the steps on 16 of them. grid: tokens a side."""
-    sets = [(*images, *truths(images[1], grid), PLACE_WORDS), *([(*clips, *truths(clips[1], 4), MOTION_WORDS)] if clips else [])]
+    sets = [
+        (*images, *truths(images[1], grid), PLACE_WORDS),
+        *([(*clips, *truths(clips[1], 4), MOTION_WORDS)] if clips else []),
+    ]
 
     def loss_of(model, rng):
         moving = bool(clips) and rng.random() < 1 / 3
@@ -426,8 +599,13 @@ def vlm_loss(images, clips, processor, device, allowed, grid=6):
         x, owner, told = turn(frames[pick], owner[pick], told[pick], rng)
         chats = []
         for k, i in enumerate(pick):
-            says = {name: words[tuple(v)] for name, v in zip(items[i]["names"], told[k, 1:, 1:].tolist(), strict=False)}
-            answer = {f"Where is the {name}?": word for name, word in says.items()} | {f"Which way does the {name} move?": word for name, word in says.items()}
+            says = {
+                name: words[tuple(v)]
+                for name, v in zip(items[i]["names"], told[k, 1:, 1:].tolist(), strict=False)
+            }
+            answer = {f"Where is the {name}?": word for name, word in says.items()} | {
+                f"Which way does the {name} move?": word for name, word in says.items()
+            }
             turns = [(q, answer.get(q, a)) for q, a in items[i]["turns"] if q.startswith(allowed)]
             chats.append([turns[j] for j in rng.permutation(len(turns))[:6]])
         batch, labels = lesson(model.vlm, processor, x, chats)
@@ -437,7 +615,10 @@ def vlm_loss(images, clips, processor, device, allowed, grid=6):
             nothing = torch.full_like(told[1:], -100)
             told = torch.cat([told[:1], nothing, told[1:]] if moving else [told, nothing])
         with fast(device):
-            return model({k: v.to(device) for k, v in batch.items()}, labels.to(device), told if tells else None)
+            return model(
+                {k: v.to(device) for k, v in batch.items()}, labels.to(device), told if tells else None
+            )
+
     return loss_of
 
 
@@ -448,21 +629,42 @@ def ask(model, processor, frames, questions, batch=32, max_new_tokens=40):
     for question in dict.fromkeys(questions):
         for pick in torch.tensor([i for i, q in enumerate(questions) if q == question]).split(batch):
             if isinstance(model, CogVLM2):
-                inputs = model.inputs(normalised(frames[pick], *CLIP), processor(f"Question: {question} Answer:").input_ids)
-                out, tokenizer = model.generate(**{k: v.to(model.lm_head.weight.device) for k, v in inputs.items()}, max_new_tokens=max_new_tokens), processor
+                inputs = model.inputs(
+                    normalised(frames[pick], *CLIP), processor(f"Question: {question} Answer:").input_ids
+                )
+                out, tokenizer = (
+                    model.generate(
+                        **{k: v.to(model.lm_head.weight.device) for k, v in inputs.items()},
+                        max_new_tokens=max_new_tokens,
+                    ),
+                    processor,
+                )
             else:
-                inputs = encode(processor, frames[pick], [conversation(processor, frames[i], [(question, None)]) for i in pick]).to(model.device)
-                out, tokenizer = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[:, inputs["input_ids"].shape[1]:], processor.tokenizer
+                inputs = encode(
+                    processor,
+                    frames[pick],
+                    [conversation(processor, frames[i], [(question, None)]) for i in pick],
+                ).to(model.device)
+                out, tokenizer = (
+                    model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[
+                        :, inputs["input_ids"].shape[1] :
+                    ],
+                    processor.tokenizer,
+                )
             answers |= zip(pick.tolist(), tokenizer.batch_decode(out, skip_special_tokens=True), strict=True)
     return [answers[i].strip() for i in range(len(questions))]
 
 
 def accuracy_beside_floor(model, processor, frames, items, prefix):
     """Accuracy on held-out questions that start with `prefix`, beside always giving the commonest answer."""
-    chosen = [(f, t) for f, i in zip(frames, items, strict=True) for t in i["turns"] if t[0].startswith(prefix)][:500]
+    chosen = [
+        (f, t) for f, i in zip(frames, items, strict=True) for t in i["turns"] if t[0].startswith(prefix)
+    ][:500]
     answers = ask(model, processor, torch.stack([f for f, _ in chosen]), [t[0] for _, t in chosen])
     truth = [t[1] for _, t in chosen]
-    return np.mean([a == t for a, t in zip(answers, truth, strict=True)]), max(truth.count(t) for t in set(truth)) / len(truth)
+    return np.mean([a == t for a, t in zip(answers, truth, strict=True)]), max(
+        truth.count(t) for t in set(truth)
+    ) / len(truth)
 
 
 def vlm_quality(model, processor, images, clips=None):
@@ -472,10 +674,20 @@ def vlm_quality(model, processor, images, clips=None):
     said = [set(c.removeprefix("a ").split(" and a ")) for c in captions]
     pairs = [(label, s) for item, s in zip(items, said, strict=True) for label in item["names"]]
     every = sorted({label for label, _ in pairs})
-    report = {"naming": np.mean([label in s for label, s in pairs]), "naming_floor": 1 / len(every),
-              "naming_precision": np.mean([name in i["names"] for i, s in zip(items, said, strict=True) for name in s]),
-              "colour": np.mean([any(n.startswith(label.split()[0]) for n in s) for label, s in pairs]), "colour_floor": 1 / 6}
-    for key, prefix, (f, i) in (("shape", "What shape", images), ("place", "Where is", images), *([("direction", "Which way", clips)] if clips else [])):
+    report = {
+        "naming": np.mean([label in s for label, s in pairs]),
+        "naming_floor": 1 / len(every),
+        "naming_precision": np.mean(
+            [name in i["names"] for i, s in zip(items, said, strict=True) for name in s]
+        ),
+        "colour": np.mean([any(n.startswith(label.split()[0]) for n in s) for label, s in pairs]),
+        "colour_floor": 1 / 6,
+    }
+    for key, prefix, (f, i) in (
+        ("shape", "What shape", images),
+        ("place", "Where is", images),
+        *([("direction", "Which way", clips)] if clips else []),
+    ):
         report[key], report[f"{key}_floor"] = accuracy_beside_floor(model, processor, f, i, prefix)
     return report
 
@@ -490,34 +702,115 @@ CLIP = IMAGE_MEAN, IMAGE_STD  # by which all three standardise pictures
 def llama(tokenizer):
     """The language model of LLaVA-NeXT and of InternVL2."""
     token = tokenizer.convert_tokens_to_ids
-    return {"model_type": "llama", **WIDTH, "num_key_value_heads": 2, "initializer_range": 0.06, "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "bos_token_id": None,
-            "eos_token_id": token("<|im_end|>"), "pad_token_id": token("<|endoftext|>")}
+    return {
+        "model_type": "llama",
+        **WIDTH,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.06,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 2048,
+        "bos_token_id": None,
+        "eos_token_id": token("<|im_end|>"),
+        "pad_token_id": token("<|endoftext|>"),
+    }
 
 
 def llava_next(texts):
     """96 px, patches of 12 px, 8 x 8 tokens a tile, none merged: (processor, model, tokens a side, pixels [n,3,96,96] -> [n, tokens, D], their mean and deviation)."""
-    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextImageProcessor, LlavaNextProcessor
-    tokenizer, pinpoints = learned_tokenizer(texts, image_token="<|image_pad|>"), [[96, 96], [192, 192], [288, 288]]
-    images = LlavaNextImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}, image_grid_pinpoints=pinpoints)
-    processor = LlavaNextProcessor(images, tokenizer, patch_size=12, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT)
-    vision = {"model_type": "clip_vision_model", **WIDTH, "image_size": 96, "patch_size": 12, "initializer_range": 0.06}
-    model = LlavaNextForConditionalGeneration(LlavaNextConfig(
-        vision_config=vision, text_config=llama(tokenizer), image_grid_pinpoints=pinpoints, vision_feature_layer=-1, image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        image_token_index=tokenizer.convert_tokens_to_ids("<|image_pad|>"), tie_word_embeddings=True))
-    return processor, model, 8, lambda pixels: model.model.multi_modal_projector(model.model.vision_tower(pixels).last_hidden_state[:, 1:]), CLIP
+    from transformers import (
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    tokenizer, pinpoints = (
+        learned_tokenizer(texts, image_token="<|image_pad|>"),
+        [[96, 96], [192, 192], [288, 288]],
+    )
+    images = LlavaNextImageProcessor(
+        size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}, image_grid_pinpoints=pinpoints
+    )
+    processor = LlavaNextProcessor(
+        images,
+        tokenizer,
+        patch_size=12,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    )
+    vision = {
+        "model_type": "clip_vision_model",
+        **WIDTH,
+        "image_size": 96,
+        "patch_size": 12,
+        "initializer_range": 0.06,
+    }
+    model = LlavaNextForConditionalGeneration(
+        LlavaNextConfig(
+            vision_config=vision,
+            text_config=llama(tokenizer),
+            image_grid_pinpoints=pinpoints,
+            vision_feature_layer=-1,
+            image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+            image_token_index=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+            tie_word_embeddings=True,
+        )
+    )
+    return (
+        processor,
+        model,
+        8,
+        lambda pixels: model.model.multi_modal_projector(
+            model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+        ),
+        CLIP,
+    )
 
 
 def internvl2(texts):
     """96 px, patches of 8 px, 2 x 2 of them shuffled into one of 6 x 6 tokens."""
-    from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor, InternVLVideoProcessor
-    tokenizer = learned_tokenizer(texts, start_image_token="<|vision_start|>", end_image_token="<|vision_end|>", context_image_token="<|image_pad|>", video_token="<|video_pad|>")
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+    )
+
+    tokenizer = learned_tokenizer(
+        texts,
+        start_image_token="<|vision_start|>",
+        end_image_token="<|vision_end|>",
+        context_image_token="<|image_pad|>",
+        video_token="<|video_pad|>",
+    )
     images, size = GotOcr2ImageProcessor, {"height": 96, "width": 96}
     # the processor adds both itself
     template = CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>")
-    processor = InternVLProcessor(images(size=size, crop_to_patches=False), tokenizer, InternVLVideoProcessor(size=size), image_seq_length=36, chat_template=template)
-    vision = {**WIDTH, "image_size": [96, 96], "patch_size": [8, 8], "attention_bias": True, "initializer_range": 0.06, "layer_scale_init_value": 1.0}
-    model = InternVLForConditionalGeneration(InternVLConfig(
-        vision_config=vision, text_config=llama(tokenizer), image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"), tie_word_embeddings=True))
+    processor = InternVLProcessor(
+        images(size=size, crop_to_patches=False),
+        tokenizer,
+        InternVLVideoProcessor(size=size),
+        image_seq_length=36,
+        chat_template=template,
+    )
+    vision = {
+        **WIDTH,
+        "image_size": [96, 96],
+        "patch_size": [8, 8],
+        "attention_bias": True,
+        "initializer_range": 0.06,
+        "layer_scale_init_value": 1.0,
+    }
+    model = InternVLForConditionalGeneration(
+        InternVLConfig(
+            vision_config=vision,
+            text_config=llama(tokenizer),
+            image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+            tie_word_embeddings=True,
+        )
+    )
     return processor, model, 6, lambda pixels: model.model.get_image_features(pixels).pooler_output, CLIP
 
 
@@ -525,10 +818,31 @@ def cogvlm2(texts):
     """96 px, patches of 8 px, 2 x 2 of them convolved into one of 6 x 6 tokens; three language layers, each with its visual expert."""
     tokenizer = learned_tokenizer([*texts, COGVLM2_CHAT])
     token = tokenizer.convert_tokens_to_ids
-    model = CogVLM2({"architectures": ["CogVLMForCausalLM"], "vocab_size": len(tokenizer) + 1, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3,
-                     "num_attention_heads": 4, "num_multi_query_heads": 2, "rms_norm_eps": 1e-5, "bos_token_id": token("<|im_start|>"), "eos_token_id": token("<|im_end|>"),
-                     "vision_config": {"hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "num_hidden_layers": 4, "num_positions": 145, "patch_size": 8, "image_size": 96,
-                                       "in_channels": 3, "layer_norm_eps": 1e-6}})
+    model = CogVLM2(
+        {
+            "architectures": ["CogVLMForCausalLM"],
+            "vocab_size": len(tokenizer) + 1,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_multi_query_heads": 2,
+            "rms_norm_eps": 1e-5,
+            "bos_token_id": token("<|im_start|>"),
+            "eos_token_id": token("<|im_end|>"),
+            "vision_config": {
+                "hidden_size": 128,
+                "intermediate_size": 384,
+                "num_heads": 4,
+                "num_hidden_layers": 4,
+                "num_positions": 145,
+                "patch_size": 8,
+                "image_size": 96,
+                "in_channels": 3,
+                "layer_norm_eps": 1e-6,
+            },
+        }
+    )
     for module in model.modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
             torch.nn.init.normal_(module.weight, std=0.06)
@@ -537,21 +851,32 @@ def cogvlm2(texts):
 
 def normalised(frames, mean, std):
     """uint8 [n,1,S,S,3] -> [n,3,S,S], standardised per channel."""
-    return (frames[:, 0].permute(0, 3, 1, 2) / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return (frames[:, 0].permute(0, 3, 1, 2) / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
+        :, None, None
+    ]
 
 
 def cogvlm2_lesson(model, tokenizer, frames, chats):
     """What `lesson` returns: Question: ... Answer: ... after the picture, one pair after another, each answer with its end."""
     end, rows = tokenizer.eos_token, []
     for turns in chats:
-        parts = [(tokenizer(text).input_ids, scored) for q, a in turns for text, scored in ((COGVLM2_CHAT.format(q), False), (f" {a}{end}", True))]
-        rows.append(([i for ids, _ in parts for i in ids], [i if scored else -100 for ids, scored in parts for i in ids]))
+        parts = [
+            (tokenizer(text).input_ids, scored)
+            for q, a in turns
+            for text, scored in ((COGVLM2_CHAT.format(q), False), (f" {a}{end}", True))
+        ]
+        rows.append(
+            (
+                [i for ids, _ in parts for i in ids],
+                [i if scored else -100 for ids, scored in parts for i in ids],
+            )
+        )
     longest = max(len(ids) for ids, _ in rows)
     batch = model.inputs(normalised(frames, *CLIP), [0] * longest)
     ids, labels = batch["input_ids"].clone(), torch.full_like(batch["input_ids"], -100)
     for k, (words, scored) in enumerate(rows):
-        ids[k, -longest:len(ids[k]) - longest + len(words)] = torch.tensor(words)
-        labels[k, -longest:len(ids[k]) - longest + len(words)] = torch.tensor(scored)
+        ids[k, -longest : len(ids[k]) - longest + len(words)] = torch.tensor(words)
+        labels[k, -longest : len(ids[k]) - longest + len(words)] = torch.tensor(scored)
     return batch | {"input_ids": ids}, labels
 
 
@@ -575,19 +900,40 @@ def telling_loss(images, norm, device, grid):
         pick = rng.choice(len(items), 32, replace=False)
         x, own, tell = turn(frames[pick], owner[pick], told[pick], rng)
         with fast(device):
-            return told_loss(model(normalised(x, *norm).to(device)), tokens_tell(own, tell), (len(NAMES), 3, 3))
+            return told_loss(
+                model(normalised(x, *norm).to(device)), tokens_tell(own, tell), (len(NAMES), 3, 3)
+            )
+
     return loss_of
 
 
 def train_cousin(name, args, device, folder, save):
     """The tower and projector first, by what their tokens can tell; then the whole model, by questions of name and place."""
     images = pool(args.shapes, 96)
-    processor, model, grid, see, norm = COUSINS[name](q for i in images[0][1] for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"])
+    processor, model, grid, see, norm = COUSINS[name](
+        q for i in images[0][1] for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"]
+    )
     model = model.to(device)
     # the fused kernel's gradient is slow on a CPU
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        train(f"{name}-tower", Looking(model, see, len(NAMES) + 6).to(device), telling_loss(images[0], norm, device, grid), args.steps or 4000, 1e-3, args.seed, folder)
-        losses = train(name, Schooling(model).to(device), vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid), args.steps or QUESTIONS[name], 1e-3, args.seed, folder)
+        train(
+            f"{name}-tower",
+            Looking(model, see, len(NAMES) + 6).to(device),
+            telling_loss(images[0], norm, device, grid),
+            args.steps or 4000,
+            1e-3,
+            args.seed,
+            folder,
+        )
+        losses = train(
+            name,
+            Schooling(model).to(device),
+            vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid),
+            args.steps or QUESTIONS[name],
+            1e-3,
+            args.seed,
+            folder,
+        )
     model, processor = save(model, processor)
     return losses, vlm_quality(model, processor, images[1])
 
@@ -599,14 +945,32 @@ QUESTIONS = {"llava-next": 3000, "internvl2": 1500, "cogvlm2": 3000}
 
 # ---------------------------------------------------------------- the spatial encoder
 
+
 def dinov2_model():
     from transformers import Dinov2Config, Dinov2Model
-    return Dinov2Model(Dinov2Config(hidden_size=128, num_hidden_layers=6, num_attention_heads=4, mlp_ratio=3, image_size=96, patch_size=8, use_mask_token=True))
+
+    return Dinov2Model(
+        Dinov2Config(
+            hidden_size=128,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            mlp_ratio=3,
+            image_size=96,
+            patch_size=8,
+            use_mask_token=True,
+        )
+    )
 
 
 def dinov2_processor():
     from transformers import BitImageProcessor
-    return BitImageProcessor(do_resize=False, do_center_crop=False, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+
+    return BitImageProcessor(
+        do_resize=False,
+        do_center_crop=False,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
 
 
 class MaskedPatches(torch.nn.Module):
@@ -614,7 +978,10 @@ class MaskedPatches(torch.nn.Module):
 
     def __init__(self, encoder):
         super().__init__()
-        self.encoder, self.head = encoder, torch.nn.Linear(encoder.config.hidden_size, 3 * encoder.config.patch_size**2)
+        self.encoder, self.head = (
+            encoder,
+            torch.nn.Linear(encoder.config.hidden_size, 3 * encoder.config.patch_size**2),
+        )
 
     def forward(self, pixels, generator=None):
         """pixels [n,3,H,W] -> (mean absolute error on hidden patches, the error of each picture's mean patch there)."""
@@ -642,7 +1009,12 @@ def films(items, seed, copies):
     for item in (i for i in items if i["direction"] != "still" and not any(i["camera"])):
         for _ in range(copies):
             first = int(rng.integers(0, len(item["frames"]) - FRAMES + 1))
-            x, _, told = turn(frames_of(item, 64)[None, first:first + FRAMES], torch.zeros(1, 1, 1, 1), torch.tensor([[[0, *DIRECTIONS[item["direction"]]]]]), rng)
+            x, _, told = turn(
+                frames_of(item, 64)[None, first : first + FRAMES],
+                torch.zeros(1, 1, 1, 1),
+                torch.tensor([[[0, *DIRECTIONS[item["direction"]]]]]),
+                rng,
+            )
             frames.append(x[0])
             captions.append(caption(item["names"][-1], MOTION_WORDS[tuple(told[0, 0, 1:].tolist())]))
     return torch.stack(frames), captions
@@ -660,7 +1032,9 @@ def film_latents(vae, frames, device):
     latents = []
     for x in tqdm(frames.split(16), desc="latents", unit="batch"):
         with fast(device):
-            z = vae.encode(to_video(x).to(device).contiguous(memory_format=torch.channels_last_3d)).latent_dist.mode()
+            z = vae.encode(
+                to_video(x).to(device).contiguous(memory_format=torch.channels_last_3d)
+            ).latent_dist.mode()
         latents.append(((z.float() - mean) / std).cpu())
     return torch.cat(latents)
 
@@ -668,9 +1042,12 @@ def film_latents(vae, frames, device):
 def t5_tokenizer(texts):
     """The learned tokenizer with T5's habit: an end token after every text, so that an empty prompt, too, has something to attend to."""
     from tokenizers.processors import TemplateProcessing
+
     tokenizer = learned_tokenizer(texts)
     end = tokenizer.eos_token
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
     return tokenizer
 
 
@@ -680,22 +1057,56 @@ class Film(torch.nn.Module):
     def __init__(self, tokenizer, width=192, layers=4):
         from diffusers import LTXVideoTransformer3DModel
         from transformers import T5Config, T5EncoderModel
+
         super().__init__()
-        self.text_encoder = T5EncoderModel(T5Config(
-            vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", dropout_rate=0.0, is_encoder_decoder=False,
-            use_cache=False, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id))
-        self.transformer = LTXVideoTransformer3DModel(in_channels=16, out_channels=16, num_attention_heads=width // 32, attention_head_dim=32, cross_attention_dim=width,
-                                                      num_layers=layers, caption_channels=64)
+        self.text_encoder = T5EncoderModel(
+            T5Config(
+                vocab_size=len(tokenizer),
+                d_model=64,
+                d_kv=16,
+                d_ff=128,
+                num_layers=2,
+                num_heads=4,
+                feed_forward_proj="gated-gelu",
+                dropout_rate=0.0,
+                is_encoder_decoder=False,
+                use_cache=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+        self.transformer = LTXVideoTransformer3DModel(
+            in_channels=16,
+            out_channels=16,
+            num_attention_heads=width // 32,
+            attention_head_dim=32,
+            cross_attention_dim=width,
+            num_layers=layers,
+            caption_channels=64,
+        )
 
     def forward(self, x, sigma, ids, mask, seconds):
         """x [n,16,T,8,8] of which frame t has noise sigma [n,T]; ids and mask [n,128] of the prompts; seconds [T] -> the velocity, noise - clean, like x."""
         n, _, t, h, w = x.shape
-        places = torch.stack(torch.meshgrid(seconds, torch.arange(h, device=x.device) * 8.0, torch.arange(w, device=x.device) * 8.0, indexing="ij")).flatten(1)
+        places = torch.stack(
+            torch.meshgrid(
+                seconds,
+                torch.arange(h, device=x.device) * 8.0,
+                torch.arange(w, device=x.device) * 8.0,
+                indexing="ij",
+            )
+        ).flatten(1)
         # what is masked has no weight: the encoder sees the padding, as in the pipelines, the transformer
         # need not
         longest = int(mask.sum(1).max())
-        out = self.transformer(x.flatten(2).transpose(1, 2), self.text_encoder(ids)[0][:, :longest], 1000 * sigma.repeat_interleave(h * w, 1), mask[:, :longest],
-                               video_coords=places.expand(n, -1, -1), return_dict=False)[0]
+        out = self.transformer(
+            x.flatten(2).transpose(1, 2),
+            self.text_encoder(ids)[0][:, :longest],
+            1000 * sigma.repeat_interleave(h * w, 1),
+            mask[:, :longest],
+            video_coords=places.expand(n, -1, -1),
+            return_dict=False,
+        )[0]
         return out.transpose(1, 2).unflatten(2, (t, h, w))
 
 
@@ -727,13 +1138,21 @@ def film_loss(latents, captions, tokenizer, device, batch=8):
             out = model(*(z.to(device) for z in (x, level[:, None] * free, ids[says], mask[says], seconds)))
         error = (out.float().cpu() - velocity).square().mean((1, 3, 4))
         return error[free].mean()
+
     return loss_of
 
 
 def film_folder(folder, model, tokenizer):
     """What diffusers' pipelines read, in fp16, without the autoencoder: that is kept once, in the folder vae beside it."""
     from diffusers import FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline
-    LTXImageToVideoPipeline(FlowMatchEulerDiscreteScheduler(), None, model.text_encoder.half(), tokenizer, model.transformer.half()).save_pretrained(folder)
+
+    LTXImageToVideoPipeline(
+        FlowMatchEulerDiscreteScheduler(),
+        None,
+        model.text_encoder.half(),
+        tokenizer,
+        model.transformer.half(),
+    ).save_pretrained(folder)
 
 
 @torch.no_grad()
@@ -741,6 +1160,7 @@ def continued(pipeline, frames, given, prompts, steps=6, seed=0, batch=32):
     """Films uint8 [n,9,64,64,3] whose first `given` frames are those of `frames`: with one given by LTXImageToVideoPipeline, with more by LTXConditionPipeline."""
     from diffusers import LTXConditionPipeline
     from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+
     run = pipeline if given == 1 else LTXConditionPipeline(**pipeline.components)
     run.set_progress_bar_config(disable=True)
     # as the first pipeline takes them; the second's own spend half of them near pure noise
@@ -748,9 +1168,21 @@ def continued(pipeline, frames, given, prompts, steps=6, seed=0, batch=32):
     made = []
     for at in tqdm(torch.arange(len(frames)).split(batch), desc=f"films from {given}", unit="batch"):
         x = frames[at, :given].permute(0, 1, 4, 2, 3).float() / 255
-        start = {"image": x[:, 0], "num_inference_steps": steps} if given == 1 else {"conditions": LTXVideoCondition(video=x), "timesteps": even}
-        out = run(**start, prompt=[prompts[i] for i in at], height=x.shape[3], width=x.shape[4], num_frames=frames.shape[1], guidance_scale=1.0,
-                  generator=torch.Generator().manual_seed(seed), output_type="pt")
+        start = (
+            {"image": x[:, 0], "num_inference_steps": steps}
+            if given == 1
+            else {"conditions": LTXVideoCondition(video=x), "timesteps": even}
+        )
+        out = run(
+            **start,
+            prompt=[prompts[i] for i in at],
+            height=x.shape[3],
+            width=x.shape[4],
+            num_frames=frames.shape[1],
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="pt",
+        )
         made.append((out.frames.permute(0, 1, 3, 4, 2) * 255).round().byte().cpu())
     return torch.cat(made)
 
@@ -763,29 +1195,47 @@ def film_quality(pipeline, items, device, count=128):
     """
     items = [i for i in items if i["direction"] != "still" and not any(i["camera"])][:count]
     at = [(len(i["frames"]) - FRAMES) // 2 for i in items]
-    real = torch.stack([frames_of(i, 64)[k:k + FRAMES] for i, k in zip(items, at, strict=True)])
-    masks = torch.stack([i["mask"][k:k + FRAMES] == len(i["names"]) for i, k in zip(items, at, strict=True)])
+    real = torch.stack([frames_of(i, 64)[k : k + FRAMES] for i, k in zip(items, at, strict=True)])
+    masks = torch.stack(
+        [i["mask"][k : k + FRAMES] == len(i["names"]) for i, k in zip(items, at, strict=True)]
+    )
     truth, names = [i["direction"] for i in items], [i["names"][-1] for i in items]
     back = [MOTION_WORDS[tuple(-c for c in DIRECTIONS[d])] for d in truth]
 
     @torch.no_grad()
     def reconstructed(films):
-        out = torch.cat([pipeline.vae(to_video(x).to(device)).sample.clamp(-1, 1).cpu() for x in films.split(16)])
+        out = torch.cat(
+            [pipeline.vae(to_video(x).to(device)).sample.clamp(-1, 1).cpu() for x in films.split(16)]
+        )
         return ((out + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1)
 
     def right(films, given, way=truth):
-        found = heading(whereabouts(films[:, given - 1:], masks[:, given - 1]))
+        found = heading(whereabouts(films[:, given - 1 :], masks[:, given - 1]))
         return np.mean([a == b for a, b in zip(found, way, strict=True)])
 
     report = {"clips": len(items), "direction_chance": max(truth.count(t) for t in set(truth)) / len(truth)}
-    for key, given, prompts in (("", 1, [caption(n, d) for n, d in zip(names, truth, strict=True)]), ("continued_", 5, [""] * len(items))):
-        films, still = continued(pipeline, real, given, prompts), real[:, given - 1:given].expand_as(real)
-        changing = (real[:, given:].int() - real[:, given - 1:given].int()).abs().amax(-1) > 12
+    for key, given, prompts in (
+        ("", 1, [caption(n, d) for n, d in zip(names, truth, strict=True)]),
+        ("continued_", 5, [""] * len(items)),
+    ):
+        films, still = continued(pipeline, real, given, prompts), real[:, given - 1 : given].expand_as(real)
+        changing = (real[:, given:].int() - real[:, given - 1 : given].int()).abs().amax(-1) > 12
         report[f"{key}direction_real"] = right(real, given)
-        for suffix, x in (("", films), ("_vae", reconstructed(real)), ("_frozen", still), ("_frozen_vae", reconstructed(still))):
+        for suffix, x in (
+            ("", films),
+            ("_vae", reconstructed(real)),
+            ("_frozen", still),
+            ("_frozen_vae", reconstructed(still)),
+        ):
             error = (x[:, given:].float() - real[:, given:].float()).abs().mean(-1) / 255
-            report |= {f"{key}direction{suffix}": right(x, given), f"{key}mae{suffix}": error.mean(), f"{key}mae_changing{suffix}": error[changing].mean()}
-    report["told_back_direction"] = right(continued(pipeline, real, 1, [caption(n, d) for n, d in zip(names, back, strict=True)]), 1, back)
+            report |= {
+                f"{key}direction{suffix}": right(x, given),
+                f"{key}mae{suffix}": error.mean(),
+                f"{key}mae_changing{suffix}": error[changing].mean(),
+            }
+    report["told_back_direction"] = right(
+        continued(pipeline, real, 1, [caption(n, d) for n, d in zip(names, back, strict=True)]), 1, back
+    )
     return report
 
 
@@ -803,13 +1253,24 @@ class Watching(torch.nn.Module):
         super().__init__()
         self.tracker, self.frames = tracker, tracker.config["frames"]
         (small, width), embedding = tracker.config["widths"], tracker.config["embedding"]
-        self.cover, self.find = torch.nn.Linear(small, len(COLOURS) + 1 + len(SHAPES)), torch.nn.Linear(small, 3)
-        self.there, self.tell = torch.nn.Linear(width, 2), torch.nn.Linear(embedding, 3 * self.frames + len(COMPASS) + 5)
+        self.cover, self.find = (
+            torch.nn.Linear(small, len(COLOURS) + 1 + len(SHAPES)),
+            torch.nn.Linear(small, 3),
+        )
+        self.there, self.tell = (
+            torch.nn.Linear(width, 2),
+            torch.nn.Linear(embedding, 3 * self.frames + len(COMPASS) + 5),
+        )
 
     def forward(self, *asked):
         found = self.tracker(*asked)
         told = self.tell(found["embedding"]).split([3 * self.frames, len(COMPASS), 4, 1], -1)
-        found |= {"found": self.find(found["looked"]), "frames": self.there(found["seen"]).transpose(-1, -2), "spans": told[0].unflatten(-1, (3, self.frames)), "direction": told[1]}
+        found |= {
+            "found": self.find(found["looked"]),
+            "frames": self.there(found["seen"]).transpose(-1, -2),
+            "spans": told[0].unflatten(-1, (3, self.frames)),
+            "direction": told[1],
+        }
         found |= {"count": told[2], "there": told[3][..., 0]}
         return {k: v.float().cpu() for k, v in found.items()}
 
@@ -819,42 +1280,94 @@ def tracks_truth(items, seed, asked=4):
     COMPASS), count; spans [n,asked,3,T]: visible, present, hidden; centres [n,asked,T,2] of what is seen, in -1..1; shown [n,C,T]: which colours of objects are seen;
     covered [n,T,P,2]: the numbers of colour and shape of what covers most of a patch of 8 x 8 pixels, -1 where that is less than a fifth."""
     rng, frames, rows = np.random.default_rng(seed), len(items[0]["frames"]), []
-    centres, shown, covered = torch.zeros(len(items), asked, frames, 2), torch.zeros(len(items), len(COLOURS), frames), []
+    centres, shown, covered = (
+        torch.zeros(len(items), asked, frames, 2),
+        torch.zeros(len(items), len(COLOURS), frames),
+        [],
+    )
     for item, centre, colours in zip(items, centres, shown, strict=True):
         others, row = [n for n in rng.permutation(NAMES).tolist() if n not in item["names"]], []
         alike = next(n for n in others if n.split()[0] in {x.split()[0] for x in item["names"]})
         for k, name in enumerate([*item["names"], alike, item["absent"], *others][:asked]):
-            track = item["tracks"][k] if k < len(item["names"]) else {"persistent": False, "direction": "still", "visible": [], "present": [], "hidden": []}
-            spans = [[float(any(a <= t <= b for a, b in track[kind])) for t in range(frames)] for kind in ("visible", "present", "hidden")]
+            track = (
+                item["tracks"][k]
+                if k < len(item["names"])
+                else {"persistent": False, "direction": "still", "visible": [], "present": [], "hidden": []}
+            )
+            spans = [
+                [float(any(a <= t <= b for a, b in track[kind])) for t in range(frames)]
+                for kind in ("visible", "present", "hidden")
+            ]
             colour, shape = name.split()
             colours[list(COLOURS).index(colour)] += torch.tensor(spans[0])
-            row.append((list(COLOURS).index(colour), list(SHAPES).index(shape), k < len(item["names"]), track["persistent"], COMPASS.index(track["direction"]), item["count"], spans))
+            row.append(
+                (
+                    list(COLOURS).index(colour),
+                    list(SHAPES).index(shape),
+                    k < len(item["names"]),
+                    track["persistent"],
+                    COMPASS.index(track["direction"]),
+                    item["count"],
+                    spans,
+                )
+            )
         rows.append(row)
         # [T,P]
-        share, most = F.avg_pool2d(F.one_hot(item["mask"].long(), asked).permute(0, 3, 1, 2).float(), 8).flatten(2)[:, 1:].max(1)
+        share, most = (
+            F.avg_pool2d(F.one_hot(item["mask"].long(), asked).permute(0, 3, 1, 2).float(), 8)
+            .flatten(2)[:, 1:]
+            .max(1)
+        )
         numbers = torch.tensor([r[:2] for r in row] + [(-1, -1)])
         covered.append(numbers[torch.where(share >= 0.2, most, asked)].char())
-        centre[:len(item["names"])] = ((item["boxes"][..., :2] + item["boxes"][..., 2:]) / item["width"] - 1).transpose(0, 1)
+        centre[: len(item["names"])] = (
+            (item["boxes"][..., :2] + item["boxes"][..., 2:]) / item["width"] - 1
+        ).transpose(0, 1)
     kinds = ("colours", "shapes", "there", "persistent", "direction", "count", "spans")
-    return {k: torch.tensor([[r[i] for r in row] for row in rows]) for i, k in enumerate(kinds)} | {"centres": centres, "shown": shown, "covered": torch.stack(covered)}
+    return {k: torch.tensor([[r[i] for r in row] for row in rows]) for i, k in enumerate(kinds)} | {
+        "centres": centres,
+        "shown": shown,
+        "covered": torch.stack(covered),
+    }
 
 
 def found_loss(found, visible, centres):
     """Is it seen, and where: found [..., 3], visible [...] 0 or 1, centres [..., 2]."""
     apart = (found[..., 1:] - centres).abs().sum(-1)
-    return F.binary_cross_entropy_with_logits(found[..., 0], visible) + (apart * visible).sum() / visible.sum().clamp(min=1)
+    return F.binary_cross_entropy_with_logits(found[..., 0], visible) + (
+        apart * visible
+    ).sum() / visible.sum().clamp(min=1)
 
 
 def glance_loss(frames, truth, device, batch=256):
     """Single frames of as many clips, what covers each patch, and some names looked for: what a tracker has to find before there is anything to track."""
+
     def loss_of(model, rng):
-        pick, at = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False)), torch.from_numpy(rng.integers(0, frames.shape[1], min(batch, len(frames))))
+        pick, at = (
+            torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False)),
+            torch.from_numpy(rng.integers(0, frames.shape[1], min(batch, len(frames)))),
+        )
         with fast(device), sdpa_kernel(SDPBackend.MATH):
-            looked, shown, tokens = model.tracker.look(frames[pick, at][:, None].to(device), truth["colours"][pick].to(device), truth["shapes"][pick].to(device))
-            found, shown, covered = model.find(looked)[:, :, 0].float().cpu(), shown[..., 0].float().cpu(), model.cover(tokens).flatten(0, 1).float().cpu()
+            looked, shown, tokens = model.tracker.look(
+                frames[pick, at][:, None].to(device),
+                truth["colours"][pick].to(device),
+                truth["shapes"][pick].to(device),
+            )
+            found, shown, covered = (
+                model.find(looked)[:, :, 0].float().cpu(),
+                shown[..., 0].float().cpu(),
+                model.cover(tokens).flatten(0, 1).float().cpu(),
+            )
         colour, shape = truth["covered"][pick, at].long().flatten(0, 1).unbind(-1)
-        covered = F.cross_entropy(covered[:, :len(COLOURS) + 1], colour % (len(COLOURS) + 1)) + F.cross_entropy(covered[:, len(COLOURS) + 1:], shape, ignore_index=-1)
-        return covered + found_loss(found, truth["spans"][pick, :, 0, at], truth["centres"][pick, :, at]) + F.binary_cross_entropy_with_logits(shown, truth["shown"][pick, :, at])
+        covered = F.cross_entropy(
+            covered[:, : len(COLOURS) + 1], colour % (len(COLOURS) + 1)
+        ) + F.cross_entropy(covered[:, len(COLOURS) + 1 :], shape, ignore_index=-1)
+        return (
+            covered
+            + found_loss(found, truth["spans"][pick, :, 0, at], truth["centres"][pick, :, at])
+            + F.binary_cross_entropy_with_logits(shown, truth["shown"][pick, :, at])
+        )
+
     return loss_of
 
 
@@ -866,6 +1379,7 @@ def mirrored_ways(back, down, across):
 
 def tracker_loss(frames, truth, device, batch=16):
     """Cross-entropies of all that is told of `batch` clips and as many names each as there are, mirrored and reversed at random."""
+
     def loss_of(model, rng):
         pick = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False))
         y, (back, down, across) = {k: v[pick] for k, v in truth.items()}, (rng.random(3) < 0.5).tolist()
@@ -873,11 +1387,28 @@ def tracker_loss(frames, truth, device, batch=16):
         x = frames[pick].flip([d for d, flip in ((1, back), (2, down), (3, across)) if flip])
         with fast(device), sdpa_kernel(SDPBackend.MATH):
             found = model(x.to(device), y["colours"].to(device), y["shapes"].to(device))
-        (spans, shown), centres, there = (y[k].flip(-1) if back else y[k] for k in ("spans", "shown")), y["centres"].flip(-2) if back else y["centres"], y["there"]
-        binary, way, number = F.binary_cross_entropy_with_logits, mirrored_ways(back, down, across)[y["direction"]][there], y["count"][there]
-        return (binary(found["scores"], spans[:, :, 0]) + 2 * binary(found["persistence"][there], y["persistent"][there].float()) + binary(found["frames"], spans[:, :, 1:])
-                + binary(found["spans"], spans) + binary(found["there"], there.float()) + 0.5 * F.cross_entropy(found["direction"][there], way) + 0.5 * F.cross_entropy(found["count"][there], number)
-                + 0.5 * (found_loss(found["found"], spans[:, :, 0], centres * signs) + binary(found["shown"], shown)))
+        (spans, shown), centres, there = (
+            (y[k].flip(-1) if back else y[k] for k in ("spans", "shown")),
+            y["centres"].flip(-2) if back else y["centres"],
+            y["there"],
+        )
+        binary, way, number = (
+            F.binary_cross_entropy_with_logits,
+            mirrored_ways(back, down, across)[y["direction"]][there],
+            y["count"][there],
+        )
+        return (
+            binary(found["scores"], spans[:, :, 0])
+            + 2 * binary(found["persistence"][there], y["persistent"][there].float())
+            + binary(found["frames"], spans[:, :, 1:])
+            + binary(found["spans"], spans)
+            + binary(found["there"], there.float())
+            + 0.5 * F.cross_entropy(found["direction"][there], way)
+            + 0.5 * F.cross_entropy(found["count"][there], number)
+            + 0.5
+            * (found_loss(found["found"], spans[:, :, 0], centres * signs) + binary(found["shown"], shown))
+        )
+
     return loss_of
 
 
@@ -887,29 +1418,63 @@ def tracker_quality(model, frames, truth, device):
     found = []
     for at in torch.arange(len(frames)).split(32):
         with fast(device):
-            found.append({k: v.float().cpu() for k, v in model(frames[at].to(device), truth["colours"][at].to(device), truth["shapes"][at].to(device)).items()})
+            found.append(
+                {
+                    k: v.float().cpu()
+                    for k, v in model(
+                        frames[at].to(device), truth["colours"][at].to(device), truth["shapes"][at].to(device)
+                    ).items()
+                }
+            )
     found, there = {k: torch.cat([f[k] for f in found]) for k in found[0]}, truth["there"]
-    seen, said, persistent = truth["spans"][:, :, 0][there] > 0, found["scores"][there] > 0, truth["persistent"][there].float()
-    return {"persistence_accuracy": ((found["persistence"] > 0) == truth["persistent"])[there].float().mean(), "persistence_floor": max(persistent.mean(), 1 - persistent.mean()),
-            "frame_f1": 2 * (seen & said).sum() / (seen.sum() + said.sum()), "frame_f1_floor": 2 * seen.sum() / (seen.sum() + seen.numel()),
-            "direction_accuracy": (found["direction"].argmax(-1) == truth["direction"])[there].float().mean(),
-            "count_accuracy": (found["count"].argmax(-1) == truth["count"])[there].float().mean(), "there_accuracy": ((found["there"] > 0) == there).float().mean(),
-            **{f"{kind}_accuracy": ((found["spans"][:, :, k] > 0) == (truth["spans"][:, :, k] > 0))[there].float().mean() for k, kind in enumerate(("visible", "present", "hidden"))}}
+    seen, said, persistent = (
+        truth["spans"][:, :, 0][there] > 0,
+        found["scores"][there] > 0,
+        truth["persistent"][there].float(),
+    )
+    return {
+        "persistence_accuracy": ((found["persistence"] > 0) == truth["persistent"])[there].float().mean(),
+        "persistence_floor": max(persistent.mean(), 1 - persistent.mean()),
+        "frame_f1": 2 * (seen & said).sum() / (seen.sum() + said.sum()),
+        "frame_f1_floor": 2 * seen.sum() / (seen.sum() + seen.numel()),
+        "direction_accuracy": (found["direction"].argmax(-1) == truth["direction"])[there].float().mean(),
+        "count_accuracy": (found["count"].argmax(-1) == truth["count"])[there].float().mean(),
+        "there_accuracy": ((found["there"] > 0) == there).float().mean(),
+        **{
+            f"{kind}_accuracy": ((found["spans"][:, :, k] > 0) == (truth["spans"][:, :, k] > 0))[there]
+            .float()
+            .mean()
+            for k, kind in enumerate(("visible", "present", "hidden"))
+        },
+    }
 
 
 # ---------------------------------------------------------------- words alone
 
 # kinds, and how often: as they are hard
-ASKED = {"persistence": 2, "direction": 2, "backwards": 2, "count": 1, "unknown": 1, "frames": 6, "hidden": 5, "uncovered": 5, "describe": 8, "naming": 10}
+ASKED = {
+    "persistence": 2,
+    "direction": 2,
+    "backwards": 2,
+    "count": 1,
+    "unknown": 1,
+    "frames": 6,
+    "hidden": 5,
+    "uncovered": 5,
+    "describe": 8,
+    "naming": 10,
+}
 
 
 def made_up_track(rng, frames=32):
     """What data.py's tracks say of an object, with spans that no film was made for, and a probability of being persistent."""
     persistent, there, t = rng.random() < 0.5, np.zeros(frames, bool), np.arange(frames)
-    first, last = (0, frames - 1) if persistent else sorted(int(x) for x in rng.choice(frames, 2, replace=False))
+    first, last = (
+        (0, frames - 1) if persistent else sorted(int(x) for x in rng.choice(frames, 2, replace=False))
+    )
     if not persistent and (side := rng.integers(3)):  # enters or leaves, else as drawn
         first, last = (max(first, 1), frames - 1) if side == 1 else (0, min(last, frames - 2))
-    there[first:last + 1] = True
+    there[first : last + 1] = True
     seen = there.copy()
     for _ in range(rng.integers(3)):
         start = rng.integers(first, last + 1)
@@ -919,16 +1484,32 @@ def made_up_track(rng, frames=32):
     # now and then not what the frames say
     probability = rng.random() if rng.random() < 0.1 else abs(persistent - 0.5 * rng.random() ** 2 - 0.005)
     comes, goes = first > 0, last < frames - 1
-    return {"object": str(rng.choice(NAMES)), "probability": round(probability, 2), "persistent": round(probability, 2) >= 0.5, "present": spans(there), "visible": spans(seen),
-            "hidden": spans(there & ~seen), "direction": str(rng.choice([*DIRECTIONS, "still"])), "why": "passes" if comes and goes else "enters" if comes else "leaves" if goes else "stays"}
+    return {
+        "object": str(rng.choice(NAMES)),
+        "probability": round(probability, 2),
+        "persistent": round(probability, 2) >= 0.5,
+        "present": spans(there),
+        "visible": spans(seen),
+        "hidden": spans(there & ~seen),
+        "direction": str(rng.choice([*DIRECTIONS, "still"])),
+        "why": "passes" if comes and goes else "enters" if comes else "leaves" if goes else "stays",
+    }
 
 
 def said_of(track, known):
     """The sentences of data.py about an object, as far as the facts `known` say them."""
     way, moves, hides = (part.rstrip(".") for part in told(track).split(". "))
     if not {"persistence", "frames"} <= known:
-        way = way.split(":")[0] if "persistence" in known else f"The {track['object']} appears in {spans_words(track['visible'])}" if "frames" in known else ""
-    said = ". ".join([*filter(None, [way, moves if "direction" in known else "", hides if "hidden" in known else ""]), ""]).strip()
+        way = (
+            way.split(":")[0]
+            if "persistence" in known
+            else f"The {track['object']} appears in {spans_words(track['visible'])}"
+            if "frames" in known
+            else ""
+        )
+    said = ". ".join(
+        [*filter(None, [way, moves if "direction" in known else "", hides if "hidden" in known else ""]), ""]
+    ).strip()
     return said.replace("It ", f"The {track['object']} ", not way) if said else UNKNOWN
 
 
@@ -939,13 +1520,23 @@ def word_lesson(rng):
         return kind, *naming(rng)
     track, count = made_up_track(rng), int(rng.integers(1, 4))
     own = name = track["object"]
-    facts = {"persistence": track["probability"], "visible": track["visible"], "direction": track["direction"], "hidden": track["hidden"], "count": count}
+    facts = {
+        "persistence": track["probability"],
+        "visible": track["visible"],
+        "direction": track["direction"],
+        "hidden": track["hidden"],
+        "count": count,
+    }
     if kind not in ("unknown", "count") and rng.random() < 0.25:
         if rng.random() < 0.5:  # it was looked for and not found
             facts |= {"persistence": round(0.3 * rng.random(), 2), "visible": [], "hidden": []}
         else:
             alike = rng.random() < 0.5
-            name = str(rng.choice([n for n in NAMES if n != own and (not alike or set(n.split()) & set(own.split()))]))
+            name = str(
+                rng.choice(
+                    [n for n in NAMES if n != own and (not alike or set(n.split()) & set(own.split()))]
+                )
+            )
     absent = name != own or not facts["visible"]
     if rng.random() < 0.6:
         facts = {k: v for k, v in facts.items() if v == [] and absent or rng.random() < 0.7}
@@ -955,11 +1546,26 @@ def word_lesson(rng):
         context = metadata_text(own, **facts)
         absent &= name != own or "visible" in facts
     known = {{"visible": "frames"}.get(k, k) for k in facts}
-    needs = {"persistence": {"persistence"}, "frames": {"frames"}, "direction": {"direction"}, "hidden": {"hidden"}, "backwards": {"direction"}, "uncovered": {"frames", "hidden"},
-             "count": {"count"}}.get(kind, set())
-    answers = {"persistence": "persistent" if track["persistent"] else "transient", "frames": spans_words(track["visible"]), "direction": track["direction"],
-               "hidden": spans_words(track["hidden"]) if track["hidden"] else "it is never hidden", "backwards": OPPOSITE[track["direction"]], "uncovered": spans_words(track["present"]),
-               "count": str(count), "describe": said_of(track, known), "unknown": UNKNOWN}
+    needs = {
+        "persistence": {"persistence"},
+        "frames": {"frames"},
+        "direction": {"direction"},
+        "hidden": {"hidden"},
+        "backwards": {"direction"},
+        "uncovered": {"frames", "hidden"},
+        "count": {"count"},
+    }.get(kind, set())
+    answers = {
+        "persistence": "persistent" if track["persistent"] else "transient",
+        "frames": spans_words(track["visible"]),
+        "direction": track["direction"],
+        "hidden": spans_words(track["hidden"]) if track["hidden"] else "it is never hidden",
+        "backwards": OPPOSITE[track["direction"]],
+        "uncovered": spans_words(track["present"]),
+        "count": str(count),
+        "describe": said_of(track, known),
+        "unknown": UNKNOWN,
+    }
     question = TELL_OF.format(name) if kind == "describe" else asked_of(rng, kind, name)
     if absent:
         return "absent" if name == own else "elsewhere", context, question, f"there is no {name}"
@@ -970,19 +1576,24 @@ def word_lesson(rng):
 def words_model(seed):
     """(model, tokenizer): a small Llama whose tokenizer was learned on its lessons."""
     from transformers import LlamaConfig, LlamaForCausalLM
+
     rng = np.random.default_rng([seed, 1])
-    tokenizer = learned_tokenizer((x for _ in range(4000) for x in ("user\n", "assistant\n", *word_lesson(rng)[1:])), 576)
+    tokenizer = learned_tokenizer(
+        (x for _ in range(4000) for x in ("user\n", "assistant\n", *word_lesson(rng)[1:])), 576
+    )
     tokenizer.chat_template = CHAT
     return LlamaForCausalLM(LlamaConfig(**llama(tokenizer), tie_word_embeddings=True)), tokenizer
 
 
 def words_loss(tokenizer, device, batch=32):
     """Cross-entropy of the answers, a mean over answers of the mean over their tokens."""
+
     def loss_of(model, rng):
         lessons = [word_lesson(rng) for _ in range(batch)]
         prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
         with fast(device):
             return mean_answer_loss(model, tokenizer, prompts, [x[3] for x in lessons])
+
     return loss_of
 
 
@@ -990,28 +1601,42 @@ def words_quality(model, tokenizer, seed, n=3000):
     """Share of held-out answers that are right to the word, by kind, beside the commonest answer of the kind."""
     rng = np.random.default_rng([seed, 2])
     lessons = [word_lesson(rng) for _ in range(n)]
-    said = answered(model, tokenizer, [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons])
+    said = answered(
+        model, tokenizer, [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
+    )
     report = {"accuracy": np.mean([a == x[3] for a, x in zip(said, lessons, strict=True)])}
     for kind in sorted({x[0] for x in lessons}):
         pairs = [(a, x[3]) for a, x in zip(said, lessons, strict=True) if x[0] == kind]
         truth = [t for _, t in pairs]
-        report |= {kind: np.mean([a == t for a, t in pairs]), f"{kind}_floor": max(truth.count(t) for t in set(truth)) / len(truth)}
+        report |= {
+            kind: np.mean([a == t for a, t in pairs]),
+            f"{kind}_floor": max(truth.count(t) for t in set(truth)) / len(truth),
+        }
     return report
 
 
 # ---------------------------------------------------------------- main
 
+
 def pool(folder, size):
     """((frames, items) to train on, (frames, items) held out): split by source, the test part held out."""
     items, _ = load_items(folder)
-    parts = [[i for i in items if (split_of(i["source"]) == "test") == held_out] for held_out in (False, True)]
+    parts = [
+        [i for i in items if (split_of(i["source"]) == "test") == held_out] for held_out in (False, True)
+    ]
     return [(torch.stack([frames_of(i, size) for i in p]), p) for p in parts]
 
 
 def vlm_parts(args, device):
     """(images, clips) as `pool` gives them, the processor, an untrained model."""
     images, clips = pool(args.shapes, 96), pool(args.moving, 64)
-    processor = vlm_processor(q for _, items in (images[0], clips[0]) for i in items for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"])
+    processor = vlm_processor(
+        q
+        for _, items in (images[0], clips[0])
+        for i in items
+        for turn in i["turns"]
+        for q in [*turn, "user\n", "assistant\n"]
+    )
     return images, clips, processor, for_training(vlm_model(processor.tokenizer)).to(device)
 
 
@@ -1019,7 +1644,16 @@ def train_vae(args, device, folder, save):
     (images, _), (held_images, _) = pool(args.shapes, 64)
     (clips, _), (held_clips, _) = pool(args.moving, 64)
     model = vae_model().to(device, memory_format=torch.channels_last_3d)
-    losses = train("vae", flatten_stills(model), vae_loss(images, clips, device), args.steps or 11000, 1.5e-3, args.seed, folder, weight_decay=0)
+    losses = train(
+        "vae",
+        flatten_stills(model),
+        vae_loss(images, clips, device),
+        args.steps or 11000,
+        1.5e-3,
+        args.seed,
+        folder,
+        weight_decay=0,
+    )
     set_latent_statistics(model, images, device)
     model, _ = save(model)
     return losses, vae_quality(model, held_images[:400], held_clips, device)
@@ -1028,8 +1662,24 @@ def train_vae(args, device, folder, save):
 def train_semantic(args, device, folder, save):
     """First the tower alone, by naming; then the whole model, by questions of name only."""
     images, clips, processor, model = vlm_parts(args, device)
-    train("tower", Eyes(model.model.visual, len(NAMES)).to(device), naming_loss(images[0], processor, device), args.steps or 3000, 1e-3, args.seed, folder)
-    losses = train("semantic", Schooling(model).to(device), vlm_loss(images[0], None, processor, device, NAMING), args.steps or 2300, 1.5e-3, args.seed, folder)
+    train(
+        "tower",
+        Eyes(model.model.visual, len(NAMES)).to(device),
+        naming_loss(images[0], processor, device),
+        args.steps or 3000,
+        1e-3,
+        args.seed,
+        folder,
+    )
+    losses = train(
+        "semantic",
+        Schooling(model).to(device),
+        vlm_loss(images[0], None, processor, device, NAMING),
+        args.steps or 2300,
+        1.5e-3,
+        args.seed,
+        folder,
+    )
     model, processor = save(model, processor)
     return losses, vlm_quality(model, processor, images[1], clips[1])
 
@@ -1037,12 +1687,37 @@ def train_semantic(args, device, folder, save):
 def train_vlm(args, device, folder, save):
     """Goes on where `semantic` stopped, now with questions of place and, on clips, of motion among the others."""
     if not (folder / "semantic.pt").exists():
-        refuse(f"{folder}/semantic.pt does not exist; run --only semantic first, from which this model goes on")
+        refuse(
+            f"{folder}/semantic.pt does not exist; run --only semantic first, from which this model goes on"
+        )
     images, clips, processor, model = vlm_parts(args, device)
     model = Schooling(model).to(device)
-    model.load_state_dict({k: v for k, v in torch.load(folder / "semantic.pt", weights_only=True)["model"].items() if k.startswith("vlm.")}, strict=False)
-    train("motion", Eyes(model.vlm.model.visual, len(NAMES) + 6).to(device), motion_loss(clips[0], processor, device), args.steps or 800, 1e-3, args.seed, folder)
-    losses = train("vlm", model, vlm_loss(images[0], clips[0], processor, device, (*NAMING, "Where is", "Which way")), args.steps or 3000, 1e-3, args.seed, folder)
+    model.load_state_dict(
+        {
+            k: v
+            for k, v in torch.load(folder / "semantic.pt", weights_only=True)["model"].items()
+            if k.startswith("vlm.")
+        },
+        strict=False,
+    )
+    train(
+        "motion",
+        Eyes(model.vlm.model.visual, len(NAMES) + 6).to(device),
+        motion_loss(clips[0], processor, device),
+        args.steps or 800,
+        1e-3,
+        args.seed,
+        folder,
+    )
+    losses = train(
+        "vlm",
+        model,
+        vlm_loss(images[0], clips[0], processor, device, (*NAMING, "Where is", "Which way")),
+        args.steps or 3000,
+        1e-3,
+        args.seed,
+        folder,
+    )
     model, processor = save(model.vlm, processor)
     return losses, vlm_quality(model, processor, images[1], clips[1])
 
@@ -1052,7 +1727,9 @@ def train_dinov2(args, device, folder, save):
     processor = dinov2_processor()
 
     def pixels(frames):
-        return processor(list(frames[:, 0].permute(0, 3, 1, 2)), return_tensors="pt")["pixel_values"].to(device)
+        return processor(list(frames[:, 0].permute(0, 3, 1, 2)), return_tensors="pt")["pixel_values"].to(
+            device
+        )
 
     def loss_of(model, rng):
         with fast(device):
@@ -1062,9 +1739,18 @@ def train_dinov2(args, device, folder, save):
     model.encoder.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
     losses = train("dinov2", model, loss_of, args.steps or 2500, 1e-3, args.seed, folder)
     with torch.no_grad():
-        errors = np.array([[e.item() for e in model(pixels(x), torch.Generator().manual_seed(0))] for x in held[:512].split(64)]).mean(0)
+        errors = np.array(
+            [
+                [e.item() for e in model(pixels(x), torch.Generator().manual_seed(0))]
+                for x in held[:512].split(64)
+            ]
+        ).mean(0)
     save(model.encoder, processor)
-    return losses, {"masked_mae": errors[0], "masked_mae_mean_patch": errors[1], "masked_mae_ratio": errors[0] / errors[1]}
+    return losses, {
+        "masked_mae": errors[0],
+        "masked_mae_mean_patch": errors[1],
+        "masked_mae_ratio": errors[0] / errors[1],
+    }
 
 
 def train_ltx(args, device, folder, save):
@@ -1073,7 +1759,9 @@ def train_ltx(args, device, folder, save):
     if not vae.is_dir():
         refuse(f"{vae} does not exist; run --only vae first, whose latents this model learns")
     items, _ = load_items(args.moving)
-    parts = [[i for i in items if (split_of(i["source"]) == "test") == held_out] for held_out in (False, True)]
+    parts = [
+        [i for i in items if (split_of(i["source"]) == "test") == held_out] for held_out in (False, True)
+    ]
     if not cache.exists():
         frames, captions = films(parts[0], args.seed, 4)
         latents = film_latents(LOADERS["vae"](find_model(str(vae)), device)[0], frames, device).half()
@@ -1081,7 +1769,16 @@ def train_ltx(args, device, folder, save):
     kept = torch.load(cache, weights_only=True)
     tokenizer = t5_tokenizer(kept["captions"])
     model = Film(tokenizer).to(device)
-    losses = train("ltx", model, film_loss(kept["latents"], kept["captions"], tokenizer, device), args.steps or 2000, 1.5e-3, args.seed, folder, weight_decay=0.01)
+    losses = train(
+        "ltx",
+        model,
+        film_loss(kept["latents"], kept["captions"], tokenizer, device),
+        args.steps or 2000,
+        1.5e-3,
+        args.seed,
+        folder,
+        weight_decay=0.01,
+    )
     pipeline, _ = save(model, tokenizer)
     return losses, film_quality(pipeline, parts[1], device)
 
@@ -1090,7 +1787,9 @@ def train_words(args, device, folder, save):
     """Lessons are made up as they are needed; none comes twice."""
     model, tokenizer = words_model(args.seed)
     model.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
-    losses = train("words", model.to(device), words_loss(tokenizer, device), args.steps or 2800, 2e-3, args.seed, folder)
+    losses = train(
+        "words", model.to(device), words_loss(tokenizer, device), args.steps or 2800, 2e-3, args.seed, folder
+    )
     model, tokenizer = save(model, tokenizer)
     return losses, words_quality(model, tokenizer, args.seed)
 
@@ -1099,27 +1798,58 @@ def train_tracker(args, device, folder, save):
     """First to find what is asked for in single frames, then the whole; the stem has learned by then."""
     (frames, items), (held, held_items) = pool(args.trajectories, 48)
     truth = tracks_truth(items, args.seed)
-    model = Watching(Tracker({"colours": list(COLOURS), "shapes": list(SHAPES), "frames": frames.shape[1], "image_size": 48, "widths": [64, 128], "layers": [2, 3], "embedding": 512})).to(device)
+    model = Watching(
+        Tracker(
+            {
+                "colours": list(COLOURS),
+                "shapes": list(SHAPES),
+                "frames": frames.shape[1],
+                "image_size": 48,
+                "widths": [64, 128],
+                "layers": [2, 3],
+                "embedding": 512,
+            }
+        )
+    ).to(device)
     train("glance", model, glance_loss(frames, truth, device), args.steps or 3000, 2e-3, args.seed, folder)
     model.tracker.stem.requires_grad_(False)
-    losses = train("tracker", model, tracker_loss(frames, truth, device), args.steps or 3400, 1e-3, args.seed, folder)
+    losses = train(
+        "tracker", model, tracker_loss(frames, truth, device), args.steps or 3400, 1e-3, args.seed, folder
+    )
     model.tracker, _ = save(model.tracker)
     return losses, tracker_quality(model, held, tracks_truth(held_items, args.seed), device)
 
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument("--only", help="train one model: vae, semantic, vlm, dinov2, ltx, words, tracker, llava-next, internvl2 or cogvlm2 (default: all, then the summary)")
+    p.add_argument(
+        "--only",
+        help="train one model: vae, semantic, vlm, dinov2, ltx, words, tracker, llava-next, internvl2 or cogvlm2 (default: all, then the summary)",
+    )
     p.add_argument("--shapes", default="data/tiny-shapes", help="training images (default: %(default)s)")
     p.add_argument("--moving", default="data/tiny-moving", help="training clips (default: %(default)s)")
-    p.add_argument("--trajectories", default="data/tiny-trajectories", help="training clips of the tracker (default: %(default)s)")
-    p.add_argument("--out", default="results/tiny", help="where checkpoints and YAML go (default: %(default)s)")
+    p.add_argument(
+        "--trajectories",
+        default="data/tiny-trajectories",
+        help="training clips of the tracker (default: %(default)s)",
+    )
+    p.add_argument(
+        "--out", default="results/tiny", help="where checkpoints and YAML go (default: %(default)s)"
+    )
     p.add_argument("--steps", type=int, help="fewer steps than a full training, to try it")
     return p.parse_args(argv)
 
 
-TRAIN = {"vae": ("vae", train_vae), "semantic": ("vlm", train_semantic), "vlm": ("vlm", train_vlm), "dinov2": ("encoder", train_dinov2), "ltx": ("video", train_ltx),
-         "words": ("language", train_words), "tracker": ("tracker", train_tracker), **{name: ("vlm", functools.partial(train_cousin, name)) for name in COUSINS}}
+TRAIN = {
+    "vae": ("vae", train_vae),
+    "semantic": ("vlm", train_semantic),
+    "vlm": ("vlm", train_vlm),
+    "dinov2": ("encoder", train_dinov2),
+    "ltx": ("video", train_ltx),
+    "words": ("language", train_words),
+    "tracker": ("tracker", train_tracker),
+    **{name: ("vlm", functools.partial(train_cousin, name)) for name in COUSINS},
+}
 
 
 def main(argv=None):
@@ -1143,18 +1873,36 @@ def main(argv=None):
             if processor and not isinstance(model, Film):
                 processor.save_pretrained(folder)
             save_yaml(folder / "weights.yaml", {"weights": "small", "trained_by": "tiny.py"})
-            return LOADERS[kind](find_model(str(folder)), device) if kind != "tracker" else (Tracker.from_pretrained(folder).to(device), None)
+            return (
+                LOADERS[kind](find_model(str(folder)), device)
+                if kind != "tracker"
+                else (Tracker.from_pretrained(folder).to(device), None)
+            )
 
         torch.manual_seed(args.seed)
         losses, quality = run(args, device, out / "training", save)
         every = max(len(losses) // 40, 1)
-        curve = {i: float(np.mean(losses[i - every:i])) for i in range(every, len(losses) + 1, every)}
-        result = {"stage": "tiny", "model": name, "weights": "small", "data": "synthetic", "steps": len(losses), **size, **quality,
-                  "loss": curve, "run": run_info(args, started, script="tiny.py")}
+        curve = {i: float(np.mean(losses[i - every : i])) for i in range(every, len(losses) + 1, every)}
+        result = {
+            "stage": "tiny",
+            "model": name,
+            "weights": "small",
+            "data": "synthetic",
+            "steps": len(losses),
+            **size,
+            **quality,
+            "loss": curve,
+            "run": run_info(args, started, script="tiny.py"),
+        }
         save_yaml(out / f"tiny-{name}.yaml", result)
         say(result)
-    parts = {n: load_yaml(out / f"tiny-{n}.yaml", "tiny") for n in TRAIN if (out / f"tiny-{n}.yaml").is_file()}
-    summary = {"stage": "tiny", **{f"{n}_{k}": v for n, part in parts.items() for k, v in part.items() if isinstance(v, float)}}
+    parts = {
+        n: load_yaml(out / f"tiny-{n}.yaml", "tiny") for n in TRAIN if (out / f"tiny-{n}.yaml").is_file()
+    }
+    summary = {
+        "stage": "tiny",
+        **{f"{n}_{k}": v for n, part in parts.items() for k, v in part.items() if isinstance(v, float)},
+    }
     save_yaml(out / "tiny.yaml", summary)
     return summary
 

@@ -28,6 +28,7 @@ acceptance; the same for the video model's films; and with --futures, what can b
 --screen asks which of several models: the same answers on every model's test items, and a weighted score (SCREEN, MATRIX) whose resamples all models share.
 Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md, screen.png and screen.yaml; `told_apart` says whether the first is more than tied.
 """
+
 import functools
 import hashlib
 import inspect
@@ -94,25 +95,69 @@ from common import (
 PLAN = "evaluation plan, phase 1"
 FROZEN = "a picture that stands still would score as well: decoded_closeness does not tell the film from that"
 GATE1 = {
-    "spatial_iou": {"level": "must", "threshold": 0.60, "from": "probe", "earlier": {"qwen2.5-vl-7b": 0.559, "dinov2-l hybrid": 0.837}},
+    "spatial_iou": {
+        "level": "must",
+        "threshold": 0.60,
+        "from": "probe",
+        "earlier": {"qwen2.5-vl-7b": 0.559, "dinov2-l hybrid": 0.837},
+    },
     "bbox_iou": {"level": "must", "threshold": 0.50, "from": "probe", "earlier": {"qwen2.5-vl-7b": 0.104}},
-    "map50": {"level": "must", "threshold": 0.20, "from": "probe", "earlier": {"qwen2.5-vl-7b": 0.001, "dinov2-l hybrid": 0.182}},
-    "lpips": {"level": "must", "threshold": 0.35, "from": "adapt", "better": "lower", "earlier": {"qwen2.5-vl-7b": 0.264, "dinov2-l hybrid": 0.162}},
+    "map50": {
+        "level": "must",
+        "threshold": 0.20,
+        "from": "probe",
+        "earlier": {"qwen2.5-vl-7b": 0.001, "dinov2-l hybrid": 0.182},
+    },
+    "lpips": {
+        "level": "must",
+        "threshold": 0.35,
+        "from": "adapt",
+        "better": "lower",
+        "earlier": {"qwen2.5-vl-7b": 0.264, "dinov2-l hybrid": 0.162},
+    },
     "ssim": {"level": "should", "threshold": 0.75, "from": "adapt", "earlier": {"qwen2.5-vl-7b": 0.943}},
     "edge_f1": {"level": "should", "threshold": 0.60, "from": "adapt", "earlier": {"qwen2.5-vl-7b": 0.351}},
     "cka": {"level": "should", "threshold": 0.40, "from": "align", "earlier": {"qwen2.5-vl-7b": 0.687}},
     "linear_r2": {"level": "should", "threshold": 0.50, "from": "align", "earlier": {"qwen2.5-vl-7b": 0.510}},
-    "spearman": {"level": "should", "threshold": 0.60, "from": "align", "accepted": 0.50, "earlier": {"qwen2.5-vl-7b": 0.684}},
+    "spearman": {
+        "level": "should",
+        "threshold": 0.60,
+        "from": "align",
+        "accepted": 0.50,
+        "earlier": {"qwen2.5-vl-7b": 0.684},
+    },
     "recall10": {"level": "should", "threshold": 0.20, "from": "align", "earlier": {"qwen2.5-vl-7b": 0.258}},
     "direction_accuracy": {"level": "should", "threshold": 0.80, "from": "motion"},
-    "latency_overhead": {"level": "should", "threshold": 0.25, "from": "time", "better": "lower", "earlier": {"dinov2-l hybrid": 0.319}},
+    "latency_overhead": {
+        "level": "should",
+        "threshold": 0.25,
+        "from": "time",
+        "better": "lower",
+        "earlier": {"dinov2-l hybrid": 0.319},
+    },
     "inference_ratio": {"level": "should", "threshold": 2.0, "from": "time", "better": "lower"},
 }
 GATE2 = {
-    "parameter_efficiency": {"level": "must", "threshold": 0.90, "from": "scaling", "earlier": {"LPIPS of 100M / of 10M": 0.346 / 0.289}},
-    "lpips": {"level": "must", "threshold": 0.35, "from": "scaling", "better": "lower", "earlier": {"10M": 0.289, "100M": 0.346, "query adapter": 0.212}},
-    "temporal_consistency": {"level": "should", "threshold": 0.70, "from": "coherence", "accepted": 0.69,
-                             "earlier": {"first frame only": 0.690, "all frames": 0.681, "conditioned": 0.588, "baseline": 0.686}},
+    "parameter_efficiency": {
+        "level": "must",
+        "threshold": 0.90,
+        "from": "scaling",
+        "earlier": {"LPIPS of 100M / of 10M": 0.346 / 0.289},
+    },
+    "lpips": {
+        "level": "must",
+        "threshold": 0.35,
+        "from": "scaling",
+        "better": "lower",
+        "earlier": {"10M": 0.289, "100M": 0.346, "query adapter": 0.212},
+    },
+    "temporal_consistency": {
+        "level": "should",
+        "threshold": 0.70,
+        "from": "coherence",
+        "accepted": 0.69,
+        "earlier": {"first frame only": 0.690, "all frames": 0.681, "conditioned": 0.588, "baseline": 0.686},
+    },
     # ours: a picture that stands still scores 0
     "decoded_closeness": {"level": "should", "threshold": 0.50, "from": "coherence"},
     "semantic_accuracy": {"level": "should", "threshold": 0.65, "from": "films"},
@@ -120,8 +165,19 @@ GATE2 = {
 # Gate 3 passes by either: what predicts in latent space, or the pair of the pivot. `gain`: what is held
 # against the threshold is the paired gain over the best floor.
 GATE3 = {
-    "prediction": {"level": "either", "threshold": 0.0, "from": "latents", "gain": True, "earlier": {"cosine of predictions": "0.930-0.941", "of the copy": "0.975-0.979"}},
-    "retention": {"level": "or", "threshold": 0.90, "from": "describe", "earlier": {"action recall on generated / on real clips": 0.70 / 0.75}},
+    "prediction": {
+        "level": "either",
+        "threshold": 0.0,
+        "from": "latents",
+        "gain": True,
+        "earlier": {"cosine of predictions": "0.930-0.941", "of the copy": "0.975-0.979"},
+    },
+    "retention": {
+        "level": "or",
+        "threshold": 0.90,
+        "from": "describe",
+        "earlier": {"action recall on generated / on real clips": 0.70 / 0.75},
+    },
     "temporal_ratio": {"level": "or", "threshold": 0.80, "from": "continue", "earlier": {"LTX-Video": 0.89}},
     # ours: the film is nearer than the copy where something moves; motion alone could be any
     "continuation": {"level": "or", "threshold": 0.0, "from": "continue"},
@@ -145,7 +201,10 @@ SPATIAL = ("spatial_iou", "bbox_iou", "map50")
 # skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the
 # published one
 STAND_IN = 0.5
-NO_INTERVAL, STREAMED = "a ratio of two medians, no interval", "features were streamed layer by layer, which times no single pass"
+NO_INTERVAL, STREAMED = (
+    "a ratio of two medians, no interval",
+    "features were streamed layer by layer, which times no single pass",
+)
 ROUNDING = 1e-3  # a gain that the printed table rounds away; it matters where a floor reaches the ceiling
 
 
@@ -157,20 +216,35 @@ def negligible(record):
 def judge(record, threshold, better="higher"):
     """Three answers. record: score, low, high, gain, gain_low, gain_high, floor, ceiling, n. -> {answer, plain_pass, reason, n_needed}."""
     sign = 1 if better == "higher" else -1
-    if not all(math.isfinite(record[k]) for k in ("score", "low", "high", "gain_low", "gain_high", "floor", "ceiling")):
-        return {"answer": "INCONCLUSIVE", "plain_pass": False, "reason": "the score is not a number, or its interval has no bounds (a single source has none)"}
+    if not all(
+        math.isfinite(record[k])
+        for k in ("score", "low", "high", "gain_low", "gain_high", "floor", "ceiling")
+    ):
+        return {
+            "answer": "INCONCLUSIVE",
+            "plain_pass": False,
+            "reason": "the score is not a number, or its interval has no bounds (a single source has none)",
+        }
     near, far = sorted((sign * (record["low"] - threshold), sign * (record["high"] - threshold)))
     above_floor = record["gain_low"] > 0
     answer = {"answer": "INCONCLUSIVE", "plain_pass": sign * (record["score"] - threshold) > 0}
     if record.get("leak"):
-        return answer | {"reason": f"leak: the control {record['leak']!r} scores {record['floors'][record['leak']]:.3f}, which it cannot without the answer; mend that first"}
+        return answer | {
+            "reason": f"leak: the control {record['leak']!r} scores {record['floors'][record['leak']]:.3f}, which it cannot without the answer; mend that first"
+        }
     if far < 0:
         return answer | {"answer": "FAIL", "reason": "the interval lies on the wrong side of the threshold"}
     # asked first, or enough items would turn the same small gain from a failure into a pass
     if negligible(record):
-        return answer | {"answer": "FAIL", "reason": f"no more than a tenth of the room above the floor ({record['floor_name']}) can be there"}
+        return answer | {
+            "answer": "FAIL",
+            "reason": f"no more than a tenth of the room above the floor ({record['floor_name']}) can be there",
+        }
     if near > 0 and above_floor:
-        return answer | {"answer": "PASS", "reason": "the interval clears the threshold and the gain over the best floor excludes zero"}
+        return answer | {
+            "answer": "PASS",
+            "reason": "the interval clears the threshold and the gain over the best floor excludes zero",
+        }
     # Half-widths shrink with the square root of n: how many items until both questions are settled, if the
     # scores stay as they are.
     needs = []
@@ -178,9 +252,16 @@ def judge(record, threshold, better="higher"):
         distance = abs(record["score"] - threshold)
         needs.append(((record["high"] - record["low"]) / 2 / distance) ** 2 if distance else float("inf"))
     if not above_floor:
-        needs.append(((record["gain_high"] - record["gain_low"]) / 2 / abs(record["gain"])) ** 2 if record["gain"] else float("inf"))
+        needs.append(
+            ((record["gain_high"] - record["gain_low"]) / 2 / abs(record["gain"])) ** 2
+            if record["gain"]
+            else float("inf")
+        )
     factor = max(needs)
-    doubt = " and ".join(["the interval spans the threshold"] * (near <= 0) + [f"the gain over {record['floor_name']} may be zero"] * (not above_floor))
+    doubt = " and ".join(
+        ["the interval spans the threshold"] * (near <= 0)
+        + [f"the gain over {record['floor_name']} may be zero"] * (not above_floor)
+    )
     return answer | {"reason": doubt, "n_needed": int(record["n"] * factor) + 1 if factor < 1e4 else None}
 
 
@@ -193,24 +274,67 @@ def stand_in(record):
 
     def skill(x):
         return (x - floor) / room
+
     low, high = sorted((skill(record["low"]), skill(record["high"])))
-    return {**record, "score": skill(record["score"]), "low": low, "high": high, "floor": 0.0, "floor_name": "mean_image", "ceiling": 1.0, "better": "higher", "skill_of": skill,
-            "gain": record["gain"] / -room, "gain_low": record["gain_low"] / -room, "gain_high": record["gain_high"] / -room}
+    return {
+        **record,
+        "score": skill(record["score"]),
+        "low": low,
+        "high": high,
+        "floor": 0.0,
+        "floor_name": "mean_image",
+        "ceiling": 1.0,
+        "better": "higher",
+        "skill_of": skill,
+        "gain": record["gain"] / -room,
+        "gain_low": record["gain_low"] / -room,
+        "gain_high": record["gain_high"] / -room,
+    }
 
 
 def held(criteria, name, rule, threshold, source):
     """(row, record): a criterion's record held against the threshold; LPIPS without its published backbone by its stand-in. The record is None where nothing was measured."""
-    record, better, row = criteria.get(name), rule.get("better", "higher"), {"threshold": threshold, "source": source}
+    record, better, row = (
+        criteria.get(name),
+        rule.get("better", "higher"),
+        {"threshold": threshold, "source": source},
+    )
     missing = f"{rule['from']} measured no {name}"
     if name == "lpips" and record is None and "lpips_random_backbone" in criteria:
-        record, better, missing = stand_in(criteria["lpips_random_backbone"]), "higher", "the VAE's own reconstruction is no better than the mean image"
-        row = {"threshold": STAND_IN, "source": "skill between the mean image and the VAE: LPIPS has no published backbone here", "stand_in": True}
+        record, better, missing = (
+            stand_in(criteria["lpips_random_backbone"]),
+            "higher",
+            "the VAE's own reconstruction is no better than the mean image",
+        )
+        row = {
+            "threshold": STAND_IN,
+            "source": "skill between the mean image and the VAE: LPIPS has no published backbone here",
+            "stand_in": True,
+        }
     if record is None:
         return row | {"score": None, "answer": "INCONCLUSIVE", "plain_pass": None, "reason": missing}, None
-    keep = ("score", "low", "high", "floor", "floor_name", "ceiling", "gain", "gain_low", "gain_high", "p", "skill", "layer", "n", "options_searched")
+    keep = (
+        "score",
+        "low",
+        "high",
+        "floor",
+        "floor_name",
+        "ceiling",
+        "gain",
+        "gain_low",
+        "gain_high",
+        "p",
+        "skill",
+        "layer",
+        "n",
+        "options_searched",
+    )
     row |= {k: record[k] for k in keep if k in record} | judge(record, row["threshold"], better)
     if rule.get("accepted") and row["answer"] != "PASS":
-        row |= {"accepted": judge(record, rule["accepted"], better)["answer"], "accepted_threshold": rule["accepted"]}
+        row |= {
+            "accepted": judge(record, rule["accepted"], better)["answer"],
+            "accepted_threshold": rule["accepted"],
+        }
     return row, record
 
 
@@ -219,13 +343,23 @@ def timed(score, why, threshold, source):
     row = {"threshold": threshold, "source": source, "score": score}
     if score is None:
         return row | {"answer": "INCONCLUSIVE", "plain_pass": None, "reason": why}
-    return row | {"answer": "PASS" if score < threshold else "FAIL", "plain_pass": score < threshold, "reason": why}
+    return row | {
+        "answer": "PASS" if score < threshold else "FAIL",
+        "plain_pass": score < threshold,
+        "reason": why,
+    }
 
 
 def as_gain(record):
     """The record with the gain over the floor as its score: its floor is then zero, its ceiling the room above the old floor."""
     room = record["ceiling"] - record["floor"]
-    return record | {"score": record["gain"], "low": record["gain_low"], "high": record["gain_high"], "floor": 0.0, "ceiling": room if record.get("better") != "lower" else -room}
+    return record | {
+        "score": record["gain"],
+        "low": record["gain_low"],
+        "high": record["gain_high"],
+        "floor": 0.0,
+        "ceiling": room if record.get("better") != "lower" else -room,
+    }
 
 
 def judged_row(criteria, name, rule, threshold, changed):
@@ -236,7 +370,11 @@ def judged_row(criteria, name, rule, threshold, changed):
         source, rule = "--set", rule | {"accepted": None}
     if rule.get("gain") and name in criteria:
         criteria = {name: as_gain(criteria[name])}
-    row = timed(*criteria[name], threshold, source) if rule["from"] == "time" else held(criteria, name, rule, threshold, source)[0]
+    row = (
+        timed(*criteria[name], threshold, source)
+        if rule["from"] == "time"
+        else held(criteria, name, rule, threshold, source)[0]
+    )
     return {"level": rule["level"]} | row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
 
 
@@ -247,8 +385,16 @@ def undecided(judged, names):
 
 def gate_head(gate, verdict, why, about, judged, beside=""):
     """The first lines of gate<N>.yaml. The headline says of what kind the weights and the data are; beside: what it says of other weights."""
-    kinds = f"{about['weights']} weights{beside}, {about['data']} data" + ("; LPIPS by a stand-in" if judged.get("lpips", {}).get("stand_in") else "")
-    return {"stage": "gate", "gate": gate, "verdict": verdict, "headline": f"{verdict} ({kinds}): {why}", **{k: about[k] for k in ("model", "data_name", "weights", "data")}}
+    kinds = f"{about['weights']} weights{beside}, {about['data']} data" + (
+        "; LPIPS by a stand-in" if judged.get("lpips", {}).get("stand_in") else ""
+    )
+    return {
+        "stage": "gate",
+        "gate": gate,
+        "verdict": verdict,
+        "headline": f"{verdict} ({kinds}): {why}",
+        **{k: about[k] for k in ("model", "data_name", "weights", "data")},
+    }
 
 
 def decide(judged, encoder):
@@ -261,12 +407,21 @@ def decide(judged, encoder):
     if lost:
         repaired = [k for k in lost if encoder.get(k, {}).get("answer") == "PASS"]
         if repaired:
-            return "PIVOT", f"to the hybrid: the model fails {', '.join(lost)}, of which a spatial encoder beside it holds {', '.join(repaired)}"
+            return (
+                "PIVOT",
+                f"to the hybrid: the model fails {', '.join(lost)}, of which a spatial encoder beside it holds {', '.join(repaired)}",
+            )
         if not any(k in encoder for k in lost):
-            return "PIVOT", f"to the hybrid, as the plan's table says, untested: the model fails {', '.join(lost)}; run again with --encoder"
+            return (
+                "PIVOT",
+                f"to the hybrid, as the plan's table says, untested: the model fails {', '.join(lost)}; run again with --encoder",
+            )
         if all(encoder.get(k, {}).get("answer") == "FAIL" for k in lost):
             return "STOP", f"the model fails {', '.join(lost)}, and so does the spatial encoder"
-        return "INCONCLUSIVE", f"investigate the hybrid: the model fails {', '.join(lost)}, and what the spatial encoder holds is undecided"
+        return (
+            "INCONCLUSIVE",
+            f"investigate the hybrid: the model fails {', '.join(lost)}, and what the spatial encoder holds is undecided",
+        )
     if failed:
         return "STOP", f"space is there but the bridge fails {', '.join(failed)}"
     return undecided(judged, [k for k, j in must.items() if j["answer"] != "PASS"])
@@ -275,13 +430,22 @@ def decide(judged, encoder):
 def gate1(args, thresholds):
     """Judge gate 1 from the stages' YAML. Returns the result to be saved."""
     folder = Path(args.results)
-    probe, align, adapt = (load_yaml(folder / f"{name}.yaml", stage) for name, stage in (("probe", "probe"), ("align", "align"), ("adapt-latents", "adapt")))
+    probe, align, adapt = (
+        load_yaml(folder / f"{name}.yaml", stage)
+        for name, stage in (("probe", "probe"), ("align", "align"), ("adapt-latents", "adapt"))
+    )
     motion = load_yaml(Path(args.motion) / "probe.yaml", "probe") if args.motion else None
     encoder_probe = load_yaml(Path(args.encoder) / "probe.yaml", "probe") if args.encoder else None
-    for other, where, keys in ((align, folder / "align.yaml", ("model", "data_name")), (adapt, folder / "adapt-latents.yaml", ("model", "data_name")),
-                               (motion, args.motion, ("model",)), (encoder_probe, args.encoder, ("data_name",))):
+    for other, where, keys in (
+        (align, folder / "align.yaml", ("model", "data_name")),
+        (adapt, folder / "adapt-latents.yaml", ("model", "data_name")),
+        (motion, args.motion, ("model",)),
+        (encoder_probe, args.encoder, ("data_name",)),
+    ):
         if other and (key := next((k for k in keys if other[k] != probe[k]), None)):
-            refuse(f"{where} is about {key} {other[key]!r}, {folder}/probe.yaml about {probe[key]!r}; give results that belong together")
+            refuse(
+                f"{where} is about {key} {other[key]!r}, {folder}/probe.yaml about {probe[key]!r}; give results that belong together"
+            )
     seconds = {}  # {which: seconds per item, or None where layers were streamed}
     for name, where in (("model", folder), ("encoder", args.encoder), ("reference", args.reference)):
         index = Path(where) / "features" / "index.yaml" if where else None
@@ -293,16 +457,43 @@ def gate1(args, thresholds):
             return seconds[a] / seconds[b], NO_INTERVAL
         return None, STREAMED if None in (seconds.get(a, 0), seconds.get(b, 0)) else missing
 
-    times = {"latency_overhead": ratio("encoder", "model", "no --encoder was given"),
-             "inference_ratio": (1.0, "the reference itself") if probe["model"] == "qwen2.5-vl-7b" else ratio("model", "reference", "no Qwen2.5-VL features of the same data were given (--reference)")}
-    criteria = {"probe": probe["criteria"], "align": align["criteria"], "adapt": adapt["criteria"], "motion": motion["criteria"] if motion else {}, "time": times}
-    judged = {name: judged_row(criteria[rule["from"]], name, rule, thresholds[name], args.changed) for name, rule in GATE1.items()}
-    encoder = {k: judge(encoder_probe["criteria"][k], thresholds[k]) for k in SPATIAL} if encoder_probe else {}
-    result = gate_head(1, *decide(judged, encoder), probe, judged) | {"decoder": adapt["decoder"], "decoder_weights": adapt["decoder_weights"]}
+    times = {
+        "latency_overhead": ratio("encoder", "model", "no --encoder was given"),
+        "inference_ratio": (1.0, "the reference itself")
+        if probe["model"] == "qwen2.5-vl-7b"
+        else ratio("model", "reference", "no Qwen2.5-VL features of the same data were given (--reference)"),
+    }
+    criteria = {
+        "probe": probe["criteria"],
+        "align": align["criteria"],
+        "adapt": adapt["criteria"],
+        "motion": motion["criteria"] if motion else {},
+        "time": times,
+    }
+    judged = {
+        name: judged_row(criteria[rule["from"]], name, rule, thresholds[name], args.changed)
+        for name, rule in GATE1.items()
+    }
+    encoder = (
+        {k: judge(encoder_probe["criteria"][k], thresholds[k]) for k in SPATIAL} if encoder_probe else {}
+    )
+    result = gate_head(1, *decide(judged, encoder), probe, judged) | {
+        "decoder": adapt["decoder"],
+        "decoder_weights": adapt["decoder_weights"],
+    }
     result |= {name: row["score"] for name, row in judged.items()}
-    result |= {"plain_verdict": "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP", "overridden": args.changed, "criteria": judged}
+    result |= {
+        "plain_verdict": "PROCEED"
+        if all(j["plain_pass"] for j in judged.values() if j["level"] == "must")
+        else "STOP",
+        "overridden": args.changed,
+        "criteria": judged,
+    }
     if encoder:
-        result["encoder"] = {"model": encoder_probe["model"], **{k: {"score": encoder_probe["criteria"][k]["score"], **v} for k, v in encoder.items()}}
+        result["encoder"] = {
+            "model": encoder_probe["model"],
+            **{k: {"score": encoder_probe["criteria"][k]["score"], **v} for k, v in encoder.items()},
+        }
     return result
 
 
@@ -311,15 +502,26 @@ def decide2(judged, hybrid):
     must = {k: j for k, j in judged.items() if j["level"] == "must"}
     if all(j["answer"] == "PASS" for j in must.values()):
         weak = [k for k, j in judged.items() if j["answer"] == "FAIL"]
-        return "PROCEED", "a small bridge is enough" + (f"; but {', '.join(weak)} {'fails' if len(weak) == 1 else 'fail'}" if weak else "")
+        return "PROCEED", "a small bridge is enough" + (
+            f"; but {', '.join(weak)} {'fails' if len(weak) == 1 else 'fail'}" if weak else ""
+        )
     if must["lpips"]["answer"] == "FAIL":
         if not hybrid:
             return "PIVOT", "to the hybrid, as the plan's table says, untested: a small bridge fails lpips"
         if hybrid["answer"] == "PASS" and hybrid["spatial_adds"] == "yes":
-            return "PIVOT", f"to the hybrid: a small bridge from the model alone fails lpips, which with {hybrid['spatial']} beside it passes"
+            return (
+                "PIVOT",
+                f"to the hybrid: a small bridge from the model alone fails lpips, which with {hybrid['spatial']} beside it passes",
+            )
         if hybrid["answer"] == "FAIL" or hybrid["spatial_adds"] == "no":
-            return "STOP", f"a small bridge fails lpips, and {hybrid['spatial']} beside the model does not repair it"
-        return "INCONCLUSIVE", "investigate the hybrid: a small bridge fails lpips, and whether a second encoder repairs it is undecided"
+            return (
+                "STOP",
+                f"a small bridge fails lpips, and {hybrid['spatial']} beside the model does not repair it",
+            )
+        return (
+            "INCONCLUSIVE",
+            "investigate the hybrid: a small bridge fails lpips, and whether a second encoder repairs it is undecided",
+        )
     if must["parameter_efficiency"]["answer"] == "FAIL":
         return "PIVOT", "to a larger bridge: 10M parameters are worse than 100M"
     return undecided(judged, [k for k, j in must.items() if j["answer"] != "PASS"])
@@ -331,15 +533,24 @@ def gate2(args, thresholds):
     scaling = load_yaml(folder / "adapt-scaling.yaml", "adapt")
     beside = {"ablation": folder / "adapt-ablation.yaml", "hybrid": folder / "adapt-hybrid.yaml"}
     if args.motion:
-        beside |= {"coherence": Path(args.motion) / "predict-coherence.yaml", "films": Path(args.motion) / "explain-films.yaml"}
+        beside |= {
+            "coherence": Path(args.motion) / "predict-coherence.yaml",
+            "films": Path(args.motion) / "explain-films.yaml",
+        }
     stages = {"scaling": scaling} | {name: load_yaml(path) for name, path in beside.items() if path.is_file()}
     for name, other in stages.items():
         if other.get("model") not in (scaling["model"], None):
-            refuse(f"{beside[name]} is about model {other['model']!r}, {folder}/adapt-scaling.yaml about {scaling['model']!r}; give results that belong together")
+            refuse(
+                f"{beside[name]} is about model {other['model']!r}, {folder}/adapt-scaling.yaml about {scaling['model']!r}; give results that belong together"
+            )
     judged, hybrid, coherence = {}, stages.get("hybrid"), stages.get("coherence", {})
     about_model = coherence.get("conditioning") == "adapter"  # other films say nothing of the model
     for name, rule in GATE2.items():
-        criteria = stages.get(rule["from"], {}).get("criteria", {}) if rule["from"] == "scaling" or about_model else {}
+        criteria = (
+            stages.get(rule["from"], {}).get("criteria", {})
+            if rule["from"] == "scaling" or about_model
+            else {}
+        )
         judged[name] = judged_row(criteria, name, rule, thresholds[name], args.changed)
     # LPIPS of the small bridge, by which only its gain is judged
     for key in ("floor", "floor_name", "ceiling", "skill"):
@@ -347,14 +558,35 @@ def gate2(args, thresholds):
     judged["parameter_efficiency"] |= {"stand_in": True} if "lpips_random_backbone" in scaling else {}
     if judged["temporal_consistency"]["answer"] == "PASS" and judged["decoded_closeness"]["answer"] != "PASS":
         judged["temporal_consistency"] |= {"answer": judged["decoded_closeness"]["answer"], "reason": FROZEN}
-    if (ceiling := judged["semantic_accuracy"].get("ceiling")) is not None and ceiling < judged["semantic_accuracy"]["threshold"]:
-        judged["semantic_accuracy"] |= {"answer": "INCONCLUSIVE", "reason": f"of the clips themselves the model says no more than {ceiling:.3f}", "n_needed": None}
-    fused = hybrid and {"answer": held(hybrid["criteria"], "lpips", GATE2["lpips"], thresholds["lpips"], PLAN)[0]["answer"], **{k: hybrid[k] for k in ("spatial", "spatial_adds")}}
-    result = gate_head(2, *decide2(judged, fused), scaling, judged) | {"decoder": scaling["decoder"], "decoder_weights": scaling["decoder_weights"], "video": coherence.get("video")}
+    if (ceiling := judged["semantic_accuracy"].get("ceiling")) is not None and ceiling < judged[
+        "semantic_accuracy"
+    ]["threshold"]:
+        judged["semantic_accuracy"] |= {
+            "answer": "INCONCLUSIVE",
+            "reason": f"of the clips themselves the model says no more than {ceiling:.3f}",
+            "n_needed": None,
+        }
+    fused = hybrid and {
+        "answer": held(hybrid["criteria"], "lpips", GATE2["lpips"], thresholds["lpips"], PLAN)[0]["answer"],
+        **{k: hybrid[k] for k in ("spatial", "spatial_adds")},
+    }
+    result = gate_head(2, *decide2(judged, fused), scaling, judged) | {
+        "decoder": scaling["decoder"],
+        "decoder_weights": scaling["decoder_weights"],
+        "video": coherence.get("video"),
+    }
     result |= {name: row["score"] for name, row in judged.items()}
-    result |= {"plain_verdict": "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP", "overridden": args.changed,
-               **{k: hybrid[k] for k in ("spatial", "model_adds", "spatial_adds") if hybrid}, **{k: v for k, v in stages.get("ablation", {}).items() if k.startswith("best_")},
-               "ladder_scale": scaling["ladder_scale"], "training_time_ratio": scaling["training_time_ratio"], "criteria": judged}
+    result |= {
+        "plain_verdict": "PROCEED"
+        if all(j["plain_pass"] for j in judged.values() if j["level"] == "must")
+        else "STOP",
+        "overridden": args.changed,
+        **{k: hybrid[k] for k in ("spatial", "model_adds", "spatial_adds") if hybrid},
+        **{k: v for k, v in stages.get("ablation", {}).items() if k.startswith("best_")},
+        "ladder_scale": scaling["ladder_scale"],
+        "training_time_ratio": scaling["training_time_ratio"],
+        "criteria": judged,
+    }
     return result
 
 
@@ -362,59 +594,150 @@ def decide3(judged, variant):
     """The decision of gate 3: (verdict, why)."""
     prediction, pivot = judged["prediction"], {k: row for k, row in judged.items() if row["level"] == "or"}
     if prediction["answer"] == "PASS":
-        return "PROCEED", f"by prediction: {variant} is better than copying the last frame and than every control"
+        return (
+            "PROCEED",
+            f"by prediction: {variant} is better than copying the last frame and than every control",
+        )
     if all(row["answer"] == "PASS" for row in pivot.values()):
         return "PROCEED", "by pivot: the video model predicts, and the model describes what it sees there"
     failed = [k for k, row in pivot.items() if row["answer"] == "FAIL"]
     if prediction["answer"] == "FAIL" and failed:
-        return "STOP", f"nothing predicts better than what costs nothing, and the pivot fails {', '.join(failed)}"
+        return (
+            "STOP",
+            f"nothing predicts better than what costs nothing, and the pivot fails {', '.join(failed)}",
+        )
     return undecided(judged, [k for k in ("prediction", *pivot) if judged[k]["answer"] == "INCONCLUSIVE"])
 
 
 def gate3(args, thresholds):
     """Judge gate 3 from the YAML of predict.py (latents, continue, futures) and explain.py (describe) in --results. Returns the result to be saved."""
     folder = Path(args.results)
-    paths = {"latents": "predict-latents.yaml", "continue": "predict-continue.yaml", "describe": "explain-describe.yaml", "futures": "predict-futures.yaml"}
+    paths = {
+        "latents": "predict-latents.yaml",
+        "continue": "predict-continue.yaml",
+        "describe": "explain-describe.yaml",
+        "futures": "predict-futures.yaml",
+    }
     stages = {name: load_yaml(folder / path) for name, path in paths.items() if (folder / path).is_file()}
     if "latents" not in stages and not {"continue", "describe"} <= set(stages):
-        refuse(f"{folder} holds neither predict-latents.yaml nor predict-continue.yaml with explain-describe.yaml; run make gate3, or predict.py by hand")
+        refuse(
+            f"{folder} holds neither predict-latents.yaml nor predict-continue.yaml with explain-describe.yaml; run make gate3, or predict.py by hand"
+        )
     first = stages.get("latents") or stages["describe"]
     for name, other in stages.items():
-        if other.get("model") not in (first["model"], None) or other["data_name"].removesuffix("-films") != first["data_name"].removesuffix("-films"):
-            refuse(f"{folder / paths[name]} is about {other.get('model')} on {other['data_name']}, the others about {first['model']} on {first['data_name']}; give results that belong together")
+        if other.get("model") not in (first["model"], None) or other["data_name"].removesuffix(
+            "-films"
+        ) != first["data_name"].removesuffix("-films"):
+            refuse(
+                f"{folder / paths[name]} is about {other.get('model')} on {other['data_name']}, the others about {first['model']} on {first['data_name']}; give results that belong together"
+            )
     latents, criteria = stages.get("latents", {}), {name: s.get("criteria", {}) for name, s in stages.items()}
     if latents:
         own = latents["horizons"][latents["variant"]]
         last, most = own[max(own, key=int)], latents["quarters_of_motion"][latents["variant"]]["quarter_4"]
         for name, row in (("longest_horizon", last), ("most_motion", most)):
-            criteria["latents"][name] = row | {"score": row["cosine"], "ceiling": 1.0, "n": row["clips"], **{f"gain{end}": row[f"gain_over_floor{end}"] for end in ("", "_low", "_high")}}
+            criteria["latents"][name] = row | {
+                "score": row["cosine"],
+                "ceiling": 1.0,
+                "n": row["clips"],
+                **{f"gain{end}": row[f"gain_over_floor{end}"] for end in ("", "_low", "_high")},
+            }
     film = stages.get("continue", {})
     if film.get("moving_gain_over_copy") is not None:
         gain = {f"gain{end}": film[f"moving_gain_over_copy{end}"] for end in ("", "_low", "_high")}
-        criteria["continue"]["continuation"] = gain | {"score": gain["gain"], "low": gain["gain_low"], "high": gain["gain_high"], "floor": 0.0, "floor_name": "copy", "n": film["moving_clips"],
-                                                       "ceiling": film["moving_l1_copy"] - film["moving_l1_vae"]}
-    judged = {name: judged_row(criteria.get(rule["from"], {}), name, rule, thresholds[name], args.changed) for name, rule in GATE3.items()}
-    if latents and judged["prediction"]["answer"] == "PASS" and latents["variant"] not in latents["predicts"].split(", "):
-        judged["prediction"] |= {"answer": "INCONCLUSIVE", "reason": "among as many variants as were tried, a gain like this may be chance (Holm)"}
-    if judged["temporal_ratio"]["answer"] == "PASS" and judged["temporal_ratio"]["low"] > 1 / judged["temporal_ratio"]["threshold"]:
-        judged["temporal_ratio"] |= {"answer": "INCONCLUSIVE", "reason": "more changes from frame to frame than in the clips, as where films flicker"}
+        criteria["continue"]["continuation"] = gain | {
+            "score": gain["gain"],
+            "low": gain["gain_low"],
+            "high": gain["gain_high"],
+            "floor": 0.0,
+            "floor_name": "copy",
+            "n": film["moving_clips"],
+            "ceiling": film["moving_l1_copy"] - film["moving_l1_vae"],
+        }
+    judged = {
+        name: judged_row(criteria.get(rule["from"], {}), name, rule, thresholds[name], args.changed)
+        for name, rule in GATE3.items()
+    }
+    if (
+        latents
+        and judged["prediction"]["answer"] == "PASS"
+        and latents["variant"] not in latents["predicts"].split(", ")
+    ):
+        judged["prediction"] |= {
+            "answer": "INCONCLUSIVE",
+            "reason": "among as many variants as were tried, a gain like this may be chance (Holm)",
+        }
+    if (
+        judged["temporal_ratio"]["answer"] == "PASS"
+        and judged["temporal_ratio"]["low"] > 1 / judged["temporal_ratio"]["threshold"]
+    ):
+        judged["temporal_ratio"] |= {
+            "answer": "INCONCLUSIVE",
+            "reason": "more changes from frame to frame than in the clips, as where films flicker",
+        }
     if film.get("conditioning", "").endswith("text") and judged["retention"]["answer"] == "PASS":
-        judged["retention"] |= {"answer": "INCONCLUSIVE", "reason": f"the films ({film['conditioning']}) were told in words what the model then says of them"}
+        judged["retention"] |= {
+            "answer": "INCONCLUSIVE",
+            "reason": f"the films ({film['conditioning']}) were told in words what the model then says of them",
+        }
     sane, room = latents.get("sanity_cosine"), 1 - (latents.get("sanity_cosine_mean") or 0)
     if judged["prediction"]["answer"] == "FAIL" and sane is not None and sane < 1 - room / 2:
-        judged["prediction"] |= {"answer": "INCONCLUSIVE", "reason": f"the head does not even reconstruct the present (cosine {sane:.3f}): train longer, or read another layer"}
-    about, video = first | {"data_name": first["data_name"].removesuffix("-films")}, f", video model {film['video_weights']}" if film and film["video_weights"] != first["weights"] else ""
+        judged["prediction"] |= {
+            "answer": "INCONCLUSIVE",
+            "reason": f"the head does not even reconstruct the present (cosine {sane:.3f}): train longer, or read another layer",
+        }
+    about, video = (
+        first | {"data_name": first["data_name"].removesuffix("-films")},
+        f", video model {film['video_weights']}"
+        if film and film["video_weights"] != first["weights"]
+        else "",
+    )
     result = gate_head(3, *decide3(judged, latents.get("variant")), about, judged, video)
-    result |= {"decoder": latents.get("decoder"), "video": film.get("video"), "video_weights": film.get("video_weights")}
+    result |= {
+        "decoder": latents.get("decoder"),
+        "video": film.get("video"),
+        "video_weights": film.get("video_weights"),
+    }
     result |= {name: row["score"] for name, row in judged.items()}
-    several = {f"best_of_n_{k}": stages["futures"][f"moving_{k}"] for k in ("gain_over_one", "gain_over_one_low", "gain_over_one_high", "oracle_share")} if "futures" in stages else {}
+    several = (
+        {
+            f"best_of_n_{k}": stages["futures"][f"moving_{k}"]
+            for k in ("gain_over_one", "gain_over_one_low", "gain_over_one_high", "oracle_share")
+        }
+        if "futures" in stages
+        else {}
+    )
     plain_pass = {k: judged[k]["plain_pass"] for k in ("prediction", "retention", "temporal_ratio")}
     passed = plain_pass["prediction"] or plain_pass["retention"] and plain_pass["temporal_ratio"]
-    result |= {"plain_verdict": "PROCEED" if passed else None if None in plain_pass.values() else "STOP", **several, "overridden": args.changed, "criteria": judged}
+    result |= {
+        "plain_verdict": "PROCEED" if passed else None if None in plain_pass.values() else "STOP",
+        **several,
+        "overridden": args.changed,
+        "criteria": judged,
+    }
     if latents:
-        keep = ("cosine", "cosine_low", "cosine_high", "gain", "gain_low", "gain_high", "p", "p_holm", "gain_over_blind", "skill", "l1", "moving_l1", "raw_l1", "static", "best_shift")
+        keep = (
+            "cosine",
+            "cosine_low",
+            "cosine_high",
+            "gain",
+            "gain_low",
+            "gain_high",
+            "p",
+            "p_holm",
+            "gain_over_blind",
+            "skill",
+            "l1",
+            "moving_l1",
+            "raw_l1",
+            "static",
+            "best_shift",
+        )
         result |= {k: latents[k] for k in ("variant", "predicts", "layer")}
-        result["table"] = {n: {k: row[k] for k in keep if k in row} for n, row in (latents["variants"] | latents["baselines"]).items()}
+        result["table"] = {
+            n: {k: row[k] for k in keep if k in row}
+            for n, row in (latents["variants"] | latents["baselines"]).items()
+        }
     return result
 
 
@@ -422,12 +745,21 @@ def decide4(judged, result):
     """The decision of gate 4: (verdict, why)."""
     must = {k: row for k, row in judged.items() if row["level"] == "must"}
     if all(row["answer"] == "PASS" for row in must.values()):
-        return "PROCEED", f"pixels can verify: {result['pixel_verifier']} tells right predictions from wrong ones, better than {result['latent_verifier']}, the best that reads latents"
+        return (
+            "PROCEED",
+            f"pixels can verify: {result['pixel_verifier']} tells right predictions from wrong ones, better than {result['latent_verifier']}, the best that reads latents",
+        )
     latents_tell = (result.get("latent_auroc_low") or 0) > must["pixel_auroc"]["threshold"]
     if "FAIL" in (must["pixel_auroc"]["answer"], must["pixel_over_latent"]["answer"]) and latents_tell:
-        return "PIVOT", f"to latents: {result['latent_verifier']} tells right predictions from wrong ones (AUROC {result['latent_auroc']:.3f}) as well as pixels do ({result['pixel_auroc']:.3f})"
+        return (
+            "PIVOT",
+            f"to latents: {result['latent_verifier']} tells right predictions from wrong ones (AUROC {result['latent_auroc']:.3f}) as well as pixels do ({result['pixel_auroc']:.3f})",
+        )
     if must["pixel_auroc"]["answer"] == "FAIL":
-        return "STOP", f"no verifier that reads pixels tells right predictions from wrong ones well enough; the best is {result['pixel_verifier']}"
+        return (
+            "STOP",
+            f"no verifier that reads pixels tells right predictions from wrong ones well enough; the best is {result['pixel_verifier']}",
+        )
     return undecided(judged, [k for k, row in must.items() if row["answer"] != "PASS"])
 
 
@@ -435,44 +767,92 @@ def gate4(args, thresholds):
     """Judge gate 4 from verify.yaml in --results. Returns the result to be saved."""
     path = Path(args.results) / "verify.yaml"
     found = load_yaml(path, "verify")
-    thresholds = thresholds | {"conformal_error": args.changed.get("conformal_error", found["conformal_promised"])}
-    judged = {name: judged_row(found["criteria"], name, rule, thresholds[name], args.changed) for name, rule in GATE4.items()}
-    kept = ("pixel_verifier", "latent_verifier", "latent_auroc", "words_auroc", "base_risk", "aurc", "conformal_promised", "conformal_accepted_right")
+    thresholds = thresholds | {
+        "conformal_error": args.changed.get("conformal_error", found["conformal_promised"])
+    }
+    judged = {
+        name: judged_row(found["criteria"], name, rule, thresholds[name], args.changed)
+        for name, rule in GATE4.items()
+    }
+    kept = (
+        "pixel_verifier",
+        "latent_verifier",
+        "latent_auroc",
+        "words_auroc",
+        "base_risk",
+        "aurc",
+        "conformal_promised",
+        "conformal_accepted_right",
+    )
     result = gate_head(4, *decide4(judged, found), found, judged) | {"decoder": found["decoder"]}
     result |= {name: row["score"] for name, row in judged.items()} | {k: found[k] for k in kept if k in found}
     plain_pass = [j["plain_pass"] for j in judged.values() if j["level"] == "must"]
-    result |= {"plain_verdict": None if None in plain_pass else "PROCEED" if all(plain_pass) else "STOP", "overridden": args.changed, "criteria": judged}
+    result |= {
+        "plain_verdict": None if None in plain_pass else "PROCEED" if all(plain_pass) else "STOP",
+        "overridden": args.changed,
+        "criteria": judged,
+    }
     chosen = [found[k] for k in ("pixel_verifier", "latent_verifier", "words_verifier") if k in found]
-    result["flagged"] = {name: {kind: row["flagged"] for kind, row in found["verifiers"][name]["kinds"].items()} for name in chosen}
+    result["flagged"] = {
+        name: {kind: row["flagged"] for kind, row in found["verifiers"][name]["kinds"].items()}
+        for name in chosen
+    }
     return result
 
 
 def show_predictions(table):
     """Print every variant and baseline of gate 3, best first. "Late" is what resembles the truth of an earlier frame."""
-    print(f"\n{'':14s} {'cosine':>7s}  {'95% interval':17s} {'gain over copy':>14s}  {'95% interval':19s} {'p (Holm)':>8s} {'skill':>7s} {'L1':>7s}  remarks")
+    print(
+        f"\n{'':14s} {'cosine':>7s}  {'95% interval':17s} {'gain over copy':>14s}  {'95% interval':19s} {'p (Holm)':>8s} {'skill':>7s} {'L1':>7s}  remarks"
+    )
     for name, row in sorted(table.items(), key=lambda item: -item[1]["cosine"]):
         shift = row.get("best_shift") or 0
-        said = ["static"] * bool(row["static"]) + [("2 or more frames " if abs(shift) == 2 else "a frame ") + ("late" if shift < 0 else "early")] * bool(shift)
-        print(f"{name:14s} {row['cosine']:7.4f}  [{row['cosine_low']:.4f}, {row['cosine_high']:.4f}]  {row['gain']:+14.4f}  [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]  "
-              f"{number(row.get('p_holm')):>7s} {row['skill']:+7.3f} {row['l1']:7.4f}  {', '.join(said)}")
+        said = ["static"] * bool(row["static"]) + [
+            ("2 or more frames " if abs(shift) == 2 else "a frame ") + ("late" if shift < 0 else "early")
+        ] * bool(shift)
+        print(
+            f"{name:14s} {row['cosine']:7.4f}  [{row['cosine_low']:.4f}, {row['cosine_high']:.4f}]  {row['gain']:+14.4f}  [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]  "
+            f"{number(row.get('p_holm')):>7s} {row['skill']:+7.3f} {row['l1']:7.4f}  {', '.join(said)}"
+        )
 
 
 def show(result):
     """The verdict as a table that a person reads."""
-    print(f"\nGate {result['gate']}: {result['model']} on {result['data_name']}, decoder {result['decoder'] or result.get('video')}\n")
-    print(f"{'criterion':20s} {'':6s} {'score':>7s}  {'95% interval':17s} {'threshold':>9s}  {'best floor':27s} {'ceiling':>7s}  answer")
+    print(
+        f"\nGate {result['gate']}: {result['model']} on {result['data_name']}, decoder {result['decoder'] or result.get('video')}\n"
+    )
+    print(
+        f"{'criterion':20s} {'':6s} {'score':>7s}  {'95% interval':17s} {'threshold':>9s}  {'best floor':27s} {'ceiling':>7s}  answer"
+    )
     for name, row in result["criteria"].items():
         interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else "-"
         floor = f"{number(row['floor'])} {row['floor_name']}" if "floor" in row else "-"
-        more = f" (n = {row['n_needed']} would decide)" if row.get("n_needed") else f" (accepted at {row['accepted_threshold']})" if row.get("accepted") == "PASS" else ""
-        print(f"{name + ('*' if row.get('stand_in') else ''):20s} {row['level']:6s} {number(row['score']):>7s}  {interval:17s} {number(float(row['threshold'])):>9s}  {floor:27s} "
-              f"{number(row.get('ceiling')):>7s}  {row['answer']}{more}")
+        more = (
+            f" (n = {row['n_needed']} would decide)"
+            if row.get("n_needed")
+            else f" (accepted at {row['accepted_threshold']})"
+            if row.get("accepted") == "PASS"
+            else ""
+        )
+        print(
+            f"{name + ('*' if row.get('stand_in') else ''):20s} {row['level']:6s} {number(row['score']):>7s}  {interval:17s} {number(float(row['threshold'])):>9s}  {floor:27s} "
+            f"{number(row.get('ceiling')):>7s}  {row['answer']}{more}"
+        )
     if "table" in result:
         show_predictions(result["table"])
     if result["criteria"].get("lpips", {}).get("stand_in"):
-        ratio = "; parameter_efficiency is the ratio of such skills, 10M over 100M" if "parameter_efficiency" in result["criteria"] else ""
-        print(f"* skill between the mean image and the VAE: the published LPIPS backbone is not on this machine{ratio}")
-    for name, words in (("model_adds", f"does {result['model']} add to {result.get('spatial')}?"), ("spatial_adds", f"does {result.get('spatial')} add to {result['model']}?")):
+        ratio = (
+            "; parameter_efficiency is the ratio of such skills, 10M over 100M"
+            if "parameter_efficiency" in result["criteria"]
+            else ""
+        )
+        print(
+            f"* skill between the mean image and the VAE: the published LPIPS backbone is not on this machine{ratio}"
+        )
+    for name, words in (
+        ("model_adds", f"does {result['model']} add to {result.get('spatial')}?"),
+        ("spatial_adds", f"does {result.get('spatial')} add to {result['model']}?"),
+    ):
         if name in result:
             print(f"{words} {result[name]}")
     print(f"\nverdict {result['verdict']}\nheadline {result['headline']}")
@@ -483,14 +863,42 @@ def overview(folder):
     lines = []
     for path in sorted(Path(folder).rglob("gate*.yaml")):
         x = load_yaml(path, "gate")
-        scores = ", ".join(f"{k}{'*' * bool(row.get('stand_in'))} {number(row['score'])} {row['answer']}" for k, row in x["criteria"].items() if row["level"] != "should")
-        lines.append([x["model"], x["data_name"], f"gate {x['gate']}", x["verdict"], f"{x['weights']}/{x['data']}", scores, x.get("run", {}).get("git_commit") or "-"])
+        scores = ", ".join(
+            f"{k}{'*' * bool(row.get('stand_in'))} {number(row['score'])} {row['answer']}"
+            for k, row in x["criteria"].items()
+            if row["level"] != "should"
+        )
+        lines.append(
+            [
+                x["model"],
+                x["data_name"],
+                f"gate {x['gate']}",
+                x["verdict"],
+                f"{x['weights']}/{x['data']}",
+                scores,
+                x.get("run", {}).get("git_commit") or "-",
+            ]
+        )
     for path in sorted(Path(folder).rglob("screen.yaml")):
         x = load_yaml(path, "screen")
-        scores = ", ".join(f"{k} {number(m['weighted'])} {m['decision'] or m['kind']}" for k, m in x["models"].items())
-        lines.append([x["first"] or "none", x["data_name"], "screen", x["outcome"], f"{x['weights']}/{x['data']}", scores, x.get("run", {}).get("git_commit") or "-"])
+        scores = ", ".join(
+            f"{k} {number(m['weighted'])} {m['decision'] or m['kind']}" for k, m in x["models"].items()
+        )
+        lines.append(
+            [
+                x["first"] or "none",
+                x["data_name"],
+                "screen",
+                x["outcome"],
+                f"{x['weights']}/{x['data']}",
+                scores,
+                x.get("run", {}).get("git_commit") or "-",
+            ]
+        )
     if not lines:
-        refuse(f"{folder} holds no verdict (gate*.yaml, screen.yaml); run make gate1 first, or give the folder that holds all results")
+        refuse(
+            f"{folder} holds no verdict (gate*.yaml, screen.yaml); run make gate1 first, or give the folder that holds all results"
+        )
     return lines
 
 
@@ -498,19 +906,43 @@ def picture(folder, path):
     """gate1.png: scores per layer; originals, VAE, bridge; true and decoded boxes."""
     plt = pyplot()
     decoded, bridged = load_pt(folder / "probe.pt", RESULT), load_pt(folder / "adapt-latents.pt", RESULT)
-    probe, align, index = load_yaml(folder / "probe.yaml", "probe"), load_yaml(folder / "align.yaml", "align"), load_yaml(folder / "features" / "index.yaml", "extract")
+    probe, align, index = (
+        load_yaml(folder / "probe.yaml", "probe"),
+        load_yaml(folder / "align.yaml", "align"),
+        load_yaml(folder / "features" / "index.yaml", "extract"),
+    )
     items = {i["id"]: i for i in load_items(index["data_path"])[0]}
     figure = plt.figure(figsize=(16, 17), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.0, 1.15, 1.0])
     axes = top.subplots(1, 3)
     layers = [p for p in probe["layers"] if p != "pixels"]
     at = range(len(layers))
-    for axis, (key, title) in zip(axes[:2], (("bbox_iou", "Box IoU (ridge, flattened tokens)"), ("spatial_iou", "Mask IoU (ridge, token by token)")), strict=True):
+    for axis, (key, title) in zip(
+        axes[:2],
+        (
+            ("bbox_iou", "Box IoU (ridge, flattened tokens)"),
+            ("spatial_iou", "Mask IoU (ridge, token by token)"),
+        ),
+        strict=True,
+    ):
         axis.plot(at, [probe["layers"][p][key] for p in layers], "o-", color="C0", label="trained network")
         if f"{key}_low" in probe["layers"][layers[0]]:
-            axis.fill_between(at, [probe["layers"][p][f"{key}_low"] for p in layers], [probe["layers"][p][f"{key}_high"] for p in layers], color="C0", alpha=0.2, label="95% interval")
+            axis.fill_between(
+                at,
+                [probe["layers"][p][f"{key}_low"] for p in layers],
+                [probe["layers"][p][f"{key}_high"] for p in layers],
+                color="C0",
+                alpha=0.2,
+                label="95% interval",
+            )
         if f"{key}_random" in probe["layers"][layers[0]]:
-            axis.plot(at, [probe["layers"][p][f"{key}_random"] for p in layers], "s--", color="C1", label="untrained network")
+            axis.plot(
+                at,
+                [probe["layers"][p][f"{key}_random"] for p in layers],
+                "s--",
+                color="C1",
+                label="untrained network",
+            )
         for k, (name, value) in enumerate(probe["criteria"][key]["floors"].items()):
             if name != "random_init":
                 axis.axhline(value, color=f"C{k + 2}", lw=1, ls=":", label=f"floor: {name}")
@@ -518,15 +950,19 @@ def picture(folder, path):
         axis.set(title=title, ylim=(0, 1))
     for m in ("cka", "linear_r2", "spearman", "recall10"):
         rows = [align["layers"][p][m] for p in layers]
-        line, = axes[2].plot(at, [r["score"] for r in rows], "o-", label=m)
-        axes[2].fill_between(at, [r["low"] for r in rows], [r["high"] for r in rows], color=line.get_color(), alpha=0.2)
+        (line,) = axes[2].plot(at, [r["score"] for r in rows], "o-", label=m)
+        axes[2].fill_between(
+            at, [r["low"] for r in rows], [r["high"] for r in rows], color=line.get_color(), alpha=0.2
+        )
     axes[2].axhline(0, color="grey", lw=0.8)
     axes[2].set(title=f"Alignment with the latents of {align['target']}")
     for axis in axes:
         axis.set_xticks(list(at), layers, rotation=60, ha="right", fontsize=8)
         axis.legend(fontsize=7, loc="best")
     grid = middle.subplots(3, len(bridged["ids"]))
-    for row, (key, label) in enumerate((("original", "original"), ("vae", "VAE (ceiling)"), ("bridge", "bridge"))):
+    for row, (key, label) in enumerate(
+        (("original", "original"), ("vae", "VAE (ceiling)"), ("bridge", "bridge"))
+    ):
         for column in range(len(bridged["ids"])):
             grid[row, column].imshow(bridged[key][column].numpy())
             grid[row, column].set(xticks=[], yticks=[])
@@ -553,20 +989,31 @@ def picture(folder, path):
 
 # {kind of planted film: is it right?} All have been through the autoencoder, as generated films have, so that
 # no verifier can go by the traces of the decoder.
-PLANTED = {"right": True, "pasted": True, "blurred": True, "late": True, "direction": False, "speed": False, "vanished": False, "identity": False}
+PLANTED = {
+    "right": True,
+    "pasted": True,
+    "blurred": True,
+    "late": True,
+    "direction": False,
+    "speed": False,
+    "vanished": False,
+    "identity": False,
+}
 ALARMS = 0.05  # detection is counted where this share of val's right predictions is flagged
 RESPLITS, RESAMPLES = 100, 2000
 MOVED = 10  # of 255, Physics-IQ's threshold
 # of the object's way: more is a wrong position. A film a frame late is off by a sixteenth, the planted wrong
 # speeds by 0.7 and more, a still picture by 1
 OFF = 0.5
-NOTES = {"flagged": f"where {ALARMS:.0%} of val's right films are; of words, which are asked of test alone, of test's",
-         "still_frames": "in which nothing moves by Physics-IQ's masks: two empty masks overlap by 1",
-         "made": "films of the video model (no baselines), right where the object goes the right way, ends within half of its way from where it really does, and is there; "
-                 "rightness_of_planted: what that says of planted films",
-         "conformal": "the bound is that of val's wrong films; conformal_error: of test's wrong ones, resampled by source; conformal_error_made: of the video model's, which are not "
-                      "exchangeable with planted ones: nothing is promised there. resplit: the same over 100 halvings of test's sources, one wrong film of each",
-         "ceilings": "scores, higher is better: errors are negative"}
+NOTES = {
+    "flagged": f"where {ALARMS:.0%} of val's right films are; of words, which are asked of test alone, of test's",
+    "still_frames": "in which nothing moves by Physics-IQ's masks: two empty masks overlap by 1",
+    "made": "films of the video model (no baselines), right where the object goes the right way, ends within half of its way from where it really does, and is there; "
+    "rightness_of_planted: what that says of planted films",
+    "conformal": "the bound is that of val's wrong films; conformal_error: of test's wrong ones, resampled by source; conformal_error_made: of the video model's, which are not "
+    "exchangeable with planted ones: nothing is promised there. resplit: the same over 100 halvings of test's sources, one wrong film of each",
+    "ceilings": "scores, higher is better: errors are negative",
+}
 
 
 def sprite(frame, mask):
@@ -580,10 +1027,17 @@ def paste(background, pixels, mask, corner):
     """A background [H, W, 3] with a sprite at corner (y, x); parts outside the frame are cut off."""
     out, (height, width) = background.clone(), mask.shape
     y, x = corner
-    top, left, bottom, right = max(y, 0), max(x, 0), min(y + height, out.shape[0]), min(x + width, out.shape[1])
+    top, left, bottom, right = (
+        max(y, 0),
+        max(x, 0),
+        min(y + height, out.shape[0]),
+        min(x + width, out.shape[1]),
+    )
     if top < bottom and left < right:
         part, hole = slice(top - y, bottom - y), slice(left - x, right - x)
-        out[top:bottom, left:right] = torch.where(mask[part, hole][..., None], pixels[part, hole], out[top:bottom, left:right])
+        out[top:bottom, left:right] = torch.where(
+            mask[part, hole][..., None], pixels[part, hole], out[top:bottom, left:right]
+        )
     return out
 
 
@@ -591,11 +1045,17 @@ def empty_stage(frames, masks):
     """The background [H, W, 3] without the object of masks [T, H, W]: at each pixel the median of the frames [T, H, W, 3] in which it is free, inpainted where it never is."""
     from scipy.ndimage import binary_dilation
     from skimage.restoration import inpaint_biharmonic
+
     covered = torch.from_numpy(binary_dilation(masks.numpy(), [[[0] * 3] * 3, [[1] * 3] * 3, [[0] * 3] * 3]))
     behind = torch.where(covered[..., None], math.nan, frames.float()).nanmedian(0).values
     hidden = covered.all(0)
     if hidden.any():
-        behind = torch.from_numpy(inpaint_biharmonic(behind.nan_to_num().numpy() / 255, hidden.numpy(), channel_axis=-1)).float() * 255
+        behind = (
+            torch.from_numpy(
+                inpaint_biharmonic(behind.nan_to_num().numpy() / 255, hidden.numpy(), channel_axis=-1)
+            ).float()
+            * 255
+        )
     return behind.round().clamp(0, 255).byte()
 
 
@@ -607,31 +1067,65 @@ def plant(frames, masks, stranger, past, draw):
     below n, the clip's own. Without masks (None) nothing is cut out: direction is the past played backwards, speed the outcome at half its own, and pasted, identity and vanished are not there.
     """
     from scipy.ndimage import gaussian_filter
-    film = frames[past - 1:]
+
+    film = frames[past - 1 :]
     length = len(film)
-    blurred = torch.from_numpy(gaussian_filter(film[1:].float().numpy(), (0, 0.02 * film.shape[1], 0.02 * film.shape[1], 0))).round().byte()
+    blurred = (
+        torch.from_numpy(
+            gaussian_filter(film[1:].float().numpy(), (0, 0.02 * film.shape[1], 0.02 * film.shape[1], 0))
+        )
+        .round()
+        .byte()
+    )
     found = {"right": film, "blurred": torch.cat([film[:1], blurred]), "late": film[[0, *range(length - 1)]]}
     if masks is None:
-        return found | {"direction": frames[[max(past - 1 - t, 0) for t in range(length)]], "speed": film[[t // 2 for t in range(length)]]}
-    stage, here = empty_stage(frames, masks), [sprite(f, m) if m.any() else None for f, m in zip(film, masks[past - 1:], strict=True)]
+        return found | {
+            "direction": frames[[max(past - 1 - t, 0) for t in range(length)]],
+            "speed": film[[t // 2 for t in range(length)]],
+        }
+    stage, here = (
+        empty_stage(frames, masks),
+        [sprite(f, m) if m.any() else None for f, m in zip(film, masks[past - 1 :], strict=True)],
+    )
     start = torch.tensor(here[0][2])
     # (y, x) pixels since the last frame seen
     steps = [None if s is None else (torch.tensor(s[2]) - start).float() for s in here]
-    angle, pace, until = math.pi / 4 * (1 + draw(7)), (0.2, 0.3, 1.8, 2.2)[draw(4)], 1 + draw(max(2 * length // 3, 1))
+    angle, pace, until = (
+        math.pi / 4 * (1 + draw(7)),
+        (0.2, 0.3, 1.8, 2.2)[draw(4)],
+        1 + draw(max(2 * length // 3, 1)),
+    )
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     centred = (torch.tensor(here[0][1].shape) - torch.tensor(stranger[1].shape)) / 2
 
     def along(change, pixels=here[0][0], mask=here[0][1]):
-        return torch.stack([film[0], *(stage if s is None else paste(stage, pixels, mask, (start + change(s).round().int()).tolist()) for s in steps[1:])])
+        return torch.stack(
+            [
+                film[0],
+                *(
+                    stage
+                    if s is None
+                    else paste(stage, pixels, mask, (start + change(s).round().int()).tolist())
+                    for s in steps[1:]
+                ),
+            ]
+        )
 
-    return found | {"pasted": along(lambda s: s), "direction": along(lambda s: turn @ s), "speed": along(lambda s: pace * s), "identity": along(lambda s: s + centred, *stranger[:2]),
-                    "vanished": torch.stack([*film[:until], *[stage] * (length - until)])}
+    return found | {
+        "pasted": along(lambda s: s),
+        "direction": along(lambda s: turn @ s),
+        "speed": along(lambda s: pace * s),
+        "identity": along(lambda s: s + centred, *stranger[:2]),
+        "vanished": torch.stack([*film[:until], *[stage] * (length - until)]),
+    }
 
 
 def through(vae, films):
     """Films [n, 1 + h, H, W, 3] after the autoencoder; their first frame, which is real, stays as it is. It takes r*j+1 frames: so the first is repeated before them."""
     more = -(films.shape[1] - 1) % vae.temporal_compression_ratio
-    seen = decode_films(vae, encode_films(vae, torch.cat([films[:, :1].expand(-1, more, -1, -1, -1), films], 1)))[:, more:]
+    seen = decode_films(
+        vae, encode_films(vae, torch.cat([films[:, :1].expand(-1, more, -1, -1, -1), films], 1))
+    )[:, more:]
     return torch.cat([films[:, :1], seen[:, 1:]], 1)
 
 
@@ -640,24 +1134,37 @@ def to_plant(args, entry):
     items, data = load_items(args.plant)
     every = clips_of(items, "val", "test")
     if not every:
-        refuse(f"{args.plant} has no clips in its val and test splits; give a folder with clips, and more of them (data.py moving)")
+        refuse(
+            f"{args.plant} has no clips in its val and test splits; give a folder with clips, and more of them (data.py moving)"
+        )
     generated, size = {}, entry.get("clip") or entry["size"]
     if args.films:
         films, index = load_items(args.films)
         if Path(index.get("data_path", "")).name != Path(args.plant).name:
-            refuse(f"{args.films} holds films of {index.get('data_path')}, not of {args.plant}; run predict.py --mode continue on that")
+            refuse(
+                f"{args.films} holds films of {index.get('data_path')}, not of {args.plant}; run predict.py --mode continue on that"
+            )
         for film in films:
             generated.setdefault(film["id"].rpartition("/")[0], {})[film["conditioning"]] = film["frames"]
             size = film["frames"].shape[1]
     cut = windows(every, args.past + args.horizon, size, "--past or --horizon")
     masked = any(subject(i) is not None for i in cut)
-    clips = [i for i in cut if (whole_and_going(i, args.past) if masked else goes_somewhere(i["frames"], args.past)) and (split_of(i["source"]) == "val" or not args.films or i["id"] in generated)]
+    clips = [
+        i
+        for i in cut
+        if (whole_and_going(i, args.past) if masked else goes_somewhere(i["frames"], args.past))
+        and (split_of(i["source"]) == "val" or not args.films or i["id"] in generated)
+    ]
     if len(clips) < 4 or {split_of(i["source"]) for i in clips} != {"val", "test"}:
-        refuse(f"{args.plant} has {len(clips)} clips of val and test in which something moves{' before a still camera and stays in sight' if masked else ''}"
-               f"{', and of which there are films' if args.films else ''}; at least 4, of both splits, are needed")
+        refuse(
+            f"{args.plant} has {len(clips)} clips of val and test in which something moves{' before a still camera and stays in sight' if masked else ''}"
+            f"{', and of which there are films' if args.films else ''}; at least 4, of both splits, are needed"
+        )
     for i in clips:
-        if i["id"] in generated and not torch.equal(generated[i["id"]]["real"], i["frames"][args.past - 1:]):
-            refuse(f"{args.films} shows of {i['id']} other frames than {args.plant} does from frame {args.past} on; give the --past and --horizon of these films, or make them again")
+        if i["id"] in generated and not torch.equal(generated[i["id"]]["real"], i["frames"][args.past - 1 :]):
+            refuse(
+                f"{args.films} shows of {i['id']} other frames than {args.plant} does from frame {args.past} on; give the --past and --horizon of these films, or make them again"
+            )
     return clips, generated, data, len(every) - len(clips)
 
 
@@ -666,9 +1173,11 @@ def whole_and_going(item, past):
     marked = subject(item)
     if marked is None or item.get("direction") == "still" or any(item.get("camera", (0,))):
         return False
-    marked = marked[past - 1:]
+    marked = marked[past - 1 :]
     inside = marked[:, 1:-1, 1:-1].flatten(1).sum(1)
-    return bool((inside == marked.flatten(1).sum(1)).all() and (inside > 0.8 * inside[0]).all() and inside[0] > 0)
+    return bool(
+        (inside == marked.flatten(1).sum(1)).all() and (inside > 0.8 * inside[0]).all() and inside[0] > 0
+    )
 
 
 def goes_somewhere(frames, past):
@@ -687,17 +1196,26 @@ def plant_all(args):
     """--plant: write a data folder of films whose rightness is known: for every val and test clip what happened (real), the PLANTED ones, and those of --films."""
     entry = find_model(args.vae)
     if entry["kind"] != "vae":
-        refuse(f"--vae {args.vae} is a {entry['kind']}; give tiny-vae, ltx, or the folder of a video autoencoder")
+        refuse(
+            f"--vae {args.vae} is a {entry['kind']}; give tiny-vae, ltx, or the folder of a video autoencoder"
+        )
     clips, generated, data, left_out = to_plant(args, entry)
     out = Path(args.out or f"{args.plant}-planted")
     check_writable(out / "index.yaml")
     strangers = {}
-    objects = [sprite(i["frames"][args.past - 1], subject(i)[args.past - 1]) for i in clips if subject(i) is not None]
+    objects = [
+        sprite(i["frames"][args.past - 1], subject(i)[args.past - 1]) for i in clips if subject(i) is not None
+    ]
     colours = [pixels[mask].float().mean(0) for pixels, mask, _ in objects]
-    for k, i in enumerate(clips[:len(objects)]):  # the next clip whose object has another colour
-        other = next((j for j in (*range(k + 1, len(objects)), *range(k)) if (colours[j] - colours[k]).norm() > 100), None)
+    for k, i in enumerate(clips[: len(objects)]):  # the next clip whose object has another colour
+        other = next(
+            (j for j in (*range(k + 1, len(objects)), *range(k)) if (colours[j] - colours[k]).norm() > 100),
+            None,
+        )
         if other is None:
-            refuse(f"all objects of {args.plant} have the colour of the {i['names'][-1]} of {i['id']}, and there is none to swap it for; use more clips")
+            refuse(
+                f"all objects of {args.plant} have the colour of the {i['names'][-1]} of {i['id']}, and there is none to swap it for; use more clips"
+            )
         strangers[i["id"]] = objects[other]
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
@@ -705,20 +1223,61 @@ def plant_all(args):
 
     def films():
         for i in tqdm(clips, desc="planted", unit="clip"):
-            kinds = plant(i["frames"], subject(i), strangers.get(i["id"]), args.past, random.Random(f"{args.seed} {i['id']}").randrange)
-            others = {k: x for k, x in generated.get(i["id"], {}).items() if k not in ("real", "vae")} if split_of(i["source"]) == "test" else {}
+            kinds = plant(
+                i["frames"],
+                subject(i),
+                strangers.get(i["id"]),
+                args.past,
+                random.Random(f"{args.seed} {i['id']}").randrange,
+            )
+            others = (
+                {k: x for k, x in generated.get(i["id"], {}).items() if k not in ("real", "vae")}
+                if split_of(i["source"]) == "test"
+                else {}
+            )
             decoded = through(vae, torch.stack(list(kinds.values())))
-            for kind, x in {"real": kinds["right"], **dict(zip(kinds, decoded, strict=True)), **others}.items():
-                yield i | {"id": f"{i['id']}/{kind}", "frames": x.clone(), "conditioning": kind, **{k: i[k][args.past - 1:].clone() for k in ("mask", "boxes") if k in i}}
+            for kind, x in {
+                "real": kinds["right"],
+                **dict(zip(kinds, decoded, strict=True)),
+                **others,
+            }.items():
+                yield i | {
+                    "id": f"{i['id']}/{kind}",
+                    "frames": x.clone(),
+                    "conditioning": kind,
+                    **{k: i[k][args.past - 1 :].clone() for k in ("mask", "boxes") if k in i},
+                }
 
     # so that features of other films under these ids are not taken for theirs
     content = hashlib.sha256(f"{fingerprint(entry['path'])} {args.seed} {inspect.getsource(plant)}".encode())
     for x in (x for i in clips for x in (i["frames"], *generated.get(i["id"], {}).values())):
         content.update(x.contiguous().numpy())
-    write_items(out, films(), {"name": f"{data['name']}-planted", "content": content.hexdigest()[:16],
-                               "source_kind": "planted", "data": data["data"], "seed": args.seed, "data_path": str(args.plant), "past": args.past,
-                               "horizon": args.horizon, "films_path": args.films, "vae": entry["name"], "vae_weights": entry["weights"], "conditioning": "right", "left_out": left_out})
-    result = {"stage": "plant", "clips": len(clips), "left_out": left_out, "films": load_yaml(out / "index.yaml", "data")["items"], "out": str(out)}
+    write_items(
+        out,
+        films(),
+        {
+            "name": f"{data['name']}-planted",
+            "content": content.hexdigest()[:16],
+            "source_kind": "planted",
+            "data": data["data"],
+            "seed": args.seed,
+            "data_path": str(args.plant),
+            "past": args.past,
+            "horizon": args.horizon,
+            "films_path": args.films,
+            "vae": entry["name"],
+            "vae_weights": entry["weights"],
+            "conditioning": "right",
+            "left_out": left_out,
+        },
+    )
+    result = {
+        "stage": "plant",
+        "clips": len(clips),
+        "left_out": left_out,
+        "films": load_yaml(out / "index.yaml", "data")["items"],
+        "out": str(out),
+    }
     say(result)
     return result
 
@@ -727,6 +1286,7 @@ def plant_all(args):
 # happened [1 + h, H, W, 3]. It gives scores [k, horizons], higher if more likely
 # right; the score for a horizon uses no later frame. Costly measures look only at the frames at which a
 # horizon ends, and take the mean over these.
+
 
 def upto(x, horizons):
     """The mean of x [k, h] over the frames up to every horizon: [k, horizons]."""
@@ -761,9 +1321,14 @@ def moving_regions(films):
     """Where films [k, 1 + h, H, W, 3] move after the last frame seen: bool [k, h, H, W], as in the published code of Physics-IQ (Motamed et al. 2025): grey, blurred, more than MOVED from a
     running mean that takes 0.3 of every new frame, then opened and closed. Its 5 x 5 windows are scaled by the frame's side / 512, and vanish on small frames."""
     from scipy.ndimage import binary_closing, binary_opening, gaussian_filter
+
     grey = 255 * grey_of(films[:, 1:])
     side = max(round(5 * grey.shape[2] / 512), 1)
-    grey = torch.from_numpy(gaussian_filter(grey.numpy(), (0, 0, 1.1 * side / 5, 1.1 * side / 5))) if side > 1 else grey
+    grey = (
+        torch.from_numpy(gaussian_filter(grey.numpy(), (0, 0, 1.1 * side / 5, 1.1 * side / 5)))
+        if side > 1
+        else grey
+    )
     mean, found = grey[:, 0], [torch.zeros_like(grey[:, 0], dtype=torch.bool)]
     for x in grey.unbind(1)[1:]:
         mean = 0.7 * mean + 0.3 * x
@@ -805,7 +1370,13 @@ def pixel_flow_agreement(films, truth, see):
 
     def fields(film):
         grey = grey_of(film).numpy()
-        return torch.from_numpy(np.stack([optical_flow_ilk(grey[h - 1], grey[h], radius=5, num_warp=4) for h in see.horizons])).flatten(1).double()
+        return (
+            torch.from_numpy(
+                np.stack([optical_flow_ilk(grey[h - 1], grey[h], radius=5, num_warp=4) for h in see.horizons])
+            )
+            .flatten(1)
+            .double()
+        )
 
     b = fields(truth)
     a = torch.stack([fields(f) for f in films])
@@ -822,11 +1393,26 @@ def pixel_position_error(films, truth, see):
     apart = (here[1:] - here[0]).norm(dim=-1) / films.shape[2]
     apart = torch.where(here[1:].isnan().any(-1), 1.0, apart)[:, 1:]
     gone = here[0, 1:].isnan().any(-1)  # it has left the picture: there is no position to be wrong about
-    return -torch.stack([apart[:, :h][:, ~gone[:h]].mean(1) if (~gone[:h]).any() else torch.zeros(len(films)) for h in see.horizons], 1).double()
+    return -torch.stack(
+        [
+            apart[:, :h][:, ~gone[:h]].mean(1) if (~gone[:h]).any() else torch.zeros(len(films))
+            for h in see.horizons
+        ],
+        1,
+    ).double()
 
 
-PIXELS = {"l1": pixel_l1, "mse": pixel_mse, "ssim": pixel_ssim, "lpips": pixel_lpips, "spatial_iou": pixel_spatial_iou, "spatiotemporal_iou": pixel_spatiotemporal_iou,
-          "weighted_spatial_iou": pixel_weighted_spatial_iou, "flow_agreement": pixel_flow_agreement, "position_error": pixel_position_error}
+PIXELS = {
+    "l1": pixel_l1,
+    "mse": pixel_mse,
+    "ssim": pixel_ssim,
+    "lpips": pixel_lpips,
+    "spatial_iou": pixel_spatial_iou,
+    "spatiotemporal_iou": pixel_spatiotemporal_iou,
+    "weighted_spatial_iou": pixel_weighted_spatial_iou,
+    "flow_agreement": pixel_flow_agreement,
+    "position_error": pixel_position_error,
+}
 
 
 def latent_scores(tokens, truth, ends, horizons):
@@ -834,9 +1420,17 @@ def latent_scores(tokens, truth, ends, horizons):
 
     ends: the last frame of each time step of the encoder. nan where by the horizon no step has ended that holds more than the last frame seen.
     """
-    steps = {"cosine": torch.nn.functional.cosine_similarity(tokens, truth[None], dim=-1).mean((2, 3)), "l2": -(tokens - truth).norm(dim=-1).mean((2, 3))}
+    steps = {
+        "cosine": torch.nn.functional.cosine_similarity(tokens, truth[None], dim=-1).mean((2, 3)),
+        "l2": -(tokens - truth).norm(dim=-1).mean((2, 3)),
+    }
     count = [sum(e <= h for e in ends) for h in horizons]
-    return {name: torch.stack([x[:, :c].mean(1) if c > (ends[0] == 0) else torch.full((len(x),), math.nan) for c in count], 1).double() for name, x in steps.items()}
+    return {
+        name: torch.stack(
+            [x[:, :c].mean(1) if c > (ends[0] == 0) else torch.full((len(x),), math.nan) for c in count], 1
+        ).double()
+        for name, x in steps.items()
+    }
 
 
 def aurocs(scores, right, weights):
@@ -853,7 +1447,12 @@ def aurocs(scores, right, weights):
 def drawn(sources, seed):
     """Weights [1 + RESAMPLES, n] of items: first all 1, then whole sources resampled with replacement."""
     cluster = clusters(sources)
-    return torch.cat([torch.ones(1, len(sources), dtype=torch.float64), resampled(int(cluster.max()) + 1, RESAMPLES, torch.Generator().manual_seed(seed))[:, cluster]])
+    return torch.cat(
+        [
+            torch.ones(1, len(sources), dtype=torch.float64),
+            resampled(int(cluster.max()) + 1, RESAMPLES, torch.Generator().manual_seed(seed))[:, cluster],
+        ]
+    )
 
 
 def drawn_films(w, rows):
@@ -876,23 +1475,45 @@ def interval(values, n):
 def named_interval(name, values, n, least=0.0):
     """{name, _low, _high} of `interval`, its bounds within least .. 1."""
     value, low, high = interval(values, n)
-    return with_bounds(name, (value, None if low is None else max(low, least), None if high is None else min(high, 1.0)))
+    return with_bounds(
+        name, (value, None if low is None else max(low, least), None if high is None else min(high, 1.0))
+    )
 
 
 def record(own, floors, n, films, ceiling=1.0, **more):
     """A criterion's record from numbers that share their resamples: own [1 + B], floors {name: [1 + B]}. n: sources; films: how many."""
     best = max(floors, key=lambda k: floors[k][0])
-    (score, low, high), (gain, gain_low, gain_high), floor = interval(own, n), interval(own - floors[best], n), floors[best][0].item()
-    return {"score": score, "low": low, "high": None if high is None else min(high, 1.0), "better": "higher", "n": films, "sources": n, "floor": floor, "floor_name": best, "ceiling": ceiling,
-            "skill": (score - floor) / (ceiling - floor) if ceiling > floor else None, "gain": gain, "gain_low": gain_low, "gain_high": gain_high, **more,
-            "floors": {k: x[0] for k, x in floors.items()}}
+    (score, low, high), (gain, gain_low, gain_high), floor = (
+        interval(own, n),
+        interval(own - floors[best], n),
+        floors[best][0].item(),
+    )
+    return {
+        "score": score,
+        "low": low,
+        "high": None if high is None else min(high, 1.0),
+        "better": "higher",
+        "n": films,
+        "sources": n,
+        "floor": floor,
+        "floor_name": best,
+        "ceiling": ceiling,
+        "skill": (score - floor) / (ceiling - floor) if ceiling > floor else None,
+        "gain": gain,
+        "gain_low": gain_low,
+        "gain_high": gain_high,
+        **more,
+        "floors": {k: x[0] for k, x in floors.items()},
+    }
 
 
 def risk_coverage(scores, right, weights):
     """(risk [B, n], coverage [B, n]) of accepting 1, 2, ... n films in the order of their scores (El-Yaniv & Wiener 2010). Films of equal score share their mean risk."""
     _, rank = scores.unique(return_inverse=True)
+
     def by_rank(x):
         return torch.zeros(len(x), int(rank.max()) + 1, dtype=torch.float64).index_add_(1, rank, x)
+
     share = (by_rank(weights * ~right) / by_rank(weights).clamp(min=1e-9))[:, rank]
     order = scores.argsort(descending=True, stable=True)
     w = weights[:, order]
@@ -925,15 +1546,22 @@ def conformal(scores, right, sources, promised, seed):
     for _ in range(RESPLITS):
         one = torch.stack([scores[m[torch.randint(len(m), (1,), generator=g)]].squeeze() for m in members])
         order = torch.randperm(len(one), generator=g)
-        half, rest = order[:len(one) // 2], order[len(one) // 2:]
+        half, rest = order[: len(one) // 2], order[len(one) // 2 :]
         bound = conformal_bound(one[half], promised)
         errors.append((one[rest] > bound).double().mean())
         accepted.append((scores[right] > bound).double().mean())
     errors = torch.stack(errors)
     mean, spread = errors.mean().item(), errors.std().item() / RESPLITS**0.5
     n = len(members) // 2
-    return {"resplit_error": mean, "resplit_error_low": mean - 1.96 * spread, "resplit_error_high": mean + 1.96 * spread, "resplit_error_worst": errors.max(),
-            "resplit_accepted_right": torch.stack(accepted).mean(), "resplit_exact": math.floor((n + 1) * promised) / (n + 1), "resplit_calibrated_on": n}
+    return {
+        "resplit_error": mean,
+        "resplit_error_low": mean - 1.96 * spread,
+        "resplit_error_high": mean + 1.96 * spread,
+        "resplit_error_worst": errors.max(),
+        "resplit_accepted_right": torch.stack(accepted).mean(),
+        "resplit_exact": math.floor((n + 1) * promised) / (n + 1),
+        "resplit_calibrated_on": n,
+    }
 
 
 def rightness(films, truth, mask, word):
@@ -949,7 +1577,11 @@ def rightness(films, truth, mask, word):
         return None
     end, found = here[:, until - 1], ~here[1:, until - 1].isnan().any(-1)
     near = (end[1:] - end[0]).norm(dim=-1) <= OFF * (end[0] - here[0, 0]).norm()  # of nan False
-    return {"direction": torch.tensor([w == word for w in heading(here[1:, :until])]), "position": near, "identity": found}
+    return {
+        "direction": torch.tensor([w == word for w in heading(here[1:, :until])]),
+        "position": near,
+        "identity": found,
+    }
 
 
 def agreement(said, happened):
@@ -962,7 +1594,9 @@ def read_rollouts(args):
     """({clip: {kind: item}}, index) of a folder that --plant wrote; refused where a clip lacks one of its films."""
     items, index = load_items(args.rollouts)
     if index.get("source_kind") != "planted":
-        refuse(f"{args.rollouts} holds no planted rollouts; write them with verify.py --plant {index.get('data_path', 'data/NAME')}")
+        refuse(
+            f"{args.rollouts} holds no planted rollouts; write them with verify.py --plant {index.get('data_path', 'data/NAME')}"
+        )
     films = {}
     for i in items:
         films.setdefault(i["id"].rpartition("/")[0], {})[i["conditioning"]] = i
@@ -977,20 +1611,33 @@ def read_rollouts(args):
 def watched(args, films):
     """What is scored, as a namespace: rows (clip, kind, item) of all films but the real ones, with their kinds, sources and splits; right: as planted; stack(clip): its films
     [k, 1 + h, H, W, 3]; truths: what really happened; masks [H, W] of the object in the last frame seen; the verifiers that read pixels."""
-    w = types.SimpleNamespace(clips=list(films), films=films, frames=len(films[next(iter(films))]["real"]["frames"]))
-    w.stack = lambda clip: torch.stack([item["frames"] for kind, item in films[clip].items() if kind != "real"])
+    w = types.SimpleNamespace(
+        clips=list(films), films=films, frames=len(films[next(iter(films))]["real"]["frames"])
+    )
+    w.stack = lambda clip: torch.stack(
+        [item["frames"] for kind, item in films[clip].items() if kind != "real"]
+    )
     w.horizons = sorted({*(h for h in HORIZONS if h < w.frames), w.frames - 1})
     w.rows = [(clip, kind, item) for clip in w.clips for kind, item in films[clip].items() if kind != "real"]
     w.kinds, w.sources = [kind for _, kind, _ in w.rows], [item["source"] for _, _, item in w.rows]
     w.right = torch.tensor([PLANTED.get(k, False) for k in w.kinds])
     planted, split = torch.tensor([k in PLANTED for k in w.kinds]), [split_of(s) for s in w.sources]
     generated = torch.tensor([k not in (*PLANTED, *BASELINES) for k in w.kinds])
-    w.val, w.test, w.made = (torch.tensor([s == name for s in split]) & here for name, here in (("val", planted), ("test", planted), ("test", generated)))
+    w.val, w.test, w.made = (
+        torch.tensor([s == name for s in split]) & here
+        for name, here in (("val", planted), ("test", planted), ("test", generated))
+    )
     w.truths = {clip: kinds["real"]["frames"] for clip, kinds in films.items()}
-    w.masks = {clip: marked[0] for clip, kinds in films.items() if (marked := subject(kinds["real"])) is not None}
+    w.masks = {
+        clip: marked[0] for clip, kinds in films.items() if (marked := subject(kinds["real"])) is not None
+    }
     w.seed = args.seed
     w.lpips, name = load_lpips(choose_device()[0])
-    w.pixels = {name if n == "lpips" else n: verifier for n, verifier in PIXELS.items() if n != "position_error" or len(w.masks) == len(films)}
+    w.pixels = {
+        name if n == "lpips" else n: verifier
+        for n, verifier in PIXELS.items()
+        if n != "position_error" or len(w.masks) == len(films)
+    }
     return w
 
 
@@ -1015,18 +1662,29 @@ def latents_of(folder, rollouts, w):
     folder = Path(folder)
     index, _ = load_features(folder)
     if Path(index["data_path"]).resolve() != Path(rollouts).resolve():
-        refuse(f"{folder} holds features of {index['data_path']}, not of {rollouts}; run extract.py --data {rollouts}")
+        refuse(
+            f"{folder} holds features of {index['data_path']}, not of {rollouts}; run extract.py --data {rollouts}"
+        )
     ids = set(index["ids"])
-    if missing := next((i["id"] for kinds in w.films.values() for i in kinds.values() if i["id"] not in ids), None):
+    if missing := next(
+        (i["id"] for kinds in w.films.values() for i in kinds.values() if i["id"] not in ids), None
+    ):
         refuse(f"{folder} has no features of {missing!r}; run extract.py on the planted rollouts again")
-    shards = functools.cache(lambda point: [load_pt(folder / point / f"{k:05d}.pt", FEATURES) for k in range(index["shards"])])
-    places = functools.cache(lambda point: {i: (s, k) for s, shard in enumerate(shards(point)) for k, i in enumerate(shard["ids"])})
+    shards = functools.cache(
+        lambda point: [load_pt(folder / point / f"{k:05d}.pt", FEATURES) for k in range(index["shards"])]
+    )
+    places = functools.cache(
+        lambda point: {i: (s, k) for s, shard in enumerate(shards(point)) for k, i in enumerate(shard["ids"])}
+    )
 
     def read(point, ids):
         x = torch.stack([shards(point)[s]["features"][k] for s, k in (places(point)[i] for i in ids)]).float()
         if not x.isfinite().all():
-            refuse(f"{folder}/{point} holds values that are not finite; extract again in bf16 or fp32, or leave the point out")
+            refuse(
+                f"{folder}/{point} holds values that are not finite; extract again in bf16 or fp32, or leave the point out"
+            )
         return x
+
     return index, read
 
 
@@ -1040,27 +1698,46 @@ def every_score(args, w):
         about = {k: encoders[0][0][k] for k in ("model", "weights")}
     if args.words:
         words = load_pt(args.words, RESULT)
-        about, row = {k: words["meta"][k] for k in ("model", "weights")}, {i: k for k, i in enumerate(words["ids"])}
-        if missing := next((i["id"] for k, (_, _, i) in enumerate(w.rows) if w.test[k] and i["id"] not in row), None):
-            refuse(f"{args.words} has no answer about {missing!r}; run explain.py --mode describe on the planted rollouts again")
+        about, row = (
+            {k: words["meta"][k] for k in ("model", "weights")},
+            {i: k for k, i in enumerate(words["ids"])},
+        )
+        if missing := next(
+            (i["id"] for k, (_, _, i) in enumerate(w.rows) if w.test[k] and i["id"] not in row), None
+        ):
+            refuse(
+                f"{args.words} has no answer about {missing!r}; run explain.py --mode describe on the planted rollouts again"
+            )
     scores = pixel_scores(w, w.pixels, w.clips, w.truths)
     family = {name: "tracked" if name == "position_error" else "pixel" for name in scores}
     for index, read in encoders:
         for point in (p for p in index["points"] if p != "pixels"):
             found = []
             for clip in w.clips:
-                tokens = read(point, [f"{clip}/real", *(i["id"] for kind, i in w.films[clip].items() if kind != "real")])
+                tokens = read(
+                    point, [f"{clip}/real", *(i["id"] for kind, i in w.films[clip].items() if kind != "real")]
+                )
                 t = tokens.shape[1]  # an autoencoder's first step is the first frame alone
-                ends = [s * (w.frames - 1) // max(t - 1, 1) if point.startswith("latents") else -(-(s + 1) * w.frames // t) - 1 for s in range(t)]
+                ends = [
+                    s * (w.frames - 1) // max(t - 1, 1)
+                    if point.startswith("latents")
+                    else -(-(s + 1) * w.frames // t) - 1
+                    for s in range(t)
+                ]
                 found.append(latent_scores(tokens[1:], tokens[0], ends, w.horizons))
             for name in found[0]:
-                scores[f"{index['model']} {point} {name}"], family[f"{index['model']} {point} {name}"] = torch.cat([f[name] for f in found]), "latent"
+                scores[f"{index['model']} {point} {name}"], family[f"{index['model']} {point} {name}"] = (
+                    torch.cat([f[name] for f in found]),
+                    "latent",
+                )
     if words:
         # of whole films alone, and of the test clips'
         said = torch.full((len(w.rows), len(w.horizons)), math.nan, dtype=torch.float64)
         for k, (clip, _, item) in enumerate(w.rows):
             if item["id"] in row:
-                said[k, -1] = agreement(words["said"][row[item["id"]]][None], words["said"][row[f"{clip}/real"]])[0]
+                said[k, -1] = agreement(
+                    words["said"][row[item["id"]]][None], words["said"][row[f"{clip}/real"]]
+                )[0]
         scores["words"], family["words"] = said, "words"
     return scores, family, about
 
@@ -1077,21 +1754,36 @@ def tabulated(w, scores, family):
         areas[name] = aurocs(x[test], w.right[test], draws)
         row = {"family": family[name], **named_interval("auroc", areas[name], n)}
         if x[test].isnan().any():
-            table[name] = row | {"auroc_val": None, "false_alarms": None, "kinds": {}, "reason": "no time step of its own ends with the film's frames, or some were not asked about"}
+            table[name] = row | {
+                "auroc_val": None,
+                "false_alarms": None,
+                "kinds": {},
+                "reason": "no time step of its own ends with the film's frames, or some were not asked about",
+            }
             continue
         chosen = val if not x[val].isnan().any() else []
-        row["auroc_val"] = aurocs(x[val], w.right[val], torch.ones(1, len(val), dtype=torch.float64)).item() if chosen else None
+        row["auroc_val"] = (
+            aurocs(x[val], w.right[val], torch.ones(1, len(val), dtype=torch.float64)).item()
+            if chosen
+            else None
+        )
         # flagged is what lies below it
         limit = x[where(alike & (w.val if chosen else w.test))].quantile(ALARMS)
         row |= {"false_alarms": (x[where(alike & w.test)] < limit).double().mean(), "kinds": {}}
         for kind in dict.fromkeys(k for k in w.kinds if k in PLANTED and k != "right"):
             these = [k for k in test if w.kinds[k] in (kind, "right")]
             values = aurocs(x[these], alike[these], draws[:, [place[k] for k in these]])
-            row["kinds"][kind] = {**named_interval("auroc", values, n), "flagged": (x[[k for k in these if w.kinds[k] == kind]] < limit).double().mean()}
+            row["kinds"][kind] = {
+                **named_interval("auroc", values, n),
+                "flagged": (x[[k for k in these if w.kinds[k] == kind]] < limit).double().mean(),
+            }
         table[name] = row
     # of an encoder without a step so short nothing is known
     able = {k: row for k, row in table.items() if row["auroc"] is not None}
-    best = {f: max((k for k in able if able[k]["family"] == f), key=lambda k: able[k]["auroc_val"] or 0) for f in dict.fromkeys(row["family"] for row in able.values())}
+    best = {
+        f: max((k for k in able if able[k]["family"] == f), key=lambda k: able[k]["auroc_val"] or 0)
+        for f in dict.fromkeys(row["family"] for row in able.values())
+    }
     return table, best, areas, draws
 
 
@@ -1099,7 +1791,14 @@ def without_knowing(w, name):
     """Scores [test films] of a pixel verifier that is given the outcome of another clip: a floor, what it can tell without knowing the outcome."""
     clips, next_one = [c for c in w.clips if split_of(w.films[c]["real"]["source"]) == "test"], {}
     for k, c in enumerate(clips):
-        other = next((d for d in (*clips[k + 1:], *clips[:k]) if w.films[d]["real"]["source"] != w.films[c]["real"]["source"]), c)
+        other = next(
+            (
+                d
+                for d in (*clips[k + 1 :], *clips[:k])
+                if w.films[d]["real"]["source"] != w.films[c]["real"]["source"]
+            ),
+            c,
+        )
         next_one[c] = torch.cat([w.truths[c][:1], w.truths[other][1:]])
     scores = pixel_scores(w, [name], clips, next_one)[name][:, -1]
     return scores[[w.kinds[k] in PLANTED for k, row in enumerate(w.rows) if row[0] in next_one]]
@@ -1123,7 +1822,9 @@ def further(w, scores, best):
         rows = where(w.test & (w.right | wrong[:, j]))
         draws, n = drawn_films(w, rows)
         areas = {name: aurocs(scores[name][rows, j], w.right[rows], draws) for name in best.values()}
-        found[h] = {"begun": wrong[where(w.test & ~w.right), j].double().mean()} | {name: named_interval("auroc", x, n) for name, x in areas.items() if not x[0].isnan()}
+        found[h] = {"begun": wrong[where(w.test & ~w.right), j].double().mean()} | {
+            name: named_interval("auroc", x, n) for name, x in areas.items() if not x[0].isnan()
+        }
     return found
 
 
@@ -1132,8 +1833,15 @@ def rightness_of_planted(w):
     found = {}
     for clip in (c for c in w.masks if split_of(w.films[c]["real"]["source"]) == "test"):
         kinds = [k for k in PLANTED if k in w.films[clip]]
-        seen = rightness(torch.stack([w.films[clip][k]["frames"] for k in kinds]), w.truths[clip], w.masks[clip], w.films[clip]["real"].get("direction"))
-        for kind, right in zip(kinds, seen["direction"] & seen["position"] & seen["identity"] if seen else (), strict=False):
+        seen = rightness(
+            torch.stack([w.films[clip][k]["frames"] for k in kinds]),
+            w.truths[clip],
+            w.masks[clip],
+            w.films[clip]["real"].get("direction"),
+        )
+        for kind, right in zip(
+            kinds, seen["direction"] & seen["position"] & seen["identity"] if seen else (), strict=False
+        ):
             found.setdefault(kind, []).append(right.double())
     return {kind: torch.stack(x).mean() for kind, x in found.items()}
 
@@ -1143,7 +1851,12 @@ def of_the_video_model(w, scores):
     found, kept = {a: [] for a in ("direction", "position", "identity", "all")}, []
     for clip in dict.fromkeys(w.rows[k][0] for k in where(w.made)):
         these = [k for k in where(w.made) if w.rows[k][0] == clip]
-        seen = clip in w.masks and rightness(torch.stack([w.rows[k][2]["frames"] for k in these]), w.truths[clip], w.masks[clip], w.films[clip]["real"].get("direction"))
+        seen = clip in w.masks and rightness(
+            torch.stack([w.rows[k][2]["frames"] for k in these]),
+            w.truths[clip],
+            w.masks[clip],
+            w.films[clip]["real"].get("direction"),
+        )
         if not seen:
             continue
         kept += these
@@ -1153,10 +1866,24 @@ def of_the_video_model(w, scores):
         return None
     truth = {a: torch.cat(x) for a, x in found.items()}
     draws, n = drawn_films(w, kept)
-    verifiers = {name: {a: named_interval("auroc", aurocs(scores[name][kept, -1], x, draws), n) for a, x in truth.items()} for name in scores if name != "position_error"}
-    return {"films": len(kept), "right": {a: x.double().mean() for a, x in truth.items()},
-            "right_by_kind": {kind: truth["all"][[w.kinds[k] == kind for k in kept]].double().mean() for kind in dict.fromkeys(w.kinds[k] for k in kept)},
-            "verifiers": verifiers, "rows": kept, "truth": truth["all"]}
+    verifiers = {
+        name: {
+            a: named_interval("auroc", aurocs(scores[name][kept, -1], x, draws), n) for a, x in truth.items()
+        }
+        for name in scores
+        if name != "position_error"
+    }
+    return {
+        "films": len(kept),
+        "right": {a: x.double().mean() for a, x in truth.items()},
+        "right_by_kind": {
+            kind: truth["all"][[w.kinds[k] == kind for k in kept]].double().mean()
+            for kind in dict.fromkeys(w.kinds[k] for k in kept)
+        },
+        "verifiers": verifiers,
+        "rows": kept,
+        "truth": truth["all"],
+    }
 
 
 def within(scores, truth, draws):
@@ -1171,13 +1898,22 @@ def futures_of(args, w):
     """(what predict.py --mode futures kept, its films [candidates, clips, h, H, W, 3]); refused unless they begin where the rollouts begin."""
     path = Path(args.futures).with_suffix(".pt")
     kept = load_pt(path, RESULT)
-    films = torch.stack([load_pt(path.with_name(path.stem + "-parts") / f"{part}.pt", RESULT)["films"] for part in kept["candidates"]])
+    films = torch.stack(
+        [
+            load_pt(path.with_name(path.stem + "-parts") / f"{part}.pt", RESULT)["films"]
+            for part in kept["candidates"]
+        ]
+    )
     there = next(iter(w.truths.values())).shape[1:]
     if films.shape[3:] != there or films.shape[2] >= w.frames:
-        refuse(f"{args.futures} holds films of {list(films.shape[2:])}, the rollouts are of {[w.frames - 1, *there]}; make both with the same settings")
+        refuse(
+            f"{args.futures} holds films of {list(films.shape[2:])}, the rollouts are of {[w.frames - 1, *there]}; make both with the same settings"
+        )
     for clip, last in zip(kept["ids"], kept.get("last", [""] * len(kept["ids"])), strict=True):
         if clip in w.truths and digest(w.truths[clip][0].numpy().tobytes()) != last:
-            refuse(f"{path} goes on from another frame of {clip} than {args.rollouts}; make both again, with the same --past and --horizon")
+            refuse(
+                f"{path} goes on from another frame of {clip} than {args.rollouts}; make both again, with the same --past and --horizon"
+            )
     return kept, films
 
 
@@ -1191,25 +1927,48 @@ def candidates(w, kept, films, name):
     for k, clip in enumerate(kept["ids"]):
         if clip not in w.masks:
             continue
-        seen = w.truths[clip][:length + 1]
+        seen = w.truths[clip][: length + 1]
         shown = torch.cat([seen[:1].expand(len(films), 1, -1, -1, -1), films[:, k]], 1)
-        here = whereabouts(torch.cat([seen[None], shown]), w.masks[clip].expand(len(shown) + 1, -1, -1))[:, -1]
+        here = whereabouts(torch.cat([seen[None], shown]), w.masks[clip].expand(len(shown) + 1, -1, -1))[
+            :, -1
+        ]
         if not here[0].isnan().any():
             apart = (here[1:] - here[0]).norm(dim=-1).nan_to_num(math.inf)
             truth.append(apart <= apart.median())
-            scores.append(w.pixels[name](shown, seen, types.SimpleNamespace(horizons=[length], lpips=w.lpips, mask=w.masks[clip]))[:, 0])
+            scores.append(
+                w.pixels[name](
+                    shown, seen, types.SimpleNamespace(horizons=[length], lpips=w.lpips, mask=w.masks[clip])
+                )[:, 0]
+            )
             rows.append(k)
             sources.append(w.films[clip]["real"]["source"])
     if not rows:
         return None
     truth, draws, n = torch.stack(truth), drawn(sources, w.seed), len(set(sources))
-    told = {"with_outcome": torch.stack(scores)} | {b: x[:, rows].T.double() for b, x in kept["beliefs"].items()}
+    told = {"with_outcome": torch.stack(scores)} | {
+        b: x[:, rows].T.double() for b, x in kept["beliefs"].items()
+    }
     found = {b: within(x, truth, draws) for b, x in told.items()}
-    rates = {"random": draws @ truth.double().mean(1) / draws.sum(1)} | {b: top for b, (_, top) in found.items()}
-    table = {b: {**named_interval("auroc", area, n), **named_interval("worse_by", found["with_outcome"][0] - area, n, least=-1.0)} for b, (area, _) in found.items()}
-    return {"clips": len(rows), "verifier": name,
-            "with_outcome": {k: x for k, x in table.pop("with_outcome").items() if "worse" not in k},
-            "without_outcome": table, "picked_better": {b: dict(zip(("share", "low", "high"), named_interval("share", x, n).values(), strict=True)) for b, x in rates.items()}}
+    rates = {"random": draws @ truth.double().mean(1) / draws.sum(1)} | {
+        b: top for b, (_, top) in found.items()
+    }
+    table = {
+        b: {
+            **named_interval("auroc", area, n),
+            **named_interval("worse_by", found["with_outcome"][0] - area, n, least=-1.0),
+        }
+        for b, (area, _) in found.items()
+    }
+    return {
+        "clips": len(rows),
+        "verifier": name,
+        "with_outcome": {k: x for k, x in table.pop("with_outcome").items() if "worse" not in k},
+        "without_outcome": table,
+        "picked_better": {
+            b: dict(zip(("share", "low", "high"), named_interval("share", x, n).values(), strict=True))
+            for b, x in rates.items()
+        },
+    }
 
 
 def repeated(w):
@@ -1234,26 +1993,54 @@ def acting(w, scores, family, best, areas, draws, promised):
     """What the pixel verifier that val chose is good for: (criteria, conformal acceptance, risk-coverage curve, findings of of_the_video_model)."""
     test, pixel = where(w.test), best["pixel"]
     n, right, x = len({w.sources[k] for k in test}), w.right[test], scores[pixel][test, -1]
-    floors = {"chance": torch.full((len(draws),), 0.5, dtype=torch.float64), "other_outcome": aurocs(without_knowing(w, pixel), right, draws)}
+    floors = {
+        "chance": torch.full((len(draws),), 0.5, dtype=torch.float64),
+        "other_outcome": aurocs(without_knowing(w, pixel), right, draws),
+    }
     more = {"verifier": pixel, "options_searched": sum(f == "pixel" for f in family.values())}
     criteria = {"pixel_auroc": record(areas[pixel], floors, n, len(test), **more)}
     for f in ("tracked", "latent", "words"):
         if f in best:
-            criteria[f"pixel_over_{f}"] = record(areas[pixel], {best[f]: areas[best[f]]}, n, len(test), **more)
+            criteria[f"pixel_over_{f}"] = record(
+                areas[pixel], {best[f]: areas[best[f]]}, n, len(test), **more
+            )
     base, least = (draws[:, ~right].sum(1) / draws.sum(1)), mean_risk(right.double(), right, draws)
     area = mean_risk(x, right, draws)
-    criteria["selective_risk"] = record(base - area, {"random": 0 * base}, n, len(test), ceiling=(base - least)[0].item(), **more)
+    criteria["selective_risk"] = record(
+        base - area, {"random": 0 * base}, n, len(test), ceiling=(base - least)[0].item(), **more
+    )
     bound = conformal_bound(scores[pixel][where(w.val & ~w.right), -1], promised)
     accepted = x > bound
     wrong, sources = where(~right), [w.sources[k] for k in test]
     error = bootstrap(accepted[wrong].double(), [sources[k] for k in wrong], seed=w.seed)
     error = error[0], max(error[1], 0.0), min(error[2], 1.0)
     halves = conformal(x, right, sources, promised, w.seed)
-    halves = {"conformal_promised": promised, **with_bounds("conformal_error", error),
-              "conformal_accepted_right": accepted[right].double().mean(), **halves,
-              "accepted_by_kind": {kind: accepted[[w.kinds[k] == kind for k in test]].double().mean() for kind in PLANTED if kind in w.kinds}}
-    criteria["conformal_error"] = {"score": error[0], "low": error[1], "high": error[2], "better": "lower", "n": len(wrong), "sources": n, "floor": 1.0, "floor_name": "accept_all", "ceiling": 0.0,
-                                   "gain": 1 - error[0], "gain_low": 1 - error[2], "gain_high": 1 - error[1], **more}
+    halves = {
+        "conformal_promised": promised,
+        **with_bounds("conformal_error", error),
+        "conformal_accepted_right": accepted[right].double().mean(),
+        **halves,
+        "accepted_by_kind": {
+            kind: accepted[[w.kinds[k] == kind for k in test]].double().mean()
+            for kind in PLANTED
+            if kind in w.kinds
+        },
+    }
+    criteria["conformal_error"] = {
+        "score": error[0],
+        "low": error[1],
+        "high": error[2],
+        "better": "lower",
+        "n": len(wrong),
+        "sources": n,
+        "floor": 1.0,
+        "floor_name": "accept_all",
+        "ceiling": 0.0,
+        "gain": 1 - error[0],
+        "gain_low": 1 - error[2],
+        "gain_high": 1 - error[1],
+        **more,
+    }
     made = of_the_video_model(w, scores)
     if made and made["truth"].any() and not made["truth"].all():
         rows, truth, (own, m) = made["rows"], made["truth"], drawn_films(w, made["rows"])
@@ -1261,13 +2048,34 @@ def acting(w, scores, family, best, areas, draws, promised):
         area_made = aurocs(scores[pixel][rows, -1], truth, own)
         criteria["made_auroc"] = record(area_made, {"chance": chance}, m, len(rows), **more)
         if "latent" in best:
-            criteria["made_over_latent"] = record(area_made, {best["latent"]: aurocs(scores[best["latent"]][rows, -1], truth, own)}, m, len(rows), **more)
+            criteria["made_over_latent"] = record(
+                area_made,
+                {best["latent"]: aurocs(scores[best["latent"]][rows, -1], truth, own)},
+                m,
+                len(rows),
+                **more,
+            )
         passed = scores[pixel][rows, -1] > bound
-        halves |= {"conformal_error_made": passed[~truth].double().mean(), "conformal_accepted_made": passed[truth].double().mean()}
+        halves |= {
+            "conformal_error_made": passed[~truth].double().mean(),
+            "conformal_accepted_made": passed[truth].double().mean(),
+        }
     risk, coverage = (c[0] for c in risk_coverage(x, right, draws[:1]))
-    points = [max(int(len(risk) * q), 1) - 1 for q in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
-    curve = {"coverage": [coverage[k] for k in points], "risk": [risk[k] for k in points], "random": base[0], "perfect": [max(0.0, 1 - right.double().mean() / coverage[k]) for k in points]}
-    return criteria, {"base_risk": base[0], **named_interval("aurc", area, n), "aurc_perfect": least[0], **halves}, curve, made
+    points = [
+        max(int(len(risk) * q), 1) - 1 for q in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    ]
+    curve = {
+        "coverage": [coverage[k] for k in points],
+        "risk": [risk[k] for k in points],
+        "random": base[0],
+        "perfect": [max(0.0, 1 - right.double().mean() / coverage[k]) for k in points],
+    }
+    return (
+        criteria,
+        {"base_risk": base[0], **named_interval("aurc", area, n), "aurc_perfect": least[0], **halves},
+        curve,
+        made,
+    )
 
 
 def rollouts(args, started):
@@ -1282,16 +2090,46 @@ def rollouts(args, started):
     criteria, halves, curve, made = acting(w, scores, family, best, areas, draws, args.promised)
     right = [k for k in where(w.test) if w.kinds[k] == "right"]
     ceilings = {"vae": {name: scores[name][right, -1].mean() for name in w.pixels}, "repeat": repeated(w)}
-    result = {"stage": "verify", "model": None, "weights": index["vae_weights"], **about, "data_name": index["name"].removesuffix("-planted"), "data": index["data"], "decoder": index["vae"]}
+    result = {
+        "stage": "verify",
+        "model": None,
+        "weights": index["vae_weights"],
+        **about,
+        "data_name": index["name"].removesuffix("-planted"),
+        "data": index["data"],
+        "decoder": index["vae"],
+    }
     for f, name in best.items():
-        result |= {f"{f}_verifier": name, **{f"{f}_{k}": table[name][k] for k in ("auroc", "auroc_low", "auroc_high")}}
-    result |= {**halves, "films": len(w.rows), "planted_test": int(w.test.sum()), "clips": len(w.clips), "sources_test": len({w.sources[k] for k in where(w.test)}),
-               "still_frames": sum(int((~moving_regions(t[None]).flatten(2).any(-1)).sum()) for t in w.truths.values()),
-               "lpips_reason": None if "lpips" in w.pixels else "the published backbone is not on this machine: lpips_random_backbone has an untrained one",
-               "repeat_reason": None if ceilings["repeat"] else "no clip names a scene of which there is another take (`repeat`)",
-               "criteria": criteria, "verifiers": table, "horizons": further(w, scores, best), "risk_coverage": curve,
-               "made": made and {k: v for k, v in made.items() if k not in ("rows", "truth")}, "futures": candidates(w, *futures, best["pixel"]) if futures else None,
-               "rightness_of_planted": rightness_of_planted(w), "ceilings": ceilings, "notes": NOTES, "run": run_info(args, started, script="verify.py")}
+        result |= {
+            f"{f}_verifier": name,
+            **{f"{f}_{k}": table[name][k] for k in ("auroc", "auroc_low", "auroc_high")},
+        }
+    result |= {
+        **halves,
+        "films": len(w.rows),
+        "planted_test": int(w.test.sum()),
+        "clips": len(w.clips),
+        "sources_test": len({w.sources[k] for k in where(w.test)}),
+        "still_frames": sum(
+            int((~moving_regions(t[None]).flatten(2).any(-1)).sum()) for t in w.truths.values()
+        ),
+        "lpips_reason": None
+        if "lpips" in w.pixels
+        else "the published backbone is not on this machine: lpips_random_backbone has an untrained one",
+        "repeat_reason": None
+        if ceilings["repeat"]
+        else "no clip names a scene of which there is another take (`repeat`)",
+        "criteria": criteria,
+        "verifiers": table,
+        "horizons": further(w, scores, best),
+        "risk_coverage": curve,
+        "made": made and {k: v for k, v in made.items() if k not in ("rows", "truth")},
+        "futures": candidates(w, *futures, best["pixel"]) if futures else None,
+        "rightness_of_planted": rightness_of_planted(w),
+        "ceilings": ceilings,
+        "notes": NOTES,
+        "run": run_info(args, started, script="verify.py"),
+    }
     result = plain(result)
     verified_picture(w, result, out.with_suffix(".png"))
     save_yaml(out, result)
@@ -1303,10 +2141,19 @@ def show_verifiers(result):
     """The verifiers as a table, best first, then `key value`."""
     kinds = list(next(iter(result["verifiers"].values()))["kinds"])
     print(f"\n{'':60s} share flagged, where {ALARMS:.0%} of val's right ones are")
-    print(f"{'verifier':34s} {'':7s} {'AUROC':>6s}  {'95% interval':16s}" + "".join(f"{k:>10s}" for k in ("right", *kinds)))
-    for name, row in sorted(((k, r) for k, r in result["verifiers"].items() if r["auroc"] is not None), key=lambda item: -item[1]["auroc"]):
+    print(
+        f"{'verifier':34s} {'':7s} {'AUROC':>6s}  {'95% interval':16s}"
+        + "".join(f"{k:>10s}" for k in ("right", *kinds))
+    )
+    for name, row in sorted(
+        ((k, r) for k, r in result["verifiers"].items() if r["auroc"] is not None),
+        key=lambda item: -item[1]["auroc"],
+    ):
         flagged = [row["false_alarms"], *(row["kinds"][k]["flagged"] for k in kinds)]
-        print(f"{name:34s} {row['family']:7s} {row['auroc']:6.3f}  [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]  " + "".join(f"{x:10.2f}" for x in flagged))
+        print(
+            f"{name:34s} {row['family']:7s} {row['auroc']:6.3f}  [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]  "
+            + "".join(f"{x:10.2f}" for x in flagged)
+        )
     print()
     say(result)
 
@@ -1318,7 +2165,10 @@ def verified_picture(w, result, path):
     mark = {"pixel": "o", "latent": "s", "words": "D", "tracked": "^"}
     clip = next(c for c in w.clips if split_of(w.films[c]["real"]["source"]) == "test")
     shown = {k: i["frames"] for k, i in w.films[clip].items() if k in ("real", *PLANTED)}
-    names = sorted((n for n, row in result["verifiers"].items() if row["auroc"] is not None), key=lambda n: result["verifiers"][n]["auroc"])
+    names = sorted(
+        (n for n, row in result["verifiers"].items() if row["auroc"] is not None),
+        key=lambda n: result["verifiers"][n]["auroc"],
+    )
     figure = plt.figure(figsize=(16, 0.9 * len(shown) + 0.3 * len(names) + 8), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=[0.9 * len(shown), 0.3 * len(names) + 2, 5])
     at = [0, *w.horizons]
@@ -1328,7 +2178,10 @@ def verified_picture(w, result, path):
             grid[r, c].imshow(film[t].numpy())
             grid[r, c].set(xticks=[], yticks=[])
         grid[r, 0].set_ylabel(kind, rotation=0, ha="right", va="center", fontsize=11)
-    top.suptitle(f"What is planted: the last frame seen, then {', '.join(f'+{h}' for h in w.horizons)}; real is what happened, all others have been through the autoencoder", fontsize=11)
+    top.suptitle(
+        f"What is planted: the last frame seen, then {', '.join(f'+{h}' for h in w.horizons)}; real is what happened, all others have been through the autoencoder",
+        fontsize=11,
+    )
     left, heat = middle.subplots(1, 2, width_ratios=[1, 1.1])
     for y, n in enumerate(names):
         row = result["verifiers"][n]
@@ -1336,32 +2189,72 @@ def verified_picture(w, result, path):
         left.plot(row["auroc"], y, mark[row["family"]], color=colour[row["family"]])
     left.axvline(0.5, color="grey", ls=":")
     left.axvline(GATE4["pixel_auroc"]["threshold"], color="black", lw=1)
-    left.set(yticks=range(len(names)), yticklabels=names, title="AUROC of right against wrong predictions (circle: pixels, square: latents,\n"
-             "triangle: told which object to follow, diamond: words; dotted: chance, line: threshold)")
+    left.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        title="AUROC of right against wrong predictions (circle: pixels, square: latents,\n"
+        "triangle: told which object to follow, diamond: words; dotted: chance, line: threshold)",
+    )
     kinds = list(result["verifiers"][names[0]]["kinds"])
-    values = [[result["verifiers"][n]["false_alarms"], *(result["verifiers"][n]["kinds"][k]["flagged"] for k in kinds)] for n in names]
+    values = [
+        [
+            result["verifiers"][n]["false_alarms"],
+            *(result["verifiers"][n]["kinds"][k]["flagged"] for k in kinds),
+        ]
+        for n in names
+    ]
     kinds = ["right", *kinds]
     heat.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower")
     for y, line in enumerate(values):
         for x, v in enumerate(line):
-            heat.text(x, y, f"{v:.2f}", ha="center", va="center", color="white" if v < 0.6 else "black", fontsize=9)
-    heat.set(xticks=range(len(kinds)), xticklabels=[f"{k}\n({'right' if PLANTED[k] else 'wrong'})" for k in kinds], yticks=[])
+            heat.text(
+                x, y, f"{v:.2f}", ha="center", va="center", color="white" if v < 0.6 else "black", fontsize=9
+            )
+    heat.set(
+        xticks=range(len(kinds)),
+        xticklabels=[f"{k}\n({'right' if PLANTED[k] else 'wrong'})" for k in kinds],
+        yticks=[],
+    )
     heat.set_title(f"Share flagged, where {ALARMS:.0%} of val's right predictions are")
     one, two = bottom.subplots(1, 2)
     for name in (result[f"{f}_verifier"] for f in colour if f"{f}_verifier" in result):
         row = [(h, r[name]) for h, r in result["horizons"].items() if name in r]
         f = result["verifiers"][name]["family"]
-        one.plot([int(h) for h, _ in row], [r["auroc"] for _, r in row], marker=mark[f], color=colour[f], label=name)
-        one.fill_between([int(h) for h, _ in row], [r["auroc_low"] for _, r in row], [r["auroc_high"] for _, r in row], color=colour[f], alpha=0.2)
+        one.plot(
+            [int(h) for h, _ in row],
+            [r["auroc"] for _, r in row],
+            marker=mark[f],
+            color=colour[f],
+            label=name,
+        )
+        one.fill_between(
+            [int(h) for h, _ in row],
+            [r["auroc_low"] for _, r in row],
+            [r["auroc_high"] for _, r in row],
+            color=colour[f],
+            alpha=0.2,
+        )
     one.axhline(0.5, color="grey", ls=":")
-    one.set(title="How far ahead: AUROC of verifiers that see so many frames", xlabel="frames after the last one seen", xscale="log", xticks=w.horizons, xticklabels=w.horizons, ylim=(0.3, 1.02))
+    one.set(
+        title="How far ahead: AUROC of verifiers that see so many frames",
+        xlabel="frames after the last one seen",
+        xscale="log",
+        xticks=w.horizons,
+        xticklabels=w.horizons,
+        ylim=(0.3, 1.02),
+    )
     one.minorticks_off()
     one.legend(frameon=False)
     curve = result["risk_coverage"]
     two.plot(curve["coverage"], curve["risk"], "o-", color=colour["pixel"], label=result["pixel_verifier"])
     two.plot(curve["coverage"], curve["perfect"], ls="--", color="black", label="perfect")
     two.axhline(curve["random"], color="grey", ls=":", label="random")
-    two.set(title="Share of wrong predictions among those accepted", xlabel="share accepted", ylim=(-0.02, 1), xlim=(0, 1))
+    two.set(
+        title="Share of wrong predictions among those accepted",
+        xlabel="share accepted",
+        ylim=(-0.02, 1),
+        xlim=(0, 1),
+    )
     two.legend(frameon=False)
     figure.savefig(path, dpi=80)
     plt.close(figure)
@@ -1402,11 +2295,27 @@ GROUNDED = ("kosmos-2", "florence-2", "florence-2-large", "grounding-dino")
 MARGINAL = 0.30
 MATRIX = (
     ("PROCEED", "every criterion passes: this model alone", lambda a, near: set(a.values()) == {"PASS"}),
-    ("PROCEED WITH ADAPTER", "spatial IoU passes; boxes or LPIPS fail", lambda a, near: a["spatial_iou"] == "PASS" and "FAIL" in (a["bbox_iou"], a["lpips"])),
-    ("PARTIAL", "spatial IoU passes; what does not pass is undecided, or too slow", lambda a, near: a["spatial_iou"] == "PASS"),
+    (
+        "PROCEED WITH ADAPTER",
+        "spatial IoU passes; boxes or LPIPS fail",
+        lambda a, near: a["spatial_iou"] == "PASS" and "FAIL" in (a["bbox_iou"], a["lpips"]),
+    ),
+    (
+        "PARTIAL",
+        "spatial IoU passes; what does not pass is undecided, or too slow",
+        lambda a, near: a["spatial_iou"] == "PASS",
+    ),
     ("INCONCLUSIVE", "spatial IoU is undecided", lambda a, near: a["spatial_iou"] == "INCONCLUSIVE"),
-    ("HYBRID", f"spatial IoU is below its threshold and above {MARGINAL}: a spatial encoder beside it", lambda a, near: near == "PASS"),
-    ("INCONCLUSIVE", f"spatial IoU fails; whether {MARGINAL} is reached is undecided", lambda a, near: near == "INCONCLUSIVE"),
+    (
+        "HYBRID",
+        f"spatial IoU is below its threshold and above {MARGINAL}: a spatial encoder beside it",
+        lambda a, near: near == "PASS",
+    ),
+    (
+        "INCONCLUSIVE",
+        f"spatial IoU fails; whether {MARGINAL} is reached is undecided",
+        lambda a, near: near == "INCONCLUSIVE",
+    ),
     ("FALLBACK", f"spatial IoU is below {MARGINAL}, or its floor is as good", lambda a, near: True),
 )
 DRAWS = 4000
@@ -1420,13 +2329,28 @@ def safetensors_header(path):
 
 def integration(index, entry):
     """{check: True, False or None (unknown)} of CHECKS, from a features index and what the registry, or a folder of weights, says of the model."""
-    language = [row.get("grid", True) for point, row in index["points"].items() if point.startswith("language.")]
+    language = [
+        row.get("grid", True) for point, row in index["points"].items() if point.startswith("language.")
+    ]
     billions, kind, path = entry.get("params"), entry.get("type"), entry.get("path", "")
     if billions is None and (files := list((HERE / path).glob("*.safetensors")) if path else []):
-        billions = sum(math.prod(tensor["shape"]) for file in files for name, tensor in safetensors_header(file).items() if name != "__metadata__") / 1e9
+        billions = (
+            sum(
+                math.prod(tensor["shape"])
+                for file in files
+                for name, tensor in safetensors_header(file).items()
+                if name != "__metadata__"
+            )
+            / 1e9
+        )
     own = TINY in path  # trained here, under this repository's licence
-    return {"grid": all(language) if language else None, "library": kind not in OWN_LAYOUT if kind else None, "clips": kind in TOGETHER if kind else None,
-            "licence": own or (entry["licence"] in PERMISSIVE if "licence" in entry else None), "t4": None if billions is None else 2 * billions <= 15}
+    return {
+        "grid": all(language) if language else None,
+        "library": kind not in OWN_LAYOUT if kind else None,
+        "clips": kind in TOGETHER if kind else None,
+        "licence": own or (entry["licence"] in PERMISSIVE if "licence" in entry else None),
+        "t4": None if billions is None else 2 * billions <= 15,
+    }
 
 
 def measured(folder):
@@ -1434,23 +2358,54 @@ def measured(folder):
     folder = Path(folder)
     if not folder.is_dir():
         refuse(f"{folder} is not a folder; give --screen the folders of the stages' YAML")
-    probe, index = load_yaml(folder / "probe.yaml", "probe"), load_yaml(folder / "features" / "index.yaml", "extract")
+    probe, index = (
+        load_yaml(folder / "probe.yaml", "probe"),
+        load_yaml(folder / "features" / "index.yaml", "extract"),
+    )
     name, entry = probe["model"], model_of(index)
-    kind = "hybrid" if "+" in name else entry.get("kind") or ("vlm" if any(p.startswith("language.") for p in index["points"]) else "encoder")
+    kind = (
+        "hybrid"
+        if "+" in name
+        else entry.get("kind")
+        or ("vlm" if any(p.startswith("language.") for p in index["points"]) else "encoder")
+    )
     if index["model"] != name:
-        refuse(f"{folder}/features/index.yaml is about model {index['model']!r}, probe.yaml about {name!r}; give results that belong together")
+        refuse(
+            f"{folder}/features/index.yaml is about model {index['model']!r}, probe.yaml about {name!r}; give results that belong together"
+        )
     found, scores, criteria = load_pt(folder / "probe.pt", RESULT), {}, {}
     if "scores" not in found:
-        refuse(f"{folder}/probe.pt has no scores of single items, by which models are compared; run probe.py again, on pictures with boxes")
+        refuse(
+            f"{folder}/probe.pt has no scores of single items, by which models are compared; run probe.py again, on pictures with boxes"
+        )
     for key, x in found["scores"].items():
         short = key.removeprefix("decoder_")
         # mean over seeds
-        scores[short], criteria[short] = x.double().reshape(-1, len(found["ids"])).mean(0), probe["criteria"][key]
+        scores[short], criteria[short] = (
+            x.double().reshape(-1, len(found["ids"])).mean(0),
+            probe["criteria"][key],
+        )
         if abs(scores[short].mean().item() - criteria[short]["score"]) > 1e-3:
-            refuse(f"{folder}: {key} is {scores[short].mean():.3f} in probe.pt and {criteria[short]['score']:.3f} in probe.yaml, which are of different runs; run probe.py again")
-    return {"name": name, "folder": str(folder), "kind": kind, "weights": probe["weights"], "data": probe["data"], "data_name": probe["data_name"], "ids": index["ids"], "test": found["ids"],
-            "sources": found["sources"], "scores": scores, "criteria": criteria, "all": probe["criteria"], "decoder": probe.get("oracle"), "seconds": index["seconds_per_item"],
-            "checks": integration(index, entry)}
+            refuse(
+                f"{folder}: {key} is {scores[short].mean():.3f} in probe.pt and {criteria[short]['score']:.3f} in probe.yaml, which are of different runs; run probe.py again"
+            )
+    return {
+        "name": name,
+        "folder": str(folder),
+        "kind": kind,
+        "weights": probe["weights"],
+        "data": probe["data"],
+        "data_name": probe["data_name"],
+        "ids": index["ids"],
+        "test": found["ids"],
+        "sources": found["sources"],
+        "scores": scores,
+        "criteria": criteria,
+        "all": probe["criteria"],
+        "decoder": probe.get("oracle"),
+        "seconds": index["seconds_per_item"],
+        "checks": integration(index, entry),
+    }
 
 
 def together(models):
@@ -1465,11 +2420,22 @@ def together(models):
         if names.count(m["name"]) > 1:
             refuse(f"--screen is given {m['name']!r} more than once; give every model once")
         if what:
-            refuse(f"{m['folder']} has {what.replace('_', ' ')} {m[what]!r}, {first['folder']} {first[what]!r}; compare models on the same data and decoder")
-        if set(m["ids"]) != set(first["ids"]) or set(m["test"]) != set(first["test"]) or dict(zip(m["test"], m["sources"], strict=True)) != dict(zip(first["test"], first["sources"], strict=True)):
-            refuse(f"{m['folder']} and {first['folder']} do not hold the same items in the same split; run the stages of both on the same data folder")
+            refuse(
+                f"{m['folder']} has {what.replace('_', ' ')} {m[what]!r}, {first['folder']} {first[what]!r}; compare models on the same data and decoder"
+            )
+        if (
+            set(m["ids"]) != set(first["ids"])
+            or set(m["test"]) != set(first["test"])
+            or dict(zip(m["test"], m["sources"], strict=True))
+            != dict(zip(first["test"], first["sources"], strict=True))
+        ):
+            refuse(
+                f"{m['folder']} and {first['folder']} do not hold the same items in the same split; run the stages of both on the same data folder"
+            )
         if set(m["scores"]) - set(first["scores"]):
-            refuse(f"{m['folder']} has {', '.join(m['scores'])}, {first['folder']} {', '.join(first['scores'])}; run probe.py of both with, or both without, the published LPIPS backbone")
+            refuse(
+                f"{m['folder']} has {', '.join(m['scores'])}, {first['folder']} {', '.join(first['scores'])}; run probe.py of both with, or both without, the published LPIPS backbone"
+            )
         order = [m["test"].index(i) for i in first["test"]]
         m["scores"] = {name: x[order] for name, x in m["scores"].items()}
     return first
@@ -1488,21 +2454,43 @@ def rows_of(m, reference, thresholds, changed, weights):
     """{rows: {criterion: row with its component of the weighted score}, draws: {criterion: the component under each of weights [DRAWS, n test items]}, decision, why} of a model."""
     rows, draws = {}, {}
     for name, rule in SCREEN.items():
-        source, record, better = SELECTION if name not in changed else "--set", None, rule.get("better", "higher")
+        source, record, better = (
+            SELECTION if name not in changed else "--set",
+            None,
+            rule.get("better", "higher"),
+        )
         if name == "speed":
             known = m["seconds"] and reference["seconds"]
-            row = timed(m["seconds"] / reference["seconds"] if known else None, f"{NO_INTERVAL}; {reference['name']} is 1" if known else STREAMED, thresholds[name], source)
+            row = timed(
+                m["seconds"] / reference["seconds"] if known else None,
+                f"{NO_INTERVAL}; {reference['name']} is 1" if known else STREAMED,
+                thresholds[name],
+                source,
+            )
         elif name == "integration":
             known = [v for v in m["checks"].values() if v is not None]
-            row = {"threshold": None, "source": source, "score": sum(known) / len(known) if known else None, "answer": None, "reason": "the share of what holds", "checks": m["checks"]}
+            row = {
+                "threshold": None,
+                "source": source,
+                "score": sum(known) / len(known) if known else None,
+                "answer": None,
+                "reason": "the share of what holds",
+                "checks": m["checks"],
+            }
         else:
             row, record = held(m["criteria"], name, rule, thresholds[name], source)
             better = "higher" if row.get("stand_in") else better
-        row |= {"better": better, "earns": not (record and (record.get("leak") or negligible(record))), "leak": (record or {}).get("leak")}
+        row |= {
+            "better": better,
+            "earns": not (record and (record.get("leak") or negligible(record))),
+            "leak": (record or {}).get("leak"),
+        }
         row["component"] = None if row["score"] is None else component(row["score"], row).item()
         if record:
             x = m["scores"]["lpips_random_backbone" if row.get("stand_in") else name]
-            draws[name] = component((weights @ (record["skill_of"](x) if row.get("stand_in") else x)) / weights.sum(1), row)
+            draws[name] = component(
+                (weights @ (record["skill_of"](x) if row.get("stand_in") else x)) / weights.sum(1), row
+            )
         elif row["score"] is not None:
             draws[name] = torch.full((len(weights),), row["component"], dtype=torch.float64)
         rows[name] = row
@@ -1526,22 +2514,41 @@ def excluded(m):
 
 def fallbacks(models, judged):
     """The plan's ways out when no model passes, in its order: [{way, evidence, holds: True, False or None (not measured or undecided)}]."""
+
     def said(m):
         row = m["rows"]["spatial_iou"]
         return f"{m['name']} spatial IoU {row['score']:.3f} [{row['low']:.3f}, {row['high']:.3f}] {row['answer']}"
 
     def evidence(which):
         answers = [m["rows"]["spatial_iou"]["answer"] for m in which]
-        return {"evidence": "; ".join(said(m) for m in which) or "not measured: none is among the models", "holds": True if "PASS" in answers else False if set(answers) == {"FAIL"} else None}
+        return {
+            "evidence": "; ".join(said(m) for m in which) or "not measured: none is among the models",
+            "holds": True if "PASS" in answers else False if set(answers) == {"FAIL"} else None,
+        }
 
     grounded = [m for m in models if m["name"] in GROUNDED]
     marginal = max(judged, key=lambda m: m["rows"]["spatial_iou"]["score"], default=None)
-    misses = [f"{name} by {abs(row['score'] - row['threshold']):.3f}" for name, row in marginal["rows"].items() if row["score"] is not None and row["answer"] == "FAIL"] if marginal else []
-    return [{"way": "hybrid", **evidence([m for m in models if m["kind"] != "vlm" and m not in grounded])},
-            {"way": "grounding-specialised models (Kosmos-2, Florence-2, Grounding DINO)", **evidence(grounded)},
-            {"way": "fine-tuned encoder", "evidence": "not measured", "holds": None},
-            {"way": "accept marginal", "evidence": f"{marginal['name']} misses {', '.join(misses) or 'nothing for certain'}" if marginal else "no model is above its floor",
-             "holds": None if marginal else False}]
+    misses = (
+        [
+            f"{name} by {abs(row['score'] - row['threshold']):.3f}"
+            for name, row in marginal["rows"].items()
+            if row["score"] is not None and row["answer"] == "FAIL"
+        ]
+        if marginal
+        else []
+    )
+    return [
+        {"way": "hybrid", **evidence([m for m in models if m["kind"] != "vlm" and m not in grounded])},
+        {"way": "grounding-specialised models (Kosmos-2, Florence-2, Grounding DINO)", **evidence(grounded)},
+        {"way": "fine-tuned encoder", "evidence": "not measured", "holds": None},
+        {
+            "way": "accept marginal",
+            "evidence": f"{marginal['name']} misses {', '.join(misses) or 'nothing for certain'}"
+            if marginal
+            else "no model is above its floor",
+            "holds": None if marginal else False,
+        },
+    ]
 
 
 def screen(args, thresholds):
@@ -1563,16 +2570,24 @@ def screen(args, thresholds):
     left_out = {name: who for name, who in left_out.items() if who}
 
     def weighted(parts, names):
-        return sum(SCREEN[k]["weight"] * parts[k] for k in names) / sum(SCREEN[k]["weight"] for k in names) if all(parts.get(k) is not None for k in names) else None
+        return (
+            sum(SCREEN[k]["weight"] * parts[k] for k in names) / sum(SCREEN[k]["weight"] for k in names)
+            if all(parts.get(k) is not None for k in names)
+            else None
+        )
 
     def bounds(value, draws, tail=0.025):
-        return widened(value, *draws.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist(), n, tail)
+        return widened(
+            value, *draws.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist(), n, tail
+        )
 
     names = [k for k in SCREEN if k not in left_out]
     for m in models:
         parts = {k: row["component"] for k, row in m["rows"].items()}
         m["weighted"], m["weighted_draws"] = weighted(parts, names), weighted(m["draws"], names)
-        m["low"], m["high"] = bounds(m["weighted"], m["weighted_draws"]) if m["weighted"] is not None else (None, None)
+        m["low"], m["high"] = (
+            bounds(m["weighted"], m["weighted_draws"]) if m["weighted"] is not None else (None, None)
+        )
         m["rank"] = m["first_probability"] = None
 
     # Of those that can be chosen, where any passes spatial IoU, the others are out: weights do not buy what
@@ -1596,20 +2611,39 @@ def screen(args, thresholds):
         for other in pool[1:]:
             row = {}
             for key, using in (("", names), ("_without_speed", [k for k in names if k != "speed"])):
-                value = weighted({k: first["rows"][k]["component"] - other["rows"][k]["component"] for k in using}, using)
-                low, high = bounds(value, weighted({k: first["draws"][k] - other["draws"][k] for k in using}, using), tail)
+                value = weighted(
+                    {k: first["rows"][k]["component"] - other["rows"][k]["component"] for k in using}, using
+                )
+                low, high = bounds(
+                    value, weighted({k: first["draws"][k] - other["draws"][k] for k in using}, using), tail
+                )
                 row |= {f"difference{key}": value, f"low{key}": low, f"high{key}": high}
-            by = {k: SCREEN[k]["weight"] / sum(SCREEN[j]["weight"] for j in names) * (first["rows"][k]["component"] - other["rows"][k]["component"]) for k in names}
-            comparisons[other["name"]] = row | {"level": 1 - 2 * tail, "told_apart": min(row["low"], row["low_without_speed"]) > 0, **{f"by_{k}": v for k, v in by.items()}}
+            by = {
+                k: SCREEN[k]["weight"]
+                / sum(SCREEN[j]["weight"] for j in names)
+                * (first["rows"][k]["component"] - other["rows"][k]["component"])
+                for k in names
+            }
+            comparisons[other["name"]] = row | {
+                "level": 1 - 2 * tail,
+                "told_apart": min(row["low"], row["low_without_speed"]) > 0,
+                **{f"by_{k}": v for k, v in by.items()},
+            }
     ties = [name for name, row in comparisons.items() if not row["told_apart"]]
 
     decisions = [m["decision"] for m in able]
     if "PROCEED" in decisions:
         outcome = "SUCCESS"
     elif passing:  # speed does not count: the reference has it by definition
-        outcome = "PARTIAL SUCCESS" if any("PASS" in (m["rows"]["bbox_iou"]["answer"], m["rows"]["lpips"]["answer"]) for m in passing) else "SPATIAL ONLY"
+        outcome = (
+            "PARTIAL SUCCESS"
+            if any("PASS" in (m["rows"]["bbox_iou"]["answer"], m["rows"]["lpips"]["answer"]) for m in passing)
+            else "SPATIAL ONLY"
+        )
     else:
-        outcome = "FAILURE" if all(m["rows"]["spatial_iou"]["answer"] == "FAIL" for m in vlms) else "INCONCLUSIVE"
+        outcome = (
+            "FAILURE" if all(m["rows"]["spatial_iou"]["answer"] == "FAIL" for m in vlms) else "INCONCLUSIVE"
+        )
     ways = fallbacks(models, able)
     fallback = next((w for holds in (True, None) for w in ways if w["holds"] is holds), ways[-1])
     first = pool[0] if pool else None
@@ -1622,15 +2656,62 @@ def screen(args, thresholds):
     else:
         advice = "none yet: no model that can be chosen passes spatial IoU, and not all fail"
     stood_in = any(row.get("stand_in") for m in models for row in m["rows"].values())
-    kinds = f"{' and '.join(sorted({m['weights'] for m in models}))} weights, {lead['data']} data" + ("; LPIPS by a stand-in" if stood_in else "")
-    result = {"stage": "screen", "outcome": outcome, "headline": f"{outcome} ({kinds}): {advice}", "first": first and first["name"], "second": pool[1]["name"] if len(pool) > 1 else None,
-              "tie": bool(ties), "confidence": first and first["first_probability"], "fallback": fallback["way"] if outcome == "FAILURE" else None,
-              "instrument_check": any(m["weights"] != "pretrained" for m in models), "weights": " and ".join(sorted({m["weights"] for m in models})), "data": lead["data"],
-              "data_name": lead["data_name"], "decoder": lead["decoder"], "speed_reference": reference["name"], "items": len(sources), "sources": n, "overridden": args.changed,
-              "weights_percent": {k: SCREEN[k]["weight"] / sum(SCREEN[j]["weight"] for j in names) * 100 for k in names}, "left_out": left_out,
-              "models": {m["name"]: {k: m[k] for k in ("kind", "weights", "weighted", "low", "high", "rank", "first_probability", "decision", "why", "excluded")} for m in models},
-              "comparisons": comparisons, "fallbacks": ways, "criteria": {m["name"]: {k: {x: y for x, y in row.items() if x != "earns"} for k, row in m["rows"].items()} for m in models},
-              "figures": {m["name"]: {k: m["all"][k]["score"] for k, rule in GATE1.items() if "earlier" in rule and k in m["all"]} for m in models}}
+    kinds = f"{' and '.join(sorted({m['weights'] for m in models}))} weights, {lead['data']} data" + (
+        "; LPIPS by a stand-in" if stood_in else ""
+    )
+    result = {
+        "stage": "screen",
+        "outcome": outcome,
+        "headline": f"{outcome} ({kinds}): {advice}",
+        "first": first and first["name"],
+        "second": pool[1]["name"] if len(pool) > 1 else None,
+        "tie": bool(ties),
+        "confidence": first and first["first_probability"],
+        "fallback": fallback["way"] if outcome == "FAILURE" else None,
+        "instrument_check": any(m["weights"] != "pretrained" for m in models),
+        "weights": " and ".join(sorted({m["weights"] for m in models})),
+        "data": lead["data"],
+        "data_name": lead["data_name"],
+        "decoder": lead["decoder"],
+        "speed_reference": reference["name"],
+        "items": len(sources),
+        "sources": n,
+        "overridden": args.changed,
+        "weights_percent": {
+            k: SCREEN[k]["weight"] / sum(SCREEN[j]["weight"] for j in names) * 100 for k in names
+        },
+        "left_out": left_out,
+        "models": {
+            m["name"]: {
+                k: m[k]
+                for k in (
+                    "kind",
+                    "weights",
+                    "weighted",
+                    "low",
+                    "high",
+                    "rank",
+                    "first_probability",
+                    "decision",
+                    "why",
+                    "excluded",
+                )
+            }
+            for m in models
+        },
+        "comparisons": comparisons,
+        "fallbacks": ways,
+        "criteria": {
+            m["name"]: {k: {x: y for x, y in row.items() if x != "earns"} for k, row in m["rows"].items()}
+            for m in models
+        },
+        "figures": {
+            m["name"]: {
+                k: m["all"][k]["score"] for k, rule in GATE1.items() if "earlier" in rule and k in m["all"]
+            }
+            for m in models
+        },
+    }
     return result
 
 
@@ -1651,38 +2732,100 @@ def table(head, rows):
 
 def standing(m):
     """A model's weighted score, rank and chance in words."""
-    return f"{number(m['weighted'])}" + (f" [{m['low']:.3f}, {m['high']:.3f}]" if m["weighted"] is not None else "")
+    return f"{number(m['weighted'])}" + (
+        f" [{m['low']:.3f}, {m['high']:.3f}]" if m["weighted"] is not None else ""
+    )
 
 
 def caution(result):
     """The first lines of both pages where the weights are not published ones."""
-    return f"**An instrument check, not a finding about large models**: the weights are {result['weights']}, and show only that the instrument runs and what it says.\n\n" * result["instrument_check"]
+    return (
+        f"**An instrument check, not a finding about large models**: the weights are {result['weights']}, and show only that the instrument runs and what it says.\n\n"
+        * result["instrument_check"]
+    )
 
 
 def summary(result):
     """phase1-summary.md: every model and criterion, the earlier study's figures beside ours."""
-    models, criteria, stood_in = result["models"], result["criteria"], any(row["lpips"].get("stand_in") for row in result["criteria"].values())
-    any_row, mark = next(rows for name, rows in criteria.items() if models[name]["kind"] == "vlm"), {True: "yes", False: "no", None: "unknown"}
-    share = {k: f"{result['weights_percent'][k]:.0f}%" if k in result["weights_percent"] else "left out" for k in SCREEN}
-    limit = {k: "" if row["threshold"] is None else f", {'<' if row['better'] == 'lower' else '>'} {row['threshold']:g}" for k, row in any_row.items()}
+    models, criteria, stood_in = (
+        result["models"],
+        result["criteria"],
+        any(row["lpips"].get("stand_in") for row in result["criteria"].values()),
+    )
+    any_row, mark = (
+        next(rows for name, rows in criteria.items() if models[name]["kind"] == "vlm"),
+        {True: "yes", False: "no", None: "unknown"},
+    )
+    share = {
+        k: f"{result['weights_percent'][k]:.0f}%" if k in result["weights_percent"] else "left out"
+        for k in SCREEN
+    }
+    limit = {
+        k: ""
+        if row["threshold"] is None
+        else f", {'<' if row['better'] == 'lower' else '>'} {row['threshold']:g}"
+        for k, row in any_row.items()
+    }
     heads = [f"{k}{'*' if any_row[k].get('stand_in') else ''} ({share[k]}{limit[k]})" for k in SCREEN]
-    rows = [[name, m["kind"], *(spoken(criteria[name][k]) for k in SCREEN), standing(m), m["rank"] or "-", number(m["first_probability"]), m["decision"] or "-"] for name, m in models.items()]
+    rows = [
+        [
+            name,
+            m["kind"],
+            *(spoken(criteria[name][k]) for k in SCREEN),
+            standing(m),
+            m["rank"] or "-",
+            number(m["first_probability"]),
+            m["decision"] or "-",
+        ]
+        for name, m in models.items()
+    ]
     text = f"# Phase 1 screening: {result['outcome']}\n\n{result['headline']}\n\n" + caution(result)
     text += f"{result['items']} test items of {result['sources']} sources of {result['data_name']}, decoder {result['decoder']}; intervals 95%, of resampled sources.\n\n"
-    text += table(["model", "kind", *heads, "weighted score", "rank", "chance of being first", "decision"], rows) + "\n"
-    text += "* LPIPS has no published backbone here: skill between the mean image (0) and what the same decoder makes of the autoencoder's own latents (1).\n" * stood_in
+    text += (
+        table(["model", "kind", *heads, "weighted score", "rank", "chance of being first", "decision"], rows)
+        + "\n"
+    )
+    text += (
+        "* LPIPS has no published backbone here: skill between the mean image (0) and what the same decoder makes of the autoencoder's own latents (1).\n"
+        * stood_in
+    )
     text += f"* Speed is seconds per item over those of {result['speed_reference']}: two medians of one run each, without an interval.\n"
-    text += "".join(f"* {k} is left out of the weighted score of all, for it is unknown of {', '.join(who)}; the other weights make up 100%.\n" for k, who in result["left_out"].items())
-    text += "".join(f"* {name} has no rank: {m['excluded']}.\n" for name, m in models.items() if m["excluded"])
+    text += "".join(
+        f"* {k} is left out of the weighted score of all, for it is unknown of {', '.join(who)}; the other weights make up 100%.\n"
+        for k, who in result["left_out"].items()
+    )
+    text += "".join(
+        f"* {name} has no rank: {m['excluded']}.\n" for name, m in models.items() if m["excluded"]
+    )
     text += f"* A component is 0.5 at its threshold and linear, within 0 and 1; what a floor scores as well earns nothing. Weights and thresholds: {SELECTION}; the scale is ours.\n"
-    text += "\n## Integration\n\n" + table(["check", *models], [[f"{CHECKS[c]} ({c})", *(mark[criteria[m]["integration"]["checks"][c]] for m in models)] for c in CHECKS])
+    text += "\n## Integration\n\n" + table(
+        ["check", *models],
+        [
+            [f"{CHECKS[c]} ({c})", *(mark[criteria[m]["integration"]["checks"][c]] for m in models)]
+            for c in CHECKS
+        ],
+    )
     earlier = sorted({who for rule in GATE1.values() for who in rule.get("earlier", {})}, reverse=True)
     text += "\n## Beside the earlier study\n\nIts figures are of other data and instruments; they stand here for comparison and judge nothing.\n\n"
     shown = [k for k, rule in GATE1.items() if rule["from"] in ("probe", "adapt")]
-    text += table(["", *(f"{who} (earlier study)" for who in earlier), *models],
-                  [[k, *(number(GATE1[k]["earlier"].get(who)) for who in earlier), *(number(result["figures"][m].get(k)) for m in models)] for k in shown])
-    text += "\n## The decision matrix\n\n" + table(["decision", "when (the first row that holds)", "models"],
-                                                    [[verdict, why, ", ".join(n for n, m in models.items() if m["why"] == why) or "-"] for verdict, why, _ in MATRIX])
+    text += table(
+        ["", *(f"{who} (earlier study)" for who in earlier), *models],
+        [
+            [
+                k,
+                *(number(GATE1[k]["earlier"].get(who)) for who in earlier),
+                *(number(result["figures"][m].get(k)) for m in models),
+            ]
+            for k in shown
+        ],
+    )
+    text += "\n## The decision matrix\n\n" + table(
+        ["decision", "when (the first row that holds)", "models"],
+        [
+            [verdict, why, ", ".join(n for n, m in models.items() if m["why"] == why) or "-"]
+            for verdict, why, _ in MATRIX
+        ],
+    )
     return text
 
 
@@ -1692,48 +2835,117 @@ def recommendation(result):
     text = f"# Recommendation: {result['headline'].partition(': ')[2]}\n\n" + caution(result)
     text += f"Outcome {result['outcome']}: {result['weights']} weights, {result['data']} data.\n\n"
     if not first:
-        text += "No model can be ranked.\n\n" + "".join(f"* {name}: {m['excluded']}\n" for name, m in models.items())
+        text += "No model can be ranked.\n\n" + "".join(
+            f"* {name}: {m['excluded']}\n" for name, m in models.items()
+        )
     else:
         top = [n for n in (first, second) if n]
-        text += "## Top two\n\n" + table(["rank", "model", "weighted score", "chance of being first", "decision"],
-                                           [[models[n]["rank"], n, standing(models[n]), number(models[n]["first_probability"]), f"{models[n]['decision']}: {models[n]['why']}"] for n in top])
+        text += "## Top two\n\n" + table(
+            ["rank", "model", "weighted score", "chance of being first", "decision"],
+            [
+                [
+                    models[n]["rank"],
+                    n,
+                    standing(models[n]),
+                    number(models[n]["first_probability"]),
+                    f"{models[n]['decision']}: {models[n]['why']}",
+                ]
+                for n in top
+            ],
+        )
         text += "\n## Confidence\n\n"
         for name, row in result["comparisons"].items():
-            text += (f"* {first} over {name}: {row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], without speed {row['difference_without_speed']:+.4f} "
-                     f"[{row['low_without_speed']:+.4f}, {row['high_without_speed']:+.4f}]: {'told apart' if row['told_apart'] else '**a tie**'}. "
-                     f"By criterion: {', '.join(f'{k[3:]} {v:+.4f}' for k, v in row.items() if k.startswith('by_'))}.\n")
-        text += "" if result["comparisons"] else f"* {first} is the only one that can be chosen: nothing to compare.\n"
+            text += (
+                f"* {first} over {name}: {row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], without speed {row['difference_without_speed']:+.4f} "
+                f"[{row['low_without_speed']:+.4f}, {row['high_without_speed']:+.4f}]: {'told apart' if row['told_apart'] else '**a tie**'}. "
+                f"By criterion: {', '.join(f'{k[3:]} {v:+.4f}' for k, v in row.items() if k.startswith('by_'))}.\n"
+            )
+        text += (
+            ""
+            if result["comparisons"]
+            else f"* {first} is the only one that can be chosen: nothing to compare.\n"
+        )
         if result["comparisons"]:
-            text += (f"\nDifferences are paired on the same items; since the first was chosen by these scores, each interval is at {next(iter(result['comparisons'].values()))['level']:.4g} "
-                     "(Bonferroni over the others). A winner's excludes zero with and without speed, which has no interval of its own.\n")
+            text += (
+                f"\nDifferences are paired on the same items; since the first was chosen by these scores, each interval is at {next(iter(result['comparisons'].values()))['level']:.4g} "
+                "(Bonferroni over the others). A winner's excludes zero with and without speed, which has no interval of its own.\n"
+            )
     text += "\n## What would change it\n\n"
     for name, row in result["comparisons"].items():
         if not row["told_apart"]:
-            half, gap = (row["high_without_speed"] - row["low_without_speed"]) / 2, row["difference_without_speed"]
-            words = (f"about {int(result['items'] * (half / gap) ** 2) + 1} test items would tell it from {first}, if the scores stay" if gap > half / 100
-                     else f"without speed it is no worse than {first}, which no number of items turns into a winner; choose by cost")
+            half, gap = (
+                (row["high_without_speed"] - row["low_without_speed"]) / 2,
+                row["difference_without_speed"],
+            )
+            words = (
+                f"about {int(result['items'] * (half / gap) ** 2) + 1} test items would tell it from {first}, if the scores stay"
+                if gap > half / 100
+                else f"without speed it is no worse than {first}, which no number of items turns into a winner; choose by cost"
+            )
             text += f"* {name}: {words}.\n"
-    open_ones = [(name, k, row) for name, rows in result["criteria"].items() if models[name]["kind"] == "vlm" for k, row in rows.items() if row["answer"] not in ("PASS", None)]
-    text += "".join(f"* {name}, {k} {row['answer']}: {row['reason']}" + (f" (n = {row['n_needed']} would decide)" if row.get("n_needed") else "") + "\n" for name, k, row in open_ones)
-    text += "" if result["tie"] or open_ones else "* other data, or another threshold (`--set`); nothing is undecided here.\n"
+    open_ones = [
+        (name, k, row)
+        for name, rows in result["criteria"].items()
+        if models[name]["kind"] == "vlm"
+        for k, row in rows.items()
+        if row["answer"] not in ("PASS", None)
+    ]
+    text += "".join(
+        f"* {name}, {k} {row['answer']}: {row['reason']}"
+        + (f" (n = {row['n_needed']} would decide)" if row.get("n_needed") else "")
+        + "\n"
+        for name, k, row in open_ones
+    )
+    text += (
+        ""
+        if result["tie"] or open_ones
+        else "* other data, or another threshold (`--set`); nothing is undecided here.\n"
+    )
     if result["outcome"] == "FAILURE":
         text += "\n## Fallbacks, in the plan's order\n\n" + table(
-            ["way", "holds", "evidence"], [[w["way"], {True: "yes", False: "no", None: "open"}[w["holds"]], w["evidence"]] for w in result["fallbacks"]])
-    unknown = [f"{name}: {c}" for name, rows in result["criteria"].items() for c, v in rows["integration"]["checks"].items() if v is None and models[name]["kind"] == "vlm"]
+            ["way", "holds", "evidence"],
+            [
+                [w["way"], {True: "yes", False: "no", None: "open"}[w["holds"]], w["evidence"]]
+                for w in result["fallbacks"]
+            ],
+        )
+    unknown = [
+        f"{name}: {c}"
+        for name, rows in result["criteria"].items()
+        for c, v in rows["integration"]["checks"].items()
+        if v is None and models[name]["kind"] == "vlm"
+    ]
     text += "\n## Not measured\n\n* An interval for speed: seconds are medians of one run each, on whatever else the machine did.\n* What the choice of layer, made on val, adds to the uncertainty.\n"
-    text += "".join(f"* {k} of {', '.join(who)}; left out for all.\n" for k, who in result["left_out"].items()) + (f"* Integration, unknown: {', '.join(unknown)}.\n" if unknown else "")
-    return text + ("* Published weights: none of these is a model that one would deploy.\n" if result["instrument_check"] else "")
+    text += "".join(
+        f"* {k} of {', '.join(who)}; left out for all.\n" for k, who in result["left_out"].items()
+    ) + (f"* Integration, unknown: {', '.join(unknown)}.\n" if unknown else "")
+    return text + (
+        "* Published weights: none of these is a model that one would deploy.\n"
+        if result["instrument_check"]
+        else ""
+    )
 
 
 def show_screen(result):
     """The comparison as a table that a person reads, then `key value`."""
-    print(f"\nScreening on {result['data_name']}, decoder {result['decoder']}, {result['items']} test items\n")
-    print(f"{'model':24s} {'spatial IoU':28s} {'box IoU':28s} {'LPIPS' + ('*' if 'stand-in' in result['headline'] else ''):28s} {'speed':12s} {'integr.':7s} {'weighted':24s} {'rank':4s} decision")
+    print(
+        f"\nScreening on {result['data_name']}, decoder {result['decoder']}, {result['items']} test items\n"
+    )
+    print(
+        f"{'model':24s} {'spatial IoU':28s} {'box IoU':28s} {'LPIPS' + ('*' if 'stand-in' in result['headline'] else ''):28s} {'speed':12s} {'integr.':7s} {'weighted':24s} {'rank':4s} decision"
+    )
     for name, m in result["models"].items():
         rows = result["criteria"][name]
-        cells = [number(row["score"]) + (f" [{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else "") + f" {row['answer']}" for row in (rows[k] for k in ("spatial_iou", "bbox_iou", "lpips"))]
-        print(f"{name:24s} {cells[0]:28s} {cells[1]:28s} {cells[2]:28s} {number(rows['speed']['score']) + ' ' + rows['speed']['answer']:12s} {number(rows['integration']['score']):7s} "
-              f"{standing(m):24s} {m['rank'] or '-':<4} {m['decision'] or m['kind']}")
+        cells = [
+            number(row["score"])
+            + (f" [{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else "")
+            + f" {row['answer']}"
+            for row in (rows[k] for k in ("spatial_iou", "bbox_iou", "lpips"))
+        ]
+        print(
+            f"{name:24s} {cells[0]:28s} {cells[1]:28s} {cells[2]:28s} {number(rows['speed']['score']) + ' ' + rows['speed']['answer']:12s} {number(rows['integration']['score']):7s} "
+            f"{standing(m):24s} {m['rank'] or '-':<4} {m['decision'] or m['kind']}"
+        )
     print()
     say(result)
 
@@ -1741,21 +2953,49 @@ def show_screen(result):
 def screen_picture(result, path):
     """screen.png: a dot with its interval per criterion and model, thresholds and floors; the weighted scores, stacked."""
     from matplotlib.lines import Line2D
+
     plt = pyplot()
     models, criteria = result["models"], result["criteria"]
     names = sorted(models, key=lambda n: (models[n]["rank"] or 99, models[n]["kind"] != "vlm"))
     colour = {"PASS": "#1a7f37", "FAIL": "#c0392b", "INCONCLUSIVE": "#b7791f"}
-    title = {"spatial_iou": "Mask IoU", "bbox_iou": "Box IoU", "lpips": "LPIPS (lower is better)", "speed": f"Time per item, times {result['speed_reference']}'s\n(lower is better, no interval)"}
-    figure, axes = plt.subplots(1, 5, figsize=(18, 2.4 + 0.55 * len(names)), width_ratios=[1, 1, 1, 1, 1.5], sharey=True, layout="constrained")
+    title = {
+        "spatial_iou": "Mask IoU",
+        "bbox_iou": "Box IoU",
+        "lpips": "LPIPS (lower is better)",
+        "speed": f"Time per item, times {result['speed_reference']}'s\n(lower is better, no interval)",
+    }
+    figure, axes = plt.subplots(
+        1,
+        5,
+        figsize=(18, 2.4 + 0.55 * len(names)),
+        width_ratios=[1, 1, 1, 1, 1.5],
+        sharey=True,
+        layout="constrained",
+    )
     for axis, (key, words) in zip(axes, title.items(), strict=False):
         stood_in = any(criteria[n][key].get("stand_in") for n in names)
         for y, name in enumerate(names):
             row = criteria[name][key]
             if row["score"] is None:
-                axis.text(0.5, y, "not measured", transform=axis.get_yaxis_transform(), ha="center", va="center", color="grey", fontsize=9)
+                axis.text(
+                    0.5,
+                    y,
+                    "not measured",
+                    transform=axis.get_yaxis_transform(),
+                    ha="center",
+                    va="center",
+                    color="grey",
+                    fontsize=9,
+                )
                 continue
             if "low" in row:
-                axis.plot([row["low"], row["high"]], [y, y], color=colour[row["answer"]], lw=3, solid_capstyle="butt")
+                axis.plot(
+                    [row["low"], row["high"]],
+                    [y, y],
+                    color=colour[row["answer"]],
+                    lw=3,
+                    solid_capstyle="butt",
+                )
                 axis.plot([row["floor"]] * 2, [y - 0.3, y + 0.3], color="black", lw=1.2, ls=":")
             axis.plot(row["score"], y, "o", ms=8, color=colour[row["answer"]])
         axis.axvline(criteria[names[0]][key]["threshold"], color="black", lw=1.2)
@@ -1767,21 +3007,47 @@ def screen_picture(result, path):
         left, ranked = 0.0, models[name]["rank"] is not None
         for k, key in enumerate(result["weights_percent"]):
             part = (criteria[name][key]["component"] or 0) * result["weights_percent"][key] / 100
-            axis.barh(y, part, left=left, color=f"C{k}", alpha=1 if ranked else 0.35, height=0.6, label=f"{key.replace('_', ' ')} ({result['weights_percent'][key]:.0f}%)" if y == 0 else None)
+            axis.barh(
+                y,
+                part,
+                left=left,
+                color=f"C{k}",
+                alpha=1 if ranked else 0.35,
+                height=0.6,
+                label=f"{key.replace('_', ' ')} ({result['weights_percent'][key]:.0f}%)" if y == 0 else None,
+            )
             left += part
         if models[name]["weighted"] is not None and math.isfinite(models[name]["low"]):
             axis.plot([models[name]["low"], models[name]["high"]], [y, y], color="black", lw=2)
         m = models[name]
         chance = "" if m["first_probability"] is None else f", first in {100 * m['first_probability']:.0f}%"
-        said = f"{number(m['weighted'])}  " + (f"rank {m['rank']}{chance}" if ranked else f"no rank ({m['kind'] if m['kind'] != 'vlm' else 'excluded'})")
+        said = f"{number(m['weighted'])}  " + (
+            f"rank {m['rank']}{chance}"
+            if ranked
+            else f"no rank ({m['kind'] if m['kind'] != 'vlm' else 'excluded'})"
+        )
         axis.text(max(left, models[name]["high"] or 0) + 0.02, y, said, va="center", fontsize=9)
     axis.axvline(0.5, color="black", lw=1.2)
-    axis.set(title="Weighted score (0.5: just at every threshold)", xlim=(0, 1.55), xticks=[0, 0.25, 0.5, 0.75, 1])
+    axis.set(
+        title="Weighted score (0.5: just at every threshold)", xlim=(0, 1.55), xticks=[0, 0.25, 0.5, 0.75, 1]
+    )
     axes[0].set_yticks(range(len(names)), names, fontsize=11)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    marks = [Line2D([], [], marker="o", lw=3, color=c, label=f"{a.lower()}, 95% interval") for a, c in colour.items()]
-    marks += [Line2D([], [], color="black", lw=1.2, label="threshold"), Line2D([], [], color="black", lw=1.2, ls=":", label="best floor")]
-    figure.legend(handles=[*marks, *axis.get_legend_handles_labels()[0]], loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    marks = [
+        Line2D([], [], marker="o", lw=3, color=c, label=f"{a.lower()}, 95% interval")
+        for a, c in colour.items()
+    ]
+    marks += [
+        Line2D([], [], color="black", lw=1.2, label="threshold"),
+        Line2D([], [], color="black", lw=1.2, ls=":", label="best floor"),
+    ]
+    figure.legend(
+        handles=[*marks, *axis.get_legend_handles_labels()[0]],
+        loc="outside lower center",
+        ncols=5,
+        fontsize=9,
+        frameon=False,
+    )
     words = result["headline"]
     figure.suptitle(words if len(words) < 190 else words[:187] + "...", fontsize=11)
     figure.savefig(path, dpi=90)
@@ -1792,10 +3058,33 @@ def save_screen(result, folder):
     """{model}-spatial.yaml, phase1-summary.md, final-recommendation.md, screen.png and, last, screen.yaml."""
     for name, m in result["models"].items():
         rows = result["criteria"][name]
-        head = {f"{k}{'_' + part if part != 'score' else ''}": rows[k][part] for k in SCREEN for part in ("score", "low", "high", "floor", "answer", "stand_in") if part in rows[k]}
-        save_yaml(folder / f"{name}-spatial.yaml", {"stage": "screen", "model": name, **head, "weighted": m["weighted"], "weighted_low": m["low"], "weighted_high": m["high"], "rank": m["rank"],
-                  "first_probability": m["first_probability"], "decision": m["decision"], "why": m["why"], "excluded": m["excluded"], "kind": m["kind"],
-                  "weights": m["weights"], **{k: result[k] for k in ("data", "data_name", "decoder")}, "criteria": rows, "run": result["run"]})
+        head = {
+            f"{k}{'_' + part if part != 'score' else ''}": rows[k][part]
+            for k in SCREEN
+            for part in ("score", "low", "high", "floor", "answer", "stand_in")
+            if part in rows[k]
+        }
+        save_yaml(
+            folder / f"{name}-spatial.yaml",
+            {
+                "stage": "screen",
+                "model": name,
+                **head,
+                "weighted": m["weighted"],
+                "weighted_low": m["low"],
+                "weighted_high": m["high"],
+                "rank": m["rank"],
+                "first_probability": m["first_probability"],
+                "decision": m["decision"],
+                "why": m["why"],
+                "excluded": m["excluded"],
+                "kind": m["kind"],
+                "weights": m["weights"],
+                **{k: result[k] for k in ("data", "data_name", "decoder")},
+                "criteria": rows,
+                "run": result["run"],
+            },
+        )
     save_text(folder / "phase1-summary.md", summary(result))
     save_text(folder / "final-recommendation.md", recommendation(result))
     screen_picture(result, folder / "screen.png")
@@ -1810,25 +3099,66 @@ GATES = {1: (gate1, GATE1), 2: (gate2, GATE2), 3: (gate3, GATE3), 4: (gate4, GAT
 def get_args(argv):
     p = parser(__doc__)
     p.add_argument("--gate", type=int, default=1, choices=GATES, help="(default: %(default)s)")
-    p.add_argument("--results", default="results/tiny/shapes", help="the folder of the stages' YAML (default: %(default)s)")
+    p.add_argument(
+        "--results",
+        default="results/tiny/shapes",
+        help="the folder of the stages' YAML (default: %(default)s)",
+    )
     p.add_argument("--motion", help="the folder of the same model's results on clips")
-    p.add_argument("--encoder", help="a spatial encoder's results on the same data: evidence for the hybrid, and its latency")
+    p.add_argument(
+        "--encoder",
+        help="a spatial encoder's results on the same data: evidence for the hybrid, and its latency",
+    )
     p.add_argument("--reference", help="Qwen2.5-VL's results on the same data, for the inference ratio")
-    p.add_argument("--screen", nargs="+", metavar="FOLDER", help="compare models instead: the folders of their stages' YAML, on the same data")
-    p.add_argument("--plant", metavar="DATA", help="write rollouts whose rightness is known, of this folder's clips: a data folder, --out")
-    p.add_argument("--vae", default="tiny-vae", help="plant: the autoencoder that they go through (default: %(default)s)")
+    p.add_argument(
+        "--screen",
+        nargs="+",
+        metavar="FOLDER",
+        help="compare models instead: the folders of their stages' YAML, on the same data",
+    )
+    p.add_argument(
+        "--plant",
+        metavar="DATA",
+        help="write rollouts whose rightness is known, of this folder's clips: a data folder, --out",
+    )
+    p.add_argument(
+        "--vae", default="tiny-vae", help="plant: the autoencoder that they go through (default: %(default)s)"
+    )
     p.add_argument("--past", type=int, default=8, help="plant: frames that are seen (default: %(default)s)")
     p.add_argument("--horizon", type=int, default=16, help="plant: frames after these (default: %(default)s)")
     p.add_argument("--films", help="plant: films that predict.py --mode continue wrote, to lie beside them")
-    p.add_argument("--rollouts", metavar="DATA", help="verify these planted rollouts: who can tell right from wrong")
-    p.add_argument("--latents", nargs="+", metavar="FOLDER", help="rollouts: features that extract.py wrote of them, of as many encoders as are to verify")
-    p.add_argument("--promised", type=float, default=GATE4["conformal_error"]["threshold"], help="rollouts: share of wrong predictions to be accepted at most (default: %(default)s)")
-    p.add_argument("--words", help="rollouts: what explain.py --mode describe found a model to say of them (...-said.pt)")
-    p.add_argument("--futures", help="rollouts: predict-futures.yaml, whose candidates are judged with and without the outcome")
-    p.add_argument("--set", default="", help="thresholds to override, name=value with spaces or commas between")
+    p.add_argument(
+        "--rollouts", metavar="DATA", help="verify these planted rollouts: who can tell right from wrong"
+    )
+    p.add_argument(
+        "--latents",
+        nargs="+",
+        metavar="FOLDER",
+        help="rollouts: features that extract.py wrote of them, of as many encoders as are to verify",
+    )
+    p.add_argument(
+        "--promised",
+        type=float,
+        default=GATE4["conformal_error"]["threshold"],
+        help="rollouts: share of wrong predictions to be accepted at most (default: %(default)s)",
+    )
+    p.add_argument(
+        "--words", help="rollouts: what explain.py --mode describe found a model to say of them (...-said.pt)"
+    )
+    p.add_argument(
+        "--futures",
+        help="rollouts: predict-futures.yaml, whose candidates are judged with and without the outcome",
+    )
+    p.add_argument(
+        "--set", default="", help="thresholds to override, name=value with spaces or commas between"
+    )
     p.add_argument("--out", help="default: gate<N>.yaml in --results; with --screen a folder, results/screen")
     p.add_argument("--print", dest="show", metavar="YAML", help="print a verdict that is there and stop")
-    p.add_argument("--strict", action="store_true", help="exit with 3 unless the verdict is PROCEED or the screening's outcome SUCCESS")
+    p.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with 3 unless the verdict is PROCEED or the screening's outcome SUCCESS",
+    )
     p.add_argument("--table", metavar="FOLDER", help="print a line for every verdict below a folder and stop")
     return p.parse_args(argv)
 
@@ -1839,7 +3169,9 @@ def overrides(text, rules=GATE1):
     for pair in text.replace(",", " ").split():
         name, _, value = pair.partition("=")
         if rules.get(name, {}).get("threshold") is None:
-            refuse(f"--set {pair!r} names no criterion; known: {', '.join(k for k, r in rules.items() if r['threshold'] is not None)}")
+            refuse(
+                f"--set {pair!r} names no criterion; known: {', '.join(k for k, r in rules.items() if r['threshold'] is not None)}"
+            )
         try:
             changed[name] = float(value)
             if not math.isfinite(changed[name]):
@@ -1866,7 +3198,10 @@ def main(argv=None):
     elif args.screen:
         args.changed, out = overrides(args.set, SCREEN), Path(args.out or "results/screen")
         check_writable(out / "screen.yaml")
-        result = plain(screen(args, {n: args.changed.get(n, r["threshold"]) for n, r in SCREEN.items()}) | {"run": run_info(args, started, script="verify.py")})
+        result = plain(
+            screen(args, {n: args.changed.get(n, r["threshold"]) for n, r in SCREEN.items()})
+            | {"run": run_info(args, started, script="verify.py")}
+        )
         save_screen(result, out)
     else:
         judged, rules = GATES[args.gate]

@@ -17,6 +17,7 @@ A world is a set of features [n, 1, h, w, D] with the pictures, boxes and masks 
 on scenes of shapes, and on portraits whose constant box clears the threshold. What is true of a noisy world, the same fitted probe says of pictures
 that it never saw (`rest`). Rules are sets of scores per item with a known mean, through common.criterion, verify.judge and verify.decide alone.
 """
+
 import collections
 import contextlib
 import io
@@ -44,7 +45,15 @@ COUNTS = (50, 100, 200, 500, 1000)  # items of a rule
 AIM = 0.05
 SIDE = 4  # tokens a side
 TRAIN, VAL, REST, SET_TRAIN = 150, 75, 2000, 225
-NULLS = {"constant", "position", "shuffled", "random_network", "normaliser_features", "normaliser_targets", "split_leak"}
+NULLS = {
+    "constant",
+    "position",
+    "shuffled",
+    "random_network",
+    "normaliser_features",
+    "normaliser_targets",
+    "split_leak",
+}
 MUST = [k for k, r in verify.GATE1.items() if r["level"] == "must"]
 
 
@@ -73,16 +82,29 @@ def generator(*seed):
 
 # ---------------------------------------------------------------- scenes
 
+
 def portraits(n, size, seed):
     """One subject in the middle of every picture, large and nearly still: here a constant box is better than the threshold."""
     for i in range(n):
         rng = np.random.default_rng([seed, i, 1])
         subject = data.random_object(rng, size, str(rng.choice(list(data.COLOURS))), 0.26, 0.36)
-        subject |= {"shape": str(rng.choice(["circle", "square"])), "cx": size * rng.normal(0.5, 0.04), "cy": size * rng.normal(0.5, 0.04)}
+        subject |= {
+            "shape": str(rng.choice(["circle", "square"])),
+            "cx": size * rng.normal(0.5, 0.04),
+            "cy": size * rng.normal(0.5, 0.04),
+        }
         image, mask, boxes = data.draw([subject], data.background(rng, size))
         name = f"portraits-{seed}-{i:05d}"
-        yield {"id": name, "source": name, "width": size, "height": size, "frames": torch.from_numpy(image)[None], "mask": torch.from_numpy(mask),
-               "boxes": torch.from_numpy(boxes), "labels": [subject["shape"]]}
+        yield {
+            "id": name,
+            "source": name,
+            "width": size,
+            "height": size,
+            "frames": torch.from_numpy(image)[None],
+            "mask": torch.from_numpy(mask),
+            "boxes": torch.from_numpy(boxes),
+            "labels": [subject["shape"]],
+        }
 
 
 class Pool:
@@ -94,20 +116,28 @@ class Pool:
         self.masks = common.foreground(items, common.MASK)
         self.pictures = torch.cat([i["frames"] for i in items]).permute(0, 3, 1, 2).float() / 255
         n = len(items)
-        self.codes = {"boxes": self.largest[:, None, None].expand(-1, SIDE, SIDE, -1),
-                      "masks": common.to_cells(F.adaptive_avg_pool2d(self.masks[:, None], 4 * SIDE), SIDE, SIDE).unflatten(1, (SIDE, SIDE)),
-                      "latents": common.to_cells(F.adaptive_avg_pool2d(self.pictures, 2 * SIDE), SIDE, SIDE).unflatten(1, (SIDE, SIDE))}
+        self.codes = {
+            "boxes": self.largest[:, None, None].expand(-1, SIDE, SIDE, -1),
+            "masks": common.to_cells(
+                F.adaptive_avg_pool2d(self.masks[:, None], 4 * SIDE), SIDE, SIDE
+            ).unflatten(1, (SIDE, SIDE)),
+            "latents": common.to_cells(F.adaptive_avg_pool2d(self.pictures, 2 * SIDE), SIDE, SIDE).unflatten(
+                1, (SIDE, SIDE)
+            ),
+        }
         of_class = torch.zeros(n, len(self.names), 4 * SIDE, 4 * SIDE)
         for i, (boxes, names) in enumerate(self.truth):
-            for (x1, y1, x2, y2), c in zip((boxes * 4 * SIDE).round().int().tolist(), names.tolist(), strict=True):
-                of_class[i, c, y1:max(y2, y1 + 1), x1:max(x2, x1 + 1)] = 1
+            for (x1, y1, x2, y2), c in zip(
+                (boxes * 4 * SIDE).round().int().tolist(), names.tolist(), strict=True
+            ):
+                of_class[i, c, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = 1
         self.codes["map50"] = common.to_cells(of_class, SIDE, SIDE).unflatten(1, (SIDE, SIDE))
 
     def world(self, n, g, rest=REST, train=TRAIN):
         """(numbers of the items that take part, split of positions among them with `rest`)."""
         sizes = {"train": train, "val": VAL, "test": n, "rest": rest}
         assert sum(sizes.values()) <= len(self.items), (sizes, len(self.items))
-        pick = torch.randperm(len(self.items), generator=g)[:sum(sizes.values())]
+        pick = torch.randperm(len(self.items), generator=g)[: sum(sizes.values())]
         return pick, dict(zip(sizes, torch.arange(len(pick)).split(list(sizes.values())), strict=True))
 
     def untrained(self, pick, g, width=24):
@@ -115,7 +145,11 @@ class Pool:
         s = self.pictures.shape[-1] // SIDE
         tokens = common.to_cells(self.pictures[pick], SIDE, SIDE)
         weight = torch.randn(3 * s * s, width, generator=g) / (3 * s * s) ** 0.5
-        return ((tokens - 0.5) @ weight + 0.1 * torch.randn(width, generator=g)).relu().unflatten(1, (SIDE, SIDE))
+        return (
+            ((tokens - 0.5) @ weight + 0.1 * torch.randn(width, generator=g))
+            .relu()
+            .unflatten(1, (SIDE, SIDE))
+        )
 
 
 def features(kind, code, pool, pick, g, noise=0.0):
@@ -141,6 +175,7 @@ def features(kind, code, pool, pick, g, noise=0.0):
 
 # ---------------------------------------------------------------- one world, one family of criteria: {criterion: (record, record on the rest or None)}
 
+
 def sources_of(split, part):
     return [str(i) for i in split[part].tolist()]
 
@@ -162,8 +197,15 @@ def box_world(pool, kind, n, g, noise=0.0, controlled=True):
     own, control = features(kind, pool.codes["boxes"], pool, pick, g, noise)
     largest = pool.largest[pick]
     target = normalised(largest) if kind == "normaliser_targets" else largest
-    found = {name: probe.probe_boxes(x, target, split) for name, x in (("own", own), ("random:own", control))[:1 + controlled]}
-    return {"bbox_iou": on_parts(split, lambda s: probe.box_criterion(found, largest, s, sources_of(s, "test")), known)}
+    found = {
+        name: probe.probe_boxes(x, target, split)
+        for name, x in (("own", own), ("random:own", control))[: 1 + controlled]
+    }
+    return {
+        "bbox_iou": on_parts(
+            split, lambda s: probe.box_criterion(found, largest, s, sources_of(s, "test")), known
+        )
+    }
 
 
 def mask_world(pool, kind, n, g, noise=0.0):
@@ -173,9 +215,20 @@ def mask_world(pool, kind, n, g, noise=0.0):
     masks = pool.masks[pick]
     wrong = torch.arange(len(pick))
     wrong[split["train"]] = split["train"][torch.randperm(TRAIN, generator=g)]
-    soft = [probe.probe_cells(x, {"mask": m[:, None]}, split)["mask"][:, 0] for x, m in ((own, masks), (control, masks), (own, masks[wrong]))]
+    soft = [
+        probe.probe_cells(x, {"mask": m[:, None]}, split)["mask"][:, 0]
+        for x, m in ((own, masks), (control, masks), (own, masks[wrong]))
+    ]
     own, control, shuffled = (common.mask_scores(x, masks >= 0.5, split) for x in soft)
-    return {"spatial_iou": on_parts(split, lambda s: probe.mask_criterion({"own": own, "random:own": control}, shuffled, masks, SIDE, s, sources_of(s, "test")), known)}
+    return {
+        "spatial_iou": on_parts(
+            split,
+            lambda s: probe.mask_criterion(
+                {"own": own, "random:own": control}, shuffled, masks, SIDE, s, sources_of(s, "test")
+            ),
+            known,
+        )
+    }
 
 
 class Arguments:
@@ -208,18 +261,37 @@ def align_world(pool, kind, n, g, noise=0.0):
 def motion_world(pool, kind, n, g, noise=0.0):
     """Clips of eight directions, in pairs of one source, whose last time step holds the direction."""
     known = kind in NULLS
-    split = dict(zip(("train", "val", "test", "rest"), torch.arange(TRAIN + VAL + 1 + n + 1000).split([TRAIN, VAL + 1, n, 1000]), strict=True))
+    split = dict(
+        zip(
+            ("train", "val", "test", "rest"),
+            torch.arange(TRAIN + VAL + 1 + n + 1000).split([TRAIN, VAL + 1, n, 1000]),
+            strict=True,
+        )
+    )
     total = TRAIN + VAL + 1 + n + 1000
     names = sorted(data.DIRECTIONS)
     label = torch.randint(len(names), (total,), generator=g)
     items = [{"direction": names[k], "source": str(i // 2)} for i, k in enumerate(label.tolist())]
-    code = F.pad(F.one_hot(label, len(names)).float(), (0, 8))[:, None] * torch.tensor([0.0, 0.5, 1.0])[:, None]
+    code = (
+        F.pad(F.one_hot(label, len(names)).float(), (0, 8))[:, None] * torch.tensor([0.0, 0.5, 1.0])[:, None]
+    )
     control = torch.randn(total, 3, 16, generator=g)
-    own = {"oracle": code, "noisy": code + noise * torch.randn(total, 3, 16, generator=g), "constant": torch.ones(total, 3, 16),
-           "position": torch.randn(1, 3, 16, generator=g) + 1e-3 * control, "shuffled": code[torch.randperm(total, generator=g)],
-           "random_network": torch.randn(total, 3, 16, generator=g)}[kind]
+    own = {
+        "oracle": code,
+        "noisy": code + noise * torch.randn(total, 3, 16, generator=g),
+        "constant": torch.ones(total, 3, 16),
+        "position": torch.randn(1, 3, 16, generator=g) + 1e-3 * control,
+        "shuffled": code[torch.randperm(total, generator=g)],
+        "random_network": torch.randn(total, 3, 16, generator=g),
+    }[kind]
     pooled = [{"own": {"mean": x, "max": x}} for x in (own, control)]
-    return {"direction_accuracy": on_parts(split, lambda s: probe.motion(Arguments, items, s, *pooled, ["own"])[0]["direction_accuracy"], known)}
+    return {
+        "direction_accuracy": on_parts(
+            split,
+            lambda s: probe.motion(Arguments, items, s, *pooled, ["own"])[0]["direction_accuracy"],
+            known,
+        )
+    }
 
 
 def map_world(pool, kind, n, g, noise=0.0):
@@ -230,15 +302,32 @@ def map_world(pool, kind, n, g, noise=0.0):
     truth = [pool.truth[i] for i in pick]
     wrong = list(range(len(pick)))
     wrong[:SET_TRAIN] = torch.randperm(SET_TRAIN, generator=g).tolist()
-    jobs = {"own": (own, truth), "position_only": (own[split["train"]].mean(0).expand_as(own), truth), "shuffled": (own, [truth[i] for i in wrong]), "random_init": (control, truth)}
+    jobs = {
+        "own": (own, truth),
+        "position_only": (own[split["train"]].mean(0).expand_as(own), truth),
+        "shuffled": (own, [truth[i] for i in wrong]),
+        "random_init": (control, truth),
+    }
     seed = int(torch.randint(2**31, (1,), generator=g))
-    predict = {name: common.train_set_probe(x, (SIDE, SIDE), labels, len(pool.names), split["train"], split["val"], 2, epochs=20, seed=seed) for name, (x, labels) in jobs.items()}
+    predict = {
+        name: common.train_set_probe(
+            x, (SIDE, SIDE), labels, len(pool.names), split["train"], split["val"], 2, epochs=20, seed=seed
+        )
+        for name, (x, labels) in jobs.items()
+    }
 
     def of(s):
-        runs = {name: common.ap_runs(predict[name], x, truth, s["test"], 100 if s is split else 0) for name, (x, _) in jobs.items()}
+        runs = {
+            name: common.ap_runs(predict[name], x, truth, s["test"], 100 if s is split else 0)
+            for name, (x, _) in jobs.items()
+        }
         if s is not split:
-            return {"score": runs["own"]["ap"].mean().item(), "floor": max(r["ap"].mean().item() for name, r in runs.items() if name != "own")}
+            return {
+                "score": runs["own"]["ap"].mean().item(),
+                "floor": max(r["ap"].mean().item() for name, r in runs.items() if name != "own"),
+            }
         return common.ap_criterion(runs.pop("own"), runs, sources_of(s, "test"), blind="position_only")
+
     return {"map50": on_parts(split, of, known)}
 
 
@@ -249,24 +338,62 @@ def bridge_world(pool, kind, n, g, noise=0.0):
     pick, split = pool.world(n, g, 0 if known else 100)
     y = decoder["latents"][pick]
     turn = torch.linalg.qr(torch.randn(y.shape[-1], y.shape[-1], generator=g))[0]
-    x = {"oracle": y @ turn, "noisy": y @ turn + noise * torch.randn(y.shape, generator=g), "constant": torch.ones_like(y),
-         "position": torch.randn(y[:1].shape, generator=g).expand_as(y) + 1e-3 * torch.randn(y.shape, generator=g), "shuffled": (y @ turn)[torch.randperm(len(y), generator=g)]}[kind]
-    shape, how = ([x.shape[1:3]], [x.shape[3]], tuple(y.shape[1:3]), y.shape[3]), adapt.SETTINGS["latents"] | {"epochs": 15}
-    models = [adapt.train(lambda: adapt.Mlp(*shape), lambda m, items, *_: (m(x[items]) - y[items]).square().mean(), split, s, how)[0] for s in range(2)]
+    x = {
+        "oracle": y @ turn,
+        "noisy": y @ turn + noise * torch.randn(y.shape, generator=g),
+        "constant": torch.ones_like(y),
+        "position": torch.randn(y[:1].shape, generator=g).expand_as(y)
+        + 1e-3 * torch.randn(y.shape, generator=g),
+        "shuffled": (y @ turn)[torch.randperm(len(y), generator=g)],
+    }[kind]
+    shape, how = (
+        ([x.shape[1:3]], [x.shape[3]], tuple(y.shape[1:3]), y.shape[3]),
+        adapt.SETTINGS["latents"] | {"epochs": 15},
+    )
+    models = [
+        adapt.train(
+            lambda: adapt.Mlp(*shape),
+            lambda m, items, *_: (m(x[items]) - y[items]).square().mean(),
+            split,
+            s,
+            how,
+        )[0]
+        for s in range(2)
+    ]
     originals = torch.cat([pool.items[i]["frames"] for i in pick.tolist()])
 
     def of(s):
         test = s["test"]
         with torch.inference_mode():
-            rows = {"bridge": torch.cat([adapt.decode(decoder["vae"], m(x[test])) for m in models]), "vae": decoder["pictures"][pick[test]],
-                    "mean_image": originals[split["train"]].float().mean(0).round().byte().expand(len(test), -1, -1, -1)}
+            rows = {
+                "bridge": torch.cat([adapt.decode(decoder["vae"], m(x[test])) for m in models]),
+                "vae": decoder["pictures"][pick[test]],
+                "mean_image": originals[split["train"]]
+                .float()
+                .mean(0)
+                .round()
+                .byte()
+                .expand(len(test), -1, -1, -1),
+            }
         rows["other_item"] = rows["bridge"].unflatten(0, (2, -1)).roll(1, 1).flatten(0, 1)
         out = {}
         for name, measure, better in (("lpips", decoder["lpips"], "lower"), ("ssim", common.ssim, "higher")):
-            table = {k: measure(p.contiguous(), originals[test].repeat(len(p) // len(test), 1, 1, 1)).unflatten(0, (-1, len(test))) for k, p in rows.items()}
-            record = common.criterion(table["bridge"], {k: table[k] for k in ("mean_image", "other_item")}, sources_of(s, "test"), ceiling=table["vae"].mean().item(), better=better)
+            table = {
+                k: measure(p.contiguous(), originals[test].repeat(len(p) // len(test), 1, 1, 1)).unflatten(
+                    0, (-1, len(test))
+                )
+                for k, p in rows.items()
+            }
+            record = common.criterion(
+                table["bridge"],
+                {k: table[k] for k in ("mean_image", "other_item")},
+                sources_of(s, "test"),
+                ceiling=table["vae"].mean().item(),
+                better=better,
+            )
             out[name] = verify.stand_in(record) if name == "lpips" and decoder["stand_in"] else record
         return out
+
     test, rest = on_parts(split, of, known)
     return {k: (test[k], rest and rest[k]) for k in test}
 
@@ -276,11 +403,19 @@ def with_decoder(pool):
     vae, _ = common.load_video_vae(common.find_model("tiny-vae"))
     x = pool.pictures[:, :, None] * 2 - 1
     with torch.no_grad():
-        latents = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(16)]).permute(0, 2, 3, 4, 1)
+        latents = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(16)]).permute(
+            0, 2, 3, 4, 1
+        )
     with contextlib.redirect_stderr(io.StringIO()):
         distance, name = common.load_lpips()
     latents = ((latents - vae.latents_mean) / vae.latents_std)[:, 0]
-    pool.decoder = {"vae": vae, "latents": latents, "pictures": adapt.decode(vae, latents), "lpips": distance, "stand_in": name != "lpips"}
+    pool.decoder = {
+        "vae": vae,
+        "latents": latents,
+        "pictures": adapt.decode(vae, latents),
+        "lpips": distance,
+        "stand_in": name != "lpips",
+    }
 
 
 def answered(name, found, kind, n, where, offset=None):
@@ -288,9 +423,22 @@ def answered(name, found, kind, n, where, offset=None):
     record, rest = found
     rule = verify.GATE1[name]
     better = record.get("better", rule.get("better", "higher"))
-    sign, at = (1 if better == "higher" else -1), verify.STAND_IN if name == "lpips" and better == "higher" else rule["threshold"]
+    sign, at = (
+        (1 if better == "higher" else -1),
+        verify.STAND_IN if name == "lpips" and better == "higher" else rule["threshold"],
+    )
     answer = verify.judge(record, at, better)
-    row = {"criterion": name, "kind": kind, "scene": where, "n": n, "score": record["score"], "threshold": at, "floor_name": record["floor_name"], "leak": record.get("leak"), **answer}
+    row = {
+        "criterion": name,
+        "kind": kind,
+        "scene": where,
+        "n": n,
+        "score": record["score"],
+        "threshold": at,
+        "floor_name": record["floor_name"],
+        "leak": record.get("leak"),
+        **answer,
+    }
     if kind in NULLS:
         return row | {"pass_is_false": True, "fail_is_false": False}
     # recall depends on how many items there are: what is true is the mean over such worlds, which is filled
@@ -299,28 +447,99 @@ def answered(name, found, kind, n, where, offset=None):
         return row | {"offset": offset}
     true_gain, room = sign * (rest["score"] - rest["floor"]), abs(record["ceiling"] - rest["floor"])
     above = sign * (rest["score"] - at)
-    return row | {"above": above, "pass_is_false": above <= 0 or true_gain <= 0, "fail_is_false": above > 0 and true_gain >= 0.1 * room}
+    return row | {
+        "above": above,
+        "pass_is_false": above <= 0 or true_gain <= 0,
+        "fail_is_false": above > 0 and true_gain >= 0.1 * room,
+    }
 
 
 def noise_for(score, targets, low=0.03, high=6.0, steps=9):
     """{offset: noise} that gives the wanted true scores, by interpolation between a few; score(noise) falls as noise grows."""
     levels = np.geomspace(low, high, steps)
     scores = np.minimum.accumulate([score(x) for x in levels])
-    return {offset: float(np.exp(np.interp(-target, -scores, np.log(levels)))) for offset, target in targets.items()}
+    return {
+        offset: float(np.exp(np.interp(-target, -scores, np.log(levels))))
+        for offset, target in targets.items()
+    }
 
 
 # family: (world, criterion that noise is set by, {scene: kinds}, worlds of each kind at each n, offsets of
 # the true score from the threshold; or, where no
 # criterion sets it, noise itself)
 FAMILIES = {
-    "boxes": (box_world, "bbox_iou", {"shapes": ("oracle", "noisy", "constant", "position", "shuffled", "random_network", "normaliser_features", "normaliser_targets"),
-                                      "portraits": ("constant", "position", "shuffled", "random_network", "normaliser_features", "normaliser_targets")}, 15, (-0.05, -0.025, 0, 0.025, 0.05)),
-    "masks": (mask_world, "spatial_iou", {"shapes": ("oracle", "noisy", "constant", "position", "shuffled", "random_network", "normaliser_features"),
-                                          "portraits": ("constant", "position", "shuffled", "random_network", "normaliser_features")}, 6, (-0.05, -0.025, 0, 0.025, 0.05)),
-    "alignment": (align_world, None, {"shapes": ("oracle", "noisy", "position", "shuffled", "random_network")}, 4, (0.1, 0.2, 0.3, 0.45, 0.7)),
-    "motion": (motion_world, "direction_accuracy", {"shapes": ("oracle", "noisy", "constant", "position", "shuffled", "random_network")}, 10, (-0.05, 0, 0.05)),
-    "map50": (map_world, None, {"shapes": ("oracle", "noisy", "constant", "shuffled", "random_network")}, 3, (0.15, 0.35)),
-    "bridge": (bridge_world, None, {"small": ("oracle", "noisy", "constant", "position", "shuffled")}, 3, (0.5, 0.8)),
+    "boxes": (
+        box_world,
+        "bbox_iou",
+        {
+            "shapes": (
+                "oracle",
+                "noisy",
+                "constant",
+                "position",
+                "shuffled",
+                "random_network",
+                "normaliser_features",
+                "normaliser_targets",
+            ),
+            "portraits": (
+                "constant",
+                "position",
+                "shuffled",
+                "random_network",
+                "normaliser_features",
+                "normaliser_targets",
+            ),
+        },
+        15,
+        (-0.05, -0.025, 0, 0.025, 0.05),
+    ),
+    "masks": (
+        mask_world,
+        "spatial_iou",
+        {
+            "shapes": (
+                "oracle",
+                "noisy",
+                "constant",
+                "position",
+                "shuffled",
+                "random_network",
+                "normaliser_features",
+            ),
+            "portraits": ("constant", "position", "shuffled", "random_network", "normaliser_features"),
+        },
+        6,
+        (-0.05, -0.025, 0, 0.025, 0.05),
+    ),
+    "alignment": (
+        align_world,
+        None,
+        {"shapes": ("oracle", "noisy", "position", "shuffled", "random_network")},
+        4,
+        (0.1, 0.2, 0.3, 0.45, 0.7),
+    ),
+    "motion": (
+        motion_world,
+        "direction_accuracy",
+        {"shapes": ("oracle", "noisy", "constant", "position", "shuffled", "random_network")},
+        10,
+        (-0.05, 0, 0.05),
+    ),
+    "map50": (
+        map_world,
+        None,
+        {"shapes": ("oracle", "noisy", "constant", "shuffled", "random_network")},
+        3,
+        (0.15, 0.35),
+    ),
+    "bridge": (
+        bridge_world,
+        None,
+        {"small": ("oracle", "noisy", "constant", "position", "shuffled")},
+        3,
+        (0.5, 0.8),
+    ),
 }
 TRAINED = {"map50": (100,), "bridge": (100,)}  # family: test items; the others are closed-form and take SIZES
 
@@ -331,13 +550,29 @@ def worlds_of(family, pools, share, seed, progress):
     rows, worlds, number = [], 0, list(FAMILIES).index(family)
     noise = {o: o for o in offsets}
     if set_by:
+
         def score(level):
-            return make(pools[next(iter(scenes))], "noisy", 100, generator(seed, number), level)[set_by][1]["score"]
+            return make(pools[next(iter(scenes))], "noisy", 100, generator(seed, number), level)[set_by][1][
+                "score"
+            ]
+
         noise = noise_for(score, {o: threshold(set_by) + o for o in offsets})
-    jobs = [(scene, kind, n, offset, k) for scene, kinds in scenes.items() for kind in kinds for n in TRAINED.get(family, SIZES)
-            for offset in (offsets if kind == "noisy" else (0,)) for k in range(max(round(count * share), 1))]
+    jobs = [
+        (scene, kind, n, offset, k)
+        for scene, kinds in scenes.items()
+        for kind in kinds
+        for n in TRAINED.get(family, SIZES)
+        for offset in (offsets if kind == "noisy" else (0,))
+        for k in range(max(round(count * share), 1))
+    ]
     for scene, kind, n, offset, k in progress(jobs, desc=family, unit="world"):
-        found = make(pools[scene], kind, n, generator(seed, number, k, n, *f"{scene} {kind} {offset}".encode()), noise[offset] if kind == "noisy" else 0.0)
+        found = make(
+            pools[scene],
+            kind,
+            n,
+            generator(seed, number, k, n, *f"{scene} {kind} {offset}".encode()),
+            noise[offset] if kind == "noisy" else 0.0,
+        )
         worlds += 1
         rows += [answered(name, f, kind, n, scene, offset) | {"family": family} for name, f in found.items()]
     cells = collections.defaultdict(list)
@@ -352,6 +587,7 @@ def worlds_of(family, pools, share, seed, progress):
 
 
 # ---------------------------------------------------------------- leaks, by name
+
 
 def refused(call):
     """The sentence with which `call` was refused, or None."""
@@ -369,16 +605,41 @@ def split_leaks(pool, count, seed):
     for k in range(count):
         g = generator(seed, 99, k)
         pick = torch.randperm(len(pool.items), generator=g)[:100].repeat(3)
-        items = [pool.items[i] | {"id": f"copy-{k}-{j}", "source": f"copy-{k}-{j}"} for j, i in enumerate(pick.tolist())]
+        items = [
+            pool.items[i] | {"id": f"copy-{k}-{j}", "source": f"copy-{k}-{j}"}
+            for j, i in enumerate(pick.tolist())
+        ]
         sentence = refused(lambda items=items: common.split_indices(items, "a world")) or ""
         named = sentence.startswith("error: split leak")
-        rows.append({"family": "boxes", "criterion": "bbox_iou", "kind": "split_leak", "scene": "shapes", "n": 60, "answer": "REFUSED" if named else "none", "reason": sentence, "leak": None,
-                     "pass_is_false": True, "fail_is_false": False, "floor_name": None})
-        split = {s: torch.tensor([j for j, i in enumerate(items) if common.split_of(i["source"]) == s]) for s in ("train", "val", "test")}
+        rows.append(
+            {
+                "family": "boxes",
+                "criterion": "bbox_iou",
+                "kind": "split_leak",
+                "scene": "shapes",
+                "n": 60,
+                "answer": "REFUSED" if named else "none",
+                "reason": sentence,
+                "leak": None,
+                "pass_is_false": True,
+                "fail_is_false": False,
+                "floor_name": None,
+            }
+        )
+        split = {
+            s: torch.tensor([j for j, i in enumerate(items) if common.split_of(i["source"]) == s])
+            for s in ("train", "val", "test")
+        }
         # a picture is recognised, and nothing is known of it
         prints = [torch.randn(len(pool.items), SIDE, SIDE, 8, generator=g)[pick] for _ in range(2)]
-        found = {name: probe.probe_boxes(x, pool.largest[pick], split) for name, x in zip(("own", "random:own"), prints, strict=True)}
-        records = [probe.box_criterion(f, pool.largest[pick], split, sources_of(split, "test")) for f in (found, {"own": found["own"]})]
+        found = {
+            name: probe.probe_boxes(x, pool.largest[pick], split)
+            for name, x in zip(("own", "random:own"), prints, strict=True)
+        }
+        records = [
+            probe.box_criterion(f, pool.largest[pick], split, sources_of(split, "test"))
+            for f in (found, {"own": found["own"]})
+        ]
         unguarded.append([verify.judge(r, threshold("bbox_iou"))["answer"] for r in records])
     return rows, unguarded
 
@@ -397,13 +658,19 @@ BELOW = "none needed, below the threshold"
 
 # ---------------------------------------------------------------- the rules alone
 
+
 # name: (better, threshold at which its curve is drawn, quantile function, mean)
 def distributions():
     from scipy import stats
 
     def iou(u):
         return np.where(u < 0.1, 0.0, stats.beta.ppf(np.clip((u - 0.1) / 0.9, 0, 1), 2.2, 1.6))
-    return {"iou": ("higher", iou, 0.9 * 2.2 / 3.8), "hit": ("higher", lambda u: (u > 0.2).astype(float), 0.8), "distance": ("lower", lambda u: stats.gamma.ppf(u, 4, scale=0.075), 0.3)}
+
+    return {
+        "iou": ("higher", iou, 0.9 * 2.2 / 3.8),
+        "hit": ("higher", lambda u: (u > 0.2).astype(float), 0.8),
+        "distance": ("lower", lambda u: stats.gamma.ppf(u, 4, scale=0.075), 0.3),
+    }
 
 
 def planted(shape, n, per_source, gain, ties, rng, together=0.5):
@@ -412,6 +679,7 @@ def planted(shape, n, per_source, gain, ties, rng, together=0.5):
     gain: how much the best floor lies below in truth, None for a floor that is far off. ties: all three floors are equally good.
     """
     from scipy.special import ndtr
+
     better, quantile, mean = distributions()[shape]
     sign = 1 if better == "higher" else -1
     sources = [str(i // per_source) for i in range(n)]
@@ -423,14 +691,26 @@ def planted(shape, n, per_source, gain, ties, rng, together=0.5):
         if per_source > 1:
             z = together**0.5 * rng.standard_normal(of.max() + 1)[of] + (1 - together) ** 0.5 * z
         return quantile(ndtr(z))
+
     below = 0.35 if gain is None else gain
-    floors = {name: draw(0.6) - sign * (below + (0 if ties else more)) for name, more in (("constant", 0.0), ("shuffled", 0.02), ("random_init", 0.05))}
-    return common.criterion(draw(0.6), {k: torch.from_numpy(f) for k, f in floors.items()}, sources, 1.0 if better == "higher" else 0.0, better), mean
+    floors = {
+        name: draw(0.6) - sign * (below + (0 if ties else more))
+        for name, more in (("constant", 0.0), ("shuffled", 0.02), ("random_init", 0.05))
+    }
+    return common.criterion(
+        draw(0.6),
+        {k: torch.from_numpy(f) for k, f in floors.items()},
+        sources,
+        1.0 if better == "higher" else 0.0,
+        better,
+    ), mean
 
 
 def shifted(record, mean, above):
     """The answer where the true score lies `above` the threshold by so much (below: negative)."""
-    return verify.judge(record, mean - above if record["better"] == "higher" else mean + above, record["better"])
+    return verify.judge(
+        record, mean - above if record["better"] == "higher" else mean + above, record["better"]
+    )
 
 
 Answer = collections.namedtuple("Answer", "group n sources above answer pass_is_false fail_is_false")
@@ -448,10 +728,20 @@ def rules(share, seed, progress):
         label = "items" if per_source == 1 else "clusters"
         for n in progress(COUNTS, desc=label, unit="n", leave=False):
             rng = np.random.default_rng([seed, n, per_source])
-            records = {shape: [planted(shape, n, per_source, None, False, rng) for _ in range(count[n] * (2 if shape == "iou" else 1))] for shape in ("iou", "hit", "distance")}
+            records = {
+                shape: [
+                    planted(shape, n, per_source, None, False, rng)
+                    for _ in range(count[n] * (2 if shape == "iou" else 1))
+                ]
+                for shape in ("iou", "hit", "distance")
+            }
             sets += sum(map(len, records.values()))
             for shape, found in records.items():
-                answers += [Answer(shape, n, label, a, shifted(*f, a)["answer"], a <= 0, a >= 0) for f in found for a in ABOVE]
+                answers += [
+                    Answer(shape, n, label, a, shifted(*f, a)["answer"], a <= 0, a >= 0)
+                    for f in found
+                    for a in ABOVE
+                ]
             for name in GAINS:
                 for _ in range(count[n]):
                     gain, ties = GAINS[name]
@@ -459,18 +749,55 @@ def rules(share, seed, progress):
                     # then it is just a tenth of what the floor leaves
                     gain = (1 - mean) / 9 if gain is None else gain
                     record, mean = planted("iou", n, per_source, gain, ties, rng)
-                    answers.append(Answer(name, n, label, 0.1, shifted(record, mean, 0.1)["answer"], gain == 0, gain > 0))
+                    answers.append(
+                        Answer(name, n, label, 0.1, shifted(record, mean, 0.1)["answer"], gain == 0, gain > 0)
+                    )
                     sets += 1
-            passes = {a: np.mean([shifted(*f, a)["answer"] == "PASS" for f in records["iou"]]) for a in FINE.tolist()}
+            passes = {
+                a: np.mean([shifted(*f, a)["answer"] == "PASS" for f in records["iou"]])
+                for a in FINE.tolist()
+            }
             curve[label, n] = passes
-            mde[label, n] = next((a for a in FINE.tolist() if a > 0 and all(passes[b] >= 0.8 for b in FINE.tolist() if b >= a)), None)
-            four = list(zip(records["iou"][::2], records["iou"][1::2], records["hit"], records["distance"], strict=True))
+            mde[label, n] = next(
+                (
+                    a
+                    for a in FINE.tolist()
+                    if a > 0 and all(passes[b] >= 0.8 for b in FINE.tolist() if b >= a)
+                ),
+                None,
+            )
+            four = list(
+                zip(
+                    records["iou"][::2],
+                    records["iou"][1::2],
+                    records["hit"],
+                    records["distance"],
+                    strict=True,
+                )
+            )
             for above in (0.0, 0.02, 0.05, 0.1):
                 for group in four:
+
                     def verdict(at, group=group):
-                        return verify.decide({name: shifted(*f, a) | {"level": "must"} for name, f, a in zip(MUST, group, at, strict=True)}, {})[0]
+                        return verify.decide(
+                            {
+                                name: shifted(*f, a) | {"level": "must"}
+                                for name, f, a in zip(MUST, group, at, strict=True)
+                            },
+                            {},
+                        )[0]
+
                     verdicts.append(("stop", n, label, above, verdict([above] * 4) in ("STOP", "PIVOT")))
-                    verdicts += [("proceed", n, label, -above, verdict([-above if k == short else 0.1 for k in range(4)]) == "PROCEED") for short in range(4)]
+                    verdicts += [
+                        (
+                            "proceed",
+                            n,
+                            label,
+                            -above,
+                            verdict([-above if k == short else 0.1 for k in range(4)]) == "PROCEED",
+                        )
+                        for short in range(4)
+                    ]
     return answers, verdicts, curve, mde, sets
 
 
@@ -479,26 +806,43 @@ def few_sources(share, seed):
     out = {}
     for count in (2, 3, 5, 10):
         rng = np.random.default_rng([seed, 3, count])
-        found = [shifted(*planted("iou", 10 * count, 10, None, False, rng), 0.0)["answer"] for _ in range(max(round(300 * share), 2))]
-        out[f"{count} sources"] = {"false_pass": rate([a == "PASS" for a in found]), "false_fail": rate([a == "FAIL" for a in found])}
+        found = [
+            shifted(*planted("iou", 10 * count, 10, None, False, rng), 0.0)["answer"]
+            for _ in range(max(round(300 * share), 2))
+        ]
+        out[f"{count} sources"] = {
+            "false_pass": rate([a == "PASS" for a in found]),
+            "false_fail": rate([a == "FAIL" for a in found]),
+        }
     return out
 
 
 # ---------------------------------------------------------------- mAP's interval, without a network
 
+
 def detections(n, per_source, rng, quality=0.45):
     """Truth of n pictures, and what two runs of a detector find: a box is found more likely in a source that is easy."""
     from scipy.special import ndtr
+
     truth, found = [], [[], []]
     ease = ndtr(rng.standard_normal(n // per_source + 1))[np.arange(n) // per_source] * 0.8 + quality - 0.4
     for i in range(n):
         m = int(rng.integers(1, 4))
         corner = rng.uniform(0, 0.2, (m, 2)) + np.array([[0, 0], [0.35, 0.35], [0.7, 0.7]])[:m]
-        boxes, names = torch.from_numpy(np.concatenate([corner, corner + 0.1], 1)).float() * 1000, torch.from_numpy(rng.integers(0, 4, m))
+        boxes, names = (
+            torch.from_numpy(np.concatenate([corner, corner + 0.1], 1)).float() * 1000,
+            torch.from_numpy(rng.integers(0, 4, m)),
+        )
         truth.append((boxes, names))
         for run in found:
             hit = torch.from_numpy(rng.uniform(size=m) < ease[i])
-            run.append((torch.where(hit[:, None], boxes + 5, boxes + 90), names, torch.from_numpy(np.where(hit, rng.uniform(0.3, 1, m), rng.uniform(0, 0.7, m)))))
+            run.append(
+                (
+                    torch.where(hit[:, None], boxes + 5, boxes + 90),
+                    names,
+                    torch.from_numpy(np.where(hit, rng.uniform(0.3, 1, m), rng.uniform(0, 0.7, m))),
+                )
+            )
     return truth, found
 
 
@@ -509,12 +853,16 @@ def map_rules(share, seed, progress):
         truth, found = detections(6000, per_source, np.random.default_rng([seed, 7, per_source]))
         true = float(np.mean([common.coco_ap50(truth, f, n_boot=0)[0] for f in found]))
         for n, count in ((100, 60), (500, 20)):
-            for k in progress(range(max(round(count * share), 1)), desc=f"detections, {label}, n {n}", unit="set"):
+            for k in progress(
+                range(max(round(count * share), 1)), desc=f"detections, {label}, n {n}", unit="set"
+            ):
                 truth, found = detections(n, per_source, np.random.default_rng([seed, 8, per_source, n, k]))
                 sources = [i // per_source for i in range(n)]
                 runs = [common.coco_ap50(truth, f, 100, sources=sources) for f in found]
                 own = {"ap": torch.tensor([r[0] for r in runs]), "draws": torch.tensor([r[3] for r in runs])}
-                record = common.ap_criterion(own, {"constant": {"ap": torch.zeros(2), "draws": torch.zeros(2, 100)}}, sources)
+                record = common.ap_criterion(
+                    own, {"constant": {"ap": torch.zeros(2), "draws": torch.zeros(2, 100)}}, sources
+                )
                 answer = verify.judge(record, true)["answer"]
                 out.append((n, label, answer == "PASS", answer == "FAIL", record["score"] - true))
     return out
@@ -522,14 +870,19 @@ def map_rules(share, seed, progress):
 
 # ---------------------------------------------------------------- the result
 
+
 def picture(path, rows, curve, verdict_kinds):
     """calibrate.png: PASS against the distance from the threshold; power against n; how often each kind of world was answered wrongly."""
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(1, 3, figsize=(19, 6), layout="constrained", width_ratios=[1, 1, 1.1])
     for k, n in enumerate(COUNTS):
-        axes[0].plot(FINE, [curve["items", n][a] for a in FINE.tolist()], color=f"C{k}", label=f"rule, n = {n}")
+        axes[0].plot(
+            FINE, [curve["items", n][a] for a in FINE.tolist()], color=f"C{k}", label=f"rule, n = {n}"
+        )
     for n, marker in zip(SIZES, ("o", "s"), strict=True):
         near = [r for r in rows if r["kind"] == "noisy" and r["n"] == n and abs(r["above"]) < 0.1]
         bins = collections.defaultdict(list)
@@ -540,29 +893,75 @@ def picture(path, rows, curve, verdict_kinds):
             ends = np.array([wilson(sum(bins[b]), len(bins[b])) for b in at]).T
             mean = np.array([np.mean(bins[b]) for b in at])
             bars = np.clip([mean - ends[0], ends[1] - mean], 0, None)
-            axes[0].errorbar([b * 0.025 for b in at], mean, bars, fmt=marker, color=f"C{COUNTS.index(n)}", mec="black", capsize=2, label=f"features, n = {n}")
+            axes[0].errorbar(
+                [b * 0.025 for b in at],
+                mean,
+                bars,
+                fmt=marker,
+                color=f"C{COUNTS.index(n)}",
+                mec="black",
+                capsize=2,
+                label=f"features, n = {n}",
+            )
     axes[0].axvline(0, color="black", lw=1)
     axes[0].axhline(AIM, color="red", lw=1, ls="--", label="5%")
     axes[0].axvspan(-0.1, 0, color="red", alpha=0.05)
-    axes[0].set(xlim=(-0.1, 0.15), ylim=(-0.02, 1.02), xlabel="true score minus threshold (left of 0 a PASS is false)", ylabel="share answered PASS", title="How often gate 1 says PASS")
+    axes[0].set(
+        xlim=(-0.1, 0.15),
+        ylim=(-0.02, 1.02),
+        xlabel="true score minus threshold (left of 0 a PASS is false)",
+        ylabel="share answered PASS",
+        title="How often gate 1 says PASS",
+    )
     for k, above in enumerate((0.02, 0.05, 0.1, 0.2)):
         for label, style in (("items", "o-"), ("clusters", "s--")):
-            axes[1].plot(COUNTS, [curve[label, n][above] for n in COUNTS], style, color=f"C{k}", label=f"{above:.2f} above the threshold" + (", 5 items a source" if label == "clusters" else ""))
+            axes[1].plot(
+                COUNTS,
+                [curve[label, n][above] for n in COUNTS],
+                style,
+                color=f"C{k}",
+                label=f"{above:.2f} above the threshold"
+                + (", 5 items a source" if label == "clusters" else ""),
+            )
     axes[1].axhline(0.8, color="grey", lw=1, ls=":")
-    axes[1].set(xscale="log", xlabel="test items", ylabel="power: share answered PASS", ylim=(-0.02, 1.02), title="How many items it takes")
+    axes[1].set(
+        xscale="log",
+        xlabel="test items",
+        ylabel="power: share answered PASS",
+        ylim=(-0.02, 1.02),
+        title="How many items it takes",
+    )
     axes[1].set_xticks(COUNTS, [str(n) for n in COUNTS])
     axes[1].minorticks_off()
     for at, found in enumerate(verdict_kinds.values()):
         for which, colour, shift in (("false_pass", "C3", 0.12), ("false_fail", "C0", -0.12)):
             r = found[which]
             if r["of"]:
-                axes[2].errorbar(r["rate"], -at + shift, xerr=[[r["rate"] - r["low"]], [r["high"] - r["rate"]]], fmt="o", color=colour, capsize=3)
-                axes[2].text(min(r["high"], 0.17) + 0.003, -at + shift, f"{round(r['rate'] * r['of'])} of {r['of']}", fontsize=7, va="center", color=colour)
+                axes[2].errorbar(
+                    r["rate"],
+                    -at + shift,
+                    xerr=[[r["rate"] - r["low"]], [r["high"] - r["rate"]]],
+                    fmt="o",
+                    color=colour,
+                    capsize=3,
+                )
+                axes[2].text(
+                    min(r["high"], 0.17) + 0.003,
+                    -at + shift,
+                    f"{round(r['rate'] * r['of'])} of {r['of']}",
+                    fontsize=7,
+                    va="center",
+                    color=colour,
+                )
     axes[2].axvline(AIM, color="red", lw=1, ls="--")
     axes[2].set_yticks([-k for k in range(len(verdict_kinds))], list(verdict_kinds))
     axes[2].plot([], [], "o", color="C3", label="PASS where that is false")
     axes[2].plot([], [], "o", color="C0", label="FAIL where that is false")
-    axes[2].set(xlim=(-0.004, 0.2), xlabel="rate, with Wilson's 95% interval", title="How often it is wrong, by kind of world")
+    axes[2].set(
+        xlim=(-0.004, 0.2),
+        xlabel="rate, with Wilson's 95% interval",
+        title="How often it is wrong, by kind of world",
+    )
     for axis, where in zip(axes, ("upper left", (0.02, -0.32), "lower right"), strict=True):
         axis.legend(fontsize=7, loc=where, ncols=2 if axis is axes[1] else 1)
         axis.grid(alpha=0.25)
@@ -571,7 +970,10 @@ def picture(path, rows, curve, verdict_kinds):
 
 
 def false_rates(rows):
-    return {"false_pass": rate([r["answer"] == "PASS" for r in rows if r["pass_is_false"]]), "false_fail": rate([r["answer"] == "FAIL" for r in rows if r["fail_is_false"]])}
+    return {
+        "false_pass": rate([r["answer"] == "PASS" for r in rows if r["pass_is_false"]]),
+        "false_fail": rate([r["answer"] == "FAIL" for r in rows if r["fail_is_false"]]),
+    }
 
 
 def hardest(answers):
@@ -605,7 +1007,10 @@ def main(argv=None):
     def progress(it, **more):
         return tqdm(it, mininterval=2, **more)
 
-    pools = {"shapes": Pool(list(data.shapes(TRAIN * 2 + VAL + max(SIZES) + REST, 48, args.seed))), "portraits": Pool(list(portraits(TRAIN + VAL + max(SIZES), 48, args.seed)))}
+    pools = {
+        "shapes": Pool(list(data.shapes(TRAIN * 2 + VAL + max(SIZES) + REST, 48, args.seed))),
+        "portraits": Pool(list(portraits(TRAIN + VAL + max(SIZES), 48, args.seed))),
+    }
     if "bridge" in families:
         pools["small"] = Pool(list(data.shapes(TRAIN + VAL + 200, 64, args.seed)))
         with_decoder(pools["small"])
@@ -618,8 +1023,15 @@ def main(argv=None):
     leaks, unguarded = split_leaks(pools["shapes"], max(round(20 * args.share), 1), args.seed)
     rows += leaks
     worlds["split_leak"] = len(leaks)
-    alone = [verify.judge(box_world(pools["shapes"], "normaliser_features", 100, generator(args.seed, 77, k), controlled=False)["bbox_iou"][0], threshold("bbox_iou"))["answer"]
-             for k in range(max(round(20 * args.share), 1))]
+    alone = [
+        verify.judge(
+            box_world(
+                pools["shapes"], "normaliser_features", 100, generator(args.seed, 77, k), controlled=False
+            )["bbox_iou"][0],
+            threshold("bbox_iou"),
+        )["answer"]
+        for k in range(max(round(20 * args.share), 1))
+    ]
     began = time.process_time()
     answers, verdicts, curve, mde, sets = rules(args.share, args.seed, progress)
     seconds["rules"] = time.process_time() - began
@@ -628,46 +1040,124 @@ def main(argv=None):
     seconds["detections"] = time.process_time() - began
 
     large = max(SIZES)
-    closed, trained = [r for r in rows if r["family"] not in TRAINED], [r for r in rows if r["family"] in TRAINED]
+    closed, trained = (
+        [r for r in rows if r["family"] not in TRAINED],
+        [r for r in rows if r["family"] in TRAINED],
+    )
     leaking = [r for r in rows if r["kind"] in LEAKS and caught_by(r) != BELOW]
-    proceed, stop = (rate([v[4] for v in verdicts if v[0] == which and v[1] == large and abs(v[3]) == above]) for which, above in (("proceed", 0.0), ("stop", 0.05)))
-    headline = false_rates([r for r in closed if r["n"] == large]) | {f"rule_{k}": v for k, v in hardest([a for a in answers if a.n == large]).items()}
+    proceed, stop = (
+        rate([v[4] for v in verdicts if v[0] == which and v[1] == large and abs(v[3]) == above])
+        for which, above in (("proceed", 0.0), ("stop", 0.05))
+    )
+    headline = false_rates([r for r in closed if r["n"] == large]) | {
+        f"rule_{k}": v for k, v in hardest([a for a in answers if a.n == large]).items()
+    }
     headline |= {"false_proceed": proceed, "false_stop": stop}
-    by_kind = {f"{kind} {criterion} {scene}": found for (kind, criterion, scene), part in grouped([r for r in closed if r["n"] == large], lambda r: (r["kind"], r["criterion"], r["scene"])).items()
-               for found in [false_rates(part)]}
-    worst = max((k for k in by_kind if by_kind[k]["false_pass"]["of"]), key=lambda k: by_kind[k]["false_pass"]["rate"])
+    by_kind = {
+        f"{kind} {criterion} {scene}": found
+        for (kind, criterion, scene), part in grouped(
+            [r for r in closed if r["n"] == large], lambda r: (r["kind"], r["criterion"], r["scene"])
+        ).items()
+        for found in [false_rates(part)]
+    }
+    worst = max(
+        (k for k in by_kind if by_kind[k]["false_pass"]["of"]), key=lambda k: by_kind[k]["false_pass"]["rate"]
+    )
     result = {"stage": "calibrate", "gate": 1, "n": large, "aim": AIM}
     for name, found in headline.items():
         result |= {name: found["rate"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
     result |= {
-        "met": all(r["rate"] is not None and r["rate"] <= AIM for r in headline.values()), "worst_false_pass": by_kind[worst]["false_pass"]["rate"], "worst_false_pass_in": worst,
-        "minimum_detectable_effect": mde["items", large], "false_leak": np.mean([bool(r["leak"]) for r in rows if r["kind"] not in LEAKS]),
-        "leaks": len(leaking), "leaks_named": sum(bool(caught_by(r)) for r in leaking),
-        "worlds": sum(v for k, v in worlds.items() if k not in TRAINED), "worlds_trained": sum(v for k, v in worlds.items() if k in TRAINED), "answers": len(rows), "rules": sets,
+        "met": all(r["rate"] is not None and r["rate"] <= AIM for r in headline.values()),
+        "worst_false_pass": by_kind[worst]["false_pass"]["rate"],
+        "worst_false_pass_in": worst,
+        "minimum_detectable_effect": mde["items", large],
+        "false_leak": np.mean([bool(r["leak"]) for r in rows if r["kind"] not in LEAKS]),
+        "leaks": len(leaking),
+        "leaks_named": sum(bool(caught_by(r)) for r in leaking),
+        "worlds": sum(v for k, v in worlds.items() if k not in TRAINED),
+        "worlds_trained": sum(v for k, v in worlds.items() if k in TRAINED),
+        "answers": len(rows),
+        "rules": sets,
         "detection_sets": len(ap),
         "kinds": {k: false_rates(part) for k, part in grouped(closed, lambda r: r["kind"]).items()},
-        "criteria": {k: false_rates(part) for k, part in grouped(closed, lambda r: f"{r['criterion']} n{r['n']}").items()},
+        "criteria": {
+            k: false_rates(part)
+            for k, part in grouped(closed, lambda r: f"{r['criterion']} n{r['n']}").items()
+        },
         "kinds_at_n": by_kind,
-        "answered": {k: dict(collections.Counter(r["answer"] for r in part)) for k, part in grouped(rows, lambda r: f"{r['kind']} {r['criterion']} {r['scene']}").items()},
+        "answered": {
+            k: dict(collections.Counter(r["answer"] for r in part))
+            for k, part in grouped(rows, lambda r: f"{r['kind']} {r['criterion']} {r['scene']}").items()
+        },
         "trained": {k: false_rates(part) for k, part in grouped(trained, lambda r: r["criterion"]).items()},
-        "oracle_passes": {k: rate([r["answer"] == "PASS" for r in part]) for k, part in grouped([r for r in rows if r["kind"] == "oracle"], lambda r: r["criterion"]).items()},
-        "rule": {k: hardest(part) for k, part in grouped(answers, lambda a: f"{a.group} {a.sources} n{a.n}").items()},
+        "oracle_passes": {
+            k: rate([r["answer"] == "PASS" for r in part])
+            for k, part in grouped(
+                [r for r in rows if r["kind"] == "oracle"], lambda r: r["criterion"]
+            ).items()
+        },
+        "rule": {
+            k: hardest(part)
+            for k, part in grouped(answers, lambda a: f"{a.group} {a.sources} n{a.n}").items()
+        },
         "few_sources": few_sources(args.share, args.seed),
-        "verdicts": {f"{label} n{n}": {"false_proceed_at_threshold": rate([v[4] for v in verdicts if v[:4] == ("proceed", n, label, 0.0)]),
-                                       **{f"false_stop_{above}_above": rate([v[4] for v in verdicts if v[:4] == ("stop", n, label, above)]) for above in (0.0, 0.02, 0.05, 0.1)}}
-                     for n, label in dict.fromkeys(v[1:3] for v in verdicts)},
-        "power": {label: {f"n{n}": {f"{above}": float(curve[label, n][above]) for above in (0.02, 0.05, 0.1, 0.2)} for n in COUNTS} for label in ("items", "clusters")},
-        "minimum_detectable_effects": {label: {f"n{n}": mde[label, n] for n in COUNTS} for label in ("items", "clusters")},
-        "detections": {k: {"false_pass": rate([a[2] for a in part]), "false_fail": rate([a[3] for a in part]), "bias": float(np.mean([a[4] for a in part]))}
-                       for k, part in grouped(ap, lambda a: f"{a[1]} n{a[0]}").items()},
-        "leak_names": {kind: dict(collections.Counter(str(caught_by(r)) for r in part)) for kind, part in grouped([r for r in rows if r["kind"] in LEAKS], lambda r: r["kind"]).items()},
-        "unguarded": {"split_leak_with_untrained_control": dict(collections.Counter(a for a, _ in unguarded)), "split_leak_without": dict(collections.Counter(b for _, b in unguarded)),
-                      "normaliser_features_without_untrained_control": dict(collections.Counter(alone))},
-        "reduced": {"map50": "2 seeds of 20 epochs where probe.py trains 5 of 40", "bridge": "the MLP alone, 2 seeds of 15 epochs on 150 pictures; edge F1 is not judged"},
+        "verdicts": {
+            f"{label} n{n}": {
+                "false_proceed_at_threshold": rate(
+                    [v[4] for v in verdicts if v[:4] == ("proceed", n, label, 0.0)]
+                ),
+                **{
+                    f"false_stop_{above}_above": rate(
+                        [v[4] for v in verdicts if v[:4] == ("stop", n, label, above)]
+                    )
+                    for above in (0.0, 0.02, 0.05, 0.1)
+                },
+            }
+            for n, label in dict.fromkeys(v[1:3] for v in verdicts)
+        },
+        "power": {
+            label: {
+                f"n{n}": {f"{above}": float(curve[label, n][above]) for above in (0.02, 0.05, 0.1, 0.2)}
+                for n in COUNTS
+            }
+            for label in ("items", "clusters")
+        },
+        "minimum_detectable_effects": {
+            label: {f"n{n}": mde[label, n] for n in COUNTS} for label in ("items", "clusters")
+        },
+        "detections": {
+            k: {
+                "false_pass": rate([a[2] for a in part]),
+                "false_fail": rate([a[3] for a in part]),
+                "bias": float(np.mean([a[4] for a in part])),
+            }
+            for k, part in grouped(ap, lambda a: f"{a[1]} n{a[0]}").items()
+        },
+        "leak_names": {
+            kind: dict(collections.Counter(str(caught_by(r)) for r in part))
+            for kind, part in grouped([r for r in rows if r["kind"] in LEAKS], lambda r: r["kind"]).items()
+        },
+        "unguarded": {
+            "split_leak_with_untrained_control": dict(collections.Counter(a for a, _ in unguarded)),
+            "split_leak_without": dict(collections.Counter(b for _, b in unguarded)),
+            "normaliser_features_without_untrained_control": dict(collections.Counter(alone)),
+        },
+        "reduced": {
+            "map50": "2 seeds of 20 epochs where probe.py trains 5 of 40",
+            "bridge": "the MLP alone, 2 seeds of 15 epochs on 150 pictures; edge F1 is not judged",
+        },
         "seconds": seconds,
-        "run": common.run_info(args, started, script="tests/calibrate.py", cpu_seconds=time.process_time() - cpu)}
-    shown = {k: false_rates(part) for k, part in grouped(closed, lambda r: r["kind"]).items()} | {f"{k} (trained)": false_rates(part) for k, part in grouped(trained, lambda r: r["criterion"]).items()}
-    shown |= {f"rule: {k}, n = {large}": hardest(part) for k, part in grouped([a for a in answers if a.n == large], lambda a: a.group).items()}
+        "run": common.run_info(
+            args, started, script="tests/calibrate.py", cpu_seconds=time.process_time() - cpu
+        ),
+    }
+    shown = {k: false_rates(part) for k, part in grouped(closed, lambda r: r["kind"]).items()} | {
+        f"{k} (trained)": false_rates(part) for k, part in grouped(trained, lambda r: r["criterion"]).items()
+    }
+    shown |= {
+        f"rule: {k}, n = {large}": hardest(part)
+        for k, part in grouped([a for a in answers if a.n == large], lambda a: a.group).items()
+    }
     out = Path(args.out)
     common.save_yaml(out, result)
     picture(out.with_suffix(".png"), rows, curve, shown)

@@ -5,6 +5,7 @@
 
 Its cells write every script, install what is lacking, find the small models and run a gate. Nothing of it is run here.
 """
+
 import argparse
 import json
 import sys
@@ -25,12 +26,12 @@ Does a vision-language model carry enough to drive a video decoder, to predict w
 repository. Fill in the next cell and run all of them. The default is a small model, an instrument check that needs no GPU (10 minutes; with `MORE = "N=40 FROZEN="` 3).
 A T4 computes in fp16."""
 
-SETTINGS = '''MODEL, GATE, DATA = "tiny", "gate1", "shapes"   # MODEL: a name of the registry in common.py, or a folder
+SETTINGS = """MODEL, GATE, DATA = "tiny", "gate1", "shapes"   # MODEL: a name of the registry in common.py, or a folder
 MORE = ""   # more for make: "N=40 FROZEN=", "ROOT=/kaggle/input/mine FORMAT=csv", "MEMORY=15GB"; `!make help` lists what there is
 CHECKPOINTS = ""   # where results/tiny/checkpoints of the repository lies, say in an attached dataset; empty: it is cloned from
-REPOSITORY = "{repository}"   # which needs the internet, to be allowed in the notebook's settings'''
+REPOSITORY = "{repository}"   # which needs the internet, to be allowed in the notebook's settings"""
 
-INSTALL = '''import importlib.util
+INSTALL = """import importlib.util
 import subprocess
 import sys
 
@@ -38,9 +39,9 @@ NEEDED = {needed}
 lacking = [pin for module, pin in NEEDED.items() if importlib.util.find_spec(module) is None]
 print("lacking:", *lacking or ["nothing"])
 if lacking:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *lacking], check=True)'''
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *lacking], check=True)"""
 
-SMALL = '''from pathlib import Path
+SMALL = """from pathlib import Path
 
 here = Path("results/tiny/checkpoints")
 if "tiny" in MODEL + MORE and not here.exists():
@@ -51,7 +52,7 @@ if "tiny" in MODEL + MORE and not here.exists():
     assert (folder / "vlm").is_dir(), f"{folder} does not hold the small models"
     here.parent.mkdir(parents=True, exist_ok=True)
     here.symlink_to(folder)
-print("small models:", *sorted(p.name for p in here.glob("*")))'''
+print("small models:", *sorted(p.name for p in here.glob("*")))"""
 
 RUN = "!make {GATE} PY={sys.executable} MODEL={MODEL} DATA={DATA} {MORE}"
 HEADLINES = "!grep -rE '^(verdict|headline):' results --include=*.yaml"
@@ -59,7 +60,11 @@ HEADLINES = "!grep -rE '^(verdict|headline):' results --include=*.yaml"
 
 def needed(requirements):
     """{module: pin} of what the stages need: what stands before the tests' own."""
-    pins = [line for line in requirements.partition("# the tests")[0].splitlines() if line and not line.startswith("#")]
+    pins = [
+        line
+        for line in requirements.partition("# the tests")[0].splitlines()
+        if line and not line.startswith("#")
+    ]
     return {MODULES.get(name, name): pin for pin in pins for name in [pin.partition("==")[0]]}
 
 
@@ -67,16 +72,43 @@ def notebook(repository):
     """The notebook as nbformat 4.5 wants it, a dict."""
     pins = json.dumps(needed((ROOT / "requirements.txt").read_text()), indent=4)
     files = [f"{name}.py" for name in FILES] + ["Makefile", "requirements.txt"]
-    code = [SETTINGS.format(repository=repository), *(f"%%writefile {name}\n{(ROOT / name).read_text()}" for name in files), INSTALL.format(needed=pins), SMALL, RUN, HEADLINES]
+    code = [
+        SETTINGS.format(repository=repository),
+        *(f"%%writefile {name}\n{(ROOT / name).read_text()}" for name in files),
+        INSTALL.format(needed=pins),
+        SMALL,
+        RUN,
+        HEADLINES,
+    ]
     cells = [{"cell_type": "markdown", "id": "intro", "metadata": {}, "source": INTRO.splitlines(True)}]
-    cells += [{"cell_type": "code", "id": f"cell-{k}", "metadata": {}, "execution_count": None, "outputs": [], "source": text.splitlines(True)} for k, text in enumerate(code)]
-    return {"cells": cells, "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}, "nbformat": 4, "nbformat_minor": 5}
+    cells += [
+        {
+            "cell_type": "code",
+            "id": f"cell-{k}",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": text.splitlines(True),
+        }
+        for k, text in enumerate(code)
+    ]
+    return {
+        "cells": cells,
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default="results/foresight.ipynb", help="(default: %(default)s)")
-    p.add_argument("--repository", default="", help="an address that the small models can be cloned from (default: none)")
+    p.add_argument(
+        "--repository", default="", help="an address that the small models can be cloned from (default: none)"
+    )
     args = p.parse_args(argv)
     check_writable(args.out)
     made = notebook(args.repository)

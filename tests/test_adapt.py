@@ -1,4 +1,5 @@
 """Bridges on planted latents, the round trip through the decoder, gate 2's comparisons on worlds whose answer is known, and what is refused."""
+
 import os
 import subprocess
 import sys
@@ -9,14 +10,29 @@ from helpers import adapter_world, changed, plant_features
 
 import adapt
 import common
-from common import HERE, find_model, load_features, load_items, load_pt, load_video_vae, load_yaml, lpips_model, save_yaml, split_indices
+from common import (
+    HERE,
+    find_model,
+    load_features,
+    load_items,
+    load_pt,
+    load_video_vae,
+    load_yaml,
+    lpips_model,
+    save_yaml,
+    split_indices,
+)
 
 SINGLE = [kind for kind in adapt.BRIDGES if kind != "fusion"]
 HOW = adapt.SETTINGS["latents"]
 
 
 def split(n=90):
-    return {"train": torch.arange(0, n - 40), "val": torch.arange(n - 40, n - 20), "test": torch.arange(n - 20, n)}
+    return {
+        "train": torch.arange(0, n - 40),
+        "val": torch.arange(n - 40, n - 20),
+        "test": torch.arange(n - 20, n),
+    }
 
 
 def planted(seed=0):
@@ -28,16 +44,27 @@ def planted(seed=0):
 
 def trained(kind, x, y, parts, seed=0, epochs=2, batch=32, state=None, **more):
     """adapt.train of one bridge by the squared error of latents: (module, record)."""
+
     def loss_of(module, items, g, part, warm):
         return (module(x[items[part]]) - y[items[part]]).square().mean()
+
     shape = [tuple(x.shape[1:3])], [x.shape[3]], tuple(y.shape[1:3]), y.shape[3]
-    return adapt.train(lambda: adapt.BRIDGES[kind](*shape), loss_of, parts, seed, HOW | {"epochs": epochs, "batch": batch} | more, state=state)
+    return adapt.train(
+        lambda: adapt.BRIDGES[kind](*shape),
+        loss_of,
+        parts,
+        seed,
+        HOW | {"epochs": epochs, "batch": batch} | more,
+        state=state,
+    )
 
 
 @pytest.mark.parametrize("kind", SINGLE)
 def test_a_bridge_from_noise_learns_no_more_than_the_mean(kind):
     x, y = planted()
-    _, found = trained(kind, torch.randn(x.shape, generator=torch.Generator().manual_seed(9)), y, split(), epochs=10)
+    _, found = trained(
+        kind, torch.randn(x.shape, generator=torch.Generator().manual_seed(9)), y, split(), epochs=10
+    )
     assert found["val"] > 0.9 * y[split()["val"]].var()
 
 
@@ -53,7 +80,9 @@ def test_a_bridge_finds_a_planted_map(kind):
     assert found["val"] < (0.5 if kind != "perceiver" else 0.97) * y[split(n)["val"]].var()
 
 
-def test_a_killed_training_goes_on_as_if_it_had_not_been_and_another_seed_is_another_training(tmp_path, monkeypatch):
+def test_a_killed_training_goes_on_as_if_it_had_not_been_and_another_seed_is_another_training(
+    tmp_path, monkeypatch
+):
     x, y = planted()
     whole, record = trained("queries", x, y, split(), epochs=4)
     write = common._atomically
@@ -62,6 +91,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been_and_another_seed_is_ano
         write(path, content)
         if torch.load(path, weights_only=True)["epoch"] == 2:
             raise KeyboardInterrupt
+
     monkeypatch.setattr(common, "SAVE_SECONDS", -1)
     monkeypatch.setattr(common, "_atomically", die_after_two)
     with pytest.raises(KeyboardInterrupt):
@@ -113,7 +143,13 @@ def test_the_ratio_of_two_bridges_is_one_between_equals_and_covers_the_true_one(
     for seed in range(60):
         g.manual_seed(seed + 1)
         base = torch.rand(80, generator=g) + 0.5
-        mean, low, high = adapt.ratio(base * 1.2 + 0.1 * torch.randn(3, 80, generator=g), base + 0.1 * torch.randn(3, 80, generator=g), sources, n_boot=400, seed=seed)
+        mean, low, high = adapt.ratio(
+            base * 1.2 + 0.1 * torch.randn(3, 80, generator=g),
+            base + 0.1 * torch.randn(3, 80, generator=g),
+            sources,
+            n_boot=400,
+            seed=seed,
+        )
         inside += low <= 1.2 <= high
     assert inside >= 51  # of 60 at 95%: fewer happens once in a thousand times
 
@@ -134,8 +170,20 @@ def test_two_ranks_train_the_same_bridge_as_one(tmp_path):
     (tmp_path / "ranked.py").write_text(RANKED)
     environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     for n in (1, 2):
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", tmp_path / "ranked.py", tmp_path / f"{n}.pt"],
-                              env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc-per-node={n}",
+                tmp_path / "ranked.py",
+                tmp_path / f"{n}.pt",
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
     assert abs(one["val"] - two["val"]) < 1e-5
@@ -145,6 +193,7 @@ def test_two_ranks_train_the_same_bridge_as_one(tmp_path):
 
 
 # ---------------------------------------------------------------- the stage
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -174,7 +223,9 @@ def test_the_pixels_loss_is_lpips_and_a_tenth_of_l2_of_the_decoded_picture(made)
     folder, _, _ = made
     vae, lpips = load_video_vae(find_model(str(folder / "vae")))[0], lpips_model()[0]
     pictures = torch.cat([i["frames"] for i in load_items(folder / "data")[0][:6]])
-    z = torch.randn(3, 8, 8, 4, generator=torch.Generator().manual_seed(0))[:, :pictures.shape[1] // 8, :pictures.shape[2] // 8].requires_grad_()
+    z = torch.randn(3, 8, 8, 4, generator=torch.Generator().manual_seed(0))[
+        :, : pictures.shape[1] // 8, : pictures.shape[2] // 8
+    ].requires_grad_()
     items = torch.tensor([4, 0, 2])
     loss = adapt.pixel_loss(vae, lpips, pictures)(z, items)
     x, target = common.pictures_of(vae, z), adapt.to_floats(pictures[items])
@@ -198,7 +249,9 @@ def test_scores_stand_between_floors_and_ceiling_and_the_saved_adapter_alone_mak
     parts = split_indices(load_items(folder / "data")[0], folder)
     vae, _ = load_video_vae(find_model(str(folder / "vae")))
     pictures = adapt.decode(vae, use(features[parts["test"][:8]]))
-    assert (pictures.int() - load_pt(folder / "adapt-latents.pt", "foresight.result.v1")["bridge"].int()).abs().max() <= 1
+    assert (
+        pictures.int() - load_pt(folder / "adapt-latents.pt", "foresight.result.v1")["bridge"].int()
+    ).abs().max() <= 1
 
 
 @pytest.mark.slow
@@ -211,7 +264,9 @@ def test_the_ladder_in_full(made, tmp_path, monkeypatch):
         assert abs(row["parameters"] - row["wanted"]) <= 0.05 * row["wanted"]
     # early stopping is off
     assert len({step for row in found["sizes"].values() for step in row["steps"]}) == 1
-    assert found["parameter_efficiency_low"] < found["parameter_efficiency"] < found["parameter_efficiency_high"]
+    assert (
+        found["parameter_efficiency_low"] < found["parameter_efficiency"] < found["parameter_efficiency_high"]
+    )
     assert found["criteria"]["parameter_efficiency"]["stand_in"] == ("lpips_random_backbone" in found)
     assert "200" in found["ladder"]
 
@@ -220,28 +275,54 @@ def test_the_ladder_in_full(made, tmp_path, monkeypatch):
 def halves(tmp_path_factory):
     """80 pictures, and as features what the small autoencoder makes of them: all, either half of the channels, and noise. The spatial encoder holds one half, the model the other."""
     import data
+
     folder = tmp_path_factory.mktemp("halves")
     data.main(f"shapes --n 80 --size 64 --out {folder}/data".split())
     items, _ = load_items(folder / "data")
     vae, _ = load_video_vae(find_model("tiny-vae"))
     with torch.inference_mode():
-        z = vae.encode(adapt.to_floats(torch.cat([i["frames"] for i in items]))[:, :, None]).latent_dist.mode().permute(0, 2, 3, 4, 1)
+        z = (
+            vae.encode(adapt.to_floats(torch.cat([i["frames"] for i in items]))[:, :, None])
+            .latent_dist.mode()
+            .permute(0, 2, 3, 4, 1)
+        )
         z = ((z - vae.latents_mean) / vae.latents_std).clone()
     noise = torch.randn(z[..., 8:].shape, generator=torch.Generator().manual_seed(0))
-    for name, x in (("latents", z), ("spatial", z[..., :8]), ("model", z[..., 8:]), ("nothing", noise), ("random", noise.roll(1, 0))):
+    for name, x in (
+        ("latents", z),
+        ("spatial", z[..., :8]),
+        ("model", z[..., 8:]),
+        ("nothing", noise),
+        ("random", noise.roll(1, 0)),
+    ):
         points = {"latents" if name == "latents" else "tokens": x}
         plant_features(folder / name, [i["id"] for i in items], points, folder / "data", size=64)
     own = f"--features {folder}/model --latents {folder}/latents --spatial {folder}/spatial --random {folder}/random"
-    return folder, f"--mode hybrid {own} --point tokens --seeds 2 --epochs 12 --lr 3e-3 --loss latents --out {folder}/out.yaml".split()
+    return (
+        folder,
+        f"--mode hybrid {own} --point tokens --seeds 2 --epochs 12 --lr 3e-3 --loss latents --out {folder}/out.yaml".split(),
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("features", "answer"), [("model", "yes"), ("nothing", "no")])
-def test_the_hybrid_says_that_the_model_adds_what_the_encoder_lacks_and_that_noise_adds_nothing(halves, tmp_path, features, answer):
+def test_the_hybrid_says_that_the_model_adds_what_the_encoder_lacks_and_that_noise_adds_nothing(
+    halves, tmp_path, features, answer
+):
     folder, arguments = halves
     adapt.main(changed(arguments, features=folder / features, out=tmp_path / "h.yaml"))
     found = load_yaml(tmp_path / "h.yaml", "adapt")
-    assert {"fused", "zero", "noise", "shuffled", "twice", "random", "oracle", "spatial_wide", "model_twice"} < set(found["arms"])
+    assert {
+        "fused",
+        "zero",
+        "noise",
+        "shuffled",
+        "twice",
+        "random",
+        "oracle",
+        "spatial_wide",
+        "model_twice",
+    } < set(found["arms"])
     assert found["model_adds"] == answer, (found["model_adds_gain_low"], found["model_adds_gain_high"])
     # where each holds a half, a model that attends to itself has its own half at its place, and so few steps
     # do not tell it from the fused tokens
@@ -256,7 +337,9 @@ def test_the_hybrid_says_that_the_model_adds_what_the_encoder_lacks_and_that_noi
 def test_an_ablation_compares_bridges_samples_and_a_start_from_a_trained_adapter(halves, tmp_path):
     adapt.main(changed(halves[1], mode="ablation", epochs=12, bridges="mlp", out=tmp_path / "first.yaml"))
     started = {"init": tmp_path / "adapter-ablation.pt", "out": tmp_path / "a.yaml"}
-    found = adapt.main(changed(halves[1], mode="ablation", epochs=3, bridges="mlp,queries,bottleneck", **started))
+    found = adapt.main(
+        changed(halves[1], mode="ablation", epochs=3, bridges="mlp,queries,bottleneck", **started)
+    )
     groups, arm = found["groups"], found["arms"]["from --init"]
     assert groups["bridge"] == ["mlp", "queries", "bottleneck"] and len(groups["samples"]) == 4
     assert groups["init"] == ["from scratch", "from --init"] and arm["worse_high"] < 0
@@ -267,11 +350,16 @@ def test_an_ablation_compares_bridges_samples_and_a_start_from_a_trained_adapter
 def test_lora_starts_as_the_model_itself_trains_only_what_the_layer_reads_and_learns(tmp_path):
     import data
     import extract
+
     data.main(f"shapes --n 60 --size 96 --out {tmp_path}/data".split())
     for model, points in (("tiny", "language.0,language.1,language.2"), ("tiny-vae", "latents")):
-        extract.main(f"--model {model} --data {tmp_path}/data --points {points} --out {tmp_path}/{model}".split())
-    adapt.main(f"--mode ablation --features {tmp_path}/tiny --latents {tmp_path}/tiny-vae --point language.1 --bridges mlp,lora --seeds 2 --warm 0 --epochs 4 --lr 5e-3 --loss latents "
-               f"--out {tmp_path}/a.yaml".split())
+        extract.main(
+            f"--model {model} --data {tmp_path}/data --points {points} --out {tmp_path}/{model}".split()
+        )
+    adapt.main(
+        f"--mode ablation --features {tmp_path}/tiny --latents {tmp_path}/tiny-vae --point language.1 --bridges mlp,lora --seeds 2 --warm 0 --epochs 4 --lr 5e-3 --loss latents "
+        f"--out {tmp_path}/a.yaml".split()
+    )
     found = load_yaml(tmp_path / "a.yaml", "adapt")["arms"]["lora"]
     assert found["point"] == "language.1" and min(found["best_epoch"]) > 1
     assert found["val_loss"][0] != found["val_loss"][1]
@@ -284,19 +372,26 @@ def test_lora_starts_as_the_model_itself_trains_only_what_the_layer_reads_and_le
 
 
 @pytest.mark.slow
-def test_an_adapter_learns_to_say_what_the_text_encoder_would_and_from_noise_it_learns_nothing(tmp_path, refused):
+def test_an_adapter_learns_to_say_what_the_text_encoder_would_and_from_noise_it_learns_nothing(
+    tmp_path, refused
+):
     import data
+
     data.main(f"moving --n 60 --out {tmp_path}/clips".split())
     items, _ = load_items(tmp_path / "clips")
     said = [(*i["names"][-1].split(), i["direction"]) for i in items]
     words = sorted({w for row in said for w in row})
-    told = torch.tensor([[float(w in row) for w in words] for row in said])[:, None, None, None].expand(-1, 2, 2, 2, -1)
+    told = torch.tensor([[float(w in row) for w in words] for row in said])[:, None, None, None].expand(
+        -1, 2, 2, 2, -1
+    )
     noise = torch.randn(told.shape, generator=torch.Generator().manual_seed(0))
     gains = {}
     for name, x in (("told", told), ("noise", noise)):
         at = tmp_path / name
         plant_features(at, [i["id"] for i in items], {"language.0": x}, tmp_path / "clips", size=64)
-        adapt.main(f"--mode video --features {at} --lr 3e-3 --epochs 40 --seeds 2 --out {at}/video.yaml".split())
+        adapt.main(
+            f"--mode video --features {at} --lr 3e-3 --epochs 40 --seeds 2 --out {at}/video.yaml".split()
+        )
         found = load_yaml(at / "video.yaml", "adapt")
         gains[name] = [found["criteria"][k]["gain_low"] for k in ("embedding_error", "flow_error")]
     assert min(gains["told"]) > 0 and gains["noise"][0] < 0.02, gains
@@ -308,7 +403,9 @@ def test_an_adapter_learns_to_say_what_the_text_encoder_would_and_from_noise_it_
     assert (use(told.half().float().flatten(1, 2)) - kept["embeds"].float()).abs().max() < 1e-2
     adapt.main(f"--apply {adapter} --features {tmp_path}/told --out {tmp_path}/again.pt".split())
     assert torch.equal(load_pt(tmp_path / "again.pt", "foresight.result.v1")["embeds"], kept["embeds"])
-    plant_features(tmp_path / "other", [i["id"] for i in items], {"language.9": noise}, tmp_path / "clips", size=64)
+    plant_features(
+        tmp_path / "other", [i["id"] for i in items], {"language.9": noise}, tmp_path / "clips", size=64
+    )
     refused(lambda: adapt.main(f"--apply {adapter} --features {tmp_path}/other".split()), "reads language.0")
 
 
@@ -317,17 +414,29 @@ def test_the_published_transformer_takes_what_an_adapter_gives():
 
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+
     with init_empty_weights():
         pipeline = SimpleNamespace(transformer=LTXVideoTransformer3DModel(), vae=AutoencoderKLLTXVideo())
     w = SimpleNamespace(pipeline=pipeline, dtype=torch.float32)
     with torch.device("meta"):
-        out = adapt.velocity(w, torch.empty(2, 3, 4, 4, 128), torch.empty(2, 3), torch.empty(2, 32, 4096), torch.ones(2, 32))
+        out = adapt.velocity(
+            w, torch.empty(2, 3, 4, 4, 128), torch.empty(2, 3), torch.empty(2, 32, 4096), torch.ones(2, 32)
+        )
     assert out.shape == (2, 3, 4, 4, 128)
 
 
-BAD = [("'vision.7'", {"point": "vision.7"}), ("--spatial", {"mode": "hybrid"}), ("unknown bridge 'fusion'", {"bridges": "fusion"}),
-       ("the smallest queries bridge", {"mode": "scaling", "bridges": "queries"}), ("no learning rate", {"lr": -1}), ("--seeds 0", {"seeds": 0}),
-       ("latents and pixels", {"loss": "flow"}), ("give 11 or 13", {"mode": "video", "frames": 12}), ("has 1 frames", {"mode": "video", "frames": 9}), ("--align", {"point": None})]
+BAD = [
+    ("'vision.7'", {"point": "vision.7"}),
+    ("--spatial", {"mode": "hybrid"}),
+    ("unknown bridge 'fusion'", {"bridges": "fusion"}),
+    ("the smallest queries bridge", {"mode": "scaling", "bridges": "queries"}),
+    ("no learning rate", {"lr": -1}),
+    ("--seeds 0", {"seeds": 0}),
+    ("latents and pixels", {"loss": "flow"}),
+    ("give 11 or 13", {"mode": "video", "frames": 12}),
+    ("has 1 frames", {"mode": "video", "frames": 9}),
+    ("--align", {"point": None}),
+]
 
 
 def test_bad_input_is_refused_in_one_sentence(made, tmp_path, refused):
@@ -335,6 +444,7 @@ def test_bad_input_is_refused_in_one_sentence(made, tmp_path, refused):
 
     def but(*words, **new):
         refused(lambda: adapt.main(changed(arguments, **new)), *words)
+
     for words, new in BAD:
         but(words, **new)
     but("does not exist", features=tmp_path / "nowhere")

@@ -1,4 +1,5 @@
 """Alignment on planted spaces: independent noise first, then the same space turned, scaled and blurred."""
+
 import math
 import subprocess
 import sys
@@ -29,7 +30,9 @@ def compare(x, y, k=10, names=align.PAIRED):
 
 def p_of(x, y, measure, blocks, n_perm, seed, k=10):
     a, b = ([align.space_of(z)] for z in (x, y))
-    null = align.permuted(align.held(a, measure, k), align.held(b, measure, k), measure != "recall10", blocks, n_perm, seed)
+    null = align.permuted(
+        align.held(a, measure, k), align.held(b, measure, k), measure != "recall10", blocks, n_perm, seed
+    )
     return align.p_values(align.pairs(a, b, measure, k), null)[0].item()
 
 
@@ -38,6 +41,7 @@ def singles(n):
 
 
 # ---------------------------------------------------------------- measures
+
 
 @pytest.mark.parametrize(("n", "d", "most"), [(200, 2000, 0.02), (50, 3584, 0.05)])
 def test_cka_of_independent_noise_is_0_where_the_biased_one_is_not(n, d, most):
@@ -50,7 +54,12 @@ def test_cka_is_the_ratio_of_unbiased_hsic_by_its_published_formula():
     def hsic(k, l):  # Song et al. 2012, equation 5
         n, one = len(k), np.ones(len(k))
         k, l = k - np.diag(np.diag(k)), l - np.diag(np.diag(l))
-        return (np.trace(k @ l) + (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ l @ one)) / (n * (n - 3))
+        return (
+            np.trace(k @ l)
+            + (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
+            - 2 / (n - 2) * (one @ k @ l @ one)
+        ) / (n * (n - 3))
+
     x = noise(30, 5, 0)
     y = x @ noise(5, 7, 1) + noise(30, 7, 2)
     k, l = ((z @ z.T).double().numpy() for z in (x, y))
@@ -72,11 +81,16 @@ def test_spearman_is_that_of_scipy_on_pairwise_distances(n):
     y = x[:, :6] + 0.7 * noise(n, 6, 1).double()
     expected = spearmanr(*(pdist(z.numpy()) for z in (x, y))).statistic
     assert 0.2 < expected < 0.9
-    assert compare(x, y, names=["spearman"])["spearman"] == pytest.approx(expected, abs=1e-6 if n == 30 else 1e-5)
+    assert compare(x, y, names=["spearman"])["spearman"] == pytest.approx(
+        expected, abs=1e-6 if n == 30 else 1e-5
+    )
 
 
 def test_spearman_of_independent_noise_is_0():
-    assert abs(np.mean([compare(noise(50, 9, 2 * i), noise(50, 9, 2 * i + 1))["spearman"] for i in range(8)])) < 0.05
+    assert (
+        abs(np.mean([compare(noise(50, 9, 2 * i), noise(50, 9, 2 * i + 1))["spearman"] for i in range(8)]))
+        < 0.05
+    )
 
 
 def test_recall_of_independent_noise_is_its_chance_and_no_item_is_its_own_neighbour():
@@ -139,9 +153,12 @@ def test_every_measure_falls_as_noise_grows():
 
 # ---------------------------------------------------------------- permutations and intervals
 
+
 @pytest.mark.parametrize("measure", align.PAIRED)
 def test_p_is_uniform_where_nothing_is_shared(measure):
-    ps = [p_of(noise(20, 5, 2 * k), noise(20, 5, 2 * k + 1), measure, singles(20), 39, k, 3) for k in range(150)]
+    ps = [
+        p_of(noise(20, 5, 2 * k), noise(20, 5, 2 * k + 1), measure, singles(20), 39, k, 3) for k in range(150)
+    ]
     assert np.mean(np.array(ps) <= 0.05) <= 0.10, "too many small p-values"
     assert 0.4 < np.mean(ps) < 0.65, np.mean(ps)  # ties of recall lift it a little above one half
 
@@ -167,7 +184,9 @@ def test_permuting_matrices_is_permuting_items(measure):
     g = generator(0)
     for found in null:
         order = align.shuffle(singles(30), g)  # the smaller side, x, is permuted
-        expected = align.pairs([align.space_of(z[order]) for z in x], [align.space_of(z) for z in y], measure, 3)
+        expected = align.pairs(
+            [align.space_of(z[order]) for z in x], [align.space_of(z) for z in y], measure, 3
+        )
         assert torch.allclose(found.double(), expected, atol=1e-5)
 
 
@@ -199,7 +218,10 @@ def test_sources_are_shuffled_whole_and_only_among_their_equals():
 def test_items_of_a_source_that_agree_make_no_small_p():
     small = {"whole": 0, "torn": 0}
     for k in range(100):
-        x, y = (noise(8, 6, 2 * k + j).repeat_interleave(4, 0) + 0.1 * noise(32, 6, 1000 + 2 * k + j) for j in range(2))
+        x, y = (
+            noise(8, 6, 2 * k + j).repeat_interleave(4, 0) + 0.1 * noise(32, 6, 1000 + 2 * k + j)
+            for j in range(2)
+        )
         whole = [torch.arange(4 * i, 4 * i + 4) for i in range(8)]
         for name, blocks in (("whole", whole), ("torn", singles(32))):
             small[name] += p_of(x, y, "spearman", blocks, 39, k) <= 0.05
@@ -276,7 +298,9 @@ def test_dimension_of_a_flat_piece_is_its_own_and_copies_change_nothing(d):
 
 def test_dimension_of_a_curled_line_is_one_to_its_neighbours_and_more_to_its_covariance_and_they_do_not_agree():
     t = torch.rand(600, 1, generator=generator(0))
-    found = align.intrinsic_dimension(torch.cat([wave(k * t * 6.28) for wave in (torch.sin, torch.cos) for k in (1, 2, 3)], 1))
+    found = align.intrinsic_dimension(
+        torch.cat([wave(k * t * 6.28) for wave in (torch.sin, torch.cos) for k in (1, 2, 3)], 1)
+    )
     assert found["two_nn"] == pytest.approx(1, rel=0.15) and found["mle"] == pytest.approx(1, rel=0.25)
     assert found["participation"] > 4 and not found["agree"]
 
@@ -293,8 +317,17 @@ def test_token_grids_are_pooled_or_repeated_cell_by_cell(side, wanted):
 
 # ---------------------------------------------------------------- the record
 
+
 def layer(score, val, n=101):
-    row = {"score": score, "low": score - 0.1, "high": score + 0.1, "p": 0.01, "p_max": 0.02, "val": val, "n": n}
+    row = {
+        "score": score,
+        "low": score - 0.1,
+        "high": score + 0.1,
+        "p": 0.01,
+        "p_max": 0.02,
+        "val": val,
+        "n": n,
+    }
     return {m: row for m in align.MEASURES} | {"recall10": row | {"chance": 0.1}}
 
 
@@ -328,7 +361,11 @@ def plant(folder, points, ids=IDS, data=None, **more):
 def world(tmp_path, points, target=LATENTS, ids=IDS, target_ids=None, gridless=()):
     """Items, features and latents on disk; the arguments that main needs."""
     same = {"width": 8, "height": 8, "frames": torch.zeros(1, 8, 8, 3, dtype=torch.uint8)}
-    common.write_items(tmp_path / "data", [same | {"id": i, "source": i} for i in ids], {"data": "synthetic", "name": "planted"})
+    common.write_items(
+        tmp_path / "data",
+        [same | {"id": i, "source": i} for i in ids],
+        {"data": "synthetic", "name": "planted"},
+    )
     own = plant(tmp_path / "features", points, ids, tmp_path / "data", gridless=gridless)
     other = plant(tmp_path / "target", {"latents": target}, target_ids or ids, tmp_path / "data")
     return ["--features", own, "--target", other, "--permutations", "20"]
@@ -355,7 +392,9 @@ def test_main_chooses_the_planted_layer_and_writes_what_it_prints(tmp_path, caps
     assert found["run"]["seed"] == 0 and found["run"]["arguments"]["permutations"] == 50
 
 
-def test_main_finds_the_layer_that_a_linear_map_of_the_latents_was_planted_in_and_says_how_sure_that_is(tmp_path):
+def test_main_finds_the_layer_that_a_linear_map_of_the_latents_was_planted_in_and_says_how_sure_that_is(
+    tmp_path,
+):
     turned = LATENTS @ torch.randn(4, 9, generator=generator(30))
     found = align.main(world(tmp_path, {"before": near(0.5, 2), "here": turned, "after": near(0.5, 3)}))
     assert found["recommended"] == found["linear_r2_layer"] == "here" and found["recommended_share"] == 1
@@ -397,7 +436,9 @@ def test_main_compares_all_layers_with_all_points_of_another_model_and_chooses_t
     assert common.load_yaml(tmp_path / "align.yaml", "align")["linear_r2"] < 0.3
 
 
-def test_with_more_items_than_are_held_at_once_scores_are_of_all_and_permutations_of_some(tmp_path, monkeypatch):
+def test_with_more_items_than_are_held_at_once_scores_are_of_all_and_permutations_of_some(
+    tmp_path, monkeypatch
+):
     args = world(tmp_path, {"a": near(0.5), "b": near(2.0, 2)})
     whole = align.main(args)
     monkeypatch.setattr(align, "EXACT", 25)
@@ -411,15 +452,30 @@ def test_with_more_items_than_are_held_at_once_scores_are_of_all_and_permutation
         assert some["pooled"][m]["a"] == pytest.approx(whole["pooled"][m]["a"], abs=1e-3)
 
 
-def test_of_many_items_a_random_part_is_compared_that_the_seed_draws_and_the_yaml_states(tmp_path, monkeypatch):
+def test_of_many_items_a_random_part_is_compared_that_the_seed_draws_and_the_yaml_states(
+    tmp_path, monkeypatch
+):
     points, study = {"a": near(0.5), "b": near(2.0, 2)}, tmp_path / "study.md"
-    args = [*world(tmp_path, points), "--random", plant(tmp_path / "random", points, data=tmp_path / "data"), "--study", str(study)]
+    args = [
+        *world(tmp_path, points),
+        "--random",
+        plant(tmp_path / "random", points, data=tmp_path / "data"),
+        "--study",
+        str(study),
+    ]
     assert "subset" not in align.main(args)
     monkeypatch.setattr(align, "SUBSET", 40)
     other, found = (align.main([*args, "--seed", seed]) for seed in "10")
     assert (found["items"], found["subset"]) == (60, 40) and "40 of 60 items" in study.read_text()
     keep = torch.randperm(60, generator=generator(0))[:40].sort().values
-    alone = align.main(world(tmp_path / "alone", {name: x[keep] for name, x in points.items()}, LATENTS[keep], [IDS[k] for k in keep]))
+    alone = align.main(
+        world(
+            tmp_path / "alone",
+            {name: x[keep] for name, x in points.items()},
+            LATENTS[keep],
+            [IDS[k] for k in keep],
+        )
+    )
     assert alone["layers"] == found["layers"] != other["layers"] and alone["pooled"] == found["pooled"]
 
 
@@ -449,34 +505,48 @@ def test_main_of_noise_claims_nothing(tmp_path):
         assert record["p"] > 0.05 and record["gain_low"] < 0.05 and abs(record["gain"]) < 0.15, (m, record)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (("--target", "stranger"), ("'item-59' is missing", "stranger")),
-    (("--target", "reversed"), ("other order",)),
-    (("--random", "reversed"), ("reversed",)),
-    # without a floor that was asked for, the gain over the best floor would flatter
-    (("--random", "lacking"), ("lacking", "layer.2")),
-    (("--features", "broken"), ("layer.2", "1 non-finite")),
-    (("--features", "constant"), ("layer.2", "same for every item")),
-    (("--target-point", "latent"), ("latent", "latents")),
-    (("--permutations", "0"), ("--permutations 0",)),
-    (("--out", "target/index.yaml/align.yaml"), ("cannot write", "--out"))])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--target", "stranger"), ("'item-59' is missing", "stranger")),
+        (("--target", "reversed"), ("other order",)),
+        (("--random", "reversed"), ("reversed",)),
+        # without a floor that was asked for, the gain over the best floor would flatter
+        (("--random", "lacking"), ("lacking", "layer.2")),
+        (("--features", "broken"), ("layer.2", "1 non-finite")),
+        (("--features", "constant"), ("layer.2", "same for every item")),
+        (("--target-point", "latent"), ("latent", "latents")),
+        (("--permutations", "0"), ("--permutations 0",)),
+        (("--out", "target/index.yaml/align.yaml"), ("cannot write", "--out")),
+    ],
+)
 def test_input_that_cannot_be_compared_is_refused(tmp_path, monkeypatch, refused, arguments, words):
     monkeypatch.chdir(tmp_path)
     args = world(tmp_path, {"layer.1": near(0.5), "layer.2": near(2.0)})
     broken = near(1)
     broken[3, 0, 1, 1, 2] = float("nan")
-    other = {"stranger": ({"latents": LATENTS}, IDS[:-1] + ["stranger"]), "reversed": ({"latents": LATENTS}, IDS[::-1]), "lacking": ({"layer.1": near(2.0)}, IDS),
-             "broken": ({"layer.2": broken}, IDS), "constant": ({"layer.2": near(1)[:1].expand(60, -1, -1, -1, -1)}, IDS)}
+    other = {
+        "stranger": ({"latents": LATENTS}, IDS[:-1] + ["stranger"]),
+        "reversed": ({"latents": LATENTS}, IDS[::-1]),
+        "lacking": ({"layer.1": near(2.0)}, IDS),
+        "broken": ({"layer.2": broken}, IDS),
+        "constant": ({"layer.2": near(1)[:1].expand(60, -1, -1, -1, -1)}, IDS),
+    }
     for name in set(arguments) & set(other):
         plant(tmp_path / name, *other[name], data=tmp_path / "data")
     refused(lambda: align.main([*args, *arguments]), *words)
 
 
 def test_too_few_items_are_refused(tmp_path, refused):
-    refused(lambda: align.main(world(tmp_path, {"a": near(1)[:9]}, LATENTS[:9], IDS[:9])), "9 items", "at least 10")
+    refused(
+        lambda: align.main(world(tmp_path, {"a": near(1)[:9]}, LATENTS[:9], IDS[:9])),
+        "9 items",
+        "at least 10",
+    )
 
 
 # ---------------------------------------------------------------- tokens without a place in the picture
+
 
 def queries(s):
     """The latents, mixed over their places into five tokens, plus noise."""
@@ -503,11 +573,24 @@ def test_layers_without_a_grid_alone_have_no_r2_and_the_yaml_says_why(tmp_path):
 
 def test_make_align_extracts_what_it_compares_and_writes_the_report():
     def would(*arguments):
-        command = ["make", "-n", "-W", "data.py", "align", "MODEL=llava-next", "DATA=shapes", f"PY={sys.executable}"]
+        command = [
+            "make",
+            "-n",
+            "-W",
+            "data.py",
+            "align",
+            "MODEL=llava-next",
+            "DATA=shapes",
+            f"PY={sys.executable}",
+        ]
         return subprocess.run([*command, *arguments], cwd=common.HERE, capture_output=True, text=True).stdout
 
     first, second = would(), would("TARGET=dinov2-l")
     assert "--target results/ltx/shapes/features --study results/llava-next/alignment-study.md" in first
     assert first.count("extract.py --model") == 3
-    for words in ("--target results/dinov2-l/shapes/features", "--out results/llava-next/shapes/align-dinov2-l.yaml", "extract.py --model dinov2-l"):
+    for words in (
+        "--target results/dinov2-l/shapes/features",
+        "--out results/llava-next/shapes/align-dinov2-l.yaml",
+        "extract.py --model dinov2-l",
+    ):
         assert words in second, words

@@ -1,4 +1,5 @@
 """The calibration of gate 1, at a few worlds: nulls first; and the pieces whose answer is known."""
+
 import calibrate
 import pytest
 import torch
@@ -9,7 +10,10 @@ import data
 
 @pytest.fixture(scope="module")
 def pools():
-    return {"shapes": calibrate.Pool(list(data.shapes(500, 48, 0))), "portraits": calibrate.Pool(list(calibrate.portraits(400, 48, 0)))}
+    return {
+        "shapes": calibrate.Pool(list(data.shapes(500, 48, 0))),
+        "portraits": calibrate.Pool(list(calibrate.portraits(400, 48, 0))),
+    }
 
 
 def answers(make, pool, kind, criterion, worlds=5, **more):
@@ -19,26 +23,43 @@ def answers(make, pool, kind, criterion, worlds=5, **more):
 
 # ---------------------------------------------------------------- nulls
 
+
 @pytest.mark.parametrize("scene", ["shapes", "portraits"])
 @pytest.mark.parametrize("kind", ["constant", "position", "shuffled"])
-@pytest.mark.parametrize(("make", "criterion"), [(calibrate.box_world, "bbox_iou"), (calibrate.mask_world, "spatial_iou")])
-def test_features_that_hold_nothing_never_pass_not_even_where_a_constant_box_clears_the_threshold(pools, make, criterion, kind, scene):
+@pytest.mark.parametrize(
+    ("make", "criterion"), [(calibrate.box_world, "bbox_iou"), (calibrate.mask_world, "spatial_iou")]
+)
+def test_features_that_hold_nothing_never_pass_not_even_where_a_constant_box_clears_the_threshold(
+    pools, make, criterion, kind, scene
+):
     found = answers(make, pools[scene], kind, criterion)
     assert all(r["answer"] != "PASS" and r["pass_is_false"] and not r["fail_is_false"] for r in found), found
 
 
 def test_portraits_are_scenes_where_the_bare_threshold_would_have_passed(pools):
-    assert all(r["plain_pass"] for r in answers(calibrate.box_world, pools["portraits"], "position", "bbox_iou"))
+    assert all(
+        r["plain_pass"] for r in answers(calibrate.box_world, pools["portraits"], "position", "bbox_iou")
+    )
 
 
 @pytest.mark.parametrize("kind", ["constant", "shuffled", "random_network"])
 def test_motion_that_is_not_there_never_passes(kind):
-    assert all(r["answer"] != "PASS" for r in answers(calibrate.motion_world, None, kind, "direction_accuracy", 3))
+    assert all(
+        r["answer"] != "PASS" for r in answers(calibrate.motion_world, None, kind, "direction_accuracy", 3)
+    )
 
 
 # ---------------------------------------------------------------- oracles
 
-@pytest.mark.parametrize(("make", "criterion"), [(calibrate.box_world, "bbox_iou"), (calibrate.mask_world, "spatial_iou"), (calibrate.motion_world, "direction_accuracy")])
+
+@pytest.mark.parametrize(
+    ("make", "criterion"),
+    [
+        (calibrate.box_world, "bbox_iou"),
+        (calibrate.mask_world, "spatial_iou"),
+        (calibrate.motion_world, "direction_accuracy"),
+    ],
+)
 def test_the_oracle_passes_and_a_fail_would_have_been_false(pools, monkeypatch, make, criterion):
     pool = pools["shapes"]
     monkeypatch.setattr(pool, "world", lambda n, g, rest: type(pool).world(pool, n, g, min(rest, 100)))
@@ -53,13 +74,16 @@ def test_noise_is_found_that_gives_the_wanted_score():
 
 # ---------------------------------------------------------------- leaks
 
+
 def test_a_split_leak_is_refused_by_name(pools):
     rows, _ = calibrate.split_leaks(pools["shapes"], 2, 0)
     assert [calibrate.caught_by(r) for r in rows] == ["split leak"] * 2
     assert all("one picture under two sources" in r["reason"] for r in rows)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("normaliser_targets", "shuffled"), ("normaliser_features", "random_init")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("normaliser_targets", "shuffled"), ("normaliser_features", "random_init")]
+)
 def test_a_normaliser_is_named_by_its_control(pools, kind, name):
     found = answers(calibrate.box_world, pools["shapes"], kind, "bbox_iou")
     assert [calibrate.caught_by(r) for r in found] == [name] * 5
@@ -72,7 +96,10 @@ def test_a_normaliser_before_every_network_passes_without_the_untrained_one(pool
 
 # ---------------------------------------------------------------- statistics
 
-@pytest.mark.parametrize(("k", "n", "low", "high"), [(0, 10, 0, 0.2775), (1, 10, 0.0179, 0.4042), (0, 0, 0, 1)])
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"), [(0, 10, 0, 0.2775), (1, 10, 0.0179, 0.4042), (0, 0, 0, 1)]
+)
 def test_wilsons_interval_has_its_known_values(k, n, low, high):
     assert calibrate.wilson(k, n) == pytest.approx((low, high), abs=1e-4)
 
@@ -81,20 +108,35 @@ def test_wilsons_interval_has_its_known_values(k, n, low, high):
 @pytest.mark.parametrize("per_source", [1, 5])
 def test_planted_scores_have_the_mean_that_is_said_of_them(shape, per_source):
     import numpy as np
-    found = [calibrate.planted(shape, 1000, per_source, 0.1, False, np.random.default_rng(k)) for k in range(20)]
+
+    found = [
+        calibrate.planted(shape, 1000, per_source, 0.1, False, np.random.default_rng(k)) for k in range(20)
+    ]
     assert sum(r["score"] for r, _ in found) / 20 == pytest.approx(found[0][1], abs=0.012)
     assert sum(r["gain"] for r, _ in found) / 20 == pytest.approx(0.1, abs=0.012)
     assert found[0][0]["sources"] == 1000 // per_source
 
 
 def test_a_rule_is_judged_at_the_stated_distance_from_the_threshold():
-    record = dict(score=0.5, low=0.45, high=0.55, floor=0.1, floor_name="constant", ceiling=1.0, gain=0.4, gain_low=0.3, gain_high=0.5, n=100)
+    record = dict(
+        score=0.5,
+        low=0.45,
+        high=0.55,
+        floor=0.1,
+        floor_name="constant",
+        ceiling=1.0,
+        gain=0.4,
+        gain_low=0.3,
+        gain_high=0.5,
+        n=100,
+    )
     for more in ({"better": "higher"}, {"better": "lower", "floor": 0.9, "ceiling": 0.0}):
         said = [calibrate.shifted(record | more, 0.5, above)["answer"] for above in (0.1, 0.0, -0.1)]
         assert said == ["PASS", "INCONCLUSIVE", "FAIL"]
 
 
 # ---------------------------------------------------------------- the command
+
 
 @pytest.mark.slow
 def test_main_at_a_few_worlds_writes_what_it_returns_and_a_picture(tmp_path, monkeypatch, capsys):
@@ -115,5 +157,11 @@ def test_main_at_a_few_worlds_writes_what_it_returns_and_a_picture(tmp_path, mon
 
 
 def test_an_untrained_network_differs_from_its_control(pools):
-    own, control = calibrate.features("random_network", pools["shapes"].codes["boxes"], pools["shapes"], torch.arange(5), calibrate.generator(0))
+    own, control = calibrate.features(
+        "random_network",
+        pools["shapes"].codes["boxes"],
+        pools["shapes"],
+        torch.arange(5),
+        calibrate.generator(0),
+    )
     assert own.shape == control.shape and not torch.allclose(own, control)

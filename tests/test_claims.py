@@ -1,10 +1,23 @@
 """What a text claims of objects and whether it is true: by hand, on generated clips whose truth is known, on facts drawn at random, and with exactly one fact wrong."""
+
 import pytest
 import torch
 
 import data
 import explain
-from explain import Claim, answer_right, answer_with, check_claim, describe_track, frame_f1, heard, omitted, parse_claims, sentence_of_count, true_fact
+from explain import (
+    Claim,
+    answer_right,
+    answer_with,
+    check_claim,
+    describe_track,
+    frame_f1,
+    heard,
+    omitted,
+    parse_claims,
+    sentence_of_count,
+    true_fact,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +30,14 @@ def track(name, persistent, present, visible=None, hidden=(), direction="right")
     return {"object": name, "persistent": persistent, "direction": direction} | spans
 
 
-CLIP = {"frames": range(32), "absent": "green star", "tracks": [
-    track("red circle", False, [4, 21], [[4, 9], [14, 21]], [[10, 13]], "up left"),
-    track("blue star", True, [0, 31], direction="still")]}
+CLIP = {
+    "frames": range(32),
+    "absent": "green star",
+    "tracks": [
+        track("red circle", False, [4, 21], [[4, 9], [14, 21]], [[10, 13]], "up left"),
+        track("blue star", True, [0, 31], direction="still"),
+    ],
+}
 NAMES = ["red circle", "blue star"]
 
 
@@ -29,10 +47,13 @@ def claims(text, names=NAMES):
 
 # ---------------------------------------------------------------- nulls
 
+
 def test_text_without_a_claim_is_counted_and_says_nothing():
     assert parse_claims("I like cheese. What a nice clip!", NAMES) == ([], 2)
     assert parse_claims("", NAMES) == ([], 0) and parse_claims("...", NAMES) == ([], 0)
-    assert parse_claims("The clip does not show that.", NAMES) == ([], 0), "who says that nothing is shown has been understood"
+    assert parse_claims("The clip does not show that.", NAMES) == ([], 0), (
+        "who says that nothing is shown has been understood"
+    )
     assert omitted([], CLIP)[0] == omitted([], CLIP)[1] and len(omitted([], CLIP)[1]) == 1 + 2 * 4
 
 
@@ -119,11 +140,18 @@ def test_claims_are_read_in_whatever_words(line):
 
 
 def test_it_is_whom_the_last_sentence_named_and_alone_the_only_one_there_is():
-    found = claims("The red circle moves left. It is never hidden. The blue star is still. It enters in frame 3.")
+    found = claims(
+        "The red circle moves left. It is never hidden. The blue star is still. It enters in frame 3."
+    )
     assert [c.object for c in found] == ["red circle"] * 2 + ["blue star"] * 2
-    assert [claims(text, ["cup"])[0].object for text in ("It moves left.", "The cup moves left.")] == ["cup", "cup"]
+    assert [claims(text, ["cup"])[0].object for text in ("It moves left.", "The cup moves left.")] == [
+        "cup",
+        "cup",
+    ]
     assert claims("It moves left.")[0].object is None
-    assert len(claims("The red circle moves left" + ", and" * 60 + " x")) == 1, "what is said at length is read in time"
+    assert len(claims("The red circle moves left" + ", and" * 60 + " x")) == 1, (
+        "what is said at length is read in time"
+    )
 
 
 # ---------------------------------------------------------------- whether it is true
@@ -184,20 +212,30 @@ def test_what_the_truth_does_not_hold_cannot_be_checked():
 def test_what_is_left_out_is_told_apart_from_what_is_wrong():
     text = "The red circle is transient: it enters in frame 4. It moves left. The blue star does not move. There are 2 objects."
     red, blue = (["span", "direction", "hidden"], ["persistence", "span", "hidden"])
-    assert omitted(claims(text), CLIP)[0] == [("red circle", k) for k in red] + [("blue star", k) for k in blue]
+    assert omitted(claims(text), CLIP)[0] == [("red circle", k) for k in red] + [
+        ("blue star", k) for k in blue
+    ]
     both_ends = claims("The red circle enters in frame 4 and leaves in frame 21.")
     assert ("red circle", "span") not in omitted(both_ends, CLIP)[0]
 
 
 def test_all_that_the_truth_writes_is_true_and_nothing_is_left_out(clips):
     for clip in clips:
-        assert " ".join([*map(describe_track, clip["tracks"]), sentence_of_count(clip["count"])]) == clip["text"]
+        assert (
+            " ".join([*map(describe_track, clip["tracks"]), sentence_of_count(clip["count"])]) == clip["text"]
+        )
         found, silent = parse_claims(clip["text"], clip["names"])
-        assert not silent and found and all(check_claim(c, clip) is True for c in found) and omitted(found, clip)[0] == [], clip["text"]
+        assert (
+            not silent
+            and found
+            and all(check_claim(c, clip) is True for c in found)
+            and omitted(found, clip)[0] == []
+        ), clip["text"]
 
 
 def planted(clip, kind):
     """(name of the object, text) for each way in which exactly one fact of a true text is made false."""
+
     def but(k, **false):
         tracks = [t | false if j == k else t for j, t in enumerate(clip["tracks"])]
         return tracks[k]["object"], " ".join([*map(describe_track, tracks), sentence_of_count(clip["count"])])
@@ -214,10 +252,16 @@ def planted(clip, kind):
             texts.append(but(k, persistent=not t["persistent"]))
         elif kind == "direction":
             now = around.index(t["direction"]) if t["direction"] in around else 0
-            texts += [but(k, direction=d) for d in {around[now - 1], around[(now + 1) % 8], around[(now + 4) % 8], "still"} - {t["direction"]}]
+            texts += [
+                but(k, direction=d)
+                for d in {around[now - 1], around[(now + 1) % 8], around[(now + 4) % 8], "still"}
+                - {t["direction"]}
+            ]
         elif kind == "hidden":
             texts.append(but(k, hidden=[] if t["hidden"] else [[first + 2, first + 6]]))
-            texts += [but(k, hidden=[[a - 9, b - 9] if a >= 9 else [b + 1, b + 9]]) for a, b in t["hidden"][:1]]
+            texts += [
+                but(k, hidden=[[a - 9, b - 9] if a >= 9 else [b + 1, b + 9]]) for a, b in t["hidden"][:1]
+            ]
         else:
             # which end is not said
             start, end = t["why"] not in ("enters", "appears"), t["why"] not in ("leaves", "vanishes")
@@ -240,6 +284,7 @@ def test_every_planted_falsehood_is_caught_and_nothing_else(clips, kind):
 
 
 # ---------------------------------------------------------------- answers
+
 
 def test_the_template_answers_every_generated_question_in_the_very_words(clips):
     for clip in clips:
@@ -291,12 +336,26 @@ UNCOVERED = "If nothing stood in front of it, in which frames would the red circ
 def test_what_the_notes_lack_is_not_made_up():
     scores = torch.zeros(32)
     scores[4:10] = scores[14:22] = 0.9
-    transient, persistent, nobody = (explain.noted_fact("red circle", torch.tensor(p), s, 0.5)
-                                     for p, s in ((0.1, scores), (0.9, scores), (0.1, scores * 0)))
-    assert describe_track(transient) == "The red circle is transient: it is seen in frames 4 to 9 and 14 to 21."
-    assert describe_track(persistent).endswith("frames 0 to 31. It is hidden in frames 0 to 3 and 10 to 13 and 22 to 31.")
-    assert describe_track(nobody) == "There is no red circle." and answer_with(nobody, WAY, 2) == "there is no red circle"
-    for question in (WAY, UNCOVERED, "In which frames is the red circle hidden?", "What sound does the red circle make?",
-                     "If the clip were played backwards, which way would the red circle move?"):
+    transient, persistent, nobody = (
+        explain.noted_fact("red circle", torch.tensor(p), s, 0.5)
+        for p, s in ((0.1, scores), (0.9, scores), (0.1, scores * 0))
+    )
+    assert (
+        describe_track(transient) == "The red circle is transient: it is seen in frames 4 to 9 and 14 to 21."
+    )
+    assert describe_track(persistent).endswith(
+        "frames 0 to 31. It is hidden in frames 0 to 3 and 10 to 13 and 22 to 31."
+    )
+    assert (
+        describe_track(nobody) == "There is no red circle."
+        and answer_with(nobody, WAY, 2) == "there is no red circle"
+    )
+    for question in (
+        WAY,
+        UNCOVERED,
+        "In which frames is the red circle hidden?",
+        "What sound does the red circle make?",
+        "If the clip were played backwards, which way would the red circle move?",
+    ):
         assert answer_with(transient, question, 2) == explain.UNSEEN
     assert answer_with(persistent, UNCOVERED, 2) == "frames 0 to 31"

@@ -1,4 +1,5 @@
 """Stage 0, real clips: what is encoded comes back, the published split is kept, and every clip that cannot be used is named."""
+
 import csv
 import hashlib
 import json
@@ -45,7 +46,9 @@ def encode(path, frames, rate=12, turned=0, options=None):
     if turned == 90:
         content = bytearray(path.read_bytes())
         at = content.index(b"tkhd") + 44
-        content[at:at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, frames.shape[1] << 16, 0, 1 << 30)
+        content[at : at + 36] = struct.pack(
+            ">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, frames.shape[1] << 16, 0, 1 << 30
+        )
         path.write_bytes(content)
     return path
 
@@ -86,6 +89,7 @@ def numbers(item):
 
 # ---------------------------------------------------------------- what is encoded comes back
 
+
 def test_the_middle_frames_come_back_in_order_and_upright_from_every_container(tmp_path, film):
     root = tmp_path / "in"
     for suffix in CODECS:
@@ -99,7 +103,11 @@ def test_the_middle_frames_come_back_in_order_and_upright_from_every_container(t
     for item in items:
         # mirrored or transposed: above 4
         assert numbers(item) == list(range(15, 25)) and error(item, film[15:25]) < 2, item["id"]
-        assert (item["action"], item["text"]) == ("push_left", "push left") and not {"boxes", "mask", "labels"} & set(item)
+        assert (item["action"], item["text"]) == ("push_left", "push left") and not {
+            "boxes",
+            "mask",
+            "labels",
+        } & set(item)
     assert [index[k] for k in ("data", "frames", "size", "skipped", "rotated")] == ["real", 10, 48, 0, 1]
 
 
@@ -128,7 +136,9 @@ def test_a_long_clip_is_decoded_no_further_than_wanted_and_keeps_only_what_is(tm
     for name in ("a.mp4", "a.webm"):
         encode(tmp_path / name, long)
         decoded, real = [], data.shown
-        monkeypatch.setattr(data, "shown", lambda *a, seen=decoded, real=real: (seen.append(1) or x for x in real(*a)))
+        monkeypatch.setattr(
+            data, "shown", lambda *a, seen=decoded, real=real: (seen.append(1) or x for x in real(*a))
+        )
         frames, _ = data.middle_frames(tmp_path / name, 10, None, 48)
         monkeypatch.undo()
         assert len(decoded) == 105 and frames.shape[0] == 10  # 95 before the middle ten, of 200
@@ -137,21 +147,35 @@ def test_a_long_clip_is_decoded_no_further_than_wanted_and_keeps_only_what_is(tm
 
 def test_a_damaged_tail_does_no_harm_to_the_frames_before_it(tmp_path, film):
     content = encode(tmp_path / "a.webm", film).read_bytes()
-    (tmp_path / "a.webm").write_bytes(content[:int(0.9 * len(content))])
-    assert numbers(read(table(tmp_path, ("a.webm", "x")), tmp_path / "out", "--frames", 10)[0][0]) == list(range(15, 25))
+    (tmp_path / "a.webm").write_bytes(content[: int(0.9 * len(content))])
+    assert numbers(read(table(tmp_path, ("a.webm", "x")), tmp_path / "out", "--frames", 10)[0][0]) == list(
+        range(15, 25)
+    )
 
 
 def test_a_clip_whose_header_states_no_length_is_decoded_twice(tmp_path, film):
     encode(tmp_path / "a.webm", film, options={"live": "1"})
     assert data.header(tmp_path / "a.webm", None)[0] == 0
-    assert numbers(read(table(tmp_path, ("a.webm", "x")), tmp_path / "out", "--frames", 10)[0][0]) == list(range(15, 25))
+    assert numbers(read(table(tmp_path, ("a.webm", "x")), tmp_path / "out", "--frames", 10)[0][0]) == list(
+        range(15, 25)
+    )
 
 
 # ---------------------------------------------------------------- every problem is named
 
-REASONS = {"short.mp4": ("short", "has 9 frames, and 10 are wanted"), "cut.webm": ("broken", "of 3.33 seconds"), "mid.mp4": ("broken", "is damaged"),
-           "text.mp4": ("broken", "cannot be decoded"), "empty.mp4": ("empty", "no bytes"), "few": ("short", "has 3 frames"), "none": ("empty", "no JPEG or PNG"),
-           "torn": ("broken", "7.jpg"), "gone.mp4": ("missing", "no such clip"), "twice.mp4": ("duplicate", "listed twice"), "unsaid.mp4": ("label", "no label")}
+REASONS = {
+    "short.mp4": ("short", "has 9 frames, and 10 are wanted"),
+    "cut.webm": ("broken", "of 3.33 seconds"),
+    "mid.mp4": ("broken", "is damaged"),
+    "text.mp4": ("broken", "cannot be decoded"),
+    "empty.mp4": ("empty", "no bytes"),
+    "few": ("short", "has 3 frames"),
+    "none": ("empty", "no JPEG or PNG"),
+    "torn": ("broken", "7.jpg"),
+    "gone.mp4": ("missing", "no such clip"),
+    "twice.mp4": ("duplicate", "listed twice"),
+    "unsaid.mp4": ("label", "no label"),
+}
 
 
 def spoilt(root, film):
@@ -160,7 +184,7 @@ def spoilt(root, film):
     encode(root / "short.mp4", film[:9])
     encode(root / "twice.mp4", film[::-1])
     whole = encode(root / "cut.webm", film[:, ::-1]).read_bytes()
-    (root / "cut.webm").write_bytes(whole[:len(whole) // 3])
+    (root / "cut.webm").write_bytes(whole[: len(whole) // 3])
     mid = bytearray(encode(root / "mid.mp4", film[:, :, ::-1]).read_bytes())
     mid[2400:2402] = b"\xaa\xaa"  # the decoder mends it without a word
     (root / "mid.mp4").write_bytes(mid)
@@ -184,7 +208,11 @@ def test_every_problem_is_named_and_nothing_that_was_there_is_lost(tmp_path, fil
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         read(root, out, "--frames", 10)
-    said = [line for line in capsys.readouterr().err.splitlines() if ": " in line and "clip/s" not in line and "clips:" not in line]
+    said = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if ": " in line and "clip/s" not in line and "clips:" not in line
+    ]
     assert stop.value.code == 2 and said[-1].startswith("error: 11 of 13 clips") and "--skip-bad" in said[-1]
     assert sorted(line.split(": ")[0] for line in said[:-1]) == sorted(REASONS)
     assert all(REASONS[line.split(": ")[0]][1] in line for line in said[:-1]), said
@@ -197,7 +225,9 @@ def test_every_problem_is_named_and_nothing_that_was_there_is_lost(tmp_path, fil
 
 
 @pytest.mark.parametrize("name", ["mid.mp4", "cut.webm"])
-def test_a_clip_that_breaks_while_the_last_shard_is_written_loses_nothing_either(tmp_path, film, name, monkeypatch, refused):
+def test_a_clip_that_breaks_while_the_last_shard_is_written_loses_nothing_either(
+    tmp_path, film, name, monkeypatch, refused
+):
     monkeypatch.setattr(common, "SHARD", 1)
     root = spoilt(tmp_path / "in", film)
     read(table(root, ("good.mp4", "x")), tmp_path / "out", "--frames", 10)
@@ -211,7 +241,10 @@ def test_a_clip_that_is_slow_or_short_at_the_rate_wanted_is_named_so(tmp_path, f
     encode(tmp_path / "slow.webm", film)
     encode(tmp_path / "short.mp4", film[:30], rate=30)
     encode(tmp_path / "good.mp4", film, rate=30)
-    refused(lambda: read(table(tmp_path, ("slow.webm", "x")), tmp_path / "out", "--fps", 24, "--skip-bad"), "none of 1 clips")
+    refused(
+        lambda: read(table(tmp_path, ("slow.webm", "x")), tmp_path / "out", "--fps", 24, "--skip-bad"),
+        "none of 1 clips",
+    )
     assert not list((tmp_path / "out").iterdir())
     table(tmp_path, *((name, "x") for name in ("slow.webm", "short.mp4", "good.mp4")))
     index = read(tmp_path, tmp_path / "out", "--fps", 24, "--frames", 30, "--skip-bad")[1]
@@ -222,21 +255,37 @@ def test_a_clip_that_is_slow_or_short_at_the_rate_wanted_is_named_so(tmp_path, f
 
 def test_what_cannot_be_meant_is_refused(tmp_path, film, refused):
     pictures(tmp_path / "folder", film[:10])
-    refused(lambda: read(table(tmp_path, ("folder", "x")), tmp_path / "out", "--fps", "12"), "folder is a folder of frames", "--fps 12")
-    refused(lambda: read(table(tmp_path, ("a", "x"), header=("filename", "class")), tmp_path / "out"), "lacks the columns label")
+    refused(
+        lambda: read(table(tmp_path, ("folder", "x")), tmp_path / "out", "--fps", "12"),
+        "folder is a folder of frames",
+        "--fps 12",
+    )
+    refused(
+        lambda: read(table(tmp_path, ("a", "x"), header=("filename", "class")), tmp_path / "out"),
+        "lacks the columns label",
+    )
     (tmp_path / "labels.csv").write_bytes("filename,label\na,sch\u00f6n\n".encode("latin-1"))
     refused(lambda: read(tmp_path, tmp_path / "out"), "labels.csv is not UTF-8")
-    refused(lambda: data.main(["shapes", "--fps", "3", "--out", str(tmp_path / "out")]), "--fps 3 with shapes")
+    refused(
+        lambda: data.main(["shapes", "--fps", "3", "--out", str(tmp_path / "out")]), "--fps 3 with shapes"
+    )
 
 
 # ---------------------------------------------------------------- splits
 
+
 def test_a_source_that_says_its_split_is_obeyed_and_any_other_is_hashed():
-    assert [split_of(f"{s}:{k}") for s in ("train", "val", "test") for k in range(20)] == ["train"] * 20 + ["val"] * 20 + ["test"] * 20
-    others = [f"{s}{k}" for s in ("train", "test-", "kitchen:", "training:", ":test:", "Test:") for k in range(50)]
+    assert [split_of(f"{s}:{k}") for s in ("train", "val", "test") for k in range(20)] == ["train"] * 20 + [
+        "val"
+    ] * 20 + ["test"] * 20
+    others = [
+        f"{s}{k}" for s in ("train", "test-", "kitchen:", "training:", ":test:", "Test:") for k in range(50)
+    ]
     others += ["train", "val", "test"]
     hashed = [int(hashlib.sha256(s.encode()).hexdigest()[:8], 16) % 100 for s in others]
-    assert [split_of(s) for s in others] == ["train" if b < 60 else "val" if b < 80 else "test" for b in hashed]
+    assert [split_of(s) for s in others] == [
+        "train" if b < 60 else "val" if b < 80 else "test" for b in hashed
+    ]
 
 
 def test_splits_and_sources_of_the_table_are_kept_and_a_copy_is_of_its_originals_source(tmp_path, film):
@@ -251,15 +300,27 @@ def test_splits_and_sources_of_the_table_are_kept_and_a_copy_is_of_its_originals
     assert index["test"] == 2 + (split_of("d") == "test") and index["sources"] == 3
 
 
-@pytest.mark.parametrize(("rows", "named"), [
-    ([("a", "x", "test", ""), ("copy", "x", "train", "")], "copy: is the same clip as a"),
-    ([("a", "x", "train", "s"), ("b", "x", "test", "s")], "b: source 's' is in test here and in train elsewhere"),
-    ([("a", "x", "train", ""), ("b", "x", "training", "")], "b: says split 'training'")])
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([("a", "x", "test", ""), ("copy", "x", "train", "")], "copy: is the same clip as a"),
+        (
+            [("a", "x", "train", "s"), ("b", "x", "test", "s")],
+            "b: source 's' is in test here and in train elsewhere",
+        ),
+        ([("a", "x", "train", ""), ("b", "x", "training", "")], "b: says split 'training'"),
+    ],
+)
 def test_what_would_tear_a_source_apart_is_a_problem(tmp_path, film, capsys, rows, named):
     for name, frames in (("a", film[:4]), ("copy", film[:4]), ("b", film[4:8])):
         pictures(tmp_path / name, frames)
     with pytest.raises(SystemExit) as stop:
-        read(table(tmp_path, *rows, header=("filename", "label", "split", "source")), tmp_path / "out", "--frames", 4)
+        read(
+            table(tmp_path, *rows, header=("filename", "label", "split", "source")),
+            tmp_path / "out",
+            "--frames",
+            4,
+        )
     assert stop.value.code == 2 and named in capsys.readouterr().err
 
 
@@ -280,7 +341,9 @@ def write_ssv2(root, film, train=60, validation=20, labels="labels", videos=True
             template = TEMPLATES[max(0, k % 6 - 2)]
             said[str(number)] = part, template.replace("[", "").replace("]", "")
             label = template.replace("[something]", "a cup").lower()
-            entries.append({"id": str(number), "label": label, "template": template, "placeholders": ["a cup"]})
+            entries.append(
+                {"id": str(number), "label": label, "template": template, "placeholders": ["a cup"]}
+            )
             if videos:
                 encode(root / "20bn-something-something-v2" / f"{number}.webm", np.roll(film[:6], number, 2))
         (root / labels / f"something-something-v2-{part}.json").write_text(json.dumps(entries))
@@ -299,11 +362,18 @@ def test_the_published_split_is_kept_exactly_and_actions_are_templates_without_b
     root, said = ssv2
     items, index = read(root, tmp_path / "out", "--frames", 4, kind="ssv2")
     assert {i["id"]: i["action"] for i in items} == {k: action for k, (_, action) in said.items()}
-    hashed = {k: "train" if int(hashlib.sha256(k.encode()).hexdigest()[:8], 16) % 100 < 75 else "val" for k in said}
-    assert {i["id"]: split_of(i["source"]) for i in items} == {k: "test" if part == "validation" else hashed[k] for k, (part, _) in said.items()}
+    hashed = {
+        k: "train" if int(hashlib.sha256(k.encode()).hexdigest()[:8], 16) % 100 < 75 else "val" for k in said
+    }
+    assert {i["id"]: split_of(i["source"]) for i in items} == {
+        k: "test" if part == "validation" else hashed[k] for k, (part, _) in said.items()
+    }
     assert index["test"] == 20 and index["train"] + index["val"] == 60 and 36 < index["train"] < 54
     for item in items:
-        assert item["template"] in TEMPLATES and item["text"] == item["template"].replace("[something]", "a cup").lower()
+        assert (
+            item["template"] in TEMPLATES
+            and item["text"] == item["template"].replace("[something]", "a cup").lower()
+        )
 
 
 def test_n_takes_every_action_alike_in_the_published_proportion_and_reads_nothing_else(tmp_path, ssv2):
@@ -312,7 +382,9 @@ def test_n_takes_every_action_alike_in_the_published_proportion_and_reads_nothin
     for seed, name in ((0, "a"), (0, "b"), (1, "c")):
         items, index = read(root, tmp_path / name, "--frames", 4, "--n", 32, "--seed", seed, kind="ssv2")
         for part, each in (("train", 6), ("validation", 2)):
-            assert sorted(Counter(i["action"] for i in items if said[i["id"]][0] == part).values()) == [each] * 4
+            assert (
+                sorted(Counter(i["action"] for i in items if said[i["id"]][0] == part).values()) == [each] * 4
+            )
         chosen.append(index["ids"])
     assert chosen[0] == chosen[1] != chosen[2]
     some, videos = tmp_path / "some", "20bn-something-something-v2"
@@ -324,13 +396,17 @@ def test_n_takes_every_action_alike_in_the_published_proportion_and_reads_nothin
 
 
 def test_an_action_with_few_clips_gives_all_it_has_and_the_others_the_rest():
-    rows = [{"part": "", "truth": {"action": a}, "id": k} for k, a in enumerate("a" * 50 + "b" * 50 + "c" * 3)]
+    rows = [
+        {"part": "", "truth": {"action": a}, "id": k} for k, a in enumerate("a" * 50 + "b" * 50 + "c" * 3)
+    ]
     assert Counter(r["truth"]["action"] for r in data.choose(rows, 43, 0)) == {"a": 20, "b": 20, "c": 3}
 
 
 def test_a_template_that_is_no_class_and_a_missing_video_are_named(tmp_path, film, capsys):
     said = write_ssv2(tmp_path, film, 4, 2, ".")
-    (tmp_path / "something-something-v2-labels.json").write_text(json.dumps({"Putting something on something": "0"}))
+    (tmp_path / "something-something-v2-labels.json").write_text(
+        json.dumps({"Putting something on something": "0"})
+    )
     with pytest.raises(SystemExit) as stop:
         read(tmp_path, tmp_path / "out", "--frames", 4, kind="ssv2")
     err = capsys.readouterr().err
@@ -347,14 +423,21 @@ def test_a_template_that_is_no_class_and_a_missing_video_are_named(tmp_path, fil
 def test_a_list_that_is_missing_or_is_none_is_refused(tmp_path, refused):
     write_ssv2(tmp_path, None, 2, 2, videos=False)
     published = tmp_path / "labels/something-something-v2-validation.json"
-    refused(lambda: read(tmp_path, tmp_path / "out", kind="ssv2"), "20bn-something-something-v2 is not a folder")
+    refused(
+        lambda: read(tmp_path, tmp_path / "out", kind="ssv2"), "20bn-something-something-v2 is not a folder"
+    )
     (tmp_path / "20bn-something-something-v2").mkdir()
     for content, said in (('[{"id": "1"}]', "KeyError: 'template'"), ("[", "is not JSON")):
         published.write_text(content)
-        refused(lambda said=said: read(tmp_path, tmp_path / "out", kind="ssv2"), "something-something-v2-validation.json", said)
+        refused(
+            lambda said=said: read(tmp_path, tmp_path / "out", kind="ssv2"),
+            "something-something-v2-validation.json",
+            said,
+        )
 
 
 # ---------------------------------------------------------------- the rest of the house
+
 
 def test_the_action_of_a_moving_clip_is_its_direction(moving_folder):
     assert all(i["action"] == i["direction"] for i in load_items(moving_folder)[0])
@@ -397,6 +480,8 @@ def test_frames_cut_evenly_are_spread_over_the_whole_clip_and_slower(tmp_path):
     cut = f"cut --clips {tmp_path}/whole --frames 8 --evenly --out {tmp_path}/eight"
     data.main(cut.split())
     at = [0, 4, 9, 13, 18, 22, 27, 31]
-    for whole, eight in zip(load_items(tmp_path / "whole")[0], load_items(tmp_path / "eight")[0], strict=True):
+    for whole, eight in zip(
+        load_items(tmp_path / "whole")[0], load_items(tmp_path / "eight")[0], strict=True
+    ):
         assert all(torch.equal(eight[k], whole[k][at]) for k in ("frames", "boxes"))
         assert eight["turns"] == whole["turns"] and eight["fps"] == 0.5

@@ -1,4 +1,5 @@
 """The CogVLM2 port computes what the original does, at every point, and has exactly the published weights."""
+
 import json
 
 import pytest
@@ -9,7 +10,9 @@ from published import COGVLM2
 import cogvlm2
 
 GOLDEN = ROOT.parent / "shared" / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"{GOLDEN} is not there: outputs of the original come beside the repository")
+needs_golden = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason=f"{GOLDEN} is not there: outputs of the original come beside the repository"
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,11 @@ def golden():
 def outputs(model, **inputs):
     """{module path: output} of every module in one pass, and the logits."""
     seen = {}
-    handles = [m.register_forward_hook(lambda m, a, o, n=n: seen.__setitem__(n, o)) for n, m in model.named_modules() if n]
+    handles = [
+        m.register_forward_hook(lambda m, a, o, n=n: seen.__setitem__(n, o))
+        for n, m in model.named_modules()
+        if n
+    ]
     with torch.inference_mode():
         logits = model(**inputs)
     for h in handles:
@@ -32,7 +39,9 @@ def outputs(model, **inputs):
 @needs_golden
 def test_every_recorded_point_is_what_the_original_computes(golden):
     model, g = golden
-    seen, logits = outputs(model, input_ids=g["input_ids"], token_type_ids=g["token_type_ids"], pixels=g["image"][None])
+    seen, logits = outputs(
+        model, input_ids=g["input_ids"], token_type_ids=g["token_type_ids"], pixels=g["image"][None]
+    )
     points = {"patch_embedding": "patch_embedding", "conv": "conv", "adapter": "linear_proj"}
     points |= {f"block_{i}": f"transformer.layers.{i}" for i in range(3)}
     found = {f"vision_{name}": seen[f"model.vision.{path}"] for name, path in points.items()}
@@ -83,7 +92,10 @@ def small():
 
 def test_text_after_an_image_does_not_change_its_rows():
     model, pixels = small(), torch.randn(2, 3, 56, 56)
-    short, long = (outputs(model, **model.inputs(pixels, text))[0]["model.layers.1"][:, 1:7] for text in ([5], [9, 8, 7, 6]))
+    short, long = (
+        outputs(model, **model.inputs(pixels, text))[0]["model.layers.1"][:, 1:7]
+        for text in ([5], [9, 8, 7, 6])
+    )
     assert torch.allclose(short, long, atol=1e-6)
 
 
@@ -106,6 +118,7 @@ def test_positions_and_experts_follow_the_image():
 
 def test_a_folder_that_lacks_a_weight_is_named(tmp_path):
     from safetensors.torch import save_file
+
     model = small()
     config = {k: vars(v) if k == "vision_config" else v for k, v in vars(model.config).items()}
     (tmp_path / "config.json").write_text(json.dumps(config))

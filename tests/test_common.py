@@ -1,4 +1,5 @@
 """The shared instruments on worlds whose answer is known: each metric meets its null value before a real one."""
+
 import json
 import math
 import os
@@ -27,6 +28,7 @@ def r2(found, true):
 
 # ---------------------------------------------------------------- ridge
 
+
 def test_ridge_on_shuffled_boxes_is_no_better_than_a_constant_box():
     g = generator()
     n, train, test = 400, torch.arange(240), torch.arange(240, 400)
@@ -46,6 +48,7 @@ def test_ridge_on_shuffled_boxes_is_no_better_than_a_constant_box():
 def test_ridge_chooses_and_predicts_as_scikit_learn_does(n, d, noise):
     """The same penalties, the same leave-one-out and its error, of wide, tall and nearly collinear features."""
     from sklearn.linear_model import RidgeCV
+
     g = generator(n)
     x = torch.randn(n, d, generator=g) + 2
     x[:, 1] = x[:, 0] + 1e-3 * x[:, 1]
@@ -102,6 +105,7 @@ def test_token_ridge_never_looks_at_test_items():
 
 
 # ---------------------------------------------------------------- statistics
+
 
 def test_bootstrap_interval_covers_the_true_mean_about_95_times_in_100():
     g = generator()
@@ -201,6 +205,7 @@ def test_criterion_of_a_score_that_should_be_high_takes_the_highest_floor():
 
 # ---------------------------------------------------------------- splits
 
+
 def test_split_of_gives_the_answers_it_has_always_given_in_parts_of_60_20_20():
     # the first 8 digits of `printf %s NAME | sha256sum`, modulo 100: 7, 55, 67, 63, 43
     names = ("cat", "dog", "video-3", "photo.jpg", 7)
@@ -260,6 +265,7 @@ def test_shuffled_labels_that_score_above_the_blind_control_are_a_leak():
     def of(shuffled, blind="constant", **more):
         floors = {"constant": 0.4 + noise, "shuffled": shuffled + noise.flip(0)}
         return common.criterion(0.9 + noise, floors, list(range(60)), blind=blind, **more)["leak"]
+
     assert of(0.4) is None and of(0.45) is None  # a tenth of the room is 0.06
     assert of(0.6) == "shuffled" and of(0.6, blind=None) is None
     assert of(0.2, better="lower", ceiling=0.0) == "shuffled" and of(0.6, better="lower", ceiling=0.0) is None
@@ -274,6 +280,7 @@ def test_a_leak_into_map_is_named_too():
 
 
 # ---------------------------------------------------------------- boxes, masks, detection
+
 
 def test_box_iou_of_hand_computed_pairs():
     a = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [1, 1, 1, 1], [2, 2, 0, 0]])
@@ -308,7 +315,12 @@ def stock_ap50(truth, found, folder):
         for i, (boxes, names, *scores) in enumerate(pictures):
             for k, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
                 row = {"image_id": i, "category_id": int(names[k]), "bbox": [x1, y1, x2 - x1, y2 - y1]}
-                yield row | ({"score": float(scores[0][k])} if scores else {"area": (x2 - x1) * (y2 - y1), "iscrowd": 0})
+                yield row | (
+                    {"score": float(scores[0][k])}
+                    if scores
+                    else {"area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+                )
+
     annotations = [row | {"id": k} for k, row in enumerate(rows(truth), 1)]
     content = {"images": [{"id": i} for i in range(len(truth))], "annotations": annotations}
     content["categories"] = [{"id": c} for c in sorted({r["category_id"] for r in annotations})]
@@ -345,6 +357,7 @@ def test_ap50_is_what_pycocotools_says_of_hand_made_cases(case, tmp_path):
     def tensors(picture):
         boxes, *rest = zip(*picture, strict=True) if picture else ((), ())
         return (torch.tensor(boxes).reshape(-1, 4), *(torch.tensor(x) for x in rest))
+
     truth, found = ([tensors(picture) for picture in pictures] for pictures in HAND_MADE[case])
     stock = stock_ap50(truth, found, tmp_path)
     assert common.coco_ap50(truth, found, n_boot=0)[0] == pytest.approx(stock, abs=1e-12)
@@ -382,6 +395,7 @@ def test_ap_criterion_pairs_the_resamples_of_probe_and_floor():
 
 # ---------------------------------------------------------------- set probe, cells, truth
 
+
 def planted_boxes(n):
     """One box a picture, of class 0 or 1; the tokens of its 4x4 cells hold its class and corners (and noise): an oracle."""
     g, truth = generator(), []
@@ -391,7 +405,7 @@ def planted_boxes(n):
         high = torch.minimum(low + torch.randint(1, 3, (2,), generator=g), torch.tensor(4))
         name = int(torch.randint(2, (1,), generator=g))
         box = torch.cat([low, high]).float() / 4
-        cells = x[i].view(4, 4, -1)[low[1]:high[1], low[0]:high[0]]
+        cells = x[i].view(4, 4, -1)[low[1] : high[1], low[0] : high[0]]
         cells[..., name] += 2
         cells[..., 2:6] += box
         truth.append((box[None], torch.tensor([name])))
@@ -469,6 +483,7 @@ def test_largest_box_and_foreground_are_fractions_of_the_picture():
 
 # ---------------------------------------------------------------- images
 
+
 def pictures(n=2, side=48, seed=0):
     return torch.randint(0, 256, (n, side, side, 3), generator=generator(seed)).byte()
 
@@ -514,6 +529,7 @@ def test_lpips_of_kept_features_is_that_of_the_package_and_so_is_its_gradient():
 def test_lpips_without_its_backbone_says_so_in_its_name(monkeypatch, tmp_path):
     def no_network(*_, **__):
         raise urllib.error.URLError("no network")
+
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "urlopen", no_network)
     state = torch.random.get_rng_state()
@@ -530,8 +546,16 @@ def test_lpips_without_its_backbone_says_so_in_its_name(monkeypatch, tmp_path):
 TEXTS = ["no", "1e-6", "1.5", "2026-01-02", "null", "~", "", "a: b # c", "two\nlines", "é"]
 NUMBERS = [1e-6, 1e22, -2.5e-9, 3.0, math.inf, -math.inf, 10**12, True, False, None, [], {}]
 FOREIGN = [
-    (np.float32(0.5), 0.5), (np.int64(3), 3), (np.bool_(True), True), (np.array([1.5, 2.0]), [1.5, 2.0]), (Path("a/b"), "a/b"), ((1, 2), [1, 2]),
-    (torch.tensor([[1, 2]]), [[1, 2]]), (torch.__version__, str(torch.__version__)), ({3: {"x": np.float64(1)}}, {"3": {"x": 1.0}})]
+    (np.float32(0.5), 0.5),
+    (np.int64(3), 3),
+    (np.bool_(True), True),
+    (np.array([1.5, 2.0]), [1.5, 2.0]),
+    (Path("a/b"), "a/b"),
+    ((1, 2), [1, 2]),
+    (torch.tensor([[1, 2]]), [[1, 2]]),
+    (torch.__version__, str(torch.__version__)),
+    ({3: {"x": np.float64(1)}}, {"3": {"x": 1.0}}),
+]
 
 
 @pytest.mark.parametrize("given, back", [*FOREIGN, *((x, x) for x in (*TEXTS, *NUMBERS))])
@@ -558,6 +582,7 @@ def test_a_yaml_that_is_missing_or_broken_or_of_another_stage_is_refused(tmp_pat
 
 
 # ---------------------------------------------------------------- tensors on disk
+
 
 def test_tensors_come_back_as_they_were(tmp_path):
     x = torch.randn(3, 4, generator=generator()).half()
@@ -589,6 +614,7 @@ def test_a_crash_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, mo
     def half(content, f):
         f.write(b"half a file")
         raise KeyboardInterrupt
+
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(KeyboardInterrupt):
         common.save_pt(path, "s.v1", ["new"], {})
@@ -604,6 +630,7 @@ def test_an_unwritable_place_is_refused_before_the_work(tmp_path, refused):
 
 
 # ---------------------------------------------------------------- items
+
 
 def some_items(n, text=""):
     frames = (torch.full((1, 4, 4, 3), i % 256, dtype=torch.uint8) for i in range(n))
@@ -651,6 +678,7 @@ def test_writing_items_that_was_cut_short_is_noticed(tmp_path, refused):
     def broken():
         yield from some_items(common.SHARD + 1, "new")
         raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         common.write_items(tmp_path, broken(), {"name": "x"})
     refused(lambda: common.load_items(tmp_path), "index.yaml", "does not exist")
@@ -675,6 +703,7 @@ def test_frames_are_squashed_to_the_wanted_size_and_stay_bytes():
 
 # ---------------------------------------------------------------- names
 
+
 def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest(refused):
     table = {"shapes": 1, "moving": 2}
     assert common.known("moving", table, "set") == 2
@@ -694,9 +723,17 @@ def test_a_misnomer_is_refused_in_one_sentence_with_a_name_that_works(refused, n
     assert common.registry_name(name) == name, "a name that works needs no correction"
 
 
-@pytest.mark.parametrize("written, own", [
-    ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2.5-vl-7b"), ("Qwen2.5-VL-3B", "qwen2.5-vl-3b"), ("OpenGVLab/InternVL3-8B-hf", "internvl3-8b"),
-    ("llava-hf/llava-v1.6-mistral-7b-hf", "llava-next"), ("zai-org/cogvlm2-llama3-chat-19B", "cogvlm2"), ("dinov2-giant", "dinov2-g")])
+@pytest.mark.parametrize(
+    "written, own",
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2.5-vl-7b"),
+        ("Qwen2.5-VL-3B", "qwen2.5-vl-3b"),
+        ("OpenGVLab/InternVL3-8B-hf", "internvl3-8b"),
+        ("llava-hf/llava-v1.6-mistral-7b-hf", "llava-next"),
+        ("zai-org/cogvlm2-llama3-chat-19B", "cogvlm2"),
+        ("dinov2-giant", "dinov2-g"),
+    ],
+)
 def test_a_repository_of_the_registry_is_its_entry(written, own):
     assert common.find_model(written) == common.find_model(own) and common.find_model(own)["name"] == own
 
@@ -738,6 +775,7 @@ REPOSITORY = "facebook/dinov2-small"
 def hub_error(name, status):
     """One of huggingface_hub's own exceptions, as a response with this status raises it."""
     from huggingface_hub import errors
+
     request = SimpleNamespace(url="https://huggingface.co", method="GET")
     response = SimpleNamespace(status_code=status, headers={}, request=request)
     return getattr(errors, name)(f"{status} Client Error.", response=response)
@@ -746,6 +784,7 @@ def hub_error(name, status):
 def refused_connection():
     """What the library's HTTP client raises of a port where nobody listens."""
     import huggingface_hub
+
     try:
         huggingface_hub.get_hf_file_metadata("http://127.0.0.1:9/none")
     except Exception as e:
@@ -754,6 +793,7 @@ def refused_connection():
 
 def offline():
     from huggingface_hub import errors
+
     return errors.OfflineModeIsEnabled("no network")
 
 
@@ -762,18 +802,22 @@ LICENCE = f"{ACCEPT}{REPOSITORY}, then `hf auth login`"
 
 
 @pytest.mark.parametrize("where", ["hub", "hidden in the library's"])
-@pytest.mark.parametrize("make, words", [
-    (lambda: hub_error("GatedRepoError", 403), [LICENCE]),
-    (lambda: hub_error("HfHubHTTPError", 403), [LICENCE]),
-    (lambda: hub_error("RepositoryNotFoundError", 401), ["no such repository", "`hf auth login`"]),
-    (lambda: hub_error("RevisionNotFoundError", 404), ["no revision 'v9'", f"{REPOSITORY}/commits/main"]),
-    (offline, ["HF_HUB_OFFLINE", FETCH, "MODEL"]),
-    (refused_connection, ["cannot be reached", FETCH, "MODEL"]),
-    (lambda: TimeoutError("no network"), ["cannot be reached", FETCH, "MODEL"]),
-])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: hub_error("GatedRepoError", 403), [LICENCE]),
+        (lambda: hub_error("HfHubHTTPError", 403), [LICENCE]),
+        (lambda: hub_error("RepositoryNotFoundError", 401), ["no such repository", "`hf auth login`"]),
+        (lambda: hub_error("RevisionNotFoundError", 404), ["no revision 'v9'", f"{REPOSITORY}/commits/main"]),
+        (offline, ["HF_HUB_OFFLINE", FETCH, "MODEL"]),
+        (refused_connection, ["cannot be reached", FETCH, "MODEL"]),
+        (lambda: TimeoutError("no network"), ["cannot be reached", FETCH, "MODEL"]),
+    ],
+)
 def test_what_the_hub_says_becomes_one_sentence_with_the_remedy(monkeypatch, refused, make, words, where):
     import huggingface_hub
     import transformers
+
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # read when it was imported
     error = make()
@@ -782,6 +826,7 @@ def test_what_the_hub_says_becomes_one_sentence_with_the_remedy(monkeypatch, ref
         if where == "hub":
             raise error
         raise OSError("a long story.\nMore of it.") from error
+
     if where == "hub":
         monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
     else:
@@ -798,6 +843,7 @@ def folder_with(folder, **config):
 
 def test_a_model_type_that_is_too_new_is_refused_with_the_version_that_is_installed(tmp_path, refused):
     import transformers
+
     entry = folder_with(tmp_path, model_type="qwen9_vl")
     words = tmp_path, "newer transformers", f"{transformers.__version__} is installed", "pip install -U"
     refused(lambda: common.attempt(lambda: transformers.AutoConfig.from_pretrained(tmp_path), entry), *words)
@@ -823,6 +869,7 @@ def test_a_part_of_a_repository_is_fetched_as_that_part(monkeypatch, refused):
 
     def fail(*args, **more):
         raise ConnectionError("no network")
+
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
     words = "`hf download Lightricks/LTX-Video --include vae/*`", "the folder vae in it"
     refused(lambda: common.load_video_vae(common.find_model("ltx")), *words)
@@ -835,7 +882,7 @@ def test_a_model_of_the_hub_without_a_network_is_refused_in_seconds(shapes_folde
     del environment["HF_HUB_OFFLINE"]
     ask = [sys.executable, "extract.py", "--model", name, "--data", shapes_folder, "--out", tmp_path / "out"]
     done = subprocess.run(ask, cwd=common.HERE, capture_output=True, text=True, env=environment, timeout=60)
-    sentence, = done.stderr.strip().splitlines()
+    (sentence,) = done.stderr.strip().splitlines()
     assert done.returncode == 2 and sentence.startswith("error: cannot load ")
     assert f"`hf download {common.MODELS[name]['path']}`" in sentence
     assert not list((tmp_path / "out").rglob("*.*"))
@@ -854,6 +901,7 @@ def test_features_that_are_not_finite_or_of_items_that_the_data_lack_are_refused
 
 def test_every_result_names_the_versions_it_was_made_with_and_the_gpu(monkeypatch, tmp_path):
     from importlib.metadata import version
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2e9)

@@ -1,4 +1,5 @@
 """What comes next (predict.py --mode continue, --mode futures): films whose answer is known, the windows, what a film may know, what is refused, what a kill leaves."""
+
 import pytest
 import torch
 from helpers import changed, video_world
@@ -21,14 +22,17 @@ def made(tmp_path_factory):
 @pytest.fixture
 def drawn(made, monkeypatch, tmp_path):
     """Run the stage with films that are `new(shown frames, number of the window)` after the frames shown, without pictures."""
+
     def run(new, **more):
         def films(run, timesteps, ids, shape, shown, prompt, seed, **rest):
             given = shown[0][1]
-            return torch.cat([given, new(given, int(str(seed).split()[1]))], 1)[:, :shape[0]]
+            return torch.cat([given, new(given, int(str(seed).split()[1]))], 1)[:, : shape[0]]
+
         monkeypatch.setattr(predict, "films", films)
         for name in ("continued_picture", "animation", "futures_picture"):
             monkeypatch.setattr(predict, name, lambda *args: None)
         return predict.main(changed(made[1], out=tmp_path / "x.yaml", **more))
+
     return run
 
 
@@ -43,12 +47,15 @@ def hold(given, number):
 
 # ---------------------------------------------------------------- nulls and plants
 
+
 def test_films_that_hold_the_last_frame_gain_nothing_over_copy_and_are_named_static(drawn):
     found = drawn(hold, continuations="past,first")
     assert found["static"] and found["l1"] == found["l1_copy"] > 0
     assert found["moving_l1"] == found["moving_l1_copy"] and found["temporal_ratio"] == 0
     for prefix in ("", "moving_"):
-        assert [found[f"{prefix}gain_over_copy{end}"] for end in ("", "_low", "_high", "_p", "_p_wilcoxon")] == [0, 0, 0, 1, 1]
+        assert [
+            found[f"{prefix}gain_over_copy{end}"] for end in ("", "_low", "_high", "_p", "_p_wilcoxon")
+        ] == [0, 0, 0, 1, 1]
         assert found[f"{prefix}gain_over_flow"] < 0  # the squares go on as they went
     assert found["direction_right"] == 0 and found["direction_right_real"] == 1
     assert found["criteria"]["temporal_ratio"]["gain"] <= 0
@@ -58,7 +65,7 @@ def test_films_that_hold_the_last_frame_gain_nothing_over_copy_and_are_named_sta
 
 def test_films_that_equal_the_reconstruction_reach_the_ceiling(made, drawn):
     vae = load_pt(made[0] / "predict-continue-parts" / "vae.pt", RESULT)["films"]
-    found = drawn(lambda given, number: vae[:, 2 * number:2 * number + 2], continuations="past")
+    found = drawn(lambda given, number: vae[:, 2 * number : 2 * number + 2], continuations="past")
     table, criteria = found["continuations"], found["criteria"]
     assert table["past"] == table["vae"] and table["past"]["decoded_closeness"] == 1
     for m in ("temporal_ratio", "l1", "moving_l1"):
@@ -70,7 +77,10 @@ def test_films_that_equal_the_reconstruction_reach_the_ceiling(made, drawn):
 @pytest.mark.parametrize("shift", [-2, -1, 0, 1, 2])
 def test_films_that_run_ahead_or_lag_are_told_by_how_many_frames(made, drawn, shift):
     clips = torch.stack([i["frames"] for i in held_out(made[0])])
-    found = drawn(lambda given, number: clips[:, (torch.arange(2) + 3 + 2 * number + shift).clamp(max=6)], continuations="past")
+    found = drawn(
+        lambda given, number: clips[:, (torch.arange(2) + 3 + 2 * number + shift).clamp(max=6)],
+        continuations="past",
+    )
     assert found["best_shift"] == shift and found["continuations"]["real"]["best_shift"] == 0
     if shift == 0:
         assert found["l1"] == 0 and found["direction_right"] == 1
@@ -79,8 +89,15 @@ def test_films_that_run_ahead_or_lag_are_told_by_how_many_frames(made, drawn, sh
 
 # ---------------------------------------------------------------- windows
 
-@pytest.mark.parametrize("j, asked", [(5, [[3, 4, 5, 6, 7], [7, 8, 9, 10, 11], [11, 12, 13, 14, 15], [15, 16, 17, 18, 19]]), (1, [[7], [11, 12, 13, 14, 15], [15, 16, 17, 18, 19]]),
-                                      (0, [[], [12, 13, 14, 15, 16], [16, 17, 18, 19, 20]])])
+
+@pytest.mark.parametrize(
+    "j, asked",
+    [
+        (5, [[3, 4, 5, 6, 7], [7, 8, 9, 10, 11], [11, 12, 13, 14, 15], [15, 16, 17, 18, 19]]),
+        (1, [[7], [11, 12, 13, 14, 15], [15, 16, 17, 18, 19]]),
+        (0, [[], [12, 13, 14, 15, 16], [16, 17, 18, 19, 20]]),
+    ],
+)
 def test_windows_go_on_from_the_last_frames_there_are(j, asked):
     """Frames are numbers, the last one seen 7; a film of 9 goes on from what it is shown, and from nothing at 8."""
     # r*j+1 of them, at most half of a film
@@ -93,12 +110,14 @@ def test_windows_go_on_from_the_last_frames_there_are(j, asked):
         start = int(given[0, 0, 0, 0, 0]) if given.shape[1] else 8
         return (start + torch.arange(9)).view(1, 9, 1, 1, 1)
 
-    out = predict.continued(shoot, torch.arange(8).view(1, 8, 1, 1, 1)[:, 8 - j:], 5, 16)
+    out = predict.continued(shoot, torch.arange(8).view(1, 8, 1, 1, 1)[:, 8 - j :], 5, 16)
     assert out.flatten().tolist() == list(range(8, 24))
     assert seen == [(x, n) for n, x in enumerate(asked)]
 
 
-def test_the_first_window_is_shown_the_frames_before_the_horizon_and_noise_and_prompt_are_its_own(made, tmp_path, monkeypatch):
+def test_the_first_window_is_shown_the_frames_before_the_horizon_and_noise_and_prompt_are_its_own(
+    made, tmp_path, monkeypatch
+):
     folder, arguments, _ = made
     clips, asked, films = torch.stack([i["frames"] for i in held_out(folder)]), [], predict.films
     monkeypatch.setattr(predict, "films", lambda *args, **more: asked.append(args) or films(*args, **more))
@@ -117,8 +136,14 @@ def test_films_do_not_depend_on_the_batch_or_on_which_other_clips_there_are(made
     folder, arguments, _ = made
     predict.main(changed(arguments, out=tmp_path / "x.yaml", batch=1, clips=2))
     for name in predict.CONTINUATIONS:
-        few, every = (load_pt(f / f"{name}-0.pt", RESULT) for f in (tmp_path / "x-parts", folder / "predict-continue-parts"))
-        assert few["ids"] == every["ids"][:2] and (few["films"].int() - every["films"][:2].int()).abs().float().mean() < 0.1, name
+        few, every = (
+            load_pt(f / f"{name}-0.pt", RESULT)
+            for f in (tmp_path / "x-parts", folder / "predict-continue-parts")
+        )
+        assert (
+            few["ids"] == every["ids"][:2]
+            and (few["films"].int() - every["films"][:2].int()).abs().float().mean() < 0.1
+        ), name
 
 
 def test_no_frame_of_the_future_reaches_a_continuation(made, tmp_path):
@@ -130,16 +155,24 @@ def test_no_frame_of_the_future_reaches_a_continuation(made, tmp_path):
     predict.main(changed(made[1], out=tmp_path / "x.yaml", data=tmp_path / "data"))
 
     def same(name):
-        own, there = (load_pt(folder / f"{name}.pt", RESULT)["films"] for folder in (tmp_path / "x-parts", made[0] / "predict-continue-parts"))
+        own, there = (
+            load_pt(folder / f"{name}.pt", RESULT)["films"]
+            for folder in (tmp_path / "x-parts", made[0] / "predict-continue-parts")
+        )
         return torch.equal(own, there)
+
     assert not same("vae") and all(same(f"{name}-0") for name in predict.CONTINUATIONS)
 
 
 # ---------------------------------------------------------------- baselines
 
+
 def test_the_mean_and_the_nearest_future_are_those_of_train_clips_alone():
     x = torch.randint(256, (3, 5, 32, 32, 3), generator=torch.Generator().manual_seed(0)).byte()
-    train = [{"id": f"t{k}", "source": f"t{k}", "width": 32, "height": 32, "frames": frames} for k, frames in enumerate(x)]
+    train = [
+        {"id": f"t{k}", "source": f"t{k}", "width": 32, "height": 32, "frames": frames}
+        for k, frames in enumerate(x)
+    ]
     mean, nearest = common.remembered(train, x[[2, 0], :3], 5, 32)
     assert torch.equal(nearest, x[[2, 0], 3:])
     assert mean.shape == (2, 2, 32, 32, 3)
@@ -153,7 +186,10 @@ def test_the_reconstruction_takes_as_many_frames_before_as_the_autoencoder_asks_
     assert torch.equal(predict.reconstructed(vae, clips, 4, 2, 16), whole[:, -4:])
     assert torch.equal(predict.reconstructed(vae, clips, 3, 2, 16), whole[:, -3:])
     again = torch.cat([clips[:, :1].expand(-1, 2, -1, -1, -1), clips], 1)
-    assert torch.equal(predict.reconstructed(vae, clips, 7, 8, 16), common.decode_films(vae, common.encode_films(vae, again))[:, -7:])
+    assert torch.equal(
+        predict.reconstructed(vae, clips, 7, 8, 16),
+        common.decode_films(vae, common.encode_films(vae, again))[:, -7:],
+    )
 
 
 def test_a_gain_is_that_of_clips_in_which_something_is_scored_and_without_any_difference_it_is_none():
@@ -166,6 +202,7 @@ def test_a_gain_is_that_of_clips_in_which_something_is_scored_and_without_any_di
 
 
 # ---------------------------------------------------------------- the stage
+
 
 def test_the_yaml_holds_every_row_and_the_headline_is_the_main_ones(made):
     folder, _, result = made
@@ -203,7 +240,9 @@ def test_films_begin_with_the_last_frame_seen_and_keep_the_truth_of_what_they_sh
         assert name != "real" or torch.equal(film["frames"], own["frames"][2:])
 
 
-def test_a_run_cut_short_goes_on_to_the_same_end_and_another_horizon_is_made_anew(made, tmp_path, monkeypatch):
+def test_a_run_cut_short_goes_on_to_the_same_end_and_another_horizon_is_made_anew(
+    made, tmp_path, monkeypatch
+):
     arguments = changed(made[1], out=tmp_path / "x.yaml", clips=3, continuations="past,first")
     result = predict.main(arguments)
     (tmp_path / "x-parts" / "past-0.pt").unlink()
@@ -234,6 +273,7 @@ def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp
 
     def check(*words, **new):
         refused(lambda: predict.main(changed(made[1], out=tmp_path / "x.yaml", **new)), *words)
+
     check("clip-", "has 7 frames, 19 are needed", "--past or --horizon", horizon=16)
     check("--past 0 is not positive", past=0)
     check("'frist'", "'first'", continuations="past,frist")
@@ -245,19 +285,23 @@ def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp
 
 # ---------------------------------------------------------------- several futures
 
+
 def test_what_agrees_carries_on_and_hardly_jumps_is_believed():
     seen = torch.full((1, 3, 4, 4, 3), 100, dtype=torch.uint8)
     seen[:, 1:] += torch.tensor([2, 4]).view(1, 2, 1, 1, 1).byte()
     steady = seen[:, -1:] + (2 * torch.arange(1, 3)).view(1, 2, 1, 1, 1).byte()  # a step of 2, as before
     x = torch.stack([steady + 50, steady, steady + 1])
-    found = predict.beliefs(x, seen, steady, {k: torch.tensor([[0.1], [0.9], [0.8]]).double() for k in ("consistency", "cycle")})
+    found = predict.beliefs(
+        x, seen, steady, {k: torch.tensor([[0.1], [0.9], [0.8]]).double() for k in ("consistency", "cycle")}
+    )
     assert [s.argmax(0).item() for s in found.values()] == [1 if n != "agreement" else 2 for n in found]
     assert all(s[0, 0] < s[1:, 0].min() for s in found.values())
 
 
 def test_among_equal_candidates_there_is_nothing_to_choose(drawn, tmp_path, monkeypatch):
     def last_seen(vae, clips, most, *more):  # not even of the truth
-        return clips[:, -most - 1:-most].expand(-1, most, -1, -1, -1)
+        return clips[:, -most - 1 : -most].expand(-1, most, -1, -1, -1)
+
     monkeypatch.setattr(predict, "reconstructed", last_seen)
     found = drawn(hold, mode="futures", candidates=3)
     assert found["truth_preferred"] == 0.5
@@ -279,10 +323,17 @@ def test_where_a_film_carried_on_backwards_comes_to_the_frames_seen_is_at_its_en
 
 
 @pytest.mark.parametrize("past, shown, horizon, back", [(3, 3, 2, 1), (1, 1, 4, 3)])
-def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(made, drawn, tmp_path, monkeypatch, past, shown, horizon, back):
+def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(
+    made, drawn, tmp_path, monkeypatch, past, shown, horizon, back
+):
     first = (7 - past - 4) // 2  # of the middle past + 4 of 7 frames one film is long enough for 5
-    clips, ends = torch.stack([i["frames"] for i in held_out(made[0])])[:, first:first + 5], []
-    films = [255 - clips[:, past - 1:past].expand(-1, horizon, -1, -1, -1), 255 - clips[:, past:], clips[:, past:], clips[:, past:].flip(0)]
+    clips, ends = torch.stack([i["frames"] for i in held_out(made[0])])[:, first : first + 5], []
+    films = [
+        255 - clips[:, past - 1 : past].expand(-1, horizon, -1, -1, -1),
+        255 - clips[:, past:],
+        clips[:, past:],
+        clips[:, past:].flip(0),
+    ]
 
     def new(given, number):
         if number == 0:
@@ -296,7 +347,7 @@ def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(
     found = drawn(new, mode="futures", candidates=4, past=past)
     assert found["truth_preferred_by"]["cycle"]["share"] == 3.5 / 4  # one candidate is the truth
     assert (found["shown"], found["horizon"], found["shown_backwards"]) == (shown, horizon, back)
-    assert all(torch.equal(x, clips[:, past - shown:past]) for x in ends)
+    assert all(torch.equal(x, clips[:, past - shown : past]) for x in ends)
     saved = load_pt(tmp_path / "x.pt", RESULT)
     cycle, l1 = saved["beliefs"]["cycle"], saved["errors"]["l1"]
     assert (cycle[2] == 0).all() and (cycle[[0, 1, 3]] < 0).all() and found["pickers"]["cycle"]["l1"] == 0
@@ -312,7 +363,9 @@ def test_the_oracle_finds_the_one_that_is_true_and_the_curve_never_gets_worse_fo
     true, still, wrong = clips[:, 3:], clips[:, 2:3].expand(-1, 2, -1, -1, -1), 255 - clips[:, 3:]
     films = iter([still, wrong, true, wrong])
     # with a number: backwards
-    found = drawn(lambda given, number: hold(given, number) if number else next(films), mode="futures", candidates=4)
+    found = drawn(
+        lambda given, number: hold(given, number) if number else next(films), mode="futures", candidates=4
+    )
     pickers, oracle = found["pickers"], [c["oracle"]["l1"] for c in found["curve"].values()]
     assert found["l1_oracle"] == 0 and pickers["oracle"]["l1_oracle_share"] == 1
     assert pickers["one"]["l1_oracle_share"] == 0 and pickers["worst"]["l1"] > 0.1
@@ -323,31 +376,43 @@ def test_the_oracle_finds_the_one_that_is_true_and_the_curve_never_gets_worse_fo
     assert found["gains"]["l1"]["flow"]["gain_low"] > 0
 
 
-def test_the_plain_candidate_is_what_continue_makes_from_the_same_moment_on_and_resumes(made, tmp_path, monkeypatch):
+def test_the_plain_candidate_is_what_continue_makes_from_the_same_moment_on_and_resumes(
+    made, tmp_path, monkeypatch
+):
     predict.main(changed(made[1], out=tmp_path / "c.yaml", continuations="past"))
     ask = changed(made[1], mode="futures", out=tmp_path / "f.yaml", candidates=6)
     asked = []
     films = predict.films
-    monkeypatch.setattr(predict, "films", lambda *args, **more: asked.append((args, more)) or films(*args, **more))
+    monkeypatch.setattr(
+        predict, "films", lambda *args, **more: asked.append((args, more)) or films(*args, **more)
+    )
     found = predict.main(ask)
     assert len(asked) == 13
     # backwards: one noise for all, the empty prompt
-    assert all(args[6] == "0 1" and args[5][0].shape[1] == 1 and "guidance" not in more for args, more in asked[6:])
+    assert all(
+        args[6] == "0 1" and args[5][0].shape[1] == 1 and "guidance" not in more for args, more in asked[6:]
+    )
     different = [load_pt(tmp_path / "f-parts" / f"candidate-{i}.pt", RESULT)["films"] for i in range(6)]
     assert torch.equal(different[0], load_pt(tmp_path / "c-parts" / "past-0.pt", RESULT)["films"][:, :2])
     assert all(not torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
-    assert load_pt(tmp_path / "f.pt", RESULT)["last"] == [common.digest(i["frames"][2].numpy().tobytes()) for i in held_out(made[0])]
+    assert load_pt(tmp_path / "f.pt", RESULT)["last"] == [
+        common.digest(i["frames"][2].numpy().tobytes()) for i in held_out(made[0])
+    ]
     monkeypatch.setattr(predict, "load_video_pipeline", None)
     assert predict.main(ask)["pickers"] == found["pickers"]
 
 
 # ---------------------------------------------------------------- the small models
 
+
 @pytest.mark.slow
 def test_tiny_ltx_shown_the_past_beats_a_copy_where_something_moves(tmp_path):
     import data
+
     data.main(f"moving --frames 12 --n 140 --seed 83 --out {tmp_path}/moving".split())
-    found = predict.main(f"--mode continue --data {tmp_path}/moving --horizon 4 --clips 20 --continuations past,first --out {tmp_path}/x.yaml".split())
+    found = predict.main(
+        f"--mode continue --data {tmp_path}/moving --horizon 4 --clips 20 --continuations past,first --out {tmp_path}/x.yaml".split()
+    )
     at, table = found["horizons"][4], found["continuations"]
     assert found["clips"] == 20 and found["shown"] == 5 and not found["static"] and table["copy"]["static"]
     assert at["past"]["moving_gain_over_copy_low"] > 0

@@ -1,4 +1,5 @@
 """Stage 0: what data.py writes is what it says, and every bad input is named."""
+
 import csv
 import json
 from collections import Counter
@@ -13,7 +14,11 @@ import data
 from common import frames_of, load_items, load_yaml, split_of
 
 RACCOON = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "raccoon"
-SHARED = [("a.png", [(2, 3, 20, 30, "cat")]), ("b.png", [(0, 0, 40, 32, "dog"), (5, 6, 7, 8, "cat")]), ("c.png", [(10, 1, 39, 31, "cat")])]
+SHARED = [
+    ("a.png", [(2, 3, 20, 30, "cat")]),
+    ("b.png", [(0, 0, 40, 32, "dog"), (5, 6, 7, 8, "cat")]),
+    ("c.png", [(10, 1, 39, 31, "cat")]),
+]
 
 
 def refused(capsys, *argv):
@@ -28,24 +33,40 @@ def refused(capsys, *argv):
 def write_images(folder, truth=SHARED):
     folder.mkdir(parents=True, exist_ok=True)
     for i, (name, _) in enumerate(truth):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(folder / name)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(
+            folder / name
+        )
     return folder
 
 
 def write_voc(folder, truth=SHARED):
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     for name, boxes in truth:
-        objects = "".join(f"<object><name>{c}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{x}</xmax><ymax>{y}</ymax></bndbox></object>" for a, b, x, y, c in boxes)
-        (folder / "annotations" / f"{Path(name).stem}.xml").write_text(f"<annotation><filename>{name}</filename>{objects}</annotation>")
+        objects = "".join(
+            f"<object><name>{c}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{x}</xmax><ymax>{y}</ymax></bndbox></object>"
+            for a, b, x, y, c in boxes
+        )
+        (folder / "annotations" / f"{Path(name).stem}.xml").write_text(
+            f"<annotation><filename>{name}</filename>{objects}</annotation>"
+        )
 
 
 def write_csv(folder, truth=SHARED):
     with open(folder / "labels.csv", "w", newline="") as f:
-        csv.writer(f).writerows([("filename", "class", "xmin", "ymin", "xmax", "ymax"), *((n, c, a, b, x, y) for n, boxes in truth for a, b, x, y, c in boxes)])
+        csv.writer(f).writerows(
+            [
+                ("filename", "class", "xmin", "ymin", "xmax", "ymax"),
+                *((n, c, a, b, x, y) for n, boxes in truth for a, b, x, y, c in boxes),
+            ]
+        )
 
 
 def write_coco(folder, truth=SHARED):
-    content = {"images": [], "annotations": [], "categories": [{"id": 10, "name": "cat"}, {"id": 20, "name": "dog"}]}
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 10, "name": "cat"}, {"id": 20, "name": "dog"}],
+    }
     for i, (name, boxes) in enumerate(truth):
         content["images"].append({"id": 7 + i, "file_name": name, "width": 40, "height": 32})
         for j, (a, b, x, y, c) in enumerate(boxes):
@@ -66,6 +87,7 @@ def image_folder(tmp_path, form="csv", truth=SHARED):
 
 # ---------------------------------------------------------------- generated sets
 
+
 def same(a, b):
     if torch.is_tensor(a):
         return torch.equal(a, b) and a.dtype == b.dtype
@@ -75,7 +97,9 @@ def same(a, b):
 @pytest.mark.parametrize("source", ["shapes", "moving"])
 def test_same_seed_same_bytes_and_another_seed_other_pictures(tmp_path, source):
     for out, seed in (("a", 3), ("b", 3), ("c", 4)):
-        data.main([source, "--n", "5", "--size", "32", "--seed", str(seed), "--out", str(tmp_path / out / "set")])
+        data.main(
+            [source, "--n", "5", "--size", "32", "--seed", str(seed), "--out", str(tmp_path / out / "set")]
+        )
     for name in ("00000.pt", "index.yaml"):
         assert (tmp_path / "a/set" / name).read_bytes() == (tmp_path / "b/set" / name).read_bytes()
     a, c = (load_items(tmp_path / out / "set")[0] for out in "ac")
@@ -92,7 +116,11 @@ def test_shapes_have_one_to_four_objects_with_boxes_that_are_the_extents_of_the_
     assert len(items) == index["items"] == 60
     assert {len(i["boxes"]) for i in items} == {1, 2, 3, 4}
     for item in items:
-        assert item["frames"].shape == (1, 64, 64, 3) and item["frames"].dtype == torch.uint8 and item["mask"].shape == (64, 64)
+        assert (
+            item["frames"].shape == (1, 64, 64, 3)
+            and item["frames"].dtype == torch.uint8
+            and item["mask"].shape == (64, 64)
+        )
         assert item["mask"].max() == len(item["boxes"])
         for k, box in enumerate(item["boxes"].tolist(), 1):
             y, x = torch.nonzero(item["mask"] == k, as_tuple=True)
@@ -103,19 +131,29 @@ def test_shapes_labels_names_and_turns_agree_with_each_other_and_with_the_boxes(
     for item in load_items(shapes_folder)[0]:
         assert len(item["labels"]) == len(item["names"]) == len(item["boxes"])
         answers = dict(item["turns"])
-        for label, name, (x0, y0, x1, y1) in zip(item["labels"], item["names"], item["boxes"].tolist(), strict=True):
+        for label, name, (x0, y0, x1, y1) in zip(
+            item["labels"], item["names"], item["boxes"].tolist(), strict=True
+        ):
             colour, shape = name.split()
             assert shape == label and label in data.SHAPES and colour in data.COLOURS
             assert answers[f"What shape is the {colour} object?"] == label
             row, column = (int((a + b) / 2 / 64 * 3) for a, b in ((y0, y1), (x0, x1)))
-            assert answers[f"Where is the {name}?"] == (" ".join(w for w in (("top", "", "bottom")[row], ("left", "", "right")[column]) if w) or "middle")
+            assert answers[f"Where is the {name}?"] == (
+                " ".join(w for w in (("top", "", "bottom")[row], ("left", "", "right")[column]) if w)
+                or "middle"
+            )
 
 
 def test_shapes_are_painted_in_the_colour_that_their_name_says(shapes_folder):
     for item in load_items(shapes_folder)[0]:
         for k, name in enumerate(item["names"], 1):
             mean = item["frames"][0][item["mask"] == k].float().mean(0)
-            nearest = min(data.COLOURS, key=lambda c: (torch.tensor(data.COLOURS[c]).float() / max(data.COLOURS[c]) - mean / mean.max()).norm())
+            nearest = min(
+                data.COLOURS,
+                key=lambda c: (
+                    torch.tensor(data.COLOURS[c]).float() / max(data.COLOURS[c]) - mean / mean.max()
+                ).norm(),
+            )
             assert nearest == name.split()[0]
 
 
@@ -127,6 +165,7 @@ def test_captions_name_the_objects_in_sorted_order(shapes_folder):
 
 
 # ---------------------------------------------------------------- clips
+
 
 def centres(item):
     """Centre of the subject's pixels (x, y) in every frame where it touches no edge of the frame; NaN elsewhere."""
@@ -166,9 +205,14 @@ def test_twins_share_a_source_and_their_answers_are_mirrored_or_reversed(clips):
         assert a["source"] == b["source"] and a["id"] != b["id"] and a["kind"] == "original"
         x, y = data.DIRECTIONS.get(a["direction"], (0, 0))
         flip, wanted = (2, (-x, y)) if b["kind"] == "mirrored" else (0, (-x, -y))
-        assert torch.equal(b["frames"], a["frames"].flip(flip)) and torch.equal(b["mask"], a["mask"].flip(flip))
+        assert torch.equal(b["frames"], a["frames"].flip(flip)) and torch.equal(
+            b["mask"], a["mask"].flip(flip)
+        )
         assert data.DIRECTIONS.get(b["direction"], (0, 0)) == wanted
-        assert b["turns"] == [[f"Which way does the {b['names'][-1]} move?", b["direction"]]] and a["speed"] == b["speed"]
+        assert (
+            b["turns"] == [[f"Which way does the {b['names'][-1]} move?", b["direction"]]]
+            and a["speed"] == b["speed"]
+        )
         kinds[b["kind"]] += 1
     assert set(kinds) == {"mirrored", "reversed"} and min(kinds.values()) >= 50
 
@@ -201,7 +245,9 @@ def test_directions_are_about_equally_frequent(clips):
 
 def test_the_first_frame_alone_says_little_about_the_direction(clips):
     def cue(items):
-        return torch.stack([(i["boxes"][0, -1, :2] + i["boxes"][0, -1, 2:]) / 2 for i in items]), [i["direction"] for i in items]
+        return torch.stack([(i["boxes"][0, -1, :2] + i["boxes"][0, -1, 2:]) / 2 for i in items]), [
+            i["direction"] for i in items
+        ]
 
     x, y = cue(clips)
     names = sorted(set(y))
@@ -227,19 +273,26 @@ def test_frozen_clips_show_one_frame_and_keep_everything_else(tmp_path, moving_f
 
 def test_what_cannot_be_frozen_is_refused(refused, shapes_folder, moving_folder, tmp_path):
     refused(lambda: data.main(["shapes", "--freeze", "first"]), "--freeze first", "moving")
-    refused(lambda: data.main(["moving", "--clips", str(moving_folder), "--out", str(tmp_path / "a")]), "--clips", "--freeze")
+    refused(
+        lambda: data.main(["moving", "--clips", str(moving_folder), "--out", str(tmp_path / "a")]),
+        "--clips",
+        "--freeze",
+    )
     stills = ["moving", "--freeze", "first", "--clips", str(shapes_folder), "--out", str(tmp_path / "a")]
     refused(lambda: data.main(stills), str(shapes_folder), "no clips")
 
 
 # ---------------------------------------------------------------- pictures with boxes
 
+
 def test_cut_clips_hold_those_frames_and_nothing_of_the_others(tmp_path):
     long, short = str(tmp_path / "long"), str(tmp_path / "short")
     data.main(["moving", "--n", "4", "--frames", "12", "--out", long])
     index = data.main(["cut", "--clips", long, "--first", "2", "--frames", "3", "--out", short])
     for a, b in zip(load_items(long)[0], load_items(short)[0], strict=True):
-        assert (a["id"], a["source"], a["direction"]) == (b["id"], b["source"], b["direction"]) and len(a["frames"]) == 12
+        assert (a["id"], a["source"], a["direction"]) == (b["id"], b["source"], b["direction"]) and len(
+            a["frames"]
+        ) == 12
         for k in ("frames", "mask", "boxes"):
             assert torch.equal(b[k], a[k][2:5]), k
             assert b[k].untyped_storage().nbytes() < a[k].untyped_storage().nbytes(), k
@@ -247,8 +300,17 @@ def test_cut_clips_hold_those_frames_and_nothing_of_the_others(tmp_path):
 
 
 def test_a_cut_that_cannot_be_made_is_refused(refused, moving_folder, tmp_path):
-    for given, said in (([], "give --clips"), (["--frames", "0"], "are no frames"), (["--frames", "3", "--first", "15"], "frames 15 to 17")):
-        refused(lambda given=given: data.main(["cut", "--clips", str(moving_folder), "--out", str(tmp_path / "x"), *given]), said)
+    for given, said in (
+        ([], "give --clips"),
+        (["--frames", "0"], "are no frames"),
+        (["--frames", "3", "--first", "15"], "frames 15 to 17"),
+    ):
+        refused(
+            lambda given=given: data.main(
+                ["cut", "--clips", str(moving_folder), "--out", str(tmp_path / "x"), *given]
+            ),
+            said,
+        )
 
 
 def test_voc_csv_and_coco_give_the_same_items(tmp_path):
@@ -260,15 +322,21 @@ def test_voc_csv_and_coco_give_the_same_items(tmp_path):
         read[form] = {i["id"]: i for i in load_items(tmp_path / form)[0]}
     for name, boxes in SHARED:
         for items in read.values():
-            assert items[name]["boxes"].tolist() == [list(b[:4]) for b in boxes] and items[name]["labels"] == [b[4] for b in boxes]
+            assert items[name]["boxes"].tolist() == [list(b[:4]) for b in boxes] and items[name][
+                "labels"
+            ] == [b[4] for b in boxes]
             assert (items[name]["width"], items[name]["height"]) == (40, 32)
-            assert torch.equal(frames_of(items[name])[0], torch.from_numpy(np.array(Image.open(folder / name))))
+            assert torch.equal(
+                frames_of(items[name])[0], torch.from_numpy(np.array(Image.open(folder / name)))
+            )
 
 
 def test_coco_crowds_are_left_out(tmp_path):
     folder = write_images(tmp_path / "in")
     content = write_coco(folder)
-    content["annotations"].append({"id": 9999, "image_id": 7, "iscrowd": 1, "bbox": [0, 0, 40, 32], "category_id": 10})
+    content["annotations"].append(
+        {"id": 9999, "image_id": 7, "iscrowd": 1, "bbox": [0, 0, 40, 32], "category_id": 10}
+    )
     (folder / "annotations.json").write_text(json.dumps(content))
     data.main(["boxes", "--root", str(folder), "--format", "coco", "--out", str(tmp_path / "out")])
     assert [len(i["boxes"]) for i in load_items(tmp_path / "out")[0]] == [1, 2, 1]
@@ -282,6 +350,7 @@ def add_row(*row):
     def mend(folder):
         with open(folder / "labels.csv", "a", newline="") as f:
             csv.writer(f).writerow(row)
+
     return mend
 
 
@@ -289,7 +358,11 @@ BAD = {
     "box outside the image": (add_row("a.png", "cat", 5, 5, 41, 20), "a.png: box [5.0, 5.0, 41.0, 20.0]", ()),
     "box inside out": (add_row("b.png", "cat", 9, 5, 4, 20), "b.png: box [9.0, 5.0, 4.0, 20.0]", ()),
     "coordinate that is no number": (add_row("c.png", "cat", 1, 2, "three", 4), "c.png: line 6", ()),
-    "unknown class": (add_row("a.png", "bird", 1, 2, 3, 4), "a.png: unknown class 'bird'", ("--classes", "cat,dog")),
+    "unknown class": (
+        add_row("a.png", "bird", 1, 2, 3, 4),
+        "a.png: unknown class 'bird'",
+        ("--classes", "cat,dog"),
+    ),
 }
 
 
@@ -314,7 +387,9 @@ def test_a_photograph_under_two_names_is_one_source(tmp_path):
     folder = image_folder(tmp_path, truth=[*SHARED, ("z.png", SHARED[0][1])])
     (folder / "z.png").write_bytes((folder / SHARED[0][0]).read_bytes())
     data.main(["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out")])
-    assert {i["id"]: i["source"] for i in load_items(tmp_path / "out")[0]} == {name: name for name, _ in SHARED} | {"z.png": SHARED[0][0]}
+    assert {i["id"]: i["source"] for i in load_items(tmp_path / "out")[0]} == {
+        name: name for name, _ in SHARED
+    } | {"z.png": SHARED[0][0]}
 
 
 def test_a_json_that_is_not_coco_instances_is_refused(tmp_path, capsys):
@@ -342,14 +417,18 @@ def test_skip_bad_goes_on_with_the_good_items_and_records_how_many_it_left_out(t
 def test_an_item_with_one_bad_row_is_left_out_whole(tmp_path):
     folder = image_folder(tmp_path)
     add_row("c.png", "cat", 1, 2, "three", 4)(folder)
-    index = data.main(["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out"), "--skip-bad"])
+    index = data.main(
+        ["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out"), "--skip-bad"]
+    )
     assert index["ids"] == ["a.png", "b.png"] and index["skipped"] == 1
 
 
 def test_missing_root_and_missing_annotations_are_refused(tmp_path, capsys):
     folder = write_images(tmp_path / "in")
     assert "--root is missing" in refused(capsys, "boxes", "--out", tmp_path / "out")
-    assert "is not a folder" in refused(capsys, "boxes", "--root", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert "is not a folder" in refused(
+        capsys, "boxes", "--root", tmp_path / "nowhere", "--out", tmp_path / "out"
+    )
     arguments = ["boxes", "--root", folder, "--format", "csv", "--out", tmp_path / "out"]
     assert "labels.csv does not exist" in refused(capsys, *arguments)
     (folder / "labels.csv").write_text("filename,class,xmin,ymin\na.png,cat,1,2\n")
@@ -358,10 +437,13 @@ def test_missing_root_and_missing_annotations_are_refused(tmp_path, capsys):
 
 # ---------------------------------------------------------------- the folder
 
+
 def test_writing_fewer_items_leaves_no_stale_shards(tmp_path):
     for n, shards in ((130, 3), (5, 1)):
         data.main(["shapes", "--n", str(n), "--size", "16", "--out", str(tmp_path / "out")])
-        assert len(list((tmp_path / "out").glob("*.pt"))) == shards and len(load_items(tmp_path / "out")[0]) == n
+        assert (
+            len(list((tmp_path / "out").glob("*.pt"))) == shards and len(load_items(tmp_path / "out")[0]) == n
+        )
 
 
 def test_the_index_counts_splits_by_source(moving_folder):
@@ -373,12 +455,15 @@ def test_the_index_counts_splits_by_source(moving_folder):
 
 # ---------------------------------------------------------------- real photographs
 
+
 @pytest.mark.skipif(not RACCOON.is_dir(), reason=f"no real photographs at {RACCOON}")
 def test_the_raccoon_photographs_give_200_items_with_217_boxes_the_same_from_voc_and_csv(tmp_path):
     read = {}
     for form in ("voc", "csv"):
         out = str(tmp_path / form)
-        index = data.main(["boxes", "--root", str(RACCOON), "--format", form, "--classes", "raccoon", "--out", out])
+        index = data.main(
+            ["boxes", "--root", str(RACCOON), "--format", form, "--classes", "raccoon", "--out", out]
+        )
         assert (index["items"], index["data"], index["skipped"]) == (200, "real", 0)
         read[form] = {i["id"]: sorted(i["boxes"].tolist()) for i in load_items(out)[0]}
     assert read["voc"] == read["csv"] and sum(map(len, read["csv"].values())) == 217

@@ -1,4 +1,5 @@
 """What a model says happens in films: nulls first, then answers whose recall is known, the parser, what is kept, what is refused."""
+
 import pytest
 import torch
 
@@ -13,19 +14,28 @@ TEST = [s for s in (f"clip-{k}" for k in range(1000)) if split_of(s) == "test"][
 
 def films(folder, conditionings=ALL, actions=MOVES, n=100, length=9, **meta):
     """A folder of films of n test clips that say in their first pixel which they are: (number of the clip, of the conditioning, of the frame)."""
+
     def items():
         for c, name in enumerate(conditionings or [None]):
             for k, source in enumerate(TEST[:n]):
                 frames = torch.zeros(length, 8, 8, 3, dtype=torch.uint8)
-                frames[:, 0, 0] = torch.stack([torch.full((length,), k), torch.full((length,), c), torch.arange(length)], 1)
+                frames[:, 0, 0] = torch.stack(
+                    [torch.full((length,), k), torch.full((length,), c), torch.arange(length)], 1
+                )
                 action = actions[k % len(actions)]
-                item = {"id": f"{source}/{name}" if name else source, "source": source, "frames": frames, "names": ["star"]}
+                item = {
+                    "id": f"{source}/{name}" if name else source,
+                    "source": source,
+                    "frames": frames,
+                    "names": ["star"],
+                }
                 item["direction" if action in MOVES else "action"] = action
                 if name:
                     item["conditioning"] = name
                 if action in MOVES:
                     item["turns"] = [["Which way does the star move?", action]]
                 yield item
+
     index = {"data": "synthetic", "name": "planted", "video": "planted", "video_weights": "small"}
     write_items(folder / "films", items(), index | ({"conditioning": "past"} if conditionings else {}) | meta)
     return folder / "films"
@@ -34,6 +44,7 @@ def films(folder, conditionings=ALL, actions=MOVES, n=100, length=9, **meta):
 @pytest.fixture
 def planted(monkeypatch, tmp_path):
     """run(says, *flags, **world): the stage's result where a model says says(clip number, conditioning, question, number of frames); run.calls: what was shown."""
+
     def run(says, *flags, folder=None, names=ALL, **world):
         if folder is None:
             folder = films(tmp_path, conditionings=names, **world)
@@ -42,13 +53,28 @@ def planted(monkeypatch, tmp_path):
 
         def answers_to(model, processor, frames, question, at):
             run.calls.append((question, frames, at))
-            return [says(int(x[0, 0, 0, 0]), (names or ["real"])[int(x[0, 0, 0, 1])], question, len(x)) for x in frames]
+            return [
+                says(int(x[0, 0, 0, 0]), (names or ["real"])[int(x[0, 0, 0, 1])], question, len(x))
+                for x in frames
+            ]
+
         monkeypatch.setattr(explain, "load_vlm", lambda entry, device, dtype: (None, None))
         monkeypatch.setattr(explain, "answers_to", answers_to)
-        argv = ["--films", str(folder), "--size", "8", "--frames", "4", "--out", str(tmp_path / "out.yaml"), *flags]
+        argv = [
+            "--films",
+            str(folder),
+            "--size",
+            "8",
+            "--frames",
+            "4",
+            "--out",
+            str(tmp_path / "out.yaml"),
+            *flags,
+        ]
         result = explain.main(["--mode", "describe", *argv])
         assert load_yaml(tmp_path / "out.yaml", "describe")["kind"] == result["kind"]
         return result
+
     return run
 
 
@@ -61,6 +87,7 @@ def wrong(k):
 
 
 # ---------------------------------------------------------------- nulls
+
 
 def test_a_model_that_always_says_the_same_retains_all_and_gains_nothing(planted):
     result = planted(lambda *what: "left", commonest="left")
@@ -103,14 +130,24 @@ KNOWN["first"] = lambda k: k % 10 == 3
 
 def test_planted_recall_and_retention_come_back_with_an_interval_that_holds_them(planted):
     def says(k, name, *_):
-        return "It does not move." if name == "copy" else f"The star moves {true(k) if KNOWN[name](k) else wrong(k)}."
+        return (
+            "It does not move."
+            if name == "copy"
+            else f"The star moves {true(k) if KNOWN[name](k) else wrong(k)}."
+        )
 
     result = planted(says)
-    assert [result[f"action_recall_{x}"] for x in ("real", "generated", "copy")] == pytest.approx([0.8, 0.4, 0])
-    assert [result[f"retention{x}"] for x in ("", "_vae", "_first", "_copy")] == pytest.approx([0.5, 0.75, 0.125, 0])
+    assert [result[f"action_recall_{x}"] for x in ("real", "generated", "copy")] == pytest.approx(
+        [0.8, 0.4, 0]
+    )
+    assert [result[f"retention{x}"] for x in ("", "_vae", "_first", "_copy")] == pytest.approx(
+        [0.5, 0.75, 0.125, 0]
+    )
     assert result["retention_low"] < 0.5 < result["retention_high"] and result["unparsed"] == 0
     c = result["criteria"]["retention"]
-    assert [c[k] for k in ("score", "low", "high")] == [result[f"retention{end}"] for end in ("", "_low", "_high")]
+    assert [c[k] for k in ("score", "low", "high")] == [
+        result[f"retention{end}"] for end in ("", "_low", "_high")
+    ]
     assert c["ceiling"] == pytest.approx(0.75) and set(c["floors"]) == {"other_item", "commonest", "copy"}
     assert c["sources"] == c["n"] == 100
     real, own = (torch.tensor([float(KNOWN[name](k)) for k in range(100)]) for name in ("real", "past"))
@@ -123,18 +160,24 @@ def test_the_question_and_the_number_of_frames_are_chosen_by_the_clips_themselve
     def says(k, name, question, frames):
         best = (question.endswith("move?"), frames) == (True, 3)
         return true(k) if best == (name == "real") and k % 10 else wrong(k)
+
     result = planted(says, "--frames", "2,3,4")
     # asked with all three numbers, listed and described with the largest
     assert (result["kind"], result["frames"], result["options_searched"]) == ("asked", 3, 5)
     past, copy = (result["conditionings"][name] for name in ("past", "copy"))
     assert set(past) >= {"asked-2", "asked-3", "asked-4", "options-4", "described-4", "yes_true-4"}
-    assert result["retention"] == 0 and "described-3" not in past and not any(k.startswith("yes") for k in copy)
+    assert (
+        result["retention"] == 0 and "described-3" not in past and not any(k.startswith("yes") for k in copy)
+    )
     assert past["described-4"]["recall"] == pytest.approx(0.9)
     result = planted(lambda k, *_: true(k), "--frames", "2,4,3")
     assert (result["kind"], result["frames"]) == ("asked", 4)
 
 
-@pytest.mark.parametrize("of_true, of_false, bias, gap", [("Yes.", "yes", 1, 0), ("yes, it does", "No", 0, 1), ("no", "Yes", 1, -1)])
+@pytest.mark.parametrize(
+    "of_true, of_false, bias, gap",
+    [("Yes.", "yes", 1, 0), ("yes, it does", "No", 0, 1), ("no", "Yes", 1, -1)],
+)
 def test_yes_to_all_is_bias_and_the_truth_is_none(planted, of_true, of_false, bias, gap):
     asked = {}
 
@@ -145,7 +188,12 @@ def test_yes_to_all_is_bias_and_the_truth_is_none(planted, of_true, of_false, bi
         return of_true if f" {true(k)}?" in question else of_false
 
     result = planted(says)
-    assert [result[x] for x in ("yes_bias", "yes_bias_real", "yes_gap", "yes_gap_real")] == [bias, bias, gap, gap]
+    assert [result[x] for x in ("yes_bias", "yes_bias_real", "yes_gap", "yes_gap_real")] == [
+        bias,
+        bias,
+        gap,
+        gap,
+    ]
     row = result["conditionings"]["past"]["yes_false-4"]
     assert row["unparsed"] == 0 and row["low"] == row["high"] == bias
     for k in range(100):  # the false action is another one, and the same for every film of a clip
@@ -154,8 +202,16 @@ def test_yes_to_all_is_bias_and_the_truth_is_none(planted, of_true, of_false, bi
 
 
 def test_actions_in_words_are_asked_of_and_recalled(planted):
-    actions = "Pushing something from left to right", "Pulling something from left to right", "Opening something"
-    said = "A hand shoves a cup to the right.", "A hand drags a cup from left to right.", "Somebody opens a jar."
+    actions = (
+        "Pushing something from left to right",
+        "Pulling something from left to right",
+        "Opening something",
+    )
+    said = (
+        "A hand shoves a cup to the right.",
+        "A hand drags a cup from left to right.",
+        "Somebody opens a jar.",
+    )
 
     def describes(k, name, question, n):
         return said[(k + (name == "past" and k % 2)) % 3] if question == explain.DESCRIBE else "no idea"
@@ -176,8 +232,15 @@ def test_actions_in_words_are_asked_of_and_recalled(planted):
 def test_many_actions_are_not_listed_and_clips_alone_have_no_retention(planted):
     actions = [f"opening jar {'abcdefghij'[i % 10]}{'abcdefghij'[i // 10]}" for i in range(31)]
     result = planted(lambda k, *_: "Somebody opens a jar.", names=None, actions=actions, n=60)
-    assert result["conditioning"] == "real" and result["action_recall_real"] == 1 and result["options_searched"] == 1
-    assert result["retention"] is result["action_recall_generated"] is None and "no generated films" in result["retention_reason"]
+    assert (
+        result["conditioning"] == "real"
+        and result["action_recall_real"] == 1
+        and result["options_searched"] == 1
+    )
+    assert (
+        result["retention"] is result["action_recall_generated"] is None
+        and "no generated films" in result["retention_reason"]
+    )
     assert set(result["criteria"]) == {"action_recall"}
 
 
@@ -239,7 +302,15 @@ def test_actions_in_sentences(line):
 
 def test_one_option_is_named():
     still = "it doesn't or almost doesn't move"
-    said = {"Up left.": "up left", "It goes up": "up", "left or up": None, "not left": None, "The answer is: LEFT": "left", "leftovers": None, still: still}
+    said = {
+        "Up left.": "up left",
+        "It goes up": "up",
+        "left or up": None,
+        "not left": None,
+        "The answer is: LEFT": "left",
+        "leftovers": None,
+        still: still,
+    }
     for text, found in said.items():
         assert explain.option(text, ["left", "up", "up left", still]) == found, text
 
@@ -252,8 +323,13 @@ def test_every_verb_of_the_table_is_found_in_its_own_inflections():
 
 # ---------------------------------------------------------------- frames
 
+
 def test_frames_are_spread_from_the_first_to_the_last():
-    for length, k, numbers in ((17, 3, [0, 8, 16]), (9, 8, [0, 1, 2, 3, 5, 6, 7, 8]), (9, 16, list(range(9)))):
+    for length, k, numbers in (
+        (17, 3, [0, 8, 16]),
+        (9, 8, [0, 1, 2, 3, 5, 6, 7, 8]),
+        (9, 16, list(range(9))),
+    ):
         assert explain.spread(length, k) == numbers
 
 
@@ -261,12 +337,31 @@ def test_films_are_shown_in_these_frames_and_it_says_how_many(planted):
     result = planted(lambda k, *_: true(k), "--frames", "3,9,20", n=4)
     assert result["frames_used"] == {3: 3, 9: 9, 20: 9} and "asked-20" not in result["conditionings"]["real"]
     for _, frames, (numbers, length) in planted.calls:
-        assert length == 9 and numbers in ([0, 4, 8], list(range(9))) and (frames[:, :, 0, 0, 2] == torch.tensor(numbers)).all()
+        assert (
+            length == 9
+            and numbers in ([0, 4, 8], list(range(9)))
+            and (frames[:, :, 0, 0, 2] == torch.tensor(numbers)).all()
+        )
 
 
-@pytest.mark.parametrize("name", ["small_vlm", "small_qwen2vl", "small_qwen3vl", "small_internvl", "llava", "llava_next", "llava_onevision"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "small_vlm",
+        "small_qwen2vl",
+        "small_qwen3vl",
+        "small_internvl",
+        "llava",
+        "llava_next",
+        "llava_onevision",
+    ],
+)
 def test_every_family_takes_several_frames(name, request, tmp_path, monkeypatch):
-    path = str(request.getfixturevalue("small_llavas")[name] if name.startswith("llava") else request.getfixturevalue(name))
+    path = str(
+        request.getfixturevalue("small_llavas")[name]
+        if name.startswith("llava")
+        else request.getfixturevalue(name)
+    )
     entry = find_model(path)
     model, processor = load_vlm(entry)
     monkeypatch.setattr(explain, "LONGEST", 3)
@@ -287,6 +382,7 @@ def test_every_family_takes_several_frames(name, request, tmp_path, monkeypatch)
 
 # ---------------------------------------------------------------- going on, and what is refused
 
+
 def test_what_was_answered_is_not_asked_again_until_something_changes(planted, tmp_path):
     folder = films(tmp_path, n=8)
 
@@ -294,6 +390,7 @@ def test_what_was_answered_is_not_asked_again_until_something_changes(planted, t
         if frames == 3:
             raise KeyboardInterrupt
         return true(k)
+
     with pytest.raises(KeyboardInterrupt):
         planted(stop, "--frames", "2,3", folder=folder)
     kept = load_pt(tmp_path / "out-answers.pt", ANSWERS)["answers"]
@@ -307,19 +404,39 @@ def test_what_was_answered_is_not_asked_again_until_something_changes(planted, t
     items, index = load_items(folder)
     items[3]["frames"] = items[3]["frames"].clone()
     items[3]["frames"][5, 4, 4, 0] = 1  # of a film that is shown without this frame
-    write_items(folder, items, {k: index[k] for k in ("data", "name", "video", "video_weights", "conditioning")})
+    write_items(
+        folder, items, {k: index[k] for k in ("data", "name", "video", "video_weights", "conditioning")}
+    )
     planted(lambda k, *_: true(k), "--frames", "3", folder=folder)
     assert len({question for question, *_ in planted.calls}) > 3
 
 
-@pytest.mark.parametrize("flags, world, said", [
-    ("--model internvl2", {}, "internvl3-8b"), ("--frames 3,x", {}, "--frames 3,x"), ("--frames 1", {}, "2 or more"),
-    ("--clips 0", {}, "--clips 0"), ("--answers a.pt", {}, "--answers"), ("--films nowhere", {}, "nowhere/index.yaml"),
-    ("", {"conditioning": "text"}, "lacks films of text"), ("", {"conditionings": ("vae", "past")}, "lacks films of real"),
-    ("", {"length": 1}, "is no clip"), ("", {"actions": [""]}, "neither action nor direction")])
-def test_mistakes_cost_one_sentence_before_a_model_is_loaded(flags, world, said, tmp_path, monkeypatch, refused):
+@pytest.mark.parametrize(
+    "flags, world, said",
+    [
+        ("--model internvl2", {}, "internvl3-8b"),
+        ("--frames 3,x", {}, "--frames 3,x"),
+        ("--frames 1", {}, "2 or more"),
+        ("--clips 0", {}, "--clips 0"),
+        ("--answers a.pt", {}, "--answers"),
+        ("--films nowhere", {}, "nowhere/index.yaml"),
+        ("", {"conditioning": "text"}, "lacks films of text"),
+        ("", {"conditionings": ("vae", "past")}, "lacks films of real"),
+        ("", {"length": 1}, "is no clip"),
+        ("", {"actions": [""]}, "neither action nor direction"),
+    ],
+)
+def test_mistakes_cost_one_sentence_before_a_model_is_loaded(
+    flags, world, said, tmp_path, monkeypatch, refused
+):
     monkeypatch.setattr(explain, "load_vlm", lambda *_: pytest.fail("a model was loaded"))
-    argv = ["--films", str(films(tmp_path, n=3, **world)), "--out", str(tmp_path / "out.yaml"), *flags.split()]
+    argv = [
+        "--films",
+        str(films(tmp_path, n=3, **world)),
+        "--out",
+        str(tmp_path / "out.yaml"),
+        *flags.split(),
+    ]
     refused(lambda: explain.main(["--mode", "describe", *argv]), said)
 
 
@@ -332,6 +449,7 @@ def test_films_of_other_clips_are_refused(tmp_path, refused):
 
 
 # ---------------------------------------------------------------- the small model
+
 
 @pytest.mark.slow
 def test_the_small_model_says_which_way_things_move(tmp_path):

@@ -1,4 +1,5 @@
 """What is said of trajectories, from files to the table: writers of whom it is known what they know, a small random language model, answers that are kept, what is refused."""
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,19 @@ from helpers import BACKWARDS
 
 import data
 import explain
-from common import TIMES, TRACKS, WIDTH, Soft, load_pt, load_yaml, save_pt, save_soft, save_yaml, track_id, write_items
+from common import (
+    TIMES,
+    TRACKS,
+    WIDTH,
+    Soft,
+    load_pt,
+    load_yaml,
+    save_pt,
+    save_soft,
+    save_yaml,
+    track_id,
+    write_items,
+)
 from explain import answer_with, true_fact
 
 CHANGES = None, "reversed", "deleted"
@@ -25,7 +38,9 @@ def clip(number, change=None):
         seen = [[first, hidden[0][0] - 1], [hidden[0][1] + 1, last]] if hidden else [[first, last]]
         way = str(rng.choice(list(data.DIRECTIONS)))
         there = {"present": [[first, last]], "visible": seen, "hidden": hidden}
-        tracks.append({"object": names[k], "persistent": why == "stays", "why": why, "direction": way} | there)
+        tracks.append(
+            {"object": names[k], "persistent": why == "stays", "why": why, "direction": way} | there
+        )
     more, numbers = {}, list(range(len(tracks)))
     if change == "reversed":
         for t in tracks:
@@ -38,8 +53,20 @@ def clip(number, change=None):
     frames = torch.zeros(TIMES, 8, 8, 3, dtype=torch.uint8)
     frames[:, 0, 0, 0], frames[:, 0, 0, 1] = number, torch.arange(TIMES)
     text = " ".join([*map(data.told, tracks), explain.sentence_of_count(len(tracks))])
-    item = {"id": f"clip-{number}", "source": f"clip-{number}", "width": 8, "height": 8, "frames": frames, "labels": []}
-    item |= {"names": [t["object"] for t in tracks], "count": len(tracks), "absent": names[3], "tracks": tracks}
+    item = {
+        "id": f"clip-{number}",
+        "source": f"clip-{number}",
+        "width": 8,
+        "height": 8,
+        "frames": frames,
+        "labels": [],
+    }
+    item |= {
+        "names": [t["object"] for t in tracks],
+        "count": len(tracks),
+        "absent": names[3],
+        "tracks": tracks,
+    }
     return item | {"turns": turns, "asked": asked, "text": text, **more}
 
 
@@ -47,12 +74,14 @@ def planted(folder, n=100, change=None):
     """data/ and tracks.pt, in which an embedding begins with the numbers of its row and of the change, and scores and probabilities are the truth's. Returns (clip, name) of each row."""
     items = [clip(k, change) for k in range(n)]
     write_items(folder / "data", items, {"data": "synthetic", "name": "planted"})
-    every = [(i, name) for i in items for name in [*i["names"], i["absent"], *filter(None, [i.get("removed")])]]
+    every = [
+        (i, name) for i in items for name in [*i["names"], i["absent"], *filter(None, [i.get("removed")])]
+    ]
     facts = [true_fact(i, name) for i, name in every]
     scores = torch.full((len(every), TIMES), 0.1)
     for row, fact in zip(scores, facts, strict=True):
         for a, b in fact["visible"]:
-            row[a:b + 1] = 0.9
+            row[a : b + 1] = 0.9
     x = {"embedding": torch.zeros(len(every), WIDTH), "scores": scores, "attention": scores.softmax(1)}
     x["embedding"][:, 0], x["embedding"][:, 1] = torch.arange(len(every)), CHANGES.index(change)
     x["persistence"] = torch.tensor([0.9 if f.get("persistent") else 0.1 for f in facts])
@@ -102,14 +131,19 @@ def run(world, monkeypatch, tmp_path, small_llama):
             return [says(*prompt, None if soft is None else of(soft[k])) for k, prompt in enumerate(prompts)]
 
         monkeypatch.setattr(explain, "load_language", lambda entry, device, dtype: (Reader(), Reader()))
-        monkeypatch.setattr(explain, "load_words", lambda folder, model, name: (Reader(), lambda x: x[:, None]))
-        monkeypatch.setattr(explain, "word_prompt", lambda tokenizer, question, context="": (question, context))
+        monkeypatch.setattr(
+            explain, "load_words", lambda folder, model, name: (Reader(), lambda x: x[:, None])
+        )
+        monkeypatch.setattr(
+            explain, "word_prompt", lambda tokenizer, question, context="": (question, context)
+        )
         monkeypatch.setattr(explain, "answered", answered)
         if not picture:
             monkeypatch.setattr(explain, "draw_said", lambda *_: None)
         given = ["--data", folder / "None/data", "--embeddings", folder / "None/tracks.pt", "--words", words]
         given += ["--questions", 12, "--out", tmp_path / out, *flags]
         return explain.main(["--mode", "trajectories", *map(str, given)])
+
     return call
 
 
@@ -122,32 +156,53 @@ def sees(question, context, about):
 def small_llama(tmp_path_factory):
     """A random Llama of the library with the small models' chat template."""
     from transformers import LlamaConfig, LlamaForCausalLM
+
     folder, tokenizer = tmp_path_factory.mktemp("models") / "small-llama", bare_tokenizer()
     tokenizer.chat_template = chat("")
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2))).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2))
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 # ---------------------------------------------------------------- nulls
 
+
 def test_words_that_are_the_same_whatever_is_shown_do_not_follow_the_picture(run):
     def same(question, context, about):
-        return next((said for word, said in (("persistent", "persistent"), ("frames", "frames 0 to 31")) if word in question), "left")
+        return next(
+            (
+                said
+                for word, said in (("persistent", "persistent"), ("frames", "frames 0 to 31"))
+                if word in question
+            ),
+            "left",
+        )
 
     result = run(same)
     assert result["words_follow_picture"] == "no" and result["comparisons"]["soft_over_blind"]["gain"] == 0
     assert len({result[f"follow_{how}"] for how in explain.ABLATIONS if how != "swapped"}) == 1
-    assert all(result["ablations"][how]["lost"] == 0 and result["ablations"][how]["p"] == 1 for how in explain.ABLATIONS[1:])
+    assert all(
+        result["ablations"][how]["lost"] == 0 and result["ablations"][how]["p"] == 1
+        for how in explain.ABLATIONS[1:]
+    )
 
 
 def test_who_says_nothing_claims_nothing_and_omits_all(run):
     row = run(lambda *_: "")["writers"]["soft"]
-    assert [row[k] for k in ("accuracy", "claims", "claim_precision", "omission", "abstains")] == [0, 0, None, 1, 0]
+    assert [row[k] for k in ("accuracy", "claims", "claim_precision", "omission", "abstains")] == [
+        0,
+        0,
+        None,
+        1,
+        0,
+    ]
 
 
 # ---------------------------------------------------------------- writers of whom it is known what they know
+
 
 def test_the_truth_is_the_ceiling_and_the_notes_say_what_they_hold(run):
     result = run(sees)
@@ -158,39 +213,58 @@ def test_the_truth_is_the_ceiling_and_the_notes_say_what_they_hold(run):
     for kind in ("persistence", "frames", "count", "absent", "unknown", "claim_precision", "frame_f1"):
         assert notes[kind] == 1, kind
     assert notes["direction"] == 0 and notes["omission_direction"] == 1 and 0 < notes["abstains_wrongly"] < 1
-    assert usual["accuracy"] < notes["accuracy"] and usual["claim_precision"] < 0.8 and usual["persistence"] < 1
+    assert (
+        usual["accuracy"] < notes["accuracy"] and usual["claim_precision"] < 0.8 and usual["persistence"] < 1
+    )
 
 
 def test_words_that_come_from_the_embedding_follow_the_picture(run, tmp_path):
     folder = tmp_path / "results/tiny/clips"
     result = run(sees, out=folder / "explain-trajectories.yaml", picture=True)
     written = load_yaml(folder / "explain-trajectories.yaml", "trajectories")
-    assert written["words_follow_picture"] == result["words_follow_picture"] == "yes" and result["writer"] == "soft"
+    assert (
+        written["words_follow_picture"] == result["words_follow_picture"] == "yes"
+        and result["writer"] == "soft"
+    )
     assert result["accuracy"] == result["claim_precision"] == result["follow_on"] == 1
     assert result["omission"] == result["follow_off"] == result["follow_label"] == 0
     ablations, writers = result["ablations"], result["writers"]
-    assert ablations["swapped"]["says_the_other"] == 1 and ablations["swapped"]["questions"] < ablations["on"]["questions"]
+    assert (
+        ablations["swapped"]["says_the_other"] == 1
+        and ablations["swapped"]["questions"] < ablations["on"]["questions"]
+    )
     for how in ("shuffled", "swapped", "gaussian"):
         assert 0 < result[f"follow_{how}"] < 0.6, how
         assert ablations[how]["lost_low"] > 0 and ablations[how]["p_holm"] < 0.01, how
     assert writers["blind"]["unknown"] == 1 and writers["blind"]["persistence"] == 0
     assert result["comparisons"]["soft_over_metadata"]["gain_low"] > 0
-    assert writers["soft"]["training_parameters"] == 1234 and [writers[n]["seeds"] for n in ("text", "soft")] == [1, 2]
+    assert writers["soft"]["training_parameters"] == 1234 and [
+        writers[n]["seeds"] for n in ("text", "soft")
+    ] == [1, 2]
     assert Reader.taken >= 2, "LoRA of one seed lies over that of another"
     explain.main(["--mode", "report", "--results", str(tmp_path / "results")])
     page = (tmp_path / "results/report.html").read_text()
-    assert "soft follow what it was shown: yes" in page and "explain-trajectories.png" not in page, "the picture is missing"
+    assert "soft follow what it was shown: yes" in page and "explain-trajectories.png" not in page, (
+        "the picture is missing"
+    )
 
 
 def test_order_of_the_options_and_abstaining_are_measured(run):
     def first_named(question, context, about):
         if "Answer with one of:" in question:
             return question.split(": ")[1].split(",")[0]
-        return "the clip does not show that" if "persistent" not in question else min(("persistent", "transient"), key=question.index)
+        return (
+            "the clip does not show that"
+            if "persistent" not in question
+            else min(("persistent", "transient"), key=question.index)
+        )
+
     row = run(first_named)["writers"]["soft"]
     assert row["order_persistence"] == 0 and row["order_direction"] < 0.5
     assert row["abstains_unknown"] == row["unknown"] == 1
-    assert row["abstains_wrongly"] == pytest.approx(5 / 6), "of six kinds of question that have an answer five"
+    assert row["abstains_wrongly"] == pytest.approx(5 / 6), (
+        "of six kinds of question that have an answer five"
+    )
     assert run(sees, out="other.yaml")["writers"]["soft"]["order_persistence"] == 1
 
 
@@ -215,7 +289,9 @@ def test_words_change_with_the_clip_or_repeat_what_was(run, world, change):
     assert result["accuracy"] == 1 and result[f"{change}_old"] == 1 and result[f"{change}_new"] == 0
 
 
-def test_a_vision_language_model_is_shown_frames_from_all_over_the_clip(run, monkeypatch, small_qwen2vl, tmp_path):
+def test_a_vision_language_model_is_shown_frames_from_all_over_the_clip(
+    run, monkeypatch, small_qwen2vl, tmp_path
+):
     shown = []
 
     def answers_to(model, processor, frames, question, at):
@@ -238,6 +314,7 @@ def test_a_vision_language_model_is_shown_frames_from_all_over_the_clip(run, mon
 
 # ---------------------------------------------------------------- kept answers, a model of the library, mistakes
 
+
 @pytest.mark.slow
 def test_what_was_answered_is_not_asked_again_unless_something_else_is_asked(run, tmp_path):
     first = run(sees)
@@ -256,6 +333,7 @@ def test_a_killed_run_goes_on(run, tmp_path):
         if about:
             raise KeyboardInterrupt
         return "left"
+
     with pytest.raises(KeyboardInterrupt):
         run(stops)
     kept = load_pt(tmp_path / "out-answers.pt", explain.ANSWERS)["answers"]
@@ -267,7 +345,9 @@ def test_a_killed_run_goes_on(run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("template", [True, False])
-def test_a_language_model_of_the_library_is_asked_with_and_without_soft_tokens(world, small_llama, tmp_path, template, capsys):
+def test_a_language_model_of_the_library_is_asked_with_and_without_soft_tokens(
+    world, small_llama, tmp_path, template, capsys
+):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -283,7 +363,9 @@ def test_a_language_model_of_the_library_is_asked_with_and_without_soft_tokens(w
     for s in range(2):
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(language), config)
         model.save_pretrained(tmp_path / f"words/seed{s}")
-        save_soft(tmp_path / f"words/seed{s}/soft.safetensors", Soft(WIDTH, 32, 3, std=0.5), language=language.name)
+        save_soft(
+            tmp_path / f"words/seed{s}/soft.safetensors", Soft(WIDTH, 32, 3, std=0.5), language=language.name
+        )
     save_yaml(tmp_path / "words/adapt-words.yaml", {"stage": "adapt", "mode": "words"})
     given = ["--data", folder / "None/data", "--embeddings", folder / "None/tracks.pt", "--questions", 2]
     given += ["--language", language, "--words", tmp_path / "words", "--out", tmp_path / "out.yaml"]
@@ -312,15 +394,34 @@ MISTAKES = """
 
 
 @pytest.mark.parametrize("line", MISTAKES.strip().splitlines())
-def test_mistakes_cost_one_sentence_before_a_model_is_loaded(world, line, moving_folder, tmp_path, monkeypatch, refused):
+def test_mistakes_cost_one_sentence_before_a_model_is_loaded(
+    world, line, moving_folder, tmp_path, monkeypatch, refused
+):
     path = world[0] / "None/tracks.pt"
     monkeypatch.setattr(explain, "load_language", lambda *_: pytest.fail("a model was loaded"))
     monkeypatch.setattr(explain, "load_vlm", lambda *_: pytest.fail("a model was loaded"))
     tracks = load_pt(path, TRACKS)
     x = {k: tracks[k] for k in ("embedding", "scores", "attention", "persistence")}
     save_pt(tmp_path / "others.pt", TRACKS, [f"other-{i}" for i in tracks["ids"]], tracks["meta"], **x)
-    save_pt(tmp_path / "fewer.pt", TRACKS, tracks["ids"][:9], tracks["meta"], **{k: v[:9].clone() for k, v in x.items()})
-    named = {"TRACKS": path, "OTHERS": tmp_path / "others.pt", "FEWER": tmp_path / "fewer.pt", "MOVING": moving_folder}
+    save_pt(
+        tmp_path / "fewer.pt",
+        TRACKS,
+        tracks["ids"][:9],
+        tracks["meta"],
+        **{k: v[:9].clone() for k, v in x.items()},
+    )
+    named = {
+        "TRACKS": path,
+        "OTHERS": tmp_path / "others.pt",
+        "FEWER": tmp_path / "fewer.pt",
+        "MOVING": moving_folder,
+    }
     flags, words = (part.strip() for part in line.split("|"))
-    given = ["--data", world[0] / "None/data", "--out", tmp_path / "out.yaml", *(named.get(f, f) for f in flags.split())]
+    given = [
+        "--data",
+        world[0] / "None/data",
+        "--out",
+        tmp_path / "out.yaml",
+        *(named.get(f, f) for f in flags.split()),
+    ]
     refused(lambda: explain.main(["--mode", "trajectories", *map(str, given)]), words)

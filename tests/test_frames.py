@@ -1,4 +1,5 @@
 """Which frames of a clip are shown: motion gets the budget; flicker, noise and shake do not; of a video only what is needed is decoded."""
+
 import contextlib
 
 import av
@@ -19,6 +20,7 @@ T, K, SIDE = 60, 12, 128
 def photograph():
     """Grey [H, W], 0 to 255, from dark to over-exposed."""
     from skimage.data import astronaut
+
     return astronaut().mean(-1)
 
 
@@ -33,9 +35,11 @@ def clip(photograph, moving=None, noise=0, flicker=0, shake=0, when=slice(None),
     for t in range(T):
         x += 4 * bool(moving and moving[0] < t <= moving[1])
         down, right = (rng.normal(size=2).clip(-3, 3) * shake * here[t]).round().astype(int)
-        frame = photograph[120 + down:120 + down + side, 120 + right:120 + right + side].copy()
+        frame = photograph[120 + down : 120 + down + side, 120 + right : 120 + right + side].copy()
         frame[np.hypot(y[0] + down - 64, y[1] + right - x) < 9] = 220
-        frame = frame * (1 + here[t] * flicker * rng.normal()) + here[t] * (60 * flicker * rng.normal() + noise * rng.normal(size=frame.shape))
+        frame = frame * (1 + here[t] * flicker * rng.normal()) + here[t] * (
+            60 * flicker * rng.normal() + noise * rng.normal(size=frame.shape)
+        )
         out.append(frame.clip(0, 255).round())
     return torch.from_numpy(np.stack(out)).byte()[..., None].expand(-1, -1, -1, 3).contiguous()
 
@@ -45,6 +49,7 @@ DISTURBED["all three"] = {"noise": 6, "flicker": 0.04, "shake": 1.5}
 
 
 # ---------------------------------------------------------------- nothing moves
+
 
 @pytest.mark.parametrize("when", [slice(None), slice(20, 40)], ids=["throughout", "in a third"])
 @pytest.mark.parametrize("how", DISTURBED)
@@ -57,13 +62,16 @@ def test_where_nothing_moves_flicker_noise_and_shake_leave_the_choice_nearly_uni
 
 # ---------------------------------------------------------------- something does
 
+
 @pytest.mark.parametrize("how", DISTURBED)
 def test_the_budget_goes_where_something_moves_whatever_disturbs(photograph, how):
     chosen = choose_frames(clip(photograph, moving=(35, 50), **DISTURBED[how]), K)
     inside = sum(35 <= n <= 50 for n in chosen)
     # a quarter of the clip, 3 of 12 by chance
     assert (chosen[0], chosen[-1]) == (0, T - 1) and inside >= 8, chosen
-    assert sum(35 <= n <= 50 for n in choose_frames(clip(photograph, moving=(5, 20), **DISTURBED[how]), K)) <= 3
+    assert (
+        sum(35 <= n <= 50 for n in choose_frames(clip(photograph, moving=(5, 20), **DISTURBED[how]), K)) <= 3
+    )
 
 
 def test_a_steady_motion_is_shown_evenly():
@@ -77,17 +85,20 @@ def test_what_moves_is_no_shake_and_what_fades_no_motion(photograph):
     assert len(moving) == T and moving[0] == 0 and moving[1:15].min() > 10 * still.max()
     plain = torch.full((20, 64, 64, 3), 120, dtype=torch.uint8)  # nothing but the disc could be registered
     for t in range(20):
-        plain[t, 20:40, 10 + t:30 + t] = 200
+        plain[t, 20:40, 10 + t : 30 + t] = 200
     assert motion_of(plain)[1:].min() > 5 * still.max()
 
 
 # ---------------------------------------------------------------- what must be kept
 
+
 def test_first_last_and_boundary_frame_are_shown_and_no_gap_is_larger_than_allowed(photograph):
     x = clip(photograph, moving=(35, 50))
     assert np.diff(choose_frames(x, 8)).max() > 12
     chosen = choose_frames(x, 8, boundary=7, largest_gap=12)
-    assert {0, 7, T - 1} <= set(chosen) and np.diff(chosen).max() <= 12 and len(chosen) == 8 == len(set(chosen))
+    assert (
+        {0, 7, T - 1} <= set(chosen) and np.diff(chosen).max() <= 12 and len(chosen) == 8 == len(set(chosen))
+    )
     assert sum(35 <= n <= 50 for n in chosen) >= 2
     for how in ("motion", "uniform"):
         assert choose_frames(x, 3, how, boundary=22) == [0, 22, T - 1]
@@ -99,7 +110,11 @@ def test_every_way_gives_k_different_frames_in_order_and_the_same_ones_again(pho
     x = clip(photograph, moving=(10, 30), noise=3)
     for k in (1, 2, 5, T):
         chosen = choose_frames(x, k, how, seed=(3, 1))
-        assert chosen == sorted(set(chosen)) == choose_frames(x.numpy(), k, how, seed=(3, 1)) and len(chosen) == k and 0 <= chosen[0] <= chosen[-1] < T
+        assert (
+            chosen == sorted(set(chosen)) == choose_frames(x.numpy(), k, how, seed=(3, 1))
+            and len(chosen) == k
+            and 0 <= chosen[0] <= chosen[-1] < T
+        )
 
 
 def test_uniform_is_even_random_follows_the_seed_and_scenes_share_by_length(photograph):
@@ -116,11 +131,18 @@ def test_uniform_is_even_random_follows_the_seed_and_scenes_share_by_length(phot
 
 def test_shares_are_equal_as_the_best_of_all_choices(photograph):
     import itertools
+
     steps = np.random.default_rng(0).exponential(size=12)
     for must, gap in (((), None), ((5,), None), ((), 4), ((3, 8), 5)):
+
         def cost(chosen):
-            return sum((steps[a + 1:b + 1].sum()) ** 2 for a, b in itertools.pairwise(chosen))
-        allowed = [(0, *c, 11) for c in itertools.combinations(range(1, 11), 4) if set(must) <= set(c) and max(np.diff((0, *c, 11))) <= (gap or 12)]
+            return sum((steps[a + 1 : b + 1].sum()) ** 2 for a, b in itertools.pairwise(chosen))
+
+        allowed = [
+            (0, *c, 11)
+            for c in itertools.combinations(range(1, 11), 4)
+            if set(must) <= set(c) and max(np.diff((0, *c, 11))) <= (gap or 12)
+        ]
         assert cost(placed(steps, 6, must, gap)) == pytest.approx(min(map(cost, allowed)), rel=1e-6)
     assert placed(steps, 3, (), 4) is None is placed(steps, 2, (5,))
 
@@ -136,13 +158,16 @@ def test_what_cannot_be_is_refused_in_one_sentence(refused, tmp_path):
 
 # ---------------------------------------------------------------- files
 
+
 def film(path, frames, keys=20, codec="libx264", **options):
     """A video with a key frame every `keys` frames."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=15)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.gop_size = "rgb8" if codec == "gif" else "yuv420p", keys
-        stream.options = {"crf": "12", "b": "0"} if codec == "libvpx-vp9" else {"crf": "12", "sc_threshold": "0"} | options
+        stream.options = (
+            {"crf": "12", "b": "0"} if codec == "libvpx-vp9" else {"crf": "12", "sc_threshold": "0"} | options
+        )
         for frame in frames.numpy():
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         file.mux(stream.encode())
@@ -170,12 +195,15 @@ def decoded(monkeypatch):
     def counting(path):
         with opener(path) as file:
             yield Counted(file)
+
     monkeypatch.setattr(common, "opened", counting)
     return count
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "a.avi"])
-def test_a_video_gives_the_frames_asked_for_and_decodes_no_more_than_from_their_key_frames(tmp_path, photograph, decoded, name):
+def test_a_video_gives_the_frames_asked_for_and_decodes_no_more_than_from_their_key_frames(
+    tmp_path, photograph, decoded, name
+):
     x = clip(photograph, moving=(35, 50))
     path = film(tmp_path / name, x, codec="libvpx-vp9" if name.endswith("webm") else "libx264")
     assert len(presented(path)) == T and decoded == [0]
@@ -185,8 +213,14 @@ def test_a_video_gives_the_frames_asked_for_and_decodes_no_more_than_from_their_
     assert decoded == [n] and (name.endswith("avi") or n == 3 + 5 + 20)  # AVI holds no time stamps
 
 
-ENCODED = {"a.mp4": ("libx264", {}), "a.ts": ("mpeg2video", {"bf": "2"}), "a.webm": ("libvpx-vp9", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
-           "open.mkv": ("libx264", {"x264-params": "open-gop=1:bframes=4:keyint=20"}), "a.gif": ("gif", {}), "a.avi": ("libx264", {})}
+ENCODED = {
+    "a.mp4": ("libx264", {}),
+    "a.ts": ("mpeg2video", {"bf": "2"}),
+    "a.webm": ("libvpx-vp9", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "open.mkv": ("libx264", {"x264-params": "open-gop=1:bframes=4:keyint=20"}),
+    "a.gif": ("gif", {}),
+    "a.avi": ("libx264", {}),
+}
 
 
 @pytest.mark.parametrize("name", ENCODED)
@@ -214,11 +248,12 @@ def test_motion_is_found_in_a_file_too_and_uniform_decodes_nothing(tmp_path, pho
 def test_a_file_that_breaks_off_is_refused(tmp_path, photograph, refused):
     path = film(tmp_path / "a.mkv", clip(photograph))
     refused(lambda: frames_at(path, [60]), "a.mkv has 60 frames", "59")
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 8])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 8])
     refused(lambda: frames_at(path, [0, 59]), "a.mkv")
 
 
 # ---------------------------------------------------------------- extract.py --frames
+
 
 @pytest.fixture(scope="module")
 def waiting(tmp_path_factory):
@@ -235,14 +270,18 @@ def test_waiting_clips_move_in_the_middle_as_those_they_are_made_of(waiting, mov
     for item, own in zip(items, plain, strict=True):
         shown, moving = item["frames"].float(), own["frames"].float()
         assert len(shown) == len(item["mask"]) == len(item["boxes"]) == 41 and item["turns"] == own["turns"]
-        errors = [(shown[s:s + 17] - moving).abs().mean().item() for s in range(25)]
+        errors = [(shown[s : s + 17] - moving).abs().mean().item() for s in range(25)]
         starts.add(start := min(range(25), key=errors.__getitem__))
-        assert errors[start] < 2 and (shown[-1] - moving[-1]).abs().mean() < 2 and (shown[0] != shown[1]).any()
-        assert torch.equal(item["boxes"][start:start + 17], own["boxes"])
+        assert (
+            errors[start] < 2 and (shown[-1] - moving[-1]).abs().mean() < 2 and (shown[0] != shown[1]).any()
+        )
+        assert torch.equal(item["boxes"][start : start + 17], own["boxes"])
     assert len(starts) > 5
 
 
-def test_features_are_those_of_the_frames_chosen_and_the_index_says_which(waiting, small_dino, tmp_path, refused):
+def test_features_are_those_of_the_frames_chosen_and_the_index_says_which(
+    waiting, small_dino, tmp_path, refused
+):
     def go(folder, out, *more):
         command = f"--model {small_dino} --size 48 --points last --data {folder} --out {out}"
         return extract.main([*command.split(), *more])
@@ -258,12 +297,23 @@ def test_features_are_those_of_the_frames_chosen_and_the_index_says_which(waitin
     for name in index["points"]:
         a, b = (common.load_features(tmp_path / folder)[1](name) for folder in ("features", "same"))
         assert a.shape[1] == 6 and torch.equal(a, b)
-    refused(lambda: go(waiting, tmp_path / "features", "--frames", "uniform", "--count", "6"), "frames", "delete the folder")
+    refused(
+        lambda: go(waiting, tmp_path / "features", "--frames", "uniform", "--count", "6"),
+        "frames",
+        "delete the folder",
+    )
     assert go(waiting, tmp_path / "features", *motion)["shown"] == index["shown"]
 
 
-WRONG = {"--frames moton": "motion", "--frames motion,uniform": "--ask", "--frames motion --count 99": "41 frames", "--frames motion --count 5 --largest-gap 9": "41 frames",
-         "--frames random --largest-gap 9": "motion", "--largest-gap 9": "--frames", "--ask --frames motion --stream": "--stream"}
+WRONG = {
+    "--frames moton": "motion",
+    "--frames motion,uniform": "--ask",
+    "--frames motion --count 99": "41 frames",
+    "--frames motion --count 5 --largest-gap 9": "41 frames",
+    "--frames random --largest-gap 9": "motion",
+    "--largest-gap 9": "--frames",
+    "--ask --frames motion --stream": "--stream",
+}
 
 
 @pytest.mark.parametrize("given", WRONG)
@@ -278,12 +328,18 @@ def test_ways_are_compared_at_equal_frames_and_at_equal_time_and_nothing_is_aske
     command = f"--model tiny --data {waiting} --ask --frames motion,uniform,random --count 8 --out {out}"
     found = extract.main(command.split())
     equal = {"motion8", "uniform8", "random8"}
-    assert equal <= set(found["ways"]) and found["first"] == "motion8" and set(found["gains"]) == set(found["ways"]) - {"motion8"}
+    assert (
+        equal <= set(found["ways"])
+        and found["first"] == "motion8"
+        and set(found["gains"]) == set(found["ways"]) - {"motion8"}
+    )
     kept = common.load_pt(out, common.ANSWERS)
     truth = {i["id"]: i["direction"] for i in load_items(waiting)[0]}
     for name, row in found["ways"].items():
         said, count = kept["answers"][name], int("".join(c for c in name if c.isdigit()))
-        assert row["right"] == pytest.approx(sum(a == truth[i] for a, i in zip(said, kept["ids"], strict=True)) / len(said))
+        assert row["right"] == pytest.approx(
+            sum(a == truth[i] for a, i in zip(said, kept["ids"], strict=True)) / len(said)
+        )
         assert all(len(at) == count for at in kept["facts"][name]["shown"]) and row["seconds_answering"] > 0
     assert found["gain_over_uniform8"] == pytest.approx(found["right_motion8"] - found["right_uniform8"])
     even = min(found["ways"][name]["seconds_answering"] for name in equal)

@@ -1,4 +1,5 @@
 """What holds for the house as a whole: scripts that stand alone, Make that computes nothing twice, results one can grep."""
+
 import ast
 import importlib
 import json
@@ -71,7 +72,11 @@ def test_make_help_lists_the_targets_and_the_defaults_in_force():
 
 
 def test_requirements_pin_every_package_exactly():
-    lines = [line for line in (HERE / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (HERE / "requirements.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert lines and all("==" in line for line in lines)
 
 
@@ -99,7 +104,10 @@ def test_gate1_runs_from_nothing_then_recomputes_nothing_and_an_edited_probe_rer
     verdict = contents(here / "gate1.yaml")
     assert verdict["verdict"] in ("PROCEED", "PIVOT", "STOP", "INCONCLUSIVE")
     assert f"verdict {verdict['verdict']}" in first.stdout
-    assert "small weights, synthetic data" in verdict["headline"] and (here / "gate1.png").stat().st_size > 20_000
+    assert (
+        "small weights, synthetic data" in verdict["headline"]
+        and (here / "gate1.png").stat().st_size > 20_000
+    )
 
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.suffix in (".pt", ".yaml", ".png")}
     second = run(*make, cwd=tmp_path)
@@ -113,7 +121,15 @@ def test_gate1_runs_from_nothing_then_recomputes_nothing_and_an_edited_probe_rer
     assert len(run("grep", "-r", "^bbox_iou:", "results/", cwd=tmp_path).stdout.splitlines()) >= 2
 
     probe = contents(here / "probe.yaml")["criteria"]["bbox_iou"]
-    floors = {"constant", "class_constant", "shuffled", "shuffled_images", "pixels", "pixel_pca", "random_init"}
+    floors = {
+        "constant",
+        "class_constant",
+        "shuffled",
+        "shuffled_images",
+        "pixels",
+        "pixel_pca",
+        "random_init",
+    }
     assert set(probe["floors"]) == floors
     assert probe["gain_low"] > 0, "the token grid must clear every floor"
     strict = run(*make, "STRICT=1", "SET=bbox_iou=0.99", cwd=tmp_path)
@@ -123,6 +139,7 @@ def test_gate1_runs_from_nothing_then_recomputes_nothing_and_an_edited_probe_rer
 @pytest.mark.slow
 def test_gate1_goes_through_every_stage_for_a_cogvlm2_folder(tmp_path, small_cogvlm2):
     import data
+
     copied(tmp_path)
     data.main(["shapes", "--n", "100", "--size", "64", "--out", str(tmp_path / "data/shapes")])
     data.main(["moving", "--n", "60", "--out", str(tmp_path / "data/moving")])
@@ -142,15 +159,26 @@ def test_a_tuned_adapter_is_a_model_for_every_gate(tmp_path):
     import adapt
     import data
     from common import load_features
+
     copied(tmp_path)
     shapes, adapter = tmp_path / "data/shapes", "results/tiny/mine/tuned/adapter"
     data.main(["shapes", "--n", "40", "--out", str(shapes)])
-    tune = f"--mode tune --model tiny --data {shapes} --epochs 1 --lr 1e-2 --out {(tmp_path / adapter).parent}"
+    tune = (
+        f"--mode tune --model tiny --data {shapes} --epochs 1 --lr 1e-2 --out {(tmp_path / adapter).parent}"
+    )
     adapt.main(tune.split())
     points = "vision.0,language.1,language.3"
     make = ["make", f"PY={sys.executable}", f"MODEL={adapter}", "N=40", "FROZEN=", f"POINTS={points}"]
     small = {"tiny", "tiny-mine-tuned", "tiny-vae", "tiny-dinov2", "tiny-dinov2+tiny-mine-tuned", "screen"}
-    for target in (*(f"gate{k}" for k in range(1, 5)), "align", "binding", "resolution", "frames", "explain", "screen"):
+    for target in (
+        *(f"gate{k}" for k in range(1, 5)),
+        "align",
+        "binding",
+        "resolution",
+        "frames",
+        "explain",
+        "screen",
+    ):
         would = run(*make, "-n", target, f"MODELS={adapter} tiny", cwd=tmp_path).stdout
         named = set(re.findall(r"results/([^/@ ]+)[/@]", would))
         assert "tiny-mine-tuned" in named <= small and "ltx-video" not in would, target
@@ -162,7 +190,11 @@ def test_a_tuned_adapter_is_a_model_for_every_gate(tmp_path):
     for flags in (f"{adapter} --stream --out streamed", "tiny --out base", "tiny --random-init --out floor"):
         extract = f"extract.py --data data/shapes --points {points} --model {flags}"
         assert python(extract, tmp_path).returncode == 0
-    folders = here / "features", *(tmp_path / name for name in ("streamed", "base", "floor")), here / "features-random"
+    folders = (
+        here / "features",
+        *(tmp_path / name for name in ("streamed", "base", "floor")),
+        here / "features-random",
+    )
     own, streamed, base, floor, random = (load_features(folder)[1]("language.1") for folder in folders)
     # the floor is the base's network, untrained
     assert own.equal(streamed) and not own.equal(base) and random.equal(floor)
@@ -179,11 +211,14 @@ def test_gate3_runs_on_something_something_made_small(tmp_path):
     import av
 
     import data
+
     copied(tmp_path)
     root, lists, said = tmp_path / "ssv2", {"train": [], "validation": []}, {}
     videos = root / "20bn-something-something-v2"
     videos.mkdir(parents=True)
-    moving = [i for i in data.moving(120, 64, 5, frames=14) if i["direction"] in ("left", "right", "up", "down")]
+    moving = [
+        i for i in data.moving(120, 64, 5, frames=14) if i["direction"] in ("left", "right", "up", "down")
+    ]
     for k, item in enumerate(moving):
         name, template = item["names"][-1], f"Pushing [something] {item['direction']}"
         said[f"Pushing something {item['direction']}"] = str(len(said))
@@ -199,8 +234,20 @@ def test_gate3_runs_on_something_something_made_small(tmp_path):
     for name, entries in lists.items():
         (root / f"something-something-v2-{name}.json").write_text(json.dumps(entries))
     (root / "something-something-v2-labels.json").write_text(json.dumps(dict.fromkeys(said, "0")))
-    make = ["make", "gate3", "DATA=ssv2", f"ROOT={root}", f"PY={sys.executable}", "FRAMES=12", "CLIPSIZE=64", "HORIZON=4"]
-    quick = ["PREDICT=--variants single,delta --seeds 1 --epochs 2 --no-scaling", "CONTINUE=--continuations past,text"]
+    make = [
+        "make",
+        "gate3",
+        "DATA=ssv2",
+        f"ROOT={root}",
+        f"PY={sys.executable}",
+        "FRAMES=12",
+        "CLIPSIZE=64",
+        "HORIZON=4",
+    ]
+    quick = [
+        "PREDICT=--variants single,delta --seeds 1 --epochs 2 --no-scaling",
+        "CONTINUE=--continuations past,text",
+    ]
     done = run(*make, *quick, "FUTURES=--candidates 2", "WATCHED=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     here = tmp_path / "results/tiny/ssv2"

@@ -1,4 +1,5 @@
 """The MLP beside ridge, what probes are given, and their controls, on worlds whose answer is known: nulls first."""
+
 import pytest
 import torch
 
@@ -62,25 +63,36 @@ def test_layers_and_seeds_that_train_together_are_each_alone():
     together, _ = probe.train_mlp(x, boxes, SPLIT, seeds=2, steps=40)
     for k in range(3):
         for seed in range(2):
-            alone = probe.train_mlp(x[k:k + 1], boxes, SPLIT, seeds=2, steps=40, only=seed)[0][0, 0]
+            alone = probe.train_mlp(x[k : k + 1], boxes, SPLIT, seeds=2, steps=40, only=seed)[0][0, 0]
             torch.testing.assert_close(together[k, seed], alone, atol=2e-3, rtol=0)
 
 
 def test_early_stopping_keeps_the_weights_of_the_lowest_validation_loss():
     """Labels of the training items alone are noise: the longer it trains, the worse; what is kept is no worse than the start."""
     boxes, x = boxes_of(), torch.randn(N, 64, generator=generator(9))
-    short, long = (probe.train_mlp(x[None], boxes, SPLIT, seeds=2, steps=s)[0][0][:, SPLIT["val"]] for s in (20, 240))
-    assert probe.box_loss(long, boxes[SPLIT["val"]]).mean() <= probe.box_loss(short, boxes[SPLIT["val"]]).mean() + 0.05
+    short, long = (
+        probe.train_mlp(x[None], boxes, SPLIT, seeds=2, steps=s)[0][0][:, SPLIT["val"]] for s in (20, 240)
+    )
+    assert (
+        probe.box_loss(long, boxes[SPLIT["val"]]).mean()
+        <= probe.box_loss(short, boxes[SPLIT["val"]]).mean() + 0.05
+    )
 
 
 # ---------------------------------------------------------------- what probes read; controls
 
+
 def test_principal_components_keep_what_a_ridge_reads():
-    x, train = torch.randn(N, 30, generator=generator(1)) @ torch.randn(30, 400, generator=generator(2)), SPLIT["train"]
+    x, train = (
+        torch.randn(N, 30, generator=generator(1)) @ torch.randn(30, 400, generator=generator(2)),
+        SPLIT["train"],
+    )
     y = x[:, :3].contiguous()
     parts = probe.components(*common.spectrum(probe.gram(x, train)[None], train), most=40)[0]
     assert parts.shape == (N, 40) and parts.square().mean() == pytest.approx(1, rel=1e-4)
-    torch.testing.assert_close(common.ridge(parts, {"y": y}, train)["y"], common.ridge(x, {"y": y}, train)["y"], atol=0.02, rtol=0.02)
+    torch.testing.assert_close(
+        common.ridge(parts, {"y": y}, train)["y"], common.ridge(x, {"y": y}, train)["y"], atol=0.02, rtol=0.02
+    )
 
 
 @pytest.mark.parametrize("dim", [8, 300])
@@ -93,7 +105,10 @@ def test_tokens_are_brought_to_one_size(dim):
 
 def test_the_class_constant_knows_the_name_and_no_more():
     left, right = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[20.0, 20, 30, 30]])
-    cup, cat, dog = ({"boxes": b, "labels": [name], "width": 32, "height": 32} for b, name in ((left, "cup"), (right, "cat"), (left, "dog")))
+    cup, cat, dog = (
+        {"boxes": b, "labels": [name], "width": 32, "height": 32}
+        for b, name in ((left, "cup"), (right, "cat"), (left, "dog"))
+    )
     items = [cat, cup] * 10 + [dog]
     largest, _, _ = common.box_truth(items)
     found = probe.class_constant(items, largest, torch.arange(12))
@@ -110,18 +125,32 @@ def test_another_items_features_say_nothing():
 
 # ---------------------------------------------------------------- results side by side
 
+
 def test_results_are_compared_item_by_item(tmp_path, refused):
     ids = [f"i{k}" for k in range(40)]
     base = torch.rand(40, generator=generator(0))
+
     def write(name, scores, size, ids=ids):
-        record, folder = {"score": scores.mean(), "low": 0.0, "high": 1.0, "floor": 0.1, "layer": "merger"}, tmp_path / name
+        record, folder = (
+            {"score": scores.mean(), "low": 0.0, "high": 1.0, "floor": 0.1, "layer": "merger"},
+            tmp_path / name,
+        )
         both, points = dict.fromkeys(("bbox_iou", "spatial_iou"), scores), {"merger": {"shape": [1, 6, 6, 8]}}
-        common.save_yaml(folder / "probe.yaml", {"stage": "probe", "model": "made-up", "criteria": dict.fromkeys(both, record)})
+        common.save_yaml(
+            folder / "probe.yaml",
+            {"stage": "probe", "model": "made-up", "criteria": dict.fromkeys(both, record)},
+        )
         common.save_pt(folder / "probe.pt", common.RESULT, ids, {}, sources=ids, scores=both)
-        common.save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "size": size, "points": points})
+        common.save_yaml(
+            folder / "features" / "index.yaml", {"stage": "extract", "size": size, "points": points}
+        )
         return str(folder)
 
-    low, same, high = write("low", base * 0.5, 64), write("same", base * 0.5, 96), write("high", base * 0.5 + 0.2, 128)
+    low, same, high = (
+        write("low", base * 0.5, 64),
+        write("same", base * 0.5, 96),
+        write("high", base * 0.5 + 0.2, 128),
+    )
     found = probe.main(["--compare", low, same, high, "--out", str(tmp_path / "compare.yaml")])
     rows = common.load_yaml(tmp_path / "compare.yaml", "probe-compare")["rows"]
     assert found["bbox_iou_best"] == "high" and rows["high"]["bbox_iou_p_holm"] < 0.01
@@ -162,10 +191,15 @@ def test_the_record_of_a_decoder_names_its_floors_its_controls_and_its_oracle(pi
     frames, colours = pictures
     grey = frames[:40].float().mean(0).byte().expand(10, -1, -1, -1)
     others = {"mean_image": grey, "blur": frames[50:]}  # blur is the picture itself here
-    noisy, random = colours + 0.1 * torch.randn(60, 8, 8, 3, generator=generator(2)), torch.randn(60, 8, 8, 5, generator=generator(3))
+    noisy, random = (
+        colours + 0.1 * torch.randn(60, 8, 8, 3, generator=generator(2)),
+        torch.randn(60, 8, 8, 5, generator=generator(3)),
+    )
     jobs = {"own": noisy, "oracle": colours, "random_init": random}
     sources, measures = [str(i) for i in range(10)], {"ssim": (common.ssim, "higher", 1.0)}
-    record, scores = probe.reconstruction(jobs, frames, others, measures, FEW, sources, "merger", 0)["decoder_ssim"]
+    record, scores = probe.reconstruction(jobs, frames, others, measures, FEW, sources, "merger", 0)[
+        "decoder_ssim"
+    ]
     assert set(record["floors"]) == {"mean_image", "shuffled_images"} and scores.shape == (3, 10)
     assert record["score"] == pytest.approx(scores.mean().item())
     random, blur = (record["controls"][k] for k in ("random_init", "blur"))

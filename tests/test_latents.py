@@ -1,4 +1,5 @@
 """Prediction in latent space: found where the future can be known, not found where it cannot, and never by having seen it."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,13 @@ def world(folder, kind):
     colours = torch.tensor([[220, 40, 40], [40, 200, 60], [50, 60, 220], [230, 220, 60]])
     frames = torch.randint(0, 256, (N, LENGTH, 32, 32, 3), generator=g).byte()
     frames = F.interpolate(frames.flatten(0, 1).permute(0, 3, 1, 2).float(), scale_factor=0.25, mode="area")
-    frames = frames.repeat_interleave(4, 2).repeat_interleave(4, 3).byte().permute(0, 2, 3, 1).unflatten(0, (N, LENGTH))
+    frames = (
+        frames.repeat_interleave(4, 2)
+        .repeat_interleave(4, 3)
+        .byte()
+        .permute(0, 2, 3, 1)
+        .unflatten(0, (N, LENGTH))
+    )
     if kind == "known":
         fading = (1 - 0.04 * torch.arange(LENGTH - PAST)).view(1, -1, 1, 1, 1)
         frames[:, PAST:] = (colours[which][:, None, None, None] * fading).byte()
@@ -32,10 +39,21 @@ def world(folder, kind):
         frames = frames[:, :1].expand_as(frames).clone()
     items = []
     for name, f, action in zip(NAMES, frames, which.tolist(), strict=True):
-        items.append({"id": name, "source": name, "width": 32, "height": 32, "frames": f.clone(), "action": str(action)})
+        items.append(
+            {
+                "id": name,
+                "source": name,
+                "width": 32,
+                "height": 32,
+                "frames": f.clone(),
+                "action": str(action),
+            }
+        )
     write_items(folder / "clips", items, {"data": "synthetic", "name": "clips"})
     for name, first, count in (("past", 0, PAST), ("last", PAST - 1, 1)):
-        data.main(f"cut --clips {folder}/clips --first {first} --frames {count} --out {folder}/{name}".split())
+        data.main(
+            f"cut --clips {folder}/clips --first {first} --frames {count} --out {folder}/{name}".split()
+        )
         t = max(count // 2, 1)
         told = F.one_hot(which, 4).view(N, 1, 1, 1, 4).expand(-1, t, 2, 2, -1) * float(kind == "known")
         x = told + 0.1 * torch.randn(N, t, 2, 2, 4, generator=g)
@@ -61,6 +79,7 @@ def known(tmp_path_factory):
 
 
 # ---------------------------------------------------------------- nulls, then what can be known
+
 
 def test_noise_is_not_predictable_though_everything_beats_its_copy(tmp_path):
     found = run(world(tmp_path, "noise"), "--no-scaling", variants="multi,delta")
@@ -95,7 +114,9 @@ def test_a_future_that_the_tokens_name_is_found_predictable(known):
     assert set(found["horizons"]["multi"]) == {1, 2, 4, 8}
     # it reconstructs the present, and predicts nothing
     assert "sanity" not in rows and found["sanity_cosine"] > found["sanity_cosine_mean"] - 0.05
-    assert load_yaml(folder / "predict-latents.yaml", "predict")["cosine"] == pytest.approx(found["cosine"], rel=1e-4)
+    assert load_yaml(folder / "predict-latents.yaml", "predict")["cosine"] == pytest.approx(
+        found["cosine"], rel=1e-4
+    )
     assert not (folder / "predict-latents.training").exists()
 
 
@@ -113,6 +134,7 @@ def test_the_oracle_is_the_ceiling_copy_has_neither_gain_nor_skill_and_more_clip
 
 # ---------------------------------------------------------------- leaks
 
+
 @pytest.mark.slow
 def test_features_of_the_past_do_not_change_with_the_future(tmp_path):
     data.main(f"moving --n 4 --frames 12 --out {tmp_path}/clips".split())
@@ -123,7 +145,9 @@ def test_features_of_the_past_do_not_change_with_the_future(tmp_path):
     write_items(tmp_path / "other", items, {"data": "synthetic", "name": "clips"})
     for name in ("clips", "other"):
         data.main(f"cut --clips {tmp_path}/{name} --frames 4 --out {tmp_path}/{name}-past".split())
-        extract.main(f"--model tiny --data {tmp_path}/{name}-past --points language.0,language.1 --out {tmp_path}/{name}-features".split())
+        extract.main(
+            f"--model tiny --data {tmp_path}/{name}-past --points language.0,language.1 --out {tmp_path}/{name}-features".split()
+        )
     (a, read_a), (_, read_b) = (load_features(tmp_path / f"{name}-features") for name in ("clips", "other"))
     assert all(torch.equal(read_a(p), read_b(p)) for p in ("language.0", "language.1"))
     assert a["points"]["language.0"]["shape"][0] == 2
@@ -134,7 +158,11 @@ def test_features_that_may_have_seen_the_future_are_refused(known, refused, tmp_
     data.main(f"cut --clips {folder}/clips --frames {PAST + 1} --out {tmp_path}/longer".split())
     for path in (folder / "clips", tmp_path / "longer"):
         plant_features(tmp_path / "x", NAMES, {"language.0": torch.randn(N, 2, 2, 2, 4)}, path)
-        refused(lambda: run(line, features=tmp_path / "x"), "may have seen the future", f"--first 0 --frames {PAST}")
+        refused(
+            lambda: run(line, features=tmp_path / "x"),
+            "may have seen the future",
+            f"--first 0 --frames {PAST}",
+        )
     refused(lambda: run(line, features=folder / "last-features"), f"is not frames 0 to {PAST - 1}")
     refused(lambda: run(line, last=folder / "past-features"), f"is not frames {PAST - 1} to {PAST - 1}")
 
@@ -161,21 +189,39 @@ def test_a_causal_past_sees_nothing_later_and_a_joined_one_does():
         m.over_time.register_forward_hook(lambda module, given, out: seen.append(out))
         with torch.no_grad():
             for given in (x, later):
-                m(given, torch.zeros(3, dtype=torch.long), torch.zeros(3, 2, 2, 3), torch.zeros(3, dtype=torch.long))
+                m(
+                    given,
+                    torch.zeros(3, dtype=torch.long),
+                    torch.zeros(3, 2, 2, 3),
+                    torch.zeros(3, dtype=torch.long),
+                )
     assert torch.allclose(seen[0][:, :3], seen[1][:, :3], atol=1e-6)
     assert not torch.allclose(seen[2][:, :3], seen[3][:, :3], atol=1e-3)
 
 
 # ---------------------------------------------------------------- parts
 
+
 def test_a_difference_starts_as_a_copy():
     present = torch.randn(3, 2, 2, 3)
-    z = predict.Predictor((4, 2, 2, 5), (2, 2), 3, [1, 2], "causal", delta=True)(torch.randn(3, 4, 2, 2, 5), torch.tensor([0, 1, 0]), present, torch.zeros(3, dtype=torch.long))
+    z = predict.Predictor((4, 2, 2, 5), (2, 2), 3, [1, 2], "causal", delta=True)(
+        torch.randn(3, 4, 2, 2, 5), torch.tensor([0, 1, 0]), present, torch.zeros(3, dtype=torch.long)
+    )
     assert torch.equal(z, present)
 
 
-@pytest.mark.parametrize(("grid", "shape"), [((4, 8, 8, 3), (4, 4, 4, 12)), ((1, 12, 12, 3), (1, 6, 6, 12)), ((2, 6, 6, 3), (2, 6, 6, 3)), ((1, 16, 16, 3), (1, 4, 4, 48)),
-                                             ((1, 13, 13, 3), (1, 6, 6, 3)), ((1, 1, 9, 3), (1, 1, 6, 3)), ((1, 96, 96, 2), (1, 6, 6, 2))])
+@pytest.mark.parametrize(
+    ("grid", "shape"),
+    [
+        ((4, 8, 8, 3), (4, 4, 4, 12)),
+        ((1, 12, 12, 3), (1, 6, 6, 12)),
+        ((2, 6, 6, 3), (2, 6, 6, 3)),
+        ((1, 16, 16, 3), (1, 4, 4, 48)),
+        ((1, 13, 13, 3), (1, 6, 6, 3)),
+        ((1, 1, 9, 3), (1, 1, 6, 3)),
+        ((1, 96, 96, 2), (1, 6, 6, 2)),
+    ],
+)
 def test_neighbours_are_put_together_without_loss_where_the_grid_allows(grid, shape):
     x = torch.randn(2, *grid)
     y = predict.merged(x)
@@ -222,6 +268,7 @@ def test_an_untrained_network_is_a_floor_where_its_features_are_given(known, ref
 
 def test_signed_rank_is_scipys_over_means_of_sources_and_small_no_oftener_than_it_says_where_there_is_nothing():
     from scipy.stats import wilcoxon
+
     g = torch.Generator().manual_seed(0)
     x = torch.randn(12, generator=g)
     assert signed_rank(x, list("abcdefghijkl")) == wilcoxon(x.double().numpy()).pvalue
@@ -241,7 +288,7 @@ def test_a_planted_power_law_is_found():
 def test_flow_carries_on_what_moves_and_leaves_what_stands():
     films = torch.full((2, 14, 48, 48, 3), 90, dtype=torch.uint8)
     for t in range(14):
-        films[0, t, 20:30, 6 + 2 * t:16 + 2 * t] = torch.tensor([240, 200, 30], dtype=torch.uint8)
+        films[0, t, 20:30, 6 + 2 * t : 16 + 2 * t] = torch.tensor([240, 200, 30], dtype=torch.uint8)
     films[1, :, 20:30, 10:20] = 200
     on = predict.carried_on(films[:, :6], 8)
     errors = predict.pixel_errors(on, films[:, 6:], films[:, 5])
@@ -256,8 +303,12 @@ def test_flow_carries_on_what_moves_and_leaves_what_stands():
 def test_lora_starts_as_the_frozen_model_and_reads_the_rows_that_extract_reads(tmp_path):
     data.main(f"moving --n 40 --frames 9 --out {tmp_path}/clips".split())
     data.main(f"cut --clips {tmp_path}/clips --first 0 --frames 4 --out {tmp_path}/past".split())
-    extract.main(f"--model tiny --data {tmp_path}/past --points language.0,language.1 --out {tmp_path}/features".split())
-    found = predict.main(f"--mode latents --data {tmp_path}/clips --features {tmp_path}/features --past 4 --variants lora,language --seeds 1 --epochs 6 --no-scaling --out {tmp_path}/x.yaml".split())
+    extract.main(
+        f"--model tiny --data {tmp_path}/past --points language.0,language.1 --out {tmp_path}/features".split()
+    )
+    found = predict.main(
+        f"--mode latents --data {tmp_path}/clips --features {tmp_path}/features --past 4 --variants lora,language --seeds 1 --epochs 6 --no-scaling --out {tmp_path}/x.yaml".split()
+    )
     assert list(found["variants"])[:2] == ["language", "lora"]
     assert found["variants"]["lora"]["cosine"] != found["variants"]["language"]["cosine"]
     # goes on from there
@@ -266,9 +317,11 @@ def test_lora_starts_as_the_frozen_model_and_reads_the_rows_that_extract_reads(t
 
 # ---------------------------------------------------------------- what is refused
 
+
 def test_bad_input_costs_one_sentence(known, refused):
     def check(*words, **new):
         refused(lambda: run(known[1], **new), *words)
+
     check("unknown variant 'detla'", "delta", variants="detla")
     check("needs --features", features=None)
     check("give --last its features", last=None, variants="single")

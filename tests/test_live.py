@@ -1,4 +1,5 @@
 """One's own pictures: read upright and whole, made into a film that holds them, asked about, and answered word by word."""
+
 import io
 import shutil
 import subprocess
@@ -39,9 +40,11 @@ def clips():
 @pytest.fixture
 def ask(capsys):
     """ask(question, *flags): (explain.py's result, what it printed)."""
+
     def run(question, *flags):
         capsys.readouterr()
         return explain.main(["--ask", question, *map(str, flags)]), capsys.readouterr().out
+
     return run
 
 
@@ -80,6 +83,7 @@ def apart(a, b):
 
 # ---------------------------------------------------------------- pictures
 
+
 def test_a_picture_stands_as_its_exif_says(tmp_path):
     upright = np.zeros((40, 60, 3), np.uint8)
     upright[:20, :30], upright[20:, 30:] = (250, 20, 20), (20, 20, 250)
@@ -109,6 +113,7 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
 
 
 # ---------------------------------------------------------------- films
+
 
 @pytest.mark.slow
 def test_a_film_begins_with_the_picture_and_is_written_three_times(tmp_path, clips, capsys):
@@ -143,7 +148,12 @@ def test_films_go_the_way_that_the_prompt_says(tmp_path, clips):
         made(tmp_path, item, 0, prompt=common.caption(item))
         ways.append(gone(item, film(tmp_path / "out.mp4")[0]))
     asked = [i["direction"] for i in clips[:10]]  # twins follow one another: the same scene, another way
-    assert sum(a == b for a, b in zip(ways, asked, strict=True)) >= 5 > 1 >= sum(a == asked[k ^ 1] for k, a in enumerate(ways))
+    assert (
+        sum(a == b for a, b in zip(ways, asked, strict=True))
+        >= 5
+        > 1
+        >= sum(a == asked[k ^ 1] for k, a in enumerate(ways))
+    )
 
 
 def test_several_pictures_stand_evenly_up_to_the_middle_and_what_follows_is_predicted(tmp_path, clips):
@@ -164,7 +174,9 @@ def test_a_film_gets_the_shape_of_the_picture_back_in_even_sides(tmp_path):
     assert predict.save_film(tmp_path / "a.mp4", x, (61, 50), 12.5) == (312, 256)
     y, height, width, rate = film(tmp_path / "a.mp4")
     assert (height, width, rate) == (312, 256, 12.5) and len(y) == 3 and apart(y, x) < 0.02
-    assert predict.save_film(tmp_path / "b.mp4", torch.zeros(2, 320, 320, 3, dtype=torch.uint8), (10, 10), 25) == (320, 320)
+    assert predict.save_film(
+        tmp_path / "b.mp4", torch.zeros(2, 320, 320, 3, dtype=torch.uint8), (10, 10), 25
+    ) == (320, 320)
 
 
 MISTAKES = """
@@ -190,20 +202,29 @@ explain --ask Where? --clip CIRCLE --model small_cogvlm2 | one picture at a time
 
 
 @pytest.mark.parametrize("line", MISTAKES.strip().splitlines())
-def test_a_mistake_is_refused_before_anything_is_loaded(line, tmp_path, circle, refused, monkeypatch, request):
+def test_a_mistake_is_refused_before_anything_is_loaded(
+    line, tmp_path, circle, refused, monkeypatch, request
+):
     monkeypatch.setattr(predict, "load_video_pipeline", None)
     monkeypatch.setattr(explain, "load_vlm", None)
     (tmp_path / "words.mp4").write_text("neither a picture nor a video")
     command, _, words = line.replace("FOLDER", str(tmp_path)).replace("CIRCLE", circle).partition(" | ")
-    stage, *flags = [str(request.getfixturevalue(f)) if f.startswith("small_") else f for f in command.split()]
+    stage, *flags = [
+        str(request.getfixturevalue(f)) if f.startswith("small_") else f for f in command.split()
+    ]
     refused(lambda: {"predict": predict, "explain": explain}[stage].main(flags), words)
 
 
 # ---------------------------------------------------------------- questions
 
-@pytest.mark.parametrize("model", ["tiny", "tiny-semantic", "tiny-llava-next", "tiny-internvl2", "tiny-cogvlm2"])
+
+@pytest.mark.parametrize(
+    "model", ["tiny", "tiny-semantic", "tiny-llava-next", "tiny-internvl2", "tiny-cogvlm2"]
+)
 def test_every_small_model_names_what_is_drawn(model, circle, ask, tmp_path):
-    found, printed = ask("What is in the picture?", "--image", circle, "--model", model, "--out", tmp_path / "a.yaml")
+    found, printed = ask(
+        "What is in the picture?", "--image", circle, "--model", model, "--out", tmp_path / "a.yaml"
+    )
     assert found["answer"] == "a blue circle" and found["tokens"] >= 3 and found["weights"] == "small"
     assert [line.strip() for line in printed.splitlines()].count("a blue circle") == 1
     assert "\nanswer a blue circle\n" in printed
@@ -239,6 +260,7 @@ def test_words_are_printed_while_the_model_still_computes(circle, monkeypatch):
         def write(self, text):
             written.append((len(steps), text))
             return len(text)
+
     monkeypatch.setattr(explain, "load_vlm", counted)
     monkeypatch.setattr(sys, "stdout", Screen())
     found = explain.main(["--image", circle, "--ask", "What is in the picture?"])
@@ -258,6 +280,7 @@ def test_the_other_families_take_one_picture(folder, request, circle, ask):
 
 
 # ---------------------------------------------------------------- questions about films
+
 
 @pytest.mark.slow
 def test_a_written_clip_is_understood_forwards_and_backwards(tmp_path, ask):
@@ -311,8 +334,12 @@ def test_make_demo_looks_at_a_photograph_films_it_and_watches_the_film(tmp_path)
     assert done.stdout.count("never seen a photograph") == 1
     assert "results/demo/: coffee.png, coffee.mp4, coffee.gif" in done.stdout
     at = tmp_path / "results/demo"
-    picture, coffee, watched = (common.load_yaml(at / f"{name}.yaml") for name in ("picture", "coffee", "film"))
-    assert all(found["answer"] and f"answer {found['answer']}\n" in done.stdout for found in (picture, watched))
+    picture, coffee, watched = (
+        common.load_yaml(at / f"{name}.yaml") for name in ("picture", "coffee", "film")
+    )
+    assert all(
+        found["answer"] and f"answer {found['answer']}\n" in done.stdout for found in (picture, watched)
+    )
     x, height, width, _ = film(at / "coffee.mp4")
     assert (len(x), height, width) == (coffee["frames"], 256, 384)
     assert watched["frames_used"] == list(range(9))

@@ -1,4 +1,5 @@
 """The notebook for Kaggle: valid, complete, and it runs a gate from an empty folder. Its cells are executed as they stand, magic lines by a few of our own."""
+
 import importlib.util
 import json
 import re
@@ -27,7 +28,7 @@ def sources(made):
 
 def only(made, words):
     """The one code cell that says `words` and writes no file."""
-    found, = (s for s in sources(made) if words in s and not s.startswith("%%"))
+    (found,) = (s for s in sources(made) if words in s and not s.startswith("%%"))
     return found
 
 
@@ -47,13 +48,17 @@ def execute(source, space):
 
 
 def test_the_notebook_is_valid_by_the_rules_of_version_4(made):
-    assert (made["nbformat"], made["nbformat_minor"]) == (4, 5) and made["metadata"]["kernelspec"]["name"] == "python3"
+    assert (made["nbformat"], made["nbformat_minor"]) == (4, 5) and made["metadata"]["kernelspec"][
+        "name"
+    ] == "python3"
     assert set(made) == {"cells", "metadata", "nbformat", "nbformat_minor"}
     ids = [c["id"] for c in made["cells"]]
     assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", i) for i in ids)
     for c in made["cells"]:
         code = {"outputs": [], "execution_count": None} if c["cell_type"] == "code" else {}
-        assert {k: x for k, x in c.items() if k not in ("cell_type", "id", "source")} == {"metadata": {}} | code
+        assert {k: x for k, x in c.items() if k not in ("cell_type", "id", "source")} == {
+            "metadata": {}
+        } | code
         assert all(line.endswith("\n") and line.count("\n") == 1 for line in c["source"][:-1])
     assert str(HERE) not in json.dumps(made)
 
@@ -85,7 +90,11 @@ def test_only_what_is_lacking_is_installed_in_the_versions_required(made, monkey
 
 
 def test_the_small_models_come_from_a_folder_or_a_clone_and_are_missed_by_name(made, tmp_path, monkeypatch):
-    cell, repository, here = only(made, "small models:"), tmp_path / "origin", Path("results/tiny/checkpoints/vlm/config.json")
+    cell, repository, here = (
+        only(made, "small models:"),
+        tmp_path / "origin",
+        Path("results/tiny/checkpoints/vlm/config.json"),
+    )
     (repository / here).parent.mkdir(parents=True)
     (repository / here).write_text("{}")
     for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm a"):
@@ -94,8 +103,13 @@ def test_the_small_models_come_from_a_folder_or_a_clone_and_are_missed_by_name(m
     def fill_in(name, **given):
         (tmp_path / name).mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / name)
-        execute(cell, {"MODEL": "tiny", "MORE": "", "CHECKPOINTS": "", "REPOSITORY": "", "subprocess": subprocess} | given)
+        execute(
+            cell,
+            {"MODEL": "tiny", "MORE": "", "CHECKPOINTS": "", "REPOSITORY": "", "subprocess": subprocess}
+            | given,
+        )
         return here.is_file()
+
     for _ in range(2):  # a cell may be run again
         assert fill_in("folder", CHECKPOINTS=str(repository / "results/tiny/checkpoints"))
         assert fill_in("clone", REPOSITORY=str(repository))
@@ -108,7 +122,10 @@ def test_the_small_models_come_from_a_folder_or_a_clone_and_are_missed_by_name(m
 def test_make_writes_it_and_again_only_when_a_script_has_changed():
     ask = ["make", "-n", "kaggle", "PY=python", "-W", "common.py", "REPOSITORY=https://example.org/x"]
     told = subprocess.run(ask, cwd=HERE, capture_output=True, text=True).stdout
-    assert told == 'python tests/notebook.py --repository "https://example.org/x" --out results/foresight.ipynb\n'
+    assert (
+        told
+        == 'python tests/notebook.py --repository "https://example.org/x" --out results/foresight.ipynb\n'
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 """Operations at a bench: OpenPack as it is on disk, from hand-written and made-up sets whose truth is known, and what is scored of answers, from planted ones."""
+
 import json
 import re
 import shutil
@@ -24,11 +25,16 @@ def hand_written(root, users=("U0101", "U0107", "U0108"), rate=3, work=WORK):
     """A set in OpenPack's layout: one session each, of frames of one grey that says the second."""
     begins = datetime(2021, 11, 9, 13, 0, 30, tzinfo=data.JAPAN)
     for user in users:
-        tables = {"": "uuid,user,session,box,id,operation,start,end,actions\n", "-1hz": "unixtime,user,session,box,id\n"}
+        tables = {
+            "": "uuid,user,session,box,id,operation,start,end,actions\n",
+            "-1hz": "unixtime,user,session,box,id\n",
+        }
         for k, (o, a, b) in enumerate(work):
             times = ",".join((begins + timedelta(seconds=s)).isoformat() for s in (a, b))
             tables[""] += f"uuid-{k},{user},S0100,1,{o},{data.OPERATIONS.get(o, 'Null')},{times},\n"
-            tables["-1hz"] += "".join(f"{int(begins.timestamp() + t) * 1000},{user},S0100,1,{o}\n" for t in range(a, b))
+            tables["-1hz"] += "".join(
+                f"{int(begins.timestamp() + t) * 1000},{user},S0100,1,{o}\n" for t in range(a, b)
+            )
         for end, text in tables.items():
             folder = root / user / f"annotation/openpack-operations{end}"
             folder.mkdir(parents=True)
@@ -70,25 +76,40 @@ def read(root, out, *more):
 
 # ---------------------------------------------------------------- as it is on disk
 
+
 def test_a_published_session_is_read_to_the_frame(published, tmp_path):
     items, index = read(published, tmp_path / "out")
-    assert index["subjects"] == {"U0101": "train", "U0107": "val", "U0108": "test"} and index["data"] == "real"
+    assert (
+        index["subjects"] == {"U0101": "train", "U0107": "val", "U0108": "test"} and index["data"] == "real"
+    )
     of_u0108 = [i for i in items if i["subject"] == "U0108"]
-    assert {i["source"] for i in of_u0108} == {"test:U0108-S0100"} == {i["source"] for i in items if split_of(i["source"]) == "test"}
+    assert (
+        {i["source"] for i in of_u0108}
+        == {"test:U0108-S0100"}
+        == {i["source"] for i in items if split_of(i["source"]) == "test"}
+    )
     own = {int(i["id"][-5:]): i for i in of_u0108}
     # none of Null, and none before there are frames of three quarters of the window
     assert sorted(own) == [*range(3, 10), *range(12, 30)]
     label, seconds = "Attach Box Label", ("start", "end", "seconds", "boundary")
-    assert [own[15][k] for k in ("operation", "action", "earlier", "previous", "next")] == [label] * 3 + ["Picking"] * 2
+    assert [own[15][k] for k in ("operation", "action", "earlier", "previous", "next")] == [label] * 3 + [
+        "Picking"
+    ] * 2
     assert [own[15][k] for k in seconds] == [-3.0, 5.0, 15.0, False]
     assert [own[t]["boundary"] for t in (20, 21, 22)] == [True, True, False]
-    assert own[15]["turns"] == [[data.ASK_OPERATION, f'{{"operation": "{label}", "start": -3, "end": 5, "next": "Picking"}}']]
+    assert own[15]["turns"] == [
+        [data.ASK_OPERATION, f'{{"operation": "{label}", "start": -3, "end": 5, "next": "Picking"}}']
+    ]
     assert own[12]["earlier"] is None and own[20]["earlier"] == label
     assert own[25]["next"] is None and json.loads(own[25]["turns"][0][1])["next"] is None
     greys = own[15]["frames"].float().mean((1, 2, 3)) / 8
     assert own[15]["frames"].shape == (4, 16, 16, 3) and own[15]["fps"] == 0.8
     assert greys[-1].round() == 15 and torch.allclose(greys, torch.tensor([11.0, 12, 13, 15]), atol=1.1)
-    assert index["grammar"]["bigram"] == {"(start)": {"Picking": 1}, label: {"Picking": 1}, "Picking": {label: 1}}
+    assert index["grammar"]["bigram"] == {
+        "(start)": {"Picking": 1},
+        label: {"Picking": 1},
+        "Picking": {label: 1},
+    }
     assert index["grammar"]["seconds"] == {label: 8, "Picking": 20}
     assert index["grammar"]["clock"] == ["Picking", label, "Picking"]
 
@@ -110,7 +131,9 @@ def test_grammar_is_that_of_train_subjects_alone(own_copy, tmp_path):
 
     before = read(own_copy, tmp_path / "before")[1]["grammar"]
     items, index = change("U0107", "U0108")
-    assert index["grammar"] == before and "Scan Label" in {i["operation"] for i in items if i["source"].startswith("test")}
+    assert index["grammar"] == before and "Scan Label" in {
+        i["operation"] for i in items if i["source"].startswith("test")
+    }
     assert change("U0101")[1]["grammar"] != before
 
 
@@ -118,7 +141,18 @@ def test_boundary_clips_are_drawn_more_often_in_train_and_nowhere_else(made_up, 
     def share(folder, part):
         return np.mean([i["boundary"] for i in load_items(folder)[0] if split_of(i["source"]) == part])
 
-    flags = ["--n", "200", "--asked", "6", "--seed", "42", "--boundary", "0", "--out", str(tmp_path / "as-they-come")]
+    flags = [
+        "--n",
+        "200",
+        "--asked",
+        "6",
+        "--seed",
+        "42",
+        "--boundary",
+        "0",
+        "--out",
+        str(tmp_path / "as-they-come"),
+    ]
     data.main(["openpack", "--root", str(made_up[0]), *flags])
     assert share(made_up[1], "train") == 0.5 and share(tmp_path / "as-they-come", "train") < 0.4
     assert share(made_up[1], "test") < 0.4
@@ -126,7 +160,9 @@ def test_boundary_clips_are_drawn_more_often_in_train_and_nowhere_else(made_up, 
 
 def test_motion_chooses_the_frames_of_a_window_in_which_something_moves(tmp_path):
     root = hand_written(tmp_path / "root", rate=6, work=((100, 0, 24),))
-    texture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((20, 20), 0)
+    texture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(
+        (20, 20), 0
+    )
     for user in ("U0101", "U0107", "U0108"):
         for tick, path in enumerate(sorted((root / user).rglob("*.jpg"))):
             picture = Image.new("RGB", (64, 64), (90, 90, 90))
@@ -141,10 +177,22 @@ def test_motion_chooses_the_frames_of_a_window_in_which_something_moves(tmp_path
     assert moved["motion"] > 5 > moved["uniform"]
 
 
-@pytest.mark.parametrize(("spoil", "words"), [
-    (lambda root: shutil.rmtree(root / "U0101/kinect"), ["1 problems", "--skip-bad"]),
-    (lambda root: [shutil.rmtree(root / user) for user in ("U0101", "U0107", "U0108")], ["holds no U####", "--root"]),
-    (lambda root: next((root / "U0108/kinect").rglob("*_130041_333.jpg")).write_bytes(b"\xff\xd8 half"), ["have problems"])])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: shutil.rmtree(root / "U0101/kinect"), ["1 problems", "--skip-bad"]),
+        (
+            lambda root: [shutil.rmtree(root / user) for user in ("U0101", "U0107", "U0108")],
+            ["holds no U####", "--root"],
+        ),
+        (
+            lambda root: next((root / "U0108/kinect").rglob("*_130041_333.jpg")).write_bytes(
+                b"\xff\xd8 half"
+            ),
+            ["have problems"],
+        ),
+    ],
+)
 def test_what_cannot_be_read_is_refused_and_nothing_is_written(own_copy, tmp_path, refused, spoil, words):
     spoil(own_copy)
     refused(lambda: read(own_copy, tmp_path / "out"), *words)
@@ -180,7 +228,9 @@ def test_sessions_without_frames_are_counted_and_left_out(tmp_path):
 
 def test_subjects_can_be_named_and_a_wrong_one_is_refused(published, tmp_path, refused):
     items, index = read(published, tmp_path / "out", "--test", "U0101", "--val", "U0108")
-    assert index["subjects"] == {"U0101": "test", "U0107": "train", "U0108": "val"} and not any(i.get("fixed") for i in items)
+    assert index["subjects"] == {"U0101": "test", "U0107": "train", "U0108": "val"} and not any(
+        i.get("fixed") for i in items
+    )
     refused(lambda: read(published, tmp_path / "out", "--test", "U0999"), "U0999", "known: U0101")
     refused(lambda: read(published, tmp_path / "out", "--frames", "12"), "'12'", "motion")
     assert load_yaml(tmp_path / "out" / "index.yaml")["subjects"]["U0101"] == "test"  # as it was
@@ -203,11 +253,22 @@ def test_the_made_up_set_depends_on_the_seed_alone(made_up, tmp_path):
 
 # ---------------------------------------------------------------- what is said of it, parsed
 
-@pytest.mark.parametrize(("text", "parsed"), [
-    ('{"operation": "Scan Label", "start": -3, "end": 5.5, "next": "Close Box"}', (6, 4, -3.0, 5.5)),
-    ('```json\n{"next": "close box", "operation": " SCAN LABEL "}\n```', (6, 4, None, None)),
-    ('Well: {broken} {"operation": "Scan", "start": "-3", "end": true, "next": null}', (None, None, None, 1.0)),
-    ("Scan Label", None), ("", None), ('{"operation": "Scan Label"', None), ("[1, 2]", None)])
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ('{"operation": "Scan Label", "start": -3, "end": 5.5, "next": "Close Box"}', (6, 4, -3.0, 5.5)),
+        ('```json\n{"next": "close box", "operation": " SCAN LABEL "}\n```', (6, 4, None, None)),
+        (
+            'Well: {broken} {"operation": "Scan", "start": "-3", "end": true, "next": null}',
+            (None, None, None, 1.0),
+        ),
+        ("Scan Label", None),
+        ("", None),
+        ('{"operation": "Scan Label"', None),
+        ("[1, 2]", None),
+    ],
+)
 def test_answers_are_parsed(text, parsed):
     said = explain.parse_operation(text, NAMES)
     assert said["json"] == (parsed is not None)
@@ -216,6 +277,7 @@ def test_answers_are_parsed(text, parsed):
 
 def test_macro_f1_is_that_of_scikit_learn():
     from sklearn.metrics import f1_score
+
     rng = np.random.default_rng(0)
     truth, said = rng.integers(0, 8, 200), rng.integers(0, 10, 200)
     counts = explain.confusions(truth.tolist(), [None if s == 9 else int(s) for s in said], [0] * 200, 9)[0]
@@ -239,6 +301,7 @@ def test_macro_f1_of_two_who_guess_alike_is_told_apart_as_often_as_promised():
 
 # ---------------------------------------------------------------- the whole stage, by writers of whom it is known what they know
 
+
 def answer(operation, start=0, end=0, after=None):
     return json.dumps({"operation": operation, "start": start, "end": end, "next": after})
 
@@ -256,12 +319,14 @@ WRITERS = {
     "alike": alike,
     "silent": lambda item, rng: "I see somebody at a bench.",
     "usual": lambda item, rng: answer("Picking", -3.5, 3.5, "Insert Items"),
-    "guess": lambda item, rng: answer(str(rng.choice(NAMES)), after=str(rng.choice(NAMES)))}
+    "guess": lambda item, rng: answer(str(rng.choice(NAMES)), after=str(rng.choice(NAMES))),
+}
 
 
 @pytest.fixture
 def ask(monkeypatch, made_up, tmp_path):
     """explain.py of two writers, the first in the place of the model `tiny`, the second in that of `tiny-semantic`."""
+
     def load(*_):
         return None, SimpleNamespace(tokenizer=lambda text: SimpleNamespace(input_ids=text.split()))
 
@@ -279,14 +344,23 @@ def ask(monkeypatch, made_up, tmp_path):
         result = explain.main(["--mode", "operations", *flags])
         assert load_yaml(out)["answers"].keys() == result["answers"].keys()
         return result
+
     return run
 
 
 def test_who_answers_no_json_is_counted_wrong_and_not_left_out(ask):
     found = ask("truthful", "silent")
-    assert found["answer"] == "FAIL" and found["no_json"] == 1 and found["no_json_tiny"] == 0 and found["pair"] is None
+    assert (
+        found["answer"] == "FAIL"
+        and found["no_json"] == 1
+        and found["no_json_tiny"] == 0
+        and found["pair"] is None
+    )
     assert all(found[k] == 0 for k in ("accuracy", "macro_f1", "next_accuracy", "segmental_f1_10"))
-    assert found["start_error"] > found["start_error_median"] and found["accuracy_tiny"] == found["macro_f1_tiny"] == 1
+    assert (
+        found["start_error"] > found["start_error_median"]
+        and found["accuracy_tiny"] == found["macro_f1_tiny"] == 1
+    )
     assert found["confusion"]["Picking"] == {"none": sum(found["confusion"]["Picking"].values())}
 
 
@@ -327,12 +401,16 @@ def test_the_pair_confused_most_is_named_and_shown(ask, tmp_path):
     assert found["pair"]["share_of_errors"] == 1 and 0.3 < found["pair"]["clips"] / found["pair"]["of"] < 0.7
     explain.main(["--mode", "report", "--results", str(tmp_path / "results")])
     page = (tmp_path / "results/report.html").read_text()
-    assert "Attach Box Label and Attach Shipping Label" in page and "explain-operations.png" not in page, "the picture is missing"
+    assert "Attach Box Label and Attach Shipping Label" in page and "explain-operations.png" not in page, (
+        "the picture is missing"
+    )
 
 
 def test_wrong_folders_and_models_are_refused(made_up, moving_folder, tmp_path, refused):
     def call(*more):
-        return lambda: explain.main(["--mode", "operations", "--out", str(tmp_path / "x.yaml"), *map(str, more)])
+        return lambda: explain.main(
+            ["--mode", "operations", "--out", str(tmp_path / "x.yaml"), *map(str, more)]
+        )
 
     refused(call("--data", moving_folder), "holds no operations", "data.py openpack")
     refused(call("--data", made_up[1], "--models", "tiny", "tiny"), "tiny twice")

@@ -1,4 +1,5 @@
 """Films under conditionings: the measures on films whose answer is known, the pipeline's calls, what is refused, what a kill leaves."""
+
 import math
 import shutil
 from types import SimpleNamespace
@@ -34,9 +35,12 @@ def small(made):
 
 def moving(n=6, frames=9, side=32, step=2):
     """(films of a square that moves right, masks of it in the first frame), the background's grey another in every film."""
-    films = torch.full((n, frames, side, side, 3), 90, dtype=torch.uint8) + (10 * torch.arange(n).view(-1, 1, 1, 1, 1)).byte()
+    films = (
+        torch.full((n, frames, side, side, 3), 90, dtype=torch.uint8)
+        + (10 * torch.arange(n).view(-1, 1, 1, 1, 1)).byte()
+    )
     for t in range(frames):
-        films[:, t, 12:20, 2 + step * t:10 + step * t] = torch.tensor([210, 30, 30], dtype=torch.uint8)
+        films[:, t, 12:20, 2 + step * t : 10 + step * t] = torch.tensor([210, 30, 30], dtype=torch.uint8)
     masks = torch.zeros(n, side, side, dtype=torch.bool)
     masks[:, 12:20, 2:10] = True
     return films, masks
@@ -48,6 +52,7 @@ def look(clip):
 
 
 # ---------------------------------------------------------------- measures
+
 
 def test_a_frozen_film_is_wholly_consistent_and_not_close_and_does_not_move():
     real, masks = moving()
@@ -106,8 +111,10 @@ def test_a_film_that_goes_the_other_way_or_that_shows_something_else_is_not_righ
 
 # ---------------------------------------------------------------- what is asked of the pipeline
 
+
 def test_captions_are_those_the_small_pipeline_was_taught():
     import tiny
+
     item = {"names": ["blue star", "red circle"], "direction": "up left", "text": "a red circle"}
     assert predict.caption(item) == tiny.caption("red circle", "up left")
     assert predict.caption({"text": "a cat"}) == "a cat" and predict.caption({}) is None
@@ -121,8 +128,18 @@ def test_noise_is_the_clips_own_whatever_the_batch_and_the_conditioning(made, sm
     def make(order, seed=0, shown=True, **more):
         at = torch.tensor(order)
         given = [(0, real[at])] if shown else []
-        x = predict.films(run, steps, ["abc"[k] for k in order], (5, 32, 32), given, (tokens[at], torch.ones(3, 2)), seed, **more)
+        x = predict.films(
+            run,
+            steps,
+            ["abc"[k] for k in order],
+            (5, 32, 32),
+            given,
+            (tokens[at], torch.ones(3, 2)),
+            seed,
+            **more,
+        )
         return x[at].int()  # in their own order again
+
     whole = make([0, 1, 2])
     assert whole.shape == (3, 5, 32, 32, 3) and (whole - make([0, 1, 2], batch=1)).abs().max() <= 1
     assert (whole - make([2, 1, 0], batch=2)).abs().max() <= 1 < (whole - make([0, 1, 2], seed=1)).abs().max()
@@ -131,6 +148,7 @@ def test_noise_is_the_clips_own_whatever_the_batch_and_the_conditioning(made, sm
     def watched(self, v, t, x, **more):
         started.append((t, x[:, -16:]))
         return step(self, v, t, x, **more)
+
     monkeypatch.setattr(type(run.scheduler), "step", watched)
     make([0, 1, 2])
     make([0, 1, 2], shown=False)
@@ -141,12 +159,15 @@ def test_noise_is_the_clips_own_whatever_the_batch_and_the_conditioning(made, sm
 def test_what_is_put_in_the_place_of_the_prompt_reaches_the_transformer(small):
     run, steps, _ = small
     prompts = torch.randn(2, 2, 3, 16, generator=torch.Generator().manual_seed(0)) * 20
-    one, other = (predict.films(run, steps, ["a", "b"], (5, 32, 32), [], (x, torch.ones(2, 3)), 0) for x in prompts)
+    one, other = (
+        predict.films(run, steps, ["a", "b"], (5, 32, 32), [], (x, torch.ones(2, 3)), 0) for x in prompts
+    )
     assert (one.int() - other.int()).abs().float().mean() > 0.1
 
 
 def test_strength_0_is_no_conditioning_at_all_and_1_is_the_whole(made, small, monkeypatch):
     from diffusers.models.autoencoders.autoencoder_kl_ltx import DiagonalGaussianDistribution
+
     # an untrained autoencoder's latents are drawn from far and wide
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
     run, steps, vae = small
@@ -157,17 +178,19 @@ def test_strength_0_is_no_conditioning_at_all_and_1_is_the_whole(made, small, mo
 
     def make(shown, prompt=prompt, strength=1.0):
         return predict.films(run, steps, ["a", "b"], (5, 32, 32), shown, prompt, 0, strength).int()
+
     none = make([])
     assert (none - make(first, strength=0.0)).abs().max() <= 1 < (none - make(first)).abs().max()
     again = make([], (predict.towards(empty, tokens, 0.0), torch.ones(2, 3)))
     assert (again - none).abs().max() <= 1 and torch.equal(predict.towards(empty, tokens, 1.0), tokens)
     through = common.decode_films(vae, common.encode_films(vae, real)).int()
     assert (make([(0, real)]) - through).abs().max() <= 1
-    assert not torch.equal(make([(k, real[:, k:k + 1]) for k in (0, 2, 4)]), make(first))
+    assert not torch.equal(make([(k, real[:, k : k + 1]) for k in (0, 2, 4)]), make(first))
 
 
 def test_time_steps_are_those_of_the_pipeline_with_one_picture_also_where_they_depend_on_the_size(small):
     from diffusers import FlowMatchEulerDiscreteScheduler
+
     run, steps, _ = small
     assert steps == [1000, 500]
     how = {"base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024, "shift_terminal": 0.1}
@@ -181,9 +204,12 @@ def test_time_steps_are_those_of_the_pipeline_with_one_picture_also_where_they_d
     assert again.scheduler.timesteps.tolist() == pytest.approx(steps)
 
 
-def test_the_published_pipeline_is_read_from_its_configurations_and_what_does_not_fit_it_is_refused(tmp_path, refused):
+def test_the_published_pipeline_is_read_from_its_configurations_and_what_does_not_fit_it_is_refused(
+    tmp_path, refused
+):
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+
     with init_empty_weights():
         transformer, vae = LTXVideoTransformer3DModel(), AutoencoderKLLTXVideo()
     assert sum(p.numel() for p in transformer.parameters()) / 1e9 == pytest.approx(1.92, abs=0.01)
@@ -200,6 +226,7 @@ def test_the_published_pipeline_is_read_from_its_configurations_and_what_does_no
 
 
 # ---------------------------------------------------------------- the stage
+
 
 def test_the_yaml_holds_every_conditioning_beside_the_clips_and_the_nulls(made):
     folder, _, result = made
@@ -233,7 +260,10 @@ def test_films_are_a_data_folder_with_the_truth_of_their_windows(made):
         assert film["frames"].shape == (5, 32, 32, 3)
         assert torch.equal(film["mask"], own["mask"][1:6]) and torch.equal(film["boxes"], own["boxes"][1:6])
         if name in ("real", "frozen"):
-            assert torch.equal(film["frames"], own["frames"][1:6] if name == "real" else own["frames"][1:2].expand(5, -1, -1, -1))
+            assert torch.equal(
+                film["frames"],
+                own["frames"][1:6] if name == "real" else own["frames"][1:2].expand(5, -1, -1, -1),
+            )
 
 
 def test_windows_scale_boxes_and_masks_with_the_frames():
@@ -246,7 +276,9 @@ def test_windows_scale_boxes_and_masks_with_the_frames():
     assert cut["mask"][0, 8:16, 4:12].all()
 
 
-def test_what_was_made_is_not_made_again_and_a_run_cut_short_goes_on_to_the_same_end(made, tmp_path, monkeypatch):
+def test_what_was_made_is_not_made_again_and_a_run_cut_short_goes_on_to_the_same_end(
+    made, tmp_path, monkeypatch
+):
     folder, arguments, _ = made
     arguments = changed(arguments, out=tmp_path / "x.yaml", clips=2)
     monkeypatch.setattr(predict, "picture", lambda *args: None)
@@ -280,33 +312,62 @@ def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp
 
     def ask(**new):
         return lambda: predict.main(changed(arguments, out=tmp_path / "x.yaml", **new))
-    for new, *words in (({"frames": 6}, "--frames 6 is not 2k+1", "5 or 7"), ({"size": 40}, "--size 40", "32 or 64"), ({"frames": 9}, "clip-", "has 7 frames, 9 are needed"),
-                        ({"conditionings": "first,frist"}, "'frist'", "'first'"), ({"adapter": None, "conditionings": "adapter"}, "both or neither"), ({"strengths": "0.5,2"}, "0.5,2"),
-                        ({"seeds": 0}, "--seeds 0"), ({"mode": "dream"}, "'dream'", "coherence"), ({"model": "tiny-vae"}, "is a vae", "model_index.json"), ({"judge": "tiny-vae"}, "DINO")):
+
+    for new, *words in (
+        ({"frames": 6}, "--frames 6 is not 2k+1", "5 or 7"),
+        ({"size": 40}, "--size 40", "32 or 64"),
+        ({"frames": 9}, "clip-", "has 7 frames, 9 are needed"),
+        ({"conditionings": "first,frist"}, "'frist'", "'first'"),
+        ({"adapter": None, "conditionings": "adapter"}, "both or neither"),
+        ({"strengths": "0.5,2"}, "0.5,2"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"mode": "dream"}, "'dream'", "coherence"),
+        ({"model": "tiny-vae"}, "is a vae", "model_index.json"),
+        ({"judge": "tiny-vae"}, "DINO"),
+    ):
         refused(ask(**new), *words)
     items, _ = load_items(folder / "data")
-    write_items(tmp_path / "train", [i for i in items if split_of(i["source"]) == "train"], {"data": "synthetic", "name": "train"})
+    write_items(
+        tmp_path / "train",
+        [i for i in items if split_of(i["source"]) == "train"],
+        {"data": "synthetic", "name": "train"},
+    )
     refused(ask(data=tmp_path / "train"), "no clips in its test split")
-    write_items(tmp_path / "mute", [{k: v for k, v in i.items() if k not in ("text", "direction")} for i in items], {"data": "synthetic", "name": "mute"})
+    write_items(
+        tmp_path / "mute",
+        [{k: v for k, v in i.items() if k not in ("text", "direction")} for i in items],
+        {"data": "synthetic", "name": "mute"},
+    )
     refused(ask(data=tmp_path / "mute"), "no text")
     held = load_pt(folder / "conditioning.pt", RESULT)
-    for into, ids, embeds, words in (("prompt", held["ids"], torch.zeros(24, 3, 8), "a width of 16"), ("latents", held["ids"], held["embeds"], "holds latents"),
-                                     ("prompt", [f"other-{i}" for i in held["ids"]], held["embeds"], "other clips"), ("prompt", held["ids"], held["embeds"] / 0, "not finite")):
+    for into, ids, embeds, words in (
+        ("prompt", held["ids"], torch.zeros(24, 3, 8), "a width of 16"),
+        ("latents", held["ids"], held["embeds"], "holds latents"),
+        ("prompt", [f"other-{i}" for i in held["ids"]], held["embeds"], "other clips"),
+        ("prompt", held["ids"], held["embeds"] / 0, "not finite"),
+    ):
         save_pt(tmp_path / "a.pt", RESULT, ids, held["meta"] | {"into": into}, embeds=embeds)
         refused(ask(adapter=tmp_path / "a.pt"), words)
 
 
-@pytest.mark.parametrize("part", ["transformer/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"])
-def test_a_checkpoint_that_is_cut_short_or_lacks_a_part_or_a_weight_is_refused_by_name(made, tmp_path, refused, part):
+@pytest.mark.parametrize(
+    "part", ["transformer/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model"]
+)
+def test_a_checkpoint_that_is_cut_short_or_lacks_a_part_or_a_weight_is_refused_by_name(
+    made, tmp_path, refused, part
+):
     from safetensors.torch import load_file, save_file
-    ask = changed(made[1], out=tmp_path / "x.yaml", model=tmp_path / "ltx", conditionings="none", adapter=None)
+
+    ask = changed(
+        made[1], out=tmp_path / "x.yaml", model=tmp_path / "ltx", conditionings="none", adapter=None
+    )
     shutil.copytree(made[0] / "ltx", tmp_path / "ltx")
     path = tmp_path / "ltx" / f"{part}.safetensors"
     weights, whole = load_file(path), path.read_bytes()
     gone = next(k for k in sorted(weights) if k.endswith(".weight") and "shared" not in k)
     save_file({k: v for k, v in weights.items() if k != gone}, path, {"format": "pt"})
     refused(lambda: predict.main(ask), tmp_path / "ltx", gone)
-    path.write_bytes(whole[:len(whole) // 2])
+    path.write_bytes(whole[: len(whole) // 2])
     refused(lambda: predict.main(ask), tmp_path / "ltx", "again")
     path.unlink()
     refused(lambda: predict.main(ask), tmp_path / "ltx", "again")
@@ -315,20 +376,44 @@ def test_a_checkpoint_that_is_cut_short_or_lacks_a_part_or_a_weight_is_refused_b
 
 # ---------------------------------------------------------------- what a model says of films (explain.py)
 
+
 def planted_films(folder, say):
     """films/ and answers about them: say(kind, conditioning, k, direction) -> the answer about the k-th clip."""
     clips, said, ways = [], [], ("left", "right", "up", "down")
     for name in ("real", "frozen", "first+text"):
         for k in range(24):
-            clip = {"id": f"c{k}/{name}", "source": f"c{k}", "direction": ways[k % 4], "conditioning": name, "width": 8, "height": 8}
-            clip |= {"frames": torch.zeros(5, 8, 8, 3, dtype=torch.uint8), "boxes": torch.zeros(5, 1, 4), "labels": ["star"], "names": ["star"]}
+            clip = {
+                "id": f"c{k}/{name}",
+                "source": f"c{k}",
+                "direction": ways[k % 4],
+                "conditioning": name,
+                "width": 8,
+                "height": 8,
+            }
+            clip |= {
+                "frames": torch.zeros(5, 8, 8, 3, dtype=torch.uint8),
+                "boxes": torch.zeros(5, 1, 4),
+                "labels": ["star"],
+                "names": ["star"],
+            }
             clips.append(clip)
-            said += [(clip["id"], kind, say(kind, name, k, ways[k % 4])) for kind in ("direction", "direction_listed")]
-    index = {"name": "films", "conditioning": "first+text", "commonest": "up", "video": "tiny-ltx", "video_weights": "small"}
+            said += [
+                (clip["id"], kind, say(kind, name, k, ways[k % 4]))
+                for kind in ("direction", "direction_listed")
+            ]
+    index = {
+        "name": "films",
+        "conditioning": "first+text",
+        "commonest": "up",
+        "video": "tiny-ltx",
+        "video_weights": "small",
+    }
     write_items(folder / "films", clips, index | {"data": "synthetic"})
     meta = {"model": "planted", "weights": "random", "scale": "pixels", "size": 8}
     ids, kinds, answers = zip(*said, strict=True)
-    save_pt(folder / "answers.pt", common.ANSWERS, ids, meta, kinds=list(kinds), answers={"own": list(answers)})
+    save_pt(
+        folder / "answers.pt", common.ANSWERS, ids, meta, kinds=list(kinds), answers={"own": list(answers)}
+    )
     return explain.main(f"--films {folder}/films --answers {folder}/answers.pt".split())
 
 
@@ -336,7 +421,12 @@ def test_answers_that_name_what_was_asked_for_are_counted_and_frozen_films_are_a
     def says(kind, name, k, direction):
         if kind != "direction":
             return "up"
-        return {"real": f"it moves {direction}", "frozen": "it stands still", "first+text": f"to the {direction}" if k % 4 or k < 12 else "away"}[name]
+        return {
+            "real": f"it moves {direction}",
+            "frozen": "it stands still",
+            "first+text": f"to the {direction}" if k % 4 or k < 12 else "away",
+        }[name]
+
     found = planted_films(tmp_path, says)
     assert found["kind"] == "direction" and found["semantic_accuracy"] == pytest.approx(21 / 24)
     assert found["semantic_accuracy_ceiling"] == 1 and found["unparsed"] == pytest.approx(3 / 24)
@@ -352,17 +442,32 @@ def test_a_model_that_always_says_the_same_is_no_better_than_the_commonest_word(
     assert found["semantic_accuracy"] == found["semantic_accuracy_floor"] == 0.25
     assert found["criteria"]["semantic_accuracy"]["gain_low"] <= 0
     said = load_pt(tmp_path / "answers.pt", common.ANSWERS)
-    save_pt(tmp_path / "half.pt", common.ANSWERS, said["ids"][:100], said["meta"], kinds=said["kinds"][:100], answers={"own": said["answers"]["own"][:100]})
-    refused(lambda: explain.main(f"--films {tmp_path}/films --answers {tmp_path}/half.pt".split()), "lacks answers", "--ask")
+    save_pt(
+        tmp_path / "half.pt",
+        common.ANSWERS,
+        said["ids"][:100],
+        said["meta"],
+        kinds=said["kinds"][:100],
+        answers={"own": said["answers"]["own"][:100]},
+    )
+    refused(
+        lambda: explain.main(f"--films {tmp_path}/films --answers {tmp_path}/half.pt".split()),
+        "lacks answers",
+        "--ask",
+    )
 
 
 # ---------------------------------------------------------------- the small models
 
+
 @pytest.mark.slow
 def test_tiny_ltx_goes_where_it_is_told_and_tiny_says_so(tmp_path):
     import data
+
     data.main(f"moving --n 120 --seed 83 --out {tmp_path}/moving".split())
-    found = predict.main(f"--data {tmp_path}/moving --clips 16 --seeds 1 --conditionings first,first+text,all --out {tmp_path}/predict-coherence.yaml --strengths=".split())
+    found = predict.main(
+        f"--data {tmp_path}/moving --clips 16 --seeds 1 --conditionings first,first+text,all --out {tmp_path}/predict-coherence.yaml --strengths=".split()
+    )
     table = found["conditionings"]
     assert found["conditioning"] == "first+text" and found["frames"] == 9 and found["direction_right"] > 0.6
     assert found["direction_right_real"] > 0.9

@@ -1,4 +1,5 @@
 """Probes on worlds whose answer is known: planted features, null first."""
+
 from argparse import Namespace
 
 import pytest
@@ -9,14 +10,31 @@ import data
 import extract
 import probe
 import verify
-from common import HERE, MASK, box_iou, criterion, edges, from_cells, load_pt, load_yaml, mask_scores, match_edges, split_of, to_cells, write_items
+from common import (
+    HERE,
+    MASK,
+    box_iou,
+    criterion,
+    edges,
+    from_cells,
+    load_pt,
+    load_yaml,
+    mask_scores,
+    match_edges,
+    split_of,
+    to_cells,
+    write_items,
+)
 
 N = 120
 IDS = [f"item-{i:03d}" for i in range(N)]
 
 
 def parts_of(sources):
-    return {part: torch.tensor([k for k, s in enumerate(sources) if split_of(s) == part]) for part in ("train", "val", "test")}
+    return {
+        part: torch.tensor([k for k, s in enumerate(sources) if split_of(s) == part])
+        for part in ("train", "val", "test")
+    }
 
 
 SPLIT = parts_of(IDS)
@@ -38,7 +56,10 @@ def frames_with(boxes):
 
 
 def write_boxes(folder, frames, boxes):
-    items = [{"id": i, "source": i, "width": 32, "height": 32, "frames": f, "boxes": b[None], "labels": ["box"]} for i, f, b in zip(IDS, frames, boxes, strict=True)]
+    items = [
+        {"id": i, "source": i, "width": 32, "height": 32, "frames": f, "boxes": b[None], "labels": ["box"]}
+        for i, f, b in zip(IDS, frames, boxes, strict=True)
+    ]
     write_items(folder / "data", items, {"data": "synthetic", "name": "boxes"})
     return folder, boxes / 32
 
@@ -81,10 +102,17 @@ def run(world, points, random=None, **more):
 
 
 @pytest.mark.slow
-def test_noise_is_no_better_than_the_constant_box_and_tokens_without_a_place_are_left_out_whatever_they_hold(world, capsys):
+def test_noise_is_no_better_than_the_constant_box_and_tokens_without_a_place_are_left_out_whatever_they_hold(
+    world, capsys
+):
     # the answer itself, but nowhere
     queries = world[1][:, None, None, None].expand(-1, 1, 1, 5, -1).contiguous()
-    found = run(world, {"noise": noise(1), "queries": queries}, {"noise": noise(2), "queries": queries}, gridless=("queries",))
+    found = run(
+        world,
+        {"noise": noise(1), "queries": queries},
+        {"noise": noise(2), "queries": queries},
+        gridless=("queries",),
+    )
     for name, most in (("bbox_iou", 0), ("spatial_iou", 0), ("map50", 0.02), ("edge_probe_f1", 0)):
         assert found["criteria"][name]["gain_low"] <= most, name
     assert list(found["layers"]) == ["noise"] and found["leak"] is None
@@ -94,7 +122,11 @@ def test_noise_is_no_better_than_the_constant_box_and_tokens_without_a_place_are
 @pytest.mark.slow
 def test_the_oracle_is_read_and_chosen_and_clears_every_floor(world):
     _, boxes = world
-    found = run(world, {"noise": noise(1), "oracle": torch.cat([oracle(boxes), cells(boxes)], -1)}, {"noise": noise(2), "oracle": noise(3)})
+    found = run(
+        world,
+        {"noise": noise(1), "oracle": torch.cat([oracle(boxes), cells(boxes)], -1)},
+        {"noise": noise(2), "oracle": noise(3)},
+    )
     for name, least in (("bbox_iou", 0.75), ("spatial_iou", 0.75), ("map50", 0.4)):
         c = found["criteria"][name]
         assert c["layer"] == "oracle" and c["score"] > least and c["gain_low"] > 0, (name, c)
@@ -109,7 +141,11 @@ def test_the_oracle_is_read_and_chosen_and_clears_every_floor(world):
 def test_strata_split_the_test_items_by_size_at_the_terciles_of_the_training_items():
     largest = torch.tensor([[0, 0, 4, 4], [0, 0, 20, 20], [0, 0, 30, 30], [20, 20, 30, 30]]) / 32
     groups = {k: v.tolist() for k, v in probe.strata(largest, torch.tensor([0, 2, 3])).items()}
-    assert groups == {"size small": [True, False, False, False], "size medium": [False, False, False, True], "size large": [False, True, True, False]}
+    assert groups == {
+        "size small": [True, False, False, False],
+        "size medium": [False, False, False, True],
+        "size large": [False, True, True, False],
+    }
     member = {"even": torch.arange(40) % 2 == 0, "first": torch.arange(40) < 3}
     test = torch.arange(20, 40)
     member["some"] = torch.arange(40) < 24
@@ -126,7 +162,9 @@ def test_the_detectable_gain_is_found_four_times_in_five():
     for _ in range(120):
         floor = torch.rand(n, generator=g)
         null = criterion(floor + 0.1 * torch.randn(n, generator=g), {"floor": floor}, sources)
-        shifted = criterion(floor + 0.1 * torch.randn(n, generator=g) + null["mde"], {"floor": floor}, sources)
+        shifted = criterion(
+            floor + 0.1 * torch.randn(n, generator=g) + null["mde"], {"floor": floor}, sources
+        )
         found.append(shifted["gain_low"] > 0)
     assert 0.68 <= sum(found) / len(found) <= 0.91  # a standard error of 0.037 around 0.80
 
@@ -134,7 +172,9 @@ def test_the_detectable_gain_is_found_four_times_in_five():
 def test_position_alone_and_shuffled_labels_are_no_better_than_the_constant_box():
     boxes = boxes_of() / 32
     constant = box_iou(boxes[SPLIT["train"]].median(0).values, boxes[TEST]).mean()
-    position = torch.randn(1, 1, 4, 4, 8, generator=torch.Generator().manual_seed(0)).expand(N, -1, -1, -1, -1) + 1e-3 * noise(5, 8)
+    position = torch.randn(1, 1, 4, 4, 8, generator=torch.Generator().manual_seed(0)).expand(
+        N, -1, -1, -1, -1
+    ) + 1e-3 * noise(5, 8)
     assert probe.probe_boxes(position, boxes, SPLIT)[0][TEST].mean() < constant + 0.03
     true, shuffled, _ = probe.probe_boxes(oracle(boxes), boxes, SPLIT)
     assert true[TEST].mean() > 0.95 and shuffled[:, TEST].mean() < constant + 0.05
@@ -143,7 +183,10 @@ def test_position_alone_and_shuffled_labels_are_no_better_than_the_constant_box(
 def test_a_layer_that_only_the_test_items_favour_is_not_chosen():
     boxes = boxes_of() / 32
     at_test = torch.tensor([split_of(i) == "test" for i in IDS])[:, None, None, None, None]
-    found = {"cheat": torch.where(at_test, oracle(boxes), noise(4, 4)), "honest": oracle(boxes) + 0.3 * noise(6, 4)}
+    found = {
+        "cheat": torch.where(at_test, oracle(boxes), noise(4, 4)),
+        "honest": oracle(boxes) + 0.3 * noise(6, 4),
+    }
     found = {name: probe.probe_boxes(x, boxes, SPLIT) for name, x in found.items()}
     assert probe.box_criterion(found, boxes, SPLIT, SOURCES)["layer"] == "honest"
 
@@ -153,8 +196,15 @@ def test_labels_normalised_by_their_own_answers_are_a_leak_that_the_shuffled_con
     centre, size = (boxes[:, :2] + boxes[:, 2:]).repeat(1, 2) / 2, (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     # IoU does not change when both boxes are moved and scaled back
     normalised = (boxes - centre) / size / 2 + 0.5
-    assert probe.box_criterion({"noise": probe.probe_boxes(noise(1), boxes, SPLIT)}, boxes, SPLIT, SOURCES)["leak"] is None
-    found = probe.box_criterion({"noise": probe.probe_boxes(noise(1), normalised, SPLIT)}, boxes, SPLIT, SOURCES)
+    assert (
+        probe.box_criterion({"noise": probe.probe_boxes(noise(1), boxes, SPLIT)}, boxes, SPLIT, SOURCES)[
+            "leak"
+        ]
+        is None
+    )
+    found = probe.box_criterion(
+        {"noise": probe.probe_boxes(noise(1), normalised, SPLIT)}, boxes, SPLIT, SOURCES
+    )
     assert found["leak"] == "shuffled" and found["score"] > 0.9
     answer = verify.judge(found, verify.GATE1["bbox_iou"]["threshold"])
     assert answer["answer"] == "INCONCLUSIVE" and "leak: the control 'shuffled'" in answer["reason"]
@@ -166,11 +216,17 @@ def test_shuffled_masks_that_the_true_threshold_mends_are_not_called_a_leak():
     masks = torch.nn.functional.interpolate(from_cells(x.flatten(1, 2), 4, 4, 1, 16), (MASK, MASK))[:, 0]
     wrong = torch.arange(N)
     wrong[SPLIT["train"]] = SPLIT["train"].roll(1)
-    own, shuffled = (mask_scores(probe.probe_cells(x, {"mask": m[:, None]}, SPLIT)["mask"][:, 0], masks >= 0.5, SPLIT) for m in (masks, masks[wrong]))
+    own, shuffled = (
+        mask_scores(probe.probe_cells(x, {"mask": m[:, None]}, SPLIT)["mask"][:, 0], masks >= 0.5, SPLIT)
+        for m in (masks, masks[wrong])
+    )
     found = probe.mask_criterion({"own": own}, shuffled, masks, 4, SPLIT, SOURCES)
     assert found["leak"] is None
     assert verify.judge(found, verify.GATE1["spatial_iou"]["threshold"])["answer"] == "PASS"
-    assert found["floors"]["shuffled"] > max(found["floors"]["position_only"], found["floors"]["all_foreground"]) + 0.1
+    assert (
+        found["floors"]["shuffled"]
+        > max(found["floors"]["position_only"], found["floors"]["all_foreground"]) + 0.1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +236,13 @@ def outlines():
 
 def test_edges_read_from_noise_are_no_better_than_the_mean_of_all_edges(outlines):
     maps = {"edge": outlines[:, None].float()}
-    blind, found = (probe.edge_scores(soft, outlines, SPLIT, ["test"])[TEST] for soft in
-                    (maps["edge"][SPLIT["train"]].mean(0).expand(N, -1, -1), probe.probe_cells(noise(1)[:, 0], maps, SPLIT)["edge"][:, 0]))
+    blind, found = (
+        probe.edge_scores(soft, outlines, SPLIT, ["test"])[TEST]
+        for soft in (
+            maps["edge"][SPLIT["train"]].mean(0).expand(N, -1, -1),
+            probe.probe_cells(noise(1)[:, 0], maps, SPLIT)["edge"][:, 0],
+        )
+    )
     assert found.mean() < blind.mean() + 0.03 and blind.mean() < 0.6
 
 
@@ -206,8 +267,18 @@ DIRECTIONS = list(probe.WAYS)
 def clips(tmp_path):
     g = torch.Generator().manual_seed(0)
     truth = [DIRECTIONS[k] for k in torch.randint(8, (N,), generator=g)]
-    same = {"width": 8, "height": 8, "frames": torch.zeros(3, 8, 8, 3, dtype=torch.uint8), "boxes": torch.zeros(3, 1, 4), "labels": ["box"]}
-    write_items(tmp_path / "data", [same | {"id": i, "source": i, "direction": d} for i, d in zip(IDS, truth, strict=True)], {"data": "synthetic", "name": "clips"})
+    same = {
+        "width": 8,
+        "height": 8,
+        "frames": torch.zeros(3, 8, 8, 3, dtype=torch.uint8),
+        "boxes": torch.zeros(3, 1, 4),
+        "labels": ["box"],
+    }
+    write_items(
+        tmp_path / "data",
+        [same | {"id": i, "source": i, "direction": d} for i, d in zip(IDS, truth, strict=True)],
+        {"data": "synthetic", "name": "clips"},
+    )
     code = torch.nn.functional.one_hot(torch.tensor([DIRECTIONS.index(d) for d in truth]), 8).float()
     return tmp_path, code
 
@@ -219,7 +290,9 @@ def test_direction_is_chance_on_noise_and_read_where_it_is_planted_with_a_grid_o
     late = dull.clone()
     late[:, 2] += 5 * code[:, None, None]  # only the last time step knows
     dull, late = (x.flatten(2, 3)[:, :, None] if gridless else x for x in (dull, late))
-    found = run(clips, {"dull": dull, "late": late}, {"dull": dull.flip(0), "late": dull.flip(0)}, gridless=gridless)
+    found = run(
+        clips, {"dull": dull, "late": late}, {"dull": dull.flip(0), "late": dull.flip(0)}, gridless=gridless
+    )
     c = found["criteria"]["direction_accuracy"]
     assert c["layer"] == "late" and c["score"] > 0.9 and c["gain_low"] > 0
     assert found["layers"]["dull"]["direction_accuracy_mean"] < 0.35
@@ -247,8 +320,14 @@ def scenes(n=400, seed=0):
             camera[i] = torch.randint(-1, 2, (2,), generator=g)
             camera[i + 1] = camera[i] * flip
         for k, name in ((i, "original"), (i + 1, kind)):
-            item = {"id": f"clip-{k}", "source": f"scene-{i}", "kind": name, "speed": speed, "camera": camera[k].int().tolist()}
-            items.append(item | {"direction": DIRECTIONS[probe.nearest_way(velocity[k:k + 1])]})
+            item = {
+                "id": f"clip-{k}",
+                "source": f"scene-{i}",
+                "kind": name,
+                "speed": speed,
+                "camera": camera[k].int().tolist(),
+            }
+            items.append(item | {"direction": DIRECTIONS[probe.nearest_way(velocity[k : k + 1])]})
     split = parts_of([i["source"] for i in items])
     return items, split, velocity, camera, middle, middle - 8 * velocity
 
@@ -286,7 +365,9 @@ def test_an_oracle_of_velocity_tells_flips_and_knows_nothing_of_frozen_clips():
     items, split, velocity, camera, middle, start = scenes()
     told = torch.cat([code_of(velocity), velocity.norm(dim=1, keepdim=True), camera], 1)[:, None] * RAMP
     nothing = torch.zeros_like(told)
-    own, first, centre = (torch.cat([still(place), x], -1) for place, x in ((start, told), (start, nothing), (middle, nothing)))
+    own, first, centre = (
+        torch.cat([still(place), x], -1) for place, x in ((start, told), (start, nothing), (middle, nothing))
+    )
     criteria, layers, _ = watch(items, split, own, first, centre)
     c = criteria["direction_accuracy"]
     assert c["score"] == 1 and c["leak"] is None and verify.judge(c, 0.8)["answer"] == "PASS"
@@ -330,9 +411,16 @@ def test_motion_relative_to_the_background_is_told_from_motion_in_the_picture():
 
 
 def test_a_flip_is_an_answer_that_changes_as_the_clip_did():
-    items = [{"source": str(i // 2), "kind": ("original", "mirrored" if i < 8 else "reversed")[i % 2]} for i in range(14)]
-    answers = "left right, up-left up-right, up up, down-right down-left, up down, left right, down-left up-right"
-    way = torch.tensor([DIRECTIONS.index(d.replace("-", " ")) for pair in answers.split(", ") for d in pair.split(" ")])
+    items = [
+        {"source": str(i // 2), "kind": ("original", "mirrored" if i < 8 else "reversed")[i % 2]}
+        for i in range(14)
+    ]
+    answers = (
+        "left right, up-left up-right, up up, down-right down-left, up down, left right, down-left up-right"
+    )
+    way = torch.tensor(
+        [DIRECTIONS.index(d.replace("-", " ")) for pair in answers.split(", ") for d in pair.split(" ")]
+    )
     pairs = probe.twin_pairs(items, way, torch.arange(14))
     assert pairs["mirrored"].tolist() == [[0, 1], [2, 3], [6, 7]]  # straight up stays up in a mirror
     assert pairs["reversed"].tolist() == [[8, 9], [10, 11], [12, 13]]
@@ -365,7 +453,9 @@ def frozen_folders(tmp_path_factory):
     for name, more in (("moving", []), ("first", ["--freeze", "first"]), ("middle", ["--freeze", "middle"])):
         data.main(["moving", "--n", "80", "--out", str(folder / "data" / name), *more])
         model = HERE / "results/tiny/checkpoints/vlm"
-        extract.main(f"--model {model} --data {folder / 'data' / name} --size 64 --points patch_embed,merger --out {folder / name}".split())
+        extract.main(
+            f"--model {model} --data {folder / 'data' / name} --size 64 --points patch_embed,merger --out {folder / name}".split()
+        )
     return folder
 
 
@@ -381,7 +471,10 @@ def test_the_small_default_reads_motion_and_not_one_frame(frozen_folders):
     assert found["leak"] is None and found["frozen_middle"] < found["direction_accuracy_low"]
     assert found["direction_flip"] > found["direction_flip_floor"]
     row = found["layers"]["merger"]
-    assert all(f"{k}_time" in row for k in ("first_frame", "frozen_middle", "speed_r2", "camera_r2", "direction_flip"))
+    assert all(
+        f"{k}_time" in row
+        for k in ("first_frame", "frozen_middle", "speed_r2", "camera_r2", "direction_flip")
+    )
 
 
 @pytest.mark.slow
@@ -397,13 +490,23 @@ def test_frozen_features_of_other_clips_or_of_another_network_are_refused(frozen
 
 # ---------------------------------------------------------------- bad input: one sentence, exit 2
 
-@pytest.mark.parametrize(("arguments", "points", "index", "words"), [
-    ((), {"a": noise(1)}, {"ids": [f"other-{i}" for i in range(N)]}, ("other-0",)),
-    (("--points", "b"), {"a": noise(1)}, {}, ("'b'",)),
-    (("--frozen", "features"), {"a": noise(1)}, {}, ("no direction",)),
-    (("--random", "random"), {"a": noise(1)}, {}, ("random",)),
-    (("--out", "features/index.yaml/probe.yaml"), {"a": noise(1)}, {}, ("cannot write",)),
-    (("--points", "pixels,queries"), {"pixels": noise(2), "placed": noise(1), "queries": noise(3)}, {"gridless": ("queries",)}, ("queries", "of placed"))])
+
+@pytest.mark.parametrize(
+    ("arguments", "points", "index", "words"),
+    [
+        ((), {"a": noise(1)}, {"ids": [f"other-{i}" for i in range(N)]}, ("other-0",)),
+        (("--points", "b"), {"a": noise(1)}, {}, ("'b'",)),
+        (("--frozen", "features"), {"a": noise(1)}, {}, ("no direction",)),
+        (("--random", "random"), {"a": noise(1)}, {}, ("random",)),
+        (("--out", "features/index.yaml/probe.yaml"), {"a": noise(1)}, {}, ("cannot write",)),
+        (
+            ("--points", "pixels,queries"),
+            {"pixels": noise(2), "placed": noise(1), "queries": noise(3)},
+            {"gridless": ("queries",)},
+            ("queries", "of placed"),
+        ),
+    ],
+)
 def test_input_that_cannot_be_probed_is_refused(world, monkeypatch, refused, arguments, points, index, words):
     monkeypatch.chdir(world[0])
     plant(world[0] / "features", points, world[0] / "data", **index)

@@ -1,4 +1,5 @@
 """Several questions about one picture: what the language model holds at the end of each, with the picture computed once."""
+
 import pytest
 import torch
 from test_extract import folder_of, load, noise, refused, run, write_set
@@ -6,8 +7,18 @@ from test_extract import folder_of, load, noise, refused, run, write_set
 import extract
 from common import LOADERS, find_model, load_features
 
-QUESTIONS = ["Where is the red circle?", "What moves?", "Is there a blue square to the left of the green one?"]
-FAMILIES = {"small_vlm": 80, "small_qwen2vl": 64, "small_qwen3vl": 64, "small_internvl": 48, "small_cogvlm2": 56}
+QUESTIONS = [
+    "Where is the red circle?",
+    "What moves?",
+    "Is there a blue square to the left of the green one?",
+]
+FAMILIES = {
+    "small_vlm": 80,
+    "small_qwen2vl": 64,
+    "small_qwen3vl": 64,
+    "small_internvl": 48,
+    "small_cogvlm2": 56,
+}
 FAMILIES |= {"llava": 48, "llava_next": 96, "llava_onevision": 96}
 
 
@@ -29,13 +40,22 @@ def last_rows(folder, frames, monkeypatch):
         model, inputs_of, points = load(folder)
         batch = inputs_of(frames)
         layers = {n: point[0] for n, point in points.items() if n.startswith("language.")}
-        found.append({n: x[:, -1] for n, x in extract.capture(model, extract.on(batch, torch.device("cpu"), torch.float32), layers).items()})
+        found.append(
+            {
+                n: x[:, -1]
+                for n, x in extract.capture(
+                    model, extract.on(batch, torch.device("cpu"), torch.float32), layers
+                ).items()
+            }
+        )
     monkeypatch.undo()
     return {n: torch.stack([f[n] for f in found], 1) for n in found[0]}
 
 
 @pytest.mark.parametrize("which", FAMILIES)
-def test_what_is_held_at_the_end_of_a_question_is_what_a_pass_over_picture_and_question_gives(request, questions, tmp_path, monkeypatch, which):
+def test_what_is_held_at_the_end_of_a_question_is_what_a_pass_over_picture_and_question_gives(
+    request, questions, tmp_path, monkeypatch, which
+):
     folder, size, frames = folder_of(request, which), FAMILIES[which], noise(5, FAMILIES[which])
     data = write_set(tmp_path / "data", frames)
     more = ("--points", "all", "--size", size, "--batch", 2)
@@ -48,7 +68,10 @@ def test_what_is_held_at_the_end_of_a_question_is_what_a_pass_over_picture_and_q
     assert len(expected) == 3
     for layer, x in expected.items():
         point = layer.replace("language", "asked")
-        assert index["points"][point]["shape"] == [1, 1, 3, x.shape[-1]] and index["points"][point]["grid"] is False
+        assert (
+            index["points"][point]["shape"] == [1, 1, 3, x.shape[-1]]
+            and index["points"][point]["grid"] is False
+        )
         close(asked(point)[:, 0, 0], x)
         # both the question and the picture matter
         assert (x[:, 0] - x[:, 1]).abs().max() > 0.01 and (x[0] - x[1]).abs().max() > 1e-3
@@ -79,10 +102,14 @@ def test_the_picture_is_computed_once(small_vlm, questions, tmp_path, monkeypatc
     model, processor = LOADERS["vlm"](find_model(str(small_vlm)))
     kind = type(model.model.language_model.layers[0])
     forward = kind.forward
-    monkeypatch.setattr(kind, "forward", lambda self, x, *a, **k: (rows.append(x.shape[1]), forward(self, x, *a, **k))[1])
+    monkeypatch.setattr(
+        kind, "forward", lambda self, x, *a, **k: (rows.append(x.shape[1]), forward(self, x, *a, **k))[1]
+    )
     data = write_set(tmp_path / "data", noise(1, 80))
     run(small_vlm, data, tmp_path / "out", "--points", "language.0", "--size", 80, "--questions", questions)
-    wordless = len(processor.tokenizer(extract.chat(processor, "").rpartition(processor.image_token)[2]).input_ids)
+    wordless = len(
+        processor.tokenizer(extract.chat(processor, "").rpartition(processor.image_token)[2]).input_ids
+    )
     asked = sum(wordless + len(processor.tokenizer(question).input_ids) for question in QUESTIONS)
     assert rows[1:] == [asked] and 25 < rows[0] < 40
 

@@ -1,4 +1,5 @@
 """The page of all results: what is missing says so, nothing in a YAML becomes HTML, and in a browser every image loads and the slider moves the frame."""
+
 import json
 import re
 import shutil
@@ -61,9 +62,19 @@ def world(results, model="tiny"):
     Image.effect_noise((1200, 900), 90).save(results / model / "shapes/gate1.png")
     ahead = results / model / "future"
     ahead.mkdir(parents=True)
-    head = {"stage": "predict", "model": None, "video": "tiny-ltx", "video_weights": "small", **KINDS, "conditioning": "past"}
+    head = {
+        "stage": "predict",
+        "model": None,
+        "video": "tiny-ltx",
+        "video_weights": "small",
+        **KINDS,
+        "conditioning": "past",
+    }
     horizons = {h: dict.fromkeys(FILMS[1:], MADE) for h in (1, 16)}
-    films = {"continuations": dict.fromkeys(FILMS, MADE), "sheet": sheet(ahead / "predict-continue-sheet.png")}
+    films = {
+        "continuations": dict.fromkeys(FILMS, MADE),
+        "sheet": sheet(ahead / "predict-continue-sheet.png"),
+    }
     save_yaml(ahead / "predict-continue.yaml", head | {"horizons": horizons} | films)
     return results
 
@@ -107,12 +118,24 @@ def test_a_folder_without_results_is_all_missing_and_no_folder_is_refused(tmp_pa
 def test_the_page_and_the_summary_say_what_the_yaml_says_and_what_is_missing(tmp_path):
     found, page, summary = report(world(tmp_path))
     for text in (Page(page).text, summary):
-        for words in ("PIVOT (small weights, synthetic data): to the hybrid", "0.612 [0.571, 0.653]", "0.432 constant",
-                      "no reference", "no published backbone here", "small weights of the model", "make gate2", "bbox_iou 0.500",
-                      "tiny/future/predict-latents.yaml", "tiny/shapes/adapt-scaling.yaml", "tiny/moving/predict-coherence.yaml"):
+        for words in (
+            "PIVOT (small weights, synthetic data): to the hybrid",
+            "0.612 [0.571, 0.653]",
+            "0.432 constant",
+            "no reference",
+            "no published backbone here",
+            "small weights of the model",
+            "make gate2",
+            "bbox_iou 0.500",
+            "tiny/future/predict-latents.yaml",
+            "tiny/shapes/adapt-scaling.yaml",
+            "tiny/moving/predict-coherence.yaml",
+        ):
             assert words in text, words
     assert 'make gate1 MODEL=tiny SET="bbox_iou=0.5"' in summary
-    assert not any(there in summary for there in ("tiny/shapes/align.yaml", "tiny/future/predict-continue.yaml"))
+    assert not any(
+        there in summary for there in ("tiny/shapes/align.yaml", "tiny/future/predict-continue.yaml")
+    )
     # adapt-latents and motion of gate 1; gates 2, 3, 4
     assert found["gates"] == 1 and found["missing"] == summary.count("* missing: `tiny") == 1 + 1 + 7 + 4 + 3
     heads = re.findall(r"^## (.+)", summary, re.MULTILINE)
@@ -123,12 +146,23 @@ def test_where_all_is_measured_on_published_weights_and_real_data_nothing_is_sai
     record = yaml.safe_load(WORLD)["shapes/probe"]["criteria"]["bbox_iou"]
     best = {"weights": "pretrained", "data": "real", "stage": "gate", "criteria": {"bbox_iou": record}}
     assert explain.unmeasured({("m", "d"): {"gate1": best}}, {}) == []
-    worse = best | {"lpips": None, "lpips_reason": "no backbone", "video_weights": "random", "data": "synthetic"}
+    worse = best | {
+        "lpips": None,
+        "lpips_reason": "no backbone",
+        "video_weights": "random",
+        "data": "synthetic",
+    }
     found = explain.unmeasured({("m", "d"): {"gate1": worse}}, {})
     assert [what for what, _, _ in found] == ["lpips", "random weights of the video", "synthetic data"]
-    rows = {"lpips": record | {"stand_in": True, "source": "no backbone"}, "speed": {"score": None, "reason": "not timed"}}
+    rows = {
+        "lpips": record | {"stand_in": True, "source": "no backbone"},
+        "speed": {"score": None, "reason": "not timed"},
+    }
     screened = explain.unmeasured({}, {"screen/screen": {"stage": "screen", "criteria": {"a": rows}}})
-    assert [what[:2] for what in screened] == [["a speed", "not timed"], ["lpips, judged by a stand-in", "no backbone"]]
+    assert [what[:2] for what in screened] == [
+        ["a speed", "not timed"],
+        ["lpips, judged by a stand-in", "no backbone"],
+    ]
 
 
 FRAMES_4 = """
@@ -141,8 +175,14 @@ FRAMES_4 = """
 def test_ways_of_choosing_frames_stand_beside_more_even_ones_for_the_same_time(tmp_path):
     save_yaml(tmp_path / "tiny/waiting/frames-4.yaml", yaml.safe_load(FRAMES_4))
     page = report(tmp_path)[1]
-    for words in ("tiny on waiting, 4 frames of a clip", "uniform8 (equal time)", "13 questions about 12 clips of 11 sources",
-                  "0.812 [0.700, 0.900]", "0.278 [0.100, 0.300]", "0.035 [0.100, 0.300]"):
+    for words in (
+        "tiny on waiting, 4 frames of a clip",
+        "uniform8 (equal time)",
+        "13 questions about 12 clips of 11 sources",
+        "0.812 [0.700, 0.900]",
+        "0.278 [0.100, 0.300]",
+        "0.035 [0.100, 0.300]",
+    ):
         assert words in page, words
 
 
@@ -204,14 +244,19 @@ def test_a_line_for_every_verdict_and_nothing_is_rebuilt(tmp_path, capsys):
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     verify.main(["--table", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:5] for line in lines] == [[m, "shapes", "gate", "1", "PIVOT"] for m in ("other", "tiny")]
+    assert [line.split()[:5] for line in lines] == [
+        [m, "shapes", "gate", "1", "PIVOT"] for m in ("other", "tiny")
+    ]
     for words in ("small/synthetic", "bbox_iou 0.612 PASS, lpips* 0.612 PASS", "0123abcd"):
         assert all(words in line for line in lines), words
     assert not any("inference_ratio" in line for line in lines)
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     make = ["make", "-n", "report", "table", "PY=python"]
     would = subprocess.run(make, cwd=HERE, capture_output=True, text=True).stdout
-    assert [line.split()[:2] for line in would.splitlines()] == [["python", "explain.py"], ["python", "verify.py"]]
+    assert [line.split()[:2] for line in would.splitlines()] == [
+        ["python", "explain.py"],
+        ["python", "verify.py"],
+    ]
 
 
 VERIFY = """
@@ -241,36 +286,56 @@ def test_what_the_stages_write_is_what_the_page_reads(tmp_path):
     import align
     import data
     import probe
+
     data.main(["shapes", "--n", "40", "--size", "32", "--out", str(tmp_path / "data/shapes")])
     data.main(["moving", "--n", "24", "--out", str(tmp_path / "data/moving")])
     here, g = tmp_path / "results/planted/shapes", torch.Generator().manual_seed(0)
     ids = load_items(tmp_path / "data/shapes")[1]["ids"]
     y = torch.randn(len(ids), 1, 2, 2, 4, generator=g)
-    for name, points in (("features", {"near": y + 0.1 * torch.randn(y.shape, generator=g)}), ("target", {"latents": y})):
+    for name, points in (
+        ("features", {"near": y + 0.1 * torch.randn(y.shape, generator=g)}),
+        ("target", {"latents": y}),
+    ):
         plant_features(here / name, ids, points, tmp_path / "data/shapes")
     probe.main(["--features", str(here / "features")])
-    align.main(["--features", str(here / "features"), "--target", str(here / "target"), "--permutations", "20"])
+    align.main(
+        ["--features", str(here / "features"), "--target", str(here / "target"), "--permutations", "20"]
+    )
     flags = ["--data", str(tmp_path / "data/moving"), "--past", "8", "--horizon", "8", "--clips", "4"]
     out = tmp_path / "results/tiny-ltx/moving/predict-continue.yaml"
     predict.main(["--mode", "continue", *flags, "--continuations", "past", "--out", str(out)])
     _, page, _ = report(tmp_path / "results")
-    for words in ("planted on shapes, with planted", "Continuations and baselines", "Every probe, with every floor"):
+    for words in (
+        "planted on shapes, with planted",
+        "Continuations and baselines",
+        "Every probe, with every floor",
+    ):
         assert words in page, words
     assert len(re.findall(r'class="film"', page)) >= 8 and "predict-continue-sheet.png" not in page
 
 
 # ---------------------------------------------------------------- in a browser
 
+
 def opened(page, folder, *more, width=1280, height=900):
     """What headless Chromium prints of a page, and what stands in its console. A window is 500 pixels wide at least: a narrower page is shown in a frame of a wider one."""
     if width < 500:
         host = folder / "host.html"
-        host.write_text('<body><script>addEventListener("message", e => { document.body.dataset.said = e.data; })</script>'
-                        f'<iframe src="{page.name}" width="{width}" height="{height}" style="border: 0"></iframe>')
+        host.write_text(
+            '<body><script>addEventListener("message", e => { document.body.dataset.said = e.data; })</script>'
+            f'<iframe src="{page.name}" width="{width}" height="{height}" style="border: 0"></iframe>'
+        )
         page, width = host, 800
     flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --enable-logging=stderr --v=0 --virtual-time-budget=4000"
     sizes = f"--hide-scrollbars --window-size={width},{height}"
-    command = [BROWSER, *flags.split(), *sizes.split(), f"--user-data-dir={folder / 'browser'}", *more, page.as_uri()]
+    command = [
+        BROWSER,
+        *flags.split(),
+        *sizes.split(),
+        f"--user-data-dir={folder / 'browser'}",
+        *more,
+        page.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -303,13 +368,19 @@ return {before, after: at(), says: clip.querySelector("output").textContent, fir
 @in_browser
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser_every_image_loads_the_slider_moves_every_film_of_its_clip_and_the_console_stays_empty(tmp_path, width):
+def test_in_a_browser_every_image_loads_the_slider_moves_every_film_of_its_clip_and_the_console_stays_empty(
+    tmp_path, width
+):
     report(world(tmp_path))
     dom, console = opened(with_script(tmp_path, LOOK), tmp_path, "--dump-dom", width=width)
     found = said(dom)
     assert console == [] and found["outside"] == []
     assert found["images"] > 10 and found["broken"] == 0
-    assert found["before"] == [0] * len(FILMS) and found["after"] == [50] * len(FILMS) and found["says"] == "+8 of 16 frames"
+    assert (
+        found["before"] == [0] * len(FILMS)
+        and found["after"] == [50] * len(FILMS)
+        and found["says"] == "+8 of 16 frames"
+    )
     assert float(found["first"].rstrip("%")) == 0  # the other clip's films stay where they are
     assert found["wide"] <= found["width"] == width and found["stills"] == "none"
 
@@ -320,12 +391,17 @@ def test_in_a_browser_every_image_loads_the_slider_moves_every_film_of_its_clip_
 def test_the_film_shows_the_frame_that_the_slider_names(tmp_path, frame):
     """The films of the second clip as pixels on the screen, each in the colour of its frame."""
     report(world(tmp_path))
-    page = with_script(tmp_path, f"""
+    page = with_script(
+        tmp_path,
+        f"""
 const clip = document.querySelectorAll(".clip")[1], slider = clip.querySelector("input");
 slider.value = {frame}; slider.dispatchEvent(new Event("input"));
 document.body.replaceChildren(clip.querySelector(".films"));
-document.querySelectorAll(".film").forEach((f, k) => {{ f.style.cssText += `; position: fixed; left: ${{100 * k}}px; top: 0; width: 100px; height: 100px`; }});""")
+document.querySelectorAll(".film").forEach((f, k) => {{ f.style.cssText += `; position: fixed; left: ${{100 * k}}px; top: 0; width: 100px; height: 100px`; }});""",
+    )
     opened(page, tmp_path, f"--screenshot={tmp_path / 'shot.png'}", width=800, height=200)
     shot = Image.open(tmp_path / "shot.png").convert("RGB")
     for f in range(len(FILMS)):
-        assert {shot.getpixel((100 * f + x, y)) for x in (3, 50, 96) for y in (3, 96)} == {colour(1, f, frame)}
+        assert {shot.getpixel((100 * f + x, y)) for x in (3, 50, 96) for y in (3, 96)} == {
+            colour(1, f, frame)
+        }

@@ -1,4 +1,5 @@
 """Who can tell a right prediction from a wrong one: on films whose rightness is known because it was planted."""
+
 import math
 import types
 
@@ -22,7 +23,15 @@ def clip(k, way=(0, 2), colour=(220, 40, 40), word="right"):
         background = (90 + x + k % 20)[..., None].expand(-1, -1, 3)
         frames.append(torch.where(masks[-1][..., None], torch.tensor(colour), background).byte())
     frames, masks, size = torch.stack(frames), torch.stack(masks).byte(), {"width": SIDE, "height": SIDE}
-    return {"id": f"clip-{k}", "source": f"clip-{k}", "frames": frames, "mask": masks, "names": ["disc"], "direction": word, "camera": [0, 0]} | size
+    return {
+        "id": f"clip-{k}",
+        "source": f"clip-{k}",
+        "frames": frames,
+        "mask": masks,
+        "names": ["disc"],
+        "direction": word,
+        "camera": [0, 0],
+    } | size
 
 
 WAYS = {"right": (0, 2), "left": (0, -2), "down": (2, 0), "up": (-2, 0)}
@@ -50,10 +59,11 @@ def see(item):
 
 
 def rightness(films, item, word="right"):
-    return verify.rightness(films, item["frames"][PAST - 1:], item["mask"][PAST - 1] > 0, word)
+    return verify.rightness(films, item["frames"][PAST - 1 :], item["mask"][PAST - 1] > 0, word)
 
 
 # ---------------------------------------------------------------- nulls first
+
 
 def test_scores_that_know_nothing_have_an_auroc_of_a_half_and_intervals_that_hold_it():
     g, inside, areas = torch.Generator().manual_seed(0), 0, []
@@ -79,6 +89,7 @@ def test_what_is_missing_scores_nothing_and_what_cannot_vary_is_not_certain():
 
 def test_auroc_is_the_librarys_with_ties_and_weights():
     from sklearn.metrics import roc_auc_score
+
     g = torch.Generator().manual_seed(1)
     x, right = torch.randint(5, (60,), generator=g).double(), torch.rand(60, generator=g) < 0.4
     w = torch.randint(4, (7, 60), generator=g).double()
@@ -143,15 +154,16 @@ def test_a_region_moves_where_it_is_further_than_ten_from_its_running_mean():
 
 # ---------------------------------------------------------------- what is planted
 
+
 def test_what_is_planted_is_what_it_says():
     item = clip(0)
     film = planted(item)
-    truth = item["frames"][PAST - 1:]
+    truth = item["frames"][PAST - 1 :]
     assert set(film) == set(verify.PLANTED)
     assert all(torch.equal(x[0], truth[0]) and x.shape == truth.shape for x in film.values())
     assert torch.equal(film["right"], truth) and torch.equal(film["late"][1:], truth[:-1])
     assert (film["pasted"].int() - truth.int()).abs().max() <= 3  # only what is behind it had to be guessed
-    seen = (item["mask"][PAST - 1:PAST] > 0).expand(len(film), -1, -1)
+    seen = (item["mask"][PAST - 1 : PAST] > 0).expand(len(film), -1, -1)
     here = dict(zip(film, common.whereabouts(torch.stack(list(film.values())), seen), strict=True))
     step = {k: x[4] - x[0] for k, x in here.items()}  # (x, y) after four frames of two pixels to the right
     assert step["right"].tolist() == pytest.approx([8, 0], abs=0.2)
@@ -165,7 +177,7 @@ def test_what_is_planted_is_what_it_says():
 def test_a_wrong_direction_is_never_the_right_one(angle):
     item = clip(0)
     film = planted(item, (angle, 0, 2))["direction"]
-    found = rightness(torch.stack([film, item["frames"][PAST - 1:]]), item)
+    found = rightness(torch.stack([film, item["frames"][PAST - 1 :]]), item)
     assert found["direction"].tolist() == [False, True]
 
 
@@ -180,7 +192,10 @@ def test_a_clip_is_left_out_whose_object_leaves_the_picture_or_that_stands_still
 def test_candidates_are_compared_with_those_of_the_same_clip():
     truth = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0]]).bool()
     # a clip's own order is right, between clips there is none
-    scores, one = torch.tensor([[0.2, 0.1, 0.0], [5.2, 5.1, 5.0], [9.0, 9.0, 9.0]]).double(), torch.ones(1, 3).double()
+    scores, one = (
+        torch.tensor([[0.2, 0.1, 0.0], [5.2, 5.1, 5.0], [9.0, 9.0, 9.0]]).double(),
+        torch.ones(1, 3).double(),
+    )
     area, top = verify.within(scores, truth, one)
     assert area.item() == 1 and top.item() == pytest.approx(2 / 3)
     assert verify.within(-scores, truth, one)[0].item() == 0
@@ -190,7 +205,7 @@ def test_candidates_are_compared_with_those_of_the_same_clip():
 def test_of_a_clip_without_masks_only_its_time_is_changed():
     item = clip(0)
     film = verify.plant(item["frames"], None, None, PAST, None)
-    truth = item["frames"][PAST - 1:]
+    truth = item["frames"][PAST - 1 :]
     assert set(film) == {"right", "blurred", "late", "direction", "speed"}
     assert torch.equal(film["direction"][:PAST], item["frames"][:PAST].flip(0))
     assert torch.equal(film["speed"][::2], truth[:5])
@@ -211,6 +226,7 @@ def test_rightness_follows_the_object():
 
 # ---------------------------------------------------------------- verifiers
 
+
 @pytest.mark.parametrize("name", verify.PIXELS)
 def test_nothing_is_better_than_what_happened_and_no_verifier_looks_beyond_its_horizon(name):
     item = clip(0)
@@ -225,8 +241,15 @@ def test_nothing_is_better_than_what_happened_and_no_verifier_looks_beyond_its_h
     assert torch.equal(changed[:, :3], scores[:, :3]) and not torch.equal(changed[:, 3], scores[:, 3])
 
 
-BLIND_TO = {"l1": [], "mse": [], "ssim": [], "position_error": [], "weighted_spatial_iou": ["identity"], "spatiotemporal_iou": ["identity"],
-            "flow_agreement": ["identity", "speed", "vanished"]}
+BLIND_TO = {
+    "l1": [],
+    "mse": [],
+    "ssim": [],
+    "position_error": [],
+    "weighted_spatial_iou": ["identity"],
+    "spatiotemporal_iou": ["identity"],
+    "flow_agreement": ["identity", "speed", "vanished"],
+}
 
 
 @pytest.mark.parametrize("name", BLIND_TO)
@@ -258,14 +281,24 @@ def test_words_agree_where_they_name_the_same_and_say_nothing_where_they_name_no
 
 # ---------------------------------------------------------------- the whole command, on films that were planted without an autoencoder
 
+
 def of_kinds(item, films):
     """The items of a planted folder: films {kind: uint8 [1 + AHEAD, H, W, 3]} of one clip."""
-    rest = item | {"mask": item["mask"][PAST - 1:].clone()}
-    return [rest | {"id": f"{item['id']}/{kind}", "frames": x.clone(), "conditioning": kind} for kind, x in films.items()]
+    rest = item | {"mask": item["mask"][PAST - 1 :].clone()}
+    return [
+        rest | {"id": f"{item['id']}/{kind}", "frames": x.clone(), "conditioning": kind}
+        for kind, x in films.items()
+    ]
 
 
 def write_planted(folder, items):
-    meta = {"name": "discs-planted", "source_kind": "planted", "data": "synthetic", "data_path": str(folder), "past": PAST}
+    meta = {
+        "name": "discs-planted",
+        "source_kind": "planted",
+        "data": "synthetic",
+        "data_path": str(folder),
+        "past": PAST,
+    }
     common.write_items(folder, items, meta | {"vae": "made-up-vae", "vae_weights": "random"})
 
 
@@ -282,14 +315,24 @@ def world(tmp_path_factory):
             made += of_kinds(c, {"copy": still, "past": kinds["late"], "first": kinds["direction"]})
     write_planted(folder / "planted", made)
     g, ids = torch.Generator().manual_seed(0), [i["id"] for i in made]
-    right = torch.tensor([verify.PLANTED.get(i["conditioning"], i["conditioning"] == "real") for i in made]).float()
+    right = torch.tensor(
+        [verify.PLANTED.get(i["conditioning"], i["conditioning"] == "real") for i in made]
+    ).float()
     noise = torch.randn(len(made), 9, 2, 2, 4, generator=g)
     knows = torch.stack([right, torch.ones(len(made))], -1)[:, None, None, None].expand(-1, 9, 2, 2, 2)
     plant_features(folder / "knows", ids, {"vision.0": knows, "language.0": noise}, folder / "planted")
     test = [i for i in made if common.split_of(i["source"]) == "test"]
-    said = torch.tensor([[i["conditioning"] != "direction" and w == i["direction"] for w in WAYS] for i in test])
+    said = torch.tensor(
+        [[i["conditioning"] != "direction" and w == i["direction"] for w in WAYS] for i in test]
+    )
     told = {"actions": list(WAYS), "said": said}
-    common.save_pt(folder / "said.pt", common.RESULT, [i["id"] for i in test], {"model": "planted", "weights": "random"}, **told)
+    common.save_pt(
+        folder / "said.pt",
+        common.RESULT,
+        [i["id"] for i in test],
+        {"model": "planted", "weights": "random"},
+        **told,
+    )
     return folder
 
 
@@ -339,7 +382,9 @@ def test_what_is_seen_grows_with_the_horizon_and_accepting_by_it_lowers_the_risk
     result = found[0]
     rows = list(result["horizons"].values())
     wrong = [row["begun"] for row in rows]
-    assert list(result["horizons"]) == ["1", "2", "4", "8"] and rows[-1][result["pixel_verifier"]]["auroc"] > 0.9
+    assert (
+        list(result["horizons"]) == ["1", "2", "4", "8"] and rows[-1][result["pixel_verifier"]]["auroc"] > 0.9
+    )
     assert "words" not in rows[2] and wrong == sorted(wrong) and wrong[-1] > 0.9
     curve = result["risk_coverage"]
     assert result["aurc"] < result["base_risk"] and curve["risk"][-1] == pytest.approx(curve["random"])
@@ -352,8 +397,15 @@ def test_what_is_seen_grows_with_the_horizon_and_accepting_by_it_lowers_the_risk
 def test_an_encoder_of_one_step_wins_nothing_and_two_takes_of_a_scene_are_a_ceiling(world, found, tmp_path):
     """Films of seven frames, which end before the encoder's step does."""
     assert found[0]["ceilings"]["repeat"] is None and "repeat" in found[0]["repeat_reason"]
-    items = [i for i in common.load_items(world / "planted")[0] if i["conditioning"] not in ("copy", "past", "first")]
-    short = [i | {"frames": i["frames"][:8].clone(), "mask": i["mask"][:8].clone(), "repeat": i["direction"]} for i in items]
+    items = [
+        i
+        for i in common.load_items(world / "planted")[0]
+        if i["conditioning"] not in ("copy", "past", "first")
+    ]
+    short = [
+        i | {"frames": i["frames"][:8].clone(), "mask": i["mask"][:8].clone(), "repeat": i["direction"]}
+        for i in items
+    ]
     write_planted(tmp_path / "planted", short)
     one = {"latents": torch.randn(len(items), 1, 2, 2, 4)}
     plant_features(tmp_path / "one", [i["id"] for i in items], one, tmp_path / "planted")
@@ -361,7 +413,10 @@ def test_an_encoder_of_one_step_wins_nothing_and_two_takes_of_a_scene_are_a_ceil
     assert list(result["horizons"]) == ["1", "2", "4", "7"] and "latent_verifier" not in result
     assert result["verifiers"]["planted latents l2"]["auroc"] is None and result["made"] is None
     repeat = result["ceilings"]["repeat"]
-    assert repeat["l1"] < 0 < repeat["ssim"] < result["ceilings"]["vae"]["ssim"] == 1 and "position_error" not in repeat
+    assert (
+        repeat["l1"] < 0 < repeat["ssim"] < result["ceilings"]["vae"]["ssim"] == 1
+        and "position_error" not in repeat
+    )
     gate = verify.main(["--gate", "4", "--results", str(tmp_path)])
     assert gate["verdict"] == "INCONCLUSIVE" and "pixel_over_latent" in gate["headline"]
     assert gate["plain_verdict"] is None
@@ -379,13 +434,33 @@ def test_gate_4_says_where_to_when_latents_know_it_all(found, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pixel, gain, verdict, words", [
-    (0.95, 0.30, "PROCEED", "pixels can verify"), (0.60, 0.1, "STOP", "no verifier"), (0.60, -0.3, "PIVOT", "to latents"),
-    (0.95, -0.04, "PIVOT", "to latents"), (0.80, 0.3, "INCONCLUSIVE", "pixel_auroc")])
+@pytest.mark.parametrize(
+    "pixel, gain, verdict, words",
+    [
+        (0.95, 0.30, "PROCEED", "pixels can verify"),
+        (0.60, 0.1, "STOP", "no verifier"),
+        (0.60, -0.3, "PIVOT", "to latents"),
+        (0.95, -0.04, "PIVOT", "to latents"),
+        (0.80, 0.3, "INCONCLUSIVE", "pixel_auroc"),
+    ],
+)
 def test_the_decision_of_gate_4(found, tmp_path, pixel, gain, verdict, words):
     def record(score, floor, gain):
-        own = {"score": score, "low": score - 0.03, "high": score + 0.03, "floor": floor, "floor_name": "other"}
-        return own | {"gain": gain, "gain_low": gain - 0.03, "gain_high": gain + 0.03, "ceiling": 1.0, "n": 100}
+        own = {
+            "score": score,
+            "low": score - 0.03,
+            "high": score + 0.03,
+            "floor": floor,
+            "floor_name": "other",
+        }
+        return own | {
+            "gain": gain,
+            "gain_low": gain - 0.03,
+            "gain_high": gain + 0.03,
+            "ceiling": 1.0,
+            "n": 100,
+        }
+
     content = common.load_yaml(found[1], "verify")
     content["criteria"]["pixel_auroc"] = record(pixel, 0.5, pixel - 0.5)
     content["criteria"]["pixel_over_latent"] = record(pixel, pixel - gain, gain)
@@ -404,7 +479,7 @@ def test_of_several_futures_the_better_half_is_told_from_where_they_begin(world,
     about = {"sources": [i["source"] for i in test], "candidates": names}
     about["beliefs"] = {"knows": knows, "errs": -knows, "nothing": 0 * knows}
     for name, k in zip(names, shifts, strict=True):
-        films = torch.stack([i["frames"][1 + k:5 + k] for i in test])
+        films = torch.stack([i["frames"][1 + k : 5 + k] for i in test])
         common.save_pt(tmp_path / "futures-parts" / f"{name}.pt", common.RESULT, ids, {}, films=films)
     common.save_yaml(path, {"stage": "predict", "mode": "futures"})
 
@@ -417,19 +492,34 @@ def test_of_several_futures_the_better_half_is_told_from_where_they_begin(world,
     assert found["clips"] == len(test) and found["with_outcome"]["auroc"] == 1
     assert [found["without_outcome"][b]["auroc"] for b in ("knows", "errs", "nothing")] == [1, 0, 0.5]
     assert found["without_outcome"]["errs"]["worse_by"] == 1
-    picked = {name: found["picked_better"][name]["share"] for name in ("random", "with_outcome", "knows", "errs")}
+    picked = {
+        name: found["picked_better"][name]["share"] for name in ("random", "with_outcome", "knows", "errs")
+    }
     assert picked == {"random": 0.5, "with_outcome": 1, "knows": 1, "errs": 0}
     refused(lambda: ask(1), "another frame", "--past")
 
 
 # ---------------------------------------------------------------- planting through an autoencoder, and bad input
 
+
 @pytest.mark.slow
 def test_planted_films_begin_as_the_clip_does_and_lie_beside_the_generated_ones(tmp_path, refused):
     import data
+
     source, out, generated = tmp_path / "clips", tmp_path / "planted", tmp_path / "films"
     data.main(["moving", "--n", "60", "--frames", "12", "--size", "64", "--out", str(source), "--seed", "3"])
-    ask = ["--plant", str(source), "--past", "4", "--horizon", "8", "--out", str(out), "--films", str(generated)]
+    ask = [
+        "--plant",
+        str(source),
+        "--past",
+        "4",
+        "--horizon",
+        "8",
+        "--out",
+        str(out),
+        "--films",
+        str(generated),
+    ]
     films = []  # the video model's: the truth backwards
     for item in common.load_items(source)[0]:
         truth = item["frames"][3:].clone()
@@ -446,7 +536,9 @@ def test_planted_films_begin_as_the_clip_does_and_lie_beside_the_generated_ones(
     assert {common.split_of(i["source"]) for i in items} == {"val", "test"}
     for name, i in by.items():
         real = by[name.rpartition("/")[0] + "/real"]["frames"]
-        assert i["frames"].shape == (9, 64, 64, 3) and torch.equal(i["frames"][0], real[0]) == (i["conditioning"] != "past")
+        assert i["frames"].shape == (9, 64, 64, 3) and torch.equal(i["frames"][0], real[0]) == (
+            i["conditioning"] != "past"
+        )
         if i["conditioning"] == "right":  # through the autoencoder, and still the same picture
             assert 0 < (i["frames"][1:].float() - real[1:].float()).abs().mean() / 255 < 0.03
     common.write_items(generated, [i | {"frames": i["frames"].flip(0)} for i in films], meta)
@@ -457,6 +549,7 @@ def test_bad_input_is_refused_in_one_sentence(world, tmp_path, refused):
     def plant(name, items, *more):
         common.write_items(tmp_path / name, items, {"name": name, "data": "synthetic"})
         return lambda: verify.main(["--plant", str(tmp_path / name), *more])
+
     still = [c | {"direction": "still"} for c in clips(20)]
     refused(plant("pictures", [c | {"frames": c["frames"][:1]} for c in clips(20)]), "no clips")
     refused(plant("discs", clips(20), "--past", "8"), "24 are needed", "--horizon")
@@ -466,5 +559,11 @@ def test_bad_input_is_refused_in_one_sentence(world, tmp_path, refused):
     items = common.load_items(world / "planted")[0]
     write_planted(tmp_path / "planted", [i for i in items if not i["id"].endswith("/blurred")])
     refused(lambda: verified(tmp_path, tmp_path / "v.yaml"), "/blurred")
-    plant_features(tmp_path / "few", [items[0]["id"]], {"vision.0": torch.randn(1, 9, 2, 2, 4)}, world / "planted")
-    refused(lambda: verified(world, tmp_path / "v.yaml", "--latents", tmp_path / "few"), "no features of", "extract.py")
+    plant_features(
+        tmp_path / "few", [items[0]["id"]], {"vision.0": torch.randn(1, 9, 2, 2, 4)}, world / "planted"
+    )
+    refused(
+        lambda: verified(world, tmp_path / "v.yaml", "--latents", tmp_path / "few"),
+        "no features of",
+        "extract.py",
+    )

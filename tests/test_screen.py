@@ -1,4 +1,5 @@
 """Screening: made-up results whose answer is known, from a clear winner to none at all, and the pages that people read."""
+
 import os
 import shutil
 import subprocess
@@ -21,13 +22,27 @@ def made(root, name, spatial=0.8, bbox=0.7, lpips=0.2, seconds=0.1, **more):
 
     more: `noise`, `seed`, `centred`: of the scores per item; `floor` of the IoUs; `leak` in spatial IoU; `kind`, `lpips_name`, `ids`.
     """
-    noise, floor, lpips_name = more.get("noise", 0.05), more.get("floor", 0.2), more.get("lpips_name", "lpips")
+    noise, floor, lpips_name = (
+        more.get("noise", 0.05),
+        more.get("floor", 0.2),
+        more.get("lpips_name", "lpips"),
+    )
     folder, g = root / name, torch.Generator().manual_seed(more.get("seed", 0))
     shared = 0.05 * torch.randn(N, generator=torch.Generator().manual_seed(99))
-    high = {"constant": torch.full((N,), floor), "shuffled": torch.full((N,), 0.1)}, {"ceiling": 1.0, "better": "higher"}
-    low = {"mean_image": torch.full((N,), 0.9), "shuffled": torch.full((N,), 0.95)}, {"ceiling": 0.05, "better": "lower"}
+    high = (
+        {"constant": torch.full((N,), floor), "shuffled": torch.full((N,), 0.1)},
+        {"ceiling": 1.0, "better": "higher"},
+    )
+    low = (
+        {"mean_image": torch.full((N,), 0.9), "shuffled": torch.full((N,), 0.95)},
+        {"ceiling": 0.05, "better": "lower"},
+    )
     scores, criteria = {}, {}
-    for key, mean, (floors, how) in (("spatial_iou", spatial, high), ("bbox_iou", bbox, high), (f"decoder_{lpips_name}", lpips, low)):
+    for key, mean, (floors, how) in (
+        ("spatial_iou", spatial, high),
+        ("bbox_iou", bbox, high),
+        (f"decoder_{lpips_name}", lpips, low),
+    ):
         x = shared + noise * torch.randn(N, generator=g)
         scores[key] = mean + x - x.mean() * more.get("centred", True)
         criteria[key] = common.criterion(scores[key], floors, SOURCES, layer="vision.0", **how)
@@ -45,10 +60,13 @@ def made(root, name, spatial=0.8, bbox=0.7, lpips=0.2, seconds=0.1, **more):
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "screen_picture", lambda *_: None)  # takes most of the time
-    return lambda *folders, more=(): verify.main(["--screen", *folders, "--out", str(tmp_path / "out"), *more])
+    return lambda *folders, more=(): verify.main(
+        ["--screen", *folders, "--out", str(tmp_path / "out"), *more]
+    )
 
 
 # ---------------------------------------------------------------- the null cases
+
 
 def test_identical_copies_are_a_tie(tmp_path, ask):
     found = ask(*(made(tmp_path, name) for name in ("a", "b", "c")))
@@ -62,13 +80,16 @@ def test_timing_noise_alone_makes_no_winner_of_identical_copies(tmp_path, ask):
     found = ask(made(tmp_path, "a", seconds=0.1), made(tmp_path, "b", seconds=0.13))
     row = found["comparisons"]["b"]
     assert "choose by cost" in (tmp_path / "out" / "final-recommendation.md").read_text()
-    assert row["low"] > 0 and found["tie"], "speed has no interval: its difference looks certain and must not decide"
+    assert row["low"] > 0 and found["tie"], (
+        "speed has no interval: its difference looks certain and must not decide"
+    )
 
 
 @pytest.mark.slow
 def test_the_best_of_six_equally_good_models_wins_in_no_more_than_1_in_20_worlds(tmp_path, ask):
     def world(k):
         return [made(tmp_path / str(k), f"m{j}", noise=0.2, seed=10 * k + j, centred=False) for j in range(6)]
+
     assert sum(not ask(*world(k))["tie"] for k in range(30)) <= 4  # more than 4 of 30 at 1 in 20: 1.6%
 
 
@@ -89,7 +110,10 @@ def test_a_leak_never_wins_and_is_named(tmp_path, ask):
 
 
 def test_an_encoder_is_judged_and_never_chosen(tmp_path, ask):
-    found = ask(made(tmp_path, "model", spatial=0.6), made(tmp_path, "encoder", spatial=0.95, bbox=0.9, kind="encoder"))
+    found = ask(
+        made(tmp_path, "model", spatial=0.6),
+        made(tmp_path, "encoder", spatial=0.95, bbox=0.9, kind="encoder"),
+    )
     assert found["first"] == "model" and found["second"] is found["confidence"] is None
     assert found["models"]["encoder"]["rank"] is None and "hybrid" in found["models"]["encoder"]["excluded"]
     own, other = (found["criteria"][name]["spatial_iou"]["component"] for name in ("model", "encoder"))
@@ -97,6 +121,7 @@ def test_an_encoder_is_judged_and_never_chosen(tmp_path, ask):
 
 
 # ---------------------------------------------------------------- a winner
+
 
 def test_a_clear_winner_wins_with_its_confidence(tmp_path, ask):
     means = {"weak": 0.6, "strong": 0.9, "fair": 0.7}
@@ -122,8 +147,16 @@ def test_models_are_paired_on_items_whatever_their_order(tmp_path, ask):
     assert not found["tie"] and row["high"] - row["low"] < 1e-5
 
 
-@pytest.mark.parametrize("threshold, better, x, component", [
-    (0.5, "higher", 0.5, 0.5), (0.4, "lower", 0.4, 0.5), (3.0, "lower", 3.0, 0.5), (3.0, "lower", 9.0, 0), (0.4, "higher", 0.9, 1)])
+@pytest.mark.parametrize(
+    "threshold, better, x, component",
+    [
+        (0.5, "higher", 0.5, 0.5),
+        (0.4, "lower", 0.4, 0.5),
+        (3.0, "lower", 3.0, 0.5),
+        (3.0, "lower", 9.0, 0),
+        (0.4, "higher", 0.9, 1),
+    ],
+)
 def test_a_component_is_a_half_at_its_threshold_and_stays_within_0_and_1(threshold, better, x, component):
     row = {"threshold": threshold, "better": better}
     assert verify.component(x, row | {"earns": True}).item() == pytest.approx(component)
@@ -131,7 +164,10 @@ def test_a_component_is_a_half_at_its_threshold_and_stays_within_0_and_1(thresho
 
 
 def test_the_weighted_score_and_the_yaml_of_a_model(tmp_path, ask):
-    found = ask(made(tmp_path, "a", spatial=0.8, bbox=0.6, lpips=0.2, seconds=0.1), made(tmp_path, "b", spatial=0.6, seconds=0.2))
+    found = ask(
+        made(tmp_path, "a", spatial=0.8, bbox=0.6, lpips=0.2, seconds=0.1),
+        made(tmp_path, "b", spatial=0.6, seconds=0.2),
+    )
     components = [found["criteria"]["a"][k]["component"] for k in verify.SCREEN]
     # spatial IoU, bbox IoU, LPIPS, speed, integration (the one check that is known), and the plan's weights
     assert components == pytest.approx([0.8, 0.75, 0.75, 1 - 1 / 6, 1.0], abs=1e-4)
@@ -171,6 +207,7 @@ def test_lpips_without_its_backbone_is_skill_and_marked(tmp_path, ask):
 def test_integration_counts_what_is_known():
     def checks(name, *points):
         return list(verify.integration({"points": dict(points)}, common.MODELS.get(name, {})).values())
+
     both = ("language.0", {}), ("vision.0", {})
     assert list(verify.CHECKS) == ["grid", "library", "clips", "licence", "t4"]
     assert checks("qwen2.5-vl-7b", *both) == [True, True, True, True, False]
@@ -182,21 +219,41 @@ def test_integration_counts_what_is_known():
 
 # ---------------------------------------------------------------- the matrix, and when nothing passes
 
-@pytest.mark.parametrize("decision, spatial, bbox, lpips, seconds", [
-    ("PROCEED", 0.8, 0.7, 0.2, 0.1), ("PROCEED WITH ADAPTER", 0.8, 0.25, 0.2, 0.1), ("PROCEED WITH ADAPTER", 0.8, 0.7, 0.6, 0.1),
-    ("PARTIAL", 0.8, 0.7, 0.2, 0.5), ("PARTIAL", 0.8, 0.4, 0.2, 0.1), ("INCONCLUSIVE", 0.5, 0.7, 0.2, 0.1), ("HYBRID", 0.4, 0.7, 0.2, 0.1),
-    ("INCONCLUSIVE", 0.3, 0.7, 0.2, 0.1), ("FALLBACK", 0.25, 0.7, 0.2, 0.1)])
+
+@pytest.mark.parametrize(
+    "decision, spatial, bbox, lpips, seconds",
+    [
+        ("PROCEED", 0.8, 0.7, 0.2, 0.1),
+        ("PROCEED WITH ADAPTER", 0.8, 0.25, 0.2, 0.1),
+        ("PROCEED WITH ADAPTER", 0.8, 0.7, 0.6, 0.1),
+        ("PARTIAL", 0.8, 0.7, 0.2, 0.5),
+        ("PARTIAL", 0.8, 0.4, 0.2, 0.1),
+        ("INCONCLUSIVE", 0.5, 0.7, 0.2, 0.1),
+        ("HYBRID", 0.4, 0.7, 0.2, 0.1),
+        ("INCONCLUSIVE", 0.3, 0.7, 0.2, 0.1),
+        ("FALLBACK", 0.25, 0.7, 0.2, 0.1),
+    ],
+)
 def test_the_decision_matrix(decision, spatial, bbox, lpips, seconds, tmp_path, ask):
     found = ask(made(tmp_path, "reference"), made(tmp_path, "m", spatial, bbox, lpips, seconds, floor=0.1))
     assert found["models"]["m"]["decision"] == decision, found["models"]["m"]
 
 
-@pytest.mark.parametrize("outcome, one, two", [
-    ("SUCCESS", (0.8, 0.7, 0.2), (0.2, 0.1, 0.8)), ("PARTIAL SUCCESS", (0.8, 0.7, 0.6), (0.4, 0.7, 0.2)),
-    ("SPATIAL ONLY", (0.8, 0.25, 0.6), (0.4, 0.7, 0.2)), ("INCONCLUSIVE", (0.5, 0.7, 0.2), (0.4, 0.7, 0.2)),
-    ("FAILURE", (0.4, 0.7, 0.2), (0.35, 0.7, 0.2))])
+@pytest.mark.parametrize(
+    "outcome, one, two",
+    [
+        ("SUCCESS", (0.8, 0.7, 0.2), (0.2, 0.1, 0.8)),
+        ("PARTIAL SUCCESS", (0.8, 0.7, 0.6), (0.4, 0.7, 0.2)),
+        ("SPATIAL ONLY", (0.8, 0.25, 0.6), (0.4, 0.7, 0.2)),
+        ("INCONCLUSIVE", (0.5, 0.7, 0.2), (0.4, 0.7, 0.2)),
+        ("FAILURE", (0.4, 0.7, 0.2), (0.35, 0.7, 0.2)),
+    ],
+)
 def test_success_partial_success_and_failure(outcome, one, two, tmp_path, ask):
-    assert ask(made(tmp_path, "one", *one, floor=0.05), made(tmp_path, "two", *two, floor=0.05))["outcome"] == outcome
+    assert (
+        ask(made(tmp_path, "one", *one, floor=0.05), made(tmp_path, "two", *two, floor=0.05))["outcome"]
+        == outcome
+    )
 
 
 def test_a_first_that_needs_an_adapter_does_not_hide_one_that_passes_everything(tmp_path, ask):
@@ -212,9 +269,16 @@ def test_weights_do_not_buy_what_the_first_criterion_denies(tmp_path, ask):
     assert found["first"] == "space" and found["models"]["boxes"]["rank"] is None
 
 
-@pytest.mark.parametrize("others, way, words", [
-    ({}, "hybrid", "not measured"), ({"encoder": 0.8}, "hybrid", "encoder spatial IoU 0.800"), ({"grounding-dino": 0.9}, "grounding", "0.900"),
-    ({"encoder": 0.4}, "grounding", "not measured"), ({"encoder": 0.4, "grounding-dino": 0.3}, "fine-tuned encoder", "not measured")])
+@pytest.mark.parametrize(
+    "others, way, words",
+    [
+        ({}, "hybrid", "not measured"),
+        ({"encoder": 0.8}, "hybrid", "encoder spatial IoU 0.800"),
+        ({"grounding-dino": 0.9}, "grounding", "0.900"),
+        ({"encoder": 0.4}, "grounding", "not measured"),
+        ({"encoder": 0.4, "grounding-dino": 0.3}, "fine-tuned encoder", "not measured"),
+    ],
+)
 def test_when_all_fail_the_fallback_is_named_with_its_evidence(others, way, words, tmp_path, ask):
     models = [made(tmp_path, name, x, 0.3, 0.6, floor=0.1) for name, x in (("a", 0.4), ("b", 0.35))]
     found = ask(*models, *(made(tmp_path, n, x, kind="encoder", floor=0.1) for n, x in others.items()))
@@ -235,6 +299,7 @@ def test_a_single_source_ranks_without_a_winner(tmp_path, ask, monkeypatch):
 
 
 # ---------------------------------------------------------------- pages and the picture
+
 
 def test_pages_say_first_that_small_weights_are_an_instrument_check(tmp_path, ask):
     ask(made(tmp_path, "a"), made(tmp_path, "b", spatial=0.6))
@@ -272,6 +337,7 @@ def test_a_threshold_that_was_set_is_used_and_recorded(tmp_path, ask, refused):
 
 # ---------------------------------------------------------------- folders that do not belong together
 
+
 def change(path, **values):
     common.save_yaml(path, common.load_yaml(path) | values)
 
@@ -284,8 +350,11 @@ def test_folders_that_do_not_belong_together_are_refused(tmp_path, ask, refused)
     encoders = [made(tmp_path, name, kind="encoder") for name in "ef"]
     refused(lambda: ask(*encoders), "vision and language")
     for words, file, values in (
-            (("other", "noise"), "probe.yaml", {"data_name": "other"}), (("ltx", "decoder"), "probe.yaml", {"oracle": "ltx"}),
-            (("another", "'b'"), "features/index.yaml", {"model": "another"}), (("same items",), "features/index.yaml", {"ids": ["train-1", *IDS]})):
+        (("other", "noise"), "probe.yaml", {"data_name": "other"}),
+        (("ltx", "decoder"), "probe.yaml", {"oracle": "ltx"}),
+        (("another", "'b'"), "features/index.yaml", {"model": "another"}),
+        (("same items",), "features/index.yaml", {"ids": ["train-1", *IDS]}),
+    ):
         b = made(tmp_path, "b")
         change(tmp_path / "b" / file, **values)
         refused(lambda b=b: ask(a, b), *words)
@@ -315,8 +384,13 @@ def make(*arguments, cwd=HERE):
 
 def test_make_screen_asks_features_and_probes_once_of_every_model():
     names = ["qwen2.5-vl-7b", "llava-next", "dinov2-l"]
-    would = make("-n", "-W", "data.py", "screen", f"MODELS={' '.join(names)}", "DATA=shapes").stdout.splitlines()
-    count = {stage: sum(f" {stage}.py " in line for line in would) for stage in ("extract", "probe", "align", "adapt")}
+    would = make(
+        "-n", "-W", "data.py", "screen", f"MODELS={' '.join(names)}", "DATA=shapes"
+    ).stdout.splitlines()
+    count = {
+        stage: sum(f" {stage}.py " in line for line in would)
+        for stage in ("extract", "probe", "align", "adapt")
+    }
     # features and untrained ones of three, latents of one decoder
     assert count == {"extract": 7, "probe": 3, "align": 0, "adapt": 0}, would
     assert any("--oracle results/ltx/shapes/features" in line for line in would)
@@ -327,6 +401,7 @@ def test_make_screen_asks_features_and_probes_once_of_every_model():
 @pytest.mark.slow
 def test_make_screen_compares_two_models_from_nothing_and_recomputes_nothing(tmp_path):
     import data
+
     for file in [*HERE.glob("*.py"), HERE / "Makefile"]:
         shutil.copy(file, tmp_path)
     small = "results/tiny/checkpoints"
@@ -337,9 +412,12 @@ def test_make_screen_compares_two_models_from_nothing_and_recomputes_nothing(tmp
     found = common.load_yaml(tmp_path / "results" / "screen" / "screen.yaml", "screen")
     assert {found["first"], found["second"]} == {"tiny", "tiny-semantic"} and found["instrument_check"]
     assert found["headline"] in first.stdout
-    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.suffix in (".pt", ".yaml", ".png", ".md")}
+    stamps = {
+        p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.suffix in (".pt", ".yaml", ".png", ".md")
+    }
     assert make("screen", "MODELS=tiny tiny-semantic", cwd=tmp_path).returncode == 0
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
     again = make("-n", "screen", "MODELS=tiny-semantic tiny", cwd=tmp_path).stdout
-    assert "verify.py --screen" in again, "the first model is the reference: another order is another comparison"
-
+    assert "verify.py --screen" in again, (
+        "the first model is the reference: another order is another comparison"
+    )

@@ -1,4 +1,5 @@
 """Sets with words: the same items from every format, every problem named, nothing hostile let in."""
+
 import io
 import json
 import subprocess
@@ -16,13 +17,15 @@ import data
 from common import HERE, Items, frames_of, load_items, load_yaml, split_of
 
 ASK = "Describe the picture."
-CAPTIONS = ["a red cat", "two dogs, one black", "a \"quoted\" bird", "naïve café", "a horse", "an empty field"]
+CAPTIONS = ["a red cat", "two dogs, one black", 'a "quoted" bird', "naïve café", "a horse", "an empty field"]
 
 
 def jpeg(k, size=(40, 30), form="JPEG"):
     file = io.BytesIO()
     coarse = np.random.default_rng(k).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, form, **({"quality": 90} if form == "JPEG" else {}))
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(
+        file, form, **({"quality": 90} if form == "JPEG" else {})
+    )
     return file.getvalue()
 
 
@@ -34,24 +37,33 @@ def pictures(folder, n=6, under="images"):
 
 
 def llava(k, question=f"<image>\n{ASK}", image=None):
-    return {"id": f"images/{k}.jpg", "image": image or f"images/{k}.jpg", "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": CAPTIONS[k]}]}
+    return {
+        "id": f"images/{k}.jpg",
+        "image": image or f"images/{k}.jpg",
+        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": CAPTIONS[k]}],
+    }
 
 
 def qwen(k):
     asked = [{"type": "image", "image": f"images/{k}.jpg"}, {"type": "text", "text": ASK}]
     answered = [{"type": "text", "text": CAPTIONS[k]}]
-    return {"id": f"images/{k}.jpg", "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
+    return {
+        "id": f"images/{k}.jpg",
+        "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}],
+    }
 
 
 def say(*turns, **more):
-    """An entry whose turns are "h..." of the human, "g..." of the model, or "narrator: ...". """
+    """An entry whose turns are "h..." of the human, "g..." of the model, or "narrator: ..."."""
     said = [t.split(": ", 1) if t[0] == "n" else ({"h": "human", "g": "gpt"}[t[0]], t[1:]) for t in turns]
     return llava(1) | {"conversations": [{"from": a, "value": b} for a, b in said]} | more
 
 
 def table(folder, name, comma):
     quoted = [f'"{c.replace(chr(34), chr(34) * 2)}"' for c in CAPTIONS]
-    (folder / name).write_text(f"filepath{comma}title\n" + "".join(f"images/{k}.jpg{comma}{c}\n" for k, c in enumerate(quoted)))
+    (folder / name).write_text(
+        f"filepath{comma}title\n" + "".join(f"images/{k}.jpg{comma}{c}\n" for k, c in enumerate(quoted))
+    )
     return folder / name
 
 
@@ -71,17 +83,23 @@ def packed(path, files):
 
 
 def written(path, entries):
-    path.write_text(json.dumps(entries) if path.suffix == ".json" else "".join(json.dumps(e) + "\n" for e in entries))
+    path.write_text(
+        json.dumps(entries) if path.suffix == ".json" else "".join(json.dumps(e) + "\n" for e in entries)
+    )
     return path
 
 
 def files_of(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def imagefolder(folder):
     pictures(folder, under="train")
-    (folder / "train" / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{k}.jpg", "text": c}) + "\n" for k, c in enumerate(CAPTIONS)))
+    (folder / "train" / "metadata.jsonl").write_text(
+        "".join(json.dumps({"file_name": f"{k}.jpg", "text": c}) + "\n" for k, c in enumerate(CAPTIONS))
+    )
     return folder
 
 
@@ -108,7 +126,9 @@ MAKE = {
     "webdataset.tar.gz": lambda f: webdataset(f / "set.tar.gz"),
     "imagefolder": lambda f: imagefolder(f / "set"),
     "imagefolder.zip": lambda f: packed(f / "set.zip", files_of(imagefolder(f / "x"))),
-    "imagefolder.tar.gz": lambda f: packed(f / "set.tar.gz", {f"./{n}": x for n, x in files_of(imagefolder(f / "x")).items()}),
+    "imagefolder.tar.gz": lambda f: packed(
+        f / "set.tar.gz", {f"./{n}": x for n, x in files_of(imagefolder(f / "x")).items()}
+    ),
     "imagefolder.tar.xz": lambda f: packed(f / "set.tar.xz", files_of(imagefolder(f / "x"))),
 }
 
@@ -120,7 +140,9 @@ def test_every_format_gives_the_same_items(tmp_path, name):
     index = data.main(["--source", "sets", "--root", str(root), "--out", str(tmp_path / "out")])
     items = load_items(tmp_path / "out")[0]
     assert (index["format"], index["data"], index["skipped"]) == (name.split()[0].split(".")[0], "real", 0)
-    assert [i["turns"] for i in items] == [[[ASK, c]] for c in CAPTIONS] and not any("chat" in i for i in items)
+    assert [i["turns"] for i in items] == [[[ASK, c]] for c in CAPTIONS] and not any(
+        "chat" in i for i in items
+    )
     assert [bytes(i["encoded"].numpy()) for i in items] == [jpeg(k) for k in range(6)]
     assert {(i["width"], i["height"]) for i in items} == {(40, 30)} and len({i["id"] for i in items}) == 6
     assert all(("text" in i) == (name[0] in "ciw") for i in items)
@@ -129,6 +151,7 @@ def test_every_format_gives_the_same_items(tmp_path, name):
 
 
 # ---------------------------------------------------------------- what is said of an item
+
 
 def build(tmp_path, entries, *flags, n=6):
     """The items, and the index, of a JSONL set of these entries."""
@@ -156,10 +179,20 @@ CHATS = """
 def test_a_conversation_keeps_its_turns_its_system_words_and_placeholders_that_do_not_stand_first(tmp_path):
     chats = CHATS.replace("HERE", str(tmp_path / "in"))
     a, b, c, d, e = build(tmp_path, [x for _, x in data.read_json(io.StringIO(chats))])[0]
-    assert a["turns"] == [["Same?", "no"], ["Why?", "colour"]] and a["chat"] is True and a["system"] == "Be brief."
+    assert (
+        a["turns"] == [["Same?", "no"], ["Why?", "colour"]]
+        and a["chat"] is True
+        and a["system"] == "Be brief."
+    )
     assert len(a["album"]) == 2 and "encoded" not in a and frames_of(a, 16).shape == (2, 16, 16, 3)
-    assert b["turns"] == [["First <image>, then <image>: same?", "no"]] and "chat" not in b and "system" not in b
-    assert c["turns"] == [["Ready?", "yes"], ["<image>\nWhat?", "a bird"]] and c["chat"] is True and "encoded" in c
+    assert (
+        b["turns"] == [["First <image>, then <image>: same?", "no"]] and "chat" not in b and "system" not in b
+    )
+    assert (
+        c["turns"] == [["Ready?", "yes"], ["<image>\nWhat?", "a bird"]]
+        and c["chat"] is True
+        and "encoded" in c
+    )
     assert d["turns"] == [["Which of the two? <image><image>", "the first"]]
     assert [bytes(x.numpy()) for x in d["album"]] == [jpeg(3), jpeg(4)]
     assert (e["id"], e["turns"]) == ("0", [["Which?", "this"]]) and "text" not in e
@@ -167,6 +200,7 @@ def test_a_conversation_keeps_its_turns_its_system_words_and_placeholders_that_d
 
 def film(path, frames=20, rate=10):
     import av
+
     with av.open(str(path), "w") as file:
         stream = file.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 10**6
@@ -193,30 +227,45 @@ LAYOUTS = """
 def test_layouts_that_are_published_are_read(tmp_path):
     for k, (_, entry) in enumerate(data.read_json(io.StringIO(LAYOUTS))):
         (tmp_path / str(k)).mkdir()
-        item, = build(tmp_path / str(k), [entry])[0]
-        assert item["turns"] == [["A?", "b"]] and bytes(item["encoded"].numpy()) == jpeg(1) and "album" not in item, entry
+        (item,) = build(tmp_path / str(k), [entry])[0]
+        assert (
+            item["turns"] == [["A?", "b"]]
+            and bytes(item["encoded"].numpy()) == jpeg(1)
+            and "album" not in item
+        ), entry
     assert k == 6
 
 
 def test_rows_that_are_packed_or_stand_over_several_lines_are_entries(tmp_path):
     root, rows = pictures(tmp_path) / "set.json", [llava(k) for k in range(3)]
-    for text in (json.dumps([rows[:2], rows[2:]]), "\n".join(json.dumps(row, indent=2) for row in rows) + "\n"):
+    for text in (
+        json.dumps([rows[:2], rows[2:]]),
+        "\n".join(json.dumps(row, indent=2) for row in rows) + "\n",
+    ):
         root.write_text(text)
         assert data.main(["--check", str(root)])["items"] == 3
 
 
 def asked_of_video(**more):
-    return {"conversations": [{"from": "human", "value": "<video>\nHow?"}, {"from": "gpt", "value": "brighter"}]} | more
+    return {
+        "conversations": [{"from": "human", "value": "<video>\nHow?"}, {"from": "gpt", "value": "brighter"}]
+    } | more
 
 
 def test_a_video_may_be_a_file_name_or_a_list_of_pictures(tmp_path):
     folder, listed = pictures(tmp_path / "in"), [f"images/{k}.jpg" for k in range(6)]
     film(folder / "v.MP4", 20)
     asked = {"role": "user", "content": [{"type": "video", "video": listed}, {"text": "How?"}]}
-    entries = [asked_of_video(video="v.MP4"), {"file_name": "v.MP4", "text": "b"}, asked_of_video(video=listed)]
+    entries = [
+        asked_of_video(video="v.MP4"),
+        {"file_name": "v.MP4", "text": "b"},
+        asked_of_video(video=listed),
+    ]
     entries.append({"messages": [asked, {"role": "assistant", "content": "b"}]})
     items, _ = build(tmp_path, entries, "--frames", 3, "--size", 20)
-    assert [i["frames"].shape for i in items] == 4 * [(3, 20, 20, 3)] and [i["turns"][0][0] for i in items] == ["How?", ASK, "How?", "How?"]
+    assert [i["frames"].shape for i in items] == 4 * [(3, 20, 20, 3)] and [
+        i["turns"][0][0] for i in items
+    ] == ["How?", ASK, "How?", "How?"]
     middle = frames_of({"encoded": torch.frombuffer(bytearray(jpeg(2)), dtype=torch.uint8)}, 20)[0]
     assert all((i["frames"][1] == middle).all() for i in items[2:])
 
@@ -225,11 +274,15 @@ def test_a_video_may_be_a_file_name_or_a_list_of_pictures(tmp_path):
 def test_a_video_is_shown_from_beginning_to_end(tmp_path, archive):
     film(tmp_path / "v.mp4", 20)
     root = written(tmp_path / "set.jsonl", [asked_of_video(video="v.mp4")])
-    root = packed(tmp_path / "set.zip", {p.name: p.read_bytes() for p in (tmp_path / "v.mp4", root)}) if archive else root
+    root = (
+        packed(tmp_path / "set.zip", {p.name: p.read_bytes() for p in (tmp_path / "v.mp4", root)})
+        if archive
+        else root
+    )
     data.main(["sets", "--root", str(root), "--frames", "5", "--size", "32", "--out", str(tmp_path / "out")])
     item = load_items(tmp_path / "out")[0][0]
     assert item["frames"].shape == (5, 32, 32, 3) and (item["width"], item["height"]) == (64, 48)
-    assert (item["frames"].float().mean((1, 2, 3)) - torch.tensor([0., 40, 80, 120, 160])).abs().max() < 6
+    assert (item["frames"].float().mean((1, 2, 3)) - torch.tensor([0.0, 40, 80, 120, 160])).abs().max() < 6
 
 
 def test_a_video_that_cannot_be_used_is_a_problem(tmp_path, capsys):
@@ -271,17 +324,24 @@ def test_splits_that_folders_say_are_kept_and_of_two_the_other_is_the_test(tmp_p
 def test_one_picture_under_two_names_is_one_source(tmp_path):
     folder = pictures(tmp_path / "in", 40)
     (folder / "images/copy.jpg").write_bytes(jpeg(3))
-    entries = [llava(0) | {"id": str(k), "image": f"images/{k}.jpg"} for k in range(40)] + [llava(0, image="images/copy.jpg") | {"id": "copy"}]
+    entries = [llava(0) | {"id": str(k), "image": f"images/{k}.jpg"} for k in range(40)] + [
+        llava(0, image="images/copy.jpg") | {"id": "copy"}
+    ]
     items, index = build(tmp_path, entries, n=40)
     assert items[40]["source"] == items[3]["source"] and index["sources"] == 40 and index["near"] == 0
 
 
 def test_an_id_that_is_there_twice_is_told_apart(tmp_path, capsys):
     items, index = build(tmp_path, [llava(0), llava(1) | {"id": "images/0.jpg"}])
-    assert [i["id"] for i in items] == ["images/0.jpg", "images/0.jpg#2"] and index["same_id"] == 1 and index["skipped"] == 0
+    assert (
+        [i["id"] for i in items] == ["images/0.jpg", "images/0.jpg#2"]
+        and index["same_id"] == 1
+        and index["skipped"] == 0
+    )
 
 
 # ---------------------------------------------------------------- problems
+
 
 def bare(answer, **more):
     return say("h<image>\nWhere?", f"g{answer}") | more
@@ -307,7 +367,10 @@ PROBLEMS = {
     "role": (say("h<image>", "narrator: b"), "turn 2 is said by 'narrator'; known: human or user"),
     "order": (say("g<image>", "hb"), "turn 1 is the assistant's, where the user's is due"),
     "no answer": (say("h<image>"), "the last question has no answer"),
-    "outside": (bare('{"bbox_2d": [1, 2, 41, 20]}'), "[1.0, 2.0, 41.0, 20.0], which does not lie inside 40x30"),
+    "outside": (
+        bare('{"bbox_2d": [1, 2, 41, 20]}'),
+        "[1.0, 2.0, 41.0, 20.0], which does not lie inside 40x30",
+    ),
     "inside out": (bare('[{"bbox_2d": [9, 2, 4, 20]}]'), "says bbox_2d [9.0, 2.0, 4.0, 20.0]"),
     "three numbers": (bare('{"bbox_2d": [9, 2, 4]}'), "says bbox_2d [9.0, 2.0, 4.0]"),
     "a point outside": (bare('{"point_2d": [3, 31]}'), "says point_2d [3.0, 31.0]"),
@@ -324,7 +387,11 @@ def checked(capsys, *argv, code=2):
     with pytest.raises(SystemExit) as e:
         data.main([str(a) for a in argv])
     assert e.value.code == code
-    return [line for line in capsys.readouterr().err.split("\n") if line and "it/s" not in line and "item/s" not in line]
+    return [
+        line
+        for line in capsys.readouterr().err.split("\n")
+        if line and "it/s" not in line and "item/s" not in line
+    ]
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -348,23 +415,38 @@ def test_a_problem_is_named_by_file_item_and_reason(tmp_path, capsys, name):
 def test_all_problems_of_an_item_are_listed_and_at_most_twenty_of_a_kind(tmp_path, capsys):
     entries = [say("hWhat?", "narrator: b", image=f"images/gone{k}.jpg", id=str(k)) for k in range(25)]
     lines = checked(capsys, "--check", written(pictures(tmp_path) / "set.jsonl", entries))
-    assert [sum(w in line for line in lines) for w in ("narrator", "is not there", "has 0 <image>")] == [20, 20, 20]
-    assert sum("... and 5 more of this kind" in line for line in lines) == 3 and "75 problems" in lines[-1] and "25 role" in lines[-1]
+    assert [sum(w in line for line in lines) for w in ("narrator", "is not there", "has 0 <image>")] == [
+        20,
+        20,
+        20,
+    ]
+    assert (
+        sum("... and 5 more of this kind" in line for line in lines) == 3
+        and "75 problems" in lines[-1]
+        and "25 role" in lines[-1]
+    )
 
 
 def test_an_array_that_is_cut_short_or_a_line_that_is_no_json_leaves_the_others(tmp_path, capsys):
     root, text = pictures(tmp_path) / "set.json", json.dumps([llava(k) for k in range(6)], indent=1)
     lines = json.dumps(llava(0)) + "\n{oops\n\n" + json.dumps(llava(1)) + "\n"
-    for content, said, left in ((text[:int(len(text) * 0.6)], "set.json: entry 3: ", 3), (lines, "set.json: line 2: is not JSON (", 2)):
+    for content, said, left in (
+        (text[: int(len(text) * 0.6)], "set.json: entry 3: ", 3),
+        (lines, "set.json: line 2: is not JSON (", 2),
+    ):
         root.write_text(content)
         assert checked(capsys, "--check", root)[0].startswith(said)
-        assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--skip-bad"])["items"] == left
+        assert (
+            data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--skip-bad"])["items"]
+            == left
+        )
 
 
 def test_an_array_is_read_through_pieces_smaller_than_an_entry(monkeypatch):
     class Slow(io.StringIO):
         def read(self, n=-1):
             return super().read(min(n, 7))
+
     entries = [{"a": "]},[{" * k, "b": [1, {"c": "naïve"}]} for k in range(20)]
     for indent in (None, 2):
         assert [e for _, e in data.read_json(Slow(json.dumps(entries, indent=indent)))] == entries
@@ -374,10 +456,10 @@ def replaced(x, odd):
     """`x` with one value after the other, at any depth, replaced by an odd one, and without it."""
     for key in list(x) if isinstance(x, dict) else range(len(x)) if isinstance(x, list) else ():
         for value in odd:
-            yield {**x, key: value} if isinstance(x, dict) else [*x[:key], value, *x[key + 1:]]
-        yield {k: v for k, v in x.items() if k != key} if isinstance(x, dict) else x[:key] + x[key + 1:]
+            yield {**x, key: value} if isinstance(x, dict) else [*x[:key], value, *x[key + 1 :]]
+        yield {k: v for k, v in x.items() if k != key} if isinstance(x, dict) else x[:key] + x[key + 1 :]
         for value in replaced(x[key], odd):
-            yield {**x, key: value} if isinstance(x, dict) else [*x[:key], value, *x[key + 1:]]
+            yield {**x, key: value} if isinstance(x, dict) else [*x[:key], value, *x[key + 1 :]]
 
 
 ODD = r"""[null, 0, true, 1.5, "", "x", "\ud800", "data:image/png;base64,?", "a\u0000b", [], [[]], {}, [{}], {"url": 1}, [null],
@@ -386,18 +468,33 @@ ODD = r"""[null, 0, true, 1.5, "", "x", "\ud800", "data:image/png;base64,?", "a\
 
 def test_nothing_that_json_can_hold_makes_it_stumble(tmp_path, capsys):
     folder, odd = pictures(tmp_path), [*json.loads(ODD), "a" * 5000]
-    worlds = [llava(1), qwen(1), qwen(1)["messages"], {"file_name": "images/1.jpg", "text": "a", "split": "train", "system": "s"},
-              say("h<video>", "gb", video=["a.mp4"]), say("h<image>\nA?", "gb", "hC?", "gd"), {"images": [{"path": "images/1.jpg", "bytes": None}], "caption": "e"}]
+    worlds = [
+        llava(1),
+        qwen(1),
+        qwen(1)["messages"],
+        {"file_name": "images/1.jpg", "text": "a", "split": "train", "system": "s"},
+        say("h<video>", "gb", video=["a.mp4"]),
+        say("h<image>\nA?", "gb", "hC?", "gd"),
+        {"images": [{"path": "images/1.jpg", "bytes": None}], "caption": "e"},
+    ]
     entries = [entry for world in worlds for entry in [world, *replaced(world, odd)]]
     checked(capsys, "--check", written(folder / "set.jsonl", entries))
-    index = data.main(["sets", "--root", str(folder / "set.jsonl"), "--skip-bad", "--out", str(tmp_path / "out")])
+    index = data.main(
+        ["sets", "--root", str(folder / "set.jsonl"), "--skip-bad", "--out", str(tmp_path / "out")]
+    )
     items = load_items(tmp_path / "out")[0]
     assert len(entries) > 1000 and 20 < len(items) == index["items"]
-    assert all(i["turns"] and all(isinstance(w, str) for t in i["turns"] for w in t) and i["turns"][-1][1].strip() for i in items)
+    assert all(
+        i["turns"] and all(isinstance(w, str) for t in i["turns"] for w in t) and i["turns"][-1][1].strip()
+        for i in items
+    )
 
 
 def test_a_tar_whose_pictures_and_words_lie_apart_and_a_folder_are_read_alike(tmp_path):
-    words, shown = ({f"{k}.{e}": x(k) for k in range(6)} for e, x in (("txt", lambda k: CAPTIONS[k].encode()), ("jpg", jpeg)))
+    words, shown = (
+        {f"{k}.{e}": x(k) for k in range(6)}
+        for e, x in (("txt", lambda k: CAPTIONS[k].encode()), ("jpg", jpeg))
+    )
     with tarfile.open(packed(tmp_path / "set.tar", words | shown)) as file:
         file.extractall(tmp_path / "in", filter="data")
     for n, root in enumerate(("set.tar", "in")):
@@ -410,7 +507,10 @@ def test_shards_of_a_webdataset_are_read_one_after_the_other_and_what_tools_leav
     (tmp_path / "in").mkdir()
     for n, part in enumerate(("train-0", "train-1", "test-0")):
         words = {f"{part}-{k}.json": json.dumps({"caption": f"{part} {k}"}).encode() for k in range(4)}
-        packed(tmp_path / f"in/{part}.tar", {f"{part}-{k}.JPG": jpeg(10 * n + k) for k in range(4)} | words | {"._0.JPG": b"junk"})
+        packed(
+            tmp_path / f"in/{part}.tar",
+            {f"{part}-{k}.JPG": jpeg(10 * n + k) for k in range(4)} | words | {"._0.JPG": b"junk"},
+        )
         (tmp_path / f"in/{part}_stats.json").write_text('{"count": 4}')  # img2dataset counts its shards
     index = data.main(["sets", "--root", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     assert index["items"] == 12 and index["test"] == 4 and index["train"] + index["val"] == 8
@@ -418,15 +518,24 @@ def test_shards_of_a_webdataset_are_read_one_after_the_other_and_what_tools_leav
     (tmp_path / "notes/.ipynb_checkpoints").mkdir(parents=True)
     for name in (".ipynb_checkpoints/set-checkpoint.json", "SET.JSON"):
         written(pictures(tmp_path / "notes") / name.lower(), [llava(0)]).rename(tmp_path / "notes" / name)
-    packed(tmp_path / "a.zip", files_of(tmp_path / "notes") | {"__MACOSX/._SET.JSON": b"junk"}).rename(tmp_path / "SET.ZIP")
+    packed(tmp_path / "a.zip", files_of(tmp_path / "notes") | {"__MACOSX/._SET.JSON": b"junk"}).rename(
+        tmp_path / "SET.ZIP"
+    )
     for root in ("notes", "SET.ZIP"):
         assert data.main(["--check", str(tmp_path / root)])["items"] == 1
 
 
 def test_names_with_dots_that_fall_together_are_a_problem(tmp_path, capsys):
-    root = packed(tmp_path / "set.tar", {f"shot-1.{k}.{e}": x for k in range(2) for e, x in (("jpg", jpeg(k)), ("txt", b"a"))})
-    assert checked(capsys, "--check", root)[0].startswith("set.tar: shot-1: has its words twice, at last in shot-1.1.txt;")
-    packed(root, {"1.left.jpg": jpeg(0), "1.right.jpg": jpeg(1), "1.json": b'{"caption": "two"}', "1.cls": b"3"})
+    root = packed(
+        tmp_path / "set.tar",
+        {f"shot-1.{k}.{e}": x for k in range(2) for e, x in (("jpg", jpeg(k)), ("txt", b"a"))},
+    )
+    assert checked(capsys, "--check", root)[0].startswith(
+        "set.tar: shot-1: has its words twice, at last in shot-1.1.txt;"
+    )
+    packed(
+        root, {"1.left.jpg": jpeg(0), "1.right.jpg": jpeg(1), "1.json": b'{"caption": "two"}', "1.cls": b"3"}
+    )
     data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out")])
     assert [bytes(x.numpy()) for x in load_items(tmp_path / "out")[0][0]["album"]] == [jpeg(0), jpeg(1)]
 
@@ -442,12 +551,24 @@ def test_a_remedy_is_named_for_paths_that_begin_elsewhere(tmp_path, capsys):
 
 
 NO_SETS = {
-    "two tables": (lambda f: written(f / "a.json", []) and written(f / "b.json", []).parent, "holds 2 tables (a.json, b.json)"),
-    "other fields": (lambda f: written(f / "set.json", [{"path": "a"}]), "entry 0 of set.json has the fields path"),
+    "two tables": (
+        lambda f: written(f / "a.json", []) and written(f / "b.json", []).parent,
+        "holds 2 tables (a.json, b.json)",
+    ),
+    "other fields": (
+        lambda f: written(f / "set.json", [{"path": "a"}]),
+        "entry 0 of set.json has the fields path",
+    ),
     "empty": (lambda f: written(f / "set.json", []), "set.json is empty"),
     "pictures alone": (pictures, "holds no set but 6 .jpg"),
-    "no tar": (lambda f: (f / "set.tar").write_bytes(b"junk" * 999) and f / "set.tar", "cannot be read as an archive"),
-    "latin-1": (lambda f: (f / "a.csv").write_bytes(b"filepath,title\n0.jpg,caf\xe9\n") and f / "a.csv", "is not UTF-8"),
+    "no tar": (
+        lambda f: (f / "set.tar").write_bytes(b"junk" * 999) and f / "set.tar",
+        "cannot be read as an archive",
+    ),
+    "latin-1": (
+        lambda f: (f / "a.csv").write_bytes(b"filepath,title\n0.jpg,caf\xe9\n") and f / "a.csv",
+        "is not UTF-8",
+    ),
 }
 
 
@@ -455,17 +576,24 @@ NO_SETS = {
 def test_what_is_no_set_is_refused_by_what_it_is(tmp_path, capsys, name):
     make, said = NO_SETS[name]
     (tmp_path / "in").mkdir()
-    assert said in " ".join(checked(capsys, "sets", "--root", make(tmp_path / "in"), "--out", tmp_path / "out"))
+    assert said in " ".join(
+        checked(capsys, "sets", "--root", make(tmp_path / "in"), "--out", tmp_path / "out")
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_formats_and_flags_of_others_are_refused(refused):
-    refused(lambda: data.main(["sets", "--root", "x", "--format", "voc"]), "--format voc", "llava, qwen, clip, webdataset, imagefolder")
+    refused(
+        lambda: data.main(["sets", "--root", "x", "--format", "voc"]),
+        "--format voc",
+        "llava, qwen, clip, webdataset, imagefolder",
+    )
     refused(lambda: data.main(["shapes", "--flip"]), "--flip", "shapes")
     refused(lambda: data.main(["sets", "--root", "x.json", "--crop", "1.5"]), "--crop 1.5")
 
 
 # ---------------------------------------------------------------- hostile archives
+
 
 def tar_of(path, name="images/1.jpg", kind=tarfile.REGTYPE, link="", content=b"", more=(), pax=None):
     with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as file:
@@ -498,15 +626,27 @@ EVIL, ONE, MANY_FILES = "../out/evil.jpg", "images/1.jpg", [(f"{k}.png", bytes(1
 HOSTILE = {  # the archive, what is the matter with its last member, and what is said of it
     "climbs": ("a.tar", {"name": EVIL}, "a.tar: ../out/evil.jpg: climbs out of the archive"),
     "climbs within": ("a.tar.gz", {"name": "images/../../evil.jpg"}, "climbs out"),
-    "a folder climbs": ("a.tar", {"name": "../out", "kind": tarfile.DIRTYPE}, "../out: climbs out of the archive"),
+    "a folder climbs": (
+        "a.tar",
+        {"name": "../out", "kind": tarfile.DIRTYPE},
+        "../out: climbs out of the archive",
+    ),
     "absolute": ("a.tar", {"name": "/tmp/evil.jpg"}, "has an absolute path"),
-    "link": ("a.tar", {"kind": tarfile.SYMTYPE, "link": "/etc/passwd"}, "images/1.jpg: is a link, not a file"),
+    "link": (
+        "a.tar",
+        {"kind": tarfile.SYMTYPE, "link": "/etc/passwd"},
+        "images/1.jpg: is a link, not a file",
+    ),
     "hard link": ("a.tar", {"kind": tarfile.LNKTYPE, "link": "images/0.jpg"}, "is a link, not a file"),
     "device": ("a.tar", {"kind": tarfile.CHRTYPE}, "is a device, not a file"),
     "twice": ("a.tar", {"name": "./images/0.jpg"}, "is there twice"),
     "expands": ("a.tar.gz", {"content": bytes(10**7)}, "beyond --max-bytes 1000000 ('images/1.jpg' makes"),
     "expands in many files": ("a.tar.gz", {"more": MANY_FILES}, "expands beyond"),
-    "long header": ("a.tar.gz", {"kind": tarfile.XHDTYPE, "content": bytes(2**24)}, "a header of 16,777,216 bytes"),
+    "long header": (
+        "a.tar.gz",
+        {"kind": tarfile.XHDTYPE, "content": bytes(2**24)},
+        "a header of 16,777,216 bytes",
+    ),
     "a header's other name": ("a.tar", {"pax": {"path": EVIL}}, "climbs out of the archive"),
     "zip climbs": ("a.zip", {"name": EVIL}, "climbs out"),
     "zip climbs as on Windows": ("a.zip", {"name": "..\\out\\evil.jpg"}, "climbs out"),
@@ -516,7 +656,11 @@ HOSTILE = {  # the archive, what is the matter with its last member, and what is
     "zip expands": ("a.zip", {"content": bytes(10**7)}, "expands beyond --max-bytes 1000000"),
     "zip twice": ("a.zip", {"name": "./images/0.jpg"}, "is there twice"),
     "zip cut short": ("a.zip", {"cut": 30}, "cannot be read as an archive"),
-    "cut short": ("a.tar.gz", {"content": np.random.default_rng(0).bytes(9000), "cut": 4000}, "cannot be read as an archive"),
+    "cut short": (
+        "a.tar.gz",
+        {"content": np.random.default_rng(0).bytes(9000), "cut": 4000},
+        "cannot be read as an archive",
+    ),
 }
 
 
@@ -527,11 +671,14 @@ def test_a_hostile_archive_is_refused_and_nothing_is_written(tmp_path, capsys, n
     (tmp_path / "in").mkdir()
     make = zip_of if archive.endswith("zip") else tar_of
     root = make(tmp_path / "in" / archive, **{k: v for k, v in member.items() if k != "cut"})
-    root.write_bytes(root.read_bytes()[:-member["cut"]] if "cut" in member else root.read_bytes())
+    root.write_bytes(root.read_bytes()[: -member["cut"]] if "cut" in member else root.read_bytes())
     before = sorted(tmp_path.rglob("*"))
     lines = checked(capsys, "sets", "--root", root, "--out", tmp_path / "out", "--max-bytes", 10**6, *flags)
     assert said in "\n".join(lines) and sorted(tmp_path.rglob("*")) == before
-    assert said in "\n".join(checked(capsys, "--check", root, "--max-bytes", 10**6)) and not Path("/tmp/evil.jpg").exists()
+    assert (
+        said in "\n".join(checked(capsys, "--check", root, "--max-bytes", 10**6))
+        and not Path("/tmp/evil.jpg").exists()
+    )
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
@@ -540,7 +687,7 @@ def test_what_expands_as_no_honest_archive_does_is_refused_under_any_max_bytes(t
         path, size = zip_of(tmp_path / name, "images/1.jpg"), (2**31).to_bytes(4, "little")
         content = bytearray(path.read_bytes())
         at = content.rindex(b"PK\1\2") + 24  # what the last of the directory says is its size
-        content[at:at + 4] = size
+        content[at : at + 4] = size
         path.write_bytes(content)
     else:
         path = tmp_path / name
@@ -548,10 +695,14 @@ def test_what_expands_as_no_honest_archive_does_is_refused_under_any_max_bytes(t
             member = tarfile.TarInfo("images/1.jpg")
             member.size = 2**31
             file.fileobj.write(member.tobuf())
-    assert "expands to more than 200 times its size ('images/1.jpg' makes it 21474" in checked(capsys, "--check", path)[-1]
+    assert (
+        "expands to more than 200 times its size ('images/1.jpg' makes it 21474"
+        in checked(capsys, "--check", path)[-1]
+    )
 
 
 # ---------------------------------------------------------------- near duplicates, statistics, the sheet
+
 
 def brute_force(hashes, most):
     rows = [(h, split, name) for split, names in hashes.items() for h, name in names.items()]
@@ -578,7 +729,9 @@ def photographs(folder, n=12):
     rng = np.random.default_rng(1)
     (folder / "images").mkdir(parents=True)
     for k in range(n):
-        Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((240, 180), Image.Resampling.BICUBIC).save(folder / "images" / f"{k}.jpg", quality=95)
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
+            (240, 180), Image.Resampling.BICUBIC
+        ).save(folder / "images" / f"{k}.jpg", quality=95)
     return folder
 
 
@@ -587,13 +740,21 @@ def test_a_picture_that_is_nearly_in_another_split_is_listed(tmp_path, capsys, t
     folder = photographs(tmp_path / "in")
     image = Image.open(folder / "images/0.jpg")
     if twin:
-        changed = {"half": image.resize((120, 90)), "darker": image.point(lambda v: v * 0.8), "again": image}[twin]
+        changed = {"half": image.resize((120, 90)), "darker": image.point(lambda v: v * 0.8), "again": image}[
+            twin
+        ]
         changed.save(folder / "images/11.jpg", quality=60)
-    entries = [llava(0, image=f"images/{k}.jpg") | {"id": str(k), "split": "train" if k < 6 else "test"} for k in range(12)]
+    entries = [
+        llava(0, image=f"images/{k}.jpg") | {"id": str(k), "split": "train" if k < 6 else "test"}
+        for k in range(12)
+    ]
     root = written(folder / "set.jsonl", entries)
     if twin:
         line, last = checked(capsys, "--check", root)
-        assert line == "set.jsonl: 11 (line 12): is in test, and nearly the same picture in train: set.jsonl: 0 (line 1)"
+        assert (
+            line
+            == "set.jsonl: 11 (line 12): is in test, and nearly the same picture in train: set.jsonl: 0 (line 1)"
+        )
         assert "1 near" in last
     assert data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out")])["near"] == bool(twin)
 
@@ -630,7 +791,9 @@ def test_statistics_count_what_is_there(tmp_path, capsys):
     root = written(folder / "set.jsonl", entries)
     index = data.main(["--check", str(root), "--stats"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "train items 2 pictures 3 videos 0 turns 3 words_per_answer [1, 3, 4] side [40, 40, 40]"
+    assert (
+        lines[0] == "train items 2 pictures 3 videos 0 turns 3 words_per_answer [1, 3, 4] side [40, 40, 40]"
+    )
     assert lines[1] == "test items 1 pictures 1 videos 0 turns 1 words_per_answer [3, 3, 3] side [70, 70, 70]"
     assert "val" not in index["splits"]
     data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--stats"])
@@ -639,10 +802,11 @@ def test_statistics_count_what_is_there(tmp_path, capsys):
 
 # ---------------------------------------------------------------- changed copies
 
+
 def rectangle(path, box, size=(64, 48), form="PNG"):
     """A grey picture with one red rectangle where the box [x1, y1, x2, y2] is."""
     x = np.full((size[1], size[0], 3), 120, np.uint8)
-    x[box[1]:box[3], box[0]:box[2]] = (220, 0, 0)
+    x[box[1] : box[3], box[0] : box[2]] = (220, 0, 0)
     Image.fromarray(x).save(path, form)
 
 
@@ -672,8 +836,16 @@ def test_boxes_in_answers_move_with_the_picture(tmp_path, name):
     moved = 0
     for item in copies:
         before, (said, point) = items[item["id"][:-1]], json.loads(item["turns"][0][1])
-        picture, box, old = frames_of(item)[0].numpy(), said["bbox_2d"], json.loads(before["turns"][0][1])[0]["bbox_2d"]
-        assert picture.shape == (item["height"], item["width"], 3) and where_red(picture) == box and said["label"] == "red"
+        picture, box, old = (
+            frames_of(item)[0].numpy(),
+            said["bbox_2d"],
+            json.loads(before["turns"][0][1])[0]["bbox_2d"],
+        )
+        assert (
+            picture.shape == (item["height"], item["width"], 3)
+            and where_red(picture) == box
+            and said["label"] == "red"
+        )
         assert point["point_2d"] == [box[2] if "flip" in index else box[0], box[1]]
         assert before["source"] == item["source"] and split_of(item["source"]) == "train"
         assert name != "crop" or (item["width"] >= 0.4 * 64 and item["height"] >= 0.4 * 48)
@@ -702,15 +874,28 @@ def test_boxes_of_a_folder_of_pictures_move_with_them(tmp_path):
 def test_what_says_left_or_right_is_not_mirrored_and_what_says_a_place_is_not_cropped(tmp_path):
     words = ["it is bright", "to the LEFT", "right-hand side", "upright", "at the top", "turns clockwise"]
     entries = [bare(w, id=str(k), image=f"images/{k}.jpg", split="train") for k, w in enumerate(words)]
-    for flags, kept in ((["--flip"], ["it is bright", "upright", "at the top"]), (["--crop", "0.5"], ["it is bright", "upright"])):
-        assert [i["turns"][0][1] for i in build(tmp_path, entries, *flags)[0] if i["id"].endswith("~")] == kept
+    for flags, kept in (
+        (["--flip"], ["it is bright", "upright", "at the top"]),
+        (["--crop", "0.5"], ["it is bright", "upright"]),
+    ):
+        assert [
+            i["turns"][0][1] for i in build(tmp_path, entries, *flags)[0] if i["id"].endswith("~")
+        ] == kept
 
 
 def test_clips_and_albums_are_changed_as_one(tmp_path):
     clip = asked_of_video(id="clip", split="train", video=[[f"images/{k}.jpg" for k in range(4)]])
-    album = say("h<image><image>\nSame?", "gno", image=["images/4.jpg", "images/5.jpg"], id="album", split="train")
-    boxed = album | {"id": "boxed", "conversations": [album["conversations"][0], {"from": "gpt", "value": '{"bbox_2d": [1, 2, 3, 4]}'}]}
-    items = {i["id"]: i for i in build(tmp_path, [clip, album, boxed], "--flip", "--frames", "4", "--size", "24")[0]}
+    album = say(
+        "h<image><image>\nSame?", "gno", image=["images/4.jpg", "images/5.jpg"], id="album", split="train"
+    )
+    boxed = album | {
+        "id": "boxed",
+        "conversations": [album["conversations"][0], {"from": "gpt", "value": '{"bbox_2d": [1, 2, 3, 4]}'}],
+    }
+    items = {
+        i["id"]: i
+        for i in build(tmp_path, [clip, album, boxed], "--flip", "--frames", "4", "--size", "24")[0]
+    }
     assert set(items) == {"clip", "clip~", "album", "album~", "boxed"}
     assert (items["clip~"]["frames"] == items["clip"]["frames"].flip(2)).all()
     a, b = (frames_of(items[name], 30).float() for name in ("album", "album~"))
@@ -724,7 +909,10 @@ def album_of_two(folder, boxes, *more):
     said = [json.dumps({"bbox_2d": box}) for box in boxes]
     turns = ["<image>\nWhere?", said[0], "And here? <image>", said[1], *more]
     talk = [{"from": ("human", "gpt")[k % 2], "value": v} for k, v in enumerate(turns)]
-    return written(folder / "set.jsonl", [{"id": "two", "split": "train", "image": ["a.png", "b.png"], "conversations": talk}])
+    return written(
+        folder / "set.jsonl",
+        [{"id": "two", "split": "train", "image": ["a.png", "b.png"], "conversations": talk}],
+    )
 
 
 def test_boxes_of_an_album_are_of_the_picture_that_their_question_shows(tmp_path, capsys):
@@ -735,13 +923,20 @@ def test_boxes_of_an_album_are_of_the_picture_that_their_question_shows(tmp_path
     said = [json.loads(answer)["bbox_2d"] for _, answer in items[1]["turns"]]
     assert [i["id"] for i in items] == ["two", "two~"] and said == [[44, 5, 60, 30], [0, 8, 30, 40]]
     assert [where_red(frames_of({"encoded": x})[0].numpy()) for x in items[1]["album"]] == said
-    root = album_of_two(tmp_path, [[4, 5, 20, 30], [70, 8, 101, 40]], "And in the first?", '{"bbox_2d": [4, 5, 20, 30]}')
+    root = album_of_two(
+        tmp_path, [[4, 5, 20, 30], [70, 8, 101, 40]], "And in the first?", '{"bbox_2d": [4, 5, 20, 30]}'
+    )
     outside, unknown, _ = checked(capsys, "--check", root)
     assert outside.endswith("says bbox_2d [70.0, 8.0, 101.0, 40.0], which does not lie inside 100x48 pixels")
     assert "says bbox_2d [4.0, 5.0, 20.0, 30.0], and of which of its pictures cannot be known" in unknown
 
 
-FORMS = {"[0.1, 0.2, 0.5, 0.9]": 1, "<|box_start|>(221,423),(569,886)<|box_end|>": 1, "{'bbox_2d': [1, 2]}": 1, "two [sic], 1, 2": 2}
+FORMS = {
+    "[0.1, 0.2, 0.5, 0.9]": 1,
+    "<|box_start|>(221,423),(569,886)<|box_end|>": 1,
+    "{'bbox_2d': [1, 2]}": 1,
+    "two [sic], 1, 2": 2,
+}
 
 
 @pytest.mark.parametrize("answer", FORMS)
@@ -770,7 +965,9 @@ def test_memory_stays_flat_at_a_hundred_thousand_items(tmp_path):
     for n in (1000, 100_000):
         out = tmp_path / f"out{n}"
         with open(root := folder / "set.jsonl", "w") as file:
-            file.writelines(json.dumps(llava(k % 6, f"<image>\n{ASK} {k}") | {"id": f"item-{k}"}) + "\n" for k in range(n))
+            file.writelines(
+                json.dumps(llava(k % 6, f"<image>\n{ASK} {k}") | {"id": f"item-{k}"}) + "\n" for k in range(n)
+            )
         code = MANY.format(here=str(HERE), root=str(root), out=str(out))
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
 """The embedded default: what is committed does its job, and the training that made it learns."""
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +30,11 @@ def test_the_committed_models_do_their_job_far_above_their_floors():
         # the measure
         assert found[f"ltx_{key}direction_real"] > 0.95 and found[f"ltx_{key}direction_frozen"] == 0
         assert found[f"ltx_{key}direction"] > 0.8 > 0.3 > found["ltx_direction_chance"]
-        assert found[f"ltx_{key}mae_changing_vae"] < found[f"ltx_{key}mae_changing"] < 0.8 * found[f"ltx_{key}mae_changing_frozen"]
+        assert (
+            found[f"ltx_{key}mae_changing_vae"]
+            < found[f"ltx_{key}mae_changing"]
+            < 0.8 * found[f"ltx_{key}mae_changing_frozen"]
+        )
     # over all pixels, most of which stand still, the autoencoder's own error is the larger part
     assert found["ltx_mae"] < found["ltx_mae_frozen_vae"]
     assert found["ltx_told_back_direction"] > 0.8  # it is the prompt that leads, not the picture
@@ -108,7 +113,9 @@ def pools(tmp_path_factory):
 
 
 def train(pools, out, name, steps):
-    return tiny.main(f"--only {name} --shapes {pools}/shapes --moving {pools}/moving --out {out} --steps {steps}".split())
+    return tiny.main(
+        f"--only {name} --shapes {pools}/shapes --moving {pools}/moving --out {out} --steps {steps}".split()
+    )
 
 
 @pytest.mark.slow
@@ -146,12 +153,15 @@ def test_a_training_that_was_interrupted_ends_where_an_uninterrupted_one_does(po
         if len(calls) == 6:
             raise KeyboardInterrupt
         return clip(*args, **kwargs)
+
     monkeypatch.setattr(tiny, "SAVE_EVERY", 4)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", stop)
     with pytest.raises(KeyboardInterrupt):
         train(pools, tmp_path / "broken", "dinov2", 8)
     train(pools, tmp_path / "broken", "dinov2", 8)
-    a, b = (torch.load(tmp_path / k / "training" / "dinov2.pt", weights_only=True) for k in ("whole", "broken"))
+    a, b = (
+        torch.load(tmp_path / k / "training" / "dinov2.pt", weights_only=True) for k in ("whole", "broken")
+    )
     assert a["losses"] == b["losses"] and len(a["losses"]) == 8
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
 
@@ -163,7 +173,10 @@ def test_only_the_answers_carry_loss_in_every_family_and_only_the_pictures_own_r
     tokenizer = getattr(processor, "tokenizer", processor)
     frames = torch.zeros(2, 1, 96, 96, 3, dtype=torch.uint8)
     batch, labels = tiny.lesson(model, processor, frames, [[(what, a), (where, b)], [(where, b)]])
-    said = [tokenizer.decode(ids[row != -100]).replace(" ", "") for ids, row in zip(batch["input_ids"], labels, strict=True)]
+    said = [
+        tokenizer.decode(ids[row != -100]).replace(" ", "")
+        for ids, row in zip(batch["input_ids"], labels, strict=True)
+    ]
     assert said == ["aredcircle<|im_end|>topleft<|im_end|>", "topleft<|im_end|>"]
     rows, seen = tiny.picture_rows(model, batch, grid * grid), {}
     pictures = see(tiny.normalised(frames, *norm))
@@ -195,7 +208,12 @@ def test_what_is_said_of_a_picture_turns_with_it(kind, shapes_folder, moving_fol
     for seed in range(12):
         x, own, tell = tiny.turn(masks[..., None], owner, told, np.random.default_rng(seed))
         x = x[..., 0]
-        assert torch.equal(own, tiny.truths([i | {"mask": m if kind == "moving" else m[0]} for i, m in zip(items, x, strict=True)], 4)[0])
+        assert torch.equal(
+            own,
+            tiny.truths(
+                [i | {"mask": m if kind == "moving" else m[0]} for i, m in zip(items, x, strict=True)], 4
+            )[0],
+        )
         assert torch.equal(tell[..., 0], told[..., 0]) and torch.equal(tell == -100, told == -100)
         for item, mask, row in zip(items, x, tell, strict=True):
             k = len(item["names"])  # the last object: in clips the one that moves
@@ -203,7 +221,9 @@ def test_what_is_said_of_a_picture_turns_with_it(kind, shapes_folder, moving_fol
             if kind == "moving":
                 if min(len(e) for e in ends) > 150:  # wholly inside the frame at both ends
                     x_and_y = (ends[1].mean(0) - ends[0].mean(0)).flip(0)
-                    assert row[k, 1:].tolist() == [int(s) for s in torch.where(x_and_y.abs() > 4, x_and_y.sign(), 0)]
+                    assert row[k, 1:].tolist() == [
+                        int(s) for s in torch.where(x_and_y.abs() > 4, x_and_y.sign(), 0)
+                    ]
             else:
                 middle = (ends[0].amin(0) + ends[0].amax(0) + 1).flip(0) / 2 / 64
                 if ((middle * 3) % 1).sub(0.5).abs().max() < 0.45:  # not on the line between two places
@@ -225,6 +245,7 @@ def test_over_one_frame_the_flattened_autoencoder_computes_what_the_library_comp
 
 def test_dissimilarity_is_scikit_images():
     from skimage.metrics import structural_similarity
+
     x, y = torch.rand(2, 3, 2, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     y, how = 0.7 * x + 0.3 * y, {"channel_axis": 0, "data_range": 2, "use_sample_covariance": False}
     expected = 1 - sum(structural_similarity(x[:, t].numpy(), y[:, t].numpy(), **how) for t in range(2)) / 2
@@ -237,7 +258,11 @@ def test_the_training_shortcut_computes_what_the_library_computes():
     torch.manual_seed(0)
     model = tiny.vlm_model(processor.tokenizer).eval()
     frames = torch.randint(0, 256, (3, 1, 96, 96, 3), dtype=torch.uint8)
-    batch = tiny.encode(processor, frames, [tiny.conversation(processor, f, [("What is in the picture?", None)]) for f in frames])
+    batch = tiny.encode(
+        processor,
+        frames,
+        [tiny.conversation(processor, f, [("What is in the picture?", None)]) for f in frames],
+    )
     with torch.no_grad():
         before, after = model(**batch).logits, tiny.for_training(model)(**batch).logits
     assert (before - after).abs().max() < 1e-4 * before.abs().max()
@@ -245,19 +270,26 @@ def test_the_training_shortcut_computes_what_the_library_computes():
 
 # ---------------------------------------------------------------- the video transformer
 
+
 @pytest.fixture(scope="module")
 def film():
     """The committed pipeline."""
     return common.load_video_pipeline(common.find_model("tiny-ltx"))[0]
 
 
-def test_a_folder_of_the_pipeline_is_known_by_its_index_and_finds_the_autoencoder_beside_it(tmp_path, refused):
+def test_a_folder_of_the_pipeline_is_known_by_its_index_and_finds_the_autoencoder_beside_it(
+    tmp_path, refused
+):
     for name in ("ltx", "vae"):
         (tmp_path / name).symlink_to(CHECKPOINTS / name)
     entry = common.find_model(str(tmp_path / "ltx"))
     assert entry["kind"] == "video" and (entry["size"], entry["clip"]) == (64, 64)
     pipeline, _ = common.LOADERS["video"](entry)
-    assert all(p.isfinite().all() for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae) for p in part.parameters())
+    assert all(
+        p.isfinite().all()
+        for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae)
+        for p in part.parameters()
+    )
     refused(lambda: common.skeleton(entry, torch.float32), "is a video pipeline")
 
 
@@ -265,8 +297,17 @@ def test_a_whole_pipeline_as_the_hub_has_it_loads_by_the_same_function(film, tmp
     film.save_pretrained(tmp_path)
     pipeline, _ = common.load_video_pipeline(common.find_model("ltx") | {"path": str(tmp_path)})
     for part in ("vae", "text_encoder", "transformer"):
-        assert all(torch.equal(a, b) for a, b in zip(getattr(film, part).parameters(), getattr(pipeline, part).parameters(), strict=True))
-    refused(lambda: common.load_video_pipeline(common.find_model("ltx")), "cannot load Lightricks/LTX-Video", "`hf download Lightricks/LTX-Video`")
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(
+                getattr(film, part).parameters(), getattr(pipeline, part).parameters(), strict=True
+            )
+        )
+    refused(
+        lambda: common.load_video_pipeline(common.find_model("ltx")),
+        "cannot load Lightricks/LTX-Video",
+        "`hf download Lightricks/LTX-Video`",
+    )
 
 
 def test_the_straight_line_from_clean_to_noise_has_the_velocity_that_leads_back():
@@ -280,7 +321,9 @@ def test_the_straight_line_from_clean_to_noise_has_the_velocity_that_leads_back(
 @pytest.mark.parametrize("given", [1, 3])
 def test_a_transformer_that_knew_the_clip_would_lead_both_pipelines_back_to_it(film, monkeypatch, given):
     """It returns noise - clean, the target of the training; the frames that are given keep time 0 and come back as they went in."""
-    frames = torch.randint(0, 256, (2, tiny.FRAMES, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames = torch.randint(
+        0, 256, (2, tiny.FRAMES, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     clean = tiny.film_latents(film.vae, frames, "cpu")
     packed, times = clean.flatten(2).transpose(1, 2), []
 
@@ -294,7 +337,10 @@ def test_a_transformer_that_knew_the_clip_would_lead_both_pipelines_back_to_it(f
     seen = {}
     monkeypatch.setattr(type(film), "_denormalize_latents", staticmethod(lambda z, *a: seen.update(z=z) or z))
     from diffusers import LTXConditionPipeline
-    monkeypatch.setattr(LTXConditionPipeline, "_denormalize_latents", staticmethod(lambda z, *a: seen.update(z=z) or z))
+
+    monkeypatch.setattr(
+        LTXConditionPipeline, "_denormalize_latents", staticmethod(lambda z, *a: seen.update(z=z) or z)
+    )
     tiny.continued(film, frames, 2 * given - 1, ["", ""], steps=4)
     # the given latents are drawn, with a thousandth of spread
     assert (seen["z"] - clean).abs().max() < 0.1 < (seen["z"] - clean.flip(0)).abs().max()
@@ -307,13 +353,24 @@ def test_the_training_calls_the_transformer_as_the_pipelines_do():
     tokenizer = tiny.t5_tokenizer(["the red circle moves left", "the blue star moves up right"])
     torch.manual_seed(0)
     model = tiny.Film(tokenizer).eval()
-    words = tokenizer(["the red circle moves left", ""], padding="max_length", max_length=128, return_tensors="pt")
+    words = tokenizer(
+        ["the red circle moves left", ""], padding="max_length", max_length=128, return_tensors="pt"
+    )
     assert words.attention_mask.sum(1).tolist()[1] == 1 and words.input_ids[1, 0] == tokenizer.eos_token_id
     x, sigma = torch.randn(2, 16, 5, 8, 8), torch.rand(2, 5)
     with torch.no_grad():
         ours = model(x, sigma, words.input_ids, words.attention_mask, 2 * torch.arange(5) / 25)
-        theirs = model.transformer(x.flatten(2).transpose(1, 2), model.text_encoder(words.input_ids)[0], 1000 * sigma.repeat_interleave(64, 1), words.attention_mask,
-                                   num_frames=5, height=8, width=8, rope_interpolation_scale=(2 / 25, 8, 8), return_dict=False)[0]
+        theirs = model.transformer(
+            x.flatten(2).transpose(1, 2),
+            model.text_encoder(words.input_ids)[0],
+            1000 * sigma.repeat_interleave(64, 1),
+            words.attention_mask,
+            num_frames=5,
+            height=8,
+            width=8,
+            rope_interpolation_scale=(2 / 25, 8, 8),
+            return_dict=False,
+        )[0]
     assert ours.shape == x.shape and ours.std() > 0.01
     torch.testing.assert_close(ours.flatten(2).transpose(1, 2), theirs, atol=1e-4, rtol=1e-4)
 
@@ -321,9 +378,16 @@ def test_the_training_calls_the_transformer_as_the_pipelines_do():
 def test_words_turn_with_the_films_and_only_motion_before_a_still_background_is_filmed(moving_folder):
     """The frames here are the mask of what moves, so the way it goes can be read off them."""
     items, _ = common.load_items(moving_folder)
-    masks = [i | {"frames": (i["mask"] == len(i["names"]))[..., None].expand(-1, -1, -1, 3).byte() * 255} for i in items]
+    masks = [
+        i | {"frames": (i["mask"] == len(i["names"]))[..., None].expand(-1, -1, -1, 3).byte() * 255}
+        for i in items
+    ]
     frames, captions = tiny.films(masks, 0, 6)
-    assert len(frames) == len(captions) == 6 * sum(i["direction"] != "still" and not any(i["camera"]) for i in items)
+    assert (
+        len(frames)
+        == len(captions)
+        == 6 * sum(i["direction"] != "still" and not any(i["camera"]) for i in items)
+    )
     assert frames.shape[1:] == (tiny.FRAMES, 64, 64, 3)
     whole = (frames[..., 0] > 0).flatten(2).sum(2)
     kept = [k for k, area in enumerate(whole) if area.min() > 0.97 * area.max()]  # wholly in sight
@@ -355,7 +419,7 @@ def test_the_committed_video_transformer_continues_fresh_clips(film, tmp_path):
     for key in ("", "continued_"):
         assert found[f"{key}mae_changing"] < 0.9 * found[f"{key}mae_changing_frozen"]
     moving = [i for i in items if i["direction"] != "still" and not any(i["camera"])][:4]
-    real = torch.stack([i["frames"][:tiny.FRAMES] for i in moving])
+    real = torch.stack([i["frames"][: tiny.FRAMES] for i in moving])
     made = tiny.continued(film, real, 1, [tiny.caption(i["names"][-1], i["direction"]) for i in moving])
     # the first frame comes back
     assert made.shape == real.shape and (made[:, 0].float() - real[:, 0].float()).abs().mean() / 255 < 0.015

@@ -1,4 +1,5 @@
 """What a vision model sees of moving objects: its file is checked, its scores are those of worlds whose answer is known, and the tracker that is committed does its job."""
+
 import math
 
 import pytest
@@ -31,23 +32,33 @@ def planted(path, items, sees=None, believes=None, **changed):
             seen = explain.frames_of_track(track).float() if track else torch.zeros(32)
             ids.append(f"{item['id']}/{name}")
             scores.append(sees(item, name, seen) if sees else seen)
-            persistence.append(believes(item, name, track) if believes else float(bool(track and track["persistent"])))
+            persistence.append(
+                believes(item, name, track) if believes else float(bool(track and track["persistent"]))
+            )
     n = len(ids)
     content = {"embedding": torch.zeros(n, 512).half(), "scores": torch.stack(scores).half()}
-    content |= {"attention": torch.full((n, 32), 1 / 32).half(), "persistence": torch.tensor(persistence).half()}
+    content |= {
+        "attention": torch.full((n, 32), 1 / 32).half(),
+        "persistence": torch.tensor(persistence).half(),
+    }
     meta = {"model": "planted", "weights": "random", "data": "synthetic", "data_path": "x", "threshold": 0.5}
-    common.save_pt(path, changed.pop("schema", common.TRACKS), changed.pop("ids", ids), meta, **content | changed)
+    common.save_pt(
+        path, changed.pop("schema", common.TRACKS), changed.pop("ids", ids), meta, **content | changed
+    )
     return path
 
 
 def scored(path, folder):
     flags = ["--embeddings", str(path), "--data", str(folder), "--out", str(path.with_suffix(".yaml"))]
     result = explain.main(["--mode", "tracks", *flags])
-    assert common.load_yaml(path.with_suffix(".yaml"), "tracks")["frame_f1"] == common.plain(result["frame_f1"])
+    assert common.load_yaml(path.with_suffix(".yaml"), "tracks")["frame_f1"] == common.plain(
+        result["frame_f1"]
+    )
     return result
 
 
 # ---------------------------------------------------------------- scores by hand
+
 
 def test_segmental_f1_counts_a_true_segment_once_and_forgives_small_shifts():
     truth = [0, 1, 1, 1, 1, 0, 0, 1, 1, 0]
@@ -58,7 +69,10 @@ def test_segmental_f1_counts_a_true_segment_once_and_forgives_small_shifts():
     assert explain.segmental_f1(truth, [0, 1, 1, 0, 1, 0, 0, 1, 1, 0], 0.25) == 2 * 2 / (2 + 3)
     assert explain.segmental_f1(truth, [0] * 10, 0.1) == 0
     assert explain.segmental_f1(truth, [2 * x for x in truth], 0.1) == 0  # other labels
-    assert explain.segmental_f1(truth, [1] * 10, 0.25) == 2 / 3 and explain.segmental_f1(truth, [1] * 10, 0.5) == 0
+    assert (
+        explain.segmental_f1(truth, [1] * 10, 0.25) == 2 / 3
+        and explain.segmental_f1(truth, [1] * 10, 0.5) == 0
+    )
 
 
 def test_boundary_error_is_in_frames_and_of_changes_to_the_same_label():
@@ -76,17 +90,28 @@ def test_cuts_and_thresholds_are_those_that_are_right_most_often():
 
 def test_frames_are_left_out_for_the_mean_or_for_the_nearest_that_stays():
     clip = torch.tensor([0, 10, 20, 30, 240], dtype=torch.uint8)[:, None, None, None].expand(-1, 2, 2, 3)
-    for at, how, expected in (([3, 4], "mean", [0, 10, 20, 60, 60]), ([0, 3, 4], "neighbours", [10, 10, 20, 20, 20])):
+    for at, how, expected in (
+        ([3, 4], "mean", [0, 10, 20, 60, 60]),
+        ([0, 3, 4], "neighbours", [10, 10, 20, 20, 20]),
+    ):
         assert explain.without_frames(clip, at, how)[:, 0, 0, 0].tolist() == expected
     assert clip[3, 0, 0, 0] == 30
 
 
 # ---------------------------------------------------------------- files of the contract, whose answer is known
 
+
 def test_what_says_the_truth_scores_one_and_beats_what_counts_frames(clips, tmp_path):
     folder, items = clips
     found = scored(planted(tmp_path / "tracks.pt", items), folder)
-    for key in ("persistence_accuracy", "frame_f1", "frame_f1_macro", "segmental_f1_10", "segmental_f1_25", "segmental_f1_50"):
+    for key in (
+        "persistence_accuracy",
+        "frame_f1",
+        "frame_f1_macro",
+        "segmental_f1_10",
+        "segmental_f1_25",
+        "segmental_f1_50",
+    ):
         assert found[key] == 1, key
     for key in ("persistence_accuracy_gain_low", "frame_f1_gain_low", "over_copy_low"):
         assert found[key] > 0, key
@@ -100,7 +125,9 @@ def test_what_says_the_truth_scores_one_and_beats_what_counts_frames(clips, tmp_
 
 def test_what_knows_nothing_is_at_the_floor(clips, tmp_path):
     folder, items = clips
-    found = scored(planted(tmp_path / "tracks.pt", items, lambda *_: torch.full((32,), 0.7), lambda *_: 0.7), folder)
+    found = scored(
+        planted(tmp_path / "tracks.pt", items, lambda *_: torch.full((32,), 0.7), lambda *_: 0.7), folder
+    )
     assert found["frame_f1"] == found["frame_f1_always"] and found["frame_f1_gain"] == 0
     assert found["persistence_accuracy_gain_low"] <= 0 and found["absent_seen"] == 1
     assert found["boundary_error"] == 32 and found["segmental_f1_50"] < 0.8
@@ -113,10 +140,17 @@ def test_noise_beats_no_floor_and_another_clips_truth_neither(clips, tmp_path):
     noise = scored(planted(tmp_path / "noise.pt", items, sees, believes), folder)
     others = [t for i in items for t in i["tracks"]]
     pick = iter(torch.randint(len(others), (1000,), generator=g).tolist())
-    sees, believes = (lambda *_: explain.frames_of_track(others[next(pick)]).float()), (lambda *_: float(others[next(pick)]["persistent"]))
+    sees, believes = (
+        (lambda *_: explain.frames_of_track(others[next(pick)]).float()),
+        (lambda *_: float(others[next(pick)]["persistent"])),
+    )
     other = scored(planted(tmp_path / "other.pt", items, sees, believes), folder)
     for found in (noise, other):
-        assert found["persistence_accuracy_gain_low"] <= 0 and found["frame_f1_gain_low"] <= 0 and found["over_copy_high"] < 0
+        assert (
+            found["persistence_accuracy_gain_low"] <= 0
+            and found["frame_f1_gain_low"] <= 0
+            and found["over_copy_high"] < 0
+        )
 
 
 def test_scores_of_another_scale_are_read_at_the_threshold_that_val_chooses(clips, tmp_path):
@@ -133,7 +167,10 @@ def test_who_looks_for_colours_alone_sees_what_is_absent_where_its_colour_is_the
         return torch.full((32,), float(there)) if name == item["absent"] else seen
 
     found = scored(planted(tmp_path / "tracks.pt", items, sees), folder)
-    assert found["absent_seen_colour_there"] == 1 and found["absent_seen_colour_not_there"] == 0 < found["absent_seen"] < 1
+    assert (
+        found["absent_seen_colour_there"] == 1
+        and found["absent_seen_colour_not_there"] == 0 < found["absent_seen"] < 1
+    )
 
 
 BROKEN = {
@@ -143,7 +180,8 @@ BROKEN = {
     "persistence reaches from 0.5 to 3": lambda n: {"persistence": torch.tensor([0.5] * (n - 1) + [3.0])},
     "sums to 16": lambda n: {"attention": torch.full((n, 32), 0.5)},
     "has schema 'foresight.answers.v1'": lambda n: {"schema": common.ANSWERS},
-    "holds 'nobody/red circle'": lambda n: {"ids": ["nobody/red circle"] * n}}
+    "holds 'nobody/red circle'": lambda n: {"ids": ["nobody/red circle"] * n},
+}
 
 
 @pytest.mark.parametrize("says", BROKEN)
@@ -159,10 +197,14 @@ def test_a_file_that_lacks_an_object_or_holds_one_twice_is_refused(clips, tmp_pa
     folder, items = clips
     first, last = (f"'{i['id']}/{i['names'][0]}'" for i in (items[0], items[-1]))
     refused(lambda: scored(planted(tmp_path / "fewer.pt", items[:-1]), folder), f"lacks {last}")
-    refused(lambda: scored(planted(tmp_path / "twice.pt", [items[0], *items]), folder), f"holds {first} more than once")
+    refused(
+        lambda: scored(planted(tmp_path / "twice.pt", [items[0], *items]), folder),
+        f"holds {first} more than once",
+    )
 
 
 # ---------------------------------------------------------------- the tracker
+
 
 def untrained(seed=0):
     torch.manual_seed(seed)
@@ -181,7 +223,9 @@ def test_what_is_asked_besides_changes_nothing_and_attention_sums_to_one(clips):
 
 
 @pytest.mark.slow
-def test_an_untrained_tracker_writes_the_contract_the_same_bytes_every_time_and_is_at_the_floor(clips, tmp_path):
+def test_an_untrained_tracker_writes_the_contract_the_same_bytes_every_time_and_is_at_the_floor(
+    clips, tmp_path
+):
     folder, items = clips
     untrained().half().save_pretrained(tmp_path / "tracker")
     argv = ["--mode", "tracks", "--model", str(tmp_path / "tracker"), "--data", str(folder)]
@@ -196,12 +240,28 @@ def test_an_untrained_tracker_writes_the_contract_the_same_bytes_every_time_and_
     assert content["meta"]["threshold"] == found["threshold"] and content["meta"]["threshold_from"] == "val"
     assert found["persistence_accuracy_gain_low"] <= 0 and found["frame_f1_gain_low"] <= 0
     again = scored(a, folder)
-    assert all(again[k] == found[k] for k in ("persistence_accuracy", "frame_f1", "boundary_error", "threshold"))
+    assert all(
+        again[k] == found[k] for k in ("persistence_accuracy", "frame_f1", "boundary_error", "threshold")
+    )
 
 
 def test_clips_of_the_test_split_alone_are_followed_and_whoever_was_taken_out_is_asked_for(tmp_path):
     folder, out = tmp_path / "deleted", tmp_path / "tracks.pt"
-    data.main(["trajectories", "--n", "12", "--seed", "21", "--change", "deleted", "--only", "test", "--out", str(folder)])
+    data.main(
+        [
+            "trajectories",
+            "--n",
+            "12",
+            "--seed",
+            "21",
+            "--change",
+            "deleted",
+            "--only",
+            "test",
+            "--out",
+            str(folder),
+        ]
+    )
     untrained().half().save_pretrained(tmp_path / "tracker")
     argv = ["--mode", "tracks", "--model", str(tmp_path / "tracker"), "--data", str(folder)]
     assert "unscored" in explain.main([*argv, "--out", str(out)])
@@ -220,14 +280,20 @@ def test_another_kind_of_model_or_of_data_is_refused(clips, tmp_path, refused):
         return lambda: explain.main([str(f) for f in flags])
 
     refused(call("--model", "tiny"), "give --model tiny-tracker")
-    refused(call("--model", tmp_path / "tracker", "--data", tmp_path / "moving"), "data.py trajectories wrote")
+    refused(
+        call("--model", tmp_path / "tracker", "--data", tmp_path / "moving"), "data.py trajectories wrote"
+    )
     refused(call("--model", tmp_path / "broken"), "cannot load")
     refused(call("--embeddings", tmp_path / "none.pt"), "none.pt does not exist")
-    refused(lambda: extract.main(["--model", str(tmp_path / "tracker")]), "is a tracker, which explain.py --mode tracks asks")
+    refused(
+        lambda: extract.main(["--model", str(tmp_path / "tracker")]),
+        "is a tracker, which explain.py --mode tracks asks",
+    )
 
 
 class Planted(torch.nn.Module):
     """Says persistent by the brightness of frame 5 alone; attends to it, or (honest=False) to frame 20."""
+
     config = CONFIG
 
     def __init__(self, honest):
@@ -239,7 +305,12 @@ class Planted(torch.nn.Module):
         attention = torch.full((n, q, 32), 0.001)
         attention[:, :, self.at] = 1 - 0.031
         bright = frames[:, 5].float().mean((1, 2, 3))[:, None].expand(n, q) / 25
-        return {"scores": torch.zeros(n, q, 32), "attention": attention, "persistence": bright, "embedding": torch.zeros(n, q, 512)}
+        return {
+            "scores": torch.zeros(n, q, 32),
+            "attention": attention,
+            "persistence": bright,
+            "embedding": torch.zeros(n, q, 512),
+        }
 
 
 def test_attention_is_called_faithful_only_where_what_is_said_depends_on_it():
@@ -256,6 +327,7 @@ def test_attention_is_called_faithful_only_where_what_is_said_depends_on_it():
 
 # ---------------------------------------------------------------- its training
 
+
 def test_the_truth_it_learns_from_is_that_of_the_clips(clips):
     items, colours, shapes = clips[1][:8], list(data.COLOURS), list(data.SHAPES)
     truth = tiny.tracks_truth(items, 0)
@@ -267,7 +339,7 @@ def test_the_truth_it_learns_from_is_that_of_the_clips(clips):
         there = {x.split()[0] for x in item["names"]}
         assert names[:n] == item["names"] and not set(names[n:]) & set(item["names"])
         # the hardest to see that it is not there
-        assert names[n + 1:n + 2] == [item["absent"]][:3 - n] and names[n].split()[0] in there
+        assert names[n + 1 : n + 2] == [item["absent"]][: 3 - n] and names[n].split()[0] in there
         assert {c for c, shown in zip(colours, of["shown"], strict=True) if shown.any()} == there
         for j, track in enumerate(item["tracks"]):
             assert torch.equal(of["spans"][j, 0] > 0, explain.frames_of_track(track))
@@ -280,22 +352,45 @@ def test_the_truth_it_learns_from_is_that_of_the_clips(clips):
 def test_directions_turn_with_the_clip():
     def image(word, *flips):
         return tiny.COMPASS[tiny.mirrored_ways(*flips)[tiny.COMPASS.index(word)]]
-    assert image("up right", False, False, True) == "up left" and image("up right", False, True, False) == "down right"
+
+    assert (
+        image("up right", False, False, True) == "up left"
+        and image("up right", False, True, False) == "down right"
+    )
     assert image("up right", True, False, False) == "down left" and image("left", True, False, True) == "left"
-    assert image("still", True, True, True) == "still" and [image(w, False, False, False) for w in tiny.COMPASS] == tiny.COMPASS
+    assert (
+        image("still", True, True, True) == "still"
+        and [image(w, False, False, False) for w in tiny.COMPASS] == tiny.COMPASS
+    )
 
 
 @pytest.mark.slow
-def test_a_short_training_learns_to_find_goes_on_where_it_stopped_and_writes_what_can_be_read(clips, tmp_path):
+def test_a_short_training_learns_to_find_goes_on_where_it_stopped_and_writes_what_can_be_read(
+    clips, tmp_path
+):
     folder, items = clips
     frames, truth = torch.stack([i["frames"] for i in items]), tiny.tracks_truth(items, 0)
     torch.manual_seed(0)
-    model, loss = tiny.Watching(explain.Tracker(CONFIG | {"widths": [64, 64]})), tiny.glance_loss(frames, truth, "cpu", 128)
+    model, loss = (
+        tiny.Watching(explain.Tracker(CONFIG | {"widths": [64, 64]})),
+        tiny.glance_loss(frames, truth, "cpu", 128),
+    )
     losses = tiny.train("glance", model, loss, 200, 2e-3, 0, tmp_path)
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     out, written = tmp_path / "out/checkpoints/tracker", []
     for _ in range(2):  # the second time there is nothing left to train
-        tiny.main(["--only", "tracker", "--trajectories", str(folder), "--steps", "3", "--out", str(tmp_path / "out")])
+        tiny.main(
+            [
+                "--only",
+                "tracker",
+                "--trajectories",
+                str(folder),
+                "--steps",
+                "3",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
         yaml = (tmp_path / "out/tiny-tracker.yaml").read_text().split("run:")[0]
         written.append((yaml, (out / "model.safetensors").read_bytes()))
     assert written[0] == written[1] and common.find_model(str(out))["weights"] == "small"
@@ -312,7 +407,9 @@ def test_the_committed_tracker_is_small_and_good_at_what_it_was_held_out_on():
 @pytest.mark.slow
 def test_the_committed_tracker_follows_fresh_clips_as_its_yaml_says():
     items = list(data.trajectories(60, 48, 77))
-    ids, found = explain.follow_all(explain.load_tracker(common.find_model("tiny-tracker"), "cpu"), items, "cpu")
+    ids, found = explain.follow_all(
+        explain.load_tracker(common.find_model("tiny-tracker"), "cpu"), items, "cpu"
+    )
     tracks = [(ids.index(f"{i['id']}/{t['object']}"), t) for i in items for t in i["tracks"]]
     right = [bool(found["persistence"][k] > 0.5) == t["persistent"] for k, t in tracks]
     seen = torch.stack([explain.frames_of_track(t) for _, t in tracks])

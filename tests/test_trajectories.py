@@ -1,4 +1,5 @@
 """Stage 0, trajectories: what is said of who stays and who comes and goes is what the masks, the boxes and the equations say."""
+
 from collections import Counter
 
 import numpy as np
@@ -20,7 +21,10 @@ def clips():
 @pytest.fixture(scope="module")
 def changed(clips):
     """{change: {id: clip}} of the first 24 scenes."""
-    return {change: {c["id"]: c for c in data.trajectories(24, 48, SEED, change=change)} for change in data.CHANGES}
+    return {
+        change: {c["id"]: c for c in data.trajectories(24, 48, SEED, change=change)}
+        for change in data.CHANGES
+    }
 
 
 def marked(spans, frames=32):
@@ -37,24 +41,39 @@ def test_a_clip_holds_what_the_contract_says(clips):
     assert {c["count"] for c in clips} == {1, 2, 3}
     for c in clips:
         n, names = c["count"], c["names"]
-        assert c["frames"].shape == (32, 48, 48, 3) and c["mask"].shape == (32, 48, 48) and c["boxes"].shape == (32, n, 4)
+        assert (
+            c["frames"].shape == (32, 48, 48, 3)
+            and c["mask"].shape == (32, 48, 48)
+            and c["boxes"].shape == (32, n, 4)
+        )
         assert names == [t["object"] for t in c["tracks"]] and len({name.split()[0] for name in names}) == n
-        assert c["absent"] not in names and c["absent"].split()[0] in data.COLOURS and c["absent"].split()[1] in data.SHAPES
+        assert (
+            c["absent"] not in names
+            and c["absent"].split()[0] in data.COLOURS
+            and c["absent"].split()[1] in data.SHAPES
+        )
         assert len(c["turns"]) == len(c["asked"]) and c["source"] == c["id"]
         counted = "There is 1 coloured object." if n == 1 else f"There are {n} coloured objects."
         assert c["text"] == " ".join([*map(data.told, c["tracks"]), counted])
     alike = [bool(set(c["absent"].split()) & {w for name in c["names"] for w in name.split()}) for c in clips]
     assert 0.4 < np.mean(alike) < 1
     (other,) = data.trajectories(1, 64, 0, frames=20)
-    assert other["frames"].shape == (20, 64, 64, 3) and all(b < 20 for t in other["tracks"] for s in t["present"] for b in s)
+    assert other["frames"].shape == (20, 64, 64, 3) and all(
+        b < 20 for t in other["tracks"] for s in t["present"] for b in s
+    )
 
 
 def test_spans_of_frames_and_their_words():
     assert data.spans([1, 1, 0, 0, 1]) == [[0, 1], [4, 4]] and data.spans([0, 0]) == []
-    assert data.spans_words([[0, 9], [14, 31]]) == "frames 0 to 9 and 14 to 31" and data.spans_words([[7, 7]]) == "frame 7"
+    assert (
+        data.spans_words([[0, 9], [14, 31]]) == "frames 0 to 9 and 14 to 31"
+        and data.spans_words([[7, 7]]) == "frame 7"
+    )
 
 
-def test_visible_frames_are_those_in_which_a_quarter_of_the_object_is_seen_and_hidden_ones_the_others_in_which_it_is_there(clips):
+def test_visible_frames_are_those_in_which_a_quarter_of_the_object_is_seen_and_hidden_ones_the_others_in_which_it_is_there(
+    clips,
+):
     for c, k, track in every(clips):
         area = (c["mask"] == k + 1).sum((1, 2))
         visible, present, hidden = (marked(track[s]) for s in ("visible", "present", "hidden"))
@@ -64,7 +83,10 @@ def test_visible_frames_are_those_in_which_a_quarter_of_the_object_is_seen_and_h
         # of which at most a quarter can be seen where it is hidden; some pixels for the rounding
         whole = (data.coverage(c["labels"][k], 48, 24, 24, e["radius"], 0) >= 0.5).sum().item()
         assert all(area[t] <= 0.25 * whole + 3 for t in hidden)
-        assert all(data.spans([t in marked(s) for t in range(32)]) == s for s in (track["visible"], track["present"], track["hidden"]))
+        assert all(
+            data.spans([t in marked(s) for t in range(32)]) == s
+            for s in (track["visible"], track["present"], track["hidden"])
+        )
 
 
 def test_boxes_are_the_extents_of_the_masks_and_lie_where_the_equation_says(clips):
@@ -77,7 +99,10 @@ def test_boxes_are_the_extents_of_the_masks_and_lie_where_the_equation_says(clip
             assert box == ([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0, 0, 0, 0])
             if len(x):
                 assert e["exists"][0] <= t <= e["exists"][1]
-                assert all(at[t][a] - e["radius"] - 1 <= box[a] and box[a + 2] <= at[t][a] + e["radius"] + 1 for a in (0, 1))
+                assert all(
+                    at[t][a] - e["radius"] - 1 <= box[a] and box[a + 2] <= at[t][a] + e["radius"] + 1
+                    for a in (0, 1)
+                )
         area = seen.sum((1, 2))
         full = [t for t in range(32) if area[t] >= 0.95 * area.max()]
         centre = (c["boxes"][full, k, :2] + c["boxes"][full, k, 2:]).numpy() / 2
@@ -100,7 +125,12 @@ def test_persistent_is_who_is_there_in_every_frame_seen_or_not(clips):
         present = marked(track["present"])
         assert track["persistent"] == (len(present) == 32) == (track["why"] == "stays")
         comes, goes, sudden = 0 not in present, 31 not in present, track["equation"]["exists"] != [0, 31]
-        why = {(False, False): "stays", (True, False): "enters", (False, True): "leaves", (True, True): "passes"}[comes, goes]
+        why = {
+            (False, False): "stays",
+            (True, False): "enters",
+            (False, True): "leaves",
+            (True, True): "passes",
+        }[comes, goes]
         assert track["why"] == ({"enters": "appears", "leaves": "vanishes"}.get(why, why) if sudden else why)
 
 
@@ -121,7 +151,10 @@ def test_cases_and_directions_are_balanced():
     assert 0.44 < sum(t["persistent"] for t in tracks) / n < 0.56
     assert all(0.03 < why[w] / n < 0.2 for w in ("enters", "leaves", "passes", "appears", "vanishes"))
     assert all(0.07 < way[d] / n < 0.17 for d in data.DIRECTIONS) and way["still"] > 0
-    assert 0.2 < sum(bool(t["hidden"]) for t in tracks) / n < 0.6 and sum(bool(t["crosses"]) for t in tracks) / n > 0.1
+    assert (
+        0.2 < sum(bool(t["hidden"]) for t in tracks) / n < 0.6
+        and sum(bool(t["crosses"]) for t in tracks) / n > 0.1
+    )
 
 
 def test_direction_speed_and_curvature_follow_from_the_equation(clips):
@@ -132,7 +165,10 @@ def test_direction_speed_and_curvature_follow_from_the_equation(clips):
         if track["direction"] == "still":
             assert np.hypot(*gone) < 2
         else:
-            angle = {d: np.degrees(np.arccos(np.dot(gone, v) / np.hypot(*gone) / np.hypot(*v))) for d, v in data.DIRECTIONS.items()}
+            angle = {
+                d: np.degrees(np.arccos(np.dot(gone, v) / np.hypot(*gone) / np.hypot(*v)))
+                for d, v in data.DIRECTIONS.items()
+            }
             assert np.hypot(*gone) >= 2 and angle[track["direction"]] == min(angle.values()) <= 22.6
         assert track["speed"] == pytest.approx(np.hypot(*np.diff(at, axis=0).T).mean())
         assert bool(track["curvature"]) == bool(track["equation"]["turn"])
@@ -148,17 +184,24 @@ def test_an_equation_by_hand_and_played_backwards():
     assert data.position(arc, [4, 8, 16]) == pytest.approx(np.array([[1 + r, 2 + r], [1, 2 + 2 * r], [1, 2]]))
     for e in (line, arc):
         back = data.played_backwards(e, 32)
-        assert data.position(back, frames) == pytest.approx(data.position(e, frames)[::-1]) and back["exists"] == [0, 27]
+        assert data.position(back, frames) == pytest.approx(data.position(e, frames)[::-1]) and back[
+            "exists"
+        ] == [0, 27]
 
 
 def test_who_crosses_comes_near(clips):
-    crossing = [(c, k, j) for c, k, t in every(clips) for j, name in enumerate(c["names"]) if name in t["crosses"]]
+    crossing = [
+        (c, k, j) for c, k, t in every(clips) for j, name in enumerate(c["names"]) if name in t["crosses"]
+    ]
     assert crossing
     for c, k, j in crossing:
         a, b = (c["tracks"][i] for i in (k, j))
         both = sorted(marked(a["present"]) & marked(b["present"]))
         distance = np.hypot(*(data.position(a["equation"], both) - data.position(b["equation"], both)).T)
-        assert distance.min() < max(a["equation"]["radius"], b["equation"]["radius"]) and a["object"] in b["crosses"]
+        assert (
+            distance.min() < max(a["equation"]["radius"], b["equation"]["radius"])
+            and a["object"] in b["crosses"]
+        )
 
 
 def test_text_says_what_the_tracks_say_in_the_words_agreed_on():
@@ -167,9 +210,15 @@ def test_text_says_what_the_tracks_say_in_the_words_agreed_on():
     passes = "The red circle is transient: it enters in frame 4 and leaves in frame 21. It moves right. It is hidden in frames 10 to 13."
     assert data.told(track) == passes
     track |= {"persistent": True, "why": "stays", "present": [[0, 31]], "hidden": [], "direction": "still"}
-    assert data.told(track) == "The red circle is persistent: it is there in frames 0 to 31. It is still. It is never hidden."
+    assert (
+        data.told(track)
+        == "The red circle is persistent: it is there in frames 0 to 31. It is still. It is never hidden."
+    )
     track |= {"persistent": False, "why": "vanishes", "present": [[0, 8]]}
-    assert data.told(track) == "The red circle is transient: it vanishes in frame 8. It is still. It is never hidden."
+    assert (
+        data.told(track)
+        == "The red circle is transient: it vanishes in frame 8. It is still. It is never hidden."
+    )
 
 
 def test_turns_are_true_and_asked_says_what_they_ask(clips):
@@ -180,18 +229,33 @@ def test_turns_are_true_and_asked_says_what_they_ask(clips):
             kinds[kind] += 1
             track = track_of.get(name)
             assert not name or name in question
-            assert (track is None) == (kind in ("absent", "count") or not name) and (kind != "absent" or name == c["absent"])
-            truth = {"absent": f"there is no {name}", "count": str(len(c["names"])), "unknown": "the clip does not show that"}
+            assert (track is None) == (kind in ("absent", "count") or not name) and (
+                kind != "absent" or name == c["absent"]
+            )
+            truth = {
+                "absent": f"there is no {name}",
+                "count": str(len(c["names"])),
+                "unknown": "the clip does not show that",
+            }
             if track:
                 backwards = "backwards" in question or "reversed" in question
-                truth |= {"persistence": "persistent" if track["persistent"] else "transient", "direction": track["direction"]}
+                truth |= {
+                    "persistence": "persistent" if track["persistent"] else "transient",
+                    "direction": track["direction"],
+                }
                 truth["frames"] = data.spans_words(track["visible"])
-                truth["hidden"] = data.spans_words(track["hidden"]) if track["hidden"] else "it is never hidden"
-                truth["whatif"] = data.OPPOSITE[track["direction"]] if backwards else data.spans_words(track["present"])
+                truth["hidden"] = (
+                    data.spans_words(track["hidden"]) if track["hidden"] else "it is never hidden"
+                )
+                truth["whatif"] = (
+                    data.OPPOSITE[track["direction"]] if backwards else data.spans_words(track["present"])
+                )
             assert answer == truth[kind]
             if kind == "persistence":
                 firsts.add(question.index("persistent") < question.index("transient"))
-    assert " ".join(sorted(kinds)) == "absent count direction frames hidden persistence unknown whatif" and firsts == {True, False}
+    assert " ".join(
+        sorted(kinds)
+    ) == "absent count direction frames hidden persistence unknown whatif" and firsts == {True, False}
     assert data.OPPOSITE["up left"] == "down right" and data.OPPOSITE["still"] == "still"
 
 
@@ -204,7 +268,9 @@ def test_reversed_clips_run_backwards_with_the_truth_about_that(clips, changed):
         for a, b in zip(c["tracks"], r["tracks"], strict=True):
             assert b["persistent"] == a["persistent"] and b["why"] == BACKWARDS[a["why"]]
             assert b["direction"] == data.OPPOSITE[a["direction"]]
-            assert all(b[k] == [[31 - y, 31 - x] for x, y in a[k][::-1]] for k in ("present", "visible", "hidden"))
+            assert all(
+                b[k] == [[31 - y, 31 - x] for x, y in a[k][::-1]] for k in ("present", "visible", "hidden")
+            )
             back = data.position(a["equation"], frames)[::-1]
             assert data.position(b["equation"], frames) == pytest.approx(back, abs=1e-6)
         asked = dict(zip(map(tuple, r["asked"]), r["turns"], strict=True))
@@ -214,7 +280,9 @@ def test_reversed_clips_run_backwards_with_the_truth_about_that(clips, changed):
 
 def test_the_first_object_is_gone_from_deleted_clips_and_nothing_else_changes_but_what_it_hid(clips, changed):
     def persistence(c):
-        return {tuple(k): q for k, (q, _) in zip(c["asked"], c["turns"], strict=True) if k[0] == "persistence"}
+        return {
+            tuple(k): q for k, (q, _) in zip(c["asked"], c["turns"], strict=True) if k[0] == "persistence"
+        }
 
     for c in clips[:24]:
         d, n, gone = changed["deleted"][c["id"]], c["count"], c["mask"] == 1
@@ -235,7 +303,11 @@ def test_swapped_clips_give_the_first_objects_way_to_the_second_ones_colour_and_
     for c in several:
         s = changed["swapped"][c["id"]]
         assert s["names"] == [c["names"][1], c["names"][0], *c["names"][2:]]
-        assert all(a[k] == b[k] for a, b in zip(s["tracks"], c["tracks"], strict=True) for k in ("equation", "direction"))
+        assert all(
+            a[k] == b[k]
+            for a, b in zip(s["tracks"], c["tracks"], strict=True)
+            for k in ("equation", "direction")
+        )
         for k in (0, 1):
             colour = s["frames"][s["mask"] == k + 1].float().mean(0)
             nearest = min(colours, key=lambda n: (colours[n] - colour / colour.max()).norm())
@@ -252,14 +324,21 @@ def test_same_seed_same_bytes_only_the_split_asked_for_and_where_changes_go(tmp_
     data.main(["trajectories", "--n", "12", "--seed", "4", "--change", "reversed", "--only", "test"])
     part, index = load_items("data/trajectories-reversed")
     assert (index["change"], index["only"], index["data"]) == ("reversed", "test", "synthetic")
-    assert [i["id"] for i in part] == [k for k, i in whole.items() if split_of(i["source"]) == "test"] and part
+    assert [i["id"] for i in part] == [
+        k for k, i in whole.items() if split_of(i["source"]) == "test"
+    ] and part
     assert all(torch.equal(p["frames"].flip(0), whole[p["id"]]["frames"]) for p in part)
     assert [i["id"] for i in data.trajectories(4, 48, 4)] == list(whole)[:4]
-    assert not torch.equal(next(iter(data.trajectories(1, 48, 3)))["frames"], next(iter(whole.values()))["frames"])
+    assert not torch.equal(
+        next(iter(data.trajectories(1, 48, 3)))["frames"], next(iter(whole.values()))["frames"]
+    )
 
 
 def test_what_makes_no_sense_is_refused_in_a_sentence(tmp_path, refused):
-    for given, said in (("moving --change reversed", "--change reversed is about trajectories"), ("trajectories --frames 8", "--frames 8"),
-                        ("trajectories --freeze first", "use it with moving")):
+    for given, said in (
+        ("moving --change reversed", "--change reversed is about trajectories"),
+        ("trajectories --frames 8", "--frames 8"),
+        ("trajectories --freeze first", "use it with moving"),
+    ):
         refused(lambda given=given: data.main([*given.split(), "--out", str(tmp_path / "x")]), said)
     assert not (tmp_path / "x").exists()

@@ -1,4 +1,5 @@
 """adapt.py --mode tune: only answers teach, nothing is cut in two, a killed run is the same run, and what comes out is a model like any other."""
+
 import json
 import shutil
 import subprocess
@@ -33,8 +34,18 @@ def picture(seed, h=48, w=48, t=1):
 
 
 def item(k, frames=None, **more):
-    turns, frames = [["Where is it?", "left"], ["And now?", "a red star"]], picture(k) if frames is None else frames
-    return {"id": f"i{k}", "source": f"s{k}", "frames": frames, "width": 48, "height": 48, "turns": turns} | more
+    turns, frames = (
+        [["Where is it?", "left"], ["And now?", "a red star"]],
+        picture(k) if frames is None else frames,
+    )
+    return {
+        "id": f"i{k}",
+        "source": f"s{k}",
+        "frames": frames,
+        "width": 48,
+        "height": 48,
+        "turns": turns,
+    } | more
 
 
 def of_split(k, every=1):
@@ -46,6 +57,7 @@ def encoded(frames):
     import io
 
     from PIL import Image
+
     file = io.BytesIO()
     Image.fromarray(frames[0].numpy()).save(file, "PNG")
     return torch.from_numpy(np.frombuffer(file.getvalue(), np.uint8).copy())
@@ -69,6 +81,7 @@ def tuned(model, folder, out, *more):
 
 # ---------------------------------------------------------------- what is read, and which tokens teach
 
+
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_labels_are_the_answers_with_the_ends_of_their_turns_and_the_rest_is_what_inference_reads(family):
     reading = reading_of(family)
@@ -79,7 +92,7 @@ def test_labels_are_the_answers_with_the_ends_of_their_turns_and_the_rest_is_wha
     assert all(label == (x if t else -100) for x, label, t in tokens)
     # what the model is given at inference
     prompt = reading.processed(common.chat(reading.processor, "Where is it?"), [picture(0)])
-    assert row["input_ids"][:row["turn"].index(1)] == prompt["input_ids"][0].tolist()
+    assert row["input_ids"][: row["turn"].index(1)] == prompt["input_ids"][0].tolist()
     assert all(torch.equal(beside[name], torch.as_tensor(prompt[name])) for name in beside)
 
 
@@ -90,14 +103,16 @@ def test_a_whole_conversation_reads_as_the_processor_writes_it(family):
     messages, *_ = reading.said(item(0, chat=True, system="Be brief."), 0, 2)
     text = reading.processor.apply_chat_template(messages, tokenize=False)
     whole = reading.processed(text, [picture(0)])["input_ids"][0].tolist()
-    assert row["input_ids"] == whole[:len(row["input_ids"])]
-    assert reading.tokenizer.decode(whole[len(row["input_ids"]):]).strip() == "" and "Be brief." in text
+    assert row["input_ids"] == whole[: len(row["input_ids"])]
+    assert reading.tokenizer.decode(whole[len(row["input_ids"]) :]).strip() == "" and "Be brief." in text
 
 
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_lengths_known_beforehand_are_the_lengths_read(family):
     reading = reading_of(family)
-    for k, made in enumerate([item(0), item(1, chat=True), item(2, picture(2, 64, 40)), item(3, picture(3, t=4))]):
+    for k, made in enumerate(
+        [item(0), item(1, chat=True), item(2, picture(2, 64, 40)), item(3, picture(3, t=4))]
+    ):
         for lesson in reading.lessons(made, k):
             row, _ = reading(made, lesson.first, lesson.last)
             assert lesson.tokens == len(row["input_ids"])
@@ -117,10 +132,16 @@ def test_media_stand_where_the_placeholders_say_and_else_before_the_first_questi
         kinds = [[{"type": "image"}], [{"type": "image"}]]
         messages, brings = adapt.conversation([[q, "x"] for q in questions], None, kinds, marked)
         return brings, [" ".join(c["type"] for c in m["content"]) for m in messages]
+
     inside = ["text image text", "text", "text image text", "text"]
     assert said("What is <image>?", "Like <image> this?") == ([1, 1], inside)
     assert said("one?", "two?", marked=False) == ([2, 0], ["image image text", "text", "text", "text"])
-    album = {"id": "a", "source": "a", "album": [encoded(picture(0)), encoded(picture(1, 32, 64))], "chat": True}
+    album = {
+        "id": "a",
+        "source": "a",
+        "album": [encoded(picture(0)), encoded(picture(1, 32, 64))],
+        "chat": True,
+    }
     album["turns"] = [["What is <image>?", "left"], ["And <image>?", "star"]]
     row, beside = reading_of(small_vlm)(album, 0, 2)
     assert beside["image_grid_thw"].tolist() == [[1, 6, 6], [1, 4, 8]]
@@ -140,7 +161,9 @@ def test_logits_are_computed_for_answers_only_and_are_those_of_the_whole_pass(sm
     scored = labels[:, 1:] != -100
     assert rows_of_head == [(int(scored.sum()), 32)]
     logits = model(**inputs).logits[:, :-1][scored]
-    assert torch.allclose(cost, torch.nn.functional.cross_entropy(logits, labels[:, 1:][scored], reduction="none"), atol=1e-5)
+    assert torch.allclose(
+        cost, torch.nn.functional.cross_entropy(logits, labels[:, 1:][scored], reduction="none"), atol=1e-5
+    )
     assert torch.equal(likeliest, logits.argmax(-1) == labels[:, 1:][scored])
 
 
@@ -159,16 +182,22 @@ def test_what_is_called_exact_is_what_greedy_decoding_says():
     model, processor = load_vlm(find_model("tiny"))
     reading = adapt.Reading(processor, "qwen2_5_vl", (96 * 96, 64 * 64))
     taught, found = adapt.Taught(model, model, ("cpu", None)), []
-    wrong = made | {"turns": [[q, a] for q, _ in made["turns"] for a in ("top", "star", "a red star")] + made["turns"]}
+    wrong = made | {
+        "turns": [[q, a] for q, _ in made["turns"] for a in ("top", "star", "a red star")] + made["turns"]
+    }
     for k, (question, answer) in enumerate(wrong["turns"]):
         inputs, labels, _ = adapt.collated([reading(wrong, k, k + 1)], 0, True)
         prompt = qwen_inputs(processor, made["frames"][None], question)
-        said = processor.batch_decode(model.generate(**prompt, do_sample=False, max_new_tokens=30)[:, prompt["input_ids"].shape[1]:], skip_special_tokens=True)[0]
+        said = processor.batch_decode(
+            model.generate(**prompt, do_sample=False, max_new_tokens=30)[:, prompt["input_ids"].shape[1] :],
+            skip_special_tokens=True,
+        )[0]
         found.append((bool(taught(inputs, labels)[1].all()), said == answer))
     assert all(a == b for a, b in found) and {a for a, _ in found} == {True, False}
 
 
 # ---------------------------------------------------------------- boxes
+
 
 def test_boxes_go_to_the_processors_frame_and_back_within_a_pixel():
     rng = np.random.default_rng(0)
@@ -184,10 +213,17 @@ def test_boxes_go_to_the_processors_frame_and_back_within_a_pixel():
         most = [max(1, 0.5 * a / b + 0.5) for a, b in zip((w, h), frame, strict=True)] * 2
         assert all(abs(a - b) <= m for a, b, m in zip(box, back, most, strict=True))
         assert '"label": "a [1, 2, 3, 4]"' in there
-    assert adapt.rescaled('{"bbox_2d": [1, 2, 3]} {"bbox_2d": [a]}', (10, 10), (20, 20)) == '{"bbox_2d": [1, 2, 3]} {"bbox_2d": [a]}'
+    assert (
+        adapt.rescaled('{"bbox_2d": [1, 2, 3]} {"bbox_2d": [a]}', (10, 10), (20, 20))
+        == '{"bbox_2d": [1, 2, 3]} {"bbox_2d": [a]}'
+    )
 
 
-SAID = {"qwen2_5_vl": "[8, 16, 24, 32]", "internvl": "[167, 333, 500, 667]", "llava_next": "[0.167, 0.333, 0.500, 0.667]"}
+SAID = {
+    "qwen2_5_vl": "[8, 16, 24, 32]",
+    "internvl": "[167, 333, 500, 667]",
+    "llava_next": "[0.167, 0.333, 0.500, 0.667]",
+}
 
 
 @pytest.mark.parametrize(("family", "said"), SAID.items(), indirect=["family"])
@@ -201,7 +237,12 @@ def test_an_answers_box_is_said_as_the_family_says_boxes(family, said):
 
 def test_a_box_is_scaled_with_the_picture_that_it_is_in(small_vlm):
     reading, a, b = reading_of(small_vlm), '{"bbox_2d": [16, 32, 48, 48]}', '{"bbox_2d": [16, 32, 48, 64]}'
-    album = {"id": "a", "source": "a", "album": [encoded(picture(0)), encoded(picture(1, 96, 96))], "chat": True}
+    album = {
+        "id": "a",
+        "source": "a",
+        "album": [encoded(picture(0)), encoded(picture(1, 96, 96))],
+        "chat": True,
+    }
     album["turns"] = [["Where, <image>?", a], ["And <image>?", b]]
     said = reading.tokenizer.decode(reading(album, 0, 2)[0]["input_ids"])  # at most 48 x 48 pixels
     assert a in said and '{"bbox_2d": [8, 16, 24, 32]}' in said
@@ -211,6 +252,7 @@ def test_a_box_is_scaled_with_the_picture_that_it_is_in(small_vlm):
 
 
 # ---------------------------------------------------------------- too long
+
 
 def test_what_is_too_long_loses_whole_turns_from_the_end_and_never_part_of_a_picture(small_vlm, tmp_path):
     reading = reading_of(small_vlm)
@@ -235,13 +277,20 @@ def test_what_is_too_long_loses_whole_turns_from_the_end_and_never_part_of_a_pic
 
 # ---------------------------------------------------------------- training
 
+
 def test_however_a_batch_is_cut_up_its_step_is_the_same(small_vlm, tmp_path):
     """Answers of unequal length: the mean over a part's tokens would weigh the short ones more."""
     answers = ["x", "a red star and a blue circle", "a red star and a blue circle"]
-    write_items(tmp_path / "data", [item(k, source=of_split(k), turns=[["What?", answers[k % 3]]]) for k in range(24)], {"data": "synthetic"})
+    write_items(
+        tmp_path / "data",
+        [item(k, source=of_split(k), turns=[["What?", answers[k % 3]]]) for k in range(24)],
+        {"data": "synthetic"},
+    )
     for name, more in (("one", []), ("four", ["--accumulate", 4]), ("again", ["--checkpoint"])):
         tuned(small_vlm, tmp_path / "data", tmp_path / name, *more)
-    one, four, again = (load_yaml(tmp_path / name / "adapt-tune.yaml")["losses"] for name in ("one", "four", "again"))
+    one, four, again = (
+        load_yaml(tmp_path / name / "adapt-tune.yaml")["losses"] for name in ("one", "four", "again")
+    )
     assert np.allclose(one, four, rtol=2e-3) and np.allclose(one, again, rtol=2e-3) and one[-1] < one[0]
 
 
@@ -254,13 +303,18 @@ def test_batches_are_of_like_length_and_every_lesson_is_in_one():
 
 
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
-def test_every_family_learns_what_it_is_taught_and_its_adapter_is_a_model(family, lessons, tmp_path, monkeypatch, request):
+def test_every_family_learns_what_it_is_taught_and_its_adapter_is_a_model(
+    family, lessons, tmp_path, monkeypatch, request
+):
     monkeypatch.setattr(adapt, "bf16_units", lambda: False)
     found = tuned(family, lessons, tmp_path / "out", "--vision", "lora", "--epochs", 6)
     assert found["answer_loss"] < found["answer_loss_base"] and found["losses"][-1] < 0.6 * found["losses"][0]
     model, processor = load_vlm(find_model(str(tmp_path / "out/adapter")))
     from peft import PeftModel
-    peft = PeftModel.from_pretrained(load_vlm(find_model(str(family)))[0], str(tmp_path / "out/adapter")).eval()
+
+    peft = PeftModel.from_pretrained(
+        load_vlm(find_model(str(family)))[0], str(tmp_path / "out/adapter")
+    ).eval()
     reading = reading_of(family)
     inputs, labels, _ = adapt.collated([reading(Items(lessons)[0], 0, 1)], 0, reading.as_video)
     assert torch.allclose(model(**inputs).logits, peft(**inputs).logits, atol=1e-3)
@@ -268,7 +322,9 @@ def test_every_family_learns_what_it_is_taught_and_its_adapter_is_a_model(family
     assert not torch.allclose(model(**inputs).logits, base(**inputs).logits, atol=1e-1)
 
 
-def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(small_vlm, lessons, tmp_path, monkeypatch):
+def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(
+    small_vlm, lessons, tmp_path, monkeypatch
+):
     tuned(small_vlm, lessons, tmp_path / "whole")
     write, saved, steps, forward = common._atomically, [], [], adapt.Taught.forward
 
@@ -277,16 +333,21 @@ def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(small_vlm, 
         saved.append(path.name == "training.pt")
         if sum(saved) == 7:  # in the second of two epochs of five steps
             raise KeyboardInterrupt
+
     monkeypatch.setattr(common, "SAVE_SECONDS", -1)
     monkeypatch.setattr(common, "_atomically", die)
     with pytest.raises(KeyboardInterrupt):
         tuned(small_vlm, lessons, tmp_path / "killed")
     assert (tmp_path / "killed/training.pt").is_file() and not (tmp_path / "killed/adapter").exists()
     monkeypatch.setattr(common, "_atomically", write)
-    monkeypatch.setattr(adapt.Taught, "forward", lambda self, *given: (steps.append(self.training), forward(self, *given))[1])
+    monkeypatch.setattr(
+        adapt.Taught, "forward", lambda self, *given: (steps.append(self.training), forward(self, *given))[1]
+    )
     tuned(small_vlm, lessons, tmp_path / "killed")
     assert sum(steps) == 10 - 7  # it went on in the middle of an epoch
-    a, b = ((tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in ("whole", "killed"))
+    a, b = (
+        (tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in ("whole", "killed")
+    )
     assert a == b and not (tmp_path / "killed/training.pt").exists()
 
 
@@ -295,6 +356,7 @@ def test_nothing_but_what_is_asked_for_changes(small_vlm):
         model, _ = load_vlm(find_model(str(small_vlm)))
         how = {"method": "lora", "vision": "frozen", "rank": 2, "checkpoint": False} | how
         return set(common.learned(adapt.teachable(model, how, ("cpu", None))[0]))
+
     lora, seen, both = changing(), changing(vision="lora"), changing(vision="full")
     assert lora and all("lora_" in n and ".language_model." in n for n in lora)
     assert lora < seen and all(".visual." in n and "patch_embed" not in n for n in seen - lora)
@@ -309,24 +371,32 @@ def test_nothing_but_what_is_asked_for_changes(small_vlm):
 def test_in_four_bits_are_the_language_models_matrices_and_nothing_else(family):
     """By transformers' own rule; the products themselves need a GPU."""
     from transformers.quantizers.quantizers_utils import should_convert_module
+
     for name, module in load_vlm(find_model(str(family)))[0].named_modules():
         if isinstance(module, torch.nn.Linear):
-            assert should_convert_module(name, adapt.WHOLE) == name.startswith("model.language_model.layers."), name
+            assert should_convert_module(name, adapt.WHOLE) == name.startswith(
+                "model.language_model.layers."
+            ), name
 
 
 def test_four_bits_are_asked_for_as_the_paper_has_them(monkeypatch):
-    monkeypatch.setattr(adapt, "load_vlm", lambda entry, device, dtype, quantised: (quantised.to_dict(), None))
+    monkeypatch.setattr(
+        adapt, "load_vlm", lambda entry, device, dtype, quantised: (quantised.to_dict(), None)
+    )
     how = {"how": {"method": "qlora"}, "entry": {}, "device": "cuda", "dtype": torch.float16}
     asked = adapt.load_to_tune(adapt.SimpleNamespace(**how))
     assert asked["bnb_4bit_quant_type"] == "nf4" and asked["bnb_4bit_use_double_quant"]
     assert asked["bnb_4bit_compute_dtype"] == "float16" and asked["llm_int8_skip_modules"] == adapt.WHOLE
 
 
-def test_merged_and_fully_trained_folders_are_models_like_any_other(small_vlm, lessons, tmp_path, monkeypatch):
+def test_merged_and_fully_trained_folders_are_models_like_any_other(
+    small_vlm, lessons, tmp_path, monkeypatch
+):
     monkeypatch.setattr(adapt, "bf16_units", lambda: False)
 
     def loaded(folder):
         return load_vlm(find_model(str(folder)))[0]
+
     tuned(small_vlm, lessons, tmp_path / "lora", "--merge")
     entry = find_model(str(tmp_path / "lora/model"))
     assert entry["name"] == "lora" and entry["weights"] == "unstated"
@@ -344,7 +414,9 @@ def test_merged_and_fully_trained_folders_are_models_like_any_other(small_vlm, l
             assert not torch.equal(before[f"model.{part}.weight"], after[f"model.{part}.weight"])
 
 
-def test_the_record_says_what_was_won_and_lost_and_nothing_where_nothing_is_learned(small_vlm, lessons, tmp_path):
+def test_the_record_says_what_was_won_and_lost_and_nothing_where_nothing_is_learned(
+    small_vlm, lessons, tmp_path
+):
     write_items(tmp_path / "other", [item(k, source=of_split(k)) for k in range(16)], {"data": "synthetic"})
     tuned(small_vlm, lessons, tmp_path / "out", "--keep", tmp_path / "other")
     found = load_yaml(tmp_path / "out/adapt-tune.yaml", "adapt")
@@ -363,6 +435,7 @@ def test_in_half_precision_the_loss_is_scaled(small_vlm, lessons, tmp_path, monk
     def watched(self, *given):
         scales.append(self.get_scale() if self.is_enabled() else 0)
         update(self, *given)
+
     monkeypatch.setattr(adapt, "choose_device", lambda: (cpu, torch.float16, "as a T4"))
     monkeypatch.setattr(adapt, "bf16_units", lambda: False)
     monkeypatch.setattr(torch.amp.GradScaler, "update", watched)
@@ -379,6 +452,7 @@ def test_in_half_precision_the_loss_is_scaled(small_vlm, lessons, tmp_path, monk
 @pytest.mark.slow
 def test_two_ranks_make_the_adapter_that_one_makes(small_vlm, lessons, tmp_path):
     from safetensors.torch import load_file
+
     how = f"{common.HERE}/adapt.py --mode tune --model {small_vlm} --data {lessons} --epochs 2 --batch 4 --lr 1e-3 --rank 2 --accumulate 2"
     for n in (1, 2):
         command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node={n} {how} --out {tmp_path}/{n}"
@@ -394,19 +468,29 @@ def test_two_ranks_make_the_adapter_that_one_makes(small_vlm, lessons, tmp_path)
 
 # ---------------------------------------------------------------- adapters as models
 
+
 def test_an_adapter_answers_in_explain_and_its_features_are_its_own(tmp_path, shapes_folder):
     from PIL import Image
 
     import explain
     import extract
-    write_items(tmp_path / "data", [item(k, source=of_split(k), turns=[["How are you?", "a red star"]]) for k in range(40)], {"data": "synthetic"})
+
+    write_items(
+        tmp_path / "data",
+        [item(k, source=of_split(k), turns=[["How are you?", "a red star"]]) for k in range(40)],
+        {"data": "synthetic"},
+    )
     tuned("tiny", tmp_path / "data", tmp_path / "out", "--epochs", 8)
     Image.fromarray(picture(3)[0].numpy()).save(tmp_path / "a.png")
     features = []
     for model, well in (("tiny", False), (str(tmp_path / "out/adapter"), True)):
-        found = explain.main(["--model", model, "--image", str(tmp_path / "a.png"), "--ask", "How are you?", "--size", "48"])
+        found = explain.main(
+            ["--model", model, "--image", str(tmp_path / "a.png"), "--ask", "How are you?", "--size", "48"]
+        )
         assert (found["answer"] == "a red star") == well
-        extract.main(f"--model {model} --data {shapes_folder} --points language.3 --out {tmp_path}/features-{well}".split())
+        extract.main(
+            f"--model {model} --data {shapes_folder} --points language.3 --out {tmp_path}/features-{well}".split()
+        )
         features.append(common.load_features(tmp_path / f"features-{well}")[1]("language.3"))
     assert found["model"] == "out"
     assert found["weights"] == load_yaml(tmp_path / "features-True/index.yaml")["weights"] == "small"
@@ -421,10 +505,16 @@ def test_a_tuned_model_is_asked_about_pictures_as_it_was_shown_them(family, tmp_
 
     import explain
     import extract
+
     made, given, put_to, asking = [], [], explain.put_to, extract.asking
     for k in range(48):
         h, w = ((40, 56), (90, 50), (32, 32))[k % 3]
-        truth = {"boxes": torch.tensor([[4.0, 4.0, 20.0, 20.0]]), "labels": ["star"], "names": ["red star"], "text": "a red star"}
+        truth = {
+            "boxes": torch.tensor([[4.0, 4.0, 20.0, 20.0]]),
+            "labels": ["star"],
+            "names": ["red star"],
+            "text": "a red star",
+        }
         made.append(item(k, picture(k, h, w), source=of_split(k, 3), height=h, width=w, **truth))
     write_items(tmp_path / "data", made, {"data": "synthetic", "name": "made-up"})
     tuned(family, tmp_path / "data", tmp_path / "out", "--epochs", 1, "--merge", "--max-pixels", 48 * 48)
@@ -438,13 +528,20 @@ def test_a_tuned_model_is_asked_about_pictures_as_it_was_shown_them(family, tmp_
         paths = [str(tmp_path / f"{k}.png") for k in numbers]
         for path, k in zip(paths, numbers, strict=True):
             Image.fromarray(made[k]["frames"][0].numpy()).save(path)
-        explain.main(["--model", str(tmp_path / "out" / model), "--image", *paths, "--ask", "Where is it?", *flags])
+        explain.main(
+            ["--model", str(tmp_path / "out" / model), "--image", *paths, "--ask", "Where is it?", *flags]
+        )
         return given.pop()["pixel_values"]
-    assert all(torch.equal(ask(model, k), pixels[k]) for model, k in (("adapter", 0), ("adapter", 1), ("model", 2)))
+
+    assert all(
+        torch.equal(ask(model, k), pixels[k]) for model, k in (("adapter", 0), ("adapter", 1), ("model", 2))
+    )
     assert not torch.equal(ask("model", 0, flags=("--size", "64")), pixels[0])
     if reading_of(family).as_video:
         assert torch.equal(ask("adapter", 0, 1), torch.cat(pixels[:2]))
-        extract.main(f"--model {tmp_path}/out/adapter --data {tmp_path}/data --ask --out {tmp_path}/answers.pt".split())
+        extract.main(
+            f"--model {tmp_path}/out/adapter --data {tmp_path}/data --ask --out {tmp_path}/answers.pt".split()
+        )
         found = [x for g in given for x in g["pixel_values"].split(g["image_grid_thw"].prod(1).tolist())]
         assert len({tuple(row) for g in given for row in g["image_grid_thw"].tolist()}) == 3
         assert all(any(torch.equal(x, p) for p in pixels) for x in found)
@@ -454,7 +551,9 @@ def test_a_tuned_model_is_asked_about_pictures_as_it_was_shown_them(family, tmp_
         assert understood == pytest.approx([4 / 64, 4 / 32, 20 / 64, 20 / 32])
 
 
-def test_an_adapter_remembers_the_size_of_clips_and_one_of_another_model_or_kind_is_refused(small_vlm, tmp_path, refused):
+def test_an_adapter_remembers_the_size_of_clips_and_one_of_another_model_or_kind_is_refused(
+    small_vlm, tmp_path, refused
+):
     made = [item(k, picture(k, 32, 32, 4), source=of_split(k)) for k in range(16)]
     write_items(tmp_path / "data", made, {"data": "synthetic"})
     tuned(small_vlm, tmp_path / "data", tmp_path / "out", "--epochs", 1, "--merge")
@@ -467,6 +566,7 @@ def test_an_adapter_remembers_the_size_of_clips_and_one_of_another_model_or_kind
         shutil.copytree(folder, copy, dirs_exist_ok=True)
         (copy / "adapter_config.json").write_text(json.dumps(config | more))
         return find_model(str(copy))
+
     base, tiny = "base_model_name_or_path", common.MODELS["tiny"]["path"]
     refused(lambda: changed(use_dora=True), "plain LoRA")
     refused(lambda: changed(**{base: "nobody/nothing"}), "unknown model 'nobody/nothing'")
@@ -478,13 +578,17 @@ def test_an_adapter_remembers_the_size_of_clips_and_one_of_another_model_or_kind
 
 # ---------------------------------------------------------------- mistakes
 
-def test_mistakes_are_refused_before_a_model_is_loaded(small_vlm, small_cogvlm2, lessons, tmp_path, refused, monkeypatch):
+
+def test_mistakes_are_refused_before_a_model_is_loaded(
+    small_vlm, small_cogvlm2, lessons, tmp_path, refused, monkeypatch
+):
     monkeypatch.setattr(adapt, "load_vlm", None)
 
     def check(words, *flags, model=small_vlm, made=None):
         if made:
             write_items(tmp_path / "d", made, {"data": "synthetic"})
         refused(lambda: tuned(model, tmp_path / "d" if made else lessons, tmp_path / "out", *flags), words)
+
     check("is a cogvlm2", model=small_cogvlm2)
     check("--method qlora needs a GPU", "--preset", "t4")
     check("--vision lora goes with --method lora", "--method", "full", "--vision", "lora")
@@ -492,5 +596,8 @@ def test_mistakes_are_refused_before_a_model_is_loaded(small_vlm, small_cogvlm2,
     check("--rank 0", "--rank", 0)
     check("no question of the train split fits", "--max-tokens", 5)
     check("'i0' has no turns", made=[{k: v for k, v in item(k).items() if k != "turns"} for k in range(9)])
-    check("more pictures or videos than the 1", made=[item(k, turns=[["<image> <image>?", "x"]]) for k in range(20)])
+    check(
+        "more pictures or videos than the 1",
+        made=[item(k, turns=[["<image> <image>?", "x"]]) for k in range(20)],
+    )
     check("val split", made=[item(k, source=f"train:{k}") for k in range(20)])

@@ -1,4 +1,5 @@
 """The verdicts: hand-made records whose answer is known, and the command that people run."""
+
 import math
 
 import pytest
@@ -10,25 +11,56 @@ import verify
 
 def record(score, half=0.02, floor=0.1, ceiling=1.0, gain_half=0.02, n=100):
     gain = (score - floor) * (1 if ceiling > floor else -1)
-    bounds = {"low": score - half, "high": score + half, "gain_low": gain - gain_half, "gain_high": gain + gain_half}
-    return {"score": score, "gain": gain, "floor": floor, "floor_name": "constant", "ceiling": ceiling, "n": n} | bounds
+    bounds = {
+        "low": score - half,
+        "high": score + half,
+        "gain_low": gain - gain_half,
+        "gain_high": gain + gain_half,
+    }
+    return {
+        "score": score,
+        "gain": gain,
+        "floor": floor,
+        "floor_name": "constant",
+        "ceiling": ceiling,
+        "n": n,
+    } | bounds
 
 
 # ---------------------------------------------------------------- three answers
 
-@pytest.mark.parametrize("answer, plain, high, low", [
-    ("PASS", True, 0.6, 0.25), ("FAIL", False, 0.4, 0.45), ("INCONCLUSIVE", True, 0.52, 0.34), ("INCONCLUSIVE", False, 0.48, 0.36)])
+
+@pytest.mark.parametrize(
+    "answer, plain, high, low",
+    [
+        ("PASS", True, 0.6, 0.25),
+        ("FAIL", False, 0.4, 0.45),
+        ("INCONCLUSIVE", True, 0.52, 0.34),
+        ("INCONCLUSIVE", False, 0.48, 0.36),
+    ],
+)
 def test_the_interval_decides_and_not_the_score_on_the_side_that_is_good(answer, plain, high, low):
-    for found in (verify.judge(record(high, 0.05), 0.5), verify.judge(record(low, 0.03, 0.9, 0.1), 0.35, "lower")):
+    for found in (
+        verify.judge(record(high, 0.05), 0.5),
+        verify.judge(record(low, 0.03, 0.9, 0.1), 0.35, "lower"),
+    ):
         assert (found["answer"], found["plain_pass"]) == (answer, plain)
 
 
-@pytest.mark.parametrize(("floor", "gain", "half", "answer"), [
-    # at most 0.025, of 0.39 that the floor leaves: what more items show of it changes nothing
-    # at most 0.025, of 0.39 that the floor leaves: what more items show of it changes nothing; a floor at the
-    # ceiling: rounding is no gain
-    (0.61, -0.03, 0.02, "FAIL"), (0.61, 0.012, 0.010, "FAIL"), (0.61, 0.012, 0.013, "FAIL"), (0.9999, 8e-5, 1e-5, "FAIL"),
-    (0.61, 0.06, 0.010, "PASS"), (0.61, 0.06, 0.07, "INCONCLUSIVE")])
+@pytest.mark.parametrize(
+    ("floor", "gain", "half", "answer"),
+    [
+        # at most 0.025, of 0.39 that the floor leaves: what more items show of it changes nothing
+        # at most 0.025, of 0.39 that the floor leaves: what more items show of it changes nothing; a floor at the
+        # ceiling: rounding is no gain
+        (0.61, -0.03, 0.02, "FAIL"),
+        (0.61, 0.012, 0.010, "FAIL"),
+        (0.61, 0.012, 0.013, "FAIL"),
+        (0.9999, 8e-5, 1e-5, "FAIL"),
+        (0.61, 0.06, 0.010, "PASS"),
+        (0.61, 0.06, 0.07, "INCONCLUSIVE"),
+    ],
+)
 def test_a_gain_that_can_only_be_negligible_fails(floor, gain, half, answer):
     found = verify.judge(record(floor + gain, 1e-6, floor=floor, gain_half=half), 0.5)
     assert found["answer"] == answer and found["plain_pass"]
@@ -62,8 +94,18 @@ def test_a_leak_is_neither_passed_nor_held_against_the_model_and_the_control_is_
     assert "'shuffled' scores 0.850" in found["reason"]
 
 
-@pytest.mark.parametrize(("score", "skill", "answer"), [
-    (0.9, 0, "FAIL"), (0.98, -0.1, "FAIL"), (0.7, 0.25, "FAIL"), (0.5, 0.5, "INCONCLUSIVE"), (0.49, 0.5125, "INCONCLUSIVE"), (0.2, 0.875, "PASS"), (0.1, 1, "PASS")])
+@pytest.mark.parametrize(
+    ("score", "skill", "answer"),
+    [
+        (0.9, 0, "FAIL"),
+        (0.98, -0.1, "FAIL"),
+        (0.7, 0.25, "FAIL"),
+        (0.5, 0.5, "INCONCLUSIVE"),
+        (0.49, 0.5125, "INCONCLUSIVE"),
+        (0.2, 0.875, "PASS"),
+        (0.1, 1, "PASS"),
+    ],
+)
 def test_the_stand_in_of_lpips_is_0_at_the_mean_image_and_1_at_the_vae(score, skill, answer):
     found = verify.stand_in(record(score, 0.02, 0.9, 0.1, 0.02))
     assert found["score"] == pytest.approx(skill) == found["gain"]
@@ -80,21 +122,34 @@ def test_a_picture_worse_than_the_mean_image_never_passes_though_the_vae_is_no_b
 
 # ---------------------------------------------------------------- the decision table, and its thresholds
 
+
 def decided(encoder, **answers):
-    judged = {k: {"level": r["level"], "answer": "PASS", "reason": f"doubt about {k}"} for k, r in verify.GATE1.items()}
+    judged = {
+        k: {"level": r["level"], "answer": "PASS", "reason": f"doubt about {k}"}
+        for k, r in verify.GATE1.items()
+    }
     for name, answer in answers.items():
         judged[name]["answer"] = answer
     return verify.decide(judged, {k: {"answer": v} for k, v in encoder.items()})
 
 
-@pytest.mark.parametrize("verdict, word, encoder, answers", [
-    ("PROCEED", "every criterion", {}, {"ssim": "FAIL", "cka": "INCONCLUSIVE"}),  # should, not must
-    ("PIVOT", "untested", {}, {"bbox_iou": "FAIL"}),
-    ("PIVOT", "holds bbox_iou", {"bbox_iou": "PASS", "map50": "FAIL"}, dict.fromkeys(["bbox_iou", "map50"], "FAIL")),
-    ("STOP", "bbox_iou", {"bbox_iou": "FAIL"}, {"bbox_iou": "FAIL"}),
-    ("INCONCLUSIVE", "undecided", {"bbox_iou": "INCONCLUSIVE"}, {"bbox_iou": "FAIL"}),
-    ("STOP", "bridge fails lpips", {}, {"lpips": "FAIL"}),
-    ("INCONCLUSIVE", "doubt about map50", {"map50": "FAIL"}, {"map50": "INCONCLUSIVE"})])
+@pytest.mark.parametrize(
+    "verdict, word, encoder, answers",
+    [
+        ("PROCEED", "every criterion", {}, {"ssim": "FAIL", "cka": "INCONCLUSIVE"}),  # should, not must
+        ("PIVOT", "untested", {}, {"bbox_iou": "FAIL"}),
+        (
+            "PIVOT",
+            "holds bbox_iou",
+            {"bbox_iou": "PASS", "map50": "FAIL"},
+            dict.fromkeys(["bbox_iou", "map50"], "FAIL"),
+        ),
+        ("STOP", "bbox_iou", {"bbox_iou": "FAIL"}, {"bbox_iou": "FAIL"}),
+        ("INCONCLUSIVE", "undecided", {"bbox_iou": "INCONCLUSIVE"}, {"bbox_iou": "FAIL"}),
+        ("STOP", "bridge fails lpips", {}, {"lpips": "FAIL"}),
+        ("INCONCLUSIVE", "doubt about map50", {"map50": "FAIL"}, {"map50": "INCONCLUSIVE"}),
+    ],
+)
 def test_the_decision_table(verdict, word, encoder, answers):
     found, why = decided(encoder, **answers)
     assert found == verdict and word in why, why
@@ -114,6 +169,7 @@ def test_thresholds_are_overridden_by_name_and_what_is_none_is_refused(refused):
 
 
 # ---------------------------------------------------------------- the command
+
 
 def made(folder, without=(), **changes):
     """Results that pass every gate, changed: {file stem (motion: its probe.yaml): function of the loaded mapping}. -> arguments for main."""
@@ -175,7 +231,9 @@ def test_a_criterion_that_fails_is_not_proceed_and_strict_exits_with_3(tmp_path,
 
 
 def test_a_model_below_a_constant_box_does_not_proceed_though_a_plain_comparison_would(tmp_path, no_picture):
-    found = verify.main(made(tmp_path, probe=lambda c: c["criteria"]["bbox_iou"].update(record(0.58, floor=0.61))))
+    found = verify.main(
+        made(tmp_path, probe=lambda c: c["criteria"]["bbox_iou"].update(record(0.58, floor=0.61)))
+    )
     assert (found["verdict"], found["plain_verdict"]) == ("PIVOT", "PROCEED")
 
 
@@ -209,6 +267,7 @@ def test_the_encoder_decides_between_pivot_and_stop_and_its_latency_is_a_share(t
 def test_lpips_without_the_published_backbone_is_marked(tmp_path, no_picture, capsys):
     def change(content):
         content["criteria"]["lpips_random_backbone"] = content["criteria"].pop("lpips")
+
     found = verify.main(made(tmp_path, adapt_latents=change))
     row = found["criteria"]["lpips"]
     assert row["stand_in"] and row["threshold"] == verify.STAND_IN
@@ -233,16 +292,20 @@ def other(**values):
 ANOTHER = other(model="another")
 
 
-@pytest.mark.parametrize("gate, words, changes", [
-    (1, ("probe.yaml", "does not exist"), {"without": ["probe"]}),
-    (1, ("adapt-latents.yaml",), {"without": ["adapt-latents"]}),
-    (1, ("probe.yaml", "'align'"), {"probe": other(stage="align")}),
-    (1, ("another", "made-up"), {"align": ANOTHER}),
-    (1, ("another", "made-up"), {"adapt_latents": ANOTHER}),
-    (1, ("another", "made-up"), {"motion": ANOTHER}),
-    (2, ("another", "belong together"), {"adapt_hybrid": ANOTHER}),
-    (3, ("another", "belong together"), {"explain_describe": ANOTHER}),
-    (3, ("make gate3",), {"without": ["predict-latents", "predict-continue"]})])
+@pytest.mark.parametrize(
+    "gate, words, changes",
+    [
+        (1, ("probe.yaml", "does not exist"), {"without": ["probe"]}),
+        (1, ("adapt-latents.yaml",), {"without": ["adapt-latents"]}),
+        (1, ("probe.yaml", "'align'"), {"probe": other(stage="align")}),
+        (1, ("another", "made-up"), {"align": ANOTHER}),
+        (1, ("another", "made-up"), {"adapt_latents": ANOTHER}),
+        (1, ("another", "made-up"), {"motion": ANOTHER}),
+        (2, ("another", "belong together"), {"adapt_hybrid": ANOTHER}),
+        (3, ("another", "belong together"), {"explain_describe": ANOTHER}),
+        (3, ("make gate3",), {"without": ["predict-latents", "predict-continue"]}),
+    ],
+)
 def test_results_that_are_missing_or_of_another_are_refused(tmp_path, refused, gate, words, changes):
     refused(lambda: verify.main(["--gate", str(gate), *made(tmp_path, **changes)]), *words)
     assert not list(tmp_path.glob("gate*.yaml"))
@@ -270,17 +333,21 @@ WORDLESS = {"explain_films": criteria("semantic_accuracy", **WRONG_SIDE)}
 BLURRED = {"adapt_scaling": criteria("lpips", **WRONG_SIDE)}
 
 
-@pytest.mark.parametrize("verdict, word, changes", [
-    ("PROCEED", "small bridge is enough", {}),
-    ("PROCEED", "semantic_accuracy fails", WORDLESS),
-    ("PIVOT", "larger bridge", INEFFICIENT),
-    ("PIVOT", "to the hybrid", BLURRED),
-    ("PIVOT", "untested", BLURRED | {"without": ["adapt-hybrid"]}),
-    ("STOP", "does not repair", BLURRED | {"adapt_hybrid": other(spatial_adds="no")}),
-    ("STOP", "does not repair", BLURRED | {"adapt_hybrid": criteria("lpips", **WRONG_SIDE)}),
-    ("INCONCLUSIVE", "is undecided", BLURRED | {"adapt_hybrid": other(spatial_adds="inconclusive")}),
-    ("INCONCLUSIVE", "parameter_efficiency", WIDE),
-    ("INCONCLUSIVE", "may be zero", NOTHING_LEARNED)])
+@pytest.mark.parametrize(
+    "verdict, word, changes",
+    [
+        ("PROCEED", "small bridge is enough", {}),
+        ("PROCEED", "semantic_accuracy fails", WORDLESS),
+        ("PIVOT", "larger bridge", INEFFICIENT),
+        ("PIVOT", "to the hybrid", BLURRED),
+        ("PIVOT", "untested", BLURRED | {"without": ["adapt-hybrid"]}),
+        ("STOP", "does not repair", BLURRED | {"adapt_hybrid": other(spatial_adds="no")}),
+        ("STOP", "does not repair", BLURRED | {"adapt_hybrid": criteria("lpips", **WRONG_SIDE)}),
+        ("INCONCLUSIVE", "is undecided", BLURRED | {"adapt_hybrid": other(spatial_adds="inconclusive")}),
+        ("INCONCLUSIVE", "parameter_efficiency", WIDE),
+        ("INCONCLUSIVE", "may be zero", NOTHING_LEARNED),
+    ],
+)
 def test_gate_2_decides_by_its_table(tmp_path, verdict, word, changes):
     found = gate2(tmp_path, **changes)
     assert found["verdict"] == verdict and word in found["headline"], found["headline"]
@@ -333,19 +400,23 @@ def moves_wrongly(content):
     content.update(moving_gain_over_copy_low=-0.05, moving_gain_over_copy_high=-0.01)
 
 
-@pytest.mark.parametrize("verdict, word, changes", [
-    ("PROCEED", "by prediction: delta", {}),
-    ("PROCEED", "by prediction: delta", MUTE),
-    ("PROCEED", "by pivot", BLIND),
-    ("PROCEED", "by pivot", UNSURE),
-    ("STOP", "fails retention", BLIND | MUTE),
-    ("STOP", "fails temporal_ratio", BLIND | ratio(0.5)),
-    ("STOP", "fails continuation", BLIND | {"predict_continue": moves_wrongly}),
-    ("INCONCLUSIVE", "spans the threshold", BLIND | TERSE),
-    ("INCONCLUSIVE", "told in words", BLIND | {"predict_continue": other(conditioning="past+text")}),
-    ("INCONCLUSIVE", "reconstruct the present", MUTE | {"predict_latents": blurs_the_present}),
-    ("INCONCLUSIVE", "flicker", BLIND | ratio(2.0)),
-    ("INCONCLUSIVE", "prediction", UNSURE | MUTE)])
+@pytest.mark.parametrize(
+    "verdict, word, changes",
+    [
+        ("PROCEED", "by prediction: delta", {}),
+        ("PROCEED", "by prediction: delta", MUTE),
+        ("PROCEED", "by pivot", BLIND),
+        ("PROCEED", "by pivot", UNSURE),
+        ("STOP", "fails retention", BLIND | MUTE),
+        ("STOP", "fails temporal_ratio", BLIND | ratio(0.5)),
+        ("STOP", "fails continuation", BLIND | {"predict_continue": moves_wrongly}),
+        ("INCONCLUSIVE", "spans the threshold", BLIND | TERSE),
+        ("INCONCLUSIVE", "told in words", BLIND | {"predict_continue": other(conditioning="past+text")}),
+        ("INCONCLUSIVE", "reconstruct the present", MUTE | {"predict_latents": blurs_the_present}),
+        ("INCONCLUSIVE", "flicker", BLIND | ratio(2.0)),
+        ("INCONCLUSIVE", "prediction", UNSURE | MUTE),
+    ],
+)
 def test_gate_3_decides_by_its_table(tmp_path, verdict, word, changes):
     found = gate3(tmp_path, **changes)
     assert found["verdict"] == verdict and word in found["headline"], found["headline"]
@@ -378,6 +449,7 @@ def test_the_longest_horizon_is_the_largest_number_and_what_stands_still_is_name
     def change(content):
         content["horizons"]["delta"]["8"] = content["horizons"]["delta"]["1"] | {"gain_over_floor": 0.123}
         content["baselines"]["copy"] |= {"cosine": 0.5, "static": True, "best_shift": -2}
+
     assert gate3(tmp_path, predict_latents=change)["criteria"]["longest_horizon"]["score"] == 0.4
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("delta ", "copy "))]
     assert lines[0].startswith("delta") and "static, 2 or more frames late" in lines[1]  # best first
