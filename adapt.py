@@ -243,10 +243,8 @@ class Queries(torch.nn.Module):
     def __init__(self, grids, dims, out_grid, channels, width=96, inner=None, layers=1):
         super().__init__()
         self.out_grid = out_grid
-        self.embed, self.position = (
-            torch.nn.Linear(dims[0], width),
-            torch.nn.Parameter(torch.randn(math.prod(grids[0]), width) * 0.1),
-        )
+        self.embed = torch.nn.Linear(dims[0], width)
+        self.position = torch.nn.Parameter(torch.randn(math.prod(grids[0]), width) * 0.1)
         self.query = torch.nn.Parameter(torch.randn(math.prod(out_grid), width) * 0.1)
         self.layers = torch.nn.ModuleList(attention(width, inner) for _ in range(layers))
         self.out = torch.nn.Linear(width, channels)
@@ -692,11 +690,9 @@ def controls(w):
 
 def scored(w, rows, measures=None):
     """{measure: {name: [S, n_test]}} of decoded pictures {name: uint8 [S * n_test, H, W, 3]} against the originals."""
-    measures, truth, n = (
-        measures or {w.lpips_name: w.lpips, "ssim": ssim, "edge_f1": edge_f1},
-        w.originals[w.split["test"]],
-        len(w.split["test"]),
-    )
+    measures = measures or {w.lpips_name: w.lpips, "ssim": ssim, "edge_f1": edge_f1}
+    truth = w.originals[w.split["test"]]
+    n = len(w.split["test"])
     return {
         key: {
             k: measure(p.contiguous(), truth.repeat(len(p) // n, 1, 1, 1)).unflatten(0, (-1, n))
@@ -1218,10 +1214,8 @@ def ablation(w, started):
     target = parameters(
         BRIDGES[kinds[0]]([tuple(x.shape[1:3])], [x.shape[3]], tuple(w.y.shape[1:3]), w.y.shape[3])
     )
-    arms, groups = (
-        {kinds[0]: arm(w, kinds[0], x)},
-        {"bridge": [kinds[0]], "point": [kinds[0]], "size": [kinds[0]], "samples": [kinds[0]]},
-    )
+    arms = {kinds[0]: arm(w, kinds[0], x)}
+    groups = {"bridge": [kinds[0]], "point": [kinds[0]], "size": [kinds[0]], "samples": [kinds[0]]}
 
     def add(group, name, a):
         arms[name] = a
@@ -1423,10 +1417,8 @@ def hybrid(w, started):
     errors = scores[w.lpips_name]
     # the better of a bridge at every place and of one with attention, which the fused tokens have too
     alone = min(("model", "model_twice"), key=lambda k: errors[k].mean())
-    adds, repairs = (
-        criteria[w.lpips_name],
-        paired_test(errors[alone], errors["fused"], w.sources, seed=w.seed),
-    )
+    adds = criteria[w.lpips_name]
+    repairs = paired_test(errors[alone], errors["fused"], w.sources, seed=w.seed)
     answer = {
         "model_adds": says(adds, adds["ceiling"] - adds["floor"]),
         "spatial_adds": says(repairs, errors["vae"].mean() - errors[alone].mean()),
@@ -1591,11 +1583,9 @@ def velocity(w, x, sigma, embeds, mask):
     """The transformer's velocity [n, t, h, w, C] at noised latents x of the same shape; sigma [n, t], 0 for frames that are given; embeds [n, L, C'] in the place of a
     prompt's, and their mask [n, L]. Positions are those of LTXConditionPipeline."""
     n, t, h, wide, _ = x.shape
-    transformer, r, side = (
-        w.pipeline.transformer,
-        w.pipeline.vae.temporal_compression_ratio,
-        w.pipeline.vae.spatial_compression_ratio,
-    )
+    transformer = w.pipeline.transformer
+    r = w.pipeline.vae.temporal_compression_ratio
+    side = w.pipeline.vae.spatial_compression_ratio
     axes = (
         (torch.arange(t, device=x.device) * r + 1 - r).clamp(min=0) / 25,
         torch.arange(h, device=x.device) * float(side),
@@ -1616,10 +1606,8 @@ def velocity(w, x, sigma, embeds, mask):
 def flow_error(w, clean, embeds, mask, g, part=slice(None)):
     """Squared error [k] of the velocity on all but the first latent frame, which is given (rectified flow, Liu et al. 2022), of those clips of clean [n, t, h, w, C] that `part` names.
     High noise, where the film is decided, is drawn more often."""
-    noise, level = (
-        torch.randn(clean.shape, generator=g)[part],
-        (1 - 0.95 * torch.rand(len(clean), generator=g) ** 2)[part],
-    )
+    noise = torch.randn(clean.shape, generator=g)[part]
+    level = (1 - 0.95 * torch.rand(len(clean), generator=g) ** 2)[part]
     clean = clean[part]
     sigma = level[:, None] * (torch.arange(clean.shape[1]) > 0)
     s = sigma[:, :, None, None, None]
@@ -1929,11 +1917,9 @@ def word_world(args):
     if "tracks" not in w.items[0]:
         refuse(f"{args.data} says nothing of tracks; make it with data.py trajectories")
     w.tracks = load_tracks(args.embeddings, w.items)
-    parts, rows, w.turns = (
-        split_indices(w.items, args.data),
-        {name: k for k, name in enumerate(w.tracks["ids"])},
-        [],
-    )
+    parts = split_indices(w.items, args.data)
+    rows = {name: k for k, name in enumerate(w.tracks["ids"])}
+    w.turns = []
     for k, item in enumerate(w.items):
         asked = [
             (kind, question, answer, name)
@@ -2017,10 +2003,8 @@ def words(w, started):
         model.requires_grad_(False),
         LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=2 * args.rank, target_modules=LORA),
     )
-    prompts, embeddings = (
-        [word_prompt(tokenizer, question) for _, question, *_ in w.turns],
-        w.tracks["embedding"].to(w.device),
-    )
+    prompts = [word_prompt(tokenizer, question) for _, question, *_ in w.turns]
+    embeddings = w.tracks["embedding"].to(w.device)
 
     def build():
         return reset_lora(
@@ -2045,7 +2029,10 @@ def words(w, started):
             [w.turns[i][2] for i in items],
         )
 
-    val, records, scores, kept = w.split["val"].tolist(), [], [], []
+    val = w.split["val"].tolist()
+    records = []
+    scores = []
+    kept = []
     names = [f"{w.items[turn[4]]['id']}: {turn[1]}" for turn in w.turns]
     for s in tqdm(range(w.how["seeds"]), desc="words", unit="seed"):
         how, folder = w.how | {"seed": w.seed + s}, w.out / f"seed{s}"
@@ -2071,11 +2058,9 @@ def words(w, started):
             kept.append(lists_named())
     if ranks()[0]:
         return {}
-    scores, kept, sources = (
-        torch.tensor(scores),
-        torch.stack(kept),
-        [w.items[w.turns[i][4]]["source"] for i in val],
-    )
+    scores = torch.tensor(scores)
+    kept = torch.stack(kept)
+    sources = [w.items[w.turns[i][4]]["source"] for i in val]
     table = by_kind(w.turns, val, w.split["train"].tolist(), scores, sources, w.seed)
     # a description is right only if every word of it is
     asked = [j for j, i in enumerate(val) if w.turns[i][0] != "describe"]
@@ -2216,11 +2201,9 @@ def conversation(turns, system, media, placed):
 
     media: of each what stands in a message for it, such as [{"type": "image"}]. Raises ValueError where there are more placeholders than media.
     """
-    left, brings, messages = (
-        list(media),
-        [],
-        [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else [],
-    )
+    left = list(media)
+    brings = []
+    messages = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
     for k, (question, answer) in enumerate(turns):
         texts = PLACE.split(question)[::2] if placed else [question]
         n = len(texts) - 1 if placed else 0 if k else len(left)
@@ -2252,10 +2235,8 @@ def pieces(processor, messages):
         if message["role"] != "assistant":
             continue
         before = processor.apply_chat_template(messages[:k], tokenize=False, add_generation_prompt=True)
-        after, said = (
-            processor.apply_chat_template(messages[: k + 1], tokenize=False),
-            message["content"][0]["text"],
-        )
+        after = processor.apply_chat_template(messages[: k + 1], tokenize=False)
+        said = message["content"][0]["text"]
         start = after.find(said, len(before))
         if not (after.startswith(before) and before.startswith(done) and start >= 0):
             raise ValueError("its chat template does not begin an answer as it asks for one")
@@ -2326,10 +2307,8 @@ class Reading:
 
     def processed(self, text, media, fps=RATE, **more):
         """The processor's output for one text with media, uint8 [T,H,W,3] each, whose size it leaves as it is if it leaves any."""
-        films, pictures = (
-            [m for m in media if self.as_video and len(m) > 1],
-            [p for m in media for p in m if not self.as_video or len(m) == 1],
-        )
+        films = [m for m in media if self.as_video and len(m) > 1]
+        pictures = [p for m in media for p in m if not self.as_video or len(m) == 1]
         size = (
             {"size": {"shortest_edge": 1, "longest_edge": max(m.shape[:3].numel() for m in media)}}
             if self.as_video
@@ -2394,7 +2373,12 @@ class Reading:
         media = [
             frames_of({"frames": x}, self.token and (self.token, self.pixels[len(x) > 1])) for x in whole
         ]
-        ids, labels, turn, kinds, beside, done = [], [], [], [], {}, ""
+        ids = []
+        labels = []
+        turn = []
+        kinds = []
+        beside = {}
+        done = ""
         for k, ((prompt, answer), n) in enumerate(
             zip(pieces(self.processor, messages), brings, strict=True), 1
         ):
@@ -2424,12 +2408,10 @@ class Reading:
             for name in given.keys() - {"attention_mask"}:
                 beside.setdefault(name, []).append(torch.as_tensor(given[name]))
             said = continued(self.tokenizer, done + prompt, answer)
-            ids, labels, turn, kinds = (
-                ids + own + said,
-                labels + [-100] * len(own) + said,
-                turn + [0] * len(own) + [k] * len(said),
-                kinds + kind + [0] * len(said),
-            )
+            ids = ids + own + said
+            labels = labels + [-100] * len(own) + said
+            turn = turn + [0] * len(own) + [k] * len(said)
+            kinds = kinds + kind + [0] * len(said)
             done += prompt + answer
         return {"input_ids": ids, "labels": labels, "turn": turn, "mm_token_type_ids": kinds}, {
             name: joined(x) for name, x in beside.items()
@@ -2510,9 +2492,16 @@ class School:
     """The lessons of a data folder, read when needed. What fits into `room` bytes is kept, so that it is decoded once."""
 
     def __init__(self, folder, reading, most=None, room=2e9):
-        self.items, self.reading, self.room, self.kept, self.folder = Items(folder), reading, room, {}, folder
+        self.items = Items(folder)
+        self.reading = reading
+        self.room = room
+        self.kept = {}
+        self.folder = folder
         # seen: tokens of one item's pictures, at most; clips: (width, height) of all
-        self.lessons, self.dropped, self.seen, self.clips = [], {"lessons": 0, "turns": 0}, 0, set()
+        self.lessons = []
+        self.dropped = {"lessons": 0, "turns": 0}
+        self.seen = 0
+        self.clips = set()
         for k, item in enumerate(
             tqdm(self.items, desc=f"lessons of {folder}", unit="item", disable=len(self.items) < 2000)
         ):
@@ -2967,11 +2956,9 @@ def shape_of(entry, config):
     with torch.device("meta"):
         model = next(auto_classes(entry)).from_config(config)
     t, v, heads = config.text_config, config.vision_config.to_dict(), config.text_config.num_attention_heads
-    side, patch, width = (
-        getattr(t, "head_dim", None) or t.hidden_size // heads,
-        v["patch_size"],
-        v.get("embed_dim") or v["hidden_size"],
-    )
+    side = getattr(t, "head_dim", None) or t.hidden_size // heads
+    patch = v["patch_size"]
+    width = v.get("embed_dim") or v["hidden_size"]
     found = {
         "layers": t.num_hidden_layers,
         "d": t.hidden_size,
@@ -3025,7 +3012,12 @@ def memory(
     Weights of the linear layers in NF4 with double quantisation 4.127 bits (Dettmers et al. 2023, section 3). What is trained is kept in fp32 with its gradient and two moments of Adam's (one
     byte each in 8 bits). Checkpoints are the residual stream at each layer. Logits in half precision, in fp32 and their gradient. A weight is dequantised before it is used.
     """
-    t, d, q, kv, inter, w = shape["tower"], shape["d"], shape["q"], shape["kv"], shape["inter"], half / 2
+    t = shape["tower"]
+    d = shape["d"]
+    q = shape["q"]
+    kv = shape["kv"]
+    inter = shape["inter"]
+    w = half / 2
     seen, trained = t["weights"], 10 if adam8bit else 16
     lora = rank * shape["layers"] * (2 * (d + q) + 2 * (d + kv) + 3 * (d + inter))
     lora_seen = rank * t["layers"] * (8 * t["d"] + 3 * (t["d"] + t["inter"]))
@@ -3068,10 +3060,8 @@ def memory(
 def lesson_of(entry, shape, frames):
     """(tokens, patches) of a picture, or of a clip, at the registry's size, and of WORDS."""
     side, t = entry["size" if frames == 1 else "clip"], shape["tower"]
-    tiles, thick = (
-        TILES.get(entry["type"], (1, 1))[0 if frames == 1 else 1],
-        2 if entry["type"].startswith("qwen") else 1,
-    )
+    tiles = TILES.get(entry["type"], (1, 1))[0 if frames == 1 else 1]
+    thick = 2 if entry["type"].startswith("qwen") else 1
     patches = max(frames // thick, 1) * (tiles if frames == 1 else 1) * (side // t["patch"]) ** 2
     return patches // t["merge"] ** 2 + sum(WORDS), patches
 
@@ -3103,10 +3093,8 @@ def check_fits(w):
         refuse(
             f"{w.entry['path']} has no config.json that is here or can be had from the hub; copy the whole checkpoint, and give its folder"
         )
-    shape, free = (
-        shape_of(w.entry, config),
-        memory_left(w.device, memory_size(args.max_memory) if args.max_memory else None),
-    )
+    shape = shape_of(w.entry, config)
+    free = memory_left(w.device, memory_size(args.max_memory) if args.max_memory else None)
     parts = needed(
         shape,
         w.how,

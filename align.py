@@ -233,10 +233,8 @@ def pairs(a, b, measure, k=K, block=128):
                 part[:, :, : len(rows)].triu_(1)
             yield [part.flatten(1) for part in parts]
 
-    cross, squares = (
-        torch.zeros(len(a), len(b), dtype=torch.float64),
-        [torch.zeros(len(side), dtype=torch.float64) for side in (a, b)],
-    )
+    cross = torch.zeros(len(a), len(b), dtype=torch.float64)
+    squares = [torch.zeros(len(side), dtype=torch.float64) for side in (a, b)]
     for both in values():
         cross += (both[0] @ both[1].T).double()
         for square, x in zip(squares, both, strict=True):
@@ -248,10 +246,8 @@ def pairs(a, b, measure, k=K, block=128):
         def hsic(upper, s, t):
             return 2 * upper + s.sum(-1) * t.sum(-1) / ((n - 1) * (n - 2)) - 2 * (s * t).sum(-1) / (n - 2)
 
-        cross, squares = (
-            hsic(cross, left[:, None], right),
-            [hsic(squares[0], left, left), hsic(squares[1], right, right)],
-        )
+        cross = hsic(cross, left[:, None], right)
+        squares = [hsic(squares[0], left, left), hsic(squares[1], right, right)]
     return cross / (squares[0][:, None] * squares[1]).sqrt()
 
 
@@ -466,7 +462,11 @@ def measure_layers(layers, y, items, split, args, gridless=(), n_perm=None, desc
         [items[i]["source"] for i in split[part].tolist()] for part in ("val", "test", "train")
     )
     target, target_val = ([space_of(y[pick], s)] for pick, s in ((some, of_some), (split["val"], of_val)))
-    spaces, spaces_val, scores, fits, out = [], [], {m: [] for m in PAIRED}, {}, {p: {} for p in layers}
+    spaces = []
+    spaces_val = []
+    scores = {m: [] for m in PAIRED}
+    fits = {}
+    out = {p: {} for p in layers}
     for p, read in tqdm(layers.items(), desc=desc, unit="layer", disable=desc is None):
         x = read()
         spaces.append(space_of(x[some], of_some))
@@ -590,10 +590,8 @@ def pooled_matrix(xs, ys, items, split, args):
     of_val, blocks = [items[i]["source"] for i in val.tolist()], blocks_of(of_some)
     spaces = [[space_of(x[some], of_some) for x in side.values()] for side in (xs, ys)]
     for m in PAIRED:
-        score, on_val = (
-            compare([x[report] for x in xs.values()], [y[report] for y in ys.values()], m, sources),
-            compare([x[val] for x in xs.values()], [y[val] for y in ys.values()], m, of_val),
-        )
+        score = compare([x[report] for x in xs.values()], [y[report] for y in ys.values()], m, sources)
+        on_val = compare([x[val] for x in xs.values()], [y[val] for y in ys.values()], m, of_val)
         null = permuted(*(held(s, m) for s in spaces), m != "recall10", blocks, args.permutations, args.seed)
         p, p_max = p_values(pairs(*spaces, m), null)
         layer, point = divmod(int(on_val.argmax()), len(ys))
@@ -948,10 +946,8 @@ def main(argv=None):
     chosen = recommendation(fits, items, split, args.seed) if fits else {"recommended": None}
     layer = chosen["recommended"] or criteria["cka"]["layer"]
     # one item a source: twins are too near to each other
-    x, single = (
-        read(layer)[keep],
-        torch.tensor(sorted({i["source"]: k for k, i in enumerate(items)}.values())),
-    )
+    x = read(layer)[keep]
+    single = torch.tensor(sorted({i["source"]: k for k, i in enumerate(items)}.values()))
     result = {
         "stage": "align",
         "model": index["model"],

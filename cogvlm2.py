@@ -44,10 +44,8 @@ class VisionAttention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.heads = c.num_heads
-        self.query_key_value, self.dense = (
-            nn.Linear(c.hidden_size, 3 * c.hidden_size),
-            nn.Linear(c.hidden_size, c.hidden_size),
-        )
+        self.query_key_value = nn.Linear(c.hidden_size, 3 * c.hidden_size)
+        self.dense = nn.Linear(c.hidden_size, c.hidden_size)
 
     def forward(self, x):
         # each [n, heads, K, d]
@@ -58,10 +56,8 @@ class VisionAttention(nn.Module):
 class VisionMlp(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.fc1, self.fc2 = (
-            nn.Linear(c.hidden_size, c.intermediate_size),
-            nn.Linear(c.intermediate_size, c.hidden_size),
-        )
+        self.fc1 = nn.Linear(c.hidden_size, c.intermediate_size)
+        self.fc2 = nn.Linear(c.intermediate_size, c.hidden_size)
 
     def forward(self, x):
         return self.fc2(F.gelu(self.fc1(x)))
@@ -228,11 +224,9 @@ def expert_rows(token_type_ids):
 
 def image_positions(token_type_ids):
     """[n, K] -> position ids: all patches of an image share one, so BOS 0, boi 1, patches 2, eoi 3, text 4, 5, ..."""
-    image, before, after = (
-        token_type_ids == 1,
-        F.pad(token_type_ids[:, :-1], (1, 0)) == 1,
-        F.pad(token_type_ids[:, 1:], (0, 1)) == 1,
-    )
+    image = token_type_ids == 1
+    before = F.pad(token_type_ids[:, :-1], (1, 0)) == 1
+    after = F.pad(token_type_ids[:, 1:], (0, 1)) == 1
     inner = image & before & after  # neither boi nor eoi
     step = ~(inner & F.pad(inner[:, :-1], (1, 0)))  # the first patch counts, the others stay
     return step.long().cumsum(1) - 1

@@ -31,12 +31,10 @@ import torch
 import yaml
 
 HERE = Path(__file__).resolve().parent
-ITEMS, FEATURES, POOLED, RESULT = (
-    "foresight.items.v1",
-    "foresight.features.v1",
-    "foresight.pooled.v1",
-    "foresight.result.v1",
-)
+ITEMS = "foresight.items.v1"
+FEATURES = "foresight.features.v1"
+POOLED = "foresight.pooled.v1"
+RESULT = "foresight.result.v1"
 ANSWERS, TRACKS = "foresight.answers.v1", "foresight.tracks.v1"
 LIBRARIES = (
     "torchvision",
@@ -252,7 +250,11 @@ def say(result, keys=None):
 
 def write_items(folder, items, meta):
     """Write items (dicts with `id`, `source`, `frames` uint8 [T,H,W,3] or `encoded` uint8 [bytes], truth) as shards, ids.jsonl ([id, source] a line) and, last, index.yaml."""
-    folder, items, ids, sources, count = Path(folder), iter(items), [], [], 0
+    folder = Path(folder)
+    items = iter(items)
+    ids = []
+    sources = []
+    count = 0
     (folder / "index.yaml").unlink(missing_ok=True)
     while shard := list(itertools.islice(items, SHARD)):
         save_pt(folder / f"{count:05d}.pt", ITEMS, [i["id"] for i in shard], meta, items=shard)
@@ -1623,7 +1625,10 @@ class Weights:
     """
 
     def __init__(self, entry, model, own, parts=lambda name, tensor: [tensor]):
-        self.entry, self.parts, self.files, self.bytes = entry, parts, {}, 0
+        self.entry = entry
+        self.parts = parts
+        self.files = {}
+        self.bytes = 0
         index = hub_file(entry, "model.safetensors.index.json")
         stored = (
             json.loads(index.read_text())["weight_map"]
@@ -1731,11 +1736,9 @@ class Untrained:
         """Nothing to open."""
 
     def __init__(self, model, seed):
-        self.seed, self.bytes, self.like = (
-            seed,
-            0,
-            {name: x.to("meta") for name, x in model.named_parameters()},
-        )
+        self.seed = seed
+        self.bytes = 0
+        self.like = {name: x.to("meta") for name, x in model.named_parameters()}
 
     def read(self, names):
         for name in names:
@@ -2627,11 +2630,9 @@ class SetProbe(torch.nn.Module):
         h, w = grid
         ys, xs = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
         self.register_buffer("centres", torch.stack([xs, ys], -1).reshape(-1, 2))  # [K, 2]
-        self.embed, self.position, self.query = (
-            weight(dim, width),
-            weight(tokens, width, scale=0.1),
-            weight(queries, width, scale=1.0),
-        )
+        self.embed = weight(dim, width)
+        self.position = weight(tokens, width, scale=0.1)
+        self.query = weight(queries, width, scale=1.0)
         self.ask, self.key, self.value = (weight(2, width, width) for _ in range(3))
         self.up, self.down = weight(2, width, 2 * width), weight(2, 2 * width, width)
         self.box, self.name = weight(width, 4, scale=0.01), weight(width, classes + 1)
@@ -2745,10 +2746,8 @@ def train_set_probe(
     classes [S,n,Q], scores [S,n,Q]), with `last` of the weights after the last step; the same standardisation is applied to any x.
     """
     x, truth = (x, truth) if x.ndim == 4 else (x[None], [truth])
-    mean, std = (
-        x[:, train].mean((1, 2), keepdim=True),
-        x[:, train].flatten(1, 2).std(1).clamp(min=1e-6)[:, None, None],
-    )
+    mean = x[:, train].mean((1, 2), keepdim=True)
+    std = x[:, train].flatten(1, 2).std(1).clamp(min=1e-6)[:, None, None]
     x = (x - mean) / std
     model = SetProbe(x.shape[2], grid, x.shape[3], classes, seeds, seed=seed, softplus=softplus)
     steps = epochs * max(len(train) // batch, 1)
@@ -3011,15 +3010,13 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
             split["train"][torch.randperm(len(split["train"]), generator=g)].split(batch)[:per_epoch]
         )
     )
-    best, epoch, seconds, kept, losses, written, todo = (
-        {"val": float("inf"), "epoch": how["warm"]},
-        0,
-        0.0,
-        {},
-        [],
-        time.time(),
-        None,
-    )
+    best = {"val": float("inf"), "epoch": how["warm"]}
+    epoch = 0
+    seconds = 0.0
+    kept = {}
+    losses = []
+    written = time.time()
+    todo = None
     try:
         saved = torch.load(state, map_location="cpu", weights_only=True) if state and state.is_file() else {}
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
@@ -3101,10 +3098,8 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
                 torch.distributed.broadcast(shared, 0)
                 val = shared.item()
             if val < best["val"]:
-                best, kept = (
-                    {"val": val, "epoch": epoch},
-                    {k: v.detach().cpu().clone() for k, v in learned(model).items()},
-                )
+                best = {"val": val, "epoch": epoch}
+                kept = {k: v.detach().cpu().clone() for k, v in learned(model).items()}
         save(None)
     model.load_state_dict(kept, strict=False)
     return model.eval(), best | {
@@ -3276,10 +3271,8 @@ def carried_on(seen, horizon):
     grey, (height, width) = grey_of(seen[:, [-min(seen.shape[1], 2), -1]]).numpy(), seen.shape[2:4]
     # [n, 2 (rows, columns), H, W]: where each pixel was
     flow = torch.from_numpy(np.stack([optical_flow_ilk(b, a, radius=5, num_warp=4) for a, b in grey])).float()
-    x, grid = (
-        torch.cat([seen[:, -1].permute(0, 3, 1, 2).float(), flow], 1),
-        torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float(),
-    )
+    x = torch.cat([seen[:, -1].permute(0, 3, 1, 2).float(), flow], 1)
+    grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
     out = []
     for _ in range(horizon):
         at = (grid + x[:, 3:]).flip(1).permute(0, 2, 3, 1)  # [n, H, W, 2 (x, y)]
@@ -3296,12 +3289,10 @@ def carried_on(seen, horizon):
 
 def remembered(train, seen, frames, size):
     """(mean, nearest) uint8 [n, h, H, W, 3] of train clips cut to `frames`: their mean future, and the future of the one whose past is nearest to `seen` [n, P, H, W, 3] (squared error)."""
-    flat, past, total, best = (
-        seen.flatten(1).float() / 255,
-        seen.shape[1],
-        0,
-        torch.full((len(seen),), -math.inf),
-    )
+    flat = seen.flatten(1).float() / 255
+    past = seen.shape[1]
+    total = 0
+    best = torch.full((len(seen),), -math.inf)
     nearest = torch.zeros(len(seen), frames - past, *seen.shape[2:], dtype=torch.uint8)
     for item in train:
         x = windows([item], frames, size, "--past or --horizon")[0]["frames"]
@@ -3595,7 +3586,10 @@ def film_table(films, items, clips, past, look, seed):
 
     last, truth, sources = clips[:, past - 1], clips[:, past:], [i["source"] for i in items]
     way, horizons = goers(items, past - 1), [h for h in HORIZONS if h <= truth.shape[1]]
-    going_sources, own, errors, right = [sources[i] for i in way[0]], {}, {}, {}
+    going_sources = [sources[i] for i in way[0]]
+    own = {}
+    errors = {}
+    right = {}
     for n, x in tqdm(films.items(), desc="measured", unit="row"):
         whole = [torch.cat([last[:, None], y], 1) for y in x]
         found = [
@@ -3634,10 +3628,8 @@ def film_table(films, items, clips, past, look, seed):
 # ---------------------------------------------------------------- words: what a language model is told of an object, as text or as soft tokens, and what it says
 
 TELL_OF = "Describe the {}."  # answered by the sentences of `text` that are about it
-COLOURED, SHAPED = (
-    ("red", "green", "blue", "yellow", "purple", "cyan"),
-    ("circle", "triangle", "square", "star"),
-)
+COLOURED = ("red", "green", "blue", "yellow", "purple", "cyan")
+SHAPED = ("circle", "triangle", "square", "star")
 WIDTH, TIMES = 512, 32  # of a track's embedding; its frames
 MARK = "\ue000"  # where soft tokens go in a chat: of private use, so in nobody's text
 
@@ -3648,14 +3640,12 @@ def load_tracks(path, items):
     An object is one of the clip's names, the one that is not there and asked for all the same (`absent`), or the one that was taken out (`removed`).
     """
     tracks = load_pt(path, TRACKS)
-    n, known_ids = (
-        len(tracks["ids"]),
-        {
-            f"{i['id']}/{name}"
-            for i in items
-            for name in (*i["names"], i["absent"], *filter(None, [i.get("removed")]))
-        },
-    )
+    n = len(tracks["ids"])
+    known_ids = {
+        f"{i['id']}/{name}"
+        for i in items
+        for name in (*i["names"], i["absent"], *filter(None, [i.get("removed")]))
+    }
     if unknown := [i for i in tracks["ids"] if i not in known_ids]:
         refuse(
             f"{path} holds {unknown[0]!r} (and {len(unknown) - 1} more), which is no clip/object of the data; give the --data that it was made from"
@@ -3854,10 +3844,8 @@ def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
 @torch.inference_mode()
 def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
     """Greedy answers (text) of at most `most` tokens to `prompts` of word_prompt, with soft [n, k, D] or without. Prompts of similar length share a batch."""
-    out, order = (
-        [""] * len(prompts),
-        sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]) + len(prompts[i][1])),
-    )
+    out = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]) + len(prompts[i][1]))
     for start in range(0, len(order), batch):
         pick = order[start : start + batch]
         inputs = word_batch(

@@ -325,25 +325,21 @@ def moving(n, size, seed, frames=17):
         clip, masks, boxes = np.stack(clip), np.stack(masks), np.stack(boxes)
         kind = "original"
         if twin and scene_number % 2:  # mirrored
-            clip, masks, kind, step, camera = (
-                clip[:, :, ::-1],
-                masks[:, :, ::-1],
-                "mirrored",
-                step * (-1, 1),
-                camera * (-1, 1),
-            )
+            clip = clip[:, :, ::-1]
+            masks = masks[:, :, ::-1]
+            kind = "mirrored"
+            step = step * (-1, 1)
+            camera = camera * (-1, 1)
             boxes = np.stack(
                 [size - boxes[..., 2], boxes[..., 1], size - boxes[..., 0], boxes[..., 3]], -1
             ) * (boxes.any(-1, keepdims=True))
         elif twin:
-            clip, masks, boxes, kind, step, camera = (
-                clip[::-1],
-                masks[::-1],
-                boxes[::-1],
-                "reversed",
-                -step,
-                -camera,
-            )
+            clip = clip[::-1]
+            masks = masks[::-1]
+            boxes = boxes[::-1]
+            kind = "reversed"
+            step = -step
+            camera = -camera
         direction = next((d for d, v in DIRECTIONS.items() if tuple(step) == v), "still")
         names = [f"{o['colour']} {o['shape']}" for o in [*others, subject]]
         yield {
@@ -428,7 +424,8 @@ def cut(clips, first, frames, evenly=False):
 # ---------------------------------------------------------------- trajectories: who stays and who comes and goes
 
 # what is drawn for an object; who blinks appears or vanishes in mid-picture
-STAYS, GOES = ("stays", "hidden", "hidden", "crosses"), ("enters", "leaves", "passes", "blinks")
+STAYS = ("stays", "hidden", "hidden", "crosses")
+GOES = ("enters", "leaves", "passes", "blinks")
 # pixels a frame at 48 px
 SPEEDS = {
     "stays": (0.25, 1.2),
@@ -530,16 +527,12 @@ def trajectory(rng, case, direction, radius, size, frames, block, other):
     speed = 0.0 if still else scale * rng.uniform(*SPEEDS[case])
     heading = 0.0 if still else np.arctan2(*DIRECTIONS[direction][::-1]) + np.radians(rng.uniform(-20, 20))
     v, bend = speed * np.array([np.cos(heading), np.sin(heading)]), rng.random()
-    a, w = (
-        v * (rng.uniform(-1.5, 1.5) / frames if bend < 0.25 else 0),
-        rng.uniform(0.5, 2.5) * rng.choice([-1, 1]) / frames if bend > 0.75 and not still else 0.0,
+    a = v * (rng.uniform(-1.5, 1.5) / frames if bend < 0.25 else 0)
+    w = rng.uniform(0.5, 2.5) * rng.choice([-1, 1]) / frames if bend > 0.75 and not still else 0.0
+    t0 = {"enters": rng.integers(3, frames - 5), "leaves": rng.integers(5, frames - 3)}.get(
+        case, rng.uniform(*exists)
     )
-    t0, anchor = (
-        {"enters": rng.integers(3, frames - 5), "leaves": rng.integers(5, frames - 3)}.get(
-            case, rng.uniform(*exists)
-        ),
-        rng.uniform(0, size, 2),
-    )
+    anchor = rng.uniform(0, size, 2)
     if case == "hidden":
         anchor = rng.uniform(block[:2], block[2:])
     elif case == "crosses":
@@ -835,11 +828,9 @@ def trajectories(n, size, seed, frames=32, change=None, only=None):
         while not (scene := planned(rng, cases, directions, size, frames)) or not as_planned(scene):
             pass  # cases and directions stay: those that are harder to draw would become rare
         names = [f"{o['colour']} {o['shape']}" for o in scene["objects"]]
-        absent, numbers, more = (
-            absent_name(np.random.default_rng([seed, i, 1]), names),
-            list(range(len(names))),
-            {},
-        )
+        absent = absent_name(np.random.default_rng([seed, i, 1]), names)
+        numbers = list(range(len(names)))
+        more = {}
         if change == "swapped":
             if len(names) < 2:
                 continue
@@ -1015,7 +1006,11 @@ def boxes(root, form, annotations, classes, max_items, skip_bad):
         refuse(
             f"{annotations} is not a folder; VOC annotations are one XML file a picture, give their folder with --annotations"
         )
-    files, items, problems, seen, first = {}, [], [], set(), {}
+    files = {}
+    items = []
+    problems = []
+    seen = set()
+    first = {}
     for path in sorted(
         p for p in root.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp")
     ):
@@ -1242,12 +1237,10 @@ def read_labels(root, annotations):
     ]
     rows, said = [], {}
     for line, row in enumerate(table, 2):
-        name, label, part, source = (
-            row["filename"] or f"line {line}",
-            row["label"],
-            row["split"],
-            row["source"] or row["repeat"] or row["filename"],
-        )
+        name = row["filename"] or f"line {line}"
+        label = row["label"]
+        part = row["split"]
+        source = row["source"] or row["repeat"] or row["filename"]
         other = said.setdefault(source, part)
         problem = (
             ("missing", "names no file")
@@ -1333,11 +1326,9 @@ def choose(rows, n, seed):
     """n rows in their order: as many of each part as its share of all, within a part as many of each action (one after the other, while it has any), by `seed`."""
     rng, taken, before = np.random.default_rng(seed), [], 0
     for part in sorted({r["part"] for r in rows}):
-        members, of_action, turn = (
-            [k for k in rng.permutation(len(rows)).tolist() if rows[k]["part"] == part],
-            Counter(),
-            {},
-        )
+        members = [k for k in rng.permutation(len(rows)).tolist() if rows[k]["part"] == part]
+        of_action = Counter()
+        turn = {}
         for k in members:
             turn[k] = of_action[rows[k]["truth"]["action"]]
             of_action[rows[k]["truth"]["action"]] += 1
@@ -1474,7 +1465,10 @@ def unpacked(path, max_bytes):
     First all of it is looked at: what climbs out, is no plain file or is there twice is listed, and such an archive, or one that expands beyond max_bytes or what any honest one would, refused.
     """
     # pictures hardly shrink, and words to a tenth
-    names, problems, total, honest = {}, [], 0, max(2**30, 200 * path.stat().st_size)
+    names = {}
+    problems = []
+    total = 0
+    honest = max(2**30, 200 * path.stat().st_size)
 
     def admit(name, size, odd, where):
         nonlocal total
@@ -1604,7 +1598,10 @@ def read_json(file):
                 except (ValueError, RecursionError) as e:
                     yield f"line {number}", Unusable("syntax", f"is not JSON ({e})")
         return
-    decoder, at, number, more = json.JSONDecoder(), int(array), 0, 2**20
+    decoder = json.JSONDecoder()
+    at = int(array)
+    number = 0
+    more = 2**20
     while True:
         at = re.compile(r"[\s,]*").match(text, at).end()
         if text[at : at + 1] == "]":
@@ -1715,10 +1712,8 @@ def find_set(root, form, media, max_bytes):
         names, fetch = unpacked(root, max_bytes)
     else:
         found = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-        names, fetch = (
-            [n for n in found if not hidden(n)] if root.is_dir() else [root.name],
-            read_from(place, max_bytes),
-        )
+        names = [n for n in found if not hidden(n)] if root.is_dir() else [root.name]
+        fetch = read_from(place, max_bytes)
     given = media and (
         unpacked(Path(media), max_bytes)[1] if Path(media).is_file() else read_from(Path(media), max_bytes)
     )
@@ -1754,10 +1749,8 @@ def find_set(root, form, media, max_bytes):
         if packed or root.is_dir()
         else names
     )
-    metadata, tars = (
-        [n for n in tables if PurePosixPath(n).name in ("metadata.jsonl", "metadata.csv")],
-        [n for n in names if n.lower().endswith((".tar", ".tar.gz", ".tgz"))],
-    )
+    metadata = [n for n in tables if PurePosixPath(n).name in ("metadata.jsonl", "metadata.csv")]
+    tars = [n for n in names if n.lower().endswith((".tar", ".tar.gz", ".tgz"))]
     chosen = (
         []
         if form == "webdataset"
@@ -1929,7 +1922,10 @@ def normal(entry, question):
 
     media: (kind, reference), kind `image` or `video`; turns: [question, answer], with `<image>` and `<video>` where the media do not simply stand first; problems: (kind, reason).
     """
-    entry, problems, said, caption = {"messages": entry} if isinstance(entry, list) else entry, [], [], None
+    entry = {"messages": entry} if isinstance(entry, list) else entry
+    problems = []
+    said = []
+    caption = None
     if not isinstance(entry, dict):
         return [], [], None, None, [("syntax", f"is {entry!r:.40}, not a mapping of fields")]
     media, messages, system = named(entry), entry.get("conversations", entry.get("messages")), None
@@ -2116,12 +2112,10 @@ def medium(read, kind, reference, how):
             content(reference[k]) for k in np.linspace(0, len(reference) - 1, how.frames).round().astype(int)
         ]
         shots = [picture(x, how.max_side) for x in found]
-        clip, size, turned, found = (
-            torch.cat([frames_of({"encoded": shot[0]}, how.size) for shot in shots]),
-            shots[0][1],
-            shots[0][3],
-            b"".join(found),
-        )
+        clip = torch.cat([frames_of({"encoded": shot[0]}, how.size) for shot in shots])
+        size = shots[0][1]
+        turned = shots[0][3]
+        found = b"".join(found)
     else:
         found = content(reference)
         with tempfile.NamedTemporaryFile() as file:
@@ -2133,7 +2127,11 @@ def medium(read, kind, reference, how):
 
 def set_items(entries, how, notes):
     """Items of a set's entries, one at a time. notes gets what there is to say, (item, kind, reason); after the first problem the rest is only checked, unless skip_bad or check is set in `how`."""
-    ids, said, first, hashes, bad = Counter(), set(), {}, {}, False
+    ids = Counter()
+    said = set()
+    first = {}
+    hashes = {}
+    bad = False
     # many an entry shows what the one before it shows
     load = functools.lru_cache(8)(functools.partial(medium, how=how))
     for file, where, entry, part, read in entries:
@@ -2380,10 +2378,8 @@ def changed(item, flip, crop, jitter, rng):
             for turn, number in zip(item["turns"], owners, strict=True)
         )
     )
-    flip, crop = (
-        flip and not sided,
-        crop if not (sided or SITED.search(said) or "album" in item and PLACED.search(said)) else None,
-    )
+    flip = flip and not sided
+    crop = crop if not (sided or SITED.search(said) or "album" in item and PLACED.search(said)) else None
     if not (flip or crop or jitter):
         return None
     boxes = [
@@ -2418,10 +2414,8 @@ def changed(item, flip, crop, jitter, rng):
         return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
     def moved(numbers, right=window[2]):
-        x, y = (
-            [right - v if flip else v - window[0] for v in numbers[::2]],
-            [v - window[1] for v in numbers[1::2]],
-        )
+        x = [right - v if flip else v - window[0] for v in numbers[::2]]
+        y = [v - window[1] for v in numbers[1::2]]
         return [v for point in zip(sorted(x), y, strict=True) for v in point]
 
     def told(words, number):
@@ -2640,10 +2634,8 @@ def operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0):
             "zoom": float(rng.uniform(0.92, 1.06)),
         }
         for k in range(sessions):
-            session, day = (
-                f"S{100 * (k + 1):04d}",
-                datetime(2021, 10, 1 + s, 9 + k, int(rng.integers(60)), int(rng.integers(60)), tzinfo=JAPAN),
-            )
+            session = f"S{100 * (k + 1):04d}"
+            day = datetime(2021, 10, 1 + s, 9 + k, int(rng.integers(60)), int(rng.integers(60)), tzinfo=JAPAN)
             wall = int(rng.integers(110, 190))
             look |= {
                 "wall": (wall, wall, wall - 10),
@@ -2651,7 +2643,10 @@ def operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0):
                 "bench": tuple((np.array([200, 195, 185]) * rng.uniform(0.7, 1)).astype(int).tolist()),
             }
             work, folder = shift(rng, look["speed"], boxes), out / user / FRAMES_AT / session
-            told, by_second, box, second = [], [], None, 0
+            told = []
+            by_second = []
+            box = None
+            second = 0
             for part in work:
                 begins, ends = (day + timedelta(seconds=round(part[key], 3)) for key in ("start", "end"))
                 told.append(
@@ -2732,12 +2727,10 @@ def read_openpack(root):
             f"{root} holds no U####/annotation/openpack-operations/S####.csv; give --root the folder above the subjects', or make one with `data.py operations`"
         )
     for path in tqdm(files, desc="sessions", unit="session"):
-        user, session, work, by_second = (
-            path.parents[2].name,
-            path.stem,
-            [],
-            path.parents[1] / "openpack-operations-1hz" / path.name,
-        )
+        user = path.parents[2].name
+        session = path.stem
+        work = []
+        by_second = path.parents[1] / "openpack-operations-1hz" / path.name
         name = f"{user}/{session}"
         try:
             table = table_of(path, ("id", "start", "end"))
@@ -2836,7 +2829,10 @@ def subjects_of(users, test, val):
 def grammar(sessions):
     """What train's labels say without a picture: {bigram: {operation before, or "(start)": {operation: times}}, seconds: {operation: how long in all},
     clock: the commonest operation in every ten seconds of a session, start, end: medians, of all seconds, of how long ago the operation began and of when it ends}."""
-    pairs, seconds, clock, spans_ = {}, Counter(), {}, []
+    pairs = {}
+    seconds = Counter()
+    clock = {}
+    spans_ = []
     for s in sessions:
         work = [w for w in s["work"] if w[2] in OPERATIONS]
         for before, (_, _, o) in zip(["(start)", *(OPERATIONS[w[2]] for w in work)], work, strict=False):

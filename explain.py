@@ -284,11 +284,9 @@ def tokens_of(items, grid):
     """What tokens of a grid (t, h, w) lie on: `on` [n, K] bool, the object asked about; `holds` [n, K, C], the share of each name; `asked` [n], its name's number."""
     every = [item.get("names", item["labels"]) for item in items]
     names = {name: c for c, name in enumerate(sorted({name for labels in every for name in labels}))}
-    holds, on, objects = (
-        torch.zeros(len(items), grid[0] * grid[1] * grid[2], len(names)),
-        [],
-        [asked_object(item) for item in items],
-    )
+    holds = torch.zeros(len(items), grid[0] * grid[1] * grid[2], len(names))
+    on = []
+    objects = [asked_object(item) for item in items]
     for i, (item, labels) in enumerate(zip(items, every, strict=True)):
         shares = [covered(item, k, grid) for k in range(len(labels))]
         for share, label in zip(shares, labels, strict=True):
@@ -399,13 +397,11 @@ def verdict(*tests):
 
 def beside(own, probe, floors, sources, seed):
     """What the model says [n] beside what is read [n], each with floors of its own; withheld: does the probe beat both the model and its own best floor?"""
-    row, found = (
-        {},
-        {
-            "own": criterion(own, floors[0], sources, seed=seed),
-            "probe": criterion(probe, floors[1], sources, seed=seed),
-        },
-    )
+    row = {}
+    found = {
+        "own": criterion(own, floors[0], sources, seed=seed),
+        "probe": criterion(probe, floors[1], sources, seed=seed),
+    }
     for name, c in found.items():
         row |= {name: c["score"]} | {
             f"{name}_{k}": c[k]
@@ -431,10 +427,8 @@ def binding(args, items, split, read, points, model):
             f"{args.answers} holds answers of {said['meta']['model']} that are not to the test items of {args.features} ({model}); run extract.py --ask with the same --model and --data"
         )
     kind, test, largest = "direction" if "direction" in items[0] else "place", split["test"], None
-    words, truth = (
-        readable(points, items, split, read, kind, index),
-        torch.tensor([where(i, kind) for i in items]),
-    )
+    words = readable(points, items, split, read, kind, index)
+    truth = torch.tensor([where(i, kind) for i in items])
     layer = {
         name: best_point({p: f[name] for p, f in words.items()}, split["val"]) for name in ("found", "told")
     }
@@ -466,17 +460,13 @@ def binding(args, items, split, read, points, model):
                     )
                     for p in points
                 }
-                at, blind, more = (
-                    best_point(found, split["val"]),
-                    {"constant": box_iou(largest[split["train"]].median(0).values, target)},
-                    {},
-                )
+                at = best_point(found, split["val"])
+                blind = {"constant": box_iou(largest[split["train"]].median(0).values, target)}
+                more = {}
             else:
-                found, at, blind = (
-                    {p: f["found"] for p, f in words.items()},
-                    layer["found"],
-                    {"commonest": commonest(truth, split["train"], picked)},
-                )
+                found = {p: f["found"] for p, f in words.items()}
+                at = layer["found"]
+                blind = {"commonest": commonest(truth, split["train"], picked)}
                 more = {"told": words[layer["told"]]["told"][picked].mean(), "told_layer": layer["told"]}
             pixels = {"pixels": found["pixels"][picked]} if "pixels" in found else {}
             row |= beside(
@@ -730,10 +720,8 @@ FRAMES_AS = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "video"),
     **dict.fromkeys(("llava", "llava_next", "llava_onevision", "internvl"), "pictures"),
 }
-DESCRIBE, CHOOSE = (
-    "Describe what happens in this video in one sentence.",
-    "Which of these happens in this video?",
-)
+DESCRIBE = "Describe what happens in this video in one sentence."
+CHOOSE = "Which of these happens in this video?"
 # of equal recall the earlier of NAMING is taken
 NAMING, YES = ("asked", "options", "described"), ("yes_true", "yes_false")
 STILL = "copy", "frozen"  # conditionings whose films show no action: one frame throughout
@@ -1054,10 +1042,8 @@ def describe(args, started):
     real, every = films["real"], [i for these in films.values() for i in these]
     longest = max(len(i["frames"]) for i in every)
     used = {int(k): min(int(k), longest) for k in counts}
-    actions, directions = (
-        {clip_of(i): action_of(i) for i in real},
-        [w for row in WORDS["direction"] for w in row],
-    )
+    actions = {clip_of(i): action_of(i) for i in real}
+    directions = [w for row in WORDS["direction"] for w in row]
     options = sorted({*filter(None, map(action_of, items)), *(str(a) for a in index.get("actions") or ())})
     questions = questions_about(every, actions, options, args.seed, main)
     out = Path(args.out or Path(args.films).parent / "explain-describe.yaml")
@@ -1219,12 +1205,10 @@ def live(args, started):
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
     model, processor = load_vlm(entry, device, dtype)
-    given, own, tokenizer, began = (
-        put_to(model, processor, [x], args.ask, at),
-        entry["type"] == "cogvlm2",
-        getattr(processor, "tokenizer", processor),
-        time.time(),
-    )
+    given = put_to(model, processor, [x], args.ask, at)
+    own = entry["type"] == "cogvlm2"
+    tokenizer = getattr(processor, "tokenizer", processor)
+    began = time.time()
     more = {} if own else {"do_sample": False, "pad_token_id": model.generation_config.pad_token_id or 0}
     with torch.inference_mode():
         tokens = model.generate(
@@ -1319,18 +1303,14 @@ class Tracker(torch.nn.Module):
         self.course = torch.nn.ModuleList(
             torch.nn.TransformerEncoderLayer(width, 4, 2 * width, **more) for _ in range(layers)
         )
-        self.patch_norm, self.query_norm, self.norm, self.widen = (
-            torch.nn.LayerNorm(small),
-            torch.nn.LayerNorm(small),
-            torch.nn.LayerNorm(width),
-            torch.nn.Linear(small, width),
-        )
+        self.patch_norm = torch.nn.LayerNorm(small)
+        self.query_norm = torch.nn.LayerNorm(small)
+        self.norm = torch.nn.LayerNorm(width)
+        self.widen = torch.nn.Linear(small, width)
         self.shown, self.company = torch.nn.Linear(small, 1), torch.nn.Linear(len(config["colours"]), width)
-        self.key, self.score, self.embed = (
-            torch.nn.Linear(width, width),
-            torch.nn.Linear(width, 1),
-            torch.nn.Linear(2 * width + 8 * config["frames"], config["embedding"]),
-        )
+        self.key = torch.nn.Linear(width, width)
+        self.score = torch.nn.Linear(width, 1)
+        self.embed = torch.nn.Linear(2 * width + 8 * config["frames"], config["embedding"])
         self.brief, self.persistent = torch.nn.Linear(width, 8), torch.nn.Linear(config["embedding"], 1)
 
     def look(self, frames, colours, shapes):
@@ -1590,11 +1570,9 @@ def tracks_scored(items, tracks, folder, seed):
         s: torch.tensor([moves[i["id"]] for i, _ in these], dtype=torch.float64)
         for s, these in objects.items()
     }
-    sources, truth, right = (
-        [i["source"] for i, _ in objects["test"]],
-        seen["test"],
-        (tracks["persistence"][rows["test"]] > 0.5) == persistent["test"],
-    )
+    sources = [i["source"] for i, _ in objects["test"]]
+    truth = seen["test"]
+    right = (tracks["persistence"][rows["test"]] > 0.5) == persistent["test"]
 
     floors = persistence_floors(seen, said, energy, persistent)
     shown = {
@@ -1743,11 +1721,9 @@ def track_objects(args, started):
     out = Path(args.out) if args.embeddings and args.out else path.with_name("explain-tracks.yaml")
     for written in (out, *([] if args.embeddings else [path])):
         check_writable(written)
-    scored, info, faithful = (
-        all(any(split_of(i["source"]) == s for i in items) for s in ("train", "val", "test")),
-        {},
-        {},
-    )
+    scored = all(any(split_of(i["source"]) == s for i in items) for s in ("train", "val", "test"))
+    info = {}
+    faithful = {}
     if entry:
         device, dtype, why = choose_device()
         model = load_tracker(entry, device)
@@ -1830,7 +1806,8 @@ def track_objects(args, started):
 
 # What counts as true: spans of frames that have this IoU with the true ones, or whose every end is as near
 # (in frames); a number that is equal, a direction that is the same and no neighbour.
-OVERLAP, ENDS = 0.8, 1
+OVERLAP = 0.8
+ENDS = 1
 # kinds of question
 ASKED = "persistence", "frames", "direction", "hidden", "whatif", "count", "absent", "unknown"
 # right is who says that there is no such object, or that the clip does not show it
@@ -1840,10 +1817,8 @@ BEYOND = re.compile(
     r"\b(?:not|never) (?:show|say|tell|state|reveal)\b|\b(?:not|impossible to|no way to|hard to|never) (?:be )?"
     r"(?:know|tell|told|say|said|determine|infer|known|clear|possible|specified)|\bun(?:known|clear|certain)\b|\bno (?:information|idea)\b"
 )
-COLOURED, SHAPED = (
-    "red|green|blue|yellow|purple|cyan|orange|pink|white|black|brown|grey",
-    "circle|triangle|square|star|rectangle|diamond|cross|ring|hexagon|pentagon",
-)
+COLOURED = "red|green|blue|yellow|purple|cyan|orange|pink|white|black|brown|grey"
+SHAPED = "circle|triangle|square|star|rectangle|diamond|cross|ring|hexagon|pentagon"
 PAINTED = rf"(?:{COLOURED})[- ](?:{SHAPED})"
 ALIKE = {
     "disc": "circle",
@@ -1968,10 +1943,8 @@ def predicated(kind, words, denied, when, frames):
     """(kind of claim, value, denied) that a predicate makes with the piece of SAID that says when, or None; None where it claims nothing."""
     if kind in ("lost", "gone"):
         kind, denied = {"lost": "seen", "gone": "there"}[kind], not denied
-    spans, numbers = (
-        when and spans_in(*when, frames, denied),
-        [int(n) for n in re.findall(r"\d+", when[1])] if when else [],
-    )
+    spans = when and spans_in(*when, frames, denied)
+    numbers = [int(n) for n in re.findall(r"\d+", when[1])] if when else []
     if kind == "hidden":
         return "hidden", spans or not denied or [], bool(spans and denied)
     if kind in ("first", "last"):
@@ -2005,16 +1978,14 @@ def parse_claims(text, names=(), frames=TIMES):
         claims.extend(Claim(name, kind, value, denied) for name in about if kind)
 
     for sentence in sentences_of(spelt(text, names, frames)):
-        before, named, last_name, fresh, denied, moving, predicate, when = (
-            len(claims),
-            [],
-            0,
-            True,
-            False,
-            None,
-            None,
-            None,
-        )
+        before = len(claims)
+        named = []
+        last_name = 0
+        fresh = True
+        denied = False
+        moving = None
+        predicate = None
+        when = None
         for m in (
             [*pattern.finditer(sentence), re.compile("$").search(sentence)]
             if not re.search(f"{EXCEPT}|{IF}", sentence)
@@ -2044,11 +2015,9 @@ def parse_claims(text, names=(), frames=TIMES):
                     and len(claims) == before
                     and re.fullmatch(r"(?:,|and|the|an?|\s)+", sentence[last_name : m.start()])
                 )
-                about, moving, last_name = (
-                    (about if joined else []) + [words.removeprefix("no ").replace("-", " ")],
-                    None,
-                    m.end(),
-                )
+                about = (about if joined else []) + [words.removeprefix("no ").replace("-", " ")]
+                moving = None
+                last_name = m.end()
                 named.append(about[-1])
                 if kind == "none" or denied:
                     claims.append(Claim(about[-1], "absence", True))
@@ -2427,15 +2396,11 @@ class Notes:
     """What a video model wrote of the objects of clips (tracks.pt), by clip and name."""
 
     def __init__(self, path, every, items, threshold=None):
-        self.tracks, self.items, self.digest = (
-            load_tracks(path, every),
-            items,
-            digest(Path(path).read_bytes()),
-        )
-        self.rows, self.threshold = (
-            {name: k for k, name in enumerate(self.tracks["ids"])},
-            self.tracks["meta"].get("threshold", 0.5) if threshold is None else threshold,
-        )
+        self.tracks = load_tracks(path, every)
+        self.items = items
+        self.digest = digest(Path(path).read_bytes())
+        self.rows = {name: k for k, name in enumerate(self.tracks["ids"])}
+        self.threshold = self.tracks["meta"].get("threshold", 0.5) if threshold is None else threshold
         if lacking := [
             i
             for item in items
@@ -2555,7 +2520,11 @@ def mean_and_interval(key, scores, sources, seed):
 
 def claims_scored(items, spoken_of, seed):
     """What a table's row says of descriptions, a list of {number of the clip: text}, one for each seed: precision of claims and facts omitted, in all and by kind."""
-    true, facts, silent, sentences, unchecked = [], [], 0, 0, 0
+    true = []
+    facts = []
+    silent = 0
+    sentences = 0
+    unchecked = 0
     for texts in spoken_of:
         for k, text in texts.items():
             claims, mute = parse_claims(text, items[k]["names"], len(items[k]["frames"]))
@@ -2563,11 +2532,9 @@ def claims_scored(items, spoken_of, seed):
             left_out, every = omitted(claims, items[k])
             true += [(items[k]["source"], kind, float(t)) for kind, t in checked if t is not None]
             facts += [(items[k]["source"], kind, float((name, kind) in left_out)) for name, kind in every]
-            silent, unchecked, sentences = (
-                silent + mute,
-                unchecked + sum(t is None for _, t in checked),
-                sentences + len(sentences_of(text)),
-            )
+            silent = silent + mute
+            unchecked = unchecked + sum(t is None for _, t in checked)
+            sentences = sentences + len(sentences_of(text))
     row = {
         "claims": len(true),
         "unparsed": silent / max(sentences, 1),
@@ -2763,10 +2730,8 @@ def draw_said(path, items, clips, writers, notes, shown=8):
         )
 
     count, rows = [len(items[k]["names"]) for k in clips], ["truth", *writers]
-    colours, heights = (
-        dict(zip(rows, ["black", *OKABE_ITO], strict=False)),
-        [h for n in count for h in (1.6, *[0.55 + 0.24 * (len(rows) + bool(notes))] * n)],
-    )
+    colours = dict(zip(rows, ["black", *OKABE_ITO], strict=False))
+    heights = [h for n in count for h in (1.6, *[0.55 + 0.24 * (len(rows) + bool(notes))] * n)]
     with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure((11, sum(heights)))
         axes = iter(figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0])
@@ -2856,10 +2821,8 @@ def trajectory_world(args):
     if args.embeddings:
         w.notes = Notes(args.embeddings, w.every, w.items)
     if args.words:
-        w.adapted, w.folders = (
-            load_yaml(Path(args.words) / "adapt-words.yaml", "adapt"),
-            sorted(Path(args.words).glob("seed*")),
-        )
+        w.adapted = load_yaml(Path(args.words) / "adapt-words.yaml", "adapt")
+        w.folders = sorted(Path(args.words).glob("seed*"))
         if not w.folders:
             refuse(f"{args.words} holds no folder seed<i>; run adapt.py --mode words, which writes them")
     language = args.language or w.adapted.get("run", {}).get("arguments", {}).get("language")
@@ -3016,10 +2979,8 @@ def all_answers(args, w, parts, altered, device, dtype):
             reader()[0].unload()
     for writer, entry in (("vlm", w.vlm), ("tuned", w.tuned)):
         if entry:
-            seeing, size = (
-                functools.cache(functools.partial(load_vlm, entry, device, dtype)),
-                args.size or entry["clip"],
-            )
+            seeing = functools.cache(functools.partial(load_vlm, entry, device, dtype))
+            size = args.size or entry["clip"]
 
             def seen(
                 asks,
@@ -3266,10 +3227,11 @@ def macro_tested(own, other, seed, n=2000):
 
 def without_pictures(items, grammar, operations):
     """What is answered to clips by who sees none: {name: {operation, next, start, end: a list each}}, where that is anything to answer."""
-    number, most = (
-        {o: k for k, o in enumerate(operations)},
-        (lambda counts: max(sorted(counts), key=counts.get)),
-    )
+    number = {o: k for k, o in enumerate(operations)}
+
+    def most(counts):
+        return max(sorted(counts), key=counts.get)
+
     after = {o: most(counts) for o, counts in grammar["bigram"].items()}
     usual, clock, every = most(grammar["seconds"]), grammar["clock"], {}
     for counts in grammar["bigram"].values():
@@ -3313,10 +3275,8 @@ def operation_row(items, truth, said, seed, every, counts):
     sources, row = [i["source"] for i in items], {}
     fixed = [k for k, i in enumerate(items) if i.get("fixed")]
     if "operation" in said:
-        own, right_now = (
-            confusions(truth["operation"], said["operation"], sources, counts),
-            [float(a == b) for a, b in zip(truth["operation"], said["operation"], strict=True)],
-        )
+        own = confusions(truth["operation"], said["operation"], sources, counts)
+        right_now = [float(a == b) for a, b in zip(truth["operation"], said["operation"], strict=True)]
         row |= {
             f"macro_f1{end}": value
             for end, value in zip(
@@ -3506,10 +3466,8 @@ def operations(args, started):
     print(f"device {device.type} ({why})")
     kept_at = w.out.with_name(f"{w.out.stem}-answers.pt")
     kept = load_pt(kept_at, ANSWERS).get("answers", {}) if kept_at.is_file() else {}
-    films, longest = (
-        digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in w.items)),
-        max(len(i["turns"][0][1]) for i in w.items),
-    )
+    films = digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in w.items))
+    longest = max(len(i["turns"][0][1]) for i in w.items)
     texts, costs = {}, {}
     for label, entry in w.entries.items():
         size = args.size or entry["clip"]
@@ -4301,12 +4259,10 @@ def players(content, folder, number):
     about = content.get("sheet")
     if not about:
         return [absent("a sheet of films", "make gate3", "(predict.py --mode continue writes it)")]
-    path, names, frames, side = (
-        folder / Path(about["file"]).name,
-        about["films"],
-        about["frames"],
-        about["size"],
-    )
+    path = folder / Path(about["file"]).name
+    names = about["films"]
+    frames = about["frames"]
+    side = about["size"]
     try:
         Image.MAX_IMAGE_PIXELS = None  # a sheet of large films is our own, and no attack
         with Image.open(path) as opened:
@@ -4321,10 +4277,8 @@ def players(content, folder, number):
         ]
     parts = []
     for c, words in enumerate(about["clips"]):
-        clip, label = (
-            sheet.crop((0, c * len(names) * side, sheet.width, (c + 1) * len(names) * side)),
-            f"frame-{number}-{c}",
-        )
+        clip = sheet.crop((0, c * len(names) * side, sheet.width, (c + 1) * len(names) * side))
+        label = f"frame-{number}-{c}"
         uri = image(small(clip, 160 * frames, exact=True), "webp", "").get("src")
         films, stills = [], []
         for f, film in enumerate(names):
@@ -5136,11 +5090,9 @@ def page_of(results, found, alone, rows):
         for x in (el("h3", f"{content.get('video')} on {d} ({m})"), *players(content, results / m / d, n))
     ]
     meaning = el("dl", *(x for n, words in FILMS.items() for x in (el("dt", n), el("dd", words))))
-    told_parts, bench, chosen = (
-        words_of_trajectories(found, results),
-        told_operations(found, results),
-        frames_chosen(found),
-    )
+    told_parts = words_of_trajectories(found, results)
+    bench = told_operations(found, results)
+    chosen = frames_chosen(found)
     sections = {  # title: (what it shows, its parts, the stages it is made of)
         "Verdicts": (
             "A verdict follows from criteria, each held against its threshold and against the best floor that costs nothing.",

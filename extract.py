@@ -239,14 +239,12 @@ class Pass(threading.Thread):
 
     def __init__(self, forward, inputs):
         super().__init__(daemon=True)
-        self.forward, self.inputs, self.seen, self.at, self.error, self.given_up = (
-            forward,
-            inputs,
-            {},
-            None,
-            None,
-            False,
-        )
+        self.forward = forward
+        self.inputs = inputs
+        self.seen = {}
+        self.at = None
+        self.error = None
+        self.given_up = False
         self.go, self.stands = threading.Semaphore(0), threading.Semaphore(0)
 
     def run(self):
@@ -546,10 +544,8 @@ def llava(model, processor):
             refuse(
                 f"{frames.shape[2]} px are {k} x {k} tiles of {side} px, and {config.model_type} takes {'3 x 3' if tiled else 'one'} at most; give --size {side}"
             )
-        pixels, rows = (
-            normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std),
-            p * p,
-        )
+        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+        rows = p * p
         more = {}
         if tiled:
             # no padding, and at S no tiles but the picture once more
@@ -677,12 +673,10 @@ def florence2(model, processor):
         words = processor.tokenizer(
             processor.tokenizer.bos_token + CAPTION + processor.tokenizer.eos_token, add_special_tokens=False
         ).input_ids
-        side, most = (
-            frames.shape[2] // multiple,
-            min(
-                config.vision_config.max_position_embeddings,
-                math.isqrt(config.text_config.max_position_embeddings - 1 - len(words)),
-            ),
+        side = frames.shape[2] // multiple
+        most = min(
+            config.vision_config.max_position_embeddings,
+            math.isqrt(config.text_config.max_position_embeddings - 1 - len(words)),
         )
         if side > most:
             refuse(
@@ -925,21 +919,17 @@ def depths(entry):
         tower, language, read = entry["vision"][0], entry["language"][0], entry.get("read", -1)
     elif entry["type"] in OWN_LAYOUT:
         config = json.loads(Path(entry["path"], "config.json").read_text())
-        tower, language, read = (
-            config["vision_config"]["num_hidden_layers"],
-            config.get("llm_config", config)["num_hidden_layers"],
-            config.get("select_layer", -1),
-        )
+        tower = config["vision_config"]["num_hidden_layers"]
+        language = config.get("llm_config", config)["num_hidden_layers"]
+        read = config.get("select_layer", -1)
     else:
         # a folder's config.json may leave out what is the library's default
         from transformers import AutoConfig
 
         config = attempt(lambda: AutoConfig.from_pretrained(entry["path"]), entry)
-        tower, language, read = (
-            config.vision_config.num_hidden_layers,
-            config.text_config.num_hidden_layers,
-            config.vision_feature_layer,
-        )
+        tower = config.vision_config.num_hidden_layers
+        language = config.text_config.num_hidden_layers
+        read = config.vision_feature_layer
     read = read[-1] if isinstance(read, list) else read
     return tower, read + tower if read < 0 else read - 1, language
 
@@ -1148,14 +1138,12 @@ class Shard:
     complete."""
 
     def __init__(self, out, number, items, size, batch, points, write):
-        self.out, self.file, self.items, self.size, self.batch, self.write = (
-            out,
-            f"{number:05d}.pt",
-            items,
-            size,
-            batch,
-            write,
-        )
+        self.out = out
+        self.file = f"{number:05d}.pt"
+        self.items = items
+        self.size = size
+        self.batch = batch
+        self.write = write
         self.ids = [item["id"] for item in items]
         self.parts, self.pooled = {point: {} for point in points}, {}
         self.starts = list(range(0, len(items), batch))
@@ -1517,10 +1505,8 @@ def chosen(args, points):
 
 def compute(args, entry, plan, items, out, todo, device, dtype):
     """Compute and write the shards `todo`; ({point: module path}, bytes of weights that were read)."""
-    most, seed = (
-        memory_size(args.max_memory) if args.max_memory else None,
-        args.seed if args.random_init else None,
-    )
+    most = memory_size(args.max_memory) if args.max_memory else None
+    seed = args.seed if args.random_init else None
     network, streamed = None, False
     if entry["kind"] == "vae":
         if args.stream:
@@ -1534,11 +1520,9 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
     if entry["kind"] != "vae":
         network = Network(model, weights, device, points, list(modules)[-1])
         weights.ready(network.weights_of(network.wanted))
-        whole, least, limit = (
-            network.bytes(network.wanted),
-            network.bytes(network.largest(2)),
-            memory_left(device, most),
-        )
+        whole = network.bytes(network.wanted)
+        least = network.bytes(network.largest(2))
+        limit = memory_left(device, most)
         streamed = args.stream or 1.2 * whole > limit  # a fifth for activations
         print(
             f"weights {whole / 1e9:.2f} GB, memory {limit / 1e9:.1f} GB: {'layer by layer' if streamed else 'at once'}"
@@ -1782,10 +1766,8 @@ def one_model(args, started):
 # picture (Bai et al. 2025); Qwen2-VL, Qwen3-VL and InternVL: thousandths of the side; LLaVA: fractions.
 # CogVLM2 was not released in a variant that
 # prints boxes: it is asked in the words of CogVLM 1.
-JSON_BOX, SENTENCE_BOX = (
-    "Locate the {}, output its bbox coordinates using JSON format.",
-    "Please provide the bounding box coordinate of the region this sentence describes: {}",
-)
+JSON_BOX = "Locate the {}, output its bbox coordinates using JSON format."
+SENTENCE_BOX = "Please provide the bounding box coordinate of the region this sentence describes: {}"
 GROUNDING = {
     "qwen2_vl": ("Detect the bounding box of the {}.", "thousandths"),
     "qwen2_5_vl": (JSON_BOX, "pixels"),
@@ -1911,11 +1893,9 @@ def ask_model(args, started):
         GROUNDING[entry["type"]],
     )
     rows = [(item, kind, question) for item in asked for kind, question in questions_to(item, locate).items()]
-    questions, kinds, ids = (
-        [q for *_, q in rows],
-        [kind for _, kind, _ in rows],
-        [item["id"] for item, *_ in rows],
-    )
+    questions = [q for *_, q in rows]
+    kinds = [kind for _, kind, _ in rows]
+    ids = [item["id"] for item, *_ in rows]
     device, dtype, why = choose_device()
     meta = {
         "model": entry["name"],
@@ -1994,11 +1974,9 @@ def compare_frames(args, started):
         )
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/frames.pt")
     check_writable(out)
-    size, ids, sources = (
-        args.size or entry["clip"],
-        [item["id"] for item, *_ in rows],
-        [item["source"] for item, *_ in rows],
-    )
+    size = args.size or entry["clip"]
+    ids = [item["id"] for item, *_ in rows]
+    sources = [item["source"] for item, *_ in rows]
     device, dtype, why = choose_device()
     meta = {
         "model": entry["name"],
@@ -2068,11 +2046,9 @@ def compare_frames(args, started):
         device,
         dtype,
     )
-    names, even, first = (
-        [run(how, args.count) for how in ways],
-        run("uniform", args.count),
-        f"{ways[0]}{args.count}",
-    )
+    names = [run(how, args.count) for how in ways]
+    even = run("uniform", args.count)
+    first = f"{ways[0]}{args.count}"
     # as many frames take as long, whichever they are
     answering = min(facts[name]["seconds_answering"] for name in {*names, even})
     most = min(

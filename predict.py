@@ -418,11 +418,9 @@ class Predictor(torch.nn.Module):
         self.here = torch.nn.Linear(grid[0] * grid[3], width)
         t, h, w, d = merged(torch.empty(1, *grid, device="meta")).shape[1:]
         self.out_grid, self.time, self.delta = out_grid, time, delta
-        self.embed, self.place, self.moment = (
-            torch.nn.Linear(d, width),
-            torch.nn.Parameter(torch.randn(h * w, width) * 0.1),
-            torch.nn.Parameter(torch.randn(t, 1, width) * 0.1),
-        )
+        self.embed = torch.nn.Linear(d, width)
+        self.place = torch.nn.Parameter(torch.randn(h * w, width) * 0.1)
+        self.moment = torch.nn.Parameter(torch.randn(t, 1, width) * 0.1)
         if time:
             self.over_time = torch.nn.TransformerEncoder(
                 torch.nn.TransformerEncoderLayer(
@@ -431,10 +429,8 @@ class Predictor(torch.nn.Module):
                 2,
                 enable_nested_tensor=False,
             )
-        self.query, self.horizon = (
-            torch.nn.Parameter(torch.randn(math.prod(out_grid), width) * 0.1),
-            torch.nn.Parameter(torch.randn(len(horizons), 1, width) * 0.1),
-        )
+        self.query = torch.nn.Parameter(torch.randn(math.prod(out_grid), width) * 0.1)
+        self.horizon = torch.nn.Parameter(torch.randn(len(horizons), 1, width) * 0.1)
         self.action = torch.nn.Embedding(actions, width) if actions else None
         self.layers = torch.nn.ModuleList(attention(width) for _ in range(2))
         self.out = torch.nn.Linear(width, channels)
@@ -490,11 +486,9 @@ class Through(torch.nn.Module):
 
 def info_nce(own, truth, hard):
     """InfoNCE (van den Oord et al. 2018) of cosines: own [n, ...] shall be nearer to its truth [n, ...] than to the truths of other items and to its own `hard` negatives [n, k, ...]."""
-    own, truth, hard = (
-        F.normalize(own.flatten(1), dim=1),
-        F.normalize(truth.flatten(1), dim=1),
-        F.normalize(hard.flatten(2), dim=2),
-    )
+    own = F.normalize(own.flatten(1), dim=1)
+    truth = F.normalize(truth.flatten(1), dim=1)
+    hard = F.normalize(hard.flatten(2), dim=2)
     others, own_others = truth @ truth.T, torch.einsum("nd,nkd->nk", truth, hard)
     # where nothing moves the present is the truth, and no negative
     same = torch.cat([others.fill_diagonal_(0), own_others], 1) > 1 - 1e-6
@@ -733,10 +727,8 @@ def train_variant(w, name, train_items=None):
         "actions": len(w.actions) + 1 if v.get("action") else 0,
         "moments": moments,
     }
-    loss, how = (
-        v.get("loss", "latents"),
-        w.how | {"warm": 0, "variant": name, "point": w.point, "items": len(items)},
-    )
+    loss = v.get("loss", "latents")
+    how = w.how | {"warm": 0, "variant": name, "point": w.point, "items": len(items)}
     # an epoch has as many steps, whatever the number of clips
     over = items.repeat(-(-len(w.split["train"]) // len(items)))[: len(w.split["train"])]
     if loss == "pixels":
@@ -836,7 +828,10 @@ def foretold(w, name, trained, read, items):
 
 def guesses(w):
     """({baseline: latents [1, n_test, horizons, H, W, C]}, {baseline: uint8 [n_test, horizons, H, W, 3]} of those that are made of pixels)."""
-    test, train_items, p, ahead = w.split["test"], w.split["train"], w.args.past, torch.tensor(w.horizons)
+    test = w.split["test"]
+    train_items = w.split["train"]
+    p = w.args.past
+    ahead = torch.tensor(w.horizons)
     past, n = w.z[:, :p], len(test)
     # of the whole past: of two frames it would be mostly noise
     slope = (past[test, -1] - past[test, 0]) / max(p - 1, 1)
@@ -860,10 +855,8 @@ def scored_rows(w, latent, pixels):
     latent: {row: [seeds, n, horizons, ...]}, decoded by the autoencoder; pixels: {row: uint8 [n, horizons, H, W, 3]}, whose scores are added to the row as raw_<measure>.
     """
     test = w.split["test"]
-    truth, last = (
-        w.frames[test][:, [w.args.past - 1 + h for h in w.horizons]],
-        w.frames[test, w.args.past - 1],
-    )
+    truth = w.frames[test][:, [w.args.past - 1 + h for h in w.horizons]]
+    last = w.frames[test, w.args.past - 1]
     found, shown = {}, {}
 
     def scores_of(x):
@@ -949,11 +942,9 @@ def by_group(w, scores, floors, groups):
 
     table = {}
     for name, (clips, ahead) in groups.items():
-        own, others, few = (
-            of(scores, clips, ahead),
-            {f: of(x, clips, ahead) for f, x in floors.items()},
-            [w.test_sources[k] for k in clips],
-        )
+        own = of(scores, clips, ahead)
+        others = {f: of(x, clips, ahead) for f, x in floors.items()}
+        few = [w.test_sources[k] for k in clips]
         best = max(others, key=lambda f: others[f].mean())
         table[name] = {
             "cosine": own.mean(),
@@ -1057,11 +1048,9 @@ def latents(args, started):
     sanity = latent.pop("sanity", None)
     guess, pixels = guesses(w)
     scores, shown = scored_rows(w, guess | latent, pixels)
-    copy, own, floors = (
-        scores["copy"],
-        {name: s["cosine"].mean(2) for name, s in scores.items()},
-        [n for n in KNOW_NOTHING if n in scores],
-    )
+    copy = scores["copy"]
+    own = {name: s["cosine"].mean(2) for name, s in scores.items()}
+    floors = [n for n in KNOW_NOTHING if n in scores]
     rows = {
         name: row_of(w, scores[name], z, shown[name], copy, shown["oracle"])
         for name, z in (guess | latent).items()
@@ -1446,16 +1435,12 @@ def pipeline_of(args):
             f"--model {args.model} is a {entry['kind']}; give tiny-ltx, ltx-video, or the folder of a whole pipeline, with model_index.json"
         )
     positive(args, "steps", "seeds", "batch", "clips", "past", "horizon")
-    args.frames, args.size, shape = (
-        args.frames or entry.get("frames", 9),
-        args.size or entry["clip"],
-        geometry(entry),
-    )
+    args.frames = args.frames or entry.get("frames", 9)
+    args.size = args.size or entry["clip"]
+    shape = geometry(entry)
     args.batch = args.batch or 16
-    args.steps, args.guidance = (
-        args.steps or entry.get("steps", 6),
-        args.guidance or entry.get("guidance", 1.0),
-    )
+    args.steps = args.steps or entry.get("steps", 6)
+    args.guidance = args.guidance or entry.get("guidance", 1.0)
     check_shape(args.frames, args.size, shape, entry["name"])
     return entry, shape
 
@@ -1520,11 +1505,9 @@ def kept(folder, ids, wanted, load, make):
 
 def made(entry, folder, parts, settings, items, adapter, batch):
     """({part: films uint8 [n, T, H, W, 3]}, seconds that making them took) of parts {name: (conditioning, strength, number of the draw)}, and `vae`, the clips' reconstruction."""
-    ids, real, held = (
-        [i["id"] for i in items],
-        torch.stack([i["frames"] for i in items]),
-        adapter and adapter[1],
-    )
+    ids = [i["id"] for i in items]
+    real = torch.stack([i["frames"] for i in items])
+    held = adapter and adapter[1]
     shape = real.shape[1:4]
 
     def film(part, model, empty, words, run, timesteps):
@@ -1652,12 +1635,10 @@ def coherence(args, started):
             f"{args.data} has no clips in its test split; give a folder with clips, and more of them (data.py moving)"
         )
     items = windows(items, args.frames, args.size)
-    ids, sources, words, real = (
-        [i["id"] for i in items],
-        [i["source"] for i in items],
-        [caption(i) for i in items],
-        torch.stack([i["frames"] for i in items]),
-    )
+    ids = [i["id"] for i in items]
+    sources = [i["source"] for i in items]
+    words = [caption(i) for i in items]
+    real = torch.stack([i["frames"] for i in items])
     if any(CONDITIONINGS[n][1] == "caption" for n in names) and None in words:
         refuse(
             f"{ids[words.index(None)]!r} of {args.data} has no text to ask a film for; leave text and first+text out of --conditionings"
@@ -1708,10 +1689,8 @@ def coherence(args, started):
     def row(x):
         return compared(x, own["real"], own["vae"], sources, [sources[k] for k in going], args.seed)
 
-    table, main = (
-        {n: row(x) for n, x in own.items()},
-        next((n for n in ("adapter", "first+text") if n in names), names[-1]),
-    )
+    table = {n: row(x) for n, x in own.items()}
+    main = next((n for n in ("adapter", "first+text") if n in names), names[-1])
     swept = {
         n: {
             x: f"{SWEPT[n]}-0" if x == 0 else f"{n}-0" if x == 1 else f"{n}@{x:g}-0"
@@ -1764,10 +1743,8 @@ def coherence(args, started):
     taught = [i["direction"] for i in every if "direction" in i and split_of(i["source"]) == "train"]
     write_films(out, shown, items, args, entry, data, model, main, taught)
     few = three_of(going, ids)
-    strips, few_words = (
-        {n: x[few].clone() for n, x in ({"real": real, "vae": parts["vae"]} | shown).items()},
-        [words[k] or ids[k] for k in few],
-    )
+    strips = {n: x[few].clone() for n, x in ({"real": real, "vae": parts["vae"]} | shown).items()}
+    few_words = [words[k] or ids[k] for k in few]
     save_pt(
         out.with_suffix(".pt"),
         RESULT,
@@ -1915,15 +1892,11 @@ def continuation(args, started):
         n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names
     }
     head, told = film_table(ahead, items, clips, past, look, args.seed)
-    whole, going = (
-        {n: torch.cat([clips[:, past - 1 : past], x[0]], 1) for n, x in ahead.items()},
-        goers(items, past - 1)[0],
-    )
+    whole = {n: torch.cat([clips[:, past - 1 : past], x[0]], 1) for n, x in ahead.items()}
+    going = goers(items, past - 1)[0]
     few = three_of(going, ids)
-    strips, few_words = (
-        {n: whole[n][few] for n in ("real", "vae", "copy", "flow", *names)},
-        [words[i] or ids[i] for i in few],
-    )
+    strips = {n: whole[n][few] for n in ("real", "vae", "copy", "flow", *names)}
+    few_words = [words[i] or ids[i] for i in few]
     result = {
         **about("continue", entry, judge_entry, data),
         **head,
@@ -2077,7 +2050,10 @@ def animation(strips, words, path):
     from PIL import Image, ImageDraw, ImageFont
 
     clips, frames, side = next(iter(strips.values())).shape[:3]
-    side, bar, font, pages = side * (160 // side) or 160, 22, ImageFont.load_default(14), []
+    side = side * (160 // side) or 160
+    bar = 22
+    font = ImageFont.load_default(14)
+    pages = []
     for t in range(frames):
         page = Image.new("RGB", ((side + 6) * len(strips), bar + clips * (side + bar)), "white")
         pen = ImageDraw.Draw(page)
@@ -2218,12 +2194,10 @@ def futures(args, started):
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
     look = load_judge(judge_entry, device, dtype)
-    seen, last, truth, rows = (
-        clips[:, : args.past],
-        clips[:, args.past - 1],
-        clips[:, args.past :],
-        list(EXPERTS),
-    )
+    seen = clips[:, : args.past]
+    last = clips[:, args.past - 1]
+    truth = clips[:, args.past :]
+    rows = list(EXPERTS)
     jobs = {f"candidate-{i}": job for i, job in enumerate(candidates(args.candidates, high))}
     every = jobs | {"candidate-truth": None}
     # so many of a candidate's last are shown backwards, all of them its own
@@ -2486,11 +2460,9 @@ def save_film(path, x, shape, fps):
     # a longer panorama is squeezed
     height, width = (round(side * min(edge / min(shape), 4) / 2) * 2 for edge in shape)
     how = Image.Resampling.NEAREST if side > x.shape[1] else Image.Resampling.BICUBIC
-    pages, film, loop = (
-        [Image.fromarray(f.numpy()).resize((width, height), how) for f in x],
-        io.BytesIO(),
-        io.BytesIO(),
-    )
+    pages = [Image.fromarray(f.numpy()).resize((width, height), how) for f in x]
+    film = io.BytesIO()
+    loop = io.BytesIO()
     with av.open(film, "w", format="mp4") as file:
         stream = file.add_stream(
             "libx264", rate=fractions.Fraction(fps).limit_denominator(1000), options={"crf": "18"}

@@ -259,12 +259,10 @@ def train_decoder(x, frames, split, seed=0, batch=16):
     """Pictures uint8 [J, seeds, n, PICTURE, PICTURE, 3] that decoders of one size make of J sets of tokens x [J, n, K, r] on square grids of one side: token by
     token, one hidden layer, squared error, early stopping; and the parameters of one."""
     jobs, n, tokens, r = x.shape
-    side, seeds, hidden, g = (
-        math.isqrt(tokens),
-        DECODER["seeds"],
-        DECODER["hidden"],
-        torch.Generator().manual_seed(seed),
-    )
+    side = math.isqrt(tokens)
+    seeds = DECODER["seeds"]
+    hidden = DECODER["hidden"]
+    g = torch.Generator().manual_seed(seed)
     fine = side * -(-PICTURE // side)
     # [n, K, c]
     cells = to_cells(
@@ -764,10 +762,8 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
         )
         for p in points
     }
-    constant, position = (
-        largest[train].median(0).values,
-        mask_scores(masks[train].mean(0).expand_as(masks), solid, split),
-    )
+    constant = largest[train].median(0).values
+    position = mask_scores(masks[train].mean(0).expand_as(masks), solid, split)
     floor = {"bbox_iou": box_iou(constant, largest[test]), "spatial_iou": position[test]}
     p_values = {
         f"{p}/{task}": paired_test(s[test], floor[task], sources, seed=args.seed)["p"]
@@ -917,10 +913,8 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
             **where,
         )
 
-    layers, camera = (
-        {p: {} for p in points},
-        test[torch.tensor([any(items[i].get("camera", ())) for i in test])],
-    )
+    layers = {p: {} for p in points}
+    camera = test[torch.tensor([any(items[i].get("camera", ())) for i in test])]
     p_values = holm(
         {
             o: paired_test(correct(z["direction_accuracy"][0])[test], commonest, sources, seed=args.seed)["p"]

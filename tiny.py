@@ -392,10 +392,8 @@ def truths(items, grid, every=2):
     cells = masks.unflatten(3, (grid, -1)).unflatten(2, (grid, -1))
     share = torch.stack([(cells == k).float().mean((3, 5)) for k in range(1, 5)])
     owner = torch.where(share.amax(0) >= 0.125, share.argmax(0) + 1, 0)
-    told, vectors = (
-        torch.full((len(items), 5, 3), -100),
-        {word: v for v, word in [*PLACE_WORDS.items(), *MOTION_WORDS.items()]},
-    )
+    told = torch.full((len(items), 5, 3), -100)
+    vectors = {word: v for v, word in [*PLACE_WORDS.items(), *MOTION_WORDS.items()]}
     for row, item in zip(told, items, strict=True):
         for k, name in enumerate(item["names"]):
             clip, subject = "direction" in item, k == len(item["names"]) - 1
@@ -632,25 +630,21 @@ def ask(model, processor, frames, questions, batch=32, max_new_tokens=40):
                 inputs = model.inputs(
                     normalised(frames[pick], *CLIP), processor(f"Question: {question} Answer:").input_ids
                 )
-                out, tokenizer = (
-                    model.generate(
-                        **{k: v.to(model.lm_head.weight.device) for k, v in inputs.items()},
-                        max_new_tokens=max_new_tokens,
-                    ),
-                    processor,
+                out = model.generate(
+                    **{k: v.to(model.lm_head.weight.device) for k, v in inputs.items()},
+                    max_new_tokens=max_new_tokens,
                 )
+                tokenizer = processor
             else:
                 inputs = encode(
                     processor,
                     frames[pick],
                     [conversation(processor, frames[i], [(question, None)]) for i in pick],
                 ).to(model.device)
-                out, tokenizer = (
-                    model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[
-                        :, inputs["input_ids"].shape[1] :
-                    ],
-                    processor.tokenizer,
-                )
+                out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[
+                    :, inputs["input_ids"].shape[1] :
+                ]
+                tokenizer = processor.tokenizer
             answers |= zip(pick.tolist(), tokenizer.batch_decode(out, skip_special_tokens=True), strict=True)
     return [answers[i].strip() for i in range(len(questions))]
 
@@ -724,10 +718,8 @@ def llava_next(texts):
         LlavaNextProcessor,
     )
 
-    tokenizer, pinpoints = (
-        learned_tokenizer(texts, image_token="<|image_pad|>"),
-        [[96, 96], [192, 192], [288, 288]],
-    )
+    tokenizer = learned_tokenizer(texts, image_token="<|image_pad|>")
+    pinpoints = [[96, 96], [192, 192], [288, 288]]
     images = LlavaNextImageProcessor(
         size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}, image_grid_pinpoints=pinpoints
     )
@@ -1253,14 +1245,10 @@ class Watching(torch.nn.Module):
         super().__init__()
         self.tracker, self.frames = tracker, tracker.config["frames"]
         (small, width), embedding = tracker.config["widths"], tracker.config["embedding"]
-        self.cover, self.find = (
-            torch.nn.Linear(small, len(COLOURS) + 1 + len(SHAPES)),
-            torch.nn.Linear(small, 3),
-        )
-        self.there, self.tell = (
-            torch.nn.Linear(width, 2),
-            torch.nn.Linear(embedding, 3 * self.frames + len(COMPASS) + 5),
-        )
+        self.cover = torch.nn.Linear(small, len(COLOURS) + 1 + len(SHAPES))
+        self.find = torch.nn.Linear(small, 3)
+        self.there = torch.nn.Linear(width, 2)
+        self.tell = torch.nn.Linear(embedding, 3 * self.frames + len(COMPASS) + 5)
 
     def forward(self, *asked):
         found = self.tracker(*asked)
@@ -1280,11 +1268,9 @@ def tracks_truth(items, seed, asked=4):
     COMPASS), count; spans [n,asked,3,T]: visible, present, hidden; centres [n,asked,T,2] of what is seen, in -1..1; shown [n,C,T]: which colours of objects are seen;
     covered [n,T,P,2]: the numbers of colour and shape of what covers most of a patch of 8 x 8 pixels, -1 where that is less than a fifth."""
     rng, frames, rows = np.random.default_rng(seed), len(items[0]["frames"]), []
-    centres, shown, covered = (
-        torch.zeros(len(items), asked, frames, 2),
-        torch.zeros(len(items), len(COLOURS), frames),
-        [],
-    )
+    centres = torch.zeros(len(items), asked, frames, 2)
+    shown = torch.zeros(len(items), len(COLOURS), frames)
+    covered = []
     for item, centre, colours in zip(items, centres, shown, strict=True):
         others, row = [n for n in rng.permutation(NAMES).tolist() if n not in item["names"]], []
         alike = next(n for n in others if n.split()[0] in {x.split()[0] for x in item["names"]})
@@ -1343,21 +1329,17 @@ def glance_loss(frames, truth, device, batch=256):
     """Single frames of as many clips, what covers each patch, and some names looked for: what a tracker has to find before there is anything to track."""
 
     def loss_of(model, rng):
-        pick, at = (
-            torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False)),
-            torch.from_numpy(rng.integers(0, frames.shape[1], min(batch, len(frames)))),
-        )
+        pick = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False))
+        at = torch.from_numpy(rng.integers(0, frames.shape[1], min(batch, len(frames))))
         with fast(device), sdpa_kernel(SDPBackend.MATH):
             looked, shown, tokens = model.tracker.look(
                 frames[pick, at][:, None].to(device),
                 truth["colours"][pick].to(device),
                 truth["shapes"][pick].to(device),
             )
-            found, shown, covered = (
-                model.find(looked)[:, :, 0].float().cpu(),
-                shown[..., 0].float().cpu(),
-                model.cover(tokens).flatten(0, 1).float().cpu(),
-            )
+            found = model.find(looked)[:, :, 0].float().cpu()
+            shown = shown[..., 0].float().cpu()
+            covered = model.cover(tokens).flatten(0, 1).float().cpu()
         colour, shape = truth["covered"][pick, at].long().flatten(0, 1).unbind(-1)
         covered = F.cross_entropy(
             covered[:, : len(COLOURS) + 1], colour % (len(COLOURS) + 1)
@@ -1392,11 +1374,9 @@ def tracker_loss(frames, truth, device, batch=16):
             y["centres"].flip(-2) if back else y["centres"],
             y["there"],
         )
-        binary, way, number = (
-            F.binary_cross_entropy_with_logits,
-            mirrored_ways(back, down, across)[y["direction"]][there],
-            y["count"][there],
-        )
+        binary = F.binary_cross_entropy_with_logits
+        way = mirrored_ways(back, down, across)[y["direction"]][there]
+        number = y["count"][there]
         return (
             binary(found["scores"], spans[:, :, 0])
             + 2 * binary(found["persistence"][there], y["persistent"][there].float())
@@ -1427,11 +1407,9 @@ def tracker_quality(model, frames, truth, device):
                 }
             )
     found, there = {k: torch.cat([f[k] for f in found]) for k in found[0]}, truth["there"]
-    seen, said, persistent = (
-        truth["spans"][:, :, 0][there] > 0,
-        found["scores"][there] > 0,
-        truth["persistent"][there].float(),
-    )
+    seen = truth["spans"][:, :, 0][there] > 0
+    said = found["scores"][there] > 0
+    persistent = truth["persistent"][there].float()
     return {
         "persistence_accuracy": ((found["persistence"] > 0) == truth["persistent"])[there].float().mean(),
         "persistence_floor": max(persistent.mean(), 1 - persistent.mean()),

@@ -201,10 +201,8 @@ SPATIAL = ("spatial_iou", "bbox_iou", "map50")
 # skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the
 # published one
 STAND_IN = 0.5
-NO_INTERVAL, STREAMED = (
-    "a ratio of two medians, no interval",
-    "features were streamed layer by layer, which times no single pass",
-)
+NO_INTERVAL = "a ratio of two medians, no interval"
+STREAMED = "features were streamed layer by layer, which times no single pass"
 ROUNDING = 1e-3  # a gain that the printed table rounds away; it matters where a floor reaches the ceiling
 
 
@@ -294,18 +292,14 @@ def stand_in(record):
 
 def held(criteria, name, rule, threshold, source):
     """(row, record): a criterion's record held against the threshold; LPIPS without its published backbone by its stand-in. The record is None where nothing was measured."""
-    record, better, row = (
-        criteria.get(name),
-        rule.get("better", "higher"),
-        {"threshold": threshold, "source": source},
-    )
+    record = criteria.get(name)
+    better = rule.get("better", "higher")
+    row = {"threshold": threshold, "source": source}
     missing = f"{rule['from']} measured no {name}"
     if name == "lpips" and record is None and "lpips_random_backbone" in criteria:
-        record, better, missing = (
-            stand_in(criteria["lpips_random_backbone"]),
-            "higher",
-            "the VAE's own reconstruction is no better than the mean image",
-        )
+        record = stand_in(criteria["lpips_random_backbone"])
+        better = "higher"
+        missing = "the VAE's own reconstruction is no better than the mean image"
         row = {
             "threshold": STAND_IN,
             "source": "skill between the mean image and the VAE: LPIPS has no published backbone here",
@@ -686,11 +680,9 @@ def gate3(args, thresholds):
             "answer": "INCONCLUSIVE",
             "reason": f"the head does not even reconstruct the present (cosine {sane:.3f}): train longer, or read another layer",
         }
-    about, video = (
-        first | {"data_name": first["data_name"].removesuffix("-films")},
-        f", video model {film['video_weights']}"
-        if film and film["video_weights"] != first["weights"]
-        else "",
+    about = first | {"data_name": first["data_name"].removesuffix("-films")}
+    video = (
+        f", video model {film['video_weights']}" if film and film["video_weights"] != first["weights"] else ""
     )
     result = gate_head(3, *decide3(judged, latents.get("variant")), about, judged, video)
     result |= {
@@ -906,11 +898,9 @@ def picture(folder, path):
     """gate1.png: scores per layer; originals, VAE, bridge; true and decoded boxes."""
     plt = pyplot()
     decoded, bridged = load_pt(folder / "probe.pt", RESULT), load_pt(folder / "adapt-latents.pt", RESULT)
-    probe, align, index = (
-        load_yaml(folder / "probe.yaml", "probe"),
-        load_yaml(folder / "align.yaml", "align"),
-        load_yaml(folder / "features" / "index.yaml", "extract"),
-    )
+    probe = load_yaml(folder / "probe.yaml", "probe")
+    align = load_yaml(folder / "align.yaml", "align")
+    index = load_yaml(folder / "features" / "index.yaml", "extract")
     items = {i["id"]: i for i in load_items(index["data_path"])[0]}
     figure = plt.figure(figsize=(16, 17), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.0, 1.15, 1.0])
@@ -1027,12 +1017,10 @@ def paste(background, pixels, mask, corner):
     """A background [H, W, 3] with a sprite at corner (y, x); parts outside the frame are cut off."""
     out, (height, width) = background.clone(), mask.shape
     y, x = corner
-    top, left, bottom, right = (
-        max(y, 0),
-        max(x, 0),
-        min(y + height, out.shape[0]),
-        min(x + width, out.shape[1]),
-    )
+    top = max(y, 0)
+    left = max(x, 0)
+    bottom = min(y + height, out.shape[0])
+    right = min(x + width, out.shape[1])
     if top < bottom and left < right:
         part, hole = slice(top - y, bottom - y), slice(left - x, right - x)
         out[top:bottom, left:right] = torch.where(
@@ -1083,18 +1071,14 @@ def plant(frames, masks, stranger, past, draw):
             "direction": frames[[max(past - 1 - t, 0) for t in range(length)]],
             "speed": film[[t // 2 for t in range(length)]],
         }
-    stage, here = (
-        empty_stage(frames, masks),
-        [sprite(f, m) if m.any() else None for f, m in zip(film, masks[past - 1 :], strict=True)],
-    )
+    stage = empty_stage(frames, masks)
+    here = [sprite(f, m) if m.any() else None for f, m in zip(film, masks[past - 1 :], strict=True)]
     start = torch.tensor(here[0][2])
     # (y, x) pixels since the last frame seen
     steps = [None if s is None else (torch.tensor(s[2]) - start).float() for s in here]
-    angle, pace, until = (
-        math.pi / 4 * (1 + draw(7)),
-        (0.2, 0.3, 1.8, 2.2)[draw(4)],
-        1 + draw(max(2 * length // 3, 1)),
-    )
+    angle = math.pi / 4 * (1 + draw(7))
+    pace = (0.2, 0.3, 1.8, 2.2)[draw(4)]
+    until = 1 + draw(max(2 * length // 3, 1))
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     centred = (torch.tensor(here[0][1].shape) - torch.tensor(stranger[1].shape)) / 2
 
@@ -1698,10 +1682,8 @@ def every_score(args, w):
         about = {k: encoders[0][0][k] for k in ("model", "weights")}
     if args.words:
         words = load_pt(args.words, RESULT)
-        about, row = (
-            {k: words["meta"][k] for k in ("model", "weights")},
-            {i: k for k, i in enumerate(words["ids"])},
-        )
+        about = {k: words["meta"][k] for k in ("model", "weights")}
+        row = {i: k for k, i in enumerate(words["ids"])}
         if missing := next(
             (i["id"] for k, (_, _, i) in enumerate(w.rows) if w.test[k] and i["id"] not in row), None
         ):
@@ -1923,7 +1905,11 @@ def candidates(w, kept, films, name):
     Better is where the object ends nearer to its real place: in so few frames it moves too little to ask for right and wrong. Reported are AUROCs, how much worse they are than the verifier's,
     and how often the future that is picked is of the better half.
     """
-    length, truth, rows, scores, sources = films.shape[2], [], [], [], []
+    length = films.shape[2]
+    truth = []
+    rows = []
+    scores = []
+    sources = []
     for k, clip in enumerate(kept["ids"]):
         if clip not in w.masks:
             continue
@@ -2358,10 +2344,8 @@ def measured(folder):
     folder = Path(folder)
     if not folder.is_dir():
         refuse(f"{folder} is not a folder; give --screen the folders of the stages' YAML")
-    probe, index = (
-        load_yaml(folder / "probe.yaml", "probe"),
-        load_yaml(folder / "features" / "index.yaml", "extract"),
-    )
+    probe = load_yaml(folder / "probe.yaml", "probe")
+    index = load_yaml(folder / "features" / "index.yaml", "extract")
     name, entry = probe["model"], model_of(index)
     kind = (
         "hybrid"
@@ -2454,11 +2438,9 @@ def rows_of(m, reference, thresholds, changed, weights):
     """{rows: {criterion: row with its component of the weighted score}, draws: {criterion: the component under each of weights [DRAWS, n test items]}, decision, why} of a model."""
     rows, draws = {}, {}
     for name, rule in SCREEN.items():
-        source, record, better = (
-            SELECTION if name not in changed else "--set",
-            None,
-            rule.get("better", "higher"),
-        )
+        source = SELECTION if name not in changed else "--set"
+        record = None
+        better = rule.get("better", "higher")
         if name == "speed":
             known = m["seconds"] and reference["seconds"]
             row = timed(
@@ -2747,15 +2729,11 @@ def caution(result):
 
 def summary(result):
     """phase1-summary.md: every model and criterion, the earlier study's figures beside ours."""
-    models, criteria, stood_in = (
-        result["models"],
-        result["criteria"],
-        any(row["lpips"].get("stand_in") for row in result["criteria"].values()),
-    )
-    any_row, mark = (
-        next(rows for name, rows in criteria.items() if models[name]["kind"] == "vlm"),
-        {True: "yes", False: "no", None: "unknown"},
-    )
+    models = result["models"]
+    criteria = result["criteria"]
+    stood_in = any(row["lpips"].get("stand_in") for row in result["criteria"].values())
+    any_row = next(rows for name, rows in criteria.items() if models[name]["kind"] == "vlm")
+    mark = {True: "yes", False: "no", None: "unknown"}
     share = {
         k: f"{result['weights_percent'][k]:.0f}%" if k in result["weights_percent"] else "left out"
         for k in SCREEN
@@ -2873,10 +2851,8 @@ def recommendation(result):
     text += "\n## What would change it\n\n"
     for name, row in result["comparisons"].items():
         if not row["told_apart"]:
-            half, gap = (
-                (row["high_without_speed"] - row["low_without_speed"]) / 2,
-                row["difference_without_speed"],
-            )
+            half = (row["high_without_speed"] - row["low_without_speed"]) / 2
+            gap = row["difference_without_speed"]
             words = (
                 f"about {int(result['items'] * (half / gap) ** 2) + 1} test items would tell it from {first}, if the scores stay"
                 if gap > half / 100

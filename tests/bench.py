@@ -193,10 +193,8 @@ def in_cache(file):
         open(file, "rb") as f,
         mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as m,
     ):
-        found, whole = (
-            (ctypes.c_ubyte * -(-len(m) // mmap.PAGESIZE))(),
-            (ctypes.c_char * len(m)).from_buffer(m),
-        )
+        found = (ctypes.c_ubyte * -(-len(m) // mmap.PAGESIZE))()
+        whole = (ctypes.c_char * len(m)).from_buffer(m)
         failed = ctypes.CDLL(None).mincore(
             ctypes.c_void_p(ctypes.addressof(whole)), ctypes.c_size_t(len(m)), found
         )
@@ -475,10 +473,8 @@ def streaming(pictures=32, layers=24, width=1024, inner=4096, rounds=3):
         network, inputs_of, points = network_of(folder, deepest)
         network.fill([])
         points = {name: points[name][0] for name in (f"language.{layers // 2 - 1}", deepest)}
-        own, in_place = (
-            offloaded(network_of(folder, deepest)[0], one_by_one),
-            offloaded(network_of(folder, deepest)[0]),
-        )
+        own = offloaded(network_of(folder, deepest)[0], one_by_one)
+        in_place = offloaded(network_of(folder, deepest)[0])
         held = network_of(folder, deepest)[0]
         held.fill(held.wanted)
         frames = torch.randint(

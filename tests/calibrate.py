@@ -44,7 +44,10 @@ SIZES = (100, 500)  # test items of a world
 COUNTS = (50, 100, 200, 500, 1000)  # items of a rule
 AIM = 0.05
 SIDE = 4  # tokens a side
-TRAIN, VAL, REST, SET_TRAIN = 150, 75, 2000, 225
+TRAIN = 150
+VAL = 75
+REST = 2000
+SET_TRAIN = 225
 NULLS = {
     "constant",
     "position",
@@ -346,10 +349,8 @@ def bridge_world(pool, kind, n, g, noise=0.0):
         + 1e-3 * torch.randn(y.shape, generator=g),
         "shuffled": (y @ turn)[torch.randperm(len(y), generator=g)],
     }[kind]
-    shape, how = (
-        ([x.shape[1:3]], [x.shape[3]], tuple(y.shape[1:3]), y.shape[3]),
-        adapt.SETTINGS["latents"] | {"epochs": 15},
-    )
+    shape = ([x.shape[1:3]], [x.shape[3]], tuple(y.shape[1:3]), y.shape[3])
+    how = adapt.SETTINGS["latents"] | {"epochs": 15}
     models = [
         adapt.train(
             lambda: adapt.Mlp(*shape),
@@ -423,10 +424,8 @@ def answered(name, found, kind, n, where, offset=None):
     record, rest = found
     rule = verify.GATE1[name]
     better = record.get("better", rule.get("better", "higher"))
-    sign, at = (
-        (1 if better == "higher" else -1),
-        verify.STAND_IN if name == "lpips" and better == "higher" else rule["threshold"],
-    )
+    sign = 1 if better == "higher" else -1
+    at = verify.STAND_IN if name == "lpips" and better == "higher" else rule["threshold"]
     answer = verify.judge(record, at, better)
     row = {
         "criterion": name,
@@ -829,10 +828,8 @@ def detections(n, per_source, rng, quality=0.45):
     for i in range(n):
         m = int(rng.integers(1, 4))
         corner = rng.uniform(0, 0.2, (m, 2)) + np.array([[0, 0], [0.35, 0.35], [0.7, 0.7]])[:m]
-        boxes, names = (
-            torch.from_numpy(np.concatenate([corner, corner + 0.1], 1)).float() * 1000,
-            torch.from_numpy(rng.integers(0, 4, m)),
-        )
+        boxes = torch.from_numpy(np.concatenate([corner, corner + 0.1], 1)).float() * 1000
+        names = torch.from_numpy(rng.integers(0, 4, m))
         truth.append((boxes, names))
         for run in found:
             hit = torch.from_numpy(rng.uniform(size=m) < ease[i])
@@ -1040,10 +1037,8 @@ def main(argv=None):
     seconds["detections"] = time.process_time() - began
 
     large = max(SIZES)
-    closed, trained = (
-        [r for r in rows if r["family"] not in TRAINED],
-        [r for r in rows if r["family"] in TRAINED],
-    )
+    closed = [r for r in rows if r["family"] not in TRAINED]
+    trained = [r for r in rows if r["family"] in TRAINED]
     leaking = [r for r in rows if r["kind"] in LEAKS and caught_by(r) != BELOW]
     proceed, stop = (
         rate([v[4] for v in verdicts if v[0] == which and v[1] == large and abs(v[3]) == above])

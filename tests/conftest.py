@@ -31,10 +31,8 @@ def write_qwen(folder, kind, processor, vision, rope=None, **text):
     """A model of Qwen's family `kind`, all of it 32 wide, with its processor."""
     import transformers
 
-    token, seen = (
-        processor.tokenizer.convert_tokens_to_ids,
-        ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
-    )
+    token = processor.tokenizer.convert_tokens_to_ids
+    seen = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ids = dict(
         zip(
             seen, token(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]), strict=True

@@ -29,10 +29,8 @@ def random_language_model(folder, seed, *more):
 
     tokens = {c: k for k, c in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>", *more])}
     bytewise = Tokenizer(models.BPE(tokens, []))
-    bytewise.pre_tokenizer, bytewise.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
     extra = {t.strip("<|>").replace("pad", "token"): t for t in more}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bytewise, eos_token="<end>", pad_token="<end>", extra_special_tokens=extra
@@ -218,10 +216,8 @@ def gate_inputs(folder):
     def asked(rules, stage):
         return {n: near if n == "lpips" else good for n, r in rules.items() if r["from"] == stage}
 
-    layers, vae = (
-        {"vision.0": {"bbox_iou": 0.9, "spatial_iou": 0.9}},
-        {"decoder": "vae", "decoder_weights": "random"},
-    )
+    layers = {"vision.0": {"bbox_iou": 0.9, "spatial_iou": 0.9}}
+    vae = {"decoder": "vae", "decoder_weights": "random"}
     found = asked(GATE1, "probe") | {"decoder_lpips": near}
     write("probe", "probe", bbox_iou_layer="vision.0", oracle="vae", criteria=found, layers=layers)
     found = asked(GATE1, "align")

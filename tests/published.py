@@ -94,12 +94,10 @@ def internvl2_config(vision, text, side=448):
 
 def internvl2_layout(vision, text, side=448):
     """{name: shape} of the original layout, from its own description."""
-    d, m, n, words = (
-        vision["hidden_size"],
-        vision["intermediate_size"],
-        text["hidden_size"],
-        text["vocab_size"],
-    )
+    d = vision["hidden_size"]
+    m = vision["intermediate_size"]
+    n = text["hidden_size"]
+    words = text["vocab_size"]
     out = {"vision_model.embeddings.class_embedding": (1, 1, d), "language_model.model.norm.weight": (n,)}
     out |= {"vision_model.embeddings.position_embedding": (1, 1 + (side // 14) ** 2, d)}
     out |= {

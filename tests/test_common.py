@@ -334,7 +334,10 @@ def stock_ap50(truth, found, folder):
     return run.stats[1]
 
 
-A, B, FAR, NEAR = [10.0, 10, 50, 50], [100.0, 100, 180, 160], [400.0, 400, 440, 440], [12.0, 10, 52, 50]
+A = [10.0, 10, 50, 50]
+B = [100.0, 100, 180, 160]
+FAR = [400.0, 400, 440, 440]
+NEAR = [12.0, 10, 52, 50]
 # IoU with A: 39 / 41, 28 / 52, 26 / 54
 BETWEEN, HALF, LESS = [11.0, 10, 51, 50], [22.0, 10, 62, 50], [24.0, 10, 64, 50]
 HAND_MADE = {  # name: (truth per picture, found per picture: box, class, score)

@@ -607,10 +607,8 @@ def test_other_settings_items_or_weights_in_the_same_out_are_refused_by_name(
 
     run(small_dino, few, tmp_path / "out", "--size", 48)
     before = {k: p.read_bytes() for k, p in point_files(tmp_path / "out").items()}
-    other, items = (
-        shutil.copytree(small_dino, tmp_path / "elsewhere" / small_dino.name),
-        write_set(tmp_path / "other", noise(7, 48)),
-    )
+    other = shutil.copytree(small_dino, tmp_path / "elsewhere" / small_dino.name)
+    items = write_set(tmp_path / "other", noise(7, 48))
     model = Dinov2Model.from_pretrained(small_dino)
     model.encoder.layer[0].mlp.fc1.weight.data.mul_(2)
     model.save_pretrained(other)

@@ -29,7 +29,10 @@ def clip(photograph, moving=None, noise=0, flicker=0, shake=0, when=slice(None),
 
     noise: grey levels; flicker: of the brightness, and as much of an offset of 60; shake: px in each direction. All standard deviations.
     """
-    rng, x, out, y = np.random.default_rng(seed), 20.0, [], np.mgrid[:side, :side]
+    rng = np.random.default_rng(seed)
+    x = 20.0
+    out = []
+    y = np.mgrid[:side, :side]
     here = np.zeros(T)
     here[when] = 1
     for t in range(T):

@@ -83,10 +83,8 @@ def test_early_stopping_keeps_the_weights_of_the_lowest_validation_loss():
 
 
 def test_principal_components_keep_what_a_ridge_reads():
-    x, train = (
-        torch.randn(N, 30, generator=generator(1)) @ torch.randn(30, 400, generator=generator(2)),
-        SPLIT["train"],
-    )
+    x = torch.randn(N, 30, generator=generator(1)) @ torch.randn(30, 400, generator=generator(2))
+    train = SPLIT["train"]
     y = x[:, :3].contiguous()
     parts = probe.components(*common.spectrum(probe.gram(x, train)[None], train), most=40)[0]
     assert parts.shape == (N, 40) and parts.square().mean() == pytest.approx(1, rel=1e-4)
@@ -131,10 +129,8 @@ def test_results_are_compared_item_by_item(tmp_path, refused):
     base = torch.rand(40, generator=generator(0))
 
     def write(name, scores, size, ids=ids):
-        record, folder = (
-            {"score": scores.mean(), "low": 0.0, "high": 1.0, "floor": 0.1, "layer": "merger"},
-            tmp_path / name,
-        )
+        record = {"score": scores.mean(), "low": 0.0, "high": 1.0, "floor": 0.1, "layer": "merger"}
+        folder = tmp_path / name
         both, points = dict.fromkeys(("bbox_iou", "spatial_iou"), scores), {"merger": {"shape": [1, 6, 6, 8]}}
         common.save_yaml(
             folder / "probe.yaml",
@@ -146,11 +142,9 @@ def test_results_are_compared_item_by_item(tmp_path, refused):
         )
         return str(folder)
 
-    low, same, high = (
-        write("low", base * 0.5, 64),
-        write("same", base * 0.5, 96),
-        write("high", base * 0.5 + 0.2, 128),
-    )
+    low = write("low", base * 0.5, 64)
+    same = write("same", base * 0.5, 96)
+    high = write("high", base * 0.5 + 0.2, 128)
     found = probe.main(["--compare", low, same, high, "--out", str(tmp_path / "compare.yaml")])
     rows = common.load_yaml(tmp_path / "compare.yaml", "probe-compare")["rows"]
     assert found["bbox_iou_best"] == "high" and rows["high"]["bbox_iou_p_holm"] < 0.01
@@ -191,10 +185,8 @@ def test_the_record_of_a_decoder_names_its_floors_its_controls_and_its_oracle(pi
     frames, colours = pictures
     grey = frames[:40].float().mean(0).byte().expand(10, -1, -1, -1)
     others = {"mean_image": grey, "blur": frames[50:]}  # blur is the picture itself here
-    noisy, random = (
-        colours + 0.1 * torch.randn(60, 8, 8, 3, generator=generator(2)),
-        torch.randn(60, 8, 8, 5, generator=generator(3)),
-    )
+    noisy = colours + 0.1 * torch.randn(60, 8, 8, 3, generator=generator(2))
+    random = torch.randn(60, 8, 8, 5, generator=generator(3))
     jobs = {"own": noisy, "oracle": colours, "random_init": random}
     sources, measures = [str(i) for i in range(10)], {"ssim": (common.ssim, "higher", 1.0)}
     record, scores = probe.reconstruction(jobs, frames, others, measures, FEW, sources, "merger", 0)[

@@ -90,11 +90,9 @@ def test_only_what_is_lacking_is_installed_in_the_versions_required(made, monkey
 
 
 def test_the_small_models_come_from_a_folder_or_a_clone_and_are_missed_by_name(made, tmp_path, monkeypatch):
-    cell, repository, here = (
-        only(made, "small models:"),
-        tmp_path / "origin",
-        Path("results/tiny/checkpoints/vlm/config.json"),
-    )
+    cell = only(made, "small models:")
+    repository = tmp_path / "origin"
+    here = Path("results/tiny/checkpoints/vlm/config.json")
     (repository / here).parent.mkdir(parents=True)
     (repository / here).write_text("{}")
     for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm a"):

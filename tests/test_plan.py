@@ -106,7 +106,10 @@ def test_what_is_alive_at_the_peak_of_a_step_is_what_the_plan_says_within_a_fift
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokens, d, inter, vocab = 512, 512, 1376, 8000
+    tokens = 512
+    d = 512
+    inter = 1376
+    vocab = 8000
     model = LlamaForCausalLM._from_config(
         LlamaConfig(
             hidden_size=d,

@@ -427,11 +427,9 @@ PLAN = {
 
 @pytest.mark.parametrize("name", PLAN)
 def test_the_plans_names_of_a_model_of_the_registry_are_known_without_its_files(name):
-    letter, own, entry = (
-        {"l": "L", "i": "I", "c": "C"}[name[0]],
-        PLAN[name].split(","),
-        common.find_model(name),
-    )
+    letter = {"l": "L", "i": "I", "c": "C"}[name[0]]
+    own = PLAN[name].split(",")
+    entry = common.find_model(name)
     names = ",".join(f"{letter}{k + 1}" for k in range(len(own)))
     assert extract.own_names(names, entry) == extract.own_names(names.lower(), entry) == PLAN[name]
     points = full(name)[2]
@@ -463,11 +461,9 @@ SMALL = {
 @pytest.mark.parametrize("which", SMALL)
 def test_the_plans_names_are_stored_and_recorded_as_the_models_own(request, tmp_path, which):
     letter, size, expected = SMALL[which]
-    folder, data, points = (
-        folder_of(request, which),
-        write_set(tmp_path / "data", noise(2, size)),
-        expected.replace(" ", ","),
-    )
+    folder = folder_of(request, which)
+    data = write_set(tmp_path / "data", noise(2, size))
+    points = expected.replace(" ", ",")
     names = ",".join(f"{letter}{k + 1}" for k in range(len(expected.split())))
     index, own = run(folder, data, tmp_path / "out", "--points", names), list(dict.fromkeys(expected.split()))
     assert list(index["points"]) == ["pixels", *own] and index["run"]["arguments"]["points"] == points

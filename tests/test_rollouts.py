@@ -192,10 +192,8 @@ def test_a_clip_is_left_out_whose_object_leaves_the_picture_or_that_stands_still
 def test_candidates_are_compared_with_those_of_the_same_clip():
     truth = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0]]).bool()
     # a clip's own order is right, between clips there is none
-    scores, one = (
-        torch.tensor([[0.2, 0.1, 0.0], [5.2, 5.1, 5.0], [9.0, 9.0, 9.0]]).double(),
-        torch.ones(1, 3).double(),
-    )
+    scores = torch.tensor([[0.2, 0.1, 0.0], [5.2, 5.1, 5.0], [9.0, 9.0, 9.0]]).double()
+    one = torch.ones(1, 3).double()
     area, top = verify.within(scores, truth, one)
     assert area.item() == 1 and top.item() == pytest.approx(2 / 3)
     assert verify.within(-scores, truth, one)[0].item() == 0

@@ -22,11 +22,9 @@ def made(root, name, spatial=0.8, bbox=0.7, lpips=0.2, seconds=0.1, **more):
 
     more: `noise`, `seed`, `centred`: of the scores per item; `floor` of the IoUs; `leak` in spatial IoU; `kind`, `lpips_name`, `ids`.
     """
-    noise, floor, lpips_name = (
-        more.get("noise", 0.05),
-        more.get("floor", 0.2),
-        more.get("lpips_name", "lpips"),
-    )
+    noise = more.get("noise", 0.05)
+    floor = more.get("floor", 0.2)
+    lpips_name = more.get("lpips_name", "lpips")
     folder, g = root / name, torch.Generator().manual_seed(more.get("seed", 0))
     shared = 0.05 * torch.randn(N, generator=torch.Generator().manual_seed(99))
     high = (

@@ -203,7 +203,10 @@ def film(path, frames=20, rate=10):
 
     with av.open(str(path), "w") as file:
         stream = file.add_stream("mpeg4", rate=rate)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 10**6
+        stream.width = 64
+        stream.height = 48
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 10**6
         for t in range(frames):
             for packet in stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * t, np.uint8))):
                 file.mux(packet)
@@ -602,7 +605,10 @@ def tar_of(path, name="images/1.jpg", kind=tarfile.REGTYPE, link="", content=b""
             m.size = len(x)
             file.addfile(m, io.BytesIO(x))
         m = tarfile.TarInfo(name)
-        m.type, m.linkname, m.size, m.pax_headers = kind, link, len(content), pax or {}
+        m.type = kind
+        m.linkname = link
+        m.size = len(content)
+        m.pax_headers = pax or {}
         file.addfile(m, io.BytesIO(content))
     return path
 
@@ -836,11 +842,9 @@ def test_boxes_in_answers_move_with_the_picture(tmp_path, name):
     moved = 0
     for item in copies:
         before, (said, point) = items[item["id"][:-1]], json.loads(item["turns"][0][1])
-        picture, box, old = (
-            frames_of(item)[0].numpy(),
-            said["bbox_2d"],
-            json.loads(before["turns"][0][1])[0]["bbox_2d"],
-        )
+        picture = frames_of(item)[0].numpy()
+        box = said["bbox_2d"]
+        old = json.loads(before["turns"][0][1])[0]["bbox_2d"]
         assert (
             picture.shape == (item["height"], item["width"], 3)
             and where_red(picture) == box

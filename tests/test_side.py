@@ -16,10 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_fusing_keeps_every_token_of_a_cell_at_its_place():
-    fine, coarse = (
-        torch.arange(2 * 4 * 4.0).view(2, 1, 4, 4, 1),
-        torch.arange(2 * 2 * 2.0).view(2, 1, 2, 2, 1),
-    )
+    fine = torch.arange(2 * 4 * 4.0).view(2, 1, 4, 4, 1)
+    coarse = torch.arange(2 * 2 * 2.0).view(2, 1, 2, 2, 1)
     x = extract.fuse(fine, coarse)
     assert x.shape == (2, 1, 2, 2, 5) and x[1, 0, 0, 1].tolist() == [18, 19, 22, 23, 5]
     assert torch.equal(extract.fuse(coarse, fine)[..., 1:], x[..., :4])

@@ -128,7 +128,10 @@ def test_an_early_exit_reads_neither_the_head_nor_the_layers_above(small_llavas,
 
 
 def test_a_stream_holds_one_layer_and_reads_the_next_ahead(small_vlm, pictures, tmp_path, monkeypatch):
-    runs, reads, layer, read = [], [], extract.Network.layer, common.Weights.read
+    runs = []
+    reads = []
+    layer = extract.Network.layer
+    read = common.Weights.read
 
     def logged_layer(self, path, *args, **kwargs):
         there = [

@@ -168,7 +168,10 @@ def test_a_training_that_was_interrupted_ends_where_an_uninterrupted_one_does(po
 
 @pytest.mark.parametrize("name", tiny.COUSINS)
 def test_only_the_answers_carry_loss_in_every_family_and_only_the_pictures_own_rows_tell(name):
-    what, where, a, b = "What is in the picture?", "Where is the red circle?", "a red circle", "top left"
+    what = "What is in the picture?"
+    where = "Where is the red circle?"
+    a = "a red circle"
+    b = "top left"
     processor, model, grid, see, norm = tiny.COUSINS[name]([what, where, a, b, "user\n", "assistant\n"])
     tokenizer = getattr(processor, "tokenizer", processor)
     frames = torch.zeros(2, 1, 96, 96, 3, dtype=torch.uint8)

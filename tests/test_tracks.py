@@ -140,10 +140,13 @@ def test_noise_beats_no_floor_and_another_clips_truth_neither(clips, tmp_path):
     noise = scored(planted(tmp_path / "noise.pt", items, sees, believes), folder)
     others = [t for i in items for t in i["tracks"]]
     pick = iter(torch.randint(len(others), (1000,), generator=g).tolist())
-    sees, believes = (
-        (lambda *_: explain.frames_of_track(others[next(pick)]).float()),
-        (lambda *_: float(others[next(pick)]["persistent"])),
-    )
+
+    def sees(*_):
+        return explain.frames_of_track(others[next(pick)]).float()
+
+    def believes(*_):
+        return float(others[next(pick)]["persistent"])
+
     other = scored(planted(tmp_path / "other.pt", items, sees, believes), folder)
     for found in (noise, other):
         assert (
@@ -371,10 +374,8 @@ def test_a_short_training_learns_to_find_goes_on_where_it_stopped_and_writes_wha
     folder, items = clips
     frames, truth = torch.stack([i["frames"] for i in items]), tiny.tracks_truth(items, 0)
     torch.manual_seed(0)
-    model, loss = (
-        tiny.Watching(explain.Tracker(CONFIG | {"widths": [64, 64]})),
-        tiny.glance_loss(frames, truth, "cpu", 128),
-    )
+    model = tiny.Watching(explain.Tracker(CONFIG | {"widths": [64, 64]}))
+    loss = tiny.glance_loss(frames, truth, "cpu", 128)
     losses = tiny.train("glance", model, loss, 200, 2e-3, 0, tmp_path)
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     out, written = tmp_path / "out/checkpoints/tracker", []

@@ -34,10 +34,8 @@ def picture(seed, h=48, w=48, t=1):
 
 
 def item(k, frames=None, **more):
-    turns, frames = (
-        [["Where is it?", "left"], ["And now?", "a red star"]],
-        picture(k) if frames is None else frames,
-    )
+    turns = [["Where is it?", "left"], ["And now?", "a red star"]]
+    frames = picture(k) if frames is None else frames
     return {
         "id": f"i{k}",
         "source": f"s{k}",
@@ -326,7 +324,10 @@ def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(
     small_vlm, lessons, tmp_path, monkeypatch
 ):
     tuned(small_vlm, lessons, tmp_path / "whole")
-    write, saved, steps, forward = common._atomically, [], [], adapt.Taught.forward
+    write = common._atomically
+    saved = []
+    steps = []
+    forward = adapt.Taught.forward
 
     def die(path, content):
         write(path, content)
@@ -506,7 +507,10 @@ def test_a_tuned_model_is_asked_about_pictures_as_it_was_shown_them(family, tmp_
     import explain
     import extract
 
-    made, given, put_to, asking = [], [], explain.put_to, extract.asking
+    made = []
+    given = []
+    put_to = explain.put_to
+    asking = extract.asking
     for k in range(48):
         h, w = ((40, 56), (90, 50), (32, 32))[k % 3]
         truth = {

@@ -81,7 +81,10 @@ def clips(n=36, seed=0):
 
 def embedded(items, noise=0.0):
     """(ids, embeddings [N, 512]): the truth about every object, and about the absent one that it is not there, through a fixed random map. A stand-in for a video model."""
-    g, ways, ids, facts = torch.Generator().manual_seed(1), list(OPPOSITE), [], []
+    g = torch.Generator().manual_seed(1)
+    ways = list(OPPOSITE)
+    ids = []
+    facts = []
     for item in items:
         of = {t["object"]: t for t in item["tracks"]}
         for name in (*item["names"], item["absent"]):
@@ -213,10 +216,8 @@ def test_a_model_without_a_chat_template_gets_plain_lines_and_one_beginning(smal
     tokenizer = tiny.learned_tokenizer(["Count them."])
     before, after = word_prompt(tokenizer, "Count them.", "facts")
     assert before == [] and tokenizer.decode(after) == "facts\nCount them.\nAnswer: "
-    tokenizer.chat_template, tokenizer.bos_token = (
-        "{{ bos_token }}{{ messages[0].content }}",
-        "<|vision_start|>",
-    )
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    tokenizer.bos_token = "<|vision_start|>"
     assert word_prompt(tokenizer, "Count them.")[0] == [tokenizer.bos_token_id]
 
 
