@@ -42,7 +42,7 @@ SETUP := .venv/.installed
 endif
 RUN := $(if $(LAUNCH),$(LAUNCH),$(PY))
 
-# what common.py's folder_name calls a folder: by its last name; <model>/<data>/tuned/adapter and .../model, of adapt.py --mode tune, <model>-<data>-tuned
+# what common.py's folder_name calls a folder: by its last name; <model>/<data>/tuned/adapter and .../model, of tune.py train, <model>-<data>-tuned
 whole = $(patsubst %/adapter,%,$(patsubst %/model,%,$(abspath $(1))))
 above = $(patsubst %/,%,$(dir $(1)))
 called = $(if $(filter %/tuned,$(whole)),$(notdir $(call above,$(call above,$(whole))))-$(notdir $(call above,$(whole)))-)$(notdir $(whole))
@@ -54,6 +54,9 @@ E := results/$(notdir $(ENCODER))/$(DATA)
 CLIP := $(if $(filter shapes,$(DATA)),future,$(DATA))
 P := results/$(M)/$(CLIP)
 S := $(foreach m,$(COMPARED),results/$(call called,$(m))/$(DATA))
+
+# what probe.py imports
+READERS := common.py stats.py metrics.py media.py
 
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -80,7 +83,7 @@ help:  ## this list, with the defaults in force
 ifneq ($(and $(ROOT),$(filter-out operations,$(DATA))),)
 CLIPS := $(if $(filter ssv2,$(DATA)),ssv2,$(filter clips,$(FORMAT)))
 data/$(DATA)/index.yaml: | data.py $(SETUP)
-	$(PY) data.py $(if $(CLIPS),$(CLIPS) --frames $(FRAMES) $(if $(FPS),--fps $(FPS)) $(if $(CLIPSIZE),--size $(CLIPSIZE)),$(if $(filter sets,$(FORMAT)),sets,boxes --format $(FORMAT))) --root $(ROOT) \
+	$(PY) data.py $(if $(CLIPS),$(CLIPS) --frames $(FRAMES) $(if $(FPS),--fps $(FPS)) $(if $(CLIPSIZE),--size $(CLIPSIZE)),$(FORMAT)) --root $(ROOT) \
 		$(if $(ANNOTATIONS),--annotations $(ANNOTATIONS)) $(if $(N),--n $(N)) --out $(@D) --seed $(SEED) --preview
 endif
 data/moving-first/index.yaml data/moving-middle/index.yaml: data/moving-%/index.yaml: data/moving/index.yaml | data.py $(SETUP)
@@ -95,10 +98,10 @@ data/waiting/index.yaml: | data.py $(SETUP)
 	$(PY) data.py moving --wait 47 --n $(or $(if $(ROOT),,$(N)),400) --out $(@D) --seed $(SEED) --preview
 data/%-past/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)  # the first PAST frames of every clip, and the last of those: who is given them has not seen what is to be predicted
 	$(PY) data.py cut --clips $(<D) --first 0 --frames $(PAST) --out $(@D) --seed $(SEED)
-data/operations-raw/made.yaml: | data.py $(SETUP)
-	$(PY) data.py operations --out $(@D) --seed 42
-data/operations/index.yaml: $(if $(ROOT),,data/operations-raw/made.yaml) | data.py $(SETUP)  # OpenPack as published under ROOT, or a made-up set in its layout
-	$(PY) data.py openpack --root $(or $(ROOT),data/operations-raw) $(if $(N),--n $(N)) --out $(@D) --seed 42 --preview
+data/operations-raw/made.yaml: | operations.py $(SETUP)
+	$(PY) operations.py draw --out $(@D) --seed 42
+data/operations/index.yaml: $(if $(ROOT),,data/operations-raw/made.yaml) | operations.py $(SETUP)  # OpenPack as published under ROOT, or a made-up set in its layout
+	$(PY) operations.py read --root $(or $(ROOT),data/operations-raw) $(if $(N),--n $(N)) --out $(@D) --seed 42 --preview
 data/.past: FORCE  # changes only when PAST or HORIZON does
 	@mkdir -p $(@D); echo '$(PAST) $(HORIZON)' | cmp -s - $@ || echo '$(PAST) $(HORIZON)' > $@
 data/%-last/index.yaml: data/%/index.yaml data/.past | data.py $(SETUP)
@@ -118,26 +121,26 @@ $(foreach m,$(sort $(MODEL) $(COMPARED) $(VAE) $(ENCODER) $(TARGET)),$(foreach d
 
 # ---- stages
 
-results/%/moving/probe.yaml: results/%/moving/features/index.yaml results/%/moving/features-random/index.yaml $(foreach f,$(FROZEN),results/%/moving-$(f)/features/index.yaml) probe.py common.py
+results/%/moving/probe.yaml: results/%/moving/features/index.yaml results/%/moving/features-random/index.yaml $(foreach f,$(FROZEN),results/%/moving-$(f)/features/index.yaml) probe.py $(READERS)
 	$(PY) probe.py --features results/$*/moving/features --random results/$*/moving/features-random \
 		$(if $(FROZEN),--frozen $(foreach f,$(FROZEN),results/$*/moving-$(f)/features)) --seed $(SEED) --out $@
 
-results/%/probe.yaml: results/%/features/index.yaml results/%/features-random/index.yaml probe.py common.py
+results/%/probe.yaml: results/%/features/index.yaml results/%/features-random/index.yaml probe.py $(READERS)
 	$(PY) probe.py --features results/$*/features --random results/$*/features-random --seed $(SEED) --out $@
 
-results/%/$(DATA)/probe.yaml: results/%/$(DATA)/features/index.yaml results/%/$(DATA)/features-random/index.yaml $(V)/features/index.yaml probe.py common.py
+results/%/$(DATA)/probe.yaml: results/%/$(DATA)/features/index.yaml results/%/$(DATA)/features-random/index.yaml $(V)/features/index.yaml probe.py $(READERS)
 	$(PY) probe.py --features $(@D)/features --random $(@D)/features-random $(if $(filter moving,$(DATA)),,--oracle $(V)/features) --seed $(SEED) --out $@
 
-results/%/$(DATA)/align.yaml: results/%/$(DATA)/features/index.yaml results/%/$(DATA)/features-random/index.yaml $(V)/features/index.yaml align.py common.py
+results/%/$(DATA)/align.yaml: results/%/$(DATA)/features/index.yaml results/%/$(DATA)/features-random/index.yaml $(V)/features/index.yaml align.py common.py stats.py
 	$(PY) align.py --features $(@D)/features --random $(@D)/features-random --target $(V)/features --study $(patsubst %/,%,$(dir $(@D)))/alignment-study.md --seed $(SEED) --out $@
 
 results/%/$(DATA)/adapt-latents.yaml: results/%/$(DATA)/align.yaml adapt.py common.py
-	$(PY) adapt.py --features $(@D)/features --random $(@D)/features-random --latents $(V)/features --align $< --vae $(VAE) --judge $(ENCODER) --seed $(SEED) --out $@
+	$(PY) adapt.py latents --features $(@D)/features --random $(@D)/features-random --latents $(V)/features --align $< --vae $(VAE) --judge $(ENCODER) --seed $(SEED) --out $@
 
 # ---- alignment with TARGET's every point instead of the decoder's latents
 
 ifneq ($(TARGET),)
-$(R)/align-$(notdir $(TARGET)).yaml: $(R)/features/index.yaml $(R)/features-random/index.yaml results/$(notdir $(TARGET))/$(DATA)/features/index.yaml align.py common.py
+$(R)/align-$(notdir $(TARGET)).yaml: $(R)/features/index.yaml $(R)/features-random/index.yaml results/$(notdir $(TARGET))/$(DATA)/features/index.yaml align.py common.py stats.py
 	$(PY) align.py --features $(R)/features --random $(R)/features-random --target results/$(notdir $(TARGET))/$(DATA)/features --seed $(SEED) --out $@
 endif
 
@@ -152,7 +155,7 @@ $(R)@%/features/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(MODEL) --data data/$(DATA) --points $(POINTS) --size $* $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $(@D)
 $(R)@%/features-random/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(MODEL) --data data/$(DATA) --points $(POINTS) --size $* $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --random-init --out $(@D)
-$(R)-resolution.yaml: $(foreach s,$(SIZES),$(R)@$(s)/probe.yaml) probe.py common.py
+$(R)-resolution.yaml: $(foreach s,$(SIZES),$(R)@$(s)/probe.yaml) probe.py $(READERS)
 	$(PY) probe.py --compare $(foreach s,$(SIZES),$(R)@$(s)) --seed $(SEED) --out $@
 resolution: $(R)-resolution.yaml  ## probes at the SIZES in pixels, paired item by item with the first: results/<model>/<data>-resolution.yaml
 
@@ -161,24 +164,24 @@ resolution: $(R)-resolution.yaml  ## probes at the SIZES in pixels, paired item 
 COUNT ?= 8
 W := results/$(M)/$(if $(filter shapes,$(DATA)),waiting,$(DATA))
 
-results/$(M)/%/frames-$(COUNT).yaml: data/%/index.yaml extract.py common.py
-	$(PY) extract.py --model $(MODEL) --data $(<D) --ask --frames motion,uniform,random,scene --count $(COUNT) --seed $(SEED) --out $(@:.yaml=.pt)
+results/$(M)/%/frames-$(COUNT).yaml: data/%/index.yaml explain.py common.py
+	$(PY) explain.py frames --model $(MODEL) --data $(<D) --frames motion,uniform,random,scene --count $(COUNT) --seed $(SEED) --out $(@:.yaml=.pt)
 frames: $(W)/frames-$(COUNT).yaml  ## which COUNT frames of a clip answer best: by what moves, even, random or by shots; by default of clips that wait
 	@sed '/^ways:/,$$d' $<
 
 # What the model says of what can be read. Answers are costly, like features: they are not thrown away for an edit of the script, but for other features.
-$(R)/answers.pt: data/$(DATA)/index.yaml | extract.py $(SETUP)
-	$(PY) extract.py --model $(MODEL) --data data/$(DATA) --ask --seed $(SEED) --out $@
+$(R)/answers.pt: data/$(DATA)/index.yaml | explain.py $(SETUP)
+	$(PY) explain.py ask --model $(MODEL) --data data/$(DATA) --seed $(SEED) --out $@
 $(R)/binding.yaml: $(R)/answers.pt $(R)/features/index.yaml explain.py common.py
-	$(PY) explain.py --features $(R)/features --answers $< --seed $(SEED) --out $@ > /dev/null
+	$(PY) explain.py binding --features $(R)/features --answers $< --seed $(SEED) --out $@ > /dev/null
 
 binding: $(R)/binding.yaml  ## what can be read of place (DATA=moving: of motion), and what the model says
 	@sed '/^kinds:/,$$d' $<
 
 # What a tracker sees of the objects of trajectories, and of the same scenes changed. Costly, like features.
 TRACKER ?= tiny-tracker
-results/$(M)/%/tracks.pt: data/%/index.yaml | explain.py $(SETUP)
-	$(PY) explain.py --mode tracks --model $(TRACKER) --data data/$* --seed $(SEED) --out $@
+results/$(M)/%/tracks.pt: data/%/index.yaml | track.py $(SETUP)
+	$(PY) track.py --model $(TRACKER) --data data/$* --seed $(SEED) --out $@
 
 # What a language model says of objects that come, go and hide, of whom it is given a video model's embedding. WORDS: more flags, such as --seeds 5; SEES: a VLM that is shown the frames; TUNED: one
 # that was taught the questions, `make tune DATA=trajectories-8`
@@ -186,15 +189,15 @@ results/$(M)/%/tracks.pt: data/%/index.yaml | explain.py $(SETUP)
 SEES ?= $(MODEL)
 TUNED ?=
 WORDS ?= $(if $(filter tiny%,$(notdir $(LM))),,--lr 2e-4)
-results/%/trajectories/words/adapt-words.yaml: results/%/trajectories/tracks.pt data/trajectories/index.yaml adapt.py common.py
-	$(RUN) adapt.py --mode words --embeddings $< --data data/trajectories --language $(LM) --seed $(SEED) $(WORDS) --out $(@D)
+results/%/trajectories/words/tune-words.yaml: results/%/trajectories/tracks.pt data/trajectories/index.yaml tune.py common.py
+	$(RUN) tune.py words --embeddings $< --data data/trajectories --language $(LM) --seed $(SEED) $(WORDS) --out $(@D)
 CHANGES := reversed deleted swapped
-results/%/trajectories/explain-trajectories.yaml: results/%/trajectories/words/adapt-words.yaml $(if $(TUNED),$(wildcard $(TUNED)/*.safetensors)) $(foreach c,$(CHANGES),results/%/trajectories-$(c)/tracks.pt) explain.py common.py
-	$(PY) explain.py --mode trajectories --data data/trajectories --embeddings results/$*/trajectories/tracks.pt --words $(<D) --language $(LM) $(if $(SEES),--vlm $(SEES)) $(if $(TUNED),--tuned $(TUNED)) \
+results/%/trajectories/explain-trajectories.yaml: results/%/trajectories/words/tune-words.yaml $(if $(TUNED),$(wildcard $(TUNED)/*.safetensors)) $(foreach c,$(CHANGES),results/%/trajectories-$(c)/tracks.pt) explain.py common.py
+	$(PY) explain.py trajectories --data data/trajectories --embeddings results/$*/trajectories/tracks.pt --words $(<D) --language $(LM) $(if $(SEES),--vlm $(SEES)) $(if $(TUNED),--tuned $(TUNED)) \
 		--changed $(foreach c,$(CHANGES),$(c)=data/trajectories-$(c):results/$*/trajectories-$(c)/tracks.pt) --seed $(SEED) --out $@ > /dev/null
 
 explain: results/$(M)/trajectories/explain-trajectories.yaml  ## is what a language model says of objects that come, go and hide true? LM=the language model, SEES=a VLM beside it, TUNED=one taught by make tune DATA=trajectories-8
-	@sed '/^[a-z_]*:$$/,$$d' $(<D)/explain-tracks.yaml
+	@sed '/^[a-z_]*:$$/,$$d' $(<D)/track.yaml
 	@sed '/^[a-z_]*:$$/,$$d' $<
 
 # ---- fine-tuning on one's own pictures and clips. The words of the small model are trained whole, what sees stays as it is; TUNE says how else, LoRA by default
@@ -202,25 +205,25 @@ explain: results/$(M)/trajectories/explain-trajectories.yaml  ## is what a langu
 LESSONS := $(if $(filter shapes,$(DATA)),operations,$(DATA))
 TUNE ?= $(if $(filter tiny,$(M)),--method full --lr 1e-3 --batch 8 --epochs 6)
 LEARNED := results/$(M)/$(LESSONS)/tuned
-$(LEARNED)/adapt-tune.yaml: data/$(LESSONS)/index.yaml data/shapes/index.yaml adapt.py common.py
-	$(RUN) adapt.py --mode tune --model $(MODEL) --data $(<D) --keep data/shapes --seed $(SEED) $(TUNE) --out $(@D) > /dev/null
-results/$(M)/operations/explain-operations.yaml: $(LEARNED)/adapt-tune.yaml explain.py common.py
-	$(PY) explain.py --mode operations --data data/operations --models $(MODEL) $(<D)/$(if $(filter full,$(TUNE)),model,adapter) $(if $(SMALL),--batch 64) --seed $(SEED) --out $@ > /dev/null
+$(LEARNED)/tune.yaml: data/$(LESSONS)/index.yaml data/shapes/index.yaml tune.py common.py
+	$(RUN) tune.py train --model $(MODEL) --data $(<D) --keep data/shapes --seed $(SEED) $(TUNE) --out $(@D) > /dev/null
+results/$(M)/operations/operations.yaml: $(LEARNED)/tune.yaml operations.py common.py
+	$(PY) operations.py score --data data/operations --models $(MODEL) $(<D)/$(if $(filter full,$(TUNE)),model,adapter) $(if $(SMALL),--batch 64) --seed $(SEED) --out $@ > /dev/null
 
-tune: $(LEARNED)/adapt-tune.yaml $(if $(filter operations,$(LESSONS)),results/$(M)/operations/explain-operations.yaml)  ## MODEL learns DATA's questions and answers (by default: what is done at a packing bench); scores beside its own before, and beside who sees nothing
+tune: $(LEARNED)/tune.yaml $(if $(filter operations,$(LESSONS)),results/$(M)/operations/operations.yaml)  ## MODEL learns DATA's questions and answers (by default: what is done at a packing bench); scores beside its own before, and beside who sees nothing
 	@for f in $^; do sed '/^[a-z_]*:$$/,$$d' $$f; done
 
 # ---- gates
 
-$(R)/gate1.yaml: $(R)/probe.yaml $(MOTION)/probe.yaml $(R)/align.yaml $(R)/adapt-latents.yaml $(E)/probe.yaml verify.py common.py $(R)/.set
-	$(PY) verify.py --gate 1 --results $(R) --motion $(MOTION) --encoder $(E) $(if $(wildcard results/qwen2.5-vl-7b/$(DATA)),--reference results/qwen2.5-vl-7b/$(DATA)) \
+$(R)/gate1.yaml: $(R)/probe.yaml $(MOTION)/probe.yaml $(R)/align.yaml $(R)/adapt-latents.yaml $(E)/probe.yaml gate.py stats.py common.py $(R)/.set
+	$(PY) gate.py judge 1 --results $(R) --motion $(MOTION) --encoder $(E) $(if $(wildcard results/qwen2.5-vl-7b/$(DATA)),--reference results/qwen2.5-vl-7b/$(DATA)) \
 		--set "$(SET)" --seed $(SEED) --out $@ > /dev/null
 
 $(R)/.set: FORCE  # changes only when SET does, so that a new threshold judges again and computes nothing
 	@mkdir -p $(@D); echo '$(SET)' | cmp -s - $@ || echo '$(SET)' > $@
 
 gate1: $(R)/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA, then the verdict
-	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
+	@$(PY) gate.py show $< $(if $(STRICT),--strict)
 
 # ---- gate 2. Both encoders in one run, so that what the second one costs is measured; small bridges of the small models learn faster than at the plan's 1e-4
 
@@ -235,26 +238,26 @@ PICTURES = --latents $(V)/features --align $(R)/align.yaml --vae $(VAE) --judge 
 $(H)/index.yaml: data/$(DATA)/index.yaml | extract.py $(SETUP)
 	$(RUN) extract.py --model $(ENCODER)+$(MODEL) --data data/$(DATA) --points $(POINTS) $(if $(MEMORY),--max-memory $(MEMORY)) --seed $(SEED) --out $(@D)
 $(R)/adapt-scaling.yaml: $(R)/align.yaml adapt.py common.py
-	$(RUN) adapt.py --mode scaling --features $(R)/features $(PICTURES) $(LADDER) --out $@
+	$(RUN) adapt.py scaling --features $(R)/features $(PICTURES) $(LADDER) --out $@
 $(R)/adapt-ablation.yaml: $(R)/align.yaml $(foreach s,$(OTHER),$(R)@$(s)/features/index.yaml) adapt.py common.py
-	$(RUN) adapt.py --mode ablation --features $(R)/features $(PICTURES) $(ARMS) --at $(foreach s,$(OTHER),$(R)@$(s)/features) --out $@
+	$(RUN) adapt.py ablation --features $(R)/features $(PICTURES) $(ARMS) --at $(foreach s,$(OTHER),$(R)@$(s)/features) --out $@
 $(R)/adapt-hybrid.yaml: $(R)/align.yaml $(H)/index.yaml adapt.py common.py
-	$(RUN) adapt.py --mode hybrid --features $(H)/$(M) --spatial $(H)/$(notdir $(ENCODER)) --random $(R)/features-random $(PICTURES) $(ARMS) --out $@
+	$(RUN) adapt.py hybrid --features $(H)/$(M) --spatial $(H)/$(notdir $(ENCODER)) --random $(R)/features-random $(PICTURES) $(ARMS) --out $@
 
-$(MOTION)/adapt-video.yaml: $(MOTION)/features/index.yaml adapt.py common.py
-	$(RUN) adapt.py --mode video --features $(MOTION)/features --video $(VIDEO) --seed $(SEED) $(GATE2) --out $@
-$(MOTION)/predict-coherence.yaml: $(MOTION)/adapt-video.yaml predict.py common.py
-	$(PY) predict.py --mode coherence --model $(VIDEO) --data data/moving --judge $(ENCODER) --adapter $(@D)/conditioning-prompt.pt --seed $(SEED) $(FILMS) --out $@
-$(MOTION)/films/answers.pt: $(MOTION)/predict-coherence.yaml | extract.py
-	$(PY) extract.py --model $(MODEL) --data $(@D) --ask --seed $(SEED) --out $@
-$(MOTION)/explain-films.yaml: $(MOTION)/films/answers.pt explain.py common.py
-	$(PY) explain.py --films $(<D) --answers $< --seed $(SEED) --out $@
+$(MOTION)/adapt-prompt.yaml: $(MOTION)/features/index.yaml adapt.py common.py
+	$(RUN) adapt.py prompt --features $(MOTION)/features --video $(VIDEO) --seed $(SEED) $(GATE2) --out $@
+$(MOTION)/video-coherence.yaml: $(MOTION)/adapt-prompt.yaml video.py common.py
+	$(PY) video.py coherence --model $(VIDEO) --data data/moving --judge $(ENCODER) --adapter $(@D)/conditioning-prompt.pt --seed $(SEED) $(FILMS) --out $@
+$(MOTION)/films/answers.pt: $(MOTION)/video-coherence.yaml | explain.py
+	$(PY) explain.py ask --model $(MODEL) --data $(@D) --seed $(SEED) --out $@
+$(MOTION)/explain-semantic.yaml: $(MOTION)/films/answers.pt explain.py common.py
+	$(PY) explain.py semantic --films $(<D) --answers $< --seed $(SEED) --out $@
 
-$(R)/gate2.yaml: $(R)/adapt-scaling.yaml $(R)/adapt-ablation.yaml $(R)/adapt-hybrid.yaml $(MOTION)/predict-coherence.yaml $(MOTION)/explain-films.yaml verify.py common.py $(R)/.set
-	$(PY) verify.py --gate 2 --results $(R) --motion $(MOTION) --set "$(SET)" --seed $(SEED) --out $@ > /dev/null
+$(R)/gate2.yaml: $(R)/adapt-scaling.yaml $(R)/adapt-ablation.yaml $(R)/adapt-hybrid.yaml $(MOTION)/video-coherence.yaml $(MOTION)/explain-semantic.yaml gate.py stats.py common.py $(R)/.set
+	$(PY) gate.py judge 2 --results $(R) --motion $(MOTION) --set "$(SET)" --seed $(SEED) --out $@ > /dev/null
 
 gate2: $(R)/gate2.yaml  ## can a small adapter bridge, does a second encoder repair, does the decoder still move naturally?
-	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
+	@$(PY) gate.py show $< $(if $(STRICT),--strict)
 
 # ---- gate 3, on clips: DATA, or data/future
 
@@ -264,22 +267,22 @@ CONTINUE ?=
 FUTURES ?=
 
 $(P)/predict-latents.yaml: $(P)-past/features/index.yaml $(P)-last/features/index.yaml $(P)-past/features-random/index.yaml predict.py common.py
-	$(RUN) predict.py --mode latents --data data/$(CLIP) --features $(P)-past/features --last $(P)-last/features --random $(P)-past/features-random --vae $(VAE) --past $(PAST) --seed $(SEED) $(PREDICT) --out $@
-$(P)/predict-continue.yaml: data/$(CLIP)/index.yaml data/.past predict.py common.py
-	$(PY) predict.py --mode continue --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --horizon $(HORIZON) --seed $(SEED) $(CONTINUE) --out $@
-$(P)/predict-futures.yaml: data/$(CLIP)/index.yaml data/.past predict.py common.py
-	$(PY) predict.py --mode futures --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --horizon $(HORIZON) --seed $(SEED) $(FUTURES) --out $@
-$(P)/explain-describe.yaml: $(P)/predict-continue.yaml explain.py common.py
-	$(PY) explain.py --mode describe --model $(MODEL) --films $(@D)/films --frames $(WATCHED) --seed $(SEED) --out $@
-$(P)/gate3.yaml: $(P)/predict-latents.yaml $(P)/predict-continue.yaml $(P)/predict-futures.yaml $(P)/explain-describe.yaml verify.py common.py $(P)/.set
-	$(PY) verify.py --gate 3 --results $(@D) --set "$(SET)" --seed $(SEED) --out $@ > /dev/null
+	$(RUN) predict.py --data data/$(CLIP) --features $(P)-past/features --last $(P)-last/features --random $(P)-past/features-random --vae $(VAE) --past $(PAST) --seed $(SEED) $(PREDICT) --out $@
+$(P)/video-continue.yaml: data/$(CLIP)/index.yaml data/.past video.py common.py
+	$(PY) video.py continue --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --horizon $(HORIZON) --seed $(SEED) $(CONTINUE) --out $@
+$(P)/video-futures.yaml: data/$(CLIP)/index.yaml data/.past video.py common.py
+	$(PY) video.py futures --model $(VIDEO) --data data/$(CLIP) --judge $(ENCODER) --past $(PAST) --horizon $(HORIZON) --seed $(SEED) $(FUTURES) --out $@
+$(P)/explain-describe.yaml: $(P)/video-continue.yaml explain.py common.py
+	$(PY) explain.py describe --model $(MODEL) --films $(@D)/films --frames $(WATCHED) --seed $(SEED) --out $@
+$(P)/gate3.yaml: $(P)/predict-latents.yaml $(P)/video-continue.yaml $(P)/video-futures.yaml $(P)/explain-describe.yaml gate.py stats.py common.py $(P)/.set
+	$(PY) gate.py judge 3 --results $(@D) --set "$(SET)" --seed $(SEED) --out $@ > /dev/null
 ifneq ($(P),$(R))
 $(P)/.set: FORCE
 	@mkdir -p $(@D); echo '$(SET)' | cmp -s - $@ || echo '$(SET)' > $@
 endif
 
 gate3: $(P)/gate3.yaml  ## does anything predict better than copying the last frame? in latent space; or by a video model that the model then describes
-	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
+	@$(PY) gate.py show $< $(if $(STRICT),--strict)
 
 # ---- gate 4. What is planted lies beside the films that the video model made, and both go through whoever is to tell right from wrong
 
@@ -289,8 +292,8 @@ endif
 JUDGED ?= quarters
 T := $(P)/planted
 
-$(T)/index.yaml: $(P)/predict-continue.yaml | verify.py $(SETUP)
-	$(PY) verify.py --plant data/$(CLIP) --vae $(VAE) --past $(PAST) --horizon $(HORIZON) --films $(P)/films --seed $(SEED) --out $(@D)
+$(T)/index.yaml: $(P)/video-continue.yaml | verify.py $(SETUP)
+	$(PY) verify.py plant --data data/$(CLIP) --vae $(VAE) --past $(PAST) --horizon $(HORIZON) --films $(P)/films --seed $(SEED) --out $(@D)
 	rm -rf $(T)-features
 define JUDGE
 $(T)-features/$(call called,$(1))/index.yaml: $(T)/index.yaml | extract.py $(SETUP)
@@ -301,14 +304,14 @@ $(eval $(call JUDGE,$(ENCODER),last))
 $(eval $(call JUDGE,$(VAE),quarters))
 JUDGES := $(foreach m,$(MODEL) $(ENCODER) $(VAE),$(T)-features/$(call called,$(m)))
 $(P)/explain-planted.yaml: $(T)/index.yaml explain.py common.py
-	$(PY) explain.py --mode describe --model $(MODEL) --films $(T) --frames 16 --seed $(SEED) --out $@
-$(P)/verify.yaml: $(JUDGES:=/index.yaml) $(P)/explain-planted.yaml $(P)/predict-futures.yaml verify.py common.py
-	$(PY) verify.py --rollouts $(T) --latents $(JUDGES) --words $(P)/explain-planted-said.pt --futures $(P)/predict-futures.yaml --seed $(SEED) --out $@
-$(P)/gate4.yaml: $(P)/verify.yaml verify.py common.py $(P)/.set
-	$(PY) verify.py --gate 4 --results $(@D) --set "$(SET)" --seed $(SEED) --out $@ > /dev/null
+	$(PY) explain.py describe --model $(MODEL) --films $(T) --frames 16 --seed $(SEED) --out $@
+$(P)/verify.yaml: $(JUDGES:=/index.yaml) $(P)/explain-planted.yaml $(P)/video-futures.yaml verify.py common.py
+	$(PY) verify.py score --rollouts $(T) --latents $(JUDGES) --words $(P)/explain-planted-said.pt --futures $(P)/video-futures.yaml --seed $(SEED) --out $@
+$(P)/gate4.yaml: $(P)/verify.yaml gate.py stats.py common.py $(P)/.set
+	$(PY) gate.py judge 4 --results $(@D) --set "$(SET)" --seed $(SEED) --out $@ > /dev/null
 
 gate4: $(P)/gate4.yaml  ## can a prediction be verified in its pixels, better than in latents or in words?
-	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
+	@$(PY) gate.py show $< $(if $(STRICT),--strict)
 
 all: gate1 gate2 gate3 gate4  ## gates 1 to 4 for MODEL, and then the report
 	@$(MAKE) --no-print-directory report
@@ -316,20 +319,20 @@ all: gate1 gate2 gate3 gate4  ## gates 1 to 4 for MODEL, and then the report
 # ---- what there is, for a person: these read YAML and PNG, and no stage runs for them
 
 report: $(SETUP)  ## one page of all results: results/report.html, which opens from disk, and results/summary.md
-	$(PY) explain.py --mode report --results results --out results/report.html
+	$(PY) report.py --results results --out results/report.html
 table: $(SETUP)  ## a line for every verdict: model, data, gate, scores
-	@$(PY) verify.py --table results
+	@$(PY) gate.py table results
 
 # ---- screening. The encoder that judges pictures, if it is among MODELS, stands there for the hybrid: it is probed and needs no bridge of its own.
 
-results/screen/screen.yaml: $(S:=/probe.yaml) verify.py common.py results/screen/.asked
-	$(PY) verify.py --screen $(S) --set "$(SET)" --seed $(SEED) --out $(@D) > /dev/null
+results/screen/screen.yaml: $(S:=/probe.yaml) gate.py stats.py common.py results/screen/.asked
+	$(PY) gate.py screen $(S) --set "$(SET)" --seed $(SEED) --out $(@D) > /dev/null
 
 results/screen/.asked: FORCE  # changes only when the models, the data or SET do
 	@mkdir -p $(@D); echo '$(S) $(SET)' | cmp -s - $@ || echo '$(S) $(SET)' > $@
 
 screen: results/screen/screen.yaml  ## which of MODELS? features and probes of each on DATA, then the comparison: results/screen/
-	@$(PY) verify.py --print $< $(if $(STRICT),--strict)
+	@$(PY) gate.py show $< $(if $(STRICT),--strict)
 
 # ---- live: a photograph, its film, and what is said of both
 
@@ -337,9 +340,9 @@ results/demo/coffee.png: | $(SETUP)
 	mkdir -p $(@D)
 	$(PY) -c "from PIL import Image; from skimage import data; Image.fromarray(data.coffee()).save('$@')"
 demo: results/demo/coffee.png  ## a photograph of scikit-image: what MODEL says it is, a film that begins with it, and what MODEL says of that: results/demo/
-	$(PY) explain.py --model $(MODEL) --image $< --ask "What is in the picture?" --seed $(SEED) --out results/demo/picture.yaml
-	$(PY) predict.py --model $(VIDEO) --image $< --prompt "the red circle moves right" --seed $(SEED) --video results/demo/coffee.mp4
-	$(PY) explain.py --model $(MODEL) --clip results/demo/coffee.mp4 --ask "Which way does the red circle move?" --seed $(SEED) --out results/demo/film.yaml
+	$(PY) explain.py ask --model $(MODEL) --image $< --question "What is in the picture?" --seed $(SEED) --out results/demo/picture.yaml
+	$(PY) video.py animate --model $(VIDEO) --image $< --prompt "the red circle moves right" --seed $(SEED) --video results/demo/coffee.mp4
+	$(PY) explain.py ask --model $(MODEL) --clip results/demo/coffee.mp4 --question "Which way does the red circle move?" --seed $(SEED) --out results/demo/film.yaml
 	@echo; echo "results/demo/: coffee.png, coffee.mp4, coffee.gif; picture.yaml, coffee.yaml and film.yaml say how they were made"
 	@$(if $(SMALL),echo "$(MODEL) and $(VIDEO) know drawn shapes alone and have never seen a photograph: this shows that it runs; your own: MODEL=qwen2.5-vl-3b VIDEO=ltx-video")
 
@@ -362,7 +365,7 @@ tiny: data/tiny-shapes/index.yaml data/tiny-moving/index.yaml data/tiny-trajecto
 # ---- tuning a model on one's own pictures and clips
 
 plan: $(SETUP)  ## what tuning needs of memory, part by part, and whether a T4, an A100 or this machine holds it: MODEL=one, else all; PLAN= more flags
-	$(PY) adapt.py --mode plan $(if $(filter command,$(firstword $(origin MODEL))),--models $(MODEL)) $(if $(MEMORY),--max-memory $(MEMORY)) $(PLAN)
+	$(PY) tune.py plan $(if $(filter command,$(firstword $(origin MODEL))),--models $(MODEL)) $(if $(MEMORY),--max-memory $(MEMORY)) $(PLAN)
 
 # ---- checks
 

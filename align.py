@@ -34,7 +34,6 @@ from tqdm import tqdm
 from common import (
     POOLED,
     check_writable,
-    clusters,
     join,
     known,
     load_features,
@@ -43,18 +42,14 @@ from common import (
     parser,
     plain,
     refuse,
-    resampled,
     run_info,
     save_text,
     save_yaml,
     say,
-    solve_ridge,
-    spectrum,
     split_indices,
-    token_ridge,
-    widened,
     with_grid,
 )
+from stats import clusters, resampled, solve_ridge, spectrum, token_ridge, widened
 
 MEASURES = ("cka", "linear_r2", "spearman", "recall10")  # of gate 1
 PAIRED = ("cka", "spearman", "recall10")  # cosines of two matrices

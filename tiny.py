@@ -30,33 +30,24 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from claims import TELL_OF, heading, metadata_text, naming, whereabouts
 from cogvlm2 import IMAGE_MEAN, IMAGE_STD, CogVLM2
 from common import (
-    LOADERS,
-    TELL_OF,
     _atomically,
-    answered,
     check_writable,
-    find_model,
-    flatten_stills,
-    frames_of,
-    heading,
     known,
     load_items,
     load_yaml,
-    mean_answer_loss,
-    metadata_text,
-    naming,
     parser,
     refuse,
     run_info,
     save_yaml,
     say,
     split_of,
-    whereabouts,
-    word_prompt,
 )
-from data import (
+from media import frames_of
+from models import LOADERS, Tracker, find_model, flatten_stills
+from synthetic import (
     COLOURS,
     DIRECTIONS,
     OPPOSITE,
@@ -68,7 +59,7 @@ from data import (
     spans_words,
     told,
 )
-from explain import Tracker
+from training import answered, mean_answer_loss, word_prompt
 
 SAVE_EVERY = 200  # steps
 FILM = {"fps": 2.0}  # the rate that extract.py, too, says clips have

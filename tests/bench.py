@@ -22,6 +22,11 @@ import time
 import warnings
 from pathlib import Path
 
+import families
+import metrics
+import models
+import stats
+
 # on a shared machine spinning threads slow a pass tenfold, and the one with most threads of its own least:
 # libgomp then stops spinning
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -115,7 +120,7 @@ def offloaded(network, folder=None):
     )
     for path in network.names:
         model.get_submodule(path).__dict__.pop("forward", None)
-    common.fill(model, weights, sorted(at_hand), network.device)
+    models.fill(model, weights, sorted(at_hand), network.device)
     names = [name for name in in_layers if name not in at_hand]
     if folder:
         offload_state_dict(folder, dict(weights.read(names)))
@@ -126,7 +131,7 @@ def offloaded(network, folder=None):
         given = {
             "offload_index": {
                 name: {
-                    "safetensors_file": str(common.hub_file(weights.entry, weights.where[name][0])),
+                    "safetensors_file": str(models.hub_file(weights.entry, weights.where[name][0])),
                     "weight_name": weights.where[name][1],
                     "dtype": str(weights.like[name].dtype).removeprefix("torch."),
                 }
@@ -149,7 +154,10 @@ def one_after_another(network, points, batches, before=None):
             if before:
                 before()
             seen.append(
-                {point: x.cpu() for point, x in run(extract.on(batch, network.device, network.dtype)).items()}
+                {
+                    point: x.cpu()
+                    for point, x in run(families.on(batch, network.device, network.dtype)).items()
+                }
             )
     return seen
 
@@ -169,7 +177,7 @@ def streamed(network, points, batches, budget=float("inf")):
             done = extract.stream(
                 network,
                 run,
-                (extract.on(batch, network.device, network.dtype) for batch in batches[begun:]),
+                (families.on(batch, network.device, network.dtype) for batch in batches[begun:]),
                 budget,
                 drain,
             )
@@ -273,9 +281,9 @@ def checkpoint(layers=24, width=1024, inner=4096):
 
 def network_of(folder, deepest, device="cpu", dtype=torch.float32):
     """(Network, inputs(frames), points) of a checkpoint whose weights are not read yet."""
-    entry = common.find_model(str(folder))
-    model, processor, weights = common.skeleton(entry, dtype, device)
-    inputs_of, points, *_ = extract.family_of(model)(model, processor)
+    entry = models.find_model(str(folder))
+    model, processor, weights = models.skeleton(entry, dtype, device)
+    inputs_of, points, *_ = families.family_of(model)(model, processor)
     network = extract.Network(model, weights, torch.device(device), points, deepest)
     network.dtype = dtype
     return network, inputs_of, points
@@ -392,7 +400,7 @@ def questions(count=8, tokens=512, words=24):
     with extract.watching(model, points) as run:
 
         def ours():
-            picture = extract.up_to_the_picture(model, inputs())
+            picture = families.up_to_the_picture(model, inputs())
             picture.pop("behind")
             run(picture)
             return extract.ask(
@@ -629,12 +637,12 @@ def ridge(layers=10, seeds=5, n=500, width=4096, targets=4):
 
     def ours():
         found["ours"] = torch.stack(
-            [v for v, _ in common.solve_ridge(*common.spectrum(grams(), train), tasks, train).values()], 1
+            [v for v, _ in stats.solve_ridge(*stats.spectrum(grams(), train), tasks, train).values()], 1
         )
 
     for k, a in enumerate(x):  # the same penalties, as scikit-learn counts them
         alphas[k] = (
-            common.PENALTIES * (a[train].double() - a[train].double().mean(0)).square().sum() / len(train)
+            stats.PENALTIES * (a[train].double() - a[train].double().mean(0)).square().sum() / len(train)
         ).numpy()
 
     def each(search):
@@ -740,10 +748,10 @@ def gradient_probes(layers=10, n=300):
 
 def lpips_targets(n=8, side=64):
     """A training step of LPIPS, forward and backward, when the target's features are kept."""
-    model, _ = common.lpips_model()
+    model, _ = metrics.lpips_model()
     g = torch.Generator().manual_seed(0)
     x, y = (torch.rand(n, 3, side, side, generator=g) * 2 - 1 for _ in range(2))
-    kept, found = common.lpips_features(model, y), {}
+    kept, found = metrics.lpips_features(model, y), {}
 
     def step(name, loss):
         z = x.clone().requires_grad_()
@@ -751,7 +759,7 @@ def lpips_targets(n=8, side=64):
         found[name] = z.grad
 
     def ours():
-        step("ours", lambda z: common.lpips_to(model, z, kept))
+        step("ours", lambda z: metrics.lpips_to(model, z, kept))
 
     def theirs():
         step("theirs", lambda z: model(z, y))

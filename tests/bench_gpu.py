@@ -29,12 +29,15 @@ from pathlib import Path
 
 import torch
 
+import families
+import training
+import tune
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import bench
 import published
 
-import adapt
 import common
 import extract
 
@@ -210,7 +213,7 @@ def cogvlm2_checkpoint(small):
     return (
         {"architectures": ["CogVLMForCausalLM"], **COGVLM2[small]},
         shapes,
-        vlm_processor([f"Question: {extract.PROMPT} Answer:"]).tokenizer,
+        vlm_processor([f"Question: {families.PROMPT} Answer:"]).tokenizer,
     )
 
 
@@ -364,7 +367,7 @@ def early_exit(at):
 
     model, batch, rounds = qwen(at.small, at.device, at.dtype), 2 if at.small else 8, 3 if at.small else 7
     layers = len(model.model.language_model.layers)
-    given = extract.on(qwen_inputs(QWEN[at.small], noise(batch, PIXELS)), at.device, at.dtype)
+    given = families.on(qwen_inputs(QWEN[at.small], noise(batch, PIXELS)), at.device, at.dtype)
     depths = (0, layers // 4 - 1, layers // 2 - 1)
     points = {f"language.{i}": f"model.language_model.layers.{i}" for i in depths}
 
@@ -439,7 +442,7 @@ def streaming(name, made, small_side, full_side, pictures, batch):
                 if at.device.type == "cuda":
                     torch.cuda.set_per_process_memory_fraction(1.0, at.device)
                 network, inputs_of, points = bench.network_of(folder, deepest, at.device, at.dtype)
-                limit = extract.memory_left(at.device, CAP if capped and at.device.type == "cuda" else None)
+                limit = common.memory_left(at.device, CAP if capped and at.device.type == "cuda" else None)
                 return network, inputs_of, {p: points[p][0] for p in ("merger", deepest)}, limit
 
             def stream(size):
@@ -553,7 +556,7 @@ def memory(at):
         "batch": 1,
         "accumulate": 1,
     }
-    taught, _ = adapt.teachable(model, how, (at.device.type, at.dtype if at.device.type == "cuda" else None))
+    taught, _ = tune.teachable(model, how, (at.device.type, at.dtype if at.device.type == "cuda" else None))
     inputs = {k: v.to(at.device) for k, v in qwen_inputs(config, noise(1, side)).items()}
     text = torch.arange(16, 80, device=at.device)[None] % 100
     inputs |= {
@@ -564,7 +567,7 @@ def memory(at):
         "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"], 0 * text], 1),
     }
     labels = torch.cat([torch.full_like(inputs["input_ids"][:, :-64], -100), text], 1)
-    optimizer = torch.optim.AdamW(common.learned(taught).values())
+    optimizer = torch.optim.AdamW(training.learned(taught).values())
     taught.to(at.device).train()
     free_memory()
     if at.device.type == "cuda":
@@ -600,7 +603,7 @@ def memory(at):
         "weights": seen,
     }
     planned = sum(
-        adapt.memory(shape, "lora", labels.shape[1], 64, len(inputs["pixel_values"]), context=0).values()
+        tune.memory(shape, "lora", labels.shape[1], 64, len(inputs["pixel_values"]), context=0).values()
     )
     measured = torch.cuda.max_memory_allocated(at.device) if at.device.type == "cuda" else None
     ratio = measured / planned if measured else 1.0
@@ -621,8 +624,8 @@ def memory(at):
 def writing(at):
     """Features of every default point, 64 pictures a shard, as extract.py computes and stores them."""
     model = qwen(at.small, at.device, at.dtype)
-    _, points, *_ = extract.family_of(model)(model, None)
-    modules = {p: points[p][0] for p in extract.quarters(points)}
+    _, points, *_ = families.family_of(model)(model, None)
+    modules = {p: points[p][0] for p in families.quarters(points)}
     n, batch, rounds = (130, 32, 1) if at.small else (256, 8, 3)
     items = [
         {"id": str(i), "source": str(i), "frames": f}

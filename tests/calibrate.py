@@ -30,15 +30,20 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import gate
+import metrics
+import models
+import stats
+import synthetic
+import training
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import adapt  # noqa: E402
 import align  # noqa: E402
 import common  # noqa: E402
-import data  # noqa: E402
 import probe  # noqa: E402
-import verify  # noqa: E402
 
 SIZES = (100, 500)  # test items of a world
 COUNTS = (50, 100, 200, 500, 1000)  # items of a rule
@@ -57,11 +62,11 @@ NULLS = {
     "normaliser_targets",
     "split_leak",
 }
-MUST = [k for k, r in verify.GATE1.items() if r["level"] == "must"]
+MUST = [k for k, r in gate.GATE1.items() if r["level"] == "must"]
 
 
 def threshold(name):
-    return verify.GATE1[name]["threshold"]
+    return gate.GATE1[name]["threshold"]
 
 
 def wilson(k, n, z=1.959964):
@@ -90,13 +95,13 @@ def portraits(n, size, seed):
     """One subject in the middle of every picture, large and nearly still: here a constant box is better than the threshold."""
     for i in range(n):
         rng = np.random.default_rng([seed, i, 1])
-        subject = data.random_object(rng, size, str(rng.choice(list(data.COLOURS))), 0.26, 0.36)
+        subject = synthetic.random_object(rng, size, str(rng.choice(list(synthetic.COLOURS))), 0.26, 0.36)
         subject |= {
             "shape": str(rng.choice(["circle", "square"])),
             "cx": size * rng.normal(0.5, 0.04),
             "cy": size * rng.normal(0.5, 0.04),
         }
-        image, mask, boxes = data.draw([subject], data.background(rng, size))
+        image, mask, boxes = synthetic.draw([subject], synthetic.background(rng, size))
         name = f"portraits-{seed}-{i:05d}"
         yield {
             "id": name,
@@ -115,16 +120,16 @@ class Pool:
 
     def __init__(self, items):
         self.items = items
-        self.largest, self.truth, self.names = common.box_truth(items)
-        self.masks = common.foreground(items, common.MASK)
+        self.largest, self.truth, self.names = metrics.box_truth(items)
+        self.masks = metrics.foreground(items, metrics.MASK)
         self.pictures = torch.cat([i["frames"] for i in items]).permute(0, 3, 1, 2).float() / 255
         n = len(items)
         self.codes = {
             "boxes": self.largest[:, None, None].expand(-1, SIDE, SIDE, -1),
-            "masks": common.to_cells(
+            "masks": metrics.to_cells(
                 F.adaptive_avg_pool2d(self.masks[:, None], 4 * SIDE), SIDE, SIDE
             ).unflatten(1, (SIDE, SIDE)),
-            "latents": common.to_cells(F.adaptive_avg_pool2d(self.pictures, 2 * SIDE), SIDE, SIDE).unflatten(
+            "latents": metrics.to_cells(F.adaptive_avg_pool2d(self.pictures, 2 * SIDE), SIDE, SIDE).unflatten(
                 1, (SIDE, SIDE)
             ),
         }
@@ -134,7 +139,7 @@ class Pool:
                 (boxes * 4 * SIDE).round().int().tolist(), names.tolist(), strict=True
             ):
                 of_class[i, c, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = 1
-        self.codes["map50"] = common.to_cells(of_class, SIDE, SIDE).unflatten(1, (SIDE, SIDE))
+        self.codes["map50"] = metrics.to_cells(of_class, SIDE, SIDE).unflatten(1, (SIDE, SIDE))
 
     def world(self, n, g, rest=REST, train=TRAIN):
         """(numbers of the items that take part, split of positions among them with `rest`)."""
@@ -146,7 +151,7 @@ class Pool:
     def untrained(self, pick, g, width=24):
         """Tokens of a network with random weights: a linear map of every token's pixels, then ReLU."""
         s = self.pictures.shape[-1] // SIDE
-        tokens = common.to_cells(self.pictures[pick], SIDE, SIDE)
+        tokens = metrics.to_cells(self.pictures[pick], SIDE, SIDE)
         weight = torch.randn(3 * s * s, width, generator=g) / (3 * s * s) ** 0.5
         return (
             ((tokens - 0.5) @ weight + 0.1 * torch.randn(width, generator=g))
@@ -222,7 +227,7 @@ def mask_world(pool, kind, n, g, noise=0.0):
         probe.probe_cells(x, {"mask": m[:, None]}, split)["mask"][:, 0]
         for x, m in ((own, masks), (control, masks), (own, masks[wrong]))
     ]
-    own, control, shuffled = (common.mask_scores(x, masks >= 0.5, split) for x in soft)
+    own, control, shuffled = (metrics.mask_scores(x, masks >= 0.5, split) for x in soft)
     return {
         "spatial_iou": on_parts(
             split,
@@ -272,7 +277,7 @@ def motion_world(pool, kind, n, g, noise=0.0):
         )
     )
     total = TRAIN + VAL + 1 + n + 1000
-    names = sorted(data.DIRECTIONS)
+    names = sorted(synthetic.DIRECTIONS)
     label = torch.randint(len(names), (total,), generator=g)
     items = [{"direction": names[k], "source": str(i // 2)} for i, k in enumerate(label.tolist())]
     code = (
@@ -313,7 +318,7 @@ def map_world(pool, kind, n, g, noise=0.0):
     }
     seed = int(torch.randint(2**31, (1,), generator=g))
     predict = {
-        name: common.train_set_probe(
+        name: metrics.train_set_probe(
             x, (SIDE, SIDE), labels, len(pool.names), split["train"], split["val"], 2, epochs=20, seed=seed
         )
         for name, (x, labels) in jobs.items()
@@ -321,7 +326,7 @@ def map_world(pool, kind, n, g, noise=0.0):
 
     def of(s):
         runs = {
-            name: common.ap_runs(predict[name], x, truth, s["test"], 100 if s is split else 0)
+            name: metrics.ap_runs(predict[name], x, truth, s["test"], 100 if s is split else 0)
             for name, (x, _) in jobs.items()
         }
         if s is not split:
@@ -329,7 +334,7 @@ def map_world(pool, kind, n, g, noise=0.0):
                 "score": runs["own"]["ap"].mean().item(),
                 "floor": max(r["ap"].mean().item() for name, r in runs.items() if name != "own"),
             }
-        return common.ap_criterion(runs.pop("own"), runs, sources_of(s, "test"), blind="position_only")
+        return metrics.ap_criterion(runs.pop("own"), runs, sources_of(s, "test"), blind="position_only")
 
     return {"map50": on_parts(split, of, known)}
 
@@ -352,7 +357,7 @@ def bridge_world(pool, kind, n, g, noise=0.0):
     shape = ([x.shape[1:3]], [x.shape[3]], tuple(y.shape[1:3]), y.shape[3])
     how = adapt.SETTINGS["latents"] | {"epochs": 15}
     models = [
-        adapt.train(
+        training.train(
             lambda: adapt.Mlp(*shape),
             lambda m, items, *_: (m(x[items]) - y[items]).square().mean(),
             split,
@@ -378,21 +383,21 @@ def bridge_world(pool, kind, n, g, noise=0.0):
             }
         rows["other_item"] = rows["bridge"].unflatten(0, (2, -1)).roll(1, 1).flatten(0, 1)
         out = {}
-        for name, measure, better in (("lpips", decoder["lpips"], "lower"), ("ssim", common.ssim, "higher")):
+        for name, measure, better in (("lpips", decoder["lpips"], "lower"), ("ssim", metrics.ssim, "higher")):
             table = {
                 k: measure(p.contiguous(), originals[test].repeat(len(p) // len(test), 1, 1, 1)).unflatten(
                     0, (-1, len(test))
                 )
                 for k, p in rows.items()
             }
-            record = common.criterion(
+            record = stats.criterion(
                 table["bridge"],
                 {k: table[k] for k in ("mean_image", "other_item")},
                 sources_of(s, "test"),
                 ceiling=table["vae"].mean().item(),
                 better=better,
             )
-            out[name] = verify.stand_in(record) if name == "lpips" and decoder["stand_in"] else record
+            out[name] = gate.stand_in(record) if name == "lpips" and decoder["stand_in"] else record
         return out
 
     test, rest = on_parts(split, of, known)
@@ -401,14 +406,14 @@ def bridge_world(pool, kind, n, g, noise=0.0):
 
 def with_decoder(pool):
     """The committed autoencoder, its latents of the pool, LPIPS."""
-    vae, _ = common.load_video_vae(common.find_model("tiny-vae"))
+    vae, _ = models.load_video_vae(models.find_model("tiny-vae"))
     x = pool.pictures[:, :, None] * 2 - 1
     with torch.no_grad():
         latents = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(16)]).permute(
             0, 2, 3, 4, 1
         )
     with contextlib.redirect_stderr(io.StringIO()):
-        distance, name = common.load_lpips()
+        distance, name = metrics.load_lpips()
     latents = ((latents - vae.latents_mean) / vae.latents_std)[:, 0]
     pool.decoder = {
         "vae": vae,
@@ -422,11 +427,11 @@ def with_decoder(pool):
 def answered(name, found, kind, n, where, offset=None):
     """One criterion of one world: the gate's answer, and whether PASS or FAIL would have been false."""
     record, rest = found
-    rule = verify.GATE1[name]
+    rule = gate.GATE1[name]
     better = record.get("better", rule.get("better", "higher"))
     sign = 1 if better == "higher" else -1
-    at = verify.STAND_IN if name == "lpips" and better == "higher" else rule["threshold"]
-    answer = verify.judge(record, at, better)
+    at = gate.STAND_IN if name == "lpips" and better == "higher" else rule["threshold"]
+    answer = gate.judge(record, at, better)
     row = {
         "criterion": name,
         "kind": kind,
@@ -639,7 +644,7 @@ def split_leaks(pool, count, seed):
             probe.box_criterion(f, pool.largest[pick], split, sources_of(split, "test"))
             for f in (found, {"own": found["own"]})
         ]
-        unguarded.append([verify.judge(r, threshold("bbox_iou"))["answer"] for r in records])
+        unguarded.append([gate.judge(r, threshold("bbox_iou"))["answer"] for r in records])
     return rows, unguarded
 
 
@@ -696,7 +701,7 @@ def planted(shape, n, per_source, gain, ties, rng, together=0.5):
         name: draw(0.6) - sign * (below + (0 if ties else more))
         for name, more in (("constant", 0.0), ("shuffled", 0.02), ("random_init", 0.05))
     }
-    return common.criterion(
+    return stats.criterion(
         draw(0.6),
         {k: torch.from_numpy(f) for k, f in floors.items()},
         sources,
@@ -707,7 +712,7 @@ def planted(shape, n, per_source, gain, ties, rng, together=0.5):
 
 def shifted(record, mean, above):
     """The answer where the true score lies `above` the threshold by so much (below: negative)."""
-    return verify.judge(
+    return gate.judge(
         record, mean - above if record["better"] == "higher" else mean + above, record["better"]
     )
 
@@ -778,7 +783,7 @@ def rules(share, seed, progress):
                 for group in four:
 
                     def verdict(at, group=group):
-                        return verify.decide(
+                        return gate.decide(
                             {
                                 name: shifted(*f, a) | {"level": "must"}
                                 for name, f, a in zip(MUST, group, at, strict=True)
@@ -848,19 +853,19 @@ def map_rules(share, seed, progress):
     out = []
     for per_source, label in ((1, "items"), (5, "clusters")):
         truth, found = detections(6000, per_source, np.random.default_rng([seed, 7, per_source]))
-        true = float(np.mean([common.coco_ap50(truth, f, n_boot=0)[0] for f in found]))
+        true = float(np.mean([metrics.coco_ap50(truth, f, n_boot=0)[0] for f in found]))
         for n, count in ((100, 60), (500, 20)):
             for k in progress(
                 range(max(round(count * share), 1)), desc=f"detections, {label}, n {n}", unit="set"
             ):
                 truth, found = detections(n, per_source, np.random.default_rng([seed, 8, per_source, n, k]))
                 sources = [i // per_source for i in range(n)]
-                runs = [common.coco_ap50(truth, f, 100, sources=sources) for f in found]
+                runs = [metrics.coco_ap50(truth, f, 100, sources=sources) for f in found]
                 own = {"ap": torch.tensor([r[0] for r in runs]), "draws": torch.tensor([r[3] for r in runs])}
-                record = common.ap_criterion(
+                record = metrics.ap_criterion(
                     own, {"constant": {"ap": torch.zeros(2), "draws": torch.zeros(2, 100)}}, sources
                 )
-                answer = verify.judge(record, true)["answer"]
+                answer = gate.judge(record, true)["answer"]
                 out.append((n, label, answer == "PASS", answer == "FAIL", record["score"] - true))
     return out
 
@@ -1005,11 +1010,11 @@ def main(argv=None):
         return tqdm(it, mininterval=2, **more)
 
     pools = {
-        "shapes": Pool(list(data.shapes(TRAIN * 2 + VAL + max(SIZES) + REST, 48, args.seed))),
+        "shapes": Pool(list(synthetic.shapes(TRAIN * 2 + VAL + max(SIZES) + REST, 48, args.seed))),
         "portraits": Pool(list(portraits(TRAIN + VAL + max(SIZES), 48, args.seed))),
     }
     if "bridge" in families:
-        pools["small"] = Pool(list(data.shapes(TRAIN + VAL + 200, 64, args.seed)))
+        pools["small"] = Pool(list(synthetic.shapes(TRAIN + VAL + 200, 64, args.seed)))
         with_decoder(pools["small"])
     rows, worlds, seconds = [], {}, {}
     for family in families:
@@ -1021,7 +1026,7 @@ def main(argv=None):
     rows += leaks
     worlds["split_leak"] = len(leaks)
     alone = [
-        verify.judge(
+        gate.judge(
             box_world(
                 pools["shapes"], "normaliser_features", 100, generator(args.seed, 77, k), controlled=False
             )["bbox_iou"][0],

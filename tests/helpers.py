@@ -180,7 +180,7 @@ def planted_spaces(folder, n=60, seed=0):
 
 def gate_inputs(folder):
     """Write what gates 1 to 3 read: results of a model that passes everything, those on clips in motion/, and what gate1.png shows."""
-    from verify import GATE1, GATE2
+    from gate import GATE1, GATE2
 
     ends = {
         "low": 0.85,
@@ -342,7 +342,8 @@ def adapter_world(folder, seed=0):
 
     vae, judge, data, features, latents, spatial and random in `folder`.
     """
-    from common import find_model, load_video_vae, write_items
+    from common import write_items
+    from models import find_model, load_video_vae
 
     torch.manual_seed(seed)
     random_autoencoder(patch_size=8, scaling=(False,)).save_pretrained(folder / "vae")

@@ -10,18 +10,10 @@ from helpers import adapter_world, changed, plant_features
 
 import adapt
 import common
-from common import (
-    HERE,
-    find_model,
-    load_features,
-    load_items,
-    load_pt,
-    load_video_vae,
-    load_yaml,
-    lpips_model,
-    save_yaml,
-    split_indices,
-)
+import training
+from common import HERE, load_features, load_items, load_pt, load_yaml, save_yaml, split_indices
+from metrics import lpips_model
+from models import find_model, load_video_vae
 
 SINGLE = [kind for kind in adapt.BRIDGES if kind != "fusion"]
 HOW = adapt.SETTINGS["latents"]
@@ -49,7 +41,7 @@ def trained(kind, x, y, parts, seed=0, epochs=2, batch=32, state=None, **more):
         return (module(x[items[part]]) - y[items[part]]).square().mean()
 
     shape = [tuple(x.shape[1:3])], [x.shape[3]], tuple(y.shape[1:3]), y.shape[3]
-    return adapt.train(
+    return training.train(
         lambda: adapt.BRIDGES[kind](*shape),
         loss_of,
         parts,
@@ -92,11 +84,11 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been_and_another_seed_is_ano
         if torch.load(path, weights_only=True)["epoch"] == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(common, "SAVE_SECONDS", -1)
-    monkeypatch.setattr(common, "_atomically", die_after_two)
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(training, "_atomically", die_after_two)
     with pytest.raises(KeyboardInterrupt):
         trained("queries", x, y, split(), epochs=4, state=tmp_path / "state.pt")
-    monkeypatch.setattr(common, "_atomically", write)
+    monkeypatch.setattr(training, "_atomically", write)
     resumed, again = trained("queries", x, y, split(), epochs=4, state=tmp_path / "state.pt")
     assert again["val"] == record["val"]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -227,8 +219,8 @@ def test_the_pixels_loss_is_lpips_and_a_tenth_of_l2_of_the_decoded_picture(made)
         :, : pictures.shape[1] // 8, : pictures.shape[2] // 8
     ].requires_grad_()
     items = torch.tensor([4, 0, 2])
-    loss = adapt.pixel_loss(vae, lpips, pictures)(z, items)
-    x, target = common.pictures_of(vae, z), adapt.to_floats(pictures[items])
+    loss = training.pixel_loss(vae, lpips, pictures)(z, items)
+    x, target = training.pictures_of(vae, z), training.to_floats(pictures[items])
     plain = lpips(x, target).mean() + 0.1 * (x - target).square().mean()
     assert torch.allclose(loss, plain, atol=1e-6)
     assert torch.allclose(torch.autograd.grad(loss, z)[0], torch.autograd.grad(plain, z)[0], atol=1e-6)
@@ -282,7 +274,7 @@ def halves(tmp_path_factory):
     vae, _ = load_video_vae(find_model("tiny-vae"))
     with torch.inference_mode():
         z = (
-            vae.encode(adapt.to_floats(torch.cat([i["frames"] for i in items]))[:, :, None])
+            vae.encode(training.to_floats(torch.cat([i["frames"] for i in items]))[:, :, None])
             .latent_dist.mode()
             .permute(0, 2, 3, 4, 1)
         )

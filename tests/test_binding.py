@@ -4,22 +4,15 @@ import pytest
 import torch
 from helpers import plant_features
 
+import claims
 import data
 import explain
 import extract
-from common import (
-    ANSWERS,
-    LOADERS,
-    WORDS,
-    asked_object,
-    find_model,
-    load_items,
-    load_pt,
-    load_yaml,
-    save_pt,
-    split_of,
-    write_items,
-)
+import families
+import models
+from claims import WORDS, asked_object
+from common import ANSWERS, load_items, load_pt, load_yaml, save_pt, split_of, write_items
+from models import LOADERS, find_model
 
 FAMILIES = {
     "small_vlm": 80,
@@ -92,7 +85,7 @@ SAME_BOX = (  # as CogVLM, Qwen2-VL, InternVL and LLaVA write it
     ],
 )
 def test_boxes_in_answers(text, scale, side, box):
-    assert explain.parse_box(text, scale, side) == (box and pytest.approx(box))
+    assert claims.parse_box(text, scale, side) == (box and pytest.approx(box))
 
 
 NO_PLACE = (
@@ -139,7 +132,7 @@ def test_places_and_directions_in_answers(kind, none, some):
         *((w, w) for row in WORDS[kind] for w in row),
         *((t, w) for w, texts in some.items() for t in texts),
     ]:
-        assert explain.parse_word(text, kind) == word, text
+        assert claims.parse_word(text, kind) == word, text
 
 
 def test_the_words_are_those_of_the_data(shapes_folder, moving_folder):
@@ -147,8 +140,8 @@ def test_the_words_are_those_of_the_data(shapes_folder, moving_folder):
         for item in load_items(folder)[0]:
             k, name = asked_object(item)
             column, row = explain.where(item, kind)
-            assert [extract.OPENLY[kind].format(name), WORDS[kind][row][column]] in item["turns"]
-            assert extract.questions_to(item, "{}").get("caption") in (None, item["turns"][0][0])
+            assert [explain.OPENLY[kind].format(name), WORDS[kind][row][column]] in item["turns"]
+            assert explain.questions_to(item, "{}").get("caption") in (None, item["turns"][0][0])
 
 
 def test_a_name_that_two_objects_have_is_not_asked_about():
@@ -180,11 +173,11 @@ def test_a_question_takes_the_place_of_the_prompt(folder_of, monkeypatch, which)
         generator=torch.Generator().manual_seed(0),
         dtype=torch.uint8,
     )
-    given = extract.asking(
-        model, processor, extract.family_of(model)(model, processor)[0](frames), "Where is the cup?"
+    given = explain.asking(
+        model, processor, families.family_of(model)(model, processor)[0](frames), "Where is the cup?"
     )
-    monkeypatch.setattr(extract, "PROMPT", "Where is the cup?")
-    whole = extract.family_of(model)(model, processor)[0](frames)
+    monkeypatch.setattr(families, "PROMPT", "Where is the cup?")
+    whole = families.family_of(model)(model, processor)[0](frames)
     for name in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
         assert (name in given) == (name in whole) and (
             name not in given or torch.equal(given[name], whole[name])
@@ -194,7 +187,7 @@ def test_a_question_takes_the_place_of_the_prompt(folder_of, monkeypatch, which)
 @pytest.fixture
 def few(shapes_folder, tmp_path, monkeypatch):
     """Two test items and one of val; short answers."""
-    monkeypatch.setattr(extract, "LONGEST", 6)
+    monkeypatch.setattr(explain, "ANSWER_TOKENS", 6)
     items = sorted(load_items(shapes_folder)[0], key=lambda i: split_of(i["source"]))
     write_items(tmp_path / "few", [*items[:2], items[-1]], {"data": "synthetic", "name": "few"})
     return tmp_path / "few"
@@ -224,7 +217,7 @@ def test_every_family_answers_and_is_not_asked_again(folder_of, few, tmp_path, m
         and any(said["answers"]["own"])
     )
     assert load_yaml(tmp_path / "answers.yaml", "ask")["questions"] == len(said["ids"])
-    monkeypatch.setitem(extract.LOADERS, "vlm", None)
+    monkeypatch.setitem(models.LOADERS, "vlm", None)
     assert extract.main(arguments)["answers"] == first["answers"]
     with pytest.raises(TypeError):
         extract.main([*arguments, "--seed", "1"])
@@ -233,7 +226,7 @@ def test_every_family_answers_and_is_not_asked_again(folder_of, few, tmp_path, m
 def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(
     small_dino, small_vlm, small_llavas, shapes_folder, moving_folder, tmp_path, refused, monkeypatch
 ):
-    monkeypatch.setitem(extract.LOADERS, "vlm", None)
+    monkeypatch.setitem(models.LOADERS, "vlm", None)
 
     def ask(model, data, *more):
         return lambda: extract.main(

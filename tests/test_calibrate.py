@@ -5,13 +5,13 @@ import pytest
 import torch
 
 import common
-import data
+import synthetic
 
 
 @pytest.fixture(scope="module")
 def pools():
     return {
-        "shapes": calibrate.Pool(list(data.shapes(500, 48, 0))),
+        "shapes": calibrate.Pool(list(synthetic.shapes(500, 48, 0))),
         "portraits": calibrate.Pool(list(calibrate.portraits(400, 48, 0))),
     }
 

@@ -3,26 +3,16 @@
 import pytest
 import torch
 
-import data
+import claims
 import explain
-from explain import (
-    Claim,
-    answer_right,
-    answer_with,
-    check_claim,
-    describe_track,
-    frame_f1,
-    heard,
-    omitted,
-    parse_claims,
-    sentence_of_count,
-    true_fact,
-)
+import synthetic
+from claims import Claim, answer_right, check_claim, frame_f1, heard, omitted, parse_claims
+from explain import answer_with, describe_track, sentence_of_count, true_fact
 
 
 @pytest.fixture(scope="module")
 def clips():
-    return list(data.trajectories(60, 48, 11))
+    return list(synthetic.trajectories(60, 48, 11))
 
 
 def track(name, persistent, present, visible=None, hidden=(), direction="right"):
@@ -60,7 +50,7 @@ def test_text_without_a_claim_is_counted_and_says_nothing():
 def test_facts_drawn_at_random_seldom_pass(clips):
     """Every object is told what is true of an object of another clip."""
     g, tracks = torch.Generator().manual_seed(0), [t for clip in clips for t in clip["tracks"]]
-    passed = {kind: [] for kind in explain.CLAIMS if kind != "absence"}
+    passed = {kind: [] for kind in claims.CLAIMS if kind != "absence"}
     for clip in clips * 3:
         for name in clip["names"]:
             other = tracks[int(torch.randint(len(tracks), (), generator=g))]

@@ -17,6 +17,8 @@ from PIL import Image
 
 import common
 import data
+import media
+import synthetic
 from common import load_items, split_of
 
 CODECS = {".webm": "libvpx-vp9", ".mp4": "libx264", ".mkv": "libx264", ".mov": "libx264", ".avi": "libx264"}
@@ -25,7 +27,7 @@ CODECS = {".webm": "libvpx-vp9", ".mp4": "libx264", ".mkv": "libx264", ".mov": "
 @pytest.fixture(scope="module")
 def film():
     """40 frames, uint8 [40,48,64,3], that no flip, turn or shift leaves alone: a made-up clip with a frame number in grey levels at the left edge."""
-    frames = next(iter(data.moving(3, 64, 5, frames=40)))["frames"][:, :48].numpy().copy()
+    frames = next(iter(synthetic.moving(3, 64, 5, frames=40)))["frames"][:, :48].numpy().copy()
     frames[:, :16, :16] = (np.arange(40) * 6)[:, None, None, None]
     return frames
 
@@ -73,7 +75,7 @@ def read(root, out, *more, kind="clips"):
 
 
 def squashed(frames, size=48):
-    return common.frames_of({"frames": torch.from_numpy(frames)}, size)
+    return media.frames_of({"frames": torch.from_numpy(frames)}, size)
 
 
 def error(item, frames):
@@ -135,11 +137,11 @@ def test_a_long_clip_is_decoded_no_further_than_wanted_and_keeps_only_what_is(tm
     long = np.concatenate([film] * 5)
     for name in ("a.mp4", "a.webm"):
         encode(tmp_path / name, long)
-        decoded, real = [], data.shown
+        decoded, real = [], media.shown
         monkeypatch.setattr(
             data, "shown", lambda *a, seen=decoded, real=real: (seen.append(1) or x for x in real(*a))
         )
-        frames, _ = data.middle_frames(tmp_path / name, 10, None, 48)
+        frames, _ = media.middle_frames(tmp_path / name, 10, None, 48)
         monkeypatch.undo()
         assert len(decoded) == 105 and frames.shape[0] == 10  # 95 before the middle ten, of 200
         assert frames.untyped_storage().nbytes() == 10 * 48 * 48 * 3
@@ -155,7 +157,7 @@ def test_a_damaged_tail_does_no_harm_to_the_frames_before_it(tmp_path, film):
 
 def test_a_clip_whose_header_states_no_length_is_decoded_twice(tmp_path, film):
     encode(tmp_path / "a.webm", film, options={"live": "1"})
-    assert data.header(tmp_path / "a.webm", None)[0] == 0
+    assert media.header(tmp_path / "a.webm", None)[0] == 0
     assert numbers(read(table(tmp_path, ("a.webm", "x")), tmp_path / "out", "--frames", 10)[0][0]) == list(
         range(15, 25)
     )

@@ -16,6 +16,10 @@ import torch
 from helpers import plant_features
 
 import common
+import media
+import metrics
+import models
+import stats
 
 
 def generator(seed=0):
@@ -37,11 +41,11 @@ def test_ridge_on_shuffled_boxes_is_no_better_than_a_constant_box():
     x = boxes @ torch.randn(4, 500, generator=g) + 0.05 * torch.randn(n, 500, generator=g)
     wrong = boxes.clone()
     wrong[train] = boxes[train][torch.randperm(len(train), generator=g)]
-    found = common.ridge(x, {"true": boxes, "shuffled": wrong}, train)
+    found = stats.ridge(x, {"true": boxes, "shuffled": wrong}, train)
     assert abs(r2(found["shuffled"][test], boxes[test])) < 0.1
-    constant = common.box_iou(boxes[train].mean(0).expand(len(test), 4), boxes[test]).mean()
-    assert common.box_iou(found["shuffled"][test], boxes[test]).mean() < constant + 0.03
-    assert common.box_iou(found["true"][test], boxes[test]).mean() > constant + 0.3
+    constant = metrics.box_iou(boxes[train].mean(0).expand(len(test), 4), boxes[test]).mean()
+    assert metrics.box_iou(found["shuffled"][test], boxes[test]).mean() < constant + 0.03
+    assert metrics.box_iou(found["true"][test], boxes[test]).mean() > constant + 0.3
 
 
 @pytest.mark.parametrize("n, d, noise", [(120, 600, 0.5), (200, 20, 0.1), (90, 90, 3.0)])
@@ -56,11 +60,11 @@ def test_ridge_chooses_and_predicts_as_scikit_learn_does(n, d, noise):
     train, test = torch.arange(n * 2 // 3), torch.arange(n * 2 // 3, n)
     wide = x.double()
     centred = wide[train] - wide[train].mean(0)
-    penalties = common.PENALTIES * centred.square().sum() / len(train)
+    penalties = stats.PENALTIES * centred.square().sum() / len(train)
     theirs = RidgeCV(alphas=penalties.numpy()).fit(wide[train].numpy(), y[train, 0].double().numpy())
     assert penalties[0] < theirs.alpha_ < penalties[-1], "the toy problem must have its optimum inside"
     kernel = (wide @ wide.T)[None]
-    ours, error = common.solve_ridge(*common.spectrum(kernel, train), {"y": y}, train)["y"]
+    ours, error = stats.solve_ridge(*stats.spectrum(kernel, train), {"y": y}, train)["y"]
     np.testing.assert_allclose(ours[0, test, 0], theirs.predict(wide[test].numpy()), rtol=1e-4)
     assert error.item() == pytest.approx(-theirs.best_score_, rel=1e-4)
 
@@ -71,10 +75,10 @@ def test_layers_and_tasks_in_one_solve_are_each_alone():
     # each chooses its own penalty
     tasks = {"easy": layers[0][:, :1], "hard": torch.randn(60, 2, generator=g)}
     kernels = torch.stack([x @ x.T for x in layers])
-    found = common.solve_ridge(*common.spectrum(kernels, train), tasks, train)
+    found = stats.solve_ridge(*stats.spectrum(kernels, train), tasks, train)
     for k, x in enumerate(layers):
         for task, y in tasks.items():
-            alone = common.ridge(x, {task: y}, train)[task]
+            alone = stats.ridge(x, {task: y}, train)[task]
             torch.testing.assert_close(found[task][0][k], alone, atol=1e-4, rtol=1e-4)
 
 
@@ -82,14 +86,14 @@ def test_token_ridge_recovers_a_planted_linear_map():
     g = generator()
     x = torch.randn(40, 9, 12, generator=g) + 1
     y = x @ torch.randn(12, 3, generator=g) + 4
-    found = common.token_ridge(x, {"task": y}, torch.arange(20), torch.arange(20, 30))["task"]
+    found = stats.token_ridge(x, {"task": y}, torch.arange(20), torch.arange(20, 30))["task"]
     torch.testing.assert_close(found[30:], y[30:], rtol=1e-3, atol=1e-2)
 
 
 def test_token_ridge_finds_nothing_in_noise():
     g = generator()
     x, y = torch.randn(60, 9, 12, generator=g), torch.randn(60, 9, 3, generator=g)
-    found = common.token_ridge(x, {"task": y}, torch.arange(30), torch.arange(30, 45))["task"]
+    found = stats.token_ridge(x, {"task": y}, torch.arange(30), torch.arange(30, 45))["task"]
     assert abs(r2(found[45:].flatten(0, 1), y[45:].flatten(0, 1))) < 0.05
 
 
@@ -98,9 +102,9 @@ def test_token_ridge_never_looks_at_test_items():
     x = torch.randn(40, 9, 12, generator=g)
     y = x @ torch.randn(12, 3, generator=g) + torch.randn(40, 9, 3, generator=g)
     train, val = torch.arange(20), torch.arange(20, 30)
-    before = common.token_ridge(x, {"task": y}, train, val)["task"]
+    before = stats.token_ridge(x, {"task": y}, train, val)["task"]
     x[30:], y[30:] = 1e3 * torch.randn(10, 9, 12, generator=g), 1e3
-    after = common.token_ridge(x, {"task": y}, train, val)["task"]
+    after = stats.token_ridge(x, {"task": y}, train, val)["task"]
     torch.testing.assert_close(before[:30], after[:30], rtol=1e-5, atol=1e-5)
 
 
@@ -112,7 +116,7 @@ def test_bootstrap_interval_covers_the_true_mean_about_95_times_in_100():
     hits = 0
     for k in range(200):
         scores = 0.3 + torch.randn(50, generator=g).repeat_interleave(3) + torch.randn(150, generator=g)
-        _, low, high = common.bootstrap(scores, [i // 3 for i in range(150)], n_boot=500, seed=k)
+        _, low, high = stats.bootstrap(scores, [i // 3 for i in range(150)], n_boot=500, seed=k)
         hits += low <= 0.3 <= high
     assert 0.89 <= hits / 200 <= 0.985, hits
 
@@ -122,21 +126,21 @@ def test_bootstrap_of_few_sources_is_as_wide_as_students_t_asks(n):
     g, outside = generator(), 0
     for k in range(300):
         scores = torch.randn(n, generator=g).repeat_interleave(4)
-        outside += common.bootstrap(scores, [i // 4 for i in range(4 * n)], n_boot=500, seed=k)[1] > 0
+        outside += stats.bootstrap(scores, [i // 4 for i in range(4 * n)], n_boot=500, seed=k)[1] > 0
     assert outside / 300 <= 0.055, outside  # percentiles alone: 0.25, 0.12, 0.08
 
 
 def test_the_interval_of_many_sources_is_that_of_percentiles_and_a_single_source_has_none():
-    assert common.widened(0.5, 0.4, 0.7, 10**6) == pytest.approx((0.4, 0.7), abs=1e-5)
+    assert stats.widened(0.5, 0.4, 0.7, 10**6) == pytest.approx((0.4, 0.7), abs=1e-5)
     t = 2.7764 / 1.96 * (5 / 4) ** 0.5
-    assert common.widened(0.5, 0.4, 0.7, 5) == pytest.approx((0.5 - 0.1 * t, 0.5 + 0.2 * t), abs=1e-4)
-    assert common.bootstrap([0.2, 0.4], ["a", "a"])[1:] == (-np.inf, np.inf)
+    assert stats.widened(0.5, 0.4, 0.7, 5) == pytest.approx((0.5 - 0.1 * t, 0.5 + 0.2 * t), abs=1e-4)
+    assert stats.bootstrap([0.2, 0.4], ["a", "a"])[1:] == (-np.inf, np.inf)
 
 
 def test_bootstrap_weighs_items_not_sources():
     # 20 sources of nine items, 20 of one
     large, small = [f"large-{i // 9}" for i in range(180)], [f"small-{i}" for i in range(20)]
-    value, low, high = common.bootstrap([1.0] * 180 + [0.0] * 20, large + small, n_boot=500)
+    value, low, high = stats.bootstrap([1.0] * 180 + [0.0] * 20, large + small, n_boot=500)
     # a mean of the sources' means would be about 0.5
     assert value == pytest.approx(0.9) and 0.8 < low < 0.9 < high < 0.97
 
@@ -145,8 +149,8 @@ def test_bootstrap_of_seeds_adds_their_spread_to_the_interval():
     g = generator()
     items = 0.1 * torch.randn(100, generator=g)
     sources = list(range(100))
-    agreeing = common.bootstrap(items.repeat(5, 1), sources)
-    spread = common.bootstrap(items + torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None], sources)
+    agreeing = stats.bootstrap(items.repeat(5, 1), sources)
+    spread = stats.bootstrap(items + torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None], sources)
     assert agreeing[0] == pytest.approx(items.mean().item(), abs=1e-6) == spread[0]
     assert spread[2] - spread[1] > 5 * (agreeing[2] - agreeing[1])
 
@@ -157,7 +161,7 @@ def test_paired_test_rejects_a_true_null_about_5_times_in_100_though_items_of_a_
     small = 0
     for k in range(300):
         a, b = (torch.randn(20, generator=g).repeat_interleave(4) for _ in range(2))
-        small += common.paired_test(a, b, sources, n_perm=199, seed=k)["p"] <= 0.05
+        small += stats.paired_test(a, b, sources, n_perm=199, seed=k)["p"] <= 0.05
     # 95% +- 3.5 standard errors; items taken as independent would give about 0.3
     assert 0.015 <= small / 300 <= 0.095, small
 
@@ -165,28 +169,28 @@ def test_paired_test_rejects_a_true_null_about_5_times_in_100_though_items_of_a_
 def test_paired_test_sees_a_planted_difference_that_items_share():
     g, names = generator(), list(range(60))
     difficulty = 5 * torch.randn(60, generator=g)
-    found = common.paired_test(difficulty + 0.5 + 0.2 * torch.randn(60, generator=g), difficulty, names)
+    found = stats.paired_test(difficulty + 0.5 + 0.2 * torch.randn(60, generator=g), difficulty, names)
     assert found["gain"] == pytest.approx(0.5, abs=0.1) and found["gain_low"] > 0.3
     assert found["p"] == pytest.approx(1 / 2001)  # the smallest that 2000 permutations can give, never 0
-    back = common.paired_test(difficulty, difficulty + 0.5, names)
+    back = stats.paired_test(difficulty, difficulty + 0.5, names)
     assert back["gain"] == pytest.approx(-0.5) and back["gain_high"] < 0 and back["p"] < 0.001
     equal = {"gain": 0.0, "gain_low": 0.0, "gain_high": 0.0, "p": 1.0}
-    assert common.paired_test([0.5] * 20, [0.5] * 20, list(range(20))) == equal
+    assert stats.paired_test([0.5] * 20, [0.5] * 20, list(range(20))) == equal
     seeds = torch.tensor([[0.0, 2.0, 4.0, 6.0], [2.0, 4.0, 6.0, 8.0]])
-    assert common.paired_test(seeds, [0.0] * 4, list("abcd"))["gain"] == 4.0
+    assert stats.paired_test(seeds, [0.0] * 4, list("abcd"))["gain"] == 4.0
 
 
 def test_holm_agrees_with_a_hand_computed_example():
-    found = common.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})  # x3, x1 raised to c's, x2, x4
+    found = stats.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})  # x3, x1 raised to c's, x2, x4
     assert list(found) == ["a", "b", "c", "d"]
     assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
-    assert common.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    assert stats.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
 
 
 def test_criterion_of_a_score_that_should_be_low_has_a_positive_gain_when_it_is_low():
     noise = 0.01 * torch.randn(30, generator=generator())
     floors = {"bad": 0.9 + noise, "best": 0.5 + noise}
-    found = common.criterion(0.2 + noise, floors, list(range(30)), ceiling=0.1, better="lower")
+    found = stats.criterion(0.2 + noise, floors, list(range(30)), ceiling=0.1, better="lower")
     assert (found["floor_name"], found["better"]) == ("best", "lower")
     assert found["gain"] == pytest.approx(0.3, abs=1e-6) and found["gain_low"] > 0
     assert found["skill"] == pytest.approx(0.3 / (0.4 + noise.mean().item()), abs=1e-6)
@@ -195,12 +199,12 @@ def test_criterion_of_a_score_that_should_be_low_has_a_positive_gain_when_it_is_
 
 def test_criterion_of_a_score_that_should_be_high_takes_the_highest_floor():
     floors = {"constant": [0.4] * 8, "pixels": [0.2] * 8}
-    found = common.criterion([0.6] * 8, floors, list("aabbccdd"), ceiling=0.8)
+    found = stats.criterion([0.6] * 8, floors, list("aabbccdd"), ceiling=0.8)
     assert (found["floor_name"], found["n"], found["sources"]) == ("constant", 8, 4)
     assert found["gain"] == pytest.approx(0.2) and found["skill"] == pytest.approx(0.5)
     assert found["floors"] == pytest.approx({"constant": 0.4, "pixels": 0.2})
     for better, ceiling in (("higher", 0.4), ("lower", 0.4)):  # not better than the floor: no skill
-        assert common.criterion([0.7] * 8, floors, list("aabbccdd"), ceiling, better)["skill"] is None
+        assert stats.criterion([0.7] * 8, floors, list("aabbccdd"), ceiling, better)["skill"] is None
 
 
 # ---------------------------------------------------------------- splits
@@ -264,7 +268,7 @@ def test_shuffled_labels_that_score_above_the_blind_control_are_a_leak():
 
     def of(shuffled, blind="constant", **more):
         floors = {"constant": 0.4 + noise, "shuffled": shuffled + noise.flip(0)}
-        return common.criterion(0.9 + noise, floors, list(range(60)), blind=blind, **more)["leak"]
+        return stats.criterion(0.9 + noise, floors, list(range(60)), blind=blind, **more)["leak"]
 
     assert of(0.4) is None and of(0.45) is None  # a tenth of the room is 0.06
     assert of(0.6) == "shuffled" and of(0.6, blind=None) is None
@@ -276,7 +280,7 @@ def test_a_leak_into_map_is_named_too():
     low, high = ({"ap": torch.full((3,), x), "draws": x + draws} for x in (0.1, 0.8))
     for shuffled, leak in ((high, "shuffled"), (low, None)):
         floors = {"position_only": low, "shuffled": shuffled}
-        assert common.ap_criterion(high, floors, range(30), blind="position_only")["leak"] == leak
+        assert metrics.ap_criterion(high, floors, range(30), blind="position_only")["leak"] == leak
 
 
 # ---------------------------------------------------------------- boxes, masks, detection
@@ -285,7 +289,7 @@ def test_a_leak_into_map_is_named_too():
 def test_box_iou_of_hand_computed_pairs():
     a = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [1, 1, 1, 1], [2, 2, 0, 0]])
     b = torch.tensor([[3.0, 3, 4, 4], [1, 1, 3, 3], [0, 0, 2, 2], [0, 0, 2, 1], [1, 1, 1, 1], [0, 0, 2, 2]])
-    torch.testing.assert_close(common.box_iou(a, b), torch.tensor([0, 1 / 7, 1, 0.5, 0, 0]))
+    torch.testing.assert_close(metrics.box_iou(a, b), torch.tensor([0, 1 / 7, 1, 0.5, 0, 0]))
 
 
 def test_mask_iou_of_hand_computed_pairs():
@@ -294,7 +298,7 @@ def test_mask_iou_of_hand_computed_pairs():
     a[1, :2], b[1, 2:] = True, True  # disjoint
     a[2, :2], b[2, 1:3] = True, True  # one row of three in common
     a[3, :2], b[3, :2] = True, True
-    torch.testing.assert_close(common.mask_iou(a, b), torch.tensor([1.0, 0, 1 / 3, 1]))
+    torch.testing.assert_close(metrics.mask_iou(a, b), torch.tensor([1.0, 0, 1 / 3, 1]))
 
 
 def detections(n):
@@ -363,36 +367,40 @@ def test_ap50_is_what_pycocotools_says_of_hand_made_cases(case, tmp_path):
 
     truth, found = ([tensors(picture) for picture in pictures] for pictures in HAND_MADE[case])
     stock = stock_ap50(truth, found, tmp_path)
-    assert common.coco_ap50(truth, found, n_boot=0)[0] == pytest.approx(stock, abs=1e-12)
+    assert metrics.coco_ap50(truth, found, n_boot=0)[0] == pytest.approx(stock, abs=1e-12)
 
 
 def test_the_interval_of_ap_resamples_sources_and_not_images():
     truth, found = detections(60)
-    assert common.coco_ap50(truth, found, n_boot=20)[:3] == (1, 1, 1)  # a perfect detector, on every resample
+    assert metrics.coco_ap50(truth, found, n_boot=20)[:3] == (
+        1,
+        1,
+        1,
+    )  # a perfect detector, on every resample
     nothing = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0))
     # a source of ten is found or missed as one
     found = [f if i % 20 < 10 else nothing for i, f in enumerate(found)]
     tens = [i // 10 for i in range(60)]
-    alone, together = (common.coco_ap50(truth, found, n_boot=200, sources=s) for s in (None, tens))
+    alone, together = (metrics.coco_ap50(truth, found, n_boot=200, sources=s) for s in (None, tens))
     assert alone[0] == together[0] == pytest.approx(51 / 101)  # half of the boxes: 51 of 101 levels of recall
     assert np.std(together[3]) > 2 * np.std(alone[3])  # sqrt(10) = 3.2
     runs = {"ap": torch.tensor([together[0]] * 2), "draws": torch.tensor([together[3]] * 2)}
     none = {"none": {"ap": torch.zeros(2), "draws": torch.zeros(2, 200)}}
-    record = common.ap_criterion(runs, none, tens)
+    record = metrics.ap_criterion(runs, none, tens)
     assert (record["n"], record["sources"]) == (60, 6)
-    assert record["low"] < common.ap_criterion(runs, none, range(60))["low"]
+    assert record["low"] < metrics.ap_criterion(runs, none, range(60))["low"]
 
 
 def test_ap_criterion_pairs_the_resamples_of_probe_and_floor():
     draws = torch.rand(3, 100, generator=generator())
     own = {"ap": torch.tensor([0.5, 0.6, 0.7]), "draws": draws + 0.2}
     floor, worse = {"ap": torch.full((3,), 0.4), "draws": draws}, {"ap": torch.zeros(3), "draws": draws * 0}
-    found = common.ap_criterion(own, {"constant": floor, "worse": worse}, sources=range(30))
+    found = metrics.ap_criterion(own, {"constant": floor, "worse": worse}, sources=range(30))
     assert (found["floor_name"], found["n"], found["seeds"]) == ("constant", 30, 3)
     assert found["score"] == pytest.approx(0.6) and found["skill"] == pytest.approx(0.2 / 0.6)
     # unpaired it would be about 0.2 +- 0.8
     assert found["gain_low"] == pytest.approx(0.2, abs=1e-6) == found["gain_high"]
-    null = common.ap_criterion(floor, {"same": floor}, sources=range(30))
+    null = metrics.ap_criterion(floor, {"same": floor}, sources=range(30))
     assert null["gain"] == 0 and null["p"] == 1
 
 
@@ -421,11 +429,11 @@ def test_set_probe_learns_planted_boxes_and_a_shuffled_run_does_not():
     wrong = [truth[i] for i in torch.randperm(100, generator=generator()).tolist()] + truth[100:]
     iou, right = {}, {}
     for name, labels in (("true", truth), ("shuffled", wrong)):
-        predict = common.train_set_probe(x, (4, 4), labels, 2, train, val, seeds=2, epochs=40, batch=40)
+        predict = metrics.train_set_probe(x, (4, 4), labels, 2, train, val, seeds=2, epochs=40, batch=40)
         boxes, names, scores = predict(x[test])
         surest = scores.argmax(-1, keepdim=True)
         picked = boxes.gather(2, surest[..., None].expand(-1, -1, -1, 4))[:, :, 0]
-        iou[name] = common.box_iou(picked, torch.cat([truth[i][0] for i in test]).expand(2, -1, -1)).mean()
+        iou[name] = metrics.box_iou(picked, torch.cat([truth[i][0] for i in test]).expand(2, -1, -1)).mean()
         named = names.gather(2, surest)[..., 0]
         right[name] = (named == torch.cat([truth[i][1] for i in test])).float().mean()
     assert iou["true"] > 0.45 and iou["true"] > iou["shuffled"] + 0.2, iou
@@ -435,7 +443,7 @@ def test_set_probe_learns_planted_boxes_and_a_shuffled_run_does_not():
 def test_seeds_of_the_set_probe_differ_and_a_run_repeats_itself():
     x, truth = planted_boxes(30)
     split, how = (torch.arange(20), torch.arange(20, 30)), {"seeds": 2, "epochs": 3, "batch": 10, "seed": 7}
-    runs = [common.train_set_probe(x, (4, 4), truth, 2, *split, **how)(x)[0] for _ in range(2)]
+    runs = [metrics.train_set_probe(x, (4, 4), truth, 2, *split, **how)(x)[0] for _ in range(2)]
     assert torch.equal(runs[0], runs[1])
     assert (runs[0][0] - runs[0][1]).abs().max() > 1e-3
 
@@ -446,19 +454,21 @@ def test_set_loss_is_least_for_the_true_boxes_in_any_order():
     logits = torch.tensor([[[[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0]]]])
     truth = [(boxes[0, 0, :2], torch.tensor([0, 1]))]
     swapped = [(boxes[0, 0, [1, 0]], torch.tensor([1, 0]))]
-    assert common.set_loss(boxes, logits, truth) < 0.01
-    torch.testing.assert_close(common.set_loss(boxes, logits, truth), common.set_loss(boxes, logits, swapped))
-    assert common.set_loss(boxes, logits.flip(-1), truth) > 1
-    assert common.set_loss(boxes + 0.3, logits, truth) > 1
+    assert metrics.set_loss(boxes, logits, truth) < 0.01
+    torch.testing.assert_close(
+        metrics.set_loss(boxes, logits, truth), metrics.set_loss(boxes, logits, swapped)
+    )
+    assert metrics.set_loss(boxes, logits.flip(-1), truth) > 1
+    assert metrics.set_loss(boxes + 0.3, logits, truth) > 1
 
 
 def test_cells_put_back_together_are_the_maps():
     maps = torch.rand(3, 2, 4 * 6, 5 * 6, generator=generator())
-    cells = common.to_cells(maps, 4, 5)
+    cells = metrics.to_cells(maps, 4, 5)
     assert cells.shape == (3, 20, 2 * 36)
     torch.testing.assert_close(cells[1, 7].reshape(2, 6, 6), maps[1, :, 6:12, 12:18])  # row 1, column 2
     square = maps[..., :24]
-    torch.testing.assert_close(common.from_cells(common.to_cells(square, 4, 4), 4, 4, 2, 24), square)
+    torch.testing.assert_close(metrics.from_cells(metrics.to_cells(square, 4, 4), 4, 4, 2, 24), square)
 
 
 def test_mask_threshold_is_chosen_on_val_and_not_on_test():
@@ -466,21 +476,21 @@ def test_mask_threshold_is_chosen_on_val_and_not_on_test():
     truth[:, :4] = True
     soft = torch.where(truth, 0.3, 0.12)
     split = {"val": torch.arange(10), "test": torch.arange(10, 20)}
-    assert common.mask_scores(soft, truth, split).mean() == 1
+    assert metrics.mask_scores(soft, truth, split).mean() == 1
     soft[10:], truth[10:] = torch.where(truth[10:], 0.9, 0.6), True
     # a threshold of 0.2, from val; best on test would hide nothing here
-    assert common.mask_scores(soft, truth, split)[10:].mean() == 1
+    assert metrics.mask_scores(soft, truth, split)[10:].mean() == 1
     soft[10:] = 0.12
-    assert common.mask_scores(soft, truth, split)[10:].mean() == 0
+    assert metrics.mask_scores(soft, truth, split)[10:].mean() == 0
 
 
 def test_largest_box_and_foreground_are_fractions_of_the_picture():
     boxes = torch.tensor([[0.0, 0, 4, 4], [20, 10, 40, 20]])
     item = {"width": 40, "height": 20, "boxes": boxes, "labels": ["b", "a"]}
-    largest, every, names = common.box_truth([item])
+    largest, every, names = metrics.box_truth([item])
     torch.testing.assert_close(largest, torch.tensor([[0.5, 0.5, 1, 1]]))
     assert names == ["a", "b"] and every[0][1].tolist() == [1, 0]
-    area = common.foreground([item], 2)[0]
+    area = metrics.foreground([item], 2)[0]
     torch.testing.assert_close(area, torch.tensor([[16 / 200, 0], [0, 1]]))
 
 
@@ -500,33 +510,33 @@ def bars(*columns, side=64):
 
 
 def test_ssim_of_noise_is_about_0_and_of_the_same_picture_1():
-    assert common.ssim(pictures(), pictures(seed=1)).abs().max() < 0.1
-    assert common.ssim(pictures(), pictures()).tolist() == [1, 1]
+    assert metrics.ssim(pictures(), pictures(seed=1)).abs().max() < 0.1
+    assert metrics.ssim(pictures(), pictures()).tolist() == [1, 1]
 
 
 def test_edge_f1_forgives_one_pixel_and_not_six_and_needs_edges_in_both():
-    assert [common.edge_f1(bars(column), bars(32)).item() for column in (32, 33, 38)] == [1, 1, 0]
-    assert common.edge_f1(bars(), bars(32)).item() == common.edge_f1(bars(32), bars()).item() == 0
-    assert common.edge_f1(bars(), bars()).item() == 1
+    assert [metrics.edge_f1(bars(column), bars(32)).item() for column in (32, 33, 38)] == [1, 1, 0]
+    assert metrics.edge_f1(bars(), bars(32)).item() == metrics.edge_f1(bars(32), bars()).item() == 0
+    assert metrics.edge_f1(bars(), bars()).item() == 1
 
 
 def test_edge_f1_does_not_reward_two_edges_around_a_true_one():
     true = bars(32)
     true[:, :, 32] = 127  # a grey column in the middle: an edge one pixel wide
-    assert common.edge_f1(true, true).item() == 1
+    assert metrics.edge_f1(true, true).item() == 1
     # edges at 30 and 34; one to many would say 1
-    assert common.edge_f1(bars(31, 34), true).item() == pytest.approx(2 / 3, abs=0.05)
+    assert metrics.edge_f1(bars(31, 34), true).item() == pytest.approx(2 / 3, abs=0.05)
 
 
 def test_lpips_of_kept_features_is_that_of_the_package_and_so_is_its_gradient():
-    model, _ = common.lpips_model()
+    model, _ = metrics.lpips_model()
     x, y = (torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(k)) * 2 - 1 for k in range(2))
     plain, kept = x.clone().requires_grad_(), x.clone().requires_grad_()
-    theirs, ours = model(plain, y).flatten(), common.lpips_to(model, kept, common.lpips_features(model, y))
+    theirs, ours = model(plain, y).flatten(), metrics.lpips_to(model, kept, metrics.lpips_features(model, y))
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     theirs.sum().backward(), ours.sum().backward()
     torch.testing.assert_close(kept.grad, plain.grad, atol=1e-8, rtol=1e-4)
-    assert common.lpips_to(model, y, common.lpips_features(model, y)).abs().max() < 1e-9
+    assert metrics.lpips_to(model, y, metrics.lpips_features(model, y)).abs().max() < 1e-9
 
 
 def test_lpips_without_its_backbone_says_so_in_its_name(monkeypatch, tmp_path):
@@ -536,7 +546,7 @@ def test_lpips_without_its_backbone_says_so_in_its_name(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "urlopen", no_network)
     state = torch.random.get_rng_state()
-    (distance, name), (again, _) = common.load_lpips(), common.load_lpips()
+    (distance, name), (again, _) = metrics.load_lpips(), metrics.load_lpips()
     assert name == "lpips_random_backbone"
     assert torch.equal(state, torch.random.get_rng_state()), "loading must not disturb the caller"
     a, b = pictures(side=64), pictures(side=64, seed=1)
@@ -647,7 +657,7 @@ def test_items_come_back_in_order_and_stale_shards_go(tmp_path):
     assert [i["id"] for i in items] == [str(i) for i in range(common.SHARD + 1)]
     assert (index["items"], index["shards"], len(list(tmp_path.glob("*.pt")))) == (common.SHARD + 1, 2, 2)
     assert index["train"] + index["val"] + index["test"] == index["items"]
-    assert (common.frames_of(items[5]) == 5).all()
+    assert (media.frames_of(items[5]) == 5).all()
 
 
 def test_items_are_read_one_at_a_time_with_few_shards_open(tmp_path):
@@ -700,7 +710,7 @@ def test_a_folder_without_items_and_one_with_foreign_shards_are_refused(tmp_path
 
 def test_frames_are_squashed_to_the_wanted_size_and_stay_bytes():
     item = {"frames": torch.full((2, 30, 50, 3), 200, dtype=torch.uint8)}
-    found = common.frames_of(item, 14)
+    found = media.frames_of(item, 14)
     assert found.shape == (2, 14, 14, 3) and found.dtype == torch.uint8 and (found == 200).all()
 
 
@@ -712,18 +722,18 @@ def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest(refused)
     assert common.known("moving", table, "set") == 2
     words = "unknown set 'shape'", "Did you mean 'shapes'?", "shapes, moving"
     refused(lambda: common.known("shape", table, "set"), *words)
-    refused(lambda: common.find_model("qwen2.5-vl-2b"), "qwen2.5-vl-2b", "qwen2.5-vl-3b")
-    refused(lambda: common.find_model("vlm"), "unknown model 'vlm'")  # a small model's folder, not its name
+    refused(lambda: models.find_model("qwen2.5-vl-2b"), "qwen2.5-vl-2b", "qwen2.5-vl-3b")
+    refused(lambda: models.find_model("vlm"), "unknown model 'vlm'")  # a small model's folder, not its name
 
 
-@pytest.mark.parametrize("name", common.MISNOMERS)
+@pytest.mark.parametrize("name", models.MISNOMERS)
 def test_a_misnomer_is_refused_in_one_sentence_with_a_name_that_works(refused, name):
-    said = common.MISNOMERS[name]
-    refused(lambda: common.find_model(name.upper()), f"{name.upper()!r} {said}")
+    said = models.MISNOMERS[name]
+    refused(lambda: models.find_model(name.upper()), f"{name.upper()!r} {said}")
     offered = re.split(", the same weights|, which| and ask", said.split("; use ")[1])[0].replace(" or ", " ")
     offered = re.findall(r"[\w./-]+", offered)
-    assert offered and all(common.registry_name(o) in common.MODELS for o in offered), offered
-    assert common.registry_name(name) == name, "a name that works needs no correction"
+    assert offered and all(models.registry_name(o) in models.MODELS for o in offered), offered
+    assert models.registry_name(name) == name, "a name that works needs no correction"
 
 
 @pytest.mark.parametrize(
@@ -738,7 +748,7 @@ def test_a_misnomer_is_refused_in_one_sentence_with_a_name_that_works(refused, n
     ],
 )
 def test_a_repository_of_the_registry_is_its_entry(written, own):
-    assert common.find_model(written) == common.find_model(own) and common.find_model(own)["name"] == own
+    assert models.find_model(written) == models.find_model(own) and models.find_model(own)["name"] == own
 
 
 def test_a_folder_of_the_name_of_a_misnomer_or_a_repository_is_the_folder(tmp_path, monkeypatch):
@@ -746,25 +756,25 @@ def test_a_folder_of_the_name_of_a_misnomer_or_a_repository_is_the_folder(tmp_pa
     for name in ("qwen2.5-vl", "facebook/dinov2-large"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text('{"model_type": "dinov2", "patch_size": 8}')
-        assert common.find_model(name)["path"] == name and common.find_model(name)["weights"] == "unstated"
+        assert models.find_model(name)["path"] == name and models.find_model(name)["weights"] == "unstated"
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path, refused):
-    refused(lambda: common.find_model(str(tmp_path)), tmp_path, "config.json")
+    refused(lambda: models.find_model(str(tmp_path)), tmp_path, "config.json")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    refused(lambda: common.find_model(str(tmp_path)), "bert", "dinov2")
+    refused(lambda: models.find_model(str(tmp_path)), "bert", "dinov2")
 
 
 def test_a_local_folder_is_known_by_its_config_and_sized_to_whole_tokens(tmp_path):
     folder_with(tmp_path, model_type="qwen2_5_vl", vision_config={"patch_size": 14, "spatial_merge_size": 2})
-    found = common.find_model(str(tmp_path))
+    found = models.find_model(str(tmp_path))
     assert (found["kind"], found["weights"], found["name"]) == ("vlm", "unstated", tmp_path.name)
     assert found["size"] % 28 == 0 and found["size"] > 0
 
 
 def test_every_size_in_the_registry_is_a_whole_number_of_tokens():
     step = {"dinov2": 14, "qwen2.5": 28, "ltx": 32}
-    for name, entry in common.MODELS.items():
+    for name, entry in models.MODELS.items():
         for prefix, pixels in step.items():
             if name.startswith(prefix) and "size" in entry:
                 assert entry["size"] % pixels == 0 and entry["clip"] % pixels == 0, name
@@ -835,8 +845,8 @@ def test_what_the_hub_says_becomes_one_sentence_with_the_remedy(monkeypatch, ref
     else:
         monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **more: None)
     monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", fail)
-    entry = common.find_model("dinov2-s") | {"revision": "v9"}
-    refused(lambda: common.load_encoder(entry), f"cannot load {REPOSITORY}: ", *words)
+    entry = models.find_model("dinov2-s") | {"revision": "v9"}
+    refused(lambda: models.load_encoder(entry), f"cannot load {REPOSITORY}: ", *words)
 
 
 def folder_with(folder, **config):
@@ -849,9 +859,9 @@ def test_a_model_type_that_is_too_new_is_refused_with_the_version_that_is_instal
 
     entry = folder_with(tmp_path, model_type="qwen9_vl")
     words = tmp_path, "newer transformers", f"{transformers.__version__} is installed", "pip install -U"
-    refused(lambda: common.attempt(lambda: transformers.AutoConfig.from_pretrained(tmp_path), entry), *words)
+    refused(lambda: models.attempt(lambda: transformers.AutoConfig.from_pretrained(tmp_path), entry), *words)
     need = transformers.utils.versions.require_version
-    refused(lambda: common.attempt(lambda: need("transformers>=99.0"), entry), "transformers>=99.0")
+    refused(lambda: models.attempt(lambda: need("transformers>=99.0"), entry), "transformers>=99.0")
 
 
 HELP = {"InternVL3-8B": "use internvl3-8b", "other": "`python extract.py --list`"}
@@ -864,7 +874,7 @@ def test_a_checkpoint_that_needs_code_is_refused_and_not_asked_about(monkeypatch
     entry = folder_with(tmp_path / name, model_type="internvl_chat", auto_map=auto_map)
     (tmp_path / name / "preprocessor_config.json").write_text('{"image_processor_type": "BitImageProcessor"}')
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked"))
-    refused(lambda: common.load_encoder(entry), tmp_path / name, "code from the hub", HELP[name])
+    refused(lambda: models.load_encoder(entry), tmp_path / name, "code from the hub", HELP[name])
 
 
 def test_a_part_of_a_repository_is_fetched_as_that_part(monkeypatch, refused):
@@ -875,7 +885,7 @@ def test_a_part_of_a_repository_is_fetched_as_that_part(monkeypatch, refused):
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
     words = "`hf download Lightricks/LTX-Video --include vae/*`", "the folder vae in it"
-    refused(lambda: common.load_video_vae(common.find_model("ltx")), *words)
+    refused(lambda: models.load_video_vae(models.find_model("ltx")), *words)
 
 
 @pytest.mark.parametrize("name", ["cogvlm2", "dinov2-s"])
@@ -887,7 +897,7 @@ def test_a_model_of_the_hub_without_a_network_is_refused_in_seconds(shapes_folde
     done = subprocess.run(ask, cwd=common.HERE, capture_output=True, text=True, env=environment, timeout=60)
     (sentence,) = done.stderr.strip().splitlines()
     assert done.returncode == 2 and sentence.startswith("error: cannot load ")
-    assert f"`hf download {common.MODELS[name]['path']}`" in sentence
+    assert f"`hf download {models.MODELS[name]['path']}`" in sentence
     assert not list((tmp_path / "out").rglob("*.*"))
 
 

@@ -5,7 +5,11 @@ import torch
 from helpers import changed, video_world
 
 import common
+import metrics
+import models
 import predict
+import stats
+import video
 from common import RESULT, load_items, load_pt, load_yaml, split_of, write_items
 
 
@@ -28,7 +32,7 @@ def drawn(made, monkeypatch, tmp_path):
             given = shown[0][1]
             return torch.cat([given, new(given, int(str(seed).split()[1]))], 1)[:, : shape[0]]
 
-        monkeypatch.setattr(predict, "films", films)
+        monkeypatch.setattr(video, "films", films)
         for name in ("continued_picture", "animation", "futures_picture"):
             monkeypatch.setattr(predict, name, lambda *args: None)
         return predict.main(changed(made[1], out=tmp_path / "x.yaml", **more))
@@ -102,7 +106,7 @@ def test_windows_go_on_from_the_last_frames_there_are(j, asked):
     """Frames are numbers, the last one seen 7; a film of 9 goes on from what it is shown, and from nothing at 8."""
     # r*j+1 of them, at most half of a film
     for past, frames, r, k in ((8, 9, 2, 5), (8, 17, 8, 1), (9, 17, 8, 9), (4, 9, 2, 3), (1, 9, 2, 1)):
-        assert predict.span(past, frames, r) == k
+        assert video.span(past, frames, r) == k
     seen = []
 
     def shoot(given, number):
@@ -110,7 +114,7 @@ def test_windows_go_on_from_the_last_frames_there_are(j, asked):
         start = int(given[0, 0, 0, 0, 0]) if given.shape[1] else 8
         return (start + torch.arange(9)).view(1, 9, 1, 1, 1)
 
-    out = predict.continued(shoot, torch.arange(8).view(1, 8, 1, 1, 1)[:, 8 - j :], 5, 16)
+    out = video.continued(shoot, torch.arange(8).view(1, 8, 1, 1, 1)[:, 8 - j :], 5, 16)
     assert out.flatten().tolist() == list(range(8, 24))
     assert seen == [(x, n) for n, x in enumerate(asked)]
 
@@ -119,8 +123,8 @@ def test_the_first_window_is_shown_the_frames_before_the_horizon_and_noise_and_p
     made, tmp_path, monkeypatch
 ):
     folder, arguments, _ = made
-    clips, asked, films = torch.stack([i["frames"] for i in held_out(folder)]), [], predict.films
-    monkeypatch.setattr(predict, "films", lambda *args, **more: asked.append(args) or films(*args, **more))
+    clips, asked, films = torch.stack([i["frames"] for i in held_out(folder)]), [], video.films
+    monkeypatch.setattr(video, "films", lambda *args, **more: asked.append(args) or films(*args, **more))
     predict.main(changed(arguments, out=tmp_path / "x.yaml", seeds=2, continuations="past,first+text,text"))
     shown = [args[4][0][1] if args[4] else None for args in asked]
     assert len(asked) == 2 * (2 + 1 + 1)  # past has 2 new frames a film, first 4, text 5
@@ -135,7 +139,7 @@ def test_the_first_window_is_shown_the_frames_before_the_horizon_and_noise_and_p
 def test_films_do_not_depend_on_the_batch_or_on_which_other_clips_there_are(made, tmp_path):
     folder, arguments, _ = made
     predict.main(changed(arguments, out=tmp_path / "x.yaml", batch=1, clips=2))
-    for name in predict.CONTINUATIONS:
+    for name in video.CONTINUATIONS:
         few, every = (
             load_pt(f / f"{name}-0.pt", RESULT)
             for f in (tmp_path / "x-parts", folder / "predict-continue-parts")
@@ -161,7 +165,7 @@ def test_no_frame_of_the_future_reaches_a_continuation(made, tmp_path):
         )
         return torch.equal(own, there)
 
-    assert not same("vae") and all(same(f"{name}-0") for name in predict.CONTINUATIONS)
+    assert not same("vae") and all(same(f"{name}-0") for name in video.CONTINUATIONS)
 
 
 # ---------------------------------------------------------------- baselines
@@ -173,32 +177,32 @@ def test_the_mean_and_the_nearest_future_are_those_of_train_clips_alone():
         {"id": f"t{k}", "source": f"t{k}", "width": 32, "height": 32, "frames": frames}
         for k, frames in enumerate(x)
     ]
-    mean, nearest = common.remembered(train, x[[2, 0], :3], 5, 32)
+    mean, nearest = metrics.remembered(train, x[[2, 0], :3], 5, 32)
     assert torch.equal(nearest, x[[2, 0], 3:])
     assert mean.shape == (2, 2, 32, 32, 3)
     assert (mean[1].double() - x[:, 3:].double().mean(0)).abs().max() <= 0.5
 
 
 def test_the_reconstruction_takes_as_many_frames_before_as_the_autoencoder_asks_for(made):
-    vae, _ = common.load_video_vae(common.autoencoder_of(common.find_model(str(made[0] / "ltx"))))
+    vae, _ = models.load_video_vae(models.autoencoder_of(models.find_model(str(made[0] / "ltx"))))
     clips = torch.stack([i["frames"] for i in held_out(made[0])[:2]])
-    whole = common.decode_films(vae, common.encode_films(vae, clips[:, 2:]))
-    assert torch.equal(predict.reconstructed(vae, clips, 4, 2, 16), whole[:, -4:])
-    assert torch.equal(predict.reconstructed(vae, clips, 3, 2, 16), whole[:, -3:])
+    whole = models.decode_films(vae, models.encode_films(vae, clips[:, 2:]))
+    assert torch.equal(video.reconstructed(vae, clips, 4, 2, 16), whole[:, -4:])
+    assert torch.equal(video.reconstructed(vae, clips, 3, 2, 16), whole[:, -3:])
     again = torch.cat([clips[:, :1].expand(-1, 2, -1, -1, -1), clips], 1)
     assert torch.equal(
-        predict.reconstructed(vae, clips, 7, 8, 16),
-        common.decode_films(vae, common.encode_films(vae, again))[:, -7:],
+        video.reconstructed(vae, clips, 7, 8, 16),
+        models.decode_films(vae, models.encode_films(vae, again))[:, -7:],
     )
 
 
 def test_a_gain_is_that_of_clips_in_which_something_is_scored_and_without_any_difference_it_is_none():
     own = torch.tensor([[1.0, 2, torch.nan, 3, 4, 5, 6]], dtype=torch.float64)
     base = own + 1
-    found = predict.gained(own, base, list("abcdefg"), 0)
+    found = stats.gained(own, base, list("abcdefg"), 0)
     assert found["gain"] == 1 and found["p_wilcoxon"] == pytest.approx(2 / 2**6) and found["gain_low"] == 1
-    assert predict.gained(own, own, list("abcdefg"), 0)["p_wilcoxon"] == 1
-    assert predict.gained(own * torch.nan, base, list("abcdefg"), 0) is None
+    assert stats.gained(own, own, list("abcdefg"), 0)["p_wilcoxon"] == 1
+    assert stats.gained(own * torch.nan, base, list("abcdefg"), 0) is None
 
 
 # ---------------------------------------------------------------- the stage
@@ -206,18 +210,18 @@ def test_a_gain_is_that_of_clips_in_which_something_is_scored_and_without_any_di
 
 def test_the_yaml_holds_every_row_and_the_headline_is_the_main_ones(made):
     folder, _, result = made
-    found, names = load_yaml(folder / "predict-continue.yaml", "predict"), list(predict.CONTINUATIONS)
+    found, names = load_yaml(folder / "predict-continue.yaml", "predict"), list(video.CONTINUATIONS)
     table, criteria = found["continuations"], found["criteria"]
     assert found["conditioning"] == "past" and found["model"] is None
-    assert list(table) == ["real", *predict.BASELINES, *names] and found["shown"] == 3
+    assert list(table) == ["real", *metrics.BASELINES, *names] and found["shown"] == 3
     assert list(found["horizons"]) == ["1", "2", "4"]
-    assert list(found["horizons"]["1"]) == [*predict.BASELINES, *names]
+    assert list(found["horizons"]["1"]) == [*metrics.BASELINES, *names]
     assert result["clips"] == len(held_out(folder))
     assert found["l1"] == table["past"]["l1"] == pytest.approx(criteria["l1"]["score"])
     assert found["gain_over_copy"] == pytest.approx(found["l1_copy"] - found["l1"], abs=1e-5)
     assert set(criteria["temporal_ratio"]["floors"]) == {"copy", "mean"}
     assert criteria["temporal_ratio"]["controls"]["shuffled"] > 1
-    assert set(criteria["l1"]["floors"]) == set(predict.BASELINES) - {"vae"}
+    assert set(criteria["l1"]["floors"]) == set(metrics.BASELINES) - {"vae"}
     assert criteria["l1"]["ceiling"] == pytest.approx(found["l1_vae"], abs=1e-5)
     assert all(g["p_holm"] >= g["p"] for g in found["gains"]["l1"]["copy"].values())
     # what moves steadily is carried on
@@ -227,7 +231,7 @@ def test_the_yaml_holds_every_row_and_the_headline_is_the_main_ones(made):
 def test_films_begin_with_the_last_frame_seen_and_keep_the_truth_of_what_they_show(made):
     films, index = load_items(made[0] / "films")
     clips = {i["id"]: i for i in load_items(made[0] / "data")[0]}
-    names = ["real", "vae", "copy", *predict.CONTINUATIONS]
+    names = ["real", "vae", "copy", *video.CONTINUATIONS]
     assert index["conditioning"] == "past" and index["commonest"] == "right" and index["actions"] == ["right"]
     assert len(films) == len(names) * len(held_out(made[0]))
     for film in films:
@@ -246,8 +250,8 @@ def test_a_run_cut_short_goes_on_to_the_same_end_and_another_horizon_is_made_ane
     arguments = changed(made[1], out=tmp_path / "x.yaml", clips=3, continuations="past,first")
     result = predict.main(arguments)
     (tmp_path / "x-parts" / "past-0.pt").unlink()
-    seen, films = [], predict.films
-    monkeypatch.setattr(predict, "films", lambda *args, **more: seen.append(args[2]) or films(*args, **more))
+    seen, films = [], video.films
+    monkeypatch.setattr(video, "films", lambda *args, **more: seen.append(args[2]) or films(*args, **more))
     # its windows
     assert predict.main(arguments)["continuations"] == result["continuations"] and len(seen) == 2
     predict.main(changed(arguments, horizon=3))
@@ -263,8 +267,8 @@ def test_one_frame_ahead_of_one_seen_has_no_motion_to_compare_and_says_so(drawn)
 
 
 def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr(predict, "load_video_pipeline", None)
-    monkeypatch.setattr(predict, "load_encoder", None)
+    monkeypatch.setattr(video, "load_video_pipeline", None)
+    monkeypatch.setattr(video, "load_encoder", None)
     test, mute = held_out(made[0]), []
     for i in load_items(made[0] / "data")[0]:
         mute.append({k: v for k, v in i.items() if k not in ("text", "direction")})
@@ -291,7 +295,7 @@ def test_what_agrees_carries_on_and_hardly_jumps_is_believed():
     seen[:, 1:] += torch.tensor([2, 4]).view(1, 2, 1, 1, 1).byte()
     steady = seen[:, -1:] + (2 * torch.arange(1, 3)).view(1, 2, 1, 1, 1).byte()  # a step of 2, as before
     x = torch.stack([steady + 50, steady, steady + 1])
-    found = predict.beliefs(
+    found = video.beliefs(
         x, seen, steady, {k: torch.tensor([[0.1], [0.9], [0.8]]).double() for k in ("consistency", "cycle")}
     )
     assert [s.argmax(0).item() for s in found.values()] == [1 if n != "agreement" else 2 for n in found]
@@ -302,7 +306,7 @@ def test_among_equal_candidates_there_is_nothing_to_choose(drawn, tmp_path, monk
     def last_seen(vae, clips, most, *more):  # not even of the truth
         return clips[:, -most - 1 : -most].expand(-1, most, -1, -1, -1)
 
-    monkeypatch.setattr(predict, "reconstructed", last_seen)
+    monkeypatch.setattr(video, "reconstructed", last_seen)
     found = drawn(hold, mode="futures", candidates=3)
     assert found["truth_preferred"] == 0.5
     assert all(x["share"] == 0.5 for x in found["truth_preferred_by"].values())
@@ -317,9 +321,9 @@ def test_where_a_film_carried_on_backwards_comes_to_the_frames_seen_is_at_its_en
     # 0 to 4 seen, of which 2, 3 and 4 were shown; 5 to 8 a candidate, of which 8 and 7 are shown backwards
     frames = torch.arange(10, dtype=torch.uint8).view(1, 10, 1, 1, 1).expand(-1, -1, 2, 2, 3)
     back = frames[:, [6, 5, 4, 3, 2]]
-    assert predict.undone(back, frames[:, :5], 3).tolist() == [0]
-    assert predict.undone(back.flip(1), frames[:, :5], 3)[0] == pytest.approx((4 + 2 + 0) / 3 / 255)
-    assert predict.undone(back + 51, frames[:, :5], 3)[0] == pytest.approx(0.2)
+    assert video.undone(back, frames[:, :5], 3).tolist() == [0]
+    assert video.undone(back.flip(1), frames[:, :5], 3)[0] == pytest.approx((4 + 2 + 0) / 3 / 255)
+    assert video.undone(back + 51, frames[:, :5], 3)[0] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("past, shown, horizon, back", [(3, 3, 2, 1), (1, 1, 4, 3)])
@@ -343,7 +347,7 @@ def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(
         i = next(i for i, x in enumerate(films) if torch.equal(given, x[:, -back:].flip(1)))
         return clips.flip(1)[:, back:] if i == 2 else given[:, -1:].expand(-1, 5 - back, -1, -1, -1)
 
-    monkeypatch.setattr(predict, "reconstructed", lambda vae, clips, most, *_: clips[:, -most:])
+    monkeypatch.setattr(video, "reconstructed", lambda vae, clips, most, *_: clips[:, -most:])
     found = drawn(new, mode="futures", candidates=4, past=past)
     assert found["truth_preferred_by"]["cycle"]["share"] == 3.5 / 4  # one candidate is the truth
     assert (found["shown"], found["horizon"], found["shown_backwards"]) == (shown, horizon, back)
@@ -382,7 +386,7 @@ def test_the_plain_candidate_is_what_continue_makes_from_the_same_moment_on_and_
     predict.main(changed(made[1], out=tmp_path / "c.yaml", continuations="past"))
     ask = changed(made[1], mode="futures", out=tmp_path / "f.yaml", candidates=6)
     asked = []
-    films = predict.films
+    films = video.films
     monkeypatch.setattr(
         predict, "films", lambda *args, **more: asked.append((args, more)) or films(*args, **more)
     )
@@ -398,7 +402,7 @@ def test_the_plain_candidate_is_what_continue_makes_from_the_same_moment_on_and_
     assert load_pt(tmp_path / "f.pt", RESULT)["last"] == [
         common.digest(i["frames"][2].numpy().tobytes()) for i in held_out(made[0])
     ]
-    monkeypatch.setattr(predict, "load_video_pipeline", None)
+    monkeypatch.setattr(video, "load_video_pipeline", None)
     assert predict.main(ask)["pickers"] == found["pickers"]
 
 

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 import data
-from common import frames_of, load_items, load_yaml, split_of
+import synthetic
+from common import load_items, load_yaml, split_of
+from media import frames_of
 
 RACCOON = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "raccoon"
 SHARED = [
@@ -107,7 +109,7 @@ def test_same_seed_same_bytes_and_another_seed_other_pictures(tmp_path, source):
 
 
 def test_an_item_does_not_depend_on_how_many_are_made():
-    few, many = list(data.shapes(3, 32, 0)), list(data.shapes(6, 32, 0))
+    few, many = list(synthetic.shapes(3, 32, 0)), list(synthetic.shapes(6, 32, 0))
     assert all(same(x, y) for x, y in zip(few, many, strict=False))
 
 
@@ -135,7 +137,7 @@ def test_shapes_labels_names_and_turns_agree_with_each_other_and_with_the_boxes(
             item["labels"], item["names"], item["boxes"].tolist(), strict=True
         ):
             colour, shape = name.split()
-            assert shape == label and label in data.SHAPES and colour in data.COLOURS
+            assert shape == label and label in synthetic.SHAPES and colour in synthetic.COLOURS
             assert answers[f"What shape is the {colour} object?"] == label
             row, column = (int((a + b) / 2 / 64 * 3) for a, b in ((y0, y1), (x0, x1)))
             assert answers[f"Where is the {name}?"] == (
@@ -149,9 +151,9 @@ def test_shapes_are_painted_in_the_colour_that_their_name_says(shapes_folder):
         for k, name in enumerate(item["names"], 1):
             mean = item["frames"][0][item["mask"] == k].float().mean(0)
             nearest = min(
-                data.COLOURS,
+                synthetic.COLOURS,
                 key=lambda c: (
-                    torch.tensor(data.COLOURS[c]).float() / max(data.COLOURS[c]) - mean / mean.max()
+                    torch.tensor(synthetic.COLOURS[c]).float() / max(synthetic.COLOURS[c]) - mean / mean.max()
                 ).norm(),
             )
             assert nearest == name.split()[0]
@@ -179,7 +181,7 @@ def centres(item):
 
 @pytest.fixture(scope="module")
 def clips():
-    return list(data.moving(240, 64, 1))
+    return list(synthetic.moving(240, 64, 1))
 
 
 def test_the_subject_moves_in_the_stated_direction_at_the_stated_speed(clips):
@@ -191,24 +193,24 @@ def test_the_subject_moves_in_the_stated_direction_at_the_stated_speed(clips):
             continue
         first, last = seen[0], seen[-1]
         velocity = (at[last] - at[first]) / (last - first)
-        step = torch.tensor(data.DIRECTIONS.get(item["direction"], (0, 0))).float()
+        step = torch.tensor(synthetic.DIRECTIONS.get(item["direction"], (0, 0))).float()
         expected = step / step.norm().clamp(min=1) * item["speed"]
         assert (velocity - expected).norm() < 0.1, (item["id"], item["direction"], velocity, expected)
         assert (item["speed"] == 0) == (item["direction"] == "still")
         checked[item["direction"]] += 1
-    assert set(checked) == {*data.DIRECTIONS, "still"} and sum(checked.values()) > 120
+    assert set(checked) == {*synthetic.DIRECTIONS, "still"} and sum(checked.values()) > 120
 
 
 def test_twins_share_a_source_and_their_answers_are_mirrored_or_reversed(clips):
     kinds = Counter()
     for a, b in zip(clips[::2], clips[1::2], strict=True):
         assert a["source"] == b["source"] and a["id"] != b["id"] and a["kind"] == "original"
-        x, y = data.DIRECTIONS.get(a["direction"], (0, 0))
+        x, y = synthetic.DIRECTIONS.get(a["direction"], (0, 0))
         flip, wanted = (2, (-x, y)) if b["kind"] == "mirrored" else (0, (-x, -y))
         assert torch.equal(b["frames"], a["frames"].flip(flip)) and torch.equal(
             b["mask"], a["mask"].flip(flip)
         )
-        assert data.DIRECTIONS.get(b["direction"], (0, 0)) == wanted
+        assert synthetic.DIRECTIONS.get(b["direction"], (0, 0)) == wanted
         assert (
             b["turns"] == [[f"Which way does the {b['names'][-1]} move?", b["direction"]]]
             and a["speed"] == b["speed"]
@@ -238,8 +240,8 @@ def test_camera_motion_moves_the_background_by_the_stated_pixels_a_frame(clips):
 
 def test_directions_are_about_equally_frequent(clips):
     count = Counter(i["direction"] for i in clips)
-    assert set(count) == {*data.DIRECTIONS, "still"}
-    moving = [count[d] for d in data.DIRECTIONS]
+    assert set(count) == {*synthetic.DIRECTIONS, "still"}
+    moving = [count[d] for d in synthetic.DIRECTIONS]
     assert max(moving) <= 3 * min(moving), count
 
 
@@ -252,7 +254,7 @@ def test_the_first_frame_alone_says_little_about_the_direction(clips):
     x, y = cue(clips)
     names = sorted(set(y))
     centroid = torch.stack([x[[d == n for d in y]].mean(0) for n in names])
-    test_x, test_y = cue(list(data.moving(160, 64, 6)))
+    test_x, test_y = cue(list(synthetic.moving(160, 64, 6)))
     guess = [names[k] for k in torch.cdist(test_x, centroid).argmin(1)]
     accuracy = sum(a == b for a, b in zip(guess, test_y, strict=True)) / len(test_y)
     assert accuracy < 0.4, accuracy

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+import claims
 import data
 import explain
-from common import ANSWERS, find_model, load_items, load_pt, load_vlm, load_yaml, split_of, write_items
+import models
+from common import ANSWERS, load_items, load_pt, load_yaml, split_of, write_items
+from models import find_model, load_vlm
 
 ALL = "real", "vae", "copy", "past", "first"
 MOVES = "left", "right", "up", "down", "left"  # left is the commonest
@@ -297,7 +300,7 @@ def test_actions_in_sentences(line):
     for found, sentences in ((True, telling), (False, " ".join(others))):
         for text in sentences.split("."):
             if text.strip():
-                assert explain.recalled(explain.told(f"{text.strip()}."), action) is found, text
+                assert claims.recalled(claims.told(f"{text.strip()}."), action) is found, text
 
 
 def test_one_option_is_named():
@@ -316,9 +319,9 @@ def test_one_option_is_named():
 
 
 def test_every_verb_of_the_table_is_found_in_its_own_inflections():
-    for verb in explain.SYNONYMS:
-        assert explain.stem(f"{verb}s") == explain.stem(verb), verb
-        assert explain.recalled(explain.told(f"A man {verb}s a cup up and down."), f"{verb} a cup"), verb
+    for verb in claims.SYNONYMS:
+        assert claims.stem(f"{verb}s") == claims.stem(verb), verb
+        assert claims.recalled(claims.told(f"A man {verb}s a cup up and down."), f"{verb} a cup"), verb
 
 
 # ---------------------------------------------------------------- frames
@@ -330,7 +333,7 @@ def test_frames_are_spread_from_the_first_to_the_last():
         (9, 8, [0, 1, 2, 3, 5, 6, 7, 8]),
         (9, 16, list(range(9))),
     ):
-        assert explain.spread(length, k) == numbers
+        assert models.spread(length, k) == numbers
 
 
 def test_films_are_shown_in_these_frames_and_it_says_how_many(planted):
@@ -370,7 +373,7 @@ def test_every_family_takes_several_frames(name, request, tmp_path, monkeypatch)
     g = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (2, 4, 48, 48, 3), generator=g, dtype=torch.uint8)
     for k in (2, 4):
-        assert len(explain.answers_to(model, processor, frames[:, :k], "Where?", (list(range(k)), k))) == 2
+        assert len(models.answers_to(model, processor, frames[:, :k], "Where?", (list(range(k)), k))) == 2
     qwen = entry["type"].startswith("qwen")
     token = model.config.video_token_id if qwen else model.config.image_token_id
     few, many = ((g["input_ids"] == token).sum().item() for g in given)

@@ -6,22 +6,14 @@ import torch
 from conftest import bare_tokenizer, chat, tokens_of
 from helpers import BACKWARDS
 
-import data
+import claims
+import common
 import explain
-from common import (
-    TIMES,
-    TRACKS,
-    WIDTH,
-    Soft,
-    load_pt,
-    load_yaml,
-    save_pt,
-    save_soft,
-    save_yaml,
-    track_id,
-    write_items,
-)
+import synthetic
+from claims import TIMES, WIDTH, track_id
+from common import TRACKS, load_pt, load_yaml, save_pt, save_yaml, write_items
 from explain import answer_with, true_fact
+from training import Soft, save_soft
 
 CHANGES = None, "reversed", "deleted"
 KINDS = {"stays": (0, 31), "enters": (9, 31), "leaves": (0, 20), "passes": (6, 23), "vanishes": (0, 12)}
@@ -30,13 +22,13 @@ KINDS = {"stays": (0, 31), "enters": (9, 31), "leaves": (0, 20), "passes": (6, 2
 def clip(number, change=None):
     """A clip with the words and the truth of data.py, but for its frames: they only say which they are, (number of the clip, of the frame)."""
     rng, tracks = np.random.default_rng(number), []
-    names = rng.permutation([f"{c} {s}" for c in data.COLOURS for s in data.SHAPES])[:4].tolist()
+    names = rng.permutation([f"{c} {s}" for c in synthetic.COLOURS for s in synthetic.SHAPES])[:4].tolist()
     for k in range(1 + number % 3):
         why = str(rng.choice(list(KINDS)))
         first, last = KINDS[why]
         hidden = [[(first + last) // 2, (first + last) // 2 + 3]] if rng.random() < 0.5 else []
         seen = [[first, hidden[0][0] - 1], [hidden[0][1] + 1, last]] if hidden else [[first, last]]
-        way = str(rng.choice(list(data.DIRECTIONS)))
+        way = str(rng.choice(list(synthetic.DIRECTIONS)))
         there = {"present": [[first, last]], "visible": seen, "hidden": hidden}
         tracks.append(
             {"object": names[k], "persistent": why == "stays", "why": why, "direction": way} | there
@@ -46,13 +38,13 @@ def clip(number, change=None):
         for t in tracks:
             for key in ("present", "visible", "hidden"):
                 t[key] = [[31 - b, 31 - a] for a, b in t[key][::-1]]
-            t["why"], t["direction"] = BACKWARDS.get(t["why"], "appears"), data.OPPOSITE[t["direction"]]
+            t["why"], t["direction"] = BACKWARDS.get(t["why"], "appears"), synthetic.OPPOSITE[t["direction"]]
     if change == "deleted":
         tracks, numbers, more = tracks[1:], numbers[1:], {"removed": names[0]}
-    turns, asked = data.questions_of(tracks, numbers, names[3], (0, number))
+    turns, asked = synthetic.questions_of(tracks, numbers, names[3], (0, number))
     frames = torch.zeros(TIMES, 8, 8, 3, dtype=torch.uint8)
     frames[:, 0, 0, 0], frames[:, 0, 0, 1] = number, torch.arange(TIMES)
-    text = " ".join([*map(data.told, tracks), explain.sentence_of_count(len(tracks))])
+    text = " ".join([*map(synthetic.told, tracks), explain.sentence_of_count(len(tracks))])
     item = {
         "id": f"clip-{number}",
         "source": f"clip-{number}",
@@ -207,7 +199,7 @@ def test_who_says_nothing_claims_nothing_and_omits_all(run):
 def test_the_truth_is_the_ceiling_and_the_notes_say_what_they_hold(run):
     result = run(sees)
     truth, notes, usual = (result["writers"][name] for name in ("truth", "metadata", "commonest"))
-    for kind in (*explain.ASKED, "accuracy", "claim_precision", "frame_f1", "abstains"):
+    for kind in (*claims.ASKED, "accuracy", "claim_precision", "frame_f1", "abstains"):
         assert truth[kind] == 1, kind
     assert truth["omission"] == truth["abstains_wrongly"] == truth["unparsed"] == 0
     for kind in ("persistence", "frames", "count", "absent", "unknown", "claim_precision", "frame_f1"):
@@ -336,10 +328,10 @@ def test_a_killed_run_goes_on(run, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(stops)
-    kept = load_pt(tmp_path / "out-answers.pt", explain.ANSWERS)["answers"]
+    kept = load_pt(tmp_path / "out-answers.pt", common.ANSWERS)["answers"]
     assert not (tmp_path / "out.yaml").exists() and {"blind/asked", "text/described"} <= set(kept)
     assert not any(key.startswith("soft") for key in kept) and run(sees)["accuracy"] == 1
-    kept = load_pt(tmp_path / "out-answers.pt", explain.ANSWERS)["answers"]
+    kept = load_pt(tmp_path / "out-answers.pt", common.ANSWERS)["answers"]
     assert set(kept["text/asked"]["texts"]) == {"left"}
 
 
@@ -373,7 +365,7 @@ def test_a_language_model_of_the_library_is_asked_with_and_without_soft_tokens(
     assert set(result["writers"]) == {"truth", "metadata", "text", "soft", "commonest", "blind"}
     assert result["prompts"] == ("chat template" if template else "plain lines")
     assert ("no chat template" in capsys.readouterr().err) == (not template)
-    kept = load_pt(tmp_path / "out-answers.pt", explain.ANSWERS)["answers"]
+    kept = load_pt(tmp_path / "out-answers.pt", common.ANSWERS)["answers"]
     said = [kept[f"{name}/asked"]["texts"] for name in ("soft0", "soft1", "text")]
     assert said[0] != said[1] and said[0] != said[2] and result["weights"] == "unstated"
 

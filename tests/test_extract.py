@@ -14,7 +14,10 @@ import torch
 from published import INTERNVL2, internvl2_config, internvl2_layout
 
 import extract
-from common import LOADERS, find_model, load_features, load_items, with_grid, write_items
+import families
+import models
+from common import load_features, load_items, with_grid, write_items
+from models import LOADERS, find_model
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -65,7 +68,7 @@ def folder_of(request, which):
 def load(folder):
     entry = find_model(str(folder))
     model, processor = LOADERS[entry["kind"]](entry)
-    return (model, *extract.family_of(model)(model, processor)[:2])
+    return (model, *families.family_of(model)(model, processor)[:2])
 
 
 def same(found, expected):
@@ -259,7 +262,7 @@ def test_window_order_is_undone_the_same_as_with_one_window(small_vlm, vlm):
     for visual in (model.model.visual, one_window[0].model.visual):
         full, visual.fullatt_block_indexes = visual.fullatt_block_indexes, [0, 1, 2]
     try:
-        index = extract.window_index(model.model.visual, torch.tensor([[1, 10, 10]]))
+        index = families.window_index(model.model.visual, torch.tensor([[1, 10, 10]]))
         assert index.tolist() != list(range(25))  # the order is a real one
         windows, single = features(vlm, frames)[0], features(one_window, frames)[0]
     finally:
@@ -341,7 +344,7 @@ def test_every_point_with_a_grid_sees_a_bright_token_and_a_bright_patch_where_it
     if which == "small_grounding_dino":
         pictures = torch.where(pictures > 0, pictures, noise(1, grid * cell))
     found = {
-        p: x for p, x in features(loaded, pictures)[0].items() if p not in extract.without_grid(loaded[2])
+        p: x for p, x in features(loaded, pictures)[0].items() if p not in families.without_grid(loaded[2])
     }
     if which.startswith("llava"):  # rows of the language model see the whole picture beside its tiles
         found = {p: x for p, x in found.items() if not p.startswith("language")}
@@ -462,7 +465,7 @@ def clip_features(folder, clips):
     """{point: [n,t,h,w,D]}, the model and first_frame of any small checkpoint, the autoencoder too."""
     entry = find_model(str(folder))
     model, processor = LOADERS[entry["kind"]](entry)
-    inputs_of, points, _, first_frame = extract.family_of(model)(model, processor)
+    inputs_of, points, _, first_frame = families.family_of(model)(model, processor)
     if entry["kind"] != "vae":
         return features((model, inputs_of, points), clips)[0], model, first_frame
     with torch.inference_mode():
@@ -486,7 +489,7 @@ def test_later_frames_change_no_earlier_time_step_of_a_causal_point_and_do_of_th
             moved[point] = max(moved.get(point, 0), difference[:, : step + 1].max().item())
             assert difference[:, step + 1 :].max() > 1e-3, "the change must be seen where it is"
     late = {"small_vjepa2": {"vision.0", "vision.1", "vision.2"}, "seeing_vae": {"latents"}}.get(which, set())
-    assert {p for p in x if extract.sees_later_frames(model, p)} == late
+    assert {p for p in x if families.sees_later_frames(model, p)} == late
     assert all(by > 1e-3 if point in late else by < 1e-6 for point, by in moved.items()), moved
 
 
@@ -715,8 +718,6 @@ def test_a_cached_hub_repository_is_loaded_at_the_revision_asked_for_and_its_com
 ):
     import huggingface_hub.constants
 
-    import common
-
     repository = tmp_path / "hub" / "models--somebody--dino"
     (repository / "refs").mkdir(parents=True)
     for commit, ref in (("a" * 40, "main"), ("b" * 40, "v2")):
@@ -724,7 +725,7 @@ def test_a_cached_hub_repository_is_loaded_at_the_revision_asked_for_and_its_com
         (repository / "refs" / ref).write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setitem(
-        common.MODELS, "cached", {"kind": "encoder", "path": "somebody/dino", "size": 48, "clip": 48}
+        models.MODELS, "cached", {"kind": "encoder", "path": "somebody/dino", "size": 48, "clip": 48}
     )
     for more, commit in (((), "a" * 40), (("--revision", "v2"), "b" * 40)):
         index = run("cached", few, tmp_path / commit, *more)
@@ -739,17 +740,15 @@ def test_a_cached_hub_repository_is_loaded_at_the_revision_asked_for_and_its_com
 def test_internvl2s_own_layout_maps_onto_every_weight_of_the_native_class_at_full_size(name):
     from transformers import InternVLForConditionalGeneration
 
-    import common
-
     vision, text = INTERNVL2[name]
-    config = common._internvl2_config(internvl2_config(vision, text))
+    config = models._internvl2_config(internvl2_config(vision, text))
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
         old = {k: torch.empty(*shape) for k, shape in internvl2_layout(vision, text).items()}
     found = {}
     for name, tensor in old.items():
-        parts = common._internvl2_parts(name, tensor, config)
-        found |= {k: tuple(x.shape) for k, x in zip(common._internvl2_names(name), parts, strict=True)}
+        parts = models._internvl2_parts(name, tensor, config)
+        found |= {k: tuple(x.shape) for k, x in zip(models._internvl2_names(name), parts, strict=True)}
     assert found == {k: tuple(x.shape) for k, x in model.state_dict().items()}
 
 
@@ -897,7 +896,7 @@ def test_the_index_says_where_there_is_no_grid_and_pixels_have_the_coarsest_ther
     index, read = load_features(tmp_path / "out")
     loaded = load(model)
     without = {p for p, row in index["points"].items() if row.get("grid") is False}
-    assert without == extract.without_grid(loaded[2]) == set(index["points"]) - set(with_grid(index))
+    assert without == families.without_grid(loaded[2]) == set(index["points"]) - set(with_grid(index))
     assert (
         read("pixels").shape == (3, 2, coarsest, coarsest, (size // coarsest) ** 2 * 3)
         and index["nonfinite"] == 0

@@ -11,7 +11,10 @@ import common
 import data
 import explain
 import extract
-from common import CHOICES, choose_frames, frames_at, load_items, motion_of, placed, presented
+import media
+import synthetic
+from common import load_items
+from media import CHOICES, choose_frames, frames_at, motion_of, placed, presented
 
 T, K, SIDE = 60, 12, 128
 
@@ -78,7 +81,7 @@ def test_the_budget_goes_where_something_moves_whatever_disturbs(photograph, how
 
 
 def test_a_steady_motion_is_shown_evenly():
-    for item in list(data.moving(12, 64, 7))[::2]:
+    for item in list(synthetic.moving(12, 64, 7))[::2]:
         assert choose_frames(item["frames"], 8) == choose_frames(item["frames"], 8, "uniform")
 
 
@@ -127,7 +130,7 @@ def test_uniform_is_even_random_follows_the_seed_and_scenes_share_by_length(phot
     drawn = np.array([choose_frames(x, K, "random", seed) for seed in range(200)])
     assert len(np.unique(drawn, axis=0)) > 190 and abs(drawn.mean() - (T - 1) / 2) < 1.5
     x[40:] = 255 - x[40:] // 2  # another shot
-    assert common.shots_of(x) == ([0, 40], T)
+    assert media.shots_of(x) == ([0, 40], T)
     assert choose_frames(x, 3, "scene") == [10, 30, 50]
     assert choose_frames(x[:40], 4, "scene") == [5, 15, 25, 35]
 
@@ -180,7 +183,7 @@ def film(path, frames, keys=20, codec="libx264", **options):
 @pytest.fixture
 def decoded(monkeypatch):
     """How many frames PyAV hands out, counted where it does."""
-    count, opener = [0], common.opened
+    count, opener = [0], media.opened
 
     class Counted:
         def __init__(self, file):
@@ -199,7 +202,7 @@ def decoded(monkeypatch):
         with opener(path) as file:
             yield Counted(file)
 
-    monkeypatch.setattr(common, "opened", counting)
+    monkeypatch.setattr(media, "opened", counting)
     return count
 
 

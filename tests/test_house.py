@@ -12,6 +12,7 @@ import sys
 import pytest
 import yaml
 
+import synthetic
 from common import HERE
 
 STAGES = ["data", "extract", "probe", "align", "adapt", "predict", "verify", "explain"]
@@ -210,14 +211,14 @@ def test_gate3_runs_on_something_something_made_small(tmp_path):
     """The published layout, fifty webm clips of moving shapes; the command line is that of the real set."""
     import av
 
-    import data
-
     copied(tmp_path)
     root, lists, said = tmp_path / "ssv2", {"train": [], "validation": []}, {}
     videos = root / "20bn-something-something-v2"
     videos.mkdir(parents=True)
     moving = [
-        i for i in data.moving(120, 64, 5, frames=14) if i["direction"] in ("left", "right", "up", "down")
+        i
+        for i in synthetic.moving(120, 64, 5, frames=14)
+        if i["direction"] in ("left", "right", "up", "down")
     ]
     for k, item in enumerate(moving):
         name, template = item["names"][-1], f"Pushing [something] {item['direction']}"

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import common
+import metrics
 import probe
-from common import box_iou
+import stats
+from metrics import box_iou
 
 N = 240
 SPLIT = {"train": torch.arange(0, 144), "val": torch.arange(144, 192), "test": torch.arange(192, N)}
@@ -44,7 +46,7 @@ def test_a_hidden_layer_reads_what_no_linear_map_can():
     g = generator(5)
     x = torch.randn(N, 2, generator=g)
     boxes = torch.tensor([[0.6, 0.6, 1, 1], [0.0, 0, 0.4, 0.4]])[(x.prod(1) > 0).long()]
-    straight = common.ridge(x, {"y": boxes}, SPLIT["train"])["y"].clamp(0, 1)
+    straight = stats.ridge(x, {"y": boxes}, SPLIT["train"])["y"].clamp(0, 1)
     assert box_iou(straight, boxes)[SPLIT["test"]].mean() < 0.2 and scored(x, boxes)[0] > 0.55
 
 
@@ -86,10 +88,10 @@ def test_principal_components_keep_what_a_ridge_reads():
     x = torch.randn(N, 30, generator=generator(1)) @ torch.randn(30, 400, generator=generator(2))
     train = SPLIT["train"]
     y = x[:, :3].contiguous()
-    parts = probe.components(*common.spectrum(probe.gram(x, train)[None], train), most=40)[0]
+    parts = probe.components(*stats.spectrum(probe.gram(x, train)[None], train), most=40)[0]
     assert parts.shape == (N, 40) and parts.square().mean() == pytest.approx(1, rel=1e-4)
     torch.testing.assert_close(
-        common.ridge(parts, {"y": y}, train)["y"], common.ridge(x, {"y": y}, train)["y"], atol=0.02, rtol=0.02
+        stats.ridge(parts, {"y": y}, train)["y"], stats.ridge(x, {"y": y}, train)["y"], atol=0.02, rtol=0.02
     )
 
 
@@ -108,7 +110,7 @@ def test_the_class_constant_knows_the_name_and_no_more():
         for b, name in ((left, "cup"), (right, "cat"), (left, "dog"))
     )
     items = [cat, cup] * 10 + [dog]
-    largest, _, _ = common.box_truth(items)
+    largest, _, _ = metrics.box_truth(items)
     found = probe.class_constant(items, largest, torch.arange(12))
     # an unknown name: everybody's constant
     assert torch.equal(found[:20], largest[:20]) and torch.equal(found[20], largest[:12].median(0).values)
@@ -188,7 +190,7 @@ def test_the_record_of_a_decoder_names_its_floors_its_controls_and_its_oracle(pi
     noisy = colours + 0.1 * torch.randn(60, 8, 8, 3, generator=generator(2))
     random = torch.randn(60, 8, 8, 5, generator=generator(3))
     jobs = {"own": noisy, "oracle": colours, "random_init": random}
-    sources, measures = [str(i) for i in range(10)], {"ssim": (common.ssim, "higher", 1.0)}
+    sources, measures = [str(i) for i in range(10)], {"ssim": (metrics.ssim, "higher", 1.0)}
     record, scores = probe.reconstruction(jobs, frames, others, measures, FEW, sources, "merger", 0)[
         "decoder_ssim"
     ]

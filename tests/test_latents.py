@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 import data
 import extract
+import metrics
 import predict
-from common import load_features, load_items, load_yaml, signed_rank, write_items
+from common import load_features, load_items, load_yaml, write_items
+from stats import signed_rank
 
 PAST, LENGTH, N = 4, 14, 90
 NAMES = [f"clip-{k}" for k in range(N)]
@@ -171,7 +173,7 @@ def test_the_time_of_a_prediction_that_is_some_frames_off_is_found():
     z = torch.cumsum(torch.randn(20, 30, 2, 2, 3, generator=torch.Generator().manual_seed(0)), 1)
     facts = {"args": SimpleNamespace(past=8), "length": 30, "z": z, "split": {"test": torch.arange(20)}}
     w = SimpleNamespace(**facts, horizons=[1, 2, 4, 8, 16])
-    for shift in predict.SHIFTS:
+    for shift in metrics.SHIFTS:
         own = torch.stack([z[:, 7 + h + shift] for h in w.horizons], 1)[None]
         assert predict.best_shift(w, own) == shift
     # a copy is most like the earliest truth there is
@@ -290,12 +292,12 @@ def test_flow_carries_on_what_moves_and_leaves_what_stands():
     for t in range(14):
         films[0, t, 20:30, 6 + 2 * t : 16 + 2 * t] = torch.tensor([240, 200, 30], dtype=torch.uint8)
     films[1, :, 20:30, 10:20] = 200
-    on = predict.carried_on(films[:, :6], 8)
-    errors = predict.pixel_errors(on, films[:, 6:], films[:, 5])
-    copied = predict.pixel_errors(films[:, 5:6].expand_as(films[:, 6:]), films[:, 6:], films[:, 5])
+    on = metrics.carried_on(films[:, :6], 8)
+    errors = metrics.pixel_errors(on, films[:, 6:], films[:, 5])
+    copied = metrics.pixel_errors(films[:, 5:6].expand_as(films[:, 6:]), films[:, 6:], films[:, 5])
     assert (errors["l1"][0] < 0.6 * copied["l1"][0]).all() and torch.equal(on[1], films[1, 6:])
     assert errors["moving_l1"][1].isnan().all() and (errors["still_l1"][1] == 0).all()
-    whole = predict.pixel_errors(films[:, 6:], films[:, 6:], films[:, 5])
+    whole = metrics.pixel_errors(films[:, 6:], films[:, 6:], films[:, 5])
     assert (whole["l1"] == 0).all()
 
 

@@ -11,17 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
+import claims
 import common
-import data
 import explain
+import media
+import metrics
+import models
 import predict
+import synthetic
+import video
 
 
 def drawn(path, shape, colour, cx=30, cy=30, radius=20):
     """A picture in the style of data.py: one shape of 96 px on grey."""
     thing = {"shape": shape, "radius": radius, "cx": cx, "cy": cy, "angle": 0, "texture": 0}
-    thing["rgb"] = data.COLOURS[colour]
-    Image.fromarray(data.draw([thing], np.full((96, 96, 3), 120, np.float32))[0]).save(path)
+    thing["rgb"] = synthetic.COLOURS[colour]
+    Image.fromarray(synthetic.draw([thing], np.full((96, 96, 3), 120, np.float32))[0]).save(path)
     return str(path)
 
 
@@ -33,8 +38,8 @@ def circle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clips():
     """Clips of 9 frames, 64 px, in which an object moves before a still background."""
-    moving = [i for i in data.moving(60, 64, 913) if i["direction"] != "still" and not any(i["camera"])]
-    return predict.windows(moving, 9, 64)
+    moving = [i for i in synthetic.moving(60, 64, 913) if i["direction"] != "still" and not any(i["camera"])]
+    return metrics.windows(moving, 9, 64)
 
 
 @pytest.fixture
@@ -67,13 +72,13 @@ def film(path, size=64):
     with av.open(str(path)) as file:
         rate = float(file.streams.video[0].average_rate)
         frames = np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)])
-    return common.frames_of({"frames": torch.from_numpy(frames)}, size), *frames.shape[1:3], rate
+    return media.frames_of({"frames": torch.from_numpy(frames)}, size), *frames.shape[1:3], rate
 
 
 def gone(item, x):
     """Which way a clip's object goes in a film that begins with the clip's first frame, by its colour there."""
     mask = item["mask"][0] == len(item["names"])
-    return common.heading(common.whereabouts(torch.cat([item["frames"][:1], x])[None], mask[None])[:, 1:])[0]
+    return claims.heading(claims.whereabouts(torch.cat([item["frames"][:1], x])[None], mask[None])[:, 1:])[0]
 
 
 def apart(a, b):
@@ -92,7 +97,7 @@ def test_a_picture_stands_as_its_exif_says(tmp_path):
         exif = Image.Exif()
         exif[0x0112] = orientation
         Image.fromarray(np.ascontiguousarray(x)).save(tmp_path / "a.jpg", exif=exif, quality=95)
-        found = common.read_picture(tmp_path / "a.jpg")
+        found = media.read_picture(tmp_path / "a.jpg")
         assert apart(found, torch.from_numpy(upright)[None]) < 0.03, orientation
 
 
@@ -102,13 +107,13 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
     colour = Image.fromarray(np.stack([grey] * 3, 2))
     for name, kind in (("a.png", "L"), ("b.gif", "P"), ("c.tif", "CMYK"), ("d.jpg", "YCbCr")):
         (colour.quantize(256) if kind == "P" else colour.convert(kind)).save(tmp_path / name)
-        assert apart(common.read_picture(tmp_path / name), truth) < 0.02, kind
+        assert apart(media.read_picture(tmp_path / name), truth) < 0.02, kind
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    assert apart(common.read_picture(tmp_path / "deep.png"), truth) == 0
+    assert apart(media.read_picture(tmp_path / "deep.png"), truth) == 0
     see_through = np.zeros((8, 8, 4), np.uint8)
     see_through[:4] = 10, 200, 10, 255
     Image.fromarray(see_through).save(tmp_path / "cut.png")
-    x = common.read_picture(tmp_path / "cut.png")[0]
+    x = media.read_picture(tmp_path / "cut.png")[0]
     assert x[0, 0].tolist() == [10, 200, 10] and x[7, 0].tolist() == [255, 255, 255]
 
 
@@ -118,26 +123,26 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
 @pytest.mark.slow
 def test_a_film_begins_with_the_picture_and_is_written_three_times(tmp_path, clips, capsys):
     item, other = clips[0], clips[1]
-    found = made(tmp_path, item, 0, prompt=common.caption(item))
+    found = made(tmp_path, item, 0, prompt=claims.caption(item))
     said = capsys.readouterr().out
     x, *shape = film(tmp_path / "out.mp4")
     assert len(x) == found["frames"] == 9
     assert shape == [256, 256, 2] == [found[k] for k in ("height", "width", "fps")]
-    vae, _ = common.load_video_vae(common.find_model("tiny-vae"))
-    firsts = [common.encode_films(vae, i["frames"][None, :1]) for i in (item, other)]
-    through, wrong = (common.decode_films(vae, z)[0, 0] for z in firsts)
+    vae, _ = models.load_video_vae(models.find_model("tiny-vae"))
+    firsts = [models.encode_films(vae, i["frames"][None, :1]) for i in (item, other)]
+    through, wrong = (models.decode_films(vae, z)[0, 0] for z in firsts)
     assert apart(x[0], through) < 0.02 < 0.06 < apart(x[0], wrong)
     assert apart(x[0], x[8]) > 0.005  # it moves
     gif = Image.open(tmp_path / "out.gif")
     assert gif.n_frames == 9 and gif.size == (256, 256) and gif.info["duration"] == 500
-    first = common.frames_of({"frames": torch.from_numpy(np.array(gif.convert("RGB")))[None]}, 64)[0]
+    first = media.frames_of({"frames": torch.from_numpy(np.array(gif.convert("RGB")))[None]}, 64)[0]
     assert apart(first, x[0]) < 0.02
     facts = common.load_yaml(tmp_path / "out.yaml", "predict")
     assert facts["mode"] == "film" and facts["weights"] == "small" and facts["shown_at"] == [0]
     for key in ("video", "gif", "frames", "seconds", "model", "weights"):
         assert f"\n{key} {facts[key]}\n" in said
     before = (tmp_path / "out.mp4").read_bytes()
-    made(tmp_path, item, 0, prompt=common.caption(item))
+    made(tmp_path, item, 0, prompt=claims.caption(item))
     assert (tmp_path / "out.mp4").read_bytes() == before and not list(tmp_path.glob(".*"))
 
 
@@ -145,7 +150,7 @@ def test_a_film_begins_with_the_picture_and_is_written_three_times(tmp_path, cli
 def test_films_go_the_way_that_the_prompt_says(tmp_path, clips):
     ways = []
     for item in clips[:10]:
-        made(tmp_path, item, 0, prompt=common.caption(item))
+        made(tmp_path, item, 0, prompt=claims.caption(item))
         ways.append(gone(item, film(tmp_path / "out.mp4")[0]))
     asked = [i["direction"] for i in clips[:10]]  # twins follow one another: the same scene, another way
     assert (
@@ -171,10 +176,10 @@ def test_several_pictures_stand_evenly_up_to_the_middle_and_what_follows_is_pred
 def test_a_film_gets_the_shape_of_the_picture_back_in_even_sides(tmp_path):
     x = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)
     x[:, :32, :32], x[1] = 200, 90
-    assert predict.save_film(tmp_path / "a.mp4", x, (61, 50), 12.5) == (312, 256)
+    assert video.save_film(tmp_path / "a.mp4", x, (61, 50), 12.5) == (312, 256)
     y, height, width, rate = film(tmp_path / "a.mp4")
     assert (height, width, rate) == (312, 256, 12.5) and len(y) == 3 and apart(y, x) < 0.02
-    assert predict.save_film(
+    assert video.save_film(
         tmp_path / "b.mp4", torch.zeros(2, 320, 320, 3, dtype=torch.uint8), (10, 10), 25
     ) == (320, 320)
 
@@ -205,7 +210,7 @@ explain --ask Where? --clip CIRCLE --model small_cogvlm2 | one picture at a time
 def test_a_mistake_is_refused_before_anything_is_loaded(
     line, tmp_path, circle, refused, monkeypatch, request
 ):
-    monkeypatch.setattr(predict, "load_video_pipeline", None)
+    monkeypatch.setattr(video, "load_video_pipeline", None)
     monkeypatch.setattr(explain, "load_vlm", None)
     (tmp_path / "words.mp4").write_text("neither a picture nor a video")
     command, _, words = line.replace("FOLDER", str(tmp_path)).replace("CIRCLE", circle).partition(" | ")
@@ -241,15 +246,15 @@ def test_several_pictures_are_asked_about_together_and_are_no_clip(tmp_path, cir
         assert found["frames"] == 2
         assert {"blue circle", "red star"} <= set(found["answer"].removeprefix("a ").split(" and a ")), model
     for name in ("tiny", str(small_qwen3vl)):
-        model, processor = common.load_vlm(common.find_model(name))
+        model, processor = models.load_vlm(models.find_model(name))
         frames = torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8)
-        album, clip = (explain.put_to(model, processor, frames, "Where?", *at) for at in ((), (([0, 1], 2),)))
+        album, clip = (models.put_to(model, processor, frames, "Where?", *at) for at in ((), (([0, 1], 2),)))
         assert len(album["image_grid_thw"]) == 2 and "video_grid_thw" not in album
         assert len(clip["video_grid_thw"]) == 1 and "image_grid_thw" not in clip
 
 
 def test_words_are_printed_while_the_model_still_computes(circle, monkeypatch):
-    steps, written, load = [], [], explain.load_vlm
+    steps, written, load = [], [], models.load_vlm
 
     def counted(*args):
         model, processor = load(*args)
@@ -286,10 +291,10 @@ def test_the_other_families_take_one_picture(folder, request, circle, ask):
 def test_a_written_clip_is_understood_forwards_and_backwards(tmp_path, ask):
     opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
     said = []
-    for item in [i for i in data.moving(60, 64, 913) if i["direction"] in opposite][:3]:
+    for item in [i for i in synthetic.moving(60, 64, 913) if i["direction"] in opposite][:3]:
         there = item["direction"]
         for frames, way in ((item["frames"], there), (item["frames"].flip(0), opposite[there])):
-            predict.save_film(tmp_path / "a.mp4", frames, (64, 64), 2)
+            video.save_film(tmp_path / "a.mp4", frames, (64, 64), 2)
             found, _ = ask(item["turns"][0][0], "--clip", tmp_path / "a.mp4", "--frames", "17")
             said.append(found["answer"] == way)
             assert found["frames_used"] == list(range(17)) and found["size"] == 64
@@ -301,24 +306,24 @@ def test_a_film_of_predict_is_read_by_explain(tmp_path, clips, ask):
     for name in ("out.mp4", "out.gif"):
         found, printed = ask(clips[0]["turns"][0][0], "--clip", tmp_path / name)
         assert found["frames_used"] == list(range(9)) and f"answer {found['answer']}" in printed
-        assert found["answer"] in {w for row in common.WORDS["direction"] for w in row}
+        assert found["answer"] in {w for row in claims.WORDS["direction"] for w in row}
     x = explain.watched(tmp_path / "out.mp4", 16, 64)[0]
     assert torch.equal(x, film(tmp_path / "out.mp4")[0])
 
 
 def test_of_a_long_video_frames_are_spread_evenly_and_its_own_rate_is_told(tmp_path):
     x = (torch.arange(40, dtype=torch.uint8) * 6)[:, None, None, None].expand(40, 64, 64, 3).contiguous()
-    predict.save_film(tmp_path / "long.mp4", x, (64, 128), 10)
+    video.save_film(tmp_path / "long.mp4", x, (64, 128), 10)
     frames, (numbers, length, rate) = explain.watched(tmp_path / "long.mp4", 5, 32)
     assert (numbers, length, rate) == ([0, 10, 20, 29, 39], 40, 10) and frames.shape == (5, 32, 32, 3)
     assert [round(f.float().mean().item() / 6) for f in frames] == numbers
     every = explain.watched(tmp_path / "long.mp4", 40, 32)[1]
     assert every == (list(range(40)), 40, 2)  # ten a second would share positions in time
-    processor = common.load_vlm(common.find_model("tiny"))[1]
+    processor = models.load_vlm(models.find_model("tiny"))[1]
     clip = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
     # two frames to a step
     for at, seconds in ((([0, 2, 4, 6], 8, 10.0), 0.4), (([0, 2, 4, 6], 8), 2.0), (None, 1.0)):
-        given = common.qwen_inputs(processor, clip, "Where?", at)
+        given = models.qwen_inputs(processor, clip, "Where?", at)
         assert float(given["second_per_grid_ts"][0]) == pytest.approx(seconds)
 
 
@@ -327,7 +332,7 @@ def test_make_demo_looks_at_a_photograph_films_it_and_watches_the_film(tmp_path)
     for name in ("common.py", "predict.py", "explain.py", "Makefile"):
         shutil.copy(common.HERE / name, tmp_path)
     (tmp_path / "results/tiny").mkdir(parents=True)
-    (tmp_path / "results/tiny/checkpoints").symlink_to(common.HERE / common.TINY)
+    (tmp_path / "results/tiny/checkpoints").symlink_to(common.HERE / models.TINY)
     make = ["make", "demo", f"PY={sys.executable}"]
     done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -343,5 +348,5 @@ def test_make_demo_looks_at_a_photograph_films_it_and_watches_the_film(tmp_path)
     x, height, width, _ = film(at / "coffee.mp4")
     assert (len(x), height, width) == (coffee["frames"], 256, 384)
     assert watched["frames_used"] == list(range(9))
-    photograph = common.frames_of({"frames": common.read_picture(at / "coffee.png")}, 64)[0]
+    photograph = media.frames_of({"frames": media.read_picture(at / "coffee.png")}, 64)[0]
     assert apart(x[0], photograph) < 0.08 < 0.2 < apart(x[0], photograph.flip(0))

@@ -13,9 +13,12 @@ from PIL import Image
 
 import data
 import explain
+import operations
+import stats
+import synthetic
 from common import load_items, load_yaml, split_of
 
-NAMES = list(data.OPERATIONS.values())
+NAMES = list(synthetic.OPERATIONS.values())
 
 
 WORK = (100, 0, 10), (8100, 10, 12), (600, 12, 20), (100, 20, 30)  # id, start, end
@@ -23,7 +26,7 @@ WORK = (100, 0, 10), (8100, 10, 12), (600, 12, 20), (100, 20, 30)  # id, start, 
 
 def hand_written(root, users=("U0101", "U0107", "U0108"), rate=3, work=WORK):
     """A set in OpenPack's layout: one session each, of frames of one grey that says the second."""
-    begins = datetime(2021, 11, 9, 13, 0, 30, tzinfo=data.JAPAN)
+    begins = datetime(2021, 11, 9, 13, 0, 30, tzinfo=synthetic.JAPAN)
     for user in users:
         tables = {
             "": "uuid,user,session,box,id,operation,start,end,actions\n",
@@ -31,7 +34,7 @@ def hand_written(root, users=("U0101", "U0107", "U0108"), rate=3, work=WORK):
         }
         for k, (o, a, b) in enumerate(work):
             times = ",".join((begins + timedelta(seconds=s)).isoformat() for s in (a, b))
-            tables[""] += f"uuid-{k},{user},S0100,1,{o},{data.OPERATIONS.get(o, 'Null')},{times},\n"
+            tables[""] += f"uuid-{k},{user},S0100,1,{o},{synthetic.OPERATIONS.get(o, 'Null')},{times},\n"
             tables["-1hz"] += "".join(
                 f"{int(begins.timestamp() + t) * 1000},{user},S0100,1,{o}\n" for t in range(a, b)
             )
@@ -62,7 +65,7 @@ def own_copy(published, tmp_path):
 def made_up(tmp_path_factory):
     """(the made-up set in OpenPack's layout, what is read of it)."""
     folder = tmp_path_factory.mktemp("operations")
-    data.operations(folder / "raw", 16, 42, sessions=2, rate=1.0)
+    synthetic.draw_operations(folder / "raw", 16, 42, sessions=2, rate=1.0)
     flags = ["--n", "400", "--asked", "360", "--seed", "42", "--out", str(folder / "operations")]
     data.main(["openpack", "--root", str(folder / "raw"), *flags])
     return folder / "raw", folder / "operations"
@@ -98,7 +101,7 @@ def test_a_published_session_is_read_to_the_frame(published, tmp_path):
     assert [own[15][k] for k in seconds] == [-3.0, 5.0, 15.0, False]
     assert [own[t]["boundary"] for t in (20, 21, 22)] == [True, True, False]
     assert own[15]["turns"] == [
-        [data.ASK_OPERATION, f'{{"operation": "{label}", "start": -3, "end": 5, "next": "Picking"}}']
+        [operations.ASK_OPERATION, f'{{"operation": "{label}", "start": -3, "end": 5, "next": "Picking"}}']
     ]
     assert own[12]["earlier"] is None and own[20]["earlier"] == label
     assert own[25]["next"] is None and json.loads(own[25]["turns"][0][1])["next"] is None
@@ -239,10 +242,10 @@ def test_subjects_can_be_named_and_a_wrong_one_is_refused(published, tmp_path, r
 def test_the_made_up_set_depends_on_the_seed_alone(made_up, tmp_path):
     raw, folder = made_up
     assert sorted(p.name for p in raw.iterdir() if p.is_dir()) == [f"U{n:04d}" for n in range(101, 111)]
-    data.operations(tmp_path, 16, 42, subjects=1, sessions=2, rate=1.0)
+    synthetic.draw_operations(tmp_path, 16, 42, subjects=1, sessions=2, rate=1.0)
     for path in sorted(p for p in tmp_path.rglob("U*") if p.is_file()):
         assert path.read_bytes() == (raw / path.relative_to(tmp_path)).read_bytes(), path
-    data.operations(tmp_path / "other", 16, 43, subjects=1, sessions=1, rate=0.1)
+    synthetic.draw_operations(tmp_path / "other", 16, 43, subjects=1, sessions=1, rate=0.1)
     table = "U0101/annotation/openpack-operations/S0100.csv"
     assert (tmp_path / "other" / table).read_bytes() != (raw / table).read_bytes()
     items, index = load_items(folder)
@@ -270,7 +273,7 @@ def test_the_made_up_set_depends_on_the_seed_alone(made_up, tmp_path):
     ],
 )
 def test_answers_are_parsed(text, parsed):
-    said = explain.parse_operation(text, NAMES)
+    said = operations.parse_operation(text, NAMES)
     assert said["json"] == (parsed is not None)
     assert tuple(said[k] for k in ("operation", "next", "start", "end")) == (parsed or (None,) * 4)
 
@@ -280,20 +283,22 @@ def test_macro_f1_is_that_of_scikit_learn():
 
     rng = np.random.default_rng(0)
     truth, said = rng.integers(0, 8, 200), rng.integers(0, 10, 200)
-    counts = explain.confusions(truth.tolist(), [None if s == 9 else int(s) for s in said], [0] * 200, 9)[0]
+    counts = operations.confusions(truth.tolist(), [None if s == 9 else int(s) for s in said], [0] * 200, 9)[
+        0
+    ]
     other = f1_score(truth, said, labels=sorted(set(truth.tolist())), average="macro", zero_division=0)
-    assert abs(explain.macro_f1(counts).item() - other) < 1e-9
+    assert abs(operations.macro_f1(counts).item() - other) < 1e-9
 
 
 def test_macro_f1_of_two_who_guess_alike_is_told_apart_as_often_as_promised():
     rng, found = np.random.default_rng(0), []
     for seed in range(40):
         truth, sources = rng.integers(0, 4, 240).tolist(), np.repeat(np.arange(12), 20).tolist()
-        a, b = (explain.confusions(truth, rng.integers(0, 4, 240).tolist(), sources, 4) for _ in range(2))
-        found.append(explain.macro_tested(a, b, seed, 400)["p"] < 0.05)
+        a, b = (operations.confusions(truth, rng.integers(0, 4, 240).tolist(), sources, 4) for _ in range(2))
+        found.append(operations.macro_tested(a, b, seed, 400)["p"] < 0.05)
     assert sum(found) <= 6  # of 40 at 5%: more than that one time in 50
-    better = explain.confusions(truth, [t if rng.random() < 0.7 else 0 for t in truth], sources, 4)
-    test, same = explain.macro_tested(better, b, 0, 400), explain.macro_tested(b, b, 0, 400)
+    better = operations.confusions(truth, [t if rng.random() < 0.7 else 0 for t in truth], sources, 4)
+    test, same = operations.macro_tested(better, b, 0, 400), operations.macro_tested(b, b, 0, 400)
     assert test["p"] < 0.01 and test["low"] < test["score"] < test["high"]
     assert 0 < test["gain_low"] < test["gain"] < test["gain_high"]
     assert same["p"] == 1 and same["gain"] == same["gain_low"] == same["gain_high"] == 0
@@ -332,13 +337,13 @@ def ask(monkeypatch, made_up, tmp_path):
 
     def run(*writers, again=load):
         names = dict(zip(("tiny", "tiny-semantic"), writers, strict=False))
-        monkeypatch.setattr(explain, "load_vlm", again)
+        monkeypatch.setattr(operations, "load_vlm", again)
 
         def say(entry, model, processor, items, *_):
             rng = np.random.default_rng(len(entry["name"]))
             return [WRITERS[names[entry["name"]]](i, rng) for i in items]
 
-        monkeypatch.setattr(explain, "operation_answers", say)
+        monkeypatch.setattr(operations, "operation_answers", say)
         out = tmp_path / "results/tiny/operations/explain-operations.yaml"
         flags = ["--data", str(made_up[1]), "--models", *names, "--out", str(out)]
         result = explain.main(["--mode", "operations", *flags])
@@ -389,7 +394,7 @@ def test_the_truth_is_above_every_floor(ask):
 def test_copying_the_truth_of_a_second_ago_is_printed_and_not_held_against_and_answers_are_kept(ask):
     found = ask("silent", "mostly")
     assert 0.75 < found["accuracy"] < found["accuracy_copy"]
-    assert explain.verdict(found["comparisons"]["macro_f1_over_copy"]) == "no"
+    assert stats.verdict(found["comparisons"]["macro_f1_over_copy"]) == "no"
     assert found["answer"] != "FAIL" and "copy" not in found["criteria"]["accuracy"]["floors"]
     again = ask("guess", "guess", again=lambda *_: pytest.fail("asked again"))
     assert found | {"run": 0} == again | {"run": 0}

@@ -10,7 +10,9 @@ from test_registry import PUBLISHED
 from test_tune import item, of_split, tuned
 
 import adapt
-from common import MODELS, find_model, load_yaml, write_items
+import tune
+from common import load_yaml, write_items
+from models import MODELS, find_model
 
 LLAMA2_7B = {
     "layers": 32,
@@ -30,7 +32,7 @@ LLAMA2_7B = {
 def test_the_six_published_points_within_fifteen_percent(thousand, gb):
     """LLaMA-Factory's table: LLaMA2-7B, 4 bits, rank 8, batch 1; every token is scored."""
     tokens = 1024 * thousand
-    assert sum(adapt.memory(LLAMA2_7B, "qlora", tokens, tokens, rank=8).values()) / 1e9 == pytest.approx(
+    assert sum(tune.memory(LLAMA2_7B, "qlora", tokens, tokens, rank=8).values()) / 1e9 == pytest.approx(
         gb, rel=0.15
     )
 
@@ -41,10 +43,10 @@ def of_full_size(name, folder):
         model = PUBLISHED[name]()
     model.config.save_pretrained(folder / name)
     entry = find_model(str(folder / name))
-    return adapt.shape_of(entry, adapt.config_of(entry)), model
+    return tune.shape_of(entry, tune.published_config(entry)), model
 
 
-ONE_OF_EACH = {MODELS[name]["type"]: name for name in PUBLISHED if MODELS[name]["type"] in adapt.TUNABLE}
+ONE_OF_EACH = {MODELS[name]["type"]: name for name in PUBLISHED if MODELS[name]["type"] in tune.TUNABLE}
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH.values())
@@ -120,10 +122,10 @@ def test_what_is_alive_at_the_peak_of_a_step_is_what_the_plan_says_within_a_fift
         ),
         dtype=torch.bfloat16,
     )
-    peft = get_peft_model(model.requires_grad_(False), LoraConfig(r=16, target_modules=adapt.LORA))
+    peft = get_peft_model(model.requires_grad_(False), LoraConfig(r=16, target_modules=tune.LORA))
     if checkpoint:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    taught = adapt.Taught(peft.train(), model, ("cpu", torch.bfloat16))
+    taught = tune.Taught(peft.train(), model, ("cpu", torch.bfloat16))
     ids, labels = torch.ones(1, tokens, dtype=torch.long), torch.full((1, tokens), -100)
     labels[:, -scored:] = 1
     taught({"input_ids": ids}, labels)[0].mean().backward()  # so that gradients are there
@@ -132,14 +134,14 @@ def test_what_is_alive_at_the_peak_of_a_step_is_what_the_plan_says_within_a_fift
     ) as live:
         taught({"input_ids": ids}, labels)[0].mean().backward()
     shape = LLAMA2_7B | {"layers": layers, "d": d, "q": d, "kv": d, "inter": inter, "vocab": vocab}
-    parts = adapt.memory(shape, "lora", tokens, scored, checkpoint=checkpoint)
+    parts = tune.memory(shape, "lora", tokens, scored, checkpoint=checkpoint)
     said = parts["kept"] + parts["layer"] + parts["logits"]
     assert (0.7 if scored > 100 else 0.8) * said <= live.peak <= 1.2 * said
 
 
 def test_every_part_grows_with_what_it_depends_on_and_with_nothing_else(tmp_path):
     shape, _ = of_full_size("qwen2.5-vl-7b", tmp_path)
-    base = adapt.memory(shape, "lora", 1000, 50, 1024)
+    base = tune.memory(shape, "lora", 1000, 50, 1024)
     for grows, given, more in (
         ({"kept", "layer"}, ("lora", 2000, 50, 1024), {}),
         ({"logits"}, ("lora", 1000, 100, 1024), {}),
@@ -150,17 +152,17 @@ def test_every_part_grows_with_what_it_depends_on_and_with_nothing_else(tmp_path
         ({"weights", "weight"}, ("qlora", 1000, 50, 1024), {}),
         ({"trained", "vision"}, ("lora", 1000, 50, 1024), {"vision": "lora"}),
     ):
-        found = adapt.memory(shape, *given, **more)
+        found = tune.memory(shape, *given, **more)
         assert {k for k in base if abs(found[k] - base[k]) > 1} == grows
-    full = adapt.memory(shape, "full", 1000, 50, 1024)
+    full = tune.memory(shape, "full", 1000, 50, 1024)
     assert full["trained"] == 16 * (shape["linear"] + shape["rest"]) and full["weights"] == 0
-    assert adapt.memory(shape, "full", 1000, 50, 1024, vision="full")["embeddings_tower"] == 0
+    assert tune.memory(shape, "full", 1000, 50, 1024, vision="full")["embeddings_tower"] == 0
 
 
 def test_the_table_says_of_every_model_where_it_fits_and_which_cannot_be_had(
     tmp_path, capsys, monkeypatch, refused
 ):
-    config_of = adapt.config_of
+    config_of = tune.published_config
     monkeypatch.setattr(
         adapt, "config_of", lambda entry: config_of(entry) if Path(entry["path"]).is_dir() else None
     )
@@ -180,7 +182,7 @@ def test_the_table_says_of_every_model_where_it_fits_and_which_cannot_be_had(
     assert big["t4"] and not rows["lora", 8]["t4"] and rows["lora", 8]["a100_40"]
     assert not rows["full", 1]["a100_80"]
     assert not big["here"] or torch.cuda.is_available()  # no 4 bits on a CPU
-    assert big["gb"] == pytest.approx(sum(big[k] for k in adapt.memory(LLAMA2_7B, "qlora", 1, 1)))
+    assert big["gb"] == pytest.approx(sum(big[k] for k in tune.memory(LLAMA2_7B, "qlora", 1, 1)))
     refused(lambda: planned("--models", "dinov2-l"), "--models dinov2-l is a dinov2", "qwen2.5-vl-7b")
     refused(lambda: planned("--models", "qwen2-vl-2b"), "config not reachable: qwen2-vl-2b", "hf download")
 
@@ -196,23 +198,23 @@ def test_a_configuration_comes_from_the_cache_and_is_asked_for_once_without_a_ne
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **more: cached[0])
-    assert adapt.config_of(entry) is None and len(asked) == 1
+    assert tune.published_config(entry) is None and len(asked) == 1
     of_full_size("qwen2.5-vl-7b", tmp_path)
     cached[0] = str(tmp_path / "qwen2.5-vl-7b" / "config.json")
-    assert adapt.config_of(entry).text_config.hidden_size == 3584 and len(asked) == 1
+    assert tune.published_config(entry).text_config.hidden_size == 3584 and len(asked) == 1
 
 
 def test_a_training_that_cannot_fit_is_refused_and_one_that_fits_is_begun(
     small_vlm, tmp_path, refused, monkeypatch
 ):
     write_items(tmp_path / "d", [item(k, source=of_split(k)) for k in range(48)], {"data": "synthetic"})
-    monkeypatch.setattr(adapt, "memory_left", lambda device, most: most)
-    memory = adapt.memory
+    monkeypatch.setattr(tune, "memory_left", lambda device, most: most)
+    memory = tune.memory
 
     def larger(*args, **more):  # 10 MB a token of a micro-batch
         return memory(*args, **more | {"context": 0}) | {"large": 1e7 * args[2]}
 
-    monkeypatch.setattr(adapt, "memory", larger)
+    monkeypatch.setattr(tune, "memory", larger)
 
     def ask(size, *more):
         return tuned(small_vlm, tmp_path / "d", tmp_path / "out", "--batch", 16, "--max-memory", size, *more)
@@ -222,7 +224,7 @@ def test_a_training_that_cannot_fit_is_refused_and_one_that_fits_is_begun(
     assert need == pytest.approx(sum(found["plan"].values()))
     assert large == pytest.approx(0.01 * 16 * found["longest"])
     assert ask("1000GB", "--accumulate", 2)["plan"]["large"] == pytest.approx(large / 2)
-    monkeypatch.setattr(adapt, "load_vlm", None)
+    monkeypatch.setattr(tune, "load_vlm", None)
     refused(
         lambda: ask(f"{0.9 * need}GB"), f"needs about {need:.2f} GB", "large", "--accumulate", "--checkpoint"
     )

@@ -9,10 +9,15 @@ import pytest
 import torch
 from helpers import changed, video_world
 
+import claims
 import common
 import explain
 import extract
+import metrics
+import models
 import predict
+import stats
+import video
 from common import RESULT, load_items, load_pt, load_yaml, save_pt, split_of, write_items
 
 
@@ -29,8 +34,8 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(made):
     """(LTXConditionPipeline, time steps, autoencoder) of the small random pipeline."""
-    pipeline, _ = common.load_video_pipeline(common.find_model(str(made[0] / "ltx")))
-    return *predict.sampler(pipeline, 2, 48), pipeline.vae
+    pipeline, _ = models.load_video_pipeline(models.find_model(str(made[0] / "ltx")))
+    return *video.sampler(pipeline, 2, 48), pipeline.vae
 
 
 def moving(n=6, frames=9, side=32, step=2):
@@ -57,48 +62,48 @@ def look(clip):
 def test_a_frozen_film_is_wholly_consistent_and_not_close_and_does_not_move():
     real, masks = moving()
     frozen, going = real[:, :1].expand_as(real), (list(range(6)), masks, ["right"] * 6)
-    found, own = (predict.measured(x, real[:, 0], look, going) for x in (frozen, real))
+    found, own = (video.measured(x, real[:, 0], look, going) for x in (frozen, real))
     d, d_real = (1 - x["temporal_consistency"] for x in (found, own))
-    assert d.abs().max() < 1e-12 and (predict.closeness(d, d_real) == 0).all()
+    assert d.abs().max() < 1e-12 and (metrics.closeness(d, d_real) == 0).all()
     assert all((found[k] == 0).all() for k in ("motion_energy", "flicker", "direction_right"))
-    assert predict.warp_error(frozen).max() < 1e-6
+    assert video.warp_error(frozen).max() < 1e-6
     assert (own["direction_right"] == 1).all() and (own["motion_energy"] > 0).all()
 
 
 def test_a_clip_is_as_close_as_can_be_to_itself_and_shuffling_it_costs_consistency_and_flickers():
     real, _ = moving()
-    mixed_up = predict.shuffled(real, 0)
-    own, mixed = (predict.measured(x, real[:, 0], look, ([], None, [])) for x in (real, mixed_up))
+    mixed_up = metrics.shuffled(real, 0)
+    own, mixed = (video.measured(x, real[:, 0], look, ([], None, [])) for x in (real, mixed_up))
     d, energy = 1 - own["temporal_consistency"], own["motion_energy"]
-    assert (predict.closeness(d, d) == 1).all() and common.ratio(energy, energy).mean() == pytest.approx(1)
+    assert (metrics.closeness(d, d) == 1).all() and stats.ratio(energy, energy).mean() == pytest.approx(1)
     assert (mixed["temporal_consistency"] < own["temporal_consistency"]).all()
     assert "direction_right" not in own
     assert (mixed["flicker"] > 2 * own["flicker"]).all()
-    assert (predict.warp_error(mixed_up) > predict.warp_error(real)).all()
-    assert (predict.closeness(1 - mixed["temporal_consistency"], d) < 0.9).all()
+    assert (video.warp_error(mixed_up) > video.warp_error(real)).all()
+    assert (metrics.closeness(1 - mixed["temporal_consistency"], d) < 0.9).all()
 
 
 def test_closeness_treats_too_much_change_as_too_little_and_knows_that_nothing_moves():
     d = torch.tensor([0.1, 0.4, 0.2, 0.0, 0.1, 1e-16], dtype=torch.float64)
     real = torch.tensor([0.2, 0.2, 0.2, 0.0, 0.0, 0.2], dtype=torch.float64)
-    assert predict.closeness(d, real).tolist() == pytest.approx([0.5, 0.5, 1, 1, 0, 0])
+    assert metrics.closeness(d, real).tolist() == pytest.approx([0.5, 0.5, 1, 1, 0, 0])
 
 
 def test_films_of_other_clips_are_those_of_other_sources():
     d = torch.tensor([[0.1, 0.2, 0.4]], dtype=torch.float64)
-    found = predict.others(d, torch.tensor([0.1, 0.1, 0.4], dtype=torch.float64), ["a", "a", "b"])
+    found = video.others(d, torch.tensor([0.1, 0.1, 0.4], dtype=torch.float64), ["a", "a", "b"])
     assert found[0].tolist() == pytest.approx([0.25, 0.25, (0.25 + 0.5) / 2])
 
 
 def test_the_ratio_is_that_of_means_and_its_interval_that_of_a_ratio():
     g = torch.Generator().manual_seed(0)
     real = torch.rand(400, generator=g).double() + 0.2
-    scores = common.ratio(2 * real[None], real)
+    scores = stats.ratio(2 * real[None], real)
     # films that always move twice as much leave no doubt
     assert scores.mean() == pytest.approx(2) and scores.std() < 1e-9
-    noisy = common.ratio(real[torch.randperm(400, generator=g)][None], real)
+    noisy = stats.ratio(real[torch.randperm(400, generator=g)][None], real)
     assert noisy.mean() == pytest.approx(1) and noisy.std() > 0.1
-    assert common.ratio(real[None], 0 * real) is None
+    assert stats.ratio(real[None], 0 * real) is None
 
 
 def test_a_film_that_goes_the_other_way_or_that_shows_something_else_is_not_right():
@@ -106,7 +111,7 @@ def test_a_film_that_goes_the_other_way_or_that_shows_something_else_is_not_righ
     going = list(range(6)), masks, ["right"] * 6
     x = real.clone()
     x[1], x[2], x[3, 1:] = real[1].flip(0), real[2, :1], 0  # backwards, frozen, gone
-    assert predict.measured(x, real[:, 0], look, going)["direction_right"].tolist() == [1, 0, 0, 0, 1, 1]
+    assert video.measured(x, real[:, 0], look, going)["direction_right"].tolist() == [1, 0, 0, 0, 1, 1]
 
 
 # ---------------------------------------------------------------- what is asked of the pipeline
@@ -116,8 +121,8 @@ def test_captions_are_those_the_small_pipeline_was_taught():
     import tiny
 
     item = {"names": ["blue star", "red circle"], "direction": "up left", "text": "a red circle"}
-    assert predict.caption(item) == tiny.caption("red circle", "up left")
-    assert predict.caption({"text": "a cat"}) == "a cat" and predict.caption({}) is None
+    assert claims.caption(item) == tiny.caption("red circle", "up left")
+    assert claims.caption({"text": "a cat"}) == "a cat" and claims.caption({}) is None
 
 
 def test_noise_is_the_clips_own_whatever_the_batch_and_the_conditioning(made, small, monkeypatch):
@@ -128,7 +133,7 @@ def test_noise_is_the_clips_own_whatever_the_batch_and_the_conditioning(made, sm
     def make(order, seed=0, shown=True, **more):
         at = torch.tensor(order)
         given = [(0, real[at])] if shown else []
-        x = predict.films(
+        x = video.films(
             run,
             steps,
             ["abc"[k] for k in order],
@@ -160,7 +165,7 @@ def test_what_is_put_in_the_place_of_the_prompt_reaches_the_transformer(small):
     run, steps, _ = small
     prompts = torch.randn(2, 2, 3, 16, generator=torch.Generator().manual_seed(0)) * 20
     one, other = (
-        predict.films(run, steps, ["a", "b"], (5, 32, 32), [], (x, torch.ones(2, 3)), 0) for x in prompts
+        video.films(run, steps, ["a", "b"], (5, 32, 32), [], (x, torch.ones(2, 3)), 0) for x in prompts
     )
     assert (one.int() - other.int()).abs().float().mean() > 0.1
 
@@ -177,13 +182,13 @@ def test_strength_0_is_no_conditioning_at_all_and_1_is_the_whole(made, small, mo
     prompt, first = (empty.expand(2, -1, -1), torch.ones(2, 1)), [(0, real[:, :1])]
 
     def make(shown, prompt=prompt, strength=1.0):
-        return predict.films(run, steps, ["a", "b"], (5, 32, 32), shown, prompt, 0, strength).int()
+        return video.films(run, steps, ["a", "b"], (5, 32, 32), shown, prompt, 0, strength).int()
 
     none = make([])
     assert (none - make(first, strength=0.0)).abs().max() <= 1 < (none - make(first)).abs().max()
-    again = make([], (predict.towards(empty, tokens, 0.0), torch.ones(2, 3)))
-    assert (again - none).abs().max() <= 1 and torch.equal(predict.towards(empty, tokens, 1.0), tokens)
-    through = common.decode_films(vae, common.encode_films(vae, real)).int()
+    again = make([], (video.towards(empty, tokens, 0.0), torch.ones(2, 3)))
+    assert (again - none).abs().max() <= 1 and torch.equal(video.towards(empty, tokens, 1.0), tokens)
+    through = models.decode_films(vae, models.encode_films(vae, real)).int()
     assert (make([(0, real)]) - through).abs().max() <= 1
     assert not torch.equal(make([(k, real[:, k : k + 1]) for k in (0, 2, 4)]), make(first))
 
@@ -196,7 +201,7 @@ def test_time_steps_are_those_of_the_pipeline_with_one_picture_also_where_they_d
     how = {"base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024, "shift_terminal": 0.1}
     shifting = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **how)
     parts = SimpleNamespace(scheduler=shifting, components=run.components | {"scheduler": shifting})
-    again, steps = predict.sampler(parts, 4, 1024)
+    again, steps = video.sampler(parts, 4, 1024)
     sigma = np.linspace(1, 0.25, 4)
     sigma = math.exp(0.95) / (math.exp(0.95) + 1 / sigma - 1)  # shifted, then stretched to end at 0.1
     assert steps == pytest.approx(1000 * (1 - (1 - sigma) * 0.9 / (1 - sigma[-1])), rel=1e-4)
@@ -216,13 +221,13 @@ def test_the_published_pipeline_is_read_from_its_configurations_and_what_does_no
     transformer.save_config(tmp_path / "ltx" / "transformer")
     vae.save_config(tmp_path / "ltx" / "vae")
     (tmp_path / "ltx" / "model_index.json").write_text('{"_class_name": "LTXPipeline"}')
-    shape = common.geometry({"kind": "video", "name": "ltx-video", "path": str(tmp_path / "ltx")})
+    shape = models.geometry({"kind": "video", "name": "ltx-video", "path": str(tmp_path / "ltx")})
     assert [shape[k] for k in ("time", "space", "latents", "prompt")] == [8, 32, 128, 4096]
-    common.check_shape(17, 512, shape, "ltx-video")
-    refused(lambda: common.check_shape(24, 512, shape, "ltx-video"), "8k+1", "give 17 or 25")
-    refused(lambda: common.check_shape(17, 500, shape, "ltx-video"), "multiple of 32", "480 or 512")
+    models.check_shape(17, 512, shape, "ltx-video")
+    refused(lambda: models.check_shape(24, 512, shape, "ltx-video"), "8k+1", "give 17 or 25")
+    refused(lambda: models.check_shape(17, 500, shape, "ltx-video"), "multiple of 32", "480 or 512")
     save_pt(tmp_path / "narrow.pt", RESULT, ["a"], {"into": "prompt"}, embeds=torch.zeros(1, 3, 64))
-    refused(lambda: predict.read_adapter(str(tmp_path / "narrow.pt"), ["a"], shape), "64", "4096")
+    refused(lambda: video.read_adapter(str(tmp_path / "narrow.pt"), ["a"], shape), "64", "4096")
 
 
 # ---------------------------------------------------------------- the stage
@@ -231,8 +236,8 @@ def test_the_published_pipeline_is_read_from_its_configurations_and_what_does_no
 def test_the_yaml_holds_every_conditioning_beside_the_clips_and_the_nulls(made):
     folder, _, result = made
     found = load_yaml(folder / "predict-coherence.yaml", "predict")
-    names, criteria = list(predict.CONDITIONINGS), found["criteria"]
-    assert list(found["conditionings"]) == [*predict.NULLS, *names] and found["conditioning"] == "adapter"
+    names, criteria = list(video.CONDITIONINGS), found["criteria"]
+    assert list(found["conditionings"]) == [*video.NULLS, *names] and found["conditioning"] == "adapter"
     assert found["model"] == "planted"
     assert found["temporal_consistency_frozen"] == 1 and found["temporal_closeness_frozen"] == 0
     assert found["direction_right_real"] == 1
@@ -270,7 +275,7 @@ def test_windows_scale_boxes_and_masks_with_the_frames():
     mask, frames = torch.zeros(7, 64, 64, dtype=torch.uint8), torch.zeros(7, 64, 64, 3, dtype=torch.uint8)
     mask[:, 16:32, 8:24] = 1
     item = {"id": "a", "source": "a", "width": 64, "height": 64, "frames": frames, "mask": mask}
-    (cut,) = predict.windows([item | {"boxes": torch.tensor([[[8.0, 16, 24, 32]]] * 7)}], 5, 32)
+    (cut,) = metrics.windows([item | {"boxes": torch.tensor([[[8.0, 16, 24, 32]]] * 7)}], 5, 32)
     assert cut["frames"].shape == (5, 32, 32, 3) and cut["boxes"][0, 0].tolist() == [4, 8, 12, 16]
     assert cut["width"] == cut["height"] == 32 and cut["mask"].sum() == 5 * 64
     assert cut["mask"][0, 8:16, 4:12].all()
@@ -281,17 +286,17 @@ def test_what_was_made_is_not_made_again_and_a_run_cut_short_goes_on_to_the_same
 ):
     folder, arguments, _ = made
     arguments = changed(arguments, out=tmp_path / "x.yaml", clips=2)
-    monkeypatch.setattr(predict, "picture", lambda *args: None)
+    monkeypatch.setattr(video, "picture", lambda *args: None)
     result = predict.main(arguments)
     with monkeypatch.context() as without:
-        without.setattr(predict, "load_video_pipeline", None)
+        without.setattr(video, "load_video_pipeline", None)
         again = predict.main(changed(arguments, batch=1))
     assert again["conditionings"] == result["conditionings"]
     assert again["films_seconds"] == result["films_seconds"]
     (tmp_path / "x-parts" / "first-1.pt").unlink()
     (tmp_path / "x-parts" / "adapter@0.5-0.pt").unlink()
-    seen, films = [], predict.films
-    monkeypatch.setattr(predict, "films", lambda *args, **more: seen.append(args[2]) or films(*args, **more))
+    seen, films = [], video.films
+    monkeypatch.setattr(video, "films", lambda *args, **more: seen.append(args[2]) or films(*args, **more))
     again = predict.main(arguments)
     assert len(seen) == 2 and again["conditionings"] == result["conditionings"]
     assert again["strength"] == result["strength"]
@@ -307,8 +312,8 @@ def test_what_was_made_is_not_made_again_and_a_run_cut_short_goes_on_to_the_same
 
 def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp_path, refused, monkeypatch):
     folder, arguments, _ = made
-    monkeypatch.setattr(predict, "load_video_pipeline", None)
-    monkeypatch.setattr(predict, "load_encoder", None)
+    monkeypatch.setattr(video, "load_video_pipeline", None)
+    monkeypatch.setattr(video, "load_encoder", None)
 
     def ask(**new):
         return lambda: predict.main(changed(arguments, out=tmp_path / "x.yaml", **new))

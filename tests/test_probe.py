@@ -8,23 +8,11 @@ from helpers import plant_features
 
 import data
 import extract
+import gate
 import probe
-import verify
-from common import (
-    HERE,
-    MASK,
-    box_iou,
-    criterion,
-    edges,
-    from_cells,
-    load_pt,
-    load_yaml,
-    mask_scores,
-    match_edges,
-    split_of,
-    to_cells,
-    write_items,
-)
+from common import HERE, load_pt, load_yaml, split_of, write_items
+from metrics import MASK, box_iou, edges, from_cells, mask_scores, match_edges, to_cells
+from stats import criterion
 
 N = 120
 IDS = [f"item-{i:03d}" for i in range(N)]
@@ -206,7 +194,7 @@ def test_labels_normalised_by_their_own_answers_are_a_leak_that_the_shuffled_con
         {"noise": probe.probe_boxes(noise(1), normalised, SPLIT)}, boxes, SPLIT, SOURCES
     )
     assert found["leak"] == "shuffled" and found["score"] > 0.9
-    answer = verify.judge(found, verify.GATE1["bbox_iou"]["threshold"])
+    answer = gate.judge(found, gate.GATE1["bbox_iou"]["threshold"])
     assert answer["answer"] == "INCONCLUSIVE" and "leak: the control 'shuffled'" in answer["reason"]
 
 
@@ -222,7 +210,7 @@ def test_shuffled_masks_that_the_true_threshold_mends_are_not_called_a_leak():
     )
     found = probe.mask_criterion({"own": own}, shuffled, masks, 4, SPLIT, SOURCES)
     assert found["leak"] is None
-    assert verify.judge(found, verify.GATE1["spatial_iou"]["threshold"])["answer"] == "PASS"
+    assert gate.judge(found, gate.GATE1["spatial_iou"]["threshold"])["answer"] == "PASS"
     assert (
         found["floors"]["shuffled"]
         > max(found["floors"]["position_only"], found["floors"]["all_foreground"]) + 0.1
@@ -370,7 +358,7 @@ def test_an_oracle_of_velocity_tells_flips_and_knows_nothing_of_frozen_clips():
     )
     criteria, layers, _ = watch(items, split, own, first, centre)
     c = criteria["direction_accuracy"]
-    assert c["score"] == 1 and c["leak"] is None and verify.judge(c, 0.8)["answer"] == "PASS"
+    assert c["score"] == 1 and c["leak"] is None and gate.judge(c, 0.8)["answer"] == "PASS"
     # where the subject starts says something of where it goes
     assert c["floors"]["first_frame"] > c["floors"]["commonest"] + 0.1
     assert criteria["direction_flip"]["score"] == 1
@@ -386,8 +374,8 @@ def test_features_of_the_starting_position_alone_gain_nothing_over_the_first_fra
     assert c["direction_accuracy"]["score"] > c["direction_accuracy"]["floors"]["commonest"] + 0.1
     assert c["direction_accuracy"]["score"] == c["direction_accuracy"]["floors"]["first_frame"]
     assert c["direction_accuracy"]["leak"] is None
-    assert verify.judge(c["direction_accuracy"], 0.1)["answer"] != "PASS"  # without this floor it would
-    assert verify.judge(watch(items, split, still(start))[0]["direction_accuracy"], 0.1)["answer"] == "PASS"
+    assert gate.judge(c["direction_accuracy"], 0.1)["answer"] != "PASS"  # without this floor it would
+    assert gate.judge(watch(items, split, still(start))[0]["direction_accuracy"], 0.1)["answer"] == "PASS"
 
 
 def test_an_appearance_that_gives_the_direction_away_does_not_flip_and_is_a_leak_by_name():
@@ -397,7 +385,7 @@ def test_an_appearance_that_gives_the_direction_away_does_not_flip_and_is_a_leak
     assert c["direction_accuracy"]["score"] > 0.4 and c["direction_flip"]["score"] == 0
     assert c["direction_flip"]["gain_high"] < 0
     assert c["direction_accuracy"]["leak"] == "frozen_middle" and c["frozen_middle"]["gain_low"] > 0
-    answer = verify.judge(c["direction_accuracy"], 0.1)
+    answer = gate.judge(c["direction_accuracy"], 0.1)
     assert answer["answer"] == "INCONCLUSIVE" and "leak: the control 'frozen_middle'" in answer["reason"]
 
 

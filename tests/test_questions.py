@@ -5,7 +5,10 @@ import torch
 from test_extract import folder_of, load, noise, refused, run, write_set
 
 import extract
-from common import LOADERS, find_model, load_features
+import families
+import models
+from common import load_features
+from models import LOADERS, find_model
 
 QUESTIONS = [
     "Where is the red circle?",
@@ -36,7 +39,7 @@ def last_rows(folder, frames, monkeypatch):
     """{point: [n, questions, D]} of the last row in a full pass for every question."""
     found = []
     for question in QUESTIONS:
-        monkeypatch.setattr(extract, "PROMPT", question)
+        monkeypatch.setattr(families, "PROMPT", question)
         model, inputs_of, points = load(folder)
         batch = inputs_of(frames)
         layers = {n: point[0] for n, point in points.items() if n.startswith("language.")}
@@ -44,7 +47,7 @@ def last_rows(folder, frames, monkeypatch):
             {
                 n: x[:, -1]
                 for n, x in extract.capture(
-                    model, extract.on(batch, torch.device("cpu"), torch.float32), layers
+                    model, families.on(batch, torch.device("cpu"), torch.float32), layers
                 ).items()
             }
         )
@@ -108,7 +111,7 @@ def test_the_picture_is_computed_once(small_vlm, questions, tmp_path, monkeypatc
     data = write_set(tmp_path / "data", noise(1, 80))
     run(small_vlm, data, tmp_path / "out", "--points", "language.0", "--size", 80, "--questions", questions)
     wordless = len(
-        processor.tokenizer(extract.chat(processor, "").rpartition(processor.image_token)[2]).input_ids
+        processor.tokenizer(models.chat(processor, "").rpartition(processor.image_token)[2]).input_ids
     )
     asked = sum(wordless + len(processor.tokenizer(question).input_ids) for question in QUESTIONS)
     assert rows[1:] == [asked] and 25 < rows[0] < 40

@@ -11,7 +11,9 @@ from test_extract import folder_of, noise, run, write_set
 
 import common
 import extract
-from common import MODELS
+import families
+import models
+from models import MODELS
 
 # ---------------------------------------------------------------- the published config.json of every entry, as far as it decides shapes
 #
@@ -68,7 +70,7 @@ def internvl2(name):
     def build():
         from transformers import InternVLForConditionalGeneration
 
-        return InternVLForConditionalGeneration(common._internvl2_config(internvl2_config(*INTERNVL2[name])))
+        return InternVLForConditionalGeneration(models._internvl2_config(internvl2_config(*INTERNVL2[name])))
 
     return build
 
@@ -265,7 +267,7 @@ def full(name):
         processor = kosmos_processor()
     elif name.startswith("internvl2"):
         processor = None
-    return (model, *extract.family_of(model)(model, processor)[:3])
+    return (model, *families.family_of(model)(model, processor)[:3])
 
 
 def numel(module):
@@ -289,11 +291,11 @@ def test_every_entry_that_states_facts_is_built_here_and_every_model_of_the_hub_
     stated = {
         name
         for name, entry in MODELS.items()
-        if not entry["path"].startswith(common.TINY) and entry["kind"] != "video"
+        if not entry["path"].startswith(models.TINY) and entry["kind"] != "video"
     }
-    assert {*PUBLISHED, *LANGUAGE} == set(common.FACTS) == stated
+    assert {*PUBLISHED, *LANGUAGE} == set(models.FACTS) == stated
     for name in (*PUBLISHED, *LANGUAGE):
-        assert common.KIND_OF_TYPE[MODELS[name]["type"]] == MODELS[name]["kind"]
+        assert models.KIND_OF_TYPE[MODELS[name]["type"]] == MODELS[name]["kind"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -304,7 +306,7 @@ def test_the_points_of_the_full_size_model_are_the_listed_ones_and_exist(name):
         model.get_submodule(path)
     # over tokens that have no grid
     spread = MODELS[name]["language"] and type(MODELS[name]["language"][1]) is tuple
-    assert extract.without_grid(points) == (
+    assert families.without_grid(points) == (
         {p for p in points if p.startswith(("merger", "language."))} if spread else set()
     )
     assert MODELS[name]["size"] % multiple == 0 and MODELS[name]["clip"] % multiple == 0
@@ -429,21 +431,21 @@ PLAN = {
 def test_the_plans_names_of_a_model_of_the_registry_are_known_without_its_files(name):
     letter = {"l": "L", "i": "I", "c": "C"}[name[0]]
     own = PLAN[name].split(",")
-    entry = common.find_model(name)
+    entry = models.find_model(name)
     names = ",".join(f"{letter}{k + 1}" for k in range(len(own)))
-    assert extract.own_names(names, entry) == extract.own_names(names.lower(), entry) == PLAN[name]
+    assert families.own_names(names, entry) == families.own_names(names.lower(), entry) == PLAN[name]
     points = full(name)[2]
     assert (
         set(own) <= set(points)
-        and own[-1] in extract.quarters(points)
-        and (letter == "C" or own[1] in extract.quarters(points))
+        and own[-1] in families.quarters(points)
+        and (letter == "C" or own[1] in families.quarters(points))
     )
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith(("llava", "internvl"))])
 def test_the_layer_that_the_projector_reads_is_the_published_one(name):
     (layers, *_), (words, *_) = MODELS[name]["vision"], MODELS[name]["language"]
-    assert extract.depths(common.find_model(name)) == (
+    assert families.depths(models.find_model(name)) == (
         layers,
         layers + full(name)[0].config.vision_feature_layer,
         words,
@@ -485,9 +487,9 @@ def test_a_plans_name_of_another_family_is_refused_before_anything_is_loaded(tmp
 
 
 def test_a_number_that_the_plan_has_not_is_refused(refused):
-    refused(lambda: extract.own_names("C5", common.find_model("cogvlm2")), "C5", "C1 to C4")
+    refused(lambda: families.own_names("C5", models.find_model("cogvlm2")), "C5", "C1 to C4")
     assert (
-        extract.own_names("conv,latents,language.3,all", common.find_model("cogvlm2"))
+        families.own_names("conv,latents,language.3,all", models.find_model("cogvlm2"))
         == "conv,latents,language.3,all"
     )
 

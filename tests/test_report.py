@@ -14,7 +14,9 @@ from PIL import Image
 
 import explain
 import predict
+import report
 import verify
+import video
 from common import HERE, load_items, save_yaml
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -52,7 +54,7 @@ def sheet(path, clips=2, size=16):
     for f, name in enumerate(FILMS):
         x = torch.tensor([[colour(c, f, t) for t in range(FRAMES)] for c in range(clips)], dtype=torch.uint8)
         films[name] = x[:, :, None, None].repeat(1, 1, size, size, 1)
-    return predict.sheet(films, [f"the circle of clip {c} moves up" for c in range(clips)], path)
+    return video.sheet(films, [f"the circle of clip {c} moves up" for c in range(clips)], path)
 
 
 def world(results, model="tiny"):
@@ -107,7 +109,7 @@ def test_a_folder_without_results_is_all_missing_and_no_folder_is_refused(tmp_pa
     assert found["gates"] == 0 and found["yaml"] == 0
     for gate in range(1, 5):
         assert f"make gate{gate} MODEL=tiny" in page and f"make gate{gate} MODEL=tiny" in summary
-    for command in explain.STANDALONE.values():
+    for command in report.STANDALONE.values():
         assert command in page
     assert {w for a in Page(page).all("span") for w in a.get("class", "").split()} == {"badge", "missing"}
     with pytest.raises(SystemExit, match="2"):
@@ -145,20 +147,20 @@ def test_the_page_and_the_summary_say_what_the_yaml_says_and_what_is_missing(tmp
 def test_where_all_is_measured_on_published_weights_and_real_data_nothing_is_said_to_be_unmeasured():
     record = yaml.safe_load(WORLD)["shapes/probe"]["criteria"]["bbox_iou"]
     best = {"weights": "pretrained", "data": "real", "stage": "gate", "criteria": {"bbox_iou": record}}
-    assert explain.unmeasured({("m", "d"): {"gate1": best}}, {}) == []
+    assert report.unmeasured({("m", "d"): {"gate1": best}}, {}) == []
     worse = best | {
         "lpips": None,
         "lpips_reason": "no backbone",
         "video_weights": "random",
         "data": "synthetic",
     }
-    found = explain.unmeasured({("m", "d"): {"gate1": worse}}, {})
+    found = report.unmeasured({("m", "d"): {"gate1": worse}}, {})
     assert [what for what, _, _ in found] == ["lpips", "random weights of the video", "synthetic data"]
     rows = {
         "lpips": record | {"stand_in": True, "source": "no backbone"},
         "speed": {"score": None, "reason": "not timed"},
     }
-    screened = explain.unmeasured({}, {"screen/screen": {"stage": "screen", "criteria": {"a": rows}}})
+    screened = report.unmeasured({}, {"screen/screen": {"stage": "screen", "criteria": {"a": rows}}})
     assert [what[:2] for what in screened] == [
         ["a speed", "not timed"],
         ["lpips, judged by a stand-in", "no backbone"],

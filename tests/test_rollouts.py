@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import plant_features
 
+import claims
 import common
 import verify
 
@@ -164,7 +165,7 @@ def test_what_is_planted_is_what_it_says():
     assert torch.equal(film["right"], truth) and torch.equal(film["late"][1:], truth[:-1])
     assert (film["pasted"].int() - truth.int()).abs().max() <= 3  # only what is behind it had to be guessed
     seen = (item["mask"][PAST - 1 : PAST] > 0).expand(len(film), -1, -1)
-    here = dict(zip(film, common.whereabouts(torch.stack(list(film.values())), seen), strict=True))
+    here = dict(zip(film, claims.whereabouts(torch.stack(list(film.values())), seen), strict=True))
     step = {k: x[4] - x[0] for k, x in here.items()}  # (x, y) after four frames of two pixels to the right
     assert step["right"].tolist() == pytest.approx([8, 0], abs=0.2)
     assert step["direction"].tolist() == pytest.approx([-8, 0], abs=0.5)  # draw 3 of 7: by 180 degrees

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import common
+import gate
+import models
+import stats
 import verify
 from common import HERE
 
@@ -43,7 +46,7 @@ def made(root, name, spatial=0.8, bbox=0.7, lpips=0.2, seconds=0.1, **more):
     ):
         x = shared + noise * torch.randn(N, generator=g)
         scores[key] = mean + x - x.mean() * more.get("centred", True)
-        criteria[key] = common.criterion(scores[key], floors, SOURCES, layer="vision.0", **how)
+        criteria[key] = stats.criterion(scores[key], floors, SOURCES, layer="vision.0", **how)
         criteria[key]["leak"] = more.get("leak") if key == "spatial_iou" else None
     scores[key] = scores[key][None].repeat(3, 1)  # LPIPS of three seeds
     head = {"model": name, "data_name": "noise", "weights": "random", "data": "synthetic"}
@@ -57,7 +60,7 @@ def made(root, name, spatial=0.8, bbox=0.7, lpips=0.2, seconds=0.1, **more):
 
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "screen_picture", lambda *_: None)  # takes most of the time
+    monkeypatch.setattr(gate, "screen_picture", lambda *_: None)  # takes most of the time
     return lambda *folders, more=(): verify.main(
         ["--screen", *folders, "--out", str(tmp_path / "out"), *more]
     )
@@ -157,8 +160,8 @@ def test_models_are_paired_on_items_whatever_their_order(tmp_path, ask):
 )
 def test_a_component_is_a_half_at_its_threshold_and_stays_within_0_and_1(threshold, better, x, component):
     row = {"threshold": threshold, "better": better}
-    assert verify.component(x, row | {"earns": True}).item() == pytest.approx(component)
-    assert verify.component(x, row | {"earns": False}).item() == 0
+    assert gate.component(x, row | {"earns": True}).item() == pytest.approx(component)
+    assert gate.component(x, row | {"earns": False}).item() == 0
 
 
 def test_the_weighted_score_and_the_yaml_of_a_model(tmp_path, ask):
@@ -166,7 +169,7 @@ def test_the_weighted_score_and_the_yaml_of_a_model(tmp_path, ask):
         made(tmp_path, "a", spatial=0.8, bbox=0.6, lpips=0.2, seconds=0.1),
         made(tmp_path, "b", spatial=0.6, seconds=0.2),
     )
-    components = [found["criteria"]["a"][k]["component"] for k in verify.SCREEN]
+    components = [found["criteria"]["a"][k]["component"] for k in gate.SCREEN]
     # spatial IoU, bbox IoU, LPIPS, speed, integration (the one check that is known), and the plan's weights
     assert components == pytest.approx([0.8, 0.75, 0.75, 1 - 1 / 6, 1.0], abs=1e-4)
     weighted = 0.4 * 0.8 + 0.2 * 0.75 + 0.15 * 0.75 + 0.15 * 5 / 6 + 0.1
@@ -204,10 +207,10 @@ def test_lpips_without_its_backbone_is_skill_and_marked(tmp_path, ask):
 
 def test_integration_counts_what_is_known():
     def checks(name, *points):
-        return list(verify.integration({"points": dict(points)}, common.MODELS.get(name, {})).values())
+        return list(gate.integration({"points": dict(points)}, models.MODELS.get(name, {})).values())
 
     both = ("language.0", {}), ("vision.0", {})
-    assert list(verify.CHECKS) == ["grid", "library", "clips", "licence", "t4"]
+    assert list(gate.CHECKS) == ["grid", "library", "clips", "licence", "t4"]
     assert checks("qwen2.5-vl-7b", *both) == [True, True, True, True, False]
     assert checks("cogvlm2", ("language.0", {"grid": False})) == [False] * 5
     assert checks("tiny", *both) == [True] * 5

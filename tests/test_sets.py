@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+import conversations
 import data
-from common import HERE, Items, frames_of, load_items, load_yaml, split_of
+from common import HERE, Items, load_items, load_yaml, split_of
+from media import frames_of
 
 ASK = "Describe the picture."
 CAPTIONS = ["a red cat", "two dogs, one black", 'a "quoted" bird', "naïve café", "a horse", "an empty field"]
@@ -178,7 +180,7 @@ CHATS = """
 
 def test_a_conversation_keeps_its_turns_its_system_words_and_placeholders_that_do_not_stand_first(tmp_path):
     chats = CHATS.replace("HERE", str(tmp_path / "in"))
-    a, b, c, d, e = build(tmp_path, [x for _, x in data.read_json(io.StringIO(chats))])[0]
+    a, b, c, d, e = build(tmp_path, [x for _, x in conversations.read_json(io.StringIO(chats))])[0]
     assert (
         a["turns"] == [["Same?", "no"], ["Why?", "colour"]]
         and a["chat"] is True
@@ -228,7 +230,7 @@ LAYOUTS = """
 
 
 def test_layouts_that_are_published_are_read(tmp_path):
-    for k, (_, entry) in enumerate(data.read_json(io.StringIO(LAYOUTS))):
+    for k, (_, entry) in enumerate(conversations.read_json(io.StringIO(LAYOUTS))):
         (tmp_path / str(k)).mkdir()
         (item,) = build(tmp_path / str(k), [entry])[0]
         assert (
@@ -452,7 +454,7 @@ def test_an_array_is_read_through_pieces_smaller_than_an_entry(monkeypatch):
 
     entries = [{"a": "]},[{" * k, "b": [1, {"c": "naïve"}]} for k in range(20)]
     for indent in (None, 2):
-        assert [e for _, e in data.read_json(Slow(json.dumps(entries, indent=indent)))] == entries
+        assert [e for _, e in conversations.read_json(Slow(json.dumps(entries, indent=indent)))] == entries
 
 
 def replaced(x, odd):
@@ -724,11 +726,11 @@ def test_near_duplicates_are_those_that_comparing_every_pair_finds():
         for n, flips in enumerate((0, 3, 7, 8)):
             changed = h ^ sum(1 << int(b) for b in rng.permutation(128)[:flips])
             hashes.setdefault(["train", "val", "test"][(k + n) % 3], {})[changed] = f"{k}-{n}"
-    found = {frozenset((a[1], b[1])) for a, b in data.near_duplicates(hashes)}
+    found = {frozenset((a[1], b[1])) for a, b in conversations.near_duplicates(hashes)}
     assert found == brute_force(hashes, 7) and frozenset(("1-0", "1-3")) not in found
     assert {frozenset((f"{k}-0", f"{k}-2")) for k in range(120)} <= found
-    assert data.near_duplicates({"train": {5: "a", 6: "b"}}) == []
-    assert len(data.near_duplicates({"train": {5: "a"}, "test": {5: "b"}})) == 1
+    assert conversations.near_duplicates({"train": {5: "a", 6: "b"}}) == []
+    assert len(conversations.near_duplicates({"train": {5: "a"}, "test": {5: "b"}})) == 1
 
 
 def photographs(folder, n=12):

@@ -14,9 +14,11 @@ import pytest
 import torch
 from test_extract import GOLDEN, argv_of, folder_of, load, noise, refused, run, same_features, write_set
 
-import common
 import extract
-from common import find_model, load_features, load_yaml, skeleton
+import families
+import models
+from common import load_features, load_yaml
+from models import find_model, skeleton
 
 ROOT = Path(__file__).resolve().parent.parent
 ALL = ("--size", 80, "--points", "all", "--batch", 4)
@@ -58,10 +60,10 @@ def test_layer_by_layer_gives_the_bits_of_the_whole_model_at_once(request, pictu
 def test_weights_brought_one_by_one_compute_what_the_library_does_with_its_own_loading(request, which):
     folder = folder_of(request, which)
     model, processor, weights = skeleton(find_model(str(folder)), torch.float32)
-    inputs_of, points, *_ = extract.family_of(model)(model, processor)
+    inputs_of, points, *_ = families.family_of(model)(model, processor)
     network = extract.Network(model, weights, torch.device("cpu"), points, list(points)[-1])
     network.fill([point[0] for name, point in points.items() if name.startswith(("vision.", "language."))])
-    given = extract.on(inputs_of(noise(2, FAMILIES[which])), torch.device("cpu"), torch.float32)
+    given = families.on(inputs_of(noise(2, FAMILIES[which])), torch.device("cpu"), torch.float32)
     ours = extract.capture(model, given, {n: point[0] for n, point in points.items()})
     whole, inputs_of, points = load(folder)
     theirs = extract.capture(whole, given, {n: point[0] for n, point in points.items()})
@@ -101,7 +103,7 @@ def test_dinov2s_gated_mlp_which_is_stored_as_one_matrix_is_split(tmp_path):
     BitImageProcessor().save_pretrained(tmp_path)
     assert any("weights_in" in name for name in load_file(tmp_path / "model.safetensors"))
     found, _, weights = skeleton(find_model(str(tmp_path)), torch.float32)
-    common.fill(found, weights, weights.like)
+    models.fill(found, weights, weights.like)
     assert all(torch.equal(x, model.state_dict()[name]) for name, x in found.state_dict().items())
 
 
@@ -131,7 +133,7 @@ def test_a_stream_holds_one_layer_and_reads_the_next_ahead(small_vlm, pictures, 
     runs = []
     reads = []
     layer = extract.Network.layer
-    read = common.Weights.read
+    read = models.Weights.read
 
     def logged_layer(self, path, *args, **kwargs):
         there = [
@@ -145,7 +147,7 @@ def test_a_stream_holds_one_layer_and_reads_the_next_ahead(small_vlm, pictures, 
         yield from read(self, names)
 
     monkeypatch.setattr(extract.Network, "layer", logged_layer)
-    monkeypatch.setattr(common.Weights, "read", logged_read)
+    monkeypatch.setattr(models.Weights, "read", logged_read)
     more = ("--size", 80, "--batch", 7, "--stream", "--points", "merger,language.1")
     index = run(small_vlm, pictures, tmp_path / "out", *more)
     layers = [f"model.visual.blocks.{i}" for i in range(3)] + [
@@ -168,7 +170,7 @@ def test_what_does_not_fit_is_streamed_and_in_several_rounds_if_it_must(
     run(small_vlm, pictures, tmp_path / "whole", *more)
     once = run(small_vlm, pictures, tmp_path / "stream", *more, "--stream")
     model, processor, weights = skeleton(find_model(str(small_vlm)), torch.float32)
-    points = extract.family_of(model)(model, processor)[1]
+    points = families.family_of(model)(model, processor)[1]
     network = extract.Network(model, weights, torch.device("cpu"), points, "language.2")
     whole, least = network.bytes(network.wanted), network.bytes(network.largest(2))
     assert least < whole

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+import claims
 import common
 import data
+import media
+import models
+import synthetic
 import tiny
 
 CHECKPOINTS = common.HERE / "results" / "tiny" / "checkpoints"
@@ -52,8 +56,8 @@ def test_all_checkpoints_together_stay_within_40_megabytes():
 def test_the_committed_vlm_reads_fresh_pictures_as_its_yaml_says(tmp_path):
     data.main(["shapes", "--n", "40", "--seed", "77", "--out", str(tmp_path / "shapes")])
     items, _ = common.load_items(tmp_path / "shapes")
-    model, processor = common.load_vlm(common.find_model("tiny"))
-    frames = torch.stack([common.frames_of(i, 96) for i in items])
+    model, processor = models.load_vlm(models.find_model("tiny"))
+    frames = torch.stack([media.frames_of(i, 96) for i in items])
     said = tiny.ask(model, processor, frames, ["What is in the picture?"] * len(items))
     named = [n in s for i, s in zip(items, said, strict=True) for n in i["names"]]
     assert sum(named) / len(named) > 0.9
@@ -66,9 +70,9 @@ def test_the_committed_vlm_reads_fresh_pictures_as_its_yaml_says(tmp_path):
 def test_the_other_families_place_fresh_pictures(model, tmp_path):
     data.main(["shapes", "--n", "60", "--seed", "77", "--out", str(tmp_path / "shapes")])
     items, _ = common.load_items(tmp_path / "shapes")
-    network, processor = common.load_vlm(common.find_model(f"tiny-{model}"))
+    network, processor = models.load_vlm(models.find_model(f"tiny-{model}"))
     asked = [next(t for t in i["turns"] if t[0].startswith("Where is")) for i in items]
-    frames = torch.stack([common.frames_of(i, 96) for i in items])
+    frames = torch.stack([media.frames_of(i, 96) for i in items])
     said = tiny.ask(network, processor, frames, [q for q, _ in asked])
     assert np.mean([a == t for a, (_, t) in zip(said, asked, strict=True)]) > 0.7
     # another picture's answer
@@ -79,8 +83,8 @@ def test_the_other_families_place_fresh_pictures(model, tmp_path):
 def test_the_committed_vlm_tells_direction_from_motion_and_not_from_a_frame(tmp_path):
     data.main(["moving", "--n", "60", "--seed", "79", "--out", str(tmp_path / "moving")])
     items, _ = common.load_items(tmp_path / "moving")
-    model, processor = common.load_vlm(common.find_model("tiny"))
-    clips, truth = torch.stack([common.frames_of(i, 64) for i in items]), [i["direction"] for i in items]
+    model, processor = models.load_vlm(models.find_model("tiny"))
+    clips, truth = torch.stack([media.frames_of(i, 64) for i in items]), [i["direction"] for i in items]
 
     def says(x):
         return tiny.ask(model, processor, x, [i["turns"][0][0] for i in items])
@@ -88,7 +92,7 @@ def test_the_committed_vlm_tells_direction_from_motion_and_not_from_a_frame(tmp_
     def agree(found, expected):
         return np.mean([a == b for a, b in zip(found, expected, strict=True)])
 
-    back = [tiny.MOTION_WORDS[tuple(-c for c in tiny.DIRECTIONS.get(d, (0, 0)))] for d in truth]
+    back = [tiny.MOTION_WORDS[tuple(-c for c in synthetic.DIRECTIONS.get(d, (0, 0)))] for d in truth]
     assert agree(says(clips), truth) > 0.9 and agree(says(clips.flip(1)), back) > 0.9
     assert agree(says(clips[:, 8:9].expand(-1, 17, -1, -1, -1)), ["still"] * len(items)) > 0.9
     assert agree(says(clips.roll(2, 0)), truth) < 0.4  # another scene's clip
@@ -98,8 +102,8 @@ def test_the_committed_vlm_tells_direction_from_motion_and_not_from_a_frame(tmp_
 def test_the_committed_autoencoder_reconstructs_fresh_pictures(tmp_path):
     data.main(["shapes", "--n", "24", "--seed", "78", "--out", str(tmp_path / "shapes")])
     items, _ = common.load_items(tmp_path / "shapes")
-    vae, _ = common.load_video_vae(common.find_model("tiny-vae"))
-    frames = torch.stack([common.frames_of(i, 64) for i in items])
+    vae, _ = models.load_video_vae(models.find_model("tiny-vae"))
+    frames = torch.stack([media.frames_of(i, 64) for i in items])
     found = tiny.vae_quality(vae, frames, frames.expand(-1, 17, -1, -1, -1), "cpu")
     assert found["image_mae_ratio"] < 0.25 and found["image_ssim"] > 0.9
 
@@ -133,9 +137,9 @@ def test_a_short_training_learns_and_leaves_a_checkpoint_that_loads(pools, tmp_p
     found = common.load_yaml(tmp_path / f"tiny-{name}.yaml", "tiny")
     curve = list(found["loss"].values())
     assert sum(curve[-5:]) / 5 < (0.9 if name == "ltx" else 0.8) * curve[0]
-    entry = common.find_model(str(tmp_path / "checkpoints" / name))
+    entry = models.find_model(str(tmp_path / "checkpoints" / name))
     assert entry["weights"] == "small"
-    model, _ = common.LOADERS[entry["kind"]](entry)
+    model, _ = models.LOADERS[entry["kind"]](entry)
     if name == "ltx":
         assert found["direction_real"] > 0.8 and found["direction_frozen"] == 0
         assert model.transformer.config.num_layers == 4
@@ -242,7 +246,7 @@ def test_over_one_frame_the_flattened_autoencoder_computes_what_the_library_comp
         x = torch.rand(2, 3, frames, 32, 32) * 2 - 1
         with torch.no_grad():
             before = model(x).sample
-            after = tiny.flatten_stills(model)(x).sample
+            after = models.flatten_stills(model)(x).sample
         assert before.std() > 0.01 and (before - after).abs().max() < 1e-4
 
 
@@ -277,7 +281,7 @@ def test_the_training_shortcut_computes_what_the_library_computes():
 @pytest.fixture(scope="module")
 def film():
     """The committed pipeline."""
-    return common.load_video_pipeline(common.find_model("tiny-ltx"))[0]
+    return models.load_video_pipeline(models.find_model("tiny-ltx"))[0]
 
 
 def test_a_folder_of_the_pipeline_is_known_by_its_index_and_finds_the_autoencoder_beside_it(
@@ -285,20 +289,20 @@ def test_a_folder_of_the_pipeline_is_known_by_its_index_and_finds_the_autoencode
 ):
     for name in ("ltx", "vae"):
         (tmp_path / name).symlink_to(CHECKPOINTS / name)
-    entry = common.find_model(str(tmp_path / "ltx"))
+    entry = models.find_model(str(tmp_path / "ltx"))
     assert entry["kind"] == "video" and (entry["size"], entry["clip"]) == (64, 64)
-    pipeline, _ = common.LOADERS["video"](entry)
+    pipeline, _ = models.LOADERS["video"](entry)
     assert all(
         p.isfinite().all()
         for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae)
         for p in part.parameters()
     )
-    refused(lambda: common.skeleton(entry, torch.float32), "is a video pipeline")
+    refused(lambda: models.skeleton(entry, torch.float32), "is a video pipeline")
 
 
 def test_a_whole_pipeline_as_the_hub_has_it_loads_by_the_same_function(film, tmp_path, refused):
     film.save_pretrained(tmp_path)
-    pipeline, _ = common.load_video_pipeline(common.find_model("ltx") | {"path": str(tmp_path)})
+    pipeline, _ = models.load_video_pipeline(models.find_model("ltx") | {"path": str(tmp_path)})
     for part in ("vae", "text_encoder", "transformer"):
         assert all(
             torch.equal(a, b)
@@ -307,7 +311,7 @@ def test_a_whole_pipeline_as_the_hub_has_it_loads_by_the_same_function(film, tmp
             )
         )
     refused(
-        lambda: common.load_video_pipeline(common.find_model("ltx")),
+        lambda: models.load_video_pipeline(models.find_model("ltx")),
         "cannot load Lightricks/LTX-Video",
         "`hf download Lightricks/LTX-Video`",
     )
@@ -394,7 +398,7 @@ def test_words_turn_with_the_films_and_only_motion_before_a_still_background_is_
     assert frames.shape[1:] == (tiny.FRAMES, 64, 64, 3)
     whole = (frames[..., 0] > 0).flatten(2).sum(2)
     kept = [k for k, area in enumerate(whole) if area.min() > 0.97 * area.max()]  # wholly in sight
-    read = tiny.heading(tiny.whereabouts(frames[kept], frames[kept, 0, ..., 0] > 0))
+    read = claims.heading(claims.whereabouts(frames[kept], frames[kept, 0, ..., 0] > 0))
     assert len(set(captions)) > len(items) / 4 and len(kept) > 10
     assert [captions[k].split(" moves ")[1] for k in kept] == read
 
@@ -403,11 +407,15 @@ def test_the_way_is_read_off_real_clips_and_a_frozen_one_goes_nowhere(moving_fol
     items = [i for i in common.load_items(moving_folder)[0] if i["direction"] != "still"]
     clips = torch.stack([i["frames"] for i in items])
     masks = torch.stack([i["mask"][4] == len(i["names"]) for i in items])
-    read = tiny.heading(tiny.whereabouts(clips[:, 4:13], masks))
+    read = claims.heading(claims.whereabouts(clips[:, 4:13], masks))
     assert np.mean([a == i["direction"] for a, i in zip(read, items, strict=True)]) > 0.9
-    assert set(tiny.heading(tiny.whereabouts(clips[:, 4:5].expand(-1, 9, -1, -1, -1), masks))) == {"still"}
+    assert set(claims.heading(claims.whereabouts(clips[:, 4:5].expand(-1, 9, -1, -1, -1), masks))) == {
+        "still"
+    }
     # a blank frame is no motion either
-    assert set(tiny.heading(tiny.whereabouts(torch.cat([clips[:, 4:5], clips[:, :1] * 0], 1), masks))) == {""}
+    assert set(
+        claims.heading(claims.whereabouts(torch.cat([clips[:, 4:5], clips[:, :1] * 0], 1), masks))
+    ) == {""}
 
 
 @pytest.mark.slow

@@ -9,9 +9,18 @@ import common
 import data
 import explain
 import extract
+import metrics
+import models
+import synthetic
 import tiny
+import track
 
-CONFIG = {"colours": list(data.COLOURS), "shapes": list(data.SHAPES), "frames": 32, "image_size": 48}
+CONFIG = {
+    "colours": list(synthetic.COLOURS),
+    "shapes": list(synthetic.SHAPES),
+    "frames": 32,
+    "image_size": 48,
+}
 CONFIG |= {"widths": [16, 32], "layers": [1, 1], "embedding": 512}
 
 
@@ -29,7 +38,7 @@ def planted(path, items, sees=None, believes=None, **changed):
         tracks = {t["object"]: t for t in item["tracks"]}
         for name in [*item["names"], item["absent"]]:
             track = tracks.get(name)
-            seen = explain.frames_of_track(track).float() if track else torch.zeros(32)
+            seen = track.frames_of_track(track).float() if track else torch.zeros(32)
             ids.append(f"{item['id']}/{name}")
             scores.append(sees(item, name, seen) if sees else seen)
             persistence.append(
@@ -62,30 +71,30 @@ def scored(path, folder):
 
 def test_segmental_f1_counts_a_true_segment_once_and_forgives_small_shifts():
     truth = [0, 1, 1, 1, 1, 0, 0, 1, 1, 0]
-    assert explain.segmental_f1(truth, truth, 0.5) == 1
+    assert metrics.segmental_f1(truth, truth, 0.5) == 1
     shifted = [0, 0, 1, 1, 1, 1, 0, 1, 1, 0]  # 3 of 5 frames of the first, both of the second
-    assert explain.segmental_f1(truth, shifted, 0.5) == 1 and explain.segmental_f1(truth, shifted, 0.7) == 0.5
+    assert metrics.segmental_f1(truth, shifted, 0.5) == 1 and metrics.segmental_f1(truth, shifted, 0.7) == 0.5
     # the second half of the first is one too many
-    assert explain.segmental_f1(truth, [0, 1, 1, 0, 1, 0, 0, 1, 1, 0], 0.25) == 2 * 2 / (2 + 3)
-    assert explain.segmental_f1(truth, [0] * 10, 0.1) == 0
-    assert explain.segmental_f1(truth, [2 * x for x in truth], 0.1) == 0  # other labels
+    assert metrics.segmental_f1(truth, [0, 1, 1, 0, 1, 0, 0, 1, 1, 0], 0.25) == 2 * 2 / (2 + 3)
+    assert metrics.segmental_f1(truth, [0] * 10, 0.1) == 0
+    assert metrics.segmental_f1(truth, [2 * x for x in truth], 0.1) == 0  # other labels
     assert (
-        explain.segmental_f1(truth, [1] * 10, 0.25) == 2 / 3
-        and explain.segmental_f1(truth, [1] * 10, 0.5) == 0
+        metrics.segmental_f1(truth, [1] * 10, 0.25) == 2 / 3
+        and metrics.segmental_f1(truth, [1] * 10, 0.5) == 0
     )
 
 
 def test_boundary_error_is_in_frames_and_of_changes_to_the_same_label():
-    assert explain.boundary_error([0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0]) == 1
-    assert explain.boundary_error([0, 0, 1, 1], [0, 0, 0, 0]) == 4
-    assert explain.boundary_error([0, 0, 1, 1], [1, 1, 0, 0]) == 4  # a change the other way is none
-    assert math.isnan(explain.boundary_error([1, 1], [0, 1]))
+    assert metrics.boundary_error([0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0]) == 1
+    assert metrics.boundary_error([0, 0, 1, 1], [0, 0, 0, 0]) == 4
+    assert metrics.boundary_error([0, 0, 1, 1], [1, 1, 0, 0]) == 4  # a change the other way is none
+    assert math.isnan(metrics.boundary_error([1, 1], [0, 1]))
 
 
 def test_cuts_and_thresholds_are_those_that_are_right_most_often():
     x, late = torch.tensor([1.0, 2, 3, 4]), torch.tensor([False, False, True, True])
-    assert explain.best_cut(x, late) == (3, 1) and explain.best_cut(x, ~late) == (2, -1)
-    assert 0.3 <= explain.best_threshold_of(torch.tensor([[0.9, 0.42, 0.3, 0.1]]), ~late[None]) < 0.42
+    assert track.best_cut(x, late) == (3, 1) and track.best_cut(x, ~late) == (2, -1)
+    assert 0.3 <= track.best_threshold_of(torch.tensor([[0.9, 0.42, 0.3, 0.1]]), ~late[None]) < 0.42
 
 
 def test_frames_are_left_out_for_the_mean_or_for_the_nearest_that_stays():
@@ -94,7 +103,7 @@ def test_frames_are_left_out_for_the_mean_or_for_the_nearest_that_stays():
         ([3, 4], "mean", [0, 10, 20, 60, 60]),
         ([0, 3, 4], "neighbours", [10, 10, 20, 20, 20]),
     ):
-        assert explain.without_frames(clip, at, how)[:, 0, 0, 0].tolist() == expected
+        assert track.without_frames(clip, at, how)[:, 0, 0, 0].tolist() == expected
     assert clip[3, 0, 0, 0] == 30
 
 
@@ -142,7 +151,7 @@ def test_noise_beats_no_floor_and_another_clips_truth_neither(clips, tmp_path):
     pick = iter(torch.randint(len(others), (1000,), generator=g).tolist())
 
     def sees(*_):
-        return explain.frames_of_track(others[next(pick)]).float()
+        return track.frames_of_track(others[next(pick)]).float()
 
     def believes(*_):
         return float(others[next(pick)]["persistent"])
@@ -211,14 +220,14 @@ def test_a_file_that_lacks_an_object_or_holds_one_twice_is_refused(clips, tmp_pa
 
 def untrained(seed=0):
     torch.manual_seed(seed)
-    return explain.Tracker(CONFIG).eval()
+    return models.Tracker(CONFIG).eval()
 
 
 def test_what_is_asked_besides_changes_nothing_and_attention_sums_to_one(clips):
     items = clips[1][:3]
     frames, model = torch.stack([i["frames"] for i in items]), untrained()
-    both = explain.follow(model, frames, [["red circle", "blue star"]] * 3, "cpu")
-    alone = explain.follow(model, frames, [["blue star"]] * 3, "cpu")
+    both = models.follow(model, frames, [["red circle", "blue star"]] * 3, "cpu")
+    alone = models.follow(model, frames, [["blue star"]] * 3, "cpu")
     for key, x in alone.items():
         assert both[key].shape[:2] == (3, 2) and torch.allclose(both[key][:, 1:], x, atol=1e-5)
     assert torch.allclose(both["attention"].sum(-1), torch.ones(3, 2))
@@ -321,7 +330,7 @@ def test_attention_is_called_faithful_only_where_what_is_said_depends_on_it():
     items = [{"source": f"s{k}", "names": ["red circle"]} for k in range(40)]
     for item in items:
         item["frames"] = torch.randint(0, 40, (32, 1, 1, 1), generator=g).expand(-1, 48, 48, 3).byte()
-    honest, not_so = (explain.faithfulness(Planted(h), items, "cpu", 0) for h in (True, False))
+    honest, not_so = (track.faithfulness(Planted(h), items, "cpu", 0) for h in (True, False))
     for how in ("mean", "neighbours"):
         assert honest[how]["persistence"]["gain_low"] > 0 and not_so[how]["persistence"]["gain_high"] < 0
         assert honest[how]["scores"]["gain"] == 0  # they never change
@@ -332,7 +341,7 @@ def test_attention_is_called_faithful_only_where_what_is_said_depends_on_it():
 
 
 def test_the_truth_it_learns_from_is_that_of_the_clips(clips):
-    items, colours, shapes = clips[1][:8], list(data.COLOURS), list(data.SHAPES)
+    items, colours, shapes = clips[1][:8], list(synthetic.COLOURS), list(synthetic.SHAPES)
     truth = tiny.tracks_truth(items, 0)
     for k, item in enumerate(items):
         n, of = item["count"], {key: x[k] for key, x in truth.items()}
@@ -345,7 +354,7 @@ def test_the_truth_it_learns_from_is_that_of_the_clips(clips):
         assert names[n + 1 : n + 2] == [item["absent"]][: 3 - n] and names[n].split()[0] in there
         assert {c for c, shown in zip(colours, of["shown"], strict=True) if shown.any()} == there
         for j, track in enumerate(item["tracks"]):
-            assert torch.equal(of["spans"][j, 0] > 0, explain.frames_of_track(track))
+            assert torch.equal(of["spans"][j, 0] > 0, track.frames_of_track(track))
             assert tiny.COMPASS[of["direction"][j]] == track["direction"]
             first = track["visible"][0][0]
             box = item["boxes"][first, j]
@@ -374,7 +383,7 @@ def test_a_short_training_learns_to_find_goes_on_where_it_stopped_and_writes_wha
     folder, items = clips
     frames, truth = torch.stack([i["frames"] for i in items]), tiny.tracks_truth(items, 0)
     torch.manual_seed(0)
-    model = tiny.Watching(explain.Tracker(CONFIG | {"widths": [64, 64]}))
+    model = tiny.Watching(models.Tracker(CONFIG | {"widths": [64, 64]}))
     loss = tiny.glance_loss(frames, truth, "cpu", 128)
     losses = tiny.train("glance", model, loss, 200, 2e-3, 0, tmp_path)
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
@@ -394,7 +403,7 @@ def test_a_short_training_learns_to_find_goes_on_where_it_stopped_and_writes_wha
         )
         yaml = (tmp_path / "out/tiny-tracker.yaml").read_text().split("run:")[0]
         written.append((yaml, (out / "model.safetensors").read_bytes()))
-    assert written[0] == written[1] and common.find_model(str(out))["weights"] == "small"
+    assert written[0] == written[1] and models.find_model(str(out))["weights"] == "small"
 
 
 def test_the_committed_tracker_is_small_and_good_at_what_it_was_held_out_on():
@@ -407,12 +416,10 @@ def test_the_committed_tracker_is_small_and_good_at_what_it_was_held_out_on():
 
 @pytest.mark.slow
 def test_the_committed_tracker_follows_fresh_clips_as_its_yaml_says():
-    items = list(data.trajectories(60, 48, 77))
-    ids, found = explain.follow_all(
-        explain.load_tracker(common.find_model("tiny-tracker"), "cpu"), items, "cpu"
-    )
+    items = list(synthetic.trajectories(60, 48, 77))
+    ids, found = track.follow_all(models.load_tracker(models.find_model("tiny-tracker"), "cpu"), items, "cpu")
     tracks = [(ids.index(f"{i['id']}/{t['object']}"), t) for i in items for t in i["tracks"]]
     right = [bool(found["persistence"][k] > 0.5) == t["persistent"] for k, t in tracks]
-    seen = torch.stack([explain.frames_of_track(t) for _, t in tracks])
+    seen = torch.stack([track.frames_of_track(t) for _, t in tracks])
     said = found["scores"][[k for k, _ in tracks]] > 0.5
     assert sum(right) / len(right) > 0.88 and 2 * (seen & said).sum() / (seen.sum() + said.sum()) > 0.93

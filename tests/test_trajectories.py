@@ -8,6 +8,7 @@ import torch
 from helpers import BACKWARDS
 
 import data
+import synthetic
 from common import load_items, split_of
 
 SEED, N = 5, 80
@@ -15,15 +16,15 @@ SEED, N = 5, 80
 
 @pytest.fixture(scope="module")
 def clips():
-    return list(data.trajectories(N, 48, SEED))
+    return list(synthetic.trajectories(N, 48, SEED))
 
 
 @pytest.fixture(scope="module")
 def changed(clips):
     """{change: {id: clip}} of the first 24 scenes."""
     return {
-        change: {c["id"]: c for c in data.trajectories(24, 48, SEED, change=change)}
-        for change in data.CHANGES
+        change: {c["id"]: c for c in synthetic.trajectories(24, 48, SEED, change=change)}
+        for change in synthetic.CHANGES
     }
 
 
@@ -49,25 +50,25 @@ def test_a_clip_holds_what_the_contract_says(clips):
         assert names == [t["object"] for t in c["tracks"]] and len({name.split()[0] for name in names}) == n
         assert (
             c["absent"] not in names
-            and c["absent"].split()[0] in data.COLOURS
-            and c["absent"].split()[1] in data.SHAPES
+            and c["absent"].split()[0] in synthetic.COLOURS
+            and c["absent"].split()[1] in synthetic.SHAPES
         )
         assert len(c["turns"]) == len(c["asked"]) and c["source"] == c["id"]
         counted = "There is 1 coloured object." if n == 1 else f"There are {n} coloured objects."
-        assert c["text"] == " ".join([*map(data.told, c["tracks"]), counted])
+        assert c["text"] == " ".join([*map(synthetic.told, c["tracks"]), counted])
     alike = [bool(set(c["absent"].split()) & {w for name in c["names"] for w in name.split()}) for c in clips]
     assert 0.4 < np.mean(alike) < 1
-    (other,) = data.trajectories(1, 64, 0, frames=20)
+    (other,) = synthetic.trajectories(1, 64, 0, frames=20)
     assert other["frames"].shape == (20, 64, 64, 3) and all(
         b < 20 for t in other["tracks"] for s in t["present"] for b in s
     )
 
 
 def test_spans_of_frames_and_their_words():
-    assert data.spans([1, 1, 0, 0, 1]) == [[0, 1], [4, 4]] and data.spans([0, 0]) == []
+    assert synthetic.spans([1, 1, 0, 0, 1]) == [[0, 1], [4, 4]] and synthetic.spans([0, 0]) == []
     assert (
-        data.spans_words([[0, 9], [14, 31]]) == "frames 0 to 9 and 14 to 31"
-        and data.spans_words([[7, 7]]) == "frame 7"
+        synthetic.spans_words([[0, 9], [14, 31]]) == "frames 0 to 9 and 14 to 31"
+        and synthetic.spans_words([[7, 7]]) == "frame 7"
     )
 
 
@@ -81,10 +82,10 @@ def test_visible_frames_are_those_in_which_a_quarter_of_the_object_is_seen_and_h
         assert all(area[t] > 0 for t in visible)
         e = track["equation"]
         # of which at most a quarter can be seen where it is hidden; some pixels for the rounding
-        whole = (data.coverage(c["labels"][k], 48, 24, 24, e["radius"], 0) >= 0.5).sum().item()
+        whole = (synthetic.coverage(c["labels"][k], 48, 24, 24, e["radius"], 0) >= 0.5).sum().item()
         assert all(area[t] <= 0.25 * whole + 3 for t in hidden)
         assert all(
-            data.spans([t in marked(s) for t in range(32)]) == s
+            synthetic.spans([t in marked(s) for t in range(32)]) == s
             for s in (track["visible"], track["present"], track["hidden"])
         )
 
@@ -92,7 +93,11 @@ def test_visible_frames_are_those_in_which_a_quarter_of_the_object_is_seen_and_h
 def test_boxes_are_the_extents_of_the_masks_and_lie_where_the_equation_says(clips):
     off = []
     for c, k, track in every(clips):
-        at, e, seen = data.position(track["equation"], np.arange(32)), track["equation"], c["mask"] == k + 1
+        at, e, seen = (
+            synthetic.position(track["equation"], np.arange(32)),
+            track["equation"],
+            c["mask"] == k + 1,
+        )
         for t in range(32):
             y, x = torch.nonzero(seen[t], as_tuple=True)
             box = c["boxes"][t, k].tolist()
@@ -112,7 +117,7 @@ def test_boxes_are_the_extents_of_the_masks_and_lie_where_the_equation_says(clip
 
 def test_half_of_it_is_inside_the_picture_when_it_is_present(clips):
     for _, _, track in every(clips):
-        e, at = track["equation"], data.position(track["equation"], np.arange(32))
+        e, at = track["equation"], synthetic.position(track["equation"], np.arange(32))
         # of the centre, behind the nearest edge, in radii
         depth = np.minimum(at, 48 - at).min(1) / e["radius"]
         exists = {t for t in range(32) if e["exists"][0] <= t <= e["exists"][1]}
@@ -146,11 +151,11 @@ def test_how_long_something_is_seen_does_not_decide_whether_it_is_persistent(cli
 
 @pytest.mark.slow
 def test_cases_and_directions_are_balanced():
-    tracks = [t for _, _, t in every(data.trajectories(400, 48, 11))]
+    tracks = [t for _, _, t in every(synthetic.trajectories(400, 48, 11))]
     n, why, way = len(tracks), Counter(t["why"] for t in tracks), Counter(t["direction"] for t in tracks)
     assert 0.44 < sum(t["persistent"] for t in tracks) / n < 0.56
     assert all(0.03 < why[w] / n < 0.2 for w in ("enters", "leaves", "passes", "appears", "vanishes"))
-    assert all(0.07 < way[d] / n < 0.17 for d in data.DIRECTIONS) and way["still"] > 0
+    assert all(0.07 < way[d] / n < 0.17 for d in synthetic.DIRECTIONS) and way["still"] > 0
     assert (
         0.2 < sum(bool(t["hidden"]) for t in tracks) / n < 0.6
         and sum(bool(t["crosses"]) for t in tracks) / n > 0.1
@@ -160,14 +165,14 @@ def test_cases_and_directions_are_balanced():
 def test_direction_speed_and_curvature_follow_from_the_equation(clips):
     for _, _, track in every(clips):
         first, last = track["present"][0]
-        at = data.position(track["equation"], np.arange(first, last + 1))
+        at = synthetic.position(track["equation"], np.arange(first, last + 1))
         gone = at[-1] - at[0]
         if track["direction"] == "still":
             assert np.hypot(*gone) < 2
         else:
             angle = {
                 d: np.degrees(np.arccos(np.dot(gone, v) / np.hypot(*gone) / np.hypot(*v)))
-                for d, v in data.DIRECTIONS.items()
+                for d, v in synthetic.DIRECTIONS.items()
             }
             assert np.hypot(*gone) >= 2 and angle[track["direction"]] == min(angle.values()) <= 22.6
         assert track["speed"] == pytest.approx(np.hypot(*np.diff(at, axis=0).T).mean())
@@ -177,16 +182,18 @@ def test_direction_speed_and_curvature_follow_from_the_equation(clips):
 def test_an_equation_by_hand_and_played_backwards():
     line = {"position": [1.0, 2.0], "velocity": [2.0, 0.0], "acceleration": [0.0, 1.0], "turn": 0.0}
     line |= {"radius": 3.0, "exists": [4, 31]}
-    assert data.position(line, [0, 2]).tolist() == [[1, 2], [5, 4]]
+    assert synthetic.position(line, [0, 2]).tolist() == [[1, 2], [5, 4]]
     # a circle of radius speed / turn, a quarter of it in four frames
     arc = line | {"acceleration": [0.0, 0.0], "turn": np.pi / 8}
     r, frames = 2 / (np.pi / 8), np.arange(32)
-    assert data.position(arc, [4, 8, 16]) == pytest.approx(np.array([[1 + r, 2 + r], [1, 2 + 2 * r], [1, 2]]))
+    assert synthetic.position(arc, [4, 8, 16]) == pytest.approx(
+        np.array([[1 + r, 2 + r], [1, 2 + 2 * r], [1, 2]])
+    )
     for e in (line, arc):
-        back = data.played_backwards(e, 32)
-        assert data.position(back, frames) == pytest.approx(data.position(e, frames)[::-1]) and back[
-            "exists"
-        ] == [0, 27]
+        back = synthetic.played_backwards(e, 32)
+        assert synthetic.position(back, frames) == pytest.approx(
+            synthetic.position(e, frames)[::-1]
+        ) and back["exists"] == [0, 27]
 
 
 def test_who_crosses_comes_near(clips):
@@ -197,7 +204,9 @@ def test_who_crosses_comes_near(clips):
     for c, k, j in crossing:
         a, b = (c["tracks"][i] for i in (k, j))
         both = sorted(marked(a["present"]) & marked(b["present"]))
-        distance = np.hypot(*(data.position(a["equation"], both) - data.position(b["equation"], both)).T)
+        distance = np.hypot(
+            *(synthetic.position(a["equation"], both) - synthetic.position(b["equation"], both)).T
+        )
         assert (
             distance.min() < max(a["equation"]["radius"], b["equation"]["radius"])
             and a["object"] in b["crosses"]
@@ -208,15 +217,15 @@ def test_text_says_what_the_tracks_say_in_the_words_agreed_on():
     track = {"object": "red circle", "persistent": False, "why": "passes", "direction": "right"}
     track |= {"present": [[4, 21]], "hidden": [[10, 13]]}
     passes = "The red circle is transient: it enters in frame 4 and leaves in frame 21. It moves right. It is hidden in frames 10 to 13."
-    assert data.told(track) == passes
+    assert synthetic.told(track) == passes
     track |= {"persistent": True, "why": "stays", "present": [[0, 31]], "hidden": [], "direction": "still"}
     assert (
-        data.told(track)
+        synthetic.told(track)
         == "The red circle is persistent: it is there in frames 0 to 31. It is still. It is never hidden."
     )
     track |= {"persistent": False, "why": "vanishes", "present": [[0, 8]]}
     assert (
-        data.told(track)
+        synthetic.told(track)
         == "The red circle is transient: it vanishes in frame 8. It is still. It is never hidden."
     )
 
@@ -243,12 +252,14 @@ def test_turns_are_true_and_asked_says_what_they_ask(clips):
                     "persistence": "persistent" if track["persistent"] else "transient",
                     "direction": track["direction"],
                 }
-                truth["frames"] = data.spans_words(track["visible"])
+                truth["frames"] = synthetic.spans_words(track["visible"])
                 truth["hidden"] = (
-                    data.spans_words(track["hidden"]) if track["hidden"] else "it is never hidden"
+                    synthetic.spans_words(track["hidden"]) if track["hidden"] else "it is never hidden"
                 )
                 truth["whatif"] = (
-                    data.OPPOSITE[track["direction"]] if backwards else data.spans_words(track["present"])
+                    synthetic.OPPOSITE[track["direction"]]
+                    if backwards
+                    else synthetic.spans_words(track["present"])
                 )
             assert answer == truth[kind]
             if kind == "persistence":
@@ -256,7 +267,7 @@ def test_turns_are_true_and_asked_says_what_they_ask(clips):
     assert " ".join(
         sorted(kinds)
     ) == "absent count direction frames hidden persistence unknown whatif" and firsts == {True, False}
-    assert data.OPPOSITE["up left"] == "down right" and data.OPPOSITE["still"] == "still"
+    assert synthetic.OPPOSITE["up left"] == "down right" and synthetic.OPPOSITE["still"] == "still"
 
 
 def test_reversed_clips_run_backwards_with_the_truth_about_that(clips, changed):
@@ -267,12 +278,12 @@ def test_reversed_clips_run_backwards_with_the_truth_about_that(clips, changed):
         assert all(r[k] == c[k] for k in ("names", "source", "absent"))
         for a, b in zip(c["tracks"], r["tracks"], strict=True):
             assert b["persistent"] == a["persistent"] and b["why"] == BACKWARDS[a["why"]]
-            assert b["direction"] == data.OPPOSITE[a["direction"]]
+            assert b["direction"] == synthetic.OPPOSITE[a["direction"]]
             assert all(
                 b[k] == [[31 - y, 31 - x] for x, y in a[k][::-1]] for k in ("present", "visible", "hidden")
             )
-            back = data.position(a["equation"], frames)[::-1]
-            assert data.position(b["equation"], frames) == pytest.approx(back, abs=1e-6)
+            back = synthetic.position(a["equation"], frames)[::-1]
+            assert synthetic.position(b["equation"], frames) == pytest.approx(back, abs=1e-6)
         asked = dict(zip(map(tuple, r["asked"]), r["turns"], strict=True))
         assert [q for q, _ in r["turns"]] == [q for q, _ in c["turns"]]
         assert all(asked["direction", t["object"]][1] == t["direction"] for t in r["tracks"])
@@ -298,7 +309,7 @@ def test_the_first_object_is_gone_from_deleted_clips_and_nothing_else_changes_bu
 
 def test_swapped_clips_give_the_first_objects_way_to_the_second_ones_colour_and_shape(clips, changed):
     several = [c for c in clips[:24] if c["count"] > 1]
-    colours = {name: torch.tensor(rgb).float() / max(rgb) for name, rgb in data.COLOURS.items()}
+    colours = {name: torch.tensor(rgb).float() / max(rgb) for name, rgb in synthetic.COLOURS.items()}
     assert set(changed["swapped"]) == {c["id"] for c in several}
     for c in several:
         s = changed["swapped"][c["id"]]
@@ -328,9 +339,9 @@ def test_same_seed_same_bytes_only_the_split_asked_for_and_where_changes_go(tmp_
         k for k, i in whole.items() if split_of(i["source"]) == "test"
     ] and part
     assert all(torch.equal(p["frames"].flip(0), whole[p["id"]]["frames"]) for p in part)
-    assert [i["id"] for i in data.trajectories(4, 48, 4)] == list(whole)[:4]
+    assert [i["id"] for i in synthetic.trajectories(4, 48, 4)] == list(whole)[:4]
     assert not torch.equal(
-        next(iter(data.trajectories(1, 48, 3)))["frames"], next(iter(whole.values()))["frames"]
+        next(iter(synthetic.trajectories(1, 48, 3)))["frames"], next(iter(whole.values()))["frames"]
     )
 
 

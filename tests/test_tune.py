@@ -11,8 +11,13 @@ import torch
 
 import adapt
 import common
-import data
-from common import Items, find_model, load_vlm, load_yaml, processor_of, qwen_inputs, write_items
+import media
+import models
+import synthetic
+import training
+import tune
+from common import Items, load_yaml, write_items
+from models import find_model, load_vlm, processor_of, qwen_inputs
 
 FAMILIES = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"
 
@@ -25,7 +30,7 @@ def family(request, small_vlm, small_qwen2vl, small_qwen3vl, small_llavas, small
 
 def reading_of(folder, pixels=(48 * 48, 48 * 48)):
     entry = find_model(str(folder))
-    return adapt.Reading(processor_of(entry), entry["type"], pixels)
+    return tune.Reading(processor_of(entry), entry["type"], pixels)
 
 
 def picture(seed, h=48, w=48, t=1):
@@ -89,7 +94,7 @@ def test_labels_are_the_answers_with_the_ends_of_their_turns_and_the_rest_is_wha
     assert said == ["left<|im_end|>", "a red star<|im_end|>"]
     assert all(label == (x if t else -100) for x, label, t in tokens)
     # what the model is given at inference
-    prompt = reading.processed(common.chat(reading.processor, "Where is it?"), [picture(0)])
+    prompt = reading.processed(models.chat(reading.processor, "Where is it?"), [picture(0)])
     assert row["input_ids"][: row["turn"].index(1)] == prompt["input_ids"][0].tolist()
     assert all(torch.equal(beside[name], torch.as_tensor(prompt[name])) for name in beside)
 
@@ -128,7 +133,7 @@ def test_turns_that_are_no_conversation_are_lessons_of_their_own(small_vlm):
 def test_media_stand_where_the_placeholders_say_and_else_before_the_first_question(small_vlm):
     def said(*questions, marked=True):
         kinds = [[{"type": "image"}], [{"type": "image"}]]
-        messages, brings = adapt.conversation([[q, "x"] for q in questions], None, kinds, marked)
+        messages, brings = tune.conversation([[q, "x"] for q in questions], None, kinds, marked)
         return brings, [" ".join(c["type"] for c in m["content"]) for m in messages]
 
     inside = ["text image text", "text", "text image text", "text"]
@@ -152,10 +157,10 @@ def test_logits_are_computed_for_answers_only_and_are_those_of_the_whole_pass(sm
     model, processor = load_vlm(find_model(str(small_vlm)))
     reading = reading_of(small_vlm)
     rows = [reading(item(k, chat=True), 0, n) for k, n in ((0, 2), (1, 1), (2, 2))]
-    inputs, labels, _ = adapt.collated(rows, 0, True)
+    inputs, labels, _ = tune.collated(rows, 0, True)
     rows_of_head = []
     model.lm_head.register_forward_pre_hook(lambda module, given: rows_of_head.append(given[0].shape))
-    cost, likeliest = adapt.Taught(model, model, ("cpu", None))(inputs, labels)
+    cost, likeliest = tune.Taught(model, model, ("cpu", None))(inputs, labels)
     scored = labels[:, 1:] != -100
     assert rows_of_head == [(int(scored.sum()), 32)]
     logits = model(**inputs).logits[:, :-1][scored]
@@ -167,24 +172,24 @@ def test_logits_are_computed_for_answers_only_and_are_those_of_the_whole_pass(sm
 
 def test_a_batch_says_of_each_lesson_what_it_alone_would(small_vlm):
     model, _ = load_vlm(find_model(str(small_vlm)))
-    reading, taught = reading_of(small_vlm), adapt.Taught(model, model, ("cpu", None))
+    reading, taught = reading_of(small_vlm), tune.Taught(model, model, ("cpu", None))
     rows = [reading(item(0, picture(0, 48, 80)), 0, 1), reading(item(1, picture(1, t=4)), 1, 2)]
-    together = taught(*adapt.collated(rows, 0, True)[:2])[0]
-    alone = torch.cat([taught(*adapt.collated([row], 0, True)[:2])[0] for row in rows])
+    together = taught(*tune.collated(rows, 0, True)[:2])[0]
+    alone = torch.cat([taught(*tune.collated([row], 0, True)[:2])[0] for row in rows])
     assert torch.allclose(together, alone, atol=1e-4)
 
 
 def test_what_is_called_exact_is_what_greedy_decoding_says():
     """tiny's own answers to pictures: those whose every token is the likeliest one, and no others, are generated."""
-    made = next(iter(data.shapes(1, 96, 3)))
+    made = next(iter(synthetic.shapes(1, 96, 3)))
     model, processor = load_vlm(find_model("tiny"))
-    reading = adapt.Reading(processor, "qwen2_5_vl", (96 * 96, 64 * 64))
-    taught, found = adapt.Taught(model, model, ("cpu", None)), []
+    reading = tune.Reading(processor, "qwen2_5_vl", (96 * 96, 64 * 64))
+    taught, found = tune.Taught(model, model, ("cpu", None)), []
     wrong = made | {
         "turns": [[q, a] for q, _ in made["turns"] for a in ("top", "star", "a red star")] + made["turns"]
     }
     for k, (question, answer) in enumerate(wrong["turns"]):
-        inputs, labels, _ = adapt.collated([reading(wrong, k, k + 1)], 0, True)
+        inputs, labels, _ = tune.collated([reading(wrong, k, k + 1)], 0, True)
         prompt = qwen_inputs(processor, made["frames"][None], question)
         said = processor.batch_decode(
             model.generate(**prompt, do_sample=False, max_new_tokens=30)[:, prompt["input_ids"].shape[1] :],
@@ -201,18 +206,18 @@ def test_boxes_go_to_the_processors_frame_and_back_within_a_pixel():
     rng = np.random.default_rng(0)
     for _ in range(300):
         w, h = rng.integers(60, 1400, 2).tolist()
-        frame = common.fitted(w, h, 28, 700 * 700)
+        frame = media.fitted(w, h, 28, 700 * 700)
         assert frame[0] % 28 == frame[1] % 28 == 0 and frame[0] * frame[1] <= 700 * 700
         box = [int(rng.integers(0, w)), int(rng.integers(0, h)), w, h]
         text = f'```json\n[{{"bbox_2d": {box}, "label": "a [1, 2, 3, 4]"}}]\n```'
-        there = adapt.rescaled(text, (w, h), frame)
-        back = json.loads(adapt.rescaled(there, frame, (w, h))[8:-4])[0]["bbox_2d"]
+        there = tune.rescaled(text, (w, h), frame)
+        back = json.loads(tune.rescaled(there, frame, (w, h))[8:-4])[0]["bbox_2d"]
         # a pixel, or half of one of the frame where that is much smaller
         most = [max(1, 0.5 * a / b + 0.5) for a, b in zip((w, h), frame, strict=True)] * 2
         assert all(abs(a - b) <= m for a, b, m in zip(box, back, most, strict=True))
         assert '"label": "a [1, 2, 3, 4]"' in there
     assert (
-        adapt.rescaled('{"bbox_2d": [1, 2, 3]} {"bbox_2d": [a]}', (10, 10), (20, 20))
+        tune.rescaled('{"bbox_2d": [1, 2, 3]} {"bbox_2d": [a]}', (10, 10), (20, 20))
         == '{"bbox_2d": [1, 2, 3]} {"bbox_2d": [a]}'
     )
 
@@ -267,9 +272,9 @@ def test_what_is_too_long_loses_whole_turns_from_the_end_and_never_part_of_a_pic
             assert len(row["input_ids"]) <= most
             assert row["mm_token_type_ids"].count(1) == int(beside["image_grid_thw"].prod()) // 4
     write_items(tmp_path / "d", [made, item(1)], {"data": "synthetic"})
-    school = adapt.School(tmp_path / "d", reading, lengths[2])
+    school = tune.School(tmp_path / "d", reading, lengths[2])
     assert school.dropped == {"lessons": 0, "turns": 3} and len(school.lessons) == 3
-    school = adapt.School(tmp_path / "d", reading, reading.lessons(item(1), 1)[0].tokens)
+    school = tune.School(tmp_path / "d", reading, reading.lessons(item(1), 1)[0].tokens)
     assert school.dropped["lessons"] >= 1
 
 
@@ -294,7 +299,7 @@ def test_however_a_batch_is_cut_up_its_step_is_the_same(small_vlm, tmp_path):
 
 def test_batches_are_of_like_length_and_every_lesson_is_in_one():
     lengths = torch.randint(1, 1000, (803,), generator=torch.Generator().manual_seed(0))
-    found = adapt.batches(lengths, 8, torch.Generator().manual_seed(0))
+    found = tune.batches(lengths, 8, torch.Generator().manual_seed(0))
     assert len(found) == 100 and {len(x) for x in found} == {8} and len(set(torch.cat(found).tolist())) == 800
     assert np.mean([float(lengths[x].max() - lengths[x].min()) for x in found]) < 100
     assert [int(lengths[x].max()) for x in found] != sorted(int(lengths[x].max()) for x in found)
@@ -304,7 +309,7 @@ def test_batches_are_of_like_length_and_every_lesson_is_in_one():
 def test_every_family_learns_what_it_is_taught_and_its_adapter_is_a_model(
     family, lessons, tmp_path, monkeypatch, request
 ):
-    monkeypatch.setattr(adapt, "bf16_units", lambda: False)
+    monkeypatch.setattr(tune, "bf16_units", lambda: False)
     found = tuned(family, lessons, tmp_path / "out", "--vision", "lora", "--epochs", 6)
     assert found["answer_loss"] < found["answer_loss_base"] and found["losses"][-1] < 0.6 * found["losses"][0]
     model, processor = load_vlm(find_model(str(tmp_path / "out/adapter")))
@@ -314,7 +319,7 @@ def test_every_family_learns_what_it_is_taught_and_its_adapter_is_a_model(
         load_vlm(find_model(str(family)))[0], str(tmp_path / "out/adapter")
     ).eval()
     reading = reading_of(family)
-    inputs, labels, _ = adapt.collated([reading(Items(lessons)[0], 0, 1)], 0, reading.as_video)
+    inputs, labels, _ = tune.collated([reading(Items(lessons)[0], 0, 1)], 0, reading.as_video)
     assert torch.allclose(model(**inputs).logits, peft(**inputs).logits, atol=1e-3)
     base = load_vlm(find_model(str(family)))[0]
     assert not torch.allclose(model(**inputs).logits, base(**inputs).logits, atol=1e-1)
@@ -327,7 +332,7 @@ def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(
     write = common._atomically
     saved = []
     steps = []
-    forward = adapt.Taught.forward
+    forward = tune.Taught.forward
 
     def die(path, content):
         write(path, content)
@@ -335,14 +340,14 @@ def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(
         if sum(saved) == 7:  # in the second of two epochs of five steps
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(common, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1)
     monkeypatch.setattr(common, "_atomically", die)
     with pytest.raises(KeyboardInterrupt):
         tuned(small_vlm, lessons, tmp_path / "killed")
     assert (tmp_path / "killed/training.pt").is_file() and not (tmp_path / "killed/adapter").exists()
     monkeypatch.setattr(common, "_atomically", write)
     monkeypatch.setattr(
-        adapt.Taught, "forward", lambda self, *given: (steps.append(self.training), forward(self, *given))[1]
+        tune.Taught, "forward", lambda self, *given: (steps.append(self.training), forward(self, *given))[1]
     )
     tuned(small_vlm, lessons, tmp_path / "killed")
     assert sum(steps) == 10 - 7  # it went on in the middle of an epoch
@@ -356,7 +361,7 @@ def test_nothing_but_what_is_asked_for_changes(small_vlm):
     def changing(**how):
         model, _ = load_vlm(find_model(str(small_vlm)))
         how = {"method": "lora", "vision": "frozen", "rank": 2, "checkpoint": False} | how
-        return set(common.learned(adapt.teachable(model, how, ("cpu", None))[0]))
+        return set(training.learned(tune.teachable(model, how, ("cpu", None))[0]))
 
     lora, seen, both = changing(), changing(vision="lora"), changing(vision="full")
     assert lora and all("lora_" in n and ".language_model." in n for n in lora)
@@ -375,7 +380,7 @@ def test_in_four_bits_are_the_language_models_matrices_and_nothing_else(family):
 
     for name, module in load_vlm(find_model(str(family)))[0].named_modules():
         if isinstance(module, torch.nn.Linear):
-            assert should_convert_module(name, adapt.WHOLE) == name.startswith(
+            assert should_convert_module(name, tune.WHOLE) == name.startswith(
                 "model.language_model.layers."
             ), name
 
@@ -385,15 +390,15 @@ def test_four_bits_are_asked_for_as_the_paper_has_them(monkeypatch):
         adapt, "load_vlm", lambda entry, device, dtype, quantised: (quantised.to_dict(), None)
     )
     how = {"how": {"method": "qlora"}, "entry": {}, "device": "cuda", "dtype": torch.float16}
-    asked = adapt.load_to_tune(adapt.SimpleNamespace(**how))
+    asked = tune.load_to_tune(adapt.SimpleNamespace(**how))
     assert asked["bnb_4bit_quant_type"] == "nf4" and asked["bnb_4bit_use_double_quant"]
-    assert asked["bnb_4bit_compute_dtype"] == "float16" and asked["llm_int8_skip_modules"] == adapt.WHOLE
+    assert asked["bnb_4bit_compute_dtype"] == "float16" and asked["llm_int8_skip_modules"] == tune.WHOLE
 
 
 def test_merged_and_fully_trained_folders_are_models_like_any_other(
     small_vlm, lessons, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(adapt, "bf16_units", lambda: False)
+    monkeypatch.setattr(tune, "bf16_units", lambda: False)
 
     def loaded(folder):
         return load_vlm(find_model(str(folder)))[0]
@@ -402,7 +407,7 @@ def test_merged_and_fully_trained_folders_are_models_like_any_other(
     entry = find_model(str(tmp_path / "lora/model"))
     assert entry["name"] == "lora" and entry["weights"] == "unstated"
     assert entry["clip"] == find_model(str(small_vlm))["clip"]
-    inputs, *_ = adapt.collated([reading_of(small_vlm)(Items(lessons)[0], 0, 1)], 0, True)
+    inputs, *_ = tune.collated([reading_of(small_vlm)(Items(lessons)[0], 0, 1)], 0, True)
     merged, adapted = (loaded(tmp_path / "lora" / name)(**inputs).logits for name in ("model", "adapter"))
     assert torch.allclose(merged, adapted, atol=1e-4)
     before = loaded(small_vlm).state_dict()
@@ -437,16 +442,16 @@ def test_in_half_precision_the_loss_is_scaled(small_vlm, lessons, tmp_path, monk
         scales.append(self.get_scale() if self.is_enabled() else 0)
         update(self, *given)
 
-    monkeypatch.setattr(adapt, "choose_device", lambda: (cpu, torch.float16, "as a T4"))
-    monkeypatch.setattr(adapt, "bf16_units", lambda: False)
+    monkeypatch.setattr(tune, "choose_device", lambda: (cpu, torch.float16, "as a T4"))
+    monkeypatch.setattr(tune, "bf16_units", lambda: False)
     monkeypatch.setattr(torch.amp.GradScaler, "update", watched)
     found = tuned(small_vlm, lessons, tmp_path / "out")
     assert min(scales) > 0 and scales[0] > 1 and found["losses"][-1] < found["losses"][0]
     how = {"method": "lora", "vision": "frozen", "rank": 2, "checkpoint": False}
     w = {"how": how, "entry": find_model(str(small_vlm)), "device": cpu, "dtype": torch.float16}
-    model = adapt.load_to_tune(adapt.SimpleNamespace(**w))
-    taught, _ = adapt.teachable(model, how, ("cpu", torch.float16))
-    assert {p.dtype for p in common.learned(taught).values()} == {torch.float32}
+    model = tune.load_to_tune(adapt.SimpleNamespace(**w))
+    taught, _ = tune.teachable(model, how, ("cpu", torch.float16))
+    assert {p.dtype for p in training.learned(taught).values()} == {torch.float32}
     assert next(model.model.visual.parameters()).dtype == torch.float16
 
 
@@ -509,8 +514,8 @@ def test_a_tuned_model_is_asked_about_pictures_as_it_was_shown_them(family, tmp_
 
     made = []
     given = []
-    put_to = explain.put_to
-    asking = extract.asking
+    put_to = models.put_to
+    asking = explain.asking
     for k in range(48):
         h, w = ((40, 56), (90, 50), (32, 32))[k % 3]
         truth = {
@@ -524,9 +529,9 @@ def test_a_tuned_model_is_asked_about_pictures_as_it_was_shown_them(family, tmp_
     tuned(family, tmp_path / "data", tmp_path / "out", "--epochs", 1, "--merge", "--max-pixels", 48 * 48)
     pixels = [reading_of(family)(i, 0, 1)[1]["pixel_values"] for i in made]
     monkeypatch.setattr(explain, "put_to", lambda *args: (given.append(put_to(*args)), given[-1])[1])
-    monkeypatch.setattr(extract, "asking", lambda *args: (given.append(asking(*args)), given[-1])[1])
+    monkeypatch.setattr(explain, "asking", lambda *args: (given.append(asking(*args)), given[-1])[1])
     monkeypatch.setattr(explain, "MOST", 4)
-    monkeypatch.setattr(extract, "LONGEST", 4)
+    monkeypatch.setattr(explain, "ANSWER_TOKENS", 4)
 
     def ask(model, *numbers, flags=()):
         paths = [str(tmp_path / f"{k}.png") for k in numbers]
@@ -571,7 +576,7 @@ def test_an_adapter_remembers_the_size_of_clips_and_one_of_another_model_or_kind
         (copy / "adapter_config.json").write_text(json.dumps(config | more))
         return find_model(str(copy))
 
-    base, tiny = "base_model_name_or_path", common.MODELS["tiny"]["path"]
+    base, tiny = "base_model_name_or_path", models.MODELS["tiny"]["path"]
     refused(lambda: changed(use_dora=True), "plain LoRA")
     refused(lambda: changed(**{base: "nobody/nothing"}), "unknown model 'nobody/nothing'")
     refused(lambda: load_vlm(changed(**{base: tiny, "r": 4})), "cannot load", "the adapter")
@@ -586,7 +591,7 @@ def test_an_adapter_remembers_the_size_of_clips_and_one_of_another_model_or_kind
 def test_mistakes_are_refused_before_a_model_is_loaded(
     small_vlm, small_cogvlm2, lessons, tmp_path, refused, monkeypatch
 ):
-    monkeypatch.setattr(adapt, "load_vlm", None)
+    monkeypatch.setattr(tune, "load_vlm", None)
 
     def check(words, *flags, model=small_vlm, made=None):
         if made:

@@ -6,6 +6,7 @@ import pytest
 from helpers import gate_inputs
 
 import common
+import gate
 import verify
 
 
@@ -41,8 +42,8 @@ def record(score, half=0.02, floor=0.1, ceiling=1.0, gain_half=0.02, n=100):
 )
 def test_the_interval_decides_and_not_the_score_on_the_side_that_is_good(answer, plain, high, low):
     for found in (
-        verify.judge(record(high, 0.05), 0.5),
-        verify.judge(record(low, 0.03, 0.9, 0.1), 0.35, "lower"),
+        gate.judge(record(high, 0.05), 0.5),
+        gate.judge(record(low, 0.03, 0.9, 0.1), 0.35, "lower"),
     ):
         assert (found["answer"], found["plain_pass"]) == (answer, plain)
 
@@ -62,34 +63,34 @@ def test_the_interval_decides_and_not_the_score_on_the_side_that_is_good(answer,
     ],
 )
 def test_a_gain_that_can_only_be_negligible_fails(floor, gain, half, answer):
-    found = verify.judge(record(floor + gain, 1e-6, floor=floor, gain_half=half), 0.5)
+    found = gate.judge(record(floor + gain, 1e-6, floor=floor, gain_half=half), 0.5)
     assert found["answer"] == answer and found["plain_pass"]
     assert answer == "PASS" or "constant" in found["reason"]
 
 
 def test_inconclusive_says_how_many_items_would_decide():
-    found = verify.judge(record(0.52, 0.04, n=50), 0.5)
+    found = gate.judge(record(0.52, 0.04, n=50), 0.5)
     # half-width 0.04 must shrink to 0.02
     # half-width 0.04 must shrink to 0.02
     assert found["n_needed"] in (200, 201) and "threshold" in found["reason"]
-    weak = verify.judge(record(0.65, floor=0.6, gain_half=0.1, n=30), 0.5)
+    weak = gate.judge(record(0.65, floor=0.6, gain_half=0.1, n=30), 0.5)
     assert weak["n_needed"] in (120, 121)  # the gain is half of its half-width
-    both = verify.judge(record(0.52, 0.04, floor=0.51, gain_half=0.1, ceiling=0.6, n=50), 0.5)
+    both = gate.judge(record(0.52, 0.04, floor=0.51, gain_half=0.1, ceiling=0.6, n=50), 0.5)
     assert both["n_needed"] in (5000, 5001) and "threshold" in both["reason"] and "constant" in both["reason"]
     # exactly on the threshold no number decides
-    assert verify.judge(record(0.5, 0.04), 0.5)["n_needed"] is None
+    assert gate.judge(record(0.5, 0.04), 0.5)["n_needed"] is None
 
 
 @pytest.mark.parametrize("broken", [{"low": -math.inf, "gain_low": -math.inf}, {"score": math.nan}])
 def test_a_score_that_is_no_number_or_of_a_single_source_decides_nothing(broken):
-    found = verify.judge(record(0.9) | broken, 0.5)
+    found = gate.judge(record(0.9) | broken, 0.5)
     assert found["answer"] == "INCONCLUSIVE" and "single source" in found["reason"]
 
 
 @pytest.mark.parametrize("score", [0.1, 0.9])
 def test_a_leak_is_neither_passed_nor_held_against_the_model_and_the_control_is_named(score):
     leaky = {"leak": "shuffled", "floors": {"constant": 0.1, "shuffled": 0.85}}
-    found = verify.judge(record(score) | leaky, 0.5)
+    found = gate.judge(record(score) | leaky, 0.5)
     assert found["answer"] == "INCONCLUSIVE" and "leak" in found["reason"]
     assert "'shuffled' scores 0.850" in found["reason"]
 
@@ -107,17 +108,17 @@ def test_a_leak_is_neither_passed_nor_held_against_the_model_and_the_control_is_
     ],
 )
 def test_the_stand_in_of_lpips_is_0_at_the_mean_image_and_1_at_the_vae(score, skill, answer):
-    found = verify.stand_in(record(score, 0.02, 0.9, 0.1, 0.02))
+    found = gate.stand_in(record(score, 0.02, 0.9, 0.1, 0.02))
     assert found["score"] == pytest.approx(skill) == found["gain"]
     assert (found["low"], found["high"]) == pytest.approx((skill - 0.025, skill + 0.025))
     assert (found["gain_low"], found["gain_high"]) == pytest.approx((skill - 0.025, skill + 0.025))
     assert (found["floor"], found["ceiling"], found["better"]) == (0, 1, "higher")
-    assert verify.judge(found, verify.STAND_IN)["answer"] == answer
+    assert gate.judge(found, gate.STAND_IN)["answer"] == answer
 
 
 def test_a_picture_worse_than_the_mean_image_never_passes_though_the_vae_is_no_better():
     # judged as nothing measured: INCONCLUSIVE
-    assert verify.stand_in(record(0.5, 0.02, 0.3, 0.4)) is None
+    assert gate.stand_in(record(0.5, 0.02, 0.3, 0.4)) is None
 
 
 # ---------------------------------------------------------------- the decision table, and its thresholds
@@ -126,11 +127,11 @@ def test_a_picture_worse_than_the_mean_image_never_passes_though_the_vae_is_no_b
 def decided(encoder, **answers):
     judged = {
         k: {"level": r["level"], "answer": "PASS", "reason": f"doubt about {k}"}
-        for k, r in verify.GATE1.items()
+        for k, r in gate.GATE1.items()
     }
     for name, answer in answers.items():
         judged[name]["answer"] = answer
-    return verify.decide(judged, {k: {"answer": v} for k, v in encoder.items()})
+    return gate.decide(judged, {k: {"answer": v} for k, v in encoder.items()})
 
 
 @pytest.mark.parametrize(
@@ -155,17 +156,17 @@ def test_the_decision_table(verdict, word, encoder, answers):
     assert found == verdict and word in why, why
 
 
-@pytest.mark.parametrize("name", [k for k, r in verify.GATE1.items() if r["level"] == "must"])
+@pytest.mark.parametrize("name", [k for k, r in gate.GATE1.items() if r["level"] == "must"])
 def test_no_single_must_can_be_short_and_the_verdict_proceed(name):
     assert decided({}, **{name: "FAIL"})[0] in ("PIVOT", "STOP")
     assert decided({}, **{name: "INCONCLUSIVE"})[0] == "INCONCLUSIVE"
 
 
 def test_thresholds_are_overridden_by_name_and_what_is_none_is_refused(refused):
-    changed = verify.overrides("bbox_iou=0.4, lpips=1e-1 map50=.3")
-    assert verify.overrides("") == {} and changed == {"bbox_iou": 0.4, "lpips": 0.1, "map50": 0.3}
+    changed = gate.overrides("bbox_iou=0.4, lpips=1e-1 map50=.3")
+    assert gate.overrides("") == {} and changed == {"bbox_iou": 0.4, "lpips": 0.1, "map50": 0.3}
     for text in ("bbox=0.5", "0.5", "bbox_iou", "bbox_iou=high", "bbox_iou=nan"):
-        refused(lambda text=text: verify.overrides(text), text, "bbox_iou")
+        refused(lambda text=text: gate.overrides(text), text, "bbox_iou")
 
 
 # ---------------------------------------------------------------- the command
@@ -196,7 +197,7 @@ def gate3(folder, **changes):
 @pytest.fixture
 def no_picture(monkeypatch):
     """The figure takes most of the time."""
-    monkeypatch.setattr(verify, "picture", lambda *_: None)
+    monkeypatch.setattr(gate, "picture", lambda *_: None)
 
 
 def criteria(name, **values):
@@ -211,8 +212,8 @@ def test_gate_1_writes_the_verdict_and_a_picture_and_prints_it_again(tmp_path, c
     assert found["overridden"] == {"bbox_iou": 0.55}
     assert found["criteria"]["bbox_iou"]["threshold"] == 0.55
     assert found["criteria"]["bbox_iou"]["source"] == "--set"
-    assert found["criteria"]["map50"]["source"] == verify.PLAN
-    assert set(found["criteria"]) == set(verify.GATE1) <= set(found)
+    assert found["criteria"]["map50"]["source"] == gate.PLAN
+    assert set(found["criteria"]) == set(gate.GATE1) <= set(found)
     assert (tmp_path / "gate1.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert verify.main(["--print", str(tmp_path / "gate1.yaml")])["headline"] == found["headline"]
@@ -270,7 +271,7 @@ def test_lpips_without_the_published_backbone_is_marked(tmp_path, no_picture, ca
 
     found = verify.main(made(tmp_path, adapt_latents=change))
     row = found["criteria"]["lpips"]
-    assert row["stand_in"] and row["threshold"] == verify.STAND_IN
+    assert row["stand_in"] and row["threshold"] == gate.STAND_IN
     assert row["score"] == pytest.approx(8 / 9, rel=1e-4)
     assert "stand-in" in found["headline"] and "lpips*" in capsys.readouterr().out
 
@@ -351,7 +352,7 @@ BLURRED = {"adapt_scaling": criteria("lpips", **WRONG_SIDE)}
 def test_gate_2_decides_by_its_table(tmp_path, verdict, word, changes):
     found = gate2(tmp_path, **changes)
     assert found["verdict"] == verdict and word in found["headline"], found["headline"]
-    assert set(found["criteria"]) == set(verify.GATE2)
+    assert set(found["criteria"]) == set(gate.GATE2)
     assert common.load_yaml(tmp_path / "gate2.yaml", "gate")["verdict"] == verdict
 
 
@@ -359,7 +360,7 @@ def test_a_frozen_film_does_not_pass_for_its_temporal_consistency(tmp_path):
     frozen = {"score": 0.02, "low": 0.0, "high": 0.04, "gain": 0.01, "gain_low": 0.0, "gain_high": 0.02}
     found = gate2(tmp_path, predict_coherence=criteria("decoded_closeness", **frozen))
     row = found["criteria"]["temporal_consistency"]
-    assert (row["answer"], row["plain_pass"], row["reason"]) == ("FAIL", True, verify.FROZEN)
+    assert (row["answer"], row["plain_pass"], row["reason"]) == ("FAIL", True, gate.FROZEN)
 
 
 @pytest.mark.parametrize("ceiling", [0.6, 0.0])
@@ -420,7 +421,7 @@ def moves_wrongly(content):
 def test_gate_3_decides_by_its_table(tmp_path, verdict, word, changes):
     found = gate3(tmp_path, **changes)
     assert found["verdict"] == verdict and word in found["headline"], found["headline"]
-    assert set(found["criteria"]) == set(verify.GATE3)
+    assert set(found["criteria"]) == set(gate.GATE3)
     assert common.load_yaml(tmp_path / "gate3.yaml", "gate")["verdict"] == verdict
 
 

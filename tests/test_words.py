@@ -7,26 +7,16 @@ import pytest
 import torch
 
 import adapt
+import claims
 import common
 import tiny
-from common import (
-    TINY,
-    TRACKS,
-    answer_loss,
-    answered,
-    find_model,
-    load_items,
-    load_language,
-    load_pt,
-    load_words,
-    load_yaml,
-    metadata_text,
-    save_pt,
-    word_batch,
-    word_prompt,
-    write_items,
-)
-from data import OPPOSITE, questions_of, told
+import training
+import tune
+from claims import metadata_text
+from common import TRACKS, load_items, load_pt, load_yaml, save_pt, write_items
+from models import TINY, find_model, load_language
+from synthetic import OPPOSITE, questions_of, told
+from training import answer_loss, answered, load_words, word_batch, word_prompt
 
 needs_words = pytest.mark.skipif(
     not (common.HERE / TINY / "words" / "config.json").is_file(), reason="tiny-words is not trained"
@@ -116,7 +106,7 @@ def write_tracks(path, ids, x, **changed):
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """A folder of data and tracks.pt with stand-in embeddings. Few questions about lists: a model that has learned nothing does not come to an end of its answers."""
-    monkeypatch.setattr(adapt, "NAMED", 40)
+    monkeypatch.setattr(tune, "NAMED", 40)
     items = clips()
     write_items(tmp_path / "data", items, {"data": "synthetic", "name": "made-up"})
     write_tracks(tmp_path / "tracks.pt", *embedded(items))
@@ -141,7 +131,7 @@ def test_every_lesson_follows_from_its_context():
             things = re.findall(r"(\w+) (\w+) (at \d+ \d+)", context)
             colour, shape, place = things[{"first": 0, "second": 1, "last": -1}[question.split()[-2]]]
             assert answer == {"colour": colour, "shape": shape, "is": place}[question.split()[1]]
-            assert common.named(answer, answer)
+            assert claims.named(answer, answer)
             continue
         own, _, rest = context.partition(": ")
         facts = {k: v for k, _, v in (fact.partition(" ") for fact in rest.split("; "))}
@@ -152,7 +142,7 @@ def test_every_lesson_follows_from_its_context():
             continue
         assert asked in (own, None) or not context
         numbers = [
-            set(common.frames_said("frames " + facts[k].replace(", ", " and ")))
+            set(claims.frames_said("frames " + facts[k].replace(", ", " and ")))
             if facts.get(k, "none") not in ("none", "never")
             else set()
             for k in ("frames", "hidden")
@@ -169,7 +159,7 @@ def test_every_lesson_follows_from_its_context():
             "lacking": "the clip does not show that",
         }
         if kind != "describe":
-            assert answer == expected[kind] or common.frames_said(answer) == expected[kind]
+            assert answer == expected[kind] or claims.frames_said(answer) == expected[kind]
         else:
             assert ("transient" in answer, "persistent" in answer) == (
                 "persistence" in facts and not likely,
@@ -253,13 +243,13 @@ def test_answers_do_not_depend_on_who_is_asked_beside_whom(small):
 
 
 def test_frames_are_right_if_four_fifths_are_the_same_words_if_all_are_and_lists_in_any_words():
-    assert common.right("frames 0 to 8", "frames 0 to 9")
-    assert not common.right("frames 0 to 6", "frames 0 to 9")
-    assert common.right("up left", "up left") and not common.right("left", "up left")
-    assert not common.right("it is never hidden", "frames 0 to 3") and not common.right("", "frame 3")
-    assert common.named("The blue object is a star.", "star")
-    assert not common.named("a star or a circle", "star")
-    assert common.named("It is at 10 20.", "at 10 20") and not common.named("at 20 10", "at 10 20")
+    assert claims.right("frames 0 to 8", "frames 0 to 9")
+    assert not claims.right("frames 0 to 6", "frames 0 to 9")
+    assert claims.right("up left", "up left") and not claims.right("left", "up left")
+    assert not claims.right("it is never hidden", "frames 0 to 3") and not claims.right("", "frame 3")
+    assert claims.named("The blue object is a star.", "star")
+    assert not claims.named("a star or a circle", "star")
+    assert claims.named("It is at 10 20.", "at 10 20") and not claims.named("at 20 10", "at 10 20")
 
 
 # ---------------------------------------------------------------- training
@@ -310,7 +300,7 @@ def test_what_is_written_loads_again_and_says_the_same(world, language, refused)
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_keeps_its_seeds_and_ends_as_if_it_had_not_been(world, language, monkeypatch):
-    whole, train, trained = run(world, language), adapt.train, []
+    whole, train, trained = run(world, language), training.train, []
 
     def second_dies(build, loss_of, split, seed, *more):
         trained.append(seed)
@@ -337,13 +327,13 @@ def test_forgetting_is_what_is_no_longer_answered(world, language, monkeypatch):
     def oracle(model, tokenizer, prompts, soft=None, **more):
         if soft is not None:
             return [""] * len(prompts)
-        lists = [common.naming(np.random.default_rng([0, k]))[2] for k in range(len(prompts))]
+        lists = [claims.naming(np.random.default_rng([0, k]))[2] for k in range(len(prompts))]
         calls.append(len(prompts))
         return lists if len(calls) == 1 else ["" if k % 4 == 0 else x for k, x in enumerate(lists)]
 
-    monkeypatch.setattr(adapt, "answered", oracle)
+    monkeypatch.setattr(tune, "answered", oracle)
     result = run(world, language)
-    assert calls == [adapt.NAMED] * 3 and result["naming_without"] == 1 and result["naming_with"] == 0.75
+    assert calls == [tune.NAMED] * 3 and result["naming_without"] == 1 and result["naming_with"] == 0.75
     assert result["forgetting"] == 0.25 and result["forgetting_low"] > 0.1
     assert result["forgetting_p"] < 0.01 and result["accuracy"] == 0
 

@@ -1,0 +1,753 @@
+"""Where the layers of each model family are, in which order their tokens come, and how an image is put in."""
+
+import inspect
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from common import refuse
+from models import OWN_LAYOUT, attempt, chat, qwen_inputs
+
+# follows the picture, so in a causal model it cannot change the picture's rows
+PROMPT = "Describe the picture."
+# what Florence-2's processor makes of <CAPTION>; its encoder lets the picture's rows see these words
+CAPTION = "What does the image describe?"
+# Grounding DINO's text: its encoder mixes text and picture, so this too is part of what is measured
+OBJECT = "an object."
+
+
+# ---------------------------------------------------------------- families: where the points are, and the way back to raster order
+
+# A family is a function (model, processor) -> (inputs, points, multiple, first_frame):
+#   inputs(frames uint8 [n,T,S,S,3])   what the model's forward takes
+#   points {name: (module path, restore)}, in the order of execution; restore(output, inputs) -> [n, t, h, w,
+# D] in raster order;
+#          (module path, restore, NO_GRID) where tokens have no place in the picture: [n, t, 1, K, D]
+#   multiple                           the width of one token in pixels, of which a side must be a multiple
+#   first_frame(step)                  the first frame that a time step covers
+
+NO_GRID = "no grid"
+
+
+def without_grid(points):
+    """The points whose tokens have no place in the picture."""
+    return {name for name, point in points.items() if NO_GRID in point}
+
+
+def stack(name, path, layers, *restore):
+    """The points <name>.0, <name>.1, ... of a stack of layers."""
+    return {f"{name}.{i}": (f"{path}.{i}", *restore) for i in range(layers)}
+
+
+def unmerge(x, grid, merge):
+    """Merge-block order -> raster: [n*t*h*w, D] -> [n, t, h, w, D] for `grid` = (t, h, w) in patches."""
+    t, h, w = grid
+    x = x.reshape(-1, t, h // merge, w // merge, merge, merge, x.shape[-1])
+    return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(-1, t, h, w, x.shape[-1])
+
+
+def window_index(visual, grid_thw):
+    """Where Qwen2.5-VL's tower puts each merge block when it sorts them into attention windows."""
+    from transformers.vision_utils import get_vision_window_index
+
+    return get_vision_window_index(
+        grid_thw, visual.spatial_merge_size, visual.window_size, visual.patch_size
+    )[0]
+
+
+def qwen2_vl(model, processor):
+    """patch_embed is in merge-block order, language rows in raster order. Qwen2.5-VL's blocks and merger are in window order. Qwen2-VL and Qwen3-VL have no windows: their blocks are in
+    merge-block order, their merger and Qwen3-VL's DeepStack mergers in raster order of the merged tokens."""
+    visual, config = model.model.visual, model.config
+    merge = visual.spatial_merge_size
+
+    def inputs(frames):
+        return qwen_inputs(processor, frames, PROMPT)
+
+    def of(batch):
+        grid_thw = batch["image_grid_thw"] if "image_grid_thw" in batch else batch["video_grid_thw"]
+        assert (grid_thw == grid_thw[0]).all(), grid_thw
+        return grid_thw, grid_thw[0].tolist()
+
+    def patch_embed(x, batch):
+        return unmerge(x, of(batch)[1], merge)
+
+    def in_order(x, grid_thw):
+        return (
+            x[window_index(visual, grid_thw).to(x.device).argsort()] if hasattr(visual, "window_size") else x
+        )
+
+    def block(x, batch):
+        grid_thw, grid = of(batch)
+        return unmerge(in_order(x.reshape(-1, merge**2, x.shape[-1]), grid_thw).flatten(0, 1), grid, merge)
+
+    def merger(x, batch):
+        grid_thw, (t, h, w) = of(batch)
+        return in_order(x, grid_thw).reshape(-1, t, h // merge, w // merge, x.shape[-1])
+
+    def language(x, batch):
+        _, (t, h, w) = of(batch)
+        rows = (batch["input_ids"] == config.image_token_id) | (batch["input_ids"] == config.video_token_id)
+        return x[rows.to(x.device)].reshape(len(x), t, h // merge, w // merge, x.shape[-1])
+
+    points = {
+        "patch_embed": ("model.visual.patch_embed", patch_embed),
+        **stack("vision", "model.visual.blocks", len(visual.blocks), block),
+        **stack(
+            "deepstack",
+            "model.visual.deepstack_merger_list",
+            len(getattr(visual, "deepstack_merger_list", ())),
+            merger,
+        ),
+        "merger": ("model.visual.merger", merger),
+        **stack("language", "model.language_model.layers", len(model.model.language_model.layers), language),
+    }
+    return (
+        inputs,
+        points,
+        visual.config.patch_size * merge,
+        lambda step: step * visual.config.temporal_patch_size,
+    )
+
+
+def pictures(x, batch):
+    """Tokens of single pictures [n*t, side*side, D] in raster order -> [n, t, side, side, D]."""
+    side = round(x.shape[1] ** 0.5)
+    assert side * side == x.shape[1], x.shape
+    return x.reshape(-1, batch["frames"], side, side, x.shape[-1])
+
+
+def behind_first(x, batch):
+    """`pictures` behind one token that has no place: CLS, or the mean of all places."""
+    return pictures(x[:, 1:], batch)
+
+
+def maps(x, batch):
+    """Feature maps of single pictures [n*t, D, h, w] -> [n, t, h, w, D]."""
+    return x.permute(0, 2, 3, 1).unflatten(0, (-1, batch["frames"]))
+
+
+def normalised(frames, mean, std):
+    """uint8 [n,T,S,S,3] -> [n*T, 3, S, S], standardised per channel: for checkpoints whose image processor is code on the hub."""
+    return ((frames.flatten(0, 1).float() / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+
+
+def internvl(model, processor):
+    """InternVL, and InternVL2 in the native class. A picture of the tower's own size is one tile; a clip is its frames, one by one. CLS first in the
+    tower; the projector's tokens are 2 x 2 patches each, in raster order, and so are the language rows."""
+    config = model.config
+    side = config.vision_config.image_size[0]
+    rows = round((side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
+    # Only words before the picture can change its rows; InternVL2's tokenizer is code on the hub, so there
+    # BOS is all of them.
+    before, behind = (
+        around_picture(processor, processor.image_token)
+        if processor
+        else ([config.text_config.bos_token_id], [])
+    )
+    if processor:
+        before, behind = [*before, processor.start_image_token_id], [processor.end_image_token_id, *behind]
+    own = processor and processor.image_processor
+    mean, std = (own.image_mean, own.image_std) if own else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    def inputs(frames):
+        one_size(frames, side)
+        ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(
+            frames.shape[0] * frames.shape[1], -1
+        )
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": normalised(frames, mean, std),
+            "frames": frames.shape[1],
+        }
+
+    def language(x, batch):
+        return pictures(x[:, len(before) : len(before) + rows], batch)
+
+    points = {
+        "patch_embed": ("model.vision_tower.embeddings.patch_embeddings", pictures),
+        **stack(
+            "vision", "model.vision_tower.encoder.layer", config.vision_config.num_hidden_layers, behind_first
+        ),
+        "merger": ("model.multi_modal_projector", pictures),
+        **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language),
+    }
+    return inputs, points, side, lambda step: step
+
+
+def one_size(frames, side):
+    """Refuse frames of any other size than that for which a tower has learned positions."""
+    if frames.shape[2] != side:
+        refuse(
+            f"{frames.shape[2]} px: this model has learned positions for {side} px alone; give --size {side}"
+        )
+
+
+def around_picture(processor, place):
+    """Token ids of the chat prompt before and behind the picture's placeholder."""
+    before, found, behind = chat(processor, PROMPT).partition(place)
+    assert found, (place, before)
+    return processor.tokenizer(before).input_ids, processor.tokenizer(
+        behind, add_special_tokens=False
+    ).input_ids
+
+
+TILED = ("llava_next", "llava_onevision")
+
+
+def llava(model, processor):
+    """LLaVA (Interleave), LLaVA-NeXT and LLaVA-OneVision; a clip is its frames, one by one. A picture of the tower's own side S is read in one piece.
+    At 2S or 3S, NeXT and OneVision cut it into tiles (AnyRes, Liu et al. 2024) and their grid is the mosaic: in the language model it stands behind
+    the small whole picture, a newline token after every row."""
+    config = model.config
+    side, tiled = config.vision_config.image_size, config.model_type in TILED
+    p = side // config.vision_config.patch_size
+    before, behind = around_picture(processor, processor.image_token)
+
+    def inputs(frames):
+        k = frames.shape[2] // side
+        if k > (3 if tiled else 1):
+            refuse(
+                f"{frames.shape[2]} px are {k} x {k} tiles of {side} px, and {config.model_type} takes {'3 x 3' if tiled else 'one'} at most; give --size {side}"
+            )
+        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+        rows = p * p
+        more = {}
+        if tiled:
+            # no padding, and at S no tiles but the picture once more
+            config.image_grid_pinpoints = [[k * side, k * side]]
+            whole = torch.nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+            tiles = (
+                pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+            )
+            pixels, more = (
+                torch.cat([whole[:, None], tiles], 1),
+                {"image_sizes": torch.tensor([[k * side, k * side]] * len(pixels))},
+            )
+            rows += k * p * (k * p + 1)
+        ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(len(pixels), -1)
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": pixels,
+            "frames": frames.shape[1],
+            "tiles": k,
+            **more,
+        }
+
+    def patches(x, batch):
+        k, x = batch["tiles"], x[:, -p * p :]  # CLIP has a class token, SigLIP none
+        if tiled:
+            # at S the one tile is the picture itself
+            x = x.unflatten(0, (-1, 1 + k * k))[:, -k * k :].flatten(0, 1)
+        return pictures(x.reshape(-1, k, k, p, p, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(1, 4), batch)
+
+    def language(x, batch):
+        k, x = batch["tiles"], x[:, len(before) :]
+        if k > 1:
+            x = (
+                x[:, p * p : p * p + k * p * (k * p + 1)]
+                .unflatten(1, (k * p, k * p + 1))[:, :, :-1]
+                .flatten(1, 2)
+            )
+        return pictures(x[:, : k * p * k * p], batch)
+
+    points = {
+        "patch_embed": ("model.vision_tower.embeddings", patches),
+        **stack(
+            "vision", "model.vision_tower.encoder.layers", config.vision_config.num_hidden_layers, patches
+        ),
+        "merger": ("model.multi_modal_projector", patches),
+        **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language),
+    }
+    return inputs, points, side, lambda step: step
+
+
+def cogvlm2(model, processor):
+    """CLS first in the tower; 2 x 2 patches to a token by the connector's convolution; in the language model BOS, boi, the tokens, eoi, words."""
+    from cogvlm2 import IMAGE_MEAN, IMAGE_STD
+
+    vision = model.config.vision_config
+    text = processor(f"Question: {PROMPT} Answer:", add_special_tokens=False).input_ids
+
+    def inputs(frames):
+        one_size(frames, vision.image_size)
+        return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text) | {"frames": frames.shape[1]}
+
+    rows = (vision.image_size // vision.patch_size) ** 2 // 4
+    points = {
+        "patch_embed": ("model.vision.patch_embedding", behind_first),
+        **stack("vision", "model.vision.transformer.layers", vision.num_hidden_layers, behind_first),
+        "conv": ("model.vision.conv", maps),
+        "merger": ("model.vision.linear_proj", pictures),
+        **stack(
+            "language",
+            "model.layers",
+            model.config.num_hidden_layers,
+            lambda x, batch: pictures(x[:, 2 : 2 + rows], batch),
+        ),
+    }
+    return inputs, points, vision.image_size, lambda step: step
+
+
+def kosmos2(model, processor):
+    """CLS first in the tower. Learned queries then gather what the patches hold (64 of them, Peng et al. 2023): they and their rows in the language
+    model have no place in the picture. A clip is its frames, one by one."""
+    config = model.config
+
+    def inputs(frames):
+        one_size(frames, config.vision_config.image_size)
+        x = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
+        given = processor(
+            images=x,
+            text=[PROMPT] * len(x),
+            num_image_tokens=config.latent_query_num,
+            do_resize=False,
+            do_center_crop=False,
+            return_tensors="pt",
+        )
+        return {**given, "frames": frames.shape[1]}
+
+    def queries(x, batch):
+        return x.reshape(-1, batch["frames"], 1, config.latent_query_num, x.shape[-1])
+
+    def language(x, batch):
+        return queries(x[batch["image_embeds_position_mask"].bool().to(x.device)], batch)
+
+    points = {
+        "patch_embed": ("vision_model.model.embeddings", behind_first),
+        **stack(
+            "vision",
+            "vision_model.model.encoder.layers",
+            config.vision_config.num_hidden_layers,
+            behind_first,
+        ),
+        "merger": ("image_to_text_projection", queries, NO_GRID),
+        **stack("language", "text_model.model.layers", config.text_config.layers, language, NO_GRID),
+    }
+    return inputs, points, config.vision_config.image_size, lambda step: step
+
+
+def florence2(model, processor):
+    """vision.<i> are DaViT's blocks through all four stages (Ding et al. 2022), each stage on a grid of its own, half the one before. The projector puts
+    the mean of all places first, which is left out here. language.<i> are the encoder's layers; unlike in a causal model the words behind the picture
+    change its rows. The decoder only looks at the encoder's output: it has no rows of the picture. A clip is its frames, one by one."""
+    config, blocks = model.config, model.model.vision_tower.blocks
+    multiple = math.prod(config.vision_config.patch_stride)
+
+    def inputs(frames):
+        words = processor.tokenizer(
+            processor.tokenizer.bos_token + CAPTION + processor.tokenizer.eos_token, add_special_tokens=False
+        ).input_ids
+        side = frames.shape[2] // multiple
+        most = min(
+            config.vision_config.max_position_embeddings,
+            math.isqrt(config.text_config.max_position_embeddings - 1 - len(words)),
+        )
+        if side > most:
+            refuse(
+                f"{frames.shape[2]} px are {side} x {side} tokens, and this model has positions for {most} x {most}; give --size {most * multiple} or less"
+            )
+        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+        ids = torch.tensor([config.image_token_id] * (1 + side * side) + words).expand(len(pixels), -1)
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": pixels,
+            "frames": frames.shape[1],
+        }
+
+    def language(x, batch):
+        return pictures(x[:, 1 : (batch["input_ids"][0] == config.image_token_id).sum()], batch)
+
+    below = [f"{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage))]
+    points = {
+        "patch_embed": ("model.vision_tower.convs.0", maps),
+        **{f"vision.{i}": (f"model.vision_tower.blocks.{path}", maps) for i, path in enumerate(below)},
+        "merger": ("model.multi_modal_projector", behind_first),
+        **stack(
+            "language", "model.language_model.encoder.layers", config.text_config.encoder_layers, language
+        ),
+    }
+    return inputs, points, multiple, lambda step: step
+
+
+def grounding_dino(model, processor):
+    """vision.<i> are Swin's blocks through all stages, each stage on a grid of its own; scale.<i> what the encoder is given: grids of 8, 16, 32 and 64 px a
+    token. encoder.<i> sees all scales at once and the text; stored is its 16 px scale, the finest whose grid is no larger than other encoders' (48 x 48 at
+    768 px, where 8 px would be 9216 tokens). A clip is its frames, one by one."""
+    swin = model.model.backbone.conv_encoder.model
+    strides = [swin.config.patch_size * 2 ** (stage - 1) for stage in swin.config.out_indices]
+    strides += [strides[-1] * 2 ** (k + 1) for k in range(model.config.num_feature_levels - len(strides))]
+    kept = min(1, len(strides) - 1)
+
+    def inputs(frames):
+        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+        return {
+            "input_ids": torch.tensor(processor.tokenizer(OBJECT).input_ids).expand(len(pixels), -1),
+            "pixel_values": pixels,
+            "frames": frames.shape[1],
+        }
+
+    def encoder(x, batch):
+        return pictures(
+            x.split([(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides], 1)[kept], batch
+        )
+
+    below = "model.backbone.conv_encoder.model.swin"
+    blocks = [f"{s}.blocks.{b}" for s, depth in enumerate(swin.config.depths) for b in range(depth)]
+    points = {
+        "patch_embed": (f"{below}.embeddings", pictures),
+        **{f"vision.{i}": (f"{below}.encoder.layers.{path}", pictures) for i, path in enumerate(blocks)},
+        **stack("scale", "model.input_proj_vision", len(strides), maps),
+        # A layer returns a tuple of tuples; what its deformable part returns is the picture's share of
+        # it.
+        **{
+            f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder)
+            for i in range(model.config.encoder_layers)
+        },
+    }
+    return (
+        inputs,
+        points,
+        max(strides[-1], swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)),
+        lambda step: step,
+    )
+
+
+def tower(prefix, layers, first=0, any_size=False, words=False):
+    """The family of an image encoder: `first` tokens (CLS), registers, then patches in raster order; a clip is its frames, one by one.
+
+    any_size: positions are interpolated or rotary, else learned for one size. words: the model has a text side too, which must be given something.
+    """
+
+    def family(model, processor):
+        config = getattr(model.config, "vision_config", model.config)
+        patch, skip = config.patch_size, first + getattr(config, "num_register_tokens", 0)
+
+        def inputs(frames):
+            if not any_size:
+                one_size(frames, config.image_size)
+            pixels = processor(
+                list(frames.flatten(0, 1).permute(0, 3, 1, 2)),
+                do_resize=False,
+                do_center_crop=False,
+                return_tensors="pt",
+            )
+            text = (
+                {"input_ids": torch.zeros(len(pixels["pixel_values"]), 2, dtype=torch.long)} if words else {}
+            )
+            return pixels | text | {"frames": frames.shape[1]}
+
+        def grid(x, batch):
+            h, w = (s // patch for s in batch["pixel_values"].shape[-2:])
+            return x[:, skip:].reshape(-1, batch["frames"], h, w, x.shape[-1])
+
+        points = {
+            "patch_embed": (f"{prefix}embeddings", grid),
+            **stack("vision", f"{prefix}{layers}", len(model.get_submodule(f"{prefix}{layers}")), grid),
+        }
+        return inputs, points, patch if any_size else config.image_size, lambda step: step
+
+    return family
+
+
+def owl(name):
+    """OWL-ViT and OWLv2: their tower, and for every patch what the heads say: class_head its class embedding before it is normalised and compared with words,
+    box_head the box's four numbers as offsets, before the patch's place is added and a sigmoid saturates them at the border. Neither depends on the words."""
+
+    def family(model, processor):
+        _, points, multiple, first_frame = tower(f"{name}.vision_model.", "encoder.layers", first=1)(
+            model, processor
+        )
+
+        def inputs(frames):
+            one_size(frames, multiple)
+            # OWLv2's own processor cannot leave the size as it is
+            pixels = normalised(frames, processor.image_mean, processor.image_std)
+            return {
+                "input_ids": torch.zeros(len(pixels), 2, dtype=torch.long),
+                "pixel_values": pixels,
+                "frames": frames.shape[1],
+            }
+
+        return (
+            inputs,
+            points | {"class_head": ("class_head.dense0", pictures), "box_head": ("box_head", pictures)},
+            multiple,
+            first_frame,
+        )
+
+    return family
+
+
+def vjepa2(model, processor):
+    """Pairs of frames to a time step, in raster order, time first; a still picture is shown twice. Every token sees the whole clip, the future too."""
+    patch, pair = model.config.patch_size, model.config.tubelet_size
+
+    def inputs(frames):
+        one_size(frames, model.config.crop_size)
+        frames = (
+            frames.expand(-1, pair, -1, -1, -1)
+            if frames.shape[1] == 1
+            else frames[:, : frames.shape[1] // pair * pair]
+        )
+        pixels = normalised(frames, processor.image_mean, processor.image_std).unflatten(0, frames.shape[:2])
+        return {"pixel_values_videos": pixels, "skip_predictor": True}
+
+    def grid(x, batch):
+        _, t, _, h, w = batch["pixel_values_videos"].shape
+        return x.reshape(len(x), t // pair, h // patch, w // patch, x.shape[-1])
+
+    points = {
+        "patch_embed": ("encoder.embeddings", grid),
+        **stack("vision", "encoder.layer", len(model.encoder.layer), grid),
+    }
+    return inputs, points, model.config.crop_size, lambda step: pair * step
+
+
+def ltx_vae(model, processor):
+    """latents: normalised per channel, (mode - latents_mean) / latents_std, as LTX-Video's transformer takes them; latents-raw: not normalised."""
+
+    def inputs(frames):
+        step, side = model.temporal_compression_ratio, model.spatial_compression_ratio
+        if (frames.shape[1] - 1) % step or frames.shape[2] % side or frames.shape[3] % side:
+            refuse(
+                f"{frames.shape[1]} frames of {frames.shape[2]} px: this autoencoder takes {step}k+1 frames and sides that are multiples of {side}; others it drops silently"
+            )
+        return {"sample": frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1}
+
+    def latents(x, batch):
+        return (x.permute(0, 2, 3, 4, 1) - model.latents_mean) / model.latents_std
+
+    points = {
+        "latents": ("encoder", latents),
+        "latents-raw": ("encoder", lambda x, batch: x.permute(0, 2, 3, 4, 1)),
+    }
+    return (
+        inputs,
+        points,
+        model.spatial_compression_ratio,
+        lambda step: 0 if step == 0 else 1 + (step - 1) * model.temporal_compression_ratio,
+    )
+
+
+# model type in config.json -> family. A new one is a function above and a line here.
+FAMILIES = {
+    "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_vl,
+    "qwen3_vl": qwen2_vl,
+    "llava": llava,
+    "llava_next": llava,
+    "llava_onevision": llava,
+    "internvl": internvl,
+    "cogvlm2": cogvlm2,
+    "kosmos-2": kosmos2,
+    "florence2": florence2,
+    "grounding-dino": grounding_dino,
+    "vjepa2": vjepa2,
+    "ltx_vae": ltx_vae,
+    "dinov2": tower("", "encoder.layer", first=1, any_size=True),
+    "dinov3_vit": tower("", "model.layer", first=1, any_size=True),
+    "siglip": tower("vision_model.", "encoder.layers", words=True),
+    "owlvit": owl("owlvit"),
+    "owlv2": owl("owlv2"),
+}
+
+
+# model type -> points whose time steps see later frames too; of LTX-Video's autoencoder its config tells
+NON_CAUSAL = {"vjepa2": "vision."}
+
+
+def sees_later_frames(model, point):
+    """Whether a time step of `point` depends on frames that come after it: such features may not stand for what was known at that time."""
+    kind = getattr(model.config, "model_type", "ltx_vae")
+    return (
+        not model.config.encoder_causal
+        if kind == "ltx_vae"
+        else point.startswith(NON_CAUSAL.get(kind, "none"))
+    )
+
+
+# The plan's names of points: letter -> (the families that have it, what 1, 2, ... are). `last` is the tower's
+# last layer that the projector reads.
+FIVE = ("patch_embed", "vision.middle", "vision.last", "merger", "language.middle")
+ALIASES = {
+    "L": (("llava", "llava_next", "llava_onevision"), FIVE),
+    "I": (("internvl", "internvl_chat"), FIVE),
+    "C": (("cogvlm2",), ("patch_embed", "vision.last", "merger", "language.middle")),
+}
+
+
+def depths(entry):
+    """(layers of the tower, the last of them that the projector reads, layers of the language model), from the registry or a folder's config.json."""
+    if "vision" in entry:
+        tower, language, read = entry["vision"][0], entry["language"][0], entry.get("read", -1)
+    elif entry["type"] in OWN_LAYOUT:
+        config = json.loads(Path(entry["path"], "config.json").read_text())
+        tower = config["vision_config"]["num_hidden_layers"]
+        language = config.get("llm_config", config)["num_hidden_layers"]
+        read = config.get("select_layer", -1)
+    else:
+        # a folder's config.json may leave out what is the library's default
+        from transformers import AutoConfig
+
+        config = attempt(lambda: AutoConfig.from_pretrained(entry["path"]), entry)
+        tower = config.vision_config.num_hidden_layers
+        language = config.text_config.num_hidden_layers
+        read = config.vision_feature_layer
+    read = read[-1] if isinstance(read, list) else read
+    return tower, read + tower if read < 0 else read - 1, language
+
+
+def own_names(names, entry):
+    """`--points` with the plan's names (L3, c2, ...) replaced by the model's own, before it is loaded; other names stay as they are."""
+
+    def own(name):
+        letter, number = name[:1].upper(), name[1:]
+        if letter not in ALIASES or not number.isdigit():
+            return name
+        types, meant = ALIASES[letter]
+        if entry.get("type") not in types:
+            refuse(
+                f"{name} is a point of {', '.join(types)}, and {entry['name']} is of type {entry.get('type')}; give its own names, or --points all"
+            )
+        if not 1 <= int(number) <= len(meant):
+            refuse(f"{name} is no point: {', '.join(types)} have {letter}1 to {letter}{len(meant)}")
+        stack, _, place = meant[int(number) - 1].partition(".")
+        if not place:
+            return stack
+        tower, last, language = depths(entry)
+        return (
+            f"{stack}.{last if place == 'last' else at_depth(tower if stack == 'vision' else language, 0.5)}"
+        )
+
+    return ",".join(own(name) for name in names.split(","))
+
+
+def family_of(model):
+    return FAMILIES[getattr(model.config, "model_type", "ltx_vae")]
+
+
+# ---------------------------------------------------------------- several questions about a picture, which is computed once
+
+# causal, with words behind the picture
+ASKABLE = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "internvl",
+    "cogvlm2",
+)
+ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+def picture_rows(model, batch):
+    """Which rows of the prompt are the picture's: bool [sequences, rows]. A mosaic's newlines and CogVLM2's boi and eoi are among them."""
+    if model.config.model_type == "cogvlm2":
+        return batch["token_type_ids"] == 1
+    places = [
+        token
+        for name in ("image_token_id", "video_token_id")
+        if (token := getattr(model.config, name, None)) is not None
+    ]
+    return torch.isin(batch["input_ids"], torch.tensor(places, device=batch["input_ids"].device))
+
+
+def up_to_the_picture(model, batch):
+    """The inputs without the words behind the picture, which are kept as `behind`, and with an empty cache for the picture's keys and values."""
+    from transformers import DynamicCache
+
+    end = int(picture_rows(model, batch)[0].nonzero()[-1]) + 1
+    cogvlm2 = model.config.model_type == "cogvlm2"
+    more = (
+        {"cache": [{} for _ in range(model.config.num_hidden_layers)]}
+        if cogvlm2
+        else {"past_key_values": DynamicCache(), "use_cache": True}
+    )
+    return (
+        {k: v[:, :end] if k in ROWS else v for k, v in batch.items()}
+        | more
+        | {"behind": tuple(batch["input_ids"][0, end:].tolist())}
+    )
+
+
+def words_behind(model, processor, batch, question):
+    """Token ids of what follows the picture when `question` is asked in place of PROMPT."""
+
+    def tokens(words):
+        if model.config.model_type == "cogvlm2":
+            return processor(f"Question: {words} Answer:", add_special_tokens=False).input_ids
+        kind = "video" if "video_grid_thw" in batch else "image"
+        return processor.tokenizer(
+            chat(processor, words, kind).rpartition(getattr(processor, f"{kind}_token"))[2],
+            add_special_tokens=False,
+        ).input_ids
+
+    usual, behind = tokens(PROMPT), batch["behind"]
+    first = behind[: len(behind) - len(usual)]  # what the processor itself puts there: the end of an image
+    assert behind == (*first, *usual), (behind, usual)
+    return [*first, *tokens(question)]
+
+
+def positions_behind(model, given, words):
+    """Position ids of words [n, k] behind the picture, by the library's own rules: under M-RoPE a picture takes fewer positions than it has rows."""
+    if model.config.model_type == "cogvlm2":
+        from cogvlm2 import image_positions
+
+        return (
+            image_positions(given["token_type_ids"])[:, -1:]
+            + 1
+            + torch.arange(words.shape[1], device=words.device)
+        )
+    end = given["input_ids"].shape[1]
+    if not hasattr(model.model, "get_rope_index"):
+        return torch.arange(end, end + words.shape[1], device=words.device).expand(words.shape)
+    rows = {"mm_token_type_ids": 0, "attention_mask": 1}
+    rows = {name: torch.cat([given[name], torch.full_like(words, fill)], 1) for name, fill in rows.items()}
+    more = {
+        name: given[name]
+        for name in inspect.signature(model.model.get_rope_index).parameters
+        if name in given and name not in ROWS
+    }
+    return model.model.get_rope_index(torch.cat([given["input_ids"], words], 1), **rows, **more)[0][..., end:]
+
+
+# ---------------------------------------------------------------- points by name
+
+
+def at_depth(layers, part):
+    """The layer (0-based) after which `part` of a stack has been computed."""
+    return round(layers * part) - 1
+
+
+def quarters(points):
+    """All points of a small model; of a deep one those outside the stacks, and four depths of each stack."""
+    chosen = []
+    for stack in ("vision", "scale", "encoder", "language"):
+        names = [p for p in points if p.startswith(f"{stack}.")]
+        chosen += names if len(names) <= 8 else [names[at_depth(len(names), q / 4)] for q in (1, 2, 3, 4)]
+    return [p for p in points if p in chosen or "." not in p]
+
+
+def on(batch, device, dtype):
+    """The part of a batch that the model's forward takes, on its device and in its dtype: without plain numbers and tuples, which are notes of ours."""
+    return {
+        k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
+        for k, v in batch.items()
+        if type(v) not in (int, tuple)
+    }
+
+
+def whole_tokens(size, multiple, model):
+    """Refuse a side that cuts a token."""
+    if size % multiple:
+        refuse(
+            f"--size {size} is not a multiple of {multiple}, the width of one token of {model}; give {max(size // multiple, 1) * multiple}"
+        )

@@ -1,0 +1,567 @@
+"""Images and videos as arrays: decoding, time stamps, the choice of frames."""
+
+import contextlib
+import hashlib
+import itertools
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import known, refuse
+
+# ---------------------------------------------------------------- images
+
+
+def fitted(width, height, token, most):
+    """(width, height) of the frame that Qwen's processors make of one: multiples of `token` px, at most `most` pixels, nearly the same shape."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    return smart_resize(height, width, token, token**2, max(most, token**2))[::-1]
+
+
+def frames_of(item, size=None):
+    """Frames of an item, uint8 [T,H,W,3]: those whose numbers are in `shown` where it has that, squashed to `size` x `size` (antialiased bicubic) when given, or `fitted` where size is
+    its (token, most).
+
+    Squashing keeps one token grid for all items; boxes and masks scale with it, and IoU does not change under a scaling of the axes.
+    """
+    if "album" in item:
+        return torch.cat([frames_of({"encoded": picture}, size) for picture in item["album"]])
+    if "frames" in item:
+        frames = item["frames"][item["shown"]] if "shown" in item else item["frames"]
+    else:
+        import io
+
+        from PIL import Image
+
+        frames = torch.from_numpy(
+            np.array(Image.open(io.BytesIO(item["encoded"].numpy().tobytes())).convert("RGB"))
+        )[None]
+    height, width = frames.shape[1:3]
+    to = (
+        (size, size)
+        if isinstance(size, int)
+        else fitted(width, height, *size)[::-1]
+        if size
+        else (height, width)
+    )
+    if (height, width) != to:
+        x = frames.permute(0, 3, 1, 2).float()
+        x = torch.nn.functional.interpolate(x, to, mode="bicubic", antialias=True, align_corners=False)
+        frames = x.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    return frames
+
+
+def upright(image):
+    """A Pillow image in RGB: turned as its EXIF says, white where it is transparent, 16 bits a channel cut to 8."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return white.convert("RGB")
+
+
+def read_picture(path):
+    """The (first) picture of a file, made `upright`: uint8 [1,H,W,3]. A file that cannot be read is refused."""
+    from PIL import Image
+
+    if not Path(path).is_file():
+        refuse(f"{path} does not exist; give the file of a picture")
+    try:
+        with Image.open(path) as file:
+            image = upright(file)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        refuse(
+            f"{path} cannot be read as a picture ({' '.join(str(e).split()) or type(e).__name__}); give a JPEG or PNG file"
+        )
+    return torch.from_numpy(np.array(image))[None]
+
+
+# ---------------------------------------------------------------- which frames of a clip are shown
+
+CHOICES = "motion", "uniform", "random", "scene"
+GREY = 64  # px of the longer side at which motion is looked for
+# grey level (white is 1) that is added to every frame's motion, so that the choice is uniform where nothing
+# moves
+STILL = 1e-4
+CUT = 0.5  # correlation of adjacent frames' luma histograms below which a new shot begins
+CANDIDATES = 2048  # of a longer clip only so many frames, evenly spread, are considered
+
+
+def greys(clip):
+    """Grey [h, w] in [0, 1], area averages with GREY px on the longer side, of each frame of uint8 [T,H,W,3] or of a video file, one after the other."""
+    if torch.is_tensor(clip):
+        scale = min(1, GREY / max(clip.shape[1:3]))
+        for frame in clip:
+            yield torch.nn.functional.interpolate(
+                grey_of(frame)[None, None],
+                [max(1, round(side * scale)) for side in frame.shape[:2]],
+                mode="area",
+            )[0, 0].numpy()
+        return
+    import av
+
+    with opened(clip) as file:
+        file.streams.video[0].thread_type = "AUTO"
+        for frame in file.decode(video=0):
+            scale = min(1, GREY / max(frame.width, frame.height))
+            grey = frame.reformat(
+                max(1, round(frame.width * scale)),
+                max(1, round(frame.height * scale)),
+                "gray",
+                interpolation=av.video.reformatter.Interpolation.AREA,
+            )
+            yield grey.to_ndarray().astype(np.float32) / 255
+
+
+def moved(before, after):
+    """How much moves between two frames, grey [h, w] in [0, 1]: the mean over the picture of the change that camera shake, brightness and noise do not explain.
+
+    Shake is a shift by whole pixels (phase_cross_correlation of scikit-image; Guizar-Sicairos et al. 2008) and, to first order, by parts of one along the picture's gradient. The latter is
+    fitted together with gain and offset of the brightness by a robust regression (Cauchy weights, scale by the median absolute deviation), of which moving objects are outliers. A shift is
+    accepted only where it halves the median error: shake moves most of the picture. Noise is three standard deviations, estimated by the median of the finest diagonal Haar coefficients
+    (Donoho & Johnstone 1994), which moving objects hardly change.
+    """
+    from scipy.ndimage import gaussian_filter
+    from skimage.registration import phase_cross_correlation
+
+    def unexplained(a, b, *more):
+        x, difference, weights = np.stack([c.ravel() for c in (np.ones_like(a), a, *more)], 1), b - a, 1
+        some, y = x[::3], difference.ravel()[::3]  # every third pixel is enough for two or four numbers
+        for _ in range(5):
+            weighted = some * np.expand_dims(weights, -1)
+            found = np.linalg.lstsq(weighted.T @ some, weighted.T @ y, rcond=1e-6)[0]
+            r = y - some @ found
+            weights = 1 / (1 + np.square(r / (3 * np.median(np.abs(r)) + 1e-4)))
+        fit = (x @ found).reshape(a.shape)
+        r = difference - fit
+        # behind over-exposure there may be anything
+        r = np.minimum(np.abs(b - np.clip(b - r, 0, 1)), np.abs(np.clip(a + r, 0, 1) - a))
+        return r, 0.1 * np.abs(fit)  # nor is anything corrected better than to a tenth
+
+    if min(before.shape) < 8:
+        return float(np.abs(after - before).mean())
+    d = after - before
+    if not d.any():
+        return 0.0
+    # of the difference, after a Gaussian of 1 px
+    noise = (
+        np.median(np.abs(d[1:, 1:] - d[1:, :-1] - d[:-1, 1:] + d[:-1, :-1]))
+        / 2
+        / 0.6745
+        / (2 * np.sqrt(np.pi))
+    )
+    a, b = (gaussian_filter(x.astype(float), 1) for x in (before, after))
+    rest, slack = unexplained(a, b)
+    floor = max(0.6745 * noise, 1e-3)  # the median of noise; less than a quarter of a grey level is nothing
+    if np.median(rest) > 1.1 * floor:
+        window = np.outer(*(np.hanning(side + 2)[1:-1] for side in a.shape))
+        shift = phase_cross_correlation((a - a.mean()) * window, (b - b.mean()) * window, normalization=None)[
+            0
+        ].astype(int)
+        if (margin := np.abs(shift).max()) < min(a.shape) // 4:
+            inside = np.s_[margin : a.shape[0] - margin, margin : a.shape[1] - margin]
+            a, b = a[inside], np.roll(b, shift, (0, 1))[inside]
+            slopes = np.gradient((a + b) / 2)
+            steady, allowed = unexplained(a, b, *slopes)
+            if np.median(steady) - floor < (np.median(rest) - floor) / 2:
+                rest, slack = steady, allowed + 0.1 * np.hypot(*slopes)  # or of a pixel
+    return float(np.clip(rest - 3 * noise - slack, 0, None).mean())
+
+
+def motion_of(clip):
+    """How much moves from frame t - 1 to frame t (`moved`; 0 for the first): float64 [T]. clip: uint8 [T,H,W,3] or a video file, of which only two frames are in memory at a time."""
+    found, before = [], None
+    for grey in greys(clip):
+        found.append(0.0 if before is None else moved(before, grey))
+        before = grey
+    return np.array(found)
+
+
+def shots_of(clip):
+    """(numbers of the frames at which shots begin, length of the clip): a shot begins where luma histograms of adjacent frames correlate by less than CUT (PySceneDetect's HistogramDetector)."""
+    histograms = np.array([np.histogram(grey, 32, (0, 1))[0] for grey in greys(clip)]) * 1.0
+    x = histograms - histograms.mean(1, keepdims=True)
+    x /= np.linalg.norm(x, axis=1, keepdims=True) + 1e-9
+    return [0, *(1 + np.flatnonzero((x[1:] * x[:-1]).sum(1) < CUT)).tolist()], len(x)
+
+
+def placed(steps, k, must=(), largest_gap=None):
+    """Numbers of k of T frames between which equally much happens: the least sum of squares of what happens between neighbours, exactly (dynamic programming). None where none can be chosen.
+
+    steps [T] > 0: what happens from frame t - 1 to t. The first frame, the last and those of `must` are always chosen, and neighbours are at most `largest_gap` frames apart. Without these
+    conditions the choice is that of MGSampler (Zhi et al., ICCV 2021), equal shares of cumulative motion, but never a frame twice.
+    """
+    number = np.unique(
+        [*np.linspace(0, len(steps) - 1, min(len(steps), max(CANDIDATES, k))).round().astype(int), *must]
+    )
+    at = np.cumsum([0, *steps[1:]])[number]
+    # [from, to]
+    cost, gap, last = np.square((at - at[:, None]) / at[-1]), number - number[:, None], number[-1]
+    cost[(gap <= 0) | (gap > (largest_gap or last))] = np.inf
+    for m in must:
+        cost[np.ix_(number < m, number > m)] = np.inf
+    total, came = np.where(number == 0, 0, np.inf), []
+    for j in range(1, k):
+        through = total[:, None] + cost
+        came.append(through.argmin(0))
+        total = through.min(0) + 1e-9 * np.square(number / last - j / (k - 1))  # among equals the evenest
+    if total[-1] == np.inf:
+        return None
+    chosen = [len(number) - 1]
+    for best in reversed(came):
+        chosen.append(best[chosen[-1]])
+    return number[chosen[::-1]].tolist()
+
+
+def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None):
+    """Numbers of k frames of a clip, uint8 [T,H,W,3] or a video file, in rising order, none twice.
+
+    motion    equal shares of what moves (`motion_of`, `placed`), with the first and the last frame; uniform frames where they share it nearly as well
+    uniform   equal spans of time, with the first and the last frame
+    random    drawn by `seed` (an int or several, say of a run and of a clip)
+    scene     every shot gets frames in proportion to its length: the middles of equal parts of it
+
+    boundary: a frame at which something is known to begin or to end. It is always chosen, and with motion what moves near it counts up to four times (a Gaussian of width T / 8).
+    largest_gap: the most frames between two that are chosen. Both are for motion and uniform. If k is 1, the frame is the boundary, or else the one by which half of all has happened.
+    """
+    known(how, dict.fromkeys(CHOICES), "way of choosing frames")
+    if how in ("random", "scene") and (boundary is not None or largest_gap):
+        refuse(
+            f"frames chosen by {how} keep no boundary and no largest gap; choose by motion or uniform, or leave these out"
+        )
+    clip = torch.as_tensor(clip) if not isinstance(clip, (str, Path)) else clip
+    starts, steps = None, motion_of(clip) + STILL if how == "motion" else None
+    if how == "scene":
+        starts, length = shots_of(clip)
+    else:
+        length = (
+            len(steps) if how == "motion" else len(clip) if torch.is_tensor(clip) else len(presented(clip))
+        )
+    if not 1 <= k <= length:
+        refuse(f"{k} of {length} frames cannot be chosen; give a number of frames from 1 to {length}")
+    if boundary is not None and not 0 <= boundary < length:
+        refuse(f"the boundary {boundary} is none of {length} frames; give one from 0 to {length - 1}")
+    if how == "random":
+        return sorted(np.random.default_rng(seed).choice(length, k, replace=False).tolist())
+    if how == "scene":
+        ends, share = [*starts[1:], length], [0] * len(starts)
+        for _ in range(k):
+            share[
+                max(
+                    range(len(starts)),
+                    key=lambda i: (
+                        (ends[i] - starts[i]) / (share[i] + 1) if share[i] < ends[i] - starts[i] else 0
+                    ),
+                )
+            ] += 1
+        return [
+            a + (2 * i + 1) * (b - a) // (2 * n)
+            for a, b, n in zip(starts, ends, share, strict=True)
+            for i in range(n)
+        ]
+    steps = (
+        np.ones(length)
+        if how == "uniform"
+        else steps
+        if boundary is None
+        else steps * (1 + 3 * np.exp(-np.square((np.arange(length) - boundary) / (length / 8)) / 2))
+    )
+    if k == 1:
+        return [
+            int(np.searchsorted(np.cumsum([0, *steps[1:]]), steps[1:].sum() / 2 - 1e-9))
+            if boundary is None
+            else boundary
+        ]
+    chosen, even = (
+        placed(x, k, () if boundary is None else (boundary,), largest_gap) for x in (steps, np.ones(length))
+    )
+    if chosen is None:
+        refuse(
+            f"{k} of {length} frames"
+            + (f", {boundary} among them," if boundary is not None else "")
+            + (f" leave gaps of more than {largest_gap}" if largest_gap else " are too few")
+            + "; choose more"
+            + (", or raise the largest gap" if largest_gap else "")
+        )
+    unequal = [np.square(np.diff(np.cumsum(steps)[at])).sum() for at in (chosen, even)]
+    # motion is measured no more exactly than that, and models were trained on even frames
+    return even if unequal[1] < 1.1 * unequal[0] else chosen
+
+
+@contextlib.contextmanager
+def opened(path):
+    """A video file, opened by PyAV; anything else is refused."""
+    import av
+
+    if not Path(path).is_file():
+        refuse(f"{path} does not exist; give the file of a video")
+    try:
+        with av.open(str(path)) as file:
+            if not file.streams.video:
+                refuse(f"{path} holds no video; give an MP4, WebM or GIF file")
+            yield file
+    except (av.FFmpegError, OSError, ValueError) as e:
+        refuse(
+            f"{path} cannot be read as a video ({getattr(e, 'strerror', None) or e}); give an MP4, WebM or GIF file"
+        )
+
+
+def presented(path):
+    """(time stamp, is it a key frame) of every frame of a video, in the order in which they are shown. No frame is decoded."""
+    with opened(path) as file:
+        stamps = [(p.pts, p.is_keyframe) for p in file.demux(video=0) if p.size]
+    return sorted(stamps) if all(pts is not None for pts, _ in stamps) else stamps
+
+
+def frames_at(path, numbers, size=None):
+    """(the frames of a video with these numbers, upright, uint8 [k,H,W,3], squashed to `size` when given; how many had to be decoded).
+
+    Decoding begins at the last key frame before each wanted frame, unless it is there already. A file without time stamps, or whose key frames are not where it says, is decoded from its
+    beginning.
+    """
+    stamps = presented(path)
+    if not numbers or not 0 <= min(numbers) <= max(numbers) < len(stamps):
+        refuse(
+            f"{path} has {len(stamps)} frames, and {numbers} are asked for; give numbers from 0 to {len(stamps) - 1}"
+        )
+    number_of, kept, decoded = {pts: n for n, (pts, _) in enumerate(stamps)}, {}, 0
+    for seeking in [True, False] if len(number_of) == len(stamps) else [False]:
+        with opened(path) as file:
+            stream, now, frames = file.streams.video[0], -1, file.decode(video=0)
+            for wanted in sorted(set(numbers) - set(kept)):
+                key = max((n for n in range(wanted + 1) if stamps[n][1]), default=0)
+                if seeking and key > max(now, 0):
+                    file.seek(stamps[key][0], stream=stream)
+                    frames = file.decode(video=0)
+                for frame in frames:
+                    decoded, now = decoded + 1, number_of.get(frame.pts, now) if seeking else now + 1
+                    if now == wanted:  # telephones' films may lie on their side
+                        kept[wanted] = frames_of(
+                            {
+                                "frames": torch.from_numpy(
+                                    np.rot90(
+                                        frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)
+                                    ).copy()
+                                )[None]
+                            },
+                            size,
+                        )
+                        break
+    if missing := sorted(set(numbers) - set(kept)):
+        refuse(f"{path} breaks off: frame {missing[0]} of {len(stamps)} cannot be decoded; give a whole file")
+    return torch.cat([kept[n] for n in numbers]), decoded
+
+
+def grey_of(x):
+    """Luma (BT.601) in [0, 1], fp32, of uint8 [..., 3]."""
+    return x.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255
+
+
+# ---------------------------------------------------------------- videos
+
+
+class Unusable(Exception):
+    """Why a clip cannot be used: (kind, reason)."""
+
+
+def header(path, fps):
+    """What a video says of itself: (frames, or frames of `fps` a second; seconds; frames a second), 0 for the first two where it does not say."""
+    import av
+
+    with av.open(path) as file:
+        if not file.streams.video:
+            raise Unusable("empty", "holds no video")
+        stream = file.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate
+        if not rate:
+            raise Unusable("broken", "states no frame rate")
+        if fps and fps > 1.01 * rate:
+            raise Unusable(
+                "slow", f"has {float(rate):g} frames a second, and {fps:g} are wanted: some would stand twice"
+            )
+        seconds = float(
+            stream.duration * stream.time_base if stream.duration else (file.duration or 0) / av.time_base
+        )
+        return (
+            (not fps and stream.frames)
+            or (int((fps or rate) * (seconds - 0.5 / rate)) + 1 if seconds else 0),
+            seconds,
+            rate,
+        )
+
+
+def shown(path, fps, rate):
+    """The frames of a video one after the other as (seconds since the first, PyAV frame): all, or of each 1 / fps of a second the nearest."""
+    import av
+
+    with av.open(path) as file:
+        tick, start = 0, None
+        for number, frame in enumerate(file.decode(video=0)):
+            if frame.is_corrupt:
+                raise Unusable("broken", f"frame {number} is damaged")
+            # AVI holds no times: what is made up for H.264 is out of order
+            seconds = number / rate if frame.time is None or file.format.name == "avi" else frame.time
+            start = seconds if start is None else start
+            if not fps or seconds - start >= tick / fps - 0.5 / rate:
+                tick += 1
+                yield seconds - start, frame
+
+
+def middle_frames(path, frames, fps, size):
+    """The middle `frames` frames of a video, uint8 [T,size,size,3], and by how many degrees they were turned to the right to stand upright.
+
+    Decoding stops after the last of them and no other is kept. Where the middle is, the header says; where it does not, or says too much, the video is decoded twice.
+    """
+    import av
+
+    def middle(length):
+        first, kept, turned = (length - frames) // 2, [], 0
+        for _, frame in itertools.islice(shown(path, fps, rate), first, first + frames):
+            turned = round(-frame.rotation / 90) % 4  # FFmpeg counts to the left
+            picture = np.rot90(frame.to_ndarray(format="rgb24"), -turned).copy()
+            kept.append(frames_of({"frames": torch.from_numpy(picture)[None]}, size))
+        return kept, 90 * turned
+
+    if not path.stat().st_size:
+        raise Unusable("empty", "has no bytes")
+    try:
+        length, seconds, rate = header(path, fps)
+        kept, turned = middle(length) if length >= frames else ([], 0)
+        if len(kept) < frames:
+            length, end = 0, 0.0
+            for time, _ in shown(path, fps, rate):
+                length, end = length + 1, time + 1 / (fps or rate)
+            if end < 0.9 * seconds:
+                raise Unusable("broken", f"ends after {end:.2f} of {seconds:.2f} seconds")
+            if length < frames:
+                raise Unusable(
+                    *(
+                        "short",
+                        f"has {length} frames{f' at {fps:g} a second' if fps else ''}, and {frames} are wanted",
+                    )
+                    if length
+                    else ("empty", "holds no frame")
+                )
+            kept, turned = middle(length)
+    except (av.FFmpegError, OSError, ValueError) as e:
+        raise Unusable("broken", f"cannot be decoded ({getattr(e, 'strerror', None) or e})") from e
+    return torch.cat(kept), turned
+
+
+def pictures_in(folder):
+    """The JPEG and PNG files of a folder by name, numbers as numbers: frame_10 comes after frame_9."""
+    return sorted(
+        (p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png")),
+        key=lambda p: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)],
+    )
+
+
+def middle_pictures(folder, frames, size):
+    """The middle `frames` pictures of a folder, uint8 [T,size,size,3]; no other is opened."""
+    files = pictures_in(folder)
+    if len(files) < frames:
+        raise Unusable(
+            *("short", f"has {len(files)} frames, and {frames} are wanted")
+            if files
+            else ("empty", "holds no JPEG or PNG")
+        )
+    first = (len(files) - frames) // 2
+    return pictures(files[first : first + frames], size)
+
+
+def pictures(paths, size):
+    """Pictures as a clip, uint8 [T,size,size,3]."""
+    from PIL import Image
+
+    kept = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                kept.append(
+                    frames_of({"frames": torch.from_numpy(np.array(picture.convert("RGB")))[None]}, size)
+                )
+        except (OSError, SyntaxError, ValueError) as e:  # Pillow's word for a broken PNG is SyntaxError
+            raise Unusable("broken", f"{path.name} cannot be decoded ({e})") from e
+    return torch.cat(kept)
+
+
+def content_hash(path):
+    """SHA-256 of a file, or of the pictures of a folder in their order."""
+    found = hashlib.sha256()
+    for part in pictures_in(path) if path.is_dir() else [path]:
+        with open(part, "rb") as f:
+            found.update(hashlib.file_digest(f, "sha256").digest())
+    return found.digest()
+
+
+def whole_video(path, frames, size, max_side):
+    """`frames` frames at equal steps through a video, uint8 [T,size,size,3], its size in pixels, and by how many degrees they were turned to stand upright."""
+    import av
+
+    try:
+        _, seconds, rate = header(path, None)
+        # what a browser records does not say how long it is
+        seconds = seconds or max((t for t, _ in shown(path, None, rate)), default=0) + 1 / rate
+        with av.open(path) as file:
+            size_of = file.streams.video[0].width, file.streams.video[0].height
+    except (av.FFmpegError, OSError, ValueError) as e:
+        raise Unusable("broken", f"cannot be decoded ({getattr(e, 'strerror', None) or e})") from e
+    if max(size_of) > max_side:
+        raise Unusable("large", f"is {size_of[0]}x{size_of[1]}, and --max-side is {max_side}")
+    if frames > 1.01 * seconds * rate:
+        raise Unusable("short", f"has {round(seconds * rate)} frames, and {frames} are wanted")
+    kept, turned = middle_frames(path, frames, frames / float(seconds), size)
+    return kept, size_of[::-1] if turned % 180 else size_of, turned
+
+
+# ---------------------------------------------------------------- frames by the command line
+
+
+def ways_of(args, items):
+    """The ways of choosing frames that --frames names, for clips that have so many."""
+    ways = args.frames.split(",") if args.frames else []
+    for how in ways:
+        known(how, dict.fromkeys(CHOICES), "way of choosing frames in --frames")
+    if args.largest_gap and not {"motion", "uniform"} & set(ways):
+        refuse(
+            f"--largest-gap {args.largest_gap} is kept by frames chosen by motion or evenly; give --frames motion or uniform, or leave it out"
+        )
+    lengths = {len(item["frames"]) if "frames" in item else 1: item["id"] for item in items} if ways else {}
+    if ways and (args.count < 1 or min(lengths) < max(args.count, 2)):
+        refuse(
+            f"--count {args.count}: {lengths[min(lengths)]} of {args.data} has {min(lengths)} frame{'s' * (min(lengths) > 1)}; give 1 or more, and no more than the shortest clip has"
+        )
+    if ways and args.largest_gap and max(lengths) - 1 > args.largest_gap * (args.count - 1):
+        refuse(
+            f"--largest-gap {args.largest_gap}: {lengths[max(lengths)]} of {args.data} has {max(lengths)} frames, too many for --count {args.count}; raise one of the two"
+        )
+    return ways
+
+
+def picked(items, how, args, count=None):
+    """Items cut to the frames that --frames would show."""
+    if not how:
+        return items
+    gap = args.largest_gap if how in ("motion", "uniform") else None
+    return [
+        item
+        | {
+            "shown": choose_frames(
+                item["frames"],
+                count or args.count,
+                how,
+                (args.seed, zlib.crc32(item["id"].encode())),
+                largest_gap=gap,
+            )
+        }
+        for item in tqdm(items, desc=f"frames by {how}", unit="clip", leave=False, delay=5)
+    ]

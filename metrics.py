@@ -1,0 +1,716 @@
+"""Measures of boxes, masks, edges, images and videos: IoU, mAP, edge F1, SSIM, LPIPS, motion, segments in time."""
+
+import contextlib
+import math
+
+import numpy as np
+import torch
+
+from common import refuse
+from media import frames_of, grey_of
+from stats import bootstrap, clusters, detectable, known_too_well, ratio, widened, with_bounds
+
+# ---------------------------------------------------------------- boxes, masks, detection
+
+
+def box_areas(a, b):
+    """Areas of intersection and union of matching rows: a, b [..., 4] xyxy -> [...], [...]. Empty or reversed boxes have none."""
+    inter = (
+        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    )
+    area_a, area_b = (x[..., 2:].sub(x[..., :2]).clamp(min=0).prod(-1) for x in (a, b))
+    return inter, (area_a + area_b - inter).clamp(min=1e-9)
+
+
+def box_iou(a, b):
+    """IoU of matching rows: a, b [..., 4] xyxy -> [...]. Empty or reversed boxes have IoU 0."""
+    inter, union = box_areas(a, b)
+    return inter / union
+
+
+def mask_iou(a, b):
+    """IoU of boolean masks [n, H, W] -> [n]; two empty masks agree (1)."""
+    inter, union = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
+    return torch.where(union > 0, inter / union.clamp(min=1), 1.0)
+
+
+def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
+    """mAP at IoU 0.5 by pycocotools, with a 95% interval (percentiles) from resampling images, those of one source together.
+
+    truth: per image (boxes [m,4] xyxy, classes [m]); predictions: per image (boxes [q,4], classes [q], scores [q]).
+    Returns (ap, low, high, the resampled values, in the same order of resamples for every call). Images are matched once; a resample only accumulates again.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    classes = sorted({int(c) for _, cs in truth for c in cs})
+
+    def coco_of(images):
+        coco, rows = COCO(), []
+        for i, (boxes, cs, *scores) in enumerate(images):
+            for (x1, y1, x2, y2), c, *score in zip(
+                boxes.tolist(), cs.tolist(), *(s.tolist() for s in scores), strict=True
+            ):
+                w, h = max(x2 - x1, 0), max(y2 - y1, 0)
+                rows.append(
+                    {
+                        "id": len(rows) + 1,
+                        "image_id": i,
+                        "category_id": int(c),
+                        "bbox": [x1, y1, w, h],
+                        "area": w * h,
+                        "iscrowd": 0,
+                    }
+                    | dict(zip(["score"], score, strict=False))
+                )
+        coco.dataset = {
+            "images": [{"id": i} for i in range(len(images))],
+            "categories": [{"id": c} for c in classes],
+            "annotations": rows,
+        }
+        coco.createIndex()
+        return coco
+
+    with contextlib.redirect_stdout(None):
+        run = COCOeval(coco_of(truth), coco_of(predictions), "bbox")
+        run.params.iouThrs, run.params.maxDets = np.array([0.5]), [1, 10, 100]
+        run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], ["all"]
+        run.evaluate()
+        matched = np.array(run.evalImgs, dtype=object).reshape(len(classes), len(truth))
+        rng = np.random.default_rng(seed)
+
+        def ap(pick):
+            run.evalImgs = matched[:, pick].reshape(-1).tolist()
+            run.params.imgIds = run._paramsEval.imgIds = list(range(len(pick)))
+            run.accumulate()
+            precision = run.eval["precision"][0, :, :, 0, -1]
+            return float(precision[precision > -1].mean()) if (precision > -1).any() else 0.0
+
+        value = ap(np.arange(len(truth)))
+        cluster = clusters(range(len(truth)) if sources is None else sources).numpy()
+        members = np.split(np.argsort(cluster, kind="stable"), np.cumsum(np.bincount(cluster))[:-1])
+        draws = [
+            ap(np.concatenate([members[c] for c in rng.integers(0, len(members), len(members))]))
+            for _ in range(n_boot)
+        ]
+    return value, *(np.quantile(draws, [0.025, 0.975]).tolist() if draws else (value, value)), draws
+
+
+# ---------------------------------------------------------------- truth beside the pictures
+
+MASK = 48  # pixels a side of a decoded mask
+
+
+def box_truth(items):
+    """Boxes in 0..1 of the picture: the largest one [n,4]; per item all of them with class numbers; the class names."""
+    size = [torch.tensor([i["width"], i["height"]] * 2) for i in items]
+    every = [i["boxes"] / s for i, s in zip(items, size, strict=True)]
+    largest = torch.stack([b[(b[:, 2:] - b[:, :2]).prod(1).argmax()] for b in every])
+    names = sorted({label for i in items for label in i["labels"]})
+    return (
+        largest,
+        [(b, torch.tensor([names.index(n) for n in i["labels"]])) for b, i in zip(every, items, strict=True)],
+        names,
+    )
+
+
+def foreground(items, side):
+    """Foreground of every item, [n, side, side] in 0..1 by area: masks where they exist, else the union of the boxes."""
+    out = []
+    for item in items:
+        if "mask" in item:
+            mask = (item["mask"] > 0).float()
+        else:
+            mask = torch.zeros(item["height"], item["width"])
+            for x1, y1, x2, y2 in item["boxes"].round().int().tolist():
+                mask[y1:y2, x1:x2] = 1
+        out.append(torch.nn.functional.adaptive_avg_pool2d(mask[None], side)[0])
+    return torch.stack(out)
+
+
+# ---------------------------------------------------------------- cells: what belongs to one token
+
+
+def to_cells(maps, h, w):
+    """[n, c, h*s, w*s] -> [n, h*w, c*s*s]: what every token of an h x w grid has to predict."""
+    n, c, height, width = maps.shape
+    return maps.reshape(n, c, h, height // h, w, width // w).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w, -1)
+
+
+def from_cells(cells, h, w, channels, side):
+    """The inverse of `to_cells`, then resized to side x side (bilinear)."""
+    s = round((cells.shape[-1] / channels) ** 0.5)
+    maps = (
+        cells.reshape(len(cells), h, w, channels, s, s)
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(len(cells), channels, h * s, w * s)
+    )
+    return torch.nn.functional.interpolate(
+        maps, (side, side), mode="bilinear", align_corners=False, antialias=True
+    )
+
+
+def mask_scores(soft, truth, split):
+    """IoU per item of the soft mask above a threshold: that with the highest mean IoU on val."""
+    val, levels = split["val"], torch.linspace(0.1, 0.9, 17)
+    best = torch.stack([mask_iou(soft[val] > level, truth[val]).mean() for level in levels]).argmax()
+    return mask_iou(soft > levels[best], truth)
+
+
+# ---------------------------------------------------------------- set prediction (DETR, Carion et al. 2020), all seeds in one batched network
+
+
+class SetProbe(torch.nn.Module):
+    """Queries attend to frozen tokens and say (box, class or nothing). Every parameter carries a leading axis of runs: of J jobs (their tokens), S seeds each.
+
+    A query's box is centred where its attention lies, plus a learned offset: positions need not be memorised. `softplus` [J]: the jobs whose sizes are
+    coded by a softplus instead of a sigmoid.
+    """
+
+    def __init__(self, tokens, grid, dim, classes, seeds, queries=6, width=48, seed=0, softplus=(False,)):
+        super().__init__()
+        g, jobs = torch.Generator().manual_seed(seed), len(softplus)
+        self.register_buffer("softplus", torch.tensor(softplus).repeat_interleave(seeds)[:, None, None, None])
+
+        def weight(*shape, scale=None):
+            one = torch.randn(seeds, *shape, generator=g) * (scale or shape[-2] ** -0.5)
+            return torch.nn.Parameter(one.repeat(jobs, *[1] * len(shape)))  # the same start for every job
+
+        h, w = grid
+        ys, xs = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+        self.register_buffer("centres", torch.stack([xs, ys], -1).reshape(-1, 2))  # [K, 2]
+        self.embed = weight(dim, width)
+        self.position = weight(tokens, width, scale=0.1)
+        self.query = weight(queries, width, scale=1.0)
+        self.ask, self.key, self.value = (weight(2, width, width) for _ in range(3))
+        self.up, self.down = weight(2, width, 2 * width), weight(2, 2 * width, width)
+        self.box, self.name = weight(width, 4, scale=0.01), weight(width, classes + 1)
+        self.heads = 4
+
+    def forward(self, x):
+        """x [J, n, K, D] -> boxes [J * S, n, Q, 4] xyxy in 0..1 of the picture, logits [J * S, n, Q, classes + 1] (last: nothing)."""
+        t = (
+            torch.einsum("jnkd,jsdm->jsnkm", x, self.embed.unflatten(0, (len(x), -1))).flatten(0, 1)
+            + self.position[:, None]
+        )
+        q = self.query[:, None].expand(-1, x.shape[1], -1, -1)
+        norm = torch.nn.functional.layer_norm
+        for layer in range(2):
+            parts = [
+                z.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+                for z in (
+                    torch.einsum("snqm,smo->snqo", norm(q, q.shape[-1:]), self.ask[:, layer]),
+                    torch.einsum("snkm,smo->snko", t, self.key[:, layer]),
+                    torch.einsum("snkm,smo->snko", t, self.value[:, layer]),
+                )
+            ]
+            # [S, n, heads, Q, K]
+            attention = (parts[0] @ parts[1].transpose(-1, -2) * parts[0].shape[-1] ** -0.5).softmax(-1)
+            q = q + (attention @ parts[2]).transpose(-2, -3).flatten(-2)
+            hidden = torch.einsum("snqm,smo->snqo", norm(q, q.shape[-1:]), self.up[:, layer]).relu()
+            q = q + torch.einsum("snqm,smo->snqo", hidden, self.down[:, layer])
+        q = norm(q, q.shape[-1:])
+        code = torch.einsum("snqm,smo->snqo", q, self.box)
+        centre = (attention.mean(2) @ self.centres).logit(1e-4) + code[..., :2]
+        size = torch.where(
+            self.softplus, torch.nn.functional.softplus(code[..., 2:] - 1), (code[..., 2:] - 1).sigmoid()
+        )
+        centre = centre.sigmoid()
+        return torch.cat([centre - size / 2, centre + size / 2], -1), torch.einsum(
+            "snqm,smo->snqo", q, self.name
+        )
+
+
+def giou_loss(a, b):
+    """1 - generalised IoU of matching rows (Rezatofighi et al. 2019)."""
+    hull = (
+        (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2]))
+        .clamp(min=0)
+        .prod(-1)
+        .clamp(min=1e-9)
+    )
+    inter, union = box_areas(a, b)
+    return 1 - inter / union + (hull - union) / hull
+
+
+def set_loss(boxes, logits, truth):
+    """DETR's loss: Hungarian matching (scipy), then 5 L1 + 2 GIoU + cross-entropy with weight 0.1 on `nothing`. -> [S] losses, one a run.
+
+    truth: per item (boxes [m,4], classes [m]), or one such list for each of J jobs, whose S / J runs stand together.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    seeds, n, queries, classes = logits.shape
+    jobs = truth if isinstance(truth[0], list) else [truth]
+    with torch.no_grad():
+        width = max(1, *(len(b) for job in jobs for b, _ in job))
+        # [J, n, m, 4]
+        padded = torch.stack(
+            [
+                torch.stack([torch.nn.functional.pad(b, (0, 0, 0, width - len(b))) for b, _ in job])
+                for job in jobs
+            ]
+        )
+        names = torch.stack(
+            [torch.stack([torch.nn.functional.pad(c, (0, width - len(c))) for _, c in job]) for job in jobs]
+        )
+        padded, names = (z.repeat_interleave(seeds // len(jobs), 0).to(boxes.device) for z in (padded, names))
+        a, b = boxes[:, :, :, None], padded[:, :, None]
+        cost = (
+            5 * (a - b).abs().sum(-1)
+            + 2 * giou_loss(a, b)
+            - logits.softmax(-1).gather(-1, names[:, :, None].expand(seeds, n, queries, width))
+        )
+        cost, count = cost.cpu().numpy(), [[len(c) for _, c in job] for job in jobs]
+    # rows (run, item, query) and the true box each stands for
+    picked = [
+        (s, i, q, j)
+        for s in range(seeds)
+        for i in range(n)
+        for q, j in zip(
+            *linear_sum_assignment(cost[s, i, :, : count[s * len(jobs) // seeds][i]]), strict=True
+        )
+    ]
+    s, i, q, j = torch.tensor(picked, device=boxes.device).reshape(-1, 4).T
+    target = torch.full((seeds, n, queries), classes - 1, device=boxes.device).index_put(
+        (s, i, q), names[s, i, j]
+    )
+    found, wanted = boxes[s, i, q], padded[s, i, j]
+    per_box = 5 * (found - wanted).abs().sum(-1) + 2 * giou_loss(found, wanted)
+    matched = torch.bincount(s, minlength=seeds).clamp(min=1)
+    regression = torch.zeros(seeds, device=boxes.device).index_add(0, s, per_box) / matched
+    weight = torch.where(target == classes - 1, 0.1, 1.0)
+    entropy = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 2), target.flatten(), reduction="none"
+    ).view_as(weight)
+    return regression + (entropy * weight).sum((1, 2)) / weight.sum((1, 2))
+
+
+def train_set_probe(
+    x, grid, truth, classes, train, val, seeds=5, epochs=40, batch=50, seed=0, softplus=(False,)
+):
+    """Train the probe with early stopping on the validation loss, run by run. x [n, K, D]; truth per item (boxes [m,4] in 0..1, classes [m]).
+
+    Several jobs at once, S = J x seeds: x [J, n, K, D], a list of truths, `softplus` of J entries. Returns predict(x, last=False) -> (boxes [S,n,Q,4],
+    classes [S,n,Q], scores [S,n,Q]), with `last` of the weights after the last step; the same standardisation is applied to any x.
+    """
+    x, truth = (x, truth) if x.ndim == 4 else (x[None], [truth])
+    mean = x[:, train].mean((1, 2), keepdim=True)
+    std = x[:, train].flatten(1, 2).std(1).clamp(min=1e-6)[:, None, None]
+    x = (x - mean) / std
+    model = SetProbe(x.shape[2], grid, x.shape[3], classes, seeds, seed=seed, softplus=softplus)
+    steps = epochs * max(len(train) // batch, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    g = torch.Generator().manual_seed(seed)
+    best, kept = torch.full((len(x) * seeds,), float("inf")), [p.detach().clone() for p in model.parameters()]
+    for step in range(steps):
+        pick = train[torch.randperm(len(train), generator=g)[:batch]]
+        loss = set_loss(*model(x[:, pick]), [[job[i] for i in pick] for job in truth])
+        optimizer.zero_grad(set_to_none=True)
+        loss.sum().backward()  # runs share no parameter, so each gets its own gradient
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % (5 * max(len(train) // batch, 1)) == 0 or step + 1 == steps:
+            with torch.no_grad():
+                loss = set_loss(*model(x[:, val]), [[job[i] for i in val] for job in truth])
+            better = loss < best
+            best = torch.where(better, loss, best)
+            for old, new in zip(kept, model.parameters(), strict=True):
+                old[better] = new.detach()[better]
+    weights = {
+        last: dict(zip((name for name, _ in model.named_parameters()), w, strict=True))
+        for last, w in ((False, kept), (True, list(model.parameters())))
+    }
+
+    @torch.no_grad()
+    def predict(x, last=False):
+        boxes, logits = torch.func.functional_call(
+            model, weights[last], (((x if x.ndim == 4 else x[None]) - mean) / std,)
+        )
+        scores, names = logits.softmax(-1)[..., :-1].max(-1)
+        return boxes.clamp(0, 1), names, scores
+
+    return predict
+
+
+def ap_runs(predict, x, truth, pick, n_boot=100, sources=None):
+    """mAP@0.5 of every run on items `pick` of tokens x [n, K, D] (or of J jobs): {ap [S], draws [S, n_boot]}, equal resamples (of the items' sources) for every run."""
+    boxes, names, scores = predict(x[..., pick, :, :])
+    true = [(truth[i][0] * 1000, truth[i][1]) for i in pick]
+    runs = [
+        coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot, sources=sources)
+        for s in range(len(boxes))
+    ]
+    return {"ap": torch.tensor([r[0] for r in runs]), "draws": torch.tensor([r[3] for r in runs])}
+
+
+def ap_criterion(own, floors, sources, ceiling=1.0, blind=None, **more):
+    """mAP's record, like `criterion`: the interval from resampled sources pooled over seeds, the paired gain from equal resamples. sources: of every test item."""
+    means = {k: f["ap"].mean().item() for k, f in floors.items()}
+    best = max(means, key=means.get)
+    gain = own["draws"].mean(0) - floors[best]["draws"].mean(0)
+    q = torch.tensor([0.025, 0.975])
+    score, (low, high), (gain_low, gain_high) = (
+        own["ap"].mean().item(),
+        own["draws"].flatten().quantile(q).tolist(),
+        gain.quantile(q).tolist(),
+    )
+    n, count = len(sources), len(set(sources))
+    low, high = widened(score, low, high, count)
+    gain_low, gain_high = widened(score - means[best], gain_low, gain_high, count)
+    tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
+    room = ceiling - means[best]
+    leak = blind and known_too_well(
+        (floors["shuffled"]["draws"] - floors[blind]["draws"]).mean(0).quantile(0.025).item(),
+        means[blind],
+        ceiling,
+    )
+    return {
+        "score": score,
+        "low": low,
+        "high": high,
+        "better": "higher",
+        "n": n,
+        "sources": count,
+        "floor": means[best],
+        "floor_name": best,
+        "ceiling": ceiling,
+        "skill": (score - means[best]) / room if room > 0 else None,
+        "gain": score - means[best],
+        "gain_low": gain_low,
+        "gain_high": gain_high,
+        "mde": detectable(gain_low, gain_high),
+        "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))),
+        "seeds": len(own["ap"]),
+        "seed_std": own["ap"].std().item(),
+        "leak": "shuffled" if leak else None,
+        **more,
+        "floors": means,
+    }
+
+
+# ---------------------------------------------------------------- images
+
+
+def ssim(a, b):
+    """Structural similarity (Wang et al. 2004) by scikit-image: uint8 [n,H,W,3] pairs -> float64 [n]."""
+    from skimage.metrics import structural_similarity
+
+    return torch.tensor(
+        [structural_similarity(x.numpy(), y.numpy(), channel_axis=-1) for x, y in zip(a, b, strict=True)],
+        dtype=torch.float64,
+    )
+
+
+def edges(pictures):
+    """Canny edges (scikit-image) of uint8 [n,H,W,3]: bool [n,H,W]."""
+    from skimage.color import rgb2gray
+    from skimage.feature import canny
+
+    return torch.from_numpy(np.stack([canny(rgb2gray(x.numpy()), sigma=1.5) for x in pictures]))
+
+
+def match_edges(a, b):
+    """F1 of edge maps (predicted, true), bool [n,H,W] -> [n], matched one to one within 2 pixels.
+
+    One-to-one, so that a thick blur of edges earns nothing (Martin, Fowlkes & Malik 2004). Two maps without edges agree (1).
+    """
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+    from scipy.spatial import cKDTree
+
+    out = []
+    for x, y in zip(a, b, strict=True):
+        p, q = np.argwhere(x.numpy()), np.argwhere(y.numpy())
+        if len(p) == 0 or len(q) == 0:
+            out.append(float(len(p) == len(q)))
+            continue
+        near = cKDTree(p).query_ball_point(q, 2.0)
+        columns = np.concatenate([np.asarray(n, int) for n in near])
+        rows = np.repeat(np.arange(len(q)), [len(n) for n in near])
+        hits = (
+            maximum_bipartite_matching(csr_matrix((np.ones(len(rows)), (rows, columns)), (len(q), len(p))))
+            >= 0
+        ).sum()
+        out.append(2 * hits / (len(p) + len(q)))
+    return torch.tensor(out, dtype=torch.float64)
+
+
+def edge_f1(a, b):
+    """`match_edges` of the Canny edges of pictures: uint8 [n,H,W,3] (predicted, true) -> [n]."""
+    return match_edges(edges(a), edges(b))
+
+
+def lpips_model(device="cpu"):
+    """(module, name): LPIPS with AlexNet (Zhang et al. 2018), of pictures [n,3,H,W] in -1..1.
+
+    The package ships the linear heads; the backbone comes from torch's cache or the network. Without either the backbone is random
+    (seeded) and the name is `lpips_random_backbone`: that number never stands against a published threshold.
+    """
+    import socket
+    import warnings
+
+    import lpips
+
+    name, before = "lpips", socket.getdefaulttimeout()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        socket.setdefaulttimeout(10)
+        try:
+            model = lpips.LPIPS(net="alex", verbose=False)
+        except OSError:  # urllib's URLError is one
+            name, model = "lpips_random_backbone", lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        finally:
+            socket.setdefaulttimeout(before)
+    return model.to(device).eval().requires_grad_(False), name
+
+
+def lpips_features(model, pictures):
+    """What LPIPS compares of pictures [n,3,H,W]: the backbone's features at five depths, of norm one at every place. In training those of a fixed target can be kept, which saves passes through
+    the backbone."""
+    return [
+        x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in model.net(model.scaling_layer(pictures))
+    ]
+
+
+def lpips_to(model, pictures, features):
+    """LPIPS [n] of pictures [n,3,H,W] to those whose `lpips_features` are given; differentiable."""
+    return sum(
+        head((x - y).square()).mean((1, 2, 3))
+        for head, x, y in zip(model.lins, lpips_features(model, pictures), features, strict=True)
+    )
+
+
+@torch.inference_mode()
+def judge_tokens(model, processor, size, pictures, device, batch=32):
+    """Patch tokens of a frozen encoder of DINO's kind, [n, h, w, D] fp32, of uint8 pictures [n, H, W, 3] squashed to `size`."""
+    out = []
+    for x in pictures.split(batch):
+        frames = frames_of({"frames": x}, size).permute(0, 3, 1, 2)
+        pixels = processor(list(frames), do_resize=False, do_center_crop=False, return_tensors="pt")[
+            "pixel_values"
+        ].to(device, model.dtype)
+        tokens = model(pixels).last_hidden_state[:, 1 + getattr(model.config, "num_register_tokens", 0) :]
+        out.append(tokens.float().cpu().unflatten(1, (size // model.config.patch_size,) * 2))
+    return torch.cat(out)
+
+
+def load_lpips(device="cpu"):
+    """(distance, name): LPIPS of uint8 [n,H,W,3] pairs -> [n]; see lpips_model."""
+    model, name = lpips_model(device)
+
+    @torch.inference_mode()
+    def distance(a, b, batch=64):
+        x, y = (i.permute(0, 3, 1, 2).float() / 127.5 - 1 for i in (a, b))
+        return torch.cat(
+            [
+                model(p.to(device), q.to(device)).flatten().cpu()
+                for p, q in zip(x.split(batch), y.split(batch), strict=True)
+            ]
+        ).double()
+
+    return distance, name
+
+
+# ---------------------------------------------------------------- clips uint8 [n, T, H, W, 3]
+
+HORIZONS = 1, 2, 4, 8, 16
+SHIFTS = -2, -1, 0, 1, 2
+BASELINES = "copy", "flow", "vae", "mean", "nearest"
+STATIC = 0.1  # of the motion that the autoencoder shows
+NOTHING = 1e-9  # cosines are no more exact than this
+
+
+def windows(items, frames, size, flag="--frames"):
+    """Items cut to their middle frames and squashed to size x size: boxes and masks with them."""
+    out = []
+    for item in items:
+        if len(item["frames"]) < frames:
+            refuse(
+                f"{item['id']} has {len(item['frames'])} frames, {frames} are needed; give a smaller {flag}, or longer clips"
+            )
+        first = (len(item["frames"]) - frames) // 2
+        cut = {
+            k: item[k][first : first + frames].clone()
+            for k, axes in (("frames", 4), ("mask", 3), ("boxes", 3))
+            if k in item and item[k].ndim == axes
+        }
+        cut["frames"] = frames_of(cut, size)
+        if "mask" in cut:
+            cut["mask"] = torch.nn.functional.interpolate(
+                cut["mask"][:, None].float(), (size, size), mode="nearest"
+            )[:, 0].byte()
+        if "boxes" in cut:
+            cut["boxes"] = cut["boxes"] * torch.tensor([size / item["width"], size / item["height"]] * 2)
+        out.append(
+            {k: v for k, v in item.items() if k not in ("mask", "boxes")}
+            | cut
+            | {"width": size, "height": size}
+        )
+    return out
+
+
+def carried_on(seen, horizon):
+    """The frames seen, uint8 [n, P, H, W, 3], extrapolated by optical flow (iterative Lucas-Kanade, scikit-image): uint8 [n, horizon, H, W, 3].
+
+    The flow between the last two frames is moved along with the picture, frame by frame, so that what moves goes on moving from where it has come to. A single frame is repeated.
+    """
+    from skimage.registration import optical_flow_ilk
+
+    grey, (height, width) = grey_of(seen[:, [-min(seen.shape[1], 2), -1]]).numpy(), seen.shape[2:4]
+    # [n, 2 (rows, columns), H, W]: where each pixel was
+    flow = torch.from_numpy(np.stack([optical_flow_ilk(b, a, radius=5, num_warp=4) for a, b in grey])).float()
+    x = torch.cat([seen[:, -1].permute(0, 3, 1, 2).float(), flow], 1)
+    grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
+    out = []
+    for _ in range(horizon):
+        at = (grid + x[:, 3:]).flip(1).permute(0, 2, 3, 1)  # [n, H, W, 2 (x, y)]
+        x = torch.nn.functional.grid_sample(
+            x,
+            2 * at / torch.tensor([width - 1, height - 1]) - 1,
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=True,
+        )
+        out.append(x[:, :3].round().clamp(0, 255).byte().permute(0, 2, 3, 1))
+    return torch.stack(out, 1)
+
+
+def remembered(train, seen, frames, size):
+    """(mean, nearest) uint8 [n, h, H, W, 3] of train clips cut to `frames`: their mean future, and the future of the one whose past is nearest to `seen` [n, P, H, W, 3] (squared error)."""
+    flat = seen.flatten(1).float() / 255
+    past = seen.shape[1]
+    total = 0
+    best = torch.full((len(seen),), -math.inf)
+    nearest = torch.zeros(len(seen), frames - past, *seen.shape[2:], dtype=torch.uint8)
+    for item in train:
+        x = windows([item], frames, size, "--past or --horizon")[0]["frames"]
+        own = x[:past].flatten().float() / 255
+        near = flat @ own - own @ own / 2
+        nearest[near > best], best, total = x[past:], torch.maximum(near, best), total + x[past:].double()
+    return (total / len(train)).round().byte().expand_as(nearest), nearest
+
+
+def pixel_errors(own, truth, last, least=25):
+    """{l1, moving_l1, still_l1: [n, h]} of films uint8 [n, h, H, W, 3] against the truth: mean absolute difference, colours in [0, 1], of the whole frame; of the places where the truth differs
+    from the last frame seen [n, H, W, 3] by more than `least` of 255 in some colour; and of the others. nan where there is no such place."""
+    error = (own.float() - truth.float()).abs().mean(-1) / 255
+    moving = (truth.int() - last[:, None].int()).abs().amax(-1) > least
+    return {
+        "l1": error.mean((2, 3)).double(),
+        "moving_l1": ((error * moving).sum((2, 3)) / moving.sum((2, 3))).double(),
+        "still_l1": ((error * ~moving).sum((2, 3)) / (~moving).sum((2, 3))).double(),
+    }
+
+
+def erred(x, truth, last):
+    """pixel_errors of films [draws, n, h, H, W, 3]: {measure: [draws, n, h]}, clip by clip to save memory."""
+    found = [[pixel_errors(*(z[i : i + 1] for z in (y, truth, last))) for i in range(len(y))] for y in x]
+    return {m: torch.stack([torch.cat([f[m] for f in row]) for row in found]) for m in found[0][0]}
+
+
+def motion_energy(x):
+    """Mean absolute difference of adjacent frames, colours in [0, 1]."""
+    return torch.stack([clip.float().diff(dim=0).abs().mean() for clip in x]).double() / 255
+
+
+def flicker(x):
+    """Mean absolute second difference in time, colours in [0, 1]: an object that moves on steadily adds little, one that comes and goes much."""
+    return torch.stack([clip.float().diff(n=2, dim=0).abs().mean() for clip in x]).double() / 255
+
+
+def shuffled(real, seed):
+    """Every clip's frames in an order of its own."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.stack([x[torch.randperm(len(x), generator=g)] for x in real])
+
+
+def consistency(tokens):
+    """Mean cosine of adjacent frames' tokens [n, T, ...] -> [n], all tokens of a frame as one vector: pooled over the picture they would hardly change when a small object moves."""
+    x = tokens.flatten(2).double()
+    return torch.nn.functional.cosine_similarity(x[:, 1:], x[:, :-1], dim=-1).mean(1)
+
+
+def closeness(d, d_real):
+    """The smaller over the larger of two mean distances of adjacent frames; 1 where neither film moves, 0 where one does."""
+    d, d_real = (torch.where(x < NOTHING, 0.0, x) for x in torch.broadcast_tensors(d, d_real))
+    large = torch.maximum(d, d_real)
+    return torch.where(large == 0, 1.0, torch.minimum(d, d_real) / large.clamp(min=NOTHING))
+
+
+def compared(own, real, vae, sources, going_sources, seed):
+    """Every measure of one conditioning's {measure: [seeds, n]} beside the clips' own and their reconstruction's, with an interval: one row of the table."""
+    d, d_real, d_vae = (1 - x["temporal_consistency"] for x in (own, real, vae))
+    columns = {
+        "temporal_consistency": 1 - d,
+        "temporal_closeness": closeness(d, d_real),
+        "decoded_closeness": closeness(d, d_vae),
+        "temporal_ratio": ratio(own["motion_energy"], real["motion_energy"]),
+        "flicker_ratio": ratio(own["flicker"], real["flicker"]),
+        **{
+            k: own.get(k)
+            for k in ("warp_error", "jump", "motion_energy", "flicker", "direction_right")
+            if k in own or k == "direction_right"
+        },
+    }
+    row = {}
+    for name, x in columns.items():
+        values = (
+            (None,) * 3
+            if x is None
+            else bootstrap(x, going_sources if name == "direction_right" else sources, seed=seed)
+        )
+        row |= with_bounds(name, values)
+    return row
+
+
+def running_ahead(own, clips, past):
+    """The shift of the truth (SHIFTS; of equals the least) at which films [n, h, H, W, 3] of what follows the first `past` frames of clips have the lowest l1, over the same frames for all;
+    None where too few."""
+    first, end = max(-min(SHIFTS) - past, 0), own.shape[1] - max(SHIFTS)
+    if first >= end:
+        return None
+    errors = [
+        np.mean(
+            [
+                (x[first:end].float() - c[past + first + s : past + end + s].float()).abs().mean().item()
+                for x, c in zip(own, clips, strict=True)
+            ]
+        )
+        for s in sorted(SHIFTS, key=abs)
+    ]
+    return sorted(SHIFTS, key=abs)[int(np.argmin(errors))]
+
+
+# ---------------------------------------------------------------- segments in time
+
+
+def segments(labels):
+    """[(label, first, last)] of the runs of equal labels, both ends included."""
+    edges = [0, *(t for t in range(1, len(labels)) if labels[t] != labels[t - 1]), len(labels)]
+    return [(labels[a], a, b - 1) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def segmental_f1(truth, said, at):
+    """F1 of the segments whose label is not 0: a said one is right where it covers, by intersection over union of at least `at`, a true one of its label that none before it did
+    (Lea et al. 2017, Temporal Convolutional Networks for Action Segmentation and Detection, section 4.1)."""
+    true, own = ([s for s in segments(labels) if s[0]] for labels in (truth, said))
+    taken = set()
+    for label, a, b in own:
+        overlap = [
+            (min(b, d) - max(a, c) + 1) / (max(b, d) - min(a, c) + 1) if label == other else 0
+            for other, c, d in true
+        ]
+        best = max(range(len(true)), key=overlap.__getitem__, default=None)
+        if best is not None and overlap[best] >= at and best not in taken:
+            taken.add(best)
+    return 2 * len(taken) / max(len(true) + len(own), 1)
+
+
+def boundary_error(truth, said):
+    """Frames from each true change of label to the nearest said one to the same label, their mean; all the frames where nothing so changes. nan where nothing changes in truth."""
+    true, own = ([(s[0], s[1]) for s in segments(labels)[1:]] for labels in (truth, said))
+    apart = [min([abs(t - u) for other, u in own if other == label], default=len(truth)) for label, t in true]
+    return sum(apart) / len(apart) if apart else float("nan")

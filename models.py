@@ -1,0 +1,1423 @@
+"""Models by name or folder: the registry, and loading of VLMs, encoders, autoencoders, video pipelines and adapters."""
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import time
+import types
+from pathlib import Path
+
+import torch
+
+from common import (
+    ANSWERS,
+    HERE,
+    digest,
+    known,
+    load_yaml,
+    peak_memory,
+    refuse,
+    save_bytes,
+    save_pt,
+    save_text,
+)
+from media import frames_of
+
+# ---------------------------------------------------------------- models by name
+
+# kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json) | language (of words alone, without
+# sizes) | tracker. size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video; frames,
+# steps, guidance, fps: of a generated clip. read: the tower's hidden state that the projector reads, where it is not the last.
+# What a published checkpoint is stands in FACTS.
+TINY = "results/tiny/checkpoints"
+
+
+def published(kind, model_type, path, size=None, clip=None, **more):
+    """An entry of the registry: sides in pixels for images and for clips (by default the same)."""
+    sides = {"size": size, "clip": clip or size} if size else {}
+    return {"kind": kind, "type": model_type, "path": path} | sides | more
+
+
+def small(kind, model_type, folder, size=None, clip=None, **more):
+    """An entry of one of this project's own small models; those that see have a decoder and a spatial encoder beside them."""
+    beside = {"vlm": {"vae": "tiny-vae", "encoder": "tiny-dinov2"}, "encoder": {"vae": "tiny-vae"}}.get(
+        kind, {}
+    )
+    return published(kind, model_type, f"{TINY}/{folder}", size, clip, **beside, **more)
+
+
+MODELS = {
+    "tiny": small("vlm", "qwen2_5_vl", "vlm", 96, 64),
+    "tiny-semantic": small("vlm", "qwen2_5_vl", "semantic", 96, 64),
+    "tiny-dinov2": small("encoder", "dinov2", "dinov2", 96, 64),
+    "tiny-llava-next": small("vlm", "llava_next", "llava-next", 96),
+    "tiny-internvl2": small("vlm", "internvl", "internvl2", 96),
+    "tiny-cogvlm2": small("vlm", "cogvlm2", "cogvlm2", 96),
+    "tiny-vae": small("vae", "AutoencoderKLLTXVideo", "vae", 64),
+    "tiny-tracker": small("tracker", "tracker", "tracker", 48),
+    "tiny-words": small("language", "llama", "words"),
+    "tiny-ltx": small(
+        "video", "LTXImageToVideoPipeline", "ltx", 64, frames=9, steps=4, fps=2, vae="tiny-vae"
+    ),
+    "qwen2.5-vl-3b": published("vlm", "qwen2_5_vl", "Qwen/Qwen2.5-VL-3B-Instruct", 448, 224),
+    "qwen2.5-vl-7b": published("vlm", "qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", 448, 224),
+    "qwen2-vl-2b": published("vlm", "qwen2_vl", "Qwen/Qwen2-VL-2B-Instruct", 448, 224),
+    "qwen3-vl-2b": published("vlm", "qwen3_vl", "Qwen/Qwen3-VL-2B-Instruct", 448, 224),
+    "llava-next": published("vlm", "llava_next", "llava-hf/llava-v1.6-mistral-7b-hf", 336, read=-2),
+    "llava-next-vicuna-7b": published("vlm", "llava_next", "llava-hf/llava-v1.6-vicuna-7b-hf", 336, read=-2),
+    "llava-next-vicuna-13b": published(
+        "vlm", "llava_next", "llava-hf/llava-v1.6-vicuna-13b-hf", 336, read=-2
+    ),
+    "llava-interleave-0.5b": published("vlm", "llava", "llava-hf/llava-interleave-qwen-0.5b-hf", 384),
+    "llava-interleave": published("vlm", "llava", "llava-hf/llava-interleave-qwen-7b-hf", 384),
+    "llava-onevision-0.5b": published(
+        "vlm", "llava_onevision", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 384
+    ),
+    "llava-onevision": published("vlm", "llava_onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf", 384),
+    "internvl3-1b": published("vlm", "internvl", "OpenGVLab/InternVL3-1B-hf", 448),
+    "internvl3-8b": published("vlm", "internvl", "OpenGVLab/InternVL3-8B-hf", 448),
+    "internvl2": published("vlm", "internvl_chat", "OpenGVLab/InternVL2-8B", 448),
+    "internvl2-26b": published("vlm", "internvl_chat", "OpenGVLab/InternVL2-26B", 448),
+    "cogvlm2": published("vlm", "cogvlm2", "zai-org/cogvlm2-llama3-chat-19B", 1344),
+    "kosmos-2": published("vlm", "kosmos-2", "microsoft/kosmos-2-patch14-224", 224),
+    "florence-2": published("vlm", "florence2", "florence-community/Florence-2-base", 768),
+    "florence-2-large": published("vlm", "florence2", "florence-community/Florence-2-large", 768),
+    "dinov2-s": published("encoder", "dinov2", "facebook/dinov2-small", 448, 224),
+    "dinov2-b": published("encoder", "dinov2", "facebook/dinov2-base", 448, 224),
+    "dinov2-l": published("encoder", "dinov2", "facebook/dinov2-large", 448, 224),
+    "dinov2-g": published("encoder", "dinov2", "facebook/dinov2-giant", 448, 224),
+    "dinov3": published("encoder", "dinov3_vit", "facebook/dinov3-vits16-pretrain-lvd1689m", 448, 224),
+    "siglip2": published("encoder", "siglip", "google/siglip2-base-patch16-224", 224),
+    "owlvit": published("encoder", "owlvit", "google/owlvit-base-patch32", 768),
+    "owlv2": published("encoder", "owlv2", "google/owlv2-base-patch16-ensemble", 960),
+    "grounding-dino": published("encoder", "grounding-dino", "IDEA-Research/grounding-dino-tiny", 768),
+    "vjepa2": published("encoder", "vjepa2", "facebook/vjepa2-vitl-fpc64-256", 256),
+    "tinyllama": published("language", "llama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
+    "qwen2.5-0.5b": published("language", "qwen2", "Qwen/Qwen2.5-0.5B-Instruct"),
+    "smollm2-360m": published("language", "llama", "HuggingFaceTB/SmolLM2-360M-Instruct"),
+    "ltx": published("vae", "AutoencoderKLLTXVideo", "Lightricks/LTX-Video", 224, subfolder="vae"),
+    "ltx-video": published(
+        "video",
+        "LTXImageToVideoPipeline",
+        "Lightricks/LTX-Video",
+        512,
+        frames=17,
+        steps=40,
+        guidance=3.0,
+        vae="ltx",
+    ),
+}
+# name: (licence, billions of parameters: all, the head (0: shared with the embedding), outside the layer stacks (without the
+# head), the largest layer; tower: (layers, patch in pixels, width), with layers (a, b, ...) of stages, each of which halves the
+# side of the grid and doubles the width of the one before; language model: (layers, merge, width), merge x merge patches to one
+# token, or (1, K): K tokens without a grid; of a language model alone no tower and (layers, width)).
+# tests/test_registry.py builds each at full size.
+FACTS = {
+    "qwen2.5-vl-3b": ("Qwen research", 3.755, 0, 0.3494, 0.0771, (32, 14, 1280), (36, 2, 2048)),
+    "qwen2.5-vl-7b": ("Apache 2.0", 8.292, 0.545, 0.5911, 0.2331, (32, 14, 1280), (28, 2, 3584)),
+    "qwen2-vl-2b": ("Apache 2.0", 2.209, 0, 0.269, 0.0468, (32, 14, 1280), (28, 2, 1536)),
+    "qwen3-vl-2b": ("Apache 2.0", 2.128, 0, 0.4158, 0.0503, (24, 16, 1024), (28, 2, 2048)),
+    "llava-next": ("Apache 2.0", 7.567, 0.1313, 0.1535, 0.2181, (24, 14, 1024), (32, 1, 4096)),
+    "llava-next-vicuna-7b": ("Llama 2", 7.063, 0.1313, 0.1535, 0.2024, (24, 14, 1024), (32, 1, 4096)),
+    "llava-next-vicuna-13b": ("Llama 2", 13.351, 0.1642, 0.1968, 0.3172, (24, 14, 1024), (40, 1, 5120)),
+    "llava-interleave-0.5b": ("Qwen research", 0.864, 0, 0.1594, 0.01524, (26, 14, 1152), (24, 1, 1024)),
+    "llava-interleave": ("Qwen research", 8.141, 0.6226, 0.6456, 0.2024, (26, 14, 1152), (32, 1, 4096)),
+    "llava-onevision-0.5b": ("Apache 2.0", 0.8937, 0, 0.1396, 0.01524, (26, 14, 1152), (24, 1, 896)),
+    "llava-onevision": ("Apache 2.0", 8.03, 0.545, 0.5635, 0.2331, (26, 14, 1152), (28, 1, 3584)),
+    "internvl3-1b": ("Qwen", 0.9382, 0.1359, 0.142, 0.01491, (24, 14, 1024), (24, 2, 896)),
+    "internvl3-8b": ("Qwen", 7.944, 0.5436, 0.5728, 0.2331, (24, 14, 1024), (28, 2, 3584)),
+    "internvl2": ("MIT", 8.075, 0.3791, 0.4143, 0.2181, (24, 14, 1024), (32, 2, 4096)),
+    "internvl2-26b": ("MIT", 25.514, 0.5686, 0.6902, 0.3901, (45, 14, 3200), (48, 2, 6144)),
+    "cogvlm2": ("CogVLM2, Llama 3", 19.503, 0.5253, 0.7393, 0.4362, (63, 14, 1792), (32, 2, 4096)),
+    "kosmos-2": ("MIT", 1.6645, 0, 0.1531, 0.05038, (24, 14, 1024), (24, (1, 64), 2048)),
+    "florence-2": ("MIT", 0.2314, 0, 0.1048, 0.02523, ((1, 1, 9, 1), 4, 128), (6, 1, 768)),
+    "florence-2-large": ("MIT", 0.7765, 0, 0.2895, 0.1008, ((1, 1, 9, 1), 4, 256), (12, 1, 1024)),
+    "dinov2-s": ("Apache 2.0", 0.02206, 0, 0.000754, 0.001775, (12, 14, 384), None),
+    "dinov2-b": ("Apache 2.0", 0.08658, 0, 0.001508, 0.007089, (12, 14, 768), None),
+    "dinov2-l": ("Apache 2.0", 0.3044, 0, 0.00201, 0.0126, (24, 14, 1024), None),
+    "dinov2-g": ("Apache 2.0", 1.1365, 0, 0.003015, 0.02834, (40, 14, 1536), None),
+    "dinov3": ("DINOv3, gated", 0.0216, 0, 0.000298, 0.001775, (12, 16, 384), None),
+    "siglip2": ("Apache 2.0", 0.3752, 0, 0.2901, 0.007088, (12, 16, 768), None),
+    "owlvit": ("Apache 2.0", 0.1532, 0, 0.06818, 0.007088, (12, 32, 768), None),
+    "owlv2": ("Apache 2.0", 0.155, 0, 0.06991, 0.007088, (12, 16, 768), None),
+    "grounding-dino": ("Apache 2.0", 0.1723, 0, 0.1463, 0.007092, ((2, 2, 6, 2), 4, 96), None),
+    "vjepa2": ("MIT", 0.326, 0, 0.02366, 0.0126, (24, 16, 1024), None),
+    "tinyllama": ("Apache 2.0", 1.1, 0.06554, 0.06554, 0.04404, None, (22, 2048)),
+    "qwen2.5-0.5b": ("Apache 2.0", 0.494, 0, 0.1361, 0.01491, None, (24, 896)),
+    "smollm2-360m": ("Apache 2.0", 0.3618, 0, 0.04719, 0.00983, None, (32, 960)),
+    "ltx": ("LTX open weights", 0.4192, 0, 0.4192, 0, (0, 32, 128), None),
+}
+for _name, _row in FACTS.items():
+    _keys = ("licence", "params", "head", "outside", "layer", "vision", "language")
+    MODELS[_name] |= dict(zip(_keys, _row, strict=True))
+
+# Names that people write for what does not exist or is something else (in lower case, with or without the
+# owner): what it is, and what to use.
+MISNOMERS = {
+    **dict.fromkeys(
+        ("qwen2.5-vl-2b", "qwen2.5-vl-2b-instruct"),
+        "does not exist: Qwen2.5-VL comes in 3B, 7B, 32B and 72B, and 2B exists for Qwen2-VL and Qwen3-VL; use qwen2-vl-2b or qwen2.5-vl-3b",
+    ),
+    "qwen2.5-vl": "comes in several sizes; use qwen2.5-vl-3b or qwen2.5-vl-7b",
+    "qwen2-vl": "comes in several sizes; use qwen2-vl-2b",
+    "qwen3-vl": "comes in several sizes; use qwen3-vl-2b",
+    **dict.fromkeys(
+        ("qwen-vl", "qwen-vl-chat"), "is the model of 2023, which needs code from the hub; use qwen2-vl-2b"
+    ),
+    **dict.fromkeys(
+        ("cogvlm2-grounding", "cogvlm2-grounding-generalist", "cogvlm2-grounding-generalist-hf"),
+        "does not exist: no variant of CogVLM2 that prints boxes was released, only one of CogVLM 1, which is another architecture; use cogvlm2 and ask it all the same",
+    ),
+    **dict.fromkeys(
+        ("cogvlm", "cogvlm-chat-hf", "cogvlm-grounding-generalist-hf"),
+        "is CogVLM 1, another architecture; use cogvlm2",
+    ),
+    "thudm/cogvlm2-llama3-chat-19b": "has moved to zai-org/cogvlm2-llama3-chat-19B; use cogvlm2",
+    "cogvlm2-llama3-chat-19b-int4": "is quantised by its own code; use cogvlm2",
+    **dict.fromkeys(
+        ("cogvlm2-video", "cogvlm2-video-llama3-chat"),
+        "is another architecture; use cogvlm2, which takes a clip frame by frame",
+    ),
+    "llava": "is a family of models; use llava-next, llava-interleave or llava-onevision",
+    **dict.fromkeys(
+        ("llava-1.6", "llava-v1.6", "llava-v1.6-7b"),
+        "comes with three language models; use llava-next, llava-next-vicuna-7b or llava-next-vicuna-13b",
+    ),
+    "llava-v1.6-mistral-7b": "is in LLaVA's own layout, which no library loads; use llava-next, the same weights",
+    "llava-v1.6-vicuna-7b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-7b, the same weights",
+    "llava-v1.6-vicuna-13b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-13b, the same weights",
+    **dict.fromkeys(
+        ("llava-next-interleave", "llava-next-interleave-qwen-7b", "llava-next-interleave-qwen-7b-hf"),
+        "is in LLaVA's own layout, and its tower is SigLIP's (27 x 27), not CLIP's; use llava-interleave, the same weights",
+    ),
+    "llava-next-interleave-qwen-0.5b": "is in LLaVA's own layout, which no library loads; use llava-interleave-0.5b, the same weights",
+    "llava-onevision-qwen2-7b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision, the same weights",
+    "llava-onevision-qwen2-0.5b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision-0.5b, the same weights",
+    "internvl3": "comes in several sizes; use internvl3-1b or internvl3-8b",
+    "opengvlab/internvl3-1b": "is in a layout that needs code from the hub; use internvl3-1b, the same weights in OpenGVLab/InternVL3-1B-hf",
+    "opengvlab/internvl3-8b": "is in a layout that needs code from the hub; use internvl3-8b, the same weights in OpenGVLab/InternVL3-8B-hf",
+    "microsoft/florence-2-base": "needs code from the hub; use florence-community/Florence-2-base, the same weights",
+    "microsoft/florence-2-large": "needs code from the hub; use florence-community/Florence-2-large, the same weights",
+    "dinov2": "comes in several sizes; use dinov2-s, dinov2-b, dinov2-l or dinov2-g",
+    "siglip": "is the older model; use siglip2",
+    **dict.fromkeys(("vjepa", "v-jepa"), "is the older model, which no library loads; use vjepa2"),
+    **dict.fromkeys(("ltx-2", "ltx2"), "has another autoencoder; use ltx"),
+}
+KIND_OF_TYPE = {
+    **dict.fromkeys(
+        (
+            "qwen2_vl",
+            "qwen2_5_vl",
+            "qwen3_vl",
+            "internvl",
+            "internvl_chat",
+            "cogvlm2",
+            "llava",
+            "llava_next",
+            "llava_onevision",
+            "kosmos-2",
+            "florence2",
+        ),
+        "vlm",
+    ),
+    **dict.fromkeys(
+        ("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"
+    ),
+    **dict.fromkeys(("llama", "qwen2"), "language"),
+    "tracker": "tracker",
+    "AutoencoderKLLTXVideo": "vae",
+    "LTXImageToVideoPipeline": "video",
+}
+
+ADAPTER_CONFIG = "adapter_config.json"  # of peft
+# what says which class a folder holds: of one model, of a pipeline
+CONFIGS = "config.json", "model_index.json"
+
+
+def registry_name(name):
+    """The registry's own name for `name`: itself in any case, its repository on the hub, or the repository without its owner."""
+    if name.lower() in MODELS:
+        return name.lower()
+    for own, entry in MODELS.items():
+        if name.lower() in (
+            own,
+            *(
+                ()
+                if entry["path"].startswith(TINY)
+                else (entry["path"].lower(), Path(entry["path"]).name.lower())
+            ),
+        ):
+            return own
+    return name
+
+
+def folder_name(path):
+    """What results are called after: a name, or the last folder of a path, of adapter and model the one above; of <model>/<data>/tuned, as adapt.py calls it, all three, for every training has one."""
+    path = Path(os.path.abspath(path))
+    path = path.parent if path.name in ("adapter", "model") else path
+    return "-".join(path.parts[-3:]) if path.name == "tuned" else path.name
+
+
+def read_json(path, whole="checkpoint"):
+    """A JSON file of a `whole` that was copied here; a broken one is refused."""
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError:
+        refuse(f"{path} is not readable JSON; copy the {whole} again")
+
+
+def find_model(name):
+    """The registry's entry for a name or a local folder in Hugging Face format: kind, path, size, clip, weights. A folder of peft's is its base model with `adapter`."""
+    if name not in MODELS and (Path(name) / ADAPTER_CONFIG).is_file():
+        return _adapted(name)
+    if name not in MODELS and Path(name).is_dir():
+        config = next((Path(name) / f for f in CONFIGS if Path(name, f).is_file()), None)
+        if not config:
+            refuse(f"{name} has no config.json; give a folder written by save_pretrained")
+        found = read_json(config)
+        kind_of = (
+            "cogvlm2"
+            if found.get("architectures") == ["CogVLMForCausalLM"]
+            else found.get("model_type") or found.get("_class_name") or "none"
+        )
+        kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
+        entry = {"kind": kind, "type": kind_of, "path": name}
+        vision = found.get("vision_config") or found
+        # Florence-2 and Grounding DINO state none, for they take others too
+        side = vision.get("crop_size") or vision.get("image_size") or 768
+        if not kind_of.startswith(("qwen", "dino", "Auto", "LTX")):  # positions for one size
+            size = side if isinstance(side, int) else side[0]
+        else:
+            token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)
+            size = 64 if kind in ("vae", "video") else 224 // token * token
+        entry |= {} if kind == "language" else {"size": size, "clip": size}
+    else:
+        if said := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
+            refuse(f"{name!r} {said}")
+        name = registry_name(name)
+        entry = dict(known(name, MODELS, "model"))
+        if entry["path"].startswith(TINY):
+            entry["path"] = str(HERE / entry["path"])
+            if not any(Path(entry["path"], f).is_file() for f in CONFIGS):
+                refuse(f"{entry['path']} is missing; run `make tiny`, which trains it")
+    return {"name": folder_name(name), **entry, **_noted(entry["path"])}
+
+
+def _noted(folder):
+    """What weights.yaml says of a checkpoint: where its weights are from, and what it has been shown: `size` and `clip`, as in MODELS; `own_shape`, where adapt.py has tuned it on pictures in
+    their own shape, for Qwen `fitted`'s (token, most), else nothing."""
+    said = (
+        load_yaml(note)
+        if (note := Path(folder) / "weights.yaml").is_file()
+        else {"weights": "unstated" if Path(folder).is_dir() else "pretrained"}
+    )
+    return {k: said[k] for k in ("weights", "size", "clip", "own_shape") if k in said}
+
+
+def _adapted(name):
+    """The entry of a folder in which peft (tune.py train, LLaMA-Factory, Unsloth) left LoRA: the base model's, by name, by its repository or its folder."""
+    found = read_json(f"{name}/{ADAPTER_CONFIG}", "folder")
+    base = found.get("base_model_name_or_path") or "none"
+    entry = find_model(next((own for own, e in MODELS.items() if e["path"] == base), base))
+    if (
+        found.get("peft_type") != "LORA"
+        or found.get("use_dora")
+        or found.get("modules_to_save")
+        or found.get("bias", "none") != "none"
+        or found.get("alpha_pattern")
+        or "adapter" in entry
+    ):
+        refuse(
+            f"{name} is not plain LoRA of a model ({found.get('peft_type')}, perhaps with DoRA, biases or whole modules); merge it with the tool that trained it, and pass the merged folder"
+        )
+    rank = found["r"] ** 0.5 if found.get("use_rslora") else found["r"]
+    return entry | {
+        "name": folder_name(name),
+        "adapter": str(name),
+        "scaling": found["lora_alpha"] / rank,
+        **_noted(name),
+    }
+
+
+def model_of(index):
+    """The entry of the model that a features index is of, by its name or by the folder that it was extracted from; {} where neither is to be found."""
+    name, given = index["model"], str(index.get("run", {}).get("arguments", {}).get("model") or "")
+    found = (
+        name
+        if name in MODELS
+        else given
+        if any(Path(given, f).is_file() for f in (*CONFIGS, ADAPTER_CONFIG))
+        else None
+    )
+    return find_model(found) if found else {}
+
+
+def _trouble(error, entry):
+    """Why a checkpoint could not be loaded, and the remedy, in one clause. transformers hides the hub's own exceptions behind an OSError: so all causes of `error` are looked at."""
+    from importlib.metadata import version
+
+    from huggingface_hub import errors
+
+    where, seen = entry["path"], []
+    part = entry.get("subfolder")
+    fetch = f"fetch it with `hf download {where}{f' --include {part}/*' if part else ''}` where there is a network, then pass the folder{f' {part} in it' if part else ''} as MODEL"
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    text = " ".join(str(e) for e in seen)
+    status = {getattr(getattr(e, "response", None), "status_code", None) for e in seen}
+
+    def has(*kinds):
+        return any(isinstance(e, kinds) for e in seen)
+
+    if has(errors.GatedRepoError) or (status & {401, 403} and not has(errors.RepositoryNotFoundError)):
+        return f"it is gated; accept its licence at https://huggingface.co/{where}, then `hf auth login`"
+    if has(errors.RevisionNotFoundError):
+        return f"it has no revision {entry.get('revision')!r}; see https://huggingface.co/{where}/commits/main, or leave --revision out"
+    if has(errors.RepositoryNotFoundError):
+        return "the hub has no such repository, or it is private; check the name, or `hf auth login`"
+    if "trust_remote_code" in text:
+        names = {
+            n.lower(): own
+            for own, e in MODELS.items()
+            if e["path"] != where and not e["path"].startswith(TINY)
+            for n in (own, Path(e["path"]).name)
+        }
+        near = difflib.get_close_matches(Path(where).name.lower(), names, 1, 0.8)
+        return f"it needs code from the hub, which is not run here; use {names[near[0]] if near else 'a model of `python extract.py --list`'}"
+    wanted = re.search(r"transformers *[><=!~]=? *[\d.]+", text)
+    if wanted or "does not recognize this architecture" in text:
+        return f"it needs {wanted[0] if wanted else 'a newer transformers'}, and {version('transformers')} is installed; `pip install -U transformers`"
+    if has(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) or any(
+        type(e).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "socket")
+        and getattr(e, "response", None) is None
+        for e in seen
+    ):
+        return f"{'HF_HUB_OFFLINE is set' if has(errors.OfflineModeIsEnabled) else 'the hub cannot be reached'}; {fetch}"
+    said = (str(seen[0]).splitlines() or [""])[0][:200].rstrip(". ") or type(seen[0]).__name__
+    return f"{said}; {'copy the folder again' if Path(where).is_dir() else fetch}"
+
+
+def attempt(build, entry):
+    """Run a loader; what the hub or the folder lacks becomes one sentence with the remedy.
+
+    `build` returns a processor, a config, or (model, loading info) whose missing weights are refused: they would be random.
+    """
+    where = entry["path"]
+    try:
+        found = build()
+    except Exception as e:
+        # OSError, ValueError, safetensors' own error, ...: whatever a library says of a broken or absent
+        # checkpoint
+        refuse(f"cannot load {where}: {_trouble(e, entry)}")
+    if isinstance(found, tuple):
+        model, info = found
+        if info["missing_keys"]:
+            refuse(
+                f"{where} lacks weights ({sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} more), which would be random; copy the checkpoint again"
+            )
+        return model
+    return found
+
+
+def _reach(entry):
+    """The entry; where the hub cannot be reached, with the cached snapshot as its path.
+
+    Without a network transformers asks for each of several files six times, which takes minutes. Here the hub is asked for one file, once.
+    """
+    path = entry["path"]
+    if Path(path).is_dir():
+        return entry
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(
+            hf_hub_url(
+                path,
+                CONFIGS[entry.get("kind") == "video"],
+                subfolder=entry.get("subfolder"),
+                revision=entry.get("revision"),
+            ),
+            timeout=10,
+        )
+    except Exception as e:
+        cached = (
+            None
+            if isinstance(e, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError))
+            else _cached(entry)
+        )
+        if not cached:
+            refuse(f"cannot load {path}: {_trouble(e, entry)}")
+        return entry | {"path": str(cached), "revision": None}
+    return entry
+
+
+# model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO has
+# no heads of interest, but AutoModel
+# would miss a layer norm that Swin's backbone never uses, and that files of older versions of transformers do
+# not hold.
+DETECTOR = "AutoModelForZeroShotObjectDetection"
+ENCODER_CLASSES = {
+    "owlvit": (DETECTOR, "AutoImageProcessor"),
+    "owlv2": (DETECTOR, "AutoImageProcessor"),
+    "grounding-dino": (DETECTOR, "AutoProcessor"),
+    "vjepa2": ("AutoModel", "AutoVideoProcessor"),
+}
+
+
+def load_transformer(entry, device="cpu", dtype=torch.float32, random_seed=None, quantised=None):
+    """(model, processor) of a vision-language model, (model, image processor) of an encoder, (model, tokenizer) of a language model: by the entry's kind.
+
+    random_seed: the same architecture, untrained; quantised: transformers' quantization_config.
+    """
+    entry = _reach(entry)
+    if random_seed is not None:
+        build, processor, _ = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
+        torch.manual_seed(random_seed)
+        return build().to(device).eval(), processor
+    if entry.get("type") in OWN_LAYOUT:
+        model, processor, weights = skeleton(entry, dtype, device)
+        attempt(lambda: fill(model, weights, weights.like, device), entry)
+        return model, processor
+    model_class, processor_class = auto_classes(entry)
+    more = {"quantization_config": quantised, "device_map": {"": device}} if quantised else {}
+    processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
+    model = attempt(
+        lambda: model_class.from_pretrained(
+            entry["path"], dtype=dtype, output_loading_info=True, **pin(entry), **more
+        ),
+        entry,
+    )
+    if entry.get("adapter"):
+        attempt(lambda: merge_lora(model, entry, native_layout(entry, dtype)[2](model)[0]), entry)
+    return (model if quantised else model.to(device)).eval(), processor
+
+
+load_vlm = load_encoder = load_language = load_transformer
+
+
+def processor_of(entry):
+    """The processor or tokenizer alone."""
+    entry = _reach(entry)
+    return attempt(lambda: list(auto_classes(entry))[1].from_pretrained(entry["path"], **pin(entry)), entry)
+
+
+def pin(entry):
+    """Arguments of from_pretrained: the revision, where one is asked for, and no code from the hub (transformers would ask on the terminal)."""
+    return {"trust_remote_code": False} | ({"revision": entry["revision"]} if entry.get("revision") else {})
+
+
+def auto_classes(entry):
+    """transformers' (model, processor or tokenizer) classes for a kind of model."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    names = {
+        "vlm": ("AutoModelForImageTextToText", "AutoProcessor"),
+        "language": ("AutoModelForCausalLM", "AutoTokenizer"),
+        "encoder": ENCODER_CLASSES.get(entry.get("type"), ("AutoModel", "AutoImageProcessor")),
+    }
+    return (getattr(transformers, name) for name in names[entry["kind"]])
+
+
+def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
+    """(model, None) of a video autoencoder. LTX-Video's own takes 8k+1 frames and silently drops any others."""
+    from diffusers import AutoencoderKLLTXVideo as Vae
+
+    entry = _reach(entry)
+    more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
+    if random_seed is None:
+        model = attempt(
+            lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, output_loading_info=True, **more),
+            entry,
+        )
+    else:
+        torch.manual_seed(random_seed)
+        model = Vae.from_config(attempt(lambda: Vae.load_config(entry["path"], **more), entry)).to(dtype)
+    return model.to(device).eval(), None
+
+
+def flatten_stills(model):
+    """Make an autoencoder three times as fast on single pictures, with the same arithmetic: it pads a clip in time with copies of the first and last frame, so on one frame a convolution in
+    time and space is a convolution in space by the kernel's sum over time.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
+
+    def convolve(self, x):
+        if x.shape[2] > 1:
+            return LTXVideoCausalConv3d.forward(self, x)
+        return torch.nn.functional.conv2d(
+            x[:, :, 0], self.conv.weight.sum(2), self.conv.bias, self.conv.stride[1:], self.conv.padding[1:]
+        )[:, :, None]
+
+    for module in model.modules():
+        if isinstance(module, LTXVideoCausalConv3d):
+            module.forward = types.MethodType(convolve, module)
+    return model
+
+
+# the time step that LTX-Video's own pipelines decode at, for autoencoders that are conditioned on one
+DECODE_STEP = 0.05
+
+
+def from_latents(vae, z):
+    """Normalised latents [n, t, h, w, C] -> films [n, 3, T, H, W] in -1..1, not clipped; differentiable."""
+    z = (
+        z.to(vae.device, vae.dtype) * vae.latents_std.to(vae.device, vae.dtype)
+        + vae.latents_mean.to(vae.device, vae.dtype)
+    ).permute(0, 4, 1, 2, 3)
+    return vae.decode(
+        z,
+        torch.full((len(z),), DECODE_STEP, device=z.device, dtype=z.dtype)
+        if vae.config.timestep_conditioning
+        else None,
+    ).sample.float()
+
+
+@torch.inference_mode()
+def decode_films(vae, latents, batch=16):
+    """Normalised latents [n, t, h, w, C] -> films uint8 [n, T, H, W, 3]."""
+    return torch.cat(
+        [
+            ((from_latents(vae, z).cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
+            for z in latents.split(batch)
+        ]
+    )
+
+
+@torch.inference_mode()
+def encode_films(vae, films, batch=16):
+    """Films uint8 [n, T, H, W, 3] -> normalised latents [n, t, h, w, C] (the mode), fp32 on the CPU."""
+    out = []
+    for x in films.split(batch):
+        z = (
+            vae.encode(x.permute(0, 4, 1, 2, 3).to(vae.device, vae.dtype) / 127.5 - 1)
+            .latent_dist.mode()
+            .permute(0, 2, 3, 4, 1)
+        )
+        out.append(((z - vae.latents_mean.to(z)) / vae.latents_std.to(z)).float().cpu())
+    return torch.cat(out)
+
+
+def autoencoder_of(entry):
+    """The entry of a pipeline's autoencoder, for load_video_vae. Where the pipeline's folder holds none it is the registry's `vae`, or the folder vae beside it."""
+    where = Path(entry["path"])
+    if where.is_dir() and not (where / "vae").is_dir():
+        return find_model(entry.get("vae") or str(where.with_name("vae")))
+    return entry | {"kind": "vae", "subfolder": "vae"}
+
+
+def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
+    """(diffusers' LTXImageToVideoPipeline, None), its autoencoder by autoencoder_of; `LTXConditionPipeline(**pipeline.components)` has the same parts and takes several frames."""
+    import diffusers
+    import transformers
+
+    entry = _reach(entry | {"kind": "video", "subfolder": None})
+    where, more = Path(entry["path"]), {"revision": entry["revision"]} if entry.get("revision") else {}
+    stored = attempt(lambda: diffusers.LTXImageToVideoPipeline.load_config(entry["path"], **more), entry)
+    parts = {}
+    # one by one, for the pipeline would draw weights that are missing without a word
+    for part, library in (("transformer", diffusers), ("text_encoder", transformers)):
+        name = (stored.get(part) or [None, None])[1]
+        if name:
+            load = functools.partial(
+                getattr(library, name).from_pretrained,
+                entry["path"],
+                subfolder=part,
+                output_loading_info=True,
+                **more,
+            )
+            named = entry | {"path": str(where / part)} if where.is_dir() else entry
+            parts[part] = attempt(
+                lambda load=load, library=library: load(
+                    **{"torch_dtype" if library is diffusers else "dtype": dtype}
+                ),
+                named,
+            )
+    parts["vae"] = load_video_vae(autoencoder_of(entry), device, dtype)[0]
+    return attempt(
+        lambda: diffusers.LTXImageToVideoPipeline.from_pretrained(
+            entry["path"], torch_dtype=dtype, **parts, **more
+        ),
+        entry,
+    ).to(device), None
+
+
+def geometry(entry):
+    """What the pipeline's configurations say: frames (time) and pixels (space) to a latent, its channels (latents), the width of a prompt's tokens before (prompt) and after caption_projection."""
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKLLTXVideo
+
+    def config(entry, name):
+        path = hub_file(entry, name)
+        if path is None:
+            refuse(f"{entry['path']} has no {name}; copy the checkpoint again")
+        return read_json(path)
+
+    t, vae = config(entry, "transformer/config.json"), autoencoder_of(entry)
+    vae = config(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
+    with init_empty_weights():
+        vae = AutoencoderKLLTXVideo.from_config(vae)
+    return {
+        "time": vae.temporal_compression_ratio,
+        "space": vae.spatial_compression_ratio,
+        "latents": vae.config.latent_channels,
+        "prompt": t["caption_channels"],
+        "caption": t["num_attention_heads"] * t["attention_head_dim"],
+    }
+
+
+def check_shape(frames, size, shape, name):
+    """Refuse sizes that the pipeline cannot take: its autoencoder would drop frames silently."""
+    r, side = shape["time"], math.lcm(32, shape["space"])
+    if frames < r + 1 or frames % r != 1:
+        below = max((frames - 1) // r, 1) * r + 1
+        refuse(
+            f"--frames {frames} is not {r}k+1, and the autoencoder of {name} would drop what is over; give {below} or {below + r}"
+        )
+    if size < side or size % side:
+        refuse(
+            f"--size {size} is not a multiple of {side}, which {name} needs; give {max(size // side, 1) * side} or {(max(size // side, 1) + 1) * side}"
+        )
+
+
+# ---------------------------------------------------------------- weights, one by one
+
+# A layout is a function (entry, dtype) -> (build, processor, names): build() makes the network with weights
+# of its own, and
+# names(model) -> (own, parts) says what a tensor of the checkpoint becomes: own(name) the model's names of
+# it, parts(name, tensor) its parts.
+
+
+def skeleton(entry, dtype, device="cpu", random_seed=None):
+    """(model, processor, weights): a network whose parameters hold nothing yet (meta device) and whose buffers are real; `weights` brings what is asked
+    for, from the checkpoint or, with `random_seed`, untrained."""
+    from accelerate import init_empty_weights
+
+    if entry.get("kind") == "video":
+        refuse(
+            f"{entry['path']} is a video pipeline, of which no features are read; give its autoencoder, {entry.get('vae', 'the folder vae')}"
+        )
+    entry = _reach(entry)
+    build, processor, names = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
+    with init_empty_weights(include_buffers=False):
+        model = build().eval().requires_grad_(False)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)
+    return (
+        model,
+        processor,
+        Untrained(model, random_seed)
+        if random_seed is not None
+        else attempt(lambda: Weights(entry, model, *names(model)), entry),
+    )
+
+
+class Weights:
+    """The tensors of a checkpoint's safetensors under the names of `model`'s parameters, each read from its file when asked for.
+
+    Raises FileNotFoundError where there are no safetensors, KeyError naming the first weight that the checkpoint lacks.
+    """
+
+    def __init__(self, entry, model, own, parts=lambda name, tensor: [tensor]):
+        self.entry = entry
+        self.parts = parts
+        self.files = {}
+        self.bytes = 0
+        index = hub_file(entry, "model.safetensors.index.json")
+        stored = (
+            json.loads(index.read_text())["weight_map"]
+            if index
+            else dict.fromkeys(self.open("model.safetensors").keys(), "model.safetensors")
+        )
+        self.like = {name: x.to("meta") for name, x in model.state_dict().items()}
+        self.where = {name: (file, key, k) for key, file in stored.items() for k, name in enumerate(own(key))}
+        tied = getattr(model, "all_tied_weights_keys", {})
+        self.where |= {
+            name: self.where[tied[name]]
+            for name in self.like
+            if name not in self.where and tied.get(name) in self.where
+        }
+        if missing := sorted(set(self.like) - set(self.where)):
+            raise KeyError(
+                f"weights are missing ({missing[0]} and {len(missing) - 1} more), which would be random"
+            )
+        self.lora = lora_of(entry, own, self.like) if entry.get("adapter") else {}
+
+    def open(self, file):
+        from safetensors import safe_open
+
+        if file not in self.files:
+            path = hub_file(self.entry, file)
+            if path is None:
+                raise FileNotFoundError(f"there is no {file}")
+            self.files[file] = safe_open(path, "pt")
+        return self.files[file]
+
+    def ready(self, names):
+        """Open the files of these weights, so that one that is missing or cut short is refused before the work begins."""
+        attempt(lambda: [self.open(file) for file in {self.where[name][0] for name in names}], self.entry)
+
+    def read(self, names):
+        """(name, tensor on the CPU in the model's dtype) of each. Copied: a memory-mapped tensor would be read from disk only when it is first used."""
+        wanted = {}
+        for name in names:
+            wanted.setdefault(self.where[name][:2], []).append(name)
+        for (file, key), group in wanted.items():
+            tensor = self.open(file).get_tensor(key)
+            self.bytes += tensor.nbytes
+            parts = self.parts(key, tensor)
+            for name in group:
+                part = parts[self.where[name][2]].to(self.like[name].dtype, copy=True)
+                yield (
+                    name,
+                    lora_added(part, self.lora[name], self.entry["scaling"]) if name in self.lora else part,
+                )
+
+    def size(self, names):
+        """Bytes in memory."""
+        return sum(self.like[name].nbytes for name in names)
+
+
+def lora_of(entry, own, like):
+    """{the model's name of a weight: (A [r, in], B [out, r])} of the entry's adapter. Raises KeyError naming what in it is for another model, or is not LoRA."""
+    from safetensors.torch import load_file
+
+    stored, found = load_file(Path(entry["adapter"]) / "adapter_model.safetensors"), {}
+    for key in stored:
+        before, mark, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
+        if mark:
+            names = own(f"{before}.weight")
+            pair = stored[key], stored[key.replace(".lora_A.", ".lora_B.")]
+            if (
+                len(names) > 1
+                or names[0] not in like
+                or like[names[0]].numel() != pair[0][0].numel() * pair[1][:, 0].numel()
+            ):
+                raise KeyError(f"the adapter {entry['adapter']} is for {before} of another model")
+            found[names[0]] = pair
+    if 2 * len(found) != len(stored):
+        raise KeyError(f"the adapter {entry['adapter']} holds more than LoRA")
+    return found
+
+
+def lora_added(weight, pair, scaling):
+    """W + s B A (Hu et al. 2022, equation 3), computed in fp32."""
+    a, b = (x.to(weight.device, torch.float32) for x in pair)
+    return (weight.float() + scaling * (b @ a).view_as(weight)).to(weight.dtype)
+
+
+@torch.no_grad()
+def merge_lora(model, entry, own):
+    """Put the entry's adapter into the model's weights; (model, nothing missing), as `attempt` wants it."""
+    for name, pair in lora_of(entry, own, model.state_dict()).items():
+        weight = model.get_parameter(name)
+        weight.copy_(lora_added(weight, pair, entry["scaling"]))
+    return model, {"missing_keys": []}
+
+
+def seeded(name):
+    """A generator that depends on `name` alone: what it draws is the same in any order, in any batch and on any device."""
+    return torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
+
+
+class Untrained:
+    """Weights that depend on the seed and their name alone, not on the order of reading: matrices N(0, 0.02^2), these families' initializer_range, scales one, biases zero. Buffers stay as
+    they are."""
+
+    size = Weights.size
+
+    def ready(self, names):
+        """Nothing to open."""
+
+    def __init__(self, model, seed):
+        self.seed = seed
+        self.bytes = 0
+        self.like = {name: x.to("meta") for name, x in model.named_parameters()}
+
+    def read(self, names):
+        for name in names:
+            x = torch.empty_like(self.like[name], device="cpu")
+            if x.ndim > 1:
+                yield name, x.normal_(0, 0.02, generator=seeded(f"{self.seed} {name}"))
+            else:
+                yield name, x.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+@torch.inference_mode(False)  # what inference mode makes cannot become a parameter
+def fill(model, weights, names, device="cpu"):
+    """Put the named weights into the model."""
+    model.load_state_dict({name: x.to(device) for name, x in weights.read(names)}, strict=False, assign=True)
+
+
+def hub_file(entry, name):
+    """Path of one file of a checkpoint, downloaded if need be; None if there is no such file."""
+    if Path(entry["path"]).is_dir():
+        return Path(entry["path"], name) if Path(entry["path"], name).is_file() else None
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    revision = resolved_commit(entry) or entry.get("revision")
+    found = try_to_load_from_cache(entry["path"], name, revision=revision)
+    with contextlib.suppress(EntryNotFoundError):
+        return Path(
+            found if isinstance(found, str) else hf_hub_download(entry["path"], name, revision=revision)
+        )
+
+
+def _cached(entry):
+    """The folder in the local cache that holds the hub's repository at the revision asked for, or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = "/".join(filter(None, (entry.get("subfolder"), CONFIGS[entry.get("kind") == "video"])))
+    found = try_to_load_from_cache(entry["path"], config, revision=entry.get("revision"))
+    return Path(found).parents[config.count("/")] if isinstance(found, str) else None
+
+
+def fingerprint(path):
+    """What identifies a checkpoint: the hub's name, or a digest of a local folder's JSON files and of the names, sizes and times of its weights. Of an entry, with its adapter."""
+    if isinstance(path, dict):
+        return "+".join(fingerprint(path[k]) for k in ("path", "adapter") if path.get(k))
+    if not Path(path).is_dir():
+        return path
+    files = sorted(f for f in Path(path).rglob("*") if f.suffix in (".json", ".safetensors"))
+    return digest(
+        b"".join(
+            f.read_bytes()
+            if f.suffix == ".json"
+            else f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode()
+            for f in files
+        )
+    )
+
+
+def resolved_commit(entry):
+    """The commit of the hub's repository that was loaded (from the local cache), or None for a folder."""
+    found = None if Path(entry["path"]).is_dir() else _cached(entry)
+    return found and found.name
+
+
+def native_layout(entry, dtype):
+    """The layout of transformers' own classes, whose rules say how weights of older checkpoints are called and split today."""
+    from transformers import AutoConfig
+
+    model_class, processor_class = auto_classes(entry)
+    config = attempt(lambda: AutoConfig.from_pretrained(entry["path"], **pin(entry)), entry)
+    processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
+
+    def names(model):
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import Chunk, WeightRenaming, rename_source_key
+
+        rules, known_names = get_model_conversion_mapping(model), model.state_dict()
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        splits = [rule for rule in rules if rule not in renamings]  # DINOv2's gated MLP, once one matrix
+        assert all(
+            len(rule.source_patterns) == len(rule.operations) == 1 and isinstance(rule.operations[0], Chunk)
+            for rule in splits
+        ), rules
+
+        def rename(name):
+            new, split = rename_source_key(name, renamings, splits, model.base_model_prefix, known_names)
+            if new not in known_names and name in known_names:  # written after the renaming
+                return name, None
+            return new, next((rule for rule in splits if split in rule.source_patterns), None)
+
+        def own(name):
+            new, split = rename(name)
+            return (
+                [new.replace(split.target_patterns[0], target) for target in split.target_patterns]
+                if split
+                else [new]
+            )
+
+        def parts(name, tensor):
+            _, split = rename(name)
+            return tensor.chunk(len(split.target_patterns), split.operations[0].dim) if split else [tensor]
+
+        return own, parts
+
+    return lambda: model_class.from_config(config, dtype=dtype), processor, names
+
+
+def config_of(entry):
+    """config.json as a dict."""
+
+    def read():
+        path = hub_file(entry, "config.json")
+        if path is None:
+            raise FileNotFoundError("there is no config.json")
+        return json.loads(path.read_text())
+
+    return attempt(read, entry)
+
+
+def cogvlm2_layout(entry, dtype):
+    """Our own port, for the code on the hub needs xformers and triton; it has the names of the checkpoint. The processor is the tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        from cogvlm2 import CogVLM2
+    except ImportError:
+        refuse(f"cogvlm2.py is not beside {__file__}; copy it there, {entry['name']} needs it")
+    config = config_of(entry)
+    tokenizer = attempt(lambda: AutoTokenizer.from_pretrained(entry["path"], **pin(entry)), entry)
+
+    def build():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # of parameters alone: the rotary frequencies stay fp32
+        try:
+            return CogVLM2(config)
+        finally:
+            torch.set_default_dtype(before)
+
+    return build, tokenizer, lambda model: (lambda name: [name],)
+
+
+def _internvl2_config(old):
+    """InternVL2's own config.json (InternViT and InternLM2, Chen et al. 2024) as the native class's."""
+    from transformers import InternVLConfig, LlamaConfig
+
+    v, t = old["vision_config"], old["llm_config"]
+    vision = {
+        k: v[k]
+        for k in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "norm_type",
+            "layer_norm_eps",
+            "hidden_act",
+        )
+    }
+    vision |= {
+        "image_size": [v["image_size"]] * 2,
+        "patch_size": [v["patch_size"]] * 2,
+        "attention_bias": v["qkv_bias"],
+        "use_qk_norm": v["qk_normalization"],
+        "use_mean_pooling": True,
+    }
+    text = {
+        k: t[k]
+        for k in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "rms_norm_eps",
+            "hidden_act",
+            "max_position_embeddings",
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+        )
+    }
+    scaling = t.get("rope_scaling") or {}
+    rope = {
+        "rope_type": scaling.get("type", "default"),
+        "rope_theta": float(t["rope_theta"]),
+        **({"factor": scaling["factor"]} if scaling else {}),
+    }
+    return InternVLConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**text, rope_parameters=rope, tie_word_embeddings=False).to_dict(),
+        downsample_ratio=old["downsample_ratio"],
+        vision_feature_layer=old["select_layer"],
+        image_token_id=old.get("img_context_token_id", t["vocab_size"] - 1),
+        tie_word_embeddings=False,
+    )
+
+
+INTERNVL2_KEYS = [  # (original, native): applied in order as regular expressions
+    (r"^vision_model\.embeddings\.class_embedding", "model.vision_tower.embeddings.cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding", "model.vision_tower.embeddings.position_embeddings"),
+    (
+        r"^vision_model\.embeddings\.patch_embedding",
+        "model.vision_tower.embeddings.patch_embeddings.projection",
+    ),
+    (r"^vision_model\.encoder\.layers\.", "model.vision_tower.encoder.layer."),
+    (r"\.ls([12])$", r".lambda_\1"),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.projection_layer."),
+    (r"\.attn\.([qk])_norm\.", r".attention.\1_norm."),
+    (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."),
+    (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
+    (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
+    (r"^language_model\.output\.", "lm_head."),
+    (r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"\.attention\.wo\.", ".self_attn.o_proj."),
+    (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
+    (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
+    (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
+    (r"\.attention_norm\.", ".input_layernorm."),
+    (r"\.ffn_norm\.", ".post_attention_layernorm."),
+]
+
+
+def _internvl2_names(name):
+    """The native names of a weight of the original layout: renamed, and those of fused projections three."""
+    for old, new in INTERNVL2_KEYS:
+        name = re.sub(old, new, name)
+    if ".attn.qkv." in name:
+        return [name.replace("attn.qkv", f"attention.{x}_proj") for x in "qkv"]
+    if ".attention.wqkv." in name:
+        return [name.replace("attention.wqkv", f"self_attn.{x}_proj") for x in "qkv"]
+    return [name]
+
+
+def _internvl2_parts(name, tensor, config):
+    """The weights that a weight of the original layout becomes, one for each name."""
+    if ".attn.qkv." in name:
+        return tensor.chunk(3)
+    if ".attention.wqkv." in name:  # for every key-value head: its query heads, the key, the value
+        groups = config.text_config.num_key_value_heads
+        per = config.text_config.num_attention_heads // groups
+        return [
+            part.flatten(0, 2) for part in tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)
+        ]
+    return [tensor]
+
+
+def internvl2_layout(entry, dtype):
+    """InternVL2 in its original layout, through a key map onto the native class. No processor: its tokenizer needs code from the hub, which we do
+    not run, and the picture's rows need none of its words."""
+    from transformers import InternVLForConditionalGeneration
+
+    old = config_of(entry)
+    if old["llm_config"].get("model_type", "internlm2") != "internlm2":
+        refuse(
+            f"{entry['path']} has a language model of type {old['llm_config']['model_type']!r}; InternVL2's 8B and 26B have internlm2, for others take an InternVL3 in the native layout"
+        )
+    config = _internvl2_config(old)
+    return (
+        lambda: InternVLForConditionalGeneration._from_config(config, dtype=dtype),
+        None,
+        lambda model: (_internvl2_names, lambda name, tensor: _internvl2_parts(name, tensor, config)),
+    )
+
+
+OWN_LAYOUT = {"cogvlm2": cogvlm2_layout, "internvl_chat": internvl2_layout}
+LOADERS = {
+    "vlm": load_vlm,
+    "encoder": load_encoder,
+    "language": load_language,
+    "vae": load_video_vae,
+    "video": load_video_pipeline,
+}
+
+
+# ---------------------------------------------------------------- what is put to a vision-language model
+
+# Frames a second of a clip that states none: the rate at which Qwen2.5-VL samples videos. The library's
+# default is 24, at which all time steps would share one position.
+RATE = 2.0
+
+
+def chat(processor, words, kind="image", count=1):
+    """The prompt as text, by the model's chat template: placeholders of `count` pictures, or of a video, then the words."""
+    return processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": kind}] * count + [{"type": "text", "text": words}]}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+
+
+def qwen_inputs(processor, frames, words, at=None, album=False):
+    """The inputs of a model of Qwen's families for pictures (T = 1) or clips, uint8 [n,T,H,W,3], with the same words for each. album: the T frames are single pictures of any shapes, not a clip.
+
+    at: (numbers of these frames in their clips, length of the clips, and frames a second if not RATE), where only some frames of a clip are shown: the positions in time then say how far
+    apart they are.
+    """
+    count, x = len(frames[0]), [[f.permute(2, 0, 1) for f in film] for film in frames]
+    still = album or count == 1
+    text = chat(processor, words, "image", count) if still else chat(processor, words, "video")
+    # no resizing: frames have the right size already; Qwen3-VL counts all of a clip
+    size = {
+        "size": {"shortest_edge": 1, "longest_edge": count * max(f[0].numel() for film in x for f in film)}
+    }
+    numbers, whole, rate = (*(at or (range(count), count)), RATE)[:3]
+    media = (
+        {"images": x, "images_kwargs": size}
+        if still
+        else {
+            "videos": [torch.stack(film) for film in x],
+            "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
+            "video_metadata": [{"fps": rate, "total_num_frames": whole, "frames_indices": list(numbers)}]
+            * len(x),
+        }
+    )
+    return processor(text=[text] * len(x), return_tensors="pt", **media)
+
+
+# ---------------------------------------------------------------- questions about clips
+
+FRAMES_AS = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "video"),
+    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "internvl"), "pictures"),
+}
+OPTIONS, LONGEST = 30, 64  # actions in a list, at most; tokens of an answer
+
+
+def spread(length, k):
+    """The numbers of k of a clip's frames, evenly from the first to the last; of a shorter clip all."""
+    return list(range(length)) if k >= length else [round(i * (length - 1) / (k - 1)) for i in range(k)]
+
+
+def put_to(model, processor, frames, question, at=None):
+    """What `generate` takes for one question about each of some films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]; without `at` about k pictures that are no film,
+    and may differ in shape."""
+    kind = model.config.model_type
+    if FRAMES_AS.get(kind) == "video":
+        given = qwen_inputs(processor, frames, question, at, album=at is None)
+    elif kind in FRAMES_AS:
+        # a frame is one tile, as in the model's videos
+        whole = {"images_kwargs": {"crop_to_patches": False}} if kind == "internvl" else {}
+        given = processor(
+            text=[chat(processor, question, count=len(frames[0]))] * len(frames),
+            images=[[f.permute(2, 0, 1) for f in film] for film in frames],
+            return_tensors="pt",
+            **whole,
+        )
+    else:
+        given = ALONE[kind](model, processor, torch.stack([film[0] for film in frames]), question)
+    device, dtype = next((p.device, p.dtype) for p in model.parameters())
+    return {
+        k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
+        for k, v in given.items()
+    }
+
+
+@torch.inference_mode()
+def answers_to(model, processor, frames, question, at, most=LONGEST):
+    """The greedy answers to one question about films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]: list of str. Nothing is padded."""
+    given = put_to(model, processor, frames, question, at)
+    tokens = model.generate(
+        **given, do_sample=False, max_new_tokens=most, pad_token_id=model.generation_config.pad_token_id or 0
+    )
+    return [
+        text.strip()
+        for text in processor.batch_decode(tokens[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
+    ]
+
+
+# ---------------------------------------------------------------- questions about an image
+
+
+def to_cogvlm2(model, processor, pictures, question):
+    from cogvlm2 import IMAGE_MEAN, IMAGE_STD
+
+    x = frames_of({"frames": pictures}, model.config.vision_config.image_size).float() / 255
+    return model.inputs(
+        ((x - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)).permute(0, 3, 1, 2),
+        processor(f"Question: {question} Answer:", add_special_tokens=False).input_ids,
+    )
+
+
+def to_kosmos2(model, processor, pictures, question):
+    return processor(
+        text=[f"Question: {question} Answer:"] * len(pictures),
+        images=list(pictures.permute(0, 3, 1, 2)),
+        num_image_tokens=model.config.latent_query_num,
+        return_tensors="pt",
+    )
+
+
+def to_florence2(model, processor, pictures, question):
+    return processor(
+        text=[question] * len(pictures), images=list(pictures.permute(0, 3, 1, 2)), return_tensors="pt"
+    )
+
+
+ALONE = {"cogvlm2": to_cogvlm2, "kosmos-2": to_kosmos2, "florence2": to_florence2}  # these take one picture
+
+
+# ---------------------------------------------------------------- the tracker
+
+
+class Residual(torch.nn.Module):
+    """Two 3 x 3 convolutions, added to what they are given [n,width,h,w]."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.GroupNorm(1, width),
+            torch.nn.Conv2d(width, width, 3, 1, 1),
+            torch.nn.GELU(),
+            torch.nn.Conv2d(width, width, 3, 1, 1),
+        )
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+class Tracker(torch.nn.Module):
+    """A small video transformer that is asked about an object by its name, and says in which frames it sees it and whether it is persistent.
+
+    A stem of convolutions, most of them at a quarter of the resolution, where a shape of ten pixels still has its corners, makes a token of every patch of 8 x 8 pixels. In every frame the query
+    (its colour's and its shape's embedding) attends to these; then the query's tokens of all frames attend among each other, and a
+    summary token with them, which knows what colours the clip shows at all: each has been asked for by itself. That token's attention over the frames pools what they hold; of each frame a brief
+    goes into the embedding as well.
+    config: what config.json holds; `layers`: of a query in a frame, and of the frames.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, (small, width), (hops, layers), side = (
+            config,
+            config["widths"],
+            config["layers"],
+            config["image_size"] // 8,
+        )
+        more = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        self.stem = torch.nn.Sequential(
+            torch.nn.Conv2d(3, small // 2, 3, 2, 1),
+            torch.nn.GELU(),
+            torch.nn.Conv2d(small // 2, small, 3, 2, 1),
+            Residual(small),
+            Residual(small),
+            torch.nn.Conv2d(small, small, 3, 2, 1),
+        )
+        self.colour, self.shape = (torch.nn.Embedding(len(config[k]), small) for k in ("colours", "shapes"))
+        self.place, self.time, self.summary = (
+            torch.nn.Parameter(torch.randn(*shape) * 0.5)
+            for shape in ((side * side, small), (config["frames"], width), (1, width))
+        )
+        self.query = torch.nn.ModuleList(
+            torch.nn.TransformerDecoderLayer(small, 4, 2 * small, **more) for _ in range(hops)
+        )
+        self.course = torch.nn.ModuleList(
+            torch.nn.TransformerEncoderLayer(width, 4, 2 * width, **more) for _ in range(layers)
+        )
+        self.patch_norm = torch.nn.LayerNorm(small)
+        self.query_norm = torch.nn.LayerNorm(small)
+        self.norm = torch.nn.LayerNorm(width)
+        self.widen = torch.nn.Linear(small, width)
+        self.shown, self.company = torch.nn.Linear(small, 1), torch.nn.Linear(len(config["colours"]), width)
+        self.key = torch.nn.Linear(width, width)
+        self.score = torch.nn.Linear(width, 1)
+        self.embed = torch.nn.Linear(2 * width + 8 * config["frames"], config["embedding"])
+        self.brief, self.persistent = torch.nn.Linear(width, 8), torch.nn.Linear(config["embedding"], 1)
+
+    def look(self, frames, colours, shapes):
+        """What a query finds in each frame by itself, is a colour shown there, whatever the shape, and the patches' own tokens: frames uint8 [n,T,S,S,3], numbers of colours and
+        shapes [n,q] -> [n,q,T,D], logits [n,C,T], [n*T,P,D]."""
+        (n, t), q = frames.shape[:2], colours.shape[1] + len(self.colour.weight)
+        tokens = self.patch_norm(
+            self.stem(frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 64 - 2).flatten(2).transpose(1, 2)
+        )
+        asked = torch.cat(
+            [self.colour(colours) + self.shape(shapes), self.colour.weight.expand(n, -1, -1)], 1
+        )
+        patches, x = tokens + self.place, asked.repeat_interleave(t, 0)
+        others = ~torch.eye(q, dtype=torch.bool, device=x.device)  # what is asked besides changes nothing
+        for layer in self.query:
+            x = layer(x, patches, tgt_mask=others)
+        x = self.query_norm(x).unflatten(0, (n, t)).transpose(1, 2)
+        return x[:, : colours.shape[1]], self.shown(x[:, colours.shape[1] :])[..., 0], tokens
+
+    def forward(self, frames, colours, shapes):
+        """As of `look` -> {scores [n,q,T] and persistence [n,q], logits; attention [n,q,T], sums to 1; embedding [n,q,E]; looked, seen: the tokens of the
+        frames before and after; shown [n,C,T], logits}."""
+        looked, shown, _ = self.look(frames, colours, shapes)
+        x = (self.widen(looked) + self.time).flatten(0, 1)
+        summary = self.summary + self.company(shown.amax(-1).sigmoid())[:, None]
+        x = torch.cat([x, summary.repeat_interleave(looked.shape[1], 0)], 1)
+        for layer in self.course:
+            x = layer(x)
+        x = self.norm(x)
+        seen, summary = x[:, :-1], x[:, -1]
+        attention = (
+            (self.key(seen) @ summary[:, :, None])[..., 0].float() / summary.shape[1] ** 0.5
+        ).softmax(-1)
+        embedding = self.embed(
+            torch.cat(
+                [summary, (attention[:, None].to(seen.dtype) @ seen)[:, 0], self.brief(seen).flatten(1)], 1
+            )
+        )
+        found = {
+            "scores": self.score(seen)[..., 0],
+            "attention": attention,
+            "embedding": embedding,
+            "persistence": self.persistent(embedding)[:, 0],
+        }
+        return {"shown": shown, "looked": looked, "seen": seen.unflatten(0, looked.shape[:2])} | {
+            k: v.unflatten(0, looked.shape[:2]) for k, v in found.items()
+        }
+
+    def save_pretrained(self, folder):
+        """config.json and model.safetensors, in the dtype of the weights."""
+        from safetensors.torch import save
+
+        save_text(
+            Path(folder) / "config.json", json.dumps({"model_type": "tracker", **self.config}, indent=1)
+        )
+        save_bytes(
+            Path(folder) / "model.safetensors",
+            save({k: v.contiguous() for k, v in self.state_dict().items()}),
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        from safetensors.torch import load_file
+
+        model = cls(
+            {
+                k: v
+                for k, v in json.loads((Path(folder) / "config.json").read_text()).items()
+                if k != "model_type"
+            }
+        )
+        model.load_state_dict(
+            {k: v.float() for k, v in load_file(Path(folder) / "model.safetensors").items()}
+        )
+        return model.eval()
+
+
+def load_tracker(entry, device):
+    """The tracker of a folder, or a refusal that says what is wrong with it."""
+    if entry["kind"] != "tracker":
+        refuse(
+            f"--model {entry['name']} is of kind {entry['kind']}, and --mode tracks follows objects with a tracker; give --model tiny-tracker, or --embeddings, what another model wrote"
+        )
+    return attempt(lambda: Tracker.from_pretrained(entry["path"]), entry).to(device)
+
+
+@torch.inference_mode()
+def follow(model, frames, names, device):
+    """What a tracker says of n clips uint8 [n,T,S,S,3] and q names of each: {scores, attention [n,q,T], persistence [n,q]: probabilities, embedding [n,q,E]}, fp32."""
+    words = [[name.split() for name in row] for row in names]
+    asked = [
+        torch.tensor([[model.config[kind].index(w[k]) for w in row] for row in words], device=device)
+        for k, kind in enumerate(("colours", "shapes"))
+    ]
+    found = model(frames.to(device), *asked)
+    return {
+        k: (found[k].sigmoid() if k in ("scores", "persistence") else found[k]).float().cpu()
+        for k in ("scores", "attention", "persistence", "embedding")
+    }
+
+
+# ---------------------------------------------------------------- answers that are kept
+
+
+def spoken(key, stamp, say_all, kept, out, mode="trajectories"):
+    """{texts, seconds, memory} of a writer: what `kept` holds of it with the same stamp (None: of no other run), else what say_all() gives, kept from now on."""
+    if stamp is None or kept.get(key, {}).get("stamp") != stamp:
+        peak_memory(reset=True)
+        began, texts = time.time(), say_all()
+        kept[key] = {"stamp": stamp, "texts": texts, "seconds": time.time() - began, "memory": peak_memory()}
+        save_pt(out, ANSWERS, [], {"mode": mode}, answers=kept)
+    return kept[key]

@@ -1,0 +1,428 @@
+"""When is each object visible, and does it persist?
+
+    python track.py --model tiny-tracker --data data/trajectories --out results/tiny/trajectories/tracks.pt
+    python track.py --embeddings FILE --data data/trajectories                        # score what any video model wrote
+
+Asks a tracker about every object of clips (data.py trajectories). tracks.pt holds for ids "<clip>/<object>", of the absent object too,
+fp16 embedding [N,512], scores [N,32] (probability that it is seen in a frame), attention [N,32] (sums to 1) and persistence [N]
+(probability), and in meta the threshold of the scores, chosen on val. track.yaml beside it says of the test clips' objects:
+
+    persistence_accuracy   beside how long it is seen (duration, threshold chosen on val), whether in both the first and the last frame
+                           (ends), how much the clip moves (energy), the majority answer
+    frame_f1, _macro       of the frames in which it is seen, all tracks together and the mean of tracks, beside always and clock (the
+                           majority answer of each frame in train); copy, the truth of one second earlier, shows how little a frame's
+                           label needs seeing: no model has it
+    segmental_f1_10 ... boundary_error   of the spans; boundary_error in frames
+    absent_seen            how often what is absent is said to be seen in some frame
+    attention_<how>_<what> how much more the answer changes without the four frames of highest attention than without four others
+                           (showing the clip's mean, or their neighbours)
+Modules, to be copied with it: claims.py, common.py, media.py, metrics.py, models.py, stats.py.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from claims import TIMES, load_tracks, trajectory_folder
+from common import (
+    TRACKS,
+    check_writable,
+    choose_device,
+    parser,
+    refuse,
+    run_info,
+    save_pt,
+    save_yaml,
+    say,
+    split_indices,
+    split_of,
+)
+from media import frames_of
+from metrics import boundary_error, motion_energy, segmental_f1
+from models import RATE, find_model, follow, load_tracker
+from stats import criterion, holm, mean_and_interval, paired_test, ratio
+
+EARLIER = int(RATE)  # frames: a second
+DELETED = 4  # of 32 frames, to see whether what is said depends on them
+
+
+def follow_all(model, items, device, batch=32):
+    """(ids, {as of `follow`, [N,...]}) of every object of the clips, of the one that is not there, and of one that was taken out."""
+    ids, found = [], []
+    for start in tqdm(range(0, len(items), batch), desc="tracks", unit="batch"):
+        part = items[start : start + batch]
+        names = [[*i["names"], i["absent"], *filter(None, [i.get("removed")])] for i in part]
+        longest = max(map(len, names))
+        own = follow(
+            model,
+            torch.stack([frames_of(i, model.config["image_size"]) for i in part]),
+            [n + n[-1:] * (longest - len(n)) for n in names],
+            device,
+        )
+        kept = torch.tensor([[k < len(n) for k in range(longest)] for n in names])
+        ids += [f"{i['id']}/{n}" for i, row in zip(part, names, strict=True) for n in row]
+        found.append({k: x[kept] for k, x in own.items()})
+    return ids, {k: torch.cat([f[k] for f in found]) for k in found[0]}
+
+
+# ---------------------------------------------------------------- scores
+
+
+def frames_scored(truth, said, sources, seed):
+    """(one row of the table, frame_f1 per track) of bool [n,T]: F1 of the frames in which an object is seen, of all tracks' together (micro) and the mean over the tracks (macro); segments;
+    boundaries in frames."""
+    hits, either = 2 * (truth & said).sum(1).double(), (truth.sum(1) + said.sum(1)).double()
+    micro, pairs = ratio(hits, either), list(zip(truth.int().tolist(), said.int().tolist(), strict=True))
+    scores = {"frame_f1": micro, "frame_f1_macro": hits / either.clamp(min=1)}
+    scores |= {
+        f"segmental_f1_{at}": torch.tensor([segmental_f1(a, b, at / 100) for a, b in pairs])
+        for at in (10, 25, 50)
+    }
+    row = {
+        key: value
+        for name, x in scores.items()
+        for key, value in mean_and_interval(name, x, sources, seed).items()
+    }
+    apart = torch.tensor([boundary_error(a, b) for a, b in pairs])
+    at = (~apart.isnan()).nonzero().flatten().tolist()
+    return row | mean_and_interval("boundary_error", apart[at], [sources[k] for k in at], seed), micro
+
+
+def best_cut(x, truth):
+    """(cut, +1 or -1): x * sign >= cut * sign says `truth` most often; x [n], truth bool [n]."""
+    found = [
+        ((sign * x >= sign * cut) == truth).double().mean().item() for cut in x.unique() for sign in (1, -1)
+    ]
+    best = max(range(len(found)), key=found.__getitem__)
+    return x.unique()[best // 2].item(), 1 - 2 * (best % 2)
+
+
+def frames_of_track(track):
+    """bool [T]: is it seen?"""
+    seen = torch.zeros(TIMES, dtype=torch.bool)
+    for a, b in track["visible"]:
+        seen[a : b + 1] = True
+    return seen
+
+
+def frames_asked(items, ids):
+    """(rows, bool [n,T]) of all that clips are asked about: in which frames it is seen; what is absent in none."""
+    truth = {f"{i['id']}/{t['object']}": frames_of_track(t) for i in items for t in i["tracks"]} | {
+        f"{i['id']}/{i['absent']}": torch.zeros(TIMES, dtype=torch.bool) for i in items
+    }
+    rows = [k for k, name in enumerate(ids) if name in truth]
+    return rows, torch.stack([truth[ids[k]] for k in rows]) if rows else None
+
+
+def best_threshold_of(scores, truth):
+    """Of the scores in 0..1 [n,T], the one above which they say best which frames are seen, bool [n,T]: by F1 of all together."""
+    cuts = torch.arange(1, 20) / 20
+    f1 = torch.stack([2 * (truth & (scores > c)).sum() / (truth.sum() + (scores > c).sum()) for c in cuts])
+    return round(cuts[f1.argmax()].item(), 2)
+
+
+def persistence_floors(seen, said, energy, persistent):
+    """{name: is it right of each test object}, of what knows no more than how long an object is seen, whether it is seen at both ends, or how much its clip moves. Each of seen, said
+    (bool [n,T]), energy, persistent: {split: [n]}. Cuts are chosen on val, the commonest answer on train.
+
+    `duration_of_the_truth` counts the frames in which the object really is seen, not those in which it is said to be.
+    """
+    measures = {
+        "duration": {s: x.sum(1).double() for s, x in said.items()},
+        "duration_of_the_truth": {s: x.sum(1).double() for s, x in seen.items()},
+        "energy": energy,
+    }
+    right = {
+        "commonest": persistent["test"] == (persistent["train"].double().mean() >= 0.5),
+        "ends": (said["test"][:, 0] & said["test"][:, -1]) == persistent["test"],
+    }
+    for name, x in measures.items():
+        cut, sign = best_cut(x["val"], persistent["val"])
+        right[name] = (sign * x["test"] >= sign * cut) == persistent["test"]
+    return {name: x.double() for name, x in right.items()}
+
+
+def case_of(track):
+    return (
+        track["why"]
+        if track["why"] != "stays"
+        else "stays, hidden for a while"
+        if track["hidden"]
+        else "stays, seen throughout"
+    )
+
+
+def tracks_scored(items, tracks, folder, seed):
+    """(headline scalars, tables) of track.yaml but for what needs the vision model. tracks: as of load_tracks, with all of the items' objects."""
+    split, row_of = split_indices(items, folder), {name: k for k, name in enumerate(tracks["ids"])}
+    objects = {
+        s: [(items[k], t) for k in numbers.tolist() for t in items[k]["tracks"]]
+        for s, numbers in split.items()
+    }
+    rows = {
+        s: torch.tensor([row_of[f"{i['id']}/{t['object']}"] for i, t in these])
+        for s, these in objects.items()
+    }
+    seen = {s: torch.stack([frames_of_track(t) for _, t in these]) for s, these in objects.items()}
+    persistent = {s: torch.tensor([t["persistent"] for _, t in these]) for s, these in objects.items()}
+    asked, frames = frames_asked([items[k] for k in split["val"].tolist()], tracks["ids"])
+    threshold = best_threshold_of(tracks["scores"][asked], frames)
+    said = {s: tracks["scores"][r] > threshold for s, r in rows.items()}
+    moves = dict(
+        zip((i["id"] for i in items), motion_energy([i["frames"] for i in items]).tolist(), strict=True)
+    )
+    energy = {
+        s: torch.tensor([moves[i["id"]] for i, _ in these], dtype=torch.float64)
+        for s, these in objects.items()
+    }
+    sources = [i["source"] for i, _ in objects["test"]]
+    truth = seen["test"]
+    right = (tracks["persistence"][rows["test"]] > 0.5) == persistent["test"]
+
+    floors = persistence_floors(seen, said, energy, persistent)
+    shown = {
+        "own": said["test"],
+        "always": torch.ones_like(truth),
+        "clock": (seen["train"].double().mean(0) >= 0.5).expand_as(truth),
+        "copy": torch.cat([truth[:, :1].expand(-1, EARLIER), truth[:, :-EARLIER]], 1),
+    }
+    table, f1 = (
+        {
+            name: x[k]
+            for name, x in {n: frames_scored(truth, x, sources, seed) for n, x in shown.items()}.items()
+        }
+        for k in (0, 1)
+    )
+    criteria = {
+        "persistence_accuracy": criterion(
+            right.double(),
+            {n: x for n, x in floors.items() if n != "duration_of_the_truth"},
+            sources,
+            seed=seed,
+        ),
+        "frame_f1": criterion(f1["own"], {n: f1[n] for n in ("always", "clock")}, sources, seed=seed),
+    }
+    head = {}
+    for (name, c), p in zip(
+        criteria.items(), holm({n: c["p"] for n, c in criteria.items()}).values(), strict=True
+    ):
+        c["p_holm"] = p
+        head |= {
+            name: c["score"],
+            f"{name}_low": c["low"],
+            f"{name}_high": c["high"],
+            **{
+                f"{name}_{k}": c[k]
+                for k in ("floor", "floor_name", "gain", "gain_low", "gain_high", "p_holm")
+            },
+        }
+    for name, x in floors.items():
+        head |= mean_and_interval(f"persistence_{name}", x, sources, seed)
+    head |= {k: v for k, v in table["own"].items() if k not in head} | {
+        f"frame_f1_{n}": table[n]["frame_f1"] for n in ("always", "clock", "copy")
+    }
+    over_copy = paired_test(f1["own"], f1["copy"], sources, seed=seed)
+    absent = {True: [], False: []}  # is another object of its colour there?
+    for item in (items[k] for k in split["test"].tolist()):
+        if (row := row_of.get(f"{item['id']}/{item['absent']}")) is not None:
+            absent[any(name.split()[0] == item["absent"].split()[0] for name in item["names"])].append(
+                (tracks["scores"][row] > threshold).any().item()
+            )
+    alarms = {
+        "absent_seen": sum(absent.values(), []),
+        "absent_seen_colour_there": absent[True],
+        "absent_seen_colour_not_there": absent[False],
+    }
+    head |= {
+        "over_copy": over_copy["gain"],
+        "over_copy_low": over_copy["gain_low"],
+        "over_copy_high": over_copy["gain_high"],
+        "copy_frames": EARLIER,
+        "rate": RATE,
+        "threshold": threshold,
+        **{name: sum(x) / len(x) if x else None for name, x in alarms.items()},
+        "objects": len(right),
+        "clips": len(split["test"]),
+        "sources": len(set(sources)),
+    }
+    cases = {}
+    for case in sorted({case_of(t) for _, t in objects["test"]}):
+        these = torch.tensor([case_of(t) == case for _, t in objects["test"]])
+        cases[case] = {
+            "n": int(these.sum()),
+            "persistence_accuracy": right[these].double().mean().item(),
+            "duration": floors["duration"][these].mean().item(),
+            "frame_f1": (
+                2 * (truth & said["test"])[these].sum() / (truth[these].sum() + said["test"][these].sum())
+            ).item(),
+        }
+    return head, {"criteria": criteria, "frames": table, "cases": cases}
+
+
+# ---------------------------------------------------------------- attention
+
+
+def without_frames(clip, at, how):
+    """A clip uint8 [T,...] in which the frames `at` show its mean picture, or the nearest frame that stays."""
+    stay = [t for t in range(len(clip)) if t not in at]
+    new = clip.clone()
+    for t in at:
+        new[t] = (
+            clip.float().mean(0).round().byte()
+            if how == "mean"
+            else clip[min(stay, key=lambda s: abs(s - t))]
+        )
+    return new
+
+
+def faithfulness(model, items, device, seed, most=150, draws=5):
+    """{way: paired tests}: does what the tracker says change more without the DELETED frames of highest attention than without as many drawn at random? Of persistence the change of its
+    probability, of the scores the mean change in the frames that stay (deletion: Samek et al. 2017; attention need not explain: Jain & Wallace 2019)."""
+    g, found, sources = torch.Generator().manual_seed(seed), {}, []
+    objects = [(i, name) for i in items for name in i["names"]][:most]
+    for item, name in tqdm(objects, desc="frames left out", unit="object"):
+        clip = frames_of(item, model.config["image_size"])
+        base = {k: x[0, 0] for k, x in follow(model, clip[None], [[name]], device).items()}
+        sets = [
+            base["attention"].topk(DELETED).indices.tolist(),
+            *(torch.randperm(len(clip), generator=g)[:DELETED].tolist() for _ in range(draws)),
+        ]
+        sources.append(item["source"])
+        for how in ("mean", "neighbours"):
+            new = follow(
+                model,
+                torch.stack([without_frames(clip, at, how) for at in sets]),
+                [[name]] * len(sets),
+                device,
+            )
+            stay = torch.stack([torch.tensor([t not in at for t in range(len(clip))]) for at in sets])
+            change = {
+                "persistence": (new["persistence"][:, 0] - base["persistence"]).abs(),
+                "scores": ((new["scores"][:, 0] - base["scores"]).abs() * stay).sum(1) / stay.sum(1),
+            }
+            for key, x in change.items():
+                found.setdefault((how, key), []).append((x[0].item(), x[1:].mean().item()))
+    table = {}
+    for (how, key), pairs in found.items():
+        top, random = torch.tensor(pairs).T
+        table.setdefault(how, {})[key] = {
+            "highest": top.mean().item(),
+            "random": random.mean().item(),
+            **paired_test(top, random, sources, seed=seed),
+        }
+    for (how, key), p in holm({names: table[names[0]][names[1]]["p"] for names in found}).items():
+        table[how][key]["p_holm"] = p
+    return table | {"objects": len(objects), "frames_left_out": DELETED, "draws": draws}
+
+
+def track_objects(args, started):
+    """--mode tracks: tracks.pt of a folder of clips by a tracker, or --embeddings, what any video model wrote; and track.yaml, how true it is."""
+    folder = args.data
+    entry = None if args.embeddings else find_model(args.model)
+    if entry and entry["kind"] != "tracker":
+        load_tracker(entry, None)  # refuses
+    items, index = trajectory_folder(folder)
+    path = Path(args.embeddings or args.out or f"results/{entry['name']}/{Path(folder).name}/tracks.pt")
+    out = Path(args.out) if args.embeddings and args.out else path.with_name("track.yaml")
+    for written in (out, *([] if args.embeddings else [path])):
+        check_writable(written)
+    scored = all(any(split_of(i["source"]) == s for i in items) for s in ("train", "val", "test"))
+    info = {}
+    faithful = {}
+    if entry:
+        device, dtype, why = choose_device()
+        model = load_tracker(entry, device)
+        config = model.config
+        if unknown := [
+            n
+            for i in items
+            for n in (*i["names"], i["absent"])
+            if n.split()[0] not in config["colours"] or n.split()[-1] not in config["shapes"]
+        ]:
+            refuse(
+                f"{folder} has a {unknown[0]!r}, and {entry['path']} knows {', '.join(config['colours'])} and {', '.join(config['shapes'])}; give clips of these"
+            )
+        began = time.time()
+        ids, found = follow_all(model, items, device)
+        seconds = (time.time() - began) / len(items)
+        rows, truth = frames_asked([i for i in items if split_of(i["source"]) == "val"], ids)
+        threshold = best_threshold_of(found["scores"][rows].half().float(), truth) if rows else 0.5
+        save_pt(
+            path,
+            TRACKS,
+            ids,
+            {
+                "model": entry["name"],
+                "weights": entry["weights"],
+                "data": index["data"],
+                "data_path": str(folder),
+                "threshold": threshold,
+                "threshold_from": "val" if rows else "nothing: the data has no val clips",
+            },
+            **{k: x.half() for k, x in found.items()},
+        )
+        info = {"seconds_per_clip": seconds, "parameters": sum(p.numel() for p in model.parameters())}
+        if scored:
+            faithful = faithfulness(
+                model, [i for i in items if split_of(i["source"]) == "test"], device, args.seed
+            )
+            info |= {
+                f"attention_{how}_{key}{end}": faithful[how][key][f"gain{end}"]
+                for how in ("mean", "neighbours")
+                for key in ("persistence", "scores")
+                for end in ("", "_low", "_high")
+            }
+    tracks = load_tracks(path, items)
+    lacking = [
+        n for i in items for name in i["names"] if (n := f"{i['id']}/{name}") not in set(tracks["ids"])
+    ]
+    if lacking:
+        refuse(f"{path} lacks {lacking[0]!r} and {len(lacking) - 1} more; write it again for this --data")
+    head, tables = (
+        tracks_scored(items, tracks, folder, args.seed)
+        if scored
+        else ({"clips": len(items), "unscored": f"{folder} has not all of train, val and test"}, {})
+    )
+    meta = tracks["meta"]
+    result = {
+        "stage": "track",
+        "model": meta.get("model"),
+        "weights": meta.get("weights", "unstated"),
+        "data": index["data"],
+        "data_name": index["name"],
+        "tracks": str(path),
+        **head,
+        **info,
+        **tables,
+        **({"attention": faithful} if faithful else {}),
+        "run": run_info(args, started, script="track.py"),
+    }
+    result = (
+        {k: v for k, v in result.items() if not isinstance(v, dict)}
+        | {"peak_memory_gb": result["run"]["peak_memory_gb"]}
+        | {k: v for k, v in result.items() if isinstance(v, dict)}
+    )
+    save_yaml(out, result)
+    say(result)
+    return result
+
+
+def get_args(argv):
+    p = parser(__doc__)
+    add = p.add_argument
+    add("--model", default="tiny-tracker", help="the tracker")
+    add("--data", default="data/trajectories", help="clips that data.py trajectories wrote")
+    add("--embeddings", metavar="FILE", help="score this tracks.pt instead")
+    add("--out", help="default: results/<model>/<data>/tracks.pt, or track.yaml")
+    return p.parse_args(argv)
+
+
+def main(argv=None):
+    args, started = get_args(argv), time.time()
+    return track_objects(args, started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,483 @@
+"""One training loop for every adapter and fine-tuning, LoRA helpers, and language models that read soft tokens."""
+
+import atexit
+import contextlib
+import hashlib
+import os
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import _atomically, refuse, save_bytes
+from metrics import lpips_features, lpips_to
+from models import from_latents
+
+# ---------------------------------------------------------------- training
+
+SAVE_SECONDS = 20  # between two saved states of a training: a disk may take a second to write one
+
+
+def ranks():
+    """(rank, number) of torchrun's processes; the first call with more than one joins them."""
+    n = int(os.environ.get("WORLD_SIZE", 1))
+    if n > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(torch.distributed.destroy_process_group)
+    return int(os.environ.get("RANK", 0)), n
+
+
+def learned(model):
+    """{name: parameter} of what is trained: with LoRA, not the model's own weights."""
+    return {k: p for k, p in model.named_parameters() if p.requires_grad}
+
+
+def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, arrange=None, bar=None):
+    """Train the module that build() gives and keep the epoch that is best on val. Returns (module, {val, epoch, weights, losses: one a step, steps, seconds_per_step}).
+
+    loss_of(module, items, g, part, warm): the mean loss of the slice `part` of a batch of items; warm during the first how["warm"] epochs. It must draw from g for the whole batch, whatever its
+    part, so that under torchrun, where each rank takes a part, the gradient is that of the whole batch.
+    how: lr, batch, warm, epochs, patience (None: none) and, if wanted, accumulate (parts of a batch, one after the other, to a step), adam8bit, scaler (of the loss, in fp16), val_batch.
+    state: a file, written every SAVE_SECONDS, from which a killed training of the same settings goes on as if it had never stopped. ids: the items' names, for messages.
+    arrange(g): the batches of an epoch, instead of random ones. bar: a tqdm bar that counts steps.
+    Raises FloatingPointError, naming the step and the items, where the loss is not finite.
+    """
+    rank, n = ranks()
+    torch.manual_seed(seed)
+    model = build().to(device)
+    net = torch.nn.parallel.DistributedDataParallel(model) if n > 1 else model
+    batch, parts = min(how["batch"], len(split["train"])), n * how.get("accumulate", 1)
+    per_epoch = len(split["train"]) // batch
+    optimizer = _adamw(how.get("adam8bit"))(learned(model).values(), lr=how["lr"], weight_decay=0.01)
+    last = how["warm"] + how["epochs"]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how["lr"], total_steps=last * per_epoch)
+    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=how.get("scaler", False))
+    g = torch.Generator().manual_seed(seed)
+    arrange = arrange or (
+        lambda g: list(
+            split["train"][torch.randperm(len(split["train"]), generator=g)].split(batch)[:per_epoch]
+        )
+    )
+    best = {"val": float("inf"), "epoch": how["warm"]}
+    epoch = 0
+    seconds = 0.0
+    kept = {}
+    losses = []
+    written = time.time()
+    todo = None
+    try:
+        saved = torch.load(state, map_location="cpu", weights_only=True) if state and state.is_file() else {}
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        refuse(f"{state} is not readable; delete it, and its training starts again")
+    if saved.get("how") == how and {k: v.shape for k, v in saved["model"].items()} == {
+        k: v.shape for k, v in learned(model).items()
+    }:
+        model.load_state_dict(saved["model"], strict=False)
+        for part, name in ((optimizer, "optimizer"), (schedule, "schedule"), (scaler, "scaler")):
+            part.load_state_dict(saved[name])
+        g.set_state(saved["g"])
+        best, epoch, seconds, kept, losses, todo = (
+            saved[k] for k in ("best", "epoch", "seconds", "kept", "losses", "todo")
+        )
+
+    def save(todo):
+        """`todo`: the batches that are left of the epoch, none where it is over."""
+        nonlocal written
+        if state and rank == 0 and time.time() - written > SAVE_SECONDS:
+            written = time.time()
+            saved = {
+                "how": how,
+                "model": learned(model),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "scaler": scaler.state_dict(),
+                "g": g.get_state(),
+                "best": best,
+                "epoch": epoch,
+                "seconds": seconds,
+                "kept": kept,
+                "losses": losses,
+                "todo": todo,
+            }
+            _atomically(state, lambda f: torch.save(saved, f))
+
+    while epoch < last and (how["patience"] is None or epoch - best["epoch"] < how["patience"]):
+        began, warm = time.time(), epoch < how["warm"]
+        model.train()
+        todo = todo or arrange(g)
+        while todo:
+            pick, todo = todo[0], todo[1:]
+            optimizer.zero_grad(set_to_none=True)
+            total = 0.0
+            for k in range(rank, parts, n):
+                with net.no_sync() if n > 1 and k + n < parts else contextlib.nullcontext():
+                    loss = loss_of(net, pick, g, slice(k, None, parts), warm)
+                    if not torch.isfinite(loss):
+                        raise FloatingPointError(
+                            f"the loss is {loss.item()} at step {len(losses)}, epoch {epoch}, items {', '.join(str(ids[i] if ids else i) for i in pick.tolist())}; lower --lr"
+                        )
+                    scaler.scale(loss * n / parts).backward()
+                total += loss.item() * n / parts
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(learned(model).values(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+            losses.append(total)
+            if bar is not None:
+                bar.update(len(losses) - bar.n)
+                bar.set_postfix(loss=f"{np.mean(losses[-20:]):.4f}")
+            if not warm:
+                seconds, began = seconds + time.time() - began, time.time()
+            if todo:
+                save(todo)
+        epoch += 1
+        model.eval()
+        if not warm:
+            with torch.no_grad():
+                # the same noise in every epoch, where there is any
+                fixed = torch.Generator().manual_seed(seed)
+                val = sum(
+                    loss_of(model, p, fixed, slice(None), False).item() * len(p)
+                    for p in split["val"].split(how.get("val_batch", 64))
+                ) / len(split["val"])
+            if n > 1:  # all end at the same epoch, whatever the rounding of each
+                shared = torch.tensor(val, device=device, dtype=torch.float64)
+                torch.distributed.broadcast(shared, 0)
+                val = shared.item()
+            if val < best["val"]:
+                best = {"val": val, "epoch": epoch}
+                kept = {k: v.detach().cpu().clone() for k, v in learned(model).items()}
+        save(None)
+    model.load_state_dict(kept, strict=False)
+    return model.eval(), best | {
+        "weights": kept,
+        "losses": losses,
+        "steps": epoch * per_epoch,
+        "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch),
+    }
+
+
+def _adamw(eight_bit):
+    if eight_bit:
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit
+    return torch.optim.AdamW
+
+
+def reset_lora(model):
+    """Draw LoRA's weights anew, as peft does: B is zero, so that at first nothing is changed."""
+    for name, p in learned(model).items():
+        if "lora_A" in name:
+            torch.nn.init.kaiming_uniform_(p, a=5**0.5)
+        elif "lora_B" in name:
+            torch.nn.init.zeros_(p)
+    return model
+
+
+class _Reached(Exception):
+    pass
+
+
+class Tuned(torch.nn.Module):
+    """Tokens [n, *grid] after a language layer of a VLM, with LoRA (Hu et al. 2022; peft) on queries and values of all layers up to it; the forward pass ends there.
+
+    forward takes the processor's inputs of a batch. All seeds share one copy of the model: `reset` draws LoRA's weights anew. path: the layer's module; rows: the token id of the picture's rows;
+    grid: their shape (..., D).
+    """
+
+    def __init__(self, vlm, path, grid, rows, rank=8):
+        from peft import LoraConfig, get_peft_model
+
+        super().__init__()
+        self.grid, self.rows, last = tuple(grid), rows, int(path.rpartition(".")[2])
+        self.vlm = get_peft_model(
+            vlm,
+            LoraConfig(
+                r=rank,
+                lora_alpha=2 * rank,
+                target_modules=rf".*language_model\.layers\.({'|'.join(map(str, range(last + 1)))})\.self_attn\.[qv]_proj",
+            ),
+        )
+        self.module = self.vlm.get_base_model().get_submodule(path)
+
+    def reset(self):
+        return reset_lora(self)
+
+    def forward(self, inputs):
+        caught = []
+
+        def stop(module, args, output):
+            caught.append(output[0] if isinstance(output, tuple) else output)
+            raise _Reached
+
+        handle = self.module.register_forward_hook(stop)
+        try:
+            self.vlm(**inputs)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return caught[0][inputs["input_ids"] == self.rows].reshape(-1, *self.grid).float()
+
+
+def resample(x, grid):
+    """Tokens [n, h, w, D] at another grid, bilinear."""
+    return torch.nn.functional.interpolate(
+        x.permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=False
+    ).permute(0, 2, 3, 1)
+
+
+def attention(width, inner=None):
+    """A layer of learned queries: self-attention, attention to a memory, an MLP."""
+    return torch.nn.TransformerDecoderLayer(
+        width, 4, inner or 2 * width, dropout=0.0, batch_first=True, norm_first=True
+    )
+
+
+def pictures_of(vae, z):
+    """Normalised latents [n, h, w, C] -> pictures [n, 3, H, W] in -1..1 (not clipped); differentiable."""
+    return from_latents(vae, z[:, None])[:, :, 0]
+
+
+def to_floats(frames):
+    """uint8 [n, H, W, 3] -> [n, 3, H, W] in -1..1."""
+    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def pixel_loss(vae, lpips, pictures):
+    """loss(latents [k, h, w, C], items): LPIPS + 0.1 L2 of what they decode to against pictures uint8 [n, H, W, 3], whose features are kept."""
+    with torch.inference_mode():
+        parts = [
+            [level.cpu() for level in lpips_features(lpips, to_floats(p).to(vae.device))]
+            for p in pictures.split(64)
+        ]
+    kept = [torch.cat(level).clone() for level in zip(*parts, strict=True)]
+
+    def loss(z, items):
+        x = pictures_of(vae, z)
+        target = to_floats(pictures[items]).to(x.device)
+        return (
+            lpips_to(lpips, x, [level[items].to(x.device) for level in kept]).mean()
+            + 0.1 * (x - target).square().mean()
+        )
+
+    return loss
+
+
+# ---------------------------------------------------------------- language models that read soft tokens
+
+MARK = "\ue000"  # where soft tokens go in a chat: of private use, so in nobody's text
+
+
+def word_prompt(tokenizer, question, context=""):
+    """Token ids (before, after) the place of soft tokens in a chat in which the user shows these, or the text `context`, or nothing, and asks. Without a chat template: plain lines."""
+    said = f"{MARK}{context}\n{question}"
+    text = (
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True
+        )
+        if tokenizer.chat_template
+        else f"{said}\nAnswer: "
+    )
+    before, after = text.split(MARK)
+    begun = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
+    return tokenizer(before, add_special_tokens=not begun).input_ids, tokenizer(
+        after, add_special_tokens=False
+    ).input_ids
+
+
+def word_batch(model, tokenizer, prompts, soft=None, answers=None):
+    """The model's inputs: inputs_embeds [n, L, D], padded on the left, attention_mask and position_ids [n, L]; with answers (text) also labels [n, L], -100 outside the answers.
+
+    prompts: n results of `word_prompt`; soft [n, k, D]: the soft tokens at their place, or None. Differentiable with respect to soft.
+    """
+    k = 0 if soft is None else soft.shape[1]
+    told = (
+        [[*tokenizer(a, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for a in answers]
+        if answers
+        else [[]] * len(prompts)
+    )
+    rows = [[*before, *[-1] * k, *after, *end] for (before, after), end in zip(prompts, told, strict=True)]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[-2] * (longest - len(row)) + row for row in rows], device=model.device)
+    x = model.get_input_embeddings()(ids.clamp(min=0))
+    if k:
+        x = x.masked_scatter((ids == -1)[:, :, None], soft.to(x))
+    mask = (ids != -2).long()
+    batch = {"inputs_embeds": x, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    if answers:
+        batch["labels"] = torch.tensor(
+            [[-100] * (longest - len(end)) + end for end in told], device=model.device
+        )
+    return batch
+
+
+def answer_loss(model, batch):
+    """Cross-entropy [n] of the answers of a `word_batch`, the mean over the tokens of each. Logits before the longest answer are not computed."""
+    longest = int((batch["labels"] != -100).sum(1).max())
+    logits = (
+        model(
+            **{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=longest + 1, use_cache=False
+        )
+        .logits[:, :-1]
+        .float()
+    )
+    labels = batch["labels"][:, -longest:]
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1) / (
+        labels != -100
+    ).sum(1)
+
+
+def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
+    """The mean of `answer_loss`, computed in parts of like length, so that little is padded."""
+    long = [len(after) + len(answer) for (_, after), answer in zip(prompts, answers, strict=True)]
+    order, total = sorted(range(len(prompts)), key=long.__getitem__), 0
+    for k in range(parts):
+        if pick := order[k * len(order) // parts : (k + 1) * len(order) // parts]:
+            batch = word_batch(
+                model,
+                tokenizer,
+                [prompts[i] for i in pick],
+                None if soft is None else soft[pick],
+                [answers[i] for i in pick],
+            )
+            total = total + answer_loss(model, batch).sum()
+    return total / len(prompts)
+
+
+@torch.inference_mode()
+def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
+    """Greedy answers (text) of at most `most` tokens to `prompts` of word_prompt, with soft [n, k, D] or without. Prompts of similar length share a batch."""
+    out = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]) + len(prompts[i][1]))
+    for start in range(0, len(order), batch):
+        pick = order[start : start + batch]
+        inputs = word_batch(
+            model, tokenizer, [prompts[i] for i in pick], None if soft is None else soft[pick]
+        )
+        del inputs["position_ids"]  # generate counts them itself, from the mask
+        ids = model.generate(
+            **inputs,
+            max_new_tokens=most,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=1.0,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+        for i, words in zip(pick, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+            out[i] = words.strip()
+    return out
+
+
+class Soft(torch.nn.Module):
+    """Embeddings [n, dim] -> soft tokens [n, k, width] of a language model: layer norm and a linear map, or with `inner` an MLP. std: of the model's own token embeddings."""
+
+    def __init__(self, dim, width, k=8, inner=0, std=1.0):
+        super().__init__()
+        self.sizes = {"dim": dim, "width": width, "k": k, "inner": inner}
+        last = torch.nn.Linear(inner or dim, k * width)
+        torch.nn.init.normal_(last.weight, std=std * last.in_features**-0.5)
+        self.net = torch.nn.Sequential(
+            torch.nn.LayerNorm(dim), *([torch.nn.Linear(dim, inner), torch.nn.GELU()] if inner else []), last
+        )
+
+    def forward(self, x):
+        return self.net(x.float()).unflatten(-1, (self.sizes["k"], self.sizes["width"]))
+
+
+def save_soft(path, soft, **more):
+    """soft.safetensors: the weights, and in its metadata the sizes and `more` (text)."""
+    from safetensors.torch import save
+
+    weights = {k: v.detach().cpu().contiguous() for k, v in soft.state_dict().items()}
+    save_bytes(path, save(weights, {k: str(v) for k, v in {**soft.sizes, **more}.items()}))
+
+
+def load_words(folder, model, name):
+    """(model under LoRA, Soft) as tune.py words wrote them into `folder`, for the language model `model`, called `name`; within `model.disable_adapter()` it is what it was."""
+    from peft import PeftModel
+    from safetensors import safe_open
+
+    path = Path(folder) / "soft.safetensors"
+    if not path.is_file() or not (Path(folder) / "adapter_model.safetensors").is_file():
+        refuse(
+            f"{folder} lacks {path.name} or adapter_model.safetensors; run tune.py words, which writes them"
+        )
+    with safe_open(path, "pt") as file:
+        meta, weights = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no mapping)
+    width = model.get_input_embeddings().embedding_dim
+    if (meta["language"], int(meta["width"])) != (name, width):
+        refuse(
+            f"{folder} was trained on {meta['language']} (width {meta['width']}), and {name} has width {width}; give the language model it was trained on"
+        )
+    soft = Soft(*(int(meta[k]) for k in ("dim", "width", "k", "inner")))
+    soft.load_state_dict(weights)
+    return PeftModel.from_pretrained(model, str(folder)).eval(), soft.to(model.device).eval()
+
+
+# ---------------------------------------------------------------- settings
+
+
+def digest_of_tensors(*tensors):
+    """Twelve letters for the name of a training's state: of other features, latents or weights it is another training."""
+    return hashlib.sha256(b"".join(x.float().numpy().tobytes() for x in tensors)).hexdigest()[:12]
+
+
+def headline(criteria, lpips_name):
+    out = {}
+    for name, c in criteria.items():
+        out |= {
+            name: c["score"],
+            **{f"{name}_{k}": c[k] for k in ("low", "high", "floor", "ceiling", "skill")},
+        }
+    if lpips_name != "lpips":
+        out |= {
+            "lpips": None,
+            "lpips_reason": "the backbone's published weights are neither in torch's cache nor within reach of the network",
+        }
+    return out
+
+
+def add_training_flags(p, defaults, losses=()):
+    """--seeds, --warm, --epochs, --patience, --batch, --lr and, where there is a choice, --loss, each with its default from `defaults`."""
+    if len(losses) > 1:
+        p.add_argument("--loss", choices=losses, help=f"(default: {defaults['loss']})")
+    for name, kind, words in (
+        ("seeds", int, "trainings of each"),
+        (
+            "warm",
+            int,
+            "epochs by the squared error of latents (prompt: of the embeddings) before those by --loss",
+        ),
+        ("epochs", int, "at most; the best on val is kept"),
+        ("patience", int, "epochs without a better val after which a training ends"),
+        ("batch", int, "of all ranks together"),
+        ("lr", float, "peak learning rate of AdamW's one cycle"),
+    ):
+        if name in defaults:
+            p.add_argument(f"--{name}", type=kind, help=f"{words} (default: {defaults[name]})")
+
+
+def training_settings(args, defaults, items):
+    """`defaults`, with what the command line says instead; `items`: how many there are to train on. Exit 2 where nothing could be trained."""
+    given = {k: getattr(args, k, None) for k in defaults}
+    how = defaults | {k: v for k, v in given.items() if v is not None}
+    for name, least in (("seeds", 1), ("warm", 0), ("epochs", 1), ("patience", 1), ("batch", 1)):
+        if how[name] is not None and how[name] < least:
+            refuse(f"--{name} {how[name]} leaves nothing to train; give {least} or more")
+    if not 0 < how["lr"] < 1:
+        refuse(f"--lr {how['lr']} is no learning rate; give one between 0 and 1, such as 1e-4")
+    how["batch"], n = min(how["batch"], items), ranks()[1]
+    if how["batch"] % n:
+        refuse(
+            f"a batch of {how['batch']} (--batch, at most the {items} items there are) cannot be shared out evenly among {n} ranks; "
+            f"give a multiple of {n}"
+        )
+    return how
