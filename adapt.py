@@ -20,7 +20,9 @@ alone (--init starts from them). A run that was killed goes on where it stopped.
 
 beside the VAE's own reconstruction (upper bound), the mean image and another item's image (baselines), and the same adapter from an
 untrained network.
-Modules, to be copied with it: claims.py, common.py, media.py, metrics.py, models.py, stats.py, training.py.
+
+Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py,
+training.py.
 """
 
 import math

@@ -20,6 +20,8 @@ test; the others have no parameters and are reported on train and test together.
 `pooled` holds all layers x all points of the target as means over space, `dimension` three estimates of how many numbers a space varies in.
 Of more than 5,000 items a random part of 5,000 is compared, drawn with --seed; the YAML then says `subset: 5000`.
 A layer whose tokens have no place in the picture (`grid: false`) predicts no cells.
+
+Modules, to be copied with it: common.py, stats.py.
 """
 
 import functools

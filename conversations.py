@@ -174,7 +174,7 @@ def unpacked(path, max_bytes):
             with open(path, "rb") as f:
                 magic = f.read(2)
             expand = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(magic)
-            file = tempfile.TemporaryFile() if expand else open(path, "rb")  # noqa: SIM115
+            file = tempfile.TemporaryFile() if expand else open(path, "rb")  # noqa: SIM115 (it outlives this function)
             if expand and not problems:  # what is compressed can only be read from its beginning
                 with expand(path) as compressed:
                     while chunk := compressed.read(2**20):  # up to its end, where the checksum is

@@ -22,7 +22,9 @@ answers and the majority action.
 `trajectories`: methods are asked the same questions about objects, and for descriptions, and every claim is checked: truth, metadata
 (templates), text, soft (--words), vlm, tuned; commonest, blind (baselines). accuracy by kind, frame_f1, claim_precision, omission,
 abstains; words_follow_picture: are answers worse with the embedding of another object? `changed`: do they follow changed clips?
-Modules, to be copied with it: claims.py, common.py, families.py, media.py, metrics.py, models.py, stats.py, training.py.
+
+Modules, to be copied with it: claims.py, cogvlm2.py, common.py, families.py, media.py, metrics.py, models.py,
+stats.py, training.py.
 """
 
 import functools

@@ -22,7 +22,8 @@ says `grid: false`. The plan's names, L1-L5 (LLaVA), I1-I5 (InternVL) and C1-C4 
 
 One forward pass stops as soon as the last point has been seen, so the head and the layers above are never computed. A shard that is
 complete is never computed again: kill it at any moment and run the same command to go on.
-Modules, to be copied with it: common.py, families.py, media.py, models.py.
+
+Modules, to be copied with it: cogvlm2.py, common.py, families.py, media.py, models.py.
 """
 
 import argparse

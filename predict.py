@@ -16,7 +16,8 @@ past), untrained (--random: tokens of the untrained network). Measures: cosine o
 gain over copy (paired; Wilcoxon's p over sources, Holm over variants) by horizon and by quarter of motion. `predicts` names the
 variants that gain over copy, mean_future, nearest and the controls; `scaling` is one variant on five sizes of the training set.
 Writes predict-latents.yaml, .png, .pt.
-Modules, to be copied with it: common.py, media.py, metrics.py, models.py, stats.py, training.py.
+
+Modules, to be copied with it: cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py, training.py.
 """
 
 import functools

@@ -25,6 +25,8 @@ The layer is chosen on val, its score comes from test, and beside every score st
 constant, shuffled labels, another item's features, raw pixels and their principal components through the same probe, the same architecture with random
 weights (--random), and for clips the best probe trained on frozen ones (first_frame: what the starting position gives away). Position embeddings alone are
 the same for every item, so no probe of them beats the constant or, token by token, the position-only mask. `leak` names a control that scores what it cannot know.
+
+Modules, to be copied with it: common.py, media.py, metrics.py, stats.py.
 """
 
 import functools

@@ -1,6 +1,7 @@
 """One page of all results: results/report.html, which opens from disk, and summary.md beside it. Nothing is computed again.
 
     python report.py --results results --out results/report.html
+
 Modules, to be copied with it: claims.py, common.py.
 """
 

@@ -16,6 +16,9 @@ results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) a
     llava-next, internvl2, cogvlm2    LLaVA-NeXT (CLIP, no merging), InternVL (pixel shuffle) and CogVLM2 (visual expert), taught on pictures to name and to place
 
 This is the only file that knows the small configurations; every other stage loads these folders as it loads a hub checkpoint.
+
+Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py,
+synthetic.py, training.py.
 """
 
 import functools

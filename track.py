@@ -16,7 +16,8 @@ fp16 embedding [N,512], scores [N,32] (probability that it is seen in a frame), 
     absent_seen            how often what is absent is said to be seen in some frame
     attention_<how>_<what> how much more the answer changes without the four frames of highest attention than without four others
                            (showing the clip's mean, or their neighbours)
-Modules, to be copied with it: claims.py, common.py, media.py, metrics.py, models.py, stats.py.
+
+Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py.
 """
 
 import time

@@ -16,7 +16,9 @@ the family writes them. Writes <out>/adapter/ (peft's, and a MODEL like any othe
 asked about, 512 numbers that an adapter makes into soft tokens, under LoRA. Reads tracks.pt (track.py), writes <out>/seed<i>/ (peft's
 folder and soft.safetensors) and <out>/tune-words.yaml: share of val's answers that are right, in all and by kind, beside the majority
 answer; `forgetting`: what LoRA costs on a task that is not about clips.
-Modules, to be copied with it: claims.py, common.py, conversations.py, media.py, metrics.py, models.py, stats.py, training.py.
+
+Modules, to be copied with it: claims.py, cogvlm2.py, common.py, conversations.py, media.py, metrics.py,
+models.py, stats.py, training.py.
 """
 
 import functools

@@ -26,7 +26,8 @@ still_l1 by horizon, with paired gains over copy and flow, those above, jump, be
 clip's first window and picks one by what is known without the outcome: agreement, continuity, flow, consistency, cycle, and the mean of
 these ranks. Each writes video-<job>.yaml, .png, .pt; films/ (a data folder of the generated clips) and video-<job>-parts/ (clips as made:
 a second run makes only what is missing). `animate` writes out.mp4 (H.264), out.gif and out.yaml.
-Modules, to be copied with it: claims.py, common.py, media.py, metrics.py, models.py, stats.py.
+
+Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py.
 """
 
 import fractions

@@ -36,8 +36,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import common  # noqa: E402
-import extract  # noqa: E402
+import common  # noqa: E402 (after the environment is set)
+import extract  # noqa: E402 (after the environment is set)
 
 
 def seconds(call):

@@ -40,10 +40,10 @@ import training
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import adapt  # noqa: E402
-import align  # noqa: E402
-import common  # noqa: E402
-import probe  # noqa: E402
+import adapt  # noqa: E402 (after the environment is set)
+import align  # noqa: E402 (after the environment is set)
+import common  # noqa: E402 (after the environment is set)
+import probe  # noqa: E402 (after the environment is set)
 
 SIZES = (100, 500)  # test items of a world
 COUNTS = (50, 100, 200, 500, 1000)  # items of a rule

@@ -17,8 +17,8 @@ logging.raiseExceptions = False
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest  # noqa: E402 (after the environment is set)
+import torch  # noqa: E402 (after the environment is set)
 
 torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), 2))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import check_writable, save_text  # noqa: E402
+from common import check_writable, save_text  # noqa: E402 (after the path is set)
 
 FILES = "common", "cogvlm2", "data", "extract", "probe", "align", "adapt", "predict", "verify", "explain"
 # package: its module, where the name is another
