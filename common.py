@@ -107,7 +107,7 @@ def subcommands(doc, jobs):
     )
     parsers = {}
     for name, line in jobs.items():
-        parsers[name] = choice.add_parser(name, help=line, description=line)
+        parsers[name] = choice.add_parser(name, help=line, description=line, formatter_class=HelpFormatter)
         parsers[name].add_argument("--seed", type=int, default=0, help="of everything random")
     return p, parsers
 
