@@ -88,7 +88,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         text = action.help or ""
-        unsaid = action.default in (None, False, argparse.SUPPRESS) or "default" in text
+        unsaid = str(action.default) in ("None", "False", "", argparse.SUPPRESS) or "default" in text
         return text if unsaid else f"{text} (default: %(default)s)".strip()
 
 
