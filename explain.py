@@ -321,7 +321,7 @@ def ask_about_data(args, started):
 
 
 def run_frames(args, started):
-    """--ask --frames: the share of test questions that are answered rightly from the frames that each way chooses, in frames.yaml; answers, seconds and numbers of frames in frames.pt."""
+    """The share of test questions that are answered rightly from the frames that each way chooses, in frames.yaml; answers, seconds and numbers of frames in frames.pt."""
     entry = find_model(args.model) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING or not entry["type"].startswith("qwen"):
         refuse(
@@ -2203,7 +2203,7 @@ def get_args(argv):
     add("--batch", type=int, default=8, help="micro-batch")
     add("--random-init", action="store_true", help="the same architecture with untrained weights")
     add("--revision", help="branch, tag or commit of a hub repository")
-    add("--out", help="default: results/<model>/<data>/frames-<count>.pt, and a YAML beside it")
+    add("--out", help="default: results/<model>/<data>/frames.pt, and a YAML beside it")
     add = jobs["semantic"].add_argument
     add("--films", required=True, help="the generated clips that video.py coherence wrote")
     add("--answers", required=True, help="what `ask` wrote about them")

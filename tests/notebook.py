@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 from common import check_writable, save_text  # noqa: E402 (after the path is set)
 
-FILES = "common", "cogvlm2", "data", "extract", "probe", "align", "adapt", "predict", "verify", "explain"
+# tiny.py trains what SMALL fetches
+FILES = sorted(p.name for p in ROOT.glob("*.py") if p.name != "tiny.py")
 # package: its module, where the name is another
 MODULES = {"pillow": "PIL", "scikit-image": "skimage", "pyyaml": "yaml"}
 
@@ -26,7 +27,7 @@ Does a vision-language model carry enough to drive a video decoder, to predict w
 repository. Fill in the next cell and run all of them. The default is a small model, an instrument check that needs no GPU (10 minutes; with `MORE = "N=40 FROZEN="` 3).
 A T4 computes in fp16."""
 
-SETTINGS = """MODEL, GATE, DATA = "tiny", "gate1", "shapes"   # MODEL: a name of the registry in common.py, or a folder
+SETTINGS = """MODEL, GATE, DATA = "tiny", "gate1", "shapes"   # MODEL: a name of the registry in models.py, or a folder
 MORE = ""   # more for make: "N=40 FROZEN=", "ROOT=/kaggle/input/mine FORMAT=csv", "MEMORY=15GB"; `!make help` lists what there is
 CHECKPOINTS = ""   # where results/tiny/checkpoints of the repository lies, say in an attached dataset; empty: it is cloned from
 REPOSITORY = "{repository}"   # which needs the internet, to be allowed in the notebook's settings"""
@@ -71,7 +72,7 @@ def needed(requirements):
 def notebook(repository):
     """The notebook as nbformat 4.5 wants it, a dict."""
     pins = json.dumps(needed((ROOT / "requirements.txt").read_text()), indent=4)
-    files = [f"{name}.py" for name in FILES] + ["Makefile", "requirements.txt"]
+    files = [*FILES, "Makefile", "requirements.txt"]
     code = [
         SETTINGS.format(repository=repository),
         *(f"%%writefile {name}\n{(ROOT / name).read_text()}" for name in files),

@@ -139,7 +139,7 @@ def test_a_long_clip_is_decoded_no_further_than_wanted_and_keeps_only_what_is(tm
         encode(tmp_path / name, long)
         decoded, real = [], media.shown
         monkeypatch.setattr(
-            data, "shown", lambda *a, seen=decoded, real=real: (seen.append(1) or x for x in real(*a))
+            media, "shown", lambda *a, seen=decoded, real=real: (seen.append(1) or x for x in real(*a))
         )
         frames, _ = media.middle_frames(tmp_path / name, 10, None, 48)
         monkeypatch.undo()
@@ -268,9 +268,6 @@ def test_what_cannot_be_meant_is_refused(tmp_path, film, refused):
     )
     (tmp_path / "labels.csv").write_bytes("filename,label\na,sch\u00f6n\n".encode("latin-1"))
     refused(lambda: read(tmp_path, tmp_path / "out"), "labels.csv is not UTF-8")
-    refused(
-        lambda: data.main(["shapes", "--fps", "3", "--out", str(tmp_path / "out")]), "--fps 3 with shapes"
-    )
 
 
 # ---------------------------------------------------------------- splits
@@ -451,7 +448,7 @@ mine: DATA=mine ROOT=/r FORMAT=clips ANNOTATIONS=/a.csv CLIPSIZE=64 N=9 FPS=12
 ssv2: DATA=ssv2 ROOT=/r FRAMES=16
     data.py ssv2 --frames 16 --root /r --out data/ssv2
 mine: DATA=mine ROOT=/r FORMAT=coco
-    data.py boxes --format coco --root /r --out data/mine
+    data.py coco --root /r --out data/mine
 mine: DATA=mine ROOT=/r/set.json FORMAT=sets N=9
     data.py sets --root /r/set.json --n 9 --out data/mine
 future-last: PAST=5

@@ -274,7 +274,7 @@ def test_frozen_clips_show_one_frame_and_keep_everything_else(tmp_path, moving_f
 
 
 def test_what_cannot_be_frozen_is_refused(refused, shapes_folder, moving_folder, tmp_path):
-    refused(lambda: data.main(["shapes", "--freeze", "first"]), "--freeze first", "moving")
+    refused(lambda: data.main(["shapes", "--freeze", "first"]), "unrecognized arguments: --freeze first")
     refused(
         lambda: data.main(["moving", "--clips", str(moving_folder), "--out", str(tmp_path / "a")]),
         "--clips",
@@ -303,7 +303,7 @@ def test_cut_clips_hold_those_frames_and_nothing_of_the_others(tmp_path):
 
 def test_a_cut_that_cannot_be_made_is_refused(refused, moving_folder, tmp_path):
     for given, said in (
-        ([], "give --clips"),
+        ([], "required: --frames"),
         (["--frames", "0"], "are no frames"),
         (["--frames", "3", "--first", "15"], "frames 15 to 17"),
     ):
@@ -320,7 +320,7 @@ def test_voc_csv_and_coco_give_the_same_items(tmp_path):
     read = {}
     for form, write in WRITERS.items():
         write(folder)
-        data.main(["boxes", "--root", str(folder), "--format", form, "--out", str(tmp_path / form)])
+        data.main([form, "--root", str(folder), "--out", str(tmp_path / form)])
         read[form] = {i["id"]: i for i in load_items(tmp_path / form)[0]}
     for name, boxes in SHARED:
         for items in read.values():
@@ -340,7 +340,7 @@ def test_coco_crowds_are_left_out(tmp_path):
         {"id": 9999, "image_id": 7, "iscrowd": 1, "bbox": [0, 0, 40, 32], "category_id": 10}
     )
     (folder / "annotations.json").write_text(json.dumps(content))
-    data.main(["boxes", "--root", str(folder), "--format", "coco", "--out", str(tmp_path / "out")])
+    data.main(["coco", "--root", str(folder), "--out", str(tmp_path / "out")])
     assert [len(i["boxes"]) for i in load_items(tmp_path / "out")[0]] == [1, 2, 1]
 
 
@@ -373,7 +373,7 @@ def test_a_problem_is_listed_with_file_and_reason_and_nothing_is_written(tmp_pat
     spoil, line, more = BAD[case]
     folder = image_folder(tmp_path)
     spoil(folder)
-    err = refused(capsys, "boxes", "--root", folder, "--format", "csv", "--out", tmp_path / "out", *more)
+    err = refused(capsys, "csv", "--root", folder, "--out", tmp_path / "out", *more)
     assert line in err and "1 problems" in err and "--skip-bad" in err
     assert not (tmp_path / "out/index.yaml").exists() and not list((tmp_path / "out").glob("*.pt"))
 
@@ -381,14 +381,14 @@ def test_a_problem_is_listed_with_file_and_reason_and_nothing_is_written(tmp_pat
 def test_an_image_annotated_twice_is_refused(tmp_path, capsys):
     folder = image_folder(tmp_path, "voc")
     (folder / "annotations/again.xml").write_text((folder / "annotations/a.xml").read_text())
-    err = refused(capsys, "boxes", "--root", folder, "--format", "voc", "--out", tmp_path / "out")
+    err = refused(capsys, "voc", "--root", folder, "--out", tmp_path / "out")
     assert "a.png" in err and "twice" in err
 
 
 def test_a_photograph_under_two_names_is_one_source(tmp_path):
     folder = image_folder(tmp_path, truth=[*SHARED, ("z.png", SHARED[0][1])])
     (folder / "z.png").write_bytes((folder / SHARED[0][0]).read_bytes())
-    data.main(["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out")])
+    data.main(["csv", "--root", str(folder), "--out", str(tmp_path / "out")])
     assert {i["id"]: i["source"] for i in load_items(tmp_path / "out")[0]} == {
         name: name for name, _ in SHARED
     } | {"z.png": SHARED[0][0]}
@@ -399,7 +399,7 @@ def test_a_json_that_is_not_coco_instances_is_refused(tmp_path, capsys):
     content = write_coco(folder)
     del content["annotations"]
     (folder / "annotations.json").write_text(json.dumps(content))
-    err = refused(capsys, "boxes", "--root", folder, "--format", "coco", "--out", tmp_path / "out")
+    err = refused(capsys, "coco", "--root", folder, "--out", tmp_path / "out")
     assert "annotations.json is not a COCO instances file" in err and "annotations" in err
 
 
@@ -407,7 +407,7 @@ def test_skip_bad_goes_on_with_the_good_items_and_records_how_many_it_left_out(t
     folder = image_folder(tmp_path)
     break_image(folder)
     add_row("gone.png", "cat", 1, 2, 3, 4)(folder)
-    arguments = ["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out")]
+    arguments = ["csv", "--root", str(folder), "--out", str(tmp_path / "out")]
     err = refused(capsys, *arguments)
     assert all(s in err for s in ("a.png: broken", "gone.png: no such", "2 problems"))
     index = data.main([*arguments, "--skip-bad"])
@@ -419,19 +419,17 @@ def test_skip_bad_goes_on_with_the_good_items_and_records_how_many_it_left_out(t
 def test_an_item_with_one_bad_row_is_left_out_whole(tmp_path):
     folder = image_folder(tmp_path)
     add_row("c.png", "cat", 1, 2, "three", 4)(folder)
-    index = data.main(
-        ["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out"), "--skip-bad"]
-    )
+    index = data.main(["csv", "--root", str(folder), "--out", str(tmp_path / "out"), "--skip-bad"])
     assert index["ids"] == ["a.png", "b.png"] and index["skipped"] == 1
 
 
 def test_missing_root_and_missing_annotations_are_refused(tmp_path, capsys):
     folder = write_images(tmp_path / "in")
-    assert "--root is missing" in refused(capsys, "boxes", "--out", tmp_path / "out")
+    assert "required: --root" in refused(capsys, "voc", "--out", tmp_path / "out")
     assert "is not a folder" in refused(
-        capsys, "boxes", "--root", tmp_path / "nowhere", "--out", tmp_path / "out"
+        capsys, "voc", "--root", tmp_path / "nowhere", "--out", tmp_path / "out"
     )
-    arguments = ["boxes", "--root", folder, "--format", "csv", "--out", tmp_path / "out"]
+    arguments = ["csv", "--root", folder, "--out", tmp_path / "out"]
     assert "labels.csv does not exist" in refused(capsys, *arguments)
     (folder / "labels.csv").write_text("filename,class,xmin,ymin\na.png,cat,1,2\n")
     assert "lacks the columns xmax, ymax" in refused(capsys, *arguments)
@@ -463,9 +461,7 @@ def test_the_raccoon_photographs_give_200_items_with_217_boxes_the_same_from_voc
     read = {}
     for form in ("voc", "csv"):
         out = str(tmp_path / form)
-        index = data.main(
-            ["boxes", "--root", str(RACCOON), "--format", form, "--classes", "raccoon", "--out", out]
-        )
+        index = data.main([form, "--root", str(RACCOON), "--classes", "raccoon", "--out", out])
         assert (index["items"], index["data"], index["skipped"]) == (200, "real", 0)
         read[form] = {i["id"]: sorted(i["boxes"].tolist()) for i in load_items(out)[0]}
     assert read["voc"] == read["csv"] and sum(map(len, read["csv"].values())) == 217

@@ -313,12 +313,11 @@ def test_features_are_those_of_the_frames_chosen_and_the_index_says_which(
 
 WRONG = {
     "--frames moton": "motion",
-    "--frames motion,uniform": "--ask",
+    "--frames motion,uniform": "'motion,uniform'",
     "--frames motion --count 99": "41 frames",
     "--frames motion --count 5 --largest-gap 9": "41 frames",
     "--frames random --largest-gap 9": "motion",
     "--largest-gap 9": "--frames",
-    "--ask --frames motion --stream": "--stream",
 }
 
 
@@ -331,8 +330,8 @@ def test_wrong_choices_of_frames_are_refused_before_a_model_is_loaded(waiting, t
 @pytest.mark.slow
 def test_ways_are_compared_at_equal_frames_and_at_equal_time_and_nothing_is_asked_twice(waiting, tmp_path):
     out = tmp_path / "frames.pt"
-    command = f"--model tiny --data {waiting} --ask --frames motion,uniform,random --count 8 --out {out}"
-    found = extract.main(command.split())
+    command = f"frames --model tiny --data {waiting} --frames motion,uniform,random --count 8 --out {out}"
+    found = explain.main(command.split())
     equal = {"motion8", "uniform8", "random8"}
     assert (
         equal <= set(found["ways"])
@@ -352,4 +351,4 @@ def test_ways_are_compared_at_equal_frames_and_at_equal_time_and_nothing_is_aske
     most = 8 * (1 + found["ways"]["motion8"]["seconds_choosing"] / even)
     assert found["equal_time"] == [f"uniform{n}" for n in (16, 32) if n <= most]
     written = out.read_bytes()
-    assert extract.main(command.split())["ways"] == found["ways"] and out.read_bytes() == written
+    assert explain.main(command.split())["ways"] == found["ways"] and out.read_bytes() == written

@@ -12,7 +12,10 @@ import pytest
 import common
 from common import HERE
 
-STAGES = ["data", "extract", "probe", "align", "adapt", "predict", "verify", "explain"]
+STAGES = (
+    "data extract probe align adapt predict video verify explain track tune operations gate report".split()
+)
+MODULES = "common stats metrics models families training synthetic conversations media claims cogvlm2".split()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_every_script_that_a_gate_needs_is_written_as_it_stands(made, tmp_path, 
     for source in sources(made):
         if source.startswith("%%writefile "):
             execute(source, {})
-    scripts = {f"{s}.py" for s in [*STAGES, "common", "cogvlm2"]}
+    scripts = {f"{s}.py" for s in [*STAGES, *MODULES]}
     assert {p.name for p in tmp_path.iterdir()} == scripts | {"Makefile", "requirements.txt"}
     assert all(p.read_bytes() == (HERE / p.name).read_bytes() for p in tmp_path.iterdir())
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-import data
-import explain
 import operations
+import report
 import stats
 import synthetic
 from common import load_items, load_yaml, split_of
@@ -67,13 +66,13 @@ def made_up(tmp_path_factory):
     folder = tmp_path_factory.mktemp("operations")
     synthetic.draw_operations(folder / "raw", 16, 42, sessions=2, rate=1.0)
     flags = ["--n", "400", "--asked", "360", "--seed", "42", "--out", str(folder / "operations")]
-    data.main(["openpack", "--root", str(folder / "raw"), *flags])
+    operations.main(["read", "--root", str(folder / "raw"), *flags])
     return folder / "raw", folder / "operations"
 
 
 def read(root, out, *more):
     flags = ["--window", "4", "--count", "4", "--asked", "100", "--every", "1", "--out", out, *more]
-    data.main(["openpack", "--root", str(root), *map(str, flags)])
+    operations.main(["read", "--root", str(root), *map(str, flags)])
     return load_items(out)
 
 
@@ -156,7 +155,7 @@ def test_boundary_clips_are_drawn_more_often_in_train_and_nowhere_else(made_up, 
         "--out",
         str(tmp_path / "as-they-come"),
     ]
-    data.main(["openpack", "--root", str(made_up[0]), *flags])
+    operations.main(["read", "--root", str(made_up[0]), *flags])
     assert share(made_up[1], "train") == 0.5 and share(tmp_path / "as-they-come", "train") < 0.4
     assert share(made_up[1], "test") < 0.4
 
@@ -330,7 +329,7 @@ WRITERS = {
 
 @pytest.fixture
 def ask(monkeypatch, made_up, tmp_path):
-    """explain.py of two writers, the first in the place of the model `tiny`, the second in that of `tiny-semantic`."""
+    """operations.py of two writers, the first in the place of the model `tiny`, the second in that of `tiny-semantic`."""
 
     def load(*_):
         return None, SimpleNamespace(tokenizer=lambda text: SimpleNamespace(input_ids=text.split()))
@@ -344,9 +343,9 @@ def ask(monkeypatch, made_up, tmp_path):
             return [WRITERS[names[entry["name"]]](i, rng) for i in items]
 
         monkeypatch.setattr(operations, "operation_answers", say)
-        out = tmp_path / "results/tiny/operations/explain-operations.yaml"
+        out = tmp_path / "results/tiny/operations/operations.yaml"
         flags = ["--data", str(made_up[1]), "--models", *names, "--out", str(out)]
-        result = explain.main(["--mode", "operations", *flags])
+        result = operations.main(["score", *flags])
         assert load_yaml(out)["answers"].keys() == result["answers"].keys()
         return result
 
@@ -404,20 +403,18 @@ def test_the_pair_confused_most_is_named_and_shown(ask, tmp_path):
     found = ask("silent", "alike")
     assert found["confused_most"] == "Attach Box Label / Attach Shipping Label"
     assert found["pair"]["share_of_errors"] == 1 and 0.3 < found["pair"]["clips"] / found["pair"]["of"] < 0.7
-    explain.main(["--mode", "report", "--results", str(tmp_path / "results")])
+    report.main(["--results", str(tmp_path / "results")])
     page = (tmp_path / "results/report.html").read_text()
-    assert "Attach Box Label and Attach Shipping Label" in page and "explain-operations.png" not in page, (
+    assert "Attach Box Label and Attach Shipping Label" in page and "operations.png" not in page, (
         "the picture is missing"
     )
 
 
 def test_wrong_folders_and_models_are_refused(made_up, moving_folder, tmp_path, refused):
     def call(*more):
-        return lambda: explain.main(
-            ["--mode", "operations", "--out", str(tmp_path / "x.yaml"), *map(str, more)]
-        )
+        return lambda: operations.main(["score", "--out", str(tmp_path / "x.yaml"), *map(str, more)])
 
-    refused(call("--data", moving_folder), "holds no operations", "data.py openpack")
+    refused(call("--data", moving_folder), "holds no operations", "operations.py read")
     refused(call("--data", made_up[1], "--models", "tiny", "tiny"), "tiny twice")
     refused(call("--data", made_up[1], "--models", "tiny-cogvlm2"), "cogvlm2", "several frames")
     refused(call("--data", made_up[1], "--clips", "0"), "not all positive")
@@ -426,9 +423,9 @@ def test_wrong_folders_and_models_are_refused(made_up, moving_folder, tmp_path, 
 @pytest.mark.slow
 def test_a_real_model_is_asked(made_up, tmp_path):
     flags = ["--data", str(made_up[1]), "--models", "tiny", "--clips", "6", "--batch", "64"]
-    found = explain.main(["--mode", "operations", *flags, "--out", str(tmp_path / "explain-operations.yaml")])
+    found = operations.main(["score", *flags, "--out", str(tmp_path / "operations.yaml")])
     # it has been taught shapes, and no JSON
     assert found["clips"] == 6 and found["accuracy"] == 0 and found["no_json"] == 1
     # a single session says nothing of others
     assert found["answer"] == "INCONCLUSIVE" and found["tuned"] is None
-    assert (tmp_path / "explain-operations-answers.pt").is_file()
+    assert (tmp_path / "operations-answers.pt").is_file()

@@ -139,7 +139,7 @@ MAKE = {
 def test_every_format_gives_the_same_items(tmp_path, name):
     (tmp_path / "in").mkdir()
     root = MAKE[name](tmp_path / "in")
-    index = data.main(["--source", "sets", "--root", str(root), "--out", str(tmp_path / "out")])
+    index = data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out")])
     items = load_items(tmp_path / "out")[0]
     assert (index["format"], index["data"], index["skipped"]) == (name.split()[0].split(".")[0], "real", 0)
     assert [i["turns"] for i in items] == [[[ASK, c]] for c in CAPTIONS] and not any(
@@ -148,7 +148,7 @@ def test_every_format_gives_the_same_items(tmp_path, name):
     assert [bytes(i["encoded"].numpy()) for i in items] == [jpeg(k) for k in range(6)]
     assert {(i["width"], i["height"]) for i in items} == {(40, 30)} and len({i["id"] for i in items}) == 6
     assert all(("text" in i) == (name[0] in "ciw") for i in items)
-    assert data.main(["--check", str(root)])["splits"] == index["splits"]
+    assert data.main(["sets", "--check", "--root", str(root)])["splits"] == index["splits"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["00000.pt", "ids.jsonl", "index.yaml"]
 
 
@@ -248,7 +248,7 @@ def test_rows_that_are_packed_or_stand_over_several_lines_are_entries(tmp_path):
         "\n".join(json.dumps(row, indent=2) for row in rows) + "\n",
     ):
         root.write_text(text)
-        assert data.main(["--check", str(root)])["items"] == 3
+        assert data.main(["sets", "--check", "--root", str(root)])["items"] == 3
 
 
 def asked_of_video(**more):
@@ -293,10 +293,16 @@ def test_a_video_is_shown_from_beginning_to_end(tmp_path, archive):
 def test_a_video_that_cannot_be_used_is_a_problem(tmp_path, capsys):
     film(tmp_path / "v.mp4", 20)
     root = written(tmp_path / "set.jsonl", [asked_of_video(video="v.mp4")])
-    assert "v.mp4 is 64x48, and --max-side is 50" in checked(capsys, "--check", root, "--max-side", 50)[0]
-    assert "v.mp4 has 20 frames, and 21 are wanted" in checked(capsys, "--check", root, "--frames", 21)[0]
+    assert (
+        "v.mp4 is 64x48, and --max-side is 50"
+        in checked(capsys, "sets", "--check", "--root", root, "--max-side", 50)[0]
+    )
+    assert (
+        "v.mp4 has 20 frames, and 21 are wanted"
+        in checked(capsys, "sets", "--check", "--root", root, "--frames", 21)[0]
+    )
     (tmp_path / "v.mp4").write_bytes(b"\0" * 999)
-    assert "v.mp4 cannot be decoded" in checked(capsys, "--check", root)[0]
+    assert "v.mp4 cannot be decoded" in checked(capsys, "sets", "--check", "--root", root)[0]
 
 
 def test_a_phones_picture_is_turned_and_what_is_transparent_lies_on_white(tmp_path):
@@ -407,7 +413,7 @@ def test_a_problem_is_named_by_file_item_and_reason(tmp_path, capsys, name):
     limits = ["--max-side", "256", "--max-bytes", "50000"]
     if callable(spoil):
         spoil(folder)
-    line, last = checked(capsys, "--check", root, *limits)
+    line, last = checked(capsys, "sets", "--check", "--root", root, *limits)
     assert line.startswith("set.jsonl: ") and ("(line 2): " in line or " line 2: " in line) and reason in line
     assert f"error: 1 problems in {root} (1 " in last
     line, last = checked(capsys, "sets", "--root", root, "--out", tmp_path / "out", *limits)
@@ -419,7 +425,7 @@ def test_a_problem_is_named_by_file_item_and_reason(tmp_path, capsys, name):
 
 def test_all_problems_of_an_item_are_listed_and_at_most_twenty_of_a_kind(tmp_path, capsys):
     entries = [say("hWhat?", "narrator: b", image=f"images/gone{k}.jpg", id=str(k)) for k in range(25)]
-    lines = checked(capsys, "--check", written(pictures(tmp_path) / "set.jsonl", entries))
+    lines = checked(capsys, "sets", "--check", "--root", written(pictures(tmp_path) / "set.jsonl", entries))
     assert [sum(w in line for line in lines) for w in ("narrator", "is not there", "has 0 <image>")] == [
         20,
         20,
@@ -440,7 +446,7 @@ def test_an_array_that_is_cut_short_or_a_line_that_is_no_json_leaves_the_others(
         (lines, "set.json: line 2: is not JSON (", 2),
     ):
         root.write_text(content)
-        assert checked(capsys, "--check", root)[0].startswith(said)
+        assert checked(capsys, "sets", "--check", "--root", root)[0].startswith(said)
         assert (
             data.main(["sets", "--root", str(root), "--out", str(tmp_path / "out"), "--skip-bad"])["items"]
             == left
@@ -483,7 +489,7 @@ def test_nothing_that_json_can_hold_makes_it_stumble(tmp_path, capsys):
         {"images": [{"path": "images/1.jpg", "bytes": None}], "caption": "e"},
     ]
     entries = [entry for world in worlds for entry in [world, *replaced(world, odd)]]
-    checked(capsys, "--check", written(folder / "set.jsonl", entries))
+    checked(capsys, "sets", "--check", "--root", written(folder / "set.jsonl", entries))
     index = data.main(
         ["sets", "--root", str(folder / "set.jsonl"), "--skip-bad", "--out", str(tmp_path / "out")]
     )
@@ -527,7 +533,7 @@ def test_shards_of_a_webdataset_are_read_one_after_the_other_and_what_tools_leav
         tmp_path / "SET.ZIP"
     )
     for root in ("notes", "SET.ZIP"):
-        assert data.main(["--check", str(tmp_path / root)])["items"] == 1
+        assert data.main(["sets", "--check", "--root", str(tmp_path / root)])["items"] == 1
 
 
 def test_names_with_dots_that_fall_together_are_a_problem(tmp_path, capsys):
@@ -535,7 +541,7 @@ def test_names_with_dots_that_fall_together_are_a_problem(tmp_path, capsys):
         tmp_path / "set.tar",
         {f"shot-1.{k}.{e}": x for k in range(2) for e, x in (("jpg", jpeg(k)), ("txt", b"a"))},
     )
-    assert checked(capsys, "--check", root)[0].startswith(
+    assert checked(capsys, "sets", "--check", "--root", root)[0].startswith(
         "set.tar: shot-1: has its words twice, at last in shot-1.1.txt;"
     )
     packed(
@@ -548,11 +554,11 @@ def test_names_with_dots_that_fall_together_are_a_problem(tmp_path, capsys):
 def test_a_remedy_is_named_for_paths_that_begin_elsewhere(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     root = written(tmp_path / "in/set.json", [llava(0), llava(1)])
-    last = checked(capsys, "--check", root)[-1]
+    last = checked(capsys, "sets", "--check", "--root", root)[-1]
     assert last.endswith("mend them, or give --media the folder or archive in which their paths begin")
     there = pictures(tmp_path / "there")
     for media in (there, packed(tmp_path / "there.zip", files_of(there))):
-        assert data.main(["--check", str(root), "--media", str(media)])["items"] == 2
+        assert data.main(["sets", "--check", "--root", str(root), "--media", str(media)])["items"] == 2
 
 
 NO_SETS = {
@@ -590,10 +596,9 @@ def test_what_is_no_set_is_refused_by_what_it_is(tmp_path, capsys, name):
 def test_formats_and_flags_of_others_are_refused(refused):
     refused(
         lambda: data.main(["sets", "--root", "x", "--format", "voc"]),
-        "--format voc",
-        "llava, qwen, clip, webdataset, imagefolder",
+        "invalid choice: 'voc'",
+        "'llava', 'qwen', 'clip', 'webdataset', 'imagefolder'",
     )
-    refused(lambda: data.main(["shapes", "--flip"]), "--flip", "shapes")
     refused(lambda: data.main(["sets", "--root", "x.json", "--crop", "1.5"]), "--crop 1.5")
 
 
@@ -684,7 +689,7 @@ def test_a_hostile_archive_is_refused_and_nothing_is_written(tmp_path, capsys, n
     lines = checked(capsys, "sets", "--root", root, "--out", tmp_path / "out", "--max-bytes", 10**6, *flags)
     assert said in "\n".join(lines) and sorted(tmp_path.rglob("*")) == before
     assert (
-        said in "\n".join(checked(capsys, "--check", root, "--max-bytes", 10**6))
+        said in "\n".join(checked(capsys, "sets", "--check", "--root", root, "--max-bytes", 10**6))
         and not Path("/tmp/evil.jpg").exists()
     )
 
@@ -705,7 +710,7 @@ def test_what_expands_as_no_honest_archive_does_is_refused_under_any_max_bytes(t
             file.fileobj.write(member.tobuf())
     assert (
         "expands to more than 200 times its size ('images/1.jpg' makes it 21474"
-        in checked(capsys, "--check", path)[-1]
+        in checked(capsys, "sets", "--check", "--root", path)[-1]
     )
 
 
@@ -758,7 +763,7 @@ def test_a_picture_that_is_nearly_in_another_split_is_listed(tmp_path, capsys, t
     ]
     root = written(folder / "set.jsonl", entries)
     if twin:
-        line, last = checked(capsys, "--check", root)
+        line, last = checked(capsys, "sets", "--check", "--root", root)
         assert (
             line
             == "set.jsonl: 11 (line 12): is in test, and nearly the same picture in train: set.jsonl: 0 (line 1)"
@@ -776,7 +781,7 @@ def test_every_picture_of_an_album_is_compared_with_those_of_other_splits(tmp_pa
         return say("h<image><image>\nSame?", f"g{a} {b}", image=shown, id=f"{a}{b}", split=split)
 
     albums = [album(a, b, "train" if a < 3 else "test") for a, b in ((0, 1), (2, 3), (4, 5), (9, 6), (7, 1))]
-    exact, near, _ = checked(capsys, "--check", written(folder / "set.jsonl", albums))
+    exact, near, _ = checked(capsys, "sets", "--check", "--root", written(folder / "set.jsonl", albums))
     assert exact == "set.jsonl: 71 (line 5): shows what 01 shows, which is in train, and this in test"
     assert near.startswith("set.jsonl: 96 (line 4), picture 1: is in test, and nearly the same")
     assert near.endswith("picture in train: set.jsonl: 23 (line 2), picture 1")
@@ -787,7 +792,7 @@ def test_pictures_of_one_value_are_nobodys_duplicates(tmp_path):
     for k in range(2):
         Image.new("RGB", (20, 20), (k * 90, 0, 0)).save(folder / f"images/{k}.jpg")
     root = written(folder / "set.jsonl", [llava(k) | {"split": ("train", "test")[k]} for k in range(2)])
-    assert data.main(["--check", str(root)])["items"] == 2
+    assert data.main(["sets", "--check", "--root", str(root)])["items"] == 2
 
 
 def test_statistics_count_what_is_there(tmp_path, capsys):
@@ -797,7 +802,7 @@ def test_statistics_count_what_is_there(tmp_path, capsys):
     album = say("h<image><image>\nA?", "gone two three four", "hB?", "gb", image=shown, id="x")
     entries = [llava(0) | {"split": "train"}, album | {"split": "train"}, llava(2) | {"split": "test"}]
     root = written(folder / "set.jsonl", entries)
-    index = data.main(["--check", str(root), "--stats"])
+    index = data.main(["sets", "--check", "--root", str(root), "--stats"])
     lines = capsys.readouterr().out.splitlines()
     assert (
         lines[0] == "train items 2 pictures 3 videos 0 turns 3 words_per_answer [1, 3, 4] side [40, 40, 40]"
@@ -870,7 +875,7 @@ def test_boxes_of_a_folder_of_pictures_move_with_them(tmp_path):
         rectangle(folder / f"{k}.png", [k, 5, k + 20, 30])
         rows.append(f"{k}.png,cat,{k},5,{k + 20},30")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
-    arguments = ["boxes", "--root", str(folder), "--format", "csv", "--out", str(tmp_path / "out")]
+    arguments = ["csv", "--root", str(folder), "--out", str(tmp_path / "out")]
     index = data.main([*arguments, "--flip", "--crop", "0.5"])
     items = load_items(tmp_path / "out")[0]
     assert index["items"] == len(items) == 20 + index["train"] // 2 and any(i["width"] < 64 for i in items)
@@ -932,7 +937,7 @@ def test_boxes_of_an_album_are_of_the_picture_that_their_question_shows(tmp_path
     root = album_of_two(
         tmp_path, [[4, 5, 20, 30], [70, 8, 101, 40]], "And in the first?", '{"bbox_2d": [4, 5, 20, 30]}'
     )
-    outside, unknown, _ = checked(capsys, "--check", root)
+    outside, unknown, _ = checked(capsys, "sets", "--check", "--root", root)
     assert outside.endswith("says bbox_2d [70.0, 8.0, 101.0, 40.0], which does not lie inside 100x48 pixels")
     assert "says bbox_2d [4.0, 5.0, 20.0, 30.0], and of which of its pictures cannot be known" in unknown
 
