@@ -54,6 +54,7 @@ from common import (
     check_writable,
     load_items,
     load_yaml,
+    positive,
     refuse,
     say,
     subcommands,
@@ -69,15 +70,20 @@ from synthetic import CHANGES, moving, shapes, trajectories
 # ---------------------------------------------------------------- sources
 
 
+def showing(clip, numbers):
+    """A clip cut to the frames of these numbers, with the truth about them."""
+    kept = {"frames": clip["frames"][numbers]}
+    for key in ("mask", "boxes"):
+        if len(clip.get(key, ())) == len(clip["frames"]):
+            kept[key] = clip[key][numbers]
+    return clip | kept
+
+
 def freeze(clips, frame):
     """The same clips, answers and all, showing their `first` or `middle` frame throughout: what is still read from them is not motion."""
     for clip in clips:
         length = len(clip["frames"])
-        yield clip | {
-            k: clip[k][[0 if frame == "first" else length // 2] * length]
-            for k in ("frames", "mask", "boxes")
-            if k in clip
-        }
+        yield showing(clip, [0 if frame == "first" else length // 2] * length)
 
 
 def waiting(clips, still, seed):
@@ -88,44 +94,21 @@ def waiting(clips, still, seed):
     for clip in clips:
         rng, length = np.random.default_rng([seed, zlib.crc32(clip["id"].encode())]), len(clip["frames"])
         before = int(rng.integers(still + 1))
-        longer = {
-            k: clip[k][[0] * before + list(range(length)) + [length - 1] * (still - before)]
-            for k in ("frames", "mask", "boxes")
-            if k in clip
-        }
-        noisy = longer["frames"] + 2 * torch.from_numpy(
-            rng.standard_normal(longer["frames"].shape, np.float32)
-        )
-        yield clip | longer | {"frames": noisy.round().clamp(0, 255).byte()}
+        longer = showing(clip, [0] * before + list(range(length)) + [length - 1] * (still - before))
+        noise = torch.from_numpy(rng.standard_normal(longer["frames"].shape, np.float32))
+        yield longer | {"frames": (longer["frames"] + 2 * noise).round().clamp(0, 255).byte()}
 
 
 def cut(clips, first, frames, evenly=False):
-    """`frames` frames of every clip from number `first` on, or evenly spread over all of it, with the truth about them: whoever is given these has not seen the others."""
+    """`frames` frames of every clip from number `first` on, or evenly spread over all of it: whoever is given these has not seen the others."""
     if evenly:
-        shown = [choose_frames(c["frames"], frames, "uniform") for c in clips]
-        return (
-            c
-            | {
-                k: c[k][at].clone()
-                for k in ("frames", "mask", "boxes")
-                if k in c and len(c[k]) == len(c["frames"])
-            }
-            | {"fps": c.get("fps", RATE) * frames / len(c["frames"])}
-            for c, at in zip(clips, shown, strict=True)
-        )
-    if short := [c for c in clips if len(c.get("frames", ())) < first + frames]:
-        refuse(
-            f"{short[0]['id']} has {len(short[0].get('frames', ()))} frames, and frames {first} to {first + frames - 1} are wanted; give smaller --first or --frames"
-        )
-    return (
-        c
-        | {
-            k: c[k][first : first + frames].clone()
-            for k in ("frames", "mask", "boxes")
-            if k in c and len(c[k]) == len(c["frames"])
-        }
-        for c in clips
-    )
+        for clip in clips:
+            numbers = choose_frames(clip["frames"], frames, "uniform")
+            rate = clip.get("fps", RATE) * frames / len(clip["frames"])
+            yield showing(clip, numbers) | {"fps": rate}
+        return
+    for clip in clips:
+        yield showing(clip, list(range(first, first + frames)))
 
 
 # ---------------------------------------------------------------- pictures with boxes
@@ -136,14 +119,11 @@ def read_voc(root, annotations):
     for path in sorted(annotations.glob("*.xml")):
         try:
             tree = ET.parse(path).getroot()
-            found = [
-                (
-                    o.findtext("name"),
-                    [float(o.find("bndbox").findtext(k)) for k in ("xmin", "ymin", "xmax", "ymax")],
-                )
-                for o in tree.iter("object")
-            ]
-            yield tree.findtext("filename") or path.stem, [b for _, b in found], [n for n, _ in found]
+            boxes, labels = [], []
+            for o in tree.iter("object"):
+                labels.append(o.findtext("name"))
+                boxes.append([float(o.find("bndbox").findtext(k)) for k in ("xmin", "ymin", "xmax", "ymax")])
+            yield tree.findtext("filename") or path.stem, boxes, labels
         except (ET.ParseError, AttributeError, TypeError, ValueError) as e:
             yield path.name, f"not a readable VOC annotation ({e})"
 
@@ -156,9 +136,7 @@ def read_csv(root, annotations):
         rows = csv.DictReader(f)
         missing = {"filename", "class", "xmin", "ymin", "xmax", "ymax"} - set(rows.fieldnames or ())
         if missing:
-            refuse(
-                f"{annotations} lacks the columns {', '.join(sorted(missing))}; its header says {rows.fieldnames}"
-            )
+            refuse(f"{annotations} lacks the columns {', '.join(sorted(missing))}; mend its header")
         files, broken = {}, {}
         for line, row in enumerate(rows, 2):
             boxes, labels = files.setdefault(row["filename"], ([], []))
@@ -166,9 +144,7 @@ def read_csv(root, annotations):
                 boxes.append([float(row[k]) for k in ("xmin", "ymin", "xmax", "ymax")])
                 labels.append(row["class"])
             except (TypeError, ValueError):
-                broken[row["filename"]] = (
-                    f"line {line} of {annotations.name} has a coordinate that is no number"
-                )
+                broken[row["filename"]] = f"line {line} has a coordinate that is no number"
     for name, truth in files.items():
         yield (name, broken[name]) if name in broken else (name, *truth)
 
@@ -185,9 +161,7 @@ def read_coco(root, annotations):
             if not a.get("iscrowd")
         ]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        refuse(
-            f"{annotations} is not a COCO instances file ({type(e).__name__}: {e}); it needs images, categories and annotations with bbox"
-        )
+        refuse(f"{annotations} is not a COCO instances file ({type(e).__name__}: {e}); give one")
     for name, image, category, (x, y, w, h) in found:
         if image not in images:
             yield f"annotation {name}", f"names image {image}, which the file does not list"
@@ -204,10 +178,33 @@ FORMATS = {
 }
 
 
-def boxes(root, form, annotations, classes, max_items, skip_bad):
-    """A folder of images with boxes. Every problem is listed; with `skip_bad` the good items go on and the count is kept."""
+def boxed_item(key, path, boxes, labels, classes):
+    """The item of an image and its boxes; ValueError says what is wrong with it."""
     from PIL import Image
 
+    if not boxes:
+        raise ValueError("has no box")
+    # read_coco calls a category that the file does not list by its number
+    unknown = [x for x in labels if (x not in classes if classes else x.startswith("category "))]
+    if unknown:
+        raise ValueError(f"unknown class {min(unknown)!r}")
+    try:
+        encoded = path.read_bytes()
+        with Image.open(io.BytesIO(encoded)) as picture:
+            picture.load()
+            width, height = picture.size
+    except OSError as e:
+        raise ValueError(f"broken image ({e})") from e
+    for box in boxes:
+        if not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
+            raise ValueError(f"box {box} (xyxy) does not lie inside the image of {width}x{height}")
+    item = {"id": key, "source": key, "width": width, "height": height}
+    item["encoded"] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+    return item | {"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": list(labels)}
+
+
+def boxes(root, form, annotations, classes, max_items, skip_bad):
+    """A folder of images with boxes. Every problem is listed; with `skip_bad` the good items go on and the count is kept."""
     read, default = FORMATS[form]
     root, annotations = Path(root), Path(annotations or Path(root) / default)
     if not root.is_dir():
@@ -215,81 +212,40 @@ def boxes(root, form, annotations, classes, max_items, skip_bad):
     if not annotations.exists():
         refuse(f"{annotations} does not exist; give the {form} annotations with --annotations")
     if form == "voc" and not annotations.is_dir():
-        refuse(
-            f"{annotations} is not a folder; VOC annotations are one XML file a picture, give their folder with --annotations"
-        )
-    files = {}
-    items = []
-    problems = []
-    seen = set()
-    first = {}
-    for path in sorted(
-        p for p in root.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-    ):
+        refuse(f"{annotations} is not a folder; give the folder of the XML files with --annotations")
+    files, items, problems, seen, first = {}, [], [], set(), {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".bmp", ".webp"):
+            continue
         if path.name in files:
-            problems.append(
-                (
-                    path.name,
-                    f"is in {files[path.name].parent} and again in {path.parent}: annotations go by the file's name",
-                )
-            )
+            problems.append((path.name, f"is in {files[path.name].parent} and again in {path.parent}"))
         files.setdefault(path.name, path)
     for name, *truth in tqdm(list(read(root, annotations)), desc="reading", unit="file"):
-        key, problem = Path(str(name)).name, None
-        if len(truth) == 1:
-            problems.append((name, truth[0]))
-            continue
-        found, labels = truth
+        key = Path(str(name)).name
         path = files.get(key) or files.get(f"{key}.jpg") or files.get(f"{key}.png")
-        if path is None:
-            problem = f"no such image under {root}"
-        elif key in seen:
-            problem = "annotated twice (duplicate id)"
-        elif not found:
-            problem = "has no box"
-        elif classes and set(labels) - set(classes):
-            problem = f"unknown class {sorted(set(labels) - set(classes))[0]!r}; known: {', '.join(classes)}"
-        elif not classes and any(label.startswith("category ") for label in labels):
-            problem = f"unknown class {next(x for x in labels if x.startswith('category '))!r}; the file's categories do not list it"
-        else:
-            try:
-                encoded = path.read_bytes()
-                with Image.open(io.BytesIO(encoded)) as picture:
-                    picture.load()
-                    width, height = picture.size
-            except OSError as e:
-                problem = f"broken image ({e})"
-        seen.add(key)
-        if problem is None:
-            bad = [b for b in found if not (0 <= b[0] < b[2] <= width and 0 <= b[1] < b[3] <= height)]
-            if bad:
-                problem = f"box {bad[0]} (xyxy) does not lie inside the image of {width}x{height}"
-        if problem:
-            problems.append((name, problem))
+        try:
+            if len(truth) == 1:
+                raise ValueError(truth[0])
+            if path is None:
+                raise ValueError(f"no such image under {root}")
+            if key in seen:
+                raise ValueError("annotated twice (duplicate id)")
+            seen.add(key)
+            item = boxed_item(key, path, *truth, classes)
+        except ValueError as e:
+            problems.append((name, e))
             continue
         # a photograph under two names is one source, or a split would tear it apart
-        source = first.setdefault(hashlib.sha256(encoded).digest(), key)
-        items.append(
-            {
-                "id": key,
-                "source": source,
-                "width": width,
-                "height": height,
-                "encoded": torch.frombuffer(bytearray(encoded), dtype=torch.uint8),
-                "boxes": torch.tensor(found, dtype=torch.float32),
-                "labels": list(labels),
-            }
-        )
+        item["source"] = first.setdefault(hashlib.sha256(item["encoded"].numpy()).digest(), key)
+        items.append(item)
         if max_items and len(items) == max_items:
             break
     for name, problem in problems:
         print(f"{name}: {problem}", file=sys.stderr)
     if problems and not skip_bad:
-        refuse(
-            f"{len(problems)} problems in {annotations}, listed above; mend them or go on without these items with --skip-bad"
-        )
+        refuse(f"{len(problems)} problems in {annotations}, listed above; mend them or give --skip-bad")
     if not items:
-        refuse(f"{annotations} leaves no usable item; check --root and --format")
+        refuse(f"{annotations} leaves no usable item; check --root and --annotations")
     return items, len(problems)
 
 
@@ -306,45 +262,33 @@ def read_labels(root, annotations):
     except UnicodeDecodeError as e:
         refuse(f"{annotations} is not UTF-8 ({e.reason} at byte {e.start}); save it as such")
     if missing := {"filename", "label"} - set(table.fieldnames or ()):
-        refuse(
-            f"{annotations} lacks the columns {', '.join(sorted(missing))}; its header says {table.fieldnames}"
-        )
-    table = [
-        {k: (row.get(k) or "").strip() for k in ("filename", "label", "split", "source", "repeat")}
-        for row in table
-    ]
-    rows, said = [], {}
+        refuse(f"{annotations} lacks the columns {', '.join(sorted(missing))}; mend its header")
+    rows, part_of = [], {}
     for line, row in enumerate(table, 2):
-        name = row["filename"] or f"line {line}"
-        label = row["label"]
-        part = row["split"]
-        source = row["source"] or row["repeat"] or row["filename"]
-        other = said.setdefault(source, part)
-        problem = (
-            ("missing", "names no file")
-            if not row["filename"]
-            else ("label", "has no label")
-            if not label
-            else ("split", f"says split {part!r}; known: train, val, test")
-            if part not in ("", "train", "val", "test")
-            else (
+        file, label, part, source, repeat = (
+            (row.get(k) or "").strip() for k in ("filename", "label", "split", "source", "repeat")
+        )
+        name = file or f"line {line}"
+        source = source or repeat or file
+        other = part_of.setdefault(source, part)
+        problem = None
+        if not file:
+            problem = "missing", "names no file"
+        elif not label:
+            problem = "label", "has no label"
+        elif part not in ("", "train", "val", "test"):
+            problem = "split", f"says split {part!r}; known: train, val, test"
+        elif part != other:
+            problem = (
                 "split",
-                f"source {source!r} is in {part or 'no split'} here and in {other or 'no split'} elsewhere; a split must not tear it apart",
+                f"source {source!r} is in {part or 'no split'} here and in {other or 'no split'} elsewhere",
             )
-            if part != other
-            else None
-        )
-        rows.append(
-            {
-                "id": name,
-                "path": root / name,
-                "source": f"{part}:{source}" if part else source,
-                "part": part,
-                "problem": problem,
-                "truth": {"action": label, "text": label.replace("_", " ")}
-                | ({"repeat": row["repeat"]} if row["repeat"] else {}),
-            }
-        )
+        truth = {"action": label, "text": label.replace("_", " ")}
+        if repeat:
+            truth["repeat"] = repeat
+        source = f"{part}:{source}" if part else source
+        row = {"id": name, "path": root / name, "source": source, "part": part}
+        rows.append(row | {"problem": problem, "truth": truth})
     return rows
 
 
@@ -357,9 +301,7 @@ def read_ssv2(root):
     def published(name):
         found = [p for p in (root / name, root / "labels" / name) if p.is_file()]
         if not found:
-            refuse(
-                f"{name} is neither in {root} nor in {root}/labels; give the folder that holds the published files with --root"
-            )
+            refuse(f"{name} is neither in {root} nor in {root}/labels; give --root the published folder")
         try:
             return json.loads(found[0].read_text())
         except ValueError as e:
@@ -374,29 +316,20 @@ def read_ssv2(root):
             for entry in published(f"something-something-v2-{part}.json"):
                 name, template = str(entry["id"]), entry["template"]
                 action = template.replace("[", "").replace("]", "")
-                split = (
-                    "test"
-                    if part == "validation"
-                    else "train"
-                    if int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 100 < 75
-                    else "val"
-                )
-                rows.append(
-                    {
-                        "id": name,
-                        "path": videos / f"{name}.webm",
-                        "source": f"{split}:{name}",
-                        "part": part,
-                        "problem": None
-                        if action in classes
-                        else ("label", f"template {action!r} is not in something-something-v2-labels.json"),
-                        "truth": {"action": action, "text": entry["label"], "template": template},
-                    }
-                )
+                if part == "validation":
+                    split = "test"
+                elif int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 100 < 75:
+                    split = "train"
+                else:
+                    split = "val"
+                problem = None
+                if action not in classes:
+                    problem = "label", f"template {action!r} is not in something-something-v2-labels.json"
+                truth = {"action": action, "text": entry["label"], "template": template}
+                row = {"id": name, "path": videos / f"{name}.webm", "source": f"{split}:{name}", "part": part}
+                rows.append(row | {"problem": problem, "truth": truth})
         except (KeyError, TypeError, AttributeError) as e:
-            refuse(
-                f"something-something-v2-{part}.json is not a list of {{id, label, template}} ({type(e).__name__}: {e}); fetch it again"
-            )
+            refuse(f"something-something-v2-{part}.json is damaged ({type(e).__name__}: {e}); fetch it again")
     return rows
 
 
@@ -405,8 +338,7 @@ def choose(rows, n, seed):
     rng, taken, before = np.random.default_rng(seed), [], 0
     for part in sorted({r["part"] for r in rows}):
         members = [k for k in rng.permutation(len(rows)).tolist() if rows[k]["part"] == part]
-        of_action = Counter()
-        turn = {}
+        of_action, turn = Counter(), {}
         for k in members:
             turn[k] = of_action[rows[k]["truth"]["action"]]
             of_action[rows[k]["truth"]["action"]] += 1
@@ -427,35 +359,24 @@ def clips(rows, frames, fps, size, skip_bad, notes):
             seen.add(row["id"])
             if not path.exists():
                 raise Unusable("missing", f"no such clip ({path})")
-            shot, turned = (
-                (middle_pictures(path, frames, size), 0)
-                if path.is_dir()
-                else middle_frames(path, frames, fps, size)
-            )
+            if path.is_dir():
+                shot, turned = middle_pictures(path, frames, size), 0
+            else:
+                shot, turned = middle_frames(path, frames, fps, size)
             # a clip under two names is one source, or a split would tear it apart
             twin = first.setdefault(content_hash(path), row)
             if twin["part"] != row["part"]:
-                raise Unusable(
-                    "split",
-                    f"is the same clip as {twin['id']}, which is listed in {twin['part'] or 'no split'}, and this in {row['part'] or 'no split'}",
-                )
+                there, here = twin["part"] or "no split", row["part"] or "no split"
+                raise Unusable("split", f"is the same clip as {twin['id']} of {there}, and this in {here}")
         except Unusable as e:
             notes.append((row["id"], *e.args))
             bad = True
             continue
         if turned:
-            notes.append(
-                (row["id"], "rotated", f"is not stored upright, turned by {turned} degrees to the right")
-            )
+            notes.append((row["id"], "rotated", f"is turned by {turned} degrees to the right"))
         if skip_bad or not bad:
-            yield {
-                "id": row["id"],
-                "source": twin["source"],
-                "width": size,
-                "height": size,
-                "frames": shot,
-                **row["truth"],
-            }
+            item = {"id": row["id"], "source": twin["source"], "width": size, "height": size, "frames": shot}
+            yield item | row["truth"]
 
 
 def write_clips(out, rows, frames, fps, size, skip_bad, meta):
@@ -463,9 +384,8 @@ def write_clips(out, rows, frames, fps, size, skip_bad, meta):
     if folder := fps and next((r["id"] for r in rows if not r["problem"] and r["path"].is_dir()), None):
         refuse(f"{folder} is a folder of frames, which states no rate; leave --fps {fps:g} out")
     notes = []
-    write_whole(
-        out, clips(rows, frames, fps, size, skip_bad, notes), meta, verdict_on(notes, len(rows), skip_bad)
-    )
+    items = clips(rows, frames, fps, size, skip_bad, notes)
+    write_whole(out, items, meta, verdict_on(notes, len(rows), skip_bad))
 
 
 # ---------------------------------------------------------------- sets with words: LLaVA, Qwen, CLIP, webdataset, imagefolder
@@ -485,15 +405,13 @@ def write_set(args, out, meta):
             print(split, *(f"{k} {v}" for k, v in row.items()))
         problems = {k: n for k, n in sorted(kinds.items()) if k not in mended}
         if problems and (args.check or not args.skip_bad):
-            refuse(
-                f"{sum(problems.values())} problems in {args.root} ({', '.join(f'{n} {k}' for k, n in problems.items())}), listed above; mend them"
-                + (
-                    ", or give --media the folder or archive in which their paths begin"
-                    if "missing" in problems and not args.media
-                    else ""
-                )
-                + ("" if args.check else ", or go on without these items with --skip-bad")
-            )
+            by_kind = ", ".join(f"{n} {kind}" for kind, n in problems.items())
+            remedy = "mend them"
+            if "missing" in problems and not args.media:
+                remedy += ", or give --media the folder or archive in which their paths begin"
+            if not args.check:
+                remedy += ", or give --skip-bad"
+            refuse(f"{sum(problems.values())} problems in {args.root} ({by_kind}), listed above; {remedy}")
         if not index["items"]:
             refuse(f"{args.root} leaves no usable item; check --media and --format")
         return {
@@ -509,20 +427,6 @@ def write_set(args, out, meta):
     check_writable(out / "index.yaml")
     write_whole(out, items, meta | {"format": form, "question": args.question}, verdict)
     return load_yaml(out / "index.yaml")
-
-
-SOURCES = (
-    "shapes",
-    "moving",
-    "trajectories",
-    "cut",
-    "boxes",
-    "clips",
-    "ssv2",
-    "openpack",
-    "operations",
-    "sets",
-)
 
 
 def get_args(argv):
@@ -591,16 +495,9 @@ def get_args(argv):
     add("--max-bytes", type=float, default=2e10, help="of a file, and of an expanded archive")
     for name in ("voc", "csv", "coco", "sets"):
         add = jobs[name].add_argument
+        add("--flip", action="store_true", help="mirrored copies of train, unless words say left or right")
         add(
-            "--flip",
-            action="store_true",
-            help="a mirrored copy of every train item, unless words say left or right",
-        )
-        add(
-            "--crop",
-            type=float,
-            metavar="F",
-            help="copies cropped to a fraction F to 1 a side, unless words say a place",
+            "--crop", type=float, help="copies cropped to this fraction to 1 a side, unless words say a place"
         )
         add("--jitter", action="store_true", help="copies with other brightness, contrast, saturation")
     return p.parse_args(argv)
@@ -608,23 +505,16 @@ def get_args(argv):
 
 def check_args(args):
     """Exit 2 where the flags leave nothing to write."""
-    if args.mode != "cut" and args.n is not None and args.n < 1:
-        refuse(f"--n {args.n} leaves nothing to write; give 1 or more")
+    positive(args, "n", "frames", "wait")
     if getattr(args, "size", 16) < 16:
         refuse(f"--size {args.size} is too small to draw in; give 16 or more")
-    if getattr(args, "frames", 1) < 1:
-        refuse(f"--frames {args.frames} are no frames; give 1 or more")
     if args.mode == "moving":
-        if args.wait is not None and (args.wait < 1 or args.freeze):
-            refuse(
-                f"--wait {args.wait} is how many frames of clips that move stand still; give 1 or more, without --freeze"
-            )
+        if args.wait and args.freeze:
+            refuse(f"--wait {args.wait} is about clips that move; leave --freeze {args.freeze} out")
         if args.clips and not args.freeze:
             refuse(f"--clips {args.clips} goes with --freeze first or middle; leave it out")
     if args.mode == "trajectories" and (args.size < 32 or args.frames < 16):
-        refuse(
-            f"--size {args.size} and --frames {args.frames} leave no room to come and go; give at least 32 and 16"
-        )
+        refuse(f"--size {args.size} --frames {args.frames} leave no room to move; give at least 32 and 16")
     if args.mode == "cut" and args.first < 0:
         refuse(f"--first {args.first} is no frame; give 0 or more")
     if getattr(args, "fps", None) is not None and not args.fps > 0:
@@ -633,13 +523,9 @@ def check_args(args):
         refuse(f"--crop {args.crop:g} is no fraction of a side; give more than 0 and at most 1")
     if args.mode == "sets":
         if args.max_side < 1 or args.max_bytes < 1:
-            refuse(
-                f"--max-side {args.max_side} and --max-bytes {args.max_bytes} leave nothing to read; give 1 or more"
-            )
+            refuse(f"--max-side {args.max_side} --max-bytes {args.max_bytes:g} leave nothing; give 1 or more")
         if args.check and (args.flip or args.crop is not None or args.jitter):
-            refuse(
-                "--flip, --crop and --jitter add changed copies to what is written, and not to --check; leave them out"
-            )
+            refuse("--check writes nothing that --flip, --crop or --jitter could change; leave them out")
 
 
 def default_out(args):
@@ -662,21 +548,18 @@ def generated(args):
     """(items, how many, what index.yaml says besides) of the jobs that draw, and of cut."""
     if args.mode == "cut":
         items, index = clips_in(args.clips)
-        said = {
-            "data": index["data"],
-            "seed": index.get("seed"),
-            "cut_from": index["name"],
-            "frames": args.frames,
-        }
+        last = args.first + args.frames - 1
+        for item in items:
+            if len(item.get("frames", ())) <= last:
+                refuse(f"{item['id']} has no frames {args.first} to {last}; give smaller --first or --frames")
+        said = {"data": index["data"], "seed": index.get("seed"), "cut_from": index["name"]}
+        said["frames"] = args.frames
         said |= {"evenly": True} if args.evenly else {"first": args.first}
         return cut(items, args.first, args.frames, args.evenly), len(items), said
     if args.mode == "shapes":
         return shapes(args.n, args.size, args.seed), args.n, {}
     if args.mode == "trajectories":
-        items = trajectories(
-            args.n, args.size, args.seed, frames=args.frames, change=args.change, only=args.only
-        )
-        return items, args.n, {}
+        return trajectories(args.n, args.size, args.seed, args.frames, args.change, args.only), args.n, {}
     said, n = {}, args.n
     if args.clips:
         items, index = clips_in(args.clips)
@@ -694,11 +577,10 @@ def write_job(args, out, meta):
     """Write `out`; what `sets --check` found where nothing is written, else None."""
     if args.mode in ("clips", "ssv2"):
         root = Path(args.root)
-        rows = (
-            read_ssv2(root)
-            if args.mode == "ssv2"
-            else read_labels(root, Path(args.annotations or root / "labels.csv"))
-        )
+        if args.mode == "ssv2":
+            rows = read_ssv2(root)
+        else:
+            rows = read_labels(root, Path(args.annotations or root / "labels.csv"))
         if args.n and args.n < len(rows):
             rows = choose(rows, args.n, args.seed)
         meta |= {"frames": args.frames, "fps": args.fps, "size": args.size}
@@ -722,13 +604,8 @@ def main(argv=None):
     out = Path(args.out or default_out(args))
     if args.mode != "sets":  # an archive is looked at before anything is written
         check_writable(out / "index.yaml")
-    drawn = args.mode in ("shapes", "moving", "trajectories", "cut")
-    meta = {
-        "name": out.name,
-        "source_kind": args.mode,
-        "data": "synthetic" if drawn else "real",
-        "seed": args.seed,
-    }
+    kind = "synthetic" if args.mode in ("shapes", "moving", "trajectories", "cut") else "real"
+    meta = {"name": out.name, "source_kind": args.mode, "data": kind, "seed": args.seed}
     options = ("freeze", "wait", "change", "only", "flip", "crop", "jitter")
     meta |= {k: getattr(args, k) for k in options if getattr(args, k, None)}
     if found := write_job(args, out, meta):
@@ -737,22 +614,8 @@ def main(argv=None):
     items = Items(out)
     if args.preview:
         preview(items, out / "preview.png")
-    say(
-        items.index,
-        (
-            "format",
-            "items",
-            "sources",
-            "train",
-            "val",
-            "test",
-            "skipped",
-            "rotated",
-            "turned",
-            "same_id",
-            "near",
-        ),
-    )
+    headline = ["format", "items", "sources", "train", "val", "test"]
+    say(items.index, [*headline, "skipped", "rotated", "turned", "same_id", "near"])
     return items.index
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import itertools
 import re
 import zlib
@@ -34,21 +35,16 @@ def frames_of(item, size=None):
     if "frames" in item:
         frames = item["frames"][item["shown"]] if "shown" in item else item["frames"]
     else:
-        import io
-
         from PIL import Image
 
-        frames = torch.from_numpy(
-            np.array(Image.open(io.BytesIO(item["encoded"].numpy().tobytes())).convert("RGB"))
-        )[None]
+        image = Image.open(io.BytesIO(item["encoded"].numpy().tobytes()))
+        frames = torch.from_numpy(np.array(image.convert("RGB")))[None]
     height, width = frames.shape[1:3]
-    to = (
-        (size, size)
-        if isinstance(size, int)
-        else fitted(width, height, *size)[::-1]
-        if size
-        else (height, width)
-    )
+    to = height, width
+    if isinstance(size, int):
+        to = size, size
+    elif size:
+        to = fitted(width, height, *size)[::-1]
     if (height, width) != to:
         x = frames.permute(0, 3, 1, 2).float()
         x = torch.nn.functional.interpolate(x, to, mode="bicubic", antialias=True, align_corners=False)
@@ -79,9 +75,8 @@ def read_picture(path):
         with Image.open(path) as file:
             image = upright(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        refuse(
-            f"{path} cannot be read as a picture ({' '.join(str(e).split()) or type(e).__name__}); give a JPEG or PNG file"
-        )
+        why = " ".join(str(e).split()) or type(e).__name__
+        refuse(f"{path} cannot be read as a picture ({why}); give a JPEG or PNG file")
     return torch.from_numpy(np.array(image))[None]
 
 
@@ -100,12 +95,10 @@ def greys(clip):
     """Grey [h, w] in [0, 1], area averages with GREY px on the longer side, of each frame of uint8 [T,H,W,3] or of a video file, one after the other."""
     if torch.is_tensor(clip):
         scale = min(1, GREY / max(clip.shape[1:3]))
+        to = [max(1, round(side * scale)) for side in clip.shape[1:3]]
         for frame in clip:
-            yield torch.nn.functional.interpolate(
-                grey_of(frame)[None, None],
-                [max(1, round(side * scale)) for side in frame.shape[:2]],
-                mode="area",
-            )[0, 0].numpy()
+            grey = grey_of(frame)[None, None]
+            yield torch.nn.functional.interpolate(grey, to, mode="area")[0, 0].numpy()
         return
     import av
 
@@ -113,12 +106,9 @@ def greys(clip):
         file.streams.video[0].thread_type = "AUTO"
         for frame in file.decode(video=0):
             scale = min(1, GREY / max(frame.width, frame.height))
-            grey = frame.reformat(
-                max(1, round(frame.width * scale)),
-                max(1, round(frame.height * scale)),
-                "gray",
-                interpolation=av.video.reformatter.Interpolation.AREA,
-            )
+            width, height = (max(1, round(side * scale)) for side in (frame.width, frame.height))
+            area = av.video.reformatter.Interpolation.AREA
+            grey = frame.reformat(width, height, "gray", interpolation=area)
             yield grey.to_ndarray().astype(np.float32) / 255
 
 
@@ -153,20 +143,15 @@ def moved(before, after):
     if not d.any():
         return 0.0
     # of the difference, after a Gaussian of 1 px
-    noise = (
-        np.median(np.abs(d[1:, 1:] - d[1:, :-1] - d[:-1, 1:] + d[:-1, :-1]))
-        / 2
-        / 0.6745
-        / (2 * np.sqrt(np.pi))
-    )
+    diagonal = np.abs(d[1:, 1:] - d[1:, :-1] - d[:-1, 1:] + d[:-1, :-1])
+    noise = np.median(diagonal) / 2 / 0.6745 / (2 * np.sqrt(np.pi))
     a, b = (gaussian_filter(x.astype(float), 1) for x in (before, after))
     rest, slack = unexplained(a, b)
     floor = max(0.6745 * noise, 1e-3)  # the median of noise; less than a quarter of a grey level is nothing
     if np.median(rest) > 1.1 * floor:
         window = np.outer(*(np.hanning(side + 2)[1:-1] for side in a.shape))
-        shift = phase_cross_correlation((a - a.mean()) * window, (b - b.mean()) * window, normalization=None)[
-            0
-        ].astype(int)
+        x, y = ((c - c.mean()) * window for c in (a, b))
+        shift = phase_cross_correlation(x, y, normalization=None)[0].astype(int)
         if (margin := np.abs(shift).max()) < min(a.shape) // 4:
             inside = np.s_[margin : a.shape[0] - margin, margin : a.shape[1] - margin]
             a, b = a[inside], np.roll(b, shift, (0, 1))[inside]
@@ -235,17 +220,15 @@ def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None
     """
     known(how, dict.fromkeys(CHOICES), "way of choosing frames")
     if how in ("random", "scene") and (boundary is not None or largest_gap):
-        refuse(
-            f"frames chosen by {how} keep no boundary and no largest gap; choose by motion or uniform, or leave these out"
-        )
+        refuse(f"frames chosen by {how} keep no boundary and no largest gap; choose by motion or uniform")
     clip = torch.as_tensor(clip) if not isinstance(clip, (str, Path)) else clip
-    starts, steps = None, motion_of(clip) + STILL if how == "motion" else None
-    if how == "scene":
+    if how == "motion":
+        steps = motion_of(clip) + STILL
+        length = len(steps)
+    elif how == "scene":
         starts, length = shots_of(clip)
     else:
-        length = (
-            len(steps) if how == "motion" else len(clip) if torch.is_tensor(clip) else len(presented(clip))
-        )
+        length = len(clip) if torch.is_tensor(clip) else len(presented(clip))
     if not 1 <= k <= length:
         refuse(f"{k} of {length} frames cannot be chosen; give a number of frames from 1 to {length}")
     if boundary is not None and not 0 <= boundary < length:
@@ -253,45 +236,25 @@ def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None
     if how == "random":
         return sorted(np.random.default_rng(seed).choice(length, k, replace=False).tolist())
     if how == "scene":
-        ends, share = [*starts[1:], length], [0] * len(starts)
+        lengths, share, chosen = np.diff([*starts, length]), np.zeros(len(starts), int), []
         for _ in range(k):
-            share[
-                max(
-                    range(len(starts)),
-                    key=lambda i: (
-                        (ends[i] - starts[i]) / (share[i] + 1) if share[i] < ends[i] - starts[i] else 0
-                    ),
-                )
-            ] += 1
-        return [
-            a + (2 * i + 1) * (b - a) // (2 * n)
-            for a, b, n in zip(starts, ends, share, strict=True)
-            for i in range(n)
-        ]
-    steps = (
-        np.ones(length)
-        if how == "uniform"
-        else steps
-        if boundary is None
-        else steps * (1 + 3 * np.exp(-np.square((np.arange(length) - boundary) / (length / 8)) / 2))
-    )
+            share[np.where(share < lengths, lengths / (share + 1), 0).argmax()] += 1
+        for first, frames, n in zip(starts, lengths.tolist(), share.tolist(), strict=True):
+            chosen += [first + (2 * i + 1) * frames // (2 * n) for i in range(n)]
+        return chosen
+    if how == "uniform":
+        steps = np.ones(length)
+    elif boundary is not None:
+        steps = steps * (1 + 3 * np.exp(-np.square((np.arange(length) - boundary) / (length / 8)) / 2))
+    if k == 1 and boundary is not None:
+        return [boundary]
     if k == 1:
-        return [
-            int(np.searchsorted(np.cumsum([0, *steps[1:]]), steps[1:].sum() / 2 - 1e-9))
-            if boundary is None
-            else boundary
-        ]
-    chosen, even = (
-        placed(x, k, () if boundary is None else (boundary,), largest_gap) for x in (steps, np.ones(length))
-    )
+        return [int(np.searchsorted(np.cumsum([0, *steps[1:]]), steps[1:].sum() / 2 - 1e-9))]
+    must = () if boundary is None else (boundary,)
+    chosen, even = (placed(x, k, must, largest_gap) for x in (steps, np.ones(length)))
     if chosen is None:
-        refuse(
-            f"{k} of {length} frames"
-            + (f", {boundary} among them," if boundary is not None else "")
-            + (f" leave gaps of more than {largest_gap}" if largest_gap else " are too few")
-            + "; choose more"
-            + (", or raise the largest gap" if largest_gap else "")
-        )
+        gaps = f"leave gaps of more than {largest_gap}" if largest_gap else "are too few"
+        refuse(f"{k} of {length} frames {gaps}; choose more, or allow larger gaps")
     unequal = [np.square(np.diff(np.cumsum(steps)[at])).sum() for at in (chosen, even)]
     # motion is measured no more exactly than that, and models were trained on even frames
     return even if unequal[1] < 1.1 * unequal[0] else chosen
@@ -310,9 +273,8 @@ def opened(path):
                 refuse(f"{path} holds no video; give an MP4, WebM or GIF file")
             yield file
     except (av.FFmpegError, OSError, ValueError) as e:
-        refuse(
-            f"{path} cannot be read as a video ({getattr(e, 'strerror', None) or e}); give an MP4, WebM or GIF file"
-        )
+        why = getattr(e, "strerror", None) or e
+        refuse(f"{path} cannot be read as a video ({why}); give an MP4, WebM or GIF file")
 
 
 def presented(path):
@@ -330,9 +292,7 @@ def frames_at(path, numbers, size=None):
     """
     stamps = presented(path)
     if not numbers or not 0 <= min(numbers) <= max(numbers) < len(stamps):
-        refuse(
-            f"{path} has {len(stamps)} frames, and {numbers} are asked for; give numbers from 0 to {len(stamps) - 1}"
-        )
+        refuse(f"{path} has {len(stamps)} frames, not {numbers}; give numbers from 0 to {len(stamps) - 1}")
     number_of, kept, decoded = {pts: n for n, (pts, _) in enumerate(stamps)}, {}, 0
     for seeking in [True, False] if len(number_of) == len(stamps) else [False]:
         with opened(path) as file:
@@ -344,21 +304,18 @@ def frames_at(path, numbers, size=None):
                     frames = file.decode(video=0)
                 for frame in frames:
                     decoded, now = decoded + 1, number_of.get(frame.pts, now) if seeking else now + 1
-                    if now == wanted:  # telephones' films may lie on their side
-                        kept[wanted] = frames_of(
-                            {
-                                "frames": torch.from_numpy(
-                                    np.rot90(
-                                        frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)
-                                    ).copy()
-                                )[None]
-                            },
-                            size,
-                        )
+                    if now == wanted:
+                        kept[wanted] = shown_upright(frame, size)
                         break
     if missing := sorted(set(numbers) - set(kept)):
         refuse(f"{path} breaks off: frame {missing[0]} of {len(stamps)} cannot be decoded; give a whole file")
     return torch.cat([kept[n] for n in numbers]), decoded
+
+
+def shown_upright(frame, size=None):
+    """A frame of PyAV as uint8 [1,H,W,3], turned as its header says: telephones' videos may lie on their side."""
+    x = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    return frames_of({"frames": torch.from_numpy(x.copy())[None]}, size)
 
 
 def grey_of(x):
@@ -385,18 +342,13 @@ def header(path, fps):
         if not rate:
             raise Unusable("broken", "states no frame rate")
         if fps and fps > 1.01 * rate:
-            raise Unusable(
-                "slow", f"has {float(rate):g} frames a second, and {fps:g} are wanted: some would stand twice"
-            )
-        seconds = float(
-            stream.duration * stream.time_base if stream.duration else (file.duration or 0) / av.time_base
-        )
-        return (
-            (not fps and stream.frames)
-            or (int((fps or rate) * (seconds - 0.5 / rate)) + 1 if seconds else 0),
-            seconds,
-            rate,
-        )
+            raise Unusable("slow", f"has {float(rate):g} frames a second, and {fps:g} are wanted")
+        seconds = float((file.duration or 0) / av.time_base)
+        if stream.duration:
+            seconds = float(stream.duration * stream.time_base)
+        if not fps and stream.frames:
+            return stream.frames, seconds, rate
+        return int((fps or rate) * (seconds - 0.5 / rate)) + 1 if seconds else 0, seconds, rate
 
 
 def shown(path, fps, rate):
@@ -427,8 +379,7 @@ def middle_frames(path, frames, fps, size):
         first, kept, turned = (length - frames) // 2, [], 0
         for _, frame in itertools.islice(shown(path, fps, rate), first, first + frames):
             turned = round(-frame.rotation / 90) % 4  # FFmpeg counts to the left
-            picture = np.rot90(frame.to_ndarray(format="rgb24"), -turned).copy()
-            kept.append(frames_of({"frames": torch.from_numpy(picture)[None]}, size))
+            kept.append(shown_upright(frame, size))
         return kept, 90 * turned
 
     if not path.stat().st_size:
@@ -442,15 +393,11 @@ def middle_frames(path, frames, fps, size):
                 length, end = length + 1, time + 1 / (fps or rate)
             if end < 0.9 * seconds:
                 raise Unusable("broken", f"ends after {end:.2f} of {seconds:.2f} seconds")
+            if not length:
+                raise Unusable("empty", "holds no frame")
             if length < frames:
-                raise Unusable(
-                    *(
-                        "short",
-                        f"has {length} frames{f' at {fps:g} a second' if fps else ''}, and {frames} are wanted",
-                    )
-                    if length
-                    else ("empty", "holds no frame")
-                )
+                at_rate = f" at {fps:g} a second" if fps else ""
+                raise Unusable("short", f"has {length} frames{at_rate}, and {frames} are wanted")
             kept, turned = middle(length)
     except (av.FFmpegError, OSError, ValueError) as e:
         raise Unusable("broken", f"cannot be decoded ({getattr(e, 'strerror', None) or e})") from e
@@ -468,12 +415,10 @@ def pictures_in(folder):
 def middle_pictures(folder, frames, size):
     """The middle `frames` pictures of a folder, uint8 [T,size,size,3]; no other is opened."""
     files = pictures_in(folder)
+    if not files:
+        raise Unusable("empty", "holds no JPEG or PNG")
     if len(files) < frames:
-        raise Unusable(
-            *("short", f"has {len(files)} frames, and {frames} are wanted")
-            if files
-            else ("empty", "holds no JPEG or PNG")
-        )
+        raise Unusable("short", f"has {len(files)} frames, and {frames} are wanted")
     first = (len(files) - frames) // 2
     return pictures(files[first : first + frames], size)
 
@@ -486,9 +431,8 @@ def pictures(paths, size):
     for path in paths:
         try:
             with Image.open(path) as picture:
-                kept.append(
-                    frames_of({"frames": torch.from_numpy(np.array(picture.convert("RGB")))[None]}, size)
-                )
+                x = torch.from_numpy(np.array(picture.convert("RGB")))
+            kept.append(frames_of({"frames": x[None]}, size))
         except (OSError, SyntaxError, ValueError) as e:  # Pillow's word for a broken PNG is SyntaxError
             raise Unusable("broken", f"{path.name} cannot be decoded ({e})") from e
     return torch.cat(kept)
@@ -532,18 +476,16 @@ def ways_of(args, items):
     for how in ways:
         known(how, dict.fromkeys(CHOICES), "way of choosing frames in --frames")
     if args.largest_gap and not {"motion", "uniform"} & set(ways):
-        refuse(
-            f"--largest-gap {args.largest_gap} is kept by frames chosen by motion or evenly; give --frames motion or uniform, or leave it out"
-        )
-    lengths = {len(item["frames"]) if "frames" in item else 1: item["id"] for item in items} if ways else {}
-    if ways and (args.count < 1 or min(lengths) < max(args.count, 2)):
-        refuse(
-            f"--count {args.count}: {lengths[min(lengths)]} of {args.data} has {min(lengths)} frame{'s' * (min(lengths) > 1)}; give 1 or more, and no more than the shortest clip has"
-        )
-    if ways and args.largest_gap and max(lengths) - 1 > args.largest_gap * (args.count - 1):
-        refuse(
-            f"--largest-gap {args.largest_gap}: {lengths[max(lengths)]} of {args.data} has {max(lengths)} frames, too many for --count {args.count}; raise one of the two"
-        )
+        refuse(f"--largest-gap {args.largest_gap} goes with --frames motion or uniform; leave it out")
+    if not ways:
+        return ways
+    lengths = {len(item["frames"]) if "frames" in item else 1: item["id"] for item in items}
+    least, most = min(lengths), max(lengths)
+    if args.count < 1 or least < max(args.count, 2):
+        refuse(f"--count {args.count}: {lengths[least]} has {least} frames; give 1 or more, and longer clips")
+    if args.largest_gap and most - 1 > args.largest_gap * (args.count - 1):
+        gap = f"--largest-gap {args.largest_gap} and --count {args.count}"
+        refuse(f"{gap} do not span the {most} frames of {lengths[most]}; raise one of the two")
     return ways
 
 
@@ -552,16 +494,9 @@ def picked(items, how, args, count=None):
     if not how:
         return items
     gap = args.largest_gap if how in ("motion", "uniform") else None
-    return [
-        item
-        | {
-            "shown": choose_frames(
-                item["frames"],
-                count or args.count,
-                how,
-                (args.seed, zlib.crc32(item["id"].encode())),
-                largest_gap=gap,
-            )
-        }
-        for item in tqdm(items, desc=f"frames by {how}", unit="clip", leave=False, delay=5)
-    ]
+    found = []
+    for item in tqdm(items, desc=f"frames by {how}", unit="clip", leave=False, delay=5):
+        seed = args.seed, zlib.crc32(item["id"].encode())
+        shown = choose_frames(item["frames"], count or args.count, how, seed, largest_gap=gap)
+        found.append(item | {"shown": shown})
+    return found

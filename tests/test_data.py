@@ -304,7 +304,7 @@ def test_cut_clips_hold_those_frames_and_nothing_of_the_others(tmp_path):
 def test_a_cut_that_cannot_be_made_is_refused(refused, moving_folder, tmp_path):
     for given, said in (
         ([], "required: --frames"),
-        (["--frames", "0"], "are no frames"),
+        (["--frames", "0"], "is not positive"),
         (["--frames", "3", "--first", "15"], "frames 15 to 17"),
     ):
         refused(

@@ -12,10 +12,10 @@ import pytest
 import common
 from common import HERE
 
-STAGES = (
-    "data extract probe align adapt predict video verify explain track tune operations gate report".split()
-)
-MODULES = "common stats metrics models families training synthetic conversations media claims cogvlm2".split()
+STAGES = ["data", "extract", "probe", "align", "adapt", "predict", "video", "verify", "explain"]
+STAGES += ["track", "tune", "operations", "gate", "report"]
+MODULES = ["common", "stats", "metrics", "models", "families", "training", "synthetic", "conversations"]
+MODULES += ["media", "claims", "cogvlm2"]
 
 
 @pytest.fixture(scope="module")
