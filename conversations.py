@@ -45,19 +45,10 @@ PARTS = ("text", "image", "image_url", "video", "video_url")  # of what is said,
 # fields of an entry
 PICTURES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")
 VIDEOS, CAPTIONS = ("video", "videos"), ("text", "caption", "title")
-ENDINGS = dict.fromkeys(
-    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"), "images"
-) | dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg"), "videos")
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
+ENDINGS = dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"), "images")
+ENDINGS |= dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg"), "videos")
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 MARK = "(?:<image>|<video>)"
 SIDED = re.compile(r"(?<![a-z])(left|right|clockwise|counterclockwise|anticlockwise)", re.I)
 SITED = re.compile(r"\b(top|bottom|upper|lower|middle|cent(er|re)|corner|edge)", re.I)
@@ -115,26 +106,20 @@ def unpacked(path, max_bytes):
 
     def admit(name, size, odd, where):
         nonlocal total
-        total, parts = total + size, re.split(r"[\\/]", name)
-        reason = (
-            f"is {odd}, not a file"
-            if odd
-            else "has an absolute path"
-            if not parts[0] or parts[0][1:2] == ":"
-            else "climbs out of the archive"
-            if ".." in parts
-            else "is there twice"
-            if where and os.path.normpath(name) in names
-            else None
-        )
+        total, parts, reason = total + size, re.split(r"[\\/]", name), None
+        if odd:
+            reason = f"is {odd}, not a file"
+        elif not parts[0] or parts[0][1:2] == ":":
+            reason = "has an absolute path"
+        elif ".." in parts:
+            reason = "climbs out of the archive"
+        elif where and os.path.normpath(name) in names:
+            reason = "is there twice"
+        grows = f"({name!r} makes it {total}); if it can be trusted,"
         if total > max_bytes:
-            refuse(
-                f"{path} expands beyond --max-bytes {max_bytes} ({name!r} makes it {total}); if it can be trusted, allow more"
-            )
+            refuse(f"{path} expands beyond --max-bytes {max_bytes} {grows} allow more")
         if total > honest:
-            refuse(
-                f"{path} expands to more than 200 times its size ({name!r} makes it {total}); if it can be trusted, unpack it and give the folder"
-            )
+            refuse(f"{path} expands to more than 200 times its size {grows} unpack it and give the folder")
         if reason:
             problems.append((f"{path}: {name}", "archive", reason))
         elif where and not hidden(name):
@@ -145,15 +130,9 @@ def unpacked(path, max_bytes):
             file = zipfile.ZipFile(path)
             for m in file.infolist():
                 kind = stat.S_IFMT(m.external_attr >> 16)
-                odd = (
-                    "a link"
-                    if kind == stat.S_IFLNK
-                    else "a device"
-                    if kind not in (0, stat.S_IFREG, stat.S_IFDIR)
-                    else "encrypted"
-                    if m.flag_bits & 1
-                    else None
-                )
+                odd = "encrypted" if m.flag_bits & 1 else None
+                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    odd = "a link" if kind == stat.S_IFLNK else "a device"
                 admit(m.filename, m.file_size, odd, None if m.is_dir() else m)
         else:
             with tarfile.open(path, "r|*", tarinfo=Modest) as tar:
@@ -161,15 +140,13 @@ def unpacked(path, max_bytes):
                 while m := tar.next():
                     tar.members.clear()  # or every header stays in memory
                     end = m.offset_data + -(-m.size // 512) * 512
-                    odd = (
-                        "a link"
-                        if m.issym() or m.islnk()
-                        else "sparse"
-                        if m.issparse()
-                        else None
-                        if m.isreg() or m.isdir()
-                        else "a device"
-                    )
+                    odd = None
+                    if m.issym() or m.islnk():
+                        odd = "a link"
+                    elif m.issparse():
+                        odd = "sparse"
+                    elif not m.isreg() and not m.isdir():
+                        odd = "a device"
                     admit(m.name, m.size, odd, None if m.isdir() else (m.offset_data, m.size))
             with open(path, "rb") as f:
                 magic = f.read(2)
@@ -185,22 +162,16 @@ def unpacked(path, max_bytes):
             if not problems and os.pread(file.fileno(), 512, end) != bytes(512):
                 raise EOFError("it ends before its end")
     except BROKEN as e:
-        refuse(
-            f"{path} cannot be read as an archive ({' '.join(str(e).split())}); fetch it again, or if it is one compressed file, unpack it"
-        )
+        refuse(f"{path} cannot be read as an archive ({' '.join(str(e).split())}); fetch or unpack it again")
     if problems:
         listed(problems)
-        refuse(
-            f"{path} holds {len(problems)} members that no honest archive holds, listed above; nothing of it was read or written"
-        )
+        refuse(f"{path} holds {len(problems)} members that no honest archive holds, listed above; leave it")
 
     def read(name):
         try:
-            return (
-                file.read(names[name])
-                if isinstance(file, zipfile.ZipFile)
-                else os.pread(file.fileno(), names[name][1], names[name][0])
-            )
+            if isinstance(file, zipfile.ZipFile):
+                return file.read(names[name])
+            return os.pread(file.fileno(), names[name][1], names[name][0])
         except KeyError:
             raise Unusable("missing", f"is not in {path.name}") from None
         except BROKEN as e:
@@ -257,12 +228,10 @@ def read_json(file):
                 continue
             if not array and at == len(text):
                 return
+            why = e.msg if isinstance(e, ValueError) else e
             yield (
                 f"entry {number}",
-                Unusable(
-                    "syntax",
-                    f"is not JSON, or cut short: all that follows is lost ({e.msg if isinstance(e, ValueError) else e})",
-                ),
+                Unusable("syntax", f"is not JSON, or cut short: the rest is lost ({why})"),
             )
             return
         yield f"entry {number}", entry
@@ -281,12 +250,11 @@ def read_table(file):
                 return
         except csv.Error as e:
             row = Unusable("syntax", f"is no row ({e})")
-        yield (
-            f"line {table.line_num}",
-            Unusable("syntax", f"has {len(row[None])} fields more than the header")
-            if None in row
-            else {k: v for k, v in row.items() if v},
-        )
+        if isinstance(row, dict) and None in row:
+            row = Unusable("syntax", f"has {len(row[None])} fields more than the header")
+        elif isinstance(row, dict):
+            row = {k: v for k, v in row.items() if v}
+        yield f"line {table.line_num}", row
 
 
 def key_of(name):
@@ -303,18 +271,15 @@ def read_groups(names, read):
                 ending = PurePosixPath(name).suffix.lower()
                 if ending in (".txt", ".caption"):
                     if "text" in entry:
-                        raise Unusable(
-                            "syntax",
-                            f"has its words twice, at last in {name}; what is alike up to the first dot is one item: no name may hold another",
-                        )
+                        why = "what is alike up to the first dot is one item"
+                        raise Unusable("syntax", f"has its words twice, at last in {name}; {why}")
                     entry["text"] = read(name).decode("utf-8-sig").strip()
                 elif ending == ".json":
                     said = json.loads(read(name))
-                    entry = (
-                        {"messages": said}
-                        if isinstance(said, list)
-                        else {k: v for k, v in said.items() if not kind_of(k)} | entry
-                    )
+                    if isinstance(said, list):
+                        entry = {"messages": said}
+                    else:
+                        entry = {k: v for k, v in said.items() if not kind_of(k)} | entry
                 elif ending in ENDINGS:
                     media[ENDINGS[ending]].append(name)
             yield key, {"id": key} | entry | media
@@ -331,11 +296,8 @@ def form_of(entry, name):
     if "conversations" in entry or "messages" in entry:
         return "llava" if "conversations" in entry else "qwen"
     if any(map(kind_of, entry)) and {*CAPTIONS, "question"} & set(entry):
-        return (
-            "clip"
-            if name.lower().endswith((".csv", ".tsv")) and not name.startswith("metadata.")
-            else "imagefolder"
-        )
+        table = name.lower().endswith((".csv", ".tsv")) and not name.startswith("metadata.")
+        return "clip" if table else "imagefolder"
 
 
 def part_in(name):
@@ -349,63 +311,48 @@ def find_set(root, form, media, max_bytes):
     if not root.exists():
         refuse(f"--root {root} does not exist; give a JSON, CSV, .tar or .zip file, or a folder")
     place = root if root.is_dir() else root.parent
-    if packed := root.is_file() and root.name.lower().endswith(
-        (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
-    ):
+    endings = ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"
+    packed = root.is_file() and root.name.lower().endswith(endings)
+    if packed:
         names, fetch = unpacked(root, max_bytes)
     else:
         found = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
         names = [n for n in found if not hidden(n)] if root.is_dir() else [root.name]
         fetch = read_from(place, max_bytes)
-    given = media and (
-        unpacked(Path(media), max_bytes)[1] if Path(media).is_file() else read_from(Path(media), max_bytes)
-    )
+    given = None
+    if media and Path(media).is_file():
+        _, given = unpacked(Path(media), max_bytes)
+    elif media:
+        given = read_from(Path(media), max_bytes)
 
     def opened(name):
         try:
-            return io.TextIOWrapper(
-                io.BytesIO(fetch(name)) if packed else open(place / name, "rb"), "utf-8", newline=""
-            )
+            file = io.BytesIO(fetch(name)) if packed else open(place / name, "rb")  # noqa: SIM115
         except (Unusable, OSError) as e:
             refuse(f"{name} of {root} {e.args[1]}; fetch it again")
+        return io.TextIOWrapper(file, "utf-8", newline="")
 
     def reader(name):
+        if form:
+            return read_table if form == "clip" else read_json
         with opened(name) as file:
-            return (
-                read_table
-                if form == "clip"
-                or not form
-                and file.read(2**10).lstrip("\ufeff \t\r\n")[:1] not in ("[", "{")
-                else read_json
-            )
+            return read_json if file.read(2**10).lstrip("\ufeff \t\r\n")[:1] in ("[", "{") else read_table
 
     pictured = {key_of(n) for n in names if PurePosixPath(n).suffix.lower() in ENDINGS}
-    # img2dataset counts its shards
-    tables = (
-        [
-            n
-            for n in names
-            if n.lower().endswith((".json", ".jsonl", ".csv", ".tsv"))
-            and not n.endswith("_stats.json")
-            and key_of(n) not in pictured
-        ]
-        if packed or root.is_dir()
-        else names
-    )
+    tables = names
+    if packed or root.is_dir():
+        tables = [n for n in names if n.lower().endswith((".json", ".jsonl", ".csv", ".tsv"))]
+        # img2dataset counts its shards
+        tables = [n for n in tables if not n.endswith("_stats.json") and key_of(n) not in pictured]
     metadata = [n for n in tables if PurePosixPath(n).name in ("metadata.jsonl", "metadata.csv")]
-    tars = [n for n in names if n.lower().endswith((".tar", ".tar.gz", ".tgz"))]
-    chosen = (
-        []
-        if form == "webdataset"
-        else metadata or (tables if len(tables) == 1 else [n for n in tables if part_in(n)])
-    )
-    tars = [] if chosen or form not in (None, "webdataset") or packed or not root.is_dir() else tars
-    grouped = (
-        not chosen
-        and not tars
-        and form in (None, "webdataset")
-        and pictured & {key_of(n) for n in names if n.lower().endswith((".txt", ".caption", ".json"))}
-    )
+    chosen, tars, grouped = [], [], set()
+    if form != "webdataset":
+        chosen = metadata or (tables if len(tables) == 1 else [n for n in tables if part_in(n)])
+    if not chosen and form in (None, "webdataset"):
+        if root.is_dir():
+            tars = [n for n in names if n.lower().endswith((".tar", ".tar.gz", ".tgz"))]
+        worded = {key_of(n) for n in names if n.lower().endswith((".txt", ".caption", ".json"))}
+        grouped = set() if tars else pictured & worded
     if chosen:
         with opened(chosen[0]) as file:
             try:
@@ -414,43 +361,32 @@ def find_set(root, form, media, max_bytes):
                 refuse(f"{root} is not UTF-8 ({e.reason} at byte {e.start}); save it as such")
         found = form or form_of(first, chosen[0].rpartition("/")[2])
         if first is None or not found:
-            fields = (
-                f"{where} of {chosen[0]} has the fields {', '.join(map(str, first))}"
-                if first
-                else f"{chosen[0]} is empty"
-            )
-            refuse(
-                f"{root} is in no known format: {fields}; known are LLaVA (conversations), Qwen (messages), CLIP (filepath and title) and metadata (file_name and text)"
-            )
+            fields = f"{chosen[0]} is empty"
+            if first:
+                fields = f"{where} of {chosen[0]} has the fields {', '.join(map(str, first))}"
+            known = "conversations (LLaVA), messages (Qwen), filepath and title, file_name and text"
+            refuse(f"{root} is in no known format: {fields}; known are {known}")
     elif len(tables) > 1 and form != "webdataset":
-        refuse(
-            f"{root} holds {len(tables)} tables ({', '.join(tables[:4])}{', ...' if len(tables) > 4 else ''}); give one of them, or name them train, val and test"
-        )
+        some = ", ".join(tables[:4]) + ", ..." * (len(tables) > 4)
+        refuse(f"{root} holds {len(tables)} tables ({some}); give one, or name them train, val and test")
     elif not tars and not grouped:
-        endings = ", ".join(
-            f"{n} {e}" for e, n in Counter(PurePosixPath(n).suffix or n for n in names).most_common(5)
+        kinds = Counter(PurePosixPath(n).suffix or n for n in names).most_common(5)
+        there = ", ".join(f"{n} {ending}" for ending, n in kinds) or "nothing"
+        known = (
+            "JSON, CSV or TSV, metadata.jsonl beside images, and images with a .txt or .json of the same name"
         )
-        refuse(
-            f"{root} holds no set{f' of format {form}' if form else ''} but {endings or 'nothing'}; known are a JSON, CSV or TSV file, "
-            "metadata.jsonl beside pictures, and pictures with a .txt or .json of the same name, as a folder or an archive"
-        )
+        refuse(f"{root} holds no set{f' of format {form}' if form else ''} but {there}; known are {known}")
     said = {part_in(n) for n in chosen or tars} - {None}
-    # of two, one is the test
-    meant = (
-        {s: s for s in said}
-        if len(said) == 3 or "train" not in said
-        else {"train": "train and val"} | {s: "test" for s in said - {"train"}}
-    )
+    meant = {s: s for s in said}
+    if len(said) < 3 and "train" in said:  # of two, one is the test
+        meant = dict.fromkeys(said, "test") | {"train": "train and val"}
 
     def entries():
         for name in chosen or tars or [root.name]:
             part = meant.get(part_in(name)) if len(said) > 1 else None
             if chosen:
-                read = given or (
-                    lambda reference, name=name: fetch(
-                        os.path.normpath(PurePosixPath(name).parent / reference)
-                    )
-                )
+                folder = PurePosixPath(name).parent
+                read = given or (lambda x, folder=folder: fetch(os.path.normpath(folder / x)))
                 try:
                     with opened(name) as file:
                         for where, entry in reader(name)(file):
@@ -461,13 +397,8 @@ def find_set(root, form, media, max_bytes):
                             for one in entry if rows else [entry]:
                                 yield name, where, one, part, read
                 except UnicodeDecodeError as e:
-                    yield (
-                        name,
-                        "the file",
-                        Unusable("syntax", f"is not UTF-8 ({e.reason} at byte {e.start})"),
-                        part,
-                        read,
-                    )
+                    broken = Unusable("syntax", f"is not UTF-8 ({e.reason} at byte {e.start})")
+                    yield name, "the file", broken, part, read
             else:
                 members, read = unpacked(root / name, max_bytes) if tars else (names, fetch)
                 for where, entry in read_groups(members, read):
@@ -478,13 +409,9 @@ def find_set(root, form, media, max_bytes):
 
 def kind_of(field):
     """What a field of an entry names, by its name: image, video or None."""
-    return (
-        "video"
-        if field in VIDEOS
-        else "image"
-        if field in PICTURES or field.endswith(("_file_name", "_file_names"))
-        else None
-    )
+    if field in VIDEOS:
+        return "video"
+    return "image" if field in PICTURES or field.endswith(("_file_name", "_file_names")) else None
 
 
 def path_of(x):
@@ -499,16 +426,13 @@ def named(entry):
         return ENDINGS.get(PurePosixPath(x).suffix.lower()) if isinstance(x, str) else None
 
     found = []
-    for kind, x in ((kind_of(field), x) for field, x in entry.items() if x):
-        clip = kind == "video" and isinstance(x, list) and {ending(v) for v in x} == {"images"}
-        found += (
-            [
-                (kind if ending(v) != "videos" else "video", path_of(v))
-                for v in (x if isinstance(x, list) and not clip else [x])
-            ]
-            if kind
-            else []
-        )
+    for field, x in entry.items():
+        kind = kind_of(field)
+        if not kind or not x:
+            continue
+        several = isinstance(x, list) and not (kind == "video" and {ending(v) for v in x} == {"images"})
+        for v in x if several else [x]:
+            found.append(("video" if ending(v) == "videos" else kind, path_of(v)))
     return found
 
 
@@ -523,12 +447,10 @@ def spoken(messages, media, problems):
             for part in parts:
                 # a table's rows have all keys in every part, null where it is of another type
                 part = part if isinstance(part, dict) else {}
-                kind = next((k for k in PARTS if part.get("type") == k), None) or next(
-                    (k for k in PARTS if part.get(k) is not None), None
-                )
-                given = kind and next(
-                    (part[k] for k in (kind, "value", "url", "path") if part.get(k) is not None), None
-                )
+                kind = next((k for k in PARTS if part.get(k) is not None), None)
+                kind = next((k for k in PARTS if part.get("type") == k), kind)
+                values = (part.get(k) for k in (kind, "value", "url", "path"))
+                given = next((v for v in values if kind and v is not None), None)
                 if not kind or kind == "text" and not isinstance(given, (str, int, float)):
                     problems.append(("syntax", f"turn {number} has a part that is no text, image or video"))
                 elif kind == "text":
@@ -538,25 +460,21 @@ def spoken(messages, media, problems):
                     words += f"<{kind}>"
                     media += [(kind, path_of(given))] if given else []
         if str(role) not in ROLES:
-            problems.append(
-                ("role", f"turn {number} is said by {role!r}; known: human or user, gpt or assistant, system")
-            )
+            problems.append(("role", f"turn {number} is said by {role!r}; known: {', '.join(ROLES)}"))
         elif not isinstance(words, str):
             problems.append(("syntax", f"turn {number} has no text"))
         elif ROLES[role] == "system" and number == 1:
             system = words
         else:
             said.append((number, ROLES[role], words))
-    wrong = next(
-        (
-            f"turn {n} is the {role}'s, where the {due}'s is due"
-            for (n, role, _), due in zip(said, itertools.cycle(("user", "assistant")), strict=False)
-            if role != due
-        ),
-        None,
-    )
-    if not problems and (wrong or len(said) % 2 or not said):
-        problems.append(("order", wrong or ("the last question has no answer" if said else "has no turns")))
+    if problems:
+        return said, system
+    for (n, role, _), due in zip(said, itertools.cycle(("user", "assistant")), strict=False):
+        if role != due:
+            problems.append(("order", f"turn {n} is the {role}'s, where the {due}'s is due"))
+            return said, system
+    if len(said) % 2 or not said:
+        problems.append(("order", "the last question has no answer" if said else "has no turns"))
     return said, system
 
 
@@ -574,11 +492,8 @@ def normal(entry, question):
     media, messages, system = named(entry), entry.get("conversations", entry.get("messages")), None
     if messages is None:
         answer = next((entry[k] for k in ("answer", *CAPTIONS) if entry.get(k)), "")
-        problems += (
-            [("syntax", f"has words that are no text but {answer!r:.40}")]
-            if not isinstance(answer, (str, int, float))
-            else []
-        )
+        if not isinstance(answer, (str, int, float)):
+            problems.append(("syntax", f"has words that are no text but {answer!r:.40}"))
         caption = None if "question" in entry else str(answer)
         turns = [[str(entry.get("question", question)), str(answer)]]
     else:
@@ -587,47 +502,30 @@ def normal(entry, question):
         if [k for k, _ in media] == ["video"] and not any("<video>" in w for _, _, w in said):
             said = [(n, role, w.replace("<image>", "<video>")) for n, role, w in said]
         turns = [[said[k][2], said[k + 1][2]] for k in range(0, len(said) - 1, 2)]
-    for number, (_, answer) in enumerate(turns, 1):
-        if not answer.strip():
-            problems.append(
-                ("empty", f"answer {number} is empty" if messages is not None else "has no words")
-            )
-    for number, turn in enumerate(turns):
-        if turn in turns[:number]:
-            problems.append(
-                ("repeated", f"turn {number + 1} repeats turn {turns.index(turn) + 1}: {turn[0]!r:.60}")
-            )
+    for number, turn in enumerate(turns, 1):
+        if not turn[1].strip():
+            problems.append(("empty", "has no words" if messages is None else f"answer {number} is empty"))
+        if turn in turns[: number - 1]:
+            earlier = turns.index(turn) + 1
+            problems.append(("repeated", f"turn {number} repeats turn {earlier}: {turn[0]!r:.60}"))
     every = " ".join([w for _, _, w in said] or sum(turns, []))
-    for kind, plural in (
-        (("image", "pictures"), ("video", "videos")) if said or re.search(MARK, every) else ()
-    ):
-        marks, there = every.count(f"<{kind}>"), sum(k == kind for k, _ in media)
-        if marks != there:
-            problems.append(
-                ("placeholder", f"has {marks} <{kind}> for {there} {plural if there != 1 else plural[:-1]}")
-            )
-        elif number := next((n for n, (_, answer) in enumerate(turns, 1) if f"<{kind}>" in answer), None):
-            problems.append(("placeholder", f"has <{kind}> in answer {number}; models here answer in words"))
-    if other := re.search("<(audio|bbox|ref-object)>", every):
-        problems.append(
-            (
-                "placeholder",
-                f"has {other[0]}, and what belongs there is not read; write it out in words or leave the item out",
-            )
-        )
     kinds = [k for k, _ in media]
-    if kinds.count("video") > 1 or len(set(kinds)) > 1 or not kinds:
-        problems.append(
-            (
-                "media",
-                f"has {kinds.count('image')} pictures and {kinds.count('video')} videos; an item shows pictures or one video",
-            )
-        )
+    for kind in ("image", "video") if said or re.search(MARK, every) else ():
+        marks, there = every.count(f"<{kind}>"), kinds.count(kind)
+        answers = [n for n, (_, answer) in enumerate(turns, 1) if f"<{kind}>" in answer]
+        if marks != there:
+            problems.append(("placeholder", f"has {marks} <{kind}> for {there} {kind}{'s' * (there != 1)}"))
+        elif answers:
+            problems.append(("placeholder", f"has <{kind}> in answer {answers[0]}; models answer in words"))
+    if other := re.search("<(audio|bbox|ref-object)>", every):
+        problems.append(("placeholder", f"has {other[0]}, and what belongs there is not read; write it out"))
+    if kinds.count("video") > 1 or len(set(kinds)) != 1:
+        has = f"has {kinds.count('image')} images and {kinds.count('video')} videos"
+        problems.append(("media", f"{has}; an item shows images or one video"))
     if turns:
         bare = re.sub(rf"^(\s*{MARK})+\s*", "", turns[0][0])
-        turns[0][0] = (
-            turns[0][0] if re.search(MARK, " ".join([bare, turns[0][1], *sum(turns[1:], [])])) else bare
-        )
+        if not re.search(MARK, " ".join([bare, turns[0][1], *sum(turns[1:], [])])):
+            turns[0][0] = bare
     return media, turns, system or entry.get("system") and str(entry["system"]), caption, problems
 
 
@@ -750,11 +648,7 @@ def medium(read, kind, reference, how):
 
 def set_items(entries, how, notes):
     """Items of a set's entries, one at a time. notes gets what there is to say, (item, kind, reason); after the first problem the rest is only checked, unless skip_bad or check is set in `how`."""
-    ids = Counter()
-    said = set()
-    first = {}
-    hashes = {}
-    bad = False
+    ids, said, first, hashes, bad = Counter(), set(), {}, {}, False
     # many an entry shows what the one before it shows
     load = functools.lru_cache(8)(functools.partial(medium, how=how))
     for file, where, entry, part, read in entries:
@@ -762,31 +656,22 @@ def set_items(entries, how, notes):
             if isinstance(entry, Unusable):
                 raise entry
             json.dumps(entry, ensure_ascii=False).encode()
-        except (Unusable, UnicodeEncodeError) as e:
-            notes.append(
-                (
-                    f"{file}: {where}",
-                    *(
-                        e.args
-                        if isinstance(e, Unusable)
-                        else ("syntax", "holds half a character (a lone surrogate)")
-                    ),
-                )
-            )
+        except Unusable as e:
+            notes.append((f"{file}: {where}", *e.args))
+            bad = True
+            continue
+        except UnicodeEncodeError:
+            notes.append((f"{file}: {where}", "syntax", "holds half a character (a lone surrogate)"))
             bad = True
             continue
         media, turns, system, caption, problems = normal(entry, how.question)
         fields, shows, soft = entry if isinstance(entry, dict) else {}, [], []
         for kind, reference in media:
+            paths = reference if kind == "video" and isinstance(reference, list) else [reference]
             try:
-                if not (
-                    isinstance(reference, str)
-                    or kind == "video"
-                    and isinstance(reference, list)
-                    and all(isinstance(x, str) for x in reference)
-                ):
+                if not all(isinstance(x, str) for x in paths):
                     raise Unusable("missing", "is no path")
-                shows.append(load(read, kind, tuple(reference) if isinstance(reference, list) else reference))
+                shows.append(load(read, kind, tuple(paths) if paths is reference else reference))
             except Unusable as e:
                 problems.append((e.args[0], f"{reference!s:.80} {e.args[1]}"))
         given = fields.get("id") not in (None, "")
@@ -803,84 +688,62 @@ def set_items(entries, how, notes):
             problems += [] if part else [("split", f"says split {part_said!r}; known: train, val, test")]
         # one of each split, of all that show one of these pictures
         twins = {split_of(t[2]): t for t in (first[x[4]] for x in shows if x[4] in first)}
-        problems += [
-            (
-                "split",
-                f"shows what {t[0]} shows, which is in {t[1] or 'no split'}, and this in {part or 'no split'}",
-            )
-            for t in twins.values()
-            if t[1] != part
-        ]
-        if len(twins) > 1 and all(t[1] == part for t in twins.values()):
-            problems.append(
-                (
-                    "split",
-                    "shows what "
-                    + " and what ".join(f"{t[0]} shows, which fell to {s}" for s, t in twins.items())
-                    + ": say a split for them",
-                )
-            )
+        elsewhere = [t for t in twins.values() if t[1] != part]
+        for name_of, there, _ in elsewhere:
+            where_each = f"which is in {there or 'no split'}, and this in {part or 'no split'}"
+            problems.append(("split", f"shows what {name_of} shows, {where_each}"))
+        if len(twins) > 1 and not elsewhere:
+            fell_to = " and what ".join(f"{t[0]} shows, which fell to {s}" for s, t in twins.items())
+            problems.append(("split", f"shows what {fell_to}: say a split for them"))
         sizes = [x[1] for x in shows]
-        for turn, number in (
-            zip(turns, spoken_of(turns, len(sizes)), strict=True) if len(sizes) == len(media) > 0 else ()
-        ):
-            width, height = sizes[number or 0]
-            for kind, numbers in numbers_in(" ".join(turn)):
-                if number is None and len(set(sizes)) > 1:
-                    problems.append(
-                        (
-                            "box",
-                            f"says {kind} {numbers}, and of which of its pictures cannot be known; ask of each in a turn of its own, or give them one size",
-                        )
-                    )
-                elif not inside(numbers, width, height):
-                    problems.append(
-                        ("box", f"says {kind} {numbers}, which does not lie inside {width}x{height} pixels")
-                    )
-        soft += [
-            ("turned", f"{reference} is not stored upright, turned by {x[3]} degrees to the right")
-            for (_, reference), x in zip(media, shows, strict=False)
-            if x[3]
-        ]
+        if len(sizes) == len(media) > 0:
+            problems += misplaced(turns, sizes)
+        for (_, reference), x in zip(media, shows, strict=False):
+            if x[3]:
+                soft.append(("turned", f"{reference} is turned by {x[3]} degrees to the right"))
         notes += [(label, *x) for x in soft + problems]
         bad = bad or bool(problems)
         if problems or bad and not (how.skip_bad or how.check):
             continue
-        source = next(iter(twins.values()))[2] if twins else None
-        if source is None:
-            fell = (
-                ("val" if int(digest(name.encode()), 16) % 100 < 25 else "train")
-                if part == "train and val"
-                else part
-            )
-            source = f"{fell}:{name}" if fell else name
+        fell = part
+        if part == "train and val":
+            fell = "val" if int(digest(name.encode()), 16) % 100 < 25 else "train"
+        source = f"{fell}:{name}" if fell else name
+        if twins:
+            source = next(iter(twins.values()))[2]
         for k, x in enumerate(shows, 1):
             first.setdefault(x[4], (name, part, source))
             if x[2]:  # a picture of one value is like any other
-                hashes.setdefault(split_of(source), {}).setdefault(
-                    x[2], label if len(shows) == 1 else f"{label}, picture {k}"
-                )
-        shown_as = (
-            {"frames": shows[0][0]}
-            if media[0][0] == "video"
-            else {"encoded": shows[0][0]}
-            if len(shows) == 1
-            else {"album": [x[0] for x in shows]}
-        )
-        more = {k: v for k, v in (("chat", len(turns) > 1), ("system", system), ("text", caption)) if v}
-        yield {
-            "id": name if ids[name] == 1 else f"{name}#{ids[name]}",
-            "source": source,
-            "width": shows[0][1][0],
-            "height": shows[0][1][1],
-            **shown_as,
-            "turns": turns,
-            **more,
-        }
-    notes += [
-        (b, "near", f"is in {t}, and nearly the same picture in {s}: {a}")
-        for (s, a), (t, b) in near_duplicates(hashes)
-    ]
+                shown = label if len(shows) == 1 else f"{label}, picture {k}"
+                hashes.setdefault(split_of(source), {}).setdefault(x[2], shown)
+        item = {"id": name if ids[name] == 1 else f"{name}#{ids[name]}", "source": source}
+        item["width"], item["height"] = shows[0][1]
+        if media[0][0] == "video":
+            item["frames"] = shows[0][0]
+        elif len(shows) == 1:
+            item["encoded"] = shows[0][0]
+        else:
+            item["album"] = [x[0] for x in shows]
+        more = {"chat": len(turns) > 1, "system": system, "text": caption}
+        yield item | {"turns": turns} | {k: v for k, v in more.items() if v}
+    for (s, a), (t, b) in near_duplicates(hashes):
+        notes.append((b, "near", f"is in {t}, and nearly the same picture in {s}: {a}"))
+
+
+def misplaced(turns, sizes):
+    """Problems (kind, reason) with the boxes and points in turns about images of these sizes."""
+    problems = []
+    for turn, number in zip(turns, spoken_of(turns, len(sizes)), strict=True):
+        width, height = sizes[number or 0]
+        for kind, numbers in numbers_in(" ".join(turn)):
+            if number is None and len(set(sizes)) > 1:
+                reason = "and of which of its pictures cannot be known; ask of each in a turn of its own"
+            elif not inside(numbers, width, height):
+                reason = f"which does not lie inside {width}x{height} pixels"
+            else:
+                continue
+            problems.append(("box", f"says {kind} {numbers}, {reason}"))
+    return problems
 
 
 def inside(numbers, width, height):
@@ -899,11 +762,9 @@ def tallied(items, table):
     counts, words, sides = {}, {}, {}
     for item in items:
         part = split_of(item["source"])
+        clip, pictures = "frames" in item, len(item.get("album", "1"))
         counts.setdefault(part, Counter()).update(
-            items=1,
-            pictures=len(item.get("album", "1")) * ("frames" not in item),
-            videos=int("frames" in item),
-            turns=len(item["turns"]),
+            items=1, pictures=0 if clip else pictures, videos=int(clip), turns=len(item["turns"])
         )
         words.setdefault(part, Counter()).update(len(answer.split()) for _, answer in item["turns"])
         sides.setdefault(part, Counter())[max(item["width"], item["height"])] += 1
@@ -916,13 +777,9 @@ def tallied(items, table):
             if 2 * total >= counter.total():
                 return [ordered[0][0], value, ordered[-1][0]]
 
-    table.update(
-        {
-            s: dict(counts[s]) | {"words_per_answer": spread(words[s]), "side": spread(sides[s])}
-            for s in ("train", "val", "test")
-            if s in counts
-        }
-    )
+    for s in ("train", "val", "test"):
+        if s in counts:
+            table[s] = dict(counts[s]) | {"words_per_answer": spread(words[s]), "side": spread(sides[s])}
 
 
 def listed(notes, most=20):
@@ -949,26 +806,18 @@ def changed(item, flip, crop, jitter, rng):
     """
     from PIL import Image, ImageEnhance
 
-    width, height, words = item["width"], item["height"], [w for turn in item.get("turns", ()) for w in turn]
+    width, height, words = item["width"], item["height"], sum(item.get("turns", ()), [])
     said = " ".join(filter(None, [*words, *item.get("labels", ()), item.get("text"), item.get("system")]))
     owners = spoken_of(item.get("turns", ()), len(item.get("album", "1")))
-    sided = (
-        SIDED.search(said)
-        or LOOSE.search(PLACED.sub("", said))
-        or "album" in item
-        and any(
-            number is None and numbers_in(" ".join(turn))
-            for turn, number in zip(item["turns"], owners, strict=True)
-        )
-    )
+    sided = SIDED.search(said) or LOOSE.search(PLACED.sub("", said))
+    if "album" in item:
+        for turn, number in zip(item["turns"], owners, strict=True):
+            sided = sided or number is None and numbers_in(" ".join(turn))
     flip = flip and not sided
     crop = crop if not (sided or SITED.search(said) or "album" in item and PLACED.search(said)) else None
     if not (flip or crop or jitter):
         return None
-    boxes = [
-        *item.get("boxes", torch.zeros(0, 4)).tolist(),
-        *(numbers for _, numbers in numbers_in(" ".join(words))),
-    ]
+    boxes = item.get("boxes", torch.zeros(0, 4)).tolist() + [x for _, x in numbers_in(" ".join(words))]
     window = [0, 0, width, height]
     for axis, side in enumerate((width, height) if crop else ()):
         first = min((math.floor(v) for b in boxes for v in b[axis::2]), default=side)
@@ -981,19 +830,15 @@ def changed(item, flip, crop, jitter, rng):
     def seen(image, window):
         image = image.crop(window) if window else image
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
-        for factor, enhancer in (
-            zip(light, (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), strict=True)
-            if jitter
-            else ()
-        ):
+        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color) if jitter else ()
+        for factor, enhancer in zip(light, enhancers, strict=False):
             image = enhancer(image).enhance(factor)
         return image
 
     def encoded(x, window):
         image, file = Image.open(io.BytesIO(x.numpy().tobytes())), io.BytesIO()
-        seen(image.convert("RGB"), window).save(
-            file, **({"format": "JPEG", "quality": 95} if image.format == "JPEG" else {"format": "PNG"})
-        )
+        how = {"format": "JPEG", "quality": 95} if image.format == "JPEG" else {"format": "PNG"}
+        seen(image.convert("RGB"), window).save(file, **how)
         return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
     def moved(numbers, right=window[2]):
@@ -1003,39 +848,30 @@ def changed(item, flip, crop, jitter, rng):
 
     def told(words, number):
         right = Image.open(io.BytesIO(item["album"][number].numpy().tobytes())).width if number else window[2]
-        return PLACED.sub(
-            lambda m: (
-                m[1] + ", ".join(f"{round(v, 2):.9g}" for v in moved(x, right)) + m[4]
-                if (x := numbers_of(m))
-                else m[0]
-            ),
-            words,
-        )
+
+        def replaced(match):
+            if not (numbers := numbers_of(match)):
+                return match[0]
+            return match[1] + ", ".join(f"{round(v, 2):.9g}" for v in moved(numbers, right)) + match[4]
+
+        return PLACED.sub(replaced, words)
 
     new = item | {"id": f"{item['id']}~", "width": window[2] - window[0], "height": window[3] - window[1]}
     if "frames" in item:
         h, w = item["frames"].shape[1:3]  # squashed, as the window is then
         part = [window[0] * w / width, window[1] * h / height, window[2] * w / width, window[3] * h / height]
-        new["frames"] = torch.stack(
-            [
-                torch.from_numpy(
-                    np.array(seen(Image.fromarray(f.numpy()), part).resize((w, h), Image.Resampling.BICUBIC))
-                )
-                for f in item["frames"]
-            ]
-        )
+        frames = [seen(Image.fromarray(f.numpy()), part) for f in item["frames"]]
+        frames = [np.array(f.resize((w, h), Image.Resampling.BICUBIC)) for f in frames]
+        new["frames"] = torch.from_numpy(np.stack(frames))
     elif "album" in item:
         new["album"] = [encoded(x, None if k else window) for k, x in enumerate(item["album"])]
     else:
         new["encoded"] = encoded(item["encoded"], window)
     if "boxes" in item:
-        new["boxes"] = torch.tensor([moved(b) for b in item["boxes"].tolist()], dtype=torch.float32).reshape(
-            -1, 4
-        )
+        new["boxes"] = torch.tensor([moved(b) for b in item["boxes"].tolist()]).float().reshape(-1, 4)
     if words:
-        new["turns"] = [
-            [told(w, number) for w in turn] for turn, number in zip(item["turns"], owners, strict=True)
-        ]
+        turns = zip(item["turns"], owners, strict=True)
+        new["turns"] = [[told(question, k), told(answer, k)] for (question, answer), k in turns]
         new |= {"text": new["turns"][0][1]} if "text" in item else {}
     return new
 
@@ -1058,7 +894,7 @@ def preview(items, path, columns=8, rows=5, tile=160):
     from PIL import Image, ImageDraw
 
     worded, cells = "boxes" not in items[0] and "turns" in items[0], []
-    height = tile + 90 * worded
+    height, white = tile + 90 * worded, {"fill": "white", "stroke_width": 1, "stroke_fill": "black"}
     for item in items:
         cells += [(item, t) for t in ([0, -1] if len(item.get("frames", ())) > 1 else [0])]
         if len(cells) >= columns * rows:
@@ -1069,44 +905,24 @@ def preview(items, path, columns=8, rows=5, tile=160):
         pen, at = ImageDraw.Draw(picture), (k % columns * tile, k // columns * height)
         scale = torch.tensor([tile / item["width"], tile / item["height"]] * 2)
         if worded:
-            words = "\n".join(
-                textwrap.fill(words, tile // 6)
-                for turn in item["turns"]
-                for words in (f"Q: {turn[0]}", f"A: {turn[1]}")
-            )
-            ImageDraw.Draw(sheet).text(
-                (at[0] + 3, at[1] + tile + 2), "\n".join(words.split("\n")[:6]), fill="black"
-            )
-            firsts = [
-                answer
-                for (_, answer), number in zip(
-                    item["turns"], spoken_of(item["turns"], len(item.get("album", "1"))), strict=True
-                )
-                if not number
+            lines = [
+                f"{who}: {words}" for turn in item["turns"] for who, words in zip("QA", turn, strict=True)
             ]
+            words = "\n".join(textwrap.fill(line, tile // 6) for line in lines).split("\n")[:6]
+            ImageDraw.Draw(sheet).text((at[0] + 3, at[1] + tile + 2), "\n".join(words), fill="black")
+            owners = spoken_of(item["turns"], len(item.get("album", "1")))
+            firsts = [answer for (_, answer), k in zip(item["turns"], owners, strict=True) if not k]
             said = [numbers for kind, numbers in numbers_in(" ".join(firsts)) if kind == "bbox_2d"]
             found, names = torch.tensor(said).reshape(-1, 4), [""] * len(said)
         else:
             found, names = item.get("boxes", torch.zeros(0, 4)), item.get("names", item.get("labels", []))
             if "boxes" not in item:
-                pen.text(
-                    (3, 2),
-                    textwrap.fill(item["action"], tile // 7),
-                    fill="white",
-                    stroke_width=1,
-                    stroke_fill="black",
-                )
+                pen.text((3, 2), textwrap.fill(item["action"], tile // 7), **white)
         for box, label in zip((found if found.ndim == 2 else found[t]) * scale, names, strict=True):
             if box[2] > box[0]:
                 pen.rectangle(box.tolist(), outline="white", width=3)
                 pen.rectangle(box.tolist(), outline="black")
-                pen.text(
-                    (box[0].item() + 3, box[1].item() + 2),
-                    label,
-                    fill="white",
-                    stroke_width=1,
-                    stroke_fill="black",
-                )
+                pen.text((box[0].item() + 3, box[1].item() + 2), label, **white)
         sheet.paste(picture, at)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -52,6 +52,7 @@ from common import (
     digest,
     load_pt,
     load_yaml,
+    positive,
     refuse,
     run_info,
     save_bytes,
@@ -93,13 +94,9 @@ def read_openpack(root):
     found, problems = [], []
     files = sorted(root.glob("*/annotation/openpack-operations/*.csv"))
     if not files:
-        refuse(
-            f"{root} holds no U####/annotation/openpack-operations/S####.csv; give --root the folder above the subjects', or make one with `operations.py draw`"
-        )
+        refuse(f"{root} holds no U####/annotation/openpack-operations/*.csv; give --root the folder above")
     for path in tqdm(files, desc="sessions", unit="session"):
-        user = path.parents[2].name
-        session = path.stem
-        work = []
+        user, session, work = path.parents[2].name, path.stem, []
         by_second = path.parents[1] / "openpack-operations-1hz" / path.name
         name = f"{user}/{session}"
         try:
@@ -111,73 +108,56 @@ def read_openpack(root):
             try:
                 start, end = (datetime.fromisoformat(row[k]) for k in ("start", "end"))
                 start, end = ((x if x.tzinfo else x.replace(tzinfo=JAPAN)).timestamp() for x in (start, end))
-                work.append((start, end, int(row["id"])))
+                operation = int(row["id"])
             except (TypeError, ValueError) as e:
                 problems.append((name, f"line {line} of {path.name} is no operation ({e})"))
                 continue
-            if end <= start or work[-1][2] not in (*OPERATIONS, NULL):
-                reason = (
-                    "ends before it begins"
-                    if end <= start
-                    else f"has id {row['id']}, which is no operation; known: {', '.join(map(str, OPERATIONS))} and {NULL}"
+            if end <= start:
+                problems.append((name, f"line {line} of {path.name} ends before it begins"))
+            elif operation not in (*OPERATIONS, NULL):
+                problems.append(
+                    (name, f"line {line} of {path.name} has id {operation}, which is no operation")
                 )
-                problems.append((name, f"line {line} of {path.name} {reason}"))
-                work.pop()
+            else:
+                work.append((start, end, operation))
         work.sort()
-        problems += [
-            (
-                name,
-                f"two operations overlap by {a[1] - b[0]:.1f} seconds, the second from {datetime.fromtimestamp(b[0], JAPAN)}",
-            )
-            for a, b in itertools.pairwise(work)
-            if a[1] - b[0] > 1
-        ]
+        for a, b in itertools.pairwise(work):
+            if a[1] - b[0] > 1:
+                when = datetime.fromtimestamp(b[0], JAPAN)
+                problems.append(
+                    (name, f"two operations overlap by {a[1] - b[0]:.1f} seconds, from {when} on")
+                )
         folder, times, names = root / user / FRAMES_AT / session, [], []
         for picture in sorted(folder.rglob("*.jpg"), key=lambda p: p.name):
             try:
-                times.append(
-                    datetime.strptime(picture.stem, "%Y%m%d_%H%M%S_%f").replace(tzinfo=JAPAN).timestamp()
-                )
+                taken = datetime.strptime(picture.stem, "%Y%m%d_%H%M%S_%f").replace(tzinfo=JAPAN)
+                times.append(taken.timestamp())
                 names.append(str(picture.relative_to(folder)))
             except ValueError:
-                problems.append(
-                    (name, f"{picture.name} does not say when it was taken: YYYYMMDD_hhmmss_mmm.jpg")
-                )
+                problems.append((name, f"{picture.name} is not called YYYYMMDD_hhmmss_mmm.jpg"))
         if not names or not work:
             problems.append((name, "has no frames" if work else "has no operations"))
             continue
         ends = np.arange(np.ceil(work[0][0]), work[-1][1])  # whole seconds, where there are no labels of each
         if by_second.is_file():
             try:
-                labels = [
-                    (int(row["unixtime"]) / 1000, int(row["id"]))
-                    for row in table_of(by_second, ("unixtime", "id"))
-                ]
+                table = table_of(by_second, ("unixtime", "id"))
+                labels = [(int(row["unixtime"]) / 1000, int(row["id"])) for row in table]
             except (TypeError, ValueError) as e:
                 problems.append((name, f"openpack-operations-1hz/{path.name} {e}"))
                 continue
-            known_at = [
-                {o for start, end, o in work if start - 1 <= t <= end + 1} or {NULL} for t, _ in labels
-            ]
-            if other := [t for (t, o), near in zip(labels, known_at, strict=True) if o not in near]:
-                problems.append(
-                    (
-                        name,
-                        f"{len(other)} of {len(labels)} seconds have another operation in openpack-operations-1hz, first at {datetime.fromtimestamp(other[0], JAPAN)}",
-                    )
+            other = []
+            for t, o in labels:
+                if o not in ({known for start, end, known in work if start - 1 <= t <= end + 1} or {NULL}):
+                    other.append(datetime.fromtimestamp(t, JAPAN))
+            if other:
+                reason = (
+                    f"{len(other)} of {len(labels)} seconds have another operation in openpack-operations-1hz"
                 )
+                problems.append((name, f"{reason}, first at {other[0]}"))
             ends = np.unique([t for t, _ in labels])
-        found.append(
-            {
-                "user": user,
-                "session": session,
-                "work": work,
-                "folder": folder,
-                "names": names,
-                "times": np.array(times),
-                "ends": ends,
-            }
-        )
+        one = {"user": user, "session": session, "work": work, "folder": folder, "names": names}
+        found.append(one | {"times": np.array(times), "ends": ends})
     return found, problems
 
 
@@ -196,13 +176,15 @@ def subjects_of(users, test, val):
     return {u: named.get(u, "train") for u in users}
 
 
+def most_frequent(counts):
+    """Of {name: how often} the first name, in alphabetical order, that is most frequent."""
+    return max(sorted(counts), key=counts.get)
+
+
 def grammar(sessions):
     """What train's labels say without a picture: {bigram: {operation before, or "(start)": {operation: times}}, seconds: {operation: how long in all},
     clock: the commonest operation in every ten seconds of a session, start, end: medians, of all seconds, of how long ago the operation began and of when it ends}."""
-    pairs = {}
-    seconds = Counter()
-    clock = {}
-    spans_ = []
+    pairs, seconds, clock, apart = {}, Counter(), {}, []
     for s in sessions:
         work = [w for w in s["work"] if w[2] in OPERATIONS]
         for before, (_, _, o) in zip(["(start)", *(OPERATIONS[w[2]] for w in work)], work, strict=False):
@@ -211,16 +193,14 @@ def grammar(sessions):
             for t in np.arange(np.ceil(start), end):
                 seconds[OPERATIONS[o]] += 1
                 clock.setdefault(int((t - s["work"][0][0]) // 10), Counter())[OPERATIONS[o]] += 1
-                spans_.append((start - t, end - t))
-    usual = max(sorted(seconds), key=seconds.get)
+                apart.append((start - t, end - t))
+    start, end = np.median(apart, 0).tolist()
     return {
         "bigram": {k: dict(sorted(v.items())) for k, v in sorted(pairs.items())},
         "seconds": dict(sorted(seconds.items())),
-        "clock": [
-            max(sorted(clock.get(k, {usual: 1})), key=clock.get(k, {usual: 1}).get)
-            for k in range(max(clock) + 1)
-        ],
-        **dict(zip(("start", "end"), np.median(spans_, 0).tolist(), strict=True)),
+        "clock": [most_frequent(clock.get(k, seconds)) for k in range(max(clock) + 1)],
+        "start": start,
+        "end": end,
     }
 
 
@@ -237,19 +217,11 @@ def clip_ends(s, window, count):
     for t in s["ends"]:
         last = int(np.searchsorted(times, t, "right")) - 1
         first = int(np.searchsorted(times, times[last] - window, "right"))
-        if (
-            last >= 0
-            and t - times[last] <= 1
-            and last - first + 1 >= count
-            and times[last] - times[first] >= 0.75 * window
-            and operation_at(s, times[last])[2] != NULL
-        ):
-            yield (
-                int(t - s["work"][0][0] + 1e-6),
-                first,
-                last,
-                bool(np.abs(changes - times[last]).min() <= CHANGE),
-            )
+        if last < 0 or t - times[last] > 1 or operation_at(s, times[last])[2] == NULL:
+            continue
+        if last - first + 1 >= count and times[last] - times[first] >= 0.75 * window:
+            boundary = bool(np.abs(changes - times[last]).min() <= CHANGE)
+            yield int(t - s["work"][0][0] + 1e-6), first, last, boundary
 
 
 def clip_row(s, part, count, second, first, last, boundary):
@@ -278,27 +250,23 @@ def clip_row(s, part, count, second, first, last, boundary):
     }
 
 
-def chosen_rows(sessions, split, window, count, n, asked, every, boundary, seed):
-    """Rows of the clips to keep. Of train n, drawn, a share `boundary` of them (where there are so many) within CHANGE seconds of a change; of test about `asked`, of val a quarter of that:
-    one every `every` seconds from the beginning of each session on, equally many of each. The first of FIXED are marked `fixed`."""
-    of = {
-        part: [(s, list(clip_ends(s, window, count))) for s in sessions if split[s["user"]] == part]
-        for part in ("train", "val", "test")
-    }
+def chosen_rows(sessions, split, args):
+    """Rows of the clips to keep. Of train --n, drawn, a share --boundary of them (where there are so many) within CHANGE seconds of a change; of test about --asked, of val a quarter of that:
+    one every --every seconds from the beginning of each session on, equally many of each. The first of FIXED are marked `fixed`."""
+    n, count, boundary = args.n, args.count, args.boundary
+    of = {"train": [], "val": [], "test": []}
+    for s in sessions:
+        of[split[s["user"]]].append((s, list(clip_ends(s, args.window, count))))
     every_train = [(s, *end) for s, ends in of["train"] for end in ends]
-    order = [every_train[k] for k in np.random.default_rng(seed).permutation(len(every_train))]
+    order = [every_train[k] for k in np.random.default_rng(args.seed).permutation(len(every_train))]
     near = [end for end in order if end[-1]][: round(n * boundary)]
     rest = [end for end in order if not end[-1]] if boundary else order
-    rows = sorted(
-        (clip_row(end[0], "train", count, *end[1:]) for end in near + rest[: n - len(near)]),
-        key=lambda r: r["id"],
-    )
-    for part, most in (("val", asked // 4), ("test", asked)):
+    rows = [clip_row(s, "train", count, *end) for s, *end in near + rest[: n - len(near)]]
+    rows.sort(key=lambda r: r["id"])
+    for part, most in (("val", args.asked // 4), ("test", args.asked)):
         for s, ends in of[part]:
-            rows += [
-                clip_row(s, part, count, *end)
-                for end in [end for end in ends if end[0] % every == 0][: max(1, -(-most // len(of[part])))]
-            ]
+            ends = [end for end in ends if end[0] % args.every == 0][: max(1, -(-most // len(of[part])))]
+            rows += [clip_row(s, part, count, *end) for end in ends]
     for r in [r for r in rows if r["subject"] == FIXED[0] and r["source"].startswith("test:")][: FIXED[1]]:
         r["fixed"] = True
     return rows
@@ -309,11 +277,9 @@ def operation_clips(rows, count, how, size, skip_bad, notes, seed):
     for n, row in enumerate(tqdm(rows, desc="clips", unit="clip")):
         paths = row.pop("paths")
         try:
-            seen = (
-                pictures(paths, 64)
-                if how in ("motion", "scene")
-                else torch.zeros(len(paths), 1, 1, 3, dtype=torch.uint8)
-            )
+            seen = torch.zeros(len(paths), 1, 1, 3, dtype=torch.uint8)
+            if how in ("motion", "scene"):
+                seen = pictures(paths, 64)
             frames = pictures([paths[k] for k in choose_frames(seen, count, how, (seed, n))], size)
         except Unusable as e:
             notes.append((row["id"], *e.args))
@@ -325,57 +291,30 @@ def operation_clips(rows, count, how, size, skip_bad, notes, seed):
 def write_openpack(out, args, meta):
     """data/<out> of a set in OpenPack's layout. A made-up one says so itself, in made.yaml."""
     if args.count < 2 or args.window <= 0 or args.asked < 1 or args.every < 1 or not 0 <= args.boundary <= 1:
-        refuse(
-            f"--count {args.count} --window {args.window:g} --asked {args.asked} --every {args.every} --boundary {args.boundary:g} give no clips; give at least 2, above 0, 1, 1, and 0 to 1"
-        )
+        refuse("--count, --window, --asked, --every, --boundary: give at least 2, above 0, 1, 1, and 0 to 1")
     root, made = Path(args.root), Path(args.root) / "made.yaml"
     sessions, problems = read_openpack(root)
     for name, reason in problems:
         print(f"{name}: {reason}", file=sys.stderr)
     if problems and not args.skip_bad:
-        refuse(
-            f"{len(problems)} problems in {root}, listed above; mend them or go on without what has problems with --skip-bad"
-        )
+        refuse(f"{len(problems)} problems in {root}, listed above; mend them or give --skip-bad")
     split = subjects_of(sorted({s["user"] for s in sessions}), args.test, args.val)
-    rows = chosen_rows(
-        sessions,
-        split,
-        args.window,
-        args.count,
-        args.n or 2000,
-        args.asked,
-        args.every,
-        args.boundary,
-        args.seed,
-    )
+    rows = chosen_rows(sessions, split, args)
     if lacking := {"train", "val", "test"} - {split_of(r["source"]) for r in rows}:
-        refuse(
-            f"{root} has no clip of {args.window:g} seconds for {sorted(lacking)[0]}; give more subjects, or another --test, --val or --window"
-        )
+        part = min(lacking)
+        refuse(f"{root} has no clip of {args.window:g} s for {part}; give another --test, --val or --window")
     from PIL import Image
 
     with Image.open(rows[0]["paths"][0]) as picture:
         size = args.size or min(224, *picture.size)
-    meta |= {
-        "data": load_yaml(made)["data"] if made.is_file() else "real",
-        "size": size,
-        "frames": args.count,
-        "window": args.window,
-        "chosen": args.frames,
-        "every": args.every,
-        "boundary": args.boundary,
-        "subjects": split,
-        "operations": list(OPERATIONS.values()),
-        "grammar": grammar([s for s in sessions if split[s["user"]] == "train"]),
-        "problems": len(problems),
-    }
+    known = grammar([s for s in sessions if split[s["user"]] == "train"])
+    meta["data"] = load_yaml(made)["data"] if made.is_file() else "real"
+    meta |= {"size": size, "frames": args.count, "window": args.window, "chosen": args.frames}
+    meta |= {"every": args.every, "boundary": args.boundary, "subjects": split}
+    meta |= {"operations": list(OPERATIONS.values()), "grammar": known, "problems": len(problems)}
     notes = []
-    write_whole(
-        out,
-        operation_clips(rows, args.count, args.frames, size, args.skip_bad, notes, args.seed),
-        meta,
-        verdict_on(notes, len(rows), args.skip_bad),
-    )
+    items = operation_clips(rows, args.count, args.frames, size, args.skip_bad, notes, args.seed)
+    write_whole(out, items, meta, verdict_on(notes, len(rows), args.skip_bad))
 
 
 # ---------------------------------------------------------------- what models answer
@@ -385,6 +324,8 @@ TOLD_MORE = (
     # to a model that has not been taught the answer's form
     ' (below 0) and when it will end; "next", the operation that will follow.'
 )
+SCORES = ["macro_f1", "accuracy", "next_accuracy", "start_error", "end_error"]
+SCORES += ["segmental_f1_10", "segmental_f1_25", "segmental_f1_50", "boundary_error"]
 CHEATS = ("copy",)  # sees the truth of a second ago, which hardly ever changes: what looks good for nothing
 
 
@@ -395,18 +336,12 @@ def parse_operation(text, operations):
             said = json.loads(found[0])
         except ValueError:
             continue
-        name = {o.lower(): k for k, o in enumerate(operations)}
-        one = {key: name.get(str(said.get(key)).strip().lower()) for key in ("operation", "next")}
-        return (
-            one
-            | {"json": True}
-            | {
-                key: float(said[key])
-                if isinstance(said.get(key), (int, float)) and abs(said[key]) < 1e6
-                else None
-                for key in ("start", "end")
-            }
-        )
+        number = {o.lower(): k for k, o in enumerate(operations)}
+        found = {key: number.get(str(said.get(key)).strip().lower()) for key in ("operation", "next")}
+        for key in ("start", "end"):
+            seconds = said.get(key)
+            found[key] = float(seconds) if isinstance(seconds, (int, float)) and abs(seconds) < 1e6 else None
+        return found | {"json": True}
     return {"operation": None, "next": None, "start": None, "end": None, "json": False}
 
 
@@ -440,29 +375,17 @@ def macro_tested(own, other, seed, n=2000):
         for s in (swap, 1 - swap)
     ]
     exceed = ((macro_f1(mixed[0]) - macro_f1(mixed[1])).abs() >= abs(gain) - 1e-12).sum().item()
-    return {
-        "score": score,
-        "low": low,
-        "high": high,
-        "gain": gain,
-        "gain_low": gain_low,
-        "gain_high": gain_high,
-        "p": (1 + exceed) / (1 + n),
-    }
+    gains = {"gain": gain, "gain_low": gain_low, "gain_high": gain_high, "p": (1 + exceed) / (1 + n)}
+    return {"score": score, "low": low, "high": high} | gains
 
 
 def without_pictures(items, grammar, operations):
     """What is answered to clips by who sees none: {name: {operation, next, start, end: a list each}}, where that is anything to answer."""
     number = {o: k for k, o in enumerate(operations)}
 
-    def most(counts):
-        return max(sorted(counts), key=counts.get)
-
-    after = {o: most(counts) for o, counts in grammar["bigram"].items()}
-    usual, clock, every = most(grammar["seconds"]), grammar["clock"], {}
-    for counts in grammar["bigram"].values():
-        every = {o: every.get(o, 0) + counts.get(o, 0) for o in {*every, *counts}}
-    n = len(items)
+    after = {o: most_frequent(counts) for o, counts in grammar["bigram"].items()}
+    usual, clock, n = most_frequent(grammar["seconds"]), grammar["clock"], len(items)
+    every = sum(map(Counter, grammar["bigram"].values()), Counter())
     return {
         "majority": {"operation": [number[usual]] * n},
         "clock": {"operation": [number[clock[min(int(i["seconds"] // 10), len(clock) - 1)]] for i in items]},
@@ -471,81 +394,67 @@ def without_pictures(items, grammar, operations):
             "operation": [number[after.get(i["previous"] or "(start)", usual)] for i in items],
             "next": [number[after.get(i["operation"], usual)] for i in items],
         },
-        "commonest": {"next": [number[most(every)]] * n},
+        "commonest": {"next": [number[most_frequent(every)]] * n},
         "median": {"start": [grammar["start"]] * n, "end": [grammar["end"]] * n},
     }
 
 
 def timelines(items, truth, said, seed, every):
     """Scores of the clips of each session in their order as one row of segments: segmental F1, boundary error in seconds; the session is the unit."""
-    found, sessions = {}, list(dict.fromkeys(i["source"] for i in items))
-    for session in sessions:
-        at = sorted(
-            (k for k, i in enumerate(items) if i["source"] == session), key=lambda k: items[k]["seconds"]
-        )
-        a, b = [truth[k] + 1 for k in at], [0 if said[k] is None else said[k] + 1 for k in at]
-        for key, value in (
-            *((f"segmental_f1_{p}", segmental_f1(a, b, p / 100)) for p in (10, 25, 50)),
-            ("boundary_error", every * boundary_error(a, b)),
-        ):
-            found.setdefault(key, []).append((session, value))
+    sessions, keys = {}, ("segmental_f1_10", "segmental_f1_25", "segmental_f1_50", "boundary_error")
+    found = {key: {} for key in keys}
+    for k in sorted(range(len(items)), key=lambda k: items[k]["seconds"]):
+        sessions.setdefault(items[k]["source"], []).append(k)
+    for session in dict.fromkeys(i["source"] for i in items):
+        a = [truth[k] + 1 for k in sessions[session]]
+        b = [0 if said[k] is None else said[k] + 1 for k in sessions[session]]
+        values = [segmental_f1(a, b, least) for least in (0.1, 0.25, 0.5)] + [every * boundary_error(a, b)]
+        for key, value in zip(keys, values, strict=True):
+            if value == value:  # nan: nothing changes
+                found[key][session] = value
     row = {}
     for key, values in found.items():
-        values = [(s, v) for s, v in values if v == v]
-        row |= mean_and_interval(key, torch.tensor([v for _, v in values]), [s for s, _ in values], seed)
+        row |= mean_and_interval(key, torch.tensor(list(values.values())), list(values), seed)
     return row
+
+
+def hits(truth, said, key, at):
+    """1.0 for each item number of `at` whose `key` is said rightly, else 0.0."""
+    return torch.tensor([float(said[key][k] == truth[key][k]) for k in at])
+
+
+def seconds_off(items, said, key):
+    """How many seconds the `start` or `end` said of each item is off; who gives no number says: now."""
+    return torch.tensor([abs((s or 0.0) - i[key]) for s, i in zip(said[key], items, strict=True)])
 
 
 def operation_row(items, truth, said, seed, every, counts):
     """The columns of the table of who says `said` ({operation, next, start, end: a list each}, or some of them) of clips; truth: {operation, next: numbers}."""
     sources, row = [i["source"] for i in items], {}
     fixed = [k for k, i in enumerate(items) if i.get("fixed")]
+
+    def f1(key, at):
+        a, b = ([named[key][k] for k in at] for named in (truth, said))
+        return macro_f1(confusions(a, b, [0] * len(at), counts)[0])
+
     if "operation" in said:
         own = confusions(truth["operation"], said["operation"], sources, counts)
-        right_now = [float(a == b) for a, b in zip(truth["operation"], said["operation"], strict=True)]
-        row |= {
-            f"macro_f1{end}": value
-            for end, value in zip(
-                ("", "_low", "_high"),
-                (macro_tested(own, own, seed)[k] for k in ("score", "low", "high")),
-                strict=True,
-            )
-        }
-        row |= mean_and_interval("accuracy", torch.tensor(right_now), sources, seed)
+        test = macro_tested(own, own, seed)
+        row |= {"macro_f1": test["score"], "macro_f1_low": test["low"], "macro_f1_high": test["high"]}
+        accuracy = hits(truth, said, "operation", range(len(items)))
+        row |= mean_and_interval("accuracy", accuracy, sources, seed)
         if fixed:
-            row |= {
-                "accuracy_fixed": sum(right_now[k] for k in fixed) / len(fixed),
-                "macro_f1_fixed": macro_f1(
-                    confusions(
-                        [truth["operation"][k] for k in fixed],
-                        [said["operation"][k] for k in fixed],
-                        [0] * len(fixed),
-                        counts,
-                    )[0]
-                ),
-            }
+            row["accuracy_fixed"] = accuracy[fixed].sum().item() / len(fixed)
+            row["macro_f1_fixed"] = f1("operation", fixed)
         row |= timelines(items, truth["operation"], said["operation"], seed, every)
     if "next" in said:
         at = [k for k, t in enumerate(truth["next"]) if t is not None]
-        row |= mean_and_interval(
-            "next_accuracy",
-            torch.tensor([float(said["next"][k] == truth["next"][k]) for k in at]),
-            [sources[k] for k in at],
-            seed,
-        )
-        row["next_macro_f1"] = macro_f1(
-            confusions([truth["next"][k] for k in at], [said["next"][k] for k in at], [0] * len(at), counts)[
-                0
-            ]
-        )
+        accuracy = hits(truth, said, "next", at)
+        row |= mean_and_interval("next_accuracy", accuracy, [sources[k] for k in at], seed)
+        row["next_macro_f1"] = f1("next", at)
     for key in ("start", "end"):
-        if key in said:  # who gives no number says: now
-            row |= mean_and_interval(
-                f"{key}_error",
-                torch.tensor([abs((s or 0.0) - i[key]) for s, i in zip(said[key], items, strict=True)]),
-                sources,
-                seed,
-            )
+        if key in said:
+            row |= mean_and_interval(f"{key}_error", seconds_off(items, said, key), sources, seed)
     return row
 
 
@@ -558,24 +467,18 @@ def taught_to(entry):
 def operation_answers(entry, model, processor, items, operations, size, batch, most):
     """What a model answers to the question of each clip."""
     texts, together = [""] * len(items), {}
-    hint = (
-        ""
-        if taught_to(entry) or entry["weights"] == "small"
-        else f" {TOLD_MORE.format(', '.join(operations))}"
-    )
+    hint = f" {TOLD_MORE.format(', '.join(operations))}"
+    if taught_to(entry) or entry["weights"] == "small":
+        hint = ""
     for k, i in enumerate(items):
         together.setdefault((i["turns"][0][0], len(i["frames"]), min(i.get("fps", RATE), RATE)), []).append(k)
     with tqdm(total=len(items), desc=entry["name"], unit="clip") as bar:
         for (question, length, rate), members in together.items():
             for some in (members[k : k + batch] for k in range(0, len(members), batch)):
                 shown = torch.stack([frames_of(items[k], size) for k in some])
-                for k, text in zip(
-                    some,
-                    answers_to(
-                        model, processor, shown, question + hint, (list(range(length)), length, rate), most
-                    ),
-                    strict=True,
-                ):
+                at = list(range(length)), length, rate
+                answers = answers_to(model, processor, shown, question + hint, at, most)
+                for k, text in zip(some, answers, strict=True):
                     texts[k] = text
                 bar.update(len(some))
     return texts
@@ -614,38 +517,24 @@ def draw_confusions(path, tables, operations, items, at, said):
     short = [o if len(o) < 15 else f"{o[:13]}." for o in operations]
     with matplotlib.rc_context({"font.size": 8}):
         figure = Figure((5.6 * len(tables), 5.4 + 1.15 * len(shown)), layout="constrained")
-        top, *below = figure.subfigures(
-            1 + len(shown), 1, height_ratios=[5.4, *[1.15] * len(shown)], squeeze=False
-        )[:, 0]
-        for axis, (name, counts) in zip(
-            top.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True
-        ):
+        heights = [5.4, *[1.15] * len(shown)]
+        parts = figure.subfigures(1 + len(shown), 1, height_ratios=heights, squeeze=False)[:, 0]
+        axes = parts[0].subplots(1, len(tables), squeeze=False)[0]
+        for axis, (name, counts) in zip(axes, tables.items(), strict=True):
             share = counts / counts.sum(1, keepdim=True).clamp(min=1)
             axis.imshow(share.numpy(), cmap="cividis", vmin=0, vmax=1)
-            for a, row in enumerate(share.tolist()):
-                for b, x in enumerate(row):
-                    if x >= 0.005:
-                        axis.text(
-                            b,
-                            a,
-                            f"{100 * x:.0f}",
-                            ha="center",
-                            va="center",
-                            color="black" if x > 0.5 else "white",
-                            fontsize=7,
-                        )
+            for a, b in (share >= 0.005).nonzero().tolist():
+                x, style = share[a, b].item(), {"ha": "center", "va": "center", "fontsize": 7}
+                axis.text(b, a, f"{100 * x:.0f}", color="black" if x > 0.5 else "white", **style)
             axis.set_xticks(range(len(operations) + 1), [*short, "none"], rotation=90)
             axis.set_yticks(range(len(operations)), short)
             axis.set_title(f"{name}: % of the true operation's clips", fontsize=9)
-        for part, k in zip(below, shown, strict=True):
-            axis = part.subplots()
-            axis.imshow(torch.cat(list(items[k]["frames"]), 1).numpy(), interpolation="nearest")
+        for part, k in zip(parts[1:], shown, strict=True):
+            item, axis = items[k], part.subplots()
+            axis.imshow(torch.cat(list(item["frames"]), 1).numpy(), interpolation="nearest")
             axis.set_axis_off()
-            axis.set_title(
-                f"{items[k]['id']}: {items[k]['operation']}, since {-items[k]['start']:.1f} s; said: {operations[said[k]]}",
-                fontsize=8,
-                loc="left",
-            )
+            true = f"{item['id']}: {item['operation']}, since {-item['start']:.1f} s"
+            axis.set_title(f"{true}; said: {operations[said[k]]}", fontsize=8, loc="left")
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=100)
     save_bytes(path, content.getvalue())
@@ -658,25 +547,51 @@ def operations_world(args):
     if not {"operations", "grammar", "every"} <= set(w.index):
         refuse(f"{args.data} holds no operations; give --data a folder that operations.py read wrote")
     w.items = [w.every[k] for k, s in enumerate(w.every.sources) if split_of(s) == "test"]
-    if min(x for x in (args.clips, args.batch, args.size) if x is not None) < 1:
-        refuse(
-            f"--clips {args.clips}, --batch {args.batch} and --size {args.size} are not all positive; give 1 or more"
-        )
+    positive(args, "clips", "batch", "size")
     w.items = w.items[: args.clips]
     if not w.items:
         refuse(f"{args.data} has no test clips; give a folder with more clips")
     for name in args.models:
         entry = find_model(name)
         if entry.get("type") not in FRAMES_AS:
-            refuse(
-                f"--models {name} is of type {entry.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b"
-            )
+            what = f"{name} is of type {entry.get('type')} and takes no chat about several frames"
+            refuse(f"--models: {what}; use a Qwen model, llava-onevision or internvl3-8b")
         if entry["name"] in w.entries:
             refuse(f"--models gives {entry['name']} twice; give each model once, the base first")
         w.entries[entry["name"]] = entry
     w.out = Path(args.out or f"results/{next(iter(w.entries))}/{Path(args.data).name}/operations.yaml")
     check_writable(w.out)
     return w
+
+
+def compared_with(rivals, own, items, truth, seed):
+    """(criteria, paired tests of the next operation) of what is said in `own` against {rival: what it says}."""
+    sources, followed = (
+        [i["source"] for i in items],
+        [k for k, x in enumerate(truth["next"]) if x is not None],
+    )
+    everyone, of_followed = range(len(items)), [sources[k] for k in followed]
+
+    now = {}
+    after = {}
+    for name, other in rivals.items():
+        if "operation" in other and name not in CHEATS:
+            now[name] = hits(truth, other, "operation", everyone)
+        if "next" in other:
+            after[name] = hits(truth, other, "next", followed)
+    mine = hits(truth, own, "next", followed)
+    criteria = {
+        "accuracy": criterion(hits(truth, own, "operation", everyone), now, sources, seed=seed),
+        "next_accuracy": criterion(mine, after, of_followed, seed=seed),
+    }
+    for key in ("start", "end"):
+        off = {name: seconds_off(items, other, key) for name, other in rivals.items() if key in other}
+        lower = {"ceiling": 0.0, "better": "lower", "seed": seed}
+        criteria[f"{key}_error"] = criterion(seconds_off(items, own, key), off, sources, **lower)
+    tests = {}
+    for name, other in after.items():
+        tests[f"next_accuracy_over_{name}"] = paired_test(mine, other, of_followed, seed=seed)
+    return criteria, tests
 
 
 def run_score(args, started):
@@ -699,106 +614,43 @@ def run_score(args, started):
             most = max(len(processor.tokenizer(i["turns"][0][1]).input_ids) for i in w.items) + 32
             return operation_answers(entry, model, processor, w.items, names, size, args.batch, most)
 
-        stamp = digest(
-            repr(
-                (
-                    films,
-                    [i["turns"] for i in w.items],
-                    longest,
-                    fingerprint(entry),
-                    size,
-                    args.batch,
-                    str(dtype),
-                )
-            ).encode()
-        )
+        turns = [i["turns"] for i in w.items]
+        asked = films, turns, longest, fingerprint(entry), size, args.batch, str(dtype)
+        stamp = digest(repr(asked).encode())
         costs[label] = spoken(label, stamp, say_all, kept, kept_at, "operations")
         texts[label] = costs[label]["texts"]
 
     truth = {key: [number.get(i[key]) for i in w.items] for key in ("operation", "next")}
     sources, base, main = [i["source"] for i in w.items], next(iter(w.entries)), list(w.entries)[-1]
-    parsed = {label: [parse_operation(t, names) for t in own] for label, own in texts.items()}
-    said = {
-        label: {key: [p[key] for p in own] for key in ("operation", "next", "start", "end")}
-        for label, own in parsed.items()
-    }
-    floors = without_pictures(w.items, w.index["grammar"], names)
-    table = {
-        label: operation_row(w.items, truth, own, args.seed, every, n)
-        for label, own in (said | floors).items()
-    }
+    parsed = {label: [parse_operation(x, names) for x in own] for label, own in texts.items()}
+    said = {}
     for label, own in parsed.items():
-        table[label] |= {
-            "no_json": sum(not p["json"] for p in own) / len(w.items),
-            "seconds_per_clip": costs[label]["seconds"] / len(w.items),
-        }
+        said[label] = {key: [p[key] for p in own] for key in ("operation", "next", "start", "end")}
+    floors = without_pictures(w.items, w.index["grammar"], names)
+    table = {}
+    for label, own in (said | floors).items():
+        table[label] = operation_row(w.items, truth, own, args.seed, every, n)
+    for label, own in parsed.items():
+        table[label]["no_json"] = sum(not p["json"] for p in own) / len(w.items)
+        table[label]["seconds_per_clip"] = costs[label]["seconds"] / len(w.items)
 
-    rivals = {**({base: said[base]} if base != main else {}), **floors}
-    counts = {
-        label: confusions(truth["operation"], own["operation"], sources, n)
-        for label, own in (said | floors).items()
-        if "operation" in own
-    }
-    followed = [k for k, t in enumerate(truth["next"]) if t is not None]
-
-    def hits(own, key, at):
-        return torch.tensor([float(own[key][k] == truth[key][k]) for k in at])
-
-    everyone = range(len(w.items))
-    criteria = {
-        "accuracy": criterion(
-            hits(said[main], "operation", everyone),
-            {
-                name: hits(own, "operation", everyone)
-                for name, own in rivals.items()
-                if "operation" in own and name not in CHEATS
-            },
-            sources,
-            seed=args.seed,
-        ),
-        "next_accuracy": criterion(
-            hits(said[main], "next", followed),
-            {name: hits(own, "next", followed) for name, own in rivals.items() if "next" in own},
-            [sources[k] for k in followed],
-            seed=args.seed,
-        ),
-    }
-    for key in ("start", "end"):
-        off = {
-            name: torch.tensor([abs((s or 0.0) - i[key]) for s, i in zip(own[key], w.items, strict=True)])
-            for name, own in ({main: said[main]} | rivals).items()
-            if key in own
-        }
-        criteria[f"{key}_error"] = criterion(
-            off.pop(main), off, sources, ceiling=0.0, better="lower", seed=args.seed
-        )
-    tests = {
-        f"macro_f1_over_{name}": macro_tested(counts[main], counts[name], args.seed)
-        for name in counts
-        if name != main
-    }
-    tests |= {
-        f"next_accuracy_over_{name}": paired_test(
-            hits(said[main], "next", followed),
-            hits(own, "next", followed),
-            [sources[k] for k in followed],
-            seed=args.seed,
-        )
-        for name, own in rivals.items()
-        if "next" in own
-    }
+    rivals = ({base: said[base]} if base != main else {}) | floors
+    counts = {}
+    for label, own in (said | floors).items():
+        if "operation" in own:
+            counts[label] = confusions(truth["operation"], own["operation"], sources, n)
+    criteria, tests = compared_with(rivals, said[main], w.items, truth, args.seed)
+    gains = {}
+    for name in counts:
+        if name != main:
+            gains[f"macro_f1_over_{name}"] = macro_tested(counts[main], counts[name], args.seed)
+    tests = gains | tests
     for name, p_value in holm({name: test["p"] for name, test in tests.items()}).items():
         tests[name]["p_holm"] = p_value
     above = verdict(*(tests[f"macro_f1_over_{name}"] for name in counts if name not in (main, *CHEATS)))
     pair, at = confused_most(w.items, truth["operation"], said[main]["operation"], names)
-    draw_confusions(
-        w.out.with_suffix(".png"),
-        {name: counts[name].sum(0) for name in dict.fromkeys((base, main))},
-        names,
-        w.items,
-        at,
-        said[main]["operation"],
-    )
+    shown = {name: counts[name].sum(0) for name in dict.fromkeys((base, main))}
+    draw_confusions(w.out.with_suffix(".png"), shown, names, w.items, at, said[main]["operation"])
 
     result = {
         "stage": "operations",
@@ -810,25 +662,21 @@ def run_score(args, started):
         "answer": {"yes": "PASS", "no": "FAIL"}.get(above, "INCONCLUSIVE"),
         "above_every_floor": above,
     }
-    for key in (
-        "macro_f1",
-        "accuracy",
-        "next_accuracy",
-        "start_error",
-        "end_error",
-        "segmental_f1_10",
-        "segmental_f1_25",
-        "segmental_f1_50",
-        "boundary_error",
-    ):
-        result |= {f"{key}{end}": table[main][f"{key}{end}"] for end in ("", "_low", "_high")} | {
-            f"{key}_{name}": row[key] for name, row in table.items() if name != main and key in row
-        }
-    result |= {
-        f"{key}{end}": row.get(key)
-        for key in ("no_json", "accuracy_fixed", "macro_f1_fixed")
-        for end, row in (("", table[main]), *([(f"_{base}", table[base])] if base != main else []))
-    }
+    for key in SCORES:
+        result |= {f"{key}{end}": table[main][f"{key}{end}"] for end in ("", "_low", "_high")}
+        result |= {f"{key}_{name}": row[key] for name, row in table.items() if name != main and key in row}
+    for key in ("no_json", "accuracy_fixed", "macro_f1_fixed"):
+        result[key] = table[main].get(key)
+        if base != main:
+            result[f"{key}_{base}"] = table[base].get(key)
+    confusion = {}
+    for o, row in zip(names, counts[main].sum(0).tolist(), strict=True):
+        confusion[o] = {b: int(x) for b, x in zip([*names, "none"], row, strict=True) if x}
+    examples = {}
+    for k, i in enumerate(w.items[:3]):
+        examples[i["id"]] = {"truth": i["turns"][0][1]} | {name: own[k] for name, own in texts.items()}
+    where = {"device": f"{device.type} ({why})", "dtype": str(dtype)}
+    where["model_revision"] = resolved_commit(w.entries[main])
     result |= {
         "confused_most": " / ".join(pair["pair"]) if pair else None,
         "clips": len(w.items),
@@ -839,22 +687,9 @@ def run_score(args, started):
         "criteria": criteria,
         "comparisons": tests,
         "pair": pair,
-        "confusion": {
-            o: {b: int(x) for b, x in zip([*names, "none"], row, strict=True) if x}
-            for o, row in zip(names, counts[main].sum(0).tolist(), strict=True)
-        },
-        "examples": {
-            i["id"]: {"truth": i["turns"][0][1], **{name: own[k] for name, own in texts.items()}}
-            for k, i in list(enumerate(w.items))[:3]
-        },
-        "run": run_info(
-            args,
-            started,
-            script="operations.py",
-            device=f"{device.type} ({why})",
-            dtype=str(dtype),
-            model_revision=resolved_commit(w.entries[main]),
-        ),
+        "confusion": confusion,
+        "examples": examples,
+        "run": run_info(args, started, script="operations.py", **where),
     }
     save_yaml(w.out, result)
     say(result)

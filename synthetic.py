@@ -54,13 +54,8 @@ def coverage(shape, size, cx, cy, radius, angle):
 def smooth_noise(rng, size, cells):
     """Low-frequency noise in [-1, 1], float32 [size,size,1]: a coarse random grid, bicubically enlarged."""
     grid = torch.from_numpy(rng.uniform(-1, 1, (1, 1, cells, cells)).astype(np.float32))
-    return (
-        torch.nn.functional.interpolate(grid, (size, size), mode="bicubic", align_corners=False)[
-            0, 0, :, :, None
-        ]
-        .numpy()
-        .clip(-1, 1)
-    )
+    x = torch.nn.functional.interpolate(grid, (size, size), mode="bicubic", align_corners=False)
+    return x[0, 0, :, :, None].numpy().clip(-1, 1)
 
 
 def background(rng, size):
@@ -125,10 +120,8 @@ def words_for(objects, boxes, size):
     text = "a " + " and a ".join(sorted(names))
     turns = [["What is in the picture?", text]]
     for o, name, box in zip(objects, names, boxes, strict=True):
-        turns += [
-            [f"What shape is the {o['colour']} object?", o["shape"]],
-            [f"Where is the {name}?", place_word(box, size)],
-        ]
+        turns.append([f"What shape is the {o['colour']} object?", o["shape"]])
+        turns.append([f"Where is the {name}?", place_word(box, size)])
     return text, turns
 
 
@@ -260,9 +253,8 @@ SPEEDS = {
     "blinks": (0.3, 1.5),
 }
 CHANGES = ("reversed", "deleted", "swapped")
-OPPOSITE = {
-    d: next(o for o, w in DIRECTIONS.items() if w == (-v[0], -v[1])) for d, v in DIRECTIONS.items()
-} | {"still": "still"}
+OPPOSITE = {d: next(o for o, w in DIRECTIONS.items() if w == (-x, -y)) for d, (x, y) in DIRECTIONS.items()}
+OPPOSITE["still"] = "still"
 QUESTIONS = {  # by kind; of `whatif` there are two, with an answer each
     "persistence": ("Is the {} {}?", "Would you call the {} {}?", "What is the {}, {}?"),
     "frames": (
@@ -341,12 +333,10 @@ def trajectory(rng, case, direction, radius, size, frames, block, other):
     """
     end, scale = frames - 1, size / 48
     exists, still = [0, end], direction == "still"
-    if case == "blinks":
-        exists = (
-            [int(rng.integers(3, frames - 5)), end]
-            if rng.random() < 0.5
-            else [0, int(rng.integers(5, frames - 3))]
-        )
+    if case == "blinks" and rng.random() < 0.5:
+        exists = [int(rng.integers(3, frames - 5)), end]
+    elif case == "blinks":
+        exists = [0, int(rng.integers(5, frames - 3))]
     speed = 0.0 if still else scale * rng.uniform(*SPEEDS[case])
     heading = 0.0 if still else np.arctan2(*DIRECTIONS[direction][::-1]) + np.radians(rng.uniform(-20, 20))
     v, bend = speed * np.array([np.cos(heading), np.sin(heading)]), rng.random()
@@ -363,13 +353,7 @@ def trajectory(rng, case, direction, radius, size, frames, block, other):
     elif case in ("enters", "leaves"):  # on an edge
         anchor[rng.integers(2)] = size * rng.integers(2)
     # seen from t0, the way to frame 0
-    back = {
-        "position": [0.0, 0.0],
-        "velocity": (-v).tolist(),
-        "acceleration": a.tolist(),
-        "turn": -w,
-        "exists": exists,
-    }
+    back = {"position": [0.0, 0.0], "velocity": (-v).tolist(), "acceleration": a.tolist(), "turn": -w}
     start = played_backwards(back | {"exists": [0, 0]}, t0 + 1)
     equation = {
         "position": (anchor + position(back, [t0])[0]).tolist(),
@@ -391,21 +375,15 @@ def trajectory(rng, case, direction, radius, size, frames, block, other):
     wanted = {"enters": (True, False), "leaves": (False, True), "passes": (True, True)}.get(
         case, (False, False)
     )
-    clear = (
-        all(
-            depth[k] <= -0.4 if out else depth[k] >= 0.5
-            for k, out in zip((exists[0], exists[1]), wanted, strict=True)
-        )
-        and depth[first : last + 1].max() >= 0.5
-    )
+    clear = depth[first : last + 1].max() >= 0.5
+    for k, out in zip(exists, wanted, strict=True):
+        clear &= depth[k] <= -0.4 if out else depth[k] >= 0.5
     clear &= any(wanted) or depth[exists[0] : exists[1] + 1].min() >= 0.5
     clear &= (not wanted[0] or first >= 3) and (not wanted[1] or end - last >= 3) and last - first >= 4
-    gone = at[last] - at[first]
-    return (
-        equation
-        if clear and nearest_direction(gone, 4 * scale if not still else 2 * scale) == direction
-        else None
-    )
+    least = 2 * scale if still else 4 * scale
+    if clear and nearest_direction(at[last] - at[first], least) == direction:
+        return equation
+    return None
 
 
 def planned(rng, cases, directions, size, frames):
@@ -421,32 +399,19 @@ def planned(rng, cases, directions, size, frames):
         for _ in range(300):
             other = objects[rng.integers(len(objects))]["equation"] if objects else None
             if equation := trajectory(rng, case, direction, thing["radius"], size, frames, block, other):
-                objects.append(
-                    {k: thing[k] for k in ("colour", "shape", "angle", "rgb")} | {"equation": equation}
-                )
+                look = {k: thing[k] for k in ("colour", "shape", "angle", "rgb")}
+                objects.append(look | {"equation": equation})
                 break
         else:
             return None
-    order = rng.permutation(n)
-    grey = []
+    order, grey, still = rng.permutation(n), [], {"acceleration": [0.0, 0.0], "turn": 0.0}
     for _ in range(rng.integers(3)):
         thing = random_object(rng, size, "red", 0.05, 0.1)
         velocity = rng.uniform(-1, 1, 2) * size / 48 * rng.integers(2)
-        grey.append(
-            {
-                "shape": thing["shape"],
-                "angle": thing["angle"],
-                "rgb": np.full(3, rng.uniform(40, 220)),
-                "equation": {
-                    "position": [thing["cx"], thing["cy"]],
-                    "velocity": velocity.tolist(),
-                    "acceleration": [0.0, 0.0],
-                    "turn": 0.0,
-                    "radius": float(thing["radius"]),
-                    "exists": [0, frames - 1],
-                },
-            }
-        )
+        equation = {"position": [thing["cx"], thing["cy"]], "velocity": velocity.tolist()} | still
+        equation |= {"radius": float(thing["radius"]), "exists": [0, frames - 1]}
+        look = {"shape": thing["shape"], "angle": thing["angle"], "rgb": np.full(3, rng.uniform(40, 220))}
+        grey.append(look | {"equation": equation})
     canvas = background(rng, size)
     shade = rng.choice([-1, 1]) * rng.uniform(35, 60) + canvas.mean()
     return {
@@ -471,40 +436,29 @@ def filmed(scene, backwards=False, painted=True):
     t, size = np.arange(frames)[:: -1 if backwards else 1], len(canvas)
     image, mask = np.repeat(canvas[None], frames, 0), np.zeros((frames, size, size), np.uint8)
     alone, inside = np.zeros((len(objects), frames)), np.zeros((len(objects), frames))
-    for number, o in [
-        *((0, o) for o in scene["grey"] if painted),
-        *((k + 1, objects[k]) for k in scene["depth"]),
-    ]:
+    grey = [(0, o) for o in scene["grey"] if painted]
+    for number, o in grey + [(k + 1, objects[k]) for k in scene["depth"]]:
         e, at = o["equation"], position(o["equation"], t)
         side = min(size, int(2 * e["radius"]) + 4)
         corner = np.clip(np.floor(at - e["radius"] - 1), 0, size - side).astype(int)
         (x, y), steps = (at - corner).T[:, :, None, None], np.arange(side)
-        alpha = (
-            coverage(o["shape"], side, x.astype(np.float32), y.astype(np.float32), e["radius"], o["angle"])
-            * ((t >= e["exists"][0]) & (t <= e["exists"][1]))[:, None, None]
-        )
-        window = (
-            np.arange(frames)[:, None, None],
-            corner[:, 1, None, None] + steps[:, None],
-            corner[:, 0, None, None] + steps,
-        )
+        x, y = x.astype(np.float32), y.astype(np.float32)
+        alpha = coverage(o["shape"], side, x, y, e["radius"], o["angle"])
+        alpha = alpha * ((t >= e["exists"][0]) & (t <= e["exists"][1]))[:, None, None]
+        rows, columns = corner[:, 1, None, None] + steps[:, None], corner[:, 0, None, None] + steps
+        window = np.arange(frames)[:, None, None], rows, columns
         if painted:
             image[window] += alpha[..., None] * (np.asarray(o["rgb"], np.float32) - image[window])
         mask[window] = np.where(alpha >= 0.5, number, mask[window])
         if number:
-            middle = side / 2
-            alone[number - 1], inside[number - 1] = (
-                (alpha >= 0.5).sum((1, 2)),
-                alpha.sum((1, 2)) / coverage(o["shape"], side, middle, middle, e["radius"], o["angle"]).sum(),
-            )
+            whole = coverage(o["shape"], side, side / 2, side / 2, e["radius"], o["angle"]).sum()
+            alone[number - 1] = (alpha >= 0.5).sum((1, 2))
+            inside[number - 1] = alpha.sum((1, 2)) / whole
     if scene["block"]:
         x0, y0, x1, y1 = (round(x) for x in scene["block"])
         image[:, y0:y1, x0:x1], mask[:, y0:y1, x0:x1] = scene["shade"], 0
-    image = (
-        (image + scene["noise"][:: -1 if backwards else 1]).round().clip(0, 255).astype(np.uint8)
-        if painted
-        else None
-    )
+    image = image + scene["noise"][:: -1 if backwards else 1]
+    image = image.round().clip(0, 255).astype(np.uint8) if painted else None
     seen = np.stack([(mask == k + 1).sum((1, 2)) for k in range(len(objects))]) if objects else alone
     return image, mask, inside, seen / np.maximum(alone, 1)
 
@@ -513,32 +467,23 @@ def tracked(scene, backwards, mask, inside, seen):
     """The truth about each object of a scene, a dict each (see the top of this file under `tracks`)."""
     frames, found, size = scene["frames"], [], mask.shape[1]
     names = [f"{o['colour']} {o['shape']}" for o in scene["objects"]]
-    equations = [
-        played_backwards(o["equation"], frames) if backwards else o["equation"] for o in scene["objects"]
-    ]
-    ways = (
-        np.stack([position(e, np.arange(frames)) for e in equations])
-        if equations
-        else np.zeros((0, frames, 2))
-    )
+    equations = [o["equation"] for o in scene["objects"]]
+    if backwards:
+        equations = [played_backwards(e, frames) for e in equations]
+    ways = [position(e, np.arange(frames)) for e in equations]
     present = inside >= 0.5
     for k, (name, e) in enumerate(zip(names, equations, strict=True)):
         there = spans(present[k]) or [[0, 0]]
         first, last, visible = there[0][0], there[-1][1], present[k] & (seen[k] >= 0.25)
         comes, goes = first > 0, last < frames - 1
         sudden = e["exists"] != [0, frames - 1]
-        why = (
-            ("appears" if comes else "vanishes")
-            if sudden
-            else "passes"
-            if comes and goes
-            else "enters"
-            if comes
-            else "leaves"
-            if goes
-            else "stays"
-        )
-        way = ways[k, first : last + 1]
+        if sudden:
+            why = "appears" if comes else "vanishes"
+        elif comes:
+            why = "passes" if goes else "enters"
+        else:
+            why = "leaves" if goes else "stays"
+        way = ways[k][first : last + 1]
         speed = float(np.hypot(*np.diff(way, axis=0).T).mean()) if len(way) > 1 else 0.0
         near = [
             np.hypot(*(ways[k] - ways[j]).T)[present[k] & present[j]].min(initial=np.inf)
@@ -574,20 +519,17 @@ def told(track):
         "appears": f"appears in frame {first}",
         "vanishes": f"vanishes in frame {last}",
     }[track["why"]]
-    return (
-        f"The {track['object']} is {'persistent' if track['persistent'] else 'transient'}: it {way}. It {'is still' if track['direction'] == 'still' else 'moves ' + track['direction']}. "
-        f"It is {'hidden in ' + spans_words(track['hidden']) if track['hidden'] else 'never hidden'}."
-    )
+    kind = "persistent" if track["persistent"] else "transient"
+    moves = "is still" if track["direction"] == "still" else f"moves {track['direction']}"
+    hidden = f"hidden in {spans_words(track['hidden'])}" if track["hidden"] else "never hidden"
+    return f"The {track['object']} is {kind}: it {way}. It {moves}. It is {hidden}."
 
 
 def asked_of(rng, kind, name):
     """One of the paraphrases of a question."""
     question = QUESTIONS[kind][0 if rng.random() < 0.5 else rng.integers(1, len(QUESTIONS[kind]))]
-    return question.format(
-        *(name, str(rng.choice(["persistent or transient", "transient or persistent"])))[
-            : question.count("{}")
-        ]
-    )
+    either = str(rng.choice(["persistent or transient", "transient or persistent"]))
+    return question.format(*(name, either)[: question.count("{}")])
 
 
 def questions_of(tracks, numbers, absent, seed):
@@ -604,18 +546,12 @@ def questions_of(tracks, numbers, absent, seed):
             "uncovered": spans_words(track["present"]),
             "unknown": UNKNOWN,
         }
-        turns += [[asked_of(rng, kind, track["object"]), answer] for kind, answer in answers.items()]
-        asked += [
-            [{"backwards": "whatif", "uncovered": "whatif"}.get(kind, kind), track["object"]]
-            for kind in answers
-        ]
+        for kind, answer in answers.items():
+            turns.append([asked_of(rng, kind, track["object"]), answer])
+            asked.append(["whatif" if kind in ("backwards", "uncovered") else kind, track["object"]])
     rng = np.random.default_rng([*seed, 2])
-    turns += [
-        [asked_of(rng, str(kind), absent), f"there is no {absent}"]
-        for kind in rng.permutation(
-            ["persistence", "frames", "direction", "hidden", "backwards", "uncovered"]
-        )[:2]
-    ]
+    kinds = rng.permutation(["persistence", "frames", "direction", "hidden", "backwards", "uncovered"])
+    turns += [[asked_of(rng, str(kind), absent), f"there is no {absent}"] for kind in kinds[:2]]
     turns.append([asked_of(rng, "count", ""), str(len(tracks))])
     return turns, [*asked, ["absent", absent], ["absent", absent], ["count", ""]]
 
@@ -661,15 +597,13 @@ def trajectories(n, size, seed, frames=32, change=None, only=None):
             scene["objects"][:2] = b | {"equation": a["equation"]}, a | {"equation": b["equation"]}
         elif change == "deleted":
             more["removed"] = names[0]
-            scene["objects"], scene["depth"], numbers = (
-                scene["objects"][1:],
-                [k - 1 for k in scene["depth"] if k],
-                numbers[1:],
-            )
+            scene["objects"], numbers = scene["objects"][1:], numbers[1:]
+            scene["depth"] = [k - 1 for k in scene["depth"] if k]
         image, mask, inside, seen = filmed(scene, change == "reversed")
         tracks = tracked(scene, change == "reversed", mask, inside, seen)
         turns, asked = questions_of(tracks, numbers, absent, (seed, i))
         count = len(tracks)
+        counted = "There is 1 coloured object." if count == 1 else f"There are {count} coloured objects."
         yield {
             "id": name,
             "source": name,
@@ -684,12 +618,7 @@ def trajectories(n, size, seed, frames=32, change=None, only=None):
             "absent": absent,
             "tracks": tracks,
             **more,
-            "text": " ".join(
-                [
-                    *map(told, tracks),
-                    "There is 1 coloured object." if count == 1 else f"There are {count} coloured objects.",
-                ]
-            ),
+            "text": " ".join([*map(told, tracks), counted]),
             "turns": turns,
             "asked": asked,
         }
@@ -805,6 +734,7 @@ def at_bench(look, segment, t, rng, size):
     )
     height = 9 * (1 if 300 in done else along if o == 300 else 0)
     away = 900 in done or o == 900 and along > 0.7
+    carried = 17 * min(1, along * 1.4)
     body, left, right, held = {  # x of the body, both hands, and what is in the right one
         100: (15, (12, 38), (5 + 10 * swing, 22 + 15 * swing), "item" if along * 10 % 1 < 0.6 else None),
         200: (19, (14, 38), (15 + 7 * swing, 37 - 4 * swing), "label"),
@@ -814,12 +744,7 @@ def at_bench(look, segment, t, rng, size):
         600: (37, (30, 35), (46 - 11 * swing, 36 - 4 * np.sin(np.pi * swing)), "label"),
         700: (37, (30, 35), (46 - 11 * swing, 36 - 4 * np.sin(np.pi * swing)), "scanner"),
         800: (37, (30, 35), (46 - 11 * swing, 36 - 4 * np.sin(np.pi * swing)), "label"),
-        900: (
-            36 + 17 * min(1, along * 1.4),
-            (32 + 17 * min(1, along * 1.4), 33),
-            (43 + 17 * min(1, along * 1.4), 33),
-            None,
-        ),
+        900: (36 + carried, (32 + carried, 33), (43 + carried, 33), None),
         1000: (45, (43, 38), (48 + 1.5 * np.sin(9 * t), 37 + swing), "pen"),
     }.get(o, (look["idle"], (look["idle"] - 6, 34), (look["idle"] + 6, 34), None))
 
@@ -866,19 +791,10 @@ def at_bench(look, segment, t, rng, size):
     for hand in (left, right):
         pen.ellipse(at(hand[0] - 1.8, hand[1] - 1.8, hand[0] + 1.8, hand[1] + 1.8), fill=look["skin"])
     hx, hy = right
+    colours = {"label": (250, 250, 250), "scanner": (30, 30, 35), "pen": (30, 60, 200)}
+    colours["item"] = look["items"][int(along * 10) % 3]
     if held:
-        block(
-            hx - 2,
-            hy - 1,
-            hx + 1,
-            hy + 2.5,
-            {
-                "item": look["items"][int(along * 10) % 3],
-                "label": (250, 250, 250),
-                "scanner": (30, 30, 35),
-                "pen": (30, 60, 200),
-            }[held],
-        )
+        block(hx - 2, hy - 1, hx + 1, hy + 2.5, colours[held])
     if held == "scanner" and swing > 0.7:
         block(hx - 6, hy + 2, hx - 2, hy + 2.6, (230, 40, 40))
     image = np.asarray(image.reduce(fine), np.float32) * (1 + 0.03 * rng.normal()) + rng.normal(
@@ -910,29 +826,15 @@ def draw_operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0)
                 "bench": tuple((np.array([200, 195, 185]) * rng.uniform(0.7, 1)).astype(int).tolist()),
             }
             work, folder = shift(rng, look["speed"], boxes), out / user / FRAMES_AT / session
-            told = []
-            by_second = []
-            box = None
-            second = 0
+            told, by_second, box, second = [], [], None, 0
             for part in work:
-                begins, ends = (day + timedelta(seconds=round(part[key], 3)) for key in ("start", "end"))
-                told.append(
-                    [
-                        str(uuid.UUID(bytes=rng.bytes(16))),
-                        user,
-                        session,
-                        part["box"],
-                        part["id"],
-                        OPERATIONS.get(part["id"], "Null"),
-                        begins.isoformat(timespec="milliseconds"),
-                        ends.isoformat(timespec="milliseconds"),
-                        "",
-                    ]
-                )
+                times = [day + timedelta(seconds=round(part[key], 3)) for key in ("start", "end")]
+                times = [x.isoformat(timespec="milliseconds") for x in times]
+                what = [user, session, part["box"], part["id"]]
+                name = OPERATIONS.get(part["id"], "Null")
+                told.append([str(uuid.UUID(bytes=rng.bytes(16))), *what, name, *times, ""])
                 while second < part["end"]:
-                    by_second.append(
-                        [1000 * (int(day.timestamp()) + second), user, session, part["box"], part["id"]]
-                    )
+                    by_second.append([1000 * (int(day.timestamp()) + second), *what])
                     second += 1
             for tick in range(int(work[-1]["end"] * rate) + 1):
                 t = tick / rate
@@ -945,11 +847,8 @@ def draw_operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0)
                         "idle": float(rng.uniform(15, 50)),
                     }
                 when = day + timedelta(seconds=t)
-                path = (
-                    folder
-                    / when.strftime("%Y/%m/%d/%H/%M")
-                    / f"{when:%Y%m%d_%H%M%S}_{when.microsecond // 1000:03d}.jpg"
-                )
+                name = f"{when:%Y%m%d_%H%M%S}_{when.microsecond // 1000:03d}.jpg"
+                path = folder / when.strftime("%Y/%m/%d/%H/%M") / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 at_bench(look, part, t, rng, size).save(path, quality=90)
             for name, head, rows in (
@@ -960,15 +859,7 @@ def draw_operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0)
                     out / user / "annotation" / name / f"{session}.csv",
                     "\n".join([head, *(",".join(map(str, row)) for row in rows)]) + "\n",
                 )
-    result = {
-        "stage": "data",
-        "source_kind": "operations",
-        "data": "synthetic",
-        "seed": seed,
-        "size": size,
-        "subjects": subjects,
-        "sessions": subjects * sessions,
-        "rate": rate,
-    }
+    result = {"stage": "data", "source_kind": "operations", "data": "synthetic", "seed": seed, "size": size}
+    result |= {"subjects": subjects, "sessions": subjects * sessions, "rate": rate}
     save_yaml(out / "made.yaml", result)
     return result

@@ -417,7 +417,7 @@ def test_wrong_folders_and_models_are_refused(made_up, moving_folder, tmp_path, 
     refused(call("--data", moving_folder), "holds no operations", "operations.py read")
     refused(call("--data", made_up[1], "--models", "tiny", "tiny"), "tiny twice")
     refused(call("--data", made_up[1], "--models", "tiny-cogvlm2"), "cogvlm2", "several frames")
-    refused(call("--data", made_up[1], "--clips", "0"), "not all positive")
+    refused(call("--data", made_up[1], "--clips", "0"), "is not positive")
 
 
 @pytest.mark.slow
