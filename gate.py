@@ -567,7 +567,7 @@ def decide3(judged, variant):
 
 
 def gate3(args, thresholds):
-    """Judge gate 3 from the YAML of predict.py (latents, continue, futures) and explain.py (describe) in --results. Returns the result to be saved."""
+    """Judge gate 3 from the YAML of predict.py, video.py (continue, futures) and explain.py (describe) in --results. Returns the result to be saved."""
     folder = Path(args.results)
     paths = {
         "latents": "predict-latents.yaml",
@@ -578,7 +578,7 @@ def gate3(args, thresholds):
     stages = {name: load_yaml(folder / path) for name, path in paths.items() if (folder / path).is_file()}
     if "latents" not in stages and not {"continue", "describe"} <= set(stages):
         refuse(
-            f"{folder} holds neither predict-latents.yaml nor video-continue.yaml with explain-describe.yaml; run make gate3, or predict.py by hand"
+            f"{folder} holds neither predict-latents.yaml nor video-continue.yaml with explain-describe.yaml; run make gate3, or these stages by hand"
         )
     first = stages.get("latents") or stages["describe"]
     for name, other in stages.items():
@@ -1035,7 +1035,7 @@ def measured(folder):
     """What the stages wrote of one model in `folder`, for comparison with others; refused where the files are of different models."""
     folder = Path(folder)
     if not folder.is_dir():
-        refuse(f"{folder} is not a folder; give --screen the folders of the stages' YAML")
+        refuse(f"{folder} is not a folder; give gate.py screen the folders of the stages' YAML")
     probe = load_yaml(folder / "probe.yaml", "probe")
     index = load_yaml(folder / "features" / "index.yaml", "extract")
     name, entry = probe["model"], model_of(index)
@@ -1088,13 +1088,13 @@ def together(models):
     """Refuse models that cannot be compared item by item, and put everybody's test items into the order of the first VLM, which is returned."""
     first, names = next((m for m in models if m["kind"] == "vlm"), models[0]), [m["name"] for m in models]
     if len(models) < 2:
-        refuse(f"--screen compares models, and {first['folder']} is one; give two folders or more")
+        refuse(f"gate.py screen compares models, and {first['folder']} is one; give two folders or more")
     if first["kind"] != "vlm":
-        refuse(f"--screen is given no model of vision and language among {', '.join(names)}; add one")
+        refuse(f"gate.py screen is given no model of vision and language among {', '.join(names)}; add one")
     for m in models:
         what = next((k for k in ("data_name", "data", "decoder") if m[k] != first[k]), None)
         if names.count(m["name"]) > 1:
-            refuse(f"--screen is given {m['name']!r} more than once; give every model once")
+            refuse(f"gate.py screen is given {m['name']!r} more than once; give every model once")
         if what:
             refuse(
                 f"{m['folder']} has {what.replace('_', ' ')} {m[what]!r}, {first['folder']} {first[what]!r}; compare models on the same data and decoder"

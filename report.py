@@ -228,16 +228,17 @@ def kinds_of(content):
 
 def command_of(content):
     """The arguments that a stage was run with, as flags."""
-    given = {
-        k: v
-        for k, v in content.get("run", {}).get("arguments", {}).items()
-        if v not in (None, False, [], {}, "")
-    }
-    return " ".join(
-        f"--{k.replace('_', '-')}"
-        + (f" {' '.join(map(str, v)) if isinstance(v, list) else said(v)}" if v is not True else "")
-        for k, v in given.items()
-    )
+    arguments = dict(content.get("run", {}).get("arguments", {}))
+    words = [arguments.pop("mode", "")]  # the job, of a script with several
+    for name, value in arguments.items():
+        if value in (None, False, [], {}, ""):
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, list):
+            words += map(str, value)
+        elif value is not True:
+            words.append(said(value))
+    return " ".join(words).strip()
 
 
 def unmeasured(found, alone):

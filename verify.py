@@ -11,8 +11,7 @@ last frame seen.
 latents (--latents) or in words (--words). verify.yaml holds the AUROC of each on test, with intervals over sources, by kind of error
 and by horizon (the best of each family is chosen on val); the risk-coverage curve; split-conformal acceptance; the same for the video
 model's clips; and with --futures, what can be told without the outcome. verify.png shows it.
-
-Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py.
+Modules, to be copied with it: claims.py, common.py, media.py, metrics.py, models.py, stats.py.
 """
 
 import functools
@@ -192,7 +191,7 @@ def through(vae, films):
 
 
 def to_plant(args, entry):
-    """(clips, {clip: {conditioning: film}}, index of the clips, how many were left out), refused as far as possible before a model is loaded. Clips are cut and squashed as in predict.py."""
+    """(clips, {clip: {conditioning: film}}, index of the clips, how many were left out), refused as far as possible before a model is loaded. Clips are cut and squashed as in video.py."""
     items, data = load_items(args.data)
     every = clips_of(items, "val", "test")
     if not every:
@@ -255,14 +254,14 @@ def subject(item):
 
 
 def run_plant(args):
-    """--plant: write a data folder of films whose rightness is known: for every val and test clip what happened (real), the PLANTED ones, and those of --films."""
+    """Write a data folder of films whose rightness is known: for every val and test clip what happened (real), the PLANTED ones, and those of --films."""
     entry = find_model(args.vae)
     if entry["kind"] != "vae":
         refuse(
             f"--vae {args.vae} is a {entry['kind']}; give tiny-vae, ltx, or the folder of a video autoencoder"
         )
     clips, generated, data, left_out = to_plant(args, entry)
-    out = Path(args.out or f"{args.data}-planted")
+    out = Path(args.out)
     check_writable(out / "index.yaml")
     strangers = {}
     objects = [
@@ -653,7 +652,7 @@ def agreement(said, happened):
 
 
 def read_rollouts(args):
-    """({clip: {kind: item}}, index) of a folder that --plant wrote; refused where a clip lacks one of its films."""
+    """({clip: {kind: item}}, index) of a folder that `plant` wrote; refused where a clip lacks one of its films."""
     items, index = load_items(args.rollouts)
     if index.get("source_kind") != "planted":
         refuse(
@@ -978,7 +977,7 @@ def futures_of(args, w):
 
 
 def candidates(w, kept, films, name):
-    """Of several futures of one clip, can the better half be told without the outcome? Beliefs of predict.py beside the pixel verifier `name`, which knows the outcome.
+    """Of several futures of one clip, can the better half be told without the outcome? Beliefs of video.py beside the pixel verifier `name`, which knows the outcome.
 
     Better is where the object ends nearer to its real place: in so few frames it moves too little to ask for right and wrong. Reported are AUROCs, how much worse they are than the verifier's,
     and how often the future that is picked is of the better half.
@@ -1143,7 +1142,7 @@ def acting(w, scores, family, best, areas, draws, promised):
 
 
 def run_score(args, started):
-    """--rollouts: write verify.yaml: which verifiers tell right predictions from wrong ones, of which kinds, how early, and what accepting by them costs."""
+    """Write verify.yaml: which verifiers tell right predictions from wrong ones, of which kinds, how early, and what accepting by them costs."""
     films, index = read_rollouts(args)
     out = Path(args.out or Path(args.rollouts) / "verify.yaml")
     check_writable(out)
@@ -1345,7 +1344,7 @@ def get_args(argv):
     add("--words", help="what explain.py describe found a model to say of them (...-said.pt)")
     add("--futures", help="video-futures.yaml, whose candidates are judged")
     add("--promised", type=float, default=0.1, help="share of wrong predictions accepted at most")
-    add("--out", help="default: verify.yaml beside --rollouts")
+    add("--out", help="default: verify.yaml in --rollouts")
     return p.parse_args(argv)
 
 
@@ -1353,8 +1352,7 @@ def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.mode == "plant":
         return run_plant(args)
-    result = run_score(args, started)
-    return result
+    return run_score(args, started)
 
 
 if __name__ == "__main__":

@@ -232,10 +232,8 @@ def gate_inputs(folder):
     hybrid = {"spatial": "made-up-encoder", "model_adds": "no", "spatial_adds": "yes"}
     write("adapt-hybrid", "adapt", **hybrid, criteria={"lpips": near})
     found = asked(GATE2, "coherence")
-    write(
-        "motion/predict-coherence", "predict", video="made-up-video", conditioning="adapter", criteria=found
-    )
-    write("motion/explain-films", "films", criteria=asked(GATE2, "films"))
+    write("motion/video-coherence", "video", video="made-up-video", conditioning="adapter", criteria=found)
+    write("motion/explain-semantic", "films", criteria=asked(GATE2, "films"))
 
     row = {
         "floor": 0.5,
@@ -270,7 +268,7 @@ def gate_inputs(folder):
         "moving_gain_over_copy_high": 0.15,
     }
     gains |= {"moving_clips": 20, "moving_l1_copy": 0.3, "moving_l1_vae": 0.1}
-    write("predict-continue", "predict", **about, **gains, criteria={"temporal_ratio": good})
+    write("video-continue", "video", **about, **gains, criteria={"temporal_ratio": good})
     found = {"retention": good | {"score": 0.96, "low": 0.92, "high": 1.0}}
     write("explain-describe", "describe", data_name="noise-films", criteria=found)
 

@@ -12,10 +12,8 @@ import yaml
 from helpers import plant_features
 from PIL import Image
 
-import explain
-import predict
+import gate
 import report
-import verify
 import video
 from common import HERE, load_items, save_yaml
 
@@ -58,14 +56,14 @@ def sheet(path, clips=2, size=16):
 
 
 def world(results, model="tiny"):
-    """Gate 1 as verify.py writes it, a probe, an alignment, films with their sheet; gate 2 and 4 lack everything, gate 3 most."""
+    """Gate 1 as gate.py writes it, a probe, an alignment, films with their sheet; gate 2 and 4 lack everything, gate 3 most."""
     for name, content in yaml.safe_load(WORLD).items():
         save_yaml(results / model / f"{name}.yaml", content | KINDS | {"model": model})
     Image.effect_noise((1200, 900), 90).save(results / model / "shapes/gate1.png")
     ahead = results / model / "future"
     ahead.mkdir(parents=True)
     head = {
-        "stage": "predict",
+        "stage": "video",
         "model": None,
         "video": "tiny-ltx",
         "video_weights": "small",
@@ -75,14 +73,14 @@ def world(results, model="tiny"):
     horizons = {h: dict.fromkeys(FILMS[1:], MADE) for h in (1, 16)}
     films = {
         "continuations": dict.fromkeys(FILMS, MADE),
-        "sheet": sheet(ahead / "predict-continue-sheet.png"),
+        "sheet": sheet(ahead / "video-continue-sheet.png"),
     }
-    save_yaml(ahead / "predict-continue.yaml", head | {"horizons": horizons} | films)
+    save_yaml(ahead / "video-continue.yaml", head | {"horizons": horizons} | films)
     return results
 
 
-def report(results, *flags):
-    found = explain.main(["--mode", "report", "--results", str(results), *flags])
+def built(results, *flags):
+    found = report.main(["--results", str(results), *flags])
     return found, (results / "report.html").read_text(), (results / "summary.md").read_text()
 
 
@@ -105,20 +103,20 @@ class Page(HTMLParser):
 
 
 def test_a_folder_without_results_is_all_missing_and_no_folder_is_refused(tmp_path, capsys):
-    found, page, summary = report(tmp_path)
+    found, page, summary = built(tmp_path)
     assert found["gates"] == 0 and found["yaml"] == 0
-    for gate in range(1, 5):
-        assert f"make gate{gate} MODEL=tiny" in page and f"make gate{gate} MODEL=tiny" in summary
+    for number in range(1, 5):
+        assert f"make gate{number} MODEL=tiny" in page and f"make gate{number} MODEL=tiny" in summary
     for command in report.STANDALONE.values():
         assert command in page
     assert {w for a in Page(page).all("span") for w in a.get("class", "").split()} == {"badge", "missing"}
     with pytest.raises(SystemExit, match="2"):
-        report(tmp_path / "nowhere")
+        built(tmp_path / "nowhere")
     assert "nowhere is not a folder" in capsys.readouterr().err
 
 
 def test_the_page_and_the_summary_say_what_the_yaml_says_and_what_is_missing(tmp_path):
-    found, page, summary = report(world(tmp_path))
+    found, page, summary = built(world(tmp_path))
     for text in (Page(page).text, summary):
         for words in (
             "PIVOT (small weights, synthetic data): to the hybrid",
@@ -131,12 +129,12 @@ def test_the_page_and_the_summary_say_what_the_yaml_says_and_what_is_missing(tmp
             "bbox_iou 0.500",
             "tiny/future/predict-latents.yaml",
             "tiny/shapes/adapt-scaling.yaml",
-            "tiny/moving/predict-coherence.yaml",
+            "tiny/moving/video-coherence.yaml",
         ):
             assert words in text, words
     assert 'make gate1 MODEL=tiny SET="bbox_iou=0.5"' in summary
     assert not any(
-        there in summary for there in ("tiny/shapes/align.yaml", "tiny/future/predict-continue.yaml")
+        there in summary for there in ("tiny/shapes/align.yaml", "tiny/future/video-continue.yaml")
     )
     # adapt-latents and motion of gate 1; gates 2, 3, 4
     assert found["gates"] == 1 and found["missing"] == summary.count("* missing: `tiny") == 1 + 1 + 7 + 4 + 3
@@ -176,7 +174,7 @@ FRAMES_4 = """
 
 def test_ways_of_choosing_frames_stand_beside_more_even_ones_for_the_same_time(tmp_path):
     save_yaml(tmp_path / "tiny/waiting/frames-4.yaml", yaml.safe_load(FRAMES_4))
-    page = report(tmp_path)[1]
+    page = built(tmp_path)[1]
     for words in (
         "tiny on waiting, 4 frames of a clip",
         "uniform8 (equal time)",
@@ -191,12 +189,12 @@ def test_ways_of_choosing_frames_stand_beside_more_even_ones_for_the_same_time(t
 def test_what_a_yaml_says_is_never_read_as_html(tmp_path):
     name, attack = "<script>alert(1)", '"><img src=x onerror=alert(2)></style><script>alert(3)</script>'
     world(tmp_path, name)
-    for path in (tmp_path / name / "shapes/gate1.yaml", tmp_path / name / "future/predict-continue.yaml"):
+    for path in (tmp_path / name / "shapes/gate1.yaml", tmp_path / name / "future/video-continue.yaml"):
         text = path.read_text().replace("PIVOT (small", f"PIVOT {attack} (small")
         for word in ("the circle of clip 0 moves up", "inference_ratio"):
             text = text.replace(word, json.dumps(attack))
         path.write_text(text)
-    plain, hostile = Page(report(world(tmp_path / "plain"))[1]), Page(report(tmp_path)[1])
+    plain, hostile = Page(built(world(tmp_path / "plain"))[1]), Page(built(tmp_path)[1])
     assert all(len(hostile.all(tag)) == len(plain.all(tag)) == 1 for tag in ("script", "style"))
     assert all(a["src"].startswith("data:") for a in hostile.all("img"))
     assert not any(k.startswith("on") for _, a in hostile.elements for k in a)
@@ -204,7 +202,7 @@ def test_what_a_yaml_says_is_never_read_as_html(tmp_path):
 
 
 def test_the_page_refers_to_nothing_outside_itself_and_every_image_says_what_it_shows(tmp_path):
-    page = report(world(tmp_path))[1]
+    page = built(world(tmp_path))[1]
     parsed = Page(page)
     refers = re.findall(r"url\(\s*['\"]?([^)]{0,12})", page)
     refers += [a[k] for _, a in parsed.elements for k in ("src", "href") if k in a]
@@ -229,14 +227,14 @@ def test_a_sheet_holds_every_frame_pixel_for_pixel(tmp_path):
 @pytest.mark.parametrize("harm", ["gone", "broken", "another size"])
 def test_a_picture_that_is_gone_broken_or_of_another_size_is_shown_as_missing(tmp_path, harm):
     results = world(tmp_path)
-    for path in (results / "tiny/shapes/gate1.png", results / "tiny/future/predict-continue-sheet.png"):
+    for path in (results / "tiny/shapes/gate1.png", results / "tiny/future/video-continue-sheet.png"):
         path.unlink()
         if harm == "broken":
             path.write_bytes(b"no picture")
         if harm == "another size":
             Image.new("RGB", (40, 30)).save(path)
-    page = Page(report(results)[1])
-    assert "predict-continue-sheet.png" in page.text and page.all("button") == []
+    page = Page(built(results)[1])
+    assert "video-continue-sheet.png" in page.text and page.all("button") == []
     assert ("gate1.png" in page.text) == (harm != "another size")
 
 
@@ -244,7 +242,7 @@ def test_a_line_for_every_verdict_and_nothing_is_rebuilt(tmp_path, capsys):
     world(tmp_path)
     world(tmp_path, "other")
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    verify.main(["--table", str(tmp_path)])
+    gate.main(["table", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:5] for line in lines] == [
         [m, "shapes", "gate", "1", "PIVOT"] for m in ("other", "tiny")
@@ -256,8 +254,8 @@ def test_a_line_for_every_verdict_and_nothing_is_rebuilt(tmp_path, capsys):
     make = ["make", "-n", "report", "table", "PY=python"]
     would = subprocess.run(make, cwd=HERE, capture_output=True, text=True).stdout
     assert [line.split()[:2] for line in would.splitlines()] == [
-        ["python", "explain.py"],
-        ["python", "verify.py"],
+        ["python", "report.py"],
+        ["python", "gate.py"],
     ]
 
 
@@ -273,9 +271,9 @@ VERIFY = """
 def test_the_verifiers_are_shown_as_far_as_they_are_there(tmp_path):
     path = world(tmp_path) / "tiny/future/verify.yaml"
     save_yaml(path, {"stage": "verify", "model": "tiny", **KINDS})
-    report(tmp_path)
+    built(tmp_path)
     save_yaml(path, yaml.safe_load(VERIFY))
-    _, page, summary = report(tmp_path)
+    _, page, summary = built(tmp_path)
     for words in ("0.912 [0.851, 0.953]", "0.765", "0.654", "0.123", "288", "no take twice"):
         assert words in Page(page).text, words
     assert "| l1 | pixel | 0.912 [0.851, 0.953] |" in summary and "tiny/future/verify.yaml" not in summary
@@ -304,16 +302,16 @@ def test_what_the_stages_write_is_what_the_page_reads(tmp_path):
         ["--features", str(here / "features"), "--target", str(here / "target"), "--permutations", "20"]
     )
     flags = ["--data", str(tmp_path / "data/moving"), "--past", "8", "--horizon", "8", "--clips", "4"]
-    out = tmp_path / "results/tiny-ltx/moving/predict-continue.yaml"
-    predict.main(["--mode", "continue", *flags, "--continuations", "past", "--out", str(out)])
-    _, page, _ = report(tmp_path / "results")
+    out = tmp_path / "results/tiny-ltx/moving/video-continue.yaml"
+    video.main(["continue", *flags, "--continuations", "past", "--out", str(out)])
+    _, page, _ = built(tmp_path / "results")
     for words in (
         "planted on shapes, with planted",
         "Continuations and baselines",
         "Every probe, with every floor",
     ):
         assert words in page, words
-    assert len(re.findall(r'class="film"', page)) >= 8 and "predict-continue-sheet.png" not in page
+    assert len(re.findall(r'class="film"', page)) >= 8 and "video-continue-sheet.png" not in page
 
 
 # ---------------------------------------------------------------- in a browser
@@ -373,7 +371,7 @@ return {before, after: at(), says: clip.querySelector("output").textContent, fir
 def test_in_a_browser_every_image_loads_the_slider_moves_every_film_of_its_clip_and_the_console_stays_empty(
     tmp_path, width
 ):
-    report(world(tmp_path))
+    built(world(tmp_path))
     dom, console = opened(with_script(tmp_path, LOOK), tmp_path, "--dump-dom", width=width)
     found = said(dom)
     assert console == [] and found["outside"] == []
@@ -392,7 +390,7 @@ def test_in_a_browser_every_image_loads_the_slider_moves_every_film_of_its_clip_
 @pytest.mark.parametrize("frame", [7, 16])
 def test_the_film_shows_the_frame_that_the_slider_names(tmp_path, frame):
     """The films of the second clip as pixels on the screen, each in the colour of its frame."""
-    report(world(tmp_path))
+    built(world(tmp_path))
     page = with_script(
         tmp_path,
         f"""

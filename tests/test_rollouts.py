@@ -9,6 +9,7 @@ from helpers import plant_features
 
 import claims
 import common
+import gate
 import verify
 
 SIDE, PAST, AHEAD = 48, 4, 8
@@ -336,7 +337,7 @@ def world(tmp_path_factory):
 
 
 def verified(world, out, *more):
-    return verify.main(["--rollouts", str(world / "planted"), "--out", str(out), *map(str, more)])
+    return verify.main(["score", "--rollouts", str(world / "planted"), "--out", str(out), *map(str, more)])
 
 
 @pytest.fixture(scope="module")
@@ -416,20 +417,20 @@ def test_an_encoder_of_one_step_wins_nothing_and_two_takes_of_a_scene_are_a_ceil
         repeat["l1"] < 0 < repeat["ssim"] < result["ceilings"]["vae"]["ssim"] == 1
         and "position_error" not in repeat
     )
-    gate = verify.main(["--gate", "4", "--results", str(tmp_path)])
-    assert gate["verdict"] == "INCONCLUSIVE" and "pixel_over_latent" in gate["headline"]
-    assert gate["plain_verdict"] is None
+    verdict_4 = gate.main(["judge", "4", "--results", str(tmp_path)])
+    assert verdict_4["verdict"] == "INCONCLUSIVE" and "pixel_over_latent" in verdict_4["headline"]
+    assert verdict_4["plain_verdict"] is None
 
 
 @pytest.mark.slow
 def test_gate_4_says_where_to_when_latents_know_it_all(found, tmp_path):
     results, out = str(found[1].parent), str(tmp_path / "gate4.yaml")
-    gate = verify.main(["--gate", "4", "--results", results, "--out", out])
-    assert gate["verdict"] == "PIVOT" and "to latents" in gate["headline"]
-    assert gate["criteria"]["pixel_over_latent"]["answer"] == "FAIL"
-    assert gate["criteria"]["pixel_auroc"]["answer"] == "PASS"
-    assert "random weights, synthetic data" in gate["headline"]
-    assert gate["flagged"][gate["pixel_verifier"]]["vanished"] > 0.9
+    verdict_4 = gate.main(["judge", "4", "--results", results, "--out", out])
+    assert verdict_4["verdict"] == "PIVOT" and "to latents" in verdict_4["headline"]
+    assert verdict_4["criteria"]["pixel_over_latent"]["answer"] == "FAIL"
+    assert verdict_4["criteria"]["pixel_auroc"]["answer"] == "PASS"
+    assert "random weights, synthetic data" in verdict_4["headline"]
+    assert verdict_4["flagged"][verdict_4["pixel_verifier"]]["vanished"] > 0.9
 
 
 @pytest.mark.slow
@@ -464,8 +465,8 @@ def test_the_decision_of_gate_4(found, tmp_path, pixel, gain, verdict, words):
     content["criteria"]["pixel_auroc"] = record(pixel, 0.5, pixel - 0.5)
     content["criteria"]["pixel_over_latent"] = record(pixel, pixel - gain, gain)
     common.save_yaml(tmp_path / "verify.yaml", content | {"latent_auroc_low": pixel - gain - 0.03})
-    gate = verify.main(["--gate", "4", "--results", str(tmp_path)])
-    assert gate["verdict"] == verdict and words in gate["headline"]
+    verdict_4 = gate.main(["judge", "4", "--results", str(tmp_path)])
+    assert verdict_4["verdict"] == verdict and words in verdict_4["headline"]
 
 
 @pytest.mark.slow
@@ -480,7 +481,7 @@ def test_of_several_futures_the_better_half_is_told_from_where_they_begin(world,
     for name, k in zip(names, shifts, strict=True):
         films = torch.stack([i["frames"][1 + k : 5 + k] for i in test])
         common.save_pt(tmp_path / "futures-parts" / f"{name}.pt", common.RESULT, ids, {}, films=films)
-    common.save_yaml(path, {"stage": "predict", "mode": "futures"})
+    common.save_yaml(path, {"stage": "video", "mode": "futures"})
 
     def ask(first):
         last = [common.digest(i["frames"][first].numpy().tobytes()) for i in test]
@@ -508,7 +509,8 @@ def test_planted_films_begin_as_the_clip_does_and_lie_beside_the_generated_ones(
     source, out, generated = tmp_path / "clips", tmp_path / "planted", tmp_path / "films"
     data.main(["moving", "--n", "60", "--frames", "12", "--size", "64", "--out", str(source), "--seed", "3"])
     ask = [
-        "--plant",
+        "plant",
+        "--data",
         str(source),
         "--past",
         "4",
@@ -547,14 +549,20 @@ def test_planted_films_begin_as_the_clip_does_and_lie_beside_the_generated_ones(
 def test_bad_input_is_refused_in_one_sentence(world, tmp_path, refused):
     def plant(name, items, *more):
         common.write_items(tmp_path / name, items, {"name": name, "data": "synthetic"})
-        return lambda: verify.main(["--plant", str(tmp_path / name), *more])
+        return lambda: verify.main(
+            ["plant", "--data", str(tmp_path / name), "--out", str(tmp_path / "out"), *more]
+        )
 
     still = [c | {"direction": "still"} for c in clips(20)]
     refused(plant("pictures", [c | {"frames": c["frames"][:1]} for c in clips(20)]), "no clips")
     refused(plant("discs", clips(20), "--past", "8"), "24 are needed", "--horizon")
     refused(plant("still", still, "--past", "4", "--horizon", "8"), "0 clips", "still camera")
     refused(plant("discs", clips(20), "--vae", "tiny"), "--vae tiny is a vlm")
-    refused(lambda: verify.main(["--rollouts", str(tmp_path / "discs")]), "no planted rollouts", "--plant")
+    refused(
+        lambda: verify.main(["score", "--rollouts", str(tmp_path / "discs")]),
+        "no planted rollouts",
+        "verify.py plant",
+    )
     items = common.load_items(world / "planted")[0]
     write_planted(tmp_path / "planted", [i for i in items if not i["id"].endswith("/blurred")])
     refused(lambda: verified(tmp_path, tmp_path / "v.yaml"), "/blurred")

@@ -12,7 +12,6 @@ import common
 import gate
 import models
 import stats
-import verify
 from common import HERE
 
 N = 60  # test items, two of a source
@@ -61,9 +60,7 @@ def made(root, name, spatial=0.8, bbox=0.7, lpips=0.2, seconds=0.1, **more):
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "screen_picture", lambda *_: None)  # takes most of the time
-    return lambda *folders, more=(): verify.main(
-        ["--screen", *folders, "--out", str(tmp_path / "out"), *more]
-    )
+    return lambda *folders, more=(): gate.main(["screen", *folders, "--out", str(tmp_path / "out"), *more])
 
 
 # ---------------------------------------------------------------- the null cases
@@ -316,12 +313,12 @@ def test_pages_say_first_that_small_weights_are_an_instrument_check(tmp_path, as
 def test_the_picture_is_drawn_and_the_last_lines_are_the_headline_scalars(tmp_path, capsys):
     encoder = made(tmp_path, "c", kind="encoder", seconds=None)
     folders = made(tmp_path, "a"), made(tmp_path, "b", spatial=0.45), encoder
-    found = verify.main(["--screen", *folders, "--out", str(tmp_path / "out")])
+    found = gate.main(["screen", *folders, "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert printed.strip().splitlines()[-1] == f"sources {N // 2}"
     assert f"headline {found['headline']}" in printed
     assert (tmp_path / "out" / "screen.png").stat().st_size > 10_000
-    verify.main(["--print", str(tmp_path / "out" / "screen.yaml")])
+    gate.main(["show", str(tmp_path / "out" / "screen.yaml")])
     assert capsys.readouterr().out == printed
 
 
@@ -396,7 +393,7 @@ def test_make_screen_asks_features_and_probes_once_of_every_model():
     assert count == {"extract": 7, "probe": 3, "align": 0, "adapt": 0}, would
     assert any("--oracle results/ltx/shapes/features" in line for line in would)
     folders = " ".join(f"results/{name}/shapes" for name in names)
-    assert any(f"--screen {folders}" in line for line in would)
+    assert any(f"gate.py screen {folders}" in line for line in would)
 
 
 @pytest.mark.slow
@@ -419,6 +416,4 @@ def test_make_screen_compares_two_models_from_nothing_and_recomputes_nothing(tmp
     assert make("screen", "MODELS=tiny tiny-semantic", cwd=tmp_path).returncode == 0
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
     again = make("-n", "screen", "MODELS=tiny-semantic tiny", cwd=tmp_path).stdout
-    assert "verify.py --screen" in again, (
-        "the first model is the reference: another order is another comparison"
-    )
+    assert "gate.py screen" in again, "the first model is the reference: another order is another comparison"

@@ -7,7 +7,6 @@ from helpers import gate_inputs
 
 import common
 import gate
-import verify
 
 
 def record(score, half=0.02, floor=0.1, ceiling=1.0, gain_half=0.02, n=100):
@@ -173,7 +172,7 @@ def test_thresholds_are_overridden_by_name_and_what_is_none_is_refused(refused):
 
 
 def made(folder, without=(), **changes):
-    """Results that pass every gate, changed: {file stem (motion: its probe.yaml): function of the loaded mapping}. -> arguments for main."""
+    """Results that pass every gate, changed: {file stem (motion: its probe.yaml): function of the loaded mapping}. -> flags of gate.py judge."""
     gate_inputs(folder)
     for stem, change in changes.items():
         name = f"{stem.replace('_', '-')}.yaml" if stem != "motion" else "motion/probe.yaml"
@@ -186,12 +185,16 @@ def made(folder, without=(), **changes):
     return ["--results", str(folder), "--motion", str(folder / "motion")]
 
 
+def judge(number, *flags):
+    return gate.main(["judge", str(number), *flags])
+
+
 def gate2(folder, **changes):
-    return verify.main(["--gate", "2", *made(folder, **changes)])
+    return judge(2, *made(folder, **changes))
 
 
 def gate3(folder, **changes):
-    return verify.main(["--gate", "3", *made(folder, **changes)])
+    return judge(3, *made(folder, **changes))
 
 
 @pytest.fixture
@@ -205,7 +208,7 @@ def criteria(name, **values):
 
 
 def test_gate_1_writes_the_verdict_and_a_picture_and_prints_it_again(tmp_path, capsys):
-    result = verify.main([*made(tmp_path), "--set", "bbox_iou=0.55", "--strict"])
+    result = judge(1, *made(tmp_path), "--set", "bbox_iou=0.55", "--strict")
     found = common.load_yaml(tmp_path / "gate1.yaml", "gate")
     assert found["verdict"] == result["verdict"] == "PROCEED" and found["plain_verdict"] == "PROCEED"
     assert "random weights, synthetic data" in found["headline"]
@@ -216,32 +219,32 @@ def test_gate_1_writes_the_verdict_and_a_picture_and_prints_it_again(tmp_path, c
     assert set(found["criteria"]) == set(gate.GATE1) <= set(found)
     assert (tmp_path / "gate1.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
-    assert verify.main(["--print", str(tmp_path / "gate1.yaml")])["headline"] == found["headline"]
+    assert gate.main(["show", str(tmp_path / "gate1.yaml")])["headline"] == found["headline"]
     assert printed.endswith(capsys.readouterr().out) and f"headline {found['headline']}" in printed
 
 
 def test_a_criterion_that_fails_is_not_proceed_and_strict_exits_with_3(tmp_path, no_picture):
     args = made(tmp_path, probe=criteria("bbox_iou", score=0.3, low=0.25, high=0.35))
     with pytest.raises(SystemExit, match="3"):
-        verify.main([*args, "--strict"])
+        judge(1, *args, "--strict")
     found = common.load_yaml(tmp_path / "gate1.yaml", "gate")  # written all the same
     assert found["verdict"] == "PIVOT" and found["plain_verdict"] == "STOP"
     assert found["criteria"]["bbox_iou"]["answer"] == "FAIL"
     with pytest.raises(SystemExit, match="3"):
-        verify.main(["--print", str(tmp_path / "gate1.yaml"), "--strict"])
+        gate.main(["show", str(tmp_path / "gate1.yaml"), "--strict"])
 
 
 def test_a_model_below_a_constant_box_does_not_proceed_though_a_plain_comparison_would(tmp_path, no_picture):
-    found = verify.main(
-        made(tmp_path, probe=lambda c: c["criteria"]["bbox_iou"].update(record(0.58, floor=0.61)))
+    found = judge(
+        1, *made(tmp_path, probe=lambda c: c["criteria"]["bbox_iou"].update(record(0.58, floor=0.61)))
     )
     assert (found["verdict"], found["plain_verdict"]) == ("PIVOT", "PROCEED")
 
 
 def test_a_threshold_that_was_set_changes_the_verdict(tmp_path, no_picture):
     args = made(tmp_path)
-    assert verify.main([*args, "--set", "lpips=0.01"])["verdict"] == "STOP"
-    assert verify.main([*args, "--set", "map50=0.9"])["verdict"] == "INCONCLUSIVE"
+    assert judge(1, *args, "--set", "lpips=0.01")["verdict"] == "STOP"
+    assert judge(1, *args, "--set", "map50=0.9")["verdict"] == "INCONCLUSIVE"
 
 
 def test_the_encoder_decides_between_pivot_and_stop_and_its_latency_is_a_share(tmp_path, no_picture):
@@ -249,27 +252,27 @@ def test_the_encoder_decides_between_pivot_and_stop_and_its_latency_is_a_share(t
     made(tmp_path / "good")
     index = tmp_path / "good" / "features" / "index.yaml"
     common.save_yaml(index, common.load_yaml(index) | {"seconds_per_item": 0.02})
-    found = verify.main([*args, "--encoder", str(tmp_path / "good")])
+    found = judge(1, *args, "--encoder", str(tmp_path / "good"))
     assert found["verdict"] == "PIVOT" and "holds bbox_iou" in found["headline"]
     assert found["encoder"]["bbox_iou"]["answer"] == "PASS"
     row = found["criteria"]["latency_overhead"]
     assert (row["score"], row["answer"]) == (pytest.approx(0.2), "PASS")
-    nothing = verify.main(args)["criteria"]["latency_overhead"]
+    nothing = judge(1, *args)["criteria"]["latency_overhead"]
     assert nothing["score"] is None and nothing["answer"] == "INCONCLUSIVE"
     assert "--encoder" in nothing["reason"]
     common.save_yaml(index, common.load_yaml(index) | {"seconds_per_item": None})
-    streamed = verify.main([*args, "--encoder", str(tmp_path / "good")])["criteria"]["latency_overhead"]
+    streamed = judge(1, *args, "--encoder", str(tmp_path / "good"))["criteria"]["latency_overhead"]
     assert streamed["score"] is None and streamed["answer"] == "INCONCLUSIVE"
     assert "streamed" in streamed["reason"]
     made(tmp_path / "bad", probe=criteria("bbox_iou", score=0.2, low=0.15, high=0.25))
-    assert verify.main([*args, "--encoder", str(tmp_path / "bad")])["verdict"] == "STOP"
+    assert judge(1, *args, "--encoder", str(tmp_path / "bad"))["verdict"] == "STOP"
 
 
 def test_lpips_without_the_published_backbone_is_marked(tmp_path, no_picture, capsys):
     def change(content):
         content["criteria"]["lpips_random_backbone"] = content["criteria"].pop("lpips")
 
-    found = verify.main(made(tmp_path, adapt_latents=change))
+    found = judge(1, *made(tmp_path, adapt_latents=change))
     row = found["criteria"]["lpips"]
     assert row["stand_in"] and row["threshold"] == gate.STAND_IN
     assert row["score"] == pytest.approx(8 / 9, rel=1e-4)
@@ -279,11 +282,11 @@ def test_lpips_without_the_published_backbone_is_marked(tmp_path, no_picture, ca
 def test_what_was_not_measured_is_inconclusive_and_says_so(tmp_path, no_picture):
     faster = criteria("direction_accuracy", score=0.95, low=0.94, high=0.96)
     args = made(tmp_path, probe=lambda c: c["criteria"].pop("map50"), motion=faster)
-    found = verify.main(args)
+    found = judge(1, *args)
     assert found["verdict"] == "INCONCLUSIVE" and found["map50"] is None
     assert "probe measured no map50" in found["criteria"]["map50"]["reason"]
     assert found["plain_verdict"] == "STOP" and found["direction_accuracy"] == 0.95
-    assert verify.main(args[:2])["criteria"]["direction_accuracy"]["answer"] == "INCONCLUSIVE"  # no --motion
+    assert judge(1, *args[:2])["criteria"]["direction_accuracy"]["answer"] == "INCONCLUSIVE"  # no --motion
 
 
 def other(**values):
@@ -294,7 +297,7 @@ ANOTHER = other(model="another")
 
 
 @pytest.mark.parametrize(
-    "gate, words, changes",
+    "number, words, changes",
     [
         (1, ("probe.yaml", "does not exist"), {"without": ["probe"]}),
         (1, ("adapt-latents.yaml",), {"without": ["adapt-latents"]}),
@@ -304,22 +307,22 @@ ANOTHER = other(model="another")
         (1, ("another", "made-up"), {"motion": ANOTHER}),
         (2, ("another", "belong together"), {"adapt_hybrid": ANOTHER}),
         (3, ("another", "belong together"), {"explain_describe": ANOTHER}),
-        (3, ("make gate3",), {"without": ["predict-latents", "predict-continue"]}),
+        (3, ("make gate3",), {"without": ["predict-latents", "video-continue"]}),
     ],
 )
-def test_results_that_are_missing_or_of_another_are_refused(tmp_path, refused, gate, words, changes):
-    refused(lambda: verify.main(["--gate", str(gate), *made(tmp_path, **changes)]), *words)
+def test_results_that_are_missing_or_of_another_are_refused(tmp_path, refused, number, words, changes):
+    refused(lambda: judge(number, *made(tmp_path, **changes)), *words)
     assert not list(tmp_path.glob("gate*.yaml"))
 
 
 def test_other_data_no_folder_and_an_unwritable_place_are_refused(tmp_path, no_picture, refused):
     args = made(tmp_path / "model")
     made(tmp_path / "encoder", probe=other(data_name="other"))
-    refused(lambda: verify.main([*args, "--encoder", str(tmp_path / "encoder")]), "other", "noise")
-    refused(lambda: verify.main(["--results", str(tmp_path / "typo")]), "typo")
-    refused(lambda: verify.main(["--print", str(tmp_path / "model" / "align.yaml")]), "align.yaml", "'gate'")
+    refused(lambda: judge(1, *args, "--encoder", str(tmp_path / "encoder")), "other", "noise")
+    refused(lambda: judge(1, "--results", str(tmp_path / "typo")), "typo")
+    refused(lambda: gate.main(["show", str(tmp_path / "model" / "align.yaml")]), "align.yaml", "'gate'")
     (tmp_path / "file").write_text("")
-    refused(lambda: verify.main([*args, "--out", str(tmp_path / "file" / "x.yaml")]), "cannot write", "--out")
+    refused(lambda: judge(1, *args, "--out", str(tmp_path / "file" / "x.yaml")), "cannot write", "--out")
     assert not (tmp_path / "typo").exists()
 
 
@@ -330,7 +333,7 @@ WIDE = {"adapt_scaling": criteria("parameter_efficiency", score=0.92, low=0.85, 
 # equal because both learned nothing
 NOTHING_LEARNED = {"adapt_scaling": criteria("parameter_efficiency", gain=0.3, gain_low=-0.1, gain_high=0.7)}
 INEFFICIENT = {"adapt_scaling": criteria("parameter_efficiency", **WRONG_SIDE)}
-WORDLESS = {"explain_films": criteria("semantic_accuracy", **WRONG_SIDE)}
+WORDLESS = {"explain_semantic": criteria("semantic_accuracy", **WRONG_SIDE)}
 BLURRED = {"adapt_scaling": criteria("lpips", **WRONG_SIDE)}
 
 
@@ -358,24 +361,24 @@ def test_gate_2_decides_by_its_table(tmp_path, verdict, word, changes):
 
 def test_a_frozen_film_does_not_pass_for_its_temporal_consistency(tmp_path):
     frozen = {"score": 0.02, "low": 0.0, "high": 0.04, "gain": 0.01, "gain_low": 0.0, "gain_high": 0.02}
-    found = gate2(tmp_path, predict_coherence=criteria("decoded_closeness", **frozen))
+    found = gate2(tmp_path, video_coherence=criteria("decoded_closeness", **frozen))
     row = found["criteria"]["temporal_consistency"]
     assert (row["answer"], row["plain_pass"], row["reason"]) == ("FAIL", True, gate.FROZEN)
 
 
 @pytest.mark.parametrize("ceiling", [0.6, 0.0])
 def test_a_model_that_does_not_see_the_clips_themselves_cannot_judge_films(tmp_path, ceiling):
-    found = gate2(tmp_path, explain_films=criteria("semantic_accuracy", ceiling=ceiling, **WRONG_SIDE))
+    found = gate2(tmp_path, explain_semantic=criteria("semantic_accuracy", ceiling=ceiling, **WRONG_SIDE))
     row = found["criteria"]["semantic_accuracy"]
     assert row["answer"] == "INCONCLUSIVE" and f"{ceiling:.3f}" in row["reason"]
 
 
 def test_films_of_another_conditioning_and_films_that_are_not_there_say_nothing_of_the_model(tmp_path):
-    found = gate2(tmp_path, predict_coherence=other(conditioning="first+text"))
+    found = gate2(tmp_path, video_coherence=other(conditioning="first+text"))
     silent = ("temporal_consistency", "decoded_closeness", "semantic_accuracy")
     assert [found["criteria"][k]["score"] for k in silent] == [None] * 3
     # no --motion
-    row = verify.main(["--gate", "2", "--results", str(tmp_path)])["criteria"]["semantic_accuracy"]
+    row = judge(2, "--results", str(tmp_path))["criteria"]["semantic_accuracy"]
     assert row["score"] is None and "films measured no semantic_accuracy" in row["reason"]
 
 
@@ -389,7 +392,7 @@ TERSE = {"explain_describe": criteria("retention", score=0.93, low=0.85, high=1.
 
 
 def ratio(score):
-    return {"predict_continue": criteria("temporal_ratio", score=score, low=score - 0.1, high=score + 0.1)}
+    return {"video_continue": criteria("temporal_ratio", score=score, low=score - 0.1, high=score + 0.1)}
 
 
 def blurs_the_present(content):
@@ -410,9 +413,9 @@ def moves_wrongly(content):
         ("PROCEED", "by pivot", UNSURE),
         ("STOP", "fails retention", BLIND | MUTE),
         ("STOP", "fails temporal_ratio", BLIND | ratio(0.5)),
-        ("STOP", "fails continuation", BLIND | {"predict_continue": moves_wrongly}),
+        ("STOP", "fails continuation", BLIND | {"video_continue": moves_wrongly}),
         ("INCONCLUSIVE", "spans the threshold", BLIND | TERSE),
-        ("INCONCLUSIVE", "told in words", BLIND | {"predict_continue": other(conditioning="past+text")}),
+        ("INCONCLUSIVE", "told in words", BLIND | {"video_continue": other(conditioning="past+text")}),
         ("INCONCLUSIVE", "reconstruct the present", MUTE | {"predict_latents": blurs_the_present}),
         ("INCONCLUSIVE", "flicker", BLIND | ratio(2.0)),
         ("INCONCLUSIVE", "prediction", UNSURE | MUTE),
@@ -438,7 +441,7 @@ def test_a_gain_is_what_gate_3_holds_against_zero_not_the_score(tmp_path):
 
 
 def test_gate_3_says_what_was_not_measured(tmp_path):
-    found = gate3(tmp_path / "a", without=["predict-continue", "explain-describe"])
+    found = gate3(tmp_path / "a", without=["video-continue", "explain-describe"])
     assert found["verdict"] == "PROCEED" and found["criteria"]["retention"]["score"] is None
     assert "describe measured no retention" in found["criteria"]["retention"]["reason"]
     found = gate3(tmp_path / "b", without=["predict-latents"])
