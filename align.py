@@ -43,6 +43,7 @@ from common import (
     load_pt,
     parser,
     plain,
+    pyplot,
     refuse,
     run_info,
     save_text,
@@ -313,12 +314,6 @@ def jackknife(a, b, measure, blocks, folds=20, k=K):
     half = float(stdtrit(folds - 1, 0.975)) * ((folds - 1) / folds * (v - v.mean(0)).square().sum(0)).sqrt()
     whole = pairs(a, b, measure, k)
     return whole, whole - half, whole + half
-
-
-def biased_cka(x, y):
-    """The usual CKA, which counts every item's likeness to itself: of independent noise it is 0.85 at n = 50, d = 3584."""
-    grams = [(g := space_of(z)["gram"]) - g.mean(0) - g.mean(1, keepdim=True) + g.mean() for z in (x, y)]
-    return ((grams[0] * grams[1]).sum() / (grams[0].norm() * grams[1].norm())).item()
 
 
 # ---------------------------------------------------------------- maps that are fitted
@@ -623,29 +618,15 @@ def pooled_matrix(xs, ys, items, split, args):
     }, best
 
 
-def at_layer(name, x, y, items, split, args):
+def at_layer(name, x, y, items, split):
     """What is asked of the recommended layer only. x, y: [n, t, h, w, d]."""
     _, some, _, sources = reported(items, split)
     spaces = [space_of(z[some], sources) for z in (x, y)]
-    out = {
-        "layer": name,
-        "recall": {
-            f"{k}": {
-                "score": pairs(spaces[:1], spaces[1:], "recall10", k).item(),
-                "chance": chance(sources, k),
-            }
-            for k in RECALLS
-            if k < len(some) - 2
-        },
-    }
-    if args.biased:
-        flat, blocks = (x.flatten(1)[some], y.flatten(1)[some]), blocks_of(sources)
-        g = torch.Generator().manual_seed(args.seed)
-        out |= {
-            "cka_biased": biased_cka(*flat),
-            "cka_biased_null": sum(biased_cka(flat[0], flat[1][shuffle(blocks, g)]) for _ in range(20)) / 20,
-        }
-    return out
+    recall = {}
+    for k in (k for k in RECALLS if k < len(some) - 2):
+        score = pairs(spaces[:1], spaces[1:], "recall10", k).item()
+        recall[f"{k}"] = {"score": score, "chance": chance(sources, k)}
+    return {"layer": name, "recall": recall}
 
 
 def channels(fits, test):
@@ -664,11 +645,7 @@ def channels(fits, test):
 
 def picture(result, path):
     """align.png: scores per layer beside their floors; R2 per layer and channel; pooled layers x points of the target."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     layers = [p for p in result["layers"] if p != "pixels"]
     figure, axes = plt.subplots(1, 3, figsize=(20, 2.8 + 0.32 * len(layers)), layout="constrained")
 
@@ -841,11 +818,6 @@ def get_args(argv):
         default=200,
         help="of items, for p-values; R2 takes half (default: %(default)s)",
     )
-    p.add_argument(
-        "--biased",
-        action="store_true",
-        help="print the usual, biased CKA beside, with what it makes of permuted items",
-    )
     p.add_argument("--study", help="write the report in words to this file")
     p.add_argument("--out", help="default: align.yaml beside --features")
     return p.parse_args(argv)
@@ -854,34 +826,26 @@ def get_args(argv):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.permutations < 1:
-        refuse(
-            f"--permutations {args.permutations}: at least one is needed for a p-value; 200 is the default"
-        )
+        refuse(f"--permutations {args.permutations}: a p-value needs at least one; 200 is the default")
     index, read = load_features(args.features)
     target, read_target = load_features(args.target)
     if index["ids"] != target["ids"]:
-        missing = next((i for i in index["ids"] if i not in set(target["ids"])), None)
-        refuse(
-            f"{args.target} and {args.features} do not hold the same items ({f'{missing!r} is missing' if missing else 'other order'}); extract both from the same data folder"
-        )
+        there = set(target["ids"])
+        missing = next((f"{i!r} is missing" for i in index["ids"] if i not in there), "other order")
+        refuse(f"{args.target} holds other items than --features ({missing}); extract both from one folder")
     if index.get("shown") != target.get("shown"):
-        refuse(
-            f"{args.target} and {args.features} do not show the same frames of each clip; extract both with the same --frames and --count"
-        )
+        refuse(f"{args.target} shows other frames than --features; use the same --frames and --count")
     random_index, read_random = load_features(args.random) if args.random else ({"points": {}}, None)
     if args.random and random_index["ids"] != index["ids"]:
-        refuse(
-            f"{args.random} does not hold the items of {args.features}; extract both from the same data folder"
-        )
+        refuse(f"{args.random} and --features hold other items; extract both from one data folder")
     items, data = load_items(index["data_path"])
     items = join(items, index, args.features)
     if len(items) < 10:
         refuse(f"{args.features} holds {len(items)} items; alignment needs at least 10")
     total, keep = len(items), slice(None)
     if total > SUBSET:
-        keep = (
-            torch.randperm(total, generator=torch.Generator().manual_seed(args.seed))[:SUBSET].sort().values
-        )
+        generator = torch.Generator().manual_seed(args.seed)
+        keep = torch.randperm(total, generator=generator)[:SUBSET].sort().values
         items = [items[i] for i in keep.tolist()]
     split = split_indices(items, args.features)
     out = Path(args.out or Path(args.features).parent / "align.yaml")
@@ -893,9 +857,7 @@ def main(argv=None):
     if not set(points) - {"pixels"}:
         refuse(f"{args.features} holds no layer but the pixels; extract some")
     if lacking := [p for p in points if args.random and p != "pixels" and p not in random_index["points"]]:
-        refuse(
-            f"{args.random} lacks {lacking[0]}; run extract.py --random-init with the same --points as {args.features}"
-        )
+        refuse(f"{args.random} lacks {lacking[0]}; extract it with the --points of --features")
     targets = [p for p in target["points"] if p != "pixels"]
     if args.target_point:
         known(args.target_point, target["points"], f"point in {args.target}")
@@ -904,38 +866,24 @@ def main(argv=None):
     for reader, names, where in ((read_target, targets, args.target), (read, points, args.features)):
         for point in names:
             if reader(point).flatten(1).std(0).max() == 0:
-                refuse(
-                    f"{point} in {where} is the same for every item; its network or its data is broken, extract again"
-                )
-    xs, ys = (
-        {p: load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"][p]["mean"].float()[keep] for p in names}
-        for folder, names in ((args.features, [p for p in points if p != "pixels"]), (args.target, targets))
-    )
+                refuse(f"{point} in {where} is the same for every item; extract again")
+
+    def means(folder, names):
+        pooled = load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"]
+        return {p: pooled[p]["mean"].float()[keep] for p in names}
+
+    xs, ys = means(args.features, [p for p in points if p != "pixels"]), means(args.target, targets)
     pooled, best = pooled_matrix(xs, ys, items, split, args)
     point = args.target_point or ("latents" if "latents" in targets else best["cka"]["point"])
     y = read_target(point)[keep]
 
-    gridless = set(points) - set(with_grid(index)) | (
-        set(points) if point not in with_grid(target) else set()
-    )
-    layers, fits = measure_layers(
-        {p: lambda p=p: read(p)[keep] for p in points}, y, items, split, args, gridless, desc="layers"
-    )
-    untrained = [p for p in points if args.random and p != "pixels"]
-    random, _ = (
-        measure_layers(
-            {p: lambda p=p: read_random(p)[keep] for p in untrained},
-            y,
-            items,
-            split,
-            args,
-            gridless,
-            n_perm=0,
-            desc="untrained",
-        )
-        if untrained
-        else ({}, {})
-    )
+    gridless = set(points) - set(with_grid(index)) if point in with_grid(target) else set(points)
+    readers = {p: lambda p=p: read(p)[keep] for p in points}
+    layers, fits = measure_layers(readers, y, items, split, args, gridless, desc="layers")
+    random = {}
+    if args.random:
+        readers = {p: lambda p=p: read_random(p)[keep] for p in points if p != "pixels"}
+        random, _ = measure_layers(readers, y, items, split, args, gridless, n_perm=0, desc="untrained")
     pixels, own = layers.get("pixels"), {p: v for p, v in layers.items() if p != "pixels"}
     fits.pop("pixels", None)
     having = {m: {p: v for p, v in own.items() if m in v} for m in MEASURES}
@@ -955,7 +903,9 @@ def main(argv=None):
         "data": index["data"],
         "data_name": data["name"],
         "items": total,
-    } | ({"subset": SUBSET} if total > SUBSET else {})
+    }
+    if total > SUBSET:
+        result["subset"] = SUBSET
     result |= {"chance_recall10": criteria["recall10"]["floors"]["chance"], **chosen}
     for name, c in criteria.items():
         result |= {
@@ -968,31 +918,19 @@ def main(argv=None):
             f"{name}_layer": c["layer"],
         }
     if "linear_r2" not in criteria:
-        result |= {
-            "linear_r2": None,
-            "linear_r2_layer": None,
-            "linear_r2_reason": "no layer's tokens, or not those of the target, have a place in the picture",
-        }
+        reason = "no layer's tokens, or not those of the target, have a place in the picture"
+        result |= {"linear_r2": None, "linear_r2_layer": None, "linear_r2_reason": reason}
+    result["criteria"] = criteria
+    result["layers"] = {p: {m: v[m] for m in (*PAIRED, "linear_r2") if m in v} for p, v in layers.items()}
+    if random:
+        result["untrained"] = untrained = {}
+        for p, row in random.items():
+            untrained[p] = {m: {k: x[k] for k in ("score", "low", "high")} for m, x in row.items()}
+    spaces = xs | {f"{target['model']} {p}": v for p, v in ys.items()}
     result |= {
-        "criteria": criteria,
-        "layers": {p: {m: v[m] for m in (*PAIRED, "linear_r2") if m in v} for p, v in layers.items()},
-    }
-    result |= (
-        {
-            "untrained": {
-                p: {m: {k: v[m][k] for k in ("score", "low", "high")} for m in v} for p, v in random.items()
-            }
-        }
-        if random
-        else {}
-    )
-    result |= {
-        "at_layer": at_layer(layer, x, y, items, split, args),
+        "at_layer": at_layer(layer, x, y, items, split),
         "channels": channels(fits, split["test"]),
-        "dimension": {
-            p: intrinsic_dimension(v[single], args.seed)
-            for p, v in (xs | {f"{target['model']} {p}": v for p, v in ys.items()}).items()
-        },
+        "dimension": {p: intrinsic_dimension(v[single], args.seed) for p, v in spaces.items()},
         "permuted_items": len(reported(items, split)[1]),
         "pooled_best": best,
         "pooled": pooled,

@@ -8,8 +8,8 @@
     python gate.py show results/tiny/shapes/gate1.yaml
     python gate.py table results
 
-Reads the YAML of the stages. Writes gate<N>.yaml, and gate1.png: scores per layer with their intervals and baselines; originals, VAE
-and adapter reconstructions; true and decoded boxes. A criterion is
+Reads the YAML of the stages. Writes gate<N>.yaml, and gate1.png: originals, VAE and adapter reconstructions; true and decoded boxes.
+A criterion is
 
     PASS           when its interval clears the threshold and its paired gain over the best baseline excludes zero
     FAIL           when its interval lies on the wrong side, or the gain can be no more than a tenth of the headroom above the baseline
@@ -18,10 +18,9 @@ and adapter reconstructions; true and decoded boxes. A criterion is
 `plain_pass` is the bare comparison of an earlier plan, recorded beside it. `--set bbox_iou=0.5` overrides a threshold and is recorded.
 
 `screen` asks which of several models: the same answers on every model's test items, and a weighted score (SCREEN, MATRIX) whose
-resamples all models share. Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md, screen.png and
-screen.yaml; `told_apart` says whether the first is more than tied.
-
-Modules, to be copied with it: cogvlm2.py, common.py, media.py, models.py, stats.py.
+resamples all models share. Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md and screen.yaml;
+`told_apart` says whether the first is more than tied.
+Modules, to be copied with it: common.py, media.py, models.py, stats.py.
 """
 
 import json
@@ -51,119 +50,91 @@ from media import frames_of
 from models import OWN_LAYOUT, TINY, model_of
 from stats import clusters, resampled, widened
 
-# What each gate asks: must or should, the side that is good, the threshold, where the score is read.
-# Thresholds are those of the evaluation plan
-# that this project grew from; figures of its earlier study stand beside ours for comparison and judge
-# nothing.
+# What each gate asks. Thresholds are those of the evaluation plan that this project grew from; `earlier` are
+# figures of its earlier study, which stand beside ours for comparison and judge nothing.
 PLAN = "evaluation plan, phase 1"
 FROZEN = "a picture that stands still would score as well: decoded_closeness does not tell the film from that"
+
+
+def criterion(level, threshold, stage, **more):
+    """must or should; the threshold; whose YAML holds the score; better="lower" where less is good."""
+    return {"level": level, "threshold": threshold, "from": stage, **more}
+
+
+def study(qwen=None, hybrid=None):
+    """Figures of the earlier study, where it has them."""
+    figures = {"qwen2.5-vl-7b": qwen, "dinov2-l hybrid": hybrid}
+    return {name: x for name, x in figures.items() if x is not None}
+
+
 GATE1 = {
-    "spatial_iou": {
-        "level": "must",
-        "threshold": 0.60,
-        "from": "probe",
-        "earlier": {"qwen2.5-vl-7b": 0.559, "dinov2-l hybrid": 0.837},
-    },
-    "bbox_iou": {"level": "must", "threshold": 0.50, "from": "probe", "earlier": {"qwen2.5-vl-7b": 0.104}},
-    "map50": {
-        "level": "must",
-        "threshold": 0.20,
-        "from": "probe",
-        "earlier": {"qwen2.5-vl-7b": 0.001, "dinov2-l hybrid": 0.182},
-    },
-    "lpips": {
-        "level": "must",
-        "threshold": 0.35,
-        "from": "adapt",
-        "better": "lower",
-        "earlier": {"qwen2.5-vl-7b": 0.264, "dinov2-l hybrid": 0.162},
-    },
-    "ssim": {"level": "should", "threshold": 0.75, "from": "adapt", "earlier": {"qwen2.5-vl-7b": 0.943}},
-    "edge_f1": {"level": "should", "threshold": 0.60, "from": "adapt", "earlier": {"qwen2.5-vl-7b": 0.351}},
-    "cka": {"level": "should", "threshold": 0.40, "from": "align", "earlier": {"qwen2.5-vl-7b": 0.687}},
-    "linear_r2": {"level": "should", "threshold": 0.50, "from": "align", "earlier": {"qwen2.5-vl-7b": 0.510}},
-    "spearman": {
-        "level": "should",
-        "threshold": 0.60,
-        "from": "align",
-        "accepted": 0.50,
-        "earlier": {"qwen2.5-vl-7b": 0.684},
-    },
-    "recall10": {"level": "should", "threshold": 0.20, "from": "align", "earlier": {"qwen2.5-vl-7b": 0.258}},
-    "direction_accuracy": {"level": "should", "threshold": 0.80, "from": "motion"},
-    "latency_overhead": {
-        "level": "should",
-        "threshold": 0.25,
-        "from": "time",
-        "better": "lower",
-        "earlier": {"dinov2-l hybrid": 0.319},
-    },
-    "inference_ratio": {"level": "should", "threshold": 2.0, "from": "time", "better": "lower"},
+    "spatial_iou": criterion("must", 0.60, "probe", earlier=study(0.559, 0.837)),
+    "bbox_iou": criterion("must", 0.50, "probe", earlier=study(0.104)),
+    "map50": criterion("must", 0.20, "probe", earlier=study(0.001, 0.182)),
+    "lpips": criterion("must", 0.35, "adapt", earlier=study(0.264, 0.162), better="lower"),
+    "ssim": criterion("should", 0.75, "adapt", earlier=study(0.943)),
+    "edge_f1": criterion("should", 0.60, "adapt", earlier=study(0.351)),
+    "cka": criterion("should", 0.40, "align", earlier=study(0.687)),
+    "linear_r2": criterion("should", 0.50, "align", earlier=study(0.510)),
+    "spearman": criterion("should", 0.60, "align", earlier=study(0.684), accepted=0.50),
+    "recall10": criterion("should", 0.20, "align", earlier=study(0.258)),
+    "direction_accuracy": criterion("should", 0.80, "motion"),
+    "latency_overhead": criterion("should", 0.25, "time", earlier=study(hybrid=0.319), better="lower"),
+    "inference_ratio": criterion("should", 2.0, "time", better="lower"),
 }
 GATE2 = {
-    "parameter_efficiency": {
-        "level": "must",
-        "threshold": 0.90,
-        "from": "scaling",
-        "earlier": {"LPIPS of 100M / of 10M": 0.346 / 0.289},
-    },
-    "lpips": {
-        "level": "must",
-        "threshold": 0.35,
-        "from": "scaling",
-        "better": "lower",
-        "earlier": {"10M": 0.289, "100M": 0.346, "query adapter": 0.212},
-    },
-    "temporal_consistency": {
-        "level": "should",
-        "threshold": 0.70,
-        "from": "coherence",
-        "accepted": 0.69,
-        "earlier": {"first frame only": 0.690, "all frames": 0.681, "conditioned": 0.588, "baseline": 0.686},
-    },
+    "parameter_efficiency": criterion(
+        "must", 0.90, "scaling", earlier={"LPIPS of 100M / of 10M": 0.346 / 0.289}
+    ),
+    "lpips": criterion(
+        "must", 0.35, "scaling", earlier={"10M": 0.289, "100M": 0.346, "query adapter": 0.212}, better="lower"
+    ),
+    "temporal_consistency": criterion(
+        "should",
+        0.70,
+        "coherence",
+        earlier={"first frame only": 0.690, "all frames": 0.681, "conditioned": 0.588, "baseline": 0.686},
+        accepted=0.69,
+    ),
     # ours: a picture that stands still scores 0
-    "decoded_closeness": {"level": "should", "threshold": 0.50, "from": "coherence"},
-    "semantic_accuracy": {"level": "should", "threshold": 0.65, "from": "films"},
+    "decoded_closeness": criterion("should", 0.50, "coherence"),
+    "semantic_accuracy": criterion("should", 0.65, "films"),
 }
 # Gate 3 passes by either: what predicts in latent space, or the pair of the pivot. `gain`: what is held
 # against the threshold is the paired gain over the best floor.
+COSINES = {"cosine of predictions": "0.930-0.941", "of the copy": "0.975-0.979"}
 GATE3 = {
-    "prediction": {
-        "level": "either",
-        "threshold": 0.0,
-        "from": "latents",
-        "gain": True,
-        "earlier": {"cosine of predictions": "0.930-0.941", "of the copy": "0.975-0.979"},
-    },
-    "retention": {
-        "level": "or",
-        "threshold": 0.90,
-        "from": "describe",
-        "earlier": {"action recall on generated / on real clips": 0.70 / 0.75},
-    },
-    "temporal_ratio": {"level": "or", "threshold": 0.80, "from": "continue", "earlier": {"LTX-Video": 0.89}},
+    "prediction": criterion("either", 0.0, "latents", earlier=COSINES, gain=True),
+    "retention": criterion(
+        "or", 0.90, "describe", earlier={"action recall on generated / on real clips": 0.70 / 0.75}
+    ),
+    "temporal_ratio": criterion("or", 0.80, "continue", earlier={"LTX-Video": 0.89}),
     # ours: the film is nearer than the copy where something moves; motion alone could be any
-    "continuation": {"level": "or", "threshold": 0.0, "from": "continue"},
-    "beyond_extrapolation": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
-    "longest_horizon": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
-    "most_motion": {"level": "should", "threshold": 0.0, "from": "latents", "gain": True},
+    "continuation": criterion("or", 0.0, "continue"),
+    "beyond_extrapolation": criterion("should", 0.0, "latents", gain=True),
+    "longest_horizon": criterion("should", 0.0, "latents", gain=True),
+    "most_motion": criterion("should", 0.0, "latents", gain=True),
 }
 # Gate 4's second must is a paired gain over the best verifier that reads latents.
 GATE4 = {
-    "pixel_auroc": {"level": "must", "threshold": 0.80, "from": "verify"},
-    "pixel_over_latent": {"level": "must", "threshold": 0.0, "from": "verify", "gain": True},
+    "pixel_auroc": criterion("must", 0.80, "verify"),
+    "pixel_over_latent": criterion("must", 0.0, "verify", gain=True),
     # what accepting in the verifier's order saves beside a random order, on the mean of all coverages
-    "selective_risk": {"level": "should", "threshold": 0.0, "from": "verify"},
+    "selective_risk": criterion("should", 0.0, "verify"),
     # ours, as are the next two: the error that was promised, of a bound from val, on test
-    "conformal_error": {"level": "should", "threshold": 0.10, "from": "verify", "better": "lower"},
+    "conformal_error": criterion("should", 0.10, "verify", better="lower"),
     # of films that the video model made, instead of planted ones
-    "made_auroc": {"level": "should", "threshold": 0.80, "from": "verify"},
-    "made_over_latent": {"level": "should", "threshold": 0.0, "from": "verify", "gain": True},
+    "made_auroc": criterion("should", 0.80, "verify"),
+    "made_over_latent": criterion("should", 0.0, "verify", gain=True),
 }
 SPATIAL = ("spatial_iou", "bbox_iou", "map50")
 # skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the
 # published one
 STAND_IN = 0.5
+# what a row of the table keeps of a criterion's record
+KEPT = ("score", "low", "high", "floor", "floor_name", "ceiling", "gain", "gain_low", "gain_high")
+KEPT += ("p", "skill", "layer", "n", "options_searched")
+MUST_MATCH = "must belong together"
 NO_INTERVAL = "a ratio of two medians, no interval"
 STREAMED = "features were streamed layer by layer, which times no single pass"
 ROUNDING = 1e-3  # a gain that the printed table rounds away; it matters where a floor reaches the ceiling
@@ -177,53 +148,37 @@ def negligible(record):
 def judge(record, threshold, better="higher"):
     """Three answers. record: score, low, high, gain, gain_low, gain_high, floor, ceiling, n. -> {answer, plain_pass, reason, n_needed}."""
     sign = 1 if better == "higher" else -1
-    if not all(
-        math.isfinite(record[k])
-        for k in ("score", "low", "high", "gain_low", "gain_high", "floor", "ceiling")
-    ):
-        return {
-            "answer": "INCONCLUSIVE",
-            "plain_pass": False,
-            "reason": "the score is not a number, or its interval has no bounds (a single source has none)",
-        }
+    numbers = ("score", "low", "high", "gain_low", "gain_high", "floor", "ceiling")
+    if not all(math.isfinite(record[k]) for k in numbers):
+        reason = "the score is not a number, or its interval has no bounds (a single source has none)"
+        return {"answer": "INCONCLUSIVE", "plain_pass": False, "reason": reason}
     near, far = sorted((sign * (record["low"] - threshold), sign * (record["high"] - threshold)))
     above_floor = record["gain_low"] > 0
     answer = {"answer": "INCONCLUSIVE", "plain_pass": sign * (record["score"] - threshold) > 0}
-    if record.get("leak"):
-        return answer | {
-            "reason": f"leak: the control {record['leak']!r} scores {record['floors'][record['leak']]:.3f}, which it cannot without the answer; mend that first"
-        }
+    if leak := record.get("leak"):
+        score = f"the control {leak!r} scores {record['floors'][leak]:.3f}"
+        return answer | {"reason": f"leak: {score}, which it cannot without the answer; mend that first"}
     if far < 0:
         return answer | {"answer": "FAIL", "reason": "the interval lies on the wrong side of the threshold"}
     # asked first, or enough items would turn the same small gain from a failure into a pass
     if negligible(record):
-        return answer | {
-            "answer": "FAIL",
-            "reason": f"no more than a tenth of the room above the floor ({record['floor_name']}) can be there",
-        }
+        reason = f"no more than a tenth of the room above the floor ({record['floor_name']}) can be there"
+        return answer | {"answer": "FAIL", "reason": reason}
     if near > 0 and above_floor:
-        return answer | {
-            "answer": "PASS",
-            "reason": "the interval clears the threshold and the gain over the best floor excludes zero",
-        }
+        reason = "the interval clears the threshold and the gain over the best floor excludes zero"
+        return answer | {"answer": "PASS", "reason": reason}
     # Half-widths shrink with the square root of n: how many items until both questions are settled, if the
     # scores stay as they are.
-    needs = []
+    needs, doubts = [], []
     if near <= 0:
-        distance = abs(record["score"] - threshold)
-        needs.append(((record["high"] - record["low"]) / 2 / distance) ** 2 if distance else float("inf"))
+        doubts.append("the interval spans the threshold")
+        needs.append((record["high"] - record["low"], abs(record["score"] - threshold)))
     if not above_floor:
-        needs.append(
-            ((record["gain_high"] - record["gain_low"]) / 2 / abs(record["gain"])) ** 2
-            if record["gain"]
-            else float("inf")
-        )
-    factor = max(needs)
-    doubt = " and ".join(
-        ["the interval spans the threshold"] * (near <= 0)
-        + [f"the gain over {record['floor_name']} may be zero"] * (not above_floor)
-    )
-    return answer | {"reason": doubt, "n_needed": int(record["n"] * factor) + 1 if factor < 1e4 else None}
+        doubts.append(f"the gain over {record['floor_name']} may be zero")
+        needs.append((record["gain_high"] - record["gain_low"], abs(record["gain"])))
+    factor = max((width / 2 / distance) ** 2 if distance else math.inf for width, distance in needs)
+    n_needed = int(record["n"] * factor) + 1 if factor < 1e4 else None
+    return answer | {"reason": " and ".join(doubts), "n_needed": n_needed}
 
 
 def stand_in(record):
@@ -263,35 +218,14 @@ def held(criteria, name, rule, threshold, source):
         record = stand_in(criteria["lpips_random_backbone"])
         better = "higher"
         missing = "the VAE's own reconstruction is no better than the mean image"
-        row = {
-            "threshold": STAND_IN,
-            "source": "skill between the mean image and the VAE: LPIPS has no published backbone here",
-            "stand_in": True,
-        }
+        source = "skill between the mean image and the VAE: LPIPS has no published backbone here"
+        row = {"threshold": STAND_IN, "source": source, "stand_in": True}
     if record is None:
         return row | {"score": None, "answer": "INCONCLUSIVE", "plain_pass": None, "reason": missing}, None
-    keep = (
-        "score",
-        "low",
-        "high",
-        "floor",
-        "floor_name",
-        "ceiling",
-        "gain",
-        "gain_low",
-        "gain_high",
-        "p",
-        "skill",
-        "layer",
-        "n",
-        "options_searched",
-    )
-    row |= {k: record[k] for k in keep if k in record} | judge(record, row["threshold"], better)
+    row |= {k: record[k] for k in KEPT if k in record} | judge(record, row["threshold"], better)
     if rule.get("accepted") and row["answer"] != "PASS":
-        row |= {
-            "accepted": judge(record, rule["accepted"], better)["answer"],
-            "accepted_threshold": rule["accepted"],
-        }
+        row["accepted"] = judge(record, rule["accepted"], better)["answer"]
+        row["accepted_threshold"] = rule["accepted"]
     return row, record
 
 
@@ -300,11 +234,8 @@ def timed(score, why, threshold, source):
     row = {"threshold": threshold, "source": source, "score": score}
     if score is None:
         return row | {"answer": "INCONCLUSIVE", "plain_pass": None, "reason": why}
-    return row | {
-        "answer": "PASS" if score < threshold else "FAIL",
-        "plain_pass": score < threshold,
-        "reason": why,
-    }
+    passed = score < threshold
+    return row | {"answer": "PASS" if passed else "FAIL", "plain_pass": passed, "reason": why}
 
 
 def as_gain(record):
@@ -327,11 +258,10 @@ def judged_row(criteria, name, rule, threshold, changed):
         source, rule = "--set", rule | {"accepted": None}
     if rule.get("gain") and name in criteria:
         criteria = {name: as_gain(criteria[name])}
-    row = (
-        timed(*criteria[name], threshold, source)
-        if rule["from"] == "time"
-        else held(criteria, name, rule, threshold, source)[0]
-    )
+    if rule["from"] == "time":
+        row = timed(*criteria[name], threshold, source)
+    else:
+        row = held(criteria, name, rule, threshold, source)[0]
     return {"level": rule["level"]} | row | ({"earlier_study": rule["earlier"]} if "earlier" in rule else {})
 
 
@@ -342,9 +272,9 @@ def undecided(judged, names):
 
 def gate_head(gate, verdict, why, about, judged, beside=""):
     """The first lines of gate<N>.yaml. The headline says of what kind the weights and the data are; beside: what it says of other weights."""
-    kinds = f"{about['weights']} weights{beside}, {about['data']} data" + (
-        "; LPIPS by a stand-in" if judged.get("lpips", {}).get("stand_in") else ""
-    )
+    kinds = f"{about['weights']} weights{beside}, {about['data']} data"
+    if judged.get("lpips", {}).get("stand_in"):
+        kinds += "; LPIPS by a stand-in"
     return {
         "stage": "gate",
         "gate": gate,
@@ -363,25 +293,31 @@ def decide(judged, encoder):
     lost = [k for k in failed if k in SPATIAL]
     if lost:
         repaired = [k for k in lost if encoder.get(k, {}).get("answer") == "PASS"]
+        fails = f"the model fails {', '.join(lost)}"
         if repaired:
             return (
                 "PIVOT",
-                f"to the hybrid: the model fails {', '.join(lost)}, of which a spatial encoder beside it holds {', '.join(repaired)}",
+                f"to the hybrid: {fails}, of which a spatial encoder beside it holds {', '.join(repaired)}",
             )
         if not any(k in encoder for k in lost):
             return (
                 "PIVOT",
-                f"to the hybrid, as the plan's table says, untested: the model fails {', '.join(lost)}; run again with --encoder",
+                f"to the hybrid, as the plan's table says, untested: {fails}; run again with --encoder",
             )
         if all(encoder.get(k, {}).get("answer") == "FAIL" for k in lost):
-            return "STOP", f"the model fails {', '.join(lost)}, and so does the spatial encoder"
+            return "STOP", f"{fails}, and so does the spatial encoder"
         return (
             "INCONCLUSIVE",
-            f"investigate the hybrid: the model fails {', '.join(lost)}, and what the spatial encoder holds is undecided",
+            f"investigate the hybrid: {fails}, and what the spatial encoder holds is undecided",
         )
     if failed:
         return "STOP", f"space is there but the bridge fails {', '.join(failed)}"
     return undecided(judged, [k for k, j in must.items() if j["answer"] != "PASS"])
+
+
+def plain_verdict(judged):
+    """What the plain comparisons of an earlier plan say."""
+    return "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP"
 
 
 def gate1(args, thresholds):
@@ -399,10 +335,9 @@ def gate1(args, thresholds):
         (motion, args.motion, ("model",)),
         (encoder_probe, args.encoder, ("data_name",)),
     ):
-        if other and (key := next((k for k in keys if other[k] != probe[k]), None)):
-            refuse(
-                f"{where} is about {key} {other[key]!r}, {folder}/probe.yaml about {probe[key]!r}; give results that belong together"
-            )
+        for key in keys:
+            if other and other[key] != probe[key]:
+                refuse(f"{where} is about {other[key]!r}, not {probe[key]!r} as {folder}; they {MUST_MATCH}")
     seconds = {}  # {which: seconds per item, or None where layers were streamed}
     for name, where in (("model", folder), ("encoder", args.encoder), ("reference", args.reference)):
         index = Path(where) / "features" / "index.yaml" if where else None
@@ -414,12 +349,13 @@ def gate1(args, thresholds):
             return seconds[a] / seconds[b], NO_INTERVAL
         return None, STREAMED if None in (seconds.get(a, 0), seconds.get(b, 0)) else missing
 
+    no_reference = "no Qwen2.5-VL features of the same data were given (--reference)"
     times = {
         "latency_overhead": ratio("encoder", "model", "no --encoder was given"),
-        "inference_ratio": (1.0, "the reference itself")
-        if probe["model"] == "qwen2.5-vl-7b"
-        else ratio("model", "reference", "no Qwen2.5-VL features of the same data were given (--reference)"),
+        "inference_ratio": ratio("model", "reference", no_reference),
     }
+    if probe["model"] == REFERENCE:
+        times["inference_ratio"] = (1.0, "the reference itself")
     criteria = {
         "probe": probe["criteria"],
         "align": align["criteria"],
@@ -431,26 +367,19 @@ def gate1(args, thresholds):
         name: judged_row(criteria[rule["from"]], name, rule, thresholds[name], args.changed)
         for name, rule in GATE1.items()
     }
-    encoder = (
-        {k: judge(encoder_probe["criteria"][k], thresholds[k]) for k in SPATIAL} if encoder_probe else {}
-    )
+    encoder = {}
+    if encoder_probe:
+        encoder = {k: judge(encoder_probe["criteria"][k], thresholds[k]) for k in SPATIAL}
     result = gate_head(1, *decide(judged, encoder), probe, judged) | {
         "decoder": adapt["decoder"],
         "decoder_weights": adapt["decoder_weights"],
     }
     result |= {name: row["score"] for name, row in judged.items()}
-    result |= {
-        "plain_verdict": "PROCEED"
-        if all(j["plain_pass"] for j in judged.values() if j["level"] == "must")
-        else "STOP",
-        "overridden": args.changed,
-        "criteria": judged,
-    }
+    result |= {"plain_verdict": plain_verdict(judged), "overridden": args.changed, "criteria": judged}
     if encoder:
-        result["encoder"] = {
-            "model": encoder_probe["model"],
-            **{k: {"score": encoder_probe["criteria"][k]["score"], **v} for k, v in encoder.items()},
-        }
+        result["encoder"] = {"model": encoder_probe["model"]}
+        for k, answer in encoder.items():
+            result["encoder"][k] = {"score": encoder_probe["criteria"][k]["score"], **answer}
     return result
 
 
@@ -459,26 +388,19 @@ def decide2(judged, hybrid):
     must = {k: j for k, j in judged.items() if j["level"] == "must"}
     if all(j["answer"] == "PASS" for j in must.values()):
         weak = [k for k, j in judged.items() if j["answer"] == "FAIL"]
-        return "PROCEED", "a small bridge is enough" + (
-            f"; but {', '.join(weak)} {'fails' if len(weak) == 1 else 'fail'}" if weak else ""
-        )
+        but = f"; but {', '.join(weak)} {'fails' if len(weak) == 1 else 'fail'}" if weak else ""
+        return "PROCEED", f"a small bridge is enough{but}"
     if must["lpips"]["answer"] == "FAIL":
         if not hybrid:
             return "PIVOT", "to the hybrid, as the plan's table says, untested: a small bridge fails lpips"
+        second = hybrid["spatial"]
         if hybrid["answer"] == "PASS" and hybrid["spatial_adds"] == "yes":
-            return (
-                "PIVOT",
-                f"to the hybrid: a small bridge from the model alone fails lpips, which with {hybrid['spatial']} beside it passes",
-            )
+            why = f"a small bridge from the model alone fails lpips, which with {second} beside it passes"
+            return "PIVOT", f"to the hybrid: {why}"
         if hybrid["answer"] == "FAIL" or hybrid["spatial_adds"] == "no":
-            return (
-                "STOP",
-                f"a small bridge fails lpips, and {hybrid['spatial']} beside the model does not repair it",
-            )
-        return (
-            "INCONCLUSIVE",
-            "investigate the hybrid: a small bridge fails lpips, and whether a second encoder repairs it is undecided",
-        )
+            return "STOP", f"a small bridge fails lpips, and {second} beside the model does not repair it"
+        why = "a small bridge fails lpips, and whether a second encoder repairs it is undecided"
+        return "INCONCLUSIVE", f"investigate the hybrid: {why}"
     if must["parameter_efficiency"]["answer"] == "FAIL":
         return "PIVOT", "to a larger bridge: 10M parameters are worse than 100M"
     return undecided(judged, [k for k, j in must.items() if j["answer"] != "PASS"])
@@ -497,17 +419,12 @@ def gate2(args, thresholds):
     stages = {"scaling": scaling} | {name: load_yaml(path) for name, path in beside.items() if path.is_file()}
     for name, other in stages.items():
         if other.get("model") not in (scaling["model"], None):
-            refuse(
-                f"{beside[name]} is about model {other['model']!r}, {folder}/adapt-scaling.yaml about {scaling['model']!r}; give results that belong together"
-            )
+            refuse(f"{beside[name]} is about {other['model']!r}, not {scaling['model']!r}; they {MUST_MATCH}")
     judged, hybrid, coherence = {}, stages.get("hybrid"), stages.get("coherence", {})
     about_model = coherence.get("conditioning") == "adapter"  # other films say nothing of the model
     for name, rule in GATE2.items():
-        criteria = (
-            stages.get(rule["from"], {}).get("criteria", {})
-            if rule["from"] == "scaling" or about_model
-            else {}
-        )
+        known = rule["from"] == "scaling" or about_model
+        criteria = stages.get(rule["from"], {}).get("criteria", {}) if known else {}
         judged[name] = judged_row(criteria, name, rule, thresholds[name], args.changed)
     # LPIPS of the small bridge, by which only its gain is judged
     for key in ("floor", "floor_name", "ceiling", "skill"):
@@ -515,14 +432,10 @@ def gate2(args, thresholds):
     judged["parameter_efficiency"] |= {"stand_in": True} if "lpips_random_backbone" in scaling else {}
     if judged["temporal_consistency"]["answer"] == "PASS" and judged["decoded_closeness"]["answer"] != "PASS":
         judged["temporal_consistency"] |= {"answer": judged["decoded_closeness"]["answer"], "reason": FROZEN}
-    if (ceiling := judged["semantic_accuracy"].get("ceiling")) is not None and ceiling < judged[
-        "semantic_accuracy"
-    ]["threshold"]:
-        judged["semantic_accuracy"] |= {
-            "answer": "INCONCLUSIVE",
-            "reason": f"of the clips themselves the model says no more than {ceiling:.3f}",
-            "n_needed": None,
-        }
+    semantic = judged["semantic_accuracy"]
+    if semantic.get("ceiling") is not None and semantic["ceiling"] < semantic["threshold"]:
+        reason = f"of the clips themselves the model says no more than {semantic['ceiling']:.3f}"
+        semantic |= {"answer": "INCONCLUSIVE", "reason": reason, "n_needed": None}
     fused = hybrid and {
         "answer": held(hybrid["criteria"], "lpips", GATE2["lpips"], thresholds["lpips"], PLAN)[0]["answer"],
         **{k: hybrid[k] for k in ("spatial", "spatial_adds")},
@@ -534,9 +447,7 @@ def gate2(args, thresholds):
     }
     result |= {name: row["score"] for name, row in judged.items()}
     result |= {
-        "plain_verdict": "PROCEED"
-        if all(j["plain_pass"] for j in judged.values() if j["level"] == "must")
-        else "STOP",
+        "plain_verdict": plain_verdict(judged),
         "overridden": args.changed,
         **{k: hybrid[k] for k in ("spatial", "model_adds", "spatial_adds") if hybrid},
         **{k: v for k, v in stages.get("ablation", {}).items() if k.startswith("best_")},
@@ -551,10 +462,8 @@ def decide3(judged, variant):
     """The decision of gate 3: (verdict, why)."""
     prediction, pivot = judged["prediction"], {k: row for k, row in judged.items() if row["level"] == "or"}
     if prediction["answer"] == "PASS":
-        return (
-            "PROCEED",
-            f"by prediction: {variant} is better than copying the last frame and than every control",
-        )
+        why = f"{variant} is better than copying the last frame and than every control"
+        return "PROCEED", f"by prediction: {why}"
     if all(row["answer"] == "PASS" for row in pivot.values()):
         return "PROCEED", "by pivot: the video model predicts, and the model describes what it sees there"
     failed = [k for k, row in pivot.items() if row["answer"] == "FAIL"]
@@ -577,17 +486,14 @@ def gate3(args, thresholds):
     }
     stages = {name: load_yaml(folder / path) for name, path in paths.items() if (folder / path).is_file()}
     if "latents" not in stages and not {"continue", "describe"} <= set(stages):
-        refuse(
-            f"{folder} holds neither predict-latents.yaml nor video-continue.yaml with explain-describe.yaml; run make gate3, or these stages by hand"
-        )
+        refuse(f"{folder} holds neither predict-latents.yaml nor video-continue.yaml; run make gate3")
     first = stages.get("latents") or stages["describe"]
+    data_name = first["data_name"].removesuffix("-films")
+    expected = f"{first['model']} on {data_name}"
     for name, other in stages.items():
-        if other.get("model") not in (first["model"], None) or other["data_name"].removesuffix(
-            "-films"
-        ) != first["data_name"].removesuffix("-films"):
-            refuse(
-                f"{folder / paths[name]} is about {other.get('model')} on {other['data_name']}, the others about {first['model']} on {first['data_name']}; give results that belong together"
-            )
+        about = f"{other.get('model') or first['model']} on {other['data_name'].removesuffix('-films')}"
+        if about != expected:
+            refuse(f"{folder / paths[name]} is about {about}, not {expected}; they {MUST_MATCH}")
     latents, criteria = stages.get("latents", {}), {name: s.get("criteria", {}) for name, s in stages.items()}
     if latents:
         own = latents["horizons"][latents["variant"]]
@@ -615,38 +521,28 @@ def gate3(args, thresholds):
         name: judged_row(criteria.get(rule["from"], {}), name, rule, thresholds[name], args.changed)
         for name, rule in GATE3.items()
     }
-    if (
-        latents
-        and judged["prediction"]["answer"] == "PASS"
-        and latents["variant"] not in latents["predicts"].split(", ")
-    ):
-        judged["prediction"] |= {
-            "answer": "INCONCLUSIVE",
-            "reason": "among as many variants as were tried, a gain like this may be chance (Holm)",
-        }
-    if (
-        judged["temporal_ratio"]["answer"] == "PASS"
-        and judged["temporal_ratio"]["low"] > 1 / judged["temporal_ratio"]["threshold"]
-    ):
-        judged["temporal_ratio"] |= {
-            "answer": "INCONCLUSIVE",
-            "reason": "more changes from frame to frame than in the clips, as where films flicker",
-        }
-    if film.get("conditioning", "").endswith("text") and judged["retention"]["answer"] == "PASS":
-        judged["retention"] |= {
-            "answer": "INCONCLUSIVE",
-            "reason": f"the films ({film['conditioning']}) were told in words what the model then says of them",
-        }
+    prediction, retention, ratio = (judged[k] for k in ("prediction", "retention", "temporal_ratio"))
+
+    def doubt(row, reason):
+        row |= {"answer": "INCONCLUSIVE", "reason": reason}
+
+    by_chance = latents and latents["variant"] not in latents["predicts"].split(", ")
+    if prediction["answer"] == "PASS" and by_chance:
+        doubt(prediction, "among as many variants as were tried, a gain like this may be chance (Holm)")
+    if ratio["answer"] == "PASS" and ratio["low"] > 1 / ratio["threshold"]:
+        doubt(ratio, "more changes from frame to frame than in the clips, as where films flicker")
+    if film.get("conditioning", "").endswith("text") and retention["answer"] == "PASS":
+        doubt(
+            retention,
+            f"the films ({film['conditioning']}) were told in words what the model then says of them",
+        )
     sane, room = latents.get("sanity_cosine"), 1 - (latents.get("sanity_cosine_mean") or 0)
-    if judged["prediction"]["answer"] == "FAIL" and sane is not None and sane < 1 - room / 2:
-        judged["prediction"] |= {
-            "answer": "INCONCLUSIVE",
-            "reason": f"the head does not even reconstruct the present (cosine {sane:.3f}): train longer, or read another layer",
-        }
-    about = first | {"data_name": first["data_name"].removesuffix("-films")}
-    video = (
-        f", video model {film['video_weights']}" if film and film["video_weights"] != first["weights"] else ""
-    )
+    if prediction["answer"] == "FAIL" and sane is not None and sane < 1 - room / 2:
+        poor = f"the head does not even reconstruct the present (cosine {sane:.3f})"
+        doubt(prediction, f"{poor}: train longer, or read another layer")
+    about = first | {"data_name": data_name}
+    other_weights = film and film["video_weights"] != first["weights"]
+    video = f", video model {film['video_weights']}" if other_weights else ""
     result = gate_head(3, *decide3(judged, latents.get("variant")), about, judged, video)
     result |= {
         "decoder": latents.get("decoder"),
@@ -654,67 +550,40 @@ def gate3(args, thresholds):
         "video_weights": film.get("video_weights"),
     }
     result |= {name: row["score"] for name, row in judged.items()}
-    several = (
-        {
-            f"best_of_n_{k}": stages["futures"][f"moving_{k}"]
-            for k in ("gain_over_one", "gain_over_one_low", "gain_over_one_high", "oracle_share")
-        }
-        if "futures" in stages
-        else {}
-    )
-    plain_pass = {k: judged[k]["plain_pass"] for k in ("prediction", "retention", "temporal_ratio")}
-    passed = plain_pass["prediction"] or plain_pass["retention"] and plain_pass["temporal_ratio"]
-    result |= {
-        "plain_verdict": "PROCEED" if passed else None if None in plain_pass.values() else "STOP",
-        **several,
-        "overridden": args.changed,
-        "criteria": judged,
-    }
+    several = {}
+    if "futures" in stages:
+        for k in ("gain_over_one", "gain_over_one_low", "gain_over_one_high", "oracle_share"):
+            several[f"best_of_n_{k}"] = stages["futures"][f"moving_{k}"]
+    if prediction["plain_pass"] or retention["plain_pass"] and ratio["plain_pass"]:
+        plainly = "PROCEED"
+    elif None in (prediction["plain_pass"], retention["plain_pass"], ratio["plain_pass"]):
+        plainly = None  # a criterion was not measured
+    else:
+        plainly = "STOP"
+    result |= {"plain_verdict": plainly, **several, "overridden": args.changed, "criteria": judged}
     if latents:
-        keep = (
-            "cosine",
-            "cosine_low",
-            "cosine_high",
-            "gain",
-            "gain_low",
-            "gain_high",
-            "p",
-            "p_holm",
-            "gain_over_blind",
-            "skill",
-            "l1",
-            "moving_l1",
-            "raw_l1",
-            "static",
-            "best_shift",
-        )
+        keep = ("cosine", "cosine_low", "cosine_high", "gain", "gain_low", "gain_high", "p", "p_holm")
+        keep += ("gain_over_blind", "skill", "l1", "moving_l1", "raw_l1", "static", "best_shift")
         result |= {k: latents[k] for k in ("variant", "predicts", "layer")}
-        result["table"] = {
-            n: {k: row[k] for k in keep if k in row}
-            for n, row in (latents["variants"] | latents["baselines"]).items()
-        }
+        every = latents["variants"] | latents["baselines"]
+        result["table"] = {n: {k: row[k] for k in keep if k in row} for n, row in every.items()}
     return result
 
 
 def decide4(judged, result):
     """The decision of gate 4: (verdict, why)."""
     must = {k: row for k, row in judged.items() if row["level"] == "must"}
+    pixels, latents = result["pixel_verifier"], result.get("latent_verifier")
     if all(row["answer"] == "PASS" for row in must.values()):
-        return (
-            "PROCEED",
-            f"pixels can verify: {result['pixel_verifier']} tells right predictions from wrong ones, better than {result['latent_verifier']}, the best that reads latents",
-        )
+        why = f"{pixels} tells right predictions from wrong ones, better than {latents}, the best that reads latents"
+        return "PROCEED", f"pixels can verify: {why}"
     latents_tell = (result.get("latent_auroc_low") or 0) > must["pixel_auroc"]["threshold"]
     if "FAIL" in (must["pixel_auroc"]["answer"], must["pixel_over_latent"]["answer"]) and latents_tell:
-        return (
-            "PIVOT",
-            f"to latents: {result['latent_verifier']} tells right predictions from wrong ones (AUROC {result['latent_auroc']:.3f}) as well as pixels do ({result['pixel_auroc']:.3f})",
-        )
+        why = f"{latents} tells right predictions from wrong ones (AUROC {result['latent_auroc']:.3f})"
+        return "PIVOT", f"to latents: {why} as well as pixels do ({result['pixel_auroc']:.3f})"
     if must["pixel_auroc"]["answer"] == "FAIL":
-        return (
-            "STOP",
-            f"no verifier that reads pixels tells right predictions from wrong ones well enough; the best is {result['pixel_verifier']}",
-        )
+        why = "no verifier that reads pixels tells right predictions from wrong ones well enough"
+        return "STOP", f"{why}; the best is {pixels}"
     return undecided(judged, [k for k, row in must.items() if row["answer"] != "PASS"])
 
 
@@ -722,36 +591,28 @@ def gate4(args, thresholds):
     """Judge gate 4 from verify.yaml in --results. Returns the result to be saved."""
     path = Path(args.results) / "verify.yaml"
     found = load_yaml(path, "verify")
-    thresholds = thresholds | {
-        "conformal_error": args.changed.get("conformal_error", found["conformal_promised"])
-    }
+    promised = args.changed.get("conformal_error", found["conformal_promised"])
+    thresholds = thresholds | {"conformal_error": promised}
     judged = {
         name: judged_row(found["criteria"], name, rule, thresholds[name], args.changed)
         for name, rule in GATE4.items()
     }
-    kept = (
-        "pixel_verifier",
-        "latent_verifier",
-        "latent_auroc",
-        "words_auroc",
-        "base_risk",
-        "aurc",
-        "conformal_promised",
-        "conformal_accepted_right",
-    )
+    kept = ("pixel_verifier", "latent_verifier", "latent_auroc", "words_auroc", "base_risk", "aurc")
+    kept += ("conformal_promised", "conformal_accepted_right")
     result = gate_head(4, *decide4(judged, found), found, judged) | {"decoder": found["decoder"]}
     result |= {name: row["score"] for name, row in judged.items()} | {k: found[k] for k in kept if k in found}
-    plain_pass = [j["plain_pass"] for j in judged.values() if j["level"] == "must"]
     result |= {
-        "plain_verdict": None if None in plain_pass else "PROCEED" if all(plain_pass) else "STOP",
+        "plain_verdict": plain_verdict(judged),
         "overridden": args.changed,
         "criteria": judged,
     }
+    if None in (j["plain_pass"] for j in judged.values() if j["level"] == "must"):
+        result["plain_verdict"] = None
     chosen = [found[k] for k in ("pixel_verifier", "latent_verifier", "words_verifier") if k in found]
-    result["flagged"] = {
-        name: {kind: row["flagged"] for kind, row in found["verifiers"][name]["kinds"].items()}
-        for name in chosen
-    }
+    result["flagged"] = {}
+    for name in chosen:
+        kinds = found["verifiers"][name]["kinds"]
+        result["flagged"][name] = {kind: row["flagged"] for kind, row in kinds.items()}
     return result
 
 
@@ -762,9 +623,10 @@ def show_predictions(table):
     )
     for name, row in sorted(table.items(), key=lambda item: -item[1]["cosine"]):
         shift = row.get("best_shift") or 0
-        said = ["static"] * bool(row["static"]) + [
-            ("2 or more frames " if abs(shift) == 2 else "a frame ") + ("late" if shift < 0 else "early")
-        ] * bool(shift)
+        said = ["static"] if row["static"] else []
+        if shift:
+            frames = "2 or more frames" if abs(shift) == 2 else "a frame"
+            said.append(f"{frames} {'late' if shift < 0 else 'early'}")
         print(
             f"{name:14s} {row['cosine']:7.4f}  [{row['cosine_low']:.4f}, {row['cosine_high']:.4f}]  {row['gain']:+14.4f}  [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]  "
             f"{number(row.get('p_holm')):>7s} {row['skill']:+7.3f} {row['l1']:7.4f}  {', '.join(said)}"
@@ -782,13 +644,11 @@ def show(result):
     for name, row in result["criteria"].items():
         interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else "-"
         floor = f"{number(row['floor'])} {row['floor_name']}" if "floor" in row else "-"
-        more = (
-            f" (n = {row['n_needed']} would decide)"
-            if row.get("n_needed")
-            else f" (accepted at {row['accepted_threshold']})"
-            if row.get("accepted") == "PASS"
-            else ""
-        )
+        more = ""
+        if row.get("n_needed"):
+            more = f" (n = {row['n_needed']} would decide)"
+        elif row.get("accepted") == "PASS":
+            more = f" (accepted at {row['accepted_threshold']})"
         print(
             f"{name + ('*' if row.get('stand_in') else ''):20s} {row['level']:6s} {number(row['score']):>7s}  {interval:17s} {number(float(row['threshold'])):>9s}  {floor:27s} "
             f"{number(row.get('ceiling')):>7s}  {row['answer']}{more}"
@@ -796,14 +656,11 @@ def show(result):
     if "table" in result:
         show_predictions(result["table"])
     if result["criteria"].get("lpips", {}).get("stand_in"):
-        ratio = (
-            "; parameter_efficiency is the ratio of such skills, 10M over 100M"
-            if "parameter_efficiency" in result["criteria"]
-            else ""
-        )
         print(
-            f"* skill between the mean image and the VAE: the published LPIPS backbone is not on this machine{ratio}"
+            "* skill between the mean image and the VAE: the published LPIPS backbone is not on this machine"
         )
+        if "parameter_efficiency" in result["criteria"]:
+            print("  parameter_efficiency is the ratio of such skills, 10M over 100M")
     for name, words in (
         ("model_adds", f"does {result['model']} add to {result.get('spatial')}?"),
         ("spatial_adds", f"does {result.get('spatial')} add to {result['model']}?"),
@@ -816,111 +673,46 @@ def show(result):
 def overview(folder):
     """A row for every verdict below `folder`: model, data, gate, verdict, kinds of weights and data, the deciding scores (* by a stand-in), commit."""
     lines = []
+
+    def add(x, model, name, verdict, scores):
+        commit = x.get("run", {}).get("git_commit") or "-"
+        kinds = f"{x['weights']}/{x['data']}"
+        lines.append([model, x["data_name"], name, verdict, kinds, ", ".join(scores), commit])
+
     for path in sorted(Path(folder).rglob("gate*.yaml")):
         x = load_yaml(path, "gate")
-        scores = ", ".join(
-            f"{k}{'*' * bool(row.get('stand_in'))} {number(row['score'])} {row['answer']}"
-            for k, row in x["criteria"].items()
-            if row["level"] != "should"
-        )
-        lines.append(
-            [
-                x["model"],
-                x["data_name"],
-                f"gate {x['gate']}",
-                x["verdict"],
-                f"{x['weights']}/{x['data']}",
-                scores,
-                x.get("run", {}).get("git_commit") or "-",
-            ]
-        )
+        scores = []
+        for k, row in x["criteria"].items():
+            if row["level"] != "should":
+                mark = "*" if row.get("stand_in") else ""
+                scores.append(f"{k}{mark} {number(row['score'])} {row['answer']}")
+        add(x, x["model"], f"gate {x['gate']}", x["verdict"], scores)
     for path in sorted(Path(folder).rglob("screen.yaml")):
         x = load_yaml(path, "screen")
-        scores = ", ".join(
-            f"{k} {number(m['weighted'])} {m['decision'] or m['kind']}" for k, m in x["models"].items()
-        )
-        lines.append(
-            [
-                x["first"] or "none",
-                x["data_name"],
-                "screen",
-                x["outcome"],
-                f"{x['weights']}/{x['data']}",
-                scores,
-                x.get("run", {}).get("git_commit") or "-",
-            ]
-        )
+        scores = [f"{k} {number(m['weighted'])} {m['decision'] or m['kind']}" for k, m in x["models"].items()]
+        add(x, x["first"] or "none", "screen", x["outcome"], scores)
     if not lines:
-        refuse(
-            f"{folder} holds no verdict (gate*.yaml, screen.yaml); run make gate1 first, or give the folder that holds all results"
-        )
+        refuse(f"{folder} holds no verdict (gate*.yaml, screen.yaml); run make gate1, or give another folder")
     return lines
 
 
 def picture(folder, path):
-    """gate1.png: scores per layer; originals, VAE, bridge; true and decoded boxes."""
+    """gate1.png: originals, VAE, bridge; true and decoded boxes."""
     plt = pyplot()
     decoded, bridged = load_pt(folder / "probe.pt", RESULT), load_pt(folder / "adapt-latents.pt", RESULT)
-    probe = load_yaml(folder / "probe.yaml", "probe")
-    align = load_yaml(folder / "align.yaml", "align")
+    layer = load_yaml(folder / "probe.yaml", "probe")["bbox_iou_layer"]
     index = load_yaml(folder / "features" / "index.yaml", "extract")
     items = {i["id"]: i for i in load_items(index["data_path"])[0]}
-    figure = plt.figure(figsize=(16, 17), layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.0, 1.15, 1.0])
-    axes = top.subplots(1, 3)
-    layers = [p for p in probe["layers"] if p != "pixels"]
-    at = range(len(layers))
-    for axis, (key, title) in zip(
-        axes[:2],
-        (
-            ("bbox_iou", "Box IoU (ridge, flattened tokens)"),
-            ("spatial_iou", "Mask IoU (ridge, token by token)"),
-        ),
-        strict=True,
-    ):
-        axis.plot(at, [probe["layers"][p][key] for p in layers], "o-", color="C0", label="trained network")
-        if f"{key}_low" in probe["layers"][layers[0]]:
-            axis.fill_between(
-                at,
-                [probe["layers"][p][f"{key}_low"] for p in layers],
-                [probe["layers"][p][f"{key}_high"] for p in layers],
-                color="C0",
-                alpha=0.2,
-                label="95% interval",
-            )
-        if f"{key}_random" in probe["layers"][layers[0]]:
-            axis.plot(
-                at,
-                [probe["layers"][p][f"{key}_random"] for p in layers],
-                "s--",
-                color="C1",
-                label="untrained network",
-            )
-        for k, (name, value) in enumerate(probe["criteria"][key]["floors"].items()):
-            if name != "random_init":
-                axis.axhline(value, color=f"C{k + 2}", lw=1, ls=":", label=f"floor: {name}")
-        axis.axhline(GATE1[key]["threshold"], color="black", lw=1.2, label="threshold")
-        axis.set(title=title, ylim=(0, 1))
-    for m in ("cka", "linear_r2", "spearman", "recall10"):
-        rows = [align["layers"][p][m] for p in layers]
-        (line,) = axes[2].plot(at, [r["score"] for r in rows], "o-", label=m)
-        axes[2].fill_between(
-            at, [r["low"] for r in rows], [r["high"] for r in rows], color=line.get_color(), alpha=0.2
-        )
-    axes[2].axhline(0, color="grey", lw=0.8)
-    axes[2].set(title=f"Alignment with the latents of {align['target']}")
-    for axis in axes:
-        axis.set_xticks(list(at), layers, rotation=60, ha="right", fontsize=8)
-        axis.legend(fontsize=7, loc="best")
-    grid = middle.subplots(3, len(bridged["ids"]))
-    for row, (key, label) in enumerate(
-        (("original", "original"), ("vae", "VAE (ceiling)"), ("bridge", "bridge"))
-    ):
+    figure = plt.figure(figsize=(16, 10.5), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.15, 1.0])
+    grid = top.subplots(3, len(bridged["ids"]))
+    shown = {"original": "original", "vae": "VAE (ceiling)", "bridge": "bridge"}
+    for row, (key, label) in enumerate(shown.items()):
         for column in range(len(bridged["ids"])):
             grid[row, column].imshow(bridged[key][column].numpy())
             grid[row, column].set(xticks=[], yticks=[])
         grid[row, 0].set_ylabel(label, fontsize=11)
-    middle.suptitle("Test pictures through the frozen decoder", fontsize=11)
+    top.suptitle("Test pictures through the frozen decoder", fontsize=11)
     columns = 8
     grid = bottom.subplots(2, columns)
     for k in range(min(2 * columns, len(decoded["ids"]))):
@@ -933,7 +725,7 @@ def picture(folder, path):
     for axis in grid.flat:
         axis.set(xticks=[], yticks=[])
         axis.set_axis_on() if axis.images else axis.set_axis_off()
-    bottom.suptitle(f"Largest box: true (white), decoded from {probe['bbox_iou_layer']} (red)", fontsize=11)
+    bottom.suptitle(f"Largest box: true (white), decoded from {layer} (red)", fontsize=11)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -1007,20 +799,13 @@ def safetensors_header(path):
 
 def integration(index, entry):
     """{check: True, False or None (unknown)} of CHECKS, from a features index and what the registry, or a folder of weights, says of the model."""
-    language = [
-        row.get("grid", True) for point, row in index["points"].items() if point.startswith("language.")
-    ]
+    language = [row.get("grid", True) for p, row in index["points"].items() if p.startswith("language.")]
     billions, kind, path = entry.get("params"), entry.get("type"), entry.get("path", "")
-    if billions is None and (files := list((HERE / path).glob("*.safetensors")) if path else []):
-        billions = (
-            sum(
-                math.prod(tensor["shape"])
-                for file in files
-                for name, tensor in safetensors_header(file).items()
-                if name != "__metadata__"
-            )
-            / 1e9
-        )
+    files = list((HERE / path).glob("*.safetensors")) if path else []
+    if billions is None and files:
+        headers = [safetensors_header(file) for file in files]
+        tensors = [x for header in headers for name, x in header.items() if name != "__metadata__"]
+        billions = sum(math.prod(x["shape"]) for x in tensors) / 1e9
     own = TINY in path  # trained here, under this repository's licence
     return {
         "grid": all(language) if language else None,
@@ -1039,32 +824,23 @@ def measured(folder):
     probe = load_yaml(folder / "probe.yaml", "probe")
     index = load_yaml(folder / "features" / "index.yaml", "extract")
     name, entry = probe["model"], model_of(index)
-    kind = (
-        "hybrid"
-        if "+" in name
-        else entry.get("kind")
-        or ("vlm" if any(p.startswith("language.") for p in index["points"]) else "encoder")
-    )
+    if "+" in name:
+        kind = "hybrid"
+    else:
+        language = any(p.startswith("language.") for p in index["points"])
+        kind = entry.get("kind") or ("vlm" if language else "encoder")
     if index["model"] != name:
-        refuse(
-            f"{folder}/features/index.yaml is about model {index['model']!r}, probe.yaml about {name!r}; give results that belong together"
-        )
+        refuse(f"{folder}/features is of model {index['model']!r}, probe.yaml of {name!r}; they {MUST_MATCH}")
     found, scores, criteria = load_pt(folder / "probe.pt", RESULT), {}, {}
     if "scores" not in found:
-        refuse(
-            f"{folder}/probe.pt has no scores of single items, by which models are compared; run probe.py again, on pictures with boxes"
-        )
+        refuse(f"{folder}/probe.pt has no scores of single items; run probe.py again, on pictures with boxes")
     for key, x in found["scores"].items():
         short = key.removeprefix("decoder_")
-        # mean over seeds
-        scores[short], criteria[short] = (
-            x.double().reshape(-1, len(found["ids"])).mean(0),
-            probe["criteria"][key],
-        )
-        if abs(scores[short].mean().item() - criteria[short]["score"]) > 1e-3:
-            refuse(
-                f"{folder}: {key} is {scores[short].mean():.3f} in probe.pt and {criteria[short]['score']:.3f} in probe.yaml, which are of different runs; run probe.py again"
-            )
+        scores[short] = x.double().reshape(-1, len(found["ids"])).mean(0)  # mean over seeds
+        criteria[short] = probe["criteria"][key]
+        mean, there = scores[short].mean().item(), criteria[short]["score"]
+        if abs(mean - there) > 1e-3:
+            refuse(f"{folder}: {key} is {mean:.3f} in probe.pt, {there:.3f} in the YAML: different runs")
     return {
         "name": name,
         "folder": str(folder),
@@ -1084,6 +860,10 @@ def measured(folder):
     }
 
 
+def sources_of(m):
+    return dict(zip(m["test"], m["sources"], strict=True))
+
+
 def together(models):
     """Refuse models that cannot be compared item by item, and put everybody's test items into the order of the first VLM, which is returned."""
     first, names = next((m for m in models if m["kind"] == "vlm"), models[0]), [m["name"] for m in models]
@@ -1096,22 +876,11 @@ def together(models):
         if names.count(m["name"]) > 1:
             refuse(f"gate.py screen is given {m['name']!r} more than once; give every model once")
         if what:
-            refuse(
-                f"{m['folder']} has {what.replace('_', ' ')} {m[what]!r}, {first['folder']} {first[what]!r}; compare models on the same data and decoder"
-            )
-        if (
-            set(m["ids"]) != set(first["ids"])
-            or set(m["test"]) != set(first["test"])
-            or dict(zip(m["test"], m["sources"], strict=True))
-            != dict(zip(first["test"], first["sources"], strict=True))
-        ):
-            refuse(
-                f"{m['folder']} and {first['folder']} do not hold the same items in the same split; run the stages of both on the same data folder"
-            )
+            refuse(f"{m['folder']}: {what} {m[what]!r} is not {first[what]!r}, as of {first['folder']}")
+        if set(m["ids"]) != set(first["ids"]) or sources_of(m) != sources_of(first):
+            refuse(f"{m['folder']} and {first['folder']} do not hold the same items in the same split")
         if set(m["scores"]) - set(first["scores"]):
-            refuse(
-                f"{m['folder']} has {', '.join(m['scores'])}, {first['folder']} {', '.join(first['scores'])}; run probe.py of both with, or both without, the published LPIPS backbone"
-            )
+            refuse(f"{m['folder']} and {first['folder']} have other LPIPS backbones; probe both again")
         order = [m["test"].index(i) for i in first["test"]]
         m["scores"] = {name: x[order] for name, x in m["scores"].items()}
     return first
@@ -1134,13 +903,11 @@ def rows_of(m, reference, thresholds, changed, weights):
         record = None
         better = rule.get("better", "higher")
         if name == "speed":
-            known = m["seconds"] and reference["seconds"]
-            row = timed(
-                m["seconds"] / reference["seconds"] if known else None,
-                f"{NO_INTERVAL}; {reference['name']} is 1" if known else STREAMED,
-                thresholds[name],
-                source,
-            )
+            ratio, why = None, STREAMED
+            if m["seconds"] and reference["seconds"]:
+                ratio = m["seconds"] / reference["seconds"]
+                why = f"{NO_INTERVAL}; {reference['name']} is 1"
+            row = timed(ratio, why, thresholds[name], source)
         elif name == "integration":
             known = [v for v in m["checks"].values() if v is not None]
             row = {
@@ -1162,9 +929,8 @@ def rows_of(m, reference, thresholds, changed, weights):
         row["component"] = None if row["score"] is None else component(row["score"], row).item()
         if record:
             x = m["scores"]["lpips_random_backbone" if row.get("stand_in") else name]
-            draws[name] = component(
-                (weights @ (record["skill_of"](x) if row.get("stand_in") else x)) / weights.sum(1), row
-            )
+            x = record["skill_of"](x) if row.get("stand_in") else x
+            draws[name] = component((weights @ x) / weights.sum(1), row)
         elif row["score"] is not None:
             draws[name] = torch.full((len(weights),), row["component"], dtype=torch.float64)
         rows[name] = row
@@ -1195,33 +961,28 @@ def fallbacks(models, judged):
 
     def evidence(which):
         answers = [m["rows"]["spatial_iou"]["answer"] for m in which]
-        return {
-            "evidence": "; ".join(said(m) for m in which) or "not measured: none is among the models",
-            "holds": True if "PASS" in answers else False if set(answers) == {"FAIL"} else None,
-        }
+        holds = None
+        if "PASS" in answers:
+            holds = True
+        elif set(answers) == {"FAIL"}:
+            holds = False
+        words = "; ".join(said(m) for m in which) or "not measured: none is among the models"
+        return {"evidence": words, "holds": holds}
 
     grounded = [m for m in models if m["name"] in GROUNDED]
     marginal = max(judged, key=lambda m: m["rows"]["spatial_iou"]["score"], default=None)
-    misses = (
-        [
-            f"{name} by {abs(row['score'] - row['threshold']):.3f}"
-            for name, row in marginal["rows"].items()
-            if row["score"] is not None and row["answer"] == "FAIL"
-        ]
-        if marginal
-        else []
-    )
+    marginal_evidence = "no model is above its floor"
+    if marginal:
+        misses = []
+        for name, row in marginal["rows"].items():
+            if row["score"] is not None and row["answer"] == "FAIL":
+                misses.append(f"{name} by {abs(row['score'] - row['threshold']):.3f}")
+        marginal_evidence = f"{marginal['name']} misses {', '.join(misses) or 'nothing for certain'}"
     return [
         {"way": "hybrid", **evidence([m for m in models if m["kind"] != "vlm" and m not in grounded])},
         {"way": "grounding-specialised models (Kosmos-2, Florence-2, Grounding DINO)", **evidence(grounded)},
         {"way": "fine-tuned encoder", "evidence": "not measured", "holds": None},
-        {
-            "way": "accept marginal",
-            "evidence": f"{marginal['name']} misses {', '.join(misses) or 'nothing for certain'}"
-            if marginal
-            else "no model is above its floor",
-            "holds": None if marginal else False,
-        },
+        {"way": "accept marginal", "evidence": marginal_evidence, "holds": None if marginal else False},
     ]
 
 
@@ -1244,25 +1005,22 @@ def screen(args, thresholds):
     left_out = {name: who for name, who in left_out.items() if who}
 
     def weighted(parts, names):
-        return (
-            sum(SCREEN[k]["weight"] * parts[k] for k in names) / sum(SCREEN[k]["weight"] for k in names)
-            if all(parts.get(k) is not None for k in names)
-            else None
-        )
+        if any(parts.get(k) is None for k in names):
+            return None
+        return sum(SCREEN[k]["weight"] * parts[k] for k in names) / sum(SCREEN[k]["weight"] for k in names)
 
     def bounds(value, draws, tail=0.025):
-        return widened(
-            value, *draws.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist(), n, tail
-        )
+        ends = draws.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+        return widened(value, *ends, n, tail)
 
     names = [k for k in SCREEN if k not in left_out]
+    shares = {k: SCREEN[k]["weight"] / sum(SCREEN[j]["weight"] for j in names) for k in names}
     for m in models:
         parts = {k: row["component"] for k, row in m["rows"].items()}
         m["weighted"], m["weighted_draws"] = weighted(parts, names), weighted(m["draws"], names)
-        m["low"], m["high"] = (
-            bounds(m["weighted"], m["weighted_draws"]) if m["weighted"] is not None else (None, None)
-        )
-        m["rank"] = m["first_probability"] = None
+        m["low"] = m["high"] = m["rank"] = m["first_probability"] = None
+        if m["weighted"] is not None:
+            m["low"], m["high"] = bounds(m["weighted"], m["weighted_draws"])
 
     # Of those that can be chosen, where any passes spatial IoU, the others are out: weights do not buy what
     # the first criterion denies.
@@ -1284,56 +1042,65 @@ def screen(args, thresholds):
         first, tail = pool[0], 0.025 / max(len(pool) - 1, 1)
         for other in pool[1:]:
             row = {}
+            gains = {k: first["rows"][k]["component"] - other["rows"][k]["component"] for k in names}
+            drawn = {k: first["draws"][k] - other["draws"][k] for k in names}
             for key, using in (("", names), ("_without_speed", [k for k in names if k != "speed"])):
-                value = weighted(
-                    {k: first["rows"][k]["component"] - other["rows"][k]["component"] for k in using}, using
-                )
-                low, high = bounds(
-                    value, weighted({k: first["draws"][k] - other["draws"][k] for k in using}, using), tail
-                )
+                value = weighted(gains, using)
+                low, high = bounds(value, weighted(drawn, using), tail)
                 row |= {f"difference{key}": value, f"low{key}": low, f"high{key}": high}
-            by = {
-                k: SCREEN[k]["weight"]
-                / sum(SCREEN[j]["weight"] for j in names)
-                * (first["rows"][k]["component"] - other["rows"][k]["component"])
-                for k in names
-            }
-            comparisons[other["name"]] = row | {
-                "level": 1 - 2 * tail,
-                "told_apart": min(row["low"], row["low_without_speed"]) > 0,
-                **{f"by_{k}": v for k, v in by.items()},
-            }
+            row["level"] = 1 - 2 * tail
+            row["told_apart"] = min(row["low"], row["low_without_speed"]) > 0
+            for k in names:
+                row[f"by_{k}"] = shares[k] * gains[k]
+            comparisons[other["name"]] = row
     ties = [name for name, row in comparisons.items() if not row["told_apart"]]
 
     decisions = [m["decision"] for m in able]
     if "PROCEED" in decisions:
         outcome = "SUCCESS"
     elif passing:  # speed does not count: the reference has it by definition
-        outcome = (
-            "PARTIAL SUCCESS"
-            if any("PASS" in (m["rows"]["bbox_iou"]["answer"], m["rows"]["lpips"]["answer"]) for m in passing)
-            else "SPATIAL ONLY"
+        partial = any(
+            "PASS" in (m["rows"]["bbox_iou"]["answer"], m["rows"]["lpips"]["answer"]) for m in passing
         )
+        outcome = "PARTIAL SUCCESS" if partial else "SPATIAL ONLY"
+    elif all(m["rows"]["spatial_iou"]["answer"] == "FAIL" for m in vlms):
+        outcome = "FAILURE"
     else:
-        outcome = (
-            "FAILURE" if all(m["rows"]["spatial_iou"]["answer"] == "FAIL" for m in vlms) else "INCONCLUSIVE"
-        )
+        outcome = "INCONCLUSIVE"
     ways = fallbacks(models, able)
     fallback = next((w for holds in (True, None) for w in ways if w["holds"] is holds), ways[-1])
     first = pool[0] if pool else None
     if passing:
-        advice = f"{'a tie of ' + ', '.join([first['name'], *ties]) + ': none can be told from the first' if ties else first['name']}; {first['decision']}, {first['why']}"
+        tie = f"a tie of {', '.join([first['name'], *ties])}: none can be told from the first"
+        advice = f"{tie if ties else first['name']}; {first['decision']}, {first['why']}"
         if first["decision"] != "PROCEED" and outcome == "SUCCESS":
-            advice += f"; but {', '.join(m['name'] for m in passing if m['decision'] == 'PROCEED')} passes every criterion"
+            better = ", ".join(m["name"] for m in passing if m["decision"] == "PROCEED")
+            advice += f"; but {better} passes every criterion"
     elif outcome == "FAILURE":
         advice = f"no model alone; fallback: {fallback['way']} ({fallback['evidence']})"
     else:
         advice = "none yet: no model that can be chosen passes spatial IoU, and not all fail"
     stood_in = any(row.get("stand_in") for m in models for row in m["rows"].values())
-    kinds = f"{' and '.join(sorted({m['weights'] for m in models}))} weights, {lead['data']} data" + (
-        "; LPIPS by a stand-in" if stood_in else ""
+    kinds_of_weights = " and ".join(sorted({m["weights"] for m in models}))
+    kinds = f"{kinds_of_weights} weights, {lead['data']} data{'; LPIPS by a stand-in' if stood_in else ''}"
+    keep = (
+        "kind",
+        "weights",
+        "weighted",
+        "low",
+        "high",
+        "rank",
+        "first_probability",
+        "decision",
+        "why",
+        "excluded",
     )
-    result = {
+    criteria, figures = {}, {}
+    for m in models:
+        criteria[m["name"]] = {k: {x: y for x, y in r.items() if x != "earns"} for k, r in m["rows"].items()}
+        earlier = [k for k, rule in GATE1.items() if "earlier" in rule and k in m["all"]]
+        figures[m["name"]] = {k: m["all"][k]["score"] for k in earlier}
+    return {
         "stage": "screen",
         "outcome": outcome,
         "headline": f"{outcome} ({kinds}): {advice}",
@@ -1343,7 +1110,7 @@ def screen(args, thresholds):
         "confidence": first and first["first_probability"],
         "fallback": fallback["way"] if outcome == "FAILURE" else None,
         "instrument_check": any(m["weights"] != "pretrained" for m in models),
-        "weights": " and ".join(sorted({m["weights"] for m in models})),
+        "weights": kinds_of_weights,
         "data": lead["data"],
         "data_name": lead["data_name"],
         "decoder": lead["decoder"],
@@ -1351,46 +1118,20 @@ def screen(args, thresholds):
         "items": len(sources),
         "sources": n,
         "overridden": args.changed,
-        "weights_percent": {
-            k: SCREEN[k]["weight"] / sum(SCREEN[j]["weight"] for j in names) * 100 for k in names
-        },
+        "weights_percent": {k: share * 100 for k, share in shares.items()},
         "left_out": left_out,
-        "models": {
-            m["name"]: {
-                k: m[k]
-                for k in (
-                    "kind",
-                    "weights",
-                    "weighted",
-                    "low",
-                    "high",
-                    "rank",
-                    "first_probability",
-                    "decision",
-                    "why",
-                    "excluded",
-                )
-            }
-            for m in models
-        },
+        "models": {m["name"]: {k: m[k] for k in keep} for m in models},
         "comparisons": comparisons,
         "fallbacks": ways,
-        "criteria": {
-            m["name"]: {k: {x: y for x, y in row.items() if x != "earns"} for k, row in m["rows"].items()}
-            for m in models
-        },
-        "figures": {
-            m["name"]: {
-                k: m["all"][k]["score"] for k, rule in GATE1.items() if "earlier" in rule and k in m["all"]
-            }
-            for m in models
-        },
+        "criteria": criteria,
+        "figures": figures,
     }
-    return result
 
 
 def number(x):
-    return f"{x:.3f}" if isinstance(x, float) else "-" if x is None else str(x)
+    if x is None:
+        return "-"
+    return f"{x:.3f}" if isinstance(x, float) else str(x)
 
 
 def spoken(row):
@@ -1406,9 +1147,7 @@ def table(head, rows):
 
 def standing(m):
     """A model's weighted score, rank and chance in words."""
-    return f"{number(m['weighted'])}" + (
-        f" [{m['low']:.3f}, {m['high']:.3f}]" if m["weighted"] is not None else ""
-    )
+    return "-" if m["weighted"] is None else f"{m['weighted']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
 
 
 def caution(result):
@@ -1599,139 +1338,35 @@ def show_screen(result):
     print(
         f"\nScreening on {result['data_name']}, decoder {result['decoder']}, {result['items']} test items\n"
     )
+    lpips = "LPIPS*" if "stand-in" in result["headline"] else "LPIPS"
+    head = ("spatial IoU", "box IoU", lpips)
     print(
-        f"{'model':24s} {'spatial IoU':28s} {'box IoU':28s} {'LPIPS' + ('*' if 'stand-in' in result['headline'] else ''):28s} {'speed':12s} {'integr.':7s} {'weighted':24s} {'rank':4s} decision"
+        f"{'model':24s} {' '.join(f'{x:28s}' for x in head)} {'speed':12s} {'integr.':7s} {'weighted':24s} rank decision"
     )
     for name, m in result["models"].items():
         rows = result["criteria"][name]
-        cells = [
-            number(row["score"])
-            + (f" [{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else "")
-            + f" {row['answer']}"
-            for row in (rows[k] for k in ("spatial_iou", "bbox_iou", "lpips"))
-        ]
+        cells = []
+        for k in ("spatial_iou", "bbox_iou", "lpips"):
+            interval = f" [{rows[k]['low']:.2f}, {rows[k]['high']:.2f}]" if "low" in rows[k] else ""
+            cells.append(f"{number(rows[k]['score'])}{interval} {rows[k]['answer']}")
+        speed = f"{number(rows['speed']['score'])} {rows['speed']['answer']}"
         print(
-            f"{name:24s} {cells[0]:28s} {cells[1]:28s} {cells[2]:28s} {number(rows['speed']['score']) + ' ' + rows['speed']['answer']:12s} {number(rows['integration']['score']):7s} "
+            f"{name:24s} {' '.join(f'{x:28s}' for x in cells)} {speed:12s} {number(rows['integration']['score']):7s} "
             f"{standing(m):24s} {m['rank'] or '-':<4} {m['decision'] or m['kind']}"
         )
     print()
     say(result)
 
 
-def screen_picture(result, path):
-    """screen.png: a dot with its interval per criterion and model, thresholds and floors; the weighted scores, stacked."""
-    from matplotlib.lines import Line2D
-
-    plt = pyplot()
-    models, criteria = result["models"], result["criteria"]
-    names = sorted(models, key=lambda n: (models[n]["rank"] or 99, models[n]["kind"] != "vlm"))
-    colour = {"PASS": "#1a7f37", "FAIL": "#c0392b", "INCONCLUSIVE": "#b7791f"}
-    title = {
-        "spatial_iou": "Mask IoU",
-        "bbox_iou": "Box IoU",
-        "lpips": "LPIPS (lower is better)",
-        "speed": f"Time per item, times {result['speed_reference']}'s\n(lower is better, no interval)",
-    }
-    figure, axes = plt.subplots(
-        1,
-        5,
-        figsize=(18, 2.4 + 0.55 * len(names)),
-        width_ratios=[1, 1, 1, 1, 1.5],
-        sharey=True,
-        layout="constrained",
-    )
-    for axis, (key, words) in zip(axes, title.items(), strict=False):
-        stood_in = any(criteria[n][key].get("stand_in") for n in names)
-        for y, name in enumerate(names):
-            row = criteria[name][key]
-            if row["score"] is None:
-                axis.text(
-                    0.5,
-                    y,
-                    "not measured",
-                    transform=axis.get_yaxis_transform(),
-                    ha="center",
-                    va="center",
-                    color="grey",
-                    fontsize=9,
-                )
-                continue
-            if "low" in row:
-                axis.plot(
-                    [row["low"], row["high"]],
-                    [y, y],
-                    color=colour[row["answer"]],
-                    lw=3,
-                    solid_capstyle="butt",
-                )
-                axis.plot([row["floor"]] * 2, [y - 0.3, y + 0.3], color="black", lw=1.2, ls=":")
-            axis.plot(row["score"], y, "o", ms=8, color=colour[row["answer"]])
-        axis.axvline(criteria[names[0]][key]["threshold"], color="black", lw=1.2)
-        axis.set(title="LPIPS by a stand-in: skill\n0 mean image, 1 VAE latents" if stood_in else words)
-        axis.set_xlim(*((0, 1.05) if key != "speed" else (0, None)))
-        axis.grid(axis="x", color="0.9")
-    axis = axes[-1]
-    for y, name in enumerate(names):
-        left, ranked = 0.0, models[name]["rank"] is not None
-        for k, key in enumerate(result["weights_percent"]):
-            part = (criteria[name][key]["component"] or 0) * result["weights_percent"][key] / 100
-            axis.barh(
-                y,
-                part,
-                left=left,
-                color=f"C{k}",
-                alpha=1 if ranked else 0.35,
-                height=0.6,
-                label=f"{key.replace('_', ' ')} ({result['weights_percent'][key]:.0f}%)" if y == 0 else None,
-            )
-            left += part
-        if models[name]["weighted"] is not None and math.isfinite(models[name]["low"]):
-            axis.plot([models[name]["low"], models[name]["high"]], [y, y], color="black", lw=2)
-        m = models[name]
-        chance = "" if m["first_probability"] is None else f", first in {100 * m['first_probability']:.0f}%"
-        said = f"{number(m['weighted'])}  " + (
-            f"rank {m['rank']}{chance}"
-            if ranked
-            else f"no rank ({m['kind'] if m['kind'] != 'vlm' else 'excluded'})"
-        )
-        axis.text(max(left, models[name]["high"] or 0) + 0.02, y, said, va="center", fontsize=9)
-    axis.axvline(0.5, color="black", lw=1.2)
-    axis.set(
-        title="Weighted score (0.5: just at every threshold)", xlim=(0, 1.55), xticks=[0, 0.25, 0.5, 0.75, 1]
-    )
-    axes[0].set_yticks(range(len(names)), names, fontsize=11)
-    axes[0].set_ylim(len(names) - 0.5, -0.5)
-    marks = [
-        Line2D([], [], marker="o", lw=3, color=c, label=f"{a.lower()}, 95% interval")
-        for a, c in colour.items()
-    ]
-    marks += [
-        Line2D([], [], color="black", lw=1.2, label="threshold"),
-        Line2D([], [], color="black", lw=1.2, ls=":", label="best floor"),
-    ]
-    figure.legend(
-        handles=[*marks, *axis.get_legend_handles_labels()[0]],
-        loc="outside lower center",
-        ncols=5,
-        fontsize=9,
-        frameon=False,
-    )
-    words = result["headline"]
-    figure.suptitle(words if len(words) < 190 else words[:187] + "...", fontsize=11)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
 def save_screen(result, folder):
-    """{model}-spatial.yaml, phase1-summary.md, final-recommendation.md, screen.png and, last, screen.yaml."""
+    """{model}-spatial.yaml, phase1-summary.md, final-recommendation.md and, last, screen.yaml."""
     for name, m in result["models"].items():
         rows = result["criteria"][name]
-        head = {
-            f"{k}{'_' + part if part != 'score' else ''}": rows[k][part]
-            for k in SCREEN
-            for part in ("score", "low", "high", "floor", "answer", "stand_in")
-            if part in rows[k]
-        }
+        head = {}
+        for k in SCREEN:
+            for part in ("score", "low", "high", "floor", "answer", "stand_in"):
+                if part in rows[k]:
+                    head[k if part == "score" else f"{k}_{part}"] = rows[k][part]
         save_yaml(
             folder / f"{name}-spatial.yaml",
             {
@@ -1741,13 +1376,10 @@ def save_screen(result, folder):
                 "weighted": m["weighted"],
                 "weighted_low": m["low"],
                 "weighted_high": m["high"],
-                "rank": m["rank"],
-                "first_probability": m["first_probability"],
-                "decision": m["decision"],
-                "why": m["why"],
-                "excluded": m["excluded"],
-                "kind": m["kind"],
-                "weights": m["weights"],
+                **{
+                    k: m[k]
+                    for k in ("rank", "first_probability", "decision", "why", "excluded", "kind", "weights")
+                },
                 **{k: result[k] for k in ("data", "data_name", "decoder")},
                 "criteria": rows,
                 "run": result["run"],
@@ -1755,7 +1387,6 @@ def save_screen(result, folder):
         )
     save_text(folder / "phase1-summary.md", summary(result))
     save_text(folder / "final-recommendation.md", recommendation(result))
-    screen_picture(result, folder / "screen.png")
     save_yaml(folder / "screen.yaml", result)
 
 
@@ -1768,9 +1399,8 @@ def overrides(text, rules=GATE1):
     for pair in text.replace(",", " ").split():
         name, _, value = pair.partition("=")
         if rules.get(name, {}).get("threshold") is None:
-            refuse(
-                f"--set {pair!r} names no criterion; known: {', '.join(k for k, r in rules.items() if r['threshold'] is not None)}"
-            )
+            names = ", ".join(k for k, r in rules.items() if r["threshold"] is not None)
+            refuse(f"--set {pair!r} names no criterion; known: {names}")
         try:
             changed[name] = float(value)
             if not math.isfinite(changed[name]):

@@ -51,6 +51,7 @@ from common import (
     load_yaml,
     parser,
     plain,
+    pyplot,
     refuse,
     run_info,
     save_pt,
@@ -956,9 +957,7 @@ def read_pooled(folder, points):
     if bad := [
         p for p in points if not all(x.isfinite().all() for x in (pooled[p]["mean"], pooled[p]["max"]))
     ]:
-        refuse(
-            f"{folder}/pooled.pt holds non-finite values at {bad[0]}; extract again in bf16 or fp32, or leave the point out"
-        )
+        refuse(f"{folder}/pooled.pt holds non-finite values at {bad[0]}; extract again in bf16 or fp32")
     return pooled
 
 
@@ -969,17 +968,13 @@ def read_frozen(folders, features, index, points):
         other, _ = load_features(folder)
         frame = load_yaml(Path(other["data_path"]) / "index.yaml", "data").get("freeze")
         if frame is None:
-            refuse(
-                f"{other['data_path']}, of which {folder} has features, holds clips that are not frozen; make them with data.py moving --freeze first or middle"
-            )
+            refuse(f"{folder} is of clips that are not frozen; use data.py moving --freeze")
         if (
             (other["model"], other["weights"]) != (index["model"], index["weights"])
             or any(p not in other["points"] for p in points)
             or set(other["ids"]) != set(index["ids"])
         ):
-            refuse(
-                f"{folder} does not hold the same items and points of the same network as {features}; run extract.py with the same --model, --size and --points on clips of the same --n and --seed"
-            )
+            refuse(f"{folder} and {features} are not of the same network, points and items")
         order = [other["ids"].index(i) for i in index["ids"]]
         found[frame] = {
             p: {k: x[order] for k, x in row.items()}
@@ -1003,9 +998,7 @@ def compare(folders, seed=0):
         for f in folders
     }
     if len(found) < 2:
-        refuse(
-            f"--compare {' '.join(folders)} names {len(found)} results; give two or more folders of different names, each with probe.yaml, probe.pt and features/"
-        )
+        refuse(f"--compare {' '.join(folders)}: give two or more folders of different names")
     (first, (_, reference, _)), rows, p_values = next(iter(found.items())), {}, {}
     # of pictures; of clips
     tasks = ("bbox_iou", "spatial_iou") if "scores" in reference else ("direction_accuracy",)
@@ -1050,11 +1043,7 @@ def compare(folders, seed=0):
 
 def picture(result, path):
     """probe.png: along the layers; by stratum."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     layers = [p for p in result["layers"] if p != "pixels"]
     figure, (along, by_size) = plt.subplots(1, 2, figsize=(15, 5), layout="constrained")
     at = range(len(layers))
@@ -1176,19 +1165,13 @@ def main(argv=None):
         [random_index.get(k) for k in ("ids", "shown")] != [index.get(k) for k in ("ids", "shown")]
         or any(p not in random_index["points"] for p in points)
     ):
-        refuse(
-            f"{args.random} does not hold the same items and points as {args.features}; run extract.py --random-init with the same --data, --size, --points and --frames"
-        )
+        refuse(f"{args.random} and {args.features} do not hold the same items and points")
     oracle_index, read_oracle = load_features(args.oracle) if args.oracle else (None, None)
     if oracle_index and (oracle_index["ids"] != index["ids"] or "latents" not in oracle_index["points"]):
-        refuse(
-            f"{args.oracle} does not hold the latents of the same items as {args.features}; run extract.py with an autoencoder as --model and the same --data"
-        )
+        refuse(f"{args.oracle} has no latents of these items; extract an autoencoder on the same --data")
 
     if args.frozen and "direction" not in items[0]:
-        refuse(
-            f"--frozen is about clips, and {index['data_path']} tells of no direction; leave it out, or give --features of clips"
-        )
+        refuse(f"--frozen is about clips, and {index['data_path']} tells of no direction; leave it out")
     if "direction" in items[0]:
         pooled, pooled_random = (read_pooled(f, points) if f else None for f in (args.features, args.random))
         criteria, layers, decoded = motion(
@@ -1205,10 +1188,8 @@ def main(argv=None):
         gridless = [p for p in points if p not in with_grid(index)]
         points = [p for p in points if p not in gridless]
         if not set(points) - {"pixels"}:
-            refuse(
-                f"{', '.join(gridless) or 'pixels'} in {args.features}: boxes and masks are read from tokens that have a place in the picture; "
-                f"give --points with one that has, of {', '.join(p for p in with_grid(index) if p != 'pixels') or 'a folder extracted with such points'}"
-            )
+            able = ", ".join(p for p in with_grid(index) if p != "pixels") or "other features"
+            refuse(f"{', '.join(gridless) or 'pixels'}: no place in the picture; give --points of {able}")
         if gridless:
             print(f"left out, for their tokens have no place in the picture: {', '.join(gridless)}")
         criteria, layers, decoded, tables = space(

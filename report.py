@@ -38,7 +38,6 @@ STANDALONE = {
     "calibrate": "make calibrate",
     "bench": "make bench",
     "bench-gpu": "make bench-gpu",
-    "cka-null": "python tests/cka_null.py",
 }
 CURVES = {
     "bbox_iou": "Box IoU",
@@ -53,8 +52,6 @@ PICTURES = {
     "adapt-hybrid": "test pictures through the bridge from two encoders and through every control of it",
     "adapt-ablation": "test pictures through other bridges, layers, sizes and numbers of items",
 }
-# the share of a picture above which it repeats charts that the page draws itself
-CHARTS_OF = {"gate1": 1 / 3.15}
 FILMS = {
     "real": "what happened",
     "vae": "what happened, through the autoencoder: no film can be closer",
@@ -78,6 +75,8 @@ MARKS = {
     "INCONCLUSIVE": "●",
     "missing": "○",
 }
+OF_WEIGHTS = {"small": "this project's own: an instrument check, not a finding about published models"}
+SYNTHETIC = "made up by data.py, so that the truth is known; real pictures and clips may behave otherwise"
 WIDEST = 1280  # pixels of the stages' own pictures in the page
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -202,24 +201,26 @@ def said(x):
     if isinstance(x, list):
         return ", ".join(map(said, x))
     if isinstance(x, float):
-        return f"{x:.3f}" if 0.01 <= abs(x) < 1e3 or x == 0 else f"{x:.0f}" if abs(x) > 1 else f"{x:.3g}"
-    return {None: "-", True: "yes", False: "no"}[x] if x is None or isinstance(x, bool) else str(x)
+        if 0.01 <= abs(x) < 1e3 or x == 0:
+            return f"{x:.3f}"
+        return f"{x:.0f}" if abs(x) > 1 else f"{x:.3g}"
+    if isinstance(x, bool):
+        return "yes" if x else "no"
+    return "-" if x is None else str(x)
 
 
 def cell(row, key="score"):
     """row[key] with its interval, where it has one: 0.611 [0.573, 0.646]."""
-    low, high = (
-        row.get(end if key in ("score", "rate", "recall") else f"{key}_{end}") for end in ("low", "high")
-    )
-    return said(row.get(key)) + (
-        f" [{said(low)}, {said(high)}]" if low is not None and row.get(key) is not None else ""
-    )
+    prefix = "" if key in ("score", "rate", "recall") else f"{key}_"
+    low, high = row.get(f"{prefix}low"), row.get(f"{prefix}high")
+    interval = f" [{said(low)}, {said(high)}]" if low is not None and row.get(key) is not None else ""
+    return said(row.get(key)) + interval
 
 
 def best_floor(row):
-    return (
-        f"{said(row['floor'])} {row.get('floor_name', '')}".strip() if row.get("floor") is not None else "-"
-    )
+    if row.get("floor") is None:
+        return "-"
+    return f"{said(row['floor'])} {row.get('floor_name', '')}".strip()
 
 
 def kinds_of(content):
@@ -244,52 +245,34 @@ def command_of(content):
 def unmeasured(found, alone):
     """[[what, why, where]]: every score that is null, every stand-in, and every kind of weights and data on which no verdict about a published model rests."""
     gaps = {}
+
+    def gap(what, why, here):
+        gaps.setdefault((what, why or "no reason is stated"), []).append(here)
+
     for (model, data), stems in (found | {("", ""): alone}).items():
         for stem, content in stems.items():
             here = "/".join(filter(None, (model, data, stem)))
-            judged = (
-                content.get("criteria", {}) if stem == "screen/screen" else {"": content.get("criteria", {})}
-            )
-            for outer, name, row in [
-                (outer, name, row)
-                for outer, rows in judged.items()
-                for name, row in rows.items()
-                if isinstance(row, dict)
-            ]:
-                if row.get("score", 0) is None:
-                    gaps.setdefault(
-                        (f"{outer} {name}".strip(), row.get("reason") or "no reason is stated"), []
-                    ).append(here)
-                if row.get("stand_in"):
-                    why = (
-                        judged[outer].get("lpips", row).get("source")
-                        or content.get("lpips_reason")
-                        or "no reason is stated"
-                    )
-                    gaps.setdefault((f"{name}, judged by a stand-in", why), []).append(here)
+            criteria = content.get("criteria", {})
+            for outer, rows in (criteria if stem == "screen/screen" else {"": criteria}).items():
+                for name, row in rows.items():
+                    if not isinstance(row, dict):
+                        continue
+                    if row.get("score", 0) is None:
+                        gap(f"{outer} {name}".strip(), row.get("reason"), here)
+                    if row.get("stand_in"):
+                        why = rows.get("lpips", row).get("source") or content.get("lpips_reason")
+                        gap(f"{name}, judged by a stand-in", why, here)
             for key, value in content.items():
+                what = key.removesuffix("_reason")
                 if value is None and f"{key}_low" in content and f"{key}_reason" not in content:
-                    gaps.setdefault((key, "no reason is stated"), []).append(here)
-                if key.endswith("_reason") and value and content.get(key.removesuffix("_reason")) is None:
-                    gaps.setdefault((key.removesuffix("_reason"), value), []).append(here)
+                    gap(key, None, here)
+                if key != what and value and content.get(what) is None:
+                    gap(what, value, here)
                 if key.endswith("weights") and value and value != "pretrained":
-                    why = (
-                        "this project's own: an instrument check, not a finding about published models"
-                        if value == "small"
-                        else "not published ones"
-                    )
-                    gaps.setdefault(
-                        (f"{value} weights of the {key.removesuffix('weights').rstrip('_') or 'model'}", why),
-                        [],
-                    ).append(here)
+                    whose = key.removesuffix("weights").rstrip("_") or "model"
+                    gap(f"{value} weights of the {whose}", OF_WEIGHTS.get(value, "not published ones"), here)
                 if key == "data" and value == "synthetic":
-                    gaps.setdefault(
-                        (
-                            "synthetic data",
-                            "made up by data.py, so that the truth is known; real pictures and clips may behave otherwise",
-                        ),
-                        [],
-                    ).append(here)
+                    gap("synthetic data", SYNTHETIC, here)
     places = {gap: list(dict.fromkeys(where)) for gap, where in sorted(gaps.items())}
     return [
         [what, why, ", ".join(where[:5]) + f" and {len(where) - 5} more" * (len(where) > 5)]
@@ -588,25 +571,15 @@ def small(picture, width, exact=False):
     return content.getvalue()
 
 
-def wide_picture(path, alt, above=0.0):
-    """A stage's own picture without the share `above`; a narrow screen scrolls it in its box."""
+def wide_picture(path, alt):
+    """A stage's own picture; a narrow screen scrolls it in its box."""
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
-            picture = picture.crop((0, round(above * picture.height), *picture.size))
-            return el(
-                "figure",
-                el(
-                    "div",
-                    image(small(picture, WIDEST), "webp", alt),
-                    class_="scroll wide",
-                    tabindex=0,
-                    role="region",
-                    aria_label=alt,
-                ),
-                el("figcaption", alt),
-            )
+            shown = image(small(picture, WIDEST), "webp", alt)
+        box = el("div", shown, class_="scroll wide", tabindex=0, role="region", aria_label=alt)
+        return el("figure", box, el("figcaption", alt))
     except OSError as error:
         return absent(
             path,
@@ -886,9 +859,7 @@ def reconstructions(found, results):
     for (m, d), stems in found.items():
         for stem, words in PICTURES.items():
             if stem in stems:
-                picture = wide_picture(
-                    results / m / d / f"{stem}.png", f"{m} on {d}: {words}", CHARTS_OF.get(stem, 0)
-                )
+                picture = wide_picture(results / m / d / f"{stem}.png", f"{m} on {d}: {words}")
                 parts.append(picture if stem == "gate1" else folded(f"{m} on {d}: {words}", picture))
     return parts
 
@@ -1389,16 +1360,9 @@ def own_errors(alone):
                 )
             ),
         ]
-    if x := alone.get("cka-null"):
-        parts.append(
-            grid(
-                "CKA of independent noise, which should be 0",
-                x["rows"],
-                {"debiased": "debiased, as used here", "biased": "biased"},
-                "items",
-            )
-        )
-    return parts + [absent(f"{s}.yaml", STANDALONE[s]) for s in ("calibrate", "cka-null") if s not in alone]
+    else:
+        parts.append(absent("calibrate.yaml", STANDALONE["calibrate"]))
+    return parts
 
 
 def not_measured(found, alone, rows):

@@ -10,7 +10,7 @@ last frame seen.
 `score` asks which verifiers tell right predictions from wrong ones. A verifier is given the prediction and the outcome, as pixels, as
 latents (--latents) or in words (--words). verify.yaml holds the AUROC of each on test, with intervals over sources, by kind of error
 and by horizon (the best of each family is chosen on val); the risk-coverage curve; split-conformal acceptance; the same for the video
-model's clips; and with --futures, what can be told without the outcome. verify.png shows it.
+model's clips; and with --futures, what can be told without the outcome. verify.png shows the planted films of one clip.
 Modules, to be copied with it: claims.py, common.py, media.py, metrics.py, models.py, stats.py.
 """
 
@@ -65,7 +65,6 @@ PLANTED = {
     "vanished": False,
     "identity": False,
 }
-AUROC_ASKED = 0.8  # gate 4's threshold, drawn in the picture
 ALARMS = 0.05  # detection is counted where this share of val's right predictions is flagged
 RESPLITS, RESAMPLES = 100, 2000
 MOVED = 10  # of 255, Physics-IQ's threshold
@@ -115,12 +114,8 @@ def empty_stage(frames, masks):
     behind = torch.where(covered[..., None], math.nan, frames.float()).nanmedian(0).values
     hidden = covered.all(0)
     if hidden.any():
-        behind = (
-            torch.from_numpy(
-                inpaint_biharmonic(behind.nan_to_num().numpy() / 255, hidden.numpy(), channel_axis=-1)
-            ).float()
-            * 255
-        )
+        scene = behind.nan_to_num().numpy() / 255
+        behind = 255 * torch.from_numpy(inpaint_biharmonic(scene, hidden.numpy(), channel_axis=-1)).float()
     return behind.round().clamp(0, 255).byte()
 
 
@@ -135,19 +130,12 @@ def plant(frames, masks, stranger, past, draw):
 
     film = frames[past - 1 :]
     length = len(film)
-    blurred = (
-        torch.from_numpy(
-            gaussian_filter(film[1:].float().numpy(), (0, 0.02 * film.shape[1], 0.02 * film.shape[1], 0))
-        )
-        .round()
-        .byte()
-    )
+    blur = 0.02 * film.shape[1]
+    blurred = torch.from_numpy(gaussian_filter(film[1:].float().numpy(), (0, blur, blur, 0))).round().byte()
     found = {"right": film, "blurred": torch.cat([film[:1], blurred]), "late": film[[0, *range(length - 1)]]}
     if masks is None:
-        return found | {
-            "direction": frames[[max(past - 1 - t, 0) for t in range(length)]],
-            "speed": film[[t // 2 for t in range(length)]],
-        }
+        backwards = frames[[max(past - 1 - t, 0) for t in range(length)]]
+        return found | {"direction": backwards, "speed": film[[t // 2 for t in range(length)]]}
     stage = empty_stage(frames, masks)
     here = [sprite(f, m) if m.any() else None for f, m in zip(film, masks[past - 1 :], strict=True)]
     start = torch.tensor(here[0][2])
@@ -160,17 +148,12 @@ def plant(frames, masks, stranger, past, draw):
     centred = (torch.tensor(here[0][1].shape) - torch.tensor(stranger[1].shape)) / 2
 
     def along(change, pixels=here[0][0], mask=here[0][1]):
-        return torch.stack(
-            [
-                film[0],
-                *(
-                    stage
-                    if s is None
-                    else paste(stage, pixels, mask, (start + change(s).round().int()).tolist())
-                    for s in steps[1:]
-                ),
-            ]
-        )
+        frames_of_it = [film[0]]
+        for s in steps[1:]:
+            gone = s is None
+            at = None if gone else (start + change(s).round().int()).tolist()
+            frames_of_it.append(stage if gone else paste(stage, pixels, mask, at))
+        return torch.stack(frames_of_it)
 
     return found | {
         "pasted": along(lambda s: s),
@@ -184,9 +167,8 @@ def plant(frames, masks, stranger, past, draw):
 def through(vae, films):
     """Films [n, 1 + h, H, W, 3] after the autoencoder; their first frame, which is real, stays as it is. It takes r*j+1 frames: so the first is repeated before them."""
     more = -(films.shape[1] - 1) % vae.temporal_compression_ratio
-    seen = decode_films(
-        vae, encode_films(vae, torch.cat([films[:, :1].expand(-1, more, -1, -1, -1), films], 1))
-    )[:, more:]
+    longer = torch.cat([films[:, :1].expand(-1, more, -1, -1, -1), films], 1)
+    seen = decode_films(vae, encode_films(vae, longer))[:, more:]
     return torch.cat([films[:, :1], seen[:, 1:]], 1)
 
 
@@ -195,37 +177,30 @@ def to_plant(args, entry):
     items, data = load_items(args.data)
     every = clips_of(items, "val", "test")
     if not every:
-        refuse(
-            f"{args.data} has no clips in its val and test splits; give a folder with clips, and more of them (data.py moving)"
-        )
+        refuse(f"{args.data} has no clips in its val and test splits; give one with more clips")
     generated, size = {}, entry.get("clip") or entry["size"]
     if args.films:
         films, index = load_items(args.films)
         if Path(index.get("data_path", "")).name != Path(args.data).name:
-            refuse(
-                f"{args.films} holds films of {index.get('data_path')}, not of {args.data}; run video.py continue on that"
-            )
+            refuse(f"{args.films} holds films of {index.get('data_path')}; give those of {args.data}")
         for film in films:
             generated.setdefault(film["id"].rpartition("/")[0], {})[film["conditioning"]] = film["frames"]
             size = film["frames"].shape[1]
     cut = windows(every, args.past + args.horizon, size, "--past or --horizon")
     masked = any(subject(i) is not None for i in cut)
-    clips = [
-        i
-        for i in cut
-        if (whole_and_going(i, args.past) if masked else goes_somewhere(i["frames"], args.past))
-        and (split_of(i["source"]) == "val" or not args.films or i["id"] in generated)
-    ]
+    clips = []
+    for i in cut:
+        moves = whole_and_going(i, args.past) if masked else goes_somewhere(i["frames"], args.past)
+        if moves and (split_of(i["source"]) == "val" or not args.films or i["id"] in generated):
+            clips.append(i)
     if len(clips) < 4 or {split_of(i["source"]) for i in clips} != {"val", "test"}:
-        refuse(
-            f"{args.data} has {len(clips)} clips of val and test in which something moves{' before a still camera and stays in sight' if masked else ''}"
-            f"{', and of which there are films' if args.films else ''}; at least 4, of both splits, are needed"
-        )
+        still = " before a still camera and stays in sight" if masked else ""
+        there = ", and of which there are films" if args.films else ""
+        lacking = f"{len(clips)} clips of val and test in which something moves{still}{there}"
+        refuse(f"{args.data} has {lacking}; at least 4, of both splits, are needed")
     for i in clips:
         if i["id"] in generated and not torch.equal(generated[i["id"]]["real"], i["frames"][args.past - 1 :]):
-            refuse(
-                f"{args.films} shows of {i['id']} other frames than {args.data} does from frame {args.past} on; give the --past and --horizon of these films, or make them again"
-            )
+            refuse(f"{args.films} has other frames of {i['id']}; give its --past and --horizon")
     return clips, generated, data, len(every) - len(clips)
 
 
@@ -236,9 +211,8 @@ def whole_and_going(item, past):
         return False
     marked = marked[past - 1 :]
     inside = marked[:, 1:-1, 1:-1].flatten(1).sum(1)
-    return bool(
-        (inside == marked.flatten(1).sum(1)).all() and (inside > 0.8 * inside[0]).all() and inside[0] > 0
-    )
+    whole = (inside == marked.flatten(1).sum(1)).all() and (inside > 0.8 * inside[0]).all()
+    return bool(whole and inside[0] > 0)
 
 
 def goes_somewhere(frames, past):
@@ -257,26 +231,19 @@ def run_plant(args):
     """Write a data folder of films whose rightness is known: for every val and test clip what happened (real), the PLANTED ones, and those of --films."""
     entry = find_model(args.vae)
     if entry["kind"] != "vae":
-        refuse(
-            f"--vae {args.vae} is a {entry['kind']}; give tiny-vae, ltx, or the folder of a video autoencoder"
-        )
+        refuse(f"--vae {args.vae} is a {entry['kind']}; give tiny-vae, ltx, or a video autoencoder's folder")
     clips, generated, data, left_out = to_plant(args, entry)
     out = Path(args.out)
     check_writable(out / "index.yaml")
-    strangers = {}
-    objects = [
-        sprite(i["frames"][args.past - 1], subject(i)[args.past - 1]) for i in clips if subject(i) is not None
-    ]
+    marked = [(i, subject(i)) for i in clips]
+    objects = [sprite(i["frames"][args.past - 1], m[args.past - 1]) for i, m in marked if m is not None]
     colours = [pixels[mask].float().mean(0) for pixels, mask, _ in objects]
+    strangers = {}
     for k, i in enumerate(clips[: len(objects)]):  # the next clip whose object has another colour
-        other = next(
-            (j for j in (*range(k + 1, len(objects)), *range(k)) if (colours[j] - colours[k]).norm() > 100),
-            None,
-        )
+        others = (*range(k + 1, len(objects)), *range(k))
+        other = next((j for j in others if (colours[j] - colours[k]).norm() > 100), None)
         if other is None:
-            refuse(
-                f"all objects of {args.data} have the colour of the {i['names'][-1]} of {i['id']}, and there is none to swap it for; use more clips"
-            )
+            refuse(f"all objects of {args.data} have one colour, {i['id']}'s; use clips of more")
         strangers[i["id"]] = objects[other]
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
@@ -284,35 +251,21 @@ def run_plant(args):
 
     def films():
         for i in tqdm(clips, desc="planted", unit="clip"):
-            kinds = plant(
-                i["frames"],
-                subject(i),
-                strangers.get(i["id"]),
-                args.past,
-                random.Random(f"{args.seed} {i['id']}").randrange,
-            )
-            others = (
-                {k: x for k, x in generated.get(i["id"], {}).items() if k not in ("real", "vae")}
-                if split_of(i["source"]) == "test"
-                else {}
-            )
-            decoded = through(vae, torch.stack(list(kinds.values())))
-            for kind, x in {
-                "real": kinds["right"],
-                **dict(zip(kinds, decoded, strict=True)),
-                **others,
-            }.items():
-                yield i | {
-                    "id": f"{i['id']}/{kind}",
-                    "frames": x.clone(),
-                    "conditioning": kind,
-                    **{k: i[k][args.past - 1 :].clone() for k in ("mask", "boxes") if k in i},
-                }
+            draw = random.Random(f"{args.seed} {i['id']}").randrange
+            kinds = plant(i["frames"], subject(i), strangers.get(i["id"]), args.past, draw)
+            others = generated.get(i["id"], {}) if split_of(i["source"]) == "test" else {}
+            others = {k: x for k, x in others.items() if k not in ("real", "vae")}
+            decoded = dict(zip(kinds, through(vae, torch.stack(list(kinds.values()))), strict=True))
+            truth = {k: i[k][args.past - 1 :].clone() for k in ("mask", "boxes") if k in i}
+            for kind, x in ({"real": kinds["right"]} | decoded | others).items():
+                about = {"id": f"{i['id']}/{kind}", "frames": x.clone(), "conditioning": kind}
+                yield i | about | truth
 
     # so that features of other films under these ids are not taken for theirs
     content = hashlib.sha256(f"{fingerprint(entry['path'])} {args.seed} {inspect.getsource(plant)}".encode())
-    for x in (x for i in clips for x in (i["frames"], *generated.get(i["id"], {}).values())):
-        content.update(x.contiguous().numpy())
+    for i in clips:
+        for x in (i["frames"], *generated.get(i["id"], {}).values()):
+            content.update(x.contiguous().numpy())
     write_items(
         out,
         films(),
@@ -385,11 +338,8 @@ def moving_regions(films):
 
     grey = 255 * grey_of(films[:, 1:])
     side = max(round(5 * grey.shape[2] / 512), 1)
-    grey = (
-        torch.from_numpy(gaussian_filter(grey.numpy(), (0, 0, 1.1 * side / 5, 1.1 * side / 5)))
-        if side > 1
-        else grey
-    )
+    if side > 1:
+        grey = torch.from_numpy(gaussian_filter(grey.numpy(), (0, 0, 1.1 * side / 5, 1.1 * side / 5)))
     mean, found = grey[:, 0], [torch.zeros_like(grey[:, 0], dtype=torch.bool)]
     for x in grey.unbind(1)[1:]:
         mean = 0.7 * mean + 0.3 * x
@@ -431,13 +381,8 @@ def pixel_flow_agreement(films, truth, see):
 
     def fields(film):
         grey = grey_of(film).numpy()
-        return (
-            torch.from_numpy(
-                np.stack([optical_flow_ilk(grey[h - 1], grey[h], radius=5, num_warp=4) for h in see.horizons])
-            )
-            .flatten(1)
-            .double()
-        )
+        flow = [optical_flow_ilk(grey[h - 1], grey[h], radius=5, num_warp=4) for h in see.horizons]
+        return torch.from_numpy(np.stack(flow)).flatten(1).double()
 
     b = fields(truth)
     a = torch.stack([fields(f) for f in films])
@@ -454,13 +399,11 @@ def pixel_position_error(films, truth, see):
     apart = (here[1:] - here[0]).norm(dim=-1) / films.shape[2]
     apart = torch.where(here[1:].isnan().any(-1), 1.0, apart)[:, 1:]
     gone = here[0, 1:].isnan().any(-1)  # it has left the picture: there is no position to be wrong about
-    return -torch.stack(
-        [
-            apart[:, :h][:, ~gone[:h]].mean(1) if (~gone[:h]).any() else torch.zeros(len(films))
-            for h in see.horizons
-        ],
-        1,
-    ).double()
+    found = []
+    for h in see.horizons:
+        there = ~gone[:h]
+        found.append(apart[:, :h][:, there].mean(1) if there.any() else torch.zeros(len(films)))
+    return -torch.stack(found, 1).double()
 
 
 PIXELS = {
@@ -486,12 +429,11 @@ def latent_scores(tokens, truth, ends, horizons):
         "l2": -(tokens - truth).norm(dim=-1).mean((2, 3)),
     }
     count = [sum(e <= h for e in ends) for h in horizons]
-    return {
-        name: torch.stack(
-            [x[:, :c].mean(1) if c > (ends[0] == 0) else torch.full((len(x),), math.nan) for c in count], 1
-        ).double()
-        for name, x in steps.items()
-    }
+    nothing, out = torch.full((len(tokens),), math.nan), {}
+    for name, x in steps.items():
+        seen = [x[:, :c].mean(1) if c > (ends[0] == 0) else nothing for c in count]
+        out[name] = torch.stack(seen, 1).double()
+    return out
 
 
 def aurocs(scores, right, weights):
@@ -508,12 +450,8 @@ def aurocs(scores, right, weights):
 def drawn(sources, seed):
     """Weights [1 + RESAMPLES, n] of items: first all 1, then whole sources resampled with replacement."""
     cluster = clusters(sources)
-    return torch.cat(
-        [
-            torch.ones(1, len(sources), dtype=torch.float64),
-            resampled(int(cluster.max()) + 1, RESAMPLES, torch.Generator().manual_seed(seed))[:, cluster],
-        ]
-    )
+    times = resampled(int(cluster.max()) + 1, RESAMPLES, torch.Generator().manual_seed(seed))
+    return torch.cat([torch.ones(1, len(sources), dtype=torch.float64), times[:, cluster]])
 
 
 def drawn_films(w, rows):
@@ -536,19 +474,17 @@ def interval(values, n):
 def named_interval(name, values, n, least=0.0):
     """{name, _low, _high} of `interval`, its bounds within least .. 1."""
     value, low, high = interval(values, n)
-    return with_bounds(
-        name, (value, None if low is None else max(low, least), None if high is None else min(high, 1.0))
-    )
+    if low is not None:
+        low, high = max(low, least), min(high, 1.0)
+    return with_bounds(name, (value, low, high))
 
 
 def record(own, floors, n, films, ceiling=1.0, **more):
     """A criterion's record from numbers that share their resamples: own [1 + B], floors {name: [1 + B]}. n: sources; films: how many."""
     best = max(floors, key=lambda k: floors[k][0])
-    (score, low, high), (gain, gain_low, gain_high), floor = (
-        interval(own, n),
-        interval(own - floors[best], n),
-        floors[best][0].item(),
-    )
+    score, low, high = interval(own, n)
+    gain, gain_low, gain_high = interval(own - floors[best], n)
+    floor = floors[best][0].item()
     return {
         "score": score,
         "low": low,
@@ -655,9 +591,7 @@ def read_rollouts(args):
     """({clip: {kind: item}}, index) of a folder that `plant` wrote; refused where a clip lacks one of its films."""
     items, index = load_items(args.rollouts)
     if index.get("source_kind") != "planted":
-        refuse(
-            f"{args.rollouts} holds no planted rollouts; write them with verify.py plant {index.get('data_path', 'data/NAME')}"
-        )
+        refuse(f"{args.rollouts} holds no planted rollouts; write them with verify.py plant")
     films = {}
     for i in items:
         films.setdefault(i["id"].rpartition("/")[0], {})[i["conditioning"]] = i
@@ -672,33 +606,29 @@ def read_rollouts(args):
 def watched(args, films):
     """What is scored, as a namespace: rows (clip, kind, item) of all films but the real ones, with their kinds, sources and splits; right: as planted; stack(clip): its films
     [k, 1 + h, H, W, 3]; truths: what really happened; masks [H, W] of the object in the last frame seen; the verifiers that read pixels."""
-    w = types.SimpleNamespace(
-        clips=list(films), films=films, frames=len(films[next(iter(films))]["real"]["frames"])
-    )
-    w.stack = lambda clip: torch.stack(
-        [item["frames"] for kind, item in films[clip].items() if kind != "real"]
-    )
+    frames = len(films[next(iter(films))]["real"]["frames"])
+    w = types.SimpleNamespace(clips=list(films), films=films, frames=frames)
+    w.stack = lambda clip: torch.stack([x["frames"] for kind, x in films[clip].items() if kind != "real"])
     w.horizons = sorted({*(h for h in HORIZONS if h < w.frames), w.frames - 1})
     w.rows = [(clip, kind, item) for clip in w.clips for kind, item in films[clip].items() if kind != "real"]
     w.kinds, w.sources = [kind for _, kind, _ in w.rows], [item["source"] for _, _, item in w.rows]
     w.right = torch.tensor([PLANTED.get(k, False) for k in w.kinds])
     planted, split = torch.tensor([k in PLANTED for k in w.kinds]), [split_of(s) for s in w.sources]
     generated = torch.tensor([k not in (*PLANTED, *BASELINES) for k in w.kinds])
+    of_test = torch.tensor([s == "test" for s in split])
     w.val, w.test, w.made = (
-        torch.tensor([s == name for s in split]) & here
-        for name, here in (("val", planted), ("test", planted), ("test", generated))
+        torch.tensor([s == "val" for s in split]) & planted,
+        of_test & planted,
+        of_test & generated,
     )
     w.truths = {clip: kinds["real"]["frames"] for clip, kinds in films.items()}
-    w.masks = {
-        clip: marked[0] for clip, kinds in films.items() if (marked := subject(kinds["real"])) is not None
-    }
+    marked = {clip: subject(kinds["real"]) for clip, kinds in films.items()}
+    w.masks = {clip: mask[0] for clip, mask in marked.items() if mask is not None}
     w.seed = args.seed
     w.lpips, name = load_lpips(choose_device()[0])
-    w.pixels = {
-        name if n == "lpips" else n: verifier
-        for n, verifier in PIXELS.items()
-        if n != "position_error" or len(w.masks) == len(films)
-    }
+    w.pixels = {name if n == "lpips" else n: verifier for n, verifier in PIXELS.items()}
+    if len(w.masks) < len(films):
+        del w.pixels["position_error"]
     return w
 
 
@@ -723,27 +653,25 @@ def latents_of(folder, rollouts, w):
     folder = Path(folder)
     index, _ = load_features(folder)
     if Path(index["data_path"]).resolve() != Path(rollouts).resolve():
-        refuse(
-            f"{folder} holds features of {index['data_path']}, not of {rollouts}; run extract.py --data {rollouts}"
-        )
+        refuse(f"{folder} is of {index['data_path']}, not of {rollouts}; run extract.py --data {rollouts}")
     ids = set(index["ids"])
-    if missing := next(
-        (i["id"] for kinds in w.films.values() for i in kinds.values() if i["id"] not in ids), None
-    ):
-        refuse(f"{folder} has no features of {missing!r}; run extract.py on the planted rollouts again")
-    shards = functools.cache(
-        lambda point: [load_pt(folder / point / f"{k:05d}.pt", FEATURES) for k in range(index["shards"])]
-    )
-    places = functools.cache(
-        lambda point: {i: (s, k) for s, shard in enumerate(shards(point)) for k, i in enumerate(shard["ids"])}
-    )
+    for kinds in w.films.values():
+        for i in kinds.values():
+            if i["id"] not in ids:
+                refuse(f"{folder} has no features of {i['id']!r}; run extract.py again")
+
+    @functools.cache
+    def shards(point):
+        return [load_pt(folder / point / f"{k:05d}.pt", FEATURES) for k in range(index["shards"])]
+
+    @functools.cache
+    def places(point):
+        return {i: (s, k) for s, shard in enumerate(shards(point)) for k, i in enumerate(shard["ids"])}
 
     def read(point, ids):
         x = torch.stack([shards(point)[s]["features"][k] for s, k in (places(point)[i] for i in ids)]).float()
         if not x.isfinite().all():
-            refuse(
-                f"{folder}/{point} holds values that are not finite; extract again in bf16 or fp32, or leave the point out"
-            )
+            refuse(f"{folder}/{point} holds values that are not finite; extract again in bf16 or fp32")
         return x
 
     return index, read
@@ -761,42 +689,33 @@ def every_score(args, w):
         words = load_pt(args.words, RESULT)
         about = {k: words["meta"][k] for k in ("model", "weights")}
         row = {i: k for k, i in enumerate(words["ids"])}
-        if missing := next(
-            (i["id"] for k, (_, _, i) in enumerate(w.rows) if w.test[k] and i["id"] not in row), None
-        ):
-            refuse(
-                f"{args.words} has no answer about {missing!r}; run explain.py describe on the planted rollouts again"
-            )
+        for k in where(w.test):
+            if (name := w.rows[k][2]["id"]) not in row:
+                refuse(f"{args.words} has no answer about {name!r}; run explain.py describe again")
     scores = pixel_scores(w, w.pixels, w.clips, w.truths)
     family = {name: "tracked" if name == "position_error" else "pixel" for name in scores}
     for index, read in encoders:
         for point in (p for p in index["points"] if p != "pixels"):
             found = []
             for clip in w.clips:
-                tokens = read(
-                    point, [f"{clip}/real", *(i["id"] for kind, i in w.films[clip].items() if kind != "real")]
-                )
-                t = tokens.shape[1]  # an autoencoder's first step is the first frame alone
-                ends = [
-                    s * (w.frames - 1) // max(t - 1, 1)
-                    if point.startswith("latents")
-                    else -(-(s + 1) * w.frames // t) - 1
-                    for s in range(t)
-                ]
+                others = [i["id"] for kind, i in w.films[clip].items() if kind != "real"]
+                tokens = read(point, [f"{clip}/real", *others])
+                t = tokens.shape[1]
+                if point.startswith("latents"):  # an autoencoder's first step is the first frame alone
+                    ends = [s * (w.frames - 1) // max(t - 1, 1) for s in range(t)]
+                else:
+                    ends = [-(-(s + 1) * w.frames // t) - 1 for s in range(t)]
                 found.append(latent_scores(tokens[1:], tokens[0], ends, w.horizons))
             for name in found[0]:
-                scores[f"{index['model']} {point} {name}"], family[f"{index['model']} {point} {name}"] = (
-                    torch.cat([f[name] for f in found]),
-                    "latent",
-                )
+                full = f"{index['model']} {point} {name}"
+                scores[full], family[full] = torch.cat([f[name] for f in found]), "latent"
     if words:
         # of whole films alone, and of the test clips'
         said = torch.full((len(w.rows), len(w.horizons)), math.nan, dtype=torch.float64)
         for k, (clip, _, item) in enumerate(w.rows):
             if item["id"] in row:
-                said[k, -1] = agreement(
-                    words["said"][row[item["id"]]][None], words["said"][row[f"{clip}/real"]]
-                )[0]
+                own, real = (words["said"][row[i]] for i in (item["id"], f"{clip}/real"))
+                said[k, -1] = agreement(own[None], real)[0]
         scores["words"], family["words"] = said, "words"
     return scores, family, about
 
@@ -813,51 +732,38 @@ def tabulated(w, scores, family):
         areas[name] = aurocs(x[test], w.right[test], draws)
         row = {"family": family[name], **named_interval("auroc", areas[name], n)}
         if x[test].isnan().any():
-            table[name] = row | {
-                "auroc_val": None,
-                "false_alarms": None,
-                "kinds": {},
-                "reason": "no time step of its own ends with the film's frames, or some were not asked about",
-            }
+            reason = "no time step of its own ends with the film's frames, or some were not asked about"
+            table[name] = row | {"auroc_val": None, "false_alarms": None, "kinds": {}, "reason": reason}
             continue
         chosen = val if not x[val].isnan().any() else []
-        row["auroc_val"] = (
-            aurocs(x[val], w.right[val], torch.ones(1, len(val), dtype=torch.float64)).item()
-            if chosen
-            else None
-        )
+        row["auroc_val"] = None
+        if chosen:
+            once = torch.ones(1, len(val), dtype=torch.float64)
+            row["auroc_val"] = aurocs(x[val], w.right[val], once).item()
         # flagged is what lies below it
         limit = x[where(alike & (w.val if chosen else w.test))].quantile(ALARMS)
         row |= {"false_alarms": (x[where(alike & w.test)] < limit).double().mean(), "kinds": {}}
         for kind in dict.fromkeys(k for k in w.kinds if k in PLANTED and k != "right"):
             these = [k for k in test if w.kinds[k] in (kind, "right")]
             values = aurocs(x[these], alike[these], draws[:, [place[k] for k in these]])
-            row["kinds"][kind] = {
-                **named_interval("auroc", values, n),
-                "flagged": (x[[k for k in these if w.kinds[k] == kind]] < limit).double().mean(),
-            }
+            flagged = (x[[k for k in these if w.kinds[k] == kind]] < limit).double().mean()
+            row["kinds"][kind] = named_interval("auroc", values, n) | {"flagged": flagged}
         table[name] = row
     # of an encoder without a step so short nothing is known
     able = {k: row for k, row in table.items() if row["auroc"] is not None}
-    best = {
-        f: max((k for k in able if able[k]["family"] == f), key=lambda k: able[k]["auroc_val"] or 0)
-        for f in dict.fromkeys(row["family"] for row in able.values())
-    }
+    best = {}
+    for f in dict.fromkeys(row["family"] for row in able.values()):
+        members = [k for k, row in able.items() if row["family"] == f]
+        best[f] = max(members, key=lambda k: able[k]["auroc_val"] or 0)
     return table, best, areas, draws
 
 
 def without_knowing(w, name):
     """Scores [test films] of a pixel verifier that is given the outcome of another clip: a floor, what it can tell without knowing the outcome."""
-    clips, next_one = [c for c in w.clips if split_of(w.films[c]["real"]["source"]) == "test"], {}
+    source = {c: w.films[c]["real"]["source"] for c in w.clips}
+    clips, next_one = [c for c in w.clips if split_of(source[c]) == "test"], {}
     for k, c in enumerate(clips):
-        other = next(
-            (
-                d
-                for d in (*clips[k + 1 :], *clips[:k])
-                if w.films[d]["real"]["source"] != w.films[c]["real"]["source"]
-            ),
-            c,
-        )
+        other = next((d for d in (*clips[k + 1 :], *clips[:k]) if source[d] != source[c]), c)
         next_one[c] = torch.cat([w.truths[c][:1], w.truths[other][1:]])
     scores = pixel_scores(w, [name], clips, next_one)[name][:, -1]
     return scores[[w.kinds[k] in PLANTED for k, row in enumerate(w.rows) if row[0] in next_one]]
@@ -887,20 +793,22 @@ def further(w, scores, best):
     return found
 
 
+def rightness_in(w, clip, films):
+    """`rightness` of a clip's films, a list, and `all` of its aspects; None where it is not known."""
+    if clip not in w.masks:
+        return None
+    word = w.films[clip]["real"].get("direction")
+    seen = rightness(torch.stack(films), w.truths[clip], w.masks[clip], word)
+    return seen and seen | {"all": seen["direction"] & seen["position"] & seen["identity"]}
+
+
 def rightness_of_planted(w):
     """{kind: share of its planted test films that `rightness` calls right}: checks that measure, which judges the video model's films, where the answer is known."""
     found = {}
     for clip in (c for c in w.masks if split_of(w.films[c]["real"]["source"]) == "test"):
         kinds = [k for k in PLANTED if k in w.films[clip]]
-        seen = rightness(
-            torch.stack([w.films[clip][k]["frames"] for k in kinds]),
-            w.truths[clip],
-            w.masks[clip],
-            w.films[clip]["real"].get("direction"),
-        )
-        for kind, right in zip(
-            kinds, seen["direction"] & seen["position"] & seen["identity"] if seen else (), strict=False
-        ):
+        seen = rightness_in(w, clip, [w.films[clip][k]["frames"] for k in kinds])
+        for kind, right in zip(kinds, seen["all"], strict=True) if seen else ():
             found.setdefault(kind, []).append(right.double())
     return {kind: torch.stack(x).mean() for kind, x in found.items()}
 
@@ -910,35 +818,28 @@ def of_the_video_model(w, scores):
     found, kept = {a: [] for a in ("direction", "position", "identity", "all")}, []
     for clip in dict.fromkeys(w.rows[k][0] for k in where(w.made)):
         these = [k for k in where(w.made) if w.rows[k][0] == clip]
-        seen = clip in w.masks and rightness(
-            torch.stack([w.rows[k][2]["frames"] for k in these]),
-            w.truths[clip],
-            w.masks[clip],
-            w.films[clip]["real"].get("direction"),
-        )
+        seen = rightness_in(w, clip, [w.rows[k][2]["frames"] for k in these])
         if not seen:
             continue
         kept += these
-        for aspect, x in {**seen, "all": seen["direction"] & seen["position"] & seen["identity"]}.items():
+        for aspect, x in seen.items():
             found[aspect].append(x)
     if not kept:
         return None
     truth = {a: torch.cat(x) for a, x in found.items()}
     draws, n = drawn_films(w, kept)
-    verifiers = {
-        name: {
-            a: named_interval("auroc", aurocs(scores[name][kept, -1], x, draws), n) for a, x in truth.items()
-        }
-        for name in scores
-        if name != "position_error"
-    }
+    verifiers = {}
+    for name in (n for n in scores if n != "position_error"):
+        areas = {a: aurocs(scores[name][kept, -1], x, draws) for a, x in truth.items()}
+        verifiers[name] = {a: named_interval("auroc", area, n) for a, area in areas.items()}
+    kinds = [w.kinds[k] for k in kept]
+    by_kind = {}
+    for kind in dict.fromkeys(kinds):
+        by_kind[kind] = truth["all"][[k == kind for k in kinds]].double().mean()
     return {
         "films": len(kept),
         "right": {a: x.double().mean() for a, x in truth.items()},
-        "right_by_kind": {
-            kind: truth["all"][[w.kinds[k] == kind for k in kept]].double().mean()
-            for kind in dict.fromkeys(w.kinds[k] for k in kept)
-        },
+        "right_by_kind": by_kind,
         "verifiers": verifiers,
         "rows": kept,
         "truth": truth["all"],
@@ -957,22 +858,15 @@ def futures_of(args, w):
     """(what video.py futures kept, its films [candidates, clips, h, H, W, 3]); refused unless they begin where the rollouts begin."""
     path = Path(args.futures).with_suffix(".pt")
     kept = load_pt(path, RESULT)
-    films = torch.stack(
-        [
-            load_pt(path.with_name(path.stem + "-parts") / f"{part}.pt", RESULT)["films"]
-            for part in kept["candidates"]
-        ]
-    )
+    parts = path.with_name(path.stem + "-parts")
+    films = torch.stack([load_pt(parts / f"{part}.pt", RESULT)["films"] for part in kept["candidates"]])
     there = next(iter(w.truths.values())).shape[1:]
     if films.shape[3:] != there or films.shape[2] >= w.frames:
-        refuse(
-            f"{args.futures} holds films of {list(films.shape[2:])}, the rollouts are of {[w.frames - 1, *there]}; make both with the same settings"
-        )
+        made, needed = list(films.shape[2:]), [w.frames - 1, *there]
+        refuse(f"{args.futures} holds films of {made}, --rollouts of {needed}; make both alike")
     for clip, last in zip(kept["ids"], kept.get("last", [""] * len(kept["ids"])), strict=True):
         if clip in w.truths and digest(w.truths[clip][0].numpy().tobytes()) != last:
-            refuse(
-                f"{path} goes on from another frame of {clip} than {args.rollouts}; make both again, with the same --past and --horizon"
-            )
+            refuse(f"{path} goes on from another frame of {clip}; make both with one --past")
     return kept, films
 
 
@@ -983,26 +877,19 @@ def candidates(w, kept, films, name):
     and how often the future that is picked is of the better half.
     """
     length = films.shape[2]
-    truth = []
-    rows = []
-    scores = []
-    sources = []
+    truth, rows, scores, sources = [], [], [], []
     for k, clip in enumerate(kept["ids"]):
         if clip not in w.masks:
             continue
         seen = w.truths[clip][: length + 1]
         shown = torch.cat([seen[:1].expand(len(films), 1, -1, -1, -1), films[:, k]], 1)
-        here = whereabouts(torch.cat([seen[None], shown]), w.masks[clip].expand(len(shown) + 1, -1, -1))[
-            :, -1
-        ]
+        here = whereabouts(torch.cat([seen[None], shown]), w.masks[clip].expand(len(shown) + 1, -1, -1))
+        here = here[:, -1]
         if not here[0].isnan().any():
             apart = (here[1:] - here[0]).norm(dim=-1).nan_to_num(math.inf)
             truth.append(apart <= apart.median())
-            scores.append(
-                w.pixels[name](
-                    shown, seen, types.SimpleNamespace(horizons=[length], lpips=w.lpips, mask=w.masks[clip])
-                )[:, 0]
-            )
+            see = types.SimpleNamespace(horizons=[length], lpips=w.lpips, mask=w.masks[clip])
+            scores.append(w.pixels[name](shown, seen, see)[:, 0])
             rows.append(k)
             sources.append(w.films[clip]["real"]["source"])
     if not rows:
@@ -1012,25 +899,21 @@ def candidates(w, kept, films, name):
         b: x[:, rows].T.double() for b, x in kept["beliefs"].items()
     }
     found = {b: within(x, truth, draws) for b, x in told.items()}
-    rates = {"random": draws @ truth.double().mean(1) / draws.sum(1)} | {
-        b: top for b, (_, top) in found.items()
-    }
-    table = {
-        b: {
-            **named_interval("auroc", area, n),
-            **named_interval("worse_by", found["with_outcome"][0] - area, n, least=-1.0),
-        }
-        for b, (area, _) in found.items()
-    }
+    rates = {"random": draws @ truth.double().mean(1) / draws.sum(1)} | {b: x for b, (_, x) in found.items()}
+    picked, without = {}, {}
+    for b, x in rates.items():
+        share = named_interval("share", x, n)
+        picked[b] = {"share": share["share"], "low": share["share_low"], "high": share["share_high"]}
+    outcome = found.pop("with_outcome")[0]
+    for b, (area, _) in found.items():
+        worse = named_interval("worse_by", outcome - area, n, least=-1.0)
+        without[b] = named_interval("auroc", area, n) | worse
     return {
         "clips": len(rows),
         "verifier": name,
-        "with_outcome": {k: x for k, x in table.pop("with_outcome").items() if "worse" not in k},
-        "without_outcome": table,
-        "picked_better": {
-            b: dict(zip(("share", "low", "high"), named_interval("share", x, n).values(), strict=True))
-            for b, x in rates.items()
-        },
+        "with_outcome": named_interval("auroc", outcome, n),
+        "without_outcome": without,
+        "picked_better": picked,
     }
 
 
@@ -1064,9 +947,8 @@ def acting(w, scores, family, best, areas, draws, promised):
     criteria = {"pixel_auroc": record(areas[pixel], floors, n, len(test), **more)}
     for f in ("tracked", "latent", "words"):
         if f in best:
-            criteria[f"pixel_over_{f}"] = record(
-                areas[pixel], {best[f]: areas[best[f]]}, n, len(test), **more
-            )
+            rival = {best[f]: areas[best[f]]}
+            criteria[f"pixel_over_{f}"] = record(areas[pixel], rival, n, len(test), **more)
     base, least = (draws[:, ~right].sum(1) / draws.sum(1)), mean_risk(right.double(), right, draws)
     area = mean_risk(x, right, draws)
     criteria["selective_risk"] = record(
@@ -1077,33 +959,21 @@ def acting(w, scores, family, best, areas, draws, promised):
     wrong, sources = where(~right), [w.sources[k] for k in test]
     error = bootstrap(accepted[wrong].double(), [sources[k] for k in wrong], seed=w.seed)
     error = error[0], max(error[1], 0.0), min(error[2], 1.0)
-    halves = conformal(x, right, sources, promised, w.seed)
+    by_kind = {}
+    for kind in (kind for kind in PLANTED if kind in w.kinds):
+        by_kind[kind] = accepted[[w.kinds[k] == kind for k in test]].double().mean()
     halves = {
         "conformal_promised": promised,
         **with_bounds("conformal_error", error),
         "conformal_accepted_right": accepted[right].double().mean(),
-        **halves,
-        "accepted_by_kind": {
-            kind: accepted[[w.kinds[k] == kind for k in test]].double().mean()
-            for kind in PLANTED
-            if kind in w.kinds
-        },
+        **conformal(x, right, sources, promised, w.seed),
+        "accepted_by_kind": by_kind,
     }
-    criteria["conformal_error"] = {
-        "score": error[0],
-        "low": error[1],
-        "high": error[2],
-        "better": "lower",
-        "n": len(wrong),
-        "sources": n,
-        "floor": 1.0,
-        "floor_name": "accept_all",
-        "ceiling": 0.0,
-        "gain": 1 - error[0],
-        "gain_low": 1 - error[2],
-        "gain_high": 1 - error[1],
-        **more,
-    }
+    about = {"better": "lower", "n": len(wrong), "sources": n}
+    floor = {"floor": 1.0, "floor_name": "accept_all", "ceiling": 0.0}
+    gain = {"gain": 1 - error[0], "gain_low": 1 - error[2], "gain_high": 1 - error[1]}
+    own = dict(zip(("score", "low", "high"), error, strict=True))
+    criteria["conformal_error"] = own | about | floor | gain | more
     made = of_the_video_model(w, scores)
     if made and made["truth"].any() and not made["truth"].all():
         rows, truth, (own, m) = made["rows"], made["truth"], drawn_films(w, made["rows"])
@@ -1111,34 +981,24 @@ def acting(w, scores, family, best, areas, draws, promised):
         area_made = aurocs(scores[pixel][rows, -1], truth, own)
         criteria["made_auroc"] = record(area_made, {"chance": chance}, m, len(rows), **more)
         if "latent" in best:
-            criteria["made_over_latent"] = record(
-                area_made,
-                {best["latent"]: aurocs(scores[best["latent"]][rows, -1], truth, own)},
-                m,
-                len(rows),
-                **more,
-            )
+            rival = {best["latent"]: aurocs(scores[best["latent"]][rows, -1], truth, own)}
+            criteria["made_over_latent"] = record(area_made, rival, m, len(rows), **more)
         passed = scores[pixel][rows, -1] > bound
         halves |= {
             "conformal_error_made": passed[~truth].double().mean(),
             "conformal_accepted_made": passed[truth].double().mean(),
         }
     risk, coverage = (c[0] for c in risk_coverage(x, right, draws[:1]))
-    points = [
-        max(int(len(risk) * q), 1) - 1 for q in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    ]
+    shares = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    points = [max(int(len(risk) * q), 1) - 1 for q in shares]
     curve = {
         "coverage": [coverage[k] for k in points],
         "risk": [risk[k] for k in points],
         "random": base[0],
         "perfect": [max(0.0, 1 - right.double().mean() / coverage[k]) for k in points],
     }
-    return (
-        criteria,
-        {"base_risk": base[0], **named_interval("aurc", area, n), "aurc_perfect": least[0], **halves},
-        curve,
-        made,
-    )
+    risks = {"base_risk": base[0], **named_interval("aurc", area, n), "aurc_perfect": least[0]}
+    return criteria, risks | halves, curve, made
 
 
 def run_score(args, started):
@@ -1163,25 +1023,20 @@ def run_score(args, started):
         "decoder": index["vae"],
     }
     for f, name in best.items():
-        result |= {
-            f"{f}_verifier": name,
-            **{f"{f}_{k}": table[name][k] for k in ("auroc", "auroc_low", "auroc_high")},
-        }
+        result[f"{f}_verifier"] = name
+        result |= {f"{f}_{k}": table[name][k] for k in ("auroc", "auroc_low", "auroc_high")}
+    no_lpips = "the published backbone is not on this machine: lpips_random_backbone has an untrained one"
+    no_repeat = "no clip names a scene of which there is another take (`repeat`)"
+    still = [~moving_regions(t[None]).flatten(2).any(-1) for t in w.truths.values()]
     result |= {
         **halves,
         "films": len(w.rows),
         "planted_test": int(w.test.sum()),
         "clips": len(w.clips),
         "sources_test": len({w.sources[k] for k in where(w.test)}),
-        "still_frames": sum(
-            int((~moving_regions(t[None]).flatten(2).any(-1)).sum()) for t in w.truths.values()
-        ),
-        "lpips_reason": None
-        if "lpips" in w.pixels
-        else "the published backbone is not on this machine: lpips_random_backbone has an untrained one",
-        "repeat_reason": None
-        if ceilings["repeat"]
-        else "no clip names a scene of which there is another take (`repeat`)",
+        "still_frames": sum(int(x.sum()) for x in still),
+        "lpips_reason": None if "lpips" in w.pixels else no_lpips,
+        "repeat_reason": None if ceilings["repeat"] else no_repeat,
         "criteria": criteria,
         "verifiers": table,
         "horizons": further(w, scores, best),
@@ -1194,7 +1049,7 @@ def run_score(args, started):
         "run": run_info(args, started, script="verify.py"),
     }
     result = plain(result)
-    verified_picture(w, result, out.with_suffix(".png"))
+    picture(w, out.with_suffix(".png"))
     save_yaml(out, result)
     show_verifiers(result)
     return result
@@ -1204,121 +1059,34 @@ def show_verifiers(result):
     """The verifiers as a table, best first, then `key value`."""
     kinds = list(next(iter(result["verifiers"].values()))["kinds"])
     print(f"\n{'':60s} share flagged, where {ALARMS:.0%} of val's right ones are")
-    print(
-        f"{'verifier':34s} {'':7s} {'AUROC':>6s}  {'95% interval':16s}"
-        + "".join(f"{k:>10s}" for k in ("right", *kinds))
-    )
-    for name, row in sorted(
-        ((k, r) for k, r in result["verifiers"].items() if r["auroc"] is not None),
-        key=lambda item: -item[1]["auroc"],
-    ):
+    names = "".join(f"{k:>10s}" for k in ("right", *kinds))
+    print(f"{'verifier':34s} {'':7s} {'AUROC':>6s}  {'95% interval':16s}{names}")
+    able = {k: row for k, row in result["verifiers"].items() if row["auroc"] is not None}
+    for name in sorted(able, key=lambda k: -able[k]["auroc"]):
+        row = able[name]
         flagged = [row["false_alarms"], *(row["kinds"][k]["flagged"] for k in kinds)]
-        print(
-            f"{name:34s} {row['family']:7s} {row['auroc']:6.3f}  [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]  "
-            + "".join(f"{x:10.2f}" for x in flagged)
-        )
+        interval = f"{row['auroc']:6.3f}  [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
+        print(f"{name:34s} {row['family']:7s} {interval}  {''.join(f'{x:10.2f}' for x in flagged)}")
     print()
     say(result)
 
 
-def verified_picture(w, result, path):
-    """verify.png: planted films of one clip; who can tell, and of which kinds; how far ahead; risk against coverage."""
+def picture(w, path):
+    """verify.png: the planted films of one clip."""
     plt = pyplot()
-    colour = {"pixel": "#0072B2", "latent": "#D55E00", "words": "#009E73", "tracked": "#CC79A7"}
-    mark = {"pixel": "o", "latent": "s", "words": "D", "tracked": "^"}
     clip = next(c for c in w.clips if split_of(w.films[c]["real"]["source"]) == "test")
     shown = {k: i["frames"] for k, i in w.films[clip].items() if k in ("real", *PLANTED)}
-    names = sorted(
-        (n for n, row in result["verifiers"].items() if row["auroc"] is not None),
-        key=lambda n: result["verifiers"][n]["auroc"],
-    )
-    figure = plt.figure(figsize=(16, 0.9 * len(shown) + 0.3 * len(names) + 8), layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[0.9 * len(shown), 0.3 * len(names) + 2, 5])
     at = [0, *w.horizons]
-    grid = top.subplots(len(shown), len(at))
-    for r, (kind, film) in enumerate(shown.items()):
-        for c, t in enumerate(at):
-            grid[r, c].imshow(film[t].numpy())
-            grid[r, c].set(xticks=[], yticks=[])
-        grid[r, 0].set_ylabel(kind, rotation=0, ha="right", va="center", fontsize=11)
-    top.suptitle(
-        f"What is planted: the last frame seen, then {', '.join(f'+{h}' for h in w.horizons)}; real is what happened, all others have been through the autoencoder",
-        fontsize=11,
-    )
-    left, heat = middle.subplots(1, 2, width_ratios=[1, 1.1])
-    for y, n in enumerate(names):
-        row = result["verifiers"][n]
-        left.plot([row["auroc_low"], row["auroc_high"]], [y, y], color=colour[row["family"]], lw=2)
-        left.plot(row["auroc"], y, mark[row["family"]], color=colour[row["family"]])
-    left.axvline(0.5, color="grey", ls=":")
-    left.axvline(AUROC_ASKED, color="black", lw=1)
-    left.set(
-        yticks=range(len(names)),
-        yticklabels=names,
-        title="AUROC of right against wrong predictions (circle: pixels, square: latents,\n"
-        "triangle: told which object to follow, diamond: words; dotted: chance, line: threshold)",
-    )
-    kinds = list(result["verifiers"][names[0]]["kinds"])
-    values = [
-        [
-            result["verifiers"][n]["false_alarms"],
-            *(result["verifiers"][n]["kinds"][k]["flagged"] for k in kinds),
-        ]
-        for n in names
-    ]
-    kinds = ["right", *kinds]
-    heat.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower")
-    for y, line in enumerate(values):
-        for x, v in enumerate(line):
-            heat.text(
-                x, y, f"{v:.2f}", ha="center", va="center", color="white" if v < 0.6 else "black", fontsize=9
-            )
-    heat.set(
-        xticks=range(len(kinds)),
-        xticklabels=[f"{k}\n({'right' if PLANTED[k] else 'wrong'})" for k in kinds],
-        yticks=[],
-    )
-    heat.set_title(f"Share flagged, where {ALARMS:.0%} of val's right predictions are")
-    one, two = bottom.subplots(1, 2)
-    for name in (result[f"{f}_verifier"] for f in colour if f"{f}_verifier" in result):
-        row = [(h, r[name]) for h, r in result["horizons"].items() if name in r]
-        f = result["verifiers"][name]["family"]
-        one.plot(
-            [int(h) for h, _ in row],
-            [r["auroc"] for _, r in row],
-            marker=mark[f],
-            color=colour[f],
-            label=name,
-        )
-        one.fill_between(
-            [int(h) for h, _ in row],
-            [r["auroc_low"] for _, r in row],
-            [r["auroc_high"] for _, r in row],
-            color=colour[f],
-            alpha=0.2,
-        )
-    one.axhline(0.5, color="grey", ls=":")
-    one.set(
-        title="How far ahead: AUROC of verifiers that see so many frames",
-        xlabel="frames after the last one seen",
-        xscale="log",
-        xticks=w.horizons,
-        xticklabels=w.horizons,
-        ylim=(0.3, 1.02),
-    )
-    one.minorticks_off()
-    one.legend(frameon=False)
-    curve = result["risk_coverage"]
-    two.plot(curve["coverage"], curve["risk"], "o-", color=colour["pixel"], label=result["pixel_verifier"])
-    two.plot(curve["coverage"], curve["perfect"], ls="--", color="black", label="perfect")
-    two.axhline(curve["random"], color="grey", ls=":", label="random")
-    two.set(
-        title="Share of wrong predictions among those accepted",
-        xlabel="share accepted",
-        ylim=(-0.02, 1),
-        xlim=(0, 1),
-    )
-    two.legend(frameon=False)
+    size = (1.1 * len(at) + 2, 0.9 * len(shown) + 1)
+    figure, axes = plt.subplots(len(shown), len(at), figsize=size, layout="constrained")
+    for row, (kind, film) in zip(axes, shown.items(), strict=True):
+        for axis, t in zip(row, at, strict=True):
+            axis.imshow(film[t].numpy())
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(kind, rotation=0, ha="right", va="center", fontsize=11)
+    steps = ", ".join(f"+{h}" for h in w.horizons)
+    words = "real is what happened, all others have been through the autoencoder"
+    figure.suptitle(f"What is planted: the last frame seen, then {steps};\n{words}", fontsize=10)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 

@@ -4,7 +4,6 @@ import math
 import subprocess
 import sys
 
-import cka_null
 import numpy as np
 import pytest
 import torch
@@ -44,10 +43,9 @@ def singles(n):
 
 
 @pytest.mark.parametrize(("n", "d", "most"), [(200, 2000, 0.02), (50, 3584, 0.05)])
-def test_cka_of_independent_noise_is_0_where_the_biased_one_is_not(n, d, most):
+def test_cka_of_independent_noise_is_0(n, d, most):
     x, y = noise(n, d, 0), noise(n, d, 1)
     assert abs(compare(x, y)["cka"]) < most
-    assert align.biased_cka(x, y) > 0.8  # what counting the diagonal makes of nothing
 
 
 def test_cka_is_the_ratio_of_unbiased_hsic_by_its_published_formula():
@@ -170,10 +168,11 @@ def test_p_is_as_small_as_can_be_where_a_relation_is_planted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "biased"), [(50, 0.84), (100, 0.74), (500, 0.42), (2000, 0.2)])
-def test_cka_of_independent_gaussians_is_0_on_the_mean_where_the_biased_one_is_far_from_it(n, biased):
-    found = cka_null.measure(n, cka_null.DRAWS[n], seed=1)
-    assert abs(found["debiased"]) < 0.01 and found["biased"] == pytest.approx(biased, abs=0.02)
+@pytest.mark.parametrize(("n", "draws"), [(50, 200), (100, 100), (500, 20), (2000, 5)])
+def test_cka_of_independent_gaussians_is_0_on_the_mean(n, draws):
+    g = generator(1)
+    pairs = [[torch.randn(n, width, generator=g) for width in (3584, 128)] for _ in range(draws)]
+    assert abs(sum(compare(x, y, names=["cka"])["cka"] for x, y in pairs)) / draws < 0.01
 
 
 @pytest.mark.parametrize("measure", align.PAIRED)
@@ -486,7 +485,7 @@ def test_channels_that_are_not_there_score_below_zero_and_are_not_clipped(tmp_pa
     assert min(scores[:2]) > 0.9 and max(scores[2:]) < 0.1 and min(scores[2:]) < 0
 
 
-def test_the_report_is_written_from_the_yaml_and_the_biased_figure_only_on_request(tmp_path):
+def test_the_report_is_written_from_the_yaml(tmp_path):
     args = [*world(tmp_path, {"a": near(0.3), "b": near(1.0, 2)}), "--study", str(tmp_path / "study.md")]
     align.main(args)
     found = common.load_yaml(tmp_path / "align.yaml", "align")
@@ -494,9 +493,7 @@ def test_the_report_is_written_from_the_yaml_and_the_biased_figure_only_on_reque
     assert "**a**" in text
     assert f"{found['cka']:.3f} [{found['cka_low']:.3f}, {found['cka_high']:.3f}]" in text
     assert text == align.study(found)
-    assert "cka_biased" not in found["at_layer"] and (tmp_path / "align.png").stat().st_size > 5000
-    at = align.main([*args, "--biased"])["at_layer"]
-    assert at["cka_biased"] > found["layers"]["a"]["cka"]["score"] and at["cka_biased_null"] > 0.1
+    assert (tmp_path / "align.png").stat().st_size > 5000
 
 
 def test_main_of_noise_claims_nothing(tmp_path):
