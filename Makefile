@@ -384,5 +384,5 @@ calibrate: $(SETUP)  ## how often gate 1 itself is wrong, on planted worlds: res
 lint: $(SETUP)  ## ruff
 	$(PY) -m ruff check .
 clean:  ## remove data/ and results that are not part of the repository
-	rm -rf data $(filter-out results/tiny results/bench.yaml results/bench-gpu.yaml results/calibrate.yaml results/calibrate.png results/cka-null.yaml results/cka-null.png results/report.png,$(wildcard results/*)) $(filter-out results/tiny/checkpoints,$(filter-out %.yaml,$(wildcard results/tiny/*)))
+	rm -rf data $(filter-out results/tiny results/bench.yaml results/bench-gpu.yaml results/calibrate.yaml results/calibrate.png results/report.png,$(wildcard results/*)) $(filter-out results/tiny/checkpoints,$(filter-out %.yaml,$(wildcard results/tiny/*)))
 FORCE:

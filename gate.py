@@ -20,7 +20,8 @@ A criterion is
 `screen` asks which of several models: the same answers on every model's test items, and a weighted score (SCREEN, MATRIX) whose
 resamples all models share. Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md and screen.yaml;
 `told_apart` says whether the first is more than tied.
-Modules, to be copied with it: common.py, media.py, models.py, stats.py.
+
+Modules, to be copied with it: cogvlm2.py, common.py, media.py, models.py, stats.py.
 """
 
 import json

@@ -11,7 +11,8 @@ last frame seen.
 latents (--latents) or in words (--words). verify.yaml holds the AUROC of each on test, with intervals over sources, by kind of error
 and by horizon (the best of each family is chosen on val); the risk-coverage curve; split-conformal acceptance; the same for the video
 model's clips; and with --futures, what can be told without the outcome. verify.png shows the planted films of one clip.
-Modules, to be copied with it: claims.py, common.py, media.py, metrics.py, models.py, stats.py.
+
+Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py.
 """
 
 import functools
