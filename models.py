@@ -257,7 +257,7 @@ def registry_name(name):
 
 
 def folder_name(path):
-    """What results are called after: a name, or the last folder of a path, of adapter and model the one above; of <model>/<data>/tuned, as adapt.py calls it, all three, for every training has one."""
+    """What results are called after: a name, or the last folder of a path, of adapter and model the one above; of <model>/<data>/tuned, as tune.py train calls it, all three, for every training has one."""
     path = Path(os.path.abspath(path))
     path = path.parent if path.name in ("adapter", "model") else path
     return "-".join(path.parts[-3:]) if path.name == "tuned" else path.name
@@ -309,7 +309,7 @@ def find_model(name):
 
 
 def _noted(folder):
-    """What weights.yaml says of a checkpoint: where its weights are from, and what it has been shown: `size` and `clip`, as in MODELS; `own_shape`, where adapt.py has tuned it on pictures in
+    """What weights.yaml says of a checkpoint: where its weights are from, and what it has been shown: `size` and `clip`, as in MODELS; `own_shape`, where tune.py has tuned it on pictures in
     their own shape, for Qwen `fitted`'s (token, most), else nothing."""
     said = (
         load_yaml(note)
@@ -1390,7 +1390,7 @@ def load_tracker(entry, device):
     """The tracker of a folder, or a refusal that says what is wrong with it."""
     if entry["kind"] != "tracker":
         refuse(
-            f"--model {entry['name']} is of kind {entry['kind']}, and --mode tracks follows objects with a tracker; give --model tiny-tracker, or --embeddings, what another model wrote"
+            f"--model {entry['name']} is of kind {entry['kind']}, and track.py follows objects with a tracker; give --model tiny-tracker, or --embeddings, what another model wrote"
         )
     return attempt(lambda: Tracker.from_pretrained(entry["path"]), entry).to(device)
 

@@ -10,7 +10,7 @@ results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) a
     semantic  Qwen2.5-VL              names colour and shape: no place, no motion in its loss
     vlm       Qwen2.5-VL              goes on from there: says where things are and, on clips, which way they move
     dinov2    Dinov2                  a masked image model: the patches it must fill in give dense features
-    tracker   a video transformer     follows an object that is named through a clip: in which frames is it seen, is it persistent? (`Tracker` in explain.py)
+    tracker   a video transformer     follows an object that is named through a clip: in which frames is it seen, is it persistent? (`Tracker` in models.py)
     ltx       LTX-Video transformer   goes on with a clip from its first frame and a prompt that says which way, or from several frames
     words     Llama                   knows no pictures: answers from facts of an object given as text, and says so where they are lacking
     llava-next, internvl2, cogvlm2    LLaVA-NeXT (CLIP, no merging), InternVL (pixel shuffle) and CogVLM2 (visual expert), taught on pictures to name and to place
@@ -367,7 +367,7 @@ def for_training(model):
 
 # ---------------------------------------------------------------- what the visual tokens can be asked to tell
 
-# What a vector (x, y) from the centre, or of motion, is called; `place_word` and DIRECTIONS of data.py say
+# What a vector (x, y) from the centre, or of motion, is called; `place_word` and DIRECTIONS of synthetic.py say
 # the same.
 PLACE_WORDS = {
     (x, y): f"{row} {column}".strip() or "middle"
@@ -1439,7 +1439,7 @@ ASKED = {
 
 
 def made_up_track(rng, frames=32):
-    """What data.py's tracks say of an object, with spans that no film was made for, and a probability of being persistent."""
+    """What synthetic.py's tracks say of an object, with spans that no film was made for, and a probability of being persistent."""
     persistent, there, t = rng.random() < 0.5, np.zeros(frames, bool), np.arange(frames)
     first, last = (
         (0, frames - 1) if persistent else sorted(int(x) for x in rng.choice(frames, 2, replace=False))
@@ -1469,7 +1469,7 @@ def made_up_track(rng, frames=32):
 
 
 def said_of(track, known):
-    """The sentences of data.py about an object, as far as the facts `known` say them."""
+    """The sentences of synthetic.py about an object, as far as the facts `known` say them."""
     way, moves, hides = (part.rstrip(".") for part in told(track).split(". "))
     if not {"persistence", "frames"} <= known:
         way = (

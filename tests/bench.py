@@ -22,11 +22,6 @@ import time
 import warnings
 from pathlib import Path
 
-import families
-import metrics
-import models
-import stats
-
 # on a shared machine spinning threads slow a pass tenfold, and the one with most threads of its own least:
 # libgomp then stops spinning
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -36,8 +31,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import common  # noqa: E402 (after the environment is set)
-import extract  # noqa: E402 (after the environment is set)
+import common  # noqa: E402
+import extract  # noqa: E402
+import families  # noqa: E402
+import metrics  # noqa: E402
+import models  # noqa: E402
+import stats  # noqa: E402
 
 
 def seconds(call):

@@ -9,7 +9,7 @@ windows          Qwen2.5-VL's vision tower with equal attention windows in one c
 exit             Qwen2.5-VL-7B up to the middle language layer, against output_hidden_states=True; and what share of a matrix product's rate it reaches
 stream-cogvlm2   CogVLM2-19B streamed within 15 GB of the GPU, against accelerate's offload picture by picture, and against all layers resident
 stream-internvl2 the same with InternVL2-26B in its original layout (51 GB)
-memory           the peak of a training step of Qwen2.5-VL-7B under LoRA with checkpoints, against what adapt.py --mode plan says of it
+memory           the peak of a training step of Qwen2.5-VL-7B under LoRA with checkpoints, against what tune.py plan says of it
 writing          Qwen2.5-VL-7B's features written by the writer's thread, against not writing and against writing in between
 
 Needs no network. A row in which two ways that must agree do not ends the run with exit code 1; a target that is missed is only recorded.
@@ -29,17 +29,16 @@ from pathlib import Path
 
 import torch
 
-import families
-import training
-import tune
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import bench
+import bench  # makes the scripts above importable too
 import published
 
 import common
 import extract
+import families
+import training
+import tune
 
 STARTED = time.time()
 CAP = 15e9  # bytes of the GPU that a streamed run may take: what a T4 has to give
@@ -616,7 +615,7 @@ def memory(at):
             "planned_gb": planned / 1e9,
             "measured_gb": measured and measured / 1e9,
             "what": f"peak of a LoRA step of {name_of(at)}, {labels.shape[1]} tokens",
-            "peer": "adapt.py --mode plan",
+            "peer": "tune.py plan",
         }
     }
 

@@ -878,7 +878,7 @@ MIXED = {
 def test_an_encoder_that_mixes_words_and_picture_changes_with_the_words(request, which, monkeypatch):
     loaded, (words, before, behind) = load(request.getfixturevalue(which)), MIXED[which]
     found = features(loaded, noise(2, 64))[0]
-    monkeypatch.setattr(extract, words, "Where is the red circle?")
+    monkeypatch.setattr(families, words, "Where is the red circle?")
     other = features(loaded, noise(2, 64))[0]
     assert torch.equal(found[before], other[before]) and not torch.equal(found[behind], other[behind])
 

@@ -17,7 +17,7 @@ from models import MODELS
 
 # ---------------------------------------------------------------- the published config.json of every entry, as far as it decides shapes
 #
-# A new entry of the registry is a line in common.FACTS and one here: how its class is built, from published
+# A new entry of the registry is a line in models.FACTS and one here: how its class is built, from published
 # numbers alone.
 
 
