@@ -132,9 +132,8 @@ def _atomically(path, write):
 
 def save_pt(path, schema, ids, meta, **content):
     """A `.pt` of tensors and plain Python types; whoever passes a slice must clone it, or its whole storage is written."""
-    _atomically(
-        path, lambda f: torch.save({"schema": schema, "ids": list(ids), "meta": plain(meta), **content}, f)
-    )
+    content = {"schema": schema, "ids": list(ids), "meta": plain(meta), **content}
+    _atomically(path, lambda f: torch.save(content, f))
 
 
 def load_pt(path, schema):
@@ -145,9 +144,7 @@ def load_pt(path, schema):
     try:
         content = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
     except Exception as e:  # torch raises RuntimeError, UnpicklingError, EOFError ... for a broken file
-        refuse(
-            f"{path} cannot be read ({type(e).__name__}); delete it and run the stage that writes it again"
-        )
+        refuse(f"{path} cannot be read ({type(e).__name__}); delete it and run its stage again")
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:
         refuse(f"{path} has schema {found!r} where {schema!r} is wanted; write it again with this version")
@@ -203,8 +200,8 @@ def save_bytes(path, content):
     _atomically(path, lambda f: f.write(content))
 
 
-def load_yaml(path, stage=None):
-    """Read one of our YAML files; refuse a missing or broken one, or one that another stage wrote."""
+def load_yaml(path, stage=None, schema=None):
+    """Read one of our YAML files; refuse a missing or broken one, or one of another stage or schema."""
     path = Path(path)
     if not path.is_file():
         refuse(f"{path} does not exist; run the stage that writes it" + (f" ({stage}.py)" if stage else ""))
@@ -216,6 +213,8 @@ def load_yaml(path, stage=None):
         refuse(f"{path} is not a YAML mapping; delete it and run the stage that writes it again")
     if stage and content.get("stage") != stage:
         refuse(f"{path} was written by stage {content.get('stage')!r} where {stage!r} is wanted")
+    if schema and content.get("schema") != schema:
+        refuse(f"{path} has schema {content.get('schema')!r}, not {schema!r}; run {stage}.py again")
     return content
 
 
@@ -307,11 +306,7 @@ class Items:
     """
 
     def __init__(self, folder, open_shards=4):
-        self.folder, self.index = Path(folder), load_yaml(Path(folder) / "index.yaml", "data")
-        if self.index.get("schema") != ITEMS:
-            refuse(
-                f"{folder}/index.yaml has schema {self.index.get('schema')!r} where {ITEMS!r} is wanted; run data.py again"
-            )
+        self.folder, self.index = Path(folder), load_yaml(Path(folder) / "index.yaml", "data", ITEMS)
         if not self.index["items"]:
             refuse(f"{folder} holds no items; check the source it was made from")
         self.shard, self.ids = functools.lru_cache(open_shards)(self.read), self.index.get("ids")
@@ -404,9 +399,8 @@ def memory_left(device, most):
 
 def bf16_units():
     """Can this CPU multiply in bf16 (AVX512-BF16, AMX)? If not, it is emulated, and slower than fp32."""
-    return any(
-        getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
+    names = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 # ---------------------------------------------------------------- features on disk
@@ -415,23 +409,17 @@ def bf16_units():
 def load_features(folder):
     """(index, read): the index of a features folder, and read(point) -> fp32 [n, t, h, w, D] in the index's order of ids."""
     folder = Path(folder)
-    index = load_yaml(folder / "index.yaml", "extract")
-    if index.get("schema") != FEATURES:
-        refuse(
-            f"{folder}/index.yaml has schema {index.get('schema')!r} where {FEATURES!r} is wanted; run extract.py again"
-        )
+    index = load_yaml(folder / "index.yaml", "extract", FEATURES)
 
     def read(point):
         known(point, index["points"], f"point in {folder}")
         parts = [load_pt(folder / point / f"{i:05d}.pt", FEATURES) for i in range(index["shards"])]
         if [i for p in parts for i in p["ids"]] != index["ids"]:
-            refuse(
-                f"the shards of {folder}/{point} do not hold the ids of its index.yaml; delete the folder and run extract.py again"
-            )
+            refuse(f"the shards of {folder}/{point} hold other ids than index.yaml; extract again")
         x = torch.cat([p["features"] for p in parts]).float()  # on a CPU fp16 products are ~250 times slower
-        if not x.isfinite().all():
+        if bad := int((~x.isfinite()).sum()):
             refuse(
-                f"{folder}/{point} holds {int((~x.isfinite()).sum())} non-finite values; extract again in bf16 or fp32, or leave the point out"
+                f"{folder}/{point} holds {bad} non-finite values; extract in bf16 or fp32, or leave it out"
             )
         return x
 
@@ -447,9 +435,8 @@ def join(items, index, folder):
     """The items in the order of a features index; a refusal naming the first id that one side lacks."""
     by_id = {i["id"]: i for i in items}
     if missing := [i for i in index["ids"] if i not in by_id]:
-        refuse(
-            f"{folder} has features of {missing[0]!r} (and {len(missing) - 1} more) that {index['data_path']} lacks; extract again or give the right --data"
-        )
+        where = index["data_path"]
+        refuse(f"{folder} has {len(missing)} items that {where} lacks, {missing[0]!r} first; give its --data")
     return [by_id[i] for i in index["ids"]]
 
 
@@ -472,9 +459,7 @@ def twins(items):
         x = content(k)
         return len(x), x[len(x) // 2 :][:4096].numpy().tobytes()
 
-    suspects = [
-        g for g in groups([k for k, i in enumerate(items) if "frames" in i or "encoded" in i], middle)
-    ]
+    suspects = groups([k for k, i in enumerate(items) if "frames" in i or "encoded" in i], middle)
     same = [g for s in suspects for g in groups(s, lambda k: hashlib.sha256(content(k).numpy()).digest())]
     return [g for g in same if content(g[0]).min() != content(g[0]).max()]
 
@@ -483,16 +468,14 @@ def split_indices(items, folder, least=4):
     """{train, val, test: indices}, by source. Refused are a part that is too small to say anything and a split leak: one item, or one picture, in two parts."""
     names = [i["id"] for i in items if "id" in i]
     if len(set(names)) < len(names):
-        refuse(
-            f"split leak: {folder} holds {next(n for n in names if names.count(n) > 1)!r} more than once; give every item an id of its own, or leave one out"
-        )
+        twice = next(n for n in names if names.count(n) > 1)
+        refuse(f"split leak: {folder} holds {twice!r} more than once; give every item its own id")
     for group in twins(items):
         splits = {split_of(items[k]["source"]): k for k in group}
         if len(splits) > 1:
-            (one, a), (other, b) = list(splits.items())[:2]
+            a, b = (f"{items[k]['id']!r} ({split})" for split, k in list(splits.items())[:2])
             refuse(
-                f"split leak: {items[a]['id']!r} ({one}) and {items[b]['id']!r} ({other}) of {folder} are one picture under two sources "
-                f"({len(group)} items hold it); give them the same source, or leave all but one out"
+                f"split leak: {a}, {b} of {folder} are one picture under two sources; give the same source"
             )
     parts = {
         s: torch.tensor([k for k, i in enumerate(items) if split_of(i["source"]) == s], dtype=torch.long)
@@ -501,7 +484,7 @@ def split_indices(items, folder, least=4):
     for name, part in parts.items():
         if len(part) < least:
             refuse(
-                f"{folder}: only {len(part)} of {len(items)} items fall in the {name} split, at least {least} are needed; use more items"
+                f"{folder}: {name} has {len(part)} of {len(items)} items, of {least} needed; use more items"
             )
     return parts
 
@@ -535,9 +518,7 @@ def verdict_on(notes, n, skip_bad):
         kinds = Counter(kind for _, kind, _ in notes)
         rotated, skipped = kinds.pop("rotated", 0), kinds.total()
         if skipped and not skip_bad:
-            refuse(
-                f"{skipped} of {n} clips have problems, listed above; mend them or go on without these clips with --skip-bad"
-            )
+            refuse(f"{skipped} of {n} clips have problems, listed above; mend them, or --skip-bad")
         if not index["items"]:
             refuse(f"none of {n} clips is usable; check --root, --frames and --fps")
         return {"skipped": skipped, "skipped_kinds": dict(sorted(kinds.items())), "rotated": rotated}

@@ -112,9 +112,9 @@ def watching(model, modules):
         assert not here.left, f"points never reached: {sorted(here.left)}"
         return here.seen
 
-    handles = [
-        model.get_submodule(path).register_forward_hook(hook(point)) for point, path in modules.items()
-    ]
+    handles = []
+    for point, path in modules.items():
+        handles.append(model.get_submodule(path).register_forward_hook(hook(point)))
     try:
         yield run
     finally:
@@ -154,21 +154,15 @@ class Network:
 
     def __init__(self, model, weights, device, points, deepest):
         self.model, self.weights, self.device = model, weights, device
-        self.layers = [
-            point[0] for name, point in points.items() if name.startswith(("vision.", "language."))
-        ]
-        reached = list(points)[: list(points).index(deepest) + 1]
-        self.wanted = [path for path in self.layers if path in {points[name][0] for name in reached}]
-        later = [
-            path
-            for path, _ in model.named_modules()
-            if path.rpartition(".")[2] in LATER
-            and not any(layer.startswith(f"{path}.") for layer in self.layers)
-        ]
-        self.names = {
-            path: [name for name in weights.like if name.startswith(f"{path}.")]
-            for path in [*self.layers, *later]
-        }
+        stacks = "vision.", "language."
+        self.layers = [point[0] for name, point in points.items() if name.startswith(stacks)]
+        reached = {points[name][0] for name in list(points)[: list(points).index(deepest) + 1]}
+        self.wanted = [path for path in self.layers if path in reached]
+        later = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in LATER]
+        later = [path for path in later if not any(x.startswith(f"{path}.") for x in self.layers)]
+        self.names = {}
+        for path in [*self.layers, *later]:
+            self.names[path] = [name for name in weights.like if name.startswith(f"{path}.")]
         apart = {name for names in self.names.values() for name in names}
         self.outside = [name for name in weights.like if name not in apart]
         for path in later:
@@ -258,10 +252,8 @@ class Pass(threading.Thread):
         """Bytes that it holds while it waits: its inputs, the residual stream, masks, rotary embeddings."""
         from torch.utils._pytree import tree_leaves
 
-        return sum(
-            x.nbytes
-            for x in {id(x): x for x in tree_leaves((self.inputs, self.at)) if torch.is_tensor(x)}.values()
-        )
+        tensors = {id(x): x for x in tree_leaves((self.inputs, self.at)) if torch.is_tensor(x)}
+        return sum(x.nbytes for x in tensors.values())
 
 
 def stream(network, forward, batches, budget, drain):
@@ -276,18 +268,18 @@ def stream(network, forward, batches, budget, drain):
     def read(path):
         if not side:
             return dict(weights.read(network.names[path]))
+        state = {}
         with torch.cuda.stream(side):
-            state = {
-                name: x.pin_memory().to(device, non_blocking=True)
-                for name, x in weights.read(network.names[path])
-            }
+            for name, x in weights.read(network.names[path]):
+                state[name] = x.pin_memory().to(device, non_blocking=True)
             side.synchronize()
         return state
 
+    def ask_for(path, *args, **kwargs):
+        return threading.current_thread().ask(path, args, kwargs)
+
     for path in network.layers:
-        network.when_called(
-            path, lambda *args, path=path, **kwargs: threading.current_thread().ask(path, args, kwargs)
-        )
+        network.when_called(path, functools.partial(ask_for, path))
     passes, held, following = [], 0, dict(zip(network.wanted, network.wanted[1:], strict=False))
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(network.wanted), unit="layer") as bar:
         try:
@@ -331,9 +323,8 @@ def ask(model, run, given, questions, points, dtype):
 
     questions: lists of token ids. They follow one another in one sequence, but each has the positions that it would have alone and attends only to the picture and to itself.
     """
-    ids = torch.tensor(
-        [token for question in questions for token in question], device=given["input_ids"].device
-    )
+    ids = [token for question in questions for token in question]
+    ids = torch.tensor(ids, device=given["input_ids"].device)
     lengths = torch.tensor([len(question) for question in questions], device=ids.device)
     n, end = given["input_ids"].shape
     number = torch.arange(len(questions), device=ids.device).repeat_interleave(lengths)
@@ -341,20 +332,13 @@ def ask(model, run, given, questions, points, dtype):
     longest = torch.zeros(n, int(lengths.max()), dtype=torch.long, device=ids.device)
     sees = (number[:, None] == number) & (place[:, None] >= place)  # [rows, rows]
     sees = torch.cat([sees.new_ones(len(ids), end), sees], 1).expand(n, 1, -1, -1)
-    inputs = {
-        "input_ids": ids.expand(n, -1),
-        "position_ids": positions_behind(model, given, longest)[..., place],
-    }
+    places, rows = positions_behind(model, given, longest)[..., place], ids.expand(n, -1)
+    inputs = {"input_ids": rows, "position_ids": places}
     if "cache" in given:
-        inputs |= {
-            "token_type_ids": torch.zeros_like(inputs["input_ids"]),
-            "mask": sees,
-            "cache": given["cache"],
-        }
+        inputs |= {"token_type_ids": torch.zeros_like(rows), "mask": sees, "cache": given["cache"]}
     else:
-        mask = torch.zeros(sees.shape, dtype=dtype, device=ids.device).masked_fill(
-            ~sees, torch.finfo(dtype).min
-        )
+        mask = torch.zeros(sees.shape, dtype=dtype, device=ids.device)
+        mask = mask.masked_fill(~sees, torch.finfo(dtype).min)
         inputs |= {"attention_mask": mask, "past_key_values": given["past_key_values"], "use_cache": True}
     return {point: x[:, lengths.cumsum(0) - 1] for point, x in run(inputs, only=points).items()}
 
@@ -367,12 +351,8 @@ def pixel_grid(frames, grid, first_frame):
     t, h, w = grid
     x = frames[:, [first_frame(k) for k in range(t)]].float() / 255
     n, p, q = len(x), x.shape[2] // h, x.shape[3] // w
-    return (
-        x[:, :, : h * p, : w * q]
-        .reshape(n, t, h, p, w, q, 3)
-        .permute(0, 1, 2, 4, 3, 5, 6)
-        .reshape(n, t, h, w, -1)
-    )
+    cells = x[:, :, : h * p, : w * q].reshape(n, t, h, p, w, q, 3)
+    return cells.permute(0, 1, 2, 4, 3, 5, 6).reshape(n, t, h, w, -1)
 
 
 class Writer:
@@ -412,25 +392,19 @@ class Shard:
 
     def frames(self, k):
         """Micro-batch k: uint8 [n, T, size, size, 3]."""
-        return torch.stack(
-            [frames_of(item, self.size) for item in self.items[self.starts[k] : self.starts[k] + self.batch]]
-        )
+        few = self.items[self.starts[k] : self.starts[k] + self.batch]
+        return torch.stack([frames_of(item, self.size) for item in few])
 
     def add(self, k, point, x):
         """Features [n, t, h, w, D] of micro-batch k."""
         if point not in self.parts:  # a second attempt, after memory ran out
             return
         half, x = x.half(), x.float()
-        self.parts[point][k] = (
-            half.cpu(),
-            x.mean((2, 3)).cpu(),
-            x.amax((2, 3)).cpu(),
-            int((~half.isfinite()).sum()),
-        )
+        bad = int((~half.isfinite()).sum())
+        self.parts[point][k] = half.cpu(), x.mean((2, 3)).cpu(), x.amax((2, 3)).cpu(), bad
         if len(self.parts[point]) == len(self.starts):
-            halves, means, maxima, nonfinite = zip(
-                *(part for _, part in sorted(self.parts.pop(point).items())), strict=True
-            )
+            parts = [part for _, part in sorted(self.parts.pop(point).items())]
+            halves, means, maxima, nonfinite = zip(*parts, strict=True)
             whole = torch.cat(halves)
             self.pooled[point] = {
                 "mean": torch.cat(means),
@@ -455,14 +429,11 @@ class Shard:
 
     def finish(self, names, seconds):
         """Write what marks the shard as complete."""
-        shown = {"shown": [item["shown"] for item in self.items]} if "shown" in self.items[0] else {}
-        self.write(
-            self.out / "pooled" / self.file,
-            POOLED,
-            self.ids,
-            {"seconds": seconds} | shown,
-            pooled={p: self.pooled[p] for p in ("pixels", *names) if p in self.pooled},
-        )
+        meta = {"seconds": seconds}
+        if "shown" in self.items[0]:
+            meta["shown"] = [item["shown"] for item in self.items]
+        pooled = {p: self.pooled[p] for p in ("pixels", *names) if p in self.pooled}
+        self.write(self.out / "pooled" / self.file, POOLED, self.ids, meta, pooled=pooled)
 
 
 def one_by_one(run, inputs_of, restore, shards, device, dtype, finish, questions=None):
@@ -508,9 +479,8 @@ def layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budg
             done = stream(network, run, inputs(), budget, drain)
         if not done:  # what was written stays; the rest is tried again in smaller rounds
             if len(batches) < 2:
-                refuse(
-                    f"one micro-batch does not fit in the memory beside two layers; give a --batch smaller than {len(jobs[0][0].ids[: jobs[0][0].batch])}"
-                )
+                n = len(jobs[0][0].ids[: jobs[0][0].batch])
+                refuse(f"two layers leave no memory for a micro-batch; give a --batch smaller than {n}")
             budget /= 2
             torch.cuda.empty_cache()
         for shard in dict.fromkeys(shard for shard, _ in jobs[:done]):
@@ -563,20 +533,15 @@ def described(entry):
     row = {
         "repository": entry["path"],
         "revision": "local" if entry["path"].startswith(TINY) else entry.get("revision") or "newest",
-        "params_B": "-",
+        "params_B": f"{entry['params']:.3g}" if "params" in entry else "-",
         "licence": entry.get("licence", "-"),
         "points": "-",
         "px": entry.get("size", "-"),
         "tokens": "-",
         "kB": "-",
-        "GB_whole": "-",
+        "GB_whole": f"{2 * (entry['params'] - entry['head']):.3g}" if "params" in entry else "-",
         "GB_streamed": "-",
     }
-    if "params" in entry:
-        row |= {
-            "params_B": f"{entry['params']:.3g}",
-            "GB_whole": f"{2 * (entry['params'] - entry['head']):.3g}",
-        }
     if not entry.get("vision"):
         return row
     layers, patch, width = entry["vision"]
@@ -589,16 +554,12 @@ def described(entry):
         layers, merge, width = entry["language"]
         stacks.append([(math.prod(merge) if isinstance(merge, tuple) else (sides[-1] // merge) ** 2, width)])
         points += ["merger", f"language.0-{layers - 1}"]
-    streamed = (
-        2 * (entry["outside"] + 2 * entry["layer"])
-        + 1
-        + 32e-9 * max(n * width for stack in stacks for n, width in stack)
-    )
+    active = 32e-9 * max(n * width for stack in stacks for n, width in stack)
+    streamed = 2 * (entry["outside"] + 2 * entry["layer"]) + 1 + active
 
     def both(shown):
-        return "/".join(
-            "-".join(dict.fromkeys(f"{shown(*stack[k]):.0f}" for k in (0, -1))) for stack in stacks
-        )
+        ends = [[f"{shown(*stack[k]):.0f}" for k in (0, -1)] for stack in stacks]
+        return "/".join("-".join(dict.fromkeys(pair)) for pair in ends)
 
     return row | {
         "points": " ".join(points),
@@ -619,16 +580,14 @@ def agree(out, plan):
     """Refuse to go on in a folder that was begun with other settings."""
     if (out / "plan.yaml").exists() and (before := load_yaml(out / "plan.yaml")) != plan:
         what = next(k for k in before | plan if before.get(k) != plan.get(k))
-        refuse(
-            f"{out} holds features made with {what} {before.get(what)!r}, not {plan.get(what)!r}; delete the folder or give another --out"
-        )
+        differs = f"made with {what} {before.get(what)!r}, not {plan.get(what)!r}"
+        refuse(f"{out} holds features {differs}; delete the folder or give another --out")
 
 
 def chosen(args, points):
     """{point: module path} of the points that --points asks for, in the order of execution."""
-    names = {"all": list(points), "quarters": quarters(points), "last": list(points)[-1:]}.get(
-        args.points
-    ) or args.points.split(",")
+    groups = {"all": list(points), "quarters": quarters(points), "last": list(points)[-1:]}
+    names = groups.get(args.points) or args.points.split(",")
     if unknown := [n for n in names if n not in points]:
         refuse(f"{args.model} has no point {unknown[0]!r}; its points are {', '.join(points)}")
     return {n: points[n][0] for n in points if n in names}
@@ -655,13 +614,11 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
         least = network.bytes(network.largest(2))
         limit = memory_left(device, most)
         streamed = args.stream or 1.2 * whole > limit  # a fifth for activations
-        print(
-            f"weights {whole / 1e9:.2f} GB, memory {limit / 1e9:.1f} GB: {'layer by layer' if streamed else 'at once'}"
-        )
+        way = "layer by layer" if streamed else "at once"
+        print(f"weights {whole / 1e9:.2f} GB, memory {limit / 1e9:.1f} GB: {way}")
         if streamed and least > limit:
-            refuse(
-                f"{args.model} needs {least / 1e9:.2f} GB even layer by layer, and there are {limit / 1e9:.2f}; free some, or raise --max-memory"
-            )
+            need = f"{args.model} needs {least / 1e9:.2f} GB even layer by layer, of {limit / 1e9:.2f} GB"
+            refuse(f"{need}; free some, or raise --max-memory")
         if args.random_init and streamed:  # the library's own initialisation needs the whole network at once
             plan["random_seed"] = f"{seed}, by name"
             agree(out, plan)
@@ -671,29 +628,23 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
         else:
             network.fill([] if streamed else network.wanted)
 
-    if args.questions and (
-        streamed or network is None or model.config.model_type not in ASKABLE or not processor
-    ):
-        refuse(
-            f"--questions needs {'the whole model at once: leave --stream out' if streamed else f'a causal language model with a tokenizer, which {args.model} has not: leave it out'}"
-        )
-    questions = plan.get("questions", [])
-    asked = {
-        f"asked.{name.partition('.')[2]}": name
-        for name in modules
-        if questions and name.startswith("language.")
-    }
-    if questions and not asked:
-        refuse(
-            f"--questions is about language layers, and --points {args.points} names none; give some of {', '.join(p for p in points if p.startswith('language.'))}"
-        )
+    questions, asked = plan.get("questions", []), {}
+    if questions:
+        if streamed:
+            refuse("--questions needs the whole model at once: leave --stream out")
+        if network is None or model.config.model_type not in ASKABLE or not processor:
+            refuse(f"--questions: {args.model} is no causal language model with a tokenizer; leave them out")
+        asked = {f"asked.{p.partition('.')[2]}": p for p in modules if p.startswith("language.")}
+        if not asked:
+            refuse(f"--questions is about language layers, and --points {args.points} names none; give some")
+    written = modules | {new: modules[old] for new, old in asked.items()}
 
     def inputs_of(frames):
         batch = make_inputs(frames)  # refuses frames that the model cannot take, before anything is written
         if questions:
             batch = up_to_the_picture(model, batch)
         if not (out / "plan.yaml").exists():
-            save_yaml(out / "modules.yaml", modules | {new: modules[old] for new, old in asked.items()})
+            save_yaml(out / "modules.yaml", written)
             save_yaml(out / "plan.yaml", plan)
         return batch
 
@@ -701,53 +652,31 @@ def compute(args, entry, plan, items, out, todo, device, dtype):
         return points[point][1](x, batch)
 
     def questions_about(batch, given):
-        found = ask(
-            model,
-            run,
-            given,
-            [words_behind(model, processor, batch, question) for question in questions],
-            set(asked.values()),
-            dtype,
-        )
-        # [n, t, 1, questions, D]
-        return {
-            new: found[old].unflatten(0, (-1, batch.get("frames", 1)))[:, :, None]
-            for new, old in asked.items()
-        }
+        tokens = [words_behind(model, processor, batch, question) for question in questions]
+        found = ask(model, run, given, tokens, set(asked.values()), dtype)
+        found = {p: x.unflatten(0, (-1, batch.get("frames", 1)))[:, :, None] for p, x in found.items()}
+        return {new: found[old] for new, old in asked.items()}  # [n, t, 1, questions, D]
 
     def finish(shard, seconds):
-        shard.mark(
-            grid=without_grid(points) | set(asked), causal={p for p in points if sees_later_frames(model, p)}
-        )
+        later = {p for p in points if sees_later_frames(model, p)}
+        shard.mark(grid=without_grid(points) | set(asked), causal=later)
         shard.add_pixels(first_frame)
-        shard.finish([*modules, *asked], seconds)
+        shard.finish(written, seconds)
+
+    def shard_of(number):
+        few = picked(items[number * SHARD : (number + 1) * SHARD], args.frames, args)
+        return Shard(out, number, few, args.size, args.batch, written, write)
 
     with Writer() as write, watching(model, modules) if network else latents_of(model) as run:
-        shards = (
-            Shard(
-                out,
-                s,
-                picked(items[s * SHARD : (s + 1) * SHARD], args.frames, args),
-                args.size,
-                args.batch,
-                [*modules, *asked],
-                write,
-            )
-            for s in todo
-        )
         if streamed:
             # half for what comes to be held on the way
-            layer_by_layer(network, run, inputs_of, restore, list(shards), dtype, finish, (limit - least) / 2)
+            shards, budget = [shard_of(s) for s in todo], (limit - least) / 2
+            layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budget)
         else:
-            shards = tqdm(
-                shards, desc=f"{entry['name']} {Path(args.data).name}", unit="shard", total=len(todo)
-            )
-            one_by_one(
-                run, inputs_of, restore, shards, device, dtype, finish, questions_about if questions else None
-            )
-    return modules | {
-        new: modules[old] for new, old in asked.items()
-    }, network.weights.bytes if network else None
+            shards = map(shard_of, tqdm(todo, desc=f"{entry['name']} {Path(args.data).name}", unit="shard"))
+            about = questions_about if questions else None
+            one_by_one(run, inputs_of, restore, shards, device, dtype, finish, about)
+    return written, network.weights.bytes if network else None
 
 
 def done(out, shard):
@@ -769,30 +698,30 @@ def meet(args):
 def conclude(args, started, out, data, modules, facts, **run):
     """Write pooled.pt and, last, index.yaml, if every shard is there; the result."""
     shards = -(-len(data["ids"]) // SHARD)
-    if missing := [s for s in range(shards) if not done(out, s)]:
-        print(
-            f"shards_missing {len(missing)} of {shards}: run the other --shard parts, then any of them again"
-        )
-        return {"shards_missing": len(missing)}
+    if missing := sum(not done(out, s) for s in range(shards)):
+        print(f"shards_missing {missing} of {shards}: run the other --shard parts, then any of them again")
+        return {"shards_missing": missing}
     parts = [load_pt(out / "pooled" / f"{s:05d}.pt", POOLED) for s in range(shards)]
-    names = list(parts[0]["pooled"])
-    pooled = {
-        p: {k: torch.cat([part["pooled"][p][k] for part in parts]) for k in ("mean", "max")} for p in names
-    }
-    save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": facts["model"]}, pooled=pooled)
-    table = {
-        p: {
+    pooled, table = {}, {}
+    for p, first in parts[0]["pooled"].items():
+        own = [part["pooled"][p] for part in parts]
+        pooled[p] = {k: torch.cat([part[k] for part in own]) for k in ("mean", "max")}
+        table[p] = {
             "module": modules.get(p, "the frames themselves"),
-            "shape": parts[0]["pooled"][p]["shape"],
+            "shape": first["shape"],
             "dtype": "float16",
             "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")),
-            "nonfinite": sum(part["pooled"][p]["nonfinite"] for part in parts),
+            "nonfinite": sum(part["nonfinite"] for part in own),
+            **{k: False for k in ("grid", "causal") if not first.get(k, True)},
         }
-        | {k: False for k in ("grid", "causal") if not parts[0]["pooled"][p].get(k, True)}
-        for p in names
-    }
+    save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": facts["model"]}, pooled=pooled)
     # none where layers were streamed: a pass has no seconds of its own
     seconds = sorted(s for part in parts for s in part["meta"]["seconds"])
+    more = {"micro_batch": args.batch, "streamed": not seconds, "script": "extract.py"}
+    shown = {}
+    if args.frames:
+        shown = {"frames": args.frames, "count": args.count}
+        shown["shown"] = [x for part in parts for x in part["meta"]["shown"]]
     result = {
         "stage": "extract",
         "schema": FEATURES,
@@ -806,19 +735,9 @@ def conclude(args, started, out, data, modules, facts, **run):
         "data_path": str(args.data),
         "shards": shards,
         "points": table,
-        **(
-            {
-                "frames": args.frames,
-                "count": args.count,
-                "shown": [shown for part in parts for shown in part["meta"]["shown"]],
-            }
-            if args.frames
-            else {}
-        ),
+        **shown,
         "ids": data["ids"],
-        "run": run_info(
-            args, started, micro_batch=args.batch, streamed=not seconds, script="extract.py", **run
-        ),
+        "run": run_info(args, started, **more, **run),
     }
     save_yaml(out / "index.yaml", result)
     say(result)
@@ -828,18 +747,11 @@ def conclude(args, started, out, data, modules, facts, **run):
 def one_model(args, started):
     """Features of one model; the result, or {} on a rank that does not write it."""
     entry = find_model(args.model) | {"revision": args.revision}
-    if entry["kind"] == "language":
-        refuse(
-            f"--model {args.model} is a language model, which sees nothing; give a model of `python extract.py --list` that has points"
-        )
-    if entry["kind"] == "tracker":
-        refuse(
-            f"--model {args.model} is a tracker, which track.py asks about objects; give a model of `python extract.py --list` that has points"
-        )
+    without = {"language": "language model, which sees nothing", "tracker": "tracker, which track.py asks"}
+    if kind := without.get(entry["kind"]):
+        refuse(f"--model {args.model} is a {kind}; give one of `python extract.py --list` that has points")
     if args.revision and Path(entry["path"]).is_dir():
-        refuse(
-            f"--revision {args.revision} goes with a repository on the hub, and {entry['path']} is a folder; leave it out"
-        )
+        refuse(f"--revision {args.revision} goes with the hub, and {entry['path']} is a folder; leave it out")
     args.points = own_names(args.points, entry)
     items, data = load_items(args.data)
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")
@@ -876,18 +788,10 @@ def one_model(args, started):
         modules, read = compute(args, entry, plan, items, out, todo, device, dtype)
     if not meet(args):
         return {}
-    return conclude(
-        args,
-        started,
-        out,
-        data,
-        modules,
-        {"model": entry["name"], "kind": entry["kind"], "weights": plan["weights"]},
-        device=f"{device.type} ({why})",
-        dtype=str(dtype),
-        weights_read_gb=read and read / 1e9,
-        model_revision=resolved_commit(entry),
-    )
+    run = {"device": f"{device.type} ({why})", "dtype": str(dtype), "weights_read_gb": read and read / 1e9}
+    run["model_revision"] = resolved_commit(entry)
+    facts = {"model": entry["name"], "kind": entry["kind"], "weights": plan["weights"]}
+    return conclude(args, started, out, data, modules, facts, **run)
 
 
 # ---------------------------------------------------------------- two encoders side by side
@@ -909,12 +813,10 @@ def fuse(a, b):
 def side_by_side(args, started):
     """--model a+b: the features of both in folders of their own under --out and, for each point of b with a grid, `fused.<point>`: that point beside a's last one."""
     names = args.model.split("+")
-    if len(names) != 2 or args.questions:
-        refuse(
-            f"--model {args.model} with --questions: ask one model alone"
-            if args.questions
-            else f"--model {args.model} names {len(names)} models; give two, a+b"
-        )
+    if args.questions:
+        refuse(f"--model {args.model} with --questions: ask one model alone")
+    if len(names) != 2:
+        refuse(f"--model {args.model} names {len(names)} models; give two, a+b")
     entries = [find_model(name) for name in names]
     if len({entry["name"] for entry in entries}) == 1:
         refuse(f"--model {args.model} names the same model twice; give two that differ")
@@ -924,76 +826,48 @@ def side_by_side(args, started):
     rank, ranks = share(args.shard)
     for entry, name, points in zip(entries, names, ("last", args.points), strict=True):
         print(f"-- {entry['name']}")
-        found = one_model(
-            argparse.Namespace(
-                **vars(args) | {"model": name, "points": points, "out": str(out / entry["name"])}
-            ),
-            started,
-        )
+        own = vars(args) | {"model": name, "points": points, "out": str(out / entry["name"])}
+        found = one_model(argparse.Namespace(**own), started)
         if "shards_missing" in found:
             return found
     meet(args)
     a, b = (load_yaml(out / entry["name"] / "index.yaml", "extract") for entry in entries)
     left, right = ([p for p in with_grid(index) if p != "pixels"] for index in (a, b))
     if not (left and right):
+        name = (b if left else a)["model"]
         refuse(
-            f"{(b if left else a)['model']} has no tokens with a place in the picture at these --points, and so none to stand beside the other's"
+            f"{name} has no tokens with a place at these --points, and so none to stand beside the other's"
         )
-    modules = {
-        f"fused.{p}": f"{a['model']}: {a['points'][left[0]]['module']}, {b['model']}: {b['points'][p]['module']}"
-        for p in right
-    }
+    beside, modules, later = a["points"][left[0]], {}, set()
+    for p in right:
+        own = b["points"][p]
+        modules[f"fused.{p}"] = f"{a['model']}: {beside['module']}, {b['model']}: {own['module']}"
+        if not (beside.get("causal", True) and own.get("causal", True)):
+            later.add(f"fused.{p}")
+    coarser = min(a, b, key=lambda index: math.prod(index["points"]["pixels"]["shape"][:3]))
+    todo = [s for s in range(rank, a["shards"], ranks) if not done(out, s)]
     with Writer() as write:
-        for s in tqdm(
-            [s for s in range(rank, a["shards"], ranks) if not done(out, s)], desc="fused", unit="shard"
-        ):
-            shard = Shard(
-                out,
-                s,
-                picked(items[s * SHARD : (s + 1) * SHARD], args.frames, args),
-                None,
-                SHARD,
-                ["pixels", *modules],
-                write,
-            )
+        for s in tqdm(todo, desc="fused", unit="shard"):
+            few = picked(items[s * SHARD : (s + 1) * SHARD], args.frames, args)
+            shard = Shard(out, s, few, None, SHARD, ["pixels", *modules], write)
 
             def read(index, point, file=shard.file):
                 return load_pt(out / index["model"] / point / file, FEATURES)["features"].float()
 
-            shard.add(
-                0,
-                "pixels",
-                read(
-                    min(a, b, key=lambda index: math.prod(index["points"]["pixels"]["shape"][:3])), "pixels"
-                ),
-            )
+            shard.add(0, "pixels", read(coarser, "pixels"))
             for p in right:
                 shard.add(0, f"fused.{p}", fuse(read(a, left[0]), read(b, p)))
-            shard.mark(
-                causal={
-                    f"fused.{p}"
-                    for p in right
-                    if not (a["points"][left[0]].get("causal", True) and b["points"][p].get("causal", True))
-                }
-            )
-            seconds = [
-                load_pt(out / index["model"] / "pooled" / shard.file, POOLED)["meta"]["seconds"]
-                for index in (a, b)
-            ]
+            shard.mark(causal=later)
+            files = [out / index["model"] / "pooled" / shard.file for index in (a, b)]
+            seconds = [load_pt(file, POOLED)["meta"]["seconds"] for file in files]
             shard.finish(modules, [x + y for x, y in zip(*seconds, strict=True)])
     if not meet(args):
         return {}
     args.size = b["size"]
-    kinds = ("random", "unstated", "small", "pretrained")
-    return conclude(
-        args,
-        started,
-        out,
-        data,
-        modules,
-        facts | {"weights": min(a["weights"], b["weights"], key=kinds.index)},
-        parts={i["model"]: i["run"] for i in (a, b)},
+    facts["weights"] = min(
+        a["weights"], b["weights"], key=("random", "unstated", "small", "pretrained").index
     )
+    return conclude(args, started, out, data, modules, facts, parts={i["model"]: i["run"] for i in (a, b)})
 
 
 def get_args(argv):
@@ -1024,8 +898,7 @@ def main(argv=None):
     if args.list:
         print(*aligned([{"name": name} | described(entry) for name, entry in MODELS.items()]), sep="\n")
         print(
-            "tokens and kB (fp16) of one image at one point: in the tower (its first-last stage) / at the merger and in the language model; "
-            "GB of GPU memory with weights of 2 bytes"
+            "tokens, kB (fp16): at one point of the tower / behind it; GB of GPU memory: weights of 2 bytes"
         )
         return MODELS
     if "+" in args.model and not Path(args.model).exists():

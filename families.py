@@ -52,9 +52,8 @@ def window_index(visual, grid_thw):
     """Where Qwen2.5-VL's tower puts each merge block when it sorts them into attention windows."""
     from transformers.vision_utils import get_vision_window_index
 
-    return get_vision_window_index(
-        grid_thw, visual.spatial_merge_size, visual.window_size, visual.patch_size
-    )[0]
+    sizes = visual.spatial_merge_size, visual.window_size, visual.patch_size
+    return get_vision_window_index(grid_thw, *sizes)[0]
 
 
 def qwen2_vl(model, processor):
@@ -75,9 +74,9 @@ def qwen2_vl(model, processor):
         return unmerge(x, of(batch)[1], merge)
 
     def in_order(x, grid_thw):
-        return (
-            x[window_index(visual, grid_thw).to(x.device).argsort()] if hasattr(visual, "window_size") else x
-        )
+        if not hasattr(visual, "window_size"):
+            return x
+        return x[window_index(visual, grid_thw).to(x.device).argsort()]
 
     def block(x, batch):
         grid_thw, grid = of(batch)
@@ -92,24 +91,16 @@ def qwen2_vl(model, processor):
         rows = (batch["input_ids"] == config.image_token_id) | (batch["input_ids"] == config.video_token_id)
         return x[rows.to(x.device)].reshape(len(x), t, h // merge, w // merge, x.shape[-1])
 
+    added = len(getattr(visual, "deepstack_merger_list", ()))
     points = {
         "patch_embed": ("model.visual.patch_embed", patch_embed),
         **stack("vision", "model.visual.blocks", len(visual.blocks), block),
-        **stack(
-            "deepstack",
-            "model.visual.deepstack_merger_list",
-            len(getattr(visual, "deepstack_merger_list", ())),
-            merger,
-        ),
+        **stack("deepstack", "model.visual.deepstack_merger_list", added, merger),
         "merger": ("model.visual.merger", merger),
         **stack("language", "model.language_model.layers", len(model.model.language_model.layers), language),
     }
-    return (
-        inputs,
-        points,
-        visual.config.patch_size * merge,
-        lambda step: step * visual.config.temporal_patch_size,
-    )
+    frames = visual.config.temporal_patch_size
+    return inputs, points, visual.config.patch_size * merge, lambda step: step * frames
 
 
 def pictures(x, batch):
@@ -134,6 +125,13 @@ def normalised(frames, mean, std):
     return ((frames.flatten(0, 1).float() / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
+def with_words(frames, pixels, ids, **more):
+    """What a forward takes of single pictures [n*T, ...] and, for each, the same token ids."""
+    ids = torch.tensor(ids).expand(len(pixels), -1)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    return given | {"frames": frames.shape[1]} | more
+
+
 def internvl(model, processor):
     """InternVL, and InternVL2 in the native class. A picture of the tower's own size is one tile; a clip is its frames, one by one. CLS first in the
     tower; the projector's tokens are 2 x 2 patches each, in raster order, and so are the language rows."""
@@ -142,36 +140,25 @@ def internvl(model, processor):
     rows = round((side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
     # Only words before the picture can change its rows; InternVL2's tokenizer is code on the hub, so there
     # BOS is all of them.
-    before, behind = (
-        around_picture(processor, processor.image_token)
-        if processor
-        else ([config.text_config.bos_token_id], [])
-    )
+    before, behind = [config.text_config.bos_token_id], []
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     if processor:
+        before, behind = around_picture(processor, processor.image_token)
         before, behind = [*before, processor.start_image_token_id], [processor.end_image_token_id, *behind]
-    own = processor and processor.image_processor
-    mean, std = (own.image_mean, own.image_std) if own else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
 
     def inputs(frames):
         one_size(frames, side)
-        ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(
-            frames.shape[0] * frames.shape[1], -1
-        )
-        return {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "pixel_values": normalised(frames, mean, std),
-            "frames": frames.shape[1],
-        }
+        ids = [*before, *[config.image_token_id] * rows, *behind]
+        return with_words(frames, normalised(frames, mean, std), ids)
 
     def language(x, batch):
         return pictures(x[:, len(before) : len(before) + rows], batch)
 
+    layers = config.vision_config.num_hidden_layers
     points = {
         "patch_embed": ("model.vision_tower.embeddings.patch_embeddings", pictures),
-        **stack(
-            "vision", "model.vision_tower.encoder.layer", config.vision_config.num_hidden_layers, behind_first
-        ),
+        **stack("vision", "model.vision_tower.encoder.layer", layers, behind_first),
         "merger": ("model.multi_modal_projector", pictures),
         **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language),
     }
@@ -181,20 +168,19 @@ def internvl(model, processor):
 def one_size(frames, side):
     """Refuse frames of any other size than that for which a tower has learned positions."""
     if frames.shape[2] != side:
-        refuse(
-            f"{frames.shape[2]} px: this model has learned positions for {side} px alone; give --size {side}"
-        )
+        refuse(f"this model takes {side} px alone, not {frames.shape[2]} px; give --size {side}")
 
 
 def around_picture(processor, place):
     """Token ids of the chat prompt before and behind the picture's placeholder."""
     before, found, behind = chat(processor, PROMPT).partition(place)
     assert found, (place, before)
-    return processor.tokenizer(before).input_ids, processor.tokenizer(
-        behind, add_special_tokens=False
-    ).input_ids
+    behind = processor.tokenizer(behind, add_special_tokens=False)
+    return processor.tokenizer(before).input_ids, behind.input_ids
 
 
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+LLAVA = ("llava", "llava_next", "llava_onevision")
 TILED = ("llava_next", "llava_onevision")
 
 
@@ -208,10 +194,10 @@ def llava(model, processor):
     before, behind = around_picture(processor, processor.image_token)
 
     def inputs(frames):
-        k = frames.shape[2] // side
-        if k > (3 if tiled else 1):
+        k, most = frames.shape[2] // side, 3 if tiled else 1
+        if k > most:
             refuse(
-                f"{frames.shape[2]} px are {k} x {k} tiles of {side} px, and {config.model_type} takes {'3 x 3' if tiled else 'one'} at most; give --size {side}"
+                f"{frames.shape[2]} px are {k} x {k} tiles, of {most} x {most} at most; give --size {side}"
             )
         pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
         rows = p * p
@@ -220,23 +206,12 @@ def llava(model, processor):
             # no padding, and at S no tiles but the picture once more
             config.image_grid_pinpoints = [[k * side, k * side]]
             whole = torch.nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
-            tiles = (
-                pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-            )
-            pixels, more = (
-                torch.cat([whole[:, None], tiles], 1),
-                {"image_sizes": torch.tensor([[k * side, k * side]] * len(pixels))},
-            )
+            tiles = pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5)
+            pixels = torch.cat([whole[:, None], tiles.flatten(1, 2)], 1)
+            more = {"image_sizes": torch.tensor([[k * side, k * side]] * len(pixels))}
             rows += k * p * (k * p + 1)
-        ids = torch.tensor([*before, *[config.image_token_id] * rows, *behind]).expand(len(pixels), -1)
-        return {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "pixel_values": pixels,
-            "frames": frames.shape[1],
-            "tiles": k,
-            **more,
-        }
+        ids = [*before, *[config.image_token_id] * rows, *behind]
+        return with_words(frames, pixels, ids, tiles=k, **more)
 
     def patches(x, batch):
         k, x = batch["tiles"], x[:, -p * p :]  # CLIP has a class token, SigLIP none
@@ -248,18 +223,14 @@ def llava(model, processor):
     def language(x, batch):
         k, x = batch["tiles"], x[:, len(before) :]
         if k > 1:
-            x = (
-                x[:, p * p : p * p + k * p * (k * p + 1)]
-                .unflatten(1, (k * p, k * p + 1))[:, :, :-1]
-                .flatten(1, 2)
-            )
+            mosaic = x[:, p * p : p * p + k * p * (k * p + 1)].unflatten(1, (k * p, k * p + 1))
+            x = mosaic[:, :, :-1].flatten(1, 2)
         return pictures(x[:, : k * p * k * p], batch)
 
+    layers = config.vision_config.num_hidden_layers
     points = {
         "patch_embed": ("model.vision_tower.embeddings", patches),
-        **stack(
-            "vision", "model.vision_tower.encoder.layers", config.vision_config.num_hidden_layers, patches
-        ),
+        **stack("vision", "model.vision_tower.encoder.layers", layers, patches),
         "merger": ("model.multi_modal_projector", patches),
         **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language),
     }
@@ -277,18 +248,15 @@ def cogvlm2(model, processor):
         one_size(frames, vision.image_size)
         return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text) | {"frames": frames.shape[1]}
 
-    rows = (vision.image_size // vision.patch_size) ** 2 // 4
+    def language(x, batch):
+        return pictures(x[:, 2 : 2 + (vision.image_size // vision.patch_size) ** 2 // 4], batch)
+
     points = {
         "patch_embed": ("model.vision.patch_embedding", behind_first),
         **stack("vision", "model.vision.transformer.layers", vision.num_hidden_layers, behind_first),
         "conv": ("model.vision.conv", maps),
         "merger": ("model.vision.linear_proj", pictures),
-        **stack(
-            "language",
-            "model.layers",
-            model.config.num_hidden_layers,
-            lambda x, batch: pictures(x[:, 2 : 2 + rows], batch),
-        ),
+        **stack("language", "model.layers", model.config.num_hidden_layers, language),
     }
     return inputs, points, vision.image_size, lambda step: step
 
@@ -301,14 +269,9 @@ def kosmos2(model, processor):
     def inputs(frames):
         one_size(frames, config.vision_config.image_size)
         x = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
-        given = processor(
-            images=x,
-            text=[PROMPT] * len(x),
-            num_image_tokens=config.latent_query_num,
-            do_resize=False,
-            do_center_crop=False,
-            return_tensors="pt",
-        )
+        as_it_is = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
+        number = config.latent_query_num
+        given = processor(images=x, text=[PROMPT] * len(x), num_image_tokens=number, **as_it_is)
         return {**given, "frames": frames.shape[1]}
 
     def queries(x, batch):
@@ -317,14 +280,10 @@ def kosmos2(model, processor):
     def language(x, batch):
         return queries(x[batch["image_embeds_position_mask"].bool().to(x.device)], batch)
 
+    layers = config.vision_config.num_hidden_layers
     points = {
         "patch_embed": ("vision_model.model.embeddings", behind_first),
-        **stack(
-            "vision",
-            "vision_model.model.encoder.layers",
-            config.vision_config.num_hidden_layers,
-            behind_first,
-        ),
+        **stack("vision", "vision_model.model.encoder.layers", layers, behind_first),
         "merger": ("image_to_text_projection", queries, NO_GRID),
         **stack("language", "text_model.model.layers", config.text_config.layers, language, NO_GRID),
     }
@@ -339,38 +298,27 @@ def florence2(model, processor):
     multiple = math.prod(config.vision_config.patch_stride)
 
     def inputs(frames):
-        words = processor.tokenizer(
-            processor.tokenizer.bos_token + CAPTION + processor.tokenizer.eos_token, add_special_tokens=False
-        ).input_ids
-        side = frames.shape[2] // multiple
-        most = min(
-            config.vision_config.max_position_embeddings,
-            math.isqrt(config.text_config.max_position_embeddings - 1 - len(words)),
-        )
+        tokenizer, side = processor.tokenizer, frames.shape[2] // multiple
+        words = tokenizer.bos_token + CAPTION + tokenizer.eos_token
+        words = tokenizer(words, add_special_tokens=False).input_ids
+        left = config.text_config.max_position_embeddings - 1 - len(words)
+        most = min(config.vision_config.max_position_embeddings, math.isqrt(left))
         if side > most:
-            refuse(
-                f"{frames.shape[2]} px are {side} x {side} tokens, and this model has positions for {most} x {most}; give --size {most * multiple} or less"
-            )
+            size = f"{frames.shape[2]} px are {side} x {side} tokens, of {most} x {most} at most"
+            refuse(f"{size}; give --size {most * multiple} or less")
         pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
-        ids = torch.tensor([config.image_token_id] * (1 + side * side) + words).expand(len(pixels), -1)
-        return {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "pixel_values": pixels,
-            "frames": frames.shape[1],
-        }
+        return with_words(frames, pixels, [config.image_token_id] * (1 + side * side) + words)
 
     def language(x, batch):
         return pictures(x[:, 1 : (batch["input_ids"][0] == config.image_token_id).sum()], batch)
 
     below = [f"{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage))]
+    layers = config.text_config.encoder_layers
     points = {
         "patch_embed": ("model.vision_tower.convs.0", maps),
         **{f"vision.{i}": (f"model.vision_tower.blocks.{path}", maps) for i, path in enumerate(below)},
         "merger": ("model.multi_modal_projector", behind_first),
-        **stack(
-            "language", "model.language_model.encoder.layers", config.text_config.encoder_layers, language
-        ),
+        **stack("language", "model.language_model.encoder.layers", layers, language),
     }
     return inputs, points, multiple, lambda step: step
 
@@ -386,16 +334,12 @@ def grounding_dino(model, processor):
 
     def inputs(frames):
         pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
-        return {
-            "input_ids": torch.tensor(processor.tokenizer(OBJECT).input_ids).expand(len(pixels), -1),
-            "pixel_values": pixels,
-            "frames": frames.shape[1],
-        }
+        ids = torch.tensor(processor.tokenizer(OBJECT).input_ids).expand(len(pixels), -1)
+        return {"input_ids": ids, "pixel_values": pixels, "frames": frames.shape[1]}
 
     def encoder(x, batch):
-        return pictures(
-            x.split([(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides], 1)[kept], batch
-        )
+        tokens = [(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides]
+        return pictures(x.split(tokens, 1)[kept], batch)
 
     below = "model.backbone.conv_encoder.model.swin"
     blocks = [f"{s}.blocks.{b}" for s, depth in enumerate(swin.config.depths) for b in range(depth)]
@@ -410,12 +354,8 @@ def grounding_dino(model, processor):
             for i in range(model.config.encoder_layers)
         },
     }
-    return (
-        inputs,
-        points,
-        max(strides[-1], swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)),
-        lambda step: step,
-    )
+    coarsest = swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)
+    return inputs, points, max(strides[-1], coarsest), lambda step: step
 
 
 def tower(prefix, layers, first=0, any_size=False, words=False):
@@ -431,15 +371,9 @@ def tower(prefix, layers, first=0, any_size=False, words=False):
         def inputs(frames):
             if not any_size:
                 one_size(frames, config.image_size)
-            pixels = processor(
-                list(frames.flatten(0, 1).permute(0, 3, 1, 2)),
-                do_resize=False,
-                do_center_crop=False,
-                return_tensors="pt",
-            )
-            text = (
-                {"input_ids": torch.zeros(len(pixels["pixel_values"]), 2, dtype=torch.long)} if words else {}
-            )
+            x = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
+            pixels = processor(x, do_resize=False, do_center_crop=False, return_tensors="pt")
+            text = {"input_ids": torch.zeros(len(x), 2, dtype=torch.long)} if words else {}
             return pixels | text | {"frames": frames.shape[1]}
 
         def grid(x, batch):
@@ -460,26 +394,18 @@ def owl(name):
     box_head the box's four numbers as offsets, before the patch's place is added and a sigmoid saturates them at the border. Neither depends on the words."""
 
     def family(model, processor):
-        _, points, multiple, first_frame = tower(f"{name}.vision_model.", "encoder.layers", first=1)(
-            model, processor
-        )
+        own_tower = tower(f"{name}.vision_model.", "encoder.layers", first=1)
+        _, points, multiple, first_frame = own_tower(model, processor)
+        points |= {"class_head": ("class_head.dense0", pictures), "box_head": ("box_head", pictures)}
 
         def inputs(frames):
             one_size(frames, multiple)
             # OWLv2's own processor cannot leave the size as it is
             pixels = normalised(frames, processor.image_mean, processor.image_std)
-            return {
-                "input_ids": torch.zeros(len(pixels), 2, dtype=torch.long),
-                "pixel_values": pixels,
-                "frames": frames.shape[1],
-            }
+            ids = torch.zeros(len(pixels), 2, dtype=torch.long)
+            return {"input_ids": ids, "pixel_values": pixels, "frames": frames.shape[1]}
 
-        return (
-            inputs,
-            points | {"class_head": ("class_head.dense0", pictures), "box_head": ("box_head", pictures)},
-            multiple,
-            first_frame,
-        )
+        return inputs, points, multiple, first_frame
 
     return family
 
@@ -490,11 +416,9 @@ def vjepa2(model, processor):
 
     def inputs(frames):
         one_size(frames, model.config.crop_size)
-        frames = (
-            frames.expand(-1, pair, -1, -1, -1)
-            if frames.shape[1] == 1
-            else frames[:, : frames.shape[1] // pair * pair]
-        )
+        if frames.shape[1] == 1:
+            frames = frames.expand(-1, pair, -1, -1, -1)
+        frames = frames[:, : frames.shape[1] // pair * pair]
         pixels = normalised(frames, processor.image_mean, processor.image_std).unflatten(0, frames.shape[:2])
         return {"pixel_values_videos": pixels, "skip_predictor": True}
 
@@ -511,13 +435,12 @@ def vjepa2(model, processor):
 
 def ltx_vae(model, processor):
     """latents: normalised per channel, (mode - latents_mean) / latents_std, as LTX-Video's transformer takes them; latents-raw: not normalised."""
+    step, side = model.temporal_compression_ratio, model.spatial_compression_ratio
 
     def inputs(frames):
-        step, side = model.temporal_compression_ratio, model.spatial_compression_ratio
-        if (frames.shape[1] - 1) % step or frames.shape[2] % side or frames.shape[3] % side:
-            refuse(
-                f"{frames.shape[1]} frames of {frames.shape[2]} px: this autoencoder takes {step}k+1 frames and sides that are multiples of {side}; others it drops silently"
-            )
+        t, h, w = frames.shape[1:4]
+        if (t - 1) % step or h % side or w % side:  # it would drop what is over silently
+            refuse(f"{t} frames of {h} px: the autoencoder takes {step}k+1 frames and multiples of {side} px")
         return {"sample": frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1}
 
     def latents(x, batch):
@@ -527,22 +450,13 @@ def ltx_vae(model, processor):
         "latents": ("encoder", latents),
         "latents-raw": ("encoder", lambda x, batch: x.permute(0, 2, 3, 4, 1)),
     }
-    return (
-        inputs,
-        points,
-        model.spatial_compression_ratio,
-        lambda step: 0 if step == 0 else 1 + (step - 1) * model.temporal_compression_ratio,
-    )
+    return inputs, points, side, lambda k: 0 if k == 0 else 1 + (k - 1) * step
 
 
 # model type in config.json -> family. A new one is a function above and a line here.
 FAMILIES = {
-    "qwen2_vl": qwen2_vl,
-    "qwen2_5_vl": qwen2_vl,
-    "qwen3_vl": qwen2_vl,
-    "llava": llava,
-    "llava_next": llava,
-    "llava_onevision": llava,
+    **dict.fromkeys(QWEN, qwen2_vl),
+    **dict.fromkeys(LLAVA, llava),
     "internvl": internvl,
     "cogvlm2": cogvlm2,
     "kosmos-2": kosmos2,
@@ -565,18 +479,16 @@ NON_CAUSAL = {"vjepa2": "vision."}
 def sees_later_frames(model, point):
     """Whether a time step of `point` depends on frames that come after it: such features may not stand for what was known at that time."""
     kind = getattr(model.config, "model_type", "ltx_vae")
-    return (
-        not model.config.encoder_causal
-        if kind == "ltx_vae"
-        else point.startswith(NON_CAUSAL.get(kind, "none"))
-    )
+    if kind == "ltx_vae":
+        return not model.config.encoder_causal
+    return point.startswith(NON_CAUSAL.get(kind, "none"))
 
 
 # The plan's names of points: letter -> (the families that have it, what 1, 2, ... are). `last` is the tower's
 # last layer that the projector reads.
 FIVE = ("patch_embed", "vision.middle", "vision.last", "merger", "language.middle")
 ALIASES = {
-    "L": (("llava", "llava_next", "llava_onevision"), FIVE),
+    "L": (LLAVA, FIVE),
     "I": (("internvl", "internvl_chat"), FIVE),
     "C": (("cogvlm2",), ("patch_embed", "vision.last", "merger", "language.middle")),
 }
@@ -612,18 +524,17 @@ def own_names(names, entry):
             return name
         types, meant = ALIASES[letter]
         if entry.get("type") not in types:
-            refuse(
-                f"{name} is a point of {', '.join(types)}, and {entry['name']} is of type {entry.get('type')}; give its own names, or --points all"
-            )
+            kind = f"{name} is a point of {', '.join(types)}, and {entry['name']} is of another type"
+            refuse(f"{kind}; give its own names, or --points all")
         if not 1 <= int(number) <= len(meant):
             refuse(f"{name} is no point: {', '.join(types)} have {letter}1 to {letter}{len(meant)}")
         stack, _, place = meant[int(number) - 1].partition(".")
         if not place:
             return stack
         tower, last, language = depths(entry)
-        return (
-            f"{stack}.{last if place == 'last' else at_depth(tower if stack == 'vision' else language, 0.5)}"
-        )
+        if place != "last":
+            last = at_depth(tower if stack == "vision" else language, 0.5)
+        return f"{stack}.{last}"
 
     return ",".join(own(name) for name in names.split(","))
 
@@ -635,16 +546,7 @@ def family_of(model):
 # ---------------------------------------------------------------- several questions about a picture, which is computed once
 
 # causal, with words behind the picture
-ASKABLE = (
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "llava",
-    "llava_next",
-    "llava_onevision",
-    "internvl",
-    "cogvlm2",
-)
+ASKABLE = (*QWEN, *LLAVA, "internvl", "cogvlm2")
 ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
@@ -652,12 +554,9 @@ def picture_rows(model, batch):
     """Which rows of the prompt are the picture's: bool [sequences, rows]. A mosaic's newlines and CogVLM2's boi and eoi are among them."""
     if model.config.model_type == "cogvlm2":
         return batch["token_type_ids"] == 1
-    places = [
-        token
-        for name in ("image_token_id", "video_token_id")
-        if (token := getattr(model.config, name, None)) is not None
-    ]
-    return torch.isin(batch["input_ids"], torch.tensor(places, device=batch["input_ids"].device))
+    places = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
+    places = torch.tensor([p for p in places if p is not None], device=batch["input_ids"].device)
+    return torch.isin(batch["input_ids"], places)
 
 
 def up_to_the_picture(model, batch):
@@ -665,17 +564,12 @@ def up_to_the_picture(model, batch):
     from transformers import DynamicCache
 
     end = int(picture_rows(model, batch)[0].nonzero()[-1]) + 1
-    cogvlm2 = model.config.model_type == "cogvlm2"
-    more = (
-        {"cache": [{} for _ in range(model.config.num_hidden_layers)]}
-        if cogvlm2
-        else {"past_key_values": DynamicCache(), "use_cache": True}
-    )
-    return (
-        {k: v[:, :end] if k in ROWS else v for k, v in batch.items()}
-        | more
-        | {"behind": tuple(batch["input_ids"][0, end:].tolist())}
-    )
+    more = {"behind": tuple(batch["input_ids"][0, end:].tolist())}
+    if model.config.model_type == "cogvlm2":
+        more["cache"] = [{} for _ in range(model.config.num_hidden_layers)]
+    else:
+        more |= {"past_key_values": DynamicCache(), "use_cache": True}
+    return {k: v[:, :end] if k in ROWS else v for k, v in batch.items()} | more
 
 
 def words_behind(model, processor, batch, question):
@@ -685,10 +579,8 @@ def words_behind(model, processor, batch, question):
         if model.config.model_type == "cogvlm2":
             return processor(f"Question: {words} Answer:", add_special_tokens=False).input_ids
         kind = "video" if "video_grid_thw" in batch else "image"
-        return processor.tokenizer(
-            chat(processor, words, kind).rpartition(getattr(processor, f"{kind}_token"))[2],
-            add_special_tokens=False,
-        ).input_ids
+        text = chat(processor, words, kind).rpartition(getattr(processor, f"{kind}_token"))[2]
+        return processor.tokenizer(text, add_special_tokens=False).input_ids
 
     usual, behind = tokens(PROMPT), batch["behind"]
     first = behind[: len(behind) - len(usual)]  # what the processor itself puts there: the end of an image
@@ -701,21 +593,15 @@ def positions_behind(model, given, words):
     if model.config.model_type == "cogvlm2":
         from cogvlm2 import image_positions
 
-        return (
-            image_positions(given["token_type_ids"])[:, -1:]
-            + 1
-            + torch.arange(words.shape[1], device=words.device)
-        )
+        first = image_positions(given["token_type_ids"])[:, -1:] + 1
+        return first + torch.arange(words.shape[1], device=words.device)
     end = given["input_ids"].shape[1]
     if not hasattr(model.model, "get_rope_index"):
         return torch.arange(end, end + words.shape[1], device=words.device).expand(words.shape)
     rows = {"mm_token_type_ids": 0, "attention_mask": 1}
     rows = {name: torch.cat([given[name], torch.full_like(words, fill)], 1) for name, fill in rows.items()}
-    more = {
-        name: given[name]
-        for name in inspect.signature(model.model.get_rope_index).parameters
-        if name in given and name not in ROWS
-    }
+    wanted = inspect.signature(model.model.get_rope_index).parameters
+    more = {name: given[name] for name in wanted if name in given and name not in ROWS}
     return model.model.get_rope_index(torch.cat([given["input_ids"], words], 1), **rows, **more)[0][..., end:]
 
 
@@ -748,6 +634,5 @@ def on(batch, device, dtype):
 def whole_tokens(size, multiple, model):
     """Refuse a side that cuts a token."""
     if size % multiple:
-        refuse(
-            f"--size {size} is not a multiple of {multiple}, the width of one token of {model}; give {max(size // multiple, 1) * multiple}"
-        )
+        near = max(size // multiple, 1) * multiple
+        refuse(f"--size {size} is not a multiple of {multiple}, a token's width of {model}; give {near}")

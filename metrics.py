@@ -8,16 +8,15 @@ import torch
 
 from common import refuse
 from media import frames_of, grey_of
-from stats import bootstrap, clusters, detectable, known_too_well, ratio, widened, with_bounds
+from stats import bootstrap, clusters, detectable, ratio, record, widened, with_bounds
 
 # ---------------------------------------------------------------- boxes, masks, detection
 
 
 def box_areas(a, b):
     """Areas of intersection and union of matching rows: a, b [..., 4] xyxy -> [...], [...]. Empty or reversed boxes have none."""
-    inter = (
-        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    )
+    first, last = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    inter = (last - first).clamp(min=0).prod(-1)
     area_a, area_b = (x[..., 2:].sub(x[..., :2]).clamp(min=0).prod(-1) for x in (a, b))
     return inter, (area_a + area_b - inter).clamp(min=1e-9)
 
@@ -47,22 +46,12 @@ def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
 
     def coco_of(images):
         coco, rows = COCO(), []
-        for i, (boxes, cs, *scores) in enumerate(images):
-            for (x1, y1, x2, y2), c, *score in zip(
-                boxes.tolist(), cs.tolist(), *(s.tolist() for s in scores), strict=True
-            ):
+        for i, image in enumerate(images):
+            for (x1, y1, x2, y2), c, *score in zip(*(column.tolist() for column in image), strict=True):
                 w, h = max(x2 - x1, 0), max(y2 - y1, 0)
-                rows.append(
-                    {
-                        "id": len(rows) + 1,
-                        "image_id": i,
-                        "category_id": int(c),
-                        "bbox": [x1, y1, w, h],
-                        "area": w * h,
-                        "iscrowd": 0,
-                    }
-                    | dict(zip(["score"], score, strict=False))
-                )
+                row = {"id": len(rows) + 1, "image_id": i, "category_id": int(c), "iscrowd": 0}
+                row |= {"bbox": [x1, y1, w, h], "area": w * h}
+                rows.append(row | ({"score": score[0]} if score else {}))
         coco.dataset = {
             "images": [{"id": i} for i in range(len(images))],
             "categories": [{"id": c} for c in classes],
@@ -107,11 +96,8 @@ def box_truth(items):
     every = [i["boxes"] / s for i, s in zip(items, size, strict=True)]
     largest = torch.stack([b[(b[:, 2:] - b[:, :2]).prod(1).argmax()] for b in every])
     names = sorted({label for i in items for label in i["labels"]})
-    return (
-        largest,
-        [(b, torch.tensor([names.index(n) for n in i["labels"]])) for b, i in zip(every, items, strict=True)],
-        names,
-    )
+    numbers = [torch.tensor([names.index(n) for n in i["labels"]]) for i in items]
+    return largest, list(zip(every, numbers, strict=True)), names
 
 
 def foreground(items, side):
@@ -139,15 +125,10 @@ def to_cells(maps, h, w):
 
 def from_cells(cells, h, w, channels, side):
     """The inverse of `to_cells`, then resized to side x side (bilinear)."""
-    s = round((cells.shape[-1] / channels) ** 0.5)
-    maps = (
-        cells.reshape(len(cells), h, w, channels, s, s)
-        .permute(0, 3, 1, 4, 2, 5)
-        .reshape(len(cells), channels, h * s, w * s)
-    )
-    return torch.nn.functional.interpolate(
-        maps, (side, side), mode="bilinear", align_corners=False, antialias=True
-    )
+    n, s = len(cells), round((cells.shape[-1] / channels) ** 0.5)
+    maps = cells.reshape(n, h, w, channels, s, s).permute(0, 3, 1, 4, 2, 5)
+    maps = maps.reshape(n, channels, h * s, w * s)
+    return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear", antialias=True)
 
 
 def mask_scores(soft, truth, split):
@@ -158,6 +139,11 @@ def mask_scores(soft, truth, split):
 
 
 # ---------------------------------------------------------------- set prediction (DETR, Carion et al. 2020), all seeds in one batched network
+
+
+def applied(x, weight):
+    """Every run's own matrix: x [S, n, Q, m], weight [S, m, o] -> [S, n, Q, o]."""
+    return torch.einsum("snqm,smo->snqo", x, weight)
 
 
 class SetProbe(torch.nn.Module):
@@ -189,46 +175,31 @@ class SetProbe(torch.nn.Module):
 
     def forward(self, x):
         """x [J, n, K, D] -> boxes [J * S, n, Q, 4] xyxy in 0..1 of the picture, logits [J * S, n, Q, classes + 1] (last: nothing)."""
-        t = (
-            torch.einsum("jnkd,jsdm->jsnkm", x, self.embed.unflatten(0, (len(x), -1))).flatten(0, 1)
-            + self.position[:, None]
-        )
+        t = torch.einsum("jnkd,jsdm->jsnkm", x, self.embed.unflatten(0, (len(x), -1))).flatten(0, 1)
+        t = t + self.position[:, None]
         q = self.query[:, None].expand(-1, x.shape[1], -1, -1)
         norm = torch.nn.functional.layer_norm
         for layer in range(2):
-            parts = [
-                z.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
-                for z in (
-                    torch.einsum("snqm,smo->snqo", norm(q, q.shape[-1:]), self.ask[:, layer]),
-                    torch.einsum("snkm,smo->snko", t, self.key[:, layer]),
-                    torch.einsum("snkm,smo->snko", t, self.value[:, layer]),
-                )
-            ]
+            asked = applied(norm(q, q.shape[-1:]), self.ask[:, layer])
+            parts = asked, applied(t, self.key[:, layer]), applied(t, self.value[:, layer])
+            parts = [z.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for z in parts]
             # [S, n, heads, Q, K]
             attention = (parts[0] @ parts[1].transpose(-1, -2) * parts[0].shape[-1] ** -0.5).softmax(-1)
             q = q + (attention @ parts[2]).transpose(-2, -3).flatten(-2)
-            hidden = torch.einsum("snqm,smo->snqo", norm(q, q.shape[-1:]), self.up[:, layer]).relu()
-            q = q + torch.einsum("snqm,smo->snqo", hidden, self.down[:, layer])
+            hidden = applied(norm(q, q.shape[-1:]), self.up[:, layer]).relu()
+            q = q + applied(hidden, self.down[:, layer])
         q = norm(q, q.shape[-1:])
-        code = torch.einsum("snqm,smo->snqo", q, self.box)
-        centre = (attention.mean(2) @ self.centres).logit(1e-4) + code[..., :2]
-        size = torch.where(
-            self.softplus, torch.nn.functional.softplus(code[..., 2:] - 1), (code[..., 2:] - 1).sigmoid()
-        )
-        centre = centre.sigmoid()
-        return torch.cat([centre - size / 2, centre + size / 2], -1), torch.einsum(
-            "snqm,smo->snqo", q, self.name
-        )
+        code = applied(q, self.box)
+        centre = ((attention.mean(2) @ self.centres).logit(1e-4) + code[..., :2]).sigmoid()
+        size = code[..., 2:] - 1
+        size = torch.where(self.softplus, torch.nn.functional.softplus(size), size.sigmoid())
+        return torch.cat([centre - size / 2, centre + size / 2], -1), applied(q, self.name)
 
 
 def giou_loss(a, b):
     """1 - generalised IoU of matching rows (Rezatofighi et al. 2019)."""
-    hull = (
-        (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2]))
-        .clamp(min=0)
-        .prod(-1)
-        .clamp(min=1e-9)
-    )
+    first, last = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
+    hull = (last - first).clamp(min=0).prod(-1).clamp(min=1e-9)
     inter, union = box_areas(a, b)
     return 1 - inter / union + (hull - union) / hull
 
@@ -243,47 +214,30 @@ def set_loss(boxes, logits, truth):
     seeds, n, queries, classes = logits.shape
     jobs = truth if isinstance(truth[0], list) else [truth]
     with torch.no_grad():
-        width = max(1, *(len(b) for job in jobs for b, _ in job))
-        # [J, n, m, 4]
-        padded = torch.stack(
-            [
-                torch.stack([torch.nn.functional.pad(b, (0, 0, 0, width - len(b))) for b, _ in job])
-                for job in jobs
-            ]
-        )
-        names = torch.stack(
-            [torch.stack([torch.nn.functional.pad(c, (0, width - len(c))) for _, c in job]) for job in jobs]
-        )
+        images, pad = [image for job in jobs for image in job], torch.nn.functional.pad
+        width = max(1, *(len(b) for b, _ in images))
+        padded = torch.stack([pad(b, (0, 0, 0, width - len(b))) for b, _ in images])
+        names = torch.stack([pad(c, (0, width - len(c))) for _, c in images])
+        padded, names = (z.unflatten(0, (len(jobs), n)) for z in (padded, names))  # [J, n, m, 4], [J, n, m]
         padded, names = (z.repeat_interleave(seeds // len(jobs), 0).to(boxes.device) for z in (padded, names))
         a, b = boxes[:, :, :, None], padded[:, :, None]
-        cost = (
-            5 * (a - b).abs().sum(-1)
-            + 2 * giou_loss(a, b)
-            - logits.softmax(-1).gather(-1, names[:, :, None].expand(seeds, n, queries, width))
-        )
-        cost, count = cost.cpu().numpy(), [[len(c) for _, c in job] for job in jobs]
-    # rows (run, item, query) and the true box each stands for
-    picked = [
-        (s, i, q, j)
-        for s in range(seeds)
-        for i in range(n)
-        for q, j in zip(
-            *linear_sum_assignment(cost[s, i, :, : count[s * len(jobs) // seeds][i]]), strict=True
-        )
-    ]
+        likely = logits.softmax(-1).gather(-1, names[:, :, None].expand(seeds, n, queries, width))
+        cost = (5 * (a - b).abs().sum(-1) + 2 * giou_loss(a, b) - likely).cpu().numpy()
+    picked = []  # (run, item, query) and the true box each stands for
+    for s in range(seeds):
+        for i, (_, c) in enumerate(jobs[s * len(jobs) // seeds]):
+            rows, columns = linear_sum_assignment(cost[s, i, :, : len(c)])
+            picked += [(s, i, q, j) for q, j in zip(rows, columns, strict=True)]
     s, i, q, j = torch.tensor(picked, device=boxes.device).reshape(-1, 4).T
-    target = torch.full((seeds, n, queries), classes - 1, device=boxes.device).index_put(
-        (s, i, q), names[s, i, j]
-    )
+    target = torch.full((seeds, n, queries), classes - 1, device=boxes.device)
+    target = target.index_put((s, i, q), names[s, i, j])
     found, wanted = boxes[s, i, q], padded[s, i, j]
     per_box = 5 * (found - wanted).abs().sum(-1) + 2 * giou_loss(found, wanted)
     matched = torch.bincount(s, minlength=seeds).clamp(min=1)
     regression = torch.zeros(seeds, device=boxes.device).index_add(0, s, per_box) / matched
     weight = torch.where(target == classes - 1, 0.1, 1.0)
-    entropy = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 2), target.flatten(), reduction="none"
-    ).view_as(weight)
-    return regression + (entropy * weight).sum((1, 2)) / weight.sum((1, 2))
+    entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
+    return regression + (entropy.view_as(weight) * weight).sum((1, 2)) / weight.sum((1, 2))
 
 
 def train_set_probe(
@@ -318,16 +272,12 @@ def train_set_probe(
             best = torch.where(better, loss, best)
             for old, new in zip(kept, model.parameters(), strict=True):
                 old[better] = new.detach()[better]
-    weights = {
-        last: dict(zip((name for name, _ in model.named_parameters()), w, strict=True))
-        for last, w in ((False, kept), (True, list(model.parameters())))
-    }
+    best_weights = dict(zip((name for name, _ in model.named_parameters()), kept, strict=True))
 
     @torch.no_grad()
     def predict(x, last=False):
-        boxes, logits = torch.func.functional_call(
-            model, weights[last], (((x if x.ndim == 4 else x[None]) - mean) / std,)
-        )
+        x = ((x if x.ndim == 4 else x[None]) - mean) / std
+        boxes, logits = torch.func.functional_call(model, {} if last else best_weights, (x,))
         scores, names = logits.softmax(-1)[..., :-1].max(-1)
         return boxes.clamp(0, 1), names, scores
 
@@ -350,33 +300,11 @@ def ap_criterion(own, floors, sources, ceiling=1.0, blind=None, **more):
     means = {k: f["ap"].mean().item() for k, f in floors.items()}
     best = max(means, key=means.get)
     gain = own["draws"].mean(0) - floors[best]["draws"].mean(0)
-    q = torch.tensor([0.025, 0.975])
-    score, (low, high), (gain_low, gain_high) = (
-        own["ap"].mean().item(),
-        own["draws"].flatten().quantile(q).tolist(),
-        gain.quantile(q).tolist(),
-    )
-    n, count = len(sources), len(set(sources))
-    low, high = widened(score, low, high, count)
-    gain_low, gain_high = widened(score - means[best], gain_low, gain_high, count)
+    q, count, score = torch.tensor([0.025, 0.975]), len(set(sources)), own["ap"].mean().item()
+    low, high = widened(score, *own["draws"].flatten().quantile(q).tolist(), count)
+    gain_low, gain_high = widened(score - means[best], *gain.quantile(q).tolist(), count)
     tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
-    room = ceiling - means[best]
-    leak = blind and known_too_well(
-        (floors["shuffled"]["draws"] - floors[blind]["draws"]).mean(0).quantile(0.025).item(),
-        means[blind],
-        ceiling,
-    )
-    return {
-        "score": score,
-        "low": low,
-        "high": high,
-        "better": "higher",
-        "n": n,
-        "sources": count,
-        "floor": means[best],
-        "floor_name": best,
-        "ceiling": ceiling,
-        "skill": (score - means[best]) / room if room > 0 else None,
+    known_gain = {
         "gain": score - means[best],
         "gain_low": gain_low,
         "gain_high": gain_high,
@@ -384,10 +312,13 @@ def ap_criterion(own, floors, sources, ceiling=1.0, blind=None, **more):
         "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))),
         "seeds": len(own["ap"]),
         "seed_std": own["ap"].std().item(),
-        "leak": "shuffled" if leak else None,
-        **more,
-        "floors": means,
     }
+    shuffled_gain = None
+    if blind:
+        lead = (floors["shuffled"]["draws"] - floors[blind]["draws"]).mean(0)
+        shuffled_gain = lead.quantile(0.025).item()
+    interval = score, low, high
+    return record(interval, "higher", sources, means, best, ceiling, known_gain, blind, shuffled_gain, more)
 
 
 # ---------------------------------------------------------------- images
@@ -397,10 +328,9 @@ def ssim(a, b):
     """Structural similarity (Wang et al. 2004) by scikit-image: uint8 [n,H,W,3] pairs -> float64 [n]."""
     from skimage.metrics import structural_similarity
 
-    return torch.tensor(
-        [structural_similarity(x.numpy(), y.numpy(), channel_axis=-1) for x, y in zip(a, b, strict=True)],
-        dtype=torch.float64,
-    )
+    pairs = zip(a.numpy(), b.numpy(), strict=True)
+    found = [structural_similarity(x, y, channel_axis=-1) for x, y in pairs]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def edges(pictures):
@@ -429,10 +359,8 @@ def match_edges(a, b):
         near = cKDTree(p).query_ball_point(q, 2.0)
         columns = np.concatenate([np.asarray(n, int) for n in near])
         rows = np.repeat(np.arange(len(q)), [len(n) for n in near])
-        hits = (
-            maximum_bipartite_matching(csr_matrix((np.ones(len(rows)), (rows, columns)), (len(q), len(p))))
-            >= 0
-        ).sum()
+        graph = csr_matrix((np.ones(len(rows)), (rows, columns)), (len(q), len(p)))
+        hits = (maximum_bipartite_matching(graph) >= 0).sum()
         out.append(2 * hits / (len(p) + len(q)))
     return torch.tensor(out, dtype=torch.float64)
 
@@ -470,9 +398,8 @@ def lpips_model(device="cpu"):
 def lpips_features(model, pictures):
     """What LPIPS compares of pictures [n,3,H,W]: the backbone's features at five depths, of norm one at every place. In training those of a fixed target can be kept, which saves passes through
     the backbone."""
-    return [
-        x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in model.net(model.scaling_layer(pictures))
-    ]
+    levels = model.net(model.scaling_layer(pictures))
+    return [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in levels]
 
 
 def lpips_to(model, pictures, features):
@@ -489,10 +416,9 @@ def judge_tokens(model, processor, size, pictures, device, batch=32):
     out = []
     for x in pictures.split(batch):
         frames = frames_of({"frames": x}, size).permute(0, 3, 1, 2)
-        pixels = processor(list(frames), do_resize=False, do_center_crop=False, return_tensors="pt")[
-            "pixel_values"
-        ].to(device, model.dtype)
-        tokens = model(pixels).last_hidden_state[:, 1 + getattr(model.config, "num_register_tokens", 0) :]
+        given = processor(list(frames), do_resize=False, do_center_crop=False, return_tensors="pt")
+        found = model(given["pixel_values"].to(device, model.dtype)).last_hidden_state
+        tokens = found[:, 1 + getattr(model.config, "num_register_tokens", 0) :]
         out.append(tokens.float().cpu().unflatten(1, (size // model.config.patch_size,) * 2))
     return torch.cat(out)
 
@@ -503,13 +429,9 @@ def load_lpips(device="cpu"):
 
     @torch.inference_mode()
     def distance(a, b, batch=64):
-        x, y = (i.permute(0, 3, 1, 2).float() / 127.5 - 1 for i in (a, b))
-        return torch.cat(
-            [
-                model(p.to(device), q.to(device)).flatten().cpu()
-                for p, q in zip(x.split(batch), y.split(batch), strict=True)
-            ]
-        ).double()
+        x, y = ((i.permute(0, 3, 1, 2).float() / 127.5 - 1).split(batch) for i in (a, b))
+        found = [model(p.to(device), q.to(device)).flatten().cpu() for p, q in zip(x, y, strict=True)]
+        return torch.cat(found).double()
 
     return distance, name
 
@@ -528,9 +450,8 @@ def windows(items, frames, size, flag="--frames"):
     out = []
     for item in items:
         if len(item["frames"]) < frames:
-            refuse(
-                f"{item['id']} has {len(item['frames'])} frames, {frames} are needed; give a smaller {flag}, or longer clips"
-            )
+            have = len(item["frames"])
+            refuse(f"{item['id']} has {have} frames, {frames} are needed; give a smaller {flag}")
         first = (len(item["frames"]) - frames) // 2
         cut = {
             k: item[k][first : first + frames].clone()
@@ -539,16 +460,12 @@ def windows(items, frames, size, flag="--frames"):
         }
         cut["frames"] = frames_of(cut, size)
         if "mask" in cut:
-            cut["mask"] = torch.nn.functional.interpolate(
-                cut["mask"][:, None].float(), (size, size), mode="nearest"
-            )[:, 0].byte()
+            mask = torch.nn.functional.interpolate(cut["mask"][:, None].float(), (size, size), mode="nearest")
+            cut["mask"] = mask[:, 0].byte()
         if "boxes" in cut:
             cut["boxes"] = cut["boxes"] * torch.tensor([size / item["width"], size / item["height"]] * 2)
-        out.append(
-            {k: v for k, v in item.items() if k not in ("mask", "boxes")}
-            | cut
-            | {"width": size, "height": size}
-        )
+        rest = {k: v for k, v in item.items() if k not in ("mask", "boxes")}
+        out.append(rest | cut | {"width": size, "height": size})
     return out
 
 
@@ -567,13 +484,8 @@ def carried_on(seen, horizon):
     out = []
     for _ in range(horizon):
         at = (grid + x[:, 3:]).flip(1).permute(0, 2, 3, 1)  # [n, H, W, 2 (x, y)]
-        x = torch.nn.functional.grid_sample(
-            x,
-            2 * at / torch.tensor([width - 1, height - 1]) - 1,
-            mode="bilinear",
-            padding_mode="border",
-            align_corners=True,
-        )
+        at = 2 * at / torch.tensor([width - 1, height - 1]) - 1
+        x = torch.nn.functional.grid_sample(x, at, padding_mode="border", align_corners=True)
         out.append(x[:, :3].round().clamp(0, 255).byte().permute(0, 2, 3, 1))
     return torch.stack(out, 1)
 
@@ -649,20 +561,13 @@ def compared(own, real, vae, sources, going_sources, seed):
         "decoded_closeness": closeness(d, d_vae),
         "temporal_ratio": ratio(own["motion_energy"], real["motion_energy"]),
         "flicker_ratio": ratio(own["flicker"], real["flicker"]),
-        **{
-            k: own.get(k)
-            for k in ("warp_error", "jump", "motion_energy", "flicker", "direction_right")
-            if k in own or k == "direction_right"
-        },
+        **{k: own[k] for k in ("warp_error", "jump", "motion_energy", "flicker") if k in own},
+        "direction_right": own.get("direction_right"),
     }
     row = {}
     for name, x in columns.items():
-        values = (
-            (None,) * 3
-            if x is None
-            else bootstrap(x, going_sources if name == "direction_right" else sources, seed=seed)
-        )
-        row |= with_bounds(name, values)
+        own_sources = going_sources if name == "direction_right" else sources
+        row |= with_bounds(name, (None,) * 3 if x is None else bootstrap(x, own_sources, seed=seed))
     return row
 
 
@@ -672,16 +577,13 @@ def running_ahead(own, clips, past):
     first, end = max(-min(SHIFTS) - past, 0), own.shape[1] - max(SHIFTS)
     if first >= end:
         return None
-    errors = [
-        np.mean(
-            [
-                (x[first:end].float() - c[past + first + s : past + end + s].float()).abs().mean().item()
-                for x, c in zip(own, clips, strict=True)
-            ]
-        )
-        for s in sorted(SHIFTS, key=abs)
-    ]
-    return sorted(SHIFTS, key=abs)[int(np.argmin(errors))]
+    errors = {}
+    for s in sorted(SHIFTS, key=abs):
+        pairs = [
+            (x[first:end], c[past + first + s : past + end + s]) for x, c in zip(own, clips, strict=True)
+        ]
+        errors[s] = np.mean([(x.float() - c.float()).abs().mean().item() for x, c in pairs])
+    return min(errors, key=errors.get)
 
 
 # ---------------------------------------------------------------- segments in time
@@ -699,10 +601,8 @@ def segmental_f1(truth, said, at):
     true, own = ([s for s in segments(labels) if s[0]] for labels in (truth, said))
     taken = set()
     for label, a, b in own:
-        overlap = [
-            (min(b, d) - max(a, c) + 1) / (max(b, d) - min(a, c) + 1) if label == other else 0
-            for other, c, d in true
-        ]
+        overlap = [(min(b, d) - max(a, c) + 1) / (max(b, d) - min(a, c) + 1) for _, c, d in true]
+        overlap = [x if label == other else 0 for x, (other, *_) in zip(overlap, true, strict=True)]
         best = max(range(len(true)), key=overlap.__getitem__, default=None)
         if best is not None and overlap[best] >= at and best not in taken:
             taken.add(best)

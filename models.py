@@ -45,9 +45,8 @@ def published(kind, model_type, path, size=None, clip=None, **more):
 
 def small(kind, model_type, folder, size=None, clip=None, **more):
     """An entry of one of this project's own small models; those that see have a decoder and a spatial encoder beside them."""
-    beside = {"vlm": {"vae": "tiny-vae", "encoder": "tiny-dinov2"}, "encoder": {"vae": "tiny-vae"}}.get(
-        kind, {}
-    )
+    beside = {"vlm": {"vae": "tiny-vae", "encoder": "tiny-dinov2"}, "encoder": {"vae": "tiny-vae"}}
+    beside = beside.get(kind, {})
     return published(kind, model_type, f"{TINY}/{folder}", size, clip, **beside, **more)
 
 
@@ -209,25 +208,10 @@ MISNOMERS = {
     **dict.fromkeys(("ltx-2", "ltx2"), "has another autoencoder; use ltx"),
 }
 KIND_OF_TYPE = {
-    **dict.fromkeys(
-        (
-            "qwen2_vl",
-            "qwen2_5_vl",
-            "qwen3_vl",
-            "internvl",
-            "internvl_chat",
-            "cogvlm2",
-            "llava",
-            "llava_next",
-            "llava_onevision",
-            "kosmos-2",
-            "florence2",
-        ),
-        "vlm",
-    ),
-    **dict.fromkeys(
-        ("dinov2", "dinov3_vit", "siglip", "owlvit", "owlv2", "grounding-dino", "vjepa2"), "encoder"
-    ),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2"), "vlm"),
+    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "kosmos-2", "florence2"), "vlm"),
+    **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "grounding-dino", "vjepa2"), "encoder"),
+    **dict.fromkeys(("owlvit", "owlv2"), "encoder"),
     **dict.fromkeys(("llama", "qwen2"), "language"),
     "tracker": "tracker",
     "AutoencoderKLLTXVideo": "vae",
@@ -244,14 +228,8 @@ def registry_name(name):
     if name.lower() in MODELS:
         return name.lower()
     for own, entry in MODELS.items():
-        if name.lower() in (
-            own,
-            *(
-                ()
-                if entry["path"].startswith(TINY)
-                else (entry["path"].lower(), Path(entry["path"]).name.lower())
-            ),
-        ):
+        path = entry["path"].lower()
+        if not path.startswith(TINY) and name.lower() in (path, Path(path).name):
             return own
     return name
 
@@ -280,11 +258,9 @@ def find_model(name):
         if not config:
             refuse(f"{name} has no config.json; give a folder written by save_pretrained")
         found = read_json(config)
-        kind_of = (
-            "cogvlm2"
-            if found.get("architectures") == ["CogVLMForCausalLM"]
-            else found.get("model_type") or found.get("_class_name") or "none"
-        )
+        kind_of = found.get("model_type") or found.get("_class_name") or "none"
+        if found.get("architectures") == ["CogVLMForCausalLM"]:
+            kind_of = "cogvlm2"
         kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
         entry = {"kind": kind, "type": kind_of, "path": name}
         vision = found.get("vision_config") or found
@@ -311,11 +287,9 @@ def find_model(name):
 def _noted(folder):
     """What weights.yaml says of a checkpoint: where its weights are from, and what it has been shown: `size` and `clip`, as in MODELS; `own_shape`, where tune.py has tuned it on pictures in
     their own shape, for Qwen `fitted`'s (token, most), else nothing."""
-    said = (
-        load_yaml(note)
-        if (note := Path(folder) / "weights.yaml").is_file()
-        else {"weights": "unstated" if Path(folder).is_dir() else "pretrained"}
-    )
+    note, said = Path(folder) / "weights.yaml", {"weights": "pretrained"}
+    if Path(folder).is_dir():
+        said = load_yaml(note) if note.is_file() else {"weights": "unstated"}
     return {k: said[k] for k in ("weights", "size", "clip", "own_shape") if k in said}
 
 
@@ -324,37 +298,23 @@ def _adapted(name):
     found = read_json(f"{name}/{ADAPTER_CONFIG}", "folder")
     base = found.get("base_model_name_or_path") or "none"
     entry = find_model(next((own for own, e in MODELS.items() if e["path"] == base), base))
-    if (
-        found.get("peft_type") != "LORA"
-        or found.get("use_dora")
-        or found.get("modules_to_save")
-        or found.get("bias", "none") != "none"
-        or found.get("alpha_pattern")
-        or "adapter" in entry
-    ):
+    more = any(found.get(k) for k in ("use_dora", "modules_to_save", "alpha_pattern")) or "adapter" in entry
+    if more or found.get("peft_type") != "LORA" or found.get("bias", "none") != "none":
         refuse(
-            f"{name} is not plain LoRA of a model ({found.get('peft_type')}, perhaps with DoRA, biases or whole modules); merge it with the tool that trained it, and pass the merged folder"
+            f"{name} is not plain LoRA of a model; merge it where it was trained, and pass the merged folder"
         )
     rank = found["r"] ** 0.5 if found.get("use_rslora") else found["r"]
-    return entry | {
-        "name": folder_name(name),
-        "adapter": str(name),
-        "scaling": found["lora_alpha"] / rank,
-        **_noted(name),
-    }
+    own = {"name": folder_name(name), "adapter": str(name), "scaling": found["lora_alpha"] / rank}
+    return entry | own | _noted(name)
 
 
 def model_of(index):
     """The entry of the model that a features index is of, by its name or by the folder that it was extracted from; {} where neither is to be found."""
-    name, given = index["model"], str(index.get("run", {}).get("arguments", {}).get("model") or "")
-    found = (
-        name
-        if name in MODELS
-        else given
-        if any(Path(given, f).is_file() for f in (*CONFIGS, ADAPTER_CONFIG))
-        else None
-    )
-    return find_model(found) if found else {}
+    if index["model"] in MODELS:
+        return find_model(index["model"])
+    given = str(index.get("run", {}).get("arguments", {}).get("model") or "")
+    here = any(Path(given, f).is_file() for f in (*CONFIGS, ADAPTER_CONFIG))
+    return find_model(given) if here else {}
 
 
 def _trouble(error, entry):
@@ -417,10 +377,8 @@ def attempt(build, entry):
         refuse(f"cannot load {where}: {_trouble(e, entry)}")
     if isinstance(found, tuple):
         model, info = found
-        if info["missing_keys"]:
-            refuse(
-                f"{where} lacks weights ({sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} more), which would be random; copy the checkpoint again"
-            )
+        if missing := sorted(info["missing_keys"]):
+            refuse(f"{where} lacks weights ({len(missing)}, {missing[0]} first); copy the checkpoint again")
         return model
     return found
 
@@ -435,22 +393,12 @@ def _reach(entry):
         return entry
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
+    where = {k: entry.get(k) for k in ("subfolder", "revision")}
     try:
-        get_hf_file_metadata(
-            hf_hub_url(
-                path,
-                CONFIGS[entry.get("kind") == "video"],
-                subfolder=entry.get("subfolder"),
-                revision=entry.get("revision"),
-            ),
-            timeout=10,
-        )
+        get_hf_file_metadata(hf_hub_url(path, CONFIGS[entry.get("kind") == "video"], **where), timeout=10)
     except Exception as e:
-        cached = (
-            None
-            if isinstance(e, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError))
-            else _cached(entry)
-        )
+        absent = isinstance(e, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError))
+        cached = None if absent else _cached(entry)
         if not cached:
             refuse(f"cannot load {path}: {_trouble(e, entry)}")
         return entry | {"path": str(cached), "revision": None}
@@ -485,14 +433,10 @@ def load_transformer(entry, device="cpu", dtype=torch.float32, random_seed=None,
         attempt(lambda: fill(model, weights, weights.like, device), entry)
         return model, processor
     model_class, processor_class = auto_classes(entry)
-    more = {"quantization_config": quantised, "device_map": {"": device}} if quantised else {}
+    more = {"dtype": dtype, "output_loading_info": True, **pin(entry)}
+    more |= {"quantization_config": quantised, "device_map": {"": device}} if quantised else {}
     processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
-    model = attempt(
-        lambda: model_class.from_pretrained(
-            entry["path"], dtype=dtype, output_loading_info=True, **pin(entry), **more
-        ),
-        entry,
-    )
+    model = attempt(lambda: model_class.from_pretrained(entry["path"], **more), entry)
     if entry.get("adapter"):
         attempt(lambda: merge_lora(model, entry, native_layout(entry, dtype)[2](model)[0]), entry)
     return (model if quantised else model.to(device)).eval(), processor
@@ -533,10 +477,8 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
     entry = _reach(entry)
     more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
     if random_seed is None:
-        model = attempt(
-            lambda: Vae.from_pretrained(entry["path"], torch_dtype=dtype, output_loading_info=True, **more),
-            entry,
-        )
+        more |= {"torch_dtype": dtype, "output_loading_info": True}
+        model = attempt(lambda: Vae.from_pretrained(entry["path"], **more), entry)
     else:
         torch.manual_seed(random_seed)
         model = Vae.from_config(attempt(lambda: Vae.load_config(entry["path"], **more), entry)).to(dtype)
@@ -552,9 +494,8 @@ def flatten_stills(model):
     def convolve(self, x):
         if x.shape[2] > 1:
             return LTXVideoCausalConv3d.forward(self, x)
-        return torch.nn.functional.conv2d(
-            x[:, :, 0], self.conv.weight.sum(2), self.conv.bias, self.conv.stride[1:], self.conv.padding[1:]
-        )[:, :, None]
+        more = self.conv.bias, self.conv.stride[1:], self.conv.padding[1:]
+        return torch.nn.functional.conv2d(x[:, :, 0], self.conv.weight.sum(2), *more)[:, :, None]
 
     for module in model.modules():
         if isinstance(module, LTXVideoCausalConv3d):
@@ -568,27 +509,20 @@ DECODE_STEP = 0.05
 
 def from_latents(vae, z):
     """Normalised latents [n, t, h, w, C] -> films [n, 3, T, H, W] in -1..1, not clipped; differentiable."""
-    z = (
-        z.to(vae.device, vae.dtype) * vae.latents_std.to(vae.device, vae.dtype)
-        + vae.latents_mean.to(vae.device, vae.dtype)
-    ).permute(0, 4, 1, 2, 3)
-    return vae.decode(
-        z,
-        torch.full((len(z),), DECODE_STEP, device=z.device, dtype=z.dtype)
-        if vae.config.timestep_conditioning
-        else None,
-    ).sample.float()
+    z = z.to(vae.device, vae.dtype)
+    z = (z * vae.latents_std.to(z) + vae.latents_mean.to(z)).permute(0, 4, 1, 2, 3)
+    step = z.new_full((len(z),), DECODE_STEP) if vae.config.timestep_conditioning else None
+    return vae.decode(z, step).sample.float()
 
 
 @torch.inference_mode()
 def decode_films(vae, latents, batch=16):
     """Normalised latents [n, t, h, w, C] -> films uint8 [n, T, H, W, 3]."""
-    return torch.cat(
-        [
-            ((from_latents(vae, z).cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
-            for z in latents.split(batch)
-        ]
-    )
+    films = []
+    for z in latents.split(batch):
+        x = ((from_latents(vae, z).cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+        films.append(x.permute(0, 2, 3, 4, 1))
+    return torch.cat(films)
 
 
 @torch.inference_mode()
@@ -596,11 +530,8 @@ def encode_films(vae, films, batch=16):
     """Films uint8 [n, T, H, W, 3] -> normalised latents [n, t, h, w, C] (the mode), fp32 on the CPU."""
     out = []
     for x in films.split(batch):
-        z = (
-            vae.encode(x.permute(0, 4, 1, 2, 3).to(vae.device, vae.dtype) / 127.5 - 1)
-            .latent_dist.mode()
-            .permute(0, 2, 3, 4, 1)
-        )
+        x = x.permute(0, 4, 1, 2, 3).to(vae.device, vae.dtype) / 127.5 - 1
+        z = vae.encode(x).latent_dist.mode().permute(0, 2, 3, 4, 1)
         out.append(((z - vae.latents_mean.to(z)) / vae.latents_std.to(z)).float().cpu())
     return torch.cat(out)
 
@@ -626,27 +557,17 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
     for part, library in (("transformer", diffusers), ("text_encoder", transformers)):
         name = (stored.get(part) or [None, None])[1]
         if name:
-            load = functools.partial(
+            load, own = (
                 getattr(library, name).from_pretrained,
-                entry["path"],
-                subfolder=part,
-                output_loading_info=True,
-                **more,
+                {"subfolder": part, "output_loading_info": True},
             )
+            own |= more | {"torch_dtype" if library is diffusers else "dtype": dtype}
             named = entry | {"path": str(where / part)} if where.is_dir() else entry
-            parts[part] = attempt(
-                lambda load=load, library=library: load(
-                    **{"torch_dtype" if library is diffusers else "dtype": dtype}
-                ),
-                named,
-            )
+            parts[part] = attempt(functools.partial(load, entry["path"], **own), named)
     parts["vae"] = load_video_vae(autoencoder_of(entry), device, dtype)[0]
-    return attempt(
-        lambda: diffusers.LTXImageToVideoPipeline.from_pretrained(
-            entry["path"], torch_dtype=dtype, **parts, **more
-        ),
-        entry,
-    ).to(device), None
+    whole = diffusers.LTXImageToVideoPipeline.from_pretrained
+    pipeline = attempt(lambda: whole(entry["path"], torch_dtype=dtype, **parts, **more), entry)
+    return pipeline.to(device), None
 
 
 def geometry(entry):
@@ -678,13 +599,10 @@ def check_shape(frames, size, shape, name):
     r, side = shape["time"], math.lcm(32, shape["space"])
     if frames < r + 1 or frames % r != 1:
         below = max((frames - 1) // r, 1) * r + 1
-        refuse(
-            f"--frames {frames} is not {r}k+1, and the autoencoder of {name} would drop what is over; give {below} or {below + r}"
-        )
+        refuse(f"--frames {frames} is not {r}k+1, as {name} needs; give {below} or {below + r}")
     if size < side or size % side:
-        refuse(
-            f"--size {size} is not a multiple of {side}, which {name} needs; give {max(size // side, 1) * side} or {(max(size // side, 1) + 1) * side}"
-        )
+        below = max(size // side, 1) * side
+        refuse(f"--size {size} is not a multiple of {side}, as {name} needs; give {below} or {below + side}")
 
 
 # ---------------------------------------------------------------- weights, one by one
@@ -701,9 +619,8 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
     from accelerate import init_empty_weights
 
     if entry.get("kind") == "video":
-        refuse(
-            f"{entry['path']} is a video pipeline, of which no features are read; give its autoencoder, {entry.get('vae', 'the folder vae')}"
-        )
+        vae = entry.get("vae", "the folder vae")
+        refuse(f"{entry['path']} is a video pipeline, without features; give its autoencoder, {vae}")
     entry = _reach(entry)
     build, processor, names = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
     with init_empty_weights(include_buffers=False):
@@ -712,13 +629,9 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
                 module._buffers[name] = buffer.to(device)
-    return (
-        model,
-        processor,
-        Untrained(model, random_seed)
-        if random_seed is not None
-        else attempt(lambda: Weights(entry, model, *names(model)), entry),
-    )
+    if random_seed is not None:
+        return model, processor, Untrained(model, random_seed)
+    return model, processor, attempt(lambda: Weights(entry, model, *names(model)), entry)
 
 
 class Weights:
@@ -733,23 +646,18 @@ class Weights:
         self.files = {}
         self.bytes = 0
         index = hub_file(entry, "model.safetensors.index.json")
-        stored = (
-            json.loads(index.read_text())["weight_map"]
-            if index
-            else dict.fromkeys(self.open("model.safetensors").keys(), "model.safetensors")
-        )
+        if index:
+            stored = json.loads(index.read_text())["weight_map"]
+        else:
+            stored = dict.fromkeys(self.open("model.safetensors").keys(), "model.safetensors")
         self.like = {name: x.to("meta") for name, x in model.state_dict().items()}
         self.where = {name: (file, key, k) for key, file in stored.items() for k, name in enumerate(own(key))}
         tied = getattr(model, "all_tied_weights_keys", {})
-        self.where |= {
-            name: self.where[tied[name]]
-            for name in self.like
-            if name not in self.where and tied.get(name) in self.where
-        }
+        for name in self.like:
+            if name not in self.where and tied.get(name) in self.where:
+                self.where[name] = self.where[tied[name]]
         if missing := sorted(set(self.like) - set(self.where)):
-            raise KeyError(
-                f"weights are missing ({missing[0]} and {len(missing) - 1} more), which would be random"
-            )
+            raise KeyError(f"weights are missing ({missing[0]} and {len(missing) - 1} more)")
         self.lora = lora_of(entry, own, self.like) if entry.get("adapter") else {}
 
     def open(self, file):
@@ -777,10 +685,9 @@ class Weights:
             parts = self.parts(key, tensor)
             for name in group:
                 part = parts[self.where[name][2]].to(self.like[name].dtype, copy=True)
-                yield (
-                    name,
-                    lora_added(part, self.lora[name], self.entry["scaling"]) if name in self.lora else part,
-                )
+                if name in self.lora:
+                    part = lora_added(part, self.lora[name], self.entry["scaling"])
+                yield name, part
 
     def size(self, names):
         """Bytes in memory."""
@@ -796,12 +703,9 @@ def lora_of(entry, own, like):
         before, mark, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
         if mark:
             names = own(f"{before}.weight")
-            pair = stored[key], stored[key.replace(".lora_A.", ".lora_B.")]
-            if (
-                len(names) > 1
-                or names[0] not in like
-                or like[names[0]].numel() != pair[0][0].numel() * pair[1][:, 0].numel()
-            ):
+            a, b = pair = stored[key], stored[key.replace(".lora_A.", ".lora_B.")]
+            known_one = len(names) == 1 and names[0] in like
+            if not known_one or like[names[0]].numel() != a[0].numel() * b[:, 0].numel():
                 raise KeyError(f"the adapter {entry['adapter']} is for {before} of another model")
             found[names[0]] = pair
     if 2 * len(found) != len(stored):
@@ -867,10 +771,10 @@ def hub_file(entry, name):
 
     revision = resolved_commit(entry) or entry.get("revision")
     found = try_to_load_from_cache(entry["path"], name, revision=revision)
+    if isinstance(found, str):
+        return Path(found)
     with contextlib.suppress(EntryNotFoundError):
-        return Path(
-            found if isinstance(found, str) else hf_hub_download(entry["path"], name, revision=revision)
-        )
+        return Path(hf_hub_download(entry["path"], name, revision=revision))
 
 
 def _cached(entry):
@@ -888,15 +792,11 @@ def fingerprint(path):
         return "+".join(fingerprint(path[k]) for k in ("path", "adapter") if path.get(k))
     if not Path(path).is_dir():
         return path
-    files = sorted(f for f in Path(path).rglob("*") if f.suffix in (".json", ".safetensors"))
-    return digest(
-        b"".join(
-            f.read_bytes()
-            if f.suffix == ".json"
-            else f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode()
-            for f in files
-        )
-    )
+    parts = []
+    for f in sorted(f for f in Path(path).rglob("*") if f.suffix in (".json", ".safetensors")):
+        stated = f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode()
+        parts.append(f.read_bytes() if f.suffix == ".json" else stated)
+    return digest(b"".join(parts))
 
 
 def resolved_commit(entry):
@@ -933,11 +833,9 @@ def native_layout(entry, dtype):
 
         def own(name):
             new, split = rename(name)
-            return (
-                [new.replace(split.target_patterns[0], target) for target in split.target_patterns]
-                if split
-                else [new]
-            )
+            if not split:
+                return [new]
+            return [new.replace(split.target_patterns[0], target) for target in split.target_patterns]
 
         def parts(name, tensor):
             _, split = rename(name)
@@ -987,18 +885,8 @@ def _internvl2_config(old):
     from transformers import InternVLConfig, LlamaConfig
 
     v, t = old["vision_config"], old["llm_config"]
-    vision = {
-        k: v[k]
-        for k in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "norm_type",
-            "layer_norm_eps",
-            "hidden_act",
-        )
-    }
+    shared = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+    vision = {k: v[k] for k in (*shared, "norm_type", "layer_norm_eps")}
     vision |= {
         "image_size": [v["image_size"]] * 2,
         "patch_size": [v["patch_size"]] * 2,
@@ -1006,29 +894,11 @@ def _internvl2_config(old):
         "use_qk_norm": v["qk_normalization"],
         "use_mean_pooling": True,
     }
-    text = {
-        k: t[k]
-        for k in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "rms_norm_eps",
-            "hidden_act",
-            "max_position_embeddings",
-            "bos_token_id",
-            "eos_token_id",
-            "pad_token_id",
-        )
-    }
+    own = ("vocab_size", "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")
+    text = {k: t[k] for k in (*shared, *own, "bos_token_id", "eos_token_id", "pad_token_id")}
     scaling = t.get("rope_scaling") or {}
-    rope = {
-        "rope_type": scaling.get("type", "default"),
-        "rope_theta": float(t["rope_theta"]),
-        **({"factor": scaling["factor"]} if scaling else {}),
-    }
+    rope = {"rope_type": scaling.get("type", "default"), "rope_theta": float(t["rope_theta"])}
+    rope |= {"factor": scaling["factor"]} if scaling else {}
     return InternVLConfig(
         vision_config=vision,
         text_config=LlamaConfig(**text, rope_parameters=rope, tie_word_embeddings=False).to_dict(),
@@ -1098,9 +968,8 @@ def internvl2_layout(entry, dtype):
 
     old = config_of(entry)
     if old["llm_config"].get("model_type", "internlm2") != "internlm2":
-        refuse(
-            f"{entry['path']} has a language model of type {old['llm_config']['model_type']!r}; InternVL2's 8B and 26B have internlm2, for others take an InternVL3 in the native layout"
-        )
+        kind = old["llm_config"]["model_type"]
+        refuse(f"{entry['path']} has a {kind} language model, not internlm2; take an InternVL3 instead")
     config = _internvl2_config(old)
     return (
         lambda: InternVLForConditionalGeneration._from_config(config, dtype=dtype),
@@ -1128,11 +997,9 @@ RATE = 2.0
 
 def chat(processor, words, kind="image", count=1):
     """The prompt as text, by the model's chat template: placeholders of `count` pictures, or of a video, then the words."""
-    return processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": kind}] * count + [{"type": "text", "text": words}]}],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
+    content = [{"type": kind}] * count + [{"type": "text", "text": words}]
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def qwen_inputs(processor, frames, words, at=None, album=False):
@@ -1145,20 +1012,15 @@ def qwen_inputs(processor, frames, words, at=None, album=False):
     still = album or count == 1
     text = chat(processor, words, "image", count) if still else chat(processor, words, "video")
     # no resizing: frames have the right size already; Qwen3-VL counts all of a clip
-    size = {
-        "size": {"shortest_edge": 1, "longest_edge": count * max(f[0].numel() for film in x for f in film)}
-    }
-    numbers, whole, rate = (*(at or (range(count), count)), RATE)[:3]
-    media = (
-        {"images": x, "images_kwargs": size}
-        if still
-        else {
-            "videos": [torch.stack(film) for film in x],
-            "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
-            "video_metadata": [{"fps": rate, "total_num_frames": whole, "frames_indices": list(numbers)}]
-            * len(x),
-        }
-    )
+    largest = count * max(f[0].numel() for film in x for f in film)
+    size = {"size": {"shortest_edge": 1, "longest_edge": largest}}
+    if still:
+        media = {"images": x, "images_kwargs": size}
+    else:
+        numbers, whole, rate = (*(at or (range(count), count)), RATE)[:3]
+        times = {"fps": rate, "total_num_frames": whole, "frames_indices": list(numbers)}
+        media = {"videos": [torch.stack(film) for film in x], "video_metadata": [times] * len(x)}
+        media["videos_kwargs"] = {"do_sample_frames": False, "cap_pixels_per_frame": False, **size}
     return processor(text=[text] * len(x), return_tensors="pt", **media)
 
 
@@ -1204,13 +1066,10 @@ def put_to(model, processor, frames, question, at=None):
 def answers_to(model, processor, frames, question, at, most=LONGEST):
     """The greedy answers to one question about films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]: list of str. Nothing is padded."""
     given = put_to(model, processor, frames, question, at)
-    tokens = model.generate(
-        **given, do_sample=False, max_new_tokens=most, pad_token_id=model.generation_config.pad_token_id or 0
-    )
-    return [
-        text.strip()
-        for text in processor.batch_decode(tokens[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
-    ]
+    pad = model.generation_config.pad_token_id or 0
+    tokens = model.generate(**given, do_sample=False, max_new_tokens=most, pad_token_id=pad)
+    tokens = tokens[:, given["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
 
 
 # ---------------------------------------------------------------- questions about an image
@@ -1220,25 +1079,19 @@ def to_cogvlm2(model, processor, pictures, question):
     from cogvlm2 import IMAGE_MEAN, IMAGE_STD
 
     x = frames_of({"frames": pictures}, model.config.vision_config.image_size).float() / 255
-    return model.inputs(
-        ((x - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)).permute(0, 3, 1, 2),
-        processor(f"Question: {question} Answer:", add_special_tokens=False).input_ids,
-    )
+    x = ((x - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)).permute(0, 3, 1, 2)
+    return model.inputs(x, processor(f"Question: {question} Answer:", add_special_tokens=False).input_ids)
 
 
 def to_kosmos2(model, processor, pictures, question):
-    return processor(
-        text=[f"Question: {question} Answer:"] * len(pictures),
-        images=list(pictures.permute(0, 3, 1, 2)),
-        num_image_tokens=model.config.latent_query_num,
-        return_tensors="pt",
-    )
+    images, text = list(pictures.permute(0, 3, 1, 2)), [f"Question: {question} Answer:"] * len(pictures)
+    number = model.config.latent_query_num
+    return processor(text=text, images=images, num_image_tokens=number, return_tensors="pt")
 
 
 def to_florence2(model, processor, pictures, question):
-    return processor(
-        text=[question] * len(pictures), images=list(pictures.permute(0, 3, 1, 2)), return_tensors="pt"
-    )
+    images = list(pictures.permute(0, 3, 1, 2))
+    return processor(text=[question] * len(images), images=images, return_tensors="pt")
 
 
 ALONE = {"cogvlm2": to_cogvlm2, "kosmos-2": to_kosmos2, "florence2": to_florence2}  # these take one picture
@@ -1275,12 +1128,8 @@ class Tracker(torch.nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config, (small, width), (hops, layers), side = (
-            config,
-            config["widths"],
-            config["layers"],
-            config["image_size"] // 8,
-        )
+        self.config, side = config, config["image_size"] // 8
+        (small, width), (hops, layers) = config["widths"], config["layers"]
         more = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
         self.stem = torch.nn.Sequential(
             torch.nn.Conv2d(3, small // 2, 3, 2, 1),
@@ -1295,12 +1144,9 @@ class Tracker(torch.nn.Module):
             torch.nn.Parameter(torch.randn(*shape) * 0.5)
             for shape in ((side * side, small), (config["frames"], width), (1, width))
         )
-        self.query = torch.nn.ModuleList(
-            torch.nn.TransformerDecoderLayer(small, 4, 2 * small, **more) for _ in range(hops)
-        )
-        self.course = torch.nn.ModuleList(
-            torch.nn.TransformerEncoderLayer(width, 4, 2 * width, **more) for _ in range(layers)
-        )
+        decoder, encoder = torch.nn.TransformerDecoderLayer, torch.nn.TransformerEncoderLayer
+        self.query = torch.nn.ModuleList(decoder(small, 4, 2 * small, **more) for _ in range(hops))
+        self.course = torch.nn.ModuleList(encoder(width, 4, 2 * width, **more) for _ in range(layers))
         self.patch_norm = torch.nn.LayerNorm(small)
         self.query_norm = torch.nn.LayerNorm(small)
         self.norm = torch.nn.LayerNorm(width)
@@ -1315,12 +1161,10 @@ class Tracker(torch.nn.Module):
         """What a query finds in each frame by itself, is a colour shown there, whatever the shape, and the patches' own tokens: frames uint8 [n,T,S,S,3], numbers of colours and
         shapes [n,q] -> [n,q,T,D], logits [n,C,T], [n*T,P,D]."""
         (n, t), q = frames.shape[:2], colours.shape[1] + len(self.colour.weight)
-        tokens = self.patch_norm(
-            self.stem(frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 64 - 2).flatten(2).transpose(1, 2)
-        )
-        asked = torch.cat(
-            [self.colour(colours) + self.shape(shapes), self.colour.weight.expand(n, -1, -1)], 1
-        )
+        pixels = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 64 - 2
+        tokens = self.patch_norm(self.stem(pixels).flatten(2).transpose(1, 2))
+        asked = self.colour(colours) + self.shape(shapes)
+        asked = torch.cat([asked, self.colour.weight.expand(n, -1, -1)], 1)
         patches, x = tokens + self.place, asked.repeat_interleave(t, 0)
         others = ~torch.eye(q, dtype=torch.bool, device=x.device)  # what is asked besides changes nothing
         for layer in self.query:
@@ -1339,14 +1183,10 @@ class Tracker(torch.nn.Module):
             x = layer(x)
         x = self.norm(x)
         seen, summary = x[:, :-1], x[:, -1]
-        attention = (
-            (self.key(seen) @ summary[:, :, None])[..., 0].float() / summary.shape[1] ** 0.5
-        ).softmax(-1)
-        embedding = self.embed(
-            torch.cat(
-                [summary, (attention[:, None].to(seen.dtype) @ seen)[:, 0], self.brief(seen).flatten(1)], 1
-            )
-        )
+        attention = (self.key(seen) @ summary[:, :, None])[..., 0].float() / summary.shape[1] ** 0.5
+        attention = attention.softmax(-1)
+        pooled = (attention[:, None].to(seen.dtype) @ seen)[:, 0]
+        embedding = self.embed(torch.cat([summary, pooled, self.brief(seen).flatten(1)], 1))
         found = {
             "scores": self.score(seen)[..., 0],
             "attention": attention,
@@ -1361,28 +1201,19 @@ class Tracker(torch.nn.Module):
         """config.json and model.safetensors, in the dtype of the weights."""
         from safetensors.torch import save
 
-        save_text(
-            Path(folder) / "config.json", json.dumps({"model_type": "tracker", **self.config}, indent=1)
-        )
-        save_bytes(
-            Path(folder) / "model.safetensors",
-            save({k: v.contiguous() for k, v in self.state_dict().items()}),
-        )
+        config = json.dumps({"model_type": "tracker", **self.config}, indent=1)
+        save_text(Path(folder) / "config.json", config)
+        weights = {k: v.contiguous() for k, v in self.state_dict().items()}
+        save_bytes(Path(folder) / "model.safetensors", save(weights))
 
     @classmethod
     def from_pretrained(cls, folder):
         from safetensors.torch import load_file
 
-        model = cls(
-            {
-                k: v
-                for k, v in json.loads((Path(folder) / "config.json").read_text()).items()
-                if k != "model_type"
-            }
-        )
-        model.load_state_dict(
-            {k: v.float() for k, v in load_file(Path(folder) / "model.safetensors").items()}
-        )
+        config = json.loads((Path(folder) / "config.json").read_text())
+        model = cls({k: v for k, v in config.items() if k != "model_type"})
+        weights = load_file(Path(folder) / "model.safetensors")
+        model.load_state_dict({k: v.float() for k, v in weights.items()})
         return model.eval()
 
 
@@ -1390,7 +1221,7 @@ def load_tracker(entry, device):
     """The tracker of a folder, or a refusal that says what is wrong with it."""
     if entry["kind"] != "tracker":
         refuse(
-            f"--model {entry['name']} is of kind {entry['kind']}, and track.py follows objects with a tracker; give --model tiny-tracker, or --embeddings, what another model wrote"
+            f"--model {entry['name']} is no tracker but {entry['kind']}; give tiny-tracker, or --embeddings"
         )
     return attempt(lambda: Tracker.from_pretrained(entry["path"]), entry).to(device)
 
@@ -1398,16 +1229,13 @@ def load_tracker(entry, device):
 @torch.inference_mode()
 def follow(model, frames, names, device):
     """What a tracker says of n clips uint8 [n,T,S,S,3] and q names of each: {scores, attention [n,q,T], persistence [n,q]: probabilities, embedding [n,q,E]}, fp32."""
-    words = [[name.split() for name in row] for row in names]
-    asked = [
-        torch.tensor([[model.config[kind].index(w[k]) for w in row] for row in words], device=device)
-        for k, kind in enumerate(("colours", "shapes"))
-    ]
+    asked = []
+    for k, kind in enumerate(("colours", "shapes")):
+        numbers = [[model.config[kind].index(name.split()[k]) for name in row] for row in names]
+        asked.append(torch.tensor(numbers, device=device))
     found = model(frames.to(device), *asked)
-    return {
-        k: (found[k].sigmoid() if k in ("scores", "persistence") else found[k]).float().cpu()
-        for k in ("scores", "attention", "persistence", "embedding")
-    }
+    found |= {k: found[k].sigmoid() for k in ("scores", "persistence")}
+    return {k: found[k].float().cpu() for k in ("scores", "attention", "persistence", "embedding")}
 
 
 # ---------------------------------------------------------------- answers that are kept

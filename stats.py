@@ -47,16 +47,11 @@ def bootstrap(scores, sources, n_boot=2000, seed=0):
     g = torch.Generator().manual_seed(seed)
     weights = resampled(len(count), n_boot, g)
     means = (weights @ total.T) / (weights @ count)[:, None]  # [n_boot, seeds]
-    picked = (
-        torch.randint(len(scores), means.shape, generator=g)
-        if len(scores) > 1
-        else torch.zeros_like(means, dtype=torch.long)
-    )
-    means = means.gather(1, picked).mean(1)
+    if len(scores) > 1:
+        means = means.gather(1, torch.randint(len(scores), means.shape, generator=g))
     mean = scores.mean().item()
-    return mean, *widened(
-        mean, *means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), len(count)
-    )
+    low, high = means.mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return mean, *widened(mean, low, high, len(count))
 
 
 def with_bounds(name, values):
@@ -78,9 +73,8 @@ def paired_test(a, b, sources, n_perm=2000, seed=0):
     mean, low, high = bootstrap(difference, sources, seed=seed)
     cluster = clusters(sources)
     total = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, difference)
-    signs = (
-        torch.randint(2, (n_perm, len(total)), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
-    )
+    g = torch.Generator().manual_seed(seed)
+    signs = torch.randint(2, (n_perm, len(total)), generator=g).double() * 2 - 1
     exceed = ((signs @ total).abs() >= total.sum().abs() - 1e-12).sum().item()
     return {"gain": mean, "gain_low": low, "gain_high": high, "p": (1 + exceed) / (1 + n_perm)}
 
@@ -119,34 +113,38 @@ def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, bli
     best = max(floor_means, key=lambda name: sign * floor_means[name])
 
     def against(own, name):
-        return paired_test(
-            sign * torch.as_tensor(own, dtype=torch.float64),
-            sign * torch.as_tensor(floors[name], dtype=torch.float64),
-            sources,
-            seed=seed,
-        )
+        own, floor = (sign * torch.as_tensor(x, dtype=torch.float64) for x in (own, floors[name]))
+        return paired_test(own, floor, sources, seed=seed)
 
     gain = against(scores, best)
-    room = ceiling - floor_means[best]
-    leak = blind and known_too_well(
-        against(floors["shuffled"], blind)["gain_low"], floor_means[blind], ceiling
+    gain["mde"] = detectable(gain["gain_low"], gain["gain_high"])
+    shuffled_gain = blind and against(floors["shuffled"], blind)["gain_low"]
+    return record(
+        (mean, low, high), better, sources, floor_means, best, ceiling, gain, blind, shuffled_gain, more
     )
+
+
+def record(interval, better, sources, floors, best, ceiling, gain, blind, shuffled_gain, more):
+    """What is written of one criterion. interval: (score, low, high); floors: {name: mean}, of which `best` is the highest hurdle; gain: what is known of the gain over it;
+    shuffled_gain: the lower bound of what shuffled labels gain over the floor `blind`."""
+    score, low, high = interval
+    room, sign = ceiling - floors[best], 1 if better == "higher" else -1
+    leak = blind and known_too_well(shuffled_gain, floors[blind], ceiling)
     return {
-        "score": mean,
+        "score": score,
         "low": low,
         "high": high,
         "better": better,
         "n": len(sources),
         "sources": len(set(sources)),
-        "floor": floor_means[best],
+        "floor": floors[best],
         "floor_name": best,
         "ceiling": ceiling,
-        "skill": (mean - floor_means[best]) / room if sign * room > 0 else None,
+        "skill": (score - floors[best]) / room if sign * room > 0 else None,
         **gain,
-        "mde": detectable(gain["gain_low"], gain["gain_high"]),
         "leak": "shuffled" if leak else None,
         **more,
-        "floors": floor_means,
+        "floors": floors,
     }
 
 
@@ -205,10 +203,8 @@ def ridge(x, targets, train):
     """Dual ridge with an unpenalised intercept, one Gram matrix and one `eigh` for all tasks and penalties. x [n, d] fp32 -> {task: predictions [n, c]}."""
     x = x - x[train].mean(0)
     kernel = x @ (x[train] if len(train) < len(x) else x).T
-    return {
-        task: found[0]
-        for task, (found, _) in solve_ridge(*spectrum(kernel[None], train), targets, train).items()
-    }
+    solved = solve_ridge(*spectrum(kernel[None], train), targets, train)
+    return {task: found[0] for task, (found, _) in solved.items()}
 
 
 def token_ridge(x, targets, train, val):
@@ -224,17 +220,11 @@ def token_ridge(x, targets, train, val):
     coordinates = vectors.T @ (rows.T @ (y[train] - centre).flatten(0, 1)).double()
     penalties = PENALTIES.to(values.device) * values.mean().clamp(min=1e-300)
     turned, wanted = x[val].flatten(0, 1) @ vectors.float(), (y[val] - centre).flatten(0, 1)
-    # [penalties, C]
-    errors = torch.stack(
-        [
-            (turned @ (coordinates / (values + p)[:, None]).float() - wanted).square().mean(0)
-            for p in penalties
-        ]
-    )
+    maps = [(coordinates / (values + p)[:, None]).float() for p in penalties]
+    errors = torch.stack([(turned @ m - wanted).square().mean(0) for m in maps])  # [penalties, C]
     widths = [t.shape[-1] for t in targets.values()]
-    best = torch.stack([e.mean(1).argmin() for e in errors.split(widths, 1)]).repeat_interleave(
-        torch.tensor(widths)
-    )
+    best = torch.stack([e.mean(1).argmin() for e in errors.split(widths, 1)])
+    best = best.repeat_interleave(torch.tensor(widths))
     weight = (vectors @ (coordinates / (values[:, None] + penalties[best]))).float()
     return dict(zip(targets, (x @ weight + centre).split(widths, -1), strict=True))
 
@@ -247,17 +237,17 @@ def signed_rank(difference, sources):
     from scipy.stats import wilcoxon
 
     cluster = clusters(sources)
-    means = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(
+    total = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(
         0, cluster, difference.double()
-    ) / torch.bincount(cluster)
+    )
+    means = total / torch.bincount(cluster)
     return float(wilcoxon(means.numpy()).pvalue) if means.abs().max() > 0 else 1.0
 
 
 def averaged(name, x, sources, seed):
     """{name, name_low, name_high} of scores [seeds, n], without the clips that have nothing to score (nan); None throughout where no clip has."""
     keep = (~x.isnan().any(0)).nonzero().flatten().tolist()
-    values = bootstrap(x[:, keep], [sources[k] for k in keep], seed=seed) if keep else (None,) * 3
-    return with_bounds(name, values)
+    return mean_and_interval(name, x[:, keep], [sources[k] for k in keep], seed)
 
 
 def gained(own, base, sources, seed):
@@ -265,11 +255,10 @@ def gained(own, base, sources, seed):
     less = base.mean(0) - own.mean(0)
     keep = (~less.isnan()).nonzero().flatten().tolist()
     few = [sources[k] for k in keep]
-    return (
-        paired_test(less[keep], 0 * less[keep], few, seed=seed) | {"p_wilcoxon": signed_rank(less[keep], few)}
-        if keep
-        else None
-    )
+    if not keep:
+        return None
+    found = paired_test(less[keep], 0 * less[keep], few, seed=seed)
+    return found | {"p_wilcoxon": signed_rank(less[keep], few)}
 
 
 def gain_columns(name, gain, *p_values):
@@ -292,16 +281,11 @@ LEAST = 0.05  # of the answers: a change rarer than that is none
 
 def verdict(*tests):
     """yes where every paired gain excludes zero, no where one of them is surely under LEAST, else inconclusive."""
-    return (
-        "yes"
-        if min(t["gain_low"] for t in tests) > 0
-        else "no"
-        if min(t["gain_high"] for t in tests) < LEAST
-        else "inconclusive"
-    )
+    if min(t["gain_low"] for t in tests) > 0:
+        return "yes"
+    return "no" if min(t["gain_high"] for t in tests) < LEAST else "inconclusive"
 
 
 def mean_and_interval(key, scores, sources, seed):
     """{key, key_low, key_high}; scores [n] or [seeds, n]. None of nothing."""
-    values = bootstrap(scores, sources, seed=seed) if len(sources) else (None,) * 3
-    return dict(zip((key, f"{key}_low", f"{key}_high"), values, strict=True))
+    return with_bounds(key, bootstrap(scores, sources, seed=seed) if len(sources) else (None,) * 3)

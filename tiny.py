@@ -38,7 +38,6 @@ from cogvlm2 import IMAGE_MEAN, IMAGE_STD, CogVLM2
 from common import (
     _atomically,
     check_writable,
-    known,
     load_items,
     load_yaml,
     parser,
@@ -96,9 +95,8 @@ def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
         torch.manual_seed(seed * 1_000_003 + step)
         loss = loss_of(model, np.random.default_rng([seed, step]))
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"{name}: the loss is {loss.item()} at step {step}; delete {state} and lower the learning rate"
-            )
+            where = f"{name}: the loss is {loss.item()} at step {step}"
+            raise FloatingPointError(f"{where}; delete {state} and lower the learning rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -121,11 +119,9 @@ def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
 
 def fast(device):
     """bf16 products where they are faster (a CPU's AVX512-BF16 or AMX, capability >= 8.0); weights and all else fp32."""
-    native = (
-        torch.cuda.get_device_capability() >= (8, 0)
-        if device == "cuda"
-        else torch.backends.mkldnn.is_available()
-    )
+    native = torch.backends.mkldnn.is_available()
+    if device == "cuda":
+        native = torch.cuda.get_device_capability() >= (8, 0)
     return torch.autocast(device, torch.bfloat16, enabled=native)
 
 
@@ -183,12 +179,8 @@ def vae_loss(images, clips, device):
             latent = model.encode(x).latent_dist
             y = model.decode(latent.sample()).sample
         error = y.float() - x
-        return (
-            error.square().mean()
-            + error.abs().mean()
-            + 0.1 * dissimilarity(x, y.float())
-            + 1e-5 * latent.kl().float().mean() / latent.mean[0].numel()
-        )
+        pixels = error.square().mean() + error.abs().mean() + 0.1 * dissimilarity(x, y.float())
+        return pixels + 1e-5 * latent.kl().float().mean() / latent.mean[0].numel()
 
     return loss_of
 
@@ -224,9 +216,8 @@ def vae_quality(model, images, clips, device):
 @torch.no_grad()
 def set_latent_statistics(model, images, device):
     """Per-channel mean and standard deviation of the latents, which the decoder's users apply both ways."""
-    z = torch.cat(
-        [model.encode(x.to(device)).latent_dist.mode().cpu() for x in to_video(images[:1000]).split(50)]
-    )
+    parts = to_video(images[:1000]).split(50)
+    z = torch.cat([model.encode(x.to(device)).latent_dist.mode().cpu() for x in parts])
     model.latents_mean.copy_(z.mean((0, 2, 3, 4)))
     model.latents_std.copy_(z.std((0, 2, 3, 4)))
 
@@ -390,14 +381,10 @@ def truths(items, grid, every=2):
     vectors = {word: v for v, word in [*PLACE_WORDS.items(), *MOTION_WORDS.items()]}
     for row, item in zip(told, items, strict=True):
         for k, name in enumerate(item["names"]):
-            clip, subject = "direction" in item, k == len(item["names"]) - 1
-            word = (
-                place_word(item["boxes"][k].numpy(), item["width"])
-                if not clip
-                else item["direction"]
-                if subject
-                else "still"
-            )
+            if "direction" not in item:
+                word = place_word(item["boxes"][k].numpy(), item["width"])
+            else:  # the last object is the one that moves
+                word = item["direction"] if k == len(item["names"]) - 1 else "still"
             row[k + 1] = torch.tensor([NAMES.index(name), *vectors[word]])
     return owner, told
 
@@ -451,9 +438,8 @@ def naming_loss(images, processor, device):
         x = x.transpose(2, 3) if rng.random() < 0.5 else x
         batch = processor.image_processor([f[0].permute(2, 0, 1) for f in x], return_tensors="pt").to(device)
         with fast(device):
-            scores = (
-                model(batch["pixel_values"], batch["image_grid_thw"]).unflatten(0, (len(x), -1)).logsumexp(1)
-            )
+            scores = model(batch["pixel_values"], batch["image_grid_thw"])
+            scores = scores.unflatten(0, (len(x), -1)).logsumexp(1)
         return F.binary_cross_entropy_with_logits(scores, present[pick].to(device))
 
     return loss_of
@@ -469,21 +455,13 @@ def motion_loss(clips, processor, device):
     def loss_of(model, rng):
         pick, gap = rng.choice(len(items), 96), rng.integers(1, 5, 96)
         first = (rng.random(96) * (frames.shape[1] - gap)).astype(int)
-        x, own, tell = turn(
-            torch.stack([frames[pick, first], frames[pick, first + gap]], 1),
-            owner[pick, first][:, None],
-            told[pick],
-            rng,
-        )
-        batch = processor.video_processor(
-            list(x.permute(0, 1, 4, 2, 3)), do_sample_frames=False, return_tensors="pt"
-        ).to(device)
+        pairs = torch.stack([frames[pick, first], frames[pick, first + gap]], 1)
+        x, own, tell = turn(pairs, owner[pick, first][:, None], told[pick], rng)
+        x = list(x.permute(0, 1, 4, 2, 3))
+        batch = processor.video_processor(x, do_sample_frames=False, return_tensors="pt").to(device)
         with fast(device):
-            return told_loss(
-                model(batch["pixel_values_videos"], batch["video_grid_thw"]),
-                tokens_tell(own, tell),
-                (len(NAMES), 3, 3),
-            )
+            guesses = model(batch["pixel_values_videos"], batch["video_grid_thw"])
+            return told_loss(guesses, tokens_tell(own, tell), (len(NAMES), 3, 3))
 
     return loss_of
 
@@ -502,29 +480,24 @@ def conversation(processor, frames, turns):
 def encode(processor, frames, texts, **more):
     """The processor's whole output for a batch of pictures or clips (uint8 [n,T,H,W,3]) and texts."""
     frames = frames.permute(0, 1, 4, 2, 3)
-    media = (
-        {"images": [[f[0]] for f in frames]}
-        if frames.shape[1] == 1
-        else {
-            "videos": list(frames),
-            "videos_kwargs": {"do_sample_frames": False},
-            "video_metadata": [FILM | {"total_num_frames": frames.shape[1]}] * len(frames),
-        }
-    )
+    media = {"images": [[f[0]] for f in frames]}
+    if frames.shape[1] > 1:
+        times = [FILM | {"total_num_frames": frames.shape[1]}] * len(frames)
+        media = {"videos": list(frames), "video_metadata": times}
+        media["videos_kwargs"] = {"do_sample_frames": False}
     return processor(text=texts, return_tensors="pt", padding=True, **media, **more)
 
 
 def answer_labels(ids, tokenizer):
     """Labels that score the assistant's words and its end token only; everything else is -100."""
-    start, end, newline = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) + [
-        tokenizer.encode("\n")[0]
-    ]
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    newline = tokenizer.encode("\n")[0]
     assistant = tokenizer.encode("assistant")
     labels = torch.full_like(ids, -100)
     for row, out in zip(ids.tolist(), labels, strict=True):
-        for i in (
-            k for k, t in enumerate(row) if t == start and row[k + 1 : k + 1 + len(assistant)] == assistant
-        ):
+        for i, t in enumerate(row):
+            if t != start or row[i + 1 : i + 1 + len(assistant)] != assistant:
+                continue
             first = i + 2 + len(assistant)
             assert row[first - 1] == newline, row[i:first]
             last = row.index(end, first)
@@ -536,9 +509,8 @@ def lesson(model, processor, frames, chats):
     """(inputs of `model`, labels) for pictures or clips (uint8 [n,T,H,W,3]) and a chat about each: what the assistant says is scored, all else is -100."""
     if isinstance(model, CogVLM2):
         return cogvlm2_lesson(model, processor, frames, chats)
-    batch = encode(
-        processor, frames, [conversation(processor, f, turns) for f, turns in zip(frames, chats, strict=True)]
-    )
+    texts = [conversation(processor, f, turns) for f, turns in zip(frames, chats, strict=True)]
+    batch = encode(processor, frames, texts)
     return batch, answer_labels(batch["input_ids"], processor.tokenizer)
 
 
@@ -547,9 +519,8 @@ def picture_rows(model, batch, each):
     if isinstance(model, CogVLM2):
         rows = (batch["token_type_ids"] == 1) & (F.pad(batch["token_type_ids"], (1, 0))[:, :-1] == 1)
     else:
-        rows = (batch["input_ids"] == model.config.image_token_id) | (
-            batch["input_ids"] == getattr(model.config, "video_token_id", None)
-        )
+        rows = batch["input_ids"] == model.config.image_token_id
+        rows = rows | (batch["input_ids"] == getattr(model.config, "video_token_id", None))
     return rows & (rows.cumsum(1) <= each)
 
 
@@ -579,10 +550,9 @@ class Schooling(torch.nn.Module):
 
 def vlm_loss(images, clips, processor, device, allowed, grid=6):
     """A loss on 24 pictures with up to six of their allowed turns or, where there are clips, in a third of the steps on 16 of them. grid: tokens a side."""
-    sets = [
-        (*images, *truths(images[1], grid), PLACE_WORDS),
-        *([(*clips, *truths(clips[1], 4), MOTION_WORDS)] if clips else []),
-    ]
+    sets = [(*images, *truths(images[1], grid), PLACE_WORDS)]
+    if clips:
+        sets.append((*clips, *truths(clips[1], 4), MOTION_WORDS))
 
     def loss_of(model, rng):
         moving = bool(clips) and rng.random() < 1 / 3
@@ -591,13 +561,10 @@ def vlm_loss(images, clips, processor, device, allowed, grid=6):
         x, owner, told = turn(frames[pick], owner[pick], told[pick], rng)
         chats = []
         for k, i in enumerate(pick):
-            says = {
-                name: words[tuple(v)]
-                for name, v in zip(items[i]["names"], told[k, 1:, 1:].tolist(), strict=False)
-            }
-            answer = {f"Where is the {name}?": word for name, word in says.items()} | {
-                f"Which way does the {name} move?": word for name, word in says.items()
-            }
+            answer = {}
+            for name, v in zip(items[i]["names"], told[k, 1:, 1:].tolist(), strict=False):
+                for question in (f"Where is the {name}?", f"Which way does the {name} move?"):
+                    answer[question] = words[tuple(v)]
             turns = [(q, answer.get(q, a)) for q, a in items[i]["turns"] if q.startswith(allowed)]
             chats.append([turns[j] for j in rng.permutation(len(turns))[:6]])
         batch, labels = lesson(model.vlm, processor, x, chats)
@@ -606,10 +573,9 @@ def vlm_loss(images, clips, processor, device, allowed, grid=6):
             told = tokens_tell(owner, told)
             nothing = torch.full_like(told[1:], -100)
             told = torch.cat([told[:1], nothing, told[1:]] if moving else [told, nothing])
+        batch = {k: v.to(device) for k, v in batch.items()}
         with fast(device):
-            return model(
-                {k: v.to(device) for k, v in batch.items()}, labels.to(device), told if tells else None
-            )
+            return model(batch, labels.to(device), told if tells else None)
 
     return loss_of
 
@@ -621,23 +587,16 @@ def ask(model, processor, frames, questions, batch=32, max_new_tokens=40):
     for question in dict.fromkeys(questions):
         for pick in torch.tensor([i for i, q in enumerate(questions) if q == question]).split(batch):
             if isinstance(model, CogVLM2):
-                inputs = model.inputs(
-                    normalised(frames[pick], *CLIP), processor(f"Question: {question} Answer:").input_ids
-                )
-                out = model.generate(
-                    **{k: v.to(model.lm_head.weight.device) for k, v in inputs.items()},
-                    max_new_tokens=max_new_tokens,
-                )
+                ids = processor(COGVLM2_CHAT.format(question)).input_ids
+                inputs = model.inputs(normalised(frames[pick], *CLIP), ids)
+                inputs = {k: v.to(model.lm_head.weight.device) for k, v in inputs.items()}
+                out = model.generate(**inputs, max_new_tokens=max_new_tokens)
                 tokenizer = processor
             else:
-                inputs = encode(
-                    processor,
-                    frames[pick],
-                    [conversation(processor, frames[i], [(question, None)]) for i in pick],
-                ).to(model.device)
-                out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[
-                    :, inputs["input_ids"].shape[1] :
-                ]
+                texts = [conversation(processor, frames[i], [(question, None)]) for i in pick]
+                inputs = encode(processor, frames[pick], texts).to(model.device)
+                out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+                out = out[:, inputs["input_ids"].shape[1] :]
                 tokenizer = processor.tokenizer
             answers |= zip(pick.tolist(), tokenizer.batch_decode(out, skip_special_tokens=True), strict=True)
     return [answers[i].strip() for i in range(len(questions))]
@@ -645,14 +604,18 @@ def ask(model, processor, frames, questions, batch=32, max_new_tokens=40):
 
 def accuracy_beside_floor(model, processor, frames, items, prefix):
     """Accuracy on held-out questions that start with `prefix`, beside always giving the commonest answer."""
-    chosen = [
-        (f, t) for f, i in zip(frames, items, strict=True) for t in i["turns"] if t[0].startswith(prefix)
-    ][:500]
+    chosen = []
+    for frame, item in zip(frames, items, strict=True):
+        chosen += [(frame, t) for t in item["turns"] if t[0].startswith(prefix)]
+    chosen = chosen[:500]
     answers = ask(model, processor, torch.stack([f for f, _ in chosen]), [t[0] for _, t in chosen])
-    truth = [t[1] for _, t in chosen]
-    return np.mean([a == t for a, t in zip(answers, truth, strict=True)]), max(
-        truth.count(t) for t in set(truth)
-    ) / len(truth)
+    return right_and_floor(answers, [t[1] for _, t in chosen])
+
+
+def right_and_floor(answers, truth):
+    """Share of answers that are right, and of the commonest true one."""
+    right = np.mean([a == t for a, t in zip(answers, truth, strict=True)])
+    return right, max(truth.count(t) for t in set(truth)) / len(truth)
 
 
 def vlm_quality(model, processor, images, clips=None):
@@ -671,11 +634,10 @@ def vlm_quality(model, processor, images, clips=None):
         "colour": np.mean([any(n.startswith(label.split()[0]) for n in s) for label, s in pairs]),
         "colour_floor": 1 / 6,
     }
-    for key, prefix, (f, i) in (
-        ("shape", "What shape", images),
-        ("place", "Where is", images),
-        *([("direction", "Which way", clips)] if clips else []),
-    ):
+    kinds = [("shape", "What shape", images), ("place", "Where is", images)]
+    if clips:
+        kinds.append(("direction", "Which way", clips))
+    for key, prefix, (f, i) in kinds:
         report[key], report[f"{key}_floor"] = accuracy_beside_floor(model, processor, f, i, prefix)
     return report
 
@@ -743,15 +705,12 @@ def llava_next(texts):
             tie_word_embeddings=True,
         )
     )
-    return (
-        processor,
-        model,
-        8,
-        lambda pixels: model.model.multi_modal_projector(
-            model.model.vision_tower(pixels).last_hidden_state[:, 1:]
-        ),
-        CLIP,
-    )
+
+    def see(pixels):
+        seen = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+        return model.model.multi_modal_projector(seen)
+
+    return processor, model, 8, see, CLIP
 
 
 def internvl2(texts):
@@ -837,26 +796,20 @@ def cogvlm2(texts):
 
 def normalised(frames, mean, std):
     """uint8 [n,1,S,S,3] -> [n,3,S,S], standardised per channel."""
-    return (frames[:, 0].permute(0, 3, 1, 2) / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
-        :, None, None
-    ]
+    mean, std = (torch.tensor(x)[:, None, None] for x in (mean, std))
+    return (frames[:, 0].permute(0, 3, 1, 2) / 255 - mean) / std
 
 
 def cogvlm2_lesson(model, tokenizer, frames, chats):
     """What `lesson` returns: Question: ... Answer: ... after the picture, one pair after another, each answer with its end."""
     end, rows = tokenizer.eos_token, []
     for turns in chats:
-        parts = [
-            (tokenizer(text).input_ids, scored)
-            for q, a in turns
-            for text, scored in ((COGVLM2_CHAT.format(q), False), (f" {a}{end}", True))
-        ]
-        rows.append(
-            (
-                [i for ids, _ in parts for i in ids],
-                [i if scored else -100 for ids, scored in parts for i in ids],
-            )
-        )
+        words, scored = [], []
+        for q, a in turns:
+            asked, said = tokenizer(COGVLM2_CHAT.format(q)).input_ids, tokenizer(f" {a}{end}").input_ids
+            words += [*asked, *said]
+            scored += [*[-100] * len(asked), *said]
+        rows.append((words, scored))
     longest = max(len(ids) for ids, _ in rows)
     batch = model.inputs(normalised(frames, *CLIP), [0] * longest)
     ids, labels = batch["input_ids"].clone(), torch.full_like(batch["input_ids"], -100)
@@ -886,9 +839,8 @@ def telling_loss(images, norm, device, grid):
         pick = rng.choice(len(items), 32, replace=False)
         x, own, tell = turn(frames[pick], owner[pick], told[pick], rng)
         with fast(device):
-            return told_loss(
-                model(normalised(x, *norm).to(device)), tokens_tell(own, tell), (len(NAMES), 3, 3)
-            )
+            guesses = model(normalised(x, *norm).to(device))
+            return told_loss(guesses, tokens_tell(own, tell), (len(NAMES), 3, 3))
 
     return loss_of
 
@@ -896,30 +848,16 @@ def telling_loss(images, norm, device, grid):
 def train_cousin(name, args, device, folder, save):
     """The tower and projector first, by what their tokens can tell; then the whole model, by questions of name and place."""
     images = pool(args.shapes, 96)
-    processor, model, grid, see, norm = COUSINS[name](
-        q for i in images[0][1] for turn in i["turns"] for q in [*turn, "user\n", "assistant\n"]
-    )
+    processor, model, grid, see, norm = COUSINS[name](words_of(images[0][1]))
     model = model.to(device)
     # the fused kernel's gradient is slow on a CPU
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        train(
-            f"{name}-tower",
-            Looking(model, see, len(NAMES) + 6).to(device),
-            telling_loss(images[0], norm, device, grid),
-            args.steps or 4000,
-            1e-3,
-            args.seed,
-            folder,
-        )
-        losses = train(
-            name,
-            Schooling(model).to(device),
-            vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid),
-            args.steps or QUESTIONS[name],
-            1e-3,
-            args.seed,
-            folder,
-        )
+    with sdpa_kernel(SDPBackend.MATH):
+        looking = Looking(model, see, len(NAMES) + 6).to(device)
+        loss_of = telling_loss(images[0], norm, device, grid)
+        train(f"{name}-tower", looking, loss_of, args.steps or 4000, 1e-3, args.seed, folder)
+        schooling = Schooling(model).to(device)
+        loss_of = vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid)
+        losses = train(name, schooling, loss_of, args.steps or QUESTIONS[name], 1e-3, args.seed, folder)
     model, processor = save(model, processor)
     return losses, vlm_quality(model, processor, images[1])
 
@@ -964,10 +902,8 @@ class MaskedPatches(torch.nn.Module):
 
     def __init__(self, encoder):
         super().__init__()
-        self.encoder, self.head = (
-            encoder,
-            torch.nn.Linear(encoder.config.hidden_size, 3 * encoder.config.patch_size**2),
-        )
+        self.encoder = encoder
+        self.head = torch.nn.Linear(encoder.config.hidden_size, 3 * encoder.config.patch_size**2)
 
     def forward(self, pixels, generator=None):
         """pixels [n,3,H,W] -> (mean absolute error on hidden patches, the error of each picture's mean patch there)."""
@@ -995,12 +931,8 @@ def films(items, seed, copies):
     for item in (i for i in items if i["direction"] != "still" and not any(i["camera"])):
         for _ in range(copies):
             first = int(rng.integers(0, len(item["frames"]) - FRAMES + 1))
-            x, _, told = turn(
-                frames_of(item, 64)[None, first : first + FRAMES],
-                torch.zeros(1, 1, 1, 1),
-                torch.tensor([[[0, *DIRECTIONS[item["direction"]]]]]),
-                rng,
-            )
+            x, way = frames_of(item, 64)[None, first : first + FRAMES], DIRECTIONS[item["direction"]]
+            x, _, told = turn(x, torch.zeros(1, 1, 1, 1), torch.tensor([[[0, *way]]]), rng)
             frames.append(x[0])
             captions.append(caption(item["names"][-1], MOTION_WORDS[tuple(told[0, 0, 1:].tolist())]))
     return torch.stack(frames), captions
@@ -1017,10 +949,9 @@ def film_latents(vae, frames, device):
     mean, std = (s.view(1, -1, 1, 1, 1) for s in (vae.latents_mean, vae.latents_std))
     latents = []
     for x in tqdm(frames.split(16), desc="latents", unit="batch"):
+        x = to_video(x).to(device).contiguous(memory_format=torch.channels_last_3d)
         with fast(device):
-            z = vae.encode(
-                to_video(x).to(device).contiguous(memory_format=torch.channels_last_3d)
-            ).latent_dist.mode()
+            z = vae.encode(x).latent_dist.mode()
         latents.append(((z.float() - mean) / std).cpu())
     return torch.cat(latents)
 
@@ -1074,14 +1005,8 @@ class Film(torch.nn.Module):
     def forward(self, x, sigma, ids, mask, seconds):
         """x [n,16,T,8,8] of which frame t has noise sigma [n,T]; ids and mask [n,128] of the prompts; seconds [T] -> the velocity, noise - clean, like x."""
         n, _, t, h, w = x.shape
-        places = torch.stack(
-            torch.meshgrid(
-                seconds,
-                torch.arange(h, device=x.device) * 8.0,
-                torch.arange(w, device=x.device) * 8.0,
-                indexing="ij",
-            )
-        ).flatten(1)
+        rows, columns = (torch.arange(side, device=x.device) * 8.0 for side in (h, w))
+        places = torch.stack(torch.meshgrid(seconds, rows, columns, indexing="ij")).flatten(1)
         # what is masked has no weight: the encoder sees the padding, as in the pipelines, the transformer
         # need not
         longest = int(mask.sum(1).max())
@@ -1132,13 +1057,8 @@ def film_folder(folder, model, tokenizer):
     """What diffusers' pipelines read, in fp16, without the autoencoder: that is kept once, in the folder vae beside it."""
     from diffusers import FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline
 
-    LTXImageToVideoPipeline(
-        FlowMatchEulerDiscreteScheduler(),
-        None,
-        model.text_encoder.half(),
-        tokenizer,
-        model.transformer.half(),
-    ).save_pretrained(folder)
+    parts = model.text_encoder.half(), tokenizer, model.transformer.half()
+    LTXImageToVideoPipeline(FlowMatchEulerDiscreteScheduler(), None, *parts).save_pretrained(folder)
 
 
 @torch.no_grad()
@@ -1154,11 +1074,9 @@ def continued(pipeline, frames, given, prompts, steps=6, seed=0, batch=32):
     made = []
     for at in tqdm(torch.arange(len(frames)).split(batch), desc=f"films from {given}", unit="batch"):
         x = frames[at, :given].permute(0, 1, 4, 2, 3).float() / 255
-        start = (
-            {"image": x[:, 0], "num_inference_steps": steps}
-            if given == 1
-            else {"conditions": LTXVideoCondition(video=x), "timesteps": even}
-        )
+        start = {"image": x[:, 0], "num_inference_steps": steps}
+        if given > 1:
+            start = {"conditions": LTXVideoCondition(video=x), "timesteps": even}
         out = run(
             **start,
             prompt=[prompts[i] for i in at],
@@ -1182,17 +1100,15 @@ def film_quality(pipeline, items, device, count=128):
     items = [i for i in items if i["direction"] != "still" and not any(i["camera"])][:count]
     at = [(len(i["frames"]) - FRAMES) // 2 for i in items]
     real = torch.stack([frames_of(i, 64)[k : k + FRAMES] for i, k in zip(items, at, strict=True)])
-    masks = torch.stack(
-        [i["mask"][k : k + FRAMES] == len(i["names"]) for i, k in zip(items, at, strict=True)]
-    )
+    masks = [i["mask"][k : k + FRAMES] == len(i["names"]) for i, k in zip(items, at, strict=True)]
+    masks = torch.stack(masks)
     truth, names = [i["direction"] for i in items], [i["names"][-1] for i in items]
     back = [MOTION_WORDS[tuple(-c for c in DIRECTIONS[d])] for d in truth]
 
     @torch.no_grad()
     def reconstructed(films):
-        out = torch.cat(
-            [pipeline.vae(to_video(x).to(device)).sample.clamp(-1, 1).cpu() for x in films.split(16)]
-        )
+        parts = [pipeline.vae(to_video(x).to(device)).sample for x in films.split(16)]
+        out = torch.cat([x.clamp(-1, 1).cpu() for x in parts])
         return ((out + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1)
 
     def right(films, given, way=truth):
@@ -1219,9 +1135,8 @@ def film_quality(pipeline, items, device, count=128):
                 f"{key}mae{suffix}": error.mean(),
                 f"{key}mae_changing{suffix}": error[changing].mean(),
             }
-    report["told_back_direction"] = right(
-        continued(pipeline, real, 1, [caption(n, d) for n, d in zip(names, back, strict=True)]), 1, back
-    )
+    told_back = [caption(n, d) for n, d in zip(names, back, strict=True)]
+    report["told_back_direction"] = right(continued(pipeline, real, 1, told_back), 1, back)
     return report
 
 
@@ -1229,6 +1144,7 @@ def film_quality(pipeline, items, device, count=128):
 
 WAYS = torch.tensor([*DIRECTIONS.values(), (0, 0)])  # [9,2], numbered as COMPASS is
 COMPASS = [*DIRECTIONS, "still"]
+NO_TRACK = {"persistent": False, "direction": "still", "visible": [], "present": [], "hidden": []}
 
 
 class Watching(torch.nn.Module):
@@ -1269,35 +1185,19 @@ def tracks_truth(items, seed, asked=4):
         others, row = [n for n in rng.permutation(NAMES).tolist() if n not in item["names"]], []
         alike = next(n for n in others if n.split()[0] in {x.split()[0] for x in item["names"]})
         for k, name in enumerate([*item["names"], alike, item["absent"], *others][:asked]):
-            track = (
-                item["tracks"][k]
-                if k < len(item["names"])
-                else {"persistent": False, "direction": "still", "visible": [], "present": [], "hidden": []}
-            )
-            spans = [
-                [float(any(a <= t <= b for a, b in track[kind])) for t in range(frames)]
-                for kind in ("visible", "present", "hidden")
-            ]
+            there = k < len(item["names"])
+            track = item["tracks"][k] if there else NO_TRACK
+            spans = []
+            for kind in ("visible", "present", "hidden"):
+                spans.append([float(any(a <= t <= b for a, b in track[kind])) for t in range(frames)])
             colour, shape = name.split()
-            colours[list(COLOURS).index(colour)] += torch.tensor(spans[0])
-            row.append(
-                (
-                    list(COLOURS).index(colour),
-                    list(SHAPES).index(shape),
-                    k < len(item["names"]),
-                    track["persistent"],
-                    COMPASS.index(track["direction"]),
-                    item["count"],
-                    spans,
-                )
-            )
+            colour, shape = list(COLOURS).index(colour), list(SHAPES).index(shape)
+            colours[colour] += torch.tensor(spans[0])
+            way = COMPASS.index(track["direction"])
+            row.append((colour, shape, there, track["persistent"], way, item["count"], spans))
         rows.append(row)
-        # [T,P]
-        share, most = (
-            F.avg_pool2d(F.one_hot(item["mask"].long(), asked).permute(0, 3, 1, 2).float(), 8)
-            .flatten(2)[:, 1:]
-            .max(1)
-        )
+        masks = F.one_hot(item["mask"].long(), asked).permute(0, 3, 1, 2).float()
+        share, most = F.avg_pool2d(masks, 8).flatten(2)[:, 1:].max(1)  # [T,P]
         numbers = torch.tensor([r[:2] for r in row] + [(-1, -1)])
         covered.append(numbers[torch.where(share >= 0.2, most, asked)].char())
         centre[: len(item["names"])] = (
@@ -1314,9 +1214,8 @@ def tracks_truth(items, seed, asked=4):
 def found_loss(found, visible, centres):
     """Is it seen, and where: found [..., 3], visible [...] 0 or 1, centres [..., 2]."""
     apart = (found[..., 1:] - centres).abs().sum(-1)
-    return F.binary_cross_entropy_with_logits(found[..., 0], visible) + (
-        apart * visible
-    ).sum() / visible.sum().clamp(min=1)
+    apart = (apart * visible).sum() / visible.sum().clamp(min=1)
+    return F.binary_cross_entropy_with_logits(found[..., 0], visible) + apart
 
 
 def glance_loss(frames, truth, device, batch=256):
@@ -1326,23 +1225,17 @@ def glance_loss(frames, truth, device, batch=256):
         pick = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False))
         at = torch.from_numpy(rng.integers(0, frames.shape[1], min(batch, len(frames))))
         with fast(device), sdpa_kernel(SDPBackend.MATH):
-            looked, shown, tokens = model.tracker.look(
-                frames[pick, at][:, None].to(device),
-                truth["colours"][pick].to(device),
-                truth["shapes"][pick].to(device),
-            )
+            asked = (truth[k][pick].to(device) for k in ("colours", "shapes"))
+            looked, shown, tokens = model.tracker.look(frames[pick, at][:, None].to(device), *asked)
             found = model.find(looked)[:, :, 0].float().cpu()
             shown = shown[..., 0].float().cpu()
             covered = model.cover(tokens).flatten(0, 1).float().cpu()
         colour, shape = truth["covered"][pick, at].long().flatten(0, 1).unbind(-1)
-        covered = F.cross_entropy(
-            covered[:, : len(COLOURS) + 1], colour % (len(COLOURS) + 1)
-        ) + F.cross_entropy(covered[:, len(COLOURS) + 1 :], shape, ignore_index=-1)
-        return (
-            covered
-            + found_loss(found, truth["spans"][pick, :, 0, at], truth["centres"][pick, :, at])
-            + F.binary_cross_entropy_with_logits(shown, truth["shown"][pick, :, at])
-        )
+        n = len(COLOURS) + 1
+        loss = F.cross_entropy(covered[:, :n], colour % n)
+        loss = loss + F.cross_entropy(covered[:, n:], shape, ignore_index=-1)
+        loss = loss + found_loss(found, truth["spans"][pick, :, 0, at], truth["centres"][pick, :, at])
+        return loss + F.binary_cross_entropy_with_logits(shown, truth["shown"][pick, :, at])
 
     return loss_of
 
@@ -1363,11 +1256,9 @@ def tracker_loss(frames, truth, device, batch=16):
         x = frames[pick].flip([d for d, flip in ((1, back), (2, down), (3, across)) if flip])
         with fast(device), sdpa_kernel(SDPBackend.MATH):
             found = model(x.to(device), y["colours"].to(device), y["shapes"].to(device))
-        (spans, shown), centres, there = (
-            (y[k].flip(-1) if back else y[k] for k in ("spans", "shown")),
-            y["centres"].flip(-2) if back else y["centres"],
-            y["there"],
-        )
+        spans, shown, centres, there = (y[k] for k in ("spans", "shown", "centres", "there"))
+        if back:
+            spans, shown, centres = spans.flip(-1), shown.flip(-1), centres.flip(-2)
         binary = F.binary_cross_entropy_with_logits
         way = mirrored_ways(back, down, across)[y["direction"]][there]
         number = y["count"][there]
@@ -1392,18 +1283,13 @@ def tracker_quality(model, frames, truth, device):
     found = []
     for at in torch.arange(len(frames)).split(32):
         with fast(device):
-            found.append(
-                {
-                    k: v.float().cpu()
-                    for k, v in model(
-                        frames[at].to(device), truth["colours"][at].to(device), truth["shapes"][at].to(device)
-                    ).items()
-                }
-            )
+            told = model(*(x[at].to(device) for x in (frames, truth["colours"], truth["shapes"])))
+        found.append({k: v.float().cpu() for k, v in told.items()})
     found, there = {k: torch.cat([f[k] for f in found]) for k in found[0]}, truth["there"]
     seen = truth["spans"][:, :, 0][there] > 0
     said = found["scores"][there] > 0
     persistent = truth["persistent"][there].float()
+    spans = ((found["spans"] > 0) == (truth["spans"] > 0))[there].float().mean((0, 2))
     return {
         "persistence_accuracy": ((found["persistence"] > 0) == truth["persistent"])[there].float().mean(),
         "persistence_floor": max(persistent.mean(), 1 - persistent.mean()),
@@ -1412,12 +1298,7 @@ def tracker_quality(model, frames, truth, device):
         "direction_accuracy": (found["direction"].argmax(-1) == truth["direction"])[there].float().mean(),
         "count_accuracy": (found["count"].argmax(-1) == truth["count"])[there].float().mean(),
         "there_accuracy": ((found["there"] > 0) == there).float().mean(),
-        **{
-            f"{kind}_accuracy": ((found["spans"][:, :, k] > 0) == (truth["spans"][:, :, k] > 0))[there]
-            .float()
-            .mean()
-            for k, kind in enumerate(("visible", "present", "hidden"))
-        },
+        **{f"{kind}_accuracy": spans[k] for k, kind in enumerate(("visible", "present", "hidden"))},
     }
 
 
@@ -1441,9 +1322,9 @@ ASKED = {
 def made_up_track(rng, frames=32):
     """What synthetic.py's tracks say of an object, with spans that no film was made for, and a probability of being persistent."""
     persistent, there, t = rng.random() < 0.5, np.zeros(frames, bool), np.arange(frames)
-    first, last = (
-        (0, frames - 1) if persistent else sorted(int(x) for x in rng.choice(frames, 2, replace=False))
-    )
+    first, last = 0, frames - 1
+    if not persistent:
+        first, last = sorted(int(x) for x in rng.choice(frames, 2, replace=False))
     if not persistent and (side := rng.integers(3)):  # enters or leaves, else as drawn
         first, last = (max(first, 1), frames - 1) if side == 1 else (0, min(last, frames - 2))
     there[first : last + 1] = True
@@ -1471,17 +1352,12 @@ def made_up_track(rng, frames=32):
 def said_of(track, known):
     """The sentences of synthetic.py about an object, as far as the facts `known` say them."""
     way, moves, hides = (part.rstrip(".") for part in told(track).split(". "))
-    if not {"persistence", "frames"} <= known:
-        way = (
-            way.split(":")[0]
-            if "persistence" in known
-            else f"The {track['object']} appears in {spans_words(track['visible'])}"
-            if "frames" in known
-            else ""
-        )
-    said = ". ".join(
-        [*filter(None, [way, moves if "direction" in known else "", hides if "hidden" in known else ""]), ""]
-    ).strip()
+    if "frames" not in known:
+        way = way.split(":")[0] if "persistence" in known else ""
+    elif "persistence" not in known:
+        way = f"The {track['object']} appears in {spans_words(track['visible'])}"
+    parts = [way, moves if "direction" in known else "", hides if "hidden" in known else ""]
+    said = ". ".join([*filter(None, parts), ""]).strip()
     return said.replace("It ", f"The {track['object']} ", not way) if said else UNKNOWN
 
 
@@ -1503,12 +1379,10 @@ def word_lesson(rng):
         if rng.random() < 0.5:  # it was looked for and not found
             facts |= {"persistence": round(0.3 * rng.random(), 2), "visible": [], "hidden": []}
         else:
-            alike = rng.random() < 0.5
-            name = str(
-                rng.choice(
-                    [n for n in NAMES if n != own and (not alike or set(n.split()) & set(own.split()))]
-                )
-            )
+            others = [n for n in NAMES if n != own]
+            if rng.random() < 0.5:  # alike
+                others = [n for n in others if set(n.split()) & set(own.split())]
+            name = str(rng.choice(others))
     absent = name != own or not facts["visible"]
     if rng.random() < 0.6:
         facts = {k: v for k, v in facts.items() if v == [] and absent or rng.random() < 0.7}
@@ -1573,42 +1447,42 @@ def words_quality(model, tokenizer, seed, n=3000):
     """Share of held-out answers that are right to the word, by kind, beside the commonest answer of the kind."""
     rng = np.random.default_rng([seed, 2])
     lessons = [word_lesson(rng) for _ in range(n)]
-    said = answered(
-        model, tokenizer, [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
-    )
+    prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
+    said = answered(model, tokenizer, prompts)
     report = {"accuracy": np.mean([a == x[3] for a, x in zip(said, lessons, strict=True)])}
     for kind in sorted({x[0] for x in lessons}):
-        pairs = [(a, x[3]) for a, x in zip(said, lessons, strict=True) if x[0] == kind]
-        truth = [t for _, t in pairs]
-        report |= {
-            kind: np.mean([a == t for a, t in pairs]),
-            f"{kind}_floor": max(truth.count(t) for t in set(truth)) / len(truth),
-        }
+        at = [k for k, x in enumerate(lessons) if x[0] == kind]
+        report[kind], report[f"{kind}_floor"] = right_and_floor(
+            [said[k] for k in at], [lessons[k][3] for k in at]
+        )
     return report
 
 
 # ---------------------------------------------------------------- main
 
 
-def pool(folder, size):
-    """((frames, items) to train on, (frames, items) held out): split by source, the test part held out."""
+def parted(folder):
+    """Items to train on, items held out: split by source, the test part held out."""
     items, _ = load_items(folder)
-    parts = [
-        [i for i in items if (split_of(i["source"]) == "test") == held_out] for held_out in (False, True)
-    ]
-    return [(torch.stack([frames_of(i, size) for i in p]), p) for p in parts]
+    return [[i for i in items if (split_of(i["source"]) == "test") == held] for held in (False, True)]
+
+
+def pool(folder, size):
+    """((frames, items) to train on, (frames, items) held out)."""
+    return [(torch.stack([frames_of(i, size) for i in part]), part) for part in parted(folder)]
+
+
+def words_of(items):
+    """What is said of items, for a tokenizer to learn from."""
+    for item in items:
+        for turn in item["turns"]:
+            yield from [*turn, "user\n", "assistant\n"]
 
 
 def vlm_parts(args, device):
     """(images, clips) as `pool` gives them, the processor, an untrained model."""
     images, clips = pool(args.shapes, 96), pool(args.moving, 64)
-    processor = vlm_processor(
-        q
-        for _, items in (images[0], clips[0])
-        for i in items
-        for turn in i["turns"]
-        for q in [*turn, "user\n", "assistant\n"]
-    )
+    processor = vlm_processor(words_of([*images[0][1], *clips[0][1]]))
     return images, clips, processor, for_training(vlm_model(processor.tokenizer)).to(device)
 
 
@@ -1616,16 +1490,8 @@ def train_vae(args, device, folder, save):
     (images, _), (held_images, _) = pool(args.shapes, 64)
     (clips, _), (held_clips, _) = pool(args.moving, 64)
     model = vae_model().to(device, memory_format=torch.channels_last_3d)
-    losses = train(
-        "vae",
-        flatten_stills(model),
-        vae_loss(images, clips, device),
-        args.steps or 11000,
-        1.5e-3,
-        args.seed,
-        folder,
-        weight_decay=0,
-    )
+    steps, loss_of = args.steps or 11000, vae_loss(images, clips, device)
+    losses = train("vae", flatten_stills(model), loss_of, steps, 1.5e-3, args.seed, folder, weight_decay=0)
     set_latent_statistics(model, images, device)
     model, _ = save(model)
     return losses, vae_quality(model, held_images[:400], held_clips, device)
@@ -1634,24 +1500,11 @@ def train_vae(args, device, folder, save):
 def train_semantic(args, device, folder, save):
     """First the tower alone, by naming; then the whole model, by questions of name only."""
     images, clips, processor, model = vlm_parts(args, device)
-    train(
-        "tower",
-        Eyes(model.model.visual, len(NAMES)).to(device),
-        naming_loss(images[0], processor, device),
-        args.steps or 3000,
-        1e-3,
-        args.seed,
-        folder,
-    )
-    losses = train(
-        "semantic",
-        Schooling(model).to(device),
-        vlm_loss(images[0], None, processor, device, NAMING),
-        args.steps or 2300,
-        1.5e-3,
-        args.seed,
-        folder,
-    )
+    eyes, loss_of = Eyes(model.model.visual, len(NAMES)).to(device), naming_loss(images[0], processor, device)
+    train("tower", eyes, loss_of, args.steps or 3000, 1e-3, args.seed, folder)
+    schooling = Schooling(model).to(device)
+    loss_of = vlm_loss(images[0], None, processor, device, NAMING)
+    losses = train("semantic", schooling, loss_of, args.steps or 2300, 1.5e-3, args.seed, folder)
     model, processor = save(model, processor)
     return losses, vlm_quality(model, processor, images[1], clips[1])
 
@@ -1659,37 +1512,16 @@ def train_semantic(args, device, folder, save):
 def train_vlm(args, device, folder, save):
     """Goes on where `semantic` stopped, now with questions of place and, on clips, of motion among the others."""
     if not (folder / "semantic.pt").exists():
-        refuse(
-            f"{folder}/semantic.pt does not exist; run --only semantic first, from which this model goes on"
-        )
+        refuse(f"{folder}/semantic.pt does not exist; run --only semantic first, from which this goes on")
     images, clips, processor, model = vlm_parts(args, device)
     model = Schooling(model).to(device)
-    model.load_state_dict(
-        {
-            k: v
-            for k, v in torch.load(folder / "semantic.pt", weights_only=True)["model"].items()
-            if k.startswith("vlm.")
-        },
-        strict=False,
-    )
-    train(
-        "motion",
-        Eyes(model.vlm.model.visual, len(NAMES) + 6).to(device),
-        motion_loss(clips[0], processor, device),
-        args.steps or 800,
-        1e-3,
-        args.seed,
-        folder,
-    )
-    losses = train(
-        "vlm",
-        model,
-        vlm_loss(images[0], clips[0], processor, device, (*NAMING, "Where is", "Which way")),
-        args.steps or 3000,
-        1e-3,
-        args.seed,
-        folder,
-    )
+    before = torch.load(folder / "semantic.pt", weights_only=True)["model"]
+    model.load_state_dict({k: v for k, v in before.items() if k.startswith("vlm.")}, strict=False)
+    eyes = Eyes(model.vlm.model.visual, len(NAMES) + 6).to(device)
+    loss_of = motion_loss(clips[0], processor, device)
+    train("motion", eyes, loss_of, args.steps or 800, 1e-3, args.seed, folder)
+    loss_of = vlm_loss(images[0], clips[0], processor, device, (*NAMING, "Where is", "Which way"))
+    losses = train("vlm", model, loss_of, args.steps or 3000, 1e-3, args.seed, folder)
     model, processor = save(model.vlm, processor)
     return losses, vlm_quality(model, processor, images[1], clips[1])
 
@@ -1699,9 +1531,8 @@ def train_dinov2(args, device, folder, save):
     processor = dinov2_processor()
 
     def pixels(frames):
-        return processor(list(frames[:, 0].permute(0, 3, 1, 2)), return_tensors="pt")["pixel_values"].to(
-            device
-        )
+        found = processor(list(frames[:, 0].permute(0, 3, 1, 2)), return_tensors="pt")
+        return found["pixel_values"].to(device)
 
     def loss_of(model, rng):
         with fast(device):
@@ -1710,19 +1541,14 @@ def train_dinov2(args, device, folder, save):
     model = MaskedPatches(dinov2_model()).to(device)
     model.encoder.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
     losses = train("dinov2", model, loss_of, args.steps or 2500, 1e-3, args.seed, folder)
+    errors = []
     with torch.no_grad():
-        errors = np.array(
-            [
-                [e.item() for e in model(pixels(x), torch.Generator().manual_seed(0))]
-                for x in held[:512].split(64)
-            ]
-        ).mean(0)
+        for x in held[:512].split(64):
+            errors.append([e.item() for e in model(pixels(x), torch.Generator().manual_seed(0))])
+    own, mean_patch = np.mean(errors, 0)
     save(model.encoder, processor)
-    return losses, {
-        "masked_mae": errors[0],
-        "masked_mae_mean_patch": errors[1],
-        "masked_mae_ratio": errors[0] / errors[1],
-    }
+    report = {"masked_mae": own, "masked_mae_mean_patch": mean_patch, "masked_mae_ratio": own / mean_patch}
+    return losses, report
 
 
 def train_ltx(args, device, folder, save):
@@ -1730,10 +1556,7 @@ def train_ltx(args, device, folder, save):
     vae, cache = folder.parent / "checkpoints" / "vae", folder / "ltx-latents.pt"
     if not vae.is_dir():
         refuse(f"{vae} does not exist; run --only vae first, whose latents this model learns")
-    items, _ = load_items(args.moving)
-    parts = [
-        [i for i in items if (split_of(i["source"]) == "test") == held_out] for held_out in (False, True)
-    ]
+    parts = parted(args.moving)
     if not cache.exists():
         frames, captions = films(parts[0], args.seed, 4)
         latents = film_latents(LOADERS["vae"](find_model(str(vae)), device)[0], frames, device).half()
@@ -1741,16 +1564,8 @@ def train_ltx(args, device, folder, save):
     kept = torch.load(cache, weights_only=True)
     tokenizer = t5_tokenizer(kept["captions"])
     model = Film(tokenizer).to(device)
-    losses = train(
-        "ltx",
-        model,
-        film_loss(kept["latents"], kept["captions"], tokenizer, device),
-        args.steps or 2000,
-        1.5e-3,
-        args.seed,
-        folder,
-        weight_decay=0.01,
-    )
+    loss_of = film_loss(kept["latents"], kept["captions"], tokenizer, device)
+    losses = train("ltx", model, loss_of, args.steps or 2000, 1.5e-3, args.seed, folder, weight_decay=0.01)
     pipeline, _ = save(model, tokenizer)
     return losses, film_quality(pipeline, parts[1], device)
 
@@ -1759,9 +1574,8 @@ def train_words(args, device, folder, save):
     """Lessons are made up as they are needed; none comes twice."""
     model, tokenizer = words_model(args.seed)
     model.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
-    losses = train(
-        "words", model.to(device), words_loss(tokenizer, device), args.steps or 2800, 2e-3, args.seed, folder
-    )
+    loss_of = words_loss(tokenizer, device)
+    losses = train("words", model.to(device), loss_of, args.steps or 2800, 2e-3, args.seed, folder)
     model, tokenizer = save(model, tokenizer)
     return losses, words_quality(model, tokenizer, args.seed)
 
@@ -1785,29 +1599,19 @@ def train_tracker(args, device, folder, save):
     ).to(device)
     train("glance", model, glance_loss(frames, truth, device), args.steps or 3000, 2e-3, args.seed, folder)
     model.tracker.stem.requires_grad_(False)
-    losses = train(
-        "tracker", model, tracker_loss(frames, truth, device), args.steps or 3400, 1e-3, args.seed, folder
-    )
+    loss_of = tracker_loss(frames, truth, device)
+    losses = train("tracker", model, loss_of, args.steps or 3400, 1e-3, args.seed, folder)
     model.tracker, _ = save(model.tracker)
     return losses, tracker_quality(model, held, tracks_truth(held_items, args.seed), device)
 
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument(
-        "--only",
-        help="train one model: vae, semantic, vlm, dinov2, ltx, words, tracker, llava-next, internvl2 or cogvlm2 (default: all, then the summary)",
-    )
-    p.add_argument("--shapes", default="data/tiny-shapes", help="training images (default: %(default)s)")
-    p.add_argument("--moving", default="data/tiny-moving", help="training clips (default: %(default)s)")
-    p.add_argument(
-        "--trajectories",
-        default="data/tiny-trajectories",
-        help="training clips of the tracker (default: %(default)s)",
-    )
-    p.add_argument(
-        "--out", default="results/tiny", help="where checkpoints and YAML go (default: %(default)s)"
-    )
+    p.add_argument("--only", choices=TRAIN, help="train one model (default: all, then the summary)")
+    p.add_argument("--shapes", default="data/tiny-shapes", help="training images")
+    p.add_argument("--moving", default="data/tiny-moving", help="training clips")
+    p.add_argument("--trajectories", default="data/tiny-trajectories", help="training clips of the tracker")
+    p.add_argument("--out", default="results/tiny", help="where checkpoints and YAML go")
     p.add_argument("--steps", type=int, help="fewer steps than a full training, to try it")
     return p.parse_args(argv)
 
@@ -1830,7 +1634,7 @@ def main(argv=None):
     out = Path(args.out)
     check_writable(out / "tiny.yaml")
     for name in [args.only] if args.only else TRAIN:
-        started, (kind, run) = time.time(), known(name, TRAIN, "model")
+        started, (kind, run) = time.time(), TRAIN[name]
         folder, size = out / "checkpoints" / name, {}
 
         def save(model, processor=None, folder=folder, kind=kind, size=size):
@@ -1845,11 +1649,9 @@ def main(argv=None):
             if processor and not isinstance(model, Film):
                 processor.save_pretrained(folder)
             save_yaml(folder / "weights.yaml", {"weights": "small", "trained_by": "tiny.py"})
-            return (
-                LOADERS[kind](find_model(str(folder)), device)
-                if kind != "tracker"
-                else (Tracker.from_pretrained(folder).to(device), None)
-            )
+            if kind == "tracker":
+                return Tracker.from_pretrained(folder).to(device), None
+            return LOADERS[kind](find_model(str(folder)), device)
 
         torch.manual_seed(args.seed)
         losses, quality = run(args, device, out / "training", save)
@@ -1868,13 +1670,11 @@ def main(argv=None):
         }
         save_yaml(out / f"tiny-{name}.yaml", result)
         say(result)
-    parts = {
-        n: load_yaml(out / f"tiny-{n}.yaml", "tiny") for n in TRAIN if (out / f"tiny-{n}.yaml").is_file()
-    }
-    summary = {
-        "stage": "tiny",
-        **{f"{n}_{k}": v for n, part in parts.items() for k, v in part.items() if isinstance(v, float)},
-    }
+    summary = {"stage": "tiny"}
+    for name in TRAIN:
+        if (out / f"tiny-{name}.yaml").is_file():
+            part = load_yaml(out / f"tiny-{name}.yaml", "tiny")
+            summary |= {f"{name}_{k}": v for k, v in part.items() if isinstance(v, float)}
     save_yaml(out / "tiny.yaml", summary)
     return summary
 

@@ -55,25 +55,21 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how["lr"], total_steps=last * per_epoch)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=how.get("scaler", False))
     g = torch.Generator().manual_seed(seed)
-    arrange = arrange or (
-        lambda g: list(
-            split["train"][torch.randperm(len(split["train"]), generator=g)].split(batch)[:per_epoch]
-        )
-    )
+
+    def at_random(g):
+        order = torch.randperm(len(split["train"]), generator=g)
+        return list(split["train"][order].split(batch)[:per_epoch])
+
+    arrange = arrange or at_random
     best = {"val": float("inf"), "epoch": how["warm"]}
-    epoch = 0
-    seconds = 0.0
-    kept = {}
-    losses = []
-    written = time.time()
-    todo = None
+    epoch, seconds, kept, losses = 0, 0.0, {}, []
+    written, todo = time.time(), None
     try:
         saved = torch.load(state, map_location="cpu", weights_only=True) if state and state.is_file() else {}
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
         refuse(f"{state} is not readable; delete it, and its training starts again")
-    if saved.get("how") == how and {k: v.shape for k, v in saved["model"].items()} == {
-        k: v.shape for k, v in learned(model).items()
-    }:
+    shapes = {k: v.shape for k, v in learned(model).items()}
+    if saved.get("how") == how and {k: v.shape for k, v in saved["model"].items()} == shapes:
         model.load_state_dict(saved["model"], strict=False)
         for part, name in ((optimizer, "optimizer"), (schedule, "schedule"), (scaler, "scaler")):
             part.load_state_dict(saved[name])
@@ -115,9 +111,9 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
                 with net.no_sync() if n > 1 and k + n < parts else contextlib.nullcontext():
                     loss = loss_of(net, pick, g, slice(k, None, parts), warm)
                     if not torch.isfinite(loss):
-                        raise FloatingPointError(
-                            f"the loss is {loss.item()} at step {len(losses)}, epoch {epoch}, items {', '.join(str(ids[i] if ids else i) for i in pick.tolist())}; lower --lr"
-                        )
+                        at = ", ".join(str(ids[i] if ids else i) for i in pick.tolist())
+                        at = f"step {len(losses)}, epoch {epoch}, items {at}"
+                        raise FloatingPointError(f"the loss is {loss.item()} at {at}; lower --lr")
                     scaler.scale(loss * n / parts).backward()
                 total += loss.item() * n / parts
             scaler.unscale_(optimizer)
@@ -138,11 +134,10 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
         if not warm:
             with torch.no_grad():
                 # the same noise in every epoch, where there is any
-                fixed = torch.Generator().manual_seed(seed)
-                val = sum(
-                    loss_of(model, p, fixed, slice(None), False).item() * len(p)
-                    for p in split["val"].split(how.get("val_batch", 64))
-                ) / len(split["val"])
+                fixed, val = torch.Generator().manual_seed(seed), 0.0
+                for part in split["val"].split(how.get("val_batch", 64)):
+                    val += loss_of(model, part, fixed, slice(None), False).item() * len(part)
+                val /= len(split["val"])
             if n > 1:  # all end at the same epoch, whatever the rounding of each
                 shared = torch.tensor(val, device=device, dtype=torch.float64)
                 torch.distributed.broadcast(shared, 0)
@@ -193,15 +188,10 @@ class Tuned(torch.nn.Module):
         from peft import LoraConfig, get_peft_model
 
         super().__init__()
-        self.grid, self.rows, last = tuple(grid), rows, int(path.rpartition(".")[2])
-        self.vlm = get_peft_model(
-            vlm,
-            LoraConfig(
-                r=rank,
-                lora_alpha=2 * rank,
-                target_modules=rf".*language_model\.layers\.({'|'.join(map(str, range(last + 1)))})\.self_attn\.[qv]_proj",
-            ),
-        )
+        self.grid, self.rows = tuple(grid), rows
+        layers = "|".join(map(str, range(int(path.rpartition(".")[2]) + 1)))
+        wrapped = rf".*language_model\.layers\.({layers})\.self_attn\.[qv]_proj"
+        self.vlm = get_peft_model(vlm, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=wrapped))
         self.module = self.vlm.get_base_model().get_submodule(path)
 
     def reset(self):
@@ -216,9 +206,8 @@ class Tuned(torch.nn.Module):
 
         handle = self.module.register_forward_hook(stop)
         try:
-            self.vlm(**inputs)
-        except _Reached:
-            pass
+            with contextlib.suppress(_Reached):
+                self.vlm(**inputs)
         finally:
             handle.remove()
         return caught[0][inputs["input_ids"] == self.rows].reshape(-1, *self.grid).float()
@@ -226,16 +215,14 @@ class Tuned(torch.nn.Module):
 
 def resample(x, grid):
     """Tokens [n, h, w, D] at another grid, bilinear."""
-    return torch.nn.functional.interpolate(
-        x.permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=False
-    ).permute(0, 2, 3, 1)
+    x = torch.nn.functional.interpolate(x.permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=False)
+    return x.permute(0, 2, 3, 1)
 
 
 def attention(width, inner=None):
     """A layer of learned queries: self-attention, attention to a memory, an MLP."""
-    return torch.nn.TransformerDecoderLayer(
-        width, 4, inner or 2 * width, dropout=0.0, batch_first=True, norm_first=True
-    )
+    more = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+    return torch.nn.TransformerDecoderLayer(width, 4, inner or 2 * width, **more)
 
 
 def pictures_of(vae, z):
@@ -250,20 +237,17 @@ def to_floats(frames):
 
 def pixel_loss(vae, lpips, pictures):
     """loss(latents [k, h, w, C], items): LPIPS + 0.1 L2 of what they decode to against pictures uint8 [n, H, W, 3], whose features are kept."""
+    parts = []
     with torch.inference_mode():
-        parts = [
-            [level.cpu() for level in lpips_features(lpips, to_floats(p).to(vae.device))]
-            for p in pictures.split(64)
-        ]
+        for p in pictures.split(64):
+            parts.append([x.cpu() for x in lpips_features(lpips, to_floats(p).to(vae.device))])
     kept = [torch.cat(level).clone() for level in zip(*parts, strict=True)]
 
     def loss(z, items):
         x = pictures_of(vae, z)
         target = to_floats(pictures[items]).to(x.device)
-        return (
-            lpips_to(lpips, x, [level[items].to(x.device) for level in kept]).mean()
-            + 0.1 * (x - target).square().mean()
-        )
+        apart = lpips_to(lpips, x, [level[items].to(x.device) for level in kept])
+        return apart.mean() + 0.1 * (x - target).square().mean()
 
     return loss
 
@@ -275,19 +259,16 @@ MARK = "\ue000"  # where soft tokens go in a chat: of private use, so in nobody'
 
 def word_prompt(tokenizer, question, context=""):
     """Token ids (before, after) the place of soft tokens in a chat in which the user shows these, or the text `context`, or nothing, and asks. Without a chat template: plain lines."""
-    said = f"{MARK}{context}\n{question}"
-    text = (
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True
-        )
-        if tokenizer.chat_template
-        else f"{said}\nAnswer: "
-    )
+    text = f"{MARK}{context}\n{question}"
+    if tokenizer.chat_template:
+        said = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    else:
+        text += "\nAnswer: "
     before, after = text.split(MARK)
     begun = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
-    return tokenizer(before, add_special_tokens=not begun).input_ids, tokenizer(
-        after, add_special_tokens=False
-    ).input_ids
+    before = tokenizer(before, add_special_tokens=not begun)
+    return before.input_ids, tokenizer(after, add_special_tokens=False).input_ids
 
 
 def word_batch(model, tokenizer, prompts, soft=None, answers=None):
@@ -296,11 +277,9 @@ def word_batch(model, tokenizer, prompts, soft=None, answers=None):
     prompts: n results of `word_prompt`; soft [n, k, D]: the soft tokens at their place, or None. Differentiable with respect to soft.
     """
     k = 0 if soft is None else soft.shape[1]
-    told = (
-        [[*tokenizer(a, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for a in answers]
-        if answers
-        else [[]] * len(prompts)
-    )
+    told, end = [[]] * len(prompts), tokenizer.eos_token_id
+    if answers:
+        told = [[*tokenizer(a, add_special_tokens=False).input_ids, end] for a in answers]
     rows = [[*before, *[-1] * k, *after, *end] for (before, after), end in zip(prompts, told, strict=True)]
     longest = max(map(len, rows))
     ids = torch.tensor([[-2] * (longest - len(row)) + row for row in rows], device=model.device)
@@ -310,26 +289,19 @@ def word_batch(model, tokenizer, prompts, soft=None, answers=None):
     mask = (ids != -2).long()
     batch = {"inputs_embeds": x, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     if answers:
-        batch["labels"] = torch.tensor(
-            [[-100] * (longest - len(end)) + end for end in told], device=model.device
-        )
+        labels = [[-100] * (longest - len(end)) + end for end in told]
+        batch["labels"] = torch.tensor(labels, device=model.device)
     return batch
 
 
 def answer_loss(model, batch):
     """Cross-entropy [n] of the answers of a `word_batch`, the mean over the tokens of each. Logits before the longest answer are not computed."""
     longest = int((batch["labels"] != -100).sum(1).max())
-    logits = (
-        model(
-            **{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=longest + 1, use_cache=False
-        )
-        .logits[:, :-1]
-        .float()
-    )
+    given = {k: v for k, v in batch.items() if k != "labels"}
+    logits = model(**given, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1].float()
     labels = batch["labels"][:, -longest:]
-    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1) / (
-        labels != -100
-    ).sum(1)
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    return losses.sum(1) / (labels != -100).sum(1)
 
 
 def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
@@ -338,13 +310,8 @@ def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
     order, total = sorted(range(len(prompts)), key=long.__getitem__), 0
     for k in range(parts):
         if pick := order[k * len(order) // parts : (k + 1) * len(order) // parts]:
-            batch = word_batch(
-                model,
-                tokenizer,
-                [prompts[i] for i in pick],
-                None if soft is None else soft[pick],
-                [answers[i] for i in pick],
-            )
+            few, told = [prompts[i] for i in pick], [answers[i] for i in pick]
+            batch = word_batch(model, tokenizer, few, None if soft is None else soft[pick], told)
             total = total + answer_loss(model, batch).sum()
     return total / len(prompts)
 
@@ -356,9 +323,8 @@ def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]) + len(prompts[i][1]))
     for start in range(0, len(order), batch):
         pick = order[start : start + batch]
-        inputs = word_batch(
-            model, tokenizer, [prompts[i] for i in pick], None if soft is None else soft[pick]
-        )
+        few = [prompts[i] for i in pick]
+        inputs = word_batch(model, tokenizer, few, None if soft is None else soft[pick])
         del inputs["position_ids"]  # generate counts them itself, from the mask
         ids = model.generate(
             **inputs,
@@ -384,9 +350,8 @@ class Soft(torch.nn.Module):
         self.sizes = {"dim": dim, "width": width, "k": k, "inner": inner}
         last = torch.nn.Linear(inner or dim, k * width)
         torch.nn.init.normal_(last.weight, std=std * last.in_features**-0.5)
-        self.net = torch.nn.Sequential(
-            torch.nn.LayerNorm(dim), *([torch.nn.Linear(dim, inner), torch.nn.GELU()] if inner else []), last
-        )
+        hidden = [torch.nn.Linear(dim, inner), torch.nn.GELU()] if inner else []
+        self.net = torch.nn.Sequential(torch.nn.LayerNorm(dim), *hidden, last)
 
     def forward(self, x):
         return self.net(x.float()).unflatten(-1, (self.sizes["k"], self.sizes["width"]))
@@ -407,16 +372,13 @@ def load_words(folder, model, name):
 
     path = Path(folder) / "soft.safetensors"
     if not path.is_file() or not (Path(folder) / "adapter_model.safetensors").is_file():
-        refuse(
-            f"{folder} lacks {path.name} or adapter_model.safetensors; run tune.py words, which writes them"
-        )
+        refuse(f"{folder} lacks {path.name} or adapter_model.safetensors; run tune.py words")
     with safe_open(path, "pt") as file:
         meta, weights = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no mapping)
     width = model.get_input_embeddings().embedding_dim
     if (meta["language"], int(meta["width"])) != (name, width):
-        refuse(
-            f"{folder} was trained on {meta['language']} (width {meta['width']}), and {name} has width {width}; give the language model it was trained on"
-        )
+        other = f"{meta['language']} (width {meta['width']})"
+        refuse(f"{folder} was trained on {other}, and {name} has width {width}; give that model")
     soft = Soft(*(int(meta[k]) for k in ("dim", "width", "k", "inner")))
     soft.load_state_dict(weights)
     return PeftModel.from_pretrained(model, str(folder)).eval(), soft.to(model.device).eval()
@@ -433,15 +395,13 @@ def digest_of_tensors(*tensors):
 def headline(criteria, lpips_name):
     out = {}
     for name, c in criteria.items():
-        out |= {
-            name: c["score"],
-            **{f"{name}_{k}": c[k] for k in ("low", "high", "floor", "ceiling", "skill")},
-        }
+        out[name] = c["score"]
+        out |= {f"{name}_{k}": c[k] for k in ("low", "high", "floor", "ceiling", "skill")}
     if lpips_name != "lpips":
-        out |= {
-            "lpips": None,
-            "lpips_reason": "the backbone's published weights are neither in torch's cache nor within reach of the network",
-        }
+        reason = (
+            "the backbone's published weights are neither in torch's cache nor within reach of the network"
+        )
+        out |= {"lpips": None, "lpips_reason": reason}
     return out
 
 
@@ -451,11 +411,7 @@ def add_training_flags(p, defaults, losses=()):
         p.add_argument("--loss", choices=losses, help=f"(default: {defaults['loss']})")
     for name, kind, words in (
         ("seeds", int, "trainings of each"),
-        (
-            "warm",
-            int,
-            "epochs by the squared error of latents (prompt: of the embeddings) before those by --loss",
-        ),
+        ("warm", int, "epochs by squared error of latents (prompt: of embeddings) before those by --loss"),
         ("epochs", int, "at most; the best on val is kept"),
         ("patience", int, "epochs without a better val after which a training ends"),
         ("batch", int, "of all ranks together"),
@@ -476,8 +432,5 @@ def training_settings(args, defaults, items):
         refuse(f"--lr {how['lr']} is no learning rate; give one between 0 and 1, such as 1e-4")
     how["batch"], n = min(how["batch"], items), ranks()[1]
     if how["batch"] % n:
-        refuse(
-            f"a batch of {how['batch']} (--batch, at most the {items} items there are) cannot be shared out evenly among {n} ranks; "
-            f"give a multiple of {n}"
-        )
+        refuse(f"--batch {how['batch']} of {items} items is no multiple of the {n} ranks; give one that is")
     return how
