@@ -377,7 +377,7 @@ def adapter_world(folder, seed=0):
 
 
 def video_world(folder, seed=0):
-    """For predict.py: a small random pipeline of diffusers' real classes and a Dinov2 judge, squares that move right (7 frames of 32 px, 32 clips), and an adapter's file of noise.
+    """For video.py: a small random pipeline of diffusers' real classes and a Dinov2 judge, squares that move right (7 frames of 32 px, 32 clips), and an adapter's file of noise.
 
     ltx, judge, data and conditioning.pt in `folder`; films of ltx have 2k+1 frames.
     """
@@ -445,8 +445,10 @@ def video_world(folder, seed=0):
     )
 
 
-def changed(arguments, **new):
-    """A command line of pairs [flag, value, ...] with other values; None leaves a flag out."""
-    flags = dict(zip(arguments[::2], arguments[1::2], strict=True))
+def changed(arguments, job=None, **new):
+    """A command line [job, flag, value, flag, value, ...], or one without a job, with another job or other values; None leaves a flag out."""
+    first = [] if arguments[0].startswith("--") else arguments[:1]
+    pairs = arguments[len(first) :]
+    flags = dict(zip(pairs[::2], pairs[1::2], strict=True))
     flags |= {f"--{k.replace('_', '-')}": v for k, v in new.items()}
-    return [str(x) for k, v in flags.items() if v is not None for x in (k, v)]
+    return [*([job] if job else first), *(str(x) for k, v in flags.items() if v is not None for x in (k, v))]

@@ -35,7 +35,7 @@ def planted(seed=0):
 
 
 def trained(kind, x, y, parts, seed=0, epochs=2, batch=32, state=None, **more):
-    """adapt.train of one bridge by the squared error of latents: (module, record)."""
+    """training.train of one bridge by the squared error of latents: (module, record)."""
 
     def loss_of(module, items, g, part, warm):
         return (module(x[items[part]]) - y[items[part]]).square().mean()
@@ -192,7 +192,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapt")
     adapter_world(folder)
     own = [x for name in ("features", "latents", "vae", "judge") for x in (f"--{name}", str(folder / name))]
-    arguments = [*own, *f"--point rotated --epochs 2 --out {folder}/adapt-latents.yaml".split()]
+    arguments = ["latents", *own, *f"--point rotated --epochs 2 --out {folder}/adapt-latents.yaml".split()]
     return folder, arguments, adapt.main(arguments)
 
 
@@ -250,7 +250,7 @@ def test_scores_stand_between_floors_and_ceiling_and_the_saved_adapter_alone_mak
 def test_the_ladder_in_full(made, tmp_path, monkeypatch):
     # the made-up tokens have four numbers; their ladder is 2,000 to 40,000
     monkeypatch.setattr(adapt, "REFERENCE_WIDTH", 200)
-    adapt.main(changed(made[1], mode="scaling", bridges="mlp", seeds=2, epochs=3, out=tmp_path / "s.yaml"))
+    adapt.main(changed(made[1], "scaling", bridges="mlp", seeds=2, epochs=3, out=tmp_path / "s.yaml"))
     found = load_yaml(tmp_path / "s.yaml", "adapt")
     for row in found["sizes"].values():
         assert abs(row["parameters"] - row["wanted"]) <= 0.05 * row["wanted"]
@@ -292,7 +292,7 @@ def halves(tmp_path_factory):
     own = f"--features {folder}/model --latents {folder}/latents --spatial {folder}/spatial --random {folder}/random"
     return (
         folder,
-        f"--mode hybrid {own} --point tokens --seeds 2 --epochs 12 --lr 3e-3 --loss latents --out {folder}/out.yaml".split(),
+        f"hybrid {own} --point tokens --seeds 2 --epochs 12 --lr 3e-3 --loss latents --out {folder}/out.yaml".split(),
     )
 
 
@@ -327,11 +327,10 @@ def test_the_hybrid_says_that_the_model_adds_what_the_encoder_lacks_and_that_noi
 
 @pytest.mark.slow
 def test_an_ablation_compares_bridges_samples_and_a_start_from_a_trained_adapter(halves, tmp_path):
-    adapt.main(changed(halves[1], mode="ablation", epochs=12, bridges="mlp", out=tmp_path / "first.yaml"))
+    ablation = changed(halves[1], "ablation", spatial=None)
+    adapt.main(changed(ablation, epochs=12, bridges="mlp", out=tmp_path / "first.yaml"))
     started = {"init": tmp_path / "adapter-ablation.pt", "out": tmp_path / "a.yaml"}
-    found = adapt.main(
-        changed(halves[1], mode="ablation", epochs=3, bridges="mlp,queries,bottleneck", **started)
-    )
+    found = adapt.main(changed(ablation, epochs=3, bridges="mlp,queries,bottleneck", **started))
     groups, arm = found["groups"], found["arms"]["from --init"]
     assert groups["bridge"] == ["mlp", "queries", "bottleneck"] and len(groups["samples"]) == 4
     assert groups["init"] == ["from scratch", "from --init"] and arm["worse_high"] < 0
@@ -349,7 +348,7 @@ def test_lora_starts_as_the_model_itself_trains_only_what_the_layer_reads_and_le
             f"--model {model} --data {tmp_path}/data --points {points} --out {tmp_path}/{model}".split()
         )
     adapt.main(
-        f"--mode ablation --features {tmp_path}/tiny --latents {tmp_path}/tiny-vae --point language.1 --bridges mlp,lora --seeds 2 --warm 0 --epochs 4 --lr 5e-3 --loss latents "
+        f"ablation --features {tmp_path}/tiny --latents {tmp_path}/tiny-vae --point language.1 --bridges mlp,lora --seeds 2 --warm 0 --epochs 4 --lr 5e-3 --loss latents "
         f"--out {tmp_path}/a.yaml".split()
     )
     found = load_yaml(tmp_path / "a.yaml", "adapt")["arms"]["lora"]
@@ -381,10 +380,8 @@ def test_an_adapter_learns_to_say_what_the_text_encoder_would_and_from_noise_it_
     for name, x in (("told", told), ("noise", noise)):
         at = tmp_path / name
         plant_features(at, [i["id"] for i in items], {"language.0": x}, tmp_path / "clips", size=64)
-        adapt.main(
-            f"--mode video --features {at} --lr 3e-3 --epochs 40 --seeds 2 --out {at}/video.yaml".split()
-        )
-        found = load_yaml(at / "video.yaml", "adapt")
+        adapt.main(f"prompt --features {at} --lr 3e-3 --epochs 40 --seeds 2 --out {at}/prompt.yaml".split())
+        found = load_yaml(at / "prompt.yaml", "adapt")
         gains[name] = [found["criteria"][k]["gain_low"] for k in ("embedding_error", "flow_error")]
     assert min(gains["told"]) > 0 and gains["noise"][0] < 0.02, gains
     kept = load_pt(tmp_path / "told" / "conditioning-prompt.pt", "foresight.result.v1")
@@ -393,12 +390,15 @@ def test_an_adapter_learns_to_say_what_the_text_encoder_would_and_from_noise_it_
     assert kept["ids"] == [i["id"] for i in items] and kept["meta"]["into"] == meta["into"] == "prompt"
     assert kept["embeds"].shape[2] == 64
     assert (use(told.half().float().flatten(1, 2)) - kept["embeds"].float()).abs().max() < 1e-2
-    adapt.main(f"--apply {adapter} --features {tmp_path}/told --out {tmp_path}/again.pt".split())
+    adapt.main(f"apply --adapter {adapter} --features {tmp_path}/told --out {tmp_path}/again.pt".split())
     assert torch.equal(load_pt(tmp_path / "again.pt", "foresight.result.v1")["embeds"], kept["embeds"])
     plant_features(
         tmp_path / "other", [i["id"] for i in items], {"language.9": noise}, tmp_path / "clips", size=64
     )
-    refused(lambda: adapt.main(f"--apply {adapter} --features {tmp_path}/other".split()), "reads language.0")
+    refused(
+        lambda: adapt.main(f"apply --adapter {adapter} --features {tmp_path}/other".split()),
+        "reads language.0",
+    )
 
 
 def test_the_published_transformer_takes_what_an_adapter_gives():
@@ -417,16 +417,16 @@ def test_the_published_transformer_takes_what_an_adapter_gives():
     assert out.shape == (2, 3, 4, 4, 128)
 
 
+PROMPT = {"job": "prompt", "latents": None, "vae": None, "judge": None}
 BAD = [
     ("'vision.7'", {"point": "vision.7"}),
-    ("--spatial", {"mode": "hybrid"}),
     ("unknown bridge 'fusion'", {"bridges": "fusion"}),
-    ("the smallest queries bridge", {"mode": "scaling", "bridges": "queries"}),
+    ("the smallest queries bridge", {"job": "scaling", "bridges": "queries"}),
     ("no learning rate", {"lr": -1}),
     ("--seeds 0", {"seeds": 0}),
-    ("latents and pixels", {"loss": "flow"}),
-    ("give 11 or 13", {"mode": "video", "frames": 12}),
-    ("has 1 frames", {"mode": "video", "frames": 9}),
+    ("invalid choice: 'flow'", {"loss": "flow"}),
+    ("give 11 or 13", PROMPT | {"frames": 12}),
+    ("has 1 frames", PROMPT | {"frames": 9}),
     ("--align", {"point": None}),
 ]
 
@@ -441,16 +441,16 @@ def test_bad_input_is_refused_in_one_sentence(made, tmp_path, refused):
         but(words, **new)
     but("does not exist", features=tmp_path / "nowhere")
     but("a vae and an encoder are needed", vae=folder / "judge")
-    but("--init goes with", init=folder / "adapter.pt")
-    but("foresight.adapter", mode="ablation", init=folder / "adapt-latents.pt")
-    but("gives latents", apply=folder / "adapter.pt")
+    but("foresight.adapter", job="ablation", init=folder / "adapt-latents.pt")
+    apply = ["apply", "--adapter", str(folder / "adapter.pt"), "--features", str(folder / "features")]
+    refused(lambda: adapt.main(apply), "gives latents")
     # what align.py says where no layer has a grid
     save_yaml(tmp_path / "align.yaml", {"stage": "align", "linear_r2_layer": None})
     but("linear_r2_layer", point=None, align=tmp_path / "align.yaml")
     index = load_yaml(folder / "features" / "index.yaml")
     save_yaml(tmp_path / "cousin" / "index.yaml", index | {"kind": "vlm", "model": "tiny-llava-next"})
     (tmp_path / "cousin" / "rotated").symlink_to(folder / "features" / "rotated")
-    but("Qwen's family", mode="ablation", bridges="mlp,lora", features=tmp_path / "cousin")
+    but("Qwen's family", job="ablation", bridges="mlp,lora", features=tmp_path / "cousin")
     index["points"] |= {"merger": {"shape": [1, 1, 5, 8], "grid": False}}
     save_yaml(tmp_path / "gridless" / "index.yaml", index)
     but("merger have no place in the picture", features=tmp_path / "gridless", point="merger")

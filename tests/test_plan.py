@@ -1,4 +1,4 @@
-"""adapt.py --mode plan: what tuning needs of memory, held against published points and against the models at full size."""
+"""tune.py plan: what tuning needs of memory, held against published points and against the models at full size."""
 
 import weakref
 from pathlib import Path
@@ -9,7 +9,6 @@ import torch.utils._python_dispatch
 from test_registry import PUBLISHED
 from test_tune import item, of_split, tuned
 
-import adapt
 import tune
 from common import load_yaml, write_items
 from models import MODELS, find_model
@@ -164,17 +163,15 @@ def test_the_table_says_of_every_model_where_it_fits_and_which_cannot_be_had(
 ):
     config_of = tune.published_config
     monkeypatch.setattr(
-        adapt, "config_of", lambda entry: config_of(entry) if Path(entry["path"]).is_dir() else None
+        tune, "published_config", lambda entry: config_of(entry) if Path(entry["path"]).is_dir() else None
     )
     of_full_size("qwen2.5-vl-7b", tmp_path)
 
     def planned(*flags):
-        return adapt.main(
-            ["--mode", "plan", "--max-memory", "12GB", "--out", str(tmp_path / "plan.yaml"), *flags]
-        )
+        return tune.main(["plan", "--max-memory", "12GB", "--out", str(tmp_path / "plan.yaml"), *flags])
 
     found = planned()
-    assert load_yaml(tmp_path / "plan.yaml", "adapt")["rows"] == len(found["plan"]) == 4 * 3 * 3
+    assert load_yaml(tmp_path / "plan.yaml", "tune")["rows"] == len(found["plan"]) == 4 * 3 * 3
     assert len(found["config_not_reachable"]) == capsys.readouterr().out.count("config not reachable") == 13
     table = planned("--models", str(tmp_path / "qwen2.5-vl-7b"))["plan"]
     rows = {(r["method"], r["frames"]): r for r in table}

@@ -1,15 +1,15 @@
-"""adapt.py --mode tune: only answers teach, nothing is cut in two, a killed run is the same run, and what comes out is a model like any other."""
+"""tune.py train: only answers teach, nothing is cut in two, a killed run is the same run, and what comes out is a model like any other."""
 
 import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-import adapt
 import common
 import media
 import models
@@ -78,8 +78,8 @@ def lessons(tmp_path_factory):
 
 
 def tuned(model, folder, out, *more):
-    line = f"--mode tune --model {model} --data {folder} --out {out} --epochs 2 --batch 4 --lr 1e-2 --rank 4"
-    return adapt.main([*line.split(), *map(str, more)])
+    line = f"train --model {model} --data {folder} --out {out} --epochs 2 --batch 4 --lr 1e-2 --rank 4"
+    return tune.main([*line.split(), *map(str, more)])
 
 
 # ---------------------------------------------------------------- what is read, and which tokens teach
@@ -292,7 +292,7 @@ def test_however_a_batch_is_cut_up_its_step_is_the_same(small_vlm, tmp_path):
     for name, more in (("one", []), ("four", ["--accumulate", 4]), ("again", ["--checkpoint"])):
         tuned(small_vlm, tmp_path / "data", tmp_path / name, *more)
     one, four, again = (
-        load_yaml(tmp_path / name / "adapt-tune.yaml")["losses"] for name in ("one", "four", "again")
+        load_yaml(tmp_path / name / "tune.yaml")["losses"] for name in ("one", "four", "again")
     )
     assert np.allclose(one, four, rtol=2e-3) and np.allclose(one, again, rtol=2e-3) and one[-1] < one[0]
 
@@ -341,11 +341,11 @@ def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "SAVE_SECONDS", -1)
-    monkeypatch.setattr(common, "_atomically", die)
+    monkeypatch.setattr(training, "_atomically", die)
     with pytest.raises(KeyboardInterrupt):
         tuned(small_vlm, lessons, tmp_path / "killed")
     assert (tmp_path / "killed/training.pt").is_file() and not (tmp_path / "killed/adapter").exists()
-    monkeypatch.setattr(common, "_atomically", write)
+    monkeypatch.setattr(training, "_atomically", write)
     monkeypatch.setattr(
         tune.Taught, "forward", lambda self, *given: (steps.append(self.training), forward(self, *given))[1]
     )
@@ -386,11 +386,9 @@ def test_in_four_bits_are_the_language_models_matrices_and_nothing_else(family):
 
 
 def test_four_bits_are_asked_for_as_the_paper_has_them(monkeypatch):
-    monkeypatch.setattr(
-        adapt, "load_vlm", lambda entry, device, dtype, quantised: (quantised.to_dict(), None)
-    )
+    monkeypatch.setattr(tune, "load_vlm", lambda entry, device, dtype, quantised: (quantised.to_dict(), None))
     how = {"how": {"method": "qlora"}, "entry": {}, "device": "cuda", "dtype": torch.float16}
-    asked = tune.load_to_tune(adapt.SimpleNamespace(**how))
+    asked = tune.load_to_tune(SimpleNamespace(**how))
     assert asked["bnb_4bit_quant_type"] == "nf4" and asked["bnb_4bit_use_double_quant"]
     assert asked["bnb_4bit_compute_dtype"] == "float16" and asked["llm_int8_skip_modules"] == tune.WHOLE
 
@@ -425,7 +423,7 @@ def test_the_record_says_what_was_won_and_lost_and_nothing_where_nothing_is_lear
 ):
     write_items(tmp_path / "other", [item(k, source=of_split(k)) for k in range(16)], {"data": "synthetic"})
     tuned(small_vlm, lessons, tmp_path / "out", "--keep", tmp_path / "other")
-    found = load_yaml(tmp_path / "out/adapt-tune.yaml", "adapt")
+    found = load_yaml(tmp_path / "out/tune.yaml", "tune")
     assert found["exact_commonest"] == 0.5
     assert found["criteria"]["exact"]["floors"].keys() == {"base", "commonest"}
     assert found["forgetting"] == pytest.approx(found["keep_exact_base"] - found["keep_exact"], abs=1e-6)
@@ -449,7 +447,7 @@ def test_in_half_precision_the_loss_is_scaled(small_vlm, lessons, tmp_path, monk
     assert min(scales) > 0 and scales[0] > 1 and found["losses"][-1] < found["losses"][0]
     how = {"method": "lora", "vision": "frozen", "rank": 2, "checkpoint": False}
     w = {"how": how, "entry": find_model(str(small_vlm)), "device": cpu, "dtype": torch.float16}
-    model = tune.load_to_tune(adapt.SimpleNamespace(**w))
+    model = tune.load_to_tune(SimpleNamespace(**w))
     taught, _ = tune.teachable(model, how, ("cpu", torch.float16))
     assert {p.dtype for p in training.learned(taught).values()} == {torch.float32}
     assert next(model.model.visual.parameters()).dtype == torch.float16
@@ -459,7 +457,7 @@ def test_in_half_precision_the_loss_is_scaled(small_vlm, lessons, tmp_path, monk
 def test_two_ranks_make_the_adapter_that_one_makes(small_vlm, lessons, tmp_path):
     from safetensors.torch import load_file
 
-    how = f"{common.HERE}/adapt.py --mode tune --model {small_vlm} --data {lessons} --epochs 2 --batch 4 --lr 1e-3 --rank 2 --accumulate 2"
+    how = f"{common.HERE}/tune.py train --model {small_vlm} --data {lessons} --epochs 2 --batch 4 --lr 1e-3 --rank 2 --accumulate 2"
     for n in (1, 2):
         command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node={n} {how} --out {tmp_path}/{n}"
         done = subprocess.run(command.split(), capture_output=True, text=True)
@@ -467,7 +465,7 @@ def test_two_ranks_make_the_adapter_that_one_makes(small_vlm, lessons, tmp_path)
     one, two = (load_file(tmp_path / str(n) / "adapter/adapter_model.safetensors") for n in (1, 2))
     assert all((one[k] - two[k]).abs().max() < 1e-3 for k in one)
     assert max(x.abs().max() for k, x in one.items() if "lora_B" in k) > 1e-3
-    a, b = (load_yaml(tmp_path / str(n) / "adapt-tune.yaml") for n in (1, 2))
+    a, b = (load_yaml(tmp_path / str(n) / "tune.yaml") for n in (1, 2))
     assert a["exact_base"] == b["exact_base"]
     assert a["answer_loss"] == pytest.approx(b["answer_loss"], rel=1e-2)
 
@@ -491,7 +489,17 @@ def test_an_adapter_answers_in_explain_and_its_features_are_its_own(tmp_path, sh
     features = []
     for model, well in (("tiny", False), (str(tmp_path / "out/adapter"), True)):
         found = explain.main(
-            ["--model", model, "--image", str(tmp_path / "a.png"), "--ask", "How are you?", "--size", "48"]
+            [
+                "ask",
+                "--model",
+                model,
+                "--image",
+                str(tmp_path / "a.png"),
+                "--question",
+                "How are you?",
+                "--size",
+                "48",
+            ]
         )
         assert (found["answer"] == "a red star") == well
         extract.main(
@@ -510,7 +518,6 @@ def test_a_tuned_model_is_asked_about_pictures_as_it_was_shown_them(family, tmp_
     from PIL import Image
 
     import explain
-    import extract
 
     made = []
     given = []
@@ -538,7 +545,16 @@ def test_a_tuned_model_is_asked_about_pictures_as_it_was_shown_them(family, tmp_
         for path, k in zip(paths, numbers, strict=True):
             Image.fromarray(made[k]["frames"][0].numpy()).save(path)
         explain.main(
-            ["--model", str(tmp_path / "out" / model), "--image", *paths, "--ask", "Where is it?", *flags]
+            [
+                "ask",
+                "--model",
+                str(tmp_path / "out" / model),
+                "--image",
+                *paths,
+                "--question",
+                "Where is it?",
+                *flags,
+            ]
         )
         return given.pop()["pixel_values"]
 
@@ -548,8 +564,8 @@ def test_a_tuned_model_is_asked_about_pictures_as_it_was_shown_them(family, tmp_
     assert not torch.equal(ask("model", 0, flags=("--size", "64")), pixels[0])
     if reading_of(family).as_video:
         assert torch.equal(ask("adapter", 0, 1), torch.cat(pixels[:2]))
-        extract.main(
-            f"--model {tmp_path}/out/adapter --data {tmp_path}/data --ask --out {tmp_path}/answers.pt".split()
+        explain.main(
+            f"ask --model {tmp_path}/out/adapter --data {tmp_path}/data --out {tmp_path}/answers.pt".split()
         )
         found = [x for g in given for x in g["pixel_values"].split(g["image_grid_thw"].prod(1).tolist())]
         assert len({tuple(row) for g in given for row in g["image_grid_thw"].tolist()}) == 3

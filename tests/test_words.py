@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import adapt
 import claims
 import common
 import tiny
@@ -114,8 +113,8 @@ def world(tmp_path, monkeypatch):
 
 
 def run(world, language, *more, out="words"):
-    line = f"--mode words --embeddings {world}/tracks.pt --data {world}/data --language {language} --out {world / out} --epochs 1 --seeds 2"
-    return adapt.main([*line.split(), *map(str, more)])
+    line = f"words --embeddings {world}/tracks.pt --data {world}/data --language {language} --out {world / out} --epochs 1 --seeds 2"
+    return tune.main([*line.split(), *map(str, more)])
 
 
 # ---------------------------------------------------------------- facts as text, and the lessons about them
@@ -266,7 +265,7 @@ def test_embeddings_of_noise_teach_no_more_than_how_answers_are_distributed(worl
 
 def test_what_is_written_loads_again_and_says_the_same(world, language, refused):
     result = run(world, language)
-    saved = load_yaml(world / "words" / "adapt-words.yaml", "adapt")
+    saved = load_yaml(world / "words" / "tune-words.yaml", "tune")
     assert len(result["accuracy_seeds"]) == 2 and saved["accuracy"] == pytest.approx(result["accuracy"])
     assert not (world / "words" / "training").exists()
     assert result["lora_parameters"] + result["soft_parameters"] == result["parameters"]
@@ -308,7 +307,7 @@ def test_a_run_that_was_killed_keeps_its_seeds_and_ends_as_if_it_had_not_been(wo
             raise KeyboardInterrupt
         return train(build, loss_of, split, seed, *more)
 
-    monkeypatch.setattr(adapt, "train", second_dies)
+    monkeypatch.setattr(tune, "train", second_dies)
     with pytest.raises(KeyboardInterrupt):
         run(world, language, out="killed")
     assert (world / "killed/seed0/soft.safetensors").is_file() and not (world / "killed/seed1").exists()
@@ -411,7 +410,6 @@ def test_embeddings_that_are_none_or_of_something_else_are_refused(world, langua
 
 def test_what_is_no_language_model_no_clips_or_no_training_is_refused(world, language, refused):
     refused(lambda: run(world, "tiny-dinov2"), "a language model is needed")
-    refused(lambda: run(world, language, "--loss", "pixels"), "--loss pixels is not for --mode words")
     refused(lambda: run(world, language, "--soft", 0), "give 1 or more")
     write_items(
         world / "data",
