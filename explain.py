@@ -238,7 +238,7 @@ def load_to_ask(args, entry, size, device, dtype):
 
 
 def ask_about_data(args, started):
-    """--ask: the answers to the questions about the test items, in answers.pt and answers.yaml."""
+    """The answers to the questions about the test items, in answers.pt and answers.yaml."""
     entry = find_model(args.model) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING:
         refuse(
@@ -706,7 +706,7 @@ def run_semantic(args, started):
     said, film = load_pt(args.answers, ANSWERS), {i["id"]: i for i in items}
     if "conditioning" not in index or "direction" not in items[0]:
         refuse(
-            f"{args.films} holds no films of clips with a direction; give the folder films that predict.py writes"
+            f"{args.films} holds no films of clips with a direction; give the folder films that video.py writes"
         )
     if not set(said["ids"]) <= set(film) or "direction" not in said["kinds"]:
         refuse(
@@ -1029,7 +1029,7 @@ def films_to_describe(items, index, folder, clips):
         if split_of(i["source"]) == "test":
             if len(i.get("frames", ())) < 2 or not isinstance(action_of(i), str):
                 what = "has neither action nor direction" if len(i.get("frames", ())) > 1 else "is no clip"
-                refuse(f"{i['id']} of {folder} {what}; give films that predict.py wrote, or clips of actions")
+                refuse(f"{i['id']} of {folder} {what}; give films that video.py wrote, or clips of actions")
             films.setdefault(i.get("conditioning", "real"), []).append(i)
     if not films:
         refuse(f"{folder} has no item in its test split; give a folder with more clips")
@@ -1040,7 +1040,7 @@ def films_to_describe(items, index, folder, clips):
         if not ids or [clip_of(i) for i in films.get(name, ())] != ids
     ]:
         refuse(
-            f"{folder} lacks films of {lacking[0]}, or has them of other clips than the real ones; run predict.py again"
+            f"{folder} lacks films of {lacking[0]}, or has them of other clips than the real ones; run video.py again"
         )
     return {name: these[:clips] for name, these in films.items()}
 

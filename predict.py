@@ -186,7 +186,7 @@ class Predictor(torch.nn.Module):
 
 
 class Through(torch.nn.Module):
-    """A Predictor behind a VLM under LoRA (common.Tuned), whose tokens it reads."""
+    """A Predictor behind a VLM under LoRA (training.Tuned), whose tokens it reads."""
 
     def __init__(self, tuned, head):
         super().__init__()
@@ -230,8 +230,6 @@ def whole_past(path, first, frames, name):
 def latent_world(args):
     """A namespace of all that mode latents works on: clips, tokens of the past, latents of every frame. What can be refused is refused before a model is loaded."""
     w = types.SimpleNamespace(args=args, seed=args.seed)
-    if not args.features:
-        refuse("--mode latents needs --features, those of the past: data.py cut, then extract.py")
     positive(args, "past", "seeds", "epochs", "batch")
     w.index, w.read = load_features(args.features)
     if "shown" in w.index:
@@ -1033,7 +1031,7 @@ def get_args(argv):
     p = parser(__doc__)
     add = p.add_argument
     add("--data", default="data/future", help="a folder of clips that data.py wrote")
-    add("--features", help="what extract.py wrote of data.py's cut of the past")
+    add("--features", required=True, help="what extract.py wrote of data.py's cut of the past")
     add("--last", help="the same of the past's last frame alone")
     add("--random", help="features of the past by the untrained network, for the control untrained")
     add("--vae", default="tiny-vae", help="the autoencoder whose latents are predicted")

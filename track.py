@@ -319,7 +319,7 @@ def faithfulness(model, items, device, seed, most=150, draws=5):
 
 
 def track_objects(args, started):
-    """--mode tracks: tracks.pt of a folder of clips by a tracker, or --embeddings, what any video model wrote; and track.yaml, how true it is."""
+    """tracks.pt of a folder of clips by a tracker, or --embeddings, what any video model wrote; and track.yaml, how true it is."""
     folder = args.data
     entry = None if args.embeddings else find_model(args.model)
     if entry and entry["kind"] != "tracker":

@@ -456,7 +456,7 @@ def read_adapter(path, ids, shape):
     found = load_pt(path, RESULT)
     if found["meta"].get("into") != "prompt":
         refuse(
-            f"{path} holds {found['meta'].get('into')}, and an adapter's tokens go in as a prompt does; run adapt.py --mode video"
+            f"{path} holds {found['meta'].get('into')}, and an adapter's tokens go in as a prompt does; run adapt.py prompt"
         )
     x, number = found.get("embeds"), {i: k for k, i in enumerate(found["ids"])}
     if missing := [i for i in ids if i not in number]:
@@ -570,28 +570,30 @@ def pipeline_of(args):
 
 
 def checked(args):
-    """(entry of the pipeline, entry of the judge, conditionings, geometry), refused as far as command line and configurations allow. Sets the defaults in `args`."""
+    """(entry of the pipeline, entry of the judge, geometry), refused as far as configurations allow. Sets the defaults in `args`."""
     (entry, shape), judge = pipeline_of(args), find_model(args.judge)
     if judge["kind"] != "encoder" or not judge["type"].startswith("dino"):
-        refuse(
-            f"--judge {args.judge} is a {judge['kind']} of type {judge['type']}; an encoder of DINO's kind is needed, say tiny-dinov2 or dinov2-b"
-        )
-    names = (
-        list(dict.fromkeys(args.conditionings.split(",")))
-        if args.conditionings
-        else [n for n in CONDITIONINGS if n != "adapter" or args.adapter]
-    )
+        refuse(f"--judge {args.judge} is no encoder of DINO's kind; give tiny-dinov2 or dinov2-b")
+    return entry, judge, shape
+
+
+def conditionings_of(args):
+    """The names of the conditionings. Sets `args.strengths` to their numbers."""
+    if args.conditionings:
+        names = list(dict.fromkeys(args.conditionings.split(",")))
+    else:
+        names = [n for n in CONDITIONINGS if n != "adapter" or args.adapter]
     for name in names:
         known(name, CONDITIONINGS, "conditioning")
     if ("adapter" in names) != bool(args.adapter):
         refuse("the conditioning adapter and a file --adapter go together; give both or neither")
     try:
-        args.strengths = sorted({float(s) for s in str(args.strengths).split(",") if s})
+        args.strengths = sorted({float(s) for s in args.strengths.split(",") if s})
     except ValueError:
         refuse(f"--strengths {args.strengths} are not numbers with commas between")
     if args.strengths and not 0 <= args.strengths[0] <= args.strengths[-1] <= 1:
         refuse(f"--strengths {','.join(f'{s:g}' for s in args.strengths)} leave the range from 0 to 1")
-    return entry, judge, names, shape
+    return names
 
 
 def opened(entry, shape, unit, steps, words):
@@ -751,7 +753,8 @@ def settings_of(args, entry, geometry, dtype, clips, words, *more):
 
 def run_coherence(args, started):
     """video-coherence.yaml's content, and what stands beside it."""
-    entry, judge_entry, names, shape = checked(args)
+    entry, judge_entry, shape = checked(args)
+    names = conditionings_of(args)
     every, data = load_items(args.data)
     items = clips_of(every, "test")[: args.clips]
     if not items:
@@ -949,8 +952,8 @@ def named(items, path, why):
 
 
 def run_continue(args, started):
-    """Mode continue: video-continue.yaml's content, and what stands beside it."""
-    entry, judge_entry, _, unit = checked(args)
+    """video-continue.yaml's content, and what stands beside it."""
+    entry, judge_entry, unit = checked(args)
     names = list(dict.fromkeys(args.continuations.split(",")))
     for name in names:
         known(name, CONTINUATIONS, "continuation")
@@ -1223,7 +1226,7 @@ EXPERTS = {
 }
 COUNTS = 1, 2, 4, 6  # candidates, of the curve
 FUTURES_NOTES = {
-    "one": "the first candidate: the past and an empty prompt, as mode continue makes it; every other has noise of its own, a prompt and a guidance",
+    "one": "the first candidate: the past and an empty prompt, as video.py continue makes it; every other has noise of its own, a prompt and a guidance",
     "oracle": "picks the lowest error, of each measure, and so knows the outcome: what picking could reach at most; worst: the highest",
     "random": "the mean over all candidates",
     "oracle_share": "of the error that the oracle saves beside the first candidate, how much a picker does",
@@ -1294,13 +1297,13 @@ def picked(errors, x, seen, carried, more, right):
 
 
 def run_futures(args, started):
-    """Mode futures: video-futures.yaml's content, and its picture."""
-    entry, judge_entry, _, unit = checked(args)
+    """video-futures.yaml's content, and its picture."""
+    entry, judge_entry, unit = checked(args)
     if args.candidates < 2:
         refuse(f"--candidates {args.candidates} leaves nothing to choose from; give 2 or more")
     k, shape = span(args.past, args.frames, unit["time"]), (args.frames, args.size, args.size)
     high = args.guidance if args.guidance > 1 else 2.0
-    # as mode continue cuts them, so that both predict from the same moment on
+    # as run_continue cuts them, so that both predict from the same moment on
     _, items, _, data = asked_clips(args)
     args.horizon = min(args.horizon, args.frames - k)
     items = [
@@ -1597,11 +1600,7 @@ def save_film(path, x, shape, fps):
 
 
 def run_animate(args, started):
-    """Mode film: the film, a GIF and a YAML beside it."""
-    if not args.image:
-        refuse(
-            "--mode film begins with pictures; give --image the file of one, or of several in order of time"
-        )
+    """The clip (mp4), a GIF and a YAML beside it."""
     entry, unit = pipeline_of(args)
     middle, n = (args.frames - 1) // 2, len(args.image)
     if n > middle + 1:
@@ -1612,6 +1611,8 @@ def run_animate(args, started):
     if not 0.1 <= args.fps <= 50:
         refuse(f"--fps {args.fps:g} is no rate that a GIF can have; give 0.1 to 50")
     out = Path(args.video or f"results/{entry['name']}/{Path(args.image[0]).stem}.mp4")
+    if out.suffix.lower() != ".mp4":
+        refuse(f"--video {out} is no .mp4; give the file to write, and name the pipeline by --model")
     gif, facts = out.with_suffix(".gif"), out.with_suffix(".yaml")
     if gif.resolve() in [Path(p).resolve() for p in args.image]:
         refuse(f"--video {out} would put its GIF over the picture {gif}; give it another name")

@@ -196,17 +196,17 @@ def few(shapes_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("which", FAMILIES)
 def test_every_family_answers_and_is_not_asked_again(folder_of, few, tmp_path, monkeypatch, which):
     arguments = [
+        "ask",
         "--model",
         str(folder_of(which)),
         "--data",
         str(few),
         "--size",
         str(FAMILIES[which]),
-        "--ask",
         "--out",
         str(tmp_path / "answers.pt"),
     ]
-    first = extract.main(arguments)
+    first = explain.main(arguments)
     said, items = load_pt(tmp_path / "answers.pt", ANSWERS), load_items(few)[0]
     assert set(said["ids"]) == {i["id"] for i in items if split_of(i["source"]) == "test"} and said["kinds"][
         :4
@@ -218,9 +218,9 @@ def test_every_family_answers_and_is_not_asked_again(folder_of, few, tmp_path, m
     )
     assert load_yaml(tmp_path / "answers.yaml", "ask")["questions"] == len(said["ids"])
     monkeypatch.setitem(models.LOADERS, "vlm", None)
-    assert extract.main(arguments)["answers"] == first["answers"]
+    assert explain.main(arguments)["answers"] == first["answers"]
     with pytest.raises(TypeError):
-        extract.main([*arguments, "--seed", "1"])
+        explain.main([*arguments, "--seed", "1"])
 
 
 def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(
@@ -229,8 +229,8 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(
     monkeypatch.setitem(models.LOADERS, "vlm", None)
 
     def ask(model, data, *more):
-        return lambda: extract.main(
-            ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "a.pt"), "--ask", *more]
+        return lambda: explain.main(
+            ["ask", "--model", str(model), "--data", str(data), "--out", str(tmp_path / "a.pt"), *more]
         )
 
     write_items(
@@ -250,7 +250,6 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(
     refused(ask(small_dino, shapes_folder), "dinov2", "causal")
     refused(ask(small_llavas["llava"], moving_folder), "frame by frame")
     refused(ask(small_vlm, tmp_path / "bare"), "no boxes")
-    refused(ask(small_vlm, shapes_folder, "--stream"), "leave --stream")
 
 
 # ---------------------------------------------------------------- worlds whose answer is known
@@ -306,7 +305,9 @@ def score(world, points, own, kind="place"):
         questions=[""] * len(ids),
         answers={"own": own},
     )
-    return explain.main(["--features", str(folder / "features"), "--answers", str(folder / "answers.pt")])
+    return explain.main(
+        ["binding", "--features", str(folder / "features"), "--answers", str(folder / "answers.pt")]
+    )
 
 
 def said_in(world, change=lambda word, k: word):
@@ -381,12 +382,12 @@ def test_answers_of_another_model_are_refused(world, refused):
     )
     refused(
         lambda: explain.main(
-            ["--features", str(world[0] / "features"), "--answers", str(world[0] / "answers.pt")]
+            ["binding", "--features", str(world[0] / "features"), "--answers", str(world[0] / "answers.pt")]
         ),
         "answers of other",
-        "--ask",
+        "explain.py ask",
     )
-    refused(lambda: explain.main(["--features", str(world[0] / "features")]), "--answers")
+    refused(lambda: explain.main(["binding", "--features", str(world[0] / "features")]), "--answers")
 
 
 # ---------------------------------------------------------------- the small models
@@ -397,11 +398,11 @@ def test_answers_of_another_model_are_refused(world, refused):
 def test_a_model_that_was_taught_places_says_them_and_one_that_was_not_says_none(tmp_path, model):
     data.main(["shapes", "--n", "200", "--size", "96", "--seed", "7", "--out", str(tmp_path / "shapes")])
     extract.main(["--model", model, "--data", str(tmp_path / "shapes"), "--out", str(tmp_path / "features")])
-    extract.main(
-        ["--model", model, "--data", str(tmp_path / "shapes"), "--ask", "--out", str(tmp_path / "answers.pt")]
+    explain.main(
+        ["ask", "--model", model, "--data", str(tmp_path / "shapes"), "--out", str(tmp_path / "answers.pt")]
     )
     found = explain.main(
-        ["--features", str(tmp_path / "features"), "--answers", str(tmp_path / "answers.pt")]
+        ["binding", "--features", str(tmp_path / "features"), "--answers", str(tmp_path / "answers.pt")]
     )
     assert found["caption_own"] > 0.8
     if model == "tiny":

@@ -31,7 +31,7 @@ CLIP = {
 NAMES = ["red circle", "blue star"]
 
 
-def claims(text, names=NAMES):
+def claimed(text, names=NAMES):
     return parse_claims(text, names)[0]
 
 
@@ -126,20 +126,20 @@ def brief(name, kind, value, denied):
 @pytest.mark.parametrize("line", SAYS.strip().splitlines())
 def test_claims_are_read_in_whatever_words(line):
     text, _, found = line.partition(" |")
-    assert ", ".join(brief(*c) for c in claims(text)) == found.strip()
+    assert ", ".join(brief(*c) for c in claimed(text)) == found.strip()
 
 
 def test_it_is_whom_the_last_sentence_named_and_alone_the_only_one_there_is():
-    found = claims(
+    found = claimed(
         "The red circle moves left. It is never hidden. The blue star is still. It enters in frame 3."
     )
     assert [c.object for c in found] == ["red circle"] * 2 + ["blue star"] * 2
-    assert [claims(text, ["cup"])[0].object for text in ("It moves left.", "The cup moves left.")] == [
+    assert [claimed(text, ["cup"])[0].object for text in ("It moves left.", "The cup moves left.")] == [
         "cup",
         "cup",
     ]
-    assert claims("It moves left.")[0].object is None
-    assert len(claims("The red circle moves left" + ", and" * 60 + " x")) == 1, (
+    assert claimed("It moves left.")[0].object is None
+    assert len(claimed("The red circle moves left" + ", and" * 60 + " x")) == 1, (
         "what is said at length is read in time"
     )
 
@@ -190,7 +190,7 @@ The red circle is visible in frame 12."""
 def test_claims_are_checked():
     for texts, holds in ((TRUE, True), (FALSE, False), ("\nIt moves left.", None)):
         for text in texts.strip().splitlines():
-            assert [check_claim(c, CLIP) for c in claims(text)] == [holds], text
+            assert [check_claim(c, CLIP) for c in claimed(text)] == [holds], text
 
 
 def test_what_the_truth_does_not_hold_cannot_be_checked():
@@ -202,10 +202,10 @@ def test_what_the_truth_does_not_hold_cannot_be_checked():
 def test_what_is_left_out_is_told_apart_from_what_is_wrong():
     text = "The red circle is transient: it enters in frame 4. It moves left. The blue star does not move. There are 2 objects."
     red, blue = (["span", "direction", "hidden"], ["persistence", "span", "hidden"])
-    assert omitted(claims(text), CLIP)[0] == [("red circle", k) for k in red] + [
+    assert omitted(claimed(text), CLIP)[0] == [("red circle", k) for k in red] + [
         ("blue star", k) for k in blue
     ]
-    both_ends = claims("The red circle enters in frame 4 and leaves in frame 21.")
+    both_ends = claimed("The red circle enters in frame 4 and leaves in frame 21.")
     assert ("red circle", "span") not in omitted(both_ends, CLIP)[0]
 
 

@@ -1,4 +1,4 @@
-"""What comes next (predict.py --mode continue, --mode futures): films whose answer is known, the windows, what a film may know, what is refused, what a kill leaves."""
+"""What comes next (video.py continue, futures): films whose answer is known, the windows, what a film may know, what is refused, what a kill leaves."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from helpers import changed, video_world
 import common
 import metrics
 import models
-import predict
 import stats
 import video
 from common import RESULT, load_items, load_pt, load_yaml, split_of, write_items
@@ -18,24 +17,26 @@ def made(tmp_path_factory):
     """(folder, arguments, result) of a run on squares that move right, 7 frames of 32 px, 3 of them seen, with a small random pipeline whose films have 5."""
     folder = tmp_path_factory.mktemp("continue")
     video_world(folder)
-    own = f"--mode continue --model {folder}/ltx --judge {folder}/judge --data {folder}/data --out {folder}/predict-continue.yaml"
+    own = (
+        f"--model {folder}/ltx --judge {folder}/judge --data {folder}/data --out {folder}/video-continue.yaml"
+    )
     arguments = f"{own} --frames 5 --size 32 --steps 2 --seeds 1 --past 3 --horizon 4".split()
-    return folder, arguments, predict.main(arguments)
+    return folder, arguments, video.main(["continue", *arguments])
 
 
 @pytest.fixture
 def drawn(made, monkeypatch, tmp_path):
     """Run the stage with films that are `new(shown frames, number of the window)` after the frames shown, without pictures."""
 
-    def run(new, **more):
+    def run(new, job="continue", **more):
         def films(run, timesteps, ids, shape, shown, prompt, seed, **rest):
             given = shown[0][1]
             return torch.cat([given, new(given, int(str(seed).split()[1]))], 1)[:, : shape[0]]
 
         monkeypatch.setattr(video, "films", films)
         for name in ("continued_picture", "animation", "futures_picture"):
-            monkeypatch.setattr(predict, name, lambda *args: None)
-        return predict.main(changed(made[1], out=tmp_path / "x.yaml", **more))
+            monkeypatch.setattr(video, name, lambda *args: None)
+        return video.main([job, *changed(made[1], out=tmp_path / "x.yaml", **more)])
 
     return run
 
@@ -68,7 +69,7 @@ def test_films_that_hold_the_last_frame_gain_nothing_over_copy_and_are_named_sta
 
 
 def test_films_that_equal_the_reconstruction_reach_the_ceiling(made, drawn):
-    vae = load_pt(made[0] / "predict-continue-parts" / "vae.pt", RESULT)["films"]
+    vae = load_pt(made[0] / "video-continue-parts" / "vae.pt", RESULT)["films"]
     found = drawn(lambda given, number: vae[:, 2 * number : 2 * number + 2], continuations="past")
     table, criteria = found["continuations"], found["criteria"]
     assert table["past"] == table["vae"] and table["past"]["decoded_closeness"] == 1
@@ -125,7 +126,12 @@ def test_the_first_window_is_shown_the_frames_before_the_horizon_and_noise_and_p
     folder, arguments, _ = made
     clips, asked, films = torch.stack([i["frames"] for i in held_out(folder)]), [], video.films
     monkeypatch.setattr(video, "films", lambda *args, **more: asked.append(args) or films(*args, **more))
-    predict.main(changed(arguments, out=tmp_path / "x.yaml", seeds=2, continuations="past,first+text,text"))
+    video.main(
+        [
+            "continue",
+            *changed(arguments, out=tmp_path / "x.yaml", seeds=2, continuations="past,first+text,text"),
+        ]
+    )
     shown = [args[4][0][1] if args[4] else None for args in asked]
     assert len(asked) == 2 * (2 + 1 + 1)  # past has 2 new frames a film, first 4, text 5
     assert torch.equal(shown[0], clips[:, :3]) and torch.equal(shown[1][:, :1], clips[:, 2:3])
@@ -138,11 +144,11 @@ def test_the_first_window_is_shown_the_frames_before_the_horizon_and_noise_and_p
 
 def test_films_do_not_depend_on_the_batch_or_on_which_other_clips_there_are(made, tmp_path):
     folder, arguments, _ = made
-    predict.main(changed(arguments, out=tmp_path / "x.yaml", batch=1, clips=2))
+    video.main(["continue", *changed(arguments, out=tmp_path / "x.yaml", batch=1, clips=2)])
     for name in video.CONTINUATIONS:
         few, every = (
             load_pt(f / f"{name}-0.pt", RESULT)
-            for f in (tmp_path / "x-parts", folder / "predict-continue-parts")
+            for f in (tmp_path / "x-parts", folder / "video-continue-parts")
         )
         assert (
             few["ids"] == every["ids"][:2]
@@ -156,12 +162,12 @@ def test_no_frame_of_the_future_reaches_a_continuation(made, tmp_path):
         if split_of(i["source"]) == "test":
             i["frames"] = torch.cat([i["frames"][:3], 255 - i["frames"][3:].flip(0)])
     write_items(tmp_path / "data", items, {"data": "synthetic", "name": index["name"]})
-    predict.main(changed(made[1], out=tmp_path / "x.yaml", data=tmp_path / "data"))
+    video.main(["continue", *changed(made[1], out=tmp_path / "x.yaml", data=tmp_path / "data")])
 
     def same(name):
         own, there = (
             load_pt(folder / f"{name}.pt", RESULT)["films"]
-            for folder in (tmp_path / "x-parts", made[0] / "predict-continue-parts")
+            for folder in (tmp_path / "x-parts", made[0] / "video-continue-parts")
         )
         return torch.equal(own, there)
 
@@ -210,7 +216,7 @@ def test_a_gain_is_that_of_clips_in_which_something_is_scored_and_without_any_di
 
 def test_the_yaml_holds_every_row_and_the_headline_is_the_main_ones(made):
     folder, _, result = made
-    found, names = load_yaml(folder / "predict-continue.yaml", "predict"), list(video.CONTINUATIONS)
+    found, names = load_yaml(folder / "video-continue.yaml", "video"), list(video.CONTINUATIONS)
     table, criteria = found["continuations"], found["criteria"]
     assert found["conditioning"] == "past" and found["model"] is None
     assert list(table) == ["real", *metrics.BASELINES, *names] and found["shown"] == 3
@@ -248,13 +254,13 @@ def test_a_run_cut_short_goes_on_to_the_same_end_and_another_horizon_is_made_ane
     made, tmp_path, monkeypatch
 ):
     arguments = changed(made[1], out=tmp_path / "x.yaml", clips=3, continuations="past,first")
-    result = predict.main(arguments)
+    result = video.main(["continue", *arguments])
     (tmp_path / "x-parts" / "past-0.pt").unlink()
     seen, films = [], video.films
     monkeypatch.setattr(video, "films", lambda *args, **more: seen.append(args[2]) or films(*args, **more))
     # its windows
-    assert predict.main(arguments)["continuations"] == result["continuations"] and len(seen) == 2
-    predict.main(changed(arguments, horizon=3))
+    assert video.main(["continue", *arguments])["continuations"] == result["continuations"] and len(seen) == 2
+    video.main(["continue", *changed(arguments, horizon=3)])
     assert len(seen) == 2 + 2 + 1
 
 
@@ -275,16 +281,16 @@ def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp
     for name, items in (("test", test), ("mute", mute)):
         write_items(tmp_path / name, items, {"data": "synthetic", "name": name})
 
-    def check(*words, **new):
-        refused(lambda: predict.main(changed(made[1], out=tmp_path / "x.yaml", **new)), *words)
+    def check(*words, job="continue", **new):
+        refused(lambda: video.main([job, *changed(made[1], out=tmp_path / "x.yaml", **new)]), *words)
 
     check("clip-", "has 7 frames, 19 are needed", "--past or --horizon", horizon=16)
     check("--past 0 is not positive", past=0)
     check("'frist'", "'first'", continuations="past,frist")
-    check("--candidates 1", "2 or more", mode="futures", candidates=1)
+    check("--candidates 1", "2 or more", job="futures", candidates=1)
     check("no clips in its train split", data=tmp_path / "test")
     check("no text", "past+text and first+text and text of --continuations", data=tmp_path / "mute")
-    check("no text", "expert", data=tmp_path / "mute", mode="futures")
+    check("no text", "expert", data=tmp_path / "mute", job="futures")
 
 
 # ---------------------------------------------------------------- several futures
@@ -307,7 +313,7 @@ def test_among_equal_candidates_there_is_nothing_to_choose(drawn, tmp_path, monk
         return clips[:, -most - 1 : -most].expand(-1, most, -1, -1, -1)
 
     monkeypatch.setattr(video, "reconstructed", last_seen)
-    found = drawn(hold, mode="futures", candidates=3)
+    found = drawn(hold, job="futures", candidates=3)
     assert found["truth_preferred"] == 0.5
     assert all(x["share"] == 0.5 for x in found["truth_preferred_by"].values())
     assert found["gain_over_one"] == 0 and found["gain_over_one_p"] == 1 and found["oracle_share"] is None
@@ -348,7 +354,7 @@ def test_the_cycle_picks_the_candidate_whose_film_leads_back_to_the_frames_seen(
         return clips.flip(1)[:, back:] if i == 2 else given[:, -1:].expand(-1, 5 - back, -1, -1, -1)
 
     monkeypatch.setattr(video, "reconstructed", lambda vae, clips, most, *_: clips[:, -most:])
-    found = drawn(new, mode="futures", candidates=4, past=past)
+    found = drawn(new, job="futures", candidates=4, past=past)
     assert found["truth_preferred_by"]["cycle"]["share"] == 3.5 / 4  # one candidate is the truth
     assert (found["shown"], found["horizon"], found["shown_backwards"]) == (shown, horizon, back)
     assert all(torch.equal(x, clips[:, past - shown : past]) for x in ends)
@@ -368,7 +374,7 @@ def test_the_oracle_finds_the_one_that_is_true_and_the_curve_never_gets_worse_fo
     films = iter([still, wrong, true, wrong])
     # with a number: backwards
     found = drawn(
-        lambda given, number: hold(given, number) if number else next(films), mode="futures", candidates=4
+        lambda given, number: hold(given, number) if number else next(films), job="futures", candidates=4
     )
     pickers, oracle = found["pickers"], [c["oracle"]["l1"] for c in found["curve"].values()]
     assert found["l1_oracle"] == 0 and pickers["oracle"]["l1_oracle_share"] == 1
@@ -383,14 +389,14 @@ def test_the_oracle_finds_the_one_that_is_true_and_the_curve_never_gets_worse_fo
 def test_the_plain_candidate_is_what_continue_makes_from_the_same_moment_on_and_resumes(
     made, tmp_path, monkeypatch
 ):
-    predict.main(changed(made[1], out=tmp_path / "c.yaml", continuations="past"))
-    ask = changed(made[1], mode="futures", out=tmp_path / "f.yaml", candidates=6)
+    video.main(["continue", *changed(made[1], out=tmp_path / "c.yaml", continuations="past")])
+    ask = ["futures", *changed(made[1], out=tmp_path / "f.yaml", candidates=6)]
     asked = []
     films = video.films
     monkeypatch.setattr(
-        predict, "films", lambda *args, **more: asked.append((args, more)) or films(*args, **more)
+        video, "films", lambda *args, **more: asked.append((args, more)) or films(*args, **more)
     )
-    found = predict.main(ask)
+    found = video.main(ask)
     assert len(asked) == 13
     # backwards: one noise for all, the empty prompt
     assert all(
@@ -403,7 +409,7 @@ def test_the_plain_candidate_is_what_continue_makes_from_the_same_moment_on_and_
         common.digest(i["frames"][2].numpy().tobytes()) for i in held_out(made[0])
     ]
     monkeypatch.setattr(video, "load_video_pipeline", None)
-    assert predict.main(ask)["pickers"] == found["pickers"]
+    assert video.main(ask)["pickers"] == found["pickers"]
 
 
 # ---------------------------------------------------------------- the small models
@@ -414,8 +420,8 @@ def test_tiny_ltx_shown_the_past_beats_a_copy_where_something_moves(tmp_path):
     import data
 
     data.main(f"moving --frames 12 --n 140 --seed 83 --out {tmp_path}/moving".split())
-    found = predict.main(
-        f"--mode continue --data {tmp_path}/moving --horizon 4 --clips 20 --continuations past,first --out {tmp_path}/x.yaml".split()
+    found = video.main(
+        f"continue --data {tmp_path}/moving --horizon 4 --clips 20 --continuations past,first --out {tmp_path}/x.yaml".split()
     )
     at, table = found["horizons"][4], found["continuations"]
     assert found["clips"] == 20 and found["shown"] == 5 and not found["static"] and table["copy"]["static"]

@@ -74,7 +74,7 @@ def planted(monkeypatch, tmp_path):
             str(tmp_path / "out.yaml"),
             *flags,
         ]
-        result = explain.main(["--mode", "describe", *argv])
+        result = explain.main(["describe", *argv])
         assert load_yaml(tmp_path / "out.yaml", "describe")["kind"] == result["kind"]
         return result
 
@@ -379,7 +379,7 @@ def test_every_family_takes_several_frames(name, request, tmp_path, monkeypatch)
     few, many = ((g["input_ids"] == token).sum().item() for g in given)
     assert many == 2 * few > 0
     argv = ["--model", path, "--films", str(films(tmp_path, n=3)), "--frames", "2", "--size", "48"]
-    result = explain.main(["--mode", "describe", *argv, "--out", str(tmp_path / "out.yaml")])
+    result = explain.main(["describe", *argv, "--out", str(tmp_path / "out.yaml")])
     assert result["frames_as"] == ("video" if qwen else "pictures") and result["clips"] == 3
 
 
@@ -440,7 +440,7 @@ def test_mistakes_cost_one_sentence_before_a_model_is_loaded(
         str(tmp_path / "out.yaml"),
         *flags.split(),
     ]
-    refused(lambda: explain.main(["--mode", "describe", *argv]), said)
+    refused(lambda: explain.main(["describe", *argv]), said)
 
 
 def test_films_of_other_clips_are_refused(tmp_path, refused):
@@ -448,7 +448,7 @@ def test_films_of_other_clips_are_refused(tmp_path, refused):
     items, index = load_items(folder)
     fewer = [i for i in items if i["id"] != f"{TEST[1]}/past"]
     write_items(folder, fewer, {k: index[k] for k in ("data", "name", "conditioning")})
-    refused(lambda: explain.main(["--mode", "describe", "--films", str(folder)]), "lacks films of past")
+    refused(lambda: explain.main(["describe", "--films", str(folder)]), "lacks films of past")
 
 
 # ---------------------------------------------------------------- the small model
@@ -458,7 +458,7 @@ def test_films_of_other_clips_are_refused(tmp_path, refused):
 def test_the_small_model_says_which_way_things_move(tmp_path):
     data.main(["moving", "--frames", "17", "--n", "40", "--out", str(tmp_path / "clips")])
     argv = ["--films", str(tmp_path / "clips"), "--frames", "16", "--out", str(tmp_path / "out.yaml")]
-    result = explain.main(["--mode", "describe", *argv])
+    result = explain.main(["describe", *argv])
     assert result["kind"] == "asked" and result["action_recall_real"] >= 0.8
     assert result["criteria"]["action_recall"]["gain_low"] > 0
     assert result["weights"] == "small" and result["data"] == "synthetic"

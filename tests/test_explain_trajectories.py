@@ -9,6 +9,7 @@ from helpers import BACKWARDS
 import claims
 import common
 import explain
+import report
 import synthetic
 from claims import TIMES, WIDTH, track_id
 from common import TRACKS, load_pt, load_yaml, save_pt, save_yaml, write_items
@@ -107,7 +108,7 @@ def run(world, monkeypatch, tmp_path, small_llama):
     for s in range(2):
         (words / f"seed{s}").mkdir(parents=True)
     training = {"parameters": 1234, "run": {"arguments": {"language": str(small_llama)}}}
-    save_yaml(words / "adapt-words.yaml", {"stage": "adapt", "mode": "words", **training})
+    save_yaml(words / "tune-words.yaml", {"stage": "tune", "mode": "words", **training})
 
     def of(soft):
         row, change = abs(soft[0, :2]).long().tolist()
@@ -134,7 +135,7 @@ def run(world, monkeypatch, tmp_path, small_llama):
             monkeypatch.setattr(explain, "draw_said", lambda *_: None)
         given = ["--data", folder / "None/data", "--embeddings", folder / "None/tracks.pt", "--words", words]
         given += ["--questions", 12, "--out", tmp_path / out, *flags]
-        return explain.main(["--mode", "trajectories", *map(str, given)])
+        return explain.main(["trajectories", *map(str, given)])
 
     return call
 
@@ -234,7 +235,7 @@ def test_words_that_come_from_the_embedding_follow_the_picture(run, tmp_path):
         writers[n]["seeds"] for n in ("text", "soft")
     ] == [1, 2]
     assert Reader.taken >= 2, "LoRA of one seed lies over that of another"
-    explain.main(["--mode", "report", "--results", str(tmp_path / "results")])
+    report.main(["--results", str(tmp_path / "results")])
     page = (tmp_path / "results/report.html").read_text()
     assert "soft follow what it was shown: yes" in page and "explain-trajectories.png" not in page, (
         "the picture is missing"
@@ -358,10 +359,10 @@ def test_a_language_model_of_the_library_is_asked_with_and_without_soft_tokens(
         save_soft(
             tmp_path / f"words/seed{s}/soft.safetensors", Soft(WIDTH, 32, 3, std=0.5), language=language.name
         )
-    save_yaml(tmp_path / "words/adapt-words.yaml", {"stage": "adapt", "mode": "words"})
+    save_yaml(tmp_path / "words/tune-words.yaml", {"stage": "tune", "mode": "words"})
     given = ["--data", folder / "None/data", "--embeddings", folder / "None/tracks.pt", "--questions", 2]
     given += ["--language", language, "--words", tmp_path / "words", "--out", tmp_path / "out.yaml"]
-    result = explain.main(["--mode", "trajectories", *map(str, given)])
+    result = explain.main(["trajectories", *map(str, given)])
     assert set(result["writers"]) == {"truth", "metadata", "text", "soft", "commonest", "blind"}
     assert result["prompts"] == ("chat template" if template else "plain lines")
     assert ("no chat template" in capsys.readouterr().err) == (not template)
@@ -372,7 +373,7 @@ def test_a_language_model_of_the_library_is_asked_with_and_without_soft_tokens(
 
 MISTAKES = """
 --questions 0                                     | --questions 0
---words nowhere --embeddings TRACKS               | nowhere/adapt-words.yaml
+--words nowhere --embeddings TRACKS               | nowhere/tune-words.yaml
 --words nowhere                                   | --embeddings
 --language tiny-dinov2                            | language model
 --vlm tiny-cogvlm2                                | Qwen
@@ -416,4 +417,4 @@ def test_mistakes_cost_one_sentence_before_a_model_is_loaded(
         tmp_path / "out.yaml",
         *(named.get(f, f) for f in flags.split()),
     ]
-    refused(lambda: explain.main(["--mode", "trajectories", *map(str, given)]), words)
+    refused(lambda: explain.main(["trajectories", *map(str, given)]), words)

@@ -65,7 +65,7 @@ def world(folder, kind):
     vae.latents_mean.zero_()  # what is noise must stay noise: with a common mean all latents are alike
     vae.latents_std.fill_(1)
     vae.save_pretrained(folder / "vae")
-    own = f"--mode latents --data {folder}/clips --features {folder}/past-features --last {folder}/last-features --vae {folder}/vae --out {folder}/predict-latents.yaml"
+    own = f"--data {folder}/clips --features {folder}/past-features --last {folder}/last-features --vae {folder}/vae --out {folder}/predict-latents.yaml"
     return f"{own} --past {PAST} --size 32 --seeds 2 --epochs 30 --batch 16 --lr 3e-3".split()
 
 
@@ -309,7 +309,7 @@ def test_lora_starts_as_the_frozen_model_and_reads_the_rows_that_extract_reads(t
         f"--model tiny --data {tmp_path}/past --points language.0,language.1 --out {tmp_path}/features".split()
     )
     found = predict.main(
-        f"--mode latents --data {tmp_path}/clips --features {tmp_path}/features --past 4 --variants lora,language --seeds 1 --epochs 6 --no-scaling --out {tmp_path}/x.yaml".split()
+        f"--data {tmp_path}/clips --features {tmp_path}/features --past 4 --variants lora,language --seeds 1 --epochs 6 --no-scaling --out {tmp_path}/x.yaml".split()
     )
     assert list(found["variants"])[:2] == ["language", "lora"]
     assert found["variants"]["lora"]["cosine"] != found["variants"]["language"]["cosine"]
@@ -325,7 +325,7 @@ def test_bad_input_costs_one_sentence(known, refused):
         refused(lambda: run(known[1], **new), *words)
 
     check("unknown variant 'detla'", "delta", variants="detla")
-    check("needs --features", features=None)
+    check("--features", features=None)
     check("give --last its features", last=None, variants="single")
     check("--point language.9", "language.0", point="language.9")
     check("a vae is needed", vae="tiny-dinov2")

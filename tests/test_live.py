@@ -17,7 +17,6 @@ import explain
 import media
 import metrics
 import models
-import predict
 import synthetic
 import video
 
@@ -48,7 +47,7 @@ def ask(capsys):
 
     def run(question, *flags):
         capsys.readouterr()
-        return explain.main(["--ask", question, *map(str, flags)]), capsys.readouterr().out
+        return explain.main(["ask", "--question", question, *map(str, flags)]), capsys.readouterr().out
 
     return run
 
@@ -62,9 +61,9 @@ def saved(folder, item, *numbers):
 
 
 def made(folder, item, *numbers, prompt=""):
-    """What predict.py says of the film out.mp4 that it makes of frames of a clip."""
+    """What video.py says of the film out.mp4 that it makes of frames of a clip."""
     flags = ["--prompt", prompt, "--video", str(folder / "out.mp4")]
-    return predict.main(["--image", *saved(folder, item, *numbers), *flags])
+    return video.main(["animate", "--image", *saved(folder, item, *numbers), *flags])
 
 
 def film(path, size=64):
@@ -137,8 +136,8 @@ def test_a_film_begins_with_the_picture_and_is_written_three_times(tmp_path, cli
     assert gif.n_frames == 9 and gif.size == (256, 256) and gif.info["duration"] == 500
     first = media.frames_of({"frames": torch.from_numpy(np.array(gif.convert("RGB")))[None]}, 64)[0]
     assert apart(first, x[0]) < 0.02
-    facts = common.load_yaml(tmp_path / "out.yaml", "predict")
-    assert facts["mode"] == "film" and facts["weights"] == "small" and facts["shown_at"] == [0]
+    facts = common.load_yaml(tmp_path / "out.yaml", "video")
+    assert facts["mode"] == "animate" and facts["weights"] == "small" and facts["shown_at"] == [0]
     for key in ("video", "gif", "frames", "seconds", "model", "weights"):
         assert f"\n{key} {facts[key]}\n" in said
     before = (tmp_path / "out.mp4").read_bytes()
@@ -185,25 +184,24 @@ def test_a_film_gets_the_shape_of_the_picture_back_in_even_sides(tmp_path):
 
 
 MISTAKES = """
-predict --image FOLDER/none.jpg | FOLDER/none.jpg does not exist
-predict --image CIRCLE FOLDER/words.mp4 | words.mp4 cannot be read as a picture
-predict --image CIRCLE --video tiny-ltx | --video tiny-ltx
-predict --mode film | --image
-predict --prompt a | coherence
-predict --image CIRCLE --video FOLDER/words.mp4/x.mp4 | cannot write
-predict --image CIRCLE CIRCLE CIRCLE CIRCLE CIRCLE CIRCLE | first 5
-predict --image CIRCLE --frames 12 | 2k+1
-predict --image CIRCLE --model tiny-vae | is a vae
-explain --clip CIRCLE | --ask
-explain --ask Where? --image CIRCLE --films FOLDER | --films
-explain --ask Where? --image CIRCLE --clip CIRCLE | either
-explain --ask Where? --image FOLDER/words.mp4 | words.mp4 cannot be read as a picture
-explain --ask Where? --clip FOLDER/words.mp4 | words.mp4 cannot be read as a video
-explain --ask Where? --clip CIRCLE --frames 3,8 | --frames 3,8
-explain --ask Where? --image CIRCLE --size 0 | --size 0
-explain --ask Where? --image CIRCLE --model internvl2 | internvl_chat
-explain --ask Where? --image CIRCLE CIRCLE --model small_kosmos2 | one picture at a time
-explain --ask Where? --clip CIRCLE --model small_cogvlm2 | one picture at a time"""
+video animate --image FOLDER/none.jpg | FOLDER/none.jpg does not exist
+video animate --image CIRCLE FOLDER/words.mp4 | words.mp4 cannot be read as a picture
+video animate --image CIRCLE --video tiny-ltx | --video tiny-ltx
+video animate --prompt a | --image
+video animate --image CIRCLE --video FOLDER/words.mp4/x.mp4 | cannot write
+video animate --image CIRCLE CIRCLE CIRCLE CIRCLE CIRCLE CIRCLE | first 5
+video animate --image CIRCLE --frames 12 | 2k+1
+video animate --image CIRCLE --model tiny-vae | is a vae
+explain ask --clip CIRCLE | --question
+explain ask --question Where? --image CIRCLE --films FOLDER | --films
+explain ask --question Where? --image CIRCLE --clip CIRCLE | either
+explain ask --question Where? --image FOLDER/words.mp4 | words.mp4 cannot be read as a picture
+explain ask --question Where? --clip FOLDER/words.mp4 | words.mp4 cannot be read as a video
+explain ask --question Where? --clip CIRCLE --frames 3,8 | --frames 3,8
+explain ask --question Where? --image CIRCLE --size 0 | --size 0
+explain ask --question Where? --image CIRCLE --model internvl2 | internvl_chat
+explain ask --question Where? --image CIRCLE CIRCLE --model small_kosmos2 | one picture at a time
+explain ask --question Where? --clip CIRCLE --model small_cogvlm2 | one picture at a time"""
 
 
 @pytest.mark.parametrize("line", MISTAKES.strip().splitlines())
@@ -217,7 +215,7 @@ def test_a_mistake_is_refused_before_anything_is_loaded(
     stage, *flags = [
         str(request.getfixturevalue(f)) if f.startswith("small_") else f for f in command.split()
     ]
-    refused(lambda: {"predict": predict, "explain": explain}[stage].main(flags), words)
+    refused(lambda: {"video": video, "explain": explain}[stage].main(flags), words)
 
 
 # ---------------------------------------------------------------- questions
@@ -268,7 +266,7 @@ def test_words_are_printed_while_the_model_still_computes(circle, monkeypatch):
 
     monkeypatch.setattr(explain, "load_vlm", counted)
     monkeypatch.setattr(sys, "stdout", Screen())
-    found = explain.main(["--image", circle, "--ask", "What is in the picture?"])
+    found = explain.main(["ask", "--image", circle, "--question", "What is in the picture?"])
     monkeypatch.undo()
     at = [next(step for step, text in written if text.strip() == word) for word in ("a", "blue", "circle")]
     assert found["tokens"] == len(steps) == 4
@@ -301,7 +299,7 @@ def test_a_written_clip_is_understood_forwards_and_backwards(tmp_path, ask):
     assert sum(said) >= 5
 
 
-def test_a_film_of_predict_is_read_by_explain(tmp_path, clips, ask):
+def test_a_clip_of_video_is_read_by_explain(tmp_path, clips, ask):
     made(tmp_path, clips[0], 0, 4)
     for name in ("out.mp4", "out.gif"):
         found, printed = ask(clips[0]["turns"][0][0], "--clip", tmp_path / name)
@@ -329,8 +327,8 @@ def test_of_a_long_video_frames_are_spread_evenly_and_its_own_rate_is_told(tmp_p
 
 @pytest.mark.slow
 def test_make_demo_looks_at_a_photograph_films_it_and_watches_the_film(tmp_path):
-    for name in ("common.py", "predict.py", "explain.py", "Makefile"):
-        shutil.copy(common.HERE / name, tmp_path)
+    for path in (*common.HERE.glob("*.py"), common.HERE / "Makefile"):
+        shutil.copy(path, tmp_path)
     (tmp_path / "results/tiny").mkdir(parents=True)
     (tmp_path / "results/tiny/checkpoints").symlink_to(common.HERE / models.TINY)
     make = ["make", "demo", f"PY={sys.executable}"]

@@ -12,10 +12,8 @@ from helpers import changed, video_world
 import claims
 import common
 import explain
-import extract
 import metrics
 import models
-import predict
 import stats
 import video
 from common import RESULT, load_items, load_pt, load_yaml, save_pt, split_of, write_items
@@ -26,9 +24,9 @@ def made(tmp_path_factory):
     """(folder, arguments, result) of a run on made-up squares with a small random pipeline."""
     folder = tmp_path_factory.mktemp("predict")
     video_world(folder)
-    own = f"--model {folder}/ltx --judge {folder}/judge --data {folder}/data --adapter {folder}/conditioning.pt --out {folder}/predict-coherence.yaml"
+    own = f"--model {folder}/ltx --judge {folder}/judge --data {folder}/data --adapter {folder}/conditioning.pt --out {folder}/video-coherence.yaml"
     arguments = f"{own} --frames 5 --size 32 --steps 2 --seeds 2 --strengths 0.5".split()
-    return folder, arguments, predict.main(arguments)
+    return folder, arguments, video.main(["coherence", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +233,7 @@ def test_the_published_pipeline_is_read_from_its_configurations_and_what_does_no
 
 def test_the_yaml_holds_every_conditioning_beside_the_clips_and_the_nulls(made):
     folder, _, result = made
-    found = load_yaml(folder / "predict-coherence.yaml", "predict")
+    found = load_yaml(folder / "video-coherence.yaml", "video")
     names, criteria = list(video.CONDITIONINGS), found["criteria"]
     assert list(found["conditionings"]) == [*video.NULLS, *names] and found["conditioning"] == "adapter"
     assert found["model"] == "planted"
@@ -287,26 +285,26 @@ def test_what_was_made_is_not_made_again_and_a_run_cut_short_goes_on_to_the_same
     folder, arguments, _ = made
     arguments = changed(arguments, out=tmp_path / "x.yaml", clips=2)
     monkeypatch.setattr(video, "picture", lambda *args: None)
-    result = predict.main(arguments)
+    result = video.main(["coherence", *arguments])
     with monkeypatch.context() as without:
         without.setattr(video, "load_video_pipeline", None)
-        again = predict.main(changed(arguments, batch=1))
+        again = video.main(["coherence", *changed(arguments, batch=1)])
     assert again["conditionings"] == result["conditionings"]
     assert again["films_seconds"] == result["films_seconds"]
     (tmp_path / "x-parts" / "first-1.pt").unlink()
     (tmp_path / "x-parts" / "adapter@0.5-0.pt").unlink()
     seen, films = [], video.films
     monkeypatch.setattr(video, "films", lambda *args, **more: seen.append(args[2]) or films(*args, **more))
-    again = predict.main(arguments)
+    again = video.main(["coherence", *arguments])
     assert len(seen) == 2 and again["conditionings"] == result["conditionings"]
     assert again["strength"] == result["strength"]
     seen.clear()
     held = load_pt(folder / "conditioning.pt", RESULT)
     save_pt(tmp_path / "other.pt", RESULT, held["ids"], held["meta"], embeds=-held["embeds"])
-    predict.main(changed(arguments, adapter=tmp_path / "other.pt"))
+    video.main(["coherence", *changed(arguments, adapter=tmp_path / "other.pt")])
     assert len(seen) == 3  # the adapter's two draws and its strength; the others do not know it
     seen.clear()
-    predict.main(changed(arguments, adapter=None, conditionings="none,first", steps=1))
+    video.main(["coherence", *changed(arguments, adapter=None, conditionings="none,first", steps=1)])
     assert len(seen) == 5
 
 
@@ -316,7 +314,7 @@ def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp
     monkeypatch.setattr(video, "load_encoder", None)
 
     def ask(**new):
-        return lambda: predict.main(changed(arguments, out=tmp_path / "x.yaml", **new))
+        return lambda: video.main(["coherence", *changed(arguments, out=tmp_path / "x.yaml", **new)])
 
     for new, *words in (
         ({"frames": 6}, "--frames 6 is not 2k+1", "5 or 7"),
@@ -326,7 +324,6 @@ def test_bad_input_is_refused_in_one_sentence_before_a_model_is_loaded(made, tmp
         ({"adapter": None, "conditionings": "adapter"}, "both or neither"),
         ({"strengths": "0.5,2"}, "0.5,2"),
         ({"seeds": 0}, "--seeds 0"),
-        ({"mode": "dream"}, "'dream'", "coherence"),
         ({"model": "tiny-vae"}, "is a vae", "model_index.json"),
         ({"judge": "tiny-vae"}, "DINO"),
     ):
@@ -371,11 +368,11 @@ def test_a_checkpoint_that_is_cut_short_or_lacks_a_part_or_a_weight_is_refused_b
     weights, whole = load_file(path), path.read_bytes()
     gone = next(k for k in sorted(weights) if k.endswith(".weight") and "shared" not in k)
     save_file({k: v for k, v in weights.items() if k != gone}, path, {"format": "pt"})
-    refused(lambda: predict.main(ask), tmp_path / "ltx", gone)
+    refused(lambda: video.main(["coherence", *ask]), tmp_path / "ltx", gone)
     path.write_bytes(whole[: len(whole) // 2])
-    refused(lambda: predict.main(ask), tmp_path / "ltx", "again")
+    refused(lambda: video.main(["coherence", *ask]), tmp_path / "ltx", "again")
     path.unlink()
-    refused(lambda: predict.main(ask), tmp_path / "ltx", "again")
+    refused(lambda: video.main(["coherence", *ask]), tmp_path / "ltx", "again")
     assert not (tmp_path / "x.yaml").exists()
 
 
@@ -419,7 +416,7 @@ def planted_films(folder, say):
     save_pt(
         folder / "answers.pt", common.ANSWERS, ids, meta, kinds=list(kinds), answers={"own": list(answers)}
     )
-    return explain.main(f"--films {folder}/films --answers {folder}/answers.pt".split())
+    return explain.main(f"semantic --films {folder}/films --answers {folder}/answers.pt".split())
 
 
 def test_answers_that_name_what_was_asked_for_are_counted_and_frozen_films_are_a_floor(tmp_path):
@@ -435,7 +432,7 @@ def test_answers_that_name_what_was_asked_for_are_counted_and_frozen_films_are_a
     found = planted_films(tmp_path, says)
     assert found["kind"] == "direction" and found["semantic_accuracy"] == pytest.approx(21 / 24)
     assert found["semantic_accuracy_ceiling"] == 1 and found["unparsed"] == pytest.approx(3 / 24)
-    c = load_yaml(tmp_path / "explain-films.yaml", "films")["criteria"]["semantic_accuracy"]
+    c = load_yaml(tmp_path / "explain-semantic.yaml", "films")["criteria"]["semantic_accuracy"]
     assert c["floors"]["commonest"] == 0.25 and c["floors"]["frozen"] == 0
     assert 0 < c["floors"]["other_item"] < 0.25 and c["gain_low"] > 0
     assert found["conditionings"]["first+text"]["direction_listed"] == 0.25
@@ -456,9 +453,9 @@ def test_a_model_that_always_says_the_same_is_no_better_than_the_commonest_word(
         answers={"own": said["answers"]["own"][:100]},
     )
     refused(
-        lambda: explain.main(f"--films {tmp_path}/films --answers {tmp_path}/half.pt".split()),
+        lambda: explain.main(f"semantic --films {tmp_path}/films --answers {tmp_path}/half.pt".split()),
         "lacks answers",
-        "--ask",
+        "explain.py ask",
     )
 
 
@@ -470,8 +467,8 @@ def test_tiny_ltx_goes_where_it_is_told_and_tiny_says_so(tmp_path):
     import data
 
     data.main(f"moving --n 120 --seed 83 --out {tmp_path}/moving".split())
-    found = predict.main(
-        f"--data {tmp_path}/moving --clips 16 --seeds 1 --conditionings first,first+text,all --out {tmp_path}/predict-coherence.yaml --strengths=".split()
+    found = video.main(
+        f"coherence --data {tmp_path}/moving --clips 16 --seeds 1 --conditionings first,first+text,all --out {tmp_path}/video-coherence.yaml --strengths=".split()
     )
     table = found["conditionings"]
     assert found["conditioning"] == "first+text" and found["frames"] == 9 and found["direction_right"] > 0.6
@@ -480,7 +477,7 @@ def test_tiny_ltx_goes_where_it_is_told_and_tiny_says_so(tmp_path):
     assert table["first"]["direction_right"] < found["direction_right"]
     assert table["all"]["direction_right"] > 0.8
     assert found["temporal_closeness"] > table["frozen"]["temporal_closeness"]
-    extract.main(f"--model tiny --data {tmp_path}/films --ask --out {tmp_path}/answers.pt".split())
-    said = explain.main(f"--films {tmp_path}/films --answers {tmp_path}/answers.pt".split())
+    explain.main(f"ask --model tiny --data {tmp_path}/films --out {tmp_path}/answers.pt".split())
+    said = explain.main(f"semantic --films {tmp_path}/films --answers {tmp_path}/answers.pt".split())
     shares = {name: row["direction"] for name, row in said["conditionings"].items()}
     assert min(shares["first+text"], shares["real"]) > shares["frozen"] + 0.2 and said["unparsed"] == 0

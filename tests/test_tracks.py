@@ -7,7 +7,6 @@ import torch
 
 import common
 import data
-import explain
 import extract
 import metrics
 import models
@@ -37,12 +36,12 @@ def planted(path, items, sees=None, believes=None, **changed):
     for item in items:
         tracks = {t["object"]: t for t in item["tracks"]}
         for name in [*item["names"], item["absent"]]:
-            track = tracks.get(name)
-            seen = track.frames_of_track(track).float() if track else torch.zeros(32)
+            own = tracks.get(name)
+            seen = track.frames_of_track(own).float() if own else torch.zeros(32)
             ids.append(f"{item['id']}/{name}")
             scores.append(sees(item, name, seen) if sees else seen)
             persistence.append(
-                believes(item, name, track) if believes else float(bool(track and track["persistent"]))
+                believes(item, name, own) if believes else float(bool(own and own["persistent"]))
             )
     n = len(ids)
     content = {"embedding": torch.zeros(n, 512).half(), "scores": torch.stack(scores).half()}
@@ -59,8 +58,8 @@ def planted(path, items, sees=None, believes=None, **changed):
 
 def scored(path, folder):
     flags = ["--embeddings", str(path), "--data", str(folder), "--out", str(path.with_suffix(".yaml"))]
-    result = explain.main(["--mode", "tracks", *flags])
-    assert common.load_yaml(path.with_suffix(".yaml"), "tracks")["frame_f1"] == common.plain(
+    result = track.main(flags)
+    assert common.load_yaml(path.with_suffix(".yaml"), "track")["frame_f1"] == common.plain(
         result["frame_f1"]
     )
     return result
@@ -240,10 +239,10 @@ def test_an_untrained_tracker_writes_the_contract_the_same_bytes_every_time_and_
 ):
     folder, items = clips
     untrained().half().save_pretrained(tmp_path / "tracker")
-    argv = ["--mode", "tracks", "--model", str(tmp_path / "tracker"), "--data", str(folder)]
+    argv = ["--model", str(tmp_path / "tracker"), "--data", str(folder)]
     found, a, b = {}, tmp_path / "a/tracks.pt", tmp_path / "b/tracks.pt"
     for path in (a, b):
-        found = explain.main([*argv, "--out", str(path)])
+        found = track.main([*argv, "--out", str(path)])
     assert a.read_bytes() == b.read_bytes()
     content = common.load_pt(a, common.TRACKS)
     assert content["ids"] == [f"{i['id']}/{n}" for i in items for n in [*i["names"], i["absent"]]]
@@ -275,8 +274,8 @@ def test_clips_of_the_test_split_alone_are_followed_and_whoever_was_taken_out_is
         ]
     )
     untrained().half().save_pretrained(tmp_path / "tracker")
-    argv = ["--mode", "tracks", "--model", str(tmp_path / "tracker"), "--data", str(folder)]
-    assert "unscored" in explain.main([*argv, "--out", str(out)])
+    argv = ["--model", str(tmp_path / "tracker"), "--data", str(folder)]
+    assert "unscored" in track.main([*argv, "--out", str(out)])
     taken_out = {f"{i['id']}/{i['removed']}" for i in common.load_items(folder)[0]}
     assert taken_out <= set(common.load_pt(out, common.TRACKS)["ids"])
 
@@ -288,8 +287,8 @@ def test_another_kind_of_model_or_of_data_is_refused(clips, tmp_path, refused):
     (tmp_path / "broken" / "config.json").write_text((tmp_path / "tracker" / "config.json").read_text())
 
     def call(*argv):
-        flags = ["--mode", "tracks", "--data", clips[0], "--out", tmp_path / "x.pt", *argv]
-        return lambda: explain.main([str(f) for f in flags])
+        flags = ["--data", clips[0], "--out", tmp_path / "x.pt", *argv]
+        return lambda: track.main([str(f) for f in flags])
 
     refused(call("--model", "tiny"), "give --model tiny-tracker")
     refused(
@@ -299,7 +298,7 @@ def test_another_kind_of_model_or_of_data_is_refused(clips, tmp_path, refused):
     refused(call("--embeddings", tmp_path / "none.pt"), "none.pt does not exist")
     refused(
         lambda: extract.main(["--model", str(tmp_path / "tracker")]),
-        "is a tracker, which explain.py --mode tracks asks",
+        "is a tracker, which track.py asks",
     )
 
 
@@ -353,10 +352,10 @@ def test_the_truth_it_learns_from_is_that_of_the_clips(clips):
         # the hardest to see that it is not there
         assert names[n + 1 : n + 2] == [item["absent"]][: 3 - n] and names[n].split()[0] in there
         assert {c for c, shown in zip(colours, of["shown"], strict=True) if shown.any()} == there
-        for j, track in enumerate(item["tracks"]):
-            assert torch.equal(of["spans"][j, 0] > 0, track.frames_of_track(track))
-            assert tiny.COMPASS[of["direction"][j]] == track["direction"]
-            first = track["visible"][0][0]
+        for j, own in enumerate(item["tracks"]):
+            assert torch.equal(of["spans"][j, 0] > 0, track.frames_of_track(own))
+            assert tiny.COMPASS[of["direction"][j]] == own["direction"]
+            first = own["visible"][0][0]
             box = item["boxes"][first, j]
             assert torch.allclose(of["centres"][j, first], (box[:2] + box[2:]) / 48 - 1)
 
