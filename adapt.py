@@ -47,6 +47,7 @@ from common import (
     load_items,
     load_pt,
     load_yaml,
+    pyplot,
     refuse,
     run_info,
     save_pt,
@@ -104,23 +105,16 @@ from training import (
     training_settings,
 )
 
-# Of each mode: seeds; the loss; epochs by the squared error of latents before it (the decoder's gradient
+# Of each job: seeds; the loss; epochs by the squared error of latents before it (the decoder's gradient
 # leads nowhere from noise), epochs by it at most, epochs without a better
 # val after which a training ends (None: equal steps for all), batch, peak learning rate. Loss, epochs, batch
 # and rate are the plan's but for gate 1's.
 PLAN = {"seeds": 3, "loss": "pixels", "warm": 10, "epochs": 50, "patience": 10, "batch": 8, "lr": 1e-4}
+GATE1 = {"seeds": 5, "loss": "latents", "warm": 0, "epochs": 30, "patience": None, "batch": 32, "lr": 2e-3}
+SETTINGS = {"latents": GATE1, "scaling": PLAN | {"patience": None}, "ablation": PLAN, "hybrid": PLAN}
+SETTINGS["prompt"] = PLAN | {"loss": "words", "warm": 0}
 LADDER = 5, 10, 20, 50, 100  # millions of parameters, for tokens of Qwen2.5-VL-7B's width
 REFERENCE_WIDTH = 3584
-SETTINGS = {
-    "latents": PLAN
-    | {"seeds": 5, "loss": "latents", "warm": 0, "epochs": 30, "patience": None, "batch": 32, "lr": 2e-3}
-}
-SETTINGS |= {
-    "scaling": PLAN | {"patience": None},
-    "ablation": PLAN,
-    "hybrid": PLAN,
-    "prompt": PLAN | {"loss": "words", "warm": 0},
-}
 FRACTIONS = 0.125, 0.25, 0.5  # of the training items
 ADAPTER = "foresight.adapter.v2"
 
@@ -283,20 +277,12 @@ def round_trip(vae, frames, latents):
     """How far, on the mean and of 255, what stored latents [n,h,w,C] decode to lies from the autoencoder's own reconstruction of uint8 frames [n,H,W,3]:
     nothing but rounding, unless they are another autoencoder's, or normalised one way only."""
     z = vae.encode(to_floats(frames)[:, :, None].to(vae.device, vae.dtype)).latent_dist.mode()
+    step = torch.full((len(z),), DECODE_STEP).to(z) if vae.config.timestep_conditioning else None
     torch.manual_seed(0)  # of decoders that add noise
-    own = (
-        vae.decode(z, torch.full((len(z),), DECODE_STEP).to(z) if vae.config.timestep_conditioning else None)
-        .sample[:, :, 0]
-        .float()
-        .cpu()
-    )
+    own = vae.decode(z, step).sample[:, :, 0].float().cpu()
+    own = ((own + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
     torch.manual_seed(0)
-    return (
-        (decode(vae, latents).float() - ((own + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1))
-        .abs()
-        .mean()
-        .item()
-    )
+    return (decode(vae, latents).float() - own).abs().mean().item()
 
 
 # ---------------------------------------------------------------- scores of decoded pictures
@@ -304,11 +290,8 @@ def round_trip(vae, frames, latents):
 
 def shrink(x, side=6):
     """Tokens [n, h, w, D] of at most 6 x 6 places, in a row, as a set probe takes them."""
-    return (
-        F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (min(x.shape[1], side), min(x.shape[2], side)))
-        .permute(0, 2, 3, 1)
-        .flatten(1, 2)
-    )
+    grid = min(x.shape[1], side), min(x.shape[2], side)
+    return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def judged(tokens, rows, items, split, epochs, seed):
@@ -321,23 +304,14 @@ def judged(tokens, rows, items, split, epochs, seed):
     solid = soft_truth >= 0.5
     _, h, w, d = tokens["originals"].shape
     s = max(-(-MASK // h), 1)
-    cells = to_cells(
-        F.interpolate(
-            soft_truth[:, None], (h * s, w * s), mode="bilinear", align_corners=False, antialias=True
-        ),
-        h,
-        w,
-    )
+    size = h * s, w * s
+    cells = F.interpolate(soft_truth[:, None], size, mode="bilinear", align_corners=False, antialias=True)
+    cells = to_cells(cells, h, w)
     names = list(rows)
     every = torch.cat([tokens["originals"]] + [tokens[k] for k in names]).flatten(1, 2)
     nothing = torch.zeros(len(every) - n, *cells.shape[1:])
-    soft = from_cells(
-        token_ridge(every, {"mask": torch.cat([cells, nothing])}, split["train"], split["val"])["mask"],
-        h,
-        w,
-        1,
-        MASK,
-    )[:, 0]
+    found = token_ridge(every, {"mask": torch.cat([cells, nothing])}, split["train"], split["val"])["mask"]
+    soft = from_cells(found, h, w, 1, MASK)[:, 0]
     of_test = {"originals": mask_scores(soft[:n], solid, split)[test]}
     start = n
     for k in names:
@@ -349,24 +323,13 @@ def judged(tokens, rows, items, split, epochs, seed):
 
     _, truth, classes = box_truth(items)
     sources = [items[i]["source"] for i in test]
-    predict = train_set_probe(
-        shrink(tokens["originals"]),
-        (min(h, 6), min(w, 6)),
-        truth,
-        len(classes),
-        split["train"],
-        split["val"],
-        1,
-        epochs=epochs,
-        seed=seed,
-    )
+    x, grid, fitted = shrink(tokens["originals"]), (min(h, 6), min(w, 6)), (split["train"], split["val"])
+    predict = train_set_probe(x, grid, truth, len(classes), *fitted, 1, epochs=epochs, seed=seed)
     test_truth, everything = [truth[i] for i in test], torch.arange(len(test))
-    runs = {"originals": ap_runs(predict, shrink(tokens["originals"]), truth, test, sources=sources)}
+    runs = {"originals": ap_runs(predict, x, truth, test, sources=sources)}
     for k in names:
-        each = [
-            ap_runs(predict, x, test_truth, everything, sources=sources)
-            for x in shrink(tokens[k]).unflatten(0, (-1, len(test)))
-        ]
+        parts = shrink(tokens[k]).unflatten(0, (-1, len(test)))
+        each = [ap_runs(predict, part, test_truth, everything, sources=sources) for part in parts]
         runs[k] = {key: torch.cat([e[key] for e in each]) for key in ("ap", "draws")}
     return of_test, runs
 
@@ -383,11 +346,8 @@ def ratio(a, b, sources, n_boot=2000, seed=0):
         means = weights @ totals.T / (weights @ count)[:, None]
         draws.append(means.gather(1, torch.randint(len(x), means.shape, generator=g)).mean(1))
     mean = (a.double().mean() / b.double().mean()).item()
-    return mean, *widened(
-        mean,
-        *(draws[0] / draws[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(),
-        len(count),
-    )
+    low, high = (draws[0] / draws[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return mean, *widened(mean, low, high, len(count))
 
 
 # ---------------------------------------------------------------- what all modes need
@@ -403,32 +363,30 @@ def checked_features(folder, index):
     """(index, read) of features of the same items as those of `index`."""
     other, read = load_features(folder)
     if other["ids"] != index["ids"]:
-        refuse(
-            f"{folder} and the other features do not hold the same items; extract both from the same data folder"
-        )
+        refuse(f"{folder} does not hold the same items as the others; extract both from the same data")
     return other, read
 
 
-def checked_point(args, index, folder):
-    """The layer asked for or recommended, of clips the middle one of the language model's, if its tokens have a place in the picture."""
+def middle_layer(index):
+    """The middle one of the stored language layers whose tokens have a place in the image, or None."""
     layers = [p for p in with_grid(index) if p.startswith("language.")]
-    point = args.point or (
-        load_yaml(args.align, "align")["linear_r2_layer"]
-        if getattr(args, "align", None)
-        else layers[(len(layers) - 1) // 2]
-        if args.mode == "prompt" and layers
-        else None
-    )
+    return layers[(len(layers) - 1) // 2] if layers else None
+
+
+def checked_point(args, index, folder):
+    """The layer asked for or recommended (prompt: or the middle one), if its tokens have a place in the image."""
+    point = args.point
+    if not point and getattr(args, "align", None):
+        point = load_yaml(args.align, "align")["linear_r2_layer"]
+    elif not point and args.mode == "prompt":
+        point = middle_layer(index)
     if point is None:
-        refuse(
-            "no layer is named; give --point, or --align with an align.yaml that recommends one (linear_r2_layer)"
-        )
+        refuse("no layer is named; give --point, or --align with an align.yaml that has a linear_r2_layer")
     if point not in index["points"]:
         refuse(f"{folder} has no point {point!r}; its points are {', '.join(index['points'])}")
     if point not in with_grid(index):
-        refuse(
-            f"the tokens of {point} have no place in the picture, and a bridge goes from places to places; give --point one of {', '.join(with_grid(index))}"
-        )
+        places = ", ".join(with_grid(index))
+        refuse(f"the tokens of {point} have no place in the image; give --point one of {places}")
     return point
 
 
@@ -441,9 +399,7 @@ def prepare(args):
     w.items, w.ids = join(items, w.index, args.features), w.index["ids"]
     w.split = split_indices(w.items, args.features)
     if "boxes" not in w.items[0]:
-        refuse(
-            f"{w.index['data_path']} has no boxes, by which decoded pictures are judged; use a set that has them"
-        )
+        refuse(f"{w.index['data_path']} has no boxes, which decoded images are judged by; use a set that has")
     w.point = checked_point(args, w.index, args.features)
     w.random = checked_features(args.random, w.index)[1] if args.random else None
     spatial = getattr(args, "spatial", None)
@@ -451,26 +407,21 @@ def prepare(args):
     w.others = [checked_features(folder, w.index) for folder in getattr(args, "at", None) or ()]
     for other, _ in w.others:
         if w.point not in other["points"]:
-            refuse(
-                f"--at: the features at {other['size']} px have no point {w.point!r}; extract them with the same --points"
-            )
-    kinds, single = args.bridges.split(","), {k: v for k, v in BRIDGES.items() if k != "fusion"}
+            refuse(f"--at: the features at {other['size']} px lack {w.point!r}; extract it there too")
+    kinds = args.bridges.split(",") if "bridges" in args else []  # hybrid takes none
+    single = {k: v for k, v in BRIDGES.items() if k != "fusion"}
     for k, kind in enumerate(kinds):
         known(kind, single | ({"lora": Lora} if args.mode == "ablation" and k else {}), "bridge")
     w.vae_entry, w.judge_entry = find_model(args.vae), find_model(args.judge)
     if w.vae_entry["kind"] != "vae" or w.judge_entry["kind"] != "encoder":
-        refuse(
-            f"--vae {args.vae} is a {w.vae_entry['kind']} and --judge {args.judge} a {w.judge_entry['kind']}; a vae and an encoder are needed"
-        )
+        refuse(f"--vae {args.vae} and --judge {args.judge}: a vae and an encoder are needed")
     w.out = Path(args.out or Path(args.features).parent / f"adapt-{args.mode}.yaml")
     check_writable(w.out)
     w.how = training_settings(args, SETTINGS[args.mode], len(w.split["train"]))
     init = getattr(args, "init", None)
     w.init = load_pt(init, ADAPTER) if init else None
     if w.init and w.init["meta"]["bridge"] not in single:
-        refuse(
-            f"--init {args.init} holds a bridge of kind {w.init['meta']['bridge']}, which reads two token sets; give one of {', '.join(single)}"
-        )
+        refuse(f"--init {args.init} reads two token sets; give an adapter that is one of {', '.join(single)}")
     w.y = read_target("latents")[:, 0]
     w.sources = [w.items[i]["source"] for i in w.split["test"]]
     w.device, w.dtype, w.why = choose_device()
@@ -480,25 +431,32 @@ def prepare(args):
     w.vae = flatten_stills(load_video_vae(w.vae_entry, w.device, w.full)[0]).requires_grad_(False)
     w.originals = torch.cat([frames_of(i, target["size"]) for i in w.items])
     if (away := round_trip(w.vae, w.originals[:4], w.y[:4])) > 2:
-        refuse(
-            f"{args.latents} does not hold latents of {args.vae}: decoded, they lie {away:.1f} of 255 from its own reconstruction; extract them with --model {args.vae}"
-        )
+        refuse(f"{args.latents} does not hold latents of {args.vae} (off by {away:.1f} of 255); extract anew")
     w.lpips, w.lpips_name = load_lpips(w.device)
     if w.how["loss"] == "pixels":
         w.pixel_loss = pixel_loss(w.vae, lpips_model(w.device)[0], w.originals)
     return w
 
 
-def arm(w, kind, *sets, train=None, target=None, free=None, **facts):
-    """One thing to be trained: a bridge of `kind` from token sets [n, h, w, D] that all items have, on `train` items, of `target` parameters or with its `free` settings."""
-    moments = [moments_of(x, w.split["train"]) for x in sets]
-    shape = (
+def shape_of(w, *sets):
+    """What a bridge between token sets [n, h, w, D] and the latents is built from."""
+    return (
         [tuple(x.shape[1:3]) for x in sets],
         [x.shape[3] for x in sets],
         tuple(w.y.shape[1:3]),
         w.y.shape[3],
     )
+
+
+def arm(w, kind, *sets, train=None, target=None, free=None, **facts):
+    """One thing to be trained: a bridge of `kind` from token sets [n, h, w, D] that all items have, on `train` items, of `target` parameters or with its `free` settings."""
+    moments, shape = [moments_of(x, w.split["train"]) for x in sets], shape_of(w, *sets)
     free = sized(kind, target, *shape) if target else free or {}
+
+    def inputs(items):
+        pairs = zip(sets, moments, strict=True)
+        return [((x[items] - mean) / std).to(w.device) for x, (mean, std) in pairs]
+
     return {
         "bridge": kind,
         "shape": shape,
@@ -506,15 +464,20 @@ def arm(w, kind, *sets, train=None, target=None, free=None, **facts):
         "moments": moments,
         "build": lambda: BRIDGES[kind](*shape, **free),
         "train": w.split["train"] if train is None else train,
-        "inputs": lambda items: [
-            ((x[items] - mean) / std).to(w.device) for x, (mean, std) in zip(sets, moments, strict=True)
-        ],
+        "inputs": inputs,
         **facts,
     }
 
 
 def parameters(module):
     return sum(p.numel() for p in learned(module).values())
+
+
+def image_loss(w, z, items, warm=False):
+    """What training lowers: of latents z [k, h, w, C] that stand for these items."""
+    if w.how["loss"] == "pixels" and not warm:
+        return w.pixel_loss(z, items)
+    return (z - w.y[items].to(z.device)).square().mean()
 
 
 def run_arms(w, arms):
@@ -528,12 +491,7 @@ def run_arms(w, arms):
         )
 
         def loss_of(module, items, g, part, warm, a=a):
-            z = module(*a["inputs"](items[part]))
-            return (
-                w.pixel_loss(z, items[part])
-                if w.how["loss"] == "pixels" and not warm
-                else (z - w.y[items[part]].to(z.device)).square().mean()
-            )
+            return image_loss(w, module(*a["inputs"](items[part])), items[part], warm)
 
         def build(a=a):
             module = a["build"]()
@@ -544,24 +502,12 @@ def run_arms(w, arms):
         split = {"train": a["train"], "val": w.split["val"]}
         # where there are fewer items there are more epochs: as many steps
         more = len(w.split["train"]) / len(a["train"])
-        how = (
-            w.how
-            | {k: w.how[k] and round(w.how[k] * more) for k in ("warm", "epochs", "patience")}
-            | {"arm": name, "bridge": a["bridge"], **a["free"], "items": len(a["train"])}
-        )
-        trained[name] = [
-            train(
-                build,
-                loss_of,
-                split,
-                w.seed + s,
-                how,
-                w.device,
-                folder / f"{known_by}-{name}-{w.seed + s}.pt",
-                w.ids,
-            )
-            for s in tqdm(range(w.how["seeds"]), desc=name, unit="seed")
-        ]
+        how = w.how | {k: w.how[k] and round(w.how[k] * more) for k in ("warm", "epochs", "patience")}
+        how |= {"arm": name, "bridge": a["bridge"], **a["free"], "items": len(a["train"])}
+        trained[name] = []
+        for seed in tqdm(range(w.seed, w.seed + w.how["seeds"]), desc=name, unit="seed"):
+            state = folder / f"{known_by}-{name}-{seed}.pt"
+            trained[name].append(train(build, loss_of, split, seed, how, w.device, state, w.ids))
     return trained
 
 
@@ -578,29 +524,21 @@ def decoded(w, models, a):
 def controls(w):
     """The pictures that any bridge stands between: the autoencoder's own, and the mean image."""
     test = w.split["test"]
-    return {
-        "vae": decode(w.vae, w.y[test]),
-        "mean_image": w.originals[w.split["train"]]
-        .float()
-        .mean(0)
-        .round()
-        .byte()
-        .expand(len(test), -1, -1, -1),
-    }
+    mean = w.originals[w.split["train"]].float().mean(0).round().byte()
+    return {"vae": decode(w.vae, w.y[test]), "mean_image": mean.expand(len(test), -1, -1, -1)}
 
 
 def scored(w, rows, measures=None):
     """{measure: {name: [S, n_test]}} of decoded pictures {name: uint8 [S * n_test, H, W, 3]} against the originals."""
     measures = measures or {w.lpips_name: w.lpips, "ssim": ssim, "edge_f1": edge_f1}
-    truth = w.originals[w.split["test"]]
-    n = len(w.split["test"])
-    return {
-        key: {
-            k: measure(p.contiguous(), truth.repeat(len(p) // n, 1, 1, 1)).unflatten(0, (-1, n))
-            for k, p in rows.items()
-        }
-        for key, measure in measures.items()
-    }
+    truth, n = w.originals[w.split["test"]], len(w.split["test"])
+    scores = {}
+    for key, measure in measures.items():
+        scores[key] = {}
+        for name, images in rows.items():
+            found = measure(images.contiguous(), truth.repeat(len(images) // n, 1, 1, 1))
+            scores[key][name] = found.unflatten(0, (-1, n))
+    return scores
 
 
 def others(pictures, n):
@@ -610,10 +548,7 @@ def others(pictures, n):
 
 def worse(w, errors, beside):
     """{name: by how much its errors [seeds, n] are larger than those of beside[name], paired, with Holm's adjustment over all}."""
-    found = {
-        name: paired_test(errors[name], errors[other], w.sources, seed=w.seed)
-        for name, other in beside.items()
-    }
+    found = {k: paired_test(errors[k], errors[other], w.sources, seed=w.seed) for k, other in beside.items()}
     adjusted = holm({name: t["p"] for name, t in found.items()})
     return {
         name: {
@@ -642,10 +577,38 @@ def row_of(w, a, trained, scores, more=None):
         "seconds_per_step": sorted(r["seconds_per_step"] for _, r in trained)[len(trained) // 2],
     } | ({"kept_parameters": a["kept"][0]} if "kept" in a else {})
     for key, x in scores.items():
-        row |= dict(
-            zip((key, f"{key}_low", f"{key}_high"), bootstrap(x, w.sources, seed=w.seed), strict=True)
-        ) | {f"{key}_seeds": x.mean(1).tolist()}
+        ends = bootstrap(x, w.sources, seed=w.seed)
+        row |= dict(zip((key, f"{key}_low", f"{key}_high"), ends, strict=True))
+        row[f"{key}_seeds"] = x.mean(1).tolist()
     return row | (more or {})
+
+
+def table_of(w, arms, trained, scores, more):
+    """{name: row_of its arm}, with what `more` says of some."""
+    table = {}
+    for name, a in arms.items():
+        of_name = {key: t[name] for key, t in scores.items()}
+        table[name] = row_of(w, a, trained[name], of_name, more.get(name))
+    return table
+
+
+def criteria_of(w, scores, name, floors, options, controls=None):
+    """{measure: criterion} of what `name` scores against the floors, up to what the autoencoder scores."""
+    found = {}
+    for key, table in scores.items():
+        more = {} if controls is None else {"controls": {k: table[k].mean() for k in controls}}
+        found[key] = criterion(
+            table[name],
+            {k: table[k] for k in floors},
+            w.sources,
+            ceiling=table["vae"].mean().item(),
+            better="lower" if key.startswith("lpips") else "higher",
+            seed=w.seed,
+            layer=w.point,
+            options_searched=options,
+            **more,
+        )
+    return found
 
 
 def facts(w):
@@ -664,44 +627,44 @@ def facts(w):
     }
 
 
-def conclude(w, result, started, pictures, adapter):
-    """Write everything: pictures of eight test items, the first seed's bridge of `adapter` = (arm, module), the YAML last."""
-    test = w.split["test"]
-    w.args.out = str(w.out)
-    result["run"] = run_info(
-        w.args,
-        started,
-        script="adapt.py",
-        device=f"{w.device.type} ({w.why})",
-        dtype=str(w.dtype),
-        ranks=ranks()[1],
-        **w.how,
-    )
-    save_pt(
-        w.out.with_suffix(".pt"),
-        RESULT,
-        [w.items[i]["id"] for i in test[:8]],
-        {"stage": "adapt"},
-        original=w.originals[test[:8]].clone(),
-        **{k: p[:8].clone() for k, p in pictures.items()},
-    )
+def run_of(w, args, started):
+    """The YAML's `run`."""
+    args.out, device = str(w.out), f"{w.device.type} ({w.why})"
+    more = {"device": device, "dtype": str(w.dtype), "ranks": ranks()[1]}
+    return run_info(args, started, script="adapt.py", **more, **w.how)
+
+
+def conclude(w, result, started, images, adapter):
+    """Write everything: images of eight test items, the first seed's bridge of `adapter` = (arm, module), the YAML last."""
+    some = w.split["test"][:8]
+    result["run"] = run_of(w, w.args, started)
+    images = {"original": w.originals[some].clone()} | {k: x[:8].clone() for k, x in images.items()}
+    save_pt(w.out.with_suffix(".pt"), RESULT, [w.items[i]["id"] for i in some], {"stage": "adapt"}, **images)
+    if w.args.mode != "latents":  # gate1.png shows those
+        strips(w.out.with_suffix(".png"), images, f"{result['model']} to {result['decoder']}: test images")
     a, module = adapter
-    write_adapter(
-        w.out.parent / ("adapter.pt" if w.args.mode == "latents" else f"adapter-{w.args.mode}.pt"),
-        module,
-        a,
-        {
-            "into": "latents",
-            "model": w.index["model"],
-            "point": w.point,
-            "size": w.index["size"],
-            "decoder": w.vae_entry["name"],
-        },
-    )
+    name = "adapter.pt" if w.args.mode == "latents" else f"adapter-{w.args.mode}.pt"
+    meta = {"into": "latents", "model": w.index["model"], "point": w.point, "size": w.index["size"]}
+    write_adapter(w.out.parent / name, module, a, meta | {"decoder": w.vae_entry["name"]})
     save_yaml(w.out, result)
     shutil.rmtree(w.out.with_suffix(".training"), ignore_errors=True)
     say(result)
     return result
+
+
+def strips(path, images, title):
+    """Draw images {name: uint8 [n, H, W, 3]}, a row for each name."""
+    plt, n = pyplot(), len(images["original"])
+    size = 1.6 * n + 1, 1.6 * len(images)
+    figure, grid = plt.subplots(len(images), n, figsize=size, squeeze=False, layout="constrained")
+    for row, (name, of_name) in zip(grid, images.items(), strict=True):
+        for axis, image in zip(row, of_name, strict=True):
+            axis.imshow(image.numpy())
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name.replace("_", "\n"), fontsize=9, rotation=0, ha="right", va="center")
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
 
 
 # ---------------------------------------------------------------- adapters on disk
@@ -711,45 +674,27 @@ def write_adapter(path, module, a, meta, outputs=None):
     """adapter.pt, with all that is needed to use it alone (`load_adapter`), and a YAML beside it that says what it is. outputs: mean and std of what it was
     trained to give, if that was standardised."""
     grids, dims, out_grid, channels = a["shape"]
-    meta = meta | {
-        "bridge": a["bridge"],
-        "grids": [list(g) for g in grids],
-        "dims": list(dims),
-        "out_grid": list(out_grid),
-        "channels": channels,
-        "free": a["free"],
-    }
-    save_pt(
-        path,
-        ADAPTER,
-        [],
-        meta,
-        weights={k: p.detach().cpu().clone() for k, p in learned(module).items()},
-        tokens=[torch.stack(m) for m in a.get("moments", ())],
-        outputs=torch.stack(outputs) if outputs else torch.tensor([[0.0], [1.0]]),
+    meta = meta | {"bridge": a["bridge"], "grids": [list(g) for g in grids], "dims": list(dims)}
+    meta |= {"out_grid": list(out_grid), "channels": channels, "free": a["free"]}
+    weights = {k: p.detach().cpu().clone() for k, p in learned(module).items()}
+    tokens = [torch.stack(m) for m in a.get("moments", ())]
+    outputs = torch.stack(outputs) if outputs else torch.tensor([[0.0], [1.0]])
+    save_pt(path, ADAPTER, [], meta, weights=weights, tokens=tokens, outputs=outputs)
+    gives = {"latents": "latents, normalised by the decoder's own mean and standard deviation"}
+    about = {"parameters": parameters(module), "file": path.name}
+    about["reads"] = (
+        "tokens of `point` at `size` pixels, fp32: of pictures [n, h, w, D], of clips [n, t h, w, D]"
     )
-    save_yaml(
-        path.with_suffix(".yaml"),
-        {
-            "stage": "adapter",
-            **meta,
-            "parameters": parameters(module),
-            "file": path.name,
-            "reads": "tokens of `point` at `size` pixels, fp32: of pictures [n, h, w, D], of clips [n, t h, w, D]",
-            "gives": "latents, normalised by the decoder's own mean and standard deviation"
-            if meta["into"] == "latents"
-            else "prompt embeddings",
-        },
-    )
+    about["gives"] = gives.get(meta["into"], "prompt embeddings")
+    save_yaml(path.with_suffix(".yaml"), {"stage": "adapter"} | meta | about)
 
 
 def load_adapter(path):
     """(function from token sets, as extract.py stores them, to what the adapter gives; its meta). LoRA's lies inside its model: build Lora and load its weights there."""
     saved = load_pt(path, ADAPTER)
     m = saved["meta"]
-    module = BRIDGES[m["bridge"]](
-        [tuple(g) for g in m["grids"]], m["dims"], tuple(m["out_grid"]), m["channels"], **m["free"]
-    )
+    grids = [tuple(g) for g in m["grids"]]
+    module = BRIDGES[m["bridge"]](grids, m["dims"], tuple(m["out_grid"]), m["channels"], **m["free"])
     module.load_state_dict(saved["weights"])
     module.eval()
 
@@ -766,9 +711,7 @@ def start_from(module, weights, path):
     own = learned(module)
     same = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     if not same:
-        refuse(
-            f"--init {path} has nothing in common with the bridge that is to be trained; give one of the same kind and width"
-        )
+        refuse(f"--init {path} has no weight that fits the new adapter; give one of the same kind and width")
     module.load_state_dict(same, strict=False)
     return sum(v.numel() for v in same.values()), parameters(module)
 
@@ -797,19 +740,8 @@ def run_latents(w, started):
 
     # The untrained network is a control here, not a floor: its first layers still hold nearly every pixel,
     # and a faithful copy is what is asked for.
-    criteria, floors, beside = {}, ["mean_image", "other_item"], [k for k in rows if k == "random_init"]
-    for key, table in scores.items():
-        criteria[key] = criterion(
-            table["bridge"],
-            {k: table[k] for k in floors},
-            w.sources,
-            ceiling=table["vae"].mean().item(),
-            better=better(key),
-            seed=w.seed,
-            layer=w.point,
-            options_searched=len(val_loss),
-            controls={k: table[k].mean() for k in beside},
-        )
+    floors, beside = ["mean_image", "other_item"], [k for k in rows if k == "random_init"]
+    criteria = criteria_of(w, scores, "bridge", floors, len(val_loss), controls=beside)
     criteria["recon_map50"] = ap_criterion(
         runs["bridge"],
         {k: runs[k] for k in floors},
@@ -836,26 +768,16 @@ def run_latents(w, started):
         "criteria": criteria,
         "bridges": table,
     }
-    return conclude(
-        w,
-        result,
-        started,
-        {"vae": rows["vae"], "bridge": rows["bridge"]},
-        (arms[bridge], trained[bridge][0][0]),
-    )
-
-
-def better(key):
-    return "lower" if key.startswith("lpips") else "higher"
+    images = {k: rows[k] for k in ("vae", "bridge")}
+    return conclude(w, result, started, images, (arms[bridge], trained[bridge][0][0]))
 
 
 def looked_at(w, rows):
     """`judged` of decoded pictures {name: uint8}."""
     judge, processor = load_encoder(w.judge_entry, w.device, w.dtype)
-    tokens = {
-        k: judge_tokens(judge, processor, w.judge_entry["size"], p, w.device)
-        for k, p in tqdm((rows | {"originals": w.originals}).items(), desc="judge", unit="set")
-    }
+    tokens = {}
+    for k, images in tqdm((rows | {"originals": w.originals}).items(), desc="judge", unit="set"):
+        tokens[k] = judge_tokens(judge, processor, w.judge_entry["size"], images, w.device)
     return judged(tokens, rows, w.items, w.split, 30, w.seed)
 
 
@@ -869,12 +791,7 @@ def step_ratio(w, a, b, rounds=15):
         for which, (x, module) in enumerate(zip((a, b), modules, strict=True)):
             items = w.split["train"][torch.arange(k, k + w.how["batch"]) % len(w.split["train"])]
             began = time.perf_counter()
-            z = module(*x["inputs"](items))
-            loss = (
-                w.pixel_loss(z, items)
-                if w.how["loss"] == "pixels"
-                else (z - w.y[items].to(z.device)).square().mean()
-            )
+            loss = image_loss(w, module(*x["inputs"](items)), items)
             torch.autograd.grad(loss, list(module.parameters()))[0].sum().item()  # waits for the device
             seconds[which].append(time.perf_counter() - began)
     return sorted(seconds[0])[rounds // 2] / sorted(seconds[1])[rounds // 2]
@@ -893,28 +810,14 @@ def run_scaling(w, started):
     try:
         arms = {name: arm(w, kind, x, target=size) for name, size in rungs.items()}
     except ValueError as e:
-        refuse(
-            f"--bridges {kind}: {e}, and the ladder asks for {', '.join(map(str, rungs.values()))}; take another bridge"
-        )
+        refuse(f"--bridges {kind}: {e}, and the smallest size asked for is {min(rungs.values())}")
     trained = run_arms(w, arms)
     if ranks()[0]:
         return {}
     rows = {name: decoded(w, trained[name], a) for name, a in arms.items()} | controls(w)
     rows["other_item"] = others(rows["10M"], len(w.split["test"]))
     scores = scored(w, rows)
-    criteria = {
-        key: criterion(
-            table["10M"],
-            {k: table[k] for k in ("mean_image", "other_item")},
-            w.sources,
-            ceiling=table["vae"].mean().item(),
-            better=better(key),
-            seed=w.seed,
-            layer=w.point,
-            options_searched=1,
-        )
-        for key, table in scores.items()
-    }
+    criteria = criteria_of(w, scores, "10M", ("mean_image", "other_item"), 1)
     large, small = scores[w.lpips_name]["100M"], scores[w.lpips_name]["10M"]
     score, low, high = ratio(large, small, w.sources, seed=w.seed)
     plain = {"error_ratio": score, "error_ratio_low": low, "error_ratio_high": high}
@@ -922,9 +825,8 @@ def run_scaling(w, started):
     # and the VAE stands in, of 10M over that of 100M
     if w.lpips_name != "lpips":
         floor, ceiling = (scores[w.lpips_name][k].mean() for k in ("mean_image", "vae"))
-        score, low, high = ratio(
-            (small - floor) / (ceiling - floor), (large - floor) / (ceiling - floor), w.sources, seed=w.seed
-        )
+        skills = [(x - floor) / (ceiling - floor) for x in (small, large)]
+        score, low, high = ratio(*skills, w.sources, seed=w.seed)
     # two bridges that both learned nothing are equally good: the gain that must exclude zero is that of the
     # small one over the floors
     criteria["parameter_efficiency"] = criteria[w.lpips_name] | {
@@ -938,11 +840,10 @@ def run_scaling(w, started):
         "stand_in": w.lpips_name != "lpips",
     }
     against = worse(w, scores[w.lpips_name], {name: "10M" for name in rungs if name != "10M"})
-    table = {
-        name: row_of(w, a, trained[name], {key: t[name] for key, t in scores.items()}, against.get(name))
-        | {"wanted": rungs[name]}
-        for name, a in arms.items()
-    }
+    table = table_of(w, arms, trained, scores, against)
+    for name, row in table.items():
+        row["wanted"] = rungs[name]
+    words = f"5 to 100 million parameters times ({x.shape[3]} / {REFERENCE_WIDTH})^2, the tokens' width against Qwen2.5-VL-7B's"
     result = facts(w) | {
         "bridge": kind,
         "parameter_efficiency": score,
@@ -951,98 +852,13 @@ def run_scaling(w, started):
         **plain,
         "training_time_ratio": step_ratio(w, arms["100M"], arms["10M"]),
         "ladder_scale": scale,
-        "ladder": "millions of parameters as they stand"
-        if scale == 1
-        else f"5 to 100 million parameters times ({x.shape[3]} / {REFERENCE_WIDTH})^2, the tokens' width against Qwen2.5-VL-7B's",
+        "ladder": "millions of parameters as they stand" if scale == 1 else words,
         **headline({k: c for k, c in criteria.items() if k != "parameter_efficiency"}, w.lpips_name),
         "criteria": criteria,
         "sizes": table,
     }
-    result = conclude(
-        w,
-        result,
-        started,
-        {"vae": rows["vae"], **{k: rows[k] for k in arms}},
-        (arms["10M"], trained["10M"][0][0]),
-    )
-    scaling_picture(
-        w.out.with_suffix(".png"),
-        result,
-        w.lpips_name,
-        {k: t.mean() for k, t in scores[w.lpips_name].items()},
-    )
-    return result
-
-
-def strips(figure, saved, names, title):
-    """Rows of test pictures: the original and each of `names`."""
-    grid = figure.subplots(len(names) + 1, len(saved["ids"]), squeeze=False)
-    for row, name in enumerate(["original", *names]):
-        for k, axis in enumerate(grid[row]):
-            axis.imshow(saved[name][k].numpy())
-            axis.set(xticks=[], yticks=[])
-        grid[row, 0].set_ylabel(name.replace("_", "\n"), fontsize=9, rotation=0, ha="right", va="center")
-    figure.suptitle(title, fontsize=11)
-
-
-def scaling_picture(path, result, measure, means):
-    """The error against the number of parameters, and the same test pictures by every size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    sizes = result["sizes"]
-    figure = plt.figure(figsize=(13, 13), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.35])
-    axis = top.subplots()
-    at = [s["parameters"] for s in sizes.values()]
-    axis.plot(
-        at, [s[measure] for s in sizes.values()], "o-", color="C0", label="mean of the seeds, 95% interval"
-    )
-    axis.fill_between(
-        at,
-        [s[f"{measure}_low"] for s in sizes.values()],
-        [s[f"{measure}_high"] for s in sizes.values()],
-        color="C0",
-        alpha=0.2,
-    )
-    for x, s in zip(at, sizes.values(), strict=True):
-        axis.plot(
-            [x] * len(s[f"{measure}_seeds"]),
-            s[f"{measure}_seeds"],
-            ".",
-            color="C3",
-            ms=5,
-            label="a seed" if x == at[0] else None,
-        )
-    for k, (name, words) in enumerate(
-        (
-            ("mean_image", "the mean image"),
-            ("other_item", "another item's picture"),
-            ("vae", "the autoencoder's own"),
-        )
-    ):
-        axis.axhline(means[name], color=f"C{k + 4}", ls=":", label=words)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xticks(at, [f"{name}\n{x:,}" for name, x in zip(sizes, at, strict=True)])
-    axis.minorticks_off()
-    axis.set(
-        xlabel="rung of the ladder, trained parameters of the bridge",
-        ylabel=f"{measure} (lower is better)",
-        title=f"{result['model']} {result['layer']} to {result['decoder']}, bridge {result['bridge']}: error of 100M / 10M = {result['error_ratio']:.3f} "
-        f"[{result['error_ratio_low']:.3f}, {result['error_ratio_high']:.3f}]",
-    )
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    strips(
-        bottom,
-        load_pt(path.with_suffix(".pt"), RESULT),
-        ["vae", *sizes],
-        "Test pictures through the frozen decoder",
-    )
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    images = {k: rows[k] for k in ("vae", *arms)}
+    return conclude(w, result, started, images, (arms["10M"], trained["10M"][0][0]))
 
 
 # ---------------------------------------------------------------- which bridge, layer, resolution; how many samples?
@@ -1053,35 +869,27 @@ def lora_arm(w):
 
     Refused unless what the untouched model says there equals the stored features: then rows, order and size are those that all other bridges read.
     """
-    layers = [p for p in with_grid(w.index) if p.startswith("language.")]
-    entry = model_of(w.index)
-    if w.index.get("kind") != "vlm" or not entry.get("type", "").startswith("qwen") or not layers:
-        refuse(
-            f"a LoRA bridge lies inside a language model of Qwen's family, and {w.args.features} holds no language layer of one; leave lora out of --bridges"
-        )
-    point, size = layers[(len(layers) - 1) // 2], w.index["size"]
+    point, entry, size = middle_layer(w.index), model_of(w.index), w.index["size"]
+    if w.index.get("kind") != "vlm" or not entry.get("type", "").startswith("qwen") or not point:
+        refuse(f"{w.args.features} holds no language layer of Qwen's family; leave lora out of --bridges")
     vlm, processor = load_vlm(entry, w.device, w.full)
     vlm.requires_grad_(False)
 
     def inputs(items):
-        batch = qwen_inputs(
-            processor, torch.stack([frames_of(w.items[i], size) for i in items]), "Describe the picture."
-        )
-        return [
-            {k: v.to(w.device, w.full) if v.is_floating_point() else v.to(w.device) for k, v in batch.items()}
-        ]
+        frames = torch.stack([frames_of(w.items[i], size) for i in items])
+        batch = qwen_inputs(processor, frames, "Describe the picture.")
+        for k, v in batch.items():
+            batch[k] = v.to(w.device, w.full if v.is_floating_point() else v.dtype)
+        return [dict(batch)]
 
     stored, out, some = w.read(point)[:, 0], (tuple(w.y.shape[1:3]), w.y.shape[3]), w.split["train"][:2]
     grid = tuple(stored.shape[1:])
-    module = Lora(Tuned(vlm, w.index["points"][point]["module"], grid, vlm.config.image_token_id), *out).to(
-        w.device
-    )
+    tuned = Tuned(vlm, w.index["points"][point]["module"], grid, vlm.config.image_token_id)
+    module = Lora(tuned, *out).to(w.device)
     with torch.inference_mode():
         own = module.tuned(*inputs(some)).cpu()
     if own.shape != stored[some].shape or (own - stored[some]).norm() > 0.02 * stored[some].norm():
-        refuse(
-            f"{w.index['model']} does not give back the stored features of {point}, so its rows are not those of the picture's grid; leave lora out of --bridges"
-        )
+        refuse(f"{w.index['model']} does not give back the stored {point}; leave lora out of --bridges")
     return {
         "bridge": "lora",
         "shape": ([grid[:2]], [grid[2]], *out),
@@ -1097,9 +905,7 @@ def run_ablation(w, started):
     """Each arm differs in one thing from the first: the first of --bridges, at the recommended layer, on all train items. Fewer items are gone over more often, for equal steps."""
     kinds, train_items = w.args.bridges.split(","), w.split["train"]
     x = w.read(w.point)[:, 0]
-    target = parameters(
-        BRIDGES[kinds[0]]([tuple(x.shape[1:3])], [x.shape[3]], tuple(w.y.shape[1:3]), w.y.shape[3])
-    )
+    target = parameters(BRIDGES[kinds[0]](*shape_of(w, x)))
     arms = {kinds[0]: arm(w, kinds[0], x)}
     groups = {"bridge": [kinds[0]], "point": [kinds[0]], "size": [kinds[0]], "samples": [kinds[0]]}
 
@@ -1116,12 +922,9 @@ def run_ablation(w, started):
             except ValueError:  # a wide bridge cannot be as small; it is taken at its smallest
                 add("bridge", kind, arm(w, kind, x, free={"width": 4}))
     if w.args.align:
-        val = {
-            p: r["linear_r2"]["val"]
-            for p, r in load_yaml(w.args.align, "align")["layers"].items()
-            if p in w.index["points"] and p not in ("pixels", w.point)
-        }
-        for p in sorted((p for p in val if p in with_grid(w.index)), key=val.get, reverse=True)[:2]:
+        layers = load_yaml(w.args.align, "align")["layers"]
+        possible = [p for p in layers if p in with_grid(w.index) and p not in ("pixels", w.point)]
+        for p in sorted(possible, key=lambda p: layers[p]["linear_r2"]["val"], reverse=True)[:2]:
             add("point", p, arm(w, kinds[0], w.read(p)[:, 0], point=p))
     for other, read in w.others:
         if other["size"] != w.index["size"]:
@@ -1139,32 +942,17 @@ def run_ablation(w, started):
     rows = {name: decoded(w, trained[name], a) for name, a in arms.items()} | controls(w)
     scores = scored(w, rows, {w.lpips_name: w.lpips, "ssim": ssim})
     base = scores[w.lpips_name]
-    against = worse(
-        w,
-        base,
-        {name: "from scratch" if name == "from --init" else kinds[0] for name in arms if name != kinds[0]},
-    )
-    table = {
-        name: row_of(w, a, trained[name], {key: t[name] for key, t in scores.items()}, against.get(name))
-        for name, a in arms.items()
-    }
+    beside = {name: kinds[0] for name in arms if name != kinds[0]}
+    if w.init:
+        beside["from --init"] = "from scratch"
+    table = table_of(w, arms, trained, scores, worse(w, base, beside))
     groups = {group: names for group, names in groups.items() if len(names) > 1}
     # what the first arm is called in each
-    first = {
-        "bridge": kinds[0],
-        "point": w.point,
-        "size": f"{w.index['size']} px",
-        "samples": f"{len(train_items)} items",
-    }
-    called = {
-        group: {name: first.get(group, name) if name == kinds[0] else name for name in names}
-        for group, names in groups.items()
-    }
-    # chosen on val
-    best = {
-        group: called[group][min(names, key=lambda name: sum(table[name]["val_loss"]))]
-        for group, names in groups.items()
-    }
+    first = {"point": w.point, "size": f"{w.index['size']} px", "samples": f"{len(train_items)} items"}
+    best = {}
+    for group, names in groups.items():
+        chosen = min(names, key=lambda name: sum(table[name]["val_loss"]))  # on val
+        best[group] = first.get(group, chosen) if chosen == kinds[0] else chosen
     result = facts(w) | {
         "bridge": kinds[0],
         **{f"best_{group}": name for group, name in best.items()},
@@ -1172,68 +960,8 @@ def run_ablation(w, started):
         "groups": groups,
         "arms": table,
     }
-    result = conclude(
-        w,
-        result,
-        started,
-        {"vae": rows["vae"], **{k: rows[k] for k in arms}},
-        (arms[kinds[0]], trained[kinds[0]][0][0]),
-    )
-    bars(
-        w.out.with_suffix(".png"),
-        {group: {words: table[name] for name, words in names.items()} for group, names in called.items()},
-        w.lpips_name,
-        {k: base[k].mean() for k in ("vae", "mean_image")},
-        f"{result['model']} to {result['decoder']}: one thing changed at a time, {w.how['seeds']} seeds",
-        ["vae", *arms],
-    )
-    return result
-
-
-def bars(path, groups, measure, lines, title, names):
-    """Points with their intervals, a panel for each group, and the same test pictures by every arm."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(14, 4 + 1.15 * (len(names) + 1)), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[4, 1.15 * (len(names) + 1)])
-    for axis, (group, arms) in zip(
-        top.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True
-    ):
-        for k, row in enumerate(arms.values()):
-            axis.errorbar(
-                k,
-                row[measure],
-                [[row[measure] - row[f"{measure}_low"]], [row[f"{measure}_high"] - row[measure]]],
-                fmt="o",
-                color="C0" if k == 0 else "C1",
-                capsize=4,
-            )
-        for k, (name, value) in enumerate(lines.items()):
-            axis.axhline(
-                value,
-                color=f"C{k + 4}",
-                ls=":",
-                label={"vae": "the autoencoder's own", "mean_image": "the mean image"}.get(name, name),
-            )
-        axis.set_xticks(range(len(arms)), list(arms), rotation=40, ha="right", fontsize=8)
-        axis.set(title=group, xlim=(-0.5, len(arms) - 0.5))
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("")
-    axis.legend(fontsize=8)
-    top.supylabel(f"{measure} (lower is better)", fontsize=9)
-    top.suptitle(title, fontsize=11)
-    strips(
-        bottom,
-        load_pt(path.with_suffix(".pt"), RESULT),
-        names,
-        "Test pictures through the frozen decoder, first seed",
-    )
-    figure.savefig(path, dpi=70)
-    plt.close(figure)
+    images = {k: rows[k] for k in ("vae", *arms)}
+    return conclude(w, result, started, images, (arms[kinds[0]], trained[kinds[0]][0][0]))
 
 
 # ---------------------------------------------------------------- does the model add to a spatial encoder?
@@ -1241,8 +969,6 @@ def bars(path, groups, measure, lines, title, names):
 
 def run_hybrid(w, started):
     """Fusion of a spatial encoder's tokens with the model's, against everything that could help in their place. It must beat the best of them."""
-    if not w.spatial:
-        refuse("--mode hybrid needs --spatial, features of a spatial encoder of the same pictures")
     index, read = w.spatial
     last = [p for p in with_grid(index) if p != "pixels"][-1]
     n = len(w.items)
@@ -1251,13 +977,8 @@ def run_hybrid(w, started):
     shuffled = torch.arange(n)
     for part in w.split.values():
         shuffled[part] = part[torch.randperm(len(part), generator=g)]
-    second = {
-        "fused": v,
-        "zero": torch.zeros_like(v),
-        "noise": torch.randn(v.shape, generator=g),
-        "shuffled": v[shuffled],
-        "twice": s,
-    }
+    second = {"fused": v, "zero": torch.zeros_like(v), "noise": torch.randn(v.shape, generator=g)}
+    second |= {"shuffled": v[shuffled], "twice": s}
     if w.random:
         second["random"] = w.random(w.point)[:, 0]
     second["oracle"] = w.y
@@ -1277,22 +998,9 @@ def run_hybrid(w, started):
     scores["recon_spatial_iou"], runs = looked_at(w, rows)
     # what has not seen this item's tokens of the trained model
     rivals = [name for name in arms if name not in ("fused", "oracle", "model", "model_twice")]
-    criteria = {}
-    for key, table in scores.items():
-        criteria[key] = criterion(
-            table["fused"],
-            {k: table[k] for k in (*rivals, "mean_image")},
-            w.sources,
-            ceiling=table["vae"].mean().item(),
-            better=better(key),
-            seed=w.seed,
-            layer=w.point,
-            options_searched=len(rivals),
-            controls={k: table[k].mean() for k in ("model", "model_twice", "oracle")},
-        )
-    maps = detections(
-        w, trained, arms, [name for name in ("fused", "zero", "noise", "twice", "shuffled") if name in arms]
-    )
+    shown = "model", "model_twice", "oracle"
+    criteria = criteria_of(w, scores, "fused", (*rivals, "mean_image"), len(rivals), shown)
+    maps = detections(w, trained, arms, ("fused", "zero", "noise", "twice", "shuffled"))
     criteria["fused_map50"] = ap_criterion(
         maps["fused"],
         {k: m for k, m in maps.items() if k != "fused"},
@@ -1309,11 +1017,9 @@ def run_hybrid(w, started):
         "model_adds": says(adds, adds["ceiling"] - adds["floor"]),
         "spatial_adds": says(repairs, errors["vae"].mean() - errors[alone].mean()),
     }
-    table = {
-        name: row_of(w, a, trained[name], {key: t[name] for key, t in scores.items()})
-        | {"recon_map50": runs[name]["ap"].mean()}
-        for name, a in arms.items()
-    }
+    table = table_of(w, arms, trained, scores, {})
+    for name, row in table.items():
+        row["recon_map50"] = runs[name]["ap"].mean()
     for name, runs_of in maps.items():
         table[name]["fused_map50"] = runs_of["ap"].mean()
     result = facts(w) | {"spatial": index["model"], "spatial_layer": last, **answer}
@@ -1327,41 +1033,8 @@ def run_hybrid(w, started):
         "criteria": criteria,
         "arms": table,
     }
-    names = {
-        "mean_image": "the mean image",
-        "fused": "spatial + model",
-        "spatial": "spatial alone",
-        "spatial_wide": "spatial alone, wider",
-        "twice": "spatial + itself",
-        "zero": "spatial + zeros",
-        "noise": "spatial + noise",
-        "shuffled": "spatial + another item's",
-        "random": "spatial + untrained model",
-        "model": "model alone",
-        "model_twice": "model + itself",
-        "oracle": "spatial + true latents",
-    }
-    result = conclude(
-        w,
-        result,
-        started,
-        {"vae": rows["vae"], **{k: rows[k] for k in arms}},
-        (arms["fused"], trained["fused"][0][0]),
-    )
-    bars(
-        w.out.with_suffix(".png"),
-        {
-            f"{index['model']} {last} + {w.index['model']} {w.point}": {
-                words: table[k] for k, words in names.items() if k in table
-            }
-        },
-        w.lpips_name,
-        {k: scores[w.lpips_name][k].mean() for k in ("vae", "mean_image")},
-        f"Does {w.index['model']} add to {index['model']}? {answer['model_adds']}: {adds['gain']:+.4f} "
-        f"[{adds['gain_low']:+.4f}, {adds['gain_high']:+.4f}] over the best control ({names[adds['floor_name']]})",
-        ["vae", *arms],
-    )
-    return result
+    images = {k: rows[k] for k in ("vae", *arms)}
+    return conclude(w, result, started, images, (arms["fused"], trained["fused"][0][0]))
 
 
 def detections(w, trained, arms, names):
@@ -1369,43 +1042,31 @@ def detections(w, trained, arms, names):
     _, truth, classes = box_truth(w.items)
     out = {}
     for name in names:
+        inputs, tokens = arms[name]["inputs"], trained[name][0][0].tokens
         with torch.inference_mode():
-            x = torch.cat(
-                [
-                    trained[name][0][0].tokens(*arms[name]["inputs"](p)).cpu()
-                    for p in torch.arange(len(w.items)).split(64)
-                ]
-            )
-        predict = train_set_probe(
-            shrink(x).clone(),
-            (min(x.shape[1], 6), min(x.shape[2], 6)),
-            truth,
-            len(classes),
-            w.split["train"],
-            w.split["val"],
-            seed=w.seed,
-        )
+            parts = torch.arange(len(w.items)).split(64)
+            x = torch.cat([tokens(*inputs(part)).cpu() for part in parts])
+        grid, fitted = (min(x.shape[1], 6), min(x.shape[2], 6)), (w.split["train"], w.split["val"])
+        predict = train_set_probe(shrink(x).clone(), grid, truth, len(classes), *fitted, seed=w.seed)
         out[name] = ap_runs(predict, shrink(x), truth, w.split["test"], sources=w.sources)
     return out
 
 
 def says(test, room):
     """yes where the gain excludes zero, no where it can be no more than a tenth of what is left to gain, else inconclusive."""
-    return "yes" if test["gain_low"] > 0 else "no" if test["gain_high"] < 0.1 * abs(room) else "inconclusive"
+    if test["gain_low"] > 0:
+        return "yes"
+    return "no" if test["gain_high"] < 0.1 * abs(room) else "inconclusive"
 
 
 def overhead(w):
     """The second encoder's seconds an item over the model's; in one run, if both folders were written by extract.py --model a+b."""
     a, b = w.spatial[0].get("seconds_per_item"), w.index.get("seconds_per_item")
     if not (a and b):
-        return {
-            "latency_overhead": None,
-            "latency_reason": "layers were streamed, which times no single pass",
-        }
-    return {
-        "latency_overhead": a / b,
-        "latency_in_one_run": Path(w.args.spatial).parent == Path(w.args.features).parent,
-    }
+        why = "layers were streamed, which times no single pass"
+        return {"latency_overhead": None, "latency_reason": why}
+    one_run = Path(w.args.spatial).parent == Path(w.args.features).parent
+    return {"latency_overhead": a / b, "latency_in_one_run": one_run}
 
 
 # ---------------------------------------------------------------- an adapter for the video transformer
@@ -1421,27 +1082,20 @@ def film_world(args):
     w.point = checked_point(args, w.index, args.features)
     entry = find_model(args.video)
     if entry["kind"] != "video":
-        refuse(
-            f"--video {args.video} is a {entry['kind']}; a video pipeline is needed, such as tiny-ltx or ltx-video"
-        )
+        refuse(f"--video {args.video} is a {entry['kind']}; give a video pipeline, such as ltx-video")
     args.frames = frames = args.frames or entry.get("frames", 9)
     size = args.size or entry["clip"]
     check_shape(frames, size, geometry(entry), entry["name"])
     if short := [i for i in w.items if len(i.get("frames", ())) < frames]:
-        refuse(
-            f"{w.index['data_path']}: {short[0]['id']!r} has {len(short[0].get('frames', ()))} frames where {frames} are wanted; give --frames fewer, or a folder of clips"
-        )
+        few = f"{short[0]['id']!r} has {len(short[0].get('frames', ()))} frames"
+        refuse(f"{w.index['data_path']}: {few} where {frames} are wanted; give --frames fewer, or clips")
     if not all(caption(i) for i in w.items) and (args.loss or SETTINGS["prompt"]["loss"]) == "words":
         refuse(f"{w.index['data_path']} has clips without text, which --loss words learns; use --loss flow")
-    w.how, w.init = (
-        training_settings(args, SETTINGS["prompt"], len(w.split["train"])),
-        load_pt(args.init, ADAPTER) if args.init else None,
-    )
+    w.how = training_settings(args, SETTINGS["prompt"], len(w.split["train"]))
+    w.init = load_pt(args.init, ADAPTER) if args.init else None
     w.kind = args.bridges.split(",")[0]
     if w.kind not in ("queries", "perceiver"):
-        refuse(
-            f"--bridges {w.kind} keeps a picture's places, and a prompt has none; give queries or perceiver"
-        )
+        refuse(f"--bridges {w.kind} keeps an image's places; give queries or perceiver")
     w.out = Path(args.out or Path(args.features).parent / "adapt-prompt.yaml")
     check_writable(w.out)
     w.device, w.dtype, w.why = choose_device()
@@ -1460,9 +1114,8 @@ def spoken(w, prompts, length):
     """(embeddings [n, length, C], mask [n, length]) of prompts by the text encoder, cut to `length` positions."""
     out, masks = [], []
     for k in range(0, len(prompts), 64):
-        x, mask, *_ = w.pipeline.encode_prompt(
-            prompts[k : k + 64], do_classifier_free_guidance=False, device=w.device
-        )
+        some = prompts[k : k + 64]
+        x, mask, *_ = w.pipeline.encode_prompt(some, do_classifier_free_guidance=False, device=w.device)
         out.append(x[:, :length].float().cpu())
         masks.append(mask[:, :length].cpu())
     return torch.cat(out), torch.cat(masks)
@@ -1472,16 +1125,15 @@ def velocity(w, x, sigma, embeds, mask):
     """The transformer's velocity [n, t, h, w, C] at noised latents x of the same shape; sigma [n, t], 0 for frames that are given; embeds [n, L, C'] in the place of a
     prompt's, and their mask [n, L]. Positions are those of LTXConditionPipeline."""
     n, t, h, wide, _ = x.shape
-    transformer = w.pipeline.transformer
-    r = w.pipeline.vae.temporal_compression_ratio
-    side = w.pipeline.vae.spatial_compression_ratio
+    vae = w.pipeline.vae
+    r, side = vae.temporal_compression_ratio, vae.spatial_compression_ratio
     axes = (
         (torch.arange(t, device=x.device) * r + 1 - r).clamp(min=0) / 25,
         torch.arange(h, device=x.device) * float(side),
         torch.arange(wide, device=x.device) * float(side),
     )
     coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1).expand(n, -1, -1)
-    out = transformer(
+    out = w.pipeline.transformer(
         x.flatten(1, 3).to(w.dtype),
         embeds.to(w.dtype),
         1000 * sigma.repeat_interleave(h * wide, 1),
@@ -1504,77 +1156,95 @@ def flow_error(w, clean, embeds, mask, g, part=slice(None)):
     return (out[:, 1:] - (noise - clean)[:, 1:].to(w.device)).square().mean((1, 2, 3, 4))
 
 
+@torch.inference_mode()
+def flow_errors(w, clean, embeds, mask, items):
+    """`flow_error` [n] of these items, the mean over four draws of the noise, which are the same for all embeds."""
+    found = []
+    for k in range(4):
+        parts = []
+        for p in items.split(16):
+            g = torch.Generator().manual_seed(1000 * k + int(p[0]))
+            parts.append(flow_error(w, clean[p], embeds[p].to(w.device), mask[p], g).cpu())
+        found.append(torch.cat(parts))
+    return torch.stack(found).mean(0)
+
+
+def prompt_criteria(w, clean, made, said, targets):
+    """Of the embeddings made [S, n, L, C] of all clips: their distance to the (standardised) targets, and what they are worth to the video model, beside the text itself."""
+    test, sources = w.split["test"], [w.items[i]["source"] for i in w.split["test"]]
+    mean, std = targets
+    truth = (w.y[test] - mean) / std
+    given = [(m[test] - mean) / std for m in made]
+    error = torch.stack([(x - truth).square().mean((1, 2)) for x in given])
+    other = torch.stack([(x.roll(1, 0) - truth).square().mean((1, 2)) for x in given])
+    floors = {"mean": truth.square().mean((1, 2))[None], "other_clip": other}
+    more = {"better": "lower", "seed": w.seed, "layer": w.point, "options_searched": 1}
+    criteria = {"embedding_error": criterion(error, floors, sources, ceiling=0.0, **more)}
+
+    (nothing, empty), n = spoken(w, [""], w.y.shape[1]), len(w.y)
+    all_of = torch.ones(made.shape[1:3])
+    told = {
+        "adapter": (made, all_of),
+        "text": (w.y[None], said),
+        "empty": (nothing.expand(1, n, -1, -1), empty.expand(n, -1)),
+        "other_clip": (made[:, torch.arange(n).roll(1)], all_of),
+    }
+    errors = {}
+    for name, (embeds, mask) in told.items():
+        errors[name] = torch.stack([flow_errors(w, clean, e, mask, test) for e in embeds])
+    floors, ceiling = {k: errors[k] for k in ("empty", "other_clip")}, errors["text"].mean().item()
+    return criteria | {"flow_error": criterion(errors["adapter"], floors, sources, ceiling=ceiling, **more)}
+
+
 def run_prompt(args, started):
     """An adapter from a clip's tokens to what the video transformer takes as a prompt."""
     w = film_world(args)
     x = w.read(w.point).flatten(1, 2)  # [n, t h, w, D]: a clip's time steps one under another
     moments = moments_of(x, w.split["train"])
     x = (x - moments[0]) / moments[1]
-    kind = w.kind
     clean, prompts = encode_films(w.pipeline.vae, w.films, 8), [caption(i) for i in w.items]
     length = int(w.pipeline.tokenizer(prompts, padding=True, return_tensors="pt").attention_mask.sum(1).max())
     w.y, said = spoken(w, prompts, length)
     # behind its end a prompt begins anew: what stands there has no mask to hide it
     again = torch.arange(length) % said.sum(1, keepdim=True).long()
     w.y = w.y.gather(1, again[:, :, None].expand_as(w.y))
-    grid = tuple(w.y.shape[1:2])
     a = {
-        "bridge": kind,
-        "shape": ([tuple(x.shape[1:3])], [x.shape[3]], grid, w.y.shape[2]),
+        "bridge": w.kind,
+        "shape": ([tuple(x.shape[1:3])], [x.shape[3]], tuple(w.y.shape[1:2]), w.y.shape[2]),
         "free": {"width": args.width} if args.width else {},
-        "train": w.split["train"],
         "moments": [moments],
-        "inputs": lambda items: [x[items].to(w.device)],
     }
     # Standardised targets: an embedding's channels differ in spread by orders of magnitude, and the small
     # ones tell words apart as well as the large.
     mean, std = moments_of(w.y, w.split["train"])
 
     def outputs(module, items):
-        return module(*a["inputs"](items)) * std.to(w.device) + mean.to(w.device)
+        return module(x[items].to(w.device)) * std.to(w.device) + mean.to(w.device)
 
     def loss_of(module, items, g, part, warm):
         if w.how["loss"] == "flow" and not warm:
             given = outputs(module, items[part])
             return flow_error(w, clean[items], given, given.new_ones(given.shape[:2]), g, part).mean()
-        return (
-            (module(*a["inputs"](items[part])) - ((w.y[items[part]] - mean) / std).to(w.device))
-            .square()
-            .mean()
-        )
+        target = (w.y[items[part]] - mean) / std
+        return (module(x[items[part]].to(w.device)) - target.to(w.device)).square().mean()
 
     def build():
-        module = BRIDGES[kind](*a["shape"], **a["free"])
+        module = BRIDGES[w.kind](*a["shape"], **a["free"])
         if w.init:
             a["kept"] = start_from(module, w.init["weights"], args.init)
         return module
 
-    folder = w.out.with_suffix(".training")
-    state = str(folder / digest_of_tensors(*moments, mean, std))
-    trained = [
-        train(
-            build,
-            loss_of,
-            w.split,
-            w.seed + s,
-            w.how | {"point": w.point, "of": w.index["model"]},
-            w.device,
-            Path(f"{state}-{w.seed + s}.pt"),
-            w.ids,
-        )
-        for s in tqdm(range(w.how["seeds"]), desc="adapter", unit="seed")
-    ]
+    folder, known_by = w.out.with_suffix(".training"), digest_of_tensors(*moments, mean, std)
+    how, trained = w.how | {"point": w.point, "of": w.index["model"]}, []
+    for seed in tqdm(range(w.seed, w.seed + w.how["seeds"]), desc="adapter", unit="seed"):
+        state = folder / f"{known_by}-{seed}.pt"
+        trained.append(train(build, loss_of, w.split, seed, how, w.device, state, w.ids))
     if ranks()[0]:
         return {}
-    with torch.inference_mode():
-        # [S, n, L, C]
-        made = torch.stack(
-            [
-                torch.cat([outputs(m, p).float().cpu() for p in torch.arange(len(x)).split(64)])
-                for m, _ in trained
-            ]
-        )
-    test, sources = w.split["test"], [w.items[i]["source"] for i in w.split["test"]]
+    parts = torch.arange(len(x)).split(64)
+    with torch.inference_mode():  # [S, n, L, C]
+        made = torch.stack([torch.cat([outputs(m, p).float().cpu() for p in parts]) for m, _ in trained])
+    criteria = prompt_criteria(w, clean, made, said, (mean, std))
     result = {
         "stage": "adapt",
         "mode": "prompt",
@@ -1585,74 +1255,11 @@ def run_prompt(args, started):
         "data": w.index["data"],
         "data_name": w.data["name"],
         "layer": w.point,
-        "bridge": kind,
+        "bridge": w.kind,
         "loss": w.how["loss"],
         "parameters": parameters(trained[0][0]),
         "seen": "the whole clip: what the adapter says is an upper bound, no prediction",
-    }
-    spread = (w.y[test] - mean) / std
-    error = torch.stack([(((m[test] - mean) / std - spread).square().mean((1, 2))) for m in made])
-    floors = {
-        "mean": spread.square().mean((1, 2))[None],
-        "other_clip": torch.stack(
-            [(((m[test.roll(1)] - mean) / std - spread).square().mean((1, 2))) for m in made]
-        ),
-    }
-    criteria = {
-        "embedding_error": criterion(
-            error,
-            floors,
-            sources,
-            ceiling=0.0,
-            better="lower",
-            seed=w.seed,
-            layer=w.point,
-            options_searched=1,
-        )
-    }
-    (nothing, empty), all_of = spoken(w, [""], w.y.shape[1]), torch.ones(made.shape[1:3])
-    told = {
-        "adapter": (made, all_of),
-        "text": (w.y[None], said),
-        "empty": (nothing.expand(1, len(x), -1, -1), empty.expand(len(x), -1)),
-        "other_clip": (made[:, torch.arange(len(x)).roll(1)], all_of),
-    }
-    errors = {}
-    for name, (embeds, mask) in told.items():  # the same noise for all of them, drawn four times
-        with torch.inference_mode():
-            errors[name] = (
-                torch.stack(
-                    [
-                        torch.cat(
-                            [
-                                flow_error(
-                                    w,
-                                    clean[p],
-                                    e[p].to(w.device),
-                                    mask[p],
-                                    torch.Generator().manual_seed(1000 * k + int(p[0])),
-                                ).cpu()
-                                for p in test.split(16)
-                            ]
-                        )
-                        for e in embeds
-                        for k in range(4)
-                    ]
-                )
-                .unflatten(0, (len(embeds), 4))
-                .mean(1)
-            )
-    criteria["flow_error"] = criterion(
-        errors["adapter"],
-        {k: errors[k] for k in ("empty", "other_clip")},
-        sources,
-        ceiling=errors["text"].mean().item(),
-        better="lower",
-        seed=w.seed,
-        layer=w.point,
-        options_searched=1,
-    )
-    result |= headline(criteria, "lpips") | {
+        **headline(criteria, "lpips"),
         "criteria": criteria,
         "seeds": [
             {"val_loss": r["val"], "epoch": r["epoch"], "seconds_per_step": r["seconds_per_step"]}
@@ -1660,16 +1267,7 @@ def run_prompt(args, started):
         ],
     }
     result |= {"init": args.init, "kept_parameters": a["kept"][0]} if w.init else {}
-    args.out = str(w.out)
-    result["run"] = run_info(
-        args,
-        started,
-        script="adapt.py",
-        device=f"{w.device.type} ({w.why})",
-        dtype=str(w.dtype),
-        ranks=ranks()[1],
-        **w.how,
-    )
+    result["run"] = run_of(w, args, started)
     meta = {
         "into": "prompt",
         "model": w.index["model"],
@@ -1679,16 +1277,9 @@ def run_prompt(args, started):
         "frames": args.frames,
         "data_path": w.index["data_path"],
     }
-    save_pt(
-        w.out.parent / "conditioning-prompt.pt",
-        RESULT,
-        [i["id"] for i in w.items],
-        meta,
-        embeds=made[0].half(),
-    )
-    write_adapter(
-        w.out.parent / "adapter-prompt.pt", trained[0][0], a, meta | {"size": w.index["size"]}, (mean, std)
-    )
+    save_pt(w.out.parent / "conditioning-prompt.pt", RESULT, w.ids, meta, embeds=made[0].half())
+    meta |= {"size": w.index["size"]}
+    write_adapter(w.out.parent / "adapter-prompt.pt", trained[0][0], a, meta, (mean, std))
     save_yaml(w.out, result)
     shutil.rmtree(folder, ignore_errors=True)
     say(result)
@@ -1699,25 +1290,18 @@ def run_apply(args, started):
     """What a trained adapter says of other clips: conditioning-prompt.pt, which video.py --adapter takes."""
     use, meta = load_adapter(args.adapter)
     if meta["into"] != "prompt":
-        refuse(
-            f"{args.adapter} gives {meta['into']}, and no decoder is given these in the place of a prompt; take an adapter of adapt.py prompt"
-        )
+        refuse(f"{args.adapter} gives {meta['into']} and no prompt; take an adapter of adapt.py prompt")
     index, read = load_features(args.features)
     if meta["point"] not in index["points"]:
-        refuse(
-            f"{args.adapter} reads {meta['point']}, which {args.features} does not hold; its points are {', '.join(index['points'])}"
-        )
+        refuse(f"{args.adapter} reads {meta['point']}, which {args.features} does not hold; extract it")
     if index["model"] != meta["model"]:
-        refuse(
-            f"{args.adapter} was trained on {meta['model']}, and {args.features} is of {index['model']}, whose tokens mean other things; start from it with --init instead"
-        )
-    x = read(meta["point"])
-    x = x.flatten(1, 2)
-    if list(x.shape[1:]) != [*meta["grids"][0], meta["dims"][0]]:
-        refuse(
-            f"{args.adapter} reads tokens of {meta['grids'][0]} places and width {meta['dims'][0]}, and {args.features} holds {list(x.shape[1:])} at {meta['point']}; "
-            "extract with the same model, size and frames, or train on these with --init"
-        )
+        trained_on = f"{args.adapter} was trained on {meta['model']}"
+        refuse(f"{trained_on}, and {args.features} is of {index['model']}; start from it with --init instead")
+    x = read(meta["point"]).flatten(1, 2)
+    wanted = [*meta["grids"][0], meta["dims"][0]]
+    if list(x.shape[1:]) != wanted:
+        shapes = f"reads tokens {wanted}, and {args.features} holds {list(x.shape[1:])}"
+        refuse(f"{args.adapter} {shapes}; extract with the same size and frames")
     out = Path(args.out or Path(args.features).parent / "conditioning-prompt.pt")
     check_writable(out)
     given = torch.cat([use(part) for part in x.split(64)]).half()

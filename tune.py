@@ -21,6 +21,7 @@ Modules, to be copied with it: claims.py, cogvlm2.py, common.py, conversations.p
 models.py, stats.py, training.py.
 """
 
+import contextlib
 import functools
 import importlib.util
 import io
@@ -96,30 +97,45 @@ class Reader(torch.nn.Module):
         return mean_answer_loss(self.model, self.tokenizer, prompts, answers, self.soft(embeddings))
 
 
-def write_seed(folder, reader, record, how):
-    """seed<i>/, complete or absent: LoRA as peft reads it, soft.safetensors, and seed.yaml with how both were trained."""
+@contextlib.contextmanager
+def whole_folder(folder):
+    """A folder to write into, which takes the place of `folder` when it is complete."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    yield part
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def save_lora(folder, peft):
+    """LoRA as peft reads it."""
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save
 
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    reader.model.peft_config["default"].save_pretrained(part)
-    weights = get_peft_model_state_dict(reader.model, save_embedding_layers=False)
-    save_bytes(
-        part / "adapter_model.safetensors",
-        save({k: v.detach().cpu().contiguous() for k, v in weights.items()}),
-    )
-    save_soft(part / "soft.safetensors", reader.soft, language=how["language"])
-    save_yaml(
-        part / "seed.yaml",
-        {
-            "stage": "tune",
-            "mode": "words",
-            **{k: record[k] for k in ("val", "epoch", "steps", "seconds_per_step", "losses")},
-            "how": how,
-        },
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    peft.peft_config["default"].save_pretrained(folder)
+    weights = get_peft_model_state_dict(peft, save_embedding_layers=False)
+    weights = {k: v.detach().float().cpu().contiguous() for k, v in weights.items()}
+    save_bytes(folder / "adapter_model.safetensors", save(weights))
+
+
+def run_of(w, args, started):
+    """The YAML's `run`."""
+    args.out, device = str(w.out), f"{w.device.type} ({w.why})"
+    more = {"device": device, "dtype": str(w.dtype), "ranks": ranks()[1]}
+    return run_info(args, started, script="tune.py", **more, **w.how)
+
+
+def ends_of(name, test):
+    """The gain of a paired test, with its interval, as the YAML calls it."""
+    return {f"{name}{end}": test[f"gain{end}"] for end in ("", "_low", "_high")}
+
+
+def write_seed(folder, reader, record, how):
+    """seed<i>/, complete or absent: LoRA, soft.safetensors, and seed.yaml with how both were trained."""
+    facts = {k: record[k] for k in ("val", "epoch", "steps", "seconds_per_step", "losses")}
+    with whole_folder(folder) as part:
+        save_lora(part, reader.model)
+        save_soft(part / "soft.safetensors", reader.soft, language=how["language"])
+        save_yaml(part / "seed.yaml", {"stage": "tune", "mode": "words"} | facts | {"how": how})
 
 
 def written_seed(folder, reader, how):
@@ -127,9 +143,8 @@ def written_seed(folder, reader, how):
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    if not (folder / "seed.yaml").is_file() or (record := load_yaml(folder / "seed.yaml", "tune"))[
-        "how"
-    ] != plain(how):
+    record = load_yaml(folder / "seed.yaml", "tune") if (folder / "seed.yaml").is_file() else {}
+    if record.get("how") != plain(how):
         return None
     set_peft_model_state_dict(reader.model, load_file(folder / "adapter_model.safetensors"))
     reader.soft.load_state_dict(load_file(folder / "soft.safetensors"))
@@ -141,9 +156,7 @@ def word_world(args):
     w = SimpleNamespace(args=args, seed=args.seed)
     w.entry = find_model(args.language)
     if w.entry["kind"] != "language":
-        refuse(
-            f"--language {args.language} is a {w.entry['kind']}; a language model is needed, such as tiny-words or tinyllama"
-        )
+        refuse(f"--language {args.language} is a {w.entry['kind']}; a language model is needed (tiny-words)")
     w.items, w.data = load_items(args.data)
     if "tracks" not in w.items[0]:
         refuse(f"{args.data} says nothing of tracks; make it with data.py trajectories")
@@ -152,31 +165,25 @@ def word_world(args):
     rows = {name: k for k, name in enumerate(w.tracks["ids"])}
     w.turns = []
     for k, item in enumerate(w.items):
-        asked = [
-            (kind, question, answer, name)
-            for (question, answer), (kind, name) in zip(item["turns"], item["asked"], strict=True)
-        ]
+        asked = []
+        for (question, answer), (kind, name) in zip(item["turns"], item["asked"], strict=True):
+            asked.append((kind, question, answer, name))
         asked += [("describe", TELL_OF.format(name), about(item, name), name) for name in item["names"]]
-        for kind, question, answer, name in [
-            *asked,
-            ("absent", TELL_OF.format(item["absent"]), f"there is no {item['absent']}", item["absent"]),
-        ]:
-            if track_id(item, name) not in rows:
-                refuse(
-                    f"{args.embeddings} lacks {track_id(item, name)!r}, of which {args.data} asks; write it again from these data"
-                )
-            w.turns.append((kind, question, answer, rows[track_id(item, name)], k))
+        absent = item["absent"]
+        asked.append(("absent", TELL_OF.format(absent), f"there is no {absent}", absent))
+        for kind, question, answer, name in asked:
+            track = track_id(item, name)
+            if track not in rows:
+                refuse(f"{args.embeddings} lacks {track!r}; run track.py on {args.data}")
+            w.turns.append((kind, question, answer, rows[track], k))
     where = {int(k): part for part, numbers in parts.items() for k in numbers}
-    w.split = {
-        part: torch.tensor([i for i, turn in enumerate(w.turns) if where[turn[4]] == part]) for part in parts
-    }
+    w.split = {}
+    for part in parts:
+        w.split[part] = torch.tensor([i for i, turn in enumerate(w.turns) if where[turn[4]] == part])
     if min(args.rank, args.soft) < 1:
         refuse(f"--rank {args.rank} and --soft {args.soft} leave nothing to train; give 1 or more")
-    w.how = training_settings(args, SETTINGS["words"], len(w.split["train"])) | {
-        "rank": args.rank,
-        "soft": args.soft,
-        "inner": args.width or 0,
-    }
+    w.how = training_settings(args, SETTINGS["words"], len(w.split["train"]))
+    w.how |= {"rank": args.rank, "soft": args.soft, "inner": args.width or 0}
     w.out = Path(args.out or Path(args.embeddings).parent / "words")
     check_writable(w.out / "tune-words.yaml")
     return w
@@ -216,76 +223,47 @@ def run_words(w, started):
     list_prompts = [word_prompt(tokenizer, question, context) for context, question, _ in lists]
 
     def lists_named():
-        return torch.tensor(
-            [
-                float(named(said, x[2]))
-                for said, x in zip(answered(model, tokenizer, list_prompts), lists, strict=True)
-            ]
-        )
+        given = answered(model, tokenizer, list_prompts)
+        return torch.tensor([float(named(said, x[2])) for said, x in zip(given, lists, strict=True)])
 
     untouched, tokens = lists_named(), model.get_input_embeddings()
-    w.how |= {
-        "language": w.entry["name"],
-        "of": digest_of_tensors(w.tracks["embedding"], tokens.weight[:64].detach().cpu()),
-    }
+    w.how["language"] = w.entry["name"]
+    w.how["of"] = digest_of_tensors(w.tracks["embedding"], tokens.weight[:64].detach().cpu())
     # of a folder of ours no path of this machine
     model.name_or_path = MODELS.get(w.entry["name"], w.entry)["path"]
-    model = get_peft_model(
-        model.requires_grad_(False),
-        LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=2 * args.rank, target_modules=LORA),
-    )
+    sizes = {"r": args.rank, "lora_alpha": 2 * args.rank, "target_modules": LORA}
+    model = get_peft_model(model.requires_grad_(False), LoraConfig(task_type="CAUSAL_LM", **sizes))
     prompts = [word_prompt(tokenizer, question) for _, question, *_ in w.turns]
     embeddings = w.tracks["embedding"].to(w.device)
 
     def build():
-        return reset_lora(
-            Reader(
-                model,
-                tokenizer,
-                Soft(
-                    embeddings.shape[1],
-                    tokens.embedding_dim,
-                    args.soft,
-                    args.width or 0,
-                    tokens.weight.std().item(),
-                ),
-            )
-        )
+        std = tokens.weight.std().item()
+        soft = Soft(embeddings.shape[1], tokens.embedding_dim, args.soft, args.width or 0, std)
+        return reset_lora(Reader(model, tokenizer, soft))
 
     def loss_of(reader, items, g, part, warm):
-        items = items[part].tolist()
-        return reader(
-            [prompts[i] for i in items],
-            embeddings[[w.turns[i][3] for i in items]],
-            [w.turns[i][2] for i in items],
-        )
+        some = [w.turns[i] for i in items[part].tolist()]
+        asked = [prompts[i] for i in items[part].tolist()]
+        return reader(asked, embeddings[[turn[3] for turn in some]], [turn[2] for turn in some])
 
     val = w.split["val"].tolist()
-    records = []
-    scores = []
-    kept = []
+    truth = [w.turns[i][2] for i in val]
+    records, scores, kept = [], [], []
     names = [f"{w.items[turn[4]]['id']}: {turn[1]}" for turn in w.turns]
     for s in tqdm(range(w.how["seeds"]), desc="words", unit="seed"):
-        how, folder = w.how | {"seed": w.seed + s}, w.out / f"seed{s}"
+        how, folder, state = w.how | {"seed": w.seed + s}, w.out / f"seed{s}", w.out / "training" / f"{s}.pt"
         reader = build().to(w.device).eval()
-        if not (record := written_seed(folder, reader, how)):
-            reader, record = train(
-                build, loss_of, w.split, w.seed + s, how, w.device, w.out / "training" / f"{s}.pt", names
-            )
+        record = written_seed(folder, reader, how)
+        if not record:
+            reader, record = train(build, loss_of, w.split, w.seed + s, how, w.device, state, names)
             if ranks()[0] == 0:
                 write_seed(folder, reader, record, how)
         records.append(record)
         if ranks()[0] == 0:
             with torch.inference_mode():
                 soft = reader.soft(embeddings[[w.turns[i][3] for i in val]])
-            scores.append(
-                [
-                    float(right(a, w.turns[i][2]))
-                    for a, i in zip(
-                        answered(model, tokenizer, [prompts[i] for i in val], soft), val, strict=True
-                    )
-                ]
-            )
+            given = answered(model, tokenizer, [prompts[i] for i in val], soft)
+            scores.append([float(right(a, b)) for a, b in zip(given, truth, strict=True)])
             kept.append(lists_named())
     if ranks()[0]:
         return {}
@@ -295,18 +273,20 @@ def run_words(w, started):
     table = by_kind(w.turns, val, w.split["train"].tolist(), scores, sources, w.seed)
     # a description is right only if every word of it is
     asked = [j for j, i in enumerate(val) if w.turns[i][0] != "describe"]
-    floor = torch.tensor(
-        [float(right(table[w.turns[val[j]][0]]["commonest"], w.turns[val[j]][2])) for j in asked]
-    )
-    criteria = {
-        "accuracy": criterion(
-            scores[:, asked], {"commonest": floor}, [sources[j] for j in asked], seed=w.seed
-        )
-    }
+    kinds = [w.turns[val[j]][0] for j in asked]
+    pairs = [(table[kind]["commonest"], truth[j]) for kind, j in zip(kinds, asked, strict=True)]
+    floors = {"commonest": torch.tensor([float(right(*pair)) for pair in pairs])}
+    found = criterion(scores[:, asked], floors, [sources[j] for j in asked], seed=w.seed)
+    criteria = {"accuracy": found}
     forgotten = paired_test(untouched, kept, range(NAMED), seed=w.seed)
     named_with = bootstrap(kept, range(NAMED), seed=w.seed)
-    every = max(len(records[0]["losses"]) // 40, 1)
+    shortest = min(len(r["losses"]) for r in records)  # --patience
+    losses = np.mean([r["losses"][:shortest] for r in records], 0)
+    every = max(len(losses) // 40, 1)
     lora, soft = (sum(p.numel() for p in learned(part).values()) for part in (model, reader.soft))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if w.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
     result = {
         "stage": "tune",
         "mode": "words",
@@ -321,9 +301,7 @@ def run_words(w, started):
         "accuracy_seeds": scores[:, asked].mean(1).tolist(),
         **headline(criteria, "lpips"),
         "describe_exact": table["describe"]["accuracy"],
-        "forgetting": forgotten["gain"],
-        "forgetting_low": forgotten["gain_low"],
-        "forgetting_high": forgotten["gain_high"],
+        **ends_of("forgetting", forgotten),
         "forgetting_p": forgotten["p"],
         "naming_without": untouched.mean(),
         "naming_with": named_with[0],
@@ -334,37 +312,16 @@ def run_words(w, started):
         "soft_parameters": soft,
         "parameters_of_the_model": sum(p.numel() for p in model.parameters()) - lora,
         "seconds_per_seed": sum(r["seconds_per_step"] * r["steps"] for r in records) / len(records),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated()
-        if w.device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak,
         "kinds": table,
         "criteria": criteria,
         "seeds": [
-            {
-                "val_loss": r["val"],
-                "epoch": r["epoch"],
-                "steps": r["steps"],
-                "seconds_per_step": r["seconds_per_step"],
-            }
+            {"val_loss": r["val"], **{k: r[k] for k in ("epoch", "steps", "seconds_per_step")}}
             for r in records
         ],
-        "loss": {
-            k: sum(r["losses"][k - every : k][j] for r in records for j in range(every))
-            / every
-            / len(records)
-            for k in range(every, len(records[0]["losses"]) + 1, every)
-        },
+        "loss": {k: losses[k - every : k].mean() for k in range(every, len(losses) + 1, every)},
     }
-    args.out = str(w.out)
-    result["run"] = run_info(
-        args,
-        started,
-        script="tune.py",
-        device=f"{w.device.type} ({w.why})",
-        dtype=str(w.dtype),
-        ranks=ranks()[1],
-        **w.how,
-    )
+    result["run"] = run_of(w, args, started)
     save_yaml(w.out / "tune-words.yaml", result)
     shutil.rmtree(w.out / "training", ignore_errors=True)
     say(result)
@@ -381,45 +338,15 @@ SHOWN = 300
 # What a card asks for, where the command line does not say: a T4 computes in fp16 (choose_device), for it has
 # no bf16 units, and its attention is sdpa's, for flash needs a newer one.
 PRESETS = {
-    "t4": {
-        "method": "qlora",
-        "batch": 8,
-        "accumulate": 8,
-        "checkpoint": True,
-        "adam8bit": True,
-        "max_pixels": 448 * 448,
-        "max_tokens": 1024,
-    },
-    "a100": {
-        "method": "lora",
-        "batch": 16,
-        "accumulate": 4,
-        "checkpoint": True,
-        "max_pixels": 1024 * 1024,
-        "max_tokens": 4096,
-    },
+    "t4": {"method": "qlora", "batch": 8, "accumulate": 8, "checkpoint": True, "adam8bit": True},
+    "a100": {"method": "lora", "batch": 16, "accumulate": 4, "checkpoint": True},
 }
+PRESETS["t4"] |= {"max_pixels": 448 * 448, "max_tokens": 1024}
+PRESETS["a100"] |= {"max_pixels": 1024 * 1024, "max_tokens": 4096}
+# loss, epochs, batch and learning rate of each job
+TRAINING = {"seeds": 1, "loss": "answers", "warm": 0, "epochs": 3, "patience": None, "batch": 16, "lr": 2e-4}
+SETTINGS = {"train": TRAINING, "words": TRAINING | {"seeds": 3, "batch": 32, "lr": 3e-3}}
 # of learning (Dettmers et al. 2023, table 9, for the first two)
-SETTINGS = {  # loss, epochs, batch and learning rate of each job
-    "words": {
-        "seeds": 3,
-        "loss": "answers",
-        "warm": 0,
-        "epochs": 3,
-        "patience": None,
-        "batch": 32,
-        "lr": 3e-3,
-    },
-    "train": {
-        "seeds": 1,
-        "loss": "answers",
-        "warm": 0,
-        "epochs": 3,
-        "patience": None,
-        "batch": 16,
-        "lr": 2e-4,
-    },
-}
 RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
 BOX = re.compile(r'("bbox_2d"\s*:\s*\[)([^\[\]]*)(\])')
 # what a box is said in: pixels of the frame, fractions of it, or else thousandths
@@ -437,12 +364,11 @@ def rescaled(text, before, after):
             numbers = [float(n) for n in match[2].split(",")]
         except ValueError:
             return match[0]
-        scale = [a / b for a, b in zip(after, before, strict=True)] * 2
-        said = [
-            f"{n * s:.3f}" if after == (1, 1) else str(round(n * s))
-            for n, s in zip(numbers, scale, strict=False)
-        ]
-        return f"{match[1]}{', '.join(said)}{match[3]}" if len(numbers) == 4 else match[0]
+        if len(numbers) != 4:
+            return match[0]
+        scaled = [n * (b / a) for n, a, b in zip(numbers, before * 2, after * 2, strict=True)]
+        said = [f"{n:.3f}" if after == (1, 1) else str(round(n)) for n in scaled]
+        return f"{match[1]}{', '.join(said)}{match[3]}"
 
     return BOX.sub(moved, text)
 
@@ -457,20 +383,20 @@ def conversation(turns, system, media, placed):
     messages = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
     for k, (question, answer) in enumerate(turns):
         texts = PLACE.split(question)[::2] if placed else [question]
-        n = len(texts) - 1 if placed else 0 if k else len(left)
+        n = len(texts) - 1
+        if not placed and not k:
+            n = len(left)
         if n > len(left):
             raise ValueError(
                 f"its questions name more pictures or videos than the {len(media)} that it holds"
             )
         here, left = left[:n], left[n:]
-        between = (
-            zip(texts, [*here, []], strict=True) if placed else [("", x) for x in here] + [(question, [])]
-        )
-        content = [
-            part
-            for text, medium in between
-            for part in ([{"type": "text", "text": text.strip()}] if text.strip() else []) + medium
-        ]
+        content = [] if placed else [part for medium in here for part in medium]
+        for j, text in enumerate(texts):
+            if text.strip():
+                content.append({"type": "text", "text": text.strip()})
+            if placed and j < n:
+                content += here[j]
         messages += [
             {"role": "user", "content": content},
             {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]},
@@ -500,11 +426,9 @@ def pieces(processor, messages):
 def continued(tokenizer, before, piece):
     """Token ids of `piece` as it continues `before`: by themselves words may begin otherwise (SentencePiece)."""
     start, whole = (tokenizer(text, add_special_tokens=False).input_ids for text in (before, before + piece))
-    return (
-        whole[len(start) :]
-        if whole[: len(start)] == start
-        else tokenizer(piece, add_special_tokens=False).input_ids
-    )
+    if whole[: len(start)] == start:
+        return whole[len(start) :]
+    return tokenizer(piece, add_special_tokens=False).input_ids
 
 
 def encoded_of(item):
@@ -530,15 +454,13 @@ class Reading:
         """(T, width, height) of each picture or clip, in the processor's frame, and the (width, height) that boxes in it are said in."""
         from PIL import Image
 
-        own = (
-            [(len(item["frames"]), *reversed(item["frames"].shape[1:3]))]
-            if "frames" in item
-            else [(1, *Image.open(io.BytesIO(x.numpy().tobytes())).size) for x in encoded_of(item)]
-        )
-        # a clip is squashed
-        return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in own), [
-            (item.get("width", w), item.get("height", h)) if "frames" in item else (w, h) for _, w, h in own
-        ]
+        if "frames" in item:
+            t, h, w = item["frames"].shape[:3]
+            own, said_in = [(t, w, h)], [(item.get("width", w), item.get("height", h))]
+        else:
+            own = [(1, *Image.open(io.BytesIO(x.numpy().tobytes())).size) for x in encoded_of(item)]
+            said_in = [size[1:] for size in own]
+        return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in own), said_in  # a clip is squashed
 
     def said(self, item, first, last):
         """(messages of these turns, boxes as the model says them; the number of media that each brings; sizes of all media)."""
@@ -546,51 +468,45 @@ class Reading:
         turns = item["turns"][first:last]
         if sizes:
             owners = [number or 0 for number in spoken_of(item["turns"], len(sizes))[first:last]]
+            scales = [SCALES.get(self.kind, (1000, 1000)) or size[1:] for size in sizes]
             turns = [
-                [rescaled(text, own[k], SCALES.get(self.kind, (1000, 1000)) or sizes[k][1:]) for text in turn]
+                [rescaled(text, own[k], scales[k]) for text in turn]
                 for turn, k in zip(turns, owners, strict=True)
             ]
-        kinds = [
-            [{"type": "video"}] if self.as_video and t > 1 else [{"type": "image"}] * t for t, *_ in sizes
-        ]
+        kinds = [self.places(t) for t, *_ in sizes]
         placed = any(PLACE.search(question) for question, _ in (item["turns"] if item.get("chat") else turns))
         return *conversation(turns, item.get("system"), kinds, placed), sizes
+
+    def places(self, t):
+        """What stands in a message for a medium of t frames."""
+        return [{"type": "video"}] if self.as_video and t > 1 else [{"type": "image"}] * t
 
     def processed(self, text, media, fps=RATE, **more):
         """The processor's output for one text with media, uint8 [T,H,W,3] each, whose size it leaves as it is if it leaves any."""
         films = [m for m in media if self.as_video and len(m) > 1]
         pictures = [p for m in media for p in m if not self.as_video or len(m) == 1]
-        size = (
-            {"size": {"shortest_edge": 1, "longest_edge": max(m.shape[:3].numel() for m in media)}}
-            if self.as_video
-            else {}
-        )
+        size = {}
+        if self.as_video:
+            size["size"] = {"shortest_edge": 1, "longest_edge": max(m.shape[:3].numel() for m in media)}
         if pictures:
-            more |= {
-                "images": [p.permute(2, 0, 1) for p in pictures],
-                "images_kwargs": size | ({"crop_to_patches": False} if self.kind == "internvl" else {}),
-            }
+            more["images"] = [p.permute(2, 0, 1) for p in pictures]
+            more["images_kwargs"] = size | ({"crop_to_patches": False} if self.kind == "internvl" else {})
         if films:
-            more |= {
-                "videos": [f.permute(0, 3, 1, 2) for f in films],
-                "videos_kwargs": {"do_sample_frames": False, "cap_pixels_per_frame": False, **size},
-                "video_metadata": [
-                    {"fps": min(fps, RATE), "total_num_frames": len(f), "frames_indices": list(range(len(f)))}
-                    for f in films
-                ],
-            }
+            more["videos"] = [f.permute(0, 3, 1, 2) for f in films]
+            more["videos_kwargs"] = {"do_sample_frames": False, "cap_pixels_per_frame": False, **size}
+            more["video_metadata"] = [
+                {"fps": min(fps, RATE), "total_num_frames": len(f), "frames_indices": list(range(len(f)))}
+                for f in films
+            ]
         return self.processor(text=[text], return_tensors="pt", **more)
 
     def extra_of(self, size):
         """Tokens that a medium of this size, (T, width, height), takes beyond its placeholder in the text."""
         t, w, h = size
-        content = [{"type": "video"}] if self.as_video and t > 1 else [{"type": "image"}] * t
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        return self.processed(text, [torch.zeros(t, h, w, 3, dtype=torch.uint8)])["input_ids"].shape[1] - len(
-            self.tokenizer(text).input_ids
-        )
+        messages = [{"role": "user", "content": self.places(t)}]
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        given = self.processed(text, [torch.zeros(t, h, w, 3, dtype=torch.uint8)])
+        return given["input_ids"].shape[1] - len(self.tokenizer(text).input_ids)
 
     def lessons(self, item, number, most=None):
         """The item's lessons, with at most so many tokens: what is too long loses its last turns, whole, and with them what they show; one whose first turn is too long is left out."""
@@ -598,15 +514,11 @@ class Reading:
         for first in [0] if whole else range(len(item["turns"])):
             messages, brings, sizes = self.said(item, first, len(item["turns"]) if whole else first + 1)
             tokens = scored = last = shown = 0
-            for k, ((prompt, answer), n) in enumerate(
-                zip(pieces(self.processor, messages), brings, strict=True)
-            ):
+            parts = zip(pieces(self.processor, messages), brings, strict=True)
+            for k, ((prompt, answer), n) in enumerate(parts):
+                asked = len(self.tokenizer(prompt, add_special_tokens=not k).input_ids)
                 said = len(self.tokenizer(answer, add_special_tokens=False).input_ids)
-                tokens += (
-                    len(self.tokenizer(prompt, add_special_tokens=not k).input_ids)
-                    + said
-                    + sum(map(self.extra, sizes[shown : shown + n]))
-                )
+                tokens += asked + said + sum(map(self.extra, sizes[shown : shown + n]))
                 if most and tokens > most:
                     break
                 last, scored, shown = first + k + 1, scored + said, shown + n
@@ -621,40 +533,25 @@ class Reading:
         whole = (
             [item["frames"]] if "frames" in item else [frames_of({"encoded": x}) for x in encoded_of(item)]
         )
-        media = [
-            frames_of({"frames": x}, self.token and (self.token, self.pixels[len(x) > 1])) for x in whole
-        ]
-        ids = []
-        labels = []
-        turn = []
-        kinds = []
-        beside = {}
-        done = ""
-        for k, ((prompt, answer), n) in enumerate(
-            zip(pieces(self.processor, messages), brings, strict=True), 1
-        ):
-            given = (
-                dict(
-                    self.processed(
-                        prompt,
-                        media[:n],
-                        item.get("fps", RATE),
-                        **({"add_special_tokens": False} if k > 1 else {}),
-                    )
-                )
-                if n
-                else {}
-            )
-            own = (
-                given.pop("input_ids")[0].tolist()
-                if n
-                else continued(self.tokenizer, done, prompt)
-                if k > 1
-                else self.tokenizer(prompt).input_ids
-            )
-            kind = (
-                given.pop("mm_token_type_ids")[0].tolist() if "mm_token_type_ids" in given else [0] * len(own)
-            )
+        media = []
+        for x in whole:
+            media.append(frames_of({"frames": x}, self.token and (self.token, self.pixels[len(x) > 1])))
+        ids, labels, turn, kinds = [], [], [], []
+        beside, done = {}, ""
+        parts = zip(pieces(self.processor, messages), brings, strict=True)
+        for k, ((prompt, answer), n) in enumerate(parts, 1):
+            given = {}
+            if n:
+                more = {"add_special_tokens": False} if k > 1 else {}
+                given = dict(self.processed(prompt, media[:n], item.get("fps", RATE), **more))
+                own = given.pop("input_ids")[0].tolist()
+            elif k > 1:
+                own = continued(self.tokenizer, done, prompt)
+            else:
+                own = self.tokenizer(prompt).input_ids
+            kind = [0] * len(own)
+            if "mm_token_type_ids" in given:
+                kind = given.pop("mm_token_type_ids")[0].tolist()
             media = media[n:]
             for name in given.keys() - {"attention_mask"}:
                 beside.setdefault(name, []).append(torch.as_tensor(given[name]))
@@ -664,45 +561,33 @@ class Reading:
             turn = turn + [0] * len(own) + [k] * len(said)
             kinds = kinds + kind + [0] * len(said)
             done += prompt + answer
-        return {"input_ids": ids, "labels": labels, "turn": turn, "mm_token_type_ids": kinds}, {
-            name: joined(x) for name, x in beside.items()
-        }
+        row = {"input_ids": ids, "labels": labels, "turn": turn, "mm_token_type_ids": kinds}
+        return row, {name: joined(x) for name, x in beside.items()}
 
 
 def joined(tensors):
     """One behind the other, those of fewer tiles (LLaVA-NeXT's second axis) filled up with zeros."""
     most = [max(s) for s in zip(*(x.shape[1:] for x in tensors), strict=True)]
-    return torch.cat(
-        [
-            F.pad(
-                x, [n for s, m in zip(reversed(x.shape[1:]), reversed(most), strict=True) for n in (0, m - s)]
-            )
-            if list(x.shape[1:]) != most
-            else x
-            for x in tensors
-        ]
-    )
+    filled = []
+    for x in tensors:
+        lacking = [m - s for m, s in zip(most, x.shape[1:], strict=True)]
+        filled.append(F.pad(x, [n for m in reversed(lacking) for n in (0, m)]) if any(lacking) else x)
+    return torch.cat(filled)
 
 
 def collated(rows, pad, typed):
     """(inputs of the model, labels and turn [n, L]) of what Reading gives, padded behind."""
-    longest = max(len(row["input_ids"]) for row, _ in rows)
-    text = {
-        name: torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row, _ in rows])
-        for name, fill in (("input_ids", pad), ("labels", -100), ("turn", 0), ("mm_token_type_ids", 0))
-    }
-    mask = torch.tensor(
-        [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row, _ in rows]
-    )
-    inputs = {"input_ids": text["input_ids"], "attention_mask": mask} | (
-        {"mm_token_type_ids": text["mm_token_type_ids"]} if typed else {}
-    )
-    names = dict.fromkeys(name for _, beside in rows for name in beside)
-    return (
-        inputs | {name: joined([beside[name] for _, beside in rows if name in beside]) for name in names},
-        text["labels"],
-        text["turn"],
-    )
+    lengths = [len(row["input_ids"]) for row, _ in rows]
+    text = {}
+    for name, fill in (("input_ids", pad), ("labels", -100), ("turn", 0), ("mm_token_type_ids", 0)):
+        text[name] = torch.tensor([row[name] + [fill] * (max(lengths) - len(row[name])) for row, _ in rows])
+    mask = torch.tensor([[1] * n + [0] * (max(lengths) - n) for n in lengths])
+    inputs = {"input_ids": text["input_ids"], "attention_mask": mask}
+    if typed:
+        inputs["mm_token_type_ids"] = text["mm_token_type_ids"]
+    for name in dict.fromkeys(name for _, beside in rows for name in beside):
+        inputs[name] = joined([beside[name] for _, beside in rows if name in beside])
+    return inputs, text["labels"], text["turn"]
 
 
 class Taught(torch.nn.Module):
@@ -734,38 +619,27 @@ def batches(lengths, batch, g):
 
 def drawn(numbers, n, seed):
     """At most n of some numbers, always the same."""
-    return numbers[
-        torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))[:n].sort().values
-    ]
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
+    return numbers[order[:n].sort().values]
 
 
 class School:
     """The lessons of a data folder, read when needed. What fits into `room` bytes is kept, so that it is decoded once."""
 
     def __init__(self, folder, reading, most=None, room=2e9):
-        self.items = Items(folder)
-        self.reading = reading
-        self.room = room
-        self.kept = {}
-        self.folder = folder
+        self.items, self.folder = Items(folder), folder
+        self.reading, self.room, self.kept = reading, room, {}
+        self.lessons, self.dropped = [], {"lessons": 0, "turns": 0}
         # seen: tokens of one item's pictures, at most; clips: (width, height) of all
-        self.lessons = []
-        self.dropped = {"lessons": 0, "turns": 0}
-        self.seen = 0
-        self.clips = set()
-        for k, item in enumerate(
-            tqdm(self.items, desc=f"lessons of {folder}", unit="item", disable=len(self.items) < 2000)
-        ):
+        self.seen, self.clips = 0, set()
+        few = len(self.items) < 2000
+        for k, item in enumerate(tqdm(self.items, desc=f"lessons of {folder}", unit="item", disable=few)):
             if not item.get("turns"):
-                refuse(
-                    f"{folder}: {item['id']!r} has no turns (questions and answers) to learn; use a set that has them"
-                )
+                refuse(f"{folder}: {item['id']!r} has no turns (questions, answers); use a set that has them")
             try:
                 found = reading.lessons(item, k, most)
             except ValueError as e:
-                refuse(
-                    f"{folder}: {item['id']!r} cannot be put to {reading.kind}: {e}; python data.py --check says more"
-                )
+                refuse(f"{folder}: {item['id']!r} cannot be put to {reading.kind}: {e}")
             turns, kept = len(item["turns"]), sum(lesson.last - lesson.first for lesson in found)
             self.dropped["lessons"] += (not found) if item.get("chat") else turns - kept
             self.dropped["turns"] += turns - kept
@@ -780,10 +654,11 @@ class School:
     def split(self):
         where = split_indices(self.items, self.folder, least=1)
         part_of = {int(k): part for part, numbers in where.items() for k in numbers}
-        return {
-            part: torch.tensor([k for k, lesson in enumerate(self.lessons) if part_of[lesson.item] == part])
-            for part in where
-        }
+        split = {}
+        for part in where:
+            own = [k for k, lesson in enumerate(self.lessons) if part_of[lesson.item] == part]
+            split[part] = torch.tensor(own)
+        return split
 
     def row(self, k):
         if k in self.kept:
@@ -820,9 +695,8 @@ def scores(taught, school, numbers, batch, device, desc):
         for r, j in enumerate(some):
             own = rows == r
             found[0, j] = cost[own].mean()
-            found[1, j] = (
-                torch.stack([likeliest[own & (turn == t)].all() for t in turn[own].unique()]).float().mean()
-            )
+            exact = [likeliest[own & (turn == t)].all() for t in turn[own].unique()]
+            found[1, j] = torch.stack(exact).float().mean()
     if n > 1:  # every rank its share
         torch.distributed.all_reduce(found)
     return dict(zip(("loss", "exact"), found.cpu(), strict=True))
@@ -836,9 +710,10 @@ def commonest_exact(school, train, numbers):
             by_question.setdefault(question, Counter())[answer] += 1
             every[answer] += 1
     usual, of_all = {q: c.most_common(1)[0][0] for q, c in by_question.items()}, every.most_common(1)[0][0]
-    return torch.tensor(
-        [np.mean([usual.get(q, of_all) == a for q, a in school.answers(int(k))]) for k in numbers]
-    )
+    shares = []
+    for k in numbers:
+        shares.append(np.mean([usual.get(q, of_all) == a for q, a in school.answers(int(k))]))
+    return torch.tensor(shares)
 
 
 # what sees, and what joins it to the language model, in all families
@@ -851,24 +726,14 @@ def under_lora(model, how):
     from peft import LoraConfig, get_peft_model
 
     parts = "model.language_model.", *(TOWER if how["vision"] == "lora" else ())
-    leaves = sorted(
-        {
-            re.search(r"[^.]+(\.\d+)*$", name)[0]
-            for name, m in model.named_modules()
-            if isinstance(m, torch.nn.Linear) and name.startswith(parts)
-        }
-    )
-    targets = rf"({'|'.join(map(re.escape, parts))})(.*\.)?({'|'.join(map(re.escape, leaves))})"
-    return get_peft_model(
-        model.requires_grad_(False),
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=how["rank"],
-            lora_alpha=2 * how["rank"],
-            target_modules=targets,
-            exclude_modules=r".*\.patch_embed.*",
-        ),
-    )
+    leaves = set()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.startswith(parts):
+            leaves.add(re.search(r"[^.]+(\.\d+)*$", name)[0])
+    targets = rf"({'|'.join(map(re.escape, parts))})(.*\.)?({'|'.join(map(re.escape, sorted(leaves)))})"
+    sizes = {"r": how["rank"], "lora_alpha": 2 * how["rank"], "exclude_modules": r".*\.patch_embed.*"}
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=targets, **sizes)
+    return get_peft_model(model.requires_grad_(False), config)
 
 
 def teachable(model, how, precision):
@@ -890,38 +755,25 @@ NOTED = "weights", "size", "clip", "own_shape"
 
 def write_adapter_folder(folder, peft, entry):
     """<folder>/, complete or absent: LoRA as peft reads it (find_model too), and weights.yaml."""
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import save
-
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    peft.peft_config["default"].save_pretrained(part)
-    weights = get_peft_model_state_dict(peft, save_embedding_layers=False)
-    save_bytes(
-        part / "adapter_model.safetensors",
-        save({k: v.detach().float().cpu().contiguous() for k, v in weights.items()}),
-    )
-    save_yaml(part / "weights.yaml", {k: entry[k] for k in NOTED} | {"trained_by": "tune.py train"})
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with whole_folder(folder) as part:
+        save_lora(part, peft)
+        save_yaml(part / "weights.yaml", {k: entry[k] for k in NOTED} | {"trained_by": "tune.py train"})
 
 
 def write_model_folder(folder, model, processor, entry, dtype):
     """<folder>/, complete or absent: a model as transformers reads it, with its processor."""
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    model.to(dtype).save_pretrained(part)
-    processor.save_pretrained(part)
-    save_yaml(part / "weights.yaml", {k: entry[k] for k in NOTED} | {"trained_by": "tune.py train"})
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with whole_folder(folder) as part:
+        model.to(dtype).save_pretrained(part)
+        processor.save_pretrained(part)
+        save_yaml(part / "weights.yaml", {k: entry[k] for k in NOTED} | {"trained_by": "tune.py train"})
 
 
 def tune_world(args):
     """Everything that is checked before a model is loaded."""
     w = SimpleNamespace(args=args, seed=args.seed, entry=find_model(args.model))
     if w.entry.get("type") not in TUNABLE:
-        refuse(
-            f"--model {args.model} is a {w.entry.get('type', w.entry['kind'])}, which is not put to use by a chat template of transformers' own; tune one of {', '.join(TUNABLE)}"
-        )
+        kind = w.entry.get("type", w.entry["kind"])
+        refuse(f"--model {args.model} is a {kind}, which is not tuned here; give one of {', '.join(TUNABLE)}")
     if "adapter" in w.entry:
         refuse(f"--model {args.model} is an adapter; merge it first (--merge), and tune the merged folder")
     w.device, w.dtype, w.why = choose_device()
@@ -929,34 +781,20 @@ def tune_world(args):
         w.dtype, w.why = torch.float16, f"{w.why}; fp16, as --preset t4 says"
     if args.method == "full" and args.vision == "lora":
         refuse("--vision lora goes with --method lora or qlora; with --method full give frozen or full")
-    if args.method == "qlora":
-        if w.device.type != "cuda":
-            refuse(
-                "--method qlora needs a GPU, for bitsandbytes' 4-bit products run on none else; give --method lora"
-            )
-        if args.vision == "full":
-            refuse(
-                "--vision full changes the tower's own weights, and --method qlora keeps the model in 4 bits; give --vision lora or --method lora"
-            )
-    if (args.method == "qlora" or args.adam8bit) and (
-        w.device.type != "cuda" or not importlib.util.find_spec("bitsandbytes")
-    ):
-        refuse(
-            f"{'--method qlora' if args.method == 'qlora' else '--adam8bit'} needs bitsandbytes and a GPU; pip install bitsandbytes, or leave it out"
-        )
+    if args.method == "qlora" and args.vision == "full":
+        refuse("--vision full does not go with --method qlora (a model in 4 bits); give --vision lora")
+    for flag, given in (("--method qlora", args.method == "qlora"), ("--adam8bit", args.adam8bit)):
+        if given and w.device.type != "cuda":
+            refuse(f"{flag} needs a GPU; leave it out")
+        if given and not importlib.util.find_spec("bitsandbytes"):
+            refuse(f"{flag} needs bitsandbytes; pip install bitsandbytes, or leave it out")
     if args.rank < 1:
         refuse(f"--rank {args.rank} leaves nothing to train; give 1 or more")
-    if args.seeds not in (None, 1):
-        refuse(
-            f"--seeds {args.seeds}: tuning makes one model; leave it out, and give --seed another number for another one"
-        )
     w.out = Path(args.out or Path("results") / w.entry["name"] / Path(args.data).name / "tuned")
     check_writable(w.out / "tune.yaml")
     w.processor = processor_of(w.entry)
     if not getattr(w.processor, "chat_template", None):
-        refuse(
-            f"{w.entry['path']} has no chat template, by which questions are put to it; take an instruct model"
-        )
+        refuse(f"{w.entry['path']} has no chat template; take an instruct model")
     pixels = [args.max_pixels or w.entry[k] ** 2 for k in ("size", "clip")]
     reading = Reading(w.processor, w.entry["type"], pixels)
     w.school = School(args.data, reading, args.max_tokens)
@@ -964,23 +802,21 @@ def tune_world(args):
     if len(w.school.clips) == 1 and len(set(*w.school.clips)) == 1:  # data.py's are squares of one size
         w.entry["clip"] = next(iter(w.school.clips))[0]
     w.split = w.school.split()
-    if least := [part for part, numbers in w.split.items() if not len(numbers)]:
-        refuse(
-            f"{args.data}: no question of the {least[0]} split fits with its answer into --max-tokens {args.max_tokens}; raise it, or lower --max-pixels"
-        )
+    for part, numbers in w.split.items():
+        if not len(numbers):
+            refuse(f"{args.data}: no question of the {part} split fits; raise --max-tokens")
     w.keep = School(args.keep, reading, args.max_tokens) if args.keep else None
     if w.keep and not len(w.keep.split()["test"]):
-        refuse(
-            f"--keep {args.keep}: no question of the test split fits with its answer into --max-tokens {args.max_tokens}; raise it, or leave --keep out"
-        )
-    w.how = training_settings(args, SETTINGS["train"], len(w.split["train"])) | {
-        k: getattr(args, k) for k in ("method", "vision", "rank", "accumulate", "checkpoint", "adam8bit")
-    }
+        refuse(f"{args.keep}: no question of the test split fits; raise --max-tokens, or leave --keep out")
+    w.how = training_settings(args, SETTINGS["train"], len(w.split["train"]))
+    for name in ("method", "vision", "rank", "accumulate", "checkpoint", "adam8bit"):
+        w.how[name] = getattr(args, name)
     n = ranks()[1] * args.accumulate
     if w.how["batch"] % n:
         refuse(
-            f"a batch of {w.how['batch']} cannot be shared out among {args.accumulate} parts (--accumulate){f' and {ranks()[1]} ranks' if ranks()[1] > 1 else ''}; give a multiple of {n}"
+            f"--batch {w.how['batch']} does not go into {n} parts (--accumulate, ranks); give a multiple of {n}"
         )
+    names = torch.tensor(bytearray("\n".join(w.school.items.ids).encode()))
     w.how |= {
         "lr": args.lr or RATES[args.method],
         "scaler": w.dtype == torch.float16,
@@ -988,9 +824,7 @@ def tune_world(args):
         "model": w.entry["name"],
         "max_tokens": args.max_tokens,
         "pixels": pixels,
-        "of": digest_of_tensors(
-            w.school.lengths, torch.tensor(bytearray("\n".join(w.school.items.ids).encode()))
-        ),
+        "of": digest_of_tensors(w.school.lengths, names),
     }
     w.plan = check_fits(w)
     return w
@@ -999,11 +833,8 @@ def tune_world(args):
 def load_to_tune(w):
     """The model as it is trained: in 4 bits (qlora), in the device's own precision under LoRA, in fp32 where its own weights change."""
     if w.how["method"] != "qlora":
-        return load_vlm(
-            w.entry,
-            w.device,
-            torch.float32 if w.how["method"] == "full" or w.how["vision"] == "full" else w.dtype,
-        )[0]
+        own_change = w.how["method"] == "full" or w.how["vision"] == "full"
+        return load_vlm(w.entry, w.device, torch.float32 if own_change else w.dtype)[0]
     from transformers import BitsAndBytesConfig
 
     nf4 = BitsAndBytesConfig(
@@ -1023,29 +854,25 @@ def run_train(w, started):
     model = load_to_tune(w)
     if w.device.type == "cpu":
         model.set_attn_implementation("eager")  # half the time of sdpa's gradient
-    precision = (
-        w.device.type,
-        w.dtype if w.device.type == "cuda" else torch.bfloat16 if bf16_units() else None,
-    )
-    numbers = {"test": drawn(w.split["test"], SHOWN, w.seed)} | (
-        {"keep": drawn(w.keep.split()["test"], SHOWN, w.seed)} if w.keep else {}
-    )
+    half = torch.bfloat16 if bf16_units() else None
+    precision = w.device.type, w.dtype if w.device.type == "cuda" else half
+    numbers = {"test": drawn(w.split["test"], SHOWN, w.seed)}
+    if w.keep:
+        numbers["keep"] = drawn(w.keep.split()["test"], SHOWN, w.seed)
     of = {"test": school, "keep": w.keep}
     taught, peft = teachable(model, w.how, precision)
     taught.to(w.device).eval()
     one = w.how["val_batch"]
 
     def scored(name):
-        return {
-            part: scores(taught, of[part], own.tolist(), one, w.device, f"{name}, {part}")
-            for part, own in numbers.items()
-        }
+        found = {}
+        for part, own in numbers.items():
+            found[part] = scores(taught, of[part], own.tolist(), one, w.device, f"{name}, {part}")
+        return found
 
     base = scored("as it is")
-    names = [
-        f"{school.items.ids[lesson.item]}: {school.answers(k)[0][0]}"
-        for k, lesson in enumerate(school.lessons)
-    ]
+    ids = school.items.ids
+    names = [f"{ids[lesson.item]}: {school.answers(k)[0][0]}" for k, lesson in enumerate(school.lessons)]
 
     def loss_of(net, pick, g, part, warm):
         inputs, labels, _ = school.batch(pick[part].tolist(), w.device)
@@ -1054,25 +881,17 @@ def run_train(w, started):
 
     train_part = w.split["train"]
     split = {"train": train_part, "val": drawn(w.split["val"], SHOWN // 2, w.seed)}
-    state = w.out / "training.pt"
-    with tqdm(
-        total=w.how["epochs"] * (len(train_part) // w.how["batch"]),
-        desc="tune",
-        unit="step",
-        disable=ranks()[0] > 0,
-    ) as bar:
-        taught, record = train(
-            lambda: reset_lora(taught) if peft else taught,
-            loss_of,
-            split,
-            w.seed,
-            w.how,
-            w.device,
-            state,
-            names,
-            lambda g: [train_part[b] for b in batches(school.lengths[train_part], w.how["batch"], g)],
-            bar,
-        )
+    state, steps = w.out / "training.pt", w.how["epochs"] * (len(train_part) // w.how["batch"])
+
+    def build():
+        return reset_lora(taught) if peft else taught
+
+    def arrange(g):
+        return [train_part[b] for b in batches(school.lengths[train_part], w.how["batch"], g)]
+
+    with tqdm(total=steps, desc="tune", unit="step", disable=ranks()[0] > 0) as bar:
+        more = state, names, arrange, bar
+        taught, record = train(build, loss_of, split, w.seed, w.how, w.device, *more)
     after = scored("tuned")
     if ranks()[0]:
         return {}
@@ -1087,39 +906,27 @@ def run_train(w, started):
         "vision": w.how["vision"],
     }
     sources = [school.sources[school.lessons[k].item] for k in numbers["test"].tolist()]
-    floors = {
-        "base": base["test"]["exact"],
-        "commonest": commonest_exact(school, train_part, numbers["test"].tolist()),
-    }
+    exact, loss = after["test"]["exact"], after["test"]["loss"]
+    base_exact, base_loss = base["test"]["exact"], base["test"]["loss"]
+    commonest = commonest_exact(school, train_part, numbers["test"].tolist())
+    against, better = {"base": base_loss}, {"ceiling": 0.0, "better": "lower", "seed": w.seed}
     criteria = {
-        "exact": criterion(after["test"]["exact"], floors, sources, seed=w.seed),
-        "answer_loss": criterion(
-            after["test"]["loss"],
-            {"base": base["test"]["loss"]},
-            sources,
-            ceiling=0.0,
-            better="lower",
-            seed=w.seed,
-        ),
+        "exact": criterion(exact, {"base": base_exact, "commonest": commonest}, sources, seed=w.seed),
+        "answer_loss": criterion(loss, against, sources, **better),
     }
-    against = paired_test(after["test"]["exact"], base["test"]["exact"], sources, seed=w.seed)
     result |= {
         "exact": criteria["exact"]["score"],
-        "exact_base": base["test"]["exact"].mean(),
-        "exact_commonest": floors["commonest"].mean(),
-        "exact_gain": against["gain"],
-        "exact_gain_low": against["gain_low"],
-        "exact_gain_high": against["gain_high"],
+        "exact_base": base_exact.mean(),
+        "exact_commonest": commonest.mean(),
+        **ends_of("exact_gain", paired_test(exact, base_exact, sources, seed=w.seed)),
         "answer_loss": criteria["answer_loss"]["score"],
-        "answer_loss_base": base["test"]["loss"].mean(),
+        "answer_loss_base": base_loss.mean(),
     }
     if w.keep:
         kept_sources = [w.keep.sources[w.keep.lessons[k].item] for k in numbers["keep"].tolist()]
         lost = paired_test(base["keep"]["exact"], after["keep"]["exact"], kept_sources, seed=w.seed)
         result |= {
-            "forgetting": lost["gain"],
-            "forgetting_low": lost["gain_low"],
-            "forgetting_high": lost["gain_high"],
+            **ends_of("forgetting", lost),
             "keep_exact": after["keep"]["exact"].mean(),
             "keep_exact_base": base["keep"]["exact"].mean(),
             "keep_name": Path(args.keep).name,
@@ -1134,9 +941,7 @@ def run_train(w, started):
         "dropped_turns": school.dropped["turns"],
         "longest": int(school.lengths.max()),
         "val_loss": record["val"],
-        "epoch": record["epoch"],
-        "steps": record["steps"],
-        "seconds_per_step": record["seconds_per_step"],
+        **{k: record[k] for k in ("epoch", "steps", "seconds_per_step")},
         "planned_gb": sum(w.plan.values()),
         "criteria": criteria,
         "plan": w.plan,
@@ -1149,25 +954,13 @@ def run_train(w, started):
         result["out"] = str(w.out / "adapter")
     if args.merge or not peft or w.how["vision"] == "full":
         dtype = getattr(model.config, "dtype", None) or torch.float32
-        whole = (
-            load_vlm(find_model(str(w.out / "adapter")))[0]
-            if peft and w.how["vision"] != "full"
-            else peft.merge_and_unload()
-            if peft
-            else model
-        )
+        if "out" in result:
+            whole = load_vlm(find_model(result["out"]))[0]
+        else:
+            whole = peft.merge_and_unload() if peft else model
         write_model_folder(w.out / "model", whole, w.processor, w.entry, dtype)
         result["out"] = str(w.out / "model")
-    args.out = str(w.out)
-    result["run"] = run_info(
-        args,
-        started,
-        script="tune.py",
-        device=f"{w.device.type} ({w.why})",
-        dtype=str(w.dtype),
-        ranks=ranks()[1],
-        **w.how,
-    )
+    result["run"] = run_of(w, args, started)
     save_yaml(w.out / "tune.yaml", result)
     state.unlink(missing_ok=True)
     say(result)
@@ -1190,13 +983,11 @@ def published_config(entry):
 
     path = entry["path"]
     if not Path(path).is_dir():
+        revision = entry.get("revision")
         try:
-            cached = try_to_load_from_cache(path, "config.json", revision=entry.get("revision"))
-            if not isinstance(cached, str):
-                # once: transformers would ask six times
-                get_hf_file_metadata(
-                    hf_hub_url(path, "config.json", revision=entry.get("revision")), timeout=10
-                )
+            cached = try_to_load_from_cache(path, "config.json", revision=revision)
+            if not isinstance(cached, str):  # once: transformers would ask six times
+                get_hf_file_metadata(hf_hub_url(path, "config.json", revision=revision), timeout=10)
         except Exception:  # no network, no access, no such repository
             return None
         path = Path(cached).parent if isinstance(cached, str) else path
@@ -1228,12 +1019,8 @@ def shape_of(entry, config):
         "patch": patch if isinstance(patch, int) else patch[0],
         "merge": v.get("spatial_merge_size", 2 if config.model_type == "internvl" else 1),
     }
-    rest = sum(
-        x.numel()
-        for x in {
-            id(m.weight): m.weight for m in (model.model.language_model.embed_tokens, model.lm_head)
-        }.values()
-    )
+    ends = {id(m.weight): m.weight for m in (model.model.language_model.embed_tokens, model.lm_head)}
+    rest = sum(x.numel() for x in ends.values())  # one matrix, where they are tied
     total = sum(p.numel() for p in model.parameters())
     linear = found["layers"] * (2 * found["d"] * (found["q"] + found["kv"]) + 3 * found["d"] * found["inter"])
     return found | {"linear": linear, "rest": rest, "tower": tower | {"weights": total - linear - rest}}
@@ -1265,49 +1052,45 @@ def memory(
     Weights of the linear layers in NF4 with double quantisation 4.127 bits (Dettmers et al. 2023, section 3). What is trained is kept in fp32 with its gradient and two moments of Adam's (one
     byte each in 8 bits). Checkpoints are the residual stream at each layer. Logits in half precision, in fp32 and their gradient. A weight is dequantised before it is used.
     """
-    t = shape["tower"]
-    d = shape["d"]
-    q = shape["q"]
-    kv = shape["kv"]
-    inter = shape["inter"]
-    w = half / 2
-    seen, trained = t["weights"], 10 if adam8bit else 16
-    lora = rank * shape["layers"] * (2 * (d + q) + 2 * (d + kv) + 3 * (d + inter))
-    lora_seen = rank * t["layers"] * (8 * t["d"] + 3 * (t["d"] + t["inter"]))
+    t, linear, rest = shape["tower"], shape["linear"], shape["rest"]
+    d, q, kv, inter = (shape[k] for k in ("d", "q", "kv", "inter"))
+    w, seen = half / 2, t["weights"]
     layer, glance = w * live(tokens, d, q, kv, inter), w * live(patches, t["d"], t["d"], t["d"], t["inter"])
     own = 4 if method == "full" or vision == "full" else half  # load_to_tune
+    weights, embeddings, tower = own * linear, own * rest, own * seen
+    trained = rank * shape["layers"] * (2 * (d + q) + 2 * (d + kv) + 3 * (d + inter))
+    if method == "qlora":
+        weights = 4.127 / 8 * linear
+    elif method == "full":
+        weights, embeddings, trained = 0, 0, linear + rest
+    if vision == "full":
+        tower, trained = 0, trained + seen
+    elif vision == "lora":
+        trained += rank * t["layers"] * (8 * t["d"] + 3 * (t["d"] + t["inter"]))
+    if checkpoint:
+        kept, glances = shape["layers"] * tokens * d * half, t["layers"] * patches * t["d"] * half
+    else:
+        kept, glances = (shape["layers"] - 1) * layer * 3 / 4, (t["layers"] - 1) * glance * 3 / 4
+    weight = 0  # dequantised, or rounded by autocast
+    if method == "qlora":
+        weight = half * d * inter
+    elif own > half:
+        weight = half * (linear / (shape["layers"] if checkpoint else 1))
     parts = {
-        "weights": 4.127 / 8 * shape["linear"]
-        if method == "qlora"
-        else 0
-        if method == "full"
-        else own * shape["linear"],
-        "embeddings_tower": (0 if method == "full" else own * shape["rest"])
-        + (0 if vision == "full" else own * seen),
-        "trained": trained
-        * (
-            (shape["linear"] + shape["rest"] if method == "full" else lora)
-            + (seen if vision == "full" else lora_seen if vision == "lora" else 0)
-        ),
-        "kept": shape["layers"] * tokens * d * half if checkpoint else (shape["layers"] - 1) * layer * 3 / 4,
+        "weights": weights,
+        "embeddings_tower": embeddings + tower,
+        "trained": (10 if adam8bit else 16) * trained,
+        "kept": kept,
         "layer": layer,
         "vision": patches * 6 * t["patch"] ** 2 * 4
-        + (
-            glance / 2
-            if vision == "frozen"
-            else glance
-            + (t["layers"] * patches * t["d"] * half if checkpoint else (t["layers"] - 1) * glance * 3 / 4)
-        ),
+        + (glance / 2 if vision == "frozen" else glance + glances),
         "logits": scored * shape["vocab"] * 12,
-        # dequantised, or rounded by autocast
-        "weight": half * d * inter
-        if method == "qlora"
-        else half * (shape["linear"] / (shape["layers"] if checkpoint else 1))
-        if own > half
-        else 0,
+        "weight": weight,
         "context": context,
     }
-    return parts | ({"attention": 3 * 4 * eager * (1 if checkpoint else shape["layers"])} if eager else {})
+    if eager:
+        parts["attention"] = 3 * 4 * eager * (1 if checkpoint else shape["layers"])
+    return parts
 
 
 def lesson_of(entry, shape, frames):
@@ -1322,46 +1105,28 @@ def lesson_of(entry, shape, frames):
 def needed(shape, how, device, tokens, scored, patches):
     """`memory` of a training as `how` says (method, vision, rank, checkpoint, adam8bit, batch, accumulate) by lessons of so many tokens, for a device type."""
     rows = max(how["batch"] // (how["accumulate"] * ranks()[1]), 1)
-    more = (
-        {"half": 4, "context": 0.3e9, "eager": rows * shape["heads"] * tokens**2} if device == "cpu" else {}
-    )
-    return memory(
-        shape,
-        how["method"],
-        rows * tokens,
-        rows * scored,
-        rows * patches,
-        how["rank"],
-        how["vision"],
-        how["checkpoint"],
-        how["adam8bit"],
-        **more,
-    )
+    sizes = rows * tokens, rows * scored, rows * patches
+    flags = {k: how[k] for k in ("rank", "vision", "checkpoint", "adam8bit")}
+    if device == "cpu":
+        flags |= {"half": 4, "context": 0.3e9, "eager": rows * shape["heads"] * tokens**2}
+    return memory(shape, how["method"], *sizes, **flags)
 
 
 def check_fits(w):
     """Refuse a training that the plan says does not fit; else its plan, {part: GB}."""
     school, args, config = w.school, w.args, published_config(w.entry)
     if config is None:
-        refuse(
-            f"{w.entry['path']} has no config.json that is here or can be had from the hub; copy the whole checkpoint, and give its folder"
-        )
+        refuse(f"{w.entry['path']} has no config.json here or on the hub; copy the whole checkpoint")
     shape = shape_of(w.entry, config)
     free = memory_left(w.device, memory_size(args.max_memory) if args.max_memory else None)
-    parts = needed(
-        shape,
-        w.how,
-        w.device.type,
-        int(school.lengths.max()),
-        int(school.scored.max()),
-        school.seen * shape["tower"]["merge"] ** 2,
-    )
-    if sum(parts.values()) > free:
-        largest = sorted(parts, key=parts.get, reverse=True)[:3]
-        refuse(
-            f"this training needs about {sum(parts.values()) / 1e9:.2f} GB ({', '.join(f'{k} {parts[k] / 1e9:.2f}' for k in largest)}) and there are {free / 1e9:.2f}; --checkpoint, --accumulate, "
-            "--method lora or qlora, --adam8bit, a smaller --max-pixels or --max-tokens reduce it, and so does a smaller model (make plan)"
-        )
+    patches = school.seen * shape["tower"]["merge"] ** 2
+    longest, scored = int(school.lengths.max()), int(school.scored.max())
+    parts = needed(shape, w.how, w.device.type, longest, scored, patches)
+    total = sum(parts.values())
+    if total > free:
+        largest = [f"{k} {parts[k] / 1e9:.2f}" for k in sorted(parts, key=parts.get, reverse=True)[:3]]
+        need = f"needs about {total / 1e9:.2f} GB ({', '.join(largest)}) of {free / 1e9:.2f}"
+        refuse(f"this training {need}; --checkpoint, --accumulate, --adam8bit or --max-pixels reduce it")
     return {k: v / 1e9 for k, v in parts.items()}
 
 
@@ -1376,9 +1141,8 @@ def run_plan(args, started):
     for name in tqdm(names, desc="plan", unit="model", leave=False):
         entry = find_model(name)
         if entry.get("type") not in TUNABLE:
-            refuse(
-                f"--models {name} is a {entry.get('type', entry['kind'])}, which is not tuned here; give some of {', '.join(tunable)}"
-            )
+            kind = entry.get("type", entry["kind"])
+            refuse(f"--models {name} is a {kind}, which is not tuned here; give some of {', '.join(tunable)}")
         config = published_config(entry)
         if config is None:
             absent.append(entry["name"])
@@ -1387,46 +1151,30 @@ def run_plan(args, started):
         for method in RATES:
             for frames in SHOTS:
                 tokens, patches = lesson_of(entry, shape, frames)
-                how = {
-                    "method": method,
-                    "vision": args.vision
-                    if (method, args.vision) not in (("full", "lora"), ("qlora", "full"))
-                    else "frozen",
-                    "rank": args.rank,
+                impossible = (method, args.vision) in (("full", "lora"), ("qlora", "full"))
+                how = {"method": method, "vision": "frozen" if impossible else args.vision, "rank": args.rank}
+                how |= {
                     "checkpoint": True,
                     "adam8bit": bool(args.adam8bit),
-                    "batch": args.batch or 1,
+                    "batch": args.batch,
                     "accumulate": 1,
                 }
-                parts = {"cuda": needed(shape, how, "cuda", tokens, WORDS[1], patches)}
-                parts["here"] = needed(shape, how, device.type, tokens, WORDS[1], patches)
-                total = {where: sum(x.values()) for where, x in parts.items()}
-                rows.append(
-                    {
-                        "model": entry["name"],
-                        "method": method,
-                        "frames": frames,
-                        "tokens": tokens,
-                        "gb": total["cuda"] / 1e9,
-                        **{k: v / 1e9 for k, v in parts["cuda"].items()},
-                        **{
-                            card: (total["here" if card == "here" else "cuda"] <= size)
-                            and not (card == "here" and method == "qlora" and device.type == "cpu")
-                            for card, size in cards.items()
-                        },
-                    }
-                )
+                parts = needed(shape, how, "cuda", tokens, WORDS[1], patches)
+                total, size = sum(parts.values()), (tokens, WORDS[1], patches)
+                row = {"model": entry["name"], "method": method, "frames": frames, "tokens": tokens}
+                row |= {"gb": total / 1e9} | {k: v / 1e9 for k, v in parts.items()}
+                row |= {card: total <= room for card, room in CARDS.items()}
+                own = sum(needed(shape, how, device.type, *size).values())
+                row["here"] = own <= here and not (method == "qlora" and device.type == "cpu")
+                rows.append(row)
     if not rows:
-        refuse(
-            f"config not reachable: {', '.join(absent)}; where there is a network, `hf download REPOSITORY config.json` fetches one"
-        )
+        refuse(f"config not reachable: {', '.join(absent)}; `hf download REPOSITORY config.json` fetches one")
     keys = [k for k in rows[0] if k not in ("model", "method", *cards)]
     print(f"{'model':22} method {' '.join(f'{k[:10]:>10}' for k in keys)}  fits")
     for row in rows:
-        print(
-            f"{row['model'][:22]:22} {row['method']:6} {' '.join(f'{row[k]:>10}' if isinstance(row[k], int) else f'{row[k]:10.2f}' for k in keys)}  "
-            + (", ".join(card for card in cards if row[card]) or "none")
-        )
+        cells = [f"{row[k]:>10}" if isinstance(row[k], int) else f"{row[k]:10.2f}" for k in keys]
+        fits = ", ".join(card for card in cards if row[card]) or "none"
+        print(f"{row['model'][:22]:22} {row['method']:6} {' '.join(cells)}  {fits}")
     for name in absent:
         print(f"{name[:22]:22} config not reachable")
     result = {
@@ -1437,7 +1185,7 @@ def run_plan(args, started):
         "rows": len(rows),
         "here_gb": here / 1e9,
         "device": device.type,
-        "batch": args.batch or 1,
+        "batch": args.batch,
         "rank": args.rank,
         "vision": args.vision,
         "config_not_reachable": absent,
@@ -1468,21 +1216,17 @@ def get_args(argv):
     add("--checkpoint", action="store_true", default=None, help="recompute activations in the backward pass")
     add("--adam8bit", action="store_true", default=None, help="bitsandbytes' 8-bit optimizer (a GPU)")
     add("--max-pixels", type=int, help="of an image, and of a frame (default: the registry's sizes, squared)")
-    add(
-        "--max-tokens",
-        type=int,
-        help="of an example, whose last turns are left out until it fits (default: all)",
-    )
+    add("--max-tokens", type=int, help="of an example; turns beyond it are left out (default: all)")
     add("--max-memory", metavar="SIZE", help="of the GPU, or the CPU, as 15GB (default: what is free)")
     add("--keep", metavar="DATA", help="another task, on whose test items forgetting is measured")
     add("--merge", action="store_true", help="write the model with its LoRA merged as well")
     add("--preset", choices=list(PRESETS), help="what a card asks for, where nothing else is said")
-    add_training_flags(jobs["train"], SETTINGS["train"])
+    add_training_flags(jobs["train"], {k: TRAINING[k] for k in ("epochs", "patience", "batch", "lr")})
     add("--out", help="default: results/<model>/<data>/tuned")
     add = jobs["plan"].add_argument
     add("--models", nargs="*", help="(default: all of the registry that can be tuned)")
     add("--max-memory", metavar="SIZE", help="of this machine, as 15GB (default: what is free)")
-    add("--batch", type=int, help="(default: 1)")
+    add("--batch", type=int, default=1, help="of clips or images")
     add("--adam8bit", action="store_true", help="bitsandbytes' 8-bit optimizer")
     add("--rank", type=int, default=16, help="of LoRA")
     add("--vision", choices=("frozen", "lora", "full"), default="frozen", help="tower and projector")

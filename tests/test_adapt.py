@@ -453,7 +453,7 @@ def test_bad_input_is_refused_in_one_sentence(made, tmp_path, refused):
     but("Qwen's family", job="ablation", bridges="mlp,lora", features=tmp_path / "cousin")
     index["points"] |= {"merger": {"shape": [1, 1, 5, 8], "grid": False}}
     save_yaml(tmp_path / "gridless" / "index.yaml", index)
-    but("merger have no place in the picture", features=tmp_path / "gridless", point="merger")
+    but("merger have no place in the image", features=tmp_path / "gridless", point="merger")
     index = load_yaml(folder / "latents" / "index.yaml")
     # as if normalised one way only
     half = {"latents": load_features(folder / "latents")[1]("latents") / 2 + 1}
