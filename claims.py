@@ -131,9 +131,7 @@ def load_tracks(path, items):
         for name in (*i["names"], i["absent"], *filter(None, [i.get("removed")]))
     }
     if unknown := [i for i in tracks["ids"] if i not in known_ids]:
-        refuse(
-            f"{path} holds {unknown[0]!r} (and {len(unknown) - 1} more), which is no clip/object of the data; give the --data that it was made from"
-        )
+        refuse(f"{path} holds {unknown[0]!r}, which is no clip/object of the data; give its own --data")
     for name, shape in {
         "embedding": (n, WIDTH),
         "scores": (n, TIMES),
@@ -142,27 +140,19 @@ def load_tracks(path, items):
     }.items():
         x = tracks.get(name)
         if not torch.is_tensor(x) or x.shape != shape:
-            refuse(
-                f"{path}: {name} is {list(x.shape) if torch.is_tensor(x) else type(x).__name__} where {list(shape)} is wanted; write it as track.py does"
-            )
+            found = list(x.shape) if torch.is_tensor(x) else type(x).__name__
+            refuse(f"{path}: {name} is {found} where {list(shape)} is wanted; write it as track.py does")
         if not x.isfinite().all():
-            first = tracks["ids"][int((~x.isfinite()).reshape(n, -1).any(1).nonzero()[0])]
-            refuse(
-                f"{path}: {name} holds {int((~x.isfinite()).sum())} non-finite values, the first of {first!r}; write it again in fp32"
-            )
+            refuse(f"{path}: {name} holds {int((~x.isfinite()).sum())} non-finite values; write it in fp32")
         tracks[name] = x.float()
         if name != "embedding" and not ((tracks[name] >= 0) & (tracks[name] <= 1)).all():
-            refuse(
-                f"{path}: {name} reaches from {tracks[name].min():.3g} to {tracks[name].max():.3g}, and probabilities lie in 0 to 1; write them, not logits"
-            )
+            refuse(f"{path}: {name} reaches from {x.min():.3g} to {x.max():.3g}; write probabilities")
     if len(set(tracks["ids"])) < n:
-        refuse(
-            f"{path} holds {next(i for i in tracks['ids'] if tracks['ids'].count(i) > 1)!r} more than once; write each object once"
-        )
+        twice = next(i for i in tracks["ids"] if tracks["ids"].count(i) > 1)
+        refuse(f"{path} holds {twice!r} more than once; write each object once")
     if ((off := (tracks["attention"].sum(1) - 1).abs()) > 0.02).any():  # fp16 loses a thousandth
-        refuse(
-            f"{path}: the attention of {tracks['ids'][int(off.argmax())]!r} sums to {tracks['attention'][int(off.argmax())].sum():.3g}; let each row sum to 1"
-        )
+        k = int(off.argmax())
+        refuse(f"{path}: attention of {tracks['ids'][k]!r} sums to {tracks['attention'][k].sum():.3g}, not 1")
     return tracks
 
 
@@ -870,7 +860,5 @@ def trajectory_folder(folder):
         for i in items
         if not {"tracks", "asked", "turns", "absent"} <= set(i) or len(i["frames"]) != TIMES
     ]:
-        refuse(
-            f"{folder} has no tracks over {TIMES} frames of {lacking[0]}; give --data a folder that data.py trajectories wrote"
-        )
+        refuse(f"{folder} has no tracks of {lacking[0]}; give --data that data.py trajectories wrote")
     return items, index

@@ -16,7 +16,7 @@ probe beat both the model and its own best baseline?
 
 `semantic`: of every conditioning of generated clips, the share of answers that name the direction asked for. `describe`, by number of
 frames: action_recall_real and _generated, the share of clips whose action is named (asked openly, with the actions listed, or for a
-sentence); retention, generated over real, paired; yes_bias. Baselines are clips without the action (copy, frozen), another item's
+sentence); retention, generated over real, paired. Baselines are clips without the action (copy, frozen), another item's
 answers and the majority action.
 
 `trajectories`: methods are asked the same questions about objects, and for descriptions, and every claim is checked: truth, metadata
@@ -228,6 +228,13 @@ def says(model, processor, inputs_of, pictures, questions, batch, device, dtype)
     return answers
 
 
+def run_record(args, started, device, why, dtype, entry):
+    """The YAML's `run` of a job that loads the model of a registry's entry, or none."""
+    about = {"device": f"{device.type} ({why})", "dtype": str(dtype)}
+    revision = resolved_commit(entry) if entry else None
+    return run_info(args, started, script="explain.py", **about, model_revision=revision)
+
+
 def load_to_ask(args, entry, size, device, dtype):
     """(model, processor, function from frames to its inputs)."""
     model, processor = LOADERS["vlm"](entry, device, dtype, args.seed if args.random_init else None)
@@ -241,19 +248,13 @@ def ask_about_data(args, started):
     """The answers to the questions about the test items, in answers.pt and answers.yaml."""
     entry = find_model(args.model) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING:
-        refuse(
-            f"ask --data needs a causal language model with a tokenizer, of type {', '.join(GROUNDING)}; {args.model} is of type {entry.get('type')}"
-        )
+        refuse(f"{args.model} ({entry.get('type')}) is no causal language model that is asked; give tiny")
     items, data = load_items(args.data)
     if "boxes" not in items[0]:
-        refuse(
-            f"{args.data} has no boxes, and so nothing of which the place could be asked; give a folder with boxes or clips of data.py"
-        )
+        refuse(f"{args.data} has no boxes, so that no place can be asked for; give a folder with boxes")
     clip = "direction" in items[0]
     if clip and not entry["type"].startswith("qwen"):
-        refuse(
-            f"{args.model} takes a clip frame by frame and cannot be asked which way something moves; give a Qwen model, or pictures"
-        )
+        refuse(f"{args.model} takes a clip frame by frame and sees no motion; give a Qwen model")
     test = [i for i in items if split_of(i["source"]) == "test"]
     asked = [i for i in test if asked_object(i)]
     if not asked:
@@ -306,14 +307,7 @@ def ask_about_data(args, started):
             {"id": i, "question": q, "own": answer}
             for i, q, answer in zip(ids, questions, answers["own"], strict=True)
         ],
-        "run": run_info(
-            args,
-            started,
-            script="explain.py",
-            device=f"{device.type} ({why})",
-            dtype=str(dtype),
-            model_revision=resolved_commit(entry),
-        ),
+        "run": run_record(args, started, device, why, dtype, entry),
     }
     save_yaml(out.with_suffix(".yaml"), result)
     say(result)
@@ -324,9 +318,7 @@ def run_frames(args, started):
     """The share of test questions that are answered rightly from the frames that each way chooses, in frames.yaml; answers, seconds and numbers of frames in frames.pt."""
     entry = find_model(args.model) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING or not entry["type"].startswith("qwen"):
-        refuse(
-            f"this needs a model that takes clips, and {args.model} is of type {entry.get('type')}; give a Qwen model"
-        )
+        refuse(f"{args.model} is of type {entry.get('type')}, which takes no clips; give a Qwen model")
     items, data = load_items(args.data)
     ways = ways_of(args, items)
     rows = [
@@ -340,9 +332,7 @@ def run_frames(args, started):
         if kind == "direction"
     ]
     if not rows:
-        refuse(
-            f"{args.data} has no test clip with a question and its answer; give a folder with `turns`, say of data.py moving"
-        )
+        refuse(f"{args.data} has no test clip with a question; give one with `turns`, say data/moving")
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/frames.pt")
     check_writable(out)
     size = args.size or entry["clip"]
@@ -460,14 +450,7 @@ def run_frames(args, started):
         "equal_time": paid,
         "ways": table,
         "gains": gains,
-        "run": run_info(
-            args,
-            started,
-            script="explain.py",
-            device=f"{device.type} ({why})",
-            dtype=str(dtype),
-            model_revision=resolved_commit(entry),
-        ),
+        "run": run_record(args, started, device, why, dtype, entry),
     }
     save_yaml(out.with_suffix(".yaml"), result)
     say(result)
@@ -641,9 +624,7 @@ def binding(args, items, split, read, points, model):
     items, index, split = asked_items(items, split)
     number = {items[k]["id"]: m for m, k in enumerate(split["test"].tolist())}
     if said["meta"]["model"] != model or set(said["ids"]) != set(number):
-        refuse(
-            f"{args.answers} holds answers of {said['meta']['model']} that are not to the test items of {args.features} ({model}); run explain.py ask with the same --model and --data"
-        )
+        refuse(f"{args.answers} holds answers of {said['meta']['model']}; run explain.py ask of {model} here")
     kind, test, largest = "direction" if "direction" in items[0] else "place", split["test"], None
     words = readable(points, items, split, read, kind, index)
     truth = torch.tensor([where(i, kind) for i in items])
@@ -705,13 +686,9 @@ def run_semantic(args, started):
     items, index = load_items(args.films)
     said, film = load_pt(args.answers, ANSWERS), {i["id"]: i for i in items}
     if "conditioning" not in index or "direction" not in items[0]:
-        refuse(
-            f"{args.films} holds no films of clips with a direction; give the folder films that video.py writes"
-        )
+        refuse(f"{args.films} holds no clips with a direction; give films/ that video.py coherence wrote")
     if not set(said["ids"]) <= set(film) or "direction" not in said["kinds"]:
-        refuse(
-            f"{args.answers} holds no answers to questions of direction about {args.films}; run explain.py ask --data {args.films}"
-        )
+        refuse(f"{args.answers} holds no answers about {args.films}; run explain.py ask --data {args.films}")
     scores, silent, clips = {}, {}, {}
     for kind in dict.fromkeys(said["kinds"]):
         for name in dict.fromkeys(i["conditioning"] for i in items):
@@ -733,9 +710,7 @@ def run_semantic(args, started):
         if [i["id"].rpartition("/")[0] for i in clips.get(name, [])]
         != [i["id"].rpartition("/")[0] for i in clips[main]]
     ]:
-        refuse(
-            f"{args.answers} lacks answers about films of {incomplete[0]}; run explain.py ask --data {args.films} again"
-        )
+        refuse(f"{args.answers} lacks answers about {incomplete[0]}; run explain.py ask --data {args.films}")
     truth, sources = [i["direction"] for i in clips[main]], [i["source"] for i in clips[main]]
     kind = max(kinds, key=lambda k: scores[k, "real"].diagonal().mean())
     usual = index.get("commonest") or max(sorted(set(truth)), key=truth.count)
@@ -788,7 +763,7 @@ def run_semantic(args, started):
 DESCRIBE = "Describe what happens in this video in one sentence."
 CHOOSE = "Which of these happens in this video?"
 # of equal recall the earlier of NAMING is taken
-NAMING, YES = ("asked", "options", "described"), ("yes_true", "yes_false")
+NAMING = "asked", "options", "described"
 STILL = "copy", "frozen"  # conditionings whose films show no action: one frame throughout
 
 
@@ -796,36 +771,14 @@ def action_of(item):
     return item.get("action") or item.get("direction")
 
 
-def another(clip, action, actions, seed):
-    """The action of a clip drawn from those [n] with another action: the same for all films of this clip."""
-    different = [a for a in actions if a != action]
-    return different[int(hashlib.sha256(f"{seed} {clip}".encode()).hexdigest()[:15], 16) % len(different)]
-
-
-def questions_about(films, actions, options, seed, main="real"):
-    """{kind: a question for each film, or None: yes and no are asked of the clips themselves and of `main` alone}. actions: {clip: action}; options: the actions to choose from."""
-    words = {w for row in WORDS["direction"] for w in row}
-    openly = [i["turns"][0][0] for i in films] if all(i.get("turns") for i in films) else None
-
-    def happens(item, action):
-        if action in words and item.get("names"):
-            return f"Does the {item['names'][-1]} {'stand' if action == 'still' else 'move'} {action}? Answer yes or no."
-        return f"Does this happen in the video: {action}? Answer yes or no."
-
-    questions = {"described": [DESCRIBE] * len(films)} | ({"asked": openly} if openly else {})
+def questions_about(films, options):
+    """{kind: a question for each film}; options: the actions to choose from."""
+    questions = {"described": [DESCRIBE] * len(films)}
+    openly = [CHOOSE] * len(films)
+    if all(i.get("turns") for i in films):
+        questions["asked"] = openly = [i["turns"][0][0] for i in films]
     if 1 < len(options) <= OPTIONS:
-        questions["options"] = [
-            f"{q} Answer with one of: {', '.join(options)}." for q in openly or [CHOOSE] * len(films)
-        ]
-    if len(set(actions.values())) > 1:
-        here = [i.get("conditioning", "real") in ("real", main) for i in films]
-        questions["yes_true"] = [
-            happens(i, action_of(i)) if h else None for i, h in zip(films, here, strict=True)
-        ]
-        questions["yes_false"] = [
-            happens(i, another(clip_of(i), action_of(i), list(actions.values()), seed)) if h else None
-            for i, h in zip(films, here, strict=True)
-        ]
+        questions["options"] = [f"{q} Answer with one of: {', '.join(options)}." for q in openly]
     return questions
 
 
@@ -849,14 +802,11 @@ def ask_films(films, questions, counts, entry, where, out, meta, batch):
     wanted = [(kind, k) for k in counts for kind in questions if kind == first or k == max(counts)]
     todo = [(kind, k) for kind, k in wanted if f"{kind}-{k}" not in answers]
     model, processor = load_vlm(entry, *where) if todo else (None, None)
-    with tqdm(
-        total=sum(q is not None for kind, _ in todo for q in questions[kind]), desc="asked", unit="film"
-    ) as bar:
+    with tqdm(total=len(todo) * len(films), desc="asked", unit="film") as bar:
         for kind, k in todo:
             together, texts = {}, [None] * len(films)
             for n, (item, question) in enumerate(zip(films, questions[kind], strict=True)):
-                if question is not None:
-                    together.setdefault((question, len(item["frames"])), []).append(n)
+                together.setdefault((question, len(item["frames"])), []).append(n)
             for (question, length), members in together.items():
                 at = spread(length, k)
                 for some in (members[n : n + batch] for n in range(0, len(members), batch)):
@@ -897,23 +847,6 @@ def names_actions(texts, kind, actions):
     return torch.tensor([[recalled(s, a) for a in actions] for s in map(told, texts)])
 
 
-def yes_share(texts, sources, seed):
-    """{share, low, high, unparsed}: how many of the answers that begin with yes or no say yes."""
-    said = [
-        m and m.group(1).lower() == "yes"
-        for m in (re.match(r"\W*(yes|no)\b", t, re.IGNORECASE) for t in texts)
-    ]
-    heard = [k for k, s in enumerate(said) if s is not None]
-    values = (
-        bootstrap(torch.tensor([float(said[k]) for k in heard]), [sources[k] for k in heard], seed=seed)
-        if heard
-        else (None,) * 3
-    )
-    return dict(zip(("share", "low", "high"), values, strict=True)) | {
-        "unparsed": 1 - len(heard) / len(texts)
-    }
-
-
 def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
     """What of explain-describe.yaml follows from the answers: {(kind, k): texts}, the films of the first of `names` first, in each the clips of `truth` [n], their actions."""
     n, score, table = len(truth), {}, {name: {"n": len(truth)} for name in names}
@@ -921,17 +854,11 @@ def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
     for (kind, k), texts in answers.items():
         for place, name in enumerate(names):
             own = texts[place * n : (place + 1) * n]
-            if kind in YES and own[0] is None:
-                continue
-            if kind in YES:
-                table[name][f"{kind}-{k}"] = yes_share(own, sources, seed)
-            else:
-                said = names_actions(own, kind, vocabulary)
-                score[name, kind, k] = said[:, column].double()  # [answers, clips]
-                recall = bootstrap(score[name, kind, k].diagonal(), sources, seed=seed)
-                table[name][f"{kind}-{k}"] = dict(zip(("recall", "low", "high"), recall, strict=True)) | {
-                    "unparsed": (~said.any(1)).double().mean()
-                }
+            said = names_actions(own, kind, vocabulary)
+            score[name, kind, k] = said[:, column].double()  # [answers, clips]
+            recall, low, high = bootstrap(score[name, kind, k].diagonal(), sources, seed=seed)
+            row = {"recall": recall, "low": low, "high": high, "unparsed": (~said.any(1)).double().mean()}
+            table[name][f"{kind}-{k}"] = row
     searched = [(kind, k) for name, kind, k in score if name == "real"]
     # by the clips themselves alone
     kind, k = max(searched, key=lambda s: (score["real", *s].diagonal().mean(), s[1], -NAMING.index(s[0])))
@@ -964,56 +891,28 @@ def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
             **more,
         )
         for name, x in kept.items():
-            table[name] |= dict(
-                zip(
-                    ("retention", "retention_low", "retention_high"),
-                    bootstrap(x, sources, seed=seed),
-                    strict=True,
-                )
-            )
+            kept_of = bootstrap(x, sources, seed=seed)
+            table[name] |= dict(zip(("retention", "retention_low", "retention_high"), kept_of, strict=True))
     headline = {"kind": kind, "frames": k}
-    for word, row in (
-        ("real", table["real"][f"{kind}-{k}"]),
-        ("generated", table[main][f"{kind}-{k}"] if generated else {}),
-    ):
-        headline |= {
-            f"action_recall_{word}{end}": row.get(value)
-            for end, value in (("", "recall"), ("_low", "low"), ("_high", "high"))
-        }
+    asked = {
+        "real": table["real"][f"{kind}-{k}"],
+        "generated": table[main][f"{kind}-{k}"] if generated else {},
+    }
+    for word, row in asked.items():
+        for end, value in (("", "recall"), ("_low", "low"), ("_high", "high")):
+            headline[f"action_recall_{word}{end}"] = row.get(value)
     headline |= {f"retention{end}": table[main].get(f"retention{end}") for end in ("", "_low", "_high")}
-    headline["retention_reason"] = (
-        None
-        if "retention" in criteria
-        else "no action of a real clip is recalled, so there is none to retain"
-        if generated
-        else "there are no generated films"
-    )
-    headline |= {
-        f"retention_{name}": table[name].get("retention") for name in names if name not in ("real", main)
-    }
-    headline |= {
-        f"action_recall_{name}": value for name, value in criteria["action_recall"]["floors"].items()
-    }
-    most = max(k for _, _, k in score)
-    for end, name in (("", main), ("_real", "real")):
-        true, false = (table[name].get(f"{question}-{most}", {}) for question in YES)
-        headline |= {
-            f"yes_bias{end}{part}": false.get(value)
-            for part, value in (("", "share"), ("_low", "low"), ("_high", "high"))
-        }
-        headline[f"yes_bias{end}_reason"] = (
-            None
-            if false.get("share") is not None
-            else "no answer begins with yes or no"
-            if false
-            else "not asked: there is one action only"
-        )
-        headline |= {
-            f"yes_unparsed{end}": false.get("unparsed"),
-            f"yes_gap{end}": None
-            if None in (true.get("share"), false.get("share"))
-            else true["share"] - false["share"],
-        }
+    reason = None
+    if not generated:
+        reason = "there are no generated films"
+    elif "retention" not in criteria:
+        reason = "no action of a real clip is recalled, so there is none to retain"
+    headline["retention_reason"] = reason
+    for name in names:
+        if name not in ("real", main):
+            headline[f"retention_{name}"] = table[name].get("retention")
+    for name, value in criteria["action_recall"]["floors"].items():
+        headline[f"action_recall_{name}"] = value
     return headline | {
         "unparsed": more["unparsed"],
         "options_searched": len(searched),
@@ -1039,9 +938,7 @@ def films_to_describe(items, index, folder, clips):
         for name in ("real", index.get("conditioning", "real"), *films)
         if not ids or [clip_of(i) for i in films.get(name, ())] != ids
     ]:
-        refuse(
-            f"{folder} lacks films of {lacking[0]}, or has them of other clips than the real ones; run video.py again"
-        )
+        refuse(f"{folder} lacks films of {lacking[0]}, or of some clips; run video.py again")
     return {name: these[:clips] for name, these in films.items()}
 
 
@@ -1049,9 +946,7 @@ def run_describe(args, started):
     """explain-describe.yaml: what a model says happens in films, beside what does."""
     entry = find_model(args.model)
     if entry.get("type") not in FRAMES_AS:
-        refuse(
-            f"--model {args.model} is of type {entry.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b"
-        )
+        refuse(f"--model {args.model} takes no chat about several frames; give a Qwen model or internvl3-8b")
     if small := [
         k for k in ("clips", "size", "batch") if getattr(args, k) is not None and getattr(args, k) < 1
     ]:
@@ -1064,10 +959,9 @@ def run_describe(args, started):
     real, every = films["real"], [i for these in films.values() for i in these]
     longest = max(len(i["frames"]) for i in every)
     used = {int(k): min(int(k), longest) for k in counts}
-    actions = {clip_of(i): action_of(i) for i in real}
     directions = [w for row in WORDS["direction"] for w in row]
     options = sorted({*filter(None, map(action_of, items)), *(str(a) for a in index.get("actions") or ())})
-    questions = questions_about(every, actions, options, args.seed, main)
+    questions = questions_about(every, options)
     out = Path(args.out or Path(args.films).parent / "explain-describe.yaml")
     check_writable(out)
 
@@ -1131,14 +1025,7 @@ def run_describe(args, started):
         "size": size,
         "frames_used": used,
         **{k: x for k, x in found.items() if isinstance(x, dict)},
-        "run": run_info(
-            args,
-            started,
-            script="explain.py",
-            device=f"{device.type} ({why})",
-            dtype=str(dtype),
-            model_revision=resolved_commit(entry),
-        ),
+        "run": run_record(args, started, device, why, dtype, entry),
     }
     save_yaml(out, result)
     say(result)
@@ -1169,17 +1056,11 @@ def ask_about_media(args, started):
     entry, frames = find_model(args.model), args.frames or "16"
     if entry.get("type") not in FRAMES_AS:
         if entry.get("type") not in ALONE:
-            refuse(
-                f"--model {args.model} is of type {entry.get('type')}, for which no processor here puts a question beside a picture; use tiny, a Qwen model, llava-next or internvl3-8b"
-            )
+            refuse(f"--model {args.model} ({entry.get('type')}) cannot be asked; give tiny or a Qwen model")
         if args.clip or len(args.image or ()) > 1:
-            refuse(
-                f"--model {args.model} is of type {entry['type']}, which takes one picture at a time; give one --image, or a Qwen model, llava-onevision or internvl3-8b"
-            )
+            refuse(f"--model {args.model} takes one picture at a time; give one --image, or a Qwen model")
     if bool(args.image) == bool(args.clip) or not (args.question or "").strip():
-        refuse(
-            "ask needs a --question, and either --image, the files of pictures, or --clip, that of a video"
-        )
+        refuse("ask needs a --question, and either --image or --clip")
     if args.clip and not (frames.isdecimal() and int(frames) > 1):
         refuse(f"--frames {frames} is not a number of 2 or more; give, say, 16")
     if args.choose and not args.clip:
@@ -1226,14 +1107,7 @@ def ask_about_media(args, started):
         "frames": len(x),
         "size": size,
         **({"clip": args.clip, "frames_used": at[0]} if args.clip else {"images": args.image}),
-        "run": run_info(
-            args,
-            started,
-            script="explain.py",
-            device=f"{device.type} ({why})",
-            dtype=str(dtype),
-            model_revision=resolved_commit(entry),
-        ),
+        "run": run_record(args, started, device, why, dtype, entry),
     }
     if args.out:
         save_yaml(args.out, result)
@@ -1454,9 +1328,7 @@ class Notes:
             for name in (*item["names"], item["absent"])
             if (i := track_id(item, name)) not in self.rows
         ]:
-            refuse(
-                f"{path} lacks {lacking[0]!r} and {len(lacking) - 1} more; write it again for this --data with track.py"
-            )
+            refuse(f"{path} lacks {lacking[0]!r} and {len(lacking) - 1} more; run track.py for this --data")
 
     def row(self, k, name):
         """Where an object stands; of a question about none, the first object of the clip."""
@@ -1817,13 +1689,9 @@ def trajectory_world(args):
     w.every, w.index = trajectory_folder(args.data)
     w.items, w.train = ([i for i in w.every if split_of(i["source"]) == part] for part in ("test", "train"))
     if not w.items or not w.train:
-        refuse(
-            f"{args.data} has {len(w.train)} train and {len(w.items)} test clips; give a folder with more clips"
-        )
+        refuse(f"{args.data} has {len(w.train)} train and {len(w.items)} test clips; give more")
     if args.words and not args.embeddings:
-        refuse(
-            f"--words {args.words} reads embeddings: give --embeddings, the tracks.pt that track.py wrote of --data"
-        )
+        refuse(f"--words {args.words} reads embeddings; give --embeddings, the tracks.pt of --data")
     if args.embeddings:
         w.notes = Notes(args.embeddings, w.every, w.items)
     if args.words:
@@ -1836,33 +1704,23 @@ def trajectory_world(args):
         find_model(name) if name else None for name in (language, args.vlm, args.tuned)
     )
     if w.entry and w.entry["kind"] != "language":
-        refuse(
-            f"--language {language} is a {w.entry['kind']}; give a language model, such as tiny-words or tinyllama"
-        )
+        refuse(f"--language {language} is a {w.entry['kind']}; give a language model, say tiny-words")
     for flag, name, entry in (("--vlm", args.vlm, w.vlm), ("--tuned", args.tuned, w.tuned)):
         if entry and entry.get("type") not in FRAMES_AS:
-            refuse(
-                f"{flag} {name} is of type {entry.get('type')}, which has no processor that takes a chat about several frames; use a Qwen model, llava-onevision or internvl3-8b"
-            )
+            refuse(f"{flag} {name} takes no chat about several frames; give a Qwen model or internvl3-8b")
     if not w.shown.isdecimal() or int(w.shown) < 2:
         refuse(f"--frames {args.frames} is no number of 2 or more; give, say, 8")
     for given in args.changed or ():
         name, _, where = given.partition("=")
         folder, _, embeddings = where.rpartition(":")
         if not (name and folder and embeddings):
-            refuse(
-                f"--changed {given} does not say NAME=DATA:EMBEDDINGS; give, say, reversed=data/trajectories-reversed:results/tiny/trajectories-reversed/tracks.pt"
-            )
+            refuse(f"--changed {given} is not NAME=DATA:EMBEDDINGS, say reversed=data/x:results/x/tracks.pt")
         if not w.notes:
-            refuse(
-                f"--changed {given} asks whether words follow embeddings; give --embeddings, those of --data"
-            )
+            refuse(f"--changed {given} needs --embeddings, those of --data")
         altered, _ = trajectory_folder(folder)
         here = [i for i in altered if split_of(i["source"]) == "test"]
         if not {i["id"] for i in here} & {i["id"] for i in w.items}:
-            refuse(
-                f"{folder} has no test clip of {args.data}; make it with data.py trajectories --change, of the same --seed"
-            )
+            refuse(f"{folder} has no test clip of {args.data}; make it by data.py trajectories --change")
         w.changed[name] = here, Notes(embeddings, altered, here, w.notes.threshold)
     w.out = Path(args.out or Path(args.embeddings or args.data).parent / "explain-trajectories.yaml")
     check_writable(w.out)
@@ -2144,14 +2002,7 @@ def run_trajectories(args, started):
             "clip": w.items[clips[0]]["id"],
             **{name: said[0][clips[0]] for name, said in said_of.items()},
         },
-        "run": run_info(
-            args,
-            started,
-            script="explain.py",
-            device=f"{device.type} ({why})",
-            dtype=str(dtype),
-            model_revision=w.entry and resolved_commit(w.entry),
-        ),
+        "run": run_record(args, started, device, why, dtype, w.entry),
     }
     save_yaml(w.out, result)
     say(result)

@@ -43,7 +43,6 @@ from common import (
     load_items,
     load_yaml,
     parser,
-    plain,
     positive,
     pyplot,
     refuse,
@@ -221,10 +220,8 @@ def whole_past(path, first, frames, name):
     index = load_yaml(Path(path) / "index.yaml", "data")
     found = index.get("cut_from"), index.get("first"), index.get("frames")
     if found != (name, first, frames):
-        refuse(
-            f"{path} is not frames {first} to {first + frames - 1} of {name}, so its features may have seen the future; "
-            f"make it with data.py cut --clips data/{name} --first {first} --frames {frames}"
-        )
+        last, how = first + frames - 1, f"data.py cut --clips data/{name} --first {first} --frames {frames}"
+        refuse(f"{path} is not frames {first} to {last} and may have seen the future; make it by {how}")
 
 
 def latent_world(args):
@@ -233,9 +230,7 @@ def latent_world(args):
     positive(args, "past", "seeds", "epochs", "batch")
     w.index, w.read = load_features(args.features)
     if "shown" in w.index:
-        refuse(
-            f"{args.features} holds features of chosen frames, and behind them nothing goes on at an even pace; extract again without --frames"
-        )
+        refuse(f"{args.features} holds features of chosen frames; extract again without --frames")
     w.language = [p for p in with_grid(w.index) if p.startswith("language.")]
     # what by default is left out
     cannot = {"last": not args.last, "language": not w.language, "random": not args.random}
@@ -259,9 +254,7 @@ def latent_world(args):
         if name in names or name in CONTROLS and not cannot.get(v["reads"])
     }
     if not set(w.variants) - {"sanity", "action", *CONTROLS}:
-        refuse(
-            f"--variants {args.variants} leave nothing that predicts; add one of {', '.join(n for n in VARIANTS if n not in ('sanity', 'action', *CONTROLS))}"
-        )
+        refuse(f"--variants {args.variants} leave nothing that predicts; add multi, say")
     if "lora" in w.variants and args.past < 2:
         refuse("--past 1 is one picture, and lora reads clips; leave it out of --variants")
     items, w.data = load_items(args.data)
@@ -272,24 +265,18 @@ def latent_world(args):
     w.length = min(len(i.get("frames", ())) for i in w.items)
     w.horizons = [h for h in HORIZONS if args.past + h <= w.length]
     if not w.horizons:
-        refuse(
-            f"{args.data} has clips of {w.length} frames, and behind --past {args.past} nothing is left to predict; give longer clips"
-        )
+        refuse(f"{args.data} has clips of {w.length} frames, within --past {args.past}; give longer clips")
     w.last = None
     if any(v["reads"] == "last" for v in w.variants.values()):
         if not args.last:
-            refuse(
-                f"the variants {', '.join(n for n, v in w.variants.items() if v['reads'] == 'last')} read the last frame alone; give --last its features, or leave them out of --variants"
-            )
+            refuse("single, action, sanity read the last frame; give --last its features or leave them out")
         last, w.read_last = load_features(args.last)
         whole_past(last["data_path"], args.past - 1, 1, w.data["name"])
         w.last = last
     random, w.read_random = load_features(args.random) if args.random else (w.index, None)
     for flag, other in (("--last", w.last or w.index), ("--random", random)):
         if other["ids"] != w.index["ids"] or other["model"] != w.index["model"]:
-            refuse(
-                f"{flag} is not about the clips and the model of {args.features}; extract both with the same --model of cuts of the same clips"
-            )
+            refuse(f"{flag} is not about the clips and the model of {args.features}; extract both alike")
     vae = find_model(args.vae)
     if vae["kind"] != "vae":
         refuse(f"--vae {args.vae} is a {vae['kind']}; a vae is needed")
@@ -301,13 +288,9 @@ def latent_world(args):
         if p != "pixels" and (w.last is None or p in w.last["points"]) and p in random["points"]
     ]
     if args.point and args.point not in points:
-        refuse(
-            f"--point {args.point} is not among the points of {args.features} that have a grid: {', '.join(points)}"
-        )
+        refuse(f"--point {args.point} is not in {args.features}; give one of {', '.join(points)}")
     if not w.language and any(v["reads"] == "language" for v in w.variants.values()):
-        refuse(
-            f"{args.features} holds no language layer, at which language and lora read; leave them out of --variants"
-        )
+        refuse(f"{args.features} holds no language layer; leave language and lora out of --variants")
     w.device, w.dtype, w.why = choose_device()
     print(f"device {w.device.type} ({w.why})")
     full = torch.float32 if w.dtype == torch.float16 else w.dtype
@@ -387,9 +370,7 @@ def tuned_model(w, rank):
     """(VLM under LoRA, function from items to its inputs: clips of the past, as in extract.py). Refused unless the model, before training, gives the stored features."""
     entry, size = model_of(w.index), w.index["size"]
     if not entry.get("type", "").startswith("qwen"):
-        refuse(
-            f"lora lies inside a language model of Qwen's family, and {w.index['model']} is a {entry.get('type')}; leave it out of --variants"
-        )
+        refuse(f"{w.index['model']} is not of Qwen's family, as lora needs; leave it out of --variants")
     vlm, processor = load_vlm(entry, w.device, torch.float32 if w.dtype == torch.float16 else w.dtype)
     vlm.requires_grad_(False)
 
@@ -412,9 +393,7 @@ def tuned_model(w, rank):
     with torch.inference_mode():
         own = tuned(inputs(some)).cpu()
     if (own - stored[some]).norm() > 0.02 * stored[some].norm():
-        refuse(
-            f"{w.index['model']} does not give back the stored features of {point}; extract them again, or leave lora out of --variants"
-        )
+        refuse(f"{w.index['model']} does not give the stored features of {point}; extract them again")
     return tuned, inputs
 
 
@@ -911,118 +890,23 @@ def predict_latents(args, started):
 
 
 def latent_picture(result, strips, path):
-    """Three clips by every variant, a column a horizon; gain over copy, by horizon and by quarter of motion; error against training clips."""
+    """Three clips by every variant: a column a clip, in it a frame a horizon."""
     plt = pyplot()
     names, horizons = list(strips), list(result["horizons"][result["variant"]])
-    figure = plt.figure(figsize=(17, 0.95 * len(names) + 9), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[0.95 * len(names), 9])
-    axes = top.subplots(len(names), 3, squeeze=False)
+    figure, axes = plt.subplots(len(names), 3, figsize=(17, 0.95 * len(names)), squeeze=False)
+    figure.set_layout_engine("constrained")
     for r, name in enumerate(names):
-        for c in range(3):
-            axis, clip = axes[r][c], strips[name][min(c, len(strips[name]) - 1)].numpy()
-            axis.imshow(
-                np.concatenate([np.pad(f, ((0, 0), (0, 3), (0, 0)), constant_values=255) for f in clip], 1),
-                interpolation="nearest",
-            )
+        for c, axis in enumerate(axes[r]):
+            clip = strips[name][min(c, len(strips[name]) - 1)].numpy()
+            clip = np.pad(clip, ((0, 0), (0, 0), (0, 3), (0, 0)), constant_values=255)
+            axis.imshow(np.concatenate(clip, 1), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-            if c == 0:
-                axis.set_ylabel(
-                    name,
-                    rotation=0,
-                    ha="right",
-                    va="center",
-                    fontweight="bold" if name == result["variant"] else None,
-                )
-            if r in (0, 1):
-                axis.set_title(
-                    "the past, from left to right"
-                    if r == 0
-                    else "ahead by " + ", ".join(map(str, horizons)) + " frames",
-                    fontsize=9,
-                )
-    (a, b), (c, d) = bottom.subplots(2, 2, gridspec_kw={"width_ratios": [3, 2]})
-    rows = result["baselines"] | result["variants"]
-    shown = [n for n in rows if n not in ("oracle", "copy", "mean_future")]
-    value, low, high = (np.array([rows[n][k] for n in shown]) for k in ("gain", "gain_low", "gain_high"))
-    colours = [
-        "tab:orange"
-        if n == result["variant"]
-        else "tab:blue"
-        if n in result["variants"] and n not in CONTROLS
-        else "grey"
-        for n in shown
-    ]
-    a.barh(shown, value, xerr=np.abs(np.stack([low, high]) - value), color=colours)
-    a.axvline(0, color="black")
-    a.invert_yaxis()
-    a.set_title(
-        "gain in cosine over copying the last frame (grey: no model; orange: chosen on val)", fontsize=10
-    )
-    lines = [
-        n
-        for n in (result["variant"], "delta", "blind", "latents", "flow", "linear")
-        if n in result["horizons"]
-    ]
-    for name in dict.fromkeys(lines):
-        t = result["horizons"][name]
-        y = np.array([t[h]["gain"] for h in horizons])
-        b.errorbar(
-            range(len(horizons)),
-            y,
-            np.abs(np.array([[t[h]["gain_low"], t[h]["gain_high"]] for h in horizons]).T - y),
-            label=name,
-            marker="o",
-            capsize=3,
-        )
-    b.set(xticks=range(len(horizons)), xticklabels=horizons, xlabel="frames ahead", title="gain by horizon")
-    for name in dict.fromkeys(n for n in lines if n in result["quarters_of_motion"]):
-        t = list(result["quarters_of_motion"][name].values())
-        y = np.array([r["gain"] for r in t])
-        c.errorbar(
-            range(4),
-            y,
-            np.abs(np.array([[r["gain_low"], r["gain_high"]] for r in t]).T - y),
-            label=name,
-            marker="o",
-            capsize=3,
-        )
-    c.set(
-        xticks=range(4),
-        xticklabels=[f"{m:.3f}" for m in plain(result["motion"])],
-        xlabel="quarters of clips by their motion (mean absolute change)",
-        title="gain by motion",
-    )
-    for axis in (b, c):
-        axis.axhline(0, color="black", lw=1)
-        axis.legend(fontsize=8)
-    if s := result["scaling"]:
-        n, rows = list(s["sizes"]), list(s["sizes"].values())
-        y = np.array(plain([r["error"] for r in rows]))
-        d.errorbar(
-            n,
-            y,
-            np.abs(np.array(plain([[r["error_low"], r["error_high"]] for r in rows])).T - y),
-            marker="o",
-            ls="",
-            capsize=3,
-            label=s["variant"],
-        )
-        if s["fit"]:
-            x = np.geomspace(min(n), 8 * max(n), 60)
-            d.plot(
-                x,
-                s["fit"]["floor"] + s["fit"]["scale"] * (x / max(n)) ** -s["fit"]["exponent"],
-                ls="--",
-                label="power law, beyond the data a guess",
-            )
-        d.axhline(s["copy_error"], color="black", lw=1, label="copy")
-        d.set(xscale="log", xlabel="training clips", title="error (1 - cosine) by training clips")
-        d.legend(fontsize=8)
-    figure.suptitle(
-        f"{result['model']} ({result['layer']}) to {result['decoder']}: does anything predict better than copying the last frame? {result['predicts']}",
-        fontsize=12,
-    )
+        weight = "bold" if name == result["variant"] else None
+        axes[r][0].set_ylabel(name, rotation=0, ha="right", va="center", fontweight=weight)
+    axes[0][0].set_title("the past, from left to right", fontsize=9)
+    axes[1][0].set_title(f"ahead by {', '.join(map(str, horizons))} frames", fontsize=9)
+    figure.suptitle(f"{result['model']} ({result['layer']}) to {result['decoder']}", fontsize=12)
     figure.savefig(path, dpi=70)
     plt.close(figure)
 

@@ -342,9 +342,7 @@ def track_objects(args, started):
             for n in (*i["names"], i["absent"])
             if n.split()[0] not in config["colours"] or n.split()[-1] not in config["shapes"]
         ]:
-            refuse(
-                f"{folder} has a {unknown[0]!r}, and {entry['path']} knows {', '.join(config['colours'])} and {', '.join(config['shapes'])}; give clips of these"
-            )
+            refuse(f"{folder} has a {unknown[0]!r}, which {entry['path']} does not know; give other clips")
         began = time.time()
         ids, found = follow_all(model, items, device)
         seconds = (time.time() - began) / len(items)

@@ -298,15 +298,8 @@ def sampler(pipeline, steps, tokens):
     # ones of them
     logging.set_verbosity_error()
     scheduler = pipeline.scheduler
-    shift = (
-        scheduler.config.get(k, v)
-        for k, v in (
-            ("base_image_seq_len", 256),
-            ("max_image_seq_len", 4096),
-            ("base_shift", 0.5),
-            ("max_shift", 1.15),
-        )
-    )
+    defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+    shift = [scheduler.config.get(k, v) for k, v in defaults.items()]
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=calculate_shift(tokens, *shift))
     run = LTXConditionPipeline(**pipeline.components | {"scheduler": FlowMatchEulerDiscreteScheduler()})
     run.set_progress_bar_config(disable=True)
@@ -399,20 +392,14 @@ def warp_error(x):
 
     grey = grey_of(x).numpy()
     grid = np.mgrid[: grey.shape[2], : grey.shape[3]].astype(np.float32)
-    return torch.tensor(
-        [
-            np.mean(
-                [
-                    np.abs(
-                        a - warp(b, grid + optical_flow_ilk(a, b, radius=5, num_warp=4), mode="edge")
-                    ).mean()
-                    for a, b in zip(clip, clip[1:], strict=False)
-                ]
-            )
-            for clip in grey
-        ],
-        dtype=torch.float64,
-    )
+    errors = []
+    for clip in grey:
+        own = []
+        for a, b in zip(clip, clip[1:], strict=False):
+            flow = optical_flow_ilk(a, b, radius=5, num_warp=4)
+            own.append(np.abs(a - warp(b, grid + flow, mode="edge")).mean())
+        errors.append(np.mean(own))
+    return torch.tensor(errors, dtype=torch.float64)
 
 
 def judged(own, main, sources, seed):
@@ -455,18 +442,13 @@ def read_adapter(path, ids, shape):
     """(meta, the adapter's tokens for the clips `ids`, fp32 [n, L, C])."""
     found = load_pt(path, RESULT)
     if found["meta"].get("into") != "prompt":
-        refuse(
-            f"{path} holds {found['meta'].get('into')}, and an adapter's tokens go in as a prompt does; run adapt.py prompt"
-        )
+        refuse(f"{path} is no adapter's prompt, but holds {found['meta'].get('into')}; run adapt.py prompt")
     x, number = found.get("embeds"), {i: k for k, i in enumerate(found["ids"])}
     if missing := [i for i in ids if i not in number]:
-        refuse(
-            f"{path} holds nothing for {missing[0]!r} (and {len(missing) - 1} more); it was made of other clips, run adapt.py on --data"
-        )
+        refuse(f"{path} lacks {missing[0]!r} and {len(missing) - 1} more of other clips; run adapt.py prompt")
     if x is None or x.ndim != 3 or x.shape[-1] != shape["prompt"]:
-        refuse(
-            f"{path} holds {'nothing' if x is None else f'{tuple(x.shape)}'}, where --model takes a width of {shape['prompt']}; run adapt.py for this decoder"
-        )
+        has = None if x is None else tuple(x.shape)
+        refuse(f"{path} holds {has}, and --model takes a width of {shape['prompt']}; run adapt.py prompt")
     x = x[[number[i] for i in ids]].float()
     if not x.isfinite().all():
         refuse(f"{path} holds {int((~x.isfinite()).sum())} values that are not finite; run adapt.py again")
@@ -481,69 +463,31 @@ def draw_strips(figure, strips, words, at, bold):
     axes = figure.subplots(len(strips), len(words), squeeze=False)
     for r, (name, films) in enumerate(strips.items()):
         for c, axis in enumerate(axes[r]):
-            shown = films[c][at].numpy()
-            axis.imshow(
-                np.concatenate([np.pad(f, ((0, 0), (0, 3), (0, 0)), constant_values=255) for f in shown], 1),
-                interpolation="nearest",
-            )
+            shown = np.pad(films[c][at].numpy(), ((0, 0), (0, 0), (0, 3), (0, 0)), constant_values=255)
+            axis.imshow(np.concatenate(shown, 1), interpolation="nearest")
             axis.set(xticks=[], yticks=[], title=words[c] if r == 0 else "")
             axis.spines[:].set_visible(False)
-            if c == 0:
-                axis.set_ylabel(
-                    name, rotation=0, ha="right", va="center", fontweight="bold" if name in bold else None
-                )
+        weight = "bold" if name in bold else None
+        axes[r][0].set_ylabel(name, rotation=0, ha="right", va="center", fontweight=weight)
 
 
 def picture(result, strips, words, path):
-    """Films of a few clips, a row a conditioning, a column a clip, five of their frames from left to right; below, what was measured."""
+    """Five frames of a few clips, a row a conditioning, a column a clip; below, the closeness to the clips' own change."""
     plt = pyplot()
-    names, count = list(strips), len(words)
-    figure = plt.figure(figsize=(5.6 * count, 1.15 * len(names) + 4.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.15 * len(names), 4.6])
-    draw_strips(
-        top,
-        strips,
-        words,
-        [round(k * (len(strips["real"][0]) - 1) / 4) for k in range(5)],
-        ("real", result["conditioning"]),
-    )
-    top.suptitle(
-        f"Films by {result['video']}: five frames each, time from left to right (asked for, where the caption is given: above)",
-        fontsize=11,
-    )
+    high = 1.15 * len(strips)
+    figure = plt.figure(figsize=(5.6 * len(words), high + 3.5), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[high, 3.5])
+    at = [round(k * (len(strips["real"][0]) - 1) / 4) for k in range(5)]
+    draw_strips(top, strips, words, at, ("real", result["conditioning"]))
+    top.suptitle(f"By {result['video']}, from left to right; above, the caption", fontsize=11)
     table = result["conditionings"]
     rows = [n for n in table if n not in ("real", "frozen")]
-    colours = [
-        "tab:orange" if n == result["conditioning"] else "lightgrey" if n in NULLS else "tab:blue"
-        for n in rows
-    ]
-    titles = {
-        "temporal_consistency": "cosine of adjacent frames\n(right: as in the clips)",
-        "temporal_closeness": "closeness to the clip's change\n(right: 1)",
-        "decoded_closeness": "to that of its reconstruction\n(right: 1)",
-        "temporal_ratio": "motion over the clip's own\n(right: 1)",
-        "direction_right": "share that moves the right way\n(right: 1)",
-    }
-    bottom.suptitle(
-        f"The same in numbers, of all clips (orange: {result['conditioning']}; grey: not generated)",
-        fontsize=11,
-    )
-    charts = bottom.subplots(1, len(titles), sharey=True)
-    for axis, (name, title) in zip(charts, titles.items(), strict=True):
-        axis.set_title(title, fontsize=10)
-        if table["real"][name] is None:
-            continue
-        value, *ends = ([table[n][f"{name}{end}"] for n in rows] for end in ("", "_low", "_high"))
-        error = np.nan_to_num(np.abs(np.array(ends) - value), posinf=0)
-        axis.barh(rows, value, xerr=error, color=colours, height=0.7)
-        axis.axvline(table["real"][name], color="black", label="the clips themselves")
-        axis.axvline(table["frozen"][name], color="tab:red", ls="--", lw=2, label="first frame, frozen")
-        if name == "temporal_consistency":  # cosines lie close together
-            axis.set_xlim(min(value) - 0.2 * (1 - min(value)), 1 + 0.02 * (1 - min(value)))
-        else:
-            axis.set_xlim(-0.01, 1.02 if name != "temporal_ratio" else 1.1 * min(max(*value, 1.0), 5.0))
-    charts[0].invert_yaxis()
-    bottom.legend(*charts[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    value, *ends = ([table[n][f"temporal_closeness{end}"] for n in rows] for end in ("", "_low", "_high"))
+    error = np.nan_to_num(np.abs(np.array(ends, float) - value), posinf=0)
+    axis = bottom.subplots()
+    axis.barh(rows, value, xerr=error)
+    axis.set_title("temporal closeness (1: changes as its clip does)", fontsize=10)
+    axis.invert_yaxis()
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -555,9 +499,7 @@ def pipeline_of(args):
     """(entry of the pipeline, its geometry). Sets the defaults in `args`."""
     entry = find_model(args.model)
     if entry["kind"] != "video":
-        refuse(
-            f"--model {args.model} is a {entry['kind']}; give tiny-ltx, ltx-video, or the folder of a whole pipeline, with model_index.json"
-        )
+        refuse(f"--model {args.model} is a {entry['kind']}; give tiny-ltx, or a folder with model_index.json")
     positive(args, "steps", "seeds", "batch", "clips", "past", "horizon")
     args.frames = args.frames or entry.get("frames", 9)
     args.size = args.size or entry["clip"]
@@ -600,9 +542,7 @@ def opened(entry, shape, unit, steps, words):
     """(pipeline, the empty prompt's tokens [K, C], (embeddings, mask) of words, LTXConditionPipeline, its time steps) for films of shape (T, H, W)."""
     model = load_video_pipeline(entry, *choose_device()[:2])[0]
     if model.text_encoder is None:
-        refuse(
-            f"{entry['path']} has no text encoder, and the empty prompt, too, has to be encoded; copy the whole checkpoint"
-        )
+        refuse(f"{entry['path']} has no text encoder; copy the whole checkpoint")
     embeds, mask = encoded(model, [""])
     latent = (shape[0] - 1) // unit["time"] + 1, shape[1] // unit["space"], shape[2] // unit["space"]
     return model, embeds[0][mask[0].bool()], encoded(model, words), *sampler(model, steps, math.prod(latent))
@@ -641,46 +581,28 @@ def made(entry, folder, parts, settings, items, adapter, batch):
             return decode_films(model.vae, encode_films(model.vae, real, batch), batch)
         name, strength, draw = parts[part]
         places, says = CONDITIONINGS[name]
-        shown = (
-            [(0, real)]
-            if places == "all"
-            else [(k, real[:, k : k + 1]) for k in (round(f * (shape[0] - 1)) for f in places)]
-        )
+        if places == "all":
+            shown = [(0, real)]
+        else:
+            numbers = [round(f * (shape[0] - 1)) for f in places]
+            shown = [(k, real[:, k : k + 1]) for k in numbers]
         prompt = words if says == "caption" else unprompted(empty, len(ids))
         if says == "adapter":
             tokens = held.to(empty)
             prompt = towards(empty, tokens, strength), empty.new_ones(tokens.shape[:2])
             strength = 1.0  # of the frame
-        return films(
-            run,
-            timesteps,
-            ids,
-            shape,
-            shown,
-            prompt,
-            settings["seed"] + draw,
-            strength,
-            batch,
-            settings["guidance"],
-            empty,
-        )
+        seed, guidance = settings["seed"] + draw, settings["guidance"]
+        return films(run, timesteps, ids, shape, shown, prompt, seed, strength, batch, guidance, empty)
 
     wanted = {
         part: settings | {"job": job} | ({} if job and job[0] == "adapter" else {"adapter": None})
         for part, job in {"vae": None, **parts}.items()
     }
-    found = kept(
-        folder,
-        ids,
-        wanted,
-        lambda: opened(
-            entry, shape, settings["geometry"], settings["steps"], [caption(i) or "" for i in items]
-        ),
-        film,
-    )
-    return {part: x["films"] for part, x in found.items()}, sum(
-        x["seconds"] for part, x in found.items() if part != "vae"
-    )
+    texts = [caption(i) or "" for i in items]
+    load = functools.partial(opened, entry, shape, settings["geometry"], settings["steps"], texts)
+    found = kept(folder, ids, wanted, load, film)
+    seconds = sum(x["seconds"] for part, x in found.items() if part != "vae")
+    return {part: x["films"] for part, x in found.items()}, seconds
 
 
 def load_judge(entry, device, dtype):
@@ -758,18 +680,14 @@ def run_coherence(args, started):
     every, data = load_items(args.data)
     items = clips_of(every, "test")[: args.clips]
     if not items:
-        refuse(
-            f"{args.data} has no clips in its test split; give a folder with clips, and more of them (data.py moving)"
-        )
+        refuse(f"{args.data} has no clips in its test split; give more clips")
     items = windows(items, args.frames, args.size)
     ids = [i["id"] for i in items]
     sources = [i["source"] for i in items]
     words = [caption(i) for i in items]
     real = torch.stack([i["frames"] for i in items])
     if any(CONDITIONINGS[n][1] == "caption" for n in names) and None in words:
-        refuse(
-            f"{ids[words.index(None)]!r} of {args.data} has no text to ask a film for; leave text and first+text out of --conditionings"
-        )
+        refuse(f"{ids[words.index(None)]!r} has no text; leave text and first+text out of --conditionings")
     adapter = read_adapter(args.adapter, ids, shape) if args.adapter else None
     model = adapter and adapter[0].get("model")
     args.out = out = Path(
@@ -928,13 +846,10 @@ def asked_clips(args):
     test, train = clips_of(every, "test"), clips_of(every, "train")
     for split, found in (("test", test), ("train", train)):
         if not found:
-            refuse(
-                f"{args.data} has no clips in its {split} split; give a folder with clips, and more of them (data.py moving)"
-            )
+            refuse(f"{args.data} has no clips in its {split} split; give more clips")
     if short := [i for i in train if len(i["frames"]) < args.past + args.horizon]:
-        refuse(
-            f"{short[0]['id']} has {len(short[0]['frames'])} frames, {args.past + args.horizon} are needed; give a smaller --past or --horizon, or longer clips"
-        )
+        name, has = short[0]["id"], len(short[0]["frames"])
+        refuse(f"{name} has {has} frames, {args.past + args.horizon} are needed; lower --past or --horizon")
     return (
         every,
         windows(test[: args.clips], args.past + args.horizon, args.size, "--past or --horizon"),
@@ -959,10 +874,7 @@ def run_continue(args, started):
         known(name, CONTINUATIONS, "continuation")
     k, r = span(args.past, args.frames, unit["time"]), unit["time"]
     if k == 1 < args.past and any(CONTINUATIONS[n][0] == "past" for n in names):
-        refuse(
-            f"--past {args.past} shows {entry['name']} one frame: its autoencoder takes {r}j+1, and a film of --frames {args.frames} is shown half of them at most; give --past {r + 1} "
-            "and longer --frames if need be, or leave past and past+text out of --continuations"
-        )
+        refuse(f"of --past {args.past} one frame is shown: give --past {r + 1} and more --frames")
     every, items, train, data = asked_clips(args)
     asking = [n for n in names if CONTINUATIONS[n][1] == "caption"]
     ids, sources, words, clips = named(
@@ -988,30 +900,18 @@ def run_continue(args, started):
         prompt = captions if says == "caption" else unprompted(empty, len(ids))
         first = {"past": k, "last": 1, "none": 0}[places]
 
+        # away from the empty prompt nothing leads but words
+        how = {"batch": args.batch, "guidance": args.guidance if says == "caption" else 1.0, "empty": empty}
+
         def shoot(given, number):
-            return films(
-                run,
-                timesteps,
-                ids,
-                shape,
-                [(0, given)] if given.shape[1] else [],
-                prompt,
-                f"{args.seed + draw} {number}",
-                batch=args.batch,
-                # away from the empty prompt nothing leads but words
-                guidance=args.guidance if says == "caption" else 1.0,
-                empty=empty,
-            )
+            shown = [(0, given)] if given.shape[1] else []
+            return films(run, timesteps, ids, shape, shown, prompt, f"{args.seed + draw} {number}", **how)
 
         return continued(shoot, seen[:, past - first :], k, horizon)
 
-    made = kept(
-        out.with_name(out.stem + "-parts"),
-        ids,
-        {part: settings | {"job": job} for part, job in jobs.items()},
-        lambda: opened(entry, shape, unit, args.steps, [w or "" for w in words]),
-        film,
-    )
+    wanted = {part: settings | {"job": job} for part, job in jobs.items()}
+    load = functools.partial(opened, entry, shape, unit, args.steps, [w or "" for w in words])
+    made = kept(out.with_name(out.stem + "-parts"), ids, wanted, load, film)
     # [draws, n, horizon, H, W, 3]
     ahead = alongside(clips, past, train, made["vae"]["films"]) | {
         n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names
@@ -1022,6 +922,7 @@ def run_continue(args, started):
     few = three_of(going, ids)
     strips = {n: whole[n][few] for n in ("real", "vae", "copy", "flow", *names)}
     few_words = [words[i] or ids[i] for i in few]
+    on_sheet = {n: x for n, x in strips.items() if n not in names[2:]}
     result = {
         **about("continue", entry, judge_entry, data),
         **head,
@@ -1037,40 +938,17 @@ def run_continue(args, started):
         **told,
         "seconds": {p: x["seconds"] for p, x in made.items()},
         "notes": CONTINUE_NOTES,
-        "sheet": sheet(
-            {n: x for n, x in strips.items() if n not in names[2:]},
-            few_words,
-            out.with_name(f"{out.stem}-sheet.png"),
-        ),
+        "sheet": sheet(on_sheet, few_words, out.with_name(f"{out.stem}-sheet.png")),
         "run": run_info(args, started, script="video.py", device=f"{device.type} ({why})", dtype=str(dtype)),
     }
 
     shown = {n: whole[n] for n in ("real", "vae", "copy", *names)}
-    acts = [
-        a
-        for a in (i.get("action", i.get("direction")) for i in every if split_of(i["source"]) == "train")
-        if a is not None
-    ]
-    write_films(
-        out,
-        shown,
-        [cut(item, past - 1) for item in items],
-        args,
-        entry,
-        data,
-        None,
-        names[0],
-        acts,
-        actions=sorted({a for a in (i.get("action", i.get("direction")) for i in every) if a is not None})[
-            :200
-        ],
-    )
+    happens = [(split_of(i["source"]), i.get("action", i.get("direction"))) for i in every]
+    acts = [a for split, a in happens if split == "train" and a is not None]
+    actions = sorted({a for _, a in happens if a is not None})[:200]
+    short = [cut(item, past - 1) for item in items]
+    write_films(out, shown, short, args, entry, data, None, names[0], acts, actions=actions)
     continued_picture(result, strips, few_words, out.with_suffix(".png"))
-    animation(
-        {n: x for n, x in strips.items() if n in ("real", "copy", "flow", *names[:2])},
-        few_words,
-        out.with_suffix(".gif"),
-    )
     save_yaml(out, result)
     return result
 
@@ -1084,126 +962,14 @@ def cut(item, first):
 
 
 def continued_picture(result, strips, words, path):
-    """Films of a few clips: the last frame seen and the frames of every horizon, from left to right; below, the error by horizon."""
+    """The last frame seen of a few clips and the frames of every horizon, a row a continuation, a column a clip."""
     plt = pyplot()
-    names, count, horizons = list(strips), len(words), list(result["horizons"])
-    figure = plt.figure(figsize=(6.6 * count, 1.15 * len(names) + 5.2), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.15 * len(names), 5.2])
-    draw_strips(top, strips, words, [0, *horizons], ("real", result["conditioning"]))
-    top.suptitle(
-        f"What {result['video']} makes of the last {result['shown']} frames, or of the last: from left to right the last frame seen, then {', '.join(f'+{h}' for h in horizons)}",
-        fontsize=11,
-    )
-    bottom.suptitle(
-        f"Mean absolute error by horizon, colours in [0, 1], {result['clips']} clips, 95% intervals (grey: not generated; what is not on the chart is higher)",
-        fontsize=11,
-    )
-    colours = dict(
-        zip(
-            [n for n in result["continuations"] if n not in BASELINES],
-            ["black", "tab:orange", "tab:red", "tab:blue", "tab:cyan", "tab:green"],
-            strict=False,
-        )
-    )
-    charts = bottom.subplots(1, 3, width_ratios=[1, 1, 0.6])
-    for axis, (m, title) in zip(
-        charts,
-        {"l1": "whole frame", "moving_l1": "where the truth has changed since the last frame seen"}.items(),
-        strict=False,
-    ):
-        for r, n in enumerate(result["horizons"][horizons[0]]):
-            value, low, high = (
-                np.array([result["horizons"][h][n][f"{m}{end}"] for h in horizons], float)
-                for end in ("", "_low", "_high")
-            )
-            axis.errorbar(
-                np.arange(len(horizons)) + 0.03 * (r - 4),
-                value,
-                yerr=np.nan_to_num(np.maximum([value - low, high - value], 0), posinf=0),
-                label=n,
-                capsize=2,
-                lw=2,
-                color=colours.get(n, "0.55"),
-                ls="-"
-                if n in colours
-                else {"copy": "--", "flow": ":", "vae": "-.", "mean": (0, (1, 3)), "nearest": (0, (5, 3))}[n],
-            )
-        axis.set(
-            title=title,
-            xlabel="frames after the last one seen",
-            xticks=range(len(horizons)),
-            xticklabels=horizons,
-            ylim=(
-                0,
-                1.3
-                * max(
-                    result["horizons"][h][n][f"{m}_high"] or 0
-                    for h in horizons
-                    for n in ("copy", "vae", result["conditioning"])
-                )
-                or 1,
-            ),
-        )
-    rows = [
-        n
-        for n in result["continuations"]
-        if n not in ("mean", "copy") and result["continuations"][n]["temporal_ratio"] is not None
-    ]
-    charts[2].barh(
-        rows,
-        [result["continuations"][n]["temporal_ratio"] for n in rows],
-        color=[colours.get(n, "0.7") for n in rows],
-    )
-    charts[2].axvline(1, color="black", lw=1)
-    charts[2].set_title("motion over the clips' own (right: 1)")
-    charts[2].invert_yaxis()
-    bottom.legend(
-        *charts[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=10,
-        handlelength=4,
-        frameon=False,
-    )
+    horizons = list(result["horizons"])
+    figure = plt.figure(figsize=(6.6 * len(words), 1.15 * len(strips)), layout="constrained")
+    draw_strips(figure, strips, words, [0, *horizons], ("real", result["conditioning"]))
+    figure.suptitle(f"By {result['video']}: the last frame seen, then {horizons} frames ahead", fontsize=11)
     figure.savefig(path, dpi=80)
     plt.close(figure)
-
-
-def animation(strips, words, path):
-    """Films of a few clips side by side as a GIF: a column a name, a row a clip; the last frame seen, then what was predicted."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    clips, frames, side = next(iter(strips.values())).shape[:3]
-    side = side * (160 // side) or 160
-    bar = 22
-    font = ImageFont.load_default(14)
-    pages = []
-    for t in range(frames):
-        page = Image.new("RGB", ((side + 6) * len(strips), bar + clips * (side + bar)), "white")
-        pen = ImageDraw.Draw(page)
-        for c, (name, x) in enumerate(strips.items()):
-            pen.text((c * (side + 6) + 4, 3), name, "black", font)
-            for r in range(clips):
-                y = bar + r * (side + bar)
-                page.paste(
-                    Image.fromarray(x[r, t].numpy()).resize((side, side), Image.Resampling.NEAREST),
-                    (c * (side + 6) + 3, y),
-                )
-                if c == 0:
-                    pen.text(
-                        (4, y + side + 2),
-                        f"{'last frame seen' if t == 0 else f'+{t}'}: {words[r]}",
-                        "black",
-                        font,
-                    )
-        pages.append(page.quantize(palette=page.quantize(256, Image.Quantize.MAXCOVERAGE)))  # dithered
-    pages[0].save(
-        path,
-        save_all=True,
-        append_images=pages[1:],
-        duration=[1200, *[200] * (frames - 2), 1200][:frames],
-        loop=0,
-        optimize=True,
-    )
 
 
 def sheet(strips, words, path):
@@ -1330,110 +1096,58 @@ def run_futures(args, started):
         if part == "candidate-truth":
             return reconstructed(model.vae, clips, args.horizon, unit["time"], args.batch)
         if part not in jobs:
-            end = load_pt(folder / f"{part.replace('cycle', 'candidate')}.pt", RESULT)["films"][
-                :, -back:
-            ].flip(1)
+            own = load_pt(folder / f"{part.replace('cycle', 'candidate')}.pt", RESULT)["films"]
+            end, prompt = own[:, -back:].flip(1), unprompted(empty, len(ids))
             # with the same noise for all candidates
-            return films(
-                run,
-                timesteps,
-                ids,
-                shape,
-                [(0, end)],
-                unprompted(empty, len(ids)),
-                f"{args.seed} 1",
-                batch=args.batch,
-            )[:, back:]
+            seed = f"{args.seed} 1"
+            x = films(run, timesteps, ids, shape, [(0, end)], prompt, seed, batch=args.batch)
+            return x[:, back:]
         expert, guidance, draw = jobs[part]
         at = slice(len(ids) * rows.index(expert), len(ids) * (rows.index(expert) + 1)) if expert else None
         prompt = tuple(x[at] for x in prompts) if expert else unprompted(empty, len(ids))
-        return films(
-            run,
-            timesteps,
-            ids,
-            shape,
-            [(0, seen[:, -k:])],
-            prompt,
-            f"{args.seed + draw} 0",
-            batch=args.batch,
-            guidance=guidance,
-            empty=empty,
-        )[:, k:]
+        how = {"batch": args.batch, "guidance": guidance, "empty": empty}
+        shown = [(0, seen[:, -k:])]
+        return films(run, timesteps, ids, shape, shown, prompt, f"{args.seed + draw} 0", **how)[:, k:]
 
     settings = settings_of(args, entry, unit, dtype, clips, words, "frames", "past", "horizon")
     wanted = {part: settings | {"job": job, "prompts": EXPERTS} for part, job in every.items()}
-    made = kept(
-        folder,
-        ids,
-        wanted
-        | {part.replace("candidate", "cycle"): how | {"backwards": back} for part, how in wanted.items()},
-        lambda: opened(
-            entry,
-            shape,
-            unit,
-            args.steps,
-            [template.format(w) for template in EXPERTS.values() for w in words],
-        ),
-        film,
-    )
+    wanted |= {p.replace("candidate", "cycle"): how | {"backwards": back} for p, how in wanted.items()}
+    texts = [template.format(w) for template in EXPERTS.values() for w in words]
+    load = functools.partial(opened, entry, shape, unit, args.steps, texts)
+    made = kept(folder, ids, wanted, load, film)
     films_of = [made[part]["films"] for part in every]
     x = films_of[:-1]
 
     here = look(last).flatten(1).double()
-    close = torch.stack(
-        [
-            torch.stack(
-                [
-                    F.cosine_similarity(a[None], look(film).flatten(1).double()).mean()
-                    for a, film in zip(here, y, strict=True)
-                ]
-            )
-            for y in tqdm(films_of, desc="measured", unit="part")
-        ]
-    )
+    close = torch.empty(len(films_of), len(ids), dtype=torch.float64)
+    for c, y in enumerate(tqdm(films_of, desc="measured", unit="part")):
+        for i, clip in enumerate(y):
+            close[c, i] = F.cosine_similarity(here[i : i + 1], look(clip).flatten(1).double()).mean()
     # [candidates + 1, n]
-    more = {
-        "consistency": close,
-        "cycle": -torch.stack(
-            [undone(made[part.replace("candidate", "cycle")]["films"], seen, k) for part in every]
-        ),
-    }
+    cycles = [made[part.replace("candidate", "cycle")]["films"] for part in every]
+    more = {"consistency": close, "cycle": -torch.stack([undone(y, seen, k) for y in cycles])}
     way, carried = goers(items, args.past - 1), carried_on(seen, args.horizon)
     right = torch.stack(
         [followed(torch.cat([last[:, None], y], 1), last, way, [args.horizon])[args.horizon] for y in x]
     )
     errors = {m: e.nanmean(2) for m, e in erred(x, truth, last).items() if m != "still_l1"}  # [candidates, n]
-    curve = {
-        n: picked(
-            {m: e[:n] for m, e in errors.items()},
-            x[:n],
-            seen,
-            carried,
-            {b: s[:n] for b, s in more.items()},
-            (right[:n], way[0]),
-        )
-        for n in sorted({c for c in COUNTS if c <= len(x)} | {len(x)})
-    }
+    curve = {}
+    for n in sorted({c for c in COUNTS if c <= len(x)} | {len(x)}):
+        own, known_of = ({m: e[:n] for m, e in these.items()} for these in (errors, more))
+        curve[n] = picked(own, x[:n], seen, carried, known_of, (right[:n], way[0]))
     best, beside = curve[len(x)], beliefs(films_of, seen, carried, more)
-    preferred = {
-        b: averaged(
-            "share",
-            ((s[-1] > s[:-1]).double() + (s[-1] == s[:-1]).double() / 2).mean(0)[None],
-            sources,
-            args.seed,
-        )
-        for b, s in beside.items()
-    }
+    preferred = {}
+    for b, s in beside.items():
+        share = ((s[-1] > s[:-1]).double() + (s[-1] == s[:-1]).double() / 2).mean(0)
+        preferred[b] = averaged("share", share[None], sources, args.seed)
     rankers = [p for p in best if p not in ("one", "random", "oracle", "worst")]
 
     def row(scores):
-        return {
-            k: v
-            for m in ("l1", "moving_l1")
-            for k, v in averaged(m, scores[m][None], sources, args.seed).items()
-        } | averaged(
-            "direction_right", scores["direction_right"][None], [sources[i] for i in way[0]], args.seed
-        )
+        found = {}
+        for m in ("l1", "moving_l1"):
+            found |= averaged(m, scores[m][None], sources, args.seed)
+        going = [sources[i] for i in way[0]]
+        return found | averaged("direction_right", scores["direction_right"][None], going, args.seed)
 
     table = {p: row(scores) for p, scores in best.items()}
     gains = {
@@ -1458,6 +1172,10 @@ def run_futures(args, started):
                 picker="mean_rank",
                 controls={p: best[p][m][keep].mean() for p in (*rankers, "worst") if p != "mean_rank"},
             )
+    experts = {}
+    for i, (part, (expert, g, draw)) in enumerate(jobs.items()):
+        experts[part] = {"expert": expert, "guidance": g, "draw": draw}
+        experts[part] |= {m: e[i].nanmean() for m, e in errors.items()}
     result = about("futures", entry, judge_entry, data) | {"picker": "mean_rank"}
     for m in ("l1", "moving_l1"):
         prefix = m.removesuffix("l1")
@@ -1489,15 +1207,7 @@ def run_futures(args, started):
         "pickers": table,
         "truth_preferred_by": preferred,
         "curve": {n: {p: row(s) for p, s in c.items()} for n, c in curve.items()},
-        "experts": {
-            part: {
-                "expert": expert,
-                "guidance": g,
-                "draw": draw,
-                **{m: e[i].nanmean() for m, e in errors.items()},
-            }
-            for i, (part, (expert, g, draw)) in enumerate(jobs.items())
-        },
+        "experts": experts,
         "notes": FUTURES_NOTES,
         "run": run_info(args, started, script="video.py", device=f"{device.type} ({why})", dtype=str(dtype)),
     }
@@ -1523,46 +1233,12 @@ def run_futures(args, started):
 def futures_picture(result, path):
     """The error of what every picker picks, by the number of candidates."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    style = {
-        "one": ("black", "--"),
-        "random": ("0.5", "--"),
-        "oracle": ("tab:green", ":"),
-        "worst": ("tab:red", ":"),
-        "mean_rank": ("tab:orange", "-"),
-        "agreement": ("tab:blue", "-"),
-        "continuity": ("tab:purple", "-"),
-        "flow": ("tab:cyan", "-"),
-        "consistency": ("tab:brown", "-"),
-        "cycle": ("tab:pink", "-"),
-    }
-    for axis, (m, title) in zip(
-        axes,
-        {"l1": "whole frame", "moving_l1": "where the truth has changed since the last frame seen"}.items(),
-        strict=True,
-    ):
-        for p in result["pickers"]:
-            colour, line = style[p]
-            value = np.array([c[p][m] for c in result["curve"].values()], float)  # None: nan
-            axis.plot(
-                list(result["curve"]),
-                value,
-                marker="o",
-                label=p,
-                color=colour,
-                ls=line,
-                lw=2.5 if p == "mean_rank" else 1.5,
-            )
-        axis.set(
-            title=title,
-            xlabel="candidates",
-            ylabel="mean absolute error, colours in [0, 1]",
-            xticks=list(result["curve"]),
-        )
-    figure.suptitle(
-        f"Several futures by {result['video']}: the error of the one picked (without the outcome; oracle and worst know it), {result['clips']} clips, {result['horizon']} frames ahead"
-    )
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False)
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    for p in result["pickers"]:
+        value = [c[p]["l1"] for c in result["curve"].values()]
+        axis.plot(list(result["curve"]), value, "o-", label=p, lw=2.5 if p == "mean_rank" else 1.5)
+    axis.set(title=f"Futures by {result['video']}", xlabel="candidates", ylabel="L1 of the one picked")
+    axis.legend(fontsize=8)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -1604,9 +1280,7 @@ def run_animate(args, started):
     entry, unit = pipeline_of(args)
     middle, n = (args.frames - 1) // 2, len(args.image)
     if n > middle + 1:
-        refuse(
-            f"--image names {n} pictures, and of a film of --frames {args.frames} the first {middle + 1} may be shown; give fewer pictures or more frames"
-        )
+        refuse(f"--image names {n} images, but a clip is shown the first {middle + 1} at most; give fewer")
     args.fps = args.fps or entry.get("fps", 25)
     if not 0.1 <= args.fps <= 50:
         refuse(f"--fps {args.fps:g} is no rate that a GIF can have; give 0.1 to 50")
@@ -1622,22 +1296,12 @@ def run_animate(args, started):
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    _, empty, words, run, timesteps = opened(
-        entry, (args.frames, args.size, args.size), unit, args.steps, [args.prompt]
-    )
+    shape = args.frames, args.size, args.size
+    _, empty, words, run, timesteps = opened(entry, shape, unit, args.steps, [args.prompt])
     places, began = [round(k * middle / max(n - 1, 1)) for k in range(n)], time.time()
     shown = [(k, frames_of({"frames": p}, args.size)[None]) for k, p in zip(places, pictures, strict=True)]
-    x = films(
-        run,
-        timesteps,
-        ["film"],
-        (args.frames, args.size, args.size),
-        shown,
-        words,
-        args.seed,
-        guidance=args.guidance if args.prompt else 1.0,
-        empty=empty,
-    )[0]
+    how = {"guidance": args.guidance if args.prompt else 1.0, "empty": empty}
+    x = films(run, timesteps, ["film"], shape, shown, words, args.seed, **how)[0]
     height, width = save_film(out, x, pictures[0].shape[1:3], args.fps)
     result = {
         "stage": "video",
@@ -1684,7 +1348,6 @@ def get_args(argv):
         add = jobs[name].add_argument
         add("--data", default="data/moving" if name == "coherence" else "data/future", help="clips")
         add("--judge", default="tiny-dinov2", help="the frozen encoder whose features are compared")
-        add("--seeds", type=int, default=1 if name == "continue" else 3, help="draws of noise")
         add("--clips", type=int, help="only so many of the test clips")
         add("--batch", type=int, help="clips generated at a time (default: 16)")
         add("--out", help=f"default: results/<model>/<data>/video-{name}.yaml")
@@ -1692,6 +1355,8 @@ def get_args(argv):
     add("--adapter", help="what adapt.py prompt made of the clips' tokens")
     add("--conditionings", help=f"some of (default: all): {', '.join(CONDITIONINGS)}")
     add("--strengths", default="0.25,0.5,0.75", help=f"0 to 1, tried for {' and '.join(SWEPT)}")
+    for name, seeds in (("coherence", 3), ("continue", 1)):
+        jobs[name].add_argument("--seeds", type=int, default=seeds, help="draws of noise")
     for name in ("continue", "futures"):
         jobs[name].add_argument("--past", type=int, default=8, help="frames that are seen")
     jobs["continue"].add_argument("--horizon", type=int, default=16, help="frames that are predicted")

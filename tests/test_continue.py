@@ -20,7 +20,7 @@ def made(tmp_path_factory):
     own = (
         f"--model {folder}/ltx --judge {folder}/judge --data {folder}/data --out {folder}/video-continue.yaml"
     )
-    arguments = f"{own} --frames 5 --size 32 --steps 2 --seeds 1 --past 3 --horizon 4".split()
+    arguments = f"{own} --frames 5 --size 32 --steps 2 --past 3 --horizon 4".split()
     return folder, arguments, video.main(["continue", *arguments])
 
 
@@ -34,7 +34,7 @@ def drawn(made, monkeypatch, tmp_path):
             return torch.cat([given, new(given, int(str(seed).split()[1]))], 1)[:, : shape[0]]
 
         monkeypatch.setattr(video, "films", films)
-        for name in ("continued_picture", "animation", "futures_picture"):
+        for name in ("continued_picture", "futures_picture"):
             monkeypatch.setattr(video, name, lambda *args: None)
         return video.main([job, *changed(made[1], out=tmp_path / "x.yaml", **more)])
 

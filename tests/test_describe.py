@@ -98,8 +98,6 @@ def test_a_model_that_always_says_the_same_retains_all_and_gains_nothing(planted
     assert result["action_recall_real"] == result["action_recall_generated"] == 0.4
     assert result["retention"] == pytest.approx(1) == c["floors"]["commonest"]
     assert c["gain"] == pytest.approx(0) and c["p"] == 1 and result["criteria"]["action_recall"]["gain"] == 0
-    assert result["yes_bias"] is None and result["yes_unparsed"] == 1
-    assert result["yes_bias_reason"] == "no answer begins with yes or no"
 
 
 def test_what_is_said_of_other_clips_scores_at_the_floor_for_that(planted):
@@ -167,41 +165,12 @@ def test_the_question_and_the_number_of_frames_are_chosen_by_the_clips_themselve
     result = planted(says, "--frames", "2,3,4")
     # asked with all three numbers, listed and described with the largest
     assert (result["kind"], result["frames"], result["options_searched"]) == ("asked", 3, 5)
-    past, copy = (result["conditionings"][name] for name in ("past", "copy"))
-    assert set(past) >= {"asked-2", "asked-3", "asked-4", "options-4", "described-4", "yes_true-4"}
-    assert (
-        result["retention"] == 0 and "described-3" not in past and not any(k.startswith("yes") for k in copy)
-    )
+    past = result["conditionings"]["past"]
+    assert set(past) >= {"asked-2", "asked-3", "asked-4", "options-4", "described-4"}
+    assert result["retention"] == 0 and "described-3" not in past
     assert past["described-4"]["recall"] == pytest.approx(0.9)
     result = planted(lambda k, *_: true(k), "--frames", "2,4,3")
     assert (result["kind"], result["frames"]) == ("asked", 4)
-
-
-@pytest.mark.parametrize(
-    "of_true, of_false, bias, gap",
-    [("Yes.", "yes", 1, 0), ("yes, it does", "No", 0, 1), ("no", "Yes", 1, -1)],
-)
-def test_yes_to_all_is_bias_and_the_truth_is_none(planted, of_true, of_false, bias, gap):
-    asked = {}
-
-    def says(k, name, question, n):
-        if not question.endswith("yes or no."):
-            return true(k)
-        asked.setdefault((k, name), []).append(question)
-        return of_true if f" {true(k)}?" in question else of_false
-
-    result = planted(says)
-    assert [result[x] for x in ("yes_bias", "yes_bias_real", "yes_gap", "yes_gap_real")] == [
-        bias,
-        bias,
-        gap,
-        gap,
-    ]
-    row = result["conditionings"]["past"]["yes_false-4"]
-    assert row["unparsed"] == 0 and row["low"] == row["high"] == bias
-    for k in range(100):  # the false action is another one, and the same for every film of a clip
-        assert asked[k, "real"] == asked[k, "past"] and len(set(asked[k, "real"])) == 2
-        assert asked[k, "real"][0] == f"Does the star move {true(k)}? Answer yes or no."
 
 
 def test_actions_in_words_are_asked_of_and_recalled(planted):
@@ -411,7 +380,7 @@ def test_what_was_answered_is_not_asked_again_until_something_changes(planted, t
         folder, items, {k: index[k] for k in ("data", "name", "video", "video_weights", "conditioning")}
     )
     planted(lambda k, *_: true(k), "--frames", "3", folder=folder)
-    assert len({question for question, *_ in planted.calls}) > 3
+    assert len({question for question, *_ in planted.calls}) == 3
 
 
 @pytest.mark.parametrize(
