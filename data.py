@@ -30,7 +30,8 @@ file, and nothing is written (--skip-bad: it is counted and left out). Writes sh
                    `tracked` in synthetic.py; [kind, object] of each of turns
 
 Real clips have no boxes, labels or mask. Generated sets depend on --seed alone: the same bytes every time.
-Modules, to be copied with it: common.py, conversations.py, media.py, models.py, synthetic.py.
+
+Modules, to be copied with it: cogvlm2.py, common.py, conversations.py, media.py, models.py, synthetic.py.
 """
 
 import csv

@@ -23,7 +23,9 @@ answer that is no JSON is wrong, and where no time is given it is "now". operati
     pair                   the operations confused most, and how many of these clips end at a change
 
 operations.png shows what was answered for each operation, and frames of clips of that pair.
-Modules, to be copied with it: common.py, conversations.py, media.py, metrics.py, models.py, stats.py, synthetic.py.
+
+Modules, to be copied with it: cogvlm2.py, common.py, conversations.py, media.py, metrics.py, models.py,
+stats.py, synthetic.py.
 """
 
 import csv

@@ -17,10 +17,35 @@ import yaml
 import synthetic
 from common import HERE
 
-STAGES = (
-    "data extract probe align adapt predict video verify explain track tune operations gate report".split()
-)
-MODULES = "common stats metrics models families training synthetic conversations media claims cogvlm2".split()
+STAGES = [
+    "data",
+    "extract",
+    "probe",
+    "align",
+    "adapt",
+    "predict",
+    "video",
+    "verify",
+    "explain",
+    "track",
+    "tune",
+    "operations",
+    "gate",
+    "report",
+]
+MODULES = [
+    "common",
+    "stats",
+    "metrics",
+    "models",
+    "families",
+    "training",
+    "synthetic",
+    "conversations",
+    "media",
+    "claims",
+    "cogvlm2",
+]
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
 
 
