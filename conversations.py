@@ -327,7 +327,7 @@ def find_set(root, form, media, max_bytes):
 
     def opened(name):
         try:
-            file = io.BytesIO(fetch(name)) if packed else open(place / name, "rb")  # noqa: SIM115
+            file = io.BytesIO(fetch(name)) if packed else open(place / name, "rb")  # noqa: SIM115 (it outlives this function)
         except (Unusable, OSError) as e:
             refuse(f"{name} of {root} {e.args[1]}; fetch it again")
         return io.TextIOWrapper(file, "utf-8", newline="")
