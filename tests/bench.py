@@ -31,12 +31,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import common  # noqa: E402
-import extract  # noqa: E402
-import families  # noqa: E402
-import metrics  # noqa: E402
-import models  # noqa: E402
-import stats  # noqa: E402
+import common  # noqa: E402 (after the environment is set)
+import extract  # noqa: E402 (after the environment is set)
+import families  # noqa: E402 (after the environment is set)
+import metrics  # noqa: E402 (after the environment is set)
+import models  # noqa: E402 (after the environment is set)
+import stats  # noqa: E402 (after the environment is set)
 
 
 def seconds(call):

@@ -290,7 +290,7 @@ def test_another_kind_of_model_or_of_data_is_refused(clips, tmp_path, refused):
         flags = ["--data", clips[0], "--out", tmp_path / "x.pt", *argv]
         return lambda: track.main([str(f) for f in flags])
 
-    refused(call("--model", "tiny"), "give --model tiny-tracker")
+    refused(call("--model", "tiny"), "give tiny-tracker")
     refused(
         call("--model", tmp_path / "tracker", "--data", tmp_path / "moving"), "data.py trajectories wrote"
     )

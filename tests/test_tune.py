@@ -625,4 +625,4 @@ def test_mistakes_are_refused_before_a_model_is_loaded(
         "more pictures or videos than the 1",
         made=[item(k, turns=[["<image> <image>?", "x"]]) for k in range(20)],
     )
-    check("val split", made=[item(k, source=f"train:{k}") for k in range(20)])
+    check("val has 0 of 20 items", made=[item(k, source=f"train:{k}") for k in range(20)])
