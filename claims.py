@@ -132,18 +132,16 @@ def load_tracks(path, items):
     }
     if unknown := [i for i in tracks["ids"] if i not in known_ids]:
         refuse(f"{path} holds {unknown[0]!r}, which is no clip/object of the data; give its own --data")
-    for name, shape in {
-        "embedding": (n, WIDTH),
-        "scores": (n, TIMES),
-        "attention": (n, TIMES),
-        "persistence": (n,),
-    }.items():
+    shapes = {"embedding": (n, WIDTH), "scores": (n, TIMES), "attention": (n, TIMES), "persistence": (n,)}
+    for name, shape in shapes.items():
         x = tracks.get(name)
         if not torch.is_tensor(x) or x.shape != shape:
             found = list(x.shape) if torch.is_tensor(x) else type(x).__name__
             refuse(f"{path}: {name} is {found} where {list(shape)} is wanted; write it as track.py does")
         if not x.isfinite().all():
-            refuse(f"{path}: {name} holds {int((~x.isfinite()).sum())} non-finite values; write it in fp32")
+            places = (~x.isfinite()).nonzero()
+            found = f"{len(places)} non-finite values, the first of {tracks['ids'][int(places[0, 0])]!r}"
+            refuse(f"{path}: {name} holds {found}; write it in fp32")
         tracks[name] = x.float()
         if name != "embedding" and not ((tracks[name] >= 0) & (tracks[name] <= 1)).all():
             refuse(f"{path}: {name} reaches from {x.min():.3g} to {x.max():.3g}; write probabilities")

@@ -399,7 +399,7 @@ def test_embeddings_that_are_none_or_of_something_else_are_refused(world, langua
 
     check("embedding is [108, 100] where [108, 512] is wanted", embedding=x[:, :100])
     check(
-        "512 non-finite values",
+        f"512 non-finite values, the first of {ids[3]!r}",
         rows=x.index_fill(0, torch.tensor([3]), float("nan")),
     )
     check("'nobody/red circle'", ["nobody/red circle", *ids[1:]])
