@@ -1,4 +1,4 @@
-"""Stage 4. Can a small adapter turn a model's tokens into what a frozen video decoder takes?
+"""Stage 4. Can a small adapter map a model's tokens to the latents of a frozen video decoder?
 
     python adapt.py latents --features results/tiny/shapes/features --latents results/tiny-vae/shapes/features \\
         --align results/tiny/shapes/align.yaml --out results/tiny/shapes/adapt-latents.yaml
@@ -9,17 +9,16 @@
     python adapt.py apply --adapter results/tiny/moving/adapter-prompt.pt --features results/tiny/other/features
     torchrun --nproc-per-node=8 adapt.py scaling ...                         # the same global batch, shared out
 
-Reads features and latents of the same images (extract.py), the recommended layer (align.py; or --point). Trains adapters on the train
-split, seed by seed, keeps the epoch that is best on val, decodes the test images by the frozen VAE and writes adapt-<job>.yaml, .pt
-(images of eight test items), .png, and adapter.pt with adapter.yaml: the first seed's weights and all that is needed to load them
-alone (--init starts from them). A run that was killed goes on where it stopped. Scores of the decoded test images:
+Reads features and latents of the same images (extract.py) and the recommended layer (align.yaml, or --point). Trains adapters on the
+train split, for several seeds, and keeps the epoch with the lowest val loss. Decodes the test images with the frozen VAE. Writes
+adapt-<job>.yaml, .pt (images of eight test items), .png, and adapter.pt with adapter.yaml (weights of the first seed; load_adapter and
+--init read them). A run that was killed continues where it stopped. Scores of the decoded test images:
 
     lpips, ssim, edge_f1    against the original at the decoder's resolution
-    recon_spatial_iou       foreground that the frozen judge's tokens show through a linear map fitted on the originals
-    recon_map50             mAP@0.5 of a set probe on the judge's tokens, fitted on the originals
+    recon_spatial_iou       foreground IoU of a linear map on the frozen evaluator's tokens, fitted on the originals
+    recon_map50             mAP@0.5 of a set probe on the evaluator's tokens, fitted on the originals
 
-beside the VAE's own reconstruction (upper bound), the mean image and another item's image (baselines), and the same adapter from an
-untrained network.
+Upper bound: the VAE's reconstruction. Baselines: the mean image, another item's image. Control: features of the untrained network.
 
 Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py,
 training.py.
@@ -39,20 +38,20 @@ from tqdm import tqdm
 from claims import caption
 from common import (
     RESULT,
+    check_choice,
     check_writable,
     choose_device,
+    fail,
     join,
-    known,
     load_features,
     load_items,
     load_pt,
     load_yaml,
+    print_summary,
     pyplot,
-    refuse,
     run_info,
     save_pt,
     save_yaml,
-    say,
     split_indices,
     subcommands,
     with_grid,
@@ -64,9 +63,9 @@ from metrics import (
     ap_runs,
     box_truth,
     edge_f1,
+    evaluator_tokens,
     foreground,
     from_cells,
-    judge_tokens,
     load_lpips,
     lpips_model,
     mask_scores,
@@ -77,8 +76,8 @@ from metrics import (
 from models import (
     DECODE_STEP,
     check_shape,
-    decode_films,
-    encode_films,
+    decode_generated_clips,
+    encode_generated_clips,
     find_model,
     flatten_stills,
     geometry,
@@ -105,10 +104,9 @@ from training import (
     training_settings,
 )
 
-# Of each job: seeds; the loss; epochs by the squared error of latents before it (the decoder's gradient
-# leads nowhere from noise), epochs by it at most, epochs without a better
-# val after which a training ends (None: equal steps for all), batch, peak learning rate. Loss, epochs, batch
-# and rate are the plan's but for gate 1's.
+# Of each job: seeds; loss; warm: epochs on the squared error of latents before `loss` (the gradient through
+# the decoder is useless at noise); most epochs; patience in epochs (None: equal steps for all); batch; peak
+# learning rate. Loss, epochs, batch and rate are the plan's, except gate 1's.
 PLAN = {"seeds": 3, "loss": "pixels", "warm": 10, "epochs": 50, "patience": 10, "batch": 8, "lr": 1e-4}
 GATE1 = {"seeds": 5, "loss": "latents", "warm": 0, "epochs": 30, "patience": None, "batch": 32, "lr": 2e-3}
 SETTINGS = {"latents": GATE1, "scaling": PLAN | {"patience": None}, "ablation": PLAN, "hybrid": PLAN}
@@ -119,14 +117,14 @@ FRACTIONS = 0.125, 0.25, 0.5  # of the training items
 ADAPTER = "foresight.adapter.v2"
 
 
-# ---------------------------------------------------------------- bridges: tokens [n, h, w, D] -> latents [n, H, W, C]
+# ---------------------------------------------------------------- adapters: tokens [n, h, w, D] -> latents [n, H, W, C]
 
-# Each is built from the token sets' grids and widths, the latents' grid and channels; `width` and `inner` are
-# free, and by them a bridge gets the size it is asked for.
+# Arguments: grids and widths of the token sets, grid and channels of the latents. `width` and `inner` set the
+# number of parameters.
 
 
 class Mlp(torch.nn.Module):
-    """Tokens resampled to the latent grid, then the same two-layer MLP at every place."""
+    """Tokens resampled to the latent grid, then the same MLP at every place."""
 
     def __init__(self, grids, dims, out_grid, channels, width=256, inner=None):
         super().__init__()
@@ -185,7 +183,7 @@ class Queries(torch.nn.Module):
 
 
 class Perceiver(torch.nn.Module):
-    """A few learned vectors gather what the tokens hold (Perceiver's resampler: Jaegle et al. 2021, Alayrac et al. 2022); the queries of all latent places see only these."""
+    """Learned vectors attend to all tokens (Jaegle et al. 2021); queries of latent places attend to these."""
 
     def __init__(self, grids, dims, out_grid, channels, width=96, inner=None, vectors=16):
         super().__init__()
@@ -197,7 +195,7 @@ class Perceiver(torch.nn.Module):
 
 
 class Fusion(torch.nn.Module):
-    """Spatial tokens, at the decoder's grid, attend to semantic ones (cross-attention); what they hold then is mapped at every latent place."""
+    """Spatial tokens, on the decoder's grid, attend to semantic tokens; an MLP maps the result to latents."""
 
     def __init__(self, grids, dims, out_grid, channels, width=96, inner=None):
         super().__init__()
@@ -215,7 +213,7 @@ class Fusion(torch.nn.Module):
         )
 
     def tokens(self, spatial, semantic):
-        """The fused tokens [n, H, W, width] at the decoder's grid; spatial [n, h, w, D], semantic [n, h', w', D']. A set of zeros stays one: nothing is read from it."""
+        """Fused tokens [n, H, W, width] on the decoder's grid; spatial [n, h, w, D], semantic [n, h', w', D']."""
         sets = resample(spatial, self.out_grid), semantic
         spatial, semantic = (
             e(F.layer_norm(x.flatten(1, 2), x.shape[-1:])) + p
@@ -228,7 +226,7 @@ class Fusion(torch.nn.Module):
 
 
 class Lora(torch.nn.Module):
-    """LoRA inside the VLM up to a language layer, and a linear map from its rows of the picture to the latents. It reads pictures, not stored tokens."""
+    """LoRA in the VLM up to a language layer, then a linear map of its image tokens to latents. Reads images."""
 
     def __init__(self, tuned, out_grid, channels):
         super().__init__()
@@ -244,23 +242,29 @@ class Lora(torch.nn.Module):
         return self.out(resample(F.layer_norm(x, x.shape[-1:]), self.out_grid))
 
 
-BRIDGES = {"mlp": Mlp, "bottleneck": Bottleneck, "queries": Queries, "perceiver": Perceiver, "fusion": Fusion}
+ADAPTERS = {
+    "mlp": Mlp,
+    "bottleneck": Bottleneck,
+    "queries": Queries,
+    "perceiver": Perceiver,
+    "fusion": Fusion,
+}
 
 
 def sized(kind, target, *shape):
-    """{width, inner} of the bridge of `target` parameters within 5%, the width as large as it goes. Raises ValueError where there is none: fewer than the smallest has."""
+    """{width, inner} of the adapter with `target` parameters, within 5%; ValueError where there is none."""
 
     def count(**free):
         with torch.device("meta"):
-            return sum(p.numel() for p in BRIDGES[kind](*shape, **free).parameters())
+            return sum(p.numel() for p in ADAPTERS[kind](*shape, **free).parameters())
 
     width = 4 * bisect_right(range(1, 4096), target, key=lambda w: count(width=4 * w))
     if not width:
-        raise ValueError(f"the smallest {kind} bridge has {count(width=4)} parameters")
+        raise ValueError(f"the smallest {kind} adapter has {count(width=4)} parameters")
     inner = max(bisect_right(range(1, 1 << 16), target, key=lambda i: count(width=width, inner=i)), 1)
     found = count(width=width, inner=inner)
     if abs(found - target) > 0.05 * target:
-        raise ValueError(f"the {kind} bridge nearest to {target} parameters has {found}")
+        raise ValueError(f"the {kind} adapter nearest to {target} parameters has {found}")
     return {"width": width, "inner": inner}
 
 
@@ -268,36 +272,34 @@ def sized(kind, target, *shape):
 
 
 def decode(vae, latents, batch=16):
-    """Normalised latents [n, h, w, C] -> pictures uint8 [n, H, W, 3]."""
-    return decode_films(vae, latents[:, None], batch)[:, 0]
+    """Normalised latents [n, h, w, C] -> images uint8 [n, H, W, 3]."""
+    return decode_generated_clips(vae, latents[:, None], batch)[:, 0]
 
 
 @torch.inference_mode()
 def round_trip(vae, frames, latents):
-    """How far, on the mean and of 255, what stored latents [n,h,w,C] decode to lies from the autoencoder's own reconstruction of uint8 frames [n,H,W,3]:
-    nothing but rounding, unless they are another autoencoder's, or normalised one way only."""
+    """Mean difference, of 255, between decoded latents [n,h,w,C] and the reconstruction of frames [n,H,W,3]."""
     z = vae.encode(to_floats(frames)[:, :, None].to(vae.device, vae.dtype)).latent_dist.mode()
     step = torch.full((len(z),), DECODE_STEP).to(z) if vae.config.timestep_conditioning else None
     torch.manual_seed(0)  # of decoders that add noise
-    own = vae.decode(z, step).sample[:, :, 0].float().cpu()
-    own = ((own + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
+    expected = vae.decode(z, step).sample[:, :, 0].float().cpu()
+    expected = ((expected + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
     torch.manual_seed(0)
-    return (decode(vae, latents).float() - own).abs().mean().item()
+    return (decode(vae, latents).float() - expected).abs().mean().item()
 
 
-# ---------------------------------------------------------------- scores of decoded pictures
+# ---------------------------------------------------------------- scores of decoded images
 
 
 def shrink(x, side=6):
-    """Tokens [n, h, w, D] of at most 6 x 6 places, in a row, as a set probe takes them."""
+    """Tokens [n, h, w, D] pooled to at most 6 x 6 places and flattened, for a set probe."""
     grid = min(x.shape[1], side), min(x.shape[2], side)
     return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def judged(tokens, rows, items, split, epochs, seed):
-    """Spatial IoU and mAP of decoded pictures as the judge sees them. tokens: {name: [n or S*n_test, h, w, D]}; `originals` holds all items.
-
-    Returns {name: IoU [S, n_test]}, {name: ap runs}. The linear map, its threshold and the set probe are fitted on the originals' train and val.
+def evaluator_scores(tokens, rows, items, split, epochs, seed):
+    """({name: spatial IoU [S, n_test]}, {name: ap runs}) of decoded images. tokens of the evaluator: {name:
+    [S*n_test, h, w, D]}, of `originals` all items. Probes are fitted on the originals' train and val items.
     """
     test, n = split["test"], len(items)
     soft_truth = foreground(items, MASK)
@@ -308,34 +310,35 @@ def judged(tokens, rows, items, split, epochs, seed):
     cells = F.interpolate(soft_truth[:, None], size, mode="bilinear", align_corners=False, antialias=True)
     cells = to_cells(cells, h, w)
     names = list(rows)
-    every = torch.cat([tokens["originals"]] + [tokens[k] for k in names]).flatten(1, 2)
-    nothing = torch.zeros(len(every) - n, *cells.shape[1:])
-    found = token_ridge(every, {"mask": torch.cat([cells, nothing])}, split["train"], split["val"])["mask"]
-    soft = from_cells(found, h, w, 1, MASK)[:, 0]
-    of_test = {"originals": mask_scores(soft[:n], solid, split)[test]}
+    all_tokens = torch.cat([tokens["originals"]] + [tokens[k] for k in names]).flatten(1, 2)
+    unused = torch.zeros(len(all_tokens) - n, *cells.shape[1:])
+    masks = torch.cat([cells, unused])
+    predicted = token_ridge(all_tokens, {"mask": masks}, split["train"], split["val"])["mask"]
+    soft = from_cells(predicted, h, w, 1, MASK)[:, 0]
+    iou = {"originals": mask_scores(soft[:n], solid, split)[test]}
     start = n
     for k in names:
         part = soft[start : start + len(tokens[k])].unflatten(0, (-1, len(test)))
         start += len(tokens[k])
         both = [torch.cat([soft[:n], p]) for p in part]
         truth = torch.cat([solid, solid[test]])
-        of_test[k] = torch.stack([mask_scores(b, truth, split)[n:] for b in both])
+        iou[k] = torch.stack([mask_scores(b, truth, split)[n:] for b in both])
 
     _, truth, classes = box_truth(items)
     sources = [items[i]["source"] for i in test]
     x, grid, fitted = shrink(tokens["originals"]), (min(h, 6), min(w, 6)), (split["train"], split["val"])
     predict = train_set_probe(x, grid, truth, len(classes), *fitted, 1, epochs=epochs, seed=seed)
-    test_truth, everything = [truth[i] for i in test], torch.arange(len(test))
+    test_truth, all_test = [truth[i] for i in test], torch.arange(len(test))
     runs = {"originals": ap_runs(predict, x, truth, test, sources=sources)}
     for k in names:
         parts = shrink(tokens[k]).unflatten(0, (-1, len(test)))
-        each = [ap_runs(predict, part, test_truth, everything, sources=sources) for part in parts]
+        each = [ap_runs(predict, part, test_truth, all_test, sources=sources) for part in parts]
         runs[k] = {key: torch.cat([e[key] for e in each]) for key in ("ap", "draws")}
-    return of_test, runs
+    return iou, runs
 
 
 def ratio(a, b, sources, n_boot=2000, seed=0):
-    """Mean of a / mean of b, scores [seeds, n] of the same items, with a 95% interval: equal resamples of sources for both, seeds drawn for each."""
+    """(mean a / mean b, low, high) of scores [seeds, n]: 95% bootstrap, a and b share resampled sources."""
     cluster = clusters(sources)
     count = torch.bincount(cluster).double()
     g = torch.Generator().manual_seed(seed)
@@ -363,35 +366,35 @@ def checked_features(folder, index):
     """(index, read) of features of the same items as those of `index`."""
     other, read = load_features(folder)
     if other["ids"] != index["ids"]:
-        refuse(f"{folder} does not hold the same items as the others; extract both from the same data")
+        fail(f"{folder} does not hold the same items as the others; extract both from the same data")
     return other, read
 
 
 def middle_layer(index):
-    """The middle one of the stored language layers whose tokens have a place in the image, or None."""
+    """The middle stored language layer that has a token grid, or None."""
     layers = [p for p in with_grid(index) if p.startswith("language.")]
     return layers[(len(layers) - 1) // 2] if layers else None
 
 
 def checked_point(args, index, folder):
-    """The layer asked for or recommended (prompt: or the middle one), if its tokens have a place in the image."""
+    """The layer of --point or --align (prompt: else the middle one). Fails if it has no token grid."""
     point = args.point
     if not point and getattr(args, "align", None):
         point = load_yaml(args.align, "align")["linear_r2_layer"]
     elif not point and args.mode == "prompt":
         point = middle_layer(index)
     if point is None:
-        refuse("no layer is named; give --point, or --align with an align.yaml that has a linear_r2_layer")
+        fail("no layer is given; use --point, or --align with an align.yaml that has a linear_r2_layer")
     if point not in index["points"]:
-        refuse(f"{folder} has no point {point!r}; its points are {', '.join(index['points'])}")
+        fail(f"{folder} has no point {point!r}; its points are {', '.join(index['points'])}")
     if point not in with_grid(index):
         places = ", ".join(with_grid(index))
-        refuse(f"the tokens of {point} have no place in the image; give --point one of {places}")
+        fail(f"{point} has no token grid; give --point one of {places}")
     return point
 
 
 def prepare(args):
-    """Everything that is checked before a model is loaded, and then what every mode of pictures works on."""
+    """Namespace of the jobs on images. Checks all arguments, then loads the decoder."""
     w = SimpleNamespace(args=args, seed=args.seed)
     w.index, w.read = load_features(args.features)
     target, read_target = checked_features(args.latents, w.index)
@@ -399,7 +402,7 @@ def prepare(args):
     w.items, w.ids = join(items, w.index, args.features), w.index["ids"]
     w.split = split_indices(w.items, args.features)
     if "boxes" not in w.items[0]:
-        refuse(f"{w.index['data_path']} has no boxes, which decoded images are judged by; use a set that has")
+        fail(f"{w.index['data_path']} has no boxes, which recon_spatial_iou needs; give data with boxes")
     w.point = checked_point(args, w.index, args.features)
     w.random = checked_features(args.random, w.index)[1] if args.random else None
     spatial = getattr(args, "spatial", None)
@@ -407,31 +410,31 @@ def prepare(args):
     w.others = [checked_features(folder, w.index) for folder in getattr(args, "at", None) or ()]
     for other, _ in w.others:
         if w.point not in other["points"]:
-            refuse(f"--at: the features at {other['size']} px lack {w.point!r}; extract it there too")
-    kinds = args.bridges.split(",") if "bridges" in args else []  # hybrid takes none
-    single = {k: v for k, v in BRIDGES.items() if k != "fusion"}
+            fail(f"--at: the features at {other['size']} px lack {w.point!r}; extract that layer too")
+    kinds = args.adapters.split(",") if "adapters" in args else []  # hybrid takes none
+    single = {k: v for k, v in ADAPTERS.items() if k != "fusion"}
     for k, kind in enumerate(kinds):
-        known(kind, single | ({"lora": Lora} if args.mode == "ablation" and k else {}), "bridge")
-    w.vae_entry, w.judge_entry = find_model(args.vae), find_model(args.judge)
-    if w.vae_entry["kind"] != "vae" or w.judge_entry["kind"] != "encoder":
-        refuse(f"--vae {args.vae} and --judge {args.judge}: a vae and an encoder are needed")
+        check_choice(kind, single | ({"lora": Lora} if args.mode == "ablation" and k else {}), "adapter")
+    w.vae_entry, w.evaluator_entry = find_model(args.vae), find_model(args.evaluator)
+    if w.vae_entry["kind"] != "vae" or w.evaluator_entry["kind"] != "encoder":
+        fail(f"--vae {args.vae} and --evaluator {args.evaluator}: a vae and an encoder are needed")
     w.out = Path(args.out or Path(args.features).parent / f"adapt-{args.mode}.yaml")
     check_writable(w.out)
     w.how = training_settings(args, SETTINGS[args.mode], len(w.split["train"]))
     init = getattr(args, "init", None)
     w.init = load_pt(init, ADAPTER) if init else None
-    if w.init and w.init["meta"]["bridge"] not in single:
-        refuse(f"--init {args.init} reads two token sets; give an adapter that is one of {', '.join(single)}")
+    if w.init and w.init["meta"]["adapter"] not in single:
+        fail(f"--init {args.init} reads two token sets; give an adapter that is one of {', '.join(single)}")
     w.y = read_target("latents")[:, 0]
     w.sources = [w.items[i]["source"] for i in w.split["test"]]
     w.device, w.dtype, w.why = choose_device()
     print(f"device {w.device.type} ({w.why})")
-    # in fp16 the gradients of a mean over pixels are zero
+    # in fp16 the gradient of a mean over pixels underflows
     w.full = torch.float32 if w.dtype == torch.float16 else w.dtype
     w.vae = flatten_stills(load_video_vae(w.vae_entry, w.device, w.full)[0]).requires_grad_(False)
     w.originals = torch.cat([frames_of(i, target["size"]) for i in w.items])
     if (away := round_trip(w.vae, w.originals[:4], w.y[:4])) > 2:
-        refuse(f"{args.latents} does not hold latents of {args.vae} (off by {away:.1f} of 255); extract anew")
+        fail(f"{args.latents} does not hold latents of {args.vae} (off by {away:.1f} of 255); extract anew")
     w.lpips, w.lpips_name = load_lpips(w.device)
     if w.how["loss"] == "pixels":
         w.pixel_loss = pixel_loss(w.vae, lpips_model(w.device)[0], w.originals)
@@ -439,7 +442,7 @@ def prepare(args):
 
 
 def shape_of(w, *sets):
-    """What a bridge between token sets [n, h, w, D] and the latents is built from."""
+    """Positional arguments of an adapter from token sets [n, h, w, D] to the latents."""
     return (
         [tuple(x.shape[1:3]) for x in sets],
         [x.shape[3] for x in sets],
@@ -449,7 +452,7 @@ def shape_of(w, *sets):
 
 
 def arm(w, kind, *sets, train=None, target=None, free=None, **facts):
-    """One thing to be trained: a bridge of `kind` from token sets [n, h, w, D] that all items have, on `train` items, of `target` parameters or with its `free` settings."""
+    """An arm of a comparison: an adapter from token sets [n, h, w, D], with `target` parameters or sizes `free`."""
     moments, shape = [moments_of(x, w.split["train"]) for x in sets], shape_of(w, *sets)
     free = sized(kind, target, *shape) if target else free or {}
 
@@ -458,11 +461,11 @@ def arm(w, kind, *sets, train=None, target=None, free=None, **facts):
         return [((x[items] - mean) / std).to(w.device) for x, (mean, std) in pairs]
 
     return {
-        "bridge": kind,
+        "adapter": kind,
         "shape": shape,
         "free": free,
         "moments": moments,
-        "build": lambda: BRIDGES[kind](*shape, **free),
+        "build": lambda: ADAPTERS[kind](*shape, **free),
         "train": w.split["train"] if train is None else train,
         "inputs": inputs,
         **facts,
@@ -474,17 +477,17 @@ def parameters(module):
 
 
 def image_loss(w, z, items, warm=False):
-    """What training lowers: of latents z [k, h, w, C] that stand for these items."""
+    """Training loss of predicted latents z [k, h, w, C] of these items."""
     if w.how["loss"] == "pixels" and not warm:
         return w.pixel_loss(z, items)
     return (z - w.y[items].to(z.device)).square().mean()
 
 
 def run_arms(w, arms):
-    """Train every arm, seed by seed: {name: [(module, record)]}. States of unfinished ones lie in a folder beside the result, under the name of all they depend on."""
+    """Train every arm: {name: [(module, record) of each seed]}. An unfinished training has its state on disk."""
     folder, trained = w.out.with_suffix(".training"), {}
     for name, a in arms.items():
-        known_by = digest_of_tensors(
+        key = digest_of_tensors(
             *(x for pair in a.get("moments", ()) for x in pair),
             *moments_of(w.y, a["train"]),
             *(w.init["weights"].values() if a.get("init") else ()),
@@ -496,24 +499,24 @@ def run_arms(w, arms):
         def build(a=a):
             module = a["build"]()
             if a.get("init"):
-                a["kept"] = start_from(module, w.init["weights"], w.args.init)
+                a["copied"] = start_from(module, w.init["weights"], w.args.init)
             return module
 
         split = {"train": a["train"], "val": w.split["val"]}
-        # where there are fewer items there are more epochs: as many steps
+        # fewer items get more epochs: the number of steps is equal
         more = len(w.split["train"]) / len(a["train"])
         how = w.how | {k: w.how[k] and round(w.how[k] * more) for k in ("warm", "epochs", "patience")}
-        how |= {"arm": name, "bridge": a["bridge"], **a["free"], "items": len(a["train"])}
+        how |= {"arm": name, "adapter": a["adapter"], **a["free"], "items": len(a["train"])}
         trained[name] = []
         for seed in tqdm(range(w.seed, w.seed + w.how["seeds"]), desc=name, unit="seed"):
-            state = folder / f"{known_by}-{name}-{seed}.pt"
+            state = folder / f"{key}-{name}-{seed}.pt"
             trained[name].append(train(build, loss_of, split, seed, how, w.device, state, w.ids))
     return trained
 
 
 @torch.inference_mode()
 def decoded(w, models, a):
-    """Test pictures uint8 [S * n_test, H, W, 3] of every seed's module, seeds one after another."""
+    """Decoded test images uint8 [S * n_test, H, W, 3], seed after seed."""
     out = []
     for m, record in models:
         m.load_state_dict(record["weights"], strict=False)  # LoRA's seeds share one module
@@ -522,14 +525,14 @@ def decoded(w, models, a):
 
 
 def controls(w):
-    """The pictures that any bridge stands between: the autoencoder's own, and the mean image."""
+    """{upper bound and baseline: uint8 [n_test, H, W, 3]}: the VAE's reconstruction, the mean image."""
     test = w.split["test"]
     mean = w.originals[w.split["train"]].float().mean(0).round().byte()
     return {"vae": decode(w.vae, w.y[test]), "mean_image": mean.expand(len(test), -1, -1, -1)}
 
 
 def scored(w, rows, measures=None):
-    """{measure: {name: [S, n_test]}} of decoded pictures {name: uint8 [S * n_test, H, W, 3]} against the originals."""
+    """{measure: {name: [S, n_test]}} of decoded images {name: uint8 [S * n_test, H, W, 3]} against the originals."""
     measures = measures or {w.lpips_name: w.lpips, "ssim": ssim, "edge_f1": edge_f1}
     truth, n = w.originals[w.split["test"]], len(w.split["test"])
     scores = {}
@@ -541,31 +544,25 @@ def scored(w, rows, measures=None):
     return scores
 
 
-def others(pictures, n):
-    """Each test item's pictures [S * n, ...] given to the next item."""
-    return pictures.unflatten(0, (-1, n)).roll(1, 1).flatten(0, 1)
+def others(images, n):
+    """Images [S * n, ...], each assigned to the next test item."""
+    return images.unflatten(0, (-1, n)).roll(1, 1).flatten(0, 1)
 
 
 def worse(w, errors, beside):
-    """{name: by how much its errors [seeds, n] are larger than those of beside[name], paired, with Holm's adjustment over all}."""
-    found = {k: paired_test(errors[k], errors[other], w.sources, seed=w.seed) for k, other in beside.items()}
-    adjusted = holm({name: t["p"] for name, t in found.items()})
-    return {
-        name: {
-            "worse": t["gain"],
-            "worse_low": t["gain_low"],
-            "worse_high": t["gain_high"],
-            "worse_than": beside[name],
-            "p_holm": adjusted[name],
-        }
-        for name, t in found.items()
-    }
+    """{name: paired difference of its errors [seeds, n] to those of beside[name]}, with Holm's adjustment."""
+    tests = {k: paired_test(errors[k], errors[other], w.sources, seed=w.seed) for k, other in beside.items()}
+    adjusted, table = holm({name: t["p"] for name, t in tests.items()}), {}
+    for name, t in tests.items():
+        table[name] = {f"worse{end}": t[f"gain{end}"] for end in ("", "_low", "_high")}
+        table[name] |= {"worse_than": beside[name], "p_holm": adjusted[name]}
+    return table
 
 
 def row_of(w, a, trained, scores, more=None):
-    """What a table says of one arm: what it is, how it was trained, its scores {measure: [seeds, n]} with their intervals."""
+    """Table row of one arm: adapter, training, scores {measure: [seeds, n]} with intervals."""
     row = {
-        "bridge": a["bridge"],
+        "adapter": a["adapter"],
         "parameters": parameters(trained[0][0]),
         **a["free"],
         "point": a.get("point", w.point),
@@ -575,7 +572,7 @@ def row_of(w, a, trained, scores, more=None):
         "best_epoch": [r["epoch"] for _, r in trained],
         "val_loss": [r["val"] for _, r in trained],
         "seconds_per_step": sorted(r["seconds_per_step"] for _, r in trained)[len(trained) // 2],
-    } | ({"kept_parameters": a["kept"][0]} if "kept" in a else {})
+    } | ({"copied_parameters": a["copied"][0]} if "copied" in a else {})
     for key, x in scores.items():
         ends = bootstrap(x, w.sources, seed=w.seed)
         row |= dict(zip((key, f"{key}_low", f"{key}_high"), ends, strict=True))
@@ -584,24 +581,24 @@ def row_of(w, a, trained, scores, more=None):
 
 
 def table_of(w, arms, trained, scores, more):
-    """{name: row_of its arm}, with what `more` says of some."""
+    """{name: row_of its arm}; more: {name: further columns}."""
     table = {}
     for name, a in arms.items():
-        of_name = {key: t[name] for key, t in scores.items()}
-        table[name] = row_of(w, a, trained[name], of_name, more.get(name))
+        own_scores = {key: t[name] for key, t in scores.items()}
+        table[name] = row_of(w, a, trained[name], own_scores, more.get(name))
     return table
 
 
-def criteria_of(w, scores, name, floors, options, controls=None):
-    """{measure: criterion} of what `name` scores against the floors, up to what the autoencoder scores."""
+def criteria_of(w, scores, name, baselines, options, controls=None):
+    """{measure: criterion} of the row `name` against the baselines; upper bound: the autoencoder."""
     found = {}
     for key, table in scores.items():
         more = {} if controls is None else {"controls": {k: table[k].mean() for k in controls}}
         found[key] = criterion(
             table[name],
-            {k: table[k] for k in floors},
+            {k: table[k] for k in baselines},
             w.sources,
-            ceiling=table["vae"].mean().item(),
+            upper_bound=table["vae"].mean().item(),
             better="lower" if key.startswith("lpips") else "higher",
             seed=w.seed,
             layer=w.point,
@@ -612,13 +609,13 @@ def criteria_of(w, scores, name, floors, options, controls=None):
 
 
 def facts(w):
-    """The headline's first lines: what was measured with what."""
+    """First lines of the YAML: model, decoder, evaluator, data, layer."""
     return {
         "stage": "adapt",
         "mode": w.args.mode,
         "model": w.index["model"],
         "decoder": w.vae_entry["name"],
-        "judge": w.judge_entry["name"],
+        "evaluator": w.evaluator_entry["name"],
         "weights": w.index["weights"],
         "decoder_weights": w.vae_entry["weights"],
         "data": w.index["data"],
@@ -635,7 +632,7 @@ def run_of(w, args, started):
 
 
 def conclude(w, result, started, images, adapter):
-    """Write everything: images of eight test items, the first seed's bridge of `adapter` = (arm, module), the YAML last."""
+    """Write images of eight test items, the adapter (arm, module), and the YAML last."""
     some = w.split["test"][:8]
     result["run"] = run_of(w, w.args, started)
     images = {"original": w.originals[some].clone()} | {k: x[:8].clone() for k, x in images.items()}
@@ -648,7 +645,7 @@ def conclude(w, result, started, images, adapter):
     write_adapter(w.out.parent / name, module, a, meta | {"decoder": w.vae_entry["name"]})
     save_yaml(w.out, result)
     shutil.rmtree(w.out.with_suffix(".training"), ignore_errors=True)
-    say(result)
+    print_summary(result)
     return result
 
 
@@ -657,8 +654,8 @@ def strips(path, images, title):
     plt, n = pyplot(), len(images["original"])
     size = 1.6 * n + 1, 1.6 * len(images)
     figure, grid = plt.subplots(len(images), n, figsize=size, squeeze=False, layout="constrained")
-    for row, (name, of_name) in zip(grid, images.items(), strict=True):
-        for axis, image in zip(row, of_name, strict=True):
+    for row, (name, stack) in zip(grid, images.items(), strict=True):
+        for axis, image in zip(row, stack, strict=True):
             axis.imshow(image.numpy())
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name.replace("_", "\n"), fontsize=9, rotation=0, ha="right", va="center")
@@ -671,10 +668,9 @@ def strips(path, images, title):
 
 
 def write_adapter(path, module, a, meta, outputs=None):
-    """adapter.pt, with all that is needed to use it alone (`load_adapter`), and a YAML beside it that says what it is. outputs: mean and std of what it was
-    trained to give, if that was standardised."""
+    """Write adapter.pt and a YAML that describes it. outputs: (mean, std) of standardised targets."""
     grids, dims, out_grid, channels = a["shape"]
-    meta = meta | {"bridge": a["bridge"], "grids": [list(g) for g in grids], "dims": list(dims)}
+    meta = meta | {"adapter": a["adapter"], "grids": [list(g) for g in grids], "dims": list(dims)}
     meta |= {"out_grid": list(out_grid), "channels": channels, "free": a["free"]}
     weights = {k: p.detach().cpu().clone() for k, p in learned(module).items()}
     tokens = [torch.stack(m) for m in a.get("moments", ())]
@@ -683,18 +679,18 @@ def write_adapter(path, module, a, meta, outputs=None):
     gives = {"latents": "latents, normalised by the decoder's own mean and standard deviation"}
     about = {"parameters": parameters(module), "file": path.name}
     about["reads"] = (
-        "tokens of `point` at `size` pixels, fp32: of pictures [n, h, w, D], of clips [n, t h, w, D]"
+        "tokens of `point` at `size` pixels, fp32: of images [n, h, w, D], of clips [n, t h, w, D]"
     )
     about["gives"] = gives.get(meta["into"], "prompt embeddings")
     save_yaml(path.with_suffix(".yaml"), {"stage": "adapter"} | meta | about)
 
 
 def load_adapter(path):
-    """(function from token sets, as extract.py stores them, to what the adapter gives; its meta). LoRA's lies inside its model: build Lora and load its weights there."""
+    """(function from stored token sets to the adapter's outputs, its meta). Not for LoRA."""
     saved = load_pt(path, ADAPTER)
     m = saved["meta"]
     grids = [tuple(g) for g in m["grids"]]
-    module = BRIDGES[m["bridge"]](grids, m["dims"], tuple(m["out_grid"]), m["channels"], **m["free"])
+    module = ADAPTERS[m["adapter"]](grids, m["dims"], tuple(m["out_grid"]), m["channels"], **m["free"])
     module.load_state_dict(saved["weights"])
     module.eval()
 
@@ -707,11 +703,11 @@ def load_adapter(path):
 
 
 def start_from(module, weights, path):
-    """Copy those of `weights`, of an adapter at `path`, whose name and shape the module has: (numbers kept, numbers of the module). What meets another model's tokens stays as drawn."""
-    own = learned(module)
-    same = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    """Copy the weights whose name and shape fit: (parameters copied, parameters of the module)."""
+    new = learned(module)
+    same = {k: v for k, v in weights.items() if k in new and new[k].shape == v.shape}
     if not same:
-        refuse(f"--init {path} has no weight that fits the new adapter; give one of the same kind and width")
+        fail(f"--init {path} has no weight that fits the new adapter; give one of the same kind and width")
     module.load_state_dict(same, strict=False)
     return sum(v.numel() for v in same.values()), parameters(module)
 
@@ -721,32 +717,31 @@ def start_from(module, weights, path):
 
 def run_latents(w, started):
     x = w.read(w.point)[:, 0]
-    arms = {kind: arm(w, kind, x) for kind in w.args.bridges.split(",")}
+    arms = {kind: arm(w, kind, x) for kind in w.args.adapters.split(",")}
     trained = run_arms(w, arms)
     val_loss = {k: sum(r["val"] for _, r in runs) / len(runs) for k, runs in trained.items()}
-    bridge = min(val_loss, key=val_loss.get)
+    adapter = min(val_loss, key=val_loss.get)
     if w.random:
-        arms["random_init"] = arm(w, bridge, w.random(w.point)[:, 0])
+        arms["random_init"] = arm(w, adapter, w.random(w.point)[:, 0])
         trained |= run_arms(w, {"random_init": arms["random_init"]})
     if ranks()[0]:
         return {}
     n = len(w.split["test"])
-    rows = {"bridge": decoded(w, trained[bridge], arms[bridge]), **controls(w)}
-    rows["other_item"] = others(rows["bridge"], n)
+    rows = {"adapter": decoded(w, trained[adapter], arms[adapter]), **controls(w)}
+    rows["other_item"] = others(rows["adapter"], n)
     if w.random:
         rows["random_init"] = decoded(w, trained["random_init"], arms["random_init"])
     scores = scored(w, rows)
-    scores["recon_spatial_iou"], runs = looked_at(w, rows)
+    scores["recon_spatial_iou"], runs = score_decoded(w, rows)
 
-    # The untrained network is a control here, not a floor: its first layers still hold nearly every pixel,
-    # and a faithful copy is what is asked for.
-    floors, beside = ["mean_image", "other_item"], [k for k in rows if k == "random_init"]
-    criteria = criteria_of(w, scores, "bridge", floors, len(val_loss), controls=beside)
+    # The untrained network is a control, not a baseline: its first layers still hold nearly every pixel.
+    baselines, beside = ["mean_image", "other_item"], [k for k in rows if k == "random_init"]
+    criteria = criteria_of(w, scores, "adapter", baselines, len(val_loss), controls=beside)
     criteria["recon_map50"] = ap_criterion(
-        runs["bridge"],
-        {k: runs[k] for k in floors},
+        runs["adapter"],
+        {k: runs[k] for k in baselines},
         w.sources,
-        ceiling=runs["vae"]["ap"].mean().item(),
+        upper_bound=runs["vae"]["ap"].mean().item(),
         layer=w.point,
         options_searched=len(val_loss),
         controls={k: runs[k]["ap"].mean() for k in beside},
@@ -760,57 +755,57 @@ def run_latents(w, started):
         for k in val_loss
     }
     result = facts(w) | {
-        "bridge": bridge,
-        "parameters": table[bridge]["parameters"],
+        "adapter": adapter,
+        "parameters": table[adapter]["parameters"],
         **headline(criteria, w.lpips_name),
-        "judge_spatial_iou_originals": scores["recon_spatial_iou"]["originals"].mean(),
-        "judge_map50_originals": runs["originals"]["ap"].mean(),
+        "evaluator_spatial_iou_originals": scores["recon_spatial_iou"]["originals"].mean(),
+        "evaluator_map50_originals": runs["originals"]["ap"].mean(),
         "criteria": criteria,
-        "bridges": table,
+        "adapters": table,
     }
-    images = {k: rows[k] for k in ("vae", "bridge")}
-    return conclude(w, result, started, images, (arms[bridge], trained[bridge][0][0]))
+    images = {k: rows[k] for k in ("vae", "adapter")}
+    return conclude(w, result, started, images, (arms[adapter], trained[adapter][0][0]))
 
 
-def looked_at(w, rows):
-    """`judged` of decoded pictures {name: uint8}."""
-    judge, processor = load_encoder(w.judge_entry, w.device, w.dtype)
+def score_decoded(w, rows):
+    """`evaluator_scores` of decoded images {name: uint8 [S * n_test, H, W, 3]}."""
+    evaluator, processor = load_encoder(w.evaluator_entry, w.device, w.dtype)
     tokens = {}
-    for k, images in tqdm((rows | {"originals": w.originals}).items(), desc="judge", unit="set"):
-        tokens[k] = judge_tokens(judge, processor, w.judge_entry["size"], images, w.device)
-    return judged(tokens, rows, w.items, w.split, 30, w.seed)
+    for k, images in tqdm((rows | {"originals": w.originals}).items(), desc="evaluator", unit="set"):
+        tokens[k] = evaluator_tokens(evaluator, processor, w.evaluator_entry["size"], images, w.device)
+    return evaluator_scores(tokens, rows, w.items, w.split, 30, w.seed)
 
 
-# ---------------------------------------------------------------- is a small bridge as good as a large one?
+# ---------------------------------------------------------------- is a small adapter as good as a large one?
 
 
 def step_ratio(w, a, b, rounds=15):
-    """Median seconds of a training step of arm a over those of b, the two taking turns, so that what else the machine does meets both."""
+    """Median seconds of a step of arm a over those of b; steps alternate, so that other load meets both."""
     seconds, modules = {0: [], 1: []}, [x["build"]().to(w.device) for x in (a, b)]
     for k in range(rounds):
         for which, (x, module) in enumerate(zip((a, b), modules, strict=True)):
             items = w.split["train"][torch.arange(k, k + w.how["batch"]) % len(w.split["train"])]
-            began = time.perf_counter()
+            start = time.perf_counter()
             loss = image_loss(w, module(*x["inputs"](items)), items)
             torch.autograd.grad(loss, list(module.parameters()))[0].sum().item()  # waits for the device
-            seconds[which].append(time.perf_counter() - began)
+            seconds[which].append(time.perf_counter() - start)
     return sorted(seconds[0])[rounds // 2] / sorted(seconds[1])[rounds // 2]
 
 
 def ladder(w, dim):
-    """{name: parameters} of the plan's ladder, and by what it was scaled: a bridge's parameters grow with the square of the width of the tokens that it reads."""
+    """({name: parameters}, scale): the plan's sizes, scaled as an adapter grows with the tokens' width."""
     scale = 1.0 if w.index["weights"] == "pretrained" or w.args.unscaled else (dim / REFERENCE_WIDTH) ** 2
     return {f"{m}M": round(m * 1e6 * scale) for m in LADDER}, scale
 
 
 def run_scaling(w, started):
     x = w.read(w.point)[:, 0]
-    rungs, scale = ladder(w, x.shape[3])
-    kind = w.args.bridges.split(",")[0]
+    sizes, scale = ladder(w, x.shape[3])
+    kind = w.args.adapters.split(",")[0]
     try:
-        arms = {name: arm(w, kind, x, target=size) for name, size in rungs.items()}
+        arms = {name: arm(w, kind, x, target=size) for name, size in sizes.items()}
     except ValueError as e:
-        refuse(f"--bridges {kind}: {e}, and the smallest size asked for is {min(rungs.values())}")
+        fail(f"--adapters {kind}: {e}, and the smallest size in the ladder is {min(sizes.values())}")
     trained = run_arms(w, arms)
     if ranks()[0]:
         return {}
@@ -821,14 +816,12 @@ def run_scaling(w, started):
     large, small = scores[w.lpips_name]["100M"], scores[w.lpips_name]["10M"]
     score, low, high = ratio(large, small, w.sources, seed=w.seed)
     plain = {"error_ratio": score, "error_ratio_low": low, "error_ratio_high": high}
-    # an untrained backbone's errors are not held against a threshold for LPIPS: skill between the mean image
-    # and the VAE stands in, of 10M over that of 100M
+    # With an untrained backbone, the ratio of skills (10M / 100M) replaces the ratio of errors.
     if w.lpips_name != "lpips":
-        floor, ceiling = (scores[w.lpips_name][k].mean() for k in ("mean_image", "vae"))
-        skills = [(x - floor) / (ceiling - floor) for x in (small, large)]
+        baseline, upper_bound = (scores[w.lpips_name][k].mean() for k in ("mean_image", "vae"))
+        skills = [(x - baseline) / (upper_bound - baseline) for x in (small, large)]
         score, low, high = ratio(*skills, w.sources, seed=w.seed)
-    # two bridges that both learned nothing are equally good: the gain that must exclude zero is that of the
-    # small one over the floors
+    # Two adapters that both learned nothing have a ratio of 1: the record's gain is that of 10M over baselines.
     criteria["parameter_efficiency"] = criteria[w.lpips_name] | {
         "score": score,
         "low": low,
@@ -839,20 +832,20 @@ def run_scaling(w, started):
         **plain,
         "stand_in": w.lpips_name != "lpips",
     }
-    against = worse(w, scores[w.lpips_name], {name: "10M" for name in rungs if name != "10M"})
+    against = worse(w, scores[w.lpips_name], {name: "10M" for name in sizes if name != "10M"})
     table = table_of(w, arms, trained, scores, against)
     for name, row in table.items():
-        row["wanted"] = rungs[name]
-    words = f"5 to 100 million parameters times ({x.shape[3]} / {REFERENCE_WIDTH})^2, the tokens' width against Qwen2.5-VL-7B's"
+        row["target_parameters"] = sizes[name]
+    scaled = f"5M to 100M, times ({x.shape[3]} / {REFERENCE_WIDTH})^2: the tokens' width over Qwen2.5-VL-7B's"
     result = facts(w) | {
-        "bridge": kind,
+        "adapter": kind,
         "parameter_efficiency": score,
         "parameter_efficiency_low": low,
         "parameter_efficiency_high": high,
         **plain,
         "training_time_ratio": step_ratio(w, arms["100M"], arms["10M"]),
         "ladder_scale": scale,
-        "ladder": "millions of parameters as they stand" if scale == 1 else words,
+        "ladder": "5M to 100M" if scale == 1 else scaled,
         **headline({k: c for k, c in criteria.items() if k != "parameter_efficiency"}, w.lpips_name),
         "criteria": criteria,
         "sizes": table,
@@ -861,17 +854,17 @@ def run_scaling(w, started):
     return conclude(w, result, started, images, (arms["10M"], trained["10M"][0][0]))
 
 
-# ---------------------------------------------------------------- which bridge, layer, resolution; how many samples?
+# ---------------------------------------------------------------- which adapter, layer, resolution; how many samples?
 
 
 def lora_arm(w):
-    """The LoRA bridge: pictures through the VLM itself up to the middle one of the stored language layers.
+    """The LoRA adapter: images through the VLM up to the middle stored language layer.
 
-    Refused unless what the untouched model says there equals the stored features: then rows, order and size are those that all other bridges read.
+    Fails unless the model without LoRA reproduces the stored features, so that all adapters read the same.
     """
     point, entry, size = middle_layer(w.index), model_of(w.index), w.index["size"]
     if w.index.get("kind") != "vlm" or not entry.get("type", "").startswith("qwen") or not point:
-        refuse(f"{w.args.features} holds no language layer of Qwen's family; leave lora out of --bridges")
+        fail(f"{w.args.features} holds no language layer of Qwen's family; leave lora out of --adapters")
     vlm, processor = load_vlm(entry, w.device, w.full)
     vlm.requires_grad_(False)
 
@@ -887,11 +880,11 @@ def lora_arm(w):
     tuned = Tuned(vlm, w.index["points"][point]["module"], grid, vlm.config.image_token_id)
     module = Lora(tuned, *out).to(w.device)
     with torch.inference_mode():
-        own = module.tuned(*inputs(some)).cpu()
-    if own.shape != stored[some].shape or (own - stored[some]).norm() > 0.02 * stored[some].norm():
-        refuse(f"{w.index['model']} does not give back the stored {point}; leave lora out of --bridges")
+        x = module.tuned(*inputs(some)).cpu()
+    if x.shape != stored[some].shape or (x - stored[some]).norm() > 0.02 * stored[some].norm():
+        fail(f"{w.index['model']} does not reproduce the stored {point}; leave lora out of --adapters")
     return {
-        "bridge": "lora",
+        "adapter": "lora",
         "shape": ([grid[:2]], [grid[2]], *out),
         "free": {},
         "train": w.split["train"],
@@ -902,12 +895,12 @@ def lora_arm(w):
 
 
 def run_ablation(w, started):
-    """Each arm differs in one thing from the first: the first of --bridges, at the recommended layer, on all train items. Fewer items are gone over more often, for equal steps."""
-    kinds, train_items = w.args.bridges.split(","), w.split["train"]
+    """Each arm differs in one thing from the first. All arms train for equally many steps."""
+    kinds, train_items = w.args.adapters.split(","), w.split["train"]
     x = w.read(w.point)[:, 0]
-    target = parameters(BRIDGES[kinds[0]](*shape_of(w, x)))
+    target = parameters(ADAPTERS[kinds[0]](*shape_of(w, x)))
     arms = {kinds[0]: arm(w, kinds[0], x)}
-    groups = {"bridge": [kinds[0]], "point": [kinds[0]], "size": [kinds[0]], "samples": [kinds[0]]}
+    groups = {"adapter": [kinds[0]], "point": [kinds[0]], "size": [kinds[0]], "samples": [kinds[0]]}
 
     def add(group, name, a):
         arms[name] = a
@@ -915,12 +908,12 @@ def run_ablation(w, started):
 
     for kind in kinds[1:]:
         if kind == "lora":
-            add("bridge", "lora", lora_arm(w))
+            add("adapter", "lora", lora_arm(w))
         else:
             try:
-                add("bridge", kind, arm(w, kind, x, target=target))
-            except ValueError:  # a wide bridge cannot be as small; it is taken at its smallest
-                add("bridge", kind, arm(w, kind, x, free={"width": 4}))
+                add("adapter", kind, arm(w, kind, x, target=target))
+            except ValueError:  # no adapter of that size: take the smallest
+                add("adapter", kind, arm(w, kind, x, free={"width": 4}))
     if w.args.align:
         layers = load_yaml(w.args.align, "align")["layers"]
         possible = [p for p in layers if p in with_grid(w.index) and p not in ("pixels", w.point)]
@@ -933,7 +926,7 @@ def run_ablation(w, started):
         few = train_items[: max(int(f * len(train_items)), w.how["batch"])]
         add("samples", f"{len(few)} items", arm(w, kinds[0], x, train=few))
     if w.init:
-        a = arm(w, w.init["meta"]["bridge"], x, free=w.init["meta"]["free"])
+        a = arm(w, w.init["meta"]["adapter"], x, free=w.init["meta"]["free"])
         groups["init"] = ["from scratch", "from --init"]
         arms |= {"from scratch": a, "from --init": a | {"init": True}}
     trained = run_arms(w, arms)
@@ -947,14 +940,14 @@ def run_ablation(w, started):
         beside["from --init"] = "from scratch"
     table = table_of(w, arms, trained, scores, worse(w, base, beside))
     groups = {group: names for group, names in groups.items() if len(names) > 1}
-    # what the first arm is called in each
+    # name of the first arm in each group
     first = {"point": w.point, "size": f"{w.index['size']} px", "samples": f"{len(train_items)} items"}
     best = {}
     for group, names in groups.items():
         chosen = min(names, key=lambda name: sum(table[name]["val_loss"]))  # on val
         best[group] = first.get(group, chosen) if chosen == kinds[0] else chosen
     result = facts(w) | {
-        "bridge": kinds[0],
+        "adapter": kinds[0],
         **{f"best_{group}": name for group, name in best.items()},
         **{f"{w.lpips_name}_{k}": base[k].mean() for k in ("vae", "mean_image")},
         "groups": groups,
@@ -968,7 +961,7 @@ def run_ablation(w, started):
 
 
 def run_hybrid(w, started):
-    """Fusion of a spatial encoder's tokens with the model's, against everything that could help in their place. It must beat the best of them."""
+    """Fusion of a spatial encoder's tokens with the model's, against controls in place of the model's tokens."""
     index, read = w.spatial
     last = [p for p in with_grid(index) if p != "pixels"][-1]
     n = len(w.items)
@@ -995,8 +988,8 @@ def run_hybrid(w, started):
         return {}
     rows = {name: decoded(w, trained[name], a) for name, a in arms.items()} | controls(w)
     scores = scored(w, rows, {w.lpips_name: w.lpips, "ssim": ssim})
-    scores["recon_spatial_iou"], runs = looked_at(w, rows)
-    # what has not seen this item's tokens of the trained model
+    scores["recon_spatial_iou"], runs = score_decoded(w, rows)
+    # arms without this item's tokens of the trained model
     rivals = [name for name in arms if name not in ("fused", "oracle", "model", "model_twice")]
     shown = "model", "model_twice", "oracle"
     criteria = criteria_of(w, scores, "fused", (*rivals, "mean_image"), len(rivals), shown)
@@ -1009,13 +1002,13 @@ def run_hybrid(w, started):
         options_searched=len(maps) - 1,
     )
     errors = scores[w.lpips_name]
-    # the better of a bridge at every place and of one with attention, which the fused tokens have too
+    # the better of an MLP and of an adapter with attention, as fusion has
     alone = min(("model", "model_twice"), key=lambda k: errors[k].mean())
     adds = criteria[w.lpips_name]
     repairs = paired_test(errors[alone], errors["fused"], w.sources, seed=w.seed)
     answer = {
-        "model_adds": says(adds, adds["ceiling"] - adds["floor"]),
-        "spatial_adds": says(repairs, errors["vae"].mean() - errors[alone].mean()),
+        "model_adds": answer_of(adds, adds["upper_bound"] - adds["baseline"]),
+        "spatial_adds": answer_of(repairs, errors["vae"].mean() - errors[alone].mean()),
     }
     table = table_of(w, arms, trained, scores, {})
     for name, row in table.items():
@@ -1026,7 +1019,7 @@ def run_hybrid(w, started):
     for name, test in (("model_adds", adds), ("spatial_adds", repairs)):
         result |= {f"{name}_{k}": test[k] for k in ("gain", "gain_low", "gain_high", "p")}
     result |= {
-        "rival": adds["floor_name"],
+        "rival": adds["baseline_name"],
         "model_alone": alone,
         **overhead(w),
         **headline(criteria, w.lpips_name),
@@ -1052,18 +1045,18 @@ def detections(w, trained, arms, names):
     return out
 
 
-def says(test, room):
-    """yes where the gain excludes zero, no where it can be no more than a tenth of what is left to gain, else inconclusive."""
+def answer_of(test, headroom):
+    """yes: the gain's interval is above zero; no: it is below a tenth of the headroom; else inconclusive."""
     if test["gain_low"] > 0:
         return "yes"
-    return "no" if test["gain_high"] < 0.1 * abs(room) else "inconclusive"
+    return "no" if test["gain_high"] < 0.1 * abs(headroom) else "inconclusive"
 
 
 def overhead(w):
-    """The second encoder's seconds an item over the model's; in one run, if both folders were written by extract.py --model a+b."""
+    """The second encoder's seconds per item over the model's; timed in one run by extract.py --model a+b."""
     a, b = w.spatial[0].get("seconds_per_item"), w.index.get("seconds_per_item")
     if not (a and b):
-        why = "layers were streamed, which times no single pass"
+        why = "layers were streamed, so no single pass was timed"
         return {"latency_overhead": None, "latency_reason": why}
     one_run = Path(w.args.spatial).parent == Path(w.args.features).parent
     return {"latency_overhead": a / b, "latency_in_one_run": one_run}
@@ -1072,8 +1065,8 @@ def overhead(w):
 # ---------------------------------------------------------------- an adapter for the video transformer
 
 
-def film_world(args):
-    """Everything that is checked before a model is loaded, then clips, tokens and the frozen video model."""
+def prepare_prompt(args):
+    """Namespace of `prompt`. Checks all arguments, then loads the clips and the frozen video model."""
     w = SimpleNamespace(args=args, seed=args.seed)
     w.index, w.read = load_features(args.features)
     items, w.data = load_items(w.index["data_path"])
@@ -1082,35 +1075,35 @@ def film_world(args):
     w.point = checked_point(args, w.index, args.features)
     entry = find_model(args.video)
     if entry["kind"] != "video":
-        refuse(f"--video {args.video} is a {entry['kind']}; give a video pipeline, such as ltx-video")
+        fail(f"--video {args.video} is a {entry['kind']}; give a video pipeline, such as ltx-video")
     args.frames = frames = args.frames or entry.get("frames", 9)
     size = args.size or entry["clip"]
     check_shape(frames, size, geometry(entry), entry["name"])
     if short := [i for i in w.items if len(i.get("frames", ())) < frames]:
         few = f"{short[0]['id']!r} has {len(short[0].get('frames', ()))} frames"
-        refuse(f"{w.index['data_path']}: {few} where {frames} are wanted; give --frames fewer, or clips")
+        fail(f"{w.index['data_path']}: {few} where {frames} are needed; lower --frames, or give longer clips")
     if not all(caption(i) for i in w.items) and (args.loss or SETTINGS["prompt"]["loss"]) == "words":
-        refuse(f"{w.index['data_path']} has clips without text, which --loss words learns; use --loss flow")
+        fail(f"{w.index['data_path']} has clips without text, which --loss words learns; use --loss flow")
     w.how = training_settings(args, SETTINGS["prompt"], len(w.split["train"]))
     w.init = load_pt(args.init, ADAPTER) if args.init else None
-    w.kind = args.bridges.split(",")[0]
+    w.kind = args.adapters.split(",")[0]
     if w.kind not in ("queries", "perceiver"):
-        refuse(f"--bridges {w.kind} keeps an image's places; give queries or perceiver")
+        fail(f"--adapters {w.kind} gives an image grid, no prompt; give queries or perceiver")
     w.out = Path(args.out or Path(args.features).parent / "adapt-prompt.yaml")
     check_writable(w.out)
     w.device, w.dtype, w.why = choose_device()
     print(f"device {w.device.type} ({w.why})")
-    # in fp16 the gradient through the transformer is lost
+    # in fp16 the gradient through the transformer underflows
     w.dtype = torch.float32 if w.dtype == torch.float16 and w.how["loss"] == "flow" else w.dtype
     w.entry, w.pipeline = entry, load_video_pipeline(entry, w.device, w.dtype)[0]
     for part in (w.pipeline.transformer, w.pipeline.text_encoder, w.pipeline.vae):
         part.requires_grad_(False)
-    w.films = torch.stack([frames_of(i, size)[(len(i["frames"]) - frames) // 2 :][:frames] for i in w.items])
+    w.clips = torch.stack([frames_of(i, size)[(len(i["frames"]) - frames) // 2 :][:frames] for i in w.items])
     return w
 
 
 @torch.inference_mode()
-def spoken(w, prompts, length):
+def encode_prompts(w, prompts, length):
     """(embeddings [n, length, C], mask [n, length]) of prompts by the text encoder, cut to `length` positions."""
     out, masks = [], []
     for k in range(0, len(prompts), 64):
@@ -1122,8 +1115,8 @@ def spoken(w, prompts, length):
 
 
 def velocity(w, x, sigma, embeds, mask):
-    """The transformer's velocity [n, t, h, w, C] at noised latents x of the same shape; sigma [n, t], 0 for frames that are given; embeds [n, L, C'] in the place of a
-    prompt's, and their mask [n, L]. Positions are those of LTXConditionPipeline."""
+    """The transformer's velocity [n, t, h, w, C] at noised latents x of the same shape. sigma [n, t]: 0 for given
+    frames; embeds [n, L, C'] and mask [n, L] of the prompt. Positions are those of LTXConditionPipeline."""
     n, t, h, wide, _ = x.shape
     vae = w.pipeline.vae
     r, side = vae.temporal_compression_ratio, vae.spatial_compression_ratio
@@ -1145,8 +1138,8 @@ def velocity(w, x, sigma, embeds, mask):
 
 
 def flow_error(w, clean, embeds, mask, g, part=slice(None)):
-    """Squared error [k] of the velocity on all but the first latent frame, which is given (rectified flow, Liu et al. 2022), of those clips of clean [n, t, h, w, C] that `part` names.
-    High noise, where the film is decided, is drawn more often."""
+    """Squared error [k] of the velocity (rectified flow, Liu et al. 2022) of the clips `part` of clean
+    [n, t, h, w, C], without the first latent frame, which is given. High noise levels are drawn more often."""
     noise = torch.randn(clean.shape, generator=g)[part]
     level = (1 - 0.95 * torch.rand(len(clean), generator=g) ** 2)[part]
     clean = clean[part]
@@ -1158,7 +1151,7 @@ def flow_error(w, clean, embeds, mask, g, part=slice(None)):
 
 @torch.inference_mode()
 def flow_errors(w, clean, embeds, mask, items):
-    """`flow_error` [n] of these items, the mean over four draws of the noise, which are the same for all embeds."""
+    """Mean `flow_error` [n] of these items over four draws of noise, the same for all embeds."""
     found = []
     for k in range(4):
         parts = []
@@ -1169,53 +1162,55 @@ def flow_errors(w, clean, embeds, mask, items):
     return torch.stack(found).mean(0)
 
 
-def prompt_criteria(w, clean, made, said, targets):
-    """Of the embeddings made [S, n, L, C] of all clips: their distance to the (standardised) targets, and what they are worth to the video model, beside the text itself."""
+def prompt_criteria(w, clean, embeds, text_mask, targets):
+    """{measure: criterion} of predicted embeddings [S, n, L, C] of all clips: embedding_error, the squared error
+    of standardised embeddings; flow_error of the video model with these embeddings."""
     test, sources = w.split["test"], [w.items[i]["source"] for i in w.split["test"]]
     mean, std = targets
     truth = (w.y[test] - mean) / std
-    given = [(m[test] - mean) / std for m in made]
-    error = torch.stack([(x - truth).square().mean((1, 2)) for x in given])
-    other = torch.stack([(x.roll(1, 0) - truth).square().mean((1, 2)) for x in given])
-    floors = {"mean": truth.square().mean((1, 2))[None], "other_clip": other}
+    predicted = [(m[test] - mean) / std for m in embeds]
+    error = torch.stack([(x - truth).square().mean((1, 2)) for x in predicted])
+    other = torch.stack([(x.roll(1, 0) - truth).square().mean((1, 2)) for x in predicted])
+    baselines = {"mean": truth.square().mean((1, 2))[None], "other_clip": other}
     more = {"better": "lower", "seed": w.seed, "layer": w.point, "options_searched": 1}
-    criteria = {"embedding_error": criterion(error, floors, sources, ceiling=0.0, **more)}
+    criteria = {"embedding_error": criterion(error, baselines, sources, upper_bound=0.0, **more)}
 
-    (nothing, empty), n = spoken(w, [""], w.y.shape[1]), len(w.y)
-    all_of = torch.ones(made.shape[1:3])
-    told = {
-        "adapter": (made, all_of),
-        "text": (w.y[None], said),
-        "empty": (nothing.expand(1, n, -1, -1), empty.expand(n, -1)),
-        "other_clip": (made[:, torch.arange(n).roll(1)], all_of),
+    (empty, empty_mask), n = encode_prompts(w, [""], w.y.shape[1]), len(w.y)
+    unmasked = torch.ones(embeds.shape[1:3])
+    prompts = {
+        "adapter": (embeds, unmasked),
+        "text": (w.y[None], text_mask),
+        "empty": (empty.expand(1, n, -1, -1), empty_mask.expand(n, -1)),
+        "other_clip": (embeds[:, torch.arange(n).roll(1)], unmasked),
     }
     errors = {}
-    for name, (embeds, mask) in told.items():
-        errors[name] = torch.stack([flow_errors(w, clean, e, mask, test) for e in embeds])
-    floors, ceiling = {k: errors[k] for k in ("empty", "other_clip")}, errors["text"].mean().item()
-    return criteria | {"flow_error": criterion(errors["adapter"], floors, sources, ceiling=ceiling, **more)}
+    for name, (x, mask) in prompts.items():
+        errors[name] = torch.stack([flow_errors(w, clean, e, mask, test) for e in x])
+    baselines, upper_bound = {k: errors[k] for k in ("empty", "other_clip")}, errors["text"].mean().item()
+    return criteria | {
+        "flow_error": criterion(errors["adapter"], baselines, sources, upper_bound=upper_bound, **more)
+    }
 
 
 def run_prompt(args, started):
-    """An adapter from a clip's tokens to what the video transformer takes as a prompt."""
-    w = film_world(args)
-    x = w.read(w.point).flatten(1, 2)  # [n, t h, w, D]: a clip's time steps one under another
+    """Train an adapter from a clip's tokens to prompt embeddings of the video transformer."""
+    w = prepare_prompt(args)
+    x = w.read(w.point).flatten(1, 2)  # [n, t h, w, D]: time steps stacked along the height
     moments = moments_of(x, w.split["train"])
     x = (x - moments[0]) / moments[1]
-    clean, prompts = encode_films(w.pipeline.vae, w.films, 8), [caption(i) for i in w.items]
+    clean, prompts = encode_generated_clips(w.pipeline.vae, w.clips, 8), [caption(i) for i in w.items]
     length = int(w.pipeline.tokenizer(prompts, padding=True, return_tensors="pt").attention_mask.sum(1).max())
-    w.y, said = spoken(w, prompts, length)
-    # behind its end a prompt begins anew: what stands there has no mask to hide it
-    again = torch.arange(length) % said.sum(1, keepdim=True).long()
-    w.y = w.y.gather(1, again[:, :, None].expand_as(w.y))
+    w.y, text_mask = encode_prompts(w, prompts, length)
+    # a short prompt is repeated up to `length`: the adapter's outputs have no mask
+    repeated = torch.arange(length) % text_mask.sum(1, keepdim=True).long()
+    w.y = w.y.gather(1, repeated[:, :, None].expand_as(w.y))
     a = {
-        "bridge": w.kind,
+        "adapter": w.kind,
         "shape": ([tuple(x.shape[1:3])], [x.shape[3]], tuple(w.y.shape[1:2]), w.y.shape[2]),
         "free": {"width": args.width} if args.width else {},
         "moments": [moments],
     }
-    # Standardised targets: an embedding's channels differ in spread by orders of magnitude, and the small
-    # ones tell words apart as well as the large.
+    # Targets are standardised: the channels of an embedding differ in scale by orders of magnitude.
     mean, std = moments_of(w.y, w.split["train"])
 
     def outputs(module, items):
@@ -1223,28 +1218,28 @@ def run_prompt(args, started):
 
     def loss_of(module, items, g, part, warm):
         if w.how["loss"] == "flow" and not warm:
-            given = outputs(module, items[part])
-            return flow_error(w, clean[items], given, given.new_ones(given.shape[:2]), g, part).mean()
+            embeds = outputs(module, items[part])
+            return flow_error(w, clean[items], embeds, embeds.new_ones(embeds.shape[:2]), g, part).mean()
         target = (w.y[items[part]] - mean) / std
         return (module(x[items[part]].to(w.device)) - target.to(w.device)).square().mean()
 
     def build():
-        module = BRIDGES[w.kind](*a["shape"], **a["free"])
+        module = ADAPTERS[w.kind](*a["shape"], **a["free"])
         if w.init:
-            a["kept"] = start_from(module, w.init["weights"], args.init)
+            a["copied"] = start_from(module, w.init["weights"], args.init)
         return module
 
-    folder, known_by = w.out.with_suffix(".training"), digest_of_tensors(*moments, mean, std)
+    folder, key = w.out.with_suffix(".training"), digest_of_tensors(*moments, mean, std)
     how, trained = w.how | {"point": w.point, "of": w.index["model"]}, []
     for seed in tqdm(range(w.seed, w.seed + w.how["seeds"]), desc="adapter", unit="seed"):
-        state = folder / f"{known_by}-{seed}.pt"
+        state = folder / f"{key}-{seed}.pt"
         trained.append(train(build, loss_of, w.split, seed, how, w.device, state, w.ids))
     if ranks()[0]:
         return {}
     parts = torch.arange(len(x)).split(64)
     with torch.inference_mode():  # [S, n, L, C]
-        made = torch.stack([torch.cat([outputs(m, p).float().cpu() for p in parts]) for m, _ in trained])
-    criteria = prompt_criteria(w, clean, made, said, (mean, std))
+        embeds = torch.stack([torch.cat([outputs(m, p).float().cpu() for p in parts]) for m, _ in trained])
+    criteria = prompt_criteria(w, clean, embeds, text_mask, (mean, std))
     result = {
         "stage": "adapt",
         "mode": "prompt",
@@ -1255,10 +1250,10 @@ def run_prompt(args, started):
         "data": w.index["data"],
         "data_name": w.data["name"],
         "layer": w.point,
-        "bridge": w.kind,
+        "adapter": w.kind,
         "loss": w.how["loss"],
         "parameters": parameters(trained[0][0]),
-        "seen": "the whole clip: what the adapter says is an upper bound, no prediction",
+        "input": "the whole clip: the result is an upper bound, not a prediction",
         **headline(criteria, "lpips"),
         "criteria": criteria,
         "seeds": [
@@ -1266,7 +1261,7 @@ def run_prompt(args, started):
             for _, r in trained
         ],
     }
-    result |= {"init": args.init, "kept_parameters": a["kept"][0]} if w.init else {}
+    result |= {"init": args.init, "copied_parameters": a["copied"][0]} if w.init else {}
     result["run"] = run_of(w, args, started)
     meta = {
         "into": "prompt",
@@ -1277,45 +1272,45 @@ def run_prompt(args, started):
         "frames": args.frames,
         "data_path": w.index["data_path"],
     }
-    save_pt(w.out.parent / "conditioning-prompt.pt", RESULT, w.ids, meta, embeds=made[0].half())
+    save_pt(w.out.parent / "conditioning-prompt.pt", RESULT, w.ids, meta, embeds=embeds[0].half())
     meta |= {"size": w.index["size"]}
     write_adapter(w.out.parent / "adapter-prompt.pt", trained[0][0], a, meta, (mean, std))
     save_yaml(w.out, result)
     shutil.rmtree(folder, ignore_errors=True)
-    say(result)
+    print_summary(result)
     return result
 
 
 def run_apply(args, started):
-    """What a trained adapter says of other clips: conditioning-prompt.pt, which video.py --adapter takes."""
+    """Write a trained adapter's outputs for other clips: conditioning-prompt.pt, for video.py --adapter."""
     use, meta = load_adapter(args.adapter)
     if meta["into"] != "prompt":
-        refuse(f"{args.adapter} gives {meta['into']} and no prompt; take an adapter of adapt.py prompt")
+        fail(f"{args.adapter} gives {meta['into']}, no prompt; give an adapter of adapt.py prompt")
     index, read = load_features(args.features)
     if meta["point"] not in index["points"]:
-        refuse(f"{args.adapter} reads {meta['point']}, which {args.features} does not hold; extract it")
+        fail(f"{args.adapter} reads {meta['point']}, which {args.features} does not hold; extract it")
     if index["model"] != meta["model"]:
         trained_on = f"{args.adapter} was trained on {meta['model']}"
-        refuse(f"{trained_on}, and {args.features} is of {index['model']}; start from it with --init instead")
+        fail(f"{trained_on}, and {args.features} is of {index['model']}; train another one with --init")
     x = read(meta["point"]).flatten(1, 2)
-    wanted = [*meta["grids"][0], meta["dims"][0]]
-    if list(x.shape[1:]) != wanted:
-        shapes = f"reads tokens {wanted}, and {args.features} holds {list(x.shape[1:])}"
-        refuse(f"{args.adapter} {shapes}; extract with the same size and frames")
+    needed = [*meta["grids"][0], meta["dims"][0]]
+    if list(x.shape[1:]) != needed:
+        shapes = f"reads tokens {needed}, and {args.features} holds {list(x.shape[1:])}"
+        fail(f"{args.adapter} {shapes}; extract with the same size and frames")
     out = Path(args.out or Path(args.features).parent / "conditioning-prompt.pt")
     check_writable(out)
-    given = torch.cat([use(part) for part in x.split(64)]).half()
+    embeds = torch.cat([use(part) for part in x.split(64)]).half()
     meta = meta | {"model": index["model"], "weights": index["weights"], "data_path": index["data_path"]}
-    save_pt(out, RESULT, index["ids"], meta, embeds=given)
+    save_pt(out, RESULT, index["ids"], meta, embeds=embeds)
     result = {
         "stage": "adapt",
         "mode": "apply",
         "adapter": args.adapter,
         **{k: meta[k] for k in ("model", "decoder", "point")},
-        "items": len(given),
+        "items": len(embeds),
         "out": str(out),
     }
-    say(result)
+    print_summary(result)
     return result
 
 
@@ -1323,12 +1318,16 @@ def image_flags(p, defaults):
     """Flags of the jobs that train on images."""
     add = p.add_argument
     add("--features", default="results/tiny/shapes/features", help="the model's features")
-    add("--latents", default="results/tiny-vae/shapes/features", help="the decoder's latents of the same")
+    add(
+        "--latents",
+        default="results/tiny-vae/shapes/features",
+        help="the decoder's latents of the same images",
+    )
     add("--random", help="features of the untrained network: a control")
-    add("--align", help="align.yaml: its recommended layer is taken (ablation: and the next two)")
-    add("--point", help="take this layer instead")
+    add("--align", help="align.yaml: read its recommended layer (ablation: and the next two)")
+    add("--point", help="read this layer instead")
     add("--vae", default="tiny-vae", help="the decoder")
-    add("--judge", default="tiny-dinov2", help="the frozen encoder that looks at decoded images")
+    add("--evaluator", default="tiny-dinov2", help="the frozen encoder that scores decoded images")
     add_training_flags(p, defaults, ("latents", "pixels"))
     add("--out", help="default: adapt-<job>.yaml beside --features")
 
@@ -1337,30 +1336,28 @@ def get_args(argv):
     p, jobs = subcommands(
         __doc__,
         {
-            "latents": "gate 1: from the model's tokens to the decoder's latents, by the better of two adapters",
+            "latents": "gate 1: map the model's tokens to the decoder's latents, with the better of two adapters",
             "scaling": "gate 2: is an adapter of 10M parameters as good as one of 100M?",
             "ablation": "gate 2: which adapter, layer and resolution; how many training items?",
             "hybrid": "gate 2: does the model add to a spatial encoder?",
-            "prompt": "from a clip's tokens to the prompt of a video model, for video.py --adapter",
-            "apply": "what a trained adapter gives for other items",
+            "prompt": "map a clip's tokens to the prompt of a video model, for video.py --adapter",
+            "apply": "write a trained adapter's outputs for other items",
         },
     )
     for name in ("latents", "scaling", "ablation", "hybrid"):
         image_flags(jobs[name], SETTINGS[name])
-    some = "adapters with commas between"
-    jobs["latents"].add_argument(
-        "--bridges", default="mlp,queries", help=f"{some}; the better on val is taken"
-    )
-    jobs["scaling"].add_argument("--bridges", default="mlp", help="the adapter that is scaled")
+    some = "comma-separated"
+    jobs["latents"].add_argument("--adapters", default="mlp,queries", help=f"{some}; the best on val is used")
+    jobs["scaling"].add_argument("--adapters", default="mlp", help="the adapter that is scaled")
     jobs["scaling"].add_argument(
-        "--unscaled", action="store_true", help="5 to 100 million parameters, for a small model too"
+        "--unscaled", action="store_true", help="5M to 100M parameters for a small model too"
     )
     jobs["ablation"].add_argument(
-        "--bridges", default="mlp,queries,perceiver,bottleneck", help=f"{some}; also lora"
+        "--adapters", default="mlp,queries,perceiver,bottleneck", help=f"{some}; also lora"
     )
     jobs["ablation"].add_argument("--at", nargs="*", help="features of the same images at other sizes")
     jobs["ablation"].add_argument(
-        "--init", help="another model's adapter.pt, compared with a start from scratch"
+        "--init", help="another model's adapter.pt, compared with training from scratch"
     )
     jobs["hybrid"].add_argument("--spatial", required=True, help="features of a spatial encoder")
     add = jobs["prompt"].add_argument
@@ -1369,13 +1366,13 @@ def get_args(argv):
     add("--video", default="tiny-ltx", help="the video pipeline")
     add("--frames", type=int, help="the middle frames of a clip, 8k+1 (default: the registry's, else 9)")
     add("--size", type=int, help="side in pixels, a multiple of 32 (default: the registry's)")
-    add("--width", type=int, help="of the adapter")
-    add("--bridges", default="queries", help="the adapter")
-    add("--init", help="an adapter.pt to start from, another model's perhaps")
+    add("--width", type=int, help="width of the adapter")
+    add("--adapters", default="queries", help="the adapter")
+    add("--init", help="an adapter.pt to start from, of this or another model")
     add_training_flags(jobs["prompt"], SETTINGS["prompt"], ("words", "flow"))
     add("--out", help="default: adapt-prompt.yaml beside --features")
     jobs["apply"].add_argument("--adapter", required=True, help="an adapter.pt")
-    jobs["apply"].add_argument("--features", required=True, help="features of the items it is applied to")
+    jobs["apply"].add_argument("--features", required=True, help="features of the items")
     jobs["apply"].add_argument("--out", help="default: conditioning-prompt.pt beside --features")
     return p.parse_args(argv)
 

@@ -1,25 +1,22 @@
-"""Stage 3. Can the two spaces be bridged: a model's layers and a video decoder's latents, or two models' layers?
+"""Stage 3. How similar are a model's layers and a video decoder's latents, or the layers of two models?
 
-    python align.py --features results/tiny/shapes/features --target results/tiny-vae/shapes/features --out results/tiny/shapes/align.yaml
-    python align.py --features results/tiny/shapes/features --target results/tiny-dinov2/shapes/features --out results/tiny/shapes/align-tiny-dinov2.yaml
+    python align.py --features results/tiny/shapes/features --target results/tiny-vae/shapes/features
+    python align.py --target results/tiny-dinov2/shapes/features --out results/tiny/shapes/align-dinov2.yaml
 
-Reads features of the same items from two encoders (extract.py). Writes align.yaml and align.png; with --study also a report in words. For every layer,
+Reads features of two encoders (extract.py). Writes align.yaml, align.png and a report (--study). By layer:
 
-    cka          debiased linear CKA of the flattened token grids (Kornblith et al. 2019; unbiased HSIC, Song et al. 2012)
-    linear_r2    held-out R2 of a ridge from each token to the target in its cell, variance left after each position's own mean (never clipped)
-    spearman     Spearman correlation of the items' pairwise distances (representational similarity analysis; Kriegeskorte et al. 2008)
-    recall10     share of an item's 10 nearest neighbours that both spaces have in common (mutual k-nearest-neighbour alignment, Huh et al. 2024); items of
-                 its own source are no neighbours. Chance is k / (n - 1), with one item a source
+    cka          debiased linear CKA of flattened token grids (Kornblith et al. 2019; Song et al. 2012)
+    linear_r2    held-out R2 of ridge from each token to the target's cell, about position means, not clipped
+    spearman     Spearman correlation of pairwise distances (Kriegeskorte et al. 2008)
+    recall10     share of 10 nearest neighbours in common (Huh et al. 2024), of other sources; chance: 10 / (n - 1)
 
-Except for R2, which is fitted, an encoder is turned into one matrix of items x items a measure, of norm one, and alignment is the inner product of
-two such matrices. So a permutation of items is a permutation of rows and columns, and all layers are compared with all targets in one product.
+For all but R2, an encoder becomes a matrix of items x items of norm one; alignment is an inner product.
 
-Nulls: items of the target are permuted, whole sources among sources of equal size, all layers alike: `p` (add one), and `p_max` of the largest of all
-layers (Westfall & Young 1993). R2's p is that of its target's first 4 principal components. The layer is chosen on val; R2 is fitted on train and reported on
-test; the others have no parameters and are reported on train and test together. Intervals leave out sources (jackknife) or resample them.
-`pooled` holds all layers x all points of the target as means over space, `dimension` three estimates of how many numbers a space varies in.
-Of more than 5,000 items a random part of 5,000 is compared, drawn with --seed; the YAML then says `subset: 5000`.
-A layer whose tokens have no place in the picture (`grid: false`) predicts no cells.
+Nulls: sources of the target are permuted whole, among sources of equal size. `p` is of one layer, `p_max` of
+the largest of all (Westfall & Young 1993); R2's is of the target's first 4 principal components. The layer is
+chosen on val. R2 is fitted on train and scored on test, the others on train and test together. `pooled`
+compares spatial means of all layers and points of the target. Above 5,000 items a random 5,000 are compared
+(--seed; `subset` in the YAML). A layer without a token grid has no linear_r2.
 
 Modules, to be copied with it: common.py, stats.py.
 """
@@ -35,20 +32,20 @@ from tqdm import tqdm
 
 from common import (
     POOLED,
+    check_choice,
     check_writable,
+    fail,
     join,
-    known,
     load_features,
     load_items,
     load_pt,
     parser,
     plain,
+    print_summary,
     pyplot,
-    refuse,
     run_info,
     save_text,
     save_yaml,
-    say,
     split_indices,
     with_grid,
 )
@@ -57,18 +54,18 @@ from stats import clusters, resampled, solve_ridge, spectrum, token_ridge, widen
 MEASURES = ("cka", "linear_r2", "spearman", "recall10")  # of gate 1
 PAIRED = ("cka", "spearman", "recall10")  # cosines of two matrices
 K, RECALLS = 10, (1, 5, 10, 20)  # neighbours
-SUBSET, EXACT = 5000, 2500  # items that are compared at most; items whose matrices are held whole
-# principal components of the target that R2's permutations, and R2 of means over space, are about
+SUBSET, EXACT = 5000, 2500  # most items compared; most items with matrices in memory
+# principal components of the target, for R2's permutations and for R2 of spatial means
 REDUCED, POOLED_PARTS = 4, 32
-# of an earlier study of Qwen2.5-VL-7B, biased or in-sample as far as is known
+# of an earlier study of Qwen2.5-VL-7B: probably biased, or in-sample
 EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.258}
 
 
-# ---------------------------------------------------------------- one space: a matrix of items x items a measure
+# ---------------------------------------------------------------- one space: a matrix [n, n] per measure
 
 
 def space_of(x, sources=None, hold=True):
-    """What the measures need of one space, features [n, ...]: centred, of mean square norm one, fp32; up to EXACT items its Gram matrix, if that is to be held."""
+    """A space of features [n, ...], centred, of mean square norm one; its Gram matrix up to EXACT items."""
     x = x.flatten(1).float()
     x = x - x.mean(0)
     x /= (x.norm() / len(x) ** 0.5).clamp(min=1e-30)
@@ -81,7 +78,7 @@ def space_of(x, sources=None, hold=True):
             "owner": sources and clusters(sources),
         }
     gram = torch.empty(len(x), len(x))
-    for a in range(0, len(x), 256):  # its upper half, and that again
+    for a in range(0, len(x), 256):  # the upper half, copied to the lower
         b = a + 256
         torch.mm(x[a:b], x[a:].T, out=gram[a:b, a:])
         gram[b:, a:b] = gram[a:b, b:].T
@@ -89,7 +86,7 @@ def space_of(x, sources=None, hold=True):
 
 
 def of_gram(gram, sources=None):
-    """The same from a Gram matrix [n, n]; that of a part of the items is a part of the whole's."""
+    """A space from its Gram matrix [n, n]."""
     return {
         "gram": gram,
         "n": len(gram),
@@ -119,7 +116,7 @@ def distances(space):
 
 
 def u_centred(space):
-    """The U-centred Gram matrix, diagonal zero, [n, n]: an inner product of two such is an unbiased HSIC (Szekely & Rizzo 2014; Song et al. 2012)."""
+    """U-centred Gram matrix [n, n]: products are unbiased HSIC (Szekely & Rizzo 2014; Song et al. 2012)."""
     n = space["n"]
     sums = (space["sums"] - space["square"]) / (n - 2)
     found = gram_rows(space, torch.arange(n)) - sums[:, None]
@@ -128,8 +125,8 @@ def u_centred(space):
 
 
 def nearest(space, rows, k=K):
-    """The k items nearest to each of `rows`, which are of other sources; [b, k] in no order."""
-    # less the row's own square: its order is the same
+    """The k nearest items of other sources to each of `rows`: [b, k], unordered."""
+    # squared distance without the row's own square, which does not change the order
     d, owner = torch.add(space["square"], gram_rows(space, rows), alpha=-2), space["owner"]
     if owner is None:
         owner = torch.arange(space["n"])
@@ -140,12 +137,12 @@ def nearest(space, rows, k=K):
 
 
 def neighbours(space, rows, k=K):
-    """1.0 where an item is among them, else 0.0; [b, n]."""
+    """1.0 where an item is one of the `nearest`, else 0.0: [b, n]."""
     return torch.zeros(len(rows), space["n"]).scatter_(1, nearest(space, rows, k), 1.0)
 
 
 def in_common(a, b, k=K, block=128):
-    """Share of their k nearest neighbours that L spaces a and M spaces b of the same n items have in common, [L, M]: each one's are looked up among the other's."""
+    """Share of k nearest neighbours in common of L spaces a with M spaces b of the same n items: [L, M]."""
     # [n, L, k], [n, M, k]
     mine, theirs = (
         torch.stack(
@@ -155,30 +152,30 @@ def in_common(a, b, k=K, block=128):
     )
     n, found = len(mine), torch.zeros(mine.shape[1], theirs.shape[1], dtype=torch.float64)
     for rows in torch.arange(n).split(block):
-        asked = theirs[rows].flatten(1)
-        for i, own in enumerate(mine[rows].unbind(1)):
-            among = torch.zeros(len(rows), n, dtype=torch.bool).scatter_(1, own, True)
-            found[i] += among.gather(1, asked).view(len(rows), len(found[i]), -1).sum((0, 2))
+        queries = theirs[rows].flatten(1)
+        for i, near in enumerate(mine[rows].unbind(1)):
+            among = torch.zeros(len(rows), n, dtype=torch.bool).scatter_(1, near, True)
+            found[i] += among.gather(1, queries).view(len(rows), len(found[i]), -1).sum((0, 2))
     return found / (n * mine.shape[2])
 
 
 def most_neighbours(owner, k):
-    """k, or as many as every item can have, less one: all others would be the same neighbours in any space."""
+    """k, or one less than the fewest items of other sources: with all of them every space would agree."""
     return max(min(k, len(owner) - int(owner.bincount().max()) - 1), 1)
 
 
 @functools.lru_cache(2)
 def above(n):
-    """Where the pairs i < j lie in a flattened n x n matrix."""
+    """Indices of the pairs i < j in a flattened n x n matrix."""
     i, j = torch.triu_indices(n, n, 1)
     return i * n + j
 
 
 def sorted_ranks(space):
-    """Ranks of the distances of the pairs i < j about their mean, [n (n - 1) / 2] in the order of `above`; equal ones share their mean rank."""
+    """Centred ranks of the distances of the pairs of `above` [n (n - 1) / 2]; ties share their mean rank."""
     n = space["n"]
     values = distances(space).flatten()[above(n)].float()
-    # the bits of positive floats are in their order, and integers are sorted by their digits
+    # the bits of positive floats sort like the floats, and integers are sorted faster
     values, order = values.view(torch.int32).sort()
     ranks = torch.arange(len(values), dtype=torch.float32) - (len(values) - 1) / 2
     if (values[1:] == values[:-1]).any():
@@ -188,25 +185,25 @@ def sorted_ranks(space):
 
 
 def exact_ranks(space):
-    """The same as a symmetric matrix [n, n], diagonal zero."""
+    """`sorted_ranks` as a symmetric matrix [n, n] with zero diagonal."""
     n = space["n"]
     out = torch.zeros(n * n).index_copy_(0, above(n), sorted_ranks(space)).view(n, n)
     return out + out.T
 
 
 def matrix(space, measure, k=K):
-    """The matrix that stands for the space under a measure [n, n]; its norm is not one yet."""
+    """The matrix [n, n] of a space for a measure, not normalised."""
     if measure == "cka":
         return u_centred(space)
     return exact_ranks(space) if measure == "spearman" else neighbours(space, torch.arange(space["n"]), k)
 
 
-# ---------------------------------------------------------------- all spaces with all
+# ---------------------------------------------------------------- all pairs of spaces
 
 
 def pairs(a, b, measure, k=K, block=128):
-    """Alignment of L spaces a with M spaces b of the same n items, [L, M]. Of symmetric matrices the half above the diagonal is enough. Gram matrices come by
-    blocks of rows, small enough for a processor's cache: above EXACT items none is ever held whole."""
+    """Alignment [L, M] of L spaces a with M spaces b of the same n items, from the upper half of the
+    matrices. Gram matrices come in blocks of rows that fit a cache; above EXACT items none is held whole."""
     if measure == "recall10":
         return in_common(a, b, k, block)
     a, b = list(a), list(b)
@@ -215,16 +212,16 @@ def pairs(a, b, measure, k=K, block=128):
     def values():
         if measure == "spearman":
             ranks = [torch.stack([sorted_ranks(s) for s in side]) for side in (a, b)]
-            # a longer sum of squared ranks would lose digits in fp32
+            # longer sums of squared ranks would lose fp32 precision
             yield from zip(*(side.split(2**18, 1) for side in ranks), strict=True)
             return
-        # taken once: the system's giving and taking back of memory would cost as much as the products
-        room = [torch.empty(len(side) * min(block, n) * n) for side in (a, b)]
+        # allocated once: repeated allocation would cost as much as the products
+        buffers = [torch.empty(len(side) * min(block, n) * n) for side in (a, b)]
         for rows in torch.arange(n).split(block):
             first = int(rows[0])
             parts = [
                 to[: len(side) * len(rows) * (n - first)].view(len(side), len(rows), -1)
-                for to, side in zip(room, (a, b), strict=True)
+                for to, side in zip(buffers, (a, b), strict=True)
             ]
             for part, side in zip(parts, (a, b), strict=True):
                 torch.stack([gram_rows(s, rows, first) for s in side], out=part)
@@ -252,20 +249,20 @@ def pairs(a, b, measure, k=K, block=128):
 def compare(xs, ys, measure, sources=None, k=K):
     """`pairs` of features [n, ...]."""
 
-    def spaces(side):  # one at a time, for neighbours need no more than one
+    def spaces(side):  # one at a time: neighbours need no more
         return (space_of(x, sources, measure != "cka") for x in side)
 
     return pairs(spaces(xs), spaces(ys), measure, k)
 
 
 def held(spaces, measure, k=K):
-    """The spaces' whole matrices, of norm one [L, n, n]."""
+    """Matrices of all spaces, of norm one: [L, n, n]."""
     found = torch.stack([matrix(s, measure, k) for s in spaces])
     return found / found.flatten(1).norm(dim=1)[:, None, None].clamp(min=1e-30)
 
 
 def shuffle(blocks, g):
-    """A permutation of items that swaps whole sources of equal size; blocks: list of index tensors, one a source."""
+    """A permutation of items that swaps whole sources of equal size; blocks: one index tensor per source."""
     order = torch.empty(sum(len(b) for b in blocks), dtype=torch.long)
     for size in {len(b) for b in blocks}:
         group = [b for b in blocks if len(b) == size]
@@ -275,14 +272,14 @@ def shuffle(blocks, g):
 
 
 def permuted(a, b, symmetric, blocks, n_perm, seed):
-    """What alignment is when the items of one side are permuted, all its spaces alike: [n_perm, L, M], from matrices a [L, n, n] and b [M, n, n] of norm one."""
+    """Alignment [n_perm, L, M] of matrices [L, n, n] and [M, n, n] with the items of one side permuted."""
     if len(b) > len(a):
         return permuted(b, a, symmetric, blocks, n_perm, seed).mT
     n, g = a.shape[1], torch.Generator().manual_seed(seed)
     at = (
         torch.triu_indices(n, n, 1) if symmetric else torch.cartesian_prod(torch.arange(n), torch.arange(n)).T
     )
-    # a pair's values lie side by side
+    # values of one pair are adjacent in memory
     fixed, moved = a[:, at[0], at[1]] * (2 if symmetric else 1), b.permute(1, 2, 0).reshape(n * n, -1)
     out = []
     for _ in range(n_perm):
@@ -292,8 +289,8 @@ def permuted(a, b, symmetric, blocks, n_perm, seed):
 
 
 def p_values(observed, null):
-    """(p [...], p_max [...]) of observed [...] against null [P, ...]: one by one, and against the largest of all at every permutation (Westfall & Young 1993)."""
-    # equal but for rounding counts against, and so does nan
+    """(p, p_max) of observed [...], against null [P, ...] and its largest entry (Westfall & Young 1993)."""
+    # values equal up to rounding, and nan, count as exceedances
     over = [
         ~(x < observed - 1e-6)
         for x in (null, null.reshape(len(null), -1).amax(1).view(-1, *[1] * observed.ndim))
@@ -302,25 +299,25 @@ def p_values(observed, null):
 
 
 def jackknife(a, b, measure, blocks, folds=20, k=K):
-    """(value, low, high), each [L, M]: 95% interval by deleting groups of sources (a bootstrap would repeat items, and a repeated item is its own nearest
-    neighbour); Student's t of as many groups."""
+    """(value, low, high) [L, M]: 95% interval by deleting groups of sources, with Student's t.
+    A bootstrap would repeat items, and a copy is the nearest neighbour."""
     from scipy.special import stdtrit
 
     folds = min(folds, len(blocks))
-    kept = [torch.cat([b for i, b in enumerate(blocks) if i % folds != f]) for f in range(folds)]
+    parts = [torch.cat([b for i, b in enumerate(blocks) if i % folds != f]) for f in range(folds)]
     v = torch.stack(
-        [pairs([part_of(s, keep) for s in a], [part_of(s, keep) for s in b], measure, k) for keep in kept]
+        [pairs([part_of(s, keep) for s in a], [part_of(s, keep) for s in b], measure, k) for keep in parts]
     )
     half = float(stdtrit(folds - 1, 0.975)) * ((folds - 1) / folds * (v - v.mean(0)).square().sum(0)).sqrt()
     whole = pairs(a, b, measure, k)
     return whole, whole - half, whole + half
 
 
-# ---------------------------------------------------------------- maps that are fitted
+# ---------------------------------------------------------------- fitted maps
 
 
 def match(x, t, h, w):
-    """Token grid [n, T, H, W, d] resampled to t x h x w: pooled where it is finer, repeated where it is coarser; [n, t*h*w, d]."""
+    """Token grid [n, T, H, W, d] resampled to t x h x w by pooling or repetition: [n, t*h*w, d]."""
     return F.adaptive_avg_pool3d(x.permute(0, 4, 1, 2, 3), (t, h, w)).flatten(2).transpose(1, 2)
 
 
@@ -334,11 +331,10 @@ def principal(rows, most):
 def token_r2(x, y, split, seed=0, n_perm=0, blocks=()):
     """A token-wise ridge from x [n, K, d] to y [n, K, c] about each position's training mean; penalty by val.
 
-    Returns {residual, variance: [n, c] squared error and spread of every item; reduced: R2 on test of y's first REDUCED principal components; null: the same
-    with training pictures permuted, [n_perm]}. Held-out R2 is 1 - sum residual / sum variance.
-    """
+    Returns {residual, variance: [n, c]; reduced: R2 on test of y's first REDUCED principal components; null:
+    the same with training images permuted, [n_perm]}. Held-out R2 is 1 - sum residual / sum variance."""
     train, test = split["train"], split["test"]
-    y = y - y[train].mean(0)  # a decoder that knew the position alone would score 0
+    y = y - y[train].mean(0)  # so that a map from the position alone scores 0
     x = x - x[train].mean(0)
     targets, g = {"true": y}, torch.Generator().manual_seed(seed)
     if n_perm:
@@ -367,7 +363,7 @@ def r2_of(fit, pick):
 
 
 def ratio_draws(residual, variance, sources, n_boot=2000, seed=0):
-    """1 - sum(residual) / sum(variance) of resampled sources [n_boot], from values per item [n], and the number of sources."""
+    """(1 - sum(residual) / sum(variance) of resampled sources [n_boot], number of sources)."""
     cluster = clusters(sources)
     n = int(cluster.max()) + 1
     sums = [torch.zeros(n, dtype=torch.float64).index_add_(0, cluster, v) for v in (residual, variance)]
@@ -384,15 +380,15 @@ def ratio_bootstrap(residual, variance, sources, n_boot=2000, seed=0):
     )
 
 
-# ---------------------------------------------------------------- how many numbers a space varies in
+# ---------------------------------------------------------------- intrinsic dimension
 
 
 def intrinsic_dimension(x, seed=0, k=20):
-    """{two_nn, mle, participation: at all items, and `<name>_half`, `<name>_quarter` at random parts of them} of features [n, d], and `agree`.
+    """{two_nn, mle, participation, agree} of features [n, d], with <name>_half, <name>_quarter of parts.
 
-    TwoNN (Facco et al. 2017) by maximum likelihood without the largest tenth of ratios; MLE (Levina & Bickel 2004) with the mean of inverses (MacKay & Ghahramani 2005);
-    participation ratio of the covariance. Copies of an item are left out, for their distance is zero. They agree when none is twice another.
-    """
+    TwoNN (Facco et al. 2017) by maximum likelihood without the largest tenth of ratios; MLE (Levina & Bickel
+    2004) with the mean of inverses (MacKay & Ghahramani 2005); participation ratio of the covariance. Copies
+    are left out. agree: none is twice another."""
     x = x.flatten(1).double().unique(dim=0)
     g, out = torch.Generator().manual_seed(seed), {}
     for name, share in (("", 1), ("_half", 2), ("_quarter", 4)):
@@ -400,12 +396,12 @@ def intrinsic_dimension(x, seed=0, k=20):
         z = z - z.mean(0)
         near = torch.cdist(z, z).topk(min(k, len(z) - 1) + 1, largest=False).values[:, 1:].clamp(min=1e-30)
         ratio = (near[:, 1] / near[:, 0]).log().sort().values
-        kept = ratio[: max(int(0.9 * len(ratio)), 1)]
-        censored = (len(ratio) - len(kept)) * kept[-1]
+        used = ratio[: max(int(0.9 * len(ratio)), 1)]
+        censored = (len(ratio) - len(used)) * used[-1]
         inverse = (near[:, -1:] / near[:, :-1]).log().mean(1)
         spread = torch.linalg.eigvalsh(z @ z.T if len(z) < z.shape[1] else z.T @ z).clamp(min=0)
         found = {
-            "two_nn": len(kept) / (kept.sum() + censored).clamp(min=1e-30),
+            "two_nn": len(used) / (used.sum() + censored).clamp(min=1e-30),
             "mle": (1 / inverse.mean().clamp(min=1e-30)) * (near.shape[1] - 2) / (near.shape[1] - 1),
             "participation": spread.sum().square() / spread.square().sum().clamp(min=1e-300),
         }
@@ -418,13 +414,13 @@ def intrinsic_dimension(x, seed=0, k=20):
 
 
 def chance(sources, k=K):
-    """Share of k nearest neighbours that two unrelated spaces have in common: k / (n - 1) with one item a source, for an item's own source does not count."""
+    """Share of k neighbours in common between unrelated spaces: k / (n - 1) with one item a source."""
     owner = clusters(sources)
     return (most_neighbours(owner, k) / (len(owner) - owner.bincount()[owner])).mean().item()
 
 
 def blocks_of(sources):
-    """Positions of every source's items, as index tensors."""
+    """Positions of the items of every source, as index tensors."""
     found = {}
     for position, s in enumerate(sources):
         found.setdefault(s, []).append(position)
@@ -432,20 +428,20 @@ def blocks_of(sources):
 
 
 def reported(items, split):
-    """(report, some, their sources): numbers of the items that measures without parameters are reported on, train and test; and of those, whole sources with at most
-    EXACT items together, that intervals, permutations and all that is asked of one layer are about."""
+    """(report, some, their sources): the train and test items; of them whole sources with at most EXACT
+    items. Scores without parameters use `report`; intervals and permutations use `some`."""
     report = torch.cat([split["train"], split["test"]])
-    kept, n = [], 0
+    chosen, n = [], 0
     for block in blocks_of([items[i]["source"] for i in report.tolist()]):
-        if kept and n + len(block) > EXACT:
+        if chosen and n + len(block) > EXACT:
             break
-        kept, n = [*kept, block[:EXACT]], n + len(block)
-    some = report[torch.cat(kept).sort().values]
+        chosen, n = [*chosen, block[:EXACT]], n + len(block)
+    some = report[torch.cat(chosen).sort().values]
     return report, some, *([items[i]["source"] for i in pick.tolist()] for pick in (report, some))
 
 
 def measure_layers(layers, y, items, split, args, gridless=(), n_perm=None, desc=None):
-    """{layer: {measure: {score, low, high, p, p_max, val, n}}}, {layer: what token_r2 found}. layers {name: function that reads [n, t, h, w, d]}, y [n, t, h, w, d]."""
+    """({layer: {measure: {score, low, high, p, p_max, val, n}}}, {layer: token_r2}); y [n, t, h, w, d]."""
     n_perm, (report, some, sources, of_some) = (
         args.permutations if n_perm is None else n_perm,
         reported(items, split),
@@ -519,44 +515,44 @@ def measure_layers(layers, y, items, split, args, gridless=(), n_perm=None, desc
 
 
 def record(layers, random, pixels, measure, n_options):
-    """The criterion's record at the layer that is best on val; floors are chance, raw pixels and the untrained network."""
+    """The record at the best layer on val; baselines: chance, raw pixels and the untrained network."""
     best = max(layers, key=lambda p: layers[p][measure]["val"])
-    own = layers[best][measure]
-    floors = {"chance": own.get("chance", 0.0)}
-    floors |= {"pixels": pixels[measure]["score"]} if pixels else {}
-    floors |= {"random_init": random[best][measure]["score"]} if random else {}
-    name = max(floors, key=floors.get)
-    half = [own["score"] - own["low"], own["high"] - own["score"]]
+    at_best = layers[best][measure]
+    baselines = {"chance": at_best.get("chance", 0.0)}
+    baselines |= {"pixels": pixels[measure]["score"]} if pixels else {}
+    baselines |= {"random_init": random[best][measure]["score"]} if random else {}
+    name = max(baselines, key=baselines.get)
+    half = [at_best["score"] - at_best["low"], at_best["high"] - at_best["score"]]
     rival = {"pixels": pixels, "random_init": (random or {}).get(best)}.get(name)
     other = (
         [rival[measure]["score"] - rival[measure]["low"], rival[measure]["high"] - rival[measure]["score"]]
         if rival
         else [0.0, 0.0]
     )
-    gain = own["score"] - floors[name]
+    gain = at_best["score"] - baselines[name]
     return {
-        "score": own["score"],
-        "low": own["low"],
-        "high": own["high"],
+        "score": at_best["score"],
+        "low": at_best["low"],
+        "high": at_best["high"],
         "better": "higher",
-        "n": own["n"],
-        "floor": floors[name],
-        "floor_name": name,
-        "ceiling": 1.0,
-        "skill": gain / (1 - floors[name]),
+        "n": at_best["n"],
+        "baseline": baselines[name],
+        "baseline_name": name,
+        "upper_bound": 1.0,
+        "skill": gain / (1 - baselines[name]),
         "gain": gain,
         "gain_low": gain - (half[0] ** 2 + other[1] ** 2) ** 0.5,
         "gain_high": gain + (half[1] ** 2 + other[0] ** 2) ** 0.5,
-        "p": own["p"],
-        "p_max": own["p_max"],
+        "p": at_best["p"],
+        "p_max": at_best["p_max"],
         "layer": best,
         "options_searched": n_options,
-        "floors": floors,
+        "baselines": baselines,
     }
 
 
 def recommendation(fits, items, split, seed):
-    """{recommended, recommended_share: of resampled val sources under which it is still the best, runner_up}: the layer with the highest R2 on val."""
+    """{recommended: layer with the highest R2 on val, recommended_share: of val resamples, runner_up}."""
     val = split["val"]
     sources = [items[i]["source"] for i in val.tolist()]
     draws = torch.stack(
@@ -574,10 +570,10 @@ def recommendation(fits, items, split, seed):
 
 
 def pooled_matrix(xs, ys, items, split, args):
-    """Means over space of all layers x all points of the target: {measure: {layer: {point: value}}}, {measure: the pair that is best on val, its score, p and p_max}.
+    """Of means xs, ys {point: [n, t, d]}: ({measure: {layer: {point: score}}}, {measure: best pair on val}).
 
-    xs, ys: {point: [n, t, d]}. linear_r2: ridge from a layer to the first POOLED_PARTS principal components of a point, fitted on train, penalty by leave-one-out, on test.
-    """
+    linear_r2: ridge from a layer to the first POOLED_PARTS principal components of a point, penalty by
+    leave-one-out."""
     (report, some, sources, of_some), val, tables, best = reported(items, split), split["val"], {}, {}
     of_val, blocks = [items[i]["source"] for i in val.tolist()], blocks_of(of_some)
     spaces = [[space_of(x[some], of_some) for x in side.values()] for side in (xs, ys)]
@@ -619,7 +615,7 @@ def pooled_matrix(xs, ys, items, split, args):
 
 
 def at_layer(name, x, y, items, split):
-    """What is asked of the recommended layer only. x, y: [n, t, h, w, d]."""
+    """Neighbours in common at the recommended layer, for several k. x, y: [n, t, h, w, d]."""
     _, some, _, sources = reported(items, split)
     spaces = [space_of(z[some], sources) for z in (x, y)]
     recall = {}
@@ -630,7 +626,7 @@ def at_layer(name, x, y, items, split):
 
 
 def channels(fits, test):
-    """{layer: R2 of every channel of the target on test}, never clipped; null where a channel is constant."""
+    """{layer: R2 on test of every channel of the target}, not clipped; None for a constant channel."""
     return {
         p: [
             1 - r / v if v > 0 else None
@@ -640,11 +636,11 @@ def channels(fits, test):
     }
 
 
-# ---------------------------------------------------------------- what people look at
+# ---------------------------------------------------------------- chart and report
 
 
-def picture(result, path):
-    """align.png: scores per layer beside their floors; R2 per layer and channel; pooled layers x points of the target."""
+def draw_chart(result, path):
+    """Write align.png: scores by layer; R2 by layer and channel; CKA of spatial means, layers x points."""
     plt = pyplot()
     layers = [p for p in result["layers"] if p != "pixels"]
     figure, axes = plt.subplots(1, 3, figsize=(20, 2.8 + 0.32 * len(layers)), layout="constrained")
@@ -692,7 +688,7 @@ def picture(result, path):
         axes[0],
         rows,
         columns,
-        f"How alike: {result['model']}'s tokens and {result['target']} {result['target_point']}",
+        f"Alignment of {result['model']}'s tokens with {result['target']} {result['target_point']}",
     )
     if result.get("channels"):
         table = result["channels"]
@@ -700,7 +696,7 @@ def picture(result, path):
             axes[1],
             [table.get(p, [None] * len(next(iter(table.values())))) for p in layers],
             [str(c) for c in range(len(next(iter(table.values()))))],
-            f"What a linear map predicts of each channel of {result['target_point']}\n(held-out R2; below 0 is drawn as 0)",
+            f"Held-out linear R2 of each channel of {result['target_point']}\n(below 0 drawn as 0)",
             text=len(next(iter(table.values()))) <= 16,
         )
     else:
@@ -711,81 +707,83 @@ def picture(result, path):
         axes[2],
         [[table.get(p, {}).get(t) for t in points] for p in layers],
         points,
-        f"Debiased CKA of means over space, with {result['target']}",
+        f"Debiased CKA of spatial means, with {result['target']}",
         text=len(points) <= 16,
     )
     figure.colorbar(shown, ax=axes[2])
     figure.suptitle(
-        f"{result['data_name']}: {result['items']} items, {result['data']} data, {result['weights']} weights; recommended layer {result.get('recommended')}",
-        fontsize=12,
+        f"{result['data_name']}: {result['items']} items; recommended layer {result.get('recommended')}; "
+        f"{result['weights']} weights, {result['data']} data"
     )
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
 def study(r):
-    """The report in words, from the YAML's numbers."""
+    """The report in Markdown, from the YAML's numbers."""
 
     def interval(c):
         return f"{c['score']:.3f} [{c['low']:.3f}, {c['high']:.3f}]"
 
     some = f"{r['subset']} of " if "subset" in r else ""
     lines = [
-        f"# Can {r['model']} be bridged to {r['target']}?",
+        f"# Alignment of {r['model']} with {r['target']}",
         "",
-        f"{some}{r['items']} items of {r['data_name']} ({r['data']} data, {r['weights']} weights; the target's are {r['target_weights']}). Written from align.yaml.",
+        f"{some}{r['items']} items of {r['data_name']}; {r['data']} data, {r['weights']} weights, "
+        f"{r['target_weights']} weights of the target.",
         "",
-        "## Which layer",
+        "## Recommended layer",
         "",
     ]
     if r.get("recommended"):
         best = r["layers"][r["recommended"]]["linear_r2"]
-        sure, rest = r["recommended_share"], f"; next comes {r['runner_up']}" if r["runner_up"] else ""
+        share, rest = r["recommended_share"], f"; the runner-up is {r['runner_up']}" if r["runner_up"] else ""
         lines += [
-            f"**{r['recommended']}**, by held-out linear R2, chosen on the validation items ({best['val']:.3f}); on the test items {interval(best)}. "
-            f"When the validation sources are resampled it is the best of {len(r['channels'])} layers in {sure:.0%} of the cases{rest}. "
-            + ("That settles it." if sure > 0.95 else "Others may be as good: these items do not settle it."),
+            f"**{r['recommended']}**, by linear R2: {best['val']:.3f} on val, {interval(best)} on test. "
+            f"It is the best of {len(r['channels'])} layers in {share:.0%} of resamples of val{rest}. "
+            + ("The choice is certain." if share > 0.95 else "The choice is uncertain."),
             "",
         ]
     else:
-        lines += [f"None can be recommended: {r['linear_r2_reason']}.", ""]
+        lines += [f"No layer is recommended: {r['linear_r2_reason']}.", ""]
     lines += [
-        "| measure | layer | score | best floor | p, all layers together | earlier study (Qwen2.5-VL-7B) |",
+        "| measure | layer | score | best baseline | p (max over layers) | earlier study (Qwen2.5-VL-7B) |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {m} | {c['layer']} | {interval(c)} | {c['floor']:.3f} {c['floor_name']} | {c['p_max']:.3f} | {EARLIER[m]} |"
+        f"| {m} | {c['layer']} | {interval(c)} | {c['baseline']:.3f} {c['baseline_name']} | {c['p_max']:.3f} | {EARLIER[m]} |"
         for m, c in r["criteria"].items()
     ]
     above = [m for m, c in r["criteria"].items() if c["gain_low"] > 0]
     lines += [
         "",
         (
-            f"Above their best floor: {', '.join(above)}. "
+            f"Above the best baseline: {', '.join(above)}. "
             if above
-            else "None is above its best floor: what is alike is alike without training, or in the pixels already. "
+            else "No measure is above its best baseline: an untrained network or raw pixels align as well. "
         )
-        + "The earlier study had other data; as far as is known its CKA counted items' likeness to themselves, and its R2 may be in-sample. "
-        "The figures stand side by side, and are not the same quantity.",
+        + "The earlier study used other data. Its CKA was probably biased and its R2 may be in-sample, "
+        "so its figures are not the same quantity.",
         "",
     ]
     at = r["at_layer"]
-    lines += [f"## More about {at['layer']}", ""]
+    lines += [f"## Neighbours in common at {at['layer']}", ""]
     lines += [
-        "* Neighbours in common: "
+        "* "
         + ", ".join(f"{v['score']:.3f} of {k} (chance {v['chance']:.3f})" for k, v in at["recall"].items())
         + "."
     ]
-    lines += ["", "## Means over space, all layers x all points of the target", ""]
+    lines += ["", "## Spatial means, all layers and all points of the target", ""]
     lines += [
-        f"* {m}: best pair on the validation items {b['layer']} - {b['point']}, {b['score']:.3f} (p of the largest of {b['options_searched']}: {b['p_max']:.3f})."
+        f"* {m}: best pair on val {b['layer']} - {b['point']}, score {b['score']:.3f} "
+        f"(p, maximum over {b['options_searched']} pairs: {b['p_max']:.3f})."
         for m, b in r["pooled_best"].items()
     ]
     lines += [
         "",
-        "## In how many numbers the spaces vary",
+        "## Intrinsic dimension",
         "",
-        "| space | TwoNN | MLE | participation ratio | do they agree? |",
+        "| space | TwoNN | MLE | participation ratio | agree |",
         "|---|---|---|---|---|",
     ]
     lines += [
@@ -809,16 +807,16 @@ def get_args(argv):
     )
     p.add_argument(
         "--target-point",
-        help="the target's point that tokens are compared with (default: latents, or the one whose means are nearest to any layer's on val)",
+        help="point of the target (default: latents, or the one with the highest CKA of means on val)",
     )
-    p.add_argument("--random", help="features of the untrained network: a floor")
+    p.add_argument("--random", help="features of the untrained network, a baseline")
     p.add_argument(
         "--permutations",
         type=int,
         default=200,
-        help="of items, for p-values; R2 takes half (default: %(default)s)",
+        help="permutations of items for p-values; R2 uses half (default: %(default)s)",
     )
-    p.add_argument("--study", help="write the report in words to this file")
+    p.add_argument("--study", help="write a report in Markdown to this file")
     p.add_argument("--out", help="default: align.yaml beside --features")
     return p.parse_args(argv)
 
@@ -826,22 +824,22 @@ def get_args(argv):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.permutations < 1:
-        refuse(f"--permutations {args.permutations}: a p-value needs at least one; 200 is the default")
+        fail(f"--permutations {args.permutations} is too few for a p-value; the default is 200")
     index, read = load_features(args.features)
     target, read_target = load_features(args.target)
     if index["ids"] != target["ids"]:
         there = set(target["ids"])
         missing = next((f"{i!r} is missing" for i in index["ids"] if i not in there), "other order")
-        refuse(f"{args.target} holds other items than --features ({missing}); extract both from one folder")
+        fail(f"{args.target} holds other items than --features ({missing}); extract both from one folder")
     if index.get("shown") != target.get("shown"):
-        refuse(f"{args.target} shows other frames than --features; use the same --frames and --count")
+        fail(f"{args.target} has other frames than --features; use the same --frames and --count")
     random_index, read_random = load_features(args.random) if args.random else ({"points": {}}, None)
     if args.random and random_index["ids"] != index["ids"]:
-        refuse(f"{args.random} and --features hold other items; extract both from one data folder")
+        fail(f"{args.random} and --features hold other items; extract both from one data folder")
     items, data = load_items(index["data_path"])
     items = join(items, index, args.features)
     if len(items) < 10:
-        refuse(f"{args.features} holds {len(items)} items; alignment needs at least 10")
+        fail(f"{args.features} holds {len(items)} items; alignment needs at least 10")
     total, keep = len(items), slice(None)
     if total > SUBSET:
         generator = torch.Generator().manual_seed(args.seed)
@@ -855,18 +853,18 @@ def main(argv=None):
 
     points = list(index["points"])
     if not set(points) - {"pixels"}:
-        refuse(f"{args.features} holds no layer but the pixels; extract some")
+        fail(f"{args.features} holds no layer but the pixels; extract some")
     if lacking := [p for p in points if args.random and p != "pixels" and p not in random_index["points"]]:
-        refuse(f"{args.random} lacks {lacking[0]}; extract it with the --points of --features")
+        fail(f"{args.random} lacks {lacking[0]}; extract it with the --points of --features")
     targets = [p for p in target["points"] if p != "pixels"]
     if args.target_point:
-        known(args.target_point, target["points"], f"point in {args.target}")
+        check_choice(args.target_point, target["points"], f"point in {args.target}")
 
-    # before the bar and the work
+    # checked before the costly work
     for reader, names, where in ((read_target, targets, args.target), (read, points, args.features)):
         for point in names:
             if reader(point).flatten(1).std(0).max() == 0:
-                refuse(f"{point} in {where} is the same for every item; extract again")
+                fail(f"{point} in {where} is the same for every item; extract it again")
 
     def means(folder, names):
         pooled = load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"]
@@ -884,13 +882,13 @@ def main(argv=None):
     if args.random:
         readers = {p: lambda p=p: read_random(p)[keep] for p in points if p != "pixels"}
         random, _ = measure_layers(readers, y, items, split, args, gridless, n_perm=0, desc="untrained")
-    pixels, own = layers.get("pixels"), {p: v for p, v in layers.items() if p != "pixels"}
+    pixels, trained = layers.get("pixels"), {p: v for p, v in layers.items() if p != "pixels"}
     fits.pop("pixels", None)
-    having = {m: {p: v for p, v in own.items() if m in v} for m in MEASURES}
-    criteria = {m: record(having[m], random, pixels, m, len(having[m])) for m in MEASURES if having[m]}
+    measured = {m: {p: v for p, v in trained.items() if m in v} for m in MEASURES}
+    criteria = {m: record(rows, random, pixels, m, len(rows)) for m, rows in measured.items() if rows}
     chosen = recommendation(fits, items, split, args.seed) if fits else {"recommended": None}
     layer = chosen["recommended"] or criteria["cka"]["layer"]
-    # one item a source: twins are too near to each other
+    # one item a source: twins would lower the dimension
     x = read(layer)[keep]
     single = torch.tensor(sorted({i["source"]: k for k, i in enumerate(items)}.values()))
     result = {
@@ -906,19 +904,19 @@ def main(argv=None):
     }
     if total > SUBSET:
         result["subset"] = SUBSET
-    result |= {"chance_recall10": criteria["recall10"]["floors"]["chance"], **chosen}
+    result |= {"chance_recall10": criteria["recall10"]["baselines"]["chance"], **chosen}
     for name, c in criteria.items():
         result |= {
             name: c["score"],
             f"{name}_low": c["low"],
             f"{name}_high": c["high"],
-            f"{name}_floor": c["floor"],
+            f"{name}_baseline": c["baseline"],
             f"{name}_p": c["p"],
             f"{name}_p_max": c["p_max"],
             f"{name}_layer": c["layer"],
         }
     if "linear_r2" not in criteria:
-        reason = "no layer's tokens, or not those of the target, have a place in the picture"
+        reason = "the layers, or the target, have no token grid"
         result |= {"linear_r2": None, "linear_r2_layer": None, "linear_r2_reason": reason}
     result["criteria"] = criteria
     result["layers"] = {p: {m: v[m] for m in (*PAIRED, "linear_r2") if m in v} for p, v in layers.items()}
@@ -937,10 +935,10 @@ def main(argv=None):
         "run": run_info(args, started, script="align.py"),
     }
     save_yaml(out, result)
-    picture(plain(result), out.with_suffix(".png"))
+    draw_chart(plain(result), out.with_suffix(".png"))
     if args.study:
         save_text(args.study, study(plain(result)))
-    say(result)
+    print_summary(result)
     return result
 
 

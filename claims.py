@@ -1,4 +1,4 @@
-"""Answers and claims about images and clips: words of place and direction, parsing, checking against the truth."""
+"""Answers and claims about images and clips: words of place and direction, parsing, comparison with the truth."""
 
 import functools
 import re
@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 
-from common import TRACKS, load_items, load_pt, refuse
+from common import TRACKS, fail, load_items, load_pt
 
-# ---------------------------------------------------------------- truth beside the pictures
+# ---------------------------------------------------------------- truth beside the images
 
-# What the ninths of a picture are called (as data.py's place_word does), and the ways something moves: rows
-# from top to bottom, columns from left to right.
+# Names of the cells of a 3 x 3 grid (as place_word of synthetic.py) and of directions of motion: rows from top to
+# bottom, columns from left to right.
 WORDS = {
     "place": (
         ("top left", "top", "top right"),
@@ -26,9 +26,10 @@ WORDS = {
 }
 
 
-def asked_object(item):
-    """(number, name) of the object that questions are about: of a picture the largest, of a clip the one that moves, the last. None where there is no object,
-    or where its name stands for another one too."""
+def object_of_question(item):
+    """(index, name) of the object of the questions: the largest of an image, the moving one (the last) of a clip.
+
+    None: there is no object, or its name is not unique."""
     names = item.get("names", item["labels"])
     if not names:
         return None
@@ -41,7 +42,7 @@ def asked_object(item):
 
 
 def caption(item):
-    """The prompt for a film of this clip: where object and direction are known, in the words that the small pipeline was taught, else the item's own text."""
+    """The prompt of a generated clip: from object and direction in the small pipeline's words, or else the item's text."""
     return (
         f"the {item['names'][-1]} moves {item['direction']}"
         if item.get("names") and "direction" in item
@@ -53,8 +54,9 @@ def caption(item):
 
 
 def whereabouts(frames, masks):
-    """Follow an object by its colour through frames uint8 [n,T,H,W,3]: its centre [n,T,2] (x, y; pixels), nan where too little of that colour is left. masks [n,H,W]: where it is in the first
-    frame."""
+    """Centres [n,T,2] (x, y; pixels) of objects tracked by colour through frames uint8 [n,T,H,W,3].
+
+    masks [n,H,W]: the objects in the first frame. nan: too little of that colour is left."""
     first, masks = frames[:, 0].float(), masks.float()[..., None]
     colour = (first * masks).sum((1, 2)) / masks.sum((1, 2))
     near = (-((frames.float() - colour[:, None, None, None]).square().sum(-1) / 60**2)).exp()
@@ -64,25 +66,27 @@ def whereabouts(frames, masks):
     return torch.stack([(near * c).sum((2, 3)) / near.sum((2, 3)) for c in (x, y)], -1)
 
 
-def heading(centres):
-    """The word for the way from the first to the last of centres [n,T,2]: the nearest of eight directions, "still" below 0.7 pixels, "" where a centre is nan."""
-    ways = {
+def directions_of(centres):
+    """The direction from the first to the last of centres [n,T,2]: the nearest of eight, "still" below 0.7 pixels.
+
+    "": a centre is nan."""
+    steps = {
         word: (column - 1, row - 1)
         for row, words in enumerate(WORDS["direction"])
         for column, word in enumerate(words)
         if word != "still"
     }
-    vectors = torch.nn.functional.normalize(torch.tensor(list(ways.values())).float(), dim=1)
-    way = centres[:, -1] - centres[:, 0]
+    vectors = torch.nn.functional.normalize(torch.tensor(list(steps.values())).float(), dim=1)
+    motion = centres[:, -1] - centres[:, 0]
     return [
-        "" if v.isnan().any() else "still" if v.norm() < 0.7 else list(ways)[int((vectors @ v).argmax())]
-        for v in way
+        "" if v.isnan().any() else "still" if v.norm() < 0.7 else list(steps)[int((vectors @ v).argmax())]
+        for v in motion
     ]
 
 
-def goers(items, first):
-    """(numbers of the clips in which an object moves before a still camera and is seen in frame `first`, masks of it there, the words for where it goes)."""
-    going = [
+def moving_objects(items, first):
+    """(indices of clips with a still camera and a moving object visible in frame `first`, its masks there, its directions)."""
+    moving = [
         i
         for i, item in enumerate(items)
         if {"mask", "direction", "names", "camera"} <= set(item)
@@ -91,19 +95,23 @@ def goers(items, first):
         and (item["mask"][first] == len(item["names"])).any()
     ]
     return (
-        going,
-        torch.stack([items[i]["mask"][first] == len(items[i]["names"]) for i in going]) if going else None,
-        [items[i]["direction"] for i in going],
+        moving,
+        torch.stack([items[i]["mask"][first] == len(items[i]["names"]) for i in moving]) if moving else None,
+        [items[i]["direction"] for i in moving],
     )
 
 
-def followed(x, last, going, horizons):
-    """{h: [m]}: has the object gone the right way by frame h of films [n, T, H, W, 3], and can it still be found? last: real frames [n, H, W, 3], of which it has its colour; going: as of goers."""
-    numbers, masks, words = going
+def followed(x, last, moving, horizons):
+    """{h: 0/1 [m]}: has the object moved in its true direction by frame h of generated clips [n, T, H, W, 3]?
+
+    0 also where its colour is lost. last: real frames [n, H, W, 3] that give the colour; moving: of moving_objects."""
+    numbers, masks, words = moving
     centres = whereabouts(torch.cat([last[numbers, None], x[numbers]], 1), masks)[:, 1:] if numbers else None
     return {
         h: torch.tensor(
-            [a == b for a, b in zip(heading(centres[:, : h + 1]), words, strict=True)] if numbers else [],
+            [a == b for a, b in zip(directions_of(centres[:, : h + 1]), words, strict=True)]
+            if numbers
+            else [],
             dtype=torch.float64,
         )
         for h in horizons
@@ -112,16 +120,17 @@ def followed(x, last, going, horizons):
 
 # ---------------------------------------------------------------- facts about tracked objects as text
 
-TELL_OF = "Describe the {}."  # answered by the sentences of `text` that are about it
+DESCRIBE_NAME = "Describe the {}."  # the answer: the sentences of `text` about it
 COLOUR_NAMES = ("red", "green", "blue", "yellow", "purple", "cyan")
 SHAPE_NAMES = ("circle", "triangle", "square", "star")
-WIDTH, TIMES = 512, 32  # of a track's embedding; its frames
+WIDTH, TIMES = 512, 32  # width of a track's embedding; number of frames
 
 
 def load_tracks(path, items):
-    """What a video model wrote of the objects of `items`: {ids "<clip>/<object>", embedding fp32 [N, 512], scores, attention fp32 [N, 32], persistence fp32 [N], meta}, or a refusal.
+    """Read and check a tracker's output about the objects of `items`.
 
-    An object is one of the clip's names, the one that is not there and asked for all the same (`absent`), or the one that was taken out (`removed`).
+    {ids "<clip>/<object>", embedding fp32 [N, 512], scores, attention fp32 [N, 32], persistence fp32 [N], meta}.
+    An object is one of the clip's names, its `absent` one, or its `removed` one.
     """
     tracks = load_pt(path, TRACKS)
     n = len(tracks["ids"])
@@ -131,26 +140,28 @@ def load_tracks(path, items):
         for name in (*i["names"], i["absent"], *filter(None, [i.get("removed")]))
     }
     if unknown := [i for i in tracks["ids"] if i not in known_ids]:
-        refuse(f"{path} holds {unknown[0]!r}, which is no clip/object of the data; give its own --data")
+        fail(
+            f"{path} holds {unknown[0]!r}, which is no clip/object of the data; give the --data it was made from"
+        )
     shapes = {"embedding": (n, WIDTH), "scores": (n, TIMES), "attention": (n, TIMES), "persistence": (n,)}
     for name, shape in shapes.items():
         x = tracks.get(name)
         if not torch.is_tensor(x) or x.shape != shape:
             found = list(x.shape) if torch.is_tensor(x) else type(x).__name__
-            refuse(f"{path}: {name} is {found} where {list(shape)} is wanted; write it as track.py does")
+            fail(f"{path}: {name} is {found} where {list(shape)} is expected; write it as track.py does")
         if not x.isfinite().all():
             places = (~x.isfinite()).nonzero()
             found = f"{len(places)} non-finite values, the first of {tracks['ids'][int(places[0, 0])]!r}"
-            refuse(f"{path}: {name} holds {found}; write it in fp32")
+            fail(f"{path}: {name} holds {found}; write it in fp32")
         tracks[name] = x.float()
         if name != "embedding" and not ((tracks[name] >= 0) & (tracks[name] <= 1)).all():
-            refuse(f"{path}: {name} reaches from {x.min():.3g} to {x.max():.3g}; write probabilities")
+            fail(f"{path}: {name} ranges from {x.min():.3g} to {x.max():.3g}; write probabilities")
     if len(set(tracks["ids"])) < n:
         twice = next(i for i in tracks["ids"] if tracks["ids"].count(i) > 1)
-        refuse(f"{path} holds {twice!r} more than once; write each object once")
+        fail(f"{path} holds {twice!r} more than once; write each object once")
     if ((off := (tracks["attention"].sum(1) - 1).abs()) > 0.02).any():  # fp16 loses a thousandth
         k = int(off.argmax())
-        refuse(f"{path}: attention of {tracks['ids'][k]!r} sums to {tracks['attention'][k].sum():.3g}, not 1")
+        fail(f"{path}: attention of {tracks['ids'][k]!r} sums to {tracks['attention'][k].sum():.3g}, not 1")
     return tracks
 
 
@@ -160,10 +171,11 @@ def spans_text(spans):
 
 
 def metadata_text(name, persistence=None, visible=None, direction=None, hidden=None, count=None):
-    """What is known of an object as text, without the facts that are None: "red circle: persistence 0.97; frames 0 to 9, 14 to 31; direction right; hidden 10 to 13; count 2".
+    """Facts about an object as text, without those that are None.
 
-    persistence: a probability, written as at most 0.99, since a language model that never read 1.00 in training makes anything of it; visible, hidden: spans [first, last] of frames, both
-    included, perhaps none ("frames none", "hidden never"); count: coloured objects in the clip.
+    "red circle: persistence 0.97; frames 0 to 9, 14 to 31; direction right; hidden 10 to 13; count 2". persistence: a
+    probability, cut to 0.01..0.99 (the small language model was not trained on 1.00). visible, hidden: spans
+    [first, last] of frames, both included, or [] ("frames none", "hidden never"). count: coloured objects in the clip.
     """
     facts = {
         "persistence": persistence is not None and f"{min(max(persistence, 0.01), 0.99):.2f}",
@@ -172,20 +184,14 @@ def metadata_text(name, persistence=None, visible=None, direction=None, hidden=N
         "hidden": hidden is not None and (spans_text(hidden) or "never"),
         "count": count is not None and str(count),
     }
-    return f"{name}: " + "; ".join(f"{key} {said}" for key, said in facts.items() if said)
+    return f"{name}: " + "; ".join(f"{key} {text}" for key, text in facts.items() if text)
 
 
 def naming(rng):
-    """(context, question, answer) of a task without clips: a list of objects as text, and a question about the colour, shape or place of one. rng: numpy's."""
+    """(context, question, answer) of a text task: a list of objects and a question about one. rng: numpy's."""
     n = rng.integers(2, 5)
-    things = list(
-        zip(
-            rng.permutation(COLOUR_NAMES)[:n],
-            rng.permutation(SHAPE_NAMES)[:n],
-            rng.integers(5, 96, (n, 2)).tolist(),
-            strict=True,
-        )
-    )
+    colours, shapes = rng.permutation(COLOUR_NAMES)[:n], rng.permutation(SHAPE_NAMES)[:n]
+    things = list(zip(colours, shapes, rng.integers(5, 96, (n, 2)).tolist(), strict=True))
     which = rng.integers(3)
     (colour, shape, (x, y)), place = things[(0, 1, -1)[which]], ("first", "second", "last")[which]
     question, answer = (
@@ -200,45 +206,45 @@ def naming(rng):
     )
 
 
-def named(said, answer):
-    """Is an answer to a question of `naming` right, in whatever words? It must name that colour or shape and no other, or exactly these numbers."""
-    words = [re.findall(r"[a-z]+|\d+", x.lower()) for x in (said, answer)]
-    own, true = (
+def named(answer, truth):
+    """Is a free answer to a question of `naming` correct? It names that colour or shape alone, or exactly these numbers."""
+    words = [re.findall(r"[a-z]+|\d+", x.lower()) for x in (answer, truth)]
+    given, true = (
         [
             w
             for w in x
             if w.isdecimal()
             or w in SHAPE_NAMES
-            and answer in SHAPE_NAMES
+            and truth in SHAPE_NAMES
             or w in COLOUR_NAMES
-            and answer in COLOUR_NAMES
+            and truth in COLOUR_NAMES
         ]
         for x in words
     )
-    return list(dict.fromkeys(own)) == true if answer in SHAPE_NAMES + COLOUR_NAMES else own == true
+    return list(dict.fromkeys(given)) == true if truth in SHAPE_NAMES + COLOUR_NAMES else given == true
 
 
 def track_id(item, name):
-    """The id of the track whose embedding goes with a question about `name`; a question about no object gets that of the first one."""
+    """The id of the track for a question about `name`; "" gives the clip's first object."""
     return f"{item['id']}/{name or [*item['names'], item['absent']][0]}"
 
 
 def about(item, name):
-    """The sentences of an item's text that are about one of its objects."""
+    """The sentences of an item's text about one of its objects."""
     return re.split(r" (?=The |There )", item["text"][item["text"].index(f"The {name} is ") :])[0]
 
 
-def frames_said(words):
-    """The set of frames that "frames 0 to 9 and 14" or "frame 7" names; None for other words."""
+def parse_frames(words):
+    """The set of frames in "frames 0 to 9 and 14" or "frame 7"; None for other words."""
     if not re.fullmatch(r"frames? \d+( to \d+)?( and \d+( to \d+)?)*", words):
         return None
     return {t for a, b in re.findall(r"(\d+)(?: to (\d+))?", words) for t in range(int(a), int(b or a) + 1)}
 
 
-def right(said, answer):
-    """Is an answer right: the same words, or frames of which at least 0.8 are the same (intersection over union)?"""
-    own, true = frames_said(said), frames_said(answer)
-    return said == answer or bool(own and true) and len(own & true) >= 0.8 * len(own | true)
+def is_correct(answer, truth):
+    """Is an answer equal to the truth, or has its set of frames an IoU of at least 0.8 with the true one?"""
+    given, true = parse_frames(answer), parse_frames(truth)
+    return answer == truth or bool(given and true) and len(given & true) >= 0.8 * len(given | true)
 
 
 # ---------------------------------------------------------------- words and boxes in an answer
@@ -249,14 +255,15 @@ FOUR = re.compile(rf"[\[(]\s*{NUMBER}\s*,\s*{NUMBER}\s*(?:,|\)\s*,?\s*\()\s*{NUM
 
 
 def parse_box(text, scale="thousandths", side=None):
-    """The first box in an answer, xyxy in 0..1, or None: what stands there is no box, or lies outside the picture.
+    """The first box in an answer, xyxy in 0..1, or None: there is no box, or it lies outside the image.
 
-    scale of bare numbers: thousandths, fractions, or pixels of a picture of `side` px, or of (width, height); fractions are recognised under any scale. Kosmos-2's cells of a
-    32 x 32 grid (corner cells, by their centres), Florence-2's thousand bins (centres) and PaliGemma's 1024ths (y first) say their own.
+    scale of bare numbers: thousandths, fractions, or pixels of an image of `side` px or (width, height). Fractions are
+    recognised under any scale. The tokens of Kosmos-2 (centres of the corner cells of a 32 x 32 grid), Florence-2
+    (centres of a thousand bins) and PaliGemma (1024ths, y first) fix their own scale.
     """
     if len(cells := re.findall(r"<patch_index_(\d{4})>", text)[:2]) == 2:
         (x1, y1), (x2, y2) = ((int(c) % 32, int(c) // 32) for c in cells)
-        # one row or column of cells is taken whole, as the library's processor does
+        # a box of one row or column takes whole cells, as in the library's processor
         grow = 0.5 if x1 == x2 or y1 == y2 else 0.0
         box = [(x1 + 0.5 - grow) / 32, (y1 + 0.5 - grow) / 32, (x2 + 0.5 + grow) / 32, (y2 + 0.5 + grow) / 32]
     elif len(bins := re.findall(r"<loc_(\d{1,3})>", text)[:4]) == 4:
@@ -291,31 +298,31 @@ RELATIVE = re.compile(
 
 
 def parse_word(text, kind):
-    """One of WORDS[kind] that an answer says in whatever words ("in the upper left corner"), or None: it says none, several that exclude each other, denies
-    something, or names a place relative to something else in the picture."""
+    """The one of WORDS[kind] that a free answer means ("in the upper left corner"), or None.
+
+    None: no such word, several that exclude each other, a denial, or a place relative to another object."""
     text = text.lower().replace("\u2019", "'").replace("n't", " not")
     if kind == "direction":
         if re.search(r"\bnot\b.*\bmov|\bno (?:motion|movement)", text):
             return "still"
-        text = re.sub(r"\bfrom\b.*?\bto(?:wards?)?\b", "", text)  # where it came from is not where it goes
+        text = re.sub(r"\bfrom\b.*?\bto(?:wards?)?\b", "", text)  # the origin is not the direction
     if DENIED.search(text) or kind == "place" and RELATIVE.search(text):
         return None
-    said = re.findall(
+    found = re.findall(
         r"\b(left|right|top|upper|up|bottom|lower|down)(?:[- ]?(?:wards?|most|hand))?\b",
         re.sub(r"\bright (?=in |at |there)", "", text),
     )
-    column, row = ({SIDES[w][axis] for w in said} - {None} for axis in (0, 1))
-    if len(column) > 1 or len(row) > 1 or not (said or re.search(rf"\b(?:{MIDDLE[kind]})\b", text)):
+    column, row = ({SIDES[w][axis] for w in found} - {None} for axis in (0, 1))
+    if len(column) > 1 or len(row) > 1 or not (found or re.search(rf"\b(?:{MIDDLE[kind]})\b", text)):
         return None
     return WORDS[kind][1 + (row.pop() if row else 0)][1 + (column.pop() if column else 0)]
 
 
-# ---------------------------------------------------------------- describe: what a model says happens in clips, real and generated, and whether that is what happens
+# ---------------------------------------------------------------- describe: actions in sentences
 
-# Verbs and the words that count for them: those of Something-Something's 174 templates (Goyal et al. 2017),
-# and of work with the hands. Written before any film was looked at,
-# and frozen: a synonym added because a model happened to say it would be fitted to the answers that it
-# judges. Irregular forms stand here; `stem` does the others.
+# Verbs and their synonyms: of Something-Something's 174 templates (Goyal et al. 2017) and of manual work. Frozen
+# before any generated clip was described: a synonym added for a model's answer would be fitted to the answers that
+# it scores. Irregular forms are listed; `stem` handles the others.
 SYNONYMS = {
     words.split()[0]: words.split()
     for words in re.split(
@@ -334,23 +341,15 @@ SYNONYMS = {
 """.strip(),
     )
 }
-# not put and take: who puts a thing has taken it
-OPPOSITES = (
-    ("push", "pull"),
-    ("open", "close"),
-    ("cover", "uncover"),
-    ("fold", "unfold"),
-    ("lift", "drop"),
-    ("attach", "detach"),
-    ("pack", "unpack"),
-)
-# Where it goes: of those in one group another one contradicts. (Prepositions of place contradict nothing:
-# much happens "on the table".)
+# put and take are no pair: putting includes taking
+OPPOSITES = "push pull; open close; cover uncover; fold unfold; lift drop; attach detach; pack unpack"
+OPPOSITES = [pair.split() for pair in OPPOSITES.split("; ")]
+# Directions: patterns of one group contradict each other. Prepositions of place contradict nothing ("on the table").
 ACROSS = (
     r"(?:from )?(?:the )?{0} (?:side |edge )?(?:\w+ )?to(?:wards?)? (?:the )?{1}\b|to(?:wards?)? the {1} ?(?:side)?\b(?! to| of)|\b{1}wards?\b|"
     r"(?:camera|moves?|moving|slides?|sliding|pans?|turns?|turning) (?:to the )?{1}\b(?! to)"
 )
-WAYS = (
+DIRECTION_PATTERNS = (
     {"right": ACROSS.format("left", "right"), "left": ACROSS.format("right", "left")},
     {"up": r"\bup(?:wards?)?\b(?! ?(?:side|right))", "down": r"(?<!upside[ -])\bdown(?:wards?)?\b"},
     {
@@ -371,12 +370,12 @@ WAYS = (
     {"upside down": r"\bupside[- ]down\b"},
     {"in two": r"\btwo (?:pieces|halves|parts)\b|\bhalf\b"},
 )
-IMPLIED = {"lift": "up", "fall": "down", "approach": "towards"}  # said by the verb itself
+IMPLIED = {"lift": "up", "fall": "down", "approach": "towards"}  # stated by the verb itself
 FEIGNED = {
     "pretend": r"\b(?:pretend|feign|mim(?:e|ing)|fake)\w*",
     "fail": r"\b(?:fail|unable|unsuccessful|attempt)\w*|\btr(?:y|ies|ied|ying)\b",
 }
-# no way is meant
+# phrasal verbs without a direction
 PHRASES = (
     re.compile(
         r"\b((?:pick|open|fold|cover|tear|pil|stack|set|stand)\w*(?: (?:it|them|something|the \w+))?) up\b"
@@ -394,14 +393,10 @@ ASIDE = re.compile(
 
 def stem(word):
     """A verb without its ending: moves, moved, moving -> mov."""
-    word = next(
-        (
-            word[: -len(end)]
-            for end in ("ing", "ed", "es", "s")
-            if word.endswith(end) and len(word) - len(end) >= 3
-        ),
-        word,
-    )
+    for end in ("ing", "ed", "es", "s"):
+        if word.endswith(end) and len(word) - len(end) >= 3:
+            word = word[: -len(end)]
+            break
     word = word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
     return word[:-1] + "y" if word.endswith("i") else word.removesuffix("e")
 
@@ -410,64 +405,68 @@ STEMS = {verb: {stem(w) for w in words} for verb, words in SYNONYMS.items()}
 LEADING = {stem(verb): verb for verb in SYNONYMS}
 
 
-def told(text, label=False):
-    """What a sentence says, {stems, ways, feigned}, but for what it denies; of a label, without the ways that go without saying for its verb."""
+def parse_action(text, label=False):
+    """{stems, directions, feigned} of a sentence, without what it denies; of a label, without its verb's IMPLIED ones."""
     text = text.lower().replace("\u2019", "'").replace("n't", " not")
     feigned = {name for name, pattern in FEIGNED.items() if re.search(pattern, text)}
     text = ASIDE.sub("", NEVER.sub("", text))
     for phrase in PHRASES:
         text = phrase.sub(r"\1", text)
     stems = {stem(w) for w in re.findall("[a-z]+", text)}
-    ways = {way for group in WAYS for way, pattern in group.items() if re.search(pattern, text)}
+    found = {d for group in DIRECTION_PATTERNS for d, pattern in group.items() if re.search(pattern, text)}
     return {
         "stems": stems,
-        "ways": ways | {way for verb, way in IMPLIED.items() if not label and stems & STEMS[verb]},
+        "directions": found | {d for verb, d in IMPLIED.items() if not label and stems & STEMS[verb]},
         "feigned": feigned,
     }
 
 
 @functools.cache
-def wanted(action):
-    """What has to be said of an action, a label or template: (its verb in the table or None, stems of all its words, ways of its first clause, all ways, what is feigned)."""
+def required_words(action):
+    """What a sentence must state for an action, a label or template, to be recalled.
+
+    (its verb in SYNONYMS or None, stems of all its words, directions of its first clause, all directions, feigned)."""
     label = re.sub(r"[\[\]]", "", action.lower())
-    words, whole = [stem(w) for w in re.findall("[a-z]+", label)], told(label, True)
+    words, whole = [stem(w) for w in re.findall("[a-z]+", label)], parse_action(label, True)
     return (
         next((LEADING[w] for w in words if w in LEADING), None),
         set(words),
-        told(CLAUSE.split(label)[0], True)["ways"],
-        whole["ways"],
+        parse_action(CLAUSE.split(label)[0], True)["directions"],
+        whole["directions"],
         whole["feigned"],
     )
 
 
-def recalled(said, action):
-    """Does what was `told` tell the action? Its verb, or a synonym, has to be said, and every way it goes, and nothing that excludes one of these; and that somebody pretends,
-    tries or fails, of such an action and of no other. Of a label whose verb is not in the table: all its words."""
-    verb, words, ways, all_ways, feigned = wanted(action)
+def recalled(parsed, action):
+    """Does a sentence, parsed by parse_action, state the action?
+
+    It must contain the verb or a synonym and every direction, and no opposite. Pretending, trying or failing must agree
+    with the action. A label whose verb is not in SYNONYMS needs all its words."""
+    verb, words, directions, all_directions, feigned = required_words(action)
     if verb is None:
-        return bool(words) and words <= said["stems"]
+        return bool(words) and words <= parsed["stems"]
     opposite = {stem(b) for pair in OPPOSITES for a, b in (pair, pair[::-1]) if a == verb} - words
     if (
-        not said["stems"] & STEMS[verb]
-        or said["stems"] & opposite
-        or said["feigned"] - feigned
-        or bool(said["feigned"]) != bool(feigned)
+        not parsed["stems"] & STEMS[verb]
+        or parsed["stems"] & opposite
+        or parsed["feigned"] - feigned
+        or bool(parsed["feigned"]) != bool(feigned)
     ):
         return False
-    return ways <= said["ways"] and not any(
-        ways & set(group) and (said["ways"] - all_ways) & set(group) for group in WAYS
+    extra = parsed["directions"] - all_directions
+    return directions <= parsed["directions"] and not any(
+        directions & set(group) and extra & set(group) for group in DIRECTION_PATTERNS
     )
 
 
 # ---------------------------------------------------------------- claims about trajectories
 
-# What counts as true: spans of frames that have this IoU with the true ones, or whose every end is as near
-# (in frames); a number that is equal, a direction that is the same and no neighbour.
+# Spans are true if their IoU with the true ones is at least OVERLAP, or every end is within ENDS frames; numbers and
+# directions must be equal.
 OVERLAP = 0.8
 ENDS = 1
-# kinds of question
-ASKED = "persistence", "frames", "direction", "hidden", "whatif", "count", "absent", "unknown"
-# right is who says that there is no such object, or that the clip does not show it
+QUESTION_KINDS = "persistence", "frames", "direction", "hidden", "whatif", "count", "absent", "unknown"
+# correct answers: there is no such object, or the clip does not show it
 UNANSWERABLE = "absent", "unknown"
 CLAIMS = "persistence", "span", "direction", "hidden", "count", "absence"
 BEYOND = re.compile(
@@ -488,17 +487,12 @@ ALIKE = {
     "cannot": "can not",
     "thru": "to",
 }
-NUMBERS = {
-    w: n
-    for n, w in enumerate(
-        ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    )
-} | {"zero": 0}
+NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+NUMBERS = {word: n for n, word in enumerate(NUMBERS)} | {"zero": 0}
 SIDE = r"(?:(?:up|down|left|upper|lower|top|bottom|right(?! (?:in|at|there|behind|away|after|before|now)\b))(?:[- ]?(?:wards?|hand))?)\b"
-# What sentences about objects are made of; where several begin at a letter, the first is meant. NAME stands
-# for any object's.
-SAID = {
-    # not whom the sentence is about
+# Parts of sentences about objects; of several that match at a position the first counts. NAME: any object's name.
+CLAIM_PATTERNS = {
+    # another object than the subject
     "aside": r"\b(?:behind|by|of|past|beside|near|across|cross(?:es|ing)|meet(?:s|ing)|overtak(?:es|ing)|than|follow(?:s|ing)) (?:the |an? )?(?:NAME)",
     "choice": r"\b(?:persistent or transient|transient or persistent)\b",
     "count": rf"\b(?:\d+|{'|'.join(NUMBERS)})(?: (?:different|distinct|separate|coloured|moving|visible))* (?:objects?|shapes?|things?|figures?)\b(?! of)",
@@ -529,14 +523,14 @@ SAID = {
 }
 
 
-EXCEPT, IF = r"\b(?:except|apart from|other than)\b", r"\bif\b|\?$"  # of such sentences nothing is understood
+EXCEPT, IF = r"\b(?:except|apart from|other than)\b", r"\bif\b|\?$"  # such sentences are not parsed
 
 
 class Claim(NamedTuple):
-    """What a text says of an object (None: it is unclear of which; "" of all together); denied: that it is not so.
+    """A claim of a text about an object (None: unclear which; "": all together); denied: that it is not so.
 
-    value: persistence bool; span {"first" or "last": frame}, {"visible" or "present": spans} or {"visible at" or "present at": frame}; direction a word; hidden spans, or True: at some time;
-    count a number; absence bool.
+    value: persistence bool; span {"first" or "last": frame}, {"visible" or "present": spans} or {"visible at" or
+    "present at": frame}; direction a word; hidden spans, or True (at some time); count a number; absence bool.
     """
 
     object: str | None
@@ -546,17 +540,19 @@ class Claim(NamedTuple):
 
 
 @functools.cache
-def said_of(names=()):
-    """SAID as one pattern that knows names of a colour and a shape, and these."""
+def claim_pattern(names=()):
+    """CLAIM_PATTERNS as one pattern, for names of a colour and a shape and for these names."""
     name = "|".join([*map(re.escape, names), PAINTED])
     return re.compile(
-        "|".join(f"(?P<{kind}>{pattern.replace('NAME', name)})" for kind, pattern in SAID.items())
+        "|".join(f"(?P<{kind}>{pattern.replace('NAME', name)})" for kind, pattern in CLAIM_PATTERNS.items())
     )
 
 
-def spelt(text, names, frames):
-    """A text as SAID spells it: lower case, "frames 4 to 21" however that is said, the first and the last frame by number, whole names where half of one is enough to know whom it means."""
-    text = re.sub(r"\d{5,}", "9999", text)  # as false, and sooner counted to
+def normalised(text, names, frames):
+    """A text in the spelling of CLAIM_PATTERNS: lower case, "frames 4 to 21" for all spellings of spans.
+
+    The first and last frame become numbers, and a unique half of a name becomes the whole name."""
+    text = re.sub(r"\d{5,}", "9999", text)  # equally false, and a short range
     text = " ".join(text.lower().replace("\u2019", "'").replace("n't", " not").replace("\u2013", "-").split())
     text = re.sub(rf"\b(?:{'|'.join(ALIKE)})\b", lambda m: ALIKE[m[0]], text)
     for name in names:
@@ -587,7 +583,9 @@ def sentences_of(text):
 
 
 def spans_in(kind, words, frames, denied=False):
-    """The spans of frames that a piece of SAID means: [[4, 9], [14, 14]] of "frames 4 to 9 and 14". What is not so until frame 4 may be so in it."""
+    """The spans of frames of a match of CLAIM_PATTERNS: [[4, 9], [14, 14]] of "frames 4 to 9 and 14".
+
+    A denied "until frame 4" excludes frame 4."""
     found = [sorted((int(a), int(b or a))) for a, b in re.findall(r"(\d+)(?: to (\d+))?", words)]
     if kind == "since":
         return [[found[0][0] + words.startswith("after"), frames - 1]]
@@ -596,8 +594,8 @@ def spans_in(kind, words, frames, denied=False):
     return found or [[0, frames - 1]]
 
 
-def predicated(kind, words, denied, when, frames):
-    """(kind of claim, value, denied) that a predicate makes with the piece of SAID that says when, or None; None where it claims nothing."""
+def claim_of_predicate(kind, words, denied, when, frames):
+    """(kind of claim, value, denied) of a predicate with its match of time, if any; None: it claims nothing."""
     if kind in ("lost", "gone"):
         kind, denied = {"lost": "seen", "gone": "there"}[kind], not denied
     spans = when and spans_in(*when, frames, denied)
@@ -605,7 +603,7 @@ def predicated(kind, words, denied, when, frames):
     if kind == "hidden":
         return "hidden", spans or not denied or [], bool(spans and denied)
     if kind in ("first", "last"):
-        # who never enters is not there, who never leaves stays to the end
+        # an object that never enters is absent, one that never leaves stays to the end
         ends = ("absence", True, False) if kind == "first" else ("span", {"last": frames - 1}, False)
         return (
             ("span", {kind: numbers[0 if kind == "first" else -1]}, denied)
@@ -625,24 +623,23 @@ def predicated(kind, words, denied, when, frames):
 
 
 def parse_claims(text, names=(), frames=TIMES):
-    """(claims, how many sentences make none): what a text says of objects. "It" is whom the last one named; where nobody was, the only one of `names`."""
-    claims, silent, about = [], 0, list(names) if len(names) == 1 else [None]
-    pattern = said_of(
+    """(claims of a text about objects, number of sentences without one).
+
+    "It" is the object named last, or else the only one of `names`."""
+    claims, unparsed, about = [], 0, list(names) if len(names) == 1 else [None]
+    pattern = claim_pattern(
         tuple(sorted((name for name in names if not re.fullmatch(PAINTED, name)), key=len, reverse=True))
     )
 
     def claim(kind=None, value=None, denied=False):
         claims.extend(Claim(name, kind, value, denied) for name in about if kind)
 
-    for sentence in sentences_of(spelt(text, names, frames)):
+    for sentence in sentences_of(normalised(text, names, frames)):
         before = len(claims)
         named = []
         last_name = 0
-        fresh = True
-        denied = False
-        moving = None
-        predicate = None
-        when = None
+        fresh, denied = True, False
+        moving = predicate = when = None
         for m in (
             [*pattern.finditer(sentence), re.compile("$").search(sentence)]
             if not re.search(f"{EXCEPT}|{IF}", sentence)
@@ -653,7 +650,10 @@ def parse_claims(text, names=(), frames=TIMES):
             if when and (kind == "end" or kind == "clause" and (named or len(claims) > before)):
                 predicate = "seen", "", False  # "the red circle: frames 4 to 21"
             if predicate and (when or kind not in ("clause", "aside", "way", "exists", "choice", "not")):
-                claim(*predicated(*predicate, when or (kind, words) if when or timed else None, frames) or ())
+                claim(
+                    *claim_of_predicate(*predicate, when or (kind, words) if when or timed else None, frames)
+                    or ()
+                )
                 predicate, when, timed, kind = None, None, False, "when" if timed else kind
             if timed and fresh:
                 when = kind, words
@@ -691,7 +691,7 @@ def parse_claims(text, names=(), frames=TIMES):
             elif kind in ("hidden", "lost", "gone", "last", "first", "seen", "there"):
                 predicate, denied = (kind, words, denied), False
                 if when:
-                    claim(*predicated(*predicate, when, frames) or ())
+                    claim(*claim_of_predicate(*predicate, when, frames) or ())
                     predicate = when = None
             elif kind in ("persistent", "transient"):
                 claim("persistence", (kind == "persistent") != denied)
@@ -712,8 +712,8 @@ def parse_claims(text, names=(), frames=TIMES):
             when = None if kind in ("persistent", "transient", "still", "moves") else when
         if len(claims) == before:
             claims += [Claim(name, "absence", False) for name in named]
-        silent += len(claims) == before and not BEYOND.search(sentence)
-    return claims, silent
+        unparsed += len(claims) == before and not BEYOND.search(sentence)
+    return claims, unparsed
 
 
 def frames_of_spans(spans):
@@ -721,7 +721,7 @@ def frames_of_spans(spans):
 
 
 def same_spans(a, b):
-    """Are two lists of spans the same within OVERLAP, or ENDS?"""
+    """Are two lists of spans equal within OVERLAP or ENDS?"""
     x, y = frames_of_spans(a), frames_of_spans(b)
     return (
         len(x & y) >= OVERLAP * len(x | y)
@@ -731,7 +731,7 @@ def same_spans(a, b):
 
 
 def check_claim(claim, item):
-    """Is a claim true of a clip? None where it cannot be checked: it is unclear of which object it is, or the truth does not hold it."""
+    """Is a claim true of a clip? None: its object is unclear, or the truth lacks the fact."""
     tracks = {t["object"]: t for t in item["tracks"]}
     name, kind, value, denied = claim
     if kind == "count":
@@ -743,55 +743,53 @@ def check_claim(claim, item):
             value if kind == "absence" else kind == "span" and value == {"visible": []}
         )
     track, (key, spans) = tracks[name], next(iter(value.items())) if kind == "span" else ("hidden", value)
-    there = track.get(
+    true = track.get(
         {"persistence": "persistent", "direction": "direction", "hidden": "hidden"}.get(kind)
         or ("visible" if key.startswith("visible") else "present")
     )
-    if there is None:
+    if true is None:
         return None
     if key in ("first", "last"):
         return (
-            bool(there) and (abs(spans - there[0 if key == "first" else -1][key == "last"]) <= ENDS) != denied
+            bool(true) and (abs(spans - true[0 if key == "first" else -1][key == "last"]) <= ENDS) != denied
         )
     if kind in ("persistence", "direction"):
-        return (value == there) != denied
+        return (value == true) != denied
     if key.endswith(" at"):
-        return (spans in frames_of_spans(there)) != denied
+        return (spans in frames_of_spans(true)) != denied
     if spans is True:
-        return bool(there)
-    if denied:  # of none of these frames, but for a few at their ends
-        return len(frames_of_spans(spans) & frames_of_spans(there)) <= (1 - OVERLAP) * len(
+        return bool(true)
+    if denied:  # in none of these frames, except a few at their ends
+        return len(frames_of_spans(spans) & frames_of_spans(true)) <= (1 - OVERLAP) * len(
             frames_of_spans(spans)
         )
-    return same_spans(spans, there)
+    return same_spans(spans, true)
 
 
 def omitted(claims, item):
-    """(facts that no true claim states, all facts): (object, kind) of a clip's truth; a span is stated by its frames, or by those of its ends that are not the clip's."""
+    """(facts (object, kind) that no true claim states, all facts) of a clip.
+
+    A span is stated by its frames, or by those of its ends that lie inside the clip."""
     true, last = [c for c in claims if not c.denied and check_claim(c, item)], len(item["frames"]) - 1
     facts, stated = [("", "count")], {(c.object, c.kind) for c in true if c.kind != "span"}
     for t in item["tracks"]:
         facts += [(t["object"], kind) for kind in ("persistence", "span", "direction", "hidden")]
-        said = {key for c in true if c.object == t["object"] and c.kind == "span" for key in c.value}
-        ends = (
-            {
-                end
-                for end, inner in (("first", t["present"][0][0] > 0), ("last", t["present"][-1][1] < last))
-                if inner
-            }
-            if t["present"]
-            else set()
-        )
-        if said & {"visible", "present"} or ends and ends <= said:
+        claimed = {key for c in true if c.object == t["object"] and c.kind == "span" for key in c.value}
+        ends = set()
+        if t["present"]:
+            inside = {"first": t["present"][0][0] > 0, "last": t["present"][-1][1] < last}
+            ends = {end for end in inside if inside[end]}
+        if claimed & {"visible", "present"} or ends and ends <= claimed:
             stated.add((t["object"], "span"))
     return [fact for fact in facts if fact not in stated], facts
 
 
 @functools.cache
-def heard(text, kind, name="", frames=TIMES):
-    """What an answer to a question of this kind about an object says: whether it is persistent, spans, a direction, a number; "absent": there is no such object, "unknown": that is not shown;
-    None: nothing of the kind."""
-    claims, whole = parse_claims(text, [name] if name else [], frames)[0], spelt(text, [], frames)
+def parse_answer(text, kind, name="", frames=TIMES):
+    """The value of an answer to a question of this kind about an object: a bool, spans, a direction or a number.
+
+    "absent": there is no such object; "unknown": the clip does not show it; None: none of these."""
+    claims, whole = parse_claims(text, [name] if name else [], frames)[0], normalised(text, [], frames)
     if any(c.kind == "absence" and c.value is True or c.value == {"visible": []} for c in claims):
         return "absent"
     if BEYOND.search(whole):
@@ -801,13 +799,13 @@ def heard(text, kind, name="", frames=TIMES):
     if kind == "direction":
         return parse_word(text, kind)
     if kind in ("persistence", "count"):
-        said = {c.value for c in claims if c.kind == kind and not c.denied} or (
+        values = {c.value for c in claims if c.kind == kind and not c.denied} or (
             {int(n) for n in re.findall(r"\d+", whole)}
             | {NUMBERS[w] for w in re.findall("[a-z]+", whole) if w in NUMBERS}
             if kind == "count"
             else set()
         )
-        return said.pop() if len(said) == 1 else None
+        return values.pop() if len(values) == 1 else None
     if kind == "hidden" and (
         [] in [c.value for c in claims if c.kind == kind] or re.fullmatch(r"(?:never|no|in none)\W*", whole)
     ):
@@ -815,7 +813,7 @@ def heard(text, kind, name="", frames=TIMES):
     return (
         sorted(
             span
-            for m in said_of().finditer(whole)
+            for m in claim_pattern().finditer(whole)
             if m.lastgroup in ("frames", "always", "since", "until")
             for span in spans_in(m.lastgroup, m[0], frames)
         )
@@ -823,40 +821,38 @@ def heard(text, kind, name="", frames=TIMES):
     )
 
 
-def sort_of(kind, truth):
-    """As what an answer is to be heard: of "what if" some are frames and some directions."""
+def answer_kind(kind, truth):
+    """The kind by which an answer is parsed: that of "what if" follows from its truth, frames or a direction."""
     return {
         "whatif": "frames" if "frame" in truth else "direction",
         **dict.fromkeys(UNANSWERABLE, "frames"),
     }.get(kind, kind)
 
 
-def answer_right(kind, answer, truth, name="", frames=TIMES):
-    """Does an answer say what the true one says, in whatever words, within OVERLAP and ENDS?"""
-    sort = sort_of(kind, truth)
-    own, true = (heard(text, sort, name, frames) for text in (answer, truth))
-    return (
-        same_spans(own, true)
-        if isinstance(own, list) and isinstance(true, list)
-        else own is not None and own == true
-    )
+def answer_is_correct(kind, answer, truth, name="", frames=TIMES):
+    """Does a free answer have the value of the true one, within OVERLAP and ENDS?"""
+    kind = answer_kind(kind, truth)
+    given, true = (parse_answer(text, kind, name, frames) for text in (answer, truth))
+    if isinstance(given, list) and isinstance(true, list):
+        return same_spans(given, true)
+    return given is not None and given == true
 
 
 def frame_f1(answer, truth, name="", frames=TIMES):
-    """F1 of the frames that an answer says an object is seen in; 0 where it says none."""
-    own, true = (
-        frames_of_spans(s) if isinstance(s := heard(text, "frames", name, frames), list) else set()
+    """F1 of the frames in an answer; 0 if it states none."""
+    given, true = (
+        frames_of_spans(s) if isinstance(s := parse_answer(text, "frames", name, frames), list) else set()
         for text in (answer, truth)
     )
-    return 2 * len(own & true) / max(len(own) + len(true), 1)
+    return 2 * len(given & true) / max(len(given) + len(true), 1)
 
 
 def trajectory_folder(folder):
     items, index = load_items(folder)
-    if lacking := [
+    if incomplete := [
         i["id"]
         for i in items
-        if not {"tracks", "asked", "turns", "absent"} <= set(i) or len(i["frames"]) != TIMES
+        if not {"tracks", "topics", "turns", "absent"} <= set(i) or len(i["frames"]) != TIMES
     ]:
-        refuse(f"{folder} has no tracks of {lacking[0]}; give --data that data.py trajectories wrote")
+        fail(f"{folder} has no tracks of {incomplete[0]}; give --data that data.py trajectories wrote")
     return items, index

@@ -5,8 +5,8 @@
     inputs = model.inputs(pixels, model.tokenizer("Question: Where is the cup? Answer:").input_ids)
     answer = model.generate(**inputs, max_new_tokens=64)
 
-No maintained library has this architecture, and the code on the hub needs xformers and triton. Module names are those of the published
-safetensors, so a checkpoint loads as it is. An image is 1344 px: 96 x 96 patches and a class token through a tower of 63 layers, 2 x 2 patches to
+No maintained library has this architecture, and the code on the hub needs xformers and triton. Module names match the published
+safetensors, so checkpoints load directly. An image is 1344 px: 96 x 96 patches and a class token through a tower of 63 layers, 2 x 2 patches to
 one token by a strided convolution, then 48 x 48 tokens between `boi` and `eoi` in a language model of 32 layers, each of which has a second set of
 weights, the visual expert, for image rows. Of 39.0 GB of weights in bf16, 8.6 are the tower's.
 """
@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
-# the id that stands in `input_ids` where an image row will be; its embedding is never used
+# the id in `input_ids` at image rows; its embedding is never used
 PLACEHOLDER = 128002
 
 
@@ -64,7 +64,7 @@ class VisionMlp(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    """The norm sits after each sub-layer, inside the residual; there is none before, and none at the end of the tower."""
+    """A norm follows each sub-layer, inside the residual; none precedes, and none ends the tower."""
 
     def __init__(self, c):
         super().__init__()
@@ -133,7 +133,7 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", base ** (-torch.arange(0, dim, 2).float() / dim))
 
     def forward(self, x, position_ids):
-        """x [n, heads, K, d], position_ids [n, K] -> x, turned."""
+        """x [n, heads, K, d], position_ids [n, K] -> x, rotated."""
         angle = (position_ids[:, None, :, None] * self.inv_freq.float()).repeat(1, 1, 1, 2)
         a, b = x.chunk(2, -1)
         return x * angle.cos().to(x.dtype) + torch.cat([-b, a], -1) * angle.sin().to(x.dtype)
@@ -150,7 +150,7 @@ def by_expert(x, expert, vision, language):
 
 
 class Attention(nn.Module):
-    """One joint causal attention over all rows; only the projections are the expert's own."""
+    """One causal attention over all rows; the expert has separate projections."""
 
     def __init__(self, c):
         super().__init__()
@@ -164,7 +164,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x, expert, position_ids, cache=None, mask=None):
-        """cache: a dict that holds the keys and values of earlier rows, to which these are added. mask: [n, 1, K, all rows], true where a row may look."""
+        """cache: a dict of keys and values of earlier rows, extended here. mask: [n, 1, K, all rows], true where a row may attend."""
         mixed = by_expert(x, expert, self.vision_expert_query_key_value, self.language_expert_query_key_value)
         q, k, v = (z.unflatten(-1, (-1, self.dim)).transpose(1, 2) for z in mixed.split(self.split, -1))
         q, k = self.rotary_emb(q, position_ids), self.rotary_emb(k, position_ids)
@@ -218,17 +218,17 @@ class Layer(nn.Module):
 
 
 def expert_rows(token_type_ids):
-    """[n, K] of 0 (text) and 1 (image) -> bool: a row is the expert's when it and the next one are the image's, so boi is, and eoi is not."""
+    """[n, K] of 0 (text) and 1 (image) -> bool: the expert's rows. A row and the next must both be the image's: boi is included, eoi is not."""
     return (token_type_ids == 1) & (F.pad(token_type_ids[:, 1:], (0, 1)) == 1)
 
 
 def image_positions(token_type_ids):
-    """[n, K] -> position ids: all patches of an image share one, so BOS 0, boi 1, patches 2, eoi 3, text 4, 5, ..."""
+    """[n, K] -> position ids. All patches share one: BOS 0, boi 1, patches 2, eoi 3, text 4, 5, ..."""
     image = token_type_ids == 1
     before = F.pad(token_type_ids[:, :-1], (1, 0)) == 1
     after = F.pad(token_type_ids[:, 1:], (0, 1)) == 1
     inner = image & before & after  # neither boi nor eoi
-    step = ~(inner & F.pad(inner[:, :-1], (1, 0)))  # the first patch counts, the others stay
+    step = ~(inner & F.pad(inner[:, :-1], (1, 0)))  # only the first patch advances the position
     return step.long().cumsum(1) - 1
 
 
@@ -248,9 +248,9 @@ class CogVLM2(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder, dtype=torch.float32):
-        """Load a folder in the hub's layout (config.json, safetensors and, beside more than one, their index).
+        """Load a folder in the hub's layout: config.json, safetensors and, for several files, their index.
 
-        Raises FileNotFoundError for a missing file, KeyError naming the first weight that the folder lacks or has too many.
+        Raises FileNotFoundError for a missing file, KeyError naming the first missing or superfluous weight.
         """
         from safetensors.torch import load_file
 
@@ -270,7 +270,7 @@ class CogVLM2(nn.Module):
         }
         if wrong := sorted(set(model.state_dict()) ^ set(state)):
             raise KeyError(
-                f"{folder} and this architecture do not have the same weights: {wrong[0]} and {len(wrong) - 1} more"
+                f"{folder} and this architecture differ in weights: {wrong[0]} and {len(wrong) - 1} more"
             )
         model.load_state_dict(state, assign=True)
         return model.eval()
@@ -292,7 +292,7 @@ class CogVLM2(nn.Module):
         )
 
     def inputs(self, pixels, text_ids):
-        """What `forward` takes for images [n, 3, S, S] with one prompt (token ids without BOS): input_ids, token_type_ids [n, K], pixels."""
+        """Arguments of `forward` for images [n, 3, S, S] and one prompt (token ids without BOS): input_ids, token_type_ids [n, K], pixels."""
         v = self.config.vision_config
         rows = (v.image_size // v.patch_size) ** 2 // 4 + 2
         ids = torch.tensor(
@@ -306,7 +306,7 @@ class CogVLM2(nn.Module):
         }
 
     def embed(self, input_ids, token_type_ids, pixels=None):
-        """Rows [n, K, D] with the images' own in their places."""
+        """Embeddings [n, K, D], with the image tokens at the image rows."""
         x = self.model.embed_tokens(input_ids)
         if pixels is not None:
             x = x.masked_scatter((token_type_ids == 1)[..., None], self.model.vision(pixels).to(x.dtype))
@@ -322,7 +322,7 @@ class CogVLM2(nn.Module):
         mask=None,
         logits_to_keep=0,
     ):
-        """Logits [n, K, vocabulary] in fp32; with `logits_to_keep` of the last rows only. cache: a list of one dict a layer, or None; mask: see Attention."""
+        """Logits [n, K, vocabulary] in fp32; `logits_to_keep`: of the last rows only. cache: one dict a layer; mask: see Attention."""
         x = self.embed(input_ids, token_type_ids, pixels)
         position_ids = image_positions(token_type_ids) if position_ids is None else position_ids
         expert = expert_rows(token_type_ids)
@@ -332,7 +332,7 @@ class CogVLM2(nn.Module):
 
     @torch.inference_mode()
     def generate(self, input_ids, token_type_ids, pixels=None, max_new_tokens=128, streamer=None):
-        """Greedy continuation with a key-value cache: new token ids [n, <= max_new_tokens]; rows that ended are filled with eos. streamer: transformers', for one row."""
+        """Greedy decoding with a cache: new token ids [n, <= max_new_tokens], filled with eos after the end. streamer: transformers', for one row."""
         eos = torch.as_tensor(self.config.eos_token_id, device=input_ids.device).flatten()
         cache, out = [{} for _ in self.model.layers], []
         position = image_positions(token_type_ids)[:, -1:]

@@ -1,6 +1,6 @@
-"""What the scripts share: errors, atomic files, YAML, run information, device and dtype, items and splits, features on disk.
+"""Shared by the scripts: errors, atomic files, YAML, run information, device and dtype, items and splits, features on disk.
 
-Nothing here starts work on import; heavy libraries are imported inside the functions that need them.
+Importing this module does no work; heavy libraries are imported inside the functions that need them.
 """
 
 import argparse
@@ -50,57 +50,57 @@ DRIVER = "/proc/driver/nvidia/version"
 SHARD = 64  # items in a shard: small enough to lose little when killed, large enough to read in one go
 
 
-# ---------------------------------------------------------------- the user's mistakes
+# ---------------------------------------------------------------- errors of the user
 
 
-def refuse(sentence):
-    """A user's mistake: one sentence naming the file, the value and the remedy, then exit code 2."""
+def fail(sentence):
+    """Print one sentence that names the file, the value and the remedy, then exit with code 2."""
     sys.stdout.flush()
     print(f"error: {sentence}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def known(name, table, what):
-    """The entry `name` of a registry (a dict), or a refusal that lists the known names and the nearest one."""
+def check_choice(name, table, what):
+    """The entry `name` of a registry (a dict); exit 2 with the known names and the nearest one if it is unknown."""
     if name in table:
         return table[name]
     near = difflib.get_close_matches(name, table, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    refuse(f"unknown {what} {name!r}.{hint} Known: {', '.join(table)}.")
+    fail(f"unknown {what} {name!r}.{hint} Known: {', '.join(table)}.")
 
 
 def check_writable(path):
-    """Refuse before the work starts, not after it, when `path` cannot be written."""
+    """Exit 2 if `path` cannot be written; called before the work starts."""
     parent = Path(path).absolute().parent
     if Path(path).is_dir():
-        refuse(f"{path} is a folder; give the name of a file")
+        fail(f"{path} is a folder; give the name of a file")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         probe = parent / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as e:
-        refuse(f"cannot write {path}: {e.strerror}; choose another --out or free the folder {parent}")
+        fail(f"cannot write {path}: {e.strerror}; choose another --out or free the folder {parent}")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The docstring as it is; behind every flag that has a default, what it is."""
+    """Prints the docstring unchanged and appends its default to every flag that has one."""
 
     def _get_help_string(self, action):
         text = action.help or ""
-        unsaid = str(action.default) in ("None", "False", "", argparse.SUPPRESS) or "default" in text
-        return text if unsaid else f"{text} (default: %(default)s)".strip()
+        omitted = str(action.default) in ("None", "False", "", argparse.SUPPRESS) or "default" in text
+        return text if omitted else f"{text} (default: %(default)s)".strip()
 
 
 def parser(doc):
-    """argparse with the script's docstring as its manual, and --seed."""
+    """An argparse parser with the script's docstring as description, and --seed."""
     p = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
-    p.add_argument("--seed", type=int, default=0, help="of everything random")
+    p.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     return p
 
 
 def subcommands(doc, jobs):
-    """(parser, {job: its own parser}) of a script with several jobs {name: one line}; `args.mode` names the one asked for. Each has --seed."""
+    """(parser, {job: parser}) of a script with several jobs {name: one line}; `args.mode` is the chosen job. Each has --seed."""
     p = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
     choice = p.add_subparsers(
         dest="mode", required=True, metavar="JOB", title="jobs (JOB --help lists the flags of one)"
@@ -108,7 +108,7 @@ def subcommands(doc, jobs):
     parsers = {}
     for name, line in jobs.items():
         parsers[name] = choice.add_parser(name, help=line, description=line, formatter_class=HelpFormatter)
-        parsers[name].add_argument("--seed", type=int, default=0, help="of everything random")
+        parsers[name].add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     return p, parsers
 
 
@@ -131,33 +131,33 @@ def _atomically(path, write):
 
 
 def save_pt(path, schema, ids, meta, **content):
-    """A `.pt` of tensors and plain Python types; whoever passes a slice must clone it, or its whole storage is written."""
+    """Write a `.pt` of tensors and plain Python types. Clone a slice first: torch writes its whole storage."""
     content = {"schema": schema, "ids": list(ids), "meta": plain(meta), **content}
     _atomically(path, lambda f: torch.save(content, f))
 
 
 def load_pt(path, schema):
-    """Read a `.pt` lazily (mmap) and refuse it unless it holds `schema`."""
+    """Read a `.pt` lazily (mmap); exit 2 unless it has `schema`."""
     path = Path(path)
     if not path.is_file():
-        refuse(f"{path} does not exist; run the stage that writes it")
+        fail(f"{path} does not exist; run the stage that writes it")
     try:
         content = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
     except Exception as e:  # torch raises RuntimeError, UnpicklingError, EOFError ... for a broken file
-        refuse(f"{path} cannot be read ({type(e).__name__}); delete it and run its stage again")
+        fail(f"{path} cannot be read ({type(e).__name__}); delete it and run its stage again")
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:
-        refuse(f"{path} has schema {found!r} where {schema!r} is wanted; write it again with this version")
+        fail(f"{path} has schema {found!r} where {schema!r} is needed; write it again with this version")
     return content
 
 
 def digest(content):
-    """A name for bytes: the first 16 hexadecimal digits of their SHA-256."""
+    """The first 16 hexadecimal digits of the SHA-256 of bytes."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def plain(x):
-    """Nested Python types only: yaml.safe_dump refuses numpy scalars, tensors, Paths and torch's version string."""
+    """Convert to plain Python types: yaml.safe_dump rejects numpy scalars, tensors, Paths and torch's version string."""
     if isinstance(x, dict):
         return {str(k): plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
@@ -172,7 +172,7 @@ def plain(x):
 
 
 def save_yaml(path, result):
-    """One small file made for grep: scalars first, one a line, then tables. Checked by loading it back."""
+    """Write YAML for grep: scalars first, one a line, then tables. It is loaded back as a check."""
     result = plain(result)
     text = "".join(
         yaml.safe_dump(
@@ -182,7 +182,7 @@ def save_yaml(path, result):
             width=160,
             allow_unicode=True,
         )
-        # key by key: every headline on a line of its own, rows of a table on one line each
+        # key by key: every headline on its own line, each row of a table on one line
         for k, v in result.items()
     )
     # repr: nan is not equal to itself
@@ -191,35 +191,35 @@ def save_yaml(path, result):
 
 
 def save_text(path, text):
-    """A page for people."""
+    """Write text atomically."""
     save_bytes(path, text.encode())
 
 
 def save_bytes(path, content):
-    """A file that was made in memory: a page, a film."""
+    """Write bytes atomically."""
     _atomically(path, lambda f: f.write(content))
 
 
 def load_yaml(path, stage=None, schema=None):
-    """Read one of our YAML files; refuse a missing or broken one, or one of another stage or schema."""
+    """Read a YAML result; exit 2 if it is missing, broken, or of another stage or schema."""
     path = Path(path)
     if not path.is_file():
-        refuse(f"{path} does not exist; run the stage that writes it" + (f" ({stage}.py)" if stage else ""))
+        fail(f"{path} does not exist; run the stage that writes it" + (f" ({stage}.py)" if stage else ""))
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
         content = None
     if not isinstance(content, dict):
-        refuse(f"{path} is not a YAML mapping; delete it and run the stage that writes it again")
+        fail(f"{path} is not a YAML mapping; delete it and run the stage that writes it again")
     if stage and content.get("stage") != stage:
-        refuse(f"{path} was written by stage {content.get('stage')!r} where {stage!r} is wanted")
+        fail(f"{path} was written by stage {content.get('stage')!r} where {stage!r} is needed")
     if schema and content.get("schema") != schema:
-        refuse(f"{path} has schema {content.get('schema')!r}, not {schema!r}; run {stage}.py again")
+        fail(f"{path} has schema {content.get('schema')!r}, not {schema!r}; run {stage}.py again")
     return content
 
 
 def pyplot():
-    """matplotlib.pyplot, which draws into files alone."""
+    """matplotlib.pyplot with a backend that draws to files only."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -229,7 +229,7 @@ def pyplot():
 
 
 def run_info(args, started, script="", **more):
-    """What produced a result: arguments, seed, commit, hash of `script`, versions (of libraries, CUDA and its driver), seconds, peak memory, and what else the caller knows."""
+    """Provenance of a result: arguments, seed, commit, hash of `script`, versions of libraries, CUDA and driver, seconds, peak memory, `more`."""
     with contextlib.suppress(OSError):  # a stage pasted into a notebook has no file
         more["script_sha256"] = digest((HERE / script).read_bytes())
     commit = subprocess.run(
@@ -255,8 +255,8 @@ def run_info(args, started, script="", **more):
     }
 
 
-def say(result, keys=None):
-    """The last lines of every stage on stdout: `key value`, the same as the YAML's headline."""
+def print_summary(result, keys=None):
+    """Print the last lines of every stage, `key value`, equal to the scalars of the YAML."""
     for key, value in result.items():
         if not isinstance(value, (dict, list)) and (keys is None or key in keys):
             print(key, plain(value))
@@ -266,7 +266,7 @@ def say(result, keys=None):
 
 
 def write_items(folder, items, meta):
-    """Write items (dicts with `id`, `source`, `frames` uint8 [T,H,W,3] or `encoded` uint8 [bytes], truth) as shards, ids.jsonl ([id, source] a line) and, last, index.yaml."""
+    """Write items (dicts of `id`, `source`, `frames` uint8 [T,H,W,3] or `encoded` uint8 [bytes], truth) as shards, ids.jsonl and index.yaml."""
     folder = Path(folder)
     items = iter(items)
     ids = []
@@ -299,21 +299,21 @@ def write_items(folder, items, meta):
 
 
 class Items:
-    """The items of `data/<name>/` in order, read when asked for: len(), [i], and .ids, .sources, .index. Frames are memory-mapped and few shards open, so that memory does not grow with the set.
+    """The items of `data/<name>/` in order, read lazily: len(), [i], .ids, .sources, .index. Exit 2 if the folder is incomplete.
 
-    A folder that is not complete is refused. Ids and sources stand in ids.jsonl, since PyYAML would need 1.5 GB for the ids of 100,000 items; older folders have the ids in index.yaml, and
-    the sources in the items alone.
+    Frames are memory-mapped and few shards are open, so memory does not grow with the set. Ids and sources are in ids.jsonl:
+    PyYAML needs 1.5 GB for 100,000 ids. Older folders have the ids in index.yaml and the sources in the items only.
     """
 
     def __init__(self, folder, open_shards=4):
         self.folder, self.index = Path(folder), load_yaml(Path(folder) / "index.yaml", "data", ITEMS)
         if not self.index["items"]:
-            refuse(f"{folder} holds no items; check the source it was made from")
+            fail(f"{folder} holds no items; check the source of the data")
         self.shard, self.ids = functools.lru_cache(open_shards)(self.read), self.index.get("ids")
         if self.ids:
             self.sources = [item["source"] for item in self]
         elif not (self.folder / "ids.jsonl").is_file():
-            refuse(f"{folder}/ids.jsonl does not exist; run data.py again")
+            fail(f"{folder}/ids.jsonl does not exist; run data.py again")
         else:
             with open(self.folder / "ids.jsonl") as f:
                 self.ids, self.sources = map(list, zip(*map(json.loads, f), strict=True))
@@ -322,7 +322,7 @@ class Items:
     def read(self, number):
         found = load_pt(self.folder / f"{number:05d}.pt", ITEMS)
         if found["ids"] != self.ids[number * SHARD : (number + 1) * SHARD]:
-            refuse(f"the shards of {self.folder} do not hold the ids that it lists; run data.py again")
+            fail(f"the shards of {self.folder} do not hold the ids that it lists; run data.py again")
         return found["items"]
 
     def __len__(self):
@@ -334,19 +334,19 @@ class Items:
 
 
 def load_items(folder):
-    """All items of `data/<name>/` in order, frames memory-mapped, and its index; a refusal if the folder is not complete."""
+    """All items of `data/<name>/` in order, frames memory-mapped, and its index; exit 2 if the folder is incomplete."""
     items = Items(folder)
     return list(items), items.index
 
 
 def split_of(source):
-    """train (60%), val (20%) or test (20%): a function of the source alone, so every stage agrees, today and next year.
+    """train (60%), val (20%) or test (20%), by a hash of the source alone, so all stages agree.
 
-    A source that says its own split is obeyed: `train:...`, `val:...` or `test:...`, for data with a published split. Any other is hashed.
+    A published split is respected: sources that start with `train:`, `val:` or `test:`.
     """
-    said, colon, _ = str(source).partition(":")
-    if colon and said in ("train", "val", "test"):
-        return said
+    prefix, colon, _ = str(source).partition(":")
+    if colon and prefix in ("train", "val", "test"):
+        return prefix
     bucket = int(hashlib.sha256(str(source).encode()).hexdigest()[:8], 16) % 100
     return "train" if bucket < 60 else "val" if bucket < 80 else "test"
 
@@ -363,7 +363,7 @@ def choose_device():
     """(device, dtype, why): bf16 on capability >= 8.0, fp16 on older cards, fp32 on a CPU (fp16 is ~250 times slower there)."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), torch.float32, "no GPU: fp32 on the CPU"
-    # every rank of torchrun has a GPU of its own
+    # each rank of torchrun has one GPU
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     major, minor = torch.cuda.get_device_capability()
@@ -381,14 +381,14 @@ def memory_size(text):
             return float(number) * unit
     except ValueError:
         pass
-    refuse(f"--max-memory {text!r} is not a size; give one as 15GB or 800MB")
+    fail(f"--max-memory {text!r} is not a size; give one as 15GB or 800MB")
 
 
 def memory_left(device, most):
-    """Bytes that weights and activations may still take: what is free, but where `most` is given no more than that less what this process already holds."""
+    """Bytes available for weights and activations: free memory, or at most `most` less what this process holds."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        # of torch's own; the driver's context comes on top
+        # of torch's allocator; the driver's context is not counted
         torch.cuda.set_per_process_memory_fraction(min(1.0, most / total) if most else 1.0, device)
         return min(free, most - torch.cuda.memory_reserved(device)) if most else free
     import psutil
@@ -398,7 +398,7 @@ def memory_left(device, most):
 
 
 def bf16_units():
-    """Can this CPU multiply in bf16 (AVX512-BF16, AMX)? If not, it is emulated, and slower than fp32."""
+    """Whether this CPU multiplies in bf16 (AVX512-BF16, AMX); emulation is slower than fp32."""
     names = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
@@ -407,43 +407,41 @@ def bf16_units():
 
 
 def load_features(folder):
-    """(index, read): the index of a features folder, and read(point) -> fp32 [n, t, h, w, D] in the index's order of ids."""
+    """(index, read) of a features folder; read(point) -> fp32 [n, t, h, w, D] in the order of the index's ids."""
     folder = Path(folder)
     index = load_yaml(folder / "index.yaml", "extract", FEATURES)
 
     def read(point):
-        known(point, index["points"], f"point in {folder}")
+        check_choice(point, index["points"], f"point in {folder}")
         parts = [load_pt(folder / point / f"{i:05d}.pt", FEATURES) for i in range(index["shards"])]
         if [i for p in parts for i in p["ids"]] != index["ids"]:
-            refuse(f"the shards of {folder}/{point} hold other ids than index.yaml; extract again")
+            fail(f"the shards of {folder}/{point} hold other ids than index.yaml; extract again")
         x = torch.cat([p["features"] for p in parts]).float()  # on a CPU fp16 products are ~250 times slower
         if bad := int((~x.isfinite()).sum()):
-            refuse(
-                f"{folder}/{point} holds {bad} non-finite values; extract in bf16 or fp32, or leave it out"
-            )
+            fail(f"{folder}/{point} holds {bad} non-finite values; extract in bf16 or fp32, or leave it out")
         return x
 
     return index, read
 
 
 def with_grid(index):
-    """The points of a features index whose tokens have a place in the picture; the others store [n, t, 1, K, D]."""
+    """The points of a features index with a token grid; the others store [n, t, 1, K, D]."""
     return [p for p, row in index["points"].items() if row.get("grid", True)]
 
 
 def join(items, index, folder):
-    """The items in the order of a features index; a refusal naming the first id that one side lacks."""
+    """The items in the order of a features index; exit 2 naming the first missing id."""
     by_id = {i["id"]: i for i in items}
     if missing := [i for i in index["ids"] if i not in by_id]:
         where = index["data_path"]
-        refuse(f"{folder} has {len(missing)} items that {where} lacks, {missing[0]!r} first; give its --data")
+        fail(f"{folder} has {len(missing)} items that {where} lacks, {missing[0]!r} first; give its --data")
     return [by_id[i] for i in index["ids"]]
 
 
 def twins(items):
-    """Groups of items (lists of their numbers) whose pictures are the same to the byte.
+    """Groups of items (lists of indices) with byte-identical images, except images of a single colour.
 
-    The middle of each picture is compared first, so that few are read whole. Pictures of a single colour are left out: nothing in them can be recognised.
+    The middle of each image is compared first, so that few images are read completely.
     """
 
     def groups(numbers, key):
@@ -465,27 +463,23 @@ def twins(items):
 
 
 def split_indices(items, folder, least=4):
-    """{train, val, test: indices}, by source. Refused are a part that is too small to say anything and a split leak: one item, or one picture, in two parts."""
+    """{train, val, test: indices}, by source. Exit 2 for a part below `least` items, or a split leak: one id or image in two parts."""
     names = [i["id"] for i in items if "id" in i]
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
-        refuse(f"split leak: {folder} holds {twice!r} more than once; give every item its own id")
+        fail(f"split leak: {folder} holds {twice!r} more than once; give every item a unique id")
     for group in twins(items):
         splits = {split_of(items[k]["source"]): k for k in group}
         if len(splits) > 1:
             a, b = (f"{items[k]['id']!r} ({split})" for split, k in list(splits.items())[:2])
-            refuse(
-                f"split leak: {a}, {b} of {folder} are one picture under two sources; give the same source"
-            )
+            fail(f"split leak: {a}, {b} of {folder} are one image under two sources; give the same source")
     parts = {
         s: torch.tensor([k for k, i in enumerate(items) if split_of(i["source"]) == s], dtype=torch.long)
         for s in ("train", "val", "test")
     }
     for name, part in parts.items():
         if len(part) < least:
-            refuse(
-                f"{folder}: {name} has {len(part)} of {len(items)} items, of {least} needed; use more items"
-            )
+            fail(f"{folder}: {name} has {len(part)} of {len(items)} items and needs {least}; use more items")
     return parts
 
 
@@ -493,7 +487,7 @@ def split_indices(items, folder, least=4):
 
 
 def write_whole(out, items, meta, verdict):
-    """Write items one shard at a time, beside what `out` holds; that goes only when all is well. verdict(index) refuses, or gives what else index.yaml is to say."""
+    """Write items by shard and replace the content of `out` at the end. verdict(index) exits 2 or returns more entries of index.yaml."""
     part = out / ".part"
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -510,7 +504,7 @@ def write_whole(out, items, meta, verdict):
 
 
 def verdict_on(notes, n, skip_bad):
-    """What write_whole asks about n clips, with `notes` on them, (id, kind, reason), once they are decoded."""
+    """The `verdict` of write_whole for n decoded clips with `notes` (id, kind, reason) on problems."""
 
     def verdict(index):
         for name, _, reason in notes:
@@ -518,29 +512,29 @@ def verdict_on(notes, n, skip_bad):
         kinds = Counter(kind for _, kind, _ in notes)
         rotated, skipped = kinds.pop("rotated", 0), kinds.total()
         if skipped and not skip_bad:
-            refuse(f"{skipped} of {n} clips have problems, listed above; mend them, or --skip-bad")
+            fail(f"{skipped} of {n} clips have problems, listed above; repair them or add --skip-bad")
         if not index["items"]:
-            refuse(f"none of {n} clips is usable; check --root, --frames and --fps")
+            fail(f"none of {n} clips is usable; check --root, --frames and --fps")
         return {"skipped": skipped, "skipped_kinds": dict(sorted(kinds.items())), "rotated": rotated}
 
     return verdict
 
 
 def same_items(items, data):
-    """What identifies the items of a folder, without reading their pictures."""
+    """A digest that identifies the items of a folder, without reading their images."""
     more = [str(data[k]) for k in ("content", "cut_from", "first", "frames", "wait") if k in data]
     return digest("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed")), *more]).encode())
 
 
 def positive(args, *flags):
-    """Refuse a count that is given and below 1."""
+    """Exit 2 for a given count below 1."""
     for flag in flags:
         if getattr(args, flag, None) is not None and getattr(args, flag) < 1:
-            refuse(f"--{flag} {getattr(args, flag)} is not positive; give 1 or more")
+            fail(f"--{flag} {getattr(args, flag)} is not positive; give 1 or more")
 
 
 def peak_memory(reset=False):
-    """Bytes that the process, or the GPU, has held at most since the last reset; None where the system does not say."""
+    """Peak bytes of the GPU or the process since the last reset; None where unknown."""
     if torch.cuda.is_available():
         return torch.cuda.reset_peak_memory_stats() if reset else torch.cuda.max_memory_allocated()
     try:
@@ -551,5 +545,5 @@ def peak_memory(reset=False):
         return None
 
 
-# colours that every kind of eye tells apart (Okabe and Ito, 2008)
+# colour-blind safe palette (Okabe and Ito, 2008)
 OKABE_ITO = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"

@@ -2,36 +2,36 @@
 
     python data.py shapes                                      500 images of coloured shapes, 224 px
     python data.py moving                                      200 clips of 17 frames, 64 px: which way does it move?
-    python data.py moving --freeze first --clips data/moving   the same clips showing their first (or middle) frame throughout
-    python data.py moving --wait 47                            the same, standing still for 47 frames before and after they move
-    python data.py moving --frames 24 --out data/future        eight frames of past and sixteen to be predicted
+    python data.py moving --freeze first --clips data/moving   the same clips, each repeating its first (or middle) frame
+    python data.py moving --wait 47                            the same, with 47 still frames before and after the motion
+    python data.py moving --frames 24 --out data/future        eight past frames and sixteen to predict
     python data.py cut --clips data/future --frames 8 --out data/future-past     frames 0 ... 7 of every clip
-    python data.py trajectories                                2000 clips of 32 frames, 48 px: who stays, comes, goes and hides?
+    python data.py trajectories                                2000 clips of 32 frames, 48 px: objects that stay, come, go and hide
     python data.py coco --root DIR --out data/mine             images with boxes; also voc and csv
-    python data.py clips --root DIR --fps 12 --out data/mine   videos or folders of frames, and labels.csv: filename,label[,split,source,repeat]
-    python data.py ssv2 --root ROOT --n 1000                   Something-Something v2: ROOT/20bn-something-something-v2/*.webm and its JSON
-    python data.py sets --root set.json --out data/mine        images or videos with words: LLaVA, Qwen, CLIP, webdataset, metadata.jsonl
+    python data.py clips --root DIR --fps 12 --out data/mine   videos or folders of frames; labels.csv: filename,label[,split,source,repeat]
+    python data.py ssv2 --root ROOT --n 1000                   Something-Something v2: ROOT/20bn-something-something-v2/*.webm and JSON
+    python data.py sets --root set.json --out data/mine        images or videos with text: LLaVA, Qwen, CLIP, webdataset, metadata.jsonl
     python data.py sets --root set.json --check --stats        write nothing; list every problem by file, item and reason
 
-Of a video the middle --frames frames are kept, squashed to --size; frames are turned upright. What cannot be used is named, file by
-file, and nothing is written (--skip-bad: it is counted and left out). Writes shards `00000.pt` ... of at most 64 items, `ids.jsonl`
-([id, source] a line) and `index.yaml` last. An item is a dict:
+The middle --frames frames of a video are kept, rotated upright and resized to --size x --size. Every unusable file is listed and nothing
+is written (--skip-bad: it is counted and left out). Writes shards `00000.pt` ... of at most 64 items, `ids.jsonl` ([id, source] per
+line) and, last, `index.yaml`. An item is a dict:
 
-    id, source     str; a split never tears one source apart (60/20/20 by a hash of it, or as it says: `train:...`, `val:...`, `test:...`)
+    id, source     str; all items of a source share a split (60/20/20 by its hash, or by its prefix `train:`, `val:` or `test:`)
     frames         uint8 [T,H,W,3], or `encoded`: the file's own bytes, uint8 [bytes]; width, height in pixels
     boxes          float32 [n,4], or [T,n,4] in a clip: xyxy of the visible part, pixels of the original frame
-    labels, names  n class names (the shape, say), and what one would call each object ("red circle")
+    labels, names  n class names (e.g. the shape) and n object names ("red circle")
     mask           uint8 [H,W] or [T,H,W]: 0 background, i the i-th object
-    text, turns    a caption; [question, answer] pairs. chat: True where the turns are one conversation; system: what the system says first
-    album          several images, as `encoded`; boxes in words are of the only image that their question shows
-    action         (clips) what is done, one of a set: a label, a template of Something-Something, or the direction; repeat: the scene
-    direction, speed, camera   (moving) one of 8 directions or "still"; pixels a frame; background pixels a frame (dx, dy)
-    count, absent, tracks, asked   (trajectories) how many objects; a name that is not there; the truth about each object, see
-                   `tracked` in synthetic.py; [kind, object] of each of turns
+    text, turns    a caption; [question, answer] pairs. chat: True if the turns are one conversation; system: the system prompt
+    images         several images, each as `encoded`; a box in a turn belongs to the only image of its question
+    action         (clips) the class: a label, a template of Something-Something, or the direction; repeat: the scene
+    direction, speed, camera   (moving) one of 8 directions or "still"; pixels per frame; background pixels per frame (dx, dy)
+    count, absent, tracks, topics   (trajectories) number of objects; an object that is not there; the truth about each object, see
+                   `track_objects` in synthetic.py; [kind, object] of each turn
 
 Real clips have no boxes, labels or mask. Generated sets depend on --seed alone: the same bytes every time.
 
-Modules, to be copied with it: cogvlm2.py, common.py, conversations.py, media.py, models.py, synthetic.py.
+Modules to copy with it: cogvlm2.py, common.py, conversations.py, media.py, models.py, synthetic.py.
 """
 
 import csv
@@ -52,66 +52,63 @@ from tqdm import tqdm
 from common import (
     Items,
     check_writable,
+    fail,
     load_items,
     load_yaml,
     positive,
-    refuse,
-    say,
+    print_summary,
     subcommands,
     verdict_on,
     write_items,
     write_whole,
 )
-from conversations import SET_FORMATS, augmented, find_set, listed, preview, set_items, tallied
-from media import Unusable, choose_frames, content_hash, middle_frames, middle_pictures
+from conversations import SET_FORMATS, augmented, find_set, preview, print_problems, set_items, with_counts
+from media import Unusable, choose_frames, content_hash, middle_frames, middle_images
 from models import RATE
 from synthetic import CHANGES, moving, shapes, trajectories
 
 # ---------------------------------------------------------------- sources
 
 
-def showing(clip, numbers):
-    """A clip cut to the frames of these numbers, with the truth about them."""
-    kept = {"frames": clip["frames"][numbers]}
+def subclip(clip, numbers):
+    """A clip cut to the frames of these numbers, with its masks and boxes."""
+    selected = {"frames": clip["frames"][numbers]}
     for key in ("mask", "boxes"):
         if len(clip.get(key, ())) == len(clip["frames"]):
-            kept[key] = clip[key][numbers]
-    return clip | kept
+            selected[key] = clip[key][numbers]
+    return clip | selected
 
 
 def freeze(clips, frame):
-    """The same clips, answers and all, showing their `first` or `middle` frame throughout: what is still read from them is not motion."""
+    """The same clips and answers, each repeating its `first` or `middle` frame: a baseline without motion."""
     for clip in clips:
         length = len(clip["frames"])
-        yield showing(clip, [0 if frame == "first" else length // 2] * length)
+        yield subclip(clip, [0 if frame == "first" else length // 2] * length)
 
 
 def waiting(clips, still, seed):
-    """The same clips, standing still for `still` frames in all, before they move and after it as `seed` has it: which frames are shown matters.
-
-    Noise of two grey levels (standard deviation), as of a camera: no two frames are the same, whether something moves or not.
-    """
+    """The same clips with `still` frames without motion, divided by `seed` between start and end, and noise of 2 grey levels."""
     for clip in clips:
         rng, length = np.random.default_rng([seed, zlib.crc32(clip["id"].encode())]), len(clip["frames"])
         before = int(rng.integers(still + 1))
-        longer = showing(clip, [0] * before + list(range(length)) + [length - 1] * (still - before))
+        longer = subclip(clip, [0] * before + list(range(length)) + [length - 1] * (still - before))
         noise = torch.from_numpy(rng.standard_normal(longer["frames"].shape, np.float32))
         yield longer | {"frames": (longer["frames"] + 2 * noise).round().clamp(0, 255).byte()}
 
 
 def cut(clips, first, frames, evenly=False):
-    """`frames` frames of every clip from number `first` on, or evenly spread over all of it: whoever is given these has not seen the others."""
+    """`frames` frames of every clip, from number `first` on or evenly spread over the clip."""
     if evenly:
         for clip in clips:
             numbers = choose_frames(clip["frames"], frames, "uniform")
             rate = clip.get("fps", RATE) * frames / len(clip["frames"])
-            yield showing(clip, numbers) | {"fps": rate}
+            yield subclip(clip, numbers) | {"fps": rate}
         return
     for clip in clips:
-        yield showing(clip, list(range(first, first + frames)))
+        yield subclip(clip, list(range(first, first + frames)))
 
 
-# ---------------------------------------------------------------- pictures with boxes
+# ---------------------------------------------------------------- images with boxes
 
 
 def read_voc(root, annotations):
@@ -129,14 +126,14 @@ def read_voc(root, annotations):
 
 
 def read_csv(root, annotations):
-    """CSV with the columns filename, class, xmin, ymin, xmax, ymax; one row a box."""
+    """CSV with the columns filename, class, xmin, ymin, xmax, ymax; one row per box."""
     if annotations.is_dir():
-        refuse(f"{annotations} is a folder; give the CSV file with --annotations")
+        fail(f"{annotations} is a folder; give the CSV file with --annotations")
     with open(annotations, newline="") as f:
         rows = csv.DictReader(f)
         missing = {"filename", "class", "xmin", "ymin", "xmax", "ymax"} - set(rows.fieldnames or ())
         if missing:
-            refuse(f"{annotations} lacks the columns {', '.join(sorted(missing))}; mend its header")
+            fail(f"{annotations} lacks the columns {', '.join(sorted(missing))}; correct its header")
         files, broken = {}, {}
         for line, row in enumerate(rows, 2):
             boxes, labels = files.setdefault(row["filename"], ([], []))
@@ -144,13 +141,13 @@ def read_csv(root, annotations):
                 boxes.append([float(row[k]) for k in ("xmin", "ymin", "xmax", "ymax")])
                 labels.append(row["class"])
             except (TypeError, ValueError):
-                broken[row["filename"]] = f"line {line} has a coordinate that is no number"
+                broken[row["filename"]] = f"line {line} has a coordinate that is not a number"
     for name, truth in files.items():
         yield (name, broken[name]) if name in broken else (name, *truth)
 
 
 def read_coco(root, annotations):
-    """COCO instances: xywh boxes; crowds are left out, as in the usual training recipes."""
+    """COCO instances: xywh boxes. Crowds are left out, as is common in training."""
     try:
         content = json.loads(annotations.read_text())
         classes = {c["id"]: c["name"] for c in content["categories"]}
@@ -161,10 +158,10 @@ def read_coco(root, annotations):
             if not a.get("iscrowd")
         ]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        refuse(f"{annotations} is not a COCO instances file ({type(e).__name__}: {e}); give one")
+        fail(f"{annotations} is not a COCO instances file ({type(e).__name__}: {e}); give one")
     for name, image, category, (x, y, w, h) in found:
         if image not in images:
-            yield f"annotation {name}", f"names image {image}, which the file does not list"
+            yield f"annotation {name}", f"refers to image {image}, which the file does not list"
         else:
             images[image][1].append([x, y, x + w, y + h])
             images[image][2].append(classes.get(category, f"category {category}"))
@@ -179,7 +176,7 @@ FORMATS = {
 
 
 def boxed_item(key, path, boxes, labels, classes):
-    """The item of an image and its boxes; ValueError says what is wrong with it."""
+    """The item of an image and its boxes. Raises ValueError with the reason if it is unusable."""
     from PIL import Image
 
     if not boxes:
@@ -190,9 +187,9 @@ def boxed_item(key, path, boxes, labels, classes):
         raise ValueError(f"unknown class {min(unknown)!r}")
     try:
         encoded = path.read_bytes()
-        with Image.open(io.BytesIO(encoded)) as picture:
-            picture.load()
-            width, height = picture.size
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.load()
+            width, height = image.size
     except OSError as e:
         raise ValueError(f"broken image ({e})") from e
     for box in boxes:
@@ -204,15 +201,15 @@ def boxed_item(key, path, boxes, labels, classes):
 
 
 def boxes(root, form, annotations, classes, max_items, skip_bad):
-    """A folder of images with boxes. Every problem is listed; with `skip_bad` the good items go on and the count is kept."""
+    """(items, number of problems) of a folder of images with boxes. Every problem is printed; with `skip_bad` the good items remain."""
     read, default = FORMATS[form]
     root, annotations = Path(root), Path(annotations or Path(root) / default)
     if not root.is_dir():
-        refuse(f"--root {root} is not a folder; give the folder that holds the images")
+        fail(f"--root {root} is not a folder; give the folder that holds the images")
     if not annotations.exists():
-        refuse(f"{annotations} does not exist; give the {form} annotations with --annotations")
+        fail(f"{annotations} does not exist; give the {form} annotations with --annotations")
     if form == "voc" and not annotations.is_dir():
-        refuse(f"{annotations} is not a folder; give the folder of the XML files with --annotations")
+        fail(f"{annotations} is not a folder; give the folder of the XML files with --annotations")
     files, items, problems, seen, first = {}, [], [], set(), {}
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".bmp", ".webp"):
@@ -229,13 +226,13 @@ def boxes(root, form, annotations, classes, max_items, skip_bad):
             if path is None:
                 raise ValueError(f"no such image under {root}")
             if key in seen:
-                raise ValueError("annotated twice (duplicate id)")
+                raise ValueError("is annotated twice")
             seen.add(key)
             item = boxed_item(key, path, *truth, classes)
         except ValueError as e:
             problems.append((name, e))
             continue
-        # a photograph under two names is one source, or a split would tear it apart
+        # the same photograph under two names is one source, so that both are in one split
         item["source"] = first.setdefault(hashlib.sha256(item["encoded"].numpy()).digest(), key)
         items.append(item)
         if max_items and len(items) == max_items:
@@ -243,9 +240,9 @@ def boxes(root, form, annotations, classes, max_items, skip_bad):
     for name, problem in problems:
         print(f"{name}: {problem}", file=sys.stderr)
     if problems and not skip_bad:
-        refuse(f"{len(problems)} problems in {annotations}, listed above; mend them or give --skip-bad")
+        fail(f"{len(problems)} problems in {annotations}, listed above; correct them or give --skip-bad")
     if not items:
-        refuse(f"{annotations} leaves no usable item; check --root and --annotations")
+        fail(f"{annotations} leaves no usable item; check --root and --annotations")
     return items, len(problems)
 
 
@@ -253,16 +250,16 @@ def boxes(root, form, annotations, classes, max_items, skip_bad):
 
 
 def read_labels(root, annotations):
-    """Rows of a CSV with the columns filename, label and, if wanted, split (train, val, test or nothing), source, and repeat (the scene, where there is another take of it): one row a clip."""
+    """Rows of a CSV, one per clip: filename, label and optionally split (train, val, test or empty), source and repeat (the scene)."""
     if not annotations.is_file():
-        refuse(f"{annotations} is not a file; give the CSV of labels with --annotations")
+        fail(f"{annotations} is not a file; give the CSV of labels with --annotations")
     try:
         # Excel begins a file with a byte order mark
         table = csv.DictReader(io.StringIO(annotations.read_text(encoding="utf-8-sig")))
     except UnicodeDecodeError as e:
-        refuse(f"{annotations} is not UTF-8 ({e.reason} at byte {e.start}); save it as such")
+        fail(f"{annotations} is not UTF-8 ({e.reason} at byte {e.start}); save it as UTF-8")
     if missing := {"filename", "label"} - set(table.fieldnames or ()):
-        refuse(f"{annotations} lacks the columns {', '.join(sorted(missing))}; mend its header")
+        fail(f"{annotations} lacks the columns {', '.join(sorted(missing))}; correct its header")
     rows, part_of = [], {}
     for line, row in enumerate(table, 2):
         file, label, part, source, repeat = (
@@ -273,15 +270,15 @@ def read_labels(root, annotations):
         other = part_of.setdefault(source, part)
         problem = None
         if not file:
-            problem = "missing", "names no file"
+            problem = "missing", "has no filename"
         elif not label:
             problem = "label", "has no label"
         elif part not in ("", "train", "val", "test"):
-            problem = "split", f"says split {part!r}; known: train, val, test"
+            problem = "split", f"has the split {part!r}; give train, val, test or nothing"
         elif part != other:
             problem = (
                 "split",
-                f"source {source!r} is in {part or 'no split'} here and in {other or 'no split'} elsewhere",
+                f"has source {source!r} in {part or 'no split'}, which is in {other or 'no split'} elsewhere",
             )
         truth = {"action": label, "text": label.replace("_", " ")}
         if repeat:
@@ -293,23 +290,20 @@ def read_labels(root, annotations):
 
 
 def read_ssv2(root):
-    """Rows of Something-Something v2 (Goyal et al. 2017) as published: its train list gives train and val (75/25 by a hash of the id), its validation list test.
-
-    The answers of the published test list are withheld, so it is not read.
-    """
+    """Rows of Something-Something v2 (Goyal et al. 2017): train and val are its train list (75/25), test is its validation list."""
 
     def published(name):
         found = [p for p in (root / name, root / "labels" / name) if p.is_file()]
         if not found:
-            refuse(f"{name} is neither in {root} nor in {root}/labels; give --root the published folder")
+            fail(f"{name} is neither in {root} nor in {root}/labels; give --root the published folder")
         try:
             return json.loads(found[0].read_text())
         except ValueError as e:
-            refuse(f"{found[0]} is not JSON ({e}); fetch it again")
+            fail(f"{found[0]} is not JSON ({e}); download it again")
 
     videos, rows = root / "20bn-something-something-v2", []
     if not videos.is_dir():
-        refuse(f"{videos} is not a folder; give the folder above the published videos with --root")
+        fail(f"{videos} is not a folder; give the folder above the published videos with --root")
     classes = published("something-something-v2-labels.json")
     for part in ("train", "validation"):
         try:
@@ -329,12 +323,12 @@ def read_ssv2(root):
                 row = {"id": name, "path": videos / f"{name}.webm", "source": f"{split}:{name}", "part": part}
                 rows.append(row | {"problem": problem, "truth": truth})
         except (KeyError, TypeError, AttributeError) as e:
-            refuse(f"something-something-v2-{part}.json is damaged ({type(e).__name__}: {e}); fetch it again")
+            fail(f"something-something-v2-{part}.json is damaged ({type(e).__name__}: {e}); fetch it again")
     return rows
 
 
 def choose(rows, n, seed):
-    """n rows in their order: as many of each part as its share of all, within a part as many of each action (one after the other, while it has any), by `seed`."""
+    """n rows in their order: each part in proportion to its size, and within a part equally many of each action, drawn by `seed`."""
     rng, taken, before = np.random.default_rng(seed), [], 0
     for part in sorted({r["part"] for r in rows}):
         members = [k for k in rng.permutation(len(rows)).tolist() if rows[k]["part"] == part]
@@ -349,7 +343,7 @@ def choose(rows, n, seed):
 
 
 def clips(rows, frames, fps, size, skip_bad, notes):
-    """Items of rows, one decoded at a time. `notes` gets what there is to say, (id, kind, reason); once a clip is bad the rest is only checked, unless skip_bad."""
+    """Items of rows, decoded one at a time. Problems are appended to `notes` as (id, kind, reason); after one, without skip_bad, nothing is yielded."""
     seen, first, bad = set(), {}, False
     for row in tqdm(rows, desc="clips", unit="clip"):
         path = row["path"]
@@ -360,64 +354,64 @@ def clips(rows, frames, fps, size, skip_bad, notes):
             if not path.exists():
                 raise Unusable("missing", f"no such clip ({path})")
             if path.is_dir():
-                shot, turned = middle_pictures(path, frames, size), 0
+                shot, degrees = middle_images(path, frames, size), 0
             else:
-                shot, turned = middle_frames(path, frames, fps, size)
-            # a clip under two names is one source, or a split would tear it apart
+                shot, degrees = middle_frames(path, frames, fps, size)
+            # the same clip under two names is one source, so that both are in one split
             twin = first.setdefault(content_hash(path), row)
             if twin["part"] != row["part"]:
                 there, here = twin["part"] or "no split", row["part"] or "no split"
-                raise Unusable("split", f"is the same clip as {twin['id']} of {there}, and this in {here}")
+                raise Unusable("split", f"is in {here}, and the same clip {twin['id']} is in {there}")
         except Unusable as e:
             notes.append((row["id"], *e.args))
             bad = True
             continue
-        if turned:
-            notes.append((row["id"], "rotated", f"is turned by {turned} degrees to the right"))
+        if degrees:
+            notes.append((row["id"], "rotated", f"is rotated by {degrees} degrees clockwise"))
         if skip_bad or not bad:
             item = {"id": row["id"], "source": twin["source"], "width": size, "height": size, "frames": shot}
             yield item | row["truth"]
 
 
 def write_clips(out, rows, frames, fps, size, skip_bad, meta):
-    """Clips that labels name; what cannot be used is listed."""
+    """Write the clips of these rows and list every unusable one."""
     if folder := fps and next((r["id"] for r in rows if not r["problem"] and r["path"].is_dir()), None):
-        refuse(f"{folder} is a folder of frames, which states no rate; leave --fps {fps:g} out")
+        fail(f"{folder} is a folder of frames, which has no frame rate; leave out --fps {fps:g}")
     notes = []
     items = clips(rows, frames, fps, size, skip_bad, notes)
     write_whole(out, items, meta, verdict_on(notes, len(rows), skip_bad))
 
 
-# ---------------------------------------------------------------- sets with words: LLaVA, Qwen, CLIP, webdataset, imagefolder
+# ---------------------------------------------------------------- sets with text: LLaVA, Qwen, CLIP, webdataset, imagefolder
 
 
 def write_set(args, out, meta):
-    """Read a set and write it, or with args.check only say what is wrong with it: exit code 2 where there is anything. What is made good (turned, called otherwise) is said too."""
+    """Read a set and write it, or with args.check only list its problems. Exits with code 2 on any problem unless --skip-bad is given."""
     form, entries = find_set(args.root, args.format, args.media, args.max_bytes)
     notes, table = [], {}
     items = set_items(tqdm(itertools.islice(entries, args.n), desc="sets", unit="item"), args, notes)
-    items = tallied(items if args.check else augmented(items, args), table)
-    mended = {"turned"} if args.check else {"turned", "same id", "near"}
+    items = with_counts(items if args.check else augmented(items, args), table)
+    harmless = {"rotated"} if args.check else {"rotated", "same id", "near"}
 
     def verdict(index):
-        kinds = listed(notes)
+        kinds = print_problems(notes)
         for split, row in table.items() if args.stats else ():
             print(split, *(f"{k} {v}" for k, v in row.items()))
-        problems = {k: n for k, n in sorted(kinds.items()) if k not in mended}
+        problems = {k: n for k, n in sorted(kinds.items()) if k not in harmless}
         if problems and (args.check or not args.skip_bad):
             by_kind = ", ".join(f"{n} {kind}" for kind, n in problems.items())
-            remedy = "mend them"
+            remedy = "correct them"
             if "missing" in problems and not args.media:
-                remedy += ", or give --media the folder or archive in which their paths begin"
+                remedy += ", or give --media the folder or archive that their paths are relative to"
             if not args.check:
                 remedy += ", or give --skip-bad"
-            refuse(f"{sum(problems.values())} problems in {args.root} ({by_kind}), listed above; {remedy}")
+            fail(f"{sum(problems.values())} problems in {args.root} ({by_kind}), listed above; {remedy}")
         if not index["items"]:
-            refuse(f"{args.root} leaves no usable item; check --media and --format")
+            fail(f"{args.root} leaves no usable item; check --media and --format")
         return {
             "skipped": len({name for name, kind, _ in notes if kind in problems}),
             "skipped_kinds": problems,
-            **{k.replace(" ", "_"): kinds[k] for k in sorted(mended)},
+            **{k.replace(" ", "_"): kinds[k] for k in sorted(harmless)},
             "splits": table,
         }
 
@@ -435,14 +429,14 @@ def get_args(argv):
         {
             "shapes": "images of one to four coloured shapes",
             "moving": "clips of one moving shape",
-            "trajectories": "clips of objects that stay, come, go and hide",
+            "trajectories": "clips of objects that stay, enter, leave and hide",
             "cut": "some frames of every clip of a data folder",
             "voc": "a folder of images with Pascal VOC XML boxes",
             "csv": "a folder of images with a CSV of boxes",
             "coco": "a folder of images with COCO JSON boxes",
             "clips": "videos, or folders of frames, with a CSV of labels",
             "ssv2": "Something-Something v2 as published",
-            "sets": "images or videos with words: LLaVA, Qwen messages, CLIP, webdataset, metadata.jsonl",
+            "sets": "images or videos with text: LLaVA, Qwen messages, CLIP, webdataset, metadata.jsonl",
         },
     )
     for name, q in jobs.items():
@@ -450,86 +444,84 @@ def get_args(argv):
         add("--out", help=f"the folder to write (default: data/{name})")
         add("--preview", action="store_true", help="also write preview.png, a contact sheet")
     for name, n, size in (("shapes", 500, 224), ("moving", 200, 64), ("trajectories", 2000, 48)):
-        jobs[name].add_argument("--n", type=int, default=n, help="items")
+        jobs[name].add_argument("--n", type=int, default=n, help="number of items")
         jobs[name].add_argument("--size", type=int, default=size, help="side in pixels")
     add = jobs["moving"].add_argument
-    add("--frames", type=int, default=17, help="of a clip")
-    add("--freeze", choices=["first", "middle"], help="show this frame throughout")
-    add("--wait", type=int, help="so many frames, before and after, in which nothing moves")
-    add("--clips", help="with --freeze: the data folder whose clips are frozen")
+    add("--frames", type=int, default=17, help="frames per clip")
+    add("--freeze", choices=["first", "middle"], help="repeat this frame in the whole clip")
+    add("--wait", type=int, help="still frames, before and after the motion together")
+    add("--clips", help="with --freeze: the data folder of the clips to freeze")
     add = jobs["trajectories"].add_argument
-    add("--frames", type=int, default=32, help="of a clip")
-    add("--change", choices=CHANGES, help="the same scenes played backwards, or with objects changed")
-    add("--only", choices=["train", "val", "test"], help="leave out what is not of this split")
+    add("--frames", type=int, default=32, help="frames per clip")
+    add("--change", choices=CHANGES, help="the same scenes reversed, or with objects deleted or swapped")
+    add("--only", choices=["train", "val", "test"], help="write only the items of this split")
     add = jobs["cut"].add_argument
     add("--clips", required=True, help="a data folder of clips")
-    add("--frames", type=int, required=True, help="how many")
+    add("--frames", type=int, required=True, help="frames per clip")
     add("--first", type=int, default=0, help="the number of the first frame")
-    add("--evenly", action="store_true", help="spread over the whole clip")
+    add("--evenly", action="store_true", help="spread the frames evenly over the whole clip")
     for name in ("voc", "csv", "coco", "clips", "ssv2", "sets"):
         add = jobs[name].add_argument
-        add("--n", type=int, help="the most items to read (default: all)")
-        add("--skip-bad", action="store_true", help="go on without the items that have problems")
+        add("--n", type=int, help="maximum number of items (default: all)")
+        add("--skip-bad", action="store_true", help="leave out the items that have problems")
     for name in ("voc", "csv", "coco"):
         add = jobs[name].add_argument
         add("--root", required=True, help="the folder that holds the images")
         add("--annotations", help=f"default: ROOT/{FORMATS[name][1]}")
-        add("--classes", help="the class names allowed, with commas between (default: any)")
+        add("--classes", help="allowed class names, separated by commas (default: any)")
     for name in ("clips", "ssv2"):
         add = jobs[name].add_argument
         add("--root", required=True, help="the folder of the videos, or of the published files")
-        add("--frames", type=int, default=24, help="of a clip, the middle ones")
-        add("--size", type=int, default=224, help="side in pixels of a frame")
-        add("--fps", type=float, help="frames a second (default: every frame)")
+        add("--frames", type=int, default=24, help="frames per clip, from its middle")
+        add("--size", type=int, default=224, help="side of a frame in pixels")
+        add("--fps", type=float, help="frames per second (default: every frame)")
     jobs["clips"].add_argument("--annotations", help="default: ROOT/labels.csv")
     add = jobs["sets"].add_argument
     add("--root", required=True, help="a JSON, CSV or TSV file, a folder, a .tar or a .zip")
-    add("--format", choices=SET_FORMATS, help="(default: found by looking)")
-    add("--media", help="the folder or archive in which the paths of images and videos begin")
-    add("--check", action="store_true", help="write nothing; list every problem")
+    add("--format", choices=SET_FORMATS, help="(default: detected)")
+    add("--media", help="the folder or archive that the paths of images and videos are relative to")
+    add("--check", action="store_true", help="write nothing and list every problem")
     add("--stats", action="store_true", help="also print counts and sizes for each split")
-    add("--question", default="Describe the picture.", help="what a caption answers")
-    add("--frames", type=int, default=8, help="of a video")
-    add("--size", type=int, default=224, help="side in pixels of a video's frames")
+    add("--question", default="Describe the picture.", help="the question that a caption answers")
+    add("--frames", type=int, default=8, help="frames per video")
+    add("--size", type=int, default=224, help="side of a video frame in pixels")
     add("--max-side", type=int, default=8192, help="the longest side of an image, in pixels")
-    add("--max-bytes", type=float, default=2e10, help="of a file, and of an expanded archive")
+    add("--max-bytes", type=float, default=2e10, help="largest size of a file or of an expanded archive")
     for name in ("voc", "csv", "coco", "sets"):
         add = jobs[name].add_argument
-        add("--flip", action="store_true", help="mirrored copies of train, unless words say left or right")
-        add(
-            "--crop", type=float, help="copies cropped to this fraction to 1 a side, unless words say a place"
-        )
-        add("--jitter", action="store_true", help="copies with other brightness, contrast, saturation")
+        add("--flip", action="store_true", help="add mirrored copies, unless the text says left or right")
+        add("--crop", type=float, help="add copies with sides cropped to at least this fraction")
+        add("--jitter", action="store_true", help="add copies with other brightness, contrast, saturation")
     return p.parse_args(argv)
 
 
 def check_args(args):
-    """Exit 2 where the flags leave nothing to write."""
+    """Exit with code 2 on flags that contradict each other or are out of range."""
     positive(args, "n", "frames", "wait")
     if getattr(args, "size", 16) < 16:
-        refuse(f"--size {args.size} is too small to draw in; give 16 or more")
+        fail(f"--size {args.size} is too small; give 16 or more")
     if args.mode == "moving":
         if args.wait and args.freeze:
-            refuse(f"--wait {args.wait} is about clips that move; leave --freeze {args.freeze} out")
+            fail(f"--wait {args.wait} needs clips that move; leave out --freeze {args.freeze}")
         if args.clips and not args.freeze:
-            refuse(f"--clips {args.clips} goes with --freeze first or middle; leave it out")
+            fail(f"--clips {args.clips} needs --freeze first or middle; give it or leave out --clips")
     if args.mode == "trajectories" and (args.size < 32 or args.frames < 16):
-        refuse(f"--size {args.size} --frames {args.frames} leave no room to move; give at least 32 and 16")
+        fail(f"--size {args.size} --frames {args.frames} are too small; give at least 32 and 16")
     if args.mode == "cut" and args.first < 0:
-        refuse(f"--first {args.first} is no frame; give 0 or more")
+        fail(f"--first {args.first} is negative; give 0 or more")
     if getattr(args, "fps", None) is not None and not args.fps > 0:
-        refuse(f"--fps {args.fps:g} is no rate to read clips at; give more than 0, or leave it out")
+        fail(f"--fps {args.fps:g} is not positive; give more than 0 or leave it out")
     if getattr(args, "crop", None) is not None and not 0 < args.crop <= 1:
-        refuse(f"--crop {args.crop:g} is no fraction of a side; give more than 0 and at most 1")
+        fail(f"--crop {args.crop:g} is not a fraction; give more than 0 and at most 1")
     if args.mode == "sets":
         if args.max_side < 1 or args.max_bytes < 1:
-            refuse(f"--max-side {args.max_side} --max-bytes {args.max_bytes:g} leave nothing; give 1 or more")
+            fail(f"--max-side {args.max_side} --max-bytes {args.max_bytes:g} admit no file; give 1 or more")
         if args.check and (args.flip or args.crop is not None or args.jitter):
-            refuse("--check writes nothing that --flip, --crop or --jitter could change; leave them out")
+            fail("--check writes nothing; leave out --flip, --crop and --jitter")
 
 
 def default_out(args):
-    """data/<job>, with what sets a variant apart."""
+    """data/<job>, or data/<job>-<variant>."""
     if getattr(args, "wait", None):
         return Path("data/waiting")
     variant = getattr(args, "freeze", None) or getattr(args, "change", None)
@@ -537,44 +529,44 @@ def default_out(args):
 
 
 def clips_in(folder):
-    """(items, index) of a data folder of clips. Exit 2 where it holds images."""
+    """(items, index) of a data folder of clips. Exits with code 2 on images."""
     items, index = load_items(folder)
     if len(items[0].get("frames", ())) < 2:
-        refuse(f"{folder} holds no clips; give --clips a data folder of clips")
+        fail(f"{folder} holds no clips; give --clips a data folder of clips")
     return items, index
 
 
 def generated(args):
-    """(items, how many, what index.yaml says besides) of the jobs that draw, and of cut."""
+    """(items, their number, further keys of index.yaml) of a generated set or of cut."""
     if args.mode == "cut":
         items, index = clips_in(args.clips)
         last = args.first + args.frames - 1
         for item in items:
             if len(item.get("frames", ())) <= last:
-                refuse(f"{item['id']} has no frames {args.first} to {last}; give smaller --first or --frames")
-        said = {"data": index["data"], "seed": index.get("seed"), "cut_from": index["name"]}
-        said["frames"] = args.frames
-        said |= {"evenly": True} if args.evenly else {"first": args.first}
-        return cut(items, args.first, args.frames, args.evenly), len(items), said
+                fail(f"{item['id']} has no frames {args.first} to {last}; give smaller --first or --frames")
+        more = {"data": index["data"], "seed": index.get("seed"), "cut_from": index["name"]}
+        more["frames"] = args.frames
+        more |= {"evenly": True} if args.evenly else {"first": args.first}
+        return cut(items, args.first, args.frames, args.evenly), len(items), more
     if args.mode == "shapes":
         return shapes(args.n, args.size, args.seed), args.n, {}
     if args.mode == "trajectories":
         return trajectories(args.n, args.size, args.seed, args.frames, args.change, args.only), args.n, {}
-    said, n = {}, args.n
+    more, n = {}, args.n
     if args.clips:
         items, index = clips_in(args.clips)
-        said, n = {"data": index["data"], "seed": index.get("seed")}, len(items)
+        more, n = {"data": index["data"], "seed": index.get("seed")}, len(items)
     else:
         items = moving(args.n, args.size, args.seed, frames=args.frames)
     if args.freeze:
         items = freeze(items, args.freeze)
     elif args.wait:
         items = waiting(items, args.wait, args.seed)
-    return items, n, said
+    return items, n, more
 
 
 def write_job(args, out, meta):
-    """Write `out`; what `sets --check` found where nothing is written, else None."""
+    """Write `out`. Returns the findings of `sets --check`, else None."""
     if args.mode in ("clips", "ssv2"):
         root = Path(args.root)
         if args.mode == "ssv2":
@@ -594,28 +586,28 @@ def write_job(args, out, meta):
         items, meta["skipped"] = boxes(args.root, args.mode, args.annotations, classes, args.n, args.skip_bad)
         write_items(out, augmented(items, args), meta)
     else:
-        items, n, said = generated(args)
-        write_items(out, tqdm(items, total=n, desc=args.mode, unit="item"), meta | said | {"skipped": 0})
+        items, n, more = generated(args)
+        write_items(out, tqdm(items, total=n, desc=args.mode, unit="item"), meta | more | {"skipped": 0})
 
 
 def main(argv=None):
     args = get_args(argv)
     check_args(args)
     out = Path(args.out or default_out(args))
-    if args.mode != "sets":  # an archive is looked at before anything is written
+    if args.mode != "sets":  # an archive is checked before anything is written
         check_writable(out / "index.yaml")
     kind = "synthetic" if args.mode in ("shapes", "moving", "trajectories", "cut") else "real"
     meta = {"name": out.name, "source_kind": args.mode, "data": kind, "seed": args.seed}
     options = ("freeze", "wait", "change", "only", "flip", "crop", "jitter")
     meta |= {k: getattr(args, k) for k in options if getattr(args, k, None)}
     if found := write_job(args, out, meta):
-        say(found)
+        print_summary(found)
         return found
     items = Items(out)
     if args.preview:
         preview(items, out / "preview.png")
     headline = ["format", "items", "sources", "train", "val", "test"]
-    say(items.index, [*headline, "skipped", "rotated", "turned", "same_id", "near"])
+    print_summary(items.index, [*headline, "skipped", "rotated", "same_id", "near"])
     return items.index
 
 

@@ -1,29 +1,29 @@
-"""Stage 7. Is what the model answers true, and does it answer what can be read from it?
+"""Stage 7. Are the model's answers true, and do they state what a probe decodes from its features?
 
     python explain.py ask --model tiny --data data/shapes --out results/tiny/shapes/answers.pt
-    python explain.py ask --image a.jpg --question "What is in the picture?"              # one's own image, or several together
+    python explain.py ask --image a.jpg --question "What is in the picture?"              # your own image, or several together
     python explain.py ask --clip a.mp4 --question "Which way does the red circle move?" --frames 16
     python explain.py binding --features results/tiny/shapes/features --answers results/tiny/shapes/answers.pt      # binding.yaml
-    python explain.py frames --model tiny --data data/waiting --count 8                   # which choice of frames answers best
-    python explain.py semantic --films results/tiny/moving/films --answers results/tiny/moving/films/answers.pt     # explain-semantic.yaml
-    python explain.py describe --films results/tiny/future/films --frames 3,8,16          # explain-describe.yaml
+    python explain.py frames --model tiny --data data/waiting --count 8                   # which choice of frames gives the best answers
+    python explain.py semantic --generated results/tiny/moving/generated --answers results/tiny/moving/generated/answers.pt     # explain-semantic.yaml
+    python explain.py describe --generated results/tiny/future/generated --frames 3,8,16          # explain-describe.yaml
     python explain.py trajectories --embeddings results/tiny/trajectories/tracks.pt --words results/tiny/trajectories/words
 
-`ask --data`: the model's greedy answers about the test items: where the largest object is (or which way the clip's object moves),
-openly and with the possible answers listed; its box; a caption. `binding`, for each kind: <kind>_own, what it answers, parsed;
-<kind>_probe, what a ridge reads from its tokens; <kind>_gap, the paired difference; <kind>_withheld, yes, no or inconclusive: does the
-probe beat both the model and its own best baseline?
+`ask --data`: the model's greedy answers about the test items. The questions: the place of the largest object (or the direction of
+the clip's object), open and with the possible answers listed; its box; a caption. `binding`, for each kind: <kind>_answer, the
+accuracy of the parsed answers; <kind>_probe, that of a ridge on the tokens; <kind>_gap, the paired difference; <kind>_withheld, yes,
+no or inconclusive: does the probe beat both the answers and its own best baseline?
 
-`semantic`: of every conditioning of generated clips, the share of answers that name the direction asked for. `describe`, by number of
-frames: action_recall_real and _generated, the share of clips whose action is named (asked openly, with the actions listed, or for a
-sentence); retention, generated over real, paired. Baselines are clips without the action (copy, frozen), another item's
-answers and the majority action.
+`semantic`: for every conditioning of generated clips, the share of answers that name the prompted direction. `describe`, by number
+of frames: action_recall_real and _generated, the share of clips whose action is named (open question, actions listed, or a
+description); retention, generated over real, paired. Baselines: clips without the action (copy, frozen), the answers about other
+items, the majority action.
 
-`trajectories`: methods are asked the same questions about objects, and for descriptions, and every claim is checked: truth, metadata
-(templates), text, soft (--words), vlm, tuned; commonest, blind (baselines). accuracy by kind, frame_f1, claim_precision, omission,
-abstains; words_follow_picture: are answers worse with the embedding of another object? `changed`: do they follow changed clips?
+`trajectories`: every method answers the same questions and describes the objects; every claim is checked. Methods: truth, metadata
+(templates), text, soft (--words), vlm, tuned; baselines majority and blind. Reported: accuracy by kind, frame_f1, claim_precision,
+omission, abstains; words_follow_image: are answers worse with another object's embedding? `changed`: do they follow changed clips?
 
-Modules, to be copied with it: claims.py, cogvlm2.py, common.py, families.py, media.py, metrics.py, models.py,
+Modules to copy with it: claims.py, cogvlm2.py, common.py, families.py, media.py, metrics.py, models.py,
 stats.py, training.py.
 """
 
@@ -43,29 +43,29 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from claims import (
-    ASKED,
     CLAIMS,
     DENIED,
-    TELL_OF,
+    DESCRIBE_NAME,
+    QUESTION_KINDS,
     TIMES,
     UNANSWERABLE,
     WORDS,
-    answer_right,
-    asked_object,
+    answer_is_correct,
+    answer_kind,
     check_claim,
     frame_f1,
-    heard,
+    is_correct,
     load_tracks,
     metadata_text,
+    object_of_question,
     omitted,
+    parse_action,
+    parse_answer,
     parse_box,
     parse_claims,
     parse_word,
     recalled,
-    right,
     sentences_of,
-    sort_of,
-    told,
     track_id,
     trajectory_folder,
 )
@@ -76,36 +76,36 @@ from common import (
     check_writable,
     choose_device,
     digest,
+    fail,
     join,
     load_features,
     load_items,
     load_pt,
     load_yaml,
     plain,
-    refuse,
+    print_summary,
     run_info,
     same_items,
     save_bytes,
     save_pt,
     save_yaml,
-    say,
     split_indices,
     split_of,
     subcommands,
     with_grid,
 )
-from families import ROWS, family_of, on, up_to_the_picture, whole_tokens, words_behind
+from families import ROWS, family_of, on, up_to_the_image, whole_tokens, words_behind
 from media import (
     CHOICES,
     choose_frames,
     fitted,
+    frame_methods,
     frames_at,
     frames_of,
     opened,
-    picked,
     presented,
-    read_picture,
-    ways_of,
+    read_image,
+    with_chosen,
 )
 from metrics import box_iou, box_truth
 from models import (
@@ -116,13 +116,13 @@ from models import (
     OPTIONS,
     RATE,
     answers_to,
+    cached,
     find_model,
     fingerprint,
     load_language,
     load_vlm,
     put_to,
     resolved_commit,
-    spoken,
     spread,
 )
 from stats import (
@@ -138,13 +138,11 @@ from stats import (
 )
 from training import answered, load_words, word_prompt
 
-# ---------------------------------------------------------------- what the model itself says
+# ---------------------------------------------------------------- ask: questions to the model
 
-# model type -> (how its family was taught to be asked for a box, the scale of the coordinates that it answers
-# with). Qwen2.5-VL: pixels of the resized
-# picture (Bai et al. 2025); Qwen2-VL, Qwen3-VL and InternVL: thousandths of the side; LLaVA: fractions.
-# CogVLM2 was not released in a variant that
-# prints boxes: it is asked in the words of CogVLM 1.
+# model type -> (the grounding prompt of its family, the scale of the coordinates in its answers). Qwen2.5-VL:
+# pixels of the resized image (Bai et al. 2025); Qwen2-VL, Qwen3-VL and InternVL: thousandths of the side;
+# LLaVA: fractions. No variant of CogVLM2 that prints boxes was released: it gets CogVLM 1's prompt.
 JSON_BOX = "Locate the {}, output its bbox coordinates using JSON format."
 SENTENCE_BOX = "Please provide the bounding box coordinate of the region this sentence describes: {}"
 GROUNDING = {
@@ -157,28 +155,29 @@ GROUNDING = {
         ("llava", "llava_next", "llava_onevision"), (SENTENCE_BOX.format("the {}."), "fractions")
     ),
 }
-CAPTIONED = "What is in the picture?"
-OPENLY = {"place": "Where is the {}?", "direction": "Which way does the {} move?"}
+CAPTION_QUESTION = "What is in the picture?"
+OPEN_QUESTION = {"place": "Where is the {}?", "direction": "Which way does the {} move?"}
 ANSWER_TOKENS = 64  # tokens of an answer
 
 
 def questions_to(item, locate):
-    """{kind: question} about the item's object: place or direction, openly and with the possible answers listed; for pictures also its box, in the words of `locate`, and, where the
-    item has a caption, for one: a control, which has nothing to do with place."""
-    kind, name = "direction" if "direction" in item else "place", asked_object(item)[1]
-    openly = OPENLY[kind].format(name)
+    """{kind: question} about the item's object: its place or direction, open and with the possible answers listed.
+
+    For images also its box (`locate` is the prompt) and, if the item has a caption, the caption: a control without place."""
+    kind, name = "direction" if "direction" in item else "place", object_of_question(item)[1]
+    question = OPEN_QUESTION[kind].format(name)
     questions = {
-        kind: openly,
-        f"{kind}_listed": f"{openly} Answer with one of: {', '.join(word for row in WORDS[kind] for word in row)}.",
+        kind: question,
+        f"{kind}_listed": f"{question} Answer with one of: {', '.join(word for row in WORDS[kind] for word in row)}.",
     }
     if kind == "place":
-        questions |= {"box": locate.format(name)} | ({"caption": CAPTIONED} if "text" in item else {})
+        questions |= {"box": locate.format(name)} | ({"caption": CAPTION_QUESTION} if "text" in item else {})
     return questions
 
 
-def asking(model, processor, batch, question):
-    """Inputs for `generate`: a family's inputs with `question` in place of PROMPT."""
-    given = up_to_the_picture(model, batch)
+def question_inputs(model, processor, batch, question):
+    """Inputs of `generate`: the family's inputs with `question` in place of PROMPT."""
+    given = up_to_the_image(model, batch)
     words = torch.tensor(words_behind(model, processor, given, question)).expand(len(given["input_ids"]), -1)
     behind = {
         "input_ids": words,
@@ -193,32 +192,30 @@ def asking(model, processor, batch, question):
     }
 
 
-def alike(members, pictures, batch):
-    """(numbers, uint8 [n,T,H,W,3]) of at most `batch` pictures that follow each other and are of one shape."""
-    for _, some in itertools.groupby(((k, pictures[k]()) for k in members), lambda one: one[1].shape):
+def batches_of_one_shape(members, images, batch):
+    """(indices, uint8 [n,T,H,W,3]) of at most `batch` consecutive images of one shape."""
+    for _, some in itertools.groupby(((k, images[k]()) for k in members), lambda pair: pair[1].shape):
         while part := list(itertools.islice(some, batch)):
             numbers, frames = zip(*part, strict=True)
             yield numbers, torch.stack(frames)
 
 
-def says(model, processor, inputs_of, pictures, questions, batch, device, dtype):
-    """The greedy answer, str, to each question about its picture (a function that returns uint8 [T,S,S,3]). Equal questions are asked together, so that nothing is padded."""
+def generate_answers(model, processor, inputs_of, images, questions, batch, device, dtype):
+    """The greedy answer, str, to each question about its image (a function that returns uint8 [T,S,S,3]).
+
+    Equal questions are batched together, so that nothing is padded."""
     answers, together = [None] * len(questions), {}
     for k, question in enumerate(questions):
         together.setdefault(question, []).append(k)
-    own = (
-        {}
-        if model.config.model_type == "cogvlm2"
-        else {"do_sample": False, "pad_token_id": model.generation_config.pad_token_id or 0}
-    )
+    is_cogvlm2 = model.config.model_type == "cogvlm2"
+    pad = 0 if is_cogvlm2 else model.generation_config.pad_token_id or 0
+    greedy = {} if is_cogvlm2 else {"do_sample": False, "pad_token_id": pad}
     for question, members in tqdm(together.items(), unit="question"):
-        for numbers, frames in alike(members, pictures, batch):
-            given = on(asking(model, processor, inputs_of(frames), question), device, dtype)
+        for numbers, frames in batches_of_one_shape(members, images, batch):
+            given = on(question_inputs(model, processor, inputs_of(frames), question), device, dtype)
             with torch.inference_mode():
-                tokens = model.generate(**given, **own, max_new_tokens=ANSWER_TOKENS)
-            tokens = (
-                tokens if model.config.model_type == "cogvlm2" else tokens[:, given["input_ids"].shape[1] :]
-            )
+                tokens = model.generate(**given, **greedy, max_new_tokens=ANSWER_TOKENS)
+            tokens = tokens if is_cogvlm2 else tokens[:, given["input_ids"].shape[1] :]
             for k, answer in zip(
                 numbers,
                 getattr(processor, "tokenizer", processor).batch_decode(tokens, skip_special_tokens=True),
@@ -229,205 +226,169 @@ def says(model, processor, inputs_of, pictures, questions, batch, device, dtype)
 
 
 def run_record(args, started, device, why, dtype, entry):
-    """The YAML's `run` of a job that loads the model of a registry's entry, or none."""
+    """The `run` of the YAML, with the device and the commit of the registry's entry (None: no model)."""
     about = {"device": f"{device.type} ({why})", "dtype": str(dtype)}
     revision = resolved_commit(entry) if entry else None
     return run_info(args, started, script="explain.py", **about, model_revision=revision)
 
 
 def load_to_ask(args, entry, size, device, dtype):
-    """(model, processor, function from frames to its inputs)."""
+    """(model, processor, function from frames to the model's inputs)."""
     model, processor = LOADERS["vlm"](entry, device, dtype, args.seed if args.random_init else None)
     inputs_of, _, multiple, _ = family_of(model)(model, processor)
-    if isinstance(size, int):  # not one to be fitted
+    if isinstance(size, int):  # a tuple is a size to fit into
         whole_tokens(size, multiple, args.model)
     return model, processor, inputs_of
 
 
+def answers_meta(args, entry, data, size, dtype):
+    """What answers about a data folder depend on, as saved beside them."""
+    about = {"model": entry["name"], "weights": "random" if args.random_init else entry["weights"]}
+    about |= {"data": data["data"], "data_path": str(args.data), "size": size, "dtype": str(dtype)}
+    return about | {"checkpoint": fingerprint(entry), "revision": args.revision, "seed": args.seed}
+
+
+def saved_answers(path, **same):
+    """The content of a file of answers if it has the same values; else nothing."""
+    saved = load_pt(path, ANSWERS) if path.is_file() else {}
+    return saved if all(saved.get(k) == v for k, v in same.items()) else {}
+
+
 def ask_about_data(args, started):
-    """The answers to the questions about the test items, in answers.pt and answers.yaml."""
+    """Write the model's answers to the questions about the test items: answers.pt and answers.yaml."""
     entry = find_model(args.model) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING:
-        refuse(f"{args.model} ({entry.get('type')}) is no causal language model that is asked; give tiny")
+        fail(f"{args.model} ({entry.get('type')}) is not a causal VLM that takes questions; give tiny")
     items, data = load_items(args.data)
     if "boxes" not in items[0]:
-        refuse(f"{args.data} has no boxes, so that no place can be asked for; give a folder with boxes")
+        fail(f"{args.data} has no boxes, which questions about place need; give a folder with boxes")
     clip = "direction" in items[0]
     if clip and not entry["type"].startswith("qwen"):
-        refuse(f"{args.model} takes a clip frame by frame and sees no motion; give a Qwen model")
+        fail(f"{args.model} takes a clip frame by frame, without motion; give a Qwen model")
     test = [i for i in items if split_of(i["source"]) == "test"]
-    asked = [i for i in test if asked_object(i)]
-    if not asked:
-        refuse(f"{args.data} has no test item whose largest object has a name of its own; use more items")
+    used = [i for i in test if object_of_question(i)]
+    if not used:
+        fail(f"{args.data} has no test item whose largest object has a unique name; use more items")
     out = Path(
         args.out
         or f"results/{entry['name']}/{Path(args.data).name}/answers{'-random' if args.random_init else ''}.pt"
     )
     check_writable(out)
-    size, (locate, scale) = (
-        args.size or (entry["clip"] if clip else entry.get("own_shape") or entry["size"]),
-        GROUNDING[entry["type"]],
-    )
-    rows = [(item, kind, question) for item in asked for kind, question in questions_to(item, locate).items()]
+    size = args.size or (entry["clip"] if clip else entry.get("own_shape") or entry["size"])
+    locate, scale = GROUNDING[entry["type"]]
+    rows = [(item, kind, question) for item in used for kind, question in questions_to(item, locate).items()]
     questions = [q for *_, q in rows]
     kinds = [kind for _, kind, _ in rows]
     ids = [item["id"] for item, *_ in rows]
     device, dtype, why = choose_device()
-    meta = {
-        "model": entry["name"],
-        "weights": "random" if args.random_init else entry["weights"],
-        "data": data["data"],
-        "data_path": str(args.data),
-        "size": size,
-        "scale": scale,
-        "checkpoint": fingerprint(entry),
-        "revision": args.revision,
-        "seed": args.seed,
-        "dtype": str(dtype),
-    }
-    before = load_pt(out, ANSWERS) if out.is_file() else None
-    answers = (
-        before["answers"]
-        if before and before["meta"] == meta and before["questions"] == questions and before["ids"] == ids
-        else {}
-    )
-    if "own" not in answers:
+    meta = answers_meta(args, entry, data, size, dtype) | {"scale": scale}
+    answers = saved_answers(out, ids=ids, meta=meta, questions=questions).get("answers", {})
+    if "answer" not in answers:
         print(f"device {device.type} ({why})")
         model, processor, inputs_of = load_to_ask(args, entry, size, device, dtype)
-        pictures = [functools.partial(frames_of, item, size) for item, *_ in rows]
-        answers["own"] = says(model, processor, inputs_of, pictures, questions, args.batch, device, dtype)
+        images = [functools.partial(frames_of, item, size) for item, *_ in rows]
+        answers["answer"] = generate_answers(
+            model, processor, inputs_of, images, questions, args.batch, device, dtype
+        )
         save_pt(out, ANSWERS, ids, meta, kinds=kinds, questions=questions, answers=answers)
     result = {
         "stage": "ask",
         **{k: meta[k] for k in ("model", "weights", "data")},
-        "items": len(asked),
-        "left_out": len(test) - len(asked),
+        "items": len(used),
+        "left_out": len(test) - len(used),
         "questions": len(rows),
         "answers": [
-            {"id": i, "question": q, "own": answer}
-            for i, q, answer in zip(ids, questions, answers["own"], strict=True)
+            {"id": i, "question": q, "answer": answer}
+            for i, q, answer in zip(ids, questions, answers["answer"], strict=True)
         ],
         "run": run_record(args, started, device, why, dtype, entry),
     }
     save_yaml(out.with_suffix(".yaml"), result)
-    say(result)
+    print_summary(result)
     return result
 
 
 def run_frames(args, started):
-    """The share of test questions that are answered rightly from the frames that each way chooses, in frames.yaml; answers, seconds and numbers of frames in frames.pt."""
+    """Write frames.yaml: the accuracy of answers about test clips for each method of choosing frames.
+
+    frames.pt holds the answers, seconds and indices of the frames."""
     entry = find_model(args.model) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING or not entry["type"].startswith("qwen"):
-        refuse(f"{args.model} is of type {entry.get('type')}, which takes no clips; give a Qwen model")
+        fail(f"{args.model} is of type {entry.get('type')}, which takes no clips; give a Qwen model")
     items, data = load_items(args.data)
-    ways = ways_of(args, items)
+    methods = frame_methods(args, items)
     rows = [
         (item, question, answer)
         for item in items
         if split_of(item["source"]) == "test"
         for (question, answer), (kind, _) in zip(
-            item.get("turns", ()), item.get("asked") or itertools.repeat(("direction", "")), strict=False
+            item.get("turns", ()), item.get("topics") or itertools.repeat(("direction", "")), strict=False
         )
-        # what is asked about numbers of frames has another answer where others are shown
+        # the answer to a question about frame numbers depends on which frames are shown
         if kind == "direction"
     ]
     if not rows:
-        refuse(f"{args.data} has no test clip with a question; give one with `turns`, say data/moving")
+        fail(f"{args.data} has no test clip with a question; give clips with `turns`, say data/moving")
     out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/frames.pt")
     check_writable(out)
     size = args.size or entry["clip"]
     ids = [item["id"] for item, *_ in rows]
+    questions = [question for _, question, _ in rows]
     sources = [item["source"] for item, *_ in rows]
     device, dtype, why = choose_device()
-    meta = {
-        "model": entry["name"],
-        "weights": "random" if args.random_init else entry["weights"],
-        "data": data["data"],
-        "data_path": str(args.data),
-        "size": size,
-        "checkpoint": fingerprint(entry),
-        "revision": args.revision,
-        "seed": args.seed,
-        "dtype": str(dtype),
-        "largest_gap": args.largest_gap,
-        "items": same_items(items, data),
-    }
-    before = load_pt(out, ANSWERS) if out.is_file() else None
-    answers, facts = (
-        (before["answers"], before["facts"])
-        if before and before["meta"] == meta and before["ids"] == ids
-        else ({}, {})
-    )
+    meta = answers_meta(args, entry, data, size, dtype)
+    meta |= {"largest_gap": args.largest_gap, "items": same_items(items, data)}
+    saved = saved_answers(out, ids=ids, meta=meta)
+    answers, facts = saved.get("answers", {}), saved.get("facts", {})
     print(f"device {device.type} ({why})")
-    model, processor, inputs_of = load_to_ask(args, entry, size, device, dtype)
+    vlm = load_to_ask(args, entry, size, device, dtype)  # (model, processor, inputs_of)
 
-    # on a CPU other processes are not to count
+    # on a CPU the time of other processes must not count
     clock = time.process_time if device.type == "cpu" else time.perf_counter
 
-    def run(how, count):
-        name = f"{how}{count}"
+    def run(method, count):
+        name = f"{method}{count}"
         if name not in answers:
-            clips, began = {item["id"]: item for item, *_ in rows}, clock()
-            shown = dict(zip(clips, picked(list(clips.values()), how, args, count), strict=True))
-            chosen, began = clock() - began, clock()
-            answers[name] = says(
-                model,
-                processor,
-                inputs_of,
-                [functools.partial(frames_of, shown[i], size) for i in ids],
-                [question for _, question, _ in rows],
-                args.batch,
-                device,
-                dtype,
-            )
+            clips, started_at = {item["id"]: item for item, *_ in rows}, clock()
+            shown = dict(zip(clips, with_chosen(list(clips.values()), method, args, count), strict=True))
+            chosen, started_at = clock() - started_at, clock()
+            images = [functools.partial(frames_of, shown[i], size) for i in ids]
+            answers[name] = generate_answers(*vlm, images, questions, args.batch, device, dtype)
             facts[name] = {
                 "seconds_choosing": chosen,
-                "seconds_answering": clock() - began,
+                "seconds_answering": clock() - started_at,
                 "shown": [item["shown"] for item in shown.values()],
             }
-            save_pt(
-                out,
-                ANSWERS,
-                ids,
-                meta,
-                questions=[question for _, question, _ in rows],
-                answers=answers,
-                facts=facts,
-            )
+            save_pt(out, ANSWERS, ids, meta, questions=questions, answers=answers, facts=facts)
         return name
 
     # warm up before anything is timed
-    says(
-        model,
-        processor,
-        inputs_of,
-        [lambda: frames_of(picked([rows[0][0]], ways[0], args)[0], size)],
-        [rows[0][1]],
-        1,
-        device,
-        dtype,
-    )
-    names = [run(how, args.count) for how in ways]
+    image = functools.partial(frames_of, with_chosen([rows[0][0]], methods[0], args)[0], size)
+    generate_answers(*vlm, [image], questions[:1], 1, device, dtype)
+    names = [run(method, args.count) for method in methods]
     even = run("uniform", args.count)
-    first = f"{ways[0]}{args.count}"
-    # as many frames take as long, whichever they are
+    first = f"{methods[0]}{args.count}"
+    # the time to answer depends on the number of frames alone
     answering = min(facts[name]["seconds_answering"] for name in {*names, even})
     most = min(
         int(args.count * (1 + facts[first]["seconds_choosing"] / answering)),
         *(len(item["frames"]) for item, *_ in rows),
     )
-    paid = [run("uniform", args.count * 2**k) for k in range(1, (most // args.count).bit_length())]
-    names = list(dict.fromkeys([*names, even, *paid]))
+    equal_time = [run("uniform", args.count * 2**k) for k in range(1, (most // args.count).bit_length())]
+    names = list(dict.fromkeys([*names, even, *equal_time]))
     correct = {
         name: torch.tensor(
-            [float(right(said, answer)) for said, (*_, answer) in zip(answers[name], rows, strict=True)]
+            [
+                float(is_correct(given, answer))
+                for given, (*_, answer) in zip(answers[name], rows, strict=True)
+            ]
         )
         for name in names
     }
     table = {}
     for name in names:
         mean, low, high = bootstrap(correct[name], sources, seed=args.seed)
-        table[name] = {"right": mean, "low": low, "high": high} | {
+        table[name] = {"accuracy": mean, "low": low, "high": high} | {
             k: facts[name][k] for k in ("seconds_choosing", "seconds_answering")
         }
     gains = {
@@ -442,26 +403,26 @@ def run_frames(args, started):
         "questions": len(rows),
         "sources": len(set(sources)),
         "count": args.count,
-        **{f"right_{name}": row["right"] for name, row in table.items()},
+        **{f"accuracy_{name}": row["accuracy"] for name, row in table.items()},
         **{f"gain_over_{name}": row["gain"] for name, row in gains.items()},
         **{f"gain_over_{name}_low": row["gain_low"] for name, row in gains.items()},
         **{f"gain_over_{name}_high": row["gain_high"] for name, row in gains.items()},
         "first": first,
-        "equal_time": paid,
-        "ways": table,
+        "equal_time": equal_time,
+        "methods": table,
         "gains": gains,
         "run": run_record(args, started, device, why, dtype, entry),
     }
     save_yaml(out.with_suffix(".yaml"), result)
-    say(result)
+    print_summary(result)
     return result
 
 
-# ---------------------------------------------------------------- binding: what a probe reads, and what the model says
+# ---------------------------------------------------------------- binding: a probe beside the answers
 
 
-def where(item, kind):
-    """(column, row) of 0, 1, 2: the ninth in which the centre of the object asked about lies, or which way it moves."""
+def cell_of(item, kind):
+    """(column, row), each 0 to 2: the cell of a 3 x 3 grid with the object's centre, or its direction."""
     if kind == "direction":
         return next(
             (c, r)
@@ -469,7 +430,7 @@ def where(item, kind):
             for c, word in enumerate(words)
             if word == item["direction"]
         )
-    x1, y1, x2, y2 = item["boxes"][asked_object(item)[0]].tolist()
+    x1, y1, x2, y2 = item["boxes"][object_of_question(item)[0]].tolist()
     return tuple(
         min(int((a + b) / 2 / side * 3), 2)
         for a, b, side in ((x1, x2, item["width"]), (y1, y2, item["height"]))
@@ -477,12 +438,12 @@ def where(item, kind):
 
 
 def word_of(item, kind):
-    column, row = where(item, kind)
+    column, row = cell_of(item, kind)
     return WORDS[kind][row][column]
 
 
-def covered(item, k, grid):
-    """The share of every token's cell that object k covers, [t*h*w]: by its mask, or its box where there is none."""
+def coverage(item, k, grid):
+    """The share of every token's cell that object k covers, [t*h*w]: by its mask, or else its box."""
     if "mask" in item:
         mask = (item["mask"] == k + 1).float()
     else:
@@ -493,61 +454,67 @@ def covered(item, k, grid):
 
 
 def tokens_of(items, grid):
-    """What tokens of a grid (t, h, w) lie on: `on` [n, K] bool, the object asked about; `holds` [n, K, C], the share of each name; `asked` [n], its name's number."""
+    """(on, holds, target) for the tokens of a grid (t, h, w). on: bool [n, K], the token lies on the object of the question.
+
+    holds: [n, K, C], the share of the cell that each name covers; target: [n], the index of the object's name."""
     every = [item.get("names", item["labels"]) for item in items]
     names = {name: c for c, name in enumerate(sorted({name for labels in every for name in labels}))}
     holds = torch.zeros(len(items), grid[0] * grid[1] * grid[2], len(names))
     on = []
-    objects = [asked_object(item) for item in items]
+    objects = [object_of_question(item) for item in items]
     for i, (item, labels) in enumerate(zip(items, every, strict=True)):
-        shares = [covered(item, k, grid) for k in range(len(labels))]
+        shares = [coverage(item, k, grid) for k in range(len(labels))]
         for share, label in zip(shares, labels, strict=True):
             holds[i, :, names[label]] += share
-        own = shares[objects[i][0]]
-        on.append((own > 0) & (own >= own.max() / 2))  # half of the best: a small object, too, has a token
+        share = shares[objects[i][0]]
+        on.append(
+            (share > 0) & (share >= share.max() / 2)
+        )  # half of the best: a small object, too, has a token
     return torch.stack(on), holds, torch.tensor([names[name] for _, name in objects])
 
 
-def read_words(x, on, holds, asked, truth, split):
-    """{found, told: (column, row) [n, 2]} read from tokens x [n, K, D]; truth [n, 2]. `told` is given the tokens on the object, `found` looks for them by its name."""
+def probe_words(x, on, holds, target, truth, split):
+    """{found, named: (column, row) [n, 2]} decoded from tokens x [n, K, D]; truth [n, 2].
+
+    `named` averages the tokens on the object; `found` finds them by a probe for the object's name."""
     n, k, _ = x.shape
     rows = {
         part: (on & torch.isin(torch.arange(n), split[part])[:, None]).flatten().nonzero()[:, 0]
         for part in ("train", "val")
     }
     thirds = F.one_hot(truth, 3).flatten(1).float().repeat_interleave(k, 0)[:, None]  # [nK, 1, 6]
-    says = token_ridge(x.reshape(n * k, 1, -1), {"word": thirds}, rows["train"], rows["val"])["word"].view(
+    logits = token_ridge(x.reshape(n * k, 1, -1), {"word": thirds}, rows["train"], rows["val"])["word"].view(
         n, k, 6
     )
     score = token_ridge(x, {"name": holds}, split["train"], split["val"])["name"][
-        torch.arange(n), :, asked
+        torch.arange(n), :, target
     ].clamp(min=1e-9)
-    weights = {"found": score * (score >= score.amax(1, keepdim=True) / 2), "told": on.float()}
-    return {name: (w[..., None] * says).sum(1).view(n, 2, 3).argmax(-1) for name, w in weights.items()}
+    weights = {"found": score * (score >= score.amax(1, keepdim=True) / 2), "named": on.float()}
+    return {name: (w[..., None] * logits).sum(1).view(n, 2, 3).argmax(-1) for name, w in weights.items()}
 
 
-def best_point(found, val):
-    """The point with the highest mean score on val; found {point: [n]}."""
-    return max((p for p in found if p != "pixels"), key=lambda p: found[p][val].mean())
+def best_point(scores, val):
+    """The point with the highest mean score on val; scores {point: [n]}."""
+    return max((p for p in scores if p != "pixels"), key=lambda p: scores[p][val].mean())
 
 
-def readable(points, items, split, read, kind, index):
-    """{point: {found, told: whether the word is right, [n] 0/1}}; index: where the items stand in the features."""
-    truth, out, seen = torch.tensor([where(i, kind) for i in items]), {}, {}
+def words_by_point(points, items, split, read, kind, index):
+    """{point: {found, named: 0/1 [n], whether the word is correct}}; index: rows of the items in the features."""
+    truth, out, seen = torch.tensor([cell_of(i, kind) for i in items]), {}, {}
     for point in tqdm(points, desc="words", unit="point"):
         x = read(point)[index]
         grid = tuple(x.shape[1:4])
         seen[grid] = seen.get(grid) or tokens_of(items, grid)
         out[point] = {
             name: (found == truth).all(1).float()
-            for name, found in read_words(x.flatten(1, 3), *seen[grid], truth, split).items()
+            for name, found in probe_words(x.flatten(1, 3), *seen[grid], truth, split).items()
         }
     return out
 
 
-def asked_items(items, split):
-    """The items that something can be asked about, and where they stand: (items, index [m], split)."""
-    index = torch.tensor([k for k, i in enumerate(items) if asked_object(i)], dtype=torch.long)
+def items_with_question(items, split):
+    """The items with an object of the question, and their rows: (items, index [m], split)."""
+    index = torch.tensor([k for k, i in enumerate(items) if object_of_question(i)], dtype=torch.long)
     number = {int(k): m for m, k in enumerate(index)}
     return (
         [items[k] for k in index],
@@ -559,19 +526,19 @@ def asked_items(items, split):
     )
 
 
-def commonest(truth, train, test):
-    """Right or wrong [n_test] when the answer is always the commonest of the train items. truth [n, 2]."""
+def majority(truth, train, test):
+    """0/1 [n_test]: is the majority word of the train items correct? truth [n, 2]."""
     words = truth[:, 0] * 3 + truth[:, 1]
     return (words[test] == words[train].bincount().argmax()).float()
 
 
-def others(score):
-    """What the answers score [q] when each is given to another item: the mean of a score matrix [answers, items] off its diagonal."""
+def score_on_others(score):
+    """The score [q] of an item with the answers about all others: the mean of [answers, items] off its diagonal."""
     return (score.sum(0) - score.diagonal()) / max(len(score) - 1, 1)
 
 
-def understood(texts, kind, meta, items):
-    """Parsed answers about items: boxes [4], words, captions; None where there is nothing to parse."""
+def parsed_answers(texts, kind, meta, items):
+    """Parsed answers about items: boxes [4], words or captions; None where nothing can be parsed."""
     if kind == "box":
         size = meta["size"]
         frames = [
@@ -590,25 +557,27 @@ def understood(texts, kind, meta, items):
 
 
 def correctness(answers, truth):
-    """[answers, items]: 1 where a word is the true one, IoU of a box with the true one; 0 for None."""
+    """[answers, items]: 1 for the true word, or the IoU with the true box; 0 for None."""
     if torch.is_tensor(truth):
         return torch.stack([torch.zeros(len(truth)) if a is None else box_iou(a, truth) for a in answers])
     return torch.tensor([[float(a == t) for t in truth] for a in answers])
 
 
-def beside(own, probe, floors, sources, seed):
-    """What the model says [n] beside what is read [n], each with floors of its own; withheld: does the probe beat both the model and its own best floor?"""
+def answer_beside_probe(answer, probe, baselines, sources, seed):
+    """Scores of the answers [n] beside those of the probe [n]; baselines: (of the answers, of the probe).
+
+    withheld: does the probe beat both the answers and its own best baseline?"""
     row = {}
     found = {
-        "own": criterion(own, floors[0], sources, seed=seed),
-        "probe": criterion(probe, floors[1], sources, seed=seed),
+        "answer": criterion(answer, baselines[0], sources, seed=seed),
+        "probe": criterion(probe, baselines[1], sources, seed=seed),
     }
     for name, c in found.items():
         row |= {name: c["score"]} | {
             f"{name}_{k}": c[k]
-            for k in ("low", "high", "floor", "floor_name", "gain_low", "gain_high", "floors")
+            for k in ("low", "high", "baseline", "baseline_name", "gain_low", "gain_high", "baselines")
         }
-    gap = paired_test(probe, own, sources, seed=seed)
+    gap = paired_test(probe, answer, sources, seed=seed)
     return row | {
         "gap": gap["gain"],
         "gap_low": gap["gain_low"],
@@ -619,39 +588,39 @@ def beside(own, probe, floors, sources, seed):
 
 
 def binding(args, items, split, read, points, model):
-    """binding.yaml's content: for every kind of question what the model says beside what is read."""
-    said = load_pt(args.answers, ANSWERS)
-    items, index, split = asked_items(items, split)
+    """The content of binding.yaml: for every kind of question, the answers beside the probe."""
+    saved = load_pt(args.answers, ANSWERS)
+    items, index, split = items_with_question(items, split)
     number = {items[k]["id"]: m for m, k in enumerate(split["test"].tolist())}
-    if said["meta"]["model"] != model or set(said["ids"]) != set(number):
-        refuse(f"{args.answers} holds answers of {said['meta']['model']}; run explain.py ask of {model} here")
+    if saved["meta"]["model"] != model or set(saved["ids"]) != set(number):
+        fail(f"{args.answers} holds answers of {saved['meta']['model']}; run explain.py ask of {model} here")
     kind, test, largest = "direction" if "direction" in items[0] else "place", split["test"], None
-    words = readable(points, items, split, read, kind, index)
-    truth = torch.tensor([where(i, kind) for i in items])
+    words = words_by_point(points, items, split, read, kind, index)
+    truth = torch.tensor([cell_of(i, kind) for i in items])
     layer = {
-        name: best_point({p: f[name] for p, f in words.items()}, split["val"]) for name in ("found", "told")
+        name: best_point({p: f[name] for p, f in words.items()}, split["val"]) for name in ("found", "named")
     }
     table = {}
-    for asked in dict.fromkeys(said["kinds"]):
-        rows = [k for k, other in enumerate(said["kinds"]) if other == asked]
-        picked = test[torch.tensor([number[said["ids"][k]] for k in rows])]
-        here = [items[k] for k in picked]
+    for question in dict.fromkeys(saved["kinds"]):
+        rows = [k for k, other in enumerate(saved["kinds"]) if other == question]
+        chosen = test[torch.tensor([number[saved["ids"][k]] for k in rows])]
+        here = [items[k] for k in chosen]
         sources = [i["source"] for i in here]
-        answers = understood([said["answers"]["own"][k] for k in rows], asked, said["meta"], here)
-        if asked == "box":
+        answers = parsed_answers([saved["answers"]["answer"][k] for k in rows], question, saved["meta"], here)
+        if question == "box":
             largest = box_truth(items)[0]
         target = (
-            largest[picked]
-            if asked == "box"
-            else [i["text"].lower() if asked == "caption" else word_of(i, kind) for i in here]
+            largest[chosen]
+            if question == "box"
+            else [i["text"].lower() if question == "caption" else word_of(i, kind) for i in here]
         )
         scores = correctness(answers, target)
-        own, shuffled = scores.diagonal(), others(scores)
-        row = table[asked] = {"n": len(rows), "unparsed": sum(a is None for a in answers) / len(rows)}
-        if asked == "caption":
-            row |= {"own": own.mean(), "own_floor": shuffled.mean()}
+        answer, shuffled = scores.diagonal(), score_on_others(scores)
+        row = table[question] = {"n": len(rows), "unparsed": sum(a is None for a in answers) / len(rows)}
+        if question == "caption":
+            row |= {"answer": answer.mean(), "answer_baseline": shuffled.mean()}
         else:
-            if asked == "box":
+            if question == "box":
                 found = {
                     p: box_iou(
                         ridge(read(p)[index].flatten(1), {"box": largest}, split["train"])["box"].clamp(0, 1),
@@ -660,85 +629,94 @@ def binding(args, items, split, read, points, model):
                     for p in points
                 }
                 at = best_point(found, split["val"])
-                blind = {"constant": box_iou(largest[split["train"]].median(0).values, target)}
+                shared = {"constant": box_iou(largest[split["train"]].median(0).values, target)}
                 more = {}
             else:
                 found = {p: f["found"] for p, f in words.items()}
                 at = layer["found"]
-                blind = {"commonest": commonest(truth, split["train"], picked)}
-                more = {"told": words[layer["told"]]["told"][picked].mean(), "told_layer": layer["told"]}
-            pixels = {"pixels": found["pixels"][picked]} if "pixels" in found else {}
-            row |= beside(
-                own, found[at][picked], (blind | {"shuffled": shuffled}, blind | pixels), sources, args.seed
-            ) | {"probe_layer": at, **more}
-    for asked, p in holm({asked: row["gap_p"] for asked, row in table.items() if "gap_p" in row}).items():
-        table[asked]["gap_p_holm"] = p
-    shown = ("own", "own_floor", "unparsed", "probe", "probe_floor", "gap", "gap_low", "gap_high", "withheld")
-    headline = {f"{asked}_{k}": row[k] for asked, row in table.items() for k in shown if k in row}
+                shared = {"majority": majority(truth, split["train"], chosen)}
+                named = words[layer["named"]]["named"][chosen].mean()
+                more = {"named": named, "named_layer": layer["named"]}
+            pixels = {"pixels": found["pixels"][chosen]} if "pixels" in found else {}
+            baselines = shared | {"shuffled": shuffled}, shared | pixels
+            row |= answer_beside_probe(answer, found[at][chosen], baselines, sources, args.seed)
+            row |= {"probe_layer": at, **more}
+    for question, p in holm({name: row["gap_p"] for name, row in table.items() if "gap_p" in row}).items():
+        table[question]["gap_p_holm"] = p
+    shown = ("answer", "answer_baseline", "unparsed", "probe", "probe_baseline")
+    shown += ("gap", "gap_low", "gap_high", "withheld")
+    headline = {f"{name}_{k}": row[k] for name, row in table.items() for k in shown if k in row}
     return headline | {"options_searched": len(set(points) - {"pixels"}), "kinds": table}
 
 
-# ---------------------------------------------------------------- films: what a model says that watches what was generated
+# ---------------------------------------------------------------- semantic: do answers name the prompted direction?
 
 
 def run_semantic(args, started):
-    """explain-semantic.yaml: of every conditioning the share of answers that name the direction asked for; floors are those to frozen films, to other clips, and the commonest word."""
-    items, index = load_items(args.films)
-    said, film = load_pt(args.answers, ANSWERS), {i["id"]: i for i in items}
+    """Write explain-semantic.yaml: for every conditioning the share of answers that name the prompted direction.
+
+    Baselines: answers about frozen generated clips, answers about other clips, the majority word."""
+    items, index = load_items(args.generated)
+    saved, generated_clip = load_pt(args.answers, ANSWERS), {i["id"]: i for i in items}
     if "conditioning" not in index or "direction" not in items[0]:
-        refuse(f"{args.films} holds no clips with a direction; give films/ that video.py coherence wrote")
-    if not set(said["ids"]) <= set(film) or "direction" not in said["kinds"]:
-        refuse(f"{args.answers} holds no answers about {args.films}; run explain.py ask --data {args.films}")
-    scores, silent, clips = {}, {}, {}
-    for kind in dict.fromkeys(said["kinds"]):
+        fail(f"{args.generated} holds no clips with a direction; give the generated/ of video.py coherence")
+    if not set(saved["ids"]) <= set(generated_clip) or "direction" not in saved["kinds"]:
+        fail(
+            f"{args.answers} holds no answers about {args.generated}; run explain.py ask --data {args.generated}"
+        )
+    scores, unparsed, clips = {}, {}, {}
+    for kind in dict.fromkeys(saved["kinds"]):
         for name in dict.fromkeys(i["conditioning"] for i in items):
             rows = [
                 k
-                for k, i in enumerate(said["ids"])
-                if said["kinds"][k] == kind and film[i]["conditioning"] == name
+                for k, i in enumerate(saved["ids"])
+                if saved["kinds"][k] == kind and generated_clip[i]["conditioning"] == name
             ]
-            clips[name] = [film[said["ids"][k]] for k in rows]
-            answers = understood([said["answers"]["own"][k] for k in rows], kind, said["meta"], clips[name])
-            scores[kind, name], silent[kind, name] = (
+            clips[name] = [generated_clip[saved["ids"][k]] for k in rows]
+            texts = [saved["answers"]["answer"][k] for k in rows]
+            answers = parsed_answers(texts, kind, saved["meta"], clips[name])
+            scores[kind, name], unparsed[kind, name] = (
                 correctness(answers, [i["direction"] for i in clips[name]]),
                 sum(a is None for a in answers) / max(len(rows), 1),
             )
-    main, kinds = index["conditioning"], list(dict.fromkeys(said["kinds"]))
+    main, kinds = index["conditioning"], list(dict.fromkeys(saved["kinds"]))
     if incomplete := [
         name
         for name in ("real", "frozen", main)
         if [i["id"].rpartition("/")[0] for i in clips.get(name, [])]
         != [i["id"].rpartition("/")[0] for i in clips[main]]
     ]:
-        refuse(f"{args.answers} lacks answers about {incomplete[0]}; run explain.py ask --data {args.films}")
+        fail(
+            f"{args.answers} lacks answers about {incomplete[0]}; run explain.py ask --data {args.generated}"
+        )
     truth, sources = [i["direction"] for i in clips[main]], [i["source"] for i in clips[main]]
     kind = max(kinds, key=lambda k: scores[k, "real"].diagonal().mean())
-    usual = index.get("commonest") or max(sorted(set(truth)), key=truth.count)
-    floors = {
-        "commonest": torch.tensor([float(t == usual) for t in truth]),
+    majority_action = index.get("majority") or max(sorted(set(truth)), key=truth.count)
+    baselines = {
+        "majority": torch.tensor([float(t == majority_action) for t in truth]),
         "frozen": scores[kind, "frozen"].diagonal(),
-        "other_item": others(scores[kind, main]),
+        "other_item": score_on_others(scores[kind, main]),
     }
     c = criterion(
         scores[kind, main].diagonal(),
-        floors,
+        baselines,
         sources,
-        ceiling=scores[kind, "real"].diagonal().mean().item(),
+        upper_bound=scores[kind, "real"].diagonal().mean().item(),
         seed=args.seed,
         conditioning=main,
         kind=kind,
-        unparsed=silent[kind, main],
+        unparsed=unparsed[kind, main],
         options_searched=len(kinds),
     )
     table = {name: {"n": len(here)} for name, here in clips.items()}
-    for (asked, name), score in scores.items():
+    for (question, name), score in scores.items():
         values = bootstrap(score.diagonal(), [i["source"] for i in clips[name]], seed=args.seed)
-        table[name] |= dict(zip((asked, f"{asked}_low", f"{asked}_high"), values, strict=True)) | {
-            f"{asked}_unparsed": silent[asked, name]
-        }
+        keys = (question, f"{question}_low", f"{question}_high")
+        table[name] |= dict(zip(keys, values, strict=True))
+        table[name][f"{question}_unparsed"] = unparsed[question, name]
     result = {
-        "stage": "films",
-        **{k: said["meta"][k] for k in ("model", "weights")},
+        "stage": "explain",
+        **{k: saved["meta"][k] for k in ("model", "weights")},
         "data": index["data"],
         "data_name": index["name"],
         **{k: index[k] for k in ("video", "video_weights")},
@@ -746,39 +724,40 @@ def run_semantic(args, started):
         "kind": kind,
         "semantic_accuracy": c["score"],
         **{
-            f"semantic_accuracy_{k}": c[k] for k in ("low", "high", "floor", "floor_name", "ceiling", "skill")
+            f"semantic_accuracy_{k}": c[k]
+            for k in ("low", "high", "baseline", "baseline_name", "upper_bound", "skill")
         },
-        "unparsed": silent[kind, main],
+        "unparsed": unparsed[kind, main],
         "criteria": {"semantic_accuracy": c},
         "conditionings": table,
         "run": run_info(args, started, script="explain.py"),
     }
     save_yaml(args.out, result)
-    say(result)
+    print_summary(result)
     return result
 
 
-# ---------------------------------------------------------------- describe: films are asked about
+# ---------------------------------------------------------------- describe: questions about generated clips
 
 DESCRIBE = "Describe what happens in this video in one sentence."
 CHOOSE = "Which of these happens in this video?"
-# of equal recall the earlier of NAMING is taken
-NAMING = "asked", "options", "described"
-STILL = "copy", "frozen"  # conditionings whose films show no action: one frame throughout
+# kinds of question; of equal recall the earlier is taken
+NAMING = "open", "options", "described"
+STILL = "copy", "frozen"  # conditionings without an action: one frame throughout
 
 
 def action_of(item):
     return item.get("action") or item.get("direction")
 
 
-def questions_about(films, options):
-    """{kind: a question for each film}; options: the actions to choose from."""
-    questions = {"described": [DESCRIBE] * len(films)}
-    openly = [CHOOSE] * len(films)
-    if all(i.get("turns") for i in films):
-        questions["asked"] = openly = [i["turns"][0][0] for i in films]
+def questions_about(generated_clips, options):
+    """{kind: a question about each generated clip}; options: the actions to choose from."""
+    questions = {"described": [DESCRIBE] * len(generated_clips)}
+    open_questions = [CHOOSE] * len(generated_clips)
+    if all(i.get("turns") for i in generated_clips):
+        questions["open"] = open_questions = [i["turns"][0][0] for i in generated_clips]
     if 1 < len(options) <= OPTIONS:
-        questions["options"] = [f"{q} Answer with one of: {', '.join(options)}." for q in openly]
+        questions["options"] = [f"{q} Answer with one of: {', '.join(options)}." for q in open_questions]
     return questions
 
 
@@ -786,32 +765,27 @@ def clip_of(item):
     return item["id"].rpartition("/")[0] if "conditioning" in item else item["id"]
 
 
-def ask_films(films, questions, counts, entry, where, out, meta, batch):
-    """{(kind, k): an answer for each film}; what `out` holds of the same films, questions and model is not asked again. where: (device, dtype).
+def ask_generated_clips(generated_clips, questions, counts, entry, where, out, meta, batch):
+    """{(kind, k): an answer for each generated clip}. `out` caches answers for equal clips, questions and model.
 
-    The first of NAMING that there is is asked with every number of frames, the other kinds with the largest.
-    """
-    ids, before = [i["id"] for i in films], load_pt(out, ANSWERS) if out.is_file() else None
-    answers = (
-        before["answers"]
-        if before
-        and (before["ids"], before["meta"], before.get("questions")) == (ids, plain(meta), questions)
-        else {}
-    )
+    The first available kind of NAMING is used with every number of frames k, the others with the largest.
+    where: (device, dtype)."""
+    ids = [i["id"] for i in generated_clips]
+    answers = saved_answers(out, ids=ids, meta=plain(meta), questions=questions).get("answers", {})
     first = next(kind for kind in NAMING if kind in questions)
-    wanted = [(kind, k) for k in counts for kind in questions if kind == first or k == max(counts)]
-    todo = [(kind, k) for kind, k in wanted if f"{kind}-{k}" not in answers]
+    runs_needed = [(kind, k) for k in counts for kind in questions if kind == first or k == max(counts)]
+    todo = [(kind, k) for kind, k in runs_needed if f"{kind}-{k}" not in answers]
     model, processor = load_vlm(entry, *where) if todo else (None, None)
-    with tqdm(total=len(todo) * len(films), desc="asked", unit="film") as bar:
+    with tqdm(total=len(todo) * len(generated_clips), desc="answers", unit="clip") as bar:
         for kind, k in todo:
-            together, texts = {}, [None] * len(films)
-            for n, (item, question) in enumerate(zip(films, questions[kind], strict=True)):
+            together, texts = {}, [None] * len(generated_clips)
+            for n, (item, question) in enumerate(zip(generated_clips, questions[kind], strict=True)):
                 together.setdefault((question, len(item["frames"])), []).append(n)
             for (question, length), members in together.items():
                 at = spread(length, k)
                 for some in (members[n : n + batch] for n in range(0, len(members), batch)):
                     shown = torch.stack(
-                        [frames_of({"frames": films[n]["frames"][at]}, meta["size"]) for n in some]
+                        [frames_of({"frames": generated_clips[n]["frames"][at]}, meta["size"]) for n in some]
                     )
                     for n, text in zip(
                         some, answers_to(model, processor, shown, question, (at, length)), strict=True
@@ -820,14 +794,14 @@ def ask_films(films, questions, counts, entry, where, out, meta, batch):
                     bar.update(len(some))
             answers = answers | {f"{kind}-{k}": texts}
             save_pt(out, ANSWERS, ids, meta, questions=questions, answers=answers)
-    return {(kind, k): answers[f"{kind}-{k}"] for kind, k in wanted}
+    return {(kind, k): answers[f"{kind}-{k}"] for kind, k in runs_needed}
 
 
-# ---------------------------------------------------------------- describe: what is said is scored
+# ---------------------------------------------------------------- describe: scores
 
 
 def option(text, options):
-    """The one option that an answer names, longest first: "up left" is not "up" as well. None: it names none or several, or denies it."""
+    """The option that an answer names, longest first ("up left" is not "up"). None: none, several or a denied one."""
     text, named = text.lower(), []
     for o in sorted(options, key=len, reverse=True):
         rest = re.sub(rf"(?<!\w){re.escape(o.lower().rstrip('.'))}(?!\w)", " ", text)
@@ -839,35 +813,36 @@ def option(text, options):
 def names_actions(texts, kind, actions):
     """Which of the actions each answer names, bool [answers, actions]."""
     if kind == "options":
-        said = [option(t, actions) for t in texts]
-        return torch.tensor([[s == a for a in actions] for s in said])
+        named = [option(t, actions) for t in texts]
+        return torch.tensor([[n == a for a in actions] for n in named])
     if "still" in actions:  # the nine words for a direction
-        said = [parse_word(t, "direction") for t in texts]
-        return torch.tensor([[s == a for a in actions] for s in said])
-    return torch.tensor([[recalled(s, a) for a in actions] for s in map(told, texts)])
+        named = [parse_word(t, "direction") for t in texts]
+        return torch.tensor([[n == a for a in actions] for n in named])
+    return torch.tensor([[recalled(parsed, a) for a in actions] for parsed in map(parse_action, texts)])
 
 
-def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
-    """What of explain-describe.yaml follows from the answers: {(kind, k): texts}, the films of the first of `names` first, in each the clips of `truth` [n], their actions."""
+def describe_scores(answers, names, main, truth, vocabulary, majority_action, sources, seed):
+    """The part of explain-describe.yaml that follows from the answers {(kind, k): texts}.
+
+    names: conditionings, in the order of the texts, each with the clips of `truth` [n], their actions."""
     n, score, table = len(truth), {}, {name: {"n": len(truth)} for name in names}
     column = torch.tensor([vocabulary.index(a) for a in truth])
     for (kind, k), texts in answers.items():
         for place, name in enumerate(names):
-            own = texts[place * n : (place + 1) * n]
-            said = names_actions(own, kind, vocabulary)
-            score[name, kind, k] = said[:, column].double()  # [answers, clips]
-            recall, low, high = bootstrap(score[name, kind, k].diagonal(), sources, seed=seed)
-            row = {"recall": recall, "low": low, "high": high, "unparsed": (~said.any(1)).double().mean()}
+            named = names_actions(texts[place * n : (place + 1) * n], kind, vocabulary)
+            score[name, kind, k] = named[:, column].double()  # [answers, clips]
+            mean, low, high = bootstrap(score[name, kind, k].diagonal(), sources, seed=seed)
+            row = {"recall": mean, "low": low, "high": high, "unparsed": (~named.any(1)).double().mean()}
             table[name][f"{kind}-{k}"] = row
     searched = [(kind, k) for name, kind, k in score if name == "real"]
-    # by the clips themselves alone
+    # chosen on the real clips alone
     kind, k = max(searched, key=lambda s: (score["real", *s].diagonal().mean(), s[1], -NAMING.index(s[0])))
-    right = {name: score[name, kind, k].diagonal() for name in names}
-    real, generated = right["real"], main != "real"
-    floors = {
-        "other_item": others(score[main, kind, k]),
-        "commonest": torch.tensor([float(t == usual) for t in truth]).double(),
-    } | {x: right[x] for x in STILL if x in right and x != main}
+    recall = {name: score[name, kind, k].diagonal() for name in names}
+    real, generated = recall["real"], main != "real"
+    baselines = {
+        "other_item": score_on_others(score[main, kind, k]),
+        "majority": torch.tensor([float(t == majority_action) for t in truth]).double(),
+    } | {x: recall[x] for x in STILL if x in recall and x != main}
     more = {
         "seed": seed,
         "conditioning": main,
@@ -878,40 +853,40 @@ def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
     }
     criteria = {
         "action_recall": criterion(
-            right[main], floors, sources, ceiling=real.mean().item() if generated else 1.0, **more
+            recall[main], baselines, sources, upper_bound=real.mean().item() if generated else 1.0, **more
         )
     }
     if generated and real.any():
-        kept = {name: ratio(x, real) for name, x in right.items() if name != "real"}
+        retention = {name: ratio(x, real) for name, x in recall.items() if name != "real"}
         criteria["retention"] = criterion(
-            kept[main],
-            {name: ratio(x, real) for name, x in floors.items()},
+            retention[main],
+            {name: ratio(x, real) for name, x in baselines.items()},
             sources,
-            ceiling=kept["vae"].mean().item() if "vae" in kept else 1.0,
+            upper_bound=retention["vae"].mean().item() if "vae" in retention else 1.0,
             **more,
         )
-        for name, x in kept.items():
-            kept_of = bootstrap(x, sources, seed=seed)
-            table[name] |= dict(zip(("retention", "retention_low", "retention_high"), kept_of, strict=True))
+        for name, x in retention.items():
+            interval = bootstrap(x, sources, seed=seed)
+            table[name] |= dict(zip(("retention", "retention_low", "retention_high"), interval, strict=True))
     headline = {"kind": kind, "frames": k}
-    asked = {
+    rows = {
         "real": table["real"][f"{kind}-{k}"],
         "generated": table[main][f"{kind}-{k}"] if generated else {},
     }
-    for word, row in asked.items():
+    for word, row in rows.items():
         for end, value in (("", "recall"), ("_low", "low"), ("_high", "high")):
             headline[f"action_recall_{word}{end}"] = row.get(value)
     headline |= {f"retention{end}": table[main].get(f"retention{end}") for end in ("", "_low", "_high")}
     reason = None
     if not generated:
-        reason = "there are no generated films"
+        reason = "there are no generated clips"
     elif "retention" not in criteria:
-        reason = "no action of a real clip is recalled, so there is none to retain"
+        reason = "the answers about real clips name no action, so there is none to retain"
     headline["retention_reason"] = reason
     for name in names:
         if name not in ("real", main):
             headline[f"retention_{name}"] = table[name].get("retention")
-    for name, value in criteria["action_recall"]["floors"].items():
+    for name, value in criteria["action_recall"]["baselines"].items():
         headline[f"action_recall_{name}"] = value
     return headline | {
         "unparsed": more["unparsed"],
@@ -921,48 +896,51 @@ def survived(answers, names, main, truth, vocabulary, usual, sources, seed):
     }
 
 
-def films_to_describe(items, index, folder, clips):
-    """{conditioning: films of the test clips, one of each clip, in the same order}; a plain folder of clips holds real ones."""
-    films = {}
+def generated_clips_to_describe(items, index, folder, clips):
+    """{conditioning: its clips of the test split, one per source clip, in equal order}; plain folders hold real clips."""
+    generated_clips = {}
     for i in items:
         if split_of(i["source"]) == "test":
             if len(i.get("frames", ())) < 2 or not isinstance(action_of(i), str):
-                what = "has neither action nor direction" if len(i.get("frames", ())) > 1 else "is no clip"
-                refuse(f"{i['id']} of {folder} {what}; give films that video.py wrote, or clips of actions")
-            films.setdefault(i.get("conditioning", "real"), []).append(i)
-    if not films:
-        refuse(f"{folder} has no item in its test split; give a folder with more clips")
-    ids = [clip_of(i) for i in films.get("real", ())]
-    if lacking := [
+                what = "has neither action nor direction" if len(i.get("frames", ())) > 1 else "is not a clip"
+                fail(f"{i['id']} of {folder} {what}; give generated clips of video.py, or clips of actions")
+            generated_clips.setdefault(i.get("conditioning", "real"), []).append(i)
+    if not generated_clips:
+        fail(f"{folder} has no item in its test split; give a folder with more clips")
+    ids = [clip_of(i) for i in generated_clips.get("real", ())]
+    if incomplete := [
         name
-        for name in ("real", index.get("conditioning", "real"), *films)
-        if not ids or [clip_of(i) for i in films.get(name, ())] != ids
+        for name in ("real", index.get("conditioning", "real"), *generated_clips)
+        if not ids or [clip_of(i) for i in generated_clips.get(name, ())] != ids
     ]:
-        refuse(f"{folder} lacks films of {lacking[0]}, or of some clips; run video.py again")
-    return {name: these[:clips] for name, these in films.items()}
+        fail(f"{folder} lacks generated clips of {incomplete[0]} for some or all clips; run video.py again")
+    return {name: these[:clips] for name, these in generated_clips.items()}
 
 
 def run_describe(args, started):
-    """explain-describe.yaml: what a model says happens in films, beside what does."""
+    """Write explain-describe.yaml: do a model's descriptions of generated clips name their actions?"""
     entry = find_model(args.model)
     if entry.get("type") not in FRAMES_AS:
-        refuse(f"--model {args.model} takes no chat about several frames; give a Qwen model or internvl3-8b")
+        fail(f"--model {args.model} accepts no chat with several frames; give a Qwen model or internvl3-8b")
     if small := [
         k for k in ("clips", "size", "batch") if getattr(args, k) is not None and getattr(args, k) < 1
     ]:
-        refuse(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
+        fail(f"--{small[0]} {getattr(args, small[0])} is not positive; give 1 or more")
     counts = (args.frames or "3,8,16").split(",")
     if not all(k.isdecimal() and int(k) > 1 for k in counts):
-        refuse(f"--frames {args.frames} are not numbers of 2 or more with commas between; give, say, 3,8,16")
-    items, index = load_items(args.films)
-    films, main = films_to_describe(items, index, args.films, args.clips), index.get("conditioning", "real")
-    real, every = films["real"], [i for these in films.values() for i in these]
+        fail(f"--frames {args.frames} are not numbers of 2 or more, separated by commas; give, say, 3,8,16")
+    items, index = load_items(args.generated)
+    generated_clips, main = (
+        generated_clips_to_describe(items, index, args.generated, args.clips),
+        index.get("conditioning", "real"),
+    )
+    real, every = generated_clips["real"], [i for these in generated_clips.values() for i in these]
     longest = max(len(i["frames"]) for i in every)
     used = {int(k): min(int(k), longest) for k in counts}
     directions = [w for row in WORDS["direction"] for w in row]
     options = sorted({*filter(None, map(action_of, items)), *(str(a) for a in index.get("actions") or ())})
     questions = questions_about(every, options)
-    out = Path(args.out or Path(args.films).parent / "explain-describe.yaml")
+    out = Path(args.out or Path(args.generated).parent / "explain-describe.yaml")
     check_writable(out)
 
     device, dtype, why = choose_device()
@@ -980,9 +958,9 @@ def run_describe(args, started):
         "size": size,
         "rate": RATE,
         "dtype": str(dtype),
-        "films": digest.hexdigest()[:16],
+        "generated": digest.hexdigest()[:16],
     }
-    answers = ask_films(
+    answers = ask_generated_clips(
         every,
         questions,
         sorted(set(used.values())),
@@ -994,20 +972,23 @@ def run_describe(args, started):
     )
 
     truth = [action_of(i) for i in real]
-    taught = [action_of(i) for i in items if split_of(i["source"]) == "train" and action_of(i)] or truth
-    usual = index.get("commonest") or max(sorted(set(taught)), key=taught.count)
+    train_actions = [
+        action_of(i) for i in items if split_of(i["source"]) == "train" and action_of(i)
+    ] or truth
+    majority_action = index.get("majority") or max(sorted(set(train_actions)), key=train_actions.count)
     vocabulary = directions if set(options) <= set(directions) else options
-    found = survived(
-        answers, list(films), main, truth, vocabulary, usual, [i["source"] for i in real], args.seed
+    sources = [i["source"] for i in real]
+    found = describe_scores(
+        answers, list(generated_clips), main, truth, vocabulary, majority_action, sources, args.seed
     )
-    asked = found["kind"], found["frames"]
+    best = found["kind"], found["frames"]
     save_pt(
-        out.with_name(f"{out.stem}-said.pt"),
+        out.with_name(f"{out.stem}-actions.pt"),
         RESULT,
         [i["id"] for i in every],
-        meta | {"kind": asked[0], "frames": asked[1]},
+        meta | {"kind": best[0], "frames": best[1]},
         actions=vocabulary,
-        said=names_actions(answers[asked], asked[0], vocabulary),
+        named=names_actions(answers[best], best[0], vocabulary),
     )
     result = {
         "stage": "describe",
@@ -1020,7 +1001,7 @@ def run_describe(args, started):
         "conditioning": main,
         **{k: x for k, x in found.items() if not isinstance(x, dict)},
         "clips": len(real),
-        "sources": len({i["source"] for i in real}),
+        "sources": len(set(sources)),
         "frames_as": FRAMES_AS[entry["type"]],
         "size": size,
         "frames_used": used,
@@ -1028,23 +1009,22 @@ def run_describe(args, started):
         "run": run_record(args, started, device, why, dtype, entry),
     }
     save_yaml(out, result)
-    say(result)
+    print_summary(result)
     return result
 
 
-# ---------------------------------------------------------------- one's own image or video
+# ---------------------------------------------------------------- ask: the user's own image or video
 
 MOST = 256  # tokens of an answer
 
 
 def watched(path, k, size, how="uniform", seed=0):
-    """(k frames of a video, chosen by `how` (choose_frames), uint8 [k, size, size, 3]; their numbers, of how many, frames a second).
+    """(k frames of a video, uint8 [k, size, size, 3], chosen by `how` (choose_frames); (indices, length, frames a second)).
 
-    What is shown more densely than RATE is said to be slower: nearer steps would share one position in time.
-    """
+    The stated rate is at most RATE: denser steps would share one temporal position."""
     length = len(presented(path))
     if not length:
-        refuse(f"{path} holds no frame; give another video")
+        fail(f"{path} holds no frames; give another video")
     with opened(path) as file:
         rate = float(file.streams.video[0].average_rate or RATE)
     numbers = choose_frames(path, min(k, length), how, seed)
@@ -1052,28 +1032,28 @@ def watched(path, k, size, how="uniform", seed=0):
 
 
 def ask_about_media(args, started):
-    """What a model says of pictures or of a video, printed as it comes."""
+    """Print a model's answer about images or a video while it is generated."""
     entry, frames = find_model(args.model), args.frames or "16"
     if entry.get("type") not in FRAMES_AS:
         if entry.get("type") not in ALONE:
-            refuse(f"--model {args.model} ({entry.get('type')}) cannot be asked; give tiny or a Qwen model")
+            fail(f"--model {args.model} ({entry.get('type')}) takes no questions; give tiny or a Qwen model")
         if args.clip or len(args.image or ()) > 1:
-            refuse(f"--model {args.model} takes one picture at a time; give one --image, or a Qwen model")
+            fail(f"--model {args.model} takes one image at a time; give one --image, or a Qwen model")
     if bool(args.image) == bool(args.clip) or not (args.question or "").strip():
-        refuse("ask needs a --question, and either --image or --clip")
+        fail("ask needs a --question, and either --image or --clip")
     if args.clip and not (frames.isdecimal() and int(frames) > 1):
-        refuse(f"--frames {frames} is not a number of 2 or more; give, say, 16")
+        fail(f"--frames {frames} is not a number of 2 or more; give, say, 16")
     if args.choose and not args.clip:
-        refuse(f"--choose {args.choose} is about the frames of a video; give --clip, or leave it out")
+        fail(f"--choose {args.choose} applies to the frames of a video; give --clip, or leave it out")
     if args.size is not None and args.size < 1:
-        refuse(f"--size {args.size} is not positive; give 1 or more")
+        fail(f"--size {args.size} is not positive; give 1 or more")
     if args.out:
         check_writable(args.out)
     size = args.size or (entry["clip"] if args.clip else entry.get("own_shape", entry["size"]))
     x, at = (
         watched(args.clip, int(frames), size, args.choose or "uniform", args.seed)
         if args.clip
-        else ([frames_of({"frames": read_picture(p)}, size)[0] for p in args.image], None)
+        else ([frames_of({"frames": read_image(p)}, size)[0] for p in args.image], None)
     )
 
     from transformers import TextStreamer
@@ -1082,25 +1062,26 @@ def ask_about_media(args, started):
     print(f"device {device.type} ({why})")
     model, processor = load_vlm(entry, device, dtype)
     given = put_to(model, processor, [x], args.question, at)
-    own = entry["type"] == "cogvlm2"
+    is_cogvlm2 = entry["type"] == "cogvlm2"
     tokenizer = getattr(processor, "tokenizer", processor)
-    began = time.time()
-    more = {} if own else {"do_sample": False, "pad_token_id": model.generation_config.pad_token_id or 0}
+    started_at = time.time()
+    pad = 0 if is_cogvlm2 else model.generation_config.pad_token_id or 0
+    greedy = {} if is_cogvlm2 else {"do_sample": False, "pad_token_id": pad}
     with torch.inference_mode():
         tokens = model.generate(
             **given,
-            **more,
+            **greedy,
             max_new_tokens=MOST,
-            streamer=TextStreamer(tokenizer, skip_prompt=not own, skip_special_tokens=True),
+            streamer=TextStreamer(tokenizer, skip_prompt=not is_cogvlm2, skip_special_tokens=True),
         )[0]
-    # all there is of a decoder of its own
-    words = tokens if own or entry["type"] == "florence2" else tokens[given["input_ids"].shape[1] :]
+    # generate returns the answer alone
+    words = tokens if is_cogvlm2 or entry["type"] == "florence2" else tokens[given["input_ids"].shape[1] :]
     result = {
         "stage": "explain",
         "mode": "ask",
         "question": args.question,
         "answer": tokenizer.decode(words, skip_special_tokens=True).strip(),
-        "seconds": time.time() - began,
+        "seconds": time.time() - started_at,
         "tokens": len(words),
         "model": entry["name"],
         "weights": entry["weights"],
@@ -1111,15 +1092,15 @@ def ask_about_media(args, started):
     }
     if args.out:
         save_yaml(args.out, result)
-    say(result)
+    print_summary(result)
     return result
 
 
 # ---------------------------------------------------------------- trajectories: templates
 
 UNSEEN = "the clip does not show that"
-# As what a question asks, the first that fits; none does where a clip does not show the answer.
-SORTS = {
+# Kind of a question: the first pattern that matches; none if the clip does not show the answer.
+QUESTION_PATTERNS = {
     "backwards": r"\b(?:backwards|reversed)\b",
     "uncovered": r"\bnothing (?:stood|hid)\b",
     "persistence": r"\bpersistent\b",
@@ -1129,11 +1110,11 @@ SORTS = {
     "frames": r"\b(?:frames|when)\b",
     "describe": r"^describe\b",
 }
-HEADINGS = [word for row in WORDS["direction"] for word in row]
-OPPOSITE = dict(zip(HEADINGS, HEADINGS[::-1], strict=True))
+DIRECTIONS = [word for row in WORDS["direction"] for word in row]
+OPPOSITE = dict(zip(DIRECTIONS, DIRECTIONS[::-1], strict=True))
 
 
-def said_frames(spans):
+def frames_text(spans):
     """[[0, 9], [14, 31]] -> "frames 0 to 9 and 14 to 31"; [[7, 7]] -> "frame 7"."""
     return f"frame{'s' * (spans != [[spans[0][0]] * 2])} " + " and ".join(
         f"{a} to {b}" if b > a else f"{a}" for a, b in spans
@@ -1141,12 +1122,12 @@ def said_frames(spans):
 
 
 def describe_track(fact):
-    """The sentences about one object, in the words of data.py; what is not known (None) is left out, and an object that is never seen is not there."""
+    """The sentences about one object, in the words of data.py, without facts that are None. Never visible: not there."""
     if not fact["visible"]:
         return f"There is no {fact['object']}."
     first, last = (fact["present"] or fact["visible"])[0][0], (fact["present"] or fact["visible"])[-1][1]
-    way = {
-        None: f"is seen in {said_frames(fact['visible'])}",
+    span = {
+        None: f"is seen in {frames_text(fact['visible'])}",
         "stays": f"is there in frames {first} to {last}",
         "enters": f"enters in frame {first}",
         "leaves": f"leaves in frame {last}",
@@ -1154,11 +1135,11 @@ def describe_track(fact):
         "appears": f"appears in frame {first}",
         "vanishes": f"vanishes in frame {last}",
     }[fact["why"]]
-    text = f"The {fact['object']} is {'persistent' if fact['persistent'] else 'transient'}: it {way}."
+    text = f"The {fact['object']} is {'persistent' if fact['persistent'] else 'transient'}: it {span}."
     if fact["direction"]:
         text += " It is still." if fact["direction"] == "still" else f" It moves {fact['direction']}."
     if fact["hidden"] is not None:
-        text += f" It is {'hidden in ' + said_frames(fact['hidden']) if fact['hidden'] else 'never hidden'}."
+        text += f" It is {'hidden in ' + frames_text(fact['hidden']) if fact['hidden'] else 'never hidden'}."
     return text
 
 
@@ -1167,43 +1148,40 @@ def sentence_of_count(n):
 
 
 def answer_with(fact, question, count):
-    """The answer to a question that follows from the facts about its object, in the words of data.py; UNSEEN where they lack it."""
-    sort = next((sort for sort, pattern in SORTS.items() if re.search(pattern, question.lower())), None)
-    if sort == "count":
+    """The answer that follows from the facts about an object, in the words of data.py; UNSEEN if they lack it."""
+    patterns = QUESTION_PATTERNS.items()
+    kind = next((kind for kind, pattern in patterns if re.search(pattern, question.lower())), None)
+    if kind == "count":
         return str(count)
-    if sort == "describe":
+    if kind == "describe":
         return describe_track(fact)
     if not fact["visible"]:
         return f"there is no {fact['object']}"
-    known = (
-        fact[
-            {
-                "persistence": "persistent",
-                "frames": "visible",
-                "backwards": "direction",
-                "uncovered": "present",
-            }.get(sort, sort)
-        ]
-        if sort
-        else None
-    )
-    if known is None:
+    keys = {
+        "persistence": "persistent",
+        "frames": "visible",
+        "backwards": "direction",
+        "uncovered": "present",
+    }
+    value = fact[keys.get(kind, kind)] if kind else None
+    if value is None:
         return UNSEEN
-    if sort == "persistence":
-        return "persistent" if known else "transient"
-    if sort in ("direction", "backwards"):
-        return known if sort == "direction" else OPPOSITE[known]
-    return said_frames(known) if known else "it is never hidden"
+    if kind == "persistence":
+        return "persistent" if value else "transient"
+    if kind in ("direction", "backwards"):
+        return value if kind == "direction" else OPPOSITE[value]
+    return frames_text(value) if value else "it is never hidden"
 
 
 def true_fact(item, name):
     return next((t for t in item["tracks"] if t["object"] == name), {"object": name, "visible": []})
 
 
-def noted_fact(name, persistence, scores, threshold):
-    """What follows from what a video model says of an object: seen where its scores [T] are over the threshold; who is persistent is there all the time, and hidden where not seen.
+def tracker_fact(name, persistence, scores, threshold):
+    """The facts about an object that follow from a tracker's output: visible where its scores [T] exceed the threshold.
 
-    The way it moves, and where a transient one that is not seen is hidden, does not follow."""
+    A persistent object is present throughout, and hidden where it is not visible. Unknown (None): the direction, and
+    where a transient object is hidden."""
     seen, end = (scores > threshold).tolist(), len(scores) - 1
     persistent = bool(persistence > 0.5)
     return {
@@ -1219,63 +1197,61 @@ def noted_fact(name, persistence, scores, threshold):
 
 
 def runs(there):
-    """[first, last] of each run of true values."""
+    """[[first, last], ...] of each run of true values."""
     edges = [t for t in range(len(there) + 1) if (t < len(there) and there[t]) != (t > 0 and there[t - 1])]
     return [[a, b - 1] for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-# ---------------------------------------------------------------- trajectories: writers are asked
+# ---------------------------------------------------------------- trajectories: the methods answer
 
-# Who writes: templates from the truth (no writer can be better) and from what a video model notes, a language
-# model given these notes as text, one given the embedding as soft tokens, one that sees
-# frames, and what costs nothing: the commonest answer of the train clips, and the language model that is
-# given nothing.
-WRITERS = "truth", "metadata", "text", "soft", "tuned", "vlm", "commonest", "blind"
-# kinds whose answer lies in the picture of the object asked about
+# Templates from the truth (the upper bound) and from the tracker's output; a language model given that output as
+# text, or the embedding as soft tokens; a tuned and a plain VLM given frames; baselines: the majority answer of the
+# train clips, and the language model without any input about the clip.
+METHODS = "truth", "metadata", "text", "soft", "tuned", "vlm", "majority", "blind"
+# kinds of question whose answer depends on the object of the question
 FOLLOW = "persistence", "frames", "direction", "hidden", "whatif"
-# what stands where soft tokens stood: nothing, another clip's, another object's, noise, what is noted of the
-# object as words
+# in place of the soft tokens: nothing, another clip's, another object's, noise, the tracker's output as text
 ABLATIONS = "on", "off", "shuffled", "swapped", "gaussian", "label"
 HINT = (
     "The clip has {} frames, numbered from 0. Answer in a few words: persistent or transient; frames 4 to 21; a direction such as up left, or still; it is never hidden; a number; "
-    # for models that were not trained to answer in these words
+    # for models that were not trained on these words
     "there is no such object; or: the clip does not show that."
 )
 
 
-class Ask(NamedTuple):
-    item: int  # number of the clip
+class Question(NamedTuple):
+    item: int  # index of the clip
     kind: str
-    name: str  # of the object; "" where it is about all
+    name: str  # of the object; "" for all objects
     question: str
     answer: str = ""
-    # permuted: the same with the two words exchanged; listed, relisted: with the directions in one order and
-    # another; described
-    role: str = "asked"
+    # permuted: the two options exchanged; listed, relisted: the directions in two orders; description
+    role: str = "question"
 
 
-def drawn(every, n, g):
-    """n of each kind."""
+def sample_per_kind(every, n, g):
+    """n questions of each kind, at random."""
+    chosen = []
+    for kind in QUESTION_KINDS:
+        here = [a for a in every if a.kind == kind]
+        chosen += [here[j] for j in torch.randperm(len(here), generator=g)[:n]]
+    return chosen
+
+
+def questions_of_items(items):
     return [
-        here[j]
-        for kind in ASKED
-        for here in [[a for a in every if a.kind == kind]]
-        for j in torch.randperm(len(here), generator=g)[:n]
-    ]
-
-
-def asks_about(items):
-    return [
-        Ask(k, kind, name, *turn)
+        Question(k, kind, name, *turn)
         for k, item in enumerate(items)
-        for (kind, name), turn in zip(item["asked"], item["turns"], strict=True)
+        for (kind, name), turn in zip(item["topics"], item["turns"], strict=True)
     ]
 
 
-def questions_drawn(items, n, seed):
-    """(questions: n of each kind, and those of persistence and of direction with their options in another order; questions whose answers make the description of n clips)."""
+def sample_questions(items, n, seed):
+    """(questions, questions of the descriptions). questions: n of each kind, and variants with other orders of options.
+
+    The answers to the questions of the descriptions form the description of n clips."""
     g = torch.Generator().manual_seed(seed)
-    asks = drawn(asks_about(items), n, g)
+    asks = sample_per_kind(questions_of_items(items), n, g)
     for a in list(asks):
         if a.kind == "persistence":
             asks.append(
@@ -1288,33 +1264,34 @@ def questions_drawn(items, n, seed):
             )
         if a.kind == "direction":
             for role in ("listed", "relisted"):
-                listed = ", ".join(HEADINGS[j] for j in torch.randperm(len(HEADINGS), generator=g))
+                listed = ", ".join(DIRECTIONS[j] for j in torch.randperm(len(DIRECTIONS), generator=g))
                 asks.append(a._replace(role=role, question=f"{a.question} Answer with one of: {listed}."))
     clips = torch.randperm(len(items), generator=g)[:n].tolist()
     return asks, [
-        Ask(k, *rest, "described")
+        Question(k, *rest, "description")
         for k in clips
         for rest in [
-            *(("describe", name, TELL_OF.format(name), "") for name in items[k]["names"]),
+            *(("describe", name, DESCRIBE_NAME.format(name), "") for name in items[k]["names"]),
             ("count", "", "How many coloured objects are there?", str(items[k]["count"])),
         ]
     ]
 
 
-def commonest_answers(asks, train):
-    """To each question the commonest answer to its kind in `train`, about whatever object; a description is made of the commonest sentences about one."""
-    known = [(a.kind, a.answer.replace(a.name, "{}") if a.name else a.answer) for a in asks_about(train)]
-    known += [("describe", describe_track(t).replace(t["object"], "{}")) for i in train for t in i["tracks"]]
-    usual = {
-        kind: max(sorted(set(here)), key=here.count)
-        for kind in dict.fromkeys(k for k, _ in known)
-        for here in [[a for k, a in known if k == kind]]
-    }
-    return [usual[a.kind].replace("{}", a.name) for a in asks]
+def majority_answers(asks, train):
+    """For each question the majority answer to its kind in `train`; for a description the majority sentences."""
+    seen = [
+        (a.kind, a.answer.replace(a.name, "{}") if a.name else a.answer) for a in questions_of_items(train)
+    ]
+    seen += [("describe", describe_track(t).replace(t["object"], "{}")) for i in train for t in i["tracks"]]
+    majority_answer = {}
+    for kind in dict.fromkeys(k for k, _ in seen):
+        here = [a for k, a in seen if k == kind]
+        majority_answer[kind] = max(sorted(set(here)), key=here.count)
+    return [majority_answer[a.kind].replace("{}", a.name) for a in asks]
 
 
 class Notes:
-    """What a video model wrote of the objects of clips (tracks.pt), by clip and name."""
+    """The tracker's output about the objects of clips (tracks.pt), by clip and name."""
 
     def __init__(self, path, every, items, threshold=None):
         self.tracks = load_tracks(path, every)
@@ -1328,18 +1305,18 @@ class Notes:
             for name in (*item["names"], item["absent"])
             if (i := track_id(item, name)) not in self.rows
         ]:
-            refuse(f"{path} lacks {lacking[0]!r} and {len(lacking) - 1} more; run track.py for this --data")
+            fail(f"{path} lacks {lacking[0]!r} and {len(lacking) - 1} more; run track.py for this --data")
 
     def row(self, k, name):
-        """Where an object stands; of a question about none, the first object of the clip."""
+        """The row of an object; for name "" that of the clip's first object."""
         return self.rows[track_id(self.items[k], name)]
 
     def fact(self, k, name):
         row = self.row(k, name)
-        return noted_fact(name, self.tracks["persistence"][row], self.tracks["scores"][row], self.threshold)
+        return tracker_fact(name, self.tracks["persistence"][row], self.tracks["scores"][row], self.threshold)
 
     def count(self, k):
-        """How many objects are seen, of those that were looked for: the clip's, and one that is not there."""
+        """The number of visible objects among the clip's own and the absent one."""
         return sum(
             bool(self.fact(k, name)["visible"]) for name in (*self.items[k]["names"], self.items[k]["absent"])
         )
@@ -1350,11 +1327,13 @@ class Notes:
         return metadata_text(name, fact["persistence"], fact["visible"], None, fact["hidden"], self.count(k))
 
     def embeddings(self, asks, how="on", seed=0):
-        """[n, 512]: of the object asked about, or as one of ABLATIONS says."""
+        """[n, 512]: of the objects of the questions, or of one of ABLATIONS."""
         g, rows = torch.Generator().manual_seed(seed), [self.row(a.item, a.name) for a in asks]
         if how == "shuffled":
-            others = [[k for k in range(len(self.items)) if k != a.item] or [a.item] for a in asks]
-            rows = [self.row(clips[int(torch.randint(len(clips), (), generator=g))], "") for clips in others]
+            elsewhere = [[k for k in range(len(self.items)) if k != a.item] or [a.item] for a in asks]
+            rows = [
+                self.row(clips[int(torch.randint(len(clips), (), generator=g))], "") for clips in elsewhere
+            ]
         if how == "swapped":
             rows = [self.row(a.item, neighbour(self.items[a.item], a.name)) for a in asks]
         x = self.tracks["embedding"][rows]
@@ -1366,13 +1345,15 @@ class Notes:
 
 
 def neighbour(item, name):
-    """The next object of a clip; of the only one, itself."""
+    """The next object of a clip (cyclic)."""
     names = item["names"]
     return names[(names.index(name) + 1) % len(names)] if name in names else name
 
 
 def vlm_answers(name, model, processor, items, asks, k, size, batch, hint):
-    """What a vision-language model that sees k frames of each clip answers; questions in the same words go together. hint: tell it what to answer, and which frames it sees."""
+    """The answers of a vision-language model given k frames of each clip; equal questions share a batch.
+
+    hint: prepend the possible answers and the indices of the frames."""
     texts, together = [""] * len(asks), {}
     for n, a in enumerate(asks):
         together.setdefault((a.question, len(items[a.item]["frames"])), []).append(n)
@@ -1383,20 +1364,20 @@ def vlm_answers(name, model, processor, items, asks, k, size, batch, hint):
                 shown = torch.stack(
                     [frames_of({"frames": items[asks[n].item]["frames"][at]}, size) for n in some]
                 )
-                told = f"{HINT.format(length)} You see frames {', '.join(map(str, at))}. " if hint else ""
+                prefix = f"{HINT.format(length)} You see frames {', '.join(map(str, at))}. " if hint else ""
                 for n, text in zip(
-                    some, answers_to(model, processor, shown, told + question, (at, length)), strict=True
+                    some, answers_to(model, processor, shown, prefix + question, (at, length)), strict=True
                 ):
                     texts[n] = text
                 bar.update(len(some))
     return texts
 
 
-# ---------------------------------------------------------------- trajectories: what they say is scored
+# ---------------------------------------------------------------- trajectories: scores
 
 
 def descriptions(asks, texts):
-    """{number of the clip: its description}: of the sentences about each of its objects, and of how many there are."""
+    """{index of the clip: its description}: sentences about each of its objects and about their number."""
     out = {}
     for a, text in zip(asks, texts, strict=True):
         out.setdefault(a.item, []).append(
@@ -1409,30 +1390,30 @@ def descriptions(asks, texts):
     return {k: " ".join(parts) for k, parts in out.items()}
 
 
-def claims_scored(items, spoken_of, seed):
-    """What a table's row says of descriptions, a list of {number of the clip: text}, one for each seed: precision of claims and facts omitted, in all and by kind."""
+def score_claims(items, described, seed):
+    """Precision of claims and rate of omitted facts, in all and by kind. described: for each seed {clip: description}."""
     true = []
     facts = []
-    silent = 0
+    unparsed = 0
     sentences = 0
     unchecked = 0
-    for texts in spoken_of:
+    for texts in described:
         for k, text in texts.items():
-            claims, mute = parse_claims(text, items[k]["names"], len(items[k]["frames"]))
+            claims, without_claim = parse_claims(text, items[k]["names"], len(items[k]["frames"]))
             checked = [(c.kind, check_claim(c, items[k])) for c in claims]
-            left_out, every = omitted(claims, items[k])
+            missing, every = omitted(claims, items[k])
             true += [(items[k]["source"], kind, float(t)) for kind, t in checked if t is not None]
-            facts += [(items[k]["source"], kind, float((name, kind) in left_out)) for name, kind in every]
-            silent = silent + mute
-            unchecked = unchecked + sum(t is None for _, t in checked)
-            sentences = sentences + len(sentences_of(text))
+            facts += [(items[k]["source"], kind, float((name, kind) in missing)) for name, kind in every]
+            unparsed += without_claim
+            unchecked += sum(t is None for _, t in checked)
+            sentences += len(sentences_of(text))
     row = {
         "claims": len(true),
-        "unparsed": silent / max(sentences, 1),
+        "unparsed": unparsed / max(sentences, 1),
         "unchecked": unchecked / max(unchecked + len(true), 1),
     }
     for key, rows in (("claim_precision", true), ("omission", facts)):
-        for end, own in [
+        for end, part in [
             ("", rows),
             *(
                 (f"_{kind}", [r for r in rows if r[1] == kind])
@@ -1440,38 +1421,40 @@ def claims_scored(items, spoken_of, seed):
                 if key == "claim_precision" or kind != "absence"
             ),
         ]:
-            row |= mean_and_interval(key + end, torch.tensor([r[2] for r in own]), [r[0] for r in own], seed)
+            row |= mean_and_interval(
+                key + end, torch.tensor([r[2] for r in part]), [r[0] for r in part], seed
+            )
     return row
 
 
-def writer_row(items, asks, runs, seed):
-    """({columns of the table}, right or wrong [seeds, questions asked]) of a writer; runs: for each seed its answers to `asks`."""
-    place = [n for n, a in enumerate(asks) if a.role == "asked"]
+def method_row(items, asks, runs, seed):
+    """({columns of the table}, 0/1 [seeds, questions]) of a method; runs: for each seed its answers to `asks`."""
+    place = [n for n, a in enumerate(asks) if a.role == "question"]
     sources = [items[asks[n].item]["source"] for n in place]
-    right_or_wrong = torch.tensor(
+    correct = torch.tensor(
         [
-            [float(answer_right(asks[n].kind, texts[n], asks[n].answer, asks[n].name)) for n in place]
+            [float(answer_is_correct(asks[n].kind, texts[n], asks[n].answer, asks[n].name)) for n in place]
             for texts in runs
         ]
     )
-    row = {"questions": len(place)} | mean_and_interval("accuracy", right_or_wrong, sources, seed)
+    row = {"questions": len(place)} | mean_and_interval("accuracy", correct, sources, seed)
     kinds = [asks[n].kind for n in place]
 
     def of(*some):
         return [m for m, kind in enumerate(kinds) if kind in some]
 
     for kind in dict.fromkeys(kinds):
-        row |= mean_and_interval(kind, right_or_wrong[:, of(kind)], [sources[m] for m in of(kind)], seed)
+        row |= mean_and_interval(kind, correct[:, of(kind)], [sources[m] for m in of(kind)], seed)
     abstained = torch.tensor(
         [
-            [float(heard(texts[n], "persistence", asks[n].name) in UNANSWERABLE) for n in place]
+            [float(parse_answer(texts[n], "persistence", asks[n].name) in UNANSWERABLE) for n in place]
             for texts in runs
         ]
     )
     for key, some in (
         ("abstains", UNANSWERABLE),
         *((f"abstains_{kind}", (kind,)) for kind in UNANSWERABLE),
-        ("abstains_wrongly", [k for k in ASKED if k not in UNANSWERABLE]),
+        ("abstains_wrongly", [k for k in QUESTION_KINDS if k not in UNANSWERABLE]),
     ):
         row |= mean_and_interval(key, abstained[:, of(*some)], [sources[m] for m in of(*some)], seed)
     f1 = torch.tensor(
@@ -1481,25 +1464,25 @@ def writer_row(items, asks, runs, seed):
         ]
     )
     row |= mean_and_interval("frame_f1", f1, [sources[m] for m in of("frames")], seed)
-    twins = {(a.role, a.item, a.kind, a.name): n for n, a in enumerate(asks) if a.role != "asked"}
+    twins = {(a.role, a.item, a.kind, a.name): n for n, a in enumerate(asks) if a.role != "question"}
     for key, first, second in (
-        ("order_persistence", "asked", "permuted"),
+        ("order_persistence", "question", "permuted"),
         ("order_direction", "listed", "relisted"),
     ):
         pairs = [
             (
-                m if first == "asked" else twins[first, a.item, a.kind, a.name],
+                m if first == "question" else twins[first, a.item, a.kind, a.name],
                 twins[second, a.item, a.kind, a.name],
             )
             for m, a in enumerate(asks)
-            if a.role == "asked" and (second, a.item, a.kind, a.name) in twins
+            if a.role == "question" and (second, a.item, a.kind, a.name) in twins
         ]
         same = torch.tensor(
             [
                 [
                     float(
-                        heard(texts[m], asks[m].kind, asks[m].name)
-                        == heard(texts[n], asks[n].kind, asks[n].name)
+                        parse_answer(texts[m], asks[m].kind, asks[m].name)
+                        == parse_answer(texts[n], asks[n].kind, asks[n].name)
                         is not None
                     )
                     for m, n in pairs
@@ -1508,77 +1491,81 @@ def writer_row(items, asks, runs, seed):
             ]
         )
         row |= mean_and_interval(key, same, [items[asks[m].item]["source"] for m, _ in pairs], seed)
-    return row, right_or_wrong
+    return row, correct
 
 
-def changed_asks(items, altered, n, g):
-    """n questions of each kind of FOLLOW, and of how many there are, whose true answer is another one where the clips were changed: [(question about the changed clip, what was true before)]."""
+def changed_questions(items, altered, n, g):
+    """n questions of each kind of FOLLOW and of count whose true answer differs in the changed clips.
+
+    Returns [(question about the changed clip, the answer that was true before)]."""
     there, truth = {item["id"]: k for k, item in enumerate(altered)}, {}
-    for a in asks_about(altered):
-        truth[altered[a.item]["id"], a.kind, a.name, sort_of(a.kind, a.answer)] = a.answer
+    for a in questions_of_items(altered):
+        truth[altered[a.item]["id"], a.kind, a.name, answer_kind(a.kind, a.answer)] = a.answer
     pairs = {}
-    for a in asks_about(items):
+    for a in questions_of_items(items):
         k = there.get(items[a.item]["id"])
-        new = truth.get((items[a.item]["id"], a.kind, a.name, sort_of(a.kind, a.answer)))
+        new = truth.get((items[a.item]["id"], a.kind, a.name, answer_kind(a.kind, a.answer)))
         if k is not None and new is None and altered[k].get("removed") == a.name:
             new = f"there is no {a.name}"
         if (
             k is not None
             and new is not None
             and a.kind in (*FOLLOW, "count")
-            and not answer_right(a.kind, new, a.answer, a.name)
+            and not answer_is_correct(a.kind, new, a.answer, a.name)
         ):
             pairs[a._replace(item=k, answer=new)] = a.answer
-    return [(a, pairs[a]) for a in drawn(list(pairs), n, g)]
+    return [(a, pairs[a]) for a in sample_per_kind(list(pairs), n, g)]
 
 
-def followed_change(items, pairs, runs, seed):
-    """How many answers [seeds, n] say what has become true of changed clips, and how many what was true before."""
+def score_changes(items, pairs, runs, seed):
+    """The share of answers that state what is true of the changed clips (new), and what was true before (old)."""
     sources, row = [items[a.item]["source"] for a, _ in pairs], {"questions": len(pairs)}
     for key, truths in (("new", [a.answer for a, _ in pairs]), ("old", [old for _, old in pairs])):
-        says = [
+        correct = [
             [
-                float(answer_right(a.kind, text, truth, a.name))
+                float(answer_is_correct(a.kind, text, truth, a.name))
                 for (a, _), text, truth in zip(pairs, texts, truths, strict=True)
             ]
             for texts in runs
         ]
-        row |= mean_and_interval(key, torch.tensor(says), sources, seed)
+        row |= mean_and_interval(key, torch.tensor(correct), sources, seed)
     return row
 
 
-def ablated(items, asks, runs, seed):
-    """{what stood in place of the embedding: its row} and the paired tests of the embedding against it, over questions whose answer lies in it; runs: {of ABLATIONS: for each seed the answers}."""
+def score_ablations(items, asks, runs, seed):
+    """({ablation: its row}, {ablation: paired test of the embedding against it}), over questions about one object.
+
+    runs: {ablation: for each seed the answers}."""
     two = [n for n, a in enumerate(asks) if len(items[a.item]["names"]) > 1]
     sources = [items[a.item]["source"] for a in asks]
     scores = {
         how: torch.tensor(
             [
                 [
-                    float(answer_right(a.kind, text, a.answer, a.name))
+                    float(answer_is_correct(a.kind, text, a.answer, a.name))
                     for a, text in zip(asks, texts, strict=True)
                 ]
-                for texts in own
+                for texts in answers
             ]
         )
-        for how, own in runs.items()
+        for how, answers in runs.items()
     }
     table, tests = {}, {}
-    for how, own in scores.items():
-        # the only object of a clip has no other to be exchanged with
+    for how, correct in scores.items():
+        # the only object of a clip has none to be exchanged with
         some = two if how == "swapped" else range(len(asks))
         table[how] = {"questions": len(some)} | mean_and_interval(
-            "accuracy", own[:, some], [sources[m] for m in some], seed
+            "accuracy", correct[:, some], [sources[m] for m in some], seed
         )
         if how != "on" and some:
             tests[how] = paired_test(
-                scores["on"][:, some], own[:, some], [sources[m] for m in some], seed=seed
+                scores["on"][:, some], correct[:, some], [sources[m] for m in some], seed=seed
             )
-            table[how] |= {key.replace("gain", "lost"): value for key, value in tests[how].items()}
+            table[how] |= {key.replace("gain", "loss"): value for key, value in tests[how].items()}
     for how, p in holm({how: test["p"] for how, test in tests.items()}).items():
         table[how]["p_holm"] = p
-    if two:  # does who is given another object's embedding say what is true of that one?
-        others = {
+    if two:  # given another object's embedding, is the answer true of that object?
+        truths = {
             n: answer_with(
                 true_fact(items[asks[n].item], neighbour(items[asks[n].item], asks[n].name)),
                 asks[n].question,
@@ -1586,26 +1573,26 @@ def ablated(items, asks, runs, seed):
             )
             for n in two
         }
-        apart = [n for n in two if not answer_right(asks[n].kind, others[n], asks[n].answer)]
-        says_it = [
-            [float(answer_right(asks[n].kind, texts[n], others[n], asks[n].name)) for n in apart]
+        apart = [n for n in two if not answer_is_correct(asks[n].kind, truths[n], asks[n].answer)]
+        correct = [
+            [float(answer_is_correct(asks[n].kind, texts[n], truths[n], asks[n].name)) for n in apart]
             for texts in runs["swapped"]
         ]
         table["swapped"] |= mean_and_interval(
-            "says_the_other", torch.tensor(says_it), [sources[n] for n in apart], seed
+            "true_of_other", torch.tensor(correct), [sources[n] for n in apart], seed
         )
     return table, tests
 
 
-def draw_said(path, items, clips, writers, notes, shown=8):
-    """explain-trajectories.png: of a few clips some frames, in which of them the video model looked, and when each object is there (hatched: hidden), as it was and as each writer has it.
+def draw_claims(path, items, clips, described, notes, shown=8):
+    """explain-trajectories.png: frames of a few clips, the tracker's attention, and the spans of each object (hatched: hidden).
 
-    writers: {name: {number of the clip: description}}."""
+    Spans are those of the truth and of each description; described: {method: {index of the clip: description}}."""
     import matplotlib
     from matplotlib.figure import Figure
 
     def bars(name, text, names, length):
-        """(spans in which it is there, in which it is hidden, what else is said in a word each) of a description."""
+        """(spans of presence, spans in which it is hidden, other claims as words) of a description."""
         claims = [c for c in parse_claims(text, names, length)[0] if c.object == name and not c.denied]
         value = {key: x for c in claims if c.kind == "span" for key, x in c.value.items()}
         inside = [[value.get("first", 0), value.get("last", length - 1)]] * bool(value)
@@ -1620,7 +1607,7 @@ def draw_said(path, items, clips, writers, notes, shown=8):
             words,
         )
 
-    count, rows = [len(items[k]["names"]) for k in clips], ["truth", *writers]
+    count, rows = [len(items[k]["names"]) for k in clips], ["truth", *described]
     colours = dict(zip(rows, ["black", *OKABE_ITO], strict=False))
     heights = [h for n in count for h in (1.6, *[0.55 + 0.24 * (len(rows) + bool(notes))] * n)]
     with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
@@ -1652,18 +1639,17 @@ def draw_said(path, items, clips, writers, notes, shown=8):
                         color="0.6",
                         lw=0,
                     )
-                for y, writer in enumerate(rows):
-                    there, hidden, words = bars(
-                        name, items[k]["text"] if writer == "truth" else writers[writer][k], names, length
-                    )
+                for y, method in enumerate(rows):
+                    text = items[k]["text"] if method == "truth" else described[method][k]
+                    there, hidden, words = bars(name, text, names, length)
                     for spans, look in (
-                        (there, {"color": colours[writer]}),
+                        (there, {"color": colours[method]}),
                         (hidden, {"facecolor": "white", "edgecolor": "0.3", "hatch": "/////", "lw": 0.5}),
                     ):
                         axis.broken_barh(
                             [(a - 0.5, b - a + 1) for a, b in spans], (len(rows) - 1.35 - y, 0.7), **look
                         )
-                    labels.append(", ".join([writer, *words]))
+                    labels.append(", ".join([method, *words]))
                 axis.set_yticks(
                     [len(rows) - 1 - y for y in range(len(rows))] + [len(rows)] * bool(notes),
                     [*labels, *["attention"] * bool(notes)],
@@ -1679,48 +1665,48 @@ def draw_said(path, items, clips, writers, notes, shown=8):
     save_bytes(path, content.getvalue())
 
 
-def trajectory_world(args):
-    """Everything that is checked before a model is loaded."""
+def check_trajectory_inputs(args):
+    """Read and check all inputs before a model is loaded."""
     if args.questions < 1 or args.batch < 1:
-        refuse(f"--questions {args.questions} and --batch {args.batch} leave nothing to ask; give 1 or more")
+        fail(f"--questions {args.questions} and --batch {args.batch} are not positive; give 1 or more")
     w = SimpleNamespace(
         shown=(args.frames or "8").split(",")[-1], changed={}, adapted={}, folders=[], notes=None
     )
     w.every, w.index = trajectory_folder(args.data)
     w.items, w.train = ([i for i in w.every if split_of(i["source"]) == part] for part in ("test", "train"))
     if not w.items or not w.train:
-        refuse(f"{args.data} has {len(w.train)} train and {len(w.items)} test clips; give more")
+        fail(f"{args.data} has {len(w.train)} train and {len(w.items)} test clips; give more")
     if args.words and not args.embeddings:
-        refuse(f"--words {args.words} reads embeddings; give --embeddings, the tracks.pt of --data")
+        fail(f"--words {args.words} needs embeddings; give --embeddings, the tracks.pt of --data")
     if args.embeddings:
         w.notes = Notes(args.embeddings, w.every, w.items)
     if args.words:
         w.adapted = load_yaml(Path(args.words) / "tune-words.yaml", "tune")
         w.folders = sorted(Path(args.words).glob("seed*"))
         if not w.folders:
-            refuse(f"{args.words} holds no folder seed<i>; run tune.py words, which writes them")
+            fail(f"{args.words} holds no folder seed<i>; run tune.py words, which writes them")
     language = args.language or w.adapted.get("run", {}).get("arguments", {}).get("language")
     w.entry, w.vlm, w.tuned = (
         find_model(name) if name else None for name in (language, args.vlm, args.tuned)
     )
     if w.entry and w.entry["kind"] != "language":
-        refuse(f"--language {language} is a {w.entry['kind']}; give a language model, say tiny-words")
+        fail(f"--language {language} is a {w.entry['kind']}; give a language model, say tiny-words")
     for flag, name, entry in (("--vlm", args.vlm, w.vlm), ("--tuned", args.tuned, w.tuned)):
         if entry and entry.get("type") not in FRAMES_AS:
-            refuse(f"{flag} {name} takes no chat about several frames; give a Qwen model or internvl3-8b")
+            fail(f"{flag} {name} accepts no chat with several frames; give a Qwen model or internvl3-8b")
     if not w.shown.isdecimal() or int(w.shown) < 2:
-        refuse(f"--frames {args.frames} is no number of 2 or more; give, say, 8")
+        fail(f"--frames {args.frames} is not a number of 2 or more; give, say, 8")
     for given in args.changed or ():
         name, _, where = given.partition("=")
         folder, _, embeddings = where.rpartition(":")
         if not (name and folder and embeddings):
-            refuse(f"--changed {given} is not NAME=DATA:EMBEDDINGS, say reversed=data/x:results/x/tracks.pt")
+            fail(f"--changed {given} is not NAME=DATA:EMBEDDINGS, say reversed=data/x:results/x/tracks.pt")
         if not w.notes:
-            refuse(f"--changed {given} needs --embeddings, those of --data")
+            fail(f"--changed {given} needs --embeddings, the tracks.pt of --data")
         altered, _ = trajectory_folder(folder)
         here = [i for i in altered if split_of(i["source"]) == "test"]
         if not {i["id"] for i in here} & {i["id"] for i in w.items}:
-            refuse(f"{folder} has no test clip of {args.data}; make it by data.py trajectories --change")
+            fail(f"{folder} has no test clip of {args.data}; make it with data.py trajectories --change")
         w.changed[name] = here, Notes(embeddings, altered, here, w.notes.threshold)
     w.out = Path(args.out or Path(args.embeddings or args.data).parent / "explain-trajectories.yaml")
     check_writable(w.out)
@@ -1728,43 +1714,44 @@ def trajectory_world(args):
 
 
 def all_answers(args, w, parts, altered, device, dtype):
-    """({part: {writer or ablation: for each seed {texts, seconds, memory}}}, how the language model was prompted). parts: {name: (questions, clips, what is noted of them)} for every writer;
-    altered: the same of changed clips, for who reads what is noted. What is kept of an earlier run that asked the same is not asked again."""
+    """({part: {method or ablation: for each seed {texts, seconds, memory}}}, how the language model is prompted).
+
+    parts: {name: (questions, clips, tracker's output)} for every method; altered: the same of changed clips, for methods
+    that read the tracker's output. Answers of an earlier run with equal inputs are reused."""
     hint = HINT.format(TIMES) if w.entry and w.entry["weights"] != "small" else ""
     of_language = [fingerprint(w.entry), hint] if w.entry else []
-    kept_at = w.out.with_name(f"{w.out.stem}-answers.pt")
-    kept, answers = load_pt(kept_at, ANSWERS).get("answers", {}) if kept_at.is_file() else {}, {}
+    path, answers = w.out.with_name(f"{w.out.stem}-answers.pt"), {}
+    earlier = load_pt(path, ANSWERS).get("answers", {}) if path.is_file() else {}
     follow = {
         "follow": (
-            [a for a in parts["asked"][0] if a.role == "asked" and a.kind in FOLLOW],
-            *parts["asked"][1:],
+            [a for a in parts["questions"][0] if a.role == "question" and a.kind in FOLLOW],
+            *parts["questions"][1:],
         )
     }
-    films = {
+    frames = {
         name: digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in here))
         for name, (_, here, _) in (parts | follow | altered).items()
     }
 
-    def write(writer, say_all, facts, about):
-        """say_all(questions, clips, notes) of each part `about`; facts: what the answers depend on besides, None of templates, which cost nothing."""
-        for part, (asks, items, notes) in about.items():
+    def add_answers(method, answer_all, facts, parts):
+        """Add answer_all(questions, clips, notes) for each part; facts: what else the answers depend on (None: no cache)."""
+        for part, (asks, items, notes) in parts.items():
             stamp = facts and digest(
                 repr(
                     (
                         asks,
-                        films[part],
+                        frames[part],
                         notes and (notes.digest, [notes.text(a.item, a.name) for a in asks]),
                         facts,
                         str(dtype),
                     )
                 ).encode()
             )
-            said = spoken(
-                f"{writer}/{part}", stamp, functools.partial(say_all, asks, items, notes), kept, kept_at
-            )
-            answers.setdefault(part, {}).setdefault(writer.rstrip("0123456789"), []).append(said)
+            compute = functools.partial(answer_all, asks, items, notes)
+            run = cached(f"{method}/{part}", stamp, compute, earlier, path)
+            answers.setdefault(part, {}).setdefault(method.rstrip("0123456789"), []).append(run)
 
-    write(
+    add_answers(
         "truth",
         lambda asks, items, notes: [
             answer_with(true_fact(items[a.item], a.name), a.question, items[a.item]["count"]) for a in asks
@@ -1772,9 +1759,9 @@ def all_answers(args, w, parts, altered, device, dtype):
         None,
         parts,
     )
-    write("commonest", lambda asks, items, notes: commonest_answers(asks, w.train), None, parts)
+    add_answers("majority", lambda asks, items, notes: majority_answers(asks, w.train), None, parts)
     if w.notes:
-        write(
+        add_answers(
             "metadata",
             lambda asks, items, notes: [
                 answer_with(notes.fact(a.item, a.name), a.question, notes.count(a.item)) for a in asks
@@ -1786,15 +1773,15 @@ def all_answers(args, w, parts, altered, device, dtype):
     @functools.cache
     def language():
         model, tokenizer = load_language(w.entry, device, dtype)
-        kept["language"] = {"prompts": "chat template" if tokenizer.chat_template else "plain lines"}
+        earlier["language"] = {"prompts": "chat template" if tokenizer.chat_template else "plain lines"}
         if not tokenizer.chat_template:
-            print(f"{w.entry['name']} has no chat template: it is asked in plain lines", file=sys.stderr)
+            print(f"{w.entry['name']} has no chat template; its prompts are plain lines", file=sys.stderr)
         return model, tokenizer
 
-    def in_words(asks, context, model=None, soft=None):
-        own, tokenizer = language()
+    def from_language(asks, context, model=None, soft=None):
+        base, tokenizer = language()
         return answered(
-            model or own,
+            model or base,
             tokenizer,
             [word_prompt(tokenizer, a.question, context(a)) for a in asks],
             soft,
@@ -1803,11 +1790,13 @@ def all_answers(args, w, parts, altered, device, dtype):
         )
 
     if w.entry:
-        write("blind", lambda asks, items, notes: in_words(asks, lambda a: hint), of_language, parts)
+        add_answers(
+            "blind", lambda asks, items, notes: from_language(asks, lambda a: hint), of_language, parts
+        )
     if w.entry and w.notes:
-        write(
+        add_answers(
             "text",
-            lambda asks, items, notes: in_words(
+            lambda asks, items, notes: from_language(
                 asks, lambda a: f"{hint} {notes.text(a.item, a.name)}".strip()
             ),
             of_language,
@@ -1819,7 +1808,7 @@ def all_answers(args, w, parts, altered, device, dtype):
         def reader(folder=folder):
             return load_words(folder, language()[0], w.entry["name"])
 
-        def in_soft_words(asks, items, notes, how="on", reader=reader):
+        def from_soft_tokens(asks, items, notes, how="on", reader=reader):
             model, soft = reader()
             with torch.inference_mode():
                 tokens = (
@@ -1827,57 +1816,57 @@ def all_answers(args, w, parts, altered, device, dtype):
                     if how in ("off", "label")
                     else soft(notes.embeddings(asks, how, args.seed).to(device))
                 )
-            return in_words(
+            return from_language(
                 asks, lambda a: notes.text(a.item, a.name) if how == "label" else "", model, tokens
             )
 
-        write(f"soft{s}", in_soft_words, (of_language, fingerprint(folder)), parts | altered)
+        add_answers(f"soft{s}", from_soft_tokens, (of_language, fingerprint(folder)), parts | altered)
         for how in ABLATIONS[1:]:
-            write(
+            add_answers(
                 f"{how}{s}",
-                functools.partial(in_soft_words, how=how),
+                functools.partial(from_soft_tokens, how=how),
                 (of_language, fingerprint(folder), args.seed),
                 follow,
             )
         if reader.cache_info().currsize:
             reader()[0].unload()
-    for writer, entry in (("vlm", w.vlm), ("tuned", w.tuned)):
+    for method, entry in (("vlm", w.vlm), ("tuned", w.tuned)):
         if entry:
-            seeing = functools.cache(functools.partial(load_vlm, entry, device, dtype))
+            load = functools.cache(functools.partial(load_vlm, entry, device, dtype))
             size = args.size or entry["clip"]
 
-            def seen(
+            def from_frames(
                 asks,
                 items,
                 notes,
                 entry=entry,
-                seeing=seeing,
+                load=load,
                 size=size,
-                hint=writer == "vlm" and entry["weights"] != "small",
+                hint=method == "vlm" and entry["weights"] != "small",
             ):
-                return vlm_answers(
-                    entry["name"], *seeing(), items, asks, int(w.shown), size, args.batch, hint
-                )
+                return vlm_answers(entry["name"], *load(), items, asks, int(w.shown), size, args.batch, hint)
 
-            write(writer, seen, (fingerprint(entry), w.shown, size, args.batch), parts)
-    return answers, kept["language"]["prompts"] if w.entry else None
+            add_answers(method, from_frames, (fingerprint(entry), w.shown, size, args.batch), parts)
+    return answers, earlier["language"]["prompts"] if w.entry else None
 
 
 def run_trajectories(args, started):
-    """explain-trajectories.yaml: of every writer how much of what it says of trajectories is true, how much it leaves out, and whether its words follow what it was shown."""
-    w = trajectory_world(args)
+    """Write explain-trajectories.yaml: accuracy, claim precision and omissions of every method, ablations and changed clips."""
+    w = check_trajectory_inputs(args)
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    asks, describing = questions_drawn(w.items, args.questions, args.seed)
+    asks, describing = sample_questions(w.items, args.questions, args.seed)
     pairs = {
         name: [
             p
-            for p in changed_asks(w.items, here, args.questions, torch.Generator().manual_seed(args.seed))
+            for p in changed_questions(
+                w.items, here, args.questions, torch.Generator().manual_seed(args.seed)
+            )
             if track_id(here[p[0].item], p[0].name) in notes.rows
         ]
         for name, (here, notes) in w.changed.items()
     }
-    parts = {"asked": (asks, w.items, w.notes), "described": (describing, w.items, w.notes)}
+    parts = {"questions": (asks, w.items, w.notes), "descriptions": (describing, w.items, w.notes)}
     answers, prompts = all_answers(
         args,
         w,
@@ -1891,16 +1880,14 @@ def run_trajectories(args, started):
         for part in answers
     }
 
-    table, scores, said_of = {}, {}, {}
-    for name in (n for n in WRITERS if n in texts["asked"]):
-        said_of[name], costs = (
-            [descriptions(describing, own) for own in texts["described"][name]],
-            answers["described"][name],
-        )
-        table[name], scores[name] = writer_row(w.items, asks, texts["asked"][name], args.seed)
-        table[name] |= claims_scored(w.items, said_of[name], args.seed) | {
+    table, scores, described = {}, {}, {}
+    for name in (n for n in METHODS if n in texts["questions"]):
+        described[name] = [descriptions(describing, run) for run in texts["descriptions"][name]]
+        costs = answers["descriptions"][name]
+        table[name], scores[name] = method_row(w.items, asks, texts["questions"][name], args.seed)
+        table[name] |= score_claims(w.items, described[name], args.seed) | {
             "seeds": len(costs),
-            "seconds_per_clip": sum(run["seconds"] for run in costs) / len(costs) / len(said_of[name][0]),
+            "seconds_per_clip": sum(run["seconds"] for run in costs) / len(costs) / len(described[name][0]),
             "memory_gb": max(run["memory"] or 0 for run in costs) / 1e9 or None,
         }
     if w.folders:
@@ -1909,14 +1896,14 @@ def run_trajectories(args, started):
             for key in ("seconds_per_seed", "parameters", "peak_memory_bytes", "forgetting")
         }
     if w.tuned and (record := Path(w.tuned["path"]).parent / "tune.yaml").is_file():
-        lessons = load_yaml(record, "tune")
+        examples = load_yaml(record, "tune")
         table["tuned"] |= {
-            "training_seconds_per_seed": lessons["seconds_per_step"] * lessons["steps"],
-            "training_peak_memory_bytes": lessons["run"]["peak_memory_gb"] * 1e9,
-            **{f"training_{key}": lessons[key] for key in ("parameters", "forgetting")},
+            "training_seconds_per_seed": examples["seconds_per_step"] * examples["steps"],
+            "training_peak_memory_bytes": examples["run"]["peak_memory_gb"] * 1e9,
+            **{f"training_{key}": examples[key] for key in ("parameters", "forgetting")},
         }
-    main = next(name for name in ("soft", "text", "metadata", "tuned", "vlm", "commonest") if name in table)
-    sources = [w.items[a.item]["source"] for a in asks if a.role == "asked"]
+    main = next(name for name in ("soft", "text", "metadata", "tuned", "vlm", "majority") if name in table)
+    sources = [w.items[a.item]["source"] for a in asks if a.role == "question"]
     against = {
         name: paired_test(scores[main], scores[name], sources, seed=args.seed)
         for name in table
@@ -1927,7 +1914,7 @@ def run_trajectories(args, started):
 
     result = {
         "stage": "trajectories",
-        "writer": main,
+        "method": main,
         "language": w.entry and w.entry["name"],
         "weights": w.entry["weights"] if w.entry else None,
         "vlm": w.vlm and w.vlm["name"],
@@ -1942,29 +1929,27 @@ def run_trajectories(args, started):
             f"{key}_{name}": row[key] for name, row in table.items() if name != main
         }
     result["claim_precision_reason"] = (
-        None if table[main]["claims"] else "no claim is made that could be checked"
+        None if table[main]["claims"] else "the descriptions make no claim that can be checked"
     )
-    follow = [n for n, a in enumerate(asks) if a.role == "asked" and a.kind in FOLLOW]
+    follow = [n for n, a in enumerate(asks) if a.role == "question" and a.kind in FOLLOW]
     shown = {
-        "on": [[own[n] for n in follow] for own in texts["asked"].get("soft", [])],
+        "on": [[run[n] for n in follow] for run in texts["questions"].get("soft", [])],
         **texts.get("follow", {}),
     }
     ablations, tests = (
-        ablated(w.items, [asks[n] for n in follow], shown, args.seed) if w.folders else ({}, {})
+        score_ablations(w.items, [asks[n] for n in follow], shown, args.seed) if w.folders else ({}, {})
     )
     result |= {
-        "words_follow_picture": verdict(*(tests[how] for how in ("shuffled", "swapped") if how in tests))
+        "words_follow_image": verdict(*(tests[how] for how in ("shuffled", "swapped") if how in tests))
         if tests
         else None,
-        "words_follow_picture_reason": None
-        if tests
-        else "needs --words: soft tokens that can be taken away or exchanged",
+        "words_follow_image_reason": None if tests else "needs --words: soft tokens to remove or exchange",
         **{f"follow_{how}": row["accuracy"] for how, row in ablations.items()},
     }
     changes = {
         name: {
-            writer: followed_change(w.changed[name][0], pairs[name], own, args.seed)
-            for writer, own in texts[name].items()
+            method: score_changes(w.changed[name][0], pairs[name], runs_of, args.seed)
+            for method, runs_of in texts[name].items()
         }
         for name in pairs
     }
@@ -1975,37 +1960,41 @@ def run_trajectories(args, started):
         for key in ("new", "old")
     }
 
-    # in which most happens
+    # the clips with most events
     clips = sorted(
-        said_of[main][0],
+        described[main][0],
         key=lambda k: (
             -len({t["why"] for t in w.items[k]["tracks"]}) - any(t["hidden"] for t in w.items[k]["tracks"]),
             k,
         ),
     )[:3]
-    draw_said(
+    draw_claims(
         w.out.with_suffix(".png"),
         w.items,
         clips,
-        {name: said_of[name][0] for name in ("metadata", "text", "soft", "tuned", "vlm") if name in said_of},
+        {
+            name: described[name][0]
+            for name in ("metadata", "text", "soft", "tuned", "vlm")
+            if name in described
+        },
         w.notes,
     )
     result |= {
         "questions_per_kind": args.questions,
-        "clips_described": len(said_of[main][0]),
+        "clips_described": len(described[main][0]),
         "prompts": prompts,
-        "writers": table,
+        "methods": table,
         "ablations": ablations,
         "changed": changes,
         "comparisons": {f"{main}_over_{name}": test for name, test in against.items()},
         "examples": {
             "clip": w.items[clips[0]]["id"],
-            **{name: said[0][clips[0]] for name, said in said_of.items()},
+            **{name: texts_of[0][clips[0]] for name, texts_of in described.items()},
         },
         "run": run_record(args, started, device, why, dtype, w.entry),
     }
     save_yaml(w.out, result)
-    say(result)
+    print_summary(result)
     return result
 
 
@@ -2013,32 +2002,32 @@ def get_args(argv):
     p, jobs = subcommands(
         __doc__,
         {
-            "ask": "the model's answers about a data folder, or about one's own image or video",
-            "binding": "what can be read of place and motion beside what the model answers",
-            "frames": "which choice of frames of a clip answers best",
-            "semantic": "of generated clips: does the model name the direction that was asked for?",
-            "describe": "of generated or real clips: does the model say what happens in them?",
-            "trajectories": "is what models say about objects that come, go and hide true?",
+            "ask": "the model's answers about a data folder, or about your own image or video",
+            "binding": "a probe of place and motion beside the model's answers",
+            "frames": "which choice of frames of a clip gives the best answers",
+            "semantic": "generated clips: do the answers name the prompted direction?",
+            "describe": "generated or real clips: do the answers name the action?",
+            "trajectories": "are answers about objects that enter, leave and hide true?",
         },
     )
     add = jobs["ask"].add_argument
     add("--model", default="tiny", help="the vision-language model")
-    add("--data", help="a data folder, about whose test items questions are asked: answers.pt")
+    add("--data", help="a data folder: questions about its test items, written to answers.pt")
     add("--random-init", action="store_true", help="with --data: untrained weights")
     add("--revision", help="with --data: branch, tag or commit of a hub repository")
     add("--batch", type=int, default=8, help="with --data: micro-batch")
     add("--image", nargs="+", metavar="FILE", help="an image, or several together")
     add("--clip", metavar="FILE", help="a video")
-    add("--question", help="put to the model about --image or --clip")
-    add("--frames", help="with --clip: how many of its frames are shown (default: 16)")
-    add("--choose", choices=CHOICES, help="with --clip: which frames are shown (default: uniform)")
+    add("--question", help="a question about --image or --clip")
+    add("--frames", help="with --clip: number of frames (default: 16)")
+    add("--choose", choices=CHOICES, help="with --clip: how frames are chosen (default: uniform)")
     add("--size", type=int, help="side in pixels (default: the registry's for the model)")
     add("--out", help="default: results/<model>/<data>/answers.pt; with --question a YAML")
     add = jobs["binding"].add_argument
     add("--features", default="results/tiny/shapes/features", help="a folder that extract.py wrote")
-    add("--answers", required=True, help="what `ask` wrote about the same data")
-    add("--data", help="the data folder (default: the one the features were made from)")
-    add("--points", help="points with commas between (default: all in the index)")
+    add("--answers", required=True, help="the answers.pt of `ask` about the same data")
+    add("--data", help="the data folder (default: that of the features)")
+    add("--points", help="points, separated by commas (default: all in the index)")
     add("--out", help="default: binding.yaml beside --features")
     add = jobs["frames"].add_argument
     add("--model", default="tiny", help="a Qwen model")
@@ -2046,36 +2035,36 @@ def get_args(argv):
     add(
         "--frames",
         default="motion,uniform,random,scene",
-        help="ways of choosing, the first against the others",
+        help="methods of choosing; the first is compared with the others",
     )
-    add("--count", type=int, default=8, help="frames that are shown")
-    add("--largest-gap", type=int, help="with motion or uniform: between two frames")
+    add("--count", type=int, default=8, help="number of frames")
+    add("--largest-gap", type=int, help="with motion or uniform: largest gap between two frames")
     add("--size", type=int, help="side in pixels (default: the registry's for the model)")
     add("--batch", type=int, default=8, help="micro-batch")
     add("--random-init", action="store_true", help="the same architecture with untrained weights")
     add("--revision", help="branch, tag or commit of a hub repository")
     add("--out", help="default: results/<model>/<data>/frames.pt, and a YAML beside it")
     add = jobs["semantic"].add_argument
-    add("--films", required=True, help="the generated clips that video.py coherence wrote")
-    add("--answers", required=True, help="what `ask` wrote about them")
-    add("--out", help="default: explain-semantic.yaml beside --films")
+    add("--generated", required=True, help="the generated clips of video.py coherence")
+    add("--answers", required=True, help="the answers.pt of `ask` about them")
+    add("--out", help="default: explain-semantic.yaml beside --generated")
     add = jobs["describe"].add_argument
-    add("--films", required=True, help="generated clips, or clips with an action or a direction")
+    add("--generated", required=True, help="generated clips, or clips with an action or a direction")
     add("--model", default="tiny", help="the vision-language model")
-    add("--frames", help="numbers of frames to show, with commas (default: 3,8,16)")
-    add("--clips", type=int, help="only so many of the test clips")
+    add("--frames", help="numbers of frames, separated by commas (default: 3,8,16)")
+    add("--clips", type=int, help="number of test clips (default: all)")
     add("--size", type=int, help="side in pixels (default: the registry's for the model)")
     add("--batch", type=int, default=16, help="clips at a time")
-    add("--out", help="default: explain-describe.yaml beside --films")
+    add("--out", help="default: explain-describe.yaml beside --generated")
     add = jobs["trajectories"].add_argument
-    add("--data", default="data/trajectories", help="clips that data.py trajectories wrote")
+    add("--data", default="data/trajectories", help="clips of data.py trajectories")
     add("--embeddings", metavar="FILE", help="tracks.pt of --data")
     add("--language", metavar="MODEL", help="a causal language model (default: the one of --words)")
-    add("--words", metavar="FOLDER", help="what tune.py words wrote")
-    add("--vlm", metavar="MODEL", help="a vision-language model that is shown frames")
-    add("--tuned", metavar="MODEL", help="one that tune.py has taught these questions")
-    add("--frames", help="shown to --vlm and --tuned (default: 8)")
-    add("--questions", type=int, default=60, help="of each kind, and clips to describe")
+    add("--words", metavar="FOLDER", help="the folder that tune.py words wrote")
+    add("--vlm", metavar="MODEL", help="a vision-language model, given frames")
+    add("--tuned", metavar="MODEL", help="a vision-language model that tune.py trained on these questions")
+    add("--frames", help="number of frames for --vlm and --tuned (default: 8)")
+    add("--questions", type=int, default=60, help="questions of each kind, and clips to describe")
     add("--changed", nargs="+", metavar="NAME=DATA:EMBEDDINGS", help="clips of data.py trajectories --change")
     add("--size", type=int, help="side in pixels (default: the registry's for the model)")
     add("--batch", type=int, default=16, help="clips at a time")
@@ -2084,7 +2073,7 @@ def get_args(argv):
 
 
 def run_binding(args, started):
-    """binding.yaml: what can be read of the test items' place and motion, beside what the model answers."""
+    """Write binding.yaml: what a probe decodes of the test items' place and motion, beside the model's answers."""
     index, read = load_features(args.features)
     items, _ = load_items(args.data or index["data_path"])
     items = join(items, index, args.features)
@@ -2093,30 +2082,30 @@ def run_binding(args, started):
     check_writable(out)
     points = args.points.split(",") if args.points else list(index["points"])
     if unknown := [p for p in points if p not in index["points"]]:
-        refuse(f"{args.features} has no point {unknown[0]!r}; its points are {', '.join(index['points'])}")
+        fail(f"{args.features} has no point {unknown[0]!r}; its points are {', '.join(index['points'])}")
     points = [p for p in points if p in with_grid(index)]
     if "boxes" not in items[0]:
-        refuse(f"{index['data_path']} has no boxes, and so nothing of which the place could be asked")
+        fail(f"{index['data_path']} has no boxes, which questions about place need")
     result = {"stage": "binding", "model": index["model"], "weights": index["weights"], "data": index["data"]}
     result |= binding(args, items, split, read, points, index["model"])
     result["run"] = run_info(args, started, script="explain.py")
     save_yaml(out, result)
-    say(result)
+    print_summary(result)
     return result
 
 
 def run_ask(args, started):
-    """About a data folder (`ask_about_data`), or about one's own image or video (`ask_about_media`)."""
+    """Questions about a data folder (`ask_about_data`), or about images or a video (`ask_about_media`)."""
     given = [flag for flag in ("image", "clip", "question", "frames", "choose") if getattr(args, flag)]
     if bool(args.data) == bool(given):
-        refuse("ask needs either --data, or --question and --image or --clip")
+        fail("ask needs either --data, or --question and --image or --clip")
     return ask_about_data(args, started) if args.data else ask_about_media(args, started)
 
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.mode == "semantic":
-        args.out = Path(args.out or Path(args.films).parent / "explain-semantic.yaml")
+        args.out = Path(args.out or Path(args.generated).parent / "explain-semantic.yaml")
         check_writable(args.out)
     run = {"ask": run_ask, "binding": run_binding, "frames": run_frames}
     run |= {"semantic": run_semantic, "describe": run_describe, "trajectories": run_trajectories}

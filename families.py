@@ -1,4 +1,4 @@
-"""Where the layers of each model family are, in which order their tokens come, and how an image is put in."""
+"""Model families: module paths of the layers, order of the tokens, preprocessing of images."""
 
 import inspect
 import json
@@ -7,32 +7,32 @@ from pathlib import Path
 
 import torch
 
-from common import refuse
+from common import fail
 from models import OWN_LAYOUT, attempt, chat, qwen_inputs
 
-# follows the picture, so in a causal model it cannot change the picture's rows
+# follows the image, so in a causal model it cannot change the image's rows
 PROMPT = "Describe the picture."
-# what Florence-2's processor makes of <CAPTION>; its encoder lets the picture's rows see these words
+# Florence-2's processor expands <CAPTION> to this; in its encoder the image's rows attend to these words
 CAPTION = "What does the image describe?"
-# Grounding DINO's text: its encoder mixes text and picture, so this too is part of what is measured
+# Grounding DINO's text: its encoder mixes text and image, so the text influences the features
 OBJECT = "an object."
 
 
-# ---------------------------------------------------------------- families: where the points are, and the way back to raster order
+# ---------------------------------------------------------------- families: points, and raster order restored
 
 # A family is a function (model, processor) -> (inputs, points, multiple, first_frame):
-#   inputs(frames uint8 [n,T,S,S,3])   what the model's forward takes
-#   points {name: (module path, restore)}, in the order of execution; restore(output, inputs) -> [n, t, h, w,
-# D] in raster order;
-#          (module path, restore, NO_GRID) where tokens have no place in the picture: [n, t, 1, K, D]
-#   multiple                           the width of one token in pixels, of which a side must be a multiple
+#   inputs(frames uint8 [n,T,S,S,3])   arguments of the model's forward
+#   points {name: (module path, restore)}, in the order of execution;
+#          restore(output, inputs) -> [n, t, h, w, D] in raster order;
+#          (module path, restore, NO_GRID) where tokens have no place in the image: [n, t, 1, K, D]
+#   multiple                           a token's width in pixels; a side must be a multiple of it
 #   first_frame(step)                  the first frame that a time step covers
 
 NO_GRID = "no grid"
 
 
 def without_grid(points):
-    """The points whose tokens have no place in the picture."""
+    """The points whose tokens have no place in the image."""
     return {name for name, point in points.items() if NO_GRID in point}
 
 
@@ -49,7 +49,7 @@ def unmerge(x, grid, merge):
 
 
 def window_index(visual, grid_thw):
-    """Where Qwen2.5-VL's tower puts each merge block when it sorts them into attention windows."""
+    """Positions of the merge blocks after Qwen2.5-VL's tower has sorted them into attention windows."""
     from transformers.vision_utils import get_vision_window_index
 
     sizes = visual.spatial_merge_size, visual.window_size, visual.patch_size
@@ -57,8 +57,8 @@ def window_index(visual, grid_thw):
 
 
 def qwen2_vl(model, processor):
-    """patch_embed is in merge-block order, language rows in raster order. Qwen2.5-VL's blocks and merger are in window order. Qwen2-VL and Qwen3-VL have no windows: their blocks are in
-    merge-block order, their merger and Qwen3-VL's DeepStack mergers in raster order of the merged tokens."""
+    """Token order: patch_embed in merge blocks; language rows in raster order; Qwen2.5-VL's blocks and merger in windows.
+    Without windows (Qwen2-VL, Qwen3-VL), blocks are in merge-block order, the merger and DeepStack mergers in raster order."""
     visual, config = model.model.visual, model.config
     merge = visual.spatial_merge_size
 
@@ -103,47 +103,46 @@ def qwen2_vl(model, processor):
     return inputs, points, visual.config.patch_size * merge, lambda step: step * frames
 
 
-def pictures(x, batch):
-    """Tokens of single pictures [n*t, side*side, D] in raster order -> [n, t, side, side, D]."""
+def images(x, batch):
+    """Tokens of single images [n*t, side*side, D] in raster order -> [n, t, side, side, D]."""
     side = round(x.shape[1] ** 0.5)
     assert side * side == x.shape[1], x.shape
     return x.reshape(-1, batch["frames"], side, side, x.shape[-1])
 
 
 def behind_first(x, batch):
-    """`pictures` behind one token that has no place: CLS, or the mean of all places."""
-    return pictures(x[:, 1:], batch)
+    """`images` after one token without a place: CLS, or the mean of all places."""
+    return images(x[:, 1:], batch)
 
 
 def maps(x, batch):
-    """Feature maps of single pictures [n*t, D, h, w] -> [n, t, h, w, D]."""
+    """Feature maps of single images [n*t, D, h, w] -> [n, t, h, w, D]."""
     return x.permute(0, 2, 3, 1).unflatten(0, (-1, batch["frames"]))
 
 
 def normalised(frames, mean, std):
-    """uint8 [n,T,S,S,3] -> [n*T, 3, S, S], standardised per channel: for checkpoints whose image processor is code on the hub."""
+    """uint8 [n,T,S,S,3] -> [n*T, 3, S, S], standardised per channel."""
     return ((frames.flatten(0, 1).float() / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
 def with_words(frames, pixels, ids, **more):
-    """What a forward takes of single pictures [n*T, ...] and, for each, the same token ids."""
+    """Arguments of forward for single images [n*T, ...], each with the same token ids."""
     ids = torch.tensor(ids).expand(len(pixels), -1)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
     return given | {"frames": frames.shape[1]} | more
 
 
 def internvl(model, processor):
-    """InternVL, and InternVL2 in the native class. A picture of the tower's own size is one tile; a clip is its frames, one by one. CLS first in the
-    tower; the projector's tokens are 2 x 2 patches each, in raster order, and so are the language rows."""
+    """InternVL, and InternVL2 in the native class; an image is one tile, frames of a clip are single images. Tower: CLS first. The projector's tokens, 2 x 2 patches each, and the language rows are in raster order."""
     config = model.config
     side = config.vision_config.image_size[0]
     rows = round((side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
-    # Only words before the picture can change its rows; InternVL2's tokenizer is code on the hub, so there
-    # BOS is all of them.
+    # Only words before the image change its rows. InternVL2's tokenizer is code on the hub, so BOS alone
+    # comes before.
     before, behind = [config.text_config.bos_token_id], []
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     if processor:
-        before, behind = around_picture(processor, processor.image_token)
+        before, behind = around_image(processor, processor.image_token)
         before, behind = [*before, processor.start_image_token_id], [processor.end_image_token_id, *behind]
         mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
 
@@ -153,26 +152,26 @@ def internvl(model, processor):
         return with_words(frames, normalised(frames, mean, std), ids)
 
     def language(x, batch):
-        return pictures(x[:, len(before) : len(before) + rows], batch)
+        return images(x[:, len(before) : len(before) + rows], batch)
 
     layers = config.vision_config.num_hidden_layers
     points = {
-        "patch_embed": ("model.vision_tower.embeddings.patch_embeddings", pictures),
+        "patch_embed": ("model.vision_tower.embeddings.patch_embeddings", images),
         **stack("vision", "model.vision_tower.encoder.layer", layers, behind_first),
-        "merger": ("model.multi_modal_projector", pictures),
+        "merger": ("model.multi_modal_projector", images),
         **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language),
     }
     return inputs, points, side, lambda step: step
 
 
 def one_size(frames, side):
-    """Refuse frames of any other size than that for which a tower has learned positions."""
+    """Exit 2 for frames of another size than the tower's learned positions."""
     if frames.shape[2] != side:
-        refuse(f"this model takes {side} px alone, not {frames.shape[2]} px; give --size {side}")
+        fail(f"this model takes {side} px only, not {frames.shape[2]} px; give --size {side}")
 
 
-def around_picture(processor, place):
-    """Token ids of the chat prompt before and behind the picture's placeholder."""
+def around_image(processor, place):
+    """Token ids of the chat prompt before and behind the image's placeholder."""
     before, found, behind = chat(processor, PROMPT).partition(place)
     assert found, (place, before)
     behind = processor.tokenizer(behind, add_special_tokens=False)
@@ -185,25 +184,23 @@ TILED = ("llava_next", "llava_onevision")
 
 
 def llava(model, processor):
-    """LLaVA (Interleave), LLaVA-NeXT and LLaVA-OneVision; a clip is its frames, one by one. A picture of the tower's own side S is read in one piece.
-    At 2S or 3S, NeXT and OneVision cut it into tiles (AnyRes, Liu et al. 2024) and their grid is the mosaic: in the language model it stands behind
-    the small whole picture, a newline token after every row."""
+    """LLaVA (Interleave), LLaVA-NeXT and LLaVA-OneVision; frames of a clip are single images. An image of the tower's side S is one tile.
+    At 2S or 3S, NeXT and OneVision cut it into tiles (AnyRes, Liu et al. 2024). The language model reads the small
+    whole image, then the mosaic with a newline token after every row; the grid is the mosaic."""
     config = model.config
     side, tiled = config.vision_config.image_size, config.model_type in TILED
     p = side // config.vision_config.patch_size
-    before, behind = around_picture(processor, processor.image_token)
+    before, behind = around_image(processor, processor.image_token)
 
     def inputs(frames):
         k, most = frames.shape[2] // side, 3 if tiled else 1
         if k > most:
-            refuse(
-                f"{frames.shape[2]} px are {k} x {k} tiles, of {most} x {most} at most; give --size {side}"
-            )
+            fail(f"{frames.shape[2]} px are {k} x {k} tiles, of {most} x {most} at most; give --size {side}")
         pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
         rows = p * p
         more = {}
         if tiled:
-            # no padding, and at S no tiles but the picture once more
+            # no padding; at S the one tile is the image again
             config.image_grid_pinpoints = [[k * side, k * side]]
             whole = torch.nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
             tiles = pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5)
@@ -216,16 +213,16 @@ def llava(model, processor):
     def patches(x, batch):
         k, x = batch["tiles"], x[:, -p * p :]  # CLIP has a class token, SigLIP none
         if tiled:
-            # at S the one tile is the picture itself
+            # at S the one tile is the image itself
             x = x.unflatten(0, (-1, 1 + k * k))[:, -k * k :].flatten(0, 1)
-        return pictures(x.reshape(-1, k, k, p, p, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(1, 4), batch)
+        return images(x.reshape(-1, k, k, p, p, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(1, 4), batch)
 
     def language(x, batch):
         k, x = batch["tiles"], x[:, len(before) :]
         if k > 1:
             mosaic = x[:, p * p : p * p + k * p * (k * p + 1)].unflatten(1, (k * p, k * p + 1))
             x = mosaic[:, :, :-1].flatten(1, 2)
-        return pictures(x[:, : k * p * k * p], batch)
+        return images(x[:, : k * p * k * p], batch)
 
     layers = config.vision_config.num_hidden_layers
     points = {
@@ -238,7 +235,7 @@ def llava(model, processor):
 
 
 def cogvlm2(model, processor):
-    """CLS first in the tower; 2 x 2 patches to a token by the connector's convolution; in the language model BOS, boi, the tokens, eoi, words."""
+    """Tower: CLS first. Connector: a convolution merges 2 x 2 patches. Language rows: BOS, boi, image tokens, eoi, words."""
     from cogvlm2 import IMAGE_MEAN, IMAGE_STD
 
     vision = model.config.vision_config
@@ -249,21 +246,21 @@ def cogvlm2(model, processor):
         return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text) | {"frames": frames.shape[1]}
 
     def language(x, batch):
-        return pictures(x[:, 2 : 2 + (vision.image_size // vision.patch_size) ** 2 // 4], batch)
+        return images(x[:, 2 : 2 + (vision.image_size // vision.patch_size) ** 2 // 4], batch)
 
     points = {
         "patch_embed": ("model.vision.patch_embedding", behind_first),
         **stack("vision", "model.vision.transformer.layers", vision.num_hidden_layers, behind_first),
         "conv": ("model.vision.conv", maps),
-        "merger": ("model.vision.linear_proj", pictures),
+        "merger": ("model.vision.linear_proj", images),
         **stack("language", "model.layers", model.config.num_hidden_layers, language),
     }
     return inputs, points, vision.image_size, lambda step: step
 
 
 def kosmos2(model, processor):
-    """CLS first in the tower. Learned queries then gather what the patches hold (64 of them, Peng et al. 2023): they and their rows in the language
-    model have no place in the picture. A clip is its frames, one by one."""
+    """CLS first in the tower; 64 learned queries then pool the patches (Peng et al. 2023). Queries and their language rows have
+    no place in the image. Frames of a clip are single images."""
     config = model.config
 
     def inputs(frames):
@@ -291,9 +288,9 @@ def kosmos2(model, processor):
 
 
 def florence2(model, processor):
-    """vision.<i> are DaViT's blocks through all four stages (Ding et al. 2022), each stage on a grid of its own, half the one before. The projector puts
-    the mean of all places first, which is left out here. language.<i> are the encoder's layers; unlike in a causal model the words behind the picture
-    change its rows. The decoder only looks at the encoder's output: it has no rows of the picture. A clip is its frames, one by one."""
+    """vision.<i>: DaViT's blocks (Ding et al. 2022); each of the four stages halves the grid. Frames of a clip are single images.
+    The projector's first token, a mean over places, is left out. language.<i>: the encoder's layers, where words after
+    the image change its rows, unlike in a causal model. The decoder has no image rows."""
     config, blocks = model.config, model.model.vision_tower.blocks
     multiple = math.prod(config.vision_config.patch_stride)
 
@@ -305,12 +302,12 @@ def florence2(model, processor):
         most = min(config.vision_config.max_position_embeddings, math.isqrt(left))
         if side > most:
             size = f"{frames.shape[2]} px are {side} x {side} tokens, of {most} x {most} at most"
-            refuse(f"{size}; give --size {most * multiple} or less")
+            fail(f"{size}; give --size {most * multiple} or less")
         pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
         return with_words(frames, pixels, [config.image_token_id] * (1 + side * side) + words)
 
     def language(x, batch):
-        return pictures(x[:, 1 : (batch["input_ids"][0] == config.image_token_id).sum()], batch)
+        return images(x[:, 1 : (batch["input_ids"][0] == config.image_token_id).sum()], batch)
 
     below = [f"{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage))]
     layers = config.text_config.encoder_layers
@@ -324,13 +321,13 @@ def florence2(model, processor):
 
 
 def grounding_dino(model, processor):
-    """vision.<i> are Swin's blocks through all stages, each stage on a grid of its own; scale.<i> what the encoder is given: grids of 8, 16, 32 and 64 px a
-    token. encoder.<i> sees all scales at once and the text; stored is its 16 px scale, the finest whose grid is no larger than other encoders' (48 x 48 at
-    768 px, where 8 px would be 9216 tokens). A clip is its frames, one by one."""
+    """vision.<i>: Swin's blocks, each stage on its own grid; scale.<i>: the encoder's input, grids of 8, 16, 32 and 64 px a token.
+    encoder.<i> attends to all scales and the text. Its 16 px scale is stored, 48 x 48 tokens at 768 px, as fine as other
+    encoders (8 px would be 9216 tokens). Frames of a clip are single images."""
     swin = model.model.backbone.conv_encoder.model
     strides = [swin.config.patch_size * 2 ** (stage - 1) for stage in swin.config.out_indices]
     strides += [strides[-1] * 2 ** (k + 1) for k in range(model.config.num_feature_levels - len(strides))]
-    kept = min(1, len(strides) - 1)
+    stored = min(1, len(strides) - 1)
 
     def inputs(frames):
         pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
@@ -339,16 +336,15 @@ def grounding_dino(model, processor):
 
     def encoder(x, batch):
         tokens = [(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides]
-        return pictures(x.split(tokens, 1)[kept], batch)
+        return images(x.split(tokens, 1)[stored], batch)
 
     below = "model.backbone.conv_encoder.model.swin"
     blocks = [f"{s}.blocks.{b}" for s, depth in enumerate(swin.config.depths) for b in range(depth)]
     points = {
-        "patch_embed": (f"{below}.embeddings", pictures),
-        **{f"vision.{i}": (f"{below}.encoder.layers.{path}", pictures) for i, path in enumerate(blocks)},
+        "patch_embed": (f"{below}.embeddings", images),
+        **{f"vision.{i}": (f"{below}.encoder.layers.{path}", images) for i, path in enumerate(blocks)},
         **stack("scale", "model.input_proj_vision", len(strides), maps),
-        # A layer returns a tuple of tuples; what its deformable part returns is the picture's share of
-        # it.
+        # a layer returns a tuple of tuples; its deformable part returns the image tokens
         **{
             f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder)
             for i in range(model.config.encoder_layers)
@@ -359,9 +355,9 @@ def grounding_dino(model, processor):
 
 
 def tower(prefix, layers, first=0, any_size=False, words=False):
-    """The family of an image encoder: `first` tokens (CLS), registers, then patches in raster order; a clip is its frames, one by one.
+    """The family of an image encoder: `first` tokens (CLS), registers, then patches in raster order; frames of a clip are single images.
 
-    any_size: positions are interpolated or rotary, else learned for one size. words: the model has a text side too, which must be given something.
+    any_size: positions are interpolated or rotary, else learned for one size. words: the forward also needs text.
     """
 
     def family(model, processor):
@@ -390,17 +386,17 @@ def tower(prefix, layers, first=0, any_size=False, words=False):
 
 
 def owl(name):
-    """OWL-ViT and OWLv2: their tower, and for every patch what the heads say: class_head its class embedding before it is normalised and compared with words,
-    box_head the box's four numbers as offsets, before the patch's place is added and a sigmoid saturates them at the border. Neither depends on the words."""
+    """OWL-ViT and OWLv2: the tower, and the heads' output for every patch; neither head depends on the words.
+    class_head: the class embedding before normalisation. box_head: four offsets, before the patch's place and the sigmoid."""
 
     def family(model, processor):
         own_tower = tower(f"{name}.vision_model.", "encoder.layers", first=1)
         _, points, multiple, first_frame = own_tower(model, processor)
-        points |= {"class_head": ("class_head.dense0", pictures), "box_head": ("box_head", pictures)}
+        points |= {"class_head": ("class_head.dense0", images), "box_head": ("box_head", images)}
 
         def inputs(frames):
             one_size(frames, multiple)
-            # OWLv2's own processor cannot leave the size as it is
+            # OWLv2's processor always resizes
             pixels = normalised(frames, processor.image_mean, processor.image_std)
             ids = torch.zeros(len(pixels), 2, dtype=torch.long)
             return {"input_ids": ids, "pixel_values": pixels, "frames": frames.shape[1]}
@@ -411,7 +407,7 @@ def owl(name):
 
 
 def vjepa2(model, processor):
-    """Pairs of frames to a time step, in raster order, time first; a still picture is shown twice. Every token sees the whole clip, the future too."""
+    """Two frames a time step, raster order, time first; a still image is repeated. Every token attends to the whole clip, later frames too."""
     patch, pair = model.config.patch_size, model.config.tubelet_size
 
     def inputs(frames):
@@ -434,13 +430,13 @@ def vjepa2(model, processor):
 
 
 def ltx_vae(model, processor):
-    """latents: normalised per channel, (mode - latents_mean) / latents_std, as LTX-Video's transformer takes them; latents-raw: not normalised."""
+    """latents: normalised per channel, (mode - latents_mean) / latents_std, as LTX-Video's transformer expects; latents-raw: not normalised."""
     step, side = model.temporal_compression_ratio, model.spatial_compression_ratio
 
     def inputs(frames):
         t, h, w = frames.shape[1:4]
-        if (t - 1) % step or h % side or w % side:  # it would drop what is over silently
-            refuse(f"{t} frames of {h} px: the autoencoder takes {step}k+1 frames and multiples of {side} px")
+        if (t - 1) % step or h % side or w % side:  # it would silently drop the rest
+            fail(f"{t} frames of {h} px: the autoencoder takes {step}k+1 frames and multiples of {side} px")
         return {"sample": frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1}
 
     def latents(x, batch):
@@ -453,7 +449,7 @@ def ltx_vae(model, processor):
     return inputs, points, side, lambda k: 0 if k == 0 else 1 + (k - 1) * step
 
 
-# model type in config.json -> family. A new one is a function above and a line here.
+# model type in config.json -> family. A new family is a function above and a line here.
 FAMILIES = {
     **dict.fromkeys(QWEN, qwen2_vl),
     **dict.fromkeys(LLAVA, llava),
@@ -472,20 +468,20 @@ FAMILIES = {
 }
 
 
-# model type -> points whose time steps see later frames too; of LTX-Video's autoencoder its config tells
+# model type -> points that depend on later frames; for LTX-Video's autoencoder, see its config
 NON_CAUSAL = {"vjepa2": "vision."}
 
 
 def sees_later_frames(model, point):
-    """Whether a time step of `point` depends on frames that come after it: such features may not stand for what was known at that time."""
+    """Whether a time step of `point` depends on later frames. Such features leak the future into a prediction."""
     kind = getattr(model.config, "model_type", "ltx_vae")
     if kind == "ltx_vae":
         return not model.config.encoder_causal
     return point.startswith(NON_CAUSAL.get(kind, "none"))
 
 
-# The plan's names of points: letter -> (the families that have it, what 1, 2, ... are). `last` is the tower's
-# last layer that the projector reads.
+# The plan's names of points: letter -> (model types, points 1, 2, ...). `last` is the last tower layer that
+# the projector reads.
 FIVE = ("patch_embed", "vision.middle", "vision.last", "merger", "language.middle")
 ALIASES = {
     "L": (LLAVA, FIVE),
@@ -515,19 +511,19 @@ def depths(entry):
     return tower, read + tower if read < 0 else read - 1, language
 
 
-def own_names(names, entry):
-    """`--points` with the plan's names (L3, c2, ...) replaced by the model's own, before it is loaded; other names stay as they are."""
+def resolve_aliases(names, entry):
+    """`--points` with the plan's names (L3, c2, ...) replaced by the model's point names, before it is loaded."""
 
-    def own(name):
+    def resolve(name):
         letter, number = name[:1].upper(), name[1:]
         if letter not in ALIASES or not number.isdigit():
             return name
         types, meant = ALIASES[letter]
         if entry.get("type") not in types:
             kind = f"{name} is a point of {', '.join(types)}, and {entry['name']} is of another type"
-            refuse(f"{kind}; give its own names, or --points all")
+            fail(f"{kind}; give its point names, or --points all")
         if not 1 <= int(number) <= len(meant):
-            refuse(f"{name} is no point: {', '.join(types)} have {letter}1 to {letter}{len(meant)}")
+            fail(f"{name} is no point: {', '.join(types)} have {letter}1 to {letter}{len(meant)}")
         stack, _, place = meant[int(number) - 1].partition(".")
         if not place:
             return stack
@@ -536,22 +532,22 @@ def own_names(names, entry):
             last = at_depth(tower if stack == "vision" else language, 0.5)
         return f"{stack}.{last}"
 
-    return ",".join(own(name) for name in names.split(","))
+    return ",".join(resolve(name) for name in names.split(","))
 
 
 def family_of(model):
     return FAMILIES[getattr(model.config, "model_type", "ltx_vae")]
 
 
-# ---------------------------------------------------------------- several questions about a picture, which is computed once
+# ---------------------------------------------------------------- several questions about one image, which is computed once
 
-# causal, with words behind the picture
+# causal, with words after the image
 ASKABLE = (*QWEN, *LLAVA, "internvl", "cogvlm2")
 ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
-def picture_rows(model, batch):
-    """Which rows of the prompt are the picture's: bool [sequences, rows]. A mosaic's newlines and CogVLM2's boi and eoi are among them."""
+def image_rows(model, batch):
+    """Mask of the image's rows in the prompt, bool [sequences, rows]; includes a mosaic's newlines and CogVLM2's boi and eoi."""
     if model.config.model_type == "cogvlm2":
         return batch["token_type_ids"] == 1
     places = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
@@ -559,11 +555,11 @@ def picture_rows(model, batch):
     return torch.isin(batch["input_ids"], places)
 
 
-def up_to_the_picture(model, batch):
-    """The inputs without the words behind the picture, which are kept as `behind`, and with an empty cache for the picture's keys and values."""
+def up_to_the_image(model, batch):
+    """The inputs cut after the image, with an empty key-value cache; `behind` holds the ids of the words cut off."""
     from transformers import DynamicCache
 
-    end = int(picture_rows(model, batch)[0].nonzero()[-1]) + 1
+    end = int(image_rows(model, batch)[0].nonzero()[-1]) + 1
     more = {"behind": tuple(batch["input_ids"][0, end:].tolist())}
     if model.config.model_type == "cogvlm2":
         more["cache"] = [{} for _ in range(model.config.num_hidden_layers)]
@@ -573,7 +569,7 @@ def up_to_the_picture(model, batch):
 
 
 def words_behind(model, processor, batch, question):
-    """Token ids of what follows the picture when `question` is asked in place of PROMPT."""
+    """Token ids after the image, with `question` in place of PROMPT."""
 
     def tokens(words):
         if model.config.model_type == "cogvlm2":
@@ -582,14 +578,14 @@ def words_behind(model, processor, batch, question):
         text = chat(processor, words, kind).rpartition(getattr(processor, f"{kind}_token"))[2]
         return processor.tokenizer(text, add_special_tokens=False).input_ids
 
-    usual, behind = tokens(PROMPT), batch["behind"]
-    first = behind[: len(behind) - len(usual)]  # what the processor itself puts there: the end of an image
-    assert behind == (*first, *usual), (behind, usual)
+    default, behind = tokens(PROMPT), batch["behind"]
+    first = behind[: len(behind) - len(default)]  # added by the processor: the end of an image
+    assert behind == (*first, *default), (behind, default)
     return [*first, *tokens(question)]
 
 
 def positions_behind(model, given, words):
-    """Position ids of words [n, k] behind the picture, by the library's own rules: under M-RoPE a picture takes fewer positions than it has rows."""
+    """Position ids of words [n, k] after the image, by the library's rules; under M-RoPE an image takes fewer positions than rows."""
     if model.config.model_type == "cogvlm2":
         from cogvlm2 import image_positions
 
@@ -600,8 +596,8 @@ def positions_behind(model, given, words):
         return torch.arange(end, end + words.shape[1], device=words.device).expand(words.shape)
     rows = {"mm_token_type_ids": 0, "attention_mask": 1}
     rows = {name: torch.cat([given[name], torch.full_like(words, fill)], 1) for name, fill in rows.items()}
-    wanted = inspect.signature(model.model.get_rope_index).parameters
-    more = {name: given[name] for name in wanted if name in given and name not in ROWS}
+    accepted = inspect.signature(model.model.get_rope_index).parameters
+    more = {name: given[name] for name in accepted if name in given and name not in ROWS}
     return model.model.get_rope_index(torch.cat([given["input_ids"], words], 1), **rows, **more)[0][..., end:]
 
 
@@ -609,12 +605,12 @@ def positions_behind(model, given, words):
 
 
 def at_depth(layers, part):
-    """The layer (0-based) after which `part` of a stack has been computed."""
+    """The layer (0-based) at relative depth `part` of a stack."""
     return round(layers * part) - 1
 
 
 def quarters(points):
-    """All points of a small model; of a deep one those outside the stacks, and four depths of each stack."""
+    """All points outside the stacks and of stacks of up to 8 layers; four depths of each deeper stack."""
     chosen = []
     for stack in ("vision", "scale", "encoder", "language"):
         names = [p for p in points if p.startswith(f"{stack}.")]
@@ -623,7 +619,7 @@ def quarters(points):
 
 
 def on(batch, device, dtype):
-    """The part of a batch that the model's forward takes, on its device and in its dtype: without plain numbers and tuples, which are notes of ours."""
+    """The batch on the model's device and in its dtype, without our notes (plain numbers and tuples)."""
     return {
         k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
         for k, v in batch.items()
@@ -632,7 +628,7 @@ def on(batch, device, dtype):
 
 
 def whole_tokens(size, multiple, model):
-    """Refuse a side that cuts a token."""
+    """Exit 2 where `size` is not a whole number of tokens."""
     if size % multiple:
         near = max(size // multiple, 1) * multiple
-        refuse(f"--size {size} is not a multiple of {multiple}, a token's width of {model}; give {near}")
+        fail(f"--size {size} is not a multiple of {multiple}, the token width of {model}; give {near}")

@@ -1,25 +1,25 @@
-"""The verdicts: every criterion held against its threshold, and what follows; the screening of several models.
+"""The verdicts: every criterion against its threshold, and the decision; the screening of several models.
 
-    python gate.py judge 1 --results results/tiny/shapes --motion results/tiny/moving --encoder results/tiny-dinov2/shapes
-    python gate.py judge 2 --results results/tiny/shapes --motion results/tiny/moving
-    python gate.py judge 3 --results results/tiny/future
-    python gate.py judge 4 --results results/tiny/future
-    python gate.py screen results/tiny/shapes results/tiny-semantic/shapes results/tiny-dinov2/shapes --out results/screen
+    python gate.py evaluate 1 --results results/tiny/shapes --motion results/tiny/moving
+    python gate.py evaluate 2 --results results/tiny/shapes --motion results/tiny/moving
+    python gate.py evaluate 3 --results results/tiny/future
+    python gate.py evaluate 4 --results results/tiny/future
+    python gate.py screen results/tiny/shapes results/tiny-dinov2/shapes --out results/screen
     python gate.py show results/tiny/shapes/gate1.yaml
     python gate.py table results
 
-Reads the YAML of the stages. Writes gate<N>.yaml, and gate1.png: originals, VAE and adapter reconstructions; true and decoded boxes.
-A criterion is
+Reads the YAML of the stages. Writes gate<N>.yaml, and gate1.png: originals, reconstructions, true and decoded
+boxes. A criterion is
 
-    PASS           when its interval clears the threshold and its paired gain over the best baseline excludes zero
-    FAIL           when its interval lies on the wrong side, or the gain can be no more than a tenth of the headroom above the baseline
-    INCONCLUSIVE   otherwise, with the number of items that would decide; or, whatever the score, where a control that cannot know knows
+    PASS           if its interval clears the threshold and the gain over the best baseline excludes zero
+    FAIL           if its interval is on the wrong side, or the gain is at most a tenth of the headroom
+    INCONCLUSIVE   otherwise, with the number of items that would decide; also if a control leaks
 
-`plain_pass` is the bare comparison of an earlier plan, recorded beside it. `--set bbox_iou=0.5` overrides a threshold and is recorded.
+`plain_pass` compares the score alone. `--set bbox_iou=0.5` overrides a threshold and is recorded.
 
-`screen` asks which of several models: the same answers on every model's test items, and a weighted score (SCREEN, MATRIX) whose
-resamples all models share. Writes in --out <model>-spatial.yaml, phase1-summary.md, final-recommendation.md and screen.yaml;
-`told_apart` says whether the first is more than tied.
+`screen` compares models on the same test items by a weighted score (SCREEN, MATRIX) with common resamples. It
+writes <model>-spatial.yaml, phase1-summary.md, final-recommendation.md and screen.yaml to --out.
+`significant` states whether the first model is better than each other one, or tied.
 
 Modules, to be copied with it: cogvlm2.py, common.py, media.py, models.py, stats.py.
 """
@@ -35,35 +35,35 @@ from common import (
     HERE,
     RESULT,
     check_writable,
+    fail,
     load_items,
     load_pt,
     load_yaml,
     plain,
+    print_summary,
     pyplot,
-    refuse,
     run_info,
     save_text,
     save_yaml,
-    say,
     subcommands,
 )
 from media import frames_of
 from models import OWN_LAYOUT, TINY, model_of
 from stats import clusters, resampled, widened
 
-# What each gate asks. Thresholds are those of the evaluation plan that this project grew from; `earlier` are
-# figures of its earlier study, which stand beside ours for comparison and judge nothing.
+# The criteria of each gate. Thresholds are those of the project's evaluation plan. `earlier` holds figures of
+# an earlier study, for comparison only.
 PLAN = "evaluation plan, phase 1"
-FROZEN = "a picture that stands still would score as well: decoded_closeness does not tell the film from that"
+FROZEN = "a static image would score as well: decoded_closeness does not separate it from the generated clip"
 
 
 def criterion(level, threshold, stage, **more):
-    """must or should; the threshold; whose YAML holds the score; better="lower" where less is good."""
+    """level: must, should, either, or; stage: of the score; better="lower" if low scores are good."""
     return {"level": level, "threshold": threshold, "from": stage, **more}
 
 
 def study(qwen=None, hybrid=None):
-    """Figures of the earlier study, where it has them."""
+    """Figures of the earlier study that exist."""
     figures = {"qwen2.5-vl-7b": qwen, "dinov2-l hybrid": hybrid}
     return {name: x for name, x in figures.items() if x is not None}
 
@@ -97,12 +97,12 @@ GATE2 = {
         earlier={"first frame only": 0.690, "all frames": 0.681, "conditioned": 0.588, "baseline": 0.686},
         accepted=0.69,
     ),
-    # ours: a picture that stands still scores 0
+    # ours: a static image scores 0
     "decoded_closeness": criterion("should", 0.50, "coherence"),
-    "semantic_accuracy": criterion("should", 0.65, "films"),
+    "semantic_accuracy": criterion("should", 0.65, "semantic"),
 }
-# Gate 3 passes by either: what predicts in latent space, or the pair of the pivot. `gain`: what is held
-# against the threshold is the paired gain over the best floor.
+# Gate 3 passes by `prediction` in latent space, or by all of the `or` criteria (the pivot). `gain`: the
+# paired gain over the best baseline is compared with the threshold.
 COSINES = {"cosine of predictions": "0.930-0.941", "of the copy": "0.975-0.979"}
 GATE3 = {
     "prediction": criterion("either", 0.0, "latents", earlier=COSINES, gain=True),
@@ -110,7 +110,7 @@ GATE3 = {
         "or", 0.90, "describe", earlier={"action recall on generated / on real clips": 0.70 / 0.75}
     ),
     "temporal_ratio": criterion("or", 0.80, "continue", earlier={"LTX-Video": 0.89}),
-    # ours: the film is nearer than the copy where something moves; motion alone could be any
+    # ours: the generated clip is nearer to the truth than a copy, where something moves
     "continuation": criterion("or", 0.0, "continue"),
     "beyond_extrapolation": criterion("should", 0.0, "latents", gain=True),
     "longest_horizon": criterion("should", 0.0, "latents", gain=True),
@@ -120,62 +120,60 @@ GATE3 = {
 GATE4 = {
     "pixel_auroc": criterion("must", 0.80, "verify"),
     "pixel_over_latent": criterion("must", 0.0, "verify", gain=True),
-    # what accepting in the verifier's order saves beside a random order, on the mean of all coverages
+    # the risk saved by accepting in the verifier's order rather than at random, mean over coverages
     "selective_risk": criterion("should", 0.0, "verify"),
-    # ours, as are the next two: the error that was promised, of a bound from val, on test
+    # ours, as are the next two: the test error at a bound that val promised
     "conformal_error": criterion("should", 0.10, "verify", better="lower"),
-    # of films that the video model made, instead of planted ones
-    "made_auroc": criterion("should", 0.80, "verify"),
-    "made_over_latent": criterion("should", 0.0, "verify", gain=True),
+    # of generated clips that the video model made, instead of planted ones
+    "generated_auroc": criterion("should", 0.80, "verify"),
+    "generated_over_latent": criterion("should", 0.0, "verify", gain=True),
 }
 SPATIAL = ("spatial_iou", "bbox_iou", "map50")
-# skill between the mean image and the VAE that stands in for an LPIPS threshold when the backbone is not the
-# published one
+# skill between mean image and VAE: the threshold of LPIPS without the published backbone
 STAND_IN = 0.5
-# what a row of the table keeps of a criterion's record
-KEPT = ("score", "low", "high", "floor", "floor_name", "ceiling", "gain", "gain_low", "gain_high")
-KEPT += ("p", "skill", "layer", "n", "options_searched")
+# keys of a criterion's record that its row in the table has
+ROW_KEYS = ("score", "low", "high", "baseline", "baseline_name", "upper_bound", "gain", "gain_low")
+ROW_KEYS += ("gain_high", "p", "skill", "layer", "n", "options_searched")
 MUST_MATCH = "must belong together"
 NO_INTERVAL = "a ratio of two medians, no interval"
 STREAMED = "features were streamed layer by layer, which times no single pass"
-ROUNDING = 1e-3  # a gain that the printed table rounds away; it matters where a floor reaches the ceiling
+ROUNDING = 1e-3  # a smaller gain is 0.000 in the table; it matters where a baseline reaches the upper bound
 
 
 def negligible(record):
-    """Can the gain over the best floor be no more than a tenth of the room above it?"""
-    return record["gain_high"] < max(0.1 * abs(record["ceiling"] - record["floor"]), ROUNDING)
+    """Whether the gain over the best baseline is at most a tenth of the headroom above it."""
+    return record["gain_high"] < max(0.1 * abs(record["upper_bound"] - record["baseline"]), ROUNDING)
 
 
-def judge(record, threshold, better="higher"):
-    """Three answers. record: score, low, high, gain, gain_low, gain_high, floor, ceiling, n. -> {answer, plain_pass, reason, n_needed}."""
+def evaluate(record, threshold, better="higher"):
+    """{answer, plain_pass, reason, n_needed} of a record (score, low, high, gain, ..., n)."""
     sign = 1 if better == "higher" else -1
-    numbers = ("score", "low", "high", "gain_low", "gain_high", "floor", "ceiling")
+    numbers = ("score", "low", "high", "gain_low", "gain_high", "baseline", "upper_bound")
     if not all(math.isfinite(record[k]) for k in numbers):
-        reason = "the score is not a number, or its interval has no bounds (a single source has none)"
+        reason = "the score or its interval is not finite (a single source has no interval)"
         return {"answer": "INCONCLUSIVE", "plain_pass": False, "reason": reason}
     near, far = sorted((sign * (record["low"] - threshold), sign * (record["high"] - threshold)))
-    above_floor = record["gain_low"] > 0
+    above_baseline = record["gain_low"] > 0
     answer = {"answer": "INCONCLUSIVE", "plain_pass": sign * (record["score"] - threshold) > 0}
     if leak := record.get("leak"):
-        score = f"the control {leak!r} scores {record['floors'][leak]:.3f}"
-        return answer | {"reason": f"leak: {score}, which it cannot without the answer; mend that first"}
+        score = f"the control {leak!r} scores {record['baselines'][leak]:.3f}"
+        return answer | {"reason": f"leak: {score}, which needs the answer; remove the leak first"}
     if far < 0:
-        return answer | {"answer": "FAIL", "reason": "the interval lies on the wrong side of the threshold"}
-    # asked first, or enough items would turn the same small gain from a failure into a pass
+        return answer | {"answer": "FAIL", "reason": "the interval is on the wrong side of the threshold"}
+    # checked before PASS: otherwise more items would turn the same small gain from FAIL into PASS
     if negligible(record):
-        reason = f"no more than a tenth of the room above the floor ({record['floor_name']}) can be there"
+        reason = f"the gain is at most a tenth of the headroom above the baseline ({record['baseline_name']})"
         return answer | {"answer": "FAIL", "reason": reason}
-    if near > 0 and above_floor:
-        reason = "the interval clears the threshold and the gain over the best floor excludes zero"
+    if near > 0 and above_baseline:
+        reason = "the interval clears the threshold and the gain over the best baseline excludes zero"
         return answer | {"answer": "PASS", "reason": reason}
-    # Half-widths shrink with the square root of n: how many items until both questions are settled, if the
-    # scores stay as they are.
+    # Half-widths shrink with the square root of n: how many items decide both questions if the scores stay.
     needs, doubts = [], []
     if near <= 0:
         doubts.append("the interval spans the threshold")
         needs.append((record["high"] - record["low"], abs(record["score"] - threshold)))
-    if not above_floor:
-        doubts.append(f"the gain over {record['floor_name']} may be zero")
+    if not above_baseline:
+        doubts.append(f"the gain over {record['baseline_name']} may be zero")
         needs.append((record["gain_high"] - record["gain_low"], abs(record["gain"])))
     factor = max((width / 2 / distance) ** 2 if distance else math.inf for width, distance in needs)
     n_needed = int(record["n"] * factor) + 1 if factor < 1e4 else None
@@ -183,14 +181,14 @@ def judge(record, threshold, better="higher"):
 
 
 def stand_in(record):
-    """The record of an LPIPS with an untrained backbone, rewritten as skill: 0 for the mean image, 1 for the VAE. None where the VAE is no better than the mean image."""
-    floor = record.get("floors", {}).get("mean_image", record["floor"])
-    room = record["ceiling"] - floor
+    """LPIPS of an untrained backbone as skill: 0 mean image, 1 VAE. None if the VAE is no better."""
+    baseline = record.get("baselines", {}).get("mean_image", record["baseline"])
+    room = record["upper_bound"] - baseline
     if room >= 0:
         return None
 
     def skill(x):
-        return (x - floor) / room
+        return (x - baseline) / room
 
     low, high = sorted((skill(record["low"]), skill(record["high"])))
     return {
@@ -198,9 +196,9 @@ def stand_in(record):
         "score": skill(record["score"]),
         "low": low,
         "high": high,
-        "floor": 0.0,
-        "floor_name": "mean_image",
-        "ceiling": 1.0,
+        "baseline": 0.0,
+        "baseline_name": "mean_image",
+        "upper_bound": 1.0,
         "better": "higher",
         "skill_of": skill,
         "gain": record["gain"] / -room,
@@ -210,28 +208,28 @@ def stand_in(record):
 
 
 def held(criteria, name, rule, threshold, source):
-    """(row, record): a criterion's record held against the threshold; LPIPS without its published backbone by its stand-in. The record is None where nothing was measured."""
+    """(row, record or None) of a criterion against its threshold; LPIPS may use its stand-in."""
     record = criteria.get(name)
     better = rule.get("better", "higher")
     row = {"threshold": threshold, "source": source}
-    missing = f"{rule['from']} measured no {name}"
+    missing = f"{rule['from']} has not measured {name}"
     if name == "lpips" and record is None and "lpips_random_backbone" in criteria:
         record = stand_in(criteria["lpips_random_backbone"])
         better = "higher"
-        missing = "the VAE's own reconstruction is no better than the mean image"
-        source = "skill between the mean image and the VAE: LPIPS has no published backbone here"
+        missing = "the VAE's reconstruction is no better than the mean image"
+        source = "skill between mean image and VAE: the published LPIPS backbone is not available"
         row = {"threshold": STAND_IN, "source": source, "stand_in": True}
     if record is None:
         return row | {"score": None, "answer": "INCONCLUSIVE", "plain_pass": None, "reason": missing}, None
-    row |= {k: record[k] for k in KEPT if k in record} | judge(record, row["threshold"], better)
+    row |= {k: record[k] for k in ROW_KEYS if k in record} | evaluate(record, row["threshold"], better)
     if rule.get("accepted") and row["answer"] != "PASS":
-        row["accepted"] = judge(record, rule["accepted"], better)["answer"]
+        row["accepted"] = evaluate(record, rule["accepted"], better)["answer"]
         row["accepted_threshold"] = rule["accepted"]
     return row, record
 
 
 def timed(score, why, threshold, source):
-    """The row of a ratio of two medians, which has no interval; score None: not measured."""
+    """The row of a ratio of two medians, without an interval. score: None if not measured."""
     row = {"threshold": threshold, "source": source, "score": score}
     if score is None:
         return row | {"answer": "INCONCLUSIVE", "plain_pass": None, "reason": why}
@@ -240,22 +238,22 @@ def timed(score, why, threshold, source):
 
 
 def as_gain(record):
-    """The record with the gain over the floor as its score: its floor is then zero, its ceiling the room above the old floor."""
-    room = record["ceiling"] - record["floor"]
+    """The record with the gain as its score, zero as its baseline and the headroom as its upper bound."""
+    headroom = record["upper_bound"] - record["baseline"]
     return record | {
         "score": record["gain"],
         "low": record["gain_low"],
         "high": record["gain_high"],
-        "floor": 0.0,
-        "ceiling": room if record.get("better") != "lower" else -room,
+        "baseline": 0.0,
+        "upper_bound": headroom if record.get("better") != "lower" else -headroom,
     }
 
 
 def judged_row(criteria, name, rule, threshold, changed):
-    """A criterion's row in the table of a gate. criteria: {name: record}, or of ratios of times {name: (score, why)}; changed: the thresholds of --set."""
+    """A criterion's row of a gate. criteria: {name: record, or (score, why) of times}; changed: --set."""
     source = PLAN
     if name in changed:
-        # a threshold that was set has no second one below it
+        # --set replaces the second, accepted threshold too
         source, rule = "--set", rule | {"accepted": None}
     if rule.get("gain") and name in criteria:
         criteria = {name: as_gain(criteria[name])}
@@ -267,12 +265,12 @@ def judged_row(criteria, name, rule, threshold, changed):
 
 
 def undecided(judged, names):
-    """The verdict while the criteria `names` are open: (verdict, why)."""
+    """(verdict, why) while the criteria `names` are undecided."""
     return "INCONCLUSIVE", f"investigate {', '.join(names)}: {'; '.join(judged[k]['reason'] for k in names)}"
 
 
 def gate_head(gate, verdict, why, about, judged, beside=""):
-    """The first lines of gate<N>.yaml. The headline says of what kind the weights and the data are; beside: what it says of other weights."""
+    """The first lines of gate<N>.yaml; the headline names weights and data. beside: other weights."""
     kinds = f"{about['weights']} weights{beside}, {about['data']} data"
     if judged.get("lpips", {}).get("stand_in"):
         kinds += "; LPIPS by a stand-in"
@@ -286,43 +284,34 @@ def gate_head(gate, verdict, why, about, judged, beside=""):
 
 
 def decide(judged, encoder):
-    """The decision table: (verdict, why). `encoder` holds the spatial encoder's own judged spatial criteria, where it was measured."""
+    """(verdict, why) of gate 1. encoder: the answers of a spatial encoder's criteria, if measured."""
     must = {k: j for k, j in judged.items() if j["level"] == "must"}
     failed = [k for k, j in must.items() if j["answer"] == "FAIL"]
     if all(j["answer"] == "PASS" for j in must.values()):
-        return "PROCEED", "every criterion that must pass does"
+        return "PROCEED", "every must criterion passes"
     lost = [k for k in failed if k in SPATIAL]
     if lost:
         repaired = [k for k in lost if encoder.get(k, {}).get("answer") == "PASS"]
         fails = f"the model fails {', '.join(lost)}"
         if repaired:
-            return (
-                "PIVOT",
-                f"to the hybrid: {fails}, of which a spatial encoder beside it holds {', '.join(repaired)}",
-            )
+            return ("PIVOT", f"to the hybrid: {fails}; the spatial encoder passes {', '.join(repaired)}")
         if not any(k in encoder for k in lost):
-            return (
-                "PIVOT",
-                f"to the hybrid, as the plan's table says, untested: {fails}; run again with --encoder",
-            )
+            return ("PIVOT", f"to the hybrid, untested: {fails}; run again with --encoder")
         if all(encoder.get(k, {}).get("answer") == "FAIL" for k in lost):
-            return "STOP", f"{fails}, and so does the spatial encoder"
-        return (
-            "INCONCLUSIVE",
-            f"investigate the hybrid: {fails}, and what the spatial encoder holds is undecided",
-        )
+            return "STOP", f"{fails}, as does the spatial encoder"
+        return ("INCONCLUSIVE", f"investigate the hybrid: {fails}, and the spatial encoder is undecided")
     if failed:
-        return "STOP", f"space is there but the bridge fails {', '.join(failed)}"
+        return "STOP", f"the spatial criteria pass but the adapter fails {', '.join(failed)}"
     return undecided(judged, [k for k, j in must.items() if j["answer"] != "PASS"])
 
 
 def plain_verdict(judged):
-    """What the plain comparisons of an earlier plan say."""
+    """The verdict of the scores alone, without intervals and baselines."""
     return "PROCEED" if all(j["plain_pass"] for j in judged.values() if j["level"] == "must") else "STOP"
 
 
 def gate1(args, thresholds):
-    """Judge gate 1 from the stages' YAML. Returns the result to be saved."""
+    """The result of gate 1, from the YAML of the stages."""
     folder = Path(args.results)
     probe, align, adapt = (
         load_yaml(folder / f"{name}.yaml", stage)
@@ -338,7 +327,7 @@ def gate1(args, thresholds):
     ):
         for key in keys:
             if other and other[key] != probe[key]:
-                refuse(f"{where} is about {other[key]!r}, not {probe[key]!r} as {folder}; they {MUST_MATCH}")
+                fail(f"{where} is about {other[key]!r}, not {probe[key]!r} as {folder}; they {MUST_MATCH}")
     seconds = {}  # {which: seconds per item, or None where layers were streamed}
     for name, where in (("model", folder), ("encoder", args.encoder), ("reference", args.reference)):
         index = Path(where) / "features" / "index.yaml" if where else None
@@ -370,7 +359,7 @@ def gate1(args, thresholds):
     }
     encoder = {}
     if encoder_probe:
-        encoder = {k: judge(encoder_probe["criteria"][k], thresholds[k]) for k in SPATIAL}
+        encoder = {k: evaluate(encoder_probe["criteria"][k], thresholds[k]) for k in SPATIAL}
     result = gate_head(1, *decide(judged, encoder), probe, judged) | {
         "decoder": adapt["decoder"],
         "decoder_weights": adapt["decoder_weights"],
@@ -385,57 +374,57 @@ def gate1(args, thresholds):
 
 
 def decide2(judged, hybrid):
-    """The decision of gate 2: (verdict, why). hybrid: {answer: of its fused bridge's LPIPS, spatial_adds, spatial}, where it was measured."""
+    """(verdict, why) of gate 2. hybrid: {answer: on LPIPS, spatial_adds, spatial}, if measured."""
     must = {k: j for k, j in judged.items() if j["level"] == "must"}
     if all(j["answer"] == "PASS" for j in must.values()):
         weak = [k for k, j in judged.items() if j["answer"] == "FAIL"]
         but = f"; but {', '.join(weak)} {'fails' if len(weak) == 1 else 'fail'}" if weak else ""
-        return "PROCEED", f"a small bridge is enough{but}"
+        return "PROCEED", f"a small adapter is enough{but}"
     if must["lpips"]["answer"] == "FAIL":
         if not hybrid:
-            return "PIVOT", "to the hybrid, as the plan's table says, untested: a small bridge fails lpips"
+            return "PIVOT", "to the hybrid, untested: a small adapter fails lpips"
         second = hybrid["spatial"]
         if hybrid["answer"] == "PASS" and hybrid["spatial_adds"] == "yes":
-            why = f"a small bridge from the model alone fails lpips, which with {second} beside it passes"
+            why = f"a small adapter of the model alone fails lpips, and one with {second} passes"
             return "PIVOT", f"to the hybrid: {why}"
         if hybrid["answer"] == "FAIL" or hybrid["spatial_adds"] == "no":
-            return "STOP", f"a small bridge fails lpips, and {second} beside the model does not repair it"
-        why = "a small bridge fails lpips, and whether a second encoder repairs it is undecided"
+            return "STOP", f"a small adapter fails lpips, also with {second} as second encoder"
+        why = "a small adapter fails lpips, and the second encoder is undecided"
         return "INCONCLUSIVE", f"investigate the hybrid: {why}"
     if must["parameter_efficiency"]["answer"] == "FAIL":
-        return "PIVOT", "to a larger bridge: 10M parameters are worse than 100M"
+        return "PIVOT", "to a larger adapter: 10M parameters are worse than 100M"
     return undecided(judged, [k for k, j in must.items() if j["answer"] != "PASS"])
 
 
 def gate2(args, thresholds):
-    """Judge gate 2 from the stages' YAML: of pictures in --results, of clips in --motion. Returns the result to be saved."""
+    """The result of gate 2, from the YAML of images in --results and of clips in --motion."""
     folder = Path(args.results)
     scaling = load_yaml(folder / "adapt-scaling.yaml", "adapt")
     beside = {"ablation": folder / "adapt-ablation.yaml", "hybrid": folder / "adapt-hybrid.yaml"}
     if args.motion:
         beside |= {
             "coherence": Path(args.motion) / "video-coherence.yaml",
-            "films": Path(args.motion) / "explain-semantic.yaml",
+            "semantic": Path(args.motion) / "explain-semantic.yaml",
         }
     stages = {"scaling": scaling} | {name: load_yaml(path) for name, path in beside.items() if path.is_file()}
     for name, other in stages.items():
         if other.get("model") not in (scaling["model"], None):
-            refuse(f"{beside[name]} is about {other['model']!r}, not {scaling['model']!r}; they {MUST_MATCH}")
+            fail(f"{beside[name]} is about {other['model']!r}, not {scaling['model']!r}; they {MUST_MATCH}")
     judged, hybrid, coherence = {}, stages.get("hybrid"), stages.get("coherence", {})
-    about_model = coherence.get("conditioning") == "adapter"  # other films say nothing of the model
+    about_model = coherence.get("conditioning") == "adapter"  # other clips do not depend on the model
     for name, rule in GATE2.items():
         known = rule["from"] == "scaling" or about_model
         criteria = stages.get(rule["from"], {}).get("criteria", {}) if known else {}
         judged[name] = judged_row(criteria, name, rule, thresholds[name], args.changed)
-    # LPIPS of the small bridge, by which only its gain is judged
-    for key in ("floor", "floor_name", "ceiling", "skill"):
+    # of these keys only the gain belongs to the ratio; the others are of the small adapter's LPIPS
+    for key in ("baseline", "baseline_name", "upper_bound", "skill"):
         judged["parameter_efficiency"].pop(key, None)
     judged["parameter_efficiency"] |= {"stand_in": True} if "lpips_random_backbone" in scaling else {}
     if judged["temporal_consistency"]["answer"] == "PASS" and judged["decoded_closeness"]["answer"] != "PASS":
         judged["temporal_consistency"] |= {"answer": judged["decoded_closeness"]["answer"], "reason": FROZEN}
     semantic = judged["semantic_accuracy"]
-    if semantic.get("ceiling") is not None and semantic["ceiling"] < semantic["threshold"]:
-        reason = f"of the clips themselves the model says no more than {semantic['ceiling']:.3f}"
+    if semantic.get("upper_bound") is not None and semantic["upper_bound"] < semantic["threshold"]:
+        reason = f"on the real clips the model itself reaches only {semantic['upper_bound']:.3f}"
         semantic |= {"answer": "INCONCLUSIVE", "reason": reason, "n_needed": None}
     fused = hybrid and {
         "answer": held(hybrid["criteria"], "lpips", GATE2["lpips"], thresholds["lpips"], PLAN)[0]["answer"],
@@ -460,24 +449,24 @@ def gate2(args, thresholds):
 
 
 def decide3(judged, variant):
-    """The decision of gate 3: (verdict, why)."""
+    """(verdict, why) of gate 3."""
     prediction, pivot = judged["prediction"], {k: row for k, row in judged.items() if row["level"] == "or"}
     if prediction["answer"] == "PASS":
-        why = f"{variant} is better than copying the last frame and than every control"
+        why = f"{variant} beats a copy of the last frame and every control"
         return "PROCEED", f"by prediction: {why}"
     if all(row["answer"] == "PASS" for row in pivot.values()):
-        return "PROCEED", "by pivot: the video model predicts, and the model describes what it sees there"
+        return "PROCEED", "by pivot: the video model predicts, and the model describes its generated clips"
     failed = [k for k, row in pivot.items() if row["answer"] == "FAIL"]
     if prediction["answer"] == "FAIL" and failed:
         return (
             "STOP",
-            f"nothing predicts better than what costs nothing, and the pivot fails {', '.join(failed)}",
+            f"no variant predicts better than its baselines, and the pivot fails {', '.join(failed)}",
         )
     return undecided(judged, [k for k in ("prediction", *pivot) if judged[k]["answer"] == "INCONCLUSIVE"])
 
 
 def gate3(args, thresholds):
-    """Judge gate 3 from the YAML of predict.py, video.py (continue, futures) and explain.py (describe) in --results. Returns the result to be saved."""
+    """The result of gate 3, from the YAML of predict.py, video.py and explain.py describe."""
     folder = Path(args.results)
     paths = {
         "latents": "predict-latents.yaml",
@@ -487,14 +476,14 @@ def gate3(args, thresholds):
     }
     stages = {name: load_yaml(folder / path) for name, path in paths.items() if (folder / path).is_file()}
     if "latents" not in stages and not {"continue", "describe"} <= set(stages):
-        refuse(f"{folder} holds neither predict-latents.yaml nor video-continue.yaml; run make gate3")
+        fail(f"{folder} holds neither predict-latents.yaml nor video-continue.yaml; run make gate3")
     first = stages.get("latents") or stages["describe"]
-    data_name = first["data_name"].removesuffix("-films")
+    data_name = first["data_name"].removesuffix("-generated")
     expected = f"{first['model']} on {data_name}"
     for name, other in stages.items():
-        about = f"{other.get('model') or first['model']} on {other['data_name'].removesuffix('-films')}"
+        about = f"{other.get('model') or first['model']} on {other['data_name'].removesuffix('-generated')}"
         if about != expected:
-            refuse(f"{folder / paths[name]} is about {about}, not {expected}; they {MUST_MATCH}")
+            fail(f"{folder / paths[name]} is about {about}, not {expected}; they {MUST_MATCH}")
     latents, criteria = stages.get("latents", {}), {name: s.get("criteria", {}) for name, s in stages.items()}
     if latents:
         own = latents["horizons"][latents["variant"]]
@@ -502,21 +491,21 @@ def gate3(args, thresholds):
         for name, row in (("longest_horizon", last), ("most_motion", most)):
             criteria["latents"][name] = row | {
                 "score": row["cosine"],
-                "ceiling": 1.0,
+                "upper_bound": 1.0,
                 "n": row["clips"],
-                **{f"gain{end}": row[f"gain_over_floor{end}"] for end in ("", "_low", "_high")},
+                **{f"gain{end}": row[f"gain_over_baseline{end}"] for end in ("", "_low", "_high")},
             }
-    film = stages.get("continue", {})
-    if film.get("moving_gain_over_copy") is not None:
-        gain = {f"gain{end}": film[f"moving_gain_over_copy{end}"] for end in ("", "_low", "_high")}
+    generated_clip = stages.get("continue", {})
+    if generated_clip.get("moving_gain_over_copy") is not None:
+        gain = {f"gain{end}": generated_clip[f"moving_gain_over_copy{end}"] for end in ("", "_low", "_high")}
         criteria["continue"]["continuation"] = gain | {
             "score": gain["gain"],
             "low": gain["gain_low"],
             "high": gain["gain_high"],
-            "floor": 0.0,
-            "floor_name": "copy",
-            "n": film["moving_clips"],
-            "ceiling": film["moving_l1_copy"] - film["moving_l1_vae"],
+            "baseline": 0.0,
+            "baseline_name": "copy",
+            "n": generated_clip["moving_clips"],
+            "upper_bound": generated_clip["moving_l1_copy"] - generated_clip["moving_l1_vae"],
         }
     judged = {
         name: judged_row(criteria.get(rule["from"], {}), name, rule, thresholds[name], args.changed)
@@ -529,26 +518,25 @@ def gate3(args, thresholds):
 
     by_chance = latents and latents["variant"] not in latents["predicts"].split(", ")
     if prediction["answer"] == "PASS" and by_chance:
-        doubt(prediction, "among as many variants as were tried, a gain like this may be chance (Holm)")
+        doubt(prediction, "the gain may be chance among so many variants (Holm)")
     if ratio["answer"] == "PASS" and ratio["low"] > 1 / ratio["threshold"]:
-        doubt(ratio, "more changes from frame to frame than in the clips, as where films flicker")
-    if film.get("conditioning", "").endswith("text") and retention["answer"] == "PASS":
+        doubt(ratio, "frames change more than in the real clips, as in generated clips that flicker")
+    if generated_clip.get("conditioning", "").endswith("text") and retention["answer"] == "PASS":
         doubt(
-            retention,
-            f"the films ({film['conditioning']}) were told in words what the model then says of them",
+            retention, f"the text of the conditioning ({generated_clip['conditioning']}) contains the answers"
         )
     sane, room = latents.get("sanity_cosine"), 1 - (latents.get("sanity_cosine_mean") or 0)
     if prediction["answer"] == "FAIL" and sane is not None and sane < 1 - room / 2:
-        poor = f"the head does not even reconstruct the present (cosine {sane:.3f})"
+        poor = f"the head does not reconstruct the present (cosine {sane:.3f})"
         doubt(prediction, f"{poor}: train longer, or read another layer")
     about = first | {"data_name": data_name}
-    other_weights = film and film["video_weights"] != first["weights"]
-    video = f", video model {film['video_weights']}" if other_weights else ""
+    other_weights = generated_clip and generated_clip["video_weights"] != first["weights"]
+    video = f", video model {generated_clip['video_weights']}" if other_weights else ""
     result = gate_head(3, *decide3(judged, latents.get("variant")), about, judged, video)
     result |= {
         "decoder": latents.get("decoder"),
-        "video": film.get("video"),
-        "video_weights": film.get("video_weights"),
+        "video": generated_clip.get("video"),
+        "video_weights": generated_clip.get("video_weights"),
     }
     result |= {name: row["score"] for name, row in judged.items()}
     several = {}
@@ -572,24 +560,24 @@ def gate3(args, thresholds):
 
 
 def decide4(judged, result):
-    """The decision of gate 4: (verdict, why)."""
+    """(verdict, why) of gate 4."""
     must = {k: row for k, row in judged.items() if row["level"] == "must"}
     pixels, latents = result["pixel_verifier"], result.get("latent_verifier")
     if all(row["answer"] == "PASS" for row in must.values()):
-        why = f"{pixels} tells right predictions from wrong ones, better than {latents}, the best that reads latents"
+        why = f"{pixels} detects wrong predictions better than {latents}, the best verifier of latents"
         return "PROCEED", f"pixels can verify: {why}"
     latents_tell = (result.get("latent_auroc_low") or 0) > must["pixel_auroc"]["threshold"]
     if "FAIL" in (must["pixel_auroc"]["answer"], must["pixel_over_latent"]["answer"]) and latents_tell:
-        why = f"{latents} tells right predictions from wrong ones (AUROC {result['latent_auroc']:.3f})"
+        why = f"{latents} detects wrong predictions (AUROC {result['latent_auroc']:.3f})"
         return "PIVOT", f"to latents: {why} as well as pixels do ({result['pixel_auroc']:.3f})"
     if must["pixel_auroc"]["answer"] == "FAIL":
-        why = "no verifier that reads pixels tells right predictions from wrong ones well enough"
+        why = "no verifier of pixels detects wrong predictions well enough"
         return "STOP", f"{why}; the best is {pixels}"
     return undecided(judged, [k for k, row in must.items() if row["answer"] != "PASS"])
 
 
 def gate4(args, thresholds):
-    """Judge gate 4 from verify.yaml in --results. Returns the result to be saved."""
+    """The result of gate 4, from verify.yaml in --results."""
     path = Path(args.results) / "verify.yaml"
     found = load_yaml(path, "verify")
     promised = args.changed.get("conformal_error", found["conformal_promised"])
@@ -598,15 +586,11 @@ def gate4(args, thresholds):
         name: judged_row(found["criteria"], name, rule, thresholds[name], args.changed)
         for name, rule in GATE4.items()
     }
-    kept = ("pixel_verifier", "latent_verifier", "latent_auroc", "words_auroc", "base_risk", "aurc")
-    kept += ("conformal_promised", "conformal_accepted_right")
+    keys = ("pixel_verifier", "latent_verifier", "latent_auroc", "words_auroc", "base_risk", "aurc")
+    keys += ("conformal_promised", "conformal_accepted_correct")
     result = gate_head(4, *decide4(judged, found), found, judged) | {"decoder": found["decoder"]}
-    result |= {name: row["score"] for name, row in judged.items()} | {k: found[k] for k in kept if k in found}
-    result |= {
-        "plain_verdict": plain_verdict(judged),
-        "overridden": args.changed,
-        "criteria": judged,
-    }
+    result |= {name: row["score"] for name, row in judged.items()} | {k: found[k] for k in keys if k in found}
+    result |= {"plain_verdict": plain_verdict(judged), "overridden": args.changed, "criteria": judged}
     if None in (j["plain_pass"] for j in judged.values() if j["level"] == "must"):
         result["plain_verdict"] = None
     chosen = [found[k] for k in ("pixel_verifier", "latent_verifier", "words_verifier") if k in found]
@@ -618,48 +602,46 @@ def gate4(args, thresholds):
 
 
 def show_predictions(table):
-    """Print every variant and baseline of gate 3, best first. "Late" is what resembles the truth of an earlier frame."""
+    """Print every variant and baseline of gate 3, best first. "late": like the truth of an earlier frame."""
     print(
         f"\n{'':14s} {'cosine':>7s}  {'95% interval':17s} {'gain over copy':>14s}  {'95% interval':19s} {'p (Holm)':>8s} {'skill':>7s} {'L1':>7s}  remarks"
     )
     for name, row in sorted(table.items(), key=lambda item: -item[1]["cosine"]):
         shift = row.get("best_shift") or 0
-        said = ["static"] if row["static"] else []
+        remarks = ["static"] if row["static"] else []
         if shift:
             frames = "2 or more frames" if abs(shift) == 2 else "a frame"
-            said.append(f"{frames} {'late' if shift < 0 else 'early'}")
+            remarks.append(f"{frames} {'late' if shift < 0 else 'early'}")
         print(
             f"{name:14s} {row['cosine']:7.4f}  [{row['cosine_low']:.4f}, {row['cosine_high']:.4f}]  {row['gain']:+14.4f}  [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]  "
-            f"{number(row.get('p_holm')):>7s} {row['skill']:+7.3f} {row['l1']:7.4f}  {', '.join(said)}"
+            f"{number(row.get('p_holm')):>7s} {row['skill']:+7.3f} {row['l1']:7.4f}  {', '.join(remarks)}"
         )
 
 
 def show(result):
-    """The verdict as a table that a person reads."""
+    """Print the verdict as a table."""
     print(
         f"\nGate {result['gate']}: {result['model']} on {result['data_name']}, decoder {result['decoder'] or result.get('video')}\n"
     )
     print(
-        f"{'criterion':20s} {'':6s} {'score':>7s}  {'95% interval':17s} {'threshold':>9s}  {'best floor':27s} {'ceiling':>7s}  answer"
+        f"{'criterion':20s} {'':6s} {'score':>7s}  {'95% interval':17s} {'threshold':>9s}  {'best baseline':27s} {'bound':>7s}  answer"
     )
     for name, row in result["criteria"].items():
         interval = f"[{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else "-"
-        floor = f"{number(row['floor'])} {row['floor_name']}" if "floor" in row else "-"
+        baseline = f"{number(row['baseline'])} {row['baseline_name']}" if "baseline" in row else "-"
         more = ""
         if row.get("n_needed"):
             more = f" (n = {row['n_needed']} would decide)"
         elif row.get("accepted") == "PASS":
             more = f" (accepted at {row['accepted_threshold']})"
         print(
-            f"{name + ('*' if row.get('stand_in') else ''):20s} {row['level']:6s} {number(row['score']):>7s}  {interval:17s} {number(float(row['threshold'])):>9s}  {floor:27s} "
-            f"{number(row.get('ceiling')):>7s}  {row['answer']}{more}"
+            f"{name + ('*' if row.get('stand_in') else ''):20s} {row['level']:6s} {number(row['score']):>7s}  {interval:17s} {number(float(row['threshold'])):>9s}  {baseline:27s} "
+            f"{number(row.get('upper_bound')):>7s}  {row['answer']}{more}"
         )
     if "table" in result:
         show_predictions(result["table"])
     if result["criteria"].get("lpips", {}).get("stand_in"):
-        print(
-            "* skill between the mean image and the VAE: the published LPIPS backbone is not on this machine"
-        )
+        print("* skill between mean image and VAE: the published LPIPS backbone is not available")
         if "parameter_efficiency" in result["criteria"]:
             print("  parameter_efficiency is the ratio of such skills, 10M over 100M")
     for name, words in (
@@ -672,7 +654,7 @@ def show(result):
 
 
 def overview(folder):
-    """A row for every verdict below `folder`: model, data, gate, verdict, kinds of weights and data, the deciding scores (* by a stand-in), commit."""
+    """Rows [model, data, gate, verdict, weights/data, scores (*: stand-in), commit] of all verdicts."""
     lines = []
 
     def add(x, model, name, verdict, scores):
@@ -693,27 +675,27 @@ def overview(folder):
         scores = [f"{k} {number(m['weighted'])} {m['decision'] or m['kind']}" for k, m in x["models"].items()]
         add(x, x["first"] or "none", "screen", x["outcome"], scores)
     if not lines:
-        refuse(f"{folder} holds no verdict (gate*.yaml, screen.yaml); run make gate1, or give another folder")
+        fail(f"{folder} has no verdict (gate*.yaml, screen.yaml); run make gate1, or give another folder")
     return lines
 
 
-def picture(folder, path):
-    """gate1.png: originals, VAE, bridge; true and decoded boxes."""
+def draw_chart(folder, path):
+    """Write gate1.png: originals, VAE, adapter; true and decoded boxes."""
     plt = pyplot()
-    decoded, bridged = load_pt(folder / "probe.pt", RESULT), load_pt(folder / "adapt-latents.pt", RESULT)
+    decoded, adapted = load_pt(folder / "probe.pt", RESULT), load_pt(folder / "adapt-latents.pt", RESULT)
     layer = load_yaml(folder / "probe.yaml", "probe")["bbox_iou_layer"]
     index = load_yaml(folder / "features" / "index.yaml", "extract")
     items = {i["id"]: i for i in load_items(index["data_path"])[0]}
     figure = plt.figure(figsize=(16, 10.5), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.15, 1.0])
-    grid = top.subplots(3, len(bridged["ids"]))
-    shown = {"original": "original", "vae": "VAE (ceiling)", "bridge": "bridge"}
+    grid = top.subplots(3, len(adapted["ids"]))
+    shown = {"original": "original", "vae": "VAE (upper bound)", "adapter": "adapter"}
     for row, (key, label) in enumerate(shown.items()):
-        for column in range(len(bridged["ids"])):
-            grid[row, column].imshow(bridged[key][column].numpy())
+        for column in range(len(adapted["ids"])):
+            grid[row, column].imshow(adapted[key][column].numpy())
             grid[row, column].set(xticks=[], yticks=[])
         grid[row, 0].set_ylabel(label, fontsize=11)
-    top.suptitle("Test pictures through the frozen decoder", fontsize=11)
+    top.suptitle("Test images through the frozen decoder", fontsize=11)
     columns = 8
     grid = bottom.subplots(2, columns)
     for k in range(min(2 * columns, len(decoded["ids"]))):
@@ -731,38 +713,34 @@ def picture(folder, path):
     plt.close(figure)
 
 
-# ---------------------------------------------------------------- screening: which of several models
+# ---------------------------------------------------------------- screening of several models
 
-# Weights (in percent) and thresholds are SELECTION's; the scale is ours. A component is 0.5 at its threshold
-# and linear within 0..1: score / (2 threshold), or
-# 1 - score / (2 threshold) where lower is better. So a weighted score of 0.5 is a model that just meets every
-# threshold. The stand-in for LPIPS has a threshold of its
-# own, STAND_IN. A score that is no better than its floor, or has a leak, earns nothing. A component that one
-# vision-language model lacks is left out for all, and the
-# other weights are scaled to sum to 1.
+# Weights (in percent) and thresholds are SELECTION's; the scale is ours. A component is score / (2
+# threshold), or 1 - that if lower is better, within 0..1: 0.5 at the threshold. The stand-in of LPIPS has the
+# threshold STAND_IN. A score with a leak, or no better than its baseline, has component 0. A component that
+# one vision-language model lacks is left out for all models.
 SELECTION = "evaluation plan, E-P4.7"
 SCREEN = {
     "spatial_iou": {"weight": 40, "threshold": 0.50, "from": "probe"},
     "bbox_iou": {"weight": 20, "threshold": 0.40, "from": "probe"},
-    # of the decoder that has one size for all models
+    # of the decoder of one size for all models
     "lpips": {"weight": 15, "threshold": 0.40, "from": "probe", "better": "lower"},
-    # seconds per item, over those of REFERENCE or else of the first VLM given
+    # seconds per item, divided by those of REFERENCE or else of the first VLM given
     "speed": {"weight": 15, "threshold": 3.0, "from": "time", "better": "lower"},
-    "integration": {"weight": 10, "threshold": None, "from": "facts"},  # the share of CHECKS that hold
+    "integration": {"weight": 10, "threshold": None, "from": "facts"},  # the share of CHECKS that are true
 }
 REFERENCE = "qwen2.5-vl-7b"
 CHECKS = {
-    "grid": "its tokens keep their place in the picture inside the language model",
-    "library": "a maintained library's class reads it, no layout of ours",
+    "grid": "its tokens keep their position in the image in the language model",
+    "library": "a class of a maintained library loads it",
     "clips": "it reads the frames of a clip together, not one by one",
     "licence": "its licence permits any use",
     "t4": "its weights fit the 15 GB of a T4 in half precision",
 }
 PERMISSIVE, TOGETHER = ("Apache 2.0", "MIT"), ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "vjepa2")
 GROUNDED = ("kosmos-2", "florence-2", "florence-2-large", "grounding-dino")
-# The decision matrix for one model, reconstructed from the thresholds: its rows, their names and 0.30, below
-# which a hybrid is not worth it, are ours, not
-# quoted from the plan. The first row that holds decides. a: the answers; near: spatial IoU's at MARGINAL.
+# The decision matrix of one model. Its rows, their names and 0.30, the least for a hybrid, are ours and not
+# the plan's. The first row that holds decides. a: the answers; near: that of spatial IoU at MARGINAL.
 MARGINAL = 0.30
 MATRIX = (
     ("PROCEED", "every criterion passes: this model alone", lambda a, near: set(a.values()) == {"PASS"}),
@@ -773,7 +751,7 @@ MATRIX = (
     ),
     (
         "PARTIAL",
-        "spatial IoU passes; what does not pass is undecided, or too slow",
+        "spatial IoU passes; the rest is undecided, or too slow",
         lambda a, near: a["spatial_iou"] == "PASS",
     ),
     ("INCONCLUSIVE", "spatial IoU is undecided", lambda a, near: a["spatial_iou"] == "INCONCLUSIVE"),
@@ -787,7 +765,7 @@ MATRIX = (
         f"spatial IoU fails; whether {MARGINAL} is reached is undecided",
         lambda a, near: near == "INCONCLUSIVE",
     ),
-    ("FALLBACK", f"spatial IoU is below {MARGINAL}, or its floor is as good", lambda a, near: True),
+    ("FALLBACK", f"spatial IoU is below {MARGINAL}, or its baseline is as good", lambda a, near: True),
 )
 DRAWS = 4000
 
@@ -799,7 +777,7 @@ def safetensors_header(path):
 
 
 def integration(index, entry):
-    """{check: True, False or None (unknown)} of CHECKS, from a features index and what the registry, or a folder of weights, says of the model."""
+    """{check: True, False or None (unknown)} of CHECKS, from a features index and the registry entry."""
     language = [row.get("grid", True) for p, row in index["points"].items() if p.startswith("language.")]
     billions, kind, path = entry.get("params"), entry.get("type"), entry.get("path", "")
     files = list((HERE / path).glob("*.safetensors")) if path else []
@@ -807,21 +785,21 @@ def integration(index, entry):
         headers = [safetensors_header(file) for file in files]
         tensors = [x for header in headers for name, x in header.items() if name != "__metadata__"]
         billions = sum(math.prod(x["shape"]) for x in tensors) / 1e9
-    own = TINY in path  # trained here, under this repository's licence
+    ours = TINY in path  # under this repository's licence
     return {
         "grid": all(language) if language else None,
         "library": kind not in OWN_LAYOUT if kind else None,
         "clips": kind in TOGETHER if kind else None,
-        "licence": own or (entry["licence"] in PERMISSIVE if "licence" in entry else None),
+        "licence": ours or (entry["licence"] in PERMISSIVE if "licence" in entry else None),
         "t4": None if billions is None else 2 * billions <= 15,
     }
 
 
 def measured(folder):
-    """What the stages wrote of one model in `folder`, for comparison with others; refused where the files are of different models."""
+    """The results of one model in `folder`, for comparison; fails if its files are of different models."""
     folder = Path(folder)
     if not folder.is_dir():
-        refuse(f"{folder} is not a folder; give gate.py screen the folders of the stages' YAML")
+        fail(f"{folder} is not a folder; give gate.py screen the folders of the stages' YAML")
     probe = load_yaml(folder / "probe.yaml", "probe")
     index = load_yaml(folder / "features" / "index.yaml", "extract")
     name, entry = probe["model"], model_of(index)
@@ -831,17 +809,17 @@ def measured(folder):
         language = any(p.startswith("language.") for p in index["points"])
         kind = entry.get("kind") or ("vlm" if language else "encoder")
     if index["model"] != name:
-        refuse(f"{folder}/features is of model {index['model']!r}, probe.yaml of {name!r}; they {MUST_MATCH}")
+        fail(f"{folder}/features is of model {index['model']!r}, probe.yaml of {name!r}; they {MUST_MATCH}")
     found, scores, criteria = load_pt(folder / "probe.pt", RESULT), {}, {}
     if "scores" not in found:
-        refuse(f"{folder}/probe.pt has no scores of single items; run probe.py again, on pictures with boxes")
+        fail(f"{folder}/probe.pt has no scores per item; run probe.py again, on images with boxes")
     for key, x in found["scores"].items():
         short = key.removeprefix("decoder_")
         scores[short] = x.double().reshape(-1, len(found["ids"])).mean(0)  # mean over seeds
         criteria[short] = probe["criteria"][key]
         mean, there = scores[short].mean().item(), criteria[short]["score"]
         if abs(mean - there) > 1e-3:
-            refuse(f"{folder}: {key} is {mean:.3f} in probe.pt, {there:.3f} in the YAML: different runs")
+            fail(f"{folder}: {key} is {mean:.3f} in probe.pt, {there:.3f} in its YAML; run probe.py again")
     return {
         "name": name,
         "folder": str(folder),
@@ -866,38 +844,38 @@ def sources_of(m):
 
 
 def together(models):
-    """Refuse models that cannot be compared item by item, and put everybody's test items into the order of the first VLM, which is returned."""
+    """Order all scores by the test items of the first VLM, which is returned; fails on other items."""
     first, names = next((m for m in models if m["kind"] == "vlm"), models[0]), [m["name"] for m in models]
     if len(models) < 2:
-        refuse(f"gate.py screen compares models, and {first['folder']} is one; give two folders or more")
+        fail(f"gate.py screen compares models, but {first['folder']} is only one; give two folders or more")
     if first["kind"] != "vlm":
-        refuse(f"gate.py screen is given no model of vision and language among {', '.join(names)}; add one")
+        fail(f"gate.py screen needs a vision-language model, and {', '.join(names)} has none; add one")
     for m in models:
         what = next((k for k in ("data_name", "data", "decoder") if m[k] != first[k]), None)
         if names.count(m["name"]) > 1:
-            refuse(f"gate.py screen is given {m['name']!r} more than once; give every model once")
+            fail(f"gate.py screen got {m['name']!r} more than once; give every model once")
         if what:
-            refuse(f"{m['folder']}: {what} {m[what]!r} is not {first[what]!r}, as of {first['folder']}")
+            fail(f"{m['folder']}: {what} {m[what]!r} is not {first[what]!r}, as of {first['folder']}")
         if set(m["ids"]) != set(first["ids"]) or sources_of(m) != sources_of(first):
-            refuse(f"{m['folder']} and {first['folder']} do not hold the same items in the same split")
+            fail(f"{m['folder']} and {first['folder']} do not hold the same items in the same split")
         if set(m["scores"]) - set(first["scores"]):
-            refuse(f"{m['folder']} and {first['folder']} have other LPIPS backbones; probe both again")
+            fail(f"{m['folder']} and {first['folder']} have other LPIPS backbones; probe both again")
         order = [m["test"].index(i) for i in first["test"]]
         m["scores"] = {name: x[order] for name, x in m["scores"].items()}
     return first
 
 
 def component(x, row):
-    """A score, or draws of it, on the scale of SCREEN: 0.5 at the row's threshold, 0 where nothing is earned."""
+    """A score, or draws of it, on the scale of SCREEN: 0.5 at the threshold, 0 if it does not count."""
     x = torch.as_tensor(x, dtype=torch.float64)
     if row["threshold"] is None:
         return x
     x = x / (2 * row["threshold"])
-    return (1 - x if row["better"] == "lower" else x).clamp(0, 1) * row["earns"]
+    return (1 - x if row["better"] == "lower" else x).clamp(0, 1) * row["counts"]
 
 
 def rows_of(m, reference, thresholds, changed, weights):
-    """{rows: {criterion: row with its component of the weighted score}, draws: {criterion: the component under each of weights [DRAWS, n test items]}, decision, why} of a model."""
+    """{rows: {criterion: row}, draws: {criterion: [DRAWS]}, decision, why} of a model; weights [DRAWS, n test]."""
     rows, draws = {}, {}
     for name, rule in SCREEN.items():
         source = SELECTION if name not in changed else "--set"
@@ -916,7 +894,7 @@ def rows_of(m, reference, thresholds, changed, weights):
                 "source": source,
                 "score": sum(known) / len(known) if known else None,
                 "answer": None,
-                "reason": "the share of what holds",
+                "reason": "the share of checks that are true",
                 "checks": m["checks"],
             }
         else:
@@ -924,7 +902,7 @@ def rows_of(m, reference, thresholds, changed, weights):
             better = "higher" if row.get("stand_in") else better
         row |= {
             "better": better,
-            "earns": not (record and (record.get("leak") or negligible(record))),
+            "counts": not (record and (record.get("leak") or negligible(record))),
             "leak": (record or {}).get("leak"),
         }
         row["component"] = None if row["score"] is None else component(row["score"], row).item()
@@ -935,28 +913,28 @@ def rows_of(m, reference, thresholds, changed, weights):
         elif row["score"] is not None:
             draws[name] = torch.full((len(weights),), row["component"], dtype=torch.float64)
         rows[name] = row
-    near = judge(m["criteria"]["spatial_iou"], MARGINAL)["answer"]
+    near = evaluate(m["criteria"]["spatial_iou"], MARGINAL)["answer"]
     answers = {name: rows[name]["answer"] for name in ("spatial_iou", "bbox_iou", "lpips", "speed")}
     decision, reason = next((verdict, why) for verdict, why, holds in MATRIX if holds(answers, near))
     return {"rows": rows, "draws": draws, "decision": decision, "why": reason}
 
 
 def excluded(m):
-    """Why a model cannot be the VLM of choice, whatever its weighted score; None where it can."""
+    """Why a model cannot be chosen, whatever its weighted score; None if it can."""
     spatial = m["rows"]["spatial_iou"]
     if m["kind"] != "vlm":
-        return f"of kind {m['kind']}: judged as what stands in a hybrid, not as the VLM of choice"
+        return f"of kind {m['kind']}: a part of a hybrid, not a VLM to choose"
     if leaks := [name for name, row in m["rows"].items() if row["leak"]]:
-        return f"a leak in {', '.join(leaks)}: mend that first"
+        return f"a leak in {', '.join(leaks)}: remove it first"
     if not spatial["gain_low"] > 0:
-        return f"its spatial IoU may be no better than its floor ({spatial['floor_name']} {spatial['floor']:.3f})"
+        return f"its spatial IoU may be no better than its baseline ({spatial['baseline_name']} {spatial['baseline']:.3f})"
     return None
 
 
 def fallbacks(models, judged):
-    """The plan's ways out when no model passes, in its order: [{way, evidence, holds: True, False or None (not measured or undecided)}]."""
+    """The plan's options if no model passes: [{option, evidence, holds: True, False or None (open)}]."""
 
-    def said(m):
+    def spatial(m):
         row = m["rows"]["spatial_iou"]
         return f"{m['name']} spatial IoU {row['score']:.3f} [{row['low']:.3f}, {row['high']:.3f}] {row['answer']}"
 
@@ -967,43 +945,43 @@ def fallbacks(models, judged):
             holds = True
         elif set(answers) == {"FAIL"}:
             holds = False
-        words = "; ".join(said(m) for m in which) or "not measured: none is among the models"
+        words = "; ".join(spatial(m) for m in which) or "not measured: none is among the models"
         return {"evidence": words, "holds": holds}
 
     grounded = [m for m in models if m["name"] in GROUNDED]
     marginal = max(judged, key=lambda m: m["rows"]["spatial_iou"]["score"], default=None)
-    marginal_evidence = "no model is above its floor"
+    marginal_evidence = "no model is above its baseline"
     if marginal:
         misses = []
         for name, row in marginal["rows"].items():
             if row["score"] is not None and row["answer"] == "FAIL":
                 misses.append(f"{name} by {abs(row['score'] - row['threshold']):.3f}")
-        marginal_evidence = f"{marginal['name']} misses {', '.join(misses) or 'nothing for certain'}"
+        marginal_evidence = f"{marginal['name']} misses {', '.join(misses) or 'no threshold for certain'}"
     return [
-        {"way": "hybrid", **evidence([m for m in models if m["kind"] != "vlm" and m not in grounded])},
-        {"way": "grounding-specialised models (Kosmos-2, Florence-2, Grounding DINO)", **evidence(grounded)},
-        {"way": "fine-tuned encoder", "evidence": "not measured", "holds": None},
-        {"way": "accept marginal", "evidence": marginal_evidence, "holds": None if marginal else False},
+        {"option": "hybrid", **evidence([m for m in models if m["kind"] != "vlm" and m not in grounded])},
+        {"option": "grounding models (Kosmos-2, Florence-2, Grounding DINO)", **evidence(grounded)},
+        {"option": "fine-tuned encoder", "evidence": "not measured", "holds": None},
+        {"option": "accept marginal", "evidence": marginal_evidence, "holds": None if marginal else False},
     ]
 
 
 def screen(args, thresholds):
-    """Compare models on the same items. Returns the result to be saved: `models` with their ranks, `criteria` model by model, `comparisons` of the first with every other."""
+    """The result of the screening: ranks, criteria by model, comparisons of the first with others."""
     models = [measured(folder) for folder in args.results]
     lead = together(models)
     sources, generator = lead["sources"], torch.Generator().manual_seed(args.seed)
     n = len(set(sources))
-    # one set of resamples for all models: they are paired
+    # the same resamples for all models, so that differences are paired
     weights = resampled(n, DRAWS, generator)[:, clusters(sources)]
     reference = next((m for m in models if m["name"] == REFERENCE), lead)
     for m in models:
         m |= rows_of(m, reference, thresholds, args.changed, weights)
         m["excluded"] = excluded(m)
         if m["kind"] != "vlm":
-            m["decision"] = m["why"] = None  # the matrix is about a model alone
+            m["decision"] = m["why"] = None  # the matrix is for VLMs
     vlms = [m for m in models if m["kind"] == "vlm"]
     left_out = {name: [m["name"] for m in vlms if m["rows"][name]["score"] is None] for name in SCREEN}
-    left_out = {name: who for name, who in left_out.items() if who}
+    left_out = {name: lacking for name, lacking in left_out.items() if lacking}
 
     def weighted(parts, names):
         if any(parts.get(k) is None for k in names):
@@ -1023,23 +1001,21 @@ def screen(args, thresholds):
         if m["weighted"] is not None:
             m["low"], m["high"] = bounds(m["weighted"], m["weighted_draws"])
 
-    # Of those that can be chosen, where any passes spatial IoU, the others are out: weights do not buy what
-    # the first criterion denies.
+    # If any model passes spatial IoU, those that do not are excluded, whatever their weighted score.
     able = [m for m in vlms if not m["excluded"]]
     passing = [m for m in able if m["rows"]["spatial_iou"]["answer"] == "PASS"]
     for m in able if passing else []:
-        m["excluded"] = None if m in passing else "it does not pass spatial IoU, and others do"
+        m["excluded"] = None if m in passing else "it does not pass spatial IoU, and another model does"
     pool = sorted(passing or able, key=lambda m: -m["weighted"])
     comparisons = {}
     if pool:
         every = torch.stack([m["weighted_draws"] for m in pool])
         best = (every >= every.max(0).values - 1e-9).double()
         for rank, (m, share) in enumerate(zip(pool, (best / best.sum(0)).mean(1).tolist(), strict=True), 1):
-            # alone, it is first without having beaten any
+            # a single model is first without a comparison
             m |= {"rank": rank, "first_probability": share if len(pool) > 1 else None}
-        # The first was chosen by these very scores, so its difference from each of the others is held at 1 -
-        # 0.05 / (others) (Bonferroni). Speed has
-        # no interval and must not decide alone: the difference has to exclude zero without it too.
+        # The first was chosen by these scores, so intervals have level 1 - 0.05 / (others) (Bonferroni).
+        # Speed has no interval and must not decide alone: the difference must exclude zero without it too.
         first, tail = pool[0], 0.025 / max(len(pool) - 1, 1)
         for other in pool[1:]:
             row = {}
@@ -1050,16 +1026,16 @@ def screen(args, thresholds):
                 low, high = bounds(value, weighted(drawn, using), tail)
                 row |= {f"difference{key}": value, f"low{key}": low, f"high{key}": high}
             row["level"] = 1 - 2 * tail
-            row["told_apart"] = min(row["low"], row["low_without_speed"]) > 0
+            row["significant"] = min(row["low"], row["low_without_speed"]) > 0
             for k in names:
                 row[f"by_{k}"] = shares[k] * gains[k]
             comparisons[other["name"]] = row
-    ties = [name for name, row in comparisons.items() if not row["told_apart"]]
+    ties = [name for name, row in comparisons.items() if not row["significant"]]
 
     decisions = [m["decision"] for m in able]
     if "PROCEED" in decisions:
         outcome = "SUCCESS"
-    elif passing:  # speed does not count: the reference has it by definition
+    elif passing:  # without speed: the reference passes it by definition
         partial = any(
             "PASS" in (m["rows"]["bbox_iou"]["answer"], m["rows"]["lpips"]["answer"]) for m in passing
         )
@@ -1068,19 +1044,19 @@ def screen(args, thresholds):
         outcome = "FAILURE"
     else:
         outcome = "INCONCLUSIVE"
-    ways = fallbacks(models, able)
-    fallback = next((w for holds in (True, None) for w in ways if w["holds"] is holds), ways[-1])
+    options = fallbacks(models, able)
+    fallback = next((o for holds in (True, None) for o in options if o["holds"] is holds), options[-1])
     first = pool[0] if pool else None
     if passing:
-        tie = f"a tie of {', '.join([first['name'], *ties])}: none can be told from the first"
+        tie = f"a tie of {', '.join([first['name'], *ties])}: no significant difference from the first"
         advice = f"{tie if ties else first['name']}; {first['decision']}, {first['why']}"
         if first["decision"] != "PROCEED" and outcome == "SUCCESS":
             better = ", ".join(m["name"] for m in passing if m["decision"] == "PROCEED")
             advice += f"; but {better} passes every criterion"
     elif outcome == "FAILURE":
-        advice = f"no model alone; fallback: {fallback['way']} ({fallback['evidence']})"
+        advice = f"no model alone; fallback: {fallback['option']} ({fallback['evidence']})"
     else:
-        advice = "none yet: no model that can be chosen passes spatial IoU, and not all fail"
+        advice = "none yet: no eligible model passes spatial IoU, and not all fail"
     stood_in = any(row.get("stand_in") for m in models for row in m["rows"].values())
     kinds_of_weights = " and ".join(sorted({m["weights"] for m in models}))
     kinds = f"{kinds_of_weights} weights, {lead['data']} data{'; LPIPS by a stand-in' if stood_in else ''}"
@@ -1098,7 +1074,7 @@ def screen(args, thresholds):
     )
     criteria, figures = {}, {}
     for m in models:
-        criteria[m["name"]] = {k: {x: y for x, y in r.items() if x != "earns"} for k, r in m["rows"].items()}
+        criteria[m["name"]] = {k: {x: y for x, y in r.items() if x != "counts"} for k, r in m["rows"].items()}
         earlier = [k for k, rule in GATE1.items() if "earlier" in rule and k in m["all"]]
         figures[m["name"]] = {k: m["all"][k]["score"] for k in earlier}
     return {
@@ -1109,7 +1085,7 @@ def screen(args, thresholds):
         "second": pool[1]["name"] if len(pool) > 1 else None,
         "tie": bool(ties),
         "confidence": first and first["first_probability"],
-        "fallback": fallback["way"] if outcome == "FAILURE" else None,
+        "fallback": fallback["option"] if outcome == "FAILURE" else None,
         "instrument_check": any(m["weights"] != "pretrained" for m in models),
         "weights": kinds_of_weights,
         "data": lead["data"],
@@ -1123,7 +1099,7 @@ def screen(args, thresholds):
         "left_out": left_out,
         "models": {m["name"]: {k: m[k] for k in keep} for m in models},
         "comparisons": comparisons,
-        "fallbacks": ways,
+        "fallbacks": options,
         "criteria": criteria,
         "figures": figures,
     }
@@ -1135,32 +1111,32 @@ def number(x):
     return f"{x:.3f}" if isinstance(x, float) else str(x)
 
 
-def spoken(row):
-    """A criterion's row in a cell: score [interval] floor, answer."""
+def row_text(row):
+    """A criterion's row as one cell: score [interval], baseline: answer."""
     interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else ""
-    floor = f", floor {row['floor']:.3f} {row['floor_name']}" if "floor" in row else ""
-    return number(row["score"]) + interval + floor + (f": {row['answer']}" if row["answer"] else "")
+    baseline = f", baseline {row['baseline']:.3f} {row['baseline_name']}" if "baseline" in row else ""
+    return number(row["score"]) + interval + baseline + (f": {row['answer']}" if row["answer"] else "")
 
 
 def table(head, rows):
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in [head, ["---"] * len(head), *rows])
 
 
-def standing(m):
-    """A model's weighted score, rank and chance in words."""
+def weighted_text(m):
+    """A model's weighted score as text: score [interval]."""
     return "-" if m["weighted"] is None else f"{m['weighted']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
 
 
 def caution(result):
-    """The first lines of both pages where the weights are not published ones."""
+    """The first lines of both pages if weights are not published ones."""
     return (
-        f"**An instrument check, not a finding about large models**: the weights are {result['weights']}, and show only that the instrument runs and what it says.\n\n"
+        f"**An instrument check, not a finding about large models**: the weights are {result['weights']}.\n\n"
         * result["instrument_check"]
     )
 
 
 def summary(result):
-    """phase1-summary.md: every model and criterion, the earlier study's figures beside ours."""
+    """phase1-summary.md: every model and criterion, with figures of the earlier study."""
     models = result["models"]
     criteria = result["criteria"]
     stood_in = any(row["lpips"].get("stand_in") for row in result["criteria"].values())
@@ -1181,8 +1157,8 @@ def summary(result):
         [
             name,
             m["kind"],
-            *(spoken(criteria[name][k]) for k in SCREEN),
-            standing(m),
+            *(row_text(criteria[name][k]) for k in SCREEN),
+            weighted_text(m),
             m["rank"] or "-",
             number(m["first_probability"]),
             m["decision"] or "-",
@@ -1190,24 +1166,23 @@ def summary(result):
         for name, m in models.items()
     ]
     text = f"# Phase 1 screening: {result['outcome']}\n\n{result['headline']}\n\n" + caution(result)
-    text += f"{result['items']} test items of {result['sources']} sources of {result['data_name']}, decoder {result['decoder']}; intervals 95%, of resampled sources.\n\n"
+    text += f"{result['items']} test items of {result['sources']} sources of {result['data_name']}, "
+    text += f"decoder {result['decoder']}; 95% intervals from resampled sources.\n\n"
+    text += table(["model", "kind", *heads, "weighted score", "rank", "P(first)", "decision"], rows) + "\n"
     text += (
-        table(["model", "kind", *heads, "weighted score", "rank", "chance of being first", "decision"], rows)
-        + "\n"
-    )
-    text += (
-        "* LPIPS has no published backbone here: skill between the mean image (0) and what the same decoder makes of the autoencoder's own latents (1).\n"
+        "* LPIPS* is skill between the mean image (0) and the decoder on the autoencoder's latents (1).\n"
         * stood_in
     )
-    text += f"* Speed is seconds per item over those of {result['speed_reference']}: two medians of one run each, without an interval.\n"
+    text += f"* Speed is seconds per item over those of {result['speed_reference']}: medians, no interval.\n"
     text += "".join(
-        f"* {k} is left out of the weighted score of all, for it is unknown of {', '.join(who)}; the other weights make up 100%.\n"
-        for k, who in result["left_out"].items()
+        f"* {k} is left out of all weighted scores: unknown for {', '.join(lacking)}.\n"
+        for k, lacking in result["left_out"].items()
     )
     text += "".join(
         f"* {name} has no rank: {m['excluded']}.\n" for name, m in models.items() if m["excluded"]
     )
-    text += f"* A component is 0.5 at its threshold and linear, within 0 and 1; what a floor scores as well earns nothing. Weights and thresholds: {SELECTION}; the scale is ours.\n"
+    text += "* A component is 0.5 at its threshold, linear, and 0 if a baseline scores as well. "
+    text += f"Weights and thresholds: {SELECTION}; the scale is ours.\n"
     text += "\n## Integration\n\n" + table(
         ["check", *models],
         [
@@ -1215,22 +1190,22 @@ def summary(result):
             for c in CHECKS
         ],
     )
-    earlier = sorted({who for rule in GATE1.values() for who in rule.get("earlier", {})}, reverse=True)
-    text += "\n## Beside the earlier study\n\nIts figures are of other data and instruments; they stand here for comparison and judge nothing.\n\n"
+    earlier = sorted({model for rule in GATE1.values() for model in rule.get("earlier", {})}, reverse=True)
+    text += "\n## Figures of the earlier study\n\nOf other data and instruments, for comparison only.\n\n"
     shown = [k for k, rule in GATE1.items() if rule["from"] in ("probe", "adapt")]
     text += table(
-        ["", *(f"{who} (earlier study)" for who in earlier), *models],
+        ["", *(f"{model} (earlier study)" for model in earlier), *models],
         [
             [
                 k,
-                *(number(GATE1[k]["earlier"].get(who)) for who in earlier),
+                *(number(GATE1[k]["earlier"].get(model)) for model in earlier),
                 *(number(result["figures"][m].get(k)) for m in models),
             ]
             for k in shown
         ],
     )
-    text += "\n## The decision matrix\n\n" + table(
-        ["decision", "when (the first row that holds)", "models"],
+    text += "\n## Decision matrix\n\n" + table(
+        ["decision", "condition (the first that holds)", "models"],
         [
             [verdict, why, ", ".join(n for n, m in models.items() if m["why"] == why) or "-"]
             for verdict, why, _ in MATRIX
@@ -1240,7 +1215,7 @@ def summary(result):
 
 
 def recommendation(result):
-    """final-recommendation.md: the top two, what to do, how sure, why, what would change it, what nobody measured."""
+    """final-recommendation.md: the top two, confidence, what would change it, what was not measured."""
     models, first, second = result["models"], result["first"], result["second"]
     text = f"# Recommendation: {result['headline'].partition(': ')[2]}\n\n" + caution(result)
     text += f"Outcome {result['outcome']}: {result['weights']} weights, {result['data']} data.\n\n"
@@ -1251,12 +1226,12 @@ def recommendation(result):
     else:
         top = [n for n in (first, second) if n]
         text += "## Top two\n\n" + table(
-            ["rank", "model", "weighted score", "chance of being first", "decision"],
+            ["rank", "model", "weighted score", "P(first)", "decision"],
             [
                 [
                     models[n]["rank"],
                     n,
-                    standing(models[n]),
+                    weighted_text(models[n]),
                     number(models[n]["first_probability"]),
                     f"{models[n]['decision']}: {models[n]['why']}",
                 ]
@@ -1267,28 +1242,24 @@ def recommendation(result):
         for name, row in result["comparisons"].items():
             text += (
                 f"* {first} over {name}: {row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}], without speed {row['difference_without_speed']:+.4f} "
-                f"[{row['low_without_speed']:+.4f}, {row['high_without_speed']:+.4f}]: {'told apart' if row['told_apart'] else '**a tie**'}. "
+                f"[{row['low_without_speed']:+.4f}, {row['high_without_speed']:+.4f}]: {'significant' if row['significant'] else '**a tie**'}. "
                 f"By criterion: {', '.join(f'{k[3:]} {v:+.4f}' for k, v in row.items() if k.startswith('by_'))}.\n"
             )
-        text += (
-            ""
-            if result["comparisons"]
-            else f"* {first} is the only one that can be chosen: nothing to compare.\n"
-        )
+        text += "" if result["comparisons"] else f"* {first} is the only eligible model: no comparison.\n"
         if result["comparisons"]:
             text += (
-                f"\nDifferences are paired on the same items; since the first was chosen by these scores, each interval is at {next(iter(result['comparisons'].values()))['level']:.4g} "
-                "(Bonferroni over the others). A winner's excludes zero with and without speed, which has no interval of its own.\n"
+                f"\nDifferences are paired; intervals are at {next(iter(result['comparisons'].values()))['level']:.4g} "
+                "(Bonferroni). A winner's excludes zero with and without speed, which has no interval.\n"
             )
     text += "\n## What would change it\n\n"
     for name, row in result["comparisons"].items():
-        if not row["told_apart"]:
+        if not row["significant"]:
             half = (row["high_without_speed"] - row["low_without_speed"]) / 2
             gap = row["difference_without_speed"]
             words = (
-                f"about {int(result['items'] * (half / gap) ** 2) + 1} test items would tell it from {first}, if the scores stay"
+                f"about {int(result['items'] * (half / gap) ** 2) + 1} test items would decide"
                 if gap > half / 100
-                else f"without speed it is no worse than {first}, which no number of items turns into a winner; choose by cost"
+                else f"without speed it is no worse than {first}; choose by cost"
             )
             text += f"* {name}: {words}.\n"
     open_ones = [
@@ -1307,14 +1278,14 @@ def recommendation(result):
     text += (
         ""
         if result["tie"] or open_ones
-        else "* other data, or another threshold (`--set`); nothing is undecided here.\n"
+        else "* Other data or thresholds (`--set`): every criterion is decided.\n"
     )
     if result["outcome"] == "FAILURE":
         text += "\n## Fallbacks, in the plan's order\n\n" + table(
-            ["way", "holds", "evidence"],
+            ["option", "holds", "evidence"],
             [
-                [w["way"], {True: "yes", False: "no", None: "open"}[w["holds"]], w["evidence"]]
-                for w in result["fallbacks"]
+                [o["option"], {True: "yes", False: "no", None: "open"}[o["holds"]], o["evidence"]]
+                for o in result["fallbacks"]
             ],
         )
     unknown = [
@@ -1323,19 +1294,16 @@ def recommendation(result):
         for c, v in rows["integration"]["checks"].items()
         if v is None and models[name]["kind"] == "vlm"
     ]
-    text += "\n## Not measured\n\n* An interval for speed: seconds are medians of one run each, on whatever else the machine did.\n* What the choice of layer, made on val, adds to the uncertainty.\n"
+    text += "\n## Not measured\n\n* An interval for speed: seconds are medians of one run each.\n"
+    text += "* The uncertainty from the choice of layer on val.\n"
     text += "".join(
-        f"* {k} of {', '.join(who)}; left out for all.\n" for k, who in result["left_out"].items()
+        f"* {k} of {', '.join(lacking)}; left out for all.\n" for k, lacking in result["left_out"].items()
     ) + (f"* Integration, unknown: {', '.join(unknown)}.\n" if unknown else "")
-    return text + (
-        "* Published weights: none of these is a model that one would deploy.\n"
-        if result["instrument_check"]
-        else ""
-    )
+    return text + ("* Published weights.\n" if result["instrument_check"] else "")
 
 
 def show_screen(result):
-    """The comparison as a table that a person reads, then `key value`."""
+    """Print the comparison as a table, then `key value` lines."""
     print(
         f"\nScreening on {result['data_name']}, decoder {result['decoder']}, {result['items']} test items\n"
     )
@@ -1353,19 +1321,19 @@ def show_screen(result):
         speed = f"{number(rows['speed']['score'])} {rows['speed']['answer']}"
         print(
             f"{name:24s} {' '.join(f'{x:28s}' for x in cells)} {speed:12s} {number(rows['integration']['score']):7s} "
-            f"{standing(m):24s} {m['rank'] or '-':<4} {m['decision'] or m['kind']}"
+            f"{weighted_text(m):24s} {m['rank'] or '-':<4} {m['decision'] or m['kind']}"
         )
     print()
-    say(result)
+    print_summary(result)
 
 
 def save_screen(result, folder):
-    """{model}-spatial.yaml, phase1-summary.md, final-recommendation.md and, last, screen.yaml."""
+    """Write <model>-spatial.yaml, phase1-summary.md, final-recommendation.md and, last, screen.yaml."""
     for name, m in result["models"].items():
         rows = result["criteria"][name]
         head = {}
         for k in SCREEN:
-            for part in ("score", "low", "high", "floor", "answer", "stand_in"):
+            for part in ("score", "low", "high", "baseline", "answer", "stand_in"):
                 if part in rows[k]:
                     head[k if part == "score" else f"{k}_{part}"] = rows[k][part]
         save_yaml(
@@ -1395,19 +1363,19 @@ GATES = {1: (gate1, GATE1), 2: (gate2, GATE2), 3: (gate3, GATE3), 4: (gate4, GAT
 
 
 def overrides(text, rules=GATE1):
-    """{criterion: threshold} from `name=value ...`; a refusal for an unknown name or a value that is no number."""
+    """{criterion: threshold} from `name=value ...`; fails for unknown names and other values."""
     changed = {}
     for pair in text.replace(",", " ").split():
         name, _, value = pair.partition("=")
         if rules.get(name, {}).get("threshold") is None:
             names = ", ".join(k for k, r in rules.items() if r["threshold"] is not None)
-            refuse(f"--set {pair!r} names no criterion; known: {names}")
+            fail(f"--set {pair!r} names no criterion; choose from {names}")
         try:
             changed[name] = float(value)
             if not math.isfinite(changed[name]):
                 raise ValueError
         except ValueError:
-            refuse(f"--set {pair!r} has no number after the equals sign; write {name}=0.5")
+            fail(f"--set {pair!r} has no number after the equals sign; write {name}=0.5")
     return changed
 
 
@@ -1415,43 +1383,43 @@ def get_args(argv):
     p, jobs = subcommands(
         __doc__,
         {
-            "judge": "hold a gate's criteria against their thresholds",
+            "evaluate": "compare a gate's criteria with their thresholds",
             "screen": "compare several models on the same data",
-            "show": "print a verdict that is there",
-            "table": "a line for every verdict below a folder",
+            "show": "print a saved verdict",
+            "table": "print a line for every verdict in a folder",
         },
     )
-    for name in ("judge", "screen"):
+    for name in ("evaluate", "screen"):
         jobs[name].add_argument("--set", default="", help="thresholds to override: name=value,name=value")
-    add = jobs["judge"].add_argument
+    add = jobs["evaluate"].add_argument
     add("gate", type=int, choices=GATES)
-    add("--results", default="results/tiny/shapes", help="the folder of the stages' YAML")
-    add("--motion", help="the folder of the same model's results on clips")
-    add("--encoder", help="a spatial encoder's results on the same data")
-    add("--reference", help="Qwen2.5-VL's results on the same data, for the inference ratio")
+    add("--results", default="results/tiny/shapes", help="folder with the YAML of the stages")
+    add("--motion", help="folder with the same model's results on clips")
+    add("--encoder", help="folder with a spatial encoder's results on the same data")
+    add("--reference", help="folder with Qwen2.5-VL's results on the same data, for the inference ratio")
     add("--out", help="default: gate<N>.yaml in --results")
     add = jobs["screen"].add_argument
-    add("results", nargs="+", metavar="FOLDER", help="the models' results on the same data")
-    add("--out", default="results/screen", help="a folder")
+    add("results", nargs="+", metavar="FOLDER", help="folders with the models' results on the same data")
+    add("--out", default="results/screen", help="output folder")
     jobs["show"].add_argument("verdict", metavar="YAML", help="gate<N>.yaml or screen.yaml")
     jobs["table"].add_argument("folder", metavar="FOLDER")
-    for name in ("judge", "screen", "show"):
+    for name in ("evaluate", "screen", "show"):
         jobs[name].add_argument("--strict", action="store_true", help="exit with 3 unless PROCEED or SUCCESS")
     return p.parse_args(argv)
 
 
-def run_judge(args, started):
+def run_evaluate(args, started):
     judged, rules = GATES[args.gate]
     args.changed = overrides(args.set, rules)
     if not Path(args.results).is_dir():
-        refuse(f"{args.results} is not a folder; give --results, where the stages wrote their YAML")
+        fail(f"{args.results} is not a folder; give --results, the folder with the YAML of the stages")
     out = Path(args.out or Path(args.results) / f"gate{args.gate}.yaml")
     check_writable(out)
     result = plain(judged(args, {n: args.changed.get(n, r["threshold"]) for n, r in rules.items()}))
     result["run"] = run_info(args, started, script="gate.py")
     save_yaml(out, result)
-    if args.gate == 1:  # of the others every stage draws its own
-        picture(Path(args.results), out.with_suffix(".png"))
+    if args.gate == 1:  # the stages of the other gates draw their own charts
+        draw_chart(Path(args.results), out.with_suffix(".png"))
     return result
 
 
@@ -1476,8 +1444,8 @@ def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.mode == "table":
         return run_table(args)
-    if args.mode == "judge":
-        result = run_judge(args, started)
+    if args.mode == "evaluate":
+        result = run_evaluate(args, started)
     elif args.mode == "screen":
         result = run_screen(args, started)
     else:

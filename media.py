@@ -1,4 +1,4 @@
-"""Images and videos as arrays: decoding, time stamps, the choice of frames."""
+"""Images and videos as arrays: decoding, time stamps, choice of frames."""
 
 import contextlib
 import hashlib
@@ -12,26 +12,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import known, refuse
+from common import check_choice, fail
 
 # ---------------------------------------------------------------- images
 
 
 def fitted(width, height, token, most):
-    """(width, height) of the frame that Qwen's processors make of one: multiples of `token` px, at most `most` pixels, nearly the same shape."""
+    """(width, height) after Qwen's resizing: multiples of `token` px, at most `most` pixels, nearly the same aspect ratio."""
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     return smart_resize(height, width, token, token**2, max(most, token**2))[::-1]
 
 
 def frames_of(item, size=None):
-    """Frames of an item, uint8 [T,H,W,3]: those whose numbers are in `shown` where it has that, squashed to `size` x `size` (antialiased bicubic) when given, or `fitted` where size is
-    its (token, most).
+    """Frames of an item, uint8 [T,H,W,3]; only those numbered in its `shown`, if it has that.
 
-    Squashing keeps one token grid for all items; boxes and masks scale with it, and IoU does not change under a scaling of the axes.
+    size: an int resizes to `size` x `size` (antialiased bicubic), (token, most) to `fitted`. Resizing to a square gives all items one
+    token grid; boxes and masks scale with it, and IoU does not change.
     """
-    if "album" in item:
-        return torch.cat([frames_of({"encoded": picture}, size) for picture in item["album"]])
+    if "images" in item:
+        return torch.cat([frames_of({"encoded": image}, size) for image in item["images"]])
     if "frames" in item:
         frames = item["frames"][item["shown"]] if "shown" in item else item["frames"]
     else:
@@ -53,7 +53,7 @@ def frames_of(item, size=None):
 
 
 def upright(image):
-    """A Pillow image in RGB: turned as its EXIF says, white where it is transparent, 16 bits a channel cut to 8."""
+    """A Pillow image in RGB: rotated as its EXIF states, white where it is transparent, 16 bits per channel reduced to 8."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
@@ -65,34 +65,33 @@ def upright(image):
     return white.convert("RGB")
 
 
-def read_picture(path):
-    """The (first) picture of a file, made `upright`: uint8 [1,H,W,3]. A file that cannot be read is refused."""
+def read_image(path):
+    """The (first) image of a file, made `upright`: uint8 [1,H,W,3]. Exits with code 2 if it cannot be read."""
     from PIL import Image
 
     if not Path(path).is_file():
-        refuse(f"{path} does not exist; give the file of a picture")
+        fail(f"{path} does not exist; give the file of an image")
     try:
         with Image.open(path) as file:
             image = upright(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         why = " ".join(str(e).split()) or type(e).__name__
-        refuse(f"{path} cannot be read as a picture ({why}); give a JPEG or PNG file")
+        fail(f"{path} cannot be read as an image ({why}); give a JPEG or PNG file")
     return torch.from_numpy(np.array(image))[None]
 
 
-# ---------------------------------------------------------------- which frames of a clip are shown
+# ---------------------------------------------------------------- choice of frames
 
 CHOICES = "motion", "uniform", "random", "scene"
-GREY = 64  # px of the longer side at which motion is looked for
-# grey level (white is 1) that is added to every frame's motion, so that the choice is uniform where nothing
-# moves
+GREY = 64  # px of the longer side at which motion is measured
+# grey level (white is 1) added to the motion of every frame, so that the choice is uniform without motion
 STILL = 1e-4
 CUT = 0.5  # correlation of adjacent frames' luma histograms below which a new shot begins
-CANDIDATES = 2048  # of a longer clip only so many frames, evenly spread, are considered
+CANDIDATES = 2048  # of a longer clip only this many frames, evenly spread, are considered
 
 
 def greys(clip):
-    """Grey [h, w] in [0, 1], area averages with GREY px on the longer side, of each frame of uint8 [T,H,W,3] or of a video file, one after the other."""
+    """Yield grey [h, w] in [0, 1], at most GREY px on the longer side, of each frame of uint8 [T,H,W,3] or of a video file."""
     if torch.is_tensor(clip):
         scale = min(1, GREY / max(clip.shape[1:3]))
         to = [max(1, round(side * scale)) for side in clip.shape[1:3]]
@@ -112,20 +111,20 @@ def greys(clip):
             yield grey.to_ndarray().astype(np.float32) / 255
 
 
-def moved(before, after):
-    """How much moves between two frames, grey [h, w] in [0, 1]: the mean over the picture of the change that camera shake, brightness and noise do not explain.
+def motion_between(before, after):
+    """Motion between two frames, grey [h, w] in [0, 1]: mean change that camera shake, brightness and noise do not explain.
 
-    Shake is a shift by whole pixels (phase_cross_correlation of scikit-image; Guizar-Sicairos et al. 2008) and, to first order, by parts of one along the picture's gradient. The latter is
-    fitted together with gain and offset of the brightness by a robust regression (Cauchy weights, scale by the median absolute deviation), of which moving objects are outliers. A shift is
-    accepted only where it halves the median error: shake moves most of the picture. Noise is three standard deviations, estimated by the median of the finest diagonal Haar coefficients
-    (Donoho & Johnstone 1994), which moving objects hardly change.
+    Shake is a shift by whole pixels (phase_cross_correlation of scikit-image; Guizar-Sicairos et al. 2008) plus a subpixel shift along
+    the gradient. The latter is fitted with gain and offset of the brightness by a robust regression (Cauchy weights, scale by the median
+    absolute deviation), in which moving objects are outliers. A shift is accepted only if it halves the median error. Noise is three
+    standard deviations, from the median of the finest diagonal Haar coefficients (Donoho & Johnstone 1994).
     """
     from scipy.ndimage import gaussian_filter
     from skimage.registration import phase_cross_correlation
 
     def unexplained(a, b, *more):
         x, difference, weights = np.stack([c.ravel() for c in (np.ones_like(a), a, *more)], 1), b - a, 1
-        some, y = x[::3], difference.ravel()[::3]  # every third pixel is enough for two or four numbers
+        some, y = x[::3], difference.ravel()[::3]  # every third pixel suffices for two or four parameters
         for _ in range(5):
             weighted = some * np.expand_dims(weights, -1)
             found = np.linalg.lstsq(weighted.T @ some, weighted.T @ y, rcond=1e-6)[0]
@@ -133,9 +132,9 @@ def moved(before, after):
             weights = 1 / (1 + np.square(r / (3 * np.median(np.abs(r)) + 1e-4)))
         fit = (x @ found).reshape(a.shape)
         r = difference - fit
-        # behind over-exposure there may be anything
+        # an over-exposed pixel explains any change
         r = np.minimum(np.abs(b - np.clip(b - r, 0, 1)), np.abs(np.clip(a + r, 0, 1) - a))
-        return r, 0.1 * np.abs(fit)  # nor is anything corrected better than to a tenth
+        return r, 0.1 * np.abs(fit)  # the correction is exact to a tenth
 
     if min(before.shape) < 8:
         return float(np.abs(after - before).mean())
@@ -147,8 +146,8 @@ def moved(before, after):
     noise = np.median(diagonal) / 2 / 0.6745 / (2 * np.sqrt(np.pi))
     a, b = (gaussian_filter(x.astype(float), 1) for x in (before, after))
     rest, slack = unexplained(a, b)
-    floor = max(0.6745 * noise, 1e-3)  # the median of noise; less than a quarter of a grey level is nothing
-    if np.median(rest) > 1.1 * floor:
+    expected = max(0.6745 * noise, 1e-3)  # median of the noise, at least a quarter of a grey level
+    if np.median(rest) > 1.1 * expected:
         window = np.outer(*(np.hanning(side + 2)[1:-1] for side in a.shape))
         x, y = ((c - c.mean()) * window for c in (a, b))
         shift = phase_cross_correlation(x, y, normalization=None)[0].astype(int)
@@ -157,33 +156,33 @@ def moved(before, after):
             a, b = a[inside], np.roll(b, shift, (0, 1))[inside]
             slopes = np.gradient((a + b) / 2)
             steady, allowed = unexplained(a, b, *slopes)
-            if np.median(steady) - floor < (np.median(rest) - floor) / 2:
-                rest, slack = steady, allowed + 0.1 * np.hypot(*slopes)  # or of a pixel
+            if np.median(steady) - expected < (np.median(rest) - expected) / 2:
+                rest, slack = steady, allowed + 0.1 * np.hypot(*slopes)  # a tenth of a pixel
     return float(np.clip(rest - 3 * noise - slack, 0, None).mean())
 
 
 def motion_of(clip):
-    """How much moves from frame t - 1 to frame t (`moved`; 0 for the first): float64 [T]. clip: uint8 [T,H,W,3] or a video file, of which only two frames are in memory at a time."""
+    """Motion from frame t - 1 to frame t (0 for the first), float64 [T]. clip: uint8 [T,H,W,3] or a video file."""
     found, before = [], None
     for grey in greys(clip):
-        found.append(0.0 if before is None else moved(before, grey))
+        found.append(0.0 if before is None else motion_between(before, grey))
         before = grey
     return np.array(found)
 
 
 def shots_of(clip):
-    """(numbers of the frames at which shots begin, length of the clip): a shot begins where luma histograms of adjacent frames correlate by less than CUT (PySceneDetect's HistogramDetector)."""
+    """(first frames of the shots, length of the clip). Shots are cut as by PySceneDetect's HistogramDetector, at CUT."""
     histograms = np.array([np.histogram(grey, 32, (0, 1))[0] for grey in greys(clip)]) * 1.0
     x = histograms - histograms.mean(1, keepdims=True)
     x /= np.linalg.norm(x, axis=1, keepdims=True) + 1e-9
     return [0, *(1 + np.flatnonzero((x[1:] * x[:-1]).sum(1) < CUT)).tolist()], len(x)
 
 
-def placed(steps, k, must=(), largest_gap=None):
-    """Numbers of k of T frames between which equally much happens: the least sum of squares of what happens between neighbours, exactly (dynamic programming). None where none can be chosen.
+def equal_shares(steps, k, must=(), largest_gap=None):
+    """Numbers of k of T frames with equal motion between neighbours: the least sum of squares, by dynamic programming.
 
-    steps [T] > 0: what happens from frame t - 1 to t. The first frame, the last and those of `must` are always chosen, and neighbours are at most `largest_gap` frames apart. Without these
-    conditions the choice is that of MGSampler (Zhi et al., ICCV 2021), equal shares of cumulative motion, but never a frame twice.
+    steps [T] > 0: motion from frame t - 1 to t. The first frame, the last and those in `must` are always chosen; neighbours are at most
+    `largest_gap` frames apart. None if that is impossible. Unconstrained it is MGSampler (Zhi et al., ICCV 2021) without repeated frames.
     """
     number = np.unique(
         [*np.linspace(0, len(steps) - 1, min(len(steps), max(CANDIDATES, k))).round().astype(int), *must]
@@ -198,7 +197,7 @@ def placed(steps, k, must=(), largest_gap=None):
     for j in range(1, k):
         through = total[:, None] + cost
         came.append(through.argmin(0))
-        total = through.min(0) + 1e-9 * np.square(number / last - j / (k - 1))  # among equals the evenest
+        total = through.min(0) + 1e-9 * np.square(number / last - j / (k - 1))  # the most even among equals
     if total[-1] == np.inf:
         return None
     chosen = [len(number) - 1]
@@ -208,19 +207,19 @@ def placed(steps, k, must=(), largest_gap=None):
 
 
 def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None):
-    """Numbers of k frames of a clip, uint8 [T,H,W,3] or a video file, in rising order, none twice.
+    """Numbers of k different frames of a clip, uint8 [T,H,W,3] or a video file, in ascending order.
 
-    motion    equal shares of what moves (`motion_of`, `placed`), with the first and the last frame; uniform frames where they share it nearly as well
+    motion    equal shares of motion (`motion_of`, `equal_shares`), with the first and last frame; uniform if that is nearly as equal
     uniform   equal spans of time, with the first and the last frame
-    random    drawn by `seed` (an int or several, say of a run and of a clip)
-    scene     every shot gets frames in proportion to its length: the middles of equal parts of it
+    random    drawn by `seed` (an int or several)
+    scene     frames for every shot in proportion to its length: the middles of equal parts of it
 
-    boundary: a frame at which something is known to begin or to end. It is always chosen, and with motion what moves near it counts up to four times (a Gaussian of width T / 8).
-    largest_gap: the most frames between two that are chosen. Both are for motion and uniform. If k is 1, the frame is the boundary, or else the one by which half of all has happened.
+    boundary: a frame that is always chosen; motion near it is weighted up to four times (Gaussian of width T / 8). largest_gap: maximum
+    distance of neighbours. Both are for motion and uniform. With k = 1 the frame is the boundary, or else the one at half of the motion.
     """
-    known(how, dict.fromkeys(CHOICES), "way of choosing frames")
+    check_choice(how, dict.fromkeys(CHOICES), "method of choosing frames")
     if how in ("random", "scene") and (boundary is not None or largest_gap):
-        refuse(f"frames chosen by {how} keep no boundary and no largest gap; choose by motion or uniform")
+        fail(f"{how} frames have no boundary and no largest gap; choose motion or uniform")
     clip = torch.as_tensor(clip) if not isinstance(clip, (str, Path)) else clip
     if how == "motion":
         steps = motion_of(clip) + STILL
@@ -230,9 +229,9 @@ def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None
     else:
         length = len(clip) if torch.is_tensor(clip) else len(presented(clip))
     if not 1 <= k <= length:
-        refuse(f"{k} of {length} frames cannot be chosen; give a number of frames from 1 to {length}")
+        fail(f"{k} of {length} frames cannot be chosen; give a number of frames from 1 to {length}")
     if boundary is not None and not 0 <= boundary < length:
-        refuse(f"the boundary {boundary} is none of {length} frames; give one from 0 to {length - 1}")
+        fail(f"boundary {boundary} is not one of {length} frames; give 0 to {length - 1}")
     if how == "random":
         return sorted(np.random.default_rng(seed).choice(length, k, replace=False).tolist())
     if how == "scene":
@@ -251,69 +250,69 @@ def choose_frames(clip, k, how="motion", seed=0, boundary=None, largest_gap=None
     if k == 1:
         return [int(np.searchsorted(np.cumsum([0, *steps[1:]]), steps[1:].sum() / 2 - 1e-9))]
     must = () if boundary is None else (boundary,)
-    chosen, even = (placed(x, k, must, largest_gap) for x in (steps, np.ones(length)))
+    chosen, even = (equal_shares(x, k, must, largest_gap) for x in (steps, np.ones(length)))
     if chosen is None:
         gaps = f"leave gaps of more than {largest_gap}" if largest_gap else "are too few"
-        refuse(f"{k} of {length} frames {gaps}; choose more, or allow larger gaps")
+        fail(f"{k} of {length} frames {gaps}; choose more, or allow larger gaps")
     unequal = [np.square(np.diff(np.cumsum(steps)[at])).sum() for at in (chosen, even)]
-    # motion is measured no more exactly than that, and models were trained on even frames
+    # motion is measured no more exactly than that, and models are trained on even frames
     return even if unequal[1] < 1.1 * unequal[0] else chosen
 
 
 @contextlib.contextmanager
 def opened(path):
-    """A video file, opened by PyAV; anything else is refused."""
+    """A video file, opened by PyAV. Exits with code 2 on any other file."""
     import av
 
     if not Path(path).is_file():
-        refuse(f"{path} does not exist; give the file of a video")
+        fail(f"{path} does not exist; give the file of a video")
     try:
         with av.open(str(path)) as file:
             if not file.streams.video:
-                refuse(f"{path} holds no video; give an MP4, WebM or GIF file")
+                fail(f"{path} holds no video; give an MP4, WebM or GIF file")
             yield file
     except (av.FFmpegError, OSError, ValueError) as e:
         why = getattr(e, "strerror", None) or e
-        refuse(f"{path} cannot be read as a video ({why}); give an MP4, WebM or GIF file")
+        fail(f"{path} cannot be read as a video ({why}); give an MP4, WebM or GIF file")
 
 
 def presented(path):
-    """(time stamp, is it a key frame) of every frame of a video, in the order in which they are shown. No frame is decoded."""
+    """(time stamp, is it a key frame) of every frame of a video in display order. No frame is decoded."""
     with opened(path) as file:
         stamps = [(p.pts, p.is_keyframe) for p in file.demux(video=0) if p.size]
     return sorted(stamps) if all(pts is not None for pts, _ in stamps) else stamps
 
 
 def frames_at(path, numbers, size=None):
-    """(the frames of a video with these numbers, upright, uint8 [k,H,W,3], squashed to `size` when given; how many had to be decoded).
+    """(frames of a video by number, upright, uint8 [k,H,W,3], resized to `size` if given; how many were decoded).
 
-    Decoding begins at the last key frame before each wanted frame, unless it is there already. A file without time stamps, or whose key frames are not where it says, is decoded from its
-    beginning.
+    Decoding begins at the last key frame before each target frame. A file without time stamps, or with wrong key frames, is decoded
+    from its beginning.
     """
     stamps = presented(path)
     if not numbers or not 0 <= min(numbers) <= max(numbers) < len(stamps):
-        refuse(f"{path} has {len(stamps)} frames, not {numbers}; give numbers from 0 to {len(stamps) - 1}")
-    number_of, kept, decoded = {pts: n for n, (pts, _) in enumerate(stamps)}, {}, 0
+        fail(f"{path} has {len(stamps)} frames, not {numbers}; give numbers from 0 to {len(stamps) - 1}")
+    number_of, found, decoded = {pts: n for n, (pts, _) in enumerate(stamps)}, {}, 0
     for seeking in [True, False] if len(number_of) == len(stamps) else [False]:
         with opened(path) as file:
             stream, now, frames = file.streams.video[0], -1, file.decode(video=0)
-            for wanted in sorted(set(numbers) - set(kept)):
-                key = max((n for n in range(wanted + 1) if stamps[n][1]), default=0)
+            for target in sorted(set(numbers) - set(found)):
+                key = max((n for n in range(target + 1) if stamps[n][1]), default=0)
                 if seeking and key > max(now, 0):
                     file.seek(stamps[key][0], stream=stream)
                     frames = file.decode(video=0)
                 for frame in frames:
                     decoded, now = decoded + 1, number_of.get(frame.pts, now) if seeking else now + 1
-                    if now == wanted:
-                        kept[wanted] = shown_upright(frame, size)
+                    if now == target:
+                        found[target] = upright_frame(frame, size)
                         break
-    if missing := sorted(set(numbers) - set(kept)):
-        refuse(f"{path} breaks off: frame {missing[0]} of {len(stamps)} cannot be decoded; give a whole file")
-    return torch.cat([kept[n] for n in numbers]), decoded
+    if missing := sorted(set(numbers) - set(found)):
+        fail(f"{path}: frame {missing[0]} of {len(stamps)} cannot be decoded; give a complete file")
+    return torch.cat([found[n] for n in numbers]), decoded
 
 
-def shown_upright(frame, size=None):
-    """A frame of PyAV as uint8 [1,H,W,3], turned as its header says: telephones' videos may lie on their side."""
+def upright_frame(frame, size=None):
+    """A frame of PyAV as uint8 [1,H,W,3], rotated as its header states (videos of phones often need it)."""
     x = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
     return frames_of({"frames": torch.from_numpy(x.copy())[None]}, size)
 
@@ -327,11 +326,11 @@ def grey_of(x):
 
 
 class Unusable(Exception):
-    """Why a clip cannot be used: (kind, reason)."""
+    """A file or clip that cannot be used; args: (kind, reason)."""
 
 
 def header(path, fps):
-    """What a video says of itself: (frames, or frames of `fps` a second; seconds; frames a second), 0 for the first two where it does not say."""
+    """(frames at `fps` or its own rate, seconds, frames per second) by the header of a video; the first two are 0 if not stated."""
     import av
 
     with av.open(path) as file:
@@ -342,7 +341,7 @@ def header(path, fps):
         if not rate:
             raise Unusable("broken", "states no frame rate")
         if fps and fps > 1.01 * rate:
-            raise Unusable("slow", f"has {float(rate):g} frames a second, and {fps:g} are wanted")
+            raise Unusable("slow", f"has {float(rate):g} frames per second, fewer than {fps:g}")
         seconds = float((file.duration or 0) / av.time_base)
         if stream.duration:
             seconds = float(stream.duration * stream.time_base)
@@ -351,8 +350,8 @@ def header(path, fps):
         return int((fps or rate) * (seconds - 0.5 / rate)) + 1 if seconds else 0, seconds, rate
 
 
-def shown(path, fps, rate):
-    """The frames of a video one after the other as (seconds since the first, PyAV frame): all, or of each 1 / fps of a second the nearest."""
+def timed_frames(path, fps, rate):
+    """Yield (seconds since the first, PyAV frame) of a video: all frames, or the nearest to each multiple of 1 / fps."""
     import av
 
     with av.open(path) as file:
@@ -360,7 +359,7 @@ def shown(path, fps, rate):
         for number, frame in enumerate(file.decode(video=0)):
             if frame.is_corrupt:
                 raise Unusable("broken", f"frame {number} is damaged")
-            # AVI holds no times: what is made up for H.264 is out of order
+            # AVI stores no times; those that FFmpeg infers for H.264 are out of order
             seconds = number / rate if frame.time is None or file.format.name == "avi" else frame.time
             start = seconds if start is None else start
             if not fps or seconds - start >= tick / fps - 0.5 / rate:
@@ -369,128 +368,128 @@ def shown(path, fps, rate):
 
 
 def middle_frames(path, frames, fps, size):
-    """The middle `frames` frames of a video, uint8 [T,size,size,3], and by how many degrees they were turned to the right to stand upright.
+    """The middle `frames` frames of a video, upright, uint8 [T,size,size,3], and the degrees they were rotated clockwise.
 
-    Decoding stops after the last of them and no other is kept. Where the middle is, the header says; where it does not, or says too much, the video is decoded twice.
+    Decoding stops after the last of them. If the header states no length, or one that is too long, the video is decoded twice.
     """
     import av
 
     def middle(length):
-        first, kept, turned = (length - frames) // 2, [], 0
-        for _, frame in itertools.islice(shown(path, fps, rate), first, first + frames):
-            turned = round(-frame.rotation / 90) % 4  # FFmpeg counts to the left
-            kept.append(shown_upright(frame, size))
-        return kept, 90 * turned
+        first, found, quarters = (length - frames) // 2, [], 0
+        for _, frame in itertools.islice(timed_frames(path, fps, rate), first, first + frames):
+            quarters = round(-frame.rotation / 90) % 4  # FFmpeg counts anticlockwise
+            found.append(upright_frame(frame, size))
+        return found, 90 * quarters
 
     if not path.stat().st_size:
         raise Unusable("empty", "has no bytes")
     try:
         length, seconds, rate = header(path, fps)
-        kept, turned = middle(length) if length >= frames else ([], 0)
-        if len(kept) < frames:
+        found, degrees = middle(length) if length >= frames else ([], 0)
+        if len(found) < frames:
             length, end = 0, 0.0
-            for time, _ in shown(path, fps, rate):
+            for time, _ in timed_frames(path, fps, rate):
                 length, end = length + 1, time + 1 / (fps or rate)
             if end < 0.9 * seconds:
                 raise Unusable("broken", f"ends after {end:.2f} of {seconds:.2f} seconds")
             if not length:
                 raise Unusable("empty", "holds no frame")
             if length < frames:
-                at_rate = f" at {fps:g} a second" if fps else ""
-                raise Unusable("short", f"has {length} frames{at_rate}, and {frames} are wanted")
-            kept, turned = middle(length)
+                at_rate = f" at {fps:g} per second" if fps else ""
+                raise Unusable("short", f"has {length} frames{at_rate}, fewer than {frames}")
+            found, degrees = middle(length)
     except (av.FFmpegError, OSError, ValueError) as e:
         raise Unusable("broken", f"cannot be decoded ({getattr(e, 'strerror', None) or e})") from e
-    return torch.cat(kept), turned
+    return torch.cat(found), degrees
 
 
-def pictures_in(folder):
-    """The JPEG and PNG files of a folder by name, numbers as numbers: frame_10 comes after frame_9."""
+def images_in(folder):
+    """The JPEG and PNG files of a folder in natural order: frame_10 comes after frame_9."""
     return sorted(
         (p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png")),
         key=lambda p: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)],
     )
 
 
-def middle_pictures(folder, frames, size):
-    """The middle `frames` pictures of a folder, uint8 [T,size,size,3]; no other is opened."""
-    files = pictures_in(folder)
+def middle_images(folder, frames, size):
+    """The middle `frames` images of a folder, uint8 [T,size,size,3]. No other is opened."""
+    files = images_in(folder)
     if not files:
         raise Unusable("empty", "holds no JPEG or PNG")
     if len(files) < frames:
-        raise Unusable("short", f"has {len(files)} frames, and {frames} are wanted")
+        raise Unusable("short", f"has {len(files)} frames, fewer than {frames}")
     first = (len(files) - frames) // 2
-    return pictures(files[first : first + frames], size)
+    return images(files[first : first + frames], size)
 
 
-def pictures(paths, size):
-    """Pictures as a clip, uint8 [T,size,size,3]."""
+def images(paths, size):
+    """Images as a clip, uint8 [T,size,size,3]."""
     from PIL import Image
 
-    kept = []
+    frames = []
     for path in paths:
         try:
-            with Image.open(path) as picture:
-                x = torch.from_numpy(np.array(picture.convert("RGB")))
-            kept.append(frames_of({"frames": x[None]}, size))
-        except (OSError, SyntaxError, ValueError) as e:  # Pillow's word for a broken PNG is SyntaxError
+            with Image.open(path) as image:
+                x = torch.from_numpy(np.array(image.convert("RGB")))
+            frames.append(frames_of({"frames": x[None]}, size))
+        except (OSError, SyntaxError, ValueError) as e:  # Pillow raises SyntaxError for a broken PNG
             raise Unusable("broken", f"{path.name} cannot be decoded ({e})") from e
-    return torch.cat(kept)
+    return torch.cat(frames)
 
 
 def content_hash(path):
-    """SHA-256 of a file, or of the pictures of a folder in their order."""
+    """SHA-256 of a file, or of the images of a folder in order."""
     found = hashlib.sha256()
-    for part in pictures_in(path) if path.is_dir() else [path]:
+    for part in images_in(path) if path.is_dir() else [path]:
         with open(part, "rb") as f:
             found.update(hashlib.file_digest(f, "sha256").digest())
     return found.digest()
 
 
 def whole_video(path, frames, size, max_side):
-    """`frames` frames at equal steps through a video, uint8 [T,size,size,3], its size in pixels, and by how many degrees they were turned to stand upright."""
+    """(`frames` evenly spaced frames of a video, upright, uint8 [T,size,size,3]; its size in pixels; degrees rotated clockwise)."""
     import av
 
     try:
         _, seconds, rate = header(path, None)
-        # what a browser records does not say how long it is
-        seconds = seconds or max((t for t, _ in shown(path, None, rate)), default=0) + 1 / rate
+        # recordings of browsers state no length
+        seconds = seconds or max((t for t, _ in timed_frames(path, None, rate)), default=0) + 1 / rate
         with av.open(path) as file:
             size_of = file.streams.video[0].width, file.streams.video[0].height
     except (av.FFmpegError, OSError, ValueError) as e:
         raise Unusable("broken", f"cannot be decoded ({getattr(e, 'strerror', None) or e})") from e
     if max(size_of) > max_side:
-        raise Unusable("large", f"is {size_of[0]}x{size_of[1]}, and --max-side is {max_side}")
+        raise Unusable("large", f"is {size_of[0]}x{size_of[1]} pixels, more than --max-side {max_side}")
     if frames > 1.01 * seconds * rate:
-        raise Unusable("short", f"has {round(seconds * rate)} frames, and {frames} are wanted")
-    kept, turned = middle_frames(path, frames, frames / float(seconds), size)
-    return kept, size_of[::-1] if turned % 180 else size_of, turned
+        raise Unusable("short", f"has {round(seconds * rate)} frames, fewer than {frames}")
+    found, degrees = middle_frames(path, frames, frames / float(seconds), size)
+    return found, size_of[::-1] if degrees % 180 else size_of, degrees
 
 
-# ---------------------------------------------------------------- frames by the command line
+# ---------------------------------------------------------------- frames chosen by flags
 
 
-def ways_of(args, items):
-    """The ways of choosing frames that --frames names, for clips that have so many."""
-    ways = args.frames.split(",") if args.frames else []
-    for how in ways:
-        known(how, dict.fromkeys(CHOICES), "way of choosing frames in --frames")
-    if args.largest_gap and not {"motion", "uniform"} & set(ways):
-        refuse(f"--largest-gap {args.largest_gap} goes with --frames motion or uniform; leave it out")
-    if not ways:
-        return ways
+def frame_methods(args, items):
+    """The methods of choosing frames in --frames. Exits with code 2 where the clips are too short for --count."""
+    methods = args.frames.split(",") if args.frames else []
+    for how in methods:
+        check_choice(how, dict.fromkeys(CHOICES), "method of choosing frames in --frames")
+    if args.largest_gap and not {"motion", "uniform"} & set(methods):
+        fail(f"--largest-gap {args.largest_gap} needs --frames motion or uniform; leave it out")
+    if not methods:
+        return methods
     lengths = {len(item["frames"]) if "frames" in item else 1: item["id"] for item in items}
     least, most = min(lengths), max(lengths)
     if args.count < 1 or least < max(args.count, 2):
-        refuse(f"--count {args.count}: {lengths[least]} has {least} frames; give 1 or more, and longer clips")
+        fail(f"--count {args.count}: {lengths[least]} has {least} frames; give 1 or more, and longer clips")
     if args.largest_gap and most - 1 > args.largest_gap * (args.count - 1):
         gap = f"--largest-gap {args.largest_gap} and --count {args.count}"
-        refuse(f"{gap} do not span the {most} frames of {lengths[most]}; raise one of the two")
-    return ways
+        fail(f"{gap} do not span the {most} frames of {lengths[most]}; raise one of the two")
+    return methods
 
 
-def picked(items, how, args, count=None):
-    """Items cut to the frames that --frames would show."""
+def with_chosen(items, how, args, count=None):
+    """Items with the numbers of the frames that `how` chooses as `shown`."""
     if not how:
         return items
     gap = args.largest_gap if how in ("motion", "uniform") else None

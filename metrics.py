@@ -1,4 +1,4 @@
-"""Measures of boxes, masks, edges, images and videos: IoU, mAP, edge F1, SSIM, LPIPS, motion, segments in time."""
+"""Measures of boxes, masks, images and videos: IoU, mAP, edge F1, SSIM, LPIPS, motion, segments in time."""
 
 import contextlib
 import math
@@ -6,7 +6,7 @@ import math
 import numpy as np
 import torch
 
-from common import refuse
+from common import fail
 from media import frames_of, grey_of
 from stats import bootstrap, clusters, detectable, ratio, record, widened, with_bounds
 
@@ -14,7 +14,7 @@ from stats import bootstrap, clusters, detectable, ratio, record, widened, with_
 
 
 def box_areas(a, b):
-    """Areas of intersection and union of matching rows: a, b [..., 4] xyxy -> [...], [...]. Empty or reversed boxes have none."""
+    """Intersection and union areas of matching rows: a, b [..., 4] xyxy -> [...], [...]; 0 if reversed."""
     first, last = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     inter = (last - first).clamp(min=0).prod(-1)
     area_a, area_b = (x[..., 2:].sub(x[..., :2]).clamp(min=0).prod(-1) for x in (a, b))
@@ -34,10 +34,10 @@ def mask_iou(a, b):
 
 
 def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
-    """mAP at IoU 0.5 by pycocotools, with a 95% interval (percentiles) from resampling images, those of one source together.
+    """mAP at IoU 0.5 by pycocotools: (ap, low, high, resampled values); 95% interval of resampled sources.
 
-    truth: per image (boxes [m,4] xyxy, classes [m]); predictions: per image (boxes [q,4], classes [q], scores [q]).
-    Returns (ap, low, high, the resampled values, in the same order of resamples for every call). Images are matched once; a resample only accumulates again.
+    truth: per image (boxes [m,4] xyxy, classes [m]); predictions: (boxes [q,4], classes [q], scores [q]).
+    Every call draws the same resamples. Images are matched once; a resample only accumulates again.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -85,13 +85,13 @@ def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
     return value, *(np.quantile(draws, [0.025, 0.975]).tolist() if draws else (value, value)), draws
 
 
-# ---------------------------------------------------------------- truth beside the pictures
+# ---------------------------------------------------------------- ground truth
 
 MASK = 48  # pixels a side of a decoded mask
 
 
 def box_truth(items):
-    """Boxes in 0..1 of the picture: the largest one [n,4]; per item all of them with class numbers; the class names."""
+    """(largest box [n,4], [(boxes, class numbers) per item], class names); xyxy, fractions of the image."""
     size = [torch.tensor([i["width"], i["height"]] * 2) for i in items]
     every = [i["boxes"] / s for i, s in zip(items, size, strict=True)]
     largest = torch.stack([b[(b[:, 2:] - b[:, :2]).prod(1).argmax()] for b in every])
@@ -101,7 +101,7 @@ def box_truth(items):
 
 
 def foreground(items, side):
-    """Foreground of every item, [n, side, side] in 0..1 by area: masks where they exist, else the union of the boxes."""
+    """Foreground share of every cell [n, side, side], of the masks or else of the union of the boxes."""
     out = []
     for item in items:
         if "mask" in item:
@@ -114,11 +114,11 @@ def foreground(items, side):
     return torch.stack(out)
 
 
-# ---------------------------------------------------------------- cells: what belongs to one token
+# ---------------------------------------------------------------- cells: one per token
 
 
 def to_cells(maps, h, w):
-    """[n, c, h*s, w*s] -> [n, h*w, c*s*s]: what every token of an h x w grid has to predict."""
+    """[n, c, h*s, w*s] -> [n, h*w, c*s*s]: the target of every token of an h x w grid."""
     n, c, height, width = maps.shape
     return maps.reshape(n, c, h, height // h, w, width // w).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w, -1)
 
@@ -132,25 +132,24 @@ def from_cells(cells, h, w, channels, side):
 
 
 def mask_scores(soft, truth, split):
-    """IoU per item of the soft mask above a threshold: that with the highest mean IoU on val."""
+    """IoU per item of the soft mask above the threshold with the highest mean IoU on val."""
     val, levels = split["val"], torch.linspace(0.1, 0.9, 17)
     best = torch.stack([mask_iou(soft[val] > level, truth[val]).mean() for level in levels]).argmax()
     return mask_iou(soft > levels[best], truth)
 
 
-# ---------------------------------------------------------------- set prediction (DETR, Carion et al. 2020), all seeds in one batched network
+# ---------------------------------------------------------------- set prediction (DETR, Carion et al. 2020)
 
 
 def applied(x, weight):
-    """Every run's own matrix: x [S, n, Q, m], weight [S, m, o] -> [S, n, Q, o]."""
+    """One matrix per run: x [S, n, Q, m], weight [S, m, o] -> [S, n, Q, o]."""
     return torch.einsum("snqm,smo->snqo", x, weight)
 
 
 class SetProbe(torch.nn.Module):
-    """Queries attend to frozen tokens and say (box, class or nothing). Every parameter carries a leading axis of runs: of J jobs (their tokens), S seeds each.
+    """Queries attend to frozen tokens and predict (box, class or nothing). Leading axis: J jobs x S seeds.
 
-    A query's box is centred where its attention lies, plus a learned offset: positions need not be memorised. `softplus` [J]: the jobs whose sizes are
-    coded by a softplus instead of a sigmoid.
+    A box is centred where its query attends, plus an offset. softplus [J]: jobs with box sizes by softplus.
     """
 
     def __init__(self, tokens, grid, dim, classes, seeds, queries=6, width=48, seed=0, softplus=(False,)):
@@ -174,14 +173,14 @@ class SetProbe(torch.nn.Module):
         self.heads = 4
 
     def forward(self, x):
-        """x [J, n, K, D] -> boxes [J * S, n, Q, 4] xyxy in 0..1 of the picture, logits [J * S, n, Q, classes + 1] (last: nothing)."""
+        """x [J, n, K, D] -> boxes [J * S, n, Q, 4] xyxy in 0..1, logits [J * S, n, Q, classes + nothing]."""
         t = torch.einsum("jnkd,jsdm->jsnkm", x, self.embed.unflatten(0, (len(x), -1))).flatten(0, 1)
         t = t + self.position[:, None]
         q = self.query[:, None].expand(-1, x.shape[1], -1, -1)
         norm = torch.nn.functional.layer_norm
         for layer in range(2):
-            asked = applied(norm(q, q.shape[-1:]), self.ask[:, layer])
-            parts = asked, applied(t, self.key[:, layer]), applied(t, self.value[:, layer])
+            query = applied(norm(q, q.shape[-1:]), self.ask[:, layer])
+            parts = query, applied(t, self.key[:, layer]), applied(t, self.value[:, layer])
             parts = [z.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for z in parts]
             # [S, n, heads, Q, K]
             attention = (parts[0] @ parts[1].transpose(-1, -2) * parts[0].shape[-1] ** -0.5).softmax(-1)
@@ -205,9 +204,9 @@ def giou_loss(a, b):
 
 
 def set_loss(boxes, logits, truth):
-    """DETR's loss: Hungarian matching (scipy), then 5 L1 + 2 GIoU + cross-entropy with weight 0.1 on `nothing`. -> [S] losses, one a run.
+    """DETR's loss [S]: Hungarian matching, then 5 L1 + 2 GIoU + cross-entropy with weight 0.1 on `nothing`.
 
-    truth: per item (boxes [m,4], classes [m]), or one such list for each of J jobs, whose S / J runs stand together.
+    truth: per item (boxes [m,4], classes [m]), or such a list per job; the S / J runs of a job are adjacent.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -223,7 +222,7 @@ def set_loss(boxes, logits, truth):
         a, b = boxes[:, :, :, None], padded[:, :, None]
         likely = logits.softmax(-1).gather(-1, names[:, :, None].expand(seeds, n, queries, width))
         cost = (5 * (a - b).abs().sum(-1) + 2 * giou_loss(a, b) - likely).cpu().numpy()
-    picked = []  # (run, item, query) and the true box each stands for
+    picked = []  # (run, item, query, matched true box)
     for s in range(seeds):
         for i, (_, c) in enumerate(jobs[s * len(jobs) // seeds]):
             rows, columns = linear_sum_assignment(cost[s, i, :, : len(c)])
@@ -231,8 +230,8 @@ def set_loss(boxes, logits, truth):
     s, i, q, j = torch.tensor(picked, device=boxes.device).reshape(-1, 4).T
     target = torch.full((seeds, n, queries), classes - 1, device=boxes.device)
     target = target.index_put((s, i, q), names[s, i, j])
-    found, wanted = boxes[s, i, q], padded[s, i, j]
-    per_box = 5 * (found - wanted).abs().sum(-1) + 2 * giou_loss(found, wanted)
+    found, true = boxes[s, i, q], padded[s, i, j]
+    per_box = 5 * (found - true).abs().sum(-1) + 2 * giou_loss(found, true)
     matched = torch.bincount(s, minlength=seeds).clamp(min=1)
     regression = torch.zeros(seeds, device=boxes.device).index_add(0, s, per_box) / matched
     weight = torch.where(target == classes - 1, 0.1, 1.0)
@@ -243,10 +242,10 @@ def set_loss(boxes, logits, truth):
 def train_set_probe(
     x, grid, truth, classes, train, val, seeds=5, epochs=40, batch=50, seed=0, softplus=(False,)
 ):
-    """Train the probe with early stopping on the validation loss, run by run. x [n, K, D]; truth per item (boxes [m,4] in 0..1, classes [m]).
+    """Train S = J x seeds probes: predict(x, last=False) -> (boxes [S,n,Q,4], classes [S,n,Q], scores).
 
-    Several jobs at once, S = J x seeds: x [J, n, K, D], a list of truths, `softplus` of J entries. Returns predict(x, last=False) -> (boxes [S,n,Q,4],
-    classes [S,n,Q], scores [S,n,Q]), with `last` of the weights after the last step; the same standardisation is applied to any x.
+    x [n, K, D]; truth per item (boxes [m,4] in 0..1, classes [m]). For J jobs: x [J, n, K, D], J lists of
+    truth, J entries of `softplus`. Early stopping on val; last: predict with the final weights.
     """
     x, truth = (x, truth) if x.ndim == 4 else (x[None], [truth])
     mean = x[:, train].mean((1, 2), keepdim=True)
@@ -257,7 +256,8 @@ def train_set_probe(
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     g = torch.Generator().manual_seed(seed)
-    best, kept = torch.full((len(x) * seeds,), float("inf")), [p.detach().clone() for p in model.parameters()]
+    best = torch.full((len(x) * seeds,), float("inf"))
+    saved = [p.detach().clone() for p in model.parameters()]
     for step in range(steps):
         pick = train[torch.randperm(len(train), generator=g)[:batch]]
         loss = set_loss(*model(x[:, pick]), [[job[i] for i in pick] for job in truth])
@@ -270,9 +270,9 @@ def train_set_probe(
                 loss = set_loss(*model(x[:, val]), [[job[i] for i in val] for job in truth])
             better = loss < best
             best = torch.where(better, loss, best)
-            for old, new in zip(kept, model.parameters(), strict=True):
+            for old, new in zip(saved, model.parameters(), strict=True):
                 old[better] = new.detach()[better]
-    best_weights = dict(zip((name for name, _ in model.named_parameters()), kept, strict=True))
+    best_weights = dict(zip((name for name, _ in model.named_parameters()), saved, strict=True))
 
     @torch.no_grad()
     def predict(x, last=False):
@@ -285,7 +285,7 @@ def train_set_probe(
 
 
 def ap_runs(predict, x, truth, pick, n_boot=100, sources=None):
-    """mAP@0.5 of every run on items `pick` of tokens x [n, K, D] (or of J jobs): {ap [S], draws [S, n_boot]}, equal resamples (of the items' sources) for every run."""
+    """mAP@0.5 of S runs on items `pick` of x [n, K, D] or [J, n, K, D]: {ap [S], draws [S, n_boot]}."""
     boxes, names, scores = predict(x[..., pick, :, :])
     true = [(truth[i][0] * 1000, truth[i][1]) for i in pick]
     runs = [
@@ -295,30 +295,30 @@ def ap_runs(predict, x, truth, pick, n_boot=100, sources=None):
     return {"ap": torch.tensor([r[0] for r in runs]), "draws": torch.tensor([r[3] for r in runs])}
 
 
-def ap_criterion(own, floors, sources, ceiling=1.0, blind=None, **more):
-    """mAP's record, like `criterion`: the interval from resampled sources pooled over seeds, the paired gain from equal resamples. sources: of every test item."""
-    means = {k: f["ap"].mean().item() for k, f in floors.items()}
+def ap_criterion(runs, baselines, sources, upper_bound=1.0, blind=None, **more):
+    """The record of mAP, as of `criterion`, from resamples of `ap_runs`. sources: one per test item."""
+    means = {k: f["ap"].mean().item() for k, f in baselines.items()}
     best = max(means, key=means.get)
-    gain = own["draws"].mean(0) - floors[best]["draws"].mean(0)
-    q, count, score = torch.tensor([0.025, 0.975]), len(set(sources)), own["ap"].mean().item()
-    low, high = widened(score, *own["draws"].flatten().quantile(q).tolist(), count)
+    gain = runs["draws"].mean(0) - baselines[best]["draws"].mean(0)
+    q, count, score = torch.tensor([0.025, 0.975]), len(set(sources)), runs["ap"].mean().item()
+    low, high = widened(score, *runs["draws"].flatten().quantile(q).tolist(), count)
     gain_low, gain_high = widened(score - means[best], *gain.quantile(q).tolist(), count)
     tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
-    known_gain = {
+    paired = {
         "gain": score - means[best],
         "gain_low": gain_low,
         "gain_high": gain_high,
         "mde": detectable(gain_low, gain_high),
         "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))),
-        "seeds": len(own["ap"]),
-        "seed_std": own["ap"].std().item(),
+        "seeds": len(runs["ap"]),
+        "seed_std": runs["ap"].std().item(),
     }
     shuffled_gain = None
     if blind:
-        lead = (floors["shuffled"]["draws"] - floors[blind]["draws"]).mean(0)
+        lead = (baselines["shuffled"]["draws"] - baselines[blind]["draws"]).mean(0)
         shuffled_gain = lead.quantile(0.025).item()
     interval = score, low, high
-    return record(interval, "higher", sources, means, best, ceiling, known_gain, blind, shuffled_gain, more)
+    return record(interval, "higher", sources, means, best, upper_bound, paired, blind, shuffled_gain, more)
 
 
 # ---------------------------------------------------------------- images
@@ -333,18 +333,18 @@ def ssim(a, b):
     return torch.tensor(found, dtype=torch.float64)
 
 
-def edges(pictures):
+def edges(images):
     """Canny edges (scikit-image) of uint8 [n,H,W,3]: bool [n,H,W]."""
     from skimage.color import rgb2gray
     from skimage.feature import canny
 
-    return torch.from_numpy(np.stack([canny(rgb2gray(x.numpy()), sigma=1.5) for x in pictures]))
+    return torch.from_numpy(np.stack([canny(rgb2gray(x.numpy()), sigma=1.5) for x in images]))
 
 
 def match_edges(a, b):
     """F1 of edge maps (predicted, true), bool [n,H,W] -> [n], matched one to one within 2 pixels.
 
-    One-to-one, so that a thick blur of edges earns nothing (Martin, Fowlkes & Malik 2004). Two maps without edges agree (1).
+    A thick blur of edges earns nothing (Martin, Fowlkes & Malik 2004). Two empty maps agree (1).
     """
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import maximum_bipartite_matching
@@ -366,15 +366,15 @@ def match_edges(a, b):
 
 
 def edge_f1(a, b):
-    """`match_edges` of the Canny edges of pictures: uint8 [n,H,W,3] (predicted, true) -> [n]."""
+    """`match_edges` of the Canny edges of images: uint8 [n,H,W,3] (predicted, true) -> [n]."""
     return match_edges(edges(a), edges(b))
 
 
 def lpips_model(device="cpu"):
-    """(module, name): LPIPS with AlexNet (Zhang et al. 2018), of pictures [n,3,H,W] in -1..1.
+    """(module, name): LPIPS with AlexNet (Zhang et al. 2018), of images [n,3,H,W] in -1..1.
 
-    The package ships the linear heads; the backbone comes from torch's cache or the network. Without either the backbone is random
-    (seeded) and the name is `lpips_random_backbone`: that number never stands against a published threshold.
+    The backbone comes from torch's cache or the network. Without either it is random (seeded) and the name is
+    `lpips_random_backbone`; that value is never compared with a published threshold.
     """
     import socket
     import warnings
@@ -395,26 +395,25 @@ def lpips_model(device="cpu"):
     return model.to(device).eval().requires_grad_(False), name
 
 
-def lpips_features(model, pictures):
-    """What LPIPS compares of pictures [n,3,H,W]: the backbone's features at five depths, of norm one at every place. In training those of a fixed target can be kept, which saves passes through
-    the backbone."""
-    levels = model.net(model.scaling_layer(pictures))
+def lpips_features(model, images):
+    """Unit-norm backbone features at five depths of images [n,3,H,W]; a fixed target's can be cached."""
+    levels = model.net(model.scaling_layer(images))
     return [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in levels]
 
 
-def lpips_to(model, pictures, features):
-    """LPIPS [n] of pictures [n,3,H,W] to those whose `lpips_features` are given; differentiable."""
+def lpips_to(model, images, features):
+    """LPIPS [n] between images [n,3,H,W] and the images of the given `lpips_features`; differentiable."""
     return sum(
         head((x - y).square()).mean((1, 2, 3))
-        for head, x, y in zip(model.lins, lpips_features(model, pictures), features, strict=True)
+        for head, x, y in zip(model.lins, lpips_features(model, images), features, strict=True)
     )
 
 
 @torch.inference_mode()
-def judge_tokens(model, processor, size, pictures, device, batch=32):
-    """Patch tokens of a frozen encoder of DINO's kind, [n, h, w, D] fp32, of uint8 pictures [n, H, W, 3] squashed to `size`."""
+def evaluator_tokens(model, processor, size, images, device, batch=32):
+    """Patch tokens [n, h, w, D] fp32 of a frozen DINO, of images uint8 [n, H, W, 3] resized to `size`."""
     out = []
-    for x in pictures.split(batch):
+    for x in images.split(batch):
         frames = frames_of({"frames": x}, size).permute(0, 3, 1, 2)
         given = processor(list(frames), do_resize=False, do_center_crop=False, return_tensors="pt")
         found = model(given["pixel_values"].to(device, model.dtype)).last_hidden_state
@@ -441,17 +440,17 @@ def load_lpips(device="cpu"):
 HORIZONS = 1, 2, 4, 8, 16
 SHIFTS = -2, -1, 0, 1, 2
 BASELINES = "copy", "flow", "vae", "mean", "nearest"
-STATIC = 0.1  # of the motion that the autoencoder shows
-NOTHING = 1e-9  # cosines are no more exact than this
+STATIC = 0.1  # share of the motion in the autoencoder's reconstruction
+NOTHING = 1e-9  # the precision of cosines
 
 
 def windows(items, frames, size, flag="--frames"):
-    """Items cut to their middle frames and squashed to size x size: boxes and masks with them."""
+    """Items cut to their middle `frames` frames and resized to size x size, with their boxes and masks."""
     out = []
     for item in items:
         if len(item["frames"]) < frames:
             have = len(item["frames"])
-            refuse(f"{item['id']} has {have} frames, {frames} are needed; give a smaller {flag}")
+            fail(f"{item['id']} has {have} frames, but {frames} are needed; give a smaller {flag}")
         first = (len(item["frames"]) - frames) // 2
         cut = {
             k: item[k][first : first + frames].clone()
@@ -469,10 +468,10 @@ def windows(items, frames, size, flag="--frames"):
     return out
 
 
-def carried_on(seen, horizon):
-    """The frames seen, uint8 [n, P, H, W, 3], extrapolated by optical flow (iterative Lucas-Kanade, scikit-image): uint8 [n, horizon, H, W, 3].
+def extrapolate_flow(seen, horizon):
+    """Past frames uint8 [n, P, H, W, 3] extrapolated by optical flow: uint8 [n, horizon, H, W, 3].
 
-    The flow between the last two frames is moved along with the picture, frame by frame, so that what moves goes on moving from where it has come to. A single frame is repeated.
+    Iterative Lucas-Kanade of the last two frames, warped with the image. A single frame is repeated.
     """
     from skimage.registration import optical_flow_ilk
 
@@ -490,25 +489,25 @@ def carried_on(seen, horizon):
     return torch.stack(out, 1)
 
 
-def remembered(train, seen, frames, size):
-    """(mean, nearest) uint8 [n, h, H, W, 3] of train clips cut to `frames`: their mean future, and the future of the one whose past is nearest to `seen` [n, P, H, W, 3] (squared error)."""
+def train_futures(train, seen, frames, size):
+    """(mean future of the train clips, future of the clip with the nearest past), uint8 [n, h, H, W, 3].
+    Clips are cut to `frames`; the distance to `seen` [n, P, H, W, 3] is the squared error."""
     flat = seen.flatten(1).float() / 255
-    past = seen.shape[1]
-    total = 0
+    past, total = seen.shape[1], 0
     best = torch.full((len(seen),), -math.inf)
     nearest = torch.zeros(len(seen), frames - past, *seen.shape[2:], dtype=torch.uint8)
     for item in train:
         x = windows([item], frames, size, "--past or --horizon")[0]["frames"]
-        own = x[:past].flatten().float() / 255
-        near = flat @ own - own @ own / 2
+        other = x[:past].flatten().float() / 255
+        near = flat @ other - other @ other / 2
         nearest[near > best], best, total = x[past:], torch.maximum(near, best), total + x[past:].double()
     return (total / len(train)).round().byte().expand_as(nearest), nearest
 
 
-def pixel_errors(own, truth, last, least=25):
-    """{l1, moving_l1, still_l1: [n, h]} of films uint8 [n, h, H, W, 3] against the truth: mean absolute difference, colours in [0, 1], of the whole frame; of the places where the truth differs
-    from the last frame seen [n, H, W, 3] by more than `least` of 255 in some colour; and of the others. nan where there is no such place."""
-    error = (own.float() - truth.float()).abs().mean(-1) / 255
+def pixel_errors(generated, truth, last, least=25):
+    """{l1, moving_l1, still_l1: [n, h]}: mean absolute error of clips uint8 [n, h, H, W, 3], colours in 0..1.
+    A pixel moves if the truth is over `least` of 255 from the `last` past frame [n, H, W, 3]. nan if none."""
+    error = (generated.float() - truth.float()).abs().mean(-1) / 255
     moving = (truth.int() - last[:, None].int()).abs().amax(-1) > least
     return {
         "l1": error.mean((2, 3)).double(),
@@ -517,8 +516,8 @@ def pixel_errors(own, truth, last, least=25):
     }
 
 
-def erred(x, truth, last):
-    """pixel_errors of films [draws, n, h, H, W, 3]: {measure: [draws, n, h]}, clip by clip to save memory."""
+def errors_by_draw(x, truth, last):
+    """`pixel_errors` of clips [draws, n, h, H, W, 3]: {measure: [draws, n, h]}, clip by clip for memory."""
     found = [[pixel_errors(*(z[i : i + 1] for z in (y, truth, last))) for i in range(len(y))] for y in x]
     return {m: torch.stack([torch.cat([f[m] for f in row]) for row in found]) for m in found[0][0]}
 
@@ -529,60 +528,58 @@ def motion_energy(x):
 
 
 def flicker(x):
-    """Mean absolute second difference in time, colours in [0, 1]: an object that moves on steadily adds little, one that comes and goes much."""
+    """Mean absolute second difference in time, colours in [0, 1]: low for steady motion."""
     return torch.stack([clip.float().diff(n=2, dim=0).abs().mean() for clip in x]).double() / 255
 
 
 def shuffled(real, seed):
-    """Every clip's frames in an order of its own."""
+    """The clips with their frames permuted, each in a random order."""
     g = torch.Generator().manual_seed(seed)
     return torch.stack([x[torch.randperm(len(x), generator=g)] for x in real])
 
 
 def consistency(tokens):
-    """Mean cosine of adjacent frames' tokens [n, T, ...] -> [n], all tokens of a frame as one vector: pooled over the picture they would hardly change when a small object moves."""
+    """Mean cosine of adjacent frames' tokens [n, T, ...] -> [n]. Pooling would hide small objects."""
     x = tokens.flatten(2).double()
     return torch.nn.functional.cosine_similarity(x[:, 1:], x[:, :-1], dim=-1).mean(1)
 
 
 def closeness(d, d_real):
-    """The smaller over the larger of two mean distances of adjacent frames; 1 where neither film moves, 0 where one does."""
+    """The smaller over the larger of two mean frame distances; 1 if neither clip moves, 0 if one does."""
     d, d_real = (torch.where(x < NOTHING, 0.0, x) for x in torch.broadcast_tensors(d, d_real))
     large = torch.maximum(d, d_real)
     return torch.where(large == 0, 1.0, torch.minimum(d, d_real) / large.clamp(min=NOTHING))
 
 
-def compared(own, real, vae, sources, going_sources, seed):
-    """Every measure of one conditioning's {measure: [seeds, n]} beside the clips' own and their reconstruction's, with an interval: one row of the table."""
-    d, d_real, d_vae = (1 - x["temporal_consistency"] for x in (own, real, vae))
+def motion_row(generated, real, vae, sources, moving_sources, seed):
+    """One row of the table: measures with intervals. generated, real, vae: {measure: [seeds, n]}."""
+    d, d_real, d_vae = (1 - x["temporal_consistency"] for x in (generated, real, vae))
     columns = {
         "temporal_consistency": 1 - d,
         "temporal_closeness": closeness(d, d_real),
         "decoded_closeness": closeness(d, d_vae),
-        "temporal_ratio": ratio(own["motion_energy"], real["motion_energy"]),
-        "flicker_ratio": ratio(own["flicker"], real["flicker"]),
-        **{k: own[k] for k in ("warp_error", "jump", "motion_energy", "flicker") if k in own},
-        "direction_right": own.get("direction_right"),
+        "temporal_ratio": ratio(generated["motion_energy"], real["motion_energy"]),
+        "flicker_ratio": ratio(generated["flicker"], real["flicker"]),
+        **{k: generated[k] for k in ("warp_error", "jump", "motion_energy", "flicker") if k in generated},
+        "direction_accuracy": generated.get("direction_accuracy"),
     }
     row = {}
     for name, x in columns.items():
-        own_sources = going_sources if name == "direction_right" else sources
-        row |= with_bounds(name, (None,) * 3 if x is None else bootstrap(x, own_sources, seed=seed))
+        row_sources = moving_sources if name == "direction_accuracy" else sources
+        row |= with_bounds(name, (None,) * 3 if x is None else bootstrap(x, row_sources, seed=seed))
     return row
 
 
-def running_ahead(own, clips, past):
-    """The shift of the truth (SHIFTS; of equals the least) at which films [n, h, H, W, 3] of what follows the first `past` frames of clips have the lowest l1, over the same frames for all;
-    None where too few."""
-    first, end = max(-min(SHIFTS) - past, 0), own.shape[1] - max(SHIFTS)
+def best_shift(x, clips, past):
+    """The shift in SHIFTS at which generated clips [n, h, H, W, 3] are nearest to `clips` after frame `past`.
+    Ties go to the smallest shift; None if there are too few frames."""
+    first, end = max(-min(SHIFTS) - past, 0), x.shape[1] - max(SHIFTS)
     if first >= end:
         return None
     errors = {}
     for s in sorted(SHIFTS, key=abs):
-        pairs = [
-            (x[first:end], c[past + first + s : past + end + s]) for x, c in zip(own, clips, strict=True)
-        ]
-        errors[s] = np.mean([(x.float() - c.float()).abs().mean().item() for x, c in pairs])
+        pairs = [(y[first:end], c[past + first + s : past + end + s]) for y, c in zip(x, clips, strict=True)]
+        errors[s] = np.mean([(y.float() - c.float()).abs().mean().item() for y, c in pairs])
     return min(errors, key=errors.get)
 
 
@@ -590,27 +587,29 @@ def running_ahead(own, clips, past):
 
 
 def segments(labels):
-    """[(label, first, last)] of the runs of equal labels, both ends included."""
+    """[(label, first, last)] of the runs of equal labels; `last` is included."""
     edges = [0, *(t for t in range(1, len(labels)) if labels[t] != labels[t - 1]), len(labels)]
     return [(labels[a], a, b - 1) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def segmental_f1(truth, said, at):
-    """F1 of the segments whose label is not 0: a said one is right where it covers, by intersection over union of at least `at`, a true one of its label that none before it did
+def segmental_f1(truth, answers, at):
+    """F1 of segments of other labels than 0, matched to true ones of their label by IoU of at least `at`
     (Lea et al. 2017, Temporal Convolutional Networks for Action Segmentation and Detection, section 4.1)."""
-    true, own = ([s for s in segments(labels) if s[0]] for labels in (truth, said))
+    true, predicted = ([s for s in segments(labels) if s[0]] for labels in (truth, answers))
     taken = set()
-    for label, a, b in own:
+    for label, a, b in predicted:
         overlap = [(min(b, d) - max(a, c) + 1) / (max(b, d) - min(a, c) + 1) for _, c, d in true]
         overlap = [x if label == other else 0 for x, (other, *_) in zip(overlap, true, strict=True)]
         best = max(range(len(true)), key=overlap.__getitem__, default=None)
         if best is not None and overlap[best] >= at and best not in taken:
             taken.add(best)
-    return 2 * len(taken) / max(len(true) + len(own), 1)
+    return 2 * len(taken) / max(len(true) + len(predicted), 1)
 
 
-def boundary_error(truth, said):
-    """Frames from each true change of label to the nearest said one to the same label, their mean; all the frames where nothing so changes. nan where nothing changes in truth."""
-    true, own = ([(s[0], s[1]) for s in segments(labels)[1:]] for labels in (truth, said))
-    apart = [min([abs(t - u) for other, u in own if other == label], default=len(truth)) for label, t in true]
+def boundary_error(truth, answers):
+    """Mean frames from a true change of label to the nearest predicted one to that label, else all frames."""
+    true, found = ([(s[0], s[1]) for s in segments(labels)[1:]] for labels in (truth, answers))
+    apart = [
+        min([abs(t - u) for other, u in found if other == label], default=len(truth)) for label, t in true
+    ]
     return sum(apart) / len(apart) if apart else float("nan")

@@ -17,11 +17,11 @@ import torch
 from common import (
     ANSWERS,
     HERE,
+    check_choice,
     digest,
-    known,
+    fail,
     load_yaml,
     peak_memory,
-    refuse,
     save_bytes,
     save_pt,
     save_text,
@@ -30,10 +30,10 @@ from media import frames_of
 
 # ---------------------------------------------------------------- models by name
 
-# kind: vlm | encoder | vae | video (a pipeline of diffusers: a folder with model_index.json) | language (of words alone, without
-# sizes) | tracker. size: side in pixels an image is squashed to (a multiple of patch x merge); clip: the same for video; frames,
-# steps, guidance, fps: of a generated clip. read: the tower's hidden state that the projector reads, where it is not the last.
-# What a published checkpoint is stands in FACTS.
+# kind: vlm | encoder | vae | video (a diffusers pipeline: a folder with model_index.json) | language (text only, without sizes) |
+# tracker. size: side in pixels to which an image is resized (a multiple of patch x merge); clip: the same for video; frames, steps,
+# guidance, fps: of a generated clip. read: the tower's hidden state that the projector reads, where it is not the last.
+# FACTS describes the published checkpoints.
 TINY = "results/tiny/checkpoints"
 
 
@@ -44,7 +44,7 @@ def published(kind, model_type, path, size=None, clip=None, **more):
 
 
 def small(kind, model_type, folder, size=None, clip=None, **more):
-    """An entry of one of this project's own small models; those that see have a decoder and a spatial encoder beside them."""
+    """An entry of one of this project's small models; vision models name a decoder and a spatial encoder."""
     beside = {"vlm": {"vae": "tiny-vae", "encoder": "tiny-dinov2"}, "encoder": {"vae": "tiny-vae"}}
     beside = beside.get(kind, {})
     return published(kind, model_type, f"{TINY}/{folder}", size, clip, **beside, **more)
@@ -114,8 +114,8 @@ MODELS = {
 # name: (licence, billions of parameters: all, the head (0: shared with the embedding), outside the layer stacks (without the
 # head), the largest layer; tower: (layers, patch in pixels, width), with layers (a, b, ...) of stages, each of which halves the
 # side of the grid and doubles the width of the one before; language model: (layers, merge, width), merge x merge patches to one
-# token, or (1, K): K tokens without a grid; of a language model alone no tower and (layers, width)).
-# tests/test_registry.py builds each at full size.
+# token, or (1, K): K tokens without a grid; a language model alone has no tower and (layers, width)).
+# tests/test_models.py builds each at full size.
 FACTS = {
     "qwen2.5-vl-3b": ("Qwen research", 3.755, 0, 0.3494, 0.0771, (32, 14, 1280), (36, 2, 2048)),
     "qwen2.5-vl-7b": ("Apache 2.0", 8.292, 0.545, 0.5911, 0.2331, (32, 14, 1280), (28, 2, 3584)),
@@ -155,8 +155,7 @@ for _name, _row in FACTS.items():
     _keys = ("licence", "params", "head", "outside", "layer", "vision", "language")
     MODELS[_name] |= dict(zip(_keys, _row, strict=True))
 
-# Names that people write for what does not exist or is something else (in lower case, with or without the
-# owner): what it is, and what to use.
+# Common wrong names (in lower case, with or without the owner): what the name is, and what to use.
 MISNOMERS = {
     **dict.fromkeys(
         ("qwen2.5-vl-2b", "qwen2.5-vl-2b-instruct"),
@@ -219,52 +218,52 @@ KIND_OF_TYPE = {
 }
 
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
-# what says which class a folder holds: of one model, of a pipeline
+# name the class in a folder: of a model, of a pipeline
 CONFIGS = "config.json", "model_index.json"
 
 
 def registry_name(name):
-    """The registry's own name for `name`: itself in any case, its repository on the hub, or the repository without its owner."""
+    """The registry's name for `name`: the same in any case, a hub repository, or a repository without its owner."""
     if name.lower() in MODELS:
         return name.lower()
-    for own, entry in MODELS.items():
+    for registered, entry in MODELS.items():
         path = entry["path"].lower()
         if not path.startswith(TINY) and name.lower() in (path, Path(path).name):
-            return own
+            return registered
     return name
 
 
 def folder_name(path):
-    """What results are called after: a name, or the last folder of a path, of adapter and model the one above; of <model>/<data>/tuned, as tune.py train calls it, all three, for every training has one."""
+    """The name in results: a name, or the last folder of a path, without adapter or model; for <model>/<data>/tuned all three."""
     path = Path(os.path.abspath(path))
     path = path.parent if path.name in ("adapter", "model") else path
     return "-".join(path.parts[-3:]) if path.name == "tuned" else path.name
 
 
 def read_json(path, whole="checkpoint"):
-    """A JSON file of a `whole` that was copied here; a broken one is refused."""
+    """A JSON file of a `whole` that was copied here; exit 2 for a broken one."""
     try:
         return json.loads(Path(path).read_text())
     except ValueError:
-        refuse(f"{path} is not readable JSON; copy the {whole} again")
+        fail(f"{path} is not readable JSON; copy the {whole} again")
 
 
 def find_model(name):
-    """The registry's entry for a name or a local folder in Hugging Face format: kind, path, size, clip, weights. A folder of peft's is its base model with `adapter`."""
+    """The entry of a name or a local Hugging Face folder: kind, path, size, clip, weights; for a peft folder, the base model with `adapter`."""
     if name not in MODELS and (Path(name) / ADAPTER_CONFIG).is_file():
         return _adapted(name)
     if name not in MODELS and Path(name).is_dir():
         config = next((Path(name) / f for f in CONFIGS if Path(name, f).is_file()), None)
         if not config:
-            refuse(f"{name} has no config.json; give a folder written by save_pretrained")
+            fail(f"{name} has no config.json; give a folder written by save_pretrained")
         found = read_json(config)
         kind_of = found.get("model_type") or found.get("_class_name") or "none"
         if found.get("architectures") == ["CogVLMForCausalLM"]:
             kind_of = "cogvlm2"
-        kind = known(kind_of, KIND_OF_TYPE, f"model type in {config}")
+        kind = check_choice(kind_of, KIND_OF_TYPE, f"model type in {config}")
         entry = {"kind": kind, "type": kind_of, "path": name}
         vision = found.get("vision_config") or found
-        # Florence-2 and Grounding DINO state none, for they take others too
+        # Florence-2 and Grounding DINO state none and accept several
         side = vision.get("crop_size") or vision.get("image_size") or 768
         if not kind_of.startswith(("qwen", "dino", "Auto", "LTX")):  # positions for one size
             size = side if isinstance(side, int) else side[0]
@@ -273,43 +272,41 @@ def find_model(name):
             size = 64 if kind in ("vae", "video") else 224 // token * token
         entry |= {} if kind == "language" else {"size": size, "clip": size}
     else:
-        if said := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
-            refuse(f"{name!r} {said}")
+        if correction := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
+            fail(f"{name!r} {correction}")
         name = registry_name(name)
-        entry = dict(known(name, MODELS, "model"))
+        entry = dict(check_choice(name, MODELS, "model"))
         if entry["path"].startswith(TINY):
             entry["path"] = str(HERE / entry["path"])
             if not any(Path(entry["path"], f).is_file() for f in CONFIGS):
-                refuse(f"{entry['path']} is missing; run `make tiny`, which trains it")
+                fail(f"{entry['path']} does not exist; run tiny.py, which trains it")
     return {"name": folder_name(name), **entry, **_noted(entry["path"])}
 
 
 def _noted(folder):
-    """What weights.yaml says of a checkpoint: where its weights are from, and what it has been shown: `size` and `clip`, as in MODELS; `own_shape`, where tune.py has tuned it on pictures in
-    their own shape, for Qwen `fitted`'s (token, most), else nothing."""
-    note, said = Path(folder) / "weights.yaml", {"weights": "pretrained"}
+    """Contents of a checkpoint's weights.yaml: `weights`, the origin; `size` and `clip`, as in MODELS; `own_shape`, where tune.py
+    tuned it at the images' aspect ratio: for Qwen (token, most) of `fitted`, else empty."""
+    note, noted = Path(folder) / "weights.yaml", {"weights": "pretrained"}
     if Path(folder).is_dir():
-        said = load_yaml(note) if note.is_file() else {"weights": "unstated"}
-    return {k: said[k] for k in ("weights", "size", "clip", "own_shape") if k in said}
+        noted = load_yaml(note) if note.is_file() else {"weights": "unstated"}
+    return {k: noted[k] for k in ("weights", "size", "clip", "own_shape") if k in noted}
 
 
 def _adapted(name):
-    """The entry of a folder in which peft (tune.py train, LLaMA-Factory, Unsloth) left LoRA: the base model's, by name, by its repository or its folder."""
+    """The entry of a peft LoRA folder (tune.py train, LLaMA-Factory, Unsloth): that of its base model, with the adapter."""
     found = read_json(f"{name}/{ADAPTER_CONFIG}", "folder")
     base = found.get("base_model_name_or_path") or "none"
-    entry = find_model(next((own for own, e in MODELS.items() if e["path"] == base), base))
+    entry = find_model(next((n for n, e in MODELS.items() if e["path"] == base), base))
     more = any(found.get(k) for k in ("use_dora", "modules_to_save", "alpha_pattern")) or "adapter" in entry
     if more or found.get("peft_type") != "LORA" or found.get("bias", "none") != "none":
-        refuse(
-            f"{name} is not plain LoRA of a model; merge it where it was trained, and pass the merged folder"
-        )
+        fail(f"{name} is not a plain LoRA; merge it where it was trained and pass the merged folder")
     rank = found["r"] ** 0.5 if found.get("use_rslora") else found["r"]
-    own = {"name": folder_name(name), "adapter": str(name), "scaling": found["lora_alpha"] / rank}
-    return entry | own | _noted(name)
+    lora = {"name": folder_name(name), "adapter": str(name), "scaling": found["lora_alpha"] / rank}
+    return entry | lora | _noted(name)
 
 
 def model_of(index):
-    """The entry of the model that a features index is of, by its name or by the folder that it was extracted from; {} where neither is to be found."""
+    """The entry of the model of a features index, by its name or the folder given to extract.py; {} where neither exists."""
     if index["model"] in MODELS:
         return find_model(index["model"])
     given = str(index.get("run", {}).get("arguments", {}).get("model") or "")
@@ -318,14 +315,14 @@ def model_of(index):
 
 
 def _trouble(error, entry):
-    """Why a checkpoint could not be loaded, and the remedy, in one clause. transformers hides the hub's own exceptions behind an OSError: so all causes of `error` are looked at."""
+    """Why a checkpoint could not be loaded, and the remedy. transformers wraps the hub's exceptions in an OSError, so all causes are examined."""
     from importlib.metadata import version
 
     from huggingface_hub import errors
 
     where, seen = entry["path"], []
     part = entry.get("subfolder")
-    fetch = f"fetch it with `hf download {where}{f' --include {part}/*' if part else ''}` where there is a network, then pass the folder{f' {part} in it' if part else ''} as MODEL"
+    fetch = f"fetch it with `hf download {where}{f' --include {part}/*' if part else ''}` on a machine with a network, then pass the folder{f' {part} in it' if part else ''} as MODEL"
     while error is not None and error not in seen:
         seen.append(error)
         error = error.__cause__ or error.__context__
@@ -343,50 +340,49 @@ def _trouble(error, entry):
         return "the hub has no such repository, or it is private; check the name, or `hf auth login`"
     if "trust_remote_code" in text:
         names = {
-            n.lower(): own
-            for own, e in MODELS.items()
+            n.lower(): registered
+            for registered, e in MODELS.items()
             if e["path"] != where and not e["path"].startswith(TINY)
-            for n in (own, Path(e["path"]).name)
+            for n in (registered, Path(e["path"]).name)
         }
         near = difflib.get_close_matches(Path(where).name.lower(), names, 1, 0.8)
-        return f"it needs code from the hub, which is not run here; use {names[near[0]] if near else 'a model of `python extract.py --list`'}"
-    wanted = re.search(r"transformers *[><=!~]=? *[\d.]+", text)
-    if wanted or "does not recognize this architecture" in text:
-        return f"it needs {wanted[0] if wanted else 'a newer transformers'}, and {version('transformers')} is installed; `pip install -U transformers`"
+        return f"it needs code from the hub, which is not executed here; use {names[near[0]] if near else 'a model of `python extract.py --list`'}"
+    version_needed = re.search(r"transformers *[><=!~]=? *[\d.]+", text)
+    if version_needed or "does not recognize this architecture" in text:
+        return f"it needs {version_needed[0] if version_needed else 'a newer transformers'}, and {version('transformers')} is installed; `pip install -U transformers`"
     if has(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) or any(
         type(e).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "socket")
         and getattr(e, "response", None) is None
         for e in seen
     ):
         return f"{'HF_HUB_OFFLINE is set' if has(errors.OfflineModeIsEnabled) else 'the hub cannot be reached'}; {fetch}"
-    said = (str(seen[0]).splitlines() or [""])[0][:200].rstrip(". ") or type(seen[0]).__name__
-    return f"{said}; {'copy the folder again' if Path(where).is_dir() else fetch}"
+    message = (str(seen[0]).splitlines() or [""])[0][:200].rstrip(". ") or type(seen[0]).__name__
+    return f"{message}; {'copy the folder again' if Path(where).is_dir() else fetch}"
 
 
 def attempt(build, entry):
-    """Run a loader; what the hub or the folder lacks becomes one sentence with the remedy.
+    """Run a loader; exit 2 with one sentence and the remedy where it raises.
 
-    `build` returns a processor, a config, or (model, loading info) whose missing weights are refused: they would be random.
+    `build` returns a processor, a config, or (model, loading info); missing weights exit 2, since they would be random.
     """
     where = entry["path"]
     try:
         found = build()
     except Exception as e:
-        # OSError, ValueError, safetensors' own error, ...: whatever a library says of a broken or absent
-        # checkpoint
-        refuse(f"cannot load {where}: {_trouble(e, entry)}")
+        # OSError, ValueError, safetensors' error, ...: libraries raise many kinds
+        fail(f"cannot load {where}: {_trouble(e, entry)}")
     if isinstance(found, tuple):
         model, info = found
         if missing := sorted(info["missing_keys"]):
-            refuse(f"{where} lacks weights ({len(missing)}, {missing[0]} first); copy the checkpoint again")
+            fail(f"{where} lacks weights ({len(missing)}, {missing[0]} first); copy the checkpoint again")
         return model
     return found
 
 
 def _reach(entry):
-    """The entry; where the hub cannot be reached, with the cached snapshot as its path.
+    """The entry; with the cached snapshot as its path where the hub cannot be reached.
 
-    Without a network transformers asks for each of several files six times, which takes minutes. Here the hub is asked for one file, once.
+    Without a network, transformers requests each of several files six times, which takes minutes; this requests one file once.
     """
     path = entry["path"]
     if Path(path).is_dir():
@@ -398,17 +394,15 @@ def _reach(entry):
         get_hf_file_metadata(hf_hub_url(path, CONFIGS[entry.get("kind") == "video"], **where), timeout=10)
     except Exception as e:
         absent = isinstance(e, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError))
-        cached = None if absent else _cached(entry)
-        if not cached:
-            refuse(f"cannot load {path}: {_trouble(e, entry)}")
-        return entry | {"path": str(cached), "revision": None}
+        snapshot = None if absent else _cached(entry)
+        if not snapshot:
+            fail(f"cannot load {path}: {_trouble(e, entry)}")
+        return entry | {"path": str(snapshot), "revision": None}
     return entry
 
 
-# model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO has
-# no heads of interest, but AutoModel
-# would miss a layer norm that Swin's backbone never uses, and that files of older versions of transformers do
-# not hold.
+# model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO needs
+# its detector class: AutoModel would miss an unused layer norm of Swin that files of older versions lack.
 DETECTOR = "AutoModelForZeroShotObjectDetection"
 ENCODER_CLASSES = {
     "owlvit": (DETECTOR, "AutoImageProcessor"),
@@ -419,7 +413,7 @@ ENCODER_CLASSES = {
 
 
 def load_transformer(entry, device="cpu", dtype=torch.float32, random_seed=None, quantised=None):
-    """(model, processor) of a vision-language model, (model, image processor) of an encoder, (model, tokenizer) of a language model: by the entry's kind.
+    """(model, processor) of a vision-language model, (model, image processor) of an encoder, (model, tokenizer) of a language model.
 
     random_seed: the same architecture, untrained; quantised: transformers' quantization_config.
     """
@@ -452,7 +446,7 @@ def processor_of(entry):
 
 
 def pin(entry):
-    """Arguments of from_pretrained: the revision, where one is asked for, and no code from the hub (transformers would ask on the terminal)."""
+    """Arguments of from_pretrained: the revision, if given, and no code from the hub (transformers would prompt on the terminal)."""
     return {"trust_remote_code": False} | ({"revision": entry["revision"]} if entry.get("revision") else {})
 
 
@@ -471,7 +465,7 @@ def auto_classes(entry):
 
 
 def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(model, None) of a video autoencoder. LTX-Video's own takes 8k+1 frames and silently drops any others."""
+    """(model, None) of a video autoencoder. LTX-Video's takes 8k+1 frames and silently drops others."""
     from diffusers import AutoencoderKLLTXVideo as Vae
 
     entry = _reach(entry)
@@ -486,8 +480,9 @@ def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
 
 
 def flatten_stills(model):
-    """Make an autoencoder three times as fast on single pictures, with the same arithmetic: it pads a clip in time with copies of the first and last frame, so on one frame a convolution in
-    time and space is a convolution in space by the kernel's sum over time.
+    """Make an autoencoder three times as fast on single images, with the same arithmetic.
+
+    It pads a clip in time with copies of the end frames, so on one frame a 3D convolution is a 2D one by the kernel's sum over time.
     """
     from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
 
@@ -503,12 +498,12 @@ def flatten_stills(model):
     return model
 
 
-# the time step that LTX-Video's own pipelines decode at, for autoencoders that are conditioned on one
+# decoding time step of LTX-Video's pipelines, for autoencoders that are conditioned on one
 DECODE_STEP = 0.05
 
 
 def from_latents(vae, z):
-    """Normalised latents [n, t, h, w, C] -> films [n, 3, T, H, W] in -1..1, not clipped; differentiable."""
+    """Normalised latents [n, t, h, w, C] -> clips [n, 3, T, H, W] in -1..1, not clipped; differentiable."""
     z = z.to(vae.device, vae.dtype)
     z = (z * vae.latents_std.to(z) + vae.latents_mean.to(z)).permute(0, 4, 1, 2, 3)
     step = z.new_full((len(z),), DECODE_STEP) if vae.config.timestep_conditioning else None
@@ -516,20 +511,20 @@ def from_latents(vae, z):
 
 
 @torch.inference_mode()
-def decode_films(vae, latents, batch=16):
-    """Normalised latents [n, t, h, w, C] -> films uint8 [n, T, H, W, 3]."""
-    films = []
+def decode_generated_clips(vae, latents, batch=16):
+    """Normalised latents [n, t, h, w, C] -> clips uint8 [n, T, H, W, 3]."""
+    clips = []
     for z in latents.split(batch):
         x = ((from_latents(vae, z).cpu() + 1) * 127.5).round().clamp(0, 255).byte()
-        films.append(x.permute(0, 2, 3, 4, 1))
-    return torch.cat(films)
+        clips.append(x.permute(0, 2, 3, 4, 1))
+    return torch.cat(clips)
 
 
 @torch.inference_mode()
-def encode_films(vae, films, batch=16):
-    """Films uint8 [n, T, H, W, 3] -> normalised latents [n, t, h, w, C] (the mode), fp32 on the CPU."""
+def encode_generated_clips(vae, clips, batch=16):
+    """Clips uint8 [n, T, H, W, 3] -> normalised latents [n, t, h, w, C] (the mode), fp32 on the CPU."""
     out = []
-    for x in films.split(batch):
+    for x in clips.split(batch):
         x = x.permute(0, 4, 1, 2, 3).to(vae.device, vae.dtype) / 127.5 - 1
         z = vae.encode(x).latent_dist.mode().permute(0, 2, 3, 4, 1)
         out.append(((z - vae.latents_mean.to(z)) / vae.latents_std.to(z)).float().cpu())
@@ -537,7 +532,7 @@ def encode_films(vae, films, batch=16):
 
 
 def autoencoder_of(entry):
-    """The entry of a pipeline's autoencoder, for load_video_vae. Where the pipeline's folder holds none it is the registry's `vae`, or the folder vae beside it."""
+    """The entry of a pipeline's autoencoder: in its folder, else the registry's `vae`, else the folder vae beside it."""
     where = Path(entry["path"])
     if where.is_dir() and not (where / "vae").is_dir():
         return find_model(entry.get("vae") or str(where.with_name("vae")))
@@ -545,7 +540,7 @@ def autoencoder_of(entry):
 
 
 def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
-    """(diffusers' LTXImageToVideoPipeline, None), its autoencoder by autoencoder_of; `LTXConditionPipeline(**pipeline.components)` has the same parts and takes several frames."""
+    """(diffusers' LTXImageToVideoPipeline, None). For several frames: `LTXConditionPipeline(**pipeline.components)`."""
     import diffusers
     import transformers
 
@@ -553,17 +548,15 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
     where, more = Path(entry["path"]), {"revision": entry["revision"]} if entry.get("revision") else {}
     stored = attempt(lambda: diffusers.LTXImageToVideoPipeline.load_config(entry["path"], **more), entry)
     parts = {}
-    # one by one, for the pipeline would draw weights that are missing without a word
+    # one by one, since the pipeline would silently draw missing weights
     for part, library in (("transformer", diffusers), ("text_encoder", transformers)):
         name = (stored.get(part) or [None, None])[1]
         if name:
-            load, own = (
-                getattr(library, name).from_pretrained,
-                {"subfolder": part, "output_loading_info": True},
-            )
-            own |= more | {"torch_dtype" if library is diffusers else "dtype": dtype}
+            load = getattr(library, name).from_pretrained
+            arguments = more | {"subfolder": part, "output_loading_info": True}
+            arguments |= {"torch_dtype" if library is diffusers else "dtype": dtype}
             named = entry | {"path": str(where / part)} if where.is_dir() else entry
-            parts[part] = attempt(functools.partial(load, entry["path"], **own), named)
+            parts[part] = attempt(functools.partial(load, entry["path"], **arguments), named)
     parts["vae"] = load_video_vae(autoencoder_of(entry), device, dtype)[0]
     whole = diffusers.LTXImageToVideoPipeline.from_pretrained
     pipeline = attempt(lambda: whole(entry["path"], torch_dtype=dtype, **parts, **more), entry)
@@ -571,14 +564,14 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
 
 
 def geometry(entry):
-    """What the pipeline's configurations say: frames (time) and pixels (space) to a latent, its channels (latents), the width of a prompt's tokens before (prompt) and after caption_projection."""
+    """From the pipeline's configurations: frames (time) and pixels (space) per latent, channels (latents), prompt width before (prompt) and after (caption) projection."""
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKLLTXVideo
 
     def config(entry, name):
         path = hub_file(entry, name)
         if path is None:
-            refuse(f"{entry['path']} has no {name}; copy the checkpoint again")
+            fail(f"{entry['path']} has no {name}; copy the checkpoint again")
         return read_json(path)
 
     t, vae = config(entry, "transformer/config.json"), autoencoder_of(entry)
@@ -595,32 +588,31 @@ def geometry(entry):
 
 
 def check_shape(frames, size, shape, name):
-    """Refuse sizes that the pipeline cannot take: its autoencoder would drop frames silently."""
+    """Exit 2 for sizes that the pipeline cannot take: its autoencoder would silently drop frames."""
     r, side = shape["time"], math.lcm(32, shape["space"])
     if frames < r + 1 or frames % r != 1:
         below = max((frames - 1) // r, 1) * r + 1
-        refuse(f"--frames {frames} is not {r}k+1, as {name} needs; give {below} or {below + r}")
+        fail(f"--frames {frames} is not {r}k+1, as {name} needs; give {below} or {below + r}")
     if size < side or size % side:
         below = max(size // side, 1) * side
-        refuse(f"--size {size} is not a multiple of {side}, as {name} needs; give {below} or {below + side}")
+        fail(f"--size {size} is not a multiple of {side}, as {name} needs; give {below} or {below + side}")
 
 
 # ---------------------------------------------------------------- weights, one by one
 
-# A layout is a function (entry, dtype) -> (build, processor, names): build() makes the network with weights
-# of its own, and
-# names(model) -> (own, parts) says what a tensor of the checkpoint becomes: own(name) the model's names of
-# it, parts(name, tensor) its parts.
+# A layout is a function (entry, dtype) -> (build, processor, names). build() makes the network with initial
+# weights. names(model) -> (new_names, parts) maps a tensor of the checkpoint: new_names(name) are its names in
+# the model, parts(name, tensor) its parts.
 
 
 def skeleton(entry, dtype, device="cpu", random_seed=None):
-    """(model, processor, weights): a network whose parameters hold nothing yet (meta device) and whose buffers are real; `weights` brings what is asked
-    for, from the checkpoint or, with `random_seed`, untrained."""
+    """(model, processor, weights): parameters are empty (meta device), buffers are real. `weights` reads parameters from the checkpoint or,
+    with `random_seed`, draws them."""
     from accelerate import init_empty_weights
 
     if entry.get("kind") == "video":
         vae = entry.get("vae", "the folder vae")
-        refuse(f"{entry['path']} is a video pipeline, without features; give its autoencoder, {vae}")
+        fail(f"{entry['path']} is a video pipeline, without features; give its autoencoder, {vae}")
     entry = _reach(entry)
     build, processor, names = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
     with init_empty_weights(include_buffers=False):
@@ -635,12 +627,12 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
 
 
 class Weights:
-    """The tensors of a checkpoint's safetensors under the names of `model`'s parameters, each read from its file when asked for.
+    """A checkpoint's safetensors under the names of `model`'s parameters, read on demand.
 
     Raises FileNotFoundError where there are no safetensors, KeyError naming the first weight that the checkpoint lacks.
     """
 
-    def __init__(self, entry, model, own, parts=lambda name, tensor: [tensor]):
+    def __init__(self, entry, model, new_names, parts=lambda name, tensor: [tensor]):
         self.entry = entry
         self.parts = parts
         self.files = {}
@@ -651,14 +643,16 @@ class Weights:
         else:
             stored = dict.fromkeys(self.open("model.safetensors").keys(), "model.safetensors")
         self.like = {name: x.to("meta") for name, x in model.state_dict().items()}
-        self.where = {name: (file, key, k) for key, file in stored.items() for k, name in enumerate(own(key))}
+        self.where = {}
+        for key, file in stored.items():
+            self.where |= {name: (file, key, k) for k, name in enumerate(new_names(key))}
         tied = getattr(model, "all_tied_weights_keys", {})
         for name in self.like:
             if name not in self.where and tied.get(name) in self.where:
                 self.where[name] = self.where[tied[name]]
         if missing := sorted(set(self.like) - set(self.where)):
             raise KeyError(f"weights are missing ({missing[0]} and {len(missing) - 1} more)")
-        self.lora = lora_of(entry, own, self.like) if entry.get("adapter") else {}
+        self.lora = lora_of(entry, new_names, self.like) if entry.get("adapter") else {}
 
     def open(self, file):
         from safetensors import safe_open
@@ -671,15 +665,15 @@ class Weights:
         return self.files[file]
 
     def ready(self, names):
-        """Open the files of these weights, so that one that is missing or cut short is refused before the work begins."""
+        """Open the files of these weights; exit 2 for a missing or truncated one before the work starts."""
         attempt(lambda: [self.open(file) for file in {self.where[name][0] for name in names}], self.entry)
 
     def read(self, names):
-        """(name, tensor on the CPU in the model's dtype) of each. Copied: a memory-mapped tensor would be read from disk only when it is first used."""
-        wanted = {}
+        """(name, tensor on the CPU in the model's dtype) of each; copied, since a memory-mapped tensor is read from disk at first use."""
+        groups = {}
         for name in names:
-            wanted.setdefault(self.where[name][:2], []).append(name)
-        for (file, key), group in wanted.items():
+            groups.setdefault(self.where[name][:2], []).append(name)
+        for (file, key), group in groups.items():
             tensor = self.open(file).get_tensor(key)
             self.bytes += tensor.nbytes
             parts = self.parts(key, tensor)
@@ -694,15 +688,15 @@ class Weights:
         return sum(self.like[name].nbytes for name in names)
 
 
-def lora_of(entry, own, like):
-    """{the model's name of a weight: (A [r, in], B [out, r])} of the entry's adapter. Raises KeyError naming what in it is for another model, or is not LoRA."""
+def lora_of(entry, new_names, like):
+    """{weight of the model: (A [r, in], B [out, r])} of the entry's adapter. Raises KeyError where it fits another model or is not LoRA."""
     from safetensors.torch import load_file
 
     stored, found = load_file(Path(entry["adapter"]) / "adapter_model.safetensors"), {}
     for key in stored:
         before, mark, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
         if mark:
-            names = own(f"{before}.weight")
+            names = new_names(f"{before}.weight")
             a, b = pair = stored[key], stored[key.replace(".lora_A.", ".lora_B.")]
             known_one = len(names) == 1 and names[0] in like
             if not known_one or like[names[0]].numel() != a[0].numel() * b[:, 0].numel():
@@ -720,22 +714,22 @@ def lora_added(weight, pair, scaling):
 
 
 @torch.no_grad()
-def merge_lora(model, entry, own):
-    """Put the entry's adapter into the model's weights; (model, nothing missing), as `attempt` wants it."""
-    for name, pair in lora_of(entry, own, model.state_dict()).items():
+def merge_lora(model, entry, new_names):
+    """Merge the entry's adapter into the model's weights; returns (model, nothing missing) for `attempt`."""
+    for name, pair in lora_of(entry, new_names, model.state_dict()).items():
         weight = model.get_parameter(name)
         weight.copy_(lora_added(weight, pair, entry["scaling"]))
     return model, {"missing_keys": []}
 
 
 def seeded(name):
-    """A generator that depends on `name` alone: what it draws is the same in any order, in any batch and on any device."""
+    """A generator seeded by `name` alone: draws are the same in any order, in any batch and on any device."""
     return torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
 
 
 class Untrained:
-    """Weights that depend on the seed and their name alone, not on the order of reading: matrices N(0, 0.02^2), these families' initializer_range, scales one, biases zero. Buffers stay as
-    they are."""
+    """Untrained weights by seed and name, in any order of reading: matrices N(0, 0.02^2), the families' initializer_range; scales one;
+    biases zero. Buffers are unchanged."""
 
     size = Weights.size
 
@@ -756,14 +750,14 @@ class Untrained:
                 yield name, x.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
-@torch.inference_mode(False)  # what inference mode makes cannot become a parameter
+@torch.inference_mode(False)  # inference tensors cannot become parameters
 def fill(model, weights, names, device="cpu"):
     """Put the named weights into the model."""
     model.load_state_dict({name: x.to(device) for name, x in weights.read(names)}, strict=False, assign=True)
 
 
 def hub_file(entry, name):
-    """Path of one file of a checkpoint, downloaded if need be; None if there is no such file."""
+    """Path of one file of a checkpoint, downloaded if needed; None if there is no such file."""
     if Path(entry["path"]).is_dir():
         return Path(entry["path"], name) if Path(entry["path"], name).is_file() else None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -778,7 +772,7 @@ def hub_file(entry, name):
 
 
 def _cached(entry):
-    """The folder in the local cache that holds the hub's repository at the revision asked for, or None."""
+    """The folder of the local cache with the hub's repository at the entry's revision, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     config = "/".join(filter(None, (entry.get("subfolder"), CONFIGS[entry.get("kind") == "video"])))
@@ -787,7 +781,7 @@ def _cached(entry):
 
 
 def fingerprint(path):
-    """What identifies a checkpoint: the hub's name, or a digest of a local folder's JSON files and of the names, sizes and times of its weights. Of an entry, with its adapter."""
+    """Identity of a checkpoint: the hub's name, or a digest of a folder's JSON files and of names, sizes and times of its weights."""
     if isinstance(path, dict):
         return "+".join(fingerprint(path[k]) for k in ("path", "adapter") if path.get(k))
     if not Path(path).is_dir():
@@ -800,13 +794,13 @@ def fingerprint(path):
 
 
 def resolved_commit(entry):
-    """The commit of the hub's repository that was loaded (from the local cache), or None for a folder."""
+    """The commit of the hub's repository in the local cache, or None for a folder."""
     found = None if Path(entry["path"]).is_dir() else _cached(entry)
     return found and found.name
 
 
 def native_layout(entry, dtype):
-    """The layout of transformers' own classes, whose rules say how weights of older checkpoints are called and split today."""
+    """The layout of transformers' classes; its conversion rules rename and split weights of older checkpoints."""
     from transformers import AutoConfig
 
     model_class, processor_class = auto_classes(entry)
@@ -831,7 +825,7 @@ def native_layout(entry, dtype):
                 return name, None
             return new, next((rule for rule in splits if split in rule.source_patterns), None)
 
-        def own(name):
+        def new_names(name):
             new, split = rename(name)
             if not split:
                 return [new]
@@ -841,7 +835,7 @@ def native_layout(entry, dtype):
             _, split = rename(name)
             return tensor.chunk(len(split.target_patterns), split.operations[0].dim) if split else [tensor]
 
-        return own, parts
+        return new_names, parts
 
     return lambda: model_class.from_config(config, dtype=dtype), processor, names
 
@@ -859,13 +853,13 @@ def config_of(entry):
 
 
 def cogvlm2_layout(entry, dtype):
-    """Our own port, for the code on the hub needs xformers and triton; it has the names of the checkpoint. The processor is the tokenizer."""
+    """The port in cogvlm2.py, with the names of the checkpoint; the hub's code needs xformers and triton. The processor is the tokenizer."""
     from transformers import AutoTokenizer
 
     try:
         from cogvlm2 import CogVLM2
     except ImportError:
-        refuse(f"cogvlm2.py is not beside {__file__}; copy it there, {entry['name']} needs it")
+        fail(f"cogvlm2.py is not beside {__file__}; copy it there, {entry['name']} needs it")
     config = config_of(entry)
     tokenizer = attempt(lambda: AutoTokenizer.from_pretrained(entry["path"], **pin(entry)), entry)
 
@@ -881,7 +875,7 @@ def cogvlm2_layout(entry, dtype):
 
 
 def _internvl2_config(old):
-    """InternVL2's own config.json (InternViT and InternLM2, Chen et al. 2024) as the native class's."""
+    """The native config for InternVL2's config.json (InternViT and InternLM2, Chen et al. 2024)."""
     from transformers import InternVLConfig, LlamaConfig
 
     v, t = old["vision_config"], old["llm_config"]
@@ -894,8 +888,8 @@ def _internvl2_config(old):
         "use_qk_norm": v["qk_normalization"],
         "use_mean_pooling": True,
     }
-    own = ("vocab_size", "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")
-    text = {k: t[k] for k in (*shared, *own, "bos_token_id", "eos_token_id", "pad_token_id")}
+    text_only = ("vocab_size", "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")
+    text = {k: t[k] for k in (*shared, *text_only, "bos_token_id", "eos_token_id", "pad_token_id")}
     scaling = t.get("rope_scaling") or {}
     rope = {"rope_type": scaling.get("type", "default"), "rope_theta": float(t["rope_theta"])}
     rope |= {"factor": scaling["factor"]} if scaling else {}
@@ -938,7 +932,7 @@ INTERNVL2_KEYS = [  # (original, native): applied in order as regular expression
 
 
 def _internvl2_names(name):
-    """The native names of a weight of the original layout: renamed, and those of fused projections three."""
+    """The native names of a weight of the original layout; three for a fused projection."""
     for old, new in INTERNVL2_KEYS:
         name = re.sub(old, new, name)
     if ".attn.qkv." in name:
@@ -949,7 +943,7 @@ def _internvl2_names(name):
 
 
 def _internvl2_parts(name, tensor, config):
-    """The weights that a weight of the original layout becomes, one for each name."""
+    """The native weights of a weight of the original layout, one for each name."""
     if ".attn.qkv." in name:
         return tensor.chunk(3)
     if ".attention.wqkv." in name:  # for every key-value head: its query heads, the key, the value
@@ -962,14 +956,14 @@ def _internvl2_parts(name, tensor, config):
 
 
 def internvl2_layout(entry, dtype):
-    """InternVL2 in its original layout, through a key map onto the native class. No processor: its tokenizer needs code from the hub, which we do
-    not run, and the picture's rows need none of its words."""
+    """InternVL2's original layout, mapped onto the native class. No processor: its tokenizer needs code from the hub, and the image's
+    rows need no words."""
     from transformers import InternVLForConditionalGeneration
 
     old = config_of(entry)
     if old["llm_config"].get("model_type", "internlm2") != "internlm2":
         kind = old["llm_config"]["model_type"]
-        refuse(f"{entry['path']} has a {kind} language model, not internlm2; take an InternVL3 instead")
+        fail(f"{entry['path']} has a {kind} language model, not internlm2; use an InternVL3 model instead")
     config = _internvl2_config(old)
     return (
         lambda: InternVLForConditionalGeneration._from_config(config, dtype=dtype),
@@ -988,7 +982,7 @@ LOADERS = {
 }
 
 
-# ---------------------------------------------------------------- what is put to a vision-language model
+# ---------------------------------------------------------------- inputs of a vision-language model
 
 # Frames a second of a clip that states none: the rate at which Qwen2.5-VL samples videos. The library's
 # default is 24, at which all time steps would share one position.
@@ -996,30 +990,30 @@ RATE = 2.0
 
 
 def chat(processor, words, kind="image", count=1):
-    """The prompt as text, by the model's chat template: placeholders of `count` pictures, or of a video, then the words."""
+    """The prompt text by the model's chat template: placeholders of `count` images, or of a video, then the words."""
     content = [{"type": kind}] * count + [{"type": "text", "text": words}]
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def qwen_inputs(processor, frames, words, at=None, album=False):
-    """The inputs of a model of Qwen's families for pictures (T = 1) or clips, uint8 [n,T,H,W,3], with the same words for each. album: the T frames are single pictures of any shapes, not a clip.
+def qwen_inputs(processor, frames, words, at=None, image_set=False):
+    """Inputs of Qwen's families for images (T = 1) or clips, uint8 [n,T,H,W,3], with the same words for each.
 
-    at: (numbers of these frames in their clips, length of the clips, and frames a second if not RATE), where only some frames of a clip are shown: the positions in time then say how far
-    apart they are.
+    image_set: the T frames are single images of any shapes, not a clip. at: (frame numbers, length of the clips, frames a second if
+    not RATE), where only some frames of a clip are given; positions in time follow the frame numbers.
     """
-    count, x = len(frames[0]), [[f.permute(2, 0, 1) for f in film] for film in frames]
-    still = album or count == 1
+    count, x = len(frames[0]), [[f.permute(2, 0, 1) for f in clip] for clip in frames]
+    still = image_set or count == 1
     text = chat(processor, words, "image", count) if still else chat(processor, words, "video")
-    # no resizing: frames have the right size already; Qwen3-VL counts all of a clip
-    largest = count * max(f[0].numel() for film in x for f in film)
+    # no resizing: frames have their final size; Qwen3-VL counts the pixels of the whole clip
+    largest = count * max(f[0].numel() for clip in x for f in clip)
     size = {"size": {"shortest_edge": 1, "longest_edge": largest}}
     if still:
         media = {"images": x, "images_kwargs": size}
     else:
         numbers, whole, rate = (*(at or (range(count), count)), RATE)[:3]
         times = {"fps": rate, "total_num_frames": whole, "frames_indices": list(numbers)}
-        media = {"videos": [torch.stack(film) for film in x], "video_metadata": [times] * len(x)}
+        media = {"videos": [torch.stack(clip) for clip in x], "video_metadata": [times] * len(x)}
         media["videos_kwargs"] = {"do_sample_frames": False, "cap_pixels_per_frame": False, **size}
     return processor(text=[text] * len(x), return_tensors="pt", **media)
 
@@ -1028,33 +1022,34 @@ def qwen_inputs(processor, frames, words, at=None, album=False):
 
 FRAMES_AS = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "video"),
-    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "internvl"), "pictures"),
+    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "internvl"), "images"),
 }
-OPTIONS, LONGEST = 30, 64  # actions in a list, at most; tokens of an answer
+OPTIONS, LONGEST = 30, 64  # most actions in a list; most tokens of an answer
 
 
 def spread(length, k):
-    """The numbers of k of a clip's frames, evenly from the first to the last; of a shorter clip all."""
+    """k frame numbers of a clip, evenly from the first to the last; all frames of a shorter clip."""
     return list(range(length)) if k >= length else [round(i * (length - 1) / (k - 1)) for i in range(k)]
 
 
 def put_to(model, processor, frames, question, at=None):
-    """What `generate` takes for one question about each of some films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]; without `at` about k pictures that are no film,
-    and may differ in shape."""
+    """Arguments of `generate` for one question about each clip, uint8 [n, k, H, W, 3]: frames at[0] of at[1] frames.
+
+    Without `at`, the k frames are single images that may differ in shape."""
     kind = model.config.model_type
     if FRAMES_AS.get(kind) == "video":
-        given = qwen_inputs(processor, frames, question, at, album=at is None)
+        given = qwen_inputs(processor, frames, question, at, image_set=at is None)
     elif kind in FRAMES_AS:
         # a frame is one tile, as in the model's videos
         whole = {"images_kwargs": {"crop_to_patches": False}} if kind == "internvl" else {}
         given = processor(
             text=[chat(processor, question, count=len(frames[0]))] * len(frames),
-            images=[[f.permute(2, 0, 1) for f in film] for film in frames],
+            images=[[f.permute(2, 0, 1) for f in clip] for clip in frames],
             return_tensors="pt",
             **whole,
         )
     else:
-        given = ALONE[kind](model, processor, torch.stack([film[0] for film in frames]), question)
+        given = ALONE[kind](model, processor, torch.stack([clip[0] for clip in frames]), question)
     device, dtype = next((p.device, p.dtype) for p in model.parameters())
     return {
         k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
@@ -1064,7 +1059,7 @@ def put_to(model, processor, frames, question, at=None):
 
 @torch.inference_mode()
 def answers_to(model, processor, frames, question, at, most=LONGEST):
-    """The greedy answers to one question about films, uint8 [n, k, H, W, 3], that show the frames numbered at[0] of at[1]: list of str. Nothing is padded."""
+    """Greedy answers (list of str) to one question about clips, uint8 [n, k, H, W, 3]: frames at[0] of at[1] frames. No padding."""
     given = put_to(model, processor, frames, question, at)
     pad = model.generation_config.pad_token_id or 0
     tokens = model.generate(**given, do_sample=False, max_new_tokens=most, pad_token_id=pad)
@@ -1075,33 +1070,33 @@ def answers_to(model, processor, frames, question, at, most=LONGEST):
 # ---------------------------------------------------------------- questions about an image
 
 
-def to_cogvlm2(model, processor, pictures, question):
+def to_cogvlm2(model, processor, images, question):
     from cogvlm2 import IMAGE_MEAN, IMAGE_STD
 
-    x = frames_of({"frames": pictures}, model.config.vision_config.image_size).float() / 255
+    x = frames_of({"frames": images}, model.config.vision_config.image_size).float() / 255
     x = ((x - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)).permute(0, 3, 1, 2)
     return model.inputs(x, processor(f"Question: {question} Answer:", add_special_tokens=False).input_ids)
 
 
-def to_kosmos2(model, processor, pictures, question):
-    images, text = list(pictures.permute(0, 3, 1, 2)), [f"Question: {question} Answer:"] * len(pictures)
+def to_kosmos2(model, processor, images, question):
+    images, text = list(images.permute(0, 3, 1, 2)), [f"Question: {question} Answer:"] * len(images)
     number = model.config.latent_query_num
     return processor(text=text, images=images, num_image_tokens=number, return_tensors="pt")
 
 
-def to_florence2(model, processor, pictures, question):
-    images = list(pictures.permute(0, 3, 1, 2))
+def to_florence2(model, processor, images, question):
+    images = list(images.permute(0, 3, 1, 2))
     return processor(text=[question] * len(images), images=images, return_tensors="pt")
 
 
-ALONE = {"cogvlm2": to_cogvlm2, "kosmos-2": to_kosmos2, "florence2": to_florence2}  # these take one picture
+ALONE = {"cogvlm2": to_cogvlm2, "kosmos-2": to_kosmos2, "florence2": to_florence2}  # these accept one image
 
 
 # ---------------------------------------------------------------- the tracker
 
 
 class Residual(torch.nn.Module):
-    """Two 3 x 3 convolutions, added to what they are given [n,width,h,w]."""
+    """A residual block of two 3 x 3 convolutions [n,width,h,w]."""
 
     def __init__(self, width):
         super().__init__()
@@ -1117,13 +1112,13 @@ class Residual(torch.nn.Module):
 
 
 class Tracker(torch.nn.Module):
-    """A small video transformer that is asked about an object by its name, and says in which frames it sees it and whether it is persistent.
+    """A small video transformer: for an object given by name, in which frames it is visible and whether it is persistent.
 
-    A stem of convolutions, most of them at a quarter of the resolution, where a shape of ten pixels still has its corners, makes a token of every patch of 8 x 8 pixels. In every frame the query
-    (its colour's and its shape's embedding) attends to these; then the query's tokens of all frames attend among each other, and a
-    summary token with them, which knows what colours the clip shows at all: each has been asked for by itself. That token's attention over the frames pools what they hold; of each frame a brief
-    goes into the embedding as well.
-    config: what config.json holds; `layers`: of a query in a frame, and of the frames.
+    A convolutional stem, mostly at a quarter of the resolution (so that shapes of ten pixels keep their corners), makes a token of each
+    8 x 8 patch. In each frame, a query (embeddings of colour and shape) attends to the patches. The query's tokens of all frames and a
+    summary token then attend to each other; the summary also encodes which colours the clip shows, from one query per colour. Its
+    attention over the frames pools their tokens. The embedding also holds a short projection of each frame.
+    config: content of config.json; `layers`: (of the query in a frame, over the frames).
     """
 
     def __init__(self, config):
@@ -1158,23 +1153,23 @@ class Tracker(torch.nn.Module):
         self.brief, self.persistent = torch.nn.Linear(width, 8), torch.nn.Linear(config["embedding"], 1)
 
     def look(self, frames, colours, shapes):
-        """What a query finds in each frame by itself, is a colour shown there, whatever the shape, and the patches' own tokens: frames uint8 [n,T,S,S,3], numbers of colours and
-        shapes [n,q] -> [n,q,T,D], logits [n,C,T], [n*T,P,D]."""
+        """Frames uint8 [n,T,S,S,3], indices of colours and shapes [n,q] -> tokens of each query in each frame [n,q,T,D],
+        logits of each colour being shown, of any shape [n,C,T], and patch tokens [n*T,P,D]."""
         (n, t), q = frames.shape[:2], colours.shape[1] + len(self.colour.weight)
         pixels = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 64 - 2
         tokens = self.patch_norm(self.stem(pixels).flatten(2).transpose(1, 2))
-        asked = self.colour(colours) + self.shape(shapes)
-        asked = torch.cat([asked, self.colour.weight.expand(n, -1, -1)], 1)
-        patches, x = tokens + self.place, asked.repeat_interleave(t, 0)
-        others = ~torch.eye(q, dtype=torch.bool, device=x.device)  # what is asked besides changes nothing
+        queries = self.colour(colours) + self.shape(shapes)
+        queries = torch.cat([queries, self.colour.weight.expand(n, -1, -1)], 1)
+        patches, x = tokens + self.place, queries.repeat_interleave(t, 0)
+        others = ~torch.eye(q, dtype=torch.bool, device=x.device)  # queries do not attend to each other
         for layer in self.query:
             x = layer(x, patches, tgt_mask=others)
         x = self.query_norm(x).unflatten(0, (n, t)).transpose(1, 2)
         return x[:, : colours.shape[1]], self.shown(x[:, colours.shape[1] :])[..., 0], tokens
 
     def forward(self, frames, colours, shapes):
-        """As of `look` -> {scores [n,q,T] and persistence [n,q], logits; attention [n,q,T], sums to 1; embedding [n,q,E]; looked, seen: the tokens of the
-        frames before and after; shown [n,C,T], logits}."""
+        """Inputs as of `look` -> {scores [n,q,T], persistence [n,q], shown [n,C,T]: logits; attention [n,q,T], sums to 1; embedding [n,q,E];
+        looked, seen: tokens of the frames before and after attending to each other}."""
         looked, shown, _ = self.look(frames, colours, shapes)
         x = (self.widen(looked) + self.time).flatten(0, 1)
         summary = self.summary + self.company(shown.amax(-1).sigmoid())[:, None]
@@ -1218,34 +1213,35 @@ class Tracker(torch.nn.Module):
 
 
 def load_tracker(entry, device):
-    """The tracker of a folder, or a refusal that says what is wrong with it."""
+    """The tracker of a folder; exit 2 for another model or a broken folder."""
     if entry["kind"] != "tracker":
-        refuse(
-            f"--model {entry['name']} is no tracker but {entry['kind']}; give tiny-tracker, or --embeddings"
+        fail(
+            f"--model {entry['name']} is a {entry['kind']}, not a tracker; give tiny-tracker, or --embeddings"
         )
     return attempt(lambda: Tracker.from_pretrained(entry["path"]), entry).to(device)
 
 
 @torch.inference_mode()
 def follow(model, frames, names, device):
-    """What a tracker says of n clips uint8 [n,T,S,S,3] and q names of each: {scores, attention [n,q,T], persistence [n,q]: probabilities, embedding [n,q,E]}, fp32."""
-    asked = []
+    """Run a tracker on n clips uint8 [n,T,S,S,3] and q names of each: {scores, attention [n,q,T], persistence [n,q]: probabilities, embedding [n,q,E]}, fp32."""
+    queries = []
     for k, kind in enumerate(("colours", "shapes")):
         numbers = [[model.config[kind].index(name.split()[k]) for name in row] for row in names]
-        asked.append(torch.tensor(numbers, device=device))
-    found = model(frames.to(device), *asked)
+        queries.append(torch.tensor(numbers, device=device))
+    found = model(frames.to(device), *queries)
     found |= {k: found[k].sigmoid() for k in ("scores", "persistence")}
     return {k: found[k].float().cpu() for k in ("scores", "attention", "persistence", "embedding")}
 
 
-# ---------------------------------------------------------------- answers that are kept
+# ---------------------------------------------------------------- cached answers
 
 
-def spoken(key, stamp, say_all, kept, out, mode="trajectories"):
-    """{texts, seconds, memory} of a writer: what `kept` holds of it with the same stamp (None: of no other run), else what say_all() gives, kept from now on."""
-    if stamp is None or kept.get(key, {}).get("stamp") != stamp:
+def cached(key, stamp, answer_all, cache, out, mode="trajectories"):
+    """{texts, seconds, memory} of a method: from `cache` if its stamp is equal (None: never), else from answer_all(), saved to `out`."""
+    if stamp is None or cache.get(key, {}).get("stamp") != stamp:
         peak_memory(reset=True)
-        began, texts = time.time(), say_all()
-        kept[key] = {"stamp": stamp, "texts": texts, "seconds": time.time() - began, "memory": peak_memory()}
-        save_pt(out, ANSWERS, [], {"mode": mode}, answers=kept)
-    return kept[key]
+        started, texts = time.time(), answer_all()
+        seconds = time.time() - started
+        cache[key] = {"stamp": stamp, "texts": texts, "seconds": seconds, "memory": peak_memory()}
+        save_pt(out, ANSWERS, [], {"mode": mode}, answers=cache)
+    return cache[key]

@@ -1,28 +1,28 @@
-"""Which work step is being done? OpenPack: its reader and split, and what vision-language models answer.
+"""Which work step is being done? OpenPack: its reader and split, and the answers of vision-language models.
 
-    python operations.py draw --out data/operations-raw --seed 42         a made-up set in OpenPack's own layout
-    python operations.py read --root data/operations-raw --seed 42        clips, with what is done at the end of each
+    python operations.py draw --out data/operations-raw --seed 42         a synthetic set in OpenPack's own layout
+    python operations.py read --root data/operations-raw --seed 42        clips, labelled with the operation at the end
     python operations.py score --models tiny results/tiny/operations/tuned/model
 
-`read` writes data/operations/, items as data.py's and beside them: operation (at the clip's last frame), next, previous, earlier (a
-second before); start, end, seconds (s from the last frame; how long the session has lasted); boundary (ends within a second of a
-change), fixed (one of the first 30 clips of U0108, the fixed test), subject, fps. The split is by subject, the source a session.
-index.yaml holds in `grammar` what the labels of train say without an image.
+`read` writes data/operations/, items as data.py's with: operation (at the last frame), next, previous, earlier (one second before);
+start, end, seconds (s from the last frame; s since the session began); boundary (the clip ends within a second of a change), fixed
+(one of the first 30 clips of U0108, the fixed test), subject, fps. The split is by subject, the source a session. `grammar` in
+index.yaml holds statistics of train's labels, from which the baselines answer without images.
 
-`score` asks models (the base first, what tune.py made of it last) what is done now, since when, until when, and what is next. An
-answer that is no JSON is wrong, and where no time is given it is "now". operations.yaml has of the last model:
+`score` asks models (the base first, the one that tune.py trained last) for the operation at the end, its start, its end, and the next
+operation. An answer without JSON counts as wrong; a missing time counts as 0. operations.yaml holds, of the last model:
 
-    macro_f1, accuracy     of the operation now, beside majority, clock (train's most frequent of those ten seconds of a session) and
-                           bigram (what follows the true operation before most often); copy says what was true a second earlier, which is
-                           nearly always right, so it is no baseline; _fixed: of the fixed test
-    next_accuracy          beside majority and bigram (what follows the true operation most often)
-    start_error, end_error seconds off, on the mean, beside median: train's
-    segmental_f1_10 ... boundary_error   of a session's clips in a row, the session being the unit; boundary_error in seconds
-    answer                 PASS: macro_f1 is above the base's and every baseline's by an interval of the paired difference, sessions
-                           resampled; FAIL: surely not; or INCONCLUSIVE
-    pair                   the operations confused most, and how many of these clips end at a change
+    macro_f1, accuracy     of the operation, beside majority, clock (train's most frequent in those ten seconds of a session) and
+                           bigram (the most frequent successor of the true previous one). copy repeats the truth of a second earlier:
+                           it is nearly always correct, and so no baseline. _fixed: on the fixed test
+    next_accuracy          beside majority and bigram (the most frequent successor of the true operation)
+    start_error, end_error mean absolute error in seconds, beside median: train's
+    segmental_f1_10 ... boundary_error   of a session's clips in order, the session being the unit; boundary_error in seconds
+    answer                 PASS: macro_f1 is above the base's and every baseline's, by the interval of the paired difference over
+                           sessions; FAIL: it is not; or INCONCLUSIVE
+    pair                   the two operations confused most, and the share of these clips at a change
 
-operations.png shows what was answered for each operation, and frames of clips of that pair.
+operations.png shows the answers for each operation, and frames of clips of that pair.
 
 Modules, to be copied with it: cogvlm2.py, common.py, conversations.py, media.py, metrics.py, models.py,
 stats.py, synthetic.py.
@@ -50,51 +50,52 @@ from common import (
     check_writable,
     choose_device,
     digest,
+    fail,
     load_pt,
     load_yaml,
     positive,
-    refuse,
+    print_summary,
     run_info,
     save_bytes,
     save_yaml,
-    say,
     split_of,
     subcommands,
     verdict_on,
     write_whole,
 )
 from conversations import preview
-from media import CHOICES, Unusable, choose_frames, frames_of, pictures
+from media import CHOICES, Unusable, choose_frames, frames_of, images
 from metrics import boundary_error, segmental_f1
-from models import FRAMES_AS, RATE, answers_to, find_model, fingerprint, load_vlm, resolved_commit, spoken
+from models import FRAMES_AS, RATE, answers_to, cached, find_model, fingerprint, load_vlm, resolved_commit
 from stats import clusters, criterion, holm, mean_and_interval, paired_test, resampled, verdict, widened
 from synthetic import FRAMES_AT, JAPAN, NULL, OPERATIONS, draw_operations
 
 # ---------------------------------------------------------------- reading OpenPack
 
-FIXED = "U0108", 30  # the first so many clips of this subject are the fixed test
-CHANGE = 1  # seconds: a clip that ends no further from a change of operation is a boundary clip
-# short: the smallest models write nearly letter by letter
+FIXED = "U0108", 30  # subject of the fixed test, and number of its clips, from the first on
+CHANGE = 1  # seconds: a boundary clip ends at most this far from a change of operation
+# short, for the tokens of the smallest models are nearly letters
 ASK_OPERATION = "What is done now, since when, until when, and what is next?"
 
 
 def table_of(path, columns):
-    """Rows of a CSV file as dicts. Raises ValueError where it cannot be read, or lacks one of the columns."""
+    """Rows of a CSV file as dicts. Raises ValueError if it cannot be read or lacks one of the columns."""
     try:
         table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
     except OSError as e:
         raise ValueError(e) from e
     if missing := [c for c in columns if c not in (table.fieldnames or ())]:
-        raise ValueError(f"lacks the columns {', '.join(missing)}; its header says {table.fieldnames}")
+        raise ValueError(f"lacks the columns {', '.join(missing)}; its header is {table.fieldnames}")
     return list(table)
 
 
 def read_openpack(root):
-    """Sessions as published, and what is wrong with any: [{user, session, work: [(start, end, id)], folder, names and times of its frames, ends: when a clip may end}], [(name, reason)]. Unix time."""
+    """([{user, session, work: [(start, end, id)], folder, names and times of frames, ends}], [(name, problem)]).
+    All in Unix time; ends: the seconds at which a clip may end."""
     found, problems = [], []
     files = sorted(root.glob("*/annotation/openpack-operations/*.csv"))
     if not files:
-        refuse(f"{root} holds no U####/annotation/openpack-operations/*.csv; give --root the folder above")
+        fail(f"{root} holds no U####/annotation/openpack-operations/*.csv; give --root the folder above")
     for path in tqdm(files, desc="sessions", unit="session"):
         user, session, work = path.parents[2].name, path.stem, []
         by_second = path.parents[1] / "openpack-operations-1hz" / path.name
@@ -110,35 +111,31 @@ def read_openpack(root):
                 start, end = ((x if x.tzinfo else x.replace(tzinfo=JAPAN)).timestamp() for x in (start, end))
                 operation = int(row["id"])
             except (TypeError, ValueError) as e:
-                problems.append((name, f"line {line} of {path.name} is no operation ({e})"))
+                problems.append((name, f"line {line} of {path.name} is not an operation ({e})"))
                 continue
             if end <= start:
-                problems.append((name, f"line {line} of {path.name} ends before it begins"))
+                problems.append((name, f"line {line} of {path.name} ends before it starts"))
             elif operation not in (*OPERATIONS, NULL):
-                problems.append(
-                    (name, f"line {line} of {path.name} has id {operation}, which is no operation")
-                )
+                problems.append((name, f"line {line} of {path.name} has the unknown id {operation}"))
             else:
                 work.append((start, end, operation))
         work.sort()
         for a, b in itertools.pairwise(work):
             if a[1] - b[0] > 1:
                 when = datetime.fromtimestamp(b[0], JAPAN)
-                problems.append(
-                    (name, f"two operations overlap by {a[1] - b[0]:.1f} seconds, from {when} on")
-                )
+                problems.append((name, f"two operations overlap by {a[1] - b[0]:.1f} s, from {when} on"))
         folder, times, names = root / user / FRAMES_AT / session, [], []
-        for picture in sorted(folder.rglob("*.jpg"), key=lambda p: p.name):
+        for image in sorted(folder.rglob("*.jpg"), key=lambda p: p.name):
             try:
-                taken = datetime.strptime(picture.stem, "%Y%m%d_%H%M%S_%f").replace(tzinfo=JAPAN)
+                taken = datetime.strptime(image.stem, "%Y%m%d_%H%M%S_%f").replace(tzinfo=JAPAN)
                 times.append(taken.timestamp())
-                names.append(str(picture.relative_to(folder)))
+                names.append(str(image.relative_to(folder)))
             except ValueError:
-                problems.append((name, f"{picture.name} is not called YYYYMMDD_hhmmss_mmm.jpg"))
+                problems.append((name, f"{image.name} is not named YYYYMMDD_hhmmss_mmm.jpg"))
         if not names or not work:
             problems.append((name, "has no frames" if work else "has no operations"))
             continue
-        ends = np.arange(np.ceil(work[0][0]), work[-1][1])  # whole seconds, where there are no labels of each
+        ends = np.arange(np.ceil(work[0][0]), work[-1][1])  # whole seconds, without labels of each
         if by_second.is_file():
             try:
                 table = table_of(by_second, ("unixtime", "id"))
@@ -148,12 +145,10 @@ def read_openpack(root):
                 continue
             other = []
             for t, o in labels:
-                if o not in ({known for start, end, known in work if start - 1 <= t <= end + 1} or {NULL}):
+                if o not in ({x for start, end, x in work if start - 1 <= t <= end + 1} or {NULL}):
                     other.append(datetime.fromtimestamp(t, JAPAN))
             if other:
-                reason = (
-                    f"{len(other)} of {len(labels)} seconds have another operation in openpack-operations-1hz"
-                )
+                reason = f"{len(other)} of {len(labels)} seconds differ in openpack-operations-1hz"
                 problems.append((name, f"{reason}, first at {other[0]}"))
             ends = np.unique([t for t, _ in labels])
         one = {"user": user, "session": session, "work": work, "folder": folder, "names": names}
@@ -162,10 +157,11 @@ def read_openpack(root):
 
 
 def subjects_of(users, test, val):
-    """{user: split}. test, val: names with commas between; unsaid: of the ring of subjects that begins at U0108 (where there is one) the first 30% are test, the last tenth val, at least one each."""
-    named = {u: part for part, said in (("test", test), ("val", val)) for u in (said or "").split(",") if u}
+    """{user: split}. test, val: names separated by commas. By default, of the ring of subjects from U0108 on (if
+    present), the first 30% are test and the last tenth val, at least one each."""
+    named = {u: part for part, flag in (("test", test), ("val", val)) for u in (flag or "").split(",") if u}
     if unknown := sorted(set(named) - set(users)):
-        refuse(f"there is no subject {unknown[0]}; known: {', '.join(users)}")
+        fail(f"there is no subject {unknown[0]}; give some of {', '.join(users)}")
     first = users.index(FIXED[0]) if FIXED[0] in users else 0
     ring = [u for u in users[first:] + users[:first] if u not in named]
     if not test:
@@ -177,13 +173,13 @@ def subjects_of(users, test, val):
 
 
 def most_frequent(counts):
-    """Of {name: how often} the first name, in alphabetical order, that is most frequent."""
+    """The most frequent name of {name: count}; of several, the first in alphabetical order."""
     return max(sorted(counts), key=counts.get)
 
 
 def grammar(sessions):
-    """What train's labels say without a picture: {bigram: {operation before, or "(start)": {operation: times}}, seconds: {operation: how long in all},
-    clock: the commonest operation in every ten seconds of a session, start, end: medians, of all seconds, of how long ago the operation began and of when it ends}."""
+    """Statistics of train's labels. bigram: {previous operation or "(start)": {operation: count}}; seconds: {operation:
+    total}; clock: the majority operation in every ten seconds of a session; start, end: medians over all seconds."""
     pairs, seconds, clock, apart = {}, Counter(), {}, []
     for s in sessions:
         work = [w for w in s["work"] if w[2] in OPERATIONS]
@@ -205,14 +201,14 @@ def grammar(sessions):
 
 
 def operation_at(s, t):
-    """(start, end, id) of what is done at a time of a session; id NULL where nothing is."""
+    """(start, end, id) of the operation at a time of a session; id NULL where there is none."""
     k = int(np.searchsorted([w[0] for w in s["work"]], t, "right")) - 1
     return s["work"][k] if k >= 0 and t < s["work"][k][1] else (0, 0, NULL)
 
 
 def clip_ends(s, window, count):
-    """The clips that a session could give: (second, numbers of the window's first and last frame, does it end at a change?), for each second at whose last frame somebody does an operation
-    and before which there are frames of `window` seconds, or of three quarters of them."""
+    """Possible clips of a session: (second, first and last frame of the window, does it end at a change?), one for each
+    second with an operation at its last frame and frames of at least three quarters of `window` seconds before it."""
     times, changes = s["times"], np.unique([x for w in s["work"] for x in w[:2]])
     for t in s["ends"]:
         last = int(np.searchsorted(times, t, "right")) - 1
@@ -225,7 +221,7 @@ def clip_ends(s, window, count):
 
 
 def clip_row(s, part, count, second, first, last, boundary):
-    """The truth about a clip, and the `paths` of its window."""
+    """The true labels of a clip, and the `paths` of its window."""
     now, work = s["times"][last], [w for w in s["work"] if w[2] in OPERATIONS]
     start, end, o = operation_at(s, now)
     k, name = work.index((start, end, o)), OPERATIONS[o]
@@ -251,8 +247,8 @@ def clip_row(s, part, count, second, first, last, boundary):
 
 
 def chosen_rows(sessions, split, args):
-    """Rows of the clips to keep. Of train --n, drawn, a share --boundary of them (where there are so many) within CHANGE seconds of a change; of test about --asked, of val a quarter of that:
-    one every --every seconds from the beginning of each session on, equally many of each. The first of FIXED are marked `fixed`."""
+    """Rows of the selected clips. Train: --n drawn, a share --boundary of them (if there are as many) at a change.
+    Test: --test-clips, val a quarter: every --every seconds, equally many of a session; FIXED are marked `fixed`."""
     n, count, boundary = args.n, args.count, args.boundary
     of = {"train": [], "val": [], "test": []}
     for s in sessions:
@@ -263,7 +259,7 @@ def chosen_rows(sessions, split, args):
     rest = [end for end in order if not end[-1]] if boundary else order
     rows = [clip_row(s, "train", count, *end) for s, *end in near + rest[: n - len(near)]]
     rows.sort(key=lambda r: r["id"])
-    for part, most in (("val", args.asked // 4), ("test", args.asked)):
+    for part, most in (("val", args.test_clips // 4), ("test", args.test_clips)):
         for s, ends in of[part]:
             ends = [end for end in ends if end[0] % args.every == 0][: max(1, -(-most // len(of[part])))]
             rows += [clip_row(s, part, count, *end) for end in ends]
@@ -273,14 +269,15 @@ def chosen_rows(sessions, split, args):
 
 
 def operation_clips(rows, count, how, size, skip_bad, notes, seed):
-    """Items of rows: of each window `count` frames, chosen `how`. `notes` gets what cannot be read, (id, kind, reason); once one is bad the rest is only checked, unless skip_bad."""
+    """Items of rows: `count` frames of each window, chosen `how`. notes: (id, kind, reason) of unreadable clips; after
+    the first of these the rest is checked but not yielded, unless skip_bad."""
     for n, row in enumerate(tqdm(rows, desc="clips", unit="clip")):
         paths = row.pop("paths")
         try:
-            seen = torch.zeros(len(paths), 1, 1, 3, dtype=torch.uint8)
+            small = torch.zeros(len(paths), 1, 1, 3, dtype=torch.uint8)
             if how in ("motion", "scene"):
-                seen = pictures(paths, 64)
-            frames = pictures([paths[k] for k in choose_frames(seen, count, how, (seed, n))], size)
+                small = images(paths, 64)
+            frames = images([paths[k] for k in choose_frames(small, count, how, (seed, n))], size)
         except Unusable as e:
             notes.append((row["id"], *e.args))
             continue
@@ -289,128 +286,130 @@ def operation_clips(rows, count, how, size, skip_bad, notes, seed):
 
 
 def write_openpack(out, args, meta):
-    """data/<out> of a set in OpenPack's layout. A made-up one says so itself, in made.yaml."""
-    if args.count < 2 or args.window <= 0 or args.asked < 1 or args.every < 1 or not 0 <= args.boundary <= 1:
-        refuse("--count, --window, --asked, --every, --boundary: give at least 2, above 0, 1, 1, and 0 to 1")
+    """Write data/<out> from a set in OpenPack's layout; made.yaml marks a synthetic set."""
+    least = min(args.count - 1, args.test_clips, args.every)
+    if least < 1 or args.window <= 0 or not 0 <= args.boundary <= 1:
+        fail(
+            "--count, --window, --test-clips, --every, --boundary: give at least 2, above 0, 1, 1, and 0 to 1"
+        )
     root, made = Path(args.root), Path(args.root) / "made.yaml"
     sessions, problems = read_openpack(root)
     for name, reason in problems:
         print(f"{name}: {reason}", file=sys.stderr)
     if problems and not args.skip_bad:
-        refuse(f"{len(problems)} problems in {root}, listed above; mend them or give --skip-bad")
+        fail(f"{len(problems)} problems in {root}, listed above; correct them or give --skip-bad")
     split = subjects_of(sorted({s["user"] for s in sessions}), args.test, args.val)
     rows = chosen_rows(sessions, split, args)
     if lacking := {"train", "val", "test"} - {split_of(r["source"]) for r in rows}:
         part = min(lacking)
-        refuse(f"{root} has no clip of {args.window:g} s for {part}; give another --test, --val or --window")
+        fail(f"{root} has no clip of {args.window:g} s for {part}; give another --test, --val or --window")
     from PIL import Image
 
-    with Image.open(rows[0]["paths"][0]) as picture:
-        size = args.size or min(224, *picture.size)
-    known = grammar([s for s in sessions if split[s["user"]] == "train"])
+    with Image.open(rows[0]["paths"][0]) as image:
+        size = args.size or min(224, *image.size)
+    labels = grammar([s for s in sessions if split[s["user"]] == "train"])
     meta["data"] = load_yaml(made)["data"] if made.is_file() else "real"
     meta |= {"size": size, "frames": args.count, "window": args.window, "chosen": args.frames}
     meta |= {"every": args.every, "boundary": args.boundary, "subjects": split}
-    meta |= {"operations": list(OPERATIONS.values()), "grammar": known, "problems": len(problems)}
+    meta |= {"operations": list(OPERATIONS.values()), "grammar": labels, "problems": len(problems)}
     notes = []
     items = operation_clips(rows, args.count, args.frames, size, args.skip_bad, notes, args.seed)
     write_whole(out, items, meta, verdict_on(notes, len(rows), args.skip_bad))
 
 
-# ---------------------------------------------------------------- what models answer
+# ---------------------------------------------------------------- the answers of models
 
-TOLD_MORE = (
+ANSWER_FORMAT = (
     'Answer with nothing but JSON of four keys: "operation", what is done at the end of the clip, one of {}; "start" and "end", in seconds from the end of the clip on, when it began'
-    # to a model that has not been taught the answer's form
+    # for a model that was not trained on this format
     ' (below 0) and when it will end; "next", the operation that will follow.'
 )
 SCORES = ["macro_f1", "accuracy", "next_accuracy", "start_error", "end_error"]
 SCORES += ["segmental_f1_10", "segmental_f1_25", "segmental_f1_50", "boundary_error"]
-CHEATS = ("copy",)  # sees the truth of a second ago, which hardly ever changes: what looks good for nothing
+LEAKING = ("copy",)  # has the truth of a second ago, which rarely changes: no baseline
 
 
 def parse_operation(text, operations):
-    """{operation, next: numbers in `operations` or None; start, end: seconds or None; json} of an answer; the first object of JSON in it counts, names in any case."""
+    """{operation, next: index in `operations` or None; start, end: seconds or None; json}, of the first JSON object."""
     for found in re.finditer(r"\{[^{}]*\}", text):
         try:
-            said = json.loads(found[0])
+            parsed = json.loads(found[0])
         except ValueError:
             continue
         number = {o.lower(): k for k, o in enumerate(operations)}
-        found = {key: number.get(str(said.get(key)).strip().lower()) for key in ("operation", "next")}
+        found = {key: number.get(str(parsed.get(key)).strip().lower()) for key in ("operation", "next")}
         for key in ("start", "end"):
-            seconds = said.get(key)
+            seconds = parsed.get(key)
             found[key] = float(seconds) if isinstance(seconds, (int, float)) and abs(seconds) < 1e6 else None
         return found | {"json": True}
     return {"operation": None, "next": None, "start": None, "end": None, "json": False}
 
 
-def confusions(truth, said, sources, n):
-    """How often each operation was said for each in truth, by source: float64 [sources, n, n + 1], the last column for none. truth, said: numbers, None."""
+def confusions(truth, answers, sources, n):
+    """Confusion matrices by source, float64 [sources, n (truth), n + 1 (answers; the last for none)]; indices or None."""
     cluster, counts = clusters(sources), torch.zeros(len(set(sources)), n, n + 1, dtype=torch.float64)
-    for s, a, b in zip(cluster.tolist(), truth, said, strict=True):
+    for s, a, b in zip(cluster.tolist(), truth, answers, strict=True):
         counts[s, a, n if b is None else b] += 1
     return counts
 
 
 def macro_f1(counts):
-    """Mean over the operations that occur in truth of the F1 of each, [...] of counts [..., n, n + 1]."""
+    """Macro-F1 [...] of counts [..., n, n + 1], over the operations that occur in truth."""
     hits, true = counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1)
     f1 = 2 * hits / (true + counts.sum(-2)[..., :-1]).clamp(min=1e-9)
     return (f1 * (true > 0)).sum(-1) / (true > 0).sum(-1)
 
 
-def macro_tested(own, other, seed, n=2000):
-    """Macro-F1 of `own`, and how much more than that of `other`, counts [sources, n, n + 1] both: intervals from resampling sources, p from exchanging the two within sources drawn at random."""
+def macro_tested(counts, other, seed, n=2000):
+    """Macro-F1 of `counts` and its gain over `other`, both [sources, n, n + 1]: intervals by resampling sources, p by
+    exchanging the two within random sources."""
     g = torch.Generator().manual_seed(seed)
-    weights = resampled(len(own), n, g)
-    a, b = (macro_f1(torch.einsum("ks,sij->kij", weights, x)) for x in (own, other))
+    weights = resampled(len(counts), n, g)
+    a, b = (macro_f1(torch.einsum("ks,sij->kij", weights, x)) for x in (counts, other))
     at = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    score, gain = macro_f1(own.sum(0)).item(), (macro_f1(own.sum(0)) - macro_f1(other.sum(0))).item()
-    low, high = widened(score, *a.quantile(at).tolist(), len(own))
-    gain_low, gain_high = widened(gain, *(a - b).quantile(at).tolist(), len(own))
-    swap = torch.randint(2, (n, len(own)), generator=g).double()
-    mixed = [
-        torch.einsum("ks,sij->kij", s, own) + torch.einsum("ks,sij->kij", 1 - s, other)
-        for s in (swap, 1 - swap)
-    ]
+    score, gain = macro_f1(counts.sum(0)).item(), (macro_f1(counts.sum(0)) - macro_f1(other.sum(0))).item()
+    low, high = widened(score, *a.quantile(at).tolist(), len(counts))
+    gain_low, gain_high = widened(gain, *(a - b).quantile(at).tolist(), len(counts))
+    swap = torch.randint(2, (n, len(counts)), generator=g).double()
+    mixed = []
+    for s in (swap, 1 - swap):
+        mixed.append(torch.einsum("ks,sij->kij", s, counts) + torch.einsum("ks,sij->kij", 1 - s, other))
     exceed = ((macro_f1(mixed[0]) - macro_f1(mixed[1])).abs() >= abs(gain) - 1e-12).sum().item()
     gains = {"gain": gain, "gain_low": gain_low, "gain_high": gain_high, "p": (1 + exceed) / (1 + n)}
     return {"score": score, "low": low, "high": high} | gains
 
 
-def without_pictures(items, grammar, operations):
-    """What is answered to clips by who sees none: {name: {operation, next, start, end: a list each}}, where that is anything to answer."""
+def without_images(items, grammar, operations):
+    """Answers of the baselines without images: {name: {operation, next, start, end: a list each}, or some of these}."""
     number = {o: k for k, o in enumerate(operations)}
 
     after = {o: most_frequent(counts) for o, counts in grammar["bigram"].items()}
-    usual, clock, n = most_frequent(grammar["seconds"]), grammar["clock"], len(items)
+    majority, clock, n = most_frequent(grammar["seconds"]), grammar["clock"], len(items)
     every = sum(map(Counter, grammar["bigram"].values()), Counter())
     return {
-        "majority": {"operation": [number[usual]] * n},
+        "majority": {"operation": [number[majority]] * n, "next": [number[most_frequent(every)]] * n},
         "clock": {"operation": [number[clock[min(int(i["seconds"] // 10), len(clock) - 1)]] for i in items]},
         "copy": {"operation": [number.get(i["earlier"]) for i in items]},
         "bigram": {
-            "operation": [number[after.get(i["previous"] or "(start)", usual)] for i in items],
-            "next": [number[after.get(i["operation"], usual)] for i in items],
+            "operation": [number[after.get(i["previous"] or "(start)", majority)] for i in items],
+            "next": [number[after.get(i["operation"], majority)] for i in items],
         },
-        "commonest": {"next": [number[most_frequent(every)]] * n},
         "median": {"start": [grammar["start"]] * n, "end": [grammar["end"]] * n},
     }
 
 
-def timelines(items, truth, said, seed, every):
-    """Scores of the clips of each session in their order as one row of segments: segmental F1, boundary error in seconds; the session is the unit."""
+def timelines(items, truth, answers, seed, every):
+    """Segmental F1 and boundary error (seconds) of each session's clips in order; the session is the unit."""
     sessions, keys = {}, ("segmental_f1_10", "segmental_f1_25", "segmental_f1_50", "boundary_error")
     found = {key: {} for key in keys}
     for k in sorted(range(len(items)), key=lambda k: items[k]["seconds"]):
         sessions.setdefault(items[k]["source"], []).append(k)
     for session in dict.fromkeys(i["source"] for i in items):
         a = [truth[k] + 1 for k in sessions[session]]
-        b = [0 if said[k] is None else said[k] + 1 for k in sessions[session]]
+        b = [0 if answers[k] is None else answers[k] + 1 for k in sessions[session]]
         values = [segmental_f1(a, b, least) for least in (0.1, 0.25, 0.5)] + [every * boundary_error(a, b)]
         for key, value in zip(keys, values, strict=True):
-            if value == value:  # nan: nothing changes
+            if value == value:  # nan: no operation changes
                 found[key][session] = value
     row = {}
     for key, values in found.items():
@@ -418,57 +417,57 @@ def timelines(items, truth, said, seed, every):
     return row
 
 
-def hits(truth, said, key, at):
-    """1.0 for each item number of `at` whose `key` is said rightly, else 0.0."""
-    return torch.tensor([float(said[key][k] == truth[key][k]) for k in at])
+def hits(truth, answers, key, at):
+    """[len(at)] 1.0 where the answer to `key` is correct, else 0.0; at: item numbers."""
+    return torch.tensor([float(answers[key][k] == truth[key][k]) for k in at])
 
 
-def seconds_off(items, said, key):
-    """How many seconds the `start` or `end` said of each item is off; who gives no number says: now."""
-    return torch.tensor([abs((s or 0.0) - i[key]) for s, i in zip(said[key], items, strict=True)])
+def seconds_off(items, answers, key):
+    """[n] absolute error in seconds of `start` or `end`; a missing answer counts as 0."""
+    return torch.tensor([abs((s or 0.0) - i[key]) for s, i in zip(answers[key], items, strict=True)])
 
 
-def operation_row(items, truth, said, seed, every, counts):
-    """The columns of the table of who says `said` ({operation, next, start, end: a list each}, or some of them) of clips; truth: {operation, next: numbers}."""
+def operation_row(items, truth, answers, seed, every, counts):
+    """A row of the table of scores, of answers {operation, next, start, end: a list each}, or some of these."""
     sources, row = [i["source"] for i in items], {}
     fixed = [k for k, i in enumerate(items) if i.get("fixed")]
 
     def f1(key, at):
-        a, b = ([named[key][k] for k in at] for named in (truth, said))
+        a, b = ([labels[key][k] for k in at] for labels in (truth, answers))
         return macro_f1(confusions(a, b, [0] * len(at), counts)[0])
 
-    if "operation" in said:
-        own = confusions(truth["operation"], said["operation"], sources, counts)
-        test = macro_tested(own, own, seed)
+    if "operation" in answers:
+        matrices = confusions(truth["operation"], answers["operation"], sources, counts)
+        test = macro_tested(matrices, matrices, seed)
         row |= {"macro_f1": test["score"], "macro_f1_low": test["low"], "macro_f1_high": test["high"]}
-        accuracy = hits(truth, said, "operation", range(len(items)))
+        accuracy = hits(truth, answers, "operation", range(len(items)))
         row |= mean_and_interval("accuracy", accuracy, sources, seed)
         if fixed:
             row["accuracy_fixed"] = accuracy[fixed].sum().item() / len(fixed)
             row["macro_f1_fixed"] = f1("operation", fixed)
-        row |= timelines(items, truth["operation"], said["operation"], seed, every)
-    if "next" in said:
+        row |= timelines(items, truth["operation"], answers["operation"], seed, every)
+    if "next" in answers:
         at = [k for k, t in enumerate(truth["next"]) if t is not None]
-        accuracy = hits(truth, said, "next", at)
+        accuracy = hits(truth, answers, "next", at)
         row |= mean_and_interval("next_accuracy", accuracy, [sources[k] for k in at], seed)
         row["next_macro_f1"] = f1("next", at)
     for key in ("start", "end"):
-        if key in said:
-            row |= mean_and_interval(f"{key}_error", seconds_off(items, said, key), sources, seed)
+        if key in answers:
+            row |= mean_and_interval(f"{key}_error", seconds_off(items, answers, key), sources, seed)
     return row
 
 
-def taught_to(entry):
-    """Has tune.py train taught this model how to answer?"""
+def trained_by_tune(entry):
+    """Was this model trained by tune.py train?"""
     note = Path(entry["path"]) / "weights.yaml"
     return "adapter" in entry or note.is_file() and load_yaml(note).get("trained_by") == "tune.py train"
 
 
 def operation_answers(entry, model, processor, items, operations, size, batch, most):
-    """What a model answers to the question of each clip."""
+    """The answers of a model to the question of each clip (text)."""
     texts, together = [""] * len(items), {}
-    hint = f" {TOLD_MORE.format(', '.join(operations))}"
-    if taught_to(entry) or entry["weights"] == "small":
+    hint = f" {ANSWER_FORMAT.format(', '.join(operations))}"
+    if trained_by_tune(entry) or entry["weights"] == "small":
         hint = ""
     for k, i in enumerate(items):
         together.setdefault((i["turns"][0][0], len(i["frames"]), min(i.get("fps", RATE), RATE)), []).append(k)
@@ -484,10 +483,10 @@ def operation_answers(entry, model, processor, items, operations, size, batch, m
     return texts
 
 
-def confused_most(items, truth, said, operations):
-    """The pair of operations taken for each other most often, and what is to be said of these clips; None where none is."""
+def confused_most(items, truth, answers, operations):
+    """(the two operations confused most and facts about these clips, the clips' numbers); (None, []) without any."""
     pairs = {}
-    for k, (a, b) in enumerate(zip(truth, said, strict=True)):
+    for k, (a, b) in enumerate(zip(truth, answers, strict=True)):
         if b is not None and a != b:
             pairs.setdefault(tuple(sorted((a, b))), []).append(k)
     if not pairs:
@@ -500,16 +499,16 @@ def confused_most(items, truth, said, operations):
         "clips": len(at),
         "of": len(either),
         "share_of_errors": len(at) / sum(map(len, pairs.values())),
-        "at_a_change": sum(items[k]["boundary"] for k in at) / len(at),
-        "at_a_change_usually": sum(items[k]["boundary"] for k in either) / len(either),
-        "said_what_was_before": sum(items[k]["previous"] == operations[said[k]] for k in at) / len(at),
-        "said_what_comes_next": sum(items[k]["next"] == operations[said[k]] for k in at) / len(at),
+        "at_change": sum(items[k]["boundary"] for k in at) / len(at),
+        "at_change_all": sum(items[k]["boundary"] for k in either) / len(either),
+        "answered_previous": sum(items[k]["previous"] == operations[answers[k]] for k in at) / len(at),
+        "answered_next": sum(items[k]["next"] == operations[answers[k]] for k in at) / len(at),
         "ids": [items[k]["id"] for k in at[:8]],
     }, at
 
 
-def draw_confusions(path, tables, operations, items, at, said):
-    """operations.png: what was said (columns) of each operation (rows) by each of some models, and the frames of a few of the clips `at` of the pair confused most."""
+def draw_confusions(path, tables, operations, items, at, answers):
+    """operations.png: confusion matrices of some models, and frames of up to four of the clips `at`."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -534,60 +533,60 @@ def draw_confusions(path, tables, operations, items, at, said):
             axis.imshow(torch.cat(list(item["frames"]), 1).numpy(), interpolation="nearest")
             axis.set_axis_off()
             true = f"{item['id']}: {item['operation']}, since {-item['start']:.1f} s"
-            axis.set_title(f"{true}; said: {operations[said[k]]}", fontsize=8, loc="left")
+            axis.set_title(f"{true}; answer: {operations[answers[k]]}", fontsize=8, loc="left")
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=100)
     save_bytes(path, content.getvalue())
 
 
-def operations_world(args):
-    """Everything that is checked before a model is loaded."""
+def check_score(args):
+    """Check everything before a model is loaded."""
     w = SimpleNamespace(entries={}, every=Items(args.data))
     w.index = w.every.index
     if not {"operations", "grammar", "every"} <= set(w.index):
-        refuse(f"{args.data} holds no operations; give --data a folder that operations.py read wrote")
+        fail(f"{args.data} holds no operations; give --data a folder that operations.py read wrote")
     w.items = [w.every[k] for k, s in enumerate(w.every.sources) if split_of(s) == "test"]
     positive(args, "clips", "batch", "size")
     w.items = w.items[: args.clips]
     if not w.items:
-        refuse(f"{args.data} has no test clips; give a folder with more clips")
+        fail(f"{args.data} has no test clips; give a folder with more clips")
     for name in args.models:
         entry = find_model(name)
         if entry.get("type") not in FRAMES_AS:
-            what = f"{name} is of type {entry.get('type')} and takes no chat about several frames"
-            refuse(f"--models: {what}; use a Qwen model, llava-onevision or internvl3-8b")
+            what = f"{name} is of type {entry.get('type')} and does not support several frames in a chat"
+            fail(f"--models: {what}; use a Qwen model, llava-onevision or internvl3-8b")
         if entry["name"] in w.entries:
-            refuse(f"--models gives {entry['name']} twice; give each model once, the base first")
+            fail(f"--models gives {entry['name']} twice; give each model once, the base first")
         w.entries[entry["name"]] = entry
     w.out = Path(args.out or f"results/{next(iter(w.entries))}/{Path(args.data).name}/operations.yaml")
     check_writable(w.out)
     return w
 
 
-def compared_with(rivals, own, items, truth, seed):
-    """(criteria, paired tests of the next operation) of what is said in `own` against {rival: what it says}."""
+def compared_with(rivals, answers, items, truth, seed):
+    """(criteria, paired tests of the next operation) of `answers` against {rival: answers}."""
     sources, followed = (
         [i["source"] for i in items],
         [k for k, x in enumerate(truth["next"]) if x is not None],
     )
-    everyone, of_followed = range(len(items)), [sources[k] for k in followed]
+    every_item, of_followed = range(len(items)), [sources[k] for k in followed]
 
     now = {}
     after = {}
     for name, other in rivals.items():
-        if "operation" in other and name not in CHEATS:
-            now[name] = hits(truth, other, "operation", everyone)
+        if "operation" in other and name not in LEAKING:
+            now[name] = hits(truth, other, "operation", every_item)
         if "next" in other:
             after[name] = hits(truth, other, "next", followed)
-    mine = hits(truth, own, "next", followed)
+    mine = hits(truth, answers, "next", followed)
     criteria = {
-        "accuracy": criterion(hits(truth, own, "operation", everyone), now, sources, seed=seed),
+        "accuracy": criterion(hits(truth, answers, "operation", every_item), now, sources, seed=seed),
         "next_accuracy": criterion(mine, after, of_followed, seed=seed),
     }
     for key in ("start", "end"):
         off = {name: seconds_off(items, other, key) for name, other in rivals.items() if key in other}
-        lower = {"ceiling": 0.0, "better": "lower", "seed": seed}
-        criteria[f"{key}_error"] = criterion(seconds_off(items, own, key), off, sources, **lower)
+        lower = {"upper_bound": 0.0, "better": "lower", "seed": seed}
+        criteria[f"{key}_error"] = criterion(seconds_off(items, answers, key), off, sources, **lower)
     tests = {}
     for name, other in after.items():
         tests[f"next_accuracy_over_{name}"] = paired_test(mine, other, of_followed, seed=seed)
@@ -595,51 +594,51 @@ def compared_with(rivals, own, items, truth, seed):
 
 
 def run_score(args, started):
-    """operations.yaml: what each model says is done at a bench, beside who has seen no picture. The first model is the base, the last the one in question."""
-    w = operations_world(args)
+    """Score the answers of each model beside the baselines; the first model is the base, the last is the one in question."""
+    w = check_score(args)
     names, every, n = w.index["operations"], w.index["every"], len(w.index["operations"])
     number = {o: k for k, o in enumerate(names)}
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    kept_at = w.out.with_name(f"{w.out.stem}-answers.pt")
-    kept = load_pt(kept_at, ANSWERS).get("answers", {}) if kept_at.is_file() else {}
-    films = digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in w.items))
+    cache = w.out.with_name(f"{w.out.stem}-answers.pt")
+    earlier = load_pt(cache, ANSWERS).get("answers", {}) if cache.is_file() else {}
+    clips_digest = digest(b"".join(digest(i["frames"].numpy().tobytes()).encode() for i in w.items))
     longest = max(len(i["turns"][0][1]) for i in w.items)
     texts, costs = {}, {}
     for label, entry in w.entries.items():
         size = args.size or entry["clip"]
 
-        def say_all(entry=entry, size=size):
+        def answer_all(entry=entry, size=size):
             model, processor = load_vlm(entry, device, dtype)
             most = max(len(processor.tokenizer(i["turns"][0][1]).input_ids) for i in w.items) + 32
             return operation_answers(entry, model, processor, w.items, names, size, args.batch, most)
 
         turns = [i["turns"] for i in w.items]
-        asked = films, turns, longest, fingerprint(entry), size, args.batch, str(dtype)
-        stamp = digest(repr(asked).encode())
-        costs[label] = spoken(label, stamp, say_all, kept, kept_at, "operations")
+        inputs = clips_digest, turns, longest, fingerprint(entry), size, args.batch, str(dtype)
+        stamp = digest(repr(inputs).encode())
+        costs[label] = cached(label, stamp, answer_all, earlier, cache, "operations")
         texts[label] = costs[label]["texts"]
 
     truth = {key: [number.get(i[key]) for i in w.items] for key in ("operation", "next")}
     sources, base, main = [i["source"] for i in w.items], next(iter(w.entries)), list(w.entries)[-1]
-    parsed = {label: [parse_operation(x, names) for x in own] for label, own in texts.items()}
-    said = {}
-    for label, own in parsed.items():
-        said[label] = {key: [p[key] for p in own] for key in ("operation", "next", "start", "end")}
-    floors = without_pictures(w.items, w.index["grammar"], names)
+    parsed = {label: [parse_operation(x, names) for x in rows] for label, rows in texts.items()}
+    answers = {}
+    for label, rows in parsed.items():
+        answers[label] = {key: [p[key] for p in rows] for key in ("operation", "next", "start", "end")}
+    baselines = without_images(w.items, w.index["grammar"], names)
     table = {}
-    for label, own in (said | floors).items():
-        table[label] = operation_row(w.items, truth, own, args.seed, every, n)
-    for label, own in parsed.items():
-        table[label]["no_json"] = sum(not p["json"] for p in own) / len(w.items)
+    for label, rows in (answers | baselines).items():
+        table[label] = operation_row(w.items, truth, rows, args.seed, every, n)
+    for label, rows in parsed.items():
+        table[label]["no_json"] = sum(not p["json"] for p in rows) / len(w.items)
         table[label]["seconds_per_clip"] = costs[label]["seconds"] / len(w.items)
 
-    rivals = ({base: said[base]} if base != main else {}) | floors
+    rivals = ({base: answers[base]} if base != main else {}) | baselines
     counts = {}
-    for label, own in (said | floors).items():
-        if "operation" in own:
-            counts[label] = confusions(truth["operation"], own["operation"], sources, n)
-    criteria, tests = compared_with(rivals, said[main], w.items, truth, args.seed)
+    for label, rows in (answers | baselines).items():
+        if "operation" in rows:
+            counts[label] = confusions(truth["operation"], rows["operation"], sources, n)
+    criteria, tests = compared_with(rivals, answers[main], w.items, truth, args.seed)
     gains = {}
     for name in counts:
         if name != main:
@@ -647,10 +646,10 @@ def run_score(args, started):
     tests = gains | tests
     for name, p_value in holm({name: test["p"] for name, test in tests.items()}).items():
         tests[name]["p_holm"] = p_value
-    above = verdict(*(tests[f"macro_f1_over_{name}"] for name in counts if name not in (main, *CHEATS)))
-    pair, at = confused_most(w.items, truth["operation"], said[main]["operation"], names)
+    above = verdict(*(tests[f"macro_f1_over_{name}"] for name in counts if name not in (main, *LEAKING)))
+    pair, at = confused_most(w.items, truth["operation"], answers[main]["operation"], names)
     shown = {name: counts[name].sum(0) for name in dict.fromkeys((base, main))}
-    draw_confusions(w.out.with_suffix(".png"), shown, names, w.items, at, said[main]["operation"])
+    draw_confusions(w.out.with_suffix(".png"), shown, names, w.items, at, answers[main]["operation"])
 
     result = {
         "stage": "operations",
@@ -660,7 +659,7 @@ def run_score(args, started):
         "data": w.index["data"],
         "data_name": w.index["name"],
         "answer": {"yes": "PASS", "no": "FAIL"}.get(above, "INCONCLUSIVE"),
-        "above_every_floor": above,
+        "above_every_baseline": above,
     }
     for key in SCORES:
         result |= {f"{key}{end}": table[main][f"{key}{end}"] for end in ("", "_low", "_high")}
@@ -674,7 +673,7 @@ def run_score(args, started):
         confusion[o] = {b: int(x) for b, x in zip([*names, "none"], row, strict=True) if x}
     examples = {}
     for k, i in enumerate(w.items[:3]):
-        examples[i["id"]] = {"truth": i["turns"][0][1]} | {name: own[k] for name, own in texts.items()}
+        examples[i["id"]] = {"truth": i["turns"][0][1]} | {name: rows[k] for name, rows in texts.items()}
     where = {"device": f"{device.type} ({why})", "dtype": str(dtype)}
     where["model_revision"] = resolved_commit(w.entries[main])
     result |= {
@@ -692,7 +691,7 @@ def run_score(args, started):
         "run": run_info(args, started, script="operations.py", **where),
     }
     save_yaml(w.out, result)
-    say(result)
+    print_summary(result)
     return result
 
 
@@ -700,35 +699,35 @@ def get_args(argv):
     p, jobs = subcommands(
         __doc__,
         {
-            "draw": "a made-up set in OpenPack's own layout",
-            "read": "clips of OpenPack as published: what is done at the end of each?",
-            "score": "what vision-language models answer to that",
+            "draw": "a synthetic set in OpenPack's own layout",
+            "read": "clips of OpenPack, labelled with the operation at the end",
+            "score": "the answers of vision-language models",
         },
     )
     add = jobs["draw"].add_argument
-    add("--n", type=int, default=4, help="sessions of a subject")
+    add("--n", type=int, default=4, help="sessions of each subject")
     add("--size", type=int, default=64, help="side in pixels")
     add("--out", default="data/operations-raw", help="the folder to write")
     add = jobs["read"].add_argument
-    add("--root", required=True, help="the folder of the published files, or what `draw` wrote")
+    add("--root", required=True, help="the folder of the published files, or one that `draw` wrote")
     add("--n", type=int, default=2000, help="clips of train")
-    add("--size", type=int, help="side in pixels (default: that of the files, at most 224)")
+    add("--size", type=int, help="side in pixels (default: the files', at most 224)")
     add("--frames", choices=CHOICES, default="uniform", help="how --count frames are chosen")
     add("--count", type=int, default=8, help="frames of a clip")
-    add("--window", type=float, default=8, help="seconds that they are chosen from")
+    add("--window", type=float, default=8, help="seconds from which they are chosen")
     add("--test", help="subjects, with commas (default: U0108 and those after it, 30%% of all)")
     add("--val", help="subjects, with commas (default: those before U0108, a tenth of all)")
-    add("--asked", type=int, default=600, help="test clips; a quarter as many of val")
-    add("--every", type=int, default=2, help="seconds from one of these to the next")
+    add("--test-clips", type=int, default=600, help="clips of test; a quarter as many of val")
+    add("--every", type=int, default=2, help="seconds between clips of test and val")
     add("--boundary", type=float, default=0.5, help="share of train clips that end near a change")
-    add("--skip-bad", action="store_true", help="go on without what has problems")
+    add("--skip-bad", action="store_true", help="leave out sessions and clips with problems")
     add("--preview", action="store_true", help="also write preview.png, a contact sheet")
     add("--out", default="data/operations", help="the folder to write")
     add = jobs["score"].add_argument
-    add("--data", default="data/operations", help="what `read` wrote")
+    add("--data", default="data/operations", help="a folder that `read` wrote")
     add("--models", nargs="+", default=["tiny"], help="the base first, the one in question last")
-    add("--clips", type=int, help="only so many of the test clips")
-    add("--size", type=int, help="side in pixels (default: the registry's for the model)")
+    add("--clips", type=int, help="at most so many test clips")
+    add("--size", type=int, help="side in pixels (default: the registry's)")
     add("--batch", type=int, default=16, help="clips at a time")
     add("--out", help="default: results/<base>/<data>/operations.yaml")
     return p.parse_args(argv)
@@ -737,25 +736,24 @@ def get_args(argv):
 def run_draw(args):
     out = Path(args.out)
     if args.n < 1 or args.size < 16:
-        refuse(f"--n {args.n} and --size {args.size} leave nothing to draw; give 1 or more, and 16 or more")
+        fail(f"--n {args.n} and --size {args.size} leave nothing to draw; give 1 or more, and 16 or more")
     check_writable(out / "made.yaml")
     result = draw_operations(out, args.size, args.seed, sessions=args.n)
-    say(result)
+    print_summary(result)
     return result
 
 
 def run_read(args):
     out = Path(args.out)
     if args.n < 1 or args.size is not None and args.size < 16:
-        refuse(f"--n {args.n} and --size {args.size} leave nothing to write; give 1 or more, and 16 or more")
+        fail(f"--n {args.n} and --size {args.size} leave nothing to write; give 1 or more, and 16 or more")
     check_writable(out / "index.yaml")
-    write_openpack(
-        out, args, {"name": out.name, "source_kind": "openpack", "data": "real", "seed": args.seed}
-    )
+    meta = {"name": out.name, "source_kind": "openpack", "data": "real", "seed": args.seed}
+    write_openpack(out, args, meta)
     items = Items(out)
     if args.preview:
         preview(items, out / "preview.png")
-    say(items.index, ("items", "sources", "train", "val", "test", "skipped", "rotated"))
+    print_summary(items.index, ("items", "sources", "train", "val", "test", "skipped", "rotated"))
     return items.index
 
 

@@ -3,18 +3,18 @@
     python predict.py --data data/future --features results/tiny/future-past/features --last results/tiny/future-last/features \\
         --random results/tiny/future-past/features-random --out results/tiny/future/predict-latents.yaml
 
-Predicts, from a model's tokens of the past (of clips that data.py cut there, so that nothing of the future was seen), the
-autoencoder's latents of the frame 1, 2, 4, 8 and 16 frames ahead. Variants, with the same training loop and head of learned queries:
+Predicts the autoencoder's latents of the frames 1, 2, 4, 8 and 16 frames ahead from a model's tokens of the past. The features must be
+of clips that data.py cut, so that no future frame was encoded. Variants, with the same training loop and a head of learned queries:
 
-    sanity (the present itself), single (from the last frame alone), action (and the action given), multi (from the whole past),
+    sanity (the present itself), single (from the last frame alone), action (with the action as input), multi (from the whole past),
     temporal and causal (a transformer over time), delta (the difference to the present), contrastive (InfoNCE), pixels (LPIPS + 0.1 L2
-    through the decoder), language (from the middle language layer), lora (that layer under LoRA, trained by pixels)
+    through the decoder), language (from the middle language layer), lora (that layer with LoRA, trained on pixels)
 
-Baselines: copy, linear and flow (extrapolated), mean_future, nearest (of train clips); upper bound: oracle (the truth, encoded).
-Controls, which read something else in place of the model's tokens: blind (the last frame's latents), latents (those of the whole
-past), untrained (--random: tokens of the untrained network). Measures: cosine of latents, l1, LPIPS, l1 where the truth has moved;
-gain over copy (paired; Wilcoxon's p over sources, Holm over variants) by horizon and by quarter of motion. `predicts` names the
-variants that gain over copy, mean_future, nearest and the controls; `scaling` is one variant on five sizes of the training set.
+Baselines: copy, linear and flow (extrapolated), mean_future, nearest (of train clips). Upper bound: oracle (the truth, encoded).
+Controls read other inputs than the model's tokens: blind (the last frame's latents), latents (of the whole past), untrained (--random:
+tokens of the untrained network). Measures: cosine of latents, l1, LPIPS, l1 where the truth has moved; paired gain over copy
+(Wilcoxon's p over sources, Holm over variants) by horizon and by quarter of motion. `predicts` lists the variants with a gain over copy,
+mean_future, nearest and the controls. `scaling` trains one variant on five sizes of the training set.
 Writes predict-latents.yaml, .png, .pt.
 
 Modules, to be copied with it: cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py, training.py.
@@ -34,30 +34,30 @@ from tqdm import tqdm
 
 from common import (
     RESULT,
+    check_choice,
     check_writable,
     choose_device,
     digest,
+    fail,
     join,
-    known,
     load_features,
     load_items,
     load_yaml,
     parser,
     positive,
+    print_summary,
     pyplot,
-    refuse,
     run_info,
     save_pt,
     save_yaml,
-    say,
     split_indices,
     with_grid,
 )
 from media import frames_of
-from metrics import HORIZONS, SHIFTS, STATIC, carried_on, load_lpips, lpips_model, pixel_errors
+from metrics import HORIZONS, SHIFTS, STATIC, extrapolate_flow, load_lpips, lpips_model, pixel_errors
 from models import (
-    decode_films,
-    encode_films,
+    decode_generated_clips,
+    encode_generated_clips,
     find_model,
     flatten_stills,
     load_video_vae,
@@ -65,14 +65,12 @@ from models import (
     model_of,
     qwen_inputs,
 )
-from stats import averaged, bootstrap, criterion, gained, holm, paired_test, ridge, with_bounds
+from stats import averaged, bootstrap, criterion, gain_of, holm, paired_test, ridge, with_bounds
 from training import Tuned, attention, pixel_loss, ranks, resample, train
 
-# reads: the tokens of the past, of its last frame alone ("last"), or of the past at the middle language layer
-# ("language"); time: how they are joined over time; delta: predicts the
-# difference to the present; rank: of LoRA. The last three are controls, which in place of the model's tokens
-# read the last frame's latents, those of the whole past, and tokens of the
-# untrained network.
+# reads: tokens of the past, of its last frame ("last"), or of the past at the middle language layer
+# ("language"); time: attention over time; delta: predicts the difference to the present; rank: of LoRA.
+# The last three are controls: the last frame's latents, the latents of the past, the untrained network.
 VARIANTS = {
     "sanity": {"reads": "last", "horizons": (0,)},
     "single": {"reads": "last"},
@@ -90,16 +88,16 @@ VARIANTS = {
     "untrained": {"reads": "random", "time": "causal", "delta": True},
 }
 CONTROLS = "blind", "latents", "untrained"
-# what has to be beaten: none of them reads a trained model
-KNOW_NOTHING = "copy", "mean_future", "nearest", *CONTROLS
+# what a variant must beat: none of them reads the trained model
+MUST_BEAT = "copy", "mean_future", "nearest", *CONTROLS
 FRACTIONS = 1 / 16, 1 / 8, 1 / 4, 1 / 2  # of the training clips, beside all of them
 TEMPERATURE = 0.07
 TRAINING = {"epochs": 60, "patience": 20, "batch": 32, "lr": 1e-3}
 
 
 def merged(x):
-    """Tokens [n, t, h, w, D] on a grid of at most 6 x 6: f x f neighbours are concatenated (as by Qwen's merger, without its layers), so that nothing is lost; averaged where no f divides the
-    grid."""
+    """Tokens [n, t, h, w, D] on a grid of at most 6 x 6: f x f neighbours are concatenated, as in Qwen's merger;
+    averaged where no f divides the grid."""
     (h, w), most = x.shape[2:4], 6
     f = next((f for f in range(1, max(h, w) + 1) if h % f == w % f == 0 and max(h, w) // f <= most), None)
     if f is None or f * f > 16:
@@ -112,12 +110,12 @@ def merged(x):
 
 
 class Predictor(torch.nn.Module):
-    """Tokens of the past [n, t, h, w, D] -> latents [n, H, W, C] of a frame to come. `horizon` is an index into the list of horizons.
+    """Tokens of the past [n, t, h, w, D] -> latents [n, H, W, C] of a future frame; horizon: an index.
 
-    One learned query for each latent place and horizon, plus a linear map of the tokens at that place at all time steps, attends to all tokens.
-    time: None: tokens as they are; "both": tokens of one place first attend to each other over time; "causal": only to earlier ones, and the queries read the last step alone.
-    actions: how many actions there are to be told one of (0: is not told). delta: the output is added to the present's latents; it begins at zero. moments: (mean, std) [D] to standardise tokens.
-    """
+    A query for each latent place and horizon, plus a linear map of the tokens there, attends to all tokens. time:
+    "both": tokens of one place first attend to each other over time; "causal": to earlier ones, and queries read
+    the last step. actions: number of actions (0: no such input). delta: the output, zero at the start, is added
+    to the present's latents. moments: (mean, std) [D] of the tokens."""
 
     def __init__(
         self, grid, out_grid, channels, horizons, time=None, actions=0, delta=False, moments=None, width=64
@@ -145,7 +143,7 @@ class Predictor(torch.nn.Module):
         self.action = torch.nn.Embedding(actions, width) if actions else None
         self.layers = torch.nn.ModuleList(attention(width) for _ in range(2))
         self.out = torch.nn.Linear(width, channels)
-        # the output begins at zero, with delta at a copy: where nothing can be learned there is no noise
+        # zero output at the start (with delta: a copy), so that an untrained head adds no noise
         torch.nn.init.zeros_(self.out.weight)
         torch.nn.init.zeros_(self.out.bias)
 
@@ -153,26 +151,15 @@ class Predictor(torch.nn.Module):
         """x [n, t, h, w, D], horizon [n], present [n, H, W, C], action [n]."""
         x = (x - self.mean) / self.std
         n, t = x.shape[:2]
-        # [n, HW, t D]
-        here = (
-            resample(x.flatten(0, 1), self.out_grid)
-            .unflatten(0, (n, t))
-            .permute(0, 2, 3, 1, 4)
-            .flatten(3)
-            .flatten(1, 2)
-        )
+        here = resample(x.flatten(0, 1), self.out_grid).unflatten(0, (n, t))
+        here = here.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)  # [n, HW, t D]
         memory = self.embed(merged(x).flatten(2, 3)) + self.place + self.moment  # [n, t, hw, width]
         if self.time:
-            mask = (
-                torch.nn.Transformer.generate_square_subsequent_mask(t, device=x.device)
-                if self.time == "causal"
-                else None
-            )
-            memory = (
-                self.over_time(memory.transpose(1, 2).flatten(0, 1), mask)
-                .unflatten(0, (n, -1))
-                .transpose(1, 2)
-            )
+            mask = None
+            if self.time == "causal":
+                mask = torch.nn.Transformer.generate_square_subsequent_mask(t, device=x.device)
+            memory = self.over_time(memory.transpose(1, 2).flatten(0, 1), mask)
+            memory = memory.unflatten(0, (n, -1)).transpose(1, 2)
             memory = memory[:, -1:] if self.time == "causal" else memory
         query = self.query + self.horizon[horizon] + self.here(here)
         memory = memory.flatten(1, 2)
@@ -184,8 +171,8 @@ class Predictor(torch.nn.Module):
         return present + z if self.delta else z
 
 
-class Through(torch.nn.Module):
-    """A Predictor behind a VLM under LoRA (training.Tuned), whose tokens it reads."""
+class LoraPredictor(torch.nn.Module):
+    """A Predictor on the tokens of a VLM with LoRA (training.Tuned)."""
 
     def __init__(self, tuned, head):
         super().__init__()
@@ -195,48 +182,49 @@ class Through(torch.nn.Module):
         return self.head(self.tuned(x), *more)
 
 
-def info_nce(own, truth, hard):
-    """InfoNCE (van den Oord et al. 2018) of cosines: own [n, ...] shall be nearer to its truth [n, ...] than to the truths of other items and to its own `hard` negatives [n, k, ...]."""
-    own = F.normalize(own.flatten(1), dim=1)
+def info_nce(predicted, truth, hard):
+    """InfoNCE of cosines (van den Oord et al. 2018): predicted [n, ...] against truth [n, ...]. Negatives: the
+    truths of other items, and `hard` [n, k, ...]."""
+    predicted = F.normalize(predicted.flatten(1), dim=1)
     truth = F.normalize(truth.flatten(1), dim=1)
     hard = F.normalize(hard.flatten(2), dim=2)
-    others, own_others = truth @ truth.T, torch.einsum("nd,nkd->nk", truth, hard)
-    # where nothing moves the present is the truth, and no negative
-    same = torch.cat([others.fill_diagonal_(0), own_others], 1) > 1 - 1e-6
+    others, own_hard = truth @ truth.T, torch.einsum("nd,nkd->nk", truth, hard)
+    # where nothing moves, the present equals the truth and is no negative
+    same = torch.cat([others.fill_diagonal_(0), own_hard], 1) > 1 - 1e-6
     scores = (
-        torch.cat([own @ truth.T, torch.einsum("nd,nkd->nk", own, hard)], 1).masked_fill(same, -1)
+        torch.cat([predicted @ truth.T, torch.einsum("nd,nkd->nk", predicted, hard)], 1).masked_fill(same, -1)
         / TEMPERATURE
     )
-    return F.cross_entropy(scores, torch.arange(len(own), device=own.device))
+    return F.cross_entropy(scores, torch.arange(len(predicted), device=predicted.device))
 
 
 def latent_cosine(a, b):
-    """Cosine of latents [..., H, W, C], those of a frame as one vector."""
+    """Cosine of latents [..., H, W, C], each frame as one vector."""
     return F.cosine_similarity(a.flatten(-3).double(), b.flatten(-3).double(), dim=-1)
 
 
-def whole_past(path, first, frames, name):
-    """Refuse a data folder that is not frames first .. first + frames - 1 of the clips of `name`: only of such a cut is it certain that an encoder that mixes frames has not seen the future."""
+def check_cut(path, first, frames, name):
+    """Fail unless a data folder is frames first .. first + frames - 1 of `name`: else future frames may leak."""
     index = load_yaml(Path(path) / "index.yaml", "data")
     found = index.get("cut_from"), index.get("first"), index.get("frames")
     if found != (name, first, frames):
         last, how = first + frames - 1, f"data.py cut --clips data/{name} --first {first} --frames {frames}"
-        refuse(f"{path} is not frames {first} to {last} and may have seen the future; make it by {how}")
+        fail(f"{path} is not frames {first} to {last}, so future frames may leak; make it by {how}")
 
 
-def latent_world(args):
-    """A namespace of all that mode latents works on: clips, tokens of the past, latents of every frame. What can be refused is refused before a model is loaded."""
+def prepare(args):
+    """Namespace: clips, tokens of the past, latents of every frame. Checks all arguments, then loads models."""
     w = types.SimpleNamespace(args=args, seed=args.seed)
     positive(args, "past", "seeds", "epochs", "batch")
     w.index, w.read = load_features(args.features)
     if "shown" in w.index:
-        refuse(f"{args.features} holds features of chosen frames; extract again without --frames")
+        fail(f"{args.features} holds features of chosen frames; extract again without --frames")
     w.language = [p for p in with_grid(w.index) if p.startswith("language.")]
-    # what by default is left out
+    # variants that are left out by default
     cannot = {"last": not args.last, "language": not w.language, "random": not args.random}
     entry = model_of(w.index)
-    room = memory_free() > 4.8e9 * entry.get("params", 0)  # fp32, and what a step needs
-    can = {"rank": entry.get("type", "").startswith("qwen") and args.past > 1 and room}
+    fits = memory_free() > 4.8e9 * entry.get("params", 0)  # fp32 weights and a training step
+    can = {"rank": entry.get("type", "").startswith("qwen") and args.past > 1 and fits}
     names = (
         args.variants.split(",")
         if args.variants
@@ -247,39 +235,39 @@ def latent_world(args):
         ]
     )
     for name in names:
-        known(name, VARIANTS, "variant")
+        check_choice(name, VARIANTS, "variant")
     w.variants = {
         name: v
         for name, v in VARIANTS.items()
         if name in names or name in CONTROLS and not cannot.get(v["reads"])
     }
     if not set(w.variants) - {"sanity", "action", *CONTROLS}:
-        refuse(f"--variants {args.variants} leave nothing that predicts; add multi, say")
+        fail(f"--variants {args.variants} has no variant that predicts; add multi")
     if "lora" in w.variants and args.past < 2:
-        refuse("--past 1 is one picture, and lora reads clips; leave it out of --variants")
+        fail("--past 1 is one image, and lora reads clips; leave it out of --variants")
     items, w.data = load_items(args.data)
-    whole_past(w.index["data_path"], 0, args.past, w.data["name"])
+    check_cut(w.index["data_path"], 0, args.past, w.data["name"])
     w.items = join(items, w.index | {"data_path": args.data}, args.features)
     w.split = split_indices(w.items, args.features)
     w.test_sources = [w.items[k]["source"] for k in w.split["test"]]
     w.length = min(len(i.get("frames", ())) for i in w.items)
     w.horizons = [h for h in HORIZONS if args.past + h <= w.length]
     if not w.horizons:
-        refuse(f"{args.data} has clips of {w.length} frames, within --past {args.past}; give longer clips")
+        fail(f"{args.data} has clips of {w.length} frames, and --past is {args.past}; give longer clips")
     w.last = None
     if any(v["reads"] == "last" for v in w.variants.values()):
         if not args.last:
-            refuse("single, action, sanity read the last frame; give --last its features or leave them out")
+            fail("single, action, sanity read the last frame; give --last its features or leave them out")
         last, w.read_last = load_features(args.last)
-        whole_past(last["data_path"], args.past - 1, 1, w.data["name"])
+        check_cut(last["data_path"], args.past - 1, 1, w.data["name"])
         w.last = last
     random, w.read_random = load_features(args.random) if args.random else (w.index, None)
     for flag, other in (("--last", w.last or w.index), ("--random", random)):
         if other["ids"] != w.index["ids"] or other["model"] != w.index["model"]:
-            refuse(f"{flag} is not about the clips and the model of {args.features}; extract both alike")
+            fail(f"{flag} has other clips or another model than {args.features}; extract both alike")
     vae = find_model(args.vae)
     if vae["kind"] != "vae":
-        refuse(f"--vae {args.vae} is a {vae['kind']}; a vae is needed")
+        fail(f"--vae {args.vae} is a {vae['kind']}; a vae is needed")
     w.out = Path(args.out or Path(args.features).parent / "predict-latents.yaml")
     check_writable(w.out)
     points = [
@@ -288,9 +276,9 @@ def latent_world(args):
         if p != "pixels" and (w.last is None or p in w.last["points"]) and p in random["points"]
     ]
     if args.point and args.point not in points:
-        refuse(f"--point {args.point} is not in {args.features}; give one of {', '.join(points)}")
+        fail(f"--point {args.point} is not in {args.features}; give one of {', '.join(points)}")
     if not w.language and any(v["reads"] == "language" for v in w.variants.values()):
-        refuse(f"{args.features} holds no language layer; leave language and lora out of --variants")
+        fail(f"{args.features} holds no language layer; leave language and lora out of --variants")
     w.device, w.dtype, w.why = choose_device()
     print(f"device {w.device.type} ({w.why})")
     full = torch.float32 if w.dtype == torch.float16 else w.dtype
@@ -298,19 +286,21 @@ def latent_world(args):
     size = args.size or vae["clip"]
     # uint8 [n, T, H, W, 3]
     w.frames = torch.stack([frames_of({"frames": i["frames"][: w.length]}, size) for i in w.items])
-    w.z = encode_films(w.vae, stills(w.frames), 64)[:, 0].unflatten(0, w.frames.shape[:2])  # [n, T, h, w, C]
+    w.z = encode_generated_clips(w.vae, stills(w.frames), 64)[:, 0].unflatten(
+        0, w.frames.shape[:2]
+    )  # [n, T, h, w, C]
     w.present = w.z[:, args.past - 1]
     w.future = w.z[:, [args.past - 1 + h for h in w.horizons]]
     names = [str(i.get("action", i.get("direction"))) for i in w.items]
     w.actions = {a: k for k, a in enumerate(sorted({names[k] for k in w.split["train"]}))}
-    # the last number: never taught
+    # len(w.actions): an action that train clips lack
     w.action = torch.tensor([w.actions.get(a, len(w.actions)) for a in names])
     w.lpips, w.lpips_name = load_lpips(w.device)
     w.how = TRAINING | {
         k: getattr(args, k) for k in ("epochs", "batch", "lr") if getattr(args, k) is not None
     }
-    w.point, w.options = (args.point, 1) if args.point else (tells_most(w, points), len(points))
-    # of the layer chosen there is one copy
+    w.point, w.options = (args.point, 1) if args.point else (best_layer(w, points), len(points))
+    # one copy of the chosen layer
     w.read, w.read_last, w.read_random = (
         read and functools.cache(read) for read in (w.read, getattr(w, "read_last", None), w.read_random)
     )
@@ -323,13 +313,13 @@ def memory_free():
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else math.inf
 
 
-def stills(films):
-    """Every frame of films [n, T, H, W, 3] as a film of its own, [n T, 1, H, W, 3]."""
-    return films.flatten(0, 1)[:, None]
+def stills(clips):
+    """Every frame of clips [n, T, H, W, 3] as a clip of one frame, [n T, 1, H, W, 3]."""
+    return clips.flatten(0, 1)[:, None]
 
 
-def tells_most(w, points):
-    """The layer from which ridge regression predicts, on val clips, the change of the latents up to the middle horizon best."""
+def best_layer(w, points):
+    """The layer with the lowest val error of ridge regression on the change of latents at the middle horizon."""
     change = (w.future - w.present[:, None])[:, len(w.horizons) // 2].flatten(1)
     val, error = w.split["val"], {}
     for point in tqdm(points, desc="layers", unit="point"):
@@ -342,8 +332,8 @@ def tells_most(w, points):
     return min(error, key=error.get)
 
 
-def reading(w, name):
-    """(function from items to the tokens that a variant reads, their grid, (mean, std) of their channels over train clips)."""
+def input_of(w, name):
+    """(function from items to a variant's tokens, their grid, (mean, std) of their channels over train clips)."""
     v = w.variants[name]
     x = {
         "present": lambda: w.present[:, None],
@@ -367,10 +357,10 @@ def middle(points):
 
 
 def tuned_model(w, rank):
-    """(VLM under LoRA, function from items to its inputs: clips of the past, as in extract.py). Refused unless the model, before training, gives the stored features."""
+    """(VLM with LoRA, function from items to its inputs). Fails if it does not reproduce the stored features."""
     entry, size = model_of(w.index), w.index["size"]
     if not entry.get("type", "").startswith("qwen"):
-        refuse(f"{w.index['model']} is not of Qwen's family, as lora needs; leave it out of --variants")
+        fail(f"{w.index['model']} is not of Qwen's family, as lora needs; leave it out of --variants")
     vlm, processor = load_vlm(entry, w.device, torch.float32 if w.dtype == torch.float16 else w.dtype)
     vlm.requires_grad_(False)
 
@@ -391,16 +381,16 @@ def tuned_model(w, rank):
         vlm, w.index["points"][point]["module"], stored.shape[1:], vlm.config.video_token_id, rank
     ).to(w.device)
     with torch.inference_mode():
-        own = tuned(inputs(some)).cpu()
-    if (own - stored[some]).norm() > 0.02 * stored[some].norm():
-        refuse(f"{w.index['model']} does not give the stored features of {point}; extract them again")
+        x = tuned(inputs(some)).cpu()
+    if (x - stored[some]).norm() > 0.02 * stored[some].norm():
+        fail(f"{w.index['model']} does not reproduce the stored features of {point}; extract them again")
     return tuned, inputs
 
 
 def train_variant(w, name, train_items=None):
-    """([(module, record) of each seed], function from items to what they read)."""
+    """([(module, record) of each seed], function from items to the input)."""
     v, items = w.variants[name], w.split["train"] if train_items is None else train_items
-    read, grid, moments = reading(w, name)
+    read, grid, moments = input_of(w, name)
     horizons = v.get("horizons", w.horizons)
     shape = grid, tuple(w.present.shape[1:3]), w.present.shape[3], horizons
     free = {
@@ -411,7 +401,7 @@ def train_variant(w, name, train_items=None):
     }
     loss = v.get("loss", "latents")
     how = w.how | {"warm": 0, "variant": name, "point": w.point, "items": len(items)}
-    # an epoch has as many steps, whatever the number of clips
+    # an epoch has equally many steps for any number of clips
     over = items.repeat(-(-len(w.split["train"]) // len(items)))[: len(w.split["train"])]
     if loss == "pixels":
         few = max(how["epochs"] // 10, 1)
@@ -422,7 +412,7 @@ def train_variant(w, name, train_items=None):
         }
     trained, tuned = [], None
     if "rank" in v:
-        how["lr"] /= 10  # LoRA begins at the trained head: large steps would undo that
+        how["lr"] /= 10  # LoRA starts from the trained head, which large steps would undo
         tuned, read = w.tuned
 
     def loss_of(module, picked, g, part, warm):
@@ -433,7 +423,7 @@ def train_variant(w, name, train_items=None):
         error = (z - truth.to(z.device)).square().mean()
         if loss == "pixels" and not warm:
             return w.pixel_loss(z, w.place[i] * len(horizons) + k)
-        # hard negatives, which a copy would resemble: the present, and another moment of the same clip
+        # hard negatives: the present, and another moment of the same clip
         if loss == "contrastive":
             others = torch.stack(
                 [w.present[i], *([w.future[i, (k + 1) % len(horizons)]] if len(horizons) > 1 else [])], 1
@@ -455,11 +445,11 @@ def train_variant(w, name, train_items=None):
             head = Predictor(*shape, **free)
             if tuned is None:
                 return head
-            if start := w.trained.get("language"):  # begin where the frozen model's head ended
+            if start := w.trained.get("language"):  # start from the frozen model's trained head
                 head.load_state_dict(start[s][1]["weights"], strict=False)
-            return Through(tuned.reset(), head)
+            return LoraPredictor(tuned.reset(), head)
 
-        known_by = digest(
+        key = digest(
             w.z[items].numpy().tobytes()
             + torch.cat(moments).numpy().tobytes()
             + str(sorted(how.items())).encode()
@@ -472,7 +462,7 @@ def train_variant(w, name, train_items=None):
                 w.seed + s,
                 how,
                 w.device,
-                w.out.with_suffix(".training") / f"{known_by}-{name}-{w.seed + s}.pt",
+                w.out.with_suffix(".training") / f"{key}-{name}-{w.seed + s}.pt",
                 w.index["ids"],
             )
         )
@@ -480,7 +470,7 @@ def train_variant(w, name, train_items=None):
 
 
 @torch.inference_mode()
-def foretold(w, name, trained, read, items):
+def predict(w, name, trained, read, items):
     """Latents [seeds, n, horizons, H, W, C] that a variant's modules predict for `items`."""
     horizons, out = w.variants[name].get("horizons", w.horizons), []
     for module, record in trained:
@@ -508,22 +498,22 @@ def foretold(w, name, trained, read, items):
     return torch.stack(out)
 
 
-def guesses(w):
-    """({baseline: latents [1, n_test, horizons, H, W, C]}, {baseline: uint8 [n_test, horizons, H, W, 3]} of those that are made of pixels)."""
+def baseline_predictions(w):
+    """({baseline: latents [1, n_test, horizons, H, W, C]}, {baseline: uint8 [n_test, horizons, H, W, 3]} of those that predict pixels)."""
     test = w.split["test"]
     train_items = w.split["train"]
     p = w.args.past
     ahead = torch.tensor(w.horizons)
     past, n = w.z[:, :p], len(test)
-    # of the whole past: of two frames it would be mostly noise
+    # over the whole past: the difference of two frames is mostly noise
     slope = (past[test, -1] - past[test, 0]) / max(p - 1, 1)
     near = torch.cdist(past[test].flatten(1), past[train_items].flatten(1)).argmin(1)
-    flow = carried_on(w.frames[test, :p], max(w.horizons))[:, ahead - 1]
+    flow = extrapolate_flow(w.frames[test, :p], max(w.horizons))[:, ahead - 1]
     last = w.frames[test, p - 1][:, None].expand(-1, len(ahead), -1, -1, -1)
     latent = {
         "copy": w.present[test][:, None].expand_as(w.future[test]),
         "linear": w.present[test][:, None] + slope[:, None] * ahead.view(1, -1, 1, 1, 1),
-        "flow": encode_films(w.vae, stills(flow), 64)[:, 0].unflatten(0, (n, -1)),
+        "flow": encode_generated_clips(w.vae, stills(flow), 64)[:, 0].unflatten(0, (n, -1)),
         "mean_future": w.future[train_items].mean(0).expand_as(w.future[test]),
         "nearest": w.future[train_items[near]],
         "oracle": w.future[test],
@@ -532,9 +522,9 @@ def guesses(w):
 
 
 def scored_rows(w, latent, pixels):
-    """({row: {cosine, l1, moving_l1, still_l1, lpips: [seeds, n, horizons]}}, {row: uint8 [n, horizons, H, W, 3], decoded, of the first seed}).
+    """({row: {measure: [seeds, n, horizons]}}, {row: decoded uint8 [n, horizons, H, W, 3] of the first seed}).
 
-    latent: {row: [seeds, n, horizons, ...]}, decoded by the autoencoder; pixels: {row: uint8 [n, horizons, H, W, 3]}, whose scores are added to the row as raw_<measure>.
+    latent: {row: [seeds, n, horizons, ...]}; pixels: {row: uint8 [n, horizons, H, W, 3]}, scored as raw_<measure>.
     """
     test = w.split["test"]
     truth = w.frames[test][:, [w.args.past - 1 + h for h in w.horizons]]
@@ -547,19 +537,23 @@ def scored_rows(w, latent, pixels):
         }
 
     for name, z in tqdm(latent.items(), desc="scored", unit="row"):
-        films = [decode_films(w.vae, x.flatten(0, 1)[:, None], 64)[:, 0].unflatten(0, x.shape[:2]) for x in z]
-        scores = [scores_of(x) for x in films]
+        decoded = [
+            decode_generated_clips(w.vae, x.flatten(0, 1)[:, None], 64)[:, 0].unflatten(0, x.shape[:2])
+            for x in z
+        ]
+        scores = [scores_of(x) for x in decoded]
         found[name] = {"cosine": latent_cosine(z, w.future[test])} | {
             k: torch.stack([s[k] for s in scores]) for k in scores[0]
         }
-        shown[name] = films[0]
+        shown[name] = decoded[0]
     for name, x in pixels.items():  # without the autoencoder between
         found[name] |= {f"raw_{k}": y[None] for k, y in scores_of(x).items()}
     return found, shown
 
 
 def best_shift(w, z):
-    """By how many frames the truth must be shifted to be most like latents [seeds, n, horizons, ...] of test clips: 0 if the time is right. None where no horizon allows such shifts."""
+    """The shift of the truth, in frames, that is most similar to latents [seeds, n, horizons, ...]; None where no
+    horizon allows shifts."""
     inside = [
         (k, h)
         for k, h in enumerate(w.horizons)
@@ -582,19 +576,16 @@ def best_shift(w, z):
 
 
 def row_of(w, scores, z, shown, copy, oracle):
-    """A row of the table: every score with its interval, gain and skill over copy, timing, and whether it moves at all."""
+    """A table row: scores with intervals, gain and skill over copy, best shift, movement between horizons."""
     row = {}
     for key, x in scores.items():
         x = x.nanmean(2) if "moving" in key else x.mean(2)
         if not x.isnan().any(0).all():
             row |= averaged(key, x, w.test_sources, w.seed)
     for key in ("cosine", "l1", "moving_l1", w.lpips_name):
-        own, base = scores[key].nanmean(2), copy[key].nanmean(2)
-        gain = (
-            gained(base, own, w.test_sources, w.seed)
-            if key == "cosine"
-            else gained(own, base, w.test_sources, w.seed)
-        )
+        score, base = scores[key].nanmean(2), copy[key].nanmean(2)
+        pair = (base, score) if key == "cosine" else (score, base)
+        gain = gain_of(*pair, w.test_sources, w.seed)
         if gain:
             name = "" if key == "cosine" else f"{key}_"
             row |= {f"{name}{k}": gain[k] for k in ("gain", "gain_low", "gain_high")} | {
@@ -616,33 +607,33 @@ def row_of(w, scores, z, shown, copy, oracle):
     }
 
 
-def by_group(w, scores, floors, groups):
-    """{group: mean cosine, and gains over copy and over the best of `floors` with intervals}. groups: {group: (numbers of test clips, numbers of horizons)}."""
+def by_group(w, scores, baselines, groups):
+    """{group: mean cosine, gains over copy and the best baseline}. groups: {group: (test clips, horizons)}."""
 
     def of(x, clips, ahead):
         return x["cosine"][:, clips][:, :, ahead].mean(2)
 
     table = {}
     for name, (clips, ahead) in groups.items():
-        own = of(scores, clips, ahead)
-        others = {f: of(x, clips, ahead) for f, x in floors.items()}
+        score = of(scores, clips, ahead)
+        others = {f: of(x, clips, ahead) for f, x in baselines.items()}
         few = [w.test_sources[k] for k in clips]
         best = max(others, key=lambda f: others[f].mean())
         table[name] = {
-            "cosine": own.mean(),
+            "cosine": score.mean(),
             "cosine_copy": others["copy"].mean(),
-            "floor": others[best].mean(),
-            "floor_name": best,
+            "baseline": others[best].mean(),
+            "baseline_name": best,
             "clips": len(clips),
         }
-        for key, f in (("gain", "copy"), ("gain_over_floor", best)):
-            t = paired_test(own, others[f], few, seed=w.seed)
+        for key, f in (("gain", "copy"), ("gain_over_baseline", best)):
+            t = paired_test(score, others[f], few, seed=w.seed)
             table[name] |= {key: t["gain"], f"{key}_low": t["gain_low"], f"{key}_high": t["gain_high"]}
     return table
 
 
 def power_law(sizes, errors):
-    """(a, b, c) of error = a + b n^-c, a >= 0, by least squares (scipy); None where there are fewer than four sizes, no error or no fit."""
+    """Least-squares fit of error = a + b n^-c, a >= 0; None with fewer than four sizes, zero error or no fit."""
     from scipy.optimize import curve_fit
 
     n, y = np.array(sizes, float), np.array(errors, float)
@@ -660,46 +651,46 @@ def power_law(sizes, errors):
     except RuntimeError:
         return None
     return {
-        "floor": found[0],
+        "baseline": found[0],
         "scale": found[1],
         "exponent": found[2],
-        "formula": f"floor + scale * (n / {int(n.max())}) ** -exponent",
+        "formula": f"baseline + scale * (n / {int(n.max())}) ** -exponent",
     }
 
 
 def scaling(w, name, smaller, copy_error):
-    """Test error (1 - cosine) of one variant trained on five sizes of the training set, in equally many steps, and the curve through them. smaller: {clips: (trained, read)}."""
+    """Test error (1 - cosine) of one variant on five sizes of the training set. smaller: {clips: (trained, read)}."""
     table = {}
     for n, (trained, read) in (smaller | {len(w.split["train"]): (w.trained[name], w.reads[name])}).items():
         error = 1 - latent_cosine(
-            foretold(w, name, trained, read, w.split["test"]), w.future[w.split["test"]]
+            predict(w, name, trained, read, w.split["test"]), w.future[w.split["test"]]
         ).mean(2)
         table[n] = with_bounds("error", bootstrap(error, w.test_sources, seed=w.seed))
     fit = power_law(list(table), [r["error"] for r in table.values()])
-    need = None
-    if fit and fit["floor"] < copy_error < fit["floor"] + fit["scale"] and fit["exponent"] > 0.01:
-        need = max(table) * (fit["scale"] / (copy_error - fit["floor"])) ** (1 / fit["exponent"])
+    needed = None
+    if fit and fit["baseline"] < copy_error < fit["baseline"] + fit["scale"] and fit["exponent"] > 0.01:
+        needed = max(table) * (fit["scale"] / (copy_error - fit["baseline"])) ** (1 / fit["exponent"])
     return {
         "variant": name,
         "copy_error": copy_error,
         "fit": fit,
-        "clips_to_reach_copy": need,
+        "clips_to_reach_copy": needed,
         "sizes": table,
     }
 
 
 def predict_latents(args, started):
-    """predict-latents.yaml's content: every variant against every baseline, on the same clips."""
-    w = latent_world(args)
+    """The content of predict-latents.yaml: every variant against every baseline on the same clips."""
+    w = prepare(args)
     w.trained, w.reads = {}, {}
     for name in w.variants:
         w.trained[name], w.reads[name] = train_variant(w, name)
-    asked = [n for n in w.variants if n not in CONTROLS and n != "sanity"]
-    # not delta, which is a copy where it learns nothing
+    compared = [n for n in w.variants if n not in CONTROLS and n != "sanity"]
+    # not delta, which is a copy before training
     scaled = (
         None
         if args.no_scaling
-        else next((n for n in ("causal", "multi", "single", *asked) if n in asked), None)
+        else next((n for n in ("causal", "multi", "single", *compared) if n in compared), None)
     )
     train_items = w.split["train"][
         torch.randperm(len(w.split["train"]), generator=torch.Generator().manual_seed(w.seed))
@@ -715,39 +706,39 @@ def predict_latents(args, started):
     if ranks()[0]:
         return {}
     latent = {
-        n: foretold(w, n, w.trained[n], w.reads[n], w.split["test"])
-        for n in tqdm(w.variants, desc="foretold", unit="variant")
+        n: predict(w, n, w.trained[n], w.reads[n], w.split["test"])
+        for n in tqdm(w.variants, desc="predicted", unit="variant")
     }
     val = {
-        n: latent_cosine(foretold(w, n, w.trained[n], w.reads[n], w.split["val"]), w.future[w.split["val"]])
+        n: latent_cosine(predict(w, n, w.trained[n], w.reads[n], w.split["val"]), w.future[w.split["val"]])
         .mean()
         .item()
         for n in w.variants
         if n != "sanity"
     }
-    # action is told what happens, so it is no candidate
-    best = max((n for n in asked if n != "action"), key=val.get)
+    # action knows what happens, so it is no candidate
+    best = max((n for n in compared if n != "action"), key=val.get)
     sanity = latent.pop("sanity", None)
-    guess, pixels = guesses(w)
-    scores, shown = scored_rows(w, guess | latent, pixels)
+    simple, pixels = baseline_predictions(w)
+    scores, shown = scored_rows(w, simple | latent, pixels)
     copy = scores["copy"]
-    own = {name: s["cosine"].mean(2) for name, s in scores.items()}
-    floors = [n for n in KNOW_NOTHING if n in scores]
+    mean_cosine = {name: s["cosine"].mean(2) for name, s in scores.items()}
+    baselines = [n for n in MUST_BEAT if n in scores]
     rows = {
         name: row_of(w, scores[name], z, shown[name], copy, shown["oracle"])
-        for name, z in (guess | latent).items()
+        for name, z in (simple | latent).items()
     }
-    for name, p in holm({name: rows[name]["p"] for name in asked}).items():
+    for name, p in holm({name: rows[name]["p"] for name in compared}).items():
         rows[name]["p_holm"] = p
-        for floor in floors[1:]:
-            t = paired_test(own[name], own[floor], w.test_sources, seed=w.seed)
-            rows[name] |= {f"gain_over_{floor}{end}": t[f"gain{end}"] for end in ("", "_low", "_high")}
+        for baseline in baselines[1:]:
+            t = paired_test(mean_cosine[name], mean_cosine[baseline], w.test_sources, seed=w.seed)
+            rows[name] |= {f"gain_over_{baseline}{end}": t[f"gain{end}"] for end in ("", "_low", "_high")}
     predicts = [
         n
-        for n in asked
+        for n in compared
         if n != "action"
         and rows[n]["p_holm"] < 0.05
-        and all(rows[n][f"gain{over}_low"] > 0 for over in ("", *(f"_over_{f}" for f in floors[1:])))
+        and all(rows[n][f"gain{over}_low"] > 0 for over in ("", *(f"_over_{f}" for f in baselines[1:])))
     ]
     test = w.split["test"]
     motion = (
@@ -757,16 +748,20 @@ def predict_latents(args, started):
     order, every = motion.argsort(), list(range(len(w.horizons)))
     quarters = {f"quarter_{k + 1}": (part.tolist(), every) for k, part in enumerate(order.tensor_split(4))}
     cosine = criterion(
-        own[best],
-        {k: own[k] for k in floors},
+        mean_cosine[best],
+        {k: mean_cosine[k] for k in baselines},
         w.test_sources,
         seed=w.seed,
         variant=best,
         layer=w.point,
-        options_searched=len(asked),
+        options_searched=len(compared),
     )
     beyond = criterion(
-        own[best], {k: own[k] for k in ("linear", "flow")}, w.test_sources, seed=w.seed, variant=best
+        mean_cosine[best],
+        {k: mean_cosine[k] for k in ("linear", "flow")},
+        w.test_sources,
+        seed=w.seed,
+        variant=best,
     )
     l1 = criterion(
         scores[best]["l1"].mean(2),
@@ -776,12 +771,15 @@ def predict_latents(args, started):
             "blind": scores["blind"]["l1"].mean(2),
         },
         w.test_sources,
-        ceiling=scores["oracle"]["l1"].mean().item(),
+        upper_bound=scores["oracle"]["l1"].mean().item(),
         better="lower",
         seed=w.seed,
         variant=best,
     )
-    learned_rows, beside = [*asked, *(n for n in CONTROLS if n in w.variants)], {k: scores[k] for k in floors}
+    learned_rows, beside = (
+        [*compared, *(n for n in CONTROLS if n in w.variants)],
+        {k: scores[k] for k in baselines},
+    )
     result = {
         "stage": "predict",
         "mode": "latents",
@@ -821,12 +819,12 @@ def predict_latents(args, started):
         ).mean(),
         "criteria": {"prediction": cosine, "beyond_extrapolation": beyond, "prediction_l1": l1},
         "variants": {n: rows[n] for n in learned_rows},
-        "baselines": {n: rows[n] for n in guess},
+        "baselines": {n: rows[n] for n in simple},
         "horizons": {
             n: by_group(
                 w, scores[n], beside, {h: (list(range(len(test))), [k]) for k, h in enumerate(w.horizons)}
             )
-            for n in (*learned_rows, *guess)
+            for n in (*learned_rows, *simple)
             if n != "copy"
         },
         "quarters_of_motion": {n: by_group(w, scores[n], beside, quarters) for n in learned_rows},
@@ -834,15 +832,15 @@ def predict_latents(args, started):
         "val_cosine": val,
         "scaling": scaling(w, scaled, smaller, (1 - copy["cosine"]).mean().item()) if scaled else None,
         "notes": {
-            "cosine": "of whole frames' latents, on the mean of the horizons",
-            "copy": "the last frame's own latents; raw_ scores are of its pixels, without the autoencoder between",
-            "blind": "a variant that reads the last frame's latents and no model",
-            "latents": "the latents of the whole past in the model's place",
-            "action": "is told what happens, and so is no candidate",
-            "untrained": "reads the same network before it learned anything",
-            "static": "from one horizon to the next a tenth of what the oracle changes, or less",
+            "cosine": "of whole frames' latents, mean over the horizons",
+            "copy": "the last frame's latents; raw_ scores are of its pixels, without the autoencoder",
+            "blind": "reads the last frame's latents in place of the model's tokens",
+            "latents": "reads the latents of the whole past in place of the model's tokens",
+            "action": "has the action as input, so it is no candidate",
+            "untrained": "reads the same network with random weights",
+            "static": "its change between horizons is at most a tenth of the oracle's",
             "p": "Wilcoxon's signed rank over means of sources",
-            "predicts": f"gain over copy by Holm's p below 0.05, and over {', '.join(floors[1:])} by intervals above zero",
+            "predicts": f"gain over copy by Holm's p below 0.05, and over {', '.join(baselines[1:])} by intervals above zero",
             "moving_l1": "where the truth differs from the last frame by more than 25 of 255",
         },
         "training": {
@@ -857,7 +855,7 @@ def predict_latents(args, started):
     if w.lpips_name != "lpips":
         result |= {
             "lpips": None,
-            "lpips_reason": "the backbone's published weights are neither in torch's cache nor within reach of the network",
+            "lpips_reason": "the published weights of the backbone are not in torch's cache and cannot be downloaded",
         }
     result["run"] = run_info(
         args,
@@ -881,16 +879,16 @@ def predict_latents(args, started):
         RESULT,
         [w.index["ids"][test[k]] for k in some],
         {"stage": "predict", "mode": "latents", "horizons": w.horizons},
-        films={k: x.clone() for k, x in strips.items()},
+        generated_clips={k: x.clone() for k, x in strips.items()},
     )
-    latent_picture(result, strips, w.out.with_suffix(".png"))
+    draw_strips(result, strips, w.out.with_suffix(".png"))
     save_yaml(w.out, result)
     shutil.rmtree(w.out.with_suffix(".training"), ignore_errors=True)
     return result
 
 
-def latent_picture(result, strips, path):
-    """Three clips by every variant: a column a clip, in it a frame a horizon."""
+def draw_strips(result, strips, path):
+    """Draw three clips: one row per variant, one column per clip, one frame per horizon."""
     plt = pyplot()
     names, horizons = list(strips), list(result["horizons"][result["variant"]])
     figure, axes = plt.subplots(len(names), 3, figsize=(17, 0.95 * len(names)), squeeze=False)
@@ -904,8 +902,8 @@ def latent_picture(result, strips, path):
             axis.spines[:].set_visible(False)
         weight = "bold" if name == result["variant"] else None
         axes[r][0].set_ylabel(name, rotation=0, ha="right", va="center", fontweight=weight)
-    axes[0][0].set_title("the past, from left to right", fontsize=9)
-    axes[1][0].set_title(f"ahead by {', '.join(map(str, horizons))} frames", fontsize=9)
+    axes[0][0].set_title("past frames, left to right", fontsize=9)
+    axes[1][0].set_title(f"{', '.join(map(str, horizons))} frames ahead", fontsize=9)
     figure.suptitle(f"{result['model']} ({result['layer']}) to {result['decoder']}", fontsize=12)
     figure.savefig(path, dpi=70)
     plt.close(figure)
@@ -915,14 +913,14 @@ def get_args(argv):
     p = parser(__doc__)
     add = p.add_argument
     add("--data", default="data/future", help="a folder of clips that data.py wrote")
-    add("--features", required=True, help="what extract.py wrote of data.py's cut of the past")
-    add("--last", help="the same of the past's last frame alone")
-    add("--random", help="features of the past by the untrained network, for the control untrained")
+    add("--features", required=True, help="features of the past, as data.py cut it")
+    add("--last", help="features of the last frame of the past")
+    add("--random", help="features of the past by the untrained network, for the control `untrained`")
     add("--vae", default="tiny-vae", help="the autoencoder whose latents are predicted")
     add("--variants", help=f"(default: all that the features allow): {', '.join(VARIANTS)}")
     add("--point", help="the layer to read (default: the best by a ridge on val)")
     add("--size", type=int, help="side in pixels (default: the registry's for --vae)")
-    add("--past", type=int, default=8, help="frames that are seen")
+    add("--past", type=int, default=8, help="frames of the past")
     add("--seeds", type=int, default=3, help="trainings of each variant")
     add("--epochs", type=int, help=f"at most (default: {TRAINING['epochs']})")
     add("--batch", type=int, help=f"clips of a training step (default: {TRAINING['batch']})")
@@ -935,7 +933,7 @@ def get_args(argv):
 def main(argv=None):
     args, started = get_args(argv), time.time()
     result = predict_latents(args, started)
-    say(result)
+    print_summary(result)
     return result
 
 

@@ -1,31 +1,27 @@
-"""Stage 2. What space and motion does each layer still hold, for the simplest decoder that could read it?
+"""Stage 2. Which information about space and motion can a simple decoder read from each layer?
 
-    python probe.py --features results/tiny/shapes/features --random results/tiny/shapes/features-random --out results/tiny/shapes/probe.yaml
-    python probe.py --features results/tiny/moving/features --frozen results/tiny/moving-first/features results/tiny/moving-middle/features
-    python probe.py --compare results/tiny/shapes@64 results/tiny/shapes@96 --out results/tiny/shapes-resolution.yaml
+    python probe.py --features results/tiny/shapes/features --random results/tiny/shapes/features-random
+    python probe.py --features results/tiny/moving/features --frozen results/tiny/moving-middle/features
+    python probe.py --compare results/tiny/shapes@64 results/tiny/shapes@96 --out results/compare.yaml
 
-Reads features (extract.py) and the truth beside their pictures (data.py). Writes probe.yaml, probe.png, and probe.pt with what was decoded for the test
-items at the chosen layers, and their scores. With --compare it reads such results of one data set, say at several resolutions or of frames chosen otherwise, and pairs them item by item.
-Which probes run depends on the truth there is:
+Reads features (extract.py) and ground truth (data.py). Writes probe.yaml, probe.png, and probe.pt with
+predictions and scores of test items at the chosen layers; --compare pairs such results item by item.
+Which run depends on the ground truth:
+    bbox_iou        closed-form ridge from the flattened token grid to the largest box
+    ladder          the same box by probes of two sizes: ridge, and an MLP of one hidden layer, five seeds
+    spatial_iou     ridge from every token to the foreground mask of its cell (or boxes, without masks)
+    edge_probe_f1   the same ridge to the Canny edges of the cell, thinned; F1 of edges within 2 px
+    map50           DETR-style set prediction, five seeds, two codes of the box size; mAP@0.5 by pycocotools
+    recon_*         ridge from every token to its pixels: LPIPS, SSIM and edge F1 of that image
+    decoder_*       the same by a trained decoder; its upper bound is that decoder on --oracle's latents
+    direction_accuracy   (clips) ridge from spatially pooled features to one of eight directions of motion
+    direction_flip       is the answer for a mirrored or reversed clip the flip of the original's answer?
+    speed_r2, camera_r2  the same ridge to the speed and the camera's (dx, dy) in pixels a frame: held-out R2
+    frozen_<frame>       the direction probe on clips that repeat one frame (--frozen): it must be at chance
 
-    bbox_iou        closed-form ridge from the flattened token grid to the largest box; penalty by leave-one-out
-    ladder          the same box by probes of declared size: ridge, and an MLP of one hidden layer, five seeds
-    spatial_iou     ridge from every token to the mask of its own cell (foreground: the masks, or the boxes where there are none)
-    edge_probe_f1   the same ridge to the Canny edges of the picture in that cell, thinned; F1 of edges matched one to one within 2 px
-    map50           DETR-style set prediction with early stopping, five seeds, two codes of a box's size, mAP@0.5 by pycocotools
-    recon_*         ridge from every token to its own pixels: LPIPS, SSIM, edge F1 of that picture
-    decoder_*       the same by a trained decoder of one size for every model, at the layer of bbox_iou; its ceiling is what it makes of --oracle's latents
-    direction_accuracy   (clips that move) ridge from features pooled over space to the direction of motion in the picture, eight ways
-    direction_flip       of a clip and its mirrored or reversed twin: is the second answer the flip of the first?
-    speed_r2, camera_r2  the same ridge to the speed and to the camera's own (dx, dy), pixels a frame: held-out R2
-    frozen_<frame>       the direction's probe on clips that show one frame throughout (--frozen): without motion it should know nothing
-
-Points whose tokens have no place in the picture (`grid: false` in the index) are asked for the direction only.
-The layer is chosen on val, its score comes from test, and beside every score stand the floors from the same split: a constant, the class's own
-constant, shuffled labels, another item's features, raw pixels and their principal components through the same probe, the same architecture with random
-weights (--random), and for clips the best probe trained on frozen ones (first_frame: what the starting position gives away). Position embeddings alone are
-the same for every item, so no probe of them beats the constant or, token by token, the position-only mask. `leak` names a control that scores what it cannot know.
-
+Layers without a token grid (`grid: false`) are probed for motion only. The layer is chosen on val and scored
+on test. Baselines on the same items: constants, shuffled labels, another item's features, raw pixels and
+their principal components, the untrained network (--random). `leak`: a control that scores too well.
 Modules, to be copied with it: common.py, media.py, metrics.py, stats.py.
 """
 
@@ -42,21 +38,21 @@ from tqdm import tqdm
 from common import (
     POOLED,
     RESULT,
+    check_choice,
     check_writable,
+    fail,
     join,
-    known,
     load_features,
     load_items,
     load_pt,
     load_yaml,
     parser,
     plain,
+    print_summary,
     pyplot,
-    refuse,
     run_info,
     save_pt,
     save_yaml,
-    say,
     split_indices,
     with_grid,
 )
@@ -82,9 +78,9 @@ from metrics import (
 )
 from stats import (
     bootstrap,
+    control_leaks,
     criterion,
     holm,
-    known_too_well,
     paired_test,
     ridge,
     solve_ridge,
@@ -92,16 +88,15 @@ from stats import (
     token_ridge,
 )
 
-# pixels a side of decoded pictures; the most tokens a side that trained probes read
-PICTURE, SET_GRID = 64, 6
-# principal components of the flattened grid, of a token: what trained probes read, so that their size is the
-# same for every layer and model
+# pixels a side of decoded images; tokens a side, at most, of trained probes
+IMAGE, SET_GRID = 64, 6
+# principal components of the flattened grid and of a token: trained probes have one size for all models
 COMPONENTS, TOKEN = 256, 128
 SEEDS, STEPS, HIDDEN = 5, 240, 64  # of the MLP
-# of the reconstruction decoder: tokens a side are at most `grid`
+# of the reconstruction decoder; `grid`: tokens a side, at most
 DECODER = {"seeds": 3, "steps": 240, "hidden": 128, "grid": 8}
 # y points down
-WAYS = {
+DIRECTIONS = {
     "down": (0, 1),
     "down left": (-1, 1),
     "down right": (1, 1),
@@ -111,14 +106,14 @@ WAYS = {
     "up left": (-1, -1),
     "up right": (1, -1),
 }
-FLIPS = {"mirrored": (-1, 1), "reversed": (-1, -1)}  # what becomes of a velocity
+FLIPS = {"mirrored": (-1, 1), "reversed": (-1, -1)}  # factors of the velocity
 
 
 # ---------------------------------------------------------------- probes: features in, scores per item out
 
 
 def box_targets(largest, split, seed=0):
-    """{true, shuffled0 ... shuffled4}: the boxes [n,4], and what they are when those of the training items are dealt anew."""
+    """{true, shuffled0 ... shuffled4}: the boxes [n,4], and copies with those of training items permuted."""
     g, targets = torch.Generator().manual_seed(seed), {"true": largest}
     for s in range(SEEDS):
         wrong = largest.clone()
@@ -128,7 +123,7 @@ def box_targets(largest, split, seed=0):
 
 
 def box_scores(found, largest):
-    """IoU of ridge boxes with the largest true box per item [n] (shuffled: [SEEDS, n]), and the boxes; found: {task: [n,4]}."""
+    """(IoU with the largest box [n], IoU of shuffled labels [SEEDS, n], boxes [n,4]) of {task: [n,4]}."""
     iou = {k: box_iou(b.clamp(0, 1), largest) for k, b in found.items()}
     return iou["true"], torch.stack([iou[f"shuffled{s}"] for s in range(SEEDS)]), found["true"].clamp(0, 1)
 
@@ -139,15 +134,15 @@ def probe_boxes(x, largest, split, seed=0):
 
 
 def gram(x, train):
-    """Inner products of all items [n, n]; centred first, for a large mean costs fp32 its digits."""
+    """Inner products of all items [n, n]. Features are centred first: a large mean loses fp32 precision."""
     x = x.flatten(1)
     x = x - x[train].mean(0)
     return x @ x.T
 
 
-def turned(x):
-    """x [..., r] under a random rotation. Principal components as they are would give an optimiser that scales every weight alike a few large inputs and many
-    tiny ones; made equally large, they would drown in noise."""
+def rotated(x):
+    """x [..., r] under a random rotation. AdamW trains badly on inputs of very different scales, as principal
+    components are; whitening them would amplify noise."""
     g = torch.Generator().manual_seed(0)
     return x @ torch.linalg.qr(torch.randn(x.shape[-1], x.shape[-1], generator=g, dtype=torch.float64))[0].to(
         x.dtype
@@ -155,20 +150,20 @@ def turned(x):
 
 
 def components(k, values, vectors, most=COMPONENTS):
-    """The first principal components of L layers, `turned`, [L, n, most], from what `spectrum` returned; of mean square one."""
+    """First principal components of L layers [L, n, most] from `spectrum`, `rotated`, of mean square one."""
     values, vectors = (z[..., -most:].flip(-1) for z in (values, vectors))
-    x = turned(k @ (vectors * (values + 1e-12 * values[..., :1] + 1e-300).rsqrt()[:, None]))
+    x = rotated(k @ (vectors * (values + 1e-12 * values[..., :1] + 1e-300).rsqrt()[:, None]))
     return (x / x.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-150)).float()
 
 
 def token_components(x, train, most=TOKEN, side=SET_GRID):
-    """Tokens [n,h,w,D] at no more than `side` a side, standardised, [n, K, most]: their first principal components, `turned`, or padded with zeros; and that grid."""
+    """(components [n, K, most], grid) of tokens [n,h,w,D], pooled to `side` a side and standardised."""
     h, w = (min(s, side) for s in x.shape[1:3])
     x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), (h, w)).permute(0, 2, 3, 1).flatten(1, 2)
     x = (x - x[train].mean((0, 1))) / x[train].flatten(0, 1).std(0).clamp(min=1e-6)
     if x.shape[-1] > most:
         rows = x[train].flatten(0, 1)
-        x = turned(x @ torch.linalg.eigh((rows.T @ rows).double())[1][:, -most:].float())
+        x = rotated(x @ torch.linalg.eigh((rows.T @ rows).double())[1][:, -most:].float())
     return F.pad(x, (0, most - x.shape[-1])), (h, w)
 
 
@@ -178,13 +173,13 @@ def box_loss(boxes, truth):
 
 
 def fit(weights, loss_of, split, steps, lr, batch, generator):
-    """Minimise loss_of(items) [*runs] over weights {name: [*runs, ...]} in place, each run kept where its validation loss was lowest: AdamW, one cycle.
-    Runs share no weight, so each gets its own gradient."""
+    """Minimise loss_of(items) [*runs] over weights {name: [*runs, ...]} in place by AdamW, one cycle, with
+    early stopping per run. Runs share no weight, so each gets its own gradient."""
     for w in weights.values():
         w.requires_grad_()
     optimizer = torch.optim.AdamW(weights.values(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    best, kept = torch.tensor(math.inf), {k: w.detach().clone() for k, w in weights.items()}
+    best, saved = torch.tensor(math.inf), {k: w.detach().clone() for k, w in weights.items()}
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
         loss_of(
@@ -198,13 +193,13 @@ def fit(weights, loss_of, split, steps, lr, batch, generator):
                 better = loss < best
                 best = torch.where(better, loss, best)
                 for k, w in weights.items():
-                    kept[k][better] = w[better]
-    weights |= kept
+                    saved[k][better] = w[better]
+    weights |= saved
 
 
 def train_mlp(x, largest, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, only=None):
-    """Boxes [L, seeds, n, 4] of an MLP of one hidden layer on the components of L layers x [L, n, r], all trained at once, with early stopping; and the
-    parameters of one. only: one seed of them."""
+    """(boxes [L, seeds, n, 4], parameters of one) of MLPs of one hidden layer on components x [L, n, r].
+    All are trained at once with early stopping. only: train this seed alone."""
     g, r = torch.Generator().manual_seed(seed), x.shape[-1]
     start = {
         "in": torch.randn(seeds, r, HIDDEN, generator=g) * r**-0.5,
@@ -228,7 +223,7 @@ def train_mlp(x, largest, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, on
 
 
 def probe_cells(x, maps, split):
-    """Token-wise ridge to what lies in each token's own cell. x [n,h,w,D]; maps {name: [n,c,S,S]} -> {name: the same, as the tokens tell it}."""
+    """Token-wise ridge to each token's cell. x [n,h,w,D]; maps {name: [n,c,S,S]} -> {name: predicted}."""
     h, w = x.shape[1:3]
     targets = {}
     for name, m in maps.items():
@@ -240,14 +235,14 @@ def probe_cells(x, maps, split):
     return {name: from_cells(found[name], h, w, *m.shape[1:3]) for name, m in maps.items()}
 
 
-def to_pictures(maps):
+def to_images(maps):
     """[n,3,H,W] in 0..1 -> uint8 [n,H,W,3]."""
     return maps.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
 
 
-def edge_scores(soft, truth, split, judge):
-    """F1 [n] of edges from soft maps [n,S,S], thresholded, thinned and matched with bool `truth` (Martin, Fowlkes & Malik 2004); one threshold for all, the best
-    on val (on 32 items of it). Items outside the parts `judge` are left at nan."""
+def edge_scores(soft, truth, split, parts):
+    """F1 [n] of soft maps [n,S,S], thresholded, thinned and matched with bool `truth` (Martin et al. 2004).
+    The threshold is the best on 32 items of val. Items outside `parts` of the split are nan."""
     from skimage.morphology import skeletonize
 
     def f1(items, level):
@@ -257,20 +252,20 @@ def edge_scores(soft, truth, split, judge):
     few = split["val"][:32]
     level = max((0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5), key=lambda level: f1(few, level).mean())
     out = torch.full((len(soft),), math.nan, dtype=torch.float64)
-    for part in judge:
+    for part in parts:
         out[split[part]] = f1(split[part], level)
     return out
 
 
 def train_decoder(x, frames, split, seed=0, batch=16):
-    """Pictures uint8 [J, seeds, n, PICTURE, PICTURE, 3] that decoders of one size make of J sets of tokens x [J, n, K, r] on square grids of one side: token by
-    token, one hidden layer, squared error, early stopping; and the parameters of one."""
+    """(images uint8 [J, seeds, n, IMAGE, IMAGE, 3], parameters of one) of decoders of tokens x [J, n, K, r].
+    Each decodes token by token with one hidden layer, squared error and early stopping; grids are square."""
     jobs, n, tokens, r = x.shape
     side = math.isqrt(tokens)
     seeds = DECODER["seeds"]
     hidden = DECODER["hidden"]
     g = torch.Generator().manual_seed(seed)
-    fine = side * -(-PICTURE // side)
+    fine = side * -(-IMAGE // side)
     # [n, K, c]
     cells = to_cells(
         F.interpolate(
@@ -284,7 +279,7 @@ def train_decoder(x, frames, split, seed=0, batch=16):
         side,
     )
     mean = cells[split["train"]].mean((0, 1))
-    # close to the mean picture at the start
+    # the start is close to the mean image
     sizes = {"in": (r, hidden, r**-0.5), "out": (hidden, cells.shape[-1], 0.05 * hidden**-0.5)}
     weights = {
         name: (torch.randn(seeds, i, o, generator=g) * scale).repeat(jobs, 1, 1, 1)
@@ -306,13 +301,13 @@ def train_decoder(x, frames, split, seed=0, batch=16):
         batch,
         g,
     )
-    out = from_cells(decode(torch.arange(n)).flatten(0, 2), side, side, 3, PICTURE)
-    return to_pictures(out).unflatten(0, (jobs, seeds, n)), sum(w[0, 0].numel() for w in weights.values())
+    out = from_cells(decode(torch.arange(n)).flatten(0, 2), side, side, 3, IMAGE)
+    return to_images(out).unflatten(0, (jobs, seeds, n)), sum(w[0, 0].numel() for w in weights.values())
 
 
 def probe_sets(jobs, grid, truth, classes, split, seed, sources):
-    """Set prediction of {name: (tokens [n, K, r], labels, softplus)} on an h x w grid, all trained side by side: {name: {val, test, last: {ap, draws}}} of
-    mAP@0.5, each [SEEDS], against `truth`; on test the `sources` are resampled; last: on test without early stopping."""
+    """Set prediction of {name: (tokens [n, K, r], labels, softplus)}: {name: {val, test, last: {ap, draws}}}.
+    mAP@0.5 [SEEDS] against `truth`; the `sources` of test are resampled; last: without early stopping."""
     x, labels, softplus = zip(*jobs.values(), strict=True)
     x = torch.stack(x)
     predict = train_set_probe(
@@ -333,7 +328,7 @@ def probe_sets(jobs, grid, truth, classes, split, seed, sources):
 
 
 def poolings(pooled):
-    """Views of a clip [n, ...] from space-pooled features: mean over time, every time step in order, change from first to last."""
+    """Features of a clip [n, ...] from space-pooled ones: mean over time, all time steps, change, maximum."""
     x = pooled["mean"]
     return {
         "mean": x.mean(1),
@@ -344,10 +339,10 @@ def poolings(pooled):
 
 
 def read_motion(pooled, points, targets, train, also=()):
-    """Ridge from every pooling of every point: {(point, pooling): {task: predictions [1 + also, n, c]}}, of these clips and, through the same map, of others in their place.
+    """Ridge from every pooling of every point: {(point, pooling): {task: predictions [1 + also, n, c]}}.
 
-    pooled, and each of `also`: {point: {mean, max: [n, t, D]}}; targets {task: [n, c]}.
-    """
+    pooled {point: {mean, max: [n, t, D]}} trains the map; it is also applied to each of `also`. targets
+    {task: [n, c]}."""
     found = {}
     for point in points:
         views = [poolings(p[point]) for p in (pooled, *also)]
@@ -358,7 +353,7 @@ def read_motion(pooled, points, targets, train, also=()):
 
 
 def with_shuffled(targets, train, seed):
-    """{task: [n, c]} and beside each task SEEDS copies `<task>/<s>` whose training rows are exchanged, equally for all tasks."""
+    """targets {task: [n, c]} and SEEDS copies `<task>/<s>` with training rows permuted alike."""
     g, out = torch.Generator().manual_seed(seed), dict(targets)
     for s in range(SEEDS):
         order = train[torch.randperm(len(train), generator=g)]
@@ -366,17 +361,17 @@ def with_shuffled(targets, train, seed):
     return out
 
 
-def unit_ways():
-    return F.normalize(torch.tensor(list(WAYS.values())).float())  # [8, 2]
+def unit_directions():
+    return F.normalize(torch.tensor(list(DIRECTIONS.values())).float())  # [8, 2]
 
 
-def nearest_way(velocity):
-    """Which of WAYS lies nearest to (dx, dy): [n, 2] -> [n], -1 where nothing moves."""
-    return torch.where(velocity.norm(dim=1) > 1e-6, (velocity @ unit_ways().T).argmax(1), -1)
+def nearest_direction(velocity):
+    """Index of the nearest of DIRECTIONS to (dx, dy): [n, 2] -> [n], -1 where nothing moves."""
+    return torch.where(velocity.norm(dim=1) > 1e-6, (velocity @ unit_directions().T).argmax(1), -1)
 
 
 def twin_pairs(items, way, pick):
-    """{kind: [m, 2]}: clips of `pick` and their mirrored or reversed twins, whose true answers differ (straight up stays up in a mirror)."""
+    """{kind: [m, 2]}: clips of `pick` and their mirrored or reversed twins of another true direction."""
     original, pairs = {items[i]["source"]: i for i in pick.tolist() if items[i].get("kind") == "original"}, {}
     for i in pick.tolist():
         kind, first = items[i].get("kind"), original.get(items[i]["source"])
@@ -386,22 +381,22 @@ def twin_pairs(items, way, pick):
 
 
 def flips(answer, pairs):
-    """(own, permuted), both [m], from answers [n] among WAYS: is a pair's second answer the flip of its first, and how often is another pair's second answer
-    of the same kind. An answer that stays as it is has not flipped."""
-    own, permuted = [], []
+    """(paired, permuted) [m]: is a twin's answer the flip of the original's answer; mean of that over other
+    pairs. answer: [n] indices of DIRECTIONS. An unchanged answer is not a flip."""
+    paired, permuted = [], []
     for kind, pair in pairs.items():
-        table = nearest_way(unit_ways() * torch.tensor(FLIPS[kind]))
+        table = nearest_direction(unit_directions() * torch.tensor(FLIPS[kind]))
         first, second = answer[pair].T
         match = ((table[first][:, None] == second) & (first[:, None] != second)).float()
-        own.append(match.diagonal())
+        paired.append(match.diagonal())
         permuted.append((match.sum(1) - match.diagonal()) / (len(pair) - 1))
-    return torch.cat(own), torch.cat(permuted)
+    return torch.cat(paired), torch.cat(permuted)
 
 
 def r2_shares(z, y, split):
-    """[n]: what each clip adds to R2, (its squared distance from the training mean - squared error) / mean of the former in its part of the split. z, y [n, c].
+    """Each clip's share of R2 [n]: (spread - squared error) / mean spread of its part of the split.
 
-    Their mean over a part is 1 - error / variance, and the training mean itself scores 0 on every clip.
+    Spread is the squared distance from the training mean. The mean over a part is 1 - error / variance.
     """
     error, spread = ((y - x).square().sum(1) for x in (z, y[split["train"]].mean(0)))
     out = spread - error
@@ -411,7 +406,7 @@ def r2_shares(z, y, split):
 
 
 def strata(largest, train):
-    """{"size small": [n] bool, ...}: by the share of the picture that the largest box covers, cut at the terciles of the training items."""
+    """{"size small": [n] bool, ...}: area of the largest box, cut at the terciles of the training items."""
     area = (largest[:, 2:] - largest[:, :2]).prod(1)
     low, high = area[train].quantile(torch.tensor([1 / 3, 2 / 3]))
     return {
@@ -421,8 +416,8 @@ def strata(largest, train):
     }
 
 
-def by_stratum(groups, scores, floors, test, sources, seed):
-    """{stratum: {n, <task>, <task>_low, <task>_high, <task>_floor}} on the test items; scores, floors: {task: [n_test]}. Strata of under 5 items say only their n."""
+def by_stratum(groups, scores, baselines, test, sources, seed):
+    """{stratum: {n, <task>, <task>_low, ...}} of scores {task: [n_test]}; only n for fewer than 5 items."""
     out = {}
     for name, member in groups.items():
         pick = member[test]
@@ -435,24 +430,24 @@ def by_stratum(groups, scores, floors, test, sources, seed):
                 task: mean,
                 f"{task}_low": low,
                 f"{task}_high": high,
-                f"{task}_floor": floors[task][pick].mean().item(),
+                f"{task}_baseline": baselines[task][pick].mean().item(),
             }
     return out
 
 
-# ---------------------------------------------------------------- scores per item in, the criterion's record out
+# ---------------------------------------------------------------- records of criteria from scores per item
 
 
 def best_point(found, val):
-    """The point with the highest mean score on val; found {point: [n]}, in which `random:<point>` is the untrained network's."""
+    """The point with the highest mean score on val; found {point: [n]}; `random:<point>` is untrained."""
     return max(
         (p for p in found if p != "pixels" and not p.startswith("random:")),
         key=lambda p: found[p][val].mean(),
     )
 
 
-def floors_of(found, layer, test, **more):
-    """Floors on the test items: those of `more`, then raw pixels and the untrained network where they were probed."""
+def baselines_of(found, layer, test, **more):
+    """Baselines on the test items: `more`, raw pixels, and the untrained network, where they were probed."""
     return more | {
         name: found[point][test]
         for name, point in (("pixels", "pixels"), ("random_init", f"random:{layer}"))
@@ -460,18 +455,18 @@ def floors_of(found, layer, test, **more):
     }
 
 
-def box_criterion(boxes, largest, split, sources, seed=0, **floors):
-    """bbox_iou from {point: what probe_boxes returned}, at the point that is best on val; floors: further ones on the test items."""
+def box_criterion(boxes, largest, split, sources, seed=0, **baselines):
+    """The record of bbox_iou at the best point on val, from boxes {point: result of probe_boxes}."""
     test, iou = split["test"], {p: found[0] for p, found in boxes.items()}
     layer, constant = best_point(iou, split["val"]), largest[split["train"]].median(0).values
-    floors |= {
+    baselines |= {
         "constant": box_iou(constant, largest[test]),
         "shuffled": boxes[layer][1][:, test],
         "shuffled_images": box_iou(boxes[layer][2][test.roll(1)], largest[test]),
     }
     return criterion(
         iou[layer][test],
-        floors_of(iou, layer, test, **floors),
+        baselines_of(iou, layer, test, **baselines),
         sources,
         blind="constant",
         layer=layer,
@@ -481,7 +476,7 @@ def box_criterion(boxes, largest, split, sources, seed=0, **floors):
 
 
 def class_constant(items, largest, train):
-    """The median box of the largest object's class on the training items, for every item [n,4]: what its name alone tells of its place."""
+    """Median training box of the class of the largest object of each item [n,4]."""
     biggest = [(i["boxes"][:, 2:] - i["boxes"][:, :2]).prod(1).argmax() for i in items]
     names = [i["labels"][k] for i, k in zip(items, biggest, strict=True)]
     of = {name: largest[[i for i in train.tolist() if names[i] == name]] for name in set(names)}
@@ -491,10 +486,10 @@ def class_constant(items, largest, train):
 
 
 def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
-    """spatial_iou from {point: IoU [n]} at the point that is best on val; `shuffled`: IoU [n] of a probe on that point's tokens, side x side, and wrong labels.
+    """The record of spatial_iou at the best point on val, of {point: IoU [n]}; shuffled: IoU of wrong labels.
 
-    That control may honestly beat the others: another picture's mask still says that the middle is foreground, and the threshold is chosen on true masks.
-    """
+    `shuffled` may beat other baselines without a leak: its threshold is chosen on true masks. side: tokens a
+    side."""
     test, solid, layer = split["test"], masks >= 0.5, best_point(iou, split["val"])
     position = mask_scores(masks[split["train"]].mean(0).expand_as(masks), solid, split)
     h = side * max(-(-MASK // side), 1)
@@ -503,7 +498,7 @@ def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
     )[:, 0]
     return criterion(
         iou[layer][test],
-        floors_of(
+        baselines_of(
             iou,
             layer,
             test,
@@ -512,7 +507,7 @@ def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
             shuffled=shuffled[test],
         ),
         sources,
-        ceiling=mask_iou(through >= 0.5, solid)[test].mean().item(),
+        upper_bound=mask_iou(through >= 0.5, solid)[test].mean().item(),
         layer=layer,
         seed=seed,
         options_searched=sum(p != "pixels" and not p.startswith("random:") for p in iou),
@@ -520,64 +515,66 @@ def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
     )
 
 
-# ---------------------------------------------------------------- the two kinds of truth
+# ---------------------------------------------------------------- images, and clips
 
 
 def ladder(kernels, boxes, names, largest, split, seed):
-    """{layer: {ridge, mlp1: IoU on test}}, {probe: parameters} for the L layers `names`; kernels [L, n, n]; boxes {layer: what probe_boxes returned}."""
+    """({layer: {ridge, mlp1: IoU on test}}, {probe: parameters}) of layers `names`; kernels [L, n, n]."""
     test = split["test"]
     found, parameters = train_mlp(components(*spectrum(kernels, split["train"])), largest, split, seed=seed)
     iou = box_iou(found[..., test, :], largest[test]).mean((-1, -2))  # [L]
     rows = {p: {"ridge": boxes[p][0][test].mean(), "mlp1": x} for p, x in zip(names, iou, strict=True)}
-    # ridge: as many as it has in its dual form, and an intercept
+    # ridge: in its dual form, with an intercept
     return rows, {"ridge": 4 * (len(split["train"]) + 1), "mlp1": parameters}
 
 
 def reconstruction(jobs, frames, others, measures, split, sources, layer, seed):
-    """{decoder_<measure>: (its record, scores [seeds, n_test])} of trained decoders. jobs {own, random_init, oracle: tokens [n,h,w,D]}; others {mean_image, blur:
-    pictures of the test items}. Blur, one colour a token, and the untrained network are controls, no floors: a copy is what is asked for, and both are near one."""
+    """{decoder_<measure>: (record, scores [seeds, n_test])}; jobs {trained, random_init, oracle: [n,h,w,D]};
+    others {mean_image, blur: test images}. blur and random_init are controls, not baselines."""
     test, found = split["test"], {}
     tokens = {name: token_components(x, split["train"], side=DECODER["grid"]) for name, x in jobs.items()}
     for grid in dict.fromkeys(grid for _, grid in tokens.values()):
         same = [name for name in tokens if tokens[name][1] == grid]
-        pictures, parameters = train_decoder(
+        images, parameters = train_decoder(
             torch.stack([tokens[name][0] for name in same]), frames, split, seed
         )
-        found |= dict(zip(same, pictures[:, :, test], strict=True))
-    found |= {name: p[None] for name, p in others.items()} | {"shuffled_images": found["own"].roll(1, 1)}
+        found |= dict(zip(same, images[:, :, test], strict=True))
+    found |= {name: p[None] for name, p in others.items()} | {"shuffled_images": found["trained"].roll(1, 1)}
     out = {}
-    for name, (measure, better, ceiling) in measures.items():
+    for name, (measure, better, upper_bound) in measures.items():
         scores = {
             k: torch.stack([measure(run.contiguous(), frames[test]) for run in p]) for k, p in found.items()
         }
         record = criterion(
-            scores["own"],
+            scores["trained"],
             {k: scores[k] for k in ("mean_image", "shuffled_images")},
             sources,
-            scores["oracle"].mean().item() if "oracle" in scores else ceiling,
+            scores["oracle"].mean().item() if "oracle" in scores else upper_bound,
             better,
             layer=layer,
             seed=seed,
             options_searched=1,
             parameters=parameters,
             controls={k: scores[k].mean() for k in ("blur", "random_init") if k in scores},
-            ceiling_is="the same decoder on the oracle's latents" if "oracle" in scores else "a perfect copy",
+            upper_bound_is="the same decoder on the oracle's latents"
+            if "oracle" in scores
+            else "a perfect copy",
         )
-        out[f"decoder_{name}"] = record, scores["own"]
+        out[f"decoder_{name}"] = record, scores["trained"]
     return out
 
 
 def space(args, items, split, read, points, read_random, read_oracle, progress):
-    """All probes of still pictures. Returns (criteria, layers, decoded, tables)."""
+    """All probes of still images. Returns (criteria, layers, decoded, tables)."""
     largest, truth, names = box_truth(items)
     masks = foreground(items, MASK)
     solid = masks >= 0.5
-    frames = torch.cat([frames_of(i, PICTURE) for i in items])
-    pictures, outlines = frames.permute(0, 3, 1, 2).float() / 255, edges(frames)
-    maps = {"mask": masks[:, None], "picture": pictures, "edge": outlines[:, None].float()}
+    frames = torch.cat([frames_of(i, IMAGE) for i in items])
+    images, outlines = frames.permute(0, 3, 1, 2).float() / 255, edges(frames)
+    maps = {"mask": masks[:, None], "image": images, "edge": outlines[:, None].float()}
     lpips, lpips_name = load_lpips()
     train, val, test = split["train"], split["val"], split["test"]
-    judged = torch.cat([val, test])
+    scored = torch.cat([val, test])
     sources = [items[i]["source"] for i in test]
 
     kernels, tokens, cells = {}, {}, {}
@@ -586,19 +583,19 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
             x = reader(point)[:, 0]
             kernels[kind + point], tokens[kind + point] = gram(x, train), token_components(x, train)
             found = probe_cells(x, maps, split)
-            soft, picture = found["mask"][:, 0], to_pictures(found["picture"])
+            soft, image = found["mask"][:, 0], to_images(found["image"])
             cells[kind + point] = {
                 "spatial_iou": mask_scores(soft, solid, split),
                 "ssim": torch.zeros(len(items), dtype=torch.float64),
-                "picture": picture,
+                "image": image,
                 "soft": soft,
                 "edge": edge_scores(found["edge"][:, 0], outlines, split, ("val", "test")),
             }
-            cells[kind + point]["ssim"][judged] = ssim(picture[judged], frames[judged])
-    kernels["pixel_pca"] = gram(components(*spectrum(gram(pictures, train)[None], train))[0], train)
+            cells[kind + point]["ssim"][scored] = ssim(image[scored], frames[scored])
+    kernels["pixel_pca"] = gram(components(*spectrum(gram(images, train)[None], train))[0], train)
     trained = [p for p in points if p != "pixels"]
 
-    # All layers, labels and penalties of the box ridge in one solve.
+    # one solve for all layers, labels and penalties of the box ridge
     every = torch.stack(list(kernels.values()))
     found = solve_ridge(*spectrum(every, train), box_targets(largest, split, args.seed), train)
     boxes = {
@@ -639,22 +636,22 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     )
     decoded["masks"] = cells[layer]["soft"][test].clone()
 
-    # Shuffled labels may score here: where a token is far from the mean, so is what any map makes of it, and
-    # the threshold is chosen on true edges.
+    # Shuffled labels may score here without a leak: the threshold is chosen on true edges, and a token far
+    # from the mean has a prediction far from the mean under any map.
     outlined = {p: c["edge"] for p, c in cells.items()}
     layer = best_point(outlined, val)
     beside = {
         "position_only": outlines[train].float().mean(0).expand(len(items), -1, -1),
         "shuffled": shuffled["edge"][:, 0],
-        "ceiling": outlines.float(),
+        "upper_bound": outlines.float(),
     }
     beside = {name: edge_scores(soft, outlines, split, ["test"])[test] for name, soft in beside.items()}
-    ceiling = beside.pop("ceiling").mean().item()  # the truth itself, thinned
+    upper_bound = beside.pop("upper_bound").mean().item()  # the true edges, thinned
     criteria["edge_probe_f1"] = criterion(
         outlined[layer][test],
-        floors_of(outlined, layer, test, **beside),
+        baselines_of(outlined, layer, test, **beside),
         sources,
-        ceiling,
+        upper_bound,
         layer=layer,
         seed=args.seed,
         options_searched=len(trained),
@@ -663,39 +660,39 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     layer = best_point({p: c["ssim"] for p, c in cells.items()}, val)
     side = read(layer).shape[2]
     blur = F.interpolate(
-        F.adaptive_avg_pool2d(pictures[test], side), (PICTURE, PICTURE), mode="bilinear", antialias=True
+        F.adaptive_avg_pool2d(images[test], side), (IMAGE, IMAGE), mode="bilinear", antialias=True
     )
-    mean_picture = pictures[train].mean(0).expand(len(test), -1, -1, -1)
-    rows = {"own": cells[layer]["picture"][test], "shuffled": to_pictures(shuffled["picture"][test])}
+    mean_image = images[train].mean(0).expand(len(test), -1, -1, -1)
+    rows = {"trained": cells[layer]["image"][test], "shuffled": to_images(shuffled["image"][test])}
     # blur: one colour a token
-    rows |= {name: to_pictures(p) for name, p in (("mean_image", mean_picture), ("blur", blur))}
-    # raw pixels would be a copy, hence no floor here
-    rows |= {"random_init": cells[f"random:{layer}"]["picture"][test]} if read_random else {}
-    for key, measure, better, ceiling in (
+    rows |= {name: to_images(p) for name, p in (("mean_image", mean_image), ("blur", blur))}
+    # raw pixels are no baseline here: they would be a copy
+    rows |= {"random_init": cells[f"random:{layer}"]["image"][test]} if read_random else {}
+    for key, measure, better, upper_bound in (
         ("recon_" + lpips_name, lpips, "lower", 0.0),
         ("recon_ssim", ssim, "higher", 1.0),
         ("recon_edge_f1", edge_f1, "higher", 1.0),
     ):
-        scores = {name: measure(picture.contiguous(), frames[test]) for name, picture in rows.items()}
+        scores = {name: measure(image.contiguous(), frames[test]) for name, image in rows.items()}
         criteria[key] = criterion(
-            scores.pop("own"),
+            scores.pop("trained"),
             scores,
             sources,
-            ceiling,
+            upper_bound,
             better,
             layer=layer,
             seed=args.seed,
             options_searched=len(trained),
         )
-    decoded["pictures"] = cells[layer]["picture"][test].clone()
+    decoded["images"] = cells[layer]["image"][test].clone()
     layer = criteria["bbox_iou"]["layer"]
     if len(set(read(layer).shape[2:4])) == 1:  # square grids
         jobs = (
-            {"own": read(layer)[:, 0]}
+            {"trained": read(layer)[:, 0]}
             | ({"random_init": read_random(layer)[:, 0]} if read_random else {})
             | ({"oracle": read_oracle("latents")[:, 0]} if read_oracle else {})
         )
-        made = reconstruction(
+        decoders = reconstruction(
             jobs,
             frames,
             {name: rows[name] for name in ("mean_image", "blur")},
@@ -705,11 +702,11 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
             layer,
             args.seed,
         )
-        criteria |= {name: record for name, (record, _) in made.items()}
-        decoded["scores"] = {f"decoder_{lpips_name}": made[f"decoder_{lpips_name}"][1]}
+        criteria |= {name: record for name, (record, _) in decoders.items()}
+        decoded["scores"] = {f"decoder_{lpips_name}": decoders[f"decoder_{lpips_name}"][1]}
 
-    # The set probe is trained by gradient, so it runs at the two most promising layers only, and on every
-    # floor; the better layer's floors count.
+    # The set probe is costly, so it is trained at the two layers with the best boxes on val; the baselines
+    # are those of the first.
     ranked = sorted(trained, key=lambda p: -boxes[p][0][val].mean())[:2]
     x, grid = tokens[ranked[0]]
     jobs = {(p, "sigmoid"): (p, truth, False) for p in ranked} | {
@@ -736,10 +733,10 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     best = max(
         (name for name in runs if isinstance(name, tuple)), key=lambda name: runs[name]["val"]["ap"].mean()
     )
-    floors = ("shuffled", "pixels", "random_init", "position_only")
+    baselines = ("shuffled", "pixels", "random_init", "position_only")
     criteria["map50"] = ap_criterion(
         runs[best]["test"],
-        {k: runs[k]["test"] for k in floors if k in runs},
+        {k: runs[k]["test"] for k in baselines if k in runs},
         sources,
         blind="position_only",
         layer=best[0],
@@ -771,16 +768,16 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
     }
     constant = largest[train].median(0).values
     position = mask_scores(masks[train].mean(0).expand_as(masks), solid, split)
-    floor = {"bbox_iou": box_iou(constant, largest[test]), "spatial_iou": position[test]}
+    baseline = {"bbox_iou": box_iou(constant, largest[test]), "spatial_iou": position[test]}
     p_values = {
-        f"{p}/{task}": paired_test(s[test], floor[task], sources, seed=args.seed)["p"]
+        f"{p}/{task}": paired_test(s[test], baseline[task], sources, seed=args.seed)["p"]
         for p in points
         for task, s in (("bbox_iou", boxes[p][0]), ("spatial_iou", cells[p]["spatial_iou"]))
     }
     for key, p in holm(p_values).items():
         point, task = key.split("/")
         layers[point][f"{task}_p_holm"] = p
-    at = {task: criteria[task]["layer"] for task in floor}
+    at = {task: criteria[task]["layer"] for task in baseline}
     tables = {
         "strata": by_stratum(
             strata(largest, train),
@@ -788,13 +785,13 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
                 "bbox_iou": boxes[at["bbox_iou"]][0][test],
                 "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test],
             },
-            floor,
+            baseline,
             test,
             sources,
             args.seed,
         )
     }
-    # by which models are paired
+    # gate.py screen pairs models by these
     decoded["scores"] = {
         "bbox_iou": boxes[at["bbox_iou"]][0][test],
         "spatial_iou": cells[at["spatial_iou"]]["spatial_iou"][test],
@@ -813,81 +810,83 @@ def space(args, items, split, read, points, read_random, read_oracle, progress):
 
 
 def motion_truth(items, split):
-    """(way [n], background [n], targets {task: [n, c]}): the number of the true way in the picture (-1: still); the way relative to the background, which
-    itself moves by `camera` (None where that is not told); and what a ridge is asked for, where the clips tell it and it varies in every part of the split."""
-    numbers = {"still": -1} | {name: k for k, name in enumerate(WAYS)}
-    way, background = torch.tensor([known(i["direction"], numbers, "direction") for i in items]), None
-    told = {
+    """(direction [n], -1: still; direction [n] relative to the background or None; targets {task: [n, c]}).
+    The background moves by `camera`. Targets are those that vary in every part of the split."""
+    numbers = {"still": -1} | {name: k for k, name in enumerate(DIRECTIONS)}
+    true, background = torch.tensor([check_choice(i["direction"], numbers, "direction") for i in items]), None
+    known = {
         f"{key}_r2": torch.tensor([i[key] for i in items]).float().reshape(len(items), -1)
         for key in ("speed", "camera")
         if all(key in i for i in items)
     }
-    if len(told) == 2:
-        background = nearest_way(unit_ways()[way] * told["speed_r2"] - told["camera_r2"])
+    if len(known) == 2:
+        background = nearest_direction(unit_directions()[true] * known["speed_r2"] - known["camera_r2"])
     varied = {
-        task: y for task, y in told.items() if all((y[part] != y[part[0]]).any() for part in split.values())
+        task: y for task, y in known.items() if all((y[part] != y[part[0]]).any() for part in split.values())
     }
-    return way, background, {"direction_accuracy": F.one_hot(way.clamp(min=0), len(WAYS)).float()} | varied
+    one_hot = F.one_hot(true.clamp(min=0), len(DIRECTIONS)).float()
+    return true, background, {"direction_accuracy": one_hot} | varied
 
 
 def motion_criterion(task, score, y, readers, split, sources, still=(), seed=0):
-    """(record, answers {name: [n, c]}): one task at the point and pooling that are best on val, and what the features (`own`) and their floors answer.
+    """(record, answers {name: [n, c]}) of one task at the point and pooling that are best on val.
 
-    score(answer [n, c]) -> [n]; y [n, c]; readers {who: what read_motion returned}. The untrained network is asked at the same point and pooling; raw pixels,
-    and probes trained on frozen clips, at their own best ones. still: the frozen clips that stand behind the features' own in readers["own"].
-    """
+    score(answer [n, c]) -> [n]; y [n, c]; readers {name: result of read_motion}, among them `trained`.
+    random_init is read at the same point and pooling, pixels and <frame>_frame at their best. still: frames
+    of the frozen clips."""
 
-    def best(who, pixels=False):
+    def best(name, pixels=False):
         return max(
-            (o for o in readers[who] if (o[0] == "pixels") == pixels),
-            key=lambda o: score(readers[who][o][task][0])[split["val"]].mean(),
+            (o for o in readers[name] if (o[0] == "pixels") == pixels),
+            key=lambda o: score(readers[name][o][task][0])[split["val"]].mean(),
         )
 
-    test, own, (layer, view) = split["test"], readers["own"], best("own")
-    blind = "commonest" if task == "direction_accuracy" else "constant"
-    answers = {"own": own[layer, view][task][0], blind: y[split["train"]].mean(0).expand_as(y)}
+    test, trained, (layer, view) = split["test"], readers["trained"], best("trained")
+    at_best = trained[layer, view]
+    blind = "majority" if task == "direction_accuracy" else "constant"
+    answers = {"trained": at_best[task][0], blind: y[split["train"]].mean(0).expand_as(y)}
     answers |= {
-        who: r[(layer, view) if who == "random_init" else best(who)][task][0]
-        for who, r in readers.items()
-        if who != "own"
+        name: r[(layer, view) if name == "random_init" else best(name)][task][0]
+        for name, r in readers.items()
+        if name != "trained"
     }
-    answers |= {f"frozen_{frame}": own[layer, view][task][k] for k, frame in enumerate(still, 1)}
-    answers |= (
-        {"pixels": own[best("own", pixels=True)][task][0]} if any(p == "pixels" for p, _ in own) else {}
-    )
-    floors = {name: score(z)[test] for name, z in answers.items() if name != "own"}
-    floors["shuffled"] = torch.stack([score(own[layer, view][f"{task}/{s}"][0])[test] for s in range(SEEDS)])
+    answers |= {f"frozen_{frame}": at_best[task][k] for k, frame in enumerate(still, 1)}
+    if any(p == "pixels" for p, _ in trained):
+        answers["pixels"] = trained[best("trained", pixels=True)][task][0]
+    baselines = {name: score(z)[test] for name, z in answers.items() if name != "trained"}
+    baselines["shuffled"] = torch.stack([score(at_best[f"{task}/{s}"][0])[test] for s in range(SEEDS)])
     return criterion(
-        score(answers["own"])[test],
-        floors,
+        score(answers["trained"])[test],
+        baselines,
         sources,
         blind=blind,
         layer=layer,
         pooling=view,
         seed=seed,
-        options_searched=sum(p != "pixels" for p, _ in own),
+        options_searched=sum(p != "pixels" for p, _ in trained),
     ), answers
 
 
 def motion(args, items, split, pooled, pooled_random, points, frozen=None):
-    """What moves, from space-pooled features of the clips that move. Returns (criteria, layers, decoded).
+    """All probes of moving clips, from space-pooled features. Returns (criteria, layers, decoded).
 
-    frozen {"first" | "middle": pooled features of the same clips, each showing that frame throughout}. They are used twice: the probe trained on moving
-    clips answers them, which it should not be able to (frozen_<frame>), and a probe trained on them is a floor (<frame>_frame).
-    """
+    frozen {"first" | "middle": pooled features of clips that repeat this frame}. The probe of moving clips is
+    applied to them (frozen_<frame>, a control); a probe trained on them is a baseline (<frame>_frame)."""
     frozen = frozen or {}
     moving = torch.tensor([i["direction"] != "still" for i in items])
     split = {k: v[moving[v]] for k, v in split.items()}
     test, train = split["test"], split["train"]
     sources = [items[i]["source"] for i in test]
-    way, background, targets = motion_truth(items, split)
+    true, background, targets = motion_truth(items, split)
     readers = {
-        "own": read_motion(pooled, points, with_shuffled(targets, train, args.seed), train, frozen.values())
+        "trained": read_motion(
+            pooled, points, with_shuffled(targets, train, args.seed), train, frozen.values()
+        )
     }
     readers |= {f"{frame}_frame": read_motion(x, points, targets, train) for frame, x in frozen.items()}
     readers |= {"random_init": read_motion(pooled_random, points, targets, train)} if pooled_random else {}
 
-    def correct(z, truth=way):
+    def correct(z, truth=true):
         return (z.argmax(1) == truth).float()
 
     scores = {
@@ -899,23 +898,24 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
         for task, score in scores.items()
     }
     criteria, answers = {task: c for task, (c, _) in found.items()}, found["direction_accuracy"][1]
-    direction, commonest = criteria["direction_accuracy"], correct(answers["commonest"])[test]
+    direction, majority = criteria["direction_accuracy"], correct(answers["majority"])[test]
     where = {key: direction[key] for key in ("layer", "pooling", "options_searched")} | {"seed": args.seed}
     for frame in frozen:
         criteria[f"frozen_{frame}"] = criterion(
-            correct(answers[f"frozen_{frame}"])[test], {"commonest": commonest}, sources, **where
+            correct(answers[f"frozen_{frame}"])[test], {"majority": majority}, sources, **where
         )
-    # The middle frame knows nothing of the direction (the first may). A tenth of the room, for by chance the
-    # commonest answer in training is rare in test.
-    if "middle" in frozen and known_too_well(
-        criteria["frozen_middle"]["gain_low"], direction["floors"]["commonest"], 1.0
+    # The middle frame holds nothing about the direction; the first may. A tenth of the headroom is allowed:
+    # the majority class of training may by chance be rare in test.
+    if "middle" in frozen and control_leaks(
+        criteria["frozen_middle"]["gain_low"], direction["baselines"]["majority"], 1.0
     ):
         direction["leak"] = direction["leak"] or "frozen_middle"
-    if pairs := twin_pairs(items, way, test):
+    if pairs := twin_pairs(items, true, test):
         flipped = {name: flips(z.argmax(1), pairs) for name, z in answers.items()}
         criteria["direction_flip"] = criterion(
-            flipped["own"][0],
-            {"permuted": flipped["own"][1]} | {name: f for name, (f, _) in flipped.items() if name != "own"},
+            flipped["trained"][0],
+            {"permuted": flipped["trained"][1]}
+            | {name: f for name, (f, _) in flipped.items() if name != "trained"},
             [items[i]["source"] for i in torch.cat(list(pairs.values()))[:, 0]],
             **where,
         )
@@ -924,11 +924,11 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
     camera = test[torch.tensor([any(items[i].get("camera", ())) for i in test])]
     p_values = holm(
         {
-            o: paired_test(correct(z["direction_accuracy"][0])[test], commonest, sources, seed=args.seed)["p"]
-            for o, z in readers["own"].items()
+            o: paired_test(correct(z["direction_accuracy"][0])[test], majority, sources, seed=args.seed)["p"]
+            for o, z in readers["trained"].items()
         }
     )
-    for (point, view), z in readers["own"].items():
+    for (point, view), z in readers["trained"].items():
         row = {task: score(z[task][0])[test].mean() for task, score in scores.items()}
         z = z["direction_accuracy"]
         row |= {f"frozen_{frame}": correct(z[k])[test].mean() for k, frame in enumerate(frozen, 1)}
@@ -948,33 +948,33 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
             f"direction_accuracy_{view}_p_holm": p_values[point, view]
         }
 
-    return criteria, layers, {"correct": correct(answers["own"])[test], "sources": sources}
+    return criteria, layers, {"correct": correct(answers["trained"])[test], "sources": sources}
 
 
 def read_pooled(folder, points):
-    """{point: {mean, max: [n, t, D]}} of a features folder; a refusal where a value is not finite."""
+    """{point: {mean, max: [n, t, D]}} of a features folder; fails if a value is not finite."""
     pooled = load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"]
     if bad := [
         p for p in points if not all(x.isfinite().all() for x in (pooled[p]["mean"], pooled[p]["max"]))
     ]:
-        refuse(f"{folder}/pooled.pt holds non-finite values at {bad[0]}; extract again in bf16 or fp32")
+        fail(f"{folder}/pooled.pt holds non-finite values at {bad[0]}; extract again in bf16 or fp32")
     return pooled
 
 
 def read_frozen(folders, features, index, points):
-    """{"first" | "middle": pooled features} of frozen clips, in the order of the index of the moving ones; a refusal unless they are the same clips seen by the same network."""
+    """{"first" | "middle": pooled features} of frozen clips in the order of `index`, of the same network."""
     found = {}
     for folder in folders:
         other, _ = load_features(folder)
         frame = load_yaml(Path(other["data_path"]) / "index.yaml", "data").get("freeze")
         if frame is None:
-            refuse(f"{folder} is of clips that are not frozen; use data.py moving --freeze")
+            fail(f"{folder} holds features of clips that are not frozen; use data.py moving --freeze")
         if (
             (other["model"], other["weights"]) != (index["model"], index["weights"])
             or any(p not in other["points"] for p in points)
             or set(other["ids"]) != set(index["ids"])
         ):
-            refuse(f"{folder} and {features} are not of the same network, points and items")
+            fail(f"{folder} and {features} do not have the same network, points and items; extract again")
         order = [other["ids"].index(i) for i in index["ids"]]
         found[frame] = {
             p: {k: x[order] for k, x in row.items()}
@@ -984,11 +984,11 @@ def read_frozen(folders, features, index, points):
     return found
 
 
-# ---------------------------------------------------------------- several results side by side; the picture
+# ---------------------------------------------------------------- comparison of results; chart
 
 
 def compare(folders, seed=0):
-    """What probe.py found in each folder on the same test items, the first one the reference of every paired gain; Holm over all of them."""
+    """Results of folders on the same test items, with paired gains over the first and Holm's correction."""
     found = {
         Path(f).name: (
             load_yaml(Path(f) / "probe.yaml", "probe"),
@@ -998,13 +998,13 @@ def compare(folders, seed=0):
         for f in folders
     }
     if len(found) < 2:
-        refuse(f"--compare {' '.join(folders)}: give two or more folders of different names")
+        fail(f"--compare {' '.join(folders)}: give two or more folders of different names")
     (first, (_, reference, _)), rows, p_values = next(iter(found.items())), {}, {}
-    # of pictures; of clips
+    # of images; of clips
     tasks = ("bbox_iou", "spatial_iou") if "scores" in reference else ("direction_accuracy",)
     for name, (result, scores, index) in found.items():
         if scores["ids"] != reference["ids"]:
-            refuse(f"{name} was tested on other items than {first}; compare results of one data set")
+            fail(f"{name} and {first} have different test items; compare results of one data set")
         rows[name] = {"model": result["model"], "size": index["size"]} | {
             k: index[k] for k in ("frames", "count") if k in index
         }
@@ -1015,7 +1015,7 @@ def compare(folders, seed=0):
                 task: c["score"],
                 f"{task}_low": c["low"],
                 f"{task}_high": c["high"],
-                f"{task}_floor": c["floor"],
+                f"{task}_baseline": c["baseline"],
                 f"{task}_layer": c["layer"],
                 f"{task}_grid": f"{grid[0]}x{grid[1]}",
             }
@@ -1041,10 +1041,9 @@ def compare(folders, seed=0):
     }
 
 
-def picture(result, path):
-    """probe.png: along the layers; by stratum."""
-    plt = pyplot()
-    layers = [p for p in result["layers"] if p != "pixels"]
+def draw_chart(result, path):
+    """Write probe.png: scores by layer, and by size of the object."""
+    plt, layers = pyplot(), [p for p in result["layers"] if p != "pixels"]
     figure, (along, by_size) = plt.subplots(1, 2, figsize=(15, 5), layout="constrained")
     at = range(len(layers))
     along.plot(at, [result["layers"][p]["bbox_iou"] for p in layers], "o-", label="ridge, trained network")
@@ -1062,16 +1061,17 @@ def picture(result, path):
             "s--",
             label="ridge, untrained network",
         )
-    for k, (name, value) in enumerate(result["criteria"]["bbox_iou"]["floors"].items()):
+    for k, (name, value) in enumerate(result["criteria"]["bbox_iou"]["baselines"].items()):
         if name != "random_init":
-            along.axhline(value, lw=1, ls=":", color=f"C{k + 3}", label=f"floor: {name.replace('_', ' ')}")
-    along.set(title="Along the layers: where is the largest object?", ylabel="IoU of the box, test items")
+            along.axhline(value, lw=1, ls=":", color=f"C{k + 3}", label=f"baseline: {name.replace('_', ' ')}")
+    along.set(title="Largest box, by layer", ylabel="box IoU on test items")
     along.set_xticks(list(at), layers, rotation=60, ha="right", fontsize=8)
     along.legend(fontsize=8)
     strata = {name: row for name, row in result["strata"].items() if "bbox_iou" in row}
     for k, (task, label) in enumerate((("bbox_iou", "box"), ("spatial_iou", "mask"))):
         x = [i + 0.35 * k for i in range(len(strata))]
-        score = torch.tensor([[r[task], r[f"{task}_low"], r[f"{task}_high"]] for r in strata.values()])
+        rows = [[r[task], r[f"{task}_low"], r[f"{task}_high"]] for r in strata.values()]
+        score = torch.tensor(rows).reshape(-1, 3)  # none with fewer than 5 items
         by_size.bar(x, score[:, 0], 0.33, color=f"C{k}", label=f"{label}, 95% interval")
         by_size.errorbar(
             x,
@@ -1083,12 +1083,12 @@ def picture(result, path):
         )
         by_size.scatter(
             x,
-            [r[f"{task}_floor"] for r in strata.values()],
+            [r[f"{task}_baseline"] for r in strata.values()],
             marker="_",
             s=200,
             color="red",
             zorder=3,
-            label="floor: position only" if k else None,
+            label="baseline: position only" if k else None,
         )
     by_size.set_xticks(
         [i + 0.17 for i in range(len(strata))],
@@ -1097,10 +1097,11 @@ def picture(result, path):
         ha="right",
         fontsize=8,
     )
-    by_size.set(title="Which objects", ylabel="IoU, test items", ylim=(0, 1))
+    by_size.set(title="By size of the object", ylabel="IoU on test items", ylim=(0, 1))
     by_size.legend(fontsize=8, loc="lower right")
     figure.suptitle(
-        f"{result['model']} on {result['data_name']}: {result['test']} test items, {result['weights']} weights, {result['data']} data",
+        f"{result['model']} on {result['data_name']}: {result['test']} test items, "
+        f"{result['weights']} weights, {result['data']} data",
         fontsize=13,
     )
     figure.savefig(path, dpi=80)
@@ -1112,29 +1113,28 @@ def get_args(argv):
     p.add_argument(
         "--features",
         default="results/tiny/shapes/features",
-        help="a folder that extract.py wrote (default: %(default)s)",
+        help="features folder of extract.py (default: %(default)s)",
     )
     p.add_argument(
-        "--random",
-        help="features of the same architecture with random weights (extract.py --random-init): a floor",
+        "--random", help="features of the untrained network (extract.py --random-init), a baseline"
     )
     p.add_argument(
         "--oracle",
-        help="features of the video decoder's own autoencoder (extract.py --model tiny-vae): the ceiling of decoder_*",
+        help="features of the decoder's autoencoder (extract.py --model tiny-vae), upper bound of decoder_*",
     )
     p.add_argument(
         "--frozen",
         nargs="+",
         default=[],
-        help="clips: features of the same clips frozen (data.py moving --freeze): floors, and a check that motion is what is read",
+        help="features of the same clips, frozen (data.py moving --freeze): baselines and a control",
     )
-    p.add_argument("--data", help="the data folder (default: the one the features were made from)")
-    p.add_argument("--points", help="points with commas between (default: all in the index)")
+    p.add_argument("--data", help="data folder (default: that of the features)")
+    p.add_argument("--points", help="layers, separated by commas (default: all in the index)")
     p.add_argument(
         "--compare",
         nargs="+",
         metavar="DIR",
-        help="results of this stage on the same items, the first one the reference: two or more folders",
+        help="compare results on the same items: two or more folders, of which the first is the reference",
     )
     p.add_argument(
         "--out", help="default: probe.yaml beside --features; compare.yaml beside the first of --compare"
@@ -1149,7 +1149,7 @@ def main(argv=None):
         check_writable(out)
         result = compare(args.compare, args.seed) | {"run": run_info(args, started, script="probe.py")}
         save_yaml(out, result)
-        say(result)
+        print_summary(result)
         return result
     index, read = load_features(args.features)
     items, data = load_items(args.data or index["data_path"])
@@ -1159,19 +1159,19 @@ def main(argv=None):
     check_writable(out)
     points = args.points.split(",") if args.points else list(index["points"])
     if unknown := [p for p in points if p not in index["points"]]:
-        refuse(f"{args.features} has no point {unknown[0]!r}; its points are {', '.join(index['points'])}")
+        fail(f"{args.features} has no point {unknown[0]!r}; its points are {', '.join(index['points'])}")
     random_index, read_random = load_features(args.random) if args.random else (None, None)
     if random_index and (
         [random_index.get(k) for k in ("ids", "shown")] != [index.get(k) for k in ("ids", "shown")]
         or any(p not in random_index["points"] for p in points)
     ):
-        refuse(f"{args.random} and {args.features} do not hold the same items and points")
+        fail(f"{args.random} and {args.features} do not hold the same items and points; extract both again")
     oracle_index, read_oracle = load_features(args.oracle) if args.oracle else (None, None)
     if oracle_index and (oracle_index["ids"] != index["ids"] or "latents" not in oracle_index["points"]):
-        refuse(f"{args.oracle} has no latents of these items; extract an autoencoder on the same --data")
+        fail(f"{args.oracle} has no latents of these items; extract an autoencoder on the same --data")
 
     if args.frozen and "direction" not in items[0]:
-        refuse(f"--frozen is about clips, and {index['data_path']} tells of no direction; leave it out")
+        fail(f"--frozen is for clips, but {index['data_path']} has no directions; leave it out")
     if "direction" in items[0]:
         pooled, pooled_random = (read_pooled(f, points) if f else None for f in (args.features, args.random))
         criteria, layers, decoded = motion(
@@ -1188,10 +1188,10 @@ def main(argv=None):
         gridless = [p for p in points if p not in with_grid(index)]
         points = [p for p in points if p not in gridless]
         if not set(points) - {"pixels"}:
-            able = ", ".join(p for p in with_grid(index) if p != "pixels") or "other features"
-            refuse(f"{', '.join(gridless) or 'pixels'}: no place in the picture; give --points of {able}")
+            others = ", ".join(p for p in with_grid(index) if p != "pixels") or "other features"
+            fail(f"{', '.join(gridless) or 'pixels'}: no layer with a token grid; give --points of {others}")
         if gridless:
-            print(f"left out, for their tokens have no place in the picture: {', '.join(gridless)}")
+            print(f"left out (no token grid): {', '.join(gridless)}")
         criteria, layers, decoded, tables = space(
             args,
             items,
@@ -1203,7 +1203,7 @@ def main(argv=None):
             lambda it, desc: tqdm(it, desc=desc, unit="point"),
         )
     else:
-        refuse(f"{index['data_path']} has neither boxes nor directions; probe.py needs one of them")
+        fail(f"{index['data_path']} has neither boxes nor directions; probe.py needs one of them")
 
     result = {
         "stage": "probe",
@@ -1219,13 +1219,13 @@ def main(argv=None):
             name: c["score"],
             f"{name}_low": c["low"],
             f"{name}_high": c["high"],
-            f"{name}_floor": c["floor"],
+            f"{name}_baseline": c["baseline"],
             f"{name}_layer": c["layer"],
         }
     leaks = [f"{c['leak']} on {name}" for name, c in criteria.items() if c["leak"]]
-    result["leak"] = f"a control that cannot know the answer does: {', '.join(leaks)}" if leaks else None
+    result["leak"] = f"a control scores what it cannot know: {', '.join(leaks)}" if leaks else None
     if args.random is None:
-        result["random_init_floor"] = None
+        result["random_init_baseline"] = None
         result["random_init_reason"] = "no --random features were given"
     result |= {
         "criteria": criteria,
@@ -1238,8 +1238,8 @@ def main(argv=None):
     )
     save_yaml(out, result)
     if "ladder" in result:
-        picture(plain(result), out.with_suffix(".png"))
-    say(result)
+        draw_chart(plain(result), out.with_suffix(".png"))
+    print_summary(result)
     return result
 
 

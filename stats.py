@@ -1,4 +1,4 @@
-"""Statistics: bootstrap, paired tests, permutation, Holm's correction, the record of a criterion, ridge regression."""
+"""Statistics: bootstrap, paired tests, Holm's correction, the record of a criterion, ridge regression."""
 
 import math
 
@@ -14,10 +14,10 @@ def clusters(sources):
 
 
 def widened(mean, low, high, n, tail=0.025):
-    """A percentile interval (95%, or `tail` left out on either side) from resampling n sources, made as wide as Student's t asks: (low, high).
+    """Widen a percentile interval of n sources, with `tail` outside each end, to Student's t: (low, high).
 
-    Percentiles are too narrow by sqrt((n - 1) / n), and are those of a normal distribution where few sources need the t of n - 1 degrees (Hesterberg 2015,
-    section 3.2): by 2% at n = 100, by 11% at 18, by half at 5. A single source says nothing of others: no bounds.
+    Percentiles are too narrow by sqrt((n - 1) / n) and by t over z (Hesterberg 2015, section 3.2): by 2% at
+    n = 100, by 11% at 18, by half at 5. A single source has no bounds: (-inf, inf).
     """
     from scipy.special import ndtri, stdtrit
 
@@ -28,14 +28,14 @@ def widened(mean, low, high, n, tail=0.025):
 
 
 def resampled(n, n_boot, g):
-    """How often each of n sources is drawn in each of n_boot resamples with replacement, [n_boot, n]."""
+    """How often each of n sources occurs in each of n_boot resamples with replacement, [n_boot, n]."""
     return torch.zeros(n_boot, n, dtype=torch.float64).scatter_add_(
         1, torch.randint(n, (n_boot, n), generator=g), torch.ones(1, dtype=torch.float64).expand(n_boot, n)
     )
 
 
 def bootstrap(scores, sources, n_boot=2000, seed=0):
-    """Mean and 95% interval of `scores` [n] or [seeds, n], resampling sources (and seeds) with replacement: percentiles, `widened`.
+    """(mean, low, high) of `scores` [n] or [seeds, n]: 95%, from resampled sources and seeds, `widened`.
 
     Items of one source stay together (cluster bootstrap; Field & Welsh 2007).
     """
@@ -60,9 +60,9 @@ def with_bounds(name, values):
 
 
 def paired_test(a, b, sources, n_perm=2000, seed=0):
-    """Mean of a - b with a cluster-bootstrap interval and a two-sided p-value from flipping the sign of whole sources.
+    """Mean of a - b with a cluster-bootstrap interval and a two-sided p from flipping signs of whole sources.
 
-    a, b: [n] or [seeds, n] scores of the same items. p is (1 + exceedances) / (1 + n_perm) (Phipson & Smyth 2010).
+    a, b: [n] or [seeds, n]. p = (1 + exceedances) / (1 + n_perm) (Phipson & Smyth 2010).
     """
 
     def per_item(x):
@@ -79,11 +79,11 @@ def paired_test(a, b, sources, n_perm=2000, seed=0):
     return {"gain": mean, "gain_low": low, "gain_high": high, "p": (1 + exceed) / (1 + n_perm)}
 
 
-def ratio(own, real):
-    """Values per item whose mean is the ratio of the means of own [n] or [seeds, n] and of real [n], so that resampling items gives its interval (linearised; Cochran 1977, section 6.4).
-    The mean of ratios would be ruled by the items whose `real` is smallest. None where all of real is zero."""
-    whole = own.mean() / real.mean()
-    return whole + (own - whole * real) / real.mean() if real.mean() > 0 else None
+def ratio(values, reference):
+    """Linearised ratio of two means, one value per item, to resample items (Cochran 1977, section 6.4).
+    values: [n] or [seeds, n]; reference: [n]. None if the reference is zero."""
+    whole = values.mean() / reference.mean()
+    return whole + (values - whole * reference) / reference.mean() if reference.mean() > 0 else None
 
 
 def holm(p_values):
@@ -95,41 +95,49 @@ def holm(p_values):
     return {name: adjusted[name] for name in p_values}
 
 
-def known_too_well(gain_low, floor, ceiling):
-    """Does a control beat the floor that bounds what it can know by more than a tenth of the room above that floor? gain_low: the lower end of the interval of its gain."""
-    return gain_low > 0.1 * abs(ceiling - floor)
+def control_leaks(gain_low, baseline, upper_bound):
+    """Whether a control gains over the baseline that bounds it by more than a tenth of the headroom."""
+    return gain_low > 0.1 * abs(upper_bound - baseline)
 
 
-def criterion(scores, floors, sources, ceiling=1.0, better="higher", seed=0, blind=None, **more):
-    """One score as every stage records it: interval, best floor, paired gain over that floor, ceiling and skill.
+def criterion(scores, baselines, sources, upper_bound=1.0, better="higher", seed=0, blind=None, **more):
+    """The record of one score: interval, best baseline, paired gain over it, upper bound and skill.
 
-    scores: [n] or [seeds, n], a value per test item; floors: {name: the same}. `better` says which way is good; the gain is positive when good.
-    blind: the floor that sees no features, and so bounds what shuffled labels can score. Where they score higher all the same, the answer leaks in some other way, say by a normaliser that
-    was fitted on it, and `leak` is "shuffled".
+    scores: [n] or [seeds, n], one per test item; baselines: {name: the same}; better: "higher" or "lower".
+    blind: the baseline without features. If shuffled labels score higher, `leak` is "shuffled".
     """
     sign = 1 if better == "higher" else -1
     mean, low, high = bootstrap(scores, sources, seed=seed)
-    floor_means = {name: bootstrap(f, sources, n_boot=1)[0] for name, f in floors.items()}
-    best = max(floor_means, key=lambda name: sign * floor_means[name])
+    baseline_means = {name: bootstrap(f, sources, n_boot=1)[0] for name, f in baselines.items()}
+    best = max(baseline_means, key=lambda name: sign * baseline_means[name])
 
-    def against(own, name):
-        own, floor = (sign * torch.as_tensor(x, dtype=torch.float64) for x in (own, floors[name]))
-        return paired_test(own, floor, sources, seed=seed)
+    def against(values, name):
+        values, baseline = (sign * torch.as_tensor(x, dtype=torch.float64) for x in (values, baselines[name]))
+        return paired_test(values, baseline, sources, seed=seed)
 
     gain = against(scores, best)
     gain["mde"] = detectable(gain["gain_low"], gain["gain_high"])
-    shuffled_gain = blind and against(floors["shuffled"], blind)["gain_low"]
+    shuffled_gain = blind and against(baselines["shuffled"], blind)["gain_low"]
     return record(
-        (mean, low, high), better, sources, floor_means, best, ceiling, gain, blind, shuffled_gain, more
+        (mean, low, high),
+        better,
+        sources,
+        baseline_means,
+        best,
+        upper_bound,
+        gain,
+        blind,
+        shuffled_gain,
+        more,
     )
 
 
-def record(interval, better, sources, floors, best, ceiling, gain, blind, shuffled_gain, more):
-    """What is written of one criterion. interval: (score, low, high); floors: {name: mean}, of which `best` is the highest hurdle; gain: what is known of the gain over it;
-    shuffled_gain: the lower bound of what shuffled labels gain over the floor `blind`."""
+def record(interval, better, sources, baselines, best, upper_bound, gain, blind, shuffled_gain, more):
+    """The YAML of a criterion. interval: (score, low, high); baselines: {name: mean}; gain: over the `best`;
+    shuffled_gain: the lower bound of the gain of shuffled labels over `blind`."""
     score, low, high = interval
-    room, sign = ceiling - floors[best], 1 if better == "higher" else -1
-    leak = blind and known_too_well(shuffled_gain, floors[blind], ceiling)
+    headroom, sign = upper_bound - baselines[best], 1 if better == "higher" else -1
+    leak = blind and control_leaks(shuffled_gain, baselines[blind], upper_bound)
     return {
         "score": score,
         "low": low,
@@ -137,19 +145,19 @@ def record(interval, better, sources, floors, best, ceiling, gain, blind, shuffl
         "better": better,
         "n": len(sources),
         "sources": len(set(sources)),
-        "floor": floors[best],
-        "floor_name": best,
-        "ceiling": ceiling,
-        "skill": (score - floors[best]) / room if sign * room > 0 else None,
+        "baseline": baselines[best],
+        "baseline_name": best,
+        "upper_bound": upper_bound,
+        "skill": (score - baselines[best]) / headroom if sign * headroom > 0 else None,
         **gain,
         "leak": "shuffled" if leak else None,
         **more,
-        "floors": floors,
+        "baselines": baselines,
     }
 
 
 def detectable(low, high):
-    """The smallest gain that a two-sided test at 5% finds with a power of 80% at this n: (1.96 + 0.84) standard errors, of which a 95% interval has 2 x 1.96."""
+    """The smallest gain that a two-sided test at 5% finds with 80% power, from a 95% interval."""
     return (1.96 + 0.84) * (high - low) / (2 * 1.96)
 
 
@@ -160,9 +168,9 @@ PENALTIES = torch.logspace(-6, 3, 19, dtype=torch.float64)
 
 
 def spectrum(kernels, train):
-    """What ridge regression needs to know of L feature matrices: (kernel [L, n, m] centred on the m items `train`, eigenvalues [L, m], eigenvectors [L, m, m]).
+    """(kernel [L, n, m] centred on the m items `train`, eigenvalues [L, m], eigenvectors [L, m, m]).
 
-    kernels: inner products of all items with all items [L, n, n], or with those of `train` alone [L, n, m < n], of any centring. fp64; one batched `eigh`.
+    kernels: inner products with all items [L, n, n] or with `train` [L, n, m < n], of any centring. fp64.
     """
     k = (kernels[..., train] if kernels.shape[1] == kernels.shape[2] else kernels).double()
     rows, columns = k.mean(2, keepdim=True), k[:, train].mean(1, keepdim=True)
@@ -172,9 +180,10 @@ def spectrum(kernels, train):
 
 
 def solve_ridge(k, values, vectors, targets, train):
-    """Dual ridge regression of every layer on every task, the penalty of each by exact leave-one-out: {task: (predictions [L, n, c], its errors [L, c])}.
+    """Dual ridge of every layer on every task: {task: (predictions [L, n, c], leave-one-out errors [L, c])}.
 
-    targets {task: [n, c]}; the errors are mean squares of the left-out. Leave-one-out: e_i / (1 - H_ii), H = 11'/m + K (K + aI)^-1 (Golub, Heath & Wahba 1979).
+    targets {task: [n, c]}; errors are mean squares. The penalty is chosen by exact leave-one-out:
+    e_i / (1 - H_ii), H = 11'/m + K (K + aI)^-1 (Golub, Heath & Wahba 1979).
     """
     y = torch.cat(list(targets.values()), 1).double()
     mean = y[train].mean(0)
@@ -200,7 +209,7 @@ def solve_ridge(k, values, vectors, targets, train):
 
 
 def ridge(x, targets, train):
-    """Dual ridge with an unpenalised intercept, one Gram matrix and one `eigh` for all tasks and penalties. x [n, d] fp32 -> {task: predictions [n, c]}."""
+    """Dual ridge with an unpenalised intercept for all tasks. x [n, d] fp32 -> {task: predictions [n, c]}."""
     x = x - x[train].mean(0)
     kernel = x @ (x[train] if len(train) < len(x) else x).T
     solved = solve_ridge(*spectrum(kernel[None], train), targets, train)
@@ -208,9 +217,9 @@ def ridge(x, targets, train):
 
 
 def token_ridge(x, targets, train, val):
-    """Primal ridge from every token to its own target; the penalty of every task by the error on the validation items.
+    """Primal ridge from every token to its target; each task's penalty is the best on the validation items.
 
-    x [n, K, d]; targets {task: [n, K, c]}. Returns {task: predictions [n, K, c]}. Leave-one-token-out would leak: neighbours share a picture.
+    x [n, K, d]; targets {task: [n, K, c]} -> {task: [n, K, c]}. Leave-one-token-out would leak inside images.
     """
     x = x - x[train].mean((0, 1))
     rows, y = x[train].flatten(0, 1), torch.cat(list(targets.values()), -1)
@@ -219,9 +228,9 @@ def token_ridge(x, targets, train, val):
     values = values.clamp(min=0)
     coordinates = vectors.T @ (rows.T @ (y[train] - centre).flatten(0, 1)).double()
     penalties = PENALTIES.to(values.device) * values.mean().clamp(min=1e-300)
-    turned, wanted = x[val].flatten(0, 1) @ vectors.float(), (y[val] - centre).flatten(0, 1)
+    rotated, target = x[val].flatten(0, 1) @ vectors.float(), (y[val] - centre).flatten(0, 1)
     maps = [(coordinates / (values + p)[:, None]).float() for p in penalties]
-    errors = torch.stack([(turned @ m - wanted).square().mean(0) for m in maps])  # [penalties, C]
+    errors = torch.stack([(rotated @ m - target).square().mean(0) for m in maps])  # [penalties, C]
     widths = [t.shape[-1] for t in targets.values()]
     best = torch.stack([e.mean(1).argmin() for e in errors.split(widths, 1)])
     best = best.repeat_interleave(torch.tensor(widths))
@@ -233,7 +242,7 @@ def token_ridge(x, targets, train, val):
 
 
 def signed_rank(difference, sources):
-    """Wilcoxon's two-sided p (scipy) of differences [n], those of one source averaged first: clips of one source are no independent pairs. 1 where there is no difference at all."""
+    """Two-sided p of Wilcoxon's test (scipy) on differences [n], averaged per source. 1 if all are 0."""
     from scipy.stats import wilcoxon
 
     cluster = clusters(sources)
@@ -245,14 +254,14 @@ def signed_rank(difference, sources):
 
 
 def averaged(name, x, sources, seed):
-    """{name, name_low, name_high} of scores [seeds, n], without the clips that have nothing to score (nan); None throughout where no clip has."""
+    """{name, name_low, name_high} of scores [seeds, n] without nan; all None if no clip has a score."""
     keep = (~x.isnan().any(0)).nonzero().flatten().tolist()
     return mean_and_interval(name, x[:, keep], [sources[k] for k in keep], seed)
 
 
-def gained(own, base, sources, seed):
-    """By how much errors [seeds, n] are less than those of a baseline [1, n]: paired_test, with Wilcoxon's p over sources beside it; None where nothing is scored."""
-    less = base.mean(0) - own.mean(0)
+def gain_of(errors, baseline, sources, seed):
+    """`paired_test` of a baseline's errors [1, n] less errors [seeds, n], with Wilcoxon's p; or None."""
+    less = baseline.mean(0) - errors.mean(0)
     keep = (~less.isnan()).nonzero().flatten().tolist()
     few = [sources[k] for k in keep]
     if not keep:
@@ -262,7 +271,7 @@ def gained(own, base, sources, seed):
 
 
 def gain_columns(name, gain, *p_values):
-    """{name, name_low, name_high, and name_<p> of each of `p_values`} of what `gained` found; None throughout where it found nothing."""
+    """{name, name_low, name_high, name_<p> for p in p_values} of a result of `gain_of`; all None of None."""
     keys = {"": "gain", "_low": "gain_low", "_high": "gain_high"} | {f"_{p}": p for p in p_values}
     return {f"{name}{end}": gain and gain[key] for end, key in keys.items()}
 
@@ -276,16 +285,16 @@ def adjusted(gains):
     return gains
 
 
-LEAST = 0.05  # of the answers: a change rarer than that is none
+LEAST = 0.05  # share of answers: a rarer change counts as none
 
 
 def verdict(*tests):
-    """yes where every paired gain excludes zero, no where one of them is surely under LEAST, else inconclusive."""
+    """`yes` if every paired gain excludes zero, `no` if one is surely below LEAST, else `inconclusive`."""
     if min(t["gain_low"] for t in tests) > 0:
         return "yes"
     return "no" if min(t["gain_high"] for t in tests) < LEAST else "inconclusive"
 
 
 def mean_and_interval(key, scores, sources, seed):
-    """{key, key_low, key_high}; scores [n] or [seeds, n]. None of nothing."""
+    """{key, key_low, key_high} of scores [n] or [seeds, n]; all None without scores."""
     return with_bounds(key, bootstrap(scores, sources, seed=seed) if len(sources) else (None,) * 3)

@@ -1,4 +1,4 @@
-"""Everything that is drawn: shapes, moving shapes, trajectories, a packing bench."""
+"""Generated images and clips: shapes, moving shapes, trajectories, a packing bench."""
 
 import itertools
 import uuid
@@ -36,7 +36,7 @@ DIRECTIONS = {
 
 
 def coverage(shape, size, cx, cy, radius, angle):
-    """How much of each pixel a shape covers, float [size,size]. Every shape is star-convex: inside is r <= R(theta)."""
+    """Fraction of each pixel that a shape covers, float [size,size]. Every shape is star-convex: inside is r <= R(theta)."""
     y, x = np.mgrid[:size, :size].astype(np.float32) + 0.5
     dx, dy = x - cx, y - cy
     r = np.hypot(dx, dy)
@@ -52,7 +52,7 @@ def coverage(shape, size, cx, cy, radius, angle):
 
 
 def smooth_noise(rng, size, cells):
-    """Low-frequency noise in [-1, 1], float32 [size,size,1]: a coarse random grid, bicubically enlarged."""
+    """Low-frequency noise in [-1, 1], float32 [size,size,1]: a coarse random grid, upsampled bicubically."""
     grid = torch.from_numpy(rng.uniform(-1, 1, (1, 1, cells, cells)).astype(np.float32))
     x = torch.nn.functional.interpolate(grid, (size, size), mode="bicubic", align_corners=False)
     return x[0, 0, :, :, None].numpy().clip(-1, 1)
@@ -70,7 +70,7 @@ def background(rng, size):
 
 
 def draw(objects, canvas):
-    """Paint objects back to front. Returns the image uint8 [S,S,3], the mask uint8 [S,S] and visible boxes float32 [n,4]."""
+    """Paint objects back to front: image uint8 [S,S,3], mask uint8 [S,S], visible boxes float32 [n,4]."""
     size, image = canvas.shape[0], canvas.copy()
     mask = np.zeros((size, size), np.uint8)
     for i, o in enumerate(objects, 1):
@@ -91,7 +91,7 @@ def draw(objects, canvas):
 
 
 def random_object(rng, size, colour, low, high):
-    """One object of radius `low`..`high` (fractions of the side), wholly inside the frame."""
+    """One object of radius `low`..`high` (fractions of the side), entirely inside the frame."""
     radius = size * rng.uniform(low, high)
     return {
         "colour": colour,
@@ -108,14 +108,14 @@ def random_object(rng, size, colour, low, high):
 
 
 def place_word(box, size):
-    """Where the centre of a box lies on a 3 x 3 grid, in words."""
+    """The cell of a 3 x 3 grid that holds the centre of a box, in words."""
     cx, cy = (box[0] + box[2]) / 2 / size, (box[1] + box[3]) / 2 / size
     words = [("left", "", "right")[min(int(cx * 3), 2)], ("top", "", "bottom")[min(int(cy * 3), 2)]]
     return " ".join(w for w in reversed(words) if w) or "middle"
 
 
 def words_for(objects, boxes, size):
-    """A caption that names (sorted by colour, so its order says nothing of place) and question/answer turns."""
+    """A caption (sorted by colour, so that its order does not reveal the place) and question/answer turns."""
     names = [f"{o['colour']} {o['shape']}" for o in objects]
     text = "a " + " and a ".join(sorted(names))
     turns = [["What is in the picture?", text]]
@@ -126,7 +126,7 @@ def words_for(objects, boxes, size):
 
 
 def scene(rng, size, canvas):
-    """One subject (radius 0.17-0.27 of the side) and up to three distractors (0.10-0.15); each keeps half of itself visible."""
+    """One subject (radius 0.17-0.27 of the side), up to three distractors (0.10-0.15); at least half of each is visible."""
     while True:
         colours = rng.permutation(list(COLOURS))[: rng.integers(1, 5)]
         objects = [
@@ -172,8 +172,8 @@ def shapes(n, size, seed):
 def moving(n, size, seed, frames=17):
     """Clips of one moving shape: 8 directions, speeds, every tenth pair still, a third under camera motion.
 
-    Every scene comes twice, with its mirror image or its reverse, under one source. The position halfway is drawn
-    without regard to the direction, so that a single frame says little about it.
+    Every scene occurs twice under one source, the second time mirrored or reversed. The position at half time does not depend on the
+    direction, so a single frame reveals little about it.
     """
     for i in range(n):
         scene_number, twin = divmod(i, 2)
@@ -237,12 +237,12 @@ def moving(n, size, seed, frames=17):
         }
 
 
-# ---------------------------------------------------------------- trajectories: who stays and who comes and goes
+# ---------------------------------------------------------------- trajectories: persistent or transient
 
-# what is drawn for an object; who blinks appears or vanishes in mid-picture
-STAYS = ("stays", "hidden", "hidden", "crosses")
-GOES = ("enters", "leaves", "passes", "blinks")
-# pixels a frame at 48 px
+# cases of motion; an object that `blinks` appears or vanishes inside the image
+STEADY = ("stays", "hidden", "hidden", "crosses")
+PASSING = ("enters", "leaves", "passes", "blinks")
+# pixels per frame at 48 px
 SPEEDS = {
     "stays": (0.25, 1.2),
     "hidden": (0.4, 1.5),
@@ -255,7 +255,7 @@ SPEEDS = {
 CHANGES = ("reversed", "deleted", "swapped")
 OPPOSITE = {d: next(o for o, w in DIRECTIONS.items() if w == (-x, -y)) for d, (x, y) in DIRECTIONS.items()}
 OPPOSITE["still"] = "still"
-QUESTIONS = {  # by kind; of `whatif` there are two, with an answer each
+QUESTIONS = {  # by kind; `backwards` and `uncovered` are both of the kind `whatif`
     "persistence": ("Is the {} {}?", "Would you call the {} {}?", "What is the {}, {}?"),
     "frames": (
         "In which frames does the {} appear?",
@@ -287,15 +287,15 @@ UNKNOWN = "the clip does not show that"
 
 
 def position(equation, t):
-    """Where an object is at frames t [T], float64 [T,2] in pixels: p0 + v t + a t^2 / 2, or with a turn of w radians a frame an arc run through at the speed |v|."""
+    """Position at frames t [T], float64 [T,2] in pixels: p0 + v t + a t^2 / 2, or with turn w (radians per frame) an arc at speed |v|."""
     t, v, w = np.asarray(t, float)[:, None], np.asarray(equation["velocity"]), equation["turn"]
     if not w:
         return equation["position"] + v * t + np.asarray(equation["acceleration"]) * t**2 / 2
     return equation["position"] + (v * np.sin(w * t) + v[::-1] * (-1, 1) * (1 - np.cos(w * t))) / w
 
 
-def played_backwards(equation, frames):
-    """The equation of the same way back: position(played_backwards(e), t) = position(e, frames - 1 - t)."""
+def reversed_equation(equation, frames):
+    """The equation of the reversed motion: its position at t is that of `equation` at frames - 1 - t."""
     end, w = frames - 1, equation["turn"]
     v, a = np.asarray(equation["velocity"]), np.asarray(equation["acceleration"])
     last = v * np.cos(w * end) + v[::-1] * (-1, 1) * np.sin(w * end) if w else v + a * end
@@ -308,7 +308,7 @@ def played_backwards(equation, frames):
 
 
 def spans(there):
-    """[first, last] of each run of true values, both ends included."""
+    """[first, last] (inclusive) of each run of true values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], np.asarray(there, int), [0]])))
     return [[int(a), int(b) - 1] for a, b in edges.reshape(-1, 2)]
 
@@ -320,16 +320,16 @@ def spans_words(found):
 
 
 def nearest_direction(displacement, least):
-    """Which of DIRECTIONS is nearest, or "still" below `least` pixels."""
+    """The nearest of DIRECTIONS, or "still" below `least` pixels."""
     if np.hypot(*displacement) < least:
         return "still"
     return max(DIRECTIONS, key=lambda d: np.dot(displacement, DIRECTIONS[d]) / np.hypot(*DIRECTIONS[d]))
 
 
 def trajectory(rng, case, direction, radius, size, frames, block, other):
-    """An equation for an object of that case that moves that way: None where what was drawn does something else, or does it unclearly.
+    """A random equation for that case and direction. None if the drawn motion does not clearly show them.
 
-    block: (x0, y0, x1, y1), behind which who is `hidden` goes; other: the equation of whom who `crosses` meets.
+    block: (x0, y0, x1, y1), which hides an object of case `hidden`; other: the equation of the object that `crosses` meets.
     """
     end, scale = frames - 1, size / 48
     exists, still = [0, end], direction == "still"
@@ -352,9 +352,9 @@ def trajectory(rng, case, direction, radius, size, frames, block, other):
         anchor = position(other, [t0])[0] + rng.uniform(-2, 2, 2) * scale
     elif case in ("enters", "leaves"):  # on an edge
         anchor[rng.integers(2)] = size * rng.integers(2)
-    # seen from t0, the way to frame 0
+    # the path from t0 back to frame 0
     back = {"position": [0.0, 0.0], "velocity": (-v).tolist(), "acceleration": a.tolist(), "turn": -w}
-    start = played_backwards(back | {"exists": [0, 0]}, t0 + 1)
+    start = reversed_equation(back | {"exists": [0, 0]}, t0 + 1)
     equation = {
         "position": (anchor + position(back, [t0])[0]).tolist(),
         "velocity": start["velocity"],
@@ -364,7 +364,7 @@ def trajectory(rng, case, direction, radius, size, frames, block, other):
         "exists": exists,
     }
     at = position(equation, np.arange(frames))
-    # of the centre, behind the nearest edge; 0: half of it is inside
+    # distance of the centre from the nearest edge in radii; 0: half of the object is inside
     depth = np.minimum(at, size - at).min(1) / radius
     there = depth >= 0
     there[: exists[0]], there[exists[1] + 1 :] = False, False
@@ -372,22 +372,22 @@ def trajectory(rng, case, direction, radius, size, frames, block, other):
         return None
     first, last = spans(there)[0]
     # is it clearly outside at the beginning, at the end?
-    wanted = {"enters": (True, False), "leaves": (False, True), "passes": (True, True)}.get(
+    outside = {"enters": (True, False), "leaves": (False, True), "passes": (True, True)}.get(
         case, (False, False)
     )
     clear = depth[first : last + 1].max() >= 0.5
-    for k, out in zip(exists, wanted, strict=True):
+    for k, out in zip(exists, outside, strict=True):
         clear &= depth[k] <= -0.4 if out else depth[k] >= 0.5
-    clear &= any(wanted) or depth[exists[0] : exists[1] + 1].min() >= 0.5
-    clear &= (not wanted[0] or first >= 3) and (not wanted[1] or end - last >= 3) and last - first >= 4
+    clear &= any(outside) or depth[exists[0] : exists[1] + 1].min() >= 0.5
+    clear &= (not outside[0] or first >= 3) and (not outside[1] or end - last >= 3) and last - first >= 4
     least = 2 * scale if still else 4 * scale
     if clear and nearest_direction(at[last] - at[first], least) == direction:
         return equation
     return None
 
 
-def planned(rng, cases, directions, size, frames):
-    """A scene in which an object of each case moves in its direction: what stands and moves in it, and how. None where it was drawn in vain."""
+def draw_scene(rng, cases, directions, size, frames):
+    """A random scene, a dict, with an object of each case and direction. None if one could not be drawn."""
     colours, n, block = rng.permutation(list(COLOURS)), len(cases), None
     if "hidden" in cases or rng.random() < 0.4:
         width, height = size * rng.uniform(0.24, 0.42), size * rng.uniform(0.45, 0.95)
@@ -427,10 +427,10 @@ def planned(rng, cases, directions, size, frames):
     }
 
 
-def filmed(scene, backwards=False, painted=True):
-    """What is seen of a scene, uint8 [T,S,S,3], the mask uint8 [T,S,S], and for each object two float arrays [n,T]: how much of its area is inside the picture, how much of that is seen.
+def render(scene, backwards=False, painted=True):
+    """(frames uint8 [T,S,S,3], mask uint8 [T,S,S], fraction of each object inside the image [n,T], visible fraction of that [n,T]).
 
-    Only the window that an object covers is drawn; not painted, the picture is left out.
+    Only the window around an object is drawn. If not `painted`, frames is None.
     """
     canvas, frames, objects = scene["canvas"], scene["frames"], scene["objects"]
     t, size = np.arange(frames)[:: -1 if backwards else 1], len(canvas)
@@ -463,14 +463,14 @@ def filmed(scene, backwards=False, painted=True):
     return image, mask, inside, seen / np.maximum(alone, 1)
 
 
-def tracked(scene, backwards, mask, inside, seen):
-    """The truth about each object of a scene, a dict each (see the top of this file under `tracks`)."""
+def track_objects(scene, backwards, mask, inside, seen):
+    """The truth about each object of a scene, a dict each: case, frames (spans), direction, speed (px per frame), equation."""
     frames, found, size = scene["frames"], [], mask.shape[1]
     names = [f"{o['colour']} {o['shape']}" for o in scene["objects"]]
     equations = [o["equation"] for o in scene["objects"]]
     if backwards:
-        equations = [played_backwards(e, frames) for e in equations]
-    ways = [position(e, np.arange(frames)) for e in equations]
+        equations = [reversed_equation(e, frames) for e in equations]
+    paths = [position(e, np.arange(frames)) for e in equations]
     present = inside >= 0.5
     for k, (name, e) in enumerate(zip(names, equations, strict=True)):
         there = spans(present[k]) or [[0, 0]]
@@ -483,10 +483,10 @@ def tracked(scene, backwards, mask, inside, seen):
             why = "passes" if goes else "enters"
         else:
             why = "leaves" if goes else "stays"
-        way = ways[k][first : last + 1]
-        speed = float(np.hypot(*np.diff(way, axis=0).T).mean()) if len(way) > 1 else 0.0
+        path = paths[k][first : last + 1]
+        speed = float(np.hypot(*np.diff(path, axis=0).T).mean()) if len(path) > 1 else 0.0
         near = [
-            np.hypot(*(ways[k] - ways[j]).T)[present[k] & present[j]].min(initial=np.inf)
+            np.hypot(*(paths[k] - paths[j]).T)[present[k] & present[j]].min(initial=np.inf)
             < max(e["radius"], equations[j]["radius"])
             for j in range(len(names))
         ]
@@ -498,7 +498,7 @@ def tracked(scene, backwards, mask, inside, seen):
                 "present": spans(present[k]),
                 "visible": spans(visible),
                 "hidden": spans(present[k] & ~visible),
-                "direction": nearest_direction(way[-1] - way[0], 2 * size / 48),
+                "direction": nearest_direction(path[-1] - path[0], 2 * size / 48),
                 "speed": speed,
                 "curvature": float(e["turn"] / np.hypot(*e["velocity"])) if e["turn"] else 0.0,
                 "crosses": [names[j] for j in range(len(names)) if j != k and near[j]],
@@ -508,10 +508,10 @@ def tracked(scene, backwards, mask, inside, seen):
     return found
 
 
-def told(track):
-    """The templated sentences about one object."""
+def describe_track(track):
+    """The sentences about one object, from a template."""
     first, last = track["present"][0][0], track["present"][-1][1]
-    way = {
+    presence = {
         "stays": f"is there in frames {first} to {last}",
         "enters": f"enters in frame {first}",
         "leaves": f"leaves in frame {last}",
@@ -522,10 +522,10 @@ def told(track):
     kind = "persistent" if track["persistent"] else "transient"
     moves = "is still" if track["direction"] == "still" else f"moves {track['direction']}"
     hidden = f"hidden in {spans_words(track['hidden'])}" if track["hidden"] else "never hidden"
-    return f"The {track['object']} is {kind}: it {way}. It {moves}. It is {hidden}."
+    return f"The {track['object']} is {kind}: it {presence}. It {moves}. It is {hidden}."
 
 
-def asked_of(rng, kind, name):
+def question_about(rng, kind, name):
     """One of the paraphrases of a question."""
     question = QUESTIONS[kind][0 if rng.random() < 0.5 else rng.integers(1, len(QUESTIONS[kind]))]
     either = str(rng.choice(["persistent or transient", "transient or persistent"]))
@@ -533,8 +533,8 @@ def asked_of(rng, kind, name):
 
 
 def questions_of(tracks, numbers, absent, seed):
-    """(turns, asked) about a clip. numbers: of the objects in the scene as it was drawn, by which the same words are found for them in its changed clips."""
-    turns, asked = [], []
+    """(turns, topics) of a clip. numbers: those of the objects in the unchanged scene, so that changed clips get the same words."""
+    turns, topics = [], []
     for track, number in zip(tracks, numbers, strict=True):
         rng = np.random.default_rng([*seed, 3 + number])
         answers = {
@@ -547,26 +547,26 @@ def questions_of(tracks, numbers, absent, seed):
             "unknown": UNKNOWN,
         }
         for kind, answer in answers.items():
-            turns.append([asked_of(rng, kind, track["object"]), answer])
-            asked.append(["whatif" if kind in ("backwards", "uncovered") else kind, track["object"]])
+            turns.append([question_about(rng, kind, track["object"]), answer])
+            topics.append(["whatif" if kind in ("backwards", "uncovered") else kind, track["object"]])
     rng = np.random.default_rng([*seed, 2])
     kinds = rng.permutation(["persistence", "frames", "direction", "hidden", "backwards", "uncovered"])
-    turns += [[asked_of(rng, str(kind), absent), f"there is no {absent}"] for kind in kinds[:2]]
-    turns.append([asked_of(rng, "count", ""), str(len(tracks))])
-    return turns, [*asked, ["absent", absent], ["absent", absent], ["count", ""]]
+    turns += [[question_about(rng, str(kind), absent), f"there is no {absent}"] for kind in kinds[:2]]
+    turns.append([question_about(rng, "count", ""), str(len(tracks))])
+    return turns, [*topics, ["absent", absent], ["absent", absent], ["count", ""]]
 
 
 def absent_name(rng, names):
-    """The name of an object that is not there; half of the time its colour or its shape is."""
+    """The name of an object that is not there; half of the time with the colour or shape of one that is."""
     others = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in names]
     alike = [o for o in others if set(o.split()) & {w for n in names for w in n.split()}]
     return str(rng.choice(alike if rng.random() < 0.5 else others))
 
 
 def trajectories(n, size, seed, frames=32, change=None, only=None):
-    """Clips of one to three coloured objects, half of them persistent (in the picture, seen or hidden, in every frame), half transient; every scene is its own source.
+    """Clips of one to three coloured objects, half of them persistent (in every frame, visible or hidden); a source each.
 
-    change: the same scenes played backwards, without their first object, or with the first two objects' colours and shapes exchanged. only: the split to keep.
+    change: the same scenes reversed, without the first object, or with the first two swapped. only: the split to generate.
     """
     for i in range(n):
         name = f"trajectories-{seed}-{i:05d}"
@@ -574,18 +574,18 @@ def trajectories(n, size, seed, frames=32, change=None, only=None):
             continue
         rng = np.random.default_rng([seed, i])
         cases = sorted(
-            (str(rng.choice(STAYS if rng.random() < 0.5 else GOES)) for _ in range(rng.integers(1, 4))),
+            (str(rng.choice(STEADY if rng.random() < 0.5 else PASSING)) for _ in range(rng.integers(1, 4))),
             key=lambda c: c == "crosses",
         )
-        cases[0] = "stays" if cases[0] == "crosses" else cases[0]  # there is nobody yet to cross
+        cases[0] = "stays" if cases[0] == "crosses" else cases[0]  # there is no object yet to cross
         directions = [
             "still"
             if case in ("stays", "blinks") and rng.random() < 0.15
             else str(rng.choice(list(DIRECTIONS)))
             for case in cases
         ]
-        while not (scene := planned(rng, cases, directions, size, frames)) or not as_planned(scene):
-            pass  # cases and directions stay: those that are harder to draw would become rare
+        while not (scene := draw_scene(rng, cases, directions, size, frames)) or not shows_plan(scene):
+            pass  # cases and directions stay, or those that fail often would become rare
         names = [f"{o['colour']} {o['shape']}" for o in scene["objects"]]
         absent = absent_name(np.random.default_rng([seed, i, 1]), names)
         numbers = list(range(len(names)))
@@ -599,9 +599,9 @@ def trajectories(n, size, seed, frames=32, change=None, only=None):
             more["removed"] = names[0]
             scene["objects"], numbers = scene["objects"][1:], numbers[1:]
             scene["depth"] = [k - 1 for k in scene["depth"] if k]
-        image, mask, inside, seen = filmed(scene, change == "reversed")
-        tracks = tracked(scene, change == "reversed", mask, inside, seen)
-        turns, asked = questions_of(tracks, numbers, absent, (seed, i))
+        image, mask, inside, seen = render(scene, change == "reversed")
+        tracks = track_objects(scene, change == "reversed", mask, inside, seen)
+        turns, topics = questions_of(tracks, numbers, absent, (seed, i))
         count = len(tracks)
         counted = "There is 1 coloured object." if count == 1 else f"There are {count} coloured objects."
         yield {
@@ -618,18 +618,18 @@ def trajectories(n, size, seed, frames=32, change=None, only=None):
             "absent": absent,
             "tracks": tracks,
             **more,
-            "text": " ".join([*map(told, tracks), counted]),
+            "text": " ".join([*map(describe_track, tracks), counted]),
             "turns": turns,
-            "asked": asked,
+            "topics": topics,
         }
 
 
-def as_planned(scene):
-    """Does the film show what was drawn: who hides or crosses does so, all are seen for a while, and whoever comes or goes is seen doing it, clearly?"""
-    _, mask, inside, seen = filmed(scene, painted=False)
-    if ((seen > 0.15) & (seen < 0.4) & (inside >= 0.5)).sum(1).max() > 4:  # neither seen nor hidden for long
+def shows_plan(scene):
+    """Does the clip clearly show each case: hiding, crossing, coming and going, and every object for at least five frames?"""
+    _, mask, inside, seen = render(scene, painted=False)
+    if ((seen > 0.15) & (seen < 0.4) & (inside >= 0.5)).sum(1).max() > 4:  # long neither visible nor hidden
         return False
-    for case, track in zip(scene["cases"], tracked(scene, False, mask, inside, seen), strict=True):
+    for case, track in zip(scene["cases"], track_objects(scene, False, mask, inside, seen), strict=True):
         visible = {t for a, b in track["visible"] for t in range(a, b + 1)}
         ends = (
             {t for t in (track["present"][0][0], track["present"][-1][1]) if 0 < t < len(mask) - 1}
@@ -641,7 +641,7 @@ def as_planned(scene):
             or len(track["visible"]) > 3
             or len(visible) < 5
             or not ends <= visible
-            or track["persistent"] != (case in STAYS)
+            or track["persistent"] != (case in STEADY)
             or case == "hidden"
             and sum(b - a + 1 for a, b in track["hidden"]) < 3
             or case == "crosses"
@@ -654,7 +654,7 @@ def as_planned(scene):
 
 
 def boxes_of(mask, n):
-    """Extents of the numbers 1 ... n in masks uint8 [T,S,S], float32 [T,n,4]; zeros where there are none."""
+    """Boxes of objects 1 ... n in masks uint8 [T,S,S], float32 [T,n,4]; zeros for an invisible object."""
     found = torch.zeros(len(mask), n, 4)
     for k in range(n):
         here = mask == k + 1
@@ -677,19 +677,19 @@ OPERATIONS = {
     500: "Close Box",
     600: "Attach Box Label",
     700: "Scan Label",
-    # OpenPack (Yoshimura et al. 2024); what has another id (8100, Null) is none of them
+    # OpenPack (Yoshimura et al. 2024); 8100 (Null) is no operation
     800: "Attach Shipping Label",
     900: "Put on Back Table",
     1000: "Fill out Order",
 }
 NULL, JAPAN = 8100, timezone(timedelta(hours=9))
-# seconds, of somebody of speed 1
+# seconds at speed 1
 LASTS = {100: 9, 200: 7, 300: 9, 400: 10, 500: 6, 600: 5, 700: 4, 800: 6, 900: 6, 1000: 7, NULL: 2}
 FRAMES_AT = "kinect/color-masked/frames"
 
 
 def procedure(rng):
-    """The operations on one box, in a noisy order: ids. Without picking, assembling, inserting and closing there is nothing to go on with, so these are never skipped."""
+    """Ids of the operations on one box, in a noisy order. Picking, assembling, inserting, closing and putting back are never skipped."""
     order = [o for o in OPERATIONS if o in (100, 300, 400, 500, 900) or rng.random() > 0.1]
     for a, b in ((200, 300), (600, 700), (700, 800), (900, 1000)):
         if a in order and order[order.index(a) + 1 :][:1] == [b] and rng.random() < 0.25:
@@ -702,8 +702,8 @@ def procedure(rng):
     return order
 
 
-def shift(rng, speed, boxes):
-    """A session of somebody: [{start, end (seconds), id, box, done: the ids done on this box before}]."""
+def session_plan(rng, speed, boxes):
+    """One session: [{start, end (seconds), id, box, done: ids of earlier operations on this box}]."""
     found, t = [], 0.0
     for box in range(1, boxes + 1):
         done = []
@@ -716,10 +716,10 @@ def shift(rng, speed, boxes):
     return found
 
 
-def at_bench(look, segment, t, rng, size):
-    """The picture at t seconds of a session: somebody at a bench with shelf, items, box, printer and back table, PIL image.
+def draw_bench(look, segment, t, rng, size):
+    """PIL image at t seconds of a session: a person at a bench with shelf, items, box, printer, back table.
 
-    Attaching either label and scanning are one movement, as are assembling and closing: what is in the hand, how high the box is and what lies on the bench tells them apart.
+    Attaching a label and scanning share a movement, as do assembling and closing; they differ in the object held, the box and the bench.
     """
     from PIL import Image, ImageDraw
 
@@ -735,7 +735,7 @@ def at_bench(look, segment, t, rng, size):
     height = 9 * (1 if 300 in done else along if o == 300 else 0)
     away = 900 in done or o == 900 and along > 0.7
     carried = 17 * min(1, along * 1.4)
-    body, left, right, held = {  # x of the body, both hands, and what is in the right one
+    body, left, right, held = {  # x of the body, both hands, and the object in the right one
         100: (15, (12, 38), (5 + 10 * swing, 22 + 15 * swing), "item" if along * 10 % 1 < 0.6 else None),
         200: (19, (14, 38), (15 + 7 * swing, 37 - 4 * swing), "label"),
         300: (33, (27 - 5 * swing, 36 - 3 * swing), (39 + 5 * swing, 36 - 3 * swing), None),
@@ -761,7 +761,7 @@ def at_bench(look, segment, t, rng, size):
         if x1 > x0 and y1 > y0:
             pen.rectangle(at(x0, y0, x1, y1), fill=fill)
 
-    block(-20, 46, 84, 84, look["floor"])
+    block(-20, 46, 84, 84, look["ground"])
     block(0, 12, 8, 46, (90, 80, 70))  # the shelf
     for k in range(4):
         block(1, 15 + 8 * k, 6, 19 + 8 * k, look["items"][k % 3])
@@ -804,8 +804,7 @@ def at_bench(look, segment, t, rng, size):
 
 
 def draw_operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0):
-    """A made-up set in OpenPack's own layout under `out`: subjects U0101 ..., sessions S0100 ..., JPEGs at `rate` a second; made.yaml says so, last. Each subject has their own speed, clothes
-    and camera."""
+    """Write a generated set in the layout of OpenPack: JPEGs at `rate` per second, annotations and, last, made.yaml."""
     for s in tqdm(range(subjects), desc="operations", unit="subject"):
         rng = np.random.default_rng([seed, s])
         user = f"U{101 + s:04d}"
@@ -822,17 +821,17 @@ def draw_operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0)
             wall = int(rng.integers(110, 190))
             look |= {
                 "wall": (wall, wall, wall - 10),
-                "floor": (wall - 60,) * 3,
+                "ground": (wall - 60,) * 3,
                 "bench": tuple((np.array([200, 195, 185]) * rng.uniform(0.7, 1)).astype(int).tolist()),
             }
-            work, folder = shift(rng, look["speed"], boxes), out / user / FRAMES_AT / session
-            told, by_second, box, second = [], [], None, 0
+            work, folder = session_plan(rng, look["speed"], boxes), out / user / FRAMES_AT / session
+            operations, by_second, box, second = [], [], None, 0
             for part in work:
                 times = [day + timedelta(seconds=round(part[key], 3)) for key in ("start", "end")]
                 times = [x.isoformat(timespec="milliseconds") for x in times]
                 what = [user, session, part["box"], part["id"]]
                 name = OPERATIONS.get(part["id"], "Null")
-                told.append([str(uuid.UUID(bytes=rng.bytes(16))), *what, name, *times, ""])
+                operations.append([str(uuid.UUID(bytes=rng.bytes(16))), *what, name, *times, ""])
                 while second < part["end"]:
                     by_second.append([1000 * (int(day.timestamp()) + second), *what])
                     second += 1
@@ -850,9 +849,9 @@ def draw_operations(out, size, seed, subjects=10, sessions=4, boxes=2, rate=2.0)
                 name = f"{when:%Y%m%d_%H%M%S}_{when.microsecond // 1000:03d}.jpg"
                 path = folder / when.strftime("%Y/%m/%d/%H/%M") / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                at_bench(look, part, t, rng, size).save(path, quality=90)
+                draw_bench(look, part, t, rng, size).save(path, quality=90)
             for name, head, rows in (
-                ("openpack-operations", "uuid,user,session,box,id,operation,start,end,actions", told),
+                ("openpack-operations", "uuid,user,session,box,id,operation,start,end,actions", operations),
                 ("openpack-operations-1hz", "unixtime,user,session,box,id", by_second),
             ):
                 save_text(

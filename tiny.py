@@ -1,21 +1,21 @@
-"""Train the embedded default: small models of the real library classes, on generated data, until they do their job.
+"""Train the embedded default: small models of the real library classes, on generated data.
 
-    make tiny                          everything: data, the models, results/tiny/tiny.yaml
-    python tiny.py --only vae          one of them; run again to continue where it stopped
+    python tiny.py                     all models; the README has the commands that generate their data
+    python tiny.py --only vae          one model; run again to resume
 
 Reads data/tiny-shapes, data/tiny-moving and data/tiny-trajectories (`data.py`). Writes results/tiny/checkpoints/<model>/ (fp16, `save_pretrained`),
-results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its floor) and the headline numbers of all, results/tiny/tiny.yaml.
+results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its baseline) and, with the headline numbers of all, results/tiny/tiny.yaml.
 
     vae       AutoencoderKLLTXVideo   reconstructs 64 px images and clips of 9 and 17 frames
-    semantic  Qwen2.5-VL              names colour and shape: no place, no motion in its loss
-    vlm       Qwen2.5-VL              goes on from there: says where things are and, on clips, which way they move
-    dinov2    Dinov2                  a masked image model: the patches it must fill in give dense features
-    tracker   a video transformer     follows an object that is named through a clip: in which frames is it seen, is it persistent? (`Tracker` in models.py)
-    ltx       LTX-Video transformer   goes on with a clip from its first frame and a prompt that says which way, or from several frames
-    words     Llama                   knows no pictures: answers from facts of an object given as text, and says so where they are lacking
-    llava-next, internvl2, cogvlm2    LLaVA-NeXT (CLIP, no merging), InternVL (pixel shuffle) and CogVLM2 (visual expert), taught on pictures to name and to place
+    semantic  Qwen2.5-VL              names colour and shape; neither place nor motion is in its loss
+    vlm       Qwen2.5-VL              starts from `semantic`: also answers where objects are and, on clips, in which direction they move
+    dinov2    Dinov2                  a masked image model with dense features
+    tracker   a video transformer     finds a named object in the frames of a clip; is it persistent? (`Tracker` in models.py)
+    ltx       LTX-Video transformer   continues a clip from its first frame and a prompt with the direction, or from several frames
+    words     Llama                   text only: answers from facts of an object given as text, and reports missing facts
+    llava-next, internvl2, cogvlm2    LLaVA-NeXT (CLIP, no merging), InternVL (pixel shuffle) and CogVLM2 (visual expert), trained on names and places
 
-This is the only file that knows the small configurations; every other stage loads these folders as it loads a hub checkpoint.
+Only this file holds the small configurations; every other stage loads these folders as it loads a hub checkpoint.
 
 Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py,
 synthetic.py, training.py.
@@ -33,18 +33,18 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from claims import TELL_OF, heading, metadata_text, naming, whereabouts
+from claims import DESCRIBE_NAME, directions_of, metadata_text, naming, whereabouts
 from cogvlm2 import IMAGE_MEAN, IMAGE_STD, CogVLM2
 from common import (
     _atomically,
     check_writable,
+    fail,
     load_items,
     load_yaml,
     parser,
-    refuse,
+    print_summary,
     run_info,
     save_yaml,
-    say,
     split_of,
 )
 from media import frames_of
@@ -55,25 +55,25 @@ from synthetic import (
     OPPOSITE,
     SHAPES,
     UNKNOWN,
-    asked_of,
+    describe_track,
     place_word,
+    question_about,
     spans,
     spans_words,
-    told,
 )
 from training import answered, mean_answer_loss, word_prompt
 
 SAVE_EVERY = 200  # steps
-FILM = {"fps": 2.0}  # the rate that extract.py, too, says clips have
+CLIP_RATE = {"fps": 2.0}  # as in extract.py
 NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-NAMING = ("What is", "What shape")  # how the questions begin that ask for a name
+NAMING = ("What is", "What shape")  # the first words of questions for a name
 
 
 # ---------------------------------------------------------------- one training loop
 
 
 def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
-    """AdamW with warm-up and cosine decay; the batch of a step depends on (seed, step) alone, so a resumed run is the same run.
+    """AdamW with warm-up and cosine decay. The batch of a step depends on (seed, step) alone, so resuming changes nothing.
 
     loss_of(model, rng) -> scalar. Returns the losses, one a step. Raises FloatingPointError on a non-finite loss.
     """
@@ -118,7 +118,7 @@ def train(name, model, loss_of, steps, lr, seed, folder, weight_decay=0.05):
 
 
 def fast(device):
-    """bf16 products where they are faster (a CPU's AVX512-BF16 or AMX, capability >= 8.0); weights and all else fp32."""
+    """Autocast to bf16 where it is faster (a CPU's AVX512-BF16 or AMX, capability >= 8.0)."""
     native = torch.backends.mkldnn.is_available()
     if device == "cuda":
         native = torch.cuda.get_device_capability() >= (8, 0)
@@ -160,12 +160,12 @@ def dissimilarity(x, y, window=7, c1=(0.01 * 2) ** 2, c2=(0.03 * 2) ** 2):
 
 
 def to_video(frames):
-    """uint8 [n,T,H,W,3] -> float [n,3,T,H,W] in [-1, 1], the range that LTX-Video's autoencoder takes."""
+    """uint8 [n,T,H,W,3] -> float [n,3,T,H,W] in [-1, 1], the input range of LTX-Video's autoencoder."""
     return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 def vae_loss(images, clips, device):
-    """MSE + L1 + a tenth of 1 - SSIM on 16 images, or in three of ten steps on 4 clips of 9 or 2 of 17 frames; a light KL keeps the latents bounded."""
+    """MSE + L1 + 0.1 (1 - SSIM) + a small KL, on 16 images or, in three of ten steps, 4 clips of 9 or 2 of 17 frames."""
 
     def loss_of(model, rng):
         if rng.random() < 0.3:
@@ -187,7 +187,7 @@ def vae_loss(images, clips, device):
 
 @torch.no_grad()
 def vae_quality(model, images, clips, device):
-    """Mean absolute error (in [0, 1] colour) and SSIM on held-out images and clips, beside the frame's own median colour."""
+    """Mean absolute error (in [0, 1] colour) and SSIM on held-out images and clips, beside each frame's median colour."""
     from skimage.metrics import structural_similarity
 
     report = {}
@@ -197,7 +197,7 @@ def vae_quality(model, images, clips, device):
             y = model(x.to(device)).sample.float().clamp(-1, 1).cpu()
             blank.append((x - x.flatten(3).median(-1).values[..., None, None]).abs().mean((1, 2, 3, 4)) / 2)
             out.append(((y - x).abs().mean((1, 2, 3, 4)) / 2, x, y))
-        error, floor = torch.cat([e for e, _, _ in out]), torch.cat(blank)
+        error, baseline = torch.cat([e for e, _, _ in out]), torch.cat(blank)
         pairs = [(a, b) for _, x, y in out for a, b in zip(x, y, strict=True)]
         ssim = [
             structural_similarity(a[:, t].numpy(), b[:, t].numpy(), channel_axis=0, data_range=2)
@@ -206,8 +206,8 @@ def vae_quality(model, images, clips, device):
         ]
         report |= {
             f"{kind}_mae": error.mean(),
-            f"{kind}_mae_blank": floor.mean(),
-            f"{kind}_mae_ratio": error.mean() / floor.mean(),
+            f"{kind}_mae_blank": baseline.mean(),
+            f"{kind}_mae_ratio": error.mean() / baseline.mean(),
             f"{kind}_ssim": np.mean(ssim),
         }
     return report
@@ -215,7 +215,7 @@ def vae_quality(model, images, clips, device):
 
 @torch.no_grad()
 def set_latent_statistics(model, images, device):
-    """Per-channel mean and standard deviation of the latents, which the decoder's users apply both ways."""
+    """Store the per-channel mean and standard deviation of the latents, which normalise them."""
     parts = to_video(images[:1000]).split(50)
     z = torch.cat([model.encode(x.to(device)).latent_dist.mode().cpu() for x in parts])
     model.latents_mean.copy_(z.mean((0, 2, 3, 4)))
@@ -241,7 +241,7 @@ CHAT = (
 
 
 def learned_tokenizer(texts, size=448, **names):
-    """Byte-level BPE of `size` tokens learned on the training words; any text can be encoded. names: what the family's processor calls its special tokens."""
+    """Byte-level BPE of `size` tokens learned on the training words; any text can be encoded. names: of the processor's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -315,10 +315,9 @@ def vlm_model(tokenizer):
                 "bos_token_id": None,
                 "eos_token_id": token("<|im_end|>"),
                 "pad_token_id": token("<|endoftext|>"),
-                # 16 frequencies, 4 for time, 6 for rows, 6 for columns: the usual theta of 10000 would
-                # turn a grid's columns by thousandths of a radian,
-                # and a theta of 10 would leave no slow one, by which words find what they mean whatever
-                # the distance
+                # 16 frequencies, 4 for time, 6 for rows, 6 for columns: the common theta of 10000 would
+                # rotate a grid's columns by thousandths of a radian, and a theta of 10 would leave no
+                # slow frequency, which text attention needs at any distance
                 "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]},
             },
             image_token_id=token("<|image_pad|>"),
@@ -331,9 +330,8 @@ def vlm_model(tokenizer):
 
 
 def for_training(model):
-    """The same arithmetic in fewer calls, for a CPU: the patch embedding as the matrix product that it is, and all attention windows
-    (equal by the choice of sizes) in one batched product, where the library runs one after another. Halves the step; saves nothing else.
-    """
+    """The same arithmetic in half the time on a CPU: the patch embedding as a matrix product, and all attention
+    windows, which have equal sizes, in one batched product."""
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
     visual = model.model.visual
@@ -356,10 +354,9 @@ def for_training(model):
     return model
 
 
-# ---------------------------------------------------------------- what the visual tokens can be asked to tell
+# ---------------------------------------------------------------- targets of the visual tokens
 
-# What a vector (x, y) from the centre, or of motion, is called; `place_word` and DIRECTIONS of synthetic.py say
-# the same.
+# the word of a vector (x, y) from the centre, or of motion, as in `place_word` and DIRECTIONS of synthetic.py
 PLACE_WORDS = {
     (x, y): f"{row} {column}".strip() or "middle"
     for y, row in enumerate(("top", "", "bottom"), -1)
@@ -368,53 +365,52 @@ PLACE_WORDS = {
 MOTION_WORDS = {v: k for k, v in DIRECTIONS.items()} | {(0, 0): "still"}
 
 
-def truths(items, grid, every=2):
-    """owner [n, t, grid, grid]: which object covers at least an eighth of a token's cell in every second frame (0: none). told [n, 5, 3]: of every
-    object, and of none (-100), its name's number and a vector: the third of the picture where its centre lies, seen from the middle, or in clips
-    the way it moves.
-    """
+def object_targets(items, grid, every=2):
+    """owner [n, t, grid, grid]: the object that covers at least an eighth of a token's cell in every second frame (0: none).
+    targets [n, 5, 3] of every object (-100 of none): number of its name, and a vector: the third of the image with
+    its centre, relative to the middle, or, in clips, its direction."""
     masks = torch.stack([i["mask"] if i["mask"].ndim == 3 else i["mask"][None] for i in items])[:, ::every]
     cells = masks.unflatten(3, (grid, -1)).unflatten(2, (grid, -1))
     share = torch.stack([(cells == k).float().mean((3, 5)) for k in range(1, 5)])
     owner = torch.where(share.amax(0) >= 0.125, share.argmax(0) + 1, 0)
-    told = torch.full((len(items), 5, 3), -100)
+    targets = torch.full((len(items), 5, 3), -100)
     vectors = {word: v for v, word in [*PLACE_WORDS.items(), *MOTION_WORDS.items()]}
-    for row, item in zip(told, items, strict=True):
+    for row, item in zip(targets, items, strict=True):
         for k, name in enumerate(item["names"]):
             if "direction" not in item:
                 word = place_word(item["boxes"][k].numpy(), item["width"])
             else:  # the last object is the one that moves
                 word = item["direction"] if k == len(item["names"]) - 1 else "still"
             row[k + 1] = torch.tensor([NAMES.index(name), *vectors[word]])
-    return owner, told
+    return owner, targets
 
 
-def turn(frames, owner, told, rng):
-    """Pictures [n,1,S,S,3] mirrored left to right at random; clips [n,T,S,S,3] also upside down, transposed and reversed in time; with their owners
-    and vectors. (Pictures are not turned over: upright shapes are what is asked for.)"""
-    told, nothing, clip = told.clone(), told == -100, frames.shape[1] > 1
+def flip_at_random(frames, owner, targets, rng):
+    """Images [n,1,S,S,3] mirrored left to right at random; clips [n,T,S,S,3] also upside down, transposed and reversed
+    in time; with their owners and vectors. Images stay upright, as the shapes are."""
+    targets, nothing, clip = targets.clone(), targets == -100, frames.shape[1] > 1
     for axis, sign in ((3, (1, -1, 1)), *([(2, (1, 1, -1)), (1, (1, -1, -1))] if clip else [])):
         if rng.random() < 0.5:
-            frames, owner, told = frames.flip(axis), owner.flip(axis), told * torch.tensor(sign)
+            frames, owner, targets = frames.flip(axis), owner.flip(axis), targets * torch.tensor(sign)
     if clip and rng.random() < 0.5:
-        frames, owner, told = frames.transpose(2, 3), owner.transpose(2, 3), told[..., [0, 2, 1]]
-    return frames, owner, told.masked_fill(nothing, -100)
+        frames, owner, targets = frames.transpose(2, 3), owner.transpose(2, 3), targets[..., [0, 2, 1]]
+    return frames, owner, targets.masked_fill(nothing, -100)
 
 
-def tokens_tell(owner, told):
-    """[3, tokens]: of every token in raster order the number of its object's name, and 0, 1 or 2 for -1, 0 or 1 along x and y; -100 where there is none."""
-    classes = torch.where(told == -100, told, told + torch.tensor([0, 1, 1]))
-    return classes[torch.arange(len(told))[:, None], owner.flatten(1)].flatten(0, 1).T
+def token_targets(owner, targets):
+    """[3, tokens], raster order: number of the object's name, and 0, 1 or 2 for -1, 0 or 1 along x and y; -100 for none."""
+    classes = torch.where(targets == -100, targets, targets + torch.tensor([0, 1, 1]))
+    return classes[torch.arange(len(targets))[:, None], owner.flatten(1)].flatten(0, 1).T
 
 
-def told_loss(guesses, truth, parts):
-    """Sum of the cross-entropies of what the tokens tell: guesses [tokens, sum(parts)], truth [len(parts), tokens], -100 for nothing to tell."""
+def token_loss(guesses, truth, parts):
+    """Sum of the cross-entropies of guesses [tokens, sum(parts)]; truth [len(parts), tokens], -100 for no target."""
     pairs = zip(guesses.float().split(parts, 1), truth.to(guesses.device), strict=True)
     return sum(F.cross_entropy(guess, t) for guess, t in pairs if (t >= 0).any())
 
 
-class Eyes(torch.nn.Module):
-    """The vision tower and one linear layer off its merger: the tower's own schooling, after which the layer is thrown away."""
+class TowerHead(torch.nn.Module):
+    """The vision tower and a linear head on its merger, to train the tower; the head is discarded."""
 
     def __init__(self, visual, out):
         super().__init__()
@@ -426,8 +422,8 @@ class Eyes(torch.nn.Module):
 
 
 def naming_loss(images, processor, device):
-    """Which of the 24 names are in the picture, never where: every token scores every name, the picture's score is the soft maximum over its tokens
-    (multiple-instance learning, Ilse et al. 2018)."""
+    """Which of the 24 names are in the image: every token scores every name, and the image's score is the soft maximum
+    over its tokens (multiple-instance learning, Ilse et al. 2018)."""
     frames, items = images
     present = torch.tensor([[float(n in i["names"]) for n in NAMES] for i in items])
 
@@ -446,28 +442,27 @@ def naming_loss(images, processor, device):
 
 
 def motion_loss(clips, processor, device):
-    """Two frames of a clip: every token on an object tells its name and which way it moves. Frames next to one another alone (a pixel of motion)
-    teach nothing in 600 steps; among pairs up to four frames apart the near ones are learnt too.
-    """
+    """Predict name and direction from every token on an object, of two frames up to four apart. Adjacent frames alone
+    (a pixel of motion) train nothing in 600 steps; among wider pairs they are learned too."""
     frames, items = clips
-    owner, told = truths(items, 4, every=1)
+    owner, targets = object_targets(items, 4, every=1)
 
     def loss_of(model, rng):
         pick, gap = rng.choice(len(items), 96), rng.integers(1, 5, 96)
         first = (rng.random(96) * (frames.shape[1] - gap)).astype(int)
         pairs = torch.stack([frames[pick, first], frames[pick, first + gap]], 1)
-        x, own, tell = turn(pairs, owner[pick, first][:, None], told[pick], rng)
+        x, own, tell = flip_at_random(pairs, owner[pick, first][:, None], targets[pick], rng)
         x = list(x.permute(0, 1, 4, 2, 3))
         batch = processor.video_processor(x, do_sample_frames=False, return_tensors="pt").to(device)
         with fast(device):
             guesses = model(batch["pixel_values_videos"], batch["video_grid_thw"])
-            return told_loss(guesses, tokens_tell(own, tell), (len(NAMES), 3, 3))
+            return token_loss(guesses, token_targets(own, tell), (len(NAMES), 3, 3))
 
     return loss_of
 
 
 def conversation(processor, frames, turns):
-    """One chat as text: the picture (one frame) or clip first, then the turns; an answer of None asks for it."""
+    """One chat as text: the image (one frame) or clip, then the turns; an answer of None adds the generation prompt."""
     messages = []
     for i, (question, answer) in enumerate(turns):
         media = [{"type": "image" if len(frames) == 1 else "video"}] if i == 0 else []
@@ -478,18 +473,18 @@ def conversation(processor, frames, turns):
 
 
 def encode(processor, frames, texts, **more):
-    """The processor's whole output for a batch of pictures or clips (uint8 [n,T,H,W,3]) and texts."""
+    """The processor's whole output for a batch of images or clips (uint8 [n,T,H,W,3]) and texts."""
     frames = frames.permute(0, 1, 4, 2, 3)
     media = {"images": [[f[0]] for f in frames]}
     if frames.shape[1] > 1:
-        times = [FILM | {"total_num_frames": frames.shape[1]}] * len(frames)
+        times = [CLIP_RATE | {"total_num_frames": frames.shape[1]}] * len(frames)
         media = {"videos": list(frames), "video_metadata": times}
         media["videos_kwargs"] = {"do_sample_frames": False}
     return processor(text=texts, return_tensors="pt", padding=True, **media, **more)
 
 
 def answer_labels(ids, tokenizer):
-    """Labels that score the assistant's words and its end token only; everything else is -100."""
+    """Labels of the assistant's tokens and its end token; all else is -100."""
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     newline = tokenizer.encode("\n")[0]
     assistant = tokenizer.encode("assistant")
@@ -505,17 +500,18 @@ def answer_labels(ids, tokenizer):
     return labels
 
 
-def lesson(model, processor, frames, chats):
-    """(inputs of `model`, labels) for pictures or clips (uint8 [n,T,H,W,3]) and a chat about each: what the assistant says is scored, all else is -100."""
+def example(model, processor, frames, chats):
+    """(inputs of `model`, labels) for images or clips (uint8 [n,T,H,W,3]) and a chat about each; labels are -100 outside the assistant's answers."""
     if isinstance(model, CogVLM2):
-        return cogvlm2_lesson(model, processor, frames, chats)
+        return cogvlm2_example(model, processor, frames, chats)
     texts = [conversation(processor, f, turns) for f, turns in zip(frames, chats, strict=True)]
     batch = encode(processor, frames, texts)
     return batch, answer_labels(batch["input_ids"], processor.tokenizer)
 
 
-def picture_rows(model, batch, each):
-    """[n, K] bool: the first `each` rows of every picture or clip, in raster order. (LLaVA-NeXT shows a picture twice, CogVLM2 puts it between two rows of its own.)"""
+def image_rows(model, batch, each):
+    """[n, K] bool: the first `each` rows of every image or clip, in raster order. LLaVA-NeXT encodes an image twice,
+    CogVLM2 puts it between two rows of its own."""
     if isinstance(model, CogVLM2):
         rows = (batch["token_type_ids"] == 1) & (F.pad(batch["token_type_ids"], (1, 0))[:, :-1] == 1)
     else:
@@ -524,65 +520,66 @@ def picture_rows(model, batch, each):
     return rows & (rows.cumsum(1) <= each)
 
 
-class Schooling(torch.nn.Module):
-    """The VLM and a linear head that trains it and is then thrown away. Off the second language layer, every visual token that lies on an object
-    tells its name, the third of the columns and rows where its centre lies and, in clips, the sign of its motion along both axes: rotary
-    attention knows only relative positions, words for places need absolute ones, and the answer then has but to look the object up.
-    """
+class VLMWithHead(torch.nn.Module):
+    """The VLM and a linear head on its second language layer, discarded after the training.
+
+    From every visual token on an object the head predicts its name, the thirds of columns and rows of its centre and,
+    in clips, the sign of its motion along both axes. Rotary attention has relative positions only; words for places
+    need absolute ones."""
 
     def __init__(self, vlm):
         super().__init__()
         self.vlm, self.parts = vlm, (len(NAMES), 3, 3, 3, 3)
         language = vlm.model if isinstance(vlm, CogVLM2) else vlm.model.language_model
-        self.tell = torch.nn.Linear(language.embed_tokens.embedding_dim, sum(self.parts))
+        self.head = torch.nn.Linear(language.embed_tokens.embedding_dim, sum(self.parts))
         language.layers[1].register_forward_hook(lambda module, args, output: setattr(self, "seen", output))
 
-    def forward(self, batch, labels, told=None):
-        """Cross-entropy of the answers; with `told` [5, tokens] (-100: nothing to tell) also of what the tokens tell."""
+    def forward(self, batch, labels, targets=None):
+        """Cross-entropy of the answers and, with `targets` [5, tokens] (-100: none), of the head."""
         out = self.vlm(**batch)
         logits = out if torch.is_tensor(out) else out.logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        if told is not None:
-            rows = picture_rows(self.vlm, batch, told.shape[1] // len(labels))
-            loss = loss + told_loss(self.tell(self.seen[rows]), told, self.parts)
+        if targets is not None:
+            rows = image_rows(self.vlm, batch, targets.shape[1] // len(labels))
+            loss = loss + token_loss(self.head(self.seen[rows]), targets, self.parts)
         return loss
 
 
 def vlm_loss(images, clips, processor, device, allowed, grid=6):
-    """A loss on 24 pictures with up to six of their allowed turns or, where there are clips, in a third of the steps on 16 of them. grid: tokens a side."""
-    sets = [(*images, *truths(images[1], grid), PLACE_WORDS)]
+    """The loss on 24 images with up to six allowed turns each or, with clips, in a third of the steps on 16 clips."""
+    sets = [(*images, *object_targets(images[1], grid), PLACE_WORDS)]
     if clips:
-        sets.append((*clips, *truths(clips[1], 4), MOTION_WORDS))
+        sets.append((*clips, *object_targets(clips[1], 4), MOTION_WORDS))
 
     def loss_of(model, rng):
         moving = bool(clips) and rng.random() < 1 / 3
-        frames, items, owner, told, words = sets[moving]
+        frames, items, owner, targets, words = sets[moving]
         pick = rng.choice(len(items), 16 if moving else 24, replace=False)
-        x, owner, told = turn(frames[pick], owner[pick], told[pick], rng)
+        x, owner, targets = flip_at_random(frames[pick], owner[pick], targets[pick], rng)
         chats = []
         for k, i in enumerate(pick):
             answer = {}
-            for name, v in zip(items[i]["names"], told[k, 1:, 1:].tolist(), strict=False):
+            for name, v in zip(items[i]["names"], targets[k, 1:, 1:].tolist(), strict=False):
                 for question in (f"Where is the {name}?", f"Which way does the {name} move?"):
                     answer[question] = words[tuple(v)]
             turns = [(q, answer.get(q, a)) for q, a in items[i]["turns"] if q.startswith(allowed)]
             chats.append([turns[j] for j in rng.permutation(len(turns))[:6]])
-        batch, labels = lesson(model.vlm, processor, x, chats)
+        batch, labels = example(model.vlm, processor, x, chats)
         tells = clips or "Where is" in allowed
         if tells:
-            told = tokens_tell(owner, told)
-            nothing = torch.full_like(told[1:], -100)
-            told = torch.cat([told[:1], nothing, told[1:]] if moving else [told, nothing])
+            targets = token_targets(owner, targets)
+            nothing = torch.full_like(targets[1:], -100)
+            targets = torch.cat([targets[:1], nothing, targets[1:]] if moving else [targets, nothing])
         batch = {k: v.to(device) for k, v in batch.items()}
         with fast(device):
-            return model(batch, labels.to(device), told if tells else None)
+            return model(batch, labels.to(device), targets if tells else None)
 
     return loss_of
 
 
 @torch.no_grad()
 def ask(model, processor, frames, questions, batch=32, max_new_tokens=40):
-    """Greedy answers to one question per picture or clip (uint8 [n,T,H,W,3]); those who are asked the same go together, so that nothing is padded."""
+    """Greedy answers to one question per image or clip (uint8 [n,T,H,W,3]); equal questions share a batch, so that nothing is padded."""
     answers = {}
     for question in dict.fromkeys(questions):
         for pick in torch.tensor([i for i, q in enumerate(questions) if q == question]).split(batch):
@@ -602,43 +599,43 @@ def ask(model, processor, frames, questions, batch=32, max_new_tokens=40):
     return [answers[i].strip() for i in range(len(questions))]
 
 
-def accuracy_beside_floor(model, processor, frames, items, prefix):
-    """Accuracy on held-out questions that start with `prefix`, beside always giving the commonest answer."""
+def accuracy_beside_baseline(model, processor, frames, items, prefix):
+    """Accuracy on held-out questions that start with `prefix`, and of the majority answer."""
     chosen = []
     for frame, item in zip(frames, items, strict=True):
         chosen += [(frame, t) for t in item["turns"] if t[0].startswith(prefix)]
     chosen = chosen[:500]
     answers = ask(model, processor, torch.stack([f for f, _ in chosen]), [t[0] for _, t in chosen])
-    return right_and_floor(answers, [t[1] for _, t in chosen])
+    return accuracy_and_baseline(answers, [t[1] for _, t in chosen])
 
 
-def right_and_floor(answers, truth):
-    """Share of answers that are right, and of the commonest true one."""
-    right = np.mean([a == t for a, t in zip(answers, truth, strict=True)])
-    return right, max(truth.count(t) for t in set(truth)) / len(truth)
+def accuracy_and_baseline(answers, truth):
+    """Accuracy of the answers, and of the majority one."""
+    accuracy = np.mean([a == t for a, t in zip(answers, truth, strict=True)])
+    return accuracy, max(truth.count(t) for t in set(truth)) / len(truth)
 
 
 def vlm_quality(model, processor, images, clips=None):
-    """Held-out accuracy of every kind of answer beside its floor (of motion where there are clips). `naming`: objects whose colour and shape the caption names."""
+    """Held-out accuracy of every kind of answer beside its baseline. `naming`: objects whose name is in the caption."""
     frames, items = images[0][:300], images[1][:300]
     captions = ask(model, processor, frames, ["What is in the picture?"] * len(items))
-    said = [set(c.removeprefix("a ").split(" and a ")) for c in captions]
-    pairs = [(label, s) for item, s in zip(items, said, strict=True) for label in item["names"]]
+    named = [set(c.removeprefix("a ").split(" and a ")) for c in captions]
+    pairs = [(label, s) for item, s in zip(items, named, strict=True) for label in item["names"]]
     every = sorted({label for label, _ in pairs})
     report = {
         "naming": np.mean([label in s for label, s in pairs]),
-        "naming_floor": 1 / len(every),
+        "naming_baseline": 1 / len(every),
         "naming_precision": np.mean(
-            [name in i["names"] for i, s in zip(items, said, strict=True) for name in s]
+            [name in i["names"] for i, s in zip(items, named, strict=True) for name in s]
         ),
         "colour": np.mean([any(n.startswith(label.split()[0]) for n in s) for label, s in pairs]),
-        "colour_floor": 1 / 6,
+        "colour_baseline": 1 / 6,
     }
     kinds = [("shape", "What shape", images), ("place", "Where is", images)]
     if clips:
         kinds.append(("direction", "Which way", clips))
     for key, prefix, (f, i) in kinds:
-        report[key], report[f"{key}_floor"] = accuracy_beside_floor(model, processor, f, i, prefix)
+        report[key], report[f"{key}_baseline"] = accuracy_beside_baseline(model, processor, f, i, prefix)
     return report
 
 
@@ -646,7 +643,7 @@ def vlm_quality(model, processor, images, clips=None):
 
 WIDTH = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
 COGVLM2_CHAT = "Question: {} Answer:"
-CLIP = IMAGE_MEAN, IMAGE_STD  # by which all three standardise pictures
+CLIP = IMAGE_MEAN, IMAGE_STD  # all three standardise images with these
 
 
 def llama(tokenizer):
@@ -731,7 +728,7 @@ def internvl2(texts):
         video_token="<|video_pad|>",
     )
     images, size = GotOcr2ImageProcessor, {"height": 96, "width": 96}
-    # the processor adds both itself
+    # the processor adds both tokens itself
     template = CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>")
     processor = InternVLProcessor(
         images(size=size, crop_to_patches=False),
@@ -800,15 +797,15 @@ def normalised(frames, mean, std):
     return (frames[:, 0].permute(0, 3, 1, 2) / 255 - mean) / std
 
 
-def cogvlm2_lesson(model, tokenizer, frames, chats):
-    """What `lesson` returns: Question: ... Answer: ... after the picture, one pair after another, each answer with its end."""
+def cogvlm2_example(model, tokenizer, frames, chats):
+    """As `example`: pairs of Question: ... Answer: ... after the image, each answer with its end token."""
     end, rows = tokenizer.eos_token, []
     for turns in chats:
         words, scored = [], []
         for q, a in turns:
-            asked, said = tokenizer(COGVLM2_CHAT.format(q)).input_ids, tokenizer(f" {a}{end}").input_ids
-            words += [*asked, *said]
-            scored += [*[-100] * len(asked), *said]
+            question, answer = tokenizer(COGVLM2_CHAT.format(q)).input_ids, tokenizer(f" {a}{end}").input_ids
+            words += [*question, *answer]
+            scored += [*[-100] * len(question), *answer]
         rows.append((words, scored))
     longest = max(len(ids) for ids, _ in rows)
     batch = model.inputs(normalised(frames, *CLIP), [0] * longest)
@@ -819,8 +816,8 @@ def cogvlm2_lesson(model, tokenizer, frames, chats):
     return batch | {"input_ids": ids}, labels
 
 
-class Looking(torch.nn.Module):
-    """The tower, the projector and one linear layer off it: their schooling, after which the layer is thrown away."""
+class VisionHead(torch.nn.Module):
+    """Tower, projector and a linear head, to train these two; the head is discarded."""
 
     def __init__(self, vlm, see, out):
         super().__init__()
@@ -830,40 +827,40 @@ class Looking(torch.nn.Module):
         return self.head(self.see(pixels).flatten(0, 1)).float()
 
 
-def telling_loss(images, norm, device, grid):
-    """Every token on an object tells its name and the third of the columns and rows where its centre lies."""
+def place_loss(images, norm, device, grid):
+    """Predict, from every token on an object, its name and the thirds of columns and rows of its centre."""
     frames, items = images
-    owner, told = truths(items, grid)
+    owner, targets = object_targets(items, grid)
 
     def loss_of(model, rng):
         pick = rng.choice(len(items), 32, replace=False)
-        x, own, tell = turn(frames[pick], owner[pick], told[pick], rng)
+        x, own, tell = flip_at_random(frames[pick], owner[pick], targets[pick], rng)
         with fast(device):
             guesses = model(normalised(x, *norm).to(device))
-            return told_loss(guesses, tokens_tell(own, tell), (len(NAMES), 3, 3))
+            return token_loss(guesses, token_targets(own, tell), (len(NAMES), 3, 3))
 
     return loss_of
 
 
-def train_cousin(name, args, device, folder, save):
-    """The tower and projector first, by what their tokens can tell; then the whole model, by questions of name and place."""
+def train_family(name, args, device, folder, save):
+    """First tower and projector, by the targets of their tokens; then the whole model, by questions of name and place."""
     images = pool(args.shapes, 96)
-    processor, model, grid, see, norm = COUSINS[name](words_of(images[0][1]))
+    processor, model, grid, see, norm = FAMILIES[name](texts_of(images[0][1]))
     model = model.to(device)
-    # the fused kernel's gradient is slow on a CPU
+    # the gradient of the fused kernel is slow on a CPU
     with sdpa_kernel(SDPBackend.MATH):
-        looking = Looking(model, see, len(NAMES) + 6).to(device)
-        loss_of = telling_loss(images[0], norm, device, grid)
-        train(f"{name}-tower", looking, loss_of, args.steps or 4000, 1e-3, args.seed, folder)
-        schooling = Schooling(model).to(device)
+        head = VisionHead(model, see, len(NAMES) + 6).to(device)
+        loss_of = place_loss(images[0], norm, device, grid)
+        train(f"{name}-tower", head, loss_of, args.steps or 4000, 1e-3, args.seed, folder)
+        trained = VLMWithHead(model).to(device)
         loss_of = vlm_loss(images[0], None, processor, device, (*NAMING, "Where is"), grid)
-        losses = train(name, schooling, loss_of, args.steps or QUESTIONS[name], 1e-3, args.seed, folder)
+        losses = train(name, trained, loss_of, args.steps or QUESTIONS[name], 1e-3, args.seed, folder)
     model, processor = save(model, processor)
     return losses, vlm_quality(model, processor, images[1])
 
 
-COUSINS = {"llava-next": llava_next, "internvl2": internvl2, "cogvlm2": cogvlm2}
-# steps; these two learn more slowly to name than to place
+FAMILIES = {"llava-next": llava_next, "internvl2": internvl2, "cogvlm2": cogvlm2}
+# steps
 QUESTIONS = {"llava-next": 3000, "internvl2": 1500, "cogvlm2": 3000}
 
 
@@ -906,7 +903,7 @@ class MaskedPatches(torch.nn.Module):
         self.head = torch.nn.Linear(encoder.config.hidden_size, 3 * encoder.config.patch_size**2)
 
     def forward(self, pixels, generator=None):
-        """pixels [n,3,H,W] -> (mean absolute error on hidden patches, the error of each picture's mean patch there)."""
+        """pixels [n,3,H,W] -> (mean absolute error on hidden patches, the error of each image's mean patch there)."""
         p = self.encoder.config.patch_size
         # [n, hw, 3pp]
         patches = pixels.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)
@@ -919,22 +916,21 @@ class MaskedPatches(torch.nn.Module):
 
 # ---------------------------------------------------------------- the video transformer
 
-FRAMES = 9  # of a film: 5 latent frames of 8 x 8 tokens; longer ones are never shown
+FRAMES = 9  # of a generated clip: 5 latent frames of 8 x 8 tokens
 
 
-def films(items, seed, copies):
-    """(uint8 [n,9,64,64,3], captions): of every clip `copies` windows in time, each mirrored, turned over, transposed or reversed at random, and its words with it.
+def generated_clips(items, seed, copies):
+    """(uint8 [n,9,64,64,3], captions): `copies` windows of every clip, mirrored, flipped, transposed or reversed at random.
 
-    Only clips in which something moves before a still background: where the camera goes, neither prompt nor first frame tells.
-    """
+    Clips with camera motion are left out, because neither prompt nor first frame determines it."""
     rng, frames, captions = np.random.default_rng(seed), [], []
     for item in (i for i in items if i["direction"] != "still" and not any(i["camera"])):
         for _ in range(copies):
             first = int(rng.integers(0, len(item["frames"]) - FRAMES + 1))
             x, way = frames_of(item, 64)[None, first : first + FRAMES], DIRECTIONS[item["direction"]]
-            x, _, told = turn(x, torch.zeros(1, 1, 1, 1), torch.tensor([[[0, *way]]]), rng)
+            x, _, targets = flip_at_random(x, torch.zeros(1, 1, 1, 1), torch.tensor([[[0, *way]]]), rng)
             frames.append(x[0])
-            captions.append(caption(item["names"][-1], MOTION_WORDS[tuple(told[0, 0, 1:].tolist())]))
+            captions.append(caption(item["names"][-1], MOTION_WORDS[tuple(targets[0, 0, 1:].tolist())]))
     return torch.stack(frames), captions
 
 
@@ -943,8 +939,8 @@ def caption(name, direction):
 
 
 @torch.no_grad()
-def film_latents(vae, frames, device):
-    """Normalised latents [n,16,5,8,8] of films, the same arithmetic as in LTX's pipelines; their own noise is a thousandth of their spread."""
+def generated_clip_latents(vae, frames, device):
+    """Normalised latents [n,16,5,8,8] of generated clips, as in LTX's pipelines."""
     vae = vae.to(memory_format=torch.channels_last_3d)
     mean, std = (s.view(1, -1, 1, 1, 1) for s in (vae.latents_mean, vae.latents_std))
     latents = []
@@ -957,7 +953,7 @@ def film_latents(vae, frames, device):
 
 
 def t5_tokenizer(texts):
-    """The learned tokenizer with T5's habit: an end token after every text, so that an empty prompt, too, has something to attend to."""
+    """The learned tokenizer with an end token after every text, as T5's, so that an empty prompt has a token."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = learned_tokenizer(texts)
@@ -968,8 +964,8 @@ def t5_tokenizer(texts):
     return tokenizer
 
 
-class Film(torch.nn.Module):
-    """LTX-Video's transformer and a text encoder of T5's class, which learn together."""
+class ClipGenerator(torch.nn.Module):
+    """LTX-Video's transformer and a text encoder of T5's class, trained together."""
 
     def __init__(self, tokenizer, width=192, layers=4):
         from diffusers import LTXVideoTransformer3DModel
@@ -1007,8 +1003,7 @@ class Film(torch.nn.Module):
         n, _, t, h, w = x.shape
         rows, columns = (torch.arange(side, device=x.device) * 8.0 for side in (h, w))
         places = torch.stack(torch.meshgrid(seconds, rows, columns, indexing="ij")).flatten(1)
-        # what is masked has no weight: the encoder sees the padding, as in the pipelines, the transformer
-        # need not
+        # the encoder gets the padding, as in the pipelines; for the transformer it is masked, and cut off
         longest = int(mask.sum(1).max())
         out = self.transformer(
             x.flatten(2).transpose(1, 2),
@@ -1027,18 +1022,18 @@ def noised(clean, noise, sigma):
     return (1 - s) * clean + s * noise, noise - clean
 
 
-def film_loss(latents, captions, tokenizer, device, batch=8):
-    """Squared error of the velocity on the frames that are not given. Given, clean and at time 0, are the first latent frame with a prompt that says which
-    way, or two or three frames, mostly with none: then they show it. Few steps will be taken from pure noise, so high noise is drawn more often.
-    """
+def generated_clip_loss(latents, captions, tokenizer, device, batch=8):
+    """Squared error of the velocity on the frames that are not given. The given latent frames are clean, at time 0: the
+    first with a prompt that names the direction, or two or three, mostly without prompt. High noise is drawn more
+    often, because sampling takes few steps."""
     words = tokenizer([*captions, ""], padding="max_length", max_length=128, return_tensors="pt")
     ids, mask, steps = words.input_ids, words.attention_mask, torch.arange(latents.shape[2])
 
     def loss_of(model, rng):
         pick = rng.choice(len(captions), batch, replace=False)
         given = np.where(rng.random(batch) < 0.6, 1, rng.integers(2, 4, batch))
-        # the last: the empty prompt
-        says = np.where(rng.random(batch) < np.where(given == 1, 0.1, 0.8), len(captions), pick)
+        # the last text is the empty prompt
+        texts = np.where(rng.random(batch) < np.where(given == 1, 0.1, 0.8), len(captions), pick)
         level = torch.from_numpy(1 - 0.95 * rng.random(batch) ** 2).float()
         free = steps >= torch.from_numpy(given)[:, None]
         clean = latents[pick].float()
@@ -1046,15 +1041,15 @@ def film_loss(latents, captions, tokenizer, device, batch=8):
         # LTXImageToVideoPipeline and LTXConditionPipeline differ here by a frame
         seconds = (2 * steps if rng.random() < 0.5 else (2 * steps - 1).clamp(min=0)) / 25
         with fast(device):
-            out = model(*(z.to(device) for z in (x, level[:, None] * free, ids[says], mask[says], seconds)))
+            out = model(*(z.to(device) for z in (x, level[:, None] * free, ids[texts], mask[texts], seconds)))
         error = (out.float().cpu() - velocity).square().mean((1, 3, 4))
         return error[free].mean()
 
     return loss_of
 
 
-def film_folder(folder, model, tokenizer):
-    """What diffusers' pipelines read, in fp16, without the autoencoder: that is kept once, in the folder vae beside it."""
+def generated_clip_folder(folder, model, tokenizer):
+    """Write a pipeline for diffusers, in fp16, without the autoencoder, which is in the folder vae beside it."""
     from diffusers import FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline
 
     parts = model.text_encoder.half(), tokenizer, model.transformer.half()
@@ -1063,16 +1058,16 @@ def film_folder(folder, model, tokenizer):
 
 @torch.no_grad()
 def continued(pipeline, frames, given, prompts, steps=6, seed=0, batch=32):
-    """Films uint8 [n,9,64,64,3] whose first `given` frames are those of `frames`: with one given by LTXImageToVideoPipeline, with more by LTXConditionPipeline."""
+    """Generated clips uint8 [n,9,64,64,3] whose first `given` frames are those of `frames`: with one given by LTXImageToVideoPipeline, with more by LTXConditionPipeline."""
     from diffusers import LTXConditionPipeline
     from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
     run = pipeline if given == 1 else LTXConditionPipeline(**pipeline.components)
     run.set_progress_bar_config(disable=True)
-    # as the first pipeline takes them; the second's own spend half of them near pure noise
+    # the time steps of the first pipeline; the defaults of the second are half near pure noise
     even = np.linspace(1000, 1000 / steps, steps)
     made = []
-    for at in tqdm(torch.arange(len(frames)).split(batch), desc=f"films from {given}", unit="batch"):
+    for at in tqdm(torch.arange(len(frames)).split(batch), desc=f"clips from {given}", unit="batch"):
         x = frames[at, :given].permute(0, 1, 4, 2, 3).float() / 255
         start = {"image": x[:, 0], "num_inference_steps": steps}
         if given > 1:
@@ -1091,12 +1086,11 @@ def continued(pipeline, frames, given, prompts, steps=6, seed=0, batch=32):
     return torch.cat(made)
 
 
-def film_quality(pipeline, items, device, count=128):
-    """Of held-out clips' middle nine frames: the share whose object moves the way it should, and the mean absolute error (in [0, 1] colour) of the frames
-    that were not given, of all pixels and of those that change, beside the clips themselves, their reconstruction, and the last given frame held still,
-    as it is and reconstructed (what the autoencoder loses, every film of this model loses too).
-    `continued`: five frames are given and no prompt. `told_back`: the prompt says the opposite, and that is what counts as right.
-    """
+def generated_clip_quality(pipeline, items, device, count=128):
+    """Scores of generated clips on the middle nine frames of held-out clips. direction: share with the true direction;
+    mae, mae_changing: mean absolute error (in [0, 1] colour) of the frames that were not given, over all pixels and
+    over those that change. Beside it: real clips, their reconstruction (_vae), and the last given frame repeated
+    (_frozen, _frozen_vae). continued: from five frames without prompt. opposite_prompt: its direction is then true."""
     items = [i for i in items if i["direction"] != "still" and not any(i["camera"])][:count]
     at = [(len(i["frames"]) - FRAMES) // 2 for i in items]
     real = torch.stack([frames_of(i, 64)[k : k + FRAMES] for i, k in zip(items, at, strict=True)])
@@ -1106,50 +1100,52 @@ def film_quality(pipeline, items, device, count=128):
     back = [MOTION_WORDS[tuple(-c for c in DIRECTIONS[d])] for d in truth]
 
     @torch.no_grad()
-    def reconstructed(films):
-        parts = [pipeline.vae(to_video(x).to(device)).sample for x in films.split(16)]
+    def reconstructed(generated_clips):
+        parts = [pipeline.vae(to_video(x).to(device)).sample for x in generated_clips.split(16)]
         out = torch.cat([x.clamp(-1, 1).cpu() for x in parts])
         return ((out + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1)
 
-    def right(films, given, way=truth):
-        found = heading(whereabouts(films[:, given - 1 :], masks[:, given - 1]))
-        return np.mean([a == b for a, b in zip(found, way, strict=True)])
+    def is_correct(generated_clips, given, expected=truth):
+        found = directions_of(whereabouts(generated_clips[:, given - 1 :], masks[:, given - 1]))
+        return np.mean([a == b for a, b in zip(found, expected, strict=True)])
 
     report = {"clips": len(items), "direction_chance": max(truth.count(t) for t in set(truth)) / len(truth)}
     for key, given, prompts in (
         ("", 1, [caption(n, d) for n, d in zip(names, truth, strict=True)]),
         ("continued_", 5, [""] * len(items)),
     ):
-        films, still = continued(pipeline, real, given, prompts), real[:, given - 1 : given].expand_as(real)
+        generated_clips = continued(pipeline, real, given, prompts)
+        still = real[:, given - 1 : given].expand_as(real)
         changing = (real[:, given:].int() - real[:, given - 1 : given].int()).abs().amax(-1) > 12
-        report[f"{key}direction_real"] = right(real, given)
+        report[f"{key}direction_real"] = is_correct(real, given)
         for suffix, x in (
-            ("", films),
+            ("", generated_clips),
             ("_vae", reconstructed(real)),
             ("_frozen", still),
             ("_frozen_vae", reconstructed(still)),
         ):
             error = (x[:, given:].float() - real[:, given:].float()).abs().mean(-1) / 255
             report |= {
-                f"{key}direction{suffix}": right(x, given),
+                f"{key}direction{suffix}": is_correct(x, given),
                 f"{key}mae{suffix}": error.mean(),
                 f"{key}mae_changing{suffix}": error[changing].mean(),
             }
-    told_back = [caption(n, d) for n, d in zip(names, back, strict=True)]
-    report["told_back_direction"] = right(continued(pipeline, real, 1, told_back), 1, back)
+    opposite = [caption(n, d) for n, d in zip(names, back, strict=True)]
+    report["opposite_prompt_direction"] = is_correct(continued(pipeline, real, 1, opposite), 1, back)
     return report
 
 
-# ---------------------------------------------------------------- the tracker: who stays, who comes and goes
+# ---------------------------------------------------------------- the tracker
 
-WAYS = torch.tensor([*DIRECTIONS.values(), (0, 0)])  # [9,2], numbered as COMPASS is
+VECTORS = torch.tensor([*DIRECTIONS.values(), (0, 0)])  # [9,2], in the order of COMPASS
 COMPASS = [*DIRECTIONS, "still"]
 NO_TRACK = {"persistent": False, "direction": "still", "visible": [], "present": [], "hidden": []}
 
 
-class Watching(torch.nn.Module):
-    """A tracker, and what must be told while it learns: of a patch the colour and the shape of what covers it; of a frame alone whether the object is seen, and its centre; of a
-    frame among the others whether it is present, and hidden; of the embedding in which frames it is visible, present and hidden, its direction, the count, and whether it is there at all."""
+class TrackerWithHeads(torch.nn.Module):
+    """A tracker with the heads of its training. Per patch: colour and shape of what covers it. Per single frame: visible,
+    and centre. Per frame in context: present, hidden. Per embedding: frames visible, present and hidden, direction,
+    count, and whether the object exists."""
 
     def __init__(self, tracker):
         super().__init__()
@@ -1162,21 +1158,22 @@ class Watching(torch.nn.Module):
 
     def forward(self, *asked):
         found = self.tracker(*asked)
-        told = self.tell(found["embedding"]).split([3 * self.frames, len(COMPASS), 4, 1], -1)
+        outputs = self.tell(found["embedding"]).split([3 * self.frames, len(COMPASS), 4, 1], -1)
         found |= {
             "found": self.find(found["looked"]),
             "frames": self.there(found["seen"]).transpose(-1, -2),
-            "spans": told[0].unflatten(-1, (3, self.frames)),
-            "direction": told[1],
+            "spans": outputs[0].unflatten(-1, (3, self.frames)),
+            "direction": outputs[1],
         }
-        found |= {"count": told[2], "there": told[3][..., 0]}
+        found |= {"count": outputs[2], "there": outputs[3][..., 0]}
         return {k: v.float().cpu() for k, v in found.items()}
 
 
 def tracks_truth(items, seed, asked=4):
-    """Of every clip's objects, then of names that are not there, though the first of them has a colour that is, [n,asked] each: numbers of colour and shape, there, persistent, direction (of
-    COMPASS), count; spans [n,asked,3,T]: visible, present, hidden; centres [n,asked,T,2] of what is seen, in -1..1; shown [n,C,T]: which colours of objects are seen;
-    covered [n,T,P,2]: the numbers of colour and shape of what covers most of a patch of 8 x 8 pixels, -1 where that is less than a fifth."""
+    """Targets of every clip's objects and of absent names (the first shares a colour with an object), [n,asked] each:
+    colours, shapes, there, persistent, direction (in COMPASS), count; spans [n,asked,3,T]: visible, present, hidden;
+    centres [n,asked,T,2] in -1..1; shown [n,C,T]: colours of visible objects; covered [n,T,P,2]: colour and shape of
+    what covers most of a patch of 8 x 8 pixels, -1 below a fifth."""
     rng, frames, rows = np.random.default_rng(seed), len(items[0]["frames"]), []
     centres = torch.zeros(len(items), asked, frames, 2)
     shown = torch.zeros(len(items), len(COLOURS), frames)
@@ -1193,8 +1190,8 @@ def tracks_truth(items, seed, asked=4):
             colour, shape = name.split()
             colour, shape = list(COLOURS).index(colour), list(SHAPES).index(shape)
             colours[colour] += torch.tensor(spans[0])
-            way = COMPASS.index(track["direction"])
-            row.append((colour, shape, there, track["persistent"], way, item["count"], spans))
+            direction = COMPASS.index(track["direction"])
+            row.append((colour, shape, there, track["persistent"], direction, item["count"], spans))
         rows.append(row)
         masks = F.one_hot(item["mask"].long(), asked).permute(0, 3, 1, 2).float()
         share, most = F.avg_pool2d(masks, 8).flatten(2)[:, 1:].max(1)  # [T,P]
@@ -1212,14 +1209,14 @@ def tracks_truth(items, seed, asked=4):
 
 
 def found_loss(found, visible, centres):
-    """Is it seen, and where: found [..., 3], visible [...] 0 or 1, centres [..., 2]."""
+    """Loss of visibility and centre: found [..., 3], visible [...] 0 or 1, centres [..., 2]."""
     apart = (found[..., 1:] - centres).abs().sum(-1)
     apart = (apart * visible).sum() / visible.sum().clamp(min=1)
     return F.binary_cross_entropy_with_logits(found[..., 0], visible) + apart
 
 
 def glance_loss(frames, truth, device, batch=256):
-    """Single frames of as many clips, what covers each patch, and some names looked for: what a tracker has to find before there is anything to track."""
+    """The loss on single frames: what covers each patch, and where named objects are."""
 
     def loss_of(model, rng):
         pick = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False))
@@ -1240,14 +1237,14 @@ def glance_loss(frames, truth, device, batch=256):
     return loss_of
 
 
-def mirrored_ways(back, down, across):
-    """Numbers [9] in COMPASS of what each way becomes in a clip played backwards, turned over, mirrored."""
+def mirrored_directions(back, down, across):
+    """[9]: the direction (number in COMPASS) that each becomes in a clip played backwards, flipped, mirrored."""
     signs = torch.tensor([-1 if across else 1, -1 if down else 1]) * (-1 if back else 1)
-    return (WAYS[:, None] * signs == WAYS).all(-1).float().argmax(1)
+    return (VECTORS[:, None] * signs == VECTORS).all(-1).float().argmax(1)
 
 
 def tracker_loss(frames, truth, device, batch=16):
-    """Cross-entropies of all that is told of `batch` clips and as many names each as there are, mirrored and reversed at random."""
+    """The loss of all heads on `batch` clips and all their names, mirrored, flipped and reversed at random."""
 
     def loss_of(model, rng):
         pick = torch.from_numpy(rng.choice(len(frames), min(batch, len(frames)), replace=False))
@@ -1260,7 +1257,7 @@ def tracker_loss(frames, truth, device, batch=16):
         if back:
             spans, shown, centres = spans.flip(-1), shown.flip(-1), centres.flip(-2)
         binary = F.binary_cross_entropy_with_logits
-        way = mirrored_ways(back, down, across)[y["direction"]][there]
+        direction = mirrored_directions(back, down, across)[y["direction"]][there]
         number = y["count"][there]
         return (
             binary(found["scores"], spans[:, :, 0])
@@ -1268,7 +1265,7 @@ def tracker_loss(frames, truth, device, batch=16):
             + binary(found["frames"], spans[:, :, 1:])
             + binary(found["spans"], spans)
             + binary(found["there"], there.float())
-            + 0.5 * F.cross_entropy(found["direction"][there], way)
+            + 0.5 * F.cross_entropy(found["direction"][there], direction)
             + 0.5 * F.cross_entropy(found["count"][there], number)
             + 0.5
             * (found_loss(found["found"], spans[:, :, 0], centres * signs) + binary(found["shown"], shown))
@@ -1279,22 +1276,22 @@ def tracker_loss(frames, truth, device, batch=16):
 
 @torch.no_grad()
 def tracker_quality(model, frames, truth, device):
-    """Of held-out clips' objects: the share whose persistence is right, F1 of the frames in which they are seen (all frames counted together, at a half), what else the embedding tells."""
+    """Held-out scores: accuracy of persistence, F1 of visible frames (pooled, threshold 0.5), accuracy of the other heads."""
     found = []
     for at in torch.arange(len(frames)).split(32):
         with fast(device):
-            told = model(*(x[at].to(device) for x in (frames, truth["colours"], truth["shapes"])))
-        found.append({k: v.float().cpu() for k, v in told.items()})
+            outputs = model(*(x[at].to(device) for x in (frames, truth["colours"], truth["shapes"])))
+        found.append({k: v.float().cpu() for k, v in outputs.items()})
     found, there = {k: torch.cat([f[k] for f in found]) for k in found[0]}, truth["there"]
     seen = truth["spans"][:, :, 0][there] > 0
-    said = found["scores"][there] > 0
+    predicted = found["scores"][there] > 0
     persistent = truth["persistent"][there].float()
     spans = ((found["spans"] > 0) == (truth["spans"] > 0))[there].float().mean((0, 2))
     return {
         "persistence_accuracy": ((found["persistence"] > 0) == truth["persistent"])[there].float().mean(),
-        "persistence_floor": max(persistent.mean(), 1 - persistent.mean()),
-        "frame_f1": 2 * (seen & said).sum() / (seen.sum() + said.sum()),
-        "frame_f1_floor": 2 * seen.sum() / (seen.sum() + seen.numel()),
+        "persistence_baseline": max(persistent.mean(), 1 - persistent.mean()),
+        "frame_f1": 2 * (seen & predicted).sum() / (seen.sum() + predicted.sum()),
+        "frame_f1_baseline": 2 * seen.sum() / (seen.sum() + seen.numel()),
         "direction_accuracy": (found["direction"].argmax(-1) == truth["direction"])[there].float().mean(),
         "count_accuracy": (found["count"].argmax(-1) == truth["count"])[there].float().mean(),
         "there_accuracy": ((found["there"] > 0) == there).float().mean(),
@@ -1302,10 +1299,10 @@ def tracker_quality(model, frames, truth, device):
     }
 
 
-# ---------------------------------------------------------------- words alone
+# ---------------------------------------------------------------- text only
 
-# kinds, and how often: as they are hard
-ASKED = {
+# kinds of questions, and their weights: harder ones more often
+KINDS = {
     "persistence": 2,
     "direction": 2,
     "backwards": 2,
@@ -1320,7 +1317,7 @@ ASKED = {
 
 
 def made_up_track(rng, frames=32):
-    """What synthetic.py's tracks say of an object, with spans that no film was made for, and a probability of being persistent."""
+    """A track as synthetic.py's, with random spans and a random probability of being persistent."""
     persistent, there, t = rng.random() < 0.5, np.zeros(frames, bool), np.arange(frames)
     first, last = 0, frames - 1
     if not persistent:
@@ -1334,7 +1331,7 @@ def made_up_track(rng, frames=32):
         seen &= (t < start) | (t > start + rng.integers(12))
     if not seen.any():
         return made_up_track(rng, frames)
-    # now and then not what the frames say
+    # now and then it disagrees with the frames
     probability = rng.random() if rng.random() < 0.1 else abs(persistent - 0.5 * rng.random() ** 2 - 0.005)
     comes, goes = first > 0, last < frames - 1
     return {
@@ -1349,9 +1346,9 @@ def made_up_track(rng, frames=32):
     }
 
 
-def said_of(track, known):
-    """The sentences of synthetic.py about an object, as far as the facts `known` say them."""
-    way, moves, hides = (part.rstrip(".") for part in told(track).split(". "))
+def described(track, known):
+    """The sentences of synthetic.py about an object, without the facts that `known` lacks."""
+    way, moves, hides = (part.rstrip(".") for part in describe_track(track).split(". "))
     if "frames" not in known:
         way = way.split(":")[0] if "persistence" in known else ""
     elif "persistence" not in known:
@@ -1361,9 +1358,9 @@ def said_of(track, known):
     return said.replace("It ", f"The {track['object']} ", not way) if said else UNKNOWN
 
 
-def word_lesson(rng):
-    """(kind, context, question, answer): a question about a made-up object and what a context says that may lack any fact, hold no fact, or be about another object."""
-    kind = str(rng.choice(list(ASKED), p=np.array(list(ASKED.values())) / sum(ASKED.values())))
+def word_example(rng):
+    """(kind, context, question, answer) about a random object; the context may lack facts or be about another object."""
+    kind = str(rng.choice(list(KINDS), p=np.array(list(KINDS.values())) / sum(KINDS.values())))
     if kind == "naming":
         return kind, *naming(rng)
     track, count = made_up_track(rng), int(rng.integers(1, 4))
@@ -1376,11 +1373,11 @@ def word_lesson(rng):
         "count": count,
     }
     if kind not in ("unknown", "count") and rng.random() < 0.25:
-        if rng.random() < 0.5:  # it was looked for and not found
+        if rng.random() < 0.5:  # the tracker did not find it
             facts |= {"persistence": round(0.3 * rng.random(), 2), "visible": [], "hidden": []}
         else:
             others = [n for n in NAMES if n != own]
-            if rng.random() < 0.5:  # alike
+            if rng.random() < 0.5:  # of the same colour or shape
                 others = [n for n in others if set(n.split()) & set(own.split())]
             name = str(rng.choice(others))
     absent = name != own or not facts["visible"]
@@ -1409,10 +1406,10 @@ def word_lesson(rng):
         "backwards": OPPOSITE[track["direction"]],
         "uncovered": spans_words(track["present"]),
         "count": str(count),
-        "describe": said_of(track, known),
+        "describe": described(track, known),
         "unknown": UNKNOWN,
     }
-    question = TELL_OF.format(name) if kind == "describe" else asked_of(rng, kind, name)
+    question = DESCRIBE_NAME.format(name) if kind == "describe" else question_about(rng, kind, name)
     if absent:
         return "absent" if name == own else "elsewhere", context, question, f"there is no {name}"
     answer = answers[kind] if needs <= known else UNKNOWN
@@ -1420,12 +1417,12 @@ def word_lesson(rng):
 
 
 def words_model(seed):
-    """(model, tokenizer): a small Llama whose tokenizer was learned on its lessons."""
+    """(model, tokenizer): a small Llama; the tokenizer is learned on its examples."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     rng = np.random.default_rng([seed, 1])
     tokenizer = learned_tokenizer(
-        (x for _ in range(4000) for x in ("user\n", "assistant\n", *word_lesson(rng)[1:])), 576
+        (x for _ in range(4000) for x in ("user\n", "assistant\n", *word_example(rng)[1:])), 576
     )
     tokenizer.chat_template = CHAT
     return LlamaForCausalLM(LlamaConfig(**llama(tokenizer), tie_word_embeddings=True)), tokenizer
@@ -1435,45 +1432,44 @@ def words_loss(tokenizer, device, batch=32):
     """Cross-entropy of the answers, a mean over answers of the mean over their tokens."""
 
     def loss_of(model, rng):
-        lessons = [word_lesson(rng) for _ in range(batch)]
-        prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
+        examples = [word_example(rng) for _ in range(batch)]
+        prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in examples]
         with fast(device):
-            return mean_answer_loss(model, tokenizer, prompts, [x[3] for x in lessons])
+            return mean_answer_loss(model, tokenizer, prompts, [x[3] for x in examples])
 
     return loss_of
 
 
 def words_quality(model, tokenizer, seed, n=3000):
-    """Share of held-out answers that are right to the word, by kind, beside the commonest answer of the kind."""
+    """Exact-match accuracy on held-out examples, in all and by kind, beside the majority answer of the kind."""
     rng = np.random.default_rng([seed, 2])
-    lessons = [word_lesson(rng) for _ in range(n)]
-    prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in lessons]
-    said = answered(model, tokenizer, prompts)
-    report = {"accuracy": np.mean([a == x[3] for a, x in zip(said, lessons, strict=True)])}
-    for kind in sorted({x[0] for x in lessons}):
-        at = [k for k, x in enumerate(lessons) if x[0] == kind]
-        report[kind], report[f"{kind}_floor"] = right_and_floor(
-            [said[k] for k in at], [lessons[k][3] for k in at]
-        )
+    examples = [word_example(rng) for _ in range(n)]
+    prompts = [word_prompt(tokenizer, question, context) for _, context, question, _ in examples]
+    answers = answered(model, tokenizer, prompts)
+    report = {"accuracy": np.mean([a == x[3] for a, x in zip(answers, examples, strict=True)])}
+    for kind in sorted({x[0] for x in examples}):
+        at = [k for k, x in enumerate(examples) if x[0] == kind]
+        scores = accuracy_and_baseline([answers[k] for k in at], [examples[k][3] for k in at])
+        report[kind], report[f"{kind}_baseline"] = scores
     return report
 
 
 # ---------------------------------------------------------------- main
 
 
-def parted(folder):
-    """Items to train on, items held out: split by source, the test part held out."""
+def train_and_test(folder):
+    """[items to train on, held-out items]: the test part of the split by source is held out."""
     items, _ = load_items(folder)
     return [[i for i in items if (split_of(i["source"]) == "test") == held] for held in (False, True)]
 
 
 def pool(folder, size):
     """((frames, items) to train on, (frames, items) held out)."""
-    return [(torch.stack([frames_of(i, size) for i in part]), part) for part in parted(folder)]
+    return [(torch.stack([frames_of(i, size) for i in part]), part) for part in train_and_test(folder)]
 
 
-def words_of(items):
-    """What is said of items, for a tokenizer to learn from."""
+def texts_of(items):
+    """The texts of items, from which a tokenizer is learned."""
     for item in items:
         for turn in item["turns"]:
             yield from [*turn, "user\n", "assistant\n"]
@@ -1482,7 +1478,7 @@ def words_of(items):
 def vlm_parts(args, device):
     """(images, clips) as `pool` gives them, the processor, an untrained model."""
     images, clips = pool(args.shapes, 96), pool(args.moving, 64)
-    processor = vlm_processor(words_of([*images[0][1], *clips[0][1]]))
+    processor = vlm_processor(texts_of([*images[0][1], *clips[0][1]]))
     return images, clips, processor, for_training(vlm_model(processor.tokenizer)).to(device)
 
 
@@ -1498,28 +1494,29 @@ def train_vae(args, device, folder, save):
 
 
 def train_semantic(args, device, folder, save):
-    """First the tower alone, by naming; then the whole model, by questions of name only."""
+    """First the tower alone, by names; then the whole model, by questions of names only."""
     images, clips, processor, model = vlm_parts(args, device)
-    eyes, loss_of = Eyes(model.model.visual, len(NAMES)).to(device), naming_loss(images[0], processor, device)
-    train("tower", eyes, loss_of, args.steps or 3000, 1e-3, args.seed, folder)
-    schooling = Schooling(model).to(device)
+    head = TowerHead(model.model.visual, len(NAMES)).to(device)
+    loss_of = naming_loss(images[0], processor, device)
+    train("tower", head, loss_of, args.steps or 3000, 1e-3, args.seed, folder)
+    trained = VLMWithHead(model).to(device)
     loss_of = vlm_loss(images[0], None, processor, device, NAMING)
-    losses = train("semantic", schooling, loss_of, args.steps or 2300, 1.5e-3, args.seed, folder)
+    losses = train("semantic", trained, loss_of, args.steps or 2300, 1.5e-3, args.seed, folder)
     model, processor = save(model, processor)
     return losses, vlm_quality(model, processor, images[1], clips[1])
 
 
 def train_vlm(args, device, folder, save):
-    """Goes on where `semantic` stopped, now with questions of place and, on clips, of motion among the others."""
+    """Start from `semantic`; add questions of place and, on clips, of motion."""
     if not (folder / "semantic.pt").exists():
-        refuse(f"{folder}/semantic.pt does not exist; run --only semantic first, from which this goes on")
+        fail(f"{folder}/semantic.pt does not exist; run --only semantic first")
     images, clips, processor, model = vlm_parts(args, device)
-    model = Schooling(model).to(device)
+    model = VLMWithHead(model).to(device)
     before = torch.load(folder / "semantic.pt", weights_only=True)["model"]
     model.load_state_dict({k: v for k, v in before.items() if k.startswith("vlm.")}, strict=False)
-    eyes = Eyes(model.vlm.model.visual, len(NAMES) + 6).to(device)
+    head = TowerHead(model.vlm.model.visual, len(NAMES) + 6).to(device)
     loss_of = motion_loss(clips[0], processor, device)
-    train("motion", eyes, loss_of, args.steps or 800, 1e-3, args.seed, folder)
+    train("motion", head, loss_of, args.steps or 800, 1e-3, args.seed, folder)
     loss_of = vlm_loss(images[0], clips[0], processor, device, (*NAMING, "Where is", "Which way"))
     losses = train("vlm", model, loss_of, args.steps or 3000, 1e-3, args.seed, folder)
     model, processor = save(model.vlm, processor)
@@ -1552,26 +1549,28 @@ def train_dinov2(args, device, folder, save):
 
 
 def train_ltx(args, device, folder, save):
-    """The latents of the films are computed once and kept beside the training's state."""
+    """The latents of the clips are computed once and cached beside the state of the training."""
     vae, cache = folder.parent / "checkpoints" / "vae", folder / "ltx-latents.pt"
     if not vae.is_dir():
-        refuse(f"{vae} does not exist; run --only vae first, whose latents this model learns")
-    parts = parted(args.moving)
+        fail(f"{vae} does not exist; run --only vae first")
+    parts = train_and_test(args.moving)
     if not cache.exists():
-        frames, captions = films(parts[0], args.seed, 4)
-        latents = film_latents(LOADERS["vae"](find_model(str(vae)), device)[0], frames, device).half()
+        frames, captions = generated_clips(parts[0], args.seed, 4)
+        latents = generated_clip_latents(
+            LOADERS["vae"](find_model(str(vae)), device)[0], frames, device
+        ).half()
         _atomically(cache, lambda f: torch.save({"latents": latents, "captions": captions}, f))
-    kept = torch.load(cache, weights_only=True)
-    tokenizer = t5_tokenizer(kept["captions"])
-    model = Film(tokenizer).to(device)
-    loss_of = film_loss(kept["latents"], kept["captions"], tokenizer, device)
+    cached = torch.load(cache, weights_only=True)
+    tokenizer = t5_tokenizer(cached["captions"])
+    model = ClipGenerator(tokenizer).to(device)
+    loss_of = generated_clip_loss(cached["latents"], cached["captions"], tokenizer, device)
     losses = train("ltx", model, loss_of, args.steps or 2000, 1.5e-3, args.seed, folder, weight_decay=0.01)
     pipeline, _ = save(model, tokenizer)
-    return losses, film_quality(pipeline, parts[1], device)
+    return losses, generated_clip_quality(pipeline, parts[1], device)
 
 
 def train_words(args, device, folder, save):
-    """Lessons are made up as they are needed; none comes twice."""
+    """Examples are generated as needed; none is repeated."""
     model, tokenizer = words_model(args.seed)
     model.set_attn_implementation("eager")  # on a CPU half the time of sdpa's gradient
     loss_of = words_loss(tokenizer, device)
@@ -1581,10 +1580,10 @@ def train_words(args, device, folder, save):
 
 
 def train_tracker(args, device, folder, save):
-    """First to find what is asked for in single frames, then the whole; the stem has learned by then."""
+    """First single frames, then, with the stem frozen, whole clips."""
     (frames, items), (held, held_items) = pool(args.trajectories, 48)
     truth = tracks_truth(items, args.seed)
-    model = Watching(
+    model = TrackerWithHeads(
         Tracker(
             {
                 "colours": list(COLOURS),
@@ -1612,7 +1611,7 @@ def get_args(argv):
     p.add_argument("--moving", default="data/tiny-moving", help="training clips")
     p.add_argument("--trajectories", default="data/tiny-trajectories", help="training clips of the tracker")
     p.add_argument("--out", default="results/tiny", help="where checkpoints and YAML go")
-    p.add_argument("--steps", type=int, help="fewer steps than a full training, to try it")
+    p.add_argument("--steps", type=int, help="fewer steps than a full training, for a trial")
     return p.parse_args(argv)
 
 
@@ -1624,7 +1623,7 @@ TRAIN = {
     "ltx": ("video", train_ltx),
     "words": ("language", train_words),
     "tracker": ("tracker", train_tracker),
-    **{name: ("vlm", functools.partial(train_cousin, name)) for name in COUSINS},
+    **{name: ("vlm", functools.partial(train_family, name)) for name in FAMILIES},
 }
 
 
@@ -1638,15 +1637,15 @@ def main(argv=None):
         folder, size = out / "checkpoints" / name, {}
 
         def save(model, processor=None, folder=folder, kind=kind, size=size):
-            """Write fp16, read back as any stage does: quality is measured on the very weights that are committed."""
+            """Write fp16 and read it back, so that quality is measured on the written weights."""
             size["parameters"] = sum(p.numel() for p in model.parameters())
             if isinstance(model, CogVLM2):
                 model.save_pretrained(folder, torch.float16)
-            elif isinstance(model, Film):
-                film_folder(folder, model, processor)
+            elif isinstance(model, ClipGenerator):
+                generated_clip_folder(folder, model, processor)
             else:
                 model.half().save_pretrained(folder)
-            if processor and not isinstance(model, Film):
+            if processor and not isinstance(model, ClipGenerator):
                 processor.save_pretrained(folder)
             save_yaml(folder / "weights.yaml", {"weights": "small", "trained_by": "tiny.py"})
             if kind == "tracker":
@@ -1669,7 +1668,7 @@ def main(argv=None):
             "run": run_info(args, started, script="tiny.py"),
         }
         save_yaml(out / f"tiny-{name}.yaml", result)
-        say(result)
+        print_summary(result)
     summary = {"stage": "tiny"}
     for name in TRAIN:
         if (out / f"tiny-{name}.yaml").is_file():

@@ -1,23 +1,23 @@
 """When is each object visible, and does it persist?
 
     python track.py --model tiny-tracker --data data/trajectories --out results/tiny/trajectories/tracks.pt
-    python track.py --embeddings FILE --data data/trajectories                        # score what any video model wrote
+    python track.py --embeddings FILE --data data/trajectories                        # score any video model's tracks.pt
 
-Asks a tracker about every object of clips (data.py trajectories). tracks.pt holds for ids "<clip>/<object>", of the absent object too,
-fp16 embedding [N,512], scores [N,32] (probability that it is seen in a frame), attention [N,32] (sums to 1) and persistence [N]
-(probability), and in meta the threshold of the scores, chosen on val. track.yaml beside it says of the test clips' objects:
+Runs a tracker on every object of clips (data.py trajectories) and on the absent one. tracks.pt holds for ids "<clip>/<object>"
+fp16 embedding [N,512], scores [N,32] (probability that it is visible in a frame), attention [N,32] (sums to 1) and persistence [N]
+(probability), and in meta the threshold of the scores, chosen on val. track.yaml beside it scores the test clips' objects:
 
-    persistence_accuracy   beside how long it is seen (duration, threshold chosen on val), whether in both the first and the last frame
-                           (ends), how much the clip moves (energy), the majority answer
-    frame_f1, _macro       of the frames in which it is seen, all tracks together and the mean of tracks, beside always and clock (the
-                           majority answer of each frame in train); copy, the truth of one second earlier, shows how little a frame's
-                           label needs seeing: no model has it
+    persistence_accuracy   baselines: how long it is visible (duration, threshold chosen on val), whether in both the first and the
+                           last frame (ends), the clip's motion (energy), the majority answer
+    frame_f1, _macro       of the frames in which it is visible, over all tracks together and the mean of tracks. Baselines: always
+                           and clock (the majority of each frame in train). copy, the truth of one second earlier, is no baseline
+                           of a model: it shows how well labels of earlier frames predict a frame
     segmental_f1_10 ... boundary_error   of the spans; boundary_error in frames
-    absent_seen            how often what is absent is said to be seen in some frame
-    attention_<how>_<what> how much more the answer changes without the four frames of highest attention than without four others
-                           (showing the clip's mean, or their neighbours)
+    absent_seen            the share of absent objects found visible in some frame
+    attention_<how>_<what> how much more the output changes without the four frames of highest attention than without four others
+                           (replaced by the clip's mean, or by their neighbours)
 
-Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py.
+Modules to copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py.
 """
 
 import time
@@ -31,12 +31,12 @@ from common import (
     TRACKS,
     check_writable,
     choose_device,
+    fail,
     parser,
-    refuse,
+    print_summary,
     run_info,
     save_pt,
     save_yaml,
-    say,
     split_indices,
     split_of,
 )
@@ -46,36 +46,38 @@ from models import RATE, find_model, follow, load_tracker
 from stats import criterion, holm, mean_and_interval, paired_test, ratio
 
 EARLIER = int(RATE)  # frames: a second
-DELETED = 4  # of 32 frames, to see whether what is said depends on them
+DELETED = 4  # of 32 frames, to test whether the output depends on them
 
 
 def follow_all(model, items, device, batch=32):
-    """(ids, {as of `follow`, [N,...]}) of every object of the clips, of the one that is not there, and of one that was taken out."""
+    """(ids, {output of `follow`, [N,...]}) of every object of the clips, their absent and their removed ones."""
     ids, found = [], []
     for start in tqdm(range(0, len(items), batch), desc="tracks", unit="batch"):
         part = items[start : start + batch]
         names = [[*i["names"], i["absent"], *filter(None, [i.get("removed")])] for i in part]
         longest = max(map(len, names))
-        own = follow(
+        output = follow(
             model,
             torch.stack([frames_of(i, model.config["image_size"]) for i in part]),
             [n + n[-1:] * (longest - len(n)) for n in names],
             device,
         )
-        kept = torch.tensor([[k < len(n) for k in range(longest)] for n in names])
+        real = torch.tensor([[k < len(n) for k in range(longest)] for n in names])
         ids += [f"{i['id']}/{n}" for i, row in zip(part, names, strict=True) for n in row]
-        found.append({k: x[kept] for k, x in own.items()})
+        found.append({k: x[real] for k, x in output.items()})
     return ids, {k: torch.cat([f[k] for f in found]) for k in found[0]}
 
 
 # ---------------------------------------------------------------- scores
 
 
-def frames_scored(truth, said, sources, seed):
-    """(one row of the table, frame_f1 per track) of bool [n,T]: F1 of the frames in which an object is seen, of all tracks' together (micro) and the mean over the tracks (macro); segments;
-    boundaries in frames."""
-    hits, either = 2 * (truth & said).sum(1).double(), (truth.sum(1) + said.sum(1)).double()
-    micro, pairs = ratio(hits, either), list(zip(truth.int().tolist(), said.int().tolist(), strict=True))
+def score_frames(truth, predicted, sources, seed):
+    """(one row of the table, frame_f1 per track) of bool [n,T]: is the object visible?
+
+    F1 of the frames over all tracks together (micro) and as the mean of tracks (macro); segmental F1; boundary error."""
+    hits, either = 2 * (truth & predicted).sum(1).double(), (truth.sum(1) + predicted.sum(1)).double()
+    pairs = list(zip(truth.int().tolist(), predicted.int().tolist(), strict=True))
+    micro = ratio(hits, either)
     scores = {"frame_f1": micro, "frame_f1_macro": hits / either.clamp(min=1)}
     scores |= {
         f"segmental_f1_{at}": torch.tensor([segmental_f1(a, b, at / 100) for a, b in pairs])
@@ -92,7 +94,7 @@ def frames_scored(truth, said, sources, seed):
 
 
 def best_cut(x, truth):
-    """(cut, +1 or -1): x * sign >= cut * sign says `truth` most often; x [n], truth bool [n]."""
+    """(cut, sign +1 or -1) with the best accuracy of x * sign >= cut * sign; x [n], truth bool [n]."""
     found = [
         ((sign * x >= sign * cut) == truth).double().mean().item() for cut in x.unique() for sign in (1, -1)
     ]
@@ -101,15 +103,15 @@ def best_cut(x, truth):
 
 
 def frames_of_track(track):
-    """bool [T]: is it seen?"""
+    """bool [T]: is it visible?"""
     seen = torch.zeros(TIMES, dtype=torch.bool)
     for a, b in track["visible"]:
         seen[a : b + 1] = True
     return seen
 
 
-def frames_asked(items, ids):
-    """(rows, bool [n,T]) of all that clips are asked about: in which frames it is seen; what is absent in none."""
+def frames_of_names(items, ids):
+    """(rows, bool [n,T]: in which frames it is visible) of all objects of the clips; an absent one in none."""
     truth = {f"{i['id']}/{t['object']}": frames_of_track(t) for i in items for t in i["tracks"]} | {
         f"{i['id']}/{i['absent']}": torch.zeros(TIMES, dtype=torch.bool) for i in items
     }
@@ -118,31 +120,31 @@ def frames_asked(items, ids):
 
 
 def best_threshold_of(scores, truth):
-    """Of the scores in 0..1 [n,T], the one above which they say best which frames are seen, bool [n,T]: by F1 of all together."""
+    """The threshold of scores in 0..1 [n,T] with the best F1 over all frames; truth bool [n,T]."""
     cuts = torch.arange(1, 20) / 20
     f1 = torch.stack([2 * (truth & (scores > c)).sum() / (truth.sum() + (scores > c).sum()) for c in cuts])
     return round(cuts[f1.argmax()].item(), 2)
 
 
-def persistence_floors(seen, said, energy, persistent):
-    """{name: is it right of each test object}, of what knows no more than how long an object is seen, whether it is seen at both ends, or how much its clip moves. Each of seen, said
-    (bool [n,T]), energy, persistent: {split: [n]}. Cuts are chosen on val, the commonest answer on train.
+def persistence_baselines(seen, predicted, energy, persistent):
+    """{baseline: 0/1 of each test object}: from its duration, its visibility at both ends, or the clip's motion alone.
 
-    `duration_of_the_truth` counts the frames in which the object really is seen, not those in which it is said to be.
+    seen (the truth), predicted (bool [n,T]), energy, persistent: {split: [n]}. Cuts are chosen on val, the majority
+    on train. `true_duration` counts the truly visible frames, `duration` the predicted ones.
     """
     measures = {
-        "duration": {s: x.sum(1).double() for s, x in said.items()},
-        "duration_of_the_truth": {s: x.sum(1).double() for s, x in seen.items()},
+        "duration": {s: x.sum(1).double() for s, x in predicted.items()},
+        "true_duration": {s: x.sum(1).double() for s, x in seen.items()},
         "energy": energy,
     }
-    right = {
-        "commonest": persistent["test"] == (persistent["train"].double().mean() >= 0.5),
-        "ends": (said["test"][:, 0] & said["test"][:, -1]) == persistent["test"],
+    correct = {
+        "majority": persistent["test"] == (persistent["train"].double().mean() >= 0.5),
+        "ends": (predicted["test"][:, 0] & predicted["test"][:, -1]) == persistent["test"],
     }
     for name, x in measures.items():
         cut, sign = best_cut(x["val"], persistent["val"])
-        right[name] = (sign * x["test"] >= sign * cut) == persistent["test"]
-    return {name: x.double() for name, x in right.items()}
+        correct[name] = (sign * x["test"] >= sign * cut) == persistent["test"]
+    return {name: x.double() for name, x in correct.items()}
 
 
 def case_of(track):
@@ -155,8 +157,8 @@ def case_of(track):
     )
 
 
-def tracks_scored(items, tracks, folder, seed):
-    """(headline scalars, tables) of track.yaml but for what needs the vision model. tracks: as of load_tracks, with all of the items' objects."""
+def score_tracks(items, tracks, folder, seed):
+    """(headline scalars, tables) of track.yaml that follow from tracks (of load_tracks, with all objects of the items)."""
     split, row_of = split_indices(items, folder), {name: k for k, name in enumerate(tracks["ids"])}
     objects = {
         s: [(items[k], t) for k in numbers.tolist() for t in items[k]["tracks"]]
@@ -168,42 +170,34 @@ def tracks_scored(items, tracks, folder, seed):
     }
     seen = {s: torch.stack([frames_of_track(t) for _, t in these]) for s, these in objects.items()}
     persistent = {s: torch.tensor([t["persistent"] for _, t in these]) for s, these in objects.items()}
-    asked, frames = frames_asked([items[k] for k in split["val"].tolist()], tracks["ids"])
-    threshold = best_threshold_of(tracks["scores"][asked], frames)
-    said = {s: tracks["scores"][r] > threshold for s, r in rows.items()}
-    moves = dict(
-        zip((i["id"] for i in items), motion_energy([i["frames"] for i in items]).tolist(), strict=True)
-    )
+    val_rows, frames = frames_of_names([items[k] for k in split["val"].tolist()], tracks["ids"])
+    threshold = best_threshold_of(tracks["scores"][val_rows], frames)
+    predicted = {s: tracks["scores"][r] > threshold for s, r in rows.items()}
+    energies = motion_energy([i["frames"] for i in items]).tolist()
+    energy_of = {i["id"]: x for i, x in zip(items, energies, strict=True)}
     energy = {
-        s: torch.tensor([moves[i["id"]] for i, _ in these], dtype=torch.float64)
+        s: torch.tensor([energy_of[i["id"]] for i, _ in these], dtype=torch.float64)
         for s, these in objects.items()
     }
     sources = [i["source"] for i, _ in objects["test"]]
     truth = seen["test"]
-    right = (tracks["persistence"][rows["test"]] > 0.5) == persistent["test"]
+    correct = (tracks["persistence"][rows["test"]] > 0.5) == persistent["test"]
 
-    floors = persistence_floors(seen, said, energy, persistent)
-    shown = {
-        "own": said["test"],
+    baselines = persistence_baselines(seen, predicted, energy, persistent)
+    predictions = {
+        "tracker": predicted["test"],
         "always": torch.ones_like(truth),
         "clock": (seen["train"].double().mean(0) >= 0.5).expand_as(truth),
         "copy": torch.cat([truth[:, :1].expand(-1, EARLIER), truth[:, :-EARLIER]], 1),
     }
-    table, f1 = (
-        {
-            name: x[k]
-            for name, x in {n: frames_scored(truth, x, sources, seed) for n, x in shown.items()}.items()
-        }
-        for k in (0, 1)
-    )
+    table, f1 = {}, {}
+    for name, x in predictions.items():
+        table[name], f1[name] = score_frames(truth, x, sources, seed)
     criteria = {
         "persistence_accuracy": criterion(
-            right.double(),
-            {n: x for n, x in floors.items() if n != "duration_of_the_truth"},
-            sources,
-            seed=seed,
+            correct.double(), {n: x for n, x in baselines.items() if n != "true_duration"}, sources, seed=seed
         ),
-        "frame_f1": criterion(f1["own"], {n: f1[n] for n in ("always", "clock")}, sources, seed=seed),
+        "frame_f1": criterion(f1["tracker"], {n: f1[n] for n in ("always", "clock")}, sources, seed=seed),
     }
     head = {}
     for (name, c), p in zip(
@@ -216,16 +210,16 @@ def tracks_scored(items, tracks, folder, seed):
             f"{name}_high": c["high"],
             **{
                 f"{name}_{k}": c[k]
-                for k in ("floor", "floor_name", "gain", "gain_low", "gain_high", "p_holm")
+                for k in ("baseline", "baseline_name", "gain", "gain_low", "gain_high", "p_holm")
             },
         }
-    for name, x in floors.items():
+    for name, x in baselines.items():
         head |= mean_and_interval(f"persistence_{name}", x, sources, seed)
-    head |= {k: v for k, v in table["own"].items() if k not in head} | {
+    head |= {k: v for k, v in table["tracker"].items() if k not in head} | {
         f"frame_f1_{n}": table[n]["frame_f1"] for n in ("always", "clock", "copy")
     }
-    over_copy = paired_test(f1["own"], f1["copy"], sources, seed=seed)
-    absent = {True: [], False: []}  # is another object of its colour there?
+    over_copy = paired_test(f1["tracker"], f1["copy"], sources, seed=seed)
+    absent = {True: [], False: []}  # does the clip hold another object of its colour?
     for item in (items[k] for k in split["test"].tolist()):
         if (row := row_of.get(f"{item['id']}/{item['absent']}")) is not None:
             absent[any(name.split()[0] == item["absent"].split()[0] for name in item["names"])].append(
@@ -244,7 +238,7 @@ def tracks_scored(items, tracks, folder, seed):
         "rate": RATE,
         "threshold": threshold,
         **{name: sum(x) / len(x) if x else None for name, x in alarms.items()},
-        "objects": len(right),
+        "objects": len(correct),
         "clips": len(split["test"]),
         "sources": len(set(sources)),
     }
@@ -253,10 +247,12 @@ def tracks_scored(items, tracks, folder, seed):
         these = torch.tensor([case_of(t) == case for _, t in objects["test"]])
         cases[case] = {
             "n": int(these.sum()),
-            "persistence_accuracy": right[these].double().mean().item(),
-            "duration": floors["duration"][these].mean().item(),
+            "persistence_accuracy": correct[these].double().mean().item(),
+            "duration": baselines["duration"][these].mean().item(),
             "frame_f1": (
-                2 * (truth & said["test"])[these].sum() / (truth[these].sum() + said["test"][these].sum())
+                2
+                * (truth & predicted["test"])[these].sum()
+                / (truth[these].sum() + predicted["test"][these].sum())
             ).item(),
         }
     return head, {"criteria": criteria, "frames": table, "cases": cases}
@@ -266,7 +262,7 @@ def tracks_scored(items, tracks, folder, seed):
 
 
 def without_frames(clip, at, how):
-    """A clip uint8 [T,...] in which the frames `at` show its mean picture, or the nearest frame that stays."""
+    """A clip uint8 [T,...] with the frames `at` replaced by its mean image or by the nearest remaining frame."""
     stay = [t for t in range(len(clip)) if t not in at]
     new = clip.clone()
     for t in at:
@@ -279,8 +275,10 @@ def without_frames(clip, at, how):
 
 
 def faithfulness(model, items, device, seed, most=150, draws=5):
-    """{way: paired tests}: does what the tracker says change more without the DELETED frames of highest attention than without as many drawn at random? Of persistence the change of its
-    probability, of the scores the mean change in the frames that stay (deletion: Samek et al. 2017; attention need not explain: Jain & Wallace 2019)."""
+    """{how: paired tests}: does the output change more without the DELETED frames of highest attention than without random ones?
+
+    The change of the persistence probability, and the mean change of the scores in the remaining frames (deletion:
+    Samek et al. 2017; attention need not explain: Jain & Wallace 2019)."""
     g, found, sources = torch.Generator().manual_seed(seed), {}, []
     objects = [(i, name) for i in items for name in i["names"]][:most]
     for item, name in tqdm(objects, desc="frames left out", unit="object"):
@@ -319,11 +317,11 @@ def faithfulness(model, items, device, seed, most=150, draws=5):
 
 
 def track_objects(args, started):
-    """tracks.pt of a folder of clips by a tracker, or --embeddings, what any video model wrote; and track.yaml, how true it is."""
+    """Write a tracker's tracks.pt for a folder of clips (or read --embeddings), and its scores, track.yaml."""
     folder = args.data
     entry = None if args.embeddings else find_model(args.model)
     if entry and entry["kind"] != "tracker":
-        load_tracker(entry, None)  # refuses
+        load_tracker(entry, None)  # fails with the list of trackers
     items, index = trajectory_folder(folder)
     path = Path(args.embeddings or args.out or f"results/{entry['name']}/{Path(folder).name}/tracks.pt")
     out = Path(args.out) if args.embeddings and args.out else path.with_name("track.yaml")
@@ -342,11 +340,11 @@ def track_objects(args, started):
             for n in (*i["names"], i["absent"])
             if n.split()[0] not in config["colours"] or n.split()[-1] not in config["shapes"]
         ]:
-            refuse(f"{folder} has a {unknown[0]!r}, which {entry['path']} does not know; give other clips")
-        began = time.time()
+            fail(f"{folder} has a {unknown[0]!r}, which {entry['path']} was not trained on; give other clips")
+        started_at = time.time()
         ids, found = follow_all(model, items, device)
-        seconds = (time.time() - began) / len(items)
-        rows, truth = frames_asked([i for i in items if split_of(i["source"]) == "val"], ids)
+        seconds = (time.time() - started_at) / len(items)
+        rows, truth = frames_of_names([i for i in items if split_of(i["source"]) == "val"], ids)
         threshold = best_threshold_of(found["scores"][rows].half().float(), truth) if rows else 0.5
         save_pt(
             path,
@@ -358,7 +356,7 @@ def track_objects(args, started):
                 "data": index["data"],
                 "data_path": str(folder),
                 "threshold": threshold,
-                "threshold_from": "val" if rows else "nothing: the data has no val clips",
+                "threshold_from": "val" if rows else "default: the data has no val clips",
             },
             **{k: x.half() for k, x in found.items()},
         )
@@ -374,13 +372,13 @@ def track_objects(args, started):
                 for end in ("", "_low", "_high")
             }
     tracks = load_tracks(path, items)
-    lacking = [
+    missing = [
         n for i in items for name in i["names"] if (n := f"{i['id']}/{name}") not in set(tracks["ids"])
     ]
-    if lacking:
-        refuse(f"{path} lacks {lacking[0]!r} and {len(lacking) - 1} more; write it again for this --data")
+    if missing:
+        fail(f"{path} lacks {missing[0]!r} and {len(missing) - 1} more; write it again for this --data")
     head, tables = (
-        tracks_scored(items, tracks, folder, args.seed)
+        score_tracks(items, tracks, folder, args.seed)
         if scored
         else ({"clips": len(items), "unscored": f"{folder} has not all of train, val and test"}, {})
     )
@@ -404,7 +402,7 @@ def track_objects(args, started):
         | {k: v for k, v in result.items() if isinstance(v, dict)}
     )
     save_yaml(out, result)
-    say(result)
+    print_summary(result)
     return result
 
 
@@ -412,7 +410,7 @@ def get_args(argv):
     p = parser(__doc__)
     add = p.add_argument
     add("--model", default="tiny-tracker", help="the tracker")
-    add("--data", default="data/trajectories", help="clips that data.py trajectories wrote")
+    add("--data", default="data/trajectories", help="clips of data.py trajectories")
     add("--embeddings", metavar="FILE", help="score this tracks.pt instead")
     add("--out", help="default: results/<model>/<data>/tracks.pt, or track.yaml")
     return p.parse_args(argv)

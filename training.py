@@ -1,4 +1,4 @@
-"""One training loop for every adapter and fine-tuning, LoRA helpers, and language models that read soft tokens."""
+"""One training loop for adapters and fine-tuning, LoRA helpers, and language models with soft tokens."""
 
 import atexit
 import contextlib
@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import _atomically, refuse, save_bytes
+from common import _atomically, fail, save_bytes
 from metrics import lpips_features, lpips_to
 from models import from_latents
 
 # ---------------------------------------------------------------- training
 
-SAVE_SECONDS = 20  # between two saved states of a training: a disk may take a second to write one
+SAVE_SECONDS = 20  # between two saved training states; writing one may take a second
 
 
 def ranks():
-    """(rank, number) of torchrun's processes; the first call with more than one joins them."""
+    """(rank, number of ranks) of torchrun; the first call with several ranks starts the process group."""
     n = int(os.environ.get("WORLD_SIZE", 1))
     if n > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -30,18 +30,18 @@ def ranks():
 
 
 def learned(model):
-    """{name: parameter} of what is trained: with LoRA, not the model's own weights."""
+    """{name: parameter} of the trained parameters: with LoRA, only the adapter."""
     return {k: p for k, p in model.named_parameters() if p.requires_grad}
 
 
 def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, arrange=None, bar=None):
-    """Train the module that build() gives and keep the epoch that is best on val. Returns (module, {val, epoch, weights, losses: one a step, steps, seconds_per_step}).
+    """Train build()'s module; keep the epoch that is best on val. Returns (module, {val, epoch, weights, losses (one a step), steps, seconds_per_step}).
 
-    loss_of(module, items, g, part, warm): the mean loss of the slice `part` of a batch of items; warm during the first how["warm"] epochs. It must draw from g for the whole batch, whatever its
-    part, so that under torchrun, where each rank takes a part, the gradient is that of the whole batch.
-    how: lr, batch, warm, epochs, patience (None: none) and, if wanted, accumulate (parts of a batch, one after the other, to a step), adam8bit, scaler (of the loss, in fp16), val_batch.
-    state: a file, written every SAVE_SECONDS, from which a killed training of the same settings goes on as if it had never stopped. ids: the items' names, for messages.
-    arrange(g): the batches of an epoch, instead of random ones. bar: a tqdm bar that counts steps.
+    loss_of(module, items, g, part, warm): mean loss of the slice `part` of a batch of items; warm in the first how["warm"] epochs.
+        It must draw from g for the whole batch, so that ranks, each with a part, together give the gradient of the batch.
+    how: lr, batch, warm, epochs, patience (or None); optional: accumulate (parts of a batch in a step), adam8bit, scaler (fp16), val_batch.
+    state: a file, written every SAVE_SECONDS, from which a killed training resumes exactly. ids: names of the items, for messages.
+    arrange(g): the batches of an epoch (default: random). bar: a tqdm bar that counts steps.
     Raises FloatingPointError, naming the step and the items, where the loss is not finite.
     """
     rank, n = ranks()
@@ -62,24 +62,23 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
 
     arrange = arrange or at_random
     best = {"val": float("inf"), "epoch": how["warm"]}
-    epoch, seconds, kept, losses = 0, 0.0, {}, []
+    epoch, seconds, best_weights, losses = 0, 0.0, {}, []
     written, todo = time.time(), None
     try:
         saved = torch.load(state, map_location="cpu", weights_only=True) if state and state.is_file() else {}
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
-        refuse(f"{state} is not readable; delete it, and its training starts again")
+        fail(f"{state} is not readable; delete it to restart its training")
     shapes = {k: v.shape for k, v in learned(model).items()}
     if saved.get("how") == how and {k: v.shape for k, v in saved["model"].items()} == shapes:
         model.load_state_dict(saved["model"], strict=False)
         for part, name in ((optimizer, "optimizer"), (schedule, "schedule"), (scaler, "scaler")):
             part.load_state_dict(saved[name])
         g.set_state(saved["g"])
-        best, epoch, seconds, kept, losses, todo = (
-            saved[k] for k in ("best", "epoch", "seconds", "kept", "losses", "todo")
-        )
+        best, best_weights, losses, todo = (saved[k] for k in ("best", "best_weights", "losses", "todo"))
+        epoch, seconds = saved["epoch"], saved["seconds"]
 
     def save(todo):
-        """`todo`: the batches that are left of the epoch, none where it is over."""
+        """`todo`: the remaining batches of the epoch, or None at its end."""
         nonlocal written
         if state and rank == 0 and time.time() - written > SAVE_SECONDS:
             written = time.time()
@@ -93,14 +92,14 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
                 "best": best,
                 "epoch": epoch,
                 "seconds": seconds,
-                "kept": kept,
+                "best_weights": best_weights,
                 "losses": losses,
                 "todo": todo,
             }
             _atomically(state, lambda f: torch.save(saved, f))
 
     while epoch < last and (how["patience"] is None or epoch - best["epoch"] < how["patience"]):
-        began, warm = time.time(), epoch < how["warm"]
+        started, warm = time.time(), epoch < how["warm"]
         model.train()
         todo = todo or arrange(g)
         while todo:
@@ -126,29 +125,29 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
                 bar.update(len(losses) - bar.n)
                 bar.set_postfix(loss=f"{np.mean(losses[-20:]):.4f}")
             if not warm:
-                seconds, began = seconds + time.time() - began, time.time()
+                seconds, started = seconds + time.time() - started, time.time()
             if todo:
                 save(todo)
         epoch += 1
         model.eval()
         if not warm:
             with torch.no_grad():
-                # the same noise in every epoch, where there is any
+                # the same noise in every epoch
                 fixed, val = torch.Generator().manual_seed(seed), 0.0
                 for part in split["val"].split(how.get("val_batch", 64)):
                     val += loss_of(model, part, fixed, slice(None), False).item() * len(part)
                 val /= len(split["val"])
-            if n > 1:  # all end at the same epoch, whatever the rounding of each
+            if n > 1:  # rounding differs by rank; all must stop at the same epoch
                 shared = torch.tensor(val, device=device, dtype=torch.float64)
                 torch.distributed.broadcast(shared, 0)
                 val = shared.item()
             if val < best["val"]:
                 best = {"val": val, "epoch": epoch}
-                kept = {k: v.detach().cpu().clone() for k, v in learned(model).items()}
+                best_weights = {k: v.detach().cpu().clone() for k, v in learned(model).items()}
         save(None)
-    model.load_state_dict(kept, strict=False)
+    model.load_state_dict(best_weights, strict=False)
     return model.eval(), best | {
-        "weights": kept,
+        "weights": best_weights,
         "losses": losses,
         "steps": epoch * per_epoch,
         "seconds_per_step": seconds / ((epoch - how["warm"]) * per_epoch),
@@ -164,7 +163,7 @@ def _adamw(eight_bit):
 
 
 def reset_lora(model):
-    """Draw LoRA's weights anew, as peft does: B is zero, so that at first nothing is changed."""
+    """Reinitialise LoRA as peft does: B is zero, so the model is unchanged at first."""
     for name, p in learned(model).items():
         if "lora_A" in name:
             torch.nn.init.kaiming_uniform_(p, a=5**0.5)
@@ -178,10 +177,10 @@ class _Reached(Exception):
 
 
 class Tuned(torch.nn.Module):
-    """Tokens [n, *grid] after a language layer of a VLM, with LoRA (Hu et al. 2022; peft) on queries and values of all layers up to it; the forward pass ends there.
+    """Tokens [n, *grid] after a language layer of a VLM, with LoRA (Hu et al. 2022; peft) on queries and values up to that layer.
 
-    forward takes the processor's inputs of a batch. All seeds share one copy of the model: `reset` draws LoRA's weights anew. path: the layer's module; rows: the token id of the picture's rows;
-    grid: their shape (..., D).
+    The forward pass takes the processor's inputs and ends there. Seeds share one model: `reset` reinitialises LoRA.
+    path: the layer's module; rows: the token id of the image's rows; grid: their shape (..., D).
     """
 
     def __init__(self, vlm, path, grid, rows, rank=8):
@@ -225,8 +224,8 @@ def attention(width, inner=None):
     return torch.nn.TransformerDecoderLayer(width, 4, inner or 2 * width, **more)
 
 
-def pictures_of(vae, z):
-    """Normalised latents [n, h, w, C] -> pictures [n, 3, H, W] in -1..1 (not clipped); differentiable."""
+def images_of(vae, z):
+    """Normalised latents [n, h, w, C] -> images [n, 3, H, W] in -1..1 (not clipped); differentiable."""
     return from_latents(vae, z[:, None])[:, :, 0]
 
 
@@ -235,52 +234,52 @@ def to_floats(frames):
     return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def pixel_loss(vae, lpips, pictures):
-    """loss(latents [k, h, w, C], items): LPIPS + 0.1 L2 of what they decode to against pictures uint8 [n, H, W, 3], whose features are kept."""
+def pixel_loss(vae, lpips, images):
+    """loss(latents [k, h, w, C], items): LPIPS + 0.1 L2 of the decoded latents against images uint8 [n, H, W, 3]."""
     parts = []
     with torch.inference_mode():
-        for p in pictures.split(64):
+        for p in images.split(64):
             parts.append([x.cpu() for x in lpips_features(lpips, to_floats(p).to(vae.device))])
-    kept = [torch.cat(level).clone() for level in zip(*parts, strict=True)]
+    cached = [torch.cat(level).clone() for level in zip(*parts, strict=True)]
 
     def loss(z, items):
-        x = pictures_of(vae, z)
-        target = to_floats(pictures[items]).to(x.device)
-        apart = lpips_to(lpips, x, [level[items].to(x.device) for level in kept])
+        x = images_of(vae, z)
+        target = to_floats(images[items]).to(x.device)
+        apart = lpips_to(lpips, x, [level[items].to(x.device) for level in cached])
         return apart.mean() + 0.1 * (x - target).square().mean()
 
     return loss
 
 
-# ---------------------------------------------------------------- language models that read soft tokens
+# ---------------------------------------------------------------- language models with soft tokens
 
-MARK = "\ue000"  # where soft tokens go in a chat: of private use, so in nobody's text
+MARK = "\ue000"  # place of the soft tokens in a chat: a private-use character, absent from any text
 
 
 def word_prompt(tokenizer, question, context=""):
-    """Token ids (before, after) the place of soft tokens in a chat in which the user shows these, or the text `context`, or nothing, and asks. Without a chat template: plain lines."""
+    """Token ids (before, after) the soft tokens in a chat: soft tokens, `context`, then the question; plain lines without a chat template."""
     text = f"{MARK}{context}\n{question}"
     if tokenizer.chat_template:
-        said = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        messages = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     else:
         text += "\nAnswer: "
     before, after = text.split(MARK)
-    begun = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
-    before = tokenizer(before, add_special_tokens=not begun)
+    has_bos = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
+    before = tokenizer(before, add_special_tokens=not has_bos)
     return before.input_ids, tokenizer(after, add_special_tokens=False).input_ids
 
 
 def word_batch(model, tokenizer, prompts, soft=None, answers=None):
-    """The model's inputs: inputs_embeds [n, L, D], padded on the left, attention_mask and position_ids [n, L]; with answers (text) also labels [n, L], -100 outside the answers.
+    """The model's inputs: inputs_embeds [n, L, D], padded on the left, attention_mask and position_ids [n, L].
 
-    prompts: n results of `word_prompt`; soft [n, k, D]: the soft tokens at their place, or None. Differentiable with respect to soft.
+    With answers (text) also labels [n, L], -100 outside the answers. prompts: n results of `word_prompt`; soft [n, k, D] or None.
     """
     k = 0 if soft is None else soft.shape[1]
-    told, end = [[]] * len(prompts), tokenizer.eos_token_id
+    targets, end = [[]] * len(prompts), tokenizer.eos_token_id
     if answers:
-        told = [[*tokenizer(a, add_special_tokens=False).input_ids, end] for a in answers]
-    rows = [[*before, *[-1] * k, *after, *end] for (before, after), end in zip(prompts, told, strict=True)]
+        targets = [[*tokenizer(a, add_special_tokens=False).input_ids, end] for a in answers]
+    rows = [[*b, *[-1] * k, *after, *target] for (b, after), target in zip(prompts, targets, strict=True)]
     longest = max(map(len, rows))
     ids = torch.tensor([[-2] * (longest - len(row)) + row for row in rows], device=model.device)
     x = model.get_input_embeddings()(ids.clamp(min=0))
@@ -289,13 +288,13 @@ def word_batch(model, tokenizer, prompts, soft=None, answers=None):
     mask = (ids != -2).long()
     batch = {"inputs_embeds": x, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     if answers:
-        labels = [[-100] * (longest - len(end)) + end for end in told]
+        labels = [[-100] * (longest - len(target)) + target for target in targets]
         batch["labels"] = torch.tensor(labels, device=model.device)
     return batch
 
 
 def answer_loss(model, batch):
-    """Cross-entropy [n] of the answers of a `word_batch`, the mean over the tokens of each. Logits before the longest answer are not computed."""
+    """Cross-entropy [n] of the answers of a `word_batch`, averaged over each answer's tokens. Only the logits needed are computed."""
     longest = int((batch["labels"] != -100).sum(1).max())
     given = {k: v for k, v in batch.items() if k != "labels"}
     logits = model(**given, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1].float()
@@ -305,27 +304,27 @@ def answer_loss(model, batch):
 
 
 def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
-    """The mean of `answer_loss`, computed in parts of like length, so that little is padded."""
+    """The mean of `answer_loss`, computed in parts of similar length to reduce padding."""
     long = [len(after) + len(answer) for (_, after), answer in zip(prompts, answers, strict=True)]
     order, total = sorted(range(len(prompts)), key=long.__getitem__), 0
     for k in range(parts):
         if pick := order[k * len(order) // parts : (k + 1) * len(order) // parts]:
-            few, told = [prompts[i] for i in pick], [answers[i] for i in pick]
-            batch = word_batch(model, tokenizer, few, None if soft is None else soft[pick], told)
+            few, targets = [prompts[i] for i in pick], [answers[i] for i in pick]
+            batch = word_batch(model, tokenizer, few, None if soft is None else soft[pick], targets)
             total = total + answer_loss(model, batch).sum()
     return total / len(prompts)
 
 
 @torch.inference_mode()
 def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
-    """Greedy answers (text) of at most `most` tokens to `prompts` of word_prompt, with soft [n, k, D] or without. Prompts of similar length share a batch."""
+    """Greedy answers (text) of at most `most` tokens to `prompts` of word_prompt, with soft [n, k, D] or without."""
     out = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]) + len(prompts[i][1]))
     for start in range(0, len(order), batch):
         pick = order[start : start + batch]
         few = [prompts[i] for i in pick]
         inputs = word_batch(model, tokenizer, few, None if soft is None else soft[pick])
-        del inputs["position_ids"]  # generate counts them itself, from the mask
+        del inputs["position_ids"]  # generate derives them from the mask
         ids = model.generate(
             **inputs,
             max_new_tokens=most,
@@ -343,7 +342,7 @@ def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
 
 
 class Soft(torch.nn.Module):
-    """Embeddings [n, dim] -> soft tokens [n, k, width] of a language model: layer norm and a linear map, or with `inner` an MLP. std: of the model's own token embeddings."""
+    """Embeddings [n, dim] -> soft tokens [n, k, width]: layer norm and a linear map, or with `inner` an MLP. std: of the model's token embeddings."""
 
     def __init__(self, dim, width, k=8, inner=0, std=1.0):
         super().__init__()
@@ -358,7 +357,7 @@ class Soft(torch.nn.Module):
 
 
 def save_soft(path, soft, **more):
-    """soft.safetensors: the weights, and in its metadata the sizes and `more` (text)."""
+    """Write soft.safetensors: weights, with the sizes and `more` (text) as metadata."""
     from safetensors.torch import save
 
     weights = {k: v.detach().cpu().contiguous() for k, v in soft.state_dict().items()}
@@ -366,19 +365,19 @@ def save_soft(path, soft, **more):
 
 
 def load_words(folder, model, name):
-    """(model under LoRA, Soft) as tune.py words wrote them into `folder`, for the language model `model`, called `name`; within `model.disable_adapter()` it is what it was."""
+    """(model with LoRA, Soft) that tune.py words wrote into `folder`, for the language model `model` called `name`."""
     from peft import PeftModel
     from safetensors import safe_open
 
     path = Path(folder) / "soft.safetensors"
     if not path.is_file() or not (Path(folder) / "adapter_model.safetensors").is_file():
-        refuse(f"{folder} lacks {path.name} or adapter_model.safetensors; run tune.py words")
+        fail(f"{folder} lacks {path.name} or adapter_model.safetensors; run tune.py words")
     with safe_open(path, "pt") as file:
         meta, weights = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no mapping)
     width = model.get_input_embeddings().embedding_dim
     if (meta["language"], int(meta["width"])) != (name, width):
         other = f"{meta['language']} (width {meta['width']})"
-        refuse(f"{folder} was trained on {other}, and {name} has width {width}; give that model")
+        fail(f"{folder} was trained on {other}, and {name} has width {width}; give that model")
     soft = Soft(*(int(meta[k]) for k in ("dim", "width", "k", "inner")))
     soft.load_state_dict(weights)
     return PeftModel.from_pretrained(model, str(folder)).eval(), soft.to(model.device).eval()
@@ -388,7 +387,7 @@ def load_words(folder, model, name):
 
 
 def digest_of_tensors(*tensors):
-    """Twelve letters for the name of a training's state: of other features, latents or weights it is another training."""
+    """Twelve hexadecimal digits that identify features, latents or weights, for the name of a training state."""
     return hashlib.sha256(b"".join(x.float().numpy().tobytes() for x in tensors)).hexdigest()[:12]
 
 
@@ -396,10 +395,10 @@ def headline(criteria, lpips_name):
     out = {}
     for name, c in criteria.items():
         out[name] = c["score"]
-        out |= {f"{name}_{k}": c[k] for k in ("low", "high", "floor", "ceiling", "skill")}
+        out |= {f"{name}_{k}": c[k] for k in ("low", "high", "baseline", "upper_bound", "skill")}
     if lpips_name != "lpips":
         reason = (
-            "the backbone's published weights are neither in torch's cache nor within reach of the network"
+            "the published weights of the backbone are not in torch's cache, and the network is unreachable"
         )
         out |= {"lpips": None, "lpips_reason": reason}
     return out
@@ -410,27 +409,27 @@ def add_training_flags(p, defaults, losses=()):
     if len(losses) > 1:
         p.add_argument("--loss", choices=losses, help=f"(default: {defaults['loss']})")
     for name, kind, words in (
-        ("seeds", int, "trainings of each"),
-        ("warm", int, "epochs by squared error of latents (prompt: of embeddings) before those by --loss"),
-        ("epochs", int, "at most; the best on val is kept"),
-        ("patience", int, "epochs without a better val after which a training ends"),
-        ("batch", int, "of all ranks together"),
-        ("lr", float, "peak learning rate of AdamW's one cycle"),
+        ("seeds", int, "number of trainings each"),
+        ("warm", int, "first epochs, with the squared error of latents (prompt: of embeddings) as loss"),
+        ("epochs", int, "most epochs after these; the best on val is used"),
+        ("patience", int, "epochs without improvement on val before training stops"),
+        ("batch", int, "batch size of all ranks together"),
+        ("lr", float, "peak learning rate of AdamW (one cycle)"),
     ):
         if name in defaults:
             p.add_argument(f"--{name}", type=kind, help=f"{words} (default: {defaults[name]})")
 
 
 def training_settings(args, defaults, items):
-    """`defaults`, with what the command line says instead; `items`: how many there are to train on. Exit 2 where nothing could be trained."""
+    """`defaults`, overridden by the command line; `items`: number of training items. Exit 2 where nothing could be trained."""
     given = {k: getattr(args, k, None) for k in defaults}
     how = defaults | {k: v for k, v in given.items() if v is not None}
     for name, least in (("seeds", 1), ("warm", 0), ("epochs", 1), ("patience", 1), ("batch", 1)):
         if how[name] is not None and how[name] < least:
-            refuse(f"--{name} {how[name]} leaves nothing to train; give {least} or more")
+            fail(f"--{name} {how[name]} trains nothing; give {least} or more")
     if not 0 < how["lr"] < 1:
-        refuse(f"--lr {how['lr']} is no learning rate; give one between 0 and 1, such as 1e-4")
+        fail(f"--lr {how['lr']} is not a learning rate; give one between 0 and 1, such as 1e-4")
     how["batch"], n = min(how["batch"], items), ranks()[1]
     if how["batch"] % n:
-        refuse(f"--batch {how['batch']} of {items} items is no multiple of the {n} ranks; give one that is")
+        fail(f"--batch {how['batch']} of {items} items is not a multiple of the {n} ranks; give one that is")
     return how

@@ -1,4 +1,4 @@
-"""What does the video model make of it: coherence, continuation, several futures, one's own image.
+"""Generate clips with a video model: coherence, continuation, several futures, one's own image.
 
     python video.py coherence --data data/moving --adapter results/tiny/moving/conditioning-prompt.pt --out results/tiny/moving/video-coherence.yaml
     python video.py continue --data data/future --past 8 --horizon 16 --out results/tiny/future/video-continue.yaml
@@ -6,26 +6,26 @@
     python video.py animate --image a.jpg --prompt "the red circle moves right" --video out.mp4
     python video.py animate --image a.jpg b.jpg c.jpg --model ltx-video --frames 25
 
-The noise depends on the clip and the number of the draw alone, so that generated clips differ in their conditioning and in nothing else.
+The noise depends only on the clip and the number of the draw, so generated clips differ only in their conditioning.
 
-`coherence`, of the middle --frames of every test clip, by --conditionings: none, text (the caption), first (the first frame),
-first+text, keyframes (first, middle, last), all (every frame: an upper bound, no prediction), adapter (the first frame, and what
---adapter holds in place of the prompt). Beside them the clips themselves (real), their reconstruction (vae), their first frame
-throughout (frozen), their frames in random order (shuffled, vae_shuffled). Measures:
+`coherence` generates the middle --frames of every test clip under --conditionings: none, text (the caption), first (the first frame),
+first+text, keyframes (first, middle, last), all (every frame: an upper bound), adapter (the first frame, and --adapter in place of the
+prompt). Rows to compare with: the clips themselves (real), their reconstruction (vae), their first frame repeated (frozen), their frames
+in random order (shuffled, vae_shuffled). Measures:
 
-    temporal_consistency   mean cosine of adjacent frames' patch tokens in the frozen judge; a frozen image scores 1
-    temporal_closeness     d = 1 - temporal_consistency: the smaller over the larger of a generated clip's d and its clip's; frozen: 0
+    temporal_consistency   mean cosine of adjacent frames' patch tokens in the frozen evaluator; a frozen image scores 1
+    temporal_closeness     with d = 1 - temporal_consistency of a generated clip and of its clip: the smaller d / the larger d
     decoded_closeness      the same against the clip's reconstruction
     temporal_ratio         motion energy (mean absolute difference of adjacent frames) generated / real; flicker_ratio: of flicker
     warp_error             mean absolute difference of a frame and its successor warped back along optical flow (Lai et al. 2018)
-    direction_right        share in which the object, followed by its colour, moves as in its clip
+    direction_accuracy     share of clips in which the object, followed by its colour, moves in the true direction
 
-`continue` predicts the last --horizon of the middle --past + --horizon frames, by continuations: past (the last frames seen), past+text,
-first (the last frame), first+text, text. Baselines: copy, flow, mean and nearest; vae is the upper bound. Measures: l1, moving_l1 and
-still_l1 by horizon, with paired gains over copy and flow, those above, jump, best_shift, static. `futures` makes --candidates of every
-clip's first window and picks one by what is known without the outcome: agreement, continuity, flow, consistency, cycle, and the mean of
-these ranks. Each writes video-<job>.yaml, .png, .pt; films/ (a data folder of the generated clips) and video-<job>-parts/ (clips as made:
-a second run makes only what is missing). `animate` writes out.mp4 (H.264), out.gif and out.yaml.
+`continue` predicts the last --horizon of the middle --past + --horizon frames, by --continuations: past (the last frames), past+text,
+first (the last frame), first+text, text. Baselines: copy, flow, mean and nearest; upper bound: vae. Measures: l1, moving_l1 and still_l1
+by horizon, with paired gains over copy and flow, those above, jump, best_shift, static. `futures` generates --candidates for every
+clip's first window and selects one without the outcome: by agreement, continuity, flow, consistency, cycle, or the mean of these ranks.
+Each writes video-<job>.yaml, .png, .pt, and video-<job>-parts/ (cached clips: a second run generates only what is missing). coherence
+and continue write generated/ (a data folder of the generated clips). `animate` writes out.mp4 (H.264), out.gif and out.yaml.
 
 Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py.
 """
@@ -42,54 +42,54 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from claims import caption, followed, goers
+from claims import caption, followed, moving_objects
 from common import (
     RESULT,
+    check_choice,
     check_writable,
     choose_device,
     clips_of,
     digest,
-    known,
+    fail,
     load_items,
     load_pt,
     plain,
     positive,
+    print_summary,
     pyplot,
-    refuse,
     run_info,
     save_bytes,
     save_pt,
     save_yaml,
-    say,
     split_of,
     subcommands,
     write_items,
 )
-from media import frames_of, grey_of, read_picture
+from media import frames_of, grey_of, read_image
 from metrics import (
     BASELINES,
     HORIZONS,
     NOTHING,
     STATIC,
-    carried_on,
+    best_shift,
     closeness,
-    compared,
     consistency,
-    erred,
+    errors_by_draw,
+    evaluator_tokens,
+    extrapolate_flow,
     flicker,
-    judge_tokens,
     motion_energy,
-    remembered,
-    running_ahead,
+    motion_row,
     shuffled,
+    train_futures,
     windows,
 )
 from models import (
     DECODE_STEP,
     autoencoder_of,
     check_shape,
-    decode_films,
-    encode_films,
+    decode_generated_clips,
+    encode_generated_clips,
     find_model,
     fingerprint,
     geometry,
@@ -97,25 +97,26 @@ from models import (
     load_video_pipeline,
     seeded,
 )
-from stats import adjusted, averaged, clusters, criterion, gain_columns, gained, holm, paired_test, ratio
+from stats import adjusted, averaged, clusters, criterion, gain_columns, gain_of, holm, paired_test, ratio
 
 # ---------------------------------------------------------------- measures of what comes next
 
 
-def measured(x, first, look, going):
-    """{measure: [n]} of films. look: frames [T, H, W, 3] -> tokens [T, h, w, D]; first: real frames [n, H, W, 3], in which what goes somewhere has its colour; going: as of goers, and
-    `direction_right` is theirs, [m]."""
-    found = {
+def measured(x, first, look, moving):
+    """{measure: [n]} of clips x. look: frames [T, H, W, 3] -> tokens [T, h, w, D]; first: real frames [n, H, W, 3] with
+    the colours of the objects; moving: of `moving_objects`, for direction_accuracy [m]."""
+    scores = {
         "temporal_consistency": torch.cat([consistency(look(clip)[None]) for clip in x]),
         "motion_energy": motion_energy(x),
         "flicker": flicker(x),
     }
     end = x.shape[1] - 1
-    return found | ({"direction_right": followed(x, first, going, [end])[end]} if going[0] else {})
+    return scores | ({"direction_accuracy": followed(x, first, moving, [end])[end]} if moving[0] else {})
 
 
-def scored(errors, own, right, sources, going_sources, seed):
-    """{criteria, gains, continuations, horizons} of pixel_errors {row: {measure: [draws, n, horizon]}}, measured {row: {measure: [draws, n]}} and followed {row: {h: [draws, m]}}."""
+def scored(errors, measures, direction_correct, sources, moving_sources, seed):
+    """{criteria, gains, continuations, horizons} of errors {row: {measure: [draws, n, horizon]}}, measures {row:
+    {measure: [draws, n]}} and direction_correct {row: {h: [draws, m]}}."""
     rows = [n for n in errors if n != "real"]
     names = [n for n in rows if n not in BASELINES]
     overall = {n: {m: x.nanmean(2) for m, x in e.items()} for n, e in errors.items()}
@@ -123,34 +124,34 @@ def scored(errors, own, right, sources, going_sources, seed):
     for n in errors:
         table[n] = {
             k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources, seed).items()
-        } | compared(own[n], own["real"], own["vae"], sources, going_sources, seed)
+        } | motion_row(measures[n], measures["real"], measures["vae"], sources, moving_sources, seed)
     gains = {
         m: {
-            base: adjusted({n: gained(overall[n][m], overall[base][m], sources, seed) for n in names})
+            base: adjusted({n: gain_of(overall[n][m], overall[base][m], sources, seed) for n in names})
             for base in ("copy", "flow")
         }
         for m in ("l1", "moving_l1")
     }
     at = {}
-    for h in right["real"]:
+    for h in direction_correct["real"]:
         e = {n: {m: x[:, :, h - 1] for m, x in errors[n].items()} for n in rows}
         at[h] = {
             n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources, seed).items()}
-            | averaged("direction_right", right[n][h], going_sources, seed)
+            | averaged("direction_accuracy", direction_correct[n][h], moving_sources, seed)
             for n in rows
         }
         for m in ("l1", "moving_l1"):
             for base in ("copy", "flow"):
-                for n, g in adjusted({n: gained(e[n][m], e[base][m], sources, seed) for n in names}).items():
+                for n, g in adjusted({n: gain_of(e[n][m], e[base][m], sources, seed) for n in names}).items():
                     at[h][n] |= gain_columns(f"{m.removesuffix('l1')}gain_over_{base}", g, "p_holm")
     main, criteria = names[0], {}
-    energy = {n: ratio(x["motion_energy"], own["real"]["motion_energy"]) for n, x in own.items()}
+    energy = {n: ratio(x["motion_energy"], measures["real"]["motion_energy"]) for n, x in measures.items()}
     if energy["real"] is not None:
         criteria["temporal_ratio"] = criterion(
             energy[main],
             {n: energy[n] for n in ("copy", "mean")},
             sources,
-            ceiling=energy["vae"].mean().item(),
+            upper_bound=energy["vae"].mean().item(),
             seed=seed,
             conditioning=main,
             draws=len(energy[main]),
@@ -166,7 +167,7 @@ def scored(errors, own, right, sources, going_sources, seed):
                 score[main],
                 {n: score[n] for n in BASELINES if n != "vae"},
                 [sources[i] for i in keep],
-                ceiling=score["vae"].mean().item(),
+                upper_bound=score["vae"].mean().item(),
                 better="lower",
                 seed=seed,
                 conditioning=main,
@@ -176,36 +177,37 @@ def scored(errors, own, right, sources, going_sources, seed):
     return {"criteria": criteria, "gains": gains, "continuations": table, "horizons": at}
 
 
-def headlines(told, main):
-    """Scores of the main continuation with those of the baselines beside them, and its gains over these."""
-    table, found = told["continuations"], {}
+def headlines(tables, main):
+    """Headline scores of the main continuation, scores of baselines, and the gains over these."""
+    table, found = tables["continuations"], {}
     for name, beside in (
         ("temporal_ratio", ("vae",)),
         ("l1", ("copy", "flow", "vae")),
         ("moving_l1", ("copy", "flow", "vae")),
         ("decoded_closeness", ("copy", "flow")),
         ("temporal_consistency", ("real", "vae", "copy")),
-        ("direction_right", ("real", "vae", "flow")),
+        ("direction_accuracy", ("real", "vae", "flow")),
     ):
         found |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {
             f"{name}_{b}": table[b][name] for b in beside
         }
     for m in ("l1", "moving_l1"):
-        for base, gains in told["gains"][m].items():
+        for base, gains in tables["gains"][m].items():
             found |= gain_columns(
                 f"{m.removesuffix('l1')}gain_over_{base}", gains[main], "p", "p_holm", "p_wilcoxon"
             )
     return found
 
 
-def alongside(clips, past, train, vae):
-    """{real, and the baselines: uint8 [1, n, h, H, W, 3]} of what follows the first `past` frames of clips [n, T, H, W, 3]. train: items of the train split; vae: what follows, by the autoencoder."""
+def with_baselines(clips, past, train, vae):
+    """{real and baselines: uint8 [1, n, h, H, W, 3]}: frames after the first `past` of clips [n, T, H, W, 3].
+    train: items of the train split; vae: the autoencoder's reconstruction of these frames."""
     seen, truth = clips[:, :past], clips[:, past:]
-    mean, nearest = remembered(train, seen, clips.shape[1], clips.shape[2])
+    mean, nearest = train_futures(train, seen, clips.shape[1], clips.shape[2])
     found = {
         "real": truth,
         "copy": seen[:, -1:].expand_as(truth),
-        "flow": carried_on(seen, truth.shape[1]),
+        "flow": extrapolate_flow(seen, truth.shape[1]),
         "vae": vae,
         "mean": mean,
         "nearest": nearest,
@@ -213,21 +215,19 @@ def alongside(clips, past, train, vae):
     return {n: x[None] for n, x in found.items()}
 
 
-def film_table(films, items, clips, past, look, seed):
-    """(headline scalars, {criteria, gains, continuations, horizons}): all that video-continue.yaml says of pixels, from films {row: uint8 [draws, n, h, H, W, 3]} of what follows the first
-    `past` frames of clips [n, T, H, W, 3]. Rows: those of `alongside`, then the continuations, the main one first; items: the clips', with what is known of them; look: as of `measured`."""
-    from tqdm import tqdm
-
+def continuation_table(generated_clips, items, clips, past, look, seed):
+    """(headline scalars, {criteria, gains, continuations, horizons}) of generated clips {row: uint8 [draws, n, h, H, W,
+    3]} after the first `past` frames of clips [n, T, H, W, 3]. Rows: of `with_baselines`, then continuations, main first."""
     last, truth, sources = clips[:, past - 1], clips[:, past:], [i["source"] for i in items]
-    way, horizons = goers(items, past - 1), [h for h in HORIZONS if h <= truth.shape[1]]
-    going_sources = [sources[i] for i in way[0]]
-    own = {}
+    moving, horizons = moving_objects(items, past - 1), [h for h in HORIZONS if h <= truth.shape[1]]
+    moving_sources = [sources[i] for i in moving[0]]
+    measures = {}
     errors = {}
-    right = {}
-    for n, x in tqdm(films.items(), desc="measured", unit="row"):
+    direction_correct = {}
+    for n, x in tqdm(generated_clips.items(), desc="measured", unit="row"):
         whole = [torch.cat([last[:, None], y], 1) for y in x]
         found = [
-            measured(y, last, look, way)
+            measured(y, last, look, moving)
             | {
                 "motion_energy": motion_energy(y[:, 1:]),
                 "flicker": flicker(y[:, 1:]),
@@ -235,31 +235,30 @@ def film_table(films, items, clips, past, look, seed):
             }
             for y in whole
         ]
-        own[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}
-        found = [followed(y, last, way, horizons) for y in whole]
-        right[n] = {h: torch.stack([f[h] for f in found]) for h in horizons}
-        errors[n] = erred(x, truth, last)
-    own["shuffled"] = {"motion_energy": motion_energy(shuffled(truth, seed))[None]}
-    told = scored(errors, own, right, sources, going_sources, seed)
-    for n, row in told["continuations"].items():
-        row |= {
-            "static": bool(own[n]["motion_energy"].mean() < STATIC * own["vae"]["motion_energy"].mean()),
-            "best_shift": running_ahead(films[n][0], clips, past),
-        }
-    main = next(n for n in films if n not in ("real", *BASELINES))
+        measures[n] = {m: torch.stack([f[m] for f in found]) for m in found[0]}
+        found = [followed(y, last, moving, horizons) for y in whole]
+        direction_correct[n] = {h: torch.stack([f[h] for f in found]) for h in horizons}
+        errors[n] = errors_by_draw(x, truth, last)
+    measures["shuffled"] = {"motion_energy": motion_energy(shuffled(truth, seed))[None]}
+    tables = scored(errors, measures, direction_correct, sources, moving_sources, seed)
+    energy = {n: x["motion_energy"].mean() for n, x in measures.items()}
+    for n, row in tables["continuations"].items():
+        row["static"] = bool(energy[n] < STATIC * energy["vae"])
+        row["best_shift"] = best_shift(generated_clips[n][0], clips, past)
+    main = next(n for n in generated_clips if n not in ("real", *BASELINES))
     return {
         "conditioning": main,
-        **headlines(told, main),
-        **{k: told["continuations"][main][k] for k in ("static", "best_shift")},
+        **headlines(tables, main),
+        **{k: tables["continuations"][main][k] for k in ("static", "best_shift")},
         "clips": len(items),
         "sources": len(set(sources)),
         "moving_clips": int((~errors["real"]["moving_l1"].isnan()).any(2).sum()),
-        "direction_clips": len(way[0]),
-        "seeds": len(films[main]),
-    }, told
+        "direction_clips": len(moving[0]),
+        "seeds": len(generated_clips[main]),
+    }, tables
 
 
-# name: (frames that are shown, as fractions of the film, or "all"; what stands in the place of the prompt)
+# name: (given frames, as fractions of the generated clip, or "all"; the prompt)
 CONDITIONINGS = {
     "none": ((), "empty"),
     "text": ((), "caption"),
@@ -269,33 +268,33 @@ CONDITIONINGS = {
     "all": ("all", "empty"),
     "adapter": ((0,), "adapter"),
 }
-SWEPT = {"first": "none", "adapter": "first"}  # at strength 0 the one is the other
-WORDS_SEEN = 128  # tokens of a prompt, as LTX-Video's pipelines cut them
+SWEPT = {"first": "none", "adapter": "first"}  # name: the conditioning that it equals at strength 0
+PROMPT_TOKENS = 128  # tokens of a prompt, as LTX-Video's pipelines cut them
 # What LTX-Video's documentation gives for autoencoders that are conditioned on a time step; others ignore it.
 DECODE = {"decode_timestep": DECODE_STEP, "decode_noise_scale": 0.025}
 NULLS = "real", "vae", "frozen", "shuffled", "vae_shuffled"
 NOTES = {
-    "all": "hands over the answer: an upper bound, not a prediction",
+    "all": "all true frames are given: an upper bound, not a prediction",
     "warp_error": "of the first draw",
-    "temporal_consistency": "what moves too little scores above the clips, what is frozen 1",
-    "strength": "of the first draw; frames are noised by 1 - strength, embeddings go from the empty prompt's (0) to the adapter's (1)",
+    "temporal_consistency": "a clip with too little motion scores above the real clips, a frozen image 1",
+    "strength": "of the first draw; given frames get noise 1 - strength, embeddings are blended from the empty prompt (0) to the adapter (1)",
 }
 
 
-# ---------------------------------------------------------------- films
+# ---------------------------------------------------------------- generated clips
 
 
 def sampler(pipeline, steps, tokens):
-    """(LTXConditionPipeline of the same parts, time steps for it): those that LTXImageToVideoPipeline would use for so many latent tokens.
+    """(LTXConditionPipeline of the same parts, the time steps of LTXImageToVideoPipeline for `tokens` latent tokens).
 
-    LTXConditionPipeline can be shown any number of frames, but spends half of its own time steps near pure noise and cannot shift them by the size of the film, as the published scheduler does.
+    LTXConditionPipeline takes any number of given frames. Its own time steps are half near pure noise and are not
+    shifted by the clip's size, as the published scheduler's are.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline
     from diffusers.pipelines.ltx.pipeline_ltx_image2video import calculate_shift
     from diffusers.utils import logging
 
-    # time steps without sigmas are warned of at every batch: a scheduler that shifts nothing makes the right
-    # ones of them
+    # a scheduler that shifts nothing turns these time steps into the right sigmas; it warns at every batch
     logging.set_verbosity_error()
     scheduler = pipeline.scheduler
     defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
@@ -306,44 +305,46 @@ def sampler(pipeline, steps, tokens):
     return run, scheduler.timesteps.tolist()
 
 
-def encoded(pipeline, texts):
-    """(embeddings [n, L, C], mask [n, L]) of prompts, cut to the longest: masked tokens have no weight and need not be computed."""
+def encode_prompts(pipeline, texts):
+    """(embeddings [n, L, C], mask [n, L]) of prompts, cut to the longest one."""
     different = list(dict.fromkeys(texts))
     with torch.inference_mode():
         embeds, mask, *_ = pipeline.encode_prompt(
-            different, do_classifier_free_guidance=False, max_sequence_length=WORDS_SEEN
+            different, do_classifier_free_guidance=False, max_sequence_length=PROMPT_TOKENS
         )
     rows, longest = [different.index(t) for t in texts], int(mask.sum(1).max())
     return embeds[rows, :longest], mask[rows, :longest]
 
 
-def unprompted(empty, n):
-    """(embeddings, mask) of the empty prompt [K, C] for n films."""
+def empty_prompt(empty, n):
+    """(embeddings, mask) of the empty prompt [K, C] for n generated clips."""
     return empty.expand(n, -1, -1), empty.new_ones(n, len(empty))
 
 
-def again(empty, tokens):
-    """The empty prompt [K, C] over and over, as long as tokens [n, L, C]: attention to a token many times is attention to it once, so it says the same."""
+def repeat_prompt(empty, tokens):
+    """The empty prompt [K, C], repeated to the length of tokens [n, L, C]; attention to it does not change."""
     return empty[torch.arange(tokens.shape[1]) % len(empty)].expand_as(tokens)
 
 
-def towards(empty, tokens, strength):
+def blend_prompts(empty, tokens, strength):
     """From the empty prompt (strength 0) to tokens [n, L, C] (1)."""
-    return torch.lerp(again(empty, tokens), tokens, strength)
+    return torch.lerp(repeat_prompt(empty, tokens), tokens, strength)
 
 
 @torch.inference_mode()
-def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, batch=16, guidance=1.0, empty=None):
-    """Films uint8 [n, T, H, W, 3], shape (T, H, W), for clips `ids`.
+def generate_clips(
+    run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, batch=16, guidance=1.0, empty=None
+):
+    """Generated clips uint8 [n, T, H, W, 3], shape (T, H, W), for clips `ids`.
 
-    shown: [(frame number, uint8 [n, k, H, W, 3])], k = 1 or a length that the autoencoder takes; prompt: (embeddings [n, L, C], mask [n, L]). guidance above 1 leads
-    away from the empty prompt, tokens `empty` [K, C] (classifier-free; Ho & Salimans 2022). The frames shown get no noise of their own (image_cond_noise_scale 0), so that different strengths
-    differ in nothing else.
+    shown: [(frame number, uint8 [n, k, H, W, 3])], k = 1 or a length that the autoencoder takes; prompt:
+    (embeddings [n, L, C], mask [n, L]); guidance above 1: classifier-free (Ho & Salimans 2022), away from the empty
+    prompt [K, C]. Given frames get no extra noise (image_cond_noise_scale 0).
     """
     from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
-    made = []
-    for at in tqdm(torch.arange(len(ids)).split(batch), desc="films", unit="batch", leave=False):
+    batches = []
+    for at in tqdm(torch.arange(len(ids)).split(batch), desc="generated", unit="batch", leave=False):
         conditions = [
             LTXVideoCondition(
                 video=x[at].permute(0, 1, 4, 2, 3).float() / 255, frame_index=k, strength=strength
@@ -353,7 +354,7 @@ def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, batch=1
         away = {}
         if guidance > 1:
             away = {
-                "negative_prompt_embeds": again(empty, prompt[0][at]),
+                "negative_prompt_embeds": repeat_prompt(empty, prompt[0][at]),
                 "negative_prompt_attention_mask": torch.ones_like(prompt[1][at]),
             }
         out = run(
@@ -371,15 +372,15 @@ def films(run, timesteps, ids, shape, shown, prompt, seed, strength=1.0, batch=1
             output_type="pt",
             **DECODE,
         )
-        made.append((out.frames.float().permute(0, 1, 3, 4, 2) * 255).round().clamp(0, 255).byte().cpu())
-    return torch.cat(made)
+        batches.append((out.frames.float().permute(0, 1, 3, 4, 2) * 255).round().clamp(0, 255).byte().cpu())
+    return torch.cat(batches)
 
 
-# ---------------------------------------------------------------- measures of films under conditionings, beside those of common.py
+# ---------------------------------------------------------------- measures of coherence
 
 
-def others(d, d_real, sources):
-    """closeness [seeds, n] of each clip to the films that were made for clips of other sources: the mean over these."""
+def closeness_to_others(d, d_real, sources):
+    """Mean closeness [seeds, n] of each clip to the generated clips of other sources: a baseline."""
     cluster = clusters(sources)
     weights = (cluster[:, None] != cluster).double()
     return (closeness(d[:, :, None], d_real) * weights).sum(1) / weights.sum(0).clamp(min=1)
@@ -394,37 +395,38 @@ def warp_error(x):
     grid = np.mgrid[: grey.shape[2], : grey.shape[3]].astype(np.float32)
     errors = []
     for clip in grey:
-        own = []
+        differences = []
         for a, b in zip(clip, clip[1:], strict=False):
             flow = optical_flow_ilk(a, b, radius=5, num_warp=4)
-            own.append(np.abs(a - warp(b, grid + flow, mode="edge")).mean())
-        errors.append(np.mean(own))
+            differences.append(np.abs(a - warp(b, grid + flow, mode="edge")).mean())
+        errors.append(np.mean(differences))
     return torch.tensor(errors, dtype=torch.float64)
 
 
-def judged(own, main, sources, seed):
-    """{criteria, gains} of the main conditioning; gains are paired, over each other conditioning, with Holm's adjustment. own: {name: {measure: [seeds, n]}}."""
-    names, criteria, gains = [n for n in own if n not in NULLS], {}, {}
-    d = {n: 1 - x["temporal_consistency"] for n, x in own.items()}
-    for measure, like, ceiling, mixed in (
+def coherence_criteria(measures, main, sources, seed):
+    """{criteria, paired gains over the other conditionings} of the main one. measures: {name: {measure: [seeds, n]}}."""
+    names, criteria, gains = [n for n in measures if n not in NULLS], {}, {}
+    d = {n: 1 - x["temporal_consistency"] for n, x in measures.items()}
+    for measure, like, upper_bound, mixed in (
         ("temporal_consistency", None, "real", "shuffled"),
         ("temporal_closeness", "real", "vae", "shuffled"),
         ("decoded_closeness", "vae", "vae", "vae_shuffled"),
     ):
         score = {n: closeness(x, d[like]) if like else 1 - x for n, x in d.items()}
-        floors = {"shuffled": score[mixed]} | (
-            {"frozen": score["frozen"], "other_clip": others(d[main], d[like], sources)} if like else {}
-        )
+        baselines = {"shuffled": score[mixed]}
+        if like:
+            baselines["frozen"] = score["frozen"]
+            baselines["other_clip"] = closeness_to_others(d[main], d[like], sources)
         criteria[measure] = criterion(
             score[main],
-            floors,
+            baselines,
             sources,
-            ceiling=score[ceiling].mean().item(),
+            upper_bound=score[upper_bound].mean().item(),
             seed=seed,
             conditioning=main,
             draws=len(score[main]),
             controls={
-                n: score[n].mean() for n in ("real", "frozen", *names) if n != main and n not in floors
+                n: score[n].mean() for n in ("real", "frozen", *names) if n != main and n not in baselines
             },
         )
         gains[measure] = {
@@ -435,35 +437,35 @@ def judged(own, main, sources, seed):
     return {"criteria": criteria, "gains": gains}
 
 
-# ---------------------------------------------------------------- what is refused before a model is loaded
+# ---------------------------------------------------------------- the adapter's file
 
 
 def read_adapter(path, ids, shape):
     """(meta, the adapter's tokens for the clips `ids`, fp32 [n, L, C])."""
     found = load_pt(path, RESULT)
     if found["meta"].get("into") != "prompt":
-        refuse(f"{path} is no adapter's prompt, but holds {found['meta'].get('into')}; run adapt.py prompt")
+        fail(f"{path} holds {found['meta'].get('into')}, no prompts; run adapt.py prompt")
     x, number = found.get("embeds"), {i: k for k, i in enumerate(found["ids"])}
     if missing := [i for i in ids if i not in number]:
-        refuse(f"{path} lacks {missing[0]!r} and {len(missing) - 1} more of other clips; run adapt.py prompt")
+        fail(f"{path} lacks {missing[0]!r} and {len(missing) - 1} more of other clips; run adapt.py prompt")
     if x is None or x.ndim != 3 or x.shape[-1] != shape["prompt"]:
         has = None if x is None else tuple(x.shape)
-        refuse(f"{path} holds {has}, and --model takes a width of {shape['prompt']}; run adapt.py prompt")
+        fail(f"{path} holds {has}, and --model needs a width of {shape['prompt']}; run adapt.py prompt")
     x = x[[number[i] for i in ids]].float()
     if not x.isfinite().all():
-        refuse(f"{path} holds {int((~x.isfinite()).sum())} values that are not finite; run adapt.py again")
+        fail(f"{path} holds {int((~x.isfinite()).sum())} values that are not finite; run adapt.py again")
     return found["meta"], x
 
 
-# ---------------------------------------------------------------- picture
+# ---------------------------------------------------------------- image
 
 
 def draw_strips(figure, strips, words, at, bold):
-    """The frames `at` of films {name: uint8 [n, T, H, W, 3]}, a row a name, a column a clip."""
+    """Draw the frames `at` of clips {name: uint8 [n, T, H, W, 3]}: one row per name, one column per clip."""
     axes = figure.subplots(len(strips), len(words), squeeze=False)
-    for r, (name, films) in enumerate(strips.items()):
+    for r, (name, clips) in enumerate(strips.items()):
         for c, axis in enumerate(axes[r]):
-            shown = np.pad(films[c][at].numpy(), ((0, 0), (0, 0), (0, 3), (0, 0)), constant_values=255)
+            shown = np.pad(clips[c][at].numpy(), ((0, 0), (0, 0), (0, 3), (0, 0)), constant_values=255)
             axis.imshow(np.concatenate(shown, 1), interpolation="nearest")
             axis.set(xticks=[], yticks=[], title=words[c] if r == 0 else "")
             axis.spines[:].set_visible(False)
@@ -471,22 +473,22 @@ def draw_strips(figure, strips, words, at, bold):
         axes[r][0].set_ylabel(name, rotation=0, ha="right", va="center", fontweight=weight)
 
 
-def picture(result, strips, words, path):
-    """Five frames of a few clips, a row a conditioning, a column a clip; below, the closeness to the clips' own change."""
+def draw_chart(result, strips, words, path):
+    """Draw five frames of a few clips by conditioning, and the temporal closeness below."""
     plt = pyplot()
     high = 1.15 * len(strips)
     figure = plt.figure(figsize=(5.6 * len(words), high + 3.5), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[high, 3.5])
     at = [round(k * (len(strips["real"][0]) - 1) / 4) for k in range(5)]
     draw_strips(top, strips, words, at, ("real", result["conditioning"]))
-    top.suptitle(f"By {result['video']}, from left to right; above, the caption", fontsize=11)
+    top.suptitle(f"Clips generated by {result['video']}, with their captions", fontsize=11)
     table = result["conditionings"]
     rows = [n for n in table if n not in ("real", "frozen")]
     value, *ends = ([table[n][f"temporal_closeness{end}"] for n in rows] for end in ("", "_low", "_high"))
     error = np.nan_to_num(np.abs(np.array(ends, float) - value), posinf=0)
     axis = bottom.subplots()
     axis.barh(rows, value, xerr=error)
-    axis.set_title("temporal closeness (1: changes as its clip does)", fontsize=10)
+    axis.set_title("temporal closeness (1: as much change as the real clip)", fontsize=10)
     axis.invert_yaxis()
     figure.savefig(path, dpi=80)
     plt.close(figure)
@@ -499,7 +501,7 @@ def pipeline_of(args):
     """(entry of the pipeline, its geometry). Sets the defaults in `args`."""
     entry = find_model(args.model)
     if entry["kind"] != "video":
-        refuse(f"--model {args.model} is a {entry['kind']}; give tiny-ltx, or a folder with model_index.json")
+        fail(f"--model {args.model} is a {entry['kind']}; give tiny-ltx, or a folder with model_index.json")
     positive(args, "steps", "seeds", "batch", "clips", "past", "horizon")
     args.frames = args.frames or entry.get("frames", 9)
     args.size = args.size or entry["clip"]
@@ -512,11 +514,11 @@ def pipeline_of(args):
 
 
 def checked(args):
-    """(entry of the pipeline, entry of the judge, geometry), refused as far as configurations allow. Sets the defaults in `args`."""
-    (entry, shape), judge = pipeline_of(args), find_model(args.judge)
-    if judge["kind"] != "encoder" or not judge["type"].startswith("dino"):
-        refuse(f"--judge {args.judge} is no encoder of DINO's kind; give tiny-dinov2 or dinov2-b")
-    return entry, judge, shape
+    """(entry of the pipeline, entry of the evaluator, geometry). Sets the defaults in `args`."""
+    (entry, shape), evaluator = pipeline_of(args), find_model(args.evaluator)
+    if evaluator["kind"] != "encoder" or not evaluator["type"].startswith("dino"):
+        fail(f"--evaluator {args.evaluator} is no DINO encoder; give tiny-dinov2 or dinov2-b")
+    return entry, evaluator, shape
 
 
 def conditionings_of(args):
@@ -526,98 +528,99 @@ def conditionings_of(args):
     else:
         names = [n for n in CONDITIONINGS if n != "adapter" or args.adapter]
     for name in names:
-        known(name, CONDITIONINGS, "conditioning")
+        check_choice(name, CONDITIONINGS, "conditioning")
     if ("adapter" in names) != bool(args.adapter):
-        refuse("the conditioning adapter and a file --adapter go together; give both or neither")
+        fail("the conditioning adapter needs a file --adapter and vice versa; give both or neither")
     try:
         args.strengths = sorted({float(s) for s in args.strengths.split(",") if s})
     except ValueError:
-        refuse(f"--strengths {args.strengths} are not numbers with commas between")
+        fail(f"--strengths {args.strengths} are not comma-separated numbers; give such as 0.25,0.5")
     if args.strengths and not 0 <= args.strengths[0] <= args.strengths[-1] <= 1:
-        refuse(f"--strengths {','.join(f'{s:g}' for s in args.strengths)} leave the range from 0 to 1")
+        fail(f"--strengths {','.join(f'{s:g}' for s in args.strengths)} are not all from 0 to 1; give others")
     return names
 
 
-def opened(entry, shape, unit, steps, words):
-    """(pipeline, the empty prompt's tokens [K, C], (embeddings, mask) of words, LTXConditionPipeline, its time steps) for films of shape (T, H, W)."""
+def open_pipeline(entry, shape, unit, steps, words):
+    """(pipeline, empty prompt [K, C], (embeddings, mask) of words, LTXConditionPipeline, its time steps)."""
     model = load_video_pipeline(entry, *choose_device()[:2])[0]
     if model.text_encoder is None:
-        refuse(f"{entry['path']} has no text encoder; copy the whole checkpoint")
-    embeds, mask = encoded(model, [""])
+        fail(f"{entry['path']} has no text encoder; copy the whole checkpoint")
+    embeds, mask = encode_prompts(model, [""])
+    empty, prompts = embeds[0][mask[0].bool()], encode_prompts(model, words)
     latent = (shape[0] - 1) // unit["time"] + 1, shape[1] // unit["space"], shape[2] // unit["space"]
-    return model, embeds[0][mask[0].bool()], encoded(model, words), *sampler(model, steps, math.prod(latent))
+    return model, empty, prompts, *sampler(model, steps, math.prod(latent))
 
 
-def kept(folder, ids, wanted, load, make):
-    """{part: {films: uint8 [n, T, H, W, 3], mapped from disk, seconds: what making them took, ...}}. wanted: {part: settings}. Parts of the same settings and clips that are in the folder are
-    kept; the others are made by make(part, *load())."""
+def cached_parts(folder, ids, settings, load, make):
+    """{part: {generated_clips: uint8 [n, T, H, W, 3], mapped from disk; seconds}}. settings: {part: settings}. Parts in
+    the folder with equal settings and clips are reused; the others are made by make(part, *load())."""
 
-    def there(part):
+    def cached(part):
         found = load_pt(folder / f"{part}.pt", RESULT) if (folder / f"{part}.pt").is_file() else None
-        return found if found and found["meta"] == wanted[part] and found["ids"] == ids else None
+        return found if found and found["meta"] == settings[part] and found["ids"] == ids else None
 
-    wanted = plain(wanted)
-    todo = [part for part in wanted if not there(part)]
+    settings = plain(settings)
+    todo = [part for part in settings if not cached(part)]
     pipeline = load() if todo else None
-    for part in tqdm(todo, desc="films", unit="part"):
-        began = time.time()
-        new = make(part, *pipeline)
-        # without the frames that were shown
-        save_pt(
-            folder / f"{part}.pt", RESULT, ids, wanted[part], films=new.clone(), seconds=time.time() - began
-        )
-    return {part: there(part) for part in wanted}
+    for part in tqdm(todo, desc="generated", unit="part"):
+        start = time.time()
+        clips = make(part, *pipeline).clone()  # without the given frames
+        new = {"generated_clips": clips, "seconds": time.time() - start}
+        save_pt(folder / f"{part}.pt", RESULT, ids, settings[part], **new)
+    return {part: cached(part) for part in settings}
 
 
-def made(entry, folder, parts, settings, items, adapter, batch):
-    """({part: films uint8 [n, T, H, W, 3]}, seconds that making them took) of parts {name: (conditioning, strength, number of the draw)}, and `vae`, the clips' reconstruction."""
+def generate_parts(entry, folder, parts, settings, items, adapter, batch):
+    """({part: uint8 [n, T, H, W, 3]}, seconds of generation) of parts {name: (conditioning, strength, draw)}, and `vae`."""
     ids = [i["id"] for i in items]
     real = torch.stack([i["frames"] for i in items])
-    held = adapter and adapter[1]
+    embeds = adapter and adapter[1]
     shape = real.shape[1:4]
 
-    def film(part, model, empty, words, run, timesteps):
+    def generated_clip(part, model, empty, words, run, timesteps):
         if part == "vae":
-            return decode_films(model.vae, encode_films(model.vae, real, batch), batch)
+            return decode_generated_clips(model.vae, encode_generated_clips(model.vae, real, batch), batch)
         name, strength, draw = parts[part]
-        places, says = CONDITIONINGS[name]
+        places, text = CONDITIONINGS[name]
         if places == "all":
             shown = [(0, real)]
         else:
             numbers = [round(f * (shape[0] - 1)) for f in places]
             shown = [(k, real[:, k : k + 1]) for k in numbers]
-        prompt = words if says == "caption" else unprompted(empty, len(ids))
-        if says == "adapter":
-            tokens = held.to(empty)
-            prompt = towards(empty, tokens, strength), empty.new_ones(tokens.shape[:2])
+        prompt = words if text == "caption" else empty_prompt(empty, len(ids))
+        if text == "adapter":
+            tokens = embeds.to(empty)
+            prompt = blend_prompts(empty, tokens, strength), empty.new_ones(tokens.shape[:2])
             strength = 1.0  # of the frame
-        seed, guidance = settings["seed"] + draw, settings["guidance"]
-        return films(run, timesteps, ids, shape, shown, prompt, seed, strength, batch, guidance, empty)
+        how = settings["seed"] + draw, strength, batch, settings["guidance"], empty
+        return generate_clips(run, timesteps, ids, shape, shown, prompt, *how)
 
-    wanted = {
+    part_settings = {
         part: settings | {"job": job} | ({} if job and job[0] == "adapter" else {"adapter": None})
         for part, job in {"vae": None, **parts}.items()
     }
     texts = [caption(i) or "" for i in items]
-    load = functools.partial(opened, entry, shape, settings["geometry"], settings["steps"], texts)
-    found = kept(folder, ids, wanted, load, film)
+    load = functools.partial(open_pipeline, entry, shape, settings["geometry"], settings["steps"], texts)
+    found = cached_parts(folder, ids, part_settings, load, generated_clip)
     seconds = sum(x["seconds"] for part, x in found.items() if part != "vae")
-    return {part: x["films"] for part, x in found.items()}, seconds
+    return {part: x["generated_clips"] for part, x in found.items()}, seconds
 
 
-def load_judge(entry, device, dtype):
-    """look(pictures uint8 [n, H, W, 3]) -> patch tokens [n, h, w, D] of the frozen encoder by which frames are compared."""
-    return functools.partial(judge_tokens, *load_encoder(entry, device, dtype), entry["clip"], device=device)
+def load_evaluator(entry, device, dtype):
+    """look(images uint8 [n, H, W, 3]) -> patch tokens [n, h, w, D] of the frozen evaluator."""
+    return functools.partial(
+        evaluator_tokens, *load_encoder(entry, device, dtype), entry["clip"], device=device
+    )
 
 
-def three_of(going, ids):
-    """Numbers of three clips to show: evenly from those in which something goes somewhere, else from all."""
-    numbers = going or list(range(len(ids)))
+def examples(moving, ids):
+    """Numbers of three clips to show, evenly from those with a moving object, else from all."""
+    numbers = moving or list(range(len(ids)))
     return numbers[:: max(len(numbers) // 3, 1)][:3]
 
 
-def about(mode, entry, judge, data, model=None, weights=None):
-    """The first lines of the YAML: what made the films, of which data, and what judged them."""
+def first_lines(mode, entry, evaluator, data, model=None, weights=None):
+    """First lines of the YAML: the video model, the data, the evaluator."""
     return {
         "stage": "video",
         "mode": mode,
@@ -627,23 +630,23 @@ def about(mode, entry, judge, data, model=None, weights=None):
         "weights": weights or entry["weights"],
         "data": data["data"],
         "data_name": data["name"],
-        "judge": judge["name"],
-        "judge_weights": judge["weights"],
+        "evaluator": evaluator["name"],
+        "evaluator_weights": evaluator["weights"],
     }
 
 
-def write_films(out, shown, items, args, entry, data, model, conditioning, acts, **more):
-    """films/ beside `out`: films {name: uint8 [n, T, H, W, 3]} of the clips `items` as a data folder. acts: what happens in train clips, of which the commonest is recorded."""
+def write_generated_clips(out, shown, items, args, entry, data, model, conditioning, directions, **more):
+    """Write generated/ beside `out`: a data folder of clips {name: uint8 [n, T, H, W, 3]}, with the majority direction."""
     write_items(
-        out.parent / "films",
+        out.parent / "generated",
         (
             item | {"id": f"{item['id']}/{n}", "frames": x[k].clone(), "conditioning": n}
             for n, x in shown.items()
             for k, item in enumerate(items)
         ),
         {
-            "name": f"{data['name']}-films",
-            "source_kind": "films",
+            "name": f"{data['name']}-generated",
+            "source_kind": "generated",
             "data": data["data"],
             "seed": args.seed,
             "data_path": str(args.data),
@@ -651,14 +654,14 @@ def write_films(out, shown, items, args, entry, data, model, conditioning, acts,
             "video": entry["name"],
             "video_weights": entry["weights"],
             "conditioning": conditioning,
-            "commonest": max(sorted(set(acts)), key=acts.count) if acts else None,
+            "majority": max(sorted(set(directions)), key=directions.count) if directions else None,
         }
         | more,
     )
 
 
 def settings_of(args, entry, geometry, dtype, clips, words, *more):
-    """What films are made with and of; if anything of it is another, they are made again. more: names of further arguments."""
+    """Settings that cached clips must share; with other settings they are generated anew. more: further arguments."""
     return {
         "video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])],
         "geometry": geometry,
@@ -674,25 +677,24 @@ def settings_of(args, entry, geometry, dtype, clips, words, *more):
 
 
 def run_coherence(args, started):
-    """video-coherence.yaml's content, and what stands beside it."""
-    entry, judge_entry, shape = checked(args)
+    """The content of video-coherence.yaml; writes it and the files beside it."""
+    entry, evaluator_entry, shape = checked(args)
     names = conditionings_of(args)
     every, data = load_items(args.data)
     items = clips_of(every, "test")[: args.clips]
     if not items:
-        refuse(f"{args.data} has no clips in its test split; give more clips")
+        fail(f"{args.data} has no clips in its test split; give more clips")
     items = windows(items, args.frames, args.size)
     ids = [i["id"] for i in items]
     sources = [i["source"] for i in items]
     words = [caption(i) for i in items]
     real = torch.stack([i["frames"] for i in items])
     if any(CONDITIONINGS[n][1] == "caption" for n in names) and None in words:
-        refuse(f"{ids[words.index(None)]!r} has no text; leave text and first+text out of --conditionings")
+        fail(f"{ids[words.index(None)]!r} has no text; leave text and first+text out of --conditionings")
     adapter = read_adapter(args.adapter, ids, shape) if args.adapter else None
     model = adapter and adapter[0].get("model")
-    args.out = out = Path(
-        args.out or f"results/{model or entry['name']}/{Path(args.data).name}/video-coherence.yaml"
-    )
+    default = f"results/{model or entry['name']}/{Path(args.data).name}/video-coherence.yaml"
+    args.out = out = Path(args.out or default)
     check_writable(out)
 
     device, dtype, why = choose_device()
@@ -700,12 +702,12 @@ def run_coherence(args, started):
     settings = settings_of(args, entry, shape, dtype, real, words) | {
         "adapter": adapter and digest(b"prompt" + adapter[1].numpy().tobytes())
     }
-    # if it cannot be loaded, better now than after hours of films
-    look = load_judge(judge_entry, device, dtype)
+    # loaded first, so that a failure costs no hours of generation
+    look = load_evaluator(evaluator_entry, device, dtype)
     parts = {f"{n}-{s}": (n, 1.0, s) for n in names for s in range(args.seeds)} | {
         f"{n}@{x:g}-0": (n, x, 0) for n in names if n in SWEPT for x in args.strengths if 0 < x < 1
     }
-    parts, seconds = made(
+    parts, seconds = generate_parts(
         entry, out.with_name(out.stem + "-parts"), parts, settings, items, adapter, args.batch
     )
     parts = {
@@ -716,14 +718,14 @@ def run_coherence(args, started):
     } | parts
     parts["vae_shuffled"] = shuffled(parts["vae"], args.seed)
 
-    way = goers(items, 0)
-    going = way[0]
+    moving = moving_objects(items, 0)
+    numbers = moving[0]
     found = {
-        part: measured(x, real[:, 0], look, way)
+        part: measured(x, real[:, 0], look, moving)
         | ({"warp_error": warp_error(x)} if part.partition("-")[2] in ("", "0") and "@" not in part else {})
         for part, x in tqdm(parts.items(), desc="measured", unit="part")
     }
-    own = {n: found[n] for n in NULLS} | {
+    measures = {n: found[n] for n in NULLS} | {
         n: {
             k: x if k == "warp_error" else torch.stack([found[f"{n}-{s}"][k] for s in range(args.seeds)])
             for k, x in found[f"{n}-0"].items()
@@ -731,22 +733,19 @@ def run_coherence(args, started):
         for n in names
     }
 
-    def row(x):
-        return compared(x, own["real"], own["vae"], sources, [sources[k] for k in going], args.seed)
+    moving_sources = [sources[k] for k in numbers]
 
-    table = {n: row(x) for n, x in own.items()}
+    def row(x):
+        return motion_row(x, measures["real"], measures["vae"], sources, moving_sources, args.seed)
+
+    table = {n: row(x) for n, x in measures.items()}
     main = next((n for n in ("adapter", "first+text") if n in names), names[-1])
-    swept = {
-        n: {
-            x: f"{SWEPT[n]}-0" if x == 0 else f"{n}-0" if x == 1 else f"{n}@{x:g}-0"
-            for x in sorted({0.0, *args.strengths, 1.0})
-        }
-        for n in names
-        if n in SWEPT
-    }
-    result = about("coherence", entry, judge_entry, data, model, adapter and adapter[0].get("weights")) | {
-        "conditioning": main
-    }
+    swept = {}  # {conditioning: {strength: part}}
+    for n in (n for n in names if n in SWEPT):
+        between = {x: f"{n}@{x:g}-0" for x in args.strengths if 0 < x < 1}
+        swept[n] = {0.0: f"{SWEPT[n]}-0"} | between | {1.0: f"{n}-0"}
+    weights = adapter and adapter[0].get("weights")
+    result = first_lines("coherence", entry, evaluator_entry, data, model, weights) | {"conditioning": main}
     for name, beside in (
         ("temporal_consistency", ("real", "frozen", "shuffled")),
         ("temporal_closeness", ("vae", "frozen", "shuffled")),
@@ -754,7 +753,7 @@ def run_coherence(args, started):
         ("temporal_ratio", ()),
         ("flicker_ratio", ()),
         ("warp_error", ("real",)),
-        ("direction_right", ("real",)),
+        ("direction_accuracy", ("real",)),
     ):
         result |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {
             f"{name}_{b}": table[b][name] for b in beside
@@ -762,17 +761,17 @@ def run_coherence(args, started):
     result |= {
         "clips": len(ids),
         "sources": len(set(sources)),
-        "direction_clips": len(going),
-        "still_clips": int((1 - own["real"]["temporal_consistency"] < NOTHING).sum()),
+        "direction_clips": len(numbers),
+        "still_clips": int((1 - measures["real"]["temporal_consistency"] < NOTHING).sum()),
         "seeds": args.seeds,
-        "seeds_are": "draws of noise: nothing is trained here",
+        "seeds_are": "draws of noise; nothing is trained",
         "steps": args.steps,
         "guidance": args.guidance,
         "frames": args.frames,
         "size": args.size,
-        "films_seconds": seconds,
-        "films_per_second": (len(parts) - len(NULLS)) * len(ids) / max(seconds, 1e-9),
-        **judged(own, main, sources, args.seed),
+        "generated_clips_seconds": seconds,
+        "generated_clips_per_second": (len(parts) - len(NULLS)) * len(ids) / max(seconds, 1e-9),
+        **coherence_criteria(measures, main, sources, args.seed),
         "conditionings": table,
         "strength": {
             n: {f"{x:g}": row(found[part]) for x, part in rows.items() if part in found}
@@ -783,9 +782,9 @@ def run_coherence(args, started):
     }
 
     shown = {"real": real, "frozen": parts["frozen"]} | {n: parts[f"{n}-0"] for n in names}
-    taught = [i["direction"] for i in every if "direction" in i and split_of(i["source"]) == "train"]
-    write_films(out, shown, items, args, entry, data, model, main, taught)
-    few = three_of(going, ids)
+    directions = [i["direction"] for i in every if "direction" in i and split_of(i["source"]) == "train"]
+    write_generated_clips(out, shown, items, args, entry, data, model, main, directions)
+    few = examples(numbers, ids)
     strips = {n: x[few].clone() for n, x in ({"real": real, "vae": parts["vae"]} | shown).items()}
     few_words = [words[k] or ids[k] for k in few]
     save_pt(
@@ -793,17 +792,16 @@ def run_coherence(args, started):
         RESULT,
         [ids[k] for k in few],
         {"stage": "video", "mode": "coherence", "words": few_words},
-        films=strips,
+        generated_clips=strips,
     )
-    picture(result, strips, few_words, out.with_suffix(".png"))
+    draw_chart(result, strips, few_words, out.with_suffix(".png"))
     save_yaml(out, result)
     return result
 
 
 # ---------------------------------------------------------------- continue
 
-# name: (which frames are shown first, what stands in the place of the prompt). The first is the main one:
-# nothing tells it the action.
+# name: (given frames, prompt). The first is the main one, and has no text.
 CONTINUATIONS = {
     "past": ("past", "empty"),
     "past+text": ("past", "caption"),
@@ -812,21 +810,21 @@ CONTINUATIONS = {
     "text": ("none", "caption"),
 }
 CONTINUE_NOTES = {
-    "temporal_ratio": "of the predicted frames alone, as flicker: the step from the last frame seen, which is real, to a decoded or another picture is no motion, but jump. "
-    "What flickers scores high too: of the shuffled future (controls) it is above 1; read it beside l1 and direction_right",
-    "moving_l1": "where the truth differs from the last frame seen: only of clips in which something does",
-    "best_shift": "the shift of the truth, in frames, at which a row has its lowest l1: above 0 it runs ahead, below 0 it lags",
+    "temporal_ratio": "of the predicted frames alone; the step from the last real frame to the first predicted one is jump. "
+    "Flicker scores high too: the shuffled future (controls) is above 1, so read it beside l1 and direction_accuracy",
+    "moving_l1": "where the truth differs from the last past frame, in clips where it does",
+    "best_shift": "the shift of the truth, in frames, with the lowest l1: above 0 the row runs ahead, below 0 it lags",
 }
 
 
 def span(past, frames, r):
-    """How many of the last frames a window is shown: the largest r*j+1, as the autoencoder takes them, that is at most `past` and at most half of a film's `frames`, rounded up."""
+    """Number of given frames of a window: the largest r*j+1 up to `past` and half of `frames`, rounded up."""
     return (min(past, (frames + 1) // 2) - 1) // r * r + 1
 
 
-def continued(shoot, shown, k, horizon):
-    """The `horizon` frames after those shown [n, j, H, W, 3] (j may be 0), window by window: uint8 [n, horizon, H, W, 3]. shoot(frames, number of the window) -> films that begin with these
-    frames; every window after the first is shown the last k frames so far."""
+def continue_clips(shoot, shown, k, horizon):
+    """The `horizon` frames after those shown [n, j, H, W, 3] (j may be 0): uint8 [n, horizon, H, W, 3]. shoot(frames,
+    window) -> clips that begin with these frames; later windows are given the last k frames so far."""
     x, j, number = shown, shown.shape[1], 0
     while x.shape[1] < j + horizon:
         given = x[:, -k:] if number else x
@@ -835,98 +833,92 @@ def continued(shoot, shown, k, horizon):
 
 
 def reconstructed(vae, clips, most, r, batch):
-    """The last `most` frames of clips [n, T, H, W, 3] through the autoencoder, which takes r*j+1 frames: at least one before them is added, the clip's first repeated if it has none."""
+    """The last `most` frames of clips [n, T, H, W, 3] through the autoencoder, with earlier frames up to r*j+1."""
     at = torch.arange(clips.shape[1] - 1 - -(-most // r) * r, clips.shape[1]).clamp(min=0)
-    return decode_films(vae, encode_films(vae, clips[:, at], batch), batch)[:, -most:]
+    return decode_generated_clips(vae, encode_generated_clips(vae, clips[:, at], batch), batch)[:, -most:]
 
 
-def asked_clips(args):
-    """(all items, test clips cut to --past + --horizon frames, train clips, index), refused as far as the data alone allow."""
+def load_clips(args):
+    """(all items, test clips cut to --past + --horizon frames, train clips, index). Fails where clips are missing."""
     every, data = load_items(args.data)
     test, train = clips_of(every, "test"), clips_of(every, "train")
     for split, found in (("test", test), ("train", train)):
         if not found:
-            refuse(f"{args.data} has no clips in its {split} split; give more clips")
+            fail(f"{args.data} has no clips in its {split} split; give more clips")
     if short := [i for i in train if len(i["frames"]) < args.past + args.horizon]:
         name, has = short[0]["id"], len(short[0]["frames"])
-        refuse(f"{name} has {has} frames, {args.past + args.horizon} are needed; lower --past or --horizon")
-    return (
-        every,
-        windows(test[: args.clips], args.past + args.horizon, args.size, "--past or --horizon"),
-        train,
-        data,
-    )
+        fail(f"{name} has {has} frames, {args.past + args.horizon} are needed; lower --past or --horizon")
+    test = windows(test[: args.clips], args.past + args.horizon, args.size, "--past or --horizon")
+    return every, test, train, data
 
 
-def named(items, path, why):
-    """(ids, sources, captions, frames uint8 [n, T, H, W, 3]) of clips. why: what each needs a caption for, or None."""
+def ids_and_captions(items, path, why):
+    """(ids, sources, captions, frames uint8 [n, T, H, W, 3]) of clips. why: reason to need captions, or None."""
     ids, words = [i["id"] for i in items], [caption(i) for i in items]
     if why and None in words:
-        refuse(f"{ids[words.index(None)]!r} of {path} has no text to ask a film for, and {why}")
+        fail(f"{ids[words.index(None)]!r} of {path} has no text, and {why}")
     return ids, [i["source"] for i in items], words, torch.stack([i["frames"] for i in items])
 
 
 def run_continue(args, started):
-    """video-continue.yaml's content, and what stands beside it."""
-    entry, judge_entry, unit = checked(args)
+    """The content of video-continue.yaml; writes it and the files beside it."""
+    entry, evaluator_entry, unit = checked(args)
     names = list(dict.fromkeys(args.continuations.split(",")))
     for name in names:
-        known(name, CONTINUATIONS, "continuation")
+        check_choice(name, CONTINUATIONS, "continuation")
     k, r = span(args.past, args.frames, unit["time"]), unit["time"]
     if k == 1 < args.past and any(CONTINUATIONS[n][0] == "past" for n in names):
-        refuse(f"of --past {args.past} one frame is shown: give --past {r + 1} and more --frames")
-    every, items, train, data = asked_clips(args)
-    asking = [n for n in names if CONTINUATIONS[n][1] == "caption"]
-    ids, sources, words, clips = named(
-        items,
-        args.data,
-        f"{' and '.join(asking)} of --continuations ask for one; give others" if asking else None,
-    )
+        fail(f"of --past {args.past} one frame is given; use --past {r + 1} and more --frames")
+    every, items, train, data = load_clips(args)
+    with_text = [n for n in names if CONTINUATIONS[n][1] == "caption"]
+    need = f"--continuations {' and '.join(with_text)} need it; give others" if with_text else None
+    ids, sources, words, clips = ids_and_captions(items, args.data, need)
     args.out = out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/video-continue.yaml")
     check_writable(out)
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    look = load_judge(judge_entry, device, dtype)
+    look = load_evaluator(evaluator_entry, device, dtype)
     past, horizon, shape = args.past, args.horizon, (args.frames, args.size, args.size)
     seen = clips[:, :past]
     settings = settings_of(args, entry, unit, dtype, clips, words, "frames", "past", "horizon")
     jobs = {"vae": None} | {f"{n}-{s}": (n, s) for n in names for s in range(args.seeds)}
 
-    def film(part, model, empty, captions, run, timesteps):
+    def generated_clip(part, model, empty, captions, run, timesteps):
         if part == "vae":
             return reconstructed(model.vae, clips, horizon, unit["time"], args.batch)
-        (places, says), draw = CONTINUATIONS[jobs[part][0]], jobs[part][1]
-        prompt = captions if says == "caption" else unprompted(empty, len(ids))
+        (places, text), draw = CONTINUATIONS[jobs[part][0]], jobs[part][1]
+        prompt = captions if text == "caption" else empty_prompt(empty, len(ids))
         first = {"past": k, "last": 1, "none": 0}[places]
 
-        # away from the empty prompt nothing leads but words
-        how = {"batch": args.batch, "guidance": args.guidance if says == "caption" else 1.0, "empty": empty}
+        # guidance needs a prompt
+        how = {"batch": args.batch, "guidance": args.guidance if text == "caption" else 1.0, "empty": empty}
 
         def shoot(given, number):
             shown = [(0, given)] if given.shape[1] else []
-            return films(run, timesteps, ids, shape, shown, prompt, f"{args.seed + draw} {number}", **how)
+            seed = f"{args.seed + draw} {number}"
+            return generate_clips(run, timesteps, ids, shape, shown, prompt, seed, **how)
 
-        return continued(shoot, seen[:, past - first :], k, horizon)
+        return continue_clips(shoot, seen[:, past - first :], k, horizon)
 
-    wanted = {part: settings | {"job": job} for part, job in jobs.items()}
-    load = functools.partial(opened, entry, shape, unit, args.steps, [w or "" for w in words])
-    made = kept(out.with_name(out.stem + "-parts"), ids, wanted, load, film)
+    part_settings = {part: settings | {"job": job} for part, job in jobs.items()}
+    load = functools.partial(open_pipeline, entry, shape, unit, args.steps, [w or "" for w in words])
+    parts = cached_parts(out.with_name(out.stem + "-parts"), ids, part_settings, load, generated_clip)
     # [draws, n, horizon, H, W, 3]
-    ahead = alongside(clips, past, train, made["vae"]["films"]) | {
-        n: torch.stack([made[f"{n}-{s}"]["films"] for s in range(args.seeds)]) for n in names
+    ahead = with_baselines(clips, past, train, parts["vae"]["generated_clips"]) | {
+        n: torch.stack([parts[f"{n}-{s}"]["generated_clips"] for s in range(args.seeds)]) for n in names
     }
-    head, told = film_table(ahead, items, clips, past, look, args.seed)
+    head, tables = continuation_table(ahead, items, clips, past, look, args.seed)
     whole = {n: torch.cat([clips[:, past - 1 : past], x[0]], 1) for n, x in ahead.items()}
-    going = goers(items, past - 1)[0]
-    few = three_of(going, ids)
+    moving = moving_objects(items, past - 1)[0]
+    few = examples(moving, ids)
     strips = {n: whole[n][few] for n in ("real", "vae", "copy", "flow", *names)}
     few_words = [words[i] or ids[i] for i in few]
     on_sheet = {n: x for n, x in strips.items() if n not in names[2:]}
     result = {
-        **about("continue", entry, judge_entry, data),
+        **first_lines("continue", entry, evaluator_entry, data),
         **head,
-        "seeds_are": "draws of noise: nothing is trained here",
+        "seeds_are": "draws of noise; nothing is trained",
         "past": past,
         "horizon": horizon,
         "shown": k,
@@ -934,9 +926,9 @@ def run_continue(args, started):
         "size": args.size,
         "steps": args.steps,
         "guidance": args.guidance,
-        "films_seconds": sum(made[p]["seconds"] for p in jobs if p != "vae"),
-        **told,
-        "seconds": {p: x["seconds"] for p, x in made.items()},
+        "generated_clips_seconds": sum(parts[p]["seconds"] for p in jobs if p != "vae"),
+        **tables,
+        "seconds": {p: x["seconds"] for p, x in parts.items()},
         "notes": CONTINUE_NOTES,
         "sheet": sheet(on_sheet, few_words, out.with_name(f"{out.stem}-sheet.png")),
         "run": run_info(args, started, script="video.py", device=f"{device.type} ({why})", dtype=str(dtype)),
@@ -944,11 +936,11 @@ def run_continue(args, started):
 
     shown = {n: whole[n] for n in ("real", "vae", "copy", *names)}
     happens = [(split_of(i["source"]), i.get("action", i.get("direction"))) for i in every]
-    acts = [a for split, a in happens if split == "train" and a is not None]
+    directions = [a for split, a in happens if split == "train" and a is not None]
     actions = sorted({a for _, a in happens if a is not None})[:200]
     short = [cut(item, past - 1) for item in items]
-    write_films(out, shown, short, args, entry, data, None, names[0], acts, actions=actions)
-    continued_picture(result, strips, few_words, out.with_suffix(".png"))
+    write_generated_clips(out, shown, short, args, entry, data, None, names[0], directions, actions=actions)
+    draw_continuations(result, strips, few_words, out.with_suffix(".png"))
     save_yaml(out, result)
     return result
 
@@ -961,25 +953,25 @@ def cut(item, first):
     }
 
 
-def continued_picture(result, strips, words, path):
-    """The last frame seen of a few clips and the frames of every horizon, a row a continuation, a column a clip."""
+def draw_continuations(result, strips, words, path):
+    """Draw the last past frame and the frame of every horizon, of a few clips, by continuation."""
     plt = pyplot()
     horizons = list(result["horizons"])
     figure = plt.figure(figsize=(6.6 * len(words), 1.15 * len(strips)), layout="constrained")
     draw_strips(figure, strips, words, [0, *horizons], ("real", result["conditioning"]))
-    figure.suptitle(f"By {result['video']}: the last frame seen, then {horizons} frames ahead", fontsize=11)
+    figure.suptitle(f"By {result['video']}: the last past frame, then {horizons} frames ahead", fontsize=11)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
 def sheet(strips, words, path):
-    """Whole films {name: [clips, T, H, W, 3]} pixel for pixel in one PNG: clip after clip a row a film, a column a frame, so that a page can show any frame. Returns where they lie in it."""
+    """Write clips {name: [clips, T, H, W, 3]} into one PNG, a column per frame, for the report. Returns the layout."""
     from PIL import Image
 
-    rows = torch.stack(list(strips.values()), 1).flatten(0, 1)  # [clips * films, T, H, W, 3]
+    rows = torch.stack(list(strips.values()), 1).flatten(0, 1)  # [clips * generated clips, T, H, W, 3]
     count, frames, high, wide = rows.shape[:4]
     Image.fromarray(rows.transpose(1, 2).reshape(count * high, frames * wide, 3).numpy()).save(path)
-    return {"file": path.name, "clips": words, "films": list(strips), "frames": frames, "size": high}
+    return {"file": path.name, "clips": words, "generated": list(strips), "frames": frames, "size": high}
 
 
 # ---------------------------------------------------------------- futures
@@ -992,33 +984,34 @@ EXPERTS = {
 }
 COUNTS = 1, 2, 4, 6  # candidates, of the curve
 FUTURES_NOTES = {
-    "one": "the first candidate: the past and an empty prompt, as video.py continue makes it; every other has noise of its own, a prompt and a guidance",
-    "oracle": "picks the lowest error, of each measure, and so knows the outcome: what picking could reach at most; worst: the highest",
+    "one": "the first candidate: past frames and an empty prompt, as in video.py continue; the others have other noise, a prompt and a guidance",
+    "oracle": "the candidate with the lowest error, an upper bound; worst: with the highest",
     "random": "the mean over all candidates",
-    "oracle_share": "of the error that the oracle saves beside the first candidate, how much a picker does",
-    "truth_preferred": "the real future through the autoencoder among the candidates: in how many pairs a belief, which does not know it, is higher of it; 0.5 is chance",
-    "cycle": "the model is shown a film that runs backwards, with an empty prompt: worth what the model knows of such films. Compared are frames seen, shown are the candidate's own",
+    "oracle_share": "reduction of the error of the first candidate, as a share of the oracle's reduction",
+    "truth_preferred": "share of candidates that rank below the real future through the autoencoder; 0.5 is chance",
+    "cycle": "the model continues a candidate's frames in reversed order, with an empty prompt; its end is compared with the past frames",
 }
 
 
 def candidates(n, high):
-    """[(expert or None, guidance, number of the draw)]: the plain one, then the experts in turn, without guidance, with, and so on; each with noise of its own."""
+    """[(expert or None, guidance, number of the draw)]: first without prompt, then experts in turn."""
     names = list(EXPERTS)
     return [(None, 1.0, 0)] + [
         (names[(i - 1) % len(names)], (1.0, high)[(i - 1) // len(names) % 2], i) for i in range(1, n)
     ]
 
 
-def undone(back, seen, k):
-    """How far a film that continues backwards in time, `back` [n, m, H, W, 3], ends from the last k frames of `seen` [n, P, H, W, 3]: mean absolute difference [n], colours in [0, 1]."""
+def cycle_error(back, seen, k):
+    """Mean absolute difference [n] of the end of backward clips [n, m, H, W, 3] to the last k frames of `seen`."""
     return (back[:, -k:].flip(1).float() - seen[:, -k:].float()).abs().mean((1, 2, 3, 4)).double() / 255
 
 
-def beliefs(x, seen, carried, more):
-    """What speaks for each candidate uint8 [c, n, h, H, W, 3] without the outcome, higher is better: {name: [c, n]}.
+def ranking_scores(x, seen, carried, more):
+    """{name: [c, n]}, higher is better: scores that rank candidates uint8 [c, n, h, H, W, 3] without the outcome.
 
-    agreement: nearness to the mean of the other candidates; flow: nearness to the optical flow's extrapolation, `carried` [n, h, H, W, 3]; continuity: a first step as large as the steps of the
-    frames seen [n, P, H, W, 3]; `more` {name: [c, n]}: beliefs that depend on the candidate alone; mean_rank: the mean of the ranks by all of these.
+    agreement: nearness to the mean of the other candidates; flow: to the extrapolated optical flow [n, h, H, W, 3];
+    continuity: a first step as large as those of `seen` [n, P, H, W, 3]; more: further scores {name: [c, n]};
+    mean_rank: the mean rank over all of these.
     """
     from scipy.stats import rankdata
 
@@ -1039,103 +1032,109 @@ def beliefs(x, seen, carried, more):
     }
 
 
-def believed(belief):
-    """The number [n] of the candidate with the highest belief [c, n]; the first of equals."""
-    return torch.from_numpy(belief.numpy().argmax(0))
+def best_candidate(score):
+    """The number [n] of the candidate with the highest score [c, n]; the first of equals."""
+    return torch.from_numpy(score.numpy().argmax(0))
 
 
-def picked(errors, x, seen, carried, more, right):
-    """{picker: {l1, moving_l1 [n], direction_right [m]}} of the candidate that each picks. errors {measure: [c, n]}; right: ([c, m], numbers of its clips); the rest as for `beliefs`."""
-    right, numbers = right
+def selections(errors, x, seen, carried, more, correct):
+    """{picker: {l1, moving_l1 [n], direction_accuracy [m]}}. errors: {measure: [c, n]}; correct: ([c, m], clips)."""
+    correct, numbers = correct
     found = {
-        "one": {m: e[0] for m, e in errors.items()} | {"direction_right": right[0]},
-        "random": {m: e.mean(0) for m, e in errors.items()} | {"direction_right": right.mean(0)},
+        "one": {m: e[0] for m, e in errors.items()} | {"direction_accuracy": correct[0]},
+        "random": {m: e.mean(0) for m, e in errors.items()} | {"direction_accuracy": correct.mean(0)},
     }
-    for name, belief in beliefs(x, seen, carried, more).items():
-        pick = believed(belief)[None]
+    for name, score in ranking_scores(x, seen, carried, more).items():
+        pick = best_candidate(score)[None]
         found[name] = {m: e.gather(0, pick)[0] for m, e in errors.items()} | {
-            "direction_right": right.gather(0, pick[:, numbers])[0]
+            "direction_accuracy": correct.gather(0, pick[:, numbers])[0]
         }
     return found | {
-        "oracle": {m: e.amin(0) for m, e in errors.items()} | {"direction_right": right.amax(0)},
-        "worst": {m: e.amax(0) for m, e in errors.items()} | {"direction_right": right.amin(0)},
+        "oracle": {m: e.amin(0) for m, e in errors.items()} | {"direction_accuracy": correct.amax(0)},
+        "worst": {m: e.amax(0) for m, e in errors.items()} | {"direction_accuracy": correct.amin(0)},
     }
 
 
 def run_futures(args, started):
-    """video-futures.yaml's content, and its picture."""
-    entry, judge_entry, unit = checked(args)
+    """The content of video-futures.yaml; writes it and the files beside it."""
+    entry, evaluator_entry, unit = checked(args)
     if args.candidates < 2:
-        refuse(f"--candidates {args.candidates} leaves nothing to choose from; give 2 or more")
+        fail(f"--candidates {args.candidates} is too few to choose from; give 2 or more")
     k, shape = span(args.past, args.frames, unit["time"]), (args.frames, args.size, args.size)
     high = args.guidance if args.guidance > 1 else 2.0
-    # as run_continue cuts them, so that both predict from the same moment on
-    _, items, _, data = asked_clips(args)
+    # cut as in run_continue, so that both predict the same frames
+    _, items, _, data = load_clips(args)
     args.horizon = min(args.horizon, args.frames - k)
     items = [
         i | {key: i[key][: args.past + args.horizon] for key in ("frames", "mask", "boxes") if key in i}
         for i in items
     ]
-    ids, sources, words, clips = named(items, args.data, "every expert's prompt is made of it")
+    ids, sources, words, clips = ids_and_captions(
+        items, args.data, "every expert's prompt needs it; give clips with text"
+    )
     args.out = out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/video-futures.yaml")
     check_writable(out)
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    look = load_judge(judge_entry, device, dtype)
+    look = load_evaluator(evaluator_entry, device, dtype)
     seen = clips[:, : args.past]
     last = clips[:, args.past - 1]
     truth = clips[:, args.past :]
     rows = list(EXPERTS)
     jobs = {f"candidate-{i}": job for i, job in enumerate(candidates(args.candidates, high))}
     every = jobs | {"candidate-truth": None}
-    # so many of a candidate's last are shown backwards, all of them its own
+    # so many of a candidate's last frames are given in reversed order
     folder, back = out.with_name(out.stem + "-parts"), span(args.horizon, args.frames, unit["time"])
 
-    def film(part, model, empty, prompts, run, timesteps):
+    def generated_clip(part, model, empty, prompts, run, timesteps):
         if part == "candidate-truth":
             return reconstructed(model.vae, clips, args.horizon, unit["time"], args.batch)
         if part not in jobs:
-            own = load_pt(folder / f"{part.replace('cycle', 'candidate')}.pt", RESULT)["films"]
-            end, prompt = own[:, -back:].flip(1), unprompted(empty, len(ids))
+            forward = load_pt(folder / f"{part.replace('cycle', 'candidate')}.pt", RESULT)["generated_clips"]
+            end, prompt = forward[:, -back:].flip(1), empty_prompt(empty, len(ids))
             # with the same noise for all candidates
             seed = f"{args.seed} 1"
-            x = films(run, timesteps, ids, shape, [(0, end)], prompt, seed, batch=args.batch)
+            x = generate_clips(run, timesteps, ids, shape, [(0, end)], prompt, seed, batch=args.batch)
             return x[:, back:]
         expert, guidance, draw = jobs[part]
         at = slice(len(ids) * rows.index(expert), len(ids) * (rows.index(expert) + 1)) if expert else None
-        prompt = tuple(x[at] for x in prompts) if expert else unprompted(empty, len(ids))
+        prompt = tuple(x[at] for x in prompts) if expert else empty_prompt(empty, len(ids))
         how = {"batch": args.batch, "guidance": guidance, "empty": empty}
         shown = [(0, seen[:, -k:])]
-        return films(run, timesteps, ids, shape, shown, prompt, f"{args.seed + draw} 0", **how)[:, k:]
+        x = generate_clips(run, timesteps, ids, shape, shown, prompt, f"{args.seed + draw} 0", **how)
+        return x[:, k:]
 
     settings = settings_of(args, entry, unit, dtype, clips, words, "frames", "past", "horizon")
-    wanted = {part: settings | {"job": job, "prompts": EXPERTS} for part, job in every.items()}
-    wanted |= {p.replace("candidate", "cycle"): how | {"backwards": back} for p, how in wanted.items()}
+    part_settings = {part: settings | {"job": job, "prompts": EXPERTS} for part, job in every.items()}
+    part_settings |= {
+        p.replace("candidate", "cycle"): how | {"backwards": back} for p, how in part_settings.items()
+    }
     texts = [template.format(w) for template in EXPERTS.values() for w in words]
-    load = functools.partial(opened, entry, shape, unit, args.steps, texts)
-    made = kept(folder, ids, wanted, load, film)
-    films_of = [made[part]["films"] for part in every]
-    x = films_of[:-1]
+    load = functools.partial(open_pipeline, entry, shape, unit, args.steps, texts)
+    parts = cached_parts(folder, ids, part_settings, load, generated_clip)
+    generated_clips_of = [parts[part]["generated_clips"] for part in every]
+    x = generated_clips_of[:-1]
 
     here = look(last).flatten(1).double()
-    close = torch.empty(len(films_of), len(ids), dtype=torch.float64)
-    for c, y in enumerate(tqdm(films_of, desc="measured", unit="part")):
+    close = torch.empty(len(generated_clips_of), len(ids), dtype=torch.float64)
+    for c, y in enumerate(tqdm(generated_clips_of, desc="measured", unit="part")):
         for i, clip in enumerate(y):
             close[c, i] = F.cosine_similarity(here[i : i + 1], look(clip).flatten(1).double()).mean()
     # [candidates + 1, n]
-    cycles = [made[part.replace("candidate", "cycle")]["films"] for part in every]
-    more = {"consistency": close, "cycle": -torch.stack([undone(y, seen, k) for y in cycles])}
-    way, carried = goers(items, args.past - 1), carried_on(seen, args.horizon)
-    right = torch.stack(
-        [followed(torch.cat([last[:, None], y], 1), last, way, [args.horizon])[args.horizon] for y in x]
+    cycles = [parts[part.replace("candidate", "cycle")]["generated_clips"] for part in every]
+    more = {"consistency": close, "cycle": -torch.stack([cycle_error(y, seen, k) for y in cycles])}
+    moving, carried = moving_objects(items, args.past - 1), extrapolate_flow(seen, args.horizon)
+    correct = torch.stack(
+        [followed(torch.cat([last[:, None], y], 1), last, moving, [args.horizon])[args.horizon] for y in x]
     )
-    errors = {m: e.nanmean(2) for m, e in erred(x, truth, last).items() if m != "still_l1"}  # [candidates, n]
+    # [candidates, n]
+    errors = {m: e.nanmean(2) for m, e in errors_by_draw(x, truth, last).items() if m != "still_l1"}
     curve = {}
     for n in sorted({c for c in COUNTS if c <= len(x)} | {len(x)}):
-        own, known_of = ({m: e[:n] for m, e in these.items()} for these in (errors, more))
-        curve[n] = picked(own, x[:n], seen, carried, known_of, (right[:n], way[0]))
-    best, beside = curve[len(x)], beliefs(films_of, seen, carried, more)
+        few_errors, few_more = ({m: e[:n] for m, e in these.items()} for these in (errors, more))
+        curve[n] = selections(few_errors, x[:n], seen, carried, few_more, (correct[:n], moving[0]))
+    best, beside = curve[len(x)], ranking_scores(generated_clips_of, seen, carried, more)
     preferred = {}
     for b, s in beside.items():
         share = ((s[-1] > s[:-1]).double() + (s[-1] == s[:-1]).double() / 2).mean(0)
@@ -1146,27 +1145,29 @@ def run_futures(args, started):
         found = {}
         for m in ("l1", "moving_l1"):
             found |= averaged(m, scores[m][None], sources, args.seed)
-        going = [sources[i] for i in way[0]]
-        return found | averaged("direction_right", scores["direction_right"][None], going, args.seed)
+        accuracy, of_moving = scores["direction_accuracy"][None], [sources[i] for i in moving[0]]
+        return found | averaged("direction_accuracy", accuracy, of_moving, args.seed)
 
     table = {p: row(scores) for p, scores in best.items()}
     gains = {
-        m: {p: gained(best[p][m][None], best["one"][m][None], sources, args.seed) for p in best if p != "one"}
+        m: {
+            p: gain_of(best[p][m][None], best["one"][m][None], sources, args.seed) for p in best if p != "one"
+        }
         for m in errors
     }
     criteria = {}
     for m, g in gains.items():
         adjusted({p: g[p] for p in rankers})
-        room = table["one"][m] - table["oracle"][m] if table["one"][m] is not None else 0
+        most = table["one"][m] - table["oracle"][m] if table["one"][m] is not None else 0
         for p in table:
-            table[p][f"{m}_oracle_share"] = (table["one"][m] - table[p][m]) / room if room > 0 else None
+            table[p][f"{m}_oracle_share"] = (table["one"][m] - table[p][m]) / most if most > 0 else None
         keep = (~errors[m][0].isnan()).nonzero().flatten().tolist()
         if keep:
             criteria[m] = criterion(
                 best["mean_rank"][m][keep],
                 {p: best[p][m][keep] for p in ("one", "random")},
                 [sources[i] for i in keep],
-                ceiling=best["oracle"][m][keep].mean().item(),
+                upper_bound=best["oracle"][m][keep].mean().item(),
                 better="lower",
                 seed=args.seed,
                 picker="mean_rank",
@@ -1176,7 +1177,7 @@ def run_futures(args, started):
     for i, (part, (expert, g, draw)) in enumerate(jobs.items()):
         experts[part] = {"expert": expert, "guidance": g, "draw": draw}
         experts[part] |= {m: e[i].nanmean() for m, e in errors.items()}
-    result = about("futures", entry, judge_entry, data) | {"picker": "mean_rank"}
+    result = first_lines("futures", entry, evaluator_entry, data) | {"picker": "mean_rank"}
     for m in ("l1", "moving_l1"):
         prefix = m.removesuffix("l1")
         result |= {f"{m}{end}": table["mean_rank"][f"{m}{end}"] for end in ("", "_low", "_high")} | {
@@ -1186,12 +1187,12 @@ def run_futures(args, started):
             f"{prefix}oracle_share": table["mean_rank"][f"{m}_oracle_share"]
         }
     result |= {
-        "direction_right": table["mean_rank"]["direction_right"],
-        "direction_right_one": table["one"]["direction_right"],
+        "direction_accuracy": table["mean_rank"]["direction_accuracy"],
+        "direction_accuracy_one": table["one"]["direction_accuracy"],
         **{f"truth_preferred{end}": preferred["mean_rank"][f"share{end}"] for end in ("", "_low", "_high")},
         "clips": len(ids),
         "sources": len(set(sources)),
-        "direction_clips": len(way[0]),
+        "direction_clips": len(moving[0]),
         "candidates": len(x),
         "past": args.past,
         "shown": k,
@@ -1199,8 +1200,8 @@ def run_futures(args, started):
         "frames": args.frames,
         "size": args.size,
         "steps": args.steps,
-        "films_seconds": sum(made[part]["seconds"] for part in jobs),
-        "cycle_seconds": sum(y["seconds"] for part, y in made.items() if part not in every),
+        "generated_clips_seconds": sum(parts[part]["seconds"] for part in jobs),
+        "cycle_seconds": sum(y["seconds"] for part, y in parts.items() if part not in every),
         "shown_backwards": back,
         "criteria": criteria,
         "gains": gains,
@@ -1211,8 +1212,8 @@ def run_futures(args, started):
         "notes": FUTURES_NOTES,
         "run": run_info(args, started, script="video.py", device=f"{device.type} ({why})", dtype=str(dtype)),
     }
-    futures_picture(result, out.with_suffix(".png"))
-    found = beliefs(x, seen, carried, {b: s[: len(x)] for b, s in more.items()})
+    draw_futures(result, out.with_suffix(".png"))
+    found = ranking_scores(x, seen, carried, {b: s[: len(x)] for b, s in more.items()})
     save_pt(
         out.with_suffix(".pt"),
         RESULT,
@@ -1220,24 +1221,24 @@ def run_futures(args, started):
         {"stage": "video", "mode": "futures"},
         sources=sources,
         candidates=list(jobs),
-        beliefs=found,
+        ranking_scores=found,
         errors=errors,
-        pick=believed(found["mean_rank"]),
-        # from which moment on: whoever compares the films with what happened must begin there
+        pick=best_candidate(found["mean_rank"]),
+        # digests of the last past frames: verify.py checks that its clips start there
         last=[digest(x.numpy().tobytes()) for x in last],
     )
     save_yaml(out, result)
     return result
 
 
-def futures_picture(result, path):
-    """The error of what every picker picks, by the number of candidates."""
+def draw_futures(result, path):
+    """Draw the error of every picker's selection by the number of candidates."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for p in result["pickers"]:
         value = [c[p]["l1"] for c in result["curve"].values()]
         axis.plot(list(result["curve"]), value, "o-", label=p, lw=2.5 if p == "mean_rank" else 1.5)
-    axis.set(title=f"Futures by {result['video']}", xlabel="candidates", ylabel="L1 of the one picked")
+    axis.set(title=f"Futures by {result['video']}", xlabel="candidates", ylabel="L1 of the selected one")
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=80)
     plt.close(figure)
@@ -1245,22 +1246,22 @@ def futures_picture(result, path):
 
 # ---------------------------------------------------------------- animate
 
-SEEN = 256  # pixels: a film whose side is less is enlarged
+MIN_SIDE = 256  # pixels: smaller generated clips are enlarged
 
 
-def save_film(path, x, shape, fps):
-    """Frames uint8 [T, S, S, 3] in the shape (height, width) of a picture, as a GIF and then as the H.264 film `path`: (height, width), both even, the shorter of S pixels or of a multiple of S."""
+def save_generated_clip(path, x, shape, fps):
+    """Write frames uint8 [T, S, S, 3] as GIF and H.264, with an image's aspect ratio `shape`. Returns (height, width)."""
     import av
     from PIL import Image
 
-    side = x.shape[1] * -(-SEEN // x.shape[1])
-    # a longer panorama is squeezed
+    side = x.shape[1] * -(-MIN_SIDE // x.shape[1])
+    # an aspect ratio above 4 is squeezed to 4
     height, width = (round(side * min(edge / min(shape), 4) / 2) * 2 for edge in shape)
     how = Image.Resampling.NEAREST if side > x.shape[1] else Image.Resampling.BICUBIC
     pages = [Image.fromarray(f.numpy()).resize((width, height), how) for f in x]
-    film = io.BytesIO()
+    generated_clip = io.BytesIO()
     loop = io.BytesIO()
-    with av.open(film, "w", format="mp4") as file:
+    with av.open(generated_clip, "w", format="mp4") as file:
         stream = file.add_stream(
             "libx264", rate=fractions.Fraction(fps).limit_denominator(1000), options={"crf": "18"}
         )
@@ -1271,45 +1272,45 @@ def save_film(path, x, shape, fps):
         file.mux(stream.encode())
     pages[0].save(loop, "GIF", save_all=True, append_images=pages[1:], duration=1000 / fps, loop=0)
     save_bytes(path.with_suffix(".gif"), loop.getvalue())
-    save_bytes(path, film.getvalue())
+    save_bytes(path, generated_clip.getvalue())
     return height, width
 
 
 def run_animate(args, started):
-    """The clip (mp4), a GIF and a YAML beside it."""
+    """Write the clip (mp4), a GIF and a YAML beside it; returns the YAML's content."""
     entry, unit = pipeline_of(args)
     middle, n = (args.frames - 1) // 2, len(args.image)
     if n > middle + 1:
-        refuse(f"--image names {n} images, but a clip is shown the first {middle + 1} at most; give fewer")
+        fail(f"--image names {n} images, but a clip takes the first {middle + 1} at most; give fewer")
     args.fps = args.fps or entry.get("fps", 25)
     if not 0.1 <= args.fps <= 50:
-        refuse(f"--fps {args.fps:g} is no rate that a GIF can have; give 0.1 to 50")
+        fail(f"--fps {args.fps:g} is not possible in a GIF; give 0.1 to 50")
     out = Path(args.video or f"results/{entry['name']}/{Path(args.image[0]).stem}.mp4")
     if out.suffix.lower() != ".mp4":
-        refuse(f"--video {out} is no .mp4; give the file to write, and name the pipeline by --model")
+        fail(f"--video {out} is no .mp4; give the file to write, and the pipeline as --model")
     gif, facts = out.with_suffix(".gif"), out.with_suffix(".yaml")
     if gif.resolve() in [Path(p).resolve() for p in args.image]:
-        refuse(f"--video {out} would put its GIF over the picture {gif}; give it another name")
-    pictures = [read_picture(p) for p in args.image]
+        fail(f"--video {out} would overwrite the image {gif}; give another name")
+    images = [read_image(p) for p in args.image]
     for path in (out, gif, facts):
         check_writable(path)
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
     shape = args.frames, args.size, args.size
-    _, empty, words, run, timesteps = opened(entry, shape, unit, args.steps, [args.prompt])
-    places, began = [round(k * middle / max(n - 1, 1)) for k in range(n)], time.time()
-    shown = [(k, frames_of({"frames": p}, args.size)[None]) for k, p in zip(places, pictures, strict=True)]
+    _, empty, words, run, timesteps = open_pipeline(entry, shape, unit, args.steps, [args.prompt])
+    places, start = [round(k * middle / max(n - 1, 1)) for k in range(n)], time.time()
+    shown = [(k, frames_of({"frames": p}, args.size)[None]) for k, p in zip(places, images, strict=True)]
     how = {"guidance": args.guidance if args.prompt else 1.0, "empty": empty}
-    x = films(run, timesteps, ["film"], shape, shown, words, args.seed, **how)[0]
-    height, width = save_film(out, x, pictures[0].shape[1:3], args.fps)
+    x = generate_clips(run, timesteps, ["generated_clip"], shape, shown, words, args.seed, **how)[0]
+    height, width = save_generated_clip(out, x, images[0].shape[1:3], args.fps)
     result = {
         "stage": "video",
         "mode": "animate",
         "video": out,
         "gif": gif,
         "frames": args.frames,
-        "seconds": time.time() - began,
+        "seconds": time.time() - start,
         "model": entry["name"],
         "weights": entry["weights"],
         "prompt": args.prompt,
@@ -1331,10 +1332,10 @@ def get_args(argv):
     p, jobs = subcommands(
         __doc__,
         {
-            "coherence": "gate 2: does conditioning break the video model's sense of time?",
+            "coherence": "gate 2: does conditioning reduce temporal coherence?",
             "continue": "gate 3: the video model predicts the frames that follow",
-            "futures": "gate 3: several futures of each clip, one picked without the outcome",
-            "animate": "a clip from one's own images and words",
+            "futures": "gate 3: several futures of each clip, one selected without the outcome",
+            "animate": "a clip from one's own images and a prompt",
         },
     )
     for q in jobs.values():
@@ -1347,29 +1348,27 @@ def get_args(argv):
     for name in ("coherence", "continue", "futures"):
         add = jobs[name].add_argument
         add("--data", default="data/moving" if name == "coherence" else "data/future", help="clips")
-        add("--judge", default="tiny-dinov2", help="the frozen encoder whose features are compared")
-        add("--clips", type=int, help="only so many of the test clips")
+        add("--evaluator", default="tiny-dinov2", help="the frozen encoder whose features are compared")
+        add("--clips", type=int, help="number of test clips (default: all)")
         add("--batch", type=int, help="clips generated at a time (default: 16)")
         add("--out", help=f"default: results/<model>/<data>/video-{name}.yaml")
     add = jobs["coherence"].add_argument
-    add("--adapter", help="what adapt.py prompt made of the clips' tokens")
+    add("--adapter", help="conditioning-prompt.pt of adapt.py prompt or apply")
     add("--conditionings", help=f"some of (default: all): {', '.join(CONDITIONINGS)}")
-    add("--strengths", default="0.25,0.5,0.75", help=f"0 to 1, tried for {' and '.join(SWEPT)}")
+    add("--strengths", default="0.25,0.5,0.75", help=f"0 to 1, for {' and '.join(SWEPT)}")
     for name, seeds in (("coherence", 3), ("continue", 1)):
         jobs[name].add_argument("--seeds", type=int, default=seeds, help="draws of noise")
     for name in ("continue", "futures"):
-        jobs[name].add_argument("--past", type=int, default=8, help="frames that are seen")
-    jobs["continue"].add_argument("--horizon", type=int, default=16, help="frames that are predicted")
+        jobs[name].add_argument("--past", type=int, default=8, help="frames of the past")
+    jobs["continue"].add_argument("--horizon", type=int, default=16, help="predicted frames")
     jobs["continue"].add_argument(
         "--continuations", default=",".join(CONTINUATIONS), help="the main one first"
     )
-    jobs["futures"].add_argument(
-        "--horizon", type=int, default=16, help="frames, of which a clip has the first"
-    )
+    jobs["futures"].add_argument("--horizon", type=int, default=16, help="predicted frames, at most a window")
     jobs["futures"].add_argument("--candidates", type=int, default=6, help="futures of a clip to choose from")
     add = jobs["animate"].add_argument
     add("--image", nargs="+", metavar="FILE", required=True, help="an image, or several in order of time")
-    add("--prompt", default="", help="what happens, in words (default: none)")
+    add("--prompt", default="", help="description of the clip (default: none)")
     add("--fps", type=float, help="frames a second (default: the registry's, else 25)")
     add("--video", metavar="FILE.mp4", help="(default: results/<model>/<first image>.mp4)")
     return p.parse_args(argv)
@@ -1384,7 +1383,7 @@ def main(argv=None):
         "animate": run_animate,
     }
     result = run[args.mode](args, started)
-    say(result)
+    print_summary(result)
     return result
 
 
