@@ -1,17 +1,18 @@
-"""Speed as ratios against named peers, both measured in this run: medians of alternating rounds after a warm-up.
+"""Speed as ratios to named peers. Both are measured in the same run, in alternating rounds after a warm-up.
 
     make bench                       every row, results/bench.yaml
-    python tests/bench.py reading    some rows, the others there stay as they are
+    python tests/bench.py reading    some rows; the others in the file stay
 
-A row says what was measured, its peer, the ratio (peer's seconds / ours), the ratio aimed at, and whether the two gave the same numbers.
+A row holds what is measured, its peer, the median ratio (the peer's seconds / ours), its aim, and whether the
+numbers were the same.
 """
 
 import argparse
 import collections
 import contextlib
 import ctypes
+import functools
 import gc
-import json
 import mmap
 import os
 import statistics
@@ -22,259 +23,114 @@ import time
 import warnings
 from pathlib import Path
 
-# on a shared machine spinning threads slow a pass tenfold, and the one with most threads of its own least:
-# libgomp then stops spinning
+# libgomp must not spin: on a shared machine spinning threads make a pass ten times slower
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import common  # noqa: E402 (after the environment is set)
-import extract  # noqa: E402 (after the environment is set)
-import families  # noqa: E402 (after the environment is set)
-import metrics  # noqa: E402 (after the environment is set)
-import models  # noqa: E402 (after the environment is set)
-import stats  # noqa: E402 (after the environment is set)
+import published
+
+import common
+import extract
+import families
+import metrics
+import models
+import stats
+
+CPU = torch.device("cpu")
 
 
-def seconds(call):
+def seconds(call, device=CPU):
+    """Seconds of a call; the device is idle before and after."""
+    extract.wait_for(device)
     started = time.perf_counter()
     call()
+    extract.wait_for(device)
     return time.perf_counter() - started
 
 
-def in_turn(calls, rounds):
+def in_turn(calls, rounds, device=CPU):
     """{name: seconds of every round} of calls that alternate."""
-    found = [{name: seconds(call) for name, call in calls.items()} for _ in range(rounds)]
-    return {name: [f[name] for f in found] for name in calls}
+    took = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            took[name].append(seconds(call, device))
+    return took
 
 
-def judged(ours, theirs, aim, same, **more):
+def row_of(ours, theirs, aim, same, **more):
     """A row from the seconds of every round, ours and the peer's."""
     ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-    return {
-        "ratio": ratio,
-        "aim": aim,
-        "met": bool(ratio >= aim and same),
-        "same_numbers": bool(same),
-        "seconds": statistics.median(ours),
-        "peer_seconds": statistics.median(theirs),
-        **more,
-    }
+    row = {"ratio": ratio, "aim": aim, "met": bool(ratio >= aim and same), "same_numbers": bool(same)}
+    return row | {"seconds": statistics.median(ours), "peer_seconds": statistics.median(theirs)} | more
 
 
-def row(ours, theirs, aim, same, rounds=5, **more):
-    """In turn, after a warm-up of each."""
-    ours(), theirs()
-    return judged(*in_turn({"ours": ours, "theirs": theirs}, rounds).values(), aim, same, **more)
+def race(ours, theirs, aim, same, rounds=5, device=CPU, **more):
+    """A row from calls that alternate, after a warm-up of each."""
+    calls = {"ours": ours, "theirs": theirs}
+    in_turn(calls, 1, device)
+    return row_of(*in_turn(calls, rounds, device).values(), aim, same, **more)
 
 
-# ---------------------------------------------------------------- the peers of layer streaming
+# ---------------------------------------------------------------- networks and their inputs
 
 
-def apart(module, layers, here, prefix=""):
-    """accelerate's device map: {path: "disk" for each of the `layers`, `here` for all that lies beside them}."""
-    found = dict.fromkeys((prefix + name for name, _ in module.named_parameters(recurse=False)), here)
-    for name, child in module.named_children():
-        path = prefix + name
-        inside = any(layer.startswith(f"{path}.") for layer in layers)
-        found |= (
-            {path: "disk"}
-            if path in layers
-            else apart(child, layers, here, f"{path}.")
-            if inside
-            else {path: here}
-        )
-    return found
+def qwen(config, dtype=torch.float32, device="cpu"):
+    """A Qwen2.5-VL with untrained weights, made on the device."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    how = {"dtype": dtype, "attn_implementation": "sdpa"}
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(Qwen2_5_VLConfig(**config), **how)
+    return model.eval().requires_grad_(False)
 
 
-class Parts(dict):
-    """{name: None} of weights that are one tensor in the checkpoint and several in the model; each is read when asked for, which accelerate's own index cannot say."""
-
-    def __init__(self, weights, names):
-        super().__init__(dict.fromkeys(names))
-        self.weights = weights
-
-    def __getitem__(self, name):
-        return next(x for _, x in self.weights.read([name]))
+def small_qwen(width, depth=2, layers=12, vocab_size=32000, **more):
+    """Keyword arguments of a small Qwen2_5_VLConfig."""
+    vision = {"depth": depth, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4}
+    text = published.sizes(width, 3 * width, layers, 8, 4, vocab_size=vocab_size)
+    return published.qwen2_5_vl(vision | {"fullatt_block_indexes": [1, depth - 1]}, text, **more)
 
 
-def offloaded(network, folder=None):
-    """accelerate's offload of the layers of a network from skeleton(), which is taken over: all else stays in memory, as when layers are streamed.
-
-    Layers are read in place, from the checkpoint's own safetensors, or, with `folder`, from one file a weight that accelerate.utils writes there as disk_offload() does.
-    """
-    from accelerate import dispatch_model
-    from accelerate.utils import offload_state_dict
-
-    model, weights, here = network.model, network.weights, "cpu" if network.device.type == "cpu" else "cuda:0"
-    in_layers = [name for path in network.layers for name in network.names[path]]
-    buffers = {name for name, _ in model.named_buffers()}
-    at_hand = (
-        set(network.outside)
-        | (buffers & set(in_layers))
-        | {name for path, names in network.names.items() if path not in network.layers for name in names}
-    )
-    for path in network.names:
-        model.get_submodule(path).__dict__.pop("forward", None)
-    models.fill(model, weights, sorted(at_hand), network.device)
-    names = [name for name in in_layers if name not in at_hand]
-    if folder:
-        offload_state_dict(folder, dict(weights.read(names)))
-        given = {"offload_dir": folder}
-    else:
-        count = collections.Counter(weights.where[name][:2] for name in names)
-        whole = [name for name in names if count[weights.where[name][:2]] == 1]
-        given = {
-            "offload_index": {
-                name: {
-                    "safetensors_file": str(models.hub_file(weights.entry, weights.where[name][0])),
-                    "weight_name": weights.where[name][1],
-                    "dtype": str(weights.like[name].dtype).removeprefix("torch."),
-                }
-                for name in whole
-            },
-            "state_dict": Parts(weights, set(names) - set(whole)),
-        }
-    with warnings.catch_warnings():
-        # single parameters, CogVLM2's boi and eoi
-        warnings.filterwarnings("ignore", "The following device_map keys")
-        dispatch_model(model, apart(model, set(network.layers), here), main_device=here, **given)
-    return network
+def noise(n, height, width=None):
+    """n images uint8 [n, 1, height, width, 3]."""
+    g = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 1, height, width or height, 3), generator=g, dtype=torch.uint8)
 
 
-def one_after_another(network, points, batches, before=None):
-    """[{point: output on the CPU}] of every micro-batch, by the capture that stops at the last point."""
-    seen = []
-    with extract.watching(network.model, points) as run:
-        for batch in batches:
-            if before:
-                before()
-            seen.append(
-                {
-                    point: x.cpu()
-                    for point, x in run(families.on(batch, network.device, network.dtype)).items()
-                }
-            )
-    return seen
-
-
-def streamed(network, points, batches, budget=float("inf")):
-    """The same by layer streaming, in as many rounds as the budget of bytes needs."""
-    seen = []
-    with extract.watching(network.model, points) as run:
-        while len(seen) < len(batches):
-            begun = len(seen)
-            found = collections.defaultdict(dict)
-
-            def drain(k, outputs, found=found):
-                for point in list(outputs):
-                    found[k][point] = outputs.pop(point).cpu()
-
-            done = extract.stream(
-                network,
-                run,
-                (families.on(batch, network.device, network.dtype) for batch in batches[begun:]),
-                budget,
-                drain,
-            )
-            seen += [found[k] for k in range(done)]
-    return seen
-
-
-def difference(a, b):
-    """The largest absolute difference between two lists of features."""
-    assert len(a) == len(b) and all(set(x) == set(y) for x, y in zip(a, b, strict=True))
-    return max(
-        (x[point].float() - y[point].float()).abs().max().item()
-        for x, y in zip(a, b, strict=True)
-        for point in x
-    )
-
-
-def in_cache(file):
-    """Bytes of a file that are in the page cache, or None where the kernel does not say."""
-    with (
-        open(file, "rb") as f,
-        mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as m,
-    ):
-        found = (ctypes.c_ubyte * -(-len(m) // mmap.PAGESIZE))()
-        whole = (ctypes.c_char * len(m)).from_buffer(m)
-        failed = ctypes.CDLL(None).mincore(
-            ctypes.c_void_p(ctypes.addressof(whole)), ctypes.c_size_t(len(m)), found
-        )
-        del whole
-        return None if failed else sum(x & 1 for x in found) * mmap.PAGESIZE
-
-
-def forget(file, *readers):
-    """Take a checkpoint's file out of the page cache, as one larger than the memory drives itself out; what the readers (Weights) have mapped must go first."""
-    for weights in readers:
-        weights.files.clear()
-    gc.collect()
-    with open(file, "rb") as f:
-        os.fsync(f.fileno())
-        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def qwen_inputs(config, frames, text=range(16)):
+    """The model's inputs of images and token ids, made without a processor; patches in any order will do."""
+    patch, n = config["vision_config"]["patch_size"], len(frames)
+    h, w = frames.shape[2] // patch, frames.shape[3] // patch
+    # a still image is shown twice
+    patches = (frames.flatten(0, 1).float() / 127.5 - 1).reshape(n * h * w, -1).repeat(1, 2)
+    start, end, image = (config[f"{k}_token_id"] for k in ("vision_start", "vision_end", "image"))
+    ids = torch.tensor([start, *[image] * (h * w // 4), end, *text]).expand(n, -1)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": patches}
+    given["image_grid_thw"] = torch.tensor([[1, h, w]]).expand(n, -1)
+    return given | {"mm_token_type_ids": (ids == image).long()}
 
 
 @contextlib.contextmanager
 def checkpoint(layers=24, width=1024, inner=4096):
-    """Folder with a Qwen2.5-VL of 1.5 GB, nearly all of it language layers, and a chat template of the picture alone: reading outweighs computing on a CPU, as it does on a GPU."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
+    """Folder with a Qwen2.5-VL of 1.5 GB, nearly all language layers; its chat template is the image."""
     from tiny import vlm_processor
 
     processor = vlm_processor(["Describe the picture."])
     processor.chat_template = "<|vision_start|><|image_pad|><|vision_end|>"
     tokenizer = processor.tokenizer
-    special = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-        for name, token in (
-            ("image", "image_pad"),
-            ("video", "video_pad"),
-            ("vision_start", "vision_start"),
-            ("vision_end", "vision_end"),
-        )
-    }
-    torch.manual_seed(0)
+    names = {"image": "image_pad", "video": "video_pad"} | {k: k for k in ("vision_start", "vision_end")}
+    ids = {f"{k}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for k, name in names.items()}
+    config = small_qwen(width, layers=layers, vocab_size=len(tokenizer), **ids, tie_word_embeddings=True)
+    config["vision_config"] |= {"num_heads": 2, "patch_size": 8, "window_size": 32}
+    config["text_config"] |= {"intermediate_size": inner, "num_key_value_heads": 2}
+    config["text_config"]["pad_token_id"] = tokenizer.pad_token_id
     with tempfile.TemporaryDirectory() as folder:
-        model = Qwen2_5_VLForConditionalGeneration(
-            Qwen2_5_VLConfig(
-                vision_config={
-                    "depth": 2,
-                    "hidden_size": 64,
-                    "intermediate_size": 128,
-                    "num_heads": 2,
-                    "patch_size": 8,
-                    "window_size": 32,
-                    "fullatt_block_indexes": [1],
-                    "out_hidden_size": width,
-                },
-                text_config={
-                    "hidden_size": width,
-                    "intermediate_size": inner,
-                    "num_hidden_layers": layers,
-                    "num_attention_heads": 8,
-                    "num_key_value_heads": 2,
-                    "vocab_size": len(tokenizer),
-                    "bos_token_id": None,
-                    "eos_token_id": None,
-                    "pad_token_id": tokenizer.pad_token_id,
-                    "rope_parameters": {
-                        "rope_type": "default",
-                        "rope_theta": 1e6,
-                        "mrope_section": [width // 64, width // 64 * 3 // 2, width // 64 * 3 // 2],
-                    },
-                },
-                **special,
-                tie_word_embeddings=True,
-            )
-        )
-        model.save_pretrained(folder, max_shard_size="100GB")
+        qwen(config).save_pretrained(folder, max_shard_size="100GB")
         processor.save_pretrained(folder)
-        del model
         yield Path(folder)
 
 
@@ -288,153 +144,183 @@ def network_of(folder, deepest, device="cpu", dtype=torch.float32):
     return network, inputs_of, points
 
 
+# ---------------------------------------------------------------- layer streaming and its peer
+
+
+def device_map(module, layers, here, prefix=""):
+    """accelerate's {path: "disk" for each of the `layers`, `here` for what lies beside them}."""
+    found = dict.fromkeys((prefix + name for name, _ in module.named_parameters(recurse=False)), here)
+    for name, child in module.named_children():
+        path = prefix + name
+        if path in layers:
+            found[path] = "disk"
+        elif any(layer.startswith(f"{path}.") for layer in layers):
+            found |= device_map(child, layers, here, f"{path}.")
+        else:
+            found[path] = here
+    return found
+
+
+class Parts(dict):
+    """{name: None} of weights that share a tensor of the file, which accelerate's index cannot read."""
+
+    def __init__(self, weights, names):
+        super().__init__(dict.fromkeys(names))
+        self.weights = weights
+
+    def __getitem__(self, name):
+        return next(x for _, x in self.weights.read([name]))
+
+
+def offloaded(network, folder=None):
+    """accelerate's offload of a network's layers, to its own files in `folder` or to the checkpoint's."""
+    from accelerate import dispatch_model
+    from accelerate.utils import offload_state_dict
+
+    model, weights, here = network.model, network.weights, "cpu" if network.device.type == "cpu" else "cuda:0"
+    in_layers = [name for path in network.layers for name in network.names[path]]
+    buffers = {name for name, _ in model.named_buffers()}
+    at_hand = set(network.outside) | (buffers & set(in_layers))
+    for path, names in network.names.items():
+        model.get_submodule(path).__dict__.pop("forward", None)
+        at_hand |= set() if path in network.layers else set(names)
+    models.fill(model, weights, sorted(at_hand), network.device)
+    names = [name for name in in_layers if name not in at_hand]
+    if folder:
+        offload_state_dict(folder, dict(weights.read(names)))
+        given = {"offload_dir": folder}
+    else:
+        count = collections.Counter(weights.where[name][:2] for name in names)
+        index = {}
+        for name in names:
+            file, key, _ = weights.where[name]
+            if count[file, key] == 1:
+                file = str(models.hub_file(weights.entry, file))
+                dtype = str(weights.like[name].dtype).removeprefix("torch.")
+                index[name] = {"safetensors_file": file, "weight_name": key, "dtype": dtype}
+        given = {"offload_index": index, "state_dict": Parts(weights, set(names) - set(index))}
+    with warnings.catch_warnings():
+        # single parameters, CogVLM2's boi and eoi
+        warnings.filterwarnings("ignore", "The following device_map keys")
+        where = device_map(model, set(network.layers), here)
+        dispatch_model(model, where, main_device=here, **given)
+    return network
+
+
+def one_after_another(network, points, batches, before=None):
+    """[{point: output on the CPU}] of every micro-batch, by the capture that stops at the last point."""
+    seen = []
+    with extract.capturing(network.model, points) as run:
+        for batch in batches:
+            if before:
+                before()
+            outputs = run(families.on(batch, network.device, network.dtype))
+            seen.append({point: x.cpu() for point, x in outputs.items()})
+    return seen
+
+
+def streamed(network, points, batches, budget=float("inf")):
+    """The same by layer streaming, in as many rounds as the budget of bytes needs."""
+    seen = []
+    with extract.capturing(network.model, points) as run:
+        while len(seen) < len(batches):
+            found = collections.defaultdict(dict)
+
+            def drain(k, outputs, found=found):
+                for point in list(outputs):
+                    found[k][point] = outputs.pop(point).cpu()
+
+            left = (families.on(batch, network.device, network.dtype) for batch in batches[len(seen) :])
+            seen += [found[k] for k in range(extract.stream(network, run, left, budget, drain))]
+    return seen
+
+
+def difference(a, b):
+    """The largest absolute difference between two lists of features."""
+    assert len(a) == len(b) and all(set(x) == set(y) for x, y in zip(a, b, strict=True))
+    pairs = [(x[p].float(), y[p].float()) for x, y in zip(a, b, strict=True) for p in x]
+    return max((x - y).abs().max().item() for x, y in pairs)
+
+
+def in_cache(file):
+    """Bytes of a file that are in the page cache, or None where the kernel does not say."""
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    with open(file, "rb") as f, mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=access) as m:
+        found = (ctypes.c_ubyte * -(-len(m) // mmap.PAGESIZE))()
+        whole = (ctypes.c_char * len(m)).from_buffer(m)
+        address, size = ctypes.c_void_p(ctypes.addressof(whole)), ctypes.c_size_t(len(m))
+        failed = ctypes.CDLL(None).mincore(address, size, found)
+        del whole
+        return None if failed else sum(x & 1 for x in found) * mmap.PAGESIZE
+
+
+def forget(file, *readers):
+    """Take a checkpoint's file out of the page cache; the readers (Weights) drop their mapped files first."""
+    for weights in readers:
+        weights.files.clear()
+    gc.collect()
+    with open(file, "rb") as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 # ---------------------------------------------------------------- rows
 
 
-def early_exit():
-    """One forward pass that stops at the middle language layer, against the library's output_hidden_states=True."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+def exit_row(model, inputs, depths, aim, rounds, device=CPU, **more):
+    """A forward pass that stops at the last of `depths`, against the library's output_hidden_states=True."""
+    points = {f"language.{i}": f"model.language_model.layers.{i}" for i in depths}
 
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(
-            vision_config={
-                "depth": 4,
-                "hidden_size": 64,
-                "intermediate_size": 128,
-                "num_heads": 4,
-                "out_hidden_size": 256,
-                "fullatt_block_indexes": [1, 3],
-            },
-            text_config={
-                "hidden_size": 256,
-                "intermediate_size": 768,
-                "num_hidden_layers": 12,
-                "num_attention_heads": 8,
-                "num_key_value_heads": 4,
-                "vocab_size": 32000,
-                "bos_token_id": None,
-                "eos_token_id": None,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-            },
-            image_token_id=31000,
-            vision_start_token_id=31001,
-            tie_word_embeddings=False,
-        )
-    ).eval()
-    grid = torch.tensor([[1, 16, 16]] * 4)
-    ids = torch.tensor([[31001, *[31000] * 64, *range(40)]] * 4)
-    given = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "pixel_values": torch.randn(4 * 256, 1176),
-        "image_grid_thw": grid,
-        "mm_token_type_ids": (ids == 31000).long(),
-    }
-    points = {f"language.{i}": f"model.language_model.layers.{i}" for i in (0, 2, 5)}
-
+    @torch.inference_mode()
     def whole():
-        with torch.inference_mode():
-            return model(**given, output_hidden_states=True).hidden_states
+        return model(**inputs, output_hidden_states=True).hidden_states
 
-    ours, peer = extract.capture(model, given, points), whole()
-    same = all(torch.equal(ours[f"language.{i}"], peer[i + 1]) for i in (0, 2, 5))
-    return row(
-        lambda: extract.capture(model, given, points),
-        whole,
-        2.5,
-        same,
-        rounds=9,
-        peer="transformers output_hidden_states=True",
-        what="exit at language layer 6 of 12",
-    )
+    def ours():
+        return extract.capture(model, inputs, points)
+
+    found, states = ours(), whole()
+    same = all(torch.equal(found[f"language.{i}"], states[i + 1]) for i in depths)
+    del found, states
+    return race(ours, whole, aim, same, rounds, device, peer="transformers output_hidden_states=True", **more)
+
+
+def early_exit():
+    config = small_qwen(256, depth=4)
+    inputs = qwen_inputs(config, noise(4, 224), range(40))
+    return exit_row(qwen(config), inputs, (0, 2, 5), 2.5, 9, what="exit at language layer 6 of 12")
 
 
 def questions(count=8, tokens=512, words=24):
-    """The last row of several questions about one picture, whose rows are computed once, against a pass over picture and question for each."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(
-            vision_config={
-                "depth": 2,
-                "hidden_size": 64,
-                "intermediate_size": 128,
-                "num_heads": 4,
-                "out_hidden_size": 512,
-                "fullatt_block_indexes": [1],
-            },
-            text_config={
-                "hidden_size": 512,
-                "intermediate_size": 1536,
-                "num_hidden_layers": 12,
-                "num_attention_heads": 8,
-                "num_key_value_heads": 4,
-                "vocab_size": 32000,
-                "bos_token_id": None,
-                "eos_token_id": None,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
-            },
-            image_token_id=31000,
-            video_token_id=31003,
-            vision_start_token_id=31001,
-            tie_word_embeddings=False,
-        )
-    ).eval()
-    asked = torch.randint(0, 30000, (count, words), generator=torch.Generator().manual_seed(0))
-    points = {"language.5": "model.language_model.layers.5"}
-
-    def inputs(*ids):
-        ids = torch.tensor([[31001, *[31000] * tokens, 31002, *ids]])
-        return {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "pixel_values": pixels,
-            "image_grid_thw": torch.tensor([[1, 32, tokens // 8]]),
-            "mm_token_type_ids": (ids == 31000).long(),
-        }
-
-    pixels = torch.randn(4 * tokens, 1176)
-    with extract.watching(model, points) as run:
+    """The last token of several questions about an image that is computed once, against once a question."""
+    config = small_qwen(512)
+    model, points = qwen(config), {"language.5": "model.language_model.layers.5"}
+    ids = torch.randint(0, 30000, (count, words), generator=torch.Generator().manual_seed(0)).tolist()
+    inputs = functools.partial(qwen_inputs, config, noise(1, 448, 14 * tokens // 8))
+    with extract.capturing(model, points) as run:
 
         def ours():
-            picture = families.up_to_the_picture(model, inputs())
-            picture.pop("behind")
-            run(picture)
-            return extract.ask(
-                model, run, picture, [[31002, *ids] for ids in asked.tolist()], set(points), torch.float32
-            )["language.5"][0]
+            image = families.up_to_the_image(model, inputs(text=()))
+            end = list(image.pop("behind"))
+            run(image)
+            rows = [end + question for question in ids]
+            states = extract.states_at_questions(model, run, image, rows, set(points), torch.float32)
+            return states["language.5"][0]
 
         def peer():
-            return torch.cat([run(inputs(*ids))["language.5"][:, -1] for ids in asked.tolist()])
+            return torch.cat([run(inputs(text=question))["language.5"][:, -1] for question in ids])
 
         apart = (ours() - peer()).abs().max().item()
         bound = count * (tokens + 2 + words) / (tokens + 1 + count * (1 + words))
-        return row(
-            ours,
-            peer,
-            0.9 * bound,
-            apart < 1e-4,
-            rounds=9,
-            token_ratio=bound,
-            largest_difference=apart,
-            peer="a pass over picture and question for each",
-            what=f"{count} questions about {tokens} tokens of a picture",
-        )
+        more = {"token_ratio": bound, "largest_difference": apart}
+        more |= {"what": f"{count} questions about {tokens} tokens of an image", "peer": "a pass a question"}
+        return race(ours, peer, 0.9 * bound, apart < 1e-4, rounds=9, **more)
 
 
 def reading():
     """Eight random items of a 1 GB shard, mapped, against reading the whole file."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "features.pt"
-        common.save_pt(
-            path,
-            common.FEATURES,
-            [str(i) for i in range(64)],
-            {},
-            features=torch.randn(64, 1, 45, 45, 4096).half(),
-        )
+        path, ids = Path(folder) / "features.pt", [str(i) for i in range(64)]
+        common.save_pt(path, common.FEATURES, ids, {}, features=torch.randn(64, 1, 45, 45, 4096).half())
         pick = torch.randperm(64, generator=torch.Generator().manual_seed(0))[:8]
 
         def ours():
@@ -443,181 +329,103 @@ def reading():
         def peer():
             return torch.load(path, weights_only=True)["features"][pick]
 
-        return row(
-            ours,
-            peer,
-            10,
-            torch.equal(ours(), peer()),
-            peer="torch.load of the whole file",
-            what=f"8 items of {path.stat().st_size / 1e9:.2f} GB, warm",
-        )
+        more = {
+            "what": f"8 items of {path.stat().st_size / 1e9:.2f} GB, warm",
+            "peer": "torch.load of the file",
+        }
+        return race(ours, peer, 10, torch.equal(ours(), peer()), **more)
 
 
 def start():
-    """A stage that only reads tensors, from nothing to its --help, against `import torch`: here the ratio must stay above 1 / 1.15."""
+    """The --help of a stage that only reads tensors, against `import torch`."""
 
     def run(*command):
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run([sys.executable, *command], cwd=common.HERE, check=True, capture_output=True)
 
-    return row(
-        lambda: run("probe.py", "--help"),
-        lambda: run("-c", "import torch"),
-        1 / 1.15,
-        True,
-        peer="import torch",
-        what="probe.py --help",
-    )
+    more = {"peer": "import torch", "what": "probe.py --help"}
+    return race(lambda: run("probe.py", "--help"), lambda: run("-c", "import torch"), 1 / 1.15, True, **more)
 
 
-def streaming(pictures=32, layers=24, width=1024, inner=4096, rounds=3):
-    """Every picture through one layer before the next is read, against accelerate's offload, which reads every layer again for every micro-batch.
+def streaming(images=32, layers=24, width=1024, inner=4096, rounds=3):
+    """All images through a layer before the next is read; accelerate reads all layers for every micro-batch.
 
-    Warm, safetensors in place cost accelerate nothing on a CPU: it computes with the mapped pages. They are only ever warm where the checkpoint fits into memory
-    beside the work; cold, the page cache is emptied before each of the peer's passes and once before ours. all_in_memory_seconds is what computing alone takes: it bounds both.
+    Warm, it computes with mapped pages. Cold, the page cache is empty before each of its passes and ours.
     """
     with checkpoint(layers, width, inner) as folder, tempfile.TemporaryDirectory() as one_by_one:
         deepest, file = f"language.{layers - 1}", folder / "model.safetensors"
         network, inputs_of, points = network_of(folder, deepest)
         network.fill([])
         points = {name: points[name][0] for name in (f"language.{layers // 2 - 1}", deepest)}
-        own = offloaded(network_of(folder, deepest)[0], one_by_one)
-        in_place = offloaded(network_of(folder, deepest)[0])
-        held = network_of(folder, deepest)[0]
-        held.fill(held.wanted)
-        frames = torch.randint(
-            0, 256, (pictures, 1, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-        )
+        peers = {"own": offloaded(network_of(folder, deepest)[0], one_by_one)}
+        peers["in_place"] = offloaded(network_of(folder, deepest)[0])
+        peers["held"] = network_of(folder, deepest)[0]
+        peers["held"].fill(peers["held"].needed)
+        rows = {}
+        for batch, count, aim in ((1, images // 2, 5), (4, images, 2)):
+            batches = [inputs_of(f) for f in noise(count, 32).split(batch)]
+            left = []
 
-        def compare(batch, pictures, aim):
-            batches = [inputs_of(f) for f in frames[:pictures].split(batch)]
-
-            def drop():
-                forget(file, network.weights, own.weights, in_place.weights, held.weights)
+            def drop(left=left):
+                forget(file, *(each.weights for each in (network, *peers.values())))
                 left.append(in_cache(file))
 
-            def ours(cold=False):
+            def ours(cold=False, batches=batches, drop=drop):
                 if cold:
                     drop()
                 return streamed(network, points, batches)
 
-            def peer(network, cold=False):
-                return one_after_another(network, points, batches, drop if cold else None)
+            def peer(name, before=None, batches=batches):
+                return one_after_another(peers[name], points, batches, before)
 
-            features, left = ours(), []
-            apart = {
-                name: difference(features, peer(each))
-                for name, each in (("own", own), ("in_place", in_place))
-            }
-            found = in_turn(
-                {
-                    "ours": ours,
-                    "own": lambda: peer(own),
-                    "in_place": lambda: peer(in_place),
-                    "ours_cold": lambda: ours(cold=True),
-                    "cold": lambda: peer(in_place, cold=True),
-                    "held": lambda: peer(held),
-                },
-                rounds,
-            )
-            what = f"{pictures} pictures, {file.stat().st_size / 1e9:.2f} GB of weights, micro-batches of {batch}"
-
+            features = ours()
+            apart = {name: difference(features, peer(name)) for name in ("own", "in_place")}
+            calls = {name: functools.partial(peer, name) for name in peers} | {"ours": ours}
+            calls["ours_cold"] = functools.partial(ours, cold=True)
+            calls["cold"] = functools.partial(peer, "in_place", drop)
+            took = in_turn(calls, rounds)
             assert not any(left), f"{max(left)} bytes of {file} stayed in the page cache"
-
-            def one(ours, theirs, which, peer):
-                return judged(
-                    found[ours],
-                    found[theirs],
-                    aim,
-                    apart[which] == 0,
-                    peer=f"accelerate's disk offload, {peer}",
-                    what=what,
-                    difference=apart[which],
-                    all_in_memory_seconds=statistics.median(found["held"]),
-                )
-
-            return {
-                f"batch{batch}": one("ours", "own", "own", "its own folder, warm"),
-                f"batch{batch}_in_place": one("ours", "in_place", "in_place", "safetensors in place, warm"),
-                f"batch{batch}_cold": one("ours_cold", "cold", "in_place", "safetensors in place, cold"),
-            }
-
-        return compare(1, pictures // 2, 5) | compare(4, pictures, 2)
-
-
-READ = """
-import json, sys
-sys.argv = ["extract.py"]
-from bench import extract, forget, in_cache
-
-def extraction(out):
-    extract.main(["--model", {folder!r}, "--data", {data!r}, "--out", {folder!r} + out, "--points", {point!r}, "--size", "32"])
-
-def library(out):
-    from transformers import AutoModelForImageTextToText
-    AutoModelForImageTextToText.from_pretrained({folder!r}, dtype="float32")
-
-def read_bytes():
-    return int(open("/proc/self/io").read().split("read_bytes: ")[1].split()[0])
-
-{which}("/warm-up")  # imports are read from the disk too
-forget({file!r})
-left, before = in_cache({file!r}), read_bytes()
-{which}("/measured")
-print(json.dumps({{"left": left, "read_bytes": read_bytes() - before, "in_cache": in_cache({file!r})}}))
-"""
+            what = f"{count} images, {file.stat().st_size / 1e9:.2f} GB of weights, micro-batches of {batch}"
+            more = {"what": what, "all_in_memory_seconds": statistics.median(took["held"])}
+            for key, mine, theirs, name, note in (
+                ("", "ours", "own", "own", "its own folder, warm"),
+                ("_in_place", "ours", "in_place", "in_place", "safetensors in place, warm"),
+                ("_cold", "ours_cold", "cold", "in_place", "safetensors in place, cold"),
+            ):
+                more |= {"difference": apart[name], "peer": f"accelerate's disk offload, {note}"}
+                rows[f"batch{batch}{key}"] = row_of(took[mine], took[theirs], aim, apart[name] == 0, **more)
+        return rows
 
 
 def bytes_read(layers=24, width=1024, inner=4096):
-    """What a process reads of the checkpoint for a point in the middle of the language model, against the bytes of the weights that the point needs."""
+    """Bytes that are read for a point in the middle (in the page cache afterwards), against those needed."""
+    from transformers import AutoModelForImageTextToText
+
     with checkpoint(layers, width, inner) as folder, tempfile.TemporaryDirectory() as data:
         point, file = f"language.{layers // 2 - 1}", folder / "model.safetensors"
-        frames = torch.randint(
-            0, 256, (2, 1, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-        )
-        common.write_items(
-            data,
-            [
-                {"id": str(i), "source": str(i), "width": 32, "height": 32, "frames": f}
-                for i, f in enumerate(frames)
-            ],
-            {"data": "synthetic", "name": "noise"},
-        )
+        size = {"width": 32, "height": 32}
+        items = [{"id": str(i), "source": str(i), "frames": f} | size for i, f in enumerate(noise(2, 32))]
+        common.write_items(data, items, {"data": "synthetic", "name": "noise"})
+        flags = ["--points", point, "--size", "32", "--data", data, "--model", str(folder)]
         network = network_of(folder, point)[0]
-        needed, counted = network.bytes(network.wanted), {}
-        for which in ("extraction", "library"):
-            script = READ.format(folder=str(folder), data=data, point=point, file=str(file), which=which)
-            done = subprocess.run(
-                [sys.executable, "-c", script],
-                capture_output=True,
-                text=True,
-                check=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
-            )
-            counted[which] = json.loads(done.stdout.strip().splitlines()[-1])
-        how = "read_bytes" if all(c["read_bytes"] > 0 for c in counted.values()) else "in_cache"
-        ours, theirs = (counted[which][how] for which in ("extraction", "library"))
-        assert needed <= ours, (needed, counted)
-        return {
-            "ratio": ours / needed,
-            "aim": 1.1,
-            "met": bool(ours <= 1.1 * needed),
-            "same_numbers": True,
-            "bytes": ours,
-            "needed": needed,
-            "of": file.stat().st_size,
-            "peer_ratio": theirs / needed,
-            "counted": {
-                "read_bytes": "/proc/self/io",
-                "in_cache": "pages of the file in the page cache afterwards",
-            }[how],
-            "peer": "the bytes of the layers needed; the library's from_pretrained reads peer_ratio of them",
-            "what": f"weights read for language layer {layers // 2} of {layers}",
-            "counts": counted,
-        }
+
+        def read(call, *arguments, **more):
+            forget(file, network.weights)
+            before = in_cache(file)
+            call(*arguments, **more)
+            return in_cache(file) - before
+
+        needed = network.bytes(network.needed)
+        ours = read(extract.main, [*flags, "--out", str(folder / "features")])
+        theirs = read(AutoModelForImageTextToText.from_pretrained, folder, dtype=torch.float32)
+        assert needed <= ours, (needed, ours)
+        row = {"ratio": ours / needed, "aim": 1.1, "met": bool(ours <= 1.1 * needed), "same_numbers": True}
+        row |= {"bytes": ours, "needed": needed, "of": file.stat().st_size, "peer_ratio": theirs / needed}
+        row["peer"] = "the bytes of the layers needed; the library's from_pretrained reads peer_ratio of them"
+        return row | {"what": f"weights read for language layer {layers // 2} of {layers}"}
 
 
 def ridge(layers=10, seeds=5, n=500, width=4096, targets=4):
-    """Ridge of every layer on the labels and on four shuffles of them, penalty by leave-one-out: one solve, against scikit-learn a layer and a labelling at a time."""
+    """Ridge of all layers on labels and four permutations in one solve, against scikit-learn one by one."""
     from sklearn.linear_model import Ridge, RidgeCV
     from sklearn.model_selection import GridSearchCV
 
@@ -625,261 +433,167 @@ def ridge(layers=10, seeds=5, n=500, width=4096, targets=4):
     x = torch.randn(layers, n, width, generator=g) * (torch.arange(1, width + 1) ** -0.5)
     train, test = torch.arange(n * 3 // 5), torch.arange(n * 3 // 5, n)
     y = x[0] @ torch.randn(width, targets, generator=g) + torch.randn(n, targets, generator=g)
-    tasks = {
-        f"{s}": torch.cat([y[train[torch.randperm(len(train), generator=g)]] if s else y[train], y[test]])
-        for s in range(seeds)
-    }
-    found, alphas = {}, {}
-
-    def grams():
-        return torch.stack([(z := a - a[train].mean(0)) @ z[train].T for a in x])
+    tasks = {"0": y}
+    for s in range(1, seeds):
+        tasks[f"{s}"] = torch.cat([y[train[torch.randperm(len(train), generator=g)]], y[test]])
+    centred = [a[train].double() - a[train].double().mean(0) for a in x]
+    # the same penalties, as scikit-learn counts them
+    alphas = [(stats.PENALTIES * z.square().sum() / len(train)).numpy() for z in centred]
 
     def ours():
-        found["ours"] = torch.stack(
-            [v for v, _ in stats.solve_ridge(*stats.spectrum(grams(), train), tasks, train).values()], 1
-        )
+        means = [a - a[train].mean(0) for a in x]
+        grams = torch.stack([z @ z[train].T for z in means])
+        solved = stats.solve_ridge(*stats.spectrum(grams, train), tasks, train).values()
+        return torch.stack([v.double() for v, _ in solved], 1)
 
-    for k, a in enumerate(x):  # the same penalties, as scikit-learn counts them
-        alphas[k] = (
-            stats.PENALTIES * (a[train].double() - a[train].double().mean(0)).square().sum() / len(train)
-        ).numpy()
+    def theirs():
+        found = []
+        for k, a in enumerate(x.double().numpy()):
+            for t in tasks.values():
+                fit = RidgeCV(alphas[k]).fit(a[train], t[train].double().numpy())
+                found.append(torch.from_numpy(fit.predict(a)))
+        return torch.stack(found).unflatten(0, (layers, seeds))
 
-    def each(search):
-        found["theirs"] = torch.stack(
-            [
-                torch.stack(
-                    [
-                        torch.from_numpy(
-                            search(alphas[k])
-                            .fit(a[train].double().numpy(), t[train].double().numpy())
-                            .predict(a.double().numpy())
-                        )
-                        for t in tasks.values()
-                    ]
-                )
-                for k, a in enumerate(x)
-            ]
-        )
+    def r2(p):
+        t = torch.stack(list(tasks.values())).double()[:, test]
+        return 1 - (p[:, :, test] - t).square().sum(2) / (t - t.mean(1, keepdim=True)).square().sum(1)
 
-    def r2(p, t):
-        return 1 - (p - t)[test].square().sum(0) / (t[test] - t[test].mean(0)).square().sum(0)
-
-    def apart():
-        return max(
-            (r2(found["ours"][k, s].double(), t.double()) - r2(found["theirs"][k, s], t.double()))
-            .abs()
-            .max()
-            .item()
-            for k in range(layers)
-            for s, t in enumerate(tasks.values())
-        )
-
-    ours(), each(lambda a: RidgeCV(a))
-    difference = apart()
-    rows = {
-        "cv": row(
-            ours,
-            lambda: each(lambda a: RidgeCV(a)),
-            4,
-            difference < 1e-6,
-            rounds=3,
-            r2_difference=difference,
-            peer="scikit-learn RidgeCV",
-        )
-    }
+    apart = (r2(ours()) - r2(theirs())).abs().max().item()
+    more = {"r2_difference": apart, "peer": "scikit-learn RidgeCV"}
+    cv = race(ours, theirs, 4, apart < 1e-6, rounds=3, **more)
     # one of layers x seeds: all would take minutes
-    once = seconds(
-        lambda: GridSearchCV(Ridge(), {"alpha": alphas[0]}, cv=5).fit(
-            x[0, train].double().numpy(), y[train].double().numpy()
-        )
-    )
-    mine = rows["cv"]["seconds"]
-    return rows | {
-        "grid": {
-            "ratio": once * layers * seeds / mine,
-            "aim": 100,
-            "met": once * layers * seeds / mine >= 100,
-            "same_numbers": difference < 1e-6,
-            "seconds": mine,
-            "peer_seconds": once * layers * seeds,
-            "peer": f"scikit-learn GridSearchCV of Ridge, 5 folds: one fit x {layers * seeds}",
-        }
-    }
+    search = GridSearchCV(Ridge(), {"alpha": alphas[0]}, cv=5)
+    data = x[0, train].double().numpy(), y[train].double().numpy()
+    whole = seconds(lambda: search.fit(*data)) * layers * seeds
+    peer = f"scikit-learn GridSearchCV of Ridge, 5 folds: one fit x {layers * seeds}"
+    return {"cv": cv, "grid": row_of([cv["seconds"]], [whole], 100, apart < 1e-6, peer=peer)}
 
 
 def gradient_probes(layers=10, n=300):
-    """MLP probes of all layers and seeds trained as one, against a loop over them; the same weights at the start, the same batches."""
+    """MLP probes of all layers and seeds trained as one, against a loop; same first weights and batches."""
     import probe
 
     g = torch.Generator().manual_seed(0)
     x, corner = torch.randn(layers, n, probe.COMPONENTS, generator=g), torch.rand(n, 2, generator=g) * 0.5
     boxes = torch.cat([corner, corner + 0.3], 1)
-    split, found = {"train": torch.arange(n * 3 // 5), "val": torch.arange(n * 3 // 5, n * 4 // 5)}, {}
+    split = {"train": torch.arange(n * 3 // 5), "val": torch.arange(n * 3 // 5, n * 4 // 5)}
 
     def ours(steps=probe.STEPS):
-        found["ours"] = probe.train_mlp(x, boxes, split, steps=steps)[0]
+        return probe.train_mlp(x, boxes, split, steps=steps)[0]
 
     def theirs(steps=probe.STEPS):
-        found["theirs"] = torch.stack(
-            [
-                torch.stack(
-                    [
-                        probe.train_mlp(a[None], boxes, split, only=s, steps=steps)[0][0, 0]
-                        for s in range(probe.SEEDS)
-                    ]
-                )
-                for a in x
-            ]
-        )
+        jobs = [(a[None], s) for a in x for s in range(probe.SEEDS)]
+        found = [probe.train_mlp(a, boxes, split, only=s, steps=steps)[0][0, 0] for a, s in jobs]
+        return torch.stack(found).unflatten(0, (layers, probe.SEEDS))
 
-    ours(20), theirs(20)  # later, rounding grows along the way
-    difference = (found["ours"] - found["theirs"]).abs().median().item()
-    return row(
-        ours,
-        theirs,
-        3,
-        difference < 1e-3,
-        rounds=3,
-        median_difference_after_20_steps=difference,
-        peer=f"a loop over {layers} layers x {probe.SEEDS} seeds",
+    apart = (ours(20) - theirs(20)).abs().median().item()  # later, rounding grows with every step
+    peer, more = (
+        f"a loop over {layers} layers x {probe.SEEDS} seeds",
+        {"median_difference_after_20_steps": apart},
     )
+    return race(ours, theirs, 3, apart < 1e-3, rounds=3, peer=peer, **more)
 
 
 def lpips_targets(n=8, side=64):
-    """A training step of LPIPS, forward and backward, when the target's features are kept."""
+    """A training step of LPIPS, forward and backward, with cached features of the target."""
     model, _ = metrics.lpips_model()
     g = torch.Generator().manual_seed(0)
     x, y = (torch.rand(n, 3, side, side, generator=g) * 2 - 1 for _ in range(2))
-    kept, found = metrics.lpips_features(model, y), {}
+    cached = metrics.lpips_features(model, y)
 
-    def step(name, loss):
+    def gradient(loss):
         z = x.clone().requires_grad_()
         loss(z).sum().backward()
-        found[name] = z.grad
+        return z.grad
 
     def ours():
-        step("ours", lambda z: metrics.lpips_to(model, z, kept))
+        return gradient(lambda z: metrics.lpips_to(model, z, cached))
 
     def theirs():
-        step("theirs", lambda z: model(z, y))
+        return gradient(lambda z: model(z, y))
 
-    ours(), theirs()
-    return row(
-        ours,
-        theirs,
-        1.4,
-        torch.allclose(found["ours"], found["theirs"], atol=1e-8, rtol=1e-4),
-        rounds=15,
-        peer="lpips, both pictures through the backbone",
-    )
+    same = torch.allclose(ours(), theirs(), atol=1e-8, rtol=1e-4)
+    return race(ours, theirs, 1.4, same, rounds=15, peer="lpips, both images through the backbone")
 
 
-def alignment(layers=12, n=1024, width=1024):
-    """All layers of one model with all of another, each prepared once, against the usual pairwise way: for every pair both Gram matrices, their HSICs, sorted
-    neighbours; scipy's Spearman of the pairwise distances (4 of the pairs timed, the others taken to cost as much)."""
+def alignment(layers=12, n=1024, width=1024, timed=4):
+    """All layers of two models, each prepared once, against pair by pair; some of the pairs are timed."""
     from scipy.spatial.distance import pdist
     from scipy.stats import spearmanr
 
     import align
 
     g = torch.Generator().manual_seed(0)
-    xs = [torch.randn(n, width, generator=g) * torch.arange(1, width + 1) ** -0.5 for _ in range(layers)]
-    ys = [x + torch.randn(n, width, generator=g) * torch.arange(1, width + 1) ** -0.5 for x in xs]
-    found = {}
+    decay = torch.arange(1, width + 1) ** -0.5
+    xs = [torch.randn(n, width, generator=g) * decay for _ in range(layers)]
+    ys = [x + torch.randn(n, width, generator=g) * decay for x in xs]
 
     def hsic(k, l):  # unbiased (Song et al. 2012, equation 5)
         k, l = k.clone().fill_diagonal_(0), l.clone().fill_diagonal_(0)
-        return ((k * l).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * (k @ l).sum() / (n - 2)) / (
-            n * (n - 3)
-        )
+        whole = k.sum() * l.sum() / ((n - 1) * (n - 2))
+        return ((k * l).sum() + whole - 2 * (k @ l).sum() / (n - 2)) / (n * (n - 3))
 
-    def pair_cka(x, y):
+    def cka(x, y):
         k, l = x @ x.T, y @ y.T
         return hsic(k, l) / (hsic(k, k) * hsic(l, l)).sqrt()
 
-    def pair_neighbours(x, y):
-        near = [
-            torch.zeros(n, n).scatter_(1, torch.cdist(z, z).fill_diagonal_(torch.inf).argsort(1)[:, :10], 1.0)
-            for z in (x, y)
-        ]
-        return (near[0] * near[1]).sum() / (10 * n)
+    def near(z):
+        order = torch.cdist(z, z).fill_diagonal_(torch.inf).argsort(1)
+        return torch.zeros(n, n).scatter_(1, order[:, :10], 1.0)
 
-    def pair_spearman(x, y):
-        return torch.tensor(spearmanr(pdist(x.numpy()), pdist(y.numpy())).statistic)
+    def neighbours(x, y):
+        return (near(x) * near(y)).sum() / (10 * n)
 
-    def ours(measure):
-        found["ours"] = align.compare(xs, ys, measure)
+    def spearman(x, y):
+        return spearmanr(pdist(x.numpy()), pdist(y.numpy())).statistic
 
-    def theirs(pair):
-        found["theirs"] = torch.stack([torch.stack([pair(x, y) for y in ys]) for x in xs]).double()
-
-    rows = {}
-    for name, measure, pair, tolerance in (
-        ("cka", "cka", pair_cka, 1e-4),
-        ("neighbours", "recall10", pair_neighbours, 2e-4),
+    rows, peer = {}, f"one pair x {layers**2}"
+    for measure, pair, aim, tolerance, library in (
+        ("cka", cka, 25, 1e-4, "torch"),
+        ("recall10", neighbours, 25, 2e-4, "torch"),
+        ("spearman", spearman, 30, 1e-5, "scipy's pdist and spearmanr"),
     ):
-        ours(measure), theirs(pair)
-        difference = (found["ours"] - found["theirs"]).abs().max().item()
-        rows[name] = row(
-            lambda m=measure: ours(m),
-            lambda p=pair: theirs(p),
-            25,
-            difference < tolerance,
-            rounds=3,
-            difference=difference,
-            peer="pairwise, torch",
-        )
-    ours("spearman")
-    pairs, mine, difference = [], [], 0
-    for k in range(4):
-        pairs.append(seconds(lambda k=k: found.update(pair=pair_spearman(xs[k], ys[-k]))) * layers**2)
-        difference = max(difference, abs(found["pair"].item() - found["ours"][k, -k].item()))
-        mine.append(seconds(lambda: ours("spearman")))
-    rows["spearman"] = judged(
-        mine,
-        pairs,
-        30,
-        difference < 1e-5,
-        difference=difference,
-        peer=f"scipy's pdist and spearmanr: one pair x {layers**2}",
-    )
+
+        def theirs(pair=pair):
+            return torch.tensor([float(pair(xs[k], ys[-k])) for k in range(timed)])
+
+        ours = functools.partial(align.compare, xs, ys, measure)
+        found = torch.stack([ours()[k, -k] for k in range(timed)])
+        apart = (found - theirs()).abs().max().item()
+        took = in_turn({"ours": ours, "theirs": theirs}, 3)
+        whole = [seconds * layers**2 / timed for seconds in took["theirs"]]
+        more = {"difference": apart, "peer": f"{library}: {peer}"}
+        rows[pair.__name__] = row_of(took["ours"], whole, aim, apart < tolerance, **more)
     return rows
 
 
-ROWS = {
-    "early_exit": early_exit,
-    "questions": questions,
-    "streaming": streaming,
-    "bytes": bytes_read,
-    "reading": reading,
-    "start": start,
-    "ridge": ridge,
-    "gradient_probes": gradient_probes,
-    "alignment": alignment,
-    "lpips_targets": lpips_targets,
-}
+ROWS = {f.__name__: f for f in (early_exit, questions, streaming, reading, start, ridge, gradient_probes)}
+ROWS |= {"bytes": bytes_read, "alignment": alignment, "lpips_targets": lpips_targets}
+
+
+def measure(table, names, out, stage, about, *given):
+    """{row: content} of the named rows, which replace theirs in the YAML `out` once they are measured."""
+    rows, found = common.load_yaml(out, stage)["rows"] if out and Path(out).is_file() else {}, {}
+    for name in names:
+        started = time.time()
+        new = common.check_choice(name, table, "row")(*given)
+        for key, row in {name: new}.items() if "ratio" in new else new.items():
+            key = key if key == name else f"{name}_{key}".replace("-", "_")
+            found[key] = common.plain(row | about(name, started))
+            print(key, found[key], flush=True)
+        rows |= found
+        if out:
+            ratios = {f"{key}_ratio": row["ratio"] for key, row in rows.items()}
+            common.save_yaml(out, {"stage": stage, **ratios, "rows": rows})
+    return found
 
 
 def main(names):
-    """Rows that were asked for replace their namesakes in results/bench.yaml; each says of which commit it is, and with how many threads."""
-    out, rows = ROOT / "results" / "bench.yaml", {}
-    for name in names or ROWS:
-        started = time.time()
-        found = common.known(name, ROWS, "row")()
-        found = {name: found} if "ratio" in found else {f"{name}_{k}": r for k, r in found.items()}
-        run = common.run_info(
-            argparse.Namespace(seed=0, row=name),
-            started,
-            script="tests/bench.py",
-            threads=torch.get_num_threads(),
-        )
-        for each, r in found.items():
-            rows[each] = r | {"run": run}
-            print(each, common.plain(r), flush=True)
-    rows = (common.load_yaml(out, "bench")["rows"] if names and out.is_file() else {}) | rows
-    common.save_yaml(
-        out, {"stage": "bench", **{f"{k}_ratio": r["ratio"] for k, r in rows.items()}, "rows": rows}
-    )
+    def about(name, started):
+        args, threads = argparse.Namespace(seed=0, row=name), torch.get_num_threads()
+        return {"run": common.run_info(args, started, script="tests/bench.py", threads=threads)}
+
+    measure(ROWS, names or ROWS, common.HERE / "results" / "bench.yaml", "bench", about)
 
 
 if __name__ == "__main__":

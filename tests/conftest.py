@@ -1,5 +1,6 @@
-"""Small random checkpoints of the real library classes, and small data folders: made once a session, in a temporary folder."""
+"""Session fixtures: small random checkpoints of the real library classes, and small data folders."""
 
+import json
 import logging
 import os
 import sys
@@ -7,562 +8,190 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# a make that a test starts is nobody's sub-make, also where make started the tests: it would print where it
-# goes, and inherit -n, -j and variables
+# a make that a test starts must not inherit the flags and variables of the make that started the tests
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
     os.environ.pop(name, None)
-# a library that was first imported in a test logs to that test's stderr, which is closed by then, and would
-# say so in a traceback
+# a library that a test imports first logs to that test's stderr, which is closed by the next log
 logging.raiseExceptions = False
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402 (after the environment is set)
 import torch  # noqa: E402 (after the environment is set)
+import transformers as t  # noqa: E402 (after the environment is set)
+from safetensors.torch import save_file  # noqa: E402 (after the environment is set)
+
+from cogvlm2 import CogVLM2  # noqa: E402 (after the environment is set)
+from tiny import CHAT, vlm_processor  # noqa: E402 (after the environment is set)
 
 torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), 2))
+
+SIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+VIT = SIDE | {"image_size": 48, "patch_size": 8}
+SQUARE = {"height": 48, "width": 48}
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than five seconds")
 
 
-def write_qwen(folder, kind, processor, vision, rope=None, **text):
-    """A model of Qwen's family `kind`, all of it 32 wide, with its processor."""
-    import transformers
-
-    token = processor.tokenizer.convert_tokens_to_ids
-    seen = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    ids = dict(
-        zip(
-            seen, token(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]), strict=True
-        )
-    )
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]} | (rope or {})
-    text = tokens_of(
-        processor.tokenizer,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-        rope_parameters=rope,
-        **text,
-    )
-    vision = {
-        "depth": 3,
-        "hidden_size": 32,
-        "num_heads": 2,
-        "patch_size": 8,
-        "initializer_range": 0.1,
-    } | vision
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(
-        vision_config=vision, text_config=text, tie_word_embeddings=True, **ids
-    )
-    getattr(transformers, f"{kind}ForConditionalGeneration")(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def small_vlm(tmp_path_factory):
-    """Qwen2.5-VL, patch 8, merge 2; windows of 2x2 tokens, so that an image of 80 px (5x5 tokens) has nine of them, uneven ones too."""
-    from tiny import vlm_processor
-
-    processor = vlm_processor(
-        ["Describe the picture.", "Where is the red circle?", "a red circle and a blue star"]
-    )
-    vision = {"intermediate_size": 64, "window_size": 32, "fullatt_block_indexes": [1], "out_hidden_size": 32}
-    return write_qwen(tmp_path_factory.mktemp("models") / "small-vlm", "Qwen2_5_VL", processor, vision)
-
-
 def tokens_of(tokenizer, **names):
     """Ids of special tokens and what every small language model shares."""
-    return {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "initializer_range": 0.1,
-        **names,
-    }
+    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    names |= {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": pad}
+    return SIDE | {"initializer_range": 0.1} | names
 
 
 def bare_tokenizer(**more):
     """The small models' byte-level tokenizer without their names for image tokens."""
-    from transformers import PreTrainedTokenizerFast
+    backend = vlm_processor(["Describe the picture."]).tokenizer.backend_tokenizer
+    more |= {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    return t.PreTrainedTokenizerFast(tokenizer_object=backend, **more)
 
-    from tiny import vlm_processor
 
-    return PreTrainedTokenizerFast(
-        tokenizer_object=vlm_processor(["Describe the picture."]).tokenizer.backend_tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        **more,
-    )
+def ids_of(tokenizer):
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    return ids | {"vocab_size": len(tokenizer), "init_std": 0.1}
 
 
 def chat(place):
-    """The small models' chat template; `place` stands in it where the picture goes."""
-    from tiny import CHAT
-
+    """The small models' chat template, with `place` where the image goes."""
     return CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", place)
 
 
-@pytest.fixture(scope="session")
-def small_llavas(tmp_path_factory):
-    """{kind: folder} of LLaVA and LLaVA-OneVision on SigLIP, LLaVA-NeXT on CLIP (with a class token): 48 px, patch 8, 6x6 tokens a tile."""
-    import transformers as t
-
-    base, tokenizer = tmp_path_factory.mktemp("models"), bare_tokenizer()
-    tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
-    text = t.LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2))
-    size, pinpoints = {"height": 48, "width": 48}, [[48, 96], [96, 48], [96, 96], [144, 144]]
-    siglip = t.SiglipVisionConfig(**SIDE, image_size=48, patch_size=8)
-    clip = t.CLIPVisionConfig(**SIDE, image_size=48, patch_size=8)
-    ids = {
-        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
-        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
-        "tie_word_embeddings": False,
-    }
-    video = {
-        "video_token_id": tokenizer.convert_tokens_to_ids("<video>"),
-        "video_token_index": tokenizer.convert_tokens_to_ids("<video>"),
-    }
-    more = {"chat_template": chat("<image>"), "patch_size": 8}
-    made = {
-        "llava": (
-            t.LlavaForConditionalGeneration,
-            t.LlavaConfig(
-                vision_config=siglip,
-                text_config=text,
-                vision_feature_select_strategy="full",
-                vision_feature_layer=-1,
-                **ids,
-            ),
-            t.LlavaProcessor(
-                t.SiglipImageProcessor(size=size), tokenizer, vision_feature_select_strategy="full", **more
-            ),
-        ),
-        "llava_next": (
-            t.LlavaNextForConditionalGeneration,
-            t.LlavaNextConfig(vision_config=clip, text_config=text, image_grid_pinpoints=pinpoints, **ids),
-            t.LlavaNextProcessor(
-                t.LlavaNextImageProcessor(
-                    size={"shortest_edge": 48}, crop_size=size, image_grid_pinpoints=pinpoints
-                ),
-                tokenizer,
-                vision_feature_select_strategy="default",
-                num_additional_image_tokens=1,
-                **more,
-            ),
-        ),
-        "llava_onevision": (
-            t.LlavaOnevisionForConditionalGeneration,
-            t.LlavaOnevisionConfig(
-                vision_config=siglip, text_config=text, image_grid_pinpoints=pinpoints, **ids, **video
-            ),
-            t.LlavaOnevisionProcessor(
-                t.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints),
-                tokenizer,
-                t.LlavaOnevisionVideoProcessor(size=size),
-                num_image_tokens=36,
-                vision_feature_select_strategy="full",
-                chat_template=chat("<image>"),
-            ),
-        ),
-    }
-    for kind, (model_class, config, processor) in made.items():
-        torch.manual_seed(0)
-        model_class(config).save_pretrained(base / kind)
-        processor.save_pretrained(base / kind)
-    return {kind: base / kind for kind in made}
-
-
-@pytest.fixture(scope="session")
-def small_qwen2vl(tmp_path_factory):
-    """Qwen2-VL: patch 8, merge 2, no windows."""
-    from transformers import Qwen2VLProcessor
-
-    from tiny import vlm_processor
-
-    made = vlm_processor(["Describe the picture.", "a red circle"])
-    processor = Qwen2VLProcessor(
-        made.image_processor, made.tokenizer, made.video_processor, chat_template=made.chat_template
-    )
-    vision = {"embed_dim": 32, "mlp_ratio": 2}
-    return write_qwen(tmp_path_factory.mktemp("models") / "small-qwen2vl", "Qwen2VL", processor, vision)
-
-
-@pytest.fixture(scope="session")
-def small_qwen3vl(tmp_path_factory):
-    """Qwen3-VL: patch 8, merge 2, two DeepStack mergers whose output is added inside the first two language layers."""
-    from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
-
-    from tiny import vlm_processor
-
-    made = vlm_processor(["Describe the picture.", "a red circle"])
-    video = Qwen3VLVideoProcessor(patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 224 * 224})
-    processor = Qwen3VLProcessor(
-        made.image_processor, made.tokenizer, video, chat_template=made.chat_template
-    )
-    vision = {
-        "intermediate_size": 64,
-        "out_hidden_size": 32,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
-    }
-    folder = tmp_path_factory.mktemp("models") / "small-qwen3vl"
-    return write_qwen(folder, "Qwen3VL", processor, vision, {"mrope_interleaved": True}, head_dim=16)
-
-
-@pytest.fixture(scope="session")
-def small_dinov3(tmp_path_factory):
-    """DINOv3 of three layers, patch 8, with two registers."""
-    from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor, DINOv3ViTModel
-
-    folder = tmp_path_factory.mktemp("models") / "small-dinov3"
-    torch.manual_seed(0)
-    DINOv3ViTModel(
-        DINOv3ViTConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=48,
-            patch_size=8,
-            num_register_tokens=2,
-            initializer_range=0.1,
-            layerscale_value=0.5,
-        )
-    ).save_pretrained(folder)
-    DINOv3ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(folder)
-    return folder
-
-
-SIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-
-
-@pytest.fixture(scope="session")
-def small_siglip(tmp_path_factory):
-    """SigLIP, fixed at 48 px, patch 8, no CLS; its text side is never run."""
-    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
-
-    folder = tmp_path_factory.mktemp("models") / "small-siglip"
-    torch.manual_seed(0)
-    SiglipModel(
-        SiglipConfig(
-            vision_config=SIDE | {"image_size": 48, "patch_size": 8},
-            text_config=SIDE | {"vocab_size": 64, "projection_size": 32},
-        )
-    ).save_pretrained(folder)
-    SiglipImageProcessor(size={"height": 48, "width": 48}).save_pretrained(folder)
-    return folder
-
-
-def write_owl(folder, kind):
-    """OWL-ViT or OWLv2 with its heads, fixed at 48 px, patch 8, CLS at 0."""
-    import transformers
-
-    torch.manual_seed(0)
-    text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    vision = SIDE | {"image_size": 48, "patch_size": 8}
-    config = getattr(transformers, f"{kind}Config")(vision_config=vision, text_config=text, projection_dim=32)
-    getattr(transformers, f"{kind}ForObjectDetection")(config).save_pretrained(folder)
-    getattr(transformers, f"{kind}ImageProcessor")(size={"height": 48, "width": 48}).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def small_owlvit(tmp_path_factory):
-    return write_owl(tmp_path_factory.mktemp("models") / "small-owlvit", "OwlViT")
-
-
-@pytest.fixture(scope="session")
-def small_owlv2(tmp_path_factory):
-    return write_owl(tmp_path_factory.mktemp("models") / "small-owlv2", "Owlv2")
-
-
-@pytest.fixture(scope="session")
-def small_kosmos2(tmp_path_factory):
-    """Kosmos-2 of 48 px, patch 8: 6x6 patches and CLS, 5 latent queries."""
-    from transformers import (
-        CLIPImageProcessor,
-        Kosmos2Config,
-        Kosmos2ForConditionalGeneration,
-        Kosmos2Processor,
-    )
-
-    folder = tmp_path_factory.mktemp("models") / "small-kosmos2"
-    torch.manual_seed(0)
-    processor = Kosmos2Processor(
-        CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}),
-        bare_tokenizer(bos_token="<s>", unk_token="<unk>"),
-        4,
-    )
-    text = {
-        "vocab_size": len(processor.tokenizer),
-        "embed_dim": 32,
-        "layers": 3,
-        "ffn_dim": 64,
-        "attention_heads": 2,
-        "init_std": 0.1,
-        "pad_token_id": processor.tokenizer.pad_token_id,
-        "bos_token_id": processor.tokenizer.bos_token_id,
-        "eos_token_id": processor.tokenizer.eos_token_id,
-    }
-    vision = SIDE | {"image_size": 48, "patch_size": 8, "initializer_range": 0.1}
-    Kosmos2ForConditionalGeneration(
-        Kosmos2Config(text_config=text, vision_config=vision, latent_query_num=5)
-    ).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 def own_cell_first(model):
-    """Random convolutions that overlap look at their neighbours' cells as much as at their own; trained ones do not. Weaken what lies outside."""
+    """Weaken the random weights of overlapping convolutions outside a token's own cell, as training does."""
     for conv in model.modules():
         if isinstance(conv, torch.nn.Conv2d) and conv.kernel_size > conv.stride:
-            inside = torch.zeros(conv.kernel_size)
-            inside[
-                conv.padding[0] : conv.padding[0] + conv.stride[0],
-                conv.padding[1] : conv.padding[1] + conv.stride[1],
-            ] = 1
-            conv.weight.data *= inside.clamp(min=0.1)
+            inside = torch.full(conv.kernel_size, 0.1)
+            rows, columns = (slice(p, p + s) for p, s in zip(conv.padding, conv.stride, strict=True))
+            inside[rows, columns] = 1
+            conv.weight.data *= inside
 
 
 @pytest.fixture(scope="session")
-def small_florence2(tmp_path_factory):
-    """Florence-2 with stages of 4, 8 and 16 px a token, the second of two blocks; windows of 3x3; an encoder of three layers."""
-    from transformers import (
-        CLIPImageProcessor,
-        Florence2Config,
-        Florence2ForConditionalGeneration,
-        Florence2Processor,
-    )
+def write_checkpoint(tmp_path_factory):
+    """call(name, model class, config, *processors): the folder of a checkpoint with random weights."""
 
-    folder = tmp_path_factory.mktemp("models") / "small-florence2"
-    torch.manual_seed(0)
-    tokenizer = bare_tokenizer(bos_token="<s>", extra_special_tokens={"image_token": "<image>"})
-    images = CLIPImageProcessor(
-        size={"height": 64, "width": 64},
-        do_center_crop=False,
-        image_mean=(0.485, 0.456, 0.406),
-        image_std=(0.229, 0.224, 0.225),
-    )
-    images.image_seq_length = 17
-    processor = Florence2Processor(images, tokenizer)
-    vision = {
-        "depths": (1, 2, 1),
-        "patch_size": (7, 3, 3),
-        "patch_stride": (4, 2, 2),
-        "patch_padding": (3, 1, 1),
-        "patch_prenorm": (False, True, True),
-        "embed_dim": (16, 32, 32),
-        "num_heads": (2, 2, 2),
-        "num_groups": (2, 2, 2),
-        "window_size": 3,
-        "projection_dim": 32,
-        "max_position_embeddings": 8,
-        "initializer_range": 0.1,
-    }
-    text = {
-        "model_type": "bart",
-        "vocab_size": len(tokenizer),
-        "d_model": 32,
-        "encoder_layers": 3,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64,
-        "max_position_embeddings": 128,
-        "init_std": 0.1,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "decoder_start_token_id": tokenizer.eos_token_id,
-    }
-    model = Florence2ForConditionalGeneration(
-        Florence2Config(vision_config=vision, text_config=text, image_token_id=tokenizer.image_token_id)
-    )
-    own_cell_first(model)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    def call(name, model_class, config, *processors, change=None):
+        torch.manual_seed(0)
+        model, folder = model_class(config), tmp_path_factory.mktemp("models") / name
+        if change:
+            change(model)
+        for part in (model, *processors):
+            part.save_pretrained(folder)
+        return folder
+
+    return call
+
+
+def qwen(kind, processor, vision, rope=None, **text):
+    """(model class, config, processor) of Qwen's family `kind`, 32 wide: patch 8, merge 2."""
+    names = ("image_pad", "video_pad", "vision_start", "vision_end")
+    tokens = [processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names]
+    keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]} | (rope or {})
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048}
+    text = tokens_of(processor.tokenizer, **heads, rope_parameters=rope, **text)
+    vision |= {"depth": 3, "hidden_size": 32, "num_heads": 2, "patch_size": 8, "initializer_range": 0.1}
+    more = dict(zip(keys, tokens, strict=True)) | {"tie_word_embeddings": True}
+    config = getattr(t, f"{kind}Config")(vision_config=vision, text_config=text, **more)
+    return getattr(t, f"{kind}ForConditionalGeneration"), config, processor
 
 
 @pytest.fixture(scope="session")
-def small_grounding_dino(tmp_path_factory):
-    """Grounding DINO on a Swin of three stages (4, 8, 16 px a token, windows of 3x3, the second shifted) with scales of 8, 16 and 32 px."""
-    from transformers import (
-        BertConfig,
-        GroundingDinoConfig,
-        GroundingDinoForObjectDetection,
-        GroundingDinoImageProcessor,
-        GroundingDinoProcessor,
-        SwinConfig,
-    )
+def small_vlm(write_checkpoint):
+    """Qwen2.5-VL with windows of 2x2 tokens: 80 px (5x5 tokens) have nine, some of them smaller."""
+    words = ["Describe the picture.", "Where is the red circle?", "a red circle and a blue star"]
+    vision = {"intermediate_size": 64, "window_size": 32, "fullatt_block_indexes": [1], "out_hidden_size": 32}
+    return write_checkpoint("small-vlm", *qwen("Qwen2_5_VL", vlm_processor(words), vision))
 
-    folder = tmp_path_factory.mktemp("models") / "small-grounding-dino"
-    torch.manual_seed(0)
+
+@pytest.fixture(scope="session")
+def small_qwen2vl(write_checkpoint):
+    """Qwen2-VL, without windows."""
+    made = vlm_processor(["Describe the picture.", "a red circle"])
+    parts = made.image_processor, made.tokenizer, made.video_processor
+    processor = t.Qwen2VLProcessor(*parts, chat_template=made.chat_template)
+    return write_checkpoint("small-qwen2vl", *qwen("Qwen2VL", processor, {"embed_dim": 32, "mlp_ratio": 2}))
+
+
+@pytest.fixture(scope="session")
+def small_qwen3vl(write_checkpoint):
+    """Qwen3-VL with two DeepStack mergers, whose output is added inside the first two language layers."""
+    made = vlm_processor(["Describe the picture.", "a red circle"])
+    video = t.Qwen3VLVideoProcessor(patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 224 * 224})
+    parts = made.image_processor, made.tokenizer, video
+    processor = t.Qwen3VLProcessor(*parts, chat_template=made.chat_template)
+    vision = {"intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 64}
+    vision, rope = vision | {"deepstack_visual_indexes": [0, 1]}, {"mrope_interleaved": True}
+    return write_checkpoint("small-qwen3vl", *qwen("Qwen3VL", processor, vision, rope, head_dim=16))
+
+
+@pytest.fixture(scope="session")
+def small_llavas(write_checkpoint):
+    """{kind: folder}: LLaVA and LLaVA-OneVision on SigLIP, LLaVA-NeXT on CLIP with CLS; 6x6 tokens a tile."""
     tokenizer = bare_tokenizer()
-    swin = SwinConfig(
-        image_size=64,
-        patch_size=4,
-        embed_dim=16,
-        depths=[2, 2, 1],
-        num_heads=[2, 2, 2],
-        window_size=3,
-        out_indices=[2, 3],
-        initializer_range=0.1,
-    )
-    bert = BertConfig(
-        **{k: v for k, v in SIDE.items() if k != "num_hidden_layers"},
-        num_hidden_layers=1,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=64,
-        initializer_range=0.1,
-    )
-    model = GroundingDinoForObjectDetection(
-        GroundingDinoConfig(
-            backbone_config=swin,
-            text_config=bert,
-            num_queries=4,
-            encoder_layers=3,
-            encoder_ffn_dim=64,
-            encoder_attention_heads=2,
-            decoder_layers=2,
-            decoder_ffn_dim=64,
-            decoder_attention_heads=2,
-            d_model=32,
-            num_feature_levels=3,
-        )
-    )
-    own_cell_first(model)
-    model.save_pretrained(folder)
-    GroundingDinoProcessor(GroundingDinoImageProcessor(), tokenizer).save_pretrained(folder)
-    return folder
+    tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
+    text = t.LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2))
+    siglip, clip = t.SiglipVisionConfig(**VIT), t.CLIPVisionConfig(**VIT)
+    image, video = (tokenizer.convert_tokens_to_ids(f"<{name}>") for name in ("image", "video"))
+    more = {"text_config": text, "tie_word_embeddings": False}
+    more |= {"image_token_id": image, "image_token_index": image}
+    full = {"vision_feature_select_strategy": "full"}
+    tiles = {"image_grid_pinpoints": [[48, 96], [96, 48], [96, 96], [144, 144]]}
+    place = {"chat_template": chat("<image>")}
+
+    config = t.LlavaConfig(vision_config=siglip, vision_feature_layer=-1, **full, **more)
+    images = t.SiglipImageProcessor(size=SQUARE)
+    processor = t.LlavaProcessor(images, tokenizer, patch_size=8, **full, **place)
+    kinds = {"llava": (t.LlavaForConditionalGeneration, config, processor)}
+
+    config = t.LlavaNextConfig(vision_config=clip, **tiles, **more)
+    images = t.LlavaNextImageProcessor(size={"shortest_edge": 48}, crop_size=SQUARE, **tiles)
+    how = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1, "patch_size": 8}
+    processor = t.LlavaNextProcessor(images, tokenizer, **how, **place)
+    kinds["llava_next"] = t.LlavaNextForConditionalGeneration, config, processor
+
+    more |= {"video_token_id": video, "video_token_index": video}
+    config = t.LlavaOnevisionConfig(vision_config=siglip, **tiles, **more)
+    parts = t.LlavaOnevisionImageProcessor(size=SQUARE, **tiles), tokenizer
+    parts += (t.LlavaOnevisionVideoProcessor(size=SQUARE),)
+    processor = t.LlavaOnevisionProcessor(*parts, num_image_tokens=36, **full, **place)
+    kinds["llava_onevision"] = t.LlavaOnevisionForConditionalGeneration, config, processor
+    return {kind: write_checkpoint(kind, *made) for kind, made in kinds.items()}
 
 
 @pytest.fixture(scope="session")
-def small_vjepa2(tmp_path_factory):
-    """V-JEPA 2, 48 px, patch 8, two frames a time step."""
-    from transformers import VJEPA2Config, VJEPA2Model, VJEPA2VideoProcessor
-
-    folder = tmp_path_factory.mktemp("models") / "small-vjepa2"
-    torch.manual_seed(0)
-    VJEPA2Model(
-        VJEPA2Config(
-            patch_size=8,
-            crop_size=48,
-            frames_per_clip=6,
-            hidden_size=48,
-            num_attention_heads=2,
-            num_hidden_layers=3,
-            mlp_ratio=2,
-            pred_hidden_size=24,
-            pred_num_attention_heads=1,
-            pred_num_hidden_layers=1,
-            initializer_range=0.1,
-        )
-    ).save_pretrained(folder)
-    VJEPA2VideoProcessor(crop_size=48).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def small_internvl(tmp_path_factory):
+def small_internvl(write_checkpoint):
     """InternVL of 48 px, patch 8: 6x6 patches and CLS, 3x3 tokens."""
-    from transformers import (
-        GotOcr2ImageProcessor,
-        InternVLConfig,
-        InternVLForConditionalGeneration,
-        InternVLProcessor,
-        InternVLVideoProcessor,
-        LlamaConfig,
-    )
-
-    folder = tmp_path_factory.mktemp("models") / "small-internvl"
-    torch.manual_seed(0)
-    names = {
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "context_image_token": "<IMG_CONTEXT>",
-        "video_token": "<video>",
-    }
+    names = {"start_image_token": "<img>", "end_image_token": "</img>"}
+    names |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
     tokenizer = bare_tokenizer(extra_special_tokens=names)
-    InternVLProcessor(
-        GotOcr2ImageProcessor(size={"height": 48, "width": 48}),
-        tokenizer,
-        InternVLVideoProcessor(),
-        image_seq_length=9,
-        chat_template=chat("<IMG_CONTEXT>"),
-    ).save_pretrained(folder)
-    text = LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2))
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "image_size": [48, 48],
-        "patch_size": [8, 8],
-        "attention_bias": True,
-        "initializer_range": 0.1,
-        "layer_scale_init_value": 1.0,
-    }
-    config = InternVLConfig(
-        vision_config=vision,
-        text_config=text.to_dict(),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        tie_word_embeddings=False,
-    )
-    InternVLForConditionalGeneration(config).save_pretrained(folder)
-    return folder
+    parts = t.GotOcr2ImageProcessor(size=SQUARE), tokenizer, t.InternVLVideoProcessor()
+    processor = t.InternVLProcessor(*parts, image_seq_length=9, chat_template=chat("<IMG_CONTEXT>"))
+    text = t.LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2)).to_dict()
+    vision = SIDE | {"image_size": [48, 48], "patch_size": [8, 8], "attention_bias": True}
+    vision |= {"initializer_range": 0.1, "layer_scale_init_value": 1.0}
+    more = {"image_token_id": tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), "tie_word_embeddings": False}
+    config = t.InternVLConfig(vision_config=vision, text_config=text, **more)
+    return write_checkpoint("small-internvl", t.InternVLForConditionalGeneration, config, processor)
 
 
 @pytest.fixture(scope="session")
 def small_cogvlm2(tmp_path_factory):
     """CogVLM2 of 56 px, patch 14: 4x4 patches and CLS, 2x2 tokens; in the hub's layout, with a tokenizer."""
-    import json
-
-    from safetensors.torch import save_file
-
-    from cogvlm2 import CogVLM2
-    from tiny import vlm_processor
-
     folder = tmp_path_factory.mktemp("models") / "small-cogvlm2"
     vlm_processor(["Question: Describe the picture. Answer:"]).tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = {
-        "architectures": ["CogVLMForCausalLM"],
-        "vocab_size": 512,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_multi_query_heads": 2,
-        "rms_norm_eps": 1e-5,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "vision_config": {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "num_hidden_layers": 3,
-            "num_positions": 17,
-            "patch_size": 14,
-            "image_size": 56,
-            "in_channels": 3,
-            "layer_norm_eps": 1e-6,
-        },
-    }
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    vision = size | {"num_heads": 2, "num_positions": 17, "patch_size": 14, "image_size": 56}
+    config = {"architectures": ["CogVLMForCausalLM"], "vocab_size": 512, **size, "num_attention_heads": 4}
+    config |= {"num_multi_query_heads": 2, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}
+    config["vision_config"] = vision | {"in_channels": 3, "layer_norm_eps": 1e-6}
     model = CogVLM2(config)
     for name, p in model.named_parameters():
-        if "norm" not in name:
-            # what the picture says must not drown in what attention adds
+        if "norm" not in name:  # image tokens must be large beside the output of the attention layers
             torch.nn.init.normal_(p, std=0.6 if "linear_proj" in name else 0.1)
     (folder / "config.json").write_text(json.dumps(config))
     save_file({k: v.clone() for k, v in model.state_dict().items()}, folder / "model.safetensors")
@@ -570,78 +199,142 @@ def small_cogvlm2(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_dino(tmp_path_factory):
-    """Dinov2 of three layers, patch 8, made for 48 px: a grid of 6x6."""
-    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+def small_kosmos2(write_checkpoint):
+    """Kosmos-2 of 48 px, patch 8: 6x6 patches and CLS, 5 latent queries."""
+    tokenizer = bare_tokenizer(bos_token="<s>", unk_token="<unk>")
+    images = t.CLIPImageProcessor(size={"shortest_edge": 48}, crop_size=SQUARE)
+    processor = t.Kosmos2Processor(images, tokenizer, 4)
+    text = ids_of(processor.tokenizer) | {"embed_dim": 32, "layers": 3, "ffn_dim": 64, "attention_heads": 2}
+    vision = VIT | {"initializer_range": 0.1}
+    config = t.Kosmos2Config(text_config=text, vision_config=vision, latent_query_num=5)
+    return write_checkpoint("small-kosmos2", t.Kosmos2ForConditionalGeneration, config, processor)
 
-    folder = tmp_path_factory.mktemp("models") / "small-dino"
-    torch.manual_seed(0)
-    Dinov2Model(
-        Dinov2Config(
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            mlp_ratio=2,
-            image_size=48,
-            patch_size=8,
-            initializer_range=0.1,
-        )
-    ).save_pretrained(folder)
-    BitImageProcessor(do_resize=False, do_center_crop=False).save_pretrained(folder)
-    return folder
+
+@pytest.fixture(scope="session")
+def small_florence2(write_checkpoint):
+    """Florence-2: stages of 4, 8 and 16 px a token (1, 2, 1 blocks); windows of 3x3; 3 encoder layers."""
+    tokenizer = bare_tokenizer(bos_token="<s>", extra_special_tokens={"image_token": "<image>"})
+    norm = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+    images = t.CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False, **norm)
+    images.image_seq_length = 17
+    processor = t.Florence2Processor(images, tokenizer)
+    vision = {"depths": (1, 2, 1), "patch_size": (7, 3, 3), "patch_stride": (4, 2, 2), "window_size": 3}
+    vision |= {"patch_padding": (3, 1, 1), "patch_prenorm": (False, True, True), "embed_dim": (16, 32, 32)}
+    vision |= {"num_heads": (2, 2, 2), "num_groups": (2, 2, 2), "projection_dim": 32}
+    vision |= {"max_position_embeddings": 8, "initializer_range": 0.1}
+    text = {"encoder_layers": 3, "encoder_ffn_dim": 64, "encoder_attention_heads": 2, "d_model": 32}
+    text |= {"decoder_layers": 1, "decoder_ffn_dim": 64, "decoder_attention_heads": 2, "model_type": "bart"}
+    text |= ids_of(tokenizer) | {"decoder_start_token_id": tokenizer.eos_token_id}
+    text["max_position_embeddings"], image = 128, tokenizer.image_token_id
+    config = t.Florence2Config(vision_config=vision, text_config=text, image_token_id=image)
+    made = t.Florence2ForConditionalGeneration, config, processor
+    return write_checkpoint("small-florence2", *made, change=own_cell_first)
+
+
+@pytest.fixture(scope="session")
+def small_dino(write_checkpoint):
+    """Dinov2 of three layers, patch 8, with positions for 48 px: a grid of 6x6."""
+    size = {k: v for k, v in VIT.items() if k != "intermediate_size"}
+    config = t.Dinov2Config(**size, mlp_ratio=2, initializer_range=0.1)
+    images = t.BitImageProcessor(do_resize=False, do_center_crop=False)
+    return write_checkpoint("small-dino", t.Dinov2Model, config, images)
+
+
+@pytest.fixture(scope="session")
+def small_dinov3(write_checkpoint):
+    """DINOv3 of three layers, patch 8, with two registers."""
+    config = t.DINOv3ViTConfig(**VIT, num_register_tokens=2, initializer_range=0.1, layerscale_value=0.5)
+    return write_checkpoint("small-dinov3", t.DINOv3ViTModel, config, t.DINOv3ViTImageProcessor(size=SQUARE))
+
+
+@pytest.fixture(scope="session")
+def small_siglip(write_checkpoint):
+    """SigLIP, fixed at 48 px, patch 8, no CLS."""
+    text = SIDE | {"vocab_size": 64, "projection_size": 32}
+    config = t.SiglipConfig(vision_config=VIT, text_config=text)
+    return write_checkpoint("small-siglip", t.SiglipModel, config, t.SiglipImageProcessor(size=SQUARE))
+
+
+def owl(kind):
+    """(model class, config, processor) of OWL-ViT or OWLv2 with heads, fixed at 48 px, patch 8, CLS first."""
+    text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(t, f"{kind}Config")(vision_config=VIT, text_config=text, projection_dim=32)
+    images = getattr(t, f"{kind}ImageProcessor")(size=SQUARE)
+    return getattr(t, f"{kind}ForObjectDetection"), config, images
+
+
+@pytest.fixture(scope="session")
+def small_owlvit(write_checkpoint):
+    return write_checkpoint("small-owlvit", *owl("OwlViT"))
+
+
+@pytest.fixture(scope="session")
+def small_owlv2(write_checkpoint):
+    return write_checkpoint("small-owlv2", *owl("Owlv2"))
+
+
+@pytest.fixture(scope="session")
+def small_grounding_dino(write_checkpoint):
+    """Grounding DINO: scales of 8, 16, 32 px; a Swin of 4, 8, 16 px a token, 3x3 windows, one shifted."""
+    tokenizer = bare_tokenizer()
+    swin = {"image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [2, 2, 1], "num_heads": [2, 2, 2]}
+    swin = t.SwinConfig(**swin, window_size=3, out_indices=[2, 3], initializer_range=0.1)
+    size = SIDE | {"num_hidden_layers": 1, "max_position_embeddings": 64, "initializer_range": 0.1}
+    bert = t.BertConfig(**size, vocab_size=len(tokenizer))
+    more = {"num_queries": 4, "encoder_layers": 3, "encoder_ffn_dim": 64, "encoder_attention_heads": 2}
+    more |= {"decoder_layers": 2, "decoder_ffn_dim": 64, "decoder_attention_heads": 2, "d_model": 32}
+    config = t.GroundingDinoConfig(backbone_config=swin, text_config=bert, num_feature_levels=3, **more)
+    processor = t.GroundingDinoProcessor(t.GroundingDinoImageProcessor(), tokenizer)
+    made = t.GroundingDinoForObjectDetection, config, processor
+    return write_checkpoint("small-grounding-dino", *made, change=own_cell_first)
+
+
+@pytest.fixture(scope="session")
+def small_vjepa2(write_checkpoint):
+    """V-JEPA 2, 48 px, patch 8, two frames a time step."""
+    size = {"patch_size": 8, "crop_size": 48, "frames_per_clip": 6, "hidden_size": 48, "mlp_ratio": 2}
+    size |= {"num_attention_heads": 2, "num_hidden_layers": 3, "initializer_range": 0.1}
+    size |= {"pred_hidden_size": 24, "pred_num_attention_heads": 1, "pred_num_hidden_layers": 1}
+    processor = t.VJEPA2VideoProcessor(crop_size=48)
+    return write_checkpoint("small-vjepa2", t.VJEPA2Model, t.VJEPA2Config(**size), processor)
 
 
 @pytest.fixture(scope="session")
 def small_vae(tmp_path_factory):
-    """LTX-Video's autoencoder with 8x compression in space and 2x in time, and latent statistics that are not 0 and 1."""
-    from diffusers import AutoencoderKLLTXVideo
+    """LTX-Video's autoencoder, 8x in space and 2x in time; latents of a mean not 0 and a spread not 1."""
+    from helpers import random_autoencoder
 
     folder = tmp_path_factory.mktemp("models") / "small-vae"
     torch.manual_seed(0)
-    width = (16, 16, 16)
-    model = AutoencoderKLLTXVideo(
-        latent_channels=8,
-        block_out_channels=width,
-        decoder_block_out_channels=width,
-        down_block_types=("LTXVideoDownBlock3D",) * 3,
-        layers_per_block=(1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1),
-        spatio_temporal_scaling=(True, False, False),
-        decoder_spatio_temporal_scaling=(True, False, False),
-        decoder_inject_noise=(False,) * 4,
-        upsample_residual=(False,) * 3,
-        upsample_factor=(1,) * 3,
-        patch_size=4,
-    )
-    model.latents_mean.copy_(torch.linspace(-1, 1, 8))
-    model.latents_std.copy_(torch.linspace(0.5, 2, 8))
-    model.save_pretrained(folder)
+    vae = random_autoencoder(patch_size=4, scaling=(True, False, False), channels=8)
+    vae.latents_mean.copy_(torch.linspace(-1, 1, 8))
+    vae.latents_std.copy_(torch.linspace(0.5, 2, 8))
+    vae.save_pretrained(folder)
+    return folder
+
+
+def synthetic_set(tmp_path_factory, *arguments):
+    import data
+
+    folder = tmp_path_factory.mktemp("data") / arguments[0]
+    data.main([*arguments, "--out", str(folder)])
     return folder
 
 
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory):
-    """data.py's shapes: 60 images of 64 px."""
-    import data
-
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    data.main(["shapes", "--n", "60", "--size", "64", "--out", str(folder)])
-    return folder
+    return synthetic_set(tmp_path_factory, "shapes", "--n", "60", "--size", "64")
 
 
 @pytest.fixture(scope="session")
 def moving_folder(tmp_path_factory):
-    """data.py's moving: 24 clips of 17 frames of 64 px."""
-    import data
-
-    folder = tmp_path_factory.mktemp("data") / "moving"
-    data.main(["moving", "--n", "24", "--out", str(folder)])
-    return folder
+    """24 clips of 17 frames of 64 px."""
+    return synthetic_set(tmp_path_factory, "moving", "--n", "24")
 
 
 @pytest.fixture
 def refused(capsys):
-    """Call something that must end with exit code 2 and one sentence on stderr that holds every given word."""
+    """Check that a call ends with exit code 2 and one sentence on stderr that holds every given word."""
 
     def check(call, *words):
         capsys.readouterr()

@@ -1,467 +1,333 @@
-"""Stage 0: what data.py writes is what it says, and every bad input is named."""
+"""What data.py writes is what it reads or draws; every bad input is named, and then nothing is written."""
 
 import csv
+import hashlib
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_media import encode, numbered, numbers
 
 import data
-import synthetic
-from common import load_items, load_yaml, split_of
+from common import load_items, split_of
 from media import frames_of
 
-RACCOON = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "raccoon"
-SHARED = [
-    ("a.png", [(2, 3, 20, 30, "cat")]),
-    ("b.png", [(0, 0, 40, 32, "dog"), (5, 6, 7, 8, "cat")]),
-    ("c.png", [(10, 1, 39, 31, "cat")]),
-]
+
+def run(job, *argv, **flags):
+    """data.py with these arguments; flags by name."""
+    return data.main([job, *argv, *(str(x) for k, v in flags.items() for x in (f"--{k}", v))])
 
 
-def refused(capsys, *argv):
-    """Run data.py, which must exit with code 2; what it wrote to stderr."""
+def content_of(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def printed(capsys, call):
+    """What a call prints to stderr that must exit with code 2."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as e:
-        data.main([str(a) for a in argv])
-    assert e.value.code == 2
+    with pytest.raises(SystemExit) as stop:
+        call()
+    assert stop.value.code == 2
     return capsys.readouterr().err
 
 
-def write_images(folder, truth=SHARED):
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, (name, _) in enumerate(truth):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(
-            folder / name
-        )
-    return folder
-
-
-def write_voc(folder, truth=SHARED):
-    (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    for name, boxes in truth:
-        objects = "".join(
-            f"<object><name>{c}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{x}</xmax><ymax>{y}</ymax></bndbox></object>"
-            for a, b, x, y, c in boxes
-        )
-        (folder / "annotations" / f"{Path(name).stem}.xml").write_text(
-            f"<annotation><filename>{name}</filename>{objects}</annotation>"
-        )
-
-
-def write_csv(folder, truth=SHARED):
-    with open(folder / "labels.csv", "w", newline="") as f:
-        csv.writer(f).writerows(
-            [
-                ("filename", "class", "xmin", "ymin", "xmax", "ymax"),
-                *((n, c, a, b, x, y) for n, boxes in truth for a, b, x, y, c in boxes),
-            ]
-        )
-
-
-def write_coco(folder, truth=SHARED):
-    content = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": 10, "name": "cat"}, {"id": 20, "name": "dog"}],
-    }
-    for i, (name, boxes) in enumerate(truth):
-        content["images"].append({"id": 7 + i, "file_name": name, "width": 40, "height": 32})
-        for j, (a, b, x, y, c) in enumerate(boxes):
-            row = {"id": 100 * i + j, "image_id": 7 + i, "iscrowd": 0, "bbox": [a, b, x - a, y - b]}
-            content["annotations"].append(row | {"category_id": {"cat": 10, "dog": 20}[c]})
-    (folder / "annotations.json").write_text(json.dumps(content))
-    return content
-
-
-WRITERS = {"voc": write_voc, "csv": write_csv, "coco": write_coco}
-
-
-def image_folder(tmp_path, form="csv", truth=SHARED):
-    folder = write_images(tmp_path / "in", truth)
-    WRITERS[form](folder, truth)
-    return folder
-
-
-# ---------------------------------------------------------------- generated sets
-
-
-def same(a, b):
-    if torch.is_tensor(a):
-        return torch.equal(a, b) and a.dtype == b.dtype
-    return all(same(a[k], b[k]) for k in a) and a.keys() == b.keys() if isinstance(a, dict) else a == b
-
-
-@pytest.mark.parametrize("source", ["shapes", "moving"])
-def test_same_seed_same_bytes_and_another_seed_other_pictures(tmp_path, source):
-    for out, seed in (("a", 3), ("b", 3), ("c", 4)):
-        data.main(
-            [source, "--n", "5", "--size", "32", "--seed", str(seed), "--out", str(tmp_path / out / "set")]
-        )
-    for name in ("00000.pt", "index.yaml"):
-        assert (tmp_path / "a/set" / name).read_bytes() == (tmp_path / "b/set" / name).read_bytes()
-    a, c = (load_items(tmp_path / out / "set")[0] for out in "ac")
-    assert not any(torch.equal(x["frames"], y["frames"]) for x, y in zip(a, c, strict=True))
-
-
-def test_an_item_does_not_depend_on_how_many_are_made():
-    few, many = list(synthetic.shapes(3, 32, 0)), list(synthetic.shapes(6, 32, 0))
-    assert all(same(x, y) for x, y in zip(few, many, strict=False))
-
-
-def test_shapes_have_one_to_four_objects_with_boxes_that_are_the_extents_of_the_mask(shapes_folder):
-    items, index = load_items(shapes_folder)
-    assert len(items) == index["items"] == 60
-    assert {len(i["boxes"]) for i in items} == {1, 2, 3, 4}
-    for item in items:
-        assert (
-            item["frames"].shape == (1, 64, 64, 3)
-            and item["frames"].dtype == torch.uint8
-            and item["mask"].shape == (64, 64)
-        )
-        assert item["mask"].max() == len(item["boxes"])
-        for k, box in enumerate(item["boxes"].tolist(), 1):
-            y, x = torch.nonzero(item["mask"] == k, as_tuple=True)
-            assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
-
-
-def test_shapes_labels_names_and_turns_agree_with_each_other_and_with_the_boxes(shapes_folder):
-    for item in load_items(shapes_folder)[0]:
-        assert len(item["labels"]) == len(item["names"]) == len(item["boxes"])
-        answers = dict(item["turns"])
-        for label, name, (x0, y0, x1, y1) in zip(
-            item["labels"], item["names"], item["boxes"].tolist(), strict=True
-        ):
-            colour, shape = name.split()
-            assert shape == label and label in synthetic.SHAPES and colour in synthetic.COLOURS
-            assert answers[f"What shape is the {colour} object?"] == label
-            row, column = (int((a + b) / 2 / 64 * 3) for a, b in ((y0, y1), (x0, x1)))
-            assert answers[f"Where is the {name}?"] == (
-                " ".join(w for w in (("top", "", "bottom")[row], ("left", "", "right")[column]) if w)
-                or "middle"
-            )
-
-
-def test_shapes_are_painted_in_the_colour_that_their_name_says(shapes_folder):
-    for item in load_items(shapes_folder)[0]:
-        for k, name in enumerate(item["names"], 1):
-            mean = item["frames"][0][item["mask"] == k].float().mean(0)
-            nearest = min(
-                synthetic.COLOURS,
-                key=lambda c: (
-                    torch.tensor(synthetic.COLOURS[c]).float() / max(synthetic.COLOURS[c]) - mean / mean.max()
-                ).norm(),
-            )
-            assert nearest == name.split()[0]
-
-
-def test_captions_name_the_objects_in_sorted_order(shapes_folder):
-    items = load_items(shapes_folder)[0]
-    assert any(i["names"] != sorted(i["names"]) for i in items)
-    for item in items:
-        assert item["text"] == "a " + " and a ".join(sorted(item["names"]))
-
-
-# ---------------------------------------------------------------- clips
-
-
-def centres(item):
-    """Centre of the subject's pixels (x, y) in every frame where it touches no edge of the frame; NaN elsewhere."""
-    found = []
-    for mask, box in zip(item["mask"], item["boxes"][:, -1], strict=True):
-        inside = box[0] > 0 and box[1] > 0 and box[2] < item["width"] and box[3] < item["height"]
-        y, x = torch.nonzero(mask == len(item["labels"]), as_tuple=True)
-        found.append([x.float().mean(), y.float().mean()] if inside else [float("nan")] * 2)
-    return torch.tensor(found)
-
-
-@pytest.fixture(scope="module")
-def clips():
-    return list(synthetic.moving(240, 64, 1))
-
-
-def test_the_subject_moves_in_the_stated_direction_at_the_stated_speed(clips):
-    checked = Counter()
-    for item in clips:
-        at = centres(item)
-        seen = torch.nonzero(~at[:, 0].isnan())[:, 0]
-        if len(seen) < 6:
-            continue
-        first, last = seen[0], seen[-1]
-        velocity = (at[last] - at[first]) / (last - first)
-        step = torch.tensor(synthetic.DIRECTIONS.get(item["direction"], (0, 0))).float()
-        expected = step / step.norm().clamp(min=1) * item["speed"]
-        assert (velocity - expected).norm() < 0.1, (item["id"], item["direction"], velocity, expected)
-        assert (item["speed"] == 0) == (item["direction"] == "still")
-        checked[item["direction"]] += 1
-    assert set(checked) == {*synthetic.DIRECTIONS, "still"} and sum(checked.values()) > 120
-
-
-def test_twins_share_a_source_and_their_answers_are_mirrored_or_reversed(clips):
-    kinds = Counter()
-    for a, b in zip(clips[::2], clips[1::2], strict=True):
-        assert a["source"] == b["source"] and a["id"] != b["id"] and a["kind"] == "original"
-        x, y = synthetic.DIRECTIONS.get(a["direction"], (0, 0))
-        flip, wanted = (2, (-x, y)) if b["kind"] == "mirrored" else (0, (-x, -y))
-        assert torch.equal(b["frames"], a["frames"].flip(flip)) and torch.equal(
-            b["mask"], a["mask"].flip(flip)
-        )
-        assert synthetic.DIRECTIONS.get(b["direction"], (0, 0)) == wanted
-        assert (
-            b["turns"] == [[f"Which way does the {b['names'][-1]} move?", b["direction"]]]
-            and a["speed"] == b["speed"]
-        )
-        kinds[b["kind"]] += 1
-    assert set(kinds) == {"mirrored", "reversed"} and min(kinds.values()) >= 50
-
-
-def test_boxes_of_clips_are_the_extents_of_the_mask_in_every_frame_mirrored_ones_too(clips):
-    for item in clips[:24]:
-        for mask, boxes in zip(item["mask"], item["boxes"], strict=True):
-            for k, box in enumerate(boxes.tolist(), 1):
-                y, x = torch.nonzero(mask == k, as_tuple=True)
-                assert box == ([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0, 0, 0, 0])
-
-
-def test_camera_motion_moves_the_background_by_the_stated_pixels_a_frame(clips):
-    with_camera = [i for i in clips if any(i["camera"])]
-    assert len(with_camera) > 40
-    for item in with_camera:
-        (dx, dy), (a, b) = item["camera"], item["frames"][7:9].float()
-        free = ((item["mask"][7] == 0) & (item["mask"][8].roll((-dy, -dx), (0, 1)) == 0))[2:-2, 2:-2]
-        # what was at (x, y) is at (x + dx, y + dy) a frame later
-        difference = (b.roll((-dy, -dx), (0, 1)) - a).abs().sum(-1)[2:-2, 2:-2]
-        assert difference[free].median() == 0, item["id"]
-
-
-def test_directions_are_about_equally_frequent(clips):
-    count = Counter(i["direction"] for i in clips)
-    assert set(count) == {*synthetic.DIRECTIONS, "still"}
-    moving = [count[d] for d in synthetic.DIRECTIONS]
-    assert max(moving) <= 3 * min(moving), count
-
-
-def test_the_first_frame_alone_says_little_about_the_direction(clips):
-    def cue(items):
-        return torch.stack([(i["boxes"][0, -1, :2] + i["boxes"][0, -1, 2:]) / 2 for i in items]), [
-            i["direction"] for i in items
-        ]
-
-    x, y = cue(clips)
-    names = sorted(set(y))
-    centroid = torch.stack([x[[d == n for d in y]].mean(0) for n in names])
-    test_x, test_y = cue(list(synthetic.moving(160, 64, 6)))
-    guess = [names[k] for k in torch.cdist(test_x, centroid).argmin(1)]
-    accuracy = sum(a == b for a, b in zip(guess, test_y, strict=True)) / len(test_y)
-    assert accuracy < 0.4, accuracy
+@pytest.mark.parametrize("source", ["shapes", "moving", "trajectories"])
+def test_the_same_seed_gives_the_same_bytes(tmp_path, source):
+    for out in ("a", "b"):
+        index = run(source, n=5, size=32, seed=3, out=tmp_path / out / "set")
+    assert content_of(tmp_path / "a") == content_of(tmp_path / "b") and index["data"] == "synthetic"
 
 
 @pytest.mark.parametrize(("frame", "t", "given"), [("first", 0, True), ("middle", 8, False)])
-def test_frozen_clips_show_one_frame_and_keep_everything_else(tmp_path, moving_folder, frame, t, given):
-    which = ["--clips", str(moving_folder)] if given else ["--n", "24"]
-    data.main(["moving", *which, "--freeze", frame, "--out", str(tmp_path / "set")])
-    items, index = load_items(tmp_path / "set")
-    assert index["freeze"] == frame
-    for item, clip in zip(items, load_items(moving_folder)[0], strict=True):
-        for k in ("frames", "mask", "boxes"):
-            assert item[k].shape == clip[k].shape and (item[k] == clip[k][t]).all()
-        assert item.keys() == clip.keys()
-        assert all(item[k] == clip[k] for k in item if k not in ("frames", "mask", "boxes"))
-
-
-def test_what_cannot_be_frozen_is_refused(refused, shapes_folder, moving_folder, tmp_path):
-    refused(lambda: data.main(["shapes", "--freeze", "first"]), "unrecognized arguments: --freeze first")
-    refused(
-        lambda: data.main(["moving", "--clips", str(moving_folder), "--out", str(tmp_path / "a")]),
-        "--clips",
-        "--freeze",
-    )
-    stills = ["moving", "--freeze", "first", "--clips", str(shapes_folder), "--out", str(tmp_path / "a")]
-    refused(lambda: data.main(stills), str(shapes_folder), "no clips")
-
-
-# ---------------------------------------------------------------- pictures with boxes
+def test_frozen_clips_repeat_one_frame_and_keep_everything_else(tmp_path, moving_folder, frame, t, given):
+    which, tensors = {"clips": moving_folder} if given else {"n": 24}, {"frames", "mask", "boxes"}
+    index = run("moving", **which, freeze=frame, out=tmp_path)
+    assert [index[k] for k in ("freeze", "items", "sources")] == [frame, 24, 12]
+    for item, clip in zip(load_items(tmp_path)[0], load_items(moving_folder)[0], strict=True):
+        assert item.keys() == clip.keys() and all(item[k] == clip[k] for k in item.keys() - tensors)
+        assert all(item[k].shape == clip[k].shape and (item[k] == clip[k][t]).all() for k in tensors)
 
 
 def test_cut_clips_hold_those_frames_and_nothing_of_the_others(tmp_path):
-    long, short = str(tmp_path / "long"), str(tmp_path / "short")
-    data.main(["moving", "--n", "4", "--frames", "12", "--out", long])
-    index = data.main(["cut", "--clips", long, "--first", "2", "--frames", "3", "--out", short])
-    for a, b in zip(load_items(long)[0], load_items(short)[0], strict=True):
-        assert (a["id"], a["source"], a["direction"]) == (b["id"], b["source"], b["direction"]) and len(
-            a["frames"]
-        ) == 12
+    folders = long, short, spread = [tmp_path / name for name in ("long", "short", "spread")]
+    run("moving", n=4, frames=12, out=long)
+    index = run("cut", clips=long, first=2, frames=3, out=short)
+    run("cut", "--evenly", clips=long, frames=4, out=spread)
+    for a, b, c in zip(*(load_items(folder)[0] for folder in folders), strict=True):
+        assert all(a[k] == b[k] == c[k] for k in ("id", "source", "direction", "turns"))
         for k in ("frames", "mask", "boxes"):
-            assert torch.equal(b[k], a[k][2:5]), k
-            assert b[k].untyped_storage().nbytes() < a[k].untyped_storage().nbytes(), k
-    assert (index["cut_from"], index["first"], index["frames"]) == ("long", 2, 3)
+            assert torch.equal(b[k], a[k][2:5]) and torch.equal(c[k], a[k][[0, 4, 7, 11]])
+            assert b[k].untyped_storage().nbytes() < a[k].untyped_storage().nbytes()
+        assert c["fps"] == pytest.approx(data.RATE / 3)
+    assert [index[k] for k in ("cut_from", "first", "frames", "data")] == ["long", 2, 3, "synthetic"]
 
 
-def test_a_cut_that_cannot_be_made_is_refused(refused, moving_folder, tmp_path):
-    for given, said in (
-        ([], "required: --frames"),
-        (["--frames", "0"], "is not positive"),
-        (["--frames", "3", "--first", "15"], "frames 15 to 17"),
-    ):
-        refused(
-            lambda given=given: data.main(
-                ["cut", "--clips", str(moving_folder), "--out", str(tmp_path / "x"), *given]
-            ),
-            said,
-        )
+def test_waiting_clips_move_as_those_they_are_made_of_and_are_still_before_and_after(tmp_path, moving_folder):
+    index, starts = run("moving", n=24, wait=24, out=tmp_path), set()
+    for item, clip in zip(load_items(tmp_path)[0], load_items(moving_folder)[0], strict=True):
+        shown, moving = item["frames"].float(), clip["frames"].float()
+        assert len(shown) == len(item["mask"]) == len(item["boxes"]) == 41 and item["turns"] == clip["turns"]
+        errors = [(shown[s : s + 17] - moving).abs().mean().item() for s in range(25)]
+        start = int(np.argmin(errors))
+        assert errors[start] < 2 and torch.equal(item["boxes"][start : start + 17], clip["boxes"])
+        assert (shown[-1] - moving[-1]).abs().mean() < 2 and (shown[0] != shown[1]).any()
+        starts.add(start)
+    assert len(starts) > 5 and index["wait"] == 24
 
 
-def test_voc_csv_and_coco_give_the_same_items(tmp_path):
-    folder = write_images(tmp_path / "in")
-    read = {}
-    for form, write in WRITERS.items():
-        write(folder)
-        data.main([form, "--root", str(folder), "--out", str(tmp_path / form)])
-        read[form] = {i["id"]: i for i in load_items(tmp_path / form)[0]}
-    for name, boxes in SHARED:
-        for items in read.values():
-            assert items[name]["boxes"].tolist() == [list(b[:4]) for b in boxes] and items[name][
-                "labels"
-            ] == [b[4] for b in boxes]
-            assert (items[name]["width"], items[name]["height"]) == (40, 32)
-            assert torch.equal(
-                frames_of(items[name])[0], torch.from_numpy(np.array(Image.open(folder / name)))
-            )
-
-
-def test_coco_crowds_are_left_out(tmp_path):
-    folder = write_images(tmp_path / "in")
-    content = write_coco(folder)
-    content["annotations"].append(
-        {"id": 9999, "image_id": 7, "iscrowd": 1, "bbox": [0, 0, 40, 32], "category_id": 10}
-    )
-    (folder / "annotations.json").write_text(json.dumps(content))
-    data.main(["coco", "--root", str(folder), "--out", str(tmp_path / "out")])
-    assert [len(i["boxes"]) for i in load_items(tmp_path / "out")[0]] == [1, 2, 1]
-
-
-def break_image(folder):
-    (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:200])
-
-
-def add_row(*row):
-    def mend(folder):
-        with open(folder / "labels.csv", "a", newline="") as f:
-            csv.writer(f).writerow(row)
-
-    return mend
-
-
-BAD = {
-    "box outside the image": (add_row("a.png", "cat", 5, 5, 41, 20), "a.png: box [5.0, 5.0, 41.0, 20.0]", ()),
-    "box inside out": (add_row("b.png", "cat", 9, 5, 4, 20), "b.png: box [9.0, 5.0, 4.0, 20.0]", ()),
-    "coordinate that is no number": (add_row("c.png", "cat", 1, 2, "three", 4), "c.png: line 6", ()),
-    "unknown class": (
-        add_row("a.png", "bird", 1, 2, 3, 4),
-        "a.png: unknown class 'bird'",
-        ("--classes", "cat,dog"),
-    ),
+WRONG = {
+    "shapes --freeze first": "unrecognized arguments: --freeze first",
+    "moving --clips MOVING": "--freeze",
+    "moving --freeze first --clips SHAPES": "no clips",
+    "moving --freeze first --wait 3": "--wait 3",
+    "shapes --size 8": "--size 8",
+    "trajectories --frames 8": "--frames 8",
+    "cut --clips MOVING --frames 0": "is not positive",
+    "cut --clips MOVING --frames 3 --first 15": "frames 15 to 17",
+    "cut --clips MOVING --frames 3 --first -1": "--first -1",
+    "clips --root x --fps 0": "--fps 0",
+    "voc --root nowhere": "nowhere is not a folder",
+    "sets --root x --check --flip": "--flip",
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_a_problem_is_listed_with_file_and_reason_and_nothing_is_written(tmp_path, capsys, case):
-    spoil, line, more = BAD[case]
-    folder = image_folder(tmp_path)
-    spoil(folder)
-    err = refused(capsys, "csv", "--root", folder, "--out", tmp_path / "out", *more)
-    assert line in err and "1 problems" in err and "--skip-bad" in err
-    assert not (tmp_path / "out/index.yaml").exists() and not list((tmp_path / "out").glob("*.pt"))
+@pytest.mark.parametrize("given", WRONG)
+def test_wrong_arguments_are_refused(refused, shapes_folder, moving_folder, tmp_path, given):
+    argv = given.replace("MOVING", str(moving_folder)).replace("SHAPES", str(shapes_folder)).split()
+    refused(lambda: run(*argv, out=tmp_path / "x"), WRONG[given])
+    assert not (tmp_path / "x/index.yaml").exists()
 
 
-def test_an_image_annotated_twice_is_refused(tmp_path, capsys):
-    folder = image_folder(tmp_path, "voc")
-    (folder / "annotations/again.xml").write_text((folder / "annotations/a.xml").read_text())
-    err = refused(capsys, "voc", "--root", folder, "--out", tmp_path / "out")
-    assert "a.png" in err and "twice" in err
+ROWS = [("a.png", "cat", 2, 3, 20, 30), ("b.png", "dog", 0, 0, 40, 32), ("b.png", "cat", 5, 6, 7, 8)]
+ROWS.append(("c.png", "cat", 10, 1, 39, 31))
+VOC = "<xmin>{1}</xmin><ymin>{2}</ymin><xmax>{3}</xmax><ymax>{4}</ymax>"
+VOC = f"<object><name>{{0}}</name><bndbox>{VOC}</bndbox></object>"
 
 
-def test_a_photograph_under_two_names_is_one_source(tmp_path):
-    folder = image_folder(tmp_path, truth=[*SHARED, ("z.png", SHARED[0][1])])
-    (folder / "z.png").write_bytes((folder / SHARED[0][0]).read_bytes())
-    data.main(["csv", "--root", str(folder), "--out", str(tmp_path / "out")])
-    assert {i["id"]: i["source"] for i in load_items(tmp_path / "out")[0]} == {
-        name: name for name, _ in SHARED
-    } | {"z.png": SHARED[0][0]}
+def image_folder(folder):
+    """Images of 40x32 px with the boxes ROWS in each format; COCO also has a crowd."""
+    (folder / "annotations").mkdir(parents=True)
+    coco = {"images": [], "categories": [{"id": 10, "name": "cat"}, {"id": 20, "name": "dog"}]}
+    coco["annotations"] = [{"id": 0, "image_id": 7, "iscrowd": 1, "bbox": [0, 0, 40, 32], "category_id": 10}]
+    for k, name in enumerate(("a.png", "b.png", "c.png")):
+        pixels = np.random.default_rng(k).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+        rows = [row[1:] for row in ROWS if row[0] == name]
+        xml = f"<filename>{name}</filename>" + "".join(VOC.format(*row) for row in rows)
+        (folder / f"annotations/{name[0]}.xml").write_text(f"<annotation>{xml}</annotation>")
+        coco["images"].append({"id": 7 + k, "file_name": name})
+        for label, x1, y1, x2, y2 in rows:
+            row = {"bbox": [x1, y1, x2 - x1, y2 - y1], "category_id": {"cat": 10, "dog": 20}[label]}
+            coco["annotations"].append(row | {"id": len(coco["annotations"]), "image_id": 7 + k})
+    (folder / "annotations.json").write_text(json.dumps(coco))
+    return labels(folder, *ROWS, header=("filename", "class", "xmin", "ymin", "xmax", "ymax"))
 
 
-def test_a_json_that_is_not_coco_instances_is_refused(tmp_path, capsys):
-    folder = image_folder(tmp_path, "coco")
-    content = write_coco(folder)
-    del content["annotations"]
-    (folder / "annotations.json").write_text(json.dumps(content))
-    err = refused(capsys, "coco", "--root", folder, "--out", tmp_path / "out")
-    assert "annotations.json is not a COCO instances file" in err and "annotations" in err
+@pytest.mark.parametrize("form", ["voc", "csv", "coco"])
+def test_every_format_gives_the_same_boxes_labels_and_pixels(tmp_path, form):
+    folder = image_folder(tmp_path / "in")
+    index = run(form, "--preview", root=folder, out=tmp_path / "out")
+    items = {i["id"]: i for i in load_items(tmp_path / "out")[0]}
+    assert (index["items"], index["data"], index["skipped"]) == (3, "real", 0)
+    for name in ("a.png", "b.png", "c.png"):
+        item, rows = items[name], [row for row in ROWS if row[0] == name]
+        assert item["boxes"].tolist() == [list(row[2:]) for row in rows] and item["source"] == name
+        assert item["labels"] == [row[1] for row in rows] and (item["width"], item["height"]) == (40, 32)
+        assert (frames_of(item)[0].numpy() == np.array(Image.open(folder / name))).all()
+    assert Image.open(tmp_path / "out/preview.png").size == (8 * 160, 5 * 160)
 
 
-def test_skip_bad_goes_on_with_the_good_items_and_records_how_many_it_left_out(tmp_path, capsys):
-    folder = image_folder(tmp_path)
-    break_image(folder)
-    add_row("gone.png", "cat", 1, 2, 3, 4)(folder)
-    arguments = ["csv", "--root", str(folder), "--out", str(tmp_path / "out")]
-    err = refused(capsys, *arguments)
-    assert all(s in err for s in ("a.png: broken", "gone.png: no such", "2 problems"))
-    index = data.main([*arguments, "--skip-bad"])
-    assert index["skipped"] == 2 and load_yaml(tmp_path / "out/index.yaml")["skipped"] == 2
-    assert [i["id"] for i in load_items(tmp_path / "out")[0]] == ["b.png", "c.png"]
-    assert data.main([*arguments, "--skip-bad", "--n", "1"])["ids"] == ["b.png"]
+def edit(path, old, new):
+    """Replace words of a file; append a line where `old` is empty."""
+    content = path.read_bytes() if path.exists() else b""
+    path.write_bytes(content.replace(old.encode(), new.encode()) if old else content + f"{new}\n".encode())
 
 
-def test_an_item_with_one_bad_row_is_left_out_whole(tmp_path):
-    folder = image_folder(tmp_path)
-    add_row("c.png", "cat", 1, 2, "three", 4)(folder)
-    index = data.main(["csv", "--root", str(folder), "--out", str(tmp_path / "out"), "--skip-bad"])
-    assert index["ids"] == ["a.png", "b.png"] and index["skipped"] == 1
+COCO = "annotations.json"
+BAD = [  # a format, the file that is edited, the reason that is printed, the images that --skip-bad leaves
+    ("csv", "labels.csv", "", "a.png,cat,5,5,41,20", "a.png: box [5.0, 5.0, 41.0, 20.0]", "bc"),
+    ("csv", "labels.csv", "", "b.png,cat,9,5,4,20", "b.png: box [9.0, 5.0, 4.0, 20.0]", "ac"),
+    ("csv", "labels.csv", "", "c.png,cat,1,2,three,4", "c.png: line 6", "ab"),
+    ("csv", "labels.csv", "", "a.png,bird,1,2,3,4", "a.png: unknown class 'bird'", "bc"),
+    ("csv", "a.png", "PNG", "GNP", "a.png: broken image", "bc"),
+    ("voc", "annotations/b.xml", "<annotation>", "&", "b.xml: not a readable VOC annotation", "ac"),
+    ("voc", "annotations/d.xml", "", "<a><filename>a.png</filename></a>", "a.png: is annotated twice", "abc"),
+    ("coco", COCO, '"annotations"', '"x"', "is not a COCO instances file", None),
+    ("coco", COCO, '3, "image_id": 8', '3, "image_id": 99', "image 99", "abc"),
+    ("coco", COCO, '"category_id": 20', '"category_id": 21', "class 'category 21'", "ac"),
+]
 
 
-def test_missing_root_and_missing_annotations_are_refused(tmp_path, capsys):
-    folder = write_images(tmp_path / "in")
-    assert "required: --root" in refused(capsys, "voc", "--out", tmp_path / "out")
-    assert "is not a folder" in refused(
-        capsys, "voc", "--root", tmp_path / "nowhere", "--out", tmp_path / "out"
-    )
-    arguments = ["csv", "--root", folder, "--out", tmp_path / "out"]
-    assert "labels.csv does not exist" in refused(capsys, *arguments)
-    (folder / "labels.csv").write_text("filename,class,xmin,ymin\na.png,cat,1,2\n")
-    assert "lacks the columns xmax, ymax" in refused(capsys, *arguments)
+@pytest.mark.parametrize(("form", "name", "old", "new", "line", "left"), BAD)
+def test_a_problem_with_boxes_is_listed_and_skip_bad_leaves_out_that_image(
+    tmp_path, capsys, form, name, old, new, line, left
+):
+    edit(image_folder(tmp_path / "in") / name, old, new)
+    given = {"root": tmp_path / "in", "classes": "cat,dog", "out": tmp_path / "out"}
+    err = printed(capsys, lambda: run(form, **given))
+    assert line in err and not content_of(tmp_path / "out")
+    if left is not None:
+        assert "1 problems" in err and "--skip-bad" in err
+        index = run(form, "--skip-bad", **given)
+        assert index["ids"] == [f"{k}.png" for k in left] and index["skipped"] == 1
+        assert run(form, "--skip-bad", n=1, **given)["ids"] == index["ids"][:1]
 
 
-# ---------------------------------------------------------------- the folder
+def frame_folder(folder, frames):
+    folder.mkdir(parents=True)
+    for t, frame in enumerate(frames, 1):
+        Image.fromarray(frame).save(folder / f"{t}.jpg")
+    return folder
 
 
-def test_writing_fewer_items_leaves_no_stale_shards(tmp_path):
-    for n, shards in ((130, 3), (5, 1)):
-        data.main(["shapes", "--n", str(n), "--size", "16", "--out", str(tmp_path / "out")])
-        assert (
-            len(list((tmp_path / "out").glob("*.pt"))) == shards and len(load_items(tmp_path / "out")[0]) == n
-        )
+def labels(root, *rows, header=("filename", "label")):
+    with open(root / "labels.csv", "w", newline="") as f:
+        csv.writer(f).writerows([header, *rows])
+    return root
 
 
-def test_the_index_counts_splits_by_source(moving_folder):
-    items, index = load_items(moving_folder)
-    splits = Counter(split_of(i["source"]) for i in items)
-    assert {s: index[s] for s in ("train", "val", "test")} == {s: splits[s] for s in ("train", "val", "test")}
-    assert index["items"] == 24 and index["sources"] == 12 and index["data"] == "synthetic"
+def read(root, out, *flags, kind="clips", frames=10, **more):
+    index = run(kind, *flags, root=root, out=out, size=48, frames=frames, **more)
+    return load_items(out)[0], index
 
 
-# ---------------------------------------------------------------- real photographs
+PROBLEMS = {  # of a clip: the kind, and words that are printed
+    "short.mp4": ("short", "has 9 frames, fewer than 10"),
+    "cut.webm": ("broken", "of 3.33 seconds"),
+    "mid.mp4": ("broken", "is damaged"),
+    "few": ("short", "has 3 frames"),
+    "torn": ("broken", "7.jpg"),
+    "gone.mp4": ("missing", "no such clip"),
+    "twice.mp4": ("duplicate", "listed twice"),
+    "plain.mp4": ("label", "no label"),
+}
 
 
-@pytest.mark.skipif(not RACCOON.is_dir(), reason=f"no real photographs at {RACCOON}")
-def test_the_raccoon_photographs_give_200_items_with_217_boxes_the_same_from_voc_and_csv(tmp_path):
-    read = {}
-    for form in ("voc", "csv"):
-        out = str(tmp_path / form)
-        index = data.main([form, "--root", str(RACCOON), "--classes", "raccoon", "--out", out])
-        assert (index["items"], index["data"], index["skipped"]) == (200, "real", 0)
-        read[form] = {i["id"]: sorted(i["boxes"].tolist()) for i in load_items(out)[0]}
-    assert read["voc"] == read["csv"] and sum(map(len, read["csv"].values())) == 217
+def write_problems(root):
+    """Two good clips, one of them to be listed twice, and one of each other problem."""
+    frames = numbered()
+    encode(root / "good.mp4", np.rot90(frames, 1, (1, 2)), rotated=True)
+    for name, x in (("short", frames[:9]), ("twice", frames[::-1]), ("plain", frames[:, ::-1])):
+        encode(root / f"{name}.mp4", x)
+    content = encode(root / "cut.webm", frames[:, ::-1]).read_bytes()
+    (root / "cut.webm").write_bytes(content[: len(content) // 3])
+    content = bytearray(encode(root / "mid.mp4", frames[:, :, ::-1]).read_bytes())
+    content[2400:2402] = b"\xaa\xaa"  # the decoder conceals it
+    (root / "mid.mp4").write_bytes(content)
+    frame_folder(root / "few", frames[:3])
+    torn = frame_folder(root / "torn", frames[:12]) / "7.jpg"
+    torn.write_bytes(torn.read_bytes()[:200])
+
+
+def test_every_problem_with_clips_is_named_and_nothing_is_lost(tmp_path, capsys):
+    spoilt, out = tmp_path / "in", tmp_path / "out"
+    write_problems(spoilt)
+    rows = [(n, "" if n == "plain.mp4" else "push_left") for n in ("good.mp4", *PROBLEMS, "twice.mp4")]
+    run("moving", "--preview", n=70, size=16, out=out)
+    before = content_of(out)
+    err = printed(capsys, lambda: read(labels(spoilt, *rows), out))
+    *lines, last = [line for line in err.splitlines() if ": " in line and "clips:" not in line]
+    assert last.startswith("error: 8 of 10 clips") and "--skip-bad" in last
+    assert content_of(out) == before
+    words = {name: x for name, (_, x) in PROBLEMS.items()} | {"good.mp4": "rotated by 90 degrees clockwise"}
+    assert sorted(line.split(": ")[0] for line in lines) == sorted(words)
+    assert all(words[line.split(": ")[0]] in line for line in lines), lines
+
+    items, index = read(spoilt, out, "--skip-bad")
+    assert [i["id"] for i in items] == ["good.mp4", "twice.mp4"] and index["skipped"] == 8
+    assert index["skipped_kinds"] == dict(sorted(Counter(kind for kind, _ in PROBLEMS.values()).items()))
+    assert [p.name for p in out.glob("*.pt")] == ["00000.pt"]  # of 70 there were two shards
+    assert numbers(items[0]["frames"]) == list(range(15, 25)) and index["data"] == "real"
+    assert (items[0]["action"], items[0]["text"], index["rotated"]) == ("push_left", "push left", 1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Clips a to d, and a copy of a, as folders of frames."""
+    root = tmp_path_factory.mktemp("folders")
+    for name, shift in (("a", 0), ("b", 1), ("c", 2), ("d", 3), ("copy", 0)):
+        frame_folder(root / name, np.roll(numbered()[:4], shift, 2))
+    return root
+
+
+COLUMNS = ("filename", "label", "split", "source", "repeat")
+
+
+def test_splits_and_sources_of_the_table_are_kept_and_a_copy_has_that_of_its_original(tmp_path, folders):
+    rows = [("a", "x", "test"), ("b", "x", "train", "k"), ("c", "x", "train", "", "k"), ("d", "x")]
+    labels(folders, *rows, ("copy", "x", "test", "elsewhere"), header=COLUMNS)
+    items, index = read(folders, tmp_path, frames=4)
+    assert [i["source"] for i in items] == ["test:a", "train:k", "train:k", "d", "test:a"]
+    assert index["test"] == 2 + (split_of("d") == "test") and index["sources"] == 3
+    assert [i.get("repeat") for i in items] == [None, None, "k", None, None]
+
+
+TABLES = [
+    (COLUMNS, [("a", "x", "test"), ("copy", "x", "train")], "copy: is in train, and the same clip a"),
+    (COLUMNS, [("a", "x", "train", "s"), ("b", "x", "test", "s")], "b: has source 's' in test"),
+    (COLUMNS, [("a", "x", "train"), ("b", "x", "training")], "b: has the split 'training'"),
+    (("filename", "label"), [("a", "sch\udcf6n")], "labels.csv is not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("header", "rows", "line"), TABLES)
+def test_a_table_that_splits_a_source_is_refused(tmp_path, folders, capsys, header, rows, line):
+    text = "\n".join(",".join(row) for row in (header, *rows)) + "\n"
+    (folders / "labels.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert line in printed(capsys, lambda: read(folders, tmp_path, frames=4))
+
+
+TEMPLATES = "Pushing [something]", "Putting [something] on [something]", "Dropping [something]", "Folding"
+VIDEOS, LISTS = "20bn-something-something-v2", "something-something-v2-{}.json"
+
+
+def write_ssv2(root, train=60, validation=20, under="labels"):
+    """The published layout with small videos, half of them of the first class: {id: (list, action)}."""
+    truth = {}
+    for path in (root / under, root / VIDEOS):
+        path.mkdir(parents=True, exist_ok=True)
+    for part, ks in (("train", range(train)), ("validation", range(train, train + validation))):
+        entries = []
+        for k in ks:
+            name, template = str(1007 + 7 * k), TEMPLATES[max(0, k % 6 - 2)]
+            truth[name] = part, template.replace("[", "").replace("]", "")
+            label = template.replace("[something]", "a cup").lower()
+            entries.append({"id": name, "label": label, "template": template})
+            encode(root / VIDEOS / f"{name}.webm", np.roll(numbered()[:6], k, 2))
+        (root / under / LISTS.format(part)).write_text(json.dumps(entries))
+    classes = json.dumps({action: "0" for _, action in truth.values()})
+    (root / under / LISTS.format("labels")).write_text(classes)
+    return truth
+
+
+def test_ssv2_keeps_the_published_split_and_n_takes_every_action_alike(tmp_path):
+    truth, ids = write_ssv2(tmp_path), []
+    items, index = read(tmp_path, tmp_path / "out", kind="ssv2", frames=4)
+    for item in items:
+        part, action = truth[item["id"]]
+        train = int(hashlib.sha256(item["id"].encode()).hexdigest()[:8], 16) % 100 < 75
+        split = "test" if part == "validation" else ("val", "train")[train]
+        assert split_of(item["source"]) == split and item["action"] == action
+        assert item["text"] == item["template"].replace("[something]", "a cup").lower()
+    assert index["test"] == 20 and index["train"] + index["val"] == 60 and 36 < index["train"] < 54
+    for seed in (0, 1):
+        items, index = read(tmp_path, tmp_path / "out", kind="ssv2", frames=4, n=32, seed=seed)
+        count = Counter((truth[i["id"]][0], i["action"]) for i in items)
+        assert count == {x: 2 if x[0] == "validation" else 6 for x in truth.values()}
+        ids.append(index["ids"])
+    assert ids[0] != ids[1]
+    rows = [{"part": "", "truth": {"action": a}, "id": k} for k, a in enumerate("a" * 50 + "b" * 50 + "ccc")]
+    assert Counter(r["truth"]["action"] for r in data.choose(rows, 43, 0)) == {"a": 20, "b": 20, "c": 3}
+
+
+def test_templates_without_a_class_and_missing_videos_are_named(tmp_path, capsys):
+    truth = write_ssv2(tmp_path, 4, 2, ".")
+    (tmp_path / LISTS.format("labels")).write_text('{"Putting something on something": "0"}')
+    (gone,) = [k for k, (_, action) in truth.items() if action.startswith("Putting")]
+    (tmp_path / VIDEOS / f"{gone}.webm").unlink()
+    err = printed(capsys, lambda: read(tmp_path, tmp_path / "out", kind="ssv2", frames=4))
+    assert "6 of 6 clips" in err and f"{gone}: no such clip" in err
+    assert all(f"{k}: template {action!r} is not in" in err for k, (_, action) in truth.items() if k != gone)

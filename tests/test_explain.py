@@ -1,0 +1,563 @@
+"""Answers about planted images, clips and trajectories: nulls, known scores, caching, refusals, families."""
+
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import torch
+from helpers import holds, plant_features
+from PIL import Image
+from test_track import planted as planted_tracks
+
+import claims
+import data
+import explain
+import families
+import media
+import models
+import synthetic
+import video
+from claims import TIMES, WIDTH, WORDS, object_of_question
+from common import ANSWERS, load_items, load_pt, load_yaml, save_pt, save_yaml, split_of, write_items
+from explain import answer_with, true_fact
+
+SIZES = {"small_vlm": 80, "small_qwen2vl": 64, "small_qwen3vl": 64, "small_internvl": 48, "small_cogvlm2": 56}
+SIZES |= {"llava": 48, "llava_next": 48, "llava_onevision": 96}  # pixels of a test image
+
+
+def names_of(item):
+    return [*item["names"], item["absent"], *filter(None, [item.get("removed")])]
+
+
+def run(command, *more):
+    return explain.main([*command.split(), *map(str, more)])
+
+
+def no_model(*_):
+    pytest.fail("a model was loaded")
+
+
+def folder_of(request, which):
+    """The folder of a random model of a family, or of a fixture's data."""
+    llavas = request.getfixturevalue("small_llavas") if which.startswith("llava") else {}
+    return str(llavas.get(which) or request.getfixturevalue(which))
+
+
+@pytest.mark.parametrize("which", SIZES)
+def test_every_family_answers_the_question_in_place_of_its_prompt(
+    request, shapes_folder, tmp_path, monkeypatch, which
+):
+    side, path, out = SIZES[which], folder_of(request, which), tmp_path / "answers.pt"
+    items = sorted(load_items(shapes_folder)[0], key=lambda i: split_of(i["source"]))  # test first
+    write_items(tmp_path / "few", [*items[:2], items[-1]], {"data": "synthetic", "name": "few"})
+    monkeypatch.setattr(explain, "ANSWER_TOKENS", 6)
+    command = f"ask --model {path} --data {tmp_path}/few --size {side} --out {out}"
+    first, saved = run(command), load_pt(out, ANSWERS)
+    assert set(saved["ids"]) == {i["id"] for i in items[:2]} and any(saved["answers"]["answer"])
+    assert saved["kinds"][:4] == ["place", "place_listed", "box", "caption"]
+    model, processor = models.LOADERS["vlm"](models.find_model(path))
+    monkeypatch.setitem(models.LOADERS, "vlm", no_model)
+    assert run(command)["answers"] == first["answers"]
+    frames = torch.arange(2 * side * side * 3).view(2, 1, side, side, 3).byte()
+    batch = families.family_of(model)(model, processor)[0](frames)
+    given = explain.question_inputs(model, processor, batch, "Where is the cup?")
+    monkeypatch.setattr(families, "PROMPT", "Where is the cup?")
+    whole = families.family_of(model)(model, processor)[0](frames)
+    for name in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
+        assert (name in given) == (name in whole), name
+        assert name not in given or torch.equal(given[name], whole[name]), name
+    if which != "small_cogvlm2":  # which takes one image at a time
+        clips, counts = torch.arange(2 * 4 * 48 * 48 * 3).view(2, 4, 48, 48, 3).byte(), []
+        kind = "video" if which in ("small_vlm", "small_qwen2vl", "small_qwen3vl") else "image"
+        for k in (2, 4):
+            given = models.put_to(model, processor, clips[:, :k], "Where?", ([*range(k)], k))
+            counts.append((given["input_ids"] == getattr(model.config, f"{kind}_token_id")).sum())
+        assert counts[1] == 2 * counts[0] > 0
+
+
+def test_questions_and_true_answers_are_those_of_the_data(shapes_folder, moving_folder):
+    for folder, kind in ((shapes_folder, "place"), (moving_folder, "direction")):
+        for item in load_items(folder)[0]:
+            name, (column, row) = object_of_question(item)[1], explain.cell_of(item, kind)
+            assert [explain.OPEN_QUESTION[kind].format(name), WORDS[kind][row][column]] in item["turns"]
+            assert explain.questions_to(item, "{}").get("caption") in (None, item["turns"][0][0])
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory):
+    """240 images of one box or card each: (folder, items, truth [n, 2], tokens [n, 1, 6, 6, 8] of noise)."""
+    folder, g = tmp_path_factory.mktemp("boxes"), torch.Generator().manual_seed(0)
+    corner = torch.rand(240, 2, generator=g) * 20
+    xyxy = torch.cat([corner, corner + 8 + torch.rand(240, 2, generator=g) * 4], 1).round()
+    frames = torch.randint(0, 256, (240, 1, 32, 32, 3), generator=g, dtype=torch.uint8)
+    items = [{"id": f"i{k:03d}", "source": f"i{k:03d}", "width": 32, "height": 32} for k in range(240)]
+    for item, f, b in zip(items, frames, xyxy, strict=True):
+        item |= {"frames": f, "boxes": b[None], "labels": [("box", "card")[int(b[0]) % 2]]}
+    write_items(folder / "data", items, {"data": "synthetic", "name": "boxes"})
+    truth = torch.tensor([explain.cell_of(i, "place") for i in items])
+    return folder, items, truth, torch.randn(240, 1, 6, 6, 8, generator=g)
+
+
+def words_of(boxes, part):
+    rows = [k for k, i in enumerate(boxes[1]) if split_of(i["source"]) == part]
+    return [WORDS["place"][row][column] for column, row in boxes[2][rows].tolist()]
+
+
+def bind(boxes, points, answers, kind="place", model="planted"):
+    """binding.yaml for planted features and the answers about every test item."""
+    folder, items = boxes[:2]
+    ids = [i["id"] for i in items if split_of(i["source"]) == "test"]
+    plant_features(folder / "features", [i["id"] for i in items], points, folder / "data")
+    meta, kinds = {"model": model, "scale": "thousandths", "size": 32}, [kind] * len(ids)
+    save_pt(folder / "answers.pt", ANSWERS, ids, meta, kinds=kinds, answers={"answer": answers})
+    run(f"binding --features {folder}/features --answers {folder}/answers.pt")
+    return load_yaml(folder / "binding.yaml", "binding")
+
+
+def test_constant_answers_score_the_majority_baseline_and_a_probe_of_noise_no_more(boxes, refused):
+    train, test = words_of(boxes, "train"), words_of(boxes, "test")
+    answers, points = [max(set(train), key=train.count)] * len(test), {"a": boxes[3], "b": boxes[3]}
+    found = bind(boxes, points, answers)
+    holds(found, "place_answer == kinds.place.answer_baselines.majority, place_unparsed == 0")
+    holds(found, "place_answer == kinds.place.answer_baselines.shuffled, kinds.place.probe_gain_low <= 0")
+    row = found["kinds"]["place"]
+    assert found["place_withheld"] != "yes" and row["named"] < row["probe_baseline"] + 0.15
+    refused(lambda: bind(boxes, points, answers, model="other"), "answers of other", "explain.py ask")
+
+
+def test_a_probe_that_beats_the_answers_shows_what_is_withheld(boxes):
+    _, items, truth, noise = boxes
+    on = explain.tokens_of(items, (1, 6, 6))[0].view(-1, 1, 6, 6, 1).float()
+    thirds = torch.nn.functional.one_hot(truth, 3).flatten(1)[:, None, None, None]
+    boxed = torch.tensor([[i["labels"] == ["box"]] for i in items])
+    name = torch.cat([boxed, ~boxed], 1)[:, None, None, None]
+    points = {"a": torch.cat([0.1 * noise, on * name, on * thirds], -1), "b": noise}
+    true = words_of(boxes, "test")
+    found = bind(boxes, points, ["a box"] * len(true))
+    holds(found, "place_answer == 0, place_unparsed == 1, place_withheld == yes, place_gap_low > 0.9")
+    holds(found, "place_probe > 0.95, kinds.place.named > 0.95, kinds.place.probe_layer == a")
+    holds(bind(boxes, points, true), "place_answer == 1, place_withheld == no")
+    thousandths = [i["boxes"][0] / 32 * 1000 for i in items if split_of(i["source"]) == "test"]
+    answers = [f"[[{','.join(f'{round(float(v)):03d}' for v in b)}]]" for b in thousandths]
+    holds(bind(boxes, {"b": noise}, answers, "box"), "box_answer > 0.97, box_withheld == no, box_gap < -0.2")
+
+
+def test_scores_of_other_items_and_of_the_majority_word():
+    score = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 0]])  # [answers, items]
+    assert explain.score_on_others(score).tolist() == [0, 0.5, 0]
+    truth = torch.tensor([[0, 1], [2, 2], [2, 2], [0, 1], [2, 2], [0, 1]])
+    assert explain.majority(truth, torch.tensor([0, 1, 2]), torch.tensor([3, 4])).tolist() == [0, 1]
+
+
+@pytest.mark.slow
+def test_choices_are_compared_at_equal_frames_and_time_and_answers_are_cached(tmp_path):
+    data.main(f"moving --n 24 --wait 24 --out {tmp_path}/waiting".split())
+    out = tmp_path / "frames.pt"
+    command = f"frames --data {tmp_path}/waiting --frames motion,uniform,random --count 8 --out {out}"
+    found, saved, equal = run(command), load_pt(out, ANSWERS), {"motion8", "uniform8", "random8"}
+    rows, truth = found["methods"], {i["id"]: i["direction"] for i in load_items(tmp_path / "waiting")[0]}
+    assert equal <= set(rows) and set(found["gains"]) == set(rows) - {"motion8"}
+    for name, row in rows.items():
+        correct = [a == truth[i] for a, i in zip(saved["answers"][name], saved["ids"], strict=True)]
+        assert row["accuracy"] == pytest.approx(sum(correct) / len(correct))
+        assert {len(at) for at in saved["facts"][name]["shown"]} == {int(name.strip("motinufrad"))}
+    assert found["gain_over_uniform8"] == pytest.approx(
+        found["accuracy_motion8"] - found["accuracy_uniform8"]
+    )
+    most = 1 + rows["motion8"]["seconds_choosing"] / min(rows[name]["seconds_answering"] for name in equal)
+    assert found["equal_time"] == [f"uniform{n}" for n in (16, 32) if n <= 8 * most]
+    assert run(command)["methods"] == rows
+
+
+ALL = "real", "vae", "copy", "past", "first"
+MOVES = "left", "right", "up", "down", "left"  # left is the majority
+TEST = [s for s in (f"clip-{k}" for k in range(1000)) if split_of(s) == "test"][:100]
+TRUE = [MOVES[k % 5] for k in range(100)]
+WRONG = [{"left": "up", "up": "right", "right": "down", "down": "left"}[word] for word in TRUE]
+
+
+def generated_clips(folder, conditionings=ALL, actions=MOVES, n=100, length=9, **meta):
+    """generated/ of n test clips; the first pixel holds the numbers of clip, conditioning and frame."""
+    items = []
+    for c, name in enumerate(conditionings):
+        for k, source in enumerate(TEST[:n]):
+            frames = torch.zeros(length, 8, 8, 3, dtype=torch.uint8)
+            frames[:, 0, 0, 0], frames[:, 0, 0, 1], frames[:, 0, 0, 2] = k, c, torch.arange(length)
+            action = actions[k % len(actions)]
+            item = {"id": f"{source}/{name}", "source": source, "frames": frames, "conditioning": name}
+            item |= {"names": ["star"], "direction" if action in MOVES else "action": action}
+            item |= {"turns": [["Which way does the star move?", action]]} if action in MOVES else {}
+            items.append(item)
+    index = {"data": "synthetic", "name": "planted", "video": "planted", "video_weights": "small"}
+    write_items(folder / "generated", items, index | {"conditioning": "past"} | meta)
+    return folder / "generated"
+
+
+def test_answers_that_name_the_prompted_direction_are_counted(tmp_path, refused):
+    generated = generated_clips(tmp_path, ("real", "frozen", "past"), n=25, majority="up")
+
+    def semantic(answer, n=75):
+        ids, kinds, answers = [], ["direction", "direction_listed"] * n, []
+        for item in load_items(generated)[0][:n]:
+            ids += [item["id"]] * 2
+            answers += [answer(kind, item["conditioning"], item["frames"][0, 0, 0, 0]) for kind in kinds[:2]]
+        meta = {"model": "planted", "weights": "random", "scale": "pixels", "size": 8}
+        save_pt(tmp_path / "answers.pt", ANSWERS, ids, meta, kinds=kinds, answers={"answer": answers})
+        run(f"semantic --generated {generated} --answers {tmp_path}/answers.pt")
+        found = load_yaml(tmp_path / "explain-semantic.yaml", "explain")
+        return found, found["criteria"]["semantic_accuracy"]
+
+    def answer(kind, name, k):
+        words = {"real": f"it moves {TRUE[k]}", "frozen": "it stands still"}
+        words["past"] = f"to the {TRUE[k]}" if k >= 5 else "away"
+        return words[name] if kind == "direction" else "up"
+
+    found, criterion = semantic(answer)
+    holds(found, "kind == direction, semantic_accuracy == 0.8, semantic_accuracy_upper_bound == 1")
+    holds(found["conditionings"]["past"], "direction_listed == 0.2, direction_unparsed == 0.2")
+    holds(criterion, "gain_low > 0, baselines.majority == 0.2, baselines.frozen == 0")
+    holds(criterion, "baselines.other_item > 0, baselines.other_item < 0.3")
+    holds(semantic(lambda *_: "up")[1], "score == 0.2, baseline == 0.2, gain_low <= 0")
+    refused(lambda: semantic(answer, 60), "lacks answers", "explain.py ask")
+
+
+@pytest.fixture
+def describe(monkeypatch, tmp_path):
+    """call(answer, *flags, **clips): explain.py describe; answer(clip, conditioning, question, frames)."""
+
+    def call(answer, *flags, **clips):
+        folder = generated_clips(tmp_path, **clips)
+        (tmp_path / "out-answers.pt").unlink(missing_ok=True)
+
+        def answers_to(model, processor, frames, question, at):
+            numbers, length = at
+            assert length == 9 and numbers == models.spread(9, frames.shape[1])
+            assert (frames[:, :, 0, 0, 2] == torch.tensor(numbers)).all()
+            pixels = [x[0, 0, 0].tolist() for x in frames]
+            return [answer(k, ALL[c], question, frames.shape[1]) for k, c, _ in pixels]
+
+        monkeypatch.setattr(explain, "load_vlm", lambda *_: (None, None))
+        monkeypatch.setattr(explain, "answers_to", answers_to)
+        run(f"describe --generated {folder} --size 8 --frames 4 --out {tmp_path}/out.yaml", *flags)
+        return load_yaml(tmp_path / "out.yaml", "describe")
+
+    return call
+
+
+def test_null_answers_retain_what_their_baselines_do(describe):
+    result = describe(lambda *_: "left", majority="left")
+    holds(result, "action_recall_real == 0.4, action_recall_generated == 0.4, retention == 1")
+    holds(result["criteria"], "action_recall.gain == 0, retention.baselines.majority == 1, retention.p == 1")
+    other = torch.randperm(100, generator=torch.Generator().manual_seed(3)).tolist()
+    result = describe(lambda k, name, *_: TRUE[k if name == "real" else other[k]])
+    holds(result, "action_recall_real == 1, retention < 0.45")
+    c = result["criteria"]["retention"]
+    holds(c, "low < baselines.other_item, baselines.other_item < high, gain_low < 0")
+    assert c["baselines"]["other_item"] == pytest.approx(0.28, abs=0.01)
+    result = describe(lambda k, name, *_: WRONG[k] if name == "real" else TRUE[k])
+    holds(result, "action_recall_real == 0, action_recall_generated == 1, retention == None")
+    assert "real clip" in result["retention_reason"] and set(result["criteria"]) == {"action_recall"}
+
+
+RECALL = {"real": lambda k: k % 10 < 8, "vae": lambda k: k % 5 < 3, "past": lambda k: k % 5 in (1, 4)}
+RECALL |= {"first": lambda k: k % 10 == 3, "copy": lambda k: False}
+
+
+def test_planted_recall_and_retention_are_found_with_paired_intervals(describe):
+    result = describe(lambda k, name, *_: f"It moves {TRUE[k] if RECALL[name](k) else WRONG[k]}.")
+    holds(result, "action_recall_real == 0.8, action_recall_generated == 0.4, action_recall_copy == 0")
+    holds(result, "retention == 0.5, retention_vae == 0.75, retention_first == 0.125, retention_copy == 0")
+    holds(result, "criteria.retention.upper_bound == 0.75, criteria.retention.sources == 100, unparsed == 0")
+    c = result["criteria"]["retention"]
+    assert set(c["baselines"]) == {"other_item", "majority", "copy"}
+    real, past = (torch.tensor([float(RECALL[name](k)) for k in range(100)]) for name in ("real", "past"))
+    pick = torch.randint(100, (4000, 100), generator=torch.Generator().manual_seed(0))
+    expected = (past[pick].mean(1) / real[pick].mean(1)).quantile(torch.tensor([0.025, 0.975])).tolist()
+    assert [result["retention_low"], result["retention_high"]] == pytest.approx(expected, abs=0.02)
+    result = describe(lambda k, *_: TRUE[k] if k % 2 else WRONG[k])  # the same answers about real clips
+    assert result["action_recall_generated_high"] - result["action_recall_generated_low"] > 0.15
+    holds(result, "retention == 1, retention_low == 1, retention_high == 1")
+
+
+def test_question_and_number_of_frames_are_chosen_on_real_clips(describe):
+    def answer(k, name, question, frames):
+        best = question.endswith("move?") and frames == 3
+        return TRUE[k] if best == (name == "real") and k % 10 else WRONG[k]
+
+    result = describe(answer, "--frames", "2,3,4")
+    # the open question with all three numbers, the others with the largest
+    holds(result, "kind == open, frames == 3, options_searched == 5, retention == 0")
+    past = result["conditionings"]["past"]
+    assert set(past) >= {"open-2", "open-3", "open-4", "options-4"} and "described-3" not in past
+    assert past["described-4"]["recall"] == pytest.approx(0.9)
+    result = describe(lambda k, *_: TRUE[k], "--frames", "2,20,3", n=20)  # of 9
+    holds(result, "kind == open, frames == 9, frames_used.20 == 9, frames_used.3 == 3")
+
+
+def test_actions_in_words_are_listed_or_described(describe):
+    actions = "Pushing a cup from left to right", "Pulling a cup from left to right", "Opening a jar"
+    texts = "A hand shoves a cup to the right.", "A hand drags a cup from left to right.", "He opens a jar."
+
+    def answer(k, name, question, frames):
+        return texts[(k + (name == "past" and k % 2)) % 3] if question == explain.DESCRIBE else "no idea"
+
+    result = describe(answer, actions=actions, n=60)
+    holds(result, "kind == described, action_recall_real == 1, retention == 0.5")
+    holds(result["conditionings"]["real"]["options-4"], "recall == 0, high == 0, unparsed == 1")
+
+
+def test_an_answer_names_one_option():
+    still = "it doesn't or almost doesn't move"
+    named = {"Up left.": "up left", "It goes up": "up", "left or up": None, "not left": None, still: still}
+    for text, option in (named | {"The answer is: LEFT": "left", "leftovers": None}).items():
+        assert explain.option(text, ["left", "up", "up left", still]) == option, text
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder, paths, grey = tmp_path_factory.mktemp("drawn"), [], np.full((96, 96, 3), 120, np.float32)
+    for shape, colour, at in (("circle", "blue", 30), ("star", "red", 60)):
+        thing = {"shape": shape, "radius": 20, "cx": at, "cy": at, "angle": 0, "texture": 0}
+        thing["rgb"] = synthetic.COLOURS[colour]
+        paths.append(str(folder / f"{shape}.png"))
+        Image.fromarray(synthetic.draw([thing], grey)[0]).save(paths[-1])
+    return paths
+
+
+SMALL = ["tiny", "tiny-semantic", "tiny-llava-next", "tiny-internvl2", "tiny-cogvlm2"]
+
+
+@pytest.mark.parametrize("model", SMALL + ["small_kosmos2", "small_florence2", "small_qwen2vl"])
+def test_every_family_answers_about_an_image_and_the_small_models_name_it(model, images, request, capsys):
+    path = model if model in SMALL else folder_of(request, model)
+    found = run("ask --question", "What is in the picture?", "--image", images[0], "--model", path)
+    streamed = capsys.readouterr().out.split("\nstage explain")[0].split("\n", 1)[1]
+    assert 1 <= found["tokens"] <= explain.MOST + 2 and found["answer"].split() == streamed.split()
+    assert found["answer"] == "a blue circle" or model not in SMALL
+    if model in ("tiny", "tiny-internvl2"):  # two images in one question
+        found = run("ask --question", "What is in the picture?", "--model", model, "--image", *images)
+        named = set(found["answer"].removeprefix("a ").split(" and a "))
+        assert found["frames"] == 2 and {"blue circle", "red star"} <= named
+
+
+def test_frames_of_a_long_video_are_spread_evenly_with_their_true_times(tmp_path):
+    x, path = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1) * 6, tmp_path / "long.mp4"
+    video.save_generated_clip(path, x.expand(40, 64, 64, 3).contiguous(), (64, 128), 10)
+    frames, at = explain.watched(path, 5, 32)
+    assert at == ([0, 10, 20, 29, 39], 40, 10) and frames.shape == (5, 32, 32, 3)
+    assert [round(f.float().mean().item() / 6) for f in frames] == at[0]
+    assert explain.watched(path, 40, 32)[1] == (list(range(40)), 40, 2)  # at 10/s they would share positions
+    processor = models.processor_of(models.find_model("tiny"))
+    given = models.qwen_inputs(processor, frames[None, :4], "Where?", ([0, 2, 4, 6], 8, 10.0))
+    assert float(given["second_per_grid_ts"][0]) == pytest.approx(0.4)  # two frames to a step
+
+
+CHANGES = None, "reversed", "deleted"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(folder, for each change [(clip, name) of a row]). An embedding holds the numbers of both."""
+    folder, rows = tmp_path_factory.mktemp("trajectories"), []
+    for number, change in enumerate(CHANGES):
+        here, flags = folder / str(change), ["--change", change] if change else []
+        data.main(["trajectories", "--n", "70", "--seed", "21", "--out", str(here / "data"), *flags])
+        items = load_items(here / "data")[0]
+        rows.append([(i, name) for i in items for name in names_of(i)])
+        embedding = torch.zeros(len(rows[-1]), WIDTH)
+        embedding[:, 0], embedding[:, 1] = torch.arange(len(rows[-1])), number
+        planted_tracks(here / "tracks.pt", items, embedding=embedding)
+    return folder, rows
+
+
+@pytest.fixture
+def tell(world, monkeypatch, tmp_path):
+    folder, rows = world
+    for s in range(2):
+        (tmp_path / f"words/seed{s}").mkdir(parents=True)
+    training = {"parameters": 1234, "run": {"arguments": {"language": "tiny-words"}}}
+    save_yaml(tmp_path / "words/tune-words.yaml", {"stage": "tune", "mode": "words", **training})
+    reader = MagicMock(chat_template="", device="cpu")  # a language model under LoRA, and its tokenizer
+    monkeypatch.setattr(explain, "load_language", lambda *_: (reader, reader))
+    monkeypatch.setattr(explain, "load_words", lambda *_: (reader, lambda x: x[:, None]))
+    monkeypatch.setattr(explain, "word_prompt", lambda tokenizer, question, context="": (question, context))
+
+    def about(soft):
+        row, change = abs(soft[0, :2]).long().tolist()
+        every = rows[change % len(CHANGES)]
+        item, name = every[row % len(every)]
+        return true_fact(item, name), item
+
+    def call(answer, *flags, out="out.yaml"):
+        call.questions = 0
+
+        def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
+            call.questions += len(prompts)
+            return [answer(*p, None if soft is None else about(soft[k])) for k, p in enumerate(prompts)]
+
+        monkeypatch.setattr(explain, "answered", answered)
+        command = f"trajectories --data {folder}/None/data --embeddings {folder}/None/tracks.pt"
+        return run(f"{command} --words {tmp_path}/words --questions 12 --out {tmp_path / out}", *flags)
+
+    return call
+
+
+def knowing(question, context, about):
+    return answer_with(about[0], question, about[1]["count"]) if about else "I do not know."
+
+
+def answer_about(item, question):
+    """The true answer about the object that the question names."""
+    name = next((name for name in names_of(item) if name in question), "")
+    return answer_with(true_fact(item, name), question, item["count"])
+
+
+def test_answers_that_ignore_the_embedding_do_not_follow_the_image(tell):
+    result = tell(lambda *_: "persistent")
+    holds(result, "words_follow_image == no, comparisons.soft_over_blind.gain == 0, accuracy > 0")
+    assert len({result[f"follow_{how}"] for how in explain.ABLATIONS if how != "swapped"}) == 1
+    for how in explain.ABLATIONS[1:]:
+        holds(result["ablations"][how], "loss == 0, p == 1")
+    row = tell(lambda *_: "", out="empty.yaml")["methods"]["soft"]
+    holds(row, "accuracy == 0, claims == 0, claim_precision == None, omission == 1, abstains == 0")
+
+
+def test_answers_from_the_embedding_follow_the_image_beside_upper_bound_and_baselines(tell, tmp_path):
+    result = tell(knowing)
+    rows, ablations = result["methods"], result["ablations"]
+    assert load_yaml(tmp_path / "out.yaml", "trajectories")["words_follow_image"] == "yes"
+    holds(result, "method == soft, accuracy == 1, claim_precision == 1, follow_on == 1, omission == 0")
+    holds(result, "follow_off == 0, follow_label == 0, comparisons.soft_over_metadata.gain_low > 0")
+    holds(ablations, "swapped.true_of_other == 1, swapped.questions < on.questions")
+    for how in ("shuffled", "swapped", "gaussian"):
+        holds(ablations[how], "accuracy > 0, accuracy < 0.6, loss_low > 0, p_holm < 0.01")
+    for kind in (*claims.QUESTION_KINDS, "accuracy", "claim_precision", "frame_f1", "abstains"):
+        holds(rows, f"truth.{kind} == 1")
+    holds(rows["truth"], "omission == 0, abstains_wrongly == 0, unparsed == 0")
+    for kind in ("persistence", "frames", "count", "absent", "unknown", "claim_precision", "frame_f1"):
+        holds(rows, f"metadata.{kind} == 1")
+    row = rows["metadata"]
+    holds(row, "direction == 0, omission_direction == 1, abstains_wrongly < 1, abstains_wrongly > 0")
+    holds(rows, "majority.accuracy < metadata.accuracy, majority.persistence < 1")
+    holds(rows, "majority.claim_precision < 0.8, blind.unknown == 1, blind.persistence == 0")
+    holds(rows, "soft.training_parameters == 1234, soft.seeds == 2, soft.order_persistence == 1")
+
+
+def test_order_of_the_options_and_abstaining_are_measured(tell):
+    def first_option(question, context, about):
+        if "Answer with one of:" in question:
+            return question.split(": ")[1].split(",")[0]
+        words = ("persistent", "transient")
+        return min(words, key=question.index) if words[0] in question else explain.UNSEEN
+
+    row = tell(first_option)["methods"]["soft"]
+    holds(row, "order_persistence == 0, order_direction < 0.5, abstains_unknown == 1, unknown == 1")
+    assert row["abstains_wrongly"] == pytest.approx(5 / 6)  # of six kinds with an answer five
+
+
+@pytest.mark.parametrize("change", CHANGES[1:])
+def test_answers_follow_a_changed_clip_or_repeat_the_old_one(tell, world, change):
+    folder, rows = world
+    before = {item["id"]: item for item, _ in rows[0]}
+
+    def remembering(question, context, about):
+        return answer_about(before[about[1]["id"]], question) if about else ""
+
+    flags = "--changed", f"{change}={folder / change / 'data'}:{folder / change / 'tracks.pt'}"
+    result = tell(knowing, *flags)
+    holds(result["changed"][change], "soft.new == 1, soft.old == 0, metadata.new > 0.2, metadata.old < 0.2")
+    assert result[f"{change}_new"] == 1 and result["changed"][change]["soft"]["questions"] >= 10
+    holds(tell(remembering, *flags, out="other.yaml"), f"accuracy == 1, {change}_old == 1, {change}_new == 0")
+
+
+def test_a_vision_language_model_gets_frames_spread_over_the_clip(tell, world, monkeypatch, small_qwen2vl):
+    every = {media.frames_of(i, 8)[10].numpy().tobytes(): i for i, _ in world[1][0]}
+
+    def answers_to(model, processor, frames, question, at):
+        own, items = question.rpartition("You see frames 0, 10, 21, 31. ")[2], []
+        assert own != question and list(at[0]) == [0, 10, 21, 31] and at[1] == TIMES
+        for x in frames:
+            items.append(every[x[1].numpy().tobytes()])
+            assert torch.equal(x, media.frames_of(items[-1], 8)[[0, 10, 21, 31]])
+        return [answer_about(i, own) for i in items]
+
+    monkeypatch.setattr(explain, "load_vlm", lambda *_: (None, None))
+    monkeypatch.setattr(explain, "answers_to", answers_to)
+    result = tell(knowing, "--vlm", small_qwen2vl, "--frames", "4", "--size", "8")
+    holds(result, "methods.vlm.accuracy == 1, comparisons.soft_over_vlm.gain == 0")
+
+
+def test_answers_about_trajectories_are_cached_until_something_changes(tell, world, tmp_path):
+    def stop(question, context, about):
+        if about:
+            raise KeyboardInterrupt
+        return "left"
+
+    with pytest.raises(KeyboardInterrupt):
+        tell(stop)
+    saved = load_pt(tmp_path / "out-answers.pt", ANSWERS)["answers"]
+    assert {"blind/questions", "text/descriptions"} <= set(saved) and not (tmp_path / "out.yaml").exists()
+    first, count = tell(knowing), tell.questions
+    saved = load_pt(tmp_path / "out-answers.pt", ANSWERS)["answers"]
+    assert first["accuracy"] == 1 and set(saved["text/questions"]["texts"]) == {"left"}
+    items = load_items(world[0] / "None/data")[0]
+    test, train = ([i for i in items if split_of(i["source"]) == part] for part in ("test", "train"))
+    questions, _ = explain.sample_questions(test, 12, 0)
+    leaky, fair = (explain.majority_answers(questions, some) for some in (test, train))
+    assert saved["majority/questions"]["texts"] == fair != leaky
+    assert tell(no_model)["methods"]["soft"] == first["methods"]["soft"]
+    (tmp_path / "words/seed1/adapter_config.json").write_text("{}")
+    tell(knowing)
+    assert 0 < tell.questions < 0.7 * count  # that seed alone
+
+
+MISTAKES = f"""
+ask --model small_dino --data shapes_folder | causal
+ask --model llava --data moving_folder | frame by frame
+ask --data GENERATED | no boxes
+ask --data shapes_folder --question Where? | either --data
+ask --clip CIRCLE | --question
+ask --question Where? --image CIRCLE --clip CIRCLE | either
+ask --question Where? --image {__file__} | test_explain.py cannot be read as an image
+ask --question Where? --clip CIRCLE --frames 3,8 | --frames 3,8
+ask --question Where? --image CIRCLE --choose motion | --choose motion
+ask --question Where? --image CIRCLE --model internvl2 | internvl_chat
+ask --question Where? --image CIRCLE CIRCLE --model small_kosmos2 | one image at a time
+frames --model llava | takes no clips
+describe --generated GENERATED --frames 1 | 2 or more
+describe --generated GENERATED --clips 0 | --clips 0
+describe --generated UNREAL | lacks generated clips of real
+describe --generated STILL | is not a clip
+describe --generated NAMELESS | neither action nor direction
+trajectories --data CLIPS --questions 0 | --questions 0
+trajectories --data CLIPS --words nowhere --embeddings TRACKS | nowhere/tune-words.yaml
+trajectories --data CLIPS --language tiny-dinov2 | language model
+trajectories --data CLIPS --vlm tiny-cogvlm2 | Qwen
+trajectories --data CLIPS --embeddings FEWER | lacks
+trajectories --data CLIPS --changed reversed | NAME=DATA:EMBEDDINGS
+trajectories --data CLIPS --changed x=nowhere:tracks.pt | --embeddings
+trajectories --data moving_folder | data.py trajectories"""
+FOLDERS = {"GENERATED": {}, "UNREAL": {"conditionings": ("vae", "past")}, "STILL": {"length": 1}}
+FOLDERS["NAMELESS"] = {"actions": [""]}
+
+
+@pytest.mark.parametrize("line", MISTAKES.strip().splitlines())
+def test_a_mistake_is_refused_before_a_model_is_loaded(
+    line, images, world, request, tmp_path, refused, monkeypatch
+):
+    for name in ("load_vlm", "load_language"):
+        monkeypatch.setattr(explain, name, no_model)
+    monkeypatch.setitem(models.LOADERS, "vlm", no_model)
+    clips, tracks = world[0] / "None/data", world[0] / "None/tracks.pt"
+    places = {"CIRCLE": images[0], "CLIPS": clips, "TRACKS": tracks}
+    places["FEWER"] = planted_tracks(tmp_path / "fewer.pt", load_items(clips)[0][:9])
+    command, _, message = line.partition(" | ")
+    argv = command.split()
+    for k, word in enumerate(argv):
+        if word in FOLDERS:
+            argv[k] = str(generated_clips(tmp_path, n=3, **FOLDERS[word]))
+        elif word == "llava" or word.startswith(("small_", "moving_", "shapes_")):
+            argv[k] = folder_of(request, word)
+        else:
+            argv[k] = str(places.get(word, word))
+    refused(lambda: explain.main(argv), message)

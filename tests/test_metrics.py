@@ -1,0 +1,230 @@
+"""Measures of boxes, masks, images and clips: null values, hand-computed cases, reference implementations."""
+
+import math
+import urllib.error
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+import metrics
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_iou_of_hand_computed_boxes_and_masks():
+    a = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [1, 1, 1, 1], [2, 2, 0, 0]])
+    b = torch.tensor([[3.0, 3, 4, 4], [1, 1, 3, 3], [0, 0, 2, 2], [0, 0, 2, 1], [1, 1, 1, 1], [0, 0, 2, 2]])
+    torch.testing.assert_close(metrics.box_iou(a, b), torch.tensor([0, 1 / 7, 1, 0.5, 0, 0]))
+    torch.testing.assert_close(metrics.giou_loss(a[:3], b[:3]), torch.tensor([27 / 16, 1 - 1 / 7 + 2 / 9, 0]))
+    a, b = torch.zeros(2, 4, 4, 4, dtype=torch.bool)  # empty, disjoint, one row of three in common, equal
+    a[1:, :2], b[1, 2:], b[2, 1:3], b[3, :2] = True, True, True, True
+    torch.testing.assert_close(metrics.mask_iou(a, b), torch.tensor([1.0, 0, 1 / 3, 1]))
+
+
+A, B, FAR, NEAR = [10.0, 10, 50, 50], [100.0, 100, 180, 160], [400.0, 400, 440, 440], [12.0, 10, 52, 50]
+# IoU with A: 39 / 41, 28 / 52, 26 / 54
+BETWEEN, HALF, LESS = [11.0, 10, 51, 50], [22.0, 10, 62, 50], [24.0, 10, 64, 50]
+HAND_MADE = {  # name: (truth, found per image: box, class, score; stats[1] of pycocotools' COCOeval)
+    "an image without truth": ([[(A, 0)], []], [[(A, 0, 0.9)], [(A, 0, 0.95)]], 0.5),
+    "duplicates of one box": ([[(A, 0), (B, 0)]], [[(A, 0, 0.9), (A, 0, 0.8), (B, 0, 0.7)]], 253 / 303),
+    "a surer duplicate": ([[(A, 0)], [(B, 0)]], [[(A, 0, 0.9), (A, 0, 0.8)], [(B, 0, 0.5)]], 253 / 303),
+    "ties within an image": ([[(A, 0), (B, 0)]], [[(FAR, 0, 0.5), (A, 0, 0.5), (B, 0, 0.5)]], 2 / 3),
+    "ties across images": ([[(A, 0)], [(B, 0)]], [[(FAR, 0, 0.5)], [(B, 0, 0.5), (FAR, 0, 0.5)]], 25.5 / 101),
+    "the wrong name": ([[(A, 0), (B, 1)]], [[(A, 1, 0.9), (B, 1, 0.8)]], 0.25),
+    "one box that could be two": ([[(A, 0), (NEAR, 0)]], [[(BETWEEN, 0, 0.9), (BETWEEN, 0, 0.9)]], 1),
+    "an overlap of half and of less": ([[(A, 0)], [(A, 0)]], [[(HALF, 0, 0.9)], [(LESS, 0, 0.8)]], 51 / 101),
+}
+
+
+@pytest.mark.parametrize("case", HAND_MADE)
+def test_ap50_is_that_of_pycocotools_on_hand_made_cases(case):
+    def tensors(image):
+        boxes, *rest = zip(*image, strict=True) if image else ((), ())
+        return (torch.tensor(boxes).reshape(-1, 4), *(torch.tensor(x) for x in rest))
+
+    truth, found = ([tensors(image) for image in images] for images in HAND_MADE[case][:2])
+    assert metrics.coco_ap50(truth, found, n_boot=0)[0] == pytest.approx(HAND_MADE[case][2], abs=1e-12)
+
+
+def test_the_interval_of_ap_resamples_sources_and_not_images():
+    boxes, names = torch.tensor([A, B]), torch.tensor([0, 1])
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0)
+    found = [nothing if i % 20 >= 10 else (boxes, names, torch.ones(2)) for i in range(60)]  # ten by ten
+    more = ({"sources": sources, "n_boot": 200} for sources in (None, [i // 10 for i in range(60)]))
+    alone, together = (metrics.coco_ap50([(boxes, names)] * 60, found, **how) for how in more)
+    assert alone[0] == together[0] == pytest.approx(51 / 101)  # 51 of 101 levels of recall
+    assert np.std(together[3]) > 2 * np.std(alone[3])  # sqrt(10) = 3.2
+
+
+def test_the_record_of_map_pairs_resamples_with_the_best_baseline_and_names_a_leak():
+    draws = torch.rand(3, 100, generator=generator())
+    runs = {"ap": torch.tensor([0.5, 0.6, 0.7]), "draws": draws + 0.2}
+    baseline, worse = ({"ap": torch.full((3,), ap), "draws": draws * (ap > 0)} for ap in (0.4, 0.0))
+    found = metrics.ap_criterion(runs, {"constant": baseline, "worse": worse}, [i // 2 for i in range(30)])
+    assert (found["baseline_name"], found["n"], found["sources"], found["seeds"]) == ("constant", 30, 15, 3)
+    assert found["score"] == pytest.approx(0.6) and found["skill"] == pytest.approx(0.2 / 0.6)
+    assert found["gain_low"] == pytest.approx(0.2, abs=1e-6) == found["gain_high"]  # unpaired: 0.2 +- 0.8
+    low, high = ({"ap": torch.full((3,), x), "draws": x + draws / 10} for x in (0.1, 0.8))
+    for shuffled, leak in ((high, "shuffled"), (low, None)):
+        baselines = {"position_only": low, "shuffled": shuffled}
+        assert metrics.ap_criterion(high, baselines, range(30), blind="position_only")["leak"] == leak
+
+
+def planted_boxes(n):
+    """Tokens [n, 16, 8] of 4 x 4 cells that hold the class (0 or 1) and corners of the one box, and noise."""
+    g, truth = generator(), []
+    x = 0.1 * torch.randn(n, 16, 8, generator=g)
+    for i in range(n):
+        low = torch.randint(0, 3, (2,), generator=g)
+        high = torch.minimum(low + torch.randint(1, 3, (2,), generator=g), torch.tensor(4))
+        name, box = int(torch.randint(2, (1,), generator=g)), torch.cat([low, high]).float() / 4
+        cells = x[i].view(4, 4, -1)[low[1] : high[1], low[0] : high[0]]
+        cells += torch.cat([2 * torch.eye(2)[name], box, torch.zeros(2)])
+        truth.append((box[None], torch.tensor([name])))
+    return x, truth
+
+
+def test_the_set_probe_learns_planted_boxes_and_a_shuffled_run_does_not():
+    x, truth = planted_boxes(120)
+    train, val, test = torch.arange(80), torch.arange(80, 100), torch.arange(100, 120)
+    wrong = [truth[i] for i in torch.randperm(100, generator=generator()).tolist()] + truth[100:]
+    jobs, more = torch.stack([x, x]), {"seeds": 2, "epochs": 40, "batch": 40, "softplus": (False, False)}
+    predict = metrics.train_set_probe(jobs, (4, 4), [truth, wrong], 2, train, val, **more)
+    boxes, names, scores = predict(jobs[:, test])
+    assert (boxes[0] - boxes[1]).abs().max() > 1e-3 < (boxes[2] - boxes[3]).abs().max()  # seeds differ
+    surest = scores.argmax(-1, keepdim=True)
+    picked = boxes.gather(2, surest[..., None].expand(-1, -1, -1, 4))[:, :, 0]
+    iou = metrics.box_iou(picked, torch.cat([truth[i][0] for i in test]).expand(4, -1, -1)).mean(1)
+    correct = names.gather(2, surest)[..., 0] == torch.cat([truth[i][1] for i in test])
+    assert iou[:2].mean() > 0.45 and iou[:2].mean() > iou[2:].mean() + 0.2, iou
+    assert correct[:2].float().mean() > 0.9 and correct[2:].float().mean() < 0.75
+
+
+def test_set_loss_is_lowest_for_the_true_boxes_in_any_order():
+    boxes = torch.tensor([[[[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.8], [0, 0, 0.1, 0.1]]]])
+    logits = torch.tensor([[[[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0]]]])
+    truth = [(boxes[0, 0, :2], torch.tensor([0, 1]))]
+    swapped = [(boxes[0, 0, [1, 0]], torch.tensor([1, 0]))]
+    best, same = (metrics.set_loss(boxes, logits, t).item() for t in (truth, swapped))
+    assert best == pytest.approx(same) and best < 0.01
+    wrong = logits.clone()
+    wrong[0, 0, 2] = torch.tensor([9.0, 0, 0])  # a false box: weight 0.1, that of `nothing`
+    assert metrics.set_loss(boxes, wrong, truth).item() == pytest.approx(0.1 * 9 / 2.1, abs=0.01)
+    assert metrics.set_loss(boxes, logits.flip(-1), truth) > 1 < metrics.set_loss(boxes + 0.3, logits, truth)
+
+
+def test_cells_put_back_together_are_the_maps():
+    maps = torch.rand(3, 2, 4 * 6, 5 * 6, generator=generator())
+    cells = metrics.to_cells(maps, 4, 5)  # [1, 7]: row 1, column 2
+    torch.testing.assert_close(cells[1, 7].reshape(2, 6, 6), maps[1, :, 6:12, 12:18])
+    back = metrics.from_cells(metrics.to_cells(maps[..., :24], 4, 4), 4, 4, 2, 24)
+    torch.testing.assert_close(back, maps[..., :24])
+
+
+def test_the_threshold_of_masks_is_chosen_on_val_and_not_on_test():
+    truth = torch.zeros(20, 8, 8, dtype=torch.bool)
+    truth[:, :4] = True
+    soft = torch.where(truth, 0.3, 0.12)
+    split = {"val": torch.arange(10), "test": torch.arange(10, 20)}
+    assert metrics.mask_scores(soft, truth, split).mean() == 1
+    soft[10:] = torch.where(truth[10:], 0.12, 0.05)  # a threshold of 0.1 would find them
+    assert metrics.mask_scores(soft, truth, split)[10:].mean() == 0
+
+
+def test_the_largest_box_and_the_foreground_are_fractions_of_the_image():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [20, 10, 40, 20]])
+    item = {"width": 40, "height": 20, "boxes": boxes, "labels": ["b", "a"]}
+    largest, every, names = metrics.box_truth([item])
+    assert largest.tolist() == [[0.5, 0.5, 1, 1]] and names == ["a", "b"] and every[0][1].tolist() == [1, 0]
+    mask = torch.zeros(20, 40)
+    mask[:10, :20] = 7  # a mask comes before the boxes
+    found = metrics.foreground([item, item | {"mask": mask}], 2)
+    torch.testing.assert_close(found, torch.tensor([[[16 / 200, 0], [0, 1]], [[1, 0], [0, 0]]]))
+
+
+def images(n=2, side=48, seed=0):
+    return torch.randint(0, 256, (n, side, side, 3), generator=generator(seed)).byte()
+
+
+def bars(*columns):
+    """One image [1, 64, 64, 3] that changes between black and white at the given columns."""
+    x = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    for k, column in enumerate(columns):
+        x[:, :, column:] = 255 * (1 - k % 2)
+    return x
+
+
+def test_ssim_of_noise_is_about_0_and_edge_f1_forgives_one_pixel_and_matches_one_to_one():
+    assert metrics.ssim(images(), images(seed=1)).abs().max() < 0.1
+    assert metrics.ssim(images(), images()).tolist() == [1, 1]
+    assert [metrics.edge_f1(bars(column), bars(32)).item() for column in (32, 33, 38)] == [1, 1, 0]
+    assert metrics.edge_f1(bars(), bars(32)).item() == metrics.edge_f1(bars(32), bars()).item() == 0
+    true = bars(32)
+    true[:, :, 32] = 127  # a grey column: an edge one pixel wide
+    assert metrics.edge_f1(true, true).item() == metrics.edge_f1(bars(), bars()).item() == 1
+    assert metrics.edge_f1(bars(31, 34), true).item() == pytest.approx(2 / 3, abs=0.05)  # one to many: 1
+
+
+def test_lpips_is_that_of_the_package_and_without_its_backbone_has_another_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", mock.Mock(side_effect=urllib.error.URLError("no network")))
+    state = torch.random.get_rng_state()
+    (model, _), (distance, name) = metrics.lpips_model(), metrics.load_lpips()
+    assert name == "lpips_random_backbone" and torch.equal(state, torch.random.get_rng_state())
+    a, b = images(side=64), images(side=64, seed=1)
+    x, y = (z.permute(0, 3, 1, 2) / 127.5 - 1 for z in (a, b))
+    theirs, close = model(x.requires_grad_(), y).flatten(), {"atol": 1e-6, "rtol": 1e-5}
+    ours = metrics.lpips_to(model, x, metrics.lpips_features(model, y))
+    torch.testing.assert_close(torch.stack([ours, distance(a, b).float()]), theirs.repeat(2, 1), **close)
+    gradients = [torch.autograd.grad(z.sum(), x)[0] for z in (ours, theirs)]
+    torch.testing.assert_close(*gradients, atol=1e-8, rtol=1e-4)
+    assert distance(a, a).abs().max() == 0 < theirs.min()
+
+
+def test_optical_flow_continues_what_moves_and_errors_are_split_by_motion():
+    clips = torch.full((2, 14, 48, 48, 3), 90, dtype=torch.uint8)
+    for t in range(14):
+        clips[0, t, 20:30, 6 + 2 * t : 16 + 2 * t] = torch.tensor([240, 200, 95], dtype=torch.uint8)
+    clips[1, :, 20:30, 10:20] = 200
+    flow = metrics.extrapolate_flow(clips[:, :6], 8)
+    errors = metrics.pixel_errors(flow, clips[:, 6:], clips[:, 5])
+    copied = metrics.pixel_errors(clips[:, 5:6].expand_as(flow), clips[:, 6:], clips[:, 5])
+    assert (errors["l1"][0] < 0.6 * copied["l1"][0]).all() and torch.equal(flow[1], clips[1, 6:])
+    assert errors["moving_l1"][1].isnan().all() and (errors["still_l1"][1] == 0).all()
+    assert copied["still_l1"].max() == 0 and copied["moving_l1"][0, 0] == pytest.approx((150 + 110 + 5) / 765)
+
+
+def test_windows_are_the_middle_frames_with_their_boxes_and_masks(refused):
+    frames = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1).expand(7, 32, 64, 3)
+    item = {"id": "a", "width": 64, "height": 32, "frames": frames, "mask": frames[..., 0]}
+    (cut,) = metrics.windows([item | {"boxes": torch.tensor([[[8.0, 16, 24, 32]]] * 7)}], 5, 16)
+    assert cut["frames"][:, 0, 0, 0].tolist() == cut["mask"][:, 3, 3].tolist() == [1, 2, 3, 4, 5]
+    assert cut["width"] == 16 and cut["boxes"][0].tolist() == [[2, 8, 6, 16]]
+    refused(lambda: metrics.windows([item], 8, 16, "--horizon"), "7 frames", "8 are needed", "--horizon")
+
+
+def test_motion_flicker_consistency_and_closeness_of_clips_with_a_known_course():
+    steady = torch.arange(0, 60, 10, dtype=torch.uint8).view(1, 6, 1, 1, 1).expand(1, 6, 4, 4, 3)
+    blinking = (torch.arange(6) % 2 * 10).byte().view(1, 6, 1, 1, 1).expand(1, 6, 4, 4, 3)
+    found = [f(x).item() for f in (metrics.motion_energy, metrics.flicker) for x in (steady, blinking)]
+    assert found == pytest.approx([10 / 255, 10 / 255, 0, 20 / 255])
+    mixed, tokens = metrics.shuffled(steady, 0), torch.eye(3)[[0, 0, 1]].view(1, 3, 1, 3)
+    assert not torch.equal(mixed, steady) and torch.equal(mixed.sort(1).values, steady)
+    assert metrics.consistency(tokens).tolist() == [0.5]
+    d, real = torch.tensor([[0.0, 0.0, 0.2, 0.1], [0.0, 0.2, 0.0, 0.2]])
+    assert metrics.closeness(d, real).tolist() == [1, 0, 0, 0.5]
+
+
+def test_segments_in_time_are_matched_by_overlap_and_label():
+    truth = [0, 1, 1, 1, 1, 0, 0, 2, 2, 0]
+    shifted = [0, 0, 1, 1, 1, 1, 0, 2, 2, 0]  # IoU 3 / 5
+    assert metrics.segments(truth)[1] == (1, 1, 4)
+    found = [metrics.segmental_f1(truth, x, at) for x, at in ((truth, 0.5), (shifted, 0.5), (shifted, 0.7))]
+    assert found == [1, 1, 0.5] and metrics.segmental_f1(truth, [2 * x for x in truth], 0.1) == 0
+    assert metrics.boundary_error([0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0]) == 1
+    assert metrics.boundary_error([0, 0, 1, 1], [1, 1, 0, 0]) == 4  # a change to another label
+    assert math.isnan(metrics.boundary_error([1, 1], [0, 1]))

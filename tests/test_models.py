@@ -1,0 +1,299 @@
+"""The registry describes the published checkpoints; a name or folder loads, or exits with a remedy."""
+
+import copy
+import json
+import re
+import shutil
+from functools import cache
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+from helpers import random_autoencoder
+from huggingface_hub import errors
+from peft import LoraConfig, get_peft_model
+from published import INTERNVL2, internvl2_config, internvl2_layout
+from registry import LANGUAGE, PUBLISHED
+from safetensors.torch import load_file, save_file
+from test_families import SIDES, folder_of, load, noise
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+import extract
+import families
+import models
+from models import MODELS, find_model
+
+GOLDEN = ROOT.parent / "shared" / "golden"
+
+
+class Stub:
+    """What the families read of a processor before they see an image."""
+
+    image_token, bos_token, eos_token = "<image>", "<s>", "</s>"
+    start_image_token_id, end_image_token_id = 1, 2
+    image_mean, image_std = (0.5,) * 3, (0.5,) * 3
+    apply_chat_template = staticmethod(lambda *args, **more: "before <image> behind")
+    tokenizer = image_processor = property(lambda self: self)
+
+    def __call__(self, text, **more):
+        return SimpleNamespace(input_ids=[3, 4])
+
+
+@cache
+def full(name):
+    """(model on the meta device, points, multiple) of an entry of the registry."""
+    with torch.device("meta"):
+        model = (PUBLISHED | LANGUAGE)[name]()
+    if name in LANGUAGE:
+        return model, families.stack("language", "model.layers", len(model.model.layers)), None
+    stub = None if name.startswith("internvl2") else Stub()
+    return (model, *families.family_of(model)(model, stub)[1:3])
+
+
+def numel(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def spelt_out(points):
+    names = []
+    for stack, _, last in (word.partition(".0-") for word in points.split()):
+        names += [f"{stack}.{i}" for i in range(int(last) + 1)] if last else [stack]
+    return names
+
+
+def test_every_entry_of_the_hub_states_facts_and_is_built_here():
+    stated = {n for n, e in MODELS.items() if not e["path"].startswith(models.TINY) and e["kind"] != "video"}
+    assert {*PUBLISHED, *LANGUAGE} == set(models.FACTS) == stated
+    assert all(models.KIND_OF_TYPE[MODELS[name]["type"]] == MODELS[name]["kind"] for name in stated)
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *LANGUAGE])
+def test_the_points_and_parameters_of_the_full_size_model_are_the_stated_ones(name):
+    model, points, multiple = full(name)
+    entry, stacks = MODELS[name], {"vision": [], "language": []}
+    for point, (path, *_) in points.items():
+        stacks.get(point.partition(".")[0], []).append(numel(model.get_submodule(path)))
+    layers = [*stacks["vision"], *stacks["language"]]
+    tied = getattr(model, "all_tied_weights_keys", {})
+    head = numel(model.lm_head) if hasattr(model, "lm_head") and "lm_head.weight" not in tied else 0
+    outside = numel(model) - head - sum(layers)
+    found = {"params": numel(model), "head": head, "layer": max(layers, default=0), "outside": outside}
+    assert found == {k: pytest.approx(1e9 * entry[k], rel=0.01) for k in found}
+    numbers = set(re.findall(r"\d+", str(vars(model.config))))
+    if name in LANGUAGE:
+        assert entry["language"][0] == len(layers) and str(entry["language"][1]) in numbers
+        return
+    assert list(points) == spelt_out(extract.registry_row(entry)["points"])
+    assert entry["size"] % multiple == 0 and entry["clip"] % multiple == 0
+    assert name == "ltx" or {str(entry["vision"][k]) for k in (1, 2)} <= numbers
+    if entry["language"]:
+        _, merge, width = entry["language"]
+        assert str(width) in numbers
+        assert not name.startswith("qwen") or multiple == merge * entry["vision"][1]
+        # tokens after Kosmos-2's tower have no grid
+        gridless = {p for p in points if type(merge) is tuple and p.startswith(("merger", "language."))}
+        assert families.without_grid(points) == gridless
+
+
+@pytest.mark.parametrize("name", models.MISNOMERS)
+def test_a_misnomer_is_refused_in_one_sentence_with_a_name_that_works(refused, name):
+    correction = models.MISNOMERS[name]
+    refused(lambda: find_model(name.upper()), f"{name.upper()!r} {correction}")
+    offered = re.split(", the same weights|, which| and ask", correction.split("; use ")[1])[0]
+    offered = re.findall(r"[\w./-]+", offered.replace(" or ", " "))
+    assert offered and all(models.registry_name(o) in MODELS for o in offered), offered
+
+
+def folder_with(folder, **config):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return {"path": str(folder), "name": folder.name, "kind": "encoder"}
+
+
+def test_a_model_is_found_by_name_repository_or_folder(tmp_path, monkeypatch, refused):
+    for written, name in (("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2.5-vl-7b"), ("dinov2-giant", "dinov2-g")):
+        assert find_model(written) == find_model(name) and find_model(name)["name"] == name
+    refused(lambda: find_model("vlm"), "unknown model 'vlm'")  # the folder of a small model
+    monkeypatch.chdir(tmp_path)
+    folder_with(tmp_path / "facebook/dinov2-large", model_type="dinov2", patch_size=8)
+    assert find_model("facebook/dinov2-large")["weights"] == "unstated"
+    vision = {"patch_size": 14, "spatial_merge_size": 2}
+    folder_with(tmp_path / "own", model_type="qwen2_5_vl", vision_config=vision)
+    found = find_model(str(tmp_path / "own"))
+    assert (found["kind"], found["name"], found["size"] % 28) == ("vlm", "own", 0) and found["size"] > 0
+    (tmp_path / "own/weights.yaml").write_text("weights: small\nsize: 56\nother: 1\n")
+    assert find_model("own") == found | {"path": "own", "weights": "small", "size": 56}
+    folder_with(tmp_path / "fixed", model_type="siglip", vision_config={"image_size": 50})
+    assert find_model("fixed")["size"] == find_model("fixed")["clip"] == 50
+    index = {"model": "own", "run": {"arguments": {"model": str(tmp_path / "own")}}}
+    assert models.model_of(index)["size"] == 56 and models.model_of({"model": "gone"}) == {}
+
+
+def hub_error(name, status):
+    """One of huggingface_hub's exceptions, as a response with this status raises it."""
+    response = SimpleNamespace(status_code=status, headers={}, request=SimpleNamespace(url="", method="GET"))
+    return getattr(errors, name)(f"{status} Client Error.", response=response)
+
+
+LICENCE = "accept its licence at https://huggingface.co/facebook/dinov2-small, then `hf auth login`"
+HUB = {
+    LICENCE: hub_error("GatedRepoError", 403),
+    "no such repository": hub_error("RepositoryNotFoundError", 401),
+    "no revision 'v9'": hub_error("RevisionNotFoundError", 404),
+    "HF_HUB_OFFLINE": errors.OfflineModeIsEnabled(""),
+    "cannot be reached": TimeoutError("no network"),
+}
+
+
+@pytest.mark.parametrize("words", HUB)
+def test_an_error_of_the_hub_becomes_one_sentence_with_the_remedy(monkeypatch, refused, words):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # read when it was imported
+
+    def fail(*args, **more):
+        raise OSError("a long story.\nMore of it.") from HUB[words]
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **more: None)
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", fail)
+    entry = find_model("dinov2-s") | {"revision": "v9"}
+    refused(lambda: models.load_encoder(entry), "cannot load facebook/dinov2-small: ", words)
+
+
+def test_a_folder_that_is_no_whole_checkpoint_is_refused(small_dino, tmp_path, refused):
+    folder = shutil.copytree(small_dino, tmp_path / "model")
+    weights = folder / "model.safetensors"
+
+    def refuse(word):
+        for loader in (models.load_encoder, lambda entry: models.skeleton(entry, torch.float32)):
+            refused(lambda loader=loader: loader(find_model(str(folder))), word)
+
+    rest = {k: v for k, v in load_file(weights).items() if "layer.1." not in k}
+    save_file(rest, weights, {"format": "pt"})
+    refuse(folder)
+    weights.write_bytes(weights.read_bytes()[:150])
+    refuse(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    refuse("'gpt2'")
+    (folder / "config.json").unlink()
+    refuse("no config.json")
+
+
+def test_a_cached_revision_is_loaded(small_dino, shapes_folder, tmp_path, monkeypatch):
+    repository = tmp_path / "hub" / "models--somebody--dino"
+    (repository / "refs").mkdir(parents=True)
+    for commit, ref in (("a" * 40, "main"), ("b" * 40, "v2")):
+        shutil.copytree(small_dino, repository / "snapshots" / commit)
+        (repository / "refs" / ref).write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    entry = {"kind": "encoder", "type": "dinov2", "path": "somebody/dino", "size": 48, "clip": 48}
+    monkeypatch.setitem(MODELS, "cached", entry)
+    ask = ["--model", "cached", "--data", str(shapes_folder), "--points", "last", "--out"]
+    for more, commit in (([], "a" * 40), (["--revision", "v2"], "b" * 40)):
+        index = extract.main([*ask, str(tmp_path / commit), *more])
+        assert index["weights"] == "pretrained" and index["run"]["model_revision"] == commit
+
+
+@pytest.mark.parametrize("which", [which for which in SIDES if which != "small_vae"])
+def test_weights_read_one_by_one_are_those_of_the_librarys_loading(request, which):
+    folder = folder_of(request, which)
+    model, _, weights = models.skeleton(find_model(str(folder)), torch.float32)
+    models.fill(model, weights, weights.like)
+    found, expected = ({**m.state_dict(), **dict(m.named_buffers())} for m in (model, load(folder)[0]))
+    assert set(found) == set(expected) and all(torch.equal(found[name], x) for name, x in expected.items())
+
+
+def test_dinov2s_gated_mlp_which_is_stored_as_one_matrix_is_split(tmp_path):
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "use_swiglu_ffn": True}
+    model = Dinov2Model(Dinov2Config(**size, image_size=48, patch_size=8))
+    model.save_pretrained(tmp_path)
+    BitImageProcessor().save_pretrained(tmp_path)
+    assert any("weights_in" in name for name in load_file(tmp_path / "model.safetensors"))
+    found, _, weights = models.skeleton(find_model(str(tmp_path)), torch.float32)
+    models.fill(found, weights, weights.like)
+    assert all(torch.equal(x, model.state_dict()[name]) for name, x in found.state_dict().items())
+
+
+@pytest.mark.parametrize("name", INTERNVL2)
+def test_internvl2s_own_layout_maps_onto_every_weight_of_the_native_class_at_full_size(name):
+    vision, words = INTERNVL2[name]
+    config = models._internvl2_config(internvl2_config(vision, words))
+    model, found = full(name)[0], {}
+    for old, shape in internvl2_layout(vision, words).items():
+        parts = models._internvl2_parts(old, torch.empty(*shape, device="meta"), config)
+        found |= {k: tuple(x.shape) for k, x in zip(models._internvl2_names(old), parts, strict=True)}
+    assert found == {k: tuple(x.shape) for k, x in model.state_dict().items()}
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"{GOLDEN} does not exist: outputs of the original code")
+def test_internvl2_in_its_own_layout_computes_what_the_original_does_at_every_recorded_point():
+    model, _ = models.load_vlm(find_model(str(GOLDEN / "internvl2-tiny-a")))
+    golden = torch.load(GOLDEN / "internvl2-tiny-a/golden.pt", weights_only=True)
+    points = {"vision_embeddings": "model.vision_tower.embeddings", "logits": "lm_head"}
+    points["projector"] = "model.multi_modal_projector"
+    points |= {f"vision_block_{i}": f"model.vision_tower.encoder.layer.{i}" for i in range(3)}
+    points |= {f"llm_layer_{i}": f"model.language_model.layers.{i}" for i in range(3)}
+    assert set(points) == set(golden["expected"])
+    seen = extract.capture(model, {k: golden[k] for k in ("input_ids", "pixel_values")}, points)
+    for name, expected in golden["expected"].items():
+        assert (seen[name].view_as(expected) - expected).abs().max() < 1e-4, name
+
+
+def test_lora_is_merged_as_peft_merges_it_and_what_is_not_plain_lora_is_refused(small_vlm, tmp_path, refused):
+    base, _ = models.load_vlm(find_model(str(small_vlm)))
+    torch.manual_seed(0)
+    more = {"target_modules": r".*language_model.*\.[qv]_proj", "init_lora_weights": False}
+    tuned = get_peft_model(base, LoraConfig(r=4, lora_alpha=6, **more))
+    tuned.peft_config["default"].base_model_name_or_path = str(small_vlm)
+    tuned.save_pretrained(tmp_path / "tuned" / "adapter")
+    expected, folder = tuned.merge_and_unload().state_dict(), tmp_path / "tuned" / "adapter"
+    entry = find_model(str(folder))
+    assert entry["scaling"] == 1.5 and entry["path"] == str(small_vlm) and entry["name"].endswith("tuned")
+    assert models.fingerprint(entry) != models.fingerprint(find_model(str(small_vlm)))
+    model, _, weights = models.skeleton(entry, torch.float32)
+    models.fill(model, weights, weights.like)
+    for found in (model.state_dict(), models.load_vlm(entry)[0].state_dict()):
+        for name, x in expected.items():
+            torch.testing.assert_close(found[name], x, atol=1e-6, rtol=1e-5)
+    config = json.loads((folder / "adapter_config.json").read_text())
+
+    def changed(**more):
+        (folder / "adapter_config.json").write_text(json.dumps(config | more))
+        return find_model(str(folder))
+
+    assert changed(use_rslora=True)["scaling"] == pytest.approx(3)
+    refused(lambda: changed(use_dora=True), "plain LoRA")
+    other = changed(base_model_name_or_path=MODELS["tiny"]["path"])
+    refused(lambda: models.load_vlm(other), "cannot load", "the adapter")
+
+
+def test_latents_are_normalised_and_decoded_back_and_stills_are_flattened_exactly(refused):
+    torch.manual_seed(0)
+    vae = random_autoencoder(patch_size=4, scaling=(True, False)).eval()
+    clips = noise(3, 32, frames=5)
+    z = models.encode_generated_clips(vae, clips, batch=2)
+    with torch.no_grad():
+        mode = vae.encode(clips.permute(0, 4, 1, 2, 3) / 127.5 - 1).latent_dist.mode()
+        expected = ((vae.decode(mode).sample + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 4, 1)
+        raw = mode.permute(0, 2, 3, 4, 1)
+        torch.testing.assert_close(z, (raw - vae.latents_mean) / vae.latents_std, atol=1e-5, rtol=1e-4)
+        found = models.decode_generated_clips(vae, z, batch=2)
+        assert found.shape == clips.shape and (found.float() - expected).abs().max() <= 1
+        for frames in (1, 5):
+            x = torch.rand(2, 3, frames, 32, 32) * 2 - 1
+            before, after = vae(x).sample, models.flatten_stills(copy.deepcopy(vae))(x).sample
+            assert before.std() > 0.01 and (before - after).abs().max() < 1e-4
+    shape = {"time": 8, "space": 32}
+    refused(lambda: models.check_shape(24, 512, shape, "ltx-video"), "8k+1", "give 17 or 25")
+    refused(lambda: models.check_shape(17, 500, shape, "ltx-video"), "multiple of 32", "480 or 512")
+
+
+def test_frames_of_a_clip_keep_their_times(small_qwen3vl):
+    _, processor = models.load_vlm(find_model(str(small_qwen3vl)))
+    clips, at = noise(2, 48, frames=4), ([0, 1, 4, 5], 6)
+    slow, fast = (models.qwen_inputs(processor, clips, "?", (*at, rate)) for rate in (1.0, 2.0))
+    texts = [processor.tokenizer.decode(x["input_ids"][0]) for x in (slow, fast)]
+    assert "<0.5 seconds>" in texts[0] and "<4.5 seconds>" in texts[0] and "<2.2 seconds>" in texts[1]

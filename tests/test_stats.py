@@ -1,0 +1,190 @@
+"""Ridge, intervals, paired tests and the record of a criterion: null first, then planted effects."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import metrics
+import stats
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def r2(found, true):
+    return (1 - (found - true).square().sum() / (true - true.mean(0)).square().sum()).item()
+
+
+def test_ridge_on_shuffled_boxes_is_no_better_than_a_constant_box():
+    g, train, test = generator(), torch.arange(240), torch.arange(240, 400)
+    corner = torch.rand(400, 2, generator=g) * 0.5
+    boxes = torch.cat([corner, corner + 0.2 + 0.3 * torch.rand(400, 2, generator=g)], 1)
+    x = boxes @ torch.randn(4, 500, generator=g) + 0.05 * torch.randn(400, 500, generator=g)
+    wrong = boxes.clone()
+    wrong[train] = boxes[train][torch.randperm(len(train), generator=g)]
+    found = stats.ridge(x, {"true": boxes, "shuffled": wrong}, train)
+    iou = {name: metrics.box_iou(z[test], boxes[test]).mean() for name, z in found.items()}
+    constant = metrics.box_iou(boxes[train].mean(0).expand(len(test), 4), boxes[test]).mean()
+    assert abs(r2(found["shuffled"][test], boxes[test])) < 0.1
+    assert iou["shuffled"] < constant + 0.03 and iou["true"] > constant + 0.3
+
+
+@pytest.mark.parametrize("n, d, noise", [(120, 600, 0.5), (200, 20, 0.1), (90, 90, 3.0)])
+def test_ridge_chooses_and_predicts_as_scikit_learn_does(n, d, noise):
+    """Equal penalties, leave-one-out error and predictions, of wide, tall and nearly collinear features."""
+    from sklearn.linear_model import RidgeCV
+
+    g = generator(n)
+    x = torch.randn(n, d, generator=g) + 2
+    x[:, 1] = x[:, 0] + 1e-3 * x[:, 1]
+    y = x @ torch.randn(d, 1, generator=g) + noise * d**0.5 * torch.randn(n, 1, generator=g) + 7
+    train, test = torch.arange(n * 2 // 3), torch.arange(n * 2 // 3, n)
+    wide = x.double()
+    penalties = stats.PENALTIES * (wide[train] - wide[train].mean(0)).square().sum() / len(train)
+    theirs = RidgeCV(alphas=penalties.numpy()).fit(wide[train].numpy(), y[train, 0].double().numpy())
+    assert penalties[0] < theirs.alpha_ < penalties[-1], "the optimum must lie inside the grid"
+    kernels = torch.stack([wide[:, :9] @ wide[:, :9].T, wide @ wide.T])  # another layer and another task
+    tasks = {"noise": torch.randn(n, 2, generator=g), "y": y}
+    solved = stats.solve_ridge(*stats.spectrum(kernels, train), tasks, train)["y"]
+    np.testing.assert_allclose(solved[0][1, test, 0], theirs.predict(wide[test].numpy()), rtol=1e-4)
+    assert solved[1][1].item() == pytest.approx(-theirs.best_score_, rel=1e-4)
+
+
+def test_token_ridge_finds_nothing_in_noise_and_a_planted_map_without_using_test_items():
+    g, train, val = generator(), torch.arange(30), torch.arange(30, 45)
+    x, noise = torch.randn(60, 9, 12, generator=g) + 1, torch.randn(60, 9, 3, generator=g)
+    tasks = {"noise": noise, "planted": x @ torch.randn(12, 3, generator=g) + 4}
+    tasks["both"] = tasks["planted"] + noise
+    found = stats.token_ridge(x, tasks, train, val)
+    assert abs(r2(found["noise"][45:].flatten(0, 1), noise[45:].flatten(0, 1))) < 0.05
+    torch.testing.assert_close(found["planted"][45:], tasks["planted"][45:], rtol=1e-3, atol=1e-2)
+    x[45:] = 1e3 * torch.randn(15, 9, 12, generator=g)
+    for y in tasks.values():
+        y[45:] = 1e3
+    for task, z in stats.token_ridge(x, tasks, train, val).items():
+        torch.testing.assert_close(z[:45], found[task][:45], rtol=1e-5, atol=1e-5)
+    g, train, val = generator(), torch.arange(8), torch.arange(20, 40)  # the penalty is chosen on val
+    x = torch.randn(60, 4, 40, generator=g)
+    y = x @ torch.randn(40, 1, generator=g) + 30 * torch.randn(60, 4, 1, generator=g)
+    errors = [(stats.token_ridge(x, {"y": y}, train, v)["y"] - y)[40:].square().mean() for v in (train, val)]
+    assert errors[0] > 1.2 * errors[1]
+
+
+@pytest.mark.parametrize("n, runs, least, most", [(50, 200, 0.015, 0.11), (2, 300, 0, 0.1), (5, 300, 0, 0.1)])
+def test_the_interval_of_clustered_scores_misses_the_true_mean_5_times_in_100(n, runs, least, most):
+    g, missed = generator(), 0
+    for k in range(runs):
+        scores = 0.3 + torch.randn(n, generator=g).repeat_interleave(3) + torch.randn(3 * n, generator=g) / 9
+        _, low, high = stats.bootstrap(scores, [i // 3 for i in range(3 * n)], n_boot=500, seed=k)
+        missed += not low <= 0.3 <= high
+    assert least <= missed / runs <= most, missed  # percentiles alone: 0.5 and 0.16 of 2 and 5 sources
+
+
+def test_the_bootstrap_weighs_items_not_sources_and_adds_the_spread_of_seeds():
+    large, small = [f"large-{i // 9}" for i in range(180)], [f"small-{i}" for i in range(20)]
+    value, low, high = stats.bootstrap([1.0] * 180 + [0.0] * 20, large + small, n_boot=500)
+    assert value == pytest.approx(0.9) and 0.8 < low < 0.9 < high < 0.97  # a mean of sources: about 0.5
+    items, sources = 0.1 * torch.randn(100, generator=generator()), list(range(100))
+    same = stats.bootstrap(items.repeat(5, 1), sources)
+    spread = stats.bootstrap(items + torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None], sources)
+    assert same[0] == pytest.approx(items.mean().item(), abs=1e-6) == spread[0]
+    assert spread[2] - spread[1] > 5 * (same[2] - same[1])
+    t = 2.7764 / 1.96 * (5 / 4) ** 0.5  # widened to Student's t
+    assert stats.widened(0.5, 0.4, 0.7, 5) == pytest.approx((0.5 - 0.1 * t, 0.5 + 0.2 * t), abs=1e-4)
+    assert stats.bootstrap([0.2, 0.4], ["a", "a"])[1:] == (-math.inf, math.inf)
+
+
+def test_the_paired_test_rejects_a_true_null_5_times_in_100_though_items_of_a_source_agree():
+    g, small = generator(), 0
+    for k in range(300):
+        a, b = (torch.randn(20, generator=g).repeat_interleave(4) for _ in range(2))
+        small += stats.paired_test(a, b, [i // 4 for i in range(80)], n_perm=199, seed=k)["p"] <= 0.05
+    assert 0.015 <= small / 300 <= 0.095, small  # items taken as independent: about 0.3
+
+
+def test_the_paired_test_finds_a_planted_difference_in_items_of_very_different_difficulty():
+    g, names = generator(), list(range(60))
+    difficulty = 5 * torch.randn(60, generator=g)
+    found = stats.paired_test(difficulty + 0.5 + 0.2 * torch.randn(60, generator=g), difficulty, names)
+    assert found["gain"] == pytest.approx(0.5, abs=0.1) and found["gain_low"] > 0.3
+    assert found["p"] == pytest.approx(1 / 2001)  # the smallest p of 2000 permutations, never 0
+    assert stats.paired_test(difficulty, difficulty + 0.5, names)["gain_high"] < 0
+    equal = {"gain": 0.0, "gain_low": 0.0, "gain_high": 0.0, "p": 1.0}
+    assert stats.paired_test([0.5] * 20, [0.5] * 20, list(range(20))) == equal
+    seeds = torch.tensor([[0.0, 2.0, 4.0, 6.0], [2.0, 4.0, 6.0, 8.0]])
+    assert stats.paired_test(seeds, [0.0] * 4, list("abcd"))["gain"] == 4.0
+
+
+def test_holm_agrees_with_a_hand_computed_example():
+    found = stats.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})  # x3, x1 raised to c's, x2, x4
+    assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+    x, y = {"p": 0.01, "p_wilcoxon": 0.04}, {"p": 0.5, "p_wilcoxon": 0.02}
+    gains = stats.adjusted({"x": x, "none": None, "y": y})
+    assert gains["none"] is None and gains["x"]["p_holm"] == 0.02 and gains["y"]["p_wilcoxon_holm"] == 0.04
+
+
+def test_a_ratio_of_means_has_the_value_and_interval_of_both_means():
+    real = torch.rand(400, generator=generator(), dtype=torch.float64) + 0.01
+    assert stats.ratio(2 * real[None], real).flatten().tolist() == pytest.approx([2.0] * 400)
+    mixed = stats.ratio(real.flip(0)[None], real)  # a mean of single ratios is far above 1
+    assert mixed.mean().item() == pytest.approx(1) and mixed.std() > 0.3
+
+
+def test_wilcoxon_is_scipys_on_sources_and_gains_leave_out_clips_without_a_score():
+    from scipy.stats import wilcoxon
+
+    x, names = torch.randn(12, generator=generator()), list("abcdefg")
+    pairs = wilcoxon(x.double().view(6, 2).mean(1).numpy()).pvalue
+    assert stats.signed_rank(x, list("aabbccddeeff")) == pairs and stats.signed_rank(0 * x, range(12)) == 1
+    errors = torch.tensor([[1.0, 2, torch.nan, 3, 4, 5, 6]], dtype=torch.float64)
+    found = stats.gain_of(errors, errors + 1, names, 0)
+    assert found["gain"] == found["gain_low"] == 1 and found["p_wilcoxon"] == pytest.approx(2 / 2**6)
+    assert stats.gain_of(errors * torch.nan, errors, names, 0) is None
+    assert stats.averaged("l1", errors, names, 0)["l1"] == 3.5
+
+
+def test_a_verdict_over_several_gains_is_that_of_the_worst():
+    for low, high, answer in ((0.01, 0.3, "yes"), (-0.01, 0.3, "inconclusive"), (-0.3, 0.04, "no")):
+        bounds = ({"gain_low": a, "gain_high": b} for a, b in ((0.1, 0.2), (low, high)))
+        assert stats.verdict(*bounds) == answer
+
+
+def test_the_record_of_a_score_that_should_be_low_or_high_has_the_best_baseline_and_a_positive_gain():
+    noise = 0.01 * torch.randn(30, generator=generator())
+    baselines = {"bad": 0.9 + noise, "best": 0.5 + noise}
+    found = stats.criterion(0.2 + noise, baselines, list(range(30)), upper_bound=0.1, better="lower")
+    assert (found["baseline_name"], found["better"]) == ("best", "lower")
+    assert found["gain"] == pytest.approx(0.3, abs=1e-6) and found["gain_low"] > 0
+    assert found["skill"] == pytest.approx(0.3 / (0.4 + noise.mean().item()), abs=1e-6)
+    baselines = {"constant": [0.4] * 8, "pixels": [0.2] * 8}
+    found = stats.criterion([0.6] * 8, baselines, list("aabbccdd"), upper_bound=0.8)
+    assert (found["baseline_name"], found["n"], found["sources"]) == ("constant", 8, 4)
+    assert found["gain"] == pytest.approx(0.2) and found["skill"] == pytest.approx(0.5)
+    for better in ("higher", "lower"):  # no headroom: no skill
+        assert stats.criterion([0.7] * 8, baselines, list("aabbccdd"), 0.4, better)["skill"] is None
+
+
+def test_shuffled_labels_that_score_above_the_baseline_without_features_are_a_leak():
+    noise = 0.05 * torch.rand(60, generator=generator())
+
+    def leak(shuffled, blind="constant", **more):
+        baselines = {"constant": 0.4 + noise, "shuffled": shuffled + noise.flip(0)}
+        return stats.criterion(0.9 + noise, baselines, list(range(60)), blind=blind, **more)["leak"]
+
+    assert leak(0.4) is None and leak(0.45) is None  # a tenth of the headroom is 0.06
+    assert leak(0.6) == "shuffled" and leak(0.6, blind=None) is None
+    lower = {"better": "lower", "upper_bound": 0.0}
+    assert leak(0.2, **lower) == "shuffled" and leak(0.6, **lower) is None
+
+
+def test_the_detectable_gain_is_found_four_times_in_five():
+    g, sources, found = generator(), [str(i) for i in range(200)], []
+    for _ in range(120):
+        baseline, *noise = torch.rand(200, generator=g), *(0.1 * torch.randn(2, 200, generator=g))
+        null = stats.criterion(baseline + noise[0], {"baseline": baseline}, sources)
+        shifted = stats.criterion(baseline + noise[1] + null["mde"], {"baseline": baseline}, sources)
+        found.append(shifted["gain_low"] > 0)
+    assert 0.68 <= sum(found) / len(found) <= 0.91  # a standard error of 0.037 around 0.80

@@ -1,0 +1,240 @@
+"""Generated images and clips: names, boxes, directions and answers agree with pixels and equations."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from helpers import BACKWARDS
+
+import synthetic
+from synthetic import DIRECTIONS, OPPOSITE, position, spans_words
+
+COLOURS = {name: torch.tensor(rgb).float() / max(rgb) for name, rgb in synthetic.COLOURS.items()}
+FRAMES = np.arange(32)
+
+
+@pytest.fixture(scope="module")
+def moving():
+    return list(synthetic.moving(240, 64, 1))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return list(synthetic.trajectories(80, 48, 5))
+
+
+def extents(mask):
+    """[x1, y1, x2, y2] of the true values of a mask [H, W]; zeros where there are none."""
+    y, x = torch.nonzero(mask, as_tuple=True)
+    return [x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0, 0, 0, 0]
+
+
+def colour_of(pixels):
+    """The name of the colour nearest to the mean of pixels [n, 3], regardless of brightness."""
+    mean = pixels.float().mean(0)
+    return min(COLOURS, key=lambda name: (COLOURS[name] - mean / mean.max()).norm())
+
+
+@pytest.mark.parametrize("source", ["shapes", "moving", "trajectories"])
+def test_an_item_depends_on_its_seed_and_not_on_how_many_are_generated(source):
+    few, many, other = (list(getattr(synthetic, source)(n, 48, seed)) for n, seed in ((2, 4), (4, 4), (2, 3)))
+    for a, b, c in zip(few, many, other, strict=False):
+        assert all(torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a)
+        assert not torch.equal(a["frames"], c["frames"])
+
+
+def test_boxes_masks_colours_captions_and_answers_of_shapes_agree_with_their_names():
+    items = list(synthetic.shapes(60, 64, 0))
+    assert {len(i["boxes"]) for i in items} == {1, 2, 3, 4}
+    for item in items:
+        frames, mask, answers = item["frames"], item["mask"], dict(item["turns"])
+        assert frames.shape == (1, 64, 64, 3) and frames.dtype == torch.uint8 and mask.shape == (64, 64)
+        assert mask.max() == len(item["boxes"]) and min(item["visible"]) > 0.5
+        assert item["text"] == "a " + " and a ".join(sorted(item["names"])) == item["turns"][0][1]
+        for k, (name, label) in enumerate(zip(item["names"], item["labels"], strict=True), 1):
+            x1, y1, x2, y2 = box = item["boxes"][k - 1].tolist()
+            assert box == extents(mask == k) and name == f"{colour_of(frames[0][mask == k])} {label}"
+            row, column = (int((a + b) / 2 / 64 * 3) for a, b in ((y1, y2), (x1, x2)))
+            place = f"{('top', '', 'bottom')[row]} {('left', '', 'right')[column]}".strip() or "middle"
+            assert answers[f"Where is the {name}?"] == place and label in synthetic.SHAPES
+            assert answers[f"What shape is the {name.split()[0]} object?"] == label
+
+
+def test_the_subject_moves_in_its_direction_at_its_speed(moving):
+    checked = Counter()
+    for item in moving:
+        boxes, subject = item["boxes"][:, -1], item["mask"] == len(item["labels"])
+        inside = ((boxes[:, :2] > 0) & (boxes[:, 2:] < 64)).all(1).nonzero()[:, 0]
+        if len(inside) < 6:
+            continue
+        at = [subject[t].nonzero().float().mean(0).flip(0) for t in (inside[0], inside[-1])]
+        step = torch.tensor(DIRECTIONS.get(item["direction"], (0, 0))).float()
+        expected = step / step.norm().clamp(min=1) * item["speed"]
+        assert ((at[1] - at[0]) / (inside[-1] - inside[0]) - expected).norm() < 0.1, item["id"]
+        assert (item["speed"] == 0) == (item["direction"] == "still") and item["action"] == item["direction"]
+        checked[item["direction"]] += 1
+    assert set(checked) == {*DIRECTIONS, "still"} and checked.total() > 120
+
+
+def test_twins_share_a_source_and_their_answers_are_mirrored_or_reversed(moving):
+    for a, b in zip(moving[::2], moving[1::2], strict=True):
+        assert a["source"] == b["source"] and a["id"] != b["id"] and a["kind"] == "original"
+        x, y = DIRECTIONS.get(a["direction"], (0, 0))
+        axis, expected = (2, (-x, y)) if b["kind"] == "mirrored" else (0, (-x, -y))
+        assert all(torch.equal(b[k], a[k].flip(axis)) for k in ("frames", "mask"))
+        assert DIRECTIONS.get(b["direction"], (0, 0)) == expected and a["speed"] == b["speed"]
+        assert b["turns"] == [[f"Which way does the {b['names'][-1]} move?", b["direction"]]]
+    kinds = Counter(i["kind"] for i in moving[1::2])
+    assert set(kinds) == {"mirrored", "reversed"} and min(kinds.values()) >= 50
+    for item in moving[:24]:
+        for mask, boxes in zip(item["mask"], item["boxes"], strict=True):
+            assert boxes.tolist() == [extents(mask == k) for k in range(1, len(boxes) + 1)]
+
+
+def test_camera_motion_moves_the_background_by_its_pixels_per_frame(moving):
+    with_camera = [i for i in moving if any(i["camera"])]
+    assert len(with_camera) > 40
+    for item in with_camera:
+        (dx, dy), (a, b) = item["camera"], item["frames"][7:9].float()
+        free = ((item["mask"][7] == 0) & (item["mask"][8].roll((-dy, -dx), (0, 1)) == 0))[2:-2, 2:-2]
+        # what is at (x, y) is at (x + dx, y + dy) a frame later
+        difference = (b.roll((-dy, -dx), (0, 1)) - a).abs().sum(-1)[2:-2, 2:-2]
+        assert difference[free].median() == 0, item["id"]
+
+
+def test_directions_are_balanced_and_the_first_frame_says_little_about_them(moving):
+    count = Counter(i["direction"] for i in moving)
+    assert max(count[d] for d in DIRECTIONS) <= 3 * min(count[d] for d in DIRECTIONS), count
+
+    def places(items):
+        boxes = torch.stack([i["boxes"][0, -1] for i in items])
+        return boxes[:, :2] + boxes[:, 2:], np.array([i["direction"] for i in items])
+
+    (x, y), (test_x, test_y) = places(moving[:140]), places(moving[140:])  # twins on one side
+    names = np.unique(y)
+    centroid = torch.stack([x[y == name].mean(0) for name in names])
+    assert (names[torch.cdist(test_x, centroid).argmin(1).numpy()] == test_y).mean() < 0.4
+
+
+def frames_in(spans):
+    """[first, last] spans as a set of frames."""
+    return {t for a, b in spans for t in range(a, b + 1)}
+
+
+def objects(clips):
+    """(clip, number, track) of each object."""
+    return [(c, k, t) for c in clips for k, t in enumerate(c["tracks"])]
+
+
+def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_enough_of_an_object_is_there(clips):
+    for c, k, track in objects(clips):
+        seen, boxes, e = c["mask"] == k + 1, c["boxes"][:, k].numpy(), track["equation"]
+        area, at, radius = seen.sum((1, 2)), position(e, FRAMES), e["radius"]
+        visible, present, hidden = (frames_in(track[s]) for s in ("visible", "present", "hidden"))
+        assert visible | hidden == present and not visible & hidden and len(track["present"]) == 1
+        whole = (synthetic.coverage(c["labels"][k], 48, 24, 24, radius, 0) >= 0.5).sum().item()
+        assert all(area[t] > 0 for t in visible) and all(area[t] <= 0.25 * whole + 3 for t in hidden)
+        depth = np.minimum(at, 48 - at).min(1) / radius  # of the centre, from the nearest edge
+        exists = set(range(e["exists"][0], e["exists"][1] + 1))
+        assert exists & {*FRAMES[depth > 0.35]} <= present <= exists & {*FRAMES[depth > -0.35]}
+        there = seen.any((1, 2)).numpy()
+        assert boxes.tolist() == [extents(x) for x in seen] and set(FRAMES[there]) <= exists
+        assert (np.abs(boxes[there].reshape(-1, 2, 2) - at[there][:, None]) <= radius + 1).all()
+
+
+def test_persistence_cause_direction_and_speed_follow_from_the_equations(clips):
+    for _, _, track in objects(clips):
+        present, e, direction = frames_in(track["present"]), track["equation"], track["direction"]
+        assert track["persistent"] == (len(present) == 32) == (track["why"] == "stays")
+        why = {(1, 1): "stays", (0, 1): "enters", (1, 0): "leaves", (0, 0): "passes"}
+        if e["exists"] != [0, 31]:
+            why = {(0, 1): "appears", (1, 0): "vanishes"}
+        assert track["why"] == why[0 in present, 31 in present]
+        at = position(e, sorted(present))
+        gone = at[-1] - at[0]
+        assert track["speed"] == pytest.approx(np.hypot(*np.diff(at, axis=0).T).mean())
+        assert track["curvature"] * np.hypot(*e["velocity"]) == pytest.approx(e["turn"])
+        assert (np.hypot(*gone) < 2) == (direction == "still")
+        if direction != "still":
+            cosines = {d: gone @ v / np.hypot(*gone) / np.hypot(*v) for d, v in DIRECTIONS.items()}
+            assert cosines[direction] == max(cosines.values()) > np.cos(np.radians(22.6))
+
+
+def test_how_long_an_object_is_seen_does_not_decide_whether_it_is_persistent(clips):
+    tracks = [t for _, _, t in objects(clips)]
+    persistent = np.array([t["persistent"] for t in tracks])
+    seen = np.array([len(frames_in(t["visible"])) for t in tracks])
+    accuracies = [((seen >= least) == persistent).mean() for least in range(34)]
+    assert max(*accuracies, 1 - min(accuracies)) < 0.85
+
+
+def test_an_equation_by_hand():
+    line = {"position": [1.0, 2.0], "velocity": [2.0, 0.0], "acceleration": [0.0, 1.0], "turn": 0.0}
+    assert position(line, [0, 2]).tolist() == [[1, 2], [5, 4]]
+    # a circle of radius speed / turn, a quarter of it in four frames
+    arc, r = line | {"acceleration": [0.0, 0.0], "turn": np.pi / 8}, 16 / np.pi
+    assert position(arc, [4, 8, 16]) == pytest.approx(np.array([[1 + r, 2 + r], [1, 2 + 2 * r], [1, 2]]))
+
+
+def test_spans_and_sentences_by_hand():
+    assert synthetic.spans([1, 1, 0, 0, 1]) == [[0, 1], [4, 4]] and synthetic.spans([0, 0]) == []
+    assert spans_words([[0, 9], [14, 31]]) == "frames 0 to 9 and 14 to 31"
+    track = {"object": "red circle", "persistent": False, "why": "passes", "direction": "right"}
+    track |= {"present": [[4, 21]], "hidden": [[10, 13]]}
+    passes = "it enters in frame 4 and leaves in frame 21. It moves right. It is hidden in frames 10 to 13."
+    assert synthetic.describe_track(track) == f"The red circle is transient: {passes}"
+
+
+def test_answers_are_true_and_topics_say_what_the_questions_are_about(clips):
+    kinds = set()
+    for c in clips:
+        tracks = {t["object"]: t for t in c["tracks"]}
+        for (question, answer), (kind, name) in zip(c["turns"], c["topics"], strict=True):
+            assert name in question and (name in tracks) == (kind not in ("absent", "count"))
+            truth = {"absent": f"there is no {c['absent']}", "count": str(len(c["names"]))}
+            truth["unknown"] = "the clip does not show that"
+            if track := tracks.get(name):
+                visible, hidden, present = (spans_words(track[k]) for k in ("visible", "hidden", "present"))
+                backwards = "backwards" in question or "reversed" in question
+                truth["persistence"] = "persistent" if track["persistent"] else "transient"
+                truth |= {"frames": visible, "direction": track["direction"]}
+                truth["hidden"] = hidden if track["hidden"] else "it is never hidden"
+                truth["whatif"] = OPPOSITE[track["direction"]] if backwards else present
+            assert answer == truth[kind]
+            kinds.add(kind)
+        assert c["text"].startswith(" ".join(map(synthetic.describe_track, c["tracks"])))
+    assert kinds == {*synthetic.QUESTIONS, "absent", "whatif"} - {"backwards", "uncovered"}
+
+
+def test_reversed_clips_run_backwards_with_the_truth_about_that(clips):
+    for c, r in zip(clips[:24], synthetic.trajectories(24, 48, 5, change="reversed"), strict=True):
+        assert all(torch.equal(r[k], c[k].flip(0)) for k in ("frames", "mask", "boxes"))
+        assert all(r[k] == c[k] for k in ("id", "names", "source", "absent", "topics"))
+        for a, b in zip(c["tracks"], r["tracks"], strict=True):
+            assert (b["persistent"], b["why"]) == (a["persistent"], BACKWARDS[a["why"]])
+            for k in ("present", "visible", "hidden"):
+                assert b[k] == [[31 - last, 31 - first] for first, last in a[k][::-1]]
+            there, back = (position(x["equation"], FRAMES) for x in (a, b))
+            assert back[::-1] == pytest.approx(there, abs=1e-6) and b["direction"] == OPPOSITE[a["direction"]]
+            assert r["turns"][r["topics"].index(["direction", b["object"]])][1] == b["direction"]
+
+
+def test_the_first_object_is_gone_from_deleted_clips_and_nothing_else_changes_but_what_it_hid(clips):
+    for c, d in zip(clips[:24], synthetic.trajectories(24, 48, 5, change="deleted"), strict=True):
+        n, gone = c["count"], c["mask"] == 1
+        assert (d["removed"], d["names"], d["count"]) == (c["names"][0], c["names"][1:], n - 1)
+        assert d["id"] == c["id"] and d["boxes"].shape == (32, n - 1, 4)
+        assert all(torch.equal((c["mask"] == k + 1)[~gone], (d["mask"] == k)[~gone]) for k in range(1, n))
+        for a, b in zip(c["tracks"][1:], d["tracks"], strict=True):
+            assert all(a[k] == b[k] for k in ("persistent", "why", "present", "direction", "equation"))
+            assert frames_in(b["visible"]) >= frames_in(a["visible"])
+
+
+def test_in_swapped_clips_the_second_object_takes_the_path_of_the_first(clips):
+    several = [c for c in clips[:24] if c["count"] > 1]
+    for c, s in zip(several, synthetic.trajectories(24, 48, 5, change="swapped"), strict=True):
+        assert s["id"] == c["id"] and s["names"] == [c["names"][1], c["names"][0], *c["names"][2:]]
+        for a, b in zip(s["tracks"], c["tracks"], strict=True):
+            assert (a["equation"], a["direction"]) == (b["equation"], b["direction"])
+        assert all(colour_of(s["frames"][s["mask"] == k + 1]) == s["names"][k].split()[0] for k in (0, 1))

@@ -1,0 +1,244 @@
+"""Tracks of objects: scores of planted tracks, checks of the file, the tracker, its training, its weights."""
+
+import math
+
+import pytest
+import torch
+from helpers import holds
+
+import data
+import extract
+import models
+import synthetic
+import tiny
+import track
+from common import ANSWERS, TRACKS, load_items, load_pt, load_yaml, plain, save_pt, split_of
+
+CONFIG = {"colours": list(synthetic.COLOURS), "shapes": list(synthetic.SHAPES), "frames": 32}
+CONFIG |= {"image_size": 48, "widths": [16, 32], "layers": [1, 1], "embedding": 512}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "trajectories"
+    data.main(["trajectories", "--n", "70", "--seed", "21", "--out", str(folder)])
+    return folder, load_items(folder)[0]
+
+
+def planted(path, items, scores_of=None, persistence_of=None, **changed):
+    """A tracks.pt of the truth, or of functions of (item, name, truth: frames, or track)."""
+    ids, scores, persistence = [], [], []
+    for item in items:
+        tracks = {t["object"]: t for t in item["tracks"]}
+        for name in [*item["names"], item["absent"], *filter(None, [item.get("removed")])]:
+            true = tracks.get(name)
+            visible = track.frames_of_track(true).float() if true else torch.zeros(32)
+            likely = float(bool(true and true["persistent"]))
+            ids.append(f"{item['id']}/{name}")
+            scores.append(scores_of(item, name, visible) if scores_of else visible)
+            persistence.append(persistence_of(item, name, true) if persistence_of else likely)
+    content = {"embedding": torch.zeros(len(ids), 512), "scores": torch.stack(scores)}
+    content |= {"attention": torch.full((len(ids), 32), 1 / 32), "persistence": torch.tensor(persistence)}
+    meta = {"model": "planted", "weights": "random", "data": "synthetic", "data_path": "x", "threshold": 0.5}
+    schema, ids = changed.pop("schema", TRACKS), changed.pop("ids", ids)
+    save_pt(path, schema, ids, meta, **{k: x.half() for k, x in content.items()} | changed)
+    return path
+
+
+def scored(path, folder):
+    out = path.with_suffix(".yaml")
+    result = track.main(["--embeddings", str(path), "--data", str(folder), "--out", str(out)])
+    assert load_yaml(out, "track")["frame_f1"] == plain(result["frame_f1"])
+    return result
+
+
+def test_cuts_thresholds_and_replaced_frames():
+    x, late = torch.tensor([1.0, 2, 3, 4]), torch.tensor([False, False, True, True])
+    assert track.best_cut(x, late) == (3, 1) and track.best_cut(x, ~late) == (2, -1)
+    assert 0.3 <= track.best_threshold_of(torch.tensor([[0.9, 0.42, 0.3, 0.1]]), ~late[None]) < 0.42
+    clip = torch.tensor([0, 10, 20, 30, 240], dtype=torch.uint8)[:, None, None, None].expand(-1, 2, 2, 3)
+    assert track.without_frames(clip, [3, 4], "mean")[:, 0, 0, 0].tolist() == [0, 10, 20, 60, 60]
+    assert track.without_frames(clip, [0, 3, 4], "neighbours")[:, 0, 0, 0].tolist() == [10, 10, 20, 20, 20]
+
+
+def test_baselines_of_persistence_are_fitted_on_train_and_val():
+    durations = torch.tensor([1.0, 2, 3, 4])
+    persistent = {"train": [1, 1, 1, 0], "val": [0, 0, 1, 1], "test": [1, 0, 0, 0]}
+    persistent = {s: torch.tensor(x).bool() for s, x in persistent.items()}
+    visible = dict.fromkeys(persistent, torch.arange(32) < durations[:, None])
+    energy = dict.fromkeys(persistent, durations)
+    found = track.persistence_baselines(visible, visible, energy, persistent)
+    assert found["majority"].tolist() == [1, 0, 0, 0] and found["ends"].tolist() == [0, 1, 1, 1]
+    for name in ("duration", "true_duration", "energy"):
+        assert found[name].tolist() == [0, 1, 0, 0], name
+
+
+def test_the_truth_scores_one_and_beats_every_baseline(clips, tmp_path):
+    folder, items = clips
+    found = scored(planted(tmp_path / "tracks.pt", items), folder)
+    holds(found, "persistence_accuracy == 1, frame_f1 == 1, frame_f1_macro == 1, boundary_error == 0")
+    holds(found, "segmental_f1_10 == 1, segmental_f1_25 == 1, segmental_f1_50 == 1, absent_seen == 0")
+    holds(found, "persistence_accuracy_gain_low > 0, frame_f1_gain_low > 0, over_copy_low > 0")
+    holds(found, "persistence_duration == persistence_true_duration, persistence_duration < 0.9")
+    holds(found, "frame_f1_copy > 0.85, frame_f1_copy < 1, copy_frames == 2")
+    test = [i for i in items if split_of(i["source"]) == "test"]
+    assert found["clips"] == len(test) and found["objects"] == sum(i["count"] for i in test)
+    assert {c["persistence_accuracy"] for c in found["cases"].values()} == {1}
+
+
+def by_colour(item, name, visible):
+    there = any(n.split()[0] == name.split()[0] for n in item["names"])
+    return torch.full((32,), float(there)) if name == item["absent"] else visible
+
+
+CONSTANT = """frame_f1 == frame_f1_always, frame_f1_gain == 0, persistence_accuracy_gain_low <= 0,
+    absent_seen == 1, boundary_error == 32, segmental_f1_50 < 0.8"""
+SCALED = "frame_f1 == 1, threshold >= 0.1, threshold < 0.25"  # chosen on val
+LATE = "frame_f1 == frame_f1_copy, over_copy == 0, frame_f1 < 1"
+COLOUR = "absent_seen_colour_there == 1, absent_seen_colour_not_there == 0, absent_seen < 1"
+
+
+def test_planted_scores_are_found(clips, tmp_path):
+    rows = [(lambda *_: torch.full((32,), 0.7), lambda *_: 0.7, CONSTANT), (by_colour, None, COLOUR)]
+    rows += [(lambda *x: 0.1 + 0.15 * x[2], None, SCALED)]
+    rows += [(lambda *x: torch.cat([x[2][:1].expand(2), x[2][:-2]]), None, LATE)]
+    for *functions, facts in rows:
+        holds(scored(planted(tmp_path / "tracks.pt", clips[1], *functions), clips[0]), facts)
+
+
+def test_the_truth_of_other_clips_beats_no_baseline(clips, tmp_path):
+    folder, items = clips
+    g, tracks = torch.Generator().manual_seed(0), [t for i in items for t in i["tracks"]]
+    other = iter(tracks[k] for k in torch.randint(len(tracks), (999,), generator=g))
+    functions = lambda *_: track.frames_of_track(next(other)).float(), lambda *_: next(other)["persistent"]
+    found = scored(planted(tmp_path / "tracks.pt", items, *functions), folder)
+    holds(found, "persistence_accuracy_gain_low <= 0, frame_f1_gain_low <= 0, over_copy_high < 0")
+
+
+def test_a_file_that_breaks_the_contract_is_refused(clips, tmp_path, refused):
+    (folder, items), path = clips, tmp_path / "tracks.pt"
+    n = sum(i["count"] + 1 for i in items)
+    half = torch.full((n,), 0.5)
+    broken = {f"embedding is [{n}, 64] where [{n}, 512]": {"embedding": torch.zeros(n, 64)}}
+    broken["persistence holds 1 non-finite"] = {"persistence": half.index_fill(0, torch.tensor(0), math.nan)}
+    broken["persistence ranges from 0.5 to 3"] = {"persistence": half.index_fill(0, torch.tensor(0), 3)}
+    broken["sums to 16"] = {"attention": half[:, None].expand(n, 32).clone()}
+    broken["has schema 'foresight.answers.v1'"] = {"schema": ANSWERS}
+    broken["holds 'nobody/red circle'"] = {"ids": ["nobody/red circle"] * n}
+    broken["lacks"], broken["more than once"] = {"items": items[:-1]}, {"items": [items[0], *items]}
+    for message, change in broken.items():
+        planted(path, **{"items": items} | change)
+        refused(lambda: scored(path, folder), message)
+    assert not path.with_suffix(".yaml").exists()
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory):
+    """(a random tracker, its folder)."""
+    torch.manual_seed(0)
+    model, folder = models.Tracker(CONFIG).eval(), tmp_path_factory.mktemp("models") / "tracker"
+    model.half().save_pretrained(folder)
+    return model.float(), folder
+
+
+def test_objects_are_followed_independently_and_attention_sums_to_one(clips, tracker):
+    frames = torch.stack([i["frames"] for i in clips[1][:3]])
+    both = models.follow(tracker[0], frames, [["red circle", "blue star"]] * 3, "cpu")
+    alone = models.follow(tracker[0], frames, [["blue star"]] * 3, "cpu")
+    for key, x in alone.items():
+        assert both[key].shape[:2] == (3, 2) and torch.allclose(both[key][:, 1:], x, atol=1e-5)
+    assert torch.allclose(both["attention"].sum(-1), torch.ones(3, 2))
+    assert not torch.allclose(both["embedding"][:, 0], both["embedding"][:, 1])
+
+
+def test_a_random_tracker_writes_the_same_file_twice(clips, tracker, tmp_path, monkeypatch):
+    gain = dict.fromkeys(("persistence", "scores"), {"gain": 2, "gain_low": 1, "gain_high": 3})
+    monkeypatch.setattr(track, "faithfulness", lambda *_: {"mean": gain, "neighbours": gain})
+    folder, a, b = clips[0], tmp_path / "a/tracks.pt", tmp_path / "b/tracks.pt"
+    for path in (a, b):
+        found = track.main(["--model", str(tracker[1]), "--data", str(folder), "--out", str(path)])
+    content = load_pt(a, TRACKS)
+    assert a.read_bytes() == b.read_bytes()
+    assert content["scores"].shape == content["attention"].shape == (len(content["ids"]), 32)
+    assert {content[k].dtype for k in ("scores", "embedding", "persistence")} == {torch.float16}
+    assert content["meta"]["threshold"] == found["threshold"] and content["meta"]["threshold_from"] == "val"
+    holds(found, "persistence_accuracy_gain_low <= 0, frame_f1_gain_low <= 0, attention_mean_scores_low == 1")
+
+
+def test_clips_of_the_test_split_alone_are_tracked_with_the_removed_object(tracker, tmp_path):
+    folder, out = tmp_path / "deleted", tmp_path / "tracks.pt"
+    flags = "trajectories --n 12 --seed 21 --change deleted --only test"
+    data.main([*flags.split(), "--out", str(folder)])
+    assert "unscored" in track.main(["--model", str(tracker[1]), "--data", str(folder), "--out", str(out)])
+    removed = {f"{i['id']}/{i['removed']}" for i in load_items(folder)[0]}
+    assert removed <= set(load_pt(out, TRACKS)["ids"])
+
+
+def test_other_kinds_of_model_or_data_are_refused(clips, tracker, moving_folder, tmp_path, refused):
+    argv, model = ["--data", str(clips[0]), "--out", str(tmp_path / "x.pt")], ["--model", str(tracker[1])]
+    refused(lambda: track.main([*argv, "--model", "tiny"]), "give tiny-tracker")
+    refused(lambda: track.main([*argv, "--embeddings", str(tmp_path / "none.pt")]), "none.pt does not exist")
+    refused(lambda: track.main([*argv, *model, "--data", str(moving_folder)]), "data.py trajectories wrote")
+    refused(lambda: extract.main(model), "is a tracker, which track.py runs")
+
+
+class Planted(torch.nn.Module):
+    """Scores are the brightness of each frame, persistence that of frame 5; attention is on frame `at`."""
+
+    config, at = CONFIG, 5
+
+    def forward(self, frames, colours, shapes):
+        attention = torch.full((*colours.shape, 32), 0.001)
+        attention[:, :, self.at] = 1 - 0.031
+        bright = frames.float().mean((2, 3, 4))[:, None].expand(attention.shape) / 25
+        found = {"scores": bright, "embedding": torch.zeros(*colours.shape, 512)}
+        return found | {"attention": attention, "persistence": bright[:, :, 5]}
+
+
+def test_attention_is_faithful_only_where_the_output_depends_on_its_frames():
+    g = torch.Generator().manual_seed(0)
+    items = [{"source": f"s{k}", "names": ["red circle"]} for k in range(40)]
+    for item in items:
+        item["frames"] = torch.randint(0, 40, (32, 1, 1, 1), generator=g).expand(-1, 48, 48, 3).byte()
+    honest, model = track.faithfulness(Planted(), items, "cpu", 0), Planted()
+    model.at = 20
+    other = track.faithfulness(model, items, "cpu", 0)
+    for how in ("mean", "neighbours"):
+        holds(honest[how]["persistence"], "gain_low > 0")
+        holds(honest[how]["scores"], "gain == 0")
+        holds(other[how]["persistence"], "gain_high < 0")
+
+
+def test_the_training_truth_is_that_of_the_clips(clips):
+    items, colours, shapes = clips[1][:8], list(synthetic.COLOURS), list(synthetic.SHAPES)
+    truth = tiny.tracks_truth(items, 0)
+    for k, item in enumerate(items):
+        n, of = item["count"], {key: x[k] for key, x in truth.items()}
+        assert of["there"].tolist() == [j < n for j in range(4)] and not of["spans"][n:].any()
+        assert of["persistent"].tolist() == [t["persistent"] for t in item["tracks"]] + [False] * (4 - n)
+        names = [f"{colours[c]} {shapes[s]}" for c, s in zip(of["colours"], of["shapes"], strict=True)]
+        assert names[:n] == item["names"] and not set(names[n:]) & set(item["names"])
+        for j, true in enumerate(item["tracks"]):
+            assert torch.equal(of["spans"][j, 0] > 0, track.frames_of_track(true))
+            assert tiny.COMPASS[of["direction"][j]] == true["direction"]
+            box, first = item["boxes"][true["visible"][0][0], j], true["visible"][0][0]
+            assert torch.allclose(of["centres"][j, first], (box[:2] + box[2:]) / 48 - 1)
+
+
+def test_directions_turn_with_a_mirrored_or_reversed_clip():
+    cases = [(0, 0, 1, "up right", "up left"), (0, 1, 0, "up right", "down right"), (1, 0, 1, "left", "left")]
+    cases += [(1, 0, 0, "up right", "down left"), (1, 1, 1, "still", "still")]
+    for *flips, word, expected in cases + [(0, 0, 0, w, w) for w in tiny.COMPASS]:
+        index = tiny.mirrored_directions(*map(bool, flips))[tiny.COMPASS.index(word)]
+        assert tiny.COMPASS[index] == expected, (flips, word)
+
+
+def test_the_committed_tracker_tracks_fresh_clips():
+    items = list(synthetic.trajectories(30, 48, 77))
+    ids, found = track.follow_all(models.load_tracker(models.find_model("tiny-tracker"), "cpu"), items, "cpu")
+    rows = [(ids.index(f"{i['id']}/{t['object']}"), t) for i in items for t in i["tracks"]]
+    correct = [bool(found["persistence"][k] > 0.5) == t["persistent"] for k, t in rows]
+    true = torch.stack([track.frames_of_track(t) for _, t in rows])
+    seen = found["scores"][[k for k, _ in rows]] > 0.5
+    assert sum(correct) / len(correct) > 0.88
+    assert 2 * (true & seen).sum() / (true.sum() + seen.sum()) > 0.93
