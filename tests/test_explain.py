@@ -487,6 +487,7 @@ def test_a_vision_language_model_gets_frames_spread_over_the_clip(tell, world, m
     holds(result, "methods.vlm.accuracy == 1, comparisons.soft_over_vlm.gain == 0")
 
 
+@pytest.mark.slow
 def test_answers_about_trajectories_are_cached_until_something_changes(tell, world, tmp_path):
     def stop(question, context, about):
         if about:

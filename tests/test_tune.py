@@ -371,6 +371,7 @@ def test_embeddings_of_noise_gain_nothing_over_the_majority(run, trajectories, t
     assert found["score"] <= found["baseline"] + 0.1 and found["gain_low"] <= 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_its_seeds_and_ends_as_one_that_was_not(run, tmp_path, monkeypatch):
     whole, train, trained, killed = run(), training.train, [], tmp_path / "killed"
 
