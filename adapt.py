@@ -655,7 +655,7 @@ def strips(path, images, title):
     size = 1.6 * n + 1, 1.6 * len(images)
     figure, grid = plt.subplots(len(images), n, figsize=size, squeeze=False, layout="constrained")
     for row, (name, stack) in zip(grid, images.items(), strict=True):
-        for axis, image in zip(row, stack, strict=True):
+        for axis, image in zip(row, stack[:n], strict=True):
             axis.imshow(image.numpy())
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name.replace("_", "\n"), fontsize=9, rotation=0, ha="right", va="center")
