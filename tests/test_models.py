@@ -29,8 +29,8 @@ from models import MODELS, find_model
 GOLDEN = ROOT.parent / "shared" / "golden"
 
 
-class Stub:
-    """What the families read of a processor before they see an image."""
+class ProcessorFacts:
+    """All that a family reads of a processor before it sees an image: no weights and no files are needed."""
 
     image_token, bos_token, eos_token = "<image>", "<s>", "</s>"
     start_image_token_id, end_image_token_id = 1, 2
@@ -49,8 +49,8 @@ def full(name):
         model = (PUBLISHED | LANGUAGE)[name]()
     if name in LANGUAGE:
         return model, families.stack("language", "model.layers", len(model.model.layers)), None
-    stub = None if name.startswith("internvl2") else Stub()
-    return (model, *families.family_of(model)(model, stub)[1:3])
+    processor = None if name.startswith("internvl2") else ProcessorFacts()
+    return (model, *families.family_of(model)(model, processor)[1:3])
 
 
 def numel(module):

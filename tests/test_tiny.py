@@ -81,7 +81,6 @@ def test_the_committed_vlm_reads_direction_from_motion_and_not_from_a_frame(tmp_
         assert agree(tiny.ask(*vlm, x, [i["turns"][0][0] for i in items]), expected) > 0.9
 
 
-@pytest.mark.skipif(not (CHECKPOINTS / "words").is_dir(), reason="tiny-words is not trained")
 def test_the_committed_language_model_answers_from_facts_and_reports_missing_ones():
     model, tokenizer = models.load_language(models.find_model("tiny-words"))
     facts = metadata_text("red circle", 0.97, [[0, 9], [14, 31]], "up", [[10, 13]])
