@@ -289,11 +289,9 @@ def write_openpack(out, args, meta):
     """Write data/<out> from a set in OpenPack's layout; made.yaml marks a synthetic set."""
     least = min(args.count - 1, args.test_clips, args.every)
     if least < 1 or args.window <= 0 or not 0 <= args.boundary <= 1:
-        fail(
-            "--count, --window, --test-clips, --every, --boundary: give at least 2, above 0, 1, 1, and 0 to 1"
-        )
-    root, made = Path(args.root), Path(args.root) / "made.yaml"
-    sessions, problems = read_openpack(root)
+        flags = "--count, --window, --test-clips, --every, --boundary"
+        fail(f"{flags}: give at least 2, above 0, 1, 1, and 0 to 1")
+    sessions, problems = read_openpack(root := Path(args.root))
     for name, reason in problems:
         print(f"{name}: {reason}", file=sys.stderr)
     if problems and not args.skip_bad:
@@ -308,6 +306,7 @@ def write_openpack(out, args, meta):
     with Image.open(rows[0]["paths"][0]) as image:
         size = args.size or min(224, *image.size)
     labels = grammar([s for s in sessions if split[s["user"]] == "train"])
+    made = root / "made.yaml"
     meta["data"] = load_yaml(made)["data"] if made.is_file() else "real"
     meta |= {"size": size, "frames": args.count, "window": args.window, "chosen": args.frames}
     meta |= {"every": args.every, "boundary": args.boundary, "subjects": split}
@@ -709,7 +708,7 @@ def get_args(argv):
     add("--size", type=int, default=64, help="side in pixels")
     add("--out", default="data/operations-raw", help="the folder to write")
     add = jobs["read"].add_argument
-    add("--root", required=True, help="the folder of the published files, or one that `draw` wrote")
+    add("--root", help="folder of the published files, or of `draw` (default: drawn beside --out)")
     add("--n", type=int, default=2000, help="clips of train")
     add("--size", type=int, help="side in pixels (default: the files', at most 224)")
     add("--frames", choices=CHOICES, default="uniform", help="how --count frames are chosen")
@@ -738,8 +737,7 @@ def run_draw(args):
     if args.n < 1 or args.size < 16:
         fail(f"--n {args.n} and --size {args.size} leave nothing to draw; give 1 or more, and 16 or more")
     check_writable(out / "made.yaml")
-    result = draw_operations(out, args.size, args.seed, sessions=args.n)
-    print_summary(result)
+    print_summary(result := draw_operations(out, args.size, args.seed, sessions=args.n))
     return result
 
 
@@ -748,6 +746,10 @@ def run_read(args):
     if args.n < 1 or args.size is not None and args.size < 16:
         fail(f"--n {args.n} and --size {args.size} leave nothing to write; give 1 or more, and 16 or more")
     check_writable(out / "index.yaml")
+    if not args.root:
+        args.root = out.with_name("operations-raw")
+        if not (args.root / "made.yaml").is_file():
+            draw_operations(args.root, 64, args.seed)
     meta = {"name": out.name, "source_kind": "openpack", "data": "real", "seed": args.seed}
     write_openpack(out, args, meta)
     items = Items(out)
@@ -759,11 +761,9 @@ def run_read(args):
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
-    if args.mode == "draw":
-        return run_draw(args)
-    if args.mode == "read":
-        return run_read(args)
-    return run_score(args, started)
+    if args.mode == "score":
+        return run_score(args, started)
+    return run_draw(args) if args.mode == "draw" else run_read(args)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,10 @@ def published(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory):
     folder = tmp_path_factory.mktemp("operations")
-    synthetic.draw_operations(folder / "raw", 16, 42, sessions=2, rate=1.0)
-    flags = f"--n 400 --test-clips 360 --seed 42 --root {folder}/raw --out {folder}/operations"
-    operations.main(["read", *flags.split()])
-    return folder / "raw", folder / "operations"
+    raw = folder / "operations-raw"  # without --root this is read, and drawn where it does not exist
+    synthetic.draw_operations(raw, 16, 42, sessions=2, rate=1.0)
+    operations.main(f"read --n 400 --test-clips 360 --seed 42 --out {folder}/operations".split())
+    return raw, folder / "operations"
 
 
 def read(root, out, flags=""):
