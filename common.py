@@ -406,22 +406,54 @@ def bf16_units():
 # ---------------------------------------------------------------- features on disk
 
 
+class Features:
+    """The tokens of a features folder, in the order of `index["ids"]`, read from mapped files.
+
+    read(point) -> fp32 [n, t, h, w, D]; read(point, rows) the items `rows` alone; read(point, rows, tokens)
+    a slice of the flattened t*h*w tokens, [n, K, D]. Exit 2 for an unknown point or a value that is not finite.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.index = load_yaml(self.folder / "index.yaml", "extract", FEATURES)
+        self.shards = functools.lru_cache(4)(self.open)
+
+    def open(self, point):
+        """Mapped tensors of a point, one a shard."""
+        check_choice(point, self.index["points"], f"point in {self.folder}")
+        parts = [load_pt(self.folder / point / f"{i:05d}.pt", FEATURES) for i in range(self.index["shards"])]
+        if [i for part in parts for i in part["ids"]] != self.index["ids"]:
+            fail(f"the shards of {self.folder}/{point} hold other ids than index.yaml; extract again")
+        return [part["features"] for part in parts]
+
+    def __call__(self, point, rows=None, tokens=None):
+        shards = self.shards(point)
+        starts = np.cumsum([0, *map(len, shards)])
+        rows = torch.arange(int(starts[-1])) if rows is None else torch.as_tensor(rows)
+        first = shards[0] if tokens is None else shards[0].flatten(1, 3)[:, tokens]
+        out = torch.empty(len(rows), *first.shape[1:])
+        for shard, start, end in zip(shards, starts, starts[1:], strict=False):
+            here = ((rows >= start) & (rows < end)).nonzero().flatten()
+            some = shard if tokens is None else shard.flatten(1, 3)[:, tokens]
+            out[here] = some[rows[here] - start].float()  # on a CPU fp16 products are ~250 times slower
+        if bad := int((~out.isfinite()).sum()):
+            fail(
+                f"{self.folder}/{point} holds {bad} non-finite values; extract in bf16 or fp32, or leave it out"
+            )
+        return out
+
+    def chunks(self, point, rows=None, most=2**28):
+        """(rows, their features) in parts of at most `most` bytes."""
+        rows = torch.arange(len(self.index["ids"])) if rows is None else torch.as_tensor(rows)
+        size = 4 * self.shards(point)[0][0].numel()
+        for part in rows.split(max(int(most // size), 1)):
+            yield part, self(point, part)
+
+
 def load_features(folder):
-    """(index, read) of a features folder; read(point) -> fp32 [n, t, h, w, D] in the order of the index's ids."""
-    folder = Path(folder)
-    index = load_yaml(folder / "index.yaml", "extract", FEATURES)
-
-    def read(point):
-        check_choice(point, index["points"], f"point in {folder}")
-        parts = [load_pt(folder / point / f"{i:05d}.pt", FEATURES) for i in range(index["shards"])]
-        if [i for p in parts for i in p["ids"]] != index["ids"]:
-            fail(f"the shards of {folder}/{point} hold other ids than index.yaml; extract again")
-        x = torch.cat([p["features"] for p in parts]).float()  # on a CPU fp16 products are ~250 times slower
-        if bad := int((~x.isfinite()).sum()):
-            fail(f"{folder}/{point} holds {bad} non-finite values; extract in bf16 or fp32, or leave it out")
-        return x
-
-    return index, read
+    """(index, `Features`) of a features folder."""
+    read = Features(folder)
+    return read.index, read
 
 
 def with_grid(index):

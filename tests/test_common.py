@@ -178,15 +178,19 @@ def test_incomplete_empty_and_mixed_folders_are_refused(tmp_path, refused):
 
 
 def test_features_are_read_in_fp32_and_refused_if_not_finite_or_of_other_items(tmp_path, refused):
-    x = torch.ones(2, 1, 2, 2, 3)
+    good = torch.arange(24.0).view(2, 1, 2, 2, 3)
+    x = good.clone()
     x[1, 0, 0, 0, 0] = float("inf")
-    points = {"layer.0": torch.ones(2, 1, 2, 2, 3), "layer.1": x, "queries": torch.ones(2, 1, 1, 4, 3)}
+    points = {"layer.0": good, "layer.1": x, "queries": torch.ones(2, 1, 1, 4, 3)}
     plant_features(tmp_path, ["a", "b"], points, "data/x", gridless=["queries"])
     index, read = common.load_features(tmp_path)
     assert read("layer.0").dtype == torch.float32 and common.with_grid(index) == ["layer.0", "layer.1"]
+    assert torch.equal(read("layer.0", [1, 0], slice(1, 3)), good[[1, 0]].flatten(1, 3)[:, 1:3])
+    parts = [(rows.tolist(), part.flatten()[0].item()) for rows, part in read.chunks("layer.0", [1, 0], 48)]
+    assert parts == [([1], 12.0), ([0], 0.0)]
     refused(lambda: read("layer.1"), "layer.1", "1 non-finite")
     common.save_pt(tmp_path / "layer.0/00000.pt", common.FEATURES, ["b", "a"], {}, features=x)
-    refused(lambda: read("layer.0"), "other ids")
+    refused(lambda: common.load_features(tmp_path)[1]("layer.0"), "other ids")
     assert [i["id"] for i in common.join([{"id": "b"}, {"id": "a"}], index, "f")] == ["a", "b"]
     refused(lambda: common.join([{"id": "a"}], index, "some/folder"), "'b'", "some/folder", "data/x")
 
