@@ -1,4 +1,4 @@
-"""Shared by the scripts: errors, atomic files, YAML, run information, device and dtype, items and splits, features on disk.
+"""Shared by the scripts: errors, files, YAML, run information, device and dtype, items, splits, features.
 
 Importing this module does no work; heavy libraries are imported inside the functions that need them.
 """
@@ -15,7 +15,6 @@ import os
 import platform
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -32,20 +31,8 @@ FEATURES = "foresight.features.v1"
 POOLED = "foresight.pooled.v1"
 RESULT = "foresight.result.v1"
 ANSWERS, TRACKS = "foresight.answers.v1", "foresight.tracks.v1"
-LIBRARIES = (
-    "torchvision",
-    "transformers",
-    "diffusers",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "lpips",
-    "numpy",
-    "scipy",
-    "scikit-image",
-    "pillow",
-    "av",
-)
+LIBRARIES = "torchvision transformers diffusers peft accelerate bitsandbytes lpips numpy scipy scikit-image"
+LIBRARIES = [*LIBRARIES.split(), "pillow", "av"]
 DRIVER = "/proc/driver/nvidia/version"
 SHARD = 64  # items in a shard: small enough to lose little when killed, large enough to read in one go
 
@@ -61,12 +48,25 @@ def fail(sentence):
 
 
 def check_choice(name, table, what):
-    """The entry `name` of a registry (a dict); exit 2 with the known names and the nearest one if it is unknown."""
+    """The entry `name` of a registry (a dict); exit 2 with the nearest name if it is unknown."""
     if name in table:
         return table[name]
     near = difflib.get_close_matches(name, table, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     fail(f"unknown {what} {name!r}.{hint} Known: {', '.join(table)}.")
+
+
+def run(main):
+    """Run a script's main; an interruption or exhausted memory ends with one sentence."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except torch.OutOfMemoryError as e:
+        fail(f"out of GPU memory ({str(e).split('. ')[0]}); give a smaller --batch or --size, or --stream")
+    except MemoryError:
+        fail("out of memory; give a smaller --batch or fewer items, or close other programs")
 
 
 def check_writable(path):
@@ -100,11 +100,10 @@ def parser(doc):
 
 
 def subcommands(doc, jobs):
-    """(parser, {job: parser}) of a script with several jobs {name: one line}; `args.mode` is the chosen job. Each has --seed."""
+    """(parser, {job: parser}) of a script with several jobs {name: one line}; `args.mode` is the job."""
     p = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
-    choice = p.add_subparsers(
-        dest="mode", required=True, metavar="JOB", title="jobs (JOB --help lists the flags of one)"
-    )
+    title = "jobs (JOB --help lists the flags of one)"
+    choice = p.add_subparsers(dest="mode", required=True, metavar="JOB", title=title)
     parsers = {}
     for name, line in jobs.items():
         parsers[name] = choice.add_parser(name, help=line, description=line, formatter_class=HelpFormatter)
@@ -116,7 +115,7 @@ def subcommands(doc, jobs):
 
 
 def _atomically(path, write):
-    """Write under a temporary name, flush to the disk, rename: a reader sees the old file, the new one, or none."""
+    """Write under a temporary name, flush, rename: a reader sees the old file, the new one, or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -131,7 +130,7 @@ def _atomically(path, write):
 
 
 def save_pt(path, schema, ids, meta, **content):
-    """Write a `.pt` of tensors and plain Python types. Clone a slice first: torch writes its whole storage."""
+    """Write a `.pt` of tensors and plain types. Clone a slice first: torch writes its whole storage."""
     content = {"schema": schema, "ids": list(ids), "meta": plain(meta), **content}
     _atomically(path, lambda f: torch.save(content, f))
 
@@ -157,7 +156,7 @@ def digest(content):
 
 
 def plain(x):
-    """Convert to plain Python types: yaml.safe_dump rejects numpy scalars, tensors, Paths and torch's version string."""
+    """Convert to plain types: yaml.safe_dump rejects numpy scalars, tensors and Paths."""
     if isinstance(x, dict):
         return {str(k): plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
@@ -174,17 +173,10 @@ def plain(x):
 def save_yaml(path, result):
     """Write YAML for grep: scalars first, one a line, then tables. It is loaded back as a check."""
     result = plain(result)
-    text = "".join(
-        yaml.safe_dump(
-            {k: v},
-            sort_keys=False,
-            default_flow_style=None if isinstance(v, (dict, list)) else False,
-            width=160,
-            allow_unicode=True,
-        )
-        # key by key: every headline on its own line, each row of a table on one line
-        for k, v in result.items()
-    )
+    text, how = "", {"sort_keys": False, "width": 160, "allow_unicode": True}
+    for key, value in result.items():  # every headline on its own line, each row of a table on one line
+        flow = None if isinstance(value, (dict, list)) else False
+        text += yaml.safe_dump({key: value}, default_flow_style=flow, **how)
     # repr: nan is not equal to itself
     assert repr(yaml.safe_load(text)) == repr(result), f"{path} does not survive YAML"
     _atomically(path, lambda f: f.write(text.encode()))
@@ -229,7 +221,7 @@ def pyplot():
 
 
 def run_info(args, started, script="", **more):
-    """Provenance of a result: arguments, seed, commit, hash of `script`, versions of libraries, CUDA and driver, seconds, peak memory, `more`."""
+    """Provenance of a result: arguments, seed, commit, hash of `script`, versions, seconds, memory."""
     with contextlib.suppress(OSError):  # a stage pasted into a notebook has no file
         more["script_sha256"] = digest((HERE / script).read_bytes())
     commit = subprocess.run(
@@ -266,7 +258,10 @@ def print_summary(result, keys=None):
 
 
 def write_items(folder, items, meta):
-    """Write items (dicts of `id`, `source`, `frames` uint8 [T,H,W,3] or `encoded` uint8 [bytes], truth) as shards, ids.jsonl and index.yaml."""
+    """Write items as shards, ids.jsonl and index.yaml.
+
+    An item has `id`, `source`, `frames` uint8 [T,H,W,3] or `encoded` uint8 [bytes], and the ground truth.
+    """
     folder = Path(folder)
     items = iter(items)
     ids = []
@@ -280,29 +275,19 @@ def write_items(folder, items, meta):
         count += 1
     for stale in sorted(folder.glob("*.pt"))[count:]:
         stale.unlink()
-    save_text(
-        folder / "ids.jsonl", "".join(f"{json.dumps(pair)}\n" for pair in zip(ids, sources, strict=True))
-    )
+    lines = [json.dumps(pair) + "\n" for pair in zip(ids, sources, strict=True)]
+    save_text(folder / "ids.jsonl", "".join(lines))
     splits = Counter(map(split_of, sources))
-    save_yaml(
-        folder / "index.yaml",
-        {
-            "stage": "data",
-            "schema": ITEMS,
-            "items": len(ids),
-            "sources": len(set(sources)),
-            "shards": count,
-            **{s: splits[s] for s in ("train", "val", "test")},
-            **meta,
-        },
-    )
+    index = {"stage": "data", "schema": ITEMS, "items": len(ids), "sources": len(set(sources))}
+    index |= {"shards": count} | {part: splits[part] for part in ("train", "val", "test")}
+    save_yaml(folder / "index.yaml", index | meta)
 
 
 class Items:
-    """The items of `data/<name>/` in order, read lazily: len(), [i], .ids, .sources, .index. Exit 2 if the folder is incomplete.
+    """The items of `data/<name>/` in order, read lazily: len(), [i], .ids, .sources, .index.
 
-    Frames are memory-mapped and few shards are open, so memory does not grow with the set. Ids and sources are in ids.jsonl:
-    PyYAML needs 1.5 GB for 100,000 ids. Older folders have the ids in index.yaml and the sources in the items only.
+    Frames are memory-mapped and few shards are open, so memory does not grow with the set. Ids and sources
+    are in ids.jsonl: PyYAML needs 1.5 GB for 100,000 ids. Exit 2 if the folder is incomplete.
     """
 
     def __init__(self, folder, open_shards=4):
@@ -334,7 +319,7 @@ class Items:
 
 
 def load_items(folder):
-    """All items of `data/<name>/` in order, frames memory-mapped, and its index; exit 2 if the folder is incomplete."""
+    """(all items of `data/<name>/` in order, frames memory-mapped; its index)."""
     items = Items(folder)
     return list(items), items.index
 
@@ -348,7 +333,9 @@ def split_of(source):
     if colon and prefix in ("train", "val", "test"):
         return prefix
     bucket = int(hashlib.sha256(str(source).encode()).hexdigest()[:8], 16) % 100
-    return "train" if bucket < 60 else "val" if bucket < 80 else "test"
+    if bucket < 60:
+        return "train"
+    return "val" if bucket < 80 else "test"
 
 
 def clips_of(items, *splits):
@@ -359,18 +346,39 @@ def clips_of(items, *splits):
 # ---------------------------------------------------------------- devices and memory
 
 
-def choose_device():
-    """(device, dtype, why): bf16 on capability >= 8.0, fp16 on older cards, fp32 on a CPU (fp16 is ~250 times slower there)."""
+def check_driver():
+    """Exit 2 where there is a GPU that this torch cannot use: the CPU would take its place silently."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not torch.version.cuda
+    if hidden or not Path(DRIVER).exists():
+        return
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as e:
+        reason = str(e).splitlines()[0].rstrip(".")
+        fail(f"torch {torch.__version__} cannot use the GPU: {reason}; to do without, CUDA_VISIBLE_DEVICES=")
+
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "mixed": torch.float16}
+
+
+def choose_device(dtype=None):
+    """(device, dtype, why): bf16 on capability >= 8.0, fp16 on older cards, fp32 on a CPU.
+
+    On a CPU fp16 products are ~250 times slower. dtype: a name of DTYPES that replaces the choice.
+    """
     if not torch.cuda.is_available():
-        return torch.device("cpu"), torch.float32, "no GPU: fp32 on the CPU"
+        check_driver()
+        return torch.device("cpu"), DTYPES.get(dtype, torch.float32), f"no GPU: {dtype or 'fp32'} on the CPU"
     # each rank of torchrun has one GPU
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     major, minor = torch.cuda.get_device_capability()
-    name = torch.cuda.get_device_name()
+    name = f"{torch.cuda.get_device_name()}, capability {major}.{minor}"
+    if dtype:
+        return device, DTYPES[dtype], f"{name}: {dtype} by --dtype"
     if major >= 8:  # is_bf16_supported() would count emulation
-        return device, torch.bfloat16, f"{name}, capability {major}.{minor}: bf16"
-    return device, torch.float16, f"{name}, capability {major}.{minor} has no bf16 units: fp16"
+        return device, torch.bfloat16, f"{name}: bf16"
+    return device, torch.float16, f"{name} has no bf16 units: fp16"
 
 
 def memory_size(text):
@@ -385,7 +393,7 @@ def memory_size(text):
 
 
 def memory_left(device, most):
-    """Bytes available for weights and activations: free memory, or at most `most` less what this process holds."""
+    """Bytes left for weights and activations: free memory, at most `most` less what the process holds."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         # of torch's allocator; the driver's context is not counted
@@ -410,7 +418,7 @@ class Features:
     """The tokens of a features folder, in the order of `index["ids"]`, read from mapped files.
 
     read(point) -> fp32 [n, t, h, w, D]; read(point, rows) the items `rows` alone; read(point, rows, tokens)
-    a slice of the flattened t*h*w tokens, [n, K, D]. Exit 2 for an unknown point or a value that is not finite.
+    a slice of the flattened t*h*w tokens, [n, K, D]. Exit 2 for an unknown point or non-finite values.
     """
 
     def __init__(self, folder):
@@ -420,7 +428,9 @@ class Features:
 
     def open(self, point):
         """Mapped tensors of a point, one a shard."""
-        check_choice(point, self.index["points"], f"point in {self.folder}")
+        row = check_choice(point, self.index["points"], f"point in {self.folder}")
+        if "stored" in row:
+            fail(f"{self.folder} holds {point} pooled over space alone; extract with --grids {point}")
         parts = [load_pt(self.folder / point / f"{i:05d}.pt", FEATURES) for i in range(self.index["shards"])]
         if [i for part in parts for i in part["ids"]] != self.index["ids"]:
             fail(f"the shards of {self.folder}/{point} hold other ids than index.yaml; extract again")
@@ -437,9 +447,7 @@ class Features:
             some = shard if tokens is None else shard.flatten(1, 3)[:, tokens]
             out[here] = some[rows[here] - start].float()  # on a CPU fp16 products are ~250 times slower
         if bad := int((~out.isfinite()).sum()):
-            fail(
-                f"{self.folder}/{point} holds {bad} non-finite values; extract in bf16 or fp32, or leave it out"
-            )
+            fail(f"{self.folder}/{point} holds {bad} non-finite values; extract with --dtype fp32")
         return out
 
     def chunks(self, point, rows=None, most=2**28):
@@ -457,8 +465,11 @@ def load_features(folder):
 
 
 def with_grid(index):
-    """The points of a features index with a token grid; the others store [n, t, 1, K, D]."""
-    return [p for p, row in index["points"].items() if row.get("grid", True)]
+    """The points of a features index whose token grid is stored.
+
+    The others hold tokens without a place, [n, t, 1, K, D], or are pooled over space (`stored: pooled`).
+    """
+    return [p for p, row in index["points"].items() if row.get("grid", True) and "stored" not in row]
 
 
 def join(items, index, folder):
@@ -495,7 +506,10 @@ def twins(items):
 
 
 def split_indices(items, folder, least=4):
-    """{train, val, test: indices}, by source. Exit 2 for a part below `least` items, or a split leak: one id or image in two parts."""
+    """{train, val, test: indices}, by source.
+
+    Exit 2 for a part below `least` items, or a split leak: one id or one image in two parts.
+    """
     names = [i["id"] for i in items if "id" in i]
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
@@ -505,51 +519,13 @@ def split_indices(items, folder, least=4):
         if len(splits) > 1:
             a, b = (f"{items[k]['id']!r} ({split})" for split, k in list(splits.items())[:2])
             fail(f"split leak: {a}, {b} of {folder} are one image under two sources; give the same source")
-    parts = {
-        s: torch.tensor([k for k, i in enumerate(items) if split_of(i["source"]) == s], dtype=torch.long)
-        for s in ("train", "val", "test")
-    }
-    for name, part in parts.items():
+    parts = {}
+    for name in ("train", "val", "test"):
+        part = [k for k, item in enumerate(items) if split_of(item["source"]) == name]
         if len(part) < least:
             fail(f"{folder}: {name} has {len(part)} of {len(items)} items and needs {least}; use more items")
+        parts[name] = torch.tensor(part, dtype=torch.long)
     return parts
-
-
-# ---------------------------------------------------------------- items: data/<name>/
-
-
-def write_whole(out, items, meta, verdict):
-    """Write items by shard and replace the content of `out` at the end. verdict(index) exits 2 or returns more entries of index.yaml."""
-    part = out / ".part"
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        write_items(part, items, meta)
-        index = load_yaml(part / "index.yaml")
-        index |= verdict(index)
-        for stale in (out / "index.yaml", *out.glob("*.pt")):
-            stale.unlink(missing_ok=True)
-        for file in (*part.glob("*.pt"), part / "ids.jsonl"):
-            os.replace(file, out / file.name)
-        save_yaml(out / "index.yaml", index)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def verdict_on(notes, n, skip_bad):
-    """The `verdict` of write_whole for n decoded clips with `notes` (id, kind, reason) on problems."""
-
-    def verdict(index):
-        for name, _, reason in notes:
-            print(f"{name}: {reason}", file=sys.stderr)
-        kinds = Counter(kind for _, kind, _ in notes)
-        rotated, skipped = kinds.pop("rotated", 0), kinds.total()
-        if skipped and not skip_bad:
-            fail(f"{skipped} of {n} clips have problems, listed above; repair them or add --skip-bad")
-        if not index["items"]:
-            fail(f"none of {n} clips is usable; check --root, --frames and --fps")
-        return {"skipped": skipped, "skipped_kinds": dict(sorted(kinds.items())), "rotated": rotated}
-
-    return verdict
 
 
 def same_items(items, data):

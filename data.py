@@ -58,12 +58,10 @@ from common import (
     positive,
     print_summary,
     subcommands,
-    verdict_on,
     write_items,
-    write_whole,
 )
 from conversations import SET_FORMATS, augmented, find_set, preview, print_problems, set_items, with_counts
-from media import Unusable, choose_frames, content_hash, middle_frames, middle_images
+from media import Unusable, choose_frames, content_hash, middle_frames, middle_images, verdict_on, write_whole
 from models import RATE
 from synthetic import CHANGES, moving, shapes, trajectories
 

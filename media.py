@@ -4,15 +4,19 @@ import contextlib
 import hashlib
 import io
 import itertools
+import os
 import re
+import shutil
+import sys
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import check_choice, fail
+from common import check_choice, fail, load_yaml, save_yaml, write_items
 
 # ---------------------------------------------------------------- images
 
@@ -499,3 +503,43 @@ def with_chosen(items, how, args, count=None):
         shown = choose_frames(item["frames"], count or args.count, how, seed, largest_gap=gap)
         found.append(item | {"shown": shown})
     return found
+
+
+# ---------------------------------------------------------------- a folder of clips or images, written whole
+
+
+def write_whole(out, items, meta, verdict):
+    """Write items, and replace the content of `out` at the end.
+
+    verdict(index) exits 2 for items that are not usable, or returns more entries of index.yaml.
+    """
+    part = out / ".part"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        write_items(part, items, meta)
+        index = load_yaml(part / "index.yaml")
+        index |= verdict(index)
+        for stale in (out / "index.yaml", *out.glob("*.pt")):
+            stale.unlink(missing_ok=True)
+        for file in (*part.glob("*.pt"), part / "ids.jsonl"):
+            os.replace(file, out / file.name)
+        save_yaml(out / "index.yaml", index)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def verdict_on(notes, n, skip_bad):
+    """The `verdict` of write_whole for n decoded clips with `notes` (id, kind, reason) on problems."""
+
+    def verdict(index):
+        for name, _, reason in notes:
+            print(f"{name}: {reason}", file=sys.stderr)
+        kinds = Counter(kind for _, kind, _ in notes)
+        rotated, skipped = kinds.pop("rotated", 0), kinds.total()
+        if skipped and not skip_bad:
+            fail(f"{skipped} of {n} clips have problems, listed above; repair them or add --skip-bad")
+        if not index["items"]:
+            fail(f"none of {n} clips is usable; check --root, --frames and --fps")
+        return {"skipped": skipped, "skipped_kinds": dict(sorted(kinds.items())), "rotated": rotated}
+
+    return verdict

@@ -60,11 +60,9 @@ from common import (
     save_yaml,
     split_of,
     subcommands,
-    verdict_on,
-    write_whole,
 )
 from conversations import preview
-from media import CHOICES, Unusable, choose_frames, frames_of, images
+from media import CHOICES, Unusable, choose_frames, frames_of, images, verdict_on, write_whole
 from metrics import boundary_error, segmental_f1
 from models import FRAMES_AS, RATE, answers_to, cached, find_model, fingerprint, load_vlm, resolved_commit
 from stats import clusters, criterion, holm, mean_and_interval, paired_test, resampled, verdict, widened
