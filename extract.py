@@ -3,44 +3,49 @@
     python extract.py --model tiny --data data/shapes --out results/tiny/shapes/features
     python extract.py --model tiny --data data/shapes --out results/tiny/shapes/features-random --random-init
     python extract.py --model cogvlm2 --data data/shapes --stream --max-memory 15GB   # one layer at a time
+    python extract.py --model cogvlm2 --cost      # what gate 1 needs: hours, disk, memory
+    python extract.py --model cogvlm2 --check     # is this checkpoint read as its library reads it?
 
 Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face format. Writes, under --out,
-    <point>/00000.pt ...   features [n, t, h, w, D] fp16, raster order on the image's grid, 64 items a shard
+    <point>/00000.pt ...   features [n, t, h, w, D] in raster order on the image's grid, at most 64 items
     pooled.pt              for every point, mean and max over space: {point: [n, t, D]}
+    reduce.pt              where tokens are stored as K numbers: per point mean [D] and directions [D, K]
     index.yaml             written last: per point module, shape, dtype, bytes, non-finite values; run info
 
 Points are `pixels` (those of each token, a baseline), `patch_embed`, `vision.<i>`, `merger` (projector) and
 `language.<i>`; an autoencoder has `latents` (the mode, normalised as video models expect it); families add
 their own (README). Tokens without a place in the image are [n, t, 1, K, D], with `grid: false`. --points also
-accepts the plan's names: L1-L5 (LLaVA), I1-I5 (InternVL), C1-C4 (CogVLM2). A pass stops at the last point. A
-complete shard is never computed again: the same command continues a killed run.
+accepts the short names L1-L5 (LLaVA), I1-I5 (InternVL), C1-C4 (CogVLM2). A pass stops at the last point.
 
-Modules to copy with it: cogvlm2.py, common.py, families.py, media.py, models.py.
+Values are stored in fp16, and in fp32 where they overflow. Of clips only pooled.pt is written, and tokens at
+the points of --grids. A complete shard is never computed again: the same command continues a killed run.
+
+Modules to copy with it: check.py, cogvlm2.py, common.py, cost.py, families.py, features.py, media.py,
+metrics.py, models.py, streaming.py.
 """
 
 import argparse
 import atexit
-import collections
-import contextlib
-import functools
+import datetime
 import math
 import os
 import shutil
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from tqdm import tqdm
 
 from common import (
+    DTYPES,
     FEATURES,
     POOLED,
     SHARD,
     check_writable,
     choose_device,
     fail,
+    load_features,
     load_items,
     load_pt,
     load_yaml,
@@ -48,444 +53,36 @@ from common import (
     memory_size,
     parser,
     print_summary,
+    run,
     run_info,
     same_items,
     save_pt,
     save_yaml,
+    split_of,
     with_grid,
 )
 from families import (
     ASKABLE,
+    QWEN,
     TILED,
     family_of,
-    on,
-    positions_behind,
     quarters,
     resolve_aliases,
     sees_later_frames,
-    up_to_the_image,
     whole_tokens,
     without_grid,
-    words_behind,
 )
+from features import FIT_ITEMS, REDUCE, Fit, Shard, Writer, fuse, layer_by_layer, one_by_one
 from media import CHOICES, frame_methods, frames_of, with_chosen
-from models import LOADERS, MODELS, TINY, fill, find_model, fingerprint, resolved_commit, skeleton
+from models import LOADERS, find_model, fingerprint, resolved_commit, skeleton
+from streaming import Network, capturing, half_linears, latents_of
 
-# ---------------------------------------------------------------- one forward pass that stops early
-
-
-class AllCaptured(Exception):
-    """Every point is captured: nothing deeper needs to be computed."""
-
-
-@contextlib.contextmanager
-def capturing(model, modules):
-    """run(inputs, seen={}, only=modules) -> {point: output} for `modules` {point: module path}; it ends at the last of them. Thread-safe.
-
-    Outputs are cloned, because transformers changes some of them in place later (in get_image_features).
-    """
-    here = threading.local()
-
-    def hook(point):
-        def capture_output(module, args, output):
-            if point not in here.only:
-                return
-            here.seen[point] = (output[0] if isinstance(output, tuple) else output).clone()
-            here.left.discard(point)
-            if not here.left:
-                raise AllCaptured
-
-        return capture_output
-
-    @torch.inference_mode()
-    def run(inputs, seen=None, only=modules):
-        here.seen, here.only, here.left = {} if seen is None else seen, only, set(only)
-        with contextlib.suppress(AllCaptured):
-            model(**inputs)
-        assert not here.left, f"points never reached: {sorted(here.left)}"
-        return here.seen
-
-    handles = []
-    for point, path in modules.items():
-        handles.append(model.get_submodule(path).register_forward_hook(hook(point)))
-    try:
-        yield run
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def capture(model, inputs, modules):
-    """`capturing` for a single pass."""
-    with capturing(model, modules) as run:
-        return run(inputs)
-
-
-@contextlib.contextmanager
-def latents_of(vae):
-    """`capturing` for an autoencoder: run(inputs) -> {"latents", "latents-raw": the mode}."""
-
-    @torch.inference_mode()
-    def run(inputs):
-        mode = vae.encode(inputs["sample"]).latent_dist.mode()
-        return {"latents": mode, "latents-raw": mode}
-
-    yield run
-
-
-# ---------------------------------------------------------------- weights, read only when needed
-
-# modules outside the stacks, hardly ever called before the last point is captured
-LATER = ("lm_head", "text_model", "predictor", "decoder")
-
-
-class Network:
-    """A network that reads only the weights it needs: outside the layer stacks, up to the deepest point, LATER modules when called.
-
-    layers: modules of the points vision.<i> and language.<i>; needed: those up to the deepest point; outside: names of other weights.
-    """
-
-    def __init__(self, model, weights, device, points, deepest):
-        self.model, self.weights, self.device = model, weights, device
-        stacks = "vision.", "language."
-        self.layers = [point[0] for name, point in points.items() if name.startswith(stacks)]
-        reached = {points[name][0] for name in list(points)[: list(points).index(deepest) + 1]}
-        self.needed = [path for path in self.layers if path in reached]
-        later = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in LATER]
-        later = [path for path in later if not any(x.startswith(f"{path}.") for x in self.layers)]
-        self.names = {}
-        for path in [*self.layers, *later]:
-            self.names[path] = [name for name in weights.like if name.startswith(f"{path}.")]
-        apart = {name for names in self.names.values() for name in names}
-        self.outside = [name for name in weights.like if name not in apart]
-        for path in later:
-            self.when_called(path, functools.partial(self.fill_and_call, path))
-
-    def when_called(self, path, call):
-        """Replace a module's forward by call(*args, **kwargs); hooks on the module still run."""
-        self.model.get_submodule(path).forward = call
-
-    @torch.inference_mode()
-    def layer(self, path, *args, **kwargs):
-        module = self.model.get_submodule(path)
-        return type(module).forward(module, *args, **kwargs)
-
-    def fill_and_call(self, path, *args, **kwargs):
-        fill(self.model, self.weights, self.names[path], self.device)
-        del self.model.get_submodule(path).forward
-        return self.layer(path, *args, **kwargs)
-
-    def weights_of(self, layers):
-        """Names of the weights outside the stacks and of these layers."""
-        return [*self.outside, *(name for path in layers for name in self.names[path])]
-
-    def fill(self, layers):
-        fill(self.model, self.weights, self.weights_of(layers), self.device)
-
-    def largest(self, n):
-        return sorted(self.needed, key=lambda path: self.weights.size(self.names[path]))[-n:]
-
-    def bytes(self, layers):
-        return self.weights.size(self.weights_of(layers))
-
-
-# ---------------------------------------------------------------- layer streaming: all items pass one layer before the next is read
-
-
-class Pass(threading.Thread):
-    """The forward pass of one micro-batch in a separate thread. It waits at every layer until the main thread has computed the output.
-
-    The model's code between the layers (merging, DeepStack, masks, rotary embeddings) runs unchanged.
-    """
-
-    def __init__(self, forward, inputs):
-        super().__init__(daemon=True)
-        self.forward = forward
-        self.inputs = inputs
-        self.seen = {}
-        self.at = None
-        self.error = None
-        self.given_up = False
-        self.go, self.stands = threading.Semaphore(0), threading.Semaphore(0)
-
-    def run(self):
-        try:
-            self.forward(self.inputs, self.seen)
-        except BaseException as e:  # raised again in the main thread
-            self.error = e
-        self.at = None
-        self.stands.release()
-
-    def request(self, *at):
-        """Request a layer's output from the main thread. The replaced forward of a layer calls this, in this thread."""
-        self.at = at
-        self.stands.release()
-        self.go.acquire()
-        if self.given_up:
-            raise AllCaptured
-        output, self.output = self.output, None
-        return output
-
-    def on(self, output):
-        """Deliver a layer's output and wait until the pass reaches the next layer or ends."""
-        self.output, self.at = output, None
-        self.go.release()
-        self.wait()
-
-    def wait(self):
-        self.stands.acquire()
-        if self.error:
-            raise self.error
-
-    def give_up(self):
-        self.given_up = True
-        self.go.release()
-
-    def bytes(self):
-        """Bytes held while waiting: inputs, residual stream, masks, rotary embeddings."""
-        from torch.utils._pytree import tree_leaves
-
-        tensors = {id(x): x for x in tree_leaves((self.inputs, self.at)) if torch.is_tensor(x)}
-        return sum(x.nbytes for x in tensors.values())
-
-
-def stream(network, forward, batches, budget, drain):
-    """Stream as many micro-batches (inputs of `forward`) as fit into `budget` bytes, layer by layer. Returns their number.
-
-    A reader thread loads the next layer meanwhile, so two are in memory. drain(k, seen) receives the outputs of micro-batch k so far.
-    """
-    model, weights, device = network.model, network.weights, network.device
-    # on a separate CUDA stream, the copy overlaps the computation
-    side = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def read(path):
-        if not side:
-            return dict(weights.read(network.names[path]))
-        state = {}
-        with torch.cuda.stream(side):
-            for name, x in weights.read(network.names[path]):
-                state[name] = x.pin_memory().to(device, non_blocking=True)
-            side.synchronize()
-        return state
-
-    def request(path, *args, **kwargs):
-        return threading.current_thread().request(path, args, kwargs)
-
-    for path in network.layers:
-        network.when_called(path, functools.partial(request, path))
-    passes, held, following = [], 0, dict(zip(network.needed, network.needed[1:], strict=False))
-    with ThreadPoolExecutor(1) as reader, tqdm(total=len(network.needed), unit="layer") as bar:
-        try:
-            ahead = {path: reader.submit(read, path) for path in network.needed[:1]}
-            for inputs in batches:
-                passes.append(one := Pass(forward, inputs))
-                one.start()
-                one.wait()
-                drain(len(passes) - 1, one.seen)
-                held += one.bytes()
-                if held + one.bytes() > budget:
-                    break
-            while live := [k for k, one in enumerate(passes) if one.at]:
-                path = passes[live[0]].at[0]
-                state = (ahead.pop(path, None) or reader.submit(read, path)).result()
-                ahead = {p: reader.submit(read, p) for p in [following.get(path)] if p}
-                model.load_state_dict(state, strict=False, assign=True)
-                for k in live:
-                    where, args, kwargs = passes[k].at
-                    # the same code runs for every micro-batch, so all wait at the same layer
-                    assert where == path, (where, path)
-                    passes[k].on(network.layer(path, *args, **kwargs))
-                    del args, kwargs  # free the input of a layer once its output exists
-                    drain(k, passes[k].seen)
-                for x in state.values():
-                    if side:
-                        x.record_stream(torch.cuda.current_stream())
-                model.load_state_dict({name: weights.like[name] for name in state}, strict=False, assign=True)
-                bar.update()
-        finally:
-            for one in passes:
-                one.give_up()
-    return len(passes)
-
-
-# ---------------------------------------------------------------- several questions about one image, which is computed once
-
-
-def states_at_questions(model, run, given, questions, points, dtype):
-    """Hidden states at the last token of every question, {point: [sequences, questions, D]}, in one pass; the image is in the cache.
-
-    questions: lists of token ids. Each has the positions it would have alone, and attends only to the image and to itself.
-    """
-    ids = [token for question in questions for token in question]
-    ids = torch.tensor(ids, device=given["input_ids"].device)
-    lengths = torch.tensor([len(question) for question in questions], device=ids.device)
-    n, end = given["input_ids"].shape
-    number = torch.arange(len(questions), device=ids.device).repeat_interleave(lengths)
-    place = torch.arange(len(ids), device=ids.device) - (lengths.cumsum(0) - lengths)[number]
-    longest = torch.zeros(n, int(lengths.max()), dtype=torch.long, device=ids.device)
-    attends = (number[:, None] == number) & (place[:, None] >= place)  # [rows, rows]
-    attends = torch.cat([attends.new_ones(len(ids), end), attends], 1).expand(n, 1, -1, -1)
-    places, rows = positions_behind(model, given, longest)[..., place], ids.expand(n, -1)
-    inputs = {"input_ids": rows, "position_ids": places}
-    if "cache" in given:
-        inputs |= {"token_type_ids": torch.zeros_like(rows), "mask": attends, "cache": given["cache"]}
-    else:
-        mask = torch.zeros(attends.shape, dtype=dtype, device=ids.device)
-        mask = mask.masked_fill(~attends, torch.finfo(dtype).min)
-        inputs |= {"attention_mask": mask, "past_key_values": given["past_key_values"], "use_cache": True}
-    return {point: x[:, lengths.cumsum(0) - 1] for point, x in run(inputs, only=points).items()}
-
+LARGE, WIDE = 64e6, 256  # bytes of an item's tokens above which each is stored as WIDE numbers
+IN_MEMORY = 1e9  # bytes of a shard; a second one may wait to be written
+# all other models see the frames of a clip one by one
+TAKES_CLIPS = (*QWEN, "vjepa2", "AutoencoderKLLTXVideo")
 
 # ---------------------------------------------------------------- the stage
-
-
-def pixel_grid(frames, grid, first_frame):
-    """Raw pixels on a grid (t, h, w): [n,T,S,S,3] -> [n, t, h, w, p*p*3] in [0, 1], of the first frame of each time step."""
-    t, h, w = grid
-    x = frames[:, [first_frame(k) for k in range(t)]].float() / 255
-    n, p, q = len(x), x.shape[2] // h, x.shape[3] // w
-    cells = x[:, :, : h * p, : w * q].reshape(n, t, h, p, w, q, 3)
-    return cells.permute(0, 1, 2, 4, 3, 5, 6).reshape(n, t, h, w, -1)
-
-
-class Writer:
-    """Writes files in order in a separate thread, while the next features are computed. At most two files wait."""
-
-    def __init__(self):
-        self.pool, self.jobs = ThreadPoolExecutor(1), collections.deque()
-
-    def __call__(self, *args, **kwargs):
-        self.jobs.append(self.pool.submit(save_pt, *args, **kwargs))
-        while len(self.jobs) > 2:
-            self.jobs.popleft().result()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.pool.shutdown()
-        for job in self.jobs:
-            job.result()
-
-
-class Shard:
-    """Collects features of up to 64 items by micro-batch, points in any order. A complete point is written at once.
-    pooled/<shard>.pt, written last, marks the shard as complete."""
-
-    def __init__(self, out, number, items, size, batch, points, write):
-        self.out = out
-        self.file = f"{number:05d}.pt"
-        self.items = items
-        self.size = size
-        self.batch = batch
-        self.write = write
-        self.ids = [item["id"] for item in items]
-        self.parts, self.pooled = {point: {} for point in points}, {}
-        self.starts = list(range(0, len(items), batch))
-
-    def frames(self, k):
-        """Micro-batch k: uint8 [n, T, size, size, 3]."""
-        few = self.items[self.starts[k] : self.starts[k] + self.batch]
-        return torch.stack([frames_of(item, self.size) for item in few])
-
-    def add(self, k, point, x):
-        """Features [n, t, h, w, D] of micro-batch k."""
-        if point not in self.parts:  # repeated after an out-of-memory error
-            return
-        half, x = x.half(), x.float()
-        bad = int((~half.isfinite()).sum())
-        self.parts[point][k] = half.cpu(), x.mean((2, 3)).cpu(), x.amax((2, 3)).cpu(), bad
-        if len(self.parts[point]) == len(self.starts):
-            parts = [part for _, part in sorted(self.parts.pop(point).items())]
-            halves, means, maxima, nonfinite = zip(*parts, strict=True)
-            whole = torch.cat(halves)
-            self.pooled[point] = {
-                "mean": torch.cat(means),
-                "max": torch.cat(maxima),
-                "shape": list(whole.shape[1:]),
-                "nonfinite": sum(nonfinite),
-            }
-            self.write(self.out / point / self.file, FEATURES, self.ids, {"point": point}, features=whole)
-
-    def mark(self, **what):
-        """Mark points as false: grid=names of points without a grid, causal=names of points that depend on later frames."""
-        for key, names in what.items():
-            for name in names & set(self.pooled):
-                self.pooled[name][key] = False
-
-    def add_pixels(self, first_frame):
-        """Pixels on the coarsest grid of all points: a baseline."""
-        if grids := [row["shape"][:3] for row in self.pooled.values() if row.get("grid", True)]:
-            self.parts["pixels"] = {}
-            for k in range(len(self.starts)):
-                self.add(k, "pixels", pixel_grid(self.frames(k), min(grids, key=math.prod), first_frame))
-
-    def finish(self, names, seconds):
-        """Write the file that marks the shard as complete."""
-        meta = {"seconds": seconds}
-        if "shown" in self.items[0]:
-            meta["shown"] = [item["shown"] for item in self.items]
-        pooled = {p: self.pooled[p] for p in ("pixels", *names) if p in self.pooled}
-        self.write(self.out / "pooled" / self.file, POOLED, self.ids, meta, pooled=pooled)
-
-
-def one_by_one(run, inputs_of, restore, shards, device, dtype, finish, questions=None):
-    """Fill every shard, micro-batch by micro-batch. The recorded seconds are those of preparing and running each.
-
-    questions(batch, given) -> {point: features} at the questions; its time is not counted.
-    """
-    for shard in shards:
-        seconds = []
-        for k in range(len(shard.starts)):
-            frames = shard.frames(k)
-            wait_for(device)
-            started = time.perf_counter()
-            batch = inputs_of(frames)
-            given = on(batch, device, dtype)
-            features = {point: restore(point, x, batch) for point, x in run(given).items()}
-            wait_for(device)
-            seconds.append((time.perf_counter() - started) / len(frames))
-            features |= questions(batch, given) if questions else {}
-            for point, x in features.items():
-                shard.add(k, point, x)
-        finish(shard, seconds)
-
-
-def layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budget):
-    """Fill every shard by streaming, in as few rounds as `budget` (bytes) allows. No seconds are recorded: passes overlap."""
-    jobs = [(shard, k) for shard in shards for k in range(len(shard.starts))]
-    while jobs:
-        batches = []
-
-        def inputs(jobs=jobs, batches=batches):
-            for shard, k in jobs:
-                batches.append(inputs_of(shard.frames(k)))
-                yield on(batches[-1], network.device, dtype)
-
-        def drain(i, seen, jobs=jobs, batches=batches):
-            shard, k = jobs[i]
-            for point in list(seen):
-                shard.add(k, point, restore(point, seen.pop(point), batches[i]))
-
-        done = 0
-        with contextlib.suppress(torch.OutOfMemoryError):
-            done = stream(network, run, inputs(), budget, drain)
-        if not done:  # written points stay; the rest is repeated in smaller rounds
-            if len(batches) < 2:
-                n = len(jobs[0][0].ids[: jobs[0][0].batch])
-                fail(f"two layers leave no memory for a micro-batch; give a --batch smaller than {n}")
-            budget /= 2
-            torch.cuda.empty_cache()
-        for shard in dict.fromkeys(shard for shard, _ in jobs[:done]):
-            if not shard.parts:
-                finish(shard, [])
-        jobs = jobs[done:]
-
-
-def wait_for(device):
-    """Wait until the GPU is idle. Kernels run asynchronously, so a clock must be read after this."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def read_questions(path):
@@ -507,77 +104,25 @@ def share(shard):
     return int(i), int(n)
 
 
-# Points after the tower that other families lack.
-BESIDES = {
-    "cogvlm2": "conv",
-    "qwen3_vl": "deepstack.0-2",
-    "grounding-dino": "scale.0-3 encoder.0-5",
-    **dict.fromkeys(("owlvit", "owlv2"), "class_head box_head"),
-}
+def wait_for_ranks(args):
+    """Wait for every rank of torchrun. Returns True on the rank that continues."""
+    if args.shard or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return True
+    if not torch.distributed.is_initialized():
+        # a rank may work alone for hours
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(hours=24))
+        atexit.register(torch.distributed.destroy_process_group)
+    torch.distributed.barrier()
+    return torch.distributed.get_rank() == 0
 
 
-def registry_row(entry):
-    """A row of --list, from an entry of the registry alone; "-" where a value is not stated.
-
-    tokens, kB: of one image of the registry's size at one point of the tower (of its first-last stage, if it has several) / at the merger or one point of the language model, in fp16.
-    GB of GPU memory, with weights of 2 bytes: whole = 2 (all - head); streamed = 2 (outside the stacks + 2 largest layers) + a margin for the activations of one image,
-    1 GB + 32 bytes x tokens x width of the larger stack (16 rows of that width, of 2 bytes: q, k, v, the gated MLP, residuals).
-    """
-    row = {
-        "repository": entry["path"],
-        "revision": "local" if entry["path"].startswith(TINY) else entry.get("revision") or "newest",
-        "params_B": f"{entry['params']:.3g}" if "params" in entry else "-",
-        "licence": entry.get("licence", "-"),
-        "points": "-",
-        "px": entry.get("size", "-"),
-        "tokens": "-",
-        "kB": "-",
-        "GB_whole": f"{2 * (entry['params'] - entry['head']):.3g}" if "params" in entry else "-",
-        "GB_streamed": "-",
-    }
-    if not entry.get("vision"):
-        return row
-    layers, patch, width = entry["vision"]
-    stages = layers if isinstance(layers, tuple) else (layers,)
-    sides = [entry["size"] // (patch << stage) for stage in range(len(stages))]
-    stacks = [[(side**2, width << stage) for stage, side in enumerate(sides)]]
-    points = ["patch_embed", f"vision.0-{sum(stages) - 1}"] if layers else ["latents", "latents-raw"]
-    points += [BESIDES[entry["type"]]] if entry["type"] in BESIDES else []
-    if entry["language"]:
-        layers, merge, width = entry["language"]
-        stacks.append([(math.prod(merge) if isinstance(merge, tuple) else (sides[-1] // merge) ** 2, width)])
-        points += ["merger", f"language.0-{layers - 1}"]
-    active = 32e-9 * max(n * width for stack in stacks for n, width in stack)
-    streamed = 2 * (entry["outside"] + 2 * entry["layer"]) + 1 + active
-
-    def both(shown):
-        ends = [[f"{shown(*stack[k]):.0f}" for k in (0, -1)] for stack in stacks]
-        return "/".join("-".join(dict.fromkeys(pair)) for pair in ends)
-
-    return row | {
-        "points": " ".join(points),
-        "tokens": both(lambda n, width: n),
-        "kB": both(lambda n, width: 2 * n * width / 1000),
-        "GB_streamed": f"{streamed:.1f}" if entry["layer"] else "-",
-    }
-
-
-def aligned(rows):
-    """Lines of dicts with the same keys, the columns aligned under the keys."""
-    rows = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
-    return ["  ".join(f"{x!s:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def check_plan(out, plan, args=None):
+def check_plan(out, plan, args):
     """Exit 2 where `out` was started with other settings; with --overwrite one rank deletes it instead."""
-    overwrite = (out, *vars(args).get("fused", ())) if args and args.overwrite and not args.shard else ()
+    overwrite = (out, *vars(args).get("fused", ())) if args.overwrite and not args.shard else ()
     before = load_yaml(out / "plan.yaml") if (out / "plan.yaml").exists() else plan
-    if before["random_seed"] == f"{plan['random_seed']}, by name":  # streamed, which is known only later
-        before |= {"random_seed": plan["random_seed"]}
-    what = next((k for k in before | plan if before.get(k) != plan.get(k)), None)
+    what = next((k for k in plan if before.get(k) != plan[k]), None)
     if what and not overwrite:
-        differs = f"extracted with {what} {before.get(what)!r}, not {plan.get(what)!r}"
+        differs = f"extracted with {what} {before.get(what)!r}, not {plan[what]!r}"
         fail(f"{out} holds features {differs}; give another --out, or --overwrite, which deletes them")
     if overwrite and wait_for_ranks(args) and what:
         for folder in overwrite:
@@ -595,90 +140,115 @@ def chosen(args, points):
     return {n: points[n][0] for n in points if n in names}
 
 
-def compute(args, entry, plan, items, out, todo, device, dtype):
-    """Compute and write the shards `todo`. Returns ({point: module path}, bytes of weights read)."""
-    most = memory_size(args.max_memory) if args.max_memory else None
+def stored_points(job, clip):
+    """The points whose tokens are written, by --grids: of images all, of clips none by default."""
+    every = {*job.written, "pixels"}
+    asked = job.args.grids or ("none" if clip else "all")
+    if asked in ("all", "none"):
+        return every if asked == "all" else set(job.question_points)
+    if asked == "middle":
+        layers = [p for p in job.written if p.startswith("language.") and p in job.with_grid]
+        return {*layers[(len(layers) - 1) // 2 :][:1], *job.question_points}
+    if unknown := set(asked.split(",")) - every:
+        fail(f"--grids {asked}: {min(unknown)} is not one of the points {', '.join(job.written)}")
+    return {*asked.split(","), *job.question_points}
+
+
+def open_model(job):
+    """The model without its weights, its points and how inputs are made and outputs put in raster order."""
+    args, entry = job.args, job.entry
     seed = args.seed if args.random_init else None
-    network, streamed = None, False
     if entry["kind"] == "vae":
         if args.stream:
             fail(f"{args.model} is an autoencoder, not a stack of layers; leave --stream out")
-        model, processor = LOADERS["vae"](entry, device, dtype, seed)
+        job.dtype = torch.float32  # what is measured in latents is not rounded
+        job.model, job.processor = LOADERS["vae"](entry, job.device, job.dtype, seed)
     else:
-        model, processor, weights = skeleton(entry, dtype, device, seed)
-    make_inputs, points, multiple, first_frame = family_of(model)(model, processor)
+        job.model, job.processor, job.weights = skeleton(entry, job.dtype, job.device, seed)
+        if job.precision == "mixed":
+            half_linears(job.model, job.weights)
+            job.dtype = torch.float32
+    job.make_inputs, points, multiple, job.first_frame = family_of(job.model)(job.model, job.processor)
     whole_tokens(args.size, multiple, args.model)
-    modules = chosen(args, points)
-    if entry["kind"] != "vae":
-        network = Network(model, weights, device, points, list(modules)[-1])
-        weights.ready(network.weights_of(network.needed))
-        whole = network.bytes(network.needed)
-        least = network.bytes(network.largest(2))
-        limit = memory_left(device, most)
-        streamed = args.stream or 1.2 * whole > limit  # a fifth for activations
-        way = "layer by layer" if streamed else "at once"
-        print(f"weights {whole / 1e9:.2f} GB, memory {limit / 1e9:.1f} GB: {way}")
-        if streamed and least > limit:
-            need = f"{args.model} needs {least / 1e9:.2f} GB even layer by layer, of {limit / 1e9:.2f} GB"
-            fail(f"{need}; free some, or raise --max-memory")
-        if args.random_init and streamed:  # the library's initialisation needs the whole network at once
-            plan["random_seed"] = f"{seed}, by name"
-            check_plan(out, plan)
-        if args.random_init and not streamed:
-            model, processor = LOADERS[entry["kind"]](entry, device, dtype, seed)
-            make_inputs, points, *_ = family_of(model)(model, processor)
-        else:
-            network.fill([] if streamed else network.needed)
-
-    questions, question_points = plan.get("questions", []), {}
-    if questions:
-        if streamed:
-            fail("--questions needs the whole model in memory; leave --stream out")
-        if network is None or model.config.model_type not in ASKABLE or not processor:
+    job.points, job.modules = points, chosen(args, points)
+    job.with_grid = {*points, "pixels"} - without_grid(points)
+    job.later = {p for p in points if sees_later_frames(job.model, p)}
+    job.questions = read_questions(args.questions) if args.questions else []
+    job.question_points = {}
+    if job.questions:
+        causal = entry["kind"] != "vae" and job.model.config.model_type in ASKABLE and job.processor
+        if not causal:
             fail(f"--questions: {args.model} is not a causal language model with a tokenizer; leave it out")
-        question_points = {f"question.{p.partition('.')[2]}": p for p in modules if p.startswith("language.")}
-        if not question_points:
+        for point in job.modules:
+            if point.startswith("language."):
+                job.question_points[f"question.{point.partition('.')[2]}"] = point
+        if not job.question_points:
             fail(f"--questions needs language layers, and --points {args.points} names none; add one")
-    written = modules | {new: modules[old] for new, old in question_points.items()}
+    job.written = job.modules | {new: job.modules[old] for new, old in job.question_points.items()}
 
-    def inputs_of(frames):
-        batch = make_inputs(frames)  # exits 2 for wrong frames, before anything is written
-        if questions:
-            batch = up_to_the_image(model, batch)
-        if not (out / "plan.yaml").exists():
-            save_yaml(out / "modules.yaml", written)
-            save_yaml(out / "plan.yaml", plan)
-        return batch
 
-    def restore(point, x, batch):
-        return points[point][1](x, batch)
+def place_weights(job):
+    """Load the weights, or decide to stream them. Returns the bytes for streamed micro-batches, or None."""
+    args = job.args
+    most = memory_size(args.max_memory) if args.max_memory else None
+    job.network = network = Network(job.model, job.weights, job.device, job.points, list(job.modules)[-1])
+    job.weights.ready(network.weights_of(network.needed))
+    whole, least = network.bytes(network.needed), network.bytes(network.largest(2))
+    limit = memory_left(job.device, most) - 2 * job.shard_bytes * (job.device.type == "cpu")
+    active = activations(job)
+    streamed = args.stream or whole + active > 0.9 * limit
+    way = "layer by layer" if streamed else "at once"
+    print(f"weights {whole / 1e9:.2f} GB, activations {active / 1e9:.2f}, memory {limit / 1e9:.1f} GB: {way}")
+    if not streamed:
+        network.fill(network.needed)
+        return None
+    if least + active > limit:
+        need = (
+            f"{args.model} needs {(least + active) / 1e9:.2f} GB even layer by layer, of {limit / 1e9:.2f} GB"
+        )
+        fail(f"{need}; free some, give a smaller --batch, or raise --max-memory")
+    if job.questions:
+        fail("--questions needs the whole model in memory; leave --stream out")
+    network.fill([])
+    return limit - least - active
 
-    def question_features(batch, given):
-        tokens = [words_behind(model, processor, batch, question) for question in questions]
-        found = states_at_questions(model, run, given, tokens, set(question_points.values()), dtype)
-        found = {p: x.unflatten(0, (-1, batch.get("frames", 1)))[:, :, None] for p, x in found.items()}
-        return {new: found[old] for new, old in question_points.items()}  # [n, t, 1, questions, D]
 
-    def finish(shard, seconds):
-        later = {p for p in points if sees_later_frames(model, p)}
-        shard.mark(grid=without_grid(points) | set(question_points), causal=later)
-        shard.add_pixels(first_frame)
-        shard.finish(written, seconds)
+def activations(job):
+    """Bytes that one micro-batch takes while it passes a layer: sixteen rows of its width for every token."""
+    size = torch.finfo(job.dtype).bits / 8
+    tokens = [math.prod(shape) for shape in job.shapes.values()]
+    return 16 * size * job.args.batch * max(tokens, default=0)
 
-    def shard_of(number):
-        few = with_chosen(items[number * SHARD : (number + 1) * SHARD], args.frames, args)
-        return Shard(out, number, few, args.size, args.batch, written, write)
 
-    with Writer() as write, capturing(model, modules) if network else latents_of(model) as run:
-        if streamed:
-            # half is left for tensors that are created on the way
-            shards, budget = [shard_of(s) for s in todo], (limit - least) / 2
-            layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budget)
+def compute(job, todo):
+    """Fit the map of --reduce where it is missing, then compute and write the shards `todo`."""
+    budget = None if job.entry["kind"] == "vae" else place_weights(job)
+
+    save_yaml(job.out / "modules.yaml", job.written)
+    save_yaml(job.out / "plan.yaml", job.plan)
+    name = f"{job.entry['name']} {Path(job.args.data).name}"
+
+    def pass_over(batches, capture):
+        if budget is None:
+            one_by_one(job, capture, tqdm(batches, desc=name, unit="shard"))
         else:
-            shards = map(shard_of, tqdm(todo, desc=f"{entry['name']} {Path(args.data).name}", unit="shard"))
-            at_questions = question_features if questions else None
-            one_by_one(run, inputs_of, restore, shards, device, dtype, finish, at_questions)
-    return written, network.weights.bytes if network else None
+            layer_by_layer(job, capture, batches, budget)
+
+    capturing_points = latents_of(job.model) if budget is None and "network" not in vars(job) else None
+    with Writer() as job.write, capturing_points or capturing(job.model, job.modules) as capture:
+        first = int(os.environ.get("RANK", 0)) == 0 or job.args.shard
+        if job.reduce and first and not (job.out / "reduce.pt").exists():
+            train = [item for item in job.items if split_of(item["source"]) == "train"]
+            pass_over([Fit(job, (train or job.items)[:FIT_ITEMS])], capture)
+        if job.reduce:
+            wait_for_ranks(job.args)
+            job.maps = load_pt(job.out / "reduce.pt", REDUCE)["maps"]
+        pass_over([shard_of(job, number) for number in todo], capture)
+
+
+def shard_of(job, number):
+    few = job.items[number * job.shard_items : (number + 1) * job.shard_items]
+    return Shard(job, number, with_chosen(few, job.args.frames, job.args))
 
 
 def done(out, shard):
@@ -686,134 +256,167 @@ def done(out, shard):
     return (out / "pooled" / f"{shard:05d}.pt").exists()
 
 
-def wait_for_ranks(args):
-    """Wait for every rank of torchrun. Returns True on the rank that continues."""
-    if not args.shard and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")
-            atexit.register(torch.distributed.destroy_process_group)
-        torch.distributed.barrier()
-        return torch.distributed.get_rank() == 0
-    return True
-
-
-def write_index(args, started, out, data, modules, facts, **run):
+def write_index(job, started, modules, **more):
     """Write pooled.pt and, last, index.yaml, if every shard exists. Returns the result."""
-    shards = -(-len(data["ids"]) // SHARD)
+    args, out, shards = job.args, job.out, -(-len(job.data["ids"]) // job.shard_items)
     if missing := sum(not done(out, s) for s in range(shards)):
         print(f"shards_missing {missing} of {shards}: run the other --shard parts, then repeat any of them")
         return {"shards_missing": missing}
     parts = [load_pt(out / "pooled" / f"{s:05d}.pt", POOLED) for s in range(shards)]
     pooled, table = {}, {}
-    for p, first in parts[0]["pooled"].items():
-        rows = [part["pooled"][p] for part in parts]
-        pooled[p] = {k: torch.cat([row[k] for row in rows]) for k in ("mean", "max")}
-        table[p] = {
-            "module": modules.get(p, "the frames themselves"),
+    for point, first in parts[0]["pooled"].items():
+        rows = [part["pooled"][point] for part in parts]
+        pooled[point] = {key: torch.cat([row[key] for row in rows]) for key in ("mean", "max")}
+        table[point] = {
+            "module": modules.get(point, "the frames themselves"),
             "shape": first["shape"],
-            "dtype": "float16",
-            "bytes": sum(f.stat().st_size for f in (out / p).glob("*.pt")),
+            "dtype": max((row.get("dtype", "float16") for row in rows), key=("float16", "float32").index),
+            "bytes": sum(f.stat().st_size for f in (out / point).glob("*.pt")),
             "nonfinite": sum(row["nonfinite"] for row in rows),
-            **{k: False for k in ("grid", "causal") if not first.get(k, True)},
         }
-    save_pt(out / "pooled.pt", POOLED, data["ids"], {"model": facts["model"]}, pooled=pooled)
-    # none where layers were streamed: passes overlap
-    seconds = sorted(s for part in parts for s in part["meta"]["seconds"])
-    more = {"micro_batch": args.batch, "streamed": not seconds, "script": "extract.py"}
-    shown = {}
+        table[point] |= {key: first[key] for key in ("grid", "causal", "stored") if key in first}
+    save_pt(out / "pooled.pt", POOLED, job.data["ids"], {"model": job.facts["model"]}, pooled=pooled)
+    seconds = []  # none where layers were streamed: passes overlap
+    for part in parts:
+        seconds += part["meta"]["seconds"]
+    seconds.sort()
+    dtypes = ", ".join(dict.fromkeys(part["meta"]["dtype"] for part in parts))
+    result = {"stage": "extract", "schema": FEATURES, **job.facts, "data": job.data["data"]}
+    result |= {"items": len(job.data["ids"]), "size": args.size}
+    result["seconds_per_item"] = seconds[len(seconds) // 2] if seconds else None
+    result |= {key: sum(row[key] for row in table.values()) for key in ("bytes", "nonfinite")}
+    result |= {"data_path": str(args.data), "shards": shards, "reduced": job.reduce, "points": table}
     if args.frames:
-        shown = {"frames": args.frames, "count": args.count}
-        shown["shown"] = [x for part in parts for x in part["meta"]["shown"]]
-    result = {
-        "stage": "extract",
-        "schema": FEATURES,
-        **facts,
-        "data": data["data"],
-        "items": len(data["ids"]),
-        "size": args.size,
-        "seconds_per_item": seconds[len(seconds) // 2] if seconds else None,
-        "bytes": sum(t["bytes"] for t in table.values()),
-        "nonfinite": sum(t["nonfinite"] for t in table.values()),
-        "data_path": str(args.data),
-        "shards": shards,
-        "points": table,
-        **shown,
-        "ids": data["ids"],
-        "run": run_info(args, started, **more, **run),
-    }
+        result |= {"frames": args.frames, "count": args.count, "shown": []}
+        for part in parts:
+            result["shown"] += part["meta"]["shown"]
+    more |= {"dtype": dtypes, "micro_batch": args.batch, "streamed": not seconds, "script": "extract.py"}
+    result |= {"ids": job.data["ids"], "run": run_info(args, started, **more)}
     save_yaml(out / "index.yaml", result)
     print_summary(result)
     return result
 
 
-def one_model(args, started):
-    """Extract the features of one model. Returns the result, or {} on a rank that does not write it."""
+def checked_entry(args):
+    """The registry's entry of --model; exit 2 where it has no features."""
     entry = find_model(args.model) | {"revision": args.revision}
     without = {"language": "language model without an image input", "tracker": "tracker, which track.py runs"}
     if kind := without.get(entry["kind"]):
         fail(f"--model {args.model} is a {kind}; give one of `python extract.py --list` that has points")
     if args.revision and Path(entry["path"]).is_dir():
         fail(f"--revision {args.revision} is for the hub, and {entry['path']} is a folder; leave it out")
-    args.points = resolve_aliases(args.points, entry)
-    items, data = load_items(args.data)
-    out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")
-    check_writable(out / "index.yaml")
     if args.batch < 1:
         fail(f"--batch {args.batch} is not positive; give 1 or more")
-    clip = "frames" in items[0] and len(items[0]["frames"]) > 1
     if args.tiles and (args.size or entry.get("type") not in TILED):
         fail(f"--tiles is for {' and '.join(TILED)} and replaces --size; give {args.model} a --size")
-    args.size = args.size or entry["clip" if clip else "size"] * (2 if args.tiles == "all" else 1)
-    device, dtype, why = choose_device()
+    if args.points_of:
+        named = [point for file in args.points_of for point in load_yaml(file)["points"]]
+        args.points = ",".join(dict.fromkeys(point for point in named if point != "pixels"))
+    args.points = resolve_aliases(args.points, entry)
+    return entry
+
+
+def new_job(args):
+    """What one run extracts, with its settings; exit 2 where --out holds features of other settings."""
+    entry = checked_entry(args)
+    items, data = load_items(args.data)
+    length = len(items[0].get("frames", ()))
+    alone = entry["type"] not in TAKES_CLIPS
+    if args.single_frames and alone and not args.frames and length > args.single_frames:
+        args.frames, args.count = "uniform", args.single_frames
+    args.size = args.size or entry["clip" if length > 1 else "size"] * (2 if args.tiles == "all" else 1)
+    out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")
+    check_writable(out / "index.yaml")
+    device, dtype, why = choose_device(args.dtype)
     plan = {
         "model": entry["name"],
         "checkpoint": fingerprint(entry),
         "revision": args.revision,
         "weights": "random" if args.random_init else entry["weights"],
-        "size": args.size,
-        "batch": args.batch,
-        "points": args.points,
         "random_seed": args.seed if args.random_init else None,
-        "dtype": str(dtype),
+        "dtype": args.dtype or str(dtype).removeprefix("torch."),
         "items": same_items(items, data),
     }
+    plan |= {key: getattr(args, key) for key in ("size", "batch", "points", "grids", "reduce", "store")}
     if frame_methods(args, items):
         plan["frames"] = [args.frames, args.count, args.largest_gap, args.seed]
     if args.questions:
         plan["questions"] = read_questions(args.questions)
     check_plan(out, plan, args)
+    steps = args.count if args.frames else length
+    job = SimpleNamespace(args=args, entry=entry, items=items, data=data, out=out, plan=plan, steps=steps)
+    job.device, job.dtype, job.why = device, dtype, why
+    job.precision = args.dtype or plan["dtype"]
+    # a clip that repeats one frame is one frame to a model that sees frames one by one
+    job.still = alone and length > 1 and "freeze" in data
+    job.facts = {"model": entry["name"], "kind": entry["kind"], "weights": plan["weights"]}
+    job.reduce, job.maps, job.again = args.reduce, {}, None
+    return job
+
+
+def settle(job):
+    """Open the model, and settle what depends on the size of its features: reduction, items a shard, disk."""
+    from cost import check_disk, shapes_of
+
+    clip = len(job.items[0].get("frames", ())) > 1
+    open_model(job)
+    job.make_inputs(frames_of(job.items[0], job.args.size)[None])  # exits 2 for frames that do not fit
+    job.stored = stored_points(job, clip)
+    steps = 1 if job.still else job.steps
+    job.shapes = shapes_of(job.entry, [*job.modules, "pixels"], job.args.size, max(steps, 1), job.model)
+    if job.args.reduce is None:
+        stored = [shape for point, shape in job.shapes.items() if point in job.stored]
+        job.reduce = WIDE if 2 * sum(map(math.prod, stored)) > LARGE else 0
+    each = 0
+    for point, (*grid, width) in job.shapes.items():
+        if point in job.stored:
+            each += 2 * math.prod(grid) * (min(width, job.reduce) if job.reduce else width)
+    job.shard_items = int(min(SHARD, max(IN_MEMORY // max(each, 1), 1)))
+    job.shard_bytes = each * job.shard_items
+    check_disk(job.out, each * len(job.items), "give --reduce 256, fewer --points, or fewer items")
+    job.plan |= {"reduced": job.reduce, "shard_items": job.shard_items}
+
+
+def one_model(args, started):
+    """Extract the features of one model. Returns the result, or {} on a rank that does not write it."""
+    job = new_job(args)
     rank, ranks = share(args.shard)
-    todo = [s for s in range(rank, -(-len(items) // SHARD), ranks) if not done(out, s)]
-    modules, read = load_yaml(out / "modules.yaml") if (out / "modules.yaml").exists() else {}, None
-    if todo or not modules:
-        print(f"device {device.type} ({why})")
-        modules, read = compute(args, entry, plan, items, out, todo, device, dtype)
+
+    def left():
+        return [s for s in range(rank, -(-len(job.items) // job.shard_items), ranks) if not done(job.out, s)]
+
+    modules = None
+    if (job.out / "plan.yaml").exists() and (job.out / "modules.yaml").exists():
+        before = load_yaml(job.out / "plan.yaml")
+        job.reduce, job.shard_items = before["reduced"], before["shard_items"]
+        modules = None if left() else load_yaml(job.out / "modules.yaml")
+    if modules is None:
+        print(f"device {job.device.type} ({job.why})")
+        settle(job)
+        modules = job.written
+        job.again = [] if job.precision == "float16" and not args.dtype and not args.random_init else None
+        compute(job, left())
+        if job.again:
+            print(
+                f"non-finite values in fp16: {len(job.again)} shards again, with the residual stream in fp32"
+            )
+            todo, job.again, job.precision = job.again, None, "mixed"
+            open_model(job)
+            compute(job, todo)
     if not wait_for_ranks(args):
         return {}
-    run = {"device": f"{device.type} ({why})", "dtype": str(dtype), "weights_read_gb": read and read / 1e9}
-    run["model_revision"] = resolved_commit(entry)
-    facts = {"model": entry["name"], "kind": entry["kind"], "weights": plan["weights"]}
-    return write_index(args, started, out, data, modules, facts, **run)
+    network = vars(job).get("network")
+    more = {"device": f"{job.device.type} ({job.why})", "model_revision": resolved_commit(job.entry)}
+    more["weights_read_gb"] = network and network.weights.bytes / 1e9
+    return write_index(job, started, modules, **more)
 
 
 # ---------------------------------------------------------------- two encoders side by side
 
 
-def fuse(a, b):
-    """Concatenate features [n, t, h, w, D] of two encoders on the coarser grid: [n, t, h, w, D']. Where one
-    grid is a multiple of the other, all tokens of a cell are concatenated, else averaged; time steps are averaged."""
-    t, h, w = (min(x, y) for x, y in zip(a.shape[1:4], b.shape[1:4], strict=True))
-
-    def match(x):
-        if x.shape[2] % h == 0 and x.shape[3] % w == 0:
-            x = x.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
-        return torch.nn.functional.adaptive_avg_pool3d(x.movedim(-1, 1), (t, h, w)).movedim(1, -1)
-
-    return torch.cat([match(a), match(b)], -1)
-
-
 def side_by_side(args, started):
-    """--model a+b: the features of each in its own folder under --out; for each point of b with a grid, `fused.<point>`: that point concatenated with the last one of a."""
+    """--model a+b: the features of each in its own folder under --out; for each point of b with a grid,
+    `fused.<point>`: that point concatenated with the last one of a."""
     names = args.model.split("+")
     if args.questions:
         fail(f"--model {args.model} with --questions: give a single model")
@@ -823,52 +426,60 @@ def side_by_side(args, started):
     if len({entry["name"] for entry in entries}) == 1:
         fail(f"--model {args.model} names the same model twice; give two different ones")
     items, data = load_items(args.data)
-    facts = {"model": "+".join(entry["name"] for entry in entries), "kind": entries[1]["kind"]}
-    out = Path(args.out or f"results/{facts['model']}/{Path(args.data).name}/features")
-    rank, ranks = share(args.shard)
+    both = "+".join(entry["name"] for entry in entries)
+    out = Path(args.out or f"results/{both}/{Path(args.data).name}/features")
     for entry, name, points in zip(entries, names, ("last", args.points), strict=True):
         print(f"-- {entry['name']}")
         settings = vars(args) | {"model": name, "points": points, "out": str(out / entry["name"])}
-        settings["fused"] = [out / "pooled", *out.glob("fused.*")]
+        settings |= {"fused": [out / "pooled", *out.glob("fused.*")], "grids": "all", "reduce": 0}
         found = one_model(argparse.Namespace(**settings), started)
         if "shards_missing" in found:
             return found
     wait_for_ranks(args)
-    a, b = (load_yaml(out / entry["name"] / "index.yaml", "extract") for entry in entries)
+    (a, read_a), (b, read_b) = (load_features(out / entry["name"]) for entry in entries)
     left, right = ([p for p in with_grid(index) if p != "pixels"] for index in (a, b))
     if not (left and right):
         name = (b if left else a)["model"]
         fail(f"{name} has no token grid at these --points to concatenate; give points with a grid")
-    first, modules, later = a["points"][left[0]], {}, set()
-    for p in right:
-        second = b["points"][p]
-        modules[f"fused.{p}"] = f"{a['model']}: {first['module']}, {b['model']}: {second['module']}"
-        if not (first.get("causal", True) and second.get("causal", True)):
-            later.add(f"fused.{p}")
-    coarser = min(a, b, key=lambda index: math.prod(index["points"]["pixels"]["shape"][:3]))
-    todo = [s for s in range(rank, a["shards"], ranks) if not done(out, s)]
-    with Writer() as write:
-        for s in tqdm(todo, desc="fused", unit="shard"):
-            few = with_chosen(items[s * SHARD : (s + 1) * SHARD], args.frames, args)
-            shard = Shard(out, s, few, None, SHARD, ["pixels", *modules], write)
-
-            def read(index, point, file=shard.file):
-                return load_pt(out / index["model"] / point / file, FEATURES)["features"].float()
-
-            shard.add(0, "pixels", read(coarser, "pixels"))
-            for p in right:
-                shard.add(0, f"fused.{p}", fuse(read(a, left[0]), read(b, p)))
-            shard.mark(causal=later)
-            files = [out / index["model"] / "pooled" / shard.file for index in (a, b)]
-            seconds = [load_pt(file, POOLED)["meta"]["seconds"] for file in files]
-            shard.finish(modules, [x + y for x, y in zip(*seconds, strict=True)])
+    weakest = min(a["weights"], b["weights"], key=("random", "unstated", "small", "pretrained").index)
+    job = SimpleNamespace(args=args, items=items, data=data, out=out, still=False, maps={}, reduce=0)
+    job.facts = {"model": both, "kind": b["kind"], "weights": weakest}
+    write_fused(job, left[0], right, read_a, read_b)
     if not wait_for_ranks(args):
         return {}
     args.size = b["size"]
-    facts["weights"] = min(
-        a["weights"], b["weights"], key=("random", "unstated", "small", "pretrained").index
-    )
-    return write_index(args, started, out, data, modules, facts, parts={i["model"]: i["run"] for i in (a, b)})
+    return write_index(job, started, job.written, parts={i["model"]: i["run"] for i in (a, b)})
+
+
+def write_fused(job, point, others, read_a, read_b):
+    """Write the shards of `fused.<p>`: a point of the first model beside each of `others` of the second."""
+    args, a, b = job.args, read_a.index, read_b.index
+    job.written, job.later = {}, set()
+    for p in others:
+        rows = a["points"][point], b["points"][p]
+        job.written[f"fused.{p}"] = f"{a['model']}: {rows[0]['module']}, {b['model']}: {rows[1]['module']}"
+        if not all(row.get("causal", True) for row in rows):
+            job.later.add(f"fused.{p}")
+    job.with_grid = job.stored = {*job.written, "pixels"}
+    job.precision, job.again = b["run"]["dtype"], None
+    grids = {id(read): math.prod(read.index["points"]["pixels"]["shape"][:3]) for read in (read_a, read_b)}
+    coarser = min((read_a, read_b), key=lambda read: grids[id(read)])
+    seconds = a["seconds_per_item"], b["seconds_per_item"]
+    each = (a["bytes"] + b["bytes"]) // len(job.items)
+    job.shard_items = int(min(SHARD, max(IN_MEMORY // each, 1)))
+    rank, ranks = share(args.shard)
+    todo = range(rank, -(-len(job.items) // job.shard_items), ranks)
+    with Writer() as job.write:
+        for number in tqdm([s for s in todo if not done(job.out, s)], desc="fused", unit="shard"):
+            job.args = argparse.Namespace(**vars(args) | {"batch": job.shard_items})
+            shard = shard_of(job, number)
+            rows = torch.arange(len(shard.ids)) + number * job.shard_items
+            shard.left["pixels"] = {0}
+            shard.add(0, "pixels", coarser("pixels", rows))
+            for p in others:
+                shard.add(0, f"fused.{p}", fuse(read_a(point, rows), read_b(p, rows)))
+            shard.write_marker([sum(seconds)] if None not in seconds else [])
+    job.args = args
 
 
 def get_args(argv):
@@ -878,6 +489,20 @@ def get_args(argv):
     add("--data", default="data/shapes", help="a folder that data.py wrote")
     add("--out", help="default: results/<model>/<data>/features")
     add("--points", default="quarters", help="comma-separated; all, last, quarters (four depths a stack)")
+    add("--points-of", nargs="+", default=[], metavar="FILE", help="the points in files of --choose instead")
+    add("--grids", help="points whose tokens are stored: all (images), none (clips), middle, or names")
+    add(
+        "--reduce",
+        type=int,
+        metavar="K",
+        help="store wider tokens as K numbers (default: 256 above 64 MB an item)",
+    )
+    add("--store", choices=("fp16", "fp32"), default="fp16", help="fp16 becomes fp32 where values overflow")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        help="of computing; mixed: fp16 matrices in an fp32 stream (default: by device)",
+    )
     add("--size", type=int, help="image side in pixels (default: the registry's, for images or clips)")
     add("--tiles", choices=("base", "all"), help="LLaVA-NeXT, -OneVision: one tile, or 2 x 2 tiles")
     add("--batch", type=int, default=8, help="items in a micro-batch")
@@ -888,23 +513,37 @@ def get_args(argv):
     add("--questions", help="text file, one a line: adds question.<i>, layer i at its last token")
     add("--frames", choices=CHOICES, help="how frames of a clip are chosen (default: all frames)")
     add("--count", type=int, default=8, help="with --frames: number of frames")
+    add(
+        "--single-frames",
+        type=int,
+        default=0,
+        metavar="N",
+        help="at most N frames for models of single images",
+    )
     add("--largest-gap", type=int, help="with motion or uniform: largest distance of two frames")
     add("--overwrite", action="store_true", help="delete features in --out that have other settings")
     add("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based)")
     add("--list", action="store_true", help="print the registry and stop")
+    add("--cost", action="store_true", help="print what a gate costs with --model, and stop")
+    add("--gate", default="1", help="with --cost: the gate")
+    add("--check", action="store_true", help="compare --model with its library on two photographs, and stop")
     return p.parse_args(argv)
 
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
-    if args.list:
-        print(*aligned([{"name": name} | registry_row(entry) for name, entry in MODELS.items()]), sep="\n")
-        print("tokens, kB (fp16): at one point of the tower / after it; GB of GPU memory with 2-byte weights")
-        return MODELS
+    if args.list or args.cost:
+        import cost
+
+        return cost.print_list() if args.list else cost.print_cost(args.model, args.gate)
+    if args.check:
+        from check import check_model
+
+        return check_model(args)
     if "+" in args.model and not Path(args.model).exists():
         return side_by_side(args, started)
     return one_model(args, started)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -38,16 +38,17 @@ import families
 import metrics
 import models
 import stats
+import streaming
 
 CPU = torch.device("cpu")
 
 
 def seconds(call, device=CPU):
     """Seconds of a call; the device is idle before and after."""
-    extract.wait_for(device)
+    streaming.wait_for(device)
     started = time.perf_counter()
     call()
-    extract.wait_for(device)
+    streaming.wait_for(device)
     return time.perf_counter() - started
 
 
@@ -139,7 +140,7 @@ def network_of(folder, deepest, device="cpu", dtype=torch.float32):
     entry = models.find_model(str(folder))
     model, processor, weights = models.skeleton(entry, dtype, device)
     inputs_of, points, *_ = families.family_of(model)(model, processor)
-    network = extract.Network(model, weights, torch.device(device), points, deepest)
+    network = streaming.Network(model, weights, torch.device(device), points, deepest)
     network.dtype = dtype
     return network, inputs_of, points
 
@@ -210,7 +211,7 @@ def offloaded(network, folder=None):
 def one_after_another(network, points, batches, before=None):
     """[{point: output on the CPU}] of every micro-batch, by the capture that stops at the last point."""
     seen = []
-    with extract.capturing(network.model, points) as run:
+    with streaming.capturing(network.model, points) as run:
         for batch in batches:
             if before:
                 before()
@@ -222,7 +223,7 @@ def one_after_another(network, points, batches, before=None):
 def streamed(network, points, batches, budget=float("inf")):
     """The same by layer streaming, in as many rounds as the budget of bytes needs."""
     seen = []
-    with extract.capturing(network.model, points) as run:
+    with streaming.capturing(network.model, points) as run:
         while len(seen) < len(batches):
             found = collections.defaultdict(dict)
 
@@ -231,7 +232,7 @@ def streamed(network, points, batches, budget=float("inf")):
                     found[k][point] = outputs.pop(point).cpu()
 
             left = (families.on(batch, network.device, network.dtype) for batch in batches[len(seen) :])
-            seen += [found[k] for k in range(extract.stream(network, run, left, budget, drain))]
+            seen += [found[k] for k in range(streaming.stream(network, run, left, budget, drain))]
     return seen
 
 
@@ -276,7 +277,7 @@ def exit_row(model, inputs, depths, aim, rounds, device=CPU, **more):
         return model(**inputs, output_hidden_states=True).hidden_states
 
     def ours():
-        return extract.capture(model, inputs, points)
+        return streaming.capture(model, inputs, points)
 
     found, states = ours(), whole()
     same = all(torch.equal(found[f"language.{i}"], states[i + 1]) for i in depths)
@@ -296,14 +297,14 @@ def questions(count=8, tokens=512, words=24):
     model, points = qwen(config), {"language.5": "model.language_model.layers.5"}
     ids = torch.randint(0, 30000, (count, words), generator=torch.Generator().manual_seed(0)).tolist()
     inputs = functools.partial(qwen_inputs, config, noise(1, 448, 14 * tokens // 8))
-    with extract.capturing(model, points) as run:
+    with streaming.capturing(model, points) as run:
 
         def ours():
             image = families.up_to_the_image(model, inputs(text=()))
             end = list(image.pop("behind"))
             run(image)
             rows = [end + question for question in ids]
-            states = extract.states_at_questions(model, run, image, rows, set(points), torch.float32)
+            states = streaming.states_at_questions(model, run, image, rows, set(points), torch.float32)
             return states["language.5"][0]
 
         def peer():
@@ -346,7 +347,7 @@ def start():
     return race(lambda: run("probe.py", "--help"), lambda: run("-c", "import torch"), 1 / 1.15, True, **more)
 
 
-def streaming(images=32, layers=24, width=1024, inner=4096, rounds=3):
+def layer_streaming(images=32, layers=24, width=1024, inner=4096, rounds=3):
     """All images through a layer before the next is read; accelerate reads all layers for every micro-batch.
 
     Warm, it computes with mapped pages. Cold, the page cache is empty before each of its passes and ours.
@@ -567,8 +568,8 @@ def alignment(layers=12, n=1024, width=1024, timed=4):
     return rows
 
 
-ROWS = {f.__name__: f for f in (early_exit, questions, streaming, reading, start, ridge, gradient_probes)}
-ROWS |= {"bytes": bytes_read, "alignment": alignment, "lpips_targets": lpips_targets}
+ROWS = {f.__name__: f for f in (early_exit, questions, reading, start, ridge, gradient_probes, lpips_targets)}
+ROWS |= {"bytes": bytes_read, "alignment": alignment, "streaming": layer_streaming}
 
 
 def measure(table, names, out, stage, about, *given):

@@ -39,6 +39,7 @@ import common
 import extract
 import families
 import models
+import streaming
 import training
 import tune
 
@@ -154,7 +155,7 @@ def early_exit(at):
     depths = (0, layers // 4 - 1, layers // 2 - 1)
     row = bench.exit_row(model, given, depths, 1.7, rounds, at.device, what=what)
     with FlopCounterMode(display=False) as counter:
-        extract.capture(model, given, {"last": f"model.language_model.layers.{depths[-1]}"})
+        streaming.capture(model, given, {"last": f"model.language_model.layers.{depths[-1]}"})
     flop = counter.get_total_flops()
     a, b = (torch.randn(side, side, device=at.device).to(at.dtype) for _ in range(2))
     took = [bench.seconds(lambda: a @ b, at.device) for _ in range(rounds + 3)][3:]
@@ -202,7 +203,7 @@ def streaming_round(at, folder, layers, how, frames, size):
 STREAMED = {"cogvlm2": (cogvlm2_checkpoint, 64, 1344, 2), "internvl2": (internvl2_checkpoint, 384, PIXELS, 8)}
 
 
-def streaming(at, name):
+def layer_streaming(at, name):
     """Layers streamed within CAP, against accelerate's offload of the same files and against resident layers.
 
     accelerate's seconds an image do not depend on their number, so it computes two. The first round is the
@@ -298,7 +299,7 @@ def writing(at):
     def extraction(out, write):
         parts = [items[s : s + common.SHARD] for s in starts]
         shards = [extract.Shard(out, k, x, side, batch, modules, write) for k, x in enumerate(parts)]
-        with extract.capturing(model, modules) as run:
+        with streaming.capturing(model, modules) as run:
             extract.one_by_one(run, inputs_of, restore, shards, at.device, at.dtype, finish)
 
     def in_thread(out):
@@ -336,7 +337,7 @@ def writing(at):
 
 
 ROWS = {"exit": early_exit, "memory": memory, "writing": writing}
-ROWS |= {f"stream-{name}": functools.partial(streaming, name=name) for name in STREAMED}
+ROWS |= {f"stream-{name}": functools.partial(layer_streaming, name=name) for name in STREAMED}
 
 
 def get_args(argv):

@@ -7,6 +7,7 @@ import torch
 
 import common
 import extract
+import streaming
 
 
 @pytest.mark.slow
@@ -25,7 +26,7 @@ def test_every_row_of_the_gpu_is_written_and_what_must_be_equal_is(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_of_some_rows_leaves_the_others_and_numbers_that_differ_end_it_with_1(tmp_path, monkeypatch):
-    out, capture = tmp_path / "bench-gpu.yaml", extract.capture
+    out, capture = tmp_path / "bench-gpu.yaml", streaming.capture
 
     def wrong(*args):
         return {point: 2 * x for point, x in capture(*args).items()}

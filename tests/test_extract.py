@@ -1,5 +1,6 @@
 """Stage 1 writes the features of the right items, survives a kill, and streams layers to the same bytes."""
 
+import gc
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 import test_families
@@ -14,10 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_families import SIDES, TEMPORAL, features, folder_of, load, noise
 
+import check
+import cost
 import extract
 import families
 import models
-from common import HERE, load_features, load_items, with_grid, write_items
+import streaming
+from common import HERE, load_features, load_items, load_yaml, save_yaml, split_of, with_grid, write_items
+from features import fuse
 from models import MODELS, find_model
 
 noncausal_vae = test_families.noncausal_vae  # a fixture
@@ -34,6 +40,7 @@ def write_set(folder, clips):
 
 
 def run(model, data, out, *more):
+    more = more if "--grids" in more else ("--grids", "all", *more)
     return extract.main([str(x) for x in ("--model", model, "--data", data, "--out", out, *more)])
 
 
@@ -142,13 +149,96 @@ def test_random_weights_differ_from_the_checkpoint_and_depend_on_the_seed_alone(
         assert (x["a"] - x["trained"]).abs().mean() > 0.01 and (x["a"] - x["c"]).abs().mean() > 0.01
 
 
-def test_values_that_overflow_fp16_are_counted(small_dino, few, tmp_path):
-    changed_dino(small_dino, tmp_path / "model", "layer.2.layer_scale2.lambda1", 1e8)
-    index = run(tmp_path / "model", few, tmp_path / "out", "--size", 48)
-    stored = torch.load(tmp_path / "out/vision.2/00000.pt", weights_only=True)["features"]
-    counted = index["points"]["vision.2"]["nonfinite"], index["nonfinite"]
-    assert counted == (int((~stored.isfinite()).sum()),) * 2 and counted[0] > 0
-    assert index["points"]["vision.1"]["nonfinite"] == 0
+def test_values_that_overflow_fp16_are_stored_in_fp32_and_non_finite_ones_counted(small_dino, few, tmp_path):
+    for factor, finite in ((1e8, True), (float("inf"), False)):
+        folder, out = tmp_path / f"model{finite}", tmp_path / f"out{finite}"
+        changed_dino(small_dino, folder, "layer.2.layer_scale2.lambda1", factor)
+        index = run(folder, few, out, "--size", 48)
+        stored = torch.load(out / "vision.2/00000.pt", weights_only=True)["features"]
+        row = index["points"]["vision.2"]
+        bad = int((~stored.isfinite()).sum())
+        assert row["nonfinite"] == index["nonfinite"] == bad and (bad == 0) == finite
+        assert (row["dtype"] == "float32") == finite and (stored.nan_to_num(posinf=0).max() > 65504) == finite
+        assert index["points"]["vision.1"]["nonfinite"] == 0
+        assert index["points"]["vision.1"]["dtype"] == "float16"
+
+
+def test_a_residual_stream_that_overflows_fp16_is_computed_again_in_fp32(
+    small_dino, few, tmp_path, monkeypatch
+):
+    changed_dino(small_dino, tmp_path / "model", "layer.1.layer_scale2.lambda1", 3e6)
+    ask = tmp_path / "model", few, *("--size", 48, "--points", "all", "--batch", 3)
+    run(ask[0], ask[1], tmp_path / "fp32", *ask[2:])
+    half = torch.device("cpu"), torch.float16, "as on a T4"
+    monkeypatch.setattr(extract, "choose_device", lambda asked: half)
+    for way in ([], ["--stream"]):
+        index = run(ask[0], ask[1], tmp_path / f"fp16{len(way)}", *ask[2:], *way)
+        assert (index["nonfinite"], index["run"]["dtype"]) == (0, "mixed")
+        for point in ("vision.0", "vision.2"):
+            expected = load_features(tmp_path / "fp32")[1](point)
+            found = load_features(tmp_path / f"fp16{len(way)}")[1](point)
+            assert (found - expected).norm() < 5e-3 * expected.norm()
+
+
+def test_of_clips_only_means_are_stored_and_tokens_where_they_are_asked_for(small_vlm, tmp_path):
+    data = write_set(tmp_path / "data", noise(3, 48, frames=4))
+    ask = small_vlm, data, ("--size", 64, "--points", "all")
+    whole = run(*ask[:2], tmp_path / "whole", *ask[2])
+    index = run(*ask[:2], tmp_path / "out", *ask[2], "--grids", "middle")
+    folders = {p.name for p in (tmp_path / "out").iterdir() if p.is_dir()}
+    assert folders == {"pooled", "language.1"} and with_grid(index) == ["language.1"]
+    assert {row["stored"] for p, row in index["points"].items() if p != "language.1"} == {"pooled"}
+    assert list(index["points"]) == list(whole["points"])
+    both = [
+        torch.load(tmp_path / name / "pooled.pt", weights_only=True)["pooled"] for name in ("whole", "out")
+    ]
+    torch.testing.assert_close(*both, atol=0, rtol=0)
+
+
+def test_a_model_of_single_images_sees_few_frames_of_a_clip_and_a_frozen_clip_once(small_dino, tmp_path):
+    clips = noise(3, 48, frames=6)
+    frozen = write_set(tmp_path / "frozen", clips[:, :1].expand(-1, 6, -1, -1, -1))
+    more = ("--size", 48, "--single-frames", 3)
+    moving = run(small_dino, write_set(tmp_path / "data", clips), tmp_path / "out", *more)
+    assert moving["shown"] == [[0, 2, 5]] * 3 and moving["points"]["vision.0"]["shape"][0] == 3
+    once = run(small_dino, frozen, tmp_path / "all", *more)["seconds_per_item"]
+    index = load_yaml(frozen / "index.yaml")
+    save_yaml(frozen / "index.yaml", index | {"freeze": "first"})
+    assert run(small_dino, frozen, tmp_path / "one", *more)["seconds_per_item"] < once
+    a, b = (load_features(tmp_path / name)[1] for name in ("all", "one"))
+    assert all(torch.equal(a(p), b(p)) for p in ("pixels", "vision.2"))
+
+
+def test_tokens_are_stored_as_few_numbers_by_one_map_of_train_items(shapes_folder, small_dino, tmp_path):
+    ask = small_dino, shapes_folder, ("--size", 48, "--points", "all")
+    run(*ask[:2], tmp_path / "full", *ask[2])
+    more = *ask[2], "--reduce", 12
+    for shard in ("0/2", "1/2", "0/2"):  # both parts read the map of the one that came first
+        index = run(*ask[:2], tmp_path / "apart", *more, "--shard", shard)
+    assert index["reduced"] == 12 and index["points"]["vision.1"]["shape"] == [1, 6, 6, 12]
+    run(*ask[:2], tmp_path / "one", *more)
+    assert same_features(tmp_path / "apart", tmp_path / "one")
+    stored = torch.load(tmp_path / "one/reduce.pt", weights_only=True)
+    items, _ = load_items(shapes_folder)
+    assert stored["ids"] == [i["id"] for i in items if split_of(i["source"]) == "train"]
+    full, reduced = (load_features(tmp_path / name)[1]("vision.1") for name in ("full", "one"))
+    one = stored["maps"]["vision.1"]
+    close(reduced, (full - one["mean"]) @ one["directions"], 1e-2)
+    # the Gram matrix of images is kept
+    grams = [(x.flatten(1) - x.flatten(1).mean(0)) for x in (full, reduced)]
+    a, b = (x @ x.T for x in grams)
+    assert (a - b).norm() < 0.1 * a.norm()
+
+
+def test_a_shard_holds_fewer_items_where_they_are_large(small_dino, images, tmp_path, monkeypatch):
+    run(small_dino, images, tmp_path / "one", *SMALL)
+    monkeypatch.setattr(extract, "IN_MEMORY", 1e5)
+    sizes = {"vision.0": (1, 6, 6, 32), "vision.1": (1, 6, 6, 32)}
+    monkeypatch.setattr(cost, "shapes_of", lambda *settings: sizes)
+    index = run(small_dino, images, tmp_path / "several", *SMALL)
+    assert index["shards"] == 4
+    a, b = (load_features(tmp_path / name)[1] for name in ("one", "several"))
+    assert all(torch.equal(a(p), b(p)) for p in index["points"])
 
 
 def test_shards_computed_apart_give_the_same_bytes_as_one_process(small_vlm, images, whole, tmp_path):
@@ -244,7 +334,7 @@ def test_layer_by_layer_gives_the_bytes_of_the_whole_model_at_once(request, tmp_
 
 
 def test_a_stream_holds_one_layer_and_reads_the_next_ahead(small_vlm, images, tmp_path, monkeypatch):
-    runs, reads, layer, read = [], [], extract.Network.layer, models.Weights.read
+    runs, reads, layer, read = [], [], streaming.Network.layer, models.Weights.read
 
     def logged_layer(self, path, *args, **kwargs):
         first = {p: next(self.model.get_submodule(p).parameters()) for p in self.layers}
@@ -255,7 +345,7 @@ def test_a_stream_holds_one_layer_and_reads_the_next_ahead(small_vlm, images, tm
         reads.append(threading.current_thread() is threading.main_thread())
         yield from read(self, names)
 
-    monkeypatch.setattr(extract.Network, "layer", logged_layer)
+    monkeypatch.setattr(streaming.Network, "layer", logged_layer)
     monkeypatch.setattr(models.Weights, "read", logged_read)
     more = ("--size", 80, "--batch", 7, "--stream", "--points", "merger,language.1")
     index = run(small_vlm, images, tmp_path / "out", *more)
@@ -272,25 +362,40 @@ def test_a_stream_holds_one_layer_and_reads_the_next_ahead(small_vlm, images, tm
 
 def test_what_does_not_fit_is_streamed_in_rounds(small_vlm, images, whole, tmp_path, monkeypatch):
     once = run(small_vlm, images, tmp_path / "stream", *VLM, "--stream")
-    model, processor, weights = models.skeleton(find_model(str(small_vlm)), torch.float32)
-    points = families.family_of(model)(model, processor)[1]
-    network = extract.Network(model, weights, torch.device("cpu"), points, "language.2")
-    most, layer, calls = network.bytes(network.needed), extract.Network.layer, []
-
-    def sometimes(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 101:  # the round is halved
-            raise torch.OutOfMemoryError("made up")
-        return layer(self, *args, **kwargs)
-
-    monkeypatch.setattr(extract, "memory_left", lambda device, asked: most)
+    monkeypatch.setattr(extract, "activations", lambda job: 0)
+    monkeypatch.setattr(extract, "memory_left", lambda device, asked: 3.5e5)
     several = run(small_vlm, images, tmp_path / "rounds", *VLM)
     assert several["run"]["streamed"] and several["seconds_per_item"] is None
     assert several["run"]["weights_read_gb"] > 2 * once["run"]["weights_read_gb"]
-    monkeypatch.undo()
-    monkeypatch.setattr(extract.Network, "layer", sometimes)
-    run(small_vlm, images, tmp_path / "halved", *VLM, "--stream")
-    assert all(same_features(whole[0], tmp_path / name) for name in ("stream", "rounds", "halved"))
+    assert same_features(whole[0], tmp_path / "stream") and same_features(whole[0], tmp_path / "rounds")
+
+
+def test_after_an_exhausted_memory_nothing_stays_and_the_round_is_halved(
+    small_vlm, images, whole, tmp_path, monkeypatch
+):
+    layer, calls, inputs, alive = streaming.Network.layer, [], [], []
+    start = streaming.Pass.__init__
+
+    def sometimes(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 101:
+            raise torch.OutOfMemoryError("made up")
+        return layer(self, *args, **kwargs)
+
+    def noted(self, forward, given):
+        if len(calls) == 101 and not alive:  # the next round begins
+            alive.append(sum(ref() is not None for ref in inputs))
+        inputs.append(weakref.ref(given["pixel_values"]))
+        start(self, forward, given)
+
+    monkeypatch.setattr(streaming.Network, "layer", sometimes)
+    monkeypatch.setattr(streaming.Pass, "__init__", noted)
+    gc.disable()
+    try:
+        run(small_vlm, images, tmp_path / "halved", *VLM, "--stream")
+    finally:
+        gc.enable()
+    assert alive == [0] and same_features(whole[0], tmp_path / "halved")
 
 
 def test_streamed_untrained_weights_depend_on_name_and_seed_in_any_order(small_cogvlm2, few, tmp_path):
@@ -304,11 +409,11 @@ def test_streamed_untrained_weights_depend_on_name_and_seed_in_any_order(small_c
 
 def test_fusing_concatenates_the_tokens_of_a_cell_or_averages_where_grids_do_not_divide():
     fine, coarse = torch.arange(32.0).view(2, 1, 4, 4, 1), torch.arange(8.0).view(2, 1, 2, 2, 1)
-    x = extract.fuse(fine, coarse)
+    x = fuse(fine, coarse)
     assert x.shape == (2, 1, 2, 2, 5) and x[1, 0, 0, 1].tolist() == [18, 19, 22, 23, 5]
-    assert torch.equal(extract.fuse(coarse, fine)[..., 1:], x[..., :4])
+    assert torch.equal(fuse(coarse, fine)[..., 1:], x[..., :4])
     thirds = torch.arange(1.0, 4).view(1, 1, 1, 3, 1).expand(1, 4, 3, 3, 1)
-    x = extract.fuse(thirds, torch.zeros(1, 2, 2, 2, 3))
+    x = fuse(thirds, torch.zeros(1, 2, 2, 2, 3))
     assert x.shape == (1, 2, 2, 2, 4) and x[0, 0, 0, :, 0].tolist() == [1.5, 2.5]
 
 
@@ -347,7 +452,7 @@ def last_rows(folder, frames, monkeypatch):
         inputs_of, points, *_ = families.family_of(model)(model, processor)
         layers = {n: point[0] for n, point in points.items() if n.startswith("language.")}
         given = families.on(inputs_of(frames), torch.device("cpu"), torch.float32)
-        found.append({n: x[:, -1] for n, x in extract.capture(model, given, layers).items()})
+        found.append({n: x[:, -1] for n, x in streaming.capture(model, given, layers).items()})
     monkeypatch.undo()
     return {n: torch.stack([f[n] for f in found], 1) for n in layers}
 
@@ -390,6 +495,25 @@ def test_the_list_imports_no_heavy_library_and_says_what_it_derives():
     expected = {"points": "patch_embed vision.0-31 merger language.0-27", "tokens": "1024/256", "px": "448"}
     expected |= {"kB": "2621/1835", "GB_whole": "15.5", "params_B": "8.29", "licence": "Apache 2.0"}
     assert expected.items() <= found.items(), found
-    row = extract.registry_row(MODELS["cogvlm2"])
+    row = cost.registry_row(MODELS["cogvlm2"])
     streamed = 2 * (0.739 + 2 * 0.436) + 1 + 32 * 9216 * 1792 / 1e9
     assert float(row["GB_streamed"]) == pytest.approx(streamed, rel=0.02) and streamed < 15
+
+
+def test_a_checkpoint_is_compared_with_its_library(small_vlm, small_cogvlm2, capsys, monkeypatch):
+    ask = ["--check", "--size", "80", "--model", str(small_vlm)]
+    assert set(extract.main(ask).values()) == {"PASS"}
+    assert "PASS  hidden_states: 2 layers" in capsys.readouterr().out
+    assert "hidden_states" not in extract.main([*ask, "--stream"])
+    extract.main(["--check", "--size", "56", "--model", str(small_cogvlm2)])
+    run_once = check.run_once
+
+    def one_layer_off(*given):
+        found, streamed = run_once(*given)
+        found.features["language.0"] *= 1.01
+        return found, streamed
+
+    monkeypatch.setattr(check, "run_once", one_layer_off)
+    with pytest.raises(SystemExit, match="1"):
+        extract.main(ask)
+    assert "FAIL  hidden_states" in capsys.readouterr().out

@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKLLTXVideo
 from transformers import AutoProcessor
 
-import extract
 import families
+import streaming
 from models import LOADERS, MODELS, find_model
 
 SIDES = {"small_vlm": 80, "small_qwen2vl": 64, "small_qwen3vl": 64, "small_cogvlm2": 56, "small_vae": 32}
@@ -42,10 +42,10 @@ def features(loaded, frames):
     batch = inputs_of(frames)
     given = {k: v for k, v in batch.items() if type(v) is not int}
     if "sample" in given:  # an autoencoder
-        with extract.latents_of(model) as run:
+        with streaming.latents_of(model) as run:
             seen = run(given)
     else:
-        seen = extract.capture(model, given, {n: point[0] for n, point in points.items()})
+        seen = streaming.capture(model, given, {n: point[0] for n, point in points.items()})
     return {n: points[n][1](seen[n], batch) for n in points}, given
 
 

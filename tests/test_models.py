@@ -24,6 +24,7 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 import extract
 import families
 import models
+import streaming
 from models import MODELS, find_model
 
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -237,7 +238,7 @@ def test_internvl2_in_its_own_layout_computes_what_the_original_does_at_every_re
     points |= {f"vision_block_{i}": f"model.vision_tower.encoder.layer.{i}" for i in range(3)}
     points |= {f"llm_layer_{i}": f"model.language_model.layers.{i}" for i in range(3)}
     assert set(points) == set(golden["expected"])
-    seen = extract.capture(model, {k: golden[k] for k in ("input_ids", "pixel_values")}, points)
+    seen = streaming.capture(model, {k: golden[k] for k in ("input_ids", "pixel_values")}, points)
     for name, expected in golden["expected"].items():
         assert (seen[name].view_as(expected) - expected).abs().max() < 1e-4, name
 
