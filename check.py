@@ -85,8 +85,8 @@ def run_once(args, entry, device, dtype, report):
     """The photographs through the model: (what was loaded and found, whether it was streamed)."""
     size, started = args.size or entry["size"], time.time()
     model, processor, weights = skeleton(entry, dtype, device)
-    make_inputs, points, multiple, _ = family_of(model)(model, processor)
-    whole_tokens(size, multiple, args.model)
+    make_inputs, points, *rest = family_of(model)(model, processor)
+    whole_tokens(size, rest[0], args.model)
     network = Network(model, weights, device, points, list(points)[-1])
     limit = memory_left(device, memory_size(args.max_memory) if args.max_memory else None)
     streamed = args.stream or 1.3 * network.bytes(network.needed) > limit

@@ -168,23 +168,28 @@ def open_model(job):
         if job.precision == "mixed":
             half_linears(job.model, job.weights)
             job.dtype = torch.float32
-    job.make_inputs, points, multiple, job.first_frame = family_of(job.model)(job.model, job.processor)
+    job.make_inputs, points, *more = family_of(job.model)(job.model, job.processor)
+    multiple, job.first_frame = more
     whole_tokens(args.size, multiple, args.model)
     job.points, job.modules = points, chosen(args, points)
     job.with_grid = {*points, "pixels"} - without_grid(points)
     job.later = {p for p in points if sees_later_frames(job.model, p)}
-    job.questions = read_questions(args.questions) if args.questions else []
-    job.question_points = {}
-    if job.questions:
-        causal = entry["kind"] != "vae" and job.model.config.model_type in ASKABLE and job.processor
-        if not causal:
-            fail(f"--questions: {args.model} is not a causal language model with a tokenizer; leave it out")
-        for point in job.modules:
-            if point.startswith("language."):
-                job.question_points[f"question.{point.partition('.')[2]}"] = point
-        if not job.question_points:
-            fail(f"--questions needs language layers, and --points {args.points} names none; add one")
+    job.question_points = points_of_questions(job)
     job.written = job.modules | {new: job.modules[old] for new, old in job.question_points.items()}
+
+
+def points_of_questions(job):
+    """{question.<i>: language.<i>} of --questions, whose lines become job.questions; {} without them."""
+    args = job.args
+    job.questions = read_questions(args.questions) if args.questions else []
+    if not job.questions:
+        return {}
+    if job.entry["kind"] == "vae" or job.model.config.model_type not in ASKABLE or not job.processor:
+        fail(f"--questions: {args.model} is not a causal language model with a tokenizer; leave it out")
+    layers = [point for point in job.modules if point.startswith("language.")]
+    if not layers:
+        fail(f"--questions needs language layers, and --points {args.points} names none; add one")
+    return {point.replace("language", "question"): point for point in layers}
 
 
 def place_weights(job):
@@ -222,8 +227,8 @@ def activations(job):
 
 def compute(job, todo):
     """Fit the map of --reduce where it is missing, then compute and write the shards `todo`."""
-    budget = None if job.entry["kind"] == "vae" else place_weights(job)
-
+    encoder = job.entry["kind"] != "vae"
+    budget = place_weights(job) if encoder else None
     save_yaml(job.out / "modules.yaml", job.written)
     save_yaml(job.out / "plan.yaml", job.plan)
     name = f"{job.entry['name']} {Path(job.args.data).name}"
@@ -234,16 +239,25 @@ def compute(job, todo):
         else:
             layer_by_layer(job, capture, batches, budget)
 
-    capturing_points = latents_of(job.model) if budget is None and "network" not in vars(job) else None
-    with Writer() as job.write, capturing_points or capturing(job.model, job.modules) as capture:
-        first = int(os.environ.get("RANK", 0)) == 0 or job.args.shard
-        if job.reduce and first and not (job.out / "reduce.pt").exists():
-            train = [item for item in job.items if split_of(item["source"]) == "train"]
-            pass_over([Fit(job, (train or job.items)[:FIT_ITEMS])], capture)
+    capturing_points = capturing(job.model, job.modules) if encoder else latents_of(job.model)
+    with Writer() as job.write, capturing_points as capture:
         if job.reduce:
+            if fits_the_map(job):
+                pass_over([Fit(job, fitted_items(job))], capture)
             wait_for_ranks(job.args)
             job.maps = load_pt(job.out / "reduce.pt", REDUCE)["maps"]
         pass_over([shard_of(job, number) for number in todo], capture)
+
+
+def fits_the_map(job):
+    """Whether this process fits reduce.pt: the first rank, or any --shard part, where there is none."""
+    first = int(os.environ.get("RANK", 0)) == 0 or job.args.shard
+    return first and not (job.out / "reduce.pt").exists()
+
+
+def fitted_items(job):
+    train = [item for item in job.items if split_of(item["source"]) == "train"]
+    return (train or job.items)[:FIT_ITEMS]
 
 
 def shard_of(job, number):
@@ -256,41 +270,45 @@ def done(out, shard):
     return (out / "pooled" / f"{shard:05d}.pt").exists()
 
 
+def point_row(job, point, rows, module):
+    """The row of index.yaml of a point, from those of its shards."""
+    kinds = {row.get("dtype", "float16") for row in rows}
+    found = {"module": module, "shape": rows[0]["shape"]}
+    found["dtype"] = "float32" if "float32" in kinds else "float16"
+    found["bytes"] = sum(f.stat().st_size for f in (job.out / point).glob("*.pt"))
+    found["nonfinite"] = sum(row["nonfinite"] for row in rows)
+    return found | {key: rows[0][key] for key in ("grid", "causal", "stored") if key in rows[0]}
+
+
 def write_index(job, started, modules, **more):
     """Write pooled.pt and, last, index.yaml, if every shard exists. Returns the result."""
     args, out, shards = job.args, job.out, -(-len(job.data["ids"]) // job.shard_items)
-    if missing := sum(not done(out, s) for s in range(shards)):
+    missing = sum(not done(out, s) for s in range(shards))
+    if missing:
         print(f"shards_missing {missing} of {shards}: run the other --shard parts, then repeat any of them")
         return {"shards_missing": missing}
     parts = [load_pt(out / "pooled" / f"{s:05d}.pt", POOLED) for s in range(shards)]
     pooled, table = {}, {}
-    for point, first in parts[0]["pooled"].items():
+    for point in parts[0]["pooled"]:
         rows = [part["pooled"][point] for part in parts]
-        pooled[point] = {key: torch.cat([row[key] for row in rows]) for key in ("mean", "max")}
-        table[point] = {
-            "module": modules.get(point, "the frames themselves"),
-            "shape": first["shape"],
-            "dtype": max((row.get("dtype", "float16") for row in rows), key=("float16", "float32").index),
-            "bytes": sum(f.stat().st_size for f in (out / point).glob("*.pt")),
-            "nonfinite": sum(row["nonfinite"] for row in rows),
-        }
-        table[point] |= {key: first[key] for key in ("grid", "causal", "stored") if key in first}
+        means, maxima = ([row[key] for row in rows] for key in ("mean", "max"))
+        pooled[point] = {"mean": torch.cat(means), "max": torch.cat(maxima)}
+        table[point] = point_row(job, point, rows, modules.get(point, "the frames themselves"))
     save_pt(out / "pooled.pt", POOLED, job.data["ids"], {"model": job.facts["model"]}, pooled=pooled)
-    seconds = []  # none where layers were streamed: passes overlap
+    seconds, shown = [], []
     for part in parts:
-        seconds += part["meta"]["seconds"]
-    seconds.sort()
-    dtypes = ", ".join(dict.fromkeys(part["meta"]["dtype"] for part in parts))
+        seconds += part["meta"]["seconds"]  # none where layers were streamed: passes overlap
+        shown += part["meta"].get("shown", [])
     result = {"stage": "extract", "schema": FEATURES, **job.facts, "data": job.data["data"]}
     result |= {"items": len(job.data["ids"]), "size": args.size}
-    result["seconds_per_item"] = seconds[len(seconds) // 2] if seconds else None
-    result |= {key: sum(row[key] for row in table.values()) for key in ("bytes", "nonfinite")}
+    result["seconds_per_item"] = sorted(seconds)[len(seconds) // 2] if seconds else None
+    for key in ("bytes", "nonfinite"):
+        result[key] = sum(row[key] for row in table.values())
     result |= {"data_path": str(args.data), "shards": shards, "reduced": job.reduce, "points": table}
     if args.frames:
-        result |= {"frames": args.frames, "count": args.count, "shown": []}
-        for part in parts:
-            result["shown"] += part["meta"]["shown"]
-    more |= {"dtype": dtypes, "micro_batch": args.batch, "streamed": not seconds, "script": "extract.py"}
+        result |= {"frames": args.frames, "count": args.count, "shown": shown}
+    more["dtype"] = ", ".join(dict.fromkeys(part["meta"]["dtype"] for part in parts))
+    more |= {"micro_batch": args.batch, "streamed": not seconds, "script": "extract.py"}
     result |= {"ids": job.data["ids"], "run": run_info(args, started, **more)}
     save_yaml(out / "index.yaml", result)
     print_summary(result)
@@ -316,6 +334,21 @@ def checked_entry(args):
     return entry
 
 
+def plan_of(args, entry, items, data, dtype):
+    """What decides the features: a folder that was begun with another plan is not continued."""
+    plan = {"model": entry["name"], "checkpoint": fingerprint(entry), "revision": args.revision}
+    plan["weights"] = "random" if args.random_init else entry["weights"]
+    plan["random_seed"] = args.seed if args.random_init else None
+    plan["dtype"] = args.dtype or str(dtype).removeprefix("torch.")
+    plan["items"] = same_items(items, data)
+    plan |= {key: getattr(args, key) for key in ("size", "batch", "points", "grids", "reduce", "store")}
+    if frame_methods(args, items):
+        plan["frames"] = [args.frames, args.count, args.largest_gap, args.seed]
+    if args.questions:
+        plan["questions"] = read_questions(args.questions)
+    return plan
+
+
 def new_job(args):
     """What one run extracts, with its settings; exit 2 where --out holds features of other settings."""
     entry = checked_entry(args)
@@ -325,31 +358,17 @@ def new_job(args):
     if args.single_frames and alone and not args.frames and length > args.single_frames:
         args.frames, args.count = "uniform", args.single_frames
     args.size = args.size or entry["clip" if length > 1 else "size"] * (2 if args.tiles == "all" else 1)
-    out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")
-    check_writable(out / "index.yaml")
-    device, dtype, why = choose_device(args.dtype)
-    plan = {
-        "model": entry["name"],
-        "checkpoint": fingerprint(entry),
-        "revision": args.revision,
-        "weights": "random" if args.random_init else entry["weights"],
-        "random_seed": args.seed if args.random_init else None,
-        "dtype": args.dtype or str(dtype).removeprefix("torch."),
-        "items": same_items(items, data),
-    }
-    plan |= {key: getattr(args, key) for key in ("size", "batch", "points", "grids", "reduce", "store")}
-    if frame_methods(args, items):
-        plan["frames"] = [args.frames, args.count, args.largest_gap, args.seed]
-    if args.questions:
-        plan["questions"] = read_questions(args.questions)
-    check_plan(out, plan, args)
-    steps = args.count if args.frames else length
-    job = SimpleNamespace(args=args, entry=entry, items=items, data=data, out=out, plan=plan, steps=steps)
-    job.device, job.dtype, job.why = device, dtype, why
-    job.precision = args.dtype or plan["dtype"]
+    job = SimpleNamespace(args=args, entry=entry, items=items, data=data)
+    job.out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")
+    check_writable(job.out / "index.yaml")
+    job.device, job.dtype, job.why = choose_device(args.dtype)
+    job.plan = plan_of(args, entry, items, data, job.dtype)
+    check_plan(job.out, job.plan, args)
+    job.precision = job.plan["dtype"]
+    job.steps = args.count if args.frames else length
     # a clip that repeats one frame is one frame to a model that sees frames one by one
     job.still = alone and length > 1 and "freeze" in data
-    job.facts = {"model": entry["name"], "kind": entry["kind"], "weights": plan["weights"]}
+    job.facts = {"model": entry["name"], "kind": entry["kind"], "weights": job.plan["weights"]}
     job.reduce, job.maps, job.again = args.reduce, {}, None
     return job
 
@@ -364,13 +383,10 @@ def settle(job):
     job.stored = stored_points(job, clip)
     steps = 1 if job.still else job.steps
     job.shapes = shapes_of(job.entry, [*job.modules, "pixels"], job.args.size, max(steps, 1), job.model)
+    stored = [shape for point, shape in job.shapes.items() if point in job.stored]
     if job.args.reduce is None:
-        stored = [shape for point, shape in job.shapes.items() if point in job.stored]
         job.reduce = WIDE if 2 * sum(map(math.prod, stored)) > LARGE else 0
-    each = 0
-    for point, (*grid, width) in job.shapes.items():
-        if point in job.stored:
-            each += 2 * math.prod(grid) * (min(width, job.reduce) if job.reduce else width)
+    each = sum(2 * math.prod(grid) * min(width, job.reduce or width) for *grid, width in stored)
     job.shard_items = int(min(SHARD, max(IN_MEMORY // max(each, 1), 1)))
     job.shard_bytes = each * job.shard_items
     check_disk(job.out, each * len(job.items), "give --reduce 256, fewer --points, or fewer items")
@@ -414,9 +430,8 @@ def one_model(args, started):
 # ---------------------------------------------------------------- two encoders side by side
 
 
-def side_by_side(args, started):
-    """--model a+b: the features of each in its own folder under --out; for each point of b with a grid,
-    `fused.<point>`: that point concatenated with the last one of a."""
+def two_entries(args):
+    """(names, registry entries) of the two models of --model a+b."""
     names = args.model.split("+")
     if args.questions:
         fail(f"--model {args.model} with --questions: give a single model")
@@ -425,6 +440,13 @@ def side_by_side(args, started):
     entries = [find_model(name) for name in names]
     if len({entry["name"] for entry in entries}) == 1:
         fail(f"--model {args.model} names the same model twice; give two different ones")
+    return names, entries
+
+
+def side_by_side(args, started):
+    """--model a+b: the features of each in its own folder under --out; for each point of b with a grid,
+    `fused.<point>`: that point concatenated with the last one of a."""
+    names, entries = two_entries(args)
     items, data = load_items(args.data)
     both = "+".join(entry["name"] for entry in entries)
     out = Path(args.out or f"results/{both}/{Path(args.data).name}/features")
@@ -437,7 +459,8 @@ def side_by_side(args, started):
             return found
     wait_for_ranks(args)
     (a, read_a), (b, read_b) = (load_features(out / entry["name"]) for entry in entries)
-    left, right = ([p for p in with_grid(index) if p != "pixels"] for index in (a, b))
+    left = [p for p in with_grid(a) if p != "pixels"]
+    right = [p for p in with_grid(b) if p != "pixels"]
     if not (left and right):
         name = (b if left else a)["model"]
         fail(f"{name} has no token grid at these --points to concatenate; give points with a grid")

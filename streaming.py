@@ -97,6 +97,12 @@ def wait_for(device):
 LATER = ("lm_head", "text_model", "predictor", "decoder")
 
 
+def parents(path):
+    """The module paths above one: a.b.c -> a.b, a."""
+    parts = path.split(".")
+    return [".".join(parts[:k]) for k in range(len(parts) - 1, 0, -1)]
+
+
 class Network:
     """A network that reads only the weights it needs: those outside the layer stacks, and of layers up to the
     deepest point. LATER modules are read when they are called.
@@ -113,7 +119,8 @@ class Network:
         reached = {points[name][0] for name in list(points)[: list(points).index(deepest) + 1]}
         self.needed = [path for path in self.layers if path in reached]
         later = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in LATER]
-        later = [path for path in later if not any(x.startswith(f"{path}.") for x in self.layers)]
+        within = {parent for path in self.layers for parent in parents(path)}
+        later = [path for path in later if path not in within]
         self.names = {}
         for path in [*self.layers, *later]:
             self.names[path] = [name for name in weights.like if name.startswith(f"{path}.")]
