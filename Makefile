@@ -13,11 +13,10 @@ VAE ?= $(if $(SMALL),tiny-vae,ltx)
 ENCODER ?= $(if $(SMALL),tiny-dinov2,dinov2-l)
 VIDEO ?= $(if $(SMALL),tiny-ltx,ltx-video)
 LM ?= $(if $(SMALL),tiny-words,tinyllama)
-FORMAT ?= voc
 FROZEN ?= first middle
 POINTS ?= quarters
-SOME := vision.3,merger,language.1
-PLANTED_POINTS ?= $(if $(filter tiny tiny-semantic,$(MODEL)),$(SOME),quarters)
+FORMAT ?= voc
+PLANTED_POINTS ?= $(if $(filter-out tiny tiny-semantic,$(MODEL)),quarters,vision.3,merger,language.1)
 SIZES ?= $(if $(SMALL),64 96 144,224 336 448)
 PAST ?= $(if $(SMALL),8,9)
 HORIZON ?= 16
@@ -25,12 +24,10 @@ FRAMES ?= $(shell expr $(PAST) + $(HORIZON))
 ADAPT ?= $(if $(SMALL),--lr 2e-3)
 SCALING ?= $(if $(SMALL),--warm 8 --epochs 3)
 ABLATION ?= $(if $(SMALL),--loss latents --warm 4 --epochs 4)
-COHERENCE ?= $(if $(SMALL),--seeds 2 --strengths 0.5)
-DESCRIBE ?= --frames 3,8,16
-PREDICT ?= $(if $(SMALL),--epochs 30)
 WORDS ?= $(if $(filter tiny%,$(notdir $(LM))),,--lr 2e-4)
 KEEP ?= data/shapes$(DRAWN)
 TUNE ?= $(if $(filter tiny,$(MODEL)),--method full --lr 1e-3 --batch 8 --epochs 6)
+GRIDS ?= $(if $(SMALL)$(filter moving%,$(DATA)),all,middle)# where tokens of moving clips are stored
 PY ?= .venv/bin/python
 SETUP := $(if $(filter .venv/%,$(PY)),.venv/.installed)
 help:  ## this list, and the defaults in force
@@ -47,9 +44,8 @@ CLIP := $(call instead,future)
 TAUGHT := $(call instead,operations)
 MOVING := moving$(DRAWN)
 TRAJECTORIES := trajectories$(DRAWN)
-# as common.py's folder_name: the last name of a path; <model>-<data>-tuned for <model>/<data>/tuned/adapter
 last_name := s:/(adapter|model)$$::; s:.*/(.+)/(.+)/tuned$$:\1-\2-tuned:; s:.*/::
-name = $(shell echo $(abspath $1) | sed -E '$(last_name)')
+name = $(shell echo $(abspath $1) | sed -E '$(last_name)')# as common.py's folder_name
 M := $(call name,$(MODEL))
 S := $(call name,$(ENCODER))
 PATHS := $S+$M=$(ENCODER)+$(MODEL) $(foreach m,$(MODEL) $(COMPARED) $(VAE) $(ENCODER),$(call name,$m)=$m)
@@ -86,23 +82,28 @@ cmd.operations = operations.py read $(ROOT:%=--root %) $(N:%=--n %) --seed 42 --
 model = $(word 2,$(subst /, ,$@))
 data = $(word 3,$(subst /, ,$@))
 points = $(if $(filter $(MODEL) $(COMPARED) $(ENCODER)+$(MODEL),$(call path,$(model))),$(POINTS),quarters)
-extract = extract.py --model $(call path,$1) --data $2 --points $3 --overwrite $(into)
-cmd.features/index.yaml = $(call extract,$(model),data/$(firstword $(subst @, ,$(data))),$(points))\
-	$(addprefix --size ,$(word 2,$(subst @, ,$(data))))
-cmd.features-random/index.yaml = $(cmd.features/index.yaml) --random-init
-# ---- gate 1: do the latents suffice?
+F = results/$(model)/$(data)
+how = $(addprefix --size ,$(word 2,$(subst @, ,$(data)))) $(if $(filter $(MOVING)%,$(data)),--single-frames 8)
+tokens = $(or $(if $(filter $(MOVING),$(data)),$(GRIDS)),$(if $(filter $(MOVING)-%,$(data)),none),all)
+extract = extract.py --model $(call path,$1) --data $2 $3 --overwrite $(REDUCE:%=--reduce %) $(into)
+features = $(call extract,$(model),data/$(firstword $(subst @, ,$(data))),$1 $(how) --grids $(tokens))
+cmd.features/index.yaml = $(call features,--points $(points))
+chosen = --points-of $F/probe-layers.yaml $(if $(filter $F,$R),$F/align-layers.yaml)
+cmd.features-random/index.yaml = $(call features,--random-init\
+	$(if $(filter %-past,$(data)),--points $(points),$(chosen)))
 both = --features $1/features --random $1/features-random
-frozen = $(if $(filter $(MOVING),$(data)),$(FROZEN:%=results/$(model)/$(MOVING)-%/features))
+frozen = $(if $(filter $(MOVING),$(data)),--frozen $(FROZEN:%=$F-%/features))
 oracle = $(if $(filter-out $(MOVING),$(filter $D,$(data))),$V)
 adapt = adapt.py $1 --latents $V --align $R/align.yaml --vae $(VAE) --evaluator $(ENCODER)
 evaluate = gate.py evaluate $1 --results $(@D) --set "$(SET)" $(to)
-cmd.probe.yaml = probe.py $(call both,$(@D)) $(oracle:%=--oracle %) $(if $(frozen),--frozen $(frozen)) $(to)
+cmd.probe-layers.yaml = probe.py --features $F/features $(frozen) --seed $(SEED) --choose $@
+cmd.align-layers.yaml = align.py --features $F/features --target $V --seed $(SEED) --choose $@
+cmd.probe.yaml = probe.py $(call both,$(@D)) $(oracle:%=--oracle %) $(frozen) $(to)
 cmd.align.yaml = align.py $(call both,$(@D)) --target $V --study $(@D)/alignment-study.md $(to)
 cmd.adapt-latents.yaml = $(call adapt,latents) $(call both,$R) $(to)
 cmd.gate1.yaml = $(call evaluate,1) --motion $(MOTION) --encoder results/$S/$D\
 	$(addprefix --reference ,$(wildcard results/qwen2.5-vl-7b/$D))
 in.gate1.yaml = $(addsuffix /probe.yaml,$R $(MOTION) results/$S/$D) $R/align.yaml $R/adapt-latents.yaml
-# ---- gate 2: is a small adapter enough, does a second encoder help, does the decoder keep its sense of time?
 cmd.adapt-scaling.yaml = $(call adapt,scaling) --features $R/features $(ADAPT) $(SCALING) $(to)
 cmd.adapt-ablation.yaml = $(call adapt,ablation) --features $R/features $(ADAPT) $(ABLATION)\
 	--at $(patsubst %,$R@%/features,$(filter-out $(if $(SMALL),96,448),$(SIZES))) $(to)
@@ -111,7 +112,7 @@ cmd.adapt-hybrid.yaml = $(call adapt,hybrid) --features $H/$M --spatial $H/$S --
 in.adapt-hybrid.yaml = $H/index.yaml
 cmd.adapt-prompt.yaml = adapt.py prompt --features $(@D)/features --video $(VIDEO) $(ADAPT) $(to)
 cmd.video-coherence.yaml = video.py coherence --model $(VIDEO) --data data/$(MOVING) --evaluator $(ENCODER)\
-	--adapter $(@D)/conditioning-prompt.pt $(COHERENCE) $(to)
+	--adapter $(@D)/conditioning-prompt.pt $(or $(COHERENCE),$(if $(SMALL),--seeds 2 --strengths 0.5)) $(to)
 in.video-coherence.yaml = $(MOTION)/adapt-prompt.yaml
 G := $(MOTION)/generated
 cmd.generated/answers.pt = explain.py ask --model $(MODEL) --data $(@D) $(to)
@@ -123,7 +124,7 @@ in.gate2.yaml = $(addprefix $R/adapt-,scaling.yaml ablation.yaml hybrid.yaml) $(
 window = --data data/$(CLIP) --past $(PAST) --horizon $(HORIZON)
 ahead = video.py $1 --model $(VIDEO) $(window) --evaluator $(ENCODER) $(to)
 cmd.predict-latents.yaml = predict.py $(call both,$P-past) --last $P-last/features --data data/$(CLIP)\
-	--vae $(VAE) --past $(PAST) $(PREDICT) $(to)
+	--vae $(VAE) --past $(PAST) $(or $(PREDICT),$(if $(SMALL),--epochs 30)) $(to)
 cmd.video-continue.yaml = $(call ahead,continue) $(CONTINUE)
 cmd.video-futures.yaml = $(call ahead,futures) $(FUTURES)
 cmd.explain-describe.yaml = explain.py describe --model $(MODEL) --generated $P/generated $(DESCRIBE) $(to)
@@ -134,14 +135,13 @@ layers = $(if $(filter $M,$(here)),$(PLANTED_POINTS),$(if $(filter $S,$(here)),l
 VERIFIERS := $(foreach m,$(MODEL) $(ENCODER) $(VAE),$P/planted-features/$(call name,$m))
 cmd.planted/index.yaml = verify.py plant $(window) --vae $(VAE) --generated $P/generated $(into)
 in.planted/index.yaml = $P/video-continue.yaml
-cmd.planted-features = $(call extract,$(here),$P/planted,$(layers))
+cmd.planted-features = $(call extract,$(here),$P/planted,--points $(layers) --grids all)
 cmd.explain-planted.yaml = explain.py describe --model $(MODEL) --generated $P/planted --frames 16 $(to)
 cmd.verify.yaml = verify.py score --rollouts $P/planted --latents $(VERIFIERS)\
 	--futures $P/video-futures.yaml --words $P/explain-planted-actions.pt $(to)
 in.verify.yaml = $(VERIFIERS:=/index.yaml) $P/explain-planted.yaml
 cmd.gate4.yaml = $(call evaluate,4)
 in.gate4.yaml = $P/verify.yaml
-# ---- extras: resolution, what the model answers, trajectories, fine-tuning, screening
 cmd.resolution.yaml = probe.py --compare $(SIZES:%=$R@%) $(to)
 in.resolution.yaml = $(SIZES:%=$R@%/probe.yaml)
 cmd.answers.pt = explain.py ask --model $(MODEL) --data data/$(data) $(to)
@@ -160,7 +160,8 @@ in.operations.yaml = $(@D)/tuned/tune.yaml
 cmd.results/screen/screen.yaml = gate.py screen $(SCREENED) --set "$(SET)" $(into)
 in.results/screen/screen.yaml = $(SCREENED:=/probe.yaml)
 .SECONDEXPANSION:
-CHEAP := $(addsuffix .yaml,probe align resolution gate% verify binding explain-semantic results/screen/screen)
+CHEAP := probe%.yaml align%.yaml $(addsuffix .yaml,resolution gate% verify binding explain-semantic)\
+	results/screen/screen.yaml
 DISTRIBUTED := features% planted-features adapt-% predict-% words/% tuned/%
 own = $(if $(ROOT),$(if $(filter-out operations$(TAG),$(filter $D,$(here))),own))
 edit = $(patsubst middle,first,$(patsubst deleted,reversed,$(patsubst swapped,reversed,$(part))))
@@ -168,14 +169,14 @@ dataset = $(or $(own),$(filter $(GENERATED),$(here:%$(DRAWN)=%)),$(edit))
 stage = $(if $(findstring /planted-features/,$@),planted-features,$(@:results/$(model)/$(data)/%=%))
 key = $(if $(filter data/%,$@),$(dataset),$(stage))
 command = $(strip $(cmd.$(key)))
-made_by = $(if $(wildcard $@.args),$(shell cat $@.args))
-stale = $(if $(command),$(if $(subst =$(command)=,,=$(made_by)=),FORCE))
+stale = $(if $(command),$(if $(subst =$(command)=,,=$(if $(wildcard $@.args),$(shell cat $@.args))=),FORCE))
 words = $(if $(filter own operations,$(key)),,$(filter-out $@ $(@D),$(command)))
 files = $(filter results/%.yaml results/%/answers.pt results/%/tracks.pt,$(words))
 folders = $(filter data/% results/%/features results/%/features-random results/%/planted,$(words))
 code = $(if $(filter $(CHEAP),$(key)),$(firstword $(command)) common.py stats.py metrics.py media.py)
 more = $(and $(findstring features,$(key)),$(MEMORY:%=--max-memory %))$(and $(filter gate%,$(key)),>/dev/null)
-needs = $(in.$(key)) $(folders:=/index.yaml) $(files:%/align.yaml=%/.layer) $(code) $(stale)
+stamped = $(foreach f,$(files),$(if $(filter %/align.yaml %-layers.yaml,$f),$(dir $f).$(notdir $f),$f))
+needs = $(in.$(key)) $(folders:=/index.yaml) $(stamped) $(code) $(stale)
 DATASETS := $(sort $D $(GENERATED:=$(DRAWN)) $(TAUGHT) $(addprefix $(MOVING)-,first middle)\
 	$(EDITS:%=$(TRAJECTORIES)-%) $(CLIP)-past $(CLIP)-last)
 STAGES := $(patsubst cmd.%,%,$(filter cmd.%.yaml cmd.%.pt,$(.VARIABLES)))
@@ -186,12 +187,10 @@ $(DATASETS:%=data/%/index.yaml) $(sort $(RESULTS)): $$(needs) | $(SETUP)
 	@mkdir -p $(@D)
 	$(or $(if $(filter $(DISTRIBUTED),$(key)),$(LAUNCH)),$(PY)) $(command) $(more)
 	@echo '$(command)' > $@.args
-$R/.layer: $R/align.yaml  # adapters are trained again for another layer, not for a newer align.yaml
-	+@test ! -e $< || grep ^linear_r2_layer $< | cmp -s - $@ || grep ^linear_r2_layer $< > $@
+$(foreach s,align probe-layers align-layers,$(FOLDERS:%=%/.$s.yaml)): $$(@D)/$$(patsubst .%,%,$$(@F))
+	+@test ! -e $< || grep -E '^(linear_r2_l|points)' $< | cmp -s - $@ || grep -E '^(linear_r2_l|points)' $< >$@
 .venv/.installed: requirements.txt
-	test -x .venv/bin/python || python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt && touch $@
-# ---- what to type
+	test -x .venv/bin/pip || python3 -m venv .venv; .venv/bin/pip install --quiet -r requirements.txt && touch $@
 gate1: $R/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA, then the verdict
 gate2: $R/gate2.yaml  ## is a small adapter enough, does a second encoder help, is the motion natural?
 gate3: $P/gate3.yaml  ## does anything predict better than copying the last frame?
@@ -209,12 +208,13 @@ tune: results/$M/$(TAUGHT)/$(if $(TAUGHT:operations%=),tuned/tune,operations).ya
 align resolution binding explain tune: ; @sed '/^[a-z_]*:$$/,$$d' $<
 all: gate1 gate2 gate3 gate4 report  ## gates 1 to 4 for MODEL, and then the report
 report: ; $(PY) report.py --results results --out results/report.html  ## results/report.html and summary.md
+cost: ; $(PY) extract.py --cost --model $(MODEL) --gate $(or $(GATE),1)  ## hours, disk, memory of a gate
 kaggle: ; $(PY) tests/notebook.py --repository "$(REPOSITORY)" --out results/foresight.ipynb  ## one notebook
 plan: ; $(PY) tune.py plan --models $(MODEL) $(PLAN)  ## what fine-tuning MODEL needs of memory
-test: ; $(PY) -m pytest -q -n 2 --dist loadfile tests $(TESTS)  ## every test
-test-fast: ; @$(MAKE) --no-print-directory test TESTS='-m "not slow"'  ## tests of at most five seconds each
-bench bench-gpu calibrate: ; $(PY) tests/$(subst -,_,$@).py  ## speed, and how often gate 1 is wrong
+test test-fast: ; $(PY) -m pytest -q -n 2 --dist loadfile tests $(if $(findstring -,$@),-m "not slow")## tests
+test-gpu: ; FORESIGHT_TEST_GPU=1 $(PY) -m pytest -q -m gpu tests  ## the tests of a GPU
+bench bench-gpu calibrate rehearse: ; $(PY) tests/$(subst -,_,$@).py  ## speed, errors of gate 1, real sizes
 clean: ; git clean -qfdX data results  ## remove data/ and results that are not part of the repository
-report kaggle plan test bench bench-gpu calibrate: | $(SETUP)
-.PHONY: help gate1 gate2 gate3 gate4 screen align resolution binding explain tune all report kaggle\
-	plan test test-fast bench bench-gpu calibrate clean FORCE
+report cost kaggle plan test test-fast test-gpu bench bench-gpu calibrate rehearse: | $(SETUP)
+.PHONY: help gate1 gate2 gate3 gate4 screen align resolution binding explain tune all report cost kaggle plan\
+	test test-fast test-gpu bench bench-gpu calibrate rehearse clean FORCE

@@ -148,6 +148,7 @@ def stored_points(job, clip):
         return every if asked == "all" else set(job.question_points)
     if asked == "middle":
         layers = [p for p in job.written if p.startswith("language.") and p in job.with_grid]
+        layers = [] if job.args.random_init else layers  # no later stage reads those
         return {*layers[(len(layers) - 1) // 2 :][:1], *job.question_points}
     if unknown := set(asked.split(",")) - every:
         fail(f"--grids {asked}: {min(unknown)} is not one of the points {', '.join(job.written)}")
