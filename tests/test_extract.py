@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 
+import psutil
 import pytest
 import test_families
 import torch
@@ -263,7 +264,10 @@ def test_killed_after_a_shard_the_next_run_of_two_ranks_completes_the_folder(sma
     deadline = time.time() + 120
     while not list(out.glob("pooled/*.pt")) and time.time() < deadline:
         time.sleep(0.002)
+    ranks = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
+    for rank in ranks:  # each leads a session of its own
+        rank.kill()
     assert process.wait(timeout=120) != 0 and not (out / "index.yaml").exists()
     done = [p for shard in out.glob("pooled/*.pt") for p in out.glob(f"*/{shard.name}")]
     before = {p: p.stat().st_mtime_ns for p in done}
