@@ -9,9 +9,12 @@ No maintained library has this architecture, and the code on the hub needs xform
 safetensors, so checkpoints load directly. An image is 1344 px: 96 x 96 patches and a class token through a tower of 63 layers, 2 x 2 patches to
 one token by a strided convolution, then 48 x 48 tokens between `boi` and `eoi` in a language model of 32 layers, each of which has a second set of
 weights, the visual expert, for image rows. Of 39.0 GB of weights in bf16, 8.6 are the tower's.
+
+InternVL2, too, needs code from the hub: its names of weights, tokenizer and prompt are mapped onto transformers' InternVL here.
 """
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -353,3 +356,164 @@ class CogVLM2(nn.Module):
         if streamer:
             streamer.end()
         return torch.stack(out, 1)
+
+
+# ---------------------------------------------------------------- InternVL2: its own layout for transformers' InternVL
+
+
+def internvl2_config(old):
+    """The native config for InternVL2's config.json (InternViT and InternLM2, Chen et al. 2024)."""
+    from transformers import InternVLConfig, LlamaConfig
+
+    v, t = old["vision_config"], old["llm_config"]
+    shared = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+    vision = {k: v[k] for k in (*shared, "norm_type", "layer_norm_eps")}
+    vision |= {
+        "image_size": [v["image_size"]] * 2,
+        "patch_size": [v["patch_size"]] * 2,
+        "attention_bias": v["qkv_bias"],
+        "use_qk_norm": v["qk_normalization"],
+        "use_mean_pooling": True,
+    }
+    text_only = ("vocab_size", "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")
+    text = {k: t[k] for k in (*shared, *text_only, "bos_token_id", "eos_token_id", "pad_token_id")}
+    scaling = t.get("rope_scaling") or {}
+    rope = {"rope_type": scaling.get("type", "default"), "rope_theta": float(t["rope_theta"])}
+    rope |= {"factor": scaling["factor"]} if scaling else {}
+    return InternVLConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**text, rope_parameters=rope, tie_word_embeddings=False).to_dict(),
+        downsample_ratio=old["downsample_ratio"],
+        vision_feature_layer=old["select_layer"],
+        image_token_id=old.get("img_context_token_id", t["vocab_size"] - 1),
+        tie_word_embeddings=False,
+    )
+
+
+INTERNVL2_KEYS = [  # (original, native): applied in order as regular expressions
+    (r"^vision_model\.embeddings\.class_embedding", "model.vision_tower.embeddings.cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding", "model.vision_tower.embeddings.position_embeddings"),
+    (
+        r"^vision_model\.embeddings\.patch_embedding",
+        "model.vision_tower.embeddings.patch_embeddings.projection",
+    ),
+    (r"^vision_model\.encoder\.layers\.", "model.vision_tower.encoder.layer."),
+    (r"\.ls([12])$", r".lambda_\1"),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.projection_layer."),
+    (r"\.attn\.([qk])_norm\.", r".attention.\1_norm."),
+    (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."),
+    (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
+    (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
+    (r"^language_model\.output\.", "lm_head."),
+    (r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"\.attention\.wo\.", ".self_attn.o_proj."),
+    (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
+    (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
+    (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
+    (r"\.attention_norm\.", ".input_layernorm."),
+    (r"\.ffn_norm\.", ".post_attention_layernorm."),
+]
+
+
+def internvl2_names(name):
+    """The native names of a weight of the original layout; three for a fused projection."""
+    for old, new in INTERNVL2_KEYS:
+        name = re.sub(old, new, name)
+    if ".attn.qkv." in name:
+        return [name.replace("attn.qkv", f"attention.{x}_proj") for x in "qkv"]
+    if ".attention.wqkv." in name:
+        return [name.replace("attention.wqkv", f"self_attn.{x}_proj") for x in "qkv"]
+    return [name]
+
+
+def internvl2_parts(name, tensor, config):
+    """The native weights of a weight of the original layout, one for each name."""
+    if ".attn.qkv." in name:
+        return tensor.chunk(3)
+    if ".attention.wqkv." in name:  # for every key-value head: its query heads, the key, the value
+        groups = config.text_config.num_key_value_heads
+        per = config.text_config.num_attention_heads // groups
+        return [
+            part.flatten(0, 2) for part in tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)
+        ]
+    return [tensor]
+
+
+# The prompt "internlm2-chat" of OpenGVLab's conversation.py; its tokenizer puts BOS before it.
+SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+INTERNVL2_CHAT = (
+    "<|im_start|>system\n"
+    + SYSTEM
+    + "<|im_end|>{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{{ part['text'] if part['type'] == 'text' else '<IMG_CONTEXT>\n' }}"
+    "{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def fields(message):
+    """[(number, value)] of the fields of a protobuf message: an int, or the bytes of a text, a message or a float."""
+    found, at = [], 0
+
+    def varint():
+        nonlocal at
+        value, shift = 0, 0
+        while True:
+            byte = message[at]
+            value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            found.append((number, varint()))
+        else:
+            length = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+            found.append((number, message[at : at + length]))
+            at += length
+    return found
+
+
+def internvl2_processor(config, vocabulary, stored):
+    """The native processor for InternVL2: `vocabulary`, the bytes of its tokenizer.model (SentencePiece, BPE); `stored`, its
+    tokenizer_config.json. Sets the config's image token. Its own tokenizer is code on the hub."""
+    from tokenizers import AddedToken
+    from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor, LlamaTokenizer
+    from transformers.tokenization_utils_base import generate_merges
+
+    model = fields(vocabulary)  # a ModelProto: pieces are field 1, the normaliser is field 3
+    pieces = [dict(fields(value))[1].decode() for number, value in model if number == 1]
+    normaliser = dict(fields(dict(model).get(3, b"")))
+    added = {int(k): token["content"] for k, token in stored["added_tokens_decoder"].items()}
+    for k, piece in sorted(added.items()):
+        pieces[k : k + 1] = [piece]  # takes the place of an unused piece, or extends the vocabulary
+    ids = {piece: k for k, piece in enumerate(pieces)}
+    tokenizer = LlamaTokenizer(
+        vocab=ids,
+        merges=generate_merges(ids, skip_tokens=added.values()),
+        legacy=True,  # every text between special tokens is encoded by itself
+        add_prefix_space=bool(normaliser.get(3, True)),
+        add_bos_token=stored.get("add_bos_token", True),
+        pad_token=stored.get("pad_token", "</s>"),
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<IMG_CONTEXT>",  # a clip is shown as images
+        },
+    )
+    tokenizer.add_tokens([AddedToken(x, special=True, normalized=False) for x in added.values()], True)
+    config.image_token_id = ids["<IMG_CONTEXT>"]
+    side, patch = config.vision_config.image_size[0], config.vision_config.patch_size[0]
+    how = {"size": {"height": side, "width": side}}
+    how |= {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}  # ImageNet's
+    return InternVLProcessor(
+        GotOcr2ImageProcessor(**how),
+        tokenizer,
+        InternVLVideoProcessor(**how),
+        image_seq_length=round((side // patch * config.downsample_ratio) ** 2),
+        chat_template=INTERNVL2_CHAT,
+    )

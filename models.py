@@ -21,6 +21,7 @@ from common import (
     digest,
     fail,
     load_yaml,
+    memory_left,
     peak_memory,
     save_bytes,
     save_pt,
@@ -234,10 +235,12 @@ def registry_name(name):
 
 
 def folder_name(path):
-    """The name in results: a name, or the last folder of a path, without adapter or model; for <model>/<data>/tuned all three."""
-    path = Path(os.path.abspath(path))
-    path = path.parent if path.name in ("adapter", "model") else path
-    return "-".join(path.parts[-3:]) if path.name == "tuned" else path.name
+    """The name in results: the last name of a path that is neither a number, as of Kaggle's versions, nor adapter or model.
+
+    For <model>/<data>/tuned, all three."""
+    names = [name for name in Path(os.path.abspath(path)).parts if not name.isdecimal()]
+    names = names[:-1] if names[-1] in ("adapter", "model") else names
+    return "-".join(names[-3:]) if names[-1] == "tuned" else names[-1]
 
 
 def read_json(path, whole="checkpoint"):
@@ -266,11 +269,13 @@ def find_model(name):
         # Florence-2 and Grounding DINO state none and accept several
         side = vision.get("crop_size") or vision.get("image_size") or 768
         if not kind_of.startswith(("qwen", "dino", "Auto", "LTX")):  # positions for one size
-            size = side if isinstance(side, int) else side[0]
-        else:
+            size = clip = side if isinstance(side, int) else side[0]
+        elif kind in ("vae", "video"):
+            size = clip = 64
+        else:  # as the registry's, in whole tokens
             token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)
-            size = 64 if kind in ("vae", "video") else 224 // token * token
-        entry |= {} if kind == "language" else {"size": size, "clip": size}
+            size, clip = (side // token * token for side in (448, 224))
+        entry |= {} if kind == "language" else {"size": size, "clip": clip}
     else:
         if correction := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
             fail(f"{name!r} {correction}")
@@ -332,6 +337,8 @@ def _trouble(error, entry):
     def has(*kinds):
         return any(isinstance(e, kinds) for e in seen)
 
+    if has(torch.OutOfMemoryError):
+        return f"the device's memory is full; {SMALLER}"
     if has(errors.GatedRepoError) or (status & {401, 403} and not has(errors.RepositoryNotFoundError)):
         return f"it is gated; accept its licence at https://huggingface.co/{where}, then `hf auth login`"
     if has(errors.RevisionNotFoundError):
@@ -358,6 +365,37 @@ def _trouble(error, entry):
         return f"{'HF_HUB_OFFLINE is set' if has(errors.OfflineModeIsEnabled) else 'the hub cannot be reached'}; {fetch}"
     message = (str(seen[0]).splitlines() or [""])[0][:200].rstrip(". ") or type(seen[0]).__name__
     return f"{message}; {'copy the folder again' if Path(where).is_dir() else fetch}"
+
+
+# what helps where weights do not fit
+SMALLER = "free some, give a smaller model, or use extract.py --stream or tune.py train --method qlora"
+
+
+@contextlib.contextmanager
+def within_memory(remedy):
+    """Exit 2 with the remedy where the work inside takes more than the device's memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        fail(f"the device's memory is full ({str(e).partition('. ')[0]}); {remedy}")
+
+
+def check_memory(entry, needed, device):
+    """Exit 2 where weights of `needed` bytes are more than the free memory."""
+    left = memory_left(torch.device(device), None)
+    if needed > left:
+        sizes = f"{needed / 1e9:.2f} GB of weights, of {left / 1e9:.2f} GB of free {device} memory"
+        fail(f"{entry['path']} needs {sizes}; {SMALLER}")
+
+
+def stored_bytes(entry, dtype):
+    """Bytes of a checkpoint's weights in `dtype`: by the headers of its files or, before they are here, by the registry."""
+    folder = Path(entry["path"]) if Path(entry["path"]).is_dir() else _cached(entry)
+    tensors = []
+    for file in folder.glob("*.safetensors") if folder else ():
+        tensors += [x for name, x in json.loads(header_of(file)).items() if name != "__metadata__"]
+    numbers = sum(math.prod(x["shape"]) for x in tensors) or 1e9 * entry.get("params", 0)
+    return numbers * dtype.itemsize
 
 
 def attempt(build, entry):
@@ -418,25 +456,35 @@ def load_transformer(entry, device="cpu", dtype=torch.float32, random_seed=None,
     random_seed: the same architecture, untrained; quantised: transformers' quantization_config.
     """
     entry = _reach(entry)
-    if random_seed is not None:
-        build, processor, _ = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
-        torch.manual_seed(random_seed)
-        return build().to(device).eval(), processor
-    if entry.get("type") in OWN_LAYOUT:
-        model, processor, weights = skeleton(entry, dtype, device)
+    if random_seed is not None or entry.get("type") in OWN_LAYOUT:
+        model, processor, weights = skeleton(entry, dtype, device, random_seed)
+        check_memory(entry, weights.size(weights.like), device)
         attempt(lambda: fill(model, weights, weights.like, device), entry)
         return model, processor
     model_class, processor_class = auto_classes(entry)
     more = {"dtype": dtype, "output_loading_info": True, **pin(entry)}
-    more |= {"quantization_config": quantised, "device_map": {"": device}} if quantised else {}
+    if quantised:
+        more["quantization_config"] = quantised
+    else:
+        check_memory(entry, attempt(lambda: stored_bytes(entry, dtype), entry), device)
+    if quantised or torch.device(device).type != "cpu":  # nothing is staged whole in CPU memory
+        more["device_map"] = {"": device}
     processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
     model = attempt(lambda: model_class.from_pretrained(entry["path"], **more), entry)
     if entry.get("adapter"):
         attempt(lambda: merge_lora(model, entry, native_layout(entry, dtype)[2](model)[0]), entry)
-    return (model if quantised else model.to(device)).eval(), processor
+    return without_cache(model).eval(), processor
 
 
 load_vlm = load_encoder = load_language = load_transformer
+
+
+def without_cache(model):
+    """The model, whose plain forward fills no key-value cache; `greedy` states that generation does."""
+    for module in model.modules():
+        if getattr(getattr(module, "config", None), "use_cache", False):
+            module.config.use_cache = False
+    return model
 
 
 def processor_of(entry):
@@ -464,18 +512,24 @@ def auto_classes(entry):
     return (getattr(transformers, name) for name in names[entry["kind"]])
 
 
-def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(model, None) of a video autoencoder. LTX-Video's takes 8k+1 frames and silently drops others."""
+def load_video_vae(entry, device="cpu", dtype=None, random_seed=None):
+    """(model, None) of a video autoencoder, always in fp32: in bf16, a round trip is off by 0.1 grey levels instead of 0.004.
+
+    LTX-Video's takes 8k+1 frames and silently drops others."""
+    from accelerate import init_empty_weights
     from diffusers import AutoencoderKLLTXVideo as Vae
 
     entry = _reach(entry)
     more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
     if random_seed is None:
-        more |= {"torch_dtype": dtype, "output_loading_info": True}
+        more |= {"torch_dtype": torch.float32, "output_loading_info": True}
         model = attempt(lambda: Vae.from_pretrained(entry["path"], **more), entry)
     else:
-        torch.manual_seed(random_seed)
-        model = Vae.from_config(attempt(lambda: Vae.load_config(entry["path"], **more), entry)).to(dtype)
+        stored = attempt(lambda: Vae.load_config(entry["path"], **more), entry)
+        with init_empty_weights(include_buffers=False):
+            model = Vae.from_config(stored)
+        weights = Untrained(model, random_seed)
+        fill(model, weights, weights.like, device)
     return model.to(device).eval(), None
 
 
@@ -498,33 +552,43 @@ def flatten_stills(model):
     return model
 
 
-# decoding time step of LTX-Video's pipelines, for autoencoders that are conditioned on one
-DECODE_STEP = 0.05
+# decoding time step and share of noise of LTX-Video's pipelines, for autoencoders that are conditioned on a time step
+DECODE_STEP, DECODE_NOISE = 0.05, 0.025
 
 
-def from_latents(vae, z):
-    """Normalised latents [n, t, h, w, C] -> clips [n, 3, T, H, W] in -1..1, not clipped; differentiable."""
+def from_latents(vae, z, noise=None):
+    """Normalised latents [n, t, h, w, C] -> clips [n, 3, T, H, W] in -1..1, not clipped; differentiable. noise: of z's shape."""
     z = z.to(vae.device, vae.dtype)
-    z = (z * vae.latents_std.to(z) + vae.latents_mean.to(z)).permute(0, 4, 1, 2, 3)
+    z = z * vae.latents_std.to(z) + vae.latents_mean.to(z)
+    if noise is not None:
+        z = (1 - DECODE_NOISE) * z + DECODE_NOISE * noise.to(z)
     step = z.new_full((len(z),), DECODE_STEP) if vae.config.timestep_conditioning else None
-    return vae.decode(z, step).sample.float()
+    return vae.decode(z.permute(0, 4, 1, 2, 3), step).sample.float()
+
+
+def clips_at_once(pixels):
+    """How many clips of so many pixels an autoencoder takes in 2 GB of activations, of 64 fp32 numbers a pixel; at least 1."""
+    return max(1, int(2e9 // (64 * 4 * pixels)))
 
 
 @torch.inference_mode()
-def decode_generated_clips(vae, latents, batch=16):
-    """Normalised latents [n, t, h, w, C] -> clips uint8 [n, T, H, W, 3]."""
-    clips = []
-    for z in latents.split(batch):
-        x = ((from_latents(vae, z).cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+def decode_generated_clips(vae, latents, noise=None):
+    """Normalised latents [n, t, h, w, C], with or without noise of their shape -> clips uint8 [n, T, H, W, 3]."""
+    t, h, w = latents.shape[1:4]
+    frames = (t - 1) * vae.temporal_compression_ratio + 1
+    batch, clips = clips_at_once(frames * h * w * vae.spatial_compression_ratio**2), []
+    for k in range(0, len(latents), batch):
+        x = from_latents(vae, latents[k : k + batch], None if noise is None else noise[k : k + batch])
+        x = ((x.cpu() + 1) * 127.5).round().clamp(0, 255).byte()
         clips.append(x.permute(0, 2, 3, 4, 1))
     return torch.cat(clips)
 
 
 @torch.inference_mode()
-def encode_generated_clips(vae, clips, batch=16):
+def encode_generated_clips(vae, clips):
     """Clips uint8 [n, T, H, W, 3] -> normalised latents [n, t, h, w, C] (the mode), fp32 on the CPU."""
     out = []
-    for x in clips.split(batch):
+    for x in clips.split(clips_at_once(math.prod(clips.shape[1:4]))):
         x = x.permute(0, 4, 1, 2, 3).to(vae.device, vae.dtype) / 127.5 - 1
         z = vae.encode(x).latent_dist.mode().permute(0, 2, 3, 4, 1)
         out.append(((z - vae.latents_mean.to(z)) / vae.latents_std.to(z)).float().cpu())
@@ -540,7 +604,9 @@ def autoencoder_of(entry):
 
 
 def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
-    """(diffusers' LTXImageToVideoPipeline, None). For several frames: `LTXConditionPipeline(**pipeline.components)`."""
+    """(diffusers' LTXImageToVideoPipeline, None), with the autoencoder in fp32: generate with output_type="latent", then decode.
+
+    For several frames: `LTXConditionPipeline(**pipeline.components)`."""
     import diffusers
     import transformers
 
@@ -557,7 +623,7 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
             arguments |= {"torch_dtype" if library is diffusers else "dtype": dtype}
             named = entry | {"path": str(where / part)} if where.is_dir() else entry
             parts[part] = attempt(functools.partial(load, entry["path"], **arguments), named)
-    parts["vae"] = load_video_vae(autoencoder_of(entry), device, dtype)[0]
+    parts["vae"] = load_video_vae(autoencoder_of(entry), device)[0]
     whole = diffusers.LTXImageToVideoPipeline.from_pretrained
     pipeline = attempt(lambda: whole(entry["path"], torch_dtype=dtype, **parts, **more), entry)
     return pipeline.to(device), None
@@ -616,7 +682,7 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
     entry = _reach(entry)
     build, processor, names = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
     with init_empty_weights(include_buffers=False):
-        model = build().eval().requires_grad_(False)
+        model = without_cache(build()).eval().requires_grad_(False)
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
@@ -728,8 +794,8 @@ def seeded(name):
 
 
 class Untrained:
-    """Untrained weights by seed and name, in any order of reading: matrices N(0, 0.02^2), the families' initializer_range; scales one;
-    biases zero. Buffers are unchanged."""
+    """Untrained weights by seed and name, in any order of reading: matrices and kernels N(0, 0.02^2), the families' initializer_range;
+    scales one; biases zero. Tied weights are equal, buffers are those of `model`, whose parameters are on the meta device."""
 
     size = Weights.size
 
@@ -739,13 +805,18 @@ class Untrained:
     def __init__(self, model, seed):
         self.seed = seed
         self.bytes = 0
-        self.like = {name: x.to("meta") for name, x in model.named_parameters()}
+        stored = model.state_dict()
+        self.like = {name: x.to("meta") for name, x in stored.items()}
+        self.buffers = {name: x for name, x in stored.items() if not x.is_meta}
+        self.tied = getattr(model, "all_tied_weights_keys", {})
 
     def read(self, names):
         for name in names:
             x = torch.empty_like(self.like[name], device="cpu")
-            if x.ndim > 1:
-                yield name, x.normal_(0, 0.02, generator=seeded(f"{self.seed} {name}"))
+            if name in self.buffers:
+                yield name, self.buffers[name]
+            elif x.ndim > 1:
+                yield name, x.normal_(0, 0.02, generator=seeded(f"{self.seed} {self.tied.get(name, name)}"))
             else:
                 yield name, x.fill_(0.0 if name.endswith("bias") else 1.0)
 
@@ -781,16 +852,37 @@ def _cached(entry):
 
 
 def fingerprint(path):
-    """Identity of a checkpoint: the hub's name, or a digest of a folder's JSON files and of names, sizes and times of its weights."""
-    if isinstance(path, dict):
-        return "+".join(fingerprint(path[k]) for k in ("path", "adapter") if path.get(k))
-    if not Path(path).is_dir():
-        return path
-    parts = []
-    for f in sorted(f for f in Path(path).rglob("*") if f.suffix in (".json", ".safetensors")):
-        stated = f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode()
-        parts.append(f.read_bytes() if f.suffix == ".json" else stated)
+    """Identity of a checkpoint, a path or an entry: the hub's name and commit, or a digest of a folder's content."""
+    entry = path if isinstance(path, dict) else {"path": path}
+    if entry.get("adapter"):
+        return f"{fingerprint(entry | {'adapter': None})}+{fingerprint(entry['adapter'])}"
+    folder, parts = Path(entry["path"]), []
+    if not folder.is_dir():
+        return "@".join(filter(None, (entry["path"], resolved_commit(entry))))
+    for file in sorted(f for f in folder.rglob("*") if f.suffix in (".json", ".safetensors")):
+        parts.append(file.relative_to(folder).as_posix().encode())
+        parts.append(file.read_bytes() if file.suffix == ".json" else sample_of(file))
     return digest(b"".join(parts))
+
+
+def header_of(file):
+    """The header of a safetensors file: JSON with the shape, dtype and place of each tensor."""
+    with file.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        return f.read(min(length, file.stat().st_size))
+
+
+def sample_of(file, blocks=64, block=64 * 1024):
+    """Bytes that identify a safetensors file: its size, header and evenly spread blocks; all of a small file."""
+    size = file.stat().st_size
+    if size <= blocks * block:
+        return file.read_bytes()
+    parts = [f"{size} ".encode(), header_of(file)]
+    with file.open("rb") as f:
+        for k in range(blocks):
+            f.seek(k * (size - block) // (blocks - 1))
+            parts.append(f.read(block))
+    return b"".join(parts)
 
 
 def resolved_commit(entry):
@@ -874,101 +966,27 @@ def cogvlm2_layout(entry, dtype):
     return build, tokenizer, lambda model: (lambda name: [name],)
 
 
-def _internvl2_config(old):
-    """The native config for InternVL2's config.json (InternViT and InternLM2, Chen et al. 2024)."""
-    from transformers import InternVLConfig, LlamaConfig
-
-    v, t = old["vision_config"], old["llm_config"]
-    shared = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
-    vision = {k: v[k] for k in (*shared, "norm_type", "layer_norm_eps")}
-    vision |= {
-        "image_size": [v["image_size"]] * 2,
-        "patch_size": [v["patch_size"]] * 2,
-        "attention_bias": v["qkv_bias"],
-        "use_qk_norm": v["qk_normalization"],
-        "use_mean_pooling": True,
-    }
-    text_only = ("vocab_size", "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")
-    text = {k: t[k] for k in (*shared, *text_only, "bos_token_id", "eos_token_id", "pad_token_id")}
-    scaling = t.get("rope_scaling") or {}
-    rope = {"rope_type": scaling.get("type", "default"), "rope_theta": float(t["rope_theta"])}
-    rope |= {"factor": scaling["factor"]} if scaling else {}
-    return InternVLConfig(
-        vision_config=vision,
-        text_config=LlamaConfig(**text, rope_parameters=rope, tie_word_embeddings=False).to_dict(),
-        downsample_ratio=old["downsample_ratio"],
-        vision_feature_layer=old["select_layer"],
-        image_token_id=old.get("img_context_token_id", t["vocab_size"] - 1),
-        tie_word_embeddings=False,
-    )
-
-
-INTERNVL2_KEYS = [  # (original, native): applied in order as regular expressions
-    (r"^vision_model\.embeddings\.class_embedding", "model.vision_tower.embeddings.cls_token"),
-    (r"^vision_model\.embeddings\.position_embedding", "model.vision_tower.embeddings.position_embeddings"),
-    (
-        r"^vision_model\.embeddings\.patch_embedding",
-        "model.vision_tower.embeddings.patch_embeddings.projection",
-    ),
-    (r"^vision_model\.encoder\.layers\.", "model.vision_tower.encoder.layer."),
-    (r"\.ls([12])$", r".lambda_\1"),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.proj\.", ".attention.projection_layer."),
-    (r"\.attn\.([qk])_norm\.", r".attention.\1_norm."),
-    (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."),
-    (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
-    (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
-    (r"^language_model\.output\.", "lm_head."),
-    (r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."),
-    (r"^language_model\.model\.", "model.language_model."),
-    (r"\.attention\.wo\.", ".self_attn.o_proj."),
-    (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
-    (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
-    (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
-    (r"\.attention_norm\.", ".input_layernorm."),
-    (r"\.ffn_norm\.", ".post_attention_layernorm."),
-]
-
-
-def _internvl2_names(name):
-    """The native names of a weight of the original layout; three for a fused projection."""
-    for old, new in INTERNVL2_KEYS:
-        name = re.sub(old, new, name)
-    if ".attn.qkv." in name:
-        return [name.replace("attn.qkv", f"attention.{x}_proj") for x in "qkv"]
-    if ".attention.wqkv." in name:
-        return [name.replace("attention.wqkv", f"self_attn.{x}_proj") for x in "qkv"]
-    return [name]
-
-
-def _internvl2_parts(name, tensor, config):
-    """The native weights of a weight of the original layout, one for each name."""
-    if ".attn.qkv." in name:
-        return tensor.chunk(3)
-    if ".attention.wqkv." in name:  # for every key-value head: its query heads, the key, the value
-        groups = config.text_config.num_key_value_heads
-        per = config.text_config.num_attention_heads // groups
-        return [
-            part.flatten(0, 2) for part in tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)
-        ]
-    return [tensor]
-
-
 def internvl2_layout(entry, dtype):
-    """InternVL2's original layout, mapped onto the native class. No processor: its tokenizer needs code from the hub, and the image's
-    rows need no words."""
+    """InternVL2's original layout, mapped onto the native class. The processor is None where its vocabulary does not lie beside it:
+    only words before an image change its rows."""
     from transformers import InternVLForConditionalGeneration
+
+    from cogvlm2 import internvl2_config, internvl2_names, internvl2_parts, internvl2_processor
 
     old = config_of(entry)
     if old["llm_config"].get("model_type", "internlm2") != "internlm2":
         kind = old["llm_config"]["model_type"]
         fail(f"{entry['path']} has a {kind} language model, not internlm2; use an InternVL3 model instead")
-    config = _internvl2_config(old)
+    config, processor = internvl2_config(old), None
+    if vocabulary := hub_file(entry, "tokenizer.model"):
+        stored = read_json(hub_file(entry, "tokenizer_config.json"))
+        processor = attempt(lambda: internvl2_processor(config, vocabulary.read_bytes(), stored), entry)
+    else:
+        print(f"{entry['path']} has no tokenizer.model: only BOS comes before the image, no chat prompt")
     return (
         lambda: InternVLForConditionalGeneration._from_config(config, dtype=dtype),
-        None,
-        lambda model: (_internvl2_names, lambda name, tensor: _internvl2_parts(name, tensor, config)),
+        processor,
+        lambda model: (internvl2_names, lambda name, tensor: internvl2_parts(name, tensor, config)),
     )
 
 
@@ -1060,11 +1078,36 @@ def put_to(model, processor, frames, question, at=None):
 @torch.inference_mode()
 def answers_to(model, processor, frames, question, at, most=LONGEST):
     """Greedy answers (list of str) to one question about clips, uint8 [n, k, H, W, 3]: frames at[0] of at[1] frames. No padding."""
-    given = put_to(model, processor, frames, question, at)
-    pad = model.generation_config.pad_token_id or 0
-    tokens = model.generate(**given, do_sample=False, max_new_tokens=most, pad_token_id=pad)
-    tokens = tokens[:, given["input_ids"].shape[1] :]
+    tokens = greedy_tokens(model, put_to(model, processor, frames, question, at), most)
     return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def greedy(model, most, end=None):
+    """The whole GenerationConfig of greedy decoding: of the checkpoint's, only the ids of special tokens remain.
+
+    `generate` fills what is None here from model.generation_config, so that is replaced too. end: another eos.
+    """
+    from transformers import GenerationConfig
+
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    ids = {name: getattr(model.generation_config, name) for name in names}
+    if end is not None:
+        ids |= {"eos_token_id": end, "pad_token_id": end}
+    if ids["pad_token_id"] is None:
+        ids["pad_token_id"] = torch.as_tensor(ids["eos_token_id"] or 0).flatten()[0].item()
+    plain = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    plain |= {"length_penalty": 1.0, "min_length": 0, "use_cache": True, "max_new_tokens": most}
+    model.generation_config = GenerationConfig(**plain, **ids)
+    return model.generation_config
+
+
+def greedy_tokens(model, given, most, streamer=None):
+    """Ids of at most `most` new tokens [n, k] after the prompts `given`; exit 2 where the memory is too small."""
+    with within_memory("give a smaller --batch or --size, or a smaller model"):
+        if model.config.model_type == "cogvlm2":
+            return model.generate(**given, max_new_tokens=most, streamer=streamer)
+        tokens = model.generate(**given, generation_config=greedy(model, most), streamer=streamer)
+    return tokens if model.config.is_encoder_decoder else tokens[:, given["input_ids"].shape[1] :]
 
 
 # ---------------------------------------------------------------- questions about an image

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from test_families import SIDES, folder_of, load, noise
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
+import cogvlm2
 import extract
 import families
 import models
@@ -220,11 +221,11 @@ def test_dinov2s_gated_mlp_which_is_stored_as_one_matrix_is_split(tmp_path):
 @pytest.mark.parametrize("name", INTERNVL2)
 def test_internvl2s_own_layout_maps_onto_every_weight_of_the_native_class_at_full_size(name):
     vision, words = INTERNVL2[name]
-    config = models._internvl2_config(internvl2_config(vision, words))
+    config = cogvlm2.internvl2_config(internvl2_config(vision, words))
     model, found = full(name)[0], {}
     for old, shape in internvl2_layout(vision, words).items():
-        parts = models._internvl2_parts(old, torch.empty(*shape, device="meta"), config)
-        found |= {k: tuple(x.shape) for k, x in zip(models._internvl2_names(old), parts, strict=True)}
+        parts = cogvlm2.internvl2_parts(old, torch.empty(*shape, device="meta"), config)
+        found |= {k: tuple(x.shape) for k, x in zip(cogvlm2.internvl2_names(old), parts, strict=True)}
     assert found == {k: tuple(x.shape) for k, x in model.state_dict().items()}
 
 
