@@ -1,16 +1,18 @@
-"""CogVLM2 (Hong et al. 2024, arXiv 2408.16500; visual expert: Wang et al. 2023, arXiv 2311.03079) in plain torch.
+"""CogVLM2 (Hong et al. 2024, arXiv 2408.16500; its visual expert: Wang et al. 2023, arXiv 2311.03079).
 
     from cogvlm2 import CogVLM2
-    model = CogVLM2.from_pretrained(folder, dtype=torch.bfloat16)     # a local copy of zai-org/cogvlm2-llama3-chat-19B
+    model = CogVLM2.from_pretrained(folder, dtype=torch.bfloat16)   # a copy of zai-org/cogvlm2-llama3-chat-19B
     inputs = model.inputs(pixels, model.tokenizer("Question: Where is the cup? Answer:").input_ids)
     answer = model.generate(**inputs, max_new_tokens=64)
 
-No maintained library has this architecture, and the code on the hub needs xformers and triton. Module names match the published
-safetensors, so checkpoints load directly. An image is 1344 px: 96 x 96 patches and a class token through a tower of 63 layers, 2 x 2 patches to
-one token by a strided convolution, then 48 x 48 tokens between `boi` and `eoi` in a language model of 32 layers, each of which has a second set of
-weights, the visual expert, for image rows. Of 39.0 GB of weights in bf16, 8.6 are the tower's.
+No maintained library has this architecture, and the code on the hub needs xformers and triton. Module names
+match the published safetensors, so checkpoints load directly. An image is 1344 px: 96 x 96 patches and a
+class token through a tower of 63 layers, 2 x 2 patches to one token by a strided convolution, then 48 x 48
+tokens between `boi` and `eoi` in a language model of 32 layers, each of which has a second set of weights,
+the visual expert, for image rows. Of 39.0 GB of weights in bf16, 8.6 are the tower's.
 
-InternVL2, too, needs code from the hub: its names of weights, tokenizer and prompt are mapped onto transformers' InternVL here.
+InternVL2 needs code from the hub as well: its weights, tokenizer and prompt are mapped onto transformers'
+InternVL.
 """
 
 import json
@@ -167,7 +169,9 @@ class Attention(nn.Module):
         )
 
     def forward(self, x, expert, position_ids, cache=None, mask=None):
-        """cache: a dict of keys and values of earlier rows, extended here. mask: [n, 1, K, all rows], true where a row may attend."""
+        """cache: a dict of keys and values of earlier rows, extended here.
+
+        mask: [n, 1, K, all rows], true where a row may attend."""
         mixed = by_expert(x, expert, self.vision_expert_query_key_value, self.language_expert_query_key_value)
         q, k, v = (z.unflatten(-1, (-1, self.dim)).transpose(1, 2) for z in mixed.split(self.split, -1))
         q, k = self.rotary_emb(q, position_ids), self.rotary_emb(k, position_ids)
@@ -248,6 +252,16 @@ class CogVLM2(nn.Module):
         self.model.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
         self.model.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+
+    @classmethod
+    def in_dtype(cls, config, dtype):
+        """The network with its parameters in `dtype`; the rotary frequencies stay fp32."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            return cls(config)
+        finally:
+            torch.set_default_dtype(before)
 
     @classmethod
     def from_pretrained(cls, folder, dtype=torch.float32):
@@ -358,7 +372,7 @@ class CogVLM2(nn.Module):
         return torch.stack(out, 1)
 
 
-# ---------------------------------------------------------------- InternVL2: its own layout for transformers' InternVL
+# ---------------------------------------------------------------- InternVL2 in its original layout
 
 
 def internvl2_config(old):
@@ -454,7 +468,7 @@ INTERNVL2_CHAT = (
 
 
 def fields(message):
-    """[(number, value)] of the fields of a protobuf message: an int, or the bytes of a text, a message or a float."""
+    """[(number, value)] of the fields of a protobuf message: an int, or bytes (of a text, message or float)."""
     found, at = [], 0
 
     def varint():
@@ -478,8 +492,10 @@ def fields(message):
 
 
 def internvl2_processor(config, vocabulary, stored):
-    """The native processor for InternVL2: `vocabulary`, the bytes of its tokenizer.model (SentencePiece, BPE); `stored`, its
-    tokenizer_config.json. Sets the config's image token. Its own tokenizer is code on the hub."""
+    """transformers' processor for InternVL2, whose own tokenizer is code on the hub; it sets the image token.
+
+    vocabulary: the bytes of tokenizer.model (SentencePiece, BPE); stored: its tokenizer_config.json.
+    """
     from tokenizers import AddedToken
     from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor, LlamaTokenizer
     from transformers.tokenization_utils_base import generate_merges

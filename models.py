@@ -35,10 +35,10 @@ from media import frames_of
 # tracker. size: side in pixels to which an image is resized (a multiple of patch x merge); clip: the same for video; frames, steps,
 # guidance, fps: of a generated clip. read: the tower's hidden state that the projector reads, where it is not the last.
 # FACTS describes the published checkpoints.
-TINY = "results/tiny/checkpoints"
+TINY, LTX = "results/tiny/checkpoints", "LTXImageToVideoPipeline"
 
 
-def published(kind, model_type, path, size=None, clip=None, **more):
+def hub(kind, model_type, path, size=None, clip=None, **more):
     """An entry of the registry: sides in pixels for images and for clips (by default the same)."""
     sides = {"size": size, "clip": clip or size} if size else {}
     return {"kind": kind, "type": model_type, "path": path} | sides | more
@@ -48,7 +48,7 @@ def small(kind, model_type, folder, size=None, clip=None, **more):
     """An entry of one of this project's small models; vision models name a decoder and a spatial encoder."""
     beside = {"vlm": {"vae": "tiny-vae", "encoder": "tiny-dinov2"}, "encoder": {"vae": "tiny-vae"}}
     beside = beside.get(kind, {})
-    return published(kind, model_type, f"{TINY}/{folder}", size, clip, **beside, **more)
+    return hub(kind, model_type, f"{TINY}/{folder}", size, clip, **beside, **more)
 
 
 MODELS = {
@@ -61,56 +61,41 @@ MODELS = {
     "tiny-vae": small("vae", "AutoencoderKLLTXVideo", "vae", 64),
     "tiny-tracker": small("tracker", "tracker", "tracker", 48),
     "tiny-words": small("language", "llama", "words"),
-    "tiny-ltx": small(
-        "video", "LTXImageToVideoPipeline", "ltx", 64, frames=9, steps=4, fps=2, vae="tiny-vae"
-    ),
-    "qwen2.5-vl-3b": published("vlm", "qwen2_5_vl", "Qwen/Qwen2.5-VL-3B-Instruct", 448, 224),
-    "qwen2.5-vl-7b": published("vlm", "qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", 448, 224),
-    "qwen2-vl-2b": published("vlm", "qwen2_vl", "Qwen/Qwen2-VL-2B-Instruct", 448, 224),
-    "qwen3-vl-2b": published("vlm", "qwen3_vl", "Qwen/Qwen3-VL-2B-Instruct", 448, 224),
-    "llava-next": published("vlm", "llava_next", "llava-hf/llava-v1.6-mistral-7b-hf", 336, read=-2),
-    "llava-next-vicuna-7b": published("vlm", "llava_next", "llava-hf/llava-v1.6-vicuna-7b-hf", 336, read=-2),
-    "llava-next-vicuna-13b": published(
-        "vlm", "llava_next", "llava-hf/llava-v1.6-vicuna-13b-hf", 336, read=-2
-    ),
-    "llava-interleave-0.5b": published("vlm", "llava", "llava-hf/llava-interleave-qwen-0.5b-hf", 384),
-    "llava-interleave": published("vlm", "llava", "llava-hf/llava-interleave-qwen-7b-hf", 384),
-    "llava-onevision-0.5b": published(
-        "vlm", "llava_onevision", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 384
-    ),
-    "llava-onevision": published("vlm", "llava_onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf", 384),
-    "internvl3-1b": published("vlm", "internvl", "OpenGVLab/InternVL3-1B-hf", 448),
-    "internvl3-8b": published("vlm", "internvl", "OpenGVLab/InternVL3-8B-hf", 448),
-    "internvl2": published("vlm", "internvl_chat", "OpenGVLab/InternVL2-8B", 448),
-    "internvl2-26b": published("vlm", "internvl_chat", "OpenGVLab/InternVL2-26B", 448),
-    "cogvlm2": published("vlm", "cogvlm2", "zai-org/cogvlm2-llama3-chat-19B", 1344),
-    "kosmos-2": published("vlm", "kosmos-2", "microsoft/kosmos-2-patch14-224", 224),
-    "florence-2": published("vlm", "florence2", "florence-community/Florence-2-base", 768),
-    "florence-2-large": published("vlm", "florence2", "florence-community/Florence-2-large", 768),
-    "dinov2-s": published("encoder", "dinov2", "facebook/dinov2-small", 448, 224),
-    "dinov2-b": published("encoder", "dinov2", "facebook/dinov2-base", 448, 224),
-    "dinov2-l": published("encoder", "dinov2", "facebook/dinov2-large", 448, 224),
-    "dinov2-g": published("encoder", "dinov2", "facebook/dinov2-giant", 448, 224),
-    "dinov3": published("encoder", "dinov3_vit", "facebook/dinov3-vits16-pretrain-lvd1689m", 448, 224),
-    "siglip2": published("encoder", "siglip", "google/siglip2-base-patch16-224", 224),
-    "owlvit": published("encoder", "owlvit", "google/owlvit-base-patch32", 768),
-    "owlv2": published("encoder", "owlv2", "google/owlv2-base-patch16-ensemble", 960),
-    "grounding-dino": published("encoder", "grounding-dino", "IDEA-Research/grounding-dino-tiny", 768),
-    "vjepa2": published("encoder", "vjepa2", "facebook/vjepa2-vitl-fpc64-256", 256),
-    "tinyllama": published("language", "llama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
-    "qwen2.5-0.5b": published("language", "qwen2", "Qwen/Qwen2.5-0.5B-Instruct"),
-    "smollm2-360m": published("language", "llama", "HuggingFaceTB/SmolLM2-360M-Instruct"),
-    "ltx": published("vae", "AutoencoderKLLTXVideo", "Lightricks/LTX-Video", 224, subfolder="vae"),
-    "ltx-video": published(
-        "video",
-        "LTXImageToVideoPipeline",
-        "Lightricks/LTX-Video",
-        512,
-        frames=17,
-        steps=40,
-        guidance=3.0,
-        vae="ltx",
-    ),
+    "tiny-ltx": small("video", LTX, "ltx", 64, frames=9, steps=4, fps=2, vae="tiny-vae"),
+    "qwen2.5-vl-3b": hub("vlm", "qwen2_5_vl", "Qwen/Qwen2.5-VL-3B-Instruct", 448, 224),
+    "qwen2.5-vl-7b": hub("vlm", "qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", 448, 224),
+    "qwen2-vl-2b": hub("vlm", "qwen2_vl", "Qwen/Qwen2-VL-2B-Instruct", 448, 224),
+    "qwen3-vl-2b": hub("vlm", "qwen3_vl", "Qwen/Qwen3-VL-2B-Instruct", 448, 224),
+    "llava-next": hub("vlm", "llava_next", "llava-hf/llava-v1.6-mistral-7b-hf", 336, read=-2),
+    "llava-next-vicuna-7b": hub("vlm", "llava_next", "llava-hf/llava-v1.6-vicuna-7b-hf", 336, read=-2),
+    "llava-next-vicuna-13b": hub("vlm", "llava_next", "llava-hf/llava-v1.6-vicuna-13b-hf", 336, read=-2),
+    "llava-interleave-0.5b": hub("vlm", "llava", "llava-hf/llava-interleave-qwen-0.5b-hf", 384),
+    "llava-interleave": hub("vlm", "llava", "llava-hf/llava-interleave-qwen-7b-hf", 384),
+    "llava-onevision-0.5b": hub("vlm", "llava_onevision", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 384),
+    "llava-onevision": hub("vlm", "llava_onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf", 384),
+    "internvl3-1b": hub("vlm", "internvl", "OpenGVLab/InternVL3-1B-hf", 448),
+    "internvl3-8b": hub("vlm", "internvl", "OpenGVLab/InternVL3-8B-hf", 448),
+    "internvl2": hub("vlm", "internvl_chat", "OpenGVLab/InternVL2-8B", 448),
+    "internvl2-26b": hub("vlm", "internvl_chat", "OpenGVLab/InternVL2-26B", 448),
+    "cogvlm2": hub("vlm", "cogvlm2", "zai-org/cogvlm2-llama3-chat-19B", 1344),
+    "kosmos-2": hub("vlm", "kosmos-2", "microsoft/kosmos-2-patch14-224", 224),
+    "florence-2": hub("vlm", "florence2", "florence-community/Florence-2-base", 768),
+    "florence-2-large": hub("vlm", "florence2", "florence-community/Florence-2-large", 768),
+    "dinov2-s": hub("encoder", "dinov2", "facebook/dinov2-small", 448, 224),
+    "dinov2-b": hub("encoder", "dinov2", "facebook/dinov2-base", 448, 224),
+    "dinov2-l": hub("encoder", "dinov2", "facebook/dinov2-large", 448, 224),
+    "dinov2-g": hub("encoder", "dinov2", "facebook/dinov2-giant", 448, 224),
+    "dinov3": hub("encoder", "dinov3_vit", "facebook/dinov3-vits16-pretrain-lvd1689m", 448, 224),
+    "siglip2": hub("encoder", "siglip", "google/siglip2-base-patch16-224", 224),
+    "owlvit": hub("encoder", "owlvit", "google/owlvit-base-patch32", 768),
+    "owlv2": hub("encoder", "owlv2", "google/owlv2-base-patch16-ensemble", 960),
+    "grounding-dino": hub("encoder", "grounding-dino", "IDEA-Research/grounding-dino-tiny", 768),
+    "vjepa2": hub("encoder", "vjepa2", "facebook/vjepa2-vitl-fpc64-256", 256),
+    "tinyllama": hub("language", "llama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
+    "qwen2.5-0.5b": hub("language", "qwen2", "Qwen/Qwen2.5-0.5B-Instruct"),
+    "smollm2-360m": hub("language", "llama", "HuggingFaceTB/SmolLM2-360M-Instruct"),
+    "ltx": hub("vae", "AutoencoderKLLTXVideo", "Lightricks/LTX-Video", 224, subfolder="vae"),
+    "ltx-video": hub("video", LTX, "Lightricks/LTX-Video", 512, frames=17, steps=40, guidance=3.0, vae="ltx"),
 }
 # name: (licence, billions of parameters: all, the head (0: shared with the embedding), outside the layer stacks (without the
 # head), the largest layer; tower: (layers, patch in pixels, width), with layers (a, b, ...) of stages, each of which halves the
@@ -158,55 +143,49 @@ for _name, _row in FACTS.items():
 
 # Common wrong names (in lower case, with or without the owner): what the name is, and what to use.
 MISNOMERS = {
-    **dict.fromkeys(
-        ("qwen2.5-vl-2b", "qwen2.5-vl-2b-instruct"),
-        "does not exist: Qwen2.5-VL comes in 3B, 7B, 32B and 72B, and 2B exists for Qwen2-VL and Qwen3-VL; use qwen2-vl-2b or qwen2.5-vl-3b",
-    ),
+    "qwen2.5-vl-2b qwen2.5-vl-2b-instruct": "does not exist: Qwen2.5-VL comes in 3B, 7B, 32B and 72B, and 2B exists for "
+    "Qwen2-VL and Qwen3-VL; use qwen2-vl-2b or qwen2.5-vl-3b",
     "qwen2.5-vl": "comes in several sizes; use qwen2.5-vl-3b or qwen2.5-vl-7b",
     "qwen2-vl": "comes in several sizes; use qwen2-vl-2b",
     "qwen3-vl": "comes in several sizes; use qwen3-vl-2b",
-    **dict.fromkeys(
-        ("qwen-vl", "qwen-vl-chat"), "is the model of 2023, which needs code from the hub; use qwen2-vl-2b"
-    ),
-    **dict.fromkeys(
-        ("cogvlm2-grounding", "cogvlm2-grounding-generalist", "cogvlm2-grounding-generalist-hf"),
-        "does not exist: no variant of CogVLM2 that prints boxes was released, only one of CogVLM 1, which is another architecture; use cogvlm2 and ask it all the same",
-    ),
-    **dict.fromkeys(
-        ("cogvlm", "cogvlm-chat-hf", "cogvlm-grounding-generalist-hf"),
-        "is CogVLM 1, another architecture; use cogvlm2",
-    ),
+    "qwen-vl qwen-vl-chat": "is the model of 2023, which needs code from the hub; use qwen2-vl-2b",
+    "cogvlm2-grounding cogvlm2-grounding-generalist cogvlm2-grounding-generalist-hf": "does not exist: no "
+    "variant of CogVLM2 that prints boxes was released, only one of CogVLM 1, which is another architecture; "
+    "use cogvlm2 and ask it all the same",
+    "cogvlm cogvlm-chat-hf cogvlm-grounding-generalist-hf": "is CogVLM 1, another architecture; use cogvlm2",
     "thudm/cogvlm2-llama3-chat-19b": "has moved to zai-org/cogvlm2-llama3-chat-19B; use cogvlm2",
     "cogvlm2-llama3-chat-19b-int4": "is quantised by its own code; use cogvlm2",
-    **dict.fromkeys(
-        ("cogvlm2-video", "cogvlm2-video-llama3-chat"),
-        "is another architecture; use cogvlm2, which takes a clip frame by frame",
-    ),
+    "cogvlm2-video cogvlm2-video-llama3-chat": "is another architecture; "
+    "use cogvlm2, which takes a clip frame by frame",
     "llava": "is a family of models; use llava-next, llava-interleave or llava-onevision",
-    **dict.fromkeys(
-        ("llava-1.6", "llava-v1.6", "llava-v1.6-7b"),
-        "comes with three language models; use llava-next, llava-next-vicuna-7b or llava-next-vicuna-13b",
-    ),
-    "llava-v1.6-mistral-7b": "is in LLaVA's own layout, which no library loads; use llava-next, the same weights",
-    "llava-v1.6-vicuna-7b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-7b, the same weights",
-    "llava-v1.6-vicuna-13b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-13b, the same weights",
-    **dict.fromkeys(
-        ("llava-next-interleave", "llava-next-interleave-qwen-7b", "llava-next-interleave-qwen-7b-hf"),
-        "is in LLaVA's own layout, and its tower is SigLIP's (27 x 27), not CLIP's; use llava-interleave, the same weights",
-    ),
-    "llava-next-interleave-qwen-0.5b": "is in LLaVA's own layout, which no library loads; use llava-interleave-0.5b, the same weights",
-    "llava-onevision-qwen2-7b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision, the same weights",
-    "llava-onevision-qwen2-0.5b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision-0.5b, the same weights",
+    "llava-1.6 llava-v1.6 llava-v1.6-7b": "comes with three language models; "
+    "use llava-next, llava-next-vicuna-7b or llava-next-vicuna-13b",
+    "llava-next-interleave llava-next-interleave-qwen-7b llava-next-interleave-qwen-7b-hf": "is in LLaVA's own "
+    "layout, and its tower is SigLIP's (27 x 27), not CLIP's; use llava-interleave, the same weights",
     "internvl3": "comes in several sizes; use internvl3-1b or internvl3-8b",
-    "opengvlab/internvl3-1b": "is in a layout that needs code from the hub; use internvl3-1b, the same weights in OpenGVLab/InternVL3-1B-hf",
-    "opengvlab/internvl3-8b": "is in a layout that needs code from the hub; use internvl3-8b, the same weights in OpenGVLab/InternVL3-8B-hf",
-    "microsoft/florence-2-base": "needs code from the hub; use florence-community/Florence-2-base, the same weights",
-    "microsoft/florence-2-large": "needs code from the hub; use florence-community/Florence-2-large, the same weights",
     "dinov2": "comes in several sizes; use dinov2-s, dinov2-b, dinov2-l or dinov2-g",
     "siglip": "is the older model; use siglip2",
-    **dict.fromkeys(("vjepa", "v-jepa"), "is the older model, which no library loads; use vjepa2"),
-    **dict.fromkeys(("ltx-2", "ltx2"), "has another autoencoder; use ltx"),
+    "vjepa v-jepa": "is the older model, which no library loads; use vjepa2",
+    "ltx-2 ltx2": "has another autoencoder; use ltx",
 }
+MISNOMERS = {name: correction for names, correction in MISNOMERS.items() for name in names.split()}
+for _name, _use in {
+    "llava-v1.6-mistral-7b": "llava-next",
+    "llava-v1.6-vicuna-7b": "llava-next-vicuna-7b",
+    "llava-v1.6-vicuna-13b": "llava-next-vicuna-13b",
+    "llava-next-interleave-qwen-0.5b": "llava-interleave-0.5b",
+    "llava-onevision-qwen2-7b-ov": "llava-onevision",
+    "llava-onevision-qwen2-0.5b-ov": "llava-onevision-0.5b",
+}.items():
+    MISNOMERS[_name] = f"is in LLaVA's own layout, which no library loads; use {_use}, the same weights"
+for _name, _use in {
+    "opengvlab/internvl3-1b": "internvl3-1b",
+    "opengvlab/internvl3-8b": "internvl3-8b",
+    "microsoft/florence-2-base": "florence-2",
+    "microsoft/florence-2-large": "florence-2-large",
+}.items():
+    _path = MODELS[_use]["path"]
+    MISNOMERS[_name] = f"needs code from the hub; use {_use}, the same weights in {_path}"
 KIND_OF_TYPE = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2"), "vlm"),
     **dict.fromkeys(("llava", "llava_next", "llava_onevision", "kosmos-2", "florence2"), "vlm"),
@@ -215,7 +194,7 @@ KIND_OF_TYPE = {
     **dict.fromkeys(("llama", "qwen2"), "language"),
     "tracker": "tracker",
     "AutoencoderKLLTXVideo": "vae",
-    "LTXImageToVideoPipeline": "video",
+    LTX: "video",
 }
 
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
@@ -235,9 +214,7 @@ def registry_name(name):
 
 
 def folder_name(path):
-    """The name in results: the last name of a path that is neither a number, as of Kaggle's versions, nor adapter or model.
-
-    For <model>/<data>/tuned, all three."""
+    """The name in results: of a path, the last name that is no number, adapter or model; of <model>/<data>/tuned, all three."""
     names = [name for name in Path(os.path.abspath(path)).parts if not name.isdecimal()]
     names = names[:-1] if names[-1] in ("adapter", "model") else names
     return "-".join(names[-3:]) if names[-1] == "tuned" else names[-1]
@@ -346,14 +323,9 @@ def _trouble(error, entry):
     if has(errors.RepositoryNotFoundError):
         return "the hub has no such repository, or it is private; check the name, or `hf auth login`"
     if "trust_remote_code" in text:
-        names = {
-            n.lower(): registered
-            for registered, e in MODELS.items()
-            if e["path"] != where and not e["path"].startswith(TINY)
-            for n in (registered, Path(e["path"]).name)
-        }
-        near = difflib.get_close_matches(Path(where).name.lower(), names, 1, 0.8)
-        return f"it needs code from the hub, which is not executed here; use {names[near[0]] if near else 'a model of `python extract.py --list`'}"
+        near = difflib.get_close_matches(Path(where).name.lower(), set(MODELS) - {entry.get("name")}, 1, 0.8)
+        use = near[0] if near else "a model of `python extract.py --list`"
+        return f"it needs code from the hub, which is not executed here; use {use}"
     version_needed = re.search(r"transformers *[><=!~]=? *[\d.]+", text)
     if version_needed or "does not recognize this architecture" in text:
         return f"it needs {version_needed[0] if version_needed else 'a newer transformers'}, and {version('transformers')} is installed; `pip install -U transformers`"
@@ -389,7 +361,7 @@ def check_memory(entry, needed, device):
 
 
 def stored_bytes(entry, dtype):
-    """Bytes of a checkpoint's weights in `dtype`: by the headers of its files or, before they are here, by the registry."""
+    """Bytes of a checkpoint's weights in `dtype`: by its files' headers or, where they are not here, the registry."""
     folder = Path(entry["path"]) if Path(entry["path"]).is_dir() else _cached(entry)
     tensors = []
     for file in folder.glob("*.safetensors") if folder else ():
@@ -513,9 +485,10 @@ def auto_classes(entry):
 
 
 def load_video_vae(entry, device="cpu", dtype=None, random_seed=None):
-    """(model, None) of a video autoencoder, always in fp32: in bf16, a round trip is off by 0.1 grey levels instead of 0.004.
+    """(model, None) of a video autoencoder. LTX-Video's takes 8k+1 frames and silently drops others.
 
-    LTX-Video's takes 8k+1 frames and silently drops others."""
+    Always in fp32: in bf16 a round trip is off by 0.1 grey levels, in fp32 by 0.004.
+    """
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKLLTXVideo as Vae
 
@@ -552,12 +525,12 @@ def flatten_stills(model):
     return model
 
 
-# decoding time step and share of noise of LTX-Video's pipelines, for autoencoders that are conditioned on a time step
+# of LTX-Video's pipelines, for autoencoders that are conditioned on a time step
 DECODE_STEP, DECODE_NOISE = 0.05, 0.025
 
 
 def from_latents(vae, z, noise=None):
-    """Normalised latents [n, t, h, w, C] -> clips [n, 3, T, H, W] in -1..1, not clipped; differentiable. noise: of z's shape."""
+    """Normalised latents [n, t, h, w, C] -> clips [n, 3, T, H, W] in -1..1, not clipped; differentiable."""
     z = z.to(vae.device, vae.dtype)
     z = z * vae.latents_std.to(z) + vae.latents_mean.to(z)
     if noise is not None:
@@ -567,13 +540,13 @@ def from_latents(vae, z, noise=None):
 
 
 def clips_at_once(pixels):
-    """How many clips of so many pixels an autoencoder takes in 2 GB of activations, of 64 fp32 numbers a pixel; at least 1."""
+    """How many clips of so many pixels take 2 GB, at 64 fp32 activations a pixel; at least 1."""
     return max(1, int(2e9 // (64 * 4 * pixels)))
 
 
 @torch.inference_mode()
 def decode_generated_clips(vae, latents, noise=None):
-    """Normalised latents [n, t, h, w, C], with or without noise of their shape -> clips uint8 [n, T, H, W, 3]."""
+    """Normalised latents [n, t, h, w, C], or with noise of their shape -> clips uint8 [n, T, H, W, 3]."""
     t, h, w = latents.shape[1:4]
     frames = (t - 1) * vae.temporal_compression_ratio + 1
     batch, clips = clips_at_once(frames * h * w * vae.spatial_compression_ratio**2), []
@@ -604,9 +577,10 @@ def autoencoder_of(entry):
 
 
 def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
-    """(diffusers' LTXImageToVideoPipeline, None), with the autoencoder in fp32: generate with output_type="latent", then decode.
+    """(diffusers' LTXImageToVideoPipeline, None). For several frames: `LTXConditionPipeline(**pipeline.components)`.
 
-    For several frames: `LTXConditionPipeline(**pipeline.components)`."""
+    Its autoencoder is in fp32: generate with output_type="latent", then call decode_generated_clips.
+    """
     import diffusers
     import transformers
 
@@ -634,14 +608,8 @@ def geometry(entry):
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKLLTXVideo
 
-    def config(entry, name):
-        path = hub_file(entry, name)
-        if path is None:
-            fail(f"{entry['path']} has no {name}; copy the checkpoint again")
-        return read_json(path)
-
-    t, vae = config(entry, "transformer/config.json"), autoencoder_of(entry)
-    vae = config(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
+    t, vae = config_of(entry, "transformer/config.json"), autoencoder_of(entry)
+    vae = config_of(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
     with init_empty_weights():
         vae = AutoencoderKLLTXVideo.from_config(vae)
     return {
@@ -794,8 +762,9 @@ def seeded(name):
 
 
 class Untrained:
-    """Untrained weights by seed and name, in any order of reading: matrices and kernels N(0, 0.02^2), the families' initializer_range;
-    scales one; biases zero. Tied weights are equal, buffers are those of `model`, whose parameters are on the meta device."""
+    """Untrained weights of `model` (on the meta device) by seed and name, in any order of reading.
+
+    Matrices N(0, 0.02^2), the families' initializer_range; scales one; biases zero; buffers unchanged."""
 
     size = Weights.size
 
@@ -852,7 +821,7 @@ def _cached(entry):
 
 
 def fingerprint(path):
-    """Identity of a checkpoint, a path or an entry: the hub's name and commit, or a digest of a folder's content."""
+    """Identity of a checkpoint (a path or an entry): the hub's name and commit, or a digest of the content."""
     entry = path if isinstance(path, dict) else {"path": path}
     if entry.get("adapter"):
         return f"{fingerprint(entry | {'adapter': None})}+{fingerprint(entry['adapter'])}"
@@ -873,7 +842,7 @@ def header_of(file):
 
 
 def sample_of(file, blocks=64, block=64 * 1024):
-    """Bytes that identify a safetensors file: its size, header and evenly spread blocks; all of a small file."""
+    """A safetensors file's size, header and evenly spread blocks; the whole of a small file."""
     size = file.stat().st_size
     if size <= blocks * block:
         return file.read_bytes()
@@ -932,16 +901,10 @@ def native_layout(entry, dtype):
     return lambda: model_class.from_config(config, dtype=dtype), processor, names
 
 
-def config_of(entry):
-    """config.json as a dict."""
-
-    def read():
-        path = hub_file(entry, "config.json")
-        if path is None:
-            raise FileNotFoundError("there is no config.json")
-        return json.loads(path.read_text())
-
-    return attempt(read, entry)
+def config_of(entry, name="config.json"):
+    """A JSON file of a checkpoint as a dict; exit 2 where there is none."""
+    path = attempt(lambda: hub_file(entry, name), entry)
+    return read_json(path) if path else fail(f"{entry['path']} has no {name}; copy the checkpoint again")
 
 
 def cogvlm2_layout(entry, dtype):
@@ -954,21 +917,11 @@ def cogvlm2_layout(entry, dtype):
         fail(f"cogvlm2.py is not beside {__file__}; copy it there, {entry['name']} needs it")
     config = config_of(entry)
     tokenizer = attempt(lambda: AutoTokenizer.from_pretrained(entry["path"], **pin(entry)), entry)
-
-    def build():
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # of parameters alone: the rotary frequencies stay fp32
-        try:
-            return CogVLM2(config)
-        finally:
-            torch.set_default_dtype(before)
-
-    return build, tokenizer, lambda model: (lambda name: [name],)
+    return lambda: CogVLM2.in_dtype(config, dtype), tokenizer, lambda model: (lambda name: [name],)
 
 
 def internvl2_layout(entry, dtype):
-    """InternVL2's original layout, mapped onto the native class. The processor is None where its vocabulary does not lie beside it:
-    only words before an image change its rows."""
+    """InternVL2's original layout, mapped onto the native class; the processor is None without tokenizer.model."""
     from transformers import InternVLForConditionalGeneration
 
     from cogvlm2 import internvl2_config, internvl2_names, internvl2_parts, internvl2_processor
@@ -1083,9 +1036,9 @@ def answers_to(model, processor, frames, question, at, most=LONGEST):
 
 
 def greedy(model, most, end=None):
-    """The whole GenerationConfig of greedy decoding: of the checkpoint's, only the ids of special tokens remain.
+    """The GenerationConfig of greedy decoding. Of the checkpoint's own, only the ids of special tokens remain.
 
-    `generate` fills what is None here from model.generation_config, so that is replaced too. end: another eos.
+    `generate` takes what is None from model.generation_config, which is replaced too. end: another eos.
     """
     from transformers import GenerationConfig
 
@@ -1102,7 +1055,7 @@ def greedy(model, most, end=None):
 
 
 def greedy_tokens(model, given, most, streamer=None):
-    """Ids of at most `most` new tokens [n, k] after the prompts `given`; exit 2 where the memory is too small."""
+    """Ids of at most `most` new tokens [n, k] after the prompts `given`; exit 2 where memory is lacking."""
     with within_memory("give a smaller --batch or --size, or a smaller model"):
         if model.config.model_type == "cogvlm2":
             return model.generate(**given, max_new_tokens=most, streamer=streamer)
