@@ -518,7 +518,7 @@ def internvl2_processor(config, vocabulary, stored):
             "start_image_token": "<img>",
             "end_image_token": "</img>",
             "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<IMG_CONTEXT>",  # a clip is shown as images
+            "video_token": "<unk>",  # none: a clip is given as images
         },
     )
     tokenizer.add_tokens([AddedToken(x, special=True, normalized=False) for x in added.values()], True)

@@ -176,16 +176,13 @@ for _name, _use in {
     "llava-next-interleave-qwen-0.5b": "llava-interleave-0.5b",
     "llava-onevision-qwen2-7b-ov": "llava-onevision",
     "llava-onevision-qwen2-0.5b-ov": "llava-onevision-0.5b",
-}.items():
-    MISNOMERS[_name] = f"is in LLaVA's own layout, which no library loads; use {_use}, the same weights"
-for _name, _use in {
     "opengvlab/internvl3-1b": "internvl3-1b",
     "opengvlab/internvl3-8b": "internvl3-8b",
     "microsoft/florence-2-base": "florence-2",
     "microsoft/florence-2-large": "florence-2-large",
 }.items():
-    _path = MODELS[_use]["path"]
-    MISNOMERS[_name] = f"needs code from the hub; use {_use}, the same weights in {_path}"
+    _where = f"use {_use}, the same weights in {MODELS[_use]['path']}"
+    MISNOMERS[_name] = f"is in a layout that only its own code loads; {_where}"
 KIND_OF_TYPE = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2"), "vlm"),
     **dict.fromkeys(("llava", "llava_next", "llava_onevision", "kosmos-2", "florence2"), "vlm"),
@@ -198,8 +195,7 @@ KIND_OF_TYPE = {
 }
 
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
-# name the class in a folder: of a model, of a pipeline
-CONFIGS = "config.json", "model_index.json"
+CONFIGS = "config.json", "model_index.json"  # name the class in a folder: of a model, of a pipeline
 
 
 def registry_name(name):
@@ -366,8 +362,7 @@ def stored_bytes(entry, dtype):
     tensors = []
     for file in folder.glob("*.safetensors") if folder else ():
         tensors += [x for name, x in json.loads(header_of(file)).items() if name != "__metadata__"]
-    numbers = sum(math.prod(x["shape"]) for x in tensors) or 1e9 * entry.get("params", 0)
-    return numbers * dtype.itemsize
+    return dtype.itemsize * (sum(math.prod(x["shape"]) for x in tensors) or 1e9 * entry.get("params", 0))
 
 
 def attempt(build, entry):
@@ -545,14 +540,25 @@ def clips_at_once(pixels):
 
 
 @torch.inference_mode()
-def decode_generated_clips(vae, latents, noise=None):
-    """Normalised latents [n, t, h, w, C], or with noise of their shape -> clips uint8 [n, T, H, W, 3]."""
-    t, h, w = latents.shape[1:4]
+def decode_generated_clips(vae, latents, generators=None):
+    """Normalised latents [n, t, h, w, C] -> clips uint8 [n, T, H, W, 3].
+
+    generators: one a clip, of the noise that a pipeline adds for an autoencoder conditioned on a time step.
+    """
+    t, h, w, channels = latents.shape[1:]
     frames = (t - 1) * vae.temporal_compression_ratio + 1
     batch, clips = clips_at_once(frames * h * w * vae.spatial_compression_ratio**2), []
     for k in range(0, len(latents), batch):
-        x = from_latents(vae, latents[k : k + batch], None if noise is None else noise[k : k + batch])
-        x = ((x.cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+        noise = None
+        if generators and vae.config.timestep_conditioning:
+            drawn = [torch.randn(channels, t, h, w, generator=g) for g in generators[k : k + batch]]
+            noise = torch.stack(drawn).movedim(1, -1)
+        x = (
+            ((from_latents(vae, latents[k : k + batch], noise).cpu() + 1) * 127.5)
+            .round()
+            .clamp(0, 255)
+            .byte()
+        )
         clips.append(x.permute(0, 2, 3, 4, 1))
     return torch.cat(clips)
 
@@ -911,10 +917,8 @@ def cogvlm2_layout(entry, dtype):
     """The port in cogvlm2.py, with the names of the checkpoint; the hub's code needs xformers and triton. The processor is the tokenizer."""
     from transformers import AutoTokenizer
 
-    try:
-        from cogvlm2 import CogVLM2
-    except ImportError:
-        fail(f"cogvlm2.py is not beside {__file__}; copy it there, {entry['name']} needs it")
+    from cogvlm2 import CogVLM2
+
     config = config_of(entry)
     tokenizer = attempt(lambda: AutoTokenizer.from_pretrained(entry["path"], **pin(entry)), entry)
     return lambda: CogVLM2.in_dtype(config, dtype), tokenizer, lambda model: (lambda name: [name],)
@@ -927,12 +931,12 @@ def internvl2_layout(entry, dtype):
     from cogvlm2 import internvl2_config, internvl2_names, internvl2_parts, internvl2_processor
 
     old = config_of(entry)
-    if old["llm_config"].get("model_type", "internlm2") != "internlm2":
-        kind = old["llm_config"]["model_type"]
+    kind = old["llm_config"].get("model_type", "internlm2")
+    if kind != "internlm2":
         fail(f"{entry['path']} has a {kind} language model, not internlm2; use an InternVL3 model instead")
     config, processor = internvl2_config(old), None
     if vocabulary := hub_file(entry, "tokenizer.model"):
-        stored = read_json(hub_file(entry, "tokenizer_config.json"))
+        stored = config_of(entry, "tokenizer_config.json")
         processor = attempt(lambda: internvl2_processor(config, vocabulary.read_bytes(), stored), entry)
     else:
         print(f"{entry['path']} has no tokenizer.model: only BOS comes before the image, no chat prompt")

@@ -271,7 +271,6 @@ CONDITIONINGS = {
 }
 SWEPT = {"first": "none", "adapter": "first"}  # name: the conditioning that it equals at strength 0
 PROMPT_TOKENS = 128  # tokens of a prompt, as LTX-Video's pipelines cut them
-# What LTX-Video's documentation gives for autoencoders that are conditioned on a time step; others ignore it.
 DECODE = {"decode_timestep": DECODE_STEP, "decode_noise_scale": DECODE_NOISE}
 NULLS = "real", "vae", "frozen", "shuffled", "vae_shuffled"
 NOTES = {
@@ -373,12 +372,7 @@ def generate_clips(
             generator=generators,
             output_type="latent",
         ).frames
-        noise = None
-        if run.vae.config.timestep_conditioning:
-            noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).movedim(
-                1, -1
-            )
-        batches.append(decode_generated_clips(run.vae, latents.movedim(1, -1), noise))
+        batches.append(decode_generated_clips(run.vae, latents.movedim(1, -1), generators))
     return torch.cat(batches)
 
 
