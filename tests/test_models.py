@@ -238,16 +238,18 @@ def test_a_cached_revision_is_loaded(small_dino, shapes_folder, tmp_path, monkey
 
 @pytest.mark.parametrize("which", [which for which in SIDES if which != "small_vae"])
 def test_weights_read_one_by_one_trained_and_untrained_are_those_of_the_whole_model(request, which):
-    entry = find_model(str(folder_of(request, which)))
+    entry, buffers = find_model(str(folder_of(request, which))), []
     for seed in (None, 3):
         model, _, weights = models.skeleton(entry, torch.float32, random_seed=seed)
         for name in reversed(list(weights.like)):
             models.fill(model, weights, [name])
         whole, _ = models.load_transformer(entry, random_seed=seed)
+        buffers.append(dict(whole.named_buffers()))
         found, expected = ({**m.state_dict(), **dict(m.named_buffers())} for m in (model, whole))
         assert set(found) == set(expected)
         assert all(torch.equal(found[name], x) for name, x in expected.items())
     assert max(whole.parameters(), key=torch.numel).std() == pytest.approx(0.02, rel=0.05)
+    assert all(torch.equal(buffers[1][name], x) for name, x in buffers[0].items())
 
 
 def test_dinov2s_gated_mlp_which_is_stored_as_one_matrix_is_split(tmp_path):
