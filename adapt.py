@@ -271,9 +271,9 @@ def sized(kind, target, *shape):
 # ---------------------------------------------------------------- the decoder
 
 
-def decode(vae, latents, batch=16):
+def decode(vae, latents):
     """Normalised latents [n, h, w, C] -> images uint8 [n, H, W, 3]."""
-    return decode_generated_clips(vae, latents[:, None], batch)[:, 0]
+    return decode_generated_clips(vae, latents[:, None])[:, 0]
 
 
 @torch.inference_mode()
@@ -431,7 +431,7 @@ def prepare(args):
     print(f"device {w.device.type} ({w.why})")
     # in fp16 the gradient of a mean over pixels underflows
     w.full = torch.float32 if w.dtype == torch.float16 else w.dtype
-    w.vae = flatten_stills(load_video_vae(w.vae_entry, w.device, w.full)[0]).requires_grad_(False)
+    w.vae = flatten_stills(load_video_vae(w.vae_entry, w.device)[0]).requires_grad_(False)
     w.originals = torch.cat([frames_of(i, target["size"]) for i in w.items])
     if (away := round_trip(w.vae, w.originals[:4], w.y[:4])) > 2:
         fail(f"{args.latents} does not hold latents of {args.vae} (off by {away:.1f} of 255); extract anew")
@@ -1198,7 +1198,7 @@ def run_prompt(args, started):
     x = w.read(w.point).flatten(1, 2)  # [n, t h, w, D]: time steps stacked along the height
     moments = moments_of(x, w.split["train"])
     x = (x - moments[0]) / moments[1]
-    clean, prompts = encode_generated_clips(w.pipeline.vae, w.clips, 8), [caption(i) for i in w.items]
+    clean, prompts = encode_generated_clips(w.pipeline.vae, w.clips), [caption(i) for i in w.items]
     length = int(w.pipeline.tokenizer(prompts, padding=True, return_tensors="pt").attention_mask.sum(1).max())
     w.y, text_mask = encode_prompts(w, prompts, length)
     # a short prompt is repeated up to `length`: the adapter's outputs have no mask

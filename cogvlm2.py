@@ -1,17 +1,22 @@
-"""CogVLM2 (Hong et al. 2024, arXiv 2408.16500; visual expert: Wang et al. 2023, arXiv 2311.03079) in plain torch.
+"""CogVLM2 (Hong et al. 2024, arXiv 2408.16500; its visual expert: Wang et al. 2023, arXiv 2311.03079).
 
     from cogvlm2 import CogVLM2
-    model = CogVLM2.from_pretrained(folder, dtype=torch.bfloat16)     # a local copy of zai-org/cogvlm2-llama3-chat-19B
+    model = CogVLM2.from_pretrained(folder, dtype=torch.bfloat16)   # a copy of zai-org/cogvlm2-llama3-chat-19B
     inputs = model.inputs(pixels, model.tokenizer("Question: Where is the cup? Answer:").input_ids)
     answer = model.generate(**inputs, max_new_tokens=64)
 
-No maintained library has this architecture, and the code on the hub needs xformers and triton. Module names match the published
-safetensors, so checkpoints load directly. An image is 1344 px: 96 x 96 patches and a class token through a tower of 63 layers, 2 x 2 patches to
-one token by a strided convolution, then 48 x 48 tokens between `boi` and `eoi` in a language model of 32 layers, each of which has a second set of
-weights, the visual expert, for image rows. Of 39.0 GB of weights in bf16, 8.6 are the tower's.
+No maintained library has this architecture, and the code on the hub needs xformers and triton. Module names
+match the published safetensors, so checkpoints load directly. An image is 1344 px: 96 x 96 patches and a
+class token through a tower of 63 layers, 2 x 2 patches to one token by a strided convolution, then 48 x 48
+tokens between `boi` and `eoi` in a language model of 32 layers, each of which has a second set of weights,
+the visual expert, for image rows. Of 39.0 GB of weights in bf16, 8.6 are the tower's.
+
+InternVL2 needs code from the hub as well: its weights, tokenizer and prompt are mapped onto transformers'
+InternVL.
 """
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -164,7 +169,9 @@ class Attention(nn.Module):
         )
 
     def forward(self, x, expert, position_ids, cache=None, mask=None):
-        """cache: a dict of keys and values of earlier rows, extended here. mask: [n, 1, K, all rows], true where a row may attend."""
+        """cache: a dict of keys and values of earlier rows, extended here.
+
+        mask: [n, 1, K, all rows], true where a row may attend."""
         mixed = by_expert(x, expert, self.vision_expert_query_key_value, self.language_expert_query_key_value)
         q, k, v = (z.unflatten(-1, (-1, self.dim)).transpose(1, 2) for z in mixed.split(self.split, -1))
         q, k = self.rotary_emb(q, position_ids), self.rotary_emb(k, position_ids)
@@ -245,6 +252,16 @@ class CogVLM2(nn.Module):
         self.model.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
         self.model.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+
+    @classmethod
+    def in_dtype(cls, config, dtype):
+        """The network with its parameters in `dtype`; the rotary frequencies stay fp32."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            return cls(config)
+        finally:
+            torch.set_default_dtype(before)
 
     @classmethod
     def from_pretrained(cls, folder, dtype=torch.float32):
@@ -353,3 +370,166 @@ class CogVLM2(nn.Module):
         if streamer:
             streamer.end()
         return torch.stack(out, 1)
+
+
+# ---------------------------------------------------------------- InternVL2 in its original layout
+
+
+def internvl2_config(old):
+    """The native config for InternVL2's config.json (InternViT and InternLM2, Chen et al. 2024)."""
+    from transformers import InternVLConfig, LlamaConfig
+
+    v, t = old["vision_config"], old["llm_config"]
+    shared = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+    vision = {k: v[k] for k in (*shared, "norm_type", "layer_norm_eps")}
+    vision |= {
+        "image_size": [v["image_size"]] * 2,
+        "patch_size": [v["patch_size"]] * 2,
+        "attention_bias": v["qkv_bias"],
+        "use_qk_norm": v["qk_normalization"],
+        "use_mean_pooling": True,
+    }
+    text_only = ("vocab_size", "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")
+    text = {k: t[k] for k in (*shared, *text_only, "bos_token_id", "eos_token_id", "pad_token_id")}
+    scaling = t.get("rope_scaling") or {}
+    rope = {"rope_type": scaling.get("type", "default"), "rope_theta": float(t["rope_theta"])}
+    rope |= {"factor": scaling["factor"]} if scaling else {}
+    return InternVLConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**text, rope_parameters=rope, tie_word_embeddings=False).to_dict(),
+        downsample_ratio=old["downsample_ratio"],
+        vision_feature_layer=old["select_layer"],
+        image_token_id=old.get("img_context_token_id", t["vocab_size"] - 1),
+        tie_word_embeddings=False,
+    )
+
+
+INTERNVL2_KEYS = [  # (original, native): applied in order as regular expressions
+    (r"^vision_model\.embeddings\.class_embedding", "model.vision_tower.embeddings.cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding", "model.vision_tower.embeddings.position_embeddings"),
+    (
+        r"^vision_model\.embeddings\.patch_embedding",
+        "model.vision_tower.embeddings.patch_embeddings.projection",
+    ),
+    (r"^vision_model\.encoder\.layers\.", "model.vision_tower.encoder.layer."),
+    (r"\.ls([12])$", r".lambda_\1"),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.projection_layer."),
+    (r"\.attn\.([qk])_norm\.", r".attention.\1_norm."),
+    (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."),
+    (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
+    (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
+    (r"^language_model\.output\.", "lm_head."),
+    (r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"\.attention\.wo\.", ".self_attn.o_proj."),
+    (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
+    (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
+    (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
+    (r"\.attention_norm\.", ".input_layernorm."),
+    (r"\.ffn_norm\.", ".post_attention_layernorm."),
+]
+
+
+def internvl2_names(name):
+    """The native names of a weight of the original layout; three for a fused projection."""
+    for old, new in INTERNVL2_KEYS:
+        name = re.sub(old, new, name)
+    if ".attn.qkv." in name:
+        return [name.replace("attn.qkv", f"attention.{x}_proj") for x in "qkv"]
+    if ".attention.wqkv." in name:
+        return [name.replace("attention.wqkv", f"self_attn.{x}_proj") for x in "qkv"]
+    return [name]
+
+
+def internvl2_parts(name, tensor, config):
+    """The native weights of a weight of the original layout, one for each name."""
+    if ".attn.qkv." in name:
+        return tensor.chunk(3)
+    if ".attention.wqkv." in name:  # for every key-value head: its query heads, the key, the value
+        groups = config.text_config.num_key_value_heads
+        per = config.text_config.num_attention_heads // groups
+        return [
+            part.flatten(0, 2) for part in tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)
+        ]
+    return [tensor]
+
+
+# The prompt "internlm2-chat" of OpenGVLab's conversation.py; its tokenizer puts BOS before it.
+SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+INTERNVL2_CHAT = (
+    "<|im_start|>system\n"
+    + SYSTEM
+    + "<|im_end|>{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{{ part['text'] if part['type'] == 'text' else '<IMG_CONTEXT>\n' }}"
+    "{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def fields(message):
+    """[(number, value)] of the fields of a protobuf message: an int, or bytes (of a text, message or float)."""
+    found, at = [], 0
+
+    def varint():
+        nonlocal at
+        value, shift = 0, 0
+        while True:
+            byte = message[at]
+            value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            found.append((number, varint()))
+        else:
+            length = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+            found.append((number, message[at : at + length]))
+            at += length
+    return found
+
+
+def internvl2_processor(config, vocabulary, stored):
+    """transformers' processor for InternVL2, whose own tokenizer is code on the hub; it sets the image token.
+
+    vocabulary: the bytes of tokenizer.model (SentencePiece, BPE); stored: its tokenizer_config.json.
+    """
+    from tokenizers import AddedToken
+    from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor, LlamaTokenizer
+    from transformers.tokenization_utils_base import generate_merges
+
+    model = fields(vocabulary)  # a ModelProto: pieces are field 1, the normaliser is field 3
+    pieces = [dict(fields(value))[1].decode() for number, value in model if number == 1]
+    normaliser = dict(fields(dict(model).get(3, b"")))
+    added = {int(k): token["content"] for k, token in stored["added_tokens_decoder"].items()}
+    for k, piece in sorted(added.items()):
+        pieces[k : k + 1] = [piece]  # takes the place of an unused piece, or extends the vocabulary
+    ids = {piece: k for k, piece in enumerate(pieces)}
+    tokenizer = LlamaTokenizer(
+        vocab=ids,
+        merges=generate_merges(ids, skip_tokens=added.values()),
+        legacy=True,  # every text between special tokens is encoded by itself
+        add_prefix_space=bool(normaliser.get(3, True)),
+        add_bos_token=stored.get("add_bos_token", True),
+        pad_token=stored.get("pad_token", "</s>"),
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<unk>",  # none: a clip is given as images
+        },
+    )
+    tokenizer.add_tokens([AddedToken(x, special=True, normalized=False) for x in added.values()], True)
+    config.image_token_id = ids["<IMG_CONTEXT>"]
+    side, patch = config.vision_config.image_size[0], config.vision_config.patch_size[0]
+    how = {"size": {"height": side, "width": side}}
+    how |= {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}  # ImageNet's
+    return InternVLProcessor(
+        GotOcr2ImageProcessor(**how),
+        tokenizer,
+        InternVLVideoProcessor(**how),
+        image_seq_length=round((side // patch * config.downsample_ratio) ** 2),
+        chat_template=INTERNVL2_CHAT,
+    )

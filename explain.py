@@ -119,6 +119,7 @@ from models import (
     cached,
     find_model,
     fingerprint,
+    greedy_tokens,
     load_language,
     load_vlm,
     put_to,
@@ -207,15 +208,11 @@ def generate_answers(model, processor, inputs_of, images, questions, batch, devi
     answers, together = [None] * len(questions), {}
     for k, question in enumerate(questions):
         together.setdefault(question, []).append(k)
-    is_cogvlm2 = model.config.model_type == "cogvlm2"
-    pad = 0 if is_cogvlm2 else model.generation_config.pad_token_id or 0
-    greedy = {} if is_cogvlm2 else {"do_sample": False, "pad_token_id": pad}
     for question, members in tqdm(together.items(), unit="question"):
         for numbers, frames in batches_of_one_shape(members, images, batch):
             given = on(question_inputs(model, processor, inputs_of(frames), question), device, dtype)
             with torch.inference_mode():
-                tokens = model.generate(**given, **greedy, max_new_tokens=ANSWER_TOKENS)
-            tokens = tokens if is_cogvlm2 else tokens[:, given["input_ids"].shape[1] :]
+                tokens = greedy_tokens(model, given, ANSWER_TOKENS)
             for k, answer in zip(
                 numbers,
                 getattr(processor, "tokenizer", processor).batch_decode(tokens, skip_special_tokens=True),
@@ -1062,20 +1059,11 @@ def ask_about_media(args, started):
     print(f"device {device.type} ({why})")
     model, processor = load_vlm(entry, device, dtype)
     given = put_to(model, processor, [x], args.question, at)
-    is_cogvlm2 = entry["type"] == "cogvlm2"
     tokenizer = getattr(processor, "tokenizer", processor)
     started_at = time.time()
-    pad = 0 if is_cogvlm2 else model.generation_config.pad_token_id or 0
-    greedy = {} if is_cogvlm2 else {"do_sample": False, "pad_token_id": pad}
+    show = TextStreamer(tokenizer, skip_prompt=entry["type"] != "cogvlm2", skip_special_tokens=True)
     with torch.inference_mode():
-        tokens = model.generate(
-            **given,
-            **greedy,
-            max_new_tokens=MOST,
-            streamer=TextStreamer(tokenizer, skip_prompt=not is_cogvlm2, skip_special_tokens=True),
-        )[0]
-    # generate returns the answer alone
-    words = tokens if is_cogvlm2 or entry["type"] == "florence2" else tokens[given["input_ids"].shape[1] :]
+        words = greedy_tokens(model, given, MOST, show)[0]
     result = {
         "stage": "explain",
         "mode": "ask",

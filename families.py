@@ -137,8 +137,7 @@ def internvl(model, processor):
     config = model.config
     side = config.vision_config.image_size[0]
     rows = round((side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
-    # Only words before the image change its rows. InternVL2's tokenizer is code on the hub, so BOS alone
-    # comes before.
+    # Only words before the image change its rows. BOS alone comes before it where InternVL2 has no tokenizer.
     before, behind = [config.text_config.bos_token_id], []
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     if processor:

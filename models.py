@@ -21,6 +21,7 @@ from common import (
     digest,
     fail,
     load_yaml,
+    memory_left,
     peak_memory,
     save_bytes,
     save_pt,
@@ -34,10 +35,10 @@ from media import frames_of
 # tracker. size: side in pixels to which an image is resized (a multiple of patch x merge); clip: the same for video; frames, steps,
 # guidance, fps: of a generated clip. read: the tower's hidden state that the projector reads, where it is not the last.
 # FACTS describes the published checkpoints.
-TINY = "results/tiny/checkpoints"
+TINY, LTX = "results/tiny/checkpoints", "LTXImageToVideoPipeline"
 
 
-def published(kind, model_type, path, size=None, clip=None, **more):
+def hub(kind, model_type, path, size=None, clip=None, **more):
     """An entry of the registry: sides in pixels for images and for clips (by default the same)."""
     sides = {"size": size, "clip": clip or size} if size else {}
     return {"kind": kind, "type": model_type, "path": path} | sides | more
@@ -47,7 +48,7 @@ def small(kind, model_type, folder, size=None, clip=None, **more):
     """An entry of one of this project's small models; vision models name a decoder and a spatial encoder."""
     beside = {"vlm": {"vae": "tiny-vae", "encoder": "tiny-dinov2"}, "encoder": {"vae": "tiny-vae"}}
     beside = beside.get(kind, {})
-    return published(kind, model_type, f"{TINY}/{folder}", size, clip, **beside, **more)
+    return hub(kind, model_type, f"{TINY}/{folder}", size, clip, **beside, **more)
 
 
 MODELS = {
@@ -60,56 +61,41 @@ MODELS = {
     "tiny-vae": small("vae", "AutoencoderKLLTXVideo", "vae", 64),
     "tiny-tracker": small("tracker", "tracker", "tracker", 48),
     "tiny-words": small("language", "llama", "words"),
-    "tiny-ltx": small(
-        "video", "LTXImageToVideoPipeline", "ltx", 64, frames=9, steps=4, fps=2, vae="tiny-vae"
-    ),
-    "qwen2.5-vl-3b": published("vlm", "qwen2_5_vl", "Qwen/Qwen2.5-VL-3B-Instruct", 448, 224),
-    "qwen2.5-vl-7b": published("vlm", "qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", 448, 224),
-    "qwen2-vl-2b": published("vlm", "qwen2_vl", "Qwen/Qwen2-VL-2B-Instruct", 448, 224),
-    "qwen3-vl-2b": published("vlm", "qwen3_vl", "Qwen/Qwen3-VL-2B-Instruct", 448, 224),
-    "llava-next": published("vlm", "llava_next", "llava-hf/llava-v1.6-mistral-7b-hf", 336, read=-2),
-    "llava-next-vicuna-7b": published("vlm", "llava_next", "llava-hf/llava-v1.6-vicuna-7b-hf", 336, read=-2),
-    "llava-next-vicuna-13b": published(
-        "vlm", "llava_next", "llava-hf/llava-v1.6-vicuna-13b-hf", 336, read=-2
-    ),
-    "llava-interleave-0.5b": published("vlm", "llava", "llava-hf/llava-interleave-qwen-0.5b-hf", 384),
-    "llava-interleave": published("vlm", "llava", "llava-hf/llava-interleave-qwen-7b-hf", 384),
-    "llava-onevision-0.5b": published(
-        "vlm", "llava_onevision", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 384
-    ),
-    "llava-onevision": published("vlm", "llava_onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf", 384),
-    "internvl3-1b": published("vlm", "internvl", "OpenGVLab/InternVL3-1B-hf", 448),
-    "internvl3-8b": published("vlm", "internvl", "OpenGVLab/InternVL3-8B-hf", 448),
-    "internvl2": published("vlm", "internvl_chat", "OpenGVLab/InternVL2-8B", 448),
-    "internvl2-26b": published("vlm", "internvl_chat", "OpenGVLab/InternVL2-26B", 448),
-    "cogvlm2": published("vlm", "cogvlm2", "zai-org/cogvlm2-llama3-chat-19B", 1344),
-    "kosmos-2": published("vlm", "kosmos-2", "microsoft/kosmos-2-patch14-224", 224),
-    "florence-2": published("vlm", "florence2", "florence-community/Florence-2-base", 768),
-    "florence-2-large": published("vlm", "florence2", "florence-community/Florence-2-large", 768),
-    "dinov2-s": published("encoder", "dinov2", "facebook/dinov2-small", 448, 224),
-    "dinov2-b": published("encoder", "dinov2", "facebook/dinov2-base", 448, 224),
-    "dinov2-l": published("encoder", "dinov2", "facebook/dinov2-large", 448, 224),
-    "dinov2-g": published("encoder", "dinov2", "facebook/dinov2-giant", 448, 224),
-    "dinov3": published("encoder", "dinov3_vit", "facebook/dinov3-vits16-pretrain-lvd1689m", 448, 224),
-    "siglip2": published("encoder", "siglip", "google/siglip2-base-patch16-224", 224),
-    "owlvit": published("encoder", "owlvit", "google/owlvit-base-patch32", 768),
-    "owlv2": published("encoder", "owlv2", "google/owlv2-base-patch16-ensemble", 960),
-    "grounding-dino": published("encoder", "grounding-dino", "IDEA-Research/grounding-dino-tiny", 768),
-    "vjepa2": published("encoder", "vjepa2", "facebook/vjepa2-vitl-fpc64-256", 256),
-    "tinyllama": published("language", "llama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
-    "qwen2.5-0.5b": published("language", "qwen2", "Qwen/Qwen2.5-0.5B-Instruct"),
-    "smollm2-360m": published("language", "llama", "HuggingFaceTB/SmolLM2-360M-Instruct"),
-    "ltx": published("vae", "AutoencoderKLLTXVideo", "Lightricks/LTX-Video", 224, subfolder="vae"),
-    "ltx-video": published(
-        "video",
-        "LTXImageToVideoPipeline",
-        "Lightricks/LTX-Video",
-        512,
-        frames=17,
-        steps=40,
-        guidance=3.0,
-        vae="ltx",
-    ),
+    "tiny-ltx": small("video", LTX, "ltx", 64, frames=9, steps=4, fps=2, vae="tiny-vae"),
+    "qwen2.5-vl-3b": hub("vlm", "qwen2_5_vl", "Qwen/Qwen2.5-VL-3B-Instruct", 448, 224),
+    "qwen2.5-vl-7b": hub("vlm", "qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", 448, 224),
+    "qwen2-vl-2b": hub("vlm", "qwen2_vl", "Qwen/Qwen2-VL-2B-Instruct", 448, 224),
+    "qwen3-vl-2b": hub("vlm", "qwen3_vl", "Qwen/Qwen3-VL-2B-Instruct", 448, 224),
+    "llava-next": hub("vlm", "llava_next", "llava-hf/llava-v1.6-mistral-7b-hf", 336, read=-2),
+    "llava-next-vicuna-7b": hub("vlm", "llava_next", "llava-hf/llava-v1.6-vicuna-7b-hf", 336, read=-2),
+    "llava-next-vicuna-13b": hub("vlm", "llava_next", "llava-hf/llava-v1.6-vicuna-13b-hf", 336, read=-2),
+    "llava-interleave-0.5b": hub("vlm", "llava", "llava-hf/llava-interleave-qwen-0.5b-hf", 384),
+    "llava-interleave": hub("vlm", "llava", "llava-hf/llava-interleave-qwen-7b-hf", 384),
+    "llava-onevision-0.5b": hub("vlm", "llava_onevision", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 384),
+    "llava-onevision": hub("vlm", "llava_onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf", 384),
+    "internvl3-1b": hub("vlm", "internvl", "OpenGVLab/InternVL3-1B-hf", 448),
+    "internvl3-8b": hub("vlm", "internvl", "OpenGVLab/InternVL3-8B-hf", 448),
+    "internvl2": hub("vlm", "internvl_chat", "OpenGVLab/InternVL2-8B", 448),
+    "internvl2-26b": hub("vlm", "internvl_chat", "OpenGVLab/InternVL2-26B", 448),
+    "cogvlm2": hub("vlm", "cogvlm2", "zai-org/cogvlm2-llama3-chat-19B", 1344),
+    "kosmos-2": hub("vlm", "kosmos-2", "microsoft/kosmos-2-patch14-224", 224),
+    "florence-2": hub("vlm", "florence2", "florence-community/Florence-2-base", 768),
+    "florence-2-large": hub("vlm", "florence2", "florence-community/Florence-2-large", 768),
+    "dinov2-s": hub("encoder", "dinov2", "facebook/dinov2-small", 448, 224),
+    "dinov2-b": hub("encoder", "dinov2", "facebook/dinov2-base", 448, 224),
+    "dinov2-l": hub("encoder", "dinov2", "facebook/dinov2-large", 448, 224),
+    "dinov2-g": hub("encoder", "dinov2", "facebook/dinov2-giant", 448, 224),
+    "dinov3": hub("encoder", "dinov3_vit", "facebook/dinov3-vits16-pretrain-lvd1689m", 448, 224),
+    "siglip2": hub("encoder", "siglip", "google/siglip2-base-patch16-224", 224),
+    "owlvit": hub("encoder", "owlvit", "google/owlvit-base-patch32", 768),
+    "owlv2": hub("encoder", "owlv2", "google/owlv2-base-patch16-ensemble", 960),
+    "grounding-dino": hub("encoder", "grounding-dino", "IDEA-Research/grounding-dino-tiny", 768),
+    "vjepa2": hub("encoder", "vjepa2", "facebook/vjepa2-vitl-fpc64-256", 256),
+    "tinyllama": hub("language", "llama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
+    "qwen2.5-0.5b": hub("language", "qwen2", "Qwen/Qwen2.5-0.5B-Instruct"),
+    "smollm2-360m": hub("language", "llama", "HuggingFaceTB/SmolLM2-360M-Instruct"),
+    "ltx": hub("vae", "AutoencoderKLLTXVideo", "Lightricks/LTX-Video", 224, subfolder="vae"),
+    "ltx-video": hub("video", LTX, "Lightricks/LTX-Video", 512, frames=17, steps=40, guidance=3.0, vae="ltx"),
 }
 # name: (licence, billions of parameters: all, the head (0: shared with the embedding), outside the layer stacks (without the
 # head), the largest layer; tower: (layers, patch in pixels, width), with layers (a, b, ...) of stages, each of which halves the
@@ -157,55 +143,46 @@ for _name, _row in FACTS.items():
 
 # Common wrong names (in lower case, with or without the owner): what the name is, and what to use.
 MISNOMERS = {
-    **dict.fromkeys(
-        ("qwen2.5-vl-2b", "qwen2.5-vl-2b-instruct"),
-        "does not exist: Qwen2.5-VL comes in 3B, 7B, 32B and 72B, and 2B exists for Qwen2-VL and Qwen3-VL; use qwen2-vl-2b or qwen2.5-vl-3b",
-    ),
+    "qwen2.5-vl-2b qwen2.5-vl-2b-instruct": "does not exist: Qwen2.5-VL comes in 3B, 7B, 32B and 72B, and 2B exists for "
+    "Qwen2-VL and Qwen3-VL; use qwen2-vl-2b or qwen2.5-vl-3b",
     "qwen2.5-vl": "comes in several sizes; use qwen2.5-vl-3b or qwen2.5-vl-7b",
     "qwen2-vl": "comes in several sizes; use qwen2-vl-2b",
     "qwen3-vl": "comes in several sizes; use qwen3-vl-2b",
-    **dict.fromkeys(
-        ("qwen-vl", "qwen-vl-chat"), "is the model of 2023, which needs code from the hub; use qwen2-vl-2b"
-    ),
-    **dict.fromkeys(
-        ("cogvlm2-grounding", "cogvlm2-grounding-generalist", "cogvlm2-grounding-generalist-hf"),
-        "does not exist: no variant of CogVLM2 that prints boxes was released, only one of CogVLM 1, which is another architecture; use cogvlm2 and ask it all the same",
-    ),
-    **dict.fromkeys(
-        ("cogvlm", "cogvlm-chat-hf", "cogvlm-grounding-generalist-hf"),
-        "is CogVLM 1, another architecture; use cogvlm2",
-    ),
+    "qwen-vl qwen-vl-chat": "is the model of 2023, which needs code from the hub; use qwen2-vl-2b",
+    "cogvlm2-grounding cogvlm2-grounding-generalist cogvlm2-grounding-generalist-hf": "does not exist: no "
+    "variant of CogVLM2 that prints boxes was released, only one of CogVLM 1, which is another architecture; "
+    "use cogvlm2 and ask it all the same",
+    "cogvlm cogvlm-chat-hf cogvlm-grounding-generalist-hf": "is CogVLM 1, another architecture; use cogvlm2",
     "thudm/cogvlm2-llama3-chat-19b": "has moved to zai-org/cogvlm2-llama3-chat-19B; use cogvlm2",
     "cogvlm2-llama3-chat-19b-int4": "is quantised by its own code; use cogvlm2",
-    **dict.fromkeys(
-        ("cogvlm2-video", "cogvlm2-video-llama3-chat"),
-        "is another architecture; use cogvlm2, which takes a clip frame by frame",
-    ),
+    "cogvlm2-video cogvlm2-video-llama3-chat": "is another architecture; "
+    "use cogvlm2, which takes a clip frame by frame",
     "llava": "is a family of models; use llava-next, llava-interleave or llava-onevision",
-    **dict.fromkeys(
-        ("llava-1.6", "llava-v1.6", "llava-v1.6-7b"),
-        "comes with three language models; use llava-next, llava-next-vicuna-7b or llava-next-vicuna-13b",
-    ),
-    "llava-v1.6-mistral-7b": "is in LLaVA's own layout, which no library loads; use llava-next, the same weights",
-    "llava-v1.6-vicuna-7b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-7b, the same weights",
-    "llava-v1.6-vicuna-13b": "is in LLaVA's own layout, which no library loads; use llava-next-vicuna-13b, the same weights",
-    **dict.fromkeys(
-        ("llava-next-interleave", "llava-next-interleave-qwen-7b", "llava-next-interleave-qwen-7b-hf"),
-        "is in LLaVA's own layout, and its tower is SigLIP's (27 x 27), not CLIP's; use llava-interleave, the same weights",
-    ),
-    "llava-next-interleave-qwen-0.5b": "is in LLaVA's own layout, which no library loads; use llava-interleave-0.5b, the same weights",
-    "llava-onevision-qwen2-7b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision, the same weights",
-    "llava-onevision-qwen2-0.5b-ov": "is in LLaVA's own layout, which no library loads; use llava-onevision-0.5b, the same weights",
+    "llava-1.6 llava-v1.6 llava-v1.6-7b": "comes with three language models; "
+    "use llava-next, llava-next-vicuna-7b or llava-next-vicuna-13b",
+    "llava-next-interleave llava-next-interleave-qwen-7b llava-next-interleave-qwen-7b-hf": "is in LLaVA's own "
+    "layout, and its tower is SigLIP's (27 x 27), not CLIP's; use llava-interleave, the same weights",
     "internvl3": "comes in several sizes; use internvl3-1b or internvl3-8b",
-    "opengvlab/internvl3-1b": "is in a layout that needs code from the hub; use internvl3-1b, the same weights in OpenGVLab/InternVL3-1B-hf",
-    "opengvlab/internvl3-8b": "is in a layout that needs code from the hub; use internvl3-8b, the same weights in OpenGVLab/InternVL3-8B-hf",
-    "microsoft/florence-2-base": "needs code from the hub; use florence-community/Florence-2-base, the same weights",
-    "microsoft/florence-2-large": "needs code from the hub; use florence-community/Florence-2-large, the same weights",
     "dinov2": "comes in several sizes; use dinov2-s, dinov2-b, dinov2-l or dinov2-g",
     "siglip": "is the older model; use siglip2",
-    **dict.fromkeys(("vjepa", "v-jepa"), "is the older model, which no library loads; use vjepa2"),
-    **dict.fromkeys(("ltx-2", "ltx2"), "has another autoencoder; use ltx"),
+    "vjepa v-jepa": "is the older model, which no library loads; use vjepa2",
+    "ltx-2 ltx2": "has another autoencoder; use ltx",
 }
+MISNOMERS = {name: correction for names, correction in MISNOMERS.items() for name in names.split()}
+for _name, _use in {
+    "llava-v1.6-mistral-7b": "llava-next",
+    "llava-v1.6-vicuna-7b": "llava-next-vicuna-7b",
+    "llava-v1.6-vicuna-13b": "llava-next-vicuna-13b",
+    "llava-next-interleave-qwen-0.5b": "llava-interleave-0.5b",
+    "llava-onevision-qwen2-7b-ov": "llava-onevision",
+    "llava-onevision-qwen2-0.5b-ov": "llava-onevision-0.5b",
+    "opengvlab/internvl3-1b": "internvl3-1b",
+    "opengvlab/internvl3-8b": "internvl3-8b",
+    "microsoft/florence-2-base": "florence-2",
+    "microsoft/florence-2-large": "florence-2-large",
+}.items():
+    _where = f"use {_use}, the same weights in {MODELS[_use]['path']}"
+    MISNOMERS[_name] = f"is in a layout that only its own code loads; {_where}"
 KIND_OF_TYPE = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "internvl_chat", "cogvlm2"), "vlm"),
     **dict.fromkeys(("llava", "llava_next", "llava_onevision", "kosmos-2", "florence2"), "vlm"),
@@ -214,12 +191,11 @@ KIND_OF_TYPE = {
     **dict.fromkeys(("llama", "qwen2"), "language"),
     "tracker": "tracker",
     "AutoencoderKLLTXVideo": "vae",
-    "LTXImageToVideoPipeline": "video",
+    LTX: "video",
 }
 
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
-# name the class in a folder: of a model, of a pipeline
-CONFIGS = "config.json", "model_index.json"
+CONFIGS = "config.json", "model_index.json"  # name the class in a folder: of a model, of a pipeline
 
 
 def registry_name(name):
@@ -234,10 +210,10 @@ def registry_name(name):
 
 
 def folder_name(path):
-    """The name in results: a name, or the last folder of a path, without adapter or model; for <model>/<data>/tuned all three."""
-    path = Path(os.path.abspath(path))
-    path = path.parent if path.name in ("adapter", "model") else path
-    return "-".join(path.parts[-3:]) if path.name == "tuned" else path.name
+    """The name in results: of a path, the last name that is no number, adapter or model; of <model>/<data>/tuned, all three."""
+    names = [name for name in Path(os.path.abspath(path)).parts if not name.isdecimal()]
+    names = names[:-1] if names[-1] in ("adapter", "model") else names
+    return "-".join(names[-3:]) if names[-1] == "tuned" else names[-1]
 
 
 def read_json(path, whole="checkpoint"):
@@ -266,11 +242,13 @@ def find_model(name):
         # Florence-2 and Grounding DINO state none and accept several
         side = vision.get("crop_size") or vision.get("image_size") or 768
         if not kind_of.startswith(("qwen", "dino", "Auto", "LTX")):  # positions for one size
-            size = side if isinstance(side, int) else side[0]
-        else:
+            size = clip = side if isinstance(side, int) else side[0]
+        elif kind in ("vae", "video"):
+            size = clip = 64
+        else:  # as the registry's, in whole tokens
             token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)
-            size = 64 if kind in ("vae", "video") else 224 // token * token
-        entry |= {} if kind == "language" else {"size": size, "clip": size}
+            size, clip = (side // token * token for side in (448, 224))
+        entry |= {} if kind == "language" else {"size": size, "clip": clip}
     else:
         if correction := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
             fail(f"{name!r} {correction}")
@@ -332,6 +310,8 @@ def _trouble(error, entry):
     def has(*kinds):
         return any(isinstance(e, kinds) for e in seen)
 
+    if has(torch.OutOfMemoryError):
+        return f"the device's memory is full; {SMALLER}"
     if has(errors.GatedRepoError) or (status & {401, 403} and not has(errors.RepositoryNotFoundError)):
         return f"it is gated; accept its licence at https://huggingface.co/{where}, then `hf auth login`"
     if has(errors.RevisionNotFoundError):
@@ -339,14 +319,9 @@ def _trouble(error, entry):
     if has(errors.RepositoryNotFoundError):
         return "the hub has no such repository, or it is private; check the name, or `hf auth login`"
     if "trust_remote_code" in text:
-        names = {
-            n.lower(): registered
-            for registered, e in MODELS.items()
-            if e["path"] != where and not e["path"].startswith(TINY)
-            for n in (registered, Path(e["path"]).name)
-        }
-        near = difflib.get_close_matches(Path(where).name.lower(), names, 1, 0.8)
-        return f"it needs code from the hub, which is not executed here; use {names[near[0]] if near else 'a model of `python extract.py --list`'}"
+        near = difflib.get_close_matches(Path(where).name.lower(), set(MODELS) - {entry.get("name")}, 1, 0.8)
+        use = near[0] if near else "a model of `python extract.py --list`"
+        return f"it needs code from the hub, which is not executed here; use {use}"
     version_needed = re.search(r"transformers *[><=!~]=? *[\d.]+", text)
     if version_needed or "does not recognize this architecture" in text:
         return f"it needs {version_needed[0] if version_needed else 'a newer transformers'}, and {version('transformers')} is installed; `pip install -U transformers`"
@@ -358,6 +333,36 @@ def _trouble(error, entry):
         return f"{'HF_HUB_OFFLINE is set' if has(errors.OfflineModeIsEnabled) else 'the hub cannot be reached'}; {fetch}"
     message = (str(seen[0]).splitlines() or [""])[0][:200].rstrip(". ") or type(seen[0]).__name__
     return f"{message}; {'copy the folder again' if Path(where).is_dir() else fetch}"
+
+
+# what helps where weights do not fit
+SMALLER = "free some, give a smaller model, or use extract.py --stream or tune.py train --method qlora"
+
+
+@contextlib.contextmanager
+def within_memory(remedy):
+    """Exit 2 with the remedy where the work inside takes more than the device's memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        fail(f"the device's memory is full ({str(e).partition('. ')[0]}); {remedy}")
+
+
+def check_memory(entry, needed, device):
+    """Exit 2 where weights of `needed` bytes are more than the free memory."""
+    left = memory_left(torch.device(device), None)
+    if needed > left:
+        sizes = f"{needed / 1e9:.2f} GB of weights, of {left / 1e9:.2f} GB of free {device} memory"
+        fail(f"{entry['path']} needs {sizes}; {SMALLER}")
+
+
+def stored_bytes(entry, dtype):
+    """Bytes of a checkpoint's weights in `dtype`: by its files' headers or, where they are not here, the registry."""
+    folder = Path(entry["path"]) if Path(entry["path"]).is_dir() else _cached(entry)
+    tensors = []
+    for file in folder.glob("*.safetensors") if folder else ():
+        tensors += [x for name, x in json.loads(header_of(file)).items() if name != "__metadata__"]
+    return dtype.itemsize * (sum(math.prod(x["shape"]) for x in tensors) or 1e9 * entry.get("params", 0))
 
 
 def attempt(build, entry):
@@ -418,25 +423,35 @@ def load_transformer(entry, device="cpu", dtype=torch.float32, random_seed=None,
     random_seed: the same architecture, untrained; quantised: transformers' quantization_config.
     """
     entry = _reach(entry)
-    if random_seed is not None:
-        build, processor, _ = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
-        torch.manual_seed(random_seed)
-        return build().to(device).eval(), processor
-    if entry.get("type") in OWN_LAYOUT:
-        model, processor, weights = skeleton(entry, dtype, device)
+    if random_seed is not None or entry.get("type") in OWN_LAYOUT:
+        model, processor, weights = skeleton(entry, dtype, device, random_seed)
+        check_memory(entry, weights.size(weights.like), device)
         attempt(lambda: fill(model, weights, weights.like, device), entry)
         return model, processor
     model_class, processor_class = auto_classes(entry)
     more = {"dtype": dtype, "output_loading_info": True, **pin(entry)}
-    more |= {"quantization_config": quantised, "device_map": {"": device}} if quantised else {}
+    if quantised:
+        more["quantization_config"] = quantised
+    else:
+        check_memory(entry, attempt(lambda: stored_bytes(entry, dtype), entry), device)
+    if quantised or torch.device(device).type != "cpu":  # nothing is staged whole in CPU memory
+        more["device_map"] = {"": device}
     processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
     model = attempt(lambda: model_class.from_pretrained(entry["path"], **more), entry)
     if entry.get("adapter"):
         attempt(lambda: merge_lora(model, entry, native_layout(entry, dtype)[2](model)[0]), entry)
-    return (model if quantised else model.to(device)).eval(), processor
+    return without_cache(model).eval(), processor
 
 
 load_vlm = load_encoder = load_language = load_transformer
+
+
+def without_cache(model):
+    """The model, whose plain forward fills no key-value cache; `greedy` states that generation does."""
+    for module in model.modules():
+        if getattr(getattr(module, "config", None), "use_cache", False):
+            module.config.use_cache = False
+    return model
 
 
 def processor_of(entry):
@@ -464,18 +479,25 @@ def auto_classes(entry):
     return (getattr(transformers, name) for name in names[entry["kind"]])
 
 
-def load_video_vae(entry, device="cpu", dtype=torch.float32, random_seed=None):
-    """(model, None) of a video autoencoder. LTX-Video's takes 8k+1 frames and silently drops others."""
+def load_video_vae(entry, device="cpu", dtype=None, random_seed=None):
+    """(model, None) of a video autoencoder. LTX-Video's takes 8k+1 frames and silently drops others.
+
+    Always in fp32: in bf16 a round trip is off by 0.1 grey levels, in fp32 by 0.004.
+    """
+    from accelerate import init_empty_weights
     from diffusers import AutoencoderKLLTXVideo as Vae
 
     entry = _reach(entry)
     more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
     if random_seed is None:
-        more |= {"torch_dtype": dtype, "output_loading_info": True}
+        more |= {"torch_dtype": torch.float32, "output_loading_info": True}
         model = attempt(lambda: Vae.from_pretrained(entry["path"], **more), entry)
     else:
-        torch.manual_seed(random_seed)
-        model = Vae.from_config(attempt(lambda: Vae.load_config(entry["path"], **more), entry)).to(dtype)
+        stored = attempt(lambda: Vae.load_config(entry["path"], **more), entry)
+        with init_empty_weights(include_buffers=False):
+            model = Vae.from_config(stored)
+        weights = Untrained(model, random_seed)
+        fill(model, weights, weights.like, device)
     return model.to(device).eval(), None
 
 
@@ -498,33 +520,50 @@ def flatten_stills(model):
     return model
 
 
-# decoding time step of LTX-Video's pipelines, for autoencoders that are conditioned on one
-DECODE_STEP = 0.05
+# of LTX-Video's pipelines, for autoencoders that are conditioned on a time step
+DECODE_STEP, DECODE_NOISE = 0.05, 0.025
 
 
-def from_latents(vae, z):
+def from_latents(vae, z, noise=None):
     """Normalised latents [n, t, h, w, C] -> clips [n, 3, T, H, W] in -1..1, not clipped; differentiable."""
     z = z.to(vae.device, vae.dtype)
-    z = (z * vae.latents_std.to(z) + vae.latents_mean.to(z)).permute(0, 4, 1, 2, 3)
+    z = z * vae.latents_std.to(z) + vae.latents_mean.to(z)
+    if noise is not None:
+        z = (1 - DECODE_NOISE) * z + DECODE_NOISE * noise.to(z)
     step = z.new_full((len(z),), DECODE_STEP) if vae.config.timestep_conditioning else None
-    return vae.decode(z, step).sample.float()
+    return vae.decode(z.permute(0, 4, 1, 2, 3), step).sample.float()
+
+
+def clips_at_once(pixels):
+    """How many clips of so many pixels take 2 GB, at 64 fp32 activations a pixel; at least 1."""
+    return max(1, int(2e9 // (64 * 4 * pixels)))
 
 
 @torch.inference_mode()
-def decode_generated_clips(vae, latents, batch=16):
-    """Normalised latents [n, t, h, w, C] -> clips uint8 [n, T, H, W, 3]."""
-    clips = []
-    for z in latents.split(batch):
-        x = ((from_latents(vae, z).cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+def decode_generated_clips(vae, latents, generators=None):
+    """Normalised latents [n, t, h, w, C] -> clips uint8 [n, T, H, W, 3].
+
+    generators: one a clip, of the noise that a pipeline adds for an autoencoder conditioned on a time step.
+    """
+    t, h, w, channels = latents.shape[1:]
+    frames = (t - 1) * vae.temporal_compression_ratio + 1
+    batch, clips = clips_at_once(frames * h * w * vae.spatial_compression_ratio**2), []
+    for k in range(0, len(latents), batch):
+        noise = None
+        if generators and vae.config.timestep_conditioning:
+            drawn = [torch.randn(channels, t, h, w, generator=g) for g in generators[k : k + batch]]
+            noise = torch.stack(drawn).movedim(1, -1)
+        x = (from_latents(vae, latents[k : k + batch], noise).cpu() + 1) * 127.5
+        x = x.round().clamp(0, 255).byte()
         clips.append(x.permute(0, 2, 3, 4, 1))
     return torch.cat(clips)
 
 
 @torch.inference_mode()
-def encode_generated_clips(vae, clips, batch=16):
+def encode_generated_clips(vae, clips):
     """Clips uint8 [n, T, H, W, 3] -> normalised latents [n, t, h, w, C] (the mode), fp32 on the CPU."""
     out = []
-    for x in clips.split(batch):
+    for x in clips.split(clips_at_once(math.prod(clips.shape[1:4]))):
         x = x.permute(0, 4, 1, 2, 3).to(vae.device, vae.dtype) / 127.5 - 1
         z = vae.encode(x).latent_dist.mode().permute(0, 2, 3, 4, 1)
         out.append(((z - vae.latents_mean.to(z)) / vae.latents_std.to(z)).float().cpu())
@@ -540,7 +579,10 @@ def autoencoder_of(entry):
 
 
 def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
-    """(diffusers' LTXImageToVideoPipeline, None). For several frames: `LTXConditionPipeline(**pipeline.components)`."""
+    """(diffusers' LTXImageToVideoPipeline, None). For several frames: `LTXConditionPipeline(**pipeline.components)`.
+
+    Its autoencoder is in fp32: generate with output_type="latent", then call decode_generated_clips.
+    """
     import diffusers
     import transformers
 
@@ -557,7 +599,7 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
             arguments |= {"torch_dtype" if library is diffusers else "dtype": dtype}
             named = entry | {"path": str(where / part)} if where.is_dir() else entry
             parts[part] = attempt(functools.partial(load, entry["path"], **arguments), named)
-    parts["vae"] = load_video_vae(autoencoder_of(entry), device, dtype)[0]
+    parts["vae"] = load_video_vae(autoencoder_of(entry), device)[0]
     whole = diffusers.LTXImageToVideoPipeline.from_pretrained
     pipeline = attempt(lambda: whole(entry["path"], torch_dtype=dtype, **parts, **more), entry)
     return pipeline.to(device), None
@@ -568,14 +610,8 @@ def geometry(entry):
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKLLTXVideo
 
-    def config(entry, name):
-        path = hub_file(entry, name)
-        if path is None:
-            fail(f"{entry['path']} has no {name}; copy the checkpoint again")
-        return read_json(path)
-
-    t, vae = config(entry, "transformer/config.json"), autoencoder_of(entry)
-    vae = config(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
+    t, vae = config_of(entry, "transformer/config.json"), autoencoder_of(entry)
+    vae = config_of(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
     with init_empty_weights():
         vae = AutoencoderKLLTXVideo.from_config(vae)
     return {
@@ -616,7 +652,7 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
     entry = _reach(entry)
     build, processor, names = OWN_LAYOUT.get(entry.get("type"), native_layout)(entry, dtype)
     with init_empty_weights(include_buffers=False):
-        model = build().eval().requires_grad_(False)
+        model = without_cache(build()).eval().requires_grad_(False)
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
@@ -669,11 +705,13 @@ class Weights:
         attempt(lambda: [self.open(file) for file in {self.where[name][0] for name in names}], self.entry)
 
     def read(self, names):
-        """(name, tensor on the CPU in the model's dtype) of each; copied, since a memory-mapped tensor is read from disk at first use."""
+        """(name, tensor on the CPU in the model's dtype) of each; a copy, since a mapped one is read at first use."""
         groups = {}
         for name in names:
             groups.setdefault(self.where[name][:2], []).append(name)
-        for (file, key), group in groups.items():
+        for k, ((file, key), group) in enumerate(groups.items()):
+            if k % 16 == 0:  # mapped pages count as the process's own until the file is closed
+                self.files.clear()
             tensor = self.open(file).get_tensor(key)
             self.bytes += tensor.nbytes
             parts = self.parts(key, tensor)
@@ -728,8 +766,9 @@ def seeded(name):
 
 
 class Untrained:
-    """Untrained weights by seed and name, in any order of reading: matrices N(0, 0.02^2), the families' initializer_range; scales one;
-    biases zero. Buffers are unchanged."""
+    """Untrained weights of `model` (on the meta device) by seed and name, in any order of reading.
+
+    Matrices N(0, 0.02^2), the families' initializer_range; scales one; biases zero; buffers unchanged."""
 
     size = Weights.size
 
@@ -739,13 +778,18 @@ class Untrained:
     def __init__(self, model, seed):
         self.seed = seed
         self.bytes = 0
-        self.like = {name: x.to("meta") for name, x in model.named_parameters()}
+        stored = model.state_dict()
+        self.like = {name: x.to("meta") for name, x in stored.items()}
+        self.buffers = {name: x for name, x in stored.items() if not x.is_meta}
+        self.tied = getattr(model, "all_tied_weights_keys", {})
 
     def read(self, names):
         for name in names:
             x = torch.empty_like(self.like[name], device="cpu")
-            if x.ndim > 1:
-                yield name, x.normal_(0, 0.02, generator=seeded(f"{self.seed} {name}"))
+            if name in self.buffers:
+                yield name, self.buffers[name]
+            elif x.ndim > 1:
+                yield name, x.normal_(0, 0.02, generator=seeded(f"{self.seed} {self.tied.get(name, name)}"))
             else:
                 yield name, x.fill_(0.0 if name.endswith("bias") else 1.0)
 
@@ -781,16 +825,37 @@ def _cached(entry):
 
 
 def fingerprint(path):
-    """Identity of a checkpoint: the hub's name, or a digest of a folder's JSON files and of names, sizes and times of its weights."""
-    if isinstance(path, dict):
-        return "+".join(fingerprint(path[k]) for k in ("path", "adapter") if path.get(k))
-    if not Path(path).is_dir():
-        return path
-    parts = []
-    for f in sorted(f for f in Path(path).rglob("*") if f.suffix in (".json", ".safetensors")):
-        stated = f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode()
-        parts.append(f.read_bytes() if f.suffix == ".json" else stated)
+    """Identity of a checkpoint (a path or an entry): the hub's name and commit, or a digest of the content."""
+    entry = path if isinstance(path, dict) else {"path": path}
+    if entry.get("adapter"):
+        return f"{fingerprint(entry | {'adapter': None})}+{fingerprint(entry['adapter'])}"
+    folder, parts = Path(entry["path"]), []
+    if not folder.is_dir():
+        return "@".join(filter(None, (entry["path"], resolved_commit(entry))))
+    for file in sorted(f for f in folder.rglob("*") if f.suffix in (".json", ".safetensors")):
+        parts.append(file.relative_to(folder).as_posix().encode())
+        parts.append(file.read_bytes() if file.suffix == ".json" else sample_of(file))
     return digest(b"".join(parts))
+
+
+def header_of(file):
+    """The header of a safetensors file: JSON with the shape, dtype and place of each tensor."""
+    with file.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        return f.read(min(length, file.stat().st_size))
+
+
+def sample_of(file, blocks=64, block=64 * 1024):
+    """A safetensors file's size, header and evenly spread blocks; the whole of a small file."""
+    size = file.stat().st_size
+    if size <= blocks * block:
+        return file.read_bytes()
+    parts = [f"{size} ".encode(), header_of(file)]
+    with file.open("rb") as f:
+        for k in range(blocks):
+            f.seek(k * (size - block) // (blocks - 1))
+            parts.append(f.read(block))
+    return b"".join(parts)
 
 
 def resolved_commit(entry):
@@ -840,135 +905,43 @@ def native_layout(entry, dtype):
     return lambda: model_class.from_config(config, dtype=dtype), processor, names
 
 
-def config_of(entry):
-    """config.json as a dict."""
-
-    def read():
-        path = hub_file(entry, "config.json")
-        if path is None:
-            raise FileNotFoundError("there is no config.json")
-        return json.loads(path.read_text())
-
-    return attempt(read, entry)
+def config_of(entry, name="config.json"):
+    """A JSON file of a checkpoint as a dict; exit 2 where there is none."""
+    path = attempt(lambda: hub_file(entry, name), entry)
+    return read_json(path) if path else fail(f"{entry['path']} has no {name}; copy the checkpoint again")
 
 
 def cogvlm2_layout(entry, dtype):
     """The port in cogvlm2.py, with the names of the checkpoint; the hub's code needs xformers and triton. The processor is the tokenizer."""
     from transformers import AutoTokenizer
 
-    try:
-        from cogvlm2 import CogVLM2
-    except ImportError:
-        fail(f"cogvlm2.py is not beside {__file__}; copy it there, {entry['name']} needs it")
+    from cogvlm2 import CogVLM2
+
     config = config_of(entry)
     tokenizer = attempt(lambda: AutoTokenizer.from_pretrained(entry["path"], **pin(entry)), entry)
-
-    def build():
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # of parameters alone: the rotary frequencies stay fp32
-        try:
-            return CogVLM2(config)
-        finally:
-            torch.set_default_dtype(before)
-
-    return build, tokenizer, lambda model: (lambda name: [name],)
-
-
-def _internvl2_config(old):
-    """The native config for InternVL2's config.json (InternViT and InternLM2, Chen et al. 2024)."""
-    from transformers import InternVLConfig, LlamaConfig
-
-    v, t = old["vision_config"], old["llm_config"]
-    shared = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
-    vision = {k: v[k] for k in (*shared, "norm_type", "layer_norm_eps")}
-    vision |= {
-        "image_size": [v["image_size"]] * 2,
-        "patch_size": [v["patch_size"]] * 2,
-        "attention_bias": v["qkv_bias"],
-        "use_qk_norm": v["qk_normalization"],
-        "use_mean_pooling": True,
-    }
-    text_only = ("vocab_size", "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")
-    text = {k: t[k] for k in (*shared, *text_only, "bos_token_id", "eos_token_id", "pad_token_id")}
-    scaling = t.get("rope_scaling") or {}
-    rope = {"rope_type": scaling.get("type", "default"), "rope_theta": float(t["rope_theta"])}
-    rope |= {"factor": scaling["factor"]} if scaling else {}
-    return InternVLConfig(
-        vision_config=vision,
-        text_config=LlamaConfig(**text, rope_parameters=rope, tie_word_embeddings=False).to_dict(),
-        downsample_ratio=old["downsample_ratio"],
-        vision_feature_layer=old["select_layer"],
-        image_token_id=old.get("img_context_token_id", t["vocab_size"] - 1),
-        tie_word_embeddings=False,
-    )
-
-
-INTERNVL2_KEYS = [  # (original, native): applied in order as regular expressions
-    (r"^vision_model\.embeddings\.class_embedding", "model.vision_tower.embeddings.cls_token"),
-    (r"^vision_model\.embeddings\.position_embedding", "model.vision_tower.embeddings.position_embeddings"),
-    (
-        r"^vision_model\.embeddings\.patch_embedding",
-        "model.vision_tower.embeddings.patch_embeddings.projection",
-    ),
-    (r"^vision_model\.encoder\.layers\.", "model.vision_tower.encoder.layer."),
-    (r"\.ls([12])$", r".lambda_\1"),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.proj\.", ".attention.projection_layer."),
-    (r"\.attn\.([qk])_norm\.", r".attention.\1_norm."),
-    (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."),
-    (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
-    (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
-    (r"^language_model\.output\.", "lm_head."),
-    (r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."),
-    (r"^language_model\.model\.", "model.language_model."),
-    (r"\.attention\.wo\.", ".self_attn.o_proj."),
-    (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
-    (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
-    (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
-    (r"\.attention_norm\.", ".input_layernorm."),
-    (r"\.ffn_norm\.", ".post_attention_layernorm."),
-]
-
-
-def _internvl2_names(name):
-    """The native names of a weight of the original layout; three for a fused projection."""
-    for old, new in INTERNVL2_KEYS:
-        name = re.sub(old, new, name)
-    if ".attn.qkv." in name:
-        return [name.replace("attn.qkv", f"attention.{x}_proj") for x in "qkv"]
-    if ".attention.wqkv." in name:
-        return [name.replace("attention.wqkv", f"self_attn.{x}_proj") for x in "qkv"]
-    return [name]
-
-
-def _internvl2_parts(name, tensor, config):
-    """The native weights of a weight of the original layout, one for each name."""
-    if ".attn.qkv." in name:
-        return tensor.chunk(3)
-    if ".attention.wqkv." in name:  # for every key-value head: its query heads, the key, the value
-        groups = config.text_config.num_key_value_heads
-        per = config.text_config.num_attention_heads // groups
-        return [
-            part.flatten(0, 2) for part in tensor.unflatten(0, (groups, per + 2, -1)).split([per, 1, 1], 1)
-        ]
-    return [tensor]
+    return lambda: CogVLM2.in_dtype(config, dtype), tokenizer, lambda model: (lambda name: [name],)
 
 
 def internvl2_layout(entry, dtype):
-    """InternVL2's original layout, mapped onto the native class. No processor: its tokenizer needs code from the hub, and the image's
-    rows need no words."""
+    """InternVL2's original layout, mapped onto the native class; the processor is None without tokenizer.model."""
     from transformers import InternVLForConditionalGeneration
 
+    from cogvlm2 import internvl2_config, internvl2_names, internvl2_parts, internvl2_processor
+
     old = config_of(entry)
-    if old["llm_config"].get("model_type", "internlm2") != "internlm2":
-        kind = old["llm_config"]["model_type"]
+    kind = old["llm_config"].get("model_type", "internlm2")
+    if kind != "internlm2":
         fail(f"{entry['path']} has a {kind} language model, not internlm2; use an InternVL3 model instead")
-    config = _internvl2_config(old)
+    config, processor = internvl2_config(old), None
+    if vocabulary := hub_file(entry, "tokenizer.model"):
+        stored = config_of(entry, "tokenizer_config.json")
+        processor = attempt(lambda: internvl2_processor(config, vocabulary.read_bytes(), stored), entry)
+    else:
+        print(f"{entry['path']} has no tokenizer.model: only BOS comes before the image, no chat prompt")
     return (
         lambda: InternVLForConditionalGeneration._from_config(config, dtype=dtype),
-        None,
-        lambda model: (_internvl2_names, lambda name, tensor: _internvl2_parts(name, tensor, config)),
+        processor,
+        lambda model: (internvl2_names, lambda name, tensor: internvl2_parts(name, tensor, config)),
     )
 
 
@@ -1060,11 +1033,36 @@ def put_to(model, processor, frames, question, at=None):
 @torch.inference_mode()
 def answers_to(model, processor, frames, question, at, most=LONGEST):
     """Greedy answers (list of str) to one question about clips, uint8 [n, k, H, W, 3]: frames at[0] of at[1] frames. No padding."""
-    given = put_to(model, processor, frames, question, at)
-    pad = model.generation_config.pad_token_id or 0
-    tokens = model.generate(**given, do_sample=False, max_new_tokens=most, pad_token_id=pad)
-    tokens = tokens[:, given["input_ids"].shape[1] :]
+    tokens = greedy_tokens(model, put_to(model, processor, frames, question, at), most)
     return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def greedy(model, most, end=None):
+    """The GenerationConfig of greedy decoding. Of the checkpoint's own, only the ids of special tokens remain.
+
+    `generate` takes what is None from model.generation_config, which is replaced too. end: another eos.
+    """
+    from transformers import GenerationConfig
+
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    ids = {name: getattr(model.generation_config, name) for name in names}
+    if end is not None:
+        ids |= {"eos_token_id": end, "pad_token_id": end}
+    if ids["pad_token_id"] is None:
+        ids["pad_token_id"] = torch.as_tensor(ids["eos_token_id"] or 0).flatten()[0].item()
+    plain = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    plain |= {"length_penalty": 1.0, "min_length": 0, "use_cache": True, "max_new_tokens": most}
+    model.generation_config = GenerationConfig(**plain, **ids)
+    return model.generation_config
+
+
+def greedy_tokens(model, given, most, streamer=None):
+    """Ids of at most `most` new tokens [n, k] after the prompts `given`; exit 2 where memory is lacking."""
+    with within_memory("give a smaller --batch or --size, or a smaller model"):
+        if model.config.model_type == "cogvlm2":
+            return model.generate(**given, max_new_tokens=most, streamer=streamer)
+        tokens = model.generate(**given, generation_config=greedy(model, most), streamer=streamer)
+    return tokens if model.config.is_encoder_decoder else tokens[:, given["input_ids"].shape[1] :]
 
 
 # ---------------------------------------------------------------- questions about an image

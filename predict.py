@@ -281,12 +281,11 @@ def prepare(args):
         fail(f"{args.features} holds no language layer; leave language and lora out of --variants")
     w.device, w.dtype, w.why = choose_device()
     print(f"device {w.device.type} ({w.why})")
-    full = torch.float32 if w.dtype == torch.float16 else w.dtype
-    w.vae_entry, w.vae = vae, flatten_stills(load_video_vae(vae, w.device, full)[0]).requires_grad_(False)
+    w.vae_entry, w.vae = vae, flatten_stills(load_video_vae(vae, w.device)[0]).requires_grad_(False)
     size = args.size or vae["clip"]
     # uint8 [n, T, H, W, 3]
     w.frames = torch.stack([frames_of({"frames": i["frames"][: w.length]}, size) for i in w.items])
-    w.z = encode_generated_clips(w.vae, stills(w.frames), 64)[:, 0].unflatten(
+    w.z = encode_generated_clips(w.vae, stills(w.frames))[:, 0].unflatten(
         0, w.frames.shape[:2]
     )  # [n, T, h, w, C]
     w.present = w.z[:, args.past - 1]
@@ -513,7 +512,7 @@ def baseline_predictions(w):
     latent = {
         "copy": w.present[test][:, None].expand_as(w.future[test]),
         "linear": w.present[test][:, None] + slope[:, None] * ahead.view(1, -1, 1, 1, 1),
-        "flow": encode_generated_clips(w.vae, stills(flow), 64)[:, 0].unflatten(0, (n, -1)),
+        "flow": encode_generated_clips(w.vae, stills(flow))[:, 0].unflatten(0, (n, -1)),
         "mean_future": w.future[train_items].mean(0).expand_as(w.future[test]),
         "nearest": w.future[train_items[near]],
         "oracle": w.future[test],
@@ -538,8 +537,7 @@ def scored_rows(w, latent, pixels):
 
     for name, z in tqdm(latent.items(), desc="scored", unit="row"):
         decoded = [
-            decode_generated_clips(w.vae, x.flatten(0, 1)[:, None], 64)[:, 0].unflatten(0, x.shape[:2])
-            for x in z
+            decode_generated_clips(w.vae, x.flatten(0, 1)[:, None])[:, 0].unflatten(0, x.shape[:2]) for x in z
         ]
         scores = [scores_of(x) for x in decoded]
         found[name] = {"cosine": latent_cosine(z, w.future[test])} | {

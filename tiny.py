@@ -48,7 +48,7 @@ from common import (
     split_of,
 )
 from media import frames_of
-from models import LOADERS, Tracker, find_model, flatten_stills
+from models import LOADERS, Tracker, find_model, flatten_stills, greedy_tokens
 from synthetic import (
     COLOURS,
     DIRECTIONS,
@@ -587,14 +587,12 @@ def ask(model, processor, frames, questions, batch=32, max_new_tokens=40):
                 ids = processor(COGVLM2_CHAT.format(question)).input_ids
                 inputs = model.inputs(normalised(frames[pick], *CLIP), ids)
                 inputs = {k: v.to(model.lm_head.weight.device) for k, v in inputs.items()}
-                out = model.generate(**inputs, max_new_tokens=max_new_tokens)
                 tokenizer = processor
             else:
                 texts = [conversation(processor, frames[i], [(question, None)]) for i in pick]
                 inputs = encode(processor, frames[pick], texts).to(model.device)
-                out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-                out = out[:, inputs["input_ids"].shape[1] :]
                 tokenizer = processor.tokenizer
+            out = greedy_tokens(model, inputs, max_new_tokens)
             answers |= zip(pick.tolist(), tokenizer.batch_decode(out, skip_special_tokens=True), strict=True)
     return [answers[i].strip() for i in range(len(questions))]
 

@@ -13,7 +13,7 @@ import torch
 
 from common import _atomically, fail, save_bytes
 from metrics import lpips_features, lpips_to
-from models import from_latents
+from models import from_latents, greedy
 
 # ---------------------------------------------------------------- training
 
@@ -325,17 +325,7 @@ def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
         few = [prompts[i] for i in pick]
         inputs = word_batch(model, tokenizer, few, None if soft is None else soft[pick])
         del inputs["position_ids"]  # generate derives them from the mask
-        ids = model.generate(
-            **inputs,
-            max_new_tokens=most,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
-        )
+        ids = model.generate(**inputs, generation_config=greedy(model, most, tokenizer.eos_token_id))
         for i, words in zip(pick, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
             out[i] = words.strip()
     return out

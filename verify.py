@@ -252,7 +252,7 @@ def run_plant(args):
         others_of[i["id"]] = objects[other]
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    vae, _ = load_video_vae(entry, device, dtype)
+    vae, _ = load_video_vae(entry, device)
 
     def planted_items():
         for i in tqdm(clips, desc="planted", unit="clip"):
@@ -267,7 +267,7 @@ def run_plant(args):
                 yield i | about | truth
 
     # tells features of these clips from features of other clips with the same ids
-    content = hashlib.sha256(f"{fingerprint(entry['path'])} {args.seed} {inspect.getsource(plant)}".encode())
+    content = hashlib.sha256(f"{fingerprint(entry)} {args.seed} {inspect.getsource(plant)}".encode())
     for i in clips:
         for x in (i["frames"], *generated.get(i["id"], {}).values()):
             content.update(x.contiguous().numpy())

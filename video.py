@@ -85,6 +85,7 @@ from metrics import (
     windows,
 )
 from models import (
+    DECODE_NOISE,
     DECODE_STEP,
     autoencoder_of,
     check_shape,
@@ -270,8 +271,7 @@ CONDITIONINGS = {
 }
 SWEPT = {"first": "none", "adapter": "first"}  # name: the conditioning that it equals at strength 0
 PROMPT_TOKENS = 128  # tokens of a prompt, as LTX-Video's pipelines cut them
-# What LTX-Video's documentation gives for autoencoders that are conditioned on a time step; others ignore it.
-DECODE = {"decode_timestep": DECODE_STEP, "decode_noise_scale": 0.025}
+DECODE = {"decode_timestep": DECODE_STEP, "decode_noise_scale": DECODE_NOISE}
 NULLS = "real", "vae", "frozen", "shuffled", "vae_shuffled"
 NOTES = {
     "all": "all true frames are given: an upper bound, not a prediction",
@@ -357,7 +357,8 @@ def generate_clips(
                 "negative_prompt_embeds": repeat_prompt(empty, prompt[0][at]),
                 "negative_prompt_attention_mask": torch.ones_like(prompt[1][at]),
             }
-        out = run(
+        generators = [seeded(f"{seed} {ids[i]}") for i in at]
+        latents = run(
             conditions=conditions or None,
             prompt_embeds=prompt[0][at],
             prompt_attention_mask=prompt[1][at],
@@ -368,11 +369,10 @@ def generate_clips(
             guidance_scale=guidance,
             **away,
             image_cond_noise_scale=0.0,
-            generator=[seeded(f"{seed} {ids[i]}") for i in at],
-            output_type="pt",
-            **DECODE,
-        )
-        batches.append((out.frames.float().permute(0, 1, 3, 4, 2) * 255).round().clamp(0, 255).byte().cpu())
+            generator=generators,
+            output_type="latent",
+        ).frames
+        batches.append(decode_generated_clips(run.vae, latents.movedim(1, -1), generators))
     return torch.cat(batches)
 
 
@@ -579,7 +579,7 @@ def generate_parts(entry, folder, parts, settings, items, adapter, batch):
 
     def generated_clip(part, model, empty, words, run, timesteps):
         if part == "vae":
-            return decode_generated_clips(model.vae, encode_generated_clips(model.vae, real, batch), batch)
+            return decode_generated_clips(model.vae, encode_generated_clips(model.vae, real))
         name, strength, draw = parts[part]
         places, text = CONDITIONINGS[name]
         if places == "all":
@@ -663,7 +663,7 @@ def write_generated_clips(out, shown, items, args, entry, data, model, condition
 def settings_of(args, entry, geometry, dtype, clips, words, *more):
     """Settings that cached clips must share; with other settings they are generated anew. more: further arguments."""
     return {
-        "video": [entry["name"], fingerprint(entry["path"]), fingerprint(autoencoder_of(entry)["path"])],
+        "video": [entry["name"], fingerprint(entry), fingerprint(autoencoder_of(entry))],
         "geometry": geometry,
         "steps": args.steps,
         "guidance": args.guidance,
@@ -832,10 +832,10 @@ def continue_clips(shoot, shown, k, horizon):
     return x[:, j : j + horizon]
 
 
-def reconstructed(vae, clips, most, r, batch):
+def reconstructed(vae, clips, most, r):
     """The last `most` frames of clips [n, T, H, W, 3] through the autoencoder, with earlier frames up to r*j+1."""
     at = torch.arange(clips.shape[1] - 1 - -(-most // r) * r, clips.shape[1]).clamp(min=0)
-    return decode_generated_clips(vae, encode_generated_clips(vae, clips[:, at], batch), batch)[:, -most:]
+    return decode_generated_clips(vae, encode_generated_clips(vae, clips[:, at]))[:, -most:]
 
 
 def load_clips(args):
@@ -886,7 +886,7 @@ def run_continue(args, started):
 
     def generated_clip(part, model, empty, captions, run, timesteps):
         if part == "vae":
-            return reconstructed(model.vae, clips, horizon, unit["time"], args.batch)
+            return reconstructed(model.vae, clips, horizon, unit["time"])
         (places, text), draw = CONTINUATIONS[jobs[part][0]], jobs[part][1]
         prompt = captions if text == "caption" else empty_prompt(empty, len(ids))
         first = {"past": k, "last": 1, "none": 0}[places]
@@ -1089,7 +1089,7 @@ def run_futures(args, started):
 
     def generated_clip(part, model, empty, prompts, run, timesteps):
         if part == "candidate-truth":
-            return reconstructed(model.vae, clips, args.horizon, unit["time"], args.batch)
+            return reconstructed(model.vae, clips, args.horizon, unit["time"])
         if part not in jobs:
             forward = load_pt(folder / f"{part.replace('cycle', 'candidate')}.pt", RESULT)["generated_clips"]
             end, prompt = forward[:, -back:].flip(1), empty_prompt(empty, len(ids))

@@ -4,7 +4,7 @@ import transformers
 from diffusers import AutoencoderKLLTXVideo
 from published import COGVLM2, INTERNVL2, internvl2_config, qwen2_5_vl, sizes
 
-import models
+import cogvlm2
 from cogvlm2 import CogVLM2
 
 
@@ -43,7 +43,7 @@ QWEN_3B = qwen2_5_vl(None, sizes(2048, 11008, 36, 16, 2, vocab_size=151936), tie
 PUBLISHED["qwen2.5-vl-3b"] = build("Qwen2_5_VL", **QWEN_3B)
 PUBLISHED["qwen2.5-vl-7b"] = build("Qwen2_5_VL", **qwen2_5_vl())
 for name, parts in INTERNVL2.items():  # not sure: the larger tower's 25 heads and 12800
-    PUBLISHED[name] = build("InternVL", **models._internvl2_config(internvl2_config(*parts)).to_dict())
+    PUBLISHED[name] = build("InternVL", **cogvlm2.internvl2_config(internvl2_config(*parts)).to_dict())
 for name, width, layers in (("s", 384, 12), ("b", 768, 12), ("l", 1024, 24), ("g", 1536, 40)):
     size = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
     PUBLISHED[f"dinov2-{name}"] = build("Dinov2", "Model", image_size=518, use_swiglu_ffn=name == "g", **size)

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from conftest import ROOT
-from published import COGVLM2
+from published import COGVLM2, INTERNVL2, internvl2_config
 from safetensors.torch import load_file, save_file
 
 import cogvlm2
+from families import family_of
+from models import find_model, skeleton
 
 GOLDEN = ROOT.parent / "shared" / "golden"
 missing = f"{GOLDEN} does not exist: outputs of the original code"
@@ -97,3 +99,31 @@ def test_weights_come_back_from_a_folder_and_a_missing_one_is_named(small, tmp_p
     save_file({k: v for k, v in stored.items() if k != "model.norm.weight"}, tmp_path / "model.safetensors")
     with pytest.raises(KeyError, match="model.norm.weight"):
         cogvlm2.CogVLM2.from_pretrained(tmp_path)
+
+
+def test_internvl2_is_given_its_chat_prompt_where_its_vocabulary_lies_beside_it(tmp_path, capsys):
+    config = internvl2_config(
+        *(x | {"num_hidden_layers": 1, "vocab_size": 300} for x in INTERNVL2["internvl2"])
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    entry = find_model(str(tmp_path))
+    assert skeleton(entry, torch.float32, random_seed=0)[1] is None
+    assert "no tokenizer.model" in capsys.readouterr().out
+    pieces = ["<unk>", "<s>", "</s>", "[UNUSED_0]", "[UNUSED_1]", *(f"<0x{k:02X}>" for k in range(256))]
+    texts = [bytes([0o12, len(x)]) + x.encode() for x in [*pieces, "e", "m", "em"]]
+    # protobuf: field 1, a piece, whose field 1 is its text; field 3: no space is put before a text
+    vocabulary = b"".join(bytes([0o12, len(x)]) + x for x in texts) + bytes([0o32, 2, 0o30, 0])
+    (tmp_path / "tokenizer.model").write_bytes(vocabulary)
+    added = {3: "<|im_end|>", 4: "<|im_start|>", 264: "<img>", 265: "</img>", 266: "<IMG_CONTEXT>"}
+    added = {"added_tokens_decoder": {k: {"content": x} for k, x in added.items()}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(added))
+    model, processor, _ = skeleton(entry, torch.float32, random_seed=0)
+
+    def ids(text):
+        return processor.tokenizer(text, add_special_tokens=False).input_ids
+
+    given = family_of(model)(model, processor)[0](torch.zeros(1, 1, 448, 448, 3, dtype=torch.uint8))
+    expected = [1, 4, *ids(f"system\n{cogvlm2.SYSTEM}"), 3, 4, *ids("user\n"), 264, *[266] * 256, 265]
+    expected += [*ids("\nDescribe the picture."), 3, 4, *ids("assistant\n")]
+    assert given["input_ids"].tolist() == [expected] and model.config.image_token_id == 266
+    assert ids("item 是") == [5 + ord("i"), 5 + ord("t"), 263, *(5 + byte for byte in "▁是".encode())]

@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 from diffusers import AutoencoderKLLTXVideo
-from transformers import AutoProcessor
+from transformers import AutoProcessor, DynamicCache
 
 import families
 import streaming
-from models import LOADERS, MODELS, find_model
+from models import LOADERS, MODELS, find_model, greedy_tokens
 
 SIDES = {"small_vlm": 80, "small_qwen2vl": 64, "small_qwen3vl": 64, "small_cogvlm2": 56, "small_vae": 32}
 SIDES |= {f"small_{name}": 64 for name in ("florence2", "grounding_dino", "dinov3")}
@@ -60,9 +60,15 @@ ROWS |= {"llava_next": 36 + 12 * 13, "llava_onevision": 36 + 12 * 13}
 
 @pytest.mark.parametrize("which", ROWS)
 @torch.inference_mode()
-def test_merger_and_language_features_are_the_image_rows_without_a_mosaics_newlines(request, which):
+def test_merger_and_language_features_are_the_image_rows_without_a_mosaics_newlines(
+    request, which, monkeypatch
+):
+    filled, update = [], DynamicCache.update
+    monkeypatch.setattr(DynamicCache, "update", lambda *args: filled.append(1) or update(*args))
     model, *_ = loaded = load(folder_of(request, which))
     found, given = features(loaded, noise(2, SIDES[which]))
+    assert not filled, "a forward pass fills a key-value cache"
+    assert greedy_tokens(model, given, 2).shape == (2, 2) and filled, "generation uses none"
     hidden = model(**given, output_hidden_states=True).hidden_states
     at = given["input_ids"] == model.config.image_token_id
     rows = [x[at].view(2, -1, 32) for x in hidden]

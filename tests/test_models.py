@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 from functools import cache
@@ -18,9 +19,10 @@ from peft import LoraConfig, get_peft_model
 from published import INTERNVL2, internvl2_config, internvl2_layout
 from registry import LANGUAGE, PUBLISHED
 from safetensors.torch import load_file, save_file
-from test_families import SIDES, folder_of, load, noise
+from test_families import SIDES, folder_of, noise
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
+import cogvlm2
 import extract
 import families
 import models
@@ -124,13 +126,16 @@ def test_a_model_is_found_by_name_repository_or_folder(tmp_path, monkeypatch, re
     vision = {"patch_size": 14, "spatial_merge_size": 2}
     folder_with(tmp_path / "own", model_type="qwen2_5_vl", vision_config=vision)
     found = find_model(str(tmp_path / "own"))
-    assert (found["kind"], found["name"], found["size"] % 28) == ("vlm", "own", 0) and found["size"] > 0
+    assert (found["kind"], found["name"], found["size"], found["clip"]) == ("vlm", "own", 448, 224)
     (tmp_path / "own/weights.yaml").write_text("weights: small\nsize: 56\nother: 1\n")
     assert find_model("own") == found | {"path": "own", "weights": "small", "size": 56}
     folder_with(tmp_path / "fixed", model_type="siglip", vision_config={"image_size": 50})
     assert find_model("fixed")["size"] == find_model("fixed")["clip"] == 50
     index = {"model": "own", "run": {"arguments": {"model": str(tmp_path / "own")}}}
     assert models.model_of(index)["size"] == 56 and models.model_of({"model": "gone"}) == {}
+    names = {"kaggle/7b-instruct/1": "7b-instruct", "a/own/2/adapter": "own", "a/own/model/3": "own"}
+    names |= {"tiny/op-n4/tuned/adapter": "tiny-op-n4-tuned", "m/1/op/tuned/": "m-op-tuned"}
+    assert {path: models.folder_name(path) for path in names} == names
 
 
 def hub_error(name, status):
@@ -182,6 +187,40 @@ def test_a_folder_that_is_no_whole_checkpoint_is_refused(small_dino, tmp_path, r
     refuse("no config.json")
 
 
+def test_a_model_is_loaded_on_its_device_and_refused_where_it_does_not_fit(small_dino, monkeypatch, refused):
+    entry, asked, build = find_model(str(small_dino)), [], transformers.AutoModel.from_pretrained
+
+    def noted(*args, **more):
+        asked.append(more.get("device_map"))
+        if more["dtype"] == torch.bfloat16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return build(*args, **more)
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", noted)
+    needed = sum(x.nbytes for x in models.load_encoder(entry)[0].parameters())
+    models.load_encoder(entry, "meta")
+    refused(
+        lambda: models.load_encoder(entry, "cpu", torch.bfloat16), "memory is full; free some", "--stream"
+    )
+    monkeypatch.setattr(models, "memory_left", lambda device, most: needed * 0.6)
+    models.load_encoder(entry, "cpu", torch.float16)
+    refused(lambda: models.load_encoder(entry), "needs 0.00 GB of weights", "of free cpu memory", "--stream")
+    assert asked == [None, {"": "meta"}, None, None]
+    assert models.stored_bytes(MODELS["dinov2-l"], torch.float16) == pytest.approx(0.61e9, rel=0.01)
+
+
+def test_a_fingerprint_is_of_the_content_alone(small_dino, tmp_path):
+    file = shutil.copytree(small_dino, tmp_path / "copied") / "model.safetensors"
+    os.utime(file, (0, 0))
+    assert models.fingerprint(str(file.parent)) == models.fingerprint(find_model(str(small_dino)))
+    weights = load_file(file)
+    next(iter(weights.values())).view(-1)[0] += 1
+    save_file(weights, file, {"format": "pt"})
+    assert models.fingerprint(str(file.parent)) != models.fingerprint(str(small_dino))
+    sample, header = models.sample_of(file, 4, 64), models.header_of(file)  # as of a large file
+    assert header in sample and sample[-64:] == file.read_bytes()[-64:] and len(sample) < len(header) + 300
+
+
 def test_a_cached_revision_is_loaded(small_dino, shapes_folder, tmp_path, monkeypatch):
     repository = tmp_path / "hub" / "models--somebody--dino"
     (repository / "refs").mkdir(parents=True)
@@ -195,15 +234,23 @@ def test_a_cached_revision_is_loaded(small_dino, shapes_folder, tmp_path, monkey
     for more, commit in (([], "a" * 40), (["--revision", "v2"], "b" * 40)):
         index = extract.main([*ask, str(tmp_path / commit), *more])
         assert index["weights"] == "pretrained" and index["run"]["model_revision"] == commit
+    assert models.fingerprint(entry) == f"somebody/dino@{'a' * 40}"
 
 
 @pytest.mark.parametrize("which", [which for which in SIDES if which != "small_vae"])
-def test_weights_read_one_by_one_are_those_of_the_librarys_loading(request, which):
-    folder = folder_of(request, which)
-    model, _, weights = models.skeleton(find_model(str(folder)), torch.float32)
-    models.fill(model, weights, weights.like)
-    found, expected = ({**m.state_dict(), **dict(m.named_buffers())} for m in (model, load(folder)[0]))
-    assert set(found) == set(expected) and all(torch.equal(found[name], x) for name, x in expected.items())
+def test_weights_read_one_by_one_trained_and_untrained_are_those_of_the_whole_model(request, which):
+    entry, buffers = find_model(str(folder_of(request, which))), []
+    for seed in (None, 3):
+        model, _, weights = models.skeleton(entry, torch.float32, random_seed=seed)
+        for name in reversed(list(weights.like)):
+            models.fill(model, weights, [name])
+        whole, _ = models.load_transformer(entry, random_seed=seed)
+        buffers.append(dict(whole.named_buffers()))
+        found, expected = ({**m.state_dict(), **dict(m.named_buffers())} for m in (model, whole))
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[name], x) for name, x in expected.items())
+    assert max(whole.parameters(), key=torch.numel).std() == pytest.approx(0.02, rel=0.05)
+    assert all(torch.equal(buffers[1][name], x) for name, x in buffers[0].items())
 
 
 def test_dinov2s_gated_mlp_which_is_stored_as_one_matrix_is_split(tmp_path):
@@ -221,11 +268,11 @@ def test_dinov2s_gated_mlp_which_is_stored_as_one_matrix_is_split(tmp_path):
 @pytest.mark.parametrize("name", INTERNVL2)
 def test_internvl2s_own_layout_maps_onto_every_weight_of_the_native_class_at_full_size(name):
     vision, words = INTERNVL2[name]
-    config = models._internvl2_config(internvl2_config(vision, words))
+    config = cogvlm2.internvl2_config(internvl2_config(vision, words))
     model, found = full(name)[0], {}
     for old, shape in internvl2_layout(vision, words).items():
-        parts = models._internvl2_parts(old, torch.empty(*shape, device="meta"), config)
-        found |= {k: tuple(x.shape) for k, x in zip(models._internvl2_names(old), parts, strict=True)}
+        parts = cogvlm2.internvl2_parts(old, torch.empty(*shape, device="meta"), config)
+        found |= {k: tuple(x.shape) for k, x in zip(cogvlm2.internvl2_names(old), parts, strict=True)}
     assert found == {k: tuple(x.shape) for k, x in model.state_dict().items()}
 
 
@@ -271,17 +318,18 @@ def test_lora_is_merged_as_peft_merges_it_and_what_is_not_plain_lora_is_refused(
     refused(lambda: models.load_vlm(other), "cannot load", "the adapter")
 
 
-def test_latents_are_normalised_and_decoded_back_and_stills_are_flattened_exactly(refused):
+def test_latents_are_normalised_and_decoded_back_and_stills_are_flattened_exactly(refused, monkeypatch):
+    monkeypatch.setattr(models, "clips_at_once", lambda pixels: 2)
     torch.manual_seed(0)
     vae = random_autoencoder(patch_size=4, scaling=(True, False)).eval()
     clips = noise(3, 32, frames=5)
-    z = models.encode_generated_clips(vae, clips, batch=2)
+    z = models.encode_generated_clips(vae, clips)
     with torch.no_grad():
         mode = vae.encode(clips.permute(0, 4, 1, 2, 3) / 127.5 - 1).latent_dist.mode()
         expected = ((vae.decode(mode).sample + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 4, 1)
         raw = mode.permute(0, 2, 3, 4, 1)
         torch.testing.assert_close(z, (raw - vae.latents_mean) / vae.latents_std, atol=1e-5, rtol=1e-4)
-        found = models.decode_generated_clips(vae, z, batch=2)
+        found = models.decode_generated_clips(vae, z)
         assert found.shape == clips.shape and (found.float() - expected).abs().max() <= 1
         for frames in (1, 5):
             x = torch.rand(2, 3, frames, 32, 32) * 2 - 1
@@ -290,6 +338,35 @@ def test_latents_are_normalised_and_decoded_back_and_stills_are_flattened_exactl
     shape = {"time": 8, "space": 32}
     refused(lambda: models.check_shape(24, 512, shape, "ltx-video"), "8k+1", "give 17 or 25")
     refused(lambda: models.check_shape(17, 500, shape, "ltx-video"), "multiple of 32", "480 or 512")
+
+
+def test_autoencoders_are_in_fp32_and_untrained_by_seed_and_take_as_many_clips_as_fit():
+    pipeline, _ = models.load_video_pipeline(find_model("tiny-ltx"), dtype=torch.bfloat16)
+    assert pipeline.transformer.dtype == torch.bfloat16 and pipeline.vae.dtype == torch.float32
+    vaes = [
+        models.load_video_vae(find_model("tiny-vae"), "cpu", torch.bfloat16, seed)[0] for seed in (1, 1, 2)
+    ]
+    kernel, *others = (vae.state_dict()["encoder.conv_in.conv.weight"] for vae in vaes)
+    assert kernel.std() == pytest.approx(0.02, rel=0.05) and kernel.dtype == torch.float32
+    assert [torch.equal(kernel, x) for x in others] == [True, False]
+    assert [models.clips_at_once(pixels) for pixels in (1000, 10**6, 10**10)] == [7812, 7, 1]
+
+
+def test_decoding_is_greedy_whatever_a_checkpoint_suggests(small_vlm, tmp_path):
+    folder = shutil.copytree(small_vlm, tmp_path / "vlm")
+
+    def answer():
+        model, processor = models.load_vlm(find_model(str(folder)))
+        return models.greedy_tokens(model, models.put_to(model, processor, noise(2, 48), "Where is it?"), 6)
+
+    plain, other = (
+        answer(),
+        {"do_sample": True, "temperature": 9.0, "num_beams": 3, "no_repeat_ngram_size": 1},
+    )
+    other |= {"repetition_penalty": 9.0, "suppress_tokens": plain[0].tolist(), "forced_bos_token_id": 7}
+    other |= {"forced_eos_token_id": 7, "min_new_tokens": 20, "bad_words_ids": [[plain[0, 0].item()]]}
+    (folder / "generation_config.json").write_text(json.dumps(other))
+    assert torch.equal(answer(), plain)
 
 
 def test_frames_of_a_clip_keep_their_times(small_qwen3vl):
