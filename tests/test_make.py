@@ -190,6 +190,8 @@ def test_data_that_are_not_there_cost_one_sentence(make):
 def test_a_model_folder_is_called_by_its_last_name_and_a_tuned_adapter_by_model_and_data(make):
     assert any("--model /models/My-VLM " in c for c in make("gate1", "MODEL=/models/My-VLM"))
     assert (make.folder / "results/My-VLM/shapes/gate1.yaml").exists()
+    would(make, "gate1", "MODEL=/kaggle/7b-instruct/transformers/3b/1/2")
+    assert "results/3b/shapes/gate1.yaml" in make.says
     adapter = "results/tiny/mine/tuned/adapter"
     (make.folder / adapter).mkdir(parents=True)
     (make.folder / adapter / "weights.yaml").write_text("weights: small\n")

@@ -23,6 +23,7 @@ from test_families import SIDES, folder_of, noise
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 import cogvlm2
+import cost
 import extract
 import families
 import models
@@ -89,7 +90,7 @@ def test_the_points_and_parameters_of_the_full_size_model_are_the_stated_ones(na
     if name in LANGUAGE:
         assert entry["language"][0] == len(layers) and str(entry["language"][1]) in numbers
         return
-    assert list(points) == spelt_out(extract.registry_row(entry)["points"])
+    assert list(points) == spelt_out(cost.registry_row(entry)["points"])
     assert entry["size"] % multiple == 0 and entry["clip"] % multiple == 0
     assert name == "ltx" or {str(entry["vision"][k]) for k in (1, 2)} <= numbers
     if entry["language"]:
