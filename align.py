@@ -8,9 +8,11 @@ Reads features of two encoders (extract.py). Writes align.yaml, align.png and a 
     cka          debiased linear CKA of flattened token grids (Kornblith et al. 2019; Song et al. 2012)
     linear_r2    held-out R2 of ridge from each token to the target's cell, about position means, not clipped
     spearman     Spearman correlation of pairwise distances (Kriegeskorte et al. 2008)
-    recall10     share of 10 nearest neighbours in common (Huh et al. 2024), of other sources; chance: 10 / (n - 1)
+    recall10     share of 10 nearest neighbours in common (Huh et al. 2024); chance: 10 / (n - 1)
 
 For all but R2, an encoder becomes a matrix of items x items of norm one; alignment is an inner product.
+Features are read in slices, one layer at a time. --choose writes the chosen layers (`points`), at which
+--random is read, and stops.
 
 Nulls: sources of the target are permuted whole, among sources of equal size. `p` is of one layer, `p_max` of
 the largest of all (Westfall & Young 1993); R2's is of the target's first 4 principal components. The layer is
@@ -132,18 +134,17 @@ def neighbours(space, rows, k=K):
 
 def in_common(a, b, k=K, block=128):
     """Share of k nearest neighbours in common of L spaces a with M spaces b of the same n items: [L, M]."""
+
+    def near(space):
+        return torch.cat([nearest(space, rows, k) for rows in torch.arange(space["n"]).split(block)])
+
     # [n, L, k], [n, M, k]
-    mine, theirs = (
-        torch.stack(
-            [torch.cat([nearest(s, rows, k) for rows in torch.arange(s["n"]).split(block)]) for s in side], 1
-        )
-        for side in (a, b)
-    )
+    mine, theirs = (torch.stack([near(s) for s in side], 1) for side in (a, b))
     n, found = len(mine), torch.zeros(mine.shape[1], theirs.shape[1], dtype=torch.float64)
     for rows in torch.arange(n).split(block):
         queries = theirs[rows].flatten(1)
-        for i, near in enumerate(mine[rows].unbind(1)):
-            among = torch.zeros(len(rows), n, dtype=torch.bool).scatter_(1, near, True)
+        for i, nearest_items in enumerate(mine[rows].unbind(1)):
+            among = torch.zeros(len(rows), n, dtype=torch.bool).scatter_(1, nearest_items, True)
             found[i] += among.gather(1, queries).view(len(rows), len(found[i]), -1).sum((0, 2))
     return found / (n * mine.shape[2])
 
@@ -234,12 +235,9 @@ def pairs(a, b, measure, k=K, block=128):
 
 
 def compare(xs, ys, measure, sources=None, k=K):
-    """`pairs` of features [n, ...]."""
-
-    def spaces(side):  # one at a time: neighbours need no more
-        return (space_of(x, sources) for x in side)
-
-    return pairs(spaces(xs), spaces(ys), measure, k)
+    """`pairs` of features [n, ...]; neighbours need one space at a time."""
+    sides = ((space_of(x, sources) for x in side) for side in (xs, ys))
+    return pairs(*sides, measure, k)
 
 
 def held(spaces, measure, k=K):
@@ -290,11 +288,11 @@ def jackknife(a, b, measure, blocks, folds=20, k=K):
     A bootstrap would repeat items, and a copy is the nearest neighbour."""
     from scipy.special import stdtrit
 
-    folds = min(folds, len(blocks))
-    parts = [torch.cat([b for i, b in enumerate(blocks) if i % folds != f]) for f in range(folds)]
-    v = torch.stack(
-        [pairs([part_of(s, keep) for s in a], [part_of(s, keep) for s in b], measure, k) for keep in parts]
-    )
+    folds, values = min(folds, len(blocks)), []
+    for fold in range(folds):
+        keep = torch.cat([block for i, block in enumerate(blocks) if i % folds != fold])
+        values.append(pairs([part_of(s, keep) for s in a], [part_of(s, keep) for s in b], measure, k))
+    v = torch.stack(values)
     half = float(stdtrit(folds - 1, 0.975)) * ((folds - 1) / folds * (v - v.mean(0)).square().sum(0)).sqrt()
     whole = pairs(a, b, measure, k)
     return whole, whole - half, whole + half
@@ -326,7 +324,7 @@ def centred(x, train):
 
 def principal(x, train, most):
     """The first principal directions of x [n, K, d] over the training items, [d, most], and the mean [d]."""
-    mean, _, squares, _ = moments(x, x, train)
+    (mean, _), squares, _ = moments(x, x, train)
     return torch.linalg.eigh(squares)[1][:, -most:].flip(1).float(), mean.float()
 
 
@@ -500,7 +498,7 @@ def score_layers(rows, fits, target, items, split, n_perm=0, seed=0):
 
 
 def r2_row(fit, largest, items, split, seed):
-    """{score, low, high, val, n} of a result of token_r2; with `largest`, the null of the best layer, p, p_max."""
+    """{score, low, high, val, n} of a result of token_r2, and p of `largest`, the null of the best layer."""
     test = split["test"]
     parts = (fit[k][test].sum(1) for k in ("residual", "variance"))
     score, low, high = ratio_bootstrap(*parts, sources_of(items, test), seed=seed)
@@ -519,51 +517,34 @@ def record(layers, random, pixels, measure, n_options):
     baselines |= {"pixels": pixels[measure]["score"]} if pixels else {}
     baselines |= {"random_init": random[best][measure]["score"]} if random else {}
     name = max(baselines, key=baselines.get)
-    half = [at_best["score"] - at_best["low"], at_best["high"] - at_best["score"]]
     rival = {"pixels": pixels, "random_init": (random or {}).get(best)}.get(name)
-    other = (
-        [rival[measure]["score"] - rival[measure]["low"], rival[measure]["high"] - rival[measure]["score"]]
-        if rival
-        else [0.0, 0.0]
-    )
+    other = rival[measure] if rival else dict.fromkeys(("score", "low", "high"), 0.0)
     gain = at_best["score"] - baselines[name]
-    return {
-        "score": at_best["score"],
-        "low": at_best["low"],
-        "high": at_best["high"],
-        "better": "higher",
-        "n": at_best["n"],
-        "baseline": baselines[name],
-        "baseline_name": name,
-        "upper_bound": 1.0,
-        "skill": gain / (1 - baselines[name]),
-        "gain": gain,
-        "gain_low": gain - (half[0] ** 2 + other[1] ** 2) ** 0.5,
-        "gain_high": gain + (half[1] ** 2 + other[0] ** 2) ** 0.5,
+    lower = math.hypot(at_best["score"] - at_best["low"], other["high"] - other["score"])
+    upper = math.hypot(at_best["high"] - at_best["score"], other["score"] - other["low"])
+    found = {key: at_best[key] for key in ("score", "low", "high")} | {"better": "higher", "n": at_best["n"]}
+    found |= {"baseline": baselines[name], "baseline_name": name, "upper_bound": 1.0}
+    found |= {"skill": gain / (1 - baselines[name]), "gain": gain}
+    found |= {
+        "gain_low": gain - lower,
+        "gain_high": gain + upper,
         "p": at_best["p"],
         "p_max": at_best["p_max"],
-        "layer": best,
-        "options_searched": n_options,
-        "baselines": baselines,
     }
+    return found | {"layer": best, "options_searched": n_options, "baselines": baselines}
 
 
 def recommendation(fits, items, split, seed):
     """{recommended: layer with the highest R2 on val, recommended_share: of val resamples, runner_up}."""
     val = split["val"]
-    sources = [items[i]["source"] for i in val.tolist()]
-    draws = torch.stack(
-        [
-            ratio_draws(f["residual"][val].sum(1), f["variance"][val].sum(1), sources, seed=seed)[0]
-            for f in fits.values()
-        ]
-    )
+    draws = []
+    for fit in fits.values():
+        parts = (fit[k][val].sum(1) for k in ("residual", "variance"))
+        draws.append(ratio_draws(*parts, sources_of(items, val), seed=seed)[0])
     order = sorted(fits, key=lambda p: -r2_of(fits[p], val))
-    return {
-        "recommended": order[0],
-        "recommended_share": (draws.argmax(0) == list(fits).index(order[0])).double().mean().item(),
-        "runner_up": order[1] if len(order) > 1 else None,
-    }
+    share = (torch.stack(draws).argmax(0) == list(fits).index(order[0])).double().mean().item()
+    runner_up = order[1] if len(order) > 1 else None
+    return {"recommended": order[0], "recommended_share": share, "runner_up": runner_up}
 
 
 def pooled_matrix(xs, ys, items, split, args):
@@ -617,24 +598,23 @@ def pooled_r2(xs, ys, split):
     return torch.stack(columns, 1)
 
 
-def at_layer(name, space, target, sources):
-    """Neighbours in common of two spaces of the recommended layer and the target, for several k."""
+def at_layer(name, rows, target, items, split):
+    """Neighbours in common of a layer and the target, for several k; rows and target: of `read_layers`."""
+    sources = sources_of(items, reported(items, split)[1])
     recall = {}
     for k in (k for k in RECALLS if k < len(sources) - 2):
-        score = pairs([space], [target], "recall10", k).item()
+        score = pairs([rows[name]["space"]], [target], "recall10", k).item()
         recall[f"{k}"] = {"score": score, "chance": chance(sources, k)}
     return {"layer": name, "recall": recall}
 
 
 def channels(fits, test):
     """{layer: R2 on test of every channel of the target}, not clipped; None for a constant channel."""
-    return {
-        p: [
-            1 - r / v if v > 0 else None
-            for r, v in zip(*(f[k][test].sum(0).tolist() for k in ("residual", "variance")), strict=True)
-        ]
-        for p, f in fits.items()
-    }
+    found = {}
+    for p, fit in fits.items():
+        residual, variance = (fit[k][test].sum(0).tolist() for k in ("residual", "variance"))
+        found[p] = [1 - r / v if v > 0 else None for r, v in zip(residual, variance, strict=True)]
+    return found
 
 
 # ---------------------------------------------------------------- chart and report
@@ -658,7 +638,7 @@ def draw_heat(axis, rows, columns, layers, title, text=True):
 def draw_chart(result, path):
     """Write align.png: scores by layer; R2 by layer and channel; CKA of spatial means, layers x points."""
     plt = pyplot()
-    layers = [p for p in result["layers"] if p != "pixels"]
+    layers = candidates(result["layers"])
     figure, axes = plt.subplots(1, 3, figsize=(20, 2.8 + 0.32 * len(layers)), layout="constrained")
     names = [m for m in (*PAIRED, "linear_r2") if any(m in result["layers"][p] for p in layers)]
     networks = {"": result["layers"]}
@@ -699,11 +679,9 @@ def study_layer(r):
     best, share = r["layers"][r["recommended"]]["linear_r2"], r["recommended_share"]
     rest = f"; the runner-up is {r['runner_up']}" if r["runner_up"] else ""
     certain = "certain" if share > 0.95 else "uncertain"
-    return [
-        f"**{r['recommended']}**, by linear R2: {best['val']:.3f} on val, {interval(best)} on test. It is the best "
-        f"of {len(r['channels'])} layers in {share:.0%} of resamples of val{rest}. The choice is {certain}.",
-        "",
-    ]
+    scores = f"**{r['recommended']}**, by linear R2: {best['val']:.3f} on val, {interval(best)} on test."
+    of = f"It is the best of {len(r['channels'])} layers in {share:.0%} of resamples of val{rest}."
+    return [f"{scores} {of} The choice is {certain}.", ""]
 
 
 def interval(c):
@@ -712,18 +690,18 @@ def interval(c):
 
 def table_of(head, rows):
     """Lines of a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(line)} |".replace("| --- ", "|---").replace("--- |", "---|") for line in lines]
+    lines = [f"| {' | '.join(line)} |" for line in (head, *rows)]
+    return [lines[0], f"|{'---|' * len(head)}", *lines[1:]]
 
 
 def study(r):
     """The report in Markdown, from the YAML's numbers."""
     some = f"{r['subset']} of " if "subset" in r else ""
     weights = f"{r['weights']} weights, {r['target_weights']} weights of the target"
-    above = [m for m, c in r["criteria"].items() if c["gain_low"] > 0]
+    better = [m for m, c in r["criteria"].items() if c["gain_low"] > 0]
     compared = "No measure is above its best baseline: an untrained network or raw pixels align as well. "
-    if above:
-        compared = f"Above the best baseline: {', '.join(above)}. "
+    if better:
+        compared = f"Above the best baseline: {', '.join(better)}. "
     criteria = []
     for m, c in r["criteria"].items():
         baseline = f"{c['baseline']:.3f} {c['baseline_name']}"
@@ -731,10 +709,10 @@ def study(r):
     head = ["measure", "layer", "score", "best baseline", "p (max over layers)"]
     at = r["at_layer"]
     recall = [f"{v['score']:.3f} of {k} (chance {v['chance']:.3f})" for k, v in at["recall"].items()]
-    dimensions = []
+    sizes = []
     for p, d in r["dimension"].items():
         values = [f"{d[k]:.1f}" for k in ("two_nn", "mle", "participation")]
-        dimensions.append([p, *values, "yes" if d["agree"] else "no"])
+        sizes.append([p, *values, "yes" if d["agree"] else "no"])
     lines = [
         f"# Alignment of {r['model']} with {r['target']}",
         "",
@@ -745,8 +723,8 @@ def study(r):
         *study_layer(r),
         *table_of([*head, "earlier study (Qwen2.5-VL-7B)"], criteria),
         "",
-        f"{compared}The earlier study used other data. Its CKA was probably biased and its R2 may be in-sample, "
-        "so its figures are not the same quantity.",
+        f"{compared}The earlier study used other data. Its CKA was probably biased and its R2 may be "
+        "in-sample, so its figures are not the same quantity.",
         "",
         f"## Neighbours in common at {at['layer']}",
         "",
@@ -759,7 +737,7 @@ def study(r):
         about = f"(p, maximum over {b['options_searched']} pairs: {b['p_max']:.3f})"
         lines.append(f"* {m}: best pair on val {b['layer']} - {b['point']}, score {b['score']:.3f} {about}.")
     lines += ["", "## Intrinsic dimension", ""]
-    lines += table_of(["space", "TwoNN", "MLE", "participation ratio", "agree"], dimensions)
+    lines += table_of(["space", "TwoNN", "MLE", "participation ratio", "agree"], sizes)
     return "\n".join([*lines, ""])
 
 
@@ -780,29 +758,35 @@ def get_args(argv):
     return p.parse_args(argv)
 
 
-def check_features(args, index, target, random):
-    """Exit 2 unless the target and the untrained network hold the same items, and there is a layer."""
+def load_inputs(args):
+    """Features of the model, the target and the untrained network (or None), of the same items or exit 2."""
+    read, read_target = load_features(args.features)[1], load_features(args.target)[1]
+    index, target = read.index, read_target.index
     if index["ids"] != target["ids"]:
         there = set(target["ids"])
         missing = next((f"{i!r} is missing" for i in index["ids"] if i not in there), "other order")
         fail(f"{args.target} holds other items than --features ({missing}); extract both from one folder")
     if index.get("shown") != target.get("shown"):
         fail(f"{args.target} has other frames than --features; use the same --frames and --count")
-    if random and random["ids"] != index["ids"]:
+    read_random = load_features(args.random)[1] if args.random and not args.choose else None
+    if read_random and read_random.index["ids"] != index["ids"]:
         fail(f"{args.random} and --features hold other items; extract both from one data folder")
-    if not set(index["points"]) - {"pixels"}:
+    if not candidates(index["points"]):
         fail(f"{args.features} holds no layer but the pixels; extract some")
     if args.target_point:
         check_choice(args.target_point, target["points"], f"point in {args.target}")
+    return read, read_target, read_random
 
 
-def check_varied(layers, folder):
-    """Exit 2 for a layer that is the same for every item; reads little of one that is not."""
+def layers_of(read, points, keep):
+    """{point: `Lazy`} of the items `keep`; exit 2 for a point that is the same for every item."""
+    layers = {p: layer_of(read, p, keep) for p in points}
+    rows = torch.arange(len(keep))
     for p, x in layers.items():
-        rows = torch.arange(len(x))
         first = x[rows[:1]]
         if all((x[part] == first).all() for part in rows.split(2)):
-            fail(f"{p} in {folder} is the same for every item; extract it again")
+            fail(f"{p} in {read.folder} is the same for every item; extract it again")
+    return layers
 
 
 def read_items(args, index):
@@ -830,10 +814,14 @@ def read_means(folder, names, keep):
     return means
 
 
+def candidates(layers):
+    """The layers that one is chosen from."""
+    return [p for p in layers if p != "pixels"]
+
+
 def choose_layers(rows, fits, pooled_best, split):
-    """{criterion: the layer that is best on val}, of a trained network."""
-    names = [p for p in rows if p != "pixels"]
-    chosen = {m: max(names, key=lambda p: rows[p]["val"][m]) for m in PAIRED}
+    """{criterion: the layer that is best on val} of a trained network."""
+    chosen = {m: max(candidates(rows), key=lambda p: rows[p]["val"][m]) for m in PAIRED}
     if fits:
         chosen["linear_r2"] = max(fits, key=lambda p: r2_of(fits[p], split["val"]))
     chosen["recommended"] = chosen.get("linear_r2", chosen["cka"])
@@ -841,19 +829,45 @@ def choose_layers(rows, fits, pooled_best, split):
 
 
 def measure_untrained(args, needed, read, keep, y, items, split, gridless):
-    """{layer: {measure: {score, low, high}}} of the untrained network at the chosen layers."""
+    """{layer: {measure: {score, low, high}}} of the untrained network, where given, at the chosen layers."""
+    if read is None:
+        return {}
     if lacking := [p for p in needed if p not in read.index["points"]]:
-        fail(
-            f"{args.random} lacks the chosen layer {lacking[0]!r}; extract it with the points that --choose writes"
-        )
+        fail(f"{args.random} lacks the chosen layer {lacking[0]!r}; extract it at the points of --choose")
     layers = {p: layer_of(read, p, keep) for p in needed}
     found = read_layers(layers, y, items, split, args.seed, gridless, desc="untrained")
-    return score_layers(*found, items, split, seed=args.seed)
+    table = {}
+    for p, row in score_layers(*found, items, split, seed=args.seed).items():
+        table[p] = {m: {key: x[key] for key in ("score", "low", "high")} for m, x in row.items()}
+    return table
 
 
-def headline(criteria):
-    """Each score with its interval, baseline, p-values and layer."""
-    found = {}
+def dimensions(xs, ys, name, items, seed):
+    """{space: intrinsic_dimension} of the means of layers and of points of the target `name`."""
+    # one item a source: twins would lower the dimension
+    single = torch.tensor(sorted({i["source"]: k for k, i in enumerate(items)}.values()))
+    spaces = xs | {f"{name} {p}": y for p, y in ys.items()}
+    return {p: intrinsic_dimension(x[single], seed) for p, x in spaces.items()}
+
+
+def recorded(scores, random):
+    """{measure: record} of the trained layers."""
+    criteria = {}
+    for m in MEASURES:
+        rows = {p: scores[p] for p in candidates(scores) if m in scores[p]}
+        if rows:
+            criteria[m] = record(rows, random, scores.get("pixels"), m, len(rows))
+    return criteria
+
+
+def headline(point, indices, items, criteria, recommended):
+    """The first keys of align.yaml; indices: of the features, the target and the data."""
+    index, target, data = indices
+    found = {"stage": "align", "model": index["model"], "target": target["model"], "target_point": point}
+    found |= {"weights": index["weights"], "target_weights": target["weights"], "data": index["data"]}
+    found |= {"data_name": data["name"], "items": len(index["ids"])}
+    found |= {"subset": SUBSET} if len(items) < len(index["ids"]) else {}
+    found |= {"chance_recall10": criteria["recall10"]["baselines"]["chance"], **recommended}
     for name, c in criteria.items():
         found |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"]}
         found |= {f"{name}_baseline": c["baseline"], f"{name}_p": c["p"], f"{name}_p_max": c["p_max"]}
@@ -861,39 +875,33 @@ def headline(criteria):
     if "linear_r2" not in criteria:
         reason = "the layers, or the target, have no token grid"
         found |= {"linear_r2": None, "linear_r2_layer": None, "linear_r2_reason": reason}
-    return found
+    return found | {"criteria": criteria}
 
 
 def main(argv=None):
     args, started = get_args(argv), time.time()
     if args.permutations < 1:
         fail(f"--permutations {args.permutations} is too few for a p-value; the default is 200")
-    index, read = load_features(args.features)
-    target, read_target = load_features(args.target)
-    random_index, read_random = (
-        load_features(args.random) if args.random and not args.choose else (None, None)
-    )
-    check_features(args, index, target, random_index)
+    read, read_target, read_random = load_inputs(args)
+    index, target = read.index, read_target.index
     items, keep, data = read_items(args, index)
     split = split_indices(items, args.features)
     out = Path(args.choose or args.out or Path(args.features).parent / "align.yaml")
     for path in filter(None, (out, args.study)):
         check_writable(path)
-    layers = {p: layer_of(read, p, keep) for p in index["points"]}
-    targets = {p: layer_of(read_target, p, keep) for p in target["points"] if p != "pixels"}
-    check_varied(targets, args.target)
-    check_varied(layers, args.features)
+    targets = layers_of(read_target, candidates(target["points"]), keep)
+    layers = layers_of(read, index["points"], keep)
 
-    xs = read_means(args.features, [p for p in layers if p != "pixels"], keep)
+    xs = read_means(args.features, candidates(layers), keep)
     ys = read_means(args.target, targets, keep)
     pooled, best = pooled_matrix(xs, ys, items, split, args)
     point = args.target_point or ("latents" if "latents" in targets else best["cka"]["point"])
     y = layer_of(read_target, point, keep)
-    gridless = set(layers) - set(with_grid(index)) if point in with_grid(target) else set(layers)
+    gridless = set(layers) - set(with_grid(index) if point in with_grid(target) else ())
     n_perm = 0 if args.choose else args.permutations
-    rows, fits, target_space = read_layers(layers, y, items, split, args.seed, gridless, n_perm, "layers")
-    fits_of_layers = {p: fit for p, fit in fits.items() if p != "pixels"}
-    chosen = choose_layers(rows, fits_of_layers, best, split)
+    rows, fits, of_target = read_layers(layers, y, items, split, args.seed, gridless, n_perm, "layers")
+    of_layers = {p: fit for p, fit in fits.items() if p != "pixels"}
+    chosen = choose_layers(rows, of_layers, best, split)
     needed = [p for p in layers if p in chosen.values()]
     if args.choose:
         result = {"stage": "align", "layers": chosen, "points": needed}
@@ -901,37 +909,17 @@ def main(argv=None):
         print("points", ",".join(needed))
         return result
 
-    random = {}
-    if read_random:
-        random = measure_untrained(args, needed, read_random, keep, y, items, split, gridless)
-    scores = score_layers(rows, fits, target_space, items, split, n_perm, args.seed)
-    trained = {p: row for p, row in scores.items() if p != "pixels"}
-    measured = {m: {p: v for p, v in trained.items() if m in v} for m in MEASURES}
-    pixels = scores.get("pixels")
-    criteria = {m: record(rows, random, pixels, m, len(rows)) for m, rows in measured.items() if rows}
-    fits = fits_of_layers
-    recommended = recommendation(fits, items, split, args.seed) if fits else {"recommended": None}
-    # one item a source: twins would lower the dimension
-    single = torch.tensor(sorted({i["source"]: k for k, i in enumerate(items)}.values()))
-    result = {"stage": "align", "model": index["model"], "target": target["model"], "target_point": point}
-    result |= {"weights": index["weights"], "target_weights": target["weights"], "data": index["data"]}
-    result |= {"data_name": data["name"], "items": len(index["ids"])}
-    result |= {"subset": SUBSET} if len(items) < len(index["ids"]) else {}
-    result |= {"chance_recall10": criteria["recall10"]["baselines"]["chance"], **recommended}
-    result |= headline(criteria) | {"criteria": criteria}
-    result["layers"] = {p: {m: v[m] for m in (*PAIRED, "linear_r2") if m in v} for p, v in scores.items()}
-    if random:
-        result["untrained"] = untrained = {}
-        for p, row in random.items():
-            untrained[p] = {m: {k: x[k] for k in ("score", "low", "high")} for m, x in row.items()}
-    layer = chosen["recommended"]
-    some = sources_of(items, reported(items, split)[1])
-    spaces = xs | {f"{target['model']} {p}": v for p, v in ys.items()}
+    random = measure_untrained(args, needed, read_random, keep, y, items, split, gridless)
+    scores = score_layers(rows, fits, of_target, items, split, n_perm, args.seed)
+    criteria = recorded(scores, random)
+    recommended = recommendation(of_layers, items, split, args.seed) if of_layers else {"recommended": None}
+    result = headline(point, (index, target, data), items, criteria, recommended) | {"layers": scores}
+    result |= {"untrained": random} if random else {}
     result |= {
-        "at_layer": at_layer(layer, rows[layer]["space"], target_space, some),
-        "channels": channels(fits, split["test"]),
-        "dimension": {p: intrinsic_dimension(v[single], args.seed) for p, v in spaces.items()},
-        "permuted_items": len(some),
+        "at_layer": at_layer(chosen["recommended"], rows, of_target, items, split),
+        "channels": channels(of_layers, split["test"]),
+        "dimension": dimensions(xs, ys, target["model"], items, args.seed),
+        "permuted_items": len(reported(items, split)[1]),
         "pooled_best": best,
         "pooled": pooled,
         "run": run_info(args, started, script="align.py"),

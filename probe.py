@@ -20,8 +20,9 @@ Which run depends on the ground truth:
     frozen_<frame>       the direction probe on clips that repeat one frame (--frozen): it must be at chance
 
 Layers without a token grid (`grid: false`) are probed for motion only. The layer is chosen on val and scored
-on test. Baselines on the same items: constants, shuffled labels, another item's features, raw pixels and
-their principal components, the untrained network (--random). `leak`: a control that scores too well.
+on test. --choose writes the chosen layers (`points`) and stops; --random is read there alone. Baselines on the
+same items: constants, shuffled labels, another item's features, raw pixels and their principal components, the
+untrained network (--random). `leak`: a control that scores too well.
 Modules, to be copied with it: common.py, media.py, metrics.py, stats.py.
 """
 
@@ -91,6 +92,7 @@ from stats import (
     spectrum,
     token_ridge,
     token_slices,
+    with_bounds,
 )
 
 # pixels a side of decoded images; tokens a side, at most, of trained probes
@@ -119,11 +121,10 @@ FLIPS = {"mirrored": (-1, 1), "reversed": (-1, -1)}  # factors of the velocity
 
 def box_targets(largest, split, seed=0):
     """{true, shuffled0 ... shuffled4}: the boxes [n,4], and copies with those of training items permuted."""
-    g, targets = torch.Generator().manual_seed(seed), {"true": largest}
+    g, train, targets = torch.Generator().manual_seed(seed), split["train"], {"true": largest}
     for s in range(SEEDS):
-        wrong = largest.clone()
-        wrong[split["train"]] = largest[split["train"]][torch.randperm(len(split["train"]), generator=g)]
-        targets[f"shuffled{s}"] = wrong
+        order = train[torch.randperm(len(train), generator=g)]
+        targets[f"shuffled{s}"] = largest.index_copy(0, train, largest[order])
     return targets
 
 
@@ -141,10 +142,9 @@ def probe_boxes(x, largest, split, seed=0):
 def rotated(x):
     """x [..., r] under a random rotation. AdamW trains badly on inputs of very different scales, as principal
     components are; whitening them would amplify noise."""
-    g = torch.Generator().manual_seed(0)
-    return x @ torch.linalg.qr(torch.randn(x.shape[-1], x.shape[-1], generator=g, dtype=torch.float64))[0].to(
-        x.dtype
-    )
+    square = 2 * x.shape[-1:]
+    noise = torch.randn(square, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return x @ torch.linalg.qr(noise)[0].to(x.dtype)
 
 
 def components(k, values, vectors, most=COMPONENTS):
@@ -183,9 +183,8 @@ def fit(weights, loss_of, split, steps, lr, batch, generator):
     best, saved = torch.tensor(math.inf), {k: w.detach().clone() for k, w in weights.items()}
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        loss_of(
-            split["train"][torch.randperm(len(split["train"]), generator=generator)[:batch]]
-        ).sum().backward()
+        pick = torch.randperm(len(split["train"]), generator=generator)[:batch]
+        loss_of(split["train"][pick]).sum().backward()
         optimizer.step()
         schedule.step()
         if (step + 1) % 20 == 0 or step + 1 == steps:
@@ -208,10 +207,9 @@ def train_mlp(x, largest, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, on
         "out": torch.randn(seeds, HIDDEN, 4, generator=g) * HIDDEN**-0.5,
         "out_bias": torch.zeros(seeds, 1, 4),
     }
+    seed_of = slice(None) if only is None else slice(only, only + 1)
     # [L, seeds, ...]: the same start for every layer
-    weights = {
-        k: (w if only is None else w[only : only + 1]).repeat(len(x), 1, 1, 1) for k, w in start.items()
-    }
+    weights = {k: w[seed_of].repeat(len(x), 1, 1, 1) for k, w in start.items()}
 
     def boxes(items):
         hidden = (torch.einsum("lnr,lgrh->lgnh", x[:, items], weights["in"]) + weights["in_bias"]).relu()
@@ -223,16 +221,18 @@ def train_mlp(x, largest, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, on
     return boxes(slice(None)).clamp(0, 1), sum(w[0].numel() for w in start.values())
 
 
+def cells_of(maps, h, w):
+    """The part of maps [n,c,S,S] in each cell of an h x w grid, resized to whole pixels: [n, h*w, c*s*s]."""
+    s = -(-maps.shape[-1] // h)
+    fine = F.interpolate(maps, (h * s, w * s), mode="bilinear", align_corners=False, antialias=True)
+    return to_cells(fine, h, w)
+
+
 def probe_cells(x, maps, split):
-    """Token-wise ridge to each token's cell. x [n,h,w,D], a tensor or `Lazy`; maps {name: [n,c,S,S]} ->
+    """Token-wise ridge from x [n,h,w,D], a tensor or `Lazy`, to each token's cell of maps {name: [n,c,S,S]}:
     {name: predicted}."""
     h, w = x[split["train"][:1]].shape[1:3]
-    targets = {}
-    for name, m in maps.items():
-        s = -(-m.shape[-1] // h)
-        targets[name] = to_cells(
-            F.interpolate(m, (h * s, w * s), mode="bilinear", align_corners=False, antialias=True), h, w
-        )
+    targets = {name: cells_of(m, h, w) for name, m in maps.items()}
     tokens = Lazy(lambda rows: x[rows].flatten(1, 2), len(x))
     found = token_ridge(tokens, targets, split["train"], split["val"])
     return {name: from_cells(found[name], h, w, *m.shape[1:3]) for name, m in maps.items()}
@@ -264,46 +264,26 @@ def train_decoder(x, frames, split, seed=0, batch=16):
     """(images uint8 [J, seeds, n, IMAGE, IMAGE, 3], parameters of one) of decoders of tokens x [J, n, K, r].
     Each decodes token by token with one hidden layer, squared error and early stopping; grids are square."""
     jobs, n, tokens, r = x.shape
-    side = math.isqrt(tokens)
-    seeds = DECODER["seeds"]
-    hidden = DECODER["hidden"]
+    side, seeds, hidden = math.isqrt(tokens), DECODER["seeds"], DECODER["hidden"]
     g = torch.Generator().manual_seed(seed)
-    fine = side * -(-IMAGE // side)
-    # [n, K, c]
-    cells = to_cells(
-        F.interpolate(
-            frames.permute(0, 3, 1, 2).float() / 255,
-            (fine, fine),
-            mode="bilinear",
-            align_corners=False,
-            antialias=True,
-        ),
-        side,
-        side,
-    )
+    cells = cells_of(frames.permute(0, 3, 1, 2).float() / 255, side, side)  # [n, K, c]
     mean = cells[split["train"]].mean((0, 1))
+    weights = {}
     # the start is close to the mean image
-    sizes = {"in": (r, hidden, r**-0.5), "out": (hidden, cells.shape[-1], 0.05 * hidden**-0.5)}
-    weights = {
-        name: (torch.randn(seeds, i, o, generator=g) * scale).repeat(jobs, 1, 1, 1)
-        for name, (i, o, scale) in sizes.items()
-    } | {"bias": torch.zeros(jobs, seeds, 1, hidden)}
+    for name, i, o, scale in (("in", r, hidden, 1), ("out", hidden, cells.shape[-1], 0.05)):
+        one = torch.randn(seeds, i, o, generator=g) * (scale * i**-0.5)
+        weights[name] = one.repeat(jobs, 1, 1, 1)
+    weights["bias"] = torch.zeros(jobs, seeds, 1, hidden)
 
     def decode(items):
         rows = x[:, items].flatten(1, 2)[:, None]  # [J, 1, n * K, r]
-        return ((rows @ weights["in"] + weights["bias"]).relu() @ weights["out"]).unflatten(
-            2, (-1, tokens)
-        ) + mean
+        hidden_units = (rows @ weights["in"] + weights["bias"]).relu()
+        return (hidden_units @ weights["out"]).unflatten(2, (-1, tokens)) + mean
 
-    fit(
-        weights,
-        lambda items: (decode(items) - cells[items]).square().mean((2, 3, 4)),
-        split,
-        DECODER["steps"],
-        4e-3,
-        batch,
-        g,
-    )
+    def loss_of(items):
+        return (decode(items) - cells[items]).square().mean((2, 3, 4))
+
+    fit(weights, loss_of, split, DECODER["steps"], 4e-3, batch, g)
     out = from_cells(decode(torch.arange(n)).flatten(0, 2), side, side, 3, IMAGE)
     return to_images(out).unflatten(0, (jobs, seeds, n)), sum(w[0, 0].numel() for w in weights.values())
 
@@ -313,21 +293,18 @@ def probe_sets(jobs, grid, truth, classes, split, seed, sources):
     mAP@0.5 [SEEDS] against `truth`; the `sources` of test are resampled; last: without early stopping."""
     x, labels, softplus = zip(*jobs.values(), strict=True)
     x = torch.stack(x)
-    predict = train_set_probe(
-        x, grid, list(labels), classes, split["train"], split["val"], SEEDS, seed=seed, softplus=softplus
-    )
+    parts = split["train"], split["val"], SEEDS
+    predict = train_set_probe(x, grid, list(labels), classes, *parts, seed=seed, softplus=softplus)
     runs = {
         "val": ap_runs(predict, x, truth, split["val"], 0),
         "test": ap_runs(predict, x, truth, split["test"], sources=sources),
         "last": ap_runs(functools.partial(predict, last=True), x, truth, split["test"], 0),
     }
-    return {
-        name: {
-            which: {key: value[k * SEEDS : (k + 1) * SEEDS] for key, value in run.items()}
-            for which, run in runs.items()
-        }
-        for k, name in enumerate(jobs)
-    }
+    found = {name: {} for name in jobs}
+    for which, run in runs.items():
+        for name, ap, draws in zip(jobs, run["ap"].split(SEEDS), run["draws"].split(SEEDS), strict=True):
+            found[name][which] = {"ap": ap, "draws": draws}
+    return found
 
 
 def poolings(pooled):
@@ -412,11 +389,8 @@ def strata(largest, train):
     """{"size small": [n] bool, ...}: area of the largest box, cut at the terciles of the training items."""
     area = (largest[:, 2:] - largest[:, :2]).prod(1)
     low, high = area[train].quantile(torch.tensor([1 / 3, 2 / 3]))
-    return {
-        "size small": area <= low,
-        "size medium": (area > low) & (area <= high),
-        "size large": area > high,
-    }
+    medium = (area > low) & (area <= high)
+    return {"size small": area <= low, "size medium": medium, "size large": area > high}
 
 
 def by_stratum(groups, scores, baselines, test, sources, seed):
@@ -426,15 +400,9 @@ def by_stratum(groups, scores, baselines, test, sources, seed):
         pick = member[test]
         out[name] = row = {"n": int(pick.sum())}
         for task in scores if row["n"] >= 5 else ():
-            mean, low, high = bootstrap(
-                scores[task][pick], [s for s, m in zip(sources, pick, strict=True) if m], seed=seed
-            )
-            row |= {
-                task: mean,
-                f"{task}_low": low,
-                f"{task}_high": high,
-                f"{task}_baseline": baselines[task][pick].mean().item(),
-            }
+            some = [sources[i] for i in pick.nonzero().flatten().tolist()]
+            row |= with_bounds(task, bootstrap(scores[task][pick], some, seed=seed))
+            row[f"{task}_baseline"] = baselines[task][pick].mean().item()
     return out
 
 
@@ -468,25 +436,20 @@ def box_criterion(boxes, largest, split, sources, seed=0, **baselines):
         "shuffled": boxes[layer][1][:, test],
         "shuffled_images": box_iou(boxes[layer][2][test.roll(1)], largest[test]),
     }
-    return criterion(
-        iou[layer][test],
-        baselines_of(iou, layer, test, **baselines),
-        sources,
-        blind="constant",
-        layer=layer,
-        seed=seed,
-        options_searched=len(candidates(iou)),
-    )
+    about = {"layer": layer, "seed": seed, "options_searched": len(candidates(iou))}
+    baselines = baselines_of(iou, layer, test, **baselines)
+    return criterion(iou[layer][test], baselines, sources, blind="constant", **about)
 
 
 def class_constant(items, largest, train):
     """Median training box of the class of the largest object of each item [n,4]."""
     biggest = [(i["boxes"][:, 2:] - i["boxes"][:, :2]).prod(1).argmax() for i in items]
     names = [i["labels"][k] for i, k in zip(items, biggest, strict=True)]
-    of = {name: largest[[i for i in train.tolist() if names[i] == name]] for name in set(names)}
-    return torch.stack(
-        [of[name].median(0).values if len(of[name]) else largest[train].median(0).values for name in names]
-    )
+    of_any, of_class = largest[train].median(0).values, {}
+    for name in set(names):
+        known = [i for i in train.tolist() if names[i] == name]
+        of_class[name] = largest[known].median(0).values if known else of_any
+    return torch.stack([of_class[name] for name in names])
 
 
 def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
@@ -497,26 +460,17 @@ def mask_criterion(iou, shuffled, masks, side, split, sources, seed=0, **more):
     test, solid, layer = split["test"], masks >= 0.5, best_point(iou, split["val"])
     position = mask_scores(masks[split["train"]].mean(0).expand_as(masks), solid, split)
     h = side * max(-(-MASK // side), 1)
-    through = F.interpolate(
-        F.interpolate(masks[:, None], (h, h), mode="bilinear"), (MASK, MASK), mode="bilinear"
-    )[:, 0]
-    return criterion(
-        iou[layer][test],
-        baselines_of(
-            iou,
-            layer,
-            test,
-            position_only=position[test],
-            all_foreground=mask_iou(torch.ones_like(solid), solid)[test],
-            shuffled=shuffled[test],
-        ),
-        sources,
-        upper_bound=mask_iou(through >= 0.5, solid)[test].mean().item(),
-        layer=layer,
-        seed=seed,
-        options_searched=len(candidates(iou)),
-        **more,
-    )
+    coarse = F.interpolate(masks[:, None], (h, h), mode="bilinear")
+    through = F.interpolate(coarse, (MASK, MASK), mode="bilinear")[:, 0]
+    baselines = {
+        "position_only": position[test],
+        "all_foreground": mask_iou(torch.ones_like(solid), solid)[test],
+        "shuffled": shuffled[test],
+    }
+    baselines = baselines_of(iou, layer, test, **baselines)
+    upper_bound = mask_iou(through >= 0.5, solid)[test].mean().item()
+    about = {"layer": layer, "seed": seed, "options_searched": len(candidates(iou))}
+    return criterion(iou[layer][test], baselines, sources, upper_bound, **about, **more)
 
 
 # ---------------------------------------------------------------- images
@@ -547,15 +501,15 @@ class Images:
 
     @property
     def maps(self):
-        return {
-            "mask": self.masks[:, None],
-            "image": self.pixels,
-            "edge": self.outlines[:, None].float(),
-        }
+        outlines = self.outlines[:, None].float()
+        return {"mask": self.masks[:, None], "image": self.pixels, "edge": outlines}
 
     @property
     def sources(self):
         return [self.items[i]["source"] for i in self.split["test"]]
+
+    def about(self, layer, n_options):
+        return {"layer": layer, "seed": self.seed, "options_searched": n_options}
 
 
 def images_of(items, split, seed):
@@ -606,9 +560,9 @@ def solve_boxes(kernels, images):
 
 def read_layers(images, read, points, name):
     """{point: result of read_layer, with `boxes`, `bbox_iou`} of features, one layer at a time."""
-    layers = {}
+    layers, n = {}, len(images.items)
     for p in tqdm(points, desc=f"{name} ridges", unit="point"):
-        layers[p] = read_layer(grids_of(read, p, len(images.items)), images)
+        layers[p] = read_layer(grids_of(read, p, n), images)
     for p, boxes in solve_boxes({p: row["kernel"] for p, row in layers.items()}, images).items():
         layers[p] |= {"boxes": boxes, "bbox_iou": boxes[0]}
     return layers
@@ -619,18 +573,12 @@ def scores_of(layers, key):
 
 
 def choose_layers(layers, val):
-    """{criterion: layer} of a trained network, the best on val. mAP is measured at the two layers with the best
-    boxes: its probe is costly."""
-    boxes = scores_of(layers, "bbox_iou")
-    ranked = sorted(candidates(layers), key=lambda p: -boxes[p][val].mean())
-    chosen = {
-        "bbox_iou": best_point(boxes, val),
-        "spatial_iou": best_point(scores_of(layers, "spatial_iou"), val),
-        "edge_probe_f1": best_point(scores_of(layers, "edge_probe_f1"), val),
-        "recon": best_point(scores_of(layers, "recon_ssim"), val),
-        "map50": ranked[0],
-    }
-    return chosen | ({"map50_second": ranked[1]} if len(ranked) > 1 else {})
+    """{criterion: layer} of a trained network, the best on val. The probe of mAP is costly: it has the two
+    with the best boxes. recon_* has the layer of SSIM, decoder_* that of the boxes."""
+    keys = ("bbox_iou", "spatial_iou", "edge_probe_f1", "recon_ssim")
+    chosen = {key: best_point(scores_of(layers, key), val) for key in keys}
+    ranked = sorted(candidates(layers), key=lambda p: -layers[p]["bbox_iou"][val].mean())
+    return chosen | dict(zip(("map50", "map50_second"), ranked, strict=False))
 
 
 def points_of(chosen, points):
@@ -643,6 +591,12 @@ def check_untrained(points, there, folder):
     for p in points:
         if p not in there:
             fail(f"{folder} lacks the chosen layer {p!r}; extract it with the points that --choose writes")
+
+
+def untrained_layers(images, read, points):
+    """{random:<point>: result of read_layers} of the untrained network, at the chosen points alone."""
+    check_untrained(points, read.index["points"], read.folder)
+    return {f"random:{p}": row for p, row in read_layers(images, read, points, "untrained").items()}
 
 
 def box_record(layers, images):
@@ -670,19 +624,13 @@ def edge_record(layers, layer, shuffled, images):
     beside = {name: edge_scores(x, outlines, split, ["test"])[test] for name, x in soft.items()}
     upper_bound = beside.pop("upper_bound").mean().item()  # the true edges, thinned
     found = scores_of(layers, "edge_probe_f1")
-    return criterion(
-        found[layer][test],
-        baselines_of(found, layer, test, **beside),
-        images.sources,
-        upper_bound,
-        layer=layer,
-        seed=images.seed,
-        options_searched=len(candidates(layers)),
-    )
+    baselines = baselines_of(found, layer, test, **beside)
+    about = images.about(layer, len(candidates(layers)))
+    return criterion(found[layer][test], baselines, images.sources, upper_bound, **about)
 
 
 def reconstructions(layers, layer, side, shuffled, images):
-    """{name: uint8 [n_test, IMAGE, IMAGE, 3]}: test images decoded at a layer, and baselines; side: of its grid"""
+    """{name: uint8 [n_test, IMAGE, IMAGE, 3]}: test images decoded at a layer, and baselines."""
     train, test = images.split["train"], images.split["test"]
     pixels = images.pixels
     # one colour a token
@@ -690,12 +638,8 @@ def reconstructions(layers, layer, side, shuffled, images):
     blur = F.interpolate(colours, (IMAGE, IMAGE), mode="bilinear", antialias=True)
     mean_image = pixels[train].mean(0).expand(len(test), -1, -1, -1)
     # raw pixels are no baseline here: they would be a copy
-    found = {
-        "trained": layers[layer]["image"][test],
-        "shuffled": to_images(shuffled[test]),
-        "mean_image": to_images(mean_image),
-        "blur": to_images(blur),
-    }
+    found = {"trained": layers[layer]["image"][test], "shuffled": to_images(shuffled[test])}
+    found |= {"mean_image": to_images(mean_image), "blur": to_images(blur)}
     if f"random:{layer}" in layers:
         found["random_init"] = layers[f"random:{layer}"]["image"][test]
     return found
@@ -710,16 +654,8 @@ def reconstruction_records(decoded, layer, lpips, lpips_name, n_options, images)
         ("edge_f1", edge_f1, "higher", 1.0),
     ):
         scores = {name: measure(image.contiguous(), frames) for name, image in decoded.items()}
-        records[f"recon_{key}"] = criterion(
-            scores.pop("trained"),
-            scores,
-            images.sources,
-            upper_bound,
-            better,
-            layer=layer,
-            seed=images.seed,
-            options_searched=n_options,
-        )
+        own, about = scores.pop("trained"), images.about(layer, n_options)
+        records[f"recon_{key}"] = criterion(own, scores, images.sources, upper_bound, better, **about)
     return records
 
 
@@ -739,31 +675,24 @@ def decode_images(jobs, images):
 
 def decoder_records(jobs, others, lpips, lpips_name, layer, images):
     """({decoder_<measure>: record}, LPIPS [seeds, n_test]); jobs {trained, random_init, oracle: [n,h,w,D]};
-    others {mean_image, blur: test images}. blur and random_init are controls, not baselines."""
+    others: of `reconstructions`. blur and random_init are controls, not baselines."""
     frames = images.frames[images.split["test"]]
     found, parameters = decode_images(jobs, images)
-    found |= {name: p[None] for name, p in others.items()}
+    found |= {name: others[name][None] for name in ("mean_image", "blur")}
     found["shuffled_images"] = found["trained"].roll(1, 1)
     records, of_trained = {}, {}
     for name, measure, better, perfect in ((lpips_name, lpips, "lower", 0.0), ("ssim", ssim, "higher", 1.0)):
         scores = {k: torch.stack([measure(run.contiguous(), frames) for run in p]) for k, p in found.items()}
-        of_trained[name] = scores["trained"]
-        upper_bound, meaning = perfect, "a perfect copy"
+        own = of_trained[name] = scores["trained"]
+        about = images.about(layer, 1) | {"parameters": parameters}
+        about["controls"] = {k: scores[k].mean() for k in ("blur", "random_init") if k in scores}
+        upper_bound, about["upper_bound_is"] = perfect, "a perfect copy"
         if "oracle" in scores:
-            upper_bound, meaning = scores["oracle"].mean().item(), "the same decoder on the oracle's latents"
-        records[f"decoder_{name}"] = criterion(
-            scores["trained"],
-            {k: scores[k] for k in ("mean_image", "shuffled_images")},
-            images.sources,
-            upper_bound,
-            better,
-            layer=layer,
-            seed=images.seed,
-            options_searched=1,
-            parameters=parameters,
-            controls={k: scores[k].mean() for k in ("blur", "random_init") if k in scores},
-            upper_bound_is=meaning,
-        )
+            about["upper_bound_is"] = "the same decoder on the oracle's latents"
+            upper_bound = scores["oracle"].mean().item()
+        baselines = {k: scores[k] for k in ("mean_image", "shuffled_images")}
+        sources = images.sources
+        records[f"decoder_{name}"] = criterion(own, baselines, sources, upper_bound, better, **about)
     return records, of_trained[lpips_name]
 
 
@@ -786,25 +715,20 @@ def detection_record(layers, ranked, images):
         runs |= probe_sets(same, grid, truth, *parts)
     at_layers = [name for name in runs if isinstance(name, tuple)]
     best = max(at_layers, key=lambda name: runs[name]["val"]["ap"].mean())
-    baselines = ("shuffled", "pixels", "random_init", "position_only")
-    return ap_criterion(
-        runs[best]["test"],
-        {k: runs[k]["test"] for k in baselines if k in runs},
-        images.sources,
-        blind="position_only",
-        layer=best[0],
-        size_code=best[1],
-        options_searched=1 + len(ranked),
-        classes=len(images.classes),
-        sigmoid_sizes=runs[first, "sigmoid"]["test"]["ap"].mean(),
-        softplus_sizes=runs[first, "softplus"]["test"]["ap"].mean(),
-        without_early_stopping=runs[best]["last"]["ap"].mean(),
-    )
+    names = ("shuffled", "pixels", "random_init", "position_only")
+    baselines = {name: runs[name]["test"] for name in names if name in runs}
+    about = {"layer": best[0], "size_code": best[1], "options_searched": 1 + len(ranked)}
+    about["classes"] = len(images.classes)
+    for code in ("sigmoid", "softplus"):
+        about[f"{code}_sizes"] = runs[first, code]["test"]["ap"].mean()
+    about["without_early_stopping"] = runs[best]["last"]["ap"].mean()
+    return ap_criterion(runs[best]["test"], baselines, images.sources, blind="position_only", **about)
 
 
 def layer_table(layers, points, baseline, images):
     """{point: scores on test, and p of the gain over baseline {task: [n_test]}, adjusted over points}."""
-    test, seed, table, p = images.split["test"], images.seed, {}, {}
+    test, seed = images.split["test"], images.seed
+    table, p = {}, {}
     for point in points:
         row = layers[point]
         table[point] = {"bbox_iou": row["bbox_iou"][test].mean()}
@@ -839,15 +763,12 @@ def ladder(layers, points, images):
 
 
 def space(images, layers, read, read_random, read_oracle):
-    """All probes of still images at the layers of read_layers. Returns (criteria, layers, decoded, tables)."""
+    """All probes of images at the layers of read_layers. Returns (criteria, layers, decoded, tables)."""
     split, n, points = images.split, len(images.items), list(layers)
     train, val, test = split["train"], split["val"], split["test"]
     chosen = choose_layers(layers, val)
-    if read_random:  # only where a criterion is measured
-        needed = points_of(chosen, points)
-        check_untrained(needed, read_random.index["points"], read_random.folder)
-        untrained = read_layers(images, read_random, needed, "untrained")
-        layers |= {f"random:{p}": row for p, row in untrained.items()}
+    if read_random:
+        layers |= untrained_layers(images, read_random, points_of(chosen, points))
     lpips, lpips_name = load_lpips()
 
     masks, at = images.masks, chosen["spatial_iou"]
@@ -857,38 +778,33 @@ def space(images, layers, read, read_random, read_oracle):
     of_shuffled = mask_scores(shuffled["mask"][:, 0], images.solid, split)
     scores = scores_of(layers, "spatial_iou")
     kind = "masks" if "mask" in images.items[0] else "boxes"
-    about = images.sources, images.seed
-    criteria = {
-        "bbox_iou": box_record(layers, images),
-        "spatial_iou": mask_criterion(scores, of_shuffled, masks, side[at], split, *about, truth=kind),
-        "edge_probe_f1": edge_record(layers, chosen["edge_probe_f1"], shuffled["edge"][:, 0], images),
-    }
-    at = chosen["recon"]
+    about, criteria = (images.sources, images.seed), {"bbox_iou": box_record(layers, images)}
+    record = mask_criterion(scores, of_shuffled, masks, side[at], split, *about, truth=kind)
+    criteria["spatial_iou"] = record
+    edge_layer = chosen["edge_probe_f1"]
+    criteria["edge_probe_f1"] = edge_record(layers, edge_layer, shuffled["edge"][:, 0], images)
+    at = chosen["recon_ssim"]
     decoded = reconstructions(layers, at, side[at], shuffled["image"], images)
     criteria |= reconstruction_records(decoded, at, lpips, lpips_name, len(candidates(points)), images)
 
     at = chosen["bbox_iou"]
-    scores = {"bbox_iou": layers[at]["bbox_iou"][test]}
-    scores["spatial_iou"] = layers[chosen["spatial_iou"]]["spatial_iou"][test]
+    found = {"bbox_iou": layers[at], "spatial_iou": layers[chosen["spatial_iou"]]}
+    scores = {task: row[task][test] for task, row in found.items()}
     outputs = {
         "boxes": layers[at]["boxes"][2][test].clone(),
         "true_boxes": images.largest[test].clone(),
-        "masks": layers[chosen["spatial_iou"]]["soft"][test].clone(),
+        "masks": found["spatial_iou"]["soft"][test].clone(),
         "images": decoded["trained"].clone(),
         "sources": images.sources,
         "scores": dict(scores),  # gate.py screen pairs models by these
     }
-    if len(set(read.index["points"][at]["shape"][1:3])) == 1:  # square grids
-        readers = {
-            "trained": (read, at),
-            "random_init": (read_random, at),
-            "oracle": (read_oracle, "latents"),
-        }
-        jobs = {name: grids_of(*reader, n) for name, reader in readers.items() if reader[0]}
-        others = {name: decoded[name] for name in ("mean_image", "blur")}
-        records, found = decoder_records(jobs, others, lpips, lpips_name, at, images)
+    if side[at] == read.index["points"][at]["shape"][2]:  # square grids
+        jobs = {"trained": grids_of(read, at, n)}
+        for name, other, point in (("random_init", read_random, at), ("oracle", read_oracle, "latents")):
+            jobs |= {name: grids_of(other, point, n)} if other else {}
+        records, errors = decoder_records(jobs, decoded, lpips, lpips_name, at, images)
         criteria |= records
-        outputs["scores"][f"decoder_{lpips_name}"] = found
+        outputs["scores"][f"decoder_{lpips_name}"] = errors
 
     ranked = [chosen[k] for k in ("map50", "map50_second") if k in chosen]
     criteria["map50"] = detection_record(layers, ranked, images)
@@ -949,14 +865,18 @@ def clips_of(items, split):
 
 
 def best_reading(found, task, clips, pixels=False):
-    """The (point, pooling) of a result of read_motion with the highest mean score on val: a layer, or pixels."""
+    """The (point, pooling) of read_motion with the highest mean score on val: of a layer, or of pixels."""
     options = [o for o in found if (o[0] == "pixels") == pixels]
     return max(options, key=lambda o: clips.score(task, found[o][task][0])[clips.split["val"]].mean())
 
 
-def choose_readings(trained, clips):
-    """{task: the (point, pooling) of the trained network that is best on val}."""
-    return {task: best_reading(trained, task, clips) for task in clips.targets}
+def read_trained(pooled, points, clips, seed, frozen):
+    """(read_motion of the trained network, for true and permuted targets, also applied to frozen clips; {task:
+    the (point, pooling) that is best on val})."""
+    train = clips.split["train"]
+    targets = with_shuffled(clips.targets, train, seed)
+    found = read_motion(pooled, points, targets, train, frozen.values())
+    return found, {task: best_reading(found, task, clips) for task in clips.targets}
 
 
 def motion_criterion(task, at, readers, clips, still=(), seed=0):
@@ -977,33 +897,25 @@ def motion_criterion(task, at, readers, clips, still=(), seed=0):
     baselines = {name: clips.score(task, z)[test] for name, z in answers.items() if name != "trained"}
     shuffled = [clips.score(task, trained[at][f"{task}/{s}"][0])[test] for s in range(SEEDS)]
     baselines["shuffled"] = torch.stack(shuffled)
-    return criterion(
-        clips.score(task, answers["trained"])[test],
-        baselines,
-        clips.sources,
-        blind=blind,
-        layer=at[0],
-        pooling=at[1],
-        seed=seed,
-        options_searched=sum(p != "pixels" for p, _ in trained),
-    ), answers
+    about = {"layer": at[0], "pooling": at[1], "seed": seed}
+    about["options_searched"] = sum(p != "pixels" for p, _ in trained)
+    own = clips.score(task, answers["trained"])[test]
+    return criterion(own, baselines, clips.sources, blind=blind, **about), answers
 
 
 def frozen_records(answers, frozen, direction, clips, **where):
-    """{frozen_<frame>: record} of the control; sets `leak` of the direction's record where the middle frame
-    scores."""
-    test = clips.split["test"]
+    """{frozen_<frame>: record} of the control; sets the direction's `leak` if the middle frame scores."""
+    test, records = clips.split["test"], {}
     majority = {"majority": clips.correct(answers["majority"])[test]}
-    records = {}
     for frame in frozen:
         score = clips.correct(answers[f"frozen_{frame}"])[test]
         records[f"frozen_{frame}"] = criterion(score, majority, clips.sources, **where)
     # The middle frame holds nothing about the direction; the first may. A tenth of the headroom is allowed:
     # the majority class of training may by chance be rare in test.
-    if "middle" in frozen and control_leaks(
-        records["frozen_middle"]["gain_low"], direction["baselines"]["majority"], 1.0
-    ):
-        direction["leak"] = direction["leak"] or "frozen_middle"
+    if "middle" in frozen:
+        low, baseline = records["frozen_middle"]["gain_low"], direction["baselines"]["majority"]
+        if control_leaks(low, baseline, 1.0):
+            direction["leak"] = direction["leak"] or "frozen_middle"
     return records
 
 
@@ -1037,7 +949,7 @@ def motion_table(readers, frozen, pairs, clips, seed):
             row["camera_accuracy"] = correct[camera].mean()
             row["background_accuracy"] = clips.correct(z[0], clips.background)[camera].mean()
         table[point] |= {f"{name}_{view}": x for name, x in row.items()}
-        table[point][f"{task}_{view}_p_holm"] = None  # below, adjusted over all
+        table[point][f"{task}_{view}_p_holm"] = None  # below: adjusted over all
         p[point, view] = paired_test(correct[test], majority, clips.sources, seed=seed)["p"]
     for (point, view), adjusted in holm(p).items():
         table[point][f"{task}_{view}_p_holm"] = adjusted
@@ -1050,8 +962,8 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
     frozen {"first" | "middle": pooled features of clips that repeat this frame}. The probe of moving clips is
     applied to them (frozen_<frame>, a control); a probe trained on them is a baseline (<frame>_frame)."""
     frozen, clips = frozen or {}, clips_of(items, split)
-    readers = {"trained": read_trained(pooled, points, clips, args.seed, frozen)}
-    chosen = choose_readings(readers["trained"], clips)
+    trained, chosen = read_trained(pooled, points, clips, args.seed, frozen)
+    readers = {"trained": trained}
     test, targets, train = clips.split["test"], clips.targets, clips.split["train"]
     for frame, x in frozen.items():
         readers[f"{frame}_frame"] = read_motion(x, points, targets, train)
@@ -1074,19 +986,12 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
     return criteria, motion_table(readers, frozen, pairs, clips, args.seed), decoded
 
 
-def read_trained(pooled, points, clips, seed, frozen):
-    """read_motion of the trained network, for true and permuted targets, also applied to frozen clips."""
-    train = clips.split["train"]
-    return read_motion(pooled, points, with_shuffled(clips.targets, train, seed), train, frozen.values())
-
-
 def read_pooled(folder, points):
     """{point: {mean, max: [n, t, D]}} of a features folder; fails if a value is not finite."""
     pooled = load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"]
-    if bad := [
-        p for p in points if not all(x.isfinite().all() for x in (pooled[p]["mean"], pooled[p]["max"]))
-    ]:
-        fail(f"{folder}/pooled.pt holds non-finite values at {bad[0]}; extract again in bf16 or fp32")
+    for p in points:
+        if not all(x.isfinite().all() for x in pooled[p].values()):
+            fail(f"{folder}/pooled.pt holds non-finite values at {p}; extract again in bf16 or fp32")
     return pooled
 
 
@@ -1098,18 +1003,13 @@ def read_frozen(folders, features, index, points):
         frame = load_yaml(Path(other["data_path"]) / "index.yaml", "data").get("freeze")
         if frame is None:
             fail(f"{folder} holds features of clips that are not frozen; use data.py moving --freeze")
-        if (
-            (other["model"], other["weights"]) != (index["model"], index["weights"])
-            or any(p not in other["points"] for p in points)
-            or set(other["ids"]) != set(index["ids"])
-        ):
+        same = all(other[k] == index[k] for k in ("model", "weights")) and set(points) <= set(other["points"])
+        if not same or set(other["ids"]) != set(index["ids"]):
             fail(f"{folder} and {features} do not have the same network, points and items; extract again")
         order = [other["ids"].index(i) for i in index["ids"]]
-        found[frame] = {
-            p: {k: x[order] for k, x in row.items()}
-            for p, row in read_pooled(folder, points).items()
-            if p in points
-        }
+        pooled, found[frame] = read_pooled(folder, points), {}
+        for p in points:
+            found[frame][p] = {k: x[order] for k, x in pooled[p].items()}
     return found
 
 
@@ -1276,7 +1176,7 @@ def probe_clips(args, items, split, index, points, random):
     )
     if args.choose:
         clips = clips_of(items, split)
-        chosen = choose_readings(read_trained(pooled, points, clips, args.seed, frozen), clips)
+        _, chosen = read_trained(pooled, points, clips, args.seed, frozen)
         return {task: point for task, (point, _) in chosen.items()}
     there = [p for p in points if random and p in random.index["points"]]
     pooled_random = read_pooled(args.random, there) if random else None

@@ -246,13 +246,13 @@ def token_slices(read, point, rows, most=2**28):
 
 
 def chunks(rows, *tables, most=2**27):
-    """The items `rows` in parts, of which no table, a tensor or `Lazy` [n, ...], takes more than `most` bytes."""
+    """The items `rows` in parts of which no table, a tensor or `Lazy`, takes more than `most` bytes."""
     size = max(4 * table[rows[:1]].numel() for table in tables)
     return rows.split(max(most // max(size, 1), 1))
 
 
 def gram(x, centre):
-    """Inner products of all items [n, n] of x [n, ...], a tensor or `Lazy`, about the mean of the items `centre`.
+    """Inner products [n, n] of x [n, ...], a tensor or `Lazy`, about the mean of the items `centre`.
 
     Each slice is centred before the product: a large mean would lose fp32 precision.
     """
@@ -266,7 +266,7 @@ def gram(x, centre):
 
 
 def moments(x, y, rows):
-    """(mean of x [D], mean of y [C], X'X [D, D], X'Y [D, C]) over the tokens of the items `rows`, fp64.
+    """((mean of x [D], of y [C]), X'X [D, D], X'Y [D, C]) over the tokens of the items `rows`, fp64.
 
     x [n, K, D] and y [n, K, C], tensors or `Lazy`, are read in chunks. Products are about the means; they are
     summed about the means of the first chunk, so that fp32 loses nothing.
@@ -277,14 +277,15 @@ def moments(x, y, rows):
         if shift is None:
             shift = [z.mean(0) for z in both]
             sums = [torch.zeros_like(s, dtype=torch.float64) for s in shift]
-            squares, products, count = 0.0, 0.0, 0
+            squares = products = count = 0
         a, b = (z - s for z, s in zip(both, shift, strict=True))
         squares = squares + (a.T @ a).double()
         products = products + (a.T @ b).double()
         sums = [s + z.sum(0).double() for s, z in zip(sums, (a, b), strict=True)]
         count += len(a)
     means = [s + z / count for s, z in zip(shift, sums, strict=True)]
-    return (*means, squares - sums[0].outer(sums[0]) / count, products - sums[0].outer(sums[1]) / count)
+    squares = squares - sums[0].outer(sums[0]) / count
+    return means, squares, products - sums[0].outer(sums[1]) / count
 
 
 def token_map(x, y, widths, train, val):
@@ -293,12 +294,12 @@ def token_map(x, y, widths, train, val):
     x [n, K, D] and y [n, K, C], tensors or `Lazy`, are read in chunks. widths: of the tasks in C. Each task's
     penalty is the best on the items `val`: leave-one-token-out would leak inside images.
     """
-    mean, centre, squares, products = moments(x, y, train)
+    means, squares, products = moments(x, y, train)
     values, vectors = torch.linalg.eigh(squares)
     values, coordinates = values.clamp(min=0), vectors.T @ products
     penalties = PENALTIES.to(values.device) * values.mean().clamp(min=1e-300)
     maps = torch.stack([(vectors @ (coordinates / (values + p)[:, None])).float() for p in penalties])
-    mean, centre = mean.float(), centre.float()
+    mean, centre = (z.float() for z in means)
     errors = torch.zeros(maps.shape[0], maps.shape[2], dtype=torch.float64, device=maps.device)
     for part in chunks(val, x, y):
         tokens, target = (x[part] - mean).flatten(0, 1), (y[part] - centre).flatten(0, 1)
