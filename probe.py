@@ -20,9 +20,9 @@ Which run depends on the ground truth:
     frozen_<frame>       the direction probe on clips that repeat one frame (--frozen): it must be at chance
 
 Layers without a token grid (`grid: false`) are probed for motion only. The layer is chosen on val and scored
-on test. --choose writes the chosen layers (`points`) and stops; --random is read there alone. Baselines on the
-same items: constants, shuffled labels, another item's features, raw pixels and their principal components, the
-untrained network (--random). `leak`: a control that scores too well.
+on test. --choose writes the chosen layers (`points`) and stops; --random is read there alone. Baselines on
+the same items: constants, shuffled labels, another item's features, raw pixels, principal components of them,
+the untrained network. `leak`: a control that scores too well.
 Modules, to be copied with it: common.py, media.py, metrics.py, stats.py.
 """
 
@@ -87,6 +87,7 @@ from stats import (
     gram,
     holm,
     paired_test,
+    read_once,
     ridge,
     solve_ridge,
     spectrum,
@@ -524,7 +525,7 @@ def images_of(items, split, seed):
 def grids_of(read, point, n):
     """The token grids of n images at a point of the features: `Lazy` [n, h, w, D]."""
     rows = torch.arange(n)
-    return Lazy(lambda some: read(point, some)[:, 0], n, lambda: token_slices(read, point, rows))
+    return Lazy(lambda some: read_once(read, point, some)[:, 0], n, lambda: token_slices(read, point, rows))
 
 
 def read_layer(x, images):
@@ -871,8 +872,8 @@ def best_reading(found, task, clips, pixels=False):
 
 
 def read_trained(pooled, points, clips, seed, frozen):
-    """(read_motion of the trained network, for true and permuted targets, also applied to frozen clips; {task:
-    the (point, pooling) that is best on val})."""
+    """(read_motion of the trained network, for true and permuted targets, also applied to frozen clips;
+    {task: the (point, pooling) that is best on val})."""
     train = clips.split["train"]
     targets = with_shuffled(clips.targets, train, seed)
     found = read_motion(pooled, points, targets, train, frozen.values())

@@ -232,20 +232,31 @@ class Lazy:
         return self.read(rows)
 
 
+def read_once(read, point, rows, tokens=None):
+    """Features of a point of common.Features, mapped only meanwhile: mapped pages count as memory."""
+    found = read(point, rows, tokens)
+    read.shards.cache_clear()
+    return found
+
+
 def layer_of(read, point, rows):
-    """The items `rows` of a point of common.Features as `Lazy` [n, t, h, w, D]."""
-    return Lazy(lambda some: read(point, rows[some]), len(rows), lambda: token_slices(read, point, rows))
+    """The items `rows` of a point of common.Features: `Lazy` [n, t, h, w, D]."""
+
+    def read_rows(some):
+        return read_once(read, point, rows[some])
+
+    return Lazy(read_rows, len(rows), lambda: token_slices(read, point, rows))
 
 
-def token_slices(read, point, rows, most=2**28):
+def token_slices(read, point, rows, most=2**27):
     """Slices [n, k, D] of the tokens of a point, each of at most `most` bytes."""
     *grid, width = read.index["points"][point]["shape"]
     step = max(most // (4 * width * len(rows)), 1)
     for first in range(0, math.prod(grid), step):
-        yield read(point, rows, slice(first, first + step))
+        yield read_once(read, point, rows, slice(first, first + step))
 
 
-def chunks(rows, *tables, most=2**27):
+def chunks(rows, *tables, most=2**26):
     """The items `rows` in parts of which no table, a tensor or `Lazy`, takes more than `most` bytes."""
     size = max(4 * table[rows[:1]].numel() for table in tables)
     return rows.split(max(most // max(size, 1), 1))
@@ -256,10 +267,11 @@ def gram(x, centre):
 
     Each slice is centred before the product: a large mean would lose fp32 precision.
     """
-    total = torch.zeros(len(x), len(x))
+    total, weights = torch.zeros(len(x), len(x)), torch.zeros(len(x))
+    weights[centre] = 1 / len(centre)
     for part in x.slices() if isinstance(x, Lazy) else [x.to(torch.float32, copy=True)]:
         part = part.flatten(1)
-        part -= part[centre].mean(0)
+        part -= weights @ part
         for first in range(0, len(part), 256):  # the upper half
             total[first : first + 256, first:].addmm_(part[first : first + 256], part[first:].T)
     return total.triu_().add_(total.triu(1).T)
