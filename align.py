@@ -8,9 +8,11 @@ Reads features of two encoders (extract.py). Writes align.yaml, align.png and a 
     cka          debiased linear CKA of flattened token grids (Kornblith et al. 2019; Song et al. 2012)
     linear_r2    held-out R2 of ridge from each token to the target's cell, about position means, not clipped
     spearman     Spearman correlation of pairwise distances (Kriegeskorte et al. 2008)
-    recall10     share of 10 nearest neighbours in common (Huh et al. 2024), of other sources; chance: 10 / (n - 1)
+    recall10     share of 10 nearest neighbours in common (Huh et al. 2024); chance: 10 / (n - 1)
 
 For all but R2, an encoder becomes a matrix of items x items of norm one; alignment is an inner product.
+Features are read in slices, one layer at a time. --choose writes the chosen layers (`points`), at which
+--random is read, and stops.
 
 Nulls: sources of the target are permuted whole, among sources of equal size. `p` is of one layer, `p_max` of
 the largest of all (Westfall & Young 1993); R2's is of the target's first 4 principal components. The layer is
@@ -49,12 +51,24 @@ from common import (
     split_indices,
     with_grid,
 )
-from stats import clusters, resampled, solve_ridge, spectrum, token_ridge, widened
+from stats import (
+    Lazy,
+    chunks,
+    clusters,
+    gram,
+    layer_of,
+    moments,
+    resampled,
+    solve_ridge,
+    spectrum,
+    token_map,
+    widened,
+)
 
 MEASURES = ("cka", "linear_r2", "spearman", "recall10")  # of gate 1
 PAIRED = ("cka", "spearman", "recall10")  # cosines of two matrices
 K, RECALLS = 10, (1, 5, 10, 20)  # neighbours
-SUBSET, EXACT = 5000, 2500  # most items compared; most items with matrices in memory
+SUBSET, EXACT = 5000, 2500  # most items compared; most items permuted and resampled
 # principal components of the target, for R2's permutations and for R2 of spatial means
 REDUCED, POOLED_PARTS = 4, 32
 # of an earlier study of Qwen2.5-VL-7B: probably biased, or in-sample
@@ -64,62 +78,39 @@ EARLIER = {"cka": 0.687, "linear_r2": 0.510, "spearman": 0.684, "recall10": 0.25
 # ---------------------------------------------------------------- one space: a matrix [n, n] per measure
 
 
-def space_of(x, sources=None, hold=True):
-    """A space of features [n, ...], centred, of mean square norm one; its Gram matrix up to EXACT items."""
-    x = x.flatten(1).float()
-    x = x - x.mean(0)
-    x /= (x.norm() / len(x) ** 0.5).clamp(min=1e-30)
-    if len(x) > EXACT or not hold:
-        return {
-            "x": x,
-            "n": len(x),
-            "square": x.norm(dim=1).square(),
-            "sums": x @ x.sum(0),
-            "owner": sources and clusters(sources),
-        }
-    gram = torch.empty(len(x), len(x))
-    for a in range(0, len(x), 256):  # the upper half, copied to the lower
-        b = a + 256
-        torch.mm(x[a:b], x[a:].T, out=gram[a:b, a:])
-        gram[b:, a:b] = gram[a:b, b:].T
-    return of_gram(gram, sources)
+def space_of(x, sources=None):
+    """A space of x [n, ...], a tensor or `Lazy`: centred features of mean square norm one."""
+    found = gram(x, torch.arange(len(x)))
+    return of_gram(found.div_(found.diagonal().mean().clamp(min=1e-30)), sources)
 
 
-def of_gram(gram, sources=None):
+def of_gram(matrix_of_products, sources=None):
     """A space from its Gram matrix [n, n]."""
     return {
-        "gram": gram,
-        "n": len(gram),
-        "square": gram.diagonal().clone(),
-        "sums": gram.sum(1),
+        "gram": matrix_of_products,
+        "n": len(matrix_of_products),
+        "square": matrix_of_products.diagonal().clone(),
+        "sums": matrix_of_products.sum(1),
         "owner": sources and clusters(sources),
     }
 
 
 def part_of(space, keep):
-    gram = space["gram"][keep][:, keep]
-    return of_gram(gram) | {"owner": space["owner"] if space["owner"] is None else space["owner"][keep]}
-
-
-def gram_rows(space, rows, first=0):
-    if "x" in space:
-        return space["x"][rows] @ space["x"][first:].T
-    gram = space["gram"][:, first:]
-    return gram if len(rows) == space["n"] else gram.index_select(0, rows)
+    """The space of the items `keep` alone."""
+    owner = space["owner"]
+    return of_gram(space["gram"][keep][:, keep]) | {"owner": None if owner is None else owner[keep]}
 
 
 def distances(space):
     """Squared distances of all items to all, [n, n]."""
-    return torch.add(
-        space["square"][:, None] + space["square"], gram_rows(space, torch.arange(space["n"])), alpha=-2
-    ).clamp_(min=0)
+    return torch.add(space["square"][:, None] + space["square"], space["gram"], alpha=-2).clamp_(min=0)
 
 
 def u_centred(space):
     """U-centred Gram matrix [n, n]: products are unbiased HSIC (Szekely & Rizzo 2014; Song et al. 2012)."""
     n = space["n"]
     sums = (space["sums"] - space["square"]) / (n - 2)
-    found = gram_rows(space, torch.arange(n)) - sums[:, None]
+    found = space["gram"] - sums[:, None]
     found -= sums - sums.sum() / (n - 1)
     return found.fill_diagonal_(0)
 
@@ -127,7 +118,7 @@ def u_centred(space):
 def nearest(space, rows, k=K):
     """The k nearest items of other sources to each of `rows`: [b, k], unordered."""
     # squared distance without the row's own square, which does not change the order
-    d, owner = torch.add(space["square"], gram_rows(space, rows), alpha=-2), space["owner"]
+    d, owner = torch.add(space["square"], space["gram"][rows], alpha=-2), space["owner"]
     if owner is None:
         owner = torch.arange(space["n"])
         d[torch.arange(len(rows)), rows] = math.inf
@@ -143,18 +134,17 @@ def neighbours(space, rows, k=K):
 
 def in_common(a, b, k=K, block=128):
     """Share of k nearest neighbours in common of L spaces a with M spaces b of the same n items: [L, M]."""
+
+    def near(space):
+        return torch.cat([nearest(space, rows, k) for rows in torch.arange(space["n"]).split(block)])
+
     # [n, L, k], [n, M, k]
-    mine, theirs = (
-        torch.stack(
-            [torch.cat([nearest(s, rows, k) for rows in torch.arange(s["n"]).split(block)]) for s in side], 1
-        )
-        for side in (a, b)
-    )
+    mine, theirs = (torch.stack([near(s) for s in side], 1) for side in (a, b))
     n, found = len(mine), torch.zeros(mine.shape[1], theirs.shape[1], dtype=torch.float64)
     for rows in torch.arange(n).split(block):
         queries = theirs[rows].flatten(1)
-        for i, near in enumerate(mine[rows].unbind(1)):
-            among = torch.zeros(len(rows), n, dtype=torch.bool).scatter_(1, near, True)
+        for i, nearest_items in enumerate(mine[rows].unbind(1)):
+            among = torch.zeros(len(rows), n, dtype=torch.bool).scatter_(1, nearest_items, True)
             found[i] += among.gather(1, queries).view(len(rows), len(found[i]), -1).sum((0, 2))
     return found / (n * mine.shape[2])
 
@@ -203,7 +193,7 @@ def matrix(space, measure, k=K):
 
 def pairs(a, b, measure, k=K, block=128):
     """Alignment [L, M] of L spaces a with M spaces b of the same n items, from the upper half of the
-    matrices. Gram matrices come in blocks of rows that fit a cache; above EXACT items none is held whole."""
+    matrices, in blocks of rows that fit a cache."""
     if measure == "recall10":
         return in_common(a, b, k, block)
     a, b = list(a), list(b)
@@ -217,16 +207,14 @@ def pairs(a, b, measure, k=K, block=128):
             return
         # allocated once: repeated allocation would cost as much as the products
         buffers = [torch.empty(len(side) * min(block, n) * n) for side in (a, b)]
-        for rows in torch.arange(n).split(block):
-            first = int(rows[0])
-            parts = [
-                to[: len(side) * len(rows) * (n - first)].view(len(side), len(rows), -1)
-                for to, side in zip(buffers, (a, b), strict=True)
-            ]
-            for part, side in zip(parts, (a, b), strict=True):
-                torch.stack([gram_rows(s, rows, first) for s in side], out=part)
-                part[:, :, : len(rows)].triu_(1)
-            yield [part.flatten(1) for part in parts]
+        for first in range(0, n, block):
+            size, parts = min(block, n - first), []
+            for to, side in zip(buffers, (a, b), strict=True):
+                part = to[: len(side) * size * (n - first)].view(len(side), size, -1)
+                torch.stack([s["gram"][first : first + size, first:] for s in side], out=part)
+                part[:, :, :size].triu_(1)
+                parts.append(part.flatten(1))
+            yield parts
 
     cross = torch.zeros(len(a), len(b), dtype=torch.float64)
     squares = [torch.zeros(len(side), dtype=torch.float64) for side in (a, b)]
@@ -247,12 +235,9 @@ def pairs(a, b, measure, k=K, block=128):
 
 
 def compare(xs, ys, measure, sources=None, k=K):
-    """`pairs` of features [n, ...]."""
-
-    def spaces(side):  # one at a time: neighbours need no more
-        return (space_of(x, sources, measure != "cka") for x in side)
-
-    return pairs(spaces(xs), spaces(ys), measure, k)
+    """`pairs` of features [n, ...]; neighbours need one space at a time."""
+    sides = ((space_of(x, sources) for x in side) for side in (xs, ys))
+    return pairs(*sides, measure, k)
 
 
 def held(spaces, measure, k=K):
@@ -303,11 +288,11 @@ def jackknife(a, b, measure, blocks, folds=20, k=K):
     A bootstrap would repeat items, and a copy is the nearest neighbour."""
     from scipy.special import stdtrit
 
-    folds = min(folds, len(blocks))
-    parts = [torch.cat([b for i, b in enumerate(blocks) if i % folds != f]) for f in range(folds)]
-    v = torch.stack(
-        [pairs([part_of(s, keep) for s in a], [part_of(s, keep) for s in b], measure, k) for keep in parts]
-    )
+    folds, values = min(folds, len(blocks)), []
+    for fold in range(folds):
+        keep = torch.cat([block for i, block in enumerate(blocks) if i % folds != fold])
+        values.append(pairs([part_of(s, keep) for s in a], [part_of(s, keep) for s in b], measure, k))
+    v = torch.stack(values)
     half = float(stdtrit(folds - 1, 0.975)) * ((folds - 1) / folds * (v - v.mean(0)).square().sum(0)).sqrt()
     whole = pairs(a, b, measure, k)
     return whole, whole - half, whole + half
@@ -321,40 +306,62 @@ def match(x, t, h, w):
     return F.adaptive_avg_pool3d(x.permute(0, 4, 1, 2, 3), (t, h, w)).flatten(2).transpose(1, 2)
 
 
-def principal(rows, most):
-    """The first principal directions of rows [m, d] about their mean, [d, most], and the mean."""
-    mean = rows.mean(0)
-    centred = (rows - mean).double()
-    return torch.linalg.eigh(centred.T @ centred)[1][:, -most:].flip(1).float(), mean
+def matched(x, side, most=2**28):
+    """Token grids x [n, T, H, W, d], a tensor or `Lazy`, resampled to `side` (t, h, w): [n, t*h*w, d].
+
+    They are held if they take at most `most` bytes, otherwise `Lazy`."""
+    found = Lazy(lambda rows: torch.cat([match(x[part], *side) for part in chunks(rows, x)]), len(x))
+    every = torch.arange(len(x))
+    return found[every] if 4 * len(x) * found[every[:1]].numel() <= most else found
+
+
+def centred(x, train):
+    """x [n, K, d] about the mean of each position over the training items."""
+    total = sum(x[part].sum(0, dtype=torch.float64) for part in chunks(train, x))
+    mean = (total / len(train)).float()
+    return Lazy(lambda rows: x[rows] - mean, len(x))
+
+
+def principal(x, train, most):
+    """The first principal directions of x [n, K, d] over the training items, [d, most], and the mean [d]."""
+    (mean, _), squares, _ = moments(x, x, train)
+    return torch.linalg.eigh(squares)[1][:, -most:].flip(1).float(), mean.float()
 
 
 def token_r2(x, y, split, seed=0, n_perm=0, blocks=()):
     """A token-wise ridge from x [n, K, d] to y [n, K, c] about each position's training mean; penalty by val.
 
-    Returns {residual, variance: [n, c]; reduced: R2 on test of y's first REDUCED principal components; null:
-    the same with training images permuted, [n_perm]}. Held-out R2 is 1 - sum residual / sum variance."""
-    train, test = split["train"], split["test"]
-    y = y - y[train].mean(0)  # so that a map from the position alone scores 0
-    x = x - x[train].mean(0)
-    targets, g = {"true": y}, torch.Generator().manual_seed(seed)
+    x and y are tensors or `Lazy`. Returns {residual, variance: [n, c], nan for training items; reduced: R2 on
+    test of y's first REDUCED principal components; null: the same with training images permuted, [n_perm]}.
+    Held-out R2 is 1 - sum residual / sum variance."""
+    # about means, so that a map from the position alone scores 0
+    n, train, x, y = len(x), split["train"], centred(x, split["train"]), centred(y, split["train"])
+    every, small, orders = torch.arange(n), None, []
     if n_perm:
-        small = targets["reduced"] = y @ principal(y[train].flatten(0, 1), REDUCED)[0]
-    for i in range(n_perm):
-        targets[f"null{i}"] = small.index_copy(0, train, small[train][shuffle(blocks, g)])
-    found = token_ridge(x, targets, train, split["val"])
+        directions, _ = principal(y, train, REDUCED)
+        small = torch.cat([y[part] @ directions for part in chunks(every, y)])
+        g = torch.Generator().manual_seed(seed)
+        permuted_train = [train[shuffle(blocks, g)] for _ in range(n_perm)]
+        orders = [every, *(every.index_copy(0, train, order) for order in permuted_train)]
+    targets = Lazy(lambda rows: torch.cat([y[rows], *(small[order[rows]] for order in orders)], -1), n)
+    c = y[every[:1]].shape[-1]
+    predict = token_map(x, targets, [c] + len(orders) * [REDUCED], train, split["val"])
 
-    def r2(z, true):
-        return 1 - ((z - true)[test].square().sum() / true[test].square().sum()).item()
-
-    out = {"residual": (found["true"] - y).double().square().sum(1), "variance": y.double().square().sum(1)}
-    return out | (
-        {
-            "reduced": r2(found["reduced"], small),
-            "null": torch.tensor([r2(found[f"null{i}"], small) for i in range(n_perm)]),
-        }
-        if n_perm
-        else {}
-    )
+    residual, variance = torch.full((2, n, c), math.nan, dtype=torch.float64)
+    errors = torch.full((n, len(orders)), math.nan, dtype=torch.float64)
+    held_out = every[~torch.isin(every, train)]
+    for rows in chunks(held_out, x, targets):
+        found, true = predict(rows), y[rows]
+        residual[rows] = (found[..., :c] - true).double().square().sum(1)
+        variance[rows] = true.double().square().sum(1)
+        for k in range(len(orders)):
+            part = found[..., c + k * REDUCED :][..., :REDUCED]
+            errors[rows, k] = (part - small[rows]).double().square().sum((1, 2))
+    out = {"residual": residual, "variance": variance}
+    if n_perm:
+        r2 = 1 - errors[split["test"]].sum(0) / small[split["test"]].double().square().sum()
+        out |= {"reduced": r2[0].item(), "null": r2[1:].float()}
+    return out
 
 
 def r2_of(fit, pick):
@@ -427,91 +434,79 @@ def blocks_of(sources):
     return [torch.tensor(v) for v in found.values()]
 
 
+def sources_of(items, rows):
+    return [items[i]["source"] for i in rows.tolist()]
+
+
 def reported(items, split):
-    """(report, some, their sources): the train and test items; of them whole sources with at most EXACT
-    items. Scores without parameters use `report`; intervals and permutations use `some`."""
+    """(report, some): the train and test items; of them whole sources with at most EXACT items.
+
+    Scores without parameters use `report`; intervals and permutations use `some`."""
     report = torch.cat([split["train"], split["test"]])
     chosen, n = [], 0
-    for block in blocks_of([items[i]["source"] for i in report.tolist()]):
+    for block in blocks_of(sources_of(items, report)):
         if chosen and n + len(block) > EXACT:
             break
         chosen, n = [*chosen, block[:EXACT]], n + len(block)
-    some = report[torch.cat(chosen).sort().values]
-    return report, some, *([items[i]["source"] for i in pick.tolist()] for pick in (report, some))
+    return report, report[torch.cat(chosen).sort().values]
 
 
-def measure_layers(layers, y, items, split, args, gridless=(), n_perm=None, desc=None):
-    """({layer: {measure: {score, low, high, p, p_max, val, n}}}, {layer: token_r2}); y [n, t, h, w, d]."""
-    n_perm, (report, some, sources, of_some) = (
-        args.permutations if n_perm is None else n_perm,
-        reported(items, split),
-    )
-    of_val, of_test, of_train = (
-        [items[i]["source"] for i in split[part].tolist()] for part in ("val", "test", "train")
-    )
-    target, target_val = ([space_of(y[pick], s)] for pick, s in ((some, of_some), (split["val"], of_val)))
-    spaces = []
-    spaces_val = []
-    scores = {m: [] for m in PAIRED}
-    fits = {}
-    out = {p: {} for p in layers}
-    for p, read in tqdm(layers.items(), desc=desc, unit="layer", disable=desc is None):
-        x = read()
-        spaces.append(space_of(x[some], of_some))
-        spaces_val.append(space_of(x[split["val"]], of_val))
-        for m in PAIRED if len(some) < len(report) else ():
-            scores[m].append(compare([x[report]], [y[report]], m, sources)[0, 0])
+def read_layers(layers, y, items, split, seed=0, gridless=(), n_perm=0, desc=None):
+    """({layer: {space: of `some`, val, score: by measure}}, {layer: token_r2}, the target's space of `some`).
+
+    layers {name: x}; x and y [n, t, h, w, d], tensors or `Lazy`, are read in chunks, one layer at a time."""
+    report, some = reported(items, split)
+    val, sources = split["val"], [i["source"] for i in items]
+    target = space_of(y, sources)
+    blocks = blocks_of(sources_of(items, split["train"]))
+    rows, fits = {}, {}
+    for p, x in tqdm(layers.items(), desc=desc, unit="layer", disable=desc is None):
+        space = space_of(x, sources)
+        parts = {"val": val} | ({"score": report} if len(some) < len(report) else {})
+        rows[p] = {"space": part_of(space, some), "score": {}}
+        for name, pick in parts.items():
+            both = [[part_of(s, pick)] for s in (space, target)]
+            rows[p][name] = {m: pairs(*both, m).item() for m in PAIRED}
         if p not in gridless:
-            side = [min(a, b) for a, b in zip(x.shape[1:4], y.shape[1:4], strict=True)]
-            fits[p] = token_r2(
-                match(x, *side), match(y, *side), split, args.seed, n_perm // 2, blocks_of(of_train)
-            )
+            grids = (z[val[:1]].shape[1:4] for z in (x, y))
+            side = [min(pair) for pair in zip(*grids, strict=True)]
+            fits[p] = token_r2(matched(x, side), matched(y, side), split, seed, n_perm // 2, blocks)
+    return rows, fits, part_of(target, some)
+
+
+def score_layers(rows, fits, target, items, split, n_perm=0, seed=0):
+    """{layer: {measure: {score, low, high, p, p_max, val, n}}} of the results of `read_layers`."""
+    report, some = reported(items, split)
+    blocks, of_report = blocks_of(sources_of(items, some)), sources_of(items, report)
+    spaces, out = [row["space"] for row in rows.values()], {p: {} for p in rows}
     for m in PAIRED:
-        found, low, high = (v[:, 0] for v in jackknife(spaces, target, m, blocks_of(of_some)))
-        score, val = torch.stack(scores[m]) if scores[m] else found, pairs(spaces_val, target_val, m)[:, 0]
-        p, p_max = (
-            p_values(
-                found,
-                permuted(
-                    held(spaces, m),
-                    held(target, m),
-                    m in ("cka", "spearman"),
-                    blocks_of(of_some),
-                    n_perm,
-                    args.seed,
-                )[..., 0],
-            )
-            if n_perm
-            else (None, None)
-        )
-        for k, layer in enumerate(layers):
-            row = out[layer][m] = {
-                "score": score[k].item(),
-                "low": (score + low - found)[k].item(),
-                "high": (score + high - found)[k].item(),
-                "val": val[k].item(),
-                "n": len(report),
-            }
-            row |= {"chance": chance(sources)} if m == "recall10" else {}
-            row |= {"p": p[k].item(), "p_max": p_max[k].item()} if n_perm else {}
+        found, low, high = (v[:, 0] for v in jackknife(spaces, [target], m, blocks))
+        if n_perm:
+            matrices = held(spaces, m), held([target], m)
+            null = permuted(*matrices, m != "recall10", blocks, n_perm, seed)[..., 0]
+            p, p_max = p_values(found, null)
+        for k, (layer, row) in enumerate(rows.items()):
+            score = row["score"].get(m, found[k].item())
+            bounds = {"low": score - (found - low)[k].item(), "high": score + (high - found)[k].item()}
+            out[layer][m] = {"score": score} | bounds | {"val": row["val"][m], "n": len(report)}
+            out[layer][m] |= {"chance": chance(of_report)} if m == "recall10" else {}
+            out[layer][m] |= {"p": p[k].item(), "p_max": p_max[k].item()} if n_perm else {}
     largest = torch.stack([f["null"] for f in fits.values()]).amax(0) if fits and n_perm else None
     for layer, fit in fits.items():
-        score, low, high = ratio_bootstrap(
-            *(fit[k][split["test"]].sum(1) for k in ("residual", "variance")), of_test, seed=args.seed
-        )
-        out[layer]["linear_r2"] = {
-            "score": score,
-            "low": low,
-            "high": high,
-            "val": r2_of(fit, split["val"]),
-            "n": len(split["test"]),
-        }
-        if n_perm:
-            out[layer]["linear_r2"] |= {
-                key: (1 + (null >= fit["reduced"]).sum().item()) / (1 + len(null))
-                for key, null in (("p", fit["null"]), ("p_max", largest))
-            }
-    return out, fits
+        out[layer]["linear_r2"] = r2_row(fit, largest, items, split, seed)
+    return out
+
+
+def r2_row(fit, largest, items, split, seed):
+    """{score, low, high, val, n} of a result of token_r2, and p of `largest`, the null of the best layer."""
+    test = split["test"]
+    parts = (fit[k][test].sum(1) for k in ("residual", "variance"))
+    score, low, high = ratio_bootstrap(*parts, sources_of(items, test), seed=seed)
+    row = {"score": score, "low": low, "high": high, "val": r2_of(fit, split["val"]), "n": len(test)}
+    if largest is not None:
+        for key, null in (("p", fit["null"]), ("p_max", largest)):
+            row[key] = (1 + (null >= fit["reduced"]).sum().item()) / (1 + len(null))
+    return row
 
 
 def record(layers, random, pixels, measure, n_options):
@@ -522,51 +517,34 @@ def record(layers, random, pixels, measure, n_options):
     baselines |= {"pixels": pixels[measure]["score"]} if pixels else {}
     baselines |= {"random_init": random[best][measure]["score"]} if random else {}
     name = max(baselines, key=baselines.get)
-    half = [at_best["score"] - at_best["low"], at_best["high"] - at_best["score"]]
     rival = {"pixels": pixels, "random_init": (random or {}).get(best)}.get(name)
-    other = (
-        [rival[measure]["score"] - rival[measure]["low"], rival[measure]["high"] - rival[measure]["score"]]
-        if rival
-        else [0.0, 0.0]
-    )
+    other = rival[measure] if rival else dict.fromkeys(("score", "low", "high"), 0.0)
     gain = at_best["score"] - baselines[name]
-    return {
-        "score": at_best["score"],
-        "low": at_best["low"],
-        "high": at_best["high"],
-        "better": "higher",
-        "n": at_best["n"],
-        "baseline": baselines[name],
-        "baseline_name": name,
-        "upper_bound": 1.0,
-        "skill": gain / (1 - baselines[name]),
-        "gain": gain,
-        "gain_low": gain - (half[0] ** 2 + other[1] ** 2) ** 0.5,
-        "gain_high": gain + (half[1] ** 2 + other[0] ** 2) ** 0.5,
+    lower = math.hypot(at_best["score"] - at_best["low"], other["high"] - other["score"])
+    upper = math.hypot(at_best["high"] - at_best["score"], other["score"] - other["low"])
+    found = {key: at_best[key] for key in ("score", "low", "high")} | {"better": "higher", "n": at_best["n"]}
+    found |= {"baseline": baselines[name], "baseline_name": name, "upper_bound": 1.0}
+    found |= {"skill": gain / (1 - baselines[name]), "gain": gain}
+    found |= {
+        "gain_low": gain - lower,
+        "gain_high": gain + upper,
         "p": at_best["p"],
         "p_max": at_best["p_max"],
-        "layer": best,
-        "options_searched": n_options,
-        "baselines": baselines,
     }
+    return found | {"layer": best, "options_searched": n_options, "baselines": baselines}
 
 
 def recommendation(fits, items, split, seed):
     """{recommended: layer with the highest R2 on val, recommended_share: of val resamples, runner_up}."""
     val = split["val"]
-    sources = [items[i]["source"] for i in val.tolist()]
-    draws = torch.stack(
-        [
-            ratio_draws(f["residual"][val].sum(1), f["variance"][val].sum(1), sources, seed=seed)[0]
-            for f in fits.values()
-        ]
-    )
+    draws = []
+    for fit in fits.values():
+        parts = (fit[k][val].sum(1) for k in ("residual", "variance"))
+        draws.append(ratio_draws(*parts, sources_of(items, val), seed=seed)[0])
     order = sorted(fits, key=lambda p: -r2_of(fits[p], val))
-    return {
-        "recommended": order[0],
-        "recommended_share": (draws.argmax(0) == list(fits).index(order[0])).double().mean().item(),
-        "runner_up": order[1] if len(order) > 1 else None,
-    }
+    share = (torch.stack(draws).argmax(0) == list(fits).index(order[0])).double().mean().item()
+    runner_up = order[1] if len(order) > 1 else None
+    return {"recommended": order[0], "recommended_share": share, "runner_up": runner_up}
 
 
 def pooled_matrix(xs, ys, items, split, args):
@@ -574,15 +552,18 @@ def pooled_matrix(xs, ys, items, split, args):
 
     linear_r2: ridge from a layer to the first POOLED_PARTS principal components of a point, penalty by
     leave-one-out."""
-    (report, some, sources, of_some), val, tables, best = reported(items, split), split["val"], {}, {}
-    of_val, blocks = [items[i]["source"] for i in val.tolist()], blocks_of(of_some)
-    spaces = [[space_of(x[some], of_some) for x in side.values()] for side in (xs, ys)]
+    report, some = reported(items, split)
+    blocks, sources = blocks_of(sources_of(items, some)), [i["source"] for i in items]
+    whole = [[space_of(x, sources) for x in side.values()] for side in (xs, ys)]
+    of_report, of_some, on_val = (
+        [[part_of(space, pick) for space in side] for side in whole] for pick in (report, some, split["val"])
+    )
+    tables, best = {}, {}
     for m in PAIRED:
-        score = compare([x[report] for x in xs.values()], [y[report] for y in ys.values()], m, sources)
-        on_val = compare([x[val] for x in xs.values()], [y[val] for y in ys.values()], m, of_val)
-        null = permuted(*(held(s, m) for s in spaces), m != "recall10", blocks, args.permutations, args.seed)
-        p, p_max = p_values(pairs(*spaces, m), null)
-        layer, point = divmod(int(on_val.argmax()), len(ys))
+        score, val = pairs(*of_report, m), pairs(*on_val, m)
+        null = permuted(*(held(s, m) for s in of_some), m != "recall10", blocks, args.permutations, args.seed)
+        p, p_max = p_values(pairs(*of_some, m), null)
+        layer, point = divmod(int(val.argmax()), len(ys))
         best[m] = {
             "layer": list(xs)[layer],
             "point": list(ys)[point],
@@ -593,342 +574,351 @@ def pooled_matrix(xs, ys, items, split, args):
             "permuted_items": len(some),
         }
         tables[m] = score
+    tables["linear_r2"] = pooled_r2(xs, ys, split)
+    named = {}
+    for m, table in tables.items():
+        rows = zip(xs, table.tolist(), strict=True)
+        named[m] = {p: dict(zip(ys, row, strict=True)) for p, row in rows}
+    return named, best
+
+
+def pooled_r2(xs, ys, split):
+    """R2 on test of a ridge from each layer to the first principal components of each point, [L, M]."""
     train, test = split["train"], split["test"]
     targets = {}
     for name, y in ys.items():
-        y = y.flatten(1)
-        directions, mean = principal(y[train], min(POOLED_PARTS, y.shape[1], len(train) - 1))
-        targets[name] = (y - mean) @ directions
-    kernels = torch.stack([(z := (x := v.flatten(1)) - x[train].mean(0)) @ z[train].T for v in xs.values()])
-    found = solve_ridge(*spectrum(kernels, train), targets, train)
-    tables["linear_r2"] = torch.stack(
-        [
-            1 - (f[:, test] - targets[name][test]).square().sum((1, 2)) / targets[name][test].square().sum()
-            for name, (f, _) in found.items()
-        ],
-        1,
-    )
-    return {
-        m: {p: dict(zip(ys, row.tolist(), strict=True)) for p, row in zip(xs, table, strict=True)}
-        for m, table in tables.items()
-    }, best
+        y = y.flatten(1)[:, None]
+        directions, mean = principal(y, train, min(POOLED_PARTS, y.shape[-1], len(train) - 1))
+        targets[name] = (y[:, 0] - mean) @ directions
+    kernels = torch.stack([gram(x, train) for x in xs.values()])
+    columns = []
+    for name, (found, _) in solve_ridge(*spectrum(kernels, train), targets, train).items():
+        true = targets[name][test]
+        columns.append(1 - (found[:, test] - true).square().sum((1, 2)) / true.square().sum())
+    return torch.stack(columns, 1)
 
 
-def at_layer(name, x, y, items, split):
-    """Neighbours in common at the recommended layer, for several k. x, y: [n, t, h, w, d]."""
-    _, some, _, sources = reported(items, split)
-    spaces = [space_of(z[some], sources) for z in (x, y)]
+def at_layer(name, rows, target, items, split):
+    """Neighbours in common of a layer and the target, for several k; rows and target: of `read_layers`."""
+    sources = sources_of(items, reported(items, split)[1])
     recall = {}
-    for k in (k for k in RECALLS if k < len(some) - 2):
-        score = pairs(spaces[:1], spaces[1:], "recall10", k).item()
+    for k in (k for k in RECALLS if k < len(sources) - 2):
+        score = pairs([rows[name]["space"]], [target], "recall10", k).item()
         recall[f"{k}"] = {"score": score, "chance": chance(sources, k)}
     return {"layer": name, "recall": recall}
 
 
 def channels(fits, test):
     """{layer: R2 on test of every channel of the target}, not clipped; None for a constant channel."""
-    return {
-        p: [
-            1 - r / v if v > 0 else None
-            for r, v in zip(*(f[k][test].sum(0).tolist() for k in ("residual", "variance")), strict=True)
-        ]
-        for p, f in fits.items()
-    }
+    found = {}
+    for p, fit in fits.items():
+        residual, variance = (fit[k][test].sum(0).tolist() for k in ("residual", "variance"))
+        found[p] = [1 - r / v if v > 0 else None for r, v in zip(residual, variance, strict=True)]
+    return found
 
 
 # ---------------------------------------------------------------- chart and report
 
 
+def draw_heat(axis, rows, columns, layers, title, text=True):
+    """Draw values [layer, column] from 0 to 1; None is missing."""
+    values = torch.tensor([[math.nan if v is None else v for v in row] for row in rows])
+    shown = axis.imshow(values.numpy(), aspect="auto", cmap="viridis", vmin=0.0, vmax=1)
+    turned = {"rotation": 45, "ha": "right"} if max(map(len, columns)) > 3 else {}
+    axis.set_xticks(range(len(columns)), columns, fontsize=8, **turned)
+    axis.set_yticks(range(len(rows)), layers, fontsize=8)
+    axis.set_title(title, fontsize=10)
+    for i, j in torch.cartesian_prod(*map(torch.arange, values.shape)).tolist() if text else ():
+        v = values[i, j].item()
+        style = {"ha": "center", "va": "center", "fontsize": 8, "color": "black" if v > 0.6 else "white"}
+        axis.text(j, i, "-" if math.isnan(v) else f"{v:.2f}", **style)
+    return shown
+
+
 def draw_chart(result, path):
     """Write align.png: scores by layer; R2 by layer and channel; CKA of spatial means, layers x points."""
     plt = pyplot()
-    layers = [p for p in result["layers"] if p != "pixels"]
+    layers = candidates(result["layers"])
     figure, axes = plt.subplots(1, 3, figsize=(20, 2.8 + 0.32 * len(layers)), layout="constrained")
-
-    def heat(axis, rows, columns, title, text=True, low=0.0):
-        values = torch.tensor([[math.nan if v is None else v for v in row] for row in rows])
-        shown = axis.imshow(values.numpy(), aspect="auto", cmap="viridis", vmin=low, vmax=1)
-        axis.set_xticks(
-            range(len(columns)),
-            columns,
-            rotation=45 if max(map(len, map(str, columns))) > 3 else 0,
-            ha="right" if max(map(len, map(str, columns))) > 3 else "center",
-            fontsize=8,
-        )
-        axis.set_yticks(range(len(rows)), layers, fontsize=8)
-        axis.set_title(title, fontsize=10)
-        for i, row in enumerate(values.tolist() if text else ()):
-            for j, v in enumerate(row):
-                axis.text(
-                    j,
-                    i,
-                    "-" if math.isnan(v) else f"{v:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="black" if v > 0.6 else "white",
-                )
-        return shown
-
     names = [m for m in (*PAIRED, "linear_r2") if any(m in result["layers"][p] for p in layers)]
-    columns = [
-        f"{m}{side}" for m in names for side in ("", "\nuntrained") if not side or "untrained" in result
-    ]
-    rows = [
-        [
-            row.get(p, {}).get(m, {}).get("score")
-            for m in names
-            for row in (
-                [result["layers"], result["untrained"]] if "untrained" in result else [result["layers"]]
-            )
-        ]
-        for p in layers
-    ]
-    heat(
-        axes[0],
-        rows,
-        columns,
-        f"Alignment of {result['model']}'s tokens with {result['target']} {result['target_point']}",
-    )
-    if result.get("channels"):
-        table = result["channels"]
-        heat(
-            axes[1],
-            [table.get(p, [None] * len(next(iter(table.values())))) for p in layers],
-            [str(c) for c in range(len(next(iter(table.values()))))],
-            f"Held-out linear R2 of each channel of {result['target_point']}\n(below 0 drawn as 0)",
-            text=len(next(iter(table.values()))) <= 16,
-        )
+    networks = {"": result["layers"]}
+    if "untrained" in result:
+        networks["\nuntrained"] = result["untrained"]
+    columns, scores = [], []
+    for m in names:
+        for label, table in networks.items():
+            columns.append(f"{m}{label}")
+            scores.append([table.get(p, {}).get(m, {}).get("score") for p in layers])
+    title = f"Alignment of {result['model']}'s tokens with {result['target']} {result['target_point']}"
+    draw_heat(axes[0], list(zip(*scores, strict=True)), columns, layers, title)
+    table = result["channels"]
+    if table:
+        n = len(next(iter(table.values())))
+        rows, numbers = [table.get(p, [None] * n) for p in layers], [str(c) for c in range(n)]
+        title = f"Held-out linear R2 of each channel of {result['target_point']}\n(below 0 drawn as 0)"
+        draw_heat(axes[1], rows, numbers, layers, title, text=n <= 16)
     else:
         axes[1].axis("off")
     table = result["pooled"]["cka"]
     points = list(next(iter(table.values())))
-    shown = heat(
-        axes[2],
-        [[table.get(p, {}).get(t) for t in points] for p in layers],
-        points,
-        f"Debiased CKA of spatial means, with {result['target']}",
-        text=len(points) <= 16,
-    )
+    rows = [[table.get(p, {}).get(t) for t in points] for p in layers]
+    title = f"Debiased CKA of spatial means, with {result['target']}"
+    shown = draw_heat(axes[2], rows, points, layers, title, text=len(points) <= 16)
     figure.colorbar(shown, ax=axes[2])
-    figure.suptitle(
-        f"{result['data_name']}: {result['items']} items; recommended layer {result.get('recommended')}; "
-        f"{result['weights']} weights, {result['data']} data"
-    )
+    about = f"{result['weights']} weights, {result['data']} data"
+    about = f"{result['items']} items; recommended layer {result.get('recommended')}; {about}"
+    figure.suptitle(f"{result['data_name']}: {about}")
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
+def study_layer(r):
+    """Lines on the recommended layer."""
+    if not r.get("recommended"):
+        return [f"No layer is recommended: {r['linear_r2_reason']}.", ""]
+    best, share = r["layers"][r["recommended"]]["linear_r2"], r["recommended_share"]
+    rest = f"; the runner-up is {r['runner_up']}" if r["runner_up"] else ""
+    certain = "certain" if share > 0.95 else "uncertain"
+    scores = f"**{r['recommended']}**, by linear R2: {best['val']:.3f} on val, {interval(best)} on test."
+    of = f"It is the best of {len(r['channels'])} layers in {share:.0%} of resamples of val{rest}."
+    return [f"{scores} {of} The choice is {certain}.", ""]
+
+
+def interval(c):
+    return f"{c['score']:.3f} [{c['low']:.3f}, {c['high']:.3f}]"
+
+
+def table_of(head, rows):
+    """Lines of a table in Markdown."""
+    lines = [f"| {' | '.join(line)} |" for line in (head, *rows)]
+    return [lines[0], f"|{'---|' * len(head)}", *lines[1:]]
+
+
 def study(r):
     """The report in Markdown, from the YAML's numbers."""
-
-    def interval(c):
-        return f"{c['score']:.3f} [{c['low']:.3f}, {c['high']:.3f}]"
-
     some = f"{r['subset']} of " if "subset" in r else ""
+    weights = f"{r['weights']} weights, {r['target_weights']} weights of the target"
+    better = [m for m, c in r["criteria"].items() if c["gain_low"] > 0]
+    compared = "No measure is above its best baseline: an untrained network or raw pixels align as well. "
+    if better:
+        compared = f"Above the best baseline: {', '.join(better)}. "
+    criteria = []
+    for m, c in r["criteria"].items():
+        baseline = f"{c['baseline']:.3f} {c['baseline_name']}"
+        criteria.append([m, c["layer"], interval(c), baseline, f"{c['p_max']:.3f}", f"{EARLIER[m]}"])
+    head = ["measure", "layer", "score", "best baseline", "p (max over layers)"]
+    at = r["at_layer"]
+    recall = [f"{v['score']:.3f} of {k} (chance {v['chance']:.3f})" for k, v in at["recall"].items()]
+    sizes = []
+    for p, d in r["dimension"].items():
+        values = [f"{d[k]:.1f}" for k in ("two_nn", "mle", "participation")]
+        sizes.append([p, *values, "yes" if d["agree"] else "no"])
     lines = [
         f"# Alignment of {r['model']} with {r['target']}",
         "",
-        f"{some}{r['items']} items of {r['data_name']}; {r['data']} data, {r['weights']} weights, "
-        f"{r['target_weights']} weights of the target.",
+        f"{some}{r['items']} items of {r['data_name']}; {r['data']} data, {weights}.",
         "",
         "## Recommended layer",
         "",
-    ]
-    if r.get("recommended"):
-        best = r["layers"][r["recommended"]]["linear_r2"]
-        share, rest = r["recommended_share"], f"; the runner-up is {r['runner_up']}" if r["runner_up"] else ""
-        lines += [
-            f"**{r['recommended']}**, by linear R2: {best['val']:.3f} on val, {interval(best)} on test. "
-            f"It is the best of {len(r['channels'])} layers in {share:.0%} of resamples of val{rest}. "
-            + ("The choice is certain." if share > 0.95 else "The choice is uncertain."),
-            "",
-        ]
-    else:
-        lines += [f"No layer is recommended: {r['linear_r2_reason']}.", ""]
-    lines += [
-        "| measure | layer | score | best baseline | p (max over layers) | earlier study (Qwen2.5-VL-7B) |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {m} | {c['layer']} | {interval(c)} | {c['baseline']:.3f} {c['baseline_name']} | {c['p_max']:.3f} | {EARLIER[m]} |"
-        for m, c in r["criteria"].items()
-    ]
-    above = [m for m, c in r["criteria"].items() if c["gain_low"] > 0]
-    lines += [
+        *study_layer(r),
+        *table_of([*head, "earlier study (Qwen2.5-VL-7B)"], criteria),
         "",
-        (
-            f"Above the best baseline: {', '.join(above)}. "
-            if above
-            else "No measure is above its best baseline: an untrained network or raw pixels align as well. "
-        )
-        + "The earlier study used other data. Its CKA was probably biased and its R2 may be in-sample, "
-        "so its figures are not the same quantity.",
+        f"{compared}The earlier study used other data. Its CKA was probably biased and its R2 may be "
+        "in-sample, so its figures are not the same quantity.",
+        "",
+        f"## Neighbours in common at {at['layer']}",
+        "",
+        f"* {', '.join(recall)}.",
+        "",
+        "## Spatial means, all layers and all points of the target",
         "",
     ]
-    at = r["at_layer"]
-    lines += [f"## Neighbours in common at {at['layer']}", ""]
-    lines += [
-        "* "
-        + ", ".join(f"{v['score']:.3f} of {k} (chance {v['chance']:.3f})" for k, v in at["recall"].items())
-        + "."
-    ]
-    lines += ["", "## Spatial means, all layers and all points of the target", ""]
-    lines += [
-        f"* {m}: best pair on val {b['layer']} - {b['point']}, score {b['score']:.3f} "
-        f"(p, maximum over {b['options_searched']} pairs: {b['p_max']:.3f})."
-        for m, b in r["pooled_best"].items()
-    ]
-    lines += [
-        "",
-        "## Intrinsic dimension",
-        "",
-        "| space | TwoNN | MLE | participation ratio | agree |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {p} | {d['two_nn']:.1f} | {d['mle']:.1f} | {d['participation']:.1f} | {'yes' if d['agree'] else 'no'} |"
-        for p, d in r["dimension"].items()
-    ]
+    for m, b in r["pooled_best"].items():
+        about = f"(p, maximum over {b['options_searched']} pairs: {b['p_max']:.3f})"
+        lines.append(f"* {m}: best pair on val {b['layer']} - {b['point']}, score {b['score']:.3f} {about}.")
+    lines += ["", "## Intrinsic dimension", ""]
+    lines += table_of(["space", "TwoNN", "MLE", "participation ratio", "agree"], sizes)
     return "\n".join([*lines, ""])
 
 
 def get_args(argv):
     p = parser(__doc__)
-    p.add_argument(
-        "--features",
-        default="results/tiny/shapes/features",
-        help="the model's features (default: %(default)s)",
-    )
-    p.add_argument(
-        "--target",
-        default="results/tiny-vae/shapes/features",
-        help="features of the decoder's autoencoder, or of another model (default: %(default)s)",
-    )
-    p.add_argument(
-        "--target-point",
-        help="point of the target (default: latents, or the one with the highest CKA of means on val)",
-    )
-    p.add_argument("--random", help="features of the untrained network, a baseline")
-    p.add_argument(
-        "--permutations",
-        type=int,
-        default=200,
-        help="permutations of items for p-values; R2 uses half (default: %(default)s)",
-    )
-    p.add_argument("--study", help="write a report in Markdown to this file")
-    p.add_argument("--out", help="default: align.yaml beside --features")
+    add = p.add_argument
+    add("--features", default="results/tiny/shapes/features", help="the model's features")
+    help_target = "features of the decoder's autoencoder, or of another model"
+    add("--target", default="results/tiny-vae/shapes/features", help=help_target)
+    help_point = "point of the target (default: latents, or the one with the highest CKA of means on val)"
+    add("--target-point", help=help_point)
+    add("--random", help="features of the untrained network at the chosen layers, a baseline")
+    add("--choose", metavar="FILE", help="write the layers that are best on val to this YAML, and stop")
+    help_permutations = "permutations of items for p-values; R2 uses half (default: %(default)s)"
+    add("--permutations", type=int, default=200, help=help_permutations)
+    add("--study", help="write a report in Markdown to this file")
+    add("--out", help="default: align.yaml beside --features")
     return p.parse_args(argv)
 
 
-def main(argv=None):
-    args, started = get_args(argv), time.time()
-    if args.permutations < 1:
-        fail(f"--permutations {args.permutations} is too few for a p-value; the default is 200")
-    index, read = load_features(args.features)
-    target, read_target = load_features(args.target)
+def load_inputs(args):
+    """Features of the model, the target and the untrained network (or None), of the same items or exit 2."""
+    read, read_target = load_features(args.features)[1], load_features(args.target)[1]
+    index, target = read.index, read_target.index
     if index["ids"] != target["ids"]:
         there = set(target["ids"])
         missing = next((f"{i!r} is missing" for i in index["ids"] if i not in there), "other order")
         fail(f"{args.target} holds other items than --features ({missing}); extract both from one folder")
     if index.get("shown") != target.get("shown"):
         fail(f"{args.target} has other frames than --features; use the same --frames and --count")
-    random_index, read_random = load_features(args.random) if args.random else ({"points": {}}, None)
-    if args.random and random_index["ids"] != index["ids"]:
+    read_random = load_features(args.random)[1] if args.random and not args.choose else None
+    if read_random and read_random.index["ids"] != index["ids"]:
         fail(f"{args.random} and --features hold other items; extract both from one data folder")
+    if not candidates(index["points"]):
+        fail(f"{args.features} holds no layer but the pixels; extract some")
+    if args.target_point:
+        check_choice(args.target_point, target["points"], f"point in {args.target}")
+    return read, read_target, read_random
+
+
+def layers_of(read, points, keep):
+    """{point: `Lazy`} of the items `keep`; exit 2 for a point that is the same for every item."""
+    layers = {p: layer_of(read, p, keep) for p in points}
+    rows = torch.arange(len(keep))
+    for p, x in layers.items():
+        first = x[rows[:1]]
+        if all((x[part] == first).all() for part in rows.split(2)):
+            fail(f"{p} in {read.folder} is the same for every item; extract it again")
+    return layers
+
+
+def read_items(args, index):
+    """(items in the order of the features, those that are compared, index of the data)."""
     items, data = load_items(index["data_path"])
     items = join(items, index, args.features)
     if len(items) < 10:
         fail(f"{args.features} holds {len(items)} items; alignment needs at least 10")
-    total, keep = len(items), slice(None)
-    if total > SUBSET:
+    keep = torch.arange(len(items))
+    if len(items) > SUBSET:
         generator = torch.Generator().manual_seed(args.seed)
-        keep = torch.randperm(total, generator=generator)[:SUBSET].sort().values
-        items = [items[i] for i in keep.tolist()]
-    split = split_indices(items, args.features)
-    out = Path(args.out or Path(args.features).parent / "align.yaml")
-    check_writable(out)
-    if args.study:
-        check_writable(args.study)
+        keep = torch.randperm(len(items), generator=generator)[:SUBSET].sort().values
+    return [items[i] for i in keep.tolist()], keep, data
 
-    points = list(index["points"])
-    if not set(points) - {"pixels"}:
-        fail(f"{args.features} holds no layer but the pixels; extract some")
-    if lacking := [p for p in points if args.random and p != "pixels" and p not in random_index["points"]]:
-        fail(f"{args.random} lacks {lacking[0]}; extract it with the --points of --features")
-    targets = [p for p in target["points"] if p != "pixels"]
-    if args.target_point:
-        check_choice(args.target_point, target["points"], f"point in {args.target}")
 
-    # checked before the costly work
-    for reader, names, where in ((read_target, targets, args.target), (read, points, args.features)):
-        for point in names:
-            if reader(point).flatten(1).std(0).max() == 0:
-                fail(f"{point} in {where} is the same for every item; extract it again")
+def read_means(folder, names, keep):
+    """{point: [n, t, D]}: means over space; exit 2 if one is not finite."""
+    pooled = load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"]
+    means = {p: pooled[p]["mean"].float()[keep] for p in names}
+    for p, x in means.items():
+        if not x.isfinite().all():
+            fail(
+                f"{folder}/pooled.pt holds non-finite values at {p}; extract in bf16 or fp32, or leave it out"
+            )
+    return means
 
-    def means(folder, names):
-        pooled = load_pt(Path(folder) / "pooled.pt", POOLED)["pooled"]
-        return {p: pooled[p]["mean"].float()[keep] for p in names}
 
-    xs, ys = means(args.features, [p for p in points if p != "pixels"]), means(args.target, targets)
-    pooled, best = pooled_matrix(xs, ys, items, split, args)
-    point = args.target_point or ("latents" if "latents" in targets else best["cka"]["point"])
-    y = read_target(point)[keep]
+def candidates(layers):
+    """The layers that one is chosen from."""
+    return [p for p in layers if p != "pixels"]
 
-    gridless = set(points) - set(with_grid(index)) if point in with_grid(target) else set(points)
-    readers = {p: lambda p=p: read(p)[keep] for p in points}
-    layers, fits = measure_layers(readers, y, items, split, args, gridless, desc="layers")
-    random = {}
-    if args.random:
-        readers = {p: lambda p=p: read_random(p)[keep] for p in points if p != "pixels"}
-        random, _ = measure_layers(readers, y, items, split, args, gridless, n_perm=0, desc="untrained")
-    pixels, trained = layers.get("pixels"), {p: v for p, v in layers.items() if p != "pixels"}
-    fits.pop("pixels", None)
-    measured = {m: {p: v for p, v in trained.items() if m in v} for m in MEASURES}
-    criteria = {m: record(rows, random, pixels, m, len(rows)) for m, rows in measured.items() if rows}
-    chosen = recommendation(fits, items, split, args.seed) if fits else {"recommended": None}
-    layer = chosen["recommended"] or criteria["cka"]["layer"]
+
+def choose_layers(rows, fits, pooled_best, split):
+    """{criterion: the layer that is best on val} of a trained network."""
+    chosen = {m: max(candidates(rows), key=lambda p: rows[p]["val"][m]) for m in PAIRED}
+    if fits:
+        chosen["linear_r2"] = max(fits, key=lambda p: r2_of(fits[p], split["val"]))
+    chosen["recommended"] = chosen.get("linear_r2", chosen["cka"])
+    return chosen | {f"pooled_{m}": row["layer"] for m, row in pooled_best.items()}
+
+
+def measure_untrained(args, needed, read, keep, y, items, split, gridless):
+    """{layer: {measure: {score, low, high}}} of the untrained network, where given, at the chosen layers."""
+    if read is None:
+        return {}
+    if lacking := [p for p in needed if p not in read.index["points"]]:
+        fail(f"{args.random} lacks the chosen layer {lacking[0]!r}; extract it at the points of --choose")
+    layers = {p: layer_of(read, p, keep) for p in needed}
+    found = read_layers(layers, y, items, split, args.seed, gridless, desc="untrained")
+    table = {}
+    for p, row in score_layers(*found, items, split, seed=args.seed).items():
+        table[p] = {m: {key: x[key] for key in ("score", "low", "high")} for m, x in row.items()}
+    return table
+
+
+def dimensions(xs, ys, name, items, seed):
+    """{space: intrinsic_dimension} of the means of layers and of points of the target `name`."""
     # one item a source: twins would lower the dimension
-    x = read(layer)[keep]
     single = torch.tensor(sorted({i["source"]: k for k, i in enumerate(items)}.values()))
-    result = {
-        "stage": "align",
-        "model": index["model"],
-        "target": target["model"],
-        "target_point": point,
-        "weights": index["weights"],
-        "target_weights": target["weights"],
-        "data": index["data"],
-        "data_name": data["name"],
-        "items": total,
-    }
-    if total > SUBSET:
-        result["subset"] = SUBSET
-    result |= {"chance_recall10": criteria["recall10"]["baselines"]["chance"], **chosen}
+    spaces = xs | {f"{name} {p}": y for p, y in ys.items()}
+    return {p: intrinsic_dimension(x[single], seed) for p, x in spaces.items()}
+
+
+def recorded(scores, random):
+    """{measure: record} of the trained layers."""
+    criteria = {}
+    for m in MEASURES:
+        rows = {p: scores[p] for p in candidates(scores) if m in scores[p]}
+        if rows:
+            criteria[m] = record(rows, random, scores.get("pixels"), m, len(rows))
+    return criteria
+
+
+def headline(point, indices, items, criteria, recommended):
+    """The first keys of align.yaml; indices: of the features, the target and the data."""
+    index, target, data = indices
+    found = {"stage": "align", "model": index["model"], "target": target["model"], "target_point": point}
+    found |= {"weights": index["weights"], "target_weights": target["weights"], "data": index["data"]}
+    found |= {"data_name": data["name"], "items": len(index["ids"])}
+    found |= {"subset": SUBSET} if len(items) < len(index["ids"]) else {}
+    found |= {"chance_recall10": criteria["recall10"]["baselines"]["chance"], **recommended}
     for name, c in criteria.items():
-        result |= {
-            name: c["score"],
-            f"{name}_low": c["low"],
-            f"{name}_high": c["high"],
-            f"{name}_baseline": c["baseline"],
-            f"{name}_p": c["p"],
-            f"{name}_p_max": c["p_max"],
-            f"{name}_layer": c["layer"],
-        }
+        found |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"]}
+        found |= {f"{name}_baseline": c["baseline"], f"{name}_p": c["p"], f"{name}_p_max": c["p_max"]}
+        found[f"{name}_layer"] = c["layer"]
     if "linear_r2" not in criteria:
         reason = "the layers, or the target, have no token grid"
-        result |= {"linear_r2": None, "linear_r2_layer": None, "linear_r2_reason": reason}
-    result["criteria"] = criteria
-    result["layers"] = {p: {m: v[m] for m in (*PAIRED, "linear_r2") if m in v} for p, v in layers.items()}
-    if random:
-        result["untrained"] = untrained = {}
-        for p, row in random.items():
-            untrained[p] = {m: {k: x[k] for k in ("score", "low", "high")} for m, x in row.items()}
-    spaces = xs | {f"{target['model']} {p}": v for p, v in ys.items()}
+        found |= {"linear_r2": None, "linear_r2_layer": None, "linear_r2_reason": reason}
+    return found | {"criteria": criteria}
+
+
+def main(argv=None):
+    args, started = get_args(argv), time.time()
+    if args.permutations < 1:
+        fail(f"--permutations {args.permutations} is too few for a p-value; the default is 200")
+    read, read_target, read_random = load_inputs(args)
+    index, target = read.index, read_target.index
+    items, keep, data = read_items(args, index)
+    split = split_indices(items, args.features)
+    out = Path(args.choose or args.out or Path(args.features).parent / "align.yaml")
+    for path in filter(None, (out, args.study)):
+        check_writable(path)
+    targets = layers_of(read_target, candidates(target["points"]), keep)
+    layers = layers_of(read, index["points"], keep)
+
+    xs = read_means(args.features, candidates(layers), keep)
+    ys = read_means(args.target, targets, keep)
+    pooled, best = pooled_matrix(xs, ys, items, split, args)
+    point = args.target_point or ("latents" if "latents" in targets else best["cka"]["point"])
+    y = layer_of(read_target, point, keep)
+    gridless = set(layers) - set(with_grid(index) if point in with_grid(target) else ())
+    n_perm = 0 if args.choose else args.permutations
+    rows, fits, of_target = read_layers(layers, y, items, split, args.seed, gridless, n_perm, "layers")
+    of_layers = {p: fit for p, fit in fits.items() if p != "pixels"}
+    chosen = choose_layers(rows, of_layers, best, split)
+    needed = [p for p in layers if p in chosen.values()]
+    if args.choose:
+        result = {"stage": "align", "layers": chosen, "points": needed}
+        save_yaml(out, result | {"points": ",".join(needed)})
+        print("points", ",".join(needed))
+        return result
+
+    random = measure_untrained(args, needed, read_random, keep, y, items, split, gridless)
+    scores = score_layers(rows, fits, of_target, items, split, n_perm, args.seed)
+    criteria = recorded(scores, random)
+    recommended = recommendation(of_layers, items, split, args.seed) if of_layers else {"recommended": None}
+    result = headline(point, (index, target, data), items, criteria, recommended) | {"layers": scores}
+    result |= {"untrained": random} if random else {}
     result |= {
-        "at_layer": at_layer(layer, x, y, items, split),
-        "channels": channels(fits, split["test"]),
-        "dimension": {p: intrinsic_dimension(v[single], args.seed) for p, v in spaces.items()},
+        "at_layer": at_layer(chosen["recommended"], rows, of_target, items, split),
+        "channels": channels(of_layers, split["test"]),
+        "dimension": dimensions(xs, ys, target["model"], items, args.seed),
         "permuted_items": len(reported(items, split)[1]),
         "pooled_best": best,
         "pooled": pooled,

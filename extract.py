@@ -329,7 +329,7 @@ def checked_entry(args):
     if args.tiles and (args.size or entry.get("type") not in TILED):
         fail(f"--tiles is for {' and '.join(TILED)} and replaces --size; give {args.model} a --size")
     if args.points_of:
-        named = [point for file in args.points_of for point in load_yaml(file)["points"]]
+        named = ",".join(load_yaml(file)["points"] for file in args.points_of).split(",")
         args.points = ",".join(dict.fromkeys(point for point in named if point != "pixels"))
     args.points = resolve_aliases(args.points, entry)
     return entry

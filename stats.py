@@ -216,26 +216,122 @@ def ridge(x, targets, train):
     return {task: found[0] for task, (found, _) in solved.items()}
 
 
-def token_ridge(x, targets, train, val):
-    """Primal ridge from every token to its target; each task's penalty is the best on the validation items.
+class Lazy:
+    """Features [n, ...] that are read when they are indexed: x[rows], len(x).
 
-    x [n, K, d]; targets {task: [n, K, c]} -> {task: [n, K, c]}. Leave-one-token-out would leak inside images.
+    slices(): the same features with some tokens of all items at a time, each [n, k, D].
     """
-    x = x - x[train].mean((0, 1))
-    rows, y = x[train].flatten(0, 1), torch.cat(list(targets.values()), -1)
-    centre = y[train].mean((0, 1))
-    values, vectors = torch.linalg.eigh((rows.T @ rows).double())
-    values = values.clamp(min=0)
-    coordinates = vectors.T @ (rows.T @ (y[train] - centre).flatten(0, 1)).double()
+
+    def __init__(self, read, n, slices=None):
+        self.read, self.n, self.slices = read, n, slices
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, rows):
+        return self.read(rows)
+
+
+def read_once(read, point, rows, tokens=None):
+    """Features of a point of common.Features, mapped only meanwhile: mapped pages count as memory."""
+    found = read(point, rows, tokens)
+    read.shards.cache_clear()
+    return found
+
+
+def layer_of(read, point, rows):
+    """The items `rows` of a point of common.Features: `Lazy` [n, t, h, w, D]."""
+
+    def read_rows(some):
+        return read_once(read, point, rows[some])
+
+    return Lazy(read_rows, len(rows), lambda: token_slices(read, point, rows))
+
+
+def token_slices(read, point, rows, most=2**27):
+    """Slices [n, k, D] of the tokens of a point, each of at most `most` bytes."""
+    *grid, width = read.index["points"][point]["shape"]
+    step = max(most // (4 * width * len(rows)), 1)
+    for first in range(0, math.prod(grid), step):
+        yield read_once(read, point, rows, slice(first, first + step))
+
+
+def chunks(rows, *tables, most=2**26):
+    """The items `rows` in parts of which no table, a tensor or `Lazy`, takes more than `most` bytes."""
+    size = max(4 * table[rows[:1]].numel() for table in tables)
+    return rows.split(max(most // max(size, 1), 1))
+
+
+def gram(x, centre):
+    """Inner products [n, n] of x [n, ...], a tensor or `Lazy`, about the mean of the items `centre`.
+
+    Each slice is centred before the product: a large mean would lose fp32 precision.
+    """
+    total, weights = torch.zeros(len(x), len(x)), torch.zeros(len(x))
+    weights[centre] = 1 / len(centre)
+    for part in x.slices() if isinstance(x, Lazy) else [x.to(torch.float32, copy=True)]:
+        part = part.flatten(1)
+        part -= weights @ part
+        for first in range(0, len(part), 256):  # the upper half
+            total[first : first + 256, first:].addmm_(part[first : first + 256], part[first:].T)
+    return total.triu_().add_(total.triu(1).T)
+
+
+def moments(x, y, rows):
+    """((mean of x [D], of y [C]), X'X [D, D], X'Y [D, C]) over the tokens of the items `rows`, fp64.
+
+    x [n, K, D] and y [n, K, C], tensors or `Lazy`, are read in chunks. Products are about the means; they are
+    summed about the means of the first chunk, so that fp32 loses nothing.
+    """
+    shift = None
+    for part in chunks(rows, x, y):
+        both = x[part].flatten(0, 1), y[part].flatten(0, 1)
+        if shift is None:
+            shift = [z.mean(0) for z in both]
+            sums = [torch.zeros_like(s, dtype=torch.float64) for s in shift]
+            squares = products = count = 0
+        a, b = (z - s for z, s in zip(both, shift, strict=True))
+        squares = squares + (a.T @ a).double()
+        products = products + (a.T @ b).double()
+        sums = [s + z.sum(0).double() for s, z in zip(sums, (a, b), strict=True)]
+        count += len(a)
+    means = [s + z / count for s, z in zip(shift, sums, strict=True)]
+    squares = squares - sums[0].outer(sums[0]) / count
+    return means, squares, products - sums[0].outer(sums[1]) / count
+
+
+def token_map(x, y, widths, train, val):
+    """Primal ridge from every token to its target: a function items -> [b, K, C].
+
+    x [n, K, D] and y [n, K, C], tensors or `Lazy`, are read in chunks. widths: of the tasks in C. Each task's
+    penalty is the best on the items `val`: leave-one-token-out would leak inside images.
+    """
+    means, squares, products = moments(x, y, train)
+    values, vectors = torch.linalg.eigh(squares)
+    values, coordinates = values.clamp(min=0), vectors.T @ products
     penalties = PENALTIES.to(values.device) * values.mean().clamp(min=1e-300)
-    rotated, target = x[val].flatten(0, 1) @ vectors.float(), (y[val] - centre).flatten(0, 1)
-    maps = [(coordinates / (values + p)[:, None]).float() for p in penalties]
-    errors = torch.stack([(rotated @ m - target).square().mean(0) for m in maps])  # [penalties, C]
-    widths = [t.shape[-1] for t in targets.values()]
+    maps = torch.stack([(vectors @ (coordinates / (values + p)[:, None])).float() for p in penalties])
+    mean, centre = (z.float() for z in means)
+    errors = torch.zeros(maps.shape[0], maps.shape[2], dtype=torch.float64, device=maps.device)
+    for part in chunks(val, x, y):
+        tokens, target = (x[part] - mean).flatten(0, 1), (y[part] - centre).flatten(0, 1)
+        errors += torch.stack([(tokens @ m - target).square().sum(0) for m in maps])
     best = torch.stack([e.mean(1).argmin() for e in errors.split(widths, 1)])
     best = best.repeat_interleave(torch.tensor(widths))
-    weight = (vectors @ (coordinates / (values[:, None] + penalties[best]))).float()
-    return dict(zip(targets, (x @ weight + centre).split(widths, -1), strict=True))
+    weight = maps[best, :, torch.arange(len(best))].T
+    return lambda items: (x[items] - mean) @ weight + centre
+
+
+def token_ridge(x, targets, train, val):
+    """`token_map` of x [n, K, D], a tensor or `Lazy`, for targets {task: [n, K, c]} -> {task: [n, K, c]}."""
+    n, widths = len(x), [t.shape[-1] for t in targets.values()]
+    y = Lazy(lambda rows: torch.cat([t[rows] for t in targets.values()], -1), n)
+    predict = token_map(x, y, widths, train, val)
+    found = {task: torch.empty(t.shape, device=t.device) for task, t in targets.items()}
+    for rows in chunks(torch.arange(n), x, y):
+        for task, part in zip(targets, predict(rows).split(widths, -1), strict=True):
+            found[task][rows] = part
+    return found
 
 
 # ---------------------------------------------------------------- paired gains

@@ -171,8 +171,9 @@ def measure_alignment(pool, kind, n, g, noise=0.0):
     x, baseline = features(kind, pool.codes["latents"], pool, pick, g, noise)
     target, items = pool.codes["latents"][pick][:, None], [{"source": str(i)} for i in range(len(pick))]
 
-    def layers(tokens):
-        return align.measure_layers({"own": lambda: tokens[:, None]}, target, items, split, ARGUMENTS)[0]
+    def layers(tokens, n_perm=ARGUMENTS.permutations):
+        found = align.read_layers({"own": tokens[:, None]}, target, items, split, n_perm=n_perm)
+        return align.score_layers(*found, items, split, n_perm)
 
     found, random = layers(x), layers(baseline) if kind == "random_network" else {}
     records = {m: align.record(found, random, None, m, 1) for m in align.MEASURES}

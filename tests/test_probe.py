@@ -208,7 +208,7 @@ def test_layers_and_seeds_trained_together_equal_those_trained_alone_and_stop_ea
 def test_principal_components_hold_what_a_ridge_reads_and_tokens_have_one_size():
     x = torch.randn(N, 30, generator=generator(1)) @ torch.randn(30, 400, generator=generator(2))
     train, y = SPLIT["train"], x[:, :3].contiguous()
-    parts = probe.components(*stats.spectrum(probe.gram(x, train)[None], train), most=40)[0]
+    parts = probe.components(*stats.spectrum(stats.gram(x, train)[None], train), most=40)[0]
     assert parts.shape == (N, 40) and parts.square().mean() == pytest.approx(1, rel=1e-4)
     found = [stats.ridge(z, {"y": y}, train)["y"] for z in (parts, x)]
     torch.testing.assert_close(*found, atol=0.02, rtol=0.02)
