@@ -396,8 +396,8 @@ def memory_left(device, most):
     """Bytes left for weights and activations: free memory, at most `most` less what the process holds."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        # of torch's allocator; the driver's context is not counted
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total) if most else 1.0, device)
+        if most:  # of torch's allocator; the driver's context is not counted
+            torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), device)
         return min(free, most - torch.cuda.memory_reserved(device)) if most else free
     import psutil
 
