@@ -1,8 +1,8 @@
 """What a gate costs, from the sizes of its networks: forward passes, FLOP, hours, disk, RAM and GPU memory.
 
-`extract.py --cost` prints it before anything runs. Sizes come from the registry or a folder's empty network; no
-weights are read. FLOP are counted as torch's FlopCounterMode counts: for a token 2 x the weights at work on it,
-for attention 4 x rows x attended rows x width a layer. Embeddings, heads and adapters are left out.
+`extract.py --cost` prints it before anything runs. Sizes come from the registry or a folder's empty network.
+FLOP are counted as torch's FlopCounterMode counts: for a token 2 x the weights at work on it, for attention
+4 x rows x attended rows x width a layer. Embeddings, heads and adapters are left out.
 """
 
 import math
@@ -31,8 +31,8 @@ WIDE, REDUCED = 64e6, 256  # bytes of an image's grids above which a token is st
 CLIP, SINGLE = 17, 8  # frames of a clip; of one whose frames a model sees one by one
 CHOSEN = 4  # layers that val chooses, at most; those of the untrained network are stored
 
-# What FACTS (models.py) leaves out. FLOP a pixel of LTX-Video's autoencoder, counted with FlopCounterMode on its
-# default configuration at 224 px: of the first frame and of a later one
+# What FACTS (models.py) leaves out.
+# FLOP a pixel of LTX-Video's autoencoder, first frame and later ones: FlopCounterMode, default configuration
 VAE = {"first": 1.5331e6, "later": 8.1163e5}
 BEFORE = dict.fromkeys(("dinov2", "internvl", "internvl_chat", "cogvlm2", "llava_next", "kosmos-2"), 1)
 BEFORE |= {"owlvit": 1, "owlv2": 1, "dinov3_vit": 5}  # tokens of the tower before the patches
@@ -44,7 +44,7 @@ SMALLER |= {"florence-2-large": 0.0126}  # 10^9 weights of a language layer wher
 
 @dataclass
 class Point:
-    """pixels: a token's width in the image, 0 without a grid; params: weights of the layer at work on a token."""
+    """pixels: a token's width in the image, 0 without a grid; params: weights of a layer at work on a token."""
 
     pixels: int
     width: int
@@ -61,22 +61,10 @@ BESIDES["grounding-dino"] |= {f"encoder.{i}": Point(16, 256, 1.12e7) for i in ra
 # ---------------------------------------------------------------- sizes of a network
 
 
-def first_number(*values):
-    """The first number of the first value (a number or a list) that is not empty."""
-    return int(np.ravel(next(value for value in values if value))[0])
-
-
-def measure_vae(entry):
-    """The row of FACTS of an autoencoder's folder; it counts as large as LTX-Video's."""
-    from diffusers import AutoencoderKLLTXVideo
-
-    config = AutoencoderKLLTXVideo.load_config(entry["path"], subfolder=entry.get("subfolder"))
-    pixels = config["patch_size"] << sum(config["spatio_temporal_scaling"])
-    return MODELS["ltx"] | entry | {"vision": (0, pixels, config["latent_channels"])}
-
-
 def measure(entry):
-    """The row of FACTS of a folder, and what FACTS leaves out."""
+    """The row of FACTS of a folder, and what FACTS leaves out. An autoencoder is taken for LTX-Video's."""
+    if entry["kind"] == "vae":
+        return MODELS["ltx"] | entry
     model, processor, _ = skeleton(entry, torch.float16, random_seed=0)
     inputs, points, *_ = family_of(model)(model, processor)
     layers = {"vision": [], "language": []}
@@ -88,9 +76,10 @@ def measure(entry):
     row = {"params": sum(sizes.values()), "head": sizes.get("lm_head.weight", 0), "layer": max(tower + text)}
     row["outside"] = row["params"] - row["head"] - sum(tower) - sum(text)
     vision = getattr(config, "vision_config", None) or getattr(config, "backbone_config", config)
-    patch = first_number(getattr(vision, "patch_stride", 0), vision.patch_size)
-    width = first_number(getattr(vision, "embed_dim", 0), vision.hidden_size)
-    row |= {"vision": (tuple(getattr(vision, "depths", [len(tower)])), patch, width), "language": None}
+    patch, width = (getattr(vision, key, None) for key in ("patch_stride", "embed_dim"))
+    patch, width = np.ravel(patch or vision.patch_size)[0], np.ravel(width or vision.hidden_size)[0]
+    row["vision"] = getattr(vision, "depths", len(tower)), int(patch), int(width)
+    row["language"] = None
     if text:
         merge = getattr(vision, "spatial_merge_size", 1 + (entry["type"] == "cogvlm2"))
         merge = round(1 / getattr(config, "downsample_ratio", 1 / merge))
@@ -98,9 +87,8 @@ def measure(entry):
         row["language"] = len(text), merge, getattr(config, "text_config", config).hidden_size
         image = torch.zeros(1, 1, entry["size"], entry["size"], 3, dtype=torch.uint8)
         row |= {"text_layer": max(text), "rows": inputs(image)["input_ids"].shape[1]}
-    if window := getattr(vision, "window_size", 0):
-        whole = len(getattr(vision, "fullatt_block_indexes", ()))
-        row["window"] = (window // patch if entry["type"] in QWEN else window) ** 2, whole
+    if hasattr(vision, "fullatt_block_indexes"):
+        row["window"] = (vision.window_size // row["vision"][1]) ** 2, len(vision.fullatt_block_indexes)
     return entry | row
 
 
@@ -108,12 +96,11 @@ _facts = {}
 
 
 def facts_of(entry):
-    """Sizes of an entry of find_model: its row of FACTS in single weights, and what FACTS leaves out; `points`:
-    {name: Point} in the order of execution."""
+    """Sizes of an entry of find_model: its row of FACTS in single weights, and what FACTS leaves out;
+    points: {name: Point} in the order of execution."""
     key = entry["path"], entry.get("adapter")
     if key not in _facts:
-        how = measure_vae if entry["kind"] == "vae" else measure
-        row = entry if "params" in entry else how(entry)
+        row = entry if "params" in entry else measure(entry)
         more = {"window": WINDOWS.get(row["type"], (0, 0)), "queries": 0, "words": WORDS.get(row["type"], 32)}
         f = SimpleNamespace(**more | row)
         for name in ("params", "head", "outside", "layer"):
@@ -126,9 +113,9 @@ def facts_of(entry):
 
 
 def add_points(f, row):
-    """The points of `facts_of`. From stage to stage of a tower the width doubles; weights grow with its square."""
+    """The points of `facts_of`. From stage to stage a tower's width doubles; weights grow with its square."""
     depths, patch, width = row["vision"]
-    depths = depths if isinstance(depths, tuple) else (depths,)
+    depths = np.ravel(depths).tolist()
     layers, merge, text = row["language"] or (0, 1, 0)
     one = 1e9 * (row.get("text_layer") or SMALLER.get(row["name"], row["layer"]))
     squares = sum(depth * (width << k) ** 2 for k, depth in enumerate(depths))
@@ -137,18 +124,18 @@ def add_points(f, row):
     for k, depth in enumerate(depths):
         stage = Point(patch << k, width << k, share * (width << k) ** 2)
         f.points |= {f"vision.{len(f.points) - 1 + i}": stage for i in range(depth)}
-    f.points |= BESIDES.get(f.type, {})
     if f.type == "AutoencoderKLLTXVideo":
         f.points = dict.fromkeys(("latents", "latents-raw"), Point(patch, width))
+    f.points |= BESIDES.get(f.type, {})
     if f.type == "cogvlm2":  # one of two experts works on a token
         f.points["conv"], one = Point(2 * patch, width), one / 2
     if layers:
-        f.queries = math.prod(merge) if isinstance(merge, tuple) else 0
-        pixels = 0 if f.queries else (patch << (len(depths) - 1)) * merge
-        deepstack = [f"deepstack.{i}" for i in range(3 * (f.type == "qwen3_vl"))]
-        f.points |= dict.fromkeys(deepstack, Point(pixels, text))
+        if isinstance(merge, tuple):
+            f.queries, merge = math.prod(merge), 0
+        pixels = (patch << (len(depths) - 1)) * merge
+        f.points |= {f"deepstack.{i}": Point(pixels, text) for i in range(3 * (f.type == "qwen3_vl"))}
         # outside the stacks: an embedding as large as the head, and the projector
-        f.points["merger"] = Point(pixels, text, f.outside - f.head if f.head else 0)
+        f.points["merger"] = Point(pixels, text, (f.outside - f.head) * (f.head > 0))
         f.points |= {f"language.{i}": Point(pixels, text, one) for i in range(layers)}
 
 
@@ -191,7 +178,7 @@ def shapes(entry, points, size, frames=1):
 
 
 def stored(found, reduce=0):
-    """{point: numbers} of `shapes`: tokens wider than `reduce` (0: none) are stored as so many; not pixels."""
+    """{point: numbers} of `shapes`. Tokens above `reduce` (0: none), but pixels, are stored as so many."""
     numbers = {}
     for point, (t, h, w, width) in found.items():
         narrow = reduce and point != "pixels"
@@ -205,7 +192,7 @@ def default_reduce(entry, points, size):
 
 
 def bytes_per_item(entry, points, size, frames=1, reduce=0, grids=None):
-    """{point: bytes}: the grid in fp16 if `grids` (None: all) names it; twice mean and max over space in fp32."""
+    """{point: bytes}: the grid in fp16 if `grids` (None: all) names it; twice mean and max of it in fp32."""
     found = shapes(entry, points, size, frames)
     total = {point: 16 * shape[0] * shape[-1] for point, shape in found.items()}
     for point, numbers in stored(found, reduce).items():
@@ -267,7 +254,7 @@ def flop_of(entry, size, frames=1, deepest=None):
 
 @dataclass
 class Row:
-    """A stage. FLOP by kind; bytes: written, RAM beside a GPU and without one, read on each card, GPU memory."""
+    """A stage: FLOP by kind; bytes written, of RAM beside a GPU and without one, read, of GPU memory."""
 
     stage: str
     passes: int
@@ -305,7 +292,7 @@ def extraction(stage, entry, points, size, n, frames=1, kept=None, reduce=0, gri
 
 
 def reading(stage, entry, points, size, n, reduce, grams):
-    """The row of stages that read features, on the CPU: of each point `grams` Gram matrices of the items and one
+    """The row of stages that read features, on the CPU: of a point `grams` Gram matrices of the items and one
     covariance of the tokens. adapt.py holds a point's tokens in fp32, trained and untrained."""
     found, flop, widest = shapes(entry, points, size), 0, 0
     numbers = stored(found, reduce)
@@ -371,12 +358,12 @@ def measured_rate(seconds=0.5):
 def columns(row, here):
     """The printed row of a stage. Hours are those of computing and of the disk."""
     found = {"stage": row.stage, "passes": row.passes, "tflop": sum(row.flop.values()) / 1e12}
+    disk = {name: (row.written + read) / DISK / 3600 for name, read in row.read.items()}
     for name, card in CARDS.items():
-        disk = (row.written + row.read[name]) / DISK / 3600
-        found[f"{name}_hours"] = disk + sum(flop / card[kind] for kind, flop in row.flop.items()) / 3.6e15
-    found |= {"here_hours": disk + found["tflop"] / here / 3600, "disk_hours": disk}
-    found |= {"disk_gb": row.written / 1e9, "ram_gb": row.ram / 1e9, "cpu_ram_gb": row.cpu / 1e9}
-    return found | {"gpu_whole_gb": row.whole / 1e9, "gpu_gb": min(row.whole, row.streamed) / 1e9}
+        found[f"{name}_hours"] = disk[name] + sum(n / card[kind] for kind, n in row.flop.items()) / 3.6e15
+    found |= {"here_hours": disk["a100"] + found["tflop"] / here / 3600, "disk_hours": disk["t4"]}
+    found |= {"disk_gb": row.written / 1e9, "ram_gb": row.ram / 1e9, "gpu_whole_gb": row.whole / 1e9}
+    return found | {"gpu_gb": min(row.whole, row.streamed) / 1e9}
 
 
 def cost_of(entry, gate="1", here=1.0, **settings):
@@ -391,6 +378,7 @@ def cost_of(entry, gate="1", here=1.0, **settings):
         if total[key] > TARGETS.get(key, math.inf):
             where = f"{table[values.index(max(values))]['stage']}: {HINTS[key]}"
             missed.append(f"{key} {total[key]:.3g} of {TARGETS[key]} ({where})")
+    total["cpu_ram_gb"] = max(row.cpu for row in rows) / 1e9
     return total | {"weights_gb": 2e-9 * facts_of(entry).params, "targets": "; ".join(missed) or "met"}, table
 
 
@@ -398,7 +386,7 @@ def print_table(rows):
     """Print dicts with the same keys, numbers to the right."""
     lines = [list(rows[0])]
     for row in rows:
-        lines.append([x if isinstance(x, str) else f"{x:,.{0 if x >= 100 else 2}f}" for x in row.values()])
+        lines.append([x if isinstance(x, str) else f"{x:,.2f}".removesuffix(".00") for x in row.values()])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for first, *rest in lines:
         print(first.ljust(widths[0]), *(x.rjust(w) for x, w in zip(rest, widths[1:], strict=True)))
