@@ -26,7 +26,8 @@ TARGETS = {"disk_gb": 60, "ram_gb": 24, "gpu_gb": 16, "t4_hours": 12, "a100_hour
 HINTS = {"disk_gb": "REDUCE=256, fewer POINTS or smaller N", "ram_gb": "REDUCE=256 or smaller N"}
 HINTS |= {"gpu_gb": "a smaller --batch", "t4_hours": "smaller N or fewer POINTS", "a100_hours": "smaller N"}
 DISK = 200e6  # bytes a second
-BASE, SHARD, CHUNK = 1.5e9, 2e9, 0.5e9  # bytes of a process with its libraries, a shard, a reader's chunk
+BASE, CUDA = 0.9e9, 0.6e9  # bytes of a process with its libraries; what CUDA adds
+SHARD, CHUNK = 2e9, 0.5e9  # bytes in RAM of a shard, of what a reader reads at once
 WIDE, REDUCED = 64e6, 256  # bytes of an image's grids above which a token is stored as so many numbers
 CLIP, SINGLE = 17, 8  # frames of a clip; of one whose frames a model sees one by one
 CHOSEN = 4  # layers that val chooses, at most; those of the untrained network are stored
@@ -44,7 +45,7 @@ SMALLER |= {"florence-2-large": 0.0126}  # 10^9 weights of a language layer wher
 
 @dataclass
 class Point:
-    """pixels: a token's width in the image, 0 without a grid; params: weights of a layer at work on a token."""
+    """pixels: width of a token in the image (0: no grid); params: weights of a layer at work on a token."""
 
     pixels: int
     width: int
@@ -58,16 +59,13 @@ BESIDES["grounding-dino"] = {f"scale.{i}": Point(8 << i, 256) for i in range(4)}
 BESIDES["grounding-dino"] |= {f"encoder.{i}": Point(16, 256, 1.12e7) for i in range(6)}
 
 
-# ---------------------------------------------------------------- sizes of a network
-
-
 def measure(entry):
     """The row of FACTS of a folder, and what FACTS leaves out. An autoencoder is taken for LTX-Video's."""
     if entry["kind"] == "vae":
         return MODELS["ltx"] | entry
     model, processor, _ = skeleton(entry, torch.float16, random_seed=0)
     inputs, points, *_ = family_of(model)(model, processor)
-    layers = {"vision": [], "language": []}
+    layers = {"vision": [], "language": []}  # 10^9 weights of each layer
     for point, (path, *_) in points.items():
         weights = sum(p.numel() for p in model.get_submodule(path).parameters())
         layers.setdefault(point.partition(".")[0], []).append(weights / 1e9)
@@ -86,7 +84,8 @@ def measure(entry):
         merge = (1, config.latent_query_num) if entry["type"] == "kosmos-2" else merge
         row["language"] = len(text), merge, getattr(config, "text_config", config).hidden_size
         image = torch.zeros(1, 1, entry["size"], entry["size"], 3, dtype=torch.uint8)
-        row |= {"text_layer": max(text), "rows": inputs(image)["input_ids"].shape[1]}
+        row |= {"text_layer": max(text), "merger": layers["merger"][0]}
+        row["rows"] = inputs(image)["input_ids"].shape[1]
     if hasattr(vision, "fullatt_block_indexes"):
         row["window"] = (vision.window_size // row["vision"][1]) ** 2, len(vision.fullatt_block_indexes)
     return entry | row
@@ -120,7 +119,8 @@ def add_points(f, row):
     one = 1e9 * (row.get("text_layer") or SMALLER.get(row["name"], row["layer"]))
     squares = sum(depth * (width << k) ** 2 for k, depth in enumerate(depths))
     share = (f.params - f.head - f.outside - layers * one) / max(squares, 1)
-    f.points = {"patch_embed": Point(patch, width)}
+    pair = 1 + (f.type in (*QWEN, "vjepa2"))  # frames of a token
+    f.points = {"patch_embed": Point(patch, width, 3 * pair * patch**2 * width)}
     for k, depth in enumerate(depths):
         stage = Point(patch << k, width << k, share * (width << k) ** 2)
         f.points |= {f"vision.{len(f.points) - 1 + i}": stage for i in range(depth)}
@@ -128,14 +128,14 @@ def add_points(f, row):
         f.points = dict.fromkeys(("latents", "latents-raw"), Point(patch, width))
     f.points |= BESIDES.get(f.type, {})
     if f.type == "cogvlm2":  # one of two experts works on a token
-        f.points["conv"], one = Point(2 * patch, width), one / 2
+        f.points["conv"], one = Point(2 * patch, width, 4 * width**2), one / 2
     if layers:
         if isinstance(merge, tuple):
             f.queries, merge = math.prod(merge), 0
         pixels = (patch << (len(depths) - 1)) * merge
-        f.points |= {f"deepstack.{i}": Point(pixels, text) for i in range(3 * (f.type == "qwen3_vl"))}
         # outside the stacks: an embedding as large as the head, and the projector
-        f.points["merger"] = Point(pixels, text, (f.outside - f.head) * (f.head > 0))
+        merger = Point(pixels, text, 1e9 * row.get("merger", (row["outside"] - row["head"]) * (f.head > 0)))
+        f.points |= {f"deepstack.{i}": merger for i in range(3 * (f.type == "qwen3_vl"))} | {"merger": merger}
         f.points |= {f"language.{i}": Point(pixels, text, one) for i in range(layers)}
 
 
@@ -268,25 +268,27 @@ class Row:
 
 
 def extraction(stage, entry, points, size, n, frames=1, kept=None, reduce=0, grids=None, batch=8):
-    """The row of extract.py on n items. kept: the points that are written (default: all `points`)."""
+    """The row of extract.py on n items. kept: the points that are written (default: all `points`).
+    batch: items of a micro-batch, or frames where a model sees them one by one."""
     facts, kept = facts_of(entry), kept or points
     passes, steps = passes_of(facts, frames)
     written = disk_needed(entry, kept, size, frames, n, reduce, grids)
     widest = max(p.width * math.prod(tokens_at(facts, k, size, steps)) for k, p in facts.points.items())
-    # 16 rows of a layer's width (q, k, v, the gated MLP, residuals); 64 numbers a pixel of an autoencoder
+    # 16 rows of a layer's width (q, k, v, the gated MLP, residuals); 256 numbers a pixel of an autoencoder
     wide, kind, active = 2, "half", 32 * widest
     if facts.type == "AutoencoderKLLTXVideo":
-        wide, kind, active = 4, "conv", 256 * size**2
+        wide, kind, active = 4, "conv", 1024 * size**2
     active = batch * (active + 2 * sum(stored(shapes(entry, kept, size, frames)).values()) / passes)
     weights = wide * (facts.params - facts.head)
     two = wide * (facts.outside + 2 * facts.layer) if facts.layer else weights
-    ram = BASE + min(SHARD, 64 * written / n) + wide * 2 * facts.layer
+    ram = BASE + CUDA + min(SHARD, 64 * written / n) + wide * 2 * facts.layer
     waiting, read = n * (passes * 2 * widest + 6 * frames * size**2), {}  # residual streams and pixels
     for name, card in CARDS.items():
         # streamed weights that RAM does not hold are read for every so many items as fit into half the rest
         again = weights + active > 1e9 * card["gpu_gb"] and weights + ram > 1e9 * card["ram_gb"]
         read[name] = weights * (math.ceil(2 * waiting / (1e9 * card["gpu_gb"] - two)) if again else 1)
-    flop, cpu = {kind: n * flop_of(entry, size, frames, points[-1])}, ram + 4 / wide * weights + 2 * active
+    flop = {kind: n * flop_of(entry, size, frames, points[-1])}
+    cpu = ram - CUDA + 4 / wide * weights + 2 * active
     memory = 1e9 + active + weights, 1e9 + active + two
     return Row(stage, n * passes, flop, written, ram, cpu, read, *memory)
 
@@ -323,20 +325,20 @@ def gate1(entry, n=500, clips=200, points="quarters", reduce=None, size=None, va
     moving = side, clips, CLIP if passes_of(facts, CLIP)[0] == 1 else SINGLE
     rows = [
         extraction("images", entry, points, size, n, reduce=reduce),
-        extraction("images, untrained", entry, points, size, n, kept=few, reduce=reduce),
+        extraction("images untrained", entry, points, size, n, kept=few, reduce=reduce),
         extraction("clips", entry, both, *moving, reduce=reduce, grids=[middle]),
-        extraction("clips, untrained", entry, points, *moving, kept=few, grids=[]),
-        extraction("clips, frozen first", entry, points, side, clips, grids=[]),
-        extraction("clips, frozen middle", entry, points, side, clips, grids=[]),
+        extraction("clips untrained", entry, points, *moving, kept=few, grids=[]),
+        extraction("frozen first", entry, points, side, clips, grids=[]),
+        extraction("frozen middle", entry, points, side, clips, grids=[]),
         extraction("autoencoder", vae, points_of(vae, "all"), 224, n),
-        reading("probe, align, adapt", entry, points, size, n, reduce, 2),
+        reading("probe to adapt", entry, points, size, n, reduce, 2),
     ]
     if other["name"] != entry["name"]:
         names, side = points_of(other, "quarters"), other["size"]
         few = sorted(names, key=stored(shapes(other, names, side)).get)[-CHOSEN:]
         rows.append(extraction("encoder", other, names, side, n))
-        rows.append(extraction("encoder, untrained", other, names, side, n, kept=few))
-        rows.append(reading("encoder, probe", other, names, side, n, 0, 1))
+        rows.append(extraction("encoder untrained", other, names, side, n, kept=few))
+        rows.append(reading("encoder probe", other, names, side, n, 0, 1))
     return rows
 
 
@@ -386,7 +388,9 @@ def print_table(rows):
     """Print dicts with the same keys, numbers to the right."""
     lines = [list(rows[0])]
     for row in rows:
-        lines.append([x if isinstance(x, str) else f"{x:,.2f}".removesuffix(".00") for x in row.values()])
+        first, *rest = row.values()
+        numbers = [f"{x:,.0f}" if x >= 1000 else f"{x:.2f}".removesuffix(".00") for x in rest]
+        lines.append([first, *numbers])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for first, *rest in lines:
         print(first.ljust(widths[0]), *(x.rjust(w) for x, w in zip(rest, widths[1:], strict=True)))
