@@ -1,81 +1,413 @@
-"""What a gate costs before anything runs."""
+"""What a gate costs, from the sizes of its networks: forward passes, FLOP, hours, disk, RAM and GPU memory.
+
+`extract.py --cost` prints it before anything runs. Sizes come from the registry or a folder's empty network.
+FLOP are counted as torch's FlopCounterMode counts: for a token 2 x the weights at work on it, for attention
+4 x rows x attended rows x width a layer. Embeddings, heads and adapters are left out.
+"""
 
 import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
-from models import MODELS, TINY
+import numpy as np
+import torch
+
+from common import check_choice, fail, print_summary
+from families import LLAVA, QWEN, TILED, family_of, quarters, resolve_aliases
+from models import MODELS, find_model, skeleton
+
+# TFLOP/s of linear layers in half precision, of convolutions, of the CPU (assumed); GB of the GPU and of RAM
+CARDS = {"t4": {"half": 24, "conv": 18, "cpu": 0.1, "gpu_gb": 15, "ram_gb": 30}}
+CARDS["a100"] = {"half": 150, "conv": 60, "cpu": 0.4, "gpu_gb": 40, "ram_gb": 64}
+TARGETS = {"disk_gb": 60, "ram_gb": 24, "gpu_gb": 16, "t4_hours": 12, "a100_hours": 2}
+HINTS = {"disk_gb": "REDUCE=256, fewer POINTS or smaller N", "ram_gb": "REDUCE=256 or smaller N"}
+HINTS |= {"gpu_gb": "a smaller --batch", "t4_hours": "smaller N or fewer POINTS", "a100_hours": "smaller N"}
+DISK = 200e6  # bytes a second
+BASE, CUDA = 0.9e9, 0.6e9  # bytes of a process with its libraries; what CUDA adds
+SHARD, CHUNK = 2e9, 0.5e9  # bytes in RAM of a shard, of what a reader reads at once
+WIDE, REDUCED = 64e6, 256  # bytes of an image's grids above which a token is stored as so many numbers
+CLIP, SINGLE = 17, 8  # frames of a clip; of one whose frames a model sees one by one
+CHOSEN = 4  # layers that val chooses, at most; those of the untrained network are stored
+
+# What FACTS (models.py) leaves out.
+# FLOP a pixel of LTX-Video's autoencoder, first frame and later ones: FlopCounterMode, default configuration
+VAE = {"first": 1.5331e6, "later": 8.1163e5}
+BEFORE = dict.fromkeys(("dinov2", "internvl", "internvl_chat", "cogvlm2", "llava_next", "kosmos-2"), 1)
+BEFORE |= {"owlvit": 1, "owlv2": 1, "dinov3_vit": 5}  # tokens of the tower before the patches
+WINDOWS = {"qwen2_5_vl": (64, 4), "florence2": (144, 0), "grounding-dino": (49, 0)}  # tokens, layers without
+WORDS = {"kosmos-2": 12, "florence2": 10, "internvl_chat": 70}  # rows beside the image's; 32 elsewhere
+SMALLER = {"llava-interleave-0.5b": 0.01285, "llava-onevision-0.5b": 0.01491, "florence-2": 0.00709}
+SMALLER |= {"florence-2-large": 0.0126}  # 10^9 weights of a language layer where one of the tower is larger
 
 
-def shapes_of(entry, points, size, frames, model=None):
-    return {}
+@dataclass
+class Point:
+    """pixels: width of a token in the image (0: no grid); params: weights of a layer at work on a token."""
+
+    pixels: int
+    width: int
+    params: float = 0
+
+
+# Points that other families lack. Grounding DINO's encoder reads four scales: measured, as if on one
+BESIDES = {"owlvit": {"class_head": Point(32, 512), "box_head": Point(32, 4)}}
+BESIDES["owlv2"] = {"class_head": Point(16, 512), "box_head": Point(16, 4)}
+BESIDES["grounding-dino"] = {f"scale.{i}": Point(8 << i, 256) for i in range(4)}
+BESIDES["grounding-dino"] |= {f"encoder.{i}": Point(16, 256, 1.12e7) for i in range(6)}
+
+
+def measure(entry):
+    """The row of FACTS of a folder, and what FACTS leaves out. An autoencoder is taken for LTX-Video's."""
+    if entry["kind"] == "vae":
+        return MODELS["ltx"] | entry
+    model, processor, _ = skeleton(entry, torch.float16, random_seed=0)
+    inputs, points, *_ = family_of(model)(model, processor)
+    layers = {"vision": [], "language": []}  # 10^9 weights of each layer
+    for point, (path, *_) in points.items():
+        weights = sum(p.numel() for p in model.get_submodule(path).parameters())
+        layers.setdefault(point.partition(".")[0], []).append(weights / 1e9)
+    tower, text, config = layers["vision"], layers["language"], model.config
+    sizes = {name: p.numel() / 1e9 for name, p in model.named_parameters()}
+    row = {"params": sum(sizes.values()), "head": sizes.get("lm_head.weight", 0), "layer": max(tower + text)}
+    row["outside"] = row["params"] - row["head"] - sum(tower) - sum(text)
+    vision = getattr(config, "vision_config", None) or getattr(config, "backbone_config", config)
+    patch, width = (getattr(vision, key, None) for key in ("patch_stride", "embed_dim"))
+    patch, width = np.ravel(patch or vision.patch_size)[0], np.ravel(width or vision.hidden_size)[0]
+    row["vision"] = getattr(vision, "depths", len(tower)), int(patch), int(width)
+    row["language"] = None
+    if text:
+        merge = getattr(vision, "spatial_merge_size", 1 + (entry["type"] == "cogvlm2"))
+        merge = round(1 / getattr(config, "downsample_ratio", 1 / merge))
+        merge = (1, config.latent_query_num) if entry["type"] == "kosmos-2" else merge
+        row["language"] = len(text), merge, getattr(config, "text_config", config).hidden_size
+        image = torch.zeros(1, 1, entry["size"], entry["size"], 3, dtype=torch.uint8)
+        row |= {"text_layer": max(text), "merger": layers["merger"][0]}
+        row["rows"] = inputs(image)["input_ids"].shape[1]
+    if hasattr(vision, "fullatt_block_indexes"):
+        row["window"] = (vision.window_size // row["vision"][1]) ** 2, len(vision.fullatt_block_indexes)
+    return entry | row
+
+
+_facts = {}
+
+
+def facts_of(entry):
+    """Sizes of an entry of find_model: its row of FACTS in single weights, and what FACTS leaves out;
+    points: {name: Point} in the order of execution."""
+    key = entry["path"], entry.get("adapter")
+    if key not in _facts:
+        row = entry if "params" in entry else measure(entry)
+        more = {"window": WINDOWS.get(row["type"], (0, 0)), "queries": 0, "words": WORDS.get(row["type"], 32)}
+        f = SimpleNamespace(**more | row)
+        for name in ("params", "head", "outside", "layer"):
+            setattr(f, name, 1e9 * row[name])
+        add_points(f, row)
+        if "rows" in row:
+            f.words += row["rows"] - tokens_at(f, "language.0", f.size, 1)[1]
+        _facts[key] = f
+    return _facts[key]
+
+
+def add_points(f, row):
+    """The points of `facts_of`. From stage to stage a tower's width doubles; weights grow with its square."""
+    depths, patch, width = row["vision"]
+    depths = np.ravel(depths).tolist()
+    layers, merge, text = row["language"] or (0, 1, 0)
+    one = 1e9 * (row.get("text_layer") or SMALLER.get(row["name"], row["layer"]))
+    squares = sum(depth * (width << k) ** 2 for k, depth in enumerate(depths))
+    share = (f.params - f.head - f.outside - layers * one) / max(squares, 1)
+    pair = 1 + (f.type in (*QWEN, "vjepa2"))  # frames of a token
+    f.points = {"patch_embed": Point(patch, width, 3 * pair * patch**2 * width)}
+    for k, depth in enumerate(depths):
+        stage = Point(patch << k, width << k, share * (width << k) ** 2)
+        f.points |= {f"vision.{len(f.points) - 1 + i}": stage for i in range(depth)}
+    if f.type == "AutoencoderKLLTXVideo":
+        f.points = dict.fromkeys(("latents", "latents-raw"), Point(patch, width))
+    f.points |= BESIDES.get(f.type, {})
+    if f.type == "cogvlm2":  # one of two experts works on a token
+        f.points["conv"], one = Point(2 * patch, width, 4 * width**2), one / 2
+    if layers:
+        if isinstance(merge, tuple):
+            f.queries, merge = math.prod(merge), 0
+        pixels = (patch << (len(depths) - 1)) * merge
+        # outside the stacks: an embedding as large as the head, and the projector
+        merger = Point(pixels, text, 1e9 * row.get("merger", (row["outside"] - row["head"]) * (f.head > 0)))
+        f.points |= {f"deepstack.{i}": merger for i in range(3 * (f.type == "qwen3_vl"))} | {"merger": merger}
+        f.points |= {f"language.{i}": Point(pixels, text, one) for i in range(layers)}
+
+
+def points_of(entry, points):
+    """The points that --points names, in the order of execution; exit 2 for an unknown one."""
+    names = facts_of(entry).points
+    groups = {"all": list(names), "last": list(names)[-1:], "quarters": quarters(names)}
+    if isinstance(points, str):
+        points = groups.get(points) or resolve_aliases(points, entry).split(",")
+    for point in points:
+        check_choice(point, names, f"point of {entry['name']}")
+    return [point for point in names if point in points]
+
+
+def passes_of(facts, frames):
+    """(forward passes of an item, time steps of each): most models see the frames of a clip one by one."""
+    if facts.type == "AutoencoderKLLTXVideo":
+        return 1, 1 + (frames - 1) // 8
+    if facts.type == "vjepa2":
+        return 1, max(frames // 2, 1)
+    return (1, -(-frames // 2)) if facts.type in QWEN else (frames, 1)
+
+
+# ---------------------------------------------------------------- what is stored
+
+
+def shapes(entry, points, size, frames=1):
+    """{point: (t, h, w, D)} of one item, and of `pixels` on the coarsest grid."""
+    facts, found, least = facts_of(entry), {}, size
+    steps = math.prod(passes_of(facts, frames))
+    for name in points_of(entry, points):
+        point = facts.points[name]
+        found[name] = steps, 1, facts.queries, point.width
+        if point.pixels:
+            side = size // point.pixels
+            if facts.type in LLAVA:  # cut into tiles of the tower's side
+                side = size // facts.size * (facts.size // point.pixels)
+            found[name], least = (steps, side, side, point.width), min(least, side)
+    return found | ({"pixels": (steps, least, least, 3 * (size // least) ** 2)} if least < size else {})
+
+
+def stored(found, reduce=0):
+    """{point: numbers} of `shapes`. Tokens above `reduce` (0: none), but pixels, are stored as so many."""
+    numbers = {}
+    for point, (t, h, w, width) in found.items():
+        narrow = reduce and point != "pixels"
+        numbers[point] = t * h * w * (min(width, reduce) if narrow else width)
+    return numbers
+
+
+def default_reduce(entry, points, size):
+    """The default of --reduce: 256 where the grids of an image are large, else 0 (tokens as they are)."""
+    return REDUCED if 2 * sum(stored(shapes(entry, points, size)).values()) > WIDE else 0
+
+
+def bytes_per_item(entry, points, size, frames=1, reduce=0, grids=None):
+    """{point: bytes}: the grid in fp16 if `grids` (None: all) names it; twice mean and max of it in fp32."""
+    found = shapes(entry, points, size, frames)
+    total = {point: 16 * shape[0] * shape[-1] for point, shape in found.items()}
+    for point, numbers in stored(found, reduce).items():
+        total[point] += 2 * numbers if grids is None or point in grids else 0
+    return total
+
+
+def disk_needed(entry, points, size, frames, n, reduce=0, grids=None):
+    """Bytes of a features folder of n items, with the maps of reduce.pt in fp32."""
+    widths = [shape[-1] for shape in shapes(entry, points, size, frames).values()]
+    maps = sum(4 * width * (reduce + 1) for width in widths if 0 < reduce < width)
+    return maps + n * sum(bytes_per_item(entry, points, size, frames, reduce, grids).values())
 
 
 def check_disk(out, needed, hint):
-    return
+    """Exit 2 where the disk of `out` has fewer free bytes than `needed`. hint: what would help."""
+    out = Path(out).absolute()
+    free = shutil.disk_usage(next(p for p in (out, *out.parents) if p.exists())).free
+    if needed > free:
+        fail(f"{out} needs {needed / 1e9:.3g} GB of disk, and {free / 1e9:.3g} GB are free; {hint}")
 
 
-def print_list():
-    print(*aligned([{"name": name} | registry_row(entry) for name, entry in MODELS.items()]), sep="\n")
-    print("tokens, kB (fp16): at one point of the tower / after it; GB of GPU memory with 2-byte weights")
-    return MODELS
+# ---------------------------------------------------------------- what is computed
 
 
-# Points after the tower that other families lack.
-BESIDES = {
-    "cogvlm2": "conv",
-    "qwen3_vl": "deepstack.0-2",
-    "grounding-dino": "scale.0-3 encoder.0-5",
-    **dict.fromkeys(("owlvit", "owlv2"), "class_head box_head"),
-}
+def tokens_at(facts, name, size, steps):
+    """(sequences, rows of each) of a layer in one forward pass."""
+    point, stack = facts.points[name], name.partition(".")[0]
+    tiled, tiles = facts.type in TILED, size // facts.size
+    # the whole image at the tower's side, then its tiles
+    images, side = (1 + tiles**2, facts.size) if tiled else (steps, size)
+    tokens = facts.queries if not point.pixels else (side // point.pixels) ** 2
+    if stack == "vision":
+        tokens += BEFORE.get(facts.type, 0)
+        return (1, steps * tokens) if facts.type == "vjepa2" else (images, tokens)
+    if stack != "language":
+        return images, tokens
+    newlines = tiled and tiles * (side // point.pixels)
+    times = 10 * steps * (facts.type == "qwen3_vl" and steps > 1)  # its prompt states those of a clip
+    return 1, images * tokens + newlines + times + facts.words
 
 
-def registry_row(entry):
-    """A row of --list, from an entry of the registry alone; "-" where a value is not stated.
-
-    tokens, kB: of one image of the registry's size at one point of the tower (of its first-last stage, if it has several) / at the merger or one point of the language model, in fp16.
-    GB of GPU memory, with weights of 2 bytes: whole = 2 (all - head); streamed = 2 (outside the stacks + 2 largest layers) + a margin for the activations of one image,
-    1 GB + 32 bytes x tokens x width of the larger stack (16 rows of that width, of 2 bytes: q, k, v, the gated MLP, residuals).
-    """
-    row = {
-        "repository": entry["path"],
-        "revision": "local" if entry["path"].startswith(TINY) else entry.get("revision") or "newest",
-        "params_B": f"{entry['params']:.3g}" if "params" in entry else "-",
-        "licence": entry.get("licence", "-"),
-        "points": "-",
-        "px": entry.get("size", "-"),
-        "tokens": "-",
-        "kB": "-",
-        "GB_whole": f"{2 * (entry['params'] - entry['head']):.3g}" if "params" in entry else "-",
-        "GB_streamed": "-",
-    }
-    if not entry.get("vision"):
-        return row
-    layers, patch, width = entry["vision"]
-    stages = layers if isinstance(layers, tuple) else (layers,)
-    sides = [entry["size"] // (patch << stage) for stage in range(len(stages))]
-    stacks = [[(side**2, width << stage) for stage, side in enumerate(sides)]]
-    points = ["patch_embed", f"vision.0-{sum(stages) - 1}"] if layers else ["latents", "latents-raw"]
-    points += [BESIDES[entry["type"]]] if entry["type"] in BESIDES else []
-    if entry["language"]:
-        layers, merge, width = entry["language"]
-        stacks.append([(math.prod(merge) if isinstance(merge, tuple) else (sides[-1] // merge) ** 2, width)])
-        points += ["merger", f"language.0-{layers - 1}"]
-    active = 32e-9 * max(n * width for stack in stacks for n, width in stack)
-    streamed = 2 * (entry["outside"] + 2 * entry["layer"]) + 1 + active
-
-    def both(shown):
-        ends = [[f"{shown(*stack[k]):.0f}" for k in (0, -1)] for stack in stacks]
-        return "/".join("-".join(dict.fromkeys(pair)) for pair in ends)
-
-    return row | {
-        "points": " ".join(points),
-        "tokens": both(lambda n, width: n),
-        "kB": both(lambda n, width: 2 * n * width / 1000),
-        "GB_streamed": f"{streamed:.1f}" if entry["layer"] else "-",
-    }
+def flop_of(entry, size, frames=1, deepest=None):
+    """FLOP of one item up to the point `deepest` (None: the last)."""
+    facts, total = facts_of(entry), 0
+    if facts.type == "AutoencoderKLLTXVideo":
+        return size**2 * (VAE["first"] + (frames - 1) * VAE["later"])
+    passes, steps = passes_of(facts, frames)
+    names, (window, whole) = list(facts.points), facts.window
+    layers = sum(name.startswith("vision.") for name in names)
+    for name in names[: names.index(deepest or names[-1]) + 1]:
+        point, (sequences, rows) = facts.points[name], tokens_at(facts, name, size, steps)
+        attended = rows if name.startswith(("vision.", "language.")) else 0
+        if window and name.startswith("vision."):
+            attended = (whole * rows + (layers - whole) * min(window, rows)) / layers
+        total += sequences * rows * (2 * point.params + 4 * attended * point.width)
+    return passes * total
 
 
-def aligned(rows):
-    """Lines of dicts with the same keys, the columns aligned under the keys."""
-    rows = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
-    return ["  ".join(f"{x!s:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+@dataclass
+class Row:
+    """A stage: FLOP by kind; bytes written, of RAM beside a GPU and without one, read, of GPU memory."""
+
+    stage: str
+    passes: int
+    flop: dict
+    written: float
+    ram: float
+    cpu: float
+    read: dict
+    whole: float = 0
+    streamed: float = 0
+
+
+def extraction(stage, entry, points, size, n, frames=1, kept=None, reduce=0, grids=None, batch=8):
+    """The row of extract.py on n items. kept: the points that are written (default: all `points`).
+    batch: items of a micro-batch, or frames where a model sees them one by one."""
+    facts, kept = facts_of(entry), kept or points
+    passes, steps = passes_of(facts, frames)
+    written = disk_needed(entry, kept, size, frames, n, reduce, grids)
+    widest = max(p.width * math.prod(tokens_at(facts, k, size, steps)) for k, p in facts.points.items())
+    # 16 rows of a layer's width (q, k, v, the gated MLP, residuals); 256 numbers a pixel of an autoencoder
+    wide, kind, active = 2, "half", 32 * widest
+    if facts.type == "AutoencoderKLLTXVideo":
+        wide, kind, active = 4, "conv", 1024 * size**2
+    active = batch * (active + 2 * sum(stored(shapes(entry, kept, size, frames)).values()) / passes)
+    weights = wide * (facts.params - facts.head)
+    two = wide * (facts.outside + 2 * facts.layer) if facts.layer else weights
+    ram = BASE + CUDA + min(SHARD, 64 * written / n) + wide * 2 * facts.layer
+    waiting, read = n * (passes * 2 * widest + 6 * frames * size**2), {}  # residual streams and pixels
+    for name, card in CARDS.items():
+        # streamed weights that RAM does not hold are read for every so many items as fit into half the rest
+        again = weights + active > 1e9 * card["gpu_gb"] and weights + ram > 1e9 * card["ram_gb"]
+        read[name] = weights * (math.ceil(2 * waiting / (1e9 * card["gpu_gb"] - two)) if again else 1)
+    flop = {kind: n * flop_of(entry, size, frames, points[-1])}
+    cpu = ram - CUDA + 4 / wide * weights + 2 * active
+    memory = 1e9 + active + weights, 1e9 + active + two
+    return Row(stage, n * passes, flop, written, ram, cpu, read, *memory)
+
+
+def reading(stage, entry, points, size, n, reduce, grams):
+    """The row of stages that read features, on the CPU: of a point `grams` Gram matrices of the items and one
+    covariance of the tokens. adapt.py holds a point's tokens in fp32, trained and untrained."""
+    found, flop, widest = shapes(entry, points, size), 0, 0
+    numbers = stored(found, reduce)
+    for point, number in numbers.items():
+        width = number // math.prod(found[point][:3])
+        flop += 2 * n**2 * number * grams + 2 * n * number * width + 10 * width**3
+        widest = max(widest, width)
+    ram = max(CHUNK + 8 * n**2 * len(found) + 8 * widest**2, 8 * n * max(numbers.values()) * (grams > 1))
+    ram += BASE + 5 * n * 3 * 224**2  # the images, and in fp32
+    read = dict.fromkeys(CARDS, (1 + grams) * 2 * n * sum(numbers.values()))
+    return Row(stage, 0, {"cpu": flop}, 0, ram, ram, read)
+
+
+# ---------------------------------------------------------------- the gates
+
+
+def gate1(entry, n=500, clips=200, points="quarters", reduce=None, size=None, vae="ltx", encoder="dinov2-l"):
+    """The rows of gate 1 on n images and `clips` clips."""
+    facts, points = facts_of(entry), points_of(entry, points)
+    vae, other = find_model(vae), find_model(encoder)
+    size, side = size or entry["size"], entry["clip"]
+    reduce = default_reduce(entry, points, size) if reduce is None else reduce
+    last = list(facts.points)[-1].partition(".")[0] if facts.language else "vision"
+    layers = [p for p in facts.points if p.startswith(f"{last}.")]
+    middle = layers[round(len(layers) / 2) - 1]
+    both = [p for p in facts.points if p in (*points, middle)]
+    few = sorted(points, key=stored(shapes(entry, points, size), reduce).get)[-CHOSEN:]
+    moving = side, clips, CLIP if passes_of(facts, CLIP)[0] == 1 else SINGLE
+    rows = [
+        extraction("images", entry, points, size, n, reduce=reduce),
+        extraction("images untrained", entry, points, size, n, kept=few, reduce=reduce),
+        extraction("clips", entry, both, *moving, reduce=reduce, grids=[middle]),
+        extraction("clips untrained", entry, points, *moving, kept=few, grids=[]),
+        extraction("frozen first", entry, points, side, clips, grids=[]),
+        extraction("frozen middle", entry, points, side, clips, grids=[]),
+        extraction("autoencoder", vae, points_of(vae, "all"), 224, n),
+        reading("probe to adapt", entry, points, size, n, reduce, 2),
+    ]
+    if other["name"] != entry["name"]:
+        names, side = points_of(other, "quarters"), other["size"]
+        few = sorted(names, key=stored(shapes(other, names, side)).get)[-CHOSEN:]
+        rows.append(extraction("encoder", other, names, side, n))
+        rows.append(extraction("encoder untrained", other, names, side, n, kept=few))
+        rows.append(reading("encoder probe", other, names, side, n, 0, 1))
+    return rows
+
+
+GATES = {"1": gate1}
+
+
+def measured_rate(seconds=0.5):
+    """TFLOP/s of matrix products here: in half precision on a GPU, in fp32 on a CPU."""
+    device, dtype = ("cuda", torch.half) if torch.cuda.is_available() else ("cpu", torch.float32)
+    a = torch.rand(1024, 1024, device=device, dtype=dtype)
+    (a @ a)[0, 0].item()  # the first product sets the library up
+    products, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        (a @ a)[0, 0].item()
+        products += 1
+    return 2e-12 * len(a) ** 3 * products / (time.perf_counter() - started)
+
+
+def columns(row, here):
+    """The printed row of a stage. Hours are those of computing and of the disk."""
+    found = {"stage": row.stage, "passes": row.passes, "tflop": sum(row.flop.values()) / 1e12}
+    disk = {name: (row.written + read) / DISK / 3600 for name, read in row.read.items()}
+    for name, card in CARDS.items():
+        found[f"{name}_hours"] = disk[name] + sum(n / card[kind] for kind, n in row.flop.items()) / 3.6e15
+    found |= {"here_hours": disk["a100"] + found["tflop"] / here / 3600, "disk_hours": disk["t4"]}
+    found |= {"disk_gb": row.written / 1e9, "ram_gb": row.ram / 1e9, "gpu_whole_gb": row.whole / 1e9}
+    return found | {"gpu_gb": min(row.whole, row.streamed) / 1e9}
+
+
+def cost_of(entry, gate="1", here=1.0, **settings):
+    """(headline values, printed rows) of a gate. settings: those of the function of the gate."""
+    if entry["kind"] not in ("vlm", "encoder"):
+        fail(f"--model {entry['name']} is a {entry['kind']}; give a VLM or an encoder")
+    rows = check_choice(str(gate), GATES, "gate with known costs")(entry, **settings)
+    table, total, missed = [columns(row, here) for row in rows], {}, []
+    for key in list(table[0])[1:]:
+        values = [row[key] for row in table]
+        total[key] = max(values) if "ram" in key or "gpu" in key else sum(values)
+        if total[key] > TARGETS.get(key, math.inf):
+            where = f"{table[values.index(max(values))]['stage']}: {HINTS[key]}"
+            missed.append(f"{key} {total[key]:.3g} of {TARGETS[key]} ({where})")
+    total["cpu_ram_gb"] = max(row.cpu for row in rows) / 1e9
+    return total | {"weights_gb": 2e-9 * facts_of(entry).params, "targets": "; ".join(missed) or "met"}, table
+
+
+def print_table(rows):
+    """Print dicts with the same keys, numbers to the right."""
+    lines = [list(rows[0])]
+    for row in rows:
+        first, *rest = row.values()
+        numbers = [f"{x:,.0f}" if x >= 1000 else f"{x:.2f}".removesuffix(".00") for x in rest]
+        lines.append([first, *numbers])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *rest in lines:
+        print(first.ljust(widths[0]), *(x.rjust(w) for x, w in zip(rest, widths[1:], strict=True)))
+
+
+def print_cost(entry, gate="1", **settings):
+    """Print the table of a gate, then `key value`. Returns the headline values."""
+    here = measured_rate()
+    total, table = cost_of(entry, gate, here, **settings)
+    print_table(table)
+    result = {"model": entry["name"], "here_tflops": here}
+    result |= {f"gate{gate}_{key}": value for key, value in total.items()}
+    print_summary(result)
+    return result
+
+
+def cost_table(gate="1", **settings):
+    """What a gate costs for every VLM of the registry, a dict a model."""
+    names = [name for name, entry in MODELS.items() if entry["kind"] == "vlm" and "vision" in entry]
+    return [{"model": name} | cost_of(find_model(name), gate, **settings)[0] for name in names]
