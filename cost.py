@@ -17,7 +17,7 @@ import torch
 
 from common import check_choice, fail, print_summary
 from families import LLAVA, QWEN, TILED, family_of, quarters, resolve_aliases
-from models import MODELS, find_model, skeleton
+from models import MODELS, TINY, find_model, skeleton
 
 # TFLOP/s of linear layers in half precision, of convolutions, of the CPU (assumed); GB of the GPU and of RAM
 CARDS = {"t4": {"half": 24, "conv": 18, "cpu": 0.1, "gpu_gb": 15, "ram_gb": 30}}
@@ -411,3 +411,82 @@ def cost_table(gate="1", **settings):
     """What a gate costs for every VLM of the registry, a dict a model."""
     names = [name for name, entry in MODELS.items() if entry["kind"] == "vlm" and "vision" in entry]
     return [{"model": name} | cost_of(find_model(name), gate, **settings)[0] for name in names]
+
+
+# ---------------------------------------------------------------- the registry, as --list prints it
+
+# points after the tower that other families lack
+LISTED = {"cogvlm2": "conv", "qwen3_vl": "deepstack.0-2", "grounding-dino": "scale.0-3 encoder.0-5"}
+LISTED |= dict.fromkeys(("owlvit", "owlv2"), "class_head box_head")
+
+
+def stacks_of(entry):
+    """[(tokens, width) of each stage of the tower], [(tokens, width) behind it], of an image at the registry's size."""
+    depths, patch, width = entry["vision"]
+    sides = [entry["size"] // (patch << stage) for stage in range(len(np.ravel(depths)))]
+    tower = [(side**2, width << stage) for stage, side in enumerate(sides)]
+    if not entry["language"]:
+        return [tower]
+    _, merge, wide = entry["language"]
+    tokens = math.prod(merge) if isinstance(merge, tuple) else (sides[-1] // merge) ** 2
+    return [tower, [(tokens, wide)]]
+
+
+def first_to_last(stacks, shown):
+    """`shown` of the first and last stage of each stack, as text: 9216-576/144."""
+    parts = []
+    for stack in stacks:
+        ends = [f"{shown(*stage):.0f}" for stage in (stack[0], stack[-1])]
+        parts.append("-".join(dict.fromkeys(ends)))
+    return "/".join(parts)
+
+
+def listed_points(entry):
+    """The names of an entry's points, in short."""
+    layers = sum(np.ravel(entry["vision"][0]))
+    points = ["patch_embed", f"vision.0-{layers - 1}"] if layers else ["latents", "latents-raw"]
+    points += [LISTED[entry["type"]]] if entry["type"] in LISTED else []
+    points += ["merger", f"language.0-{entry['language'][0] - 1}"] if entry["language"] else []
+    return " ".join(points)
+
+
+def registry_row(entry):
+    """A row of --list, from an entry of the registry alone; "-" where a value is not stated.
+
+    tokens, kB (fp16): of an image of the registry's size at one point of the tower / behind it. GB of GPU memory
+    with weights of 2 bytes: whole = 2 (all - head); streamed = 2 (outside the stacks + 2 largest layers) + 1 GB +
+    32 bytes x tokens x width of the larger stack, the activations of one image.
+    """
+    small = entry["path"].startswith(TINY)
+    row = {"repository": entry["path"], "revision": "local" if small else entry.get("revision") or "newest"}
+    row |= dict.fromkeys(
+        ("params_B", "licence", "points", "px", "tokens", "kB", "GB_whole", "GB_streamed"), "-"
+    )
+    row["px"] = entry.get("size", "-")
+    if "params" in entry:
+        row |= {"params_B": f"{entry['params']:.3g}", "licence": entry["licence"]}
+        row["GB_whole"] = f"{2 * (entry['params'] - entry['head']):.3g}"
+    if not entry.get("vision"):
+        return row
+    stacks = stacks_of(entry)
+    row["points"] = listed_points(entry)
+    row["tokens"] = first_to_last(stacks, lambda n, width: n)
+    row["kB"] = first_to_last(stacks, lambda n, width: 2 * n * width / 1000)
+    if entry["layer"]:
+        active = max(n * width for stack in stacks for n, width in stack)
+        row["GB_streamed"] = f"{2 * (entry['outside'] + 2 * entry['layer']) + 1 + 32e-9 * active:.1f}"
+    return row
+
+
+def aligned(rows):
+    """Lines of dicts with the same keys, the columns aligned under the keys."""
+    rows = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
+    return ["  ".join(f"{x!s:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def print_list():
+    """Print the registry, a line a model."""
+    print(*aligned([{"name": name} | registry_row(entry) for name, entry in MODELS.items()]), sep="\n")
+    print("tokens, kB (fp16): at one point of the tower / after it; GB of GPU memory with 2-byte weights")
+    return MODELS
