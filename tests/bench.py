@@ -90,10 +90,15 @@ def qwen(config, dtype=torch.float32, device="cpu"):
 
 
 def small_qwen(width, depth=2, layers=12, vocab_size=32000, **more):
-    """Keyword arguments of a small Qwen2_5_VLConfig."""
+    """config.json of a small Qwen2.5-VL, with token ids from 100."""
+    names = ("image", "video", "vision_start", "vision_end")
+    more = {f"{name}_token_id": 100 + k for k, name in enumerate(names)} | more
+    text = published.sizes(width, 3 * width, layers, 8, 4, vocab_size=vocab_size, bos_token_id=None)
     vision = {"depth": depth, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4}
-    text = published.sizes(width, 3 * width, layers, 8, 4, vocab_size=vocab_size)
-    return published.qwen2_5_vl(vision | {"fullatt_block_indexes": [1, depth - 1]}, text, **more)
+    vision |= {"out_hidden_size": width, "fullatt_block_indexes": [1, depth - 1]}
+    sections = [width // 64, width * 3 // 128, width * 3 // 128]
+    more |= {"rope_scaling": {"mrope_section": sections}, "vision_config": vision, "eos_token_id": None}
+    return published.merged(published.config_of("qwen2.5-vl-7b"), text | more)
 
 
 def noise(n, height, width=None):
@@ -127,8 +132,7 @@ def checkpoint(layers=24, width=1024, inner=4096):
     ids = {f"{k}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for k, name in names.items()}
     config = small_qwen(width, layers=layers, vocab_size=len(tokenizer), **ids, tie_word_embeddings=True)
     config["vision_config"] |= {"num_heads": 2, "patch_size": 8, "window_size": 32}
-    config["text_config"] |= {"intermediate_size": inner, "num_key_value_heads": 2}
-    config["text_config"]["pad_token_id"] = tokenizer.pad_token_id
+    config |= {"intermediate_size": inner, "num_key_value_heads": 2, "pad_token_id": tokenizer.pad_token_id}
     with tempfile.TemporaryDirectory() as folder:
         qwen(config).save_pretrained(folder, max_shard_size="100GB")
         processor.save_pretrained(folder)

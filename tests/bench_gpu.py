@@ -19,8 +19,6 @@ import collections
 import contextlib
 import functools
 import gc
-import json
-import math
 import shutil
 import statistics
 import sys
@@ -61,84 +59,9 @@ def free_memory():
 
 # ---------------------------------------------------------------- networks
 
-HALF = {"hidden_size": 64, "intermediate_size": 96}
-FOUR = HALF | {"num_hidden_layers": 4, "num_attention_heads": 4}
-
-
-def qwen_config(at):
-    if not at.small:
-        return published.qwen2_5_vl()
-    names = ("image", "video", "vision_start", "vision_end")
-    ids = {f"{name}_token_id": 100 + i for i, name in enumerate(names)}
-    text = published.sizes(64, 96, 4, 2, 1, vocab_size=128)
-    vision = HALF | {"depth": 4, "num_heads": 2, "fullatt_block_indexes": [1, 3]}
-    return published.qwen2_5_vl(vision, text, **ids)
-
 
 def qwen_name(at):
     return "a small Qwen2.5-VL" if at.small else "Qwen2.5-VL-7B"
-
-
-def cogvlm2_checkpoint(at):
-    """(config.json, {name: shape}, tokenizer) in the hub's layout."""
-    from cogvlm2 import CogVLM2
-    from tiny import vlm_processor
-
-    config = {"architectures": ["CogVLMForCausalLM"], **published.COGVLM2}
-    if at.small:
-        vision = config["vision_config"] | HALF | {"num_heads": 2, "num_hidden_layers": 4}
-        config |= FOUR | {"vocab_size": 512, "num_multi_query_heads": 2, "bos_token_id": 1}
-        config["eos_token_id"] = [2]
-        config["vision_config"] = vision | {"num_positions": 17, "image_size": 56}
-    with torch.device("meta"):
-        shapes = {name: tuple(x.shape) for name, x in CogVLM2(config).state_dict().items()}
-    return config, shapes, vlm_processor([f"Question: {families.PROMPT} Answer:"]).tokenizer
-
-
-def internvl2_checkpoint(at):
-    vision, text = published.INTERNVL2["internvl2-26b"]
-    if at.small:
-        vision, text = vision | FOUR, text | FOUR | {"num_key_value_heads": 2, "vocab_size": 512}
-    parts = vision, text, 56 if at.small else PIXELS
-    return published.internvl2_config(*parts), published.internvl2_layout(*parts), None
-
-
-def random_weight(name, shape, device):
-    """bf16. Scales are one and biases zero, so that nothing overflows; matrices are N(0, 0.02^2)."""
-    if name.endswith("inv_freq"):
-        from cogvlm2 import Rotary
-
-        return Rotary(2 * shape[0]).inv_freq.bfloat16()
-    if len(shape) == 1:
-        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=torch.bfloat16)
-    return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02).cpu()
-
-
-def write_checkpoint(folder, made, device, most):
-    """Write random weights in the hub's layout, in files of at most `most` bytes; skip a complete folder."""
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
-
-    config, shapes, tokenizer = made
-    index, gb = folder / "model.safetensors.index.json", sum(map(math.prod, shapes.values())) * 2e-9
-    if index.is_file():
-        return note(f"{folder} is complete")
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free / 1e9
-    if free < 1.02 * gb:
-        remedy = "give another --folder, or delete a checkpoint in it"
-        common.fail(f"{folder} needs {gb:.0f} GB and {free:.0f} are free; {remedy}")
-    empty = {k: torch.empty(shape, dtype=torch.bfloat16, device="meta") for k, shape in shapes.items()}
-    plan = split_torch_state_dict_into_shards(empty, max_shard_size=most)
-    torch.manual_seed(0)
-    for file, names in plan.filename_to_tensors.items():
-        weights = {name: random_weight(name, shapes[name], device) for name in names}
-        save_file(weights, folder / file, metadata={"format": "pt"})
-        note(f"wrote {file} in {folder}")
-    if tokenizer:
-        tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config))
-    index.write_text(json.dumps({"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}))
 
 
 # ---------------------------------------------------------------- rows
@@ -147,7 +70,11 @@ def write_checkpoint(folder, made, device, most):
 def early_exit(at):
     from torch.utils.flop_counter import FlopCounterMode
 
-    config, batch, rounds = qwen_config(at), 2 if at.small else 8, 3 if at.small else 7
+    config, batch, rounds = (
+        published.config_of("qwen2.5-vl-7b", at.small),
+        2 if at.small else 8,
+        3 if at.small else 7,
+    )
     model, side = bench.qwen(config, at.dtype, at.device), 256 if at.small else 8192
     layers = len(model.model.language_model.layers)
     given = families.on(bench.qwen_inputs(config, bench.noise(batch, PIXELS)), at.device, at.dtype)
@@ -199,8 +126,8 @@ def streaming_round(at, folder, layers, how, frames, size):
     return {"seconds": seconds, "features": found, "peak": peak, "weights": weights / 1e9}
 
 
-# model: checkpoint, images, their side, micro-batches
-STREAMED = {"cogvlm2": (cogvlm2_checkpoint, 64, 1344, 2), "internvl2": (internvl2_checkpoint, 384, PIXELS, 8)}
+# model: name in published.yaml, images, their side, micro-batches
+STREAMED = {"cogvlm2": ("cogvlm2", 64, 1344, 2), "internvl2": ("internvl2-26b", 384, PIXELS, 8)}
 
 
 def layer_streaming(at, name):
@@ -209,17 +136,17 @@ def layer_streaming(at, name):
     accelerate's seconds an image do not depend on their number, so it computes two. The first round is the
     warm-up. Features of equal micro-batches must be the same to the bit.
     """
-    make, images, side, batch = STREAMED[name]
+    model, images, side, batch = STREAMED[name]
     if at.small:
         name, images, side, batch = f"{name}-small", 6, 56, 2
-    frames, made = bench.noise(images, side), make(at)
-    layers = made[0].get("llm_config", made[0])["num_hidden_layers"]
+    frames, config = bench.noise(images, side), published.config_of(model, at.small)
+    layers = config.get("llm_config", config)["num_hidden_layers"]
     jobs = {"streamed_1": ("streamed", frames, 1), "accelerate": ("accelerate", frames[:2], 1)}
     jobs |= {"streamed": ("streamed", frames, batch), "resident": ("resident", frames, batch)}
     rounds = []
     with contextlib.ExitStack() as stack:
         folder = Path(at.folder or stack.enter_context(tempfile.TemporaryDirectory())) / name
-        write_checkpoint(folder, made, at.device, 100_000 if at.small else 4_000_000_000)
+        published.write_checkpoint(folder, model, at.small)
         for _ in range(2 if at.small else 3):
             rounds.append({job: streaming_round(at, folder, layers, *how) for job, how in jobs.items()})
         free_memory()
@@ -246,7 +173,7 @@ def layer_streaming(at, name):
 
 def memory(at):
     """Two steps on an image with 64 answer tokens. The ratio is measured / planned; it is 1 on a CPU."""
-    config, cuda = qwen_config(at), at.device.type == "cuda"
+    config, cuda = published.config_of("qwen2.5-vl-7b", at.small), at.device.type == "cuda"
     model = bench.qwen(config, at.dtype, at.device)
     shape = tune.shape_of(models.MODELS["qwen2.5-vl-7b"], model.config)
     how = {"method": "lora", "vision": "frozen", "rank": 16, "checkpoint": True, "adam8bit": False}
@@ -278,7 +205,7 @@ def memory(at):
 
 def writing(at):
     """Features of every default point, 64 images a shard, by the functions of extract.py."""
-    config = qwen_config(at)
+    config = published.config_of("qwen2.5-vl-7b", at.small)
     model = bench.qwen(config, at.dtype, at.device)
     points = families.family_of(model)(model, None)[1]
     modules = {p: points[p][0] for p in families.quarters(points)}
