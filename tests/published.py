@@ -92,7 +92,8 @@ def shapes_of(config):
         del weights[tied]
     if isinstance(model, PreTrainedModel):
         weights = revert_weight_conversion(model, weights)
-    return {name: tuple(x.shape) for name, x in weights.items()}
+    order = sorted(weights, key=lambda name: (name.startswith("lm_head"), ".vision." in name))  # as published
+    return {name: tuple(weights[name].shape) for name in order}
 
 
 def network(config):
