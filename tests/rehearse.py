@@ -12,7 +12,6 @@ Rows of a run: disk (bytes of features; within 5%), ram (peak bytes of the large
 image up to the last point, of each network; 10%), seconds (of all stages). Needs no network.
 """
 
-import contextlib
 import functools
 import os
 import platform
@@ -97,10 +96,11 @@ def make_run(at, name, work):
 def predicted(entries, n, streamed):
     """What cost.py says of a run on n images and clips: bytes of disk and memory, seconds here."""
     entry, here = entries["MODEL"], cost.measured_rate()
-    if len(entries) > 1:
+    points, side = cost.points_of(entry, "quarters"), entry["size"]
+    reduce = cost.default_reduce(entry, points, side)
+    rows = [cost.extraction("images", entry, points, side, n, reduce=reduce)]
+    if "VAE" in entries:
         rows = cost.gate1(entry, n, n, vae=entries["VAE"]["path"], encoder=entries["ENCODER"]["path"])
-    else:
-        rows = [cost.extraction("images", entry, cost.points_of(entry, "quarters"), entry["size"], n)]
     found = {"disk": sum(row.written for row in rows), "ram": max(row.cpu for row in rows)}
     if streamed:  # two layers in fp32, not all
         facts = cost.facts_of(entry)
@@ -121,10 +121,9 @@ def stages_of(work):
 
 def rehearsed(at, name):
     """The rows of a run: predicted, measured, and their ratio."""
-    with contextlib.ExitStack() as stack:
-        work = Path(at.folder or stack.enter_context(tempfile.TemporaryDirectory())) / name
-        entries = make_run(at, name, work)
-        stages = stages_of(work)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(at.folder or temporary) / name
+        entries, stages = make_run(at, name, work), stages_of(work)
         files = [path for path in work.glob("results/**/*.pt") if "features" in str(path.parent)]
         found = {"disk": sum(path.stat().st_size for path in files)}
         found["ram"] = max(stage["ram"] for stage in stages.values())
