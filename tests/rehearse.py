@@ -4,7 +4,7 @@
     python tests/rehearse.py cogvlm2 --folder /disk               one run; the others in the file stay
     python tests/rehearse.py internvl2 --small --out small.yaml   a small network: tests the code
 
-gate1      `make gate1 N=16`: Qwen2.5-VL-3B, DINOv2-L as the second encoder, LTX-Video's autoencoder
+gate1      `make gate1` with N=16: Qwen2.5-VL-3B, DINOv2-L as the second encoder, LTX-Video's autoencoder
 cogvlm2    features of two images, within 6 GB: 39 GB of weights are streamed
 internvl2  the same of InternVL2-8B in its original layout
 
@@ -39,8 +39,9 @@ import streaming
 
 # run: its checkpoints by variable of the Makefile, other variables, and the file that make makes
 FEATURES = "results/{MODEL}/shapes-n{N}/features/index.yaml"
+GATE1 = {"N": 16, "SEED": 172}  # with this seed, train, val and test have at least four images and clips
 RUNS = {
-    "gate1": ({"MODEL": "qwen2.5-vl-3b", "ENCODER": "dinov2-l", "VAE": "ltx"}, {"N": 16}, "gate1"),
+    "gate1": ({"MODEL": "qwen2.5-vl-3b", "ENCODER": "dinov2-l", "VAE": "ltx"}, GATE1, "gate1"),
     "cogvlm2": ({"MODEL": "cogvlm2"}, {"N": 2, "MEMORY": "6GB"}, FEATURES),
     "internvl2": ({"MODEL": "internvl2"}, {"N": 2, "MEMORY": "6GB"}, FEATURES),
 }
@@ -124,8 +125,7 @@ def rehearsed(at, name):
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(at.folder or temporary) / name
         entries, stages = make_run(at, name, work), stages_of(work)
-        files = [path for path in work.glob("results/**/*.pt") if "features" in str(path.parent)]
-        found = {"disk": sum(path.stat().st_size for path in files)}
+        found = {"disk": sum(x.stat().st_size for x in work.glob("results/**/features*/**/*.pt"))}
         found["ram"] = max(stage["ram"] for stage in stages.values())
         found["seconds"] = sum(stage["seconds"] for stage in stages.values())
         expected = predicted(entries, RUNS[name][1]["N"], any(s["streamed"] for s in stages.values()))
