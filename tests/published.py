@@ -146,9 +146,7 @@ def sentencepiece(words, count):
 def random_weight(name, shape, block):
     """Scales are one and biases zero, so that nothing overflows; matrices are cut from the block."""
     if name.endswith("inv_freq"):
-        from cogvlm2 import Rotary
-
-        return Rotary(2 * shape[0]).inv_freq.to(block.dtype)
+        return cogvlm2.Rotary(2 * shape[0]).inv_freq.to(block.dtype)
     if len(shape) == 1:
         return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=block.dtype)
     start, n = zlib.crc32(name.encode()) % len(block), math.prod(shape)
