@@ -35,7 +35,6 @@ import published
 import common
 import extract
 import families
-import metrics
 import models
 import stats
 import streaming
@@ -90,10 +89,15 @@ def qwen(config, dtype=torch.float32, device="cpu"):
 
 
 def small_qwen(width, depth=2, layers=12, vocab_size=32000, **more):
-    """Keyword arguments of a small Qwen2_5_VLConfig."""
+    """config.json of a small Qwen2.5-VL, with token ids from 100."""
+    names = ("image", "video", "vision_start", "vision_end")
+    more = {f"{name}_token_id": 100 + k for k, name in enumerate(names)} | more
+    text = published.sizes(width, 3 * width, layers, 8, 4, vocab_size=vocab_size, bos_token_id=None)
     vision = {"depth": depth, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4}
-    text = published.sizes(width, 3 * width, layers, 8, 4, vocab_size=vocab_size)
-    return published.qwen2_5_vl(vision | {"fullatt_block_indexes": [1, depth - 1]}, text, **more)
+    vision |= {"out_hidden_size": width, "fullatt_block_indexes": [1, depth - 1]}
+    sections = [width // 64, width * 3 // 128, width * 3 // 128]
+    more |= {"rope_scaling": {"mrope_section": sections}, "vision_config": vision, "eos_token_id": None}
+    return published.merged(published.config_of("qwen2.5-vl-7b"), text | more)
 
 
 def noise(n, height, width=None):
@@ -127,8 +131,7 @@ def checkpoint(layers=24, width=1024, inner=4096):
     ids = {f"{k}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for k, name in names.items()}
     config = small_qwen(width, layers=layers, vocab_size=len(tokenizer), **ids, tie_word_embeddings=True)
     config["vision_config"] |= {"num_heads": 2, "patch_size": 8, "window_size": 32}
-    config["text_config"] |= {"intermediate_size": inner, "num_key_value_heads": 2}
-    config["text_config"]["pad_token_id"] = tokenizer.pad_token_id
+    config |= {"intermediate_size": inner, "num_key_value_heads": 2, "pad_token_id": tokenizer.pad_token_id}
     with tempfile.TemporaryDirectory() as folder:
         qwen(config).save_pretrained(folder, max_shard_size="100GB")
         processor.save_pretrained(folder)
@@ -330,10 +333,8 @@ def reading():
         def peer():
             return torch.load(path, weights_only=True)["features"][pick]
 
-        more = {
-            "what": f"8 items of {path.stat().st_size / 1e9:.2f} GB, warm",
-            "peer": "torch.load of the file",
-        }
+        more = {"what": f"8 items of {path.stat().st_size / 1e9:.2f} GB, warm"}
+        more["peer"] = "torch.load of the file"
         return race(ours, peer, 10, torch.equal(ours(), peer()), **more)
 
 
@@ -427,8 +428,7 @@ def bytes_read(layers=24, width=1024, inner=4096):
 
 def ridge(layers=10, seeds=5, n=500, width=4096, targets=4):
     """Ridge of all layers on labels and four permutations in one solve, against scikit-learn one by one."""
-    from sklearn.linear_model import Ridge, RidgeCV
-    from sklearn.model_selection import GridSearchCV
+    from sklearn.linear_model import RidgeCV
 
     g = torch.Generator().manual_seed(0)
     x = torch.randn(layers, n, width, generator=g) * (torch.arange(1, width + 1) ** -0.5)
@@ -461,13 +461,7 @@ def ridge(layers=10, seeds=5, n=500, width=4096, targets=4):
 
     apart = (r2(ours()) - r2(theirs())).abs().max().item()
     more = {"r2_difference": apart, "peer": "scikit-learn RidgeCV"}
-    cv = race(ours, theirs, 4, apart < 1e-6, rounds=3, **more)
-    # one of layers x seeds: all would take minutes
-    search = GridSearchCV(Ridge(), {"alpha": alphas[0]}, cv=5)
-    data = x[0, train].double().numpy(), y[train].double().numpy()
-    whole = seconds(lambda: search.fit(*data)) * layers * seeds
-    peer = f"scikit-learn GridSearchCV of Ridge, 5 folds: one fit x {layers * seeds}"
-    return {"cv": cv, "grid": row_of([cv["seconds"]], [whole], 100, apart < 1e-6, peer=peer)}
+    return {"cv": race(ours, theirs, 4, apart < 1e-6, rounds=3, **more)}
 
 
 def gradient_probes(layers=10, n=300):
@@ -488,33 +482,9 @@ def gradient_probes(layers=10, n=300):
         return torch.stack(found).unflatten(0, (layers, probe.SEEDS))
 
     apart = (ours(20) - theirs(20)).abs().median().item()  # later, rounding grows with every step
-    peer, more = (
-        f"a loop over {layers} layers x {probe.SEEDS} seeds",
-        {"median_difference_after_20_steps": apart},
-    )
+    peer = f"a loop over {layers} layers x {probe.SEEDS} seeds"
+    more = {"median_difference_after_20_steps": apart}
     return race(ours, theirs, 3, apart < 1e-3, rounds=3, peer=peer, **more)
-
-
-def lpips_targets(n=8, side=64):
-    """A training step of LPIPS, forward and backward, with cached features of the target."""
-    model, _ = metrics.lpips_model()
-    g = torch.Generator().manual_seed(0)
-    x, y = (torch.rand(n, 3, side, side, generator=g) * 2 - 1 for _ in range(2))
-    cached = metrics.lpips_features(model, y)
-
-    def gradient(loss):
-        z = x.clone().requires_grad_()
-        loss(z).sum().backward()
-        return z.grad
-
-    def ours():
-        return gradient(lambda z: metrics.lpips_to(model, z, cached))
-
-    def theirs():
-        return gradient(lambda z: model(z, y))
-
-    same = torch.allclose(ours(), theirs(), atol=1e-8, rtol=1e-4)
-    return race(ours, theirs, 1.4, same, rounds=15, peer="lpips, both images through the backbone")
 
 
 def alignment(layers=12, n=1024, width=1024, timed=4):
@@ -568,19 +538,38 @@ def alignment(layers=12, n=1024, width=1024, timed=4):
     return rows
 
 
-ROWS = {f.__name__: f for f in (early_exit, questions, reading, start, ridge, gradient_probes, lpips_targets)}
+ROWS = {f.__name__: f for f in (early_exit, questions, reading, start, ridge, gradient_probes)}
 ROWS |= {"bytes": bytes_read, "alignment": alignment, "streaming": layer_streaming}
+
+
+def arguments(argv, doc, table, stage):
+    """The rows of a benchmark, --folder, --out and --small; exit 2 for an unknown row."""
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("rows", nargs="*", help=f"of {', '.join(table)} (default: all)")
+    p.add_argument("--folder", help="of checkpoints and results, which stay (default: a temporary folder)")
+    p.add_argument("--out", help=f"default: results/{stage}.yaml, with --small none")
+    p.add_argument("--small", action="store_true", help="small networks: tests the code")
+    args = p.parse_args(argv)
+    args.rows = args.rows or list(table)
+    for name in args.rows:
+        common.check_choice(name, table, "row")
+    if not args.out and not args.small:
+        args.out = common.HERE / "results" / f"{stage}.yaml"
+    if args.out:
+        common.check_writable(args.out)
+    return args
 
 
 def measure(table, names, out, stage, about, *given):
     """{row: content} of the named rows, which replace theirs in the YAML `out` once they are measured."""
     rows, found = common.load_yaml(out, stage)["rows"] if out and Path(out).is_file() else {}, {}
     for name in names:
-        started = time.time()
-        new = common.check_choice(name, table, "row")(*given)
+        started, new = time.time(), table[name](*given)
+        args = argparse.Namespace(seed=0, row=name, small=bool(given) and given[0].small)
+        run = common.run_info(args, started, script=f"tests/{stage.replace('-', '_')}.py", **about)
         for key, row in {name: new}.items() if "ratio" in new else new.items():
             key = key if key == name else f"{name}_{key}".replace("-", "_")
-            found[key] = common.plain(row | about(name, started))
+            found[key] = common.plain(row | {"run": run})
             print(key, found[key], flush=True)
         rows |= found
         if out:
@@ -589,13 +578,6 @@ def measure(table, names, out, stage, about, *given):
     return found
 
 
-def main(names):
-    def about(name, started):
-        args, threads = argparse.Namespace(seed=0, row=name), torch.get_num_threads()
-        return {"run": common.run_info(args, started, script="tests/bench.py", threads=threads)}
-
-    measure(ROWS, names or ROWS, common.HERE / "results" / "bench.yaml", "bench", about)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    args = arguments(None, __doc__, ROWS, "bench")
+    measure(ROWS, args.rows, args.out, "bench", {"threads": torch.get_num_threads()})

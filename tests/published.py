@@ -1,4 +1,37 @@
-"""Published sizes of large models, for tests on the meta device and benchmarks with random weights."""
+"""Published sizes of large models for the meta device, and checkpoints of random weights in their layout."""
+
+import copy
+import json
+import math
+import shutil
+import zlib
+from pathlib import Path
+
+import torch
+import yaml
+
+import cogvlm2
+import common
+import models
+
+# of every model: config.json, and of some, what else a checkpoint has
+ENTRIES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+COGVLM2 = ENTRIES["cogvlm2"]["config"]
+INTERNVL2 = {}  # vision tower, language model
+for name in ("internvl2", "internvl2-26b"):
+    INTERNVL2[name] = tuple(ENTRIES[name]["config"][part] for part in ("vision_config", "llm_config"))
+
+
+def merged(a, b):
+    """A nested dict with the values of another in it."""
+    both = {k: merged(a[k], v) if isinstance(v, dict) else v for k, v in b.items()}
+    return {**a, **both}
+
+
+def config_of(name, small=False):
+    """config.json of a name of the registry; with `small`, of a smaller network of the same layout."""
+    entry = ENTRIES[name]
+    return merged(entry["config"], entry["small"]) if small else entry["config"]
 
 
 def sizes(width, inner, layers, heads=None, groups=None, **more):
@@ -7,52 +40,15 @@ def sizes(width, inner, layers, heads=None, groups=None, **more):
     return config | ({"num_key_value_heads": groups} if groups else {}) | more
 
 
-COGVLM2 = sizes(4096, 14336, 32, 32, vocab_size=128256, num_multi_query_heads=8, rms_norm_eps=1e-5)
-COGVLM2 |= {"bos_token_id": 128000, "eos_token_id": [128001, 128009]}
-COGVLM2["vision_config"] = sizes(1792, 15360, 63, num_heads=16, num_positions=9217, patch_size=14)
-COGVLM2["vision_config"] |= {"image_size": 1344, "in_channels": 3, "layer_norm_eps": 1e-6}
-
-INTERNVL2 = {  # vision tower, language model
-    "internvl2": (
-        sizes(1024, 4096, 24, 16, qk_normalization=False, norm_type="layer_norm", qkv_bias=True),
-        sizes(4096, 14336, 32, 32, 8, vocab_size=92553),
-    ),
-    "internvl2-26b": (
-        sizes(3200, 12800, 45, 25, qk_normalization=True, norm_type="rms_norm", qkv_bias=False),
-        sizes(6144, 16384, 48, 48, 8, vocab_size=92553),
-    ),
-}
-
-
-def qwen2_5_vl(vision=None, text=None, **more):
-    """Keyword arguments of Qwen2_5_VLConfig: the published 7B, with other sizes where they are given."""
-    published = sizes(3584, 18944, 28, 28, 4, vocab_size=152064, bos_token_id=None, eos_token_id=None)
-    text = published | (text or {})
-    half = text["hidden_size"] // text["num_attention_heads"] // 2
-    sections = [half // 4, half * 3 // 8, half * 3 // 8]
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
-    tower = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14}
-    tower |= {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]} | (vision or {})
-    tower["out_hidden_size"] = text["hidden_size"]
-    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
-    ids = {name: text["vocab_size"] - 412 + k for k, name in zip((0, 1, 3, 4), names, strict=True)}
-    return {"vision_config": tower, "text_config": text, "tie_word_embeddings": False} | ids | more
-
-
-def internvl2_config(vision, text, side=448):
+def internvl2_config(vision, text):
     """config.json of the original layout."""
-    vision = vision | {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "image_size": side, "patch_size": 14}
-    text = text | {"rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 32768}
-    text |= {"rope_theta": 1000000, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
-    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    config = {"model_type": "internvl_chat", "vision_config": vision, "llm_config": text}
-    return config | {"downsample_ratio": 0.5, "select_layer": -1}
+    return ENTRIES["internvl2"]["config"] | {"vision_config": vision, "llm_config": text}
 
 
-def internvl2_layout(vision, text, side=448):
+def internvl2_layout(vision, text):
     """{name: shape} of the original layout."""
     (d, m), (n, f) = ((x["hidden_size"], x["intermediate_size"]) for x in (vision, text))
-    out = {"class_embedding": (1, 1, d), "position_embedding": (1, 1 + (side // 14) ** 2, d)}
+    out = {"class_embedding": (1, 1, d), "position_embedding": (1, 1 + (vision["image_size"] // 14) ** 2, d)}
     out |= {"patch_embedding.weight": (d, 3, 14, 14), "patch_embedding.bias": (d,)}
     out = {f"vision_model.embeddings.{k}": shape for k, shape in out.items()}
     out |= {f"mlp1.{i}.{k}": (wide,) for i, wide in ((0, 4 * d), (1, n), (3, n)) for k in ("weight", "bias")}
@@ -75,3 +71,138 @@ def internvl2_layout(vision, text, side=448):
     for i in range(text["num_hidden_layers"]):
         out |= {f"language_model.model.layers.{i}.{k}.weight": shape for k, shape in layer.items()}
     return out
+
+
+# ---------------------------------------------------------------- checkpoints of random weights
+
+BLOCK = 2**25 - 39  # values of the random block: a multiple of no row's length, so that no two rows are alike
+
+
+def shapes_of(config):
+    """{the hub's name: shape} of a network's weights; a tied weight is stored once."""
+    from transformers import PreTrainedModel
+    from transformers.core_model_loading import revert_weight_conversion
+
+    if "llm_config" in config:
+        return internvl2_layout(config["vision_config"], config["llm_config"])
+    with torch.device("meta"):
+        model = network(config)
+    weights = model.state_dict()
+    for tied in getattr(model, "all_tied_weights_keys", ()):
+        del weights[tied]
+    if isinstance(model, PreTrainedModel):
+        weights = revert_weight_conversion(model, weights)
+    order = sorted(weights, key=lambda name: (name.startswith("lm_head"), ".vision." in name))  # as published
+    return {name: tuple(weights[name].shape) for name in order}
+
+
+def network(config):
+    """The network of a config.json, untrained."""
+    config = copy.deepcopy(config)  # transformers changes what is in it
+    if "_class_name" in config:
+        from diffusers import AutoencoderKLLTXVideo
+
+        return AutoencoderKLLTXVideo.from_config(config)
+    if config["architectures"] == ["CogVLMForCausalLM"]:
+        return cogvlm2.CogVLM2(config)
+    import transformers
+
+    if "llm_config" in config:
+        return transformers.InternVLForConditionalGeneration(cogvlm2.internvl2_config(config))
+    kind = getattr(transformers, config["architectures"][0])
+    return kind(kind.config_class(**config))
+
+
+def tokenizer(words, tokens, names):
+    """A byte-level tokenizer with a token for each of the words, and the published {special token: id}."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    more = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    bpe.train_from_iterator(words, trainers.BpeTrainer(**more))
+    stored = json.loads(bpe.to_str())
+    stored["model"]["vocab"] |= tokens
+    bpe = Tokenizer.from_str(json.dumps(stored))
+    bpe.add_special_tokens(list(tokens))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
+
+
+def sentencepiece(words, count):
+    """tokenizer.model of SentencePiece (a ModelProto): `count` pieces, with every word and its beginnings."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{k:02X}>" for k in range(256))]
+    for word in words:
+        pieces += [*word, *(word[:k] for k in range(2, len(word) + 1))]
+    pieces = list(dict.fromkeys(pieces))
+    pieces += [chr(0xF0000 + k) for k in range(count - len(pieces))]
+
+    def field(content):  # number 1, of bytes
+        return bytes([10, len(content)]) + content
+
+    return b"".join(field(field(piece.encode())) for piece in pieces)
+
+
+def random_weight(name, shape, block):
+    """Scales are one and biases zero, so that nothing overflows; matrices are cut from the block."""
+    if name.endswith("inv_freq"):
+        return cogvlm2.Rotary(2 * shape[0]).inv_freq.to(block.dtype)
+    if len(shape) == 1:
+        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=block.dtype)
+    start, n = zlib.crc32(name.encode()) % len(block), math.prod(shape)
+    return block.repeat(-(-(start + n) // len(block)))[start : start + n]
+
+
+def write_safetensors(path, shapes, block):
+    """A file of random weights, tensor by tensor: safetensors' own writer holds the whole file twice."""
+    kind = {torch.bfloat16: "BF16", torch.float32: "F32"}[block.dtype]
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * block.itemsize
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            random_weight(name, shape, block).view(torch.uint8).numpy().tofile(f)
+
+
+def write_checkpoint(folder, name, small=False):
+    """Write random weights of a network of the registry in the hub's layout; skip a complete folder.
+
+    A matrix is a cut, at its own place, of one random block of 64 MB (bf16): writing is as fast as the disk.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    if (folder / "config.json").is_file():  # written last
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    config, entry = config_of(name, small), ENTRIES[name]
+    sides, most = (entry, 20_000_000) if small else (models.MODELS[name], 5_000_000_000)
+    shapes, dtype = shapes_of(config), getattr(torch, entry.get("dtype", "bfloat16"))
+    empty = {k: torch.empty(shape, dtype=dtype, device="meta") for k, shape in shapes.items()}
+    gb, free = sum(x.nbytes for x in empty.values()) / 1e9, shutil.disk_usage(folder).free / 1e9
+    if free < 1.02 * gb:
+        common.fail(f"{folder} needs {gb:.0f} GB and {free:.0f} are free; give another --folder")
+    stem = "diffusion_pytorch_model" if "_class_name" in config else "model"
+    pattern = f"{stem}{{suffix}}.safetensors"
+    plan = split_torch_state_dict_into_shards(empty, filename_pattern=pattern, max_shard_size=most)
+    block = torch.empty(BLOCK).normal_(0, 0.02, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for file, names in plan.filename_to_tensors.items():
+        write_safetensors(folder / file, {name: shapes[name] for name in names}, block)
+    files = dict(entry.get("files", {}))
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        files[f"{stem}.safetensors.index.json"] = index
+    if "llm_config" in config:
+        vocabulary = sentencepiece(entry["words"], min(entry["tokens"].values()))
+        (folder / "tokenizer.model").write_bytes(vocabulary)
+        added = {k: {"content": token, "special": True} for token, k in entry["tokens"].items()}
+        files["tokenizer_config.json"] = {"added_tokens_decoder": added, "add_bos_token": True}
+    elif "words" in entry:
+        tokenizer(entry["words"], entry["tokens"], entry["names"]).save_pretrained(folder)
+    noted = {"weights": "random", "size": sides["size"], "clip": sides["clip"]}
+    common.save_yaml(folder / "weights.yaml", noted)
+    for file, content in (files | {"config.json": config}).items():
+        (folder / file).write_text(json.dumps(content))
