@@ -59,12 +59,19 @@ BESIDES["grounding-dino"] = {f"scale.{i}": Point(8 << i, 256) for i in range(4)}
 BESIDES["grounding-dino"] |= {f"encoder.{i}": Point(16, 256, 1.12e7) for i in range(6)}
 
 
-def measure(entry):
-    """The row of FACTS of a folder, and what FACTS leaves out. An autoencoder is taken for LTX-Video's."""
+def measure(entry, opened):
+    """The row of FACTS of a folder, and what FACTS leaves out. An autoencoder is taken for LTX-Video's.
+
+    opened: (model, points, inputs, size) where extract.py has opened the folder already.
+    """
     if entry["kind"] == "vae":
         return MODELS["ltx"] | entry
-    model, processor, _ = skeleton(entry, torch.float16, random_seed=0)
-    inputs, points, *_ = family_of(model)(model, processor)
+    if not opened:
+        model, processor, _ = skeleton(entry, torch.float16, random_seed=0)
+        inputs, points, *_ = family_of(model)(model, processor)
+        opened = model, points, inputs, entry["size"]
+    model, points, *more = opened
+    inputs, size = more
     layers = {"vision": [], "language": []}  # 10^9 weights of each layer
     for point, (path, *_) in points.items():
         weights = sum(p.numel() for p in model.get_submodule(path).parameters())
@@ -83,7 +90,7 @@ def measure(entry):
         merge = round(1 / getattr(config, "downsample_ratio", 1 / merge))
         merge = (1, config.latent_query_num) if entry["type"] == "kosmos-2" else merge
         row["language"] = len(text), merge, getattr(config, "text_config", config).hidden_size
-        image = torch.zeros(1, 1, entry["size"], entry["size"], 3, dtype=torch.uint8)
+        image = torch.zeros(1, 1, size, size, 3, dtype=torch.uint8)
         row |= {"text_layer": max(text), "merger": layers["merger"][0]}
         row["rows"] = inputs(image)["input_ids"].shape[1]
     if hasattr(vision, "fullatt_block_indexes"):
@@ -94,19 +101,19 @@ def measure(entry):
 _facts = {}
 
 
-def facts_of(entry):
+def facts_of(entry, opened=None):
     """Sizes of an entry of find_model: its row of FACTS in single weights, and what FACTS leaves out;
     points: {name: Point} in the order of execution."""
     key = entry["path"], entry.get("adapter")
     if key not in _facts:
-        row = entry if "params" in entry else measure(entry)
+        row = entry if "params" in entry else measure(entry, opened)
         more = {"window": WINDOWS.get(row["type"], (0, 0)), "queries": 0, "words": WORDS.get(row["type"], 32)}
         f = SimpleNamespace(**more | row)
         for name in ("params", "head", "outside", "layer"):
             setattr(f, name, 1e9 * row[name])
         add_points(f, row)
         if "rows" in row:
-            f.words += row["rows"] - tokens_at(f, "language.0", f.size, 1)[1]
+            f.words += row["rows"] - tokens_at(f, "language.0", opened[3] if opened else f.size, 1)[1]
         _facts[key] = f
     return _facts[key]
 
@@ -145,8 +152,8 @@ def points_of(entry, points):
     groups = {"all": list(names), "last": list(names)[-1:], "quarters": quarters(names)}
     if isinstance(points, str):
         points = groups.get(points) or resolve_aliases(points, entry).split(",")
-    for point in points:
-        check_choice(point, names, f"point of {entry['name']}")
+        for point in points:
+            check_choice(point, names, f"point of {entry['name']}")
     return [point for point in names if point in points]
 
 
@@ -162,9 +169,9 @@ def passes_of(facts, frames):
 # ---------------------------------------------------------------- what is stored
 
 
-def shapes(entry, points, size, frames=1):
+def shapes(entry, points, size, frames=1, opened=None):
     """{point: (t, h, w, D)} of one item, and of `pixels` on the coarsest grid."""
-    facts, found, least = facts_of(entry), {}, size
+    facts, found, least = facts_of(entry, opened), {}, size
     steps = math.prod(passes_of(facts, frames))
     for name in points_of(entry, points):
         point = facts.points[name]
@@ -178,11 +185,10 @@ def shapes(entry, points, size, frames=1):
 
 
 def stored(found, reduce=0):
-    """{point: numbers} of `shapes`. Tokens above `reduce` (0: none), but pixels, are stored as so many."""
+    """{point: numbers} of `shapes`. Tokens wider than `reduce` (0: none) are stored as so many."""
     numbers = {}
     for point, (t, h, w, width) in found.items():
-        narrow = reduce and point != "pixels"
-        numbers[point] = t * h * w * (min(width, reduce) if narrow else width)
+        numbers[point] = t * h * w * min(width, reduce or width)
     return numbers
 
 
@@ -421,7 +427,7 @@ LISTED |= dict.fromkeys(("owlvit", "owlv2"), "class_head box_head")
 
 
 def stacks_of(entry):
-    """[(tokens, width) of each stage of the tower], [(tokens, width) behind it], of an image at the registry's size."""
+    """[(tokens, width) of each stage of the tower], [(tokens, width) behind it], of an image."""
     depths, patch, width = entry["vision"]
     sides = [entry["size"] // (patch << stage) for stage in range(len(np.ravel(depths)))]
     tower = [(side**2, width << stage) for stage, side in enumerate(sides)]
@@ -453,9 +459,9 @@ def listed_points(entry):
 def registry_row(entry):
     """A row of --list, from an entry of the registry alone; "-" where a value is not stated.
 
-    tokens, kB (fp16): of an image of the registry's size at one point of the tower / behind it. GB of GPU memory
-    with weights of 2 bytes: whole = 2 (all - head); streamed = 2 (outside the stacks + 2 largest layers) + 1 GB +
-    32 bytes x tokens x width of the larger stack, the activations of one image.
+    tokens, kB (fp16): of an image of the registry's size at one point of the tower / behind it. GB of GPU
+    memory with weights of 2 bytes: whole = 2 (all - head); streamed = 2 (outside the stacks + 2 largest
+    layers) + 1 GB + 32 bytes x tokens x width of the larger stack, the activations of one image.
     """
     small = entry["path"].startswith(TINY)
     row = {"repository": entry["path"], "revision": "local" if small else entry.get("revision") or "newest"}
@@ -480,9 +486,13 @@ def registry_row(entry):
 
 def aligned(rows):
     """Lines of dicts with the same keys, the columns aligned under the keys."""
-    rows = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
-    return ["  ".join(f"{x!s:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [[str(x) for x in row] for row in (rows[0], *(row.values() for row in rows))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    found = []
+    for line in lines:
+        cells = [x.ljust(width) for x, width in zip(line, widths, strict=True)]
+        found.append("  ".join(cells).rstrip())
+    return found
 
 
 def print_list():

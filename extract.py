@@ -223,7 +223,7 @@ def activations(job):
     """Bytes that one micro-batch takes while it passes a layer: sixteen rows of its width for every token."""
     size = torch.finfo(job.dtype).bits / 8
     tokens = [math.prod(shape) for shape in job.shapes.values()]
-    return 16 * size * job.args.batch * max(tokens, default=0)
+    return 16 * size * min(job.args.batch, len(job.items)) * max(tokens, default=0)
 
 
 def compute(job, todo):
@@ -376,20 +376,22 @@ def new_job(args):
 
 def settle(job):
     """Open the model, and settle what depends on the size of its features: reduction, items a shard, disk."""
-    from cost import check_disk, shapes_of
+    from cost import check_disk, shapes
 
     clip = len(job.items[0].get("frames", ())) > 1
     open_model(job)
     job.make_inputs(frames_of(job.items[0], job.args.size)[None])  # exits 2 for frames that do not fit
     job.stored = stored_points(job, clip)
-    steps = 1 if job.still else job.steps
-    job.shapes = shapes_of(job.entry, [*job.modules, "pixels"], job.args.size, max(steps, 1), job.model)
+    frames = 1 if job.still else max(job.steps, 1)
+    opened = job.model, job.points, job.make_inputs, job.args.size
+    known = job.entry["kind"] != "vae" or "params" in job.entry  # sizes of small autoencoders are not priced
+    job.shapes = shapes(job.entry, list(job.modules), job.args.size, frames, opened) if known else {}
     stored = [shape for point, shape in job.shapes.items() if point in job.stored]
     if job.args.reduce is None:
         job.reduce = WIDE if 2 * sum(map(math.prod, stored)) > LARGE else 0
     each = sum(2 * math.prod(grid) * min(width, job.reduce or width) for *grid, width in stored)
     job.shard_items = int(min(SHARD, max(IN_MEMORY // max(each, 1), 1)))
-    job.shard_bytes = each * job.shard_items
+    job.shard_bytes = each * min(job.shard_items, len(job.items))
     check_disk(job.out, each * len(job.items), "give --reduce 256, fewer --points, or fewer items")
     job.plan |= {"reduced": job.reduce, "shard_items": job.shard_items}
 
@@ -559,7 +561,7 @@ def main(argv=None):
     if args.list or args.cost:
         import cost
 
-        return cost.print_list() if args.list else cost.print_cost(args.model, args.gate)
+        return cost.print_list() if args.list else cost.print_cost(find_model(args.model), args.gate)
     if args.check:
         from check import check_model
 

@@ -12,6 +12,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 import cost
 import extract
+import streaming
 from cogvlm2 import CogVLM2
 from common import HERE
 from models import MODELS, find_model
@@ -37,7 +38,7 @@ def test_flop_and_shapes_of_a_folder_are_those_of_its_network(request, which):
     assert predicted == shapes | {"pixels": predicted["pixels"]}
     model, _, points, _ = load(folder)
     last = {"last": [*points.values()][-1][0]}
-    measured = counted(lambda: extract.capture(model.requires_grad_(False), given, last))
+    measured = counted(lambda: streaming.capture(model.requires_grad_(False), given, last))
     assert cost.flop_of(entry, size) == pytest.approx(measured, rel=0.1)
 
 

@@ -235,7 +235,7 @@ def test_a_shard_holds_fewer_items_where_they_are_large(small_dino, images, tmp_
     run(small_dino, images, tmp_path / "one", *SMALL)
     monkeypatch.setattr(extract, "IN_MEMORY", 1e5)
     sizes = {"vision.0": (1, 6, 6, 32), "vision.1": (1, 6, 6, 32)}
-    monkeypatch.setattr(cost, "shapes_of", lambda *settings: sizes)
+    monkeypatch.setattr(cost, "shapes", lambda *settings: sizes)
     index = run(small_dino, images, tmp_path / "several", *SMALL)
     assert index["shards"] == 4
     a, b = (load_features(tmp_path / name)[1] for name in ("one", "several"))
@@ -367,7 +367,8 @@ def test_a_stream_holds_one_layer_and_reads_the_next_ahead(small_vlm, images, tm
 def test_what_does_not_fit_is_streamed_in_rounds(small_vlm, images, whole, tmp_path, monkeypatch):
     once = run(small_vlm, images, tmp_path / "stream", *VLM, "--stream")
     monkeypatch.setattr(extract, "activations", lambda job: 0)
-    monkeypatch.setattr(extract, "memory_left", lambda device, asked: 3.5e5)
+    held = 2 * whole[1]["bytes"] * 64 / 70  # of two shards
+    monkeypatch.setattr(extract, "memory_left", lambda device, asked: 3.5e5 + held)
     several = run(small_vlm, images, tmp_path / "rounds", *VLM)
     assert several["run"]["streamed"] and several["seconds_per_item"] is None
     assert several["run"]["weights_read_gb"] > 2 * once["run"]["weights_read_gb"]
