@@ -431,7 +431,7 @@ def prepare(args):
     print(f"device {w.device.type} ({w.why})")
     # in fp16 the gradient of a mean over pixels underflows
     w.full = torch.float32 if w.dtype == torch.float16 else w.dtype
-    w.vae = flatten_stills(load_video_vae(w.vae_entry, w.device, w.full)[0]).requires_grad_(False)
+    w.vae = flatten_stills(load_video_vae(w.vae_entry, w.device)[0]).requires_grad_(False)
     w.originals = torch.cat([frames_of(i, target["size"]) for i in w.items])
     if (away := round_trip(w.vae, w.originals[:4], w.y[:4])) > 2:
         fail(f"{args.latents} does not hold latents of {args.vae} (off by {away:.1f} of 255); extract anew")

@@ -158,7 +158,7 @@ class Predictor(torch.nn.Module):
             mask = None
             if self.time == "causal":
                 mask = torch.nn.Transformer.generate_square_subsequent_mask(t, device=x.device)
-            memory = self.over_time(memory.transpose(1, 2).flatten(0, 1), mask)
+            memory = self.over_time(memory.transpose(1, 2).flatten(0, 1), mask, is_causal=mask is not None)
             memory = memory.unflatten(0, (n, -1)).transpose(1, 2)
             memory = memory[:, -1:] if self.time == "causal" else memory
         query = self.query + self.horizon[horizon] + self.here(here)
@@ -281,8 +281,8 @@ def prepare(args):
         fail(f"{args.features} holds no language layer; leave language and lora out of --variants")
     w.device, w.dtype, w.why = choose_device()
     print(f"device {w.device.type} ({w.why})")
-    full = torch.float32 if w.dtype == torch.float16 else w.dtype
-    w.vae_entry, w.vae = vae, flatten_stills(load_video_vae(vae, w.device, full)[0]).requires_grad_(False)
+    # in fp32: what is measured must not hold its rounding
+    w.vae_entry, w.vae = vae, flatten_stills(load_video_vae(vae, w.device)[0]).requires_grad_(False)
     size = args.size or vae["clip"]
     # uint8 [n, T, H, W, 3]
     w.frames = torch.stack([frames_of({"frames": i["frames"][: w.length]}, size) for i in w.items])

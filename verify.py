@@ -250,9 +250,9 @@ def run_plant(args):
         if other is None:
             fail(f"all objects of {args.data} have the colour of {i['id']}; give clips of several colours")
         others_of[i["id"]] = objects[other]
-    device, dtype, why = choose_device()
+    device, _, why = choose_device()
     print(f"device {device.type} ({why})")
-    vae, _ = load_video_vae(entry, device, dtype)
+    vae, _ = load_video_vae(entry, device)  # in fp32: what is measured must not hold its rounding
 
     def planted_items():
         for i in tqdm(clips, desc="planted", unit="clip"):
