@@ -256,7 +256,7 @@ def stream(network, forward, batches, budget, drain):
     """
     model, weights, device = network.model, network.weights, network.device
     # on a separate CUDA stream, the copy overlaps the computation
-    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    side = torch.cuda.Stream(device) if device.type != "cpu" else None
 
     def read(path):
         if not side:
@@ -484,7 +484,7 @@ def layer_by_layer(network, run, inputs_of, restore, shards, dtype, finish, budg
 
 def wait_for(device):
     """Wait until the GPU is idle. Kernels run asynchronously, so a clock must be read after this."""
-    if device.type == "cuda":
+    if device.type != "cpu":
         torch.cuda.synchronize()
 
 
