@@ -24,6 +24,7 @@ import common
 import data
 import extract
 import models
+import training
 import tune
 
 HOWS = ["pretended", "bfloat16", "float16", pytest.param("gpu", marks=pytest.mark.gpu)]
@@ -147,7 +148,7 @@ def past_and_future(at):
 ONCE = "--epochs 1 --seeds 1"
 ADAPT = f"--features AT/features --latents AT/latents --vae AT/vae --evaluator AT/evaluator {ONCE}"
 LTX = "--model AT/ltx --evaluator AT/evaluator --data AT/data --frames 5 --size 32 --steps 1 --clips 2"
-AHEAD = "--data AT/clips --features AT/features"
+AHEAD = "--data AT/clips --features AT/features --size 32"
 STAGES = {
     "adapt latents": (adapter_world, f"{ADAPT} --point rotated"),
     "adapt scaling": (adapter_world, f"{ADAPT} --point rotated --adapters mlp --warm 1"),
@@ -168,9 +169,12 @@ STAGES = {
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_runs(stage, how, made, tmp_path, monkeypatch):
+    if stage in ("adapt scaling", "track", "verify score") and how.endswith("16"):
+        pytest.skip("computes in fp32 whatever the precision")
     monkeypatch.setattr(adapt, "REFERENCE_WIDTH", 200)  # smaller adapters, and fewer
     monkeypatch.setattr(adapt, "LADDER", (5, 10, 100))
     monkeypatch.setattr(tune, "LISTS", 2)
+    monkeypatch.setattr(tune, "answered", functools.partial(training.answered, most=4))
     script, *job = stage.split()
     write, line = STAGES[stage]
     folder, out = made(write), tmp_path / ("out.pt" if stage in ("track", "explain ask") else "out.yaml")
