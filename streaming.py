@@ -87,7 +87,7 @@ def latents_of(vae):
 
 def wait_for(device):
     """Wait until the GPU is idle. Kernels run asynchronously, so a clock must be read after this."""
-    if device.type == "cuda":
+    if device.type != "cpu":
         torch.cuda.synchronize()
 
 
@@ -269,7 +269,7 @@ class LayerReader:
         self.following = dict(zip(network.needed, network.needed[1:], strict=False))
         self.pool, self.ahead = ThreadPoolExecutor(1), {}
         # on a separate CUDA stream, the copy overlaps the computation
-        self.side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.side = torch.cuda.Stream(self.device) if self.device.type != "cpu" else None
         if network.needed:
             self.start(network.needed[0])
 

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import datetime
 import hashlib
 import os
 import pickle
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import _atomically, fail, save_bytes
+from common import _atomically, choose_device, fail, save_bytes
 from metrics import lpips_features, lpips_to
 from models import from_latents, greedy
 
@@ -24,7 +25,11 @@ def ranks():
     """(rank, number of ranks) of torchrun; the first call with several ranks starts the process group."""
     n = int(os.environ.get("WORLD_SIZE", 1))
     if n > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # the others wait while one rank works alone, so the default of ten minutes is too short
+        where = {"timeout": datetime.timedelta(hours=24)}
+        if torch.cuda.is_available():
+            where["device_id"] = choose_device()[0]
+        torch.distributed.init_process_group("nccl" if "device_id" in where else "gloo", **where)
         atexit.register(torch.distributed.destroy_process_group)
     return int(os.environ.get("RANK", 0)), n
 
@@ -109,12 +114,13 @@ def train(build, loss_of, split, seed, how, device="cpu", state=None, ids=None, 
             for k in range(rank, parts, n):
                 with net.no_sync() if n > 1 and k + n < parts else contextlib.nullcontext():
                     loss = loss_of(net, pick, g, slice(k, None, parts), warm)
-                    if not torch.isfinite(loss):
+                    value = loss.item()  # the one wait for the device in a part
+                    if not np.isfinite(value):
                         at = ", ".join(str(ids[i] if ids else i) for i in pick.tolist())
                         at = f"step {len(losses)}, epoch {epoch}, items {at}"
-                        raise FloatingPointError(f"the loss is {loss.item()} at {at}; lower --lr")
+                        raise FloatingPointError(f"the loss is {value} at {at}; lower --lr")
                     scaler.scale(loss * n / parts).backward()
-                total += loss.item() * n / parts
+                total += value * n / parts
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(learned(model).values(), 1.0)
             scaler.step(optimizer)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+if os.environ.get("FORESIGHT_TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests are the same everywhere; make test-gpu shows it
 # a make that a test starts must not inherit the flags and variables of the make that started the tests
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
     os.environ.pop(name, None)
@@ -33,6 +35,12 @@ SQUARE = {"height": 48, "width": 48}
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than five seconds")
+    config.addinivalue_line("markers", "gpu: runs on a GPU, if FORESIGHT_TEST_GPU is 1 and there is one")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU is shown to the tests: make test-gpu, on a machine that has one")
 
 
 def tokens_of(tokenizer, **names):

@@ -9,7 +9,6 @@ from helpers import changed, plant_features, random_autoencoder
 from torch.nn import functional as F
 
 import data
-import extract
 import metrics
 import predict
 from common import load_yaml, write_items
@@ -189,27 +188,10 @@ def test_a_planted_power_law_is_found():
     assert predict.power_law([1, 2], [0.2, 0.1]) is None
 
 
-@pytest.mark.slow
-def test_lora_starts_from_the_frozen_models_head_and_reads_the_stored_features(tmp_path):
-    data.main(f"moving --n 30 --frames 9 --out {tmp_path}/clips".split())
-    data.main(f"cut --clips {tmp_path}/clips --first 0 --frames 4 --out {tmp_path}/past".split())
-    points = "--points language.0,language.1"
-    extract.main(f"--model tiny --data {tmp_path}/past {points} --out {tmp_path}/features".split())
-    paths = f"--data {tmp_path}/clips --features {tmp_path}/features --out {tmp_path}/x.yaml"
-    how = "--past 4 --variants lora,language --seeds 1 --epochs 6 --no-scaling"
-    found = predict.main(f"{paths} {how}".split())
-    assert list(found["variants"])[:2] == ["language", "lora"]
-    assert found["variants"]["lora"]["cosine"] != found["variants"]["language"]["cosine"]
-    assert found["training"]["lora"]["steps"][0] < found["training"]["language"]["steps"][0]
-
-
 BAD = [
     ({"variants": "detla"}, "unknown variant 'detla'", "delta"),
-    ({"last": None, "variants": "single"}, "give --last its features"),
     ({"past": PAST + 1}, "future frames may leak"),
-    ({"variants": "sanity"}, "no variant that predicts"),
     ({"features": "FOLDER/longer"}, "future frames may leak", f"--first 0 --frames {PAST}"),
-    ({"features": "FOLDER/last-features"}, f"is not frames 0 to {PAST - 1}"),
     ({"random": "FOLDER/other"}, "--random"),
     ({"last": "FOLDER/past-features"}, f"is not frames {PAST - 1} to {PAST - 1}"),
 ]
