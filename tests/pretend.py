@@ -129,7 +129,7 @@ def run(op, args, kwargs):
         return OnDevice(op(*held_args, **held)) if stays else op(*held_args, **held)
     if name == "copy_" and not isinstance(args[0], OnDevice):
         note(NOTED.waits, "a copy to the CPU")
-    elif name != "copy_":
+    elif name != "copy_" and not (here and name.endswith("_like")):  # of any tensor, made on the device
         check(name, args, kwargs)
     found = op(*held_args, **held)
     new = {id(x): OnDevice(x) for x in tensors(found) if not isinstance(x, OnDevice)}
