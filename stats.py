@@ -219,7 +219,7 @@ def ridge(x, targets, train):
 class Lazy:
     """Features [n, ...] that are read when they are indexed: x[rows], len(x).
 
-    slices(): the same features with some tokens of all items at a time, each [n, k, D].
+    slices(): new tensors [n, k, D], the same features with some tokens of all items at a time.
     """
 
     def __init__(self, read, n, slices=None):
@@ -274,6 +274,7 @@ def gram(x, centre):
         part -= weights @ part
         for first in range(0, len(part), 256):  # the upper half
             total[first : first + 256, first:].addmm_(part[first : first + 256], part[first:].T)
+        del part  # before the next slice is read
     return total.triu_().add_(total.triu(1).T)
 
 
