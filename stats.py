@@ -267,11 +267,10 @@ def gram(x, centre):
 
     Each slice is centred before the product: a large mean would lose fp32 precision.
     """
-    total, weights = torch.zeros(len(x), len(x)), torch.zeros(len(x))
-    weights[centre] = 1 / len(centre)
+    total = torch.zeros(len(x), len(x))
     for part in x.slices() if isinstance(x, Lazy) else [x.to(torch.float32, copy=True)]:
         part = part.flatten(1)
-        part -= weights @ part
+        part -= part[centre].mean(0)
         for first in range(0, len(part), 256):  # the upper half
             total[first : first + 256, first:].addmm_(part[first : first + 256], part[first:].T)
         del part  # before the next slice is read
